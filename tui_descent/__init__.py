@@ -1,0 +1,22 @@
+"""tui-descent: see and steer gradient descent from a terminal.
+
+`from tui_descent import watch` is the whole interface for an own training loop; it loads torch only when asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tui_descent.training.watch import StopRun, Watch, watch
+
+__version__ = "0.1.0"
+__all__ = ["StopRun", "Watch", "__version__", "watch"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in {"watch", "Watch", "StopRun"}:
+        from tui_descent.training import watch as module
+
+        return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""The screen. Textual and plotext; never torch, training, instruments or the keeper."""

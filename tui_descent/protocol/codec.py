@@ -1,0 +1,70 @@
+"""Bytes and messages. A frame is a four-byte big-endian length and that many bytes of msgpack."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, TypeVar
+
+import msgspec
+
+from tui_descent.protocol.commands import FromViewer, Order
+from tui_descent.protocol.events import AnyEvent, ToViewer
+
+VERSION = 1
+MAX_FROM_VIEWER = 64 * 1024
+MAX_TO_VIEWER = 64 * 1024 * 1024
+HEADER = struct.Struct(">I")
+
+_encoder = msgspec.msgpack.Encoder()
+from_viewer: msgspec.msgpack.Decoder[FromViewer] = msgspec.msgpack.Decoder(FromViewer)
+to_viewer: msgspec.msgpack.Decoder[ToViewer] = msgspec.msgpack.Decoder(ToViewer)
+from_trainer: msgspec.msgpack.Decoder[AnyEvent] = msgspec.msgpack.Decoder(AnyEvent)
+to_trainer: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
+
+
+class FrameError(Exception):
+    """The peer's bytes are no frames of this protocol; the text says what was found."""
+
+
+def frame(message: Any) -> bytes:
+    """One message as a frame, ready to send."""
+    body = _encoder.encode(message)
+    return HEADER.pack(len(body)) + body
+
+
+class FrameReader:
+    """Cuts a byte stream into frame bodies, however it was chopped on the way."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The bodies completed by `data`.
+
+        Raises `FrameError` at a length of 0 or beyond the limit.
+        """
+        self._buffer += data
+        bodies, at = [], 0
+        while len(self._buffer) - at >= HEADER.size:
+            (length,) = HEADER.unpack_from(self._buffer, at)
+            if not 0 < length <= self.limit:
+                raise FrameError(f"a frame of {length} bytes; allowed are 1 to {self.limit}")
+            if len(self._buffer) - at - HEADER.size < length:
+                break
+            at += HEADER.size
+            bodies.append(bytes(self._buffer[at : at + length]))
+            at += length
+        del self._buffer[:at]
+        return bodies
+
+
+T = TypeVar("T")
+
+
+def decode(decoder: msgspec.msgpack.Decoder[T], body: bytes) -> T:
+    """A frame's message. Raises `FrameError` when it is not one of the decoder's."""
+    try:
+        return decoder.decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise FrameError(f"not a message of protocol {VERSION}: {error}") from None

@@ -1,0 +1,81 @@
+"""What can be asked of a run. A command is imperative; it gets exactly one reply, an event that carries its `request`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Source = Literal["key", "send", "plan"]
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True, tag_field="do"):
+    """A request from a viewer, a script or the scenario's plan."""
+
+
+class TurnKnob(Command, frozen=True, kw_only=True, tag="turn"):
+    """Set one knob; `knob[@target]=value[,way=…][,scale=…]` is its text form (`scenario.knobs`)."""
+
+    knob: str
+    value: str
+    target: str = "all"
+    way: str | None = None
+    scale: float | None = None
+
+
+class Pause(Command, frozen=True, kw_only=True, tag="pause"):
+    """Stop before the next step until `Resume`, `StepOnce` or `RunSteps`."""
+
+
+class Resume(Command, frozen=True, kw_only=True, tag="resume"):
+    """Go on; at a run's end: as many steps again."""
+
+
+class RunSteps(Command, frozen=True, kw_only=True, tag="steps"):
+    """Make `steps` updates, then pause. One step is the single step of the keys."""
+
+    steps: int
+
+
+class Evaluate(Command, frozen=True, kw_only=True, tag="evaluate"):
+    """Evaluate on the held-out data now."""
+
+
+class Mark(Command, frozen=True, kw_only=True, tag="mark"):
+    """Put a labelled mark on the time axis."""
+
+    text: str = "mark"
+
+
+class Stop(Command, frozen=True, kw_only=True, tag="stop"):
+    """End the run after the step in progress."""
+
+
+AnyCommand = TurnKnob | Pause | Resume | RunSteps | Evaluate | Mark | Stop
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True, tag_field="say", tag="hello"):
+    """A viewer's first frame."""
+
+    version: int
+    name: str = "viewer"
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, tag_field="say", tag="request"):
+    """A viewer's command with the number it will know the reply by."""
+
+    request: int
+    command: AnyCommand
+    source: Source = "key"
+
+
+FromViewer = Hello | Request
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """A request as the keeper passes it on to the trainer: stamped with the client it came from."""
+
+    client: int
+    request: int
+    source: Source
+    command: AnyCommand

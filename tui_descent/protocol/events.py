@@ -1,0 +1,235 @@
+"""What a run tells. Events are facts, in the past tense, and the only thing that ever leaves a run.
+
+Units: seconds in `*_s`, norms are L2. A step is counted from 0; everything is placed by `(segment, step)`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from tui_descent.protocol.commands import Source
+
+State = Literal["importing torch", "building", "running", "paused", "held", "waiting", "stopping", "ended"]
+Status = Literal["finished", "diverged", "failed", "stopped", "lost"]
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
+    """Something that happened."""
+
+
+class Layer(msgspec.Struct, frozen=True, kw_only=True):
+    """A module with weights of its own, named by its module path. `block` numbers the block it lies in."""
+
+    name: str
+    kind: str
+    params: int
+    block: int | None = None
+
+
+class KnobState(msgspec.Struct, frozen=True, kw_only=True):
+    """A knob's present value as the trainer read it back, or why it cannot act in this run."""
+
+    name: str
+    value: str = ""
+    unavailable: str | None = None
+
+
+class RunStarted(Event, frozen=True, kw_only=True, tag="run_started"):
+    """The network exists. `layers` stand in forward order; `steps` is None when only the loop knows its end."""
+
+    run: str
+    title: str
+    name: str
+    scenario: dict[str, Any] | None
+    device: str
+    threads: int
+    parameters: int
+    layers: tuple[Layer, ...]
+    knobs: tuple[KnobState, ...]
+    about: str = ""
+    steps: int | None = None
+    versions: dict[str, str] = {}
+
+
+class StateChanged(Event, frozen=True, kw_only=True, tag="state"):
+    """What the run is doing now, and why where that is not plain."""
+
+    state: State
+    reason: str = ""
+
+
+class StepsCompleted(Event, frozen=True, kw_only=True, tag="steps"):
+    """Consecutive updates `first`, `first + 1`, …; `times_s` is measured from the run's start."""
+
+    segment: int
+    first: int
+    losses: list[float]
+    lrs: list[float]
+    times_s: list[float]
+    skipped: tuple[int, ...] = ()
+
+
+class StepsMissed(Event, frozen=True, kw_only=True, tag="steps_missed"):
+    """The keeper was away for longer than the ring holds: `count` steps before `step` are not known."""
+
+    segment: int
+    step: int
+    count: int
+
+
+class ReadingsTaken(Event, frozen=True, kw_only=True, tag="reading"):
+    """Every layer's readings of one step, by metric, in layer order; None where a metric does not apply."""
+
+    segment: int
+    step: int
+    values: dict[str, list[float | None]]
+    ages: list[int]
+    global_grad_norm: float
+    watch_cost: float
+
+
+class Evaluated(Event, frozen=True, kw_only=True, tag="evaluated"):
+    """Loss and accuracy on the held-out data with the weights before update `step`."""
+
+    segment: int
+    step: int
+    loss: float
+    accuracy: float | None = None
+
+
+class MetricLogged(Event, frozen=True, kw_only=True, tag="metric"):
+    """A number of the user's own, given to `Watch.log`."""
+
+    segment: int
+    step: int
+    name: str
+    value: float
+
+
+class KnobTurned(Event, frozen=True, kw_only=True, tag="intervention"):
+    """An intervention acts from update `step` on. `old` and `new` were read back from the trainer."""
+
+    id: int
+    client: int
+    request: int
+    source: Source
+    segment: int
+    step: int
+    knob: str
+    target: str
+    old: str
+    new: str
+    way: str | None = None
+    scale: float | None = None
+    function_change: float | None = None
+
+
+class CommandDone(Event, frozen=True, kw_only=True, tag="done"):
+    """The reply to a command that turns no knob."""
+
+    client: int
+    request: int
+    segment: int
+    step: int
+    what: str
+
+
+class CommandRejected(Event, frozen=True, kw_only=True, tag="rejected"):
+    """Nothing was changed, and why."""
+
+    client: int
+    request: int
+    source: Source
+    segment: int
+    step: int
+    knob: str
+    reason: str
+
+
+class Marked(Event, frozen=True, kw_only=True, tag="mark"):
+    """A moment somebody wanted to find again."""
+
+    segment: int
+    step: int
+    text: str
+
+
+class Noted(Event, frozen=True, kw_only=True, tag="note"):
+    """A line for the event log that changes nothing."""
+
+    step: int
+    text: str
+    level: Literal["info", "warning", "error"] = "info"
+
+
+class RunEnded(Event, frozen=True, kw_only=True, tag="run_ended"):
+    """The last event. `step` counts the updates made; `loss` was evaluated after the last of them."""
+
+    status: Status
+    step: int
+    loss: float | None = None
+    accuracy: float | None = None
+    reason: str = ""
+    position: tuple[float, ...] | None = None
+    exit_code: int | None = None
+    log_tail: tuple[str, ...] = ()
+    log_path: str | None = None
+
+
+AnyEvent = (
+    RunStarted
+    | StateChanged
+    | StepsCompleted
+    | StepsMissed
+    | ReadingsTaken
+    | Evaluated
+    | MetricLogged
+    | KnobTurned
+    | CommandDone
+    | CommandRejected
+    | Marked
+    | Noted
+    | RunEnded
+)
+
+
+class Welcome(Event, frozen=True, kw_only=True, tag="welcome"):
+    """The keeper's first frame to a viewer: the number its replies will carry."""
+
+    version: int
+    client: int
+    run: str
+
+
+class Refused(Event, frozen=True, kw_only=True, tag="refused"):
+    """The keeper's last frame to a viewer it closes, with the reason."""
+
+    reason: str
+
+
+class LevelSent(msgspec.Struct, frozen=True, kw_only=True):
+    """One level of a `Pyramid`: bins of `width` steps, `array('d')` bytes, channels contiguous within a bin."""
+
+    width: int
+    bins: bytes
+    counts: bytes
+    values: bytes
+
+
+class HistorySent(Event, frozen=True, kw_only=True, tag="history"):
+    """All a viewer needs to draw the run so far; the live stream goes on right behind it."""
+
+    facts: list[AnyEvent]
+    losses: dict[int, list[LevelSent]]
+    grads: dict[int, list[LevelSent]]
+    segment: int
+    steps: int
+    loss: float
+    lr: float
+    smooth: tuple[float, float]
+    steps_per_s: float
+
+
+ToViewer = AnyEvent | Welcome | Refused | HistorySent

@@ -1,0 +1,1 @@
+"""What is to be trained, and what can be turned. Standard library, msgspec and the protocol only."""

@@ -1,0 +1,148 @@
+"""What a preset promises and whether a run kept it: read off the run's events alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import msgspec
+
+from tui_descent.protocol.events import (
+    AnyEvent,
+    Evaluated,
+    ReadingsTaken,
+    RunEnded,
+    RunStarted,
+    StepsCompleted,
+)
+from tui_descent.scenario.spec import Claim
+
+METRICS = {
+    "loss": "training loss of update `at`; without `at`, the run's final loss",
+    "loss_mean": "mean training loss of the 20 updates before `at`",
+    "loss_ratio": "loss_mean over the loss of update 0",
+    "accuracy": "held-out accuracy at the run's end",
+    "first_to_last_grad": "grad_rms of the first block's weight over the last block's, at `at`",
+    "global_grad_norm": "L2 norm of all gradients together, at `at`",
+    "update_ratio": "median over the layers of ‖Δ‖/‖W‖, at `at`",
+    "position": "the surface's first parameter after the last update",
+    "status": "how the run ended: finished, diverged, failed, stopped",
+    "steps": "updates made",
+}
+NEEDS_READING = frozenset({"first_to_last_grad", "global_grad_norm", "update_ratio"})
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """A claim, what was found, and whether it holds."""
+
+    claim: Claim
+    found: float | str | None
+    holds: bool
+
+    def __str__(self) -> str:
+        c = self.claim
+        at = f" at {c.at}" if c.at is not None else ""
+        given = f" after {', '.join(c.given)}" if c.given else ""
+        found = f"{self.found:.4g}" if isinstance(self.found, float) else self.found
+        return f"{'holds ' if self.holds else 'BROKEN'}  {c.metric}{at}{given} {promised(c)}: found {found}"
+
+
+def promised(claim: Claim) -> str:
+    """The promise in words: `below 1e-06`."""
+    parts = []
+    if claim.below is not None:
+        parts.append(f"below {claim.below:g}")
+    if claim.above is not None:
+        parts.append(f"above {claim.above:g}")
+    if claim.equals is not None:
+        equals = claim.equals if isinstance(claim.equals, str) else f"{claim.equals:.12g}"
+        parts.append(f"= {equals}" + (f" ± {claim.within:g}" if claim.within else ""))
+    return " and ".join(parts)
+
+
+class Transcript:
+    """The numbers of one run that claims are made about, gathered from its events."""
+
+    def __init__(self, events: Iterable[AnyEvent] = ()) -> None:
+        self.losses: dict[int, float] = {}
+        self.readings: dict[int, ReadingsTaken] = {}
+        self.evaluated: dict[int, Evaluated] = {}
+        self.started: RunStarted | None = None
+        self.ended: RunEnded | None = None
+        for event in events:
+            self.add(event)
+
+    def add(self, event: AnyEvent) -> None:
+        """Take note of one event."""
+        match event:
+            case StepsCompleted():
+                self.losses.update(
+                    zip(range(event.first, event.first + len(event.losses)), event.losses, strict=True)
+                )
+            case ReadingsTaken():
+                self.readings[event.step] = event
+            case Evaluated():
+                self.evaluated[event.step] = event
+            case RunStarted():
+                self.started = event
+            case RunEnded():
+                self.ended = event
+            case _:
+                pass
+
+    def metric(self, name: str, at: int | None) -> float | str | None:
+        """A metric's value, or None where the run has none."""
+        if name in NEEDS_READING:
+            return self._reading_metric(name, at)
+        ended = self.ended
+        if name == "loss":
+            return self.losses.get(at) if at is not None else ended.loss if ended else None
+        if name in ("loss_mean", "loss_ratio"):
+            end = at if at is not None else len(self.losses)
+            last = [self.losses[k] for k in range(max(0, end - 20), end) if k in self.losses]
+            mean = math.fsum(last) / len(last) if last else None
+            if name == "loss_mean" or mean is None:
+                return mean
+            return mean / self.losses[0] if self.losses.get(0) else None
+        if ended is None:
+            return None
+        if name == "position":
+            return ended.position[0] if ended.position else None
+        return {"accuracy": ended.accuracy, "status": ended.status, "steps": float(ended.step)}.get(name)
+
+    def _reading_metric(self, name: str, at: int | None) -> float | None:
+        step = at if at is not None else max(self.readings, default=None)
+        if step is None or step not in self.readings or self.started is None:
+            return None
+        reading = self.readings[step]
+        if name == "global_grad_norm":
+            return reading.global_grad_norm
+        if name == "update_ratio":
+            ratios = sorted(v for v in reading.values.get("update_ratio", []) if v is not None)
+            return ratios[len(ratios) // 2] if ratios else None
+        return first_to_last_grad(self.started, reading)
+
+
+def first_to_last_grad(started: RunStarted, reading: ReadingsTaken) -> float | None:
+    """grad_rms of the first block's weights over the last block's; None without two blocks or where the last is 0."""
+    rms = reading.values.get("grad_rms", [])
+    blocks = [n for n, layer in enumerate(started.layers) if layer.block is not None]
+    if len(blocks) < 2 or len(rms) != len(started.layers):
+        return None
+    first, last = rms[blocks[0]], rms[blocks[-1]]
+    return first / last if first is not None and last else None
+
+
+def judge(claim: Claim, transcript: Transcript) -> Verdict:
+    """Whether the run kept the claim. What is missing or not a number breaks it."""
+    found = transcript.metric(claim.metric, claim.at)
+    if isinstance(found, str) or isinstance(claim.equals, str):
+        return Verdict(claim=claim, found=found, holds=found == claim.equals)
+    if found is None or math.isnan(found):
+        return Verdict(claim=claim, found=found, holds=False)
+    holds = (
+        (claim.below is None or found < claim.below)
+        and (claim.above is None or found > claim.above)
+        and (claim.equals is None or abs(found - claim.equals) <= claim.within)
+    )
+    return Verdict(claim=claim, found=found, holds=holds)

@@ -1,0 +1,42 @@
+"""The shipped scenarios: found beside the package in a checkout, inside it in a wheel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tui_descent.scenario.spec import Scenario
+from tui_descent.scenario.toml import ScenarioError, read
+from tui_descent.scenario.validate import Problem, nearest
+
+PACKAGE = Path(__file__).resolve().parent.parent
+# Learner's order: what a gradient step is, a run that works, then what can go wrong.
+ORDER = ("first-descent", "healthy", "vanishing", "plateau", "too-hot")
+
+
+def folder() -> Path:
+    """The folder of preset files."""
+    inside = PACKAGE / "presets"
+    return inside if inside.is_dir() else PACKAGE.parent / "presets"
+
+
+def names() -> list[str]:
+    """All presets, in the order a learner meets them; what ORDER does not know comes last."""
+    found = {path.stem for path in folder().glob("*.toml")}
+    return [n for n in ORDER if n in found] + sorted(found - set(ORDER))
+
+
+def path_of(name: str) -> Path:
+    """The preset's file. Raises `ScenarioError` with the nearest name."""
+    if name in (known := names()):
+        return folder() / f"{name}.toml"
+    text = f"no such preset or file; presets: {', '.join(known)}{nearest(name, known)}"
+    raise ScenarioError(ascii(name[:80]), [Problem("", text)])
+
+
+def find(name_or_file: str, *, overrides: Iterable[str] = ()) -> tuple[str, Scenario]:
+    """A short name and the scenario, from a preset's name or a `.toml` file. Raises `ScenarioError`."""
+    if name_or_file.endswith(".toml") or "/" in name_or_file:
+        path = Path(name_or_file)
+        return path.stem, read(path, overrides=overrides)
+    return name_or_file, read(path_of(name_or_file), overrides=overrides)

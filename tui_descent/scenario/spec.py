@@ -1,0 +1,190 @@
+"""The scenario: validated, immutable structs. A scenario is data; it never names code to run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+Activation = Literal["relu", "leaky_relu", "gelu", "silu", "sigmoid", "tanh", "elu", "softplus", "identity"]
+Switch = Literal["off", "on"]
+Norm = Literal["none", "layer", "rms"]
+Init = Literal["he", "xavier", "lecun", "orthogonal", "normal"]
+Optimizer = Literal["sgd", "momentum", "adam", "adamw", "rmsprop"]
+Toy = Literal["moons", "circles", "xor", "spirals"]
+Surface = Literal["fragment", "valley", "saddle", "monkey_saddle", "rosenbrock"]
+
+Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=10_000_000)]
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=False):
+    """A table of the file."""
+
+
+class DigitsData(Spec, frozen=True, kw_only=True, tag_field="name", tag="digits"):
+    """1,797 hand-written digits, 8×8; 1,437 to train on and 360 held out."""
+
+    batch_size: Annotated[int, msgspec.Meta(ge=1, le=1437)] = 64
+    subset: Annotated[int, msgspec.Meta(ge=10, le=1437)] | None = None
+    full: bool = False
+
+
+class ToyData(Spec, frozen=True, kw_only=True, tag_field="name"):
+    """Points in the plane, drawn from the seed; a fifth is held out."""
+
+    points: Annotated[int, msgspec.Meta(ge=20, le=100_000)] = 500
+    noise: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.1
+    batch_size: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 64
+    full: bool = False
+
+
+class MoonsData(ToyData, frozen=True, kw_only=True, tag="moons"):
+    """Two interleaved half circles."""
+
+
+class CirclesData(ToyData, frozen=True, kw_only=True, tag="circles"):
+    """A circle inside a circle."""
+
+
+class XorData(ToyData, frozen=True, kw_only=True, tag="xor"):
+    """Four clusters; opposite corners share a class."""
+
+
+class SpiralsData(ToyData, frozen=True, kw_only=True, tag="spirals"):
+    """Two spirals wound into each other."""
+
+
+Data = DigitsData | MoonsData | CirclesData | XorData | SpiralsData
+
+
+class ActivationSpec(Spec, frozen=True, kw_only=True):
+    """An activation; `slope` is leaky_relu's for z < 0."""
+
+    name: Activation = "relu"
+    slope: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.01
+
+
+class InitSpec(Spec, frozen=True, kw_only=True):
+    """How weights are drawn; `std` is `normal`'s, `gain` multiplies the others', `bias` fills the blocks' biases."""
+
+    name: Init = "he"
+    std: Positive = 0.02
+    gain: Positive = 1.0
+    bias: Annotated[float, msgspec.Meta(ge=-100, le=100)] = 0.0
+
+
+class NormSpec(Spec, frozen=True, kw_only=True):
+    """A normalisation and its place in a block: before the Linear, after it, or after the activation."""
+
+    name: Norm = "none"
+    where: Literal["pre", "mid", "post"] = "pre"
+
+
+class ResidualSpec(Spec, frozen=True, kw_only=True):
+    """A skip connection around every block: x + scale·f(x); without a scale 1/√depth."""
+
+    name: Switch = "off"
+    scale: Annotated[float, msgspec.Meta(gt=0, le=10)] | None = None
+
+
+class MlpModel(Spec, frozen=True, kw_only=True, tag_field="name", tag="mlp"):
+    """Linear(in, width) → `depth` blocks of activation(Linear) → Linear(width, classes)."""
+
+    depth: Annotated[int, msgspec.Meta(ge=1, le=2000)] = 2
+    width: Annotated[int, msgspec.Meta(ge=1, le=8192)] = 32
+    activation: ActivationSpec = ActivationSpec()
+    residual: ResidualSpec = ResidualSpec()
+    norm: NormSpec = NormSpec()
+    init: InitSpec = InitSpec()
+
+
+class SurfaceModel(Spec, frozen=True, kw_only=True, tag_field="name", tag="surface"):
+    """The loss is a function of one or two parameters, which start at `start`."""
+
+    function: Surface = "fragment"
+    start: Annotated[tuple[float, ...], msgspec.Meta(min_length=1, max_length=2)] = (1.0,)
+
+
+Model = MlpModel | SurfaceModel
+
+
+class LossSpec(Spec, frozen=True, kw_only=True):
+    """The loss; a surface is its own."""
+
+    name: Literal["cross_entropy", "mse"] = "cross_entropy"
+
+
+class OptimizerSpec(Spec, frozen=True, kw_only=True):
+    """An optimizer of `torch.optim`; `momentum` is sgd's with momentum, `betas` are Adam's."""
+
+    name: Optimizer = "sgd"
+    lr: Positive = 0.1
+    momentum: Share = 0.9
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    weight_decay: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.0
+
+
+class ScheduleSpec(Spec, frozen=True, kw_only=True):
+    """How the learning rate moves by itself."""
+
+    name: Literal["constant"] = "constant"
+
+
+class RunSpec(Spec, frozen=True, kw_only=True):
+    """How it is run. `threads = 0` leaves one core for the screen; bits depend on the number."""
+
+    steps: Count = 1000
+    pace: Annotated[float, msgspec.Meta(gt=0, le=1e6)] | Literal["max"] = 30.0
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**62)] = 0
+    threads: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0
+    device: Annotated[str, msgspec.Meta(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    dtype: Literal["float32", "float64"] = "float32"
+    evaluate_every: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)] = 50
+
+
+class Claim(Spec, frozen=True, kw_only=True):
+    """What a preset promises: a metric at a step, over, under or equal to a number; `given` are interventions first."""
+
+    metric: str
+    at: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)] | None = None
+    below: float | None = None
+    above: float | None = None
+    equals: float | str | None = None
+    within: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    given: tuple[str, ...] = ()
+
+
+class PlannedTurn(Spec, frozen=True, kw_only=True):
+    """An intervention by script, before update `at`."""
+
+    at: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]
+    turn: str
+    say: str = ""
+
+
+class Scenario(Spec, frozen=True, kw_only=True):
+    """All that a run is made from, seed included."""
+
+    title: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+    theme: str = ""
+    story: str = ""
+    claim: tuple[Claim, ...] = ()
+    data: Data | None = None
+    model: Model
+    loss: LossSpec | None = None
+    optimizer: OptimizerSpec = OptimizerSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+    run: RunSpec = RunSpec()
+    plan: tuple[PlannedTurn, ...] = ()
+
+
+def about(scenario: Scenario) -> str:
+    """One phrase for the status line: data and network."""
+    model = scenario.model
+    if isinstance(model, SurfaceModel):
+        return f"surface {model.function}"
+    inputs, classes = (64, 10) if isinstance(scenario.data, DigitsData) else (2, 2)
+    data = type(scenario.data).__struct_config__.tag if scenario.data is not None else ""
+    return f"{data} · mlp {inputs}→{model.width}×{model.depth}→{classes}"

@@ -1,0 +1,180 @@
+"""Scenario files: read, check, and write back out. Every complaint names the file and the place."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tui_descent.scenario import knobs
+from tui_descent.scenario.claims import METRICS
+from tui_descent.scenario.spec import DigitsData, MlpModel, Scenario, SurfaceModel
+from tui_descent.scenario.validate import Problem, convert, nearest
+
+MAX_BYTES = 1_000_000
+SURFACE_PARAMETERS = {"fragment": 1, "valley": 2, "saddle": 2, "monkey_saddle": 2, "rosenbrock": 2}
+
+
+class ScenarioError(ValueError):
+    """A scenario that cannot be used: the file and all its problems."""
+
+    def __init__(self, source: str, problems: Iterable[Problem]) -> None:
+        self.source = source
+        self.problems = tuple(problems)
+        super().__init__("\n".join(f"{source}: {p}" for p in self.problems))
+
+
+def read(path: Path, *, overrides: Iterable[str] = ()) -> Scenario:
+    """The scenario in the file, with `place=value` overrides. Raises `ScenarioError`."""
+    return from_text(_text(path), source=str(path), overrides=overrides)
+
+
+def from_text(text: str, *, source: str, overrides: Iterable[str] = ()) -> Scenario:
+    """The scenario in a TOML text. Raises `ScenarioError`."""
+    try:
+        table = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
+        raise ScenarioError(source, [Problem("", f"not valid TOML: {error}")]) from None
+    return from_table(table, source=source, overrides=overrides)
+
+
+def from_table(table: Mapping[str, Any], *, source: str, overrides: Iterable[str] = ()) -> Scenario:
+    """The scenario in a table of plain values. Raises `ScenarioError`."""
+    table = msgspec.to_builtins(table)
+    for override in overrides:
+        _override(table, override)
+    problems: list[Problem] = []
+    scenario = convert(Scenario, table, "", problems)
+    if scenario is not None:
+        problems += _combinations(scenario)
+    if problems:
+        raise ScenarioError(source, problems)
+    assert isinstance(scenario, Scenario)
+    return scenario
+
+
+def to_table(scenario: Scenario) -> dict[str, Any]:
+    """Plain values that `from_table` reads back to the same scenario."""
+    table = msgspec.to_builtins(scenario)
+    assert isinstance(table, dict)
+    return _without_none(table)
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list | tuple):
+        return [_without_none(v) for v in value]
+    return value
+
+
+def _text(path: Path) -> str:
+    source = str(path)
+    try:
+        if path.is_dir():
+            raise ScenarioError(source, [Problem("", "is a folder; give a .toml file")])
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise ScenarioError(source, [Problem("", "no such file")]) from None
+    except (OSError, ValueError) as error:
+        raise ScenarioError(source, [Problem("", f"cannot be read: {error}")]) from None
+    if len(data) > MAX_BYTES:
+        raise ScenarioError(
+            source, [Problem("", f"larger than {MAX_BYTES:,} bytes; a scenario is a page of text")]
+        )
+    if data.startswith(b"\xef\xbb\xbf"):
+        raise ScenarioError(
+            source, [Problem("", "starts with a byte-order mark; save it as UTF-8 without BOM")]
+        )
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ScenarioError(
+            source, [Problem("", f"not UTF-8 at byte {error.start}; save it as UTF-8")]
+        ) from None
+
+
+def _override(table: dict[str, Any], text: str) -> None:
+    place, sign, value = text.partition("=")
+    source = f"--set {text}"
+    if not sign or not place:
+        raise ScenarioError(source, [Problem("", "expected place=value, as in data.batch_size=128")])
+    try:
+        item = tomllib.loads(f"x = {value}")["x"]
+    except tomllib.TOMLDecodeError:
+        item = value  # a bare word, as in model.activation=gelu
+    *path, last = place.split(".")
+    for part in path:
+        inner = table.setdefault(part, {})
+        if isinstance(inner, str):
+            inner = table[part] = {"name": inner}
+        if not isinstance(inner, dict):
+            raise ScenarioError(source, [Problem(place, f"{part} is no table here")])
+        table = inner
+    table[last] = item
+
+
+def _combinations(s: Scenario) -> list[Problem]:
+    """What each table allows but the whole does not."""
+    found: list[Problem] = []
+    if isinstance(s.model, SurfaceModel):
+        found += _surface_problems(s, s.model)
+    else:
+        if s.data is None:
+            found.append(Problem("data", 'missing; a network needs data, as in [data] name = "digits"'))
+        if s.run.dtype == "float64" and s.run.device == "mps":
+            found.append(Problem("run.dtype", 'mps has no float64; use float32 or device = "cpu"'))
+        if isinstance(s.data, DigitsData) and s.data.subset and s.data.batch_size > s.data.subset:
+            text = f"found {s.data.batch_size}; allowed: at most data.subset = {s.data.subset}"
+            found.append(Problem("data.batch_size", text))
+    for n, planned in enumerate(s.plan):
+        try:
+            turn = knobs.parse(planned.turn)
+        except ValueError as error:
+            found.append(Problem(f"plan[{n}].turn", str(error)))
+            continue
+        if planned.at >= s.run.steps:
+            text = f"found {planned.at}; allowed: under run.steps = {s.run.steps}"
+            found.append(Problem(f"plan[{n}].at", text))
+        if knobs.KNOBS[turn.knob].needs == "blocks" and not isinstance(s.model, MlpModel):
+            found.append(
+                Problem(f"plan[{n}].turn", f"{turn.knob} needs a network with blocks; a surface has none")
+            )
+    for n, claim in enumerate(s.claim):
+        found += _claim_problems(s, n)
+        if claim.metric not in METRICS:
+            text = f'found "{claim.metric}"; allowed: {", ".join(METRICS)}{nearest(claim.metric, METRICS)}'
+            found.append(Problem(f"claim[{n}].metric", text))
+    return found
+
+
+def _surface_problems(s: Scenario, model: SurfaceModel) -> list[Problem]:
+    found = []
+    if s.data is not None:
+        found.append(Problem("data", "a surface takes no data; leave the table out"))
+    if s.loss is not None:
+        found.append(Problem("loss", "a surface is its own loss; leave the table out"))
+    want = SURFACE_PARAMETERS[model.function]
+    if len(model.start) != want:
+        text = f"found {len(model.start)} values; allowed: {want} for {model.function}"
+        found.append(Problem("model.start", text))
+    return found
+
+
+def _claim_problems(s: Scenario, n: int) -> list[Problem]:
+    claim, place = s.claim[n], f"claim[{n}]"
+    found = []
+    if claim.below is None and claim.above is None and claim.equals is None:
+        found.append(Problem(place, "promises nothing; give below, above or equals"))
+    if claim.at is not None and claim.at > s.run.steps:
+        found.append(Problem(f"{place}.at", f"found {claim.at}; allowed: at most run.steps = {s.run.steps}"))
+    for k, text in enumerate(claim.given):
+        try:
+            knobs.parse_at(text)
+        except ValueError as error:
+            found.append(Problem(f"{place}.given[{k}]", str(error)))
+    return found

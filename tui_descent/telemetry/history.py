@@ -1,0 +1,210 @@
+"""The only owner of the past, in the keeper and in every viewer: bounded, multi-resolution, fed by events alone."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+from tui_descent.protocol.events import (
+    AnyEvent,
+    CommandDone,
+    CommandRejected,
+    Evaluated,
+    HistorySent,
+    KnobTurned,
+    Marked,
+    MetricLogged,
+    Noted,
+    ReadingsTaken,
+    RunEnded,
+    RunStarted,
+    StateChanged,
+    StepsCompleted,
+    StepsMissed,
+)
+from tui_descent.telemetry.pyramid import Pyramid
+
+LOSS_BINS = 1024
+GRAD_BINS = 512
+SMOOTHING = 0.95
+MAX_FACTS = 500
+# Below this a gradient is drawn at the floor: float64 norms go on to 1e-300, a colour scale does not.
+LOG_FLOOR = -40.0
+
+Fact = Evaluated | KnobTurned | CommandRejected | Marked | MetricLogged | Noted | StateChanged | StepsMissed
+
+
+class History:
+    """Everything a viewer draws. `revision` grows with every change; panels compare it and hold nothing."""
+
+    def __init__(self) -> None:
+        self.started: RunStarted | None = None
+        self.state = StateChanged(state="importing torch")
+        self.ended: RunEnded | None = None
+        self.knobs: dict[str, str] = {}
+        self.unavailable: dict[str, str] = {}
+        self.segment = 0
+        self.steps = 0
+        self.loss = math.nan
+        self.lr = math.nan
+        self.smooth_loss = math.nan
+        self.steps_per_s = 0.0
+        self.losses: dict[int, Pyramid] = {}
+        self.grads: dict[int, Pyramid] = {}
+        self.readings: ReadingsTaken | None = None
+        self.evaluations: deque[Evaluated] = deque(maxlen=MAX_FACTS)
+        self.interventions: deque[KnobTurned] = deque(maxlen=MAX_FACTS)
+        self.marks: deque[Marked] = deque(maxlen=MAX_FACTS)
+        self.log: deque[Fact] = deque(maxlen=MAX_FACTS)
+        self.revision = 0
+        self._smooth = (0.0, 0.0)
+        self._rate_from: tuple[float, int] | None = None
+
+    @property
+    def live(self) -> bool:
+        """Whether more can come."""
+        return self.ended is None
+
+    def apply(self, event: AnyEvent) -> None:
+        """Take in one event. Unknown steps, NaN and infinities are ordinary."""
+        self.revision += 1
+        match event:
+            case StepsCompleted():
+                self._steps(event)
+            case ReadingsTaken():
+                self._readings(event)
+            case StateChanged():
+                changed = (event.state, event.reason) != (self.state.state, self.state.reason)
+                self.state = event
+                self._rate_from = None
+                if event.state in ("paused", "held", "waiting", "ended"):
+                    self.steps_per_s = 0.0
+                if changed and event.state in ("held", "waiting"):
+                    self.log.append(event)
+            case RunStarted():
+                self._start(event)
+            case RunEnded():
+                self.ended = event
+                self.steps_per_s = 0.0
+                self.state = StateChanged(state="ended", reason=event.reason)
+            case KnobTurned():
+                self.knobs[event.knob] = event.new
+                self.interventions.append(event)
+                self.log.append(event)
+            case Evaluated():
+                self.evaluations.append(event)
+            case Marked():
+                self.marks.append(event)
+                self.log.append(event)
+            case CommandDone() | MetricLogged():
+                pass
+            case CommandRejected() | Noted() | StepsMissed():
+                self.log.append(event)
+
+    def _start(self, event: RunStarted) -> None:
+        self.started = event
+        self.knobs = {k.name: k.value for k in event.knobs if k.unavailable is None}
+        self.unavailable = {k.name: k.unavailable for k in event.knobs if k.unavailable is not None}
+
+    def _steps(self, event: StepsCompleted) -> None:
+        if not event.losses:
+            return
+        if event.segment not in self.losses:
+            self.losses[event.segment] = _loss_pyramid()
+            self._smooth = (0.0, 0.0)
+        pyramid = self.losses[event.segment]
+        total, weight = self._smooth
+        for step, loss in enumerate(event.losses, event.first):
+            if math.isfinite(loss):
+                total = SMOOTHING * total + (1 - SMOOTHING) * loss
+                weight = SMOOTHING * weight + (1 - SMOOTHING)
+                pyramid.add(step, (loss, loss, loss, total / weight))
+        self._smooth = (total, weight)
+        self.smooth_loss = total / weight if weight else math.nan
+        self.segment = event.segment
+        self.steps = event.first + len(event.losses)
+        self.loss, self.lr = event.losses[-1], event.lrs[-1]
+        self._rate(event.times_s[-1])
+
+    def _rate(self, time_s: float) -> None:
+        """Steps a second over the last second or so of the trainer's own clock."""
+        if self._rate_from is None or time_s < self._rate_from[0] or self.steps < self._rate_from[1]:
+            self._rate_from = (time_s, self.steps)
+            return
+        elapsed = time_s - self._rate_from[0]
+        if elapsed >= 1.0 or (self.steps_per_s == 0.0 and elapsed >= 0.2):
+            self.steps_per_s = (self.steps - self._rate_from[1]) / elapsed
+            self._rate_from = (time_s, self.steps)
+
+    def _readings(self, event: ReadingsTaken) -> None:
+        self.readings = event
+        rms = event.values.get("grad_rms", [])
+        if not rms:
+            return
+        pyramid = self.grads.get(event.segment)
+        if pyramid is None or pyramid.channels != len(rms):
+            pyramid = self.grads[event.segment] = _grad_pyramid(len(rms))
+        pyramid.add(event.step, [log_magnitude(value) for value in rms])
+
+    def send(self) -> HistorySent:
+        """The history as one message, from which `receive` makes its equal."""
+        facts: list[AnyEvent] = []
+        if self.started is not None:
+            facts.append(self.started)
+        facts += sorted([*self.evaluations, *self.log], key=_place)
+        facts += [self.readings] if self.readings is not None else []
+        facts.append(self.ended if self.ended is not None else self.state)
+        return HistorySent(
+            facts=facts,
+            losses={s: p.send() for s, p in self.losses.items()},
+            grads={s: p.send() for s, p in self.grads.items()},
+            segment=self.segment,
+            steps=self.steps,
+            loss=self.loss,
+            lr=self.lr,
+            smooth=self._smooth,
+            steps_per_s=self.steps_per_s,
+        )
+
+    @classmethod
+    def receive(cls, sent: HistorySent) -> History:
+        """The history that was sent."""
+        history = cls()
+        for fact in sent.facts:
+            history.apply(fact)
+        for segment, levels in sent.losses.items():
+            pyramid = _loss_pyramid()
+            pyramid.receive(levels)
+            history.losses[segment] = pyramid
+        layers = len(history.started.layers) if history.started else 0
+        for segment, levels in sent.grads.items():
+            pyramid = _grad_pyramid(layers)
+            pyramid.receive(levels)
+            history.grads[segment] = pyramid
+        history.segment, history.steps, history._smooth = sent.segment, sent.steps, sent.smooth
+        history.steps_per_s = sent.steps_per_s
+        total, weight = sent.smooth
+        history.smooth_loss = total / weight if weight else math.nan
+        history.loss, history.lr = sent.loss, sent.lr
+        return history
+
+
+def log_magnitude(value: float | None) -> float:
+    """log10 of a norm, clipped to what can be drawn; NaN for what is absent or not a number."""
+    if value is None or math.isnan(value):
+        return math.nan
+    return LOG_FLOOR if value <= 10.0**LOG_FLOOR else min(math.log10(value), -LOG_FLOOR)
+
+
+def _loss_pyramid() -> Pyramid:
+    """Channels: smallest, largest and mean loss of the bin, mean of the smoothed loss."""
+    return Pyramid(("min", "max", "mean", "mean"), capacity=LOSS_BINS)
+
+
+def _grad_pyramid(layers: int) -> Pyramid:
+    """One channel a layer: log10 of grad_rms. Very many layers get fewer columns, to bound the memory."""
+    return Pyramid(("mean",) * layers, capacity=GRAD_BINS if layers <= 250 else GRAD_BINS // 2)
+
+
+def _place(fact: Evaluated | Fact) -> int:
+    return getattr(fact, "step", 0)

@@ -1,0 +1,172 @@
+"""A bounded series at every time scale: level k holds the newest bins of 2^k steps; adding a step costs O(1).
+
+Bins stand on multiples of their width, so a picture made of them keeps still while its newest column grows.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+from tui_descent.protocol.events import LevelSent
+
+Merge = Literal["min", "max", "mean"]
+
+
+def _mean(a: float, b: float, wa: float, wb: float) -> float:
+    # Written so that two infinities or overflowing products do not turn into NaN.
+    return a if a == b else a + (b - a) * (wb / (wa + wb))
+
+
+_MERGES: dict[Merge, Callable[[float, float, float, float], float]] = {
+    "min": lambda a, b, wa, wb: a if a <= b else b,
+    "max": lambda a, b, wa, wb: a if a >= b else b,
+    "mean": _mean,
+}
+
+
+class Level:
+    """Bins of one width: `bins[n]` is a bin's number (its first step / width); channels lie contiguous in `values`."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.bins = array("q")
+        self.counts = array("d")
+        self.values = array("d")
+
+
+class Pyramid:
+    """`merges` names how each channel's values join when two bins become one; NaN stands for "no value"."""
+
+    def __init__(self, merges: Sequence[Merge], *, capacity: int) -> None:
+        assert capacity >= 2
+        self.merges = tuple(merges)
+        self.capacity = capacity
+        self.levels = [Level(1)]
+        self._join = [_MERGES[m] for m in self.merges]
+
+    @property
+    def channels(self) -> int:
+        """Values a bin holds."""
+        return len(self.merges)
+
+    def add(self, step: int, values: Sequence[float]) -> None:
+        """One step's values. Steps come in order; a repeated step joins its bin."""
+        assert len(values) == self.channels
+        self._push(0, step, array("d", values), 1.0)
+
+    def _push(self, k: int, bin_: int, values: array[float], count: float) -> None:
+        level = self.levels[k]
+        if level.bins and level.bins[-1] == bin_:
+            c = self.channels
+            tail = level.values[-c:]
+            level.values[-c:] = self._merged(tail, values, level.counts[-1], count)
+            level.counts[-1] += count
+            return
+        # A new bin closes the one before it, and a closed bin is handed up: each costs two merges in all.
+        if level.bins:
+            if k + 1 == len(self.levels):
+                # A level above is worth its memory only once this one begins to forget.
+                if len(level.bins) >= self.capacity:
+                    self._grow(k)
+            else:
+                self._push(k + 1, level.bins[-1] >> 1, level.values[-self.channels :], level.counts[-1])
+        level.bins.append(bin_)
+        level.counts.append(count)
+        level.values.extend(values)
+        if len(level.bins) >= 2 * self.capacity and k + 1 < len(self.levels):
+            cut = len(level.bins) - self.capacity
+            del level.bins[:cut], level.counts[:cut], level.values[: cut * self.channels]
+
+    def _grow(self, k: int) -> None:
+        level, c = self.levels[k], self.channels
+        self.levels.append(Level(level.width * 2))
+        for n, bin_ in enumerate(level.bins):
+            self._push(k + 1, bin_ >> 1, level.values[n * c : (n + 1) * c], level.counts[n])
+
+    def _merged(self, a: array[float], b: array[float], wa: float, wb: float) -> array[float]:
+        return array(
+            "d",
+            [
+                y if math.isnan(x) else x if math.isnan(y) else join(x, y, wa, wb)
+                for join, x, y in zip(self._join, a, b, strict=True)
+            ],
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.levels[0].bins)
+
+    def first_step(self) -> int:
+        """The earliest step still known at any scale; 0 when empty."""
+        top = self.levels[-1]
+        return top.bins[0] * top.width if top.bins else 0
+
+    def window(self, width: int, first: int, last: int) -> list[tuple[int, list[float]]]:
+        """Bins of `width` steps (a power of two) that touch steps first..last, as `(bin number, values)` in order.
+
+        The finest level that still reaches back to `first` is read; where none is fine enough, the bins of a coarser one
+        are given once each, under the number of the first bin they cover.
+        """
+        assert width & (width - 1) == 0
+        level = self._level_for(width, first)
+        joined: list[tuple[int, list[float]]] = []
+        weight = 0.0
+        for bin_, count, values in self._bins(level):
+            start = bin_ * level.width
+            if start + level.width <= first:
+                continue
+            if start > last:
+                break
+            wide = start // width
+            if joined and joined[-1][0] == wide:
+                merged = self._merged(array("d", joined[-1][1]), values, weight, count)
+                joined[-1] = (wide, list(merged))
+                weight += count
+            else:
+                joined.append((wide, list(values)))
+                weight = count
+        return joined
+
+    def _level_for(self, width: int, first: int) -> Level:
+        fitting = [level for level in self.levels if level.width <= width] or self.levels[:1]
+        for level in reversed(fitting):
+            if level.bins and (level.bins[0] * level.width <= first or level is self.levels[-1]):
+                return level
+        return next((lv for lv in self.levels if lv.bins and lv.bins[0] * lv.width <= first), self.levels[-1])
+
+    def _bins(self, level: Level) -> Iterator[tuple[int, float, array[float]]]:
+        """A level's own bins, then what the levels below have not handed up yet."""
+        c = self.channels
+        for n, bin_ in enumerate(level.bins):
+            yield bin_, level.counts[n], level.values[n * c : (n + 1) * c]
+        for k in range(self.levels.index(level) - 1, -1, -1):
+            below = self.levels[k]
+            if below.bins:
+                # Each level's newest bin is the one it still holds back.
+                ratio = level.width // below.width
+                yield below.bins[-1] // ratio, below.counts[-1], below.values[-c:]
+
+    def send(self) -> list[LevelSent]:
+        """The whole pyramid as bytes."""
+        return [
+            LevelSent(
+                width=lv.width, bins=lv.bins.tobytes(), counts=lv.counts.tobytes(), values=lv.values.tobytes()
+            )
+            for lv in self.levels
+        ]
+
+    def receive(self, levels: Sequence[LevelSent]) -> None:
+        """Become the pyramid that was sent."""
+        self.levels = []
+        for sent in levels:
+            level = Level(sent.width)
+            level.bins.frombytes(sent.bins)
+            level.counts.frombytes(sent.counts)
+            level.values.frombytes(sent.values)
+            self.levels.append(level)
+
+    def nbytes(self) -> int:
+        """Memory the bins take."""
+        return sum(len(lv.bins) * 8 + len(lv.counts) * 8 + len(lv.values) * 8 for lv in self.levels)
