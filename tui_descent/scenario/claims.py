@@ -76,9 +76,7 @@ class Transcript:
         """Take note of one event."""
         match event:
             case StepsCompleted():
-                self.losses.update(
-                    zip(range(event.first, event.first + len(event.losses)), event.losses, strict=True)
-                )
+                self.losses.update(zip(range(event.first, event.first + len(event.losses)), event.losses, strict=True))
             case ReadingsTaken():
                 self.readings[event.step] = event
             case Evaluated():

@@ -43,11 +43,11 @@ def from_text(text: str, *, source: str, overrides: Iterable[str] = ()) -> Scena
 
 def from_table(table: Mapping[str, Any], *, source: str, overrides: Iterable[str] = ()) -> Scenario:
     """The scenario in a table of plain values. Raises `ScenarioError`."""
-    table = msgspec.to_builtins(table)
+    plain: dict[str, Any] = msgspec.to_builtins(table)
     for override in overrides:
-        _override(table, override)
+        _override(plain, override)
     problems: list[Problem] = []
-    scenario = convert(Scenario, table, "", problems)
+    scenario = convert(Scenario, plain, "", problems)
     if scenario is not None:
         problems += _combinations(scenario)
     if problems:
@@ -58,9 +58,8 @@ def from_table(table: Mapping[str, Any], *, source: str, overrides: Iterable[str
 
 def to_table(scenario: Scenario) -> dict[str, Any]:
     """Plain values that `from_table` reads back to the same scenario."""
-    table = msgspec.to_builtins(scenario)
-    assert isinstance(table, dict)
-    return _without_none(table)
+    table: dict[str, Any] = _without_none(msgspec.to_builtins(scenario))
+    return table
 
 
 def _without_none(value: Any) -> Any:
@@ -83,19 +82,13 @@ def _text(path: Path) -> str:
     except (OSError, ValueError) as error:
         raise ScenarioError(source, [Problem("", f"cannot be read: {error}")]) from None
     if len(data) > MAX_BYTES:
-        raise ScenarioError(
-            source, [Problem("", f"larger than {MAX_BYTES:,} bytes; a scenario is a page of text")]
-        )
+        raise ScenarioError(source, [Problem("", f"larger than {MAX_BYTES:,} bytes; a scenario is a page of text")])
     if data.startswith(b"\xef\xbb\xbf"):
-        raise ScenarioError(
-            source, [Problem("", "starts with a byte-order mark; save it as UTF-8 without BOM")]
-        )
+        raise ScenarioError(source, [Problem("", "starts with a byte-order mark; save it as UTF-8 without BOM")])
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ScenarioError(
-            source, [Problem("", f"not UTF-8 at byte {error.start}; save it as UTF-8")]
-        ) from None
+        raise ScenarioError(source, [Problem("", f"not UTF-8 at byte {error.start}; save it as UTF-8")]) from None
 
 
 def _override(table: dict[str, Any], text: str) -> None:
@@ -141,9 +134,7 @@ def _combinations(s: Scenario) -> list[Problem]:
             text = f"found {planned.at}; allowed: under run.steps = {s.run.steps}"
             found.append(Problem(f"plan[{n}].at", text))
         if knobs.KNOBS[turn.knob].needs == "blocks" and not isinstance(s.model, MlpModel):
-            found.append(
-                Problem(f"plan[{n}].turn", f"{turn.knob} needs a network with blocks; a surface has none")
-            )
+            found.append(Problem(f"plan[{n}].turn", f"{turn.knob} needs a network with blocks; a surface has none"))
     for n, claim in enumerate(s.claim):
         found += _claim_problems(s, n)
         if claim.metric not in METRICS:

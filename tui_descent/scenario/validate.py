@@ -97,9 +97,7 @@ def _array(kind: Any, meta: Any, value: list[Any], place: str, problems: list[Pr
         problems.append(Problem(place, f"found {len(value)} values; allowed: {many}"))
         return None
     kinds = [items[0]] * len(value) if same else items
-    return tuple(
-        convert(k, v, f"{place}[{n}]", problems) for n, (k, v) in enumerate(zip(kinds, value, strict=True))
-    )
+    return tuple(convert(k, v, f"{place}[{n}]", problems) for n, (k, v) in enumerate(zip(kinds, value, strict=True)))
 
 
 def _unwrap(kind: Any) -> tuple[Any, msgspec.Meta | None]:
@@ -130,9 +128,7 @@ def _allowed(kind: Any, meta: msgspec.Meta | None) -> str:
         return "a table"
     if get_origin(kind) is tuple:
         return "a list"
-    noun = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}.get(
-        kind, str(kind)
-    )
+    noun = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}.get(kind, str(kind))
     if meta is None:
         return noun
     bounds = [

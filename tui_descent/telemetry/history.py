@@ -22,7 +22,7 @@ from tui_descent.protocol.events import (
     StepsCompleted,
     StepsMissed,
 )
-from tui_descent.telemetry.pyramid import Pyramid
+from tui_descent.telemetry.pyramid import Merge, Pyramid
 
 LOSS_BINS = 1024
 GRAD_BINS = 512
@@ -151,7 +151,8 @@ class History:
         facts: list[AnyEvent] = []
         if self.started is not None:
             facts.append(self.started)
-        facts += sorted([*self.evaluations, *self.log], key=_place)
+        past: list[AnyEvent] = [*self.evaluations, *self.log]
+        facts += sorted(past, key=_place)
         facts += [self.readings] if self.readings is not None else []
         facts.append(self.ended if self.ended is not None else self.state)
         return HistorySent(
@@ -203,8 +204,9 @@ def _loss_pyramid() -> Pyramid:
 
 def _grad_pyramid(layers: int) -> Pyramid:
     """One channel a layer: log10 of grad_rms. Very many layers get fewer columns, to bound the memory."""
-    return Pyramid(("mean",) * layers, capacity=GRAD_BINS if layers <= 250 else GRAD_BINS // 2)
+    merges: tuple[Merge, ...] = ("mean",) * layers
+    return Pyramid(merges, capacity=GRAD_BINS if layers <= 250 else GRAD_BINS // 2)
 
 
-def _place(fact: Evaluated | Fact) -> int:
+def _place(fact: AnyEvent) -> int:
     return getattr(fact, "step", 0)

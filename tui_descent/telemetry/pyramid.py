@@ -151,9 +151,7 @@ class Pyramid:
     def send(self) -> list[LevelSent]:
         """The whole pyramid as bytes."""
         return [
-            LevelSent(
-                width=lv.width, bins=lv.bins.tobytes(), counts=lv.counts.tobytes(), values=lv.values.tobytes()
-            )
+            LevelSent(width=lv.width, bins=lv.bins.tobytes(), counts=lv.counts.tobytes(), values=lv.values.tobytes())
             for lv in self.levels
         ]
 
