@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tui_descent.training.watch import StopRun, Watch, watch
+    from tui_descent.training.control import StopRun as StopRun
+    from tui_descent.training.watch import Watch, watch
 
 __version__ = "0.1.0"
 __all__ = ["StopRun", "Watch", "__version__", "watch"]

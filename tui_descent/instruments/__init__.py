@@ -1,0 +1,1 @@
+"""Measured things, one file each, and `sampler.py`, which says when."""

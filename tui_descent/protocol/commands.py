@@ -1,4 +1,4 @@
-"""What can be asked of a run. A command is imperative; it gets exactly one reply, an event that carries its `request`."""
+"""What can be asked of a run. Each command gets exactly one reply: an event that carries its `request`."""
 
 from __future__ import annotations
 

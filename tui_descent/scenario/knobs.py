@@ -1,4 +1,4 @@
-"""Everything that can be turned or pressed: one table that makes keys, footer, help, palette, validation and the README.
+"""Everything that can be turned or pressed: one table makes keys, footer, help, palette, validation and README.
 
 A turn has one text form everywhere: `knob[@target]=value[,way=…][,scale=…]`.
 """
@@ -27,7 +27,7 @@ PACES = ("1", "2", "5", "10", "30", "60", "120", "300", "1000", "max")
 
 
 class Knob(msgspec.Struct, frozen=True, kw_only=True):
-    """One steerable thing. `needs` names what a run must have for it; `ways` are the ways to get there, default first."""
+    """One steerable thing. `needs` names what a run must have for it; of `ways` the first is the default."""
 
     name: str
     title: str
@@ -44,7 +44,7 @@ class Knob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """What a key does: `action` is the dashboard's name for it, `command` what it sends where that is always the same."""
+    """What a key does: `action` is the dashboard's word for it, `command` what it always sends, if anything."""
 
     keys: tuple[str, ...]
     shown: str

@@ -1,4 +1,4 @@
-"""From a TOML table to a struct, with every error at once: its place, what was found, what is allowed, the nearest word."""
+"""From a TOML table to a struct. Every error at once: its place, what was found, what is allowed, the nearest word."""
 
 from __future__ import annotations
 

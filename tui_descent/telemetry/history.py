@@ -204,8 +204,8 @@ def _loss_pyramid() -> Pyramid:
 
 def _grad_pyramid(layers: int) -> Pyramid:
     """One channel a layer: log10 of grad_rms. Very many layers get fewer columns, to bound the memory."""
-    merges: tuple[Merge, ...] = ("mean",) * layers
-    return Pyramid(merges, capacity=GRAD_BINS if layers <= 250 else GRAD_BINS // 2)
+    mean: Merge = "mean"
+    return Pyramid((mean,) * layers, capacity=GRAD_BINS if layers <= 250 else GRAD_BINS // 2)
 
 
 def _place(fact: AnyEvent) -> int:

@@ -106,8 +106,8 @@ class Pyramid:
     def window(self, width: int, first: int, last: int) -> list[tuple[int, list[float]]]:
         """Bins of `width` steps (a power of two) that touch steps first..last, as `(bin number, values)` in order.
 
-        The finest level that still reaches back to `first` is read; where none is fine enough, the bins of a coarser one
-        are given once each, under the number of the first bin they cover.
+        Read from the coarsest level that is fine enough and reaches back to `first`; where none is, a coarser level's
+        bins are given once each, under the number of the first bin they cover.
         """
         assert width & (width - 1) == 0
         level = self._level_for(width, first)

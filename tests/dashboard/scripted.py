@@ -1,0 +1,245 @@
+"""A keeper that plays a script: the protocol's other end, in the test's own loop, with no trainer behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from tui_descent.protocol import codec
+from tui_descent.protocol.commands import (
+    AnyCommand,
+    Evaluate,
+    Hello,
+    Mark,
+    Pause,
+    Request,
+    Resume,
+    RunSteps,
+    Stop,
+    TurnKnob,
+)
+from tui_descent.protocol.events import (
+    AnyEvent,
+    CommandDone,
+    CommandRejected,
+    Evaluated,
+    KnobState,
+    KnobTurned,
+    Layer,
+    Marked,
+    Noted,
+    ReadingsTaken,
+    RunEnded,
+    RunStarted,
+    StateChanged,
+    StepsCompleted,
+    ToViewer,
+    Welcome,
+)
+from tui_descent.telemetry.history import History
+
+CLIENT = 7
+
+
+def layers(depth: int = 20, width: int = 32) -> tuple[Layer, ...]:
+    """Linear(64, width), the blocks, Linear(width, 10)."""
+    inner = tuple(Layer(name=f"blocks.{n}.linear", kind="Linear", params=width * width, block=n) for n in range(depth))
+    first = Layer(name="inlet", kind="Linear", params=64 * width)
+    return (first, *inner, Layer(name="outlet", kind="Linear", params=width * 10))
+
+
+def started(depth: int = 20, **changed: object) -> RunStarted:
+    """The vanishing run's first word."""
+    fields: dict[str, object] = {
+        "run": "r1",
+        "title": "Vanishing gradients",
+        "name": "vanishing",
+        "scenario": {"title": "Vanishing gradients", "story": "Twenty sigmoid layers. Press r at any time.\n\nWatch."},
+        "device": "cpu",
+        "threads": 1,
+        "parameters": 22026,
+        "layers": layers(depth),
+        "knobs": (
+            KnobState(name="lr", value="0.1"),
+            KnobState(name="activation", value="sigmoid"),
+            KnobState(name="residual", value="off"),
+            KnobState(name="pace", value="30"),
+        ),
+        "about": f"digits · mlp 64→32×{depth}→10",
+        "steps": 2000,
+        "versions": {"torch": "2.13.0"},
+    }
+    return RunStarted(**{**fields, **changed})  # type: ignore[arg-type]
+
+
+def steps(first: int, losses: Iterable[float], *, per_s: float = 30.0, segment: int = 0) -> StepsCompleted:
+    """Updates with these losses, `per_s` a second."""
+    values = list(losses)
+    times = [(first + n) / per_s for n in range(len(values))]
+    return StepsCompleted(segment=segment, first=first, losses=values, lrs=[0.1] * len(values), times_s=times)
+
+
+def reading(step: int, fall: float, depth: int = 20, *, top: float = 2e-2) -> ReadingsTaken:
+    """Gradients that fall by a factor of `fall` a layer from the output down."""
+    count = depth + 2
+    rms = [top / 10 * fall ** (count - 1 - n) for n in range(count)]
+    return ReadingsTaken(
+        segment=0,
+        step=step,
+        values={
+            "grad_norm": [v * 10 for v in rms],
+            "grad_rms": list(rms),
+            "weight_norm": [5.7] * count,
+            "update_norm": [v for v in rms],
+            "update_ratio": [v * 10 / 5.7 for v in rms],
+            "backprop_factor": [fall] * (count - 1) + [None],
+            "saturated_fraction": [None] + [0.02] * depth + [None],
+        },
+        ages=[0] * count,
+        global_grad_norm=top,
+        watch_cost=0.006,
+    )
+
+
+def turned(step: int, old: str, new: str, *, knob: str = "residual", request: int = 0, client: int = 0) -> KnobTurned:
+    """An intervention that took effect."""
+    return KnobTurned(
+        id=1,
+        client=client,
+        request=request,
+        source="key",
+        segment=0,
+        step=step,
+        knob=knob,
+        target="all",
+        old=old,
+        new=new,
+        way="ramp" if knob == "residual" else None,
+        function_change=2.1e-7 if knob == "residual" else None,
+    )
+
+
+def loss_at(step: int, cure: int, noise: random.Random) -> float:
+    """Flat at ln 10 until the cure, then down to 0.06."""
+    since = max(0, step - cure - 20)
+    fall = math.exp(-since / 45)
+    return max(0.01, (2.303 * fall + 0.06) * (1 + noise.uniform(-0.25, 0.25) * (1 - 0.9 * fall)))
+
+
+def vanishing(until: int, cure: int = 150, depth: int = 20) -> list[AnyEvent]:
+    """The whole story: nothing is learnt, residual on, it is learnt."""
+    noise = random.Random(3)
+    told: list[AnyEvent] = [StateChanged(state="importing torch"), StateChanged(state="building"), started(depth)]
+    told.append(StateChanged(state="running"))
+    for step in range(until):
+        if step == cure:
+            told.append(turned(step, "off", "on"))
+        told.append(reading(step, fall_at(step, cure), depth))
+        told.append(steps(step, [loss_at(step, cure, noise)]))
+        if step % 50 == 0:
+            told.append(Evaluated(segment=0, step=step, loss=loss_at(step, cure, noise), accuracy=0.1))
+    return told
+
+
+def fall_at(step: int, cure: int) -> float:
+    """A factor a layer: a fifth before the cure, nearly one twenty steps after."""
+    open_ = min(1.0, max(0.0, (step - cure) / 20))
+    return 0.35 ** (1 - open_) * 0.97**open_
+
+
+class ScriptedKeeper:
+    """Serves one viewer. `tell` sends events; `asked` holds what came back; replies as a trainer would, unless told not to."""
+
+    def __init__(self, socket: Path, *, before: Iterable[AnyEvent] = (), replies: bool = True) -> None:
+        self.socket = socket
+        self.history = History()
+        self.replies = replies
+        self.reject: str | None = None
+        self.asked: list[AnyCommand] = []
+        self.on_asked: Callable[[AnyCommand], None] | None = None
+        self._writers: list[asyncio.StreamWriter] = []
+        self._server: asyncio.Server | None = None
+        for event in before:
+            self.history.apply(event)
+
+    async def __aenter__(self) -> ScriptedKeeper:
+        self._server = await asyncio.start_unix_server(self._serve, self.socket)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Be gone, as a killed keeper is."""
+        if self._server is not None:
+            self._server.close()
+            for writer in self._writers:
+                writer.close()
+            await self._server.wait_closed()
+            self._server = None
+
+    def tell(self, *events: AnyEvent) -> None:
+        """Send events to the viewer."""
+        for event in events:
+            self.history.apply(event)
+            for writer in self._writers:
+                writer.write(codec.frame(event))
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        frames = codec.FrameReader(codec.MAX_FROM_VIEWER)
+        try:
+            while data := await reader.read(65536):
+                for body in frames.feed(data):
+                    message = codec.decode(codec.from_viewer, body)
+                    if isinstance(message, Hello):
+                        self._greet(writer)
+                    else:
+                        self._answer(message)
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    def _greet(self, writer: asyncio.StreamWriter) -> None:
+        greeting: list[ToViewer] = [Welcome(version=codec.VERSION, client=CLIENT, run="r1"), self.history.send()]
+        for message in greeting:
+            writer.write(codec.frame(message))
+        self._writers.append(writer)
+
+    def _answer(self, request: Request) -> None:
+        command = request.command
+        self.asked.append(command)
+        if self.on_asked is not None:
+            self.on_asked(command)
+        if not self.replies:
+            return
+        step, number = self.history.steps, request.request
+        if self.reject is not None:
+            knob = command.knob if isinstance(command, TurnKnob) else ""
+            self.tell(
+                CommandRejected(
+                    client=CLIENT, request=number, source="key", segment=0, step=step, knob=knob, reason=self.reject
+                )
+            )
+            return
+        match command:
+            case TurnKnob():
+                old = self.history.knobs.get(command.knob, "")
+                self.tell(turned(step, old, command.value, knob=command.knob, request=number, client=CLIENT))
+                return
+            case Pause():
+                self.tell(StateChanged(state="paused"))
+            case Resume():
+                self.tell(StateChanged(state="running"))
+            case Mark():
+                self.tell(Marked(segment=0, step=step, text=command.text))
+            case Evaluate():
+                self.tell(Evaluated(segment=0, step=step, loss=2.3, accuracy=0.1))
+            case RunSteps():
+                self.tell(Noted(step=step, text=f"{command.steps} steps"))
+            case Stop():
+                self.tell(StateChanged(state="stopping"), RunEnded(status="stopped", step=step, loss=2.3, accuracy=0.1))
+        self.tell(CommandDone(client=CLIENT, request=number, segment=0, step=step, what=type(command).__name__.lower()))

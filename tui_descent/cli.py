@@ -1,0 +1,350 @@
+"""The command line: parse, hand over, answer with an exit code. Heavy imports stay inside their commands."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tui_descent import __version__
+
+if TYPE_CHECKING:
+    from tui_descent.protocol.launch import Launch
+    from tui_descent.scenario.spec import Scenario
+
+USAGE = 2
+COMMANDS = ("run", "exec", "presets", "check")
+DESCRIPTION = """See and steer gradient descent from a terminal.
+
+  tui-descent                    pick a preset
+  tui-descent vanishing          start it and open the dashboard
+  tui-descent my-run.toml        the same for a scenario file of yours"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `tui-descent`."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args:
+        return _gallery()
+    if args[0] not in COMMANDS and not args[0].startswith("-"):
+        args.insert(0, "run")  # NAME or FILE.toml alone
+    parsed = _parser().parse_args(args)
+    command: Callable[[argparse.Namespace], int] = parsed.command
+    try:
+        return command(parsed)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="tui-descent", description=DESCRIPTION)
+    parser.add_argument("--version", action=_Version)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    _add_run(commands)
+    _add_exec(commands)
+    _add_presets(commands)
+    check = commands.add_parser(
+        "check",
+        help="validate a scenario file",
+        description="Validate a scenario: every error with its place.\n\n  tui-descent check my-run.toml",
+    )
+    check.add_argument("file", metavar="FILE.toml")
+    check.set_defaults(command=_check)
+    return parser
+
+
+def _add_run(commands: Any) -> None:
+    run = commands.add_parser(
+        "run",
+        help="start a preset or a scenario file (the word run may be left out)",
+        description="Start a run and open the dashboard on it.\n\n"
+        "  tui-descent run vanishing\n"
+        "  tui-descent run vanishing --headless --steps 460 --at 150:residual=on\n"
+        "  tui-descent run my-run.toml --set data.batch_size=128 --device cuda",
+    )
+    run.add_argument("name", metavar="NAME|FILE.toml")
+    run.add_argument("--headless", action="store_true", help="no dashboard: a progress line, then a summary")
+    run.add_argument("--json", action="store_true", help="headless, one JSON object a line on stdout")
+    run.add_argument("--steps", metavar="N", help="updates to make")
+    run.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:1 or mps")
+    run.add_argument("--seed", metavar="S", help="the seed of weights, data and batches")
+    run.add_argument("--pace", metavar="N|max", help="steps a second (headless: max unless given)")
+    run.add_argument(
+        "--set", metavar="PLACE=VALUE", action="append", default=[], help="override one value of the scenario"
+    )
+    run.add_argument(
+        "--at", metavar="STEP:KNOB=VALUE", action="append", default=[], help="turn a knob before that update"
+    )
+    run.add_argument("--threads", metavar="N", help="CPU threads of the trainer; results depend on the number")
+    _add_watching(run)
+    run.set_defaults(command=_run)
+
+
+def _add_exec(commands: Any) -> None:
+    own = commands.add_parser(
+        "exec",
+        help="run an own script that uses watch(), with the dashboard open on it",
+        description="Run an own script that uses watch(), with the dashboard open on it.\n\n"
+        "  tui-descent exec -- python train.py --epochs 3",
+    )
+    own.add_argument("--headless", action="store_true", help="no dashboard: a progress line, then a summary")
+    own.add_argument("--json", action="store_true", help="headless, one JSON object a line on stdout")
+    _add_watching(own)
+    own.add_argument("argv", metavar="-- COMMAND", nargs="+")
+    own.set_defaults(command=_exec)
+
+
+def _add_watching(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--watch-budget", metavar="SHARE", default="1%", help="readings take at most this share of the time (1%%)"
+    )
+    parser.add_argument("--watch-every", metavar="N", help="readings on every Nth step instead")
+    parser.add_argument("--runs-dir", metavar="DIR", help="where runs are kept")
+
+
+def _add_presets(commands: Any) -> None:
+    from tui_descent.scenario.claims import METRICS
+
+    metrics = "\n".join(f"  {name:<20}{text}" for name, text in METRICS.items())
+    presets = commands.add_parser(
+        "presets",
+        help="list the presets; with a name its story, claims and TOML",
+        description="List the presets; with a name its story, claims and TOML.\n\n"
+        "  tui-descent presets\n  tui-descent presets vanishing\n  tui-descent presets vanishing --verify --seeds 3",
+        epilog=f"metrics a claim can be made about:\n{metrics}",
+    )
+    presets.add_argument("name", nargs="?", metavar="NAME")
+    presets.add_argument("--verify", action="store_true", help="run the claims (of all presets without a name)")
+    presets.add_argument("--seeds", metavar="N", help="over this many seeds (1)", default="1")
+    presets.set_defaults(command=_presets)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Keeps the examples' line breaks, in subcommands too."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **kwargs})
+
+
+class _Version(argparse.Action):
+    """`--version`: what is installed, read without importing it."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(nargs=0, help="versions of tui-descent, torch, textual, plotext and Python", **kwargs)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Print and leave."""
+        import platform
+        from importlib.metadata import PackageNotFoundError, version
+
+        print(f"tui-descent {__version__}")
+        for name in ("torch", "textual", "plotext"):
+            try:
+                print(f"{name} {version(name)}")
+            except PackageNotFoundError:
+                print(f"{name} not installed")
+        print(f"Python {platform.python_version()}")
+        parser.exit()
+
+
+def _gallery() -> int:
+    if not on_a_terminal():
+        return _print_presets()
+    from tui_descent.dashboard.gallery import pick
+
+    chosen = pick()
+    return 0 if chosen is None else main(["run", chosen])
+
+
+def _run(args: argparse.Namespace) -> int:
+    from tui_descent.scenario import knobs, presets
+    from tui_descent.scenario.toml import ScenarioError
+
+    overrides = list(args.set)
+    for option, place in (("steps", "run.steps"), ("seed", "run.seed"), ("threads", "run.threads")):
+        if (value := getattr(args, option)) is not None:
+            overrides.append(f"{place}={value}")
+    if args.device is not None:
+        overrides.append(f'run.device="{args.device}"')
+    try:
+        if args.pace is not None:
+            overrides.append(f'run.pace="{args.pace}"' if args.pace == "max" else f"run.pace={args.pace}")
+        plan = tuple((at, knobs.text_of(turn)) for at, turn in map(knobs.parse_at, args.at))
+        name, scenario = presets.find(args.name, overrides=overrides)
+        budget, every = _watching(args)
+    except ScenarioError as error:
+        return _usage(*str(error).splitlines())
+    except ValueError as error:
+        return _usage(str(error))
+    headless = _headless(args)
+    attended_pace = None if scenario.run.pace == "max" else float(scenario.run.pace)
+    return _launch(
+        args,
+        name=name,
+        headless=headless,
+        scenario=scenario,
+        plan=plan,
+        pace=attended_pace if not headless or args.pace is not None else None,
+        watch_budget=budget,
+        watch_every=every,
+    )
+
+
+def _exec(args: argparse.Namespace) -> int:
+    try:
+        budget, every = _watching(args)
+    except ValueError as error:
+        return _usage(str(error))
+    name = next((Path(word).stem for word in args.argv if word.endswith(".py")), Path(args.argv[0]).name)
+    return _launch(
+        args,
+        name=name,
+        headless=_headless(args),
+        command=tuple(args.argv),
+        watch_budget=budget,
+        watch_every=every,
+    )
+
+
+def _launch(
+    args: argparse.Namespace, *, name: str, headless: bool, scenario: Scenario | None = None, **orders: Any
+) -> int:
+    """Make the run's folder, start its keeper or be it."""
+    from tui_descent import places
+    from tui_descent.protocol.channel import ChannelError
+    from tui_descent.protocol.launch import Launch
+    from tui_descent.scenario.toml import to_table
+
+    try:
+        run, folder = places.new_run(name, args.runs_dir)
+        launch = Launch(
+            run=run,
+            name=name,
+            folder=str(folder),
+            socket=None if headless else str(places.socket_path(run)),
+            scenario=None if scenario is None else to_table(scenario),
+            attended=not headless,
+            **orders,
+        )
+        launch.write()
+    except (ChannelError, OSError) as error:
+        return _usage(str(error))
+    if headless:
+        from tui_descent import headless as runner
+
+        return runner.run(launch, json=args.json)
+    return _dashboard(launch)
+
+
+def _dashboard(launch: Launch) -> int:
+    from tui_descent.protocol.launch import LOG_FILE, start_keeper
+
+    keeper = start_keeper(launch)  # first: it comes up while the screen is imported
+    from tui_descent.dashboard.app import run_dashboard
+
+    assert launch.socket is not None
+    try:
+        return run_dashboard(Path(launch.socket), name=launch.name, log_path=launch.path / LOG_FILE)
+    finally:
+        # The keeper saw us leave and ends the run; when this command returns, nothing of it is left.
+        import subprocess
+
+        try:
+            keeper.wait(20)
+        except subprocess.TimeoutExpired:
+            keeper.terminate()
+
+
+def _presets(args: argparse.Namespace) -> int:
+    from tui_descent.scenario import presets
+    from tui_descent.scenario.toml import ScenarioError
+
+    try:
+        if args.verify:
+            from tui_descent.verify import verify
+
+            seeds = int(args.seeds) if args.seeds.isdecimal() else 0
+            if seeds < 1:
+                return _usage(f"--seeds {args.seeds}: allowed: a whole number ≥ 1")
+            return verify([args.name] if args.name else presets.names(), seeds=seeds)
+        if args.name is None:
+            return _print_presets()
+        _, scenario = presets.find(args.name)
+        _print_preset(scenario, presets.path_of(args.name))
+    except ScenarioError as error:
+        return _usage(*str(error).splitlines())
+    return 0
+
+
+def _print_presets() -> int:
+    from tui_descent.scenario import presets
+
+    for name in presets.names():
+        _, scenario = presets.find(name)
+        print(f"{name:<16}{scenario.theme:<24}{scenario.title}")
+    return 0
+
+
+def _print_preset(scenario: Scenario, path: Path) -> None:
+    from tui_descent.scenario.claims import promised
+
+    print(f"{scenario.title}\n{scenario.theme}\n\n{scenario.story.strip()}\n")
+    for claim in scenario.claim:
+        at = "" if claim.at is None else f" at step {claim.at}"
+        given = f" after {', '.join(claim.given)}" if claim.given else ""
+        print(f"claims: {claim.metric}{at} {promised(claim)}{given}")
+    print(f"\n# {path.name}\n{path.read_text(encoding='utf-8').strip()}")
+
+
+def _check(args: argparse.Namespace) -> int:
+    from tui_descent.scenario.toml import ScenarioError, read
+
+    try:
+        scenario = read(Path(args.file))
+    except ScenarioError as error:
+        for line in str(error).splitlines():
+            print(line, file=sys.stderr)
+        return USAGE
+    print(f"{args.file}: a valid scenario: {scenario.title}")
+    return 0
+
+
+def _watching(args: argparse.Namespace) -> tuple[float, int | None]:
+    """The budget as a share and the fixed rate, from `1%` or `0.01` and `N`. Raises `ValueError`."""
+    text = args.watch_budget
+    try:
+        budget = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        budget = -1.0
+    if not 0 <= budget <= 1:
+        raise ValueError(f"--watch-budget {text}: allowed: a share from 0 to 100%")
+    every = args.watch_every
+    if every is not None and not (every.isdecimal() and int(every) >= 1):
+        raise ValueError(f"--watch-every {every}: allowed: a whole number ≥ 1")
+    return budget, None if every is None else int(every)
+
+
+def _headless(args: argparse.Namespace) -> bool:
+    if args.headless or args.json:
+        return True
+    if not on_a_terminal():
+        print("tui-descent: no terminal here: running headless", file=sys.stderr)
+        return True
+    return False
+
+
+def on_a_terminal() -> bool:
+    """Whether there is a terminal that a dashboard can be drawn on."""
+    return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+
+
+def _usage(*lines: str) -> int:
+    for line in lines:
+        print(f"tui-descent: {line}", file=sys.stderr)
+    return USAGE

@@ -1,0 +1,125 @@
+"""The app: bridge, screen, frame timer, and the ways out with their exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+from textual.app import App
+from textual.command import Provider
+from textual.theme import Theme
+
+from tui_descent.dashboard import ink
+from tui_descent.dashboard.bridge import Bridge
+from tui_descent.dashboard.palette import KnobsProvider
+from tui_descent.dashboard.screens.run import RunScreen
+from tui_descent.protocol.commands import Stop
+from tui_descent.protocol.events import Status
+
+STOP_WAIT_S = 10.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+EXIT_CODES: dict[Status, int] = {"finished": 0, "stopped": 0, "diverged": 0, "failed": 1, "lost": 4}
+LOST = 4
+
+THEME = Theme(
+    name="descent",
+    primary="#e1cc55",
+    secondary="#7d8590",
+    accent="#e1cc55",
+    foreground="#c9ced6",
+    background=ink.GROUND,
+    surface="#161a21",
+    panel="#1c212a",
+    success="#57ab7f",
+    warning="#e0883c",
+    error="#f0625d",
+    dark=True,
+)
+
+
+class DescentApp(App[int]):
+    """One viewer of one run."""
+
+    CSS_PATH = Path(__file__).parent / "dashboard.tcss"
+    COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {KnobsProvider}
+    TITLE = "tui-descent"
+    ENABLE_COMMAND_PALETTE = True
+
+    def __init__(self, socket: Path, *, name: str, fps: float = 10.0, log_path: Path | None = None) -> None:
+        super().__init__()
+        self.bridge = Bridge(socket, name="dashboard")
+        self.run_name = name
+        self.fps = fps
+        self.log_path = log_path
+        self.run_screen = RunScreen(self.bridge, name=name)
+        self._reading: asyncio.Task[None] | None = None
+        self._stop_by: float | None = None
+
+    async def on_mount(self) -> None:
+        """Draw first, then connect: the first frame waits for nobody."""
+        self.register_theme(THEME)
+        self.theme = "descent"
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self._signalled, number)
+        await self.push_screen(self.run_screen)
+        self._reading = asyncio.create_task(self.bridge.run(), name="bridge")
+        self.set_interval(1 / self.fps, self.frame)
+
+    async def on_unmount(self) -> None:
+        """Nobody else ends the reader."""
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+
+    def frame(self) -> None:
+        """Only asks whether anything changed: a fast run cannot flood the screen."""
+        self.run_screen.draw()
+        if self._stop_by is not None and (
+            not self.bridge.history.live or not self.bridge.connected or self._loop_time() > self._stop_by
+        ):
+            self.exit(self.exit_code())
+
+    def exit_code(self) -> int:
+        """What the run came to, as the command line tells it."""
+        ended = self.bridge.history.ended
+        if ended is not None:
+            return EXIT_CODES[ended.status]
+        return 0 if self.bridge.connected else LOST
+
+    def leave(self) -> None:
+        """Over already: at once. Otherwise ask."""
+        if not self.bridge.history.live or not self.bridge.connected:
+            self.exit(self.exit_code())
+            return
+        from tui_descent.dashboard.dialogs.leave import LeaveDialog
+
+        self.push_screen(LeaveDialog(), self._left)
+
+    def _left(self, stop: bool | None) -> None:
+        if not stop:
+            return
+        if self.bridge.send(Stop()) is None:
+            self.exit(self.exit_code())
+            return
+        self._stop_by = self._loop_time() + STOP_WAIT_S
+
+    def _signalled(self, number: signal.Signals) -> None:
+        self.exit(128 + number)
+
+    @staticmethod
+    def _loop_time() -> float:
+        return asyncio.get_running_loop().time()
+
+
+def run_dashboard(socket: Path, *, name: str, fps: float = 10.0, log_path: Path | None = None) -> int:
+    """Show a run until it is left; the exit code."""
+    app = DescentApp(socket, name=name, fps=fps, log_path=log_path)
+    code = app.run()
+    return code if code is not None else app.return_code or 0

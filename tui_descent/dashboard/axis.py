@@ -1,0 +1,93 @@
+"""A vertical axis: where a value stands between 0 and 1, and which figures are written beside which rows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from tui_descent.dashboard.figures import tick
+
+NICE = (1.0, 2.0, 5.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """Limits in the axis' own units: log10 of the value when `log`."""
+
+    low: float
+    high: float
+    log: bool
+
+    @classmethod
+    def linear(cls, low: float, high: float) -> Axis:
+        """Limits rounded outward to a quarter of the range's 1-2-5 step, so that they seldom move."""
+        if not high > low:
+            pad = abs(high) * 0.1 or 1.0
+            low, high = low - pad, high + pad
+        # Halves first: the difference of two huge losses overflows.
+        span = high / 2 - low / 2
+        if not math.isfinite(span * 2):
+            return cls(low, high, False)
+        unit = nice_below(span)
+        bottom, top = math.floor(low / unit) * unit, math.ceil(high / unit) * unit
+        return cls(bottom, top, False)
+
+    def place(self, value: float) -> float:
+        """0 at the bottom, 1 at the top; NaN for what this axis cannot show."""
+        if self.log:
+            if not value > 0:
+                return math.nan
+            value = math.log10(value) if value < math.inf else math.inf
+        share = (value / 2 - self.low / 2) / (self.high / 2 - self.low / 2)
+        return min(max(share, 0.0), 1.0) if not math.isnan(share) else math.nan
+
+    def labels(self, rows: int) -> dict[int, str]:
+        """Figures by row from the top, never two in adjacent rows."""
+        found: dict[int, str] = {}
+        for value in sorted(self._ticks(rows), key=self._weight):
+            row = round((1 - self.place(value)) * (rows - 1))
+            if not any(near in found for near in (row - 1, row, row + 1)):
+                found[row] = tick(value)
+        return found
+
+    def _weight(self, value: float) -> int:
+        """Powers of ten are written first, then fives and twos."""
+        if not self.log:
+            return 0
+        return (1, 5, 2).index(round(value / 10.0 ** math.floor(math.log10(value) + 1e-9)))
+
+    def _ticks(self, rows: int) -> list[float]:
+        if not self.log:
+            unit = nice_below((self.high / 2 - self.low / 2) * 4 / max(2, rows / 2))
+            if not (math.isfinite(unit) and unit > 0):
+                return [self.low, self.high]
+            first, last = math.ceil(self.low / unit - 1e-9), math.floor(self.high / unit + 1e-9)
+            return [n * unit for n in range(first, last + 1)] if last - first < 200 else [self.low, self.high]
+        decades = range(math.floor(self.low), math.ceil(self.high) + 1)
+        if len(decades) > rows:
+            decades = decades[:: -(-len(decades) // rows)]
+        found = [m * 10.0**e for e in decades for m in NICE if e > -300]
+        return [v for v in found if self.low - 1e-9 <= math.log10(v) <= self.high + 1e-9]
+
+
+def log_axis(low: float, high: float) -> Axis:
+    """A logarithmic axis around positive values, rounded outward to 1-2-5, at least a factor of four high."""
+    bottom, top = nice_below(low), nice_above(high)
+    if top < bottom * 4:
+        bottom, top = nice_below(low / 1.5), nice_above(high * 1.5)
+    return Axis(math.log10(bottom), math.log10(top), True)
+
+
+def nice_below(value: float) -> float:
+    """The largest of 1, 2, 5 × 10^k that is not above."""
+    if not (math.isfinite(value) and value > 1e-300):
+        return 1e-300
+    power = 10.0 ** math.floor(math.log10(value))
+    return max((m * power for m in NICE if m * power <= value * (1 + 1e-12)), default=power / 2)
+
+
+def nice_above(value: float) -> float:
+    """The smallest of 1, 2, 5 × 10^k that is not below."""
+    value = min(max(value, 1e-300), 1e300)
+    power = 10.0 ** math.floor(math.log10(value))
+    return min((m * power for m in (*NICE, 10.0) if m * power >= value * (1 - 1e-12)), default=power * 10)

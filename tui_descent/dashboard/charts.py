@@ -1,0 +1,140 @@
+"""The only importer of plotext: braille curves on a bare canvas, as rows of styled segments, and a plain-text chart.
+
+plotext 6.1 aborts the process on a NaN in a line and raises on infinities, so every series is made finite, clipped and cut
+at its gaps here. Its figure is process-wide and not thread-safe: only the screen's own loop may draw.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import plotext
+from rich.segment import Segment
+from rich.style import Style
+
+from tui_descent.dashboard.axis import Axis, log_axis
+from tui_descent.dashboard.figures import axis_count
+
+Point = tuple[float, float]
+Rgb = tuple[int, int, int]
+_SGR = re.compile(r"\x1b\[([0-9;]*)m")
+_BLANK = Style()
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Points in dots: x from 0 at the left, y from 0 at the bottom. A point that is not finite makes a gap."""
+
+    points: Sequence[Point]
+    colour: Rgb
+
+
+def canvas(curves: Sequence[Curve], columns: int, rows: int) -> list[list[Segment]]:
+    """The curves on `columns` × `rows` cells of 2 × 4 dots, later ones above earlier ones."""
+    return [_segments(line) for line in _built(curves, columns, rows, "braille")]
+
+
+def ascii_chart(
+    points: Sequence[Point],
+    width: int = 72,
+    height: int = 14,
+    *,
+    title: str = "loss",
+    ascii_only: bool = False,
+) -> str:
+    """A whole run's `(step, loss)` as plain text, with axis figures; a logarithmic axis unless a loss is ≤ 0."""
+    finite = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+    if not finite:
+        return f"{title}: nothing to draw"
+    gutter, columns, rows = 8, max(10, width - 9), max(3, height - 2)
+    low, high = min(y for _, y in finite), max(y for _, y in finite)
+    axis = log_axis(low, high) if low > 0 else Axis.linear(low, high)
+    first, last = min(x for x, _ in finite), max(x for x, _ in finite)
+    # A character is a single dot in plain ASCII, so x and y are then counted in cells of 2 × 4 dots all the same.
+    across = (2 * columns - 1) / ((last - first) or 1.0)
+    dots = [((x - first) * across, axis.place(y) * (4 * rows - 1)) for x, y in finite]
+    lines = _built([Curve(reduced(dots), (255, 255, 255))], columns, rows, "*" if ascii_only else "braille")
+    labels = axis.labels(rows)
+    bar = "|" if ascii_only else "│"
+    body = [f"{labels.get(n, ''):>{gutter}}{bar}{_SGR.sub('', line)}".rstrip() for n, line in enumerate(lines)]
+    left, right = axis_count(round(first)), axis_count(round(last))
+    foot = " " * (gutter + 1) + left + " " * max(1, columns - len(left) - len(right)) + right
+    return "\n".join([f"{title} ({'logarithmic' if axis.log else 'linear'})", *body, foot])
+
+
+def reduced(points: Sequence[Point]) -> list[Point]:
+    """At most the lowest and the highest point of each dot column: plotext's time is by the point."""
+    found: dict[int, tuple[Point, Point]] = {}
+    for point in points:
+        column = round(point[0])
+        low, high = found.get(column, (point, point))
+        found[column] = (min(low, point, key=_height), max(high, point, key=_height))
+    ordered: list[Point] = []
+    for low, high in found.values():
+        ordered += [low] if low is high else sorted((low, high))
+    return ordered
+
+
+def _height(point: Point) -> float:
+    return point[1]
+
+
+def _built(curves: Sequence[Curve], columns: int, rows: int, marker: str) -> list[str]:
+    """ANSI text, a string a row. Too small a canvas for plotext's limits is blank."""
+    if columns < 2 or rows < 2:
+        return [" " * max(0, columns)] * max(0, rows)
+    # plotext 6.1 needs this once, or it clamps a size to the terminal's; it is cheap enough for every time.
+    plotext.terminal.limit(False, False)
+    figure = plotext.figure
+    figure.clear()
+    figure.plot_size(columns, rows)
+    figure.canvas("default")
+    figure.axes(False)
+    # A limit lies on the middle of its outermost cell: so that dot k falls on dot k, limits stand half a cell inside.
+    for side, limits in ((0, (0.5, 2 * columns - 1.5)), (1, (1.5, 4 * rows - 2.5))):
+        figure.ruler(side, 0).lim(*limits)
+        for end in (0, 1):
+            figure.ruler(side, end).frequency(0)
+    for curve in curves:
+        for piece in _pieces(curve.points, 2 * columns - 1, 4 * rows - 1):
+            pixel = plotext.marker(marker, plotext.pixel(curve.colour))
+            signal = figure.signal([x for x, _ in piece], [y for _, y in piece], marker=pixel)
+            figure.draw(signal.lines())
+    lines = str(figure.build().string()).split("\n")[:rows]
+    return lines + [" " * columns] * (rows - len(lines))
+
+
+def _pieces(points: Sequence[Point], right: int, top: int) -> Iterator[list[Point]]:
+    piece: list[Point] = []
+    for x, y in points:
+        if math.isnan(x) or math.isnan(y) or not 0 <= x <= right:
+            if piece:
+                yield piece
+            piece = []
+        else:
+            piece.append((x, min(max(y, 0.0), float(top))))
+    if piece:
+        yield piece
+
+
+def _segments(line: str) -> list[Segment]:
+    style, at, segments = _BLANK, 0, []
+    for code in _SGR.finditer(line):
+        if code.start() > at:
+            segments.append(Segment(line[at : code.start()], style))
+        style, at = _style(code[1]), code.end()
+    if at < len(line):
+        segments.append(Segment(line[at:], style))
+    return segments
+
+
+@cache
+def _style(code: str) -> Style:
+    parts = code.split(";")
+    if parts[:2] == ["38", "2"] and len(parts) == 5:
+        return Style(color=f"rgb({parts[2]},{parts[3]},{parts[4]})")
+    return _BLANK

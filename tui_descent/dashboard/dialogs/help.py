@@ -1,0 +1,62 @@
+"""All keys, from their table, and what each panel means."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.widgets import Static
+
+from tui_descent.dashboard import ink
+from tui_descent.dashboard.actions import ALL_KEYS
+from tui_descent.dashboard.dialogs.dialog import Dialog
+from tui_descent.dashboard.panels.events import EventsPanel
+from tui_descent.dashboard.panels.gradients import GradientsPanel
+from tui_descent.dashboard.panels.heatmap import HeatmapPanel
+from tui_descent.dashboard.panels.loss import LossPanel
+from tui_descent.dashboard.panels.updates import UpdatesPanel
+
+PANELS = {
+    "Loss": LossPanel,
+    "Gradient flow": HeatmapPanel,
+    "Gradient": GradientsPanel,
+    "Update": UpdatesPanel,
+    "Events": EventsPanel,
+}
+
+
+class HelpDialog(Dialog[None]):
+    """Generated, so that it cannot lag behind the keys."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("question_mark,q", "away", show=False)]
+
+    def compose(self) -> ComposeResult:
+        """Keys first: that is what one opens it for."""
+        with VerticalScroll(classes="dialog wide") as box:
+            box.border_title = "Help"
+            box.border_subtitle = "↑ ↓ scroll · escape back"
+            yield Static(Group(_keys(), Text(""), _panels()))
+
+
+def _keys() -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style=ink.KEY, no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(style=ink.DIM)
+    for key in ALL_KEYS:
+        table.add_row(key.shown, key.label, key.help)
+    return table
+
+
+def _panels() -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 1, 0))
+    table.add_column(style=ink.BRIGHT, no_wrap=True)
+    table.add_column(style=ink.DIM)
+    for name, panel in PANELS.items():
+        table.add_row(name, panel.about)
+    return table

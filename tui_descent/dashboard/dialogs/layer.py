@@ -1,0 +1,95 @@
+"""One layer: all its readings, each with its unit and definition."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rich.table import Table
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.widgets import Static
+
+from tui_descent.dashboard import ink
+from tui_descent.dashboard.bridge import Bridge
+from tui_descent.dashboard.dialogs.dialog import Dialog
+from tui_descent.dashboard.figures import count, scientific
+from tui_descent.dashboard.panels.names import target_of
+from tui_descent.dashboard.plain import plain
+
+# Metric: symbol, unit, definition. A metric of a later version is shown by its bare name.
+DEFINITIONS: dict[str, tuple[str, str, str]] = {
+    "grad_norm": ("‖∂L/∂W‖", "loss per weight", "L2 norm of the gradient of the layer's weights"),
+    "grad_rms": (
+        "rms ∂L/∂W",
+        "loss per weight",
+        "the same divided by √ of the number of weights: what the heat-map shows",
+    ),
+    "weight_norm": ("‖W‖", "weight", "L2 norm of the layer's weights"),
+    "update_norm": ("‖ΔW‖", "weight", "L2 norm of what the optimizer added in this update"),
+    "update_ratio": ("‖ΔW‖/‖W‖", "none", "healthy between 1e-4 and 1e-2"),
+    "backprop_factor": ("‖δ in‖/‖δ out‖", "none", "what the chain rule multiplies by when it passes this block"),
+    "dead_fraction": ("dead", "share", "units that are 0 for every example of the batch"),
+    "saturated_fraction": ("saturated", "share", "values where the activation's slope is next to 0"),
+}
+
+
+class LayerDialog(Dialog[None]):
+    """Follows the run while it is open; up and down go to the next layer."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter,q", "away", show=False),
+        Binding("up", "go(1)", show=False),
+        Binding("down", "go(-1)", show=False),
+    ]
+
+    def __init__(self, bridge: Bridge, layer: int) -> None:
+        super().__init__()
+        self._bridge, self._layer = bridge, layer
+
+    def compose(self) -> ComposeResult:
+        """A table."""
+        with VerticalScroll(classes="dialog wide") as box:
+            box.can_focus = False
+            box.border_subtitle = "↑ ↓ next layer · escape back"
+            yield Static(id="readings")
+
+    def on_mount(self) -> None:
+        """Four times a second is as fast as numbers are read."""
+        self._refresh()
+        self.set_interval(0.25, self._refresh)
+
+    def action_go(self, up: int) -> None:
+        """The next layer towards the output, or back."""
+        started = self._bridge.history.started
+        if started is not None:
+            self._layer = min(max(self._layer + up, 0), len(started.layers) - 1)
+            self._refresh()
+
+    def _refresh(self) -> None:
+        history = self._bridge.history
+        if history.started is None or self._layer >= len(history.started.layers):
+            self.dismiss(None)
+            return
+        layer, readings = history.started.layers[self._layer], history.readings
+        box = self.query_one(VerticalScroll)
+        box.border_title = plain(layer.name, 60).replace("[", "(")
+        table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style=ink.DIM)
+        for title in ("reading", "value", "unit", "what it is"):
+            table.add_column(title, justify="right" if title == "value" else "left")
+        block = target_of(layer) or "in no block"
+        table.add_row(
+            "layer", str(self._layer), "", f"{plain(layer.kind, 40)}, {count(layer.params)} parameters, {plain(block)}"
+        )
+        for metric, values in readings.values.items() if readings else ():
+            symbol, unit, what = DEFINITIONS.get(metric, (plain(metric, 30), "", ""))
+            value = values[self._layer] if self._layer < len(values) else None
+            table.add_row(
+                symbol, scientific(value), unit, what if value is not None else f"{what} (does not apply here)"
+            )
+        if readings:
+            age = readings.ages[self._layer] if self._layer < len(readings.ages) else 0
+            table.add_row(
+                "measured at", count(readings.step - age), "step", f"{age} steps old" if age else "the newest reading"
+            )
+        self.query_one("#readings", Static).update(table)

@@ -1,0 +1,66 @@
+"""Numbers as the screen writes them: short, aligned, and never a traceback for NaN or infinity."""
+
+from __future__ import annotations
+
+import math
+
+
+def scientific(value: float | None) -> str:
+    """Seven characters: `3.1e-09`."""
+    if value is None:
+        return "–"
+    if not math.isfinite(value):
+        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+    return f"{value:.1e}"
+
+
+def short(value: float | None) -> str:
+    """Four significant digits, without needless ones: `2.319`, `0.0412`, `1.2e-07`."""
+    if value is None:
+        return "–"
+    if not math.isfinite(value):
+        return scientific(value)
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size < 1e-4 or size >= 1e5:
+        return f"{value:.1e}"
+    decimals = max(0, 3 - math.floor(math.log10(size)))
+    return f"{value:.{min(decimals, 5)}f}"
+
+
+def tick(value: float) -> str:
+    """An axis figure: `2.00`, `0.05`, `1e-06`, `40`."""
+    size = abs(value)
+    if value == 0:
+        return "0"
+    if size < 0.0099 or size >= 9999.5:
+        mantissa, _, exponent = f"{value:.0e}".partition("e")
+        return f"{mantissa}e{int(exponent)}"
+    if size < 9.995:
+        return f"{value:.2f}"
+    return f"{value:.1f}" if size < 99.95 and value != round(value) else f"{value:.0f}"
+
+
+def decade(exponent: int) -> str:
+    """A power of ten at the end of a scale: `1e-10`, `0.1`, `1`, `10`."""
+    return {-1: "0.1", 0: "1", 1: "10"}.get(exponent, f"1e{exponent}")
+
+
+def count(value: int) -> str:
+    """A step number: `420`, `12,400`."""
+    return f"{value:,}"
+
+
+def axis_count(step: int) -> str:
+    """A step number for an axis: `400`, `20k`, `1.5M`."""
+    if step >= 1_000_000:
+        return f"{step / 1e6:g}M"
+    return f"{step / 1000:g}k" if step >= 10_000 else str(step)
+
+
+def rate(steps_per_s: float) -> str:
+    """Steps a second, three digits."""
+    if steps_per_s >= 99.5 or steps_per_s == 0:
+        return f"{steps_per_s:,.0f}"
+    return f"{steps_per_s:.0f}" if steps_per_s >= 10 else f"{steps_per_s:.1f}"

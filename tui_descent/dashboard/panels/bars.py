@@ -1,0 +1,71 @@
+"""Bars on a logarithmic scale, one row a layer, with an aligned number: shared by gradients and updates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from rich.style import Style
+
+from tui_descent.dashboard import ink
+from tui_descent.dashboard.figures import scientific
+from tui_descent.dashboard.panels.line import Line
+from tui_descent.dashboard.panels.names import labels
+from tui_descent.dashboard.panels.view import View
+
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+NUMBER = 8
+
+
+def rows_of(view: View, height: int) -> list[int]:
+    """The layers to show, output first: all, or evenly spread ones, or those around the selected one."""
+    count = len(view.layers)
+    upward = list(range(count - 1, -1, -1))
+    if count <= height:
+        return upward
+    if view.selected is None:
+        return [upward[n * (count - 1) // max(1, height - 1)] for n in range(height)]
+    top = min(max(0, count - 1 - view.selected - height // 2), count - height)
+    return upward[top : top + height]
+
+
+def label_width(view: View, width: int) -> int:
+    """Cells for names."""
+    room = max(4, width // 4)
+    return max((len(name) for name in labels(view.layers, room)), default=0)
+
+
+def bar_line(
+    view: View, layer: int, share: float, value: float | None, style: Style, *, width: int, stops: Mapping[int, str]
+) -> Line:
+    """Name, bar, number. `stops` are characters of the scale, drawn where no bar covers them."""
+    names = label_width(view, width)
+    chosen = layer == view.selected
+    line = Line().put("▸" if chosen else " ", ink.NAME)
+    line.fit(labels(view.layers, max(4, width // 4))[layer], names, ink.BRIGHT if chosen else ink.DIM).put(" ")
+    room = bar_room(view, width)
+    drawn = _bar(share, room)
+    line.put(drawn, style)
+    for column in range(len(drawn), room):
+        line.put(stops.get(column, " "), ink.FAINT)
+    return line.put(f"{scientific(value):>{NUMBER}}", ink.BRIGHT if chosen else ink.TEXT)
+
+
+def bar_room(view: View, width: int) -> int:
+    """Cells that a full bar takes."""
+    return max(1, width - label_width(view, width) - 2 - NUMBER)
+
+
+def _bar(share: float, room: int) -> str:
+    if math.isnan(share):
+        return ""
+    eighths = round(share * room * 8)
+    full, rest = divmod(eighths, 8)
+    return "█" * full + (_EIGHTHS[rest] if rest else "")
+
+
+def log_of(value: float | None) -> float:
+    """log10, -inf for 0, NaN for nothing; infinite for an infinite one."""
+    if value is None or math.isnan(value):
+        return math.nan
+    return math.log10(value) if value > 0 else -math.inf

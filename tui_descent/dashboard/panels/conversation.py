@@ -1,0 +1,138 @@
+"""The bottom three lines: what is the matter, what was asked and done last, and the knobs with their keys."""
+
+from __future__ import annotations
+
+import math
+
+from rich.segment import Segment
+from textual.strip import Strip
+
+from tui_descent.dashboard import ink
+from tui_descent.dashboard.figures import count, scientific, short
+from tui_descent.dashboard.panels.events import turned
+from tui_descent.dashboard.panels.finding import finding
+from tui_descent.dashboard.panels.line import Line
+from tui_descent.dashboard.panels.names import labels, target_of
+from tui_descent.dashboard.panels.strips import Panel
+from tui_descent.dashboard.panels.view import View
+from tui_descent.dashboard.plain import plain
+from tui_descent.protocol.commands import AnyCommand, Evaluate, Mark, Pause, Resume, RunSteps, Stop, TurnKnob
+from tui_descent.protocol.events import CommandDone, CommandRejected, KnobTurned
+from tui_descent.scenario.knobs import text_of
+from tui_descent.telemetry.history import History
+
+# Keys, knob, its word, its short word; without a knob the word alone. In the order of the line.
+_KNOBS = (("+ -", "lr", "rate", "rate"), ("a", "activation", "act", ""), ("r", "residual", "residual", "res"))
+_REST = (("space", "pause", ""), ("1-3", "views", ""), ("?", "help", "help"), ("q", "leave", ""))
+
+
+class ConversationPanel(Panel, can_focus=False):
+    """Finding, answer, knobs."""
+
+    def draw(self, view: View, width: int, height: int) -> list[Strip]:
+        """Three rows."""
+        word, style, text, text_style = finding(view)
+        first = Line().put(" ").put(word, style)
+        if text:
+            first.put("  " if word else "").put(text, text_style)
+        return [first.strip(width), _answer(view).strip(width), _knobs(view, width).strip(width)]
+
+
+def asked(command: AnyCommand) -> str:
+    """A request in words."""
+    match command:
+        case TurnKnob():
+            return text_of(command)
+        case Pause():
+            return "pause"
+        case Resume():
+            return "go on"
+        case RunSteps():
+            return "one step" if command.steps == 1 else f"{command.steps:,} steps"
+        case Evaluate():
+            return "evaluation"
+        case Mark():
+            return "mark"
+        case Stop():
+            return "stop"
+
+
+def _answer(view: View) -> Line:
+    exchange, line = view.exchange, Line().put(" ")
+    if exchange.refused:
+        return line.put("not now  ", ink.ORANGE).put(plain(exchange.refused))
+    reply = exchange.reply
+    if reply is None and exchange.asked is not None:
+        return line.put("requested  ", ink.KEY).put(plain(asked(exchange.asked))).put(" …", ink.DIM)
+    if isinstance(reply, CommandRejected):
+        what = plain(asked(exchange.asked) if exchange.asked else reply.knob)
+        return line.put("rejected  ", ink.ORANGE).put(what).put("  ").put(plain(reply.reason), ink.DIM)
+    if isinstance(reply, CommandDone):
+        return line.put("done  ", ink.GREEN).put(plain(reply.what)).put(f" at step {count(reply.step)}", ink.DIM)
+    newest = reply or (view.history.interventions[-1] if view.history.interventions else None)
+    if newest is None:
+        return line.put(_selection(view), ink.DIM)
+    line.put("applied ", ink.GREEN).put("at step ", ink.DIM).put(count(newest.step), ink.BRIGHT).put("  ")
+    line.put(turned(newest))
+    if newest.function_change is not None:
+        line.put(f" · function moved {scientific(newest.function_change)}", ink.DIM)
+    effect = _effect(view.history, newest)
+    return line.put(f" · {effect}", ink.DIM) if effect else line
+
+
+def _effect(history: History, turn: KnobTurned) -> str:
+    """The smoothed loss then and now, once there are steps enough to tell."""
+    pyramid = history.losses.get(turn.segment)
+    since = history.steps - turn.step
+    if turn.knob == "pace" or turn.segment != history.segment or pyramid is None or since < 10:
+        return ""
+    before = pyramid.window(1, max(0, turn.step - 1), turn.step)
+    then = before[0][1][3] if before else math.nan
+    if not (math.isfinite(then) and math.isfinite(history.smooth_loss)):
+        return ""
+    return f"loss {short(then)} → {short(history.smooth_loss)} in {count(since)} steps"
+
+
+def _selection(view: View) -> str:
+    if view.selected is None or not view.selected < len(view.layers):
+        return "arrows select a layer · a and r act on all blocks" if view.layers else ""
+    name, target = labels(view.layers, 40)[view.selected], target_of(view.layers[view.selected])
+    return f"{name} selected: a and r act on {plain(target)}" if target else f"{name} selected: it lies in no block"
+
+
+def _knobs(view: View, width: int) -> Line:
+    """As long as it fits: full words, else short ones, else without the last."""
+    for drop in range(3):
+        line = _knobs_line(view, short_words=drop > 0, views=drop < 2)
+        if line.width <= width:
+            return line
+    return line
+
+
+def _knobs_line(view: View, *, short_words: bool, views: bool) -> Line:
+    line = Line().put(" ")
+    if view.selected is not None and view.selected < len(view.layers):
+        target = target_of(view.layers[view.selected])
+        line.put(f"▸{plain(target or 'no block', 24)}", ink.NAME).put("  ")
+    for keys, knob, word, brief in _KNOBS:
+        _knob(line, view.history, keys, knob, brief if short_words else word)
+    _knob(line, view.history, ", ;", "pace", "pace")
+    for keys, word, brief in _REST:
+        if keys == "1-3" and not views:
+            continue
+        shown = brief if short_words else word
+        if keys == "space" and view.history.state.state in ("paused", "held", "waiting"):
+            shown = "go on"
+        line.put(keys, ink.KEY).put(f" {shown}  " if shown else "  ", ink.DIM)
+    # The blanks behind the last word are no reason to shorten the line.
+    line.segments[-1] = Segment(line.segments[-1].text.rstrip(), ink.DIM)
+    line.width = sum(s.cell_length for s in line.segments)
+    return line
+
+
+def _knob(line: Line, history: History, keys: str, knob: str, word: str) -> None:
+    """`r residual off`: the value as the trainer told it, a dash where the knob cannot act."""
+    away = knob in history.unavailable
+    value = "–" if away else plain(history.knobs.get(knob, "…"), 24)
+    line.put(keys, ink.FAINT if away else ink.KEY).put(f" {word} " if word else " ", ink.DIM)
+    line.put(value, ink.FAINT if away else ink.BRIGHT).put("  ")

@@ -1,0 +1,101 @@
+"""The event log: what was turned, refused, measured on held-out data, noted; newest at the bottom."""
+
+from __future__ import annotations
+
+import textwrap
+
+from rich.style import Style
+from textual.strip import Strip
+
+from tui_descent.dashboard import ink
+from tui_descent.dashboard.figures import count, short
+from tui_descent.dashboard.panels.line import Line
+from tui_descent.dashboard.panels.strips import Panel, notice
+from tui_descent.dashboard.panels.view import View
+from tui_descent.dashboard.plain import plain
+from tui_descent.protocol.events import (
+    CommandRejected,
+    Evaluated,
+    KnobTurned,
+    Marked,
+    MetricLogged,
+    Noted,
+    StateChanged,
+    StepsMissed,
+)
+from tui_descent.telemetry.history import Fact
+
+NUMBER = 8
+
+
+class EventsPanel(Panel):
+    """Everything that happened to the run besides its steps."""
+
+    about = "What happened besides steps: knobs turned, requests refused, held-out loss, marks and notes, each with its step."
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._back = 0
+
+    def scroll_by(self, rows: int) -> None:
+        """Back into the past, and forth again."""
+        self._back = max(0, self._back + rows)
+        self.forget()
+
+    def heading(self, view: View) -> tuple[str, str]:
+        """How many there are."""
+        return "Events  [dim]step · what[/dim]", "newest at the bottom"
+
+    def draw(self, view: View, width: int, height: int) -> list[Strip]:
+        """As many of the newest as fit, wrapped."""
+        facts: list[Fact] = [*view.history.log, *view.history.evaluations]
+        if not facts and view.history.ended is None:
+            return notice([("nothing has happened yet", ink.DIM)], width, height)
+        # Two logs become one; the sort is stable, so one step's facts keep the order they came in.
+        facts.sort(key=lambda fact: getattr(fact, "step", view.history.steps))
+        rows: list[Strip] = []
+        for fact in facts[-height - self._back :]:
+            rows += _rows(getattr(fact, "step", None), *words(fact), width=width)
+        ended = view.history.ended
+        if ended is not None:
+            text = f"{ended.status}{': ' if ended.reason else ''}{plain(ended.reason)}"
+            rows += _rows(ended.step, text, ink.state(ended.status), width=width)
+        self._back = min(self._back, max(0, len(rows) - height))
+        return rows[len(rows) - height - self._back :][:height] if len(rows) > height else rows
+
+
+def words(fact: Fact) -> tuple[str, Style]:
+    """A fact as a sentence and its colour."""
+    match fact:
+        case KnobTurned():
+            return turned(fact), ink.MARK
+        case CommandRejected():
+            return f"rejected {plain(fact.knob, 40)}: {plain(fact.reason)}", ink.ORANGE
+        case Evaluated():
+            accuracy = f", accuracy {fact.accuracy:.1%}" if fact.accuracy is not None else ""
+            return f"held-out loss {short(fact.loss)}{accuracy}", ink.DIM
+        case Marked():
+            return f"▲ {plain(fact.text)}", ink.MARK
+        case StateChanged():
+            return f"{fact.state}{': ' if fact.reason else ''}{plain(fact.reason)}", ink.state(fact.state)
+        case StepsMissed():
+            return f"{count(fact.count)} steps before this one were not seen", ink.ORANGE
+        case MetricLogged():
+            return f"{plain(fact.name, 40)} = {short(fact.value)}", ink.DIM
+        case Noted():
+            return plain(fact.text), {"info": ink.DIM, "warning": ink.ORANGE, "error": ink.RED}[fact.level]
+
+
+def turned(event: KnobTurned) -> str:
+    """`residual off → on, ramp`, with its target and its author where they are not the plain ones."""
+    target = "" if event.target == "all" else f" of {plain(event.target, 40)}"
+    way = f", {plain(event.way, 30)}" if event.way else ""
+    by = {"plan": " (plan)", "send": " (sent)"}.get(event.source, "")
+    return f"{plain(event.knob, 40)}{target} {plain(event.old, 60)} → {plain(event.new, 60)}{way}{by}"
+
+
+def _rows(step: int | None, text: str, style: Style, *, width: int) -> list[Strip]:
+    number = f"{count(step) if step is not None else '':>{NUMBER - 1}} "
+    lines = textwrap.wrap(text, max(10, width - NUMBER - 1)) or [""]
+    first = Line().put(number, ink.DIM).put(lines[0], style).strip(width)
+    return [first, *(Line().put(" " * NUMBER).put(more, style).strip(width) for more in lines[1:])]

@@ -1,0 +1,77 @@
+"""The sentence about the run: what holds it up or, while it runs, how much of the gradient reaches the first block."""
+
+from __future__ import annotations
+
+from rich.style import Style
+
+from tui_descent.dashboard import ink
+from tui_descent.dashboard.figures import count, scientific
+from tui_descent.dashboard.panels.names import target_of
+from tui_descent.dashboard.panels.view import View
+from tui_descent.dashboard.plain import plain
+from tui_descent.protocol.events import RunEnded
+from tui_descent.scenario.claims import first_to_last_grad
+
+# Under one part in a thousand the first block sees next to nothing of what the last one does, and the other way round.
+FADES, GROWS = 1e-3, 1e3
+
+Words = tuple[str, Style, str, Style]
+
+
+def finding(view: View) -> Words:
+    """A word with its colour, and the sentence behind it with its own."""
+    history = view.history
+    if history.ended is not None:
+        return _ended(history.ended)
+    if not view.connected:
+        if not view.trouble:
+            return "connecting", ink.DIM, "looking for the keeper of this run", ink.DIM
+        return "keeper lost", ink.RED, f"{plain(view.trouble)}; what was seen stays on screen, q leaves", ink.TEXT
+    state, reason = history.state.state, plain(history.state.reason)
+    if state == "held":
+        text = f"at step {count(history.steps)}{': ' if reason else ''}{reason}; space goes on without that update, q leaves"
+        return "held", ink.ORANGE, text, ink.TEXT
+    if state == "waiting":
+        return "waiting", ink.state("waiting"), "at its end: space goes on for as many steps, q leaves", ink.TEXT
+    if state == "paused":
+        return (
+            "paused",
+            ink.state("paused"),
+            f"before step {count(history.steps)}: space goes on, . makes one step",
+            ink.TEXT,
+        )
+    if state in ("importing torch", "building"):
+        what = "the network is made" if state == "building" else "takes some seconds once a run"
+        return f"{state}…", ink.DIM, what, ink.DIM
+    if state == "stopping":
+        return "stopping…", ink.ORANGE, reason, ink.TEXT
+    return _flow(view)
+
+
+def _flow(view: View) -> Words:
+    started, readings = view.history.started, view.history.readings
+    ratio = first_to_last_grad(started, readings) if started and readings else None
+    if started is None or ratio is None:
+        return "", ink.DIM, "", ink.DIM
+    blocks = [layer for layer in started.layers if layer.block is not None]
+    first, last = (plain(target_of(layer) or layer.name, 40) for layer in (blocks[0], blocks[-1]))
+    text = f"{first} gets {scientific(ratio)} of {last}'s gradient"
+    if ratio < FADES:
+        return "fades", ink.ORANGE, text, ink.TEXT
+    if ratio > GROWS:
+        return "grows", ink.ORANGE, text, ink.TEXT
+    return "flows", ink.GREEN, text, ink.TEXT
+
+
+def _ended(ended: RunEnded) -> Words:
+    at, reason = f"at step {count(ended.step)}", plain(ended.reason)
+    if ended.status == "lost":
+        why = f" ({reason})" if reason else ""
+        return f"trainer lost{why}", ink.RED, f"{at}; what was seen stays on screen, q leaves", ink.TEXT
+    numbers = []
+    if ended.loss is not None:
+        numbers.append(f"loss {ended.loss:.4g}")
+    if ended.accuracy is not None:
+        numbers.append(f"accuracy {ended.accuracy:.1%}")
+    text = ", ".join([at, *numbers]) + (f": {reason}" if reason else "") + "; q leaves"
+    return ended.status, ink.state(ended.status), text, ink.TEXT

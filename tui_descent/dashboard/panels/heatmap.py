@@ -1,0 +1,155 @@
+"""Gradient flow: layer × time of log10 grad_rms, two layers a text row where need be, output at the top."""
+
+from __future__ import annotations
+
+import math
+
+from rich.segment import Segment
+from rich.style import Style
+from textual.strip import Strip
+
+from tui_descent.dashboard import ink
+from tui_descent.dashboard.figures import decade
+from tui_descent.dashboard.panels.line import Line
+from tui_descent.dashboard.panels.names import labels
+from tui_descent.dashboard.panels.scale import Scale
+from tui_descent.dashboard.panels.strips import Panel, empty
+from tui_descent.dashboard.panels.timeline import Columns, Timeline, gutter, marks
+from tui_descent.dashboard.panels.view import View
+from tui_descent.telemetry.history import LOG_FLOOR
+
+Levels = tuple[int | None, ...]
+
+
+class HeatmapPanel(Panel):
+    """Root-mean-square gradient of every layer's weights over time."""
+
+    about = (
+        "Root-mean-square gradient of each layer's weights, one row a layer (output above, input below), on the loss "
+        "panel's time axis. Dark is small, bright is large; the border carries the scale, which only ever widens. "
+        "Unit: loss per unit of weight."
+    )
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._columns = Columns()
+        self._scale = Scale(-6, 0)
+        self._levels: dict[tuple[object, ...], Levels] = {}
+
+    def cares(self, view: View) -> object:
+        """A new reading or another axis; not each step."""
+        readings = view.history.readings
+        timeline = Timeline.of(view.history, max(1, self.content_size.width), recent=view.recent)
+        newest = (readings.segment, readings.step) if readings else None
+        interventions = (len(view.history.interventions), len(view.history.marks), view.history.state.state)
+        column = (timeline.width, timeline.first, timeline.last_step // timeline.width)
+        return id(view.history), newest, column, view.selected, view.recent, interventions, view.connected
+
+    def heading(self, view: View) -> tuple[str, str]:
+        """What and which way round above, the scale below."""
+        ramp = f"{decade(self._scale.low)} {ink.ramp(12)} {decade(self._scale.high)}"
+        return "Gradient flow  [dim]layer × time, output at the top[/dim]", f"{ramp}  ∂L/∂W rms"
+
+    def draw(self, view: View, width: int, height: int) -> list[Strip]:
+        """One strip a text row."""
+        pyramid = view.history.grads.get(view.history.segment)
+        if not pyramid or not view.layers or pyramid.channels != len(view.layers):
+            return empty(view, width, height, "reading")
+        left = gutter(view, width)
+        timeline = Timeline.of(view.history, width - left, recent=view.recent)
+        bins = self._columns.read(pyramid, timeline.width, timeline.first_step, timeline.last_step)
+        self._scale.follow(view.history)
+        for _, values in bins:
+            self._scale.cover(values, LOG_FLOOR)
+        picture = self._picture(bins, timeline, 2 * height)
+        marked = {column for column, _ in marks(view, timeline)}
+        names = row_names(view, height, left - 2)
+        rows = []
+        for y in range(height):
+            name, chosen = names[y]
+            line = Line().put("▸" if chosen else " ", ink.NAME)
+            line.fit(f"{name:>{left - 2}} ", left - 1, ink.BRIGHT if chosen else ink.DIM)
+            rows.append(line.extend(_row(picture, y, marked)).strip(width))
+        return rows
+
+    def _picture(self, bins: list[tuple[int, list[float]]], timeline: Timeline, halves: int) -> list[Levels]:
+        """Palette levels, column by column. A column without a reading shows the one before it."""
+        shape = (halves, self._scale.low, self._scale.high)
+        by_column = {bin_ - timeline.first: values for bin_, values in bins}
+        newest = timeline.last_step // timeline.width - timeline.first
+        nothing: Levels = (None,) * halves
+        columns: list[Levels] = []
+        kept: dict[tuple[object, ...], Levels] = {}
+        for column in range(timeline.columns):
+            values = by_column.get(column)
+            if values is None:
+                columns.append(columns[-1] if columns and column <= newest else nothing)
+                continue
+            # The open column's values still move, so they are part of what it is known by.
+            key = (column + timeline.first, timeline.width, shape, tuple(values))
+            kept[key] = self._levels.get(key) or column_levels(values, self._scale, halves)
+            columns.append(kept[key])
+        self._levels = kept
+        return columns
+
+
+def column_levels(values: list[float], scale: Scale, halves: int) -> Levels:
+    """Half rows from the top: the output layer first. More layers than half rows are averaged."""
+    upward, count = values[::-1], len(values)
+    levels: list[int | None] = []
+    for half in range(halves):
+        first = half * count // halves
+        last = max(first + 1, (half + 1) * count // halves)
+        known = [v for v in upward[first:last] if not math.isnan(v)]
+        levels.append(ink.level_of(sum(known) / len(known), scale.low, scale.high) if known else None)
+    return tuple(levels)
+
+
+def layers_of_row(y: int, height: int, count: int) -> range:
+    """The layers, in forward order, that a text row shows."""
+    first = 2 * y * count // (2 * height)
+    last = max(first + 1, -(-(2 * y + 2) * count // (2 * height)))
+    return range(max(0, count - last), count - first)
+
+
+def row_names(view: View, height: int, width: int) -> list[tuple[str, bool]]:
+    """Beside each text row its layer's name, where there is room to read it, and whether it is the selected one."""
+    names = labels(view.layers, width)
+    rows: list[tuple[str, bool]] = []
+    shown: set[int] = set()
+    gap = 1 if len(names) >= height else 0
+    since = gap
+    for y in range(height):
+        here = layers_of_row(y, height, len(names))
+        layer = here[-1] if y < height - 1 else here[0]
+        chosen = view.selected in here
+        if chosen and view.selected is not None:
+            layer = view.selected
+        wanted = chosen or y in (0, height - 1) or (since >= gap and y < height - 1 - gap)
+        if wanted and layer not in shown:
+            rows.append((names[layer], chosen))
+            shown.add(layer)
+            since = 0
+        else:
+            rows.append(("", chosen))
+            since += 1
+    return rows
+
+
+def _row(picture: list[Levels], y: int, marked: set[int]) -> list[Segment]:
+    segments: list[Segment] = []
+    text, style = "", Style()
+    for column, levels in enumerate(picture):
+        top, bottom = levels[2 * y], levels[2 * y + 1]
+        if column in marked:
+            character, wanted = "┊", ink.marked(bottom)
+        else:
+            character, wanted = ("▀" if top != bottom else " "), ink.cell(top, bottom)
+        if wanted is style:
+            text += character
+            continue
+        if text:
+            segments.append(Segment(text, style))
+        text, style = character, wanted
+    segments.append(Segment(text, style))
+    return segments

@@ -1,0 +1,36 @@
+"""A scale of whole decades for magnitudes that only ever widens, so that a colour or a bar keeps its meaning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from tui_descent.telemetry.history import History
+
+MAX_DECADES = 30
+
+
+class Scale:
+    """Low and high exponent of ten. A new history starts a new scale."""
+
+    def __init__(self, low: int, high: int) -> None:
+        self._start = (low, high)
+        self._history: int | None = None
+        self.low, self.high = low, high
+
+    def follow(self, history: History) -> None:
+        """Begin again when the history is another one."""
+        if self._history != id(history):
+            self._history = id(history)
+            self.low, self.high = self._start
+
+    def cover(self, logs: Iterable[float], floor: float) -> None:
+        """Widen so far that these log10 magnitudes fit; what lies at the floor is drawn there and widens nothing."""
+        for log in logs:
+            if log > floor and math.isfinite(log):
+                self.high = max(self.high, math.ceil(log))
+                self.low = min(self.low, max(math.floor(log), self.high - MAX_DECADES))
+
+    def place(self, log: float) -> float:
+        """0 at the lower end, 1 at the upper; NaN stays NaN."""
+        return min(max((log - self.low) / (self.high - self.low), 0.0), 1.0) if not math.isnan(log) else math.nan

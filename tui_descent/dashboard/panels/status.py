@@ -1,0 +1,77 @@
+"""The line at the top: what is trained, how far it is, and its state as a word."""
+
+from __future__ import annotations
+
+import math
+
+from rich.cells import cell_len
+from rich.style import Style
+from textual.strip import Strip
+
+from tui_descent.dashboard import ink
+from tui_descent.dashboard.figures import count, rate, short
+from tui_descent.dashboard.panels.line import Line
+from tui_descent.dashboard.panels.strips import Panel
+from tui_descent.dashboard.panels.view import View
+from tui_descent.dashboard.plain import plain
+
+Part = list[tuple[str, Style]]
+
+
+class StatusPanel(Panel, can_focus=False):
+    """Name, numbers, state."""
+
+    def draw(self, view: View, width: int, height: int) -> list[Strip]:
+        """The state stands at the right edge; of the rest, what does not fit is left out by rank."""
+        word, style = state_of(view)
+        end = Line().put("● ", style).put(word, style).put(" ")
+        room = width - end.width - 1
+        parts = _parts(view)
+        kept = sorted(range(len(parts)), key=lambda n: parts[n][0])
+        while kept and sum(_width(parts[n][1]) + 2 for n in kept) > room:
+            kept.pop()
+        line = Line().put(" ")
+        for n in sorted(kept):
+            for text, ink_ in parts[n][1]:
+                line.put(text, ink_)
+            line.put("  ")
+        return [line.at(width - end.width).extend(end.segments).strip(width)]
+
+
+def state_of(view: View) -> tuple[str, Style]:
+    """The word for what goes on, and its colour."""
+    history = view.history
+    if history.ended is not None:
+        return history.ended.status, ink.state(history.ended.status)
+    if not view.connected:
+        if history.started is None and not view.trouble:
+            return "connecting", ink.DIM
+        return "keeper lost", ink.state("lost")
+    return history.state.state, ink.state(history.state.state)
+
+
+def _parts(view: View) -> list[tuple[int, Part]]:
+    """Phrases in reading order, each with its rank: 0 is left out last."""
+    history, started = view.history, view.history.started
+    name = plain(started.name if started else view.name, 40)
+    parts: list[tuple[int, Part]] = [(0, [(name or "run", ink.NAME)])]
+    if started is not None:
+        about = " · ".join(p for p in (plain(started.about, 80), plain(started.device, 20)) if p)
+        parts.append((6, [(about, ink.DIM)]))
+    if view.steps_known:
+        steps = f"/{count(started.steps)}" if started and started.steps else ""
+        parts.append((1, [("step ", ink.DIM), (f"{count(history.steps):>5}", ink.BRIGHT), (steps, ink.DIM)]))
+        parts.append((3, [(f"{rate(history.steps_per_s):>4}/s", ink.TEXT)]))
+        bad = not math.isfinite(history.loss)
+        loss = short(history.loss if bad else history.smooth_loss)
+        parts.append((2, [("loss ", ink.DIM), (f"{loss:<6}", ink.RED if bad else ink.BRIGHT)]))
+    if history.evaluations:
+        newest = history.evaluations[-1]
+        parts.append((4, [("val ", ink.DIM), (f"{short(newest.loss):<6}", ink.TEXT)]))
+        if newest.accuracy is not None:
+            parts.append((5, [("acc ", ink.DIM), (f"{newest.accuracy:6.1%}", ink.TEXT)]))
+    return parts
+
+
+def _width(part: Part) -> int:
+    return sum(cell_len(text) for text, _ in part)

@@ -1,0 +1,50 @@
+"""What this run is about: the scenario's own words, for screens with room to spare."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+from textual.strip import Strip
+
+from tui_descent.dashboard import ink
+from tui_descent.dashboard.figures import count
+from tui_descent.dashboard.panels.line import Line
+from tui_descent.dashboard.panels.strips import Panel, empty
+from tui_descent.dashboard.panels.view import View
+from tui_descent.dashboard.plain import plain
+
+
+class StoryPanel(Panel):
+    """Title, story and the run's plain facts."""
+
+    about = "The scenario's title and story, and the run's size, device, seed and versions."
+
+    def cares(self, view: View) -> object:
+        """It is told once."""
+        return id(view.history.started), view.connected, view.history.state.state
+
+    def heading(self, view: View) -> tuple[str, str]:
+        """A fixed title; the scenario's own stands inside."""
+        return "Scenario", ""
+
+    def draw(self, view: View, width: int, height: int) -> list[Strip]:
+        """Facts first: the story may be cut."""
+        started = view.history.started
+        if started is None:
+            return empty(view, width, height, "word of the trainer")
+        scenario: dict[str, Any] = started.scenario or {}
+        rows = [Line().put(plain(started.title, 200), ink.BRIGHT).strip(width)]
+        facts = [
+            f"{count(started.parameters)} parameters in {len(started.layers)} layers",
+            f"{plain(started.device, 20)}, {started.threads} threads"
+            if started.threads > 1
+            else plain(started.device, 20),
+            " ".join(f"{plain(k, 20)} {plain(v, 20)}" for k, v in started.versions.items()),
+        ]
+        rows += [Line().put(fact, ink.DIM).strip(width) for fact in facts if fact]
+        rows.append(Line().strip(width))
+        for paragraph in str(scenario.get("story", "")).split("\n\n"):
+            lines = textwrap.wrap(plain(" ".join(paragraph.split()), 4000), max(10, width))
+            rows += [Line().put(line).strip(width) for line in lines] + [Line().strip(width)]
+        return rows[:height]

@@ -1,0 +1,33 @@
+"""What a panel is given to draw: the run's history and how the person wants to see it. Nothing here is kept by a panel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tui_descent.dashboard.bridge import Exchange
+from tui_descent.protocol.events import Layer
+from tui_descent.telemetry.history import History
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """`selected` numbers a layer in forward order; `recent` asks for the last steps instead of the whole run."""
+
+    history: History
+    name: str = ""
+    exchange: Exchange = Exchange()
+    connected: bool = True
+    trouble: str = ""
+    log: bool = True
+    recent: bool = False
+    selected: int | None = None
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The run's layers in forward order; none before it has started."""
+        return self.history.started.layers if self.history.started else ()
+
+    @property
+    def steps_known(self) -> bool:
+        """Whether there is a step to draw."""
+        return bool(self.history.losses)

@@ -1,0 +1,214 @@
+"""The one screen of a run: three views over the same panels, drawn at the frame rate, and only what changed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
+
+import msgspec
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Horizontal, Vertical
+from textual.screen import Screen
+from textual.widget import Widget
+
+from tui_descent.dashboard import actions
+from tui_descent.dashboard.bridge import Bridge
+from tui_descent.dashboard.panels.conversation import ConversationPanel
+from tui_descent.dashboard.panels.ending import EndingPanel
+from tui_descent.dashboard.panels.events import EventsPanel
+from tui_descent.dashboard.panels.gradients import GradientsPanel
+from tui_descent.dashboard.panels.heatmap import HeatmapPanel
+from tui_descent.dashboard.panels.loss import LossPanel
+from tui_descent.dashboard.panels.names import target_of
+from tui_descent.dashboard.panels.status import StatusPanel
+from tui_descent.dashboard.panels.story import StoryPanel
+from tui_descent.dashboard.panels.strips import Panel
+from tui_descent.dashboard.panels.updates import UpdatesPanel
+from tui_descent.dashboard.panels.view import View
+from tui_descent.dashboard.screens.too_small import MIN_HEIGHT, MIN_WIDTH, TooSmall
+from tui_descent.protocol.commands import AnyCommand, TurnKnob
+from tui_descent.scenario.knobs import KNOBS
+
+if TYPE_CHECKING:
+    from tui_descent.dashboard.app import DescentApp
+
+
+class RunScreen(Screen[None]):
+    """Holds how the person wants to see the run; the run itself is the bridge's."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [*actions.bindings()]
+    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-narrow"), (100, "-wide"), (160, "-huge")]
+    VERTICAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-low"), (30, "-tall")]
+    AUTO_FOCUS = None
+
+    def __init__(self, bridge: Bridge, *, name: str) -> None:
+        super().__init__()
+        self.bridge = bridge
+        self.look = View(history=bridge.history, name=name)
+        self._drawn: object = None
+        self.add_class("view-overview")
+
+    def compose(self) -> ComposeResult:
+        """All panels; the stylesheet says which are seen in which view and at which size."""
+        yield StatusPanel(id="status")
+        with Horizontal(id="body"):
+            with Vertical(id="time"):
+                yield LossPanel(id="loss")
+                yield HeatmapPanel(id="heatmap")
+            with Vertical(id="now"):
+                yield GradientsPanel(id="gradients")
+                yield UpdatesPanel(id="updates")
+            with Vertical(id="more"):
+                yield EventsPanel(id="events")
+                yield StoryPanel(id="story")
+        yield EndingPanel(id="ending")
+        yield ConversationPanel(id="conversation")
+        yield TooSmall(id="too-small")
+
+    def draw(self) -> None:
+        """One frame, if anything is new since the last one."""
+        key = (self.bridge.revision, self.look)
+        if key == self._drawn:
+            return
+        self._drawn = key
+        bridge = self.bridge
+        self.look = replace(
+            self.look,
+            history=bridge.history,
+            exchange=bridge.exchange,
+            connected=bridge.connected,
+            trouble=bridge.trouble,
+        )
+        if self.look.selected is not None and self.look.selected >= len(self.look.layers) > 0:
+            self.look = replace(self.look, selected=None)
+        self._drawn = (self.bridge.revision, self.look)
+        for panel in self.query(Panel):
+            panel.show(self.look)
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Say what is needed where the picture does not fit."""
+        small = event.size.width < MIN_WIDTH or event.size.height < MIN_HEIGHT
+        self.set_class(small, "too-small")
+
+    def redraw(self) -> None:
+        """Draw at the next frame though the run has told nothing new: the room has changed."""
+        self._drawn = None
+
+    def action_press(self, place: int, pressed: str) -> None:
+        """A key of the table."""
+        actions.press(self, place, pressed)
+
+    # What keys ask for.
+
+    def can_turn(self, knob: str) -> bool:
+        """Whether a knob can act in this run; if not, the reason goes on screen."""
+        history = self.bridge.history
+        if knob in history.unavailable:
+            self.bridge.refuse(f"{KNOBS[knob].title}: {history.unavailable[knob]}")
+            return False
+        if history.started is None:
+            self.bridge.refuse("the network is not built yet")
+            return False
+        return True
+
+    def ask(self, command: AnyCommand) -> None:
+        """Send a command, unless its knob cannot act here."""
+        if not isinstance(command, TurnKnob) or self.can_turn(command.knob):
+            self.bridge.send(command)
+
+    def ask_for_target(self, command: TurnKnob) -> None:
+        """Send a turn for what is selected, where its knob can act on less than the whole net."""
+        target = self.target() if KNOBS[command.knob].targets == "block" else "all"
+        if target is not None:
+            self.ask(msgspec.structs.replace(command, target=target))
+
+    def value(self, knob: str, target: str = "all") -> str:
+        """A knob's value, counting what is asked for already: a key pressed twice goes two steps."""
+        return self.bridge.expected(knob, target) or actions.value_of(self.bridge.history, knob, target)
+
+    def target(self) -> str | None:
+        """What knobs act on; None, and the reason on screen, where the selected layer is in no block."""
+        if self.look.selected is None or self.look.selected >= len(self.look.layers):
+            return "all"
+        layer = self.look.layers[self.look.selected]
+        target = target_of(layer)
+        if target is None:
+            self.bridge.refuse(f"{layer.name} lies in no block; escape selects the whole net")
+        return target
+
+    # How the person looks at it.
+
+    def toggle_log(self) -> None:
+        """Logarithmic or linear loss."""
+        self.look = replace(self.look, log=not self.look.log)
+
+    def toggle_window(self) -> None:
+        """Whole run or last steps."""
+        self.look = replace(self.look, recent=not self.look.recent)
+
+    def show_view(self, view: str) -> None:
+        """Overview, layers or events."""
+        self._unzoom()
+        for name in actions.VIEWS:
+            self.set_class(name == view, f"view-{name}")
+        if isinstance(self.focused, Widget) and not self.focused.is_on_screen:
+            self.set_focus(None)
+        if view == "events":
+            self.set_focus(self.query_one(EventsPanel))
+
+    def focus_next_panel(self) -> None:
+        """Round all panels that can be seen."""
+        self.focus_next(Panel)
+
+    def zoom(self) -> None:
+        """The focused panel alone, and back."""
+        if self.has_class("zoomed"):
+            self._unzoom()
+            return
+        panel = self.focused if isinstance(self.focused, Panel) else self.query_one(LossPanel)
+        self.set_focus(panel)
+        self.add_class("zoomed")
+        panel.add_class("zoomed-on")
+        if isinstance(panel.parent, Widget):
+            panel.parent.add_class("zoomed-on")
+
+    def _unzoom(self) -> None:
+        self.remove_class("zoomed")
+        for widget in self.query(".zoomed-on"):
+            widget.remove_class("zoomed-on")
+
+    def move(self, up: int) -> None:
+        """Select the next layer towards the output, or scroll where there are no layers."""
+        if isinstance(self.focused, EventsPanel):
+            self.focused.scroll_by(up)
+            self.redraw()
+            return
+        count = len(self.look.layers)
+        if count:
+            now = self.look.selected
+            selected = (count - 1 if up < 0 else 0) if now is None else min(max(now + up, 0), count - 1)
+            self.look = replace(self.look, selected=selected)
+
+    def clear_selection(self) -> None:
+        """No layer: knobs act on the whole net."""
+        if self.has_class("zoomed"):
+            self._unzoom()
+        self.look = replace(self.look, selected=None)
+
+    def open_layer(self) -> None:
+        """All readings of the selected layer."""
+        from tui_descent.dashboard.dialogs.layer import LayerDialog
+
+        if not self.look.layers:
+            self.bridge.refuse("the network is not built yet")
+            return
+        layer = self.look.selected if self.look.selected is not None else len(self.look.layers) - 1
+        self.look = replace(self.look, selected=layer)
+        self.app.push_screen(LayerDialog(self.bridge, layer))
+
+    def leave(self) -> None:
+        """Ask how, unless the run is over already."""
+        descent: DescentApp = self.app  # type: ignore[assignment]
+        descent.leave()

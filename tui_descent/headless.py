@@ -1,0 +1,188 @@
+"""A run without a screen: the keeper in the foreground, its events printed as JSON or as progress and a summary."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType
+
+from tui_descent.keeper.process import clear
+from tui_descent.keeper.serve import Keeper
+from tui_descent.keeper.trainer import Trainer
+from tui_descent.protocol.channel import ChannelError
+from tui_descent.protocol.events import (
+    AnyEvent,
+    CommandRejected,
+    KnobTurned,
+    Noted,
+    RunEnded,
+    StateChanged,
+    Status,
+)
+from tui_descent.protocol.launch import Launch
+from tui_descent.telemetry.history import History
+from tui_descent.telemetry.jsonl import JsonLines
+
+EXIT_CODES: dict[Status, int] = {"finished": 0, "stopped": 0, "failed": 1, "diverged": 3, "lost": 4}
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+REDRAW_S = 0.1
+REPORT_S = 10.0
+
+
+def run(launch: Launch, *, json: bool = False, listen: Callable[[AnyEvent], None] | None = None) -> int:
+    """Run to the end; the exit code. `listen` takes the events instead of the printers."""
+    printer = listen or (JsonPrinter() if json else Progress())
+    code, caught = 1, 0
+
+    def guarded(event: AnyEvent) -> None:
+        try:
+            printer(event)
+        except BrokenPipeError:  # the reader of our output has left: nobody is to be told any more
+            _silence()
+            keeper.stop("the reader of the output left")
+
+    keeper = Keeper(launch, on_event=guarded)
+
+    def stop(number: int, _: FrameType | None) -> None:
+        nonlocal caught
+        caught = number
+        keeper.stop(signal.Signals(number).name)
+
+    old = {number: signal.signal(number, stop) for number in SIGNALS}
+    try:
+        ended = keeper.run(lambda: Trainer.start(launch))
+        code = 128 + caught if caught and ended.status == "stopped" else EXIT_CODES[ended.status]
+        if ended.status in ("failed", "lost") and not listen:
+            _tell_failure(ended)
+        else:
+            clear(launch.path)
+    except (ChannelError, OSError) as error:
+        print(f"tui-descent: {error}", file=sys.stderr)
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+    return code
+
+
+class JsonPrinter:
+    """One object a line on stdout."""
+
+    def __init__(self) -> None:
+        self._lines = JsonLines()
+
+    def __call__(self, event: AnyEvent) -> None:
+        """Print the event's lines; what a reader may wait for is flushed at once."""
+        text = "".join(line + "\n" for line in self._lines.lines(event))
+        if text:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+
+class Progress:
+    """A progress line on stderr while it runs, a summary and the loss as a chart on stdout at the end."""
+
+    def __init__(self) -> None:
+        self._history = History()
+        self._live = sys.stderr.isatty()
+        self._drawn_s = 0.0
+        self._width = 0
+        self._begun_s = time.monotonic()
+
+    def __call__(self, event: AnyEvent) -> None:
+        """Take in an event and print what is due."""
+        self._history.apply(event)
+        match event:
+            case RunEnded():
+                self._clear()
+                self._summary(event)
+            case StateChanged(state="importing torch" | "building"):
+                self._line(f"{event.state}…", always=True)
+            case KnobTurned():
+                way = f", {event.way}" if event.way else ""
+                self._say(f"step {event.step}: {event.knob} {event.old} → {event.new}{way}")
+            case CommandRejected():
+                self._say(f"step {event.step}: {event.knob or 'command'} rejected: {event.reason}")
+            case Noted():
+                self._say(f"step {event.step}: {event.text}")
+            case _:
+                self._line(self._text())
+
+    def _text(self) -> str:
+        h = self._history
+        total = h.started.steps if h.started else None
+        rate = f"{h.steps_per_s:,.0f} steps/s" if h.steps_per_s else ""
+        left = ""
+        if total and h.steps_per_s:
+            left = f"ETA {max(0, total - h.steps) / h.steps_per_s:,.0f} s"
+        return "  ".join(
+            part
+            for part in (f"step {h.steps:,}{f'/{total:,}' if total else ''}", f"loss {h.loss:.4g}", rate, left)
+            if part
+        )
+
+    def _line(self, text: str, *, always: bool = False) -> None:
+        now_s = time.monotonic()
+        if not always and now_s - self._drawn_s < (REDRAW_S if self._live else REPORT_S):
+            return
+        self._drawn_s = now_s
+        if self._live:
+            print("\r" + text.ljust(self._width), end="", file=sys.stderr, flush=True)
+            self._width = len(text)
+        elif not always:
+            print(text, file=sys.stderr, flush=True)
+
+    def _say(self, text: str) -> None:
+        self._clear()
+        print(text, file=sys.stderr, flush=True)
+
+    def _clear(self) -> None:
+        if self._live and self._width:
+            print("\r" + " " * self._width + "\r", end="", file=sys.stderr, flush=True)
+            self._width = 0
+
+    def _summary(self, ended: RunEnded) -> None:
+        from tui_descent.dashboard.charts import loss_chart_text
+
+        h = self._history
+        name = h.started.name if h.started else "run"
+        seconds = time.monotonic() - self._begun_s
+        facts = [f"{name}: {ended.status}", f"{ended.step:,} steps in {seconds:.1f} s"]
+        if ended.loss is not None:
+            facts.append(f"loss {ended.loss:.6g}")
+        if ended.accuracy is not None:
+            facts.append(f"accuracy {ended.accuracy:.4f}")
+        if ended.position is not None:
+            facts.append("w = " + ", ".join(f"{v:.12g}" for v in ended.position))
+        if h.steps:
+            width, height = _size()
+            print(loss_chart_text(h, width=width, height=height))
+        print(" · ".join(facts))
+        if ended.reason:
+            print(f"  {ended.reason}")
+
+
+def _size() -> tuple[int, int]:
+    columns = 80
+    with contextlib.suppress(OSError):
+        columns = os.get_terminal_size(sys.stdout.fileno()).columns
+    return min(max(columns, 40), 120), 16
+
+
+def _tell_failure(ended: RunEnded) -> None:
+    for line in ended.log_tail:
+        print(f"  | {line}", file=sys.stderr)
+    print(f"tui-descent: {ended.reason}", file=sys.stderr)
+    if ended.log_path:
+        print(f"tui-descent: the trainer's output is in {ended.log_path}", file=sys.stderr)
+
+
+def _silence() -> None:
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())
+    os.close(devnull)

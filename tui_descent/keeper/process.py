@@ -1,0 +1,53 @@
+"""The keeper as a process behind a dashboard or a loop: `python -m tui_descent.keeper.process FOLDER [--parent FD]`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import sys
+from pathlib import Path
+from types import FrameType
+
+from tui_descent.keeper.serve import Keeper
+from tui_descent.keeper.trainer import Trainer
+from tui_descent.protocol.channel import ChannelError
+from tui_descent.protocol.launch import PARENT, Launch
+
+
+def main(argv: list[str]) -> int:
+    """Keep one run. Its own troubles go to the run's log."""
+    folder = Path(argv[0])
+    try:
+        launch = Launch.read(folder)
+        keeper = Keeper(launch)
+
+        def stop(number: int, _: FrameType | None) -> None:
+            keeper.stop(signal.Signals(number).name)
+
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, stop)
+        if len(argv) == 3 and argv[1] == PARENT:
+            parent = os.getppid()
+            link = socket.socket(fileno=int(argv[2]))
+            ended = keeper.run(lambda: Trainer.adopt(link, parent=parent))
+        else:
+            ended = keeper.run(lambda: Trainer.start(launch))
+    except (ChannelError, OSError) as error:
+        print(f"keeper: {error}", file=sys.stderr)
+        return 1
+    if ended.status in ("finished", "stopped"):
+        clear(folder)
+    return 0
+
+
+def clear(folder: Path) -> None:
+    """Remove a run's folder: nothing in it is worth keeping once the run ended well."""
+    with contextlib.suppress(OSError):
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

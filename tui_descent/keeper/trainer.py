@@ -1,0 +1,113 @@
+"""The trainer as its keeper sees it: a process that was started or that is the parent, a socket, a ring, a log."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from tui_descent.protocol.channel import Peer
+from tui_descent.protocol.codec import MAX_TO_VIEWER
+from tui_descent.protocol.launch import ENV_FOLDER, ENV_LINK, LOG_FILE, Launch
+
+LOG_LINES = 12
+LOG_TAIL_BYTES = 8192
+
+
+class Trainer:
+    """A process that trains. `end()` tells how it ended, once it has."""
+
+    def __init__(self, link: socket.socket, *, process: subprocess.Popen[bytes] | None, parent: int | None) -> None:
+        self.link = Peer(link, limit=MAX_TO_VIEWER)
+        self.process = process
+        self._parent = parent
+        self.pid = process.pid if process else parent or 0
+        self._pidfd = _pidfd(self.pid)
+
+    @classmethod
+    def start(cls, launch: Launch) -> Trainer:
+        """Start the scenario's trainer or the user's own command, its output into the run's log. Raises `OSError`."""
+        ours, theirs = socket.socketpair()
+        command = launch.command or (sys.executable, "-m", "tui_descent.training.process", launch.folder)
+        env = os.environ | {ENV_FOLDER: launch.folder, ENV_LINK: str(theirs.fileno()), "PYTHONUNBUFFERED": "1"}
+        with theirs, (launch.path / LOG_FILE).open("ab") as log:
+            try:
+                # A session of its own: the terminal's ctrl+c is the keeper's to pass on, as a Stop.
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=env,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                )
+            except OSError:
+                ours.close()
+                raise
+        return cls(ours, process=process, parent=None)
+
+    @classmethod
+    def adopt(cls, link: socket.socket, *, parent: int) -> Trainer:
+        """The loop that started this keeper."""
+        return cls(link, process=None, parent=parent)
+
+    @property
+    def wakes(self) -> int | None:
+        """A file descriptor that turns readable at the process's end, where the system has one."""
+        return self._pidfd
+
+    def ended(self) -> bool:
+        """Whether the process is gone."""
+        if self.process is not None:
+            return self.process.poll() is not None
+        return self.link.closed is not None or os.getppid() != self._parent
+
+    def exit_code(self) -> int | None:
+        """As `subprocess` counts: negative for a signal. None where only its own parent was told."""
+        return self.process.returncode if self.process is not None else None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Signal a trainer of ours and what it started; a loop that started this keeper is left alone."""
+        if self.process is not None and self.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, number)
+
+    def close(self) -> None:
+        """Close what is held of it."""
+        self.link.close()
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+            self._pidfd = None
+
+
+def how_it_ended(code: int | None) -> str:
+    """`signal 9`, `exit code 3` or that only its parent knows."""
+    if code is None:
+        return "cause unknown"
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def log_tail(folder: Path) -> tuple[str, ...]:
+    """The last lines the trainer printed."""
+    try:
+        with (folder / LOG_FILE).open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - LOG_TAIL_BYTES))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ()
+    return tuple(line[:500] for line in text.splitlines()[-LOG_LINES:])
+
+
+def _pidfd(pid: int) -> int | None:
+    if not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None

@@ -1,0 +1,73 @@
+"""How a run is handed from the command line to its keeper and on to its trainer: one file in the run's folder."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+# The trainer finds its run by these: the run's folder, and the inherited socket to the keeper.
+ENV_FOLDER = "TUI_DESCENT_RUN"
+ENV_LINK = "TUI_DESCENT_LINK"
+LAUNCH_FILE, LOG_FILE, RING_FILE, CLAIM_FILE = "launch.json", "run.log", "ring", "claimed"
+
+
+class Launch(msgspec.Struct, frozen=True, kw_only=True):
+    """One run's orders. `command` is an own script; otherwise the scenario is trained.
+
+    `attended`: a person watches, so the run waits at its end, is held on a fault, and ends when the last viewer leaves.
+    `pace` is in steps a second, None as fast as it goes. `watch_at` forces readings at these steps.
+    """
+
+    run: str
+    name: str
+    folder: str
+    socket: str | None
+    scenario: dict[str, Any] | None = None
+    command: tuple[str, ...] | None = None
+    attended: bool = False
+    pace: float | None = None
+    plan: tuple[tuple[int, str], ...] = ()
+    watch_every: int | None = None
+    watch_budget: float = 0.01
+    watch_at: tuple[int, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """The run's folder."""
+        return Path(self.folder)
+
+    def write(self) -> None:
+        """Put it into its folder. Raises `OSError`."""
+        (self.path / LAUNCH_FILE).write_bytes(msgspec.json.encode(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> Launch:
+        """The run's orders. Raises `OSError` or `msgspec.DecodeError`."""
+        return msgspec.json.decode((folder / LAUNCH_FILE).read_bytes(), type=cls)
+
+
+PARENT = "--parent"
+
+
+def start_keeper(launch: Launch, *, link: socket.socket | None = None) -> subprocess.Popen[bytes]:
+    """Start a keeper in a session of its own, out of reach of a hang-up. `link` makes the caller its trainer.
+
+    Raises `OSError`.
+    """
+    command = [sys.executable, "-m", "tui_descent.keeper.process", launch.folder]
+    if link is not None:
+        command += [PARENT, str(link.fileno())]
+    with (launch.path / LOG_FILE).open("ab") as log:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=[] if link is None else [link.fileno()],
+            start_new_session=True,
+        )

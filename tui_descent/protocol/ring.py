@@ -1,0 +1,187 @@
+"""The shared memory between one trainer (writer) and one keeper (reader): losses, readings, the command flag.
+
+One file, mapped by both; it outlives either. The trainer creates it with its blocks reserved, since a hole on a full
+disk would kill by SIGBUS at some later step. Single writer, single reader; a record counts once its number is in place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+MAGIC = 0x7D1E5CE7
+LAYOUT = 1
+HEADER_BYTES = 4096
+# Offsets of the header's single words. The trainer writes all; the keeper raises FLAG.
+HEARTBEAT, FLAG = 256, 512
+
+# number + 1, step, loss, lr, time_s, segment, skipped. The number comes last to be written, first to be read.
+STEP = struct.Struct("<QqdddiI")
+STEP_CAPACITY = 1 << 17
+READING_CAPACITY = 32
+READING_HEAD = struct.Struct("<Qqidd")  # number + 1, step, segment, global_grad_norm, watch_cost
+_head = struct.Struct("<IIIIII")
+_word = struct.Struct("<Q")
+_real = struct.Struct("<d")
+
+
+class StepRecord(msgspec.Struct, frozen=True):
+    """One update as the trainer wrote it."""
+
+    step: int
+    loss: float
+    lr: float
+    time_s: float
+    segment: int
+    skipped: bool
+
+
+class ReadingRecord(msgspec.Struct, frozen=True):
+    """One reading: a row a layer, `1 + columns` wide, that starts with the bits of the columns that apply."""
+
+    step: int
+    segment: int
+    global_grad_norm: float
+    watch_cost: float
+    rows: list[tuple[float, ...]]
+
+
+class Ring:
+    """The mapped file. Create it in the trainer, open it in the keeper."""
+
+    def __init__(self, path: Path, memory: mmap.mmap) -> None:
+        self.path = path
+        self._memory = memory
+        magic, layout, self._steps, self._readings, self.layers, self.columns = _head.unpack_from(memory, 0)
+        if magic != MAGIC or layout != LAYOUT:
+            raise ValueError(f"{path} is no ring of layout {LAYOUT}")
+        self._row = struct.Struct(f"<{1 + self.columns}d")
+        self._slot_bytes = READING_HEAD.size + self.layers * self._row.size
+        self._readings_at = HEADER_BYTES + self._steps * STEP.size
+        self._written = 0
+        self._readings_written = 0
+        self._read = 0
+        self._readings_read = 0
+        self.missed = 0
+
+    @classmethod
+    def create(cls, path: Path, *, layers: int, columns: int, steps: int = STEP_CAPACITY) -> Ring:
+        """A fresh ring. Raises `OSError` when the disk cannot hold it."""
+        slot = READING_HEAD.size + layers * (1 + columns) * 8
+        size = HEADER_BYTES + steps * STEP.size + READING_CAPACITY * slot
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(fd, 0, size)
+            else:
+                os.ftruncate(fd, size)
+            memory = mmap.mmap(fd, size)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(fd)
+        _head.pack_into(memory, 0, MAGIC, LAYOUT, steps, READING_CAPACITY, layers, columns)
+        return cls(path, memory)
+
+    @classmethod
+    def open(cls, path: Path) -> Ring:
+        """The keeper's view. Raises `OSError` or `ValueError`."""
+        with path.open("r+b") as file:
+            return cls(path, mmap.mmap(file.fileno(), 0))
+
+    # The trainer's side.
+
+    def write_step(self, step: int, loss: float, lr: float, time_s: float, segment: int, skipped: bool) -> None:
+        """Append one update; overwrites the oldest when nobody has read for a whole ring."""
+        at = HEADER_BYTES + (self._written % self._steps) * STEP.size
+        self._written += 1
+        STEP.pack_into(self._memory, at, 0, step, loss, lr, time_s, segment, skipped)
+        _word.pack_into(self._memory, at, self._written)
+
+    def write_reading(
+        self, step: int, segment: int, global_grad_norm: float, watch_cost: float, rows: Sequence[Sequence[float]]
+    ) -> None:
+        """Append one reading, a row a layer."""
+        at = self._readings_at + (self._readings_written % self._readings) * self._slot_bytes
+        self._readings_written += 1
+        READING_HEAD.pack_into(self._memory, at, 0, step, segment, global_grad_norm, watch_cost)
+        place = at + READING_HEAD.size
+        for row in rows:
+            self._row.pack_into(self._memory, place, *row)
+            place += self._row.size
+        _word.pack_into(self._memory, at, self._readings_written)
+
+    def beat(self, now_s: float) -> None:
+        """Show that the trainer is alive; `time.monotonic()`, which all processes share."""
+        _real.pack_into(self._memory, HEARTBEAT, now_s)
+
+    def flagged(self) -> bool:
+        """Whether the keeper has said "look at your commands"."""
+        return self._memory[FLAG] != 0
+
+    def lower_flag(self) -> None:
+        """Say that the look begins: lowered before the commands are read, so that none sent meanwhile is missed."""
+        self._memory[FLAG] = 0
+
+    # The keeper's side.
+
+    def raise_flag(self) -> None:
+        """Tell the trainer to look at its commands; raised after they are sent."""
+        self._memory[FLAG] = 1
+
+    def heartbeat(self) -> float:
+        """When the trainer last showed itself."""
+        return float(_real.unpack_from(self._memory, HEARTBEAT)[0])
+
+    def read_steps(self, *, limit: int = 4096) -> list[StepRecord]:
+        """The next unread updates, at most `limit`; `missed` counts those overwritten before they were read."""
+        found: list[StepRecord] = []
+        while len(found) < limit:
+            at = HEADER_BYTES + (self._read % self._steps) * STEP.size
+            number, step, loss, lr, time_s, segment, skipped = STEP.unpack_from(self._memory, at)
+            if number != self._read + 1:
+                if number <= self._read + 1:
+                    break
+                self._skip_to_oldest(number)
+                continue
+            if _word.unpack_from(self._memory, at)[0] != number:
+                continue
+            found.append(StepRecord(step, loss, lr, time_s, segment, bool(skipped)))
+            self._read += 1
+        return found
+
+    def _skip_to_oldest(self, number: int) -> None:
+        # The slot was written a round later than expected: all up to one ring before that write is gone. Half a
+        # ring more is given up, or the writer would overtake again at once.
+        oldest = number - self._steps + self._steps // 2
+        self.missed += oldest - self._read
+        self._read = oldest
+
+    def read_readings(self) -> Iterator[ReadingRecord]:
+        """The unread readings that are still there, oldest first."""
+        newest = max(self._reading_number(n) for n in range(self._readings))
+        for number in range(max(self._readings_read + 1, newest - self._readings + 1), newest + 1):
+            at = self._readings_at + ((number - 1) % self._readings) * self._slot_bytes
+            _, step, segment, grad_norm, cost = READING_HEAD.unpack_from(self._memory, at)
+            place = at + READING_HEAD.size
+            rows = [self._row.unpack_from(self._memory, place + n * self._row.size) for n in range(self.layers)]
+            if self._reading_number((number - 1) % self._readings) == number:
+                yield ReadingRecord(step, segment, grad_norm, cost, rows)
+            self._readings_read = number
+
+    def _reading_number(self, slot: int) -> int:
+        return int(_word.unpack_from(self._memory, self._readings_at + slot * self._slot_bytes)[0])
+
+    def close(self, *, unlink: bool = False) -> None:
+        """Unmap, and remove the file when nobody needs it any more."""
+        with contextlib.suppress(BufferError):
+            self._memory.close()
+        if unlink:
+            self.path.unlink(missing_ok=True)

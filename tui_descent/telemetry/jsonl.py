@@ -1,0 +1,97 @@
+"""Events as lines of JSON, for scripts: one object a line, infinities and not-a-number as strings."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from tui_descent.protocol.events import (
+    AnyEvent,
+    CommandDone,
+    ReadingsTaken,
+    RunStarted,
+    StepsCompleted,
+)
+from tui_descent.scenario.claims import first_to_last_grad
+
+VERSION = 1
+
+
+class JsonLines:
+    """Turns a run's events into lines. Readings are told by layer name, so it remembers the run's layers."""
+
+    def __init__(self) -> None:
+        self._started: RunStarted | None = None
+        self._first = True
+
+    def lines(self, event: AnyEvent) -> Iterator[str]:
+        """The lines of one event; none for a reply that changes nothing."""
+        for table in self._tables(event):
+            if self._first:
+                table = {"v": VERSION, **table}
+                self._first = False
+            yield json.dumps(_plain(table), ensure_ascii=False, separators=(",", ":"))
+
+    def _tables(self, event: AnyEvent) -> Iterator[dict[str, Any]]:
+        match event:
+            case CommandDone():
+                return
+            case StepsCompleted():
+                yield from _steps(event)
+            case ReadingsTaken():
+                yield self._reading(event)
+            case RunStarted():
+                self._started = event
+                yield _table(event)
+            case _:
+                yield _table(event)
+
+    def _reading(self, event: ReadingsTaken) -> dict[str, Any]:
+        layers = self._started.layers if self._started else ()
+        rows = [
+            {"name": layer.name}
+            | {metric: values[n] for metric, values in event.values.items() if values[n] is not None}
+            | {"age": event.ages[n]}
+            for n, layer in enumerate(layers)
+        ]
+        table: dict[str, Any] = {"event": "reading", "segment": event.segment, "step": event.step, "layers": rows}
+        table["global_grad_norm"] = event.global_grad_norm
+        if self._started and (ratio := first_to_last_grad(self._started, event)) is not None:
+            table["first_to_last_grad"] = ratio
+        table["watch_cost"] = round(event.watch_cost, 6)
+        return table
+
+
+def _steps(event: StepsCompleted) -> Iterator[dict[str, Any]]:
+    for n, loss in enumerate(event.losses):
+        step = event.first + n
+        table = {
+            "event": "step",
+            "segment": event.segment,
+            "step": step,
+            "loss": loss,
+            "lr": event.lrs[n],
+            "time_s": round(event.times_s[n], 6),
+        }
+        yield table | {"skipped": True} if step in event.skipped else table
+
+
+def _table(event: AnyEvent) -> dict[str, Any]:
+    table: dict[str, Any] = msgspec.to_builtins(event)
+    for private in ("client", "request"):
+        table.pop(private, None)
+    return {key: value for key, value in table.items() if value not in (None, [], ()) or key == "layers"}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value

@@ -1,0 +1,119 @@
+"""From a scenario to tensors: device, data, net, loss function, optimizer. The same seed makes the same of each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tui_descent.scenario.spec import DigitsData, MlpModel, OptimizerSpec, Scenario, SurfaceModel
+from tui_descent.training.data import digits, toys
+from tui_descent.training.data.batches import Batches, DataSet
+from tui_descent.training.nets.mlp import Mlp
+from tui_descent.training.nets.surface import Surface
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(slots=True, kw_only=True)
+class Setup:
+    """All that the loop trains with. A surface has neither batches nor a loss function: it is its own."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    batches: Batches | None
+    loss_function: LossFunction | None
+    _batch: tuple[Tensor, Tensor] | None = None
+
+    def loss(self) -> Tensor:
+        """The loss of the next batch, a scalar that can go backward."""
+        if self.batches is not None:
+            self._batch = self.batches.next()
+        return self.forward_again()
+
+    def forward_again(self) -> Tensor:
+        """The loss of the same batch once more."""
+        if self._batch is None or self.loss_function is None:
+            return self.model()  # type: ignore[no-any-return]
+        x, y = self._batch
+        return self.loss_function(self.model(x), y)
+
+
+def threads(asked: int) -> int:
+    """As asked, or all cores but one, which the screen needs."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return asked or max(1, cores - 1)
+
+
+def device(name: str, *, dtype: str) -> torch.device:
+    """The device; `auto` takes CUDA, then MPS, then the CPU. Raises `ValueError` when it is not there."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() and dtype == "float32" else "cpu")
+    chosen = torch.device(name)
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"{name} is not there: torch sees {torch.cuda.device_count()} CUDA devices; try --device cpu")
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("mps is not there; try --device cpu")
+    return chosen
+
+
+def build(scenario: Scenario, *, on: torch.device) -> Setup:
+    """Everything of the scenario on the device `on`, in its dtype."""
+    run = scenario.run
+    dtype = torch.float64 if run.dtype == "float64" else torch.float32
+    torch.manual_seed(run.seed)
+    model: nn.Module
+    if isinstance(scenario.model, SurfaceModel):
+        model = Surface(scenario.model).to(on, dtype)
+        optimizer = make_optimizer(scenario.optimizer, model.parameters())
+        return Setup(model=model, optimizer=optimizer, device=on, batches=None, loss_function=None)
+    assert isinstance(scenario.model, MlpModel)
+    assert scenario.data is not None
+    data = load(scenario).to(on, dtype)
+    generator = torch.Generator().manual_seed(run.seed)
+    model = Mlp(scenario.model, features=data.features, classes=data.classes, generator=generator).to(on, dtype)
+    return Setup(
+        model=model,
+        optimizer=make_optimizer(scenario.optimizer, model.parameters()),
+        device=on,
+        batches=Batches(data, batch_size=scenario.data.batch_size, full=scenario.data.full, seed=run.seed),
+        loss_function=_loss_function(scenario, data),
+    )
+
+
+def load(scenario: Scenario) -> DataSet:
+    """The scenario's data, on the CPU."""
+    assert scenario.data is not None
+    if isinstance(scenario.data, DigitsData):
+        return digits.load(scenario.data)
+    return toys.load(scenario.data, seed=scenario.run.seed)
+
+
+def make_optimizer(spec: OptimizerSpec, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of `torch.optim` that the name stands for."""
+    kept = list(parameters)
+    if spec.name in ("adam", "adamw"):
+        kind = torch.optim.Adam if spec.name == "adam" else torch.optim.AdamW
+        return kind(kept, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay)
+    if spec.name == "rmsprop":
+        return torch.optim.RMSprop(kept, lr=spec.lr, weight_decay=spec.weight_decay)
+    momentum = spec.momentum if spec.name == "momentum" else 0.0
+    return torch.optim.SGD(kept, lr=spec.lr, momentum=momentum, weight_decay=spec.weight_decay)
+
+
+def _loss_function(scenario: Scenario, data: DataSet) -> LossFunction:
+    if scenario.loss is None or scenario.loss.name == "cross_entropy":
+        return F.cross_entropy
+    classes = data.classes
+
+    def mse(outputs: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(outputs, F.one_hot(y, classes).to(outputs.dtype))
+
+    return mse

@@ -1,0 +1,205 @@
+"""Between two updates: plan, commands, pauses, pace. Knows where the run is; every request gets its reply."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from tui_descent.protocol.commands import AnyCommand, Evaluate, Mark, Order, Pause, Resume, RunSteps, Stop, TurnKnob
+from tui_descent.protocol.events import (
+    AnyEvent,
+    CommandDone,
+    CommandRejected,
+    Evaluated,
+    KnobTurned,
+    Marked,
+    State,
+    StateChanged,
+    Status,
+)
+from tui_descent.training.link import Link
+from tui_descent.training.steering import Steering
+
+MAX_STEPS_AT_ONCE = 10_000_000
+Evaluation = Callable[[], tuple[float, float | None]]
+
+
+class StopRun(Exception):
+    """Ends the loop from inside a step; the `with` of the watch swallows it."""
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+class Control:
+    """One run's place and its obedience. `step` is the number of the update that comes next."""
+
+    def __init__(
+        self,
+        link: Link | None,
+        steering: Steering,
+        *,
+        plan: Iterable[tuple[int, TurnKnob]] = (),
+        evaluate: Evaluation | None = None,
+        needs_keeper: bool = False,
+    ) -> None:
+        self.link = link
+        self.steering = steering
+        self.evaluate = evaluate
+        self.segment = 0
+        self.step = 0
+        self.stop_asked: str | None = None
+        self._plan = sorted(plan, key=lambda entry: entry[0])
+        self._needs_keeper = needs_keeper
+        self._paused = False
+        self._steps_left: int | None = None
+        self._due_s = 0.0
+        self._told: tuple[State, str] | None = None
+        self._turns = 0
+
+    def tell(self, event: AnyEvent) -> None:
+        """Send an event to the keeper, if there is one."""
+        if self.link is not None:
+            self.link.tell(event)
+
+    def state(self, state: State, reason: str = "") -> None:
+        """Tell what the run is doing now, once."""
+        if self._told != (state, reason):
+            self._told = (state, reason)
+            self.tell(StateChanged(state=state, reason=reason))
+
+    def evaluated(self) -> tuple[float | None, float | None]:
+        """Evaluate before update `step`, tell it, and give loss and accuracy; nothing where there is no data."""
+        if self.evaluate is None:
+            return None, None
+        loss, accuracy = self.evaluate()
+        self.tell(Evaluated(segment=self.segment, step=self.step, loss=loss, accuracy=accuracy))
+        return loss, accuracy
+
+    def completed(self) -> None:
+        """An update was made."""
+        self.step += 1
+        if self._steps_left is not None:
+            self._steps_left -= 1
+            self._paused = self._steps_left <= 0
+
+    def between(self) -> None:
+        """Everything due before the next update, in the order that makes it repeatable. Raises `StopRun`."""
+        while self._plan and self._plan[0][0] <= self.step:
+            _, turn = self._plan.pop(0)
+            self._carry_out(Order(client=0, request=0, source="plan", command=turn))
+        link = self.link
+        if link is not None and link.ring is not None:
+            link.ring.beat(time.monotonic())
+            if self._paused or self.steering.pace is not None or link.ring.flagged() or link.lost:
+                self._obey()
+        if self.stop_asked is not None:
+            raise StopRun("stopped", self.stop_asked)
+        self.steering.advance()
+
+    def hold(self, reason: str) -> None:
+        """Stand still until somebody says how to go on. Raises `StopRun` on Stop."""
+        self._paused, self._steps_left = True, None
+        self._obey(still=("held", reason))
+
+    def wait_at_end(self, steps: int) -> int:
+        """All steps are made: wait until more are asked for. Returns how many. Raises `StopRun` on Stop."""
+        self._paused, self._steps_left = True, None
+        self._obey(still=("waiting", f"all steps made: space goes on for {steps} more, q leaves"))
+        return self._steps_left or steps
+
+    def _obey(self, *, still: tuple[State, str] = ("paused", "")) -> None:
+        """Carry out the commands at hand; stay while standing still or ahead of the pace."""
+        link = self.link
+        while link is not None and self.stop_asked is None:
+            for order in link.orders():
+                self._carry_out(order)
+            if link.lost:
+                if self._needs_keeper:
+                    raise StopRun("stopped", "the keeper is gone")
+                self._paused = False
+            if self._paused:
+                self.state(*still)
+                link.wait(None)
+                continue
+            self.state("running")
+            ahead_s = self._ahead_s()
+            if ahead_s <= 0:
+                return
+            link.wait(ahead_s)
+        if self.stop_asked is not None:
+            raise StopRun("stopped", self.stop_asked)
+
+    def _ahead_s(self) -> float:
+        """How long the pace asks to wait before the next update; single steps do not wait."""
+        if self.steering.pace is None or self._steps_left is not None:
+            self._due_s = 0.0
+            return 0.0
+        now_s, period_s = time.monotonic(), 1 / self.steering.pace
+        # After a pause, or when the pace was turned, the beat starts anew; a step late by less keeps it.
+        if not now_s - period_s < self._due_s <= now_s + period_s:
+            self._due_s = now_s
+        if self._due_s > now_s:
+            return self._due_s - now_s
+        self._due_s += period_s
+        return 0.0
+
+    def _carry_out(self, order: Order) -> None:
+        command = order.command
+        reply: dict[str, Any] = {"client": order.client, "request": order.request}
+        place = {"segment": self.segment, "step": self.step}
+        try:
+            if isinstance(command, TurnKnob):
+                turned = self.steering.turn(command)
+                self._turns += 1
+                self.tell(
+                    KnobTurned(
+                        id=self._turns,
+                        source=order.source,
+                        knob=command.knob,
+                        target=command.target,
+                        old=turned.old,
+                        new=turned.new,
+                        way=turned.way,
+                        scale=turned.scale,
+                        **reply,
+                        **place,
+                    )
+                )
+            else:
+                self.tell(CommandDone(what=self._do(command), **reply, **place))
+        except ValueError as error:
+            knob = command.knob if isinstance(command, TurnKnob) else ""
+            self.tell(CommandRejected(source=order.source, knob=knob, reason=str(error), **reply, **place))
+
+    def _do(self, command: AnyCommand) -> str:
+        """What was done, in a word. Raises `ValueError` where it cannot be."""
+        match command:
+            case Pause():
+                self._paused, self._steps_left = True, None
+                return "paused"
+            case Resume():
+                self._paused, self._steps_left = False, None
+                return "running"
+            case RunSteps():
+                if not 1 <= command.steps <= MAX_STEPS_AT_ONCE:
+                    raise ValueError(f"steps = {command.steps}; allowed: 1 to {MAX_STEPS_AT_ONCE:,}")
+                self._paused, self._steps_left = False, command.steps
+                return f"{command.steps} steps, then a pause"
+            case Evaluate():
+                if self.evaluate is None:
+                    raise ValueError("this loop has told of no data to evaluate on")
+                self.evaluated()
+                return "evaluated"
+            case Mark():
+                self.tell(Marked(segment=self.segment, step=self.step, text=command.text[:80]))
+                return "marked"
+            case Stop():
+                self.state("stopping")
+                self.stop_asked = "asked to stop"
+                return "stopping"
+            case TurnKnob():
+                raise AssertionError("turned, not done")

@@ -1,0 +1,58 @@
+"""What is trained on: tensors in memory, and batches drawn from them in an order that only the seed decides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSet:
+    """Inputs (n, features) and class numbers (n,), to train on and held out."""
+
+    x: Tensor
+    y: Tensor
+    held_out_x: Tensor
+    held_out_y: Tensor
+    classes: int
+
+    @property
+    def features(self) -> int:
+        """Numbers an input holds."""
+        return self.x.shape[1]
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> DataSet:
+        """The same data elsewhere, inputs as `dtype`."""
+        return DataSet(
+            x=self.x.to(device, dtype),
+            y=self.y.to(device),
+            held_out_x=self.held_out_x.to(device, dtype),
+            held_out_y=self.held_out_y.to(device),
+            classes=self.classes,
+        )
+
+
+class Batches:
+    """Endless batches: every epoch a fresh shuffle from a generator of its own, the last short batch left out."""
+
+    def __init__(self, data: DataSet, *, batch_size: int, full: bool, seed: int) -> None:
+        self.data = data
+        self.size = len(data.x) if full else min(batch_size, len(data.x))
+        self._full = full
+        # On the CPU, so that the order does not depend on the device.
+        self._generator = torch.Generator().manual_seed(seed)
+        self._order = torch.arange(0)
+        self._cursor = 0
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        """The next batch: (size, features), (size,)."""
+        if self._full:
+            return self.data.x, self.data.y
+        if self._cursor + self.size > len(self._order):
+            self._order = torch.randperm(len(self.data.x), generator=self._generator).to(self.data.x.device)
+            self._cursor = 0
+        picked = self._order[self._cursor : self._cursor + self.size]
+        self._cursor += self.size
+        return self.data.x[picked], self.data.y[picked]

@@ -1,0 +1,25 @@
+"""The 1,797 hand-written digits that travel with the package (`DIGITS.md`: source and licence)."""
+
+from __future__ import annotations
+
+import lzma
+from pathlib import Path
+
+import torch
+
+from tui_descent.scenario.spec import DigitsData
+from tui_descent.training.data.batches import DataSet
+
+TRAIN = 1437
+PIXELS = 64
+
+
+def load(spec: DigitsData) -> DataSet:
+    """Pixels / 16, less the training mean of each pixel, over one standard deviation for all (float32)."""
+    raw = bytearray(lzma.decompress((Path(__file__).parent / "digits.xz").read_bytes()))
+    table = torch.frombuffer(raw, dtype=torch.uint8).view(-1, PIXELS + 1)  # (1797, 65)
+    x, y = table[:, :PIXELS].float() / 16, table[:, PIXELS].long()
+    x = x - x[:TRAIN].mean(dim=0)
+    x = x / x[:TRAIN].std()
+    n = spec.subset or TRAIN
+    return DataSet(x=x[:n], y=y[:n], held_out_x=x[TRAIN:], held_out_y=y[TRAIN:], classes=10)

@@ -1,0 +1,108 @@
+"""The trainer's line to its keeper: events and orders over a socket, steps and readings through shared memory.
+
+Nothing here blocks the training loop: what the socket does not take waits in a bounded queue.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+from tui_descent import places
+from tui_descent.protocol.channel import Peer
+from tui_descent.protocol.codec import MAX_TO_VIEWER, FrameError, decode, to_trainer
+from tui_descent.protocol.commands import Order
+from tui_descent.protocol.events import AnyEvent
+from tui_descent.protocol.launch import CLAIM_FILE, ENV_FOLDER, ENV_LINK, RING_FILE, Launch, start_keeper
+from tui_descent.protocol.readings import COLUMNS
+from tui_descent.protocol.ring import Ring
+
+MAX_WAITING = 8 << 20
+BEAT_S = 0.5
+
+
+class Link:
+    """One run's line. `lost` once the keeper is gone."""
+
+    def __init__(self, sock: socket.socket, launch: Launch, keeper: subprocess.Popen[bytes] | None = None) -> None:
+        self.launch = launch
+        self.ring: Ring | None = None
+        self._peer = Peer(sock, limit=MAX_TO_VIEWER)
+        self._keeper = keeper
+
+    @classmethod
+    def inherited(cls) -> Link | None:
+        """The line of the keeper that started this process; None if there is none or it is already taken."""
+        folder, fd = os.environ.get(ENV_FOLDER), os.environ.get(ENV_LINK)
+        if not folder or not fd:
+            return None
+        try:
+            os.close(os.open(Path(folder) / CLAIM_FILE, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            return cls(socket.socket(fileno=int(fd)), Launch.read(Path(folder)))
+        except OSError:
+            return None
+
+    @classmethod
+    def to_own_keeper(cls, name: str) -> Link:
+        """Start a keeper for this loop. Raises `ChannelError` or `OSError` when the run cannot be served."""
+        run, folder = places.new_run(name)
+        launch = Launch(run=run, name=name, folder=str(folder), socket=str(places.socket_path(run)))
+        launch.write()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            return cls(ours, launch, start_keeper(launch, link=theirs))
+
+    @property
+    def lost(self) -> bool:
+        """Whether the keeper is gone."""
+        return self._peer.closed is not None
+
+    def make_ring(self, layers: int) -> Ring:
+        """Lay out the shared memory. Raises `OSError` when the disk cannot hold it."""
+        self.ring = Ring.create(self.launch.path / RING_FILE, layers=layers, columns=len(COLUMNS))
+        self.ring.beat(time.monotonic())
+        return self.ring
+
+    def tell(self, event: AnyEvent) -> None:
+        """Send an event; while the keeper does not read, events beyond the bound are dropped rather than waited for."""
+        if self._peer.waiting < MAX_WAITING:
+            self._peer.send(event)
+
+    def orders(self) -> list[Order]:
+        """The commands at hand."""
+        if self.ring is not None:
+            self.ring.lower_flag()
+        self._peer.flush()
+        try:
+            return [decode(to_trainer, body) for body in self._peer.receive()]
+        except FrameError as error:
+            self._peer.closed = str(error)
+            return []
+
+    def wait(self, timeout_s: float | None) -> None:
+        """Sleep until a command comes, the time is over or a heartbeat is due, whichever is first."""
+        if self.ring is not None:
+            self.ring.beat(time.monotonic())
+        sleep_s = BEAT_S if timeout_s is None else min(BEAT_S, timeout_s)
+        if self.lost:
+            time.sleep(sleep_s)
+        else:
+            select.select([self._peer.socket], [], [], sleep_s)
+
+    def close(self) -> None:
+        """Send what is left, within bounds, and hang up; the keeper reads the ring to its end and removes it."""
+        end_s = time.monotonic() + 2.0
+        while self._peer.waiting and not self.lost and time.monotonic() < end_s:
+            select.select([], [self._peer.socket], [], 0.1)
+            self._peer.flush()
+        self._peer.close()
+        if self.ring is not None:
+            self.ring.close()
+        if self._keeper is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._keeper.wait(5.0)

@@ -1,0 +1,45 @@
+"""Our own training loop, the first user of `Watch`: plain PyTorch, read from top to bottom."""
+
+from __future__ import annotations
+
+import torch
+
+from tui_descent.training.build import Setup
+from tui_descent.training.watch import Watch, describe
+
+
+def train(run: Watch, setup: Setup, *, steps: int, evaluate_every: int, attended: bool) -> None:
+    """Make `steps` updates; attended, stand still at an error and wait at the end. Raises `StopRun` to end early."""
+    optimizer, goal = setup.optimizer, steps
+    run.control.between()
+    while True:
+        while run.next_step < goal:
+            if evaluate_every and run.next_step % evaluate_every == 0 and run.next_step > 0:
+                run.control.evaluated()
+            trouble = None
+            try:
+                loss = setup.loss()
+                if not run.loss(loss):
+                    continue
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                run.step(loss)
+            except (RuntimeError, ValueError, ArithmeticError) as error:
+                if not attended:
+                    raise
+                trouble = _advice(error)
+            # Outside the handler, which keeps the failed step's tensors alive.
+            if trouble is not None:
+                loss = None  # type: ignore[assignment]
+                optimizer.zero_grad()
+                run.control.hold(trouble)
+        if not attended:
+            return
+        goal = run.next_step + run.control.wait_at_end(steps)
+
+
+def _advice(error: BaseException) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"out of memory: {describe(error)}; this step was not counted. Free memory, or q and a smaller batch"
+    return f"the step raised {describe(error)}; it was not counted. space tries the next batch, q leaves"

@@ -1,0 +1,102 @@
+"""The trainer process of a scenario: `python -m tui_descent.training.process FOLDER`."""
+
+from __future__ import annotations
+
+import platform
+import signal
+import sys
+import traceback
+from types import FrameType
+
+import torch
+
+from tui_descent.instruments.sampler import Sampler
+from tui_descent.protocol.events import RunEnded, RunStarted, StateChanged
+from tui_descent.scenario import knobs
+from tui_descent.scenario.spec import Scenario, about
+from tui_descent.scenario.toml import from_table
+from tui_descent.training import build
+from tui_descent.training.evaluate import evaluate
+from tui_descent.training.link import Link
+from tui_descent.training.loop import train
+from tui_descent.training.steering import Steering
+from tui_descent.training.watch import Watch, describe
+
+
+def main() -> int:
+    """Train what the keeper asks for. What goes wrong is told to it; the traceback goes to the run's log."""
+    link = Link.inherited()
+    if link is None or link.launch.scenario is None:
+        print("tui-descent: this process is started by a keeper; run `tui-descent run NAME`", file=sys.stderr)
+        return 2
+    try:
+        link.tell(StateChanged(state="building"))
+        scenario = from_table(link.launch.scenario, source="launch")
+        torch.set_num_threads(build.threads(scenario.run.threads))
+        device = build.device(scenario.run.device, dtype=scenario.run.dtype)
+        setup = build.build(scenario, on=device)
+        run = _watch(link, scenario, setup)
+    except (ValueError, RuntimeError, OSError) as error:
+        traceback.print_exc()
+        link.tell(RunEnded(status="failed", step=0, reason=describe(error)))
+        link.close()
+        return 1
+    try:
+        with run:
+            _stop_on_sigterm(run)
+            train(
+                run,
+                setup,
+                steps=scenario.run.steps,
+                evaluate_every=scenario.run.evaluate_every,
+                attended=link.launch.attended,
+            )
+    except Exception:  # noqa: BLE001 - the process's edge: the run was told, the log gets the rest
+        traceback.print_exc()
+    return 0 if run.outcome is not None and run.outcome[0] in ("finished", "stopped", "diverged") else 1
+
+
+def _watch(link: Link, scenario: Scenario, setup: build.Setup) -> Watch:
+    launch = link.launch
+    plan = [(entry.at, knobs.parse(entry.turn)) for entry in scenario.plan]
+    plan += [(at, knobs.parse(turn)) for at, turn in launch.plan]
+    return Watch(
+        setup.model,
+        setup.optimizer,
+        link=link,
+        name=launch.name,
+        sampler=Sampler(every=launch.watch_every, budget=launch.watch_budget, at=launch.watch_at),
+        on_fault="hold" if launch.attended else "end",
+        steering=Steering(setup.model, setup.optimizer, pace=launch.pace),
+        plan=plan,
+        about=RunStarted(
+            run=launch.run,
+            name=launch.name,
+            title=scenario.title,
+            about=about(scenario),
+            scenario=launch.scenario,
+            device=str(setup.device),
+            threads=torch.get_num_threads(),
+            parameters=0,
+            layers=(),
+            knobs=(),
+            steps=scenario.run.steps,
+            versions={"torch": str(torch.__version__), "python": platform.python_version()},
+        ),
+        evaluate=lambda: evaluate(setup),
+        forward_again=setup.forward_again,
+        own_loop=True,
+    )
+
+
+def _stop_on_sigterm(run: Watch) -> None:
+    """A scenario's trainer ends in order, after the step in progress; a loop of the user's own keeps its handlers."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        run.control.stop_asked = signal.Signals(number).name
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

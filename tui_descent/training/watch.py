@@ -1,0 +1,319 @@
+"""Watch: what a training loop holds to be seen and steered.
+
+with watch(model, optimizer, name="my run") as run:
+    for batch in batches:
+        loss = loss_fn(model(batch.x), batch.y)
+        optimizer.zero_grad(); loss.backward(); optimizer.step()
+        run.step(loss)
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from tui_descent.instruments.norms import Norms, layers_of
+from tui_descent.instruments.sampler import Sampler
+from tui_descent.protocol.channel import ChannelError
+from tui_descent.protocol.commands import TurnKnob
+from tui_descent.protocol.events import MetricLogged, Noted, RunEnded, RunStarted, Status
+from tui_descent.training.control import Control, Evaluation, StopRun
+from tui_descent.training.guard import Fault, Guard
+from tui_descent.training.link import Link
+from tui_descent.training.steering import Steering
+from tui_descent.training.updates import Updates
+
+OnFault = Literal["hold", "end", "note"]
+
+
+def watch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    name: str = "run",
+    watch_every: int | None = None,
+    watch_budget: float = 0.01,
+) -> Watch:
+    """Watch an own loop: under `tui-descent exec` on its dashboard, otherwise through a keeper of its own.
+
+    `watch_every=N` measures every Nth step; otherwise readings take at most the share `watch_budget` of the time.
+    Raises `ValueError` for an optimizer that cannot be watched. Without a keeper the loop trains on unwatched.
+    """
+    _refuse_unknown(optimizer)
+    link = Link.inherited()
+    if link is None:
+        try:
+            link = Link.to_own_keeper(name)
+        except (ChannelError, OSError) as error:
+            print(f"tui-descent: training goes on unwatched: {error}", file=sys.stderr)
+    launch = link.launch if link else None
+    if launch is not None and watch_every is None:
+        watch_every = launch.watch_every
+    under_exec = launch is not None and launch.command is not None
+    return Watch(
+        model,
+        optimizer,
+        link=link,
+        name=name,
+        sampler=Sampler(every=watch_every, budget=watch_budget),
+        on_fault="hold" if launch is not None and launch.attended else "end" if under_exec else "note",
+    )
+
+
+class Watch:
+    """One watched run.
+
+    `on_fault`: a loss or gradient that is no number holds the run, ends it, or is only noted.
+    `about` describes a scenario's run, whose loop (`own_loop`) does not count a dropped update as a step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        link: Link | None,
+        name: str = "run",
+        sampler: Sampler | None = None,
+        on_fault: OnFault = "note",
+        steering: Steering | None = None,
+        plan: Iterable[tuple[int, TurnKnob]] = (),
+        about: RunStarted | None = None,
+        evaluate: Evaluation | None = None,
+        forward_again: Callable[[], object] | None = None,
+        own_loop: bool = False,
+    ) -> None:
+        _refuse_unknown(optimizer)
+        self.model = model
+        self.optimizer = optimizer
+        self.name = name
+        self.outcome: tuple[Status, str] | None = None
+        self._sampler = sampler or Sampler()
+        self._guard = Guard(model, forward_again)
+        self._on_fault = on_fault
+        self._about = about
+        self._own_loop = own_loop
+        steering = steering or Steering(model, optimizer)
+        self.control = Control(link, steering, plan=plan, evaluate=evaluate, needs_keeper=own_loop)
+        self._updates = Updates(
+            optimizer,
+            steering=steering,
+            sampler=self._sampler,
+            guard=self._guard,
+            step=lambda: self.control.step,
+            first=self._begin,
+            fault=self._fault,
+        )
+        self._norms: Norms | None = None
+        self._forward_hooks: list[RemovableHandle] = []
+        self._order: list[str] = []
+        self._loss_value: float | None = None
+        self._micro_losses: list[float] = []
+        self._start_s = self._step_start_s = time.perf_counter()
+
+    @property
+    def next_step(self) -> int:
+        """The number of the update that comes next; updates made so far."""
+        return self.control.step
+
+    def __enter__(self) -> Self:
+        self._updates.attach()
+        if self._about is not None:
+            self._begin()
+        else:
+            # A foreign net's layers are known in forward order only once it has run.
+            self._forward_hooks = [
+                module.register_forward_pre_hook(self._saw(name)) for name, module in self.model.named_modules()
+            ]
+        self._start_s = self._step_start_s = time.perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self._updates.detach()
+        self._unhook_forward()
+        status: Status = "failed"
+        reason = "" if error is None else describe(error)
+        if isinstance(error, StopRun):
+            status, reason = error.status, error.reason
+        elif error is None:
+            status = "finished"
+        elif isinstance(error, KeyboardInterrupt):
+            status, reason = "stopped", "interrupted"
+        self.outcome = (status, reason)
+        self._end(status, reason)
+        return isinstance(error, StopRun)
+
+    def loss(self, loss: Tensor | float) -> bool:
+        """Hand the loss over before `backward()`: one that is no number is held before it can do harm.
+
+        False when this batch is to be dropped. Raises `StopRun` when the run is to end.
+        """
+        self._loss_value = float(loss)  # synchronises on a GPU
+        if math.isfinite(self._loss_value):
+            return True
+        value, self._loss_value = self._loss_value, None
+        return not self._fault(self._guard.bad_loss(self.next_step, value))
+
+    def step(self, loss: Tensor | float) -> bool:
+        """After the optimizer's step: record it, obey commands, keep the pace. False if no update was made.
+
+        Without an update since the last call the loss joins the next one's mean (gradient accumulation).
+        Raises `StopRun` when the run is to end.
+        """
+        value = self._loss_value if self._loss_value is not None else float(loss)  # synchronises on a GPU
+        self._loss_value = None
+        made, dropped, reading = self._updates.take()
+        if not made and not dropped:
+            self._micro_losses.append(value)
+            return False
+        if self._micro_losses:
+            value = math.fsum([*self._micro_losses, value]) / (len(self._micro_losses) + 1)
+            self._micro_losses.clear()
+        now_s = time.perf_counter()
+        self._sampler.stepped(now_s - self._step_start_s)
+        if made or not self._own_loop:
+            self._record(value, now_s - self._start_s, skipped=not made, reading=reading)
+            if made and not math.isfinite(value):
+                # A gradient that was finite beside a loss that is not: only now to be seen.
+                self._fault(self._guard.bad_loss(self.next_step - 1, value, after=True))
+        self.control.between()
+        self._step_start_s = time.perf_counter()
+        return made > 0
+
+    def log(self, name: str, value: Tensor | float) -> None:
+        """A metric of the user's own, placed at the step that comes next."""
+        control = self.control
+        control.tell(MetricLogged(segment=control.segment, step=control.step, name=name, value=float(value)))
+
+    def _record(
+        self, loss: float, time_s: float, *, skipped: bool, reading: tuple[float, list[list[float]]] | None
+    ) -> None:
+        control = self.control
+        ring = control.link.ring if control.link else None
+        if ring is not None:
+            ring.write_step(control.step, loss, self._updates.rate, time_s, control.segment, skipped)
+            if reading is not None:
+                ring.write_reading(control.step, control.segment, reading[0], self._sampler.cost, reading[1])
+        control.completed()
+
+    def _fault(self, fault: Fault) -> bool:
+        """Hold, end or note; whether the update is to be dropped."""
+        if self._on_fault == "note":
+            self.control.tell(Noted(step=fault.step, text=fault.text, level="error"))
+            return False
+        if self._on_fault == "end":
+            raise StopRun("diverged", fault.text)
+        self.control.hold(fault.text)
+        return True
+
+    def _saw(self, name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            if name not in self._order:
+                self._order.append(name)
+
+        return hook
+
+    def _unhook_forward(self) -> None:
+        for handle in self._forward_hooks:
+            handle.remove()
+        self._forward_hooks.clear()
+
+    def _begin(self) -> Norms:
+        """The layers are known: lay out the ring, tell of the run, start to measure. Raises `RuntimeError`."""
+        if self._norms is not None:
+            return self._norms
+        self._unhook_forward()
+        watched = layers_of(self.model, order=self._order or None)
+        parameters = list(self.model.parameters())
+        self._norms = Norms(watched, parameters)
+        self._guard.layers = watched
+        link = self.control.link
+        if link is not None:
+            try:
+                link.make_ring(len(watched))
+            except OSError as error:
+                raise RuntimeError(f"no room for the run's shared memory in {link.launch.path}: {error}") from error
+            about = self._about or _about_foreign(self.name, self.model, self.optimizer)
+            link.tell(
+                RunStarted(
+                    run=link.launch.run,
+                    name=about.name,
+                    title=about.title,
+                    about=about.about,
+                    scenario=about.scenario,
+                    device=about.device,
+                    threads=about.threads,
+                    steps=about.steps,
+                    versions=about.versions,
+                    parameters=sum(p.numel() for p in parameters),
+                    layers=tuple(w.layer for w in watched),
+                    knobs=self.control.steering.states(),
+                )
+            )
+            self.control.state("running")
+        return self._norms
+
+    def _end(self, status: Status, reason: str) -> None:
+        control = self.control
+        if control.link is None:
+            return
+        loss, accuracy = control.evaluated() if status != "failed" else (None, None)
+        control.tell(
+            RunEnded(
+                status=status,
+                step=control.step,
+                loss=loss,
+                accuracy=accuracy,
+                reason=reason,
+                position=_position(self.model),
+            )
+        )
+        control.link.close()
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def _about_foreign(name: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> RunStarted:
+    return RunStarted(
+        run="",
+        name=name,
+        title=name,
+        about=f"own loop · {type(model).__name__} · {type(optimizer).__name__}",
+        scenario=None,
+        device=next((str(p.device) for p in model.parameters()), "cpu"),
+        threads=torch.get_num_threads(),
+        parameters=0,
+        layers=(),
+        knobs=(),
+        versions={"torch": str(torch.__version__), "python": platform.python_version()},
+    )
+
+
+def _position(model: nn.Module) -> tuple[float, ...] | None:
+    """The point of a run of one or two parameters."""
+    parameters = list(model.parameters())
+    if sum(p.numel() for p in parameters) > 2:
+        return None
+    return tuple(v for p in parameters for v in p.detach().flatten().tolist())
+
+
+def _refuse_unknown(optimizer: object) -> None:
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ValueError(f"watch() takes one torch.optim.Optimizer; found {type(optimizer).__name__}")
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ValueError("LBFGS cannot be watched: it makes many updates a step, each at a rate of its own")

@@ -1,0 +1,61 @@
+"""Whether the presets keep their claims: each is run headless, once for every set of interventions a claim names."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from tui_descent import headless, places
+from tui_descent.protocol.launch import Launch
+from tui_descent.scenario import knobs, presets
+from tui_descent.scenario.claims import NEEDS_READING, Transcript, Verdict, judge
+from tui_descent.scenario.spec import Claim, Scenario
+from tui_descent.scenario.toml import to_table
+
+
+def verify(names: Sequence[str], *, seeds: int) -> int:
+    """Run and print every claim of the presets over seeds 0, 1, …; 1 if one is broken.
+
+    Raises `ScenarioError` for an unknown name.
+    """
+    broken = 0
+    for name in names:
+        for seed in range(seeds):
+            for verdict in verdicts(name, seed=seed):
+                broken += not verdict.holds
+                print(f"{name:<16} seed {seed}  {verdict}", flush=True)
+    if broken:
+        print(f"tui-descent: {broken} claims broken", file=sys.stderr)
+    return 1 if broken else 0
+
+
+def verdicts(name: str, *, seed: int) -> list[Verdict]:
+    """The preset's claims and what was found, with this seed."""
+    _, scenario = presets.find(name, overrides=[f"run.seed={seed}"])
+    by_turns: dict[tuple[str, ...], list[Claim]] = {}
+    for claim in scenario.claim:
+        by_turns.setdefault(claim.given, []).append(claim)
+    found = []
+    for given, claims in by_turns.items():
+        transcript = run(name, scenario, given=given, claims=claims)
+        found += [judge(claim, transcript) for claim in claims]
+    return found
+
+
+def run(name: str, scenario: Scenario, *, given: Sequence[str], claims: Sequence[Claim]) -> Transcript:
+    """One headless run with these interventions, its readings forced where a claim wants one."""
+    transcript = Transcript()
+    run_id, folder = places.new_run(name)
+    launch = Launch(
+        run=run_id,
+        name=name,
+        folder=str(folder),
+        socket=None,
+        scenario=to_table(scenario),
+        plan=tuple((at, knobs.text_of(turn)) for at, turn in map(knobs.parse_at, given)),
+        watch_budget=0.0,
+        watch_at=tuple(c.at for c in claims if c.at is not None and c.metric in NEEDS_READING),
+    )
+    launch.write()
+    headless.run(launch, listen=transcript.add)
+    return transcript
