@@ -43,7 +43,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         c = self.claim
         at = f" at {c.at}" if c.at is not None else ""
         given = f" after {', '.join(c.given)}" if c.given else ""
-        found = f"{self.found:.4g}" if isinstance(self.found, float) else self.found
+        digits = ".12g" if isinstance(c.equals, float) else ".4g"
+        found = format(self.found, digits) if isinstance(self.found, float) else self.found
         return f"{'holds ' if self.holds else 'BROKEN'}  {c.metric}{at}{given} {promised(c)}: found {found}"
 
 

@@ -41,15 +41,19 @@ def from_text(text: str, *, source: str, overrides: Iterable[str] = ()) -> Scena
     return from_table(table, source=source, overrides=overrides)
 
 
-def from_table(table: Mapping[str, Any], *, source: str, overrides: Iterable[str] = ()) -> Scenario:
-    """The scenario in a table of plain values. Raises `ScenarioError`."""
+def from_table(
+    table: Mapping[str, Any], *, source: str, overrides: Iterable[str] = (), shortened: bool = False
+) -> Scenario:
+    """The scenario in a table of plain values; `shortened` by an override before. Raises `ScenarioError`."""
     plain: dict[str, Any] = msgspec.to_builtins(table)
+    overrides = tuple(overrides)
     for override in overrides:
         _override(plain, override)
     problems: list[Problem] = []
     scenario = convert(Scenario, plain, "", problems)
     if scenario is not None:
-        problems += _combinations(scenario)
+        # A run shortened by an override simply does not come to what lies behind its end.
+        problems += _combinations(scenario, whole=not overrides and not shortened)
     if problems:
         raise ScenarioError(source, problems)
     assert isinstance(scenario, Scenario)
@@ -111,7 +115,7 @@ def _override(table: dict[str, Any], text: str) -> None:
     table[last] = item
 
 
-def _combinations(s: Scenario) -> list[Problem]:
+def _combinations(s: Scenario, *, whole: bool) -> list[Problem]:
     """What each table allows but the whole does not."""
     found: list[Problem] = []
     if isinstance(s.model, SurfaceModel):
@@ -130,13 +134,13 @@ def _combinations(s: Scenario) -> list[Problem]:
         except ValueError as error:
             found.append(Problem(f"plan[{n}].turn", str(error)))
             continue
-        if planned.at >= s.run.steps:
+        if whole and planned.at >= s.run.steps:
             text = f"found {planned.at}; allowed: under run.steps = {s.run.steps}"
             found.append(Problem(f"plan[{n}].at", text))
         if knobs.KNOBS[turn.knob].needs == "blocks" and not isinstance(s.model, MlpModel):
             found.append(Problem(f"plan[{n}].turn", f"{turn.knob} needs a network with blocks; a surface has none"))
     for n, claim in enumerate(s.claim):
-        found += _claim_problems(s, n)
+        found += _claim_problems(s, n, whole=whole)
         if claim.metric not in METRICS:
             text = f'found "{claim.metric}"; allowed: {", ".join(METRICS)}{nearest(claim.metric, METRICS)}'
             found.append(Problem(f"claim[{n}].metric", text))
@@ -156,12 +160,12 @@ def _surface_problems(s: Scenario, model: SurfaceModel) -> list[Problem]:
     return found
 
 
-def _claim_problems(s: Scenario, n: int) -> list[Problem]:
+def _claim_problems(s: Scenario, n: int, *, whole: bool) -> list[Problem]:
     claim, place = s.claim[n], f"claim[{n}]"
     found = []
     if claim.below is None and claim.above is None and claim.equals is None:
         found.append(Problem(place, "promises nothing; give below, above or equals"))
-    if claim.at is not None and claim.at > s.run.steps:
+    if whole and claim.at is not None and claim.at > s.run.steps:
         found.append(Problem(f"{place}.at", f"found {claim.at}; allowed: at most run.steps = {s.run.steps}"))
     for k, text in enumerate(claim.given):
         try:

@@ -14,7 +14,7 @@ def evaluate(setup: Setup) -> tuple[float, float | None]:
     setup.model.eval()
     try:
         if setup.batches is None or setup.loss_function is None:
-            return float(setup.model()), None
+            return setup.model().item(), None
         data = setup.batches.data
         outputs = setup.model(data.held_out_x)  # (n, classes)
         right = (outputs.argmax(dim=1) == data.held_out_y).double().mean()

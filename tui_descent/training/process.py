@@ -31,7 +31,7 @@ def main() -> int:
         return 2
     try:
         link.tell(StateChanged(state="building"))
-        scenario = from_table(link.launch.scenario, source="launch")
+        scenario = from_table(link.launch.scenario, source="launch", shortened=True)
         torch.set_num_threads(build.threads(scenario.run.threads))
         device = build.device(scenario.run.device, dtype=scenario.run.dtype)
         setup = build.build(scenario, on=device)

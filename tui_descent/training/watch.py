@@ -159,7 +159,7 @@ class Watch:
 
         False when this batch is to be dropped. Raises `StopRun` when the run is to end.
         """
-        self._loss_value = float(loss)  # synchronises on a GPU
+        self._loss_value = _number(loss)
         if math.isfinite(self._loss_value):
             return True
         value, self._loss_value = self._loss_value, None
@@ -171,7 +171,7 @@ class Watch:
         Without an update since the last call the loss joins the next one's mean (gradient accumulation).
         Raises `StopRun` when the run is to end.
         """
-        value = self._loss_value if self._loss_value is not None else float(loss)  # synchronises on a GPU
+        value = self._loss_value if self._loss_value is not None else _number(loss)
         self._loss_value = None
         made, dropped, reading = self._updates.take()
         if not made and not dropped:
@@ -194,7 +194,7 @@ class Watch:
     def log(self, name: str, value: Tensor | float) -> None:
         """A metric of the user's own, placed at the step that comes next."""
         control = self.control
-        control.tell(MetricLogged(segment=control.segment, step=control.step, name=name, value=float(value)))
+        control.tell(MetricLogged(segment=control.segment, step=control.step, name=name, value=_number(value)))
 
     def _record(
         self, loss: float, time_s: float, *, skipped: bool, reading: tuple[float, list[list[float]]] | None
@@ -286,6 +286,11 @@ def describe(error: BaseException) -> str:
     """An exception in one line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def _number(value: Tensor | float) -> float:
+    """A scalar's value; from a GPU this waits for it."""
+    return float(value.item()) if isinstance(value, Tensor) else float(value)
 
 
 def _about_foreign(name: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> RunStarted:
