@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
-import workloads  # noqa: E402
+import workloads
 
-from tui_descent import watch  # noqa: E402
+from tui_descent import watch
 
 Step = Callable[[int], Tensor]
 
@@ -105,9 +105,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="td") as home:
         os.environ["TUI_DESCENT_HOME"] = home
         for name in args.workloads.split(","):
-            rates = measure(
-                name, rounds=args.rounds, stretch_s=args.stretch, device=args.device, fused=args.fused
-            )
+            rates = measure(name, rounds=args.rounds, stretch_s=args.stretch, device=args.device, fused=args.fused)
             print(row(name, rates), flush=True)
     return 0
 

@@ -32,9 +32,9 @@ def mlp(layers: int, device: str, *, fused: bool) -> Workload:
 def wide(device: str, *, fused: bool) -> Workload:
     """784-1024-1024-10, batch 128, Adam."""
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10)
-    ).to(device)
+    model = nn.Sequential(nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10)).to(
+        device
+    )
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused)
     return Workload(model, optimizer, _classes(128, 784, device), F.cross_entropy)
 

@@ -31,6 +31,7 @@ EXIT_CODES: dict[Status, int] = {"finished": 0, "stopped": 0, "failed": 1, "dive
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 REDRAW_S = 0.1
 REPORT_S = 10.0
+CHART_ROWS = 14
 
 
 def run(launch: Launch, *, json: bool = False, listen: Callable[[AnyEvent], None] | None = None) -> int:
@@ -147,10 +148,9 @@ class Progress:
             self._width = 0
 
     def _summary(self, ended: RunEnded) -> None:
-        from tui_descent.dashboard.charts import loss_chart_text
-
         h = self._history
         name = h.started.name if h.started else "run"
+        width = _width()
         seconds = time.monotonic() - self._begun_s
         facts = [f"{name}: {ended.status}", f"{ended.step:,} steps in {seconds:.1f} s"]
         if ended.loss is not None:
@@ -159,19 +159,31 @@ class Progress:
             facts.append(f"accuracy {ended.accuracy:.4f}")
         if ended.position is not None:
             facts.append("w = " + ", ".join(f"{v:.12g}" for v in ended.position))
-        if h.steps:
-            width, height = _size()
-            print(loss_chart_text(h, width=width, height=height))
+        if points := _curve(h, columns=width):
+            from tui_descent.dashboard.charts import ascii_chart
+
+            print(ascii_chart(points, width, CHART_ROWS, title="training loss"))
         print(" · ".join(facts))
         if ended.reason:
             print(f"  {ended.reason}")
 
 
-def _size() -> tuple[int, int]:
+def _width() -> int:
     columns = 80
     with contextlib.suppress(OSError):
         columns = os.get_terminal_size(sys.stdout.fileno()).columns
-    return min(max(columns, 40), 120), 16
+    return min(max(columns, 40), 120)
+
+
+def _curve(history: History, *, columns: int) -> list[tuple[float, float]]:
+    """The run's mean loss, about two points a column."""
+    pyramid = history.losses.get(history.segment)
+    if pyramid is None:
+        return []
+    width = 1
+    while history.steps / width > 2 * columns:
+        width *= 2
+    return [(bin_ * width, values[2]) for bin_, values in pyramid.window(width, 0, history.steps)]
 
 
 def _tell_failure(ended: RunEnded) -> None:

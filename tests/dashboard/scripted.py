@@ -93,7 +93,7 @@ def reading(step: int, fall: float, depth: int = 20, *, top: float = 2e-2) -> Re
             "grad_norm": [v * 10 for v in rms],
             "grad_rms": list(rms),
             "weight_norm": [5.7] * count,
-            "update_norm": [v for v in rms],
+            "update_norm": list(rms),
             "update_ratio": [v * 10 / 5.7 for v in rms],
             "backprop_factor": [fall] * (count - 1) + [None],
             "saturated_fraction": [None] + [0.02] * depth + [None],
@@ -151,7 +151,7 @@ def fall_at(step: int, cure: int) -> float:
 
 
 class ScriptedKeeper:
-    """Serves one viewer. `tell` sends events; `asked` holds what came back; replies as a trainer would, unless told not to."""
+    """`tell` sends events; `asked` holds what came back; it replies as a trainer would, unless told not to."""
 
     def __init__(self, socket: Path, *, before: Iterable[AnyEvent] = (), replies: bool = True) -> None:
         self.socket = socket

@@ -3,41 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
 from textual.app import App
 from textual.command import Provider
-from textual.theme import Theme
 
-from tui_descent.dashboard import ink
 from tui_descent.dashboard.bridge import Bridge
 from tui_descent.dashboard.palette import KnobsProvider
 from tui_descent.dashboard.screens.run import RunScreen
+from tui_descent.dashboard.signals import Signals
+from tui_descent.dashboard.theme import THEME
 from tui_descent.protocol.commands import Stop
 from tui_descent.protocol.events import Status
 
 STOP_WAIT_S = 10.0
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_CODES: dict[Status, int] = {"finished": 0, "stopped": 0, "diverged": 0, "failed": 1, "lost": 4}
 LOST = 4
-
-THEME = Theme(
-    name="descent",
-    primary="#e1cc55",
-    secondary="#7d8590",
-    accent="#e1cc55",
-    foreground="#c9ced6",
-    background=ink.GROUND,
-    surface="#161a21",
-    panel="#1c212a",
-    success="#57ab7f",
-    warning="#e0883c",
-    error="#f0625d",
-    dark=True,
-)
 
 
 class DescentApp(App[int]):
@@ -57,23 +40,20 @@ class DescentApp(App[int]):
         self.run_screen = RunScreen(self.bridge, name=name)
         self._reading: asyncio.Task[None] | None = None
         self._stop_by: float | None = None
+        self._signals = Signals()
 
     async def on_mount(self) -> None:
         """Draw first, then connect: the first frame waits for nobody."""
         self.register_theme(THEME)
-        self.theme = "descent"
-        loop = asyncio.get_running_loop()
-        for number in SIGNALS:
-            loop.add_signal_handler(number, self._signalled, number)
+        self.theme = THEME.name
+        self._signals.install(asyncio.get_running_loop(), self.exit)
         await self.push_screen(self.run_screen)
         self._reading = asyncio.create_task(self.bridge.run(), name="bridge")
         self.set_interval(1 / self.fps, self.frame)
 
     async def on_unmount(self) -> None:
         """Nobody else ends the reader."""
-        loop = asyncio.get_running_loop()
-        for number in SIGNALS:
-            loop.remove_signal_handler(number)
+        self._signals.restore()
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
@@ -109,9 +89,6 @@ class DescentApp(App[int]):
             self.exit(self.exit_code())
             return
         self._stop_by = self._loop_time() + STOP_WAIT_S
-
-    def _signalled(self, number: signal.Signals) -> None:
-        self.exit(128 + number)
 
     @staticmethod
     def _loop_time() -> float:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from tui_descent.dashboard.figures import tick
 
 NICE = (1.0, 2.0, 5.0)
+# Limits may be finer than figures: rounding outward should not waste rows.
+LIMITS = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class Axis:
         span = high / 2 - low / 2
         if not math.isfinite(span * 2):
             return cls(low, high, False)
-        unit = nice_below(span)
+        unit = nice_below(span) / 2
         bottom, top = math.floor(low / unit) * unit, math.ceil(high / unit) * unit
         return cls(bottom, top, False)
 
@@ -41,12 +43,18 @@ class Axis:
         share = (value / 2 - self.low / 2) / (self.high / 2 - self.low / 2)
         return min(max(share, 0.0), 1.0) if not math.isnan(share) else math.nan
 
+    def row(self, value: float, rows: int) -> int:
+        """The text row, from the top, of a value that `place` can show: the one its braille dot is in."""
+        return rows - 1 - round(self.place(value) * (4 * rows - 1)) // 4
+
     def labels(self, rows: int) -> dict[int, str]:
-        """Figures by row from the top, never two in adjacent rows."""
+        """Figures by row from the top."""
         found: dict[int, str] = {}
+        # Where rows are few, figures may stand in adjacent ones.
+        gap = 1 if rows > 8 else 0
         for value in sorted(self._ticks(rows), key=self._weight):
-            row = round((1 - self.place(value)) * (rows - 1))
-            if not any(near in found for near in (row - 1, row, row + 1)):
+            row = self.row(value, rows)
+            if not any(near in found for near in range(row - gap, row + gap + 1)):
                 found[row] = tick(value)
         return found
 
@@ -72,22 +80,22 @@ class Axis:
 
 def log_axis(low: float, high: float) -> Axis:
     """A logarithmic axis around positive values, rounded outward to 1-2-5, at least a factor of four high."""
-    bottom, top = nice_below(low), nice_above(high)
+    bottom, top = nice_below(low, LIMITS), nice_above(high, LIMITS)
     if top < bottom * 4:
-        bottom, top = nice_below(low / 1.5), nice_above(high * 1.5)
+        bottom, top = nice_below(low / 1.6, LIMITS), nice_above(high * 1.6, LIMITS)
     return Axis(math.log10(bottom), math.log10(top), True)
 
 
-def nice_below(value: float) -> float:
-    """The largest of 1, 2, 5 × 10^k that is not above."""
+def nice_below(value: float, nice: tuple[float, ...] = NICE) -> float:
+    """The largest of `nice` × 10^k that is not above."""
     if not (math.isfinite(value) and value > 1e-300):
         return 1e-300
     power = 10.0 ** math.floor(math.log10(value))
-    return max((m * power for m in NICE if m * power <= value * (1 + 1e-12)), default=power / 2)
+    return max((m * power for m in nice if m * power <= value * (1 + 1e-12)), default=power / 2)
 
 
-def nice_above(value: float) -> float:
-    """The smallest of 1, 2, 5 × 10^k that is not below."""
+def nice_above(value: float, nice: tuple[float, ...] = NICE) -> float:
+    """The smallest of `nice` × 10^k that is not below."""
     value = min(max(value, 1e-300), 1e300)
     power = 10.0 ** math.floor(math.log10(value))
-    return min((m * power for m in (*NICE, 10.0) if m * power >= value * (1 - 1e-12)), default=power * 10)
+    return min((m * power for m in (*nice, 10.0) if m * power >= value * (1 - 1e-12)), default=power * 10)

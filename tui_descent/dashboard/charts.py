@@ -1,7 +1,7 @@
 """The only importer of plotext: braille curves on a bare canvas, as rows of styled segments, and a plain-text chart.
 
-plotext 6.1 aborts the process on a NaN in a line and raises on infinities, so every series is made finite, clipped and cut
-at its gaps here. Its figure is process-wide and not thread-safe: only the screen's own loop may draw.
+plotext 6.1 aborts the process on a NaN in a line and raises on infinities, so every series is made finite, clipped and
+cut at its gaps here. Its figure is process-wide and not thread-safe: only the screen's own loop may draw.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Colours. They mean magnitude (cividis) or state (green, orange, red), never decoration; all else is grey on near-black."""
+"""Colours: magnitude (cividis) or state (green, orange, red), never decoration; all else is grey on near-black."""
 
 from __future__ import annotations
 

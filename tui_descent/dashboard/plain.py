@@ -15,7 +15,7 @@ def plain(text: str, limit: int = 400) -> str:
     """One line of visible characters, at most `limit` of them."""
     text = _ESCAPES.sub("", text[: limit * 8])
     kept = [" " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c) not in _UNSEEN]
-    return "".join(kept)[:limit].strip()
+    return "".join(kept)[:limit].rstrip()
 
 
 def middle(text: str, width: int) -> str:

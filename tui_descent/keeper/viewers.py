@@ -40,7 +40,8 @@ class Viewers:
         history: Callable[[], HistorySent],
         ask: Callable[[Order], None],
     ) -> None:
-        self.seen = 0
+        self.seen = 0  # that ever said hello
+        self._numbers = 0
         self._listener = listener
         self._selector = selector
         self._run = run
@@ -68,8 +69,8 @@ class Viewers:
         if len(self._all) >= MAX_VIEWERS:
             sock.close()
             return
-        self.seen += 1
-        viewer = Viewer(Peer(sock, limit=MAX_FROM_VIEWER), self.seen)
+        self._numbers += 1
+        viewer = Viewer(Peer(sock, limit=MAX_FROM_VIEWER), self._numbers)
         self._all[viewer.number] = viewer
         self._selector.register(sock, selectors.EVENT_READ, lambda: self._hear(viewer))
 
@@ -109,6 +110,7 @@ class Viewers:
                 raise FrameError(f"this run speaks protocol {VERSION}, the viewer {message.version}")
             if not viewer.welcomed:
                 viewer.welcomed = True
+                self.seen += 1
                 viewer.peer.send(Welcome(version=VERSION, client=viewer.number, run=self._run))
                 viewer.peer.send(self._history())
         elif not viewer.welcomed:

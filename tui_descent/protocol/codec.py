@@ -66,5 +66,5 @@ def decode(decoder: msgspec.msgpack.Decoder[T], body: bytes) -> T:
     """A frame's message. Raises `FrameError` when it is not one of the decoder's."""
     try:
         return decoder.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FrameError(f"not a message of protocol {VERSION}: {error}") from None

@@ -224,11 +224,12 @@ class HistorySent(Event, frozen=True, kw_only=True, tag="history"):
     facts: list[AnyEvent]
     losses: dict[int, list[LevelSent]]
     grads: dict[int, list[LevelSent]]
+    knobs: dict[str, str]
     segment: int
     steps: int
     loss: float
     lr: float
-    smooth: tuple[float, float]
+    smooth_loss: float
     steps_per_s: float
 
 

@@ -26,10 +26,12 @@ from tui_descent.telemetry.pyramid import Merge, Pyramid
 
 LOSS_BINS = 1024
 GRAD_BINS = 512
-SMOOTHING = 0.95
+# The smoothed loss is a moving average over about this many steps, and over a tenth of a younger run.
+SMOOTH_OVER = 20.0
 MAX_FACTS = 500
 # Below this a gradient is drawn at the floor: float64 norms go on to 1e-300, a colour scale does not.
 LOG_FLOOR = -40.0
+LOGGED_STATES = ("held", "waiting")
 
 Fact = Evaluated | KnobTurned | CommandRejected | Marked | MetricLogged | Noted | StateChanged | StepsMissed
 
@@ -57,7 +59,7 @@ class History:
         self.marks: deque[Marked] = deque(maxlen=MAX_FACTS)
         self.log: deque[Fact] = deque(maxlen=MAX_FACTS)
         self.revision = 0
-        self._smooth = (0.0, 0.0)
+        self._smooth_over = SMOOTH_OVER
         self._rate_from: tuple[float, int] | None = None
 
     @property
@@ -79,7 +81,7 @@ class History:
                 self._rate_from = None
                 if event.state in ("paused", "held", "waiting", "ended"):
                     self.steps_per_s = 0.0
-                if changed and event.state in ("held", "waiting"):
+                if changed and event.state in LOGGED_STATES:
                     self.log.append(event)
             case RunStarted():
                 self._start(event)
@@ -104,6 +106,8 @@ class History:
     def _start(self, event: RunStarted) -> None:
         self.started = event
         self.knobs = {k.name: k.value for k in event.knobs if k.unavailable is None}
+        # Without batches a loss has no noise to smooth away, and an average would only come late.
+        self._smooth_over = 1.0 if event.scenario is not None and event.scenario.get("data") is None else SMOOTH_OVER
         self.unavailable = {k.name: k.unavailable for k in event.knobs if k.unavailable is not None}
 
     def _steps(self, event: StepsCompleted) -> None:
@@ -111,16 +115,15 @@ class History:
             return
         if event.segment not in self.losses:
             self.losses[event.segment] = _loss_pyramid()
-            self._smooth = (0.0, 0.0)
+            self.smooth_loss = math.nan
         pyramid = self.losses[event.segment]
-        total, weight = self._smooth
+        smooth = self.smooth_loss
         for step, loss in enumerate(event.losses, event.first):
             if math.isfinite(loss):
-                total = SMOOTHING * total + (1 - SMOOTHING) * loss
-                weight = SMOOTHING * weight + (1 - SMOOTHING)
-                pyramid.add(step, (loss, loss, loss, total / weight))
-        self._smooth = (total, weight)
-        self.smooth_loss = total / weight if weight else math.nan
+                over = min(self._smooth_over, 1 + step / 10)
+                smooth = loss if math.isnan(smooth) else smooth + (loss - smooth) / over
+                pyramid.add(step, (loss, loss, loss, smooth))
+        self.smooth_loss = smooth
         self.segment = event.segment
         self.steps = event.first + len(event.losses)
         self.loss, self.lr = event.losses[-1], event.lrs[-1]
@@ -151,19 +154,19 @@ class History:
         facts: list[AnyEvent] = []
         if self.started is not None:
             facts.append(self.started)
-        past: list[AnyEvent] = [*self.evaluations, *self.log]
-        facts += sorted(past, key=_place)
+        facts += [*self.evaluations, *self.log]
         facts += [self.readings] if self.readings is not None else []
         facts.append(self.ended if self.ended is not None else self.state)
         return HistorySent(
             facts=facts,
             losses={s: p.send() for s, p in self.losses.items()},
             grads={s: p.send() for s, p in self.grads.items()},
+            knobs=dict(self.knobs),
             segment=self.segment,
             steps=self.steps,
             loss=self.loss,
             lr=self.lr,
-            smooth=self._smooth,
+            smooth_loss=self.smooth_loss,
             steps_per_s=self.steps_per_s,
         )
 
@@ -171,8 +174,16 @@ class History:
     def receive(cls, sent: HistorySent) -> History:
         """The history that was sent."""
         history = cls()
-        for fact in sent.facts:
-            history.apply(fact)
+        *past, last = sent.facts
+        for fact in past:
+            if isinstance(fact, StateChanged):
+                history.log.append(fact)  # a moment of the past, not the present state
+            else:
+                history.apply(fact)
+        history.apply(last)
+        if isinstance(last, StateChanged) and last.state in LOGGED_STATES:
+            history.log.pop()  # it is in the log already
+        history.knobs = dict(sent.knobs)  # the log may have forgotten the turn that set one
         for segment, levels in sent.losses.items():
             pyramid = _loss_pyramid()
             pyramid.receive(levels)
@@ -182,10 +193,8 @@ class History:
             pyramid = _grad_pyramid(layers)
             pyramid.receive(levels)
             history.grads[segment] = pyramid
-        history.segment, history.steps, history._smooth = sent.segment, sent.steps, sent.smooth
+        history.segment, history.steps, history.smooth_loss = sent.segment, sent.steps, sent.smooth_loss
         history.steps_per_s = sent.steps_per_s
-        total, weight = sent.smooth
-        history.smooth_loss = total / weight if weight else math.nan
         history.loss, history.lr = sent.loss, sent.lr
         return history
 
@@ -206,7 +215,3 @@ def _grad_pyramid(layers: int) -> Pyramid:
     """One channel a layer: log10 of grad_rms. Very many layers get fewer columns, to bound the memory."""
     mean: Merge = "mean"
     return Pyramid((mean,) * layers, capacity=GRAD_BINS if layers <= 250 else GRAD_BINS // 2)
-
-
-def _place(fact: AnyEvent) -> int:
-    return getattr(fact, "step", 0)

@@ -30,9 +30,9 @@ class Guard:
 
     def bad_loss(self, step: int, value: float, *, after: bool = False) -> Fault:
         """The fault of a loss that is no number."""
-        when = "found just after the update" if after else "held before the update: the weights are as they were"
+        when = "found just after the update" if after else "before the update"
         where = self._first_bad_layer()
-        return Fault(step, f"loss is {value} at step {step}{f', first in {where}' if where else ''}; {when}")
+        return Fault(step, f"loss is {value} at step {step}{f', first in {where}' if where else ''}, {when}")
 
     def bad_gradient(self, step: int) -> Fault | None:
         """The fault of a gradient that is not finite, if it is not. One small read a step."""

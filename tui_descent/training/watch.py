@@ -41,11 +41,12 @@ def watch(
     *,
     name: str = "run",
     watch_every: int | None = None,
-    watch_budget: float = 0.01,
+    watch_budget: float | None = None,
 ) -> Watch:
     """Watch an own loop: under `tui-descent exec` on its dashboard, otherwise through a keeper of its own.
 
     `watch_every=N` measures every Nth step; otherwise readings take at most the share `watch_budget` of the time.
+    Where neither is given, the command line's hold: 1 % unless told otherwise.
     Raises `ValueError` for an optimizer that cannot be watched. Without a keeper the loop trains on unwatched.
     """
     _refuse_unknown(optimizer)
@@ -56,15 +57,15 @@ def watch(
         except (ChannelError, OSError) as error:
             print(f"tui-descent: training goes on unwatched: {error}", file=sys.stderr)
     launch = link.launch if link else None
-    if launch is not None and watch_every is None:
-        watch_every = launch.watch_every
+    if launch is not None and watch_every is None and watch_budget is None:
+        watch_every, watch_budget = launch.watch_every, launch.watch_budget
     under_exec = launch is not None and launch.command is not None
     return Watch(
         model,
         optimizer,
         link=link,
         name=name,
-        sampler=Sampler(every=watch_every, budget=watch_budget),
+        sampler=Sampler(every=watch_every, budget=0.01 if watch_budget is None else watch_budget),
         on_fault="hold" if launch is not None and launch.attended else "end" if under_exec else "note",
     )
 

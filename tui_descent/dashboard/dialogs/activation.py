@@ -37,14 +37,20 @@ class ActivationDialog(Dialog[str]):
         """The present one is where the list begins."""
         where = "of all blocks" if self._target == "all" else f"of {plain(self._target, 40)}"
         choices = KNOBS["activation"].choices
-        with Vertical(classes="dialog wide") as box:
+        with Vertical(classes="dialog") as box:
             box.border_title = f"Activation {where.replace('[', '(')}"
-            box.border_subtitle = "enter: blend over 50 steps · escape leaves it"
-            yield Static(Text(f"  {'':<11} {'f(z)':<24} {'f′(z)':<25} use"), classes="dim")
+            box.border_subtitle = "enter blends over 50 steps · escape leaves it"
+            yield Static(Text(f"  {'':<11}{'f(z)':<23}f′(z)"), classes="dim")
             choice_list = OptionList(*(Option(_row(name, self._now), id=name) for name in choices))
             yield choice_list
+            yield Static("", id="use", classes="dim", markup=False)
             now = self._now.split(" ")[0].split("(")[0]
             choice_list.highlighted = choices.index(now) if now in choices else 0
+
+    def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
+        """Where the highlighted one is used."""
+        use = FORMULAS.get(event.option.id or "", ("", "", ""))[2]
+        self.query_one("#use", Static).update(f"\n  {use}")
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """Enter."""
@@ -52,6 +58,6 @@ class ActivationDialog(Dialog[str]):
 
 
 def _row(name: str, now: str) -> Text:
-    formula, derivative, use = FORMULAS.get(name, ("", "", ""))
+    formula, derivative, _ = FORMULAS.get(name, ("", "", ""))
     sign = "●" if now.startswith(name) else " "
-    return Text(f"{sign} {name:<11} {formula:<24} {derivative:<25} {use}", no_wrap=True, overflow="ellipsis")
+    return Text(f"{sign} {name:<11}{formula:<23}{derivative}", no_wrap=True, overflow="ellipsis")

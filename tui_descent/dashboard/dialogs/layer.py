@@ -19,18 +19,18 @@ from tui_descent.dashboard.plain import plain
 
 # Metric: symbol, unit, definition. A metric of a later version is shown by its bare name.
 DEFINITIONS: dict[str, tuple[str, str, str]] = {
-    "grad_norm": ("‖∂L/∂W‖", "loss per weight", "L2 norm of the gradient of the layer's weights"),
+    "grad_norm": ("‖∂L/∂W‖", "loss/weight", "L2 norm of the weights' gradient"),
     "grad_rms": (
         "rms ∂L/∂W",
-        "loss per weight",
-        "the same divided by √ of the number of weights: what the heat-map shows",
+        "loss/weight",
+        "‖∂L/∂W‖ / √ of the number of weights; in the heat-map",
     ),
     "weight_norm": ("‖W‖", "weight", "L2 norm of the layer's weights"),
-    "update_norm": ("‖ΔW‖", "weight", "L2 norm of what the optimizer added in this update"),
+    "update_norm": ("‖ΔW‖", "weight", "L2 norm of this step's update"),
     "update_ratio": ("‖ΔW‖/‖W‖", "none", "healthy between 1e-4 and 1e-2"),
-    "backprop_factor": ("‖δ in‖/‖δ out‖", "none", "what the chain rule multiplies by when it passes this block"),
-    "dead_fraction": ("dead", "share", "units that are 0 for every example of the batch"),
-    "saturated_fraction": ("saturated", "share", "values where the activation's slope is next to 0"),
+    "backprop_factor": ("‖δ in‖/‖δ out‖", "none", "the chain rule's factor of this block"),
+    "dead_fraction": ("dead", "share", "units at 0 for all of the batch"),
+    "saturated_fraction": ("saturated", "share", "values where the slope is next to 0"),
 }
 
 

@@ -45,9 +45,13 @@ def bar_line(
     line.fit(labels(view.layers, max(4, width // 4))[layer], names, ink.BRIGHT if chosen else ink.DIM).put(" ")
     room = bar_room(view, width)
     drawn = _bar(share, room)
-    line.put(drawn, style)
-    for column in range(len(drawn), room):
-        line.put(stops.get(column, " "), ink.FAINT)
+    for column in range(room):
+        # A stop under the bar is seen through it.
+        if column in stops and (column >= len(drawn) or drawn[column] == "█"):
+            covered = column < len(drawn)
+            line.put(stops[column], Style(color=ink.GROUND, bgcolor=style.color) if covered else ink.FAINT)
+        else:
+            line.put(drawn[column] if column < len(drawn) else " ", style)
     return line.put(f"{scientific(value):>{NUMBER}}", ink.BRIGHT if chosen else ink.TEXT)
 
 

@@ -23,7 +23,7 @@ from tui_descent.telemetry.history import History
 
 # Keys, knob, its word, its short word; without a knob the word alone. In the order of the line.
 _KNOBS = (("+ -", "lr", "rate", "rate"), ("a", "activation", "act", ""), ("r", "residual", "residual", "res"))
-_REST = (("space", "pause", ""), ("1-3", "views", ""), ("?", "help", "help"), ("q", "leave", ""))
+_REST = (("space", "pause", ""), ("1-3", "views", ""), ("?", "help", "help"), ("q", "leave", "leave"))
 
 
 class ConversationPanel(Panel, can_focus=False):
@@ -35,7 +35,7 @@ class ConversationPanel(Panel, can_focus=False):
         first = Line().put(" ").put(word, style)
         if text:
             first.put("  " if word else "").put(text, text_style)
-        return [first.strip(width), _answer(view).strip(width), _knobs(view, width).strip(width)]
+        return [first.strip(width), _answer(view, width).strip(width), _knobs(view, width).strip(width)]
 
 
 def asked(command: AnyCommand) -> str:
@@ -57,7 +57,7 @@ def asked(command: AnyCommand) -> str:
             return "stop"
 
 
-def _answer(view: View) -> Line:
+def _answer(view: View, width: int) -> Line:
     exchange, line = view.exchange, Line().put(" ")
     if exchange.refused:
         return line.put("not now  ", ink.ORANGE).put(plain(exchange.refused))
@@ -74,10 +74,13 @@ def _answer(view: View) -> Line:
         return line.put(_selection(view), ink.DIM)
     line.put("applied ", ink.GREEN).put("at step ", ink.DIM).put(count(newest.step), ink.BRIGHT).put("  ")
     line.put(turned(newest))
-    if newest.function_change is not None:
-        line.put(f" · function moved {scientific(newest.function_change)}", ink.DIM)
-    effect = _effect(view.history, newest)
-    return line.put(f" · {effect}", ink.DIM) if effect else line
+    # What came of it matters more than how gently it was done, where there is no room for both.
+    effect, moved = _effect(view.history, newest), newest.function_change
+    tail = [f" · function moved {scientific(moved)}"] if moved is not None else []
+    tail += [f" · {effect}"] if effect else []
+    while tail and line.width + sum(map(len, tail)) > width:
+        tail.pop(0)
+    return line.put("".join(tail), ink.DIM)
 
 
 def _effect(history: History, turn: KnobTurned) -> str:
@@ -111,14 +114,15 @@ def _knobs(view: View, width: int) -> Line:
 
 def _knobs_line(view: View, *, short_words: bool, views: bool) -> Line:
     line = Line().put(" ")
+    over = not (view.history.live and view.connected)
     if view.selected is not None and view.selected < len(view.layers):
         target = target_of(view.layers[view.selected])
         line.put(f"▸{plain(target or 'no block', 24)}", ink.NAME).put("  ")
     for keys, knob, word, brief in _KNOBS:
-        _knob(line, view.history, keys, knob, brief if short_words else word)
-    _knob(line, view.history, ", ;", "pace", "pace")
+        _knob(line, view.history, keys, knob, brief if short_words else word, over=over)
+    _knob(line, view.history, ", ;", "pace", "pace", over=over)
     for keys, word, brief in _REST:
-        if keys == "1-3" and not views:
+        if (keys == "1-3" and not views) or (keys == "space" and over):
             continue
         shown = brief if short_words else word
         if keys == "space" and view.history.state.state in ("paused", "held", "waiting"):
@@ -130,9 +134,9 @@ def _knobs_line(view: View, *, short_words: bool, views: bool) -> Line:
     return line
 
 
-def _knob(line: Line, history: History, keys: str, knob: str, word: str) -> None:
+def _knob(line: Line, history: History, keys: str, knob: str, word: str, *, over: bool) -> None:
     """`r residual off`: the value as the trainer told it, a dash where the knob cannot act."""
-    away = knob in history.unavailable
-    value = "–" if away else plain(history.knobs.get(knob, "…"), 24)
+    away = over or knob in history.unavailable
+    value = "–" if knob in history.unavailable else plain(history.knobs.get(knob, "…"), 24)
     line.put(keys, ink.FAINT if away else ink.KEY).put(f" {word} " if word else " ", ink.DIM)
     line.put(value, ink.FAINT if away else ink.BRIGHT).put("  ")

@@ -31,7 +31,7 @@ NUMBER = 8
 class EventsPanel(Panel):
     """Everything that happened to the run besides its steps."""
 
-    about = "What happened besides steps: knobs turned, requests refused, held-out loss, marks and notes, each with its step."
+    about = "What happened besides steps, each with its step: knobs turned, refusals, held-out loss, marks, notes."
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)

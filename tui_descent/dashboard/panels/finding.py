@@ -29,7 +29,7 @@ def finding(view: View) -> Words:
         return "keeper lost", ink.RED, f"{plain(view.trouble)}; what was seen stays on screen, q leaves", ink.TEXT
     state, reason = history.state.state, plain(history.state.reason)
     if state == "held":
-        text = f"at step {count(history.steps)}{': ' if reason else ''}{reason}; space goes on without that update, q leaves"
+        text = f"at step {count(history.steps)}{': ' if reason else ''}{reason}; space goes on, q leaves"
         return "held", ink.ORANGE, text, ink.TEXT
     if state == "waiting":
         return "waiting", ink.state("waiting"), "at its end: space goes on for as many steps, q leaves", ink.TEXT

@@ -7,7 +7,7 @@ import math
 from textual.strip import Strip
 
 from tui_descent.dashboard import ink
-from tui_descent.dashboard.figures import count, decade
+from tui_descent.dashboard.figures import decade
 from tui_descent.dashboard.panels.bars import bar_line, log_of, rows_of
 from tui_descent.dashboard.panels.scale import Scale
 from tui_descent.dashboard.panels.strips import Panel, empty
@@ -19,8 +19,8 @@ class GradientsPanel(Panel):
     """L2 norm of the loss' gradient with respect to each layer's weights, at the newest reading."""
 
     about = (
-        "‖∂L/∂W‖, the L2 norm of the gradient of each layer's weights at the newest reading, on a scale of decades that "
-        "only ever widens. Bars of one length: every layer learns. Bars shrinking downwards: the gradient vanishes."
+        "‖∂L/∂W‖, the L2 norm of the gradient of each layer's weights at the newest reading, on a scale of decades "
+        "that only ever widens. Bars of one length: every layer learns. Bars shrinking downwards: it vanishes."
     )
 
     def __init__(self, *, id: str | None = None) -> None:
@@ -28,10 +28,11 @@ class GradientsPanel(Panel):
         self._scale = Scale(-6, 1)
 
     def heading(self, view: View) -> tuple[str, str]:
-        """The quantity above, its scale and moment below."""
-        readings = view.history.readings
-        at = f"step {count(readings.step)}  " if readings else ""
-        return "Gradient ‖∂L/∂W‖", f"{at}{decade(self._scale.low)} … {decade(self._scale.high)}"
+        """The quantity above, its scale below."""
+        return (
+            "Gradient  [dim]‖∂L/∂W‖ now[/dim]",
+            f"{decade(self._scale.low)} … {decade(self._scale.high)}  [bold $primary]enter[/] one layer",
+        )
 
     def cares(self, view: View) -> object:
         """A new reading."""

@@ -39,8 +39,10 @@ class HeatmapPanel(Panel):
     def cares(self, view: View) -> object:
         """A new reading or another axis; not each step."""
         readings = view.history.readings
-        timeline = Timeline.of(view.history, max(1, self.content_size.width), recent=view.recent)
-        newest = (readings.segment, readings.step) if readings else None
+        width = self.content_size.width
+        timeline = Timeline.of(view.history, width - gutter(view, width), recent=view.recent)
+        # Within a column the newest reading moves the picture little: four times a column is enough.
+        newest = (readings.segment, readings.step // max(1, timeline.width // 4)) if readings else None
         interventions = (len(view.history.interventions), len(view.history.marks), view.history.state.state)
         column = (timeline.width, timeline.first, timeline.last_step // timeline.width)
         return id(view.history), newest, column, view.selected, view.recent, interventions, view.connected
@@ -115,24 +117,17 @@ def layers_of_row(y: int, height: int, count: int) -> range:
 def row_names(view: View, height: int, width: int) -> list[tuple[str, bool]]:
     """Beside each text row its layer's name, where there is room to read it, and whether it is the selected one."""
     names = labels(view.layers, width)
-    rows: list[tuple[str, bool]] = []
-    shown: set[int] = set()
-    gap = 1 if len(names) >= height else 0
-    since = gap
-    for y in range(height):
-        here = layers_of_row(y, height, len(names))
-        layer = here[-1] if y < height - 1 else here[0]
-        chosen = view.selected in here
-        if chosen and view.selected is not None:
-            layer = view.selected
-        wanted = chosen or y in (0, height - 1) or (since >= gap and y < height - 1 - gap)
-        if wanted and layer not in shown:
-            rows.append((names[layer], chosen))
-            shown.add(layer)
-            since = 0
-        else:
-            rows.append(("", chosen))
-            since += 1
+    count = len(names)
+    rows = [("", view.selected in layers_of_row(y, height, count)) for y in range(height)]
+    # Ends and selection first; then as many as stand apart.
+    ends = [n for n in (view.selected, count - 1, 0) if n is not None and n < count]
+    gap = 1 if count >= height else 0
+    taken: set[int] = set()
+    for layer in dict.fromkeys([*ends, *range(count - 2, 0, -1)]):
+        y = (2 * (count - 1 - layer) + 1) * height // (2 * count)
+        if not taken.intersection(range(y - gap, y + gap + 1)):
+            taken.add(y)
+            rows[y] = (names[layer], rows[y][1])
     return rows
 
 

@@ -47,3 +47,14 @@ class Line:
         if self.width > width > 0:
             strip = Strip([*strip.crop(0, width - 1), Segment("…", ink.DIM)], width)
         return strip.adjust_cell_length(width, style)
+
+
+def joined(cells: list[Segment]) -> list[Segment]:
+    """Neighbours in one style as one segment: fewer bytes on the wire."""
+    joined: list[Segment] = []
+    for cell in cells:
+        if joined and (joined[-1].style == cell.style):
+            joined[-1] = Segment(joined[-1].text + cell.text, cell.style)
+        else:
+            joined.append(cell)
+    return joined

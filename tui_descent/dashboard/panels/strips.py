@@ -6,12 +6,14 @@ from typing import ClassVar
 
 from rich.style import Style
 from textual.geometry import Region
+from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
 from tui_descent.dashboard import ink
 from tui_descent.dashboard.panels.line import Line
 from tui_descent.dashboard.panels.view import View
+from tui_descent.dashboard.plain import plain
 
 
 class Panel(Widget, can_focus=True):
@@ -19,10 +21,18 @@ class Panel(Widget, can_focus=True):
 
     about: ClassVar[str] = ""
 
+    class RoomChanged(Message):
+        """The panel must be drawn though the run has told nothing new."""
+
+        def can_replace(self, message: Message) -> bool:
+            """One is enough."""
+            return isinstance(message, Panel.RoomChanged)
+
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._rows: list[Strip] = []
         self._drawn: object = None
+        self._heading = ("", "")
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
         """At most `height` rows of `width` cells."""
@@ -47,14 +57,14 @@ class Panel(Widget, can_focus=True):
         if wanted == self._drawn:
             return
         self._drawn = wanted
-        title, subtitle = self.heading(view)
-        if str(self.border_title or "") != title:
-            self.border_title = title
-        if str(self.border_subtitle or "") != subtitle:
-            self.border_subtitle = subtitle
         base = Style(bgcolor=self.background_colors[1].rich_color)
         rows = [strip.apply_style(base) for strip in self.draw(view, width, height)[:height]]
         rows += [Line().strip(width, base)] * (height - len(rows))
+        # After the drawing, which may have widened the scale that the border tells; a new border repaints all.
+        heading = self.heading(view)
+        if heading != self._heading:
+            self._heading = heading
+            self.border_title, self.border_subtitle = heading
         before, self._rows = self._rows, rows
         if len(before) != height:
             self.refresh()
@@ -62,6 +72,15 @@ class Panel(Widget, can_focus=True):
         changed = [Region(0, y, width, 1) for y in range(height) if before[y] != rows[y]]
         if changed:
             self.refresh(*changed)
+
+    def on_resize(self) -> None:
+        """More or less room: the rows no longer fit."""
+        self.forget()
+        self.post_message(self.RoomChanged())
+
+    def on_show(self) -> None:
+        """Hidden panels are not drawn, so this one may lag behind."""
+        self.post_message(self.RoomChanged())
 
     def forget(self) -> None:
         """Draw again at the next frame, whatever it shows."""
@@ -82,15 +101,12 @@ def notice(lines: list[tuple[str, Style]], width: int, height: int) -> list[Stri
     return rows[:height]
 
 
-def empty(view: View, width: int, height: int, what: str) -> list[Strip]:
-    """Why there is nothing to draw yet, in the run's own state."""
+def empty(view: View, width: int, height: int, what: str, *, state: bool = False) -> list[Strip]:
+    """Why there is nothing to draw yet; one panel with `state` says it while the run is being made."""
     if not view.connected and view.history.live:
-        return notice([(view.trouble or "looking for the keeper…", ink.DIM)], width, height)
-    state = view.history.state.state
-    words = {
-        "importing torch": "importing torch…",
-        "building": "building the network…",
-        "running": f"waiting for the first {what}…",
-        "paused": f"paused before the first {what}",
-    }.get(state, f"no {what}")
+        return notice([(plain(view.trouble) or "looking for the keeper…", ink.DIM)] if state else [], width, height)
+    making = {"importing torch": "importing torch…", "building": "building the network…"}
+    waiting = {"running": f"waiting for the first {what}…", "paused": f"paused before the first {what}"}
+    now = view.history.state.state
+    words = (making[now] if state else "") if now in making else waiting.get(now, f"no {what}")
     return notice([(words, ink.DIM)], width, height)

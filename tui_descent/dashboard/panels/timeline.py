@@ -1,4 +1,4 @@
-"""The time axis that loss and heat-map share: columns of 2^k steps on multiples of their width, so the picture stands still."""
+"""The time axis of loss and heat-map: columns of 2^k steps on multiples of their width, so the picture stands still."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Timeline:
     def of(cls, history: History, columns: int, *, recent: bool) -> Timeline:
         """The whole run, or its last steps and as many more as fit."""
         columns, last = max(1, columns), max(0, history.steps - 1)
-        # In the window of the last steps the picture moves on by quarters: column by column it would all be repainted.
-        page = max(1, columns // 4)
+        # In the window of the last steps the picture moves on by eighths: column by column it would all be repainted.
+        page = max(1, columns // 8)
         wanted = min(last + 1, RECENT_STEPS) if recent else last + 1
         room = columns - page if recent and last + 1 > RECENT_STEPS else columns
         width = 1
@@ -44,6 +44,15 @@ class Timeline:
     def first_step(self) -> int:
         """The leftmost step."""
         return self.first * self.width
+
+    @property
+    def steps_a_dot(self) -> int:
+        """Braille has two dots a column; where a column is one step, the step stands on the first."""
+        return max(1, self.width // 2)
+
+    def dot(self, bin_: int) -> int:
+        """The dot column of a bin of `steps_a_dot` steps."""
+        return (bin_ * self.steps_a_dot - self.first_step) // self.steps_a_dot * (2 if self.width == 1 else 1)
 
     def column(self, step: int) -> int | None:
         """Where a step stands, if it does."""

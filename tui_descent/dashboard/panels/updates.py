@@ -13,23 +13,21 @@ from tui_descent.dashboard.panels.strips import Panel, empty
 from tui_descent.dashboard.panels.view import View
 
 HEALTHY_LOW, HEALTHY_HIGH = -4, -2
+# Fixed, so that the band stands still; what lies outside is a full or an empty bar, and its number.
+SCALE = Scale(-8, 0)
 
 
 class UpdatesPanel(Panel):
     """How far each layer's weights moved in one update, relative to their own size."""
 
     about = (
-        "‖ΔW‖ / ‖W‖ of the newest reading's update, without unit. Between 1e-4 and 1e-2 (dotted lines) is healthy and green; "
-        "below, the layer hardly learns; above, it is thrown about: orange, with a ! behind the number."
+        "‖ΔW‖ / ‖W‖ of the newest reading's update, without unit. Between 1e-4 and 1e-2 (dotted lines) is healthy and "
+        "green; below, the layer hardly learns; above, it is thrown about: orange, with a ! behind the number."
     )
-
-    def __init__(self, *, id: str | None = None) -> None:
-        super().__init__(id=id)
-        self._scale = Scale(-7, 0)
 
     def heading(self, view: View) -> tuple[str, str]:
         """The quantity above, scale and band below."""
-        return "Update ‖ΔW‖/‖W‖", f"{decade(self._scale.low)} … {decade(self._scale.high)}  healthy ┊1e-4 … 1e-2┊"
+        return "Update  [dim]‖ΔW‖ / ‖W‖ now[/dim]", f"{decade(SCALE.low)} … {decade(SCALE.high)}  healthy ┊1e-4 … 1e-2┊"
 
     def cares(self, view: View) -> object:
         """A new reading."""
@@ -42,16 +40,14 @@ class UpdatesPanel(Panel):
             return empty(view, width, height, "reading")
         ratios = readings.values.get("update_ratio", [])
         ratios = [*ratios, *[None] * (len(view.layers) - len(ratios))]
-        self._scale.follow(view.history)
-        self._scale.cover((log_of(v) for v in ratios), -20.0)
         # One cell at the end is kept for the mark of what is off.
         room = bar_room(view, width - 2)
-        stops = {min(room - 1, int(self._scale.place(edge) * room)): "┊" for edge in (HEALTHY_LOW, HEALTHY_HIGH)}
+        stops = {min(room - 1, int(SCALE.place(edge) * room)): "┊" for edge in (HEALTHY_LOW, HEALTHY_HIGH)}
         lines = []
         for layer in rows_of(view, height):
             log = log_of(ratios[layer])
             style, sign = _judged(log)
-            share = self._scale.place(log)
+            share = SCALE.place(log)
             line = bar_line(view, layer, share, ratios[layer], style, width=width - 2, stops=stops)
             lines.append(line.put(f" {sign}", ink.ORANGE))
         return [line.strip(width) for line in lines]

@@ -1,8 +1,8 @@
-"""What a panel is given to draw: the run's history and how the person wants to see it. Nothing here is kept by a panel."""
+"""What a panel is given to draw: the run's history, and how the person wants to see it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tui_descent.dashboard.bridge import Exchange
 from tui_descent.protocol.events import Layer
@@ -15,7 +15,7 @@ class View:
 
     history: History
     name: str = ""
-    exchange: Exchange = Exchange()
+    exchange: Exchange = field(default_factory=Exchange)
     connected: bool = True
     trouble: str = ""
     log: bool = True

@@ -39,9 +39,9 @@ class RunScreen(Screen[None]):
     """Holds how the person wants to see the run; the run itself is the bridge's."""
 
     BINDINGS: ClassVar[list[BindingType]] = [*actions.bindings()]
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-narrow"), (100, "-wide"), (160, "-huge")]
-    VERTICAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-low"), (30, "-tall")]
-    AUTO_FOCUS = None
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide"), (160, "-huge")]  # noqa: RUF012
+    VERTICAL_BREAKPOINTS = [(0, "-low"), (30, "-tall")]  # noqa: RUF012
+    AUTO_FOCUS = ""
 
     def __init__(self, bridge: Bridge, *, name: str) -> None:
         super().__init__()
@@ -92,8 +92,8 @@ class RunScreen(Screen[None]):
         small = event.size.width < MIN_WIDTH or event.size.height < MIN_HEIGHT
         self.set_class(small, "too-small")
 
-    def redraw(self) -> None:
-        """Draw at the next frame though the run has told nothing new: the room has changed."""
+    def on_panel_room_changed(self) -> None:
+        """Draw at the next frame though the run has told nothing new."""
         self._drawn = None
 
     def action_press(self, place: int, pressed: str) -> None:
@@ -153,10 +153,7 @@ class RunScreen(Screen[None]):
         self._unzoom()
         for name in actions.VIEWS:
             self.set_class(name == view, f"view-{name}")
-        if isinstance(self.focused, Widget) and not self.focused.is_on_screen:
-            self.set_focus(None)
-        if view == "events":
-            self.set_focus(self.query_one(EventsPanel))
+        self.set_focus(self.query_one(EventsPanel) if view == "events" else None)
 
     def focus_next_panel(self) -> None:
         """Round all panels that can be seen."""
@@ -183,7 +180,7 @@ class RunScreen(Screen[None]):
         """Select the next layer towards the output, or scroll where there are no layers."""
         if isinstance(self.focused, EventsPanel):
             self.focused.scroll_by(up)
-            self.redraw()
+            self._drawn = None
             return
         count = len(self.look.layers)
         if count:

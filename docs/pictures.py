@@ -1,0 +1,103 @@
+"""Makes the README's pictures: runs the program in a real terminal, types the keys, draws what is on the screen.
+
+python docs/pictures.py            (PNG needs rsvg-convert and DejaVu Sans Mono)
+"""
+
+from __future__ import annotations
+
+import html
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+from terminal import Terminal  # noqa: E402
+
+CELL_W, CELL_H, BASE = 8.43, 17, 13
+GROUND, INK = "#0c0c0c", "#d4d4d4"
+ANSI = {
+    "black": "#000000", "red": "#cd3131", "green": "#0dbc79", "brown": "#e5e510", "blue": "#2472c8",
+    "magenta": "#bc3fbc", "cyan": "#11a8cd", "white": "#e5e5e5",
+}  # fmt: skip
+
+
+def colour(name: str, default: str) -> str:
+    """A pyte colour as CSS."""
+    return default if name == "default" else ANSI.get(name, f"#{name}")
+
+
+def svg(screen: Any) -> str:
+    """The screen as SVG: a rectangle and a text for each run of equally styled cells."""
+    width, height = screen.columns * CELL_W, screen.lines * CELL_H
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height}" '
+        f'font-family="DejaVu Sans Mono, monospace" font-size="14"><rect width="100%" height="100%" fill="{GROUND}"/>'
+    ]
+    for y in range(screen.lines):
+        x, row = 0, screen.buffer[y]
+        while x < screen.columns:
+            cell, start, text = row[x], x, ""
+            while x < screen.columns and row[x][1:] == cell[1:]:
+                text += row[x].data or " "
+                x += 1
+            fore, back = colour(cell.fg, INK), colour(cell.bg, GROUND)
+            if cell.reverse:
+                fore, back = back, fore
+            if back != GROUND:
+                out.append(
+                    f'<rect x="{start * CELL_W:.2f}" y="{y * CELL_H}" width="{(x - start) * CELL_W + 0.3:.2f}" '
+                    f'height="{CELL_H + 0.3}" fill="{back}"/>'
+                )
+            weight = ' font-weight="bold"' if cell.bold else ""
+            # A glyph from a fallback font (braille) may be wider than a cell, so such characters are set one by one.
+            pieces = list(enumerate(text)) if max(text) > "\u24ff" else [(0, text)]
+            out += [
+                f'<text xml:space="preserve" x="{(start + k) * CELL_W:.2f}" y="{y * CELL_H + BASE}" fill="{fore}"{weight}>'
+                f"{html.escape(piece)}</text>"
+                for k, piece in pieces
+                if piece.strip()
+            ]
+    return "".join(out) + "</svg>"
+
+
+def save(terminal: Terminal, name: str) -> None:
+    """Write the picture beside this script."""
+    target = ROOT / "docs" / f"{name}.svg"
+    target.write_text(svg(terminal.screen), encoding="utf-8")
+    if shutil.which("rsvg-convert"):
+        subprocess.run(["rsvg-convert", target, "-o", target.with_suffix(".png")], check=True)
+        target.unlink()
+    print(target.stem)
+
+
+def overview(name: str, columns: int, rows: int, *, turn: str, settle: int) -> None:
+    """The vanishing preset, with `r` pressed at about step `turn`."""
+    with tempfile.TemporaryDirectory(prefix="td") as home:
+        command = [sys.executable, "-m", "tui_descent", "vanishing"]
+        terminal = Terminal(command, columns=columns, rows=rows, env={"TUI_DESCENT_HOME": home}, cwd=str(ROOT))
+        try:
+            terminal.wait(lambda text: f"step {turn}" in text)
+            terminal.press("r")
+            terminal.wait(lambda text: f"step {settle}" in text)
+            save(terminal, name)
+            terminal.press("q")
+            terminal.read(0.5)
+            terminal.press("s")
+            terminal.ended()
+        finally:
+            terminal.close()
+
+
+def main() -> int:
+    """All pictures."""
+    overview("overview", 120, 40, turn="15", settle=42)
+    overview("overview-80x24", 80, 24, turn="15", settle=42)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

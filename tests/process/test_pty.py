@@ -1,0 +1,249 @@
+"""The program as a person meets it: in a real terminal, on real data, with real keys."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from terminal import Terminal
+
+COMMAND = [sys.executable, "-m", "tui_descent"]
+SIZES = [(120, 40), (80, 24)]
+
+
+@pytest.fixture
+def terminal(request: pytest.FixtureRequest) -> Iterator[Terminal]:
+    columns, rows, *arguments = request.param
+    opened = Terminal([*COMMAND, *arguments], columns=columns, rows=rows)
+    yield opened
+    opened.close()
+
+
+def started(*arguments: str, columns: int = 120, rows: int = 40) -> pytest.param:
+    return pytest.param((columns, rows, *arguments), id=f"{columns}x{rows}")
+
+
+def step_of(text: str) -> int:
+    found = re.search(r"step\s+([\d,]+)", text)
+    return int(found[1].replace(",", "")) if found else -1
+
+
+def brightness(terminal: Terminal, label: str) -> float:
+    """Mean brightness of the heat-map's cells in the row that starts with the label, right part of what is drawn."""
+    rows = [n for n, line in enumerate(terminal.screen.display) if label in line[:16]]
+    assert rows, terminal.text()
+    cells = [
+        c for c in (terminal.screen.buffer[rows[-1]][x] for x in range(12, terminal.screen.columns)) if c.data == "▀"
+    ]
+    newest = cells[-6:-1]
+    assert newest, terminal.text()
+    return sum(int(c.fg[k : k + 2], 16) for c in newest for k in (0, 2, 4)) / len(newest) / 3
+
+
+def processes_of(home: str) -> list[str]:
+    """Commands of this user's keepers and trainers for runs under `home`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if home in line and "tui_descent" in line:
+                found.append(line)
+    return found
+
+
+def gone(home: str, *, within: float = 15.0) -> bool:
+    end = time.monotonic() + within
+    while processes_of(home) and time.monotonic() < end:
+        time.sleep(0.1)
+    return not processes_of(home)
+
+
+def restored(terminal: Terminal) -> bool:
+    """Whether the alternate screen and the mouse were switched off again, last of all."""
+    raw = bytes(terminal.raw)
+    return raw.rfind(b"\x1b[?1049l") > raw.rfind(b"\x1b[?1049h") and raw.rfind(b"\x1b[?1000l") >= raw.rfind(
+        b"\x1b[?1000h"
+    )
+
+
+@pytest.mark.parametrize("terminal", [started("vanishing", columns=c, rows=r) for c, r in SIZES], indirect=True)
+def test_vanishing_is_seen_and_cured_by_one_key(terminal: Terminal) -> None:
+    terminal.wait("running")
+    terminal.wait(lambda text: step_of(text) >= 30)
+    before = terminal.text()
+    assert "Loss" in before
+    assert "Gradient flow" in before
+    assert "residual off" in before or "res off" in before
+    dark = brightness(terminal, "stem")
+    terminal.press("r")
+    shown = terminal.wait(lambda text: re.search(r"applied at step\s+\d+", text) is not None, within=20)
+    at = int(re.search(r"applied at step\s+(\d+)", shown)[1])  # type: ignore[index]
+    assert "residual off → on" in shown
+    terminal.wait(lambda text: step_of(text) >= at + 90)
+    assert brightness(terminal, "stem") > dark + 60
+    terminal.press("q")
+    terminal.wait("stop")
+    terminal.press("s")
+    assert terminal.ended() == 0
+    assert restored(terminal)
+    assert gone(os.environ["TUI_DESCENT_HOME"])
+
+
+@pytest.mark.parametrize("terminal", [started("vanishing", "--pace", "60")], indirect=True)
+def test_every_first_key_steers(terminal: Terminal) -> None:
+    terminal.wait(lambda text: step_of(text) >= 10)
+    terminal.press("+")
+    terminal.wait("0.125")
+    terminal.press("-")
+    terminal.wait(lambda text: "rate 0.1 " in text)
+    terminal.press("space")
+    terminal.wait("paused")
+    stood = step_of(terminal.text())
+    terminal.press(".")
+    terminal.wait(lambda text: step_of(text) == stood + 1 and "paused" in text)
+    terminal.press("a")
+    terminal.wait("max(0, z)")
+    terminal.press("up", "enter")
+    terminal.wait(lambda text: "activation sigmoid →" in text)
+    terminal.press("space")
+    terminal.wait(lambda text: step_of(text) > stood + 5 and "running" in text)
+    terminal.press("q")
+    terminal.wait("stay")
+    terminal.press("escape")
+    terminal.wait(lambda text: "stay" not in text)
+    now = step_of(terminal.text())
+    terminal.wait(lambda text: step_of(text) > now + 5)
+    terminal.press("q")
+    terminal.wait("stay")
+    terminal.press("s")
+    assert terminal.ended() == 0
+
+
+@pytest.mark.parametrize("terminal", [started("vanishing")], indirect=True)
+def test_a_killed_trainer_is_told_within_a_second_and_the_screen_stays(terminal: Terminal) -> None:
+    terminal.wait(lambda text: step_of(text) >= 10)
+    home = os.environ["TUI_DESCENT_HOME"]
+    listing = subprocess.run(["pgrep", "-f", f"training.process {home}"], capture_output=True, text=True, check=True)
+    os.kill(int(listing.stdout.split()[0]), signal.SIGKILL)
+    killed = time.monotonic()
+    terminal.wait(lambda text: re.search(r"trainer lost \(signal 9\) at step \d+", text) is not None)
+    took = time.monotonic() - killed
+    assert took < 5.0, took  # a second is asked of a quiet machine; this one may be loaded
+    terminal.press("?")
+    terminal.wait("learning rate × 1.25")
+    terminal.press("escape")
+    terminal.wait(lambda text: "learning rate × 1.25" not in text)
+    terminal.press("q")
+    assert terminal.ended() == 4
+    assert restored(terminal)
+
+
+@pytest.mark.parametrize("terminal", [started("healthy")], indirect=True)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_signals_restore_the_terminal(terminal: Terminal, number: signal.Signals) -> None:
+    terminal.wait(lambda text: step_of(text) >= 3)
+    terminal.child.kill(number)
+    assert terminal.ended() == 128 + number
+    assert restored(terminal)
+    assert gone(os.environ["TUI_DESCENT_HOME"])
+
+
+@pytest.mark.parametrize("terminal", [started("too-hot")], indirect=True)
+def test_a_diverging_run_is_held_before_the_update(terminal: Terminal) -> None:
+    terminal.wait(lambda text: re.search(r"loss is (nan|inf) at step \d+, first in blocks", text) is not None)
+    terminal.press("q")
+    terminal.wait("stay")
+    terminal.press("s")
+    assert terminal.ended() == 0
+
+
+@pytest.mark.parametrize("terminal", [started("first-descent", "--pace", "20")], indirect=True)
+def test_a_preset_waits_at_its_end_and_goes_on(terminal: Terminal) -> None:
+    terminal.wait("waiting")
+    assert step_of(terminal.text()) == 10
+    terminal.press("space")
+    terminal.wait(lambda text: step_of(text) == 20 and "waiting" in text)
+    terminal.press("q")
+    terminal.wait("stay")
+    terminal.press("s")
+    assert terminal.ended() == 0
+
+
+OWN_LOOP = """
+import torch
+from torch import nn
+from tui_descent import watch
+
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 2))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+with watch(model, optimizer, name="mine") as run:
+    while True:
+        x = torch.randn(512, 8)
+        loss = nn.functional.cross_entropy(model(x), (x[:, 0] > 0).long())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        run.step(loss)
+print("the script goes on")
+"""
+
+
+def test_an_own_loop_is_shown_and_its_rate_turned(tmp_path: Path) -> None:
+    script = tmp_path / "mine.py"
+    script.write_text(OWN_LOOP)
+    terminal = Terminal([*COMMAND, "exec", "--", sys.executable, str(script)], columns=120, rows=40)
+    try:
+        terminal.wait(lambda text: step_of(text) > 50 and "running" in text)
+        terminal.press("]")
+        text = terminal.wait(lambda text: re.search(r"applied at step\s+[\d,]+", text) is not None)
+        assert "0.1 → 1" in text
+        terminal.press("r")
+        terminal.wait("has none that can be steered")
+        terminal.press("q")
+        terminal.wait("stay")
+        terminal.press("s")
+        assert terminal.ended() == 0
+        assert gone(os.environ["TUI_DESCENT_HOME"])
+    finally:
+        terminal.close()
+
+
+def test_a_terminal_too_small_is_told_what_it_needs_and_grows_back() -> None:
+    terminal = Terminal([*COMMAND, "vanishing"], columns=50, rows=12)
+    try:
+        terminal.wait("60×20")
+        terminal.screen.resize(40, 120)
+        terminal.child.setwinsize(40, 120)
+        terminal.wait("Gradient flow")
+        terminal.press("q")
+        terminal.wait("stay")
+        terminal.press("s")
+        assert terminal.ended() == 0
+    finally:
+        terminal.close()
+
+
+def test_the_gallery_starts_what_is_picked() -> None:
+    terminal = Terminal(COMMAND, columns=100, rows=30)
+    try:
+        text = terminal.wait("Ten steps down a parabola")
+        assert "vanishing" in text
+        terminal.press("enter")
+        terminal.wait("Gradient flow")
+        terminal.press("q")
+        terminal.wait("stay")
+        terminal.press("s")
+        assert terminal.ended() == 0
+    finally:
+        terminal.close()

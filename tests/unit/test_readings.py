@@ -1,0 +1,54 @@
+"""A reading's way through shared memory: values, what is absent, and a stale row's age."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+
+import pytest
+
+from tui_descent.protocol.readings import COLUMNS, pack_row, unpack
+from tui_descent.protocol.ring import ReadingRecord, Ring
+
+
+def through_the_ring(home: Path, rows: list[list[float]]) -> ReadingRecord:
+    ring = Ring.create(home / "ring", layers=len(rows), columns=len(COLUMNS), steps=4)
+    ring.write_reading(40, 2, 3.5, 0.007, rows)
+    (record,) = ring.read_readings()
+    ring.close(unlink=True)
+    return record
+
+
+def test_what_was_packed_is_unpacked(home: Path) -> None:
+    random_ = random.Random(0)
+    for _ in range(20):
+        layers = random_.randrange(1, 30)
+        values = [[random_.choice((None, 0.0, random_.expovariate(1), 1e-300)) for _ in COLUMNS] for _ in range(layers)]
+        ages = [random_.choice((0, 1, 31, 5000, 2**31)) for _ in range(layers)]
+        rows = [pack_row(row, age=age) for row, age in zip(values, ages, strict=True)]
+        event = unpack(through_the_ring(home, rows))
+        assert (event.segment, event.step, event.global_grad_norm, event.watch_cost) == (2, 40, 3.5, 0.007)
+        assert event.ages == ages
+        for n, name in enumerate(COLUMNS):
+            assert event.values[name] == [row[n] for row in values]
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf])
+def test_infinities_are_values(home: Path, value: float) -> None:
+    event = unpack(through_the_ring(home, [pack_row([value, None, 1.0, 0.0, None])]))
+    assert event.values["grad_norm"] == [value]
+    assert event.values["grad_rms"] == [None]
+    assert event.values["update_norm"] == [0.0], "zero is a value, not an absence"
+
+
+def test_not_a_number_is_a_value_and_not_an_absence(home: Path) -> None:
+    event = unpack(through_the_ring(home, [pack_row([math.nan, None, None, None, None])]))
+    (norm,) = event.values["grad_norm"]
+    assert norm is not None
+    assert math.isnan(norm)
+    assert event.values["weight_norm"] == [None]
+
+
+def test_the_columns_are_those_of_the_contract() -> None:
+    assert set(COLUMNS) == {"grad_norm", "grad_rms", "weight_norm", "update_norm", "update_ratio"}

@@ -1,0 +1,270 @@
+"""The shared memory: order, what is overwritten is counted, and a killed writer loses nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ring_writer import PACKED, rows, values
+
+from tui_descent.protocol import ring as module
+from tui_descent.protocol.ring import READING_CAPACITY, Ring, StepRecord
+
+WRITER = Path(__file__).with_name("ring_writer.py")
+
+
+@pytest.fixture
+def rings(home: Path) -> Iterator[tuple[Ring, Ring]]:
+    """A small one from both sides."""
+    writer = Ring.create(home / "ring", layers=3, columns=2, steps=8)
+    reader = Ring.open(home / "ring")
+    yield writer, reader
+    reader.close()
+    writer.close(unlink=True)
+
+
+def write(ring: Ring, first: int, count: int) -> None:
+    for step in range(first, first + count):
+        ring.write_step(step, *values(step), 0, False)
+
+
+def record(step: int, *, segment: int = 0, skipped: bool = False) -> StepRecord:
+    loss, lr, time_s = values(step)
+    return StepRecord(step, loss, lr, time_s, segment, skipped)
+
+
+def test_steps_are_read_once_in_order_as_they_were_written(rings: tuple[Ring, Ring]) -> None:
+    writer, reader = rings
+    assert reader.read_steps() == []
+    write(writer, 0, 5)
+    assert reader.read_steps() == [record(n) for n in range(5)]
+    assert reader.read_steps() == []
+    write(writer, 5, 7)  # over the ring's end
+    assert reader.read_steps() == [record(n) for n in range(5, 12)]
+    assert reader.missed == 0
+
+
+def test_segment_and_skipped_arrive(rings: tuple[Ring, Ring]) -> None:
+    writer, reader = rings
+    writer.write_step(7, *values(7), 3, True)
+    assert reader.read_steps() == [record(7, segment=3, skipped=True)]
+
+
+def test_losses_that_are_no_numbers_arrive(rings: tuple[Ring, Ring]) -> None:
+    writer, reader = rings
+    for loss in (float("nan"), float("inf"), float("-inf"), 1e-320):
+        writer.write_step(0, loss, 0.1, 0.0, 0, False)
+    assert [repr(found.loss) for found in reader.read_steps()] == ["nan", "inf", "-inf", "1e-320"]
+
+
+def test_a_full_ring_is_read_whole(rings: tuple[Ring, Ring]) -> None:
+    writer, reader = rings
+    write(writer, 0, 8)
+    assert [found.step for found in reader.read_steps()] == list(range(8))
+    assert reader.missed == 0
+
+
+@pytest.mark.parametrize("written", [9, 12, 16, 17, 1000])
+def test_what_was_overwritten_is_counted_as_missed(rings: tuple[Ring, Ring], written: int) -> None:
+    writer, reader = rings
+    write(writer, 0, written)
+    found = [read.step for read in reader.read_steps()]
+    assert found == list(range(written - len(found), written)), "the newest, without a gap"
+    assert len(found) >= 4, "half a ring at least"
+    assert reader.missed == written - len(found) > 0
+    write(writer, written, 3)
+    assert [read.step for read in reader.read_steps()] == [written, written + 1, written + 2]
+
+
+def test_the_limit_leaves_the_rest_for_the_next_look(rings: tuple[Ring, Ring]) -> None:
+    writer, reader = rings
+    write(writer, 0, 8)
+    assert [found.step for found in reader.read_steps(limit=3)] == [0, 1, 2]
+    assert [found.step for found in reader.read_steps(limit=30)] == [3, 4, 5, 6, 7]
+
+
+def test_readings_are_read_once_in_order(rings: tuple[Ring, Ring]) -> None:
+    writer, reader = rings
+    for step in range(5):
+        writer.write_reading(step, 1, step * 2.0, 0.01, [[3.0, step, n] for n in range(3)])
+    found = list(reader.read_readings())
+    assert [(read.step, read.segment, read.global_grad_norm, read.watch_cost) for read in found] == [
+        (step, 1, step * 2.0, 0.01) for step in range(5)
+    ]
+    assert found[4].rows == [(3.0, 4.0, 0.0), (3.0, 4.0, 1.0), (3.0, 4.0, 2.0)]
+    assert list(reader.read_readings()) == []
+
+
+def test_of_too_many_readings_the_newest_stay(rings: tuple[Ring, Ring]) -> None:
+    writer, reader = rings
+    for step in range(READING_CAPACITY * 3 + 5):
+        writer.write_reading(step, 0, 0.0, 0.0, [[0.0, 0.0, 0.0]] * 3)
+    steps = [found.step for found in reader.read_readings()]
+    assert steps == list(range(READING_CAPACITY * 2 + 5, READING_CAPACITY * 3 + 5))
+
+
+def test_a_net_without_layers_has_a_ring_too(home: Path) -> None:
+    writer = Ring.create(home / "ring", layers=0, columns=5, steps=4)
+    reader = Ring.open(home / "ring")
+    writer.write_reading(3, 0, 1.5, 0.0, [])
+    assert [found.step for found in reader.read_readings()] == [3]
+    reader.close()
+    writer.close()
+
+
+def test_the_flag_is_seen_on_the_other_side(rings: tuple[Ring, Ring]) -> None:
+    trainer, keeper = rings
+    assert not trainer.flagged()
+    keeper.raise_flag()
+    assert trainer.flagged()
+    trainer.lower_flag()
+    assert not trainer.flagged()
+
+
+def test_the_heartbeat_is_seen_on_the_other_side(rings: tuple[Ring, Ring]) -> None:
+    trainer, keeper = rings
+    now_s = time.monotonic()
+    trainer.beat(now_s)
+    assert keeper.heartbeat() == now_s
+
+
+def test_the_disk_space_is_really_taken(home: Path) -> None:
+    ring = Ring.create(home / "ring", layers=10, columns=5)
+    found = (home / "ring").stat()
+    assert found.st_size > 1 << 20
+    assert found.st_blocks * 512 >= found.st_size, "a hole on a full disk would kill the trainer at some later step"
+    assert found.st_mode & 0o777 == 0o600
+    ring.close(unlink=True)
+    assert not (home / "ring").exists()
+
+
+def test_without_room_it_is_an_error_at_once_and_leaves_nothing(home: Path) -> None:
+    code = (
+        "import resource, sys, pathlib\n"
+        "from tui_descent.protocol.ring import Ring\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
+        "try: Ring.create(pathlib.Path(sys.argv[1]), layers=10, columns=5)\n"
+        "except OSError as error: print('OSError')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(home / "ring")], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "OSError\n", "")
+    assert not (home / "ring").exists()
+
+
+def test_a_second_ring_in_the_same_place_is_refused(rings: tuple[Ring, Ring]) -> None:
+    with pytest.raises(FileExistsError):
+        Ring.create(rings[0].path, layers=3, columns=2)
+    assert rings[0].path.exists()
+
+
+def test_a_file_of_another_layout_is_refused(home: Path) -> None:
+    path = home / "ring"
+    Ring.create(path, layers=1, columns=1, steps=4).close()
+    data = bytearray(path.read_bytes())
+    data[4] += 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="no ring of layout 1"):
+        Ring.open(path)
+    path.write_bytes(b"\0" * 8192)
+    with pytest.raises(ValueError, match="no ring"):
+        Ring.open(path)
+
+
+def test_the_ring_outlives_its_writer(home: Path) -> None:
+    writer = Ring.create(home / "ring", layers=1, columns=1, steps=8)
+    write(writer, 0, 3)
+    writer.close()
+    reader = Ring.open(home / "ring")
+    assert [found.step for found in reader.read_steps()] == [0, 1, 2]
+    reader.close()
+
+
+def start(path: Path, ring_steps: int, *count: int) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        [sys.executable, str(WRITER), str(path), str(ring_steps), *map(str, count)], stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.read(PACKED.size)  # the ring is there
+    return process
+
+
+@pytest.mark.parametrize("bytes_until_the_kill", [8, 800, 80_000, 160_008, 400_000])
+def test_a_killed_writer_loses_no_completed_step(home: Path, bytes_until_the_kill: int) -> None:
+    process = start(home / "ring", 1 << 17)
+    assert process.stdout is not None
+    heard = bytearray(process.stdout.read(bytes_until_the_kill))
+    process.send_signal(signal.SIGKILL)
+    heard += process.stdout.read()
+    process.stdout.close()
+    assert process.wait(30) == -signal.SIGKILL
+    acknowledged = PACKED.unpack_from(heard, len(heard) // PACKED.size * PACKED.size - PACKED.size)[0]
+
+    reader = Ring.open(home / "ring")
+    found = []
+    while chunk := reader.read_steps():
+        found += chunk
+    readings = list(reader.read_readings())
+    reader.close()
+    assert bytes_until_the_kill // PACKED.size <= acknowledged < 1 << 17
+    assert acknowledged <= len(found) <= acknowledged + 1
+    assert found == [record(n, segment=n // 1000, skipped=n % 7 == 0) for n in range(len(found))]
+    assert reader.missed == 0
+    for reading in readings:
+        assert reading.rows == [tuple(row) for row in rows(reading.step)]
+
+
+def test_a_writer_that_overtakes_its_reader_never_shows_it_a_torn_record(home: Path) -> None:
+    total = 300_000
+    process = start(home / "ring", 64, total)
+    reader = Ring.open(home / "ring")
+    seen = torn = readings_seen = 0
+    last = last_reading = -1
+    gone = False
+    while not gone:
+        gone = process.poll() is not None  # asked before the last look
+        while chunk := reader.read_steps(limit=40):
+            for found in chunk:
+                torn += found != record(found.step, segment=found.step // 1000, skipped=found.step % 7 == 0)
+                assert found.step > last
+                last = found.step
+            seen += len(chunk)
+        for reading in reader.read_readings():
+            torn += reading.rows != [tuple(row) for row in rows(reading.step)]
+            torn += reading.global_grad_norm != reading.step * 2.0
+            assert reading.step > last_reading
+            last_reading = reading.step
+            readings_seen += 1
+    assert process.stdout is not None
+    process.stdout.close()
+    reader.close()
+    assert process.returncode == 0
+    assert torn == 0
+    assert seen + reader.missed == total
+    assert reader.missed > 0, "the writer was to be faster than its reader"
+    assert last == total - 1
+    assert readings_seen > 0
+
+
+def test_steps_and_readings_of_a_ring_do_not_overlap(home: Path) -> None:
+    ring = Ring.create(home / "ring", layers=2, columns=2, steps=8)
+    reader = Ring.open(home / "ring")
+    for n in range(8):
+        ring.write_step(n, *values(n), 0, False)
+    for n in range(READING_CAPACITY):
+        ring.write_reading(n, 0, 0.0, 0.0, [[-1.0, -1.0, -1.0]] * 2)
+    ring.beat(5.0)
+    reader.raise_flag()
+    assert [found.step for found in reader.read_steps()] == list(range(8))
+    assert len(list(reader.read_readings())) == READING_CAPACITY
+    expected = module.HEADER_BYTES + 8 * module.STEP.size + READING_CAPACITY * (module.READING_HEAD.size + 2 * 3 * 8)
+    assert os.path.getsize(home / "ring") == expected
+    reader.close()
+    ring.close()

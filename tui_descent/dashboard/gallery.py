@@ -1,0 +1,130 @@
+"""The gallery: all presets on the left, the highlighted one's story and promises on the right; enter takes it."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import ClassVar
+
+from rich.text import Text
+from textual.app import App, ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, VerticalScroll
+from textual.widgets import OptionList, Static
+from textual.widgets.option_list import Option
+
+from tui_descent.dashboard import ink
+from tui_descent.dashboard.plain import plain
+from tui_descent.dashboard.theme import THEME
+from tui_descent.scenario import presets
+from tui_descent.scenario.claims import promised
+from tui_descent.scenario.spec import Scenario, about
+from tui_descent.scenario.toml import ScenarioError
+
+OWN = "Own scenarios: tui-descent FILE.toml; `tui-descent presets NAME` prints one to start from"
+
+
+class GalleryApp(App[str | None]):
+    """Returns the name of a preset, or None."""
+
+    CSS_PATH = Path(__file__).parent / "dashboard.tcss"
+    ENABLE_COMMAND_PALETTE = False
+    TITLE = "tui-descent"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q,ctrl+c", "away", "leave", show=False),
+        Binding("j", "down", show=False),
+        Binding("k", "up", show=False),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known = {name: _read(name) for name in presets.names()}
+
+    def compose(self) -> ComposeResult:
+        """Titles, one preset's text, and the keys."""
+        yield Static(Text(" tui-descent  see and steer gradient descent", style=ink.NAME), id="gallery-title")
+        with Horizontal(id="gallery"):
+            yield OptionList(*(Option(_row(name, found), id=name) for name, found in self._known.items()), id="names")
+            with VerticalScroll(id="preset") as box:
+                box.can_focus = False
+                yield Static(id="story-text")
+        yield Static(_foot(), id="gallery-foot")
+
+    def on_mount(self) -> None:
+        """The first preset is the one to begin with."""
+        self.register_theme(THEME)
+        self.theme = THEME.name
+        names = self.query_one(OptionList)
+        names.border_title = "Presets"
+        self.query_one("#preset").border_title = "What it shows"
+        names.focus()
+        if not self._known:
+            self.query_one("#story-text", Static).update(Text(f"no presets found in {presets.folder()}"))
+
+    def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
+        """Tell its story."""
+        name = event.option.id or ""
+        self.query_one("#story-text", Static).update(_story(name, self._known[name]))
+        self.query_one("#preset").scroll_home(animate=False)
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        """Take it."""
+        self.exit(event.option.id)
+
+    def action_away(self) -> None:
+        """Take none."""
+        self.exit(None)
+
+    def action_down(self) -> None:
+        """As in lists elsewhere."""
+        self.query_one(OptionList).action_cursor_down()
+
+    def action_up(self) -> None:
+        """As in lists elsewhere."""
+        self.query_one(OptionList).action_cursor_up()
+
+
+def pick() -> str | None:
+    """Let a person choose a preset; None when they left."""
+    return GalleryApp().run()
+
+
+def _read(name: str) -> Scenario | str:
+    try:
+        return presets.find(name)[1]
+    except ScenarioError as error:
+        return str(error)
+
+
+def _row(name: str, found: Scenario | str) -> Text:
+    theme = "cannot be read" if isinstance(found, str) else plain(found.theme, 40)
+    row = Text(no_wrap=True, overflow="ellipsis")
+    row.append(f"{name:<15} ", style=ink.BRIGHT)
+    row.append(theme, style=ink.ORANGE if isinstance(found, str) else ink.DIM)
+    return row
+
+
+def _story(name: str, found: Scenario | str) -> Text:
+    if isinstance(found, str):
+        return Text("\n".join(plain(line) for line in found.splitlines()), style=ink.ORANGE)
+    text = Text(plain(found.title), style=ink.BRIGHT)
+    facts = f"{about(found)} · {found.optimizer.name}, rate {found.optimizer.lr:g} · {found.run.steps:,} steps"
+    text.append(f"\n{facts}\n\n", style=ink.DIM)
+    for paragraph in textwrap.dedent(found.story).strip().split("\n\n"):
+        text.append(plain(" ".join(paragraph.split()), 4000) + "\n\n", style=ink.TEXT)
+    if found.claim:
+        text.append("What it promises, and a test checks\n", style=ink.BRIGHT)
+    for claim in found.claim:
+        at = f" at step {claim.at}" if claim.at is not None else " at the end"
+        given = f", after {', '.join(claim.given)}" if claim.given else ""
+        text.append(f"  {plain(claim.metric, 40)} {promised(claim)}{at}{plain(given)}\n", style=ink.DIM)
+    return text
+
+
+def _foot() -> Text:
+    text = Text(no_wrap=True, overflow="ellipsis")
+    for key, what in (("↑ ↓", "choose"), ("enter", "start"), ("q", "leave")):
+        text.append(f" {key}", style=ink.KEY)
+        text.append(f" {what} ", style=ink.DIM)
+    text.append(f"  {OWN}", style=ink.DIM)
+    return text

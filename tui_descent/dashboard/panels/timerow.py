@@ -1,0 +1,39 @@
+"""The row under the curve: step numbers, and each intervention's name under its mark."""
+
+from __future__ import annotations
+
+from rich.cells import cell_len
+from rich.segment import Segment
+from rich.style import Style
+
+from tui_descent.dashboard import ink
+from tui_descent.dashboard.panels.line import Line, joined
+from tui_descent.dashboard.panels.timeline import Timeline, marks
+from tui_descent.dashboard.panels.view import View
+from tui_descent.dashboard.plain import plain
+
+
+def time_row(view: View, timeline: Timeline, left: int) -> Line:
+    """Step numbers, and under each intervention its name."""
+    cells = [(" ", ink.DIM)] * timeline.columns
+    taken = [False] * timeline.columns
+
+    def write(column: int, text: str, style: Style) -> bool:
+        end = column + len(text)
+        if end > timeline.columns or any(taken[max(0, column - 1) : end + 1]):
+            return False
+        for n, character in enumerate(text):
+            cells[column + n] = (character, style)
+            taken[column + n] = True
+        return True
+
+    # The newest interventions matter most where there is no room for all of them.
+    for column, text in reversed(marks(view, timeline)):
+        label = "▲ " + "".join(c if cell_len(c) == 1 else "·" for c in plain(text, 28))
+        if write(column, label, ink.MARK):
+            continue
+        if not (write(column - len(label) + 1, label[2:] + " ▲", ink.MARK) if column >= len(label) else False):
+            write(column, "▲", ink.MARK)
+    for column, text in timeline.ticks().items():
+        write(column, text, ink.DIM)
+    return Line().put(" " * left).extend(joined([Segment(c, s) for c, s in cells]))

@@ -1,0 +1,22 @@
+"""What Textual's own widgets are coloured with: dialogs, lists, fields, the palette."""
+
+from __future__ import annotations
+
+from textual.theme import Theme
+
+from tui_descent.dashboard import ink
+
+THEME = Theme(
+    name="descent",
+    primary="#e1cc55",
+    secondary="#7d8590",
+    accent="#e1cc55",
+    foreground="#c9ced6",
+    background=ink.GROUND,
+    surface="#161a21",
+    panel="#1c212a",
+    success="#57ab7f",
+    warning="#e0883c",
+    error="#f0625d",
+    dark=True,
+)
