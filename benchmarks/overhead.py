@@ -1,7 +1,8 @@
 """What watching costs: steps a second of a plain loop against the same loop watched, with a real keeper.
 
 The variants run in turns, a stretch of steps each, and every round gives one ratio, so a machine that slows down slows
-all alike. `plain again` against `plain` (A/A) shows what a ratio of 1 looks like here.
+all alike. `plain again` against `plain` (A/A) shows what a ratio of 1 looks like here. On one CPU thread the seconds are
+the thread's own CPU seconds, which other programs on the machine disturb less; otherwise they are the clock's.
 
     python benchmarks/overhead.py --workloads W1,W2 --rounds 15
 """
@@ -45,12 +46,13 @@ def plain(work: workloads.Workload) -> Step:
 
 def stretch(step: Step, first: int, count: int, device: str) -> float:
     """Seconds of `count` steps."""
-    start_s = time.perf_counter()
+    clock = time.thread_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    start_s = clock()
     for n in range(first, first + count):
         step(n)
     if device.startswith("cuda"):
         torch.cuda.synchronize()
-    return time.perf_counter() - start_s
+    return clock() - start_s
 
 
 def measure(name: str, *, rounds: int, stretch_s: float, device: str, fused: bool) -> dict[str, list[float]]:

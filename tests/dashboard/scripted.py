@@ -188,6 +188,11 @@ class ScriptedKeeper:
             for writer in self._writers:
                 writer.write(codec.frame(event))
 
+    @property
+    def greeted(self) -> bool:
+        """Whether a viewer has said hello."""
+        return bool(self._writers)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         frames = codec.FrameReader(codec.MAX_FROM_VIEWER)
         try:

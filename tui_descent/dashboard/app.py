@@ -36,8 +36,7 @@ class DescentApp(App[int]):
         self.bridge = Bridge(socket, name="dashboard")
         self.run_name = name
         self.fps = fps
-        self.log_path = log_path
-        self.run_screen = RunScreen(self.bridge, name=name)
+        self.run_screen = RunScreen(self.bridge, name=name, log_path=log_path)
         self._reading: asyncio.Task[None] | None = None
         self._stop_by: float | None = None
         self._signals = Signals()

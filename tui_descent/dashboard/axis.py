@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from tui_descent.dashboard.figures import tick
 
+# Beyond this an axis ends: differences of larger losses overflow.
+HUGE = 1e300
 NICE = (1.0, 2.0, 5.0)
 # Limits may be finer than figures: rounding outward should not waste rows.
 LIMITS = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
@@ -23,14 +25,11 @@ class Axis:
     @classmethod
     def linear(cls, low: float, high: float) -> Axis:
         """Limits rounded outward to a quarter of the range's 1-2-5 step, so that they seldom move."""
-        if not high > low:
+        low, high = (min(max(v, -HUGE), HUGE) for v in (low, high))
+        if not high - low > 1e-9 * max(abs(low), abs(high)):
             pad = abs(high) * 0.1 or 1.0
             low, high = low - pad, high + pad
-        # Halves first: the difference of two huge losses overflows.
-        span = high / 2 - low / 2
-        if not math.isfinite(span * 2):
-            return cls(low, high, False)
-        unit = nice_below(span) / 2
+        unit = nice_below(high - low) / 4
         bottom, top = math.floor(low / unit) * unit, math.ceil(high / unit) * unit
         return cls(bottom, top, False)
 
@@ -40,8 +39,9 @@ class Axis:
             if not value > 0:
                 return math.nan
             value = math.log10(value) if value < math.inf else math.inf
-        share = (value / 2 - self.low / 2) / (self.high / 2 - self.low / 2)
-        return min(max(share, 0.0), 1.0) if not math.isnan(share) else math.nan
+        if math.isnan(value):
+            return math.nan
+        return min(max((min(max(value, -HUGE), HUGE) - self.low) / (self.high - self.low), 0.0), 1.0)
 
     def row(self, value: float, rows: int) -> int:
         """The text row, from the top, of a value that `place` can show: the one its braille dot is in."""
@@ -66,11 +66,9 @@ class Axis:
 
     def _ticks(self, rows: int) -> list[float]:
         if not self.log:
-            unit = nice_below((self.high / 2 - self.low / 2) * 4 / max(2, rows / 2))
-            if not (math.isfinite(unit) and unit > 0):
-                return [self.low, self.high]
+            unit = nice_below((self.high - self.low) * 2 / max(2, rows / 2))
             first, last = math.ceil(self.low / unit - 1e-9), math.floor(self.high / unit + 1e-9)
-            return [n * unit for n in range(first, last + 1)] if last - first < 200 else [self.low, self.high]
+            return [n * unit for n in range(first, last + 1)]
         decades = range(math.floor(self.low), math.ceil(self.high) + 1)
         if len(decades) > rows:
             decades = decades[:: -(-len(decades) // rows)]
@@ -80,10 +78,11 @@ class Axis:
 
 def log_axis(low: float, high: float) -> Axis:
     """A logarithmic axis around positive values, rounded outward to 1-2-5, at least a factor of four high."""
+    low, high = (min(max(v, 1 / HUGE), HUGE) for v in (low, high))
     bottom, top = nice_below(low, LIMITS), nice_above(high, LIMITS)
     if top < bottom * 4:
         bottom, top = nice_below(low / 1.6, LIMITS), nice_above(high * 1.6, LIMITS)
-    return Axis(math.log10(bottom), math.log10(top), True)
+    return Axis(math.log10(bottom), math.log10(max(top, bottom * 1.5)), True)
 
 
 def nice_below(value: float, nice: tuple[float, ...] = NICE) -> float:

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-import plotext
 from rich.segment import Segment
 from rich.style import Style
 
@@ -87,7 +86,10 @@ def _built(curves: Sequence[Curve], columns: int, rows: int, marker: str) -> lis
     """ANSI text, a string a row. Too small a canvas for plotext's limits is blank."""
     if columns < 2 or rows < 2:
         return [" " * max(0, columns)] * max(0, rows)
-    # plotext 6.1 needs this once, or it clamps a size to the terminal's; it is cheap enough for every time.
+    # Here and not above: a fifth of a second that the first frame, which has no curve yet, need not wait for.
+    import plotext
+
+    # Needed once, or sizes are clamped to the terminal's; it is cheap enough for every time.
     plotext.terminal.limit(False, False)
     figure = plotext.figure
     figure.clear()

@@ -9,6 +9,8 @@ def scientific(value: float | None) -> str:
     """Seven characters: `3.1e-09`."""
     if value is None:
         return "–"
+    if value == 0:
+        return "0"
     if not math.isfinite(value):
         return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
     return f"{value:.1e}"

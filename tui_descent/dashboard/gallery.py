@@ -9,7 +9,7 @@ from typing import ClassVar
 from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, VerticalScroll
+from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
@@ -21,7 +21,11 @@ from tui_descent.scenario.claims import promised
 from tui_descent.scenario.spec import Scenario, about
 from tui_descent.scenario.toml import ScenarioError
 
-OWN = "Own scenarios: tui-descent FILE.toml; `tui-descent presets NAME` prints one to start from"
+OWN = """\
+Your own scenario is a file:
+  tui-descent FILE.toml
+A preset to start from:
+  tui-descent presets NAME"""
 
 
 class GalleryApp(App[str | None]):
@@ -44,7 +48,11 @@ class GalleryApp(App[str | None]):
         """Titles, one preset's text, and the keys."""
         yield Static(Text(" tui-descent  see and steer gradient descent", style=ink.NAME), id="gallery-title")
         with Horizontal(id="gallery"):
-            yield OptionList(*(Option(_row(name, found), id=name) for name, found in self._known.items()), id="names")
+            with Vertical(id="left"):
+                yield OptionList(
+                    *(Option(_row(name, found), id=name) for name, found in self._known.items()), id="names"
+                )
+                yield Static(Text(OWN, style=ink.DIM), id="own")
             with VerticalScroll(id="preset") as box:
                 box.can_focus = False
                 yield Static(id="story-text")
@@ -99,7 +107,7 @@ def _read(name: str) -> Scenario | str:
 def _row(name: str, found: Scenario | str) -> Text:
     theme = "cannot be read" if isinstance(found, str) else plain(found.theme, 40)
     row = Text(no_wrap=True, overflow="ellipsis")
-    row.append(f"{name:<15} ", style=ink.BRIGHT)
+    row.append(f"{name:<15} ")
     row.append(theme, style=ink.ORANGE if isinstance(found, str) else ink.DIM)
     return row
 
@@ -107,7 +115,8 @@ def _row(name: str, found: Scenario | str) -> Text:
 def _story(name: str, found: Scenario | str) -> Text:
     if isinstance(found, str):
         return Text("\n".join(plain(line) for line in found.splitlines()), style=ink.ORANGE)
-    text = Text(plain(found.title), style=ink.BRIGHT)
+    text = Text()
+    text.append(plain(found.title), style=ink.BRIGHT)
     facts = f"{about(found)} · {found.optimizer.name}, rate {found.optimizer.lr:g} · {found.run.steps:,} steps"
     text.append(f"\n{facts}\n\n", style=ink.DIM)
     for paragraph in textwrap.dedent(found.story).strip().split("\n\n"):
@@ -126,5 +135,4 @@ def _foot() -> Text:
     for key, what in (("↑ ↓", "choose"), ("enter", "start"), ("q", "leave")):
         text.append(f" {key}", style=ink.KEY)
         text.append(f" {what} ", style=ink.DIM)
-    text.append(f"  {OWN}", style=ink.DIM)
     return text

@@ -89,7 +89,7 @@ class Norms:
         measured = [*self._grads, *self._before, *updates]
         scalars = [*self._grad_norms, *norms(self._before), *norms(updates)]
         values = [
-            value if FLOAT32_SAFE[0] < value < FLOAT32_SAFE[1] else exact_norm(tensor, value)
+            value if is_safe(value) else exact_norm(tensor, value)
             for tensor, value in zip(measured, torch.stack(scalars).tolist(), strict=True)
         ]
         k, count = len(self._grads), len(self.watched)
@@ -113,6 +113,11 @@ def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
     if not tensors:
         return []
     return list(torch._foreach_norm(list(tensors), 2, dtype=_sum_dtype(tensors[0].dtype)))
+
+
+def is_safe(value: float) -> bool:
+    """Whether a float32 sum of squares of this size lost nothing to under- or overflow."""
+    return FLOAT32_SAFE[0] < value < FLOAT32_SAFE[1]
 
 
 def exact_norm(tensor: Tensor, value: float) -> float:

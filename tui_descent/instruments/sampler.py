@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+# A gap between two steps (an evaluation, a checkpoint, a suspended machine) is no step's time: no more than this many
+# usual steps of it count.
+LONGEST_STEP = 4.0
 # While paced, a reading may take this part of what a step waits.
 SLACK_USED = 0.5
 
@@ -35,8 +38,10 @@ class Sampler:
 
     def stepped(self, busy_s: float) -> None:
         """A step took this long, readings included, waits not."""
+        usual_s = self._step_s or busy_s
+        busy_s = min(busy_s, LONGEST_STEP * usual_s)
         self._busy_s += busy_s
-        self._step_s = busy_s
+        self._step_s = usual_s + (busy_s - usual_s) / 16
 
     def spent(self, cost_s: float) -> None:
         """A reading took this long."""

@@ -57,6 +57,8 @@ class Keeper:
         self._ring: Ring | None = None
         self._steps: list[StepRecord] = []
         self._readings: list[ReadingRecord] = []
+        self._looked = 0
+        self._told = (-1, -1)
         self._said: RunEnded | None = None
         self._missed = 0
         self._stop_asked_s: float | None = None
@@ -80,6 +82,8 @@ class Keeper:
         try:
             self._publish(StateChanged(state="importing torch"))
             self._trainer = trainer()
+            if self._stop_asked_s is not None:  # before there was anybody to pass it on to
+                self._send(Order(client=0, request=0, source="send", command=Stop()))
             self._selector.register(self._trainer.link.socket, selectors.EVENT_READ, lambda: None)
             if self._trainer.wakes is not None:
                 self._selector.register(self._trainer.wakes, selectors.EVENT_READ, lambda: None)
@@ -93,10 +97,12 @@ class Keeper:
 
     def stop(self, reason: str) -> None:
         """Ask the trainer to end after the step in progress; it is made to when it does not answer."""
-        if self._stop_asked_s is None and self._trainer is not None:
-            self._publish(StateChanged(state="stopping", reason=reason))
-            self._stop_asked_s = time.monotonic()
-            self._stop_reason = reason
+        if self._stop_asked_s is not None:
+            return
+        self._stop_asked_s = time.monotonic()
+        self._stop_reason = reason
+        self._publish(StateChanged(state="stopping", reason=reason))
+        if self._trainer is not None:
             self._send(Order(client=0, request=0, source="send", command=Stop()))
 
     def order(self, order: Order) -> None:
@@ -141,7 +147,6 @@ class Keeper:
         gone = trainer.ended()  # asked before the last look, so that nothing written before the end is missed
         trainer.link.flush()
         self._hear(trainer)
-        self._drain()
         self._watch_silence(trainer)
         if gone:
             self._end(trainer)
@@ -153,19 +158,32 @@ class Keeper:
             self._viewers.tend()
 
     def _hear(self, trainer: Trainer) -> None:
+        """Publish what came over both ways in the order of the steps.
+
+        The ring is looked at first: an event sent before an update that was seen there is at hand by now.
+        """
+        looked = self._look()
+        events: list[AnyEvent] = []
         try:
             for body in trainer.link.receive():
-                self._from_trainer(decode(from_trainer, body))
+                events.append(decode(from_trainer, body))
         except FrameError as error:
             trainer.link.closed = str(error)
+        for n, event in enumerate(events):
+            before = next((step for e in events[n:] if (step := getattr(e, "step", None)) is not None), None)
+            if before is None:
+                self._tell(looked)
+            else:
+                self._look()
+                self._tell(self._looked - sum(r.step >= before for r in self._steps))
+            self._from_trainer(event)
+        self._tell(looked)
         if trainer.link.closed and trainer.link.socket in self._selector.get_map():
             self._selector.unregister(trainer.link.socket)
             if self._said is not None and self.launch.command is not None and not trainer.ended():
                 self._publish(StateChanged(state="stopping", reason="the loop has ended, its script goes on"))
 
     def _from_trainer(self, event: AnyEvent) -> None:
-        step = getattr(event, "step", None)
-        self._drain(before=step)
         if isinstance(event, RunStarted):
             self._ring = Ring.open(self.launch.path / RING_FILE)
             self._ring.raise_flag()  # for orders sent while there was no flag to raise
@@ -174,23 +192,31 @@ class Keeper:
         else:
             self._publish(event)
 
-    def _drain(self, *, before: int | None = None) -> None:
-        """Publish what the ring holds, or its part before update `before`, so that events keep to the steps' order."""
+    def _look(self) -> int:
+        """Take what the ring holds now; the number of updates taken so far."""
         ring = self._ring
         if ring is None:
-            return
+            return 0
         while chunk := ring.read_steps():
+            if ring.missed > self._missed:
+                self._tell(self._looked)
+                count, self._missed = ring.missed - self._missed, ring.missed
+                self._publish(StepsMissed(segment=self.history.segment, step=chunk[0].step, count=count))
             self._steps += chunk
+            self._looked += len(chunk)
         self._readings += ring.read_readings()
-        if ring.missed > self._missed:
-            count, self._missed = ring.missed - self._missed, ring.missed
-            self._publish(StepsMissed(segment=self.history.segment, step=self._steps[0].step, count=count))
-        steps = [r for r in self._steps if before is None or r.step < before]
-        readings = [r for r in self._readings if before is None or r.step < before]
-        self._steps = self._steps[len(steps) :]
-        self._readings = self._readings[len(readings) :]
+        return self._looked
+
+    def _tell(self, taken: int) -> None:
+        """Publish the updates up to the `taken`-th that was taken from the ring, and the readings that are theirs."""
+        count = max(0, taken - (self._looked - len(self._steps)))
+        steps, self._steps = self._steps[:count], self._steps[count:]
         for stretch in _stretches(steps):
             self._publish(stretch)
+        if steps:
+            self._told = (steps[-1].segment, steps[-1].step)
+        readings = [r for r in self._readings if (r.segment, r.step) <= self._told]
+        self._readings = self._readings[len(readings) :]
         for reading in readings:
             self._publish(unpack(reading))
 
@@ -229,7 +255,7 @@ class Keeper:
 
     def _end(self, trainer: Trainer) -> None:
         self._hear(trainer)
-        self._drain()
+        self._tell(self._look())
         code = trainer.exit_code()
         step = self.history.steps
         where = str(self.launch.path / LOG_FILE)

@@ -90,6 +90,16 @@ class ReadingsTaken(Event, frozen=True, kw_only=True, tag="reading"):
     watch_cost: float
 
 
+class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One block's line: ‖dL/dx‖/‖dL/dy‖ from its parts and from autograd; the product runs from the output down."""
+
+    block: str
+    factor: float | None
+    autograd: float | None
+    discrepancy: float | None
+    product: float | None
+
+
 class Evaluated(Event, frozen=True, kw_only=True, tag="evaluated"):
     """Loss and accuracy on the held-out data with the weights before update `step`."""
 

@@ -125,11 +125,18 @@ class Transcript:
 def first_to_last_grad(started: RunStarted, reading: ReadingsTaken) -> float | None:
     """grad_rms of the first block's weights over the last block's; None without two blocks or where the last is 0."""
     rms = reading.values.get("grad_rms", [])
-    blocks = [n for n, layer in enumerate(started.layers) if layer.block is not None]
-    if len(blocks) < 2 or len(rms) != len(started.layers):
+    blocks = [layer.block for layer in started.layers if layer.block is not None]
+    if len(set(blocks)) < 2 or len(rms) != len(started.layers):
         return None
-    first, last = rms[blocks[0]], rms[blocks[-1]]
+    first, last = (rms[_weight_of(started, number)] for number in (min(blocks), max(blocks)))
     return first / last if first is not None and last else None
+
+
+def _weight_of(started: RunStarted, block: int) -> int:
+    """The place of the block's largest layer: its matrix, not its norm."""
+    return max(
+        (n for n, layer in enumerate(started.layers) if layer.block == block), key=lambda n: started.layers[n].params
+    )
 
 
 def judge(claim: Claim, transcript: Transcript) -> Verdict:

@@ -311,7 +311,7 @@ def text_of(turn: TurnKnob) -> str:
     """The text form that `parse` reads back."""
     target = "" if turn.target == "all" else f"@{turn.target}"
     way = f",way={turn.way}" if turn.way else ""
-    scale = f",scale={turn.scale:g}" if turn.scale is not None else ""
+    scale = f",scale={turn.scale!r}" if turn.scale is not None else ""
     return f"{turn.knob}{target}={turn.value}{way}{scale}"
 
 

@@ -139,7 +139,7 @@ class RunSpec(Spec, frozen=True, kw_only=True):
     pace: Annotated[float, msgspec.Meta(gt=0, le=1e6)] | Literal["max"] = 30.0
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**62)] = 0
     threads: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0
-    device: Annotated[str, msgspec.Meta(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    device: Annotated[str, msgspec.Meta(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)\Z")] = "auto"
     dtype: Literal["float32", "float64"] = "float32"
     evaluate_every: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)] = 50
 

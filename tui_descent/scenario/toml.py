@@ -102,7 +102,7 @@ def _override(table: dict[str, Any], text: str) -> None:
         raise ScenarioError(source, [Problem("", "expected place=value, as in data.batch_size=128")])
     try:
         item = tomllib.loads(f"x = {value}")["x"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         item = value  # a bare word, as in model.activation=gelu
     *path, last = place.split(".")
     for part in path:

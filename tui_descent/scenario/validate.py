@@ -21,7 +21,12 @@ class Problem(msgspec.Struct, frozen=True):
     text: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.text}" if self.place else self.text
+        return visible(f"{self.place}: {self.text}" if self.place else self.text)
+
+
+def visible(text: str) -> str:
+    """What a file or a user wrote, fit for a terminal: codes that could steer it are spelled out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def convert(kind: Any, value: Any, place: str, problems: list[Problem]) -> Any:

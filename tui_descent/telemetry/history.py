@@ -31,7 +31,6 @@ SMOOTH_OVER = 20.0
 MAX_FACTS = 500
 # Below this a gradient is drawn at the floor: float64 norms go on to 1e-300, a colour scale does not.
 LOG_FLOOR = -40.0
-LOGGED_STATES = ("held", "waiting")
 
 Fact = Evaluated | KnobTurned | CommandRejected | Marked | MetricLogged | Noted | StateChanged | StepsMissed
 
@@ -81,7 +80,7 @@ class History:
                 self._rate_from = None
                 if event.state in ("paused", "held", "waiting", "ended"):
                     self.steps_per_s = 0.0
-                if changed and event.state in LOGGED_STATES:
+                if changed and event.state in ("held", "waiting"):
                     self.log.append(event)
             case RunStarted():
                 self._start(event)
@@ -180,9 +179,10 @@ class History:
                 history.log.append(fact)  # a moment of the past, not the present state
             else:
                 history.apply(fact)
-        history.apply(last)
-        if isinstance(last, StateChanged) and last.state in LOGGED_STATES:
-            history.log.pop()  # it is in the log already
+        if isinstance(last, StateChanged):
+            history.state = last
+        else:
+            history.apply(last)
         history.knobs = dict(sent.knobs)  # the log may have forgotten the turn that set one
         for segment, levels in sent.losses.items():
             pyramid = _loss_pyramid()

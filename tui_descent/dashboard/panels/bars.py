@@ -8,25 +8,42 @@ from collections.abc import Mapping
 from rich.style import Style
 
 from tui_descent.dashboard import ink
-from tui_descent.dashboard.figures import scientific
+from tui_descent.dashboard.figures import count, scientific
 from tui_descent.dashboard.panels.line import Line
 from tui_descent.dashboard.panels.names import labels
 from tui_descent.dashboard.panels.view import View
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 NUMBER = 8
+# A reading older than both is told with its step.
+STALE_STEPS, STALE_S = 10, 2.0
 
 
 def rows_of(view: View, height: int) -> list[int]:
     """The layers to show, output first: all, or evenly spread ones, or those around the selected one."""
-    count = len(view.layers)
-    upward = list(range(count - 1, -1, -1))
-    if count <= height:
+    many = len(view.layers)
+    upward = list(range(many - 1, -1, -1))
+    if many <= height:
         return upward
     if view.selected is None:
-        return [upward[n * (count - 1) // max(1, height - 1)] for n in range(height)]
-    top = min(max(0, count - 1 - view.selected - height // 2), count - height)
+        return [upward[n * (many - 1) // max(1, height - 1)] for n in range(height)]
+    top = min(max(0, many - 1 - view.selected - height // 2), many - height)
     return upward[top : top + height]
+
+
+def place_of(view: View) -> object:
+    """Which reading is the newest, and how it is told: what bars depend on."""
+    readings = view.history.readings
+    return view.history, (readings.segment, readings.step) if readings else None, moment(view)
+
+
+def moment(view: View) -> str:
+    """`now`, or the step of a reading that is no longer of now."""
+    readings, history = view.history.readings, view.history
+    if readings is None:
+        return "now"
+    old = history.steps - readings.step > max(STALE_STEPS, STALE_S * history.steps_per_s)
+    return f"at step {count(readings.step)}" if old else "now"
 
 
 def label_width(view: View, width: int) -> int:

@@ -16,13 +16,13 @@ MAX_LINES = 8
 class EndingPanel(Panel, can_focus=False):
     """What the trainer wrote before it was gone."""
 
-    def show(self, view: View) -> None:
+    def show(self, view: View) -> bool:
         """Appear when there is something to tell."""
         tail = _tail(view)
         if bool(tail) != self.display:
             self.display = bool(tail)
             self.styles.height = len(tail) + 2
-        super().show(view)
+        return super().show(view)
 
     def heading(self, view: View) -> tuple[str, str]:
         """The log's name is foreign text and goes into a row instead."""

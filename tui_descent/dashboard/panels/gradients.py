@@ -8,7 +8,7 @@ from textual.strip import Strip
 
 from tui_descent.dashboard import ink
 from tui_descent.dashboard.figures import decade
-from tui_descent.dashboard.panels.bars import bar_line, log_of, rows_of
+from tui_descent.dashboard.panels.bars import bar_line, log_of, moment, place_of, rows_of
 from tui_descent.dashboard.panels.scale import Scale
 from tui_descent.dashboard.panels.strips import Panel, empty
 from tui_descent.dashboard.panels.view import View
@@ -18,6 +18,7 @@ from tui_descent.telemetry.history import LOG_FLOOR
 class GradientsPanel(Panel):
     """L2 norm of the loss' gradient with respect to each layer's weights, at the newest reading."""
 
+    pace_s = 0.25
     about = (
         "‖∂L/∂W‖, the L2 norm of the gradient of each layer's weights at the newest reading, on a scale of decades "
         "that only ever widens. Bars of one length: every layer learns. Bars shrinking downwards: it vanishes."
@@ -30,13 +31,13 @@ class GradientsPanel(Panel):
     def heading(self, view: View) -> tuple[str, str]:
         """The quantity above, its scale below."""
         return (
-            "Gradient  [dim]‖∂L/∂W‖ now[/dim]",
+            f"Gradient  [dim]‖∂L/∂W‖ {moment(view)}[/dim]",
             f"{decade(self._scale.low)} … {decade(self._scale.high)}  [bold $primary]enter[/] one layer",
         )
 
     def cares(self, view: View) -> object:
         """A new reading."""
-        return id(view.history.readings), view.selected, view.connected, view.history.state.state
+        return place_of(view), view.selected, view.connected, view.history.state.state
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
         """A bar a layer."""

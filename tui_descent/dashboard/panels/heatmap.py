@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from rich.segment import Segment
 from rich.style import Style
@@ -24,6 +25,7 @@ Levels = tuple[int | None, ...]
 class HeatmapPanel(Panel):
     """Root-mean-square gradient of every layer's weights over time."""
 
+    pace_s = 0.35
     about = (
         "Root-mean-square gradient of each layer's weights, one row a layer (output above, input below), on the loss "
         "panel's time axis. Dark is small, bright is large; the border carries the scale, which only ever widens. "
@@ -45,7 +47,7 @@ class HeatmapPanel(Panel):
         newest = (readings.segment, readings.step // max(1, timeline.width // 4)) if readings else None
         interventions = (len(view.history.interventions), len(view.history.marks), view.history.state.state)
         column = (timeline.width, timeline.first, timeline.last_step // timeline.width)
-        return id(view.history), newest, column, view.selected, view.recent, interventions, view.connected
+        return view.history, newest, column, view.selected, view.recent, interventions, view.connected
 
     def heading(self, view: View) -> tuple[str, str]:
         """What and which way round above, the scale below."""
@@ -75,24 +77,33 @@ class HeatmapPanel(Panel):
         return rows
 
     def _picture(self, bins: list[tuple[int, list[float]]], timeline: Timeline, halves: int) -> list[Levels]:
-        """Palette levels, column by column. A column without a reading shows the one before it."""
+        """Palette levels, column by column. One without a reading shows the reading before, if that is not long ago."""
         shape = (halves, self._scale.low, self._scale.high)
         by_column = {bin_ - timeline.first: values for bin_, values in bins}
         newest = timeline.last_step // timeline.width - timeline.first
         nothing: Levels = (None,) * halves
+        patience, since = _usual_gap(bins) * 2, 0
         columns: list[Levels] = []
         kept: dict[tuple[object, ...], Levels] = {}
         for column in range(timeline.columns):
             values = by_column.get(column)
             if values is None:
-                columns.append(columns[-1] if columns and column <= newest else nothing)
+                since += 1
+                columns.append(columns[-1] if columns and column <= newest and since <= patience else nothing)
                 continue
+            since = 0
             # The open column's values still move, so they are part of what it is known by.
             key = (column + timeline.first, timeline.width, shape, tuple(values))
             kept[key] = self._levels.get(key) or column_levels(values, self._scale, halves)
             columns.append(kept[key])
         self._levels = kept
         return columns
+
+
+def _usual_gap(bins: list[tuple[int, list[float]]]) -> int:
+    """Columns from one reading to the next, in the middle of all such distances."""
+    gaps = sorted(b[0] - a[0] for a, b in pairwise(bins))
+    return gaps[len(gaps) // 2] if gaps else 1
 
 
 def column_levels(values: list[float], scale: Scale, halves: int) -> Levels:

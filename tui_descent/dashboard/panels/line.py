@@ -20,10 +20,15 @@ class Line:
         self.width = 0
 
     def put(self, text: str, style: Style = ink.TEXT) -> Line:
-        """Append text."""
-        if text:
+        """Append text. What can be said in the style before is: each change of style costs twenty bytes on the wire."""
+        if not text:
+            return self
+        self.width += cell_len(text)
+        before = self.segments[-1] if self.segments else None
+        if before is not None and before.style is not None and _joins(before.style, text, style):
+            self.segments[-1] = Segment(before.text + text, before.style)
+        else:
             self.segments.append(Segment(text, style))
-            self.width += cell_len(text)
         return self
 
     def fit(self, text: str, width: int, style: Style = ink.TEXT) -> Line:
@@ -33,8 +38,7 @@ class Line:
     def extend(self, segments: Iterable[Segment]) -> Line:
         """Append what is styled already."""
         for segment in segments:
-            self.segments.append(segment)
-            self.width += segment.cell_length
+            self.put(segment.text, segment.style or ink.TEXT)
         return self
 
     def at(self, column: int) -> Line:
@@ -47,6 +51,11 @@ class Line:
         if self.width > width > 0:
             strip = Strip([*strip.crop(0, width - 1), Segment("…", ink.DIM)], width)
         return strip.adjust_cell_length(width, style)
+
+
+def _joins(before: Style, text: str, style: Style) -> bool:
+    """Blanks have no colour of their own, unless a ground is painted."""
+    return style == before or (text.isspace() and before.bgcolor is None and style.bgcolor is None)
 
 
 def joined(cells: list[Segment]) -> list[Segment]:

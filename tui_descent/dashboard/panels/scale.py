@@ -15,13 +15,13 @@ class Scale:
 
     def __init__(self, low: int, high: int) -> None:
         self._start = (low, high)
-        self._history: int | None = None
+        self._history: History | None = None
         self.low, self.high = low, high
 
     def follow(self, history: History) -> None:
         """Begin again when the history is another one."""
-        if self._history != id(history):
-            self._history = id(history)
+        if self._history is not history:
+            self._history = history
             self.low, self.high = self._start
 
     def cover(self, logs: Iterable[float], floor: float) -> None:

@@ -22,7 +22,7 @@ class StoryPanel(Panel):
 
     def cares(self, view: View) -> object:
         """It is told once."""
-        return id(view.history.started), view.connected, view.history.state.state
+        return view.history.started, view.connected, view.history.state.state
 
     def heading(self, view: View) -> tuple[str, str]:
         """A fixed title; the scenario's own stands inside."""

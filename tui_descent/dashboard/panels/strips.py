@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import ClassVar
 
 from rich.style import Style
@@ -20,6 +21,8 @@ class Panel(Widget, can_focus=True):
     """Answers a view and a size with strips; the frame timer calls `show`, and nothing else makes it draw."""
 
     about: ClassVar[str] = ""
+    # Numbers are not read ten times a second: a panel may follow the run at a slower pace than its keys.
+    pace_s: ClassVar[float] = 0.0
 
     class RoomChanged(Message):
         """The panel must be drawn though the run has told nothing new."""
@@ -32,6 +35,8 @@ class Panel(Widget, can_focus=True):
         super().__init__(id=id)
         self._rows: list[Strip] = []
         self._drawn: object = None
+        self._look: object = None
+        self._at = 0.0
         self._heading = ("", "")
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
@@ -46,17 +51,24 @@ class Panel(Widget, can_focus=True):
         """What the picture depends on besides the size: while it is equal, nothing is drawn."""
         return view, view.history.revision
 
-    def show(self, view: View) -> None:
-        """Bring the panel up to date."""
+    def show(self, view: View) -> bool:
+        """Bring the panel up to date; False where it is not yet time to."""
         width, height = self.content_size
         if not (
             width and height and all(node.display for node in self.ancestors_with_self if isinstance(node, Widget))
         ):
-            return
+            return True
         wanted = (self.cares(view), width, height)
         if wanted == self._drawn:
-            return
-        self._drawn = wanted
+            return True
+        look = (view.selected, view.recent, view.log, view.connected, view.history.state.state, width, height)
+        if self._drawn is not None and look == self._look and monotonic() - self._at < self.pace_s:
+            return False
+        self._drawn, self._look, self._at = wanted, look, monotonic()
+        self._repaint(view, width, height)
+        return True
+
+    def _repaint(self, view: View, width: int, height: int) -> None:
         base = Style(bgcolor=self.background_colors[1].rich_color)
         rows = [strip.apply_style(base) for strip in self.draw(view, width, height)[:height]]
         rows += [Line().strip(width, base)] * (height - len(rows))

@@ -94,12 +94,12 @@ class Columns:
     """A memo of a pyramid's closed bins: only the open one is read again each frame."""
 
     def __init__(self) -> None:
-        self._of: tuple[int, int, int] | None = None
+        self._of: tuple[Pyramid, int, int] | None = None
         self._bins: list[tuple[int, list[float]]] = []
 
     def read(self, pyramid: Pyramid, width: int, first: int, last: int) -> list[tuple[int, list[float]]]:
         """The same as `pyramid.window`."""
-        key = (id(pyramid), width, first)
+        key = (pyramid, width, first)
         if key != self._of or not self._bins or last < self._bins[-1][0] * width:
             self._of, self._bins = key, pyramid.window(width, first, last)
             return self._bins

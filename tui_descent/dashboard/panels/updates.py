@@ -7,7 +7,7 @@ from textual.strip import Strip
 
 from tui_descent.dashboard import ink
 from tui_descent.dashboard.figures import decade
-from tui_descent.dashboard.panels.bars import bar_line, bar_room, log_of, rows_of
+from tui_descent.dashboard.panels.bars import bar_line, bar_room, log_of, moment, place_of, rows_of
 from tui_descent.dashboard.panels.scale import Scale
 from tui_descent.dashboard.panels.strips import Panel, empty
 from tui_descent.dashboard.panels.view import View
@@ -20,6 +20,7 @@ SCALE = Scale(-8, 0)
 class UpdatesPanel(Panel):
     """How far each layer's weights moved in one update, relative to their own size."""
 
+    pace_s = 0.25
     about = (
         "‖ΔW‖ / ‖W‖ of the newest reading's update, without unit. Between 1e-4 and 1e-2 (dotted lines) is healthy and "
         "green; below, the layer hardly learns; above, it is thrown about: orange, with a ! behind the number."
@@ -27,11 +28,14 @@ class UpdatesPanel(Panel):
 
     def heading(self, view: View) -> tuple[str, str]:
         """The quantity above, scale and band below."""
-        return "Update  [dim]‖ΔW‖ / ‖W‖ now[/dim]", f"{decade(SCALE.low)} … {decade(SCALE.high)}  healthy ┊1e-4 … 1e-2┊"
+        return (
+            f"Update  [dim]‖ΔW‖ / ‖W‖ {moment(view)}[/dim]",
+            f"{decade(SCALE.low)} … {decade(SCALE.high)}  healthy ┊1e-4 … 1e-2┊",
+        )
 
     def cares(self, view: View) -> object:
         """A new reading."""
-        return id(view.history.readings), view.selected, view.connected, view.history.state.state
+        return place_of(view), view.selected, view.connected, view.history.state.state
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
         """A bar a layer."""

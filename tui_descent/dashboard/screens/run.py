@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
@@ -43,10 +44,11 @@ class RunScreen(Screen[None]):
     VERTICAL_BREAKPOINTS = [(0, "-low"), (30, "-tall")]  # noqa: RUF012
     AUTO_FOCUS = ""
 
-    def __init__(self, bridge: Bridge, *, name: str) -> None:
+    def __init__(self, bridge: Bridge, *, name: str, log_path: Path | None = None) -> None:
         super().__init__()
         self.bridge = bridge
         self.look = View(history=bridge.history, name=name)
+        self._log_path = log_path
         self._drawn: object = None
         self.add_class("view-overview")
 
@@ -79,13 +81,22 @@ class RunScreen(Screen[None]):
             history=bridge.history,
             exchange=bridge.exchange,
             connected=bridge.connected,
-            trouble=bridge.trouble,
+            trouble=self._trouble(),
         )
         if self.look.selected is not None and self.look.selected >= len(self.look.layers) > 0:
             self.look = replace(self.look, selected=None)
-        self._drawn = (self.bridge.revision, self.look)
-        for panel in self.query(Panel):
-            panel.show(self.look)
+        up_to_date = [panel.show(self.look) for panel in self.query(Panel)]
+        self._drawn = (self.bridge.revision, self.look) if all(up_to_date) else None
+
+    def _trouble(self) -> str:
+        """What is wrong with the connection, and where to read more."""
+        where = f" (log: {self._log_path})" if self._log_path is not None else ""
+        return f"{self.bridge.trouble}{where}" if self.bridge.trouble else ""
+
+    @property
+    def up_to_date(self) -> bool:
+        """Whether all that is known is drawn, also by panels that follow at their own pace."""
+        return self._drawn == (self.bridge.revision, self.look)
 
     def on_resize(self, event: events.Resize) -> None:
         """Say what is needed where the picture does not fit."""

@@ -36,9 +36,15 @@ class Block(nn.Module):
         skip: Skip | None = None,
     ) -> None:
         super().__init__()
+        # Registered in forward order, in which a run's layers are told.
+        if where == "pre":
+            self.norm = norm
         self.linear = linear
+        if where == "mid":
+            self.norm = norm
         self.activation = activation
-        self.norm = norm
+        if where == "post":
+            self.norm = norm
         self.where = where
         self.skip = skip
 

@@ -1,0 +1,27 @@
+"""The gallery: what it lists, what it tells, what it returns."""
+
+from __future__ import annotations
+
+from playing import text_of, until
+
+from tui_descent.dashboard.gallery import GalleryApp
+from tui_descent.scenario import presets
+
+
+async def test_enter_takes_the_highlighted_preset() -> None:
+    app = GalleryApp()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await until(pilot, lambda: "vanishing" in text_of(app), lambda: text_of(app))
+        for _ in range(presets.names().index("vanishing")):
+            await pilot.press("down")
+        await until(pilot, lambda: "Twenty sigmoid layers" in text_of(app), lambda: text_of(app))
+        assert "tui-descent FILE.toml" in text_of(app)
+        await pilot.press("enter")
+    assert app.return_value == "vanishing"
+
+
+async def test_q_takes_none() -> None:
+    app = GalleryApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.press("j", "k", "q")
+    assert app.return_value is None

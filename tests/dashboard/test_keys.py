@@ -1,0 +1,197 @@
+"""Keys pressed, and what the keeper is asked for; what it answers, and what the screen says of it."""
+
+from __future__ import annotations
+
+import pytest
+from playing import playing
+from scripted import started, vanishing
+from textual import events
+from textual.keys import _character_to_key
+
+from tui_descent.dashboard import actions
+from tui_descent.protocol.commands import AnyCommand, Evaluate, Mark, Pause, Resume, RunSteps, TurnKnob
+from tui_descent.protocol.events import KnobState, StateChanged
+from tui_descent.scenario.knobs import KEYS
+
+PAST = vanishing(30)
+
+
+def turn(knob: str, value: str, target: str = "all") -> TurnKnob:
+    return TurnKnob(knob=knob, value=value, target=target)
+
+
+def test_every_key_has_an_action_and_every_action_a_key() -> None:
+    assert {key.action for key in KEYS} <= set(actions.ACTIONS)
+    assert {key.action for key in actions.ALL_KEYS} == set(actions.ACTIONS)
+
+
+def test_keys_are_named_as_textual_names_them() -> None:
+    for key in KEYS:
+        if len(key.shown) == 1:
+            assert _character_to_key(key.shown) in key.keys
+
+
+def test_no_key_is_bound_twice() -> None:
+    names = [name for key in actions.ALL_KEYS for name in key.keys]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("keys", "command"),
+    [
+        (["plus"], turn("lr", "*1.25")),
+        (["equals_sign"], turn("lr", "*1.25")),
+        (["minus"], turn("lr", "/1.25")),
+        (["right_square_bracket"], turn("lr", "*10")),
+        (["left_square_bracket"], turn("lr", "/10")),
+        (["r"], turn("residual", "on")),
+        (["space"], Pause()),
+        (["full_stop"], RunSteps(steps=1)),
+        (["comma"], turn("pace", "10")),
+        (["semicolon"], turn("pace", "60")),
+        (["m"], Mark()),
+        (["e"], Evaluate()),
+        (["l", "3", "e", "minus", "4", "enter"], turn("lr", "3e-4")),
+        (["greater_than_sign", "2", "5", "enter"], RunSteps(steps=25)),
+        (["a", "down", "enter"], turn("activation", "tanh")),
+        # `inlet` is the first of the layers, `blocks.0` the next one up.
+        (["up", "up", "r"], turn("residual", "on", "blocks.0")),
+        (["up", "up", "a", "up", "enter"], turn("activation", "silu", "blocks.0")),
+        (["up", "up", "escape", "r"], turn("residual", "on")),
+    ],
+)
+async def test_a_key_asks(keys: list[str], command: AnyCommand) -> None:
+    async with playing((120, 40), PAST) as play:
+        await play.sees("residual off")
+        await play.press(*keys)
+        await play.until(lambda: bool(play.keeper.asked))
+        assert play.keeper.asked == [command]
+
+
+async def test_requested_then_applied() -> None:
+    async with playing((120, 40), PAST, replies=False) as play:
+        await play.sees("residual off")
+        await play.press("r")
+        await play.sees("requested", "residual=on")
+        assert "applied" not in play.text()
+        assert "residual off" in play.text()
+        play.keeper.replies = True
+        await play.press("plus")
+        await play.sees("applied at step 30", "lr 0.1 → *1.25")
+
+
+async def test_rejected_shows_why() -> None:
+    async with playing((120, 40), PAST) as play:
+        play.keeper.reject = "lr would become 1e+07; allowed: at most 1e+06"
+        await play.sees("residual off")
+        await play.press("right_square_bracket")
+        await play.sees("rejected", "lr=*10", "allowed: at most 1e+06")
+
+
+async def test_pause_then_go_on() -> None:
+    async with playing((120, 40), PAST) as play:
+        await play.press("space")
+        await play.sees("● paused", "space go on")
+        await play.press("space")
+        await play.sees("● running")
+        assert play.keeper.asked == [Pause(), Resume()]
+
+
+@pytest.mark.parametrize("state", ["held", "waiting"])
+async def test_space_goes_on_from_a_rest(state: str) -> None:
+    async with playing((120, 40), [*PAST, StateChanged(state=state, reason="loss is nan")]) as play:  # type: ignore[arg-type]
+        await play.sees(f"● {state}")
+        await play.press("space")
+        await play.until(lambda: play.keeper.asked == [Resume()])
+
+
+async def test_a_knob_that_cannot_act_says_why_and_asks_nothing() -> None:
+    knobs = (KnobState(name="lr", value="0.1"), KnobState(name="residual", unavailable="a surface has no blocks"))
+    async with playing((120, 40), [started(knobs=knobs), StateChanged(state="running")]) as play:
+        await play.sees("residual –")
+        await play.press("r")
+        await play.sees("not now", "residual connection: a surface has no blocks")
+        assert play.keeper.asked == []
+
+
+async def test_pressed_twice_goes_two_steps() -> None:
+    async with playing((120, 40), PAST, replies=False) as play:
+        await play.sees("residual off")
+        await play.press("semicolon", "semicolon", "r", "r")
+        await play.until(lambda: len(play.keeper.asked) == 4)
+        assert play.keeper.asked == [
+            turn("pace", "60"),
+            turn("pace", "120"),
+            turn("residual", "on"),
+            turn("residual", "off"),
+        ]
+
+
+async def test_a_layer_outside_all_blocks_is_no_target() -> None:
+    async with playing((120, 40), PAST) as play:
+        await play.sees("residual off")
+        await play.press("up", "r")
+        await play.sees("inlet lies in no block")
+        assert play.keeper.asked == []
+
+
+async def test_a_paste_never_steers() -> None:
+    async with playing((120, 40), PAST) as play:
+        await play.sees("residual off")
+        play.app.post_message(events.Paste("r++qs"))
+        await play.press("m")
+        await play.until(lambda: bool(play.keeper.asked))
+        assert play.keeper.asked == [Mark()]
+
+
+async def test_a_wrong_number_is_told_and_not_sent() -> None:
+    async with playing((120, 40), PAST) as play:
+        await play.sees("residual off")
+        await play.press("l", "minus", "3", "enter")
+        await play.sees("allowed: a number > 0")
+        await play.press("escape")
+        await play.press("greater_than_sign", "0", "enter")
+        await play.sees("a whole number from 1 to")
+        await play.press("escape", "m")
+        await play.until(lambda: bool(play.keeper.asked))
+        assert play.keeper.asked == [Mark()]
+
+
+async def test_the_palette_turns_a_knob() -> None:
+    async with playing((120, 40), PAST) as play:
+        await play.sees("residual off")
+        await play.press("ctrl+p")
+        await play.sees("Search")
+        await play.press(*"activation = gelu".replace(" ", ""))
+        await play.sees("activation = gelu")
+        await play.press("enter", "enter")
+        await play.until(lambda: bool(play.keeper.asked))
+        assert play.keeper.asked == [turn("activation", "gelu")]
+
+
+async def test_help_tells_every_key_and_panel() -> None:
+    async with playing((120, 40), PAST) as play:
+        await play.press("question_mark")
+        await play.sees("residual connections on or off", "learning rate ÷ 10")
+        await play.press("end")
+        await play.sees("thrown about")
+
+
+async def test_one_layer_in_full() -> None:
+    async with playing((120, 40), PAST) as play:
+        await play.sees("residual off")
+        await play.press("up", "up", "enter")
+        await play.sees("blocks.0.linear", "L2 norm of the weights' gradient", "5.7e+00")
+        await play.press("up")
+        await play.sees("blocks.1.linear")
+
+
+async def test_views_zoom_axis() -> None:
+    async with playing((120, 40), PAST) as play:
+        await play.sees("Gradient flow", "Update")
+        await play.press("2")
+        await play.until(lambda: "Gradient flow" not in play.text())
+        await play.press("1", "tab", "tab", "z")
+        await play.until(lambda: "Loss" not in play.text() and "Gradient flow" in play.text())
+        await play.press("z", "y", "t")
+        await play.sees("Loss  linear", "last 200+ steps")

@@ -1,0 +1,205 @@
+"""Panels and their parts without an app: a history and a size in, strips out."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from scripted import layers, reading, started, steps, vanishing
+
+from tui_descent.dashboard.axis import Axis, log_axis
+from tui_descent.dashboard.figures import scientific, short, tick
+from tui_descent.dashboard.panels.curves import Cells, Curves
+from tui_descent.dashboard.panels.heatmap import HeatmapPanel, layers_of_row, row_names
+from tui_descent.dashboard.panels.loss import LossPanel
+from tui_descent.dashboard.panels.names import labels, target_of
+from tui_descent.dashboard.panels.scale import Scale
+from tui_descent.dashboard.panels.timeline import RECENT_STEPS, Columns, Timeline, gutter
+from tui_descent.dashboard.panels.updates import UpdatesPanel
+from tui_descent.dashboard.panels.view import View
+from tui_descent.dashboard.plain import middle, plain
+from tui_descent.protocol.events import AnyEvent, Layer
+from tui_descent.telemetry.history import History
+
+
+def history(events: list[AnyEvent]) -> History:
+    made = History()
+    for event in events:
+        made.apply(event)
+    return made
+
+
+def view(events: list[AnyEvent], **look: object) -> View:
+    return View(history=history(events), **look)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("recent", [False, True])
+@pytest.mark.parametrize("columns", [1, 7, 58, 120])
+def test_the_newest_step_is_always_on_the_axis(columns: int, recent: bool) -> None:
+    run = History()
+    for count in (1, 2, 57, 58, 59, 199, 200, 201, 1000, 123_457):
+        run.steps = count
+        line = Timeline.of(run, columns, recent=recent)
+        assert line.width & (line.width - 1) == 0
+        assert line.column(count - 1) is not None
+        first = max(0, count - RECENT_STEPS) if recent and columns > 8 else 0
+        if columns > 8 or not recent:
+            assert line.column(first) is not None
+
+
+def test_the_picture_stands_still_until_it_is_full() -> None:
+    run = History()
+    seen = set()
+    for count in range(1, 3800):
+        run.steps = count
+        line = Timeline.of(run, 60, recent=False)
+        seen.add((line.width, line.first))
+    assert seen == {(2**k, 0) for k in range(7)}
+
+
+def test_loss_and_heatmap_share_columns() -> None:
+    look = view(vanishing(300))
+    loss = [s.text for s in LossPanel().draw(look, 80, 12)]
+    heat = [s.text for s in HeatmapPanel().draw(look, 80, 12)]
+    mark = {line.index("┊") for line in loss if "┊" in line}
+    assert mark == {line.index("┊") for line in heat}
+    assert len(mark) == 1
+    assert loss[-1][mark.pop()] == "▲"
+
+
+def test_a_panel_fills_its_size() -> None:
+    look = view(vanishing(60))
+    for width, height in ((20, 3), (58, 6), (150, 40)):
+        for panel in (LossPanel(), HeatmapPanel(), UpdatesPanel()):
+            rows = panel.draw(look, width, height)
+            assert len(rows) <= height
+            assert {row.cell_length for row in rows} == {width}
+
+
+def test_curves_drawn_bit_by_bit_are_the_curves_drawn_at_once() -> None:
+    rng, run, grown, memo = random.Random(5), History(), Curves(), Columns()
+    for step in range(330):
+        run.apply(steps(step, [2.0 + rng.uniform(-0.5, 0.5)]))
+        line, axis = Timeline.of(run, 50, recent=False), Axis.linear(1.0, 3.0)
+        bins = memo.read(run.losses[0], line.steps_a_dot, line.first_step, line.last_step)
+        cells = grown.cells(bins, line, axis, 8)
+        if step % 37 == 0 or step > 320:
+            fresh = run.losses[0].window(line.steps_a_dot, line.first_step, line.last_step)
+            assert bins == fresh
+            whole = Curves().cells(fresh, line, axis, 8)
+            # Half way between two dots plotext's last bit decides, and it depends on the width of the canvas.
+            assert differing(cells, whole) <= 24
+            assert dots(cells) == pytest.approx(dots(whole), rel=0.03)
+
+
+def differing(a: Cells, b: Cells) -> int:
+    return sum(x.text != y.text for left, right in zip(a, b, strict=True) for x, y in zip(left, right, strict=True))
+
+
+def dots(cells: Cells) -> int:
+    return sum(bin(ord(c.text) - 0x2800).count("1") for row in cells for c in row if c.text != " ")
+
+
+def test_the_heatmap_darkens_downwards_and_lights_up() -> None:
+    panel, look = HeatmapPanel(), view(vanishing(300))
+    rows = panel.draw(look, 80, 11)
+    left = gutter(look, 80)
+
+    def light(row: int, column: int) -> float:
+        at = 0
+        for segment in rows[row]:
+            at += len(segment.text)
+            if at > left + column:
+                assert segment.style is not None
+                assert segment.style.bgcolor is not None
+                return sum(segment.style.bgcolor.get_truecolor())
+        raise AssertionError
+
+    assert light(1, 3) > light(5, 3) > light(9, 3)
+    newest = Timeline.of(look.history, 80 - left, recent=False).column(299)
+    assert newest is not None
+    assert light(9, newest) > light(9, 3) * 2
+
+
+def test_every_layer_has_its_row() -> None:
+    for count in (1, 2, 7, 22, 40, 203):
+        for height in (1, 5, 11, 30):
+            shown = [n for y in range(height) for n in layers_of_row(y, height, count)]
+            assert set(shown) == set(range(count))
+            assert count - 1 in layers_of_row(0, height, count)
+            assert 0 in layers_of_row(height - 1, height, count)
+    look = view([started(200)], selected=77)
+    names = row_names(look, 12, 10)
+    assert names[0][0] == "outlet"
+    assert names[-1][0] == "inlet"
+    assert ("blocks.76", True) in names
+
+
+def test_a_scale_only_widens_and_ignores_the_floor() -> None:
+    scale = Scale(-6, 0)
+    scale.cover([-7.2, math.nan, -40.0, math.inf], -40.0)
+    assert (scale.low, scale.high) == (-8, 0)
+    scale.cover([-3.0, 1.5], -40.0)
+    assert (scale.low, scale.high) == (-8, 2)
+
+
+def test_updates_carry_a_sign_besides_the_colour() -> None:
+    events = [started(2), reading(0, 1.0, 2, top=2e-4)]
+    good = [s.text.rstrip() for s in UpdatesPanel().draw(view(events), 50, 4)]
+    assert all(
+        not line.endswith("!")
+        for line in [s.text for s in UpdatesPanel().draw(view([started(2), reading(0, 1.0, 2, top=2e-2)]), 50, 4)]
+    )
+    assert all(line.endswith("!") for line in good)
+
+
+def test_names_lose_what_all_of_them_share() -> None:
+    assert labels(layers(3), 12) == ("inlet", "blocks.0", "blocks.1", "blocks.2", "outlet")
+    deep = tuple(
+        Layer(name=f"transformer.h.{n}.{part}", kind="L", params=1, block=n) for n in range(2) for part in "ab"
+    )
+    assert labels(deep, 30) == tuple(layer.name for layer in deep)
+    assert all(len(name) <= 10 for name in labels(deep, 10))
+    assert target_of(layers(3)[1]) == "blocks.0"
+    assert target_of(layers(3)[0]) is None
+    assert middle("transformer.h.11.attn", 12) == "tra….11.attn"
+
+
+def test_log_axis_holds_what_it_is_given() -> None:
+    for low, high in ((1e-8, 3.0), (2.3, 2.31), (5e-324, 1e308), (1.0, 1.0)):
+        axis = log_axis(low, high)
+        assert 0 <= axis.place(low) <= axis.place(high) <= 1
+        assert axis.labels(12)
+    assert math.isnan(log_axis(1, 2).place(-1))
+    assert math.isnan(log_axis(1, 2).place(math.nan))
+
+
+def test_linear_axis_holds_what_it_is_given() -> None:
+    for low, high in ((-1e308, 1e308), (0.0, 0.0), (-3.0, -2.9), (0.0, 1e-300)):
+        axis = Axis.linear(low, high)
+        assert 0 <= axis.place(low) <= axis.place(high) <= 1
+        assert axis.labels(12) is not None
+
+
+def test_figures() -> None:
+    assert [scientific(v) for v in (0.0, 3.14e-9, math.nan, -math.inf, None)] == ["0", "3.1e-09", "nan", "-inf", "–"]
+    assert [short(v) for v in (2.31944, 0.04123, 1.234e-7, 12345.6)] == ["2.319", "0.04123", "1.2e-07", "12346"]
+    assert [tick(v) for v in (2.0, 0.05, 1e-6, 40.0, 50000.0)] == ["2.00", "0.05", "1e-6", "40", "5e4"]
+
+
+def test_plain() -> None:
+    assert plain("\x1b[1;31mred\x1b[0m\tand\nmore") == "red and more"
+    assert plain("a\u202eb\u200bc\x07") == "abc"
+    assert plain("x" * 1000, 10) == "x" * 10
+    assert plain("  indented  ") == "  indented"
+
+
+def test_an_old_reading_is_told_to_be_old() -> None:
+    fresh = view([started(2), reading(0, 1.0, 2), steps(0, [1.0] * 5)])
+    old = view([started(2), reading(0, 1.0, 2), steps(0, [1.0] * 400)])
+    assert "now" in UpdatesPanel().heading(fresh)[0]
+    assert "at step 0" in UpdatesPanel().heading(old)[0]
+    row = HeatmapPanel().draw(old, 80, 4)[1]
+    painted = [s for s in row if s.style and s.style.bgcolor and s.style.bgcolor.name != "#0f1115"]
+    assert sum(len(s.text) for s in painted) <= 3

@@ -1,0 +1,290 @@
+"""The past as every side knows it: exact where it is asked, bounded, and the same after a journey."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+import msgspec
+import pytest
+
+from tui_descent.protocol.codec import HEADER, decode, frame, to_viewer
+from tui_descent.protocol.events import (
+    AnyEvent,
+    CommandDone,
+    CommandRejected,
+    Evaluated,
+    HistorySent,
+    KnobState,
+    KnobTurned,
+    Layer,
+    Marked,
+    MetricLogged,
+    Noted,
+    ReadingsTaken,
+    RunEnded,
+    RunStarted,
+    State,
+    StateChanged,
+    StepsCompleted,
+    StepsMissed,
+)
+from tui_descent.telemetry.history import LOG_FLOOR, MAX_FACTS, SMOOTH_OVER, History, log_magnitude
+
+LAYERS = 3
+STARTED = RunStarted(
+    run="r",
+    title="t",
+    name="n",
+    scenario=None,
+    device="cpu",
+    threads=1,
+    parameters=9,
+    layers=tuple(Layer(name=f"blocks.{n}", kind="Linear", params=3, block=n) for n in range(LAYERS)),
+    knobs=(KnobState(name="lr", value="0.1"), KnobState(name="residual", value="off")),
+    steps=1000,
+)
+
+
+def steps(first: int, losses: list[float], *, lr: float = 0.1, segment: int = 0) -> StepsCompleted:
+    return StepsCompleted(
+        segment=segment,
+        first=first,
+        losses=losses,
+        lrs=[lr] * len(losses),
+        times_s=[(first + n) / 100 for n in range(len(losses))],
+    )
+
+
+def turned(knob: str, new: str, step: int) -> KnobTurned:
+    return KnobTurned(
+        id=step, client=1, request=step, source="key", segment=0, step=step, knob=knob, target="all", old="", new=new
+    )
+
+
+def reading(step: int, rms: list[float | None]) -> ReadingsTaken:
+    return ReadingsTaken(
+        segment=0, step=step, values={"grad_rms": rms}, ages=[0] * len(rms), global_grad_norm=1.0, watch_cost=0.0
+    )
+
+
+def random_run(random_: random.Random, count: int) -> list[AnyEvent]:
+    """What a run may tell, with numbers that are none and facts of every kind."""
+    events: list[AnyEvent] = [StateChanged(state="building"), STARTED, StateChanged(state="running")]
+    step = 0
+    states: list[State] = ["running", "paused", "held", "waiting"]
+    for _ in range(count):
+        kind = random_.randrange(12)
+        if kind < 4:
+            losses = [
+                random_.choice((random_.expovariate(1), math.nan, math.inf)) for _ in range(random_.randrange(1, 40))
+            ]
+            events.append(steps(step, losses, lr=random_.random()))
+            step += len(losses)
+        elif kind == 4:
+            events.append(
+                reading(step, [random_.choice((None, math.nan, 0.0, random_.random())) for _ in range(LAYERS)])
+            )
+        elif kind == 5:
+            events.append(Evaluated(segment=0, step=step, loss=random_.random(), accuracy=random_.random()))
+        elif kind == 6:
+            events.append(turned(random_.choice(("lr", "residual")), str(random_.random()), step))
+        elif kind == 7:
+            events.append(StateChanged(state=random_.choice(states), reason=random_.choice(("", "why"))))
+        elif kind == 8:
+            events.append(Marked(segment=0, step=step, text="m"))
+        elif kind == 9:
+            events.append(Noted(step=step, text="n", level="warning"))
+        elif kind == 10:
+            events.append(StepsMissed(segment=0, step=step, count=3))
+        else:
+            events.append(
+                CommandRejected(client=1, request=1, source="key", segment=0, step=step, knob="lr", reason="no")
+            )
+    return events
+
+
+def fed(events: list[AnyEvent]) -> History:
+    history = History()
+    for event in events:
+        history.apply(event)
+    return history
+
+
+def travelled(history: History) -> History:
+    """Over the wire, as a viewer gets it."""
+    sent = decode(to_viewer, frame(history.send())[HEADER.size :])
+    assert isinstance(sent, HistorySent)
+    return History.receive(sent)
+
+
+def picture(history: History) -> dict[str, Any]:
+    """All that a panel may read, in a form where NaN equals NaN."""
+    plain = {
+        name: repr(getattr(history, name))
+        for name in (
+            *("started", "state", "ended", "knobs", "unavailable", "segment", "steps", "loss", "lr", "smooth_loss"),
+            *("steps_per_s", "readings", "evaluations", "interventions", "marks", "log", "live"),
+        )
+    }
+    for name in ("losses", "grads"):
+        pyramids = getattr(history, name)
+        plain[name] = {segment: msgspec.msgpack.encode(pyramid.send()) for segment, pyramid in pyramids.items()}
+    return plain
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_what_was_sent_is_received_and_goes_on_alike(seed: int) -> None:
+    random_ = random.Random(seed)
+    events = random_run(random_, random_.randrange(0, 300))
+    if seed % 5 == 0:
+        events.append(RunEnded(status="lost", step=7, reason="signal 9"))
+    cut = random_.randrange(len(events) + 1)
+    history = fed(events[:cut])
+    viewer = travelled(history)
+    assert picture(viewer) == picture(history)
+    for event in events[cut:]:
+        history.apply(event)
+        viewer.apply(event)
+    for name, value in picture(history).items():
+        if name != "steps_per_s":  # the rate's window begins anew with a viewer
+            assert picture(viewer)[name] == value, name
+
+
+def test_an_empty_history_can_be_sent() -> None:
+    assert picture(travelled(History())) == picture(History())
+
+
+def test_a_held_run_is_received_once_in_its_place() -> None:
+    events: list[AnyEvent] = [STARTED, steps(0, [1.0] * 5), turned("lr", "1", 5)]
+    events += [StateChanged(state="held", reason="nan"), StateChanged(state="running"), turned("lr", "2", 9)]
+    events += [StateChanged(state="held", reason="nan")]
+    viewer = travelled(fed(events))
+    assert list(viewer.log) == [events[2], events[3], events[5], events[6]]
+    assert viewer.state == events[6]
+
+
+def test_a_knob_turned_long_ago_is_still_known_to_a_late_viewer() -> None:
+    history = fed([STARTED, turned("residual", "on", 1)])
+    for step in range(MAX_FACTS + 50):
+        history.apply(turned("lr", str(step), step))
+    assert travelled(history).knobs == {"lr": str(MAX_FACTS + 49), "residual": "on"}
+
+
+def test_the_smoothed_loss_is_a_moving_average_over_twenty_steps() -> None:
+    history = fed([steps(0, [1.0] * 500), steps(500, [0.0] * 60)])
+    assert math.isclose(history.smooth_loss, (1 - 1 / SMOOTH_OVER) ** 60, rel_tol=1e-9)
+    one_by_one = fed([*(steps(n, [1.0]) for n in range(500)), *(steps(n, [0.0]) for n in range(500, 560))])
+    assert one_by_one.smooth_loss == history.smooth_loss
+
+
+def test_the_smoothed_loss_of_a_young_run_is_not_late() -> None:
+    history = fed([steps(0, [100.0]), steps(1, [1.0] * 10)])
+    assert math.isclose(history.smooth_loss, 1.0, abs_tol=0.5)
+
+
+def test_a_loss_without_batches_is_not_smoothed() -> None:
+    surface = msgspec.structs.replace(STARTED, scenario={"model": {"name": "surface"}})
+    history = fed([surface, steps(0, [1.0, 0.04, 0.0016])])
+    assert math.isclose(history.smooth_loss, 0.0016)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_loss_bins_are_the_smallest_largest_and_mean_loss(seed: int) -> None:
+    random_ = random.Random(seed)
+    losses = [random_.choice((random_.expovariate(1), random_.expovariate(1), math.nan, math.inf)) for _ in range(3000)]
+    history, at = History(), 0
+    while at < len(losses):
+        size = random_.randrange(1, 90)
+        history.apply(steps(at, losses[at : at + size]))
+        at += size
+    for width in (4, 64, 1024):
+        for bin_, (low, high, mean, _) in history.losses[0].window(width, 0, 2999):
+            known = [x for x in losses[bin_ * width : (bin_ + 1) * width] if math.isfinite(x)]
+            assert (low, high) == (min(known), max(known))
+            assert math.isclose(mean, math.fsum(known) / len(known), rel_tol=1e-9)
+
+
+def test_a_run_of_nothing_but_nan_and_infinities_is_ordinary() -> None:
+    history = fed([STARTED, steps(0, [math.nan] * 50), steps(50, [math.inf, -math.inf] * 50)])
+    assert history.steps == 150
+    assert history.loss == -math.inf
+    assert math.isnan(history.smooth_loss)
+    assert history.losses[0].window(1, 0, 200) == []
+    assert picture(travelled(history)) == picture(history)
+
+
+def test_it_is_bounded_whatever_comes() -> None:
+    history = fed([STARTED])
+    for n in range(3000):
+        for event in (
+            steps(n * 100, [1.0] * 100),
+            reading(n * 100, [1.0] * LAYERS),
+            turned("lr", "1", n),
+            Evaluated(segment=0, step=n, loss=1.0),
+            Marked(segment=0, step=n, text="m"),
+            Noted(step=n, text="n"),
+            MetricLogged(segment=0, step=n, name="x", value=1.0),
+            CommandDone(client=1, request=1, segment=0, step=n, what="x"),
+        ):
+            history.apply(event)
+    assert history.steps == 300_000
+    for facts in (history.evaluations, history.interventions, history.marks, history.log):
+        assert len(facts) == MAX_FACTS
+    assert history.losses[0].nbytes() < 2_000_000
+    assert history.grads[0].nbytes() < 500_000
+    assert len(frame(history.send())) < 2_500_000
+
+
+def test_readings_become_log_magnitudes_by_layer() -> None:
+    history = fed([STARTED, reading(0, [1e-9, None, 100.0]), reading(1, [1e-11, math.nan, 1.0])])
+    (bin_, row) = history.grads[0].window(2, 0, 1)[0]
+    assert bin_ == 0
+    assert math.isclose(row[0], -10.0)
+    assert math.isnan(row[1])
+    assert math.isclose(row[2], 1.0)
+    assert history.readings == reading(1, [1e-11, math.nan, 1.0]) or history.readings.step == 1  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (1.0, 0.0),
+        (1e-30, -30.0),
+        (0.0, LOG_FLOOR),
+        (5e-324, LOG_FLOOR),
+        (1e300, 40.0),
+        (math.inf, 40.0),
+        (1e-39, -39.0),
+    ],
+)
+def test_the_magnitude_of_a_norm(value: float, expected: float) -> None:
+    assert math.isclose(log_magnitude(value), expected)
+
+
+@pytest.mark.parametrize("value", [None, math.nan])
+def test_what_is_absent_has_no_magnitude(value: float | None) -> None:
+    assert math.isnan(log_magnitude(value))
+
+
+def test_the_rate_is_that_of_the_trainers_clock() -> None:
+    history = fed([steps(n * 10, [1.0] * 10) for n in range(50)])
+    assert math.isclose(history.steps_per_s, 100.0, rel_tol=1e-6)
+    history.apply(StateChanged(state="paused"))
+    assert history.steps_per_s == 0.0
+
+
+def test_the_present_values_follow_the_turns() -> None:
+    history = fed([STARTED, turned("lr", "0.5", 3), turned("residual", "on", 4)])
+    assert history.knobs == {"lr": "0.5", "residual": "on"}
+    unavailable = msgspec.structs.replace(STARTED, knobs=(KnobState(name="residual", unavailable="no blocks"),))
+    assert fed([unavailable]).unavailable == {"residual": "no blocks"}
+
+
+def test_every_event_moves_the_revision() -> None:
+    history = History()
+    for event in random_run(random.Random(0), 100):
+        before = history.revision
+        history.apply(event)
+        assert history.revision > before

@@ -1,0 +1,188 @@
+"""Events as lines for scripts: the contract's fields, one object a line, no token that is not JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+from tui_descent.protocol.events import (
+    AnyEvent,
+    CommandDone,
+    CommandRejected,
+    Evaluated,
+    KnobTurned,
+    Layer,
+    Marked,
+    MetricLogged,
+    Noted,
+    ReadingsTaken,
+    RunEnded,
+    RunStarted,
+    StateChanged,
+    StepsCompleted,
+)
+from tui_descent.telemetry.jsonl import JsonLines
+
+STARTED = RunStarted(
+    run="vanishing-1",
+    title="t",
+    name="vanishing",
+    scenario={"title": "t", "run": {"steps": 3}},
+    device="cpu",
+    threads=1,
+    parameters=21386,
+    layers=(
+        Layer(name="stem", kind="Linear", params=2080),
+        Layer(name="blocks.0.linear", kind="Linear", params=4160, block=0),
+        Layer(name="blocks.1.linear", kind="Linear", params=4160, block=1),
+    ),
+    knobs=(),
+)
+READING = ReadingsTaken(
+    segment=0,
+    step=40,
+    values={"grad_rms": [1.0, 2.0, 4.0], "update_ratio": [0.5, None, math.nan]},
+    ages=[0, 0, 3],
+    global_grad_norm=math.inf,
+    watch_cost=0.00712345678,
+)
+
+
+def strictly(text: str) -> Any:
+    def refuse(token: str) -> None:
+        raise AssertionError(f"{token} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def lines(*events: AnyEvent) -> list[dict[str, Any]]:
+    printer = JsonLines()
+    return [strictly(line) for event in events for line in printer.lines(event)]
+
+
+def test_the_version_stands_in_the_first_line_only() -> None:
+    found = lines(
+        CommandDone(client=1, request=1, segment=0, step=0, what="x"), StateChanged(state="building"), STARTED
+    )
+    assert [line.get("v") for line in found] == [1, None]
+    first = next(iter(JsonLines().lines(STARTED)))
+    assert first.startswith('{"v":1,"event":"run_started"')
+
+
+def test_a_line_is_one_line() -> None:
+    (line,) = JsonLines().lines(Noted(step=0, text="a\nb\r\x1b[31m\u2028 ß"))
+    assert len(line.splitlines()) == 1 or "\u2028" in line
+    assert "\n" not in line
+    assert "\x1b" not in line
+    assert strictly(line)["text"] == "a\nb\r\x1b[31m\u2028 ß"
+
+
+def test_the_start_tells_scenario_and_layers() -> None:
+    (line,) = lines(STARTED)
+    assert line["run"] == "vanishing-1"
+    assert line["scenario"] == {"title": "t", "run": {"steps": 3}}
+    assert (line["device"], line["threads"], line["parameters"]) == ("cpu", 1, 21386)
+    assert line["layers"][1] == {"name": "blocks.0.linear", "kind": "Linear", "params": 4160, "block": 0}
+
+
+def test_every_step_is_a_line_of_its_own() -> None:
+    event = StepsCompleted(
+        segment=0, first=5, losses=[2.0, math.nan, 1.0], lrs=[0.1, 0.1, 0.2], times_s=[0.5, 0.6, 0.7], skipped=(6,)
+    )
+    found = lines(STARTED, event)[1:]
+    assert found[0] == {"event": "step", "segment": 0, "step": 5, "loss": 2.0, "lr": 0.1, "time_s": 0.5}
+    assert [line["step"] for line in found] == [5, 6, 7]
+    assert found[1]["loss"] == "nan"
+    assert [line.get("skipped") for line in found] == [None, True, None]
+
+
+def test_a_loss_keeps_all_its_digits() -> None:
+    losses = [0.1 + 0.2, 1e-300, 2 / 3, 5e-324]
+    event = StepsCompleted(segment=0, first=0, losses=losses, lrs=[0.1] * 4, times_s=[0.0] * 4)
+    assert [line["loss"] for line in lines(event)] == losses
+
+
+def test_a_reading_is_told_by_layer_and_leaves_out_what_does_not_apply() -> None:
+    line = lines(STARTED, READING)[1]
+    assert (line["event"], line["segment"], line["step"]) == ("reading", 0, 40)
+    assert line["layers"] == [
+        {"name": "stem", "grad_rms": 1.0, "update_ratio": 0.5, "age": 0},
+        {"name": "blocks.0.linear", "grad_rms": 2.0, "age": 0},
+        {"name": "blocks.1.linear", "grad_rms": 4.0, "update_ratio": "nan", "age": 3},
+    ]
+    assert line["global_grad_norm"] == "inf"
+    assert line["first_to_last_grad"] == 0.5
+    assert math.isclose(line["watch_cost"], 0.007123, rel_tol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf")], ids=["nan", "inf", "-inf"]
+)
+def test_what_json_has_no_word_for_is_a_string(value: float, text: str) -> None:
+    events: list[AnyEvent] = [
+        Evaluated(segment=0, step=1, loss=value, accuracy=0.5),
+        MetricLogged(segment=0, step=1, name="m", value=value),
+        RunEnded(status="diverged", step=1, loss=value, position=(value, 1.0)),
+    ]
+    evaluated, metric, ended = lines(*events)
+    assert evaluated == {"v": 1, "event": "evaluated", "segment": 0, "step": 1, "loss": text, "accuracy": 0.5}
+    assert metric["value"] == text
+    assert (ended["loss"], ended["position"]) == (text, [text, 1.0])
+
+
+def test_an_intervention_has_the_contracts_fields() -> None:
+    turned = KnobTurned(
+        id=3,
+        client=1,
+        request=9,
+        source="plan",
+        segment=0,
+        step=150,
+        knob="residual",
+        target="all",
+        old="off",
+        new="on",
+        way="ramp",
+        scale=0.25,
+    )
+    assert lines(STARTED, turned)[1] == {
+        "event": "intervention",
+        "id": 3,
+        "segment": 0,
+        "step": 150,
+        "knob": "residual",
+        "target": "all",
+        "old": "off",
+        "new": "on",
+        "way": "ramp",
+        "scale": 0.25,
+        "source": "plan",
+    }
+
+
+def test_a_rejection_a_mark_and_an_end_are_told() -> None:
+    rejected = CommandRejected(client=1, request=1, source="key", segment=0, step=3, knob="lr", reason="lr = -1")
+    found = lines(
+        STARTED,
+        rejected,
+        Marked(segment=0, step=3, text="m"),
+        RunEnded(status="lost", step=4, reason="signal 9", exit_code=-9, log_tail=("a",), log_path="/x"),
+    )[1:]
+    assert found[0] == {
+        "event": "rejected",
+        "source": "key",
+        "segment": 0,
+        "step": 3,
+        "knob": "lr",
+        "reason": "lr = -1",
+    }
+    assert found[1] == {"event": "mark", "segment": 0, "step": 3, "text": "m"}
+    assert found[2]["status"] == "lost"
+    assert (found[2]["step"], found[2]["exit_code"], found[2]["log_tail"]) == (4, -9, ["a"])
+
+
+def test_a_reply_that_changes_nothing_is_no_line() -> None:
+    assert lines(CommandDone(client=1, request=1, segment=0, step=0, what="paused")) == []

@@ -1,0 +1,354 @@
+"""The keeper with a trainer played by hand: a real socket, a real ring, and no torch."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event, Thread
+
+import pytest
+
+from tui_descent.keeper.serve import Keeper
+from tui_descent.keeper.trainer import Trainer
+from tui_descent.places import new_run, socket_path
+from tui_descent.protocol import codec
+from tui_descent.protocol.channel import ChannelError, Peer, listen
+from tui_descent.protocol.commands import Hello, Order, Pause, Request, Stop
+from tui_descent.protocol.events import (
+    AnyEvent,
+    CommandDone,
+    CommandRejected,
+    Evaluated,
+    KnobTurned,
+    Layer,
+    MetricLogged,
+    ReadingsTaken,
+    RunEnded,
+    RunStarted,
+    StateChanged,
+    StepsCompleted,
+    StepsMissed,
+)
+from tui_descent.protocol.launch import RING_FILE, Launch
+from tui_descent.protocol.readings import COLUMNS, pack_row
+from tui_descent.protocol.ring import Ring
+
+WITHIN_S = 30.0
+
+
+class Played:
+    """A trainer's end of the line. What is not closed by the test is closed by `run`."""
+
+    def __init__(self, *, attended: bool = False, ring_steps: int = 1 << 12) -> None:
+        run, folder = new_run("played")
+        self.launch = Launch(
+            run=run,
+            name="played",
+            folder=str(folder),
+            socket=str(socket_path(run)) if attended else None,
+            attended=attended,
+        )
+        self.launch.write()
+        ours, self._theirs = socket.socketpair()
+        self.peer = Peer(ours, limit=codec.MAX_TO_VIEWER)
+        self.ring = Ring.create(folder / RING_FILE, layers=2, columns=len(COLUMNS), steps=ring_steps)
+        self.ring.beat(time.monotonic())
+        self.step = 0
+        self.events: list[AnyEvent] = []
+        self.listening = Event()
+        self.keeper = Keeper(self.launch, on_event=self._heard)
+
+    def _heard(self, event: AnyEvent) -> None:
+        self.events.append(event)
+        self.listening.set()  # its first word comes once the socket is there
+
+    def started(self) -> None:
+        layers = tuple(Layer(name=f"blocks.{n}", kind="Linear", params=3, block=n) for n in range(2))
+        self.peer.send(
+            RunStarted(
+                run=self.launch.run,
+                name="played",
+                title="t",
+                scenario=None,
+                device="cpu",
+                threads=1,
+                parameters=6,
+                layers=layers,
+                knobs=(),
+            )
+        )
+        self.peer.send(StateChanged(state="running"))
+
+    def steps(self, count: int, *, reading_every: int = 0) -> None:
+        for step in range(self.step, self.step + count):
+            self.ring.write_step(step, step * 0.5, 0.1, step * 1e-3, 0, False)
+            if reading_every and step % reading_every == 0:
+                self.ring.write_reading(step, 0, 1.0, 0.0, [pack_row([float(step)] * len(COLUMNS))] * 2)
+        self.step += count
+
+    def ended(self, *, hang_up: bool = True) -> None:
+        self.peer.send(RunEnded(status="finished", step=self.step, loss=0.5))
+        if hang_up:
+            self.peer.close()
+
+    def run(self, first: Callable[[], None] = lambda: None) -> RunEnded:
+        """`first` is done when the trainer is to be started."""
+
+        def start() -> Trainer:
+            first()
+            return Trainer.adopt(self._theirs, parent=os.getppid())
+
+        try:
+            return self.keeper.run(start)
+        finally:
+            self.peer.close()
+            self.ring.close()
+
+    def while_it_runs(self, play: Callable[[], None], first: Callable[[], None] = lambda: None) -> RunEnded:
+        """Play the trainer beside the keeper; its end is the trainer's end."""
+
+        def whole() -> None:
+            try:
+                play()
+            finally:
+                self.peer.close()
+
+        thread = Thread(target=whole)
+        thread.start()
+        try:
+            return self.run(first)
+        finally:
+            thread.join(30)
+            assert not thread.is_alive()
+
+    def steps_told(self) -> list[int]:
+        return [
+            s for e in self.events if isinstance(e, StepsCompleted) for s in range(e.first, e.first + len(e.losses))
+        ]
+
+
+def turned(step: int) -> KnobTurned:
+    return KnobTurned(
+        id=1, client=0, request=0, source="plan", segment=0, step=step, knob="lr", target="all", old="1", new="2"
+    )
+
+
+def in_order(events: list[AnyEvent]) -> bool:
+    """Whether everything told of step k stands behind all updates before k and before update k; a reading behind it."""
+    made = 0
+    for event in events:
+        if isinstance(event, StepsCompleted):
+            if event.first != made:
+                return False
+            made += len(event.losses)
+        elif isinstance(event, ReadingsTaken):
+            if event.step >= made:
+                return False
+        elif isinstance(event, KnobTurned | Evaluated | MetricLogged | CommandDone) and event.step != made:
+            return False
+    return True
+
+
+def test_every_step_is_told_once_in_order_with_its_values() -> None:
+    played = Played()
+    played.started()
+    played.steps(3000)
+    played.ended()
+    ended = played.run()
+    assert (ended.status, ended.step) == ("finished", 3000)
+    assert played.steps_told() == list(range(3000))
+    losses = [loss for e in played.events if isinstance(e, StepsCompleted) for loss in e.losses]
+    assert losses == [n * 0.5 for n in range(3000)]
+    assert played.events[-1] == ended
+
+
+def test_events_keep_to_the_steps_order_however_late_the_keeper_looks() -> None:
+    played = Played()
+    played.started()
+    for _ in range(20):
+        played.steps(37, reading_every=100)
+        played.peer.send(StateChanged(state="running"))
+        played.peer.send(Evaluated(segment=0, step=played.step, loss=1.0))
+        played.peer.send(turned(played.step))
+    played.steps(5)
+    played.ended()
+    played.run()
+    assert played.steps_told() == list(range(745))
+    assert sum(isinstance(event, KnobTurned) for event in played.events) == 20
+    assert sum(isinstance(event, ReadingsTaken) for event in played.events) == 8
+    assert in_order(played.events)
+
+
+def test_events_keep_to_the_steps_order_while_the_trainer_runs_on() -> None:
+    played = Played(ring_steps=1 << 17)
+
+    def play() -> None:
+        played.started()
+        for _ in range(1000):
+            played.steps(20, reading_every=100)
+            played.peer.send(MetricLogged(segment=0, step=played.step, name="x", value=1.0))
+            while played.peer.waiting:
+                played.peer.flush()
+        played.ended()
+        while played.peer.waiting:
+            played.peer.flush()
+
+    played.while_it_runs(play)
+    assert played.steps_told() == list(range(20_000))
+    assert in_order(played.events)
+
+
+def test_what_was_overwritten_is_told_as_missed() -> None:
+    played = Played(ring_steps=64)
+    played.started()
+    played.steps(200)
+    played.ended()
+    played.run()
+    (missed,) = [event for event in played.events if isinstance(event, StepsMissed)]
+    told = played.steps_told()
+    assert missed.count == missed.step == 200 - len(told)
+    assert told == list(range(missed.step, 200))
+
+
+def test_a_trainer_that_says_nothing_at_its_end_is_lost() -> None:
+    played = Played()
+    played.started()
+    played.steps(7)
+    played.peer.close()
+    ended = played.run()
+    assert (ended.status, ended.step) == ("lost", 7)
+    assert ended.reason == "trainer lost (cause unknown) at step 7"
+    assert played.steps_told() == list(range(7))
+
+
+def test_a_trainer_that_was_never_heard_is_lost_at_step_0() -> None:
+    played = Played()
+    played.peer.close()
+    ended = played.run()
+    assert (ended.status, ended.step) == ("lost", 0)
+
+
+@pytest.mark.parametrize("rubbish", [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\0\0\0\2\xff\xfe"])
+def test_a_trainer_that_talks_rubbish_is_lost_and_its_steps_are_told(rubbish: bytes) -> None:
+    played = Played()
+
+    def play() -> None:
+        played.started()
+        played.steps(5)
+        while not played.ring.flagged():  # the keeper has heard of the start
+            select.select([played.peer.socket], [], [], 0.01)
+        played.peer.socket.send(rubbish)
+        select.select([played.peer.socket], [], [], WITHIN_S)  # until the keeper hangs up
+
+    ended = played.while_it_runs(play)
+    assert ended.status == "lost"
+    assert played.steps_told() == list(range(5))
+
+
+def test_a_request_before_the_network_exists_waits_for_it() -> None:
+    played = Played(attended=True)
+    got: list[Order] = []
+
+    def play() -> None:
+        viewer = attach(played)
+        viewer.send(Request(request=4, command=Pause(), source="send"))
+        got.append(order_of(played))
+        played.peer.send(CommandDone(client=1, request=4, segment=0, step=0, what="paused"))
+        until(viewer, CommandDone)
+        viewer.close()
+        assert isinstance(order_of(played).command, Stop)
+
+    ended = played.while_it_runs(play)
+    assert got == [Order(client=1, request=4, source="send", command=Pause())]
+    assert (ended.status, ended.reason) == ("stopped", "the last viewer left")
+
+
+def test_a_stop_before_the_trainer_is_there_is_not_forgotten() -> None:
+    played = Played()
+    got: list[Order] = []
+
+    ended = played.while_it_runs(lambda: got.append(order_of(played)), first=lambda: played.keeper.stop("SIGTERM"))
+    assert isinstance(got[0].command, Stop)
+    assert (ended.status, ended.reason) == ("stopped", "SIGTERM")
+
+
+def test_a_request_after_the_end_is_answered_by_the_keeper() -> None:
+    played = Played()
+    played.ended()
+    played.run()
+    played.keeper.order(Order(client=3, request=9, source="key", command=Pause()))
+    reply = played.events[-1]
+    assert isinstance(reply, CommandRejected)
+    assert (reply.client, reply.request, reply.reason) == (3, 9, "the run has ended")
+
+
+def test_a_socket_that_cannot_be_had_is_an_error_before_any_trainer(home: Path) -> None:
+    played = Played(attended=True)
+    assert played.launch.socket is not None
+
+    def start() -> Trainer:
+        raise AssertionError("the trainer must not be started")
+
+    with listen(Path(played.launch.socket)), pytest.raises(ChannelError, match="cannot listen"):
+        played.keeper.run(start)
+    played.peer.close()
+    played._theirs.close()
+    played.ring.close()
+
+
+def test_nothing_is_left_behind() -> None:
+    played = Played(attended=True)
+    before = set(os.listdir("/dev/fd"))
+
+    def play() -> None:
+        played.started()
+        attach(played).close()
+        played.ended()
+
+    played.while_it_runs(play)
+    assert played.launch.socket is not None
+    assert not Path(played.launch.socket).exists()
+    assert not (played.launch.path / RING_FILE).exists()
+    assert len(set(os.listdir("/dev/fd")) - before) == 0
+
+
+def test_a_loop_that_is_the_keepers_parent_is_never_signalled(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[int] = []
+    monkeypatch.setattr(os, "killpg", lambda pid, number: killed.append(number))
+    monkeypatch.setattr(os, "kill", lambda pid, number: killed.append(number))
+    theirs, ours = socket.socketpair()
+    trainer = Trainer.adopt(theirs, parent=os.getppid())
+    trainer.signal(signal.SIGKILL)
+    trainer.close()
+    ours.close()
+    assert killed == []
+
+
+def attach(played: Played) -> Peer:
+    assert played.listening.wait(WITHIN_S)
+    assert played.launch.socket is not None
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(played.launch.socket)
+    viewer = Peer(sock, limit=codec.MAX_TO_VIEWER)
+    viewer.send(Hello(version=codec.VERSION))
+    return viewer
+
+
+def order_of(played: Played) -> Order:
+    while select.select([played.peer.socket], [], [], WITHIN_S)[0]:
+        for body in played.peer.receive():
+            return codec.decode(codec.to_trainer, body)
+        assert played.peer.closed is None, played.peer.closed
+    raise AssertionError("no order came")
+
+
+def until(viewer: Peer, kind: type) -> None:
+    while viewer.closed is None and select.select([viewer.socket], [], [], WITHIN_S)[0]:
+        if any(isinstance(codec.decode(codec.to_viewer, body), kind) for body in viewer.receive()):
+            return
+    raise AssertionError(f"no {kind.__name__} came")

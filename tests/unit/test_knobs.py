@@ -1,0 +1,155 @@
+"""One grammar for every turn: what it reads, what it writes back, and what it says to everything else."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+
+import pytest
+
+from tui_descent.protocol.commands import TurnKnob
+from tui_descent.scenario.knobs import KNOBS, check, new_value, parse, parse_at, text_of
+
+GOOD = {
+    "lr=0.1": TurnKnob(knob="lr", value="0.1"),
+    "lr=1e-300": TurnKnob(knob="lr", value="1e-300"),
+    "lr=*1.25": TurnKnob(knob="lr", value="*1.25"),
+    "lr=/10": TurnKnob(knob="lr", value="/10"),
+    "  lr = 0.1 ": TurnKnob(knob="lr", value="0.1"),
+    "residual=on": TurnKnob(knob="residual", value="on"),
+    "residual=on,way=instant": TurnKnob(knob="residual", value="on", way="instant"),
+    "residual=on,way=ramp,scale=0.25": TurnKnob(knob="residual", value="on", way="ramp", scale=0.25),
+    "residual=on,scale=0.25,way=ramp": TurnKnob(knob="residual", value="on", way="ramp", scale=0.25),
+    "residual@blocks.3=off": TurnKnob(knob="residual", value="off", target="blocks.3"),
+    "activation@blocks.3=gelu": TurnKnob(knob="activation", value="gelu", target="blocks.3"),
+    "activation=leaky_relu,way=blend": TurnKnob(knob="activation", value="leaky_relu", way="blend"),
+    "residual@=on": TurnKnob(knob="residual", value="on"),
+    "pace=max": TurnKnob(knob="pace", value="max"),
+    "pace=0.5": TurnKnob(knob="pace", value="0.5"),
+}
+
+
+@pytest.mark.parametrize(("text", "turn"), GOOD.items())
+def test_a_turn_is_read(text: str, turn: TurnKnob) -> None:
+    assert parse(text) == turn
+
+
+@pytest.mark.parametrize("turn", GOOD.values(), ids=GOOD.keys())
+def test_what_was_written_is_read_back(turn: TurnKnob) -> None:
+    assert parse(text_of(turn)) == turn
+
+
+def test_a_scale_is_written_with_all_its_digits() -> None:
+    random_ = random.Random(0)
+    for scale in [20**-0.5, 0.1 + 0.2, *(random_.uniform(1e-9, 10) for _ in range(200))]:
+        turn = TurnKnob(knob="residual", value="on", scale=scale)
+        assert parse(text_of(turn)).scale == scale, "a replay must get the same bits"
+
+
+BAD = {
+    "": 'unknown knob ""; allowed: lr, activation, residual, pace',
+    "lrr=1": 'unknown knob "lrr"; allowed: lr, activation, residual, pace — did you mean "lr"?',
+    "LR=1": "unknown knob",
+    "residul=on": 'did you mean "residual"?',
+    "lr": "expected lr=value; lr takes a number > 0, or *1.25, /10 relative to now",
+    "lr=": "expected lr=value",
+    "lr=  ": "expected lr=value",
+    "lr=fast": 'lr = "fast"; allowed: a number',
+    "lr=-1": "lr = -1; allowed: a number > 0",
+    "lr=0": "lr = 0; allowed: a number > 0",
+    "lr=nan": "lr = nan; allowed: a finite number",
+    "lr=inf": "lr = inf; allowed: a finite number",
+    "lr=1e400": "lr = 1e400; allowed: a finite number",
+    "lr=1e7": "at most 1e+06",
+    "lr=*0": "lr = *0; allowed: a number > 0",
+    "lr=/0": "lr = /0; allowed: a number > 0",
+    "lr=*-2": "allowed: a number > 0",
+    "lr=*nan": "allowed: a finite number",
+    "lr=**2": "allowed: a number",
+    "lr=0.1=0.2": "allowed: a number",
+    "lr=0.1,way=ramp": 'way = "ramp"; lr has no ways',
+    "lr=0.1,scale=2": "scale = 2; lr takes no scale",
+    "lr@blocks.0=0.1": "lr has no targets; it acts on the whole run",
+    "pace@x=1": "pace has no targets",
+    "pace=0": 'pace = 0; allowed: steps a second > 0, or "max"',
+    "pace=-3": "allowed: steps a second > 0",
+    "pace=min": 'pace = "min"; allowed: a number',
+    "pace=1e7": "pace = 1e7; allowed: steps a second > 0",
+    "residual=maybe": 'residual = "maybe"; allowed: off, on',
+    "residual=On": 'allowed: off, on — did you mean "on"?',
+    "residual=on,way=teleport": 'way = "teleport"; allowed: ramp, instant',
+    "residual=on,scale=0": "scale = 0; allowed: a number > 0 and ≤ 10",
+    "residual=on,scale=-1": "scale = -1; allowed: a number > 0 and ≤ 10",
+    "residual=on,scale=11": "scale = 11; allowed: a number > 0 and ≤ 10",
+    "residual=on,scale=nan": "scale = nan; allowed: a finite number",
+    "residual=on,scale=big": 'scale = "big"; allowed: a number',
+    "residual=on,speed=3": 'unknown option "speed" of residual; allowed: way, scale',
+    "residual=on,": 'unknown option "" of residual',
+    "activation=rely": 'activation = "rely"; allowed: relu, leaky_relu, gelu, silu, sigmoid, tanh, elu, softplus, '
+    'identity — did you mean "relu"?',
+    "activation=relu,scale=1": "scale = 1; activation takes no scale",
+    "activation=os.system": "allowed: relu",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BAD.items())
+def test_a_turn_that_cannot_be_says_what_is_allowed(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse(text)
+
+
+def test_an_error_never_repeats_a_long_input() -> None:
+    for text in ("x" * 9000, f"lr={'9' * 9000}x", f"residual={'x' * 9000}", f"residual=on,{'x' * 9000}=1"):
+        with pytest.raises(ValueError, match="allowed") as caught:
+            parse(text)
+        assert len(str(caught.value)) < 300
+
+
+def test_every_knob_is_checked_the_same_as_a_struct() -> None:
+    for text, turn in GOOD.items():
+        assert check(turn) is turn, text
+    for turn in (
+        TurnKnob(knob="nope", value="1"),
+        TurnKnob(knob="lr", value=""),
+        TurnKnob(knob="pace", value=""),
+        TurnKnob(knob="residual", value=""),
+        TurnKnob(knob="residual", value="on", scale=math.nan),
+        TurnKnob(knob="residual", value="on", scale=math.inf),
+    ):
+        with pytest.raises(ValueError, match="allowed"):
+            check(turn)
+
+
+def test_the_steps_turn_of_the_command_line() -> None:
+    assert parse_at("150:residual=on") == (150, TurnKnob(knob="residual", value="on"))
+    assert parse_at("0:lr=*2") == (0, TurnKnob(knob="lr", value="*2"))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "residual=on", ":residual=on", "-1:residual=on", "1.5:lr=1", "x:lr=1", "1e3:lr=1"]
+)
+def test_a_step_that_is_none_shows_how(text: str) -> None:
+    with pytest.raises(ValueError, match="expected STEP:knob=value, as in 150:residual=on"):
+        parse_at(text)
+
+
+def test_a_new_rate_is_exact_or_relative_to_the_old() -> None:
+    assert new_value("0.3", 0.1) == 0.3
+    assert new_value("*1.25", 0.1) == 0.125
+    assert new_value("/10", 0.5) == 0.05
+
+
+@pytest.mark.parametrize(("text", "old"), [("*10", 9e5), ("/10", 5e-324), ("*1e6", 2.0), ("*2", 0.0)])
+def test_a_relative_turn_out_of_the_range_is_refused(text: str, old: float) -> None:
+    with pytest.raises(ValueError, match=r"lr would become .*; allowed: a number > 0"):
+        new_value(text, old)
+
+
+def test_every_knob_says_what_it_takes_and_when_it_acts() -> None:
+    for name, knob in KNOBS.items():
+        assert knob.name == name
+        assert knob.title
+        assert knob.values
+        assert knob.acts
+        assert (knob.kind == "choice") == bool(knob.choices)

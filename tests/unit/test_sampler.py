@@ -1,0 +1,70 @@
+"""When a reading is taken: on exactly the steps that were asked for, or within a share of the time."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tui_descent.instruments.sampler import Sampler
+
+
+def simulate(sampler: Sampler, steps: int, *, step_s: float, cost_s: float, period_s: float | None = None) -> list[int]:
+    taken = []
+    for step in range(steps):
+        due = sampler.due(step, period_s=period_s)
+        if due:
+            taken.append(step)
+            sampler.spent(cost_s)
+        sampler.stepped(step_s + (cost_s if due else 0.0))
+    return taken
+
+
+@pytest.mark.parametrize("every", [1, 2, 7, 50])
+def test_a_fixed_rate_falls_on_its_multiples(every: int) -> None:
+    assert simulate(Sampler(every=every), 100, step_s=1e-3, cost_s=1.0) == list(range(0, 100, every))
+
+
+def test_a_budget_of_nothing_takes_none() -> None:
+    assert simulate(Sampler(budget=0.0), 100, step_s=1e-3, cost_s=1e-6) == []
+    assert simulate(Sampler(every=0), 100, step_s=1e-3, cost_s=1e-6) == []
+
+
+def test_steps_that_were_asked_for_are_taken_besides() -> None:
+    assert simulate(Sampler(budget=0.0, at=(3, 70)), 100, step_s=1e-3, cost_s=1.0) == [3, 70]
+    assert simulate(Sampler(every=40, at=(3,)), 100, step_s=1e-3, cost_s=1.0) == [0, 3, 40, 80]
+
+
+@pytest.mark.parametrize("budget", [0.001, 0.01, 0.1])
+@pytest.mark.parametrize("cost", [1e-4, 1e-3, 1e-2])
+def test_readings_keep_to_their_share_and_use_it(budget: float, cost: float) -> None:
+    sampler = Sampler(budget=budget)
+    taken = simulate(sampler, 20_000, step_s=1e-3, cost_s=cost)
+    busy = 20_000 * 1e-3 + len(taken) * cost
+    assert len(taken) * cost <= budget * busy + cost, "but for the first, which nobody could know the price of"
+    assert len(taken) * cost >= 0.8 * budget * busy - 2 * cost
+    assert 0.999 <= sampler.cost / (len(taken) * cost / busy) <= 1.1, "the share told is the share taken, never less"
+
+
+def test_the_share_holds_at_every_moment_with_prices_that_vary() -> None:
+    random_ = random.Random(0)
+    sampler = Sampler(budget=0.02)
+    spent = busy = 0.0
+    for step in range(20_000):
+        cost = random_.uniform(0.5e-3, 1e-3) if sampler.due(step, period_s=None) else 0.0
+        if cost:
+            sampler.spent(cost)
+        sampler.stepped(1e-3 + cost)
+        spent, busy = spent + cost, busy + 1e-3 + cost
+        if step > 200:
+            assert spent <= 0.02 * busy + 1e-3
+
+
+def test_the_first_step_is_always_measured_within_a_budget() -> None:
+    assert simulate(Sampler(budget=0.01), 1, step_s=1e-3, cost_s=1.0) == [0]
+
+
+def test_a_paced_run_is_measured_on_every_step_that_has_the_time() -> None:
+    assert simulate(Sampler(budget=0.01), 50, step_s=1e-3, cost_s=1e-3, period_s=1 / 30) == list(range(50))
+    few = simulate(Sampler(budget=0.01), 50, step_s=1e-3, cost_s=0.1, period_s=1 / 30)
+    assert len(few) <= 2, "a reading longer than half the wait would slow the pace"

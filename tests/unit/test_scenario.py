@@ -1,0 +1,412 @@
+"""A scenario file: every error at once, each with its place, what was found, what is allowed, the nearest word."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tui_descent.scenario import presets
+from tui_descent.scenario.spec import (
+    ActivationSpec,
+    DigitsData,
+    MlpModel,
+    MoonsData,
+    NormSpec,
+    Scenario,
+    SurfaceModel,
+    about,
+)
+from tui_descent.scenario.toml import MAX_BYTES, ScenarioError, from_table, from_text, read, to_table
+
+SMALL = """
+title = "t"
+[data]
+name = "digits"
+[model]
+name = "mlp"
+"""
+SURFACE = 'title = "t"\n[model]\nname = "surface"\n'
+
+
+def make(text: str, *overrides: str) -> Scenario:
+    return from_text(text, source="my.toml", overrides=overrides)
+
+
+def problems(text: str, *overrides: str) -> dict[str, str]:
+    with pytest.raises(ScenarioError) as caught:
+        make(text, *overrides)
+    error = caught.value
+    assert str(error).splitlines() == [f"{error.source}: {p}" for p in error.problems]
+    assert len({p.place for p in error.problems}) == len(error.problems)
+    return {p.place: p.text for p in error.problems}
+
+
+def test_what_is_left_out_has_a_default() -> None:
+    scenario = make(SMALL)
+    assert scenario.data == DigitsData()
+    assert scenario.model == MlpModel()
+    assert (scenario.optimizer.name, scenario.optimizer.lr, scenario.run.seed) == ("sgd", 0.1, 0)
+
+
+def test_a_name_alone_stands_for_its_table() -> None:
+    long = SMALL + '[model.activation]\nname = "gelu"\n[model.norm]\nname = "layer"\nwhere = "mid"\n'
+    assert make(SMALL + 'activation = "gelu"\nnorm = { name = "layer", where = "mid" }\n') == make(long)
+    assert make(SMALL + 'activation = "gelu"').model.activation == ActivationSpec(name="gelu")  # type: ignore[union-attr]
+    assert make(long).model.norm == NormSpec(name="layer", where="mid")  # type: ignore[union-attr]
+    assert make('title = "t"\ndata = "moons"\nmodel = "mlp"').data == MoonsData()
+    assert make('title = "t"\nmodel = "surface"').model == SurfaceModel()
+
+
+def test_a_whole_number_will_do_for_a_number() -> None:
+    assert make(SMALL + "[optimizer]\nlr = 1\n[run]\npace = 60\n").optimizer.lr == 1.0
+
+
+CASES: list[tuple[str, str, str, str]] = [
+    # what, the file, the place, the text's beginning
+    ("lr nan", "[optimizer]\nlr = nan", "optimizer.lr", "found nan; allowed: a number > 0 and ≤ 1e+06"),
+    ("lr inf", "[optimizer]\nlr = inf", "optimizer.lr", "found inf; allowed: a number > 0 and ≤ 1e+06"),
+    ("lr too large to be", "[optimizer]\nlr = 1e400", "optimizer.lr", "found inf; allowed: a number > 0"),
+    ("lr below 0", "[optimizer]\nlr = -1", "optimizer.lr", "found -1; allowed: a number > 0"),
+    ("lr 0", "[optimizer]\nlr = 0.0", "optimizer.lr", "found 0.0; allowed: a number > 0"),
+    ("lr in words", '[optimizer]\nlr = "fast"', "optimizer.lr", 'found "fast"; allowed: a number > 0'),
+    ("lr a date", "[optimizer]\nlr = 2020-01-01", "optimizer.lr", 'found "2020-01-01"; allowed: a number'),
+    ("lr a list", "[optimizer]\nlr = [0.1]", "optimizer.lr", "found a list; allowed: a number"),
+    ("lr a table", "[optimizer]\nlr = { a = 1 }", "optimizer.lr", "found a table; allowed: a number"),
+    ("steps true", "[run]\nsteps = true", "run.steps", "found true; allowed: a whole number ≥ 1 and ≤ 10,000,000"),
+    ("steps 1.0", "[run]\nsteps = 1.0", "run.steps", "found 1.0; allowed: a whole number ≥ 1"),
+    ("steps 0", "[run]\nsteps = 0", "run.steps", "found 0; allowed: a whole number ≥ 1"),
+    ("steps huge", f"[run]\nsteps = {10**30}", "run.steps", f"found {10**30}; allowed: a whole number ≥ 1"),
+    ("steps huger", f"[run]\nsteps = {10**200}", "run.steps", f"found {str(10**200)[:57]}…; allowed: a whole number"),
+    ("pace true", "[run]\npace = true", "run.pace", "found true; allowed: a number > 0 and ≤ 1e+06 or"),
+    ("pace a word", '[run]\npace = "mux"', "run.pace", 'found "mux"; allowed: a number > 0 and ≤ 1e+06 or'),
+    ("seed below 0", "[run]\nseed = -1", "run.seed", "found -1; allowed: a whole number ≥ 0"),
+    ("device", '[run]\ndevice = "gpu"', "run.device", 'found "gpu"; allowed: auto, cpu, mps, cuda or cuda:N'),
+    ("device and a line", '[run]\ndevice = "cuda:1\\n"', "run.device", "found "),
+    ("dtype", '[run]\ndtype = "float16"', "run.dtype", 'found "float16"; allowed: "float32", "float64"'),
+    ("unknown key", "[optimizer]\nlearning_rat = 1", "optimizer.learning_rat", "unknown key; allowed here: name, lr,"),
+    ("unknown table", "[optimiser]\nlr = 1", "optimiser", "unknown key; allowed here: title, theme,"),
+    ("nearest key", "[optimizer]\nmomentun = 0.9", "optimizer.momentun", 'did you mean "momentum"?'),
+    ("nearest word", '[optimizer]\nname = "adamm"', "optimizer.name", 'did you mean "adam"?'),
+    ("far from all words", '[optimizer]\nname = "zzz"', "optimizer.name", 'allowed: "sgd", "momentum", "adam"'),
+    ("a table for a number", "[run]\n[run.steps]\na = 1", "run.steps", "found a table; allowed: a whole number"),
+    ("a number for a table", "optimizer = 3", "optimizer", "found 3; allowed: a table"),
+    ("betas too few", "[optimizer]\nbetas = [0.9]", "optimizer.betas", "found 1 values; allowed: 2"),
+    ("betas 1", "[optimizer]\nbetas = [0.9, 1.0]", "optimizer.betas[1]", "found 1.0; allowed: a number ≥ 0 and < 1"),
+    ("a callable", '[loss]\nname = "os.system"', "loss.name", 'found "os.system"; allowed: "cross_entropy", "mse"'),
+    ("plan", '[[plan]]\nat = 3\nturn = "lr=-1"', "plan[0].turn", "lr = -1; allowed: a number > 0"),
+    ("plan's knob", '[[plan]]\nat = 3\nturn = "resid=on"', "plan[0].turn", 'unknown knob "resid"; allowed: lr,'),
+    (
+        "plan too late",
+        '[[plan]]\nat = 1000\nturn = "lr=1"',
+        "plan[0].at",
+        "found 1000; allowed: under run.steps = 1000",
+    ),
+    ("plan without turn", "[[plan]]\nat = 3", "plan[0].turn", "missing; allowed: a text"),
+    ("claim of nothing", '[[claim]]\nmetric = "loss"', "claim[0]", "promises nothing; give below, above or equals"),
+    ("claim's metric", '[[claim]]\nmetric = "los"\nbelow = 1', "claim[0].metric", 'found "los"; allowed: loss,'),
+    ("claim's given", '[[claim]]\nmetric = "loss"\nbelow = 1\ngiven = ["x"]', "claim[0].given[0]", "expected STEP:"),
+    (
+        "claim too late",
+        '[[claim]]\nmetric = "loss"\nat = 1001\nbelow = 1',
+        "claim[0].at",
+        "found 1001; allowed: at most",
+    ),
+]
+IN_DATA: list[tuple[str, str, str, str]] = [
+    ("data", "data", "imagenet", 'found "imagenet"; allowed: digits, moons, circles, xor, spirals'),
+    ("nearest data", "data", "moon", 'did you mean "moons"?'),
+    ("model a callable", "model", "os.system", 'found "os.system"; allowed: mlp, surface'),
+    ("model a module", "model", "torch.nn:Linear", "allowed: mlp, surface"),
+]
+
+
+@pytest.mark.parametrize(("text", "place", "said"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+def test_an_error_names_place_found_and_allowed(text: str, place: str, said: str) -> None:
+    base = SMALL if text.startswith("[") else SMALL.replace('title = "t"', f'title = "t"\n{text}')
+    found = problems(base + text if text.startswith("[") else base)
+    assert list(found) == [place]
+    assert said in found[place]
+
+
+@pytest.mark.parametrize(("table", "name", "said"), [c[1:] for c in IN_DATA], ids=[c[0] for c in IN_DATA])
+def test_a_name_that_is_none_of_the_kinds(table: str, name: str, said: str) -> None:
+    words = {"data": "digits", "model": "mlp"} | {table: name}
+    text = f'title = "t"\n[data]\nname = "{words["data"]}"\n[model]\nname = "{words["model"]}"'
+    found = problems(text)
+    assert list(found) == [f"{table}.name"]
+    assert said in found[f"{table}.name"]
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "said"),
+    [
+        ("", "title", "missing; allowed: a text of 1 to 200 characters"),
+        ('title = ""\nmodel = "surface"', "title", 'found ""; allowed: a text of 1 to 200 characters'),
+        (f'title = "{"x" * 300}"\nmodel = "surface"', "title", "…; allowed: a text of 1 to 200 characters"),
+        ("title = 3", "title", "found 3; allowed: a text"),
+        ('title = "t"', "model", "missing; allowed: a table"),
+        ('title = "t"\n[model]\ndepth = 3', "model.name", "found nothing; allowed: mlp, surface"),
+        ('title = "t"\nmodel = 3', "model", "found 3; allowed: a table or a table"),
+        ('title = "t"\n[model]\nname = "mlp"', "data", "missing; a network needs data"),
+        (SURFACE + "start = [1.0, 2.0]", "model.start", "found 2 values; allowed: 1 for fragment"),
+        (SURFACE + 'function = "saddle"', "model.start", "found 1 values; allowed: 2 for saddle"),
+        (SURFACE + "start = []", "model.start", "found 0 values; allowed: 1 to 2"),
+        (SURFACE + '[data]\nname = "digits"', "data", "a surface takes no data; leave the table out"),
+        (SURFACE + '[loss]\nname = "mse"', "loss", "a surface is its own loss; leave the table out"),
+        (SURFACE + '[[plan]]\nat = 1\nturn = "residual=on"', "plan[0].turn", "residual needs a network with blocks"),
+        (SMALL + '[run]\ndtype = "float64"\ndevice = "mps"', "run.dtype", "mps has no float64; use float32 or"),
+        (
+            SMALL.replace('"digits"', '"digits"\nsubset = 50\nbatch_size = 60'),
+            "data.batch_size",
+            "found 60; allowed: at most data.subset = 50",
+        ),
+    ],
+)
+def test_what_is_missing_or_does_not_go_together(text: str, place: str, said: str) -> None:
+    found = problems(text)
+    assert said in found[place]
+
+
+def test_all_errors_come_at_once() -> None:
+    text = (
+        SMALL.replace('"mlp"', '"mlp"\ndepht = 3\nactivation = "rely"')
+        + "[optimizer]\nlr = nan\nx = 1\n[run]\nsteps = true"
+    )
+    found = problems(text)
+    assert set(found) == {"model.depht", "model.activation", "optimizer.lr", "optimizer.x", "run.steps"}
+    assert 'did you mean "depth"?' in found["model.depht"]
+    assert 'did you mean "relu"?' in found["model.activation"]
+
+
+def test_a_duplicate_key_is_one_error_with_its_line() -> None:
+    (text,) = problems(SMALL + "[run]\nsteps = 1\nsteps = 2\nseed = 3\n").values()
+    assert text.startswith("not valid TOML: Cannot overwrite a value (at ")
+    (text,) = problems(SMALL + '[model]\nname = "mlp"').values()
+    assert text.startswith("not valid TOML: Cannot declare ('model',) twice")
+
+
+@pytest.mark.parametrize("text", ["title = ", "[", "\0", "title = 't' x", "a = " + "[" * 5000, f"a = {'9' * 5000}"])
+def test_what_is_no_toml_is_one_clean_error(text: str) -> None:
+    (said,) = problems(text).values()
+    assert said.startswith("not valid TOML: ")
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_rubbish_in_place_of_values_is_always_a_clean_error_or_a_scenario(seed: int) -> None:
+    random_ = random.Random(seed)
+    values = [
+        "true",
+        "nan",
+        "-inf",
+        "-1",
+        "0",
+        "1e309",
+        f"{2**70}",
+        '""',
+        '"\\u0000"',
+        "[]",
+        "[[1]]",
+        "{}",
+        "1979-05-27",
+    ]
+    values += ["[{}]", '{ name = "he" }', '"max"', "0.5", "{ name = [] }", "{ name = {} }", '["a", 1]']
+    _, whole = presets.find("vanishing")
+    places = [(t, k) for t, inner in to_table(whole).items() if isinstance(inner, dict) for k in inner]
+    places += [
+        ("", k) for k in ("title", "theme", "story", "claim", "plan", "data", "model", "loss", "run", "optimizer")
+    ]
+    for _ in range(200):
+        overrides = [
+            f"{table}.{key}={random_.choice(values)}".lstrip(".")
+            for table, key in random_.sample(places, random_.randrange(1, 3))
+        ]
+        with contextlib.suppress(ScenarioError):
+            from_table(to_table(whole), source="x", overrides=overrides)
+
+
+def test_a_byte_order_mark_is_named(home: Path) -> None:
+    path = home / "a.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + SMALL.encode())
+    with pytest.raises(ScenarioError, match=r"a\.toml: starts with a byte-order mark; save it as UTF-8 without BOM"):
+        read(path)
+
+
+def test_a_file_in_another_encoding_is_named(home: Path) -> None:
+    path = home / "a.toml"
+    path.write_bytes(SMALL.encode() + 'theme = "größe"'.encode("latin-1"))
+    with pytest.raises(ScenarioError, match="not UTF-8 at byte"):
+        read(path)
+    path.write_bytes(SMALL.encode("utf-16"))
+    with pytest.raises(ScenarioError, match="not UTF-8 at byte 0"):
+        read(path)
+
+
+def test_a_huge_file_is_refused_without_reading_it_all(home: Path) -> None:
+    path = home / "a.toml"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # a terabyte of nothing, sparse
+    with pytest.raises(ScenarioError, match=f"larger than {MAX_BYTES:,} bytes"):
+        read(path)
+
+
+@pytest.mark.parametrize("bad", ["missing.toml", ".", "/dev/null/x.toml", "nul\0.toml"])
+def test_a_file_that_cannot_be_read_is_a_clean_error(home: Path, bad: str) -> None:
+    with pytest.raises(ScenarioError, match=r"no such file|is a folder|cannot be read"):
+        read(home / bad)
+
+
+def test_a_scenario_names_no_code_that_runs(home: Path) -> None:
+    mark = home / "ran"
+    code = f"__import__('pathlib').Path('{mark}').touch()"
+    for place in ("model.name", "data.name", "optimizer.name", "model.init", "model.activation", "run.device"):
+        assert problems(SMALL, f'{place}="{code}"')
+    assert problems(SMALL + f'[[plan]]\nat = 1\nturn = "lr={code}"')
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("optimizer.lr=0.5", ("optimizer", "lr", 0.5)),
+        ("run.steps=7", ("run", "steps", 7)),
+        ('run.device="cpu"', ("run", "device", "cpu")),
+        ("run.device=cpu", ("run", "device", "cpu")),
+        ("model.activation=gelu", ("model", "activation", ActivationSpec(name="gelu"))),
+        ("model.depth=3", ("model", "depth", 3)),
+        ("data.subset=300", ("data", "subset", 300)),
+        ("data.full=true", ("data", "full", True)),
+        ("run.pace=max", ("run", "pace", "max")),
+    ],
+)
+def test_an_override_sets_one_value(override: str, expected: tuple[str, str, Any]) -> None:
+    table, key, value = expected
+    plain, changed = make(SMALL), make(SMALL, override)
+    assert getattr(getattr(changed, table), key) == value
+    assert to_table(changed) | {table: None} == to_table(plain) | {table: None}
+
+
+def test_an_override_reaches_into_a_name_that_stands_for_its_table() -> None:
+    text = SMALL + 'activation = "leaky_relu"'
+    assert make(text, "model.activation.slope=0.2").model.activation == ActivationSpec(name="leaky_relu", slope=0.2)  # type: ignore[union-attr]
+
+
+def test_overrides_are_taken_in_order() -> None:
+    assert make(SMALL, "run.seed=1", "run.seed=2").run.seed == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optimizer.lr=nan", "optimizer.lr: found nan"),
+        ("optimizer.lr=quick", 'optimizer.lr: found "quick"; allowed: a number'),
+        ("optimizer.lrr=1", 'did you mean "lr"?'),
+        ("nope=1", "nope: unknown key"),
+        ("nope", "expected place=value, as in data.batch_size=128"),
+        ("=1", "expected place=value"),
+        ("title.x.y=1", "title"),
+        ("run.steps.x=1", "run.steps: found a table; allowed: a whole number"),
+        ("run..steps=1", "run.'': unknown key"),
+        ("run.steps=", 'run.steps: found ""'),
+        ("run.steps=" + "9" * 5000, "run.steps"),
+        ("run.steps=" + "[" * 5000, "run.steps"),
+        ("claim.x=1", "claim"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_an_override_that_cannot_be_names_its_place(override: str, said: str) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        make(SMALL, override)
+    assert said in str(caught.value)
+
+
+def test_an_override_below_a_number_is_an_error() -> None:
+    with pytest.raises(ScenarioError, match=r"run\.steps\.x: steps is no table here"):
+        make(SMALL, "run.steps=3", "run.steps.x=1")
+
+
+def test_an_override_may_shorten_the_run_below_its_claims() -> None:
+    _, scenario = presets.find("vanishing", overrides=["run.steps=10"])
+    assert scenario.run.steps == 10
+
+
+def test_nothing_of_an_error_steers_a_terminal() -> None:
+    for text in (
+        '[optimizer]\nlr = "\\u001b[2J\\u009b31m\\u202e"',
+        '[optimizer]\n"\\u001b[2J" = 1',
+        '[[plan]]\nat = 1\nturn = "lr=\\u001b[2J"',
+        '[[plan]]\nat = 1\nturn = "\\u001b]0;x\\u0007=1"',
+        '[[claim]]\nmetric = "\\u001b[2J"\nbelow = 1',
+    ):
+        with pytest.raises(ScenarioError) as caught:
+            make(SMALL + text)
+        assert str(caught.value).isprintable(), text
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_every_preset_is_valid_and_survives_the_way_through_plain_values(name: str) -> None:
+    found, scenario = presets.find(name)
+    assert found == name
+    table = to_table(scenario)
+    assert from_table(table, source="x") == scenario
+    assert to_table(from_table(table, source="x")) == table
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_every_preset_tells_its_story_and_makes_a_claim(name: str) -> None:
+    _, scenario = presets.find(name)
+    assert scenario.theme
+    assert len(scenario.story.strip()) > 100
+    assert scenario.claim
+    assert len(scenario.title) <= 78
+
+
+def test_random_scenarios_survive_the_way_through_plain_values() -> None:
+    random_ = random.Random(1)
+    for _ in range(100):
+        choice = random_.choice
+        overrides = [
+            f"model.activation={choice(('relu', 'gelu', 'tanh'))}",
+            f"model.init={{ name = 'normal', std = {random_.uniform(0.001, 3)!r}, bias = {random_.gauss(0, 1)!r} }}",
+            f"model.residual={{ name = '{choice(('on', 'off'))}', scale = {random_.uniform(0.01, 9)!r} }}",
+            f"model.norm={{ name = '{choice(('none', 'rms'))}', where = '{choice(('pre', 'mid', 'post'))}' }}",
+            f"optimizer.lr={random_.expovariate(1)!r}",
+            f"optimizer.betas=[{random_.random()!r}, {random_.random()!r}]",
+            f"run.seed={random_.randrange(2**62)}",
+            f"run.pace={choice(('max', repr(random_.uniform(1, 99))))}",
+            f"data={{ name = '{choice(('moons', 'xor'))}', noise = {random_.random()!r} }}",
+        ]
+        scenario = make(SMALL, *overrides)
+        assert from_table(to_table(scenario), source="x") == scenario
+
+
+def test_the_presets_come_in_a_learners_order() -> None:
+    assert presets.names()[:3] == ["first-descent", "healthy", "vanishing"]
+    assert set(presets.names()) == {path.stem for path in presets.folder().glob("*.toml")}
+
+
+@pytest.mark.parametrize(("name", "meant"), [("vanish", "vanishing"), ("helthy", "healthy"), ("to-hot", "too-hot")])
+def test_an_unknown_preset_is_told_the_nearest(name: str, meant: str) -> None:
+    with pytest.raises(ScenarioError, match=f'did you mean "{meant}"'):
+        presets.find(name)
+
+
+def test_a_name_of_an_unknown_preset_does_not_steer_a_terminal() -> None:
+    with pytest.raises(ScenarioError) as caught:
+        presets.find("\x1b[2J")
+    assert str(caught.value).isprintable()
+
+
+def test_a_file_is_found_by_its_path(home: Path) -> None:
+    path = home / "mine.toml"
+    path.write_text(SMALL)
+    assert presets.find(str(path)) == ("mine", make(SMALL))
+
+
+def test_what_a_run_is_about_in_a_phrase() -> None:
+    assert about(make(SMALL, "model.depth=20")) == "digits · mlp 64→32×20→10"
+    assert about(make(SMALL, 'data="moons"', "model.width=8")) == "moons · mlp 2→8×2→2"
+    assert about(make(SURFACE)) == "surface fragment"

@@ -1,0 +1,63 @@
+"""φ′ of every activation by its formula: the ledger's own road to the derivative, apart from autograd's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+def slope(module: nn.Module, z: Tensor) -> Tensor | None:
+    """φ′(z), elementwise, of z's shape; None for a module without a formula here."""
+    parts = [getattr(module, name, None) for name in ("old", "new")]
+    t = getattr(module, "t", None)
+    if isinstance(t, float) and isinstance(parts[0], nn.Module) and isinstance(parts[1], nn.Module):
+        old, new = slope(parts[0], z), slope(parts[1], z)
+        return None if old is None or new is None else (1 - t) * old + t * new
+    formula = FORMULAS.get(type(module))
+    return None if formula is None else formula(module, z)
+
+
+def _sigmoid(_: nn.Module, z: Tensor) -> Tensor:
+    s = torch.sigmoid(z)
+    return s * (1 - s)
+
+
+def _gelu(_: nn.Module, z: Tensor) -> Tensor:
+    # z·Φ(z): Φ + z·φ (Hendrycks & Gimpel 2016, arXiv 1606.08415)
+    cdf = 0.5 * (1 + torch.erf(z / math.sqrt(2)))
+    return cdf + z * torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+
+
+def _silu(_: nn.Module, z: Tensor) -> Tensor:
+    s = torch.sigmoid(z)
+    return s * (1 + z * (1 - s))
+
+
+def _leaky(module: nn.Module, z: Tensor) -> Tensor:
+    below = float(getattr(module, "negative_slope", 0.0))
+    return torch.where(z > 0, 1.0, below).to(z.dtype)
+
+
+def _elu(module: nn.Module, z: Tensor) -> Tensor:
+    alpha = float(getattr(module, "alpha", 1.0))
+    return torch.where(z > 0, torch.ones_like(z), alpha * torch.exp(z))
+
+
+def _softplus(module: nn.Module, z: Tensor) -> Tensor:
+    return torch.sigmoid(float(getattr(module, "beta", 1.0)) * z)
+
+
+FORMULAS: dict[type[nn.Module], Callable[[nn.Module, Tensor], Tensor]] = {
+    nn.ReLU: _leaky,
+    nn.LeakyReLU: _leaky,
+    nn.GELU: _gelu,
+    nn.SiLU: _silu,
+    nn.Sigmoid: _sigmoid,
+    nn.Tanh: lambda _, z: 1 - torch.tanh(z) ** 2,
+    nn.ELU: _elu,
+    nn.Softplus: _softplus,
+    nn.Identity: lambda _, z: torch.ones_like(z),
+}

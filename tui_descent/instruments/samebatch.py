@@ -1,0 +1,87 @@
+"""Instruments that need the gradient of a batch once more: the local step α and the gradient noise scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Of the newest estimate in the moving averages of the noise scale's two halves.
+NOISE_MEMORY = 0.9
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Random numbers and buffers are as before when it is left; `.grad` is nobody's business inside."""
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    buffers = [(b, b.clone()) for b in model.buffers()]
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, kept in buffers:
+                    buffer.copy_(kept)
+
+
+def gradient(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
+    """dL/dw without touching `.grad`; None for parameters the loss does not reach."""
+    return list(torch.autograd.grad(loss, list(parameters), allow_unused=True))
+
+
+def dot(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> float:
+    """Σ a·b over all tensors, summed in float64; what is missing counts as zero."""
+    pairs = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
+    if not pairs:
+        return 0.0
+    return float(torch.stack([(x.double() * y.double()).sum() for x, y in pairs]).sum())
+
+
+def local_step(slope_before: float, slope_after: float) -> float | None:
+    """α from f′(0) = g_t·Δ and f′(1) = g_{t+1}·Δ on one batch: −1 not moved, 0 the line's minimum, +1 the other wall.
+
+    Schneider et al. 2021 (Cockpit), arXiv 2102.06604. None where the update did not go downhill or up at all.
+    """
+    return -slope_after / slope_before if slope_before else None
+
+
+class NoiseScale:
+    """tr Σ / ‖G‖² from the gradients of a batch and of its halves (McCandlish et al. 2018, arXiv 1812.06162, App. A).
+
+    With B_small = B/2: ‖G‖² ≈ (B·‖g_B‖² − b·‖g_b‖²)/(B − b), tr Σ ≈ (‖g_b‖² − ‖g_B‖²)/(1/b − 1/B). One draw spreads two-
+    to threefold, so both are averaged over draws before they are divided.
+    """
+
+    def __init__(self) -> None:
+        self._signal = 0.0
+        self._noise = 0.0
+        self._weight = 0.0
+
+    def add(self, whole: float, half: float, batch: int) -> None:
+        """Squared norms of the batch's gradient and (mean) of its halves', and the batch's size."""
+        small = batch / 2
+        signal = (batch * whole - small * half) / (batch - small)
+        noise = (half - whole) / (1 / small - 1 / batch)
+        self._signal = NOISE_MEMORY * self._signal + (1 - NOISE_MEMORY) * signal
+        self._noise = NOISE_MEMORY * self._noise + (1 - NOISE_MEMORY) * noise
+        self._weight = NOISE_MEMORY * self._weight + (1 - NOISE_MEMORY)
+
+    @property
+    def value(self) -> float | None:
+        """In samples; None until the averaged ‖G‖² is positive."""
+        return self._noise / self._signal if self._signal > 0 else None
+
+
+def halves(loss_of: Callable[[slice], Tensor], parameters: Sequence[nn.Parameter], batch: int) -> tuple[float, float]:
+    """Squared norms of the whole batch's mean gradient and, in the mean, of its two halves'."""
+    half = batch // 2
+    first = gradient(loss_of(slice(0, half)), parameters)
+    second = gradient(loss_of(slice(half, 2 * half)), parameters)
+    whole = [None if a is None or b is None else (a + b) / 2 for a, b in zip(first, second, strict=True)]
+    return dot(whole, whole), (dot(first, first) + dot(second, second)) / 2

@@ -1,0 +1,116 @@
+"""What there is to measure in a module tree: layers with weights of their own, and the units a signal passes in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from tui_descent.protocol.events import Layer
+
+CONTAINERS = (nn.Sequential, nn.ModuleList)
+# Elementwise modules whose input is a pre-activation; a `Blend` of two of them has `old` and `new`.
+ACTIVATIONS = (
+    nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.ELU, nn.Softplus, nn.Identity,
+    nn.ReLU6, nn.Hardswish, nn.Hardsigmoid, nn.Mish, nn.SELU, nn.CELU, nn.PReLU, nn.Softsign, nn.LogSigmoid,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedLayer:
+    """A module with weights of its own; `weight` is the one its readings are about."""
+
+    layer: Layer
+    module: nn.Module
+    weight: nn.Parameter
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One stretch of the net that the signal passes; `row` is the first of its layers."""
+
+    name: str
+    module: nn.Module
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedActivation:
+    """An activation and the layer it follows."""
+
+    module: nn.Module
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """A net as the instruments see it, rows in forward order."""
+
+    layers: tuple[WatchedLayer, ...]
+    units: tuple[Unit, ...]
+    activations: tuple[WatchedActivation, ...]
+
+
+def structure(model: nn.Module, *, order: Sequence[str] | None = None) -> Structure:
+    """Every module with weights of its own (shared weights once), the units and the activations of a net.
+
+    `order` are module names as the first forward pass came to them; without it the order of registration counts.
+    A layer's weight is its largest parameter, a matrix before a bias. Units are the weighted children of the outermost
+    `Sequential`s and `ModuleList`s.
+    """
+    place = {name: n for n, name in enumerate(order or ())}
+
+    def when(name: str) -> int:
+        return place.get(name, len(place))
+
+    units = sorted(_units(model), key=lambda unit: when(unit[0]))
+    number = {id(m): n for n, (_, module) in enumerate(units) for m in module.modules()} if len(units) > 1 else {}
+    layers: list[WatchedLayer] = []
+    seen: set[int] = set()
+    for name, module in sorted(model.named_modules(), key=lambda item: when(item[0])):
+        own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
+        if not own:
+            continue
+        seen.update(id(p) for p in own)
+        layer = Layer(
+            name=name or type(module).__name__.lower(),
+            kind=type(module).__name__,
+            params=sum(p.numel() for p in own),
+            block=number.get(id(module)),
+        )
+        layers.append(WatchedLayer(layer, module, max(own, key=lambda p: (p.dim() >= 2, p.numel()))))
+    rows = {id(watched.module): n for n, watched in enumerate(layers)}
+    return Structure(
+        layers=tuple(layers),
+        units=tuple(
+            Unit(name, module, min(row for m in module.modules() if (row := rows.get(id(m))) is not None))
+            for name, module in units
+            if any(id(m) in rows for m in module.modules())
+        ),
+        activations=tuple(_activations(model, rows, when)),
+    )
+
+
+def _units(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    inside = isinstance(model, CONTAINERS)
+    for name, child in model.named_children():
+        path = f"{prefix}{name}"
+        if inside and any(True for _ in child.parameters()):
+            yield path, child
+        elif not inside:
+            yield from _units(child, f"{path}.")
+
+
+def _activations(model: nn.Module, rows: dict[int, int], when: object) -> Iterator[WatchedActivation]:
+    row: int | None = None
+    assert callable(when)
+    for _, module in sorted(model.named_modules(), key=lambda item: when(item[0])):
+        row = rows.get(id(module), row)
+        if row is not None and is_activation(module):
+            yield WatchedActivation(module, row)
+
+
+def is_activation(module: nn.Module) -> bool:
+    """Whether it works on each number by itself, as φ does."""
+    return isinstance(module, ACTIVATIONS) or (hasattr(module, "old") and hasattr(module, "new") and hasattr(module, "t"))
