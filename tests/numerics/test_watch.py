@@ -114,12 +114,17 @@ def test_a_run_is_told_from_start_to_end(kept: Kept) -> None:
 def test_a_loop_that_raises_has_failed_and_the_exception_goes_on(kept: Kept) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    with pytest.raises(RuntimeError, match="boom"), Watch(net, optimizer, link=kept.link) as run:
-        loss = loss_of(net, digit_batches(1)[0])
-        loss.backward()
-        optimizer.step()
-        run.step(loss)
-        raise RuntimeError("boom\nsecond line")
+
+    def loop() -> None:
+        with Watch(net, optimizer, link=kept.link) as run:
+            loss = loss_of(net, digit_batches(1)[0])
+            loss.backward()
+            optimizer.step()
+            run.step(loss)
+            raise RuntimeError("boom\nsecond line")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        loop()
     (ended,) = kept.events(RunEnded)
     assert (ended.status, ended.step, ended.reason) == ("failed", 1, "RuntimeError: boom")
 
@@ -317,8 +322,6 @@ def test_evaluation_leaves_weights_mode_and_random_numbers_alone(kept: Kept) -> 
         loss_tensor = setup.loss()
         loss_tensor.backward()
         setup.optimizer.step()
-        kept_request = None
-        run.control.link.make_ring if kept_request else None  # type: ignore[union-attr]
         run.step(loss_tensor)
         kept.order(Evaluate())
         run.control.between()

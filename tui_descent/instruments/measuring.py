@@ -18,8 +18,8 @@ from tui_descent.instruments.boundaries import Boundaries
 from tui_descent.instruments.ledger import Ledger
 from tui_descent.instruments.norms import Norms
 from tui_descent.instruments.structure import Structure
-from tui_descent.protocol.events import LedgerEntry
-from tui_descent.protocol.readings import Status, pack_row
+from tui_descent.protocol.events import LayerStatus, LedgerEntry
+from tui_descent.protocol.readings import pack_row
 
 NOTHING = ActivationReading(math.nan, math.nan, None, None)
 
@@ -77,7 +77,7 @@ class Measuring:
 
     def after_update(self) -> Sample:
         """The update is made."""
-        global_norm, grad_norms, layers = self._norms.after_update()
+        grad_norms, layers = self._norms.after_update()
         self._take_cosines(grad_norms)
         factors = dict(zip((u.row for u in self._net.units), self._boundaries.factors(), strict=True))
         activations = self._activations.read() if self._slow else {}
@@ -94,7 +94,7 @@ class Measuring:
                         layer.update_norm,
                         layer.update_ratio,
                         factors.get(n),
-                        self._cosines[layer.place] if self._cosines else None,
+                        self._cosines[self._norms.place_of(n)] if self._cosines else None,
                         a.dead_fraction,
                         a.saturated_fraction,
                         a.mean if seen else None,
@@ -103,9 +103,10 @@ class Measuring:
                     status=self._status(n, layer.grad_norm),
                 )
             )
+        global_norm = math.hypot(*(norm for norm in grad_norms if norm is not None))
         return Sample(global_norm, self._global_cosine, rows, self._ledger.entries() if self._slow else [])
 
-    def _status(self, row: int, grad_norm: float | None) -> Status:
+    def _status(self, row: int, grad_norm: float | None) -> LayerStatus:
         if grad_norm is not None:
             return "used"
         return "unused" if self._net.layers[row].weight.requires_grad else "frozen"

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tui_descent.protocol.events import Layer
-from tui_descent.protocol.readings import pack_row
+from tui_descent.instruments.structure import WatchedLayer
 
 RATIO_FLOOR = 1e-12
 # Between these a float32 sum of squares loses nothing; beyond them the tensor is looked at again in float64.
@@ -21,41 +20,14 @@ FLOAT32_SAFE = (1e-13, 1e13)
 
 
 @dataclass(frozen=True, slots=True)
-class WatchedLayer:
-    """A module with weights of its own; `weight` is the one its readings are about."""
+class LayerNorms:
+    """One layer's norms of one step; None where it has no gradient, and the ratio only for matrices."""
 
-    layer: Layer
-    weight: nn.Parameter
-
-
-def layers_of(model: nn.Module, *, order: Sequence[str] | None = None) -> list[WatchedLayer]:
-    """Every module with weights of its own, shared weights once; in forward order where `order` names it.
-
-    A layer's weight is its largest parameter: a matrix before the bias.
-    """
-    found: dict[str, WatchedLayer] = {}
-    seen: set[int] = set()
-    blocks: dict[str, int] = {}
-    for name, module in model.named_modules():
-        own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
-        if not own:
-            continue
-        seen.update(id(p) for p in own)
-        name = name or type(module).__name__.lower()
-        stretch = _block_of(name)
-        number = None if stretch is None else blocks.setdefault(stretch, len(blocks))
-        layer = Layer(name=name, kind=type(module).__name__, params=sum(p.numel() for p in own), block=number)
-        found[name] = WatchedLayer(layer, max(own, key=lambda p: (p.dim() >= 2, p.numel())))
-    if order is not None:
-        place = {name: n for n, name in enumerate(order)}
-        return sorted(found.values(), key=lambda w: place.get(w.layer.name, len(place)))
-    return list(found.values())
-
-
-def _block_of(name: str) -> str | None:
-    head, _, rest = name.partition(".")
-    number = rest.partition(".")[0]
-    return f"{head}.{number}" if head == "blocks" and number.isdecimal() else None
+    grad_norm: float | None
+    grad_rms: float | None
+    weight_norm: float
+    update_norm: float | None
+    update_ratio: float | None
 
 
 class Norms:
@@ -82,8 +54,8 @@ class Norms:
         torch._foreach_copy_(self._before, self._weights)
 
     @torch.no_grad()
-    def after_update(self) -> tuple[float, list[list[float]]]:
-        """The global gradient norm and a row a layer, for the ring."""
+    def after_update(self) -> tuple[list[float | None], list[LayerNorms]]:
+        """The gradient norm of every parameter, None without a gradient, and the norms of every layer."""
         assert self._before is not None
         updates = torch._foreach_sub(self._weights, self._before)
         measured = [*self._grads, *self._before, *updates]
@@ -94,18 +66,25 @@ class Norms:
         ]
         k, count = len(self._grads), len(self.watched)
         self._grads = []
-        grad_norms = dict(zip(self._with_grad, values[:k], strict=True))
-        rows = [
-            self._row(watched, grad_norms.get(self._place[id(watched.weight)]), values[k + n], values[k + count + n])
+        grad_norms: list[float | None] = [None] * len(self._parameters)
+        for n, value in zip(self._with_grad, values[:k], strict=True):
+            grad_norms[n] = value
+        layers = [
+            _layer(watched, grad_norms[self._place[id(watched.weight)]], values[k + n], values[k + count + n])
             for n, watched in enumerate(self.watched)
         ]
-        return math.hypot(*grad_norms.values()), rows
+        return grad_norms, layers
 
-    def _row(self, watched: WatchedLayer, grad_norm: float | None, weight: float, update: float) -> list[float]:
-        if grad_norm is None:
-            return pack_row([None, None, weight, None, None])
-        ratio = update / (weight + RATIO_FLOOR) if watched.weight.dim() >= 2 else None
-        return pack_row([grad_norm, grad_norm / math.sqrt(watched.weight.numel()), weight, update, ratio])
+    def place_of(self, row: int) -> int:
+        """Where a layer's weight stands among the parameters."""
+        return self._place[id(self.watched[row].weight)]
+
+
+def _layer(watched: WatchedLayer, grad_norm: float | None, weight: float, update: float) -> LayerNorms:
+    if grad_norm is None:
+        return LayerNorms(None, None, weight, None, None)
+    ratio = update / (weight + RATIO_FLOOR) if watched.weight.dim() >= 2 else None
+    return LayerNorms(grad_norm, grad_norm / math.sqrt(watched.weight.numel()), weight, update, ratio)
 
 
 def norms(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -12,6 +12,7 @@ import msgspec
 from tui_descent.protocol.commands import Source
 
 State = Literal["importing torch", "building", "running", "paused", "held", "waiting", "stopping", "ended"]
+LayerStatus = Literal["used", "frozen", "unused"]
 Status = Literal["finished", "diverged", "failed", "stopped", "lost"]
 
 
@@ -79,17 +80,6 @@ class StepsMissed(Event, frozen=True, kw_only=True, tag="steps_missed"):
     count: int
 
 
-class ReadingsTaken(Event, frozen=True, kw_only=True, tag="reading"):
-    """Every layer's readings of one step, by metric, in layer order; None where a metric does not apply."""
-
-    segment: int
-    step: int
-    values: dict[str, list[float | None]]
-    ages: list[int]
-    global_grad_norm: float
-    watch_cost: float
-
-
 class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One block's line: ‖dL/dx‖/‖dL/dy‖ from its parts and from autograd; the product runs from the output down."""
 
@@ -98,6 +88,43 @@ class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
     autograd: float | None
     discrepancy: float | None
     product: float | None
+
+
+class ReadingsTaken(Event, frozen=True, kw_only=True, tag="reading"):
+    """Every layer's readings of one step, by metric, in layer order; None where a metric does not apply.
+
+    Metrics of the slower tiers are there only on the steps they were taken.
+    """
+
+    segment: int
+    step: int
+    values: dict[str, list[float | None]]
+    ages: list[int]
+    global_grad_norm: float
+    watch_cost: float
+    statuses: list[LayerStatus] = []
+    global_cosine: float | None = None
+
+
+class LedgerTaken(Event, frozen=True, kw_only=True, tag="ledger"):
+    """The chain rule's factors of one step, first block first."""
+
+    segment: int
+    step: int
+    entries: list[LedgerEntry]
+
+
+class Measured(Event, frozen=True, kw_only=True, tag="measured"):
+    """A number about the whole net that is taken rarely: `local_step`, `noise_scale`, `sharpness`, `lambda_min`, …
+
+    `how` says how it was got and how far it converged, where that is not always the same.
+    """
+
+    segment: int
+    step: int
+    name: str
+    value: float
+    how: str = ""
 
 
 class Evaluated(Event, frozen=True, kw_only=True, tag="evaluated"):
@@ -194,6 +221,8 @@ AnyEvent = (
     | StepsCompleted
     | StepsMissed
     | ReadingsTaken
+    | LedgerTaken
+    | Measured
     | Evaluated
     | MetricLogged
     | KnobTurned

@@ -5,20 +5,38 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tui_descent.protocol.events import ReadingsTaken
+from tui_descent.protocol.events import LayerStatus, ReadingsTaken
 from tui_descent.protocol.ring import ReadingRecord
 
-COLUMNS = ("grad_norm", "grad_rms", "weight_norm", "update_norm", "update_ratio")
+COLUMNS = (
+    "grad_norm",
+    "grad_rms",
+    "weight_norm",
+    "update_norm",
+    "update_ratio",
+    "backprop_factor",
+    "grad_cosine",
+    "dead_fraction",
+    "saturated_fraction",
+    "activation_mean",
+    "activation_std",
+)
+STATUSES: tuple[LayerStatus, ...] = ("used", "frozen", "unused")
+# A row's first number: a bit for each column that applies, then two bits of status, then the age in steps.
+_STATUS_AT = len(COLUMNS)
+_AGE_AT = _STATUS_AT + 2
 
 
-def pack_row(values: Sequence[float | None], *, age: int = 0) -> list[float]:
-    """A layer's values as a row: the bits of those that apply (and the age above them), then the values."""
-    bits = sum(1 << n for n, value in enumerate(values) if value is not None) | age << len(COLUMNS)
-    return [float(bits), *(math.nan if value is None else value for value in values)]
+def pack_row(values: Sequence[float | None], *, status: LayerStatus = "used", age: int = 0) -> list[float]:
+    """A layer's values, None where one does not apply; columns left out at the end do not apply."""
+    bits = sum(1 << n for n, value in enumerate(values) if value is not None)
+    bits |= STATUSES.index(status) << _STATUS_AT | age << _AGE_AT
+    row = [math.nan if value is None else value for value in values]
+    return [float(bits), *row, *[math.nan] * (len(COLUMNS) - len(row))]
 
 
 def unpack(record: ReadingRecord) -> ReadingsTaken:
-    """The event of a record."""
+    """The event of a record. A column that applies to no layer is left out."""
     masks = [int(row[0]) for row in record.rows]
     return ReadingsTaken(
         segment=record.segment,
@@ -26,8 +44,11 @@ def unpack(record: ReadingRecord) -> ReadingsTaken:
         values={
             name: [row[n + 1] if mask >> n & 1 else None for row, mask in zip(record.rows, masks, strict=True)]
             for n, name in enumerate(COLUMNS)
+            if any(mask >> n & 1 for mask in masks)
         },
-        ages=[mask >> len(COLUMNS) for mask in masks],
+        statuses=[STATUSES[mask >> _STATUS_AT & 3] for mask in masks],
+        ages=[mask >> _AGE_AT for mask in masks],
         global_grad_norm=record.global_grad_norm,
+        global_cosine=None if math.isnan(record.global_cosine) else record.global_cosine,
         watch_cost=record.watch_cost,
     )

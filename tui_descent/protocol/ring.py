@@ -7,6 +7,7 @@ disk would kill by SIGBUS at some later step. Single writer, single reader; a re
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 import os
 import struct
@@ -25,7 +26,7 @@ HEARTBEAT, FLAG = 256, 512
 STEP = struct.Struct("<QqdddiI")
 STEP_CAPACITY = 1 << 17
 READING_CAPACITY = 32
-READING_HEAD = struct.Struct("<Qqidd")  # number + 1, step, segment, global_grad_norm, watch_cost
+READING_HEAD = struct.Struct("<Qqiddd")  # number + 1, step, segment, global_grad_norm, watch_cost, global_cosine
 _head = struct.Struct("<IIIIII")
 _word = struct.Struct("<Q")
 _real = struct.Struct("<d")
@@ -49,6 +50,7 @@ class ReadingRecord(msgspec.Struct, frozen=True):
     segment: int
     global_grad_norm: float
     watch_cost: float
+    global_cosine: float  # NaN where there is none
     rows: list[tuple[float, ...]]
 
 
@@ -106,12 +108,19 @@ class Ring:
         _word.pack_into(self._memory, at, self._written)
 
     def write_reading(
-        self, step: int, segment: int, global_grad_norm: float, watch_cost: float, rows: Sequence[Sequence[float]]
+        self,
+        step: int,
+        segment: int,
+        global_grad_norm: float,
+        watch_cost: float,
+        rows: Sequence[Sequence[float]],
+        *,
+        global_cosine: float = math.nan,
     ) -> None:
         """Append one reading, a row a layer."""
         at = self._readings_at + (self._readings_written % self._readings) * self._slot_bytes
         self._readings_written += 1
-        READING_HEAD.pack_into(self._memory, at, 0, step, segment, global_grad_norm, watch_cost)
+        READING_HEAD.pack_into(self._memory, at, 0, step, segment, global_grad_norm, watch_cost, global_cosine)
         place = at + READING_HEAD.size
         for row in rows:
             self._row.pack_into(self._memory, place, *row)
@@ -169,11 +178,11 @@ class Ring:
         newest = max(self._reading_number(n) for n in range(self._readings))
         for number in range(max(self._readings_read + 1, newest - self._readings + 1), newest + 1):
             at = self._readings_at + ((number - 1) % self._readings) * self._slot_bytes
-            _, step, segment, grad_norm, cost = READING_HEAD.unpack_from(self._memory, at)
+            _, step, segment, grad_norm, cost, cosine = READING_HEAD.unpack_from(self._memory, at)
             place = at + READING_HEAD.size
             rows = [self._row.unpack_from(self._memory, place + n * self._row.size) for n in range(self.layers)]
             if self._reading_number((number - 1) % self._readings) == number:
-                yield ReadingRecord(step, segment, grad_norm, cost, rows)
+                yield ReadingRecord(step, segment, grad_norm, cost, cosine, rows)
             self._readings_read = number
 
     def _reading_number(self, slot: int) -> int:

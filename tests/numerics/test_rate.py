@@ -1,0 +1,201 @@
+"""The turned learning rate: a multiplier that schedulers do not see and cannot lose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+from kept import Kept
+from nets import copy_of, digit_batches, loss_of, mlp, same
+from torch.optim import lr_scheduler
+
+from tui_descent.protocol.commands import TurnKnob
+from tui_descent.protocol.events import CommandRejected
+from tui_descent.scenario.knobs import parse
+from tui_descent.training.watch import Watch
+
+STEPS = 30
+TURN_AT, TURN = 10, "lr=*3"
+Schedule = Callable[[torch.optim.Optimizer], Any]
+
+SCHEDULES: dict[str, Schedule] = {
+    "none": lambda o: None,
+    "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda k: 0.9**k),
+    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.2, total_steps=STEPS + 1),
+    "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=STEPS),
+    "ExponentialLR": lambda o: lr_scheduler.ExponentialLR(o, gamma=0.95),
+    "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=3, factor=0.5),
+}
+
+
+def train(
+    schedule: Schedule, plan: Iterable[tuple[int, TurnKnob]] = (), link: Any = None
+) -> tuple[list[list[float]], list[list[float]]]:
+    """The rates each update was made with, and the schedule's own after it; two groups of different rates."""
+    net = mlp()
+    optimizer = torch.optim.SGD(
+        [{"params": net.stem.parameters(), "lr": 0.01}, {"params": [*net.blocks.parameters(), *net.head.parameters()]}],
+        lr=0.05,
+        momentum=0.5,
+    )
+    scheduler = schedule(optimizer)
+    used: list[list[float]] = []
+    own: list[list[float]] = []
+    with Watch(net, optimizer, link=link, plan=plan) as run:
+        # Behind the watch's own hook, so that it sees what the update sees.
+        optimizer.register_step_pre_hook(lambda o, *_: used.append([g["lr"] for g in o.param_groups]))
+        for n, batch in enumerate(digit_batches(STEPS)):
+            loss = loss_of(net, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
+                scheduler.step(1.0 + n)  # never better
+            elif scheduler is not None:
+                scheduler.step()
+            run.step(loss)
+            own.append([g["lr"] for g in optimizer.param_groups])
+    return used, own
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_turned_rate_is_the_schedules_times_the_turn_from_its_step_on(name: str, kept: Kept) -> None:
+    plain, plain_own = train(SCHEDULES[name])
+    turned, own = train(SCHEDULES[name], plan=[(TURN_AT, parse(TURN))], link=kept.link)
+    assert own == plain_own, "the schedule sees only its own values"
+    assert turned[:TURN_AT] == plain[:TURN_AT]
+    for found, base in zip(turned[TURN_AT:], plain[TURN_AT:], strict=True):
+        assert found == pytest.approx([3 * rate for rate in base], rel=1e-12)
+    assert [record.lr for record in kept.steps()] == pytest.approx([rates[0] for rates in turned], rel=1e-12)
+
+
+def test_an_exact_rate_is_met_and_turns_add_up() -> None:
+    plan = [(3, parse("lr=0.2")), (6, parse("lr=*2")), (9, parse("lr=/4")), (9, parse("lr=*1.25"))]
+    used, own = train(SCHEDULES["none"], plan)
+    first = [rates[0] for rates in used]
+    assert first[:3] == [0.01] * 3
+    assert first[3:6] == pytest.approx([0.2] * 3)
+    assert first[6:9] == pytest.approx([0.4] * 3)
+    assert first[9:] == pytest.approx([0.125] * (STEPS - 9))
+    assert [rates[1] / rates[0] for rates in used] == pytest.approx([5.0] * STEPS), "the groups keep their ratio"
+    assert own == [[0.01, 0.05]] * STEPS
+
+
+def test_the_update_itself_is_made_with_the_turned_rate() -> None:
+    net, twin = mlp(), mlp()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    plain = torch.optim.Adam(twin.parameters(), lr=1e-3)
+    with Watch(net, optimizer, link=None, plan=[(2, parse("lr=0.01"))]) as run:
+        for n, batch in enumerate(digit_batches(5)):
+            for which, o in ((net, optimizer), (twin, plain)):
+                if which is twin and n == 2:
+                    plain.param_groups[0]["lr"] = 1e-3 * (0.01 / 1e-3)
+                loss = loss_of(which, batch)
+                o.zero_grad()
+                loss.backward()
+                o.step()
+            run.step(loss)
+    assert same(copy_of(net), copy_of(twin))
+
+
+def test_the_owners_rate_is_back_after_the_run() -> None:
+    net = mlp()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with Watch(net, optimizer, link=None, plan=[(0, parse("lr=*7"))]) as run:
+        run.control.between()
+        loss = loss_of(net, digit_batches(1)[0])
+        loss.backward()
+        optimizer.step()
+        assert optimizer.param_groups[0]["lr"] == 0.1
+        run.step(loss)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+class Failing(torch.optim.SGD):
+    """Raises inside its step when told to, after the pre-hooks."""
+
+    fails = False
+
+    def step(self, closure: Any = None) -> Any:
+        if self.fails:
+            raise RuntimeError("no memory")
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["at the next update", "at run.step"])
+def test_a_step_that_raised_does_not_leave_its_multiplied_rate(told: bool) -> None:
+    net = mlp()
+    optimizer = Failing(net.parameters(), lr=0.1)
+    used: list[float] = []
+    with Watch(net, optimizer, link=None, plan=[(1, parse("lr=*3"))]) as run:
+        optimizer.register_step_pre_hook(lambda o, *_: used.append(o.param_groups[0]["lr"]))
+        for n, batch in enumerate(digit_batches(6)):
+            loss = loss_of(net, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.fails = n in (2, 3)
+            try:
+                optimizer.step()
+            except RuntimeError:
+                if not told:
+                    continue
+            run.step(loss)
+            assert optimizer.param_groups[0]["lr"] == 0.1
+    assert {round(rate, 12) for rate in used} == {0.1, 0.3}, "never 0.9"
+
+
+def test_a_step_that_raised_at_the_very_end_is_healed_too() -> None:
+    net = mlp()
+    optimizer = Failing(net.parameters(), lr=0.1)
+
+    def loop() -> None:
+        with Watch(net, optimizer, link=None, plan=[(0, parse("lr=*3"))]) as run:
+            run.control.between()
+            loss_of(net, digit_batches(1)[0]).backward()
+            optimizer.fails = True
+            optimizer.step()
+
+    with pytest.raises(RuntimeError, match="no memory"):
+        loop()
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+@pytest.mark.parametrize("turn", ["lr=0.1", "lr=*2"])
+def test_a_rate_that_the_schedule_holds_at_0_cannot_be_turned(turn: str, kept: Kept) -> None:
+    net = mlp()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    with Watch(net, optimizer, link=kept.link, plan=[(1, parse(turn))]) as run:
+        for batch in digit_batches(3):
+            loss = loss_of(net, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            run.step(loss)
+    (rejected,) = kept.events(CommandRejected)
+    assert "learning rate at 0" in rejected.reason or "lr would become 0; allowed" in rejected.reason
+    assert {record.lr for record in kept.steps()} == {0.0}
+
+
+def test_a_turn_out_of_range_changes_nothing(kept: Kept) -> None:
+    used, _ = train(SCHEDULES["none"], plan=[(3, parse("lr=*1e6")), (5, parse("lr=*1e6"))], link=kept.link)
+    (rejected,) = kept.events(CommandRejected)
+    assert rejected.reason.startswith("lr would become 1e+10; allowed: a number > 0 and ≤ 1e+06")
+    assert math.isclose(used[-1][0], 1e4)
+
+
+def test_a_rate_that_is_a_tensor_is_turned_too() -> None:
+    net = mlp()
+    optimizer = torch.optim.SGD(net.parameters(), lr=torch.tensor(0.1))
+    used: list[float] = []
+    with Watch(net, optimizer, link=None, plan=[(1, parse("lr=*3"))]) as run:
+        optimizer.register_step_pre_hook(lambda o, *_: used.append(float(o.param_groups[0]["lr"])))
+        for batch in digit_batches(3):
+            loss = loss_of(net, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            run.step(loss)
+    assert used == pytest.approx([0.1, 0.3, 0.3])
