@@ -13,7 +13,8 @@ from nets import OPTIMIZERS, digit_batches, loss_of, mlp
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tui_descent.instruments.norms import RATIO_FLOOR, Norms, layers_of
+from tui_descent.instruments.norms import RATIO_FLOOR, Norms
+from tui_descent.instruments.structure import structure
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.events import ReadingsTaken
 from tui_descent.protocol.readings import COLUMNS
@@ -38,7 +39,7 @@ def close(found: float | None, wanted: float, within: float) -> bool:
 
 
 def check_row(reading: ReadingsTaken, n: int, g: Array, before: Array, after: Array, within: float) -> None:
-    values = {name: reading.values[name][n] for name in COLUMNS}
+    values = {name: column[n] for name, column in reading.values.items()}
     delta = after - before
     where = f"step {reading.step}, layer {n}: {values}"
     assert close(values["grad_norm"], l2(g), within), where
@@ -169,17 +170,19 @@ def test_norms_are_right_at_every_size_a_float32_can_have(exponent: int) -> None
                 p.copy_(torch.randn(p.shape, dtype=torch.float64) * 10.0**other)
                 p.grad = (torch.randn(p.shape, dtype=torch.float64) * 10.0**exponent).float()
         optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
-        sample = Norms(layers_of(net), list(net.parameters()))
+        sample = Norms(structure(net).layers, list(net.parameters()))
         before = [array(layer.weight) for layer in net]  # type: ignore[arg-type]
         sample.before_update()
         optimizer.step()
-        total, rows = sample.after_update()
-        assert close(total, l2(np.concatenate([array(p.grad).ravel() for p in net.parameters()])), 1e-5)  # type: ignore[arg-type]
+        grad_norms, rows = sample.after_update()
+        for p, norm in zip(net.parameters(), grad_norms, strict=True):
+            assert close(norm, l2(array(p.grad)), 1e-5)  # type: ignore[arg-type]
         for row, layer, old in zip(rows, net, before, strict=True):
             g, delta = l2(array(layer.weight.grad)), l2(array(layer.weight) - old)  # type: ignore[arg-type]
             n = old.size
             wanted = [g, g / math.sqrt(n), l2(old), delta, delta / (l2(old) + RATIO_FLOOR)]
-            for name, found, want in zip(COLUMNS, row[1:], wanted, strict=True):
+            for name, want in zip(COLUMNS, wanted, strict=False):
+                found = getattr(row, name)
                 assert close(found, want, 1e-5) or (found == want == 0), (name, found, want, other)
 
 
@@ -188,12 +191,12 @@ def test_norms_of_half_precision_are_summed_with_more(dtype: torch.dtype) -> Non
     net = nn.Sequential(nn.Linear(300, 300), nn.Linear(300, 300)).to(dtype)
     for p in net.parameters():
         p.grad = torch.full_like(p, 1.0)
-    sample = Norms(layers_of(net), list(net.parameters()))
+    sample = Norms(structure(net).layers, list(net.parameters()))
     sample.before_update()
     torch.optim.SGD(net.parameters(), lr=0.5).step()
     _, rows = sample.after_update()
     for row in rows:
-        assert row[1] == pytest.approx(300.0, rel=1e-5), "a half-precision sum would stop growing"
+        assert row.grad_norm == pytest.approx(300.0, rel=1e-5), "a half-precision sum would stop growing"
 
 
 def test_not_a_number_and_infinities_are_told_as_they_are() -> None:
@@ -201,14 +204,13 @@ def test_not_a_number_and_infinities_are_told_as_they_are() -> None:
     for layer, value in zip(net, (math.nan, math.inf, 1.0), strict=True):
         for p in layer.parameters():
             p.grad = torch.full_like(p, value)
-    sample = Norms(layers_of(net), list(net.parameters()))
+    sample = Norms(structure(net).layers, list(net.parameters()))
     sample.before_update()
-    total, rows = sample.after_update()
-    assert math.isnan(rows[0][1])
-    assert math.isinf(rows[1][1])
-    assert rows[2][1] == pytest.approx(4.0)
-    assert not math.isfinite(total)
-    assert [row[4] for row in rows] == [0.0, 0.0, 0.0]
+    _, rows = sample.after_update()
+    assert math.isnan(rows[0].grad_norm or 0.0)
+    assert math.isinf(rows[1].grad_norm or 0.0)
+    assert rows[2].grad_norm == pytest.approx(4.0)
+    assert [row.update_norm for row in rows] == [0.0, 0.0, 0.0]
 
 
 def test_a_layer_without_a_gradient_has_no_gradient_reading(kept: Kept) -> None:
@@ -225,6 +227,7 @@ def test_a_layer_without_a_gradient_has_no_gradient_reading(kept: Kept) -> None:
     assert reading.values["update_ratio"][0] is None
     assert reading.values["weight_norm"][0] is not None
     assert reading.values["grad_norm"][1] is not None
+    assert reading.statuses == ["frozen", "used"]
 
 
 @pytest.mark.parametrize("every", [1, 3, 10])
@@ -250,7 +253,7 @@ def test_a_built_in_nets_layers_are_registered_in_forward_order(where: str) -> N
     for name, module in net.named_modules():
         module.register_forward_hook(lambda *_, name=name: ran.append(name))
     net(digit_batches(1)[0][0])
-    layers = [watched.layer.name for watched in layers_of(net)]
+    layers = [watched.layer.name for watched in structure(net).layers]
     assert layers == [name for name in ran if name in layers]
     assert len(layers) == 6
 

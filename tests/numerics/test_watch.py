@@ -81,7 +81,7 @@ def test_nothing_stays_on_the_loop_after_the_run() -> None:
 def test_the_forward_hooks_are_gone_after_the_first_step() -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    with Watch(net, optimizer, link=None) as run:
+    with Watch(net, optimizer, link=None, sampler=Sampler(budget=0.0)) as run:
         assert net.stem._forward_pre_hooks
         loss = loss_of(net, digit_batches(1)[0])
         loss.backward()

@@ -55,9 +55,7 @@ class Activations:
         self.detach()
         self._scalars.clear()
         self._dead.clear()
-        self._handles = [
-            w.module.register_forward_hook(partial(self._look, n)) for n, w in enumerate(self._watched)
-        ]
+        self._handles = [w.module.register_forward_hook(partial(self._look, n)) for n, w in enumerate(self._watched)]
 
     def detach(self) -> None:
         """Stop listening."""

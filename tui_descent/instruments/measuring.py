@@ -48,6 +48,7 @@ class Measuring:
         self._previous: list[Tensor | None] | None = None
         self._cosines: list[float | None] = []
         self._global_cosine: float | None = None
+        self._entries: list[LedgerEntry] = []
         self._slow = False
 
     def attach(self, *, slow: bool) -> None:
@@ -73,6 +74,8 @@ class Measuring:
     def before_update(self) -> None:
         """The gradients are there, the update is not made."""
         self.detach()
+        # With the weights the gradients came through, so now.
+        self._entries = self._ledger.entries() if self._slow else []
         self._norms.before_update()
 
     def after_update(self) -> Sample:
@@ -104,7 +107,7 @@ class Measuring:
                 )
             )
         global_norm = math.hypot(*(norm for norm in grad_norms if norm is not None))
-        return Sample(global_norm, self._global_cosine, rows, self._ledger.entries() if self._slow else [])
+        return Sample(global_norm, self._global_cosine, rows, self._entries)
 
     def _status(self, row: int, grad_norm: float | None) -> LayerStatus:
         if grad_norm is not None:

@@ -113,4 +113,6 @@ def _activations(model: nn.Module, rows: dict[int, int], when: object) -> Iterat
 
 def is_activation(module: nn.Module) -> bool:
     """Whether it works on each number by itself, as φ does."""
-    return isinstance(module, ACTIVATIONS) or (hasattr(module, "old") and hasattr(module, "new") and hasattr(module, "t"))
+    return isinstance(module, ACTIVATIONS) or (
+        hasattr(module, "old") and hasattr(module, "new") and hasattr(module, "t")
+    )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tui_descent.instruments.norms import WatchedLayer
+from tui_descent.instruments.structure import WatchedLayer
 
 
 @dataclass(frozen=True, slots=True)

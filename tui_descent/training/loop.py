@@ -11,7 +11,7 @@ from tui_descent.training.watch import Watch, describe
 def train(run: Watch, setup: Setup, *, steps: int, evaluate_every: int, attended: bool) -> None:
     """Make `steps` updates; attended, stand still at an error and wait at the end. Raises `StopRun` to end early."""
     optimizer, goal = setup.optimizer, steps
-    run.control.between()
+    run.begin_step()
     while True:
         while run.next_step < goal:
             if evaluate_every and run.next_step % evaluate_every == 0 and run.next_step > 0:

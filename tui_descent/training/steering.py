@@ -77,6 +77,7 @@ class Steering:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, pace: float | None = None) -> None:
         self.rate = Rate(optimizer)
         self.pace = pace
+        self.version = 0  # of the network's structure: grows when modules come or go
         self._model = model
         self._blocks = {name: m for name, m in model.named_modules() if isinstance(m, Block)}
         self._residual = {name: "on" if block.skip else "off" for name, block in self._blocks.items()}
@@ -105,6 +106,7 @@ class Steering:
         """Take every change that is under way one update further; called before each forward pass."""
         for key in [key for key, transition in self._under_way.items() if transition.advance()]:
             del self._under_way[key]
+            self.version += 1
 
     def _state(self, name: str) -> KnobState:
         if knobs.KNOBS[name].needs == "blocks" and not self._blocks:
@@ -170,6 +172,7 @@ class Steering:
 
     def _set_out(self, knob: str, target: str, transition: surgery.Transition) -> None:
         self._under_way[knob, target] = transition
+        self.version += 1
 
     def _targets(self, target: str) -> list[str]:
         if target == "all":

@@ -13,20 +13,19 @@ from typing import Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from tui_descent.instruments.norms import Norms
+from tui_descent.instruments.measuring import Measuring, Sample
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.training.guard import Fault, Guard
 from tui_descent.training.steering import Steering
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
-Reading = tuple[float, list[list[float]]]
 
 
 class Updates:
     """The hooks of one optimizer.
 
-    `first` is called once, when the layers are known; `fault` is told of gradients that are no numbers and says
+    `measuring` gives the instruments of the net as it stands, made anew after surgery; `fault` is told of gradients that are no numbers and says
     whether the update is to be dropped.
     """
 
@@ -38,7 +37,7 @@ class Updates:
         sampler: Sampler,
         guard: Guard,
         step: Callable[[], int],
-        first: Callable[[], Norms],
+        measuring: Callable[[], Measuring],
         fault: Callable[[Fault], bool],
     ) -> None:
         self.rate = math.nan
@@ -47,16 +46,19 @@ class Updates:
         self._sampler = sampler
         self._guard = guard
         self._step = step
-        self._first = first
+        self._measuring = measuring
         self._fault = fault
-        self._norms: Norms | None = None
+        self._instruments: Measuring | None = None
         self._handles: list[RemovableHandle] = []
         self._depth = 0
         self._made = 0
         self._dropped = False
+        self._planned: int | None = None
         self._sampling = False
+        self._next_sampled = False
+        self._slow_s = -math.inf
         self._cost_s = 0.0
-        self._reading: Reading | None = None
+        self._sample: Sample | None = None
 
     def attach(self) -> None:
         """Hook on."""
@@ -70,37 +72,58 @@ class Updates:
         self._steering.rate.take_off()
         for handle in self._handles:
             handle.remove()
+        if self._instruments is not None:
+            self._instruments.detach()
 
-    def take(self) -> tuple[int, bool, Reading | None]:
-        """Since the last call: updates made, whether one was dropped, the reading if one was due."""
+    def plan(self) -> None:
+        """Before a forward pass: whether its step and the one after it are measured; attach what has to listen."""
+        step = self._step()
+        pace = self._steering.pace
+        period_s = 1 / pace if pace else None
+        # Decided a step ahead, since a cosine needs the gradient of the step before.
+        due = self._next_sampled if self._planned == step - 1 else self._sampler.due(step, period_s=period_s)
+        if self._planned == step:
+            return  # the last one was dropped: the plan stands
+        self._planned, self._sampling = step, due
+        self._next_sampled = self._sampler.due(step + 1, period_s=period_s)
+        if self._sampling:
+            start_s = time.thread_time()
+            self._instruments = self._measuring()
+            slow = self._sampler.slow_due(time.monotonic() - self._slow_s)
+            self._slow_s = time.monotonic() if slow else self._slow_s
+            self._instruments.attach(slow=slow)
+            self._cost_s = time.thread_time() - start_s
+
+    def take(self) -> tuple[int, bool, Sample | None]:
+        """Since the last call: updates made, whether one was dropped, the sample if one was due."""
         self._steering.rate.take_off()  # a step that raised never came to its post-hook
         self._depth = 0
-        taken = self._made, self._dropped, self._reading
-        self._made, self._dropped, self._reading = 0, False, None
+        taken = self._made, self._dropped, self._sample
+        self._made, self._dropped, self._sample = 0, False, None
         return taken
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
         self._depth += 1
         if self._depth > 1:  # a subclass that calls super().step() fires the hooks twice
             return None
-        if self._norms is None:
-            self._norms = self._first()
+        if self._planned is None:  # a foreign net's first step: its layers are known only now
+            self._instruments = self._measuring()
+            self.plan()
         closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
         if closure is None:
-            self._examine(self._norms)
+            self._examine()
             return None
 
         def watched() -> Any:  # the gradients exist only once the closure has run
             loss = closure()
-            assert self._norms is not None
-            self._examine(self._norms)
+            self._examine()
             return loss
 
         if "closure" in kwargs:
             return args, {**kwargs, "closure": watched}
         return (args[0], watched, *args[2:]), kwargs
 
-    def _examine(self, norms: Norms) -> None:
+    def _examine(self) -> None:
         step = self._step()
         bad = self._guard.bad_gradient(step)
         if bad is not None and self._fault(bad):
@@ -110,12 +133,14 @@ class Updates:
                 for parameter in group["params"]:
                     parameter.grad = None
             return
-        pace = self._steering.pace
-        self._sampling = self._sampler.due(step, period_s=1 / pace if pace else None)
-        if self._sampling:
-            start_s = time.perf_counter()
-            norms.before_update()
-            self._cost_s = time.perf_counter() - start_s
+        if self._sampling or self._next_sampled:
+            start_s = time.thread_time()
+            self._instruments = self._instruments or self._measuring()
+            if self._sampling:
+                self._instruments.before_update()
+            if self._next_sampled:
+                self._instruments.remember()
+            self._cost_s += time.thread_time() - start_s
         self.rate = self._steering.rate.value
         self._steering.rate.put_on()
 
@@ -130,7 +155,8 @@ class Updates:
         self._made += 1
         if self._sampling:
             self._sampling = False
-            assert self._norms is not None
-            start_s = time.perf_counter()
-            self._reading = self._norms.after_update()
-            self._sampler.spent(self._cost_s + time.perf_counter() - start_s)
+            assert self._instruments is not None
+            start_s = time.thread_time()
+            self._sample = self._instruments.after_update()
+            self._sampler.spent(self._cost_s + time.thread_time() - start_s)
+            self._cost_s = 0.0

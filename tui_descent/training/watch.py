@@ -21,11 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tui_descent.instruments.norms import Norms, layers_of
+from tui_descent.instruments.measuring import Measuring, Sample
 from tui_descent.instruments.sampler import Sampler
+from tui_descent.instruments.structure import Structure, structure
 from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.commands import TurnKnob
-from tui_descent.protocol.events import MetricLogged, Noted, RunEnded, RunStarted, Status
+from tui_descent.protocol.events import LedgerTaken, MetricLogged, Noted, RunEnded, RunStarted, Status
 from tui_descent.training.control import Control, Evaluation, StopRun
 from tui_descent.training.guard import Fault, Guard
 from tui_descent.training.link import Link
@@ -111,15 +112,18 @@ class Watch:
             sampler=self._sampler,
             guard=self._guard,
             step=lambda: self.control.step,
-            first=self._begin,
+            measuring=self._instruments,
             fault=self._fault,
         )
-        self._norms: Norms | None = None
+        self._measuring: Measuring | None = None
+        self._version = -1
+        self._net: Structure | None = None
         self._forward_hooks: list[RemovableHandle] = []
         self._order: list[str] = []
         self._loss_value: float | None = None
         self._micro_losses: list[float] = []
-        self._start_s = self._step_start_s = time.perf_counter()
+        self._start_s = time.perf_counter()
+        self._cpu_s = time.thread_time()
 
     @property
     def next_step(self) -> int:
@@ -135,7 +139,8 @@ class Watch:
             self._forward_hooks = [
                 module.register_forward_pre_hook(self._saw(name)) for name, module in self.model.named_modules()
             ]
-        self._start_s = self._step_start_s = time.perf_counter()
+        self._start_s = time.perf_counter()
+        self._cpu_s = time.thread_time()
         return self
 
     def __exit__(
@@ -174,38 +179,50 @@ class Watch:
         """
         value = self._loss_value if self._loss_value is not None else _number(loss)
         self._loss_value = None
-        made, dropped, reading = self._updates.take()
+        made, dropped, sample = self._updates.take()
         if not made and not dropped:
             self._micro_losses.append(value)
             return False
         if self._micro_losses:
             value = math.fsum([*self._micro_losses, value]) / (len(self._micro_losses) + 1)
             self._micro_losses.clear()
-        now_s = time.perf_counter()
-        self._sampler.stepped(now_s - self._step_start_s)
+        self._sampler.stepped(time.thread_time() - self._cpu_s)
         if made or not self._own_loop:
-            self._record(value, now_s - self._start_s, skipped=not made, reading=reading)
+            self._record(value, time.perf_counter() - self._start_s, skipped=not made, sample=sample)
             if made and not math.isfinite(value):
                 # A gradient that was finite beside a loss that is not: only now to be seen.
                 self._fault(self._guard.bad_loss(self.next_step - 1, value, after=True))
-        self.control.between()
-        self._step_start_s = time.perf_counter()
+        self.begin_step()
         return made > 0
+
+    def begin_step(self) -> None:
+        """Before the first forward pass; `step` does it before the others. Raises `StopRun`."""
+        self.control.between()
+        if self._net is not None:
+            self._updates.plan()
+        self._cpu_s = time.thread_time()
 
     def log(self, name: str, value: Tensor | float) -> None:
         """A metric of the user's own, placed at the step that comes next."""
         control = self.control
         control.tell(MetricLogged(segment=control.segment, step=control.step, name=name, value=_number(value)))
 
-    def _record(
-        self, loss: float, time_s: float, *, skipped: bool, reading: tuple[float, list[list[float]]] | None
-    ) -> None:
+    def _record(self, loss: float, time_s: float, *, skipped: bool, sample: Sample | None) -> None:
         control = self.control
         ring = control.link.ring if control.link else None
         if ring is not None:
             ring.write_step(control.step, loss, self._updates.rate, time_s, control.segment, skipped)
-            if reading is not None:
-                ring.write_reading(control.step, control.segment, reading[0], self._sampler.cost, reading[1])
+            if sample is not None:
+                ring.write_reading(
+                    control.step,
+                    control.segment,
+                    sample.global_grad_norm,
+                    self._sampler.cost,
+                    sample.rows,
+                    global_cosine=math.nan if sample.global_cosine is None else sample.global_cosine,
+                )
+                if sample.ledger:
+                    control.tell(LedgerTaken(segment=control.segment, step=control.step, entries=sample.ledger))
         control.completed()
 
     def _fault(self, fault: Fault) -> bool:
@@ -230,14 +247,22 @@ class Watch:
             handle.remove()
         self._forward_hooks.clear()
 
-    def _begin(self) -> Norms:
-        """The layers are known: lay out the ring, tell of the run, start to measure. Raises `RuntimeError`."""
-        if self._norms is not None:
-            return self._norms
+    def _instruments(self) -> Measuring:
+        """The instruments of the net as it stands."""
+        self._begin()
+        if self._measuring is None or self._version != self.control.steering.version:
+            self._version = self.control.steering.version
+            self._net = structure(self.model, order=self._order or None)
+            self._measuring = Measuring(self._net, list(self.model.parameters()))
+        return self._measuring
+
+    def _begin(self) -> None:
+        """The layers are known: lay out the ring and tell of the run, once. Raises `RuntimeError`."""
+        if self._net is not None:
+            return
         self._unhook_forward()
-        watched = layers_of(self.model, order=self._order or None)
-        parameters = list(self.model.parameters())
-        self._norms = Norms(watched, parameters)
+        self._net = structure(self.model, order=self._order or None)
+        watched = self._net.layers
         self._guard.layers = watched
         link = self.control.link
         if link is not None:
@@ -257,13 +282,12 @@ class Watch:
                     threads=about.threads,
                     steps=about.steps,
                     versions=about.versions,
-                    parameters=sum(p.numel() for p in parameters),
+                    parameters=sum(p.numel() for p in self.model.parameters()),
                     layers=tuple(w.layer for w in watched),
                     knobs=self.control.steering.states(),
                 )
             )
             self.control.state("running")
-        return self._norms
 
     def _end(self, status: Status, reason: str) -> None:
         control = self.control

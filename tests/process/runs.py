@@ -1,0 +1,167 @@
+"""Real runs through the entry point: to their end, side by side, or held on to while they live."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TUI = (sys.executable, "-m", "tui_descent")
+# Generous: a loaded machine of two cores that imports torch in three processes at once.
+WITHIN_S = 120.0
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run of the command left behind."""
+
+    args: tuple[str, ...]
+    code: int
+    stdout: str
+    stderr: str
+    took_s: float
+
+    @property
+    def lines(self) -> list[Line]:
+        return [json.loads(line) for line in self.stdout.splitlines()]
+
+    def events(self, kind: str) -> list[Line]:
+        return [line for line in self.lines if line["event"] == kind]
+
+    @property
+    def losses(self) -> list[float]:
+        steps = self.events("step")
+        assert [line["step"] for line in steps] == list(range(len(steps)))
+        return [line["loss"] for line in steps]
+
+    @property
+    def ended(self) -> Line:
+        last = self.lines[-1]
+        assert last["event"] == "run_ended"
+        return last
+
+
+@contextlib.contextmanager
+def temporary_home() -> Iterator[Path]:
+    """For runs that outlive one test; checked to have no process left at its end."""
+    folder = Path(tempfile.mkdtemp(prefix="td"))
+    try:
+        yield folder
+        assert left_behind(folder) == []
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def environment(home: Path | None = None, **more: str) -> dict[str, str]:
+    return os.environ | ({"TUI_DESCENT_HOME": str(home)} if home else {}) | more
+
+
+def run(*args: str, home: Path | None = None, within_s: float = WITHIN_S, command: Sequence[str] = TUI) -> Outcome:
+    """Run it to its end; no terminal on any of its ends."""
+    begun = time.monotonic()
+    done = subprocess.run(
+        [*command, *args],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=environment(home),
+        timeout=within_s,
+        check=False,
+    )
+    return Outcome(args, done.returncode, done.stdout, done.stderr, time.monotonic() - begun)
+
+
+def together(*commands: Sequence[str], home: Path) -> list[Outcome]:
+    """Several runs, two at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda args: run(*args, home=home, within_s=5 * WITHIN_S), commands))
+
+
+class Live:
+    """A running command whose JSON lines are read as they come."""
+
+    def __init__(self, *args: str, home: Path | None = None) -> None:
+        self.lines: list[Line] = []
+        self._coming: queue.Queue[str | None] = queue.Queue()
+        self.process = subprocess.Popen(
+            [*TUI, *args],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(home),
+            start_new_session=True,
+        )
+        self._readers = [threading.Thread(target=self._read), threading.Thread(target=self._read_errors)]
+        self.stderr = ""
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._coming.put(line)
+        self._coming.put(None)
+
+    def _read_errors(self) -> None:
+        assert self.process.stderr is not None
+        self.stderr = self.process.stderr.read()
+
+    def until(self, wanted: Callable[[Line], bool], within_s: float = WITHIN_S) -> Line:
+        """The next line that is wanted."""
+        end_s = time.monotonic() + within_s
+        while True:
+            line = self._coming.get(timeout=max(0.0, end_s - time.monotonic()))
+            assert line is not None, f"ended without it; its last line: {self.lines[-1:]}"
+            self.lines.append(json.loads(line))
+            if wanted(self.lines[-1]):
+                return self.lines[-1]
+
+    def end(self, within_s: float = WITHIN_S) -> tuple[int, Line]:
+        """Wait for its end: exit code and last line."""
+        code = self.process.wait(within_s)
+        for reader in self._readers:
+            reader.join(within_s)
+        while (line := self._coming.get(timeout=within_s)) is not None:
+            self.lines.append(json.loads(line))
+        return code, self.lines[-1]
+
+    def __enter__(self) -> Live:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(WITHIN_S)
+        for reader in self._readers:
+            reader.join(WITHIN_S)
+        for stream in (self.process.stdout, self.process.stderr):
+            assert stream is not None
+            stream.close()
+
+
+def children(pid: int) -> list[int]:
+    """Processes started by this one."""
+    table = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    pairs = [tuple(map(int, line.split())) for line in table.splitlines()]
+    return [child for child, parent in pairs if parent == pid]
+
+
+def left_behind(home: Path) -> list[str]:
+    """The command lines of processes that still work on a run under this home."""
+    table = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,stat=,args="], capture_output=True, text=True, check=True)
+    return [line for line in table.stdout.splitlines() if str(home) in line and " Z" not in line]
