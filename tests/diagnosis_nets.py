@@ -20,7 +20,7 @@ from tui_descent.instruments.structure import structure
 from tui_descent.protocol.events import Layer, ReadingsTaken
 from tui_descent.protocol.readings import unpack
 from tui_descent.protocol.ring import ReadingRecord
-from tui_descent.scenario.spec import InitSpec, Scenario
+from tui_descent.scenario.spec import DigitsData, InitSpec, MlpModel, Scenario
 from tui_descent.scenario.toml import to_table
 from tui_descent.scenario.validate import convert
 from tui_descent.training import surgery
@@ -190,7 +190,7 @@ class Oracle:
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
-        self.classes = 10 if scenario.data is not None and "igits" in type(scenario.data).__name__ else 2
+        self.classes = 10 if isinstance(scenario.data, DigitsData) else 2
         self.start = build(scenario, on=CPU)
         self.end = copy.deepcopy(self.start)
         losses = _train(self.end, WINDOW)
@@ -231,29 +231,37 @@ def judge(gains: dict[str, float], *, scenario: Scenario, broke: bool, rose: boo
     if as_is >= HEALTHY * best:
         return Verdict(frozenset({"healthy"}), frozenset(), gains, rose)
     cures = frozenset(n for n, g in gains.items() if n != "as is" and g >= CLEARLY * best and g > as_is + 0.1)
-    activation = getattr(scenario.model, "activation").name  # noqa: B009
-    findings: set[str] = {"healthy"} if as_is >= ILL * best else set()
-    if broke:
-        findings |= {"diverged", "diverging"}
-    slower = cures & {"lr/10", "lr/100"}
-    faster = cures & {"lr*10", "lr*100"}
-    larger = cures & {"init*2", "init*4"}
-    smaller = cures & {"init/2", "init/4"}
-    built = cures & {"residual", "norm pre", "norm mid", "init he", "init xavier"}
-    alive = cures & {"leaky_relu", "bias 0"}
+    findings = {"healthy"} if as_is >= ILL * best else set[str]()
+    findings |= {"diverged", "diverging"} if broke else set()
+    return Verdict(frozenset(findings | _meant(cures, scenario, rose)), cures, gains, rose)
+
+
+def _meant(cures: frozenset[str], scenario: Scenario, rose: bool) -> set[str]:
+    """What is wrong where just these changes cure."""
+    assert isinstance(scenario.model, MlpModel)
+    activation, optimizer = scenario.model.activation.name, scenario.optimizer
+    faster = bool(cures & {"lr*10", "lr*100", "lr*1000"})
+    if "adam" in cures and optimizer.name in ("adam", "adamw") and optimizer.lr < 6e-4:
+        faster = True  # the same optimizer at another rate
+    slower = bool(cures & {"lr/10", "lr/100", "undo lr/10"})
+    smaller, larger = bool(cures & {"init/2", "init/4"}), bool(cures & {"init*2", "init*4"})
+    built = bool(cures & {"residual", "norm pre", "norm mid", "init he", "init xavier", "unbounded"})
+    findings = set[str]()
     if slower:
         findings |= {"diverging", "rate at the edge"}
-    if smaller and not larger:
-        findings |= {"exploding"} | ({"saturated"} if activation in ("tanh", "sigmoid") else set())
     if faster:
         findings |= {"rate too small", "plateau"}
-    if alive and activation == "relu":
+    if smaller and not larger:
+        findings |= {"exploding"}
+    if activation in ("tanh", "sigmoid") and cures & {"init/2", "init/4", "unbounded"}:
+        findings |= {"saturated"}
+    if activation == "relu" and cures & {"leaky_relu", "bias 0"}:
         findings |= {"dead units"}
     if not faster and not smaller and (larger or built):
         findings |= {"vanishing"}
-    if "adam" in cures and not slower and not smaller:
+    if "adam" in cures and not slower and not smaller and not rose:
         findings |= {"plateau"}
-    return Verdict(frozenset(findings), cures, gains, rose)
+    return findings
 
 
 def _train(setup: Setup, steps: int, transitions: Sequence[surgery.Transition] = ()) -> list[float]:
@@ -282,6 +290,13 @@ def _rate(factor: float) -> Callable[[Oracle], Made]:
         return (setup,)
 
     return change
+
+
+def _undone(oracle: Oracle) -> Made:
+    setup = copy.deepcopy(oracle.start)
+    for group in setup.optimizer.param_groups:
+        group["lr"] /= 10
+    return (setup,)
 
 
 def _scaled(factor: float) -> Callable[[Oracle], Made]:
@@ -366,8 +381,10 @@ def _adam(oracle: Oracle) -> Made:
 CHANGES: dict[str, Callable[[Oracle], Made]] = {
     "lr*10": _rate(10.0),
     "lr*100": _rate(100.0),
+    "lr*1000": _rate(1000.0),
     "lr/10": _rate(0.1),
     "lr/100": _rate(0.01),
+    "undo lr/10": _undone,
     "residual": _residual,
     "init he": _redrawn("he"),
     "init xavier": _redrawn("xavier"),

@@ -1,6 +1,7 @@
 """Activations: their mean and spread, units that are dead, pairs that are saturated.
 
-φ′ is what autograd makes of the module itself, so any elementwise module can be read, a blend of two as well.
+During the pass only references are kept; afterwards all activations of one kind and shape are read together. φ′ is the
+formula's, or for a module without one what autograd makes of the module itself.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from tui_descent.instruments.derivatives import FORMULAS, slope
 from tui_descent.instruments.structure import WatchedActivation, WatchedLayer
 
 # A unit counts as dead only over this many samples, newest batches together (Lu et al. 2019, arXiv 1903.06733).
 DEAD_SAMPLES = 256
 # Saturated: φ′ under this part of its greatest value (Glorot & Bengio 2010). Bounded activations only.
 SATURATED = 0.1
+# Larger ones are read one at a time, so that no large copy is made.
+TOGETHER = 1 << 16
 SLOPE_MAX: dict[type[nn.Module], float] = {nn.Sigmoid: 0.25, nn.Tanh: 1.0}
 
 
@@ -47,15 +51,17 @@ class Activations:
         self._channels_first = [layers[w.row].weight.dim() > 2 for w in self._watched]
         self._alive = [_Alive() for _ in self._watched]
         self._handles: list[RemovableHandle] = []
-        self._scalars: dict[int, list[Tensor]] = {}
-        self._dead: dict[int, Tensor] = {}
+        self._seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     def attach(self) -> None:
         """Listen to the next forward pass."""
         self.detach()
-        self._scalars.clear()
-        self._dead.clear()
-        self._handles = [w.module.register_forward_hook(partial(self._look, n)) for n, w in enumerate(self._watched)]
+        self._seen.clear()
+        for n, w in enumerate(self._watched):
+            before = bool(getattr(w.module, "inplace", False))
+            if before:  # the pre-activation is overwritten: taken before it is
+                self._handles.append(w.module.register_forward_pre_hook(partial(self._keep_input, n)))
+            self._handles.append(w.module.register_forward_hook(partial(self._keep, n)))
 
     def detach(self) -> None:
         """Stop listening."""
@@ -63,40 +69,69 @@ class Activations:
             handle.remove()
         self._handles.clear()
 
+    @torch.no_grad()
     def read(self) -> dict[int, ActivationReading]:
-        """By layer row, what the pass showed; one read-back for all."""
-        places = sorted(self._scalars)
-        flat = [s for n in places for s in (*self._scalars[n], *([self._dead[n]] if n in self._dead else []))]
-        values = iter(torch.stack([s.double() for s in flat]).tolist() if flat else [])
-        readings = {}
-        for n in places:
-            mean, square = next(values), next(values)
-            saturated = next(values) if len(self._scalars[n]) == 3 else None
-            dead = next(values) if n in self._dead else None
-            std = max(0.0, square - mean * mean) ** 0.5
-            readings[self._watched[n].row] = ActivationReading(mean, std, dead, saturated)
-        self._scalars.clear()
-        self._dead.clear()
+        """By layer row, what the pass showed."""
+        groups: dict[object, list[int]] = {}
+        for n, (z, _) in self._seen.items():
+            module = self._watched[n].module
+            alike = type(module) in FORMULAS and z.numel() <= TOGETHER
+            key = (type(module), str(module), z.shape, z.dtype, self._channels_first[n]) if alike else n
+            groups.setdefault(key, []).append(n)
+        readings: dict[int, ActivationReading] = {}
+        for members in groups.values():
+            readings |= self._read_group(members)
+        self._seen.clear()
         return readings
 
-    def _look(self, n: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if n in self._scalars or not isinstance(output, Tensor) or not torch.is_grad_enabled():
+    def _read_group(self, members: list[int]) -> dict[int, ActivationReading]:
+        module = self._watched[members[0]].module
+        z = torch.stack([self._seen[n][0] for n in members])  # (k, samples…, units) or (k, samples, units, places…)
+        a = torch.stack([self._seen[n][1] for n in members])
+        bend = slope(module, z)
+        if bend is None:
+            bend = torch.stack([_slope_by_autograd(module, one) for one in z])
+        samples = bend.movedim(2, -1) if self._channels_first[members[0]] and bend.dim() > 3 else bend
+        samples = samples.reshape(len(members), -1, samples.shape[-1])  # (k, samples, units)
+        alive = (samples != 0).any(dim=1)  # (k, units)
+        greatest = SLOPE_MAX.get(type(module))
+        pairs = bend.flatten(1)
+        saturated = None if greatest is None else (pairs < SATURATED * greatest).double().mean(dim=1).tolist()
+        wide = a.flatten(1).double() if a.device.type == "cpu" else a.flatten(1).float()
+        means, spreads = wide.mean(dim=1).tolist(), wide.std(dim=1, correction=0).tolist()
+        found = {}
+        for k, n in enumerate(members):
+            dead = self._dead(n, alive[k], samples.shape[1])
+            share = None if saturated is None else saturated[k]
+            found[self._watched[n].row] = ActivationReading(means[k], spreads[k], dead, share)
+        return found
+
+    def _dead(self, n: int, seen: Tensor, samples: int) -> float | None:
+        """The share of dead units, once enough samples were seen together."""
+        kept = self._alive[n]
+        kept.units = seen if kept.units is None or kept.units.shape != seen.shape else kept.units | seen
+        kept.samples += samples
+        if kept.samples < DEAD_SAMPLES:
+            return None
+        self._alive[n] = _Alive()
+        return 1 - float(kept.units.double().mean())
+
+    def _keep_input(self, n: int, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if n not in self._seen and torch.is_grad_enabled():
+            self._seen[n] = (args[0].detach().clone(), args[0])
+
+    def _keep(self, n: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not isinstance(output, Tensor) or not torch.is_grad_enabled():
             return
-        z, a = args[0].detach().clone(), output.detach()
-        with torch.enable_grad():
-            probe = z.requires_grad_()
-            # Past the module's own hooks, and on a copy, since it may work in place.
-            (slope,) = torch.autograd.grad(module.forward(probe.clone()).sum(), probe)
-        samples = slope.movedim(1, -1) if self._channels_first[n] and slope.dim() > 2 else slope
-        samples = samples.reshape(-1, samples.shape[-1])  # (samples, units)
-        wide = a.double() if a.device.type == "cpu" else a.float()
-        self._scalars[n] = [wide.mean(), wide.square().mean()]
-        if (greatest := SLOPE_MAX.get(type(module))) is not None:
-            self._scalars[n].append((slope < SATURATED * greatest).double().mean())
-        alive = self._alive[n]
-        seen = (samples != 0).any(dim=0)
-        alive.units = seen if alive.units is None or alive.units.shape != seen.shape else alive.units | seen
-        alive.samples += len(samples)
-        if alive.samples >= DEAD_SAMPLES:
-            self._dead[n] = 1 - alive.units.double().mean()
-            self._alive[n] = _Alive()
+        if n not in self._seen:
+            self._seen[n] = (args[0].detach(), output.detach())
+        elif self._seen[n][1] is args[0]:
+            self._seen[n] = (self._seen[n][0], output.detach().clone())
+
+
+def _slope_by_autograd(module: nn.Module, z: Tensor) -> Tensor:
+    with torch.enable_grad():
+        probe = z.clone().requires_grad_()
+        # Past the module's own hooks, and on a copy, since it may work in place.
+        (bend,) = torch.autograd.grad(module.forward(probe.clone()).sum(), probe)
+    return bend

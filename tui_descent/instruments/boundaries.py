@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from tui_descent.instruments.norms import exact_norm, is_safe, norms
+from tui_descent.instruments.groups import Groups
 from tui_descent.instruments.structure import Unit
 
 
@@ -47,10 +47,11 @@ class Boundaries:
         """‖dL/dh‖_F at each unit's input and after the last; None where none came back or a unit ran more than once."""
         known = sorted(self._grads)
         tensors = [self._grads[n] for n in known]
-        values = torch.stack(norms(tensors)).tolist() if tensors else []
+        groups = Groups(tensors)
+        values = groups.norms(groups.rows(tensors))
         found: list[float | None] = [None] * (len(self.units) + 1)
-        for n, tensor, value in zip(known, tensors, values, strict=True):
-            found[n] = value if is_safe(value) else exact_norm(tensor, value)
+        for n, value in zip(known, values, strict=True):
+            found[n] = value
         self._grads.clear()
         once = [passes == 1 for passes in self._passes]
         return [v if all(once[max(0, n - 1) : n + 1]) else None for n, v in enumerate(found)]
@@ -61,10 +62,7 @@ class Boundaries:
         Schoenholz et al. 2017, arXiv 1611.01232.
         """
         signals = self.signals()
-        return [
-            None if below is None or not above else below / above
-            for below, above in zip(signals[:-1], signals[1:], strict=True)
-        ]
+        return [None if below is None or not above else below / above for below, above in pairwise(signals)]
 
     def _enter(self, n: int, module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._passes[n] += 1

@@ -1,38 +1,42 @@
-"""Curvature of the loss on one fixed probe batch: both ends of the Hessian's spectrum, its share below zero, and the
-curvature above which an optimizer's step grows instead of shrinking.
+"""Curvature of the loss on a probe batch: both ends of the Hessian's spectrum, its share below zero, the step's limit.
 
-Symbols: H the Hessian, n its order, P the optimizer's diagonal preconditioner, λ and θ an eigenvalue and its Lanczos (Ritz)
-estimate, η learning rate, β momentum, τ dampening, κ weight decay. Hessian-vector products by double backward (Pearlmutter 1994).
+Symbols: H the Hessian, n its order, P the optimizer's diagonal preconditioner, λ an eigenvalue and θ its Lanczos (Ritz)
+estimate, η learning rate, β momentum, τ dampening, κ weight decay. Lanczos, since power iteration sees one end only.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import normalize
 
-# Up to this order the index comes from the full Hessian: n products, n² numbers.
-FULL_UP_TO = 1500
-COLUMNS_AT_ONCE = 32
-# An eigenvalue counts as negative below -NEGATIVE·max|λ|.
-NEGATIVE = 1e-6
+How = Literal["full Hessian", "Lanczos"]
+# λmin, λmax, their relative residuals in the same order, the negative share.
+_Ends = tuple[float, float, float, float, float | None]
+UNKNOWN: _Ends = (math.nan, math.nan, math.nan, math.nan, None)
+# Up to this order the negative share comes from the full Hessian: n products, n² numbers.
+FULL_UP_TO, COLUMNS_AT_ONCE = 1500, 32
+# An eigenvalue is negative below -this·max|λ|. Nearer to 0, where most of a net's are, 30 Lanczos steps cannot tell.
+NEGATIVE: dict[How, float] = {"full Hessian": 1e-6, "Lanczos": 1e-2}
+QUADRATURES, QUADRATURE_PRODUCTS = 2, 30
 # Residuals are relative to |θ|, but to no less than this part of max|θ|: a λmin of 0 has no relative error.
 FLOOR = 1e-2
-# A warm start's random part: large enough to meet an eigenvector that is new, small enough not to delay the old ones.
+# The random part of a warm start: large enough to meet an eigenvector that is new, too small to delay the old ones.
 NOISE = 0.1
-QUADRATURES, QUADRATURE_PRODUCTS = 4, 30
+ADAPTIVE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop)
 
 
 class CurvatureReading(msgspec.Struct, frozen=True, kw_only=True):
-    """Ends of the spectrum, of P^-½HP^-½ where preconditioned; nan when no parameter takes part or H is not finite.
+    """The ends of H, or of P^-½HP^-½; nan where no parameter takes part or H is not finite.
 
-    `parameters` is n, those that take part in the loss; `products` counts Hessian-vector products.
+    `negative_fraction` is the share of eigenvalues under -`negative_below`·max|λ|; `parameters` is n, those that take
+    part in the loss; `products` counts Hessian-vector products.
     """
 
     lambda_max: float
@@ -41,13 +45,14 @@ class CurvatureReading(msgspec.Struct, frozen=True, kw_only=True):
     residual_min: float
     products: int
     negative_fraction: float | None
-    how: Literal["full Hessian", "Lanczos"]
+    negative_below: float
+    how: How
     converged: bool
     parameters: int
 
 
 class Limit(msgspec.Struct, frozen=True, kw_only=True):
-    """The λmax (of the preconditioned Hessian where `preconditioned`) above which steps on a quadratic grow."""
+    """The λmax, of the preconditioned Hessian where `preconditioned`, above which steps on a quadratic grow."""
 
     lambda_max: float
     formula: str
@@ -55,18 +60,18 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Curvature:
-    """Measures at the parameters' present values; its own random numbers, and the last eigenvectors for the next start.
+    """Measures where the parameters are now; keeps random numbers of its own and the last eigenvectors to start from.
 
-    `loss` computes the probe batch's loss anew, with the modules in eval mode (dropout would make H noise, batch norm
-    would move its buffers) and on the net itself: a compiled one, or a cuDNN RNN, has no second derivative and raises
-    RuntimeError. Memory: a vector of n a Lanczos step, beside the graph of one backward of a backward.
+    `loss` computes the probe batch's loss anew, with the modules in eval mode: dropout would make H noise, batch norm
+    would move its buffers. RuntimeError where there is no second derivative: a compiled net, a cuDNN RNN. Memory: n a
+    Lanczos step.
     """
 
     def __init__(self, loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter], *, seed: int = 0) -> None:
         self._loss = loss
         self._parameters = list(parameters)
         self._generator = torch.Generator().manual_seed(seed)
-        self._ends: dict[bool, tuple[list[nn.Parameter], Tensor]] = {}
+        self._last: dict[bool, tuple[list[int], Tensor]] = {}
 
     def measure(
         self,
@@ -76,70 +81,68 @@ class Curvature:
         tolerance: float = 1e-2,
         max_products: int = 60,
     ) -> CurvatureReading:
-        """Both ends until |Hv − θv| ≤ tolerance·|θ|; with `index` also the share of eigenvalues below zero.
+        """Both ends until |Hv − θv| ≤ tolerance·|θ|; with `index` also the negative share, at 60 products more or n.
 
         `preconditioner` is P^-½, a tensor a parameter, as `preconditioner()` makes it.
         """
         cuda = sorted({p.device.index for p in self._parameters if p.device.type == "cuda"})
-        with (
-            torch.random.fork_rng(cuda, device_type="cuda"),
-            torch.enable_grad(),
-            # The other attention kernels have no second derivative.
-            sdpa_kernel(SDPBackend.MATH),
-        ):
+        # The other attention kernels have no second derivative.
+        with torch.random.fork_rng(cuda, device_type="cuda"), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             hessian = _Hessian(self._loss(), self._parameters, preconditioner)
-            if index and 0 < hessian.order <= FULL_UP_TO:
-                return _read_full(hessian)
-            return self._read_ends(hessian, tolerance, max_products, index=index)
-
-    def _read_ends(self, hessian: _Hessian, tolerance: float, most: int, *, index: bool) -> CurvatureReading:
-        if not hessian.order:
-            return _unknown(hessian, "Lanczos")
-        start = self._start(hessian)
-        found = _lanczos(hessian, start, most=most, tolerance=tolerance)
-        if found is None:
-            return _unknown(hessian, "Lanczos")
-        ends = found.vector(0) + found.vector(-1)
-        self._ends[hessian.preconditioned] = (hessian.parameters, ends)
-        residual_min, residual_max = found.residuals()
+            how: How = "full Hessian" if index and 0 < hessian.order <= FULL_UP_TO else "Lanczos"
+            ends = _full(hessian) if how == "full Hessian" else self._ends(hessian, tolerance, max_products, index)
+        low, high, residual_low, residual_high, fraction = ends
         return CurvatureReading(
-            lambda_max=float(found.theta[-1]),
-            lambda_min=float(found.theta[0]),
-            residual_max=residual_max,
-            residual_min=residual_min,
-            negative_fraction=self._quadrature(hessian) if index else None,
+            lambda_max=high,
+            lambda_min=low,
+            residual_max=residual_high,
+            residual_min=residual_low,
             products=hessian.products,
-            how="Lanczos",
-            converged=max(residual_max, residual_min) <= tolerance,
+            negative_fraction=fraction,
+            negative_below=NEGATIVE[how],
+            how=how,
+            converged=max(residual_high, residual_low) <= tolerance,
             parameters=hessian.order,
         )
 
-    def _start(self, hessian: _Hessian) -> Tensor:
-        parameters, ends = self._ends.get(hessian.preconditioned, ([], None))
-        noise = self._random(hessian)
-        if ends is None or [id(p) for p in parameters] != [id(p) for p in hessian.parameters]:
-            return noise
-        return ends / ends.norm() + NOISE * noise
+    def _ends(self, hessian: _Hessian, tolerance: float, most: int, index: bool) -> _Ends:
+        """By Lanczos from the sum of the last two extreme eigenvectors, where the same parameters still take part."""
+        start = self._random(hessian)
+        taking_part = [id(p) for p in hessian.parameters]
+        kind = hessian.scale is not None
+        last, vector = self._last.get(kind, ([], start))
+        if last == taking_part:
+            start = normalize(vector, dim=0).to(start) + NOISE * normalize(start, dim=0)
+        found = lanczos(hessian, start, most=most, tolerance=tolerance) if hessian.order else None
+        if found is None:
+            return UNKNOWN
+        self._last[kind] = taking_part, found.entries[:, [0, -1]].sum(1).to(start) @ found.basis
+        fraction = self._quadrature(hessian, float(found.theta.abs().max())) if index else None
+        return float(found.theta[0]), float(found.theta[-1]), *found.residuals, fraction
 
     def _random(self, hessian: _Hessian) -> Tensor:
-        """A direction, uniform on the sphere; drawn on the CPU, so the same on every device."""
-        drawn = torch.randn(hessian.order, generator=self._generator, dtype=torch.float64)
-        return (drawn / drawn.norm()).to(hessian.like)
+        """A uniform direction; drawn on the CPU, so the same on every device."""
+        return torch.randn(hessian.order, generator=self._generator, dtype=torch.float64).to(hessian.like)
 
-    def _quadrature(self, hessian: _Hessian) -> float | None:
-        """Stochastic Lanczos quadrature (Ubaru 2017): the squared first entries are the Ritz values' shares of n."""
-        shares = []
+    def _quadrature(self, hessian: _Hessian, scale: float) -> float | None:
+        """Stochastic Lanczos quadrature (Ubaru 2017): the squares of the first entries are the θ's shares of n.
+
+        Averaged over the last third of the steps too: no product more, and it matters less where the θ happen to lie.
+        """
+        shares: list[Tensor] = []
         for _ in range(QUADRATURES):
-            found = _lanczos(hessian, self._random(hessian), most=QUADRATURE_PRODUCTS, tolerance=-1.0)
+            found = lanczos(hessian, self._random(hessian), most=QUADRATURE_PRODUCTS, tolerance=-1.0)
             if found is None:
                 return None
-            below = found.theta < -NEGATIVE * found.theta.abs().max()
-            shares.append(float(found.shares[0][below].square().sum()))
-        return sum(shares) / len(shares)
+            k = len(found.theta)
+            for size in range(2 * k // 3 + 1 if not found.exact else k, k + 1):
+                theta, entries = torch.linalg.eigh(found.tridiagonal[:size, :size])
+                shares.append(entries[0, theta < -NEGATIVE["Lanczos"] * scale].square().sum())
+        return float(torch.stack(shares).mean())
 
 
 class _Hessian:
-    """v ↦ P^-½HP^-½v on flat vectors of the parameters that take part; the gradient's graph is built once.
+    """v ↦ P^-½HP^-½v on flat vectors, by double backward (Pearlmutter 1994); the gradient's graph is built once.
 
     Frozen parameters and those that the loss does not reach are left out.
     """
@@ -147,222 +150,150 @@ class _Hessian:
     def __init__(self, loss: Tensor, parameters: Sequence[nn.Parameter], scales: Sequence[Tensor] | None) -> None:
         assert scales is None or len(scales) == len(parameters)
         wanted = [n for n, p in enumerate(parameters) if p.requires_grad]
-        grads: Sequence[Tensor | None] = []
+        grads: Sequence[Tensor | None] = [None] * len(wanted)
         if wanted and loss.requires_grad:
-            inputs = [parameters[n] for n in wanted]
-            grads = torch.autograd.grad(loss, inputs, create_graph=True, allow_unused=True)
-        used = [(n, g) for n, g in zip(wanted, grads, strict=False) if g is not None]
+            grads = torch.autograd.grad(loss, [parameters[n] for n in wanted], create_graph=True, allow_unused=True)
+        used = [(n, g) for n, g in zip(wanted, grads, strict=True) if g is not None]
         self.parameters = [parameters[n] for n, _ in used]
-        self.preconditioned = scales is not None
         self.products = 0
         self._grads = [g for _, g in used]
         self._sizes = [p.numel() for p in self.parameters]
         self.order = sum(self._sizes)
-        double = any(p.dtype == torch.float64 for p in self.parameters)
-        device = self.parameters[0].device if used else torch.device("cpu")
-        self.like = torch.empty(0, dtype=torch.float64 if double else torch.float32, device=device)
-        self._scale = None if scales is None else self._flat([scales[n] for n, _ in used])
+        wide = torch.float64 if any(p.dtype == torch.float64 for p in self.parameters) else torch.float32
+        self.like = torch.empty(0, dtype=wide, device=loss.device)
+        self.scale = None if scales is None else self._flat([scales[n] for n, _ in used])
 
     def __call__(self, v: Tensor) -> Tensor:
         """The product with v, shape (n,), or with each row of v, shape (b, n)."""
         rows = v.shape[:-1]
         self.products += rows.numel()
-        parts = (v if self._scale is None else v * self._scale).split(self._sizes, dim=-1)
+        parts = (v if self.scale is None else v * self.scale).split_with_sizes(self._sizes, dim=-1)
         # A gradient without a graph is constant: the loss is linear there.
-        curved = [
-            (g, part.reshape(rows + g.shape).to(g))
-            for g, part in zip(self._grads, parts, strict=True)
-            if g.requires_grad
-        ]
+        pairs = zip(self._grads, parts, strict=True)
+        curved = [(g, u.reshape(rows + g.shape).to(g)) for g, u in pairs if g.requires_grad]
         if not curved:
             return torch.zeros_like(v)
-        outputs, vectors = zip(*curved, strict=True)
+        grads, vectors = zip(*curved, strict=True)
         found = torch.autograd.grad(
-            outputs, self.parameters, vectors, retain_graph=True, allow_unused=True, is_grads_batched=v.dim() == 2
+            grads, self.parameters, vectors, retain_graph=True, allow_unused=True, is_grads_batched=v.dim() == 2
         )
-        product = self._flat(
-            [p.new_zeros(rows + p.shape) if h is None else h for h, p in zip(found, self.parameters, strict=True)], rows
-        )
-        return product if self._scale is None else product * self._scale
+        blocks = zip(self.parameters, found, strict=True)
+        product = self._flat([p.new_zeros(rows + p.shape) if h is None else h for p, h in blocks], rows)
+        return product if self.scale is None else product * self.scale
 
     def _flat(self, tensors: Sequence[Tensor], rows: tuple[int, ...] = ()) -> Tensor:
         flat = [t.detach().reshape(*rows, -1).to(self.like) for t in tensors]
         return torch.cat(flat, dim=-1) if flat else self.like
 
 
-@dataclass(frozen=True, slots=True)
-class _Krylov:
-    """What k Lanczos steps know: θ ascending (k,), their eigenvectors as `shares` (k, k), the basis (k, n), the last β."""
+class Krylov(NamedTuple):
+    """k steps: basis (k, n), H in it (k, k), its eigenvalues θ ascending (k,) and eigenvectors (k, k), their errors."""
 
-    theta: Tensor
-    shares: Tensor
     basis: Tensor
-    beta: float
-
-    def vector(self, end: int) -> Tensor:
-        """The Ritz vector of the first or last θ, shape (n,)."""
-        return self.shares[:, end].to(self.basis) @ self.basis
-
-    def residuals(self) -> tuple[float, float]:
-        """|Hv − θv| = |β_k s_k|, relative, at the lower and the upper end."""
-        scale = float(self.theta.abs().max())
-        low, high = (
-            float(self.beta * self.shares[-1, end].abs() / max(abs(float(self.theta[end])), FLOOR * scale, 1e-300))
-            for end in (0, -1)
-        )
-        return low, high
+    tridiagonal: Tensor
+    theta: Tensor
+    entries: Tensor
+    residuals: tuple[float, float]
+    exact: bool
 
 
-def _lanczos(product: Callable[[Tensor], Tensor], start: Tensor, *, most: int, tolerance: float) -> _Krylov | None:
+def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, *, most: int, tolerance: float) -> Krylov | None:
     """Until both residuals are within the tolerance, or `most` products; None where a product is not finite.
 
-    Full re-orthogonalisation, twice. When a step finds nothing new the space is invariant; a start with a random part has
-    then met every eigenvalue, so the ends are exact.
+    Full re-orthogonalisation, twice. When a step finds nothing new the space is invariant: a start with a random part
+    has then met every eigenvalue, and the ends are exact.
     """
-    n = start.numel()
-    basis = start.new_empty((min(8, n), n))
-    basis[0] = start / start.norm()
-    alphas: list[float] = []
-    betas: list[float] = []
-    while True:
-        k = len(alphas) + 1
-        w = product(basis[k - 1])
-        alpha = _dot(w, basis[k - 1])
-        for _ in range(2):
-            w = w - (basis[:k] @ w) @ basis[:k]
-        # One read-back a product.
-        a, squared = torch.stack([alpha, _dot(w, w)]).tolist()
-        if not math.isfinite(a + squared):
+    assert most >= 1
+    wide = start.dtype if start.device.type == "mps" else torch.float64
+    basis = start.new_empty((min(8, len(start)), len(start)))
+    basis[0] = start / torch.linalg.vector_norm(start)
+    tridiagonal = torch.zeros(most + 1, most + 1, dtype=torch.float64)
+    for k in range(1, most + 1):
+        q = basis[k - 1]
+        w = product(q)
+        alpha = torch.dot(w.to(wide), q.to(wide))
+        w = w - (basis[:k] @ w) @ basis[:k]
+        w = w - (basis[:k] @ w) @ basis[:k]
+        diagonal, beta = torch.stack([alpha, torch.linalg.vector_norm(w, dtype=wide)]).tolist()  # the one read-back
+        if not math.isfinite(diagonal + beta):
             return None
-        alphas.append(a)
-        betas.append(math.sqrt(squared))
-        theta, shares = torch.linalg.eigh(_tridiagonal(alphas, betas))
-        exact = k == n or betas[-1] <= 10 * torch.finfo(w.dtype).eps * float(theta.abs().max())
-        found = _Krylov(theta, shares, basis[:k], 0.0 if exact else betas[-1])
-        if exact or k >= most or max(found.residuals()) <= tolerance:
-            return found
+        tridiagonal[k - 1, k - 1] = diagonal
+        theta, entries = torch.linalg.eigh(tridiagonal[:k, :k])
+        exact = k == len(start) or beta <= 10 * torch.finfo(w.dtype).eps * float(theta.abs().max())
+        residuals = _relative(theta, entries[-1].abs() * (0.0 if exact else beta))  # |Hv − θv| = |β_k s_k|
+        if exact or k == most or max(residuals) <= tolerance:
+            break
+        tridiagonal[k - 1, k] = tridiagonal[k, k - 1] = beta
         if k == len(basis):
             basis = torch.cat([basis, torch.empty_like(basis)])
-        basis[k] = w / betas[-1]
+        basis[k] = w / beta
+    return Krylov(basis[:k], tridiagonal[:k, :k], theta, entries, residuals, exact)
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """The inner product, summed in float64 where the device has it."""
-    dtype = a.dtype if a.device.type == "mps" else torch.float64
-    return torch.dot(a.to(dtype), b.to(dtype))
-
-
-def _tridiagonal(alphas: Sequence[float], betas: Sequence[float]) -> Tensor:
-    diagonal = torch.diag(torch.tensor(alphas, dtype=torch.float64))
-    beside = torch.diag(torch.tensor(betas[: len(alphas) - 1], dtype=torch.float64), 1) if len(alphas) > 1 else 0.0
-    lower = beside.T if isinstance(beside, Tensor) else 0.0
-    return diagonal + beside + lower
-
-
-def _read_full(hessian: _Hessian) -> CurvatureReading:
+def _full(hessian: _Hessian) -> _Ends:
     """Every eigenvalue of the symmetrised Hessian; the residual is what the symmetrising took away."""
-    n = hessian.order
-    unit = torch.eye(n, dtype=hessian.like.dtype, device=hessian.like.device)
-    full = torch.cat([hessian(columns) for columns in unit.split(COLUMNS_AT_ONCE)]).cpu().double()  # (n, n)
+    unit = torch.eye(hessian.order, dtype=hessian.like.dtype, device=hessian.like.device)
+    rows = [hessian(unit[n : n + COLUMNS_AT_ONCE]) for n in range(0, hessian.order, COLUMNS_AT_ONCE)]
+    full = torch.cat(rows).cpu().double()  # (n, n)
     if not bool(full.isfinite().all()):
-        return _unknown(hessian, "full Hessian")
+        return UNKNOWN
     theta = torch.linalg.eigvalsh((full + full.T) / 2)
-    scale = float(theta.abs().max())
-    error = float(torch.linalg.matrix_norm(full - full.T)) / 2
-    residual_min, residual_max = (error / max(abs(float(theta[end])), FLOOR * scale, 1e-300) for end in (0, -1))
-    return CurvatureReading(
-        lambda_max=float(theta[-1]),
-        lambda_min=float(theta[0]),
-        residual_max=residual_max,
-        residual_min=residual_min,
-        products=hessian.products,
-        negative_fraction=float((theta < -NEGATIVE * scale).double().mean()),
-        how="full Hessian",
-        converged=True,
-        parameters=n,
-    )
+    error = torch.linalg.matrix_norm(full - full.T) / 2
+    below = theta < -NEGATIVE["full Hessian"] * theta.abs().max()
+    return float(theta[0]), float(theta[-1]), *_relative(theta, error), float(below.double().mean())
 
 
-def _unknown(hessian: _Hessian, how: Literal["full Hessian", "Lanczos"]) -> CurvatureReading:
-    return CurvatureReading(
-        lambda_max=math.nan,
-        lambda_min=math.nan,
-        residual_max=math.nan,
-        residual_min=math.nan,
-        products=hessian.products,
-        negative_fraction=None,
-        how=how,
-        converged=False,
-        parameters=hessian.order,
-    )
+def _relative(theta: Tensor, errors: Tensor) -> tuple[float, float]:
+    relative = errors / theta.abs().clamp(min=FLOOR * float(theta.abs().max()) + 1e-300)
+    return float(relative[0]), float(relative[-1])
 
 
 @torch.no_grad()
 def preconditioner(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> list[Tensor] | None:
-    """P^-½ of the last step, so that the update is −ηP⁻¹m: P = (1−β₁ᵗ)(√v̂ + ε) for Adam (Cohen 2022, 2207.14484).
+    """P^-½ of the last step, so that the update is −ηP⁻¹m; for Adam P = (1−β₁ᵗ)(√v̂ + ε) (Cohen 2022, 2207.14484).
 
-    0 where the optimizer moves nothing: a parameter without state, an entry with P = 0. None when there is no state at all
-    or P is unknown for this optimizer.
+    0 where nothing moves: no state, or P = 0. None before the first step, and for an optimizer whose P is not known.
     """
-    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop):
+    if type(optimizer) not in ADAPTIVE:
         return None
     groups = {p: group for group in optimizer.param_groups for p in group["params"]}
-    states = [optimizer.state.get(p, {}) if p in groups else {} for p in parameters]
-    if not any(states):
-        return None
-    return [
-        _inverse_root(p, s, groups[p]) if s else torch.zeros_like(p) for p, s in zip(parameters, states, strict=True)
-    ]
+    moved = {p for p, state in optimizer.state.items() if p in groups and float(state.get("step", 0))}
+    roots = [_inverse_root(optimizer.state[p], groups[p]) if p in moved else torch.zeros_like(p) for p in parameters]
+    return roots if moved else None
 
 
-def _inverse_root(parameter: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
-    if "exp_avg_sq" in state:
-        step = float(state["step"])
-        first, second = (1 - float(beta) ** step for beta in group["betas"])
-        squares = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
-        p = first * ((squares / second).sqrt() + group["eps"]) if step else torch.zeros_like(parameter)
-    else:
-        squares = state["square_avg"]
-        if group["centered"]:
-            squares = squares - state["grad_avg"].square()
+def _inverse_root(state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+    if "square_avg" in state:
+        squares = state["square_avg"] - state["grad_avg"].square() if group["centered"] else state["square_avg"]
         p = squares.sqrt() + group["eps"]
+    else:
+        first, second = (1 - float(beta) ** float(state["step"]) for beta in group["betas"])
+        squares = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
+        p = first * ((squares / second).sqrt() + group["eps"])
     return torch.where(p > 0, p.rsqrt(), 0.0)
 
 
 def stability_limit(optimizer: torch.optim.Optimizer, lr: float) -> Limit | None:
-    """Where −1 is a root of the step's characteristic polynomial on a quadratic. Of groups that differ in decay, the strictest.
+    """Where −1 is a root of the step's characteristic polynomial on a quadratic; P held still, AdamW's decay left out.
 
-    Heavy ball: Cohen 2021, 2103.00065. Adam, RMSprop: Cohen 2022, 2207.14484, P held still. None for another optimizer, for
-    groups that differ in more than decay, for ascent, and for Adam or RMSprop with decay in the gradient (P⁻¹κ is no shift).
+    v ← βv + (1−τ)g, w ← w − ηv, or − η(g + βv) for Nesterov; Adam's τ is β₁. Heavy ball: Cohen 2021, 2103.00065; Adam:
+    Cohen 2022, 2207.14484. None for another optimizer, groups that differ (of decays the largest counts), ascent,
+    τ ≥ 1, and decay inside an adaptive gradient: P⁻¹κ does not shift λ evenly.
     """
-    groups = optimizer.param_groups
-    first = groups[0]
-    alike = ("lr", "momentum", "dampening", "nesterov", "betas", "maximize", "decoupled_weight_decay")
-    if lr <= 0 or first.get("maximize") or any(g.get(key) != first.get(key) for g in groups for key in alike):
+    groups, first, adaptive = optimizer.param_groups, optimizer.param_groups[0], type(optimizer) in ADAPTIVE
+    if lr <= 0 or not (adaptive or type(optimizer) is torch.optim.SGD) or first["maximize"]:
         return None
-    decay = max(float(group["weight_decay"]) for group in groups)
-    kind = type(optimizer)
-    if kind is torch.optim.SGD:
-        value, formula = _momentum_limit(lr, first["momentum"], first["dampening"], nesterov=first["nesterov"])
-        return Limit(lambda_max=value - decay, formula=formula + " − κ" * (decay > 0), preconditioned=False)
-    if kind in (torch.optim.Adam, torch.optim.AdamW):
-        beta = float(first["betas"][0])
-        if decay and not first["decoupled_weight_decay"]:
-            return None
-        formula = "2(1+β₁)/((1−β₁)η)" if not decay else "(1+β₁)(2/η − κ)/(1−β₁)"
-        return Limit(lambda_max=(1 + beta) * (2 / lr - decay) / (1 - beta), formula=formula, preconditioned=True)
-    if kind is torch.optim.RMSprop and not decay:
-        value, formula = _momentum_limit(lr, first["momentum"], 0.0, nesterov=False)
-        return Limit(lambda_max=value, formula=formula, preconditioned=True)
-    return None
-
-
-def _momentum_limit(lr: float, beta: float, dampening: float, *, nesterov: bool) -> tuple[float, str]:
-    """As torch.optim.SGD moves: v ← βv + (1−τ)g, w ← w − η(v, or g + βv for Nesterov, where τ = 0)."""
-    if not beta:
-        return 2 / lr, "2/η"
-    if nesterov:
-        return 2 * (1 + beta) / (lr * (1 + 2 * beta)), "2(1+β)/(η(1+2β))"
-    if dampening:
-        return (2 * (1 + beta) / (lr * (1 - dampening)) if dampening < 1 else math.inf), "2(1+β)/(η(1−τ))"
-    return 2 * (1 + beta) / lr, "2(1+β)/η"
+    decay = 0.0 if first.get("decoupled_weight_decay") else max(float(group["weight_decay"]) for group in groups)
+    beta = float(first["betas"][0] if (adam := "betas" in first) else first["momentum"])
+    damped = beta if adam else float(first.get("dampening", 0.0)) * bool(beta)
+    differ = any(
+        group | {"params": 0, "weight_decay": 0} != first | {"params": 0, "weight_decay": 0} for group in groups
+    )
+    if damped >= 1 or differ or (decay and adaptive):
+        return None
+    value, formula = 2 * (1 + beta) / (lr * (1 - damped)), "2(1+β)/η" if beta else "2/η"
+    if first.get("nesterov"):
+        value, formula = value / (1 + 2 * beta), "2(1+β)/(η(1+2β))"
+    elif damped:
+        formula = "2(1+β₁)/((1−β₁)η)" if adam else "2(1+β)/((1−τ)η)"
+    return Limit(lambda_max=value - decay, formula=formula + " − κ" * bool(decay), preconditioned=adaptive)

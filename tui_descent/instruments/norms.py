@@ -12,11 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tui_descent.instruments.groups import Groups, dots, is_safe, norms, scaled
 from tui_descent.instruments.structure import WatchedLayer
 
 RATIO_FLOOR = 1e-12
-# Between these a float32 sum of squares loses nothing; beyond them the tensor is looked at again in float64.
-FLOAT32_SAFE = (1e-13, 1e13)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,53 +30,99 @@ class LayerNorms:
 
 
 class Norms:
-    """One sample: `before_update` in the optimizer's pre-hook, `after_update` in its post-hook."""
+    """One sample: `before_update` in the optimizer's pre-hook, `after_update` in its post-hook.
+
+    `remember` keeps a step's gradients, so that the next sample has a cosine with them.
+    """
 
     def __init__(self, watched: Sequence[WatchedLayer], parameters: Sequence[nn.Parameter]) -> None:
         self.watched = list(watched)
         self._parameters = list(parameters)
         self._place = {id(p): n for n, p in enumerate(self._parameters)}
         self._weights: list[Tensor] = [w.weight for w in self.watched]
-        self._before: list[Tensor] | None = None
+        self._weight_groups = Groups(self._weights)
+        self._groups_of: dict[tuple[int, ...], Groups] = {}
+        self._with_grad: tuple[int, ...] = ()
         self._grads: list[Tensor] = []
-        self._grad_norms: list[Tensor] = []
-        self._with_grad: list[int] = []
+        self._grad_rows: list[Tensor] = []
+        self._before: list[Tensor] = []
+        self._previous: tuple[tuple[int, ...], list[Tensor]] | None = None
 
     @torch.no_grad()
     def before_update(self) -> None:
-        """Take the gradients' norms and a copy of the weights."""
-        self._with_grad = [n for n, p in enumerate(self._parameters) if p.grad is not None]
-        self._grads = [g for p in self._parameters if (g := p.grad) is not None]
-        self._grad_norms = norms(self._grads)
-        if self._before is None:
-            self._before = [torch.empty_like(w) for w in self._weights]
-        torch._foreach_copy_(self._before, self._weights)
+        """Take hold of the gradients and copy the weights."""
+        self._gather()
+        self._before = self._weight_groups.rows(self._weights, copy=True)
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        """Keep this step's gradients for the next step's cosine."""
+        if not self._grad_rows:
+            self._gather()
+        # A row of one is a view of the gradient, which the next step writes over.
+        kept = [r.clone() if len(r) == 1 else r for r in self._grad_rows]
+        self._previous = self._with_grad, kept
+
+    @torch.no_grad()
+    def cosines(self) -> tuple[dict[int, float], float | None]:
+        """cos(g_t, g_{t−1}) by parameter, and of all together; before the update, with the gradients remembered."""
+        if self._previous is None or self._previous[0] != self._with_grad or not self._grad_rows:
+            return {}, None
+        old, groups = self._previous[1], self._groups()
+        columns = (norms(self._grad_rows), norms(old), dots(self._grad_rows, old))
+        news, olds, products = (groups.in_order(c).tolist() for c in columns)
+        if not all(is_safe(v) for v in (*news, *olds)):
+            # Of unit rows the product is the cosine, however small the gradients.
+            new_units, old_units = [scaled(r)[0] for r in self._grad_rows], [scaled(r)[0] for r in old]
+            columns = (norms(new_units), norms(old_units), dots(new_units, old_units))
+            sizes = groups.norms(self._grad_rows), groups.norms(old)
+            news, olds, products = (groups.in_order(c).tolist() for c in columns)
+            each = _ratios(self._with_grad, products, news, olds)
+            news, olds = sizes
+            products = [each.get(n, 0.0) * new * was for n, new, was in zip(self._with_grad, news, olds, strict=True)]
+        else:
+            each = _ratios(self._with_grad, products, news, olds)
+        size = math.hypot(*news) * math.hypot(*olds)
+        return each, math.fsum(products) / size if size else None
 
     @torch.no_grad()
     def after_update(self) -> tuple[list[float | None], list[LayerNorms]]:
         """The gradient norm of every parameter, None without a gradient, and the norms of every layer."""
-        assert self._before is not None
-        updates = torch._foreach_sub(self._weights, self._before)
-        measured = [*self._grads, *self._before, *updates]
-        scalars = [*self._grad_norms, *norms(self._before), *norms(updates)]
-        values = [
-            value if is_safe(value) else exact_norm(tensor, value)
-            for tensor, value in zip(measured, torch.stack(scalars).tolist(), strict=True)
+        updates = [
+            now - before for now, before in zip(self._weight_groups.rows(self._weights), self._before, strict=True)
         ]
-        k, count = len(self._grads), len(self.watched)
-        self._grads = []
+        weights, moves = self._weight_groups.norms(self._before), self._weight_groups.norms(updates)
         grad_norms: list[float | None] = [None] * len(self._parameters)
-        for n, value in zip(self._with_grad, values[:k], strict=True):
+        for n, value in zip(self._with_grad, self._groups().norms(self._grad_rows), strict=True):
             grad_norms[n] = value
         layers = [
-            _layer(watched, grad_norms[self._place[id(watched.weight)]], values[k + n], values[k + count + n])
+            _layer(watched, grad_norms[self.place_of(n)], weights[n], moves[n])
             for n, watched in enumerate(self.watched)
         ]
+        self._grads, self._grad_rows, self._before = [], [], []
         return grad_norms, layers
 
     def place_of(self, row: int) -> int:
         """Where a layer's weight stands among the parameters."""
         return self._place[id(self.watched[row].weight)]
+
+    def _gather(self) -> None:
+        self._with_grad = tuple(n for n, p in enumerate(self._parameters) if p.grad is not None)
+        self._grads = [g for p in self._parameters if (g := p.grad) is not None]
+        self._grad_rows = self._groups().rows(self._grads)
+
+    def _groups(self) -> Groups:
+        if self._with_grad not in self._groups_of:
+            self._groups_of = {self._with_grad: Groups(self._grads)}
+        return self._groups_of[self._with_grad]
+
+
+def _ratios(
+    places: Sequence[int], products: Sequence[float], news: Sequence[float], olds: Sequence[float]
+) -> dict[int, float]:
+    return {
+        n: product / new / old for n, product, new, old in zip(places, products, news, olds, strict=True) if new and old
+    }
 
 
 def _layer(watched: WatchedLayer, grad_norm: float | None, weight: float, update: float) -> LayerNorms:
@@ -85,26 +130,3 @@ def _layer(watched: WatchedLayer, grad_norm: float | None, weight: float, update
         return LayerNorms(None, None, weight, None, None)
     ratio = update / (weight + RATIO_FLOOR) if watched.weight.dim() >= 2 else None
     return LayerNorms(grad_norm, grad_norm / math.sqrt(watched.weight.numel()), weight, update, ratio)
-
-
-def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """L2 norms as scalars on the tensors' device, in one pass; summed in float32 unless the tensors are float64."""
-    if not tensors:
-        return []
-    return list(torch._foreach_norm(list(tensors), 2, dtype=_sum_dtype(tensors[0].dtype)))
-
-
-def is_safe(value: float) -> bool:
-    """Whether a float32 sum of squares of this size lost nothing to under- or overflow."""
-    return FLOAT32_SAFE[0] < value < FLOAT32_SAFE[1]
-
-
-def exact_norm(tensor: Tensor, value: float) -> float:
-    """A norm right from 1e-300 to 1e300; `value` is what the fast pass gave. In float32 the square of 1e-25 is 0."""
-    if tensor.dtype == torch.float64 or tensor.device.type == "mps" or not tensor.numel():
-        return value
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
-
-
-def _sum_dtype(dtype: torch.dtype) -> torch.dtype | None:
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else None

@@ -54,8 +54,8 @@ def local_step(slope_before: float, slope_after: float) -> float | None:
 class NoiseScale:
     """tr Σ / ‖G‖² from the gradients of a batch and of its halves (McCandlish et al. 2018, arXiv 1812.06162, App. A).
 
-    With B_small = B/2: ‖G‖² ≈ (B·‖g_B‖² − b·‖g_b‖²)/(B − b), tr Σ ≈ (‖g_b‖² − ‖g_B‖²)/(1/b − 1/B). One draw spreads two-
-    to threefold, so both are averaged over draws before they are divided.
+    With B_small = B/2: ‖G‖² ≈ (B·‖g_B‖² − b·‖g_b‖²)/(B − b), tr Σ ≈ (‖g_b‖² − ‖g_B‖²)/(1/b − 1/B). One draw spreads
+    two- to threefold, so both are averaged over draws before they are divided.
     """
 
     def __init__(self) -> None:

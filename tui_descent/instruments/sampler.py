@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterable
 
 # A gap between two steps (an evaluation, a checkpoint, a suspended machine) is no step's time: no more than this many
@@ -10,10 +12,36 @@ LONGEST_STEP = 4.0
 # While paced, a reading may take this part of what a step waits, or this part of the time since the last.
 SLACK_USED = 0.5
 PACED_SHARE = 0.1
-# The slower tier (activations, the ledger) is read this often, or with every reading where the steps are fixed.
-SLOW_EVERY_S = 1.0
+# Tiers beyond the norms: how often at most, and the share of the budget they may have.
+SIGNALS_EVERY_S, SIGNALS_SHARE = 0.1, 0.35
+SLOW_EVERY_S, SLOW_SHARE = 1.0, 0.25
 # Of the newest figure in the running means of a step's and a reading's time.
 NEWEST = 1 / 16
+# Steps without a reading, after which their usual time is known.
+KNOWN_AFTER = 8
+
+
+class Tier:
+    """One tier's account: what it has spent, what it costs, when it was last read."""
+
+    def __init__(self, every_s: float, share: float) -> None:
+        self.spent_s = 0.0
+        self.cost_s = 0.0
+        self._every_s = every_s
+        self._share = share
+        self._last_s = -1e9
+
+    def due(self, now_s: float, allowance_s: float) -> bool:
+        """Whether its time has come and its share of the allowance can pay for it."""
+        return now_s - self._last_s >= self._every_s and self.spent_s + self.cost_s <= self._share * allowance_s + (
+            0.0 if self.cost_s else 1e-9
+        )
+
+    def took(self, cost_s: float, now_s: float) -> None:
+        """It was read."""
+        self.spent_s += cost_s
+        self.cost_s = cost_s if not self.cost_s else self.cost_s + (cost_s - self.cost_s) / 4
+        self._last_s = now_s
 
 
 class Sampler:
@@ -31,6 +59,11 @@ class Sampler:
         self._cost_s = 0.0
         self._step_s = 0.0
         self._since_reading_s = 0.0
+        self._timed_s: float | None = None
+        self._plain_steps = 0
+        self._signals = Tier(SIGNALS_EVERY_S, SIGNALS_SHARE)
+        self._slow = Tier(SLOW_EVERY_S, SLOW_SHARE)
+        self._along: list[Tier] = []
 
     def due(self, step: int, *, period_s: float | None) -> bool:
         """Whether update `step` is to be measured; `period_s` is the time a paced step has."""
@@ -51,21 +84,55 @@ class Sampler:
         # The next one is paid for beforehand, so that the share holds at every moment but the first.
         return self._spent_s + self._cost_s <= self._budget * self._busy_s or self._cost_s == 0.0
 
-    def slow_due(self, since_s: float) -> bool:
-        """Whether a reading that is due takes the slower tier along, `since_s` after the last that did."""
-        return self._every is not None or since_s >= SLOW_EVERY_S
+    def along(self, now_s: float, *, paced: bool) -> tuple[bool, bool]:
+        """Of a reading that is due: whether the boundary signals and the slow tier are read with it."""
+        if self._every is not None:
+            return True, True
+        if paced:
+            return True, self._slow.due(now_s, math.inf)
+        allowance_s = self._budget * self._busy_s
+        return self._signals.due(now_s, allowance_s), self._slow.due(now_s, allowance_s)
+
+    def spent(self, cost_s: float, *, signals: bool = False, slow: bool = False) -> None:
+        """The reading of the step under way took this long by its own clock, with these tiers along."""
+        self._timed_s = cost_s
+        self._along = [tier for tier, read in ((self._signals, signals), (self._slow, slow)) if read]
 
     def stepped(self, busy_s: float) -> None:
-        """A step took this long, readings included, waits not."""
-        usual_s = self._step_s or busy_s
-        busy_s = min(busy_s, LONGEST_STEP * usual_s)
-        self._busy_s += busy_s
-        self._step_s = usual_s + (busy_s - usual_s) * NEWEST
+        """A step took this long, readings included, waits not.
 
-    def spent(self, cost_s: float) -> None:
-        """A reading took this long."""
+        What a reading costs outside its own clock (hooks in the passes) shows in how much longer its step took.
+        """
+        timed_s, self._timed_s = self._timed_s, None
+        cost_s = 0.0
+        if timed_s is not None:
+            cost_s = timed_s
+            if self._plain_steps >= KNOWN_AFTER:
+                cost_s = max(timed_s, min(busy_s - self._step_s, 4 * timed_s + self._step_s))
+            self._account(cost_s)
+        plain_s = max(busy_s - cost_s, 0.0)
+        usual_s = self._step_s or plain_s
+        plain_s = min(plain_s, LONGEST_STEP * usual_s)
+        self._busy_s += plain_s + cost_s
+        if timed_s is None or self._plain_steps < KNOWN_AFTER:
+            self._plain_steps += timed_s is None
+            self._step_s = usual_s + (plain_s - usual_s) * NEWEST
+
+    def _account(self, cost_s: float) -> None:
         self._spent_s += cost_s
-        self._cost_s = max(cost_s, self._cost_s + (cost_s - self._cost_s) * NEWEST) if self._cost_s else cost_s
+        now_s = time.monotonic()
+        if not self._along:
+            self._cost_s = cost_s if not self._cost_s else self._cost_s + (cost_s - self._cost_s) / 4
+            return
+        more_s = max(cost_s - self._cost_s, 0.0) if self._cost_s else cost_s / (1 + len(self._along))
+        self._cost_s = self._cost_s or more_s
+        if len(self._along) == 2 and self._signals.cost_s:
+            shares = [min(self._signals.cost_s, more_s)]
+            shares.append(more_s - shares[0])
+        else:
+            shares = [more_s / len(self._along)] * len(self._along)
+        for tier, share in zip(self._along, shares, strict=True):
+            tier.took(share, now_s)
 
     @property
     def cost(self) -> float:

@@ -1,4 +1,4 @@
-"""What there is to measure in a module tree: layers with weights of their own, and the units a signal passes in order."""
+"""What there is to measure in a module tree: layers with weights of their own, units the signal passes, activations."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.hooks import RemovableHandle
@@ -22,11 +22,18 @@ Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 
 
+class Tiers(NamedTuple):
+    """What a sampled step reads besides the norms."""
+
+    signals: bool
+    slow: bool
+
+
 class Updates:
     """The hooks of one optimizer.
 
-    `measuring` gives the instruments of the net as it stands, made anew after surgery; `fault` is told of gradients that are no numbers and says
-    whether the update is to be dropped.
+    `measuring` gives the instruments of the net as it stands, made anew after surgery; `fault` is told of gradients
+    that are no numbers and says whether the update is to be dropped.
     """
 
     def __init__(
@@ -54,9 +61,8 @@ class Updates:
         self._made = 0
         self._dropped = False
         self._planned: int | None = None
-        self._sampling = False
-        self._next_sampled = False
-        self._slow_s = -math.inf
+        self._now: Tiers | None = None
+        self._next: Tiers | None = None
         self._cost_s = 0.0
         self._sample: Sample | None = None
 
@@ -78,21 +84,23 @@ class Updates:
     def plan(self) -> None:
         """Before a forward pass: whether its step and the one after it are measured; attach what has to listen."""
         step = self._step()
-        pace = self._steering.pace
-        period_s = 1 / pace if pace else None
-        # Decided a step ahead, since a cosine needs the gradient of the step before.
-        due = self._next_sampled if self._planned == step - 1 else self._sampler.due(step, period_s=period_s)
         if self._planned == step:
             return  # the last one was dropped: the plan stands
-        self._planned, self._sampling = step, due
-        self._next_sampled = self._sampler.due(step + 1, period_s=period_s)
-        if self._sampling:
+        # Decided a step ahead, since a cosine needs the gradient of the step before.
+        self._now = self._next if self._planned == step - 1 else self._decide(step)
+        self._next = self._decide(step + 1)
+        self._planned = step
+        if self._now is not None:
             start_s = time.thread_time()
             self._instruments = self._measuring()
-            slow = self._sampler.slow_due(time.monotonic() - self._slow_s)
-            self._slow_s = time.monotonic() if slow else self._slow_s
-            self._instruments.attach(slow=slow)
+            self._instruments.attach(signals=self._now.signals, slow=self._now.slow)
             self._cost_s = time.thread_time() - start_s
+
+    def _decide(self, step: int) -> Tiers | None:
+        pace = self._steering.pace
+        if not self._sampler.due(step, period_s=1 / pace if pace else None):
+            return None
+        return Tiers(*self._sampler.along(time.monotonic(), paced=pace is not None))
 
     def take(self) -> tuple[int, bool, Sample | None]:
         """Since the last call: updates made, whether one was dropped, the sample if one was due."""
@@ -133,12 +141,13 @@ class Updates:
                 for parameter in group["params"]:
                     parameter.grad = None
             return
-        if self._sampling or self._next_sampled:
+        remember = self._next is not None and self._next.signals
+        if self._now is not None or remember:
             start_s = time.thread_time()
             self._instruments = self._instruments or self._measuring()
-            if self._sampling:
+            if self._now is not None:
                 self._instruments.before_update()
-            if self._next_sampled:
+            if remember:
                 self._instruments.remember()
             self._cost_s += time.thread_time() - start_s
         self.rate = self._steering.rate.value
@@ -153,10 +162,11 @@ class Updates:
         if self._dropped:
             return
         self._made += 1
-        if self._sampling:
-            self._sampling = False
+        now, self._now = self._now, None
+        if now is not None:
             assert self._instruments is not None
             start_s = time.thread_time()
             self._sample = self._instruments.after_update()
-            self._sampler.spent(self._cost_s + time.thread_time() - start_s)
+            cost_s = self._cost_s + time.thread_time() - start_s
+            self._sampler.spent(cost_s, signals=now.signals, slow=now.slow)
             self._cost_s = 0.0

@@ -1,0 +1,194 @@
+"""Own scripts: fifteen lines with watch() around a net of one's own, whatever they do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from runs import WITHIN_S, Live, Outcome, children, environment, run, temporary_home, together
+
+SCRIPT = """\
+import torch
+from torch import nn
+from tui_descent import watch
+
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1))
+optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+with watch(model, optimizer, name="my run") as run:
+    for step in range({steps}):
+        x = torch.randn(32, 4)
+        loss = (model(x) - x.sum(dim=1, keepdim=True)).square().mean()
+        optimizer.zero_grad(); loss.backward(); optimizer.step()
+        run.step(loss)
+        {then}
+print("the script goes on")
+"""
+BLIND = (
+    SCRIPT.replace("from tui_descent import watch\n", "")
+    .replace('with watch(model, optimizer, name="my run") as run:', "if True:")
+    .replace("run.step(loss)", "print(repr(loss.item()))")
+)
+ENDS = {
+    "good": "pass",
+    "raising": 'if step == 7: raise ValueError("boom \\x1b[31m red")',
+    "leaving": "if step == 7: __import__('os')._exit(0)",
+    "exiting": "if step == 7: __import__('sys').exit(0)",
+    "crashing": "if step == 7: __import__('os').kill(__import__('os').getpid(), 11)",
+    "not a number": "if step == 7: model[0].weight.data.fill_(float('nan'))",
+}
+
+
+def write(folder: Path, name: str, *, steps: int = 40, then: str = "pass", text: str = SCRIPT) -> Path:
+    path = folder / f"{name.replace(' ', '_')}.py"
+    path.write_text(text.format(steps=steps, then=then))
+    return path
+
+
+@pytest.fixture(scope="module")
+def executed() -> Iterator[dict[str, Outcome]]:
+    with temporary_home() as home:
+        commands = [
+            [
+                "exec",
+                "--headless",
+                "--json",
+                "--watch-every",
+                "10",
+                "--",
+                sys.executable,
+                str(write(home, name, then=then)),
+            ]
+            for name, then in ENDS.items()
+        ]
+        yield dict(zip(ENDS, together(*commands, home=home), strict=True))
+
+
+def test_a_script_is_watched_to_its_end(executed: dict[str, Outcome]) -> None:
+    outcome = executed["good"]
+    assert outcome.code == 0
+    assert (outcome.ended["status"], outcome.ended["step"], outcome.ended["exit_code"]) == ("finished", 40, 0)
+    assert len(outcome.losses) == 40
+    assert [line["step"] for line in outcome.events("reading")] == [0, 10, 20, 30]
+    (started,) = outcome.events("run_started")
+    assert started["name"] == "my run"
+    assert [layer["name"] for layer in started["layers"]] == ["0", "2"]
+    assert started["parameters"] == 97
+    assert "the script goes on" not in outcome.stdout, "its output is no line of ours"
+
+
+def test_a_watched_script_has_the_losses_of_the_unwatched_bit_for_bit(
+    executed: dict[str, Outcome], tmp_path: Path
+) -> None:
+    blind = run(command=[sys.executable, str(write(tmp_path, "blind", text=BLIND))])
+    assert blind.code == 0
+    assert [float(line) for line in blind.stdout.splitlines()[:-1]] == executed["good"].losses
+
+
+def test_a_script_that_raises_has_failed_with_its_last_words(executed: dict[str, Outcome]) -> None:
+    outcome = executed["raising"]
+    assert outcome.code == 1
+    assert (outcome.ended["status"], outcome.ended["step"]) == ("failed", 8)
+    assert outcome.ended["reason"].startswith("ValueError: boom")
+    assert outcome.ended["log_tail"][-1].startswith("ValueError: boom")
+    assert any("raising.py" in line for line in outcome.ended["log_tail"])
+    assert "ValueError: boom" in outcome.stderr
+    assert "\x1b" not in outcome.stderr, "nothing of a script's words steers the terminal"
+    assert len(outcome.losses) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("leaving", "exit code 0"), ("crashing", "signal 11")], ids=["os._exit", "segfault"]
+)
+def test_a_script_that_vanishes_is_lost_and_never_finished(name: str, why: str, executed: dict[str, Outcome]) -> None:
+    outcome = executed[name]
+    assert outcome.code == 4
+    assert outcome.ended["status"] == "lost"
+    assert outcome.ended["reason"] == f"trainer lost ({why}) at step 8"
+    assert len(outcome.losses) == 8, "every completed step is told"
+
+
+def test_a_script_that_exits_in_the_middle_has_not_finished(executed: dict[str, Outcome]) -> None:
+    outcome = executed["exiting"]
+    assert outcome.code == 1
+    assert outcome.ended["status"] == "failed"
+    assert outcome.ended["reason"].startswith("SystemExit")
+    assert len(outcome.losses) == 8
+
+
+def test_a_script_whose_numbers_go_bad_ends_diverged(executed: dict[str, Outcome]) -> None:
+    outcome = executed["not a number"]
+    assert outcome.code == 3
+    assert outcome.ended["status"] == "diverged"
+    assert "not finite at step 8" in outcome.ended["reason"]
+    assert len(outcome.losses) == 8
+
+
+def test_a_script_that_never_watches_is_lost_at_step_0(tmp_path: Path) -> None:
+    path = tmp_path / "idle.py"
+    path.write_text('print("nothing to see")\n')
+    outcome = run("exec", "--json", "--headless", "--", sys.executable, "-u", str(path), "--epochs", "3")
+    assert outcome.code == 4
+    assert outcome.ended["reason"] == "trainer lost (exit code 0) at step 0"
+    assert outcome.ended["log_tail"] == ["nothing to see"]
+
+
+def test_a_command_that_is_not_there_is_a_clean_error() -> None:
+    outcome = run("exec", "--headless", "--", "no-such-command-here")
+    assert outcome.code in (1, 2)
+    assert "no-such-command-here" in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+
+
+def test_stop_ends_the_loop_and_leaves_the_script_the_rest(tmp_path: Path) -> None:
+    path = write(tmp_path, "long", steps=10_000_000)
+    done = tmp_path / "done"
+    path.write_text(path.read_text() + f"open({str(done)!r}, 'w').write(str(step))\n")
+    with Live("exec", "--json", "--headless", "--", sys.executable, str(path)) as live:
+        live.until(lambda line: line["event"] == "step" and line["step"] == 20)
+        live.process.send_signal(signal.SIGTERM)
+        code, last = live.end(within_s=30)
+    assert code == 143
+    assert last["status"] == "stopped"
+    assert int(done.read_text()) + 1 == last["step"]
+
+
+def test_without_the_command_a_loop_keeps_itself_and_leaves_nothing_behind(home: Path, tmp_path: Path) -> None:
+    outcome = run(command=[sys.executable, str(write(tmp_path, "alone"))])
+    assert (outcome.code, outcome.stdout, outcome.stderr) == (0, "the script goes on\n", "")
+    assert list((home / "runs").iterdir()) == []
+    assert list((home / "sockets").iterdir()) == []
+
+
+def test_where_nothing_can_be_written_a_loop_trains_on_unwatched(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = subprocess.run(
+        [sys.executable, str(write(tmp_path, "alone"))],
+        capture_output=True,
+        text=True,
+        env=environment(tmp_path / "file" / "x"),
+        timeout=WITHIN_S,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "the script goes on\n")
+    assert done.stderr.startswith("tui-descent: training goes on unwatched: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_loop_whose_keeper_is_killed_trains_on(tmp_path: Path) -> None:
+    path = write(tmp_path, "alone", steps=100_000, then="if step in (50, 99_999): print(step, flush=True)")
+    with subprocess.Popen(
+        [sys.executable, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as loop:
+        assert loop.stdout is not None
+        assert loop.stdout.readline() == "50\n"
+        (keeper,) = children(loop.pid)
+        os.kill(keeper, signal.SIGKILL)
+        out, errors = loop.communicate(timeout=WITHIN_S)
+    assert (loop.returncode, out) == (0, "99999\nthe script goes on\n")
+    assert "Traceback" not in errors
