@@ -1,4 +1,4 @@
-"""Key → action → help, from the one table of knobs and keys; what only moves about on the screen is added here."""
+"""Key → action → help, from the one table of knobs and keys."""
 
 from __future__ import annotations
 
@@ -20,26 +20,11 @@ VIEWS = ("overview", "layers", "events")
 AT_REST = frozenset({"paused", "held", "waiting"})
 
 
-def _key(keys: tuple[str, ...], shown: str, label: str, help: str, action: str) -> Key:
-    return Key(keys=keys, shown=shown, label=label, help=help, action=action)
-
-
-NAVIGATION = (
-    _key(("up",), "↑", "layer up", "select the layer above; in the events, scroll", "up"),
-    _key(("down",), "↓", "layer down", "select the layer below; in the events, scroll", "down"),
-    _key(("enter",), "enter", "one layer", "all readings of the selected layer", "open_layer"),
-    _key(("escape",), "escape", "whole net", "select no layer: knobs act on the whole net", "clear"),
-    _key(("ctrl+c",), "ctrl+c", "leave", "the same as q", "leave"),
-    _key(("ctrl+z",), "ctrl+z", "suspend", "back to the shell; fg returns", "suspend"),
-)
-ALL_KEYS = (*KEYS, *NAVIGATION)
-
-
 def bindings() -> list[Binding]:
     """Every key of the table, each bound to its place in it."""
     return [
         Binding(name, f"press({place}, '{name}')", key.label, show=False, key_display=key.shown, tooltip=key.help)
-        for place, key in enumerate(ALL_KEYS)
+        for place, key in enumerate(KEYS)
         for name in key.keys
     ]
 
@@ -165,7 +150,7 @@ ACTIONS: dict[str, Action] = {
 
 def press(screen: RunScreen, place: int, pressed: str) -> None:
     """What the key at a place of the table does."""
-    key = ALL_KEYS[place]
+    key = KEYS[place]
     ACTIONS[key.action](screen, key, pressed)
 
 
@@ -179,7 +164,7 @@ def value_of(history: History, knob: str, target: str = "all") -> str:
 
 def palette() -> Iterator[tuple[str, str, int, str, AnyCommand | None]]:
     """Every action and every choice by name: text, help, place in the table and key, or the command itself."""
-    for place, key in enumerate(ALL_KEYS):
+    for place, key in enumerate(KEYS):
         for n, name in enumerate(key.keys if key.action == "view" else key.keys[:1]):
             label = f"view: {VIEWS[n]}" if key.action == "view" else key.label
             shown = name if key.action == "view" else key.shown

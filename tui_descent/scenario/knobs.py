@@ -267,11 +267,46 @@ KEYS: tuple[Key, ...] = (
         action="command_palette",
     ),
     Key(
-        keys=("q",),
+        keys=("q", "ctrl+c"),
         shown="q",
         label="leave",
         help="stop the run and leave, or stay",
         action="leave",
+    ),
+    Key(
+        keys=("up",),
+        shown="↑",
+        label="layer up",
+        help="select the layer above; in the events, scroll",
+        action="up",
+    ),
+    Key(
+        keys=("down",),
+        shown="↓",
+        label="layer down",
+        help="select the layer below; in the events, scroll",
+        action="down",
+    ),
+    Key(
+        keys=("enter",),
+        shown="enter",
+        label="one layer",
+        help="all readings of the selected layer",
+        action="open_layer",
+    ),
+    Key(
+        keys=("escape",),
+        shown="escape",
+        label="whole net",
+        help="select no layer: knobs act on the whole net",
+        action="clear",
+    ),
+    Key(
+        keys=("ctrl+z",),
+        shown="ctrl+z",
+        label="suspend",
+        help="back to the shell; fg returns",
+        action="suspend",
     ),
 )
 
@@ -364,3 +399,9 @@ def _number(text: str, name: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{name} = {text[:40]}; allowed: a finite number")
     return number
+
+
+def keys_table() -> str:
+    """The keys as a Markdown table: the README's."""
+    rows = [f"| `{key.shown}` | {key.label} | {key.help} |" for key in KEYS]
+    return "\n".join(["| key | | what it does |", "|---|---|---|", *rows])

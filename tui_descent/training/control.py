@@ -94,7 +94,8 @@ class Control:
         link = self.link
         if link is not None and link.ring is not None:
             link.ring.beat(time.monotonic())
-            if self._paused or self.steering.pace is not None or link.ring.flagged() or link.lost:
+            alone = link.lost and self._needs_keeper
+            if self._paused or self.steering.pace is not None or link.ring.flagged() or alone:
                 self._obey()
         if self.stop_asked is not None:
             raise StopRun("stopped", self.stop_asked)

@@ -13,13 +13,13 @@ from textual.containers import VerticalScroll
 from textual.widgets import Static
 
 from tui_descent.dashboard import ink
-from tui_descent.dashboard.actions import ALL_KEYS
 from tui_descent.dashboard.dialogs.dialog import Dialog
 from tui_descent.dashboard.panels.events import EventsPanel
 from tui_descent.dashboard.panels.gradients import GradientsPanel
 from tui_descent.dashboard.panels.heatmap import HeatmapPanel
 from tui_descent.dashboard.panels.loss import LossPanel
 from tui_descent.dashboard.panels.updates import UpdatesPanel
+from tui_descent.scenario.knobs import KEYS
 
 PANELS = {
     "Loss": LossPanel,
@@ -48,7 +48,7 @@ def _keys() -> Table:
     table.add_column(style=ink.KEY, no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(style=ink.DIM)
-    for key in ALL_KEYS:
+    for key in KEYS:
         table.add_row(key.shown, key.label, key.help)
     return table
 

@@ -28,9 +28,12 @@ DEFINITIONS: dict[str, tuple[str, str, str]] = {
     "weight_norm": ("‖W‖", "weight", "L2 norm of the layer's weights"),
     "update_norm": ("‖ΔW‖", "weight", "L2 norm of this step's update"),
     "update_ratio": ("‖ΔW‖/‖W‖", "none", "healthy between 1e-4 and 1e-2"),
-    "backprop_factor": ("‖δ in‖/‖δ out‖", "none", "the chain rule's factor of this block"),
-    "dead_fraction": ("dead", "share", "units at 0 for all of the batch"),
-    "saturated_fraction": ("saturated", "share", "values where the slope is next to 0"),
+    "backprop_factor": ("‖∂L/∂h‖ in/out", "none", "the chain rule's factor of this block; near 1 is healthy"),
+    "grad_cosine": ("cos(g, g before)", "none", "near 0 noisy, +1 crawling, -1 bouncing between walls"),
+    "dead_fraction": ("dead", "share", "units of slope 0 on the newest 256 samples or more"),
+    "saturated_fraction": ("saturated", "share", "outputs where the slope is under a tenth of its greatest"),
+    "activation_mean": ("mean a", "activation", "mean of the activation's outputs"),
+    "activation_std": ("std a", "activation", "their standard deviation"),
 }
 
 
