@@ -6,6 +6,7 @@ python docs/pictures.py            (PNG needs rsvg-convert and DejaVu Sans Mono)
 from __future__ import annotations
 
 import html
+import re
 import shutil
 import subprocess
 import sys
@@ -56,8 +57,8 @@ def svg(screen: Any) -> str:
             # A glyph from a fallback font (braille) may be wider than a cell, so such characters are set one by one.
             pieces = list(enumerate(text)) if max(text) > "\u24ff" else [(0, text)]
             out += [
-                f'<text xml:space="preserve" x="{(start + k) * CELL_W:.2f}" y="{y * CELL_H + BASE}" fill="{fore}"{weight}>'
-                f"{html.escape(piece)}</text>"
+                f'<text xml:space="preserve" x="{(start + k) * CELL_W:.2f}" y="{y * CELL_H + BASE}" '
+                f'fill="{fore}"{weight}>{html.escape(piece)}</text>'
                 for k, piece in pieces
                 if piece.strip()
             ]
@@ -74,15 +75,21 @@ def save(terminal: Terminal, name: str) -> None:
     print(target.stem)
 
 
-def overview(name: str, columns: int, rows: int, *, turn: str, settle: int) -> None:
+def step_of(text: str) -> int:
+    """The step in the status line."""
+    found = re.search(r"step\s+([\d,]+)", text)
+    return int(found[1].replace(",", "")) if found else -1
+
+
+def overview(name: str, columns: int, rows: int, *, turn: int, settle: int) -> None:
     """The vanishing preset, with `r` pressed at about step `turn`."""
     with tempfile.TemporaryDirectory(prefix="td") as home:
         command = [sys.executable, "-m", "tui_descent", "vanishing"]
         terminal = Terminal(command, columns=columns, rows=rows, env={"TUI_DESCENT_HOME": home}, cwd=str(ROOT))
         try:
-            terminal.wait(lambda text: f"step {turn}" in text)
+            terminal.wait(lambda text: step_of(text) >= turn)
             terminal.press("r")
-            terminal.wait(lambda text: f"step {settle}" in text)
+            terminal.wait(lambda text: step_of(text) >= settle)
             save(terminal, name)
             terminal.press("q")
             terminal.read(0.5)
@@ -94,8 +101,8 @@ def overview(name: str, columns: int, rows: int, *, turn: str, settle: int) -> N
 
 def main() -> int:
     """All pictures."""
-    overview("overview", 120, 40, turn="15", settle=42)
-    overview("overview-80x24", 80, 24, turn="15", settle=42)
+    overview("overview", 120, 40, turn=148, settle=420)
+    overview("overview-80x24", 80, 24, turn=148, settle=420)
     return 0
 
 

@@ -304,6 +304,7 @@ def _print_preset(scenario: Scenario, path: Path) -> None:
 
 def _check(args: argparse.Namespace) -> int:
     from tui_descent.scenario.toml import ScenarioError, read
+    from tui_descent.scenario.validate import visible
 
     try:
         scenario = read(Path(args.file))
@@ -311,7 +312,7 @@ def _check(args: argparse.Namespace) -> int:
         for line in str(error).splitlines():
             print(line, file=sys.stderr)
         return USAGE
-    print(f"{args.file}: a valid scenario: {scenario.title}")
+    print(visible(f"{args.file}: a valid scenario: {scenario.title}"))
     return 0
 
 

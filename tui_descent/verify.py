@@ -57,5 +57,7 @@ def run(name: str, scenario: Scenario, *, given: Sequence[str], claims: Sequence
         watch_at=tuple(c.at for c in claims if c.at is not None and c.metric in NEEDS_READING),
     )
     launch.write()
-    headless.run(launch, listen=transcript.add)
+    code = headless.run(launch, listen=transcript.add)
+    if code > 128:
+        raise SystemExit(code)  # a signal means all of it
     return transcript

@@ -67,7 +67,9 @@ def conv() -> nn.Module:
     )
 
 
-def problem(name: str, dtype: torch.dtype, *, steps: int = 15) -> tuple[nn.Module, Callable[[], Tensor]]:
+def problem(
+    name: str, dtype: torch.dtype, *, steps: int = 15, device: str = "cpu"
+) -> tuple[nn.Module, Callable[[], Tensor]]:
     """A net a few Adam steps into its training, in eval mode, and its loss on one batch."""
     torch.manual_seed(1)
     model = {"mlp": mlp, "conv": conv, "transformer": Transformer}[name]().double()
@@ -75,8 +77,8 @@ def problem(name: str, dtype: torch.dtype, *, steps: int = 15) -> tuple[nn.Modul
     x = torch.randint(5, shape) if name == "transformer" else torch.randn(shape, dtype=torch.float64)
     y = torch.randint(4, (shape[0] * (shape[1] if name == "transformer" else 1),))
     train(model, lambda: F.cross_entropy(model(x), y), steps=steps)
-    model.to(dtype).eval()
-    x = x.to(dtype) if x.is_floating_point() else x
+    model.to(device, dtype).eval()
+    x, y = x.to(device, dtype if x.is_floating_point() else x.dtype), y.to(device)
     return model, lambda: F.cross_entropy(model(x), y)
 
 
@@ -132,7 +134,7 @@ def quadratic(eigenvalues: Tensor) -> tuple[nn.Parameter, Callable[[], Tensor]]:
 def test_both_ends_are_the_full_hessians(name: str, dtype: torch.dtype, within: float) -> None:
     true = twin_eigenvalues(name)
     model, loss = problem(name, dtype)
-    reading = Curvature(loss, list(model.parameters())).measure(tolerance=1e-3)
+    reading = Curvature(loss, list(model.parameters())).measure(tolerance=1e-4)
     assert reading.converged
     assert reading.how == "Lanczos"
     assert reading.lambda_max == pytest.approx(float(true[-1]), rel=within)
@@ -249,33 +251,44 @@ def test_above_the_limit_the_negative_share_is_estimated_and_says_so() -> None:
         assert reading.negative_fraction == pytest.approx(share, abs=0.04)
 
 
-@pytest.mark.parametrize("name", ["mlp", "conv", "transformer"])
-def test_the_estimate_agrees_with_the_count_on_nets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    true = twin_eigenvalues(name)
-    model, loss = problem(name, torch.float32)
-    monkeypatch.setattr(curvature, "FULL_UP_TO", 0)
-    reading = Curvature(loss, list(model.parameters())).measure(index=True)
-    counted = float((true < -reading.negative_below * true.abs().max()).double().mean())
-    assert reading.how == "Lanczos"
-    assert reading.negative_fraction == pytest.approx(counted, abs=0.06)
+def test_the_estimate_agrees_with_the_count_on_a_net(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, y = mlp(width=36), torch.randn(64, 6), torch.randint(4, (64,))
+
+    def loss() -> Tensor:
+        return F.cross_entropy(model(x), y)
+
+    instrument = Curvature(loss, list(model.parameters()))
+    for steps in (0, 5, 10):
+        train(model, loss, steps=steps)
+        estimate = instrument.measure(index=True)
+        assert (estimate.how, estimate.parameters) == ("Lanczos", 1732)
+        with monkeypatch.context() as patch:
+            patch.setattr(curvature, "FULL_UP_TO", 2000)
+            patch.setitem(curvature.NEGATIVE, "full Hessian", estimate.negative_below)
+            count = instrument.measure(index=True)
+        assert count.how == "full Hessian"
+        assert count.negative_fraction is not None
+        assert 0.005 < count.negative_fraction < 0.5
+        assert estimate.negative_fraction == pytest.approx(count.negative_fraction, abs=0.05)
 
 
 # --- starts
 
 
-def test_a_warm_start_needs_fewer_products_than_a_cold_one() -> None:
-    model, loss = problem("transformer", torch.float32, steps=60)
+@pytest.mark.parametrize("name", ["mlp", "conv"])
+def test_a_warm_start_needs_fewer_products_than_a_cold_one(name: str) -> None:
+    model, loss = problem(name, torch.float32, steps=60)
     parameters = list(model.parameters())
     kept = Curvature(loss, parameters)
-    cold = warm = 0
     kept.measure()
+    cold = warm = 0
     for n in range(8):
         train(model, loss, steps=1, lr=1e-3)
         first, again = Curvature(loss, parameters, seed=n).measure(), kept.measure()
         assert again.lambda_max == pytest.approx(first.lambda_max, rel=1e-3)
         assert again.lambda_min == pytest.approx(first.lambda_min, rel=1e-2)
         cold, warm = cold + first.products, warm + again.products
-    assert warm < 0.8 * cold
+    assert warm < 0.75 * cold
 
 
 def test_a_warm_start_meets_directions_that_are_new() -> None:
@@ -294,8 +307,9 @@ def test_the_preconditioned_hessian_has_a_warm_start_of_its_own() -> None:
     scales = [torch.linspace(1, 2, 300, dtype=torch.float64)]
     instrument = Curvature(loss, [w])
     for _ in range(2):
-        assert instrument.measure().lambda_max == pytest.approx(3, rel=1e-3)
-        assert instrument.measure(preconditioner=scales).lambda_max == pytest.approx(12, rel=1e-3)
+        assert instrument.measure(tolerance=1e-3).lambda_max == pytest.approx(3, rel=1e-3)
+        reading = instrument.measure(preconditioner=scales, tolerance=1e-3)
+        assert reading.lambda_max == pytest.approx(12, rel=1e-3)
 
 
 def test_the_same_seed_gives_the_same_bits() -> None:
@@ -452,7 +466,7 @@ def test_an_adaptive_optimizer_turns_at_the_measured_preconditioned_curvature(ki
             optimizer.zero_grad()
             loss().backward()
             optimizer.step()
-            if float(w.detach().norm()) > 1e4:
+            if not 1e-4 < float(w.detach().norm()) < 1e4:
                 break
         assert (float(w.detach().norm()) > ends) == (factor > 1)
 
@@ -528,11 +542,11 @@ def test_gradient_descent_settles_at_the_edge_of_stability() -> None:
     limit = stability_limit(optimizer, 1.0)
     assert limit is not None
     seen = []
-    for step in range(3000):
+    for step in range(1200):
         optimizer.zero_grad()
         F.mse_loss(model(x), y).backward()
         optimizer.step()
-        if step % 50 == 0:
+        if step % 40 == 0:
             seen.append(instrument.measure().lambda_max / limit.lambda_max)
     assert seen[0] < 0.5
     assert sum(seen[-10:]) / 10 == pytest.approx(1, abs=0.1)
@@ -586,13 +600,15 @@ def test_weights_gradients_random_numbers_and_settings_stay(name: str) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu_the_reading_is_the_same_and_its_random_numbers_stay() -> None:
-    model, loss = problem("mlp", torch.float64)
-    there = Curvature(loss, list(model.parameters())).measure(tolerance=1e-4)
-    x, y = torch.randn(48, 6, device="cuda", dtype=torch.float64), torch.randint(4, (48,), device="cuda")
-    model.to("cuda")
+@pytest.mark.parametrize("name", ["mlp", "conv", "transformer"])
+def test_on_a_gpu_the_reading_is_the_same_and_its_random_numbers_stay(name: str) -> None:
+    true = twin_eigenvalues(name)
+    model, loss = problem(name, torch.float64, device="cuda")
+
+    def drawing() -> Tensor:
+        return loss() + 0 * torch.rand((), device="cuda")
+
     random = torch.cuda.get_rng_state()
-    here = Curvature(lambda: F.cross_entropy(F.dropout(model(x), 0.1), y), list(model.parameters())).measure()
+    reading = Curvature(drawing, list(model.parameters())).measure(tolerance=1e-4)
     assert torch.equal(torch.cuda.get_rng_state(), random)
-    assert here.parameters == there.parameters
-    assert here.converged
+    assert (reading.lambda_min, reading.lambda_max) == pytest.approx((float(true[0]), float(true[-1])), rel=1e-6)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from kept import Kept
 from nets import OPTIMIZERS, copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
-from torch import nn
+from torch import Tensor, nn
 
 from tui_descent.protocol.commands import Resume
 from tui_descent.protocol.events import CommandDone, Noted, RunEnded
@@ -19,6 +20,19 @@ BAD_AT = 3
 BAD = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 # The first layer's weight is the input-most; a bad number in the batch reaches all of them.
 Spoil = Any
+
+
+class Again:
+    """The batch again, of which the guard needs the forward pass alone."""
+
+    def __init__(self, forward_again: Callable[[], Tensor]) -> None:
+        self.forward_again = forward_again
+
+    def part(self, where: slice) -> Tensor | None:
+        return None
+
+    def size(self) -> int:
+        return 0
 
 
 def spoil_input_most(net: Any) -> None:
@@ -192,7 +206,7 @@ def test_the_fault_names_the_layer_where_it_began(kept: Kept) -> None:
         net.blocks[2].linear.weight.fill_(3e38)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with Watch(
-        net, optimizer, link=kept.link, on_fault="end", own_loop=True, forward_again=lambda: loss_of(net, batch)
+        net, optimizer, link=kept.link, on_fault="end", own_loop=True, again=Again(lambda: loss_of(net, batch))
     ) as run:
         loss = loss_of(net, batch)
         optimizer.zero_grad()
@@ -207,7 +221,7 @@ def test_looking_for_the_layer_changes_no_random_number() -> None:
     net = nn.Sequential(mlp(), nn.Dropout(0.5))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     batch = digit_batches(1)[0]
-    with Watch(net, optimizer, link=None, on_fault="hold", forward_again=lambda: net(batch[0])) as run:
+    with Watch(net, optimizer, link=None, on_fault="hold", again=Again(lambda: net(batch[0]))) as run:
         numbers = torch.get_rng_state()
         assert not run.loss(math.nan)
         assert torch.equal(torch.get_rng_state(), numbers)

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tui_descent.instruments.norms import RATIO_FLOOR, Norms
-from tui_descent.instruments.structure import structure
 from tui_descent.instruments.sampler import Sampler
+from tui_descent.instruments.structure import structure
 from tui_descent.protocol.events import ReadingsTaken
 from tui_descent.protocol.readings import COLUMNS
 from tui_descent.training.watch import Watch

@@ -18,6 +18,7 @@ from torch import nn
 from tui_descent import watch
 
 torch.manual_seed(0)
+torch.set_num_threads(1)
 model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1))
 optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
 with watch(model, optimizer, name="my run") as run:

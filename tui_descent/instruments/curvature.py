@@ -81,9 +81,9 @@ class Curvature:
         tolerance: float = 1e-2,
         max_products: int = 60,
     ) -> CurvatureReading:
-        """Both ends until |Hv − θv| ≤ tolerance·|θ|; with `index` also the negative share, at 60 products more or n.
+        """Both ends until |Hv − θv| ≤ tolerance·|θ|: an eigenvalue lies that near, most likely the outermost one.
 
-        `preconditioner` is P^-½, a tensor a parameter, as `preconditioner()` makes it.
+        `index` adds the negative share, at 60 products more or n. `preconditioner` is P^-½, from `preconditioner()`.
         """
         cuda = sorted({p.device.index for p in self._parameters if p.device.type == "cuda"})
         # The other attention kernels have no second derivative.
@@ -209,9 +209,8 @@ def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, *, most: int, to
     basis[0] = start / torch.linalg.vector_norm(start)
     tridiagonal = torch.zeros(most + 1, most + 1, dtype=torch.float64)
     for k in range(1, most + 1):
-        q = basis[k - 1]
-        w = product(q)
-        alpha = torch.dot(w.to(wide), q.to(wide))
+        w = product(basis[k - 1])
+        alpha = torch.dot(w.to(wide), basis[k - 1].to(wide))
         w = w - (basis[:k] @ w) @ basis[:k]
         w = w - (basis[:k] @ w) @ basis[:k]
         diagonal, beta = torch.stack([alpha, torch.linalg.vector_norm(w, dtype=wide)]).tolist()  # the one read-back
@@ -219,8 +218,9 @@ def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, *, most: int, to
             return None
         tridiagonal[k - 1, k - 1] = diagonal
         theta, entries = torch.linalg.eigh(tridiagonal[:k, :k])
-        exact = k == len(start) or beta <= 10 * torch.finfo(w.dtype).eps * float(theta.abs().max())
-        residuals = _relative(theta, entries[-1].abs() * (0.0 if exact else beta))  # |Hv − θv| = |β_k s_k|
+        rounding = torch.finfo(w.dtype).eps * float(theta.abs().max())
+        exact = k == len(start) or beta <= 10 * rounding
+        residuals = _relative(theta, entries[-1].abs() * (0.0 if exact else beta) + rounding)  # |Hv − θv| = |β_k s_k|
         if exact or k == most or max(residuals) <= tolerance:
             break
         tridiagonal[k - 1, k] = tridiagonal[k, k - 1] = beta

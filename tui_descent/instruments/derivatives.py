@@ -38,7 +38,7 @@ def _silu(_: nn.Module, z: Tensor) -> Tensor:
 
 def _leaky(module: nn.Module, z: Tensor) -> Tensor:
     below = float(getattr(module, "negative_slope", 0.0))
-    return torch.where(z > 0, 1.0, below).to(z.dtype)
+    return torch.where(z > 0, torch.ones_like(z), torch.full_like(z, below))
 
 
 def _elu(module: nn.Module, z: Tensor) -> Tensor:

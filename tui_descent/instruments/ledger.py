@@ -82,7 +82,9 @@ class Ledger:
         """A line a block: both factors, the discrepancy |parts − autograd| / autograd, the product from the output."""
         entries: list[LedgerEntry] = []
         product = 1.0
-        for (name, block), kept in reversed(list(zip(self._blocks, self._kept, strict=True))):
+        if all(kept.up is None for kept in self._kept):
+            self._kept = []  # no pass was listened to
+        for (name, block), kept in reversed(list(zip(self._blocks, self._kept, strict=False))):
             up, down = _size(kept.up), _size(kept.down)
             parts = None if kept.up is None else self._through(block, kept)
             by_parts = None if parts is None or not up else _size(parts) / up

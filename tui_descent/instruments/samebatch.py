@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -78,10 +78,52 @@ class NoiseScale:
         return self._noise / self._signal if self._signal > 0 else None
 
 
-def halves(loss_of: Callable[[slice], Tensor], parameters: Sequence[nn.Parameter], batch: int) -> tuple[float, float]:
-    """Squared norms of the whole batch's mean gradient and, in the mean, of its two halves'."""
-    half = batch // 2
-    first = gradient(loss_of(slice(0, half)), parameters)
-    second = gradient(loss_of(slice(half, 2 * half)), parameters)
-    whole = [None if a is None or b is None else (a + b) / 2 for a, b in zip(first, second, strict=True)]
-    return dot(whole, whole), (dot(first, first) + dot(second, second)) / 2
+class BatchAgain(Protocol):
+    """The batch of the step under way, for whoever needs its gradient once more."""
+
+    def forward_again(self) -> Tensor:
+        """Its loss with the weights as they are now."""
+
+    def part(self, where: slice) -> Tensor | None:
+        """The mean loss of some of its samples; None where it has no samples."""
+
+    def size(self) -> int:
+        """How many samples it has."""
+
+
+class SameBatch:
+    """The rare tier of one run: `before_update` in the optimizer's pre-hook, `after_update` in its post-hook."""
+
+    def __init__(self, model: nn.Module, batch: BatchAgain) -> None:
+        self._model = model
+        self._batch = batch
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._noise = NoiseScale()
+        self._grads: list[Tensor | None] = []
+        self._weights: list[Tensor] = []
+
+    @torch.no_grad()
+    def before_update(self) -> None:
+        """Keep gradients and weights, and draw one more estimate of the noise scale."""
+        self._grads = [None if p.grad is None else p.grad.clone() for p in self._parameters]
+        self._weights = [p.clone() for p in self._parameters]
+        half = self._batch.size() // 2
+        if half < 1:
+            return
+        with undisturbed(self._model), torch.enable_grad():
+            parts = [self._batch.part(slice(0, half)), self._batch.part(slice(half, 2 * half))]
+            first, second = (None if p is None else gradient(p, self._parameters) for p in parts)
+        if first is None or second is None:
+            return
+        whole = [None if a is None or b is None else (a + b) / 2 for a, b in zip(first, second, strict=True)]
+        self._noise.add(dot(whole, whole), (dot(first, first) + dot(second, second)) / 2, 2 * half)
+
+    def after_update(self) -> dict[str, float]:
+        """`local_step` and `noise_scale`, as far as there are any."""
+        moves = [p.detach() - w for p, w in zip(self._parameters, self._weights, strict=True)]
+        with undisturbed(self._model), torch.enable_grad():
+            after = gradient(self._batch.forward_again(), self._parameters)
+        alpha = local_step(dot(self._grads, moves), dot(after, moves))
+        self._grads, self._weights = [], []
+        found = {"local_step": alpha, "noise_scale": self._noise.value}
+        return {name: value for name, value in found.items() if value is not None}

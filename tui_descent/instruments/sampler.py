@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable
+from typing import NamedTuple
 
 # A gap between two steps (an evaluation, a checkpoint, a suspended machine) is no step's time: no more than this many
 # usual steps of it count.
@@ -13,12 +14,21 @@ LONGEST_STEP = 4.0
 SLACK_USED = 0.5
 PACED_SHARE = 0.1
 # Tiers beyond the norms: how often at most, and the share of the budget they may have.
-SIGNALS_EVERY_S, SIGNALS_SHARE = 0.1, 0.35
-SLOW_EVERY_S, SLOW_SHARE = 1.0, 0.25
+SIGNALS_EVERY_S, SIGNALS_SHARE = 0.1, 0.3
+SLOW_EVERY_S, SLOW_SHARE = 1.0, 0.2
+RARE_EVERY_S, RARE_SHARE = 10.0, 0.2
 # Of the newest figure in the running means of a step's and a reading's time.
 NEWEST = 1 / 16
 # Steps without a reading, after which their usual time is known.
 KNOWN_AFTER = 8
+
+
+class Tiers(NamedTuple):
+    """What a sampled step reads besides the norms: boundary signals; activations and the ledger; the batch again."""
+
+    signals: bool = False
+    slow: bool = False
+    rare: bool = False
 
 
 class Tier:
@@ -63,6 +73,7 @@ class Sampler:
         self._plain_steps = 0
         self._signals = Tier(SIGNALS_EVERY_S, SIGNALS_SHARE)
         self._slow = Tier(SLOW_EVERY_S, SLOW_SHARE)
+        self._rare = Tier(RARE_EVERY_S, RARE_SHARE)
         self._along: list[Tier] = []
 
     def due(self, step: int, *, period_s: float | None) -> bool:
@@ -84,19 +95,19 @@ class Sampler:
         # The next one is paid for beforehand, so that the share holds at every moment but the first.
         return self._spent_s + self._cost_s <= self._budget * self._busy_s or self._cost_s == 0.0
 
-    def along(self, now_s: float, *, paced: bool) -> tuple[bool, bool]:
-        """Of a reading that is due: whether the boundary signals and the slow tier are read with it."""
+    def along(self, now_s: float, *, paced: bool) -> Tiers:
+        """What is read with a reading that is due."""
         if self._every is not None:
-            return True, True
-        if paced:
-            return True, self._slow.due(now_s, math.inf)
-        allowance_s = self._budget * self._busy_s
-        return self._signals.due(now_s, allowance_s), self._slow.due(now_s, allowance_s)
+            return Tiers(True, True, True)
+        allowance_s = math.inf if paced else self._budget * self._busy_s
+        due = Tiers(*(tier.due(now_s, allowance_s) for tier in (self._signals, self._slow, self._rare)))
+        return due._replace(signals=True) if paced else due
 
-    def spent(self, cost_s: float, *, signals: bool = False, slow: bool = False) -> None:
+    def spent(self, cost_s: float, tiers: Tiers = Tiers()) -> None:  # noqa: B008 - immutable
         """The reading of the step under way took this long by its own clock, with these tiers along."""
         self._timed_s = cost_s
-        self._along = [tier for tier, read in ((self._signals, signals), (self._slow, slow)) if read]
+        accounts = (self._signals, self._slow, self._rare)
+        self._along = [tier for tier, read in zip(accounts, tiers, strict=True) if read]
 
     def stepped(self, busy_s: float) -> None:
         """A step took this long, readings included, waits not.
@@ -126,11 +137,12 @@ class Sampler:
             return
         more_s = max(cost_s - self._cost_s, 0.0) if self._cost_s else cost_s / (1 + len(self._along))
         self._cost_s = self._cost_s or more_s
-        if len(self._along) == 2 and self._signals.cost_s:
-            shares = [min(self._signals.cost_s, more_s)]
-            shares.append(more_s - shares[0])
-        else:
-            shares = [more_s / len(self._along)] * len(self._along)
+        # What is known of the cheaper tiers is theirs; the rest is the last one's, the dearest.
+        shares = []
+        for tier in self._along[:-1]:
+            shares.append(min(tier.cost_s or more_s / len(self._along), more_s))
+            more_s -= shares[-1]
+        shares.append(more_s)
         for tier, share in zip(self._along, shares, strict=True):
             tier.took(share, now_s)
 

@@ -43,6 +43,17 @@ class Setup:
         x, y = self._batch
         return self.loss_function(self.model(x), y)
 
+    def part(self, where: slice) -> Tensor | None:
+        """The mean loss of some of the same batch's samples; None for a surface."""
+        if self._batch is None or self.loss_function is None:
+            return None
+        x, y = self._batch
+        return self.loss_function(self.model(x[where]), y[where])
+
+    def size(self) -> int:
+        """Samples in the same batch; 0 for a surface."""
+        return 0 if self._batch is None else len(self._batch[0])
+
 
 def threads(asked: int) -> int:
     """As asked, or all cores but one, which the screen needs."""

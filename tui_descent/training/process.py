@@ -84,7 +84,7 @@ def _watch(link: Link, scenario: Scenario, setup: build.Setup) -> Watch:
             versions={"torch": str(torch.__version__), "python": platform.python_version()},
         ),
         evaluate=lambda: evaluate(setup),
-        forward_again=setup.forward_again,
+        again=setup,
         own_loop=True,
     )
 

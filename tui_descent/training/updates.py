@@ -8,25 +8,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.utils.hooks import RemovableHandle
 
 from tui_descent.instruments.measuring import Measuring, Sample
-from tui_descent.instruments.sampler import Sampler
+from tui_descent.instruments.samebatch import SameBatch
+from tui_descent.instruments.sampler import Sampler, Tiers
 from tui_descent.training.guard import Fault, Guard
 from tui_descent.training.steering import Steering
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
-
-
-class Tiers(NamedTuple):
-    """What a sampled step reads besides the norms."""
-
-    signals: bool
-    slow: bool
 
 
 class Updates:
@@ -46,8 +40,11 @@ class Updates:
         step: Callable[[], int],
         measuring: Callable[[], Measuring],
         fault: Callable[[Fault], bool],
+        again: SameBatch | None = None,
     ) -> None:
         self.rate = math.nan
+        self.rare: dict[str, float] = {}
+        self._again = again
         self._optimizer = optimizer
         self._steering = steering
         self._sampler = sampler
@@ -100,7 +97,7 @@ class Updates:
         pace = self._steering.pace
         if not self._sampler.due(step, period_s=1 / pace if pace else None):
             return None
-        return Tiers(*self._sampler.along(time.monotonic(), paced=pace is not None))
+        return self._sampler.along(time.monotonic(), paced=pace is not None)
 
     def take(self) -> tuple[int, bool, Sample | None]:
         """Since the last call: updates made, whether one was dropped, the sample if one was due."""
@@ -147,6 +144,8 @@ class Updates:
             self._instruments = self._instruments or self._measuring()
             if self._now is not None:
                 self._instruments.before_update()
+                if self._now.rare and self._again is not None:
+                    self._again.before_update()
             if remember:
                 self._instruments.remember()
             self._cost_s += time.thread_time() - start_s
@@ -167,6 +166,8 @@ class Updates:
             assert self._instruments is not None
             start_s = time.thread_time()
             self._sample = self._instruments.after_update()
+            if now.rare and self._again is not None:
+                self.rare = self._again.after_update()
             cost_s = self._cost_s + time.thread_time() - start_s
-            self._sampler.spent(cost_s, signals=now.signals, slow=now.slow)
+            self._sampler.spent(cost_s, now)
             self._cost_s = 0.0

@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tui_descent.instruments.measuring import Measuring, Sample
+from tui_descent.instruments.samebatch import BatchAgain, SameBatch
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.instruments.structure import Structure, structure
 from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.commands import TurnKnob
-from tui_descent.protocol.events import LedgerTaken, MetricLogged, Noted, RunEnded, RunStarted, Status
+from tui_descent.protocol.events import LedgerTaken, Measured, MetricLogged, Noted, RunEnded, RunStarted, Status
 from tui_descent.training.control import Control, Evaluation, StopRun
 from tui_descent.training.guard import Fault, Guard
 from tui_descent.training.link import Link
@@ -74,8 +75,9 @@ def watch(
 class Watch:
     """One watched run.
 
-    `on_fault`: a loss or gradient that is no number holds the run, ends it, or is only noted.
-    `about` describes a scenario's run, whose loop (`own_loop`) does not count a dropped update as a step.
+    `on_fault`: a loss or gradient that is no number holds the run, ends it, or is only noted. `again` gives the step's
+    batch once more, for the instruments that need it. `about` describes a scenario's run, whose loop (`own_loop`) does
+    not count a dropped update as a step.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class Watch:
         plan: Iterable[tuple[int, TurnKnob]] = (),
         about: RunStarted | None = None,
         evaluate: Evaluation | None = None,
-        forward_again: Callable[[], object] | None = None,
+        again: BatchAgain | None = None,
         own_loop: bool = False,
     ) -> None:
         _refuse_unknown(optimizer)
@@ -100,7 +102,7 @@ class Watch:
         self.name = name
         self.outcome: tuple[Status, str] | None = None
         self._sampler = sampler or Sampler()
-        self._guard = Guard(model, forward_again)
+        self._guard = Guard(model, again.forward_again if again is not None else None)
         self._on_fault = on_fault
         self._about = about
         self._own_loop = own_loop
@@ -114,6 +116,7 @@ class Watch:
             step=lambda: self.control.step,
             measuring=self._instruments,
             fault=self._fault,
+            again=None if again is None else SameBatch(model, again),
         )
         self._measuring: Measuring | None = None
         self._version = -1
@@ -221,6 +224,9 @@ class Watch:
                     sample.rows,
                     global_cosine=math.nan if sample.global_cosine is None else sample.global_cosine,
                 )
+                for name, value in self._updates.rare.items():
+                    control.tell(Measured(segment=control.segment, step=control.step, name=name, value=value))
+                self._updates.rare = {}
                 if sample.ledger:
                     control.tell(LedgerTaken(segment=control.segment, step=control.step, entries=sample.ledger))
         control.completed()
