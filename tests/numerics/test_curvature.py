@@ -192,6 +192,23 @@ def test_power_iteration_misses_the_negative_end_of_a_saddle_and_lanczos_does_no
     assert (reading.lambda_min, reading.lambda_max) == pytest.approx((-1, 3), rel=1e-6)
 
 
+def test_a_small_negative_end_is_found_behind_many_eigenvalues_next_to_zero() -> None:
+    bulk = 1e-5 * torch.randn(4000, dtype=torch.float64)
+    w, loss = quadratic(torch.cat([bulk, torch.tensor([-0.05, -0.03, 3.0, 17.0], dtype=torch.float64)]))
+    instrument = Curvature(loss, [w])
+    for _ in range(4):
+        reading = instrument.measure()
+        assert reading.converged
+        assert (reading.lambda_min, reading.lambda_max) == pytest.approx((-0.05, 17), rel=1e-3)
+
+
+def test_short_of_convergence_both_ends_lie_inside_the_spectrum_and_it_says_so() -> None:
+    w, loss = quadratic(torch.linspace(-1, 3, 2000, dtype=torch.float64))
+    reading = Curvature(loss, [w]).measure(max_products=5)
+    assert not reading.converged
+    assert -1 < reading.lambda_min < 0 < reading.lambda_max < 3
+
+
 def test_the_larger_end_may_be_the_negative_one() -> None:
     w, loss = quadratic(torch.linspace(-3, 1, 40, dtype=torch.float64))
     reading = Curvature(loss, [w]).measure(tolerance=1e-6)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tui_descent.protocol.commands import Resume
 from tui_descent.protocol.events import CommandDone, Noted, RunEnded
+from tui_descent.training.guard import Guard
 from tui_descent.training.watch import OnFault, Watch
 
 BAD_AT = 3
@@ -199,32 +200,24 @@ def test_a_bad_loss_ends_an_unattended_run_before_the_update(value: float, kept:
     assert run.outcome == ("diverged", f"loss is {value} at step 0, before the update")
 
 
-def test_the_fault_names_the_layer_where_it_began(kept: Kept) -> None:
+def test_the_fault_names_the_layer_where_it_began() -> None:
     net = mlp(depth=5, activation="identity")
     batch = digit_batches(1)[0]
+    guard = Guard(net, lambda: loss_of(net, batch))
     with torch.no_grad():
         net.blocks[2].linear.weight.fill_(3e38)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    with Watch(
-        net, optimizer, link=kept.link, on_fault="end", own_loop=True, again=Again(lambda: loss_of(net, batch))
-    ) as run:
-        loss = loss_of(net, batch)
-        optimizer.zero_grad()
-        loss.backward()
-        run._begin()
-        run.loss(loss)
-    assert run.outcome is not None
-    assert "first in blocks.2" in run.outcome[1]
+    fault = guard.bad_loss(7, math.inf)
+    assert fault.step == 7
+    assert fault.text == "loss is inf at step 7, first in blocks.2.linear, before the update"
 
 
 def test_looking_for_the_layer_changes_no_random_number() -> None:
     net = nn.Sequential(mlp(), nn.Dropout(0.5))
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     batch = digit_batches(1)[0]
-    with Watch(net, optimizer, link=None, on_fault="hold", again=Again(lambda: net(batch[0]))) as run:
-        numbers = torch.get_rng_state()
-        assert not run.loss(math.nan)
-        assert torch.equal(torch.get_rng_state(), numbers)
+    numbers = torch.get_rng_state()
+    Guard(net, lambda: net(batch[0])).bad_loss(0, math.nan)
+    assert torch.equal(torch.get_rng_state(), numbers)
+    assert not any(module._forward_hooks for module in net.modules())
 
 
 def test_a_bad_loss_beside_good_gradients_is_found_just_after(kept: Kept) -> None:

@@ -43,6 +43,11 @@ def state(word: str) -> Style:
     return _STATES.get(word, DIM)
 
 
+def verdict(finding: str) -> Style:
+    """The colour of a diagnosis."""
+    return {"healthy": GREEN, "diverged": RED}.get(finding, ORANGE)
+
+
 def _mixed(level: int) -> tuple[int, int, int]:
     place = level / (LEVELS - 1) * (len(_CIVIDIS) - 1)
     low = min(int(place), len(_CIVIDIS) - 2)

@@ -25,8 +25,9 @@ FULL_UP_TO, COLUMNS_AT_ONCE = 1500, 32
 # An eigenvalue is negative below -this·max|λ|. Nearer to 0, where most of a net's are, 30 Lanczos steps cannot tell.
 NEGATIVE: dict[How, float] = {"full Hessian": 1e-6, "Lanczos": 1e-2}
 QUADRATURES, QUADRATURE_PRODUCTS = 2, 30
-# Residuals are relative to |θ|, but to no less than this part of max|θ|: a λmin of 0 has no relative error.
-FLOOR = 1e-2
+# Residuals are relative to |θ|, but to no less than this part of max|θ|: with 1e-2 a θ among the many eigenvalues next
+# to 0 counts as settled before it has found the negative one.
+FLOOR = 1e-4
 # The random part of a warm start: large enough to meet an eigenvector that is new, too small to delay the old ones.
 NOISE = 0.1
 ADAPTIVE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop)
@@ -63,8 +64,7 @@ class Curvature:
     """Measures where the parameters are now; keeps random numbers of its own and the last eigenvectors to start from.
 
     `loss` computes the probe batch's loss anew, with the modules in eval mode: dropout would make H noise, batch norm
-    would move its buffers. RuntimeError where there is no second derivative: a compiled net, a cuDNN RNN. Memory: n a
-    Lanczos step.
+    would move its buffers. RuntimeError without a second derivative: a compiled net, a cuDNN RNN. Memory: n a step.
     """
 
     def __init__(self, loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter], *, seed: int = 0) -> None:
@@ -79,9 +79,9 @@ class Curvature:
         index: bool = False,
         preconditioner: Sequence[Tensor] | None = None,
         tolerance: float = 1e-2,
-        max_products: int = 60,
+        max_products: int = 40,
     ) -> CurvatureReading:
-        """Both ends until |Hv − θv| ≤ tolerance·|θ|: an eigenvalue lies that near, most likely the outermost one.
+        """Both ends until |Hv − θv| ≤ tolerance·|θ|; θ never lies outside the spectrum, so a negative one is proof.
 
         `index` adds the negative share, at 60 products more or n. `preconditioner` is P^-½, from `preconditioner()`.
         """
@@ -101,7 +101,7 @@ class Curvature:
             negative_fraction=fraction,
             negative_below=NEGATIVE[how],
             how=how,
-            converged=max(residual_high, residual_low) <= tolerance,
+            converged=fraction is not None if how == "full Hessian" else max(residual_high, residual_low) <= tolerance,
             parameters=hessian.order,
         )
 

@@ -63,6 +63,7 @@ class Keeper:
         self._missed = 0
         self._stop_asked_s: float | None = None
         self._stop_reason = ""
+        self._stop_wanted = ""
         self._silent = False
         self._started_s = time.monotonic()
 
@@ -82,8 +83,6 @@ class Keeper:
         try:
             self._publish(StateChanged(state="importing torch"))
             self._trainer = trainer()
-            if self._stop_asked_s is not None:  # before there was anybody to pass it on to
-                self._send(Order(client=0, request=0, source="send", command=Stop()))
             self._selector.register(self._trainer.link.socket, selectors.EVENT_READ, lambda: None)
             if self._trainer.wakes is not None:
                 self._selector.register(self._trainer.wakes, selectors.EVENT_READ, lambda: None)
@@ -96,14 +95,17 @@ class Keeper:
             self._close()
 
     def stop(self, reason: str) -> None:
-        """Ask the trainer to end after the step in progress; it is made to when it does not answer."""
-        if self._stop_asked_s is not None:
-            return
+        """Ask the trainer to end after the step in progress; it is made to when it does not answer.
+
+        Only noted here, since a signal may come in the middle of anything; the next look does it.
+        """
+        self._stop_wanted = self._stop_wanted or reason
+
+    def _ask_to_stop(self, reason: str) -> None:
         self._stop_asked_s = time.monotonic()
         self._stop_reason = reason
         self._publish(StateChanged(state="stopping", reason=reason))
-        if self._trainer is not None:
-            self._send(Order(client=0, request=0, source="send", command=Stop()))
+        self._send(Order(client=0, request=0, source="send", command=Stop()))
 
     def order(self, order: Order) -> None:
         """Pass a viewer's request on, or answer it here when there is nobody to do it."""
@@ -144,6 +146,8 @@ class Keeper:
     def _tick(self) -> None:
         assert self._trainer is not None
         trainer = self._trainer
+        if self._stop_wanted and self._stop_asked_s is None:
+            self._ask_to_stop(self._stop_wanted)
         gone = trainer.ended()  # asked before the last look, so that nothing written before the end is missed
         trainer.link.flush()
         self._hear(trainer)

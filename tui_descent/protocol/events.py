@@ -127,6 +127,37 @@ class Measured(Event, frozen=True, kw_only=True, tag="measured"):
     how: str = ""
 
 
+class Advice(msgspec.Struct, frozen=True, kw_only=True):
+    """A knob, the value to turn it to, and the key that does it."""
+
+    knob: str
+    value: str
+    key: str
+
+
+class Diagnosed(Event, frozen=True, kw_only=True, tag="diagnosis"):
+    """What holds the run up, where, how sure that is (0…1), on what evidence, and what helps here, best first."""
+
+    segment: int
+    step: int
+    finding: str
+    layer: str | None = None
+    sure: float
+    evidence: dict[str, float | str] = {}
+    advice: tuple[Advice, ...] = msgspec.field(default=(), name="try")
+    sentence: str = ""
+
+
+class Foretold(Event, frozen=True, kw_only=True, tag="outcome"):
+    """What an intervention was expected to lead to, and what the readings after it showed."""
+
+    segment: int
+    step: int
+    predicted: str
+    happened: str
+    held: bool
+
+
 class Evaluated(Event, frozen=True, kw_only=True, tag="evaluated"):
     """Loss and accuracy on the held-out data with the weights before update `step`."""
 
@@ -223,6 +254,8 @@ AnyEvent = (
     | ReadingsTaken
     | LedgerTaken
     | Measured
+    | Diagnosed
+    | Foretold
     | Evaluated
     | MetricLogged
     | KnobTurned

@@ -9,10 +9,14 @@ from tui_descent.protocol.events import (
     AnyEvent,
     CommandDone,
     CommandRejected,
+    Diagnosed,
     Evaluated,
+    Foretold,
     HistorySent,
     KnobTurned,
+    LedgerTaken,
     Marked,
+    Measured,
     MetricLogged,
     Noted,
     ReadingsTaken,
@@ -32,7 +36,18 @@ MAX_FACTS = 500
 # Below this a gradient is drawn at the floor: float64 norms go on to 1e-300, a colour scale does not.
 LOG_FLOOR = -40.0
 
-Fact = Evaluated | KnobTurned | CommandRejected | Marked | MetricLogged | Noted | StateChanged | StepsMissed
+Fact = (
+    Evaluated
+    | Diagnosed
+    | Foretold
+    | KnobTurned
+    | CommandRejected
+    | Marked
+    | MetricLogged
+    | Noted
+    | StateChanged
+    | StepsMissed
+)
 
 
 class History:
@@ -57,6 +72,9 @@ class History:
         self.interventions: deque[KnobTurned] = deque(maxlen=MAX_FACTS)
         self.marks: deque[Marked] = deque(maxlen=MAX_FACTS)
         self.log: deque[Fact] = deque(maxlen=MAX_FACTS)
+        self.diagnosis: Diagnosed | None = None
+        self.measured: dict[str, Measured] = {}
+        self.ledger: LedgerTaken | None = None
         self.revision = 0
         self._smooth_over = SMOOTH_OVER
         self._rate_from: tuple[float, int] | None = None
@@ -97,10 +115,23 @@ class History:
             case Marked():
                 self.marks.append(event)
                 self.log.append(event)
+            case Diagnosed():
+                self._diagnosed(event)
+            case Measured():
+                self.measured[event.name] = event
+            case LedgerTaken():
+                self.ledger = event
+            case Foretold():
+                self.log.append(event)
             case CommandDone() | MetricLogged():
                 pass
             case CommandRejected() | Noted() | StepsMissed():
                 self.log.append(event)
+
+    def _diagnosed(self, event: Diagnosed) -> None:
+        if self.diagnosis is None or event.finding != self.diagnosis.finding:
+            self.log.append(event)
+        self.diagnosis = event
 
     def _start(self, event: RunStarted) -> None:
         self.started = event
@@ -154,7 +185,8 @@ class History:
         if self.started is not None:
             facts.append(self.started)
         facts += [*self.evaluations, *self.log]
-        facts += [self.readings] if self.readings is not None else []
+        newest: list[AnyEvent | None] = [self.readings, self.ledger, *self.measured.values()]
+        facts += [event for event in newest if event is not None]
         facts.append(self.ended if self.ended is not None else self.state)
         return HistorySent(
             facts=facts,

@@ -15,7 +15,9 @@ from tui_descent.dashboard.panels.view import View
 from tui_descent.dashboard.plain import plain
 from tui_descent.protocol.events import (
     CommandRejected,
+    Diagnosed,
     Evaluated,
+    Foretold,
     KnobTurned,
     Marked,
     MetricLogged,
@@ -74,6 +76,11 @@ def words(fact: Fact) -> tuple[str, Style]:
         case Evaluated():
             accuracy = f", accuracy {fact.accuracy:.1%}" if fact.accuracy is not None else ""
             return f"held-out loss {short(fact.loss)}{accuracy}", ink.DIM
+        case Diagnosed():
+            return f"{plain(fact.finding, 40)}: {plain(fact.sentence)}", ink.verdict(fact.finding)
+        case Foretold():
+            became = "as foretold" if fact.held else f"foretold was {plain(fact.predicted, 40)}"
+            return f"after the turn: {plain(fact.happened, 40)}, {became}", ink.DIM
         case Marked():
             return f"▲ {plain(fact.text)}", ink.MARK
         case StateChanged():

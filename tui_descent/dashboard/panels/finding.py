@@ -29,7 +29,7 @@ def finding(view: View) -> Words:
         return "keeper lost", ink.RED, f"{plain(view.trouble)}; what was seen stays on screen, q leaves", ink.TEXT
     state, reason = history.state.state, plain(history.state.reason)
     if state == "held":
-        text = f"at step {count(history.steps)}{': ' if reason else ''}{reason}; space goes on, q leaves"
+        text = f"{reason or 'at step ' + count(history.steps)}; space goes on, q leaves"
         return "held", ink.ORANGE, text, ink.TEXT
     if state == "waiting":
         return "waiting", ink.state("waiting"), "at its end: space goes on for as many steps, q leaves", ink.TEXT
@@ -45,6 +45,9 @@ def finding(view: View) -> Words:
         return f"{state}…", ink.DIM, what, ink.DIM
     if state == "stopping":
         return "stopping…", ink.ORANGE, reason, ink.TEXT
+    if history.diagnosis is not None:
+        found = history.diagnosis
+        return plain(found.finding, 40), ink.verdict(found.finding), plain(found.sentence), ink.TEXT
     return _flow(view)
 
 

@@ -1,0 +1,170 @@
+"""A run that a person watches: a real keeper with its trainer, and viewers that are this test."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from runs import WITHIN_S, children
+
+from tui_descent.places import new_run, socket_path
+from tui_descent.protocol.channel import Peer
+from tui_descent.protocol.codec import MAX_TO_VIEWER, VERSION, decode, to_viewer
+from tui_descent.protocol.commands import AnyCommand, Hello, Request
+from tui_descent.protocol.events import CommandDone, CommandRejected, KnobTurned, StepsCompleted, ToViewer, Welcome
+from tui_descent.protocol.launch import Launch, start_keeper
+from tui_descent.scenario import presets
+from tui_descent.scenario.toml import to_table
+
+E = TypeVar("E")
+Reply = KnobTurned | CommandDone | CommandRejected
+
+
+class Attended:
+    """The run; its home is TUI_DESCENT_HOME as it stands at its start."""
+
+    def __init__(self, preset: str, *overrides: str, pace: float | None = None, **orders: Any) -> None:
+        _, scenario = presets.find(preset, overrides=overrides)
+        run, folder = new_run(preset)
+        self.path = socket_path(run)
+        self.launch = Launch(
+            run=run,
+            name=preset,
+            folder=str(folder),
+            socket=str(self.path),
+            scenario=to_table(scenario),
+            attended=True,
+            pace=pace,
+            **orders,
+        )
+        self.launch.write()
+        self.keeper = start_keeper(self.launch)
+        self._ended = os.pidfd_open(self.keeper.pid)
+        self._viewers: list[Viewer] = []
+
+    @property
+    def trainer(self) -> int:
+        (pid,) = children(self.keeper.pid)
+        return pid
+
+    def connect(self) -> socket.socket:
+        """As soon as the keeper listens."""
+        end_s = time.monotonic() + WITHIN_S
+        while time.monotonic() < end_s:
+            sock = socket.socket(socket.AF_UNIX)
+            try:
+                sock.connect(str(self.path))
+                return sock
+            except (FileNotFoundError, ConnectionRefusedError):
+                sock.close()
+            gone, _, _ = select.select([self._ended], [], [], 0.01)
+            assert not gone, (Path(self.launch.folder) / "run.log").read_text()
+        raise AssertionError("the keeper never listened")
+
+    def viewer(self, *, hello: bool = True) -> Viewer:
+        viewer = Viewer(self.connect())
+        self._viewers.append(viewer)
+        if hello:
+            viewer.hello()
+        return viewer
+
+    def wait(self, within_s: float = WITHIN_S) -> int:
+        """For the keeper's end; its exit code."""
+        return self.keeper.wait(within_s)
+
+    def close(self) -> None:
+        """Whatever the test did, nothing is left."""
+        for viewer in self._viewers:
+            viewer.close()
+        try:
+            self.keeper.wait(40)
+        except subprocess.TimeoutExpired:
+            for pid in (*children(self.keeper.pid), self.keeper.pid):
+                os.kill(pid, 9)
+            self.keeper.wait()
+            raise
+        finally:
+            os.close(self._ended)
+
+
+class Viewer:
+    """One end of the socket; everything it was told, in order."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.peer = Peer(sock, limit=MAX_TO_VIEWER)
+        self.heard: list[ToViewer] = []
+        self.client = 0
+        self._looked = 0
+        self._requests = 0
+
+    def hello(self) -> None:
+        self.peer.send(Hello(version=VERSION, name="test"))
+        self.client = self.until(lambda m: isinstance(m, Welcome)).client  # type: ignore[union-attr]
+
+    def ask(self, command: AnyCommand) -> int:
+        """Send a request; its number."""
+        self._requests += 1
+        self.peer.send(Request(request=self._requests, command=command, source="send"))
+        return self._requests
+
+    def do(self, command: AnyCommand, within_s: float = WITHIN_S) -> Reply:
+        """Send a request and wait for its reply."""
+        number = self.ask(command)
+        reply = self.until(lambda m: m in self.replies(number), within_s)
+        assert isinstance(reply, Reply)
+        return reply
+
+    def replies(self, number: int) -> list[Reply]:
+        """To this viewer's request of that number."""
+        return [m for m in self.heard if isinstance(m, Reply) and (m.client, m.request) == (self.client, number)]
+
+    def until(self, wanted: Callable[[ToViewer], bool], within_s: float = WITHIN_S) -> ToViewer:
+        """The first message that is wanted among those not looked at yet."""
+        end_s = time.monotonic() + within_s
+        while True:
+            while self._looked < len(self.heard):
+                self._looked += 1
+                if wanted(self.heard[self._looked - 1]):
+                    return self.heard[self._looked - 1]
+            left_s = end_s - time.monotonic()
+            last = [m for m in self.heard if not isinstance(m, StepsCompleted)][-3:]
+            assert left_s > 0, f"not within {within_s} s; the last heard: {last}"
+            assert self.peer.closed is None, f"{self.peer.closed}; the last heard: {last}"
+            select.select([self.peer.socket], [], [], left_s)
+            self._take()
+
+    def until_event(self, kind: type[E], within_s: float = WITHIN_S, **fields: Any) -> E:
+        """The next event of a kind with these fields."""
+        found = self.until(
+            lambda m: isinstance(m, kind) and all(getattr(m, name) == value for name, value in fields.items()), within_s
+        )
+        assert isinstance(found, kind)
+        return found
+
+    def until_step(self, step: int, within_s: float = WITHIN_S) -> None:
+        """Until update `step` was told."""
+        self.until(lambda m: isinstance(m, StepsCompleted) and m.first + len(m.losses) > step, within_s)
+
+    def until_closed(self, within_s: float = WITHIN_S) -> None:
+        """Until the keeper hangs up."""
+        end_s = time.monotonic() + within_s
+        while self.peer.closed is None:
+            select.select([self.peer.socket], [], [], max(0.0, end_s - time.monotonic()))
+            self._take()
+            assert time.monotonic() < end_s
+
+    def events(self, kind: type[E]) -> list[E]:
+        return [m for m in self.heard if isinstance(m, kind)]
+
+    def _take(self) -> None:
+        self.peer.flush()
+        self.heard += [decode(to_viewer, body) for body in self.peer.receive()]
+
+    def close(self) -> None:
+        self.peer.close()
