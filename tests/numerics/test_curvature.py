@@ -490,7 +490,7 @@ def test_an_adaptive_optimizer_turns_at_the_measured_preconditioned_curvature(ki
 
 def test_the_preconditioner_is_what_the_next_steps_divide_by() -> None:
     for make in (
-        lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.0, 0.99)),
+        lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.9, 0.99)),
         lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.0, 0.99), amsgrad=True),
         lambda p: torch.optim.RMSprop(p, lr=0.01),
         lambda p: torch.optim.RMSprop(p, lr=0.01, centered=True),
@@ -507,8 +507,9 @@ def test_the_preconditioner_is_what_the_next_steps_divide_by() -> None:
         scales = preconditioner(optimizer, parameters)
         assert scales is not None
         for p, old, scale in zip(parameters, before, scales, strict=True):
-            # Without momentum the update is −ηP⁻¹g, P after this gradient.
-            torch.testing.assert_close(p.detach() - old, -0.01 * scale.square() * p.grad, rtol=1e-9, atol=1e-15)
+            # The update is −ηP⁻¹m, and m the gradient where there is no momentum; P after this gradient.
+            mean = optimizer.state[p].get("exp_avg", p.grad)
+            torch.testing.assert_close(p.detach() - old, -0.01 * scale.square() * mean, rtol=1e-9, atol=1e-15)
 
 
 def test_what_the_optimizer_does_not_hold_is_not_moved_and_has_scale_zero() -> None:
@@ -614,6 +615,14 @@ def test_weights_gradients_random_numbers_and_settings_stay(name: str) -> None:
             assert p.grad is grad
             assert values is None or torch.equal(grad, values)
     assert (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled()) == kernels
+
+
+def test_it_measures_where_gradients_are_switched_off() -> None:
+    model, loss = problem("mlp", torch.float32)
+    with torch.no_grad():
+        reading = Curvature(loss, list(model.parameters())).measure()
+        assert not torch.is_grad_enabled()
+    assert reading.converged
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

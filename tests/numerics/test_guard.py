@@ -13,7 +13,7 @@ from nets import OPTIMIZERS, copy_of, digit_batches, loss_of, mlp, same, same_st
 from torch import Tensor, nn
 
 from tui_descent.protocol.commands import Resume
-from tui_descent.protocol.events import CommandDone, Noted, RunEnded
+from tui_descent.protocol.events import CommandDone, NotFinite, RunEnded
 from tui_descent.training.guard import Guard
 from tui_descent.training.watch import OnFault, Watch
 
@@ -109,7 +109,7 @@ def test_without_a_viewer_the_run_ends_diverged_with_good_weights(name: str, kep
 def test_a_foreign_loop_is_told_and_not_stopped(kept: Kept) -> None:
     net, answers, _ = train("sgd", "note", spoil_input_most, link=kept.link, own_loop=False)
     assert answers == [True] * (BAD_AT + 3)
-    noted = kept.events(Noted)
+    noted = kept.events(NotFinite)
     assert noted[0].step == BAD_AT
     assert noted[0].level == "error"
     assert "gradient of stem is not finite at step 3" in noted[0].text

@@ -145,6 +145,7 @@ def test_a_step_that_raised_does_not_leave_its_multiplied_rate(told: bool) -> No
             run.step(loss)
             assert optimizer.param_groups[0]["lr"] == 0.1
     assert {round(rate, 12) for rate in used} == {0.1, 0.3}, "never 0.9"
+    assert run.next_step == 4, "the update after a step that raised counts"
 
 
 def test_a_step_that_raised_at_the_very_end_is_healed_too() -> None:

@@ -185,6 +185,32 @@ def test_a_subclass_that_calls_its_base_makes_one_update_a_step(kept: Kept) -> N
     assert [reading.step for reading in kept.readings()] == list(range(20))
 
 
+class Decaying(torch.optim.SGD):
+    """Changes the weights itself before the base's step does."""
+
+    def step(self, closure: Any = None) -> Any:
+        with torch.no_grad():
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.mul_(0.5)
+        return super().step(closure)
+
+
+def test_what_a_subclass_does_around_its_bases_step_is_in_the_update(kept: Kept) -> None:
+    net = mlp()
+    optimizer = Decaying(net.parameters(), lr=0.1)
+    with Watch(net, optimizer, link=kept.link, sampler=Sampler(every=1)) as run:
+        loss = loss_of(net, digit_batches(1)[0])
+        loss.backward()
+        before = net.stem.weight.detach().clone()
+        optimizer.step()
+        run.step(loss)
+        (reading,) = kept.readings()
+    wanted = (net.stem.weight.detach() - before).double().norm().item()
+    assert reading.values["update_norm"][0] == pytest.approx(wanted, rel=1e-5)
+    assert reading.values["weight_norm"][0] == pytest.approx(before.double().norm().item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("by_name", [False, True], ids=["positional", "by name"])
 def test_a_closure_is_watched(by_name: bool, kept: Kept) -> None:
     def run_with(optimizer: torch.optim.Optimizer, net: nn.Module, batch: Any) -> torch.Tensor:

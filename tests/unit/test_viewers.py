@@ -216,6 +216,7 @@ def test_a_viewer_that_fell_behind_is_sent_a_fresh_history_and_then_the_stream(d
     door.heard(slow)
     for n in range(500):
         door.tell(f"{n:04} " + "x" * 20_000)
+    assert door.viewers.waiting < 21_000, "what waited was dropped, but for the frame that is on its way"
     found = door.heard(slow)
     notes = [int(message.text[:4]) for message in found if isinstance(message, Noted)]
     assert notes == list(range(len(notes))), "no gap before the history"

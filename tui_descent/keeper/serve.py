@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from tui_descent.keeper.diagnosing import Diagnosing
 from tui_descent.keeper.trainer import Trainer, how_it_ended, log_tail
 from tui_descent.keeper.viewers import Viewers
 from tui_descent.protocol.channel import listen
@@ -49,6 +50,7 @@ class Keeper:
     def __init__(self, launch: Launch, *, on_event: Callable[[AnyEvent], None] | None = None) -> None:
         self.launch = launch
         self.history = History()
+        self._diagnosing = Diagnosing()
         self.ended: RunEnded | None = None
         self._on_event = on_event
         self._selector = selectors.DefaultSelector()
@@ -284,6 +286,11 @@ class Keeper:
             )
 
     def _publish(self, event: AnyEvent) -> None:
+        self._send_out(event)
+        for said in self._diagnosing.hear(event):
+            self._send_out(said)
+
+    def _send_out(self, event: AnyEvent) -> None:
         self.history.apply(event)
         if self._viewers is not None:
             self._viewers.publish(event)

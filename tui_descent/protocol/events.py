@@ -127,7 +127,7 @@ class Measured(Event, frozen=True, kw_only=True, tag="measured"):
     how: str = ""
 
 
-class Advice(msgspec.Struct, frozen=True, kw_only=True):
+class Advice(msgspec.Struct, frozen=True):
     """A knob, the value to turn it to, and the key that does it."""
 
     knob: str
@@ -216,6 +216,16 @@ class CommandRejected(Event, frozen=True, kw_only=True, tag="rejected"):
     reason: str
 
 
+class NotFinite(Event, frozen=True, kw_only=True, tag="not_finite"):
+    """A loss or gradient that is no number, and the first layer that went bad where that is known."""
+
+    segment: int
+    step: int
+    what: Literal["loss", "gradient"]
+    layer: str | None
+    text: str
+
+
 class Marked(Event, frozen=True, kw_only=True, tag="mark"):
     """A moment somebody wanted to find again."""
 
@@ -261,6 +271,7 @@ AnyEvent = (
     | KnobTurned
     | CommandDone
     | CommandRejected
+    | NotFinite
     | Marked
     | Noted
     | RunEnded

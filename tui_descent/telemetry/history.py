@@ -19,6 +19,7 @@ from tui_descent.protocol.events import (
     Measured,
     MetricLogged,
     Noted,
+    NotFinite,
     ReadingsTaken,
     RunEnded,
     RunStarted,
@@ -45,6 +46,7 @@ Fact = (
     | Marked
     | MetricLogged
     | Noted
+    | NotFinite
     | StateChanged
     | StepsMissed
 )
@@ -121,7 +123,7 @@ class History:
                 self.measured[event.name] = event
             case LedgerTaken():
                 self.ledger = event
-            case Foretold():
+            case Foretold() | NotFinite():
                 self.log.append(event)
             case CommandDone() | MetricLogged():
                 pass

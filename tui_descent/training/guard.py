@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ class Fault:
 
     step: int
     text: str
+    what: Literal["loss", "gradient"]
+    layer: str | None = None
 
 
 class Guard:
@@ -32,7 +35,9 @@ class Guard:
         """The fault of a loss that is no number."""
         when = "found just after the update" if after else "before the update"
         where = self._first_bad_layer()
-        return Fault(step, f"loss is {value} at step {step}{f', first in {where}' if where else ''}, {when}")
+        return Fault(
+            step, f"loss is {value} at step {step}{f', first in {where}' if where else ''}, {when}", "loss", where
+        )
 
     def bad_gradient(self, step: int) -> Fault | None:
         """The fault of a gradient that is not finite, if it is not. One small read a step."""

@@ -6,6 +6,7 @@ The hooks are the only hold on a loop: gradients exist in the pre-hook whatever 
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -108,9 +109,10 @@ class Updates:
         return taken
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
-        self._depth += 1
-        if self._depth > 1:  # a subclass that calls super().step() fires the hooks twice
+        if self._depth > 0 and _inside_a_step():  # a subclass that calls super().step() fires the hooks twice
+            self._depth += 1
             return None
+        self._depth = 1  # a step that raised never came to its post-hook
         if self._planned is None:  # a foreign net's first step: its layers are known only now
             self._instruments = self._measuring()
             self.plan()
@@ -171,3 +173,12 @@ class Updates:
             cost_s = self._cost_s + time.thread_time() - start_s
             self._sampler.spent(cost_s, now)
             self._cost_s = 0.0
+
+
+def _inside_a_step() -> bool:
+    """Whether torch's wrapper that runs this pre-hook was itself called from within another step."""
+    wrapper = sys._getframe(2)
+    frame = wrapper.f_back
+    while frame is not None and frame.f_code is not wrapper.f_code:
+        frame = frame.f_back
+    return frame is not None

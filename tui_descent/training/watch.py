@@ -27,7 +27,7 @@ from tui_descent.instruments.sampler import Sampler
 from tui_descent.instruments.structure import Structure, structure
 from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.commands import TurnKnob
-from tui_descent.protocol.events import LedgerTaken, Measured, MetricLogged, Noted, RunEnded, RunStarted, Status
+from tui_descent.protocol.events import LedgerTaken, Measured, MetricLogged, NotFinite, RunEnded, RunStarted, Status
 from tui_descent.training.control import Control, Evaluation, StopRun
 from tui_descent.training.guard import Fault, Guard
 from tui_descent.training.link import Link
@@ -232,13 +232,16 @@ class Watch:
         control.completed()
 
     def _fault(self, fault: Fault) -> bool:
-        """Hold, end or note; whether the update is to be dropped."""
+        """Tell it, then hold, end or go on; whether the update is to be dropped."""
+        control = self.control
+        control.tell(
+            NotFinite(segment=control.segment, step=fault.step, what=fault.what, layer=fault.layer, text=fault.text)
+        )
         if self._on_fault == "note":
-            self.control.tell(Noted(step=fault.step, text=fault.text, level="error"))
             return False
         if self._on_fault == "end":
             raise StopRun("diverged", fault.text)
-        self.control.hold(fault.text)
+        control.hold(fault.text)
         return True
 
     def _saw(self, name: str) -> Callable[..., None]:

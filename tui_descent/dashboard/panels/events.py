@@ -22,6 +22,7 @@ from tui_descent.protocol.events import (
     Marked,
     MetricLogged,
     Noted,
+    NotFinite,
     StateChanged,
     StepsMissed,
 )
@@ -81,6 +82,8 @@ def words(fact: Fact) -> tuple[str, Style]:
         case Foretold():
             became = "as foretold" if fact.held else f"foretold was {plain(fact.predicted, 40)}"
             return f"after the turn: {plain(fact.happened, 40)}, {became}", ink.DIM
+        case NotFinite():
+            return plain(fact.text), ink.RED
         case Marked():
             return f"▲ {plain(fact.text)}", ink.MARK
         case StateChanged():
