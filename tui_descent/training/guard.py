@@ -48,10 +48,8 @@ class Guard:
             return None  # finite numbers whose sum is not
         bad = [w.layer.name for w in self.layers if w.weight.grad is not None and not _finite(w.weight.grad)]
         # Backward comes from the output: the last layer in forward order was the first to go.
-        text = (
-            f"gradient of {bad[-1]} is not finite at step {step}; held before the update: the weights are as they were"
-        )
-        return Fault(step, text)
+        text = f"gradient of {bad[-1]} is not finite at step {step}, before the update"
+        return Fault(step, text, "gradient", bad[-1])
 
     def _first_bad_layer(self) -> str | None:
         for watched in self.layers:
