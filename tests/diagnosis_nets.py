@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tui_descent.instruments.diagnosis import Situation
 from tui_descent.instruments.measuring import Measuring
 from tui_descent.instruments.structure import structure
 from tui_descent.protocol.events import Layer, ReadingsTaken
@@ -40,7 +41,13 @@ def draw(seed: int) -> Scenario:
     """A net of this seed: most combinations are ordinary, some are ill in one or another way."""
     r = random.Random(f"net {seed}")
     data: dict[str, Any] = r.choice(
-        [{"name": "digits"}, {"name": "digits"}, {"name": "moons"}, {"name": "circles"}, {"name": "spirals", "noise": 0.02}]
+        [
+            {"name": "digits"},
+            {"name": "digits"},
+            {"name": "moons"},
+            {"name": "circles"},
+            {"name": "spirals", "noise": 0.02},
+        ]
     ) | {"batch_size": r.choice([32, 64, 128])}
     activation = r.choice(["relu", "relu", "relu", "leaky_relu", "gelu", "silu", "tanh", "tanh", "sigmoid", "elu"])
     depth = r.choice([1, 2, 3, 4, 6, 8, 12, 16, 20])
@@ -95,17 +102,29 @@ def changed(scenario: Scenario, **sections: dict[str, Any]) -> Scenario:
     return scenario_of(table)
 
 
+def situation_of(scenario: Scenario) -> Situation:
+    model = scenario.model
+    if not isinstance(model, MlpModel):
+        return Situation(optimizer=scenario.optimizer.name)
+    return Situation(
+        classes=10 if isinstance(scenario.data, DigitsData) else 2,
+        optimizer=scenario.optimizer.name,
+        activation=model.activation.name,
+        residual=model.residual.name == "on",
+        norm=model.norm.name != "none",
+    )
+
+
 # --- what the diagnosis is shown ------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
 class Seen:
-    """A stretch of a run as an observer gets it; `reading_at` by step. It ends before a loss that is no number."""
+    """A stretch of a run as an observer gets it, its readings by step. It ends before a loss that is no number."""
 
     layers: tuple[Layer, ...]
     losses: list[float] = field(default_factory=list)
     readings: dict[int, ReadingsTaken] = field(default_factory=dict)
-    global_cosines: dict[int, float] = field(default_factory=dict)
 
 
 class Observed:
@@ -118,13 +137,19 @@ class Observed:
         self.measuring = Measuring(self.net, self.parameters)
         self.seen = Seen(tuple(w.layer for w in self.net.layers))
         self.step = 0
+        self._under_way: list[surgery.Transition] = []
 
-    def run(self, steps: int, *, every: int, before: Callable[[int], object] = lambda step: None) -> Seen:
+    def run(self, steps: int, *, every: int) -> Seen:
         for _ in range(steps):
-            before(self.step)
+            self._under_way = [t for t in self._under_way if not t.advance()]
             if not self._one(every):
                 break
         return self.seen
+
+    def turn_residual_on(self) -> None:
+        """As the knob does it: the branch at 1/√depth, over 20 steps."""
+        blocks = _blocks(self.setup)
+        self._under_way = [surgery.open_skip(block, len(blocks) ** -0.5, steps=20) for block in blocks]
 
     def _one(self, every: int) -> bool:
         step, seen, measuring = self.step, self.seen, self.measuring
@@ -181,7 +206,7 @@ class Verdict:
 
 HEALTHY = 0.6  # of the best change's gain: as good as it gets
 ILL = 0.4  # under this part of it something is clearly wrong; in between both words are right
-ESTABLISHED = 0.15  # a best gain under this says nothing
+ESTABLISHED = 0.3  # a best gain under this says nothing
 CLEARLY = 0.6  # a change cures with this part of the best gain
 
 
@@ -190,7 +215,7 @@ class Oracle:
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
-        self.classes = 10 if isinstance(scenario.data, DigitsData) else 2
+        self.classes = situation_of(scenario).classes or 0
         self.start = build(scenario, on=CPU)
         self.end = copy.deepcopy(self.start)
         losses = _train(self.end, WINDOW)
@@ -241,11 +266,12 @@ def _meant(cures: frozenset[str], scenario: Scenario, rose: bool) -> set[str]:
     assert isinstance(scenario.model, MlpModel)
     activation, optimizer = scenario.model.activation.name, scenario.optimizer
     faster = bool(cures & {"lr*10", "lr*100", "lr*1000"})
-    if "adam" in cures and optimizer.name in ("adam", "adamw") and optimizer.lr < 6e-4:
-        faster = True  # the same optimizer at another rate
+    if "adam" in cures and optimizer.name in ("adam", "adamw", "rmsprop") and optimizer.lr < 6e-4:
+        faster = True  # the same family at another rate
     slower = bool(cures & {"lr/10", "lr/100", "undo lr/10"})
     smaller, larger = bool(cures & {"init/2", "init/4"}), bool(cures & {"init*2", "init*4"})
-    built = bool(cures & {"residual", "norm pre", "norm mid", "init he", "init xavier", "unbounded"})
+    redrawn = bool(cures & {"init he", "init xavier", "unbounded"})
+    built = bool(cures & {"residual", "norm pre", "norm mid"})
     findings = set[str]()
     if slower:
         findings |= {"diverging", "rate at the edge"}
@@ -257,8 +283,10 @@ def _meant(cures: frozenset[str], scenario: Scenario, rose: bool) -> set[str]:
         findings |= {"saturated"}
     if activation == "relu" and cures & {"leaky_relu", "bias 0"}:
         findings |= {"dead units"}
-    if not faster and not smaller and (larger or built):
+    if not faster and not smaller and (larger or redrawn or built):
         findings |= {"vanishing"}
+    if built and not redrawn and not larger and not slower and not smaller:
+        findings |= {"plateau"}  # a way around cures, and nothing says that the way through was lost
     if "adam" in cures and not slower and not smaller and not rose:
         findings |= {"plateau"}
     return findings

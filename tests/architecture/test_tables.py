@@ -6,7 +6,8 @@ from collections import Counter
 from pathlib import Path
 
 from tui_descent.protocol.commands import TurnKnob
-from tui_descent.scenario.knobs import KEYS, KNOBS, check, keys_table
+from tui_descent.scenario.keys import KEYS, keys_table
+from tui_descent.scenario.knobs import KNOBS, check
 from tui_descent.scenario.spec import Activation
 
 README = Path(__file__).resolve().parents[2] / "README.md"

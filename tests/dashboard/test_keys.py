@@ -11,7 +11,7 @@ from textual.keys import _character_to_key
 from tui_descent.dashboard import actions
 from tui_descent.protocol.commands import AnyCommand, Evaluate, Mark, Pause, Resume, RunSteps, TurnKnob
 from tui_descent.protocol.events import KnobState, StateChanged
-from tui_descent.scenario.knobs import KEYS
+from tui_descent.scenario.keys import KEYS
 
 PAST = vanishing(30)
 

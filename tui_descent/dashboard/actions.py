@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from textual.binding import Binding
 
 from tui_descent.protocol.commands import AnyCommand, RunSteps, TurnKnob
-from tui_descent.scenario.knobs import KEYS, KNOBS, PACES, PAUSE, RESUME, Key
+from tui_descent.scenario.keys import KEYS, PAUSE, RESUME, Key
+from tui_descent.scenario.knobs import KNOBS, PACES
 from tui_descent.telemetry.history import History
 
 if TYPE_CHECKING:

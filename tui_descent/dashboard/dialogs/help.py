@@ -19,7 +19,7 @@ from tui_descent.dashboard.panels.gradients import GradientsPanel
 from tui_descent.dashboard.panels.heatmap import HeatmapPanel
 from tui_descent.dashboard.panels.loss import LossPanel
 from tui_descent.dashboard.panels.updates import UpdatesPanel
-from tui_descent.scenario.knobs import KEYS
+from tui_descent.scenario.keys import KEYS
 
 PANELS = {
     "Loss": LossPanel,

@@ -1,0 +1,237 @@
+"""Everything that can be pressed: one table makes bindings, footer, help, palette and the README's keys."""
+
+from __future__ import annotations
+
+import msgspec
+
+from tui_descent.protocol.commands import AnyCommand, Evaluate, Mark, Pause, Resume, RunSteps, TurnKnob
+
+RATE_STEP = 1.25
+PAUSE, RESUME = Pause(), Resume()
+
+
+class Key(msgspec.Struct, frozen=True, kw_only=True):
+    """What a key does: `action` is the dashboard's word for it, `command` what it always sends, if anything."""
+
+    keys: tuple[str, ...]
+    shown: str
+    label: str
+    help: str
+    action: str
+    command: AnyCommand | None = None
+    knob: str | None = None
+
+
+KEYS: tuple[Key, ...] = (
+    Key(
+        keys=("plus", "equals_sign", "add"),
+        shown="+",
+        label="rate up",
+        help="learning rate × 1.25",
+        action="turn",
+        knob="lr",
+        command=TurnKnob(knob="lr", value=f"*{RATE_STEP}"),
+    ),
+    Key(
+        keys=("minus", "subtract"),
+        shown="-",
+        label="rate down",
+        help="learning rate ÷ 1.25",
+        action="turn",
+        knob="lr",
+        command=TurnKnob(knob="lr", value=f"/{RATE_STEP}"),
+    ),
+    Key(
+        keys=("right_square_bracket",),
+        shown="]",
+        label="rate ×10",
+        help="learning rate × 10",
+        action="turn",
+        knob="lr",
+        command=TurnKnob(knob="lr", value="*10"),
+    ),
+    Key(
+        keys=("left_square_bracket",),
+        shown="[",
+        label="rate ÷10",
+        help="learning rate ÷ 10",
+        action="turn",
+        knob="lr",
+        command=TurnKnob(knob="lr", value="/10"),
+    ),
+    Key(
+        keys=("l",),
+        shown="l",
+        label="exact rate",
+        help="type an exact learning rate",
+        action="exact_rate",
+        knob="lr",
+    ),
+    Key(
+        keys=("a",),
+        shown="a",
+        label="activation",
+        help="pick the activation of the net or of the selected layer",
+        action="pick_activation",
+        knob="activation",
+    ),
+    Key(
+        keys=("r",),
+        shown="r",
+        label="residual",
+        help="residual connections on or off: all blocks or the selected one",
+        action="toggle_residual",
+        knob="residual",
+    ),
+    Key(
+        keys=("space",),
+        shown="space",
+        label="pause",
+        help="pause, and go on",
+        action="toggle_pause",
+    ),
+    Key(
+        keys=("full_stop",),
+        shown=".",
+        label="one step",
+        help="make one step, then pause",
+        action="send",
+        command=RunSteps(steps=1),
+    ),
+    Key(
+        keys=("greater_than_sign",),
+        shown=">",
+        label="N steps",
+        help="make N steps, then pause",
+        action="run_steps",
+    ),
+    Key(
+        keys=("comma",),
+        shown=",",
+        label="slower",
+        help="fewer steps a second",
+        action="slower",
+        knob="pace",
+    ),
+    Key(
+        keys=("semicolon",),
+        shown=";",
+        label="faster",
+        help="more steps a second, up to max",
+        action="faster",
+        knob="pace",
+    ),
+    Key(
+        keys=("m",),
+        shown="m",
+        label="mark",
+        help="mark this moment on the time axis",
+        action="send",
+        command=Mark(),
+    ),
+    Key(
+        keys=("e",),
+        shown="e",
+        label="evaluate",
+        help="evaluate on the held-out data now",
+        action="send",
+        command=Evaluate(),
+    ),
+    Key(
+        keys=("y",),
+        shown="y",
+        label="log/linear",
+        help="loss axis: logarithmic or linear",
+        action="toggle_log",
+    ),
+    Key(
+        keys=("t",),
+        shown="t",
+        label="time",
+        help="time axis: the whole run, or the last 200 steps",
+        action="toggle_window",
+    ),
+    Key(
+        keys=("tab",),
+        shown="tab",
+        label="focus",
+        help="next panel; arrows scroll and select a layer",
+        action="focus_next_panel",
+    ),
+    Key(
+        keys=("z",),
+        shown="z",
+        label="zoom",
+        help="the focused panel alone, and back",
+        action="zoom",
+    ),
+    Key(
+        keys=("1", "2", "3"),
+        shown="1-3",
+        label="views",
+        help="overview · layers · events",
+        action="view",
+    ),
+    Key(
+        keys=("question_mark",),
+        shown="?",
+        label="help",
+        help="all keys, and what the panels mean",
+        action="help",
+    ),
+    Key(
+        keys=("ctrl+p",),
+        shown="ctrl+p",
+        label="palette",
+        help="every action and knob by name",
+        action="command_palette",
+    ),
+    Key(
+        keys=("q", "ctrl+c"),
+        shown="q",
+        label="leave",
+        help="stop the run and leave, or stay",
+        action="leave",
+    ),
+    Key(
+        keys=("up",),
+        shown="↑",
+        label="layer up",
+        help="select the layer above; in the events, scroll",
+        action="up",
+    ),
+    Key(
+        keys=("down",),
+        shown="↓",
+        label="layer down",
+        help="select the layer below; in the events, scroll",
+        action="down",
+    ),
+    Key(
+        keys=("enter",),
+        shown="enter",
+        label="one layer",
+        help="all readings of the selected layer",
+        action="open_layer",
+    ),
+    Key(
+        keys=("escape",),
+        shown="escape",
+        label="whole net",
+        help="select no layer: knobs act on the whole net",
+        action="clear",
+    ),
+    Key(
+        keys=("ctrl+z",),
+        shown="ctrl+z",
+        label="suspend",
+        help="back to the shell; fg returns",
+        action="suspend",
+    ),
+)
+
+
+def keys_table() -> str:
+    """The keys as a Markdown table: the README's."""
+    rows = [f"| `{key.shown}` | {key.label} | {key.help} |" for key in KEYS]
+    return "\n".join(["| key | | what it does |", "|---|---|---|", *rows])
