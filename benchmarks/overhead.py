@@ -1,8 +1,8 @@
 """What watching costs: steps a second of a plain loop against the same loop watched, with a real keeper.
 
 The variants run in turns, a stretch of steps each, and every round gives one ratio, so a machine that slows down slows
-all alike. `plain again` against `plain` (A/A) shows what a ratio of 1 looks like here. On one CPU thread the seconds are
-the thread's own CPU seconds, which other programs on the machine disturb less; otherwise they are the clock's.
+all alike. `plain again` against `plain` (A/A) shows what a ratio of 1 looks like here. On one CPU thread the seconds
+are the thread's own CPU seconds, which other programs on the machine disturb less; otherwise they are the clock's.
 
     python benchmarks/overhead.py --workloads W1,W2 --rounds 15
 """
