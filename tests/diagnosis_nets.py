@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from tui_descent.instruments.diagnosis import Situation
 from tui_descent.instruments.measuring import Measuring
 from tui_descent.instruments.structure import structure
 from tui_descent.protocol.events import Layer, ReadingsTaken
@@ -24,6 +23,7 @@ from tui_descent.protocol.ring import ReadingRecord
 from tui_descent.scenario.spec import DigitsData, InitSpec, MlpModel, Scenario
 from tui_descent.scenario.toml import to_table
 from tui_descent.scenario.validate import convert
+from tui_descent.telemetry.diagnosis import Situation
 from tui_descent.training import surgery
 from tui_descent.training.build import Setup, build
 from tui_descent.training.nets import parts

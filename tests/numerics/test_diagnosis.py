@@ -12,7 +12,11 @@ from collections.abc import Collection, Iterable
 import pytest
 from diagnosis_nets import TRIAL, WINDOW, Observed, Oracle, Seen, Verdict, changed, draw, judge, situation_of
 
-from tui_descent.instruments.diagnosis import (
+from tui_descent.protocol.events import Layer, ReadingsTaken
+from tui_descent.scenario import knobs, presets
+from tui_descent.scenario.keys import KEYS
+from tui_descent.scenario.spec import Scenario
+from tui_descent.telemetry.diagnosis import (
     DARES,
     Advice,
     Diagnosis,
@@ -22,10 +26,6 @@ from tui_descent.instruments.diagnosis import (
     agrees,
     sentence,
 )
-from tui_descent.protocol.events import Layer, ReadingsTaken
-from tui_descent.scenario import knobs, presets
-from tui_descent.scenario.keys import KEYS
-from tui_descent.scenario.spec import Scenario
 
 ALL = frozenset({"lr", "activation", "residual", "pace", "norm", "optimizer", "init", "undo"})
 TODAY = frozenset(knobs.KNOBS)
@@ -418,7 +418,7 @@ def test_a_turn_of_the_rate_agrees_by_its_direction() -> None:
 
 
 def test_it_needs_no_torch() -> None:
-    code = "import sys, tui_descent.instruments.diagnosis; sys.exit('torch' in sys.modules)"
+    code = "import sys, tui_descent.telemetry.diagnosis; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

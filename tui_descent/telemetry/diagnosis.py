@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import msgspec
@@ -49,6 +49,9 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     activation: str | None = None
     residual: bool | None = None
     norm: bool | None = None
+
+
+SLOWED = (Advice("undo", "1", "u"), Advice("lr", "/10", "["))
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,10 +95,7 @@ class Signs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Diagnosis:
-    """Fed with every step's loss and every reading of a run; asked for its `finding` at any time.
-
-    `knobs` are the names of those that can be turned in this run: no other is ever advised.
-    """
+    """Fed with a run's losses and readings, asked for its `finding` at any time; no knob but `knobs` is ever advised."""
 
     def __init__(self, layers: Sequence[Layer], *, knobs: Collection[str], situation: Situation | None = None) -> None:
         self.situation = situation or Situation()
@@ -103,11 +103,9 @@ class Diagnosis:
         self._layers = tuple(layers)
         self._knobs = frozenset(knobs)
         self._run_first: float | None = None
-        rows: dict[int, int] = {}  # of each block's largest layer
-        for n, layer in enumerate(layers):
-            if layer.block is not None and layer.params > layers[rows.get(layer.block, n)].params - (n not in rows):
-                rows[layer.block] = n
-        self._rows = [rows[block] for block in sorted(rows)]
+        by_size = sorted(range(len(layers)), key=lambda n: layers[n].params)
+        largest = {block: n for n in by_size if (block := layers[n].block) is not None}
+        self._rows = [largest[block] for block in sorted(largest)]
         self._predicted: Name | None = None
         self._begin(0)
 
@@ -122,10 +120,8 @@ class Diagnosis:
 
     def stepped(self, step: int, loss: float) -> None:
         """The loss that update `step` was computed from; NaN and infinities too."""
-        if self._broke_at is not None:
-            return
-        if not math.isfinite(loss):
-            self._broke_at = step
+        if self._broke_at is not None or not math.isfinite(loss):
+            self._broke_at = step if self._broke_at is None else self._broke_at
         else:
             self._run_first = loss if self._run_first is None else self._run_first
             self._firsts += [loss] if len(self._firsts) < FEW else []
@@ -150,45 +146,42 @@ class Diagnosis:
         self._curvature = (lambda_max, lambda_min, limit)
 
     def intervened(self, step: int, knob: str | None = None, value: str = "", *, old: str = "") -> None:
-        """A knob was turned before update `step`: the window starts anew.
-
-        With the knob's name an outcome follows when the window has filled; `old` is what an absolute number replaced.
-        """
+        """A turn before update `step`: a new window. If the knob is named, an `outcome` follows when that is full."""
         before = self.finding()
         self._predicted, self.outcome = None, None
         if before is not None and knob is not None:
             helps = before.finding == "healthy" or any(agrees(a, knob, value, old) for a in before.advice)
             self._predicted = "healthy" if helps else before.finding
-        if knob in ("residual", "norm"):
-            self.situation = msgspec.structs.replace(self.situation, **{knob: value not in ("off", "none")})
-        elif knob in ("activation", "optimizer"):
-            self.situation = msgspec.structs.replace(self.situation, **{knob: value})
+        told = {"residual": value != "off", "norm": value != "none", "activation": value, "optimizer": value}
+        if knob in told:
+            self.situation = msgspec.structs.replace(self.situation, **{knob: told[knob]})
         self._begin(step)
 
     def finding(self) -> Finding | None:
         """What is wrong now, or "healthy"; None while too little was seen to dare."""
         if self._broke_at is not None:
-            cure = (UNDO, SLOWER) if "undo" in self._knobs else ()  # no knob cures weights that hold NaN
-            step: dict[str, float | str] = {"step": float(self._broke_at)}
-            return Finding(finding="diverged", sure=1.0, evidence=step, advice=self._known(cure))
+            # Weights that hold NaN are cured by no knob: what helps, helps after the undo.
+            cure = tuple(a for a in SLOWED if {"undo", a.knob} <= self._knobs)
+            return Finding(finding="diverged", sure=1.0, evidence={"step": float(self._broke_at)}, advice=cure)
         if self._seen < DARES or self._first is None:
             return None
         signs = self._signs(self._first)
         name, sure = judge(signs, self.situation)
         where, evidence = self._evidence(name, signs)
-        advised = self._known(advice(name, signs, self.situation))
-        return Finding(finding=name, layer=where, sure=round(sure, 2), evidence=evidence, advice=advised)
-
-    def _known(self, given: Iterable[Advice]) -> tuple[Advice, ...]:
-        return tuple(a for a in given if a.knob in self._knobs)
+        helps = tuple(a for a in advice(name, signs, self.situation) if a.knob in self._knobs)
+        return Finding(finding=name, layer=where, sure=round(sure, 2), evidence=evidence, advice=helps)
 
     def _signs(self, first: ReadingsTaken) -> Signs:
         losses, last = list(self._losses), self._readings[-1]
         newest = [r for r in self._readings if r.step > last.step - HALF]
         earlier = statistics.fmean(losses[-2 * THIRD : -THIRD])
         gradients = [_median(values_of(r, "grad_norm")) for r in (newest[0], last)]
-        products = [p for r in newest if (p := _product(r)) is not None]
+        # A product too small for a float is not one of a factor 0.
+        factors = {r.step: f for r in (first, *newest) if (f := values_of(r, "backprop_factor"))}
+        products = {step: max(math.prod(f), 5e-324 * all(f)) for step, f in factors.items()}
         moves = [self._scale(r) * v for r in newest for v in values_of(r, "update_ratio")]
+        moved = zip(last.values.get("update_norm", ()), last.values.get("grad_norm", ()), strict=False)
+        cosines = [r.global_cosine for r in self._readings if r.global_cosine is not None]
         assert self._run_first is not None
         return Signs(
             guess=math.log(self.situation.classes) if self.situation.classes else self._run_first,
@@ -197,16 +190,16 @@ class Diagnosis:
             fall=(earlier - statistics.fmean(losses[-THIRD:])) / max(abs(earlier), 1e-300),
             slope=_slope(losses[-2 * THIRD :]),
             blocks=len(self._rows),
-            product=_median(products),
-            first_product=_product(first),
+            product=_median([products[r.step] for r in newest if r.step in products]),
+            first_product=products.get(first.step),
             growth=gradients[1] / gradients[0] if gradients[0] and gradients[1] is not None else None,
             moved=max(moves, default=None),
             first_moved=_median([self._scale(first) * v for v in values_of(first, "update_ratio")]),
-            stride=_median(_strides(last)),
+            stride=_median([u / g for u, g in moved if u is not None and g]),
             dead=max(self._newest("dead_fraction").values(), default=0.0),
             saturated=max(self._newest("saturated_fraction").values(), default=0.0),
             small=self._scale(last) < SMALL_WEIGHTS,
-            cosine=_mean([r.global_cosine for r in self._readings if r.global_cosine is not None]),
+            cosine=statistics.fmean(cosines) if cosines else None,
             curvature=self._curvature,
         )
 
@@ -218,10 +211,7 @@ class Diagnosis:
 
     def _newest(self, metric: str) -> dict[int, float]:
         """Row by row the newest value of a metric that not every reading has."""
-        found: dict[int, float] = {}
-        for reading in self._readings:
-            found |= {n: v for n, v in enumerate(reading.values.get(metric, ())) if v is not None}
-        return found
+        return {n: v for r in self._readings for n, v in enumerate(r.values.get(metric, ())) if v is not None}
 
     def _evidence(self, name: Name, signs: Signs) -> tuple[str | None, dict[str, float | str]]:
         """The layer it is about, if it is one, and the numbers it stands on."""
@@ -232,8 +222,8 @@ class Diagnosis:
             shares = self._newest("dead_fraction" if name == "dead units" else "saturated_fraction")
             row = max(shares, key=lambda n: shares[n], default=None)
             shown["share"] = 1.0 if row is None else shares[row]
-        first_and_last = self._rows[:1] + self._rows[1:][-1:]
-        ends = [values[n] for n in first_and_last if (values := self._readings[-1].values.get("grad_rms"))]
+        rms = self._readings[-1].values.get("grad_rms", [])
+        ends = [rms[n] for n in self._rows[:: max(1, len(self._rows) - 1)] if rms]
         if len(ends) == 2 and ends[0] is not None and ends[1]:
             shown |= {"first_to_last_grad": ends[0] / ends[1], "last": self._layers[self._rows[-1]].name}
         return None if row is None else self._layers[row].name, shown
@@ -259,8 +249,8 @@ def judge(s: Signs, situation: Situation) -> tuple[Name, float]:
 
 def _stuck(s: Signs, situation: Situation) -> tuple[Name, float]:
     """What holds a loss that does not fall."""
-    adaptive = situation.optimizer in ADAPTIVE
-    faded = max(FADED, SIGMOID**s.blocks if situation.activation == "sigmoid" and s.blocks > 2 else 0.0)
+    adaptive, sigmoid = situation.optimizer in ADAPTIVE, situation.activation == "sigmoid" and s.blocks > 2
+    faded = max(FADED, SIGMOID**s.blocks if sigmoid else 0.0)
     if s.product == 0 or s.dead > 0.95:
         return "dead units", 0.95
     if adaptive and s.moved is not None and s.moved < CRAWLS:
@@ -280,30 +270,25 @@ def _stuck(s: Signs, situation: Situation) -> tuple[Name, float]:
     return ("saturated" if s.saturated > SATURATED else "plateau"), 0.6
 
 
-UNDO, SLOWER = Advice("undo", "1", "u"), Advice("lr", "/10", "[")
-
-
 def advice(name: Name, s: Signs, situation: Situation) -> list[Advice]:
     """What helps in this case, best first, whether or not there is a knob for it yet."""
     adaptive, adam = situation.optimizer in ADAPTIVE, Advice("optimizer", "adam", "o")
     init = Advice("init", "he" if situation.activation in (None, "relu", "leaky_relu") else "xavier", "i")
     redraw = [init] if s.small and situation.activation != "sigmoid" else []
     skip = [] if situation.residual else [Advice("residual", "on", "r")]
-    norm, between = [Advice("norm", "layer", "n")], [Advice("norm", "layer,where=mid", "n")]
-    if situation.norm:
-        norm, between = [], []
+    norm, between = ([Advice("norm", f"layer{where}", "n")][: not situation.norm] for where in ("", ",where=mid"))
     short = s.moved or 1e-9 if adaptive else (s.stride or 1e-9) * WALKS / LONG
     times = max(1, min(3, math.ceil(math.log10(WALKS / short)))) if name == "rate too small" else 1
     faster = Advice("lr", f"*{10**times}", "]")
     cures: dict[Name, list[Advice]] = {
         "vanishing": [*redraw, *skip, *norm],
         "exploding": [init, *between],
-        "diverging": [UNDO, SLOWER],
+        "diverging": [*SLOWED],
         "dead units": [*(skip if s.blocks >= DEEP else []), Advice("activation", "leaky_relu", "a"), init],
         "saturated": [init, Advice("activation", "relu", "a"), *norm],
         "plateau": [*redraw, *([] if adaptive else [adam]), faster, *skip],
         "saddle": [faster] if adaptive else [adam, faster],
-        "rate too small": [faster, adam],
+        "rate too small": [faster] if adaptive else [adam, faster],
         "rate at the edge": [Advice("lr", "/1.25", "-")],
     }
     return cures.get(name, [])
@@ -323,16 +308,6 @@ def values_of(reading: ReadingsTaken, metric: str) -> list[float]:
     return [v for v in reading.values.get(metric, ()) if v is not None]
 
 
-def _product(reading: ReadingsTaken) -> float | None:
-    factors = values_of(reading, "backprop_factor")
-    return math.prod(factors) if factors else None
-
-
-def _strides(reading: ReadingsTaken) -> list[float]:
-    pairs = zip(reading.values.get("update_norm", ()), reading.values.get("grad_norm", ()), strict=False)
-    return [update / grad for update, grad in pairs if update is not None and grad]
-
-
 def _slope(losses: Sequence[float]) -> float:
     """The slope of a straight line through the losses, in its standard errors."""
     n, times = len(losses), range(len(losses))
@@ -345,17 +320,12 @@ def _median(values: Sequence[float]) -> float | None:
     return statistics.median(values) if values else None
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return statistics.fmean(values) if values else None
-
-
 def _sure(beyond: float, *, decades: float = 1.0) -> float:
     return 1 - 0.5 * math.exp(-max(0.0, math.log10(max(beyond, 1e-300))) / decades)
 
 
 SAID: dict[Name, str] = {
-    "vanishing": "On its way back the gradient is multiplied by {product:.1e}.",
-    "exploding": "On its way back the gradient is multiplied by {product:.1e}.",
+    **dict.fromkeys(("vanishing", "exploding"), "On its way back the gradient is multiplied by {product:.1e}."),
     "diverged": "The loss is no number since step {step:.0f}.",
     "diverging": "The updates are too large: the loss stands at {loss:.3g}.",
     "dead units": "{share:.0%} of {layer}'s units never answer.",
@@ -370,13 +340,14 @@ SAID: dict[Name, str] = {
 
 def sentence(finding: Finding) -> str:
     """One line for the screen."""
-    names = {"layer": ".".join((finding.layer or "the net").split(".")[:2])}
-    names["last"] = ".".join(str(finding.evidence.get("last", "")).split(".")[:2])
-    said = SAID[finding.finding]
+    said, whole = (
+        SAID[finding.finding],
+        {"layer": finding.layer or "the net", "last": str(finding.evidence.get("last"))},
+    )
+    names = {key: ".".join(name.split(".")[:2]) for key, name in whole.items()}
     if finding.finding == "vanishing" and "first_to_last_grad" in finding.evidence:
         said = "{layer} gets {first_to_last_grad:.1e} of {last}'s gradient."
-    text = said.format_map(finding.evidence | names)
-    if not finding.advice:
-        return text
-    a = finding.advice[0]
-    return f"{text} Try {a.key} {a.knob}" + ("." if a.knob in ("residual", "undo", "norm") else f" {a.value}.")
+    text = said.format_map({"product": math.nan} | finding.evidence | names)
+    for a in finding.advice[:1]:
+        text += f" Try {a.key} {a.knob}" + ("." if a.knob in ("residual", "undo", "norm") else f" {a.value}.")
+    return text
