@@ -408,7 +408,7 @@ def test_each_sign_of_a_loss_that_stands_has_its_name(
 
 
 def test_a_turn_of_the_rate_agrees_by_its_direction() -> None:
-    up = Advice(knob="lr", value="*100", key="]")
+    up = Advice("lr", "*100", "]")
     assert agrees(up, "lr", "*10")
     assert agrees(up, "lr", "/0.1")
     assert agrees(up, "lr", "0.5", "0.05")

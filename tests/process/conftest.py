@@ -1,13 +1,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from runs import left_behind
+from runs import WITHIN_S, Outcome, left_behind, run, temporary_home
+
+from tui_descent.scenario import presets
+
+CLAIMS = "test_presets_keep_their_claims.py"
+SEEDS = 3
 
 
 @pytest.fixture(autouse=True)
 def no_process_is_left(home: Path) -> Iterator[None]:
     yield
     assert left_behind(home) == []
+
+
+@pytest.fixture(scope="session", autouse=True)
+def verified(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Outcome]]]:
+    """The claims of all presets, one run at a time beside the other tests, which mostly wait."""
+    if not any(item.path.name == CLAIMS for item in request.session.items):
+        yield {}
+        return
+    with temporary_home() as home, ThreadPoolExecutor(1) as pool:
+        options = ("--verify", "--seeds", str(SEEDS))
+        yield {
+            name: pool.submit(run, "presets", name, *options, home=home, within_s=10 * WITHIN_S)
+            for name in presets.names()
+        }
+        pool.shutdown(cancel_futures=True)

@@ -23,6 +23,7 @@ TUI = (sys.executable, "-m", "tui_descent")
 # Generous: a loaded machine of two cores that imports torch in three processes at once.
 WITHIN_S = 120.0
 Line = dict[str, Any]
+_AT_START = {name: value for name, value in os.environ.items() if not name.startswith("TUI_DESCENT_")}
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,9 @@ def temporary_home() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def environment(home: Path | None = None, **more: str) -> dict[str, str]:
-    return os.environ | ({"TUI_DESCENT_HOME": str(home)} if home else {}) | more
+def environment(home: Path | None = None) -> dict[str, str]:
+    """The test's own, or with another home; that one may be asked for beside a test that changes its own."""
+    return dict(os.environ) if home is None else _AT_START | {"TUI_DESCENT_HOME": str(home)}
 
 
 def run(*args: str, home: Path | None = None, within_s: float = WITHIN_S, command: Sequence[str] = TUI) -> Outcome:

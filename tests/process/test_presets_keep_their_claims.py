@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import pytest
-from runs import WITHIN_S, Outcome, run, temporary_home
+from runs import WITHIN_S, Outcome
 
 from tui_descent.scenario import presets
 
 SEEDS = 3
 
 
-@pytest.fixture(scope="module")
-def verified() -> Iterator[dict[str, Future[Outcome]]]:
-    """All of them set out at once, two at a time; the longest first."""
-    names = sorted(presets.names(), key=lambda name: -len({c.given for c in presets.find(name)[1].claim}))
-    with temporary_home() as home, ThreadPoolExecutor(2) as pool:
-        yield {
-            name: pool.submit(
-                run, "presets", name, "--verify", "--seeds", str(SEEDS), home=home, within_s=10 * WITHIN_S
-            )
-            for name in names
-        }
-
-
 @pytest.mark.parametrize("name", presets.names())
 def test_a_preset_keeps_its_claims(name: str, verified: dict[str, Future[Outcome]]) -> None:
-    outcome = verified[name].result(15 * WITHIN_S)
+    outcome = verified[name].result(20 * WITHIN_S)
     _, scenario = presets.find(name)
     lines = outcome.stdout.splitlines()
     assert len(lines) == SEEDS * len(scenario.claim)

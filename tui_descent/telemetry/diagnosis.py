@@ -23,7 +23,7 @@ Name = Literal[
 
 DARES = 50  # steps since the start or the last intervention before anything but "diverged" is said
 WINDOW = 60  # the newest steps, which are judged
-HALF, THIRD, TAIL, FEW = 30, 20, 10, 3
+HALF, THIRD, TAIL, FEW = 30, 20, 10, 3  # of its steps
 HOT = 5.0  # × g at the start: the outputs were far too large
 RISEN, OVER_GUESS = 1.5, 1.3
 STUCK = 0.81  # × g: a loss above it has learnt next to nothing
@@ -95,13 +95,12 @@ class Signs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Diagnosis:
-    """Fed with a run's losses and readings, asked for its `finding` at any time; no knob but `knobs` is ever advised."""
+    """Fed with a run's losses and readings, asked for its `finding` at any time; no knob but `knobs` is advised."""
 
     def __init__(self, layers: Sequence[Layer], *, knobs: Collection[str], situation: Situation | None = None) -> None:
         self.situation = situation or Situation()
         self.outcome: Outcome | None = None
-        self._layers = tuple(layers)
-        self._knobs = frozenset(knobs)
+        self._layers, self._knobs = tuple(layers), frozenset(knobs)
         self._run_first: float | None = None
         by_size = sorted(range(len(layers)), key=lambda n: layers[n].params)
         largest = {block: n for n in by_size if (block := layers[n].block) is not None}
@@ -220,10 +219,10 @@ class Diagnosis:
         row = self._rows[0] if self._rows and name in ("vanishing", "exploding") else None
         if name in ("dead units", "saturated"):
             shares = self._newest("dead_fraction" if name == "dead units" else "saturated_fraction")
-            row = max(shares, key=lambda n: shares[n], default=None)
-            shown["share"] = 1.0 if row is None else shares[row]
+            row = max(shares, key=shares.__getitem__, default=None)
+            shown["share"] = max(shares.values(), default=1.0)
         rms = self._readings[-1].values.get("grad_rms", [])
-        ends = [rms[n] for n in self._rows[:: max(1, len(self._rows) - 1)] if rms]
+        ends = [rms[n] for n in self._rows[:: max(1, len(self._rows) - 1)] if n < len(rms)]
         if len(ends) == 2 and ends[0] is not None and ends[1]:
             shown |= {"first_to_last_grad": ends[0] / ends[1], "last": self._layers[self._rows[-1]].name}
         return None if row is None else self._layers[row].name, shown
@@ -340,11 +339,8 @@ SAID: dict[Name, str] = {
 
 def sentence(finding: Finding) -> str:
     """One line for the screen."""
-    said, whole = (
-        SAID[finding.finding],
-        {"layer": finding.layer or "the net", "last": str(finding.evidence.get("last"))},
-    )
-    names = {key: ".".join(name.split(".")[:2]) for key, name in whole.items()}
+    said, places = SAID[finding.finding], {"layer": finding.layer or "the net", "last": finding.evidence.get("last")}
+    names = {key: ".".join(str(name).split(".")[:2]) for key, name in places.items()}
     if finding.finding == "vanishing" and "first_to_last_grad" in finding.evidence:
         said = "{layer} gets {first_to_last_grad:.1e} of {last}'s gradient."
     text = said.format_map({"product": math.nan} | finding.evidence | names)
