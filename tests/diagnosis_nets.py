@@ -6,8 +6,10 @@ The oracle's only measure is `gain`: 1 − (mean loss of a trial's last steps) /
 from __future__ import annotations
 
 import copy
+import json
 import math
 import random
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -431,3 +433,19 @@ CHANGES: dict[str, Callable[[Oracle], Made]] = {
 
 def _blocks(setup: Setup) -> list[Block]:
     return [m for m in setup.model.modules() if isinstance(m, Block)]
+
+
+def _keep(first: int, end: int) -> str:
+    """The oracle's gains of these seeds as JSON, a line a net."""
+    lines = []
+    for seed in range(first, end):
+        oracle = Oracle(draw(seed))
+        verdict = oracle.verdict()
+        gains = {name: round(gain, 4) if math.isfinite(gain) else None for name, gain in verdict.gains.items()}
+        lines.append(f'  "{seed}": {json.dumps({"broke": oracle.broke, "rose": verdict.rose, "gains": gains})}')
+    return "{\n" + ",\n".join(lines) + "\n}"
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(_keep(int(sys.argv[1]), int(sys.argv[2])))

@@ -68,7 +68,7 @@ def last_told(viewer: Viewer) -> int:
 
 
 def test_two_viewers_steer_one_run(start: Start) -> None:
-    run = start("vanishing", "run.steps=1000000", pace=200.0)
+    run = start("vanishing", "run.steps=1000000", pace=200.0, watch_every=10)
     a, b = run.viewer(), run.viewer()
     assert (a.client, b.client) == (1, 2)
     assert isinstance(a.until_event(HistorySent), HistorySent)
@@ -132,6 +132,9 @@ def test_two_viewers_steer_one_run(start: Start) -> None:
     assert isinstance(b.do(Resume()), CommandDone)
     a.until_step(at + 50)
     readings = a.events(ReadingsTaken)
+    first = readings[0].step
+    assert [reading.step for reading in readings] == list(range(first, first + 10 * len(readings), 10))
+    assert first % 10 == 0
     assert len(readings) > 10
     assert len(readings[-1].values["grad_norm"]) == len(started.layers) == 22
 
@@ -202,11 +205,11 @@ def test_a_viewer_that_never_reads_blocks_nobody(start: Start) -> None:
     good, stuck = run.viewer(), run.viewer()
     good.until_step(50)
     begun, at = time.monotonic(), last_told(good)
-    good.until_step(at + 40_000)
+    good.until_step(at + 20_000)
     took = time.monotonic() - begun
     assert isinstance(good.do(Mark(), within_s=10), CommandDone)
     assert stuck.peer.closed is None
-    assert took < 90, "a million steps a minute were trained beside it"
+    assert took < 90, "it was trained beside it at full speed"
     stuck.until_step(last_told(good))
 
 
@@ -265,7 +268,7 @@ def test_a_stopped_trainer_is_silent_and_not_dead_and_loses_nothing(start: Start
         assert isinstance(silent, StateChanged)
         assert silent.state == "running"
         marked = viewer.ask(Mark(text="asked in the silence"))
-        viewer.until(lambda m: isinstance(m, StateChanged) and m.reason == "no word from the trainer for 7 s", 15)
+        viewer.until(lambda m: isinstance(m, StateChanged) and m.reason == "no word from the trainer for 6 s", 15)
         assert not viewer.events(RunEnded)
         assert viewer.replies(marked) == []
     finally:
@@ -343,3 +346,17 @@ def test_a_trainer_asked_to_end_by_a_signal_finishes_its_step(start: Start) -> N
     assert (ended.status, ended.reason, ended.exit_code) == ("stopped", "SIGTERM", 0)
     assert ended.loss is not None
     assert sorted(losses(viewer)) == list(range(ended.step))
+
+
+@pytest.mark.heavy
+def test_a_trainer_that_cannot_hear_is_made_to_end_after_its_grace(start: Start, home: Path) -> None:
+    run = start("vanishing", "run.steps=1000000", pace=30.0)
+    viewer = run.viewer()
+    viewer.until_step(5)
+    trainer = run.trainer
+    os.kill(trainer, signal.SIGSTOP)
+    viewer.ask(Stop())
+    ended = viewer.until_event(RunEnded, within_s=30)
+    assert (ended.status, ended.reason) == ("stopped", "stopped by a viewer; the trainer had to be killed")
+    assert run.wait(20) == 0
+    assert left_behind(home) == []

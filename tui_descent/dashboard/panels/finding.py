@@ -14,6 +14,8 @@ from tui_descent.scenario.claims import first_to_last_grad
 
 # Under one part in a thousand the first block sees next to nothing of what the last one does, and the other way round.
 FADES, GROWS = 1e-3, 1e3
+# Under this a diagnosis is right about two times in three: said with a "perhaps".
+SURE = 0.8
 
 Words = tuple[str, Style, str, Style]
 
@@ -47,7 +49,13 @@ def finding(view: View) -> Words:
         return "stopping…", ink.ORANGE, reason, ink.TEXT
     if history.diagnosis is not None:
         found = history.diagnosis
-        return plain(found.finding, 40), ink.verdict(found.finding), plain(found.sentence), ink.TEXT
+        word = plain(found.finding, 40)
+        return (
+            word if found.sure >= SURE else f"perhaps {word}",
+            ink.verdict(found.finding),
+            plain(found.sentence),
+            ink.TEXT,
+        )
     return _flow(view)
 
 
