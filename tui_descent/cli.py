@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -201,6 +202,8 @@ def _exec(args: argparse.Namespace) -> int:
         budget, every = _watching(args)
     except ValueError as error:
         return _usage(str(error))
+    if shutil.which(args.argv[0]) is None:
+        return _usage(f"{args.argv[0]}: no such command; as in: tui-descent exec -- python train.py")
     name = next((Path(word).stem for word in args.argv if word.endswith(".py")), Path(args.argv[0]).name)
     return _launch(
         args,

@@ -122,7 +122,7 @@ class Keeper:
         return self._send(order)
 
     def _reject(self, order: Order, reason: str) -> None:
-        knob = order.command.knob if isinstance(order.command, TurnKnob) else ""
+        knob = order.command.knob[:60] if isinstance(order.command, TurnKnob) else ""
         self._publish(
             CommandRejected(
                 client=order.client,
@@ -302,6 +302,8 @@ class Keeper:
     def _say_goodbye(self) -> None:
         """Until every viewer has the last event, within bounds."""
         until_s = time.monotonic() + GOODBYE_S
+        if self._trainer is not None and self._trainer.wakes is not None:
+            self._selector.unregister(self._trainer.wakes)  # readable for ever now
         while self._viewers is not None and self._viewers.waiting and time.monotonic() < until_s:
             self._viewers.tend()
             self._wait(TICK_S)

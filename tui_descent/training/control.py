@@ -173,7 +173,7 @@ class Control:
             else:
                 self.tell(CommandDone(what=self._do(command), **reply, **place))
         except ValueError as error:
-            knob = command.knob if isinstance(command, TurnKnob) else ""
+            knob = command.knob[:60] if isinstance(command, TurnKnob) else ""
             self.tell(CommandRejected(source=order.source, knob=knob, reason=str(error), **reply, **place))
 
     def _do(self, command: AnyCommand) -> str:

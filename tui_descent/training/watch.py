@@ -35,6 +35,7 @@ from tui_descent.training.steering import Steering
 from tui_descent.training.updates import Updates
 
 OnFault = Literal["hold", "end", "note"]
+NOTED_EVERY = 1000
 
 
 def watch(
@@ -123,6 +124,7 @@ class Watch:
         self._net: Structure | None = None
         self._forward_hooks: list[RemovableHandle] = []
         self._order: list[str] = []
+        self._noted_at: int | None = None
         self._loss_value: float | None = None
         self._micro_losses: list[float] = []
         self._start_s = time.perf_counter()
@@ -234,6 +236,9 @@ class Watch:
     def _fault(self, fault: Fault) -> bool:
         """Tell it, then hold, end or go on; whether the update is to be dropped."""
         control = self.control
+        if self._on_fault == "note" and self._noted_at is not None and fault.step < self._noted_at + NOTED_EVERY:
+            return False  # weights that went bad stay bad: told now and then, not with every step
+        self._noted_at = fault.step
         control.tell(
             NotFinite(segment=control.segment, step=fault.step, what=fault.what, layer=fault.layer, text=fault.text)
         )
