@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import normalize
 
-How = Literal["full Hessian", "Lanczos"]
+from tui_descent.protocol.curvature import CurvatureReading, How, Limit
+
 # λmin, λmax, their relative residuals in the same order, the negative share.
 _Ends = tuple[float, float, float, float, float | None]
 UNKNOWN: _Ends = (math.nan, math.nan, math.nan, math.nan, None)
@@ -31,33 +31,6 @@ FLOOR = 1e-4
 # The random part of a warm start: large enough to meet an eigenvector that is new, too small to delay the old ones.
 NOISE = 0.1
 ADAPTIVE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop)
-
-
-class CurvatureReading(msgspec.Struct, frozen=True, kw_only=True):
-    """The ends of H, or of P^-½HP^-½; nan where no parameter takes part or H is not finite.
-
-    `negative_fraction` is the share of eigenvalues under -`negative_below`·max|λ|; `parameters` is n, those that take
-    part in the loss; `products` counts Hessian-vector products.
-    """
-
-    lambda_max: float
-    lambda_min: float
-    residual_max: float
-    residual_min: float
-    products: int
-    negative_fraction: float | None
-    negative_below: float
-    how: How
-    converged: bool
-    parameters: int
-
-
-class Limit(msgspec.Struct, frozen=True, kw_only=True):
-    """The λmax, of the preconditioned Hessian where `preconditioned`, above which steps on a quadratic grow."""
-
-    lambda_max: float
-    formula: str
-    preconditioned: bool
 
 
 class Curvature:

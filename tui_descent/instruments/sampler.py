@@ -17,6 +17,9 @@ PACED_SHARE = 0.1
 SIGNALS_EVERY_S, SIGNALS_SHARE = 0.1, 0.3
 SLOW_EVERY_S, SLOW_SHARE = 1.0, 0.2
 RARE_EVERY_S, RARE_SHARE = 10.0, 0.2
+# The curvature, while it is asked for: its share is taken from the readings'. Paced, it may come more often.
+CURVATURE_EVERY_S, CURVATURE_SHARE = 10.0, 0.2
+CURVATURE_PACED_EVERY_S = 1.0
 # Of the newest figure in the running means of a step's and a reading's time.
 NEWEST = 1 / 16
 # Steps without a reading, after which their usual time is known.
@@ -75,6 +78,11 @@ class Sampler:
         self._slow = Tier(SLOW_EVERY_S, SLOW_SHARE)
         self._rare = Tier(RARE_EVERY_S, RARE_SHARE)
         self._along: list[Tier] = []
+        self._curvature = Tier(CURVATURE_EVERY_S, CURVATURE_SHARE)
+        self._curvature_read_s = -1e9
+        self._curvature_s = 0.0
+        self._curvature_on_s: float | None = None  # busy time when it was asked for
+        self._curvature_allowed_s = 0.0  # of the budget, up to when it was last switched off
 
     def due(self, step: int, *, period_s: float | None) -> bool:
         """Whether update `step` is to be measured; `period_s` is the time a paced step has."""
@@ -93,7 +101,8 @@ class Sampler:
                 self._since_reading_s = 0.0
                 return True
         # The next one is paid for beforehand, so that the share holds at every moment but the first.
-        return self._spent_s + self._cost_s <= self._budget * self._busy_s or self._cost_s == 0.0
+        allowance_s = self._budget * self._busy_s - self._set_aside_s()
+        return self._spent_s + self._cost_s <= allowance_s or self._cost_s == 0.0
 
     def along(self, now_s: float, *, paced: bool) -> Tiers:
         """What is read with a reading that is due."""
@@ -146,7 +155,38 @@ class Sampler:
         for tier, share in zip(self._along, shares, strict=True):
             tier.took(share, now_s)
 
+    def want_curvature(self, on: bool) -> None:
+        """Whether the curvature is asked for: only then is a share of the budget set aside for it."""
+        if on and self._curvature_on_s is None:
+            self._curvature_on_s = self._busy_s
+        elif not on:
+            self._curvature_allowed_s = self._set_aside_s()
+            self._curvature_on_s = None
+
+    def curvature_due(self, now_s: float, *, paced: bool) -> bool:
+        """Whether its time has come: out of the waits of a paced run, otherwise out of its share of the budget."""
+        if self._budget <= 0:
+            return False
+        if paced:
+            since_s = now_s - self._curvature_read_s
+            return since_s >= CURVATURE_PACED_EVERY_S and self._curvature.cost_s <= PACED_SHARE * since_s
+        return self._curvature.due(now_s, self._set_aside_s() / CURVATURE_SHARE)
+
+    def curvature_took(self, cost_s: float, now_s: float, *, paid: bool) -> None:
+        """It was read between two steps; `paid` out of the budget, and not out of a wait."""
+        spent_s = self._curvature.spent_s
+        self._curvature.took(cost_s, now_s)
+        self._curvature_read_s = now_s
+        self._curvature_s += cost_s
+        self._busy_s += cost_s
+        if not paid:
+            self._curvature.spent_s = spent_s
+
+    def _set_aside_s(self) -> float:
+        on_s = 0.0 if self._curvature_on_s is None else self._busy_s - self._curvature_on_s
+        return self._curvature_allowed_s + CURVATURE_SHARE * self._budget * on_s
+
     @property
     def cost(self) -> float:
         """The readings' share of the busy time so far."""
-        return self._spent_s / self._busy_s if self._busy_s else 0.0
+        return (self._spent_s + self._curvature_s) / self._busy_s if self._busy_s else 0.0

@@ -19,7 +19,7 @@ from tui_descent.keeper.trainer import Trainer, how_it_ended, log_tail
 from tui_descent.keeper.viewers import Viewers
 from tui_descent.protocol.channel import listen
 from tui_descent.protocol.codec import FrameError, decode, from_trainer
-from tui_descent.protocol.commands import Order, Stop, TurnKnob
+from tui_descent.protocol.commands import Order, Stop, TurnKnob, WatchCurvature
 from tui_descent.protocol.events import (
     AnyEvent,
     CommandRejected,
@@ -57,6 +57,7 @@ class Keeper:
         self._viewers: Viewers | None = None
         self._trainer: Trainer | None = None
         self._ring: Ring | None = None
+        self._curious: set[int] = set()  # viewers that asked for the curvature
         self._steps: list[StepRecord] = []
         self._readings: list[ReadingRecord] = []
         self._looked = 0
@@ -81,6 +82,7 @@ class Keeper:
                 run=self.launch.run,
                 history=self.history.send,
                 ask=self.order,
+                gone=self._left,
             )
         try:
             self._publish(StateChanged(state="importing torch"))
@@ -119,7 +121,14 @@ class Keeper:
         if isinstance(order.command, Stop) and self._stop_asked_s is None:
             self._stop_asked_s = time.monotonic()
             self._stop_reason = "stopped by a viewer"
+        if isinstance(order.command, WatchCurvature):
+            (self._curious.add if order.command.on else self._curious.discard)(order.client)
         return self._send(order)
+
+    def _left(self, client: int) -> None:
+        """What only a viewer that is gone wanted to see is measured no longer."""
+        if client in self._curious and self.ended is None:
+            self.order(Order(client=client, request=0, source="send", command=WatchCurvature(on=False)))
 
     def _reject(self, order: Order, reason: str) -> None:
         knob = order.command.knob[:60] if isinstance(order.command, TurnKnob) else ""

@@ -29,7 +29,10 @@ class Viewer:
 
 
 class Viewers:
-    """All clients of one run, on one selector. `ask` takes an order on; `history` makes what a newcomer is sent."""
+    """All clients of one run, on one selector. `ask` takes an order on; `history` makes what a newcomer is sent.
+
+    `gone` is told the number of one that has left.
+    """
 
     def __init__(
         self,
@@ -39,6 +42,7 @@ class Viewers:
         run: str,
         history: Callable[[], HistorySent],
         ask: Callable[[Order], None],
+        gone: Callable[[int], None] = lambda number: None,
     ) -> None:
         self.seen = 0  # that ever said hello
         self._numbers = 0
@@ -47,6 +51,7 @@ class Viewers:
         self._run = run
         self._history = history
         self._ask = ask
+        self._gone = gone
         self._all: dict[int, Viewer] = {}
         selector.register(listener, selectors.EVENT_READ, self.accept)
 
@@ -133,6 +138,7 @@ class Viewers:
         if self._all.pop(viewer.number, None) is not None:
             self._selector.unregister(viewer.peer.socket)
             viewer.peer.close()
+            self._gone(viewer.number)
 
     def close(self) -> None:
         """Close them all and the door."""

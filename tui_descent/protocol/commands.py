@@ -47,11 +47,17 @@ class Mark(Command, frozen=True, kw_only=True, tag="mark"):
     text: str = "mark"
 
 
+class WatchCurvature(Command, frozen=True, kw_only=True, tag="curvature"):
+    """Read the curvature from now on, every 10 to 60 s as the budget allows; `on = False`, or leaving, ends it."""
+
+    on: bool
+
+
 class Stop(Command, frozen=True, kw_only=True, tag="stop"):
     """End the run after the step in progress."""
 
 
-AnyCommand = TurnKnob | Pause | Resume | RunSteps | Evaluate | Mark | Stop
+AnyCommand = TurnKnob | Pause | Resume | RunSteps | Evaluate | Mark | WatchCurvature | Stop
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag_field="say", tag="hello"):

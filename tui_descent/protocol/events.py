@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from tui_descent.protocol.commands import Source
+from tui_descent.protocol.curvature import CurvatureReading, Limit
 
 State = Literal["importing torch", "building", "running", "paused", "held", "waiting", "stopping", "ended"]
 LayerStatus = Literal["used", "frozen", "unused"]
@@ -125,6 +126,39 @@ class Measured(Event, frozen=True, kw_only=True, tag="measured"):
     name: str
     value: float
     how: str = ""
+
+
+class CurvatureTaken(Event, frozen=True, kw_only=True, tag="curvature"):
+    """The Hessian of a fixed probe batch's loss with the weights before update `step`, and what the step size allows.
+
+    `scaled` is the Hessian as an adaptive optimizer scales it, where the `limit` is about that one. No limit is known
+    for some optimizers. `seconds` of wall time.
+    """
+
+    segment: int
+    step: int
+    hessian: CurvatureReading
+    scaled: CurvatureReading | None = None
+    limit: Limit | None = None
+    seconds: float
+
+    @property
+    def sharpness(self) -> float:
+        """λmax."""
+        return self.hessian.lambda_max
+
+    @property
+    def limited(self) -> float | None:
+        """The λmax that the limit is about; None where there is no limit or it has not been read."""
+        if self.limit is None:
+            return None
+        read = self.scaled if self.limit.preconditioned else self.hessian
+        return None if read is None else read.lambda_max
+
+    @property
+    def edge(self) -> float | None:
+        """That λmax over its limit: steps along its direction shrink below 1 and grow above."""
+        return None if self.limit is None or self.limited is None else self.limited / self.limit.lambda_max
 
 
 class Advice(msgspec.Struct, frozen=True):
@@ -263,6 +297,7 @@ AnyEvent = (
     | StepsMissed
     | ReadingsTaken
     | LedgerTaken
+    | CurvatureTaken
     | Measured
     | Diagnosed
     | Foretold

@@ -21,6 +21,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
 
     `attended`: a person watches, so the run waits at its end, is held on a fault, and ends when the last viewer leaves.
     `pace` is in steps a second, None as fast as it goes. `watch_at` forces readings at these steps.
+    `curvature` has it read from the start on, `curvature_at` at these steps.
     """
 
     run: str
@@ -35,6 +36,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     watch_every: int | None = None
     watch_budget: float = 0.01
     watch_at: tuple[int, ...] = ()
+    curvature: bool = False
+    curvature_at: tuple[int, ...] = ()
 
     @property
     def path(self) -> Path:

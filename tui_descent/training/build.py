@@ -16,6 +16,8 @@ from tui_descent.training.data.batches import Batches, DataSet
 from tui_descent.training.nets.mlp import Mlp
 from tui_descent.training.nets.surface import Surface
 
+# What the curvature is read on, at least: with fewer samples it is that of a few of them more than of the loss.
+PROBE_SAMPLES = 256
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -49,6 +51,18 @@ class Setup:
             return None
         x, y = self._batch
         return self.loss_function(self.model(x[where]), y[where])
+
+    def probe(self) -> Tensor:
+        """The loss of the first training samples, the same each time, in eval mode; a full batch is probed whole."""
+        if self.batches is None or self.loss_function is None:
+            return self.model()  # type: ignore[no-any-return]
+        data, count = self.batches.data, max(self.batches.size, PROBE_SAMPLES)
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            return self.loss_function(self.model(data.x[:count]), data.y[:count])
+        finally:
+            self.model.train(was_training)
 
     def size(self) -> int:
         """Samples in the same batch; 0 for a surface."""

@@ -6,7 +6,18 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from tui_descent.protocol.commands import AnyCommand, Evaluate, Mark, Order, Pause, Resume, RunSteps, Stop, TurnKnob
+from tui_descent.protocol.commands import (
+    AnyCommand,
+    Evaluate,
+    Mark,
+    Order,
+    Pause,
+    Resume,
+    RunSteps,
+    Stop,
+    TurnKnob,
+    WatchCurvature,
+)
 from tui_descent.protocol.events import (
     AnyEvent,
     CommandDone,
@@ -18,6 +29,7 @@ from tui_descent.protocol.events import (
     StateChanged,
     Status,
 )
+from tui_descent.training.curving import Curving
 from tui_descent.training.link import Link
 from tui_descent.training.steering import Steering
 
@@ -52,6 +64,8 @@ class Control:
         self.segment = 0
         self.step = 0
         self.stop_asked: str | None = None
+        self.curvature: Curving | None = None
+        self.while_still: Callable[[], None] = lambda: None
         self._plan = sorted(plan, key=lambda entry: entry[0])
         self._needs_keeper = needs_keeper
         self._paused = False
@@ -124,6 +138,7 @@ class Control:
                 self._paused = False
             if self._paused:
                 self.state(*still)
+                self.while_still()
                 link.wait(None)
                 continue
             self.state("running")
@@ -171,12 +186,12 @@ class Control:
                     )
                 )
             else:
-                self.tell(CommandDone(what=self._do(command), **reply, **place))
+                self.tell(CommandDone(what=self._do(command, order.client), **reply, **place))
         except ValueError as error:
             knob = command.knob[:60] if isinstance(command, TurnKnob) else ""
             self.tell(CommandRejected(source=order.source, knob=knob, reason=str(error), **reply, **place))
 
-    def _do(self, command: AnyCommand) -> str:
+    def _do(self, command: AnyCommand, client: int) -> str:
         """What was done, in a word. Raises `ValueError` where it cannot be."""
         match command:
             case Pause():
@@ -198,6 +213,10 @@ class Control:
             case Mark():
                 self.tell(Marked(segment=self.segment, step=self.step, text=command.text[:80]))
                 return "marked"
+            case WatchCurvature():
+                if self.curvature is None:
+                    raise ValueError("curvature needs one batch again and again; an own loop's cannot be asked for")
+                return self.curvature.want(client, on=command.on)
             case Stop():
                 self.state("stopping")
                 self.stop_asked = "asked to stop"

@@ -16,6 +16,7 @@ from tui_descent.scenario import knobs
 from tui_descent.scenario.spec import Scenario, about
 from tui_descent.scenario.toml import from_table
 from tui_descent.training import build
+from tui_descent.training.curving import Curving
 from tui_descent.training.evaluate import evaluate
 from tui_descent.training.link import Link
 from tui_descent.training.loop import train
@@ -58,6 +59,8 @@ def main() -> int:
 
 def _watch(link: Link, scenario: Scenario, setup: build.Setup) -> Watch:
     launch = link.launch
+    sampler = Sampler(every=launch.watch_every, budget=launch.watch_budget, at=launch.watch_at)
+    steering = Steering(setup.model, setup.optimizer, pace=launch.pace)
     plan = [(entry.at, knobs.parse(entry.turn)) for entry in scenario.plan]
     plan += [(at, knobs.parse(turn)) for at, turn in launch.plan]
     return Watch(
@@ -65,9 +68,9 @@ def _watch(link: Link, scenario: Scenario, setup: build.Setup) -> Watch:
         setup.optimizer,
         link=link,
         name=launch.name,
-        sampler=Sampler(every=launch.watch_every, budget=launch.watch_budget, at=launch.watch_at),
+        sampler=sampler,
         on_fault="hold" if launch.attended else "end",
-        steering=Steering(setup.model, setup.optimizer, pace=launch.pace),
+        steering=steering,
         plan=plan,
         about=RunStarted(
             run=launch.run,
@@ -85,6 +88,15 @@ def _watch(link: Link, scenario: Scenario, setup: build.Setup) -> Watch:
         ),
         evaluate=lambda: evaluate(setup),
         again=setup,
+        curving=Curving(
+            setup.probe,
+            setup.model,
+            setup.optimizer,
+            sampler=sampler,
+            rate=lambda: steering.rate.value,
+            at=launch.curvature_at,
+            on=launch.curvature,
+        ),
         own_loop=True,
     )
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -93,6 +94,19 @@ class Updates:
             self._instruments = self._measuring()
             self._instruments.attach(signals=self._now.signals, slow=self._now.slow)
             self._cost_s = time.thread_time() - start_s
+
+    @contextmanager
+    def deaf(self) -> Iterator[None]:
+        """Nothing listens inside: to passes that are not the step's own."""
+        now = self._now if self._planned == self._step() else None
+        if now is None or self._instruments is None:
+            yield
+            return
+        self._instruments.detach()
+        try:
+            yield
+        finally:
+            self._instruments.attach(signals=now.signals, slow=now.slow)
 
     def _decide(self, step: int) -> Tiers | None:
         pace = self._steering.pace

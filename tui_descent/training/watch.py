@@ -29,6 +29,7 @@ from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.events import LedgerTaken, Measured, MetricLogged, NotFinite, RunEnded, RunStarted, Status
 from tui_descent.training.control import Control, Evaluation, StopRun
+from tui_descent.training.curving import Curving
 from tui_descent.training.guard import Fault, Guard
 from tui_descent.training.link import Link
 from tui_descent.training.steering import Steering
@@ -77,8 +78,8 @@ class Watch:
     """One watched run.
 
     `on_fault`: a loss or gradient that is no number holds the run, ends it, or is only noted. `again` gives the step's
-    batch once more, for the instruments that need it. `about` describes a scenario's run, whose loop (`own_loop`) does
-    not count a dropped update as a step.
+    batch once more, for the instruments that need it; `curving` reads the curvature. `about` describes a scenario's
+    run, whose loop (`own_loop`) does not count a dropped update as a step.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Watch:
         about: RunStarted | None = None,
         evaluate: Evaluation | None = None,
         again: BatchAgain | None = None,
+        curving: Curving | None = None,
         own_loop: bool = False,
     ) -> None:
         _refuse_unknown(optimizer)
@@ -109,6 +111,7 @@ class Watch:
         self._own_loop = own_loop
         steering = steering or Steering(model, optimizer)
         self.control = Control(link, steering, plan=plan, evaluate=evaluate, needs_keeper=own_loop)
+        self.control.curvature, self.control.while_still = curving, self._curve_still
         self._updates = Updates(
             optimizer,
             steering=steering,
@@ -203,9 +206,24 @@ class Watch:
     def begin_step(self) -> None:
         """Before the first forward pass; `step` does it before the others. Raises `StopRun`."""
         self.control.between()
+        if (curving := self.control.curvature) is not None:
+            paced = self.control.steering.pace is not None
+            if curving.due(self.next_step, paced=paced):
+                self._curve(curving, paid=not paced)
         if self._net is not None:
             self._updates.plan()
         self._cpu_s = time.thread_time()
+
+    def _curve(self, curving: Curving, *, paid: bool) -> None:
+        with self._updates.deaf():
+            for event in curving.read(self.control.segment, self.next_step, paid=paid):
+                self.control.tell(event)
+
+    def _curve_still(self) -> None:
+        """The run stands: a reading costs nobody anything, but another one of the same place tells nothing."""
+        curving = self.control.curvature
+        if curving is not None and curving.due(self.next_step, paced=True, still=True):
+            self._curve(curving, paid=False)
 
     def log(self, name: str, value: Tensor | float) -> None:
         """A metric of the user's own, placed at the step that comes next."""

@@ -16,14 +16,24 @@ from tui_descent.dashboard.panels.names import labels, target_of
 from tui_descent.dashboard.panels.strips import Panel
 from tui_descent.dashboard.panels.view import View
 from tui_descent.dashboard.plain import plain
-from tui_descent.protocol.commands import AnyCommand, Evaluate, Mark, Pause, Resume, RunSteps, Stop, TurnKnob
+from tui_descent.protocol.commands import (
+    AnyCommand,
+    Evaluate,
+    Mark,
+    Pause,
+    Resume,
+    RunSteps,
+    Stop,
+    TurnKnob,
+    WatchCurvature,
+)
 from tui_descent.protocol.events import CommandDone, CommandRejected, KnobTurned
 from tui_descent.scenario.knobs import text_of
 from tui_descent.telemetry.history import History
 
 # Keys, knob, its word, its short word; without a knob the word alone. In the order of the line.
 _KNOBS = (("+ -", "lr", "rate", "rate"), ("a", "activation", "act", ""), ("r", "residual", "residual", "res"))
-_REST = (("space", "pause", ""), ("1-3", "views", ""), ("?", "help", "help"), ("q", "leave", "leave"))
+_REST = (("space", "pause", ""), ("1-5", "views", ""), ("?", "help", "help"), ("q", "leave", "leave"))
 
 
 class ConversationPanel(Panel, can_focus=False):
@@ -53,6 +63,8 @@ def asked(command: AnyCommand) -> str:
             return "evaluation"
         case Mark():
             return "mark"
+        case WatchCurvature():
+            return "curvature" if command.on else "no curvature"
         case Stop():
             return "stop"
 
@@ -122,7 +134,7 @@ def _knobs_line(view: View, *, short_words: bool, views: bool) -> Line:
         _knob(line, view.history, keys, knob, brief if short_words else word, over=over)
     _knob(line, view.history, ", ;", "pace", "pace", over=over)
     for keys, word, brief in _REST:
-        if (keys == "1-3" and not views) or (keys == "space" and over):
+        if (keys == "1-5" and not views) or (keys == "space" and over):
             continue
         shown = brief if short_words else word
         if keys == "space" and view.history.state.state in ("paused", "held", "waiting"):
