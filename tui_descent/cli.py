@@ -83,6 +83,12 @@ def _add_run(commands: Any) -> None:
         "--at", metavar="STEP:KNOB=VALUE", action="append", default=[], help="turn a knob before that update"
     )
     run.add_argument("--threads", metavar="N", help="CPU threads of the trainer; results depend on the number")
+    run.add_argument(
+        "--curvature",
+        action="store_true",
+        help="read the Hessian's largest and smallest eigenvalue at start and end and, within the budget, every "
+        '10 s or more; with --json as {"event":"curvature",…}',
+    )
     _add_watching(run)
     run.set_defaults(command=_run)
 
@@ -194,6 +200,8 @@ def _run(args: argparse.Namespace) -> int:
         pace=attended_pace if not headless or args.pace is not None else None,
         watch_budget=budget,
         watch_every=every,
+        curvature=args.curvature,
+        curvature_at=(0, scenario.run.steps) if args.curvature else (),
     )
 
 

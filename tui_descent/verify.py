@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from tui_descent import headless, places
 from tui_descent.protocol.launch import Launch
 from tui_descent.scenario import knobs, presets
-from tui_descent.scenario.claims import NEEDS_READING, Transcript, Verdict, judge
+from tui_descent.scenario.claims import NEEDS_CURVATURE, NEEDS_READING, Transcript, Verdict, judge
 from tui_descent.scenario.spec import Claim, Scenario
 from tui_descent.scenario.toml import to_table
 
@@ -55,6 +55,7 @@ def run(name: str, scenario: Scenario, *, given: Sequence[str], claims: Sequence
         plan=tuple((at, knobs.text_of(turn)) for at, turn in map(knobs.parse_at, given)),
         watch_budget=0.0,
         watch_at=tuple(c.at for c in claims if c.at is not None and c.metric in NEEDS_READING),
+        curvature_at=tuple(scenario.run.steps if c.at is None else c.at for c in claims if c.metric in NEEDS_CURVATURE),
     )
     launch.write()
     code = headless.run(launch, listen=transcript.add)

@@ -9,6 +9,7 @@ import msgspec
 
 from tui_descent.protocol.events import (
     AnyEvent,
+    CurvatureTaken,
     Evaluated,
     ReadingsTaken,
     RunEnded,
@@ -25,11 +26,17 @@ METRICS = {
     "first_to_last_grad": "grad_rms of the first block's weight over the last block's, at `at`",
     "global_grad_norm": "L2 norm of all gradients together, at `at`",
     "update_ratio": "median over the layers of ‖Δ‖/‖W‖, at `at`",
+    "sharpness": "largest Hessian eigenvalue λmax on the probe batch, with the weights before update `at`",
+    "lambda_min": "smallest Hessian eigenvalue, likewise; under 0 at a saddle",
+    "negative_fraction": "share of the Hessian's eigenvalues under 0, likewise",
+    "stability_limit": "the λmax above which this optimizer's steps grow: 2/η for plain gradient descent, likewise",
+    "edge": "λmax over that limit, of the preconditioned Hessian for Adam and RMSprop; 1 is the edge of stability",
     "position": "the surface's first parameter after the last update",
     "status": "how the run ended: finished, diverged, failed, stopped",
     "steps": "updates made",
 }
 NEEDS_READING = frozenset({"first_to_last_grad", "global_grad_norm", "update_ratio"})
+NEEDS_CURVATURE = frozenset({"sharpness", "lambda_min", "negative_fraction", "stability_limit", "edge"})
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +74,7 @@ class Transcript:
     def __init__(self, events: Iterable[AnyEvent] = ()) -> None:
         self.losses: dict[int, float] = {}
         self.readings: dict[int, ReadingsTaken] = {}
+        self.curvatures: dict[int, CurvatureTaken] = {}
         self.evaluated: dict[int, Evaluated] = {}
         self.started: RunStarted | None = None
         self.ended: RunEnded | None = None
@@ -80,6 +88,8 @@ class Transcript:
                 self.losses.update(zip(range(event.first, event.first + len(event.losses)), event.losses, strict=True))
             case ReadingsTaken():
                 self.readings[event.step] = event
+            case CurvatureTaken():
+                self.curvatures[event.step] = event
             case Evaluated():
                 self.evaluated[event.step] = event
             case RunStarted():
@@ -93,6 +103,8 @@ class Transcript:
         """A metric's value, or None where the run has none."""
         if name in NEEDS_READING:
             return self._reading_metric(name, at)
+        if name in NEEDS_CURVATURE:
+            return self._curvature_metric(name, at)
         ended = self.ended
         if name == "loss":
             return self.losses.get(at) if at is not None else ended.loss if ended else None
@@ -120,6 +132,18 @@ class Transcript:
             ratios = sorted(v for v in reading.values.get("update_ratio", []) if v is not None)
             return ratios[len(ratios) // 2] if ratios else None
         return first_to_last_grad(self.started, reading)
+
+    def _curvature_metric(self, name: str, at: int | None) -> float | None:
+        taken = self.curvatures.get(at if at is not None else max(self.curvatures, default=-1))
+        if taken is None:
+            return None
+        return {
+            "sharpness": taken.sharpness,
+            "lambda_min": taken.hessian.lambda_min,
+            "negative_fraction": taken.hessian.negative_fraction,
+            "stability_limit": None if taken.limit is None else taken.limit.lambda_max,
+            "edge": taken.edge,
+        }[name]
 
 
 def first_to_last_grad(started: RunStarted, reading: ReadingsTaken) -> float | None:

@@ -9,6 +9,7 @@ from tui_descent.protocol.events import (
     AnyEvent,
     CommandDone,
     CommandRejected,
+    CurvatureTaken,
     Diagnosed,
     Evaluated,
     Foretold,
@@ -34,6 +35,8 @@ GRAD_BINS = 512
 # The smoothed loss is a moving average over about this many steps, and over a tenth of a younger run.
 SMOOTH_OVER = 20.0
 MAX_FACTS = 500
+# Readings of the curvature: when there are more, every second one goes, so that they span the whole run.
+MAX_CURVATURES = 512
 # Below this a gradient is drawn at the floor: float64 norms go on to 1e-300, a colour scale does not.
 LOG_FLOOR = -40.0
 
@@ -77,6 +80,7 @@ class History:
         self.diagnosis: Diagnosed | None = None
         self.measured: dict[str, Measured] = {}
         self.ledger: LedgerTaken | None = None
+        self.curvatures: list[CurvatureTaken] = []
         self.revision = 0
         self._smooth_over = SMOOTH_OVER
         self._rate_from: tuple[float, int] | None = None
@@ -123,6 +127,10 @@ class History:
                 self.measured[event.name] = event
             case LedgerTaken():
                 self.ledger = event
+            case CurvatureTaken():
+                if len(self.curvatures) >= MAX_CURVATURES:
+                    self.curvatures = self.curvatures[::2]
+                self.curvatures.append(event)
             case Foretold() | NotFinite():
                 self.log.append(event)
             case CommandDone() | MetricLogged():
@@ -186,7 +194,7 @@ class History:
         facts: list[AnyEvent] = []
         if self.started is not None:
             facts.append(self.started)
-        facts += [*self.evaluations, *self.log]
+        facts += [*self.evaluations, *self.log, *self.curvatures]
         newest: list[AnyEvent | None] = [self.readings, self.ledger, *self.measured.values()]
         facts += [event for event in newest if event is not None]
         facts.append(self.ended if self.ended is not None else self.state)

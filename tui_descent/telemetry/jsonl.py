@@ -12,6 +12,7 @@ import msgspec
 from tui_descent.protocol.events import (
     AnyEvent,
     CommandDone,
+    CurvatureTaken,
     ReadingsTaken,
     RunStarted,
     StepsCompleted,
@@ -47,6 +48,8 @@ class JsonLines:
             case RunStarted():
                 self._started = event
                 yield _table(event)
+            case CurvatureTaken():
+                yield _curvature(event)
             case _:
                 yield _table(event)
 
@@ -78,6 +81,29 @@ def _steps(event: StepsCompleted) -> Iterator[dict[str, Any]]:
             "time_s": round(event.times_s[n], 6),
         }
         yield table | {"skipped": True} if step in event.skipped else table
+
+
+def _curvature(event: CurvatureTaken) -> dict[str, Any]:
+    read, limit, scaled = event.hessian, event.limit, event.scaled
+    table = {
+        "event": "curvature",
+        "segment": event.segment,
+        "step": event.step,
+        "sharpness": read.lambda_max,
+        "lambda_min": read.lambda_min,
+        "negative_fraction": read.negative_fraction,
+        "how": read.how,
+        "converged": read.converged,
+        "residuals": [read.residual_max, read.residual_min],
+        "parameters": read.parameters,
+        "stability_limit": None if limit is None else limit.lambda_max,
+        "limit": None if limit is None else limit.formula,
+        "preconditioned_sharpness": None if scaled is None else scaled.lambda_max,
+        "edge": event.edge,
+        "products": read.products + (0 if scaled is None else scaled.products),
+        "seconds": round(event.seconds, 6),
+    }
+    return {key: value for key, value in table.items() if value is not None}
 
 
 def _table(event: AnyEvent) -> dict[str, Any]:
