@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from tui_descent.dashboard.screens.run import RunScreen
 
 Action = Callable[["RunScreen", Key, str], None]
-VIEWS = ("overview", "layers", "events")
+VIEWS = ("overview", "layers", "events", "chain", "curvature")
+VIEW_NAMES = {"chain": "chain rule"}
 AT_REST = frozenset({"paused", "held", "waiting"})
 
 
@@ -167,7 +168,7 @@ def palette() -> Iterator[tuple[str, str, int, str, AnyCommand | None]]:
     """Every action and every choice by name: text, help, place in the table and key, or the command itself."""
     for place, key in enumerate(KEYS):
         for n, name in enumerate(key.keys if key.action == "view" else key.keys[:1]):
-            label = f"view: {VIEWS[n]}" if key.action == "view" else key.label
+            label = f"view: {VIEW_NAMES.get(VIEWS[n], VIEWS[n])}" if key.action == "view" else key.label
             shown = name if key.action == "view" else key.shown
             yield f"{label}  ({shown})", key.help, place, name, None
     for knob in KNOBS.values():

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tui_descent.protocol import codec
-from tui_descent.protocol.commands import AnyCommand, Hello, Request, Source, TurnKnob
+from tui_descent.protocol.commands import AnyCommand, Hello, Request, Source, TurnKnob, WatchCurvature
 from tui_descent.protocol.events import (
     CommandDone,
     CommandRejected,
@@ -108,6 +108,8 @@ class Bridge:
     def _answered(self, reply: Reply) -> None:
         asked = self._open.pop(reply.request, None) if reply.client == self.client else None
         # What others did is worth the line too, but their "done" and "rejected" are not ours to read.
+        if isinstance(asked, WatchCurvature) and isinstance(reply, CommandDone):
+            return  # the view that asked shows it
         if asked is not None or isinstance(reply, KnobTurned):
             self.exchange = Exchange(asked=asked, reply=reply)
 
@@ -119,7 +121,8 @@ class Bridge:
         self._requests += 1
         self._open[self._requests] = command
         self._writer.write(codec.frame(Request(request=self._requests, command=command, source=source)))
-        self.exchange = Exchange(asked=command)
+        if not isinstance(command, WatchCurvature):
+            self.exchange = Exchange(asked=command)
         self._changes += 1
         return self._requests
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import normalize
 
-from tui_descent.protocol.curvature import CurvatureReading, How, Limit
+from tui_descent.protocol.curvature import FLOOR, CurvatureReading, How, Limit
 
 # λmin, λmax, their relative residuals in the same order, the negative share.
 _Ends = tuple[float, float, float, float, float | None]
@@ -25,9 +25,6 @@ FULL_UP_TO, COLUMNS_AT_ONCE = 1500, 32
 # An eigenvalue is negative below -this·max|λ|. Nearer to 0, where most of a net's are, 30 Lanczos steps cannot tell.
 NEGATIVE: dict[How, float] = {"full Hessian": 1e-6, "Lanczos": 1e-2}
 QUADRATURES, QUADRATURE_PRODUCTS = 2, 30
-# Residuals are relative to |θ|, but to no less than this part of max|θ|: with 1e-2 a θ among the many eigenvalues next
-# to 0 counts as settled before it has found the negative one.
-FLOOR = 1e-4
 # The random part of a warm start: large enough to meet an eigenvector that is new, too small to delay the old ones.
 NOISE = 0.1
 ADAPTIVE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop)

@@ -7,6 +7,9 @@ from typing import Literal
 import msgspec
 
 How = Literal["full Hessian", "Lanczos"]
+# Residuals are relative to |θ|, but to no less than this part of max|θ|: with 1e-2 a θ among the many eigenvalues next
+# to 0 counts as settled before it has found the negative one.
+FLOOR = 1e-4
 
 
 class CurvatureReading(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +29,20 @@ class CurvatureReading(msgspec.Struct, frozen=True, kw_only=True):
     how: How
     converged: bool
     parameters: int
+
+    @property
+    def error_max(self) -> float:
+        """|Hv − θv| of the upper end: an eigenvalue lies within it."""
+        return self.residual_max * max(abs(self.lambda_max), FLOOR * self._largest)
+
+    @property
+    def error_min(self) -> float:
+        """The same of the lower end."""
+        return self.residual_min * max(abs(self.lambda_min), FLOOR * self._largest)
+
+    @property
+    def _largest(self) -> float:
+        return max(abs(self.lambda_max), abs(self.lambda_min))
 
 
 class Limit(msgspec.Struct, frozen=True, kw_only=True):

@@ -166,10 +166,10 @@ KEYS: tuple[Key, ...] = (
         action="zoom",
     ),
     Key(
-        keys=("1", "2", "3"),
-        shown="1-3",
+        keys=("1", "2", "3", "4", "5"),
+        shown="1-5",
         label="views",
-        help="overview · layers · events",
+        help="overview · layers · events · chain rule · curvature",
         action="view",
     ),
     Key(
@@ -197,14 +197,14 @@ KEYS: tuple[Key, ...] = (
         keys=("up",),
         shown="↑",
         label="layer up",
-        help="select the layer above; in the events, scroll",
+        help="select the layer above; in events and chain rule, scroll",
         action="up",
     ),
     Key(
         keys=("down",),
         shown="↓",
         label="layer down",
-        help="select the layer below; in the events, scroll",
+        help="select the layer below; in events and chain rule, scroll",
         action="down",
     ),
     Key(

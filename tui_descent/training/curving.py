@@ -72,8 +72,8 @@ class Curving:
             self._sampler.want_curvature(False)
             return [Noted(step=step, text=f"the curvature could not be read: {why}", level="warning")]
         finally:
-            if step not in self._at:
-                self._sampler.curvature_took(time.thread_time() - start_s, time.monotonic(), paid=paid)
+            paid = paid and step not in self._at
+            self._sampler.curvature_took(time.thread_time() - start_s, time.monotonic(), paid=paid)
         self._readings += 1
         taken = CurvatureTaken(
             segment=segment,

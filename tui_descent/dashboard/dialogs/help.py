@@ -14,10 +14,14 @@ from textual.widgets import Static
 
 from tui_descent.dashboard import ink
 from tui_descent.dashboard.dialogs.dialog import Dialog
+from tui_descent.dashboard.panels.chain import ChainPanel
+from tui_descent.dashboard.panels.curvature import CurvaturePanel
 from tui_descent.dashboard.panels.events import EventsPanel
 from tui_descent.dashboard.panels.gradients import GradientsPanel
 from tui_descent.dashboard.panels.heatmap import HeatmapPanel
 from tui_descent.dashboard.panels.loss import LossPanel
+from tui_descent.dashboard.panels.lowest import LowestPanel
+from tui_descent.dashboard.panels.sharpness import SharpnessPanel
 from tui_descent.dashboard.panels.updates import UpdatesPanel
 from tui_descent.scenario.keys import KEYS
 
@@ -26,6 +30,10 @@ PANELS = {
     "Gradient flow": HeatmapPanel,
     "Gradient": GradientsPanel,
     "Update": UpdatesPanel,
+    "Chain rule": ChainPanel,
+    "Sharpness": SharpnessPanel,
+    "Smallest curvature": LowestPanel,
+    "Curvature": CurvaturePanel,
     "Events": EventsPanel,
 }
 

@@ -1,4 +1,4 @@
-"""The one screen of a run: three views over the same panels, drawn at the frame rate, and only what changed."""
+"""The one screen of a run: five views over its panels, drawn at the frame rate, and only what changed."""
 
 from __future__ import annotations
 
@@ -16,20 +16,24 @@ from textual.widget import Widget
 
 from tui_descent.dashboard import actions
 from tui_descent.dashboard.bridge import Bridge
+from tui_descent.dashboard.panels.chain import ChainPanel
 from tui_descent.dashboard.panels.conversation import ConversationPanel
+from tui_descent.dashboard.panels.curvature import CurvaturePanel
 from tui_descent.dashboard.panels.ending import EndingPanel
 from tui_descent.dashboard.panels.events import EventsPanel
 from tui_descent.dashboard.panels.gradients import GradientsPanel
 from tui_descent.dashboard.panels.heatmap import HeatmapPanel
 from tui_descent.dashboard.panels.loss import LossPanel
+from tui_descent.dashboard.panels.lowest import LowestPanel
 from tui_descent.dashboard.panels.names import target_of
+from tui_descent.dashboard.panels.sharpness import SharpnessPanel
 from tui_descent.dashboard.panels.status import StatusPanel
 from tui_descent.dashboard.panels.story import StoryPanel
 from tui_descent.dashboard.panels.strips import Panel
 from tui_descent.dashboard.panels.updates import UpdatesPanel
 from tui_descent.dashboard.panels.view import View
 from tui_descent.dashboard.screens.too_small import MIN_HEIGHT, MIN_WIDTH, TooSmall
-from tui_descent.protocol.commands import AnyCommand, TurnKnob
+from tui_descent.protocol.commands import AnyCommand, TurnKnob, WatchCurvature
 from tui_descent.scenario.knobs import KNOBS
 
 if TYPE_CHECKING:
@@ -50,12 +54,19 @@ class RunScreen(Screen[None]):
         self.look = View(history=bridge.history, name=name)
         self._log_path = log_path
         self._drawn: object = None
+        self._curious = False  # whether the run was asked for its curvature
         self.add_class("view-overview")
 
     def compose(self) -> ComposeResult:
         """All panels; the stylesheet says which are seen in which view and at which size."""
         yield StatusPanel(id="status")
         with Horizontal(id="body"):
+            with Vertical(id="ledger"):
+                yield ChainPanel(id="chain")
+            with Vertical(id="bend"):
+                yield SharpnessPanel(id="sharpness")
+                yield LowestPanel(id="lowest")
+                yield CurvaturePanel(id="curvature")
             with Vertical(id="time"):
                 yield LossPanel(id="loss")
                 yield HeatmapPanel(id="heatmap")
@@ -71,6 +82,7 @@ class RunScreen(Screen[None]):
 
     def draw(self) -> None:
         """One frame, if anything is new since the last one."""
+        self._ask_for_curvature()
         key = (self.bridge.revision, self.look)
         if key == self._drawn:
             return
@@ -87,6 +99,13 @@ class RunScreen(Screen[None]):
             self.look = replace(self.look, selected=None)
         up_to_date = [panel.show(self.look) for panel in self.query(Panel)]
         self._drawn = (self.bridge.revision, self.look) if all(up_to_date) else None
+
+    def _ask_for_curvature(self) -> None:
+        """It is read while its view is open, and only then: it costs the trainer more than all the rest."""
+        bridge, wanted = self.bridge, self.has_class("view-curvature")
+        if wanted != self._curious and bridge.connected and bridge.history.live and bridge.history.started is not None:
+            self._curious = wanted
+            bridge.send(WatchCurvature(on=wanted))
 
     def _trouble(self) -> str:
         """What is wrong with the connection, and where to read more."""
@@ -160,11 +179,12 @@ class RunScreen(Screen[None]):
         self.look = replace(self.look, recent=not self.look.recent)
 
     def show_view(self, view: str) -> None:
-        """Overview, layers or events."""
+        """One of the table's views; what scrolls in it has the focus."""
         self._unzoom()
         for name in actions.VIEWS:
             self.set_class(name == view, f"view-{name}")
-        self.set_focus(self.query_one(EventsPanel) if view == "events" else None)
+        scrolls: dict[str, type[Panel]] = {"events": EventsPanel, "chain": ChainPanel}
+        self.set_focus(self.query_one(scrolls[view]) if view in scrolls else None)
 
     def focus_next_panel(self) -> None:
         """Round all panels that can be seen."""
@@ -175,7 +195,7 @@ class RunScreen(Screen[None]):
         if self.has_class("zoomed"):
             self._unzoom()
             return
-        panel = self.focused if isinstance(self.focused, Panel) else self.query_one(LossPanel)
+        panel = self.focused if isinstance(self.focused, Panel) else next(p for p in self.query(Panel) if _seen(p))
         self.set_focus(panel)
         self.add_class("zoomed")
         panel.add_class("zoomed-on")
@@ -189,7 +209,7 @@ class RunScreen(Screen[None]):
 
     def move(self, up: int) -> None:
         """Select the next layer towards the output, or scroll where there are no layers."""
-        if isinstance(self.focused, EventsPanel):
+        if isinstance(self.focused, EventsPanel | ChainPanel):
             self.focused.scroll_by(up)
             self._drawn = None
             return
@@ -220,3 +240,9 @@ class RunScreen(Screen[None]):
         """Ask how, unless the run is over already."""
         descent: DescentApp = self.app  # type: ignore[assignment]
         descent.leave()
+
+
+def _seen(panel: Panel) -> bool:
+    """Whether it is one of the view's that can have the focus."""
+    nodes = panel.ancestors_with_self
+    return panel.can_focus and all(node.display for node in nodes if isinstance(node, Widget))

@@ -1,0 +1,120 @@
+"""Rare readings over the loss panel's time axis: braille curves, levels drawn in cells, the marks of interventions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.segment import Segment
+from rich.style import Style
+from textual.strip import Strip
+
+from tui_descent.dashboard import charts, ink
+from tui_descent.dashboard.axis import Axis
+from tui_descent.dashboard.panels.line import Line, joined
+from tui_descent.dashboard.panels.strips import empty, notice
+from tui_descent.dashboard.panels.timeline import Timeline, gutter, marks
+from tui_descent.dashboard.panels.timerow import time_row
+from tui_descent.dashboard.panels.view import View
+from tui_descent.protocol.events import CurvatureTaken
+
+Points = Sequence[tuple[int, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Values by step, joined by lines; `style` draws the readings themselves while they stand apart."""
+
+    points: Points
+    colour: charts.Rgb
+    style: Style
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A value that holds from its step until the next one's, and the last one's until now."""
+
+    points: Points
+    style: Style
+
+
+def readings(view: View) -> list[CurvatureTaken]:
+    """Those of the stretch of the run that is drawn."""
+    return [taken for taken in view.history.curvatures if taken.segment == view.history.segment]
+
+
+def place_of(view: View) -> object:
+    """What a drawing of these readings depends on, besides the axis and the person's wishes."""
+    history, taken = view.history, view.history.curvatures
+    turned = (len(history.interventions), len(history.marks), history.state.state)
+    return history, len(taken), taken[-1].step if taken else None, turned, view.connected, view.log, view.recent
+
+
+def nothing_yet(view: View, width: int, height: int) -> list[Strip]:
+    """Why there is no curvature to draw."""
+    started = view.history.started
+    if started is not None and started.scenario is None:
+        lines = [
+            ("no curvature of an own loop", ink.TEXT),
+            ("it needs one batch again and again, and a loop's cannot be asked for", ink.DIM),
+        ]
+        return notice(lines, width, height)
+    if not view.history.live:
+        return notice([("the curvature was not read while the run lived", ink.DIM)], width, height)
+    return empty(view, width, height, "curvature")
+
+
+def plotted(
+    view: View, width: int, height: int, axis: Axis, *, series: Sequence[Series], levels: Sequence[Level]
+) -> list[Strip]:
+    """`height` rows: the picture and its time axis."""
+    left, rows = gutter(view, width), height - 1
+    timeline = Timeline.of(view.history, width - left, recent=view.recent)
+    curves = [charts.Curve(_dots(s.points, timeline, axis, rows), s.colour) for s in series]
+    drawn = charts.canvas(curves, timeline.columns, rows)
+    cells = [[Segment(c, s.style) for s in line for c in s.text] for line in drawn]
+    for level in levels:
+        _lay(cells, level, timeline, axis, rows)
+    for column in {column for column, _ in marks(view, timeline)}:
+        for y in range(rows):
+            if cells[y][column].text == " ":
+                cells[y][column] = Segment("┊", ink.MARK)
+    for one in series:
+        if len(one.points) <= timeline.columns // 3:
+            for step, value in one.points:
+                column = timeline.column(min(step, timeline.last_step))
+                if column is not None and math.isfinite(axis.place(value)):
+                    cells[axis.row(value, rows)][column] = Segment("•", one.style)
+    figures = axis.labels(rows)
+    lines = [
+        Line().put(f"{figures.get(y, ''):>{left - 1}} ", ink.DIM).extend(joined(cells[y])).strip(width)
+        for y in range(rows)
+    ]
+    return [*lines, time_row(view, timeline, left).strip(width)]
+
+
+def _dots(points: Points, timeline: Timeline, axis: Axis, rows: int) -> list[charts.Point]:
+    right, top = 2 * timeline.columns - 1, 4 * rows - 1
+    # The reading before the next update lies one step to the right of the last one that was made.
+    return charts.reduced(
+        [
+            (float(min((step - timeline.first_step) * 2 // timeline.width, right)), axis.place(value) * top)
+            for step, value in points
+            if math.isfinite(axis.place(value))
+        ]
+    )
+
+
+def _lay(cells: list[list[Segment]], level: Level, timeline: Timeline, axis: Axis, rows: int) -> None:
+    newest, at = timeline.last_step // timeline.width - timeline.first, 0
+    for column in range(min(newest + 1, timeline.columns)):
+        end = (column + timeline.first + 1) * timeline.width
+        while at + 1 < len(level.points) and level.points[at + 1][0] < end:
+            at += 1
+        if not level.points or level.points[0][0] >= end:
+            continue
+        value = level.points[at][1]
+        if math.isfinite(axis.place(value)) and 0 <= (y := axis.row(value, rows)) < rows:
+            if cells[y][column].text == " ":
+                cells[y][column] = Segment("─", level.style)
