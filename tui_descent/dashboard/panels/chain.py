@@ -1,4 +1,4 @@
-"""The chain-rule ledger: a row a block, its factor from the parts and from autograd, their product from the output down."""
+"""The chain-rule ledger: a row a block, its factor by its parts and by autograd, and their product."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class ChainPanel(Panel):
     about = (
         "The factor by which each block changes the gradient on its way down, ‖∂L/∂in‖ / ‖∂L/∂out‖: by parts, from the "
         "block's weights, slopes, norm and skip, and beside it autograd's own. Off by: how far the two vectors differ. "
-        "The bar is the factor's logarithm, to the left of 1 it shrinks; between the ┊ all blocks together would keep "
-        f"the product within {DIES:g} … {EXPLODES:.0f}. Product: what is left from the output down. About once a second."
+        "The bar is the factor's logarithm, to the left of 1 it shrinks; between the ┊ all blocks together keep "
+        f"the product within {DIES:g} … {EXPLODES:.0f}. Product: what is left from the output down. Read once a second."
     )
 
     def __init__(self, *, id: str | None = None) -> None:

@@ -83,9 +83,9 @@ def plotted(
     for one in series:
         if len(one.points) <= timeline.columns // 3:
             for step, value in one.points:
-                column = timeline.column(min(step, timeline.last_step))
-                if column is not None and math.isfinite(axis.place(value)):
-                    cells[axis.row(value, rows)][column] = Segment("•", one.style)
+                spot = timeline.column(min(step, timeline.last_step))
+                if spot is not None and math.isfinite(axis.place(value)):
+                    cells[axis.row(value, rows)][spot] = Segment("•", one.style)
     figures = axis.labels(rows)
     lines = [
         Line().put(f"{figures.get(y, ''):>{left - 1}} ", ink.DIM).extend(joined(cells[y])).strip(width)
@@ -115,6 +115,8 @@ def _lay(cells: list[list[Segment]], level: Level, timeline: Timeline, axis: Axi
         if not level.points or level.points[0][0] >= end:
             continue
         value = level.points[at][1]
-        if math.isfinite(axis.place(value)) and 0 <= (y := axis.row(value, rows)) < rows:
-            if cells[y][column].text == " ":
-                cells[y][column] = Segment("─", level.style)
+        beyond = not axis.log and not axis.low <= value <= axis.high
+        if math.isnan(axis.place(value)) or beyond:
+            continue
+        if cells[y := axis.row(value, rows)][column].text == " ":
+            cells[y][column] = Segment("─", level.style)

@@ -24,8 +24,8 @@ class SharpnessPanel(Panel):
 
     pace_s = 0.25
     about = (
-        "λmax, the loss' largest curvature along any direction of the weights, on the loss panel's time axis; read on a "
-        "fixed probe batch while this view is open. ─ the limit above which steps along that direction grow: 2/η for "
+        "λmax, the loss' largest curvature along any direction of the weights, on the loss' time axis; read on a fixed "
+        "probe batch while this view is open. ─ the limit above which steps along that direction grow: 2/η for "
         "gradient descent at rate η. For Adam and RMSprop the limit is about the Hessian as they scale it: bright, the "
         "plain one dim. Unit: loss per weight²."
     )
