@@ -32,7 +32,7 @@ def short(value: float | None) -> str:
 
 
 def tick(value: float) -> str:
-    """An axis figure: `2.00`, `0.05`, `1e-06`, `40`."""
+    """An axis figure: `2.00`, `0.05`, `0.015`, `1e-06`, `40`."""
     size = abs(value)
     if value == 0:
         return "0"
@@ -40,7 +40,8 @@ def tick(value: float) -> str:
         mantissa, _, exponent = f"{value:.0e}".partition("e")
         return f"{mantissa}e{int(exponent)}"
     if size < 9.995:
-        return f"{value:.2f}"
+        text = f"{value:.2f}"
+        return text if abs(float(text) - value) < 1e-9 or size >= 0.995 else f"{value:.3f}"
     return f"{value:.1f}" if size < 99.95 and value != round(value) else f"{value:.0f}"
 
 

@@ -19,7 +19,7 @@ SLOW_EVERY_S, SLOW_SHARE = 1.0, 0.2
 RARE_EVERY_S, RARE_SHARE = 10.0, 0.2
 # The curvature, while it is asked for: its share is taken from the readings'. Paced, it may come more often.
 CURVATURE_EVERY_S, CURVATURE_SHARE = 10.0, 0.2
-CURVATURE_PACED_EVERY_S = 1.0
+CURVATURE_PACED_EVERY_S = 0.5
 # Of the newest figure in the running means of a step's and a reading's time.
 NEWEST = 1 / 16
 # Steps without a reading, after which their usual time is known.

@@ -109,7 +109,7 @@ def conclusion(downward: Sequence[LedgerEntry]) -> Line:
         line.put(f": from there down it is over {EXPLODES:.0f} times as large", ink.DIM)
     elif left:
         line.put("flows", ink.GREEN).put(
-            f": {short(left[-1])} of the gradient at the output reaches the input", ink.DIM
+            f": {short(left[-1])} times the output's gradient reaches the first block", ink.DIM
         )
     else:
         line.put("no gradient came through the blocks", ink.ORANGE)

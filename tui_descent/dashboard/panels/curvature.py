@@ -18,7 +18,7 @@ from tui_descent.dashboard.plain import plain
 from tui_descent.protocol.curvature import CurvatureReading
 from tui_descent.protocol.events import CurvatureTaken
 
-NAME, VALUE, ERROR = 9, 9, 11
+NAME, VALUE, ERROR = 9, 9, 10
 
 
 class CurvaturePanel(Panel):
@@ -83,12 +83,12 @@ def _limit(taken: CurvatureTaken) -> Line:
             .put(" " * ERROR)
             .put("not known for this optimizer", ink.DIM)
         )
-    line = _figure("limit", taken.limit.lambda_max, None, plain(taken.limit.formula, 40), ink.DIM)
+    line = _figure("limit", taken.limit.lambda_max, None, "", ink.DIM)
     words, well = verdict(taken)
-    if not words:
-        return line.put("; the optimizer has made no step to scale by", ink.DIM)
     which = "scaled λmax" if taken.limit.preconditioned else "λmax"
-    return line.put(f"; {which} is ", ink.DIM).put(words, ink.GREEN if well else ink.ORANGE)
+    line.put(f"{which} is " if words else "about the scaled λmax, after the first step", ink.DIM)
+    line.put(words, ink.GREEN if well else ink.ORANGE)
+    return line.put(f"  = {plain(taken.limit.formula, 40)}", ink.DIM)
 
 
 def _way_down(read: CurvatureReading) -> tuple[str, Style]:
@@ -108,10 +108,11 @@ def _share(found: list[CurvatureTaken]) -> Line:
     if counted is None or counted.hessian.negative_fraction is None:
         return line.put(f"{'–':>{VALUE}}").put(" " * ERROR).put("not counted yet", ink.DIM)
     read = counted.hessian
-    how = "counted" if read.how == "full Hessian" else "estimated by Lanczos"
+    how = "counted" if read.how == "full Hessian" else "by Lanczos"
     line.put(f"{counted.hessian.negative_fraction:>{VALUE}.1%}", ink.BRIGHT).put(" " * ERROR)
-    line.put(f"of {count(read.parameters)} eigenvalues, {how}", ink.DIM)
-    return line.put("" if counted is found[-1] else f", before step {count(counted.step)}", ink.DIM)
+    under = read.negative_below * max(abs(read.lambda_max), abs(read.lambda_min))
+    line.put(f"of {count(read.parameters)} under -{under:.0e}, {how}", ink.DIM)
+    return line.put("" if counted is found[-1] else f" at {count(counted.step)}", ink.DIM)
 
 
 def _price(taken: CurvatureTaken) -> Line:

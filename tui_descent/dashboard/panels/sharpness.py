@@ -8,7 +8,6 @@ from textual.strip import Strip
 
 from tui_descent.dashboard import ink
 from tui_descent.dashboard.axis import Axis, log_axis
-from tui_descent.dashboard.figures import short
 from tui_descent.dashboard.panels.plot import Level, Series, nothing_yet, place_of, plotted, readings
 from tui_descent.dashboard.panels.strips import Panel
 from tui_descent.dashboard.panels.timeline import RECENT_STEPS
@@ -75,9 +74,9 @@ def verdict(taken: CurvatureTaken) -> tuple[str, bool]:
     """Where λmax stands to its limit, in words, and whether that is well."""
     if taken.edge is None:
         return "", True
-    share = f"{short(taken.edge)} of it"
+    share = f"{taken.edge:.3g} of it"
     if taken.edge > 1.1:
-        return f"{share}: over the limit, steps grow along it", False
+        return f"{share}: steps grow", False
     if taken.edge > 0.9:
         return f"{share}: at the edge of stability", True
-    return f"{share}: steps settle along it", True
+    return f"{share}: steps settle", True
