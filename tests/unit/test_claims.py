@@ -8,8 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from tui_descent.protocol.curvature import CurvatureReading, Limit
 from tui_descent.protocol.events import (
     AnyEvent,
+    CurvatureTaken,
     Layer,
     ReadingsTaken,
     RunEnded,
@@ -46,6 +48,28 @@ def reading(step: int, **values: list[float | None]) -> ReadingsTaken:
     return ReadingsTaken(segment=0, step=step, values=dict(values), ages=[0] * 4, global_grad_norm=3.5, watch_cost=0.0)
 
 
+def curvature(step: int, sharpness: float) -> CurvatureTaken:
+    read = CurvatureReading(
+        lambda_max=sharpness,
+        lambda_min=-0.5,
+        residual_max=1e-6,
+        residual_min=1e-3,
+        products=12,
+        negative_fraction=0.25,
+        negative_below=1e-2,
+        how="Lanczos",
+        converged=True,
+        parameters=9,
+    )
+    return CurvatureTaken(
+        segment=0,
+        step=step,
+        hessian=read,
+        limit=Limit(lambda_max=4.0, formula="2/η", preconditioned=False),
+        seconds=0.1,
+    )
+
+
 def run(**ended: Any) -> Transcript:
     end: dict[str, Any] = {"status": "finished", "step": 100, "loss": 0.25, "accuracy": 0.9, "position": (1.5, 2.0)}
     events: list[AnyEvent] = [
@@ -54,6 +78,8 @@ def run(**ended: Any) -> Transcript:
         steps(60, LOSSES[60:]),
         reading(40, grad_rms=[7.0, 2e-9, 4.0, 7.0], update_ratio=[0.4, 0.1, None, 0.2]),
         reading(80, grad_rms=[7.0, 1.0, 4.0, 7.0], update_ratio=[0.4, 0.1, 0.3, 0.2]),
+        curvature(40, 3.0),
+        curvature(90, 5.0),
         RunEnded(**(end | ended)),
     ]
     return Transcript(events)
@@ -77,6 +103,14 @@ def run(**ended: Any) -> Transcript:
         ("first_to_last_grad", 41, None),
         ("global_grad_norm", 40, 3.5),
         ("update_ratio", 40, 0.2),
+        ("sharpness", 40, 3.0),
+        ("sharpness", None, 5.0),
+        ("sharpness", 41, None),
+        ("lambda_min", 90, -0.5),
+        ("negative_fraction", 90, 0.25),
+        ("stability_limit", 40, 4.0),
+        ("edge", 40, 0.75),
+        ("edge", 90, 1.25),
         ("position", None, 1.5),
         ("status", None, "finished"),
         ("steps", None, 100.0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from typing import Any
@@ -10,10 +11,12 @@ import msgspec
 import pytest
 
 from tui_descent.protocol.codec import HEADER, decode, frame, to_viewer
+from tui_descent.protocol.curvature import CurvatureReading
 from tui_descent.protocol.events import (
     AnyEvent,
     CommandDone,
     CommandRejected,
+    CurvatureTaken,
     Evaluated,
     HistorySent,
     KnobState,
@@ -30,7 +33,7 @@ from tui_descent.protocol.events import (
     StepsCompleted,
     StepsMissed,
 )
-from tui_descent.telemetry.history import LOG_FLOOR, MAX_FACTS, SMOOTH_OVER, History, log_magnitude
+from tui_descent.telemetry.history import LOG_FLOOR, MAX_CURVATURES, MAX_FACTS, SMOOTH_OVER, History, log_magnitude
 
 LAYERS = 3
 STARTED = RunStarted(
@@ -288,3 +291,31 @@ def test_every_event_moves_the_revision() -> None:
         before = history.revision
         history.apply(event)
         assert history.revision > before
+
+
+def curvature(step: int) -> CurvatureTaken:
+    read = CurvatureReading(
+        lambda_max=float(step),
+        lambda_min=math.nan,
+        residual_max=0.0,
+        residual_min=0.0,
+        products=1,
+        negative_fraction=None,
+        negative_below=1e-2,
+        how="Lanczos",
+        converged=True,
+        parameters=9,
+    )
+    return CurvatureTaken(segment=0, step=step, hessian=read, seconds=0.1)
+
+
+def test_readings_of_the_curvature_span_the_run_in_bounded_room_and_travel() -> None:
+    history = fed([STARTED])
+    for step in range(5 * MAX_CURVATURES):
+        history.apply(curvature(step))
+        assert len(history.curvatures) <= MAX_CURVATURES
+    found = [taken.step for taken in history.curvatures]
+    assert found == sorted(found)
+    assert (found[0], found[-1]) == (0, 5 * MAX_CURVATURES - 1)
+    assert max(b - a for a, b in itertools.pairwise(found)) <= 16
+    assert [taken.step for taken in travelled(history).curvatures] == found

@@ -68,3 +68,58 @@ def test_a_paced_run_is_measured_on_every_step_that_has_the_time() -> None:
     assert simulate(Sampler(budget=0.01), 50, step_s=1e-3, cost_s=1e-3, period_s=1 / 30) == list(range(50))
     few = simulate(Sampler(budget=0.01), 50, step_s=1e-3, cost_s=0.1, period_s=1 / 30)
     assert len(few) <= 2, "a reading longer than half the wait would slow the pace"
+
+
+def with_curvature(
+    sampler: Sampler, steps: int, *, on: range, reading_s: float, curvature_s: float
+) -> tuple[float, float]:
+    """Steps of a millisecond on a clock of their own; the time spent on readings and on the curvature."""
+    now = spent = curved = 0.0
+    for step in range(steps):
+        sampler.want_curvature(step in on)
+        if step in on and sampler.curvature_due(now, paced=False):
+            sampler.curvature_took(curvature_s, now, paid=True)
+            curved += curvature_s
+            now += curvature_s
+        due = sampler.due(step, period_s=None)
+        if due:
+            sampler.spent(reading_s)
+            spent += reading_s
+        sampler.stepped(1e-3 + (reading_s if due else 0.0))
+        now += 1e-3 + (reading_s if due else 0.0)
+    return spent / now, curved / now
+
+
+def test_the_curvature_is_read_within_the_budget_and_only_while_it_is_wanted() -> None:
+    readings, curvature = with_curvature(
+        Sampler(budget=0.02), 100_000, on=range(20_000, 80_000), reading_s=2e-3, curvature_s=0.02
+    )
+    assert 0 < curvature <= 0.2 * 0.02 * 0.6 + 0.02 / 100, (
+        "its share, but for the first, which nobody knew the price of"
+    )
+    assert readings > 0.014
+    assert readings + curvature <= 0.0205
+    assert with_curvature(Sampler(budget=0.02), 20_000, on=range(0), reading_s=2e-3, curvature_s=1.0)[1] == 0.0
+
+
+def test_the_curvature_waits_ten_seconds_however_cheap_and_without_a_budget_for_ever() -> None:
+    sampler = Sampler(budget=1.0)
+    sampler.want_curvature(True)
+    for _ in range(1000):
+        sampler.stepped(0.01)
+    sampler.curvature_took(1e-4, 100.0, paid=True)
+    assert not sampler.curvature_due(109.0, paced=False)
+    assert sampler.curvature_due(110.5, paced=False)
+    assert sampler.curvature_due(101.0, paced=True), "out of a wait it may come sooner"
+    none = Sampler(budget=0.0)
+    none.want_curvature(True)
+    assert not none.curvature_due(1e9, paced=False)
+    assert not none.curvature_due(1e9, paced=True)
+
+
+def test_in_the_waits_of_a_paced_run_the_curvature_takes_a_tenth_at_most() -> None:
+    sampler = Sampler(budget=0.01)
+    sampler.want_curvature(True)
+    sampler.curvature_took(2.0, 100.0, paid=False)
+    assert not sampler.curvature_due(119.0, paced=True)
+    assert sampler.curvature_due(120.0, paced=True)

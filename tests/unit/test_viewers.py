@@ -31,7 +31,15 @@ class Door:
         self.orders: list[Order] = []
         self.history = History()
         self.selector = selectors.DefaultSelector()
-        self.viewers = Viewers(listen(path), self.selector, run="r1", history=self.history.send, ask=self.orders.append)
+        self.gone: list[int] = []
+        self.viewers = Viewers(
+            listen(path),
+            self.selector,
+            run="r1",
+            history=self.history.send,
+            ask=self.orders.append,
+            gone=self.gone.append,
+        )
         self.clients: list[Peer] = []
 
     def turn(self) -> None:
@@ -176,6 +184,17 @@ def test_a_viewer_that_leaves_in_the_middle_of_a_frame_is_forgotten(door: Door) 
     assert door.orders == []
     door.tell("x")
     assert door.heard(good) == [Noted(step=0, text="x")]
+
+
+def test_who_leaves_is_told_once_by_its_number(door: Door) -> None:
+    first, second = door.come(HELLO), door.come(HELLO)
+    second.close()
+    door.turn()
+    door.turn()
+    assert door.gone == [2]
+    first.close()
+    door.turn()
+    assert door.gone == [2, 1]
 
 
 def test_hello_byte_by_byte_is_a_hello(door: Door) -> None:
