@@ -94,9 +94,7 @@ def test_the_curvature_is_read_within_the_budget_and_only_while_it_is_wanted() -
     readings, curvature = with_curvature(
         Sampler(budget=0.02), 100_000, on=range(20_000, 80_000), reading_s=2e-3, curvature_s=0.02
     )
-    assert 0 < curvature <= 0.2 * 0.02 * 0.6 + 0.02 / 100, (
-        "its share, but for the first, which nobody knew the price of"
-    )
+    assert 0 < curvature <= 0.2 * 0.02 * 0.6 + 0.02 / 100, "its share, but for the first"
     assert readings > 0.014
     assert readings + curvature <= 0.0205
     assert with_curvature(Sampler(budget=0.02), 20_000, on=range(0), reading_s=2e-3, curvature_s=1.0)[1] == 0.0

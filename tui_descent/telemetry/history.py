@@ -35,7 +35,7 @@ GRAD_BINS = 512
 # The smoothed loss is a moving average over about this many steps, and over a tenth of a younger run.
 SMOOTH_OVER = 20.0
 MAX_FACTS = 500
-# Readings of the curvature: when there are more, every second one goes, so that they span the whole run.
+# Readings of the curvature: when there are more, the one closest to its neighbours goes, so that they span the run.
 MAX_CURVATURES = 512
 # Below this a gradient is drawn at the floor: float64 norms go on to 1e-300, a colour scale does not.
 LOG_FLOOR = -40.0
@@ -128,15 +128,19 @@ class History:
             case LedgerTaken():
                 self.ledger = event
             case CurvatureTaken():
-                if len(self.curvatures) >= MAX_CURVATURES:
-                    self.curvatures = self.curvatures[::2]
-                self.curvatures.append(event)
+                self._curved(event)
             case Foretold() | NotFinite():
                 self.log.append(event)
             case CommandDone() | MetricLogged():
                 pass
             case CommandRejected() | Noted() | StepsMissed():
                 self.log.append(event)
+
+    def _curved(self, event: CurvatureTaken) -> None:
+        kept = self.curvatures
+        kept.append(event)
+        if len(kept) > MAX_CURVATURES:
+            del kept[min(range(1, len(kept) - 1), key=lambda n: kept[n + 1].step - kept[n - 1].step)]
 
     def _diagnosed(self, event: Diagnosed) -> None:
         if self.diagnosis is None or event.finding != self.diagnosis.finding:
