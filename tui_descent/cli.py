@@ -298,7 +298,7 @@ def _print_presets() -> int:
 
     for name in presets.names():
         _, scenario = presets.find(name)
-        print(f"{name:<16}{scenario.theme:<24}{scenario.title}")
+        print(f"{name:<20}{scenario.theme:<24}{scenario.title}")
     return 0
 
 

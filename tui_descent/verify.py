@@ -23,7 +23,7 @@ def verify(names: Sequence[str], *, seeds: int) -> int:
         for seed in range(seeds):
             for verdict in verdicts(name, seed=seed):
                 broken += not verdict.holds
-                print(f"{name:<16} seed {seed}  {verdict}", flush=True)
+                print(f"{name:<18} seed {seed}  {verdict}", flush=True)
     if broken:
         print(f"tui-descent: {broken} claims broken", file=sys.stderr)
     return 1 if broken else 0

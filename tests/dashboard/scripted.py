@@ -20,15 +20,20 @@ from tui_descent.protocol.commands import (
     RunSteps,
     Stop,
     TurnKnob,
+    WatchCurvature,
 )
+from tui_descent.protocol.curvature import CurvatureReading, Limit
 from tui_descent.protocol.events import (
     AnyEvent,
     CommandDone,
     CommandRejected,
+    CurvatureTaken,
     Evaluated,
     KnobState,
     KnobTurned,
     Layer,
+    LedgerEntry,
+    LedgerTaken,
     Marked,
     Noted,
     ReadingsTaken,
@@ -101,6 +106,43 @@ def reading(step: int, fall: float, depth: int = 20, *, top: float = 2e-2) -> Re
         ages=[0] * count,
         global_grad_norm=top,
         watch_cost=0.006,
+    )
+
+
+def ledger(step: int, factor: float, depth: int = 20, *, off: float = 1e-7) -> LedgerTaken:
+    """Every block hands on the same factor."""
+    entries = [
+        LedgerEntry(block=f"blocks.{n}", factor=factor, autograd=factor, discrepancy=off, product=factor ** (depth - n))
+        for n in range(depth)
+    ]
+    return LedgerTaken(segment=0, step=step, entries=entries)
+
+
+def eigenvalues(high: float, low: float, **changed: object) -> CurvatureReading:
+    """A reading by Lanczos that has converged."""
+    fields: dict[str, object] = {
+        "lambda_max": high,
+        "lambda_min": low,
+        "residual_max": 1e-6,
+        "residual_min": 4e-3,
+        "products": 14,
+        "negative_fraction": None,
+        "negative_below": 1e-2,
+        "how": "Lanczos",
+        "converged": True,
+        "parameters": 22026,
+    }
+    return CurvatureReading(**{**fields, **changed})  # type: ignore[arg-type]
+
+
+def curved(step: int, high: float, low: float, limit: float | None = 2.0, **changed: object) -> CurvatureTaken:
+    """A reading beside the limit of gradient descent."""
+    return CurvatureTaken(
+        segment=0,
+        step=step,
+        hessian=eigenvalues(high, low, **changed),
+        limit=None if limit is None else Limit(lambda_max=limit, formula="2/η", preconditioned=False),
+        seconds=0.05,
     )
 
 
@@ -245,6 +287,8 @@ class ScriptedKeeper:
                 self.tell(Evaluated(segment=0, step=step, loss=2.3, accuracy=0.1))
             case RunSteps():
                 self.tell(Noted(step=step, text=f"{command.steps} steps"))
+            case WatchCurvature():
+                pass
             case Stop():
                 self.tell(StateChanged(state="stopping"), RunEnded(status="stopped", step=step, loss=2.3, accuracy=0.1))
         self.tell(CommandDone(client=CLIENT, request=number, segment=0, step=step, what=type(command).__name__.lower()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from playing import compare, playing
-from scripted import started, vanishing
+from scripted import curved, ledger, started, vanishing
 
 from tui_descent.protocol.events import RunEnded, StateChanged
 
@@ -21,6 +21,23 @@ async def test_layers_at_80() -> None:
         await play.press("2")
         await play.drawn()
         compare("layers-80x24", play.text())
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 60)])
+async def test_chain_rule(size: tuple[int, int]) -> None:
+    async with playing(size, [*vanishing(140), ledger(130, 0.3)]) as play:
+        await play.press("4")
+        await play.drawn()
+        compare(f"chain-{size[0]}x{size[1]}", play.text())
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 60)])
+async def test_curvature(size: tuple[int, int]) -> None:
+    climbing = [curved(n, min(2.0, 0.5 + n / 80), -0.3 + n / 500, negative_fraction=0.2) for n in range(10, 140, 20)]
+    async with playing(size, [*vanishing(140), *climbing]) as play:
+        await play.press("5")
+        await play.drawn()
+        compare(f"curvature-{size[0]}x{size[1]}", play.text())
 
 
 async def test_events() -> None:

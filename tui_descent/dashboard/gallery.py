@@ -107,7 +107,7 @@ def _read(name: str) -> Scenario | str:
 def _row(name: str, found: Scenario | str) -> Text:
     theme = "cannot be read" if isinstance(found, str) else plain(found.theme, 40)
     row = Text(no_wrap=True, overflow="ellipsis")
-    row.append(f"{name:<15} ")
+    row.append(f"{name:<17} ")
     row.append(theme, style=ink.ORANGE if isinstance(found, str) else ink.DIM)
     return row
 

@@ -100,6 +100,9 @@ def explodes(downward: Sequence[LedgerEntry]) -> tuple[str, str] | None:
 def conclusion(downward: Sequence[LedgerEntry]) -> Line:
     """What the factors come to, in words."""
     line = Line().put(" ")
+    off = max((e.discrepancy for e in downward if e.discrepancy is not None), default=0.0)
+    if off > AGREES:
+        line.put(f"parts and autograd differ by up to {scientific(off)}", ink.ORANGE).put(" · ", ink.DIM)
     left = [e.product for e in downward if e.product is not None]
     if (found := dies(downward)) is not None:
         line.put(f"dies at {plain(found[0], 40)}", ink.ORANGE)
@@ -113,9 +116,6 @@ def conclusion(downward: Sequence[LedgerEntry]) -> Line:
         )
     else:
         line.put("no gradient came through the blocks", ink.ORANGE)
-    off = max((e.discrepancy for e in downward if e.discrepancy is not None), default=0.0)
-    if off > AGREES:
-        line.put(f" · parts and autograd differ by up to {scientific(off)}", ink.ORANGE)
     return line
 
 

@@ -1,0 +1,57 @@
+"""The curvature by command in a real run, and by the flag without a screen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from attended import Attended
+from runs import run
+
+from tui_descent.protocol.commands import Pause, Stop, WatchCurvature
+from tui_descent.protocol.events import CommandDone, CurvatureTaken, StateChanged
+
+
+def test_it_is_read_while_a_viewer_wants_it_and_no_longer_when_that_one_vanishes(home: Path) -> None:
+    live = Attended("saddle", "run.steps=1000000", pace=100.0)
+    try:
+        a, b = live.viewer(), live.viewer()
+        a.until_step(5)
+        assert a.events(CurvatureTaken) == [], "nobody has asked"
+        done = a.do(WatchCurvature(on=True))
+        assert isinstance(done, CommandDone)
+        first = b.until_event(CurvatureTaken)
+        assert first.step >= done.step
+        assert (first.hessian.how, first.hessian.converged) == ("full Hessian", True)
+        assert first.limit is not None
+        assert first.limit.lambda_max == 200.0
+        b.until_event(CurvatureTaken)
+        a.close()
+        gone = b.until_event(CommandDone, what="curvature is no longer read")
+        assert gone.client == a.client
+        b.until_step(gone.step + 150)
+        assert b.events(CurvatureTaken)[-1].step <= gone.step
+        b.do(Pause())
+        still = b.until_event(StateChanged, state="paused")
+        assert still
+        asked = b.do(WatchCurvature(on=True))
+        assert b.until_event(CurvatureTaken).step == asked.step, "also where the run stands"
+        b.do(Stop())
+        b.until_closed()
+    finally:
+        live.close()
+
+
+def test_the_flag_prints_it_and_changes_no_loss(home: Path) -> None:
+    options = ("edge-of-stability", "--json", "--steps", "30")
+    plain, read = run("run", *options, home=home), run("run", *options, "--curvature", home=home)
+    assert read.losses == plain.losses
+    assert plain.events("curvature") == []
+    taken = read.events("curvature")
+    assert (taken[0]["step"], taken[-1]["step"]) == (0, 30)
+    for line in taken:
+        assert line["limit"] == "2/η"
+        assert abs(line["edge"] - line["sharpness"] * 1.5 / 2) < 1e-9
+        assert line["how"] == "Lanczos"
+        assert line["products"] > 0
+    assert 0 < taken[0]["negative_fraction"] < 1
+    assert {line["name"] for line in read.events("measured")} >= {"sharpness", "lambda_min", "stability_limit"}
