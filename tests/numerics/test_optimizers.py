@@ -232,6 +232,14 @@ def test_adam_hands_on_its_averages_with_the_bias_taken_off() -> None:
     assert hidden == 3
 
 
+def test_momentum_to_rmsprop_is_the_mean_squared_and_never_nearly_nothing() -> None:
+    net, old = trained("momentum")
+    new = swap(old, "rmsprop").optimizer
+    for parameter in net.parameters():
+        mean = numbers(old, parameter)["momentum_buffer"] / 10
+        assert close(numbers(new, parameter)["square_avg"], mean**2 + (mean**2).mean())
+
+
 def test_rmsprop_keeps_its_divisor_in_adam_and_its_mean_starts_at_nothing() -> None:
     net, old = trained("rmsprop")
     new = swap(old, "adam").optimizer
@@ -247,6 +255,8 @@ def test_what_has_no_heir_starts_empty_and_is_said() -> None:
         swapped = swap(old, new_name)
         assert not swapped.optimizer.state
         assert swapped.carried == "starts with an empty memory"
+    said = "starts with an empty memory: its first steps are up to ten times its rate"
+    assert swap(trained("sgd")[1], "rmsprop").carried == said
     assert swap(trained("adam")[1], "adamw").carried == "keeps step, exp_avg, exp_avg_sq"
 
 

@@ -12,7 +12,8 @@ from torch.optim import lr_scheduler as torchs
 
 from tui_descent.scenario.schedules import FIELDS, PROGRESS, SMOOTHED_OVER, factor
 from tui_descent.scenario.spec import ScheduleSpec
-from tui_descent.training.optimizers import swap
+from tui_descent.training.clipping import clip
+from tui_descent.training.optimizers import set_momentum, set_weight_decay, swap
 from tui_descent.training.schedules import Schedule, base_rates, make
 
 BASE, N = 0.3, 200
@@ -223,6 +224,35 @@ def test_after_a_swap_it_goes_on_over_the_new_optimizer(name: str) -> None:
             optimizer.step()
             at_work.step(2.0)
         assert rates_of(swapped.optimizer) == pytest.approx([lr * ratio for lr in rates_of(old)], rel=1e-14)
+
+
+USERS: dict[str, Twin] = {
+    "lambda": lambda o: torchs.LambdaLR(o, lambda k: 0.9**k),
+    "one cycle": lambda o: torchs.OneCycleLR(o, 0.5, total_steps=30),
+    "plateau": lambda o: torchs.ReduceLROnPlateau(o, patience=2),
+}
+
+
+@pytest.mark.parametrize("name", USERS)
+def test_a_users_own_scheduler_does_not_notice_clip_settings_or_swap(name: str) -> None:
+    def go(*, touched: bool) -> list[list[float]]:
+        optimizer = sgd(0.3, 0.1)
+        scheduler = USERS[name](optimizer)
+        used = []
+        for k in range(25):
+            update(optimizer)
+            if touched and k == 9:
+                assert clip((p for g in optimizer.param_groups for p in g["params"]), 0.1) is not None
+                set_momentum(optimizer, 0.5)
+                set_weight_decay(optimizer, 0.1)
+                swap(optimizer, "adam")
+            scheduler.step(1.0) if name == "plateau" else scheduler.step()  # type: ignore[arg-type]
+            used.append(rates_of(optimizer))
+        return used
+
+    used = go(touched=False)
+    assert go(touched=True) == used
+    assert len({tuple(r) for r in used}) > 2
 
 
 def test_a_rate_held_in_a_tensor_stays_that_tensor() -> None:

@@ -67,6 +67,8 @@ def write(kind: Kind, group: dict[str, Any], memory: Memory, parameter: Tensor) 
             square = _times(memory.square, 1 / memory.square_weight)
         elif memory.mean is not None:
             square = _times(memory.mean, 1 / memory.mean_weight).square_()
+            # Where a mean passes through 0 it says nothing of the square, and nothing here corrects a v too small.
+            square.add_(square.mean())
         else:
             return {}
         return {"step": _count(memory.steps, group, parameter), "square_avg": square}

@@ -18,6 +18,8 @@ from tui_descent.training.schedules import base_rates
 
 _BETAS = (0.9, 0.999)
 _FLAGS = ("maximize", "foreach", "fused", "capturable", "differentiable")
+# RMSprop divides by √v, and its first v is (1 − α)·g².
+_EMPTY = {"rmsprop": ": its first steps are up to ten times its rate"}
 _ADAMS = ("adam", "adamw", "muon")
 
 
@@ -150,14 +152,14 @@ def swap(
     | from \\ to | momentum, nesterov: ḡ/(1−μ) | Adam, AdamW: (1−β₁ᵗ)ḡ, (1−β₂ᵗ)v | RMSprop: v | Muon's matrices: ḡ |
     |---|---|---|---|---|
     | SGD | empty | empty | empty | empty |
-    | momentum, nesterov | ḡ | ḡ, v = ḡ², t = 1/(1−μ) | v = ḡ² | ḡ |
+    | momentum, nesterov | ḡ | ḡ, v = ḡ², t = 1/(1−μ) | v = ḡ² + its mean | ḡ |
     | Adam, AdamW | ḡ | ḡ, v, t (also max v, of amsgrad) | v, t | ḡ |
     | RMSprop | empty | v, t; ḡ = 0 | v, t | empty |
-    | Muon's matrices | ḡ | ḡ, v = ḡ², t = 1/(1−μ) | v = ḡ² | ḡ |
+    | Muon's matrices | ḡ | ḡ, v = ḡ², t = 1/(1−μ) | v = ḡ² + its mean | ḡ |
 
     v = ḡ² is what t equal gradients would have left; with v = 0 beside a ḡ Adam's first steps would be ten times too
-    long. RMSprop corrects no bias: its v is what it divides by, and that is kept. The vectors, embeddings and outer
-    layers of Muon go as AdamW's do. An optimizer that is not in the table hands nothing over.
+    long. RMSprop corrects no bias: its v is what it divides by, and that is kept ("its mean" is the tensor's). What
+    Muon leaves to AdamW goes as AdamW's does. An optimizer that is not in the table hands nothing over.
 
     Raises `ValueError` for an unknown name, values out of range, and rates of which none is known or all are 0.
     """
@@ -182,7 +184,7 @@ def swap(
     if weight_decay is not None:
         set_weight_decay(new, weight_decay)
     kept = _hand_over(old, new)
-    text = f"keeps {', '.join(kept)}" if kept else "starts with an empty memory"
+    text = f"keeps {', '.join(kept)}" if kept else f"starts with an empty memory{_EMPTY.get(name, '')}"
     return Swapped(optimizer=new, old_name=was, new_name=name, rate=rate, carried=text)
 
 
