@@ -10,13 +10,15 @@ Activation = Literal["relu", "leaky_relu", "gelu", "silu", "sigmoid", "tanh", "e
 Switch = Literal["off", "on"]
 Norm = Literal["none", "layer", "rms"]
 Init = Literal["he", "xavier", "lecun", "orthogonal", "normal"]
-Optimizer = Literal["sgd", "momentum", "adam", "adamw", "rmsprop"]
+Optimizer = Literal["sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw", "muon"]
+Schedule = Literal["constant", "step", "cosine", "warmup_cosine", "one_cycle", "wsd", "plateau"]
 Toy = Literal["moons", "circles", "xor", "spirals"]
 Surface = Literal["fragment", "valley", "saddle", "monkey_saddle", "rosenbrock"]
 
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=10_000_000)]
+Part = Annotated[float, msgspec.Meta(ge=0, lt=1)] | Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=False):
@@ -117,19 +119,34 @@ class LossSpec(Spec, frozen=True, kw_only=True):
 
 
 class OptimizerSpec(Spec, frozen=True, kw_only=True):
-    """An optimizer of `torch.optim`; `momentum` is sgd's with momentum, `betas` are Adam's."""
+    """An optimizer of `torch.optim`.
+
+    `momentum` is momentum's, nesterov's and muon's, None for the usual (0.9; muon 0.95); `betas` are adam's, adamw's
+    and muon's; `clip` is the gradient's largest global norm, None for no clipping.
+    """
 
     name: Optimizer = "sgd"
     lr: Positive = 0.1
-    momentum: Share = 0.9
+    momentum: Share | None = None
     betas: tuple[Share, Share] = (0.9, 0.999)
     weight_decay: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.0
+    clip: Positive | None = None
 
 
 class ScheduleSpec(Spec, frozen=True, kw_only=True):
-    """How the learning rate moves by itself."""
+    """How the learning rate moves by itself; scenario/schedules.py has the formulas and what None stands for.
 
-    name: Literal["constant"] = "constant"
+    A length is a share of the steps (0.1) or a number of them (60); `start` and `floor` are shares of the base rate.
+    """
+
+    name: Schedule = "constant"
+    warmup: Part | None = None
+    start: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+    every: Annotated[float, msgspec.Meta(gt=0, lt=1)] | Count | None = None
+    gamma: Annotated[float, msgspec.Meta(gt=0, lt=1)] | None = None
+    decay: Part | None = None
+    floor: Share | None = None
+    patience: Count | None = None
 
 
 class RunSpec(Spec, frozen=True, kw_only=True):

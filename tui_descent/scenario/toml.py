@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from tui_descent.scenario import knobs
+from tui_descent.scenario import knobs, schedules
 from tui_descent.scenario.claims import METRICS
 from tui_descent.scenario.spec import DigitsData, MlpModel, Scenario, SurfaceModel
 from tui_descent.scenario.validate import Problem, convert, nearest
@@ -128,6 +128,10 @@ def _combinations(s: Scenario, *, whole: bool) -> list[Problem]:
         if isinstance(s.data, DigitsData) and s.data.subset and s.data.batch_size > s.data.subset:
             text = f"found {s.data.batch_size}; allowed: at most data.subset = {s.data.subset}"
             found.append(Problem("data.batch_size", text))
+    if s.optimizer.name == "nesterov" and s.optimizer.momentum == 0:
+        found.append(Problem("optimizer.momentum", 'found 0; nesterov needs more; or name = "sgd"'))
+    moved = schedules.problems(s.schedule, s.run.steps if whole else None)
+    found += [Problem(f"schedule.{field}", text) for field, text in moved]
     for n, planned in enumerate(s.plan):
         try:
             turn = knobs.parse(planned.turn)
@@ -153,6 +157,8 @@ def _surface_problems(s: Scenario, model: SurfaceModel) -> list[Problem]:
         found.append(Problem("data", "a surface takes no data; leave the table out"))
     if s.loss is not None:
         found.append(Problem("loss", "a surface is its own loss; leave the table out"))
+    if s.optimizer.name == "muon":
+        found.append(Problem("optimizer.name", "muon needs weight matrices between layers; a surface has none"))
     want = SURFACE_PARAMETERS[model.function]
     if len(model.start) != want:
         text = f"found {len(model.start)} values; allowed: {want} for {model.function}"

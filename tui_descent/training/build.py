@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tui_descent.scenario.spec import DigitsData, MlpModel, OptimizerSpec, Scenario, SurfaceModel
+from tui_descent.scenario.spec import DigitsData, MlpModel, Scenario, SurfaceModel
 from tui_descent.training.data import digits, toys
 from tui_descent.training.data.batches import Batches, DataSet
 from tui_descent.training.nets.mlp import Mlp
 from tui_descent.training.nets.surface import Surface
+from tui_descent.training.optimizers import make_optimizer
+from tui_descent.training.schedules import Schedule, make
 
 # What the curvature is read on, at least: with fewer samples it is that of a few of them more than of the loss.
 PROBE_SAMPLES = 256
@@ -30,6 +32,7 @@ class Setup:
     device: torch.device
     batches: Batches | None
     loss_function: LossFunction | None
+    schedule: Schedule | None = None  # None: the rate stays what it is
     _batch: tuple[Tensor, Tensor] | None = None
 
     def loss(self) -> Tensor:
@@ -97,19 +100,28 @@ def build(scenario: Scenario, *, on: torch.device) -> Setup:
     model: nn.Module
     if isinstance(scenario.model, SurfaceModel):
         model = Surface(scenario.model).to(on, dtype)
-        optimizer = make_optimizer(scenario.optimizer, model.parameters())
-        return Setup(model=model, optimizer=optimizer, device=on, batches=None, loss_function=None)
+        optimizer = make_optimizer(scenario.optimizer, model)
+        return Setup(
+            model=model,
+            optimizer=optimizer,
+            device=on,
+            batches=None,
+            loss_function=None,
+            schedule=_schedule(scenario, optimizer),
+        )
     assert isinstance(scenario.model, MlpModel)
     assert scenario.data is not None
     data = load(scenario).to(on, dtype)
     generator = torch.Generator().manual_seed(run.seed)
     model = Mlp(scenario.model, features=data.features, classes=data.classes, generator=generator).to(on, dtype)
+    optimizer = make_optimizer(scenario.optimizer, model)
     return Setup(
         model=model,
-        optimizer=make_optimizer(scenario.optimizer, model.parameters()),
+        optimizer=optimizer,
         device=on,
         batches=Batches(data, batch_size=scenario.data.batch_size, full=scenario.data.full, seed=run.seed),
         loss_function=_loss_function(scenario, data),
+        schedule=_schedule(scenario, optimizer),
     )
 
 
@@ -121,16 +133,10 @@ def load(scenario: Scenario) -> DataSet:
     return toys.load(scenario.data, seed=scenario.run.seed)
 
 
-def make_optimizer(spec: OptimizerSpec, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer of `torch.optim` that the name stands for."""
-    kept = list(parameters)
-    if spec.name in ("adam", "adamw"):
-        kind = torch.optim.Adam if spec.name == "adam" else torch.optim.AdamW
-        return kind(kept, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay)
-    if spec.name == "rmsprop":
-        return torch.optim.RMSprop(kept, lr=spec.lr, weight_decay=spec.weight_decay)
-    momentum = spec.momentum if spec.name == "momentum" else 0.0
-    return torch.optim.SGD(kept, lr=spec.lr, momentum=momentum, weight_decay=spec.weight_decay)
+def _schedule(scenario: Scenario, optimizer: torch.optim.Optimizer) -> Schedule | None:
+    if scenario.schedule.name == "constant":
+        return None
+    return make(scenario.schedule, optimizer, total_steps=scenario.run.steps, from_step=0)
 
 
 def _loss_function(scenario: Scenario, data: DataSet) -> LossFunction:

@@ -1,0 +1,296 @@
+"""Optimizers by name: made, told apart, set, and swapped under way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tui_descent.scenario.optimizers import OPTIMIZERS, RateMapping, map_rate, refusal, traits
+from tui_descent.scenario.spec import OptimizerSpec
+from tui_descent.training import carried
+from tui_descent.training.muon import Muon, hidden_matrices
+from tui_descent.training.schedules import base_rates
+
+_BETAS = (0.9, 0.999)
+_FLAGS = ("maximize", "foreach", "fused", "capturable", "differentiable")
+# RMSprop divides by √v, and its first v is (1 − α)·g².
+_EMPTY = {"rmsprop": ": its first steps are up to ten times its rate"}
+_ADAMS = ("adam", "adamw", "muon")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swapped:
+    """A new optimizer in an old one's place, the rate's change, and in words what it remembers."""
+
+    optimizer: torch.optim.Optimizer
+    old_name: str
+    new_name: str
+    rate: RateMapping
+    carried: str
+
+
+def make_optimizer(spec: OptimizerSpec, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer that the spec names, over all parameters. Raises `ValueError` when muon finds no hidden matrix."""
+    groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
+    options: dict[str, Any] = {"lr": spec.lr, "weight_decay": spec.weight_decay}
+    if spec.name in _ADAMS:
+        options["betas"] = spec.betas
+    if spec.name in ("momentum", "nesterov", "muon"):
+        default = OPTIMIZERS[spec.name].momentum
+        options["momentum"] = default if spec.momentum is None else spec.momentum
+    return _create(spec.name, groups, options, model)
+
+
+def name_of(optimizer: torch.optim.Optimizer) -> str:
+    """Its name in the table; for one that is not in it, its class's in small letters."""
+    group = optimizer.param_groups[0] if optimizer.param_groups else {}
+    if isinstance(optimizer, Muon | torch.optim.Muon):
+        return "muon"
+    if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+        decoupled = isinstance(optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay")
+        return "adamw" if decoupled else "adam"
+    if isinstance(optimizer, torch.optim.RMSprop):
+        return "rmsprop"
+    if isinstance(optimizer, torch.optim.SGD):
+        if not group.get("momentum"):
+            return "sgd"
+        return "nesterov" if group.get("nesterov") else "momentum"
+    return type(optimizer).__name__.lower()
+
+
+def momentum_of(optimizer: torch.optim.Optimizer) -> float:
+    """The first group's momentum. Raises `ValueError` with the reason when there is none."""
+    _refuse(optimizer, "momentum")
+    return float(optimizer.param_groups[0]["momentum"])
+
+
+def set_momentum(optimizer: torch.optim.Optimizer, value: float) -> float:
+    """Set it in all groups and read it back; plain SGD so becomes momentum, with buffers that start empty, and back.
+
+    Buffers that are there stay. Raises `ValueError`, with nothing changed, for a number outside [0, 1).
+    """
+    _refuse(optimizer, "momentum")
+    _check_share("momentum", value)
+    for group in optimizer.param_groups:
+        group["momentum"] = value
+        if value == 0 and isinstance(optimizer, torch.optim.SGD):
+            for parameter in group["params"]:  # torch would leave them to be met again, stale, when it is turned up
+                if parameter in optimizer.state:
+                    optimizer.state[parameter].pop("momentum_buffer", None)
+    return momentum_of(optimizer)
+
+
+def betas_of(optimizer: torch.optim.Optimizer) -> tuple[float, float]:
+    """The first group's betas. Raises `ValueError` with the reason when there are none."""
+    _refuse(optimizer, "betas")
+    first, second = optimizer.param_groups[0]["betas"]
+    return float(first), float(second)
+
+
+def set_betas(optimizer: torch.optim.Optimizer, values: tuple[float, float]) -> tuple[float, float]:
+    """Set them in all groups and read them back; the averages, their bias taken off, stay as they were.
+
+    Raises `ValueError`, with nothing changed, for numbers outside [0, 1).
+    """
+    _refuse(optimizer, "betas")
+    for value in values:
+        _check_share("betas", value)
+    first, second = values
+    for group in optimizer.param_groups:
+        old = float(group["betas"][0]), float(group["betas"][1])
+        for parameter in group["params"]:
+            if "exp_avg" in (state := optimizer.state.get(parameter, {})):
+                carried.reweigh(state, old, (first, second))
+        group["betas"] = (first, second)
+    return betas_of(optimizer)
+
+
+def weight_decay_of(optimizer: torch.optim.Optimizer) -> float:
+    """The weight decay of the first group that has one, else 0. Raises `ValueError` when the optimizer knows none."""
+    _refuse_decay(optimizer)
+    return next((float(g["weight_decay"]) for g in optimizer.param_groups if g["weight_decay"]), 0.0)
+
+
+def set_weight_decay(optimizer: torch.optim.Optimizer, value: float) -> float:
+    """Set it and read it back: in the groups that decay, so that those kept from it stay so; in all when none does.
+
+    Raises `ValueError`, with nothing changed, for a number outside [0, 10].
+    """
+    _refuse_decay(optimizer)
+    if not (math.isfinite(value) and 0 <= value <= 10):
+        raise ValueError(f"weight_decay = {value:g}; allowed: a number ≥ 0 and ≤ 10")
+    groups = optimizer.param_groups
+    for group in [g for g in groups if g["weight_decay"]] or groups:
+        group["weight_decay"] = value
+    return weight_decay_of(optimizer)
+
+
+def swap(
+    old: torch.optim.Optimizer,
+    name: str,
+    *,
+    lr: float | None = None,
+    momentum: float | None = None,
+    betas: tuple[float, float] | None = None,
+    weight_decay: float | None = None,
+    model: nn.Module | None = None,
+) -> Swapped:
+    r"""Another optimizer over the same parameters, in the same groups and order; `old` is left as it is.
+
+    `lr` is the first group's new base rate, by default mapped (`map_rate`); the others keep their ratio to it, and
+    where a schedule has moved a rate, its factor. Betas, momentum and weight decay stay where both have them (the
+    number, not its meaning: SGD, RMSprop and Adam decay through the gradient, AdamW and Muon by themselves); flags as
+    `fused` stay where the new one has them. `model` tells Muon which matrices are hidden.
+
+    What each remembers, ḡ being the mean gradient and v its square's mean:
+
+    | from \\ to | momentum, nesterov: ḡ/(1−μ) | Adam, AdamW: (1−β₁ᵗ)ḡ, (1−β₂ᵗ)v | RMSprop: v | Muon's matrices: ḡ |
+    |---|---|---|---|---|
+    | SGD | empty | empty | empty | empty |
+    | momentum, nesterov | ḡ | ḡ, v = ḡ², t = 1/(1−μ) | v = ḡ² + its mean | ḡ |
+    | Adam, AdamW | ḡ | ḡ, v, t (also max v, of amsgrad) | v, t | ḡ |
+    | RMSprop | empty | v, t; ḡ = 0 | v, t | empty |
+    | Muon's matrices | ḡ | ḡ, v = ḡ², t = 1/(1−μ) | v = ḡ² + its mean | ḡ |
+
+    v = ḡ² is what t equal gradients would have left; with v = 0 beside a ḡ Adam's first steps would be ten times too
+    long. RMSprop corrects no bias: its v is what it divides by, and that is kept ("its mean" is the tensor's). What
+    Muon leaves to AdamW goes as AdamW's does. An optimizer that is not in the table hands nothing over.
+
+    Raises `ValueError` for an unknown name, values out of range, and rates of which none is known or all are 0.
+    """
+    was, bases = name_of(old), base_rates(old)
+    _check_asked(old, name, momentum=momentum, betas=betas)
+    start, rate = _new_rate(was, name, bases, lr)
+    asked = {key: value for key, value in (("momentum", momentum), ("betas", betas)) if value is not None}
+    groups = []
+    for group, base in zip(old.param_groups, bases, strict=True):
+        made: dict[str, Any] = {"params": list(group["params"]), "lr": rate.lr * (base / start)}
+        made |= _options(name, was, group) | asked
+        _check(made)
+        groups.append(made)
+    flags = {k: old.param_groups[0][k] for k in _FLAGS if old.param_groups[0].get(k)}
+    new = _create(name, groups, {"lr": rate.lr} | flags, model)
+    for group, fresh, base in zip(old.param_groups, new.param_groups, bases, strict=True):
+        # The user's own keys, names of parameters among them.
+        fresh.update({k: v for k, v in group.items() if k not in old.defaults and k not in fresh})
+        if "initial_lr" in group:
+            fresh["initial_lr"] = fresh["lr"]
+            fresh["lr"] = fresh["initial_lr"] * (float(group["lr"]) / base if base else 1.0)
+    if weight_decay is not None:
+        set_weight_decay(new, weight_decay)
+    kept = _hand_over(old, new)
+    text = f"keeps {', '.join(kept)}" if kept else f"starts with an empty memory{_EMPTY.get(name, '')}"
+    return Swapped(optimizer=new, old_name=was, new_name=name, rate=rate, carried=text)
+
+
+def _new_rate(was: str, name: str, bases: list[float], lr: float | None) -> tuple[float, RateMapping]:
+    """The rate that the mapping starts from, the first that is not 0, and the mapping."""
+    start = next((base for base in bases if base), None)
+    if start is None:
+        raise ValueError("the learning rate is 0 in every group; there is nothing to carry over from")
+    if lr is None:
+        return start, map_rate(was, name, start)
+    if not (math.isfinite(lr) and lr > 0):
+        raise ValueError(f"lr = {lr:g}; allowed: a number > 0")
+    return start, RateMapping(lr, f"{start:.3g} → {lr:.3g}, as asked")
+
+
+def _check_asked(
+    old: torch.optim.Optimizer, name: str, *, momentum: float | None, betas: tuple[float, float] | None
+) -> None:
+    row = traits(name)
+    if momentum is not None and (not row.momentum or momentum == 0):
+        reason = refusal(name, "momentum") or ("sgd is without" if name == "sgd" else f"{name} needs more than 0")
+        raise ValueError(f"momentum = {momentum:g}; {reason}")
+    if betas is not None and (why := refusal(name, "betas")) is not None:
+        raise ValueError(why)
+    if name == "muon" and any(group.get("maximize") for group in old.param_groups):
+        raise ValueError("muon cannot maximize, and this optimizer does")
+
+
+def _create(
+    name: str, groups: Iterable[dict[str, Any]], options: dict[str, Any], model: nn.Module | None
+) -> torch.optim.Optimizer:
+    if name == "muon":
+        if model is None:
+            raise ValueError("muon needs the model, to tell hidden matrices from the first and the last layer")
+        known = {k: v for k, v in options.items() if k not in _FLAGS}
+        return Muon(groups, hidden=hidden_matrices(model), **known)
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "rmsprop": torch.optim.RMSprop}
+    kind: Any = kinds.get(name, torch.optim.SGD)
+    # Only RMSprop has no fused form and only SGD cannot be captured.
+    without = {"rmsprop": "fused"}.get(name, "" if name in kinds else "capturable")
+    own = {"nesterov": True, "momentum": OPTIMIZERS[name].momentum} if name == "nesterov" else {}
+    made: torch.optim.Optimizer = kind(groups, **{k: v for k, v in (own | options).items() if k != without})
+    return made
+
+
+def _options(name: str, was: str, group: dict[str, Any]) -> dict[str, Any]:
+    """What a new group takes from an old one, with the new optimizer's own where the old has none."""
+    made: dict[str, Any] = {"weight_decay": float(group.get("weight_decay", 0.0))}
+    same_adam = name in _ADAMS and was in _ADAMS and "betas" in group
+    if name in _ADAMS:
+        made["betas"] = tuple(group["betas"]) if same_adam else _BETAS
+    if same_adam:
+        made["eps"] = group["eps"]
+        if name != "muon":
+            made["amsgrad"] = group.get("amsgrad", False)
+    if name in ("momentum", "nesterov", "muon"):
+        family = ("muon",) if name == "muon" else ("momentum", "nesterov")
+        made["momentum"] = float(group["momentum"]) if was in family else OPTIMIZERS[name].momentum
+    if name == was == "rmsprop":
+        made |= {"alpha": group["alpha"], "eps": group["eps"]}
+    return made
+
+
+def _hand_over(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> list[str]:
+    kept: dict[str, None] = {}
+    for before, after in zip(old.param_groups, new.param_groups, strict=True):
+        for parameter in after["params"]:
+            if parameter not in old.state:
+                continue
+            memory = carried.read(_kind(old, parameter), before, old.state[parameter])
+            state = carried.write(_kind(new, parameter), after, memory, parameter)
+            if state:
+                new.state[parameter] = state
+                kept |= dict.fromkeys(state)
+    return list(kept)
+
+
+def _kind(optimizer: torch.optim.Optimizer, parameter: Tensor) -> carried.Kind:
+    if isinstance(optimizer, Muon):
+        return "average" if optimizer.is_hidden(parameter) else "adam"
+    kinds: dict[str, carried.Kind] = {"muon": "average", "adam": "adam", "adamw": "adam", "rmsprop": "rmsprop"}
+    return kinds.get(name_of(optimizer), "velocity" if isinstance(optimizer, torch.optim.SGD) else "none")
+
+
+def _refuse(optimizer: torch.optim.Optimizer, wanted: str) -> None:
+    name = name_of(optimizer)
+    if why := refusal(name, wanted):
+        raise ValueError(why)
+    if wanted not in optimizer.param_groups[0]:  # torch's own Muon, without an AdamW beside it
+        raise ValueError(f"{name} has no {wanted} here")
+
+
+def _refuse_decay(optimizer: torch.optim.Optimizer) -> None:
+    if any("weight_decay" not in group for group in optimizer.param_groups):
+        raise ValueError(f"{name_of(optimizer)} has no weight_decay")
+
+
+def _check(group: dict[str, Any]) -> None:
+    if "momentum" in group:
+        _check_share("momentum", group["momentum"])
+    for value in group.get("betas", ()):
+        _check_share("betas", value)
+    if not (math.isfinite(group["weight_decay"]) and group["weight_decay"] >= 0):
+        raise ValueError(f"weight_decay = {group['weight_decay']:g}; allowed: a number ≥ 0")
+
+
+def _check_share(what: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{what} = {value:g}; allowed: a number ≥ 0 and < 1")
