@@ -109,7 +109,7 @@ def test_a_norm_and_a_skip_together() -> None:
 def test_the_default_scale_is_one_over_the_root_of_the_depth() -> None:
     assert default_scale(25) == pytest.approx(0.2)
     net = mlp(residual="on", depth=4)
-    assert [block.skip.scale for block in net.blocks] == [0.5] * 4
+    assert [block.skip.branch for block in net.blocks] == [0.5] * 4
 
 
 def test_a_closed_skip_is_the_branch_alone_and_an_open_one_adds_the_input() -> None:
