@@ -11,7 +11,7 @@ from tui_descent.scenario.validate import Problem, nearest
 
 PACKAGE = Path(__file__).resolve().parent.parent
 # Learner's order: what a gradient step is, a run that works, then what can go wrong.
-ORDER = ("first-descent", "healthy", "vanishing", "plateau", "too-hot")
+ORDER = ("first-descent", "healthy", "vanishing", "dead-relu", "plateau", "too-hot", "transformer")
 
 
 def folder() -> Path:

@@ -130,7 +130,7 @@ class TransformerModel(Spec, frozen=True, kw_only=True, tag_field="name", tag="t
     activation: ActivationSpec = ActivationSpec(name="gelu")
     residual: ResidualSpec = ResidualSpec()
     norm: NormSpec = NormSpec()
-    init: InitSpec = InitSpec()
+    init: InitSpec = InitSpec(name="xavier")
     dropout: Share = 0.0
 
 
