@@ -64,7 +64,7 @@ def test_no_place_sees_what_comes_after_it() -> None:
 
 
 def attention_by_hand(w: dict[str, Tensor], n: int, h: Tensor, heads: int) -> Tensor:
-    b, t, width = h.shape
+    _b, t, width = h.shape
     q, k, v = (h @ w[f"blocks.{n}.attention.qkv.weight"].T + w[f"blocks.{n}.attention.qkv.bias"]).chunk(3, dim=-1)
     out = torch.zeros_like(h)
     size = width // heads

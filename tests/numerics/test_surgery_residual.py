@@ -206,6 +206,7 @@ def test_a_skip_around_a_foreign_block_keeps_names_and_leaves_nothing_behind() -
     assert not net.body[1]._forward_hooks
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, as its compiler is imported
 def test_a_skip_around_another_shape_and_a_compiled_net_are_refused() -> None:
     around = surgery.Around(nn.Linear(8, 4))
     around.skip = Skip(1.0)

@@ -152,9 +152,10 @@ def _family_problems(s: Scenario) -> list[Problem]:
     """What a family of nets asks of its data and of its own fields."""
     found: list[Problem] = []
     data = "" if s.data is None else type(s.data).__struct_config__.tag
-    if isinstance(s.model, ConvModel) and s.data is not None and not isinstance(s.data, DigitsData):
-        found.append(Problem("data.name", f'found "{data}"; allowed: digits, the images that a conv takes'))
-    if isinstance(s.model, TransformerModel):
+    if isinstance(s.model, ConvModel):
+        if s.data is not None and not isinstance(s.data, DigitsData):
+            found.append(Problem("data.name", f'found "{data}"; allowed: digits, the images that a conv takes'))
+    elif isinstance(s.model, TransformerModel):
         if s.data is not None and not isinstance(s.data, TextData):
             found.append(Problem("data.name", f'found "{data}"; allowed: text, the symbols that a transformer takes'))
         if s.model.width % s.model.heads:

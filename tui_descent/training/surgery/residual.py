@@ -1,7 +1,7 @@
 """Residual connections opened and closed around blocks, of a built-in net or of a foreign one.
 
-A skip is y = gate·x + branch·f(x), closed at (0, 1). A ramp, gentle or not, goes in a straight line to (1, branch). A rotation turns
-to (sin π/4, cos π/4), that is (x + f(x))/√2, so that the sum of squares keeps at 1 on the way.
+A skip is y = gate·x + branch·f(x), closed at (0, 1). A ramp, gentle or not, goes in a straight line to (1, branch). A
+rotation turns to (sin π/4, cos π/4), that is (x + f(x))/√2, so that the sum of squares keeps at 1 on the way.
 """
 
 from __future__ import annotations
