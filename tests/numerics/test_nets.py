@@ -97,7 +97,7 @@ def test_the_net_is_the_formula_for_every_norm_and_place(norm: str, where: str) 
 def test_the_net_is_the_formula_with_a_skip_at_every_gate(gate: float, scale: float) -> None:
     net = mlp(dtype=torch.float64, depth=5, activation="sigmoid", residual={"name": "on", "scale": scale})
     for block in net.blocks:
-        block.skip.gate = gate
+        block.skip.gate, block.skip.branch = gate, 1 - gate + gate * scale
     check(net, activation="sigmoid", skip=(gate, scale))
 
 
@@ -109,16 +109,16 @@ def test_a_norm_and_a_skip_together() -> None:
 def test_the_default_scale_is_one_over_the_root_of_the_depth() -> None:
     assert default_scale(25) == pytest.approx(0.2)
     net = mlp(residual="on", depth=4)
-    assert [block.skip.scale for block in net.blocks] == [0.5] * 4
+    assert [block.skip.branch for block in net.blocks] == [0.5] * 4
 
 
 def test_a_closed_skip_is_the_branch_alone_and_an_open_one_adds_the_input() -> None:
     x, fx = torch.randn(5, 8), torch.randn(5, 8)
-    assert torch.equal(Skip(0.3, gate=0.0).join(x, fx), fx)
     assert torch.equal(Skip(1.0, gate=0.0).join(x, fx), fx)
+    assert torch.equal(Skip(1.0, gate=0.0).join(x * float("inf"), fx), fx)
     assert torch.equal(Skip(1.0).join(x, fx), x + fx)
     assert torch.equal(Skip(0.25).join(x, fx), x + 0.25 * fx)
-    assert torch.allclose(Skip(0.25, gate=0.5).join(x, fx), 0.5 * x + 0.625 * fx)
+    assert torch.allclose(Skip(0.625, gate=0.5).join(x, fx), 0.5 * x + 0.625 * fx)
 
 
 def test_a_skip_carries_the_gradient_past_the_branch() -> None:

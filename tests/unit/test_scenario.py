@@ -29,6 +29,8 @@ name = "digits"
 [model]
 name = "mlp"
 """
+CONV = SMALL.replace("mlp", "conv")
+TEXT = SMALL.replace("digits", "text").replace("mlp", "transformer")
 SURFACE = 'title = "t"\n[model]\nname = "surface"\n'
 
 
@@ -117,10 +119,10 @@ CASES: list[tuple[str, str, str, str]] = [
     ),
 ]
 IN_DATA: list[tuple[str, str, str, str]] = [
-    ("data", "data", "imagenet", 'found "imagenet"; allowed: digits, moons, circles, xor, spirals'),
+    ("data", "data", "imagenet", 'found "imagenet"; allowed: digits, moons, circles, xor, spirals, text'),
     ("nearest data", "data", "moon", 'did you mean "moons"?'),
-    ("model a callable", "model", "os.system", 'found "os.system"; allowed: mlp, surface'),
-    ("model a module", "model", "torch.nn:Linear", "allowed: mlp, surface"),
+    ("model a callable", "model", "os.system", 'found "os.system"; allowed: mlp, conv, transformer, surface'),
+    ("model a module", "model", "torch.nn:Linear", "allowed: mlp, conv, transformer, surface"),
 ]
 
 
@@ -149,7 +151,7 @@ def test_a_name_that_is_none_of_the_kinds(table: str, name: str, said: str) -> N
         (f'title = "{"x" * 300}"\nmodel = "surface"', "title", "…; allowed: a text of 1 to 200 characters"),
         ("title = 3", "title", "found 3; allowed: a text"),
         ('title = "t"', "model", "missing; allowed: a table"),
-        ('title = "t"\n[model]\ndepth = 3', "model.name", "found nothing; allowed: mlp, surface"),
+        ('title = "t"\n[model]\ndepth = 3', "model.name", "found nothing; allowed: mlp, conv, transformer, surface"),
         ('title = "t"\nmodel = 3', "model", "found 3; allowed: a table or a table"),
         ('title = "t"\n[model]\nname = "mlp"', "data", "missing; a network needs data"),
         (SURFACE + "start = [1.0, 2.0]", "model.start", "found 2 values; allowed: 1 for fragment"),
@@ -158,6 +160,18 @@ def test_a_name_that_is_none_of_the_kinds(table: str, name: str, said: str) -> N
         (SURFACE + '[data]\nname = "digits"', "data", "a surface takes no data; leave the table out"),
         (SURFACE + '[loss]\nname = "mse"', "loss", "a surface is its own loss; leave the table out"),
         (SURFACE + '[[plan]]\nat = 1\nturn = "residual=on"', "plan[0].turn", "residual needs a network with blocks"),
+        (CONV.replace("digits", "moons"), "data.name", 'found "moons"; allowed: digits, the images that a conv takes'),
+        (TEXT.replace('"text"', '"digits"'), "data.name", 'found "digits"; allowed: text, the symbols that a'),
+        (SMALL.replace("digits", "text"), "data.name", 'found "text"; only a transformer takes it'),
+        (CONV.replace("digits", "text"), "data.name", "allowed: digits"),
+        (TEXT + "heads = 3", "model.heads", "found 3; allowed: a divisor of model.width = 32"),
+        (
+            TEXT + 'norm = { name = "rms", where = "mid" }',
+            "model.norm.where",
+            'found "mid"; allowed of a transformer: "pre"',
+        ),
+        (TEXT + "dropout = 1.0", "model.dropout", "found 1.0; allowed: a number ≥ 0 and < 1"),
+        (TEXT + "context = 1", "model.context", "found 1; allowed: a whole number ≥ 2"),
         (SMALL + '[run]\ndtype = "float64"\ndevice = "mps"', "run.dtype", "mps has no float64; use float32 or"),
         (
             SMALL.replace('"digits"', '"digits"\nsubset = 50\nbatch_size = 60'),
@@ -409,4 +423,6 @@ def test_a_file_is_found_by_its_path(home: Path) -> None:
 def test_what_a_run_is_about_in_a_phrase() -> None:
     assert about(make(SMALL, "model.depth=20")) == "digits · mlp 64→32×20→10"
     assert about(make(SMALL, 'data="moons"', "model.width=8")) == "moons · mlp 2→8×2→2"
+    assert about(make(CONV)) == "digits · conv 8×8→16×4→10"
+    assert about(make(TEXT, "model.depth=6")) == "text · transformer 32×6, 2 heads, 32 places"
     assert about(make(SURFACE)) == "surface fragment"

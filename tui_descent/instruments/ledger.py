@@ -20,10 +20,10 @@ from tui_descent.protocol.events import LedgerEntry
 
 
 class Skip(Protocol):
-    """What a block adds around its branch: y = gate·x + (1 − gate·(1 − scale))·f(x)."""
+    """What a block adds around its branch: y = gate·x + branch·f(x)."""
 
     gate: float
-    scale: float
+    branch: float
 
 
 class Block(Protocol):
@@ -34,6 +34,7 @@ class Block(Protocol):
     norm: nn.Module | None
     where: str
     skip: Skip | None
+    dropout: nn.Module | None
 
 
 @dataclass(slots=True)
@@ -110,10 +111,12 @@ class Ledger:
         """dL/dx of a block from dL/dy, part by part, in float64."""
         if kept.up is None or kept.x is None or kept.z is None or kept.a is None or kept.h is None:
             return None
+        if block.dropout is not None:
+            return None  # which numbers it set to 0 is not kept
         up = kept.up.double()
         skip: Skip | None = block.skip
-        gate, scale = (0.0, 1.0) if skip is None else (skip.gate, skip.scale)
-        delta = (1 - gate * (1 - scale)) * up
+        gate, branch = (0.0, 1.0) if skip is None else (skip.gate, skip.branch)
+        delta = branch * up
         if block.norm is not None and block.where == "post":
             delta = norm_back(block.norm, kept.a.double(), delta)
         bend = slope(block.activation, kept.z.double())

@@ -11,7 +11,10 @@ from tui_descent.scenario.validate import Problem, nearest
 
 PACKAGE = Path(__file__).resolve().parent.parent
 # Learner's order: what a gradient step is, a run that works, then what can go wrong.
-ORDER = ("first-descent", "healthy", "vanishing", "plateau", "saddle", "too-hot", "edge-of-stability")
+ORDER = (
+    "first-descent", "healthy", "vanishing", "dead-relu", "plateau", "saddle", "too-hot", "edge-of-stability",
+    "transformer",
+)  # fmt: skip
 
 
 def folder() -> Path:

@@ -58,7 +58,14 @@ class SpiralsData(ToyData, frozen=True, kw_only=True, tag="spirals"):
     """Two spirals wound into each other."""
 
 
-Data = DigitsData | MoonsData | CirclesData | XorData | SpiralsData
+class TextData(Spec, frozen=True, kw_only=True, tag_field="name", tag="text"):
+    """Windows of Python's own help pages, characters one by one; the last tenth is held out."""
+
+    batch_size: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 8
+
+
+Data = DigitsData | MoonsData | CirclesData | XorData | SpiralsData | TextData
+SYMBOLS = 96  # of a text: printable ASCII and the line's end
 
 
 class ActivationSpec(Spec, frozen=True, kw_only=True):
@@ -100,6 +107,33 @@ class MlpModel(Spec, frozen=True, kw_only=True, tag_field="name", tag="mlp"):
     residual: ResidualSpec = ResidualSpec()
     norm: NormSpec = NormSpec()
     init: InitSpec = InitSpec()
+    dropout: Share = 0.0
+
+
+class ConvModel(Spec, frozen=True, kw_only=True, tag_field="name", tag="conv"):
+    """Conv3×3(1, width) → `depth` blocks of activation(Conv3×3) → mean over the places → Linear(width, classes)."""
+
+    depth: Annotated[int, msgspec.Meta(ge=1, le=500)] = 4
+    width: Annotated[int, msgspec.Meta(ge=1, le=512)] = 16
+    activation: ActivationSpec = ActivationSpec()
+    residual: ResidualSpec = ResidualSpec()
+    norm: NormSpec = NormSpec()
+    init: InitSpec = InitSpec()
+    dropout: Share = 0.0
+
+
+class TransformerModel(Spec, frozen=True, kw_only=True, tag_field="name", tag="transformer"):
+    """Symbols and places → `depth` layers of attention and MLP, a block each → logits of the next symbol."""
+
+    depth: Annotated[int, msgspec.Meta(ge=1, le=500)] = 4
+    width: Annotated[int, msgspec.Meta(ge=1, le=2048)] = 32
+    heads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2
+    context: Annotated[int, msgspec.Meta(ge=2, le=1024)] = 32
+    activation: ActivationSpec = ActivationSpec(name="gelu")
+    residual: ResidualSpec = ResidualSpec()
+    norm: NormSpec = NormSpec()
+    init: InitSpec = InitSpec(name="xavier")
+    dropout: Share = 0.0
 
 
 class SurfaceModel(Spec, frozen=True, kw_only=True, tag_field="name", tag="surface"):
@@ -109,7 +143,7 @@ class SurfaceModel(Spec, frozen=True, kw_only=True, tag_field="name", tag="surfa
     start: Annotated[tuple[float, ...], msgspec.Meta(min_length=1, max_length=2)] = (1.0,)
 
 
-Model = MlpModel | SurfaceModel
+Model = MlpModel | ConvModel | TransformerModel | SurfaceModel
 
 
 class LossSpec(Spec, frozen=True, kw_only=True):
@@ -202,6 +236,10 @@ def about(scenario: Scenario) -> str:
     model = scenario.model
     if isinstance(model, SurfaceModel):
         return f"surface {model.function}"
-    inputs, classes = (64, 10) if isinstance(scenario.data, DigitsData) else (2, 2)
     data = type(scenario.data).__struct_config__.tag if scenario.data is not None else ""
+    if isinstance(model, TransformerModel):
+        return f"{data} · transformer {model.width}×{model.depth}, {model.heads} heads, {model.context} places"
+    inputs, classes = (64, 10) if isinstance(scenario.data, DigitsData) else (2, 2)
+    if isinstance(model, ConvModel):
+        return f"{data} · conv 8×8→{model.width}×{model.depth}→{classes}"
     return f"{data} · mlp {inputs}→{model.width}×{model.depth}→{classes}"

@@ -11,7 +11,7 @@ import msgspec
 
 from tui_descent.scenario import knobs, schedules
 from tui_descent.scenario.claims import METRICS
-from tui_descent.scenario.spec import DigitsData, MlpModel, Scenario, SurfaceModel
+from tui_descent.scenario.spec import ConvModel, DigitsData, Scenario, SurfaceModel, TextData, TransformerModel
 from tui_descent.scenario.validate import Problem, convert, nearest
 
 MAX_BYTES = 1_000_000
@@ -125,6 +125,7 @@ def _combinations(s: Scenario, *, whole: bool) -> list[Problem]:
             found.append(Problem("data", 'missing; a network needs data, as in [data] name = "digits"'))
         if s.run.dtype == "float64" and s.run.device == "mps":
             found.append(Problem("run.dtype", 'mps has no float64; use float32 or device = "cpu"'))
+        found += _family_problems(s)
         if isinstance(s.data, DigitsData) and s.data.subset and s.data.batch_size > s.data.subset:
             text = f"found {s.data.batch_size}; allowed: at most data.subset = {s.data.subset}"
             found.append(Problem("data.batch_size", text))
@@ -141,13 +142,33 @@ def _combinations(s: Scenario, *, whole: bool) -> list[Problem]:
         if whole and planned.at >= s.run.steps:
             text = f"found {planned.at}; allowed: under run.steps = {s.run.steps}"
             found.append(Problem(f"plan[{n}].at", text))
-        if knobs.KNOBS[turn.knob].needs == "blocks" and not isinstance(s.model, MlpModel):
+        if knobs.KNOBS[turn.knob].needs == "blocks" and isinstance(s.model, SurfaceModel):
             found.append(Problem(f"plan[{n}].turn", f"{turn.knob} needs a network with blocks; a surface has none"))
     for n, claim in enumerate(s.claim):
         found += _claim_problems(s, n, whole=whole)
         if claim.metric not in METRICS:
             text = f'found "{claim.metric}"; allowed: {", ".join(METRICS)}{nearest(claim.metric, METRICS)}'
             found.append(Problem(f"claim[{n}].metric", text))
+    return found
+
+
+def _family_problems(s: Scenario) -> list[Problem]:
+    """What a family of nets asks of its data and of its own fields."""
+    found: list[Problem] = []
+    data = "" if s.data is None else type(s.data).__struct_config__.tag
+    if isinstance(s.model, ConvModel):
+        if s.data is not None and not isinstance(s.data, DigitsData):
+            found.append(Problem("data.name", f'found "{data}"; allowed: digits, the images that a conv takes'))
+    elif isinstance(s.model, TransformerModel):
+        if s.data is not None and not isinstance(s.data, TextData):
+            found.append(Problem("data.name", f'found "{data}"; allowed: text, the symbols that a transformer takes'))
+        if s.model.width % s.model.heads:
+            text = f"found {s.model.heads}; allowed: a divisor of model.width = {s.model.width}"
+            found.append(Problem("model.heads", text))
+        if s.model.norm.name != "none" and s.model.norm.where == "mid":
+            found.append(Problem("model.norm.where", 'found "mid"; allowed of a transformer: "pre", "post"'))
+    elif isinstance(s.data, TextData):
+        found.append(Problem("data.name", 'found "text"; only a transformer takes it'))
     return found
 
 

@@ -70,7 +70,11 @@ def _table(
         if not isinstance(tag, str) or tag not in by_tag:
             found = "nothing" if tag is None else _show(tag)
             text = f"found {found}; allowed: {', '.join(map(str, by_tag))}"
-            problems.append(Problem(place if short else _join(place, tag_field), text + nearest(tag, by_tag)))
+            problems.append(
+                Problem(
+                    place if short else _join(place, tag_field), text + ("" if tag is None else nearest(tag, by_tag))
+                )
+            )
             return None
         struct = by_tag[tag]
     fields = {f.encode_name: f for f in msgspec.structs.fields(struct)}

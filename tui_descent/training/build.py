@@ -10,11 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tui_descent.scenario.spec import DigitsData, MlpModel, Scenario, SurfaceModel
-from tui_descent.training.data import digits, toys
+from tui_descent.scenario.spec import (
+    ConvModel,
+    DigitsData,
+    MlpModel,
+    Scenario,
+    SurfaceModel,
+    TextData,
+    TransformerModel,
+)
+from tui_descent.training.data import digits, text, toys
 from tui_descent.training.data.batches import Batches, DataSet
+from tui_descent.training.data.text import Windows
+from tui_descent.training.nets.conv import ConvNet
 from tui_descent.training.nets.mlp import Mlp
 from tui_descent.training.nets.surface import Surface
+from tui_descent.training.nets.transformer import Transformer
 from tui_descent.training.optimizers import make_optimizer
 from tui_descent.training.schedules import Schedule, make
 
@@ -30,7 +41,7 @@ class Setup:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     device: torch.device
-    batches: Batches | None
+    batches: Batches | Windows | None
     loss_function: LossFunction | None
     schedule: Schedule | None = None  # None: the rate stays what it is
     _batch: tuple[Tensor, Tensor] | None = None
@@ -109,27 +120,49 @@ def build(scenario: Scenario, *, on: torch.device) -> Setup:
             loss_function=None,
             schedule=_schedule(scenario, optimizer),
         )
-    assert isinstance(scenario.model, MlpModel)
-    assert scenario.data is not None
     data = load(scenario).to(on, dtype)
-    generator = torch.Generator().manual_seed(run.seed)
-    model = Mlp(scenario.model, features=data.features, classes=data.classes, generator=generator).to(on, dtype)
+    model = _network(scenario, data).to(on, dtype)
     optimizer = make_optimizer(scenario.optimizer, model)
     return Setup(
         model=model,
         optimizer=optimizer,
         device=on,
-        batches=Batches(data, batch_size=scenario.data.batch_size, full=scenario.data.full, seed=run.seed),
+        batches=_batches(scenario, data),
         loss_function=_loss_function(scenario, data),
         schedule=_schedule(scenario, optimizer),
     )
 
 
+def _network(scenario: Scenario, data: DataSet) -> nn.Module:
+    generator = torch.Generator().manual_seed(scenario.run.seed)
+    match scenario.model:
+        case MlpModel() as spec:
+            return Mlp(spec, features=data.features, classes=data.classes, generator=generator)
+        case ConvModel() as spec:
+            return ConvNet(spec, features=data.features, classes=data.classes, generator=generator)
+        case TransformerModel() as spec:
+            return Transformer(spec, symbols=data.classes, generator=generator)
+        case SurfaceModel():
+            raise AssertionError("a surface has no data")
+
+
+def _batches(scenario: Scenario, data: DataSet) -> Batches | Windows:
+    spec, seed = scenario.data, scenario.run.seed
+    assert spec is not None
+    if isinstance(spec, TextData):
+        assert isinstance(scenario.model, TransformerModel)
+        return Windows(data, batch_size=spec.batch_size, context=scenario.model.context, seed=seed)
+    return Batches(data, batch_size=spec.batch_size, full=spec.full, seed=seed)
+
+
 def load(scenario: Scenario) -> DataSet:
-    """The scenario's data, on the CPU."""
+    """The scenario's data, on the CPU. Raises `ValueError` where it is not to be had."""
     assert scenario.data is not None
     if isinstance(scenario.data, DigitsData):
         return digits.load(scenario.data)
+    if isinstance(scenario.data, TextData):
+        assert isinstance(scenario.model, TransformerModel)
+        return text.load(scenario.model.context)
     return toys.load(scenario.data, seed=scenario.run.seed)
 
 
@@ -141,10 +174,15 @@ def _schedule(scenario: Scenario, optimizer: torch.optim.Optimizer) -> Schedule 
 
 def _loss_function(scenario: Scenario, data: DataSet) -> LossFunction:
     if scenario.loss is None or scenario.loss.name == "cross_entropy":
-        return F.cross_entropy
+        return _over_places if isinstance(scenario.data, TextData) else F.cross_entropy
     classes = data.classes
 
     def mse(outputs: Tensor, y: Tensor) -> Tensor:
         return F.mse_loss(outputs, F.one_hot(y, classes).to(outputs.dtype))
 
     return mse
+
+
+def _over_places(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy, the mean over every place of every sequence: (B, T, V), (B, T)."""
+    return F.cross_entropy(logits.flatten(0, 1), y.flatten())

@@ -16,8 +16,8 @@ def evaluate(setup: Setup) -> tuple[float, float | None]:
         if setup.batches is None or setup.loss_function is None:
             return setup.model().item(), None
         data = setup.batches.data
-        outputs = setup.model(data.held_out_x)  # (n, classes)
-        right = (outputs.argmax(dim=1) == data.held_out_y).double().mean()
+        outputs = setup.model(data.held_out_x)  # (n, classes), of a text (n, T, classes)
+        right = (outputs.argmax(dim=-1) == data.held_out_y).double().mean()
         loss, accuracy = torch.stack([setup.loss_function(outputs, data.held_out_y).double(), right]).tolist()
         return loss, accuracy
     finally:

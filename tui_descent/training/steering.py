@@ -114,7 +114,7 @@ class Steering:
         read: dict[str, Callable[[], str]] = {
             "lr": lambda: f"{self.rate.value:.6g}",
             "pace": self._pace_text,
-            "activation": lambda: _common(self._activation.values()),
+            "activation": lambda: _common(v for v in self._activation.values() if v != "none"),
             "residual": lambda: _common(self._residual.values()),
         }
         return KnobState(name=name, value=read[name]())
@@ -137,16 +137,18 @@ class Steering:
         targets = self._targets(turn.target)
         name: Activation = msgspec.convert(turn.value, Activation)
         way = turn.way or "blend"
-        old = _common(self._activation[t] for t in targets)
+        if turn.target != "all" and self._activation[turn.target] == "none":
+            raise ValueError(f"{turn.target} is attention; it has no activation")
+        old = _common(v for t in targets if (v := self._activation[t]) != "none")
         for target in targets:
-            if self._activation[target] == name:
+            if self._activation[target] in (name, "none"):
                 continue
             self._settle("activation", target)
             new = parts.activation(ActivationSpec(name=name))
             steps = surgery.BLEND_STEPS if way == "blend" else 1
             self._set_out("activation", target, surgery.swap_activation(self._blocks[target], new, steps=steps))
             self._activation[target] = name
-        return Turned(old=old, new=_common(self._activation[t] for t in targets), way=way)
+        return Turned(old=old, new=_common(v for t in targets if (v := self._activation[t]) != "none"), way=way)
 
     def _turn_residual(self, turn: TurnKnob) -> Turned:
         targets = self._targets(turn.target)
@@ -191,7 +193,7 @@ def _common(values: Iterable[str]) -> str:
     return distinct[0] if len(distinct) == 1 else "mixed"
 
 
-def _activation_name(module: nn.Module) -> str:
+def _activation_name(module: nn.Module | None) -> str:
     return {
         "ReLU": "relu",
         "LeakyReLU": "leaky_relu",
@@ -202,4 +204,5 @@ def _activation_name(module: nn.Module) -> str:
         "ELU": "elu",
         "Softplus": "softplus",
         "Identity": "identity",
+        "NoneType": "none",
     }.get(type(module).__name__, type(module).__name__)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSet:
-    """Inputs (n, features) and class numbers (n,), to train on and held out."""
+    """Inputs (n, features) and class numbers (n,), to train on and held out; of a text, symbols (n,) and windows."""
 
     x: Tensor
     y: Tensor
@@ -24,11 +24,12 @@ class DataSet:
         return self.x.shape[1]
 
     def to(self, device: torch.device, dtype: torch.dtype) -> DataSet:
-        """The same data elsewhere, inputs as `dtype`."""
+        """The same data elsewhere, inputs as `dtype` unless they are numbers of symbols."""
+        inputs = dtype if self.x.is_floating_point() else self.x.dtype
         return DataSet(
-            x=self.x.to(device, dtype),
+            x=self.x.to(device, inputs),
             y=self.y.to(device),
-            held_out_x=self.held_out_x.to(device, dtype),
+            held_out_x=self.held_out_x.to(device, inputs),
             held_out_y=self.held_out_y.to(device),
             classes=self.classes,
         )

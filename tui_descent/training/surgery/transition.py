@@ -1,0 +1,52 @@
+"""A change spread over several updates, and what a change did to a net's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import nn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changed:
+    """Parameters by name that a change brought and took away, so that the caller can put the optimizer right."""
+
+    added: dict[str, nn.Parameter] = field(default_factory=dict)
+    removed: dict[str, nn.Parameter] = field(default_factory=dict)
+
+
+class Transition:
+    """A change spread over `steps` updates: `advance` before each forward pass, `set(t)` with t from 1/steps to 1.
+
+    `made` counts the updates so far. All else that it changes are attributes of modules and skips, so whoever puts
+    those and `made` back stands where it stood.
+    """
+
+    def __init__(self, steps: int, set_: Callable[[float], None], done: Callable[[], None]) -> None:
+        self.steps, self.made = steps, 0
+        self._set, self._done = set_, done
+
+    def advance(self) -> bool:
+        """One update further; True when the end form is reached and nothing of the way there is left."""
+        self.made += 1
+        if self.made < self.steps:
+            self._set(self.made / self.steps)
+            return False
+        self.finish()
+        return True
+
+    def finish(self) -> None:
+        """Go to the end form at once."""
+        self._set(1.0)
+        self._done()
+
+
+def parameters_changed(model: nn.Module, before: dict[str, nn.Parameter]) -> Changed:
+    """What came and went since `before`, by identity."""
+    now = dict(model.named_parameters())
+    old, new = {id(p) for p in before.values()}, {id(p) for p in now.values()}
+    return Changed(
+        added={name: p for name, p in now.items() if id(p) not in old},
+        removed={name: p for name, p in before.items() if id(p) not in new},
+    )
