@@ -9,6 +9,7 @@ from tui_descent.protocol.events import (
     AnyEvent,
     CommandDone,
     CommandRejected,
+    DeviceTaken,
     Diagnosed,
     Evaluated,
     Foretold,
@@ -31,6 +32,7 @@ from tui_descent.telemetry.pyramid import Merge, Pyramid
 
 LOSS_BINS = 1024
 GRAD_BINS = 512
+DEVICE_BINS = 256
 # The smoothed loss is a moving average over about this many steps, and over a tenth of a younger run.
 SMOOTH_OVER = 20.0
 MAX_FACTS = 500
@@ -70,6 +72,8 @@ class History:
         self.losses: dict[int, Pyramid] = {}
         self.grads: dict[int, Pyramid] = {}
         self.readings: ReadingsTaken | None = None
+        self.device: DeviceTaken | None = None
+        self.devices: dict[int, Pyramid] = {}
         self.evaluations: deque[Evaluated] = deque(maxlen=MAX_FACTS)
         self.interventions: deque[KnobTurned] = deque(maxlen=MAX_FACTS)
         self.marks: deque[Marked] = deque(maxlen=MAX_FACTS)
@@ -121,6 +125,8 @@ class History:
                 self._diagnosed(event)
             case Measured():
                 self.measured[event.name] = event
+            case DeviceTaken():
+                self._device(event)
             case LedgerTaken():
                 self.ledger = event
             case Foretold() | NotFinite():
@@ -181,19 +187,27 @@ class History:
             pyramid = self.grads[event.segment] = _grad_pyramid(len(rms))
         pyramid.add(event.step, [log_magnitude(value) for value in rms])
 
+    def _device(self, event: DeviceTaken) -> None:
+        self.device = event
+        used = event.allocated_bytes
+        busy = event.gpu.utilisation if event.gpu is not None else None
+        pyramid = self.devices.setdefault(event.segment, _device_pyramid())
+        pyramid.add(event.step, [math.nan if value is None else value for value in (used, busy)])
+
     def send(self) -> HistorySent:
         """The history as one message, from which `receive` makes its equal."""
         facts: list[AnyEvent] = []
         if self.started is not None:
             facts.append(self.started)
         facts += [*self.evaluations, *self.log]
-        newest: list[AnyEvent | None] = [self.readings, self.ledger, *self.measured.values()]
+        newest: list[AnyEvent | None] = [self.readings, self.device, self.ledger, *self.measured.values()]
         facts += [event for event in newest if event is not None]
         facts.append(self.ended if self.ended is not None else self.state)
         return HistorySent(
             facts=facts,
             losses={s: p.send() for s, p in self.losses.items()},
             grads={s: p.send() for s, p in self.grads.items()},
+            devices={s: p.send() for s, p in self.devices.items()},
             knobs=dict(self.knobs),
             segment=self.segment,
             steps=self.steps,
@@ -227,6 +241,9 @@ class History:
             pyramid = _grad_pyramid(layers)
             pyramid.receive(levels)
             history.grads[segment] = pyramid
+        for segment, levels in sent.devices.items():
+            history.devices[segment] = _device_pyramid()
+            history.devices[segment].receive(levels)
         history.segment, history.steps, history.smooth_loss = sent.segment, sent.steps, sent.smooth_loss
         history.steps_per_s = sent.steps_per_s
         history.loss, history.lr = sent.loss, sent.lr
@@ -243,6 +260,11 @@ def log_magnitude(value: float | None) -> float:
 def _loss_pyramid() -> Pyramid:
     """Channels: smallest, largest and mean loss of the bin, mean of the smoothed loss."""
     return Pyramid(("min", "max", "mean", "mean"), capacity=LOSS_BINS)
+
+
+def _device_pyramid() -> Pyramid:
+    """Channels: most memory in use, in bytes; mean utilisation of the GPU, 0…1."""
+    return Pyramid(("max", "mean"), capacity=DEVICE_BINS)
 
 
 def _grad_pyramid(layers: int) -> Pyramid:

@@ -19,6 +19,7 @@ from tui_descent.protocol.events import (
     Status,
 )
 from tui_descent.training.link import Link
+from tui_descent.training.memory import Memory
 from tui_descent.training.steering import Steering
 
 MAX_STEPS_AT_ONCE = 10_000_000
@@ -52,6 +53,7 @@ class Control:
         self.segment = 0
         self.step = 0
         self.stop_asked: str | None = None
+        self.memory: Memory | None = None
         self._plan = sorted(plan, key=lambda entry: entry[0])
         self._needs_keeper = needs_keeper
         self._paused = False
@@ -93,7 +95,9 @@ class Control:
             self._carry_out(Order(client=0, request=0, source="plan", command=turn))
         link = self.link
         if link is not None and link.ring is not None:
-            link.ring.beat(time.monotonic())
+            now_s = time.monotonic()
+            link.ring.beat(now_s)
+            self._tell_memory(now_s)
             alone = link.lost and self._needs_keeper
             if self._paused or self.steering.pace is not None or link.ring.flagged() or alone:
                 self._obey()
@@ -124,6 +128,7 @@ class Control:
                 self._paused = False
             if self._paused:
                 self.state(*still)
+                self._tell_memory(time.monotonic())
                 link.wait(None)
                 continue
             self.state("running")
@@ -133,6 +138,10 @@ class Control:
             link.wait(ahead_s)
         if self.stop_asked is not None:
             raise StopRun("stopped", self.stop_asked)
+
+    def _tell_memory(self, now_s: float) -> None:
+        if self.memory is not None and now_s >= self.memory.due_s:
+            self.tell(self.memory.taken(self.segment, self.step, now_s))
 
     def _ahead_s(self) -> float:
         """How long the pace asks to wait before the next update; single steps do not wait."""
