@@ -269,5 +269,6 @@ def _device_pyramid() -> Pyramid:
 
 def _grad_pyramid(layers: int) -> Pyramid:
     """One channel a layer: log10 of grad_rms. Very many layers get fewer columns, to bound the memory."""
+    capacity = max(GRAD_BINS // 4, min(GRAD_BINS, GRAD_BINS * 250 // max(1, layers)))
     mean: Merge = "mean"
-    return Pyramid((mean,) * layers, capacity=GRAD_BINS if layers <= 250 else GRAD_BINS // 2)
+    return Pyramid((mean,) * layers, capacity=capacity)
