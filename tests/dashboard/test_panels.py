@@ -9,17 +9,19 @@ import pytest
 from scripted import layers, reading, started, steps, vanishing
 
 from tui_descent.dashboard.axis import Axis, log_axis
-from tui_descent.dashboard.figures import scientific, short, tick
+from tui_descent.dashboard.figures import scientific, short, size, tick
 from tui_descent.dashboard.panels.curves import Cells, Curves
+from tui_descent.dashboard.panels.device import course, facts, phrase
 from tui_descent.dashboard.panels.heatmap import HeatmapPanel, layers_of_row, row_names
 from tui_descent.dashboard.panels.loss import LossPanel
 from tui_descent.dashboard.panels.names import labels, target_of
 from tui_descent.dashboard.panels.scale import Scale
+from tui_descent.dashboard.panels.status import StatusPanel
 from tui_descent.dashboard.panels.timeline import RECENT_STEPS, Columns, Timeline, gutter
 from tui_descent.dashboard.panels.updates import UpdatesPanel
 from tui_descent.dashboard.panels.view import View
 from tui_descent.dashboard.plain import middle, plain
-from tui_descent.protocol.events import AnyEvent, Layer
+from tui_descent.protocol.events import AnyEvent, DeviceTaken, Gpu, Layer
 from tui_descent.telemetry.history import History
 
 
@@ -203,3 +205,35 @@ def test_an_old_reading_is_told_to_be_old() -> None:
     row = HeatmapPanel().draw(old, 80, 4)[1]
     painted = [s for s in row if s.style and s.style.bgcolor and s.style.bgcolor.name != "#0f1115"]
     assert sum(len(s.text) for s in painted) <= 3
+
+
+def device(step: int, used: int, *, gpu: Gpu | None = None) -> DeviceTaken:
+    return DeviceTaken(segment=0, step=step, device="cuda:0" if gpu else "cpu", allocated_bytes=used, gpu=gpu)
+
+
+def test_the_device_is_told_where_there_is_room() -> None:
+    gpu = Gpu(name="H200", utilisation=0.87, power_w=240.4, temperature_c=61.0, used_bytes=10**9, total_bytes=10**11)
+    events = [started(2), steps(0, [1.0] * 9), device(3, 1_230_000_000, gpu=gpu)]
+    look = view(events)
+    assert phrase(look.history) == "mem 1.2 GB · GPU 87 % 61 °C 240 W"
+    assert phrase(look.history) in StatusPanel().draw(look, 200, 1)[0].text
+    narrow = StatusPanel().draw(look, 80, 1)[0].text
+    assert "mem" not in narrow
+    assert "loss" in narrow
+    assert facts(look.history, 60)[1] == "H200, 1.0 GB of 100.0 GB taken by all"
+    bare = view([started(2), device(3, 940_000_000, gpu=Gpu(name="part"))])
+    assert phrase(bare.history) == "mem 940 MB"
+    assert phrase(view([started(2)]).history) == ""
+
+
+def test_the_devices_course_stands_until_its_next_reading() -> None:
+    run = history([started(2), steps(0, [1.0] * 8), device(0, 500), device(4, 1000)])
+    assert course(run, 0, 8) == "▅▅▅▅█"
+    assert course(run, 0, 4) == "▅▅█"
+    assert course(run, 1, 8) == "", "no GPU, no utilisation"
+
+
+def test_bytes_are_told_in_three_figures() -> None:
+    assert [size(n) for n in (0, 12_000, 999_400, 940_000_000, 999_600_000, 1_230_000_000)] == [
+        "0 kB", "12 kB", "999 kB", "940 MB", "1.0 GB", "1.2 GB",
+    ]  # fmt: skip

@@ -17,7 +17,9 @@ from tui_descent.protocol.events import (
     CommandDone,
     CommandRejected,
     CurvatureTaken,
+    DeviceTaken,
     Evaluated,
+    Gpu,
     HistorySent,
     KnobState,
     KnobTurned,
@@ -319,3 +321,27 @@ def test_readings_of_the_curvature_span_the_run_in_bounded_room_and_travel() -> 
     assert (found[0], found[-1]) == (0, 5 * MAX_CURVATURES - 1)
     assert max(b - a for a, b in itertools.pairwise(found)) <= 16
     assert [taken.step for taken in travelled(history).curvatures] == found
+
+
+def test_the_devices_newest_reading_and_its_course_make_the_journey() -> None:
+    history = History()
+    history.apply(STARTED)
+    for step in range(3000):
+        gpu = Gpu(name="G", utilisation=0.5) if step % 2 else None
+        history.apply(
+            DeviceTaken(segment=0, step=step, device="cuda:0", allocated_bytes=step, peak_bytes=step, gpu=gpu)
+        )
+    copy = History.receive(decode_history(history))
+    for side in (history, copy):
+        assert side.device is not None
+        assert side.device.allocated_bytes == 2999
+        assert side.device.gpu == Gpu(name="G", utilisation=0.5)
+        (newest,) = side.devices[0].window(4096, 0, 3000)
+        assert newest[1] == pytest.approx([2999.0, 0.5])
+        assert side.devices[0].nbytes() < 64 * 1024
+
+
+def decode_history(history: History) -> HistorySent:
+    sent = decode(to_viewer, frame(history.send())[HEADER.size :])
+    assert isinstance(sent, HistorySent)
+    return sent

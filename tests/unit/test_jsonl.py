@@ -12,7 +12,9 @@ from tui_descent.protocol.events import (
     AnyEvent,
     CommandDone,
     CommandRejected,
+    DeviceTaken,
     Evaluated,
+    Gpu,
     KnobTurned,
     Layer,
     Marked,
@@ -186,3 +188,17 @@ def test_a_rejection_a_mark_and_an_end_are_told() -> None:
 
 def test_a_reply_that_changes_nothing_is_no_line() -> None:
     assert lines(CommandDone(client=1, request=1, segment=0, step=0, what="paused")) == []
+
+
+def test_a_device_is_one_line_without_what_is_not_known() -> None:
+    gpu = Gpu(name="H200", utilisation=0.87)
+    (line,) = lines(DeviceTaken(segment=0, step=4, device="cuda:0", allocated_bytes=5, gpu=gpu))
+    assert line == {
+        "v": 1,
+        "event": "device",
+        "segment": 0,
+        "step": 4,
+        "device": "cuda:0",
+        "allocated_bytes": 5,
+        "gpu": {"name": "H200", "utilisation": 0.87},
+    }

@@ -13,6 +13,7 @@ from threading import Event, Thread
 
 import pytest
 
+from tui_descent.keeper.gpu import Gpus
 from tui_descent.keeper.serve import Keeper
 from tui_descent.keeper.trainer import Trainer
 from tui_descent.places import new_run, socket_path
@@ -23,10 +24,12 @@ from tui_descent.protocol.events import (
     AnyEvent,
     CommandDone,
     CommandRejected,
+    DeviceTaken,
     Evaluated,
     KnobTurned,
     Layer,
     MetricLogged,
+    Noted,
     ReadingsTaken,
     RunEnded,
     RunStarted,
@@ -352,3 +355,24 @@ def until(viewer: Peer, kind: type) -> None:
         if any(isinstance(codec.decode(codec.to_viewer, body), kind) for body in viewer.receive()):
             return
     raise AssertionError(f"no {kind.__name__} came")
+
+
+def test_a_gpu_without_a_driver_is_told_of_once_and_the_memory_still_comes() -> None:
+    played = Played()
+
+    def missing() -> None:
+        raise ImportError
+
+    played.keeper._gpus = Gpus(missing)
+
+    def play() -> None:
+        played.started()
+        for _ in range(3):
+            played.peer.send(DeviceTaken(segment=0, step=0, device="cuda:0", allocated_bytes=7))
+        played.ended()
+
+    played.while_it_runs(play)
+    told = [event for event in played.events if isinstance(event, DeviceTaken | Noted)]
+    assert [type(event) for event in told] == [Noted, DeviceTaken, DeviceTaken, DeviceTaken]
+    assert isinstance(told[0], Noted)
+    assert "no readings of the GPU: nvidia-ml-py" in told[0].text

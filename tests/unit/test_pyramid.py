@@ -143,7 +143,7 @@ def test_the_mean_of_equal_infinities_is_that_infinity() -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_a_window_that_cuts_a_bin_gives_only_bins_that_touch_it(seed: int) -> None:
     random_ = random.Random(seed)
-    pyramid, twin, last = filled(random_, 1500, capacity=1024)
+    pyramid, twin, last = filled(random_, 1500, capacity=1500)  # nothing is forgotten
     for _ in range(50):
         width = 1 << random_.randrange(0, 8)
         first = random_.randrange(twin.steps[0][0], last + 1)

@@ -62,6 +62,14 @@ def axis_count(step: int) -> str:
     return f"{step / 1000:g}k" if step >= 10_000 else str(step)
 
 
+def size(count: int) -> str:
+    """Bytes, in decimal units: `940 MB`, `1.2 GB`."""
+    for unit, ends in (("kB", 1e6), ("MB", 1e9)):
+        if count < ends * 0.9995:
+            return f"{count / ends * 1000:.0f} {unit}"
+    return f"{count / 1e9:.1f} GB"
+
+
 def rate(steps_per_s: float) -> str:
     """Steps a second, three digits."""
     if steps_per_s >= 99.5 or steps_per_s == 0:

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from tui_descent.keeper.diagnosing import Diagnosing
+from tui_descent.keeper.gpu import Gpus, Unreadable
 from tui_descent.keeper.trainer import Trainer, how_it_ended, log_tail
 from tui_descent.keeper.viewers import Viewers
 from tui_descent.protocol.channel import listen
@@ -23,6 +24,7 @@ from tui_descent.protocol.commands import Order, Stop, TurnKnob, WatchCurvature
 from tui_descent.protocol.events import (
     AnyEvent,
     CommandRejected,
+    DeviceTaken,
     Noted,
     RunEnded,
     RunStarted,
@@ -51,6 +53,8 @@ class Keeper:
         self.launch = launch
         self.history = History()
         self._diagnosing = Diagnosing()
+        self._gpus = Gpus()
+        self._no_gpu = ""
         self.ended: RunEnded | None = None
         self._on_event = on_event
         self._selector = selectors.DefaultSelector()
@@ -202,10 +206,22 @@ class Keeper:
         if isinstance(event, RunStarted):
             self._ring = Ring.open(self.launch.path / RING_FILE)
             self._ring.raise_flag()  # for orders sent while there was no flag to raise
+        if isinstance(event, DeviceTaken) and event.device.startswith("cuda"):
+            event = self._with_gpu(event)
         if isinstance(event, RunEnded):
             self._said = event  # told once the process is gone and all its steps are out
         else:
             self._publish(event)
+
+    def _with_gpu(self, event: DeviceTaken) -> DeviceTaken:
+        """With the driver's readings; why there are none is told once."""
+        gpu = self._gpus.read(event)
+        if not isinstance(gpu, Unreadable):
+            return msgspec.structs.replace(event, gpu=gpu)
+        if gpu.reason != self._no_gpu:
+            self._no_gpu = gpu.reason
+            self._publish(Noted(step=event.step, text=f"no readings of the GPU: {gpu.reason}"))
+        return event
 
     def _look(self) -> int:
         """Take what the ring holds now; the number of updates taken so far."""

@@ -107,6 +107,32 @@ class ReadingsTaken(Event, frozen=True, kw_only=True, tag="reading"):
     global_cosine: float | None = None
 
 
+class Gpu(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the driver tells of a GPU, all its processes together; None where it does not tell. `utilisation` is 0…1."""
+
+    name: str
+    utilisation: float | None = None
+    used_bytes: int | None = None
+    total_bytes: int | None = None
+    power_w: float | None = None
+    temperature_c: float | None = None
+
+
+class DeviceTaken(Event, frozen=True, kw_only=True, tag="device"):
+    """The memory that training takes on its device, about once a second; on a CPU the process's resident memory.
+
+    `uuid` is the GPU's, by which the keeper finds it; `gpu` is the keeper's to add.
+    """
+
+    segment: int
+    step: int
+    device: str
+    allocated_bytes: int | None = None
+    peak_bytes: int | None = None
+    uuid: str | None = None
+    gpu: Gpu | None = None
+
+
 class LedgerTaken(Event, frozen=True, kw_only=True, tag="ledger"):
     """The chain rule's factors of one step, first block first."""
 
@@ -296,6 +322,7 @@ AnyEvent = (
     | StepsCompleted
     | StepsMissed
     | ReadingsTaken
+    | DeviceTaken
     | LedgerTaken
     | CurvatureTaken
     | Measured
@@ -349,6 +376,7 @@ class HistorySent(Event, frozen=True, kw_only=True, tag="history"):
     lr: float
     smooth_loss: float
     steps_per_s: float
+    devices: dict[int, list[LevelSent]] = {}
 
 
 ToViewer = AnyEvent | Welcome | Refused | HistorySent

@@ -10,6 +10,7 @@ from tui_descent.protocol.events import (
     CommandDone,
     CommandRejected,
     CurvatureTaken,
+    DeviceTaken,
     Diagnosed,
     Evaluated,
     Foretold,
@@ -32,6 +33,7 @@ from tui_descent.telemetry.pyramid import Merge, Pyramid
 
 LOSS_BINS = 1024
 GRAD_BINS = 512
+DEVICE_BINS = 256
 # The smoothed loss is a moving average over about this many steps, and over a tenth of a younger run.
 SMOOTH_OVER = 20.0
 MAX_FACTS = 500
@@ -73,6 +75,8 @@ class History:
         self.losses: dict[int, Pyramid] = {}
         self.grads: dict[int, Pyramid] = {}
         self.readings: ReadingsTaken | None = None
+        self.device: DeviceTaken | None = None
+        self.devices: dict[int, Pyramid] = {}
         self.evaluations: deque[Evaluated] = deque(maxlen=MAX_FACTS)
         self.interventions: deque[KnobTurned] = deque(maxlen=MAX_FACTS)
         self.marks: deque[Marked] = deque(maxlen=MAX_FACTS)
@@ -125,6 +129,8 @@ class History:
                 self._diagnosed(event)
             case Measured():
                 self.measured[event.name] = event
+            case DeviceTaken():
+                self._device(event)
             case LedgerTaken():
                 self.ledger = event
             case CurvatureTaken():
@@ -193,19 +199,27 @@ class History:
             pyramid = self.grads[event.segment] = _grad_pyramid(len(rms))
         pyramid.add(event.step, [log_magnitude(value) for value in rms])
 
+    def _device(self, event: DeviceTaken) -> None:
+        self.device = event
+        used = event.allocated_bytes
+        busy = event.gpu.utilisation if event.gpu is not None else None
+        pyramid = self.devices.setdefault(event.segment, _device_pyramid())
+        pyramid.add(event.step, [math.nan if value is None else value for value in (used, busy)])
+
     def send(self) -> HistorySent:
         """The history as one message, from which `receive` makes its equal."""
         facts: list[AnyEvent] = []
         if self.started is not None:
             facts.append(self.started)
         facts += [*self.evaluations, *self.log, *self.curvatures]
-        newest: list[AnyEvent | None] = [self.readings, self.ledger, *self.measured.values()]
+        newest: list[AnyEvent | None] = [self.readings, self.device, self.ledger, *self.measured.values()]
         facts += [event for event in newest if event is not None]
         facts.append(self.ended if self.ended is not None else self.state)
         return HistorySent(
             facts=facts,
             losses={s: p.send() for s, p in self.losses.items()},
             grads={s: p.send() for s, p in self.grads.items()},
+            devices={s: p.send() for s, p in self.devices.items()},
             knobs=dict(self.knobs),
             segment=self.segment,
             steps=self.steps,
@@ -239,6 +253,9 @@ class History:
             pyramid = _grad_pyramid(layers)
             pyramid.receive(levels)
             history.grads[segment] = pyramid
+        for segment, levels in sent.devices.items():
+            history.devices[segment] = _device_pyramid()
+            history.devices[segment].receive(levels)
         history.segment, history.steps, history.smooth_loss = sent.segment, sent.steps, sent.smooth_loss
         history.steps_per_s = sent.steps_per_s
         history.loss, history.lr = sent.loss, sent.lr
@@ -257,7 +274,13 @@ def _loss_pyramid() -> Pyramid:
     return Pyramid(("min", "max", "mean", "mean"), capacity=LOSS_BINS)
 
 
+def _device_pyramid() -> Pyramid:
+    """Channels: most memory in use, in bytes; mean utilisation of the GPU, 0…1."""
+    return Pyramid(("max", "mean"), capacity=DEVICE_BINS)
+
+
 def _grad_pyramid(layers: int) -> Pyramid:
     """One channel a layer: log10 of grad_rms. Very many layers get fewer columns, to bound the memory."""
+    capacity = max(GRAD_BINS // 4, min(GRAD_BINS, GRAD_BINS * 250 // max(1, layers)))
     mean: Merge = "mean"
-    return Pyramid((mean,) * layers, capacity=GRAD_BINS if layers <= 250 else GRAD_BINS // 2)
+    return Pyramid((mean,) * layers, capacity=capacity)

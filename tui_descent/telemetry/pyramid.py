@@ -76,7 +76,8 @@ class Pyramid:
         level.bins.append(bin_)
         level.counts.append(count)
         level.values.extend(values)
-        if len(level.bins) >= 2 * self.capacity and k + 1 < len(self.levels):
+        # A quarter more than is kept, so that each bin is moved but four times and little is held in vain.
+        if len(level.bins) >= self.capacity + max(1, self.capacity // 4) and k + 1 < len(self.levels):
             cut = len(level.bins) - self.capacity
             del level.bins[:cut], level.counts[:cut], level.values[: cut * self.channels]
 

@@ -31,6 +31,7 @@ from tui_descent.protocol.events import (
 )
 from tui_descent.training.curving import Curving
 from tui_descent.training.link import Link
+from tui_descent.training.memory import Memory
 from tui_descent.training.steering import Steering
 
 MAX_STEPS_AT_ONCE = 10_000_000
@@ -66,6 +67,7 @@ class Control:
         self.stop_asked: str | None = None
         self.curvature: Curving | None = None
         self.while_still: Callable[[], None] = lambda: None
+        self.memory: Memory | None = None
         self._plan = sorted(plan, key=lambda entry: entry[0])
         self._needs_keeper = needs_keeper
         self._paused = False
@@ -107,7 +109,9 @@ class Control:
             self._carry_out(Order(client=0, request=0, source="plan", command=turn))
         link = self.link
         if link is not None and link.ring is not None:
-            link.ring.beat(time.monotonic())
+            now_s = time.monotonic()
+            link.ring.beat(now_s)
+            self._tell_memory(now_s)
             alone = link.lost and self._needs_keeper
             if self._paused or self.steering.pace is not None or link.ring.flagged() or alone:
                 self._obey()
@@ -139,6 +143,7 @@ class Control:
             if self._paused:
                 self.state(*still)
                 self.while_still()
+                self._tell_memory(time.monotonic())
                 link.wait(None)
                 continue
             self.state("running")
@@ -148,6 +153,10 @@ class Control:
             link.wait(ahead_s)
         if self.stop_asked is not None:
             raise StopRun("stopped", self.stop_asked)
+
+    def _tell_memory(self, now_s: float) -> None:
+        if self.memory is not None and now_s >= self.memory.due_s:
+            self.tell(self.memory.taken(self.segment, self.step, now_s))
 
     def _ahead_s(self) -> float:
         """How long the pace asks to wait before the next update; single steps do not wait."""

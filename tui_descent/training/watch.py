@@ -32,6 +32,7 @@ from tui_descent.training.control import Control, Evaluation, StopRun
 from tui_descent.training.curving import Curving
 from tui_descent.training.guard import Fault, Guard
 from tui_descent.training.link import Link
+from tui_descent.training.memory import Memory
 from tui_descent.training.steering import Steering
 from tui_descent.training.updates import Updates
 
@@ -320,6 +321,7 @@ class Watch:
                 )
             )
             self.control.state("running")
+            self.control.memory = Memory(next((p.device for p in self.model.parameters()), torch.device("cpu")))
 
     def _end(self, status: Status, reason: str) -> None:
         control = self.control

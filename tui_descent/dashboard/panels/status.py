@@ -10,6 +10,7 @@ from textual.strip import Strip
 
 from tui_descent.dashboard import ink
 from tui_descent.dashboard.figures import count, rate, short
+from tui_descent.dashboard.panels.device import phrase
 from tui_descent.dashboard.panels.line import Line
 from tui_descent.dashboard.panels.strips import Panel
 from tui_descent.dashboard.panels.view import View
@@ -70,6 +71,8 @@ def _parts(view: View) -> list[tuple[int, Part]]:
         parts.append((4, [("val ", ink.DIM), (f"{short(newest.loss):<6}", ink.TEXT)]))
         if newest.accuracy is not None:
             parts.append((5, [("acc ", ink.DIM), (f"{newest.accuracy:6.1%}", ink.TEXT)]))
+    if device := phrase(history):
+        parts.append((7, [(device, ink.DIM)]))
     return parts
 
 

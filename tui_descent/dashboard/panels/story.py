@@ -9,6 +9,7 @@ from textual.strip import Strip
 
 from tui_descent.dashboard import ink
 from tui_descent.dashboard.figures import count
+from tui_descent.dashboard.panels.device import facts as device_facts
 from tui_descent.dashboard.panels.line import Line
 from tui_descent.dashboard.panels.strips import Panel, empty
 from tui_descent.dashboard.panels.view import View
@@ -18,11 +19,12 @@ from tui_descent.dashboard.plain import plain
 class StoryPanel(Panel):
     """Title, story and the run's plain facts."""
 
-    about = "The scenario's title and story, and the run's size, device, seed and versions."
+    pace_s = 1.0
+    about = "The scenario's title and story, and the run's size, device, versions and the memory it takes."
 
     def cares(self, view: View) -> object:
-        """It is told once."""
-        return view.history.started, view.connected, view.history.state.state
+        """All but the device's readings is told once."""
+        return view.history.started, view.history.device, view.connected, view.history.state.state
 
     def heading(self, view: View) -> tuple[str, str]:
         """A fixed title; the scenario's own stands inside."""
@@ -42,6 +44,7 @@ class StoryPanel(Panel):
             else plain(started.device, 20),
             " ".join(f"{plain(k, 20)} {plain(v, 20)}" for k, v in started.versions.items()),
         ]
+        facts += device_facts(view.history, width)
         rows += [Line().put(fact, ink.DIM).strip(width) for fact in facts if fact]
         rows.append(Line().strip(width))
         for paragraph in str(scenario.get("story", "")).split("\n\n"):
