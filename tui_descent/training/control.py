@@ -175,10 +175,10 @@ class Control:
     def _carry_out(self, order: Order) -> None:
         command = order.command
         reply: dict[str, Any] = {"client": order.client, "request": order.request}
-        place = {"segment": self.segment, "step": self.step}
+        place: dict[str, Any] = {"segment": self.segment, "step": self.step}
         try:
             if isinstance(command, TurnKnob):
-                turned = self.steering.turn(command)
+                turned = self.steering.turn(command, step=self.step)
                 self._turns += 1
                 self.tell(
                     KnobTurned(
@@ -188,8 +188,7 @@ class Control:
                         target=command.target,
                         old=turned.old,
                         new=turned.new,
-                        way=turned.way,
-                        scale=turned.scale,
+                        **turned.particulars(),
                         **reply,
                         **place,
                     )

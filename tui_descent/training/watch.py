@@ -28,6 +28,7 @@ from tui_descent.instruments.structure import Structure, structure
 from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.events import LedgerTaken, Measured, MetricLogged, NotFinite, RunEnded, RunStarted, Status
+from tui_descent.protocol.readings import pack_row
 from tui_descent.training.control import Control, Evaluation, StopRun
 from tui_descent.training.curving import Curving
 from tui_descent.training.guard import Fault, Guard
@@ -123,8 +124,11 @@ class Watch:
             fault=self._fault,
             again=None if again is None else SameBatch(model, again),
         )
+        steering.followers.append(self._follow)
+        steering.deaf = self._updates.deaf
         self._measuring: Measuring | None = None
         self._version = -1
+        self._rows: tuple[str, ...] = ()
         self._net: Structure | None = None
         self._forward_hooks: list[RemovableHandle] = []
         self._order: list[str] = []
@@ -148,6 +152,7 @@ class Watch:
             self._forward_hooks = [
                 module.register_forward_pre_hook(self._saw(name)) for name, module in self.model.named_modules()
             ]
+            self.control.steering.listen()
         self._start_s = time.perf_counter()
         self._cpu_s = time.thread_time()
         return self
@@ -196,6 +201,8 @@ class Watch:
             value = math.fsum([*self._micro_losses, value]) / (len(self._micro_losses) + 1)
             self._micro_losses.clear()
         self._sampler.stepped(time.thread_time() - self._cpu_s)
+        if made:
+            self.control.steering.made(value)
         if made or not self._own_loop:
             self._record(value, time.perf_counter() - self._start_s, skipped=not made, sample=sample)
             if made and not math.isfinite(value):
@@ -242,7 +249,7 @@ class Watch:
                     control.segment,
                     sample.global_grad_norm,
                     self._sampler.cost,
-                    sample.rows,
+                    self._laid_out(sample.rows),
                     global_cosine=math.nan if sample.global_cosine is None else sample.global_cosine,
                 )
                 for name, value in self._updates.rare.items():
@@ -268,6 +275,12 @@ class Watch:
         control.hold(fault.text)
         return True
 
+    def _follow(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self._updates.follow(optimizer)
+        if self.control.curvature is not None:
+            self.control.curvature.follow(optimizer)
+
     def _saw(self, name: str) -> Callable[..., None]:
         def hook(*_: Any) -> None:
             if name not in self._order:
@@ -285,17 +298,27 @@ class Watch:
         self._begin()
         if self._measuring is None or self._version != self.control.steering.version:
             self._version = self.control.steering.version
-            self._net = structure(self.model, order=self._order or None)
+            self._net = structure(self.model, order=self._order or None, only=self._rows)
             self._measuring = Measuring(self._net, list(self.model.parameters()))
         return self._measuring
+
+    def _laid_out(self, rows: list[list[float]]) -> list[list[float]]:
+        """The rows in their places, an empty one for a layer that surgery took out."""
+        assert self._net is not None
+        if len(rows) == len(self._rows):
+            return rows
+        by_name = {w.layer.name: row for w, row in zip(self._net.layers, rows, strict=True)}
+        return [by_name.get(name) or pack_row([], status="unused") for name in self._rows]
 
     def _begin(self) -> None:
         """The layers are known: lay out the ring and tell of the run, once. Raises `RuntimeError`."""
         if self._net is not None:
             return
         self._unhook_forward()
+        self.control.steering.heard()
         self._net = structure(self.model, order=self._order or None)
         watched = self._net.layers
+        self._rows = tuple(w.layer.name for w in watched)
         self._guard.layers = watched
         link = self.control.link
         if link is not None:
