@@ -28,12 +28,12 @@ from tui_descent.instruments.structure import Structure, structure
 from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.events import LedgerTaken, Measured, MetricLogged, NotFinite, RunEnded, RunStarted, Status
-from tui_descent.protocol.readings import pack_row
 from tui_descent.training.control import Control, Evaluation, StopRun
 from tui_descent.training.curving import Curving
 from tui_descent.training.guard import Fault, Guard
 from tui_descent.training.link import Link
 from tui_descent.training.memory import Memory
+from tui_descent.training.rows import laid_out
 from tui_descent.training.steering import Steering
 from tui_descent.training.updates import Updates
 
@@ -249,7 +249,7 @@ class Watch:
                     control.segment,
                     sample.global_grad_norm,
                     self._sampler.cost,
-                    self._laid_out(sample.rows),
+                    laid_out(sample.rows, self._net, self._rows),
                     global_cosine=math.nan if sample.global_cosine is None else sample.global_cosine,
                 )
                 for name, value in self._updates.rare.items():
@@ -301,14 +301,6 @@ class Watch:
             self._net = structure(self.model, order=self._order or None, only=self._rows)
             self._measuring = Measuring(self._net, list(self.model.parameters()))
         return self._measuring
-
-    def _laid_out(self, rows: list[list[float]]) -> list[list[float]]:
-        """The rows in their places, an empty one for a layer that surgery took out."""
-        assert self._net is not None
-        if len(rows) == len(self._rows):
-            return rows
-        by_name = {w.layer.name: row for w, row in zip(self._net.layers, rows, strict=True)}
-        return [by_name.get(name) or pack_row([], status="unused") for name in self._rows]
 
     def _begin(self) -> None:
         """The layers are known: lay out the ring and tell of the run, once. Raises `RuntimeError`."""
