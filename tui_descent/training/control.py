@@ -65,6 +65,7 @@ class Control:
         self.segment = 0
         self.step = 0
         self.stop_asked: str | None = None
+        self.stood = False  # whether the last `between` did anything but wait for the pace
         self.curvature: Curving | None = None
         self.while_still: Callable[[], None] = lambda: None
         self.memory: Memory | None = None
@@ -104,6 +105,7 @@ class Control:
 
     def between(self) -> None:
         """Everything due before the next update, in the order that makes it repeatable. Raises `StopRun`."""
+        self.stood = False
         while self._plan and self._plan[0][0] <= self.step:
             _, turn = self._plan.pop(0)
             self._carry_out(Order(client=0, request=0, source="plan", command=turn))
@@ -141,6 +143,7 @@ class Control:
                     raise StopRun("stopped", "the keeper is gone")
                 self._paused = False
             if self._paused:
+                self.stood = True
                 self.state(*still)
                 self.while_still()
                 self._tell_memory(time.monotonic())
@@ -173,6 +176,7 @@ class Control:
         return 0.0
 
     def _carry_out(self, order: Order) -> None:
+        self.stood = True
         command = order.command
         reply: dict[str, Any] = {"client": order.client, "request": order.request}
         place = {"segment": self.segment, "step": self.step}

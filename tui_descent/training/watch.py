@@ -133,6 +133,7 @@ class Watch:
         self._micro_losses: list[float] = []
         self._start_s = time.perf_counter()
         self._cpu_s = time.thread_time()
+        self._unclocked = 0
 
     @property
     def next_step(self) -> int:
@@ -195,14 +196,25 @@ class Watch:
         if self._micro_losses:
             value = math.fsum([*self._micro_losses, value]) / (len(self._micro_losses) + 1)
             self._micro_losses.clear()
-        self._sampler.stepped(time.thread_time() - self._cpu_s)
+        self._look_at_clock(alone=sample is not None or dropped)
+        timed, start_s = self._updates.timed, time.perf_counter()
         if made or not self._own_loop:
             self._record(value, time.perf_counter() - self._start_s, skipped=not made, sample=sample)
             if made and not math.isfinite(value):
                 # A gradient that was finite beside a loss that is not: only now to be seen.
                 self._fault(self._guard.bad_loss(self.next_step - 1, value, after=True))
         self.begin_step()
+        if timed and sample is None and not self.control.stood and self.control.steering.pace is None:
+            self._sampler.hooked(time.perf_counter() - start_s + self._updates.take_hooks_s())
         return made > 0
+
+    def _look_at_clock(self, *, alone: bool) -> None:
+        """Tell the sampler how long the steps since the last look took; a step that is measured is told alone."""
+        self._unclocked += 1
+        if alone or self._updates.reads_next or self._unclocked >= self._sampler.next_look:
+            now_s = time.thread_time()
+            self._sampler.stepped(now_s - self._cpu_s, steps=self._unclocked)
+            self._cpu_s, self._unclocked = now_s, 0
 
     def begin_step(self) -> None:
         """Before the first forward pass; `step` does it before the others. Raises `StopRun`."""
@@ -211,9 +223,16 @@ class Watch:
             paced = self.control.steering.pace is not None
             if curving.due(self.next_step, paced=paced):
                 self._curve(curving, paid=not paced)
+                self._forget_clock()
+        if self.control.stood:
+            self._forget_clock()
         if self._net is not None:
             self._updates.plan()
-        self._cpu_s = time.thread_time()
+        self._updates.timed = self._unclocked == 0
+
+    def _forget_clock(self) -> None:
+        """Something else than steps took time: it counts from here."""
+        self._cpu_s, self._unclocked = time.thread_time(), 0
 
     def _curve(self, curving: Curving, *, paid: bool) -> None:
         with self._updates.deaf():
