@@ -10,7 +10,6 @@ with watch(model, optimizer, name="my run") as run:
 from __future__ import annotations
 
 import math
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -28,6 +27,7 @@ from tui_descent.instruments.structure import Structure, structure
 from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.events import LedgerTaken, Measured, MetricLogged, NotFinite, RunEnded, RunStarted, Status
+from tui_descent.training.about import about_foreign, describe, position
 from tui_descent.training.control import Control, Evaluation, StopRun
 from tui_descent.training.curving import Curving
 from tui_descent.training.guard import Fault, Guard
@@ -322,7 +322,7 @@ class Watch:
                 link.make_ring(len(watched))
             except OSError as error:
                 raise RuntimeError(f"no room for the run's shared memory in {link.launch.path}: {error}") from error
-            about = self._about or _about_foreign(self.name, self.model, self.optimizer)
+            about = self._about or about_foreign(self.name, self.model, self.optimizer)
             link.tell(
                 RunStarted(
                     run=link.launch.run,
@@ -354,45 +354,15 @@ class Watch:
                 loss=loss,
                 accuracy=accuracy,
                 reason=reason,
-                position=_position(self.model),
+                position=position(self.model),
             )
         )
         control.link.close()
 
 
-def describe(error: BaseException) -> str:
-    """An exception in one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
-
-
 def _number(value: Tensor | float) -> float:
     """A scalar's value; from a GPU this waits for it."""
     return float(value.item()) if isinstance(value, Tensor) else float(value)
-
-
-def _about_foreign(name: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> RunStarted:
-    return RunStarted(
-        run="",
-        name=name,
-        title=name,
-        about=f"own loop · {type(model).__name__} · {type(optimizer).__name__}",
-        scenario=None,
-        device=next((str(p.device) for p in model.parameters()), "cpu"),
-        threads=torch.get_num_threads(),
-        parameters=0,
-        layers=(),
-        knobs=(),
-        versions={"torch": str(torch.__version__), "python": platform.python_version()},
-    )
-
-
-def _position(model: nn.Module) -> tuple[float, ...] | None:
-    """The point of a run of one or two parameters."""
-    parameters = list(model.parameters())
-    if sum(p.numel() for p in parameters) > 2:
-        return None
-    return tuple(v for p in parameters for v in p.detach().flatten().tolist())
 
 
 def _refuse_unknown(optimizer: object) -> None:
