@@ -140,6 +140,11 @@ class Watch:
         """The number of the update that comes next; updates made so far."""
         return self.control.step
 
+    @property
+    def cost(self) -> float:
+        """The share of the training thread's time that watching took so far, as declared to the viewers."""
+        return self._sampler.cost
+
     def __enter__(self) -> Self:
         self._updates.attach()
         if self._about is not None:
