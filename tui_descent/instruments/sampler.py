@@ -82,6 +82,7 @@ class Sampler:
         self._timed_s: float | None = None
         self._plain_steps = 0
         self._steps = 0
+        self._asked_at = -1
         self._hooks_s = 0.0
         self._signals = Tier(SIGNALS_EVERY_S, SIGNALS_SHARE)
         self._slow = Tier(SLOW_EVERY_S, SLOW_SHARE)
@@ -109,6 +110,9 @@ class Sampler:
             ):
                 self._since_reading_s = 0.0
                 return True
+        if self._asked_at == self._steps:
+            return False  # nothing has been earned since the last answer
+        self._asked_at = self._steps
         # The next one is paid for beforehand, so that the share holds at every moment but the first.
         allowance_s = self._allowance_s() - self._set_aside_s()
         return self._spent_s + self._cost_s <= allowance_s or self._cost_s == 0.0
