@@ -74,6 +74,9 @@ class Rate:
 class Steering:
     """The knobs of one run. `pace` is in steps a second, None as fast as it goes."""
 
+    # The version only grows: who made something for one of them must see that the net is another now.
+    not_undone = ("pace", "version")
+
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, pace: float | None = None) -> None:
         self.rate = Rate(optimizer)
         self.pace = pace

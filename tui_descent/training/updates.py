@@ -97,6 +97,12 @@ class Updates:
             self._instruments.attach(signals=self._now.signals, slow=self._now.slow)
             self._cost_s += time.thread_time() - start_s
 
+    def forget(self) -> None:
+        """The run stands elsewhere: what was planned and heard is of another stretch."""
+        if self._instruments is not None:
+            self._instruments.detach()
+        self._instruments = self._now = self._next = self._planned = None
+
     @contextmanager
     def deaf(self) -> Iterator[None]:
         """Nothing listens inside: to passes that are not the step's own."""

@@ -33,6 +33,7 @@ from tui_descent.training.curving import Curving
 from tui_descent.training.guard import Fault, Guard
 from tui_descent.training.link import Link
 from tui_descent.training.memory import Memory
+from tui_descent.training.past import Past
 from tui_descent.training.steering import Steering
 from tui_descent.training.updates import Updates
 
@@ -80,7 +81,7 @@ class Watch:
 
     `on_fault`: a loss or gradient that is no number holds the run, ends it, or is only noted. `again` gives the step's
     batch once more, for the instruments that need it; `curving` reads the curvature. `about` describes a scenario's
-    run, whose loop (`own_loop`) does not count a dropped update as a step.
+    run, whose loop (`own_loop`) does not count a dropped update as a step. `state` is what else an undo puts back.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Watch:
         again: BatchAgain | None = None,
         curving: Curving | None = None,
         own_loop: bool = False,
+        state: Iterable[object] = (),
     ) -> None:
         _refuse_unknown(optimizer)
         self.model = model
@@ -123,8 +125,12 @@ class Watch:
             fault=self._fault,
             again=None if again is None else SameBatch(model, again),
         )
+        if link is not None and link.launch.socket is not None:  # where nobody can ask, nothing is kept
+            roots = [model, optimizer, steering, *state]
+            self.control.past = Past(lambda: roots, lambda: optimizer, model, link.launch.undo_budget, own_loop)
         self._measuring: Measuring | None = None
         self._version = -1
+        self._segment = 0
         self._net: Structure | None = None
         self._forward_hooks: list[RemovableHandle] = []
         self._order: list[str] = []
@@ -232,6 +238,9 @@ class Watch:
         if self.control.stood:
             self._forget_clock()
         if self._net is not None:
+            if self._segment != self.control.segment:
+                self._segment = self.control.segment
+                self._updates.forget()
             self._updates.plan()
         self._updates.timed = self._unclocked == 0
 
@@ -289,7 +298,7 @@ class Watch:
             return False
         if self._on_fault == "end":
             raise StopRun("diverged", fault.text)
-        control.hold(fault.text)
+        control.hold(fault.text, broken=True)
         return True
 
     def _saw(self, name: str) -> Callable[..., None]:
