@@ -1,25 +1,27 @@
-"""What watching costs: steps a second of a plain loop against the same loop watched, with a real keeper.
+"""What watching costs: a plain loop against the same loop watched, with a real keeper, and against two usual ways.
 
-The variants run in turns, a stretch of steps each, and every round gives one ratio, so a machine that slows down slows
-all alike. `plain again` against `plain` (A/A) shows what a ratio of 1 looks like here. On one CPU thread the seconds
-are the thread's own CPU seconds, which other programs on the machine disturb less; otherwise they are the clock's.
+The variants run in short turns, over and over, so a machine that slows down slows all alike; the ratio is that of their
+whole times, its range that of ten parts of the run. `plain again` against `plain` (A/A) shows what 1 looks like. On
+one CPU thread the seconds are the thread's own CPU seconds, which other programs on the machine disturb less.
 
-    python benchmarks/overhead.py --workloads W1,W2 --rounds 15
+    python benchmarks/overhead.py --workloads W1,W2 --seconds 60
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 import workloads
@@ -27,6 +29,24 @@ import workloads
 from tui_descent import watch
 
 Step = Callable[[int], Tensor]
+PARTS = 10
+TURN_S = 0.05
+
+
+@dataclass
+class Timed:
+    """One variant's seconds, turn by turn."""
+
+    step: Step
+    seconds: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Readings:
+    """What the watched variant saw meanwhile."""
+
+    taken: int = 0
+    declared: float = 0.0
 
 
 def plain(work: workloads.Workload) -> Step:
@@ -44,7 +64,54 @@ def plain(work: workloads.Workload) -> Step:
     return step
 
 
-def stretch(step: Step, first: int, count: int, device: str) -> float:
+def norm_loop(work: workloads.Workload) -> Step:
+    """Activations' norms by forward hooks, every parameter's and gradient's by `.norm().item()`, at every step."""
+    found: dict[str, float] = {}
+
+    def hook(name: str) -> Callable[..., None]:
+        def look(_: nn.Module, __: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                found[name] = output.detach().norm().item()
+
+        return look
+
+    for name, module in work.model.named_modules():
+        if not list(module.children()):
+            module.register_forward_hook(hook(name))
+    body = plain(work)
+
+    def step(n: int) -> Tensor:
+        loss = body(n)
+        for name, parameter in work.model.named_parameters():
+            found[f"w.{name}"] = parameter.detach().norm().item()
+            if parameter.grad is not None:
+                found[f"g.{name}"] = parameter.grad.norm().item()
+        return loss
+
+    return step
+
+
+def histograms(work: workloads.Workload, folder: str) -> Step:
+    """TensorBoard: the loss at every step, histograms of weights and gradients at every hundredth."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(folder)
+    body = plain(work)
+
+    def step(n: int) -> Tensor:
+        loss = body(n)
+        writer.add_scalar("loss", loss.item(), n)
+        if n % 100 == 0:
+            for name, parameter in work.model.named_parameters():
+                writer.add_histogram(f"w.{name}", parameter, n)
+                if parameter.grad is not None:
+                    writer.add_histogram(f"g.{name}", parameter.grad, n)
+        return loss
+
+    return step
+
+
+def turn(step: Step, first: int, count: int, device: str) -> float:
     """Seconds of `count` steps."""
     clock = time.thread_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     start_s = clock()
@@ -55,60 +122,103 @@ def stretch(step: Step, first: int, count: int, device: str) -> float:
     return clock() - start_s
 
 
-def measure(name: str, *, rounds: int, stretch_s: float, device: str, fused: bool) -> dict[str, list[float]]:
-    """Steps a second, round by round, of each variant."""
-    watched = workloads.make(name, device, fused=fused)
-    with watch(watched.model, watched.optimizer, name=f"overhead-{name}") as run:
-        body = plain(watched)
+def measure(
+    name: str, *, seconds: float, device: str, fused: bool, beside: bool, folder: str
+) -> tuple[dict[str, Timed], Readings]:
+    """Each variant's turns, `seconds` of them together for each but the slow ones, which get fewer."""
+    work = workloads.make(name, device, fused=fused)
+    readings = Readings()
+    with watch(work.model, work.optimizer, name=f"overhead-{name}") as run:
+        body = plain(work)
 
-        def watched_step(n: int) -> Tensor:
+        def watched(n: int) -> Tensor:
             loss = body(n)
             run.step(loss)
             return loss
 
-        variants: dict[str, Step] = {
-            "plain": plain(workloads.make(name, device, fused=fused)),
-            "watched": watched_step,
-            "plain again": plain(workloads.make(name, device, fused=fused)),
-        }
-        warm = max(stretch(step, 0, 20, device) for step in variants.values()) / 20
-        count = max(5, int(stretch_s / warm))
-        rates: dict[str, list[float]] = {v: [] for v in variants}
-        order = list(variants)
-        for turn in range(rounds):
-            for variant in order[turn % 3 :] + order[: turn % 3]:
-                rates[variant].append(count / stretch(variants[variant], 20 + turn * count, count, device))
-    return rates
+        variants = {"plain": Timed(plain(workloads.make(name, device, fused=fused))), "watched": Timed(watched)}
+        variants["plain again"] = Timed(plain(workloads.make(name, device, fused=fused)))
+        if beside:
+            variants["norm loop"] = Timed(norm_loop(workloads.make(name, device, fused=fused)))
+            if importlib.util.find_spec("tensorboard"):
+                variants["histograms"] = Timed(histograms(workloads.make(name, device, fused=fused), folder))
+        step_s = min(turn(v.step, 0, 20, device) for v in variants.values()) / 20
+        count = max(1, round(TURN_S / step_s))
+        # The first readings are taken on credit; that is over before the clock runs.
+        turn(watched, 20, max(20, int(3 / step_s)), device)
+        assert run.control.link is not None
+        assert run.control.link.ring is not None
+        ring, write = run.control.link.ring, run.control.link.ring.write_reading
+
+        def counted(*args: Any, **kwargs: Any) -> None:
+            readings.taken += 1
+            write(*args, **kwargs)
+
+        ring.write_reading = counted  # type: ignore[method-assign]
+        order, rounds = list(variants), max(PARTS, int(seconds / (count * step_s)))
+        for n in range(rounds):
+            first = n % len(order)
+            for variant in order[first:] + order[:first]:
+                timed = variants[variant]
+                timed.seconds.append(turn(timed.step, 100_000 + n * count, count, device))
+        readings.declared = run.cost
+    return variants, readings
 
 
-def row(name: str, rates: dict[str, list[float]]) -> str:
+def ratio(variants: dict[str, Timed], name: str) -> str:
+    """Plain time over the variant's, and its range over ten parts of the run."""
+    base = [(a + b) / 2 for a, b in zip(variants["plain"].seconds, variants["plain again"].seconds, strict=True)]
+    if name == "plain again":
+        base = variants["plain"].seconds
+    own = variants[name].seconds
+    size = len(own) // PARTS
+    parts = sorted(sum(base[k * size : (k + 1) * size]) / sum(own[k * size : (k + 1) * size]) for k in range(PARTS))
+    return f"{sum(base) / sum(own):.3f} [{parts[2]:.3f} … {parts[-3]:.3f}]"
+
+
+def row(name: str, variants: dict[str, Timed], readings: Readings, *, fused: bool) -> str:
     """One line of the table."""
-    cells = [f"{name}  {workloads.TITLES[name]:<50}", f"{statistics.median(rates['plain']):8.1f}"]
-    for variant in ("plain again", "watched"):
-        ratios = sorted(a / b for a, b in zip(rates[variant], rates["plain"], strict=True))
-        quarter = len(ratios) // 4
-        cells.append(f"{statistics.median(ratios):.3f} [{ratios[quarter]:.3f} … {ratios[-1 - quarter]:.3f}]")
-    return "  ".join(cells)
+    own_s = sum(variants["watched"].seconds)
+    plain_s = (sum(variants["plain"].seconds) + sum(variants["plain again"].seconds)) / 2
+    cells = [f"{name} {'fused' if fused else 'default'}", workloads.TITLES[name]]
+    cells += [ratio(variants, v) if v in variants else "–" for v in ("plain again", "watched")]
+    cells += [f"{1 - plain_s / own_s:.4f}", f"{readings.declared:.4f}", f"{readings.taken / own_s:.1f}"]
+    cells += [ratio(variants, v) if v in variants else "–" for v in ("norm loop", "histograms")]
+    return "| " + " | ".join(cells) + " |"
+
+
+HEAD = (
+    "| | workload | A/A | watched | measured cost | declared | readings/s | norm loop | TensorBoard |\n"
+    "|---|---|---|---|---|---|---|---|---|"
+)
 
 
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workloads", default="W1,W2,W3,W4")
-    parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--stretch", type=float, default=0.5, help="seconds a stretch")
+    parser.add_argument("--seconds", type=float, default=30, help="of each variant")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--fused", action="store_true", help="fused optimizers in all variants")
+    parser.add_argument("--optimizers", choices=("default", "fused", "both"), default="both")
+    parser.add_argument("--alone", action="store_true", help="without the norm loop and TensorBoard")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print(f"torch {torch.__version__}, {args.device}, {args.threads} threads, fused={args.fused}, {args.rounds} rounds")
-    print(f"{'workload':<54}  {'steps/s':>8}  A/A ratio [quartiles]   watched / plain [quartiles]")
+    print(f"torch {torch.__version__}, {args.device}, {args.threads} threads, {args.seconds:g} s a variant")
+    print(HEAD)
     with tempfile.TemporaryDirectory(prefix="td") as home:
         os.environ["TUI_DESCENT_HOME"] = home
         for name in args.workloads.split(","):
-            rates = measure(name, rounds=args.rounds, stretch_s=args.stretch, device=args.device, fused=args.fused)
-            print(row(name, rates), flush=True)
+            for fused in {"default": (False,), "fused": (True,), "both": (False, True)}[args.optimizers]:
+                variants, readings = measure(
+                    name,
+                    seconds=args.seconds,
+                    device=args.device,
+                    fused=fused,
+                    beside=not args.alone,
+                    folder=f"{home}/{name}-{fused}",
+                )
+                print(row(name, variants, readings, fused=fused), flush=True)
     return 0
 
 

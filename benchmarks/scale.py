@@ -57,7 +57,7 @@ def train(layers: int, steps: int, *, watched: bool) -> dict[str, float]:
         with watch(net, optimizer, name="scale") as run:
             for _ in range(steps):
                 run.step(step())
-            told["watch_cost"] = run._sampler.cost
+            told["watch_cost"] = run.cost
     else:
         for _ in range(steps):
             step().item()

@@ -35,6 +35,60 @@ def mlp(
     return Mlp(made, features=features, classes=classes, generator=generator).to(dtype)
 
 
+class ConvNet(nn.Module):
+    """Images of digits through a foreign net: convolutions, a bounded and an unbounded activation, a linear head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1), nn.Tanh(), nn.MaxPool2d(2),
+            nn.Conv2d(6, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(16, 10),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 64) → (B, 10)."""
+        out: Tensor = self.body(x.reshape(-1, 1, 8, 8))
+        return out
+
+
+class Attends(nn.Module):
+    """A pre-norm block with torch's own attention, whose in_proj is the module's own weight."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, 2, batch_first=True)
+        self.wide = nn.Linear(width, 2 * width)
+        self.bend = nn.GELU()
+        self.narrow = nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, width), the same out."""
+        h = self.norm(x)
+        x = x + self.attention(h, h, h, need_weights=False)[0]
+        out: Tensor = x + self.narrow(self.bend(self.wide(x)))
+        return out
+
+
+class Words(nn.Module):
+    """A transformer that reads a digit's pixels as 17 words; the head is tied to the embedding."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(17, width)
+        self.blocks = nn.ModuleList(Attends(width) for _ in range(3))
+        self.head = nn.Linear(width, 17, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 64) of 0…1 → (B, 17)."""
+        h = self.embed((x * 16).round().long().clamp(0, 16)[:, 24:40])
+        for block in self.blocks:
+            h = block(h)
+        out: Tensor = self.head(h.mean(dim=1))
+        return out
+
+
 def digit_batches(count: int, *, size: int = 32, dtype: torch.dtype = torch.float32) -> list[tuple[Tensor, Tensor]]:
     data = digits.load(DigitsData())
     return [(data.x[n * size : (n + 1) * size].to(dtype), data.y[n * size : (n + 1) * size]) for n in range(count)]

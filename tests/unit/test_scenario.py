@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
+from small_scenario import CONV, SMALL, SURFACE, TEXT, make, problems
 
 from tui_descent.scenario import presets
 from tui_descent.scenario.spec import (
@@ -16,35 +16,10 @@ from tui_descent.scenario.spec import (
     MlpModel,
     MoonsData,
     NormSpec,
-    Scenario,
     SurfaceModel,
     about,
 )
-from tui_descent.scenario.toml import MAX_BYTES, ScenarioError, from_table, from_text, read, to_table
-
-SMALL = """
-title = "t"
-[data]
-name = "digits"
-[model]
-name = "mlp"
-"""
-CONV = SMALL.replace("mlp", "conv")
-TEXT = SMALL.replace("digits", "text").replace("mlp", "transformer")
-SURFACE = 'title = "t"\n[model]\nname = "surface"\n'
-
-
-def make(text: str, *overrides: str) -> Scenario:
-    return from_text(text, source="my.toml", overrides=overrides)
-
-
-def problems(text: str, *overrides: str) -> dict[str, str]:
-    with pytest.raises(ScenarioError) as caught:
-        make(text, *overrides)
-    error = caught.value
-    assert str(error).splitlines() == [f"{error.source}: {p}" for p in error.problems]
-    assert len({p.place for p in error.problems}) == len(error.problems)
-    return {p.place: p.text for p in error.problems}
+from tui_descent.scenario.toml import MAX_BYTES, ScenarioError, from_table, read, to_table
 
 
 def test_what_is_left_out_has_a_default() -> None:
@@ -282,71 +257,6 @@ def test_a_scenario_names_no_code_that_runs(home: Path) -> None:
     assert not mark.exists()
 
 
-@pytest.mark.parametrize(
-    ("override", "expected"),
-    [
-        ("optimizer.lr=0.5", ("optimizer", "lr", 0.5)),
-        ("run.steps=7", ("run", "steps", 7)),
-        ('run.device="cpu"', ("run", "device", "cpu")),
-        ("run.device=cpu", ("run", "device", "cpu")),
-        ("model.activation=gelu", ("model", "activation", ActivationSpec(name="gelu"))),
-        ("model.depth=3", ("model", "depth", 3)),
-        ("data.subset=300", ("data", "subset", 300)),
-        ("data.full=true", ("data", "full", True)),
-        ("run.pace=max", ("run", "pace", "max")),
-    ],
-)
-def test_an_override_sets_one_value(override: str, expected: tuple[str, str, Any]) -> None:
-    table, key, value = expected
-    plain, changed = make(SMALL), make(SMALL, override)
-    assert getattr(getattr(changed, table), key) == value
-    assert to_table(changed) | {table: None} == to_table(plain) | {table: None}
-
-
-def test_an_override_reaches_into_a_name_that_stands_for_its_table() -> None:
-    text = SMALL + 'activation = "leaky_relu"'
-    assert make(text, "model.activation.slope=0.2").model.activation == ActivationSpec(name="leaky_relu", slope=0.2)  # type: ignore[union-attr]
-
-
-def test_overrides_are_taken_in_order() -> None:
-    assert make(SMALL, "run.seed=1", "run.seed=2").run.seed == 2
-
-
-@pytest.mark.parametrize(
-    ("override", "said"),
-    [
-        ("optimizer.lr=nan", "optimizer.lr: found nan"),
-        ("optimizer.lr=quick", 'optimizer.lr: found "quick"; allowed: a number'),
-        ("optimizer.lrr=1", 'did you mean "lr"?'),
-        ("nope=1", "nope: unknown key"),
-        ("nope", "expected place=value, as in data.batch_size=128"),
-        ("=1", "expected place=value"),
-        ("title.x.y=1", "title"),
-        ("run.steps.x=1", "run.steps: found a table; allowed: a whole number"),
-        ("run..steps=1", "run.'': unknown key"),
-        ("run.steps=", 'run.steps: found ""'),
-        ("run.steps=" + "9" * 5000, "run.steps"),
-        ("run.steps=" + "[" * 5000, "run.steps"),
-        ("claim.x=1", "claim"),
-    ],
-    ids=lambda text: text[:20],
-)
-def test_an_override_that_cannot_be_names_its_place(override: str, said: str) -> None:
-    with pytest.raises(ScenarioError) as caught:
-        make(SMALL, override)
-    assert said in str(caught.value)
-
-
-def test_an_override_below_a_number_is_an_error() -> None:
-    with pytest.raises(ScenarioError, match=r"run\.steps\.x: steps is no table here"):
-        make(SMALL, "run.steps=3", "run.steps.x=1")
-
-
-def test_an_override_may_shorten_the_run_below_its_claims() -> None:
-    _, scenario = presets.find("vanishing", overrides=["run.steps=10"])
-    assert scenario.run.steps == 10
-
-
 def test_nothing_of_an_error_steers_a_terminal() -> None:
     for text in (
         '[optimizer]\nlr = "\\u001b[2J\\u009b31m\\u202e"',
@@ -358,66 +268,6 @@ def test_nothing_of_an_error_steers_a_terminal() -> None:
         with pytest.raises(ScenarioError) as caught:
             make(SMALL + text)
         assert str(caught.value).isprintable(), text
-
-
-@pytest.mark.parametrize("name", presets.names())
-def test_every_preset_is_valid_and_survives_the_way_through_plain_values(name: str) -> None:
-    found, scenario = presets.find(name)
-    assert found == name
-    table = to_table(scenario)
-    assert from_table(table, source="x") == scenario
-    assert to_table(from_table(table, source="x")) == table
-
-
-@pytest.mark.parametrize("name", presets.names())
-def test_every_preset_tells_its_story_and_makes_a_claim(name: str) -> None:
-    _, scenario = presets.find(name)
-    assert scenario.theme
-    assert len(scenario.story.strip()) > 100
-    assert scenario.claim
-    assert len(scenario.title) <= 78
-
-
-def test_random_scenarios_survive_the_way_through_plain_values() -> None:
-    random_ = random.Random(1)
-    for _ in range(100):
-        choice = random_.choice
-        overrides = [
-            f"model.activation={choice(('relu', 'gelu', 'tanh'))}",
-            f"model.init={{ name = 'normal', std = {random_.uniform(0.001, 3)!r}, bias = {random_.gauss(0, 1)!r} }}",
-            f"model.residual={{ name = '{choice(('on', 'off'))}', scale = {random_.uniform(0.01, 9)!r} }}",
-            f"model.norm={{ name = '{choice(('none', 'rms'))}', where = '{choice(('pre', 'mid', 'post'))}' }}",
-            f"optimizer.lr={random_.expovariate(1)!r}",
-            f"optimizer.betas=[{random_.random()!r}, {random_.random()!r}]",
-            f"run.seed={random_.randrange(2**62)}",
-            f"run.pace={choice(('max', repr(random_.uniform(1, 99))))}",
-            f"data={{ name = '{choice(('moons', 'xor'))}', noise = {random_.random()!r} }}",
-        ]
-        scenario = make(SMALL, *overrides)
-        assert from_table(to_table(scenario), source="x") == scenario
-
-
-def test_the_presets_come_in_a_learners_order() -> None:
-    assert presets.names()[:3] == ["first-descent", "healthy", "vanishing"]
-    assert set(presets.names()) == {path.stem for path in presets.folder().glob("*.toml")}
-
-
-@pytest.mark.parametrize(("name", "meant"), [("vanish", "vanishing"), ("helthy", "healthy"), ("to-hot", "too-hot")])
-def test_an_unknown_preset_is_told_the_nearest(name: str, meant: str) -> None:
-    with pytest.raises(ScenarioError, match=f'did you mean "{meant}"'):
-        presets.find(name)
-
-
-def test_a_name_of_an_unknown_preset_does_not_steer_a_terminal() -> None:
-    with pytest.raises(ScenarioError) as caught:
-        presets.find("\x1b[2J")
-    assert str(caught.value).isprintable()
-
-
-def test_a_file_is_found_by_its_path(home: Path) -> None:
-    path = home / "mine.toml"
-    path.write_text(SMALL)
-    assert presets.find(str(path)) == ("mine", make(SMALL))
 
 
 def test_what_a_run_is_about_in_a_phrase() -> None:

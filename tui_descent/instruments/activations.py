@@ -76,7 +76,7 @@ class Activations:
         for n, (z, _) in self._seen.items():
             module = self._watched[n].module
             alike = type(module) in FORMULAS and z.numel() <= TOGETHER
-            key = (type(module), str(module), z.shape, z.dtype, self._channels_first[n]) if alike else n
+            key = (type(module), module.extra_repr(), z.shape, z.dtype, self._channels_first[n]) if alike else n
             groups.setdefault(key, []).append(n)
         readings: dict[int, ActivationReading] = {}
         for members in groups.values():

@@ -48,7 +48,7 @@ class Boundaries:
         known = sorted(self._grads)
         tensors = [self._grads[n] for n in known]
         groups = Groups(tensors)
-        values = groups.norms(groups.rows(tensors))
+        values = groups.norms(groups.rows(tensors)).tolist()
         found: list[float | None] = [None] * (len(self.units) + 1)
         for n, value in zip(known, values, strict=True):
             found[n] = value

@@ -13,15 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tui_descent.instruments.activations import ActivationReading, Activations
+from tui_descent.instruments.activations import Activations
 from tui_descent.instruments.boundaries import Boundaries
 from tui_descent.instruments.ledger import Ledger
 from tui_descent.instruments.norms import Norms
 from tui_descent.instruments.structure import Structure
 from tui_descent.protocol.events import LayerStatus, LedgerEntry
 from tui_descent.protocol.readings import pack_row
-
-NOTHING = ActivationReading(math.nan, math.nan, None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,31 +78,17 @@ class Measuring:
     def after_update(self) -> Sample:
         """The update is made."""
         grad_norms, layers = self._norms.after_update()
-        by_unit = self._boundaries.factors() if self._signals else [None] * len(self._net.units)
-        factors = dict(zip((u.row for u in self._net.units), by_unit, strict=True))
+        by_unit = self._boundaries.factors() if self._signals else []
+        factors = dict(zip((u.row for u in self._net.units), by_unit, strict=True)) if by_unit else {}
         activations = self._activations.read() if self._slow else {}
         rows = []
         for n, layer in enumerate(layers):
-            a = activations.get(n, NOTHING)
-            seen = n in activations
-            rows.append(
-                pack_row(
-                    [
-                        layer.grad_norm,
-                        layer.grad_rms,
-                        layer.weight_norm,
-                        layer.update_norm,
-                        layer.update_ratio,
-                        factors.get(n),
-                        self._cosines.get(self._norms.place_of(n)),
-                        a.dead_fraction,
-                        a.saturated_fraction,
-                        a.mean if seen else None,
-                        a.std if seen else None,
-                    ],
-                    status=self._status(n, layer.grad_norm),
-                )
-            )
+            values: list[float | None] = list(layer)
+            if self._signals or self._slow:
+                values += (factors.get(n), self._cosines.get(self._norms.place_of(n)))
+            if (a := activations.get(n)) is not None:
+                values += (a.dead_fraction, a.saturated_fraction, a.mean, a.std)
+            rows.append(pack_row(values, status=self._status(n, layer.grad_norm)))
         global_norm = math.hypot(*(norm for norm in grad_norms if norm is not None))
         return Sample(global_norm, self._global_cosine, rows, self._entries)
 

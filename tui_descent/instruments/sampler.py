@@ -13,6 +13,8 @@ LONGEST_STEP = 4.0
 # While paced, a reading may take this part of what a step waits, or this part of the time since the last.
 SLACK_USED = 0.5
 PACED_SHARE = 0.1
+# Of the budget, what readings may have however much the hooks of every step take.
+READINGS_SHARE = 0.8
 # Tiers beyond the norms: how often at most, and the share of the budget they may have.
 SIGNALS_EVERY_S, SIGNALS_SHARE = 0.1, 0.3
 SLOW_EVERY_S, SLOW_SHARE = 1.0, 0.2
@@ -22,6 +24,10 @@ CURVATURE_EVERY_S, CURVATURE_SHARE = 10.0, 0.2
 CURVATURE_PACED_EVERY_S = 0.5
 # Of the newest figure in the running means of a step's and a reading's time.
 NEWEST = 1 / 16
+# What a tier's first reading is taken to cost, in steps: hooks at boundaries; activations; two passes more.
+GUESSES = (0.25, 1.0, 3.0)
+# Of steps shorter than this the clock is looked at once in so many.
+SHORT_STEP_S, STEPS_A_LOOK = 5e-3, 16
 # Steps without a reading, after which their usual time is known.
 KNOWN_AFTER = 8
 
@@ -44,10 +50,11 @@ class Tier:
         self._share = share
         self._last_s = -1e9
 
-    def due(self, now_s: float, allowance_s: float) -> bool:
-        """Whether its time has come and its share of the allowance can pay for it."""
-        return now_s - self._last_s >= self._every_s and self.spent_s + self.cost_s <= self._share * allowance_s + (
-            0.0 if self.cost_s else 1e-9
+    def due(self, now_s: float, allowance_s: float, *, guess_s: float = 0.0) -> bool:
+        """Whether its time has come and its share of the allowance can pay for it; at first its price is a guess."""
+        price_s = self.cost_s or guess_s
+        return now_s - self._last_s >= self._every_s and self.spent_s + price_s <= self._share * allowance_s + (
+            0.0 if price_s else 1e-9
         )
 
     def took(self, cost_s: float, now_s: float) -> None:
@@ -74,6 +81,9 @@ class Sampler:
         self._since_reading_s = 0.0
         self._timed_s: float | None = None
         self._plain_steps = 0
+        self._steps = 0
+        self._asked_at = -1
+        self._hooks_s = 0.0
         self._signals = Tier(SIGNALS_EVERY_S, SIGNALS_SHARE)
         self._slow = Tier(SLOW_EVERY_S, SLOW_SHARE)
         self._rare = Tier(RARE_EVERY_S, RARE_SHARE)
@@ -100,16 +110,21 @@ class Sampler:
             ):
                 self._since_reading_s = 0.0
                 return True
+        if self._asked_at == self._steps:
+            return False  # nothing has been earned since the last answer
+        self._asked_at = self._steps
         # The next one is paid for beforehand, so that the share holds at every moment but the first.
-        allowance_s = self._budget * self._busy_s - self._set_aside_s()
+        allowance_s = self._allowance_s() - self._set_aside_s()
         return self._spent_s + self._cost_s <= allowance_s or self._cost_s == 0.0
 
     def along(self, now_s: float, *, paced: bool) -> Tiers:
         """What is read with a reading that is due."""
         if self._every is not None:
             return Tiers(True, True, True)
-        allowance_s = math.inf if paced else self._budget * self._busy_s
-        due = Tiers(*(tier.due(now_s, allowance_s) for tier in (self._signals, self._slow, self._rare)))
+        allowance_s = math.inf if paced else self._allowance_s()
+        guesses_s = (share * self._step_s for share in GUESSES)
+        tiers = zip((self._signals, self._slow, self._rare), guesses_s, strict=True)
+        due = Tiers(*(tier.due(now_s, allowance_s, guess_s=guess_s) for tier, guess_s in tiers))
         return due._replace(signals=True) if paced else due
 
     def spent(self, cost_s: float, tiers: Tiers = Tiers()) -> None:  # noqa: B008 - immutable
@@ -118,8 +133,19 @@ class Sampler:
         accounts = (self._signals, self._slow, self._rare)
         self._along = [tier for tier, read in zip(accounts, tiers, strict=True) if read]
 
-    def stepped(self, busy_s: float) -> None:
-        """A step took this long, readings included, waits not.
+    def hooked(self, cost_s: float) -> None:
+        """What watching took of one step that was not measured: hooks, guard, record, a look for commands."""
+        # By the clock on the wall: what interrupts a step now and then is none of ours.
+        usual_s = self._hooks_s or cost_s
+        self._hooks_s = usual_s + (min(cost_s, LONGEST_STEP * usual_s) - usual_s) * NEWEST
+
+    @property
+    def next_look(self) -> int:
+        """After how many steps the clock is worth a look: of short ones it would take a share that can be felt."""
+        return STEPS_A_LOOK if self._plain_steps >= KNOWN_AFTER and self._step_s < SHORT_STEP_S else 1
+
+    def stepped(self, busy_s: float, *, steps: int = 1) -> None:
+        """So many steps took this long together, readings included, waits not; a measured step comes alone.
 
         What a reading costs outside its own clock (hooks in the passes) shows in how much longer its step took.
         """
@@ -130,13 +156,14 @@ class Sampler:
             if self._plain_steps >= KNOWN_AFTER:
                 cost_s = max(timed_s, min(busy_s - self._step_s, 4 * timed_s + self._step_s))
             self._account(cost_s)
-        plain_s = max(busy_s - cost_s, 0.0)
+        plain_s = max(busy_s - cost_s, 0.0) / steps
         usual_s = self._step_s or plain_s
         plain_s = min(plain_s, LONGEST_STEP * usual_s)
-        self._busy_s += plain_s + cost_s
+        self._busy_s += plain_s * steps + cost_s
+        self._steps += steps
         if timed_s is None or self._plain_steps < KNOWN_AFTER:
-            self._plain_steps += timed_s is None
-            self._step_s = usual_s + (plain_s - usual_s) * NEWEST
+            self._plain_steps += steps if timed_s is None else 0
+            self._step_s = usual_s + (plain_s - usual_s) * min(1.0, steps * NEWEST)
 
     def _account(self, cost_s: float) -> None:
         self._spent_s += cost_s
@@ -186,7 +213,13 @@ class Sampler:
         on_s = 0.0 if self._curvature_on_s is None else self._busy_s - self._curvature_on_s
         return self._curvature_allowed_s + CURVATURE_SHARE * self._budget * on_s
 
+    def _allowance_s(self) -> float:
+        """What readings may have taken so far: the budget, less what hooks take of it, but at least most of it."""
+        hooks_s = self._hooks_s * self._steps
+        return max(self._budget * self._busy_s - hooks_s, READINGS_SHARE * self._budget * self._busy_s)
+
     @property
     def cost(self) -> float:
-        """The readings' share of the busy time so far."""
-        return (self._spent_s + self._curvature_s) / self._busy_s if self._busy_s else 0.0
+        """The share of the busy time so far that watching took: readings, curvature, and the hooks of every step."""
+        took_s = self._spent_s + self._curvature_s + self._hooks_s * self._steps
+        return took_s / self._busy_s if self._busy_s else 0.0

@@ -65,6 +65,9 @@ def structure(
     place = {name: n for n, name in enumerate(order or ())}
 
     def when(name: str) -> int:
+        # A part that is used without being called, as attention's `out_proj`, stands where the module it is in does.
+        while name not in place and "." in name:
+            name = name.rpartition(".")[0]
         return place.get(name, len(place))
 
     units = sorted(_units(model), key=lambda unit: when(unit[0]))

@@ -48,6 +48,14 @@ class Mark(Command, frozen=True, kw_only=True, tag="mark"):
     text: str = "mark"
 
 
+class Undo(Command, frozen=True, kw_only=True, tag="undo"):
+    """Back to the exact state before the last intervention; after numbers that were none, to the last good moment."""
+
+
+class Redo(Command, frozen=True, kw_only=True, tag="redo"):
+    """Forward again to where the last `Undo` was made."""
+
+
 class WatchCurvature(Command, frozen=True, kw_only=True, tag="curvature"):
     """Read the curvature from now on, every 10 to 60 s as the budget allows; `on = False`, or leaving, ends it."""
 
@@ -58,7 +66,7 @@ class Stop(Command, frozen=True, kw_only=True, tag="stop"):
     """End the run after the step in progress."""
 
 
-AnyCommand = TurnKnob | Pause | Resume | RunSteps | Evaluate | Mark | WatchCurvature | Stop
+AnyCommand = TurnKnob | Pause | Resume | RunSteps | Evaluate | Mark | Undo | Redo | WatchCurvature | Stop
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag_field="say", tag="hello"):

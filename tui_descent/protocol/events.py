@@ -11,6 +11,9 @@ import msgspec
 
 from tui_descent.protocol.commands import Source
 from tui_descent.protocol.curvature import CurvatureReading, Limit
+from tui_descent.protocol.rewinding import KnobState as KnobState
+from tui_descent.protocol.rewinding import Rewound as Rewound
+from tui_descent.protocol.rewinding import SnapshotTaken as SnapshotTaken
 
 State = Literal["importing torch", "building", "running", "paused", "held", "waiting", "stopping", "ended"]
 LayerStatus = Literal["used", "frozen", "unused"]
@@ -28,14 +31,6 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     params: int
     block: int | None = None
-
-
-class KnobState(msgspec.Struct, frozen=True, kw_only=True):
-    """A knob's present value as the trainer read it back, or why it cannot act in this run."""
-
-    name: str
-    value: str = ""
-    unavailable: str | None = None
 
 
 class RunStarted(Event, frozen=True, kw_only=True, tag="run_started"):
@@ -342,6 +337,8 @@ AnyEvent = (
     | KnobTurned
     | CommandDone
     | CommandRejected
+    | SnapshotTaken
+    | Rewound
     | NotFinite
     | Marked
     | Noted

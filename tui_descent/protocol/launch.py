@@ -21,7 +21,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
 
     `attended`: a person watches, so the run waits at its end, is held on a fault, and ends when the last viewer leaves.
     `pace` is in steps a second, None as fast as it goes. `watch_at` forces readings at these steps.
-    `curvature` has it read from the start on, `curvature_at` at these steps.
+    `curvature` has it read from the start on, `curvature_at` at these steps. `undo_budget` is in bytes.
     """
 
     run: str
@@ -38,6 +38,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     watch_at: tuple[int, ...] = ()
     curvature: bool = False
     curvature_at: tuple[int, ...] = ()
+    undo_budget: int = 256_000_000
 
     @property
     def path(self) -> Path:

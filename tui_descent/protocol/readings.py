@@ -25,14 +25,20 @@ STATUSES: tuple[LayerStatus, ...] = ("used", "frozen", "unused")
 # A row's first number: a bit for each column that applies, then two bits of status, then the age in steps.
 _STATUS_AT = len(COLUMNS)
 _AGE_AT = _STATUS_AT + 2
+_ABSENT = [math.nan] * len(COLUMNS)
 
 
 def pack_row(values: Sequence[float | None], *, status: LayerStatus = "used", age: int = 0) -> list[float]:
     """A layer's values, None where one does not apply; columns left out at the end do not apply."""
-    bits = sum(1 << n for n, value in enumerate(values) if value is not None)
-    bits |= STATUSES.index(status) << _STATUS_AT | age << _AGE_AT
-    row = [math.nan if value is None else value for value in values]
-    return [float(bits), *row, *[math.nan] * (len(COLUMNS) - len(row))]
+    bits = STATUSES.index(status) << _STATUS_AT | age << _AGE_AT
+    row = [0.0, *values, *_ABSENT[len(values) :]]
+    for n, value in enumerate(values):
+        if value is None:
+            row[n + 1] = math.nan
+        else:
+            bits |= 1 << n
+    row[0] = float(bits)
+    return row  # type: ignore[return-value]
 
 
 def unpack(record: ReadingRecord) -> ReadingsTaken:

@@ -14,7 +14,9 @@ from tui_descent.protocol.events import (
     CommandDone,
     CurvatureTaken,
     ReadingsTaken,
+    Rewound,
     RunStarted,
+    SnapshotTaken,
     StepsCompleted,
 )
 from tui_descent.scenario.claims import first_to_last_grad
@@ -50,6 +52,11 @@ class JsonLines:
                 yield _table(event)
             case CurvatureTaken():
                 yield _curvature(event)
+            case SnapshotTaken():
+                place = {"segment": event.segment, "step": event.step}
+                yield {"event": "snapshot", **place, "reason": event.reason}
+            case Rewound():
+                yield _rewound(event)
             case _:
                 yield _table(event)
 
@@ -104,6 +111,16 @@ def _curvature(event: CurvatureTaken) -> dict[str, Any]:
         "seconds": round(event.seconds, 6),
     }
     return {key: value for key, value in table.items() if value is not None}
+
+
+def _rewound(event: Rewound) -> dict[str, Any]:
+    return {
+        "event": "rewound",
+        "from": {"segment": event.from_segment, "step": event.from_step},
+        "to": {"segment": event.to_segment, "step": event.to_step},
+        "segment": event.segment,
+        "redone" if not event.back else "undone": event.what,
+    }
 
 
 def _table(event: AnyEvent) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,7 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 class Setup:
     """All that the loop trains with. A surface has neither batches nor a loss function: it is its own."""
 
+    not_undone: ClassVar = ("_batch",)
     model: nn.Module
     optimizer: torch.optim.Optimizer
     device: torch.device

@@ -12,10 +12,12 @@ from tui_descent.protocol.commands import (
     Mark,
     Order,
     Pause,
+    Redo,
     Resume,
     RunSteps,
     Stop,
     TurnKnob,
+    Undo,
     WatchCurvature,
 )
 from tui_descent.protocol.events import (
@@ -25,6 +27,8 @@ from tui_descent.protocol.events import (
     Evaluated,
     KnobTurned,
     Marked,
+    Rewound,
+    SnapshotTaken,
     State,
     StateChanged,
     Status,
@@ -32,7 +36,9 @@ from tui_descent.protocol.events import (
 from tui_descent.training.curving import Curving
 from tui_descent.training.link import Link
 from tui_descent.training.memory import Memory
-from tui_descent.training.steering import Steering
+from tui_descent.training.moments import Moment
+from tui_descent.training.past import INDIFFERENT, Past, Turn
+from tui_descent.training.steering import Steering, Turned
 
 MAX_STEPS_AT_ONCE = 10_000_000
 Evaluation = Callable[[], tuple[float, float | None]]
@@ -65,9 +71,13 @@ class Control:
         self.segment = 0
         self.step = 0
         self.stop_asked: str | None = None
+        self.stood = False  # whether the last `between` did anything but wait for the pace
         self.curvature: Curving | None = None
         self.while_still: Callable[[], None] = lambda: None
         self.memory: Memory | None = None
+        self.past: Past | None = None
+        self.rewound = False  # since the last look between two updates
+        self._broken = False
         self._plan = sorted(plan, key=lambda entry: entry[0])
         self._needs_keeper = needs_keeper
         self._paused = False
@@ -75,6 +85,7 @@ class Control:
         self._due_s = 0.0
         self._told: tuple[State, str] | None = None
         self._turns = 0
+        self._segments = 0
 
     def tell(self, event: AnyEvent) -> None:
         """Send an event to the keeper, if there is one."""
@@ -104,9 +115,12 @@ class Control:
 
     def between(self) -> None:
         """Everything due before the next update, in the order that makes it repeatable. Raises `StopRun`."""
+        self.stood = False
         while self._plan and self._plan[0][0] <= self.step:
             _, turn = self._plan.pop(0)
             self._carry_out(Order(client=0, request=0, source="plan", command=turn))
+        if self.past is not None and self.past.now_and_then(self.segment, self.step):
+            self._snapshot("now and then" if self.step else "the run's start")
         link = self.link
         if link is not None and link.ring is not None:
             now_s = time.monotonic()
@@ -117,12 +131,21 @@ class Control:
                 self._obey()
         if self.stop_asked is not None:
             raise StopRun("stopped", self.stop_asked)
+        self.rewound = False
+        if self.past is not None:
+            self.past.moved_on()
         self.steering.advance()
 
-    def hold(self, reason: str) -> None:
-        """Stand still until somebody says how to go on. Raises `StopRun` on Stop."""
+    def hold(self, reason: str, *, broken: bool = False) -> None:
+        """Stand still until somebody says how to go on; `broken` offers the last good moment. Raises `StopRun`."""
         self._paused, self._steps_left = True, None
+        if broken and self.past is not None:
+            self.past.moved_on()
+            self._broken = True
+            if (good := self.past.last_good()) is not None:
+                reason = f"{reason}; u goes back to step {good.step}"
         self._obey(still=("held", reason))
+        self._broken = False
 
     def wait_at_end(self, steps: int) -> int:
         """All steps are made: wait until more are asked for. Returns how many. Raises `StopRun` on Stop."""
@@ -141,7 +164,8 @@ class Control:
                     raise StopRun("stopped", "the keeper is gone")
                 self._paused = False
             if self._paused:
-                self.state(*still)
+                self.stood = True
+                self.state(*(("paused", "") if self.rewound else still))
                 self.while_still()
                 self._tell_memory(time.monotonic())
                 link.wait(None)
@@ -173,13 +197,18 @@ class Control:
         return 0.0
 
     def _carry_out(self, order: Order) -> None:
+        self.stood = True
         command = order.command
         reply: dict[str, Any] = {"client": order.client, "request": order.request}
         place: dict[str, Any] = {"segment": self.segment, "step": self.step}
         try:
             if isinstance(command, TurnKnob):
+                past = None if command.knob in INDIFFERENT else self.past
+                before = past.take(self.segment, self.step) if past is not None else None
                 turned = self.steering.turn(command, step=self.step)
                 self._turns += 1
+                if past is not None:
+                    past.turned(_undoable(self._turns, self.step, command, turned, before))
                 self.tell(
                     KnobTurned(
                         id=self._turns,
@@ -193,11 +222,85 @@ class Control:
                         **place,
                     )
                 )
+                if before is not None:
+                    self._snapshot(f"before intervention {self._turns}", at=before)
             else:
-                self.tell(CommandDone(what=self._do(command, order.client), **reply, **place))
+                what = self._do(command, order.client)
+                self.tell(CommandDone(what=what, segment=self.segment, step=self.step, **reply))
         except ValueError as error:
             knob = command.knob[:60] if isinstance(command, TurnKnob) else ""
             self.tell(CommandRejected(source=order.source, knob=knob, reason=str(error), **reply, **place))
+
+    def _snapshot(self, reason: str, *, at: Moment | None = None) -> None:
+        assert self.past is not None
+        self.tell(
+            SnapshotTaken(
+                segment=at.segment if at is not None else self.segment,
+                step=at.step if at is not None else self.step,
+                reason=reason,
+                used_bytes=self.past.nbytes,
+                budget_bytes=self.past.budget,
+            )
+        )
+
+    def _go(self, *, back: bool) -> str:
+        """Undo or redo: what was done, in a word. Raises `ValueError` where it cannot be."""
+        past = self.past
+        if past is None:
+            raise ValueError("nothing to undo: this run keeps no moments")
+        step = past.undo(self.segment, self.step, broken=self._broken) if back else past.redo()
+        word = "undone" if back else "redone"
+        if step.moment is None:
+            assert step.turn is not None
+            try:
+                self._turn_by_value(step.turn)
+            except ValueError:
+                past.refused(step)
+                raise
+            return f"{word}: {step.what}"
+        step.moment.restore()
+        self.steering.restored()
+        self._broken, self.rewound = False, True
+        left, place = (self.segment, self.step), step.moment
+        self._segments += 1
+        self.segment = self._segments
+        if self._needs_keeper:  # a loop of the user's own goes on counting
+            self.step = place.step
+        self.tell(
+            Rewound(
+                from_segment=left[0],
+                from_step=left[1],
+                to_segment=place.segment,
+                to_step=place.step,
+                segment=self.segment,
+                step=self.step,
+                what=step.what,
+                back=back,
+                in_force=past.in_force,
+                knobs=self.steering.states(),
+            )
+        )
+        return f"{word}: {step.what}"
+
+    def _turn_by_value(self, turn: TurnKnob) -> None:
+        turned = self.steering.turn(turn)
+        self._turns += 1
+        self.tell(
+            KnobTurned(
+                id=self._turns,
+                client=0,
+                request=0,
+                source="key",
+                segment=self.segment,
+                step=self.step,
+                knob=turn.knob,
+                target=turn.target,
+                old=turned.old,
+                new=turned.new,
+                way=turned.way,
+                scale=turned.scale,
+            )
+        )
 
     def _do(self, command: AnyCommand, client: int) -> str:
         """What was done, in a word. Raises `ValueError` where it cannot be."""
@@ -221,6 +324,8 @@ class Control:
             case Mark():
                 self.tell(Marked(segment=self.segment, step=self.step, text=command.text[:80]))
                 return "marked"
+            case Undo() | Redo():
+                return self._go(back=isinstance(command, Undo))
             case WatchCurvature():
                 if self.curvature is None:
                     raise ValueError("curvature needs one batch again and again; an own loop's cannot be asked for")
@@ -231,3 +336,22 @@ class Control:
                 return "stopping"
             case TurnKnob():
                 raise AssertionError("turned, not done")
+
+
+def _undoable(id_: int, step: int, command: TurnKnob, turned: Turned, before: Moment | None) -> Turn:
+    target = "" if command.target == "all" else f" of {command.target}"
+    return Turn(
+        id=id_,
+        step=step,
+        label=f"{command.knob}{target} {turned.old} → {turned.new}",
+        back=TurnKnob(knob=command.knob, value=turned.old, target=command.target),
+        forth=TurnKnob(
+            knob=command.knob,
+            value=turned.new,
+            target=command.target,
+            way=turned.way,
+            scale=turned.scale,
+            where=turned.where,
+        ),
+        before=before,
+    )

@@ -41,7 +41,9 @@ class Guard:
 
     def bad_gradient(self, step: int) -> Fault | None:
         """The fault of a gradient that is not finite, if it is not. One small read a step."""
-        first = next((w.weight.grad for w in self.layers if w.weight.grad is not None), None)
+        first = self.layers[0].weight.grad if self.layers else None
+        if first is None:
+            first = next((w.weight.grad for w in self.layers if w.weight.grad is not None), None)
         if first is None or math.isfinite(first.sum().item()):  # synchronises on a GPU
             return None
         if bool(first.isfinite().all()):

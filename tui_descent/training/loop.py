@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from tui_descent.training.about import describe
 from tui_descent.training.build import Setup
-from tui_descent.training.watch import Watch, describe
+from tui_descent.training.watch import Watch
 
 
 def train(run: Watch, setup: Setup, *, steps: int, evaluate_every: int, attended: bool) -> None:
@@ -14,6 +15,8 @@ def train(run: Watch, setup: Setup, *, steps: int, evaluate_every: int, attended
     run.begin_step()
     while True:
         while run.next_step < goal:
+            if run.control.rewound:
+                run.begin_step()
             if evaluate_every and run.next_step % evaluate_every == 0 and run.next_step > 0:
                 run.control.evaluated()
             trouble = None
@@ -37,7 +40,9 @@ def train(run: Watch, setup: Setup, *, steps: int, evaluate_every: int, attended
                 run.control.hold(trouble)
         if not attended:
             return
-        goal = run.next_step + run.control.wait_at_end(steps)
+        more = run.control.wait_at_end(steps)
+        if run.next_step >= goal:  # and not back at an earlier step
+            goal = run.next_step + more
 
 
 def _advice(error: BaseException) -> str:

@@ -16,12 +16,13 @@ from tui_descent.scenario import knobs
 from tui_descent.scenario.spec import Scenario, SurfaceModel, about
 from tui_descent.scenario.toml import from_table
 from tui_descent.training import build
+from tui_descent.training.about import describe
 from tui_descent.training.curving import Curving
 from tui_descent.training.evaluate import evaluate
 from tui_descent.training.link import Link
 from tui_descent.training.loop import train
 from tui_descent.training.steering import Steering
-from tui_descent.training.watch import Watch, describe
+from tui_descent.training.watch import Watch
 
 
 def main() -> int:
@@ -107,6 +108,7 @@ def _watch(link: Link, scenario: Scenario, setup: build.Setup) -> Watch:
             on=launch.curvature,
         ),
         own_loop=True,
+        state=(setup,),
     )
 
 

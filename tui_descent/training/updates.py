@@ -64,6 +64,8 @@ class Updates:
         self._next: Tiers | None = None
         self._cost_s = 0.0
         self._sample: Sample | None = None
+        self.timed = False
+        self._hooks_s = 0.0
 
     def attach(self) -> None:
         """Hook on."""
@@ -101,7 +103,13 @@ class Updates:
             start_s = time.thread_time()
             self._instruments = self._measuring()
             self._instruments.attach(signals=self._now.signals, slow=self._now.slow)
-            self._cost_s = time.thread_time() - start_s
+            self._cost_s += time.thread_time() - start_s
+
+    def forget(self) -> None:
+        """The run stands elsewhere: what was planned and heard is of another stretch."""
+        if self._instruments is not None:
+            self._instruments.detach()
+        self._instruments = self._now = self._next = self._planned = None
 
     @contextmanager
     def deaf(self) -> Iterator[None]:
@@ -123,6 +131,11 @@ class Updates:
             return None
         return self._sampler.along(time.monotonic(), paced=pace is not None)
 
+    @property
+    def reads_next(self) -> bool:
+        """Whether the step after the one under way is to be measured."""
+        return self._next is not None
+
     def take(self) -> tuple[int, bool, Sample | None]:
         """Since the last call: updates made, whether one was dropped, the sample if one was due."""
         self._steering.rate.take_off()  # a step that raised never came to its post-hook
@@ -130,6 +143,11 @@ class Updates:
         taken = self._made, self._dropped, self._sample
         self._made, self._dropped, self._sample = 0, False, None
         return taken
+
+    def take_hooks_s(self) -> float:
+        """Seconds that the hooks of the last step took; 0.0 where it was measured or not timed."""
+        taken_s, self._hooks_s = self._hooks_s, 0.0
+        return taken_s
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
         if self._depth > 0 and _inside_a_step():  # a subclass that calls super().step() fires the hooks twice
@@ -141,7 +159,12 @@ class Updates:
             self.plan()
         closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
         if closure is None:
-            self._examine()
+            if self.timed:
+                start_s = time.perf_counter()
+                self._examine()
+                self._hooks_s = time.perf_counter() - start_s
+            else:
+                self._examine()
             return None
 
         def watched() -> Any:  # the gradients exist only once the closure has run

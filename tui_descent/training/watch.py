@@ -10,7 +10,6 @@ with watch(model, optimizer, name="my run") as run:
 from __future__ import annotations
 
 import math
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -28,11 +27,13 @@ from tui_descent.instruments.structure import Structure, structure
 from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.events import LedgerTaken, Measured, MetricLogged, NotFinite, RunEnded, RunStarted, Status
+from tui_descent.training.about import about_foreign, describe, position
 from tui_descent.training.control import Control, Evaluation, StopRun
 from tui_descent.training.curving import Curving
 from tui_descent.training.guard import Fault, Guard
 from tui_descent.training.link import Link
 from tui_descent.training.memory import Memory
+from tui_descent.training.past import Past
 from tui_descent.training.rows import laid_out
 from tui_descent.training.steering import Steering
 from tui_descent.training.updates import Updates
@@ -81,7 +82,7 @@ class Watch:
 
     `on_fault`: a loss or gradient that is no number holds the run, ends it, or is only noted. `again` gives the step's
     batch once more, for the instruments that need it; `curving` reads the curvature. `about` describes a scenario's
-    run, whose loop (`own_loop`) does not count a dropped update as a step.
+    run, whose loop (`own_loop`) does not count a dropped update as a step. `state` is what else an undo puts back.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Watch:
         again: BatchAgain | None = None,
         curving: Curving | None = None,
         own_loop: bool = False,
+        state: Iterable[object] = (),
     ) -> None:
         _refuse_unknown(optimizer)
         self.model = model
@@ -124,11 +126,14 @@ class Watch:
             fault=self._fault,
             again=None if again is None else SameBatch(model, again),
         )
-        steering.followers.append(self._follow)
-        steering.deaf = self._updates.deaf
+        steering.watched(self._follow, self._updates.deaf)
+        if link is not None and link.launch.socket is not None:  # where nobody can ask, nothing is kept
+            roots = [model, steering, *state]
+            self.control.past = Past(lambda: roots, lambda: self.optimizer, model, link.launch.undo_budget, own_loop)
         self._measuring: Measuring | None = None
         self._version = -1
         self._rows: tuple[str, ...] = ()
+        self._segment = 0
         self._net: Structure | None = None
         self._forward_hooks: list[RemovableHandle] = []
         self._order: list[str] = []
@@ -137,11 +142,17 @@ class Watch:
         self._micro_losses: list[float] = []
         self._start_s = time.perf_counter()
         self._cpu_s = time.thread_time()
+        self._unclocked = 0
 
     @property
     def next_step(self) -> int:
         """The number of the update that comes next; updates made so far."""
         return self.control.step
+
+    @property
+    def cost(self) -> float:
+        """The share of the training thread's time that watching took so far, as declared to the viewers."""
+        return self._sampler.cost
 
     def __enter__(self) -> Self:
         self._updates.attach()
@@ -200,16 +211,27 @@ class Watch:
         if self._micro_losses:
             value = math.fsum([*self._micro_losses, value]) / (len(self._micro_losses) + 1)
             self._micro_losses.clear()
-        self._sampler.stepped(time.thread_time() - self._cpu_s)
         if made:
             self.control.steering.made(value)
+        self._look_at_clock(alone=sample is not None or dropped)
+        timed, start_s = self._updates.timed, time.perf_counter()
         if made or not self._own_loop:
             self._record(value, time.perf_counter() - self._start_s, skipped=not made, sample=sample)
             if made and not math.isfinite(value):
                 # A gradient that was finite beside a loss that is not: only now to be seen.
                 self._fault(self._guard.bad_loss(self.next_step - 1, value, after=True))
         self.begin_step()
+        if timed and sample is None and not self.control.stood and self.control.steering.pace is None:
+            self._sampler.hooked(time.perf_counter() - start_s + self._updates.take_hooks_s())
         return made > 0
+
+    def _look_at_clock(self, *, alone: bool) -> None:
+        """Tell the sampler how long the steps since the last look took; a step that is measured is told alone."""
+        self._unclocked += 1
+        if alone or self._updates.reads_next or self._unclocked >= self._sampler.next_look:
+            now_s = time.thread_time()
+            self._sampler.stepped(now_s - self._cpu_s, steps=self._unclocked)
+            self._cpu_s, self._unclocked = now_s, 0
 
     def begin_step(self) -> None:
         """Before the first forward pass; `step` does it before the others. Raises `StopRun`."""
@@ -218,9 +240,19 @@ class Watch:
             paced = self.control.steering.pace is not None
             if curving.due(self.next_step, paced=paced):
                 self._curve(curving, paid=not paced)
+                self._forget_clock()
+        if self.control.stood:
+            self._forget_clock()
         if self._net is not None:
+            if self._segment != self.control.segment:
+                self._segment = self.control.segment
+                self._updates.forget()
             self._updates.plan()
-        self._cpu_s = time.thread_time()
+        self._updates.timed = self._unclocked == 0
+
+    def _forget_clock(self) -> None:
+        """Something else than steps took time: it counts from here."""
+        self._cpu_s, self._unclocked = time.thread_time(), 0
 
     def _curve(self, curving: Curving, *, paid: bool) -> None:
         with self._updates.deaf():
@@ -272,7 +304,7 @@ class Watch:
             return False
         if self._on_fault == "end":
             raise StopRun("diverged", fault.text)
-        control.hold(fault.text)
+        control.hold(fault.text, broken=True)
         return True
 
     def _follow(self, optimizer: torch.optim.Optimizer) -> None:
@@ -318,7 +350,7 @@ class Watch:
                 link.make_ring(len(watched))
             except OSError as error:
                 raise RuntimeError(f"no room for the run's shared memory in {link.launch.path}: {error}") from error
-            about = self._about or _about_foreign(self.name, self.model, self.optimizer)
+            about = self._about or about_foreign(self.name, self.model, self.optimizer)
             link.tell(
                 RunStarted(
                     run=link.launch.run,
@@ -350,45 +382,15 @@ class Watch:
                 loss=loss,
                 accuracy=accuracy,
                 reason=reason,
-                position=_position(self.model),
+                position=position(self.model),
             )
         )
         control.link.close()
 
 
-def describe(error: BaseException) -> str:
-    """An exception in one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
-
-
 def _number(value: Tensor | float) -> float:
     """A scalar's value; from a GPU this waits for it."""
     return float(value.item()) if isinstance(value, Tensor) else float(value)
-
-
-def _about_foreign(name: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> RunStarted:
-    return RunStarted(
-        run="",
-        name=name,
-        title=name,
-        about=f"own loop · {type(model).__name__} · {type(optimizer).__name__}",
-        scenario=None,
-        device=next((str(p.device) for p in model.parameters()), "cpu"),
-        threads=torch.get_num_threads(),
-        parameters=0,
-        layers=(),
-        knobs=(),
-        versions={"torch": str(torch.__version__), "python": platform.python_version()},
-    )
-
-
-def _position(model: nn.Module) -> tuple[float, ...] | None:
-    """The point of a run of one or two parameters."""
-    parameters = list(model.parameters())
-    if sum(p.numel() for p in parameters) > 2:
-        return None
-    return tuple(v for p in parameters for v in p.detach().flatten().tolist())
 
 
 def _refuse_unknown(optimizer: object) -> None:

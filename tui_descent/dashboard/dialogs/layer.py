@@ -16,6 +16,7 @@ from tui_descent.dashboard.dialogs.dialog import Dialog
 from tui_descent.dashboard.figures import count, scientific
 from tui_descent.dashboard.panels.names import target_of
 from tui_descent.dashboard.plain import plain
+from tui_descent.protocol.events import LayerStatus
 
 # Metric: symbol, unit, definition. A metric of a later version is shown by its bare name.
 DEFINITIONS: dict[str, tuple[str, str, str]] = {
@@ -34,6 +35,13 @@ DEFINITIONS: dict[str, tuple[str, str, str]] = {
     "saturated_fraction": ("saturated", "share", "outputs where the slope is under a tenth of its greatest"),
     "activation_mean": ("mean a", "activation", "mean of the activation's outputs"),
     "activation_std": ("std a", "activation", "their standard deviation"),
+}
+
+
+# Why a layer that exists has no gradient.
+IDLE: dict[LayerStatus, str] = {
+    "frozen": "its weights are not trained",
+    "unused": "the loss of this step does not depend on it",
 }
 
 
@@ -84,9 +92,17 @@ class LayerDialog(Dialog[None]):
         table.add_row(
             "layer", str(self._layer), "", f"{plain(layer.kind, 40)}, {count(layer.params)} parameters, {plain(block)}"
         )
+        statuses = readings.statuses if readings else []
+        status = statuses[self._layer] if self._layer < len(statuses) else "used"
+        idle = IDLE.get(status)
+        if idle is not None:
+            table.add_row("status", status, "", idle, style=ink.DIM)
         for metric, values in readings.values.items() if readings else ():
             symbol, unit, what = DEFINITIONS.get(metric, (plain(metric, 30), "", ""))
             value = values[self._layer] if self._layer < len(values) else None
+            if value is None and idle is not None:
+                table.add_row(symbol, status, unit, what, style=ink.DIM)
+                continue
             table.add_row(
                 symbol, scientific(value), unit, what if value is not None else f"{what} (does not apply here)"
             )

@@ -4,19 +4,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import ClassVar
 
 from rich.style import Style
+from textual.strip import Strip
 
 from tui_descent.dashboard import ink
 from tui_descent.dashboard.figures import count, scientific
 from tui_descent.dashboard.panels.line import Line
 from tui_descent.dashboard.panels.names import labels
+from tui_descent.dashboard.panels.strips import Panel, empty
 from tui_descent.dashboard.panels.view import View
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 NUMBER = 8
 # A reading older than both is told with its step.
 STALE_STEPS, STALE_S = 10, 2.0
+
+
+class BarsPanel(Panel):
+    """A bar a layer of one metric's newest reading; a panel of this kind says how a bar looks."""
+
+    pace_s = 0.25
+    metric: ClassVar[str] = ""
+
+    def cares(self, view: View) -> object:
+        """A new reading."""
+        return place_of(view), view.selected, view.connected, view.history.state.state
+
+    def draw(self, view: View, width: int, height: int) -> list[Strip]:
+        """As many layers as there are rows."""
+        readings = view.history.readings
+        if readings is None or not view.layers:
+            return empty(view, width, height, "reading")
+        values = readings.values.get(self.metric, [])
+        values = [*values, *[None] * (len(view.layers) - len(values))]
+        self.measure(view, values)
+        return [self.bar(view, layer, values[layer], width).strip(width) for layer in rows_of(view, height)]
+
+    def measure(self, view: View, values: list[float | None]) -> None:
+        """See all values before the first bar is drawn."""
+
+    def bar(self, view: View, layer: int, value: float | None, width: int) -> Line:
+        """One layer's row."""
+        raise NotImplementedError
 
 
 def rows_of(view: View, height: int) -> list[int]:
@@ -55,7 +86,10 @@ def label_width(view: View, width: int) -> int:
 def bar_line(
     view: View, layer: int, share: float, value: float | None, style: Style, *, width: int, stops: Mapping[int, str]
 ) -> Line:
-    """Name, bar, number. `stops` are characters of the scale, drawn where no bar covers them."""
+    """Name, bar, number. `stops` are characters of the scale, drawn where no bar covers them.
+
+    A layer that learns nothing by design has no number but a word for it.
+    """
     names = label_width(view, width)
     chosen = layer == view.selected
     line = Line().put("▸" if chosen else " ", ink.NAME)
@@ -69,7 +103,8 @@ def bar_line(
             line.put(stops[column], Style(color=ink.GROUND, bgcolor=style.color) if covered else ink.FAINT)
         else:
             line.put(drawn[column] if column < len(drawn) else " ", style)
-    return line.put(f"{scientific(value):>{NUMBER}}", ink.BRIGHT if chosen else ink.TEXT)
+    idle = view.idle(layer) if value is None else ""
+    return line.put(f"{idle or scientific(value):>{NUMBER}}", ink.DIM if idle else ink.BRIGHT if chosen else ink.TEXT)
 
 
 def bar_room(view: View, width: int) -> int:

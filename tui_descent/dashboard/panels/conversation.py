@@ -21,10 +21,12 @@ from tui_descent.protocol.commands import (
     Evaluate,
     Mark,
     Pause,
+    Redo,
     Resume,
     RunSteps,
     Stop,
     TurnKnob,
+    Undo,
     WatchCurvature,
 )
 from tui_descent.protocol.events import CommandDone, CommandRejected, KnobTurned
@@ -63,6 +65,10 @@ def asked(command: AnyCommand) -> str:
             return "evaluation"
         case Mark():
             return "mark"
+        case Undo():
+            return "undo"
+        case Redo():
+            return "redo"
         case WatchCurvature():
             return "curvature" if command.on else "no curvature"
         case Stop():

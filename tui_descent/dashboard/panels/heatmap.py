@@ -41,13 +41,14 @@ class HeatmapPanel(Panel):
     def cares(self, view: View) -> object:
         """A new reading or another axis; not each step."""
         readings = view.history.readings
+        statuses = tuple(readings.statuses) if readings else ()
         width = self.content_size.width
         timeline = Timeline.of(view.history, width - gutter(view, width), recent=view.recent)
         # Within a column the newest reading moves the picture little: four times a column is enough.
         newest = (readings.segment, readings.step // max(1, timeline.width // 4)) if readings else None
         interventions = (len(view.history.interventions), len(view.history.marks), view.history.state.state)
         column = (timeline.width, timeline.first, timeline.last_step // timeline.width)
-        return view.history, newest, column, view.selected, view.recent, interventions, view.connected
+        return view.history, newest, statuses, column, view.selected, view.recent, interventions, view.connected
 
     def heading(self, view: View) -> tuple[str, str]:
         """What and which way round above, the scale below."""
@@ -73,7 +74,8 @@ class HeatmapPanel(Panel):
             name, chosen = names[y]
             line = Line().put("▸" if chosen else " ", ink.NAME)
             line.fit(f"{name:>{left - 2}} ", left - 1, ink.BRIGHT if chosen else ink.DIM)
-            rows.append(line.extend(_row(picture, y, marked)).strip(width))
+            said = _said(idle_word(view, layers_of_row(y, height, len(view.layers))), picture, y)
+            rows.append(line.extend(_row(picture, y, marked, said)).strip(width))
         return rows
 
     def _picture(self, bins: list[tuple[int, list[float]]], timeline: Timeline, halves: int) -> list[Levels]:
@@ -142,12 +144,29 @@ def row_names(view: View, height: int, width: int) -> list[tuple[str, bool]]:
     return rows
 
 
-def _row(picture: list[Levels], y: int, marked: set[int]) -> list[Segment]:
+def idle_word(view: View, layers: range) -> str:
+    """`frozen` or `unused` where that is what all of a row's layers are now."""
+    words = {view.idle(layer) for layer in layers}
+    return words.pop() if len(words) == 1 else ""
+
+
+def _said(word: str, picture: list[Levels], y: int) -> dict[int, str]:
+    """A word's letters by column, in the dark that a row ends with: after what was measured before it fell idle."""
+    if not word:
+        return {}
+    lit = [n for n, levels in enumerate(picture) if levels[2 * y] is not None or levels[2 * y + 1] is not None]
+    start = lit[-1] + 2 if lit else 1
+    return dict(enumerate(word, start)) if start + len(word) <= len(picture) else {}
+
+
+def _row(picture: list[Levels], y: int, marked: set[int], said: dict[int, str]) -> list[Segment]:
     segments: list[Segment] = []
     text, style = "", Style()
     for column, levels in enumerate(picture):
         top, bottom = levels[2 * y], levels[2 * y + 1]
-        if column in marked:
+        if column in said:
+            character, wanted = said[column], ink.DIM
+        elif column in marked:
             character, wanted = "┊", ink.marked(bottom)
         else:
             character, wanted = ("▀" if top != bottom else " "), ink.cell(top, bottom)

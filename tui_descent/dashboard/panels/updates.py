@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from rich.style import Style
-from textual.strip import Strip
 
 from tui_descent.dashboard import ink
 from tui_descent.dashboard.figures import decade
-from tui_descent.dashboard.panels.bars import bar_line, bar_room, log_of, moment, place_of, rows_of
+from tui_descent.dashboard.panels.bars import BarsPanel, bar_line, bar_room, log_of, moment
+from tui_descent.dashboard.panels.line import Line
 from tui_descent.dashboard.panels.scale import Scale
-from tui_descent.dashboard.panels.strips import Panel, empty
 from tui_descent.dashboard.panels.view import View
 
 HEALTHY_LOW, HEALTHY_HIGH = -4, -2
@@ -17,10 +16,10 @@ HEALTHY_LOW, HEALTHY_HIGH = -4, -2
 SCALE = Scale(-8, 0)
 
 
-class UpdatesPanel(Panel):
+class UpdatesPanel(BarsPanel):
     """How far each layer's weights moved in one update, relative to their own size."""
 
-    pace_s = 0.25
+    metric = "update_ratio"
     about = (
         "‖ΔW‖ / ‖W‖ of the newest reading's update, without unit. Between 1e-4 and 1e-2 (dotted lines) is healthy and "
         "green; below, the layer hardly learns; above, it is thrown about: orange, with a ! behind the number."
@@ -33,28 +32,15 @@ class UpdatesPanel(Panel):
             f"{decade(SCALE.low)} … {decade(SCALE.high)}  healthy ┊1e-4 … 1e-2┊",
         )
 
-    def cares(self, view: View) -> object:
-        """A new reading."""
-        return place_of(view), view.selected, view.connected, view.history.state.state
-
-    def draw(self, view: View, width: int, height: int) -> list[Strip]:
-        """A bar a layer."""
-        readings = view.history.readings
-        if readings is None or not view.layers:
-            return empty(view, width, height, "reading")
-        ratios = readings.values.get("update_ratio", [])
-        ratios = [*ratios, *[None] * (len(view.layers) - len(ratios))]
+    def bar(self, view: View, layer: int, value: float | None, width: int) -> Line:
+        """Between the band's edges, or marked."""
         # One cell at the end is kept for the mark of what is off.
         room = bar_room(view, width - 2)
         stops = {min(room - 1, int(SCALE.place(edge) * room)): "┊" for edge in (HEALTHY_LOW, HEALTHY_HIGH)}
-        lines = []
-        for layer in rows_of(view, height):
-            log = log_of(ratios[layer])
-            style, sign = _judged(log)
-            share = SCALE.place(log)
-            line = bar_line(view, layer, share, ratios[layer], style, width=width - 2, stops=stops)
-            lines.append(line.put(f" {sign}", ink.ORANGE))
-        return [line.strip(width) for line in lines]
+        log = log_of(value)
+        style, sign = _judged(log)
+        line = bar_line(view, layer, SCALE.place(log), value, style, width=width - 2, stops=stops)
+        return line.put(f" {sign}", ink.ORANGE)
 
 
 def _judged(log: float) -> tuple[Style, str]:

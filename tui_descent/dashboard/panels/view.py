@@ -27,6 +27,12 @@ class View:
         """The run's layers in forward order; none before it has started."""
         return self.history.started.layers if self.history.started else ()
 
+    def idle(self, layer: int) -> str:
+        """`frozen` or `unused` where the newest reading says that a layer got no gradient; empty where it learns."""
+        statuses = self.history.readings.statuses if self.history.readings else []
+        status = statuses[layer] if layer < len(statuses) else "used"
+        return "" if status == "used" else status
+
     @property
     def steps_known(self) -> bool:
         """Whether there is a step to draw."""

@@ -66,3 +66,13 @@ class Batches:
         picked = self._order[self._cursor : self._cursor + self.size]
         self._cursor += self.size
         return self.data.x[picked], self.data.y[picked]
+
+    def state(self) -> tuple[Tensor, Tensor, int]:
+        """What the coming batches depend on: the generator, the epoch's order, how much of it is used up."""
+        return self._generator.get_state(), self._order.clone(), self._cursor
+
+    def restore(self, state: tuple[Tensor, Tensor, int]) -> None:
+        """Go on as from the moment `state` was taken."""
+        generator, order, self._cursor = state
+        self._generator.set_state(generator)
+        self._order = order.clone()

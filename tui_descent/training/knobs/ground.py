@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import nn
@@ -61,6 +61,9 @@ class Ground:
     `version` counts changes of the net's structure. `wished` holds what blocks are on their way to, by knob and target.
     `followers` are told of another optimizer.
     """
+
+    # The version only grows: who made something for one of them must see that the net is another now.
+    not_undone: ClassVar[tuple[str, ...]] = ("pace", "version", "followers")
 
     model: nn.Module
     optimizer: torch.optim.Optimizer

@@ -1,0 +1,69 @@
+"""Layers that get no gradient are told in words, not as zero."""
+
+from __future__ import annotations
+
+import msgspec
+from playing import playing
+from scripted import reading, started, steps
+from test_panels import view
+
+from tui_descent.dashboard.panels.gradients import GradientsPanel
+from tui_descent.dashboard.panels.heatmap import HeatmapPanel
+from tui_descent.dashboard.panels.timeline import gutter
+from tui_descent.dashboard.panels.updates import UpdatesPanel
+from tui_descent.protocol.events import AnyEvent, LayerStatus, ReadingsTaken
+
+STATUSES: list[LayerStatus] = ["used", "frozen", "unused", "used"]
+OF_GRADIENTS = ("grad_norm", "grad_rms", "update_norm", "update_ratio")
+
+
+def idle(step: int) -> ReadingsTaken:
+    """A reading in which two of four layers get no gradient."""
+    whole = reading(step, 0.5, 2)
+    values = {
+        name: [v if s == "used" or name not in OF_GRADIENTS else None for v, s in zip(column, STATUSES, strict=True)]
+        for name, column in whole.values.items()
+    }
+    return msgspec.structs.replace(whole, values=values, statuses=STATUSES)
+
+
+def told(until: int = 40) -> list[AnyEvent]:
+    return [started(2), *[event for n in range(until) for event in (idle(n), steps(n, [1.0]))]]
+
+
+def test_bars_have_a_word_where_there_is_no_number() -> None:
+    for panel in (GradientsPanel(), UpdatesPanel()):
+        rows = [strip.text for strip in panel.draw(view(told()), 60, 4)]
+        assert [("frozen" in row, "unused" in row) for row in rows] == [
+            (False, False), (False, True), (True, False), (False, False),
+        ]  # fmt: skip
+        assert "█" not in rows[1] + rows[2]
+        assert "█" in rows[0]
+
+
+def test_the_heatmap_has_a_word_in_an_idle_row() -> None:
+    rows = [strip.text for strip in HeatmapPanel().draw(view(told()), 80, 4)]
+    assert [("frozen" in row, "unused" in row) for row in rows] == [
+        (False, False), (False, True), (True, False), (False, False),
+    ]  # fmt: skip
+
+
+def test_what_was_measured_before_a_layer_was_frozen_stays_on_the_heatmap() -> None:
+    before: list[AnyEvent] = [event for n in range(20) for event in (reading(n, 0.5, 2), steps(n, [1.0]))]
+    look = view([started(2), *before, *[e for n in range(20, 40) for e in (idle(n), steps(n, [1.0]))]])
+    row = HeatmapPanel().draw(look, 80, 4)[2]
+    assert row.text.index("frozen") > gutter(look, 80) + 20, "behind the twenty columns that were measured"
+    painted = sum(len(s.text) for s in row if s.style and s.style.bgcolor and s.style.bgcolor.name != "#0f1115")
+    assert painted >= 20
+
+
+async def test_a_layers_dialog_says_why_it_has_no_gradient() -> None:
+    async with playing((120, 40), told()) as play:
+        await play.drawn()
+        await play.press("up", "up", "enter")
+        await play.sees("status", "‖∂L/∂W‖")
+        text = play.text()
+        assert "its weights are not trained" in text
+        await play.press("up")
+        await play.sees("does not depend on it")
+        assert "‖W‖" in text

@@ -1,0 +1,296 @@
+"""Undo and redo stand where the run stood: the bits that follow are those of a run that never had what was undone."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from kept import Kept
+
+from tui_descent.instruments.sampler import Sampler
+from tui_descent.protocol.commands import AnyCommand, Redo, Resume, Undo
+from tui_descent.protocol.events import (
+    CommandDone,
+    CommandRejected,
+    KnobTurned,
+    Rewound,
+    RunStarted,
+    SnapshotTaken,
+    StateChanged,
+)
+from tui_descent.scenario.knobs import parse
+from tui_descent.scenario.toml import from_text
+from tui_descent.training.build import Setup, build
+from tui_descent.training.moments import Moment
+from tui_descent.training.past import Past
+from tui_descent.training.watch import Watch
+
+ABOUT = RunStarted(
+    run="", title="", name="", scenario={}, device="cpu", threads=1, parameters=0, layers=(), knobs=(), steps=500
+)
+TURNS = {100: "lr=*2", 200: "activation=gelu", 300: "residual=on"}
+SCENARIO = """
+title = "undo"
+[data]
+name = "digits"
+batch_size = 48
+[model]
+name = "mlp"
+depth = 4
+width = 24
+activation = "tanh"
+norm = "layer"
+dropout = 0.2
+[optimizer]
+name = "adam"
+lr = 2e-3
+[schedule]
+name = "cosine"
+[run]
+steps = 500
+seed = 5
+"""
+
+
+class Played:
+    """A run of the own loop's parts with its schedule stepped. What is asked acts before the step it is asked for."""
+
+    def __init__(self, kept: Kept, plan: dict[int, str], *, budget: int = 256_000_000) -> None:
+        kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there", undo_budget=budget)
+        self.kept = kept
+        self.setup: Setup = build(from_text(SCENARIO, source="test"), on=torch.device("cpu"))
+        self.watch = Watch(
+            self.setup.model,
+            self.setup.optimizer,
+            link=kept.link,
+            plan=[(at, parse(turn)) for at, turn in plan.items()],
+            about=ABOUT,
+            own_loop=True,
+            state=(self.setup,),
+            sampler=Sampler(every=7),
+        )
+        self.losses: list[float] = []
+        self.watch.__enter__()
+        self.watch.begin_step()
+
+    @property
+    def past(self) -> Past:
+        assert self.watch.control.past is not None
+        return self.watch.control.past
+
+    def step(self, *asked: AnyCommand) -> None:
+        setup = self.setup
+        loss = setup.loss()
+        setup.optimizer.zero_grad()
+        loss.backward()
+        setup.optimizer.step()
+        assert setup.schedule is not None
+        setup.schedule.step(loss)
+        self.losses.append(loss.item())
+        for command in asked:
+            self.kept.order(command)
+        self.watch.step(loss)
+
+    def go(self, until: int, *asked: AnyCommand) -> list[float]:
+        """The losses of the steps before `until`; what is asked is done before step `until`."""
+        self.losses = []
+        while self.watch.next_step < until - 1:
+            self.step()
+        self.step(*asked)
+        return self.losses
+
+    def digest(self) -> str:
+        return Moment.take(self.past.roots(), segment=0, step=0).digest()
+
+
+@pytest.fixture
+def play(kept: Kept) -> Iterator[Callable[..., Played]]:
+    runs: list[Played] = []
+
+    def start(plan: dict[int, str] | None = None, **how: Any) -> Played:
+        runs.append(Played(kept, plan or {}, **how))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        run.watch.__exit__(None, None, None)
+
+
+def untouched(folder: Path, until: int, plan: dict[int, str] | None = None) -> list[float]:
+    """The losses of a run that nobody ever sent back."""
+    folder.mkdir()
+    kept = Kept(folder)
+    run = Played(kept, plan or {})
+    losses = run.go(until)
+    run.watch.__exit__(None, None, None)
+    kept.close()
+    return losses
+
+
+def test_three_interventions_undone_are_as_if_they_never_were(play: Any, home: Path) -> None:
+    plain = untouched(home / "plain", 400)
+    run = play(TURNS)
+    turned = run.go(400, Undo(), Undo(), Undo())
+    assert turned[:100] == plain[:100]
+    assert turned[100:] != plain[100:]
+    assert run.watch.next_step == 100
+    assert run.go(400) == plain[100:]
+    places = [(e.from_segment, e.from_step, e.to_step, e.segment) for e in run.kept.events(Rewound)]
+    assert places == [(0, 400, 300, 1), (1, 300, 200, 2), (2, 200, 100, 3)]
+
+
+def test_redone_they_are_as_if_they_had_never_been_undone(play: Any, home: Path) -> None:
+    through = untouched(home / "through", 450, TURNS)
+    run = play(TURNS)
+    run.go(400, Undo(), Undo(), Undo())
+    run.go(150, Redo(), Redo(), Redo())
+    assert run.watch.next_step == 400
+    assert run.go(450) == through[400:]
+
+
+def test_one_redone_of_three(play: Any, home: Path) -> None:
+    first = untouched(home / "first", 350, {100: TURNS[100]})
+    run = play(TURNS)
+    run.go(400, Undo(), Undo(), Undo(), Redo())
+    assert run.watch.next_step == 200
+    assert run.go(350) == first[200:]
+
+
+@pytest.mark.parametrize("turn", ["activation=gelu", "residual=on"])
+def test_in_the_midst_of_a_transition(turn: str, play: Any, home: Path) -> None:
+    through, plain = untouched(home / "t", 120, {20: turn}), untouched(home / "p", 120)
+    run = play({20: turn})
+    run.go(30, Undo())
+    assert run.go(60, Redo()) == plain[20:60]
+    assert run.watch.next_step == 30
+    assert run.go(110, Undo()) == through[30:110]
+    assert run.go(120) == plain[20:120]
+
+
+def test_an_undo_within_the_transition_begun_by_the_turn_before(play: Any, home: Path) -> None:
+    blended = untouched(home / "b", 100, {20: "activation=gelu"})
+    run = play({20: "activation=gelu", 40: "activation=relu"})
+    run.go(90, Undo())
+    assert run.watch.next_step == 40
+    assert run.go(100) == blended[40:]
+
+
+def test_the_digest_is_of_the_whole_state(play: Any) -> None:
+    run = play()
+    run.go(10)
+    before = run.digest()
+    moment = Moment.take(run.past.roots(), segment=0, step=10)
+    assert run.digest() == moment.digest() == before
+    run.go(12)
+    assert run.digest() != before
+    moment.restore()
+    assert run.digest() == before
+    moment.restore()
+    assert run.digest() == before
+    with torch.no_grad():
+        next(run.setup.model.parameters()).view(-1)[0] += 1e-6
+    assert run.digest() != before
+    moment.restore()
+    torch.rand(1)
+    random.random()
+    assert run.digest() != before
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda s: next(iter(s.optimizer.state.values()))["exp_avg"].add_(1),
+        lambda s: s.optimizer.param_groups[0].update(betas=(0.5, 0.9)),
+        lambda s: s.optimizer.state.clear(),
+        lambda s: s.schedule.step(1.0),
+        lambda s: s.batches.next(),
+        lambda s: s.model.eval(),
+        lambda s: [setattr(m, "p", 0.5) for m in s.model.modules() if isinstance(m, torch.nn.Dropout)],
+        lambda s: next(s.model.parameters()).requires_grad_(False),
+        lambda s: random.random(),
+    ],
+    ids=["average", "betas", "state", "schedule", "batches", "mode", "dropout", "frozen", "random"],
+)
+def test_every_part_of_the_state_comes_back(spoil: Any, play: Any) -> None:
+    run = play()
+    run.go(10)
+    before = run.digest()
+    moment = Moment.take(run.past.roots(), segment=0, step=10)
+    parameters = [id(p) for p in run.setup.model.parameters()]
+    spoil(run.setup)
+    assert run.digest() != before
+    moment.restore()
+    assert run.digest() == before
+    assert [id(p) for p in run.setup.model.parameters()] == parameters
+
+
+def test_nothing_to_undo_and_nothing_to_redo(play: Any) -> None:
+    run = play()
+    run.go(5, Undo(), Redo())
+    assert run.watch.next_step == 5
+    reasons = [e.reason for e in run.kept.events(CommandRejected)]
+    assert reasons == ["nothing to undo: no intervention is in force", "nothing to redo"]
+
+
+def test_a_new_intervention_ends_what_could_be_redone(play: Any) -> None:
+    run = play({5: "lr=*2"})
+    run.go(10, Undo(), parse("lr=*3"), Redo())
+    assert [e.reason for e in run.kept.events(CommandRejected)] == ["nothing to redo"]
+
+
+def test_what_is_turned_but_not_learnt_from_is_no_intervention(play: Any) -> None:
+    run = play()
+    run.go(5, parse("pace=400"), Undo())
+    assert len(run.kept.events(CommandRejected)) == 1
+    assert run.watch.control.steering.pace == 400
+
+
+def test_over_the_budget_the_value_alone_goes_back(play: Any) -> None:
+    run = play({5: "lr=*2"}, budget=1000)
+    run.go(10, Undo(), Redo())
+    assert run.watch.next_step == 10
+    events = run.kept.events()
+    assert not [e for e in events if isinstance(e, Rewound | SnapshotTaken)]
+    done = [e.what for e in events if isinstance(e, CommandDone)]
+    assert "by value only: the exact state takes" in done[0]
+    first, back, forth = [e for e in events if isinstance(e, KnobTurned)]
+    assert (back.new, forth.new) == (first.old, first.new)
+
+
+def test_the_budget_is_kept_and_the_oldest_moments_go_first(play: Any) -> None:
+    run = play()
+    run.go(2)  # Adam's averages are there now
+    one = Moment.take(run.past.roots(), segment=0, step=2).nbytes
+    run.past.budget = 3 * one + one // 2
+    for step in range(5, 30, 5):
+        run.go(step, parse("lr=*1.1"))
+        assert run.past.nbytes <= run.past.budget
+    assert [t.before is None for t in run.past._turns] == [True, True, False, False, False]
+    run.go(40, Undo(), Undo(), Undo(), Undo())
+    done = [e.what for e in run.kept.events(CommandDone)]
+    assert run.watch.next_step == 15
+    assert ["by value only" in what for what in done] == [False, False, False, True]
+
+
+def test_after_numbers_that_are_none_the_last_good_moment_comes_back(play: Any) -> None:
+    run = play()
+    run.go(10)
+    good = run.digest()
+    run.past._due_s = 0.0
+    assert run.past.now_and_then(0, 10) is not None
+    run.go(15)
+    run.watch._on_fault = "hold"
+    run.kept.order(Undo())
+    run.kept.order(Resume())
+    assert not run.watch.loss(math.nan)
+    assert run.watch.next_step == 10
+    assert run.watch.control.rewound
+    assert run.digest() == good
+    told = [e.reason for e in run.kept.events(StateChanged) if e.state == "held"]
+    assert told == []  # both commands were at hand before it had to stand still

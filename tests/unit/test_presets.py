@@ -1,0 +1,72 @@
+"""Shipped scenarios: each is valid, tells its story, and is found by its name."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from small_scenario import SMALL, make
+
+from tui_descent.scenario import presets
+from tui_descent.scenario.toml import ScenarioError, from_table, to_table
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_every_preset_is_valid_and_survives_the_way_through_plain_values(name: str) -> None:
+    found, scenario = presets.find(name)
+    assert found == name
+    table = to_table(scenario)
+    assert from_table(table, source="x") == scenario
+    assert to_table(from_table(table, source="x")) == table
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_every_preset_tells_its_story_and_makes_a_claim(name: str) -> None:
+    _, scenario = presets.find(name)
+    assert scenario.theme
+    assert len(scenario.story.strip()) > 100
+    assert scenario.claim
+    assert len(scenario.title) <= 78
+
+
+def test_random_scenarios_survive_the_way_through_plain_values() -> None:
+    random_ = random.Random(1)
+    for _ in range(100):
+        choice = random_.choice
+        overrides = [
+            f"model.activation={choice(('relu', 'gelu', 'tanh'))}",
+            f"model.init={{ name = 'normal', std = {random_.uniform(0.001, 3)!r}, bias = {random_.gauss(0, 1)!r} }}",
+            f"model.residual={{ name = '{choice(('on', 'off'))}', scale = {random_.uniform(0.01, 9)!r} }}",
+            f"model.norm={{ name = '{choice(('none', 'rms'))}', where = '{choice(('pre', 'mid', 'post'))}' }}",
+            f"optimizer.lr={random_.expovariate(1)!r}",
+            f"optimizer.betas=[{random_.random()!r}, {random_.random()!r}]",
+            f"run.seed={random_.randrange(2**62)}",
+            f"run.pace={choice(('max', repr(random_.uniform(1, 99))))}",
+            f"data={{ name = '{choice(('moons', 'xor'))}', noise = {random_.random()!r} }}",
+        ]
+        scenario = make(SMALL, *overrides)
+        assert from_table(to_table(scenario), source="x") == scenario
+
+
+def test_the_presets_come_in_a_learners_order() -> None:
+    assert presets.names()[:3] == ["first-descent", "healthy", "vanishing"]
+    assert set(presets.names()) == {path.stem for path in presets.folder().glob("*.toml")}
+
+
+@pytest.mark.parametrize(("name", "meant"), [("vanish", "vanishing"), ("helthy", "healthy"), ("to-hot", "too-hot")])
+def test_an_unknown_preset_is_told_the_nearest(name: str, meant: str) -> None:
+    with pytest.raises(ScenarioError, match=f'did you mean "{meant}"'):
+        presets.find(name)
+
+
+def test_a_name_of_an_unknown_preset_does_not_steer_a_terminal() -> None:
+    with pytest.raises(ScenarioError) as caught:
+        presets.find("\x1b[2J")
+    assert str(caught.value).isprintable()
+
+
+def test_a_file_is_found_by_its_path(home: Path) -> None:
+    path = home / "mine.toml"
+    path.write_text(SMALL)
+    assert presets.find(str(path)) == ("mine", make(SMALL))

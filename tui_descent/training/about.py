@@ -1,0 +1,41 @@
+"""A run in words: an own loop, where a small run ended, what an error said."""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+from torch import nn
+
+from tui_descent.protocol.events import RunStarted
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def about_foreign(name: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> RunStarted:
+    """What is known of a loop that no scenario describes."""
+    return RunStarted(
+        run="",
+        name=name,
+        title=name,
+        about=f"own loop · {type(model).__name__} · {type(optimizer).__name__}",
+        scenario=None,
+        device=next((str(p.device) for p in model.parameters()), "cpu"),
+        threads=torch.get_num_threads(),
+        parameters=0,
+        layers=(),
+        knobs=(),
+        versions={"torch": str(torch.__version__), "python": platform.python_version()},
+    )
+
+
+def position(model: nn.Module) -> tuple[float, ...] | None:
+    """The point of a run of one or two parameters."""
+    parameters = list(model.parameters())
+    if sum(p.numel() for p in parameters) > 2:
+        return None
+    return tuple(v for p in parameters for v in p.detach().flatten().tolist())
