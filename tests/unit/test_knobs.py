@@ -27,6 +27,18 @@ GOOD = {
     "residual@=on": TurnKnob(knob="residual", value="on"),
     "pace=max": TurnKnob(knob="pace", value="max"),
     "pace=0.5": TurnKnob(knob="pace", value="0.5"),
+    "norm=layer,where=post": TurnKnob(knob="norm", value="layer", where="post"),
+    "norm@blocks.1=rms,where=mid,way=instant": TurnKnob(
+        knob="norm", value="rms", target="blocks.1", way="instant", where="mid"
+    ),
+    "betas=0.9/0.95": TurnKnob(knob="betas", value="0.9/0.95"),
+    "clip=off": TurnKnob(knob="clip", value="off"),
+    "clip=*0.5": TurnKnob(knob="clip", value="*0.5"),
+    "batch_size=/2": TurnKnob(knob="batch_size", value="/2"),
+    "dropout=0": TurnKnob(knob="dropout", value="0"),
+    "freeze@stem=on": TurnKnob(knob="freeze", value="on", target="stem"),
+    "freeze=off": TurnKnob(knob="freeze", value="off"),
+    "residual=on,way=rotation": TurnKnob(knob="residual", value="on", way="rotation"),
 }
 
 
@@ -48,8 +60,16 @@ def test_a_scale_is_written_with_all_its_digits() -> None:
 
 
 BAD = {
-    "": 'unknown knob ""; allowed: lr, activation, residual, pace',
-    "lrr=1": 'unknown knob "lrr"; allowed: lr, activation, residual, pace — did you mean "lr"?',
+    "norm=layer,where=over": 'where = "over"; allowed: pre, mid, post',
+    "lr=1,where=pre": "lr has no places",
+    "betas=0.9": 'betas = "0.9"; allowed: two numbers',
+    "betas=0.9/1": "betas = 0.9/1; allowed: two numbers ≥ 0 and < 1",
+    "dropout=1": "dropout = 1; allowed: a share ≥ 0 and < 1",
+    "batch_size=1.5": "batch_size = 1.5; allowed: a whole number",
+    "kick=2": "kick = 2; allowed: a size > 0 and ≤ 1",
+    "freeze=on": "allowed: freeze@LAYER=on",
+    "": 'unknown knob ""; allowed: lr, activation, residual, norm,',
+    "lrr=1": 'unknown knob "lrr"; allowed: lr, activation, residual, norm,',
     "LR=1": "unknown knob",
     "residul=on": 'did you mean "residual"?',
     "lr": "expected lr=value; lr takes a number > 0, or *1.25, /10 relative to now",
@@ -78,7 +98,7 @@ BAD = {
     "pace=1e7": "pace = 1e7; allowed: steps a second > 0",
     "residual=maybe": 'residual = "maybe"; allowed: off, on',
     "residual=On": 'allowed: off, on — did you mean "on"?',
-    "residual=on,way=teleport": 'way = "teleport"; allowed: ramp, instant',
+    "residual=on,way=teleport": 'way = "teleport"; allowed: auto, ramp, gentle, rotation, instant',
     "residual=on,scale=0": "scale = 0; allowed: a number > 0 and ≤ 10",
     "residual=on,scale=-1": "scale = -1; allowed: a number > 0 and ≤ 10",
     "residual=on,scale=11": "scale = 11; allowed: a number > 0 and ≤ 10",
@@ -152,4 +172,7 @@ def test_every_knob_says_what_it_takes_and_when_it_acts() -> None:
         assert knob.title
         assert knob.values
         assert knob.acts
-        assert (knob.kind == "choice") == bool(knob.choices)
+        assert knob.choices or knob.kind != "choice"
+        for choice in knob.choices:
+            target = "@blocks.0" if choice in knob.one_layer_values else ""
+            assert parse(f"{name}{target}={choice}").value == choice

@@ -76,6 +76,56 @@ def _pick_activation(screen: RunScreen, key: Key, pressed: str) -> None:
     screen.app.push_screen(ActivationDialog(screen.value("activation", target), target), answered)
 
 
+def _pick(screen: RunScreen, key: Key, pressed: str) -> None:
+    from tui_descent.dashboard.dialogs.choice import OTHER, ChoiceDialog
+
+    assert key.knob is not None
+    knob = key.knob
+    target = screen.target_for(knob)
+    if target is None or not screen.can_turn(knob):
+        return
+
+    def answered(choice: str | None) -> None:
+        if choice and choice.startswith(OTHER):
+            _ask_number(screen, choice.removeprefix(OTHER))
+        elif choice:
+            screen.ask(TurnKnob(knob=knob, value=choice, target=target))
+
+    history = screen.bridge.history
+    steps = history.started.steps if history.started is not None else None
+    left = None if steps is None else max(1, steps - history.steps)
+    now, lr = screen.value(knob, target), history.knobs.get("lr", "")
+    screen.app.push_screen(ChoiceDialog(knob, now, target, also=key.also, lr=lr, left=left), answered)
+
+
+def _number(screen: RunScreen, key: Key, pressed: str) -> None:
+    assert key.knob is not None
+    _ask_number(screen, key.knob)
+
+
+def _ask_number(screen: RunScreen, knob: str) -> None:
+    from tui_descent.dashboard.dialogs.number import knob_dialog
+
+    def answered(text: str | None) -> None:
+        if text:
+            screen.ask(TurnKnob(knob=knob, value=text))
+
+    if screen.can_turn(knob):
+        screen.app.push_screen(knob_dialog(knob, screen.value(knob)), answered)
+
+
+def _toggle_freeze(screen: RunScreen, key: Key, pressed: str) -> None:
+    target = screen.target_for("freeze")
+    if target == "all":
+        if screen.can_turn("freeze") and screen.value("freeze") == "off":
+            screen.bridge.refuse("no layer is frozen; arrows select the one to freeze")
+            return
+        screen.ask(TurnKnob(knob="freeze", value="off"))
+    elif target is not None:
+        now = screen.value("freeze", target)
+        screen.ask(TurnKnob(knob="freeze", value="off" if now == "on" else "on", target=target))
+
+
 def _toggle_residual(screen: RunScreen, key: Key, pressed: str) -> None:
     target = screen.target()
     if target is not None:
@@ -131,6 +181,9 @@ ACTIONS: dict[str, Action] = {
     "run_steps": _run_steps,
     "pick_activation": _pick_activation,
     "toggle_residual": _toggle_residual,
+    "pick": _pick,
+    "number": _number,
+    "toggle_freeze": _toggle_freeze,
     "toggle_pause": _toggle_pause,
     "slower": _slower,
     "faster": _faster,
@@ -161,6 +214,8 @@ def value_of(history: History, knob: str, target: str = "all") -> str:
     for turned in reversed(history.interventions):
         if turned.knob == knob and turned.target in (target, "all") and turned.segment == history.segment:
             return turned.new
+    if target != "all" and history.started is not None:  # the newest may be another block's
+        return next((state.value for state in history.started.knobs if state.name == knob), "")
     return history.knobs.get(knob, "")
 
 

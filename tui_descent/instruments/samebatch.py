@@ -97,7 +97,7 @@ class SameBatch:
     def __init__(self, model: nn.Module, batch: BatchAgain) -> None:
         self._model = model
         self._batch = batch
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._parameters: list[nn.Parameter] = []
         self._noise = NoiseScale()
         self._grads: list[Tensor | None] = []
         self._weights: list[Tensor] = []
@@ -105,6 +105,7 @@ class SameBatch:
     @torch.no_grad()
     def before_update(self) -> None:
         """Keep gradients and weights, and draw one more estimate of the noise scale."""
+        self._parameters = [p for p in self._model.parameters() if p.requires_grad]  # surgery brings and takes some
         self._grads = [None if p.grad is None else p.grad.clone() for p in self._parameters]
         self._weights = [p.clone() for p in self._parameters]
         half = self._batch.size() // 2

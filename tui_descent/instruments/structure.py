@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -52,10 +52,13 @@ class Structure:
     activations: tuple[WatchedActivation, ...]
 
 
-def structure(model: nn.Module, *, order: Sequence[str] | None = None) -> Structure:
+def structure(
+    model: nn.Module, *, order: Sequence[str] | None = None, only: Collection[str] | None = None
+) -> Structure:
     """Every module with weights of its own (shared weights once), the units and the activations of a net.
 
     `order` are module names as the first forward pass came to them; without it the order of registration counts.
+    With `only`, layers of other names are left out: a norm that came in mid-run has no row in the run's readings.
     A layer's weight is its largest parameter, a matrix before a bias. Units are the weighted children of the outermost
     `Sequential`s and `ModuleList`s.
     """
@@ -73,7 +76,7 @@ def structure(model: nn.Module, *, order: Sequence[str] | None = None) -> Struct
     seen: set[int] = set()
     for name, module in sorted(model.named_modules(), key=lambda item: when(item[0])):
         own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
-        if not own:
+        if not own or (only is not None and (name or type(module).__name__.lower()) not in only):
             continue
         seen.update(id(p) for p in own)
         layer = Layer(

@@ -14,13 +14,14 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, tag_field="do"):
 
 
 class TurnKnob(Command, frozen=True, kw_only=True, tag="turn"):
-    """Set one knob; `knob[@target]=value[,way=…][,scale=…]` is its text form (`scenario.knobs`)."""
+    """Set one knob; `knob[@target]=value[,way=…][,scale=…][,where=…]` is its text form (`scenario.knobs`)."""
 
     knob: str
     value: str
     target: str = "all"
     way: str | None = None
     scale: float | None = None
+    where: str | None = None
 
 
 class Pause(Command, frozen=True, kw_only=True, tag="pause"):

@@ -232,7 +232,12 @@ class MetricLogged(Event, frozen=True, kw_only=True, tag="metric"):
 
 
 class KnobTurned(Event, frozen=True, kw_only=True, tag="intervention"):
-    """An intervention acts from update `step` on. `old` and `new` were read back from the trainer."""
+    """An intervention acts from update `step` on. `old` and `new` were read back from the trainer.
+
+    `way`, `scale` and `where` are the resolved ones. `function_change` is the largest change of any of the net's
+    outputs on a fixed batch of training samples, before the next update; `loss_before` and `loss_after` are the loss on
+    it. A change on a longer way shows in them only what it does at once. `note` says what came along with it.
+    """
 
     id: int
     client: int
@@ -246,7 +251,11 @@ class KnobTurned(Event, frozen=True, kw_only=True, tag="intervention"):
     new: str
     way: str | None = None
     scale: float | None = None
+    where: str | None = None
     function_change: float | None = None
+    loss_before: float | None = None
+    loss_after: float | None = None
+    note: str | None = None
 
 
 class CommandDone(Event, frozen=True, kw_only=True, tag="done"):

@@ -11,7 +11,10 @@ PAUSE, RESUME = Pause(), Resume()
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """What a key does: `action` is the dashboard's word for it, `command` what it always sends, if anything."""
+    """What a key does: `action` is the dashboard's word for it, `command` what it always sends, if anything.
+
+    `also` are further knobs that its dialog leads to.
+    """
 
     keys: tuple[str, ...]
     shown: str
@@ -20,6 +23,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     action: str
     command: AnyCommand | None = None
     knob: str | None = None
+    also: tuple[str, ...] = ()
 
 
 KEYS: tuple[Key, ...] = (
@@ -82,6 +86,88 @@ KEYS: tuple[Key, ...] = (
         help="residual connections on or off: all blocks or the selected one",
         action="toggle_residual",
         knob="residual",
+    ),
+    Key(
+        keys=("n",),
+        shown="n",
+        label="norm",
+        help="pick the normalisation of all blocks or the selected one",
+        action="pick",
+        knob="norm",
+    ),
+    Key(
+        keys=("o",),
+        shown="o",
+        label="optimizer",
+        help="another optimizer, its learning rate mapped; momentum and betas",
+        action="pick",
+        knob="optimizer",
+        also=("momentum", "betas"),
+    ),
+    Key(
+        keys=("s",),
+        shown="s",
+        label="schedule",
+        help="another schedule over the steps that are left",
+        action="pick",
+        knob="schedule",
+    ),
+    Key(
+        keys=("i",),
+        shown="i",
+        label="init",
+        help="draw the weights anew: the whole net's or the selected layer's",
+        action="pick",
+        knob="init",
+    ),
+    Key(
+        keys=("c",),
+        shown="c",
+        label="clip",
+        help="clip the gradient to a global norm, or off",
+        action="number",
+        knob="clip",
+    ),
+    Key(
+        keys=("b",),
+        shown="b",
+        label="batch size",
+        help="another batch size",
+        action="number",
+        knob="batch_size",
+    ),
+    Key(
+        keys=("w",),
+        shown="w",
+        label="weight decay",
+        help="another weight decay",
+        action="number",
+        knob="weight_decay",
+    ),
+    Key(
+        keys=("d",),
+        shown="d",
+        label="dropout",
+        help="another share of dropout",
+        action="number",
+        knob="dropout",
+    ),
+    Key(
+        keys=("x",),
+        shown="x",
+        label="freeze",
+        help="freeze the selected layer, or let it go; with none selected let all go",
+        action="toggle_freeze",
+        knob="freeze",
+    ),
+    Key(
+        keys=("k",),
+        shown="k",
+        label="kick",
+        help="push all weights by a hundredth, at random",
+        action="turn",
+        knob="kick",
+        command=TurnKnob(knob="kick", value="0.01"),
     ),
     Key(
         keys=("space",),

@@ -1,85 +1,20 @@
 """Everything that can be turned: one table for keys, palette, command line, plan and validation.
 
-A turn has one text form everywhere: `knob[@target]=value[,way=…][,scale=…]`.
+A turn has one text form everywhere: `knob[@target]=value[,way=…][,scale=…][,where=…]`. A comma ends a value, so the two
+betas are written `0.9/0.95`.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
-
-import msgspec
 
 from tui_descent.protocol.commands import TurnKnob
-from tui_descent.scenario.spec import Activation
+from tui_descent.scenario.knobtable import KNOBS, PACES, Knob
 from tui_descent.scenario.validate import nearest
 
-PACES = ("1", "2", "5", "10", "30", "60", "120", "300", "1000", "max")
+__all__ = ["KNOBS", "PACES", "Knob", "betas_text", "check", "new_value", "pair", "parse", "parse_at", "text_of"]
 
-
-class Knob(msgspec.Struct, frozen=True, kw_only=True):
-    """One steerable thing. `needs` names what a run must have for it; of `ways` the first is the default."""
-
-    name: str
-    title: str
-    kind: Literal["number", "choice", "pace"]
-    values: str
-    acts: str
-    choices: tuple[str, ...] = ()
-    low: float = 0.0
-    high: float = math.inf
-    ways: tuple[str, ...] = ()
-    takes_scale: bool = False
-    targets: Literal["net", "block"] = "net"
-    needs: Literal["optimizer", "blocks", "loop"] = "loop"
-
-
-KNOBS: dict[str, Knob] = {
-    k.name: k
-    for k in (
-        Knob(
-            name="lr",
-            title="learning rate",
-            kind="number",
-            values="a number > 0, or *1.25, /10 relative to now",
-            acts="from the next step on; a multiplier on the schedule, so it survives the schedule's next step",
-            low=0.0,
-            high=1e6,
-            needs="optimizer",
-        ),
-        Knob(
-            name="activation",
-            title="activation",
-            kind="choice",
-            values="one of the activations; way blend (over 50 steps) or instant",
-            acts="blend mixes old and new over 50 steps; instant swaps",
-            choices=get_args(Activation),
-            ways=("blend", "instant"),
-            targets="block",
-            needs="blocks",
-        ),
-        Knob(
-            name="residual",
-            title="residual connection",
-            kind="choice",
-            values="off or on; way ramp (over 20 steps) or instant; scale of the branch, 1/√depth by default",
-            acts="on: y = x + scale·f(x) around every block, opened over 20 steps from y = f(x)",
-            choices=("off", "on"),
-            ways=("ramp", "instant"),
-            takes_scale=True,
-            targets="block",
-            needs="blocks",
-        ),
-        Knob(
-            name="pace",
-            title="pace",
-            kind="pace",
-            values="steps a second, or max",
-            acts="at once",
-            high=1e6,
-        ),
-    )
-}
+_OPTIONS = ("way", "scale", "where")
 
 
 def parse(text: str) -> TurnKnob:
@@ -91,16 +26,17 @@ def parse(text: str) -> TurnKnob:
     if not sign or not tail.strip():
         raise ValueError(f"expected {name}=value; {name} takes {KNOBS[name].values}")
     value, *options = (part.strip() for part in tail.split(","))
-    way, scale = None, None
+    found: dict[str, str] = {}
     for option in options:
         key, _, given = option.partition("=")
-        if key == "way":
-            way = given
-        elif key == "scale":
-            scale = _number(given, "scale")
-        else:
-            raise ValueError(f'unknown option "{key[:40]}" of {name}; allowed: way, scale')
-    return check(TurnKnob(knob=name, target=target or "all", value=value, way=way, scale=scale))
+        if key not in _OPTIONS:
+            raise ValueError(f'unknown option "{key[:40]}" of {name}; allowed: {", ".join(_OPTIONS)}')
+        found[key] = given
+    scale = _number(found["scale"], "scale") if "scale" in found else None
+    turn = TurnKnob(
+        knob=name, target=target or "all", value=value, way=found.get("way"), scale=scale, where=found.get("where")
+    )
+    return check(turn)
 
 
 def parse_at(text: str) -> tuple[int, TurnKnob]:
@@ -116,7 +52,8 @@ def text_of(turn: TurnKnob) -> str:
     target = "" if turn.target == "all" else f"@{turn.target}"
     way = f",way={turn.way}" if turn.way else ""
     scale = f",scale={turn.scale!r}" if turn.scale is not None else ""
-    return f"{turn.knob}{target}={turn.value}{way}{scale}"
+    where = f",where={turn.where}" if turn.where else ""
+    return f"{turn.knob}{target}={turn.value}{way}{scale}{where}"
 
 
 def check(turn: TurnKnob) -> TurnKnob:
@@ -124,40 +61,87 @@ def check(turn: TurnKnob) -> TurnKnob:
     knob = KNOBS.get(turn.knob)
     if knob is None:
         raise ValueError(f'unknown knob "{turn.knob[:40]}"; allowed: {", ".join(KNOBS)}')
-    if knob.kind == "number":
-        _factor_or_value(turn.value, knob)
-    elif knob.kind == "pace":
-        if turn.value != "max" and not 0 < _number(turn.value, "pace") <= knob.high:
-            raise ValueError(f'pace = {turn.value[:40]}; allowed: steps a second > 0, or "max"')
-    elif turn.value not in knob.choices:
-        hint = nearest(turn.value, knob.choices)
-        raise ValueError(f'{knob.name} = "{turn.value[:40]}"; allowed: {", ".join(knob.choices)}{hint}')
+    _check_value(turn.value, knob)
     if turn.way is not None and turn.way not in knob.ways:
         allowed = f"allowed: {', '.join(knob.ways)}" if knob.ways else f"{knob.name} has no ways"
         raise ValueError(f'way = "{turn.way[:40]}"; {allowed}')
     if turn.scale is not None and not (knob.takes_scale and 0 < turn.scale <= 10):
         allowed = "allowed: a number > 0 and ≤ 10" if knob.takes_scale else f"{knob.name} takes no scale"
         raise ValueError(f"scale = {turn.scale:g}; {allowed}")
+    if turn.where is not None and turn.where not in knob.places:
+        allowed = f"allowed: {', '.join(knob.places)}" if knob.places else f"{knob.name} has no places"
+        raise ValueError(f'where = "{turn.where[:40]}"; {allowed}')
     if turn.target != "all" and knob.targets == "net":
         raise ValueError(f"{knob.name} has no targets; it acts on the whole run")
+    if turn.target == "all" and turn.value in knob.one_layer_values:
+        raise ValueError(f"{knob.name}={turn.value} asks for a layer; allowed: {knob.name}@LAYER={turn.value}")
     return turn
 
 
-def new_value(text: str, old: float) -> float:
+def _check_value(value: str, knob: Knob) -> None:
+    if value in knob.choices:
+        return
+    if knob.kind == "number":
+        _factor_or_value(value, knob)
+    elif knob.kind == "pace":
+        if not 0 < _number(value, "pace") <= knob.high:
+            raise ValueError(f'pace = {value[:40]}; allowed: steps a second > 0, or "max"')
+    elif knob.kind == "pair":
+        pair(value)
+    else:
+        hint = nearest(value, knob.choices)
+        raise ValueError(f'{knob.name} = "{value[:40]}"; allowed: {", ".join(knob.choices)}{hint}')
+
+
+def new_value(text: str, old: float, *, knob: str = "lr") -> float:
     """A number knob's new value from `0.3`, `*1.25` or `/10`. Raises `ValueError` when it leaves the knob's range."""
-    number = _factor_or_value(text, KNOBS["lr"])
+    row = KNOBS[knob]
+    number = _factor_or_value(text, row)
     value = old * number if text[0] == "*" else old / number if text[0] == "/" else number
-    if not (math.isfinite(value) and 0 < value <= KNOBS["lr"].high):
-        raise ValueError(f"lr would become {value:g}; allowed: a number > 0 and ≤ {KNOBS['lr'].high:g}")
+    if row.whole and math.isfinite(value):
+        value = round(value)
+    if not _inside(value, row):
+        raise ValueError(f"{knob} would become {value:g}; allowed: {_range(row)}")
     return value
 
 
+def pair(text: str) -> tuple[float, float]:
+    """Two betas from `0.9/0.95`. Raises `ValueError`."""
+    first, sign, second = text.partition("/")
+    if not sign:
+        raise ValueError(f'betas = "{text[:40]}"; allowed: {KNOBS["betas"].values}')
+    found = _number(first, "betas"), _number(second, "betas")
+    if not all(0 <= value < 1 for value in found):
+        raise ValueError(f"betas = {text[:40]}; allowed: two numbers ≥ 0 and < 1")
+    return found
+
+
+def betas_text(betas: tuple[float, float]) -> str:
+    """What `pair` reads back."""
+    return f"{betas[0]:.6g}/{betas[1]:.6g}"
+
+
 def _factor_or_value(text: str, knob: Knob) -> float:
-    digits = text[1:] if text[:1] in ("*", "/") else text
-    number = _number(digits, knob.name)
-    if not knob.low < number <= knob.high:
-        raise ValueError(f"{knob.name} = {text[:40]}; allowed: {knob.values}, at most {knob.high:g}")
+    relative = text[:1] in ("*", "/")
+    number = _number(text[1:] if relative else text, knob.name)
+    if relative and 0 < number <= 1e6:
+        return number
+    if relative or not _inside(number, knob):
+        high = f", at most {knob.high:g}" if knob.closed else ""
+        raise ValueError(f"{knob.name} = {text[:40]}; allowed: {knob.values}{high}")
     return number
+
+
+def _inside(value: float, knob: Knob) -> bool:
+    if not math.isfinite(value) or (knob.whole and value != int(value)):
+        return False
+    above = value >= knob.low if knob.from_low else value > knob.low
+    return above and (value <= knob.high if knob.closed else value < knob.high)
+
+
+def _range(knob: Knob) -> str:
+    noun = "a whole number" if knob.whole else "a number"
+    return f"{noun} {'≥' if knob.from_low else '>'} {knob.low:g} and {'≤' if knob.closed else '<'} {knob.high:g}"
 
 
 def _number(text: str, name: str) -> float:

@@ -70,15 +70,22 @@ class Setup:
 
     def probe(self) -> Tensor:
         """The loss of the first training samples, the same each time, in eval mode; a full batch is probed whole."""
+        return self.probed()[1]
+
+    def probed(self) -> tuple[Tensor, Tensor]:
+        """The net's outputs for those samples, and their loss; a surface's output is its loss."""
         if self.batches is None or self.loss_function is None:
-            return self.model()  # type: ignore[no-any-return]
-        data, count = self.batches.data, max(self.batches.size, PROBE_SAMPLES)
-        was_training = self.model.training
+            loss: Tensor = self.model()
+            return loss, loss
+        x, y = self.batches.first(max(self.batches.size, PROBE_SAMPLES))
+        modes = {module: module.training for module in self.model.modules()}
         self.model.eval()
         try:
-            return self.loss_function(self.model(data.x[:count]), data.y[:count])
+            outputs = self.model(x)
+            return outputs, self.loss_function(outputs, y)
         finally:
-            self.model.train(was_training)
+            for module, mode in modes.items():
+                module.training = mode
 
     def size(self) -> int:
         """Samples in the same batch; 0 for a surface."""

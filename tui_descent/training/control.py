@@ -200,12 +200,12 @@ class Control:
         self.stood = True
         command = order.command
         reply: dict[str, Any] = {"client": order.client, "request": order.request}
-        place = {"segment": self.segment, "step": self.step}
+        place: dict[str, Any] = {"segment": self.segment, "step": self.step}
         try:
             if isinstance(command, TurnKnob):
                 past = None if command.knob in INDIFFERENT else self.past
                 before = past.take(self.segment, self.step) if past is not None else None
-                turned = self.steering.turn(command)
+                turned = self.steering.turn(command, step=self.step)
                 self._turns += 1
                 if past is not None:
                     past.turned(_undoable(self._turns, self.step, command, turned, before))
@@ -217,8 +217,7 @@ class Control:
                         target=command.target,
                         old=turned.old,
                         new=turned.new,
-                        way=turned.way,
-                        scale=turned.scale,
+                        **turned.particulars(),
                         **reply,
                         **place,
                     )
@@ -260,7 +259,7 @@ class Control:
                 raise
             return f"{word}: {step.what}"
         step.moment.restore()
-        self.steering.version += 1
+        self.steering.rewound()
         self._broken, self.rewound = False, True
         left, place = (self.segment, self.step), step.moment
         self._segments += 1
@@ -284,7 +283,7 @@ class Control:
         return f"{word}: {step.what}"
 
     def _turn_by_value(self, turn: TurnKnob) -> None:
-        turned = self.steering.turn(turn)
+        turned = self.steering.turn(turn, step=self.step)
         self._turns += 1
         self.tell(
             KnobTurned(
@@ -298,8 +297,7 @@ class Control:
                 target=turn.target,
                 old=turned.old,
                 new=turned.new,
-                way=turned.way,
-                scale=turned.scale,
+                **turned.particulars(),
             )
         )
 

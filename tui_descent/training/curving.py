@@ -52,6 +52,10 @@ class Curving:
         self._sampler.want_curvature(bool(self._wanted))
         return "curvature is read" if self._wanted else "curvature is no longer read"
 
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Another optimizer makes the updates from here on."""
+        self._optimizer = optimizer
+
     def due(self, step: int, *, paced: bool, still: bool = False) -> bool:
         """Whether to read before update `step`; `still` while the run stands, when only a new place is worth it."""
         if step in self._at and (self._last is None or self._last[0] != step):
@@ -86,7 +90,7 @@ class Curving:
         return [taken, *numbers(taken)]
 
     def _measured(self, *, count: bool) -> tuple[CurvatureReading, CurvatureReading | None]:
-        parameters = list(self._model.parameters())
+        parameters = [p for p in self._model.parameters() if p.requires_grad]  # a frozen one does not move
         if self._instrument is None or [id(p) for p in parameters] != [id(p) for p in self._parameters]:
             self._instrument, self._parameters = Curvature(self._probe, parameters), parameters
         few = sum(p.numel() for p in parameters) <= COUNT_ALWAYS_UP_TO

@@ -11,7 +11,7 @@ from tui_descent.training.watch import Watch
 
 def train(run: Watch, setup: Setup, *, steps: int, evaluate_every: int, attended: bool) -> None:
     """Make `steps` updates; attended, stand still at an error and wait at the end. Raises `StopRun` to end early."""
-    optimizer, goal = setup.optimizer, steps
+    goal = steps
     run.begin_step()
     while True:
         while run.next_step < goal:
@@ -20,6 +20,7 @@ def train(run: Watch, setup: Setup, *, steps: int, evaluate_every: int, attended
             if evaluate_every and run.next_step % evaluate_every == 0 and run.next_step > 0:
                 run.control.evaluated()
             trouble = None
+            optimizer = setup.optimizer  # another one after its knob was turned
             try:
                 loss = setup.loss()
                 if not run.loss(loss):
@@ -35,7 +36,7 @@ def train(run: Watch, setup: Setup, *, steps: int, evaluate_every: int, attended
             # Outside the handler, which keeps the failed step's tensors alive.
             if trouble is not None:
                 loss = None  # type: ignore[assignment]
-                optimizer.zero_grad()
+                setup.optimizer.zero_grad()
                 run.control.hold(trouble)
         if not attended:
             return

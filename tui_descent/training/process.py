@@ -13,7 +13,7 @@ import torch
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.events import RunEnded, RunStarted, StateChanged
 from tui_descent.scenario import knobs
-from tui_descent.scenario.spec import Scenario, about
+from tui_descent.scenario.spec import Scenario, SurfaceModel, about
 from tui_descent.scenario.toml import from_table
 from tui_descent.training import build
 from tui_descent.training.about import describe
@@ -61,7 +61,16 @@ def main() -> int:
 def _watch(link: Link, scenario: Scenario, setup: build.Setup) -> Watch:
     launch = link.launch
     sampler = Sampler(every=launch.watch_every, budget=launch.watch_budget, at=launch.watch_at)
-    steering = Steering(setup.model, setup.optimizer, pace=launch.pace)
+    steering = Steering(
+        setup.model,
+        setup.optimizer,
+        pace=launch.pace,
+        setup=setup,
+        seed=scenario.run.seed,
+        steps=scenario.run.steps,
+        clip=scenario.optimizer.clip,
+        init="" if isinstance(scenario.model, SurfaceModel) else scenario.model.init.name,
+    )
     plan = [(entry.at, knobs.parse(entry.turn)) for entry in scenario.plan]
     plan += [(at, knobs.parse(turn)) for at, turn in launch.plan]
     return Watch(

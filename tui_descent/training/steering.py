@@ -1,211 +1,197 @@
-"""Turning a knob between two steps: check, change, read the value back. What cannot act says why."""
+"""Turning a knob between two steps: check, change, probe, read the value back. What cannot act says why."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
-import msgspec
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from tui_descent.instruments.samebatch import undisturbed
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.events import KnobState
 from tui_descent.scenario import knobs
-from tui_descent.scenario.spec import Activation, ActivationSpec
-from tui_descent.scenario.validate import nearest
-from tui_descent.training import surgery
-from tui_descent.training.nets import parts
+from tui_descent.training import clipping, surgery
+from tui_descent.training.build import Setup
+from tui_descent.training.knobs import knobs_of
+from tui_descent.training.knobs.ground import Ground, Knob, Turned
+from tui_descent.training.knobs.rate_factor import Rate
 from tui_descent.training.nets.block import Block
-from tui_descent.training.nets.mlp import default_scale
+from tui_descent.training.transaction import Whole
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Turned:
-    """What a turn did, read back: the record keeps the resolved way and scale, so that it replays exactly."""
-
-    old: str
-    new: str
-    way: str | None = None
-    scale: float | None = None
-
-
-class Rate:
-    """The turned learning rate: a multiplier put on before the optimizer's step and taken off after it.
-
-    So any scheduler, which sees only its own values, stays right, and the turn survives the scheduler's next step.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self._optimizer = optimizer
-        self._kept: list[object] | None = None
-        self.multiplier = 1.0
-
-    @property
-    def value(self) -> float:
-        """The rate the next step will use: the first group's, times the multiplier."""
-        lr = self._kept[0] if self._kept is not None else self._optimizer.param_groups[0]["lr"]
-        return float(lr) * self.multiplier  # type: ignore[arg-type]
-
-    def turn(self, text: str) -> None:
-        """Set it, exactly or relative to now. Raises `ValueError` when it cannot be."""
-        value = knobs.new_value(text, self.value)
-        base = float(self._optimizer.param_groups[0]["lr"])
-        if base == 0:
-            raise ValueError("the schedule holds the learning rate at 0 now; no multiplier can change that")
-        self.multiplier = value / base
-
-    def put_on(self) -> None:
-        """Before the optimizer's step. A step that raised left the multiplied rate in place: healed first."""
-        self.take_off()
-        if self.multiplier != 1.0:
-            self._kept = [group["lr"] for group in self._optimizer.param_groups]
-            for group in self._optimizer.param_groups:
-                group["lr"] = group["lr"] * self.multiplier
-
-    def take_off(self) -> None:
-        """After it."""
-        if self._kept is not None:
-            for group, lr in zip(self._optimizer.param_groups, self._kept, strict=True):
-                group["lr"] = lr
-            self._kept = None
+__all__ = ["Rate", "Steering", "Turned"]
 
 
 class Steering:
-    """The knobs of one run. `pace` is in steps a second, None as fast as it goes."""
+    """The knobs of one run. `pace` is in steps a second, None as fast as it goes.
 
-    # The version only grows: who made something for one of them must see that the net is another now.
-    not_undone = ("pace", "version")
+    `setup`, `seed` and `steps` are a scenario's; an own loop has none, and knobs that need them say so. `clip` and
+    `init` are what it begins with.
+    """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, pace: float | None = None) -> None:
-        self.rate = Rate(optimizer)
-        self.pace = pace
-        self.version = 0  # of the network's structure: grows when modules come or go
-        self._model = model
-        self._blocks = {name: m for name, m in model.named_modules() if isinstance(m, Block)}
-        self._residual = {name: "on" if block.skip else "off" for name, block in self._blocks.items()}
-        self._activation = {name: _activation_name(block.activation) for name, block in self._blocks.items()}
-        self._under_way: dict[tuple[str, str], surgery.Transition] = {}
-        self._turns: Mapping[str, Callable[[TurnKnob], Turned]] = {
-            "lr": self._turn_lr,
-            "pace": self._turn_pace,
-            "activation": self._turn_activation,
-            "residual": self._turn_residual,
-        }
-        assert set(self._turns) == set(knobs.KNOBS)
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        pace: float | None = None,
+        setup: Setup | None = None,
+        seed: int = 0,
+        steps: int | None = None,
+        clip: float | None = None,
+        init: str = "",
+    ) -> None:
+        self.ground = Ground(
+            model=model,
+            optimizer=optimizer,
+            rate=Rate(optimizer),
+            pace=pace,
+            setup=setup,
+            seed=seed,
+            steps=steps,
+            clip=clip,
+            init=init,
+            blocks={name: m for name, m in model.named_modules() if isinstance(m, Block)},
+            no_blocks=f"residual acts on the blocks of a built-in net; {type(model).__name__} has none that can be "
+            "steered",
+        )
+        self._knobs = knobs_of(self.ground)
+        self._finder: surgery.BlockFinder | None = None
+        # Nothing may listen to the passes that a turn makes: they are not the step's own.
+        self.deaf: Callable[[], AbstractContextManager[None]] = nullcontext
+        assert set(self._knobs) == set(knobs.KNOBS)
+
+    @property
+    def rate(self) -> Rate:
+        """The turned learning rate."""
+        return self.ground.rate
+
+    @property
+    def pace(self) -> float | None:
+        """Steps a second, None as fast as it goes."""
+        return self.ground.pace
+
+    @property
+    def version(self) -> int:
+        """Of the network's structure: grows when modules come or go."""
+        return self.ground.version
+
+    @property
+    def followers(self) -> list[Callable[[torch.optim.Optimizer], None]]:
+        """Who is to be told of another optimizer."""
+        return self.ground.followers
 
     def states(self) -> tuple[KnobState, ...]:
         """Every knob's present value, or why it cannot act here."""
         return tuple(self._state(name) for name in knobs.KNOBS)
 
-    def turn(self, turn: TurnKnob) -> Turned:
-        """Turn one knob. Raises `ValueError`, with nothing changed, when it cannot be."""
-        knob = knobs.KNOBS[knobs.check(turn).knob]
-        if knob.needs == "blocks" and not self._blocks:
-            raise ValueError(self._no_blocks(knob.name))
-        return self._turns[turn.knob](turn)
+    def turn(self, turn: TurnKnob, *, step: int = 0) -> Turned:
+        """Turn one knob before update `step`. Raises `ValueError`, with nothing changed, when it cannot be."""
+        row, knob = knobs.KNOBS[knobs.check(turn).knob], self._knobs[turn.knob]
+        if (why := knob.unavailable()) is not None:
+            raise ValueError(why)
+        self.ground.step = step
+        if row.touches == "run":
+            return knob.turn(turn)
+        with self.deaf():
+            return self._whole_turn(knob, turn, row)
+
+    def _whole_turn(self, knob: Knob, turn: TurnKnob, row: knobs.Knob) -> Turned:
+        """Change, probe, and put all back where either raises."""
+        before = self._probed(whole=False)
+        whole = Whole(self.ground)
+        try:
+            turned = knob.turn(turn)
+            if row.touches != "net" or before is None:
+                return turned
+            self.ground.advance(at_once=True)
+            after = self._probed(whole=True)
+            assert after is not None
+            return _with_receipt(turned, before, after)
+        except Exception as error:
+            whole.put_back()
+            if isinstance(error, ValueError):
+                raise
+            line = next(iter(str(error).splitlines()), "")[:200]
+            raise ValueError(f"nothing was changed: the net then raised {type(error).__name__}: {line}") from error
 
     def advance(self) -> None:
         """Take every change that is under way one update further; called before each forward pass."""
-        for key in [key for key, transition in self._under_way.items() if transition.advance()]:
-            del self._under_way[key]
-            self.version += 1
+        self.ground.advance()
+
+    def rewound(self) -> None:
+        """Net and optimizer are those of another moment: who made something for the last ones must know."""
+        self.ground.version += 1
+        for follower in self.followers:
+            follower(self.ground.optimizer)
+
+    def made(self, loss: float) -> None:
+        """An update was made from this loss; outside the stretch in which the turned rate is put on."""
+        ground = self.ground
+        if ground.first_loss is None:
+            ground.first_loss = loss
+        ground.losses.append(loss)
+        if ground.setup is not None and ground.setup.schedule is not None:
+            ground.setup.schedule.step(loss)
+
+    def clip(self, optimizer: torch.optim.Optimizer) -> None:
+        """Before the update, where gradients are to be clipped."""
+        if self.ground.clip is not None:
+            scale = getattr(optimizer, "grad_scale", None)
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            clipping.clip(parameters, self.ground.clip, grad_scale=scale if isinstance(scale, Tensor) else None)
+
+    def listen(self) -> None:
+        """An own net's first forward pass tells which of its modules can bear a skip."""
+        if not self.ground.blocks:
+            try:
+                self._finder = surgery.BlockFinder(self.ground.model)
+            except ValueError as error:
+                self.ground.no_blocks = f"residual: {error}"
+                return
+            self._finder.listen()
+
+    def heard(self) -> None:
+        """That pass is over."""
+        if self._finder is None:
+            return
+        blocks, reasons = self._finder.found()
+        self._finder = None
+        self.ground.around = {name: surgery.Around(module) for name, module in blocks.items()}
+        if not blocks and reasons:
+            name, reason = next(iter(reasons.items()))
+            self.ground.no_blocks += f"; {name}: {reason}"
 
     def _state(self, name: str) -> KnobState:
-        if knobs.KNOBS[name].needs == "blocks" and not self._blocks:
-            return KnobState(name=name, unavailable=self._no_blocks(name))
-        read: dict[str, Callable[[], str]] = {
-            "lr": lambda: f"{self.rate.value:.6g}",
-            "pace": self._pace_text,
-            "activation": lambda: _common(v for v in self._activation.values() if v != "none"),
-            "residual": lambda: _common(self._residual.values()),
-        }
-        return KnobState(name=name, value=read[name]())
+        knob = self._knobs[name]
+        if (why := knob.unavailable()) is not None:
+            return KnobState(name=name, unavailable=why)
+        return KnobState(name=name, value=knob.value())
 
-    def _no_blocks(self, name: str) -> str:
-        kind = type(self._model).__name__
-        return f"{name} acts on the blocks of a built-in net; {kind} has none that can be steered"
-
-    def _turn_lr(self, turn: TurnKnob) -> Turned:
-        old = f"{self.rate.value:.6g}"
-        self.rate.turn(turn.value)
-        return Turned(old=old, new=f"{self.rate.value:.6g}")
-
-    def _turn_pace(self, turn: TurnKnob) -> Turned:
-        old = self._pace_text()
-        self.pace = None if turn.value == "max" else float(turn.value)
-        return Turned(old=old, new=self._pace_text())
-
-    def _turn_activation(self, turn: TurnKnob) -> Turned:
-        targets = self._targets(turn.target)
-        name: Activation = msgspec.convert(turn.value, Activation)
-        way = turn.way or "blend"
-        if turn.target != "all" and self._activation[turn.target] == "none":
-            raise ValueError(f"{turn.target} is attention; it has no activation")
-        old = _common(v for t in targets if (v := self._activation[t]) != "none")
-        for target in targets:
-            if self._activation[target] in (name, "none"):
-                continue
-            self._settle("activation", target)
-            new = parts.activation(ActivationSpec(name=name))
-            steps = surgery.BLEND_STEPS if way == "blend" else 1
-            self._set_out("activation", target, surgery.swap_activation(self._blocks[target], new, steps=steps))
-            self._activation[target] = name
-        return Turned(old=old, new=_common(v for t in targets if (v := self._activation[t]) != "none"), way=way)
-
-    def _turn_residual(self, turn: TurnKnob) -> Turned:
-        targets = self._targets(turn.target)
-        way = turn.way or "ramp"
-        steps = surgery.RESIDUAL_STEPS if way == "ramp" else 1
-        scale = turn.scale if turn.scale is not None else default_scale(len(self._blocks))
-        old = _common(self._residual[t] for t in targets)
-        for target in targets:
-            block = self._blocks[target]
-            self._under_way.pop(("residual", target), None)  # the next one starts from the gate as it stands
-            if turn.value == "on":
-                self._set_out("residual", target, surgery.open_skip(block, scale, steps=steps))
-            elif block.skip is not None:
-                self._set_out("residual", target, surgery.close_skip(block, steps=steps))
-            self._residual[target] = turn.value
-        new = _common(self._residual[t] for t in targets)
-        return Turned(old=old, new=new, way=way, scale=scale if turn.value == "on" else None)
-
-    def _settle(self, knob: str, target: str) -> None:
-        """A change of the same part that is still under way ends before the next begins."""
-        if (transition := self._under_way.pop((knob, target), None)) is not None:
-            transition.finish()
-
-    def _set_out(self, knob: str, target: str, transition: surgery.Transition) -> None:
-        self._under_way[knob, target] = transition
-        self.version += 1
-
-    def _targets(self, target: str) -> list[str]:
-        if target == "all":
-            return list(self._blocks)
-        if target not in self._blocks:
-            hint = nearest(target, self._blocks)
-            raise ValueError(f'no block "{target[:60]}"; blocks are {next(iter(self._blocks))} …{hint}')
-        return [target]
-
-    def _pace_text(self) -> str:
-        return "max" if self.pace is None else f"{self.pace:g}"
+    def _probed(self, *, whole: bool) -> tuple[Tensor, float] | None:
+        """Outputs and loss on the fixed samples, `whole` with a backward pass; None where there are none to be had."""
+        setup, model = self.ground.setup, self.ground.model
+        if setup is None:
+            return None
+        with undisturbed(model), torch.set_grad_enabled(whole):
+            try:
+                outputs, loss = setup.probed()
+                if whole:
+                    trained = [p for p in model.parameters() if p.requires_grad]
+                    torch.autograd.grad(loss, trained, allow_unused=True)
+            except RuntimeError:
+                if whole:
+                    raise
+                return None  # the net as it stands cannot be run: a turn may be what helps
+            return outputs.detach().clone(), float(loss.detach())
 
 
-def _common(values: Iterable[str]) -> str:
-    distinct = list(dict.fromkeys(values))
-    return distinct[0] if len(distinct) == 1 else "mixed"
-
-
-def _activation_name(module: nn.Module | None) -> str:
-    return {
-        "ReLU": "relu",
-        "LeakyReLU": "leaky_relu",
-        "GELU": "gelu",
-        "SiLU": "silu",
-        "Sigmoid": "sigmoid",
-        "Tanh": "tanh",
-        "ELU": "elu",
-        "Softplus": "softplus",
-        "Identity": "identity",
-        "NoneType": "none",
-    }.get(type(module).__name__, type(module).__name__)
+def _with_receipt(turned: Turned, before: tuple[Tensor, float], after: tuple[Tensor, float]) -> Turned:
+    """What changed on the probe batch. Raises `ValueError` where numbers became none."""
+    if math.isfinite(before[1]) and not math.isfinite(after[1]):
+        raise ValueError(f"nothing was changed: the loss would be {after[1]}")
+    change = float((after[0] - before[0]).abs().max())
+    return replace(turned, function_change=change, loss_before=before[1], loss_after=after[1])

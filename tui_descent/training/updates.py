@@ -74,6 +74,14 @@ class Updates:
             self._optimizer.register_step_post_hook(self._after),
         ]
 
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Another optimizer makes the updates from here on."""
+        for handle in self._handles:
+            handle.remove()
+        self._optimizer = optimizer
+        if self._handles:
+            self.attach()
+
     def detach(self) -> None:
         """Hook off, the optimizer's rates as its owner set them."""
         self._steering.rate.take_off()
@@ -114,6 +122,7 @@ class Updates:
         try:
             yield
         finally:
+            self._instruments = self._measuring()  # others, where surgery was done inside
             self._instruments.attach(signals=now.signals, slow=now.slow)
 
     def _decide(self, step: int) -> Tiers | None:
@@ -188,6 +197,8 @@ class Updates:
             if remember:
                 self._instruments.remember()
             self._cost_s += time.thread_time() - start_s
+        # Behind the readings, which are of the gradient as the loss gave it.
+        self._steering.clip(self._optimizer)
         self.rate = self._steering.rate.value
         self._steering.rate.put_on()
 

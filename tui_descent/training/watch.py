@@ -34,6 +34,7 @@ from tui_descent.training.guard import Fault, Guard
 from tui_descent.training.link import Link
 from tui_descent.training.memory import Memory
 from tui_descent.training.past import Past
+from tui_descent.training.rows import laid_out
 from tui_descent.training.steering import Steering
 from tui_descent.training.updates import Updates
 
@@ -126,11 +127,14 @@ class Watch:
             again=None if again is None else SameBatch(model, again),
         )
         if link is not None and link.launch.socket is not None:  # where nobody can ask, nothing is kept
-            roots = [model, optimizer, steering, *state]
-            self.control.past = Past(lambda: roots, lambda: optimizer, model, link.launch.undo_budget, own_loop)
+            roots = [model, steering, *state]
+            self.control.past = Past(lambda: roots, lambda: self.optimizer, model, link.launch.undo_budget, own_loop)
+        steering.followers.append(self._follow)
+        steering.deaf = self._updates.deaf
         self._measuring: Measuring | None = None
         self._version = -1
         self._segment = 0
+        self._rows: tuple[str, ...] = ()
         self._net: Structure | None = None
         self._forward_hooks: list[RemovableHandle] = []
         self._order: list[str] = []
@@ -160,6 +164,7 @@ class Watch:
             self._forward_hooks = [
                 module.register_forward_pre_hook(self._saw(name)) for name, module in self.model.named_modules()
             ]
+            self.control.steering.listen()
         self._start_s = time.perf_counter()
         self._cpu_s = time.thread_time()
         return self
@@ -209,6 +214,8 @@ class Watch:
             self._micro_losses.clear()
         self._look_at_clock(alone=sample is not None or dropped)
         timed, start_s = self._updates.timed, time.perf_counter()
+        if made:
+            self.control.steering.made(value)
         if made or not self._own_loop:
             self._record(value, time.perf_counter() - self._start_s, skipped=not made, sample=sample)
             if made and not math.isfinite(value):
@@ -275,7 +282,7 @@ class Watch:
                     control.segment,
                     sample.global_grad_norm,
                     self._sampler.cost,
-                    sample.rows,
+                    laid_out(sample.rows, self._net, self._rows),
                     global_cosine=math.nan if sample.global_cosine is None else sample.global_cosine,
                 )
                 for name, value in self._updates.rare.items():
@@ -301,6 +308,12 @@ class Watch:
         control.hold(fault.text, broken=True)
         return True
 
+    def _follow(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self._updates.follow(optimizer)
+        if self.control.curvature is not None:
+            self.control.curvature.follow(optimizer)
+
     def _saw(self, name: str) -> Callable[..., None]:
         def hook(*_: Any) -> None:
             if name not in self._order:
@@ -318,7 +331,7 @@ class Watch:
         self._begin()
         if self._measuring is None or self._version != self.control.steering.version:
             self._version = self.control.steering.version
-            self._net = structure(self.model, order=self._order or None)
+            self._net = structure(self.model, order=self._order or None, only=self._rows)
             self._measuring = Measuring(self._net, list(self.model.parameters()))
         return self._measuring
 
@@ -327,8 +340,10 @@ class Watch:
         if self._net is not None:
             return
         self._unhook_forward()
+        self.control.steering.heard()
         self._net = structure(self.model, order=self._order or None)
         watched = self._net.layers
+        self._rows = tuple(w.layer.name for w in watched)
         self._guard.layers = watched
         link = self.control.link
         if link is not None:

@@ -11,7 +11,7 @@ from textual.widgets import Input, Static
 from tui_descent.dashboard.dialogs.dialog import Dialog
 from tui_descent.dashboard.plain import plain
 from tui_descent.protocol.commands import TurnKnob
-from tui_descent.scenario.knobs import check
+from tui_descent.scenario.knobs import KNOBS, check
 
 MAX_STEPS = 10_000_000
 
@@ -47,6 +47,13 @@ def rate_dialog(now: str) -> NumberDialog:
     """An exact learning rate, in every form the knob takes."""
     hint = f"now {plain(now, 40)}; a number > 0 such as 0.03 or 3e-4, or *2, /10 relative to now"
     return NumberDialog("Learning rate", hint, lambda text: check(TurnKnob(knob="lr", value=text)))
+
+
+def knob_dialog(knob: str, now: str) -> NumberDialog:
+    """An exact value of a knob, in every form it takes."""
+    row = KNOBS[knob]
+    hint = f"now {plain(now or '…', 40)}; {row.values}"
+    return NumberDialog(row.title.capitalize(), hint, lambda text: check(TurnKnob(knob=knob, value=text)))
 
 
 def steps_dialog() -> NumberDialog:

@@ -97,11 +97,25 @@ def words(fact: Fact) -> tuple[str, Style]:
 
 
 def turned(event: KnobTurned) -> str:
-    """`residual off → on, ramp`, with its target and its author where they are not the plain ones."""
+    """`residual off → on, ramp`, with its target and its author where they are not the plain ones, and its receipt."""
     target = "" if event.target == "all" else f" of {plain(event.target, 40)}"
     way = f", {plain(event.way, 30)}" if event.way else ""
     by = {"plan": " (plan)", "send": " (sent)"}.get(event.source, "")
-    return f"{plain(event.knob, 40)}{target} {plain(event.old, 60)} → {plain(event.new, 60)}{way}{by}"
+    change = f"{plain(event.knob, 40)}{target} {plain(event.old, 60)} → {plain(event.new, 60)}{way}{by}"
+    return f"{change}{_receipt(event)}"
+
+
+def _receipt(event: KnobTurned) -> str:
+    """`; lr 0.1 → 0.0026 (÷39)`, and how far outputs and loss moved at once on the probe batch, where that is known."""
+    note = f"; {plain(event.note, 120)}" if event.note else ""
+    if event.function_change is None:
+        return note
+    if event.function_change == 0:
+        return f"{note}; function unchanged so far"
+    moved = f"{note}; outputs moved by {short(event.function_change)} at most"
+    if event.loss_before is None or event.loss_after is None:
+        return moved
+    return f"{moved}, loss {short(event.loss_before)} → {short(event.loss_after)}"
 
 
 def _rows(step: int | None, text: str, style: Style, *, width: int) -> list[Strip]:

@@ -150,7 +150,7 @@ class RunScreen(Screen[None]):
 
     def ask_for_target(self, command: TurnKnob) -> None:
         """Send a turn for what is selected, where its knob can act on less than the whole net."""
-        target = self.target() if KNOBS[command.knob].targets == "block" else "all"
+        target = self.target_for(command.knob)
         if target is not None:
             self.ask(msgspec.structs.replace(command, target=target))
 
@@ -167,6 +167,13 @@ class RunScreen(Screen[None]):
         if target is None:
             self.bridge.refuse(f"{layer.name} lies in no block; escape selects the whole net")
         return target
+
+    def target_for(self, knob: str) -> str | None:
+        """What one knob acts on: the selected layer, its block or the whole run, as the knob's table has it."""
+        kind = KNOBS[knob].targets
+        if kind == "layer" and self.look.selected is not None and self.look.selected < len(self.look.layers):
+            return self.look.layers[self.look.selected].name
+        return "all" if kind == "net" else self.target()
 
     # How the person looks at it.
 

@@ -41,15 +41,24 @@ class Batches:
     def __init__(self, data: DataSet, *, batch_size: int, full: bool, seed: int) -> None:
         self.data = data
         self.size = len(data.x) if full else min(batch_size, len(data.x))
-        self._full = full
+        self.full = full
         # On the CPU, so that the order does not depend on the device.
         self._generator = torch.Generator().manual_seed(seed)
         self._order = torch.arange(0)
         self._cursor = 0
 
+    @property
+    def largest(self) -> int:
+        """The largest batch there can be."""
+        return len(self.data.x)
+
+    def first(self, count: int) -> tuple[Tensor, Tensor]:
+        """The first samples, at most so many."""
+        return self.data.x[:count], self.data.y[:count]
+
     def next(self) -> tuple[Tensor, Tensor]:
         """The next batch: (size, features), (size,)."""
-        if self._full:
+        if self.full:
             return self.data.x, self.data.y
         if self._cursor + self.size > len(self._order):
             self._order = torch.randperm(len(self.data.x), generator=self._generator).to(self.data.x.device)

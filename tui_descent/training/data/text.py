@@ -17,6 +17,7 @@ from tui_descent.training.data.batches import DataSet
 SYMBOLS = "\n" + "".join(sorted(set(string.printable) - set(string.whitespace) | {" "}))
 HELD_OUT = 0.1  # the last part of the text
 HELD_OUT_WINDOWS = 128
+LARGEST_BATCH = 4096
 
 
 def load(context: int) -> DataSet:
@@ -54,9 +55,21 @@ class Windows:
     def __init__(self, data: DataSet, *, batch_size: int, context: int, seed: int) -> None:
         self.data = data
         self.size = batch_size
+        self.full = False
         self._context = context
         # On the CPU, so that the order does not depend on the device.
         self._generator = torch.Generator().manual_seed(seed)
+
+    @property
+    def largest(self) -> int:
+        """The largest batch there can be."""
+        return LARGEST_BATCH
+
+    def first(self, count: int) -> tuple[Tensor, Tensor]:
+        """Windows side by side from the text's beginning, as many as fit."""
+        fit = (len(self.data.x) - 1) // self._context
+        starts = torch.arange(min(count, fit), device=self.data.x.device) * self._context
+        return windows(self.data.x, starts, self._context)
 
     def next(self) -> tuple[Tensor, Tensor]:
         """The next batch: symbols and the ones that follow, each (size, context)."""

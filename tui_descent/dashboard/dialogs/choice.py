@@ -1,0 +1,78 @@
+"""Picking one of a knob's words, or going on to a number of another knob that belongs to it."""
+
+from __future__ import annotations
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.widgets import OptionList, Static
+from textual.widgets.option_list import Option
+
+from tui_descent.dashboard.dialogs.dialog import Dialog
+from tui_descent.dashboard.plain import plain
+from tui_descent.scenario import schedules
+from tui_descent.scenario.knobs import KNOBS
+from tui_descent.scenario.optimizers import OPTIMIZERS
+from tui_descent.scenario.optimizers import map_rate as mapped
+from tui_descent.scenario.spec import ScheduleSpec
+from tui_descent.scenario.validate import convert
+
+OTHER = "knob:"  # begins the answer that names another knob
+INITS = {
+    "he": "N(0, 2/in); for relu and its kin",
+    "xavier": "N(0, 2/(in + out)); for tanh and sigmoid",
+    "lecun": "N(0, 1/in); keeps the variance of a linear layer",
+    "orthogonal": "a rotation: all singular values 1",
+    "normal": "N(0, 0.02²), whatever the width",
+}
+NORMS = {
+    "none": "no normalisation",
+    "layer": "LayerNorm: mean 0 and variance 1 over the features",
+    "rms": "RMSNorm: only the root mean square, no mean taken off",
+}
+
+
+class ChoiceDialog(Dialog[str]):
+    """Answers with the chosen word, or with `knob:NAME` for another knob of the same key.
+
+    `lr` is the learning rate now, `left` how many steps are to come, where they are known.
+    """
+
+    def __init__(
+        self, knob: str, now: str, target: str, *, also: tuple[str, ...] = (), lr: str = "", left: int | None = None
+    ) -> None:
+        super().__init__()
+        self._knob, self._now, self._target, self._also = KNOBS[knob], now, target, also
+        self._lr, self._left = lr, left
+
+    def compose(self) -> ComposeResult:
+        """The present one is where the list begins."""
+        where = "" if self._target == "all" else f" of {plain(self._target, 40)}"
+        choices = self._knob.choices
+        with Vertical(classes="dialog") as box:
+            box.border_title = f"{self._knob.title.capitalize()}{where}".replace("[", "(")
+            box.border_subtitle = "enter turns it · escape leaves it"
+            rows = [Option(self._row(name), id=name) for name in choices]
+            rows += [Option(Text(f"  {KNOBS[k].title} …"), id=f"{OTHER}{k}") for k in self._also]
+            choice_list = OptionList(*rows)
+            yield choice_list
+            yield Static(f"\n  {self._knob.acts}", classes="dim", markup=False)
+            choice_list.highlighted = choices.index(self._now) if self._now in choices else 0
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        """Enter."""
+        self.dismiss(event.option.id)
+
+    def _row(self, name: str) -> Text:
+        sign = "●" if name == self._now else " "
+        return Text(f"{sign} {name:<15}{self._about(name)}", no_wrap=True, overflow="ellipsis")
+
+    def _about(self, name: str) -> str:
+        if self._knob.name == "optimizer" and self._now in OPTIMIZERS:
+            try:
+                return f"lr {mapped(self._now, name, float(self._lr)).text}"
+            except ValueError:  # no rate is known yet
+                return OPTIMIZERS[name].title
+        if self._knob.name == "schedule" and self._left is not None:
+            return schedules.about(convert(ScheduleSpec, {"name": name}, "", []), self._left)
+        return {"init": INITS, "norm": NORMS}.get(self._knob.name, {}).get(name, "")
