@@ -143,7 +143,7 @@ def test_undone_the_live_curve_ends_and_the_rest_is_a_ghost() -> None:
     history.apply(rewound((0, 300), (0, 200), 1, (1,), back=True))
     assert live(history) == [3.0] * 100 + [2.0] * 100
     assert (history.segment, history.steps, history.span, history.loss) == (1, 200, 300, 2.0)
-    assert [(g.segment, g.first, g.last, g.label) for g in history.ghosts] == [(0, 200, 299, "lr of 1")]
+    assert [(g.segment, g.first, g.last, g.label) for g in history.ghosts] == [(0, 200, 299, "undone: lr of 1")]
     assert history.knobs == {"lr": "2"}
     assert [e.id for e in history.interventions if e.segment == 1] == [1]
     assert [e.step for e in history.evaluations if e.segment == 1] == [150]

@@ -199,15 +199,16 @@ class History:
         )
         if event.from_step > parted:
             undone = changed if event.back else None
+            label = f"{'undone:' if event.back else 'without'} {event.what}"
             last = event.from_step - 1
-            ghosts.append(Ghost(segment=event.from_segment, first=parted, last=last, label=event.what, undone=undone))
+            ghosts.append(Ghost(segment=event.from_segment, first=parted, last=last, label=label, undone=undone))
         self.ghosts = tuple(ghosts[-MAX_GHOSTS:])
         self.segment, self.steps = event.segment, event.step
         self._forget_segments()
         self.knobs = {k.name: k.value for k in event.knobs if k.unavailable is None}
         self.unavailable = {k.name: k.unavailable for k in event.knobs if k.unavailable is not None}
-        if (live := self.losses.get(event.segment)) is not None:
-            *_, self.loss, self.smooth_loss = live.newest()
+        if (pyramid := self.losses.get(event.segment)) is not None:
+            *_, self.loss, self.smooth_loss = pyramid.newest()
         self._rate_from = None
         self.log.append(event)
 
