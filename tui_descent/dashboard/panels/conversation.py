@@ -35,7 +35,13 @@ from tui_descent.telemetry.history import History
 
 # Keys, knob, its word, its short word; without a knob the word alone. In the order of the line.
 _KNOBS = (("+ -", "lr", "rate", "rate"), ("a", "activation", "act", ""), ("r", "residual", "residual", "res"))
-_REST = (("space", "pause", ""), ("1-5", "views", ""), ("?", "help", "help"), ("q", "leave", "leave"))
+_REST = (
+    ("u", "undo", ""),
+    ("space", "pause", ""),
+    ("1-5", "views", ""),
+    ("?", "help", "help"),
+    ("q", "leave", "leave"),
+)
 
 
 class ConversationPanel(Panel, can_focus=False):
