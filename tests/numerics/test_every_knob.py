@@ -19,6 +19,7 @@ from tui_descent.protocol.events import CommandRejected, KnobTurned
 from tui_descent.scenario.knobs import KNOBS, parse, text_of
 from tui_descent.scenario.optimizers import NAMES
 from tui_descent.training.build import Setup
+from tui_descent.training.moments import Moment
 from tui_descent.training.steering import Steering
 from tui_descent.training.watch import Watch
 
@@ -321,6 +322,28 @@ def test_a_receipt_tells_what_changed_and_nothing_where_nothing_did(kept: Kept) 
         assert event.function_change > 1e-3
         assert event.loss_before != event.loss_after
     assert rate.function_change is None
+
+
+@pytest.mark.parametrize("texts", [("optimizer=muon", "norm=layer"), ("norm=none", "optimizer=sgd"), ("schedule=wsd",)])
+def test_a_moment_before_any_turn_can_be_stood_in_again(texts: tuple[str, ...]) -> None:
+    made = make_setup("mlp", optimizer={"name": "adam", "lr": 1e-3}, norm="rms")
+    steering, first = steering_of(made), made.optimizer
+    with Watch(made.model, made.optimizer, link=None, steering=steering) as run:
+        run.begin_step()
+        for _ in range(3):
+            step(made, run)
+        moment = Moment.take([made.model, steering, made], segment=0, step=3)
+        losses = [step(made, run) for _ in range(5)]
+        moment.restore()
+        steering.restored()
+        for text in (*texts, "residual=on", "freeze@head=on", "init@stem=he", "kick=0.1", "clip=1"):
+            steering.turn(parse(text), step=3)
+        assert [step(made, run) for _ in range(5)] != losses
+        moment.restore()
+        steering.restored()
+        assert run.optimizer is made.optimizer is first
+        assert sorted(grouped(first)) == sorted(ids(made.model))
+        assert [step(made, run) for _ in range(5)] == losses
 
 
 def test_clipping_holds_the_gradients_norm_to_its_limit() -> None:

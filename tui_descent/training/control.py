@@ -259,7 +259,7 @@ class Control:
                 raise
             return f"{word}: {step.what}"
         step.moment.restore()
-        self.steering.rewound()
+        self.steering.restored()
         self._broken, self.rewound = False, True
         left, place = (self.segment, self.step), step.moment
         self._segments += 1
@@ -344,6 +344,13 @@ def _undoable(id_: int, step: int, command: TurnKnob, turned: Turned, before: Mo
         step=step,
         label=f"{command.knob}{target} {turned.old} → {turned.new}",
         back=TurnKnob(knob=command.knob, value=turned.old, target=command.target),
-        forth=TurnKnob(knob=command.knob, value=turned.new, target=command.target, way=turned.way, scale=turned.scale),
+        forth=TurnKnob(
+            knob=command.knob,
+            value=turned.new,
+            target=command.target,
+            way=turned.way,
+            scale=turned.scale,
+            where=turned.where,
+        ),
         before=before,
     )

@@ -61,7 +61,7 @@ class Steering:
         self._knobs = knobs_of(self.ground)
         self._finder: surgery.BlockFinder | None = None
         # Nothing may listen to the passes that a turn makes: they are not the step's own.
-        self.deaf: Callable[[], AbstractContextManager[None]] = nullcontext
+        self._deaf: Callable[[], AbstractContextManager[None]] = nullcontext
         assert set(self._knobs) == set(knobs.KNOBS)
 
     @property
@@ -79,10 +79,14 @@ class Steering:
         """Of the network's structure: grows when modules come or go."""
         return self.ground.version
 
-    @property
-    def followers(self) -> list[Callable[[torch.optim.Optimizer], None]]:
-        """Who is to be told of another optimizer."""
-        return self.ground.followers
+    def watched(
+        self,
+        follow: Callable[[torch.optim.Optimizer], None],
+        deaf: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        """Who is to be told of another optimizer, and how to keep a turn's own passes from being listened to."""
+        self.ground.followers.append(follow)
+        self._deaf = deaf
 
     def states(self) -> tuple[KnobState, ...]:
         """Every knob's present value, or why it cannot act here."""
@@ -96,7 +100,7 @@ class Steering:
         self.ground.step = step
         if row.touches == "run":
             return knob.turn(turn)
-        with self.deaf():
+        with self._deaf():
             return self._whole_turn(knob, turn, row)
 
     def _whole_turn(self, knob: Knob, turn: TurnKnob, row: knobs.Knob) -> Turned:
@@ -118,15 +122,14 @@ class Steering:
             line = next(iter(str(error).splitlines()), "")[:200]
             raise ValueError(f"nothing was changed: the net then raised {type(error).__name__}: {line}") from error
 
+    def restored(self) -> None:
+        """Another moment's state stands here now: its net, and its optimizer, which may be another object."""
+        self.ground.version += 1
+        self.ground.change_optimizer(self.ground.optimizer)
+
     def advance(self) -> None:
         """Take every change that is under way one update further; called before each forward pass."""
         self.ground.advance()
-
-    def rewound(self) -> None:
-        """Net and optimizer are those of another moment: who made something for the last ones must know."""
-        self.ground.version += 1
-        for follower in self.followers:
-            follower(self.ground.optimizer)
 
     def made(self, loss: float) -> None:
         """An update was made from this loss; outside the stretch in which the turned rate is put on."""

@@ -126,15 +126,14 @@ class Watch:
             fault=self._fault,
             again=None if again is None else SameBatch(model, again),
         )
+        steering.watched(self._follow, self._updates.deaf)
         if link is not None and link.launch.socket is not None:  # where nobody can ask, nothing is kept
             roots = [model, steering, *state]
             self.control.past = Past(lambda: roots, lambda: self.optimizer, model, link.launch.undo_budget, own_loop)
-        steering.followers.append(self._follow)
-        steering.deaf = self._updates.deaf
         self._measuring: Measuring | None = None
         self._version = -1
-        self._segment = 0
         self._rows: tuple[str, ...] = ()
+        self._segment = 0
         self._net: Structure | None = None
         self._forward_hooks: list[RemovableHandle] = []
         self._order: list[str] = []
@@ -212,10 +211,10 @@ class Watch:
         if self._micro_losses:
             value = math.fsum([*self._micro_losses, value]) / (len(self._micro_losses) + 1)
             self._micro_losses.clear()
-        self._look_at_clock(alone=sample is not None or dropped)
-        timed, start_s = self._updates.timed, time.perf_counter()
         if made:
             self.control.steering.made(value)
+        self._look_at_clock(alone=sample is not None or dropped)
+        timed, start_s = self._updates.timed, time.perf_counter()
         if made or not self._own_loop:
             self._record(value, time.perf_counter() - self._start_s, skipped=not made, sample=sample)
             if made and not math.isfinite(value):

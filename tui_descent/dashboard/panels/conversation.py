@@ -102,6 +102,7 @@ def _answer(view: View, width: int) -> Line:
     effect, moved = _effect(view.history, newest), newest.function_change
     tail = [f" · function moved {scientific(moved)}"] if moved is not None else []
     tail += [f" · {effect}"] if effect else []
+    tail += [f" · {plain(newest.note, 120)}"] if newest.note else []
     while tail and line.width + sum(map(len, tail)) > width:
         tail.pop(0)
     return line.put("".join(tail), ink.DIM)

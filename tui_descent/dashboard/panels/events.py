@@ -73,7 +73,7 @@ def words(fact: Fact) -> tuple[str, Style]:
     """A fact as a sentence and its colour."""
     match fact:
         case KnobTurned():
-            return turned(fact), ink.MARK
+            return f"{turned(fact)}{_receipt(fact)}", ink.MARK
         case CommandRejected():
             return f"rejected {plain(fact.knob, 40)}: {plain(fact.reason)}", ink.ORANGE
         case Evaluated():
@@ -103,12 +103,11 @@ def words(fact: Fact) -> tuple[str, Style]:
 
 
 def turned(event: KnobTurned) -> str:
-    """`residual off → on, ramp`, with its target and its author where they are not the plain ones, and its receipt."""
+    """`residual off → on, ramp`, with its target and its author where they are not the plain ones."""
     target = "" if event.target == "all" else f" of {plain(event.target, 40)}"
     way = f", {plain(event.way, 30)}" if event.way else ""
     by = {"plan": " (plan)", "send": " (sent)"}.get(event.source, "")
-    change = f"{plain(event.knob, 40)}{target} {plain(event.old, 60)} → {plain(event.new, 60)}{way}{by}"
-    return f"{change}{_receipt(event)}"
+    return f"{plain(event.knob, 40)}{target} {plain(event.old, 60)} → {plain(event.new, 60)}{way}{by}"
 
 
 def _receipt(event: KnobTurned) -> str:
