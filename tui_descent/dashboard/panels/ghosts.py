@@ -14,7 +14,8 @@ from tui_descent.dashboard.panels.view import View
 from tui_descent.dashboard.plain import plain
 from tui_descent.telemetry.history import History
 
-LABEL = 36
+LABEL, LABELS = 36, 3
+BLANK = (" ", "⠀")
 # A ghost widens the loss axis by no more than this: one that diverged must not flatten the live curve.
 WIDENS = 10.0
 
@@ -37,11 +38,11 @@ class Ghosts:
             curves = [charts.Curve(_dots(bins, timeline, axis, rows), ink.GHOST) for bins in _stretches(view, timeline)]
             drawn = charts.canvas(curves, timeline.columns, rows)
             self._cells = [[Segment(c, s.style) for s in line for c in s.text] for line in drawn]
-            _label(self._cells, history, timeline)
         for row, behind in zip(cells, self._cells, strict=True):
             for column, cell in enumerate(behind):
-                if row[column].text in (" ", "⠀") and cell.text not in (" ", "⠀"):
+                if row[column].text in BLANK and cell.text not in BLANK:
                     row[column] = cell
+        _label(cells, history, timeline)
 
 
 def values(view: View, timeline: Timeline, low: float, high: float) -> list[float]:
@@ -70,12 +71,17 @@ def _dots(bins: Bins, timeline: Timeline, axis: Axis, rows: int) -> list[charts.
 
 
 def _label(cells: Cells, history: History, timeline: Timeline) -> None:
-    """The newest ones' names, a row each from the top, where the picture leaves room."""
-    for y, ghost in enumerate(history.ghosts[::-1][: len(cells) // 3]):
-        column = timeline.column(max(ghost.first, timeline.first_step))
-        if column is None:
+    """The newest ones' names where they end, each in the highest row that has room for it."""
+    for ghost in history.ghosts[: -1 - LABELS : -1]:
+        end, text = timeline.column(min(ghost.last, _end(timeline))), plain(ghost.label, LABEL)
+        if end is None or ghost.last < timeline.first_step:
             continue
-        text = plain(ghost.label, LABEL)
-        column = max(0, min(column + 1, timeline.columns - len(text)))
-        for n, character in enumerate(text[: timeline.columns]):
-            cells[y][column + n] = Segment(character, ink.FAINT)
+        first = max(0, end - len(text))
+        room = slice(first, first + len(text))
+        row = next((row for row in cells if all(cell.text in BLANK for cell in row[room])), None)
+        if row is not None and room.stop <= timeline.columns:
+            row[room] = [Segment(character, ink.FAINT) for character in text]
+
+
+def _end(timeline: Timeline) -> int:
+    return (timeline.first + timeline.columns) * timeline.width - 1
