@@ -192,6 +192,7 @@ ACTIONS: dict[str, Action] = {
     "view": _view,
     "toggle_log": lambda screen, key, pressed: screen.toggle_log(),
     "toggle_window": lambda screen, key, pressed: screen.toggle_window(),
+    "toggle_ghosts": lambda screen, key, pressed: screen.toggle_ghosts(),
     "focus_next_panel": lambda screen, key, pressed: screen.focus_next_panel(),
     "zoom": lambda screen, key, pressed: screen.zoom(),
     "leave": lambda screen, key, pressed: screen.leave(),

@@ -24,6 +24,7 @@ RED = Style.parse("bold #f0625d")
 MARK = Style.parse("#d9739a")
 CURVE = (245, 208, 82)
 BAND = (78, 100, 138)
+GHOST = (92, 84, 62)
 POINT = Style.parse("bold #f0f3f7")
 
 _STATES = {

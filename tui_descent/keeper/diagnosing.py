@@ -14,7 +14,9 @@ from tui_descent.protocol.events import (
     KnobTurned,
     NotFinite,
     ReadingsTaken,
+    Rewound,
     RunStarted,
+    SnapshotTaken,
     StepsCompleted,
 )
 from tui_descent.telemetry.diagnosis import Diagnosis, Finding, Situation, sentence
@@ -57,6 +59,12 @@ class Diagnosing:
                 yield from self._say(self._diagnosis)
             case ReadingsTaken():
                 self._diagnosis.read(event)
+            case SnapshotTaken():
+                self._diagnosis.offer("undo")
+            case Rewound():
+                self._segment, self._step = event.segment, event.step
+                self._diagnosis.rewound(event.step, {k.name: k.value for k in event.knobs})
+                self._told = None
             case KnobTurned() if event.knob not in INDIFFERENT:
                 self._diagnosis.intervened(event.step, event.knob, event.new, old=event.old)
                 self._told = None

@@ -189,12 +189,14 @@ class Keeper:
         except FrameError as error:
             trainer.link.closed = str(error)
         for n, event in enumerate(events):
-            before = next((step for e in events[n:] if (step := getattr(e, "step", None)) is not None), None)
-            if before is None:
+            placed = next((e for e in events[n:] if hasattr(e, "step")), None)
+            if placed is None:
                 self._tell(looked)
             else:
                 self._look()
-                self._tell(self._looked - sum(r.step >= before for r in self._steps))
+                newest = self._steps[-1].segment if self._steps else self.history.segment
+                before = (getattr(placed, "segment", newest), placed.step)
+                self._tell(self._looked - sum((r.segment, r.step) >= before for r in self._steps))
             self._from_trainer(event)
         self._tell(looked)
         if trainer.link.closed and trainer.link.socket in self._selector.get_map():

@@ -11,6 +11,7 @@ import msgspec
 
 from tui_descent.protocol.commands import Source
 from tui_descent.protocol.curvature import CurvatureReading, Limit
+from tui_descent.protocol.rewinding import Ghost
 from tui_descent.protocol.rewinding import KnobState as KnobState
 from tui_descent.protocol.rewinding import Rewound as Rewound
 from tui_descent.protocol.rewinding import SnapshotTaken as SnapshotTaken
@@ -370,7 +371,10 @@ class LevelSent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HistorySent(Event, frozen=True, kw_only=True, tag="history"):
-    """All a viewer needs to draw the run so far; the live stream goes on right behind it."""
+    """All a viewer needs to draw the run so far; the live stream goes on right behind it.
+
+    `line` are interventions and marks under the segment they lie in now that some were left behind.
+    """
 
     facts: list[AnyEvent]
     losses: dict[int, list[LevelSent]]
@@ -383,6 +387,9 @@ class HistorySent(Event, frozen=True, kw_only=True, tag="history"):
     smooth_loss: float
     steps_per_s: float
     devices: dict[int, list[LevelSent]] = {}
+    ghosts: tuple[Ghost, ...] = ()
+    line: list[KnobTurned | Marked] = []
+    snapshot: SnapshotTaken | None = None
 
 
 ToViewer = AnyEvent | Welcome | Refused | HistorySent

@@ -23,6 +23,16 @@ class SnapshotTaken(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"
     budget_bytes: int = 0
 
 
+class Ghost(msgspec.Struct, frozen=True, kw_only=True):
+    """A stretch of a segment that was left behind: its steps `first` to `last`. `undone` is the intervention's id."""
+
+    segment: int
+    first: int
+    last: int
+    label: str
+    undone: int | None = None
+
+
 class Rewound(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="rewound"):
     """The run stands where it stood before update `to_step` of `to_segment`, and goes on as `segment` from `step` on.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from tui_descent.protocol.commands import AnyCommand, Evaluate, Mark, Pause, Resume, RunSteps, TurnKnob
+from tui_descent.protocol.commands import AnyCommand, Evaluate, Mark, Pause, Redo, Resume, RunSteps, TurnKnob, Undo
 
 RATE_STEP = 1.25
 PAUSE, RESUME = Pause(), Resume()
@@ -168,6 +168,29 @@ KEYS: tuple[Key, ...] = (
         action="turn",
         knob="kick",
         command=TurnKnob(knob="kick", value="0.01"),
+    ),
+    Key(
+        keys=("u",),
+        shown="u",
+        label="undo",
+        help="back to the exact state before the last intervention; after NaN, to the last good one",
+        action="send",
+        command=Undo(),
+    ),
+    Key(
+        keys=("U",),
+        shown="U",
+        label="redo",
+        help="forward again to where the last undo was made",
+        action="send",
+        command=Redo(),
+    ),
+    Key(
+        keys=("g",),
+        shown="g",
+        label="ghosts",
+        help="show or hide the curves that an undo left behind",
+        action="toggle_ghosts",
     ),
     Key(
         keys=("space",),

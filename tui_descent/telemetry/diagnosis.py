@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -155,6 +155,19 @@ class Diagnosis:
         if knob in told:
             self.situation = msgspec.structs.replace(self.situation, **{knob: told[knob]})
         self._begin(step)
+
+    def rewound(self, step: int, knobs: Mapping[str, str]) -> None:
+        """The run stands before update `step` with these values: a new window."""
+        self._predicted, self.outcome = None, None
+        known = {name: value for name, value in knobs.items() if value not in ("", "mixed")}
+        told = {name: known[name] for name in ("activation", "optimizer") if name in known}
+        flags = {name: known[name] not in ("off", "none") for name in ("residual", "norm") if name in known}
+        self.situation = msgspec.structs.replace(self.situation, **told, **flags)
+        self._begin(step)
+
+    def offer(self, knob: str) -> None:
+        """One more thing that can be advised."""
+        self._knobs |= {knob}
 
     def finding(self) -> Finding | None:
         """What is wrong now, or "healthy"; None while too little was seen to dare."""

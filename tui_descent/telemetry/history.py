@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from typing import TypeVar
+
+import msgspec
 
 from tui_descent.protocol.events import (
     AnyEvent,
@@ -23,12 +26,15 @@ from tui_descent.protocol.events import (
     Noted,
     NotFinite,
     ReadingsTaken,
+    Rewound,
     RunEnded,
     RunStarted,
+    SnapshotTaken,
     StateChanged,
     StepsCompleted,
     StepsMissed,
 )
+from tui_descent.protocol.rewinding import Ghost
 from tui_descent.telemetry.pyramid import Merge, Pyramid
 
 LOSS_BINS = 1024
@@ -39,6 +45,9 @@ SMOOTH_OVER = 20.0
 MAX_FACTS = 500
 # Readings of the curvature: when there are more, the one closest to its neighbours goes, so that they span the run.
 MAX_CURVATURES = 512
+# Stretches left behind that are still shown, and those of them whose gradients redo still finds.
+MAX_GHOSTS = 8
+MAX_GHOSTS_WITH_GRADS = 2
 # Below this a gradient is drawn at the floor: float64 norms go on to 1e-300, a colour scale does not.
 LOG_FLOOR = -40.0
 
@@ -52,9 +61,11 @@ Fact = (
     | MetricLogged
     | Noted
     | NotFinite
+    | Rewound
     | StateChanged
     | StepsMissed
 )
+Placed = TypeVar("Placed", KnobTurned, Marked, Evaluated, CurvatureTaken)
 
 
 class History:
@@ -85,6 +96,8 @@ class History:
         self.measured: dict[str, Measured] = {}
         self.ledger: LedgerTaken | None = None
         self.curvatures: list[CurvatureTaken] = []
+        self.ghosts: tuple[Ghost, ...] = ()
+        self.snapshot: SnapshotTaken | None = None
         self.revision = 0
         self._smooth_over = SMOOTH_OVER
         self._rate_from: tuple[float, int] | None = None
@@ -93,6 +106,11 @@ class History:
     def live(self) -> bool:
         """Whether more can come."""
         return self.ended is None
+
+    @property
+    def span(self) -> int:
+        """Steps that the time axis holds: those made, and those left behind."""
+        return max(self.steps, *(ghost.last + 1 for ghost in self.ghosts), 0)
 
     def apply(self, event: AnyEvent) -> None:
         """Take in one event. Unknown steps, NaN and infinities are ordinary."""
@@ -137,10 +155,68 @@ class History:
                 self._curved(event)
             case Foretold() | NotFinite():
                 self.log.append(event)
+            case Rewound():
+                self._rewound(event)
+            case SnapshotTaken():
+                self.snapshot = event
             case CommandDone() | MetricLogged():
                 pass
             case CommandRejected() | Noted() | StepsMissed():
                 self.log.append(event)
+
+    def _rewound(self, event: Rewound) -> None:
+        """Go on as a new segment with the same past; what lies behind becomes a ghost, or of a ghost live again."""
+        acted = {e.id for e in self.interventions if e.segment == self.segment and e.knob != "pace"}
+        acts = set(event.in_force)
+        changed = max(acted ^ acts, default=None)
+        # Where the line that is left and the one gone to part.
+        parted = event.step
+        if not event.back:
+            parted = next((e.step for e in self.interventions if e.id == changed), event.step)
+        source = event.from_segment if event.back or event.to_segment not in self.losses else event.to_segment
+        for kept in (self.losses, self.grads, self.devices):
+            if (pyramid := kept.get(source)) is not None:
+                kept[event.segment] = pyramid.before(event.step)
+
+        ghosts = [g for g in self.ghosts if event.back or changed is None or g.undone != changed]
+        live = [(event.from_segment, parted), (event.to_segment, event.step)]
+        live += [(g.segment, event.step) for g in self.ghosts if g not in ghosts]
+
+        def moved(facts: deque[Placed] | list[Placed]) -> list[Placed]:
+            return [
+                msgspec.structs.replace(f, segment=event.segment)
+                if any(f.segment == segment and f.step < before for segment, before in live)
+                else f
+                for f in facts
+            ]
+
+        self.marks = deque(moved(self.marks), maxlen=MAX_FACTS)
+        self.evaluations = deque(moved(self.evaluations), maxlen=MAX_FACTS)
+        self.curvatures = moved(self.curvatures)
+        self.interventions = deque(
+            (msgspec.structs.replace(e, segment=event.segment) if e.id in acts else e for e in self.interventions),
+            maxlen=MAX_FACTS,
+        )
+        if event.from_step > parted:
+            undone = changed if event.back else None
+            label = f"{'undone:' if event.back else 'without'} {event.what}"
+            last = event.from_step - 1
+            ghosts.append(Ghost(segment=event.from_segment, first=parted, last=last, label=label, undone=undone))
+        self.ghosts = tuple(ghosts[-MAX_GHOSTS:])
+        self.segment, self.steps = event.segment, event.step
+        self._forget_segments()
+        self.knobs = {k.name: k.value for k in event.knobs if k.unavailable is None}
+        self.unavailable = {k.name: k.unavailable for k in event.knobs if k.unavailable is not None}
+        if (pyramid := self.losses.get(event.segment)) is not None:
+            *_, self.loss, self.smooth_loss = pyramid.newest()
+        self._rate_from = None
+        self.log.append(event)
+
+    def _forget_segments(self) -> None:
+        shown = [self.segment, *(g.segment for g in self.ghosts[::-1])]
+        for kept, count in ((self.losses, MAX_GHOSTS), (self.grads, MAX_GHOSTS_WITH_GRADS), (self.devices, 0)):
+            for segment in kept.keys() - set(shown[: count + 1]):
+                del kept[segment]
 
     def _curved(self, event: CurvatureTaken) -> None:
         kept = self.curvatures
@@ -220,6 +296,9 @@ class History:
             losses={s: p.send() for s, p in self.losses.items()},
             grads={s: p.send() for s, p in self.grads.items()},
             devices={s: p.send() for s, p in self.devices.items()},
+            ghosts=self.ghosts,
+            line=[*self.interventions, *self.marks],
+            snapshot=self.snapshot,
             knobs=dict(self.knobs),
             segment=self.segment,
             steps=self.steps,
@@ -235,7 +314,7 @@ class History:
         history = cls()
         *past, last = sent.facts
         for fact in past:
-            if isinstance(fact, StateChanged):
+            if isinstance(fact, StateChanged | Rewound):
                 history.log.append(fact)  # a moment of the past, not the present state
             else:
                 history.apply(fact)
@@ -256,6 +335,9 @@ class History:
         for segment, levels in sent.devices.items():
             history.devices[segment] = _device_pyramid()
             history.devices[segment].receive(levels)
+        history.ghosts, history.snapshot = sent.ghosts, sent.snapshot
+        history.interventions = deque((e for e in sent.line if isinstance(e, KnobTurned)), maxlen=MAX_FACTS)
+        history.marks = deque((e for e in sent.line if isinstance(e, Marked)), maxlen=MAX_FACTS)
         history.segment, history.steps, history.smooth_loss = sent.segment, sent.steps, sent.smooth_loss
         history.steps_per_s = sent.steps_per_s
         history.loss, history.lr = sent.loss, sent.lr

@@ -96,6 +96,47 @@ class Pyramid:
             ],
         )
 
+    def before(self, step: int) -> Pyramid:
+        """A pyramid of the same steps up to this one and without it, as far back as each is known."""
+        cut = Pyramid(self.merges, capacity=self.capacity)
+        cut.levels = []
+        c, end = self.channels, step
+        for level in self.levels:
+            made = Level(level.width)
+            for n, bin_ in enumerate(level.bins):
+                if (bin_ + 1) * level.width > end:
+                    break
+                made.bins.append(bin_)
+                made.counts.append(level.counts[n])
+                made.values.extend(level.values[n * c : (n + 1) * c])
+            if cut.levels:
+                self._hand_up(cut.levels[-1], made)
+            cut.levels.append(made)
+            if made.bins:
+                end = made.bins[-1] * made.width  # the newest is not handed up yet
+        while len(cut.levels) > 1 and not cut.levels[-1].bins:
+            cut.levels.pop()
+        return cut
+
+    def _hand_up(self, below: Level, level: Level) -> None:
+        """The closed bins of the level below that this one, cut short, does not hold."""
+        c, known = self.channels, (level.bins[-1] + 1) * level.width if level.bins else -1
+        for n, bin_ in enumerate(below.bins[:-1]):
+            if bin_ * below.width < known:
+                continue
+            values, count = below.values[n * c : (n + 1) * c], below.counts[n]
+            if level.bins and level.bins[-1] == bin_ >> 1:
+                level.values[-c:] = self._merged(level.values[-c:], values, level.counts[-1], count)
+                level.counts[-1] += count
+            else:
+                level.bins.append(bin_ >> 1)
+                level.counts.append(count)
+                level.values.extend(values)
+
+    def newest(self) -> list[float]:
+        """The last step's values; NaN where it is not known by itself."""
+        return list(self.levels[0].values[-self.channels :]) or [math.nan] * self.channels
+
     def __bool__(self) -> bool:
         return bool(self.levels[0].bins)
 

@@ -283,7 +283,7 @@ class Control:
         return f"{word}: {step.what}"
 
     def _turn_by_value(self, turn: TurnKnob) -> None:
-        turned = self.steering.turn(turn)
+        turned = self.steering.turn(turn, step=self.step)
         self._turns += 1
         self.tell(
             KnobTurned(
@@ -297,8 +297,7 @@ class Control:
                 target=turn.target,
                 old=turned.old,
                 new=turned.new,
-                way=turned.way,
-                scale=turned.scale,
+                **turned.particulars(),
             )
         )
 

@@ -35,7 +35,13 @@ from tui_descent.telemetry.history import History
 
 # Keys, knob, its word, its short word; without a knob the word alone. In the order of the line.
 _KNOBS = (("+ -", "lr", "rate", "rate"), ("a", "activation", "act", ""), ("r", "residual", "residual", "res"))
-_REST = (("space", "pause", ""), ("1-5", "views", ""), ("?", "help", "help"), ("q", "leave", "leave"))
+_REST = (
+    ("u", "undo", "undo"),
+    ("space", "pause", ""),
+    ("1-5", "views", ""),
+    ("?", "help", "help"),
+    ("q", "leave", "leave"),
+)
 
 
 class ConversationPanel(Panel, can_focus=False):
@@ -141,7 +147,7 @@ def _knobs_line(view: View, *, short_words: bool, views: bool) -> Line:
         _knob(line, view.history, keys, knob, brief if short_words else word, over=over)
     _knob(line, view.history, ", ;", "pace", "pace", over=over)
     for keys, word, brief in _REST:
-        if (keys == "1-5" and not views) or (keys == "space" and over):
+        if (keys == "1-5" and not views) or (keys in ("u", "space") and over):
             continue
         shown = brief if short_words else word
         if keys == "space" and view.history.state.state in ("paused", "held", "waiting"):

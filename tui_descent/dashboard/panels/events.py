@@ -23,6 +23,7 @@ from tui_descent.protocol.events import (
     MetricLogged,
     Noted,
     NotFinite,
+    Rewound,
     StateChanged,
     StepsMissed,
 )
@@ -51,7 +52,8 @@ class EventsPanel(Panel):
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
         """As many of the newest as fit, wrapped."""
-        facts: list[Fact] = [*view.history.log, *view.history.evaluations]
+        evaluations = (e for e in view.history.evaluations if e.segment == view.history.segment)
+        facts: list[Fact] = [*view.history.log, *evaluations]
         if not facts and view.history.ended is None:
             return notice([("nothing has happened yet", ink.DIM)], width, height)
         # Two logs become one; the sort is stable, so one step's facts keep the order they came in.
@@ -84,6 +86,10 @@ def words(fact: Fact) -> tuple[str, Style]:
             return f"after the turn: {plain(fact.happened, 40)}, {became}", ink.DIM
         case NotFinite():
             return plain(fact.text), ink.RED
+        case Rewound():
+            word = "undone" if fact.back else "redone"
+            stretch = f"from step {count(fact.from_step)} to {count(fact.to_step)}"
+            return f"{word}: {plain(fact.what)}, {stretch}", ink.MARK
         case Marked():
             return f"▲ {plain(fact.text)}", ink.MARK
         case StateChanged():

@@ -10,6 +10,7 @@ from textual.strip import Strip
 from tui_descent.dashboard import ink
 from tui_descent.dashboard.axis import Axis, log_axis
 from tui_descent.dashboard.panels.curves import MAX, MIN, SMOOTH, Curves
+from tui_descent.dashboard.panels.ghosts import Ghosts, values
 from tui_descent.dashboard.panels.line import Line, joined
 from tui_descent.dashboard.panels.strips import Panel, empty
 from tui_descent.dashboard.panels.timeline import RECENT_STEPS, Columns, Timeline, gutter, marks
@@ -22,13 +23,16 @@ class LossPanel(Panel):
 
     about = (
         "Training loss of every update. Dim: lowest and highest raw loss of the steps in a column. Bright: smoothed "
-        "(exponential, 0.95). ○ loss on held-out data. ┊ an intervention. Units: nats for cross-entropy."
+        "(exponential, 0.95). ○ loss on held-out data. ┊ an intervention. "
+        "Faint: what an undo left behind (g hides it). Units: nats for cross-entropy."
     )
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._columns = Columns()
         self._curves = Curves()
+        self._ghosts = Ghosts()
+        self._of: object = None
 
     def heading(self, view: View) -> tuple[str, str]:
         """Scale and span above, the legend below."""
@@ -49,8 +53,11 @@ class LossPanel(Panel):
         rows = height - 1
         bins = self._columns.read(pyramid, timeline.steps_a_dot, timeline.first_step, timeline.last_step)
         points = _held_out(view, timeline)
-        axis = _axis(bins, points, log=view.log)
+        axis = _axis(bins, points, view, timeline)
+        if self._of != (of := (id(view.history), view.history.segment)):
+            self._of, self._curves = of, Curves()  # what it holds as final is of another stretch
         cells = self._curves.cells(bins, timeline, axis, rows)
+        self._ghosts.put_behind(cells, view, timeline, axis, rows)
         for column in {column for column, _ in marks(view, timeline)}:
             for y in range(rows):
                 if cells[y][column].text == " ":
@@ -75,11 +82,13 @@ def _held_out(view: View, timeline: Timeline) -> list[tuple[int, float]]:
     ]
 
 
-def _axis(bins: list[tuple[int, list[float]]], points: list[tuple[int, float]], *, log: bool) -> Axis:
-    values = [v for _, b in bins for v in (b[MIN], b[MAX], b[SMOOTH]) if math.isfinite(v)]
-    values += [v for _, v in points]
-    if log:
-        positive = [v for v in values if v > 0]
+def _axis(bins: list[tuple[int, list[float]]], points: list[tuple[int, float]], view: View, timeline: Timeline) -> Axis:
+    found = [v for _, b in bins for v in (b[MIN], b[MAX], b[SMOOTH]) if math.isfinite(v)]
+    found += [v for _, v in points]
+    if found and view.history.ghosts:
+        found += values(view, timeline, min(found), max(found))
+    if view.log:
+        positive = [v for v in found if v > 0]
         if positive:
             return log_axis(min(positive), max(positive))
-    return Axis.linear(min(values, default=0.0), max(values, default=1.0))
+    return Axis.linear(min(found, default=0.0), max(found, default=1.0))

@@ -71,6 +71,8 @@ def _parts(view: View) -> list[tuple[int, Part]]:
         parts.append((4, [("val ", ink.DIM), (f"{short(newest.loss):<6}", ink.TEXT)]))
         if newest.accuracy is not None:
             parts.append((5, [("acc ", ink.DIM), (f"{newest.accuracy:6.1%}", ink.TEXT)]))
+    if (taken := history.snapshot) is not None:
+        parts.append((8, [(f"undo {taken.used_bytes / 1e6:.0f}/{taken.budget_bytes / 1e6:.0f} MB", ink.DIM)]))
     if device := phrase(history):
         parts.append((7, [(device, ink.DIM)]))
     return parts

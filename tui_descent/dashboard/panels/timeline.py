@@ -28,7 +28,7 @@ class Timeline:
     @classmethod
     def of(cls, history: History, columns: int, *, recent: bool) -> Timeline:
         """The whole run, or its last steps and as many more as fit."""
-        columns, last = max(1, columns), max(0, history.steps - 1)
+        columns, last = max(1, columns), max(0, (history.steps if recent else history.span) - 1)
         # In the window of the last steps the picture moves on by eighths: column by column it would all be repainted.
         page = max(1, columns // 8)
         wanted = min(last + 1, RECENT_STEPS) if recent else last + 1
@@ -38,7 +38,7 @@ class Timeline:
             width *= 2
         newest = last // width
         first = 0 if newest < columns else -(-(newest - columns + 1) // page) * page
-        return cls(width, first, columns, last)
+        return cls(width, first, columns, max(0, history.steps - 1))
 
     @property
     def first_step(self) -> int:

@@ -11,7 +11,10 @@ from tui_descent.telemetry.history import History
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """`selected` numbers a layer in forward order; `recent` asks for the last steps instead of the whole run."""
+    """`selected` numbers a layer in forward order; `recent` asks for the last steps instead of the whole run.
+
+    `ghosts` shows what an undo left behind.
+    """
 
     history: History
     name: str = ""
@@ -20,6 +23,7 @@ class View:
     trouble: str = ""
     log: bool = True
     recent: bool = False
+    ghosts: bool = True
     selected: int | None = None
 
     @property

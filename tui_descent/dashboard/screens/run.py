@@ -185,6 +185,10 @@ class RunScreen(Screen[None]):
         """Whole run or last steps."""
         self.look = replace(self.look, recent=not self.look.recent)
 
+    def toggle_ghosts(self) -> None:
+        """What was left behind, shown or not."""
+        self.look = replace(self.look, ghosts=not self.look.ghosts)
+
     def show_view(self, view: str) -> None:
         """One of the table's views; what scrolls in it has the focus."""
         self._unzoom()
