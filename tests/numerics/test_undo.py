@@ -12,6 +12,7 @@ import msgspec
 import pytest
 import torch
 from kept import Kept
+from nets import copy_of, digit_batches, loss_of, mlp, same
 
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.commands import AnyCommand, Redo, Resume, Undo
@@ -294,3 +295,29 @@ def test_after_numbers_that_are_none_the_last_good_moment_comes_back(play: Any) 
     assert run.digest() == good
     told = [e.reason for e in run.kept.events(StateChanged) if e.state == "held"]
     assert told == []  # both commands were at hand before it had to stand still
+
+
+def test_a_foreign_loop_gets_model_and_optimizer_back_and_goes_on_counting(kept: Kept) -> None:
+    kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there")
+    net = mlp()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    seen: dict[int, list[torch.Tensor]] = {}
+    with Watch(net, optimizer, link=kept.link, sampler=Sampler(budget=0.0)) as run:
+        for n, batch in enumerate(digit_batches(12)):
+            loss = loss_of(net, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            seen[n + 1] = copy_of(net)
+            if n == 3:
+                kept.order(parse("lr=*2"))
+            if n == 7:
+                kept.order(Undo())
+            run.step(loss)
+            if n == 7:
+                assert same(copy_of(net), seen[4])
+                assert {float(s["step"]) for s in optimizer.state.values()} == {4.0}
+                assert run.control.steering.rate.value == 1e-3
+        assert run.next_step == 12
+    (told,) = kept.events(Rewound)
+    assert (told.to_step, told.step, told.segment) == (4, 8, 1)
