@@ -286,7 +286,9 @@ def test_the_vanishing_preset_is_told_with_its_figures_and_its_key() -> None:
     finding = found(scenario, seen, may=TODAY)
     assert finding is not None
     assert finding.layer == "blocks.0.linear"
-    assert finding.advice == (Advice(knob="residual", value="on", key="r"),)
+    # Both tried out: accuracy .97 and .96 after 310 steps more.
+    cures = Advice(knob="residual", value="on", key="r"), Advice(knob="norm", value="layer,way=instant", key="n")
+    assert finding.advice == cures
     reading = seen.readings[50]
     rms = dict(zip((layer.name for layer in seen.layers), reading.values["grad_rms"], strict=True))
     ratio = (rms["blocks.0.linear"] or 0.0) / (rms["blocks.19.linear"] or 1.0)

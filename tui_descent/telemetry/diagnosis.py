@@ -288,7 +288,9 @@ def advice(name: Name, s: Signs, situation: Situation) -> list[Advice]:
     init = Advice("init", "he" if situation.activation in (None, "relu", "leaky_relu") else "xavier", "i")
     redraw = [init] if s.small and situation.activation != "sigmoid" else []
     skip = [] if situation.residual else [Advice("residual", "on", "r")]
-    norm, between = ([Advice("norm", f"layer{where}", "n")][: not situation.norm] for where in ("", ",where=mid"))
+    # Instant: one calibrated to leave the function as it is leaves the illness, too.
+    norms = ("layer,way=instant", "layer,where=mid,way=instant")
+    norm, between = ([Advice("norm", value, "n")][: not situation.norm] for value in norms)
     short = s.moved or 1e-9 if adaptive else (s.stride or 1e-9) * WALKS / LONG
     times = max(1, min(3, math.ceil(math.log10(WALKS / short)))) if name == "rate too small" else 1
     faster = Advice("lr", f"*{10**times}", "]")
