@@ -52,7 +52,11 @@ class Play:
         """Wait for the screen to hold all that was told."""
         await self.until(lambda: _gist(self.app.bridge.history) == _gist(self.keeper.history))
         await self.until(lambda: self.app.run_screen.up_to_date)
-        await self.pilot.pause()
+        # A panel that came or went moves the others, which are then drawn once more.
+        seen = ""
+        while seen != (seen := self.text()):
+            await self.pilot.pause(0.1)
+            await self.until(lambda: self.app.run_screen.up_to_date)
 
 
 def _gist(history: History) -> tuple[object, ...]:

@@ -68,5 +68,6 @@ async def test_lost() -> None:
         log_path="/runs/r1/trainer.log",
     )
     async with playing((80, 24), [*vanishing(420), end]) as play:
+        await play.sees("MemoryError")
         await play.drawn()
         compare("lost-80x24", play.text())
