@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 
+import msgspec
 import pytest
 from scripted import layers, reading, started, steps, vanishing
 
@@ -12,6 +13,7 @@ from tui_descent.dashboard.axis import Axis, log_axis
 from tui_descent.dashboard.figures import scientific, short, size, tick
 from tui_descent.dashboard.panels.curves import Cells, Curves
 from tui_descent.dashboard.panels.device import course, facts, phrase
+from tui_descent.dashboard.panels.gradients import GradientsPanel
 from tui_descent.dashboard.panels.heatmap import HeatmapPanel, layers_of_row, row_names
 from tui_descent.dashboard.panels.loss import LossPanel
 from tui_descent.dashboard.panels.names import labels, target_of
@@ -205,6 +207,14 @@ def test_an_old_reading_is_told_to_be_old() -> None:
     row = HeatmapPanel().draw(old, 80, 4)[1]
     painted = [s for s in row if s.style and s.style.bgcolor and s.style.bgcolor.name != "#0f1115"]
     assert sum(len(s.text) for s in painted) <= 3
+
+
+@pytest.mark.parametrize("now", [1.0, math.inf, math.nan])
+def test_a_clipped_gradient_is_told_with_its_norm_before(now: float) -> None:
+    plain_reading = reading(0, 1.0, 2)
+    clipped = msgspec.structs.replace(plain_reading, grad_norm_preclip=340.5, global_grad_norm=now)
+    assert "‖g‖" not in GradientsPanel().heading(view([started(2), plain_reading]))[0]
+    assert GradientsPanel().heading(view([started(2), clipped]))[0].endswith(f"‖g‖ 3.4e+02 → {scientific(now)}")
 
 
 def device(step: int, used: int, *, gpu: Gpu | None = None) -> DeviceTaken:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -15,10 +16,16 @@ from test_norms import WITHIN, Array, array, check_row, close, l2
 from torch import Tensor, nn
 
 from tui_descent.instruments.sampler import Sampler
-from tui_descent.protocol.events import ReadingsTaken, RunStarted
+from tui_descent.protocol.events import LedgerTaken, Measured, ReadingsTaken, RunStarted
+from tui_descent.training.nets.mlp import Mlp
+from tui_descent.training.steering import Steering
 from tui_descent.training.watch import Watch
 
-NETS: dict[str, Any] = {"conv": ConvNet, "transformer": Words}
+NETS: dict[str, Any] = {
+    "mlp": lambda: mlp(depth=4, activation="tanh", norm={"name": "layer", "where": "mid"}, residual="on"),
+    "conv": ConvNet,
+    "transformer": Words,
+}
 EVERY = 7
 STEPS = 16
 
@@ -29,7 +36,7 @@ def own_weight(module: nn.Module) -> nn.Parameter:
 
 
 def units_of(net: nn.Module) -> list[nn.Module]:
-    if isinstance(net, Words):
+    if isinstance(net, Words | Mlp):
         return list(net.blocks)
     return [m for m in net.body if list(m.parameters())]  # type: ignore[union-attr]
 
@@ -80,69 +87,216 @@ def check_activations(reading: ReadingsTaken, seen: list[tuple[nn.Module, Array,
             assert values["dead_fraction"] == pytest.approx(float((~units).mean()), abs=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize(("name", "clip"), [("sgd", None), ("adam", None), ("adamw", 0.3)])
-@pytest.mark.parametrize("kind", NETS)
-def test_all_readings_equal_their_twins_at_the_very_steps(
-    kind: str, name: str, clip: float | None, dtype: torch.dtype, kept: Kept
-) -> None:
+@dataclass(frozen=True)
+class Written:
+    """One step's numbers by straight autograd and NumPy."""
+
+    raw: list[Array]  # gradients as the loss gave them
+    received: list[Array]  # and as the optimizer received them
+    previous: list[Array]
+    own: dict[str, tuple[Array, Array]]  # by layer, its weight before and after
+    chain: list[float]
+    seen: list[tuple[nn.Module, Array, Array]]
+    local_step: float
+    noise_scale: float | None
+
+
+class Again:
+    """The batch under way once more; the watched net's, or its twin's."""
+
+    def __init__(self, net: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
+        self.net, self.batch = net, batch
+
+    def forward_again(self) -> Tensor:
+        return loss_of(self.net, self.batch)
+
+    def part(self, where: slice) -> Tensor:
+        return loss_of(self.net, (self.batch[0][where], self.batch[1][where]))
+
+    def size(self) -> int:
+        return len(self.batch[0])
+
+
+def gradients(net: nn.Module, loss: Tensor) -> Array:
+    """All of them, one below the other."""
+    found = torch.autograd.grad(loss, list(net.parameters()))
+    return np.concatenate([array(g).ravel() for g in found])
+
+
+def draws(net: nn.Module, batch: Again) -> tuple[float, float]:
+    """(|G|^2, tr Sigma) of one batch from its two halves, McCandlish et al. 2018, App. A, written out for b = B/2."""
+    half = batch.size() // 2
+    first, second = (gradients(net, batch.part(slice(n * half, (n + 1) * half))) for n in (0, 1))
+    # E|g_b|^2 = |G|^2 + tr Sigma/b: the halves' product has no noise of its own, their difference nothing else.
+    return float(first @ second), float(((first - second) ** 2).sum()) * half / 2
+
+
+def clipped(grads: list[Array], limit: float | None) -> list[Array]:
+    size = l2(np.concatenate([g.ravel() for g in grads]))
+    return grads if limit is None or size <= limit else [g * (limit / size) for g in grads]
+
+
+def net_of(kind: str, dtype: torch.dtype) -> nn.Module:
     net = NETS[kind]().to(dtype)
     if kind == "conv":
         with torch.no_grad():
             net.body[0].bias[1] = -50.0  # a dead channel
             net.body[2].weight.mul_(8)  # some of tanh's outputs at its ends
-    optimizer = OPTIMIZERS[name](net.parameters())
-    twin = NETS[kind]().to(dtype)  # of its own, since what is watched listens to every pass
-    named = {name: own_weight(m) for name, m in net.named_modules() if list(m.parameters(recurse=False))}
+    assert isinstance(net, nn.Module)
+    return net
+
+
+class Trained:
+    """A net trained under the instruments, and the steps that are due written down a second time."""
+
+    def __init__(self, kind: str, name: str, clip: float | None, dtype: torch.dtype, kept: Kept) -> None:
+        self.net, self.kept, self.clip = net_of(kind, dtype), kept, clip
+        self.twin = NETS[kind]().to(dtype)  # of its own, since what is watched listens to every pass
+        self.named = {name: own_weight(m) for name, m in self.net.named_modules() if list(m.parameters(recurse=False))}
+        self.optimizer = OPTIMIZERS[name](self.net.parameters())
+        self.written: dict[int, Written] = {}
+        self._draws: list[tuple[float, float]] = []
+        self._dtype = dtype
+
+    def run(self) -> None:
+        batches = digit_batches(STEPS, size=64, dtype=self._dtype)
+        steering = Steering(self.net, self.optimizer, clip=self.clip)
+        again = Again(self.net, batches[0])
+        sampler = Sampler(every=EVERY)
+        previous: list[Array] = []
+        with Watch(
+            self.net, self.optimizer, link=self.kept.link, sampler=sampler, steering=steering, again=again
+        ) as run:
+            for step, batch in enumerate(batches):
+                again.batch = batch
+                self.twin.load_state_dict(self.net.state_dict())
+                loss = loss_of(self.net, batch)
+                self.optimizer.zero_grad()
+                loss.backward()
+                raw = [array(p.grad).copy() for p in self.net.parameters()]
+                if step % EVERY == 0:
+                    self.written[step] = self._write(batch, raw, previous)
+                else:
+                    self.optimizer.step()
+                previous = clipped(raw, self.clip)
+                run.step(loss)
+
+    def _write(self, batch: tuple[Tensor, Tensor], raw: list[Array], previous: list[Array]) -> Written:
+        twin, again = self.twin, Again(self.twin, batch)
+        chain, seen = boundary_norms(twin, batch), activations(twin, batch)
+        self._draws.append(draws(twin, again))
+        before = {name: array(w).copy() for name, w in self.named.items()}
+        start = np.concatenate([array(p).ravel() for p in self.net.parameters()])
+        self.optimizer.step()
+        move = np.concatenate([array(p).ravel() for p in self.net.parameters()]) - start
+        twin.load_state_dict(self.net.state_dict())
+        slope = float(np.concatenate([g.ravel() for g in raw]) @ move)
+        ages = 0.9 ** np.arange(len(self._draws))[::-1]
+        signal, noise = (float(ages @ [draw[n] for draw in self._draws]) for n in (0, 1))
+        return Written(
+            raw,
+            clipped(raw, self.clip),
+            previous,
+            {name: (before[name], array(w).copy()) for name, w in self.named.items()},
+            chain,
+            seen,
+            -float(gradients(twin, again.forward_again()) @ move) / slope,
+            noise / signal if signal > 0 else None,
+        )
+
+
+def whole(grads: list[Array]) -> Array:
+    return np.concatenate([g.ravel() for g in grads])
+
+
+def cosine(a: Array, b: Array) -> float | None:
+    sizes = l2(a) * l2(b)
+    return float(a.ravel() @ b.ravel()) / sizes if sizes else None
+
+
+CASES = [("sgd", None), ("adam", None), ("adamw", 0.3)]
+pairs = pytest.mark.parametrize(("name", "clip"), CASES, ids=["sgd", "adam", "adamw, clip, decay"])
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+
+
+@dtypes
+@pairs
+@pytest.mark.parametrize("kind", NETS)
+def test_all_readings_equal_their_twins_at_the_very_steps(
+    kind: str, name: str, clip: float | None, dtype: torch.dtype, kept: Kept
+) -> None:
+    trained = Trained(kind, name, clip, dtype, kept)
+    trained.run()
     within = WITHIN[dtype]
-    twins: dict[int, Any] = {}
-    previous: list[Array] = []
-    with Watch(net, optimizer, link=kept.link, sampler=Sampler(every=EVERY)) as run:
-        for step, batch in enumerate(digit_batches(STEPS, size=64, dtype=dtype)):
-            if due := step % EVERY == 0:
-                twin.load_state_dict(net.state_dict())
-                chain, seen = boundary_norms(twin, batch), activations(twin, batch)
-            loss = loss_of(net, batch)
-            optimizer.zero_grad()
-            loss.backward()
-            if clip is not None:
-                nn.utils.clip_grad_norm_(net.parameters(), clip)
-            grads = [array(p.grad).copy() for p in net.parameters()]
-            own = {name: array(w.grad).copy() for name, w in named.items()}
-            before = {name: array(w).copy() for name, w in named.items()}
-            optimizer.step()
-            if due:
-                twins[step] = (
-                    grads,
-                    previous,
-                    own,
-                    before,
-                    {name: array(w).copy() for name, w in named.items()},
-                    chain,
-                    seen,
-                )
-            previous = grads
-            run.step(loss)
-        readings, (started,) = kept.readings(), kept.events(RunStarted)
+    events = kept.events()
+    (started,) = [e for e in events if isinstance(e, RunStarted)]
+    readings = kept.readings()
     names = [layer.name for layer in started.layers]
-    assert sorted(names) == sorted(set(named) - {"head"}) if kind == "transformer" else names == list(named)
-    assert [reading.step for reading in readings] == sorted(twins) == [0, 7, 14]
+    wanted_names = list(trained.named)
+    assert sorted(names) == sorted(set(wanted_names) - {"head"}) if kind == "transformer" else names == wanted_names
+    assert [reading.step for reading in readings] == sorted(trained.written) == [0, 7, 14]
+    places = {id(p): n for n, p in enumerate(trained.net.parameters())}
     for reading in readings:
-        grads, previous, own, before, after, chain, seen = twins[reading.step]
-        assert close(reading.global_grad_norm, l2(np.concatenate([g.ravel() for g in grads])), within)
+        wanted = trained.written[reading.step]
+        check_whole(reading, wanted, clip, within)
+        check_rare(reading.step, [e for e in events if isinstance(e, Measured)], wanted, within)
         for n, layer in enumerate(names):
-            # Of a small move of float32 weights Δ keeps fewer digits, but both sides take it from the same numbers.
-            check_row(reading, n, own[layer], before[layer], after[layer], within)
-        if reading.step == 0:
-            continue  # a foreign net's layers are known only after its first pass: no signals yet
-        new, old = (np.concatenate([g.ravel() for g in side]) for side in (grads, previous))
-        assert reading.global_cosine == pytest.approx(float(new @ old) / l2(new) / l2(old), abs=within)
-        factors = [f for f in reading.values["backprop_factor"] if f is not None]
-        wanted = [below / above for below, above in pairwise(chain)]
-        # The input of the first convolution is data, which gets no gradient in the run itself.
-        assert len(factors) == len(wanted) - (kind == "conv")
-        assert factors == pytest.approx(wanted[-len(factors) :], rel=within)
-        check_activations(reading, seen, within)
+            place = places[id(trained.named[layer])]
+            before, after = wanted.own[layer]
+            # Of a small move of float32 weights the move keeps fewer digits, but both sides take it from the same.
+            check_row(reading, n, wanted.received[place], before, after, within)
+            if reading.step:
+                found = reading.values["grad_cosine"][n]
+                assert found == pytest.approx(cosine(wanted.received[place], wanted.previous[place]), abs=within)
+        if reading.step:  # a foreign net's layers are known only after its first pass: no signals yet
+            check_chain(reading, wanted.chain, within, data_first=kind == "conv")
+            check_activations(reading, wanted.seen, within)
+    if clip is not None:
+        limits = [l2(whole(w.raw)) for w in trained.written.values()]
+        assert max(limits) > clip, "the clip must act somewhere"
+
+
+def check_whole(reading: ReadingsTaken, wanted: Written, clip: float | None, within: float) -> None:
+    assert close(reading.global_grad_norm, l2(whole(wanted.received)), within)
+    if clip is None:
+        assert reading.grad_norm_preclip is None
+    else:
+        assert close(reading.grad_norm_preclip, l2(whole(wanted.raw)), within)
+    if reading.step:
+        expected = cosine(whole(wanted.received), whole(wanted.previous))
+        assert reading.global_cosine == pytest.approx(expected, abs=within)
+
+
+def check_rare(step: int, told: list[Measured], wanted: Written, within: float) -> None:
+    found = {e.name: e.value for e in told if e.step == step}
+    assert found["local_step"] == pytest.approx(wanted.local_step, rel=within, abs=within)
+    assert found.get("noise_scale") == pytest.approx(wanted.noise_scale, rel=10 * within)
+
+
+def check_chain(reading: ReadingsTaken, chain: list[float], within: float, *, data_first: bool) -> None:
+    factors = [f for f in reading.values["backprop_factor"] if f is not None]
+    chain = chain[data_first:]  # the input of the first convolution is data, which gets no gradient in the run itself
+    assert factors == pytest.approx([below / above for below, above in pairwise(chain)], rel=within)
+    products = [math.prod(factors[n:]) for n in range(len(factors))]
+    assert products == pytest.approx([below / chain[-1] for below in chain[:-1]], rel=within)
+
+
+@dtypes
+@pairs
+def test_the_ledgers_factors_and_running_products_equal_the_twins(
+    name: str, clip: float | None, dtype: torch.dtype, kept: Kept
+) -> None:
+    trained = Trained("mlp", name, clip, dtype, kept)
+    trained.run()
+    ledgers = kept.events(LedgerTaken)
+    assert [ledger.step for ledger in ledgers] == [7, 14]
+    for ledger in ledgers:
+        chain = trained.written[ledger.step].chain
+        for n, entry in enumerate(ledger.entries):
+            assert close(entry.factor, chain[n] / chain[n + 1], WITHIN[dtype])
+            assert close(entry.autograd, chain[n] / chain[n + 1], WITHIN[dtype])
+            assert close(entry.product, chain[n] / chain[-1], WITHIN[dtype])
+            assert (entry.discrepancy or 0.0) < WITHIN[dtype]
 
 
 def test_tied_weights_are_counted_once_and_attention_by_its_in_proj(kept: Kept) -> None:

@@ -45,7 +45,15 @@ def steps(first: int, losses: list[float]) -> StepsCompleted:
 
 
 def reading(step: int, **values: list[float | None]) -> ReadingsTaken:
-    return ReadingsTaken(segment=0, step=step, values=dict(values), ages=[0] * 4, global_grad_norm=3.5, watch_cost=0.0)
+    return ReadingsTaken(
+        segment=0,
+        step=step,
+        values=dict(values),
+        ages=[0] * 4,
+        global_grad_norm=3.5,
+        grad_norm_preclip=7.5,
+        watch_cost=0.0,
+    )
 
 
 def curvature(step: int, sharpness: float) -> CurvatureTaken:
@@ -102,6 +110,8 @@ def run(**ended: Any) -> Transcript:
         ("first_to_last_grad", None, 0.25),
         ("first_to_last_grad", 41, None),
         ("global_grad_norm", 40, 3.5),
+        ("grad_norm_preclip", 40, 7.5),
+        ("grad_norm_preclip", 41, None),
         ("update_ratio", 40, 0.2),
         ("sharpness", 40, 3.0),
         ("sharpness", None, 5.0),

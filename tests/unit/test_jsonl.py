@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+import msgspec
 import pytest
 
 from tui_descent.protocol.events import (
@@ -118,6 +119,13 @@ def test_a_reading_is_told_by_layer_and_leaves_out_what_does_not_apply() -> None
     assert line["global_grad_norm"] == "inf"
     assert line["first_to_last_grad"] == 0.5
     assert math.isclose(line["watch_cost"], 0.007123, rel_tol=1e-6)
+
+
+def test_the_norm_before_clipping_is_told_only_while_there_is_one() -> None:
+    clipped = msgspec.structs.replace(READING, global_grad_norm=1.0, grad_norm_preclip=340.5)
+    first, second = lines(STARTED, READING, clipped)[1:]
+    assert "grad_norm_preclip" not in first
+    assert (second["grad_norm_preclip"], second["global_grad_norm"]) == (340.5, 1.0)
 
 
 @pytest.mark.parametrize(

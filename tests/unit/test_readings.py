@@ -35,6 +35,19 @@ def test_what_was_packed_is_unpacked(home: Path) -> None:
             assert event.values.get(name, [None] * layers) == column
 
 
+@pytest.mark.parametrize("preclip", [None, 0.0, 340.5, math.inf])
+@pytest.mark.parametrize("cosine", [None, -1.0, 0.0])
+def test_the_whole_nets_numbers_come_through_or_stay_absent(
+    home: Path, preclip: float | None, cosine: float | None
+) -> None:
+    ring = Ring.create(home / "ring", layers=1, columns=len(COLUMNS), steps=4)
+    ring.write_reading(4, 0, 1.0, 0.5, [pack_row([2.0])], global_cosine=cosine, grad_norm_preclip=preclip)
+    (event,) = map(unpack, ring.read_readings())
+    ring.close(unlink=True)
+    assert (event.global_grad_norm, event.watch_cost) == (1.0, 0.5)
+    assert (event.global_cosine, event.grad_norm_preclip) == (cosine, preclip)
+
+
 @pytest.mark.parametrize("value", [math.inf, -math.inf])
 def test_infinities_are_values(home: Path, value: float) -> None:
     event = unpack(through_the_ring(home, [pack_row([value, None, 1.0, 0.0, None])]))

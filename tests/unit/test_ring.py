@@ -14,7 +14,7 @@ import pytest
 from ring_writer import PACKED, rows, values
 
 from tui_descent.protocol import ring as module
-from tui_descent.protocol.ring import READING_CAPACITY, Ring, StepRecord
+from tui_descent.protocol.ring import LAYOUT, READING_CAPACITY, Ring, StepRecord
 
 WRITER = Path(__file__).with_name("ring_writer.py")
 
@@ -171,7 +171,7 @@ def test_a_file_of_another_layout_is_refused(home: Path) -> None:
     data = bytearray(path.read_bytes())
     data[4] += 1
     path.write_bytes(data)
-    with pytest.raises(ValueError, match="no ring of layout 1"):
+    with pytest.raises(ValueError, match=f"no ring of layout {LAYOUT}$"):
         Ring.open(path)
     path.write_bytes(b"\0" * 8192)
     with pytest.raises(ValueError, match="no ring"):

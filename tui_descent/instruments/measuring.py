@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tui_descent.instruments.activations import Activations
 from tui_descent.instruments.boundaries import Boundaries
@@ -24,12 +24,16 @@ from tui_descent.protocol.readings import pack_row
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one sampled step showed: a row a layer for the ring, the whole net's numbers, the ledger if it was due."""
+    """What one sampled step showed: a row a layer for the ring, the whole net's numbers, the ledger if it was due.
+
+    Gradients are those the optimizer received; `grad_norm_preclip` is their global norm before our clip, None without.
+    """
 
     global_grad_norm: float
     global_cosine: float | None
     rows: list[list[float]]
     ledger: list[LedgerEntry]
+    grad_norm_preclip: float | None = None
 
 
 class Measuring:
@@ -46,6 +50,7 @@ class Measuring:
         self._global_cosine: float | None = None
         self._entries: list[LedgerEntry] = []
         self._signals = self._slow = False
+        self._preclip: Tensor | None = None
 
     def attach(self, *, signals: bool = True, slow: bool = False) -> None:
         """Listen to the coming pass: `signals` adds boundaries and cosines to the norms, `slow` activations, ledger."""
@@ -67,12 +72,17 @@ class Measuring:
         self._norms.remember()
 
     @torch.no_grad()
-    def before_update(self) -> None:
-        """The gradients are there, the update is not made."""
+    def before_update(self, preclip: Tensor | None = None, *, grad_scale: Tensor | None = None) -> None:
+        """The gradients are there, clipped where they are to be, and the update is not made.
+
+        `preclip` is the global norm before clipping, a scalar; `grad_scale` what a GradScaler still multiplies
+        gradients by, which norms are divided by.
+        """
+        self._preclip = preclip
         self.detach()
         # With the weights the gradients came through, so now.
         self._entries = self._ledger.entries() if self._slow else []
-        self._norms.before_update()
+        self._norms.before_update(grad_scale)
         self._cosines, self._global_cosine = self._norms.cosines() if self._signals else ({}, None)
 
     def after_update(self) -> Sample:
@@ -90,7 +100,8 @@ class Measuring:
                 values += (a.dead_fraction, a.saturated_fraction, a.mean, a.std)
             rows.append(pack_row(values, status=self._status(n, layer.grad_norm)))
         global_norm = math.hypot(*(norm for norm in grad_norms if norm is not None))
-        return Sample(global_norm, self._global_cosine, rows, self._entries)
+        preclip = None if self._preclip is None else float(self._preclip)
+        return Sample(global_norm, self._global_cosine, rows, self._entries, preclip)
 
     def _status(self, row: int, grad_norm: float | None) -> LayerStatus:
         if grad_norm is not None:

@@ -50,12 +50,14 @@ class Norms:
         self._grad_rows: list[Tensor] = []
         self._grad_norms: Tensor | None = None
         self._before: list[Tensor] = []
+        self._scale: Tensor | None = None
         self._previous: tuple[tuple[int, ...], list[Tensor], Tensor] | None = None
 
     @torch.no_grad()
-    def before_update(self) -> None:
-        """Take hold of the gradients and copy the weights."""
+    def before_update(self, grad_scale: Tensor | None = None) -> None:
+        """Take hold of the gradients and copy the weights; gradients are still multiplied by `grad_scale`, a scalar."""
         self._gather()
+        self._scale = grad_scale
         self._before = self._weight_groups.rows(self._weights, copy=True)
 
     @torch.no_grad()
@@ -100,8 +102,9 @@ class Norms:
         ]
         moves = self._weight_groups.norms(updates).tolist()
         grad_norms: list[float | None] = [None] * len(self._parameters)
+        scale = 1.0 if self._scale is None else float(self._scale)
         for n, value in zip(self._with_grad, self._sizes().tolist(), strict=True):
-            grad_norms[n] = value
+            grad_norms[n] = value / scale
         layers = [
             _layer(grad_norms[place], weights[n], moves[n], root, matrix)
             for n, (place, root, matrix) in enumerate(self._about)

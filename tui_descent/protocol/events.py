@@ -90,7 +90,8 @@ class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
 class ReadingsTaken(Event, frozen=True, kw_only=True, tag="reading"):
     """Every layer's readings of one step, by metric, in layer order; None where a metric does not apply.
 
-    Metrics of the slower tiers are there only on the steps they were taken.
+    Metrics of the slower tiers are there only on the steps they were taken. Gradients are those the optimizer received,
+    and `global_grad_norm` is √Σ‖g‖² over them; `grad_norm_preclip` is what it was before our clip, where that is on.
     """
 
     segment: int
@@ -101,6 +102,7 @@ class ReadingsTaken(Event, frozen=True, kw_only=True, tag="reading"):
     watch_cost: float
     statuses: list[LayerStatus] = []
     global_cosine: float | None = None
+    grad_norm_preclip: float | None = None
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

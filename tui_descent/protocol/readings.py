@@ -57,4 +57,5 @@ def unpack(record: ReadingRecord) -> ReadingsTaken:
         global_grad_norm=record.global_grad_norm,
         global_cosine=None if math.isnan(record.global_cosine) else record.global_cosine,
         watch_cost=record.watch_cost,
+        grad_norm_preclip=None if math.isnan(record.grad_norm_preclip) else record.grad_norm_preclip,
     )

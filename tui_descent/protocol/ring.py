@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 MAGIC = 0x7D1E5CE7
-LAYOUT = 1
+LAYOUT = 2
 HEADER_BYTES = 4096
 # Offsets of the header's single words. The trainer writes all; the keeper raises FLAG.
 HEARTBEAT, FLAG = 256, 512
@@ -26,7 +26,8 @@ HEARTBEAT, FLAG = 256, 512
 STEP = struct.Struct("<QqdddiI")
 STEP_CAPACITY = 1 << 17
 READING_CAPACITY = 32
-READING_HEAD = struct.Struct("<Qqiddd")  # number + 1, step, segment, global_grad_norm, watch_cost, global_cosine
+# number + 1, step, segment, global_grad_norm, watch_cost, global_cosine, grad_norm_preclip
+READING_HEAD = struct.Struct("<Qqidddd")
 _head = struct.Struct("<IIIIII")
 _word = struct.Struct("<Q")
 _real = struct.Struct("<d")
@@ -52,6 +53,7 @@ class ReadingRecord(msgspec.Struct, frozen=True):
     watch_cost: float
     global_cosine: float  # NaN where there is none
     rows: list[tuple[float, ...]]
+    grad_norm_preclip: float = math.nan  # where nothing is clipped
 
 
 class Ring:
@@ -115,12 +117,14 @@ class Ring:
         watch_cost: float,
         rows: Sequence[Sequence[float]],
         *,
-        global_cosine: float = math.nan,
+        global_cosine: float | None = None,
+        grad_norm_preclip: float | None = None,
     ) -> None:
         """Append one reading, a row a layer."""
+        known = (math.nan if value is None else value for value in (global_cosine, grad_norm_preclip))
         at = self._readings_at + (self._readings_written % self._readings) * self._slot_bytes
         self._readings_written += 1
-        READING_HEAD.pack_into(self._memory, at, 0, step, segment, global_grad_norm, watch_cost, global_cosine)
+        READING_HEAD.pack_into(self._memory, at, 0, step, segment, global_grad_norm, watch_cost, *known)
         place = at + READING_HEAD.size
         for row in rows:
             self._row.pack_into(self._memory, place, *row)
@@ -178,11 +182,11 @@ class Ring:
         newest = max(self._reading_number(n) for n in range(self._readings))
         for number in range(max(self._readings_read + 1, newest - self._readings + 1), newest + 1):
             at = self._readings_at + ((number - 1) % self._readings) * self._slot_bytes
-            _, step, segment, grad_norm, cost, cosine = READING_HEAD.unpack_from(self._memory, at)
+            _, step, segment, grad_norm, cost, cosine, preclip = READING_HEAD.unpack_from(self._memory, at)
             place = at + READING_HEAD.size
             rows = [self._row.unpack_from(self._memory, place + n * self._row.size) for n in range(self.layers)]
             if self._reading_number((number - 1) % self._readings) == number:
-                yield ReadingRecord(step, segment, grad_norm, cost, cosine, rows)
+                yield ReadingRecord(step, segment, grad_norm, cost, cosine, rows, preclip)
             self._readings_read = number
 
     def _reading_number(self, slot: int) -> int:

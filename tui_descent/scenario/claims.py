@@ -24,7 +24,8 @@ METRICS = {
     "loss_ratio": "loss_mean over the loss of update 0",
     "accuracy": "held-out accuracy at the run's end",
     "first_to_last_grad": "grad_rms of the first block's weight over the last block's, at `at`",
-    "global_grad_norm": "L2 norm of all gradients together, at `at`",
+    "global_grad_norm": "L2 norm of all gradients together as the optimizer receives them, at `at`",
+    "grad_norm_preclip": "the same before clipping, at `at`; only while clip is on",
     "update_ratio": "median over the layers of ‖Δ‖/‖W‖, at `at`",
     "sharpness": "largest Hessian eigenvalue λmax on the probe batch, with the weights before update `at`",
     "lambda_min": "smallest Hessian eigenvalue, likewise; under 0 at a saddle",
@@ -35,7 +36,7 @@ METRICS = {
     "status": "how the run ended: finished, diverged, failed, stopped",
     "steps": "updates made",
 }
-NEEDS_READING = frozenset({"first_to_last_grad", "global_grad_norm", "update_ratio"})
+NEEDS_READING = frozenset({"first_to_last_grad", "global_grad_norm", "grad_norm_preclip", "update_ratio"})
 NEEDS_CURVATURE = frozenset({"sharpness", "lambda_min", "negative_fraction", "stability_limit", "edge"})
 
 
@@ -126,8 +127,9 @@ class Transcript:
         if step is None or step not in self.readings or self.started is None:
             return None
         reading = self.readings[step]
-        if name == "global_grad_norm":
-            return reading.global_grad_norm
+        if name in ("global_grad_norm", "grad_norm_preclip"):
+            found: float | None = getattr(reading, name)
+            return found
         if name == "update_ratio":
             ratios = sorted(v for v in reading.values.get("update_ratio", []) if v is not None)
             return ratios[len(ratios) // 2] if ratios else None

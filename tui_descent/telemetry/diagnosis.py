@@ -187,7 +187,8 @@ class Diagnosis:
         losses, last = list(self._losses), self._readings[-1]
         newest = [r for r in self._readings if r.step > last.step - HALF]
         earlier = statistics.fmean(losses[-2 * THIRD : -THIRD])
-        gradients = [_median(values_of(r, "grad_norm")) for r in (newest[0], last)]
+        # As the loss gave them: those that a clip leaves cannot grow.
+        gradients = [_median([_unclipped(r) * v for v in values_of(r, "grad_norm")]) for r in (newest[0], last)]
         # A product too small for a float is not one of a factor 0.
         factors = {r.step: f for r in (first, *newest) if (f := values_of(r, "backprop_factor"))}
         products = {step: max(math.prod(f), 5e-324 * all(f)) for step, f in factors.items()}
@@ -320,6 +321,12 @@ def agrees(a: Advice, knob: str, value: str, old: str = "") -> bool:
 def values_of(reading: ReadingsTaken, metric: str) -> list[float]:
     """Those of a metric's values that were measured."""
     return [v for v in reading.values.get(metric, ()) if v is not None]
+
+
+def _unclipped(reading: ReadingsTaken) -> float:
+    """How many times larger the gradients were before our clip."""
+    before, now = reading.grad_norm_preclip, reading.global_grad_norm
+    return 1.0 if before is None or not 0 < now < math.inf else before / now
 
 
 def _slope(losses: Sequence[float]) -> float:

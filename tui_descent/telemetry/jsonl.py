@@ -70,6 +70,8 @@ class JsonLines:
         ]
         table: dict[str, Any] = {"event": "reading", "segment": event.segment, "step": event.step, "layers": rows}
         table["global_grad_norm"] = event.global_grad_norm
+        if event.grad_norm_preclip is not None:
+            table["grad_norm_preclip"] = event.grad_norm_preclip
         if self._started and (ratio := first_to_last_grad(self._started, event)) is not None:
             table["first_to_last_grad"] = ratio
         table["watch_cost"] = round(event.watch_cost, 6)

@@ -31,6 +31,12 @@ def clip(parameters: Iterable[nn.Parameter], limit: float, *, grad_scale: Tensor
     return norm
 
 
+def grad_scale(optimizer: torch.optim.Optimizer) -> Tensor | None:
+    """What a GradScaler's step still multiplies the gradients by: a fused optimizer divides by it on the way."""
+    scale = getattr(optimizer, "grad_scale", None)
+    return scale if isinstance(scale, Tensor) else None
+
+
 @torch.no_grad()
 def global_norm(grads: list[Tensor]) -> Tensor:
     """√Σ‖g‖² over all, a scalar tensor on the first one's device, right wherever the sum of squares would not be.

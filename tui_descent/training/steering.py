@@ -140,12 +140,12 @@ class Steering:
         if ground.setup is not None and ground.setup.schedule is not None:
             ground.setup.schedule.step(loss)
 
-    def clip(self, optimizer: torch.optim.Optimizer) -> None:
-        """Before the update, where gradients are to be clipped."""
-        if self.ground.clip is not None:
-            scale = getattr(optimizer, "grad_scale", None)
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            clipping.clip(parameters, self.ground.clip, grad_scale=scale if isinstance(scale, Tensor) else None)
+    def clip(self, optimizer: torch.optim.Optimizer) -> Tensor | None:
+        """Before the update, where gradients are to be clipped: their global norm before, None where they are not."""
+        if self.ground.clip is None:
+            return None
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        return clipping.clip(parameters, self.ground.clip, grad_scale=clipping.grad_scale(optimizer))
 
     def listen(self) -> None:
         """An own net's first forward pass tells which of its modules can bear a skip."""

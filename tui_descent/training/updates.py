@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from tui_descent.instruments.measuring import Measuring, Sample
 from tui_descent.instruments.samebatch import SameBatch
 from tui_descent.instruments.sampler import Sampler, Tiers
+from tui_descent.training import clipping
 from tui_descent.training.guard import Fault, Guard
 from tui_descent.training.steering import Steering
 
@@ -188,17 +189,23 @@ class Updates:
             return
         remember = self._next is not None and self._next.signals
         if self._now is not None or remember:
-            start_s = time.thread_time()
             self._instruments = self._instruments or self._measuring()
+        if self._now is not None and self._now.rare and self._again is not None:
+            start_s = time.thread_time()
+            assert self._instruments is not None
+            self._instruments.detach()  # from passes that are not the step's own
+            self._again.before_update()  # before the clip: a slope of the loss is of the gradient that the loss gave
+            self._cost_s += time.thread_time() - start_s
+        preclip = self._steering.clip(self._optimizer)
+        # Behind it: all other readings are of the gradient as the optimizer receives it.
+        if self._now is not None or remember:
+            start_s = time.thread_time()
+            assert self._instruments is not None
             if self._now is not None:
-                self._instruments.before_update()
-                if self._now.rare and self._again is not None:
-                    self._again.before_update()
+                self._instruments.before_update(preclip, grad_scale=clipping.grad_scale(self._optimizer))
             if remember:
                 self._instruments.remember()
             self._cost_s += time.thread_time() - start_s
-        # Behind the readings, which are of the gradient as the loss gave it.
-        self._steering.clip(self._optimizer)
         self.rate = self._steering.rate.value
         self._steering.rate.put_on()
 

@@ -282,7 +282,8 @@ class Watch:
                     sample.global_grad_norm,
                     self._sampler.cost,
                     laid_out(sample.rows, self._net, self._rows),
-                    global_cosine=math.nan if sample.global_cosine is None else sample.global_cosine,
+                    global_cosine=sample.global_cosine,
+                    grad_norm_preclip=sample.grad_norm_preclip,
                 )
                 for name, value in self._updates.rare.items():
                     control.tell(Measured(segment=control.segment, step=control.step, name=name, value=value))

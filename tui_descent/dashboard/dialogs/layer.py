@@ -20,7 +20,7 @@ from tui_descent.protocol.events import LayerStatus
 
 # Metric: symbol, unit, definition. A metric of a later version is shown by its bare name.
 DEFINITIONS: dict[str, tuple[str, str, str]] = {
-    "grad_norm": ("‖∂L/∂W‖", "loss/weight", "L2 norm of the weights' gradient"),
+    "grad_norm": ("‖∂L/∂W‖", "loss/weight", "L2 norm of the weights' gradient, clipped where clip is on"),
     "grad_rms": (
         "rms ∂L/∂W",
         "loss/weight",

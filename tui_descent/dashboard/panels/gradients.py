@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from tui_descent.dashboard import ink
-from tui_descent.dashboard.figures import decade
+from tui_descent.dashboard.figures import decade, scientific
 from tui_descent.dashboard.panels.bars import BarsPanel, bar_line, log_of, moment
 from tui_descent.dashboard.panels.line import Line
 from tui_descent.dashboard.panels.scale import Scale
@@ -19,7 +19,8 @@ class GradientsPanel(BarsPanel):
     metric = "grad_norm"
     about = (
         "‖∂L/∂W‖, the L2 norm of the gradient of each layer's weights at the newest reading, on a scale of decades "
-        "that only ever widens. Bars of one length: every layer learns. Bars shrinking downwards: it vanishes."
+        "that only ever widens. Bars of one length: every layer learns. Bars shrinking downwards: it vanishes. "
+        "All as the optimizer receives them; while clip is on, ‖g‖ tells the whole net's norm before → after it."
     )
 
     def __init__(self, *, id: str | None = None) -> None:
@@ -29,7 +30,7 @@ class GradientsPanel(BarsPanel):
     def heading(self, view: View) -> tuple[str, str]:
         """The quantity above, its scale below."""
         return (
-            f"Gradient  [dim]‖∂L/∂W‖ {moment(view)}[/dim]",
+            f"Gradient  [dim]‖∂L/∂W‖ {moment(view)}[/dim]{clipped(view)}",
             f"{decade(self._scale.low)} … {decade(self._scale.high)}  [bold $primary]enter[/] one layer",
         )
 
@@ -43,3 +44,11 @@ class GradientsPanel(BarsPanel):
         log = log_of(value)
         level = ink.level_of(log, self._scale.low, self._scale.high) if not math.isnan(log) else 0
         return bar_line(view, layer, self._scale.place(log), value, ink.level_style(level or 0), width=width, stops={})
+
+
+def clipped(view: View) -> str:
+    """The whole net's norm before and after our clip, while that is on."""
+    readings = view.history.readings
+    if readings is None or readings.grad_norm_preclip is None:
+        return ""
+    return f"  ‖g‖ {scientific(readings.grad_norm_preclip)} → {scientific(readings.global_grad_norm)}"
