@@ -39,3 +39,12 @@ def position(model: nn.Module) -> tuple[float, ...] | None:
     if sum(p.numel() for p in parameters) > 2:
         return None
     return tuple(v for p in parameters for v in p.detach().flatten().tolist())
+
+
+def about_other(optimizer: object) -> str:
+    """What was handed over in an optimizer's place, and what to do."""
+    found = type(optimizer).__name__
+    if isinstance(optimizer, list | tuple) and optimizer:
+        names = ", ".join(type(one).__name__ for one in optimizer)
+        return f"{found} of {len(optimizer)}: {names}; watch one of them, with the net it trains"
+    return found

@@ -27,7 +27,7 @@ from tui_descent.instruments.structure import Structure, structure
 from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.events import LedgerTaken, Measured, MetricLogged, NotFinite, RunEnded, RunStarted, Status
-from tui_descent.training.about import about_foreign, describe, position
+from tui_descent.training.about import about_foreign, about_other, describe, position
 from tui_descent.training.control import Control, Evaluation, StopRun
 from tui_descent.training.curving import Curving
 from tui_descent.training.guard import Fault, Guard
@@ -396,6 +396,6 @@ def _number(value: Tensor | float) -> float:
 
 def _refuse_unknown(optimizer: object) -> None:
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise ValueError(f"watch() takes one torch.optim.Optimizer; found {type(optimizer).__name__}")
+        raise ValueError(f"watch() takes one torch.optim.Optimizer; found {about_other(optimizer)}")
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError("LBFGS cannot be watched: it makes many updates a step, each at a rate of its own")
