@@ -250,15 +250,15 @@ class Control:
             raise ValueError("nothing to undo: this run keeps no moments")
         step = past.undo(self.segment, self.step, broken=self._broken) if back else past.redo()
         word = "undone" if back else "redone"
-        if step.moment is None:
-            assert step.turn is not None
-            try:
+        try:
+            if step.moment is None:
+                assert step.turn is not None
                 self._turn_by_value(step.turn)
-            except ValueError:
-                past.refused(step)
-                raise
-            return f"{word}: {step.what}"
-        step.moment.restore()
+                return f"{word}: {step.what}"
+            step.moment.restore()
+        except ValueError:
+            past.refused(step)
+            raise
         self.steering.restored()
         self._broken, self.rewound = False, True
         left, place = (self.segment, self.step), step.moment

@@ -6,13 +6,14 @@ them (an optimizer to its parameters, a transition under way to its module) stil
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import random
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import is_dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import torch
@@ -26,6 +27,40 @@ _CONTAINERS = (dict, list, set, deque)
 _OWN = "tui_descent.training."
 # What runs the loop is not the loop's state.
 _OUTSIDE = frozenset({"control", "curving", "guard", "link", "memory", "moments", "past", "updates", "watch"})
+
+
+class HasStateDict(Protocol):
+    """As GradScaler and most schedulers of one's own are."""
+
+    def state_dict(self) -> Any:
+        """All that `load_state_dict` needs."""
+
+    def load_state_dict(self, state: Any, /) -> Any:
+        """Back to it."""
+
+
+class Stateful:
+    """An object known by its `state_dict` alone, called `name` by the loop that holds it."""
+
+    def __init__(self, name: str, of: HasStateDict) -> None:
+        self.name = name
+        self._of = of
+
+    def kept(self) -> Any:
+        """Its state, in copies of its own."""
+        return copy.deepcopy(self._of.state_dict())
+
+    def load(self, kept: Any) -> None:
+        """Stand there again. Raises `ValueError`, standing where it stood, when the object will not."""
+        now = self.kept()
+        try:
+            self._of.load_state_dict(copy.deepcopy(kept))
+        except Exception as error:
+            self._of.load_state_dict(now)
+            raise ValueError(f'state["{self.name}"] raised {type(error).__name__}: {error}'[:300]) from error
+
+
+_KNOWN = (nn.Module, torch.optim.Optimizer, LRScheduler, torch.Generator, Stateful)
 
 
 class Moment:
@@ -49,7 +84,7 @@ class Moment:
         waiting = deque(roots)
         while waiting:
             found = waiting.popleft()
-            if id(found) in moment._place or not _has_contents(found):
+            if id(found) in moment._place or not has_contents(found):
                 continue
             moment._place[id(found)] = len(moment._held)
             contents = _contents(found)
@@ -61,12 +96,31 @@ class Moment:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Stand where it was taken; as often as wanted."""
+        """Stand where it was taken; as often as wanted.
+
+        Raises `ValueError`, with nothing changed, where an object that is known by its `state_dict` will not load it.
+        """
+        self._load()
         for found, contents in self._held:
-            _put_back(found, contents)
+            if not isinstance(found, Stateful):
+                _put_back(found, contents)
         generators = _generators()
         for name, state in self._random.items():
             generators[name][1](state)
+
+    def _load(self) -> None:
+        """First, since foreign code may refuse: what was loaded by then is loaded back."""
+        loaded: list[tuple[Stateful, Any]] = []
+        try:
+            for found, contents in self._held:
+                if isinstance(found, Stateful):
+                    before = found.kept()
+                    found.load(contents)
+                    loaded.append((found, before))
+        except ValueError:
+            for found, before in loaded:
+                found.load(before)
+            raise
 
     @property
     def nbytes(self) -> int:
@@ -117,11 +171,11 @@ def bytes_needed(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     return sum(t.nbytes for t in tensors)
 
 
-def _has_contents(found: object) -> bool:
-    """Whether it can change in place; the rest is kept by its name alone."""
+def has_contents(found: object) -> bool:
+    """Whether it can change in place and a moment knows how; the rest is kept by its name alone."""
     if isinstance(found, Tensor):
         return found.is_leaf  # one with a history is a result, and nobody's state
-    if isinstance(found, (*_CONTAINERS, tuple, nn.Module, torch.optim.Optimizer, LRScheduler, torch.Generator)):
+    if isinstance(found, (*_CONTAINERS, tuple, *_KNOWN)):
         return True
     if isinstance(found, type | msgspec.Struct):
         return False
@@ -144,6 +198,8 @@ def _contents(found: Any) -> Any:
         return set(found)
     if isinstance(found, Around):
         return {"skip": found.skip}
+    if isinstance(found, Stateful):
+        return found.kept()
     return {name: value for name, value in _attributes(found) if not _stays(found, name)}
 
 

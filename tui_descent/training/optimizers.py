@@ -46,6 +46,14 @@ def make_optimizer(spec: OptimizerSpec, model: nn.Module) -> torch.optim.Optimiz
     return _create(spec.name, groups, options, model)
 
 
+def check_watchable(optimizer: object) -> None:
+    """Raises `ValueError` for one whose updates cannot be watched."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ValueError(f"watch() takes one torch.optim.Optimizer; found {type(optimizer).__name__}")
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ValueError("LBFGS cannot be watched: it makes many updates a step, each at a rate of its own")
+
+
 def name_of(optimizer: torch.optim.Optimizer) -> str:
     """Its name in the table; for one that is not in it, its class's in small letters."""
     group = optimizer.param_groups[0] if optimizer.param_groups else {}

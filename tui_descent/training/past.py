@@ -36,10 +36,11 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One way `back` or forth: to a moment, or by `turn` alone where there is none."""
+    """One way `back` or forth: to a moment, or by `turn` alone where there is none. `of` is the intervention."""
 
     what: str
     back: bool
+    of: Turn | None = None
     moment: Moment | None = None
     turn: TurnKnob | None = None
 
@@ -125,10 +126,10 @@ class Past:
         if last.before is None:
             reason = self.too_large or "its moment had to make room for later ones"
             self._undone.append(self._turns.pop())
-            return Step(what=f"{last.label}; by value only: {reason}", back=True, turn=last.back)
+            return Step(what=f"{last.label}; by value only: {reason}", back=True, of=last, turn=last.back)
         last.after = self.take(segment, step)
         self._undone.append(self._turns.pop())
-        return self._gone_to(last.before, last.label, back=True)
+        return self._gone_to(last.before, last.label, back=True, of=last)
 
     def redo(self) -> Step:
         """Forward to where the last undo was made. Raises `ValueError` where nothing was undone."""
@@ -138,14 +139,19 @@ class Past:
         self._turns.append(turn)
         after, turn.after = turn.after, None
         if after is None:
-            return Step(what=f"{turn.label}; by value only", back=False, turn=turn.forth)
-        return self._gone_to(after, turn.label, back=False)
+            return Step(what=f"{turn.label}; by value only", back=False, of=turn, turn=turn.forth)
+        return self._gone_to(after, turn.label, back=False, of=turn)
 
     def refused(self, step: Step) -> None:
-        """The step by value could not be made: as if it had not been asked for."""
+        """The step could not be made: as if it had not been asked for."""
+        self._now = None
+        if step.of is None:
+            return
         if step.back:
+            step.of.after = None
             self._turns.append(self._undone.pop())
         else:
+            step.of.after = step.moment
             self._undone.append(self._turns.pop())
 
     def last_good(self) -> Moment | None:
@@ -153,11 +159,11 @@ class Past:
         known = [*self._periodic, *(t.before for t in self._turns if t.before is not None)]
         return next((m for m in sorted(known, key=lambda m: -m.step) if m.finite()), None)
 
-    def _gone_to(self, moment: Moment, what: str, *, back: bool) -> Step:
+    def _gone_to(self, moment: Moment, what: str, *, back: bool, of: Turn | None = None) -> Step:
         self._periodic = [m for m in self._periodic if m.segment <= moment.segment and m.step <= moment.step]
         self._now = moment
         self._evict(moment)
-        return Step(what=what, back=back, moment=moment)
+        return Step(what=what, back=back, of=of, moment=moment)
 
     def _all(self) -> list[Moment]:
         held = [*self._periodic]
