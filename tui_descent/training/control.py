@@ -205,7 +205,7 @@ class Control:
             if isinstance(command, TurnKnob):
                 past = None if command.knob in INDIFFERENT else self.past
                 before = past.take(self.segment, self.step) if past is not None else None
-                turned = self.steering.turn(command, step=self.step)
+                turned = self.steering.turn(command, step=self.step, before=before)
                 self._turns += 1
                 if past is not None:
                     past.turned(_undoable(self._turns, self.step, command, turned, before))

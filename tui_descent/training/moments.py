@@ -95,12 +95,13 @@ class Moment:
         return moment
 
     @torch.no_grad()
-    def restore(self) -> None:
-        """Stand where it was taken; as often as wanted.
+    def restore(self, *, named: bool = True) -> None:
+        """Stand where it was taken; as often as wanted. `named`: with what is known by its `state_dict` alone.
 
-        Raises `ValueError`, with nothing changed, where an object that is known by its `state_dict` will not load it.
+        Raises `ValueError`, with nothing changed, where one of those will not load it.
         """
-        self._load()
+        if named:
+            self._load()
         for found, contents in self._held:
             if not isinstance(found, Stateful):
                 _put_back(found, contents)

@@ -19,6 +19,7 @@ from tui_descent.training.build import Setup
 from tui_descent.training.knobs import knobs_of
 from tui_descent.training.knobs.ground import Ground, Knob, Turned
 from tui_descent.training.knobs.rate_factor import Rate
+from tui_descent.training.moments import Moment
 from tui_descent.training.nets.block import Block
 from tui_descent.training.transaction import Whole
 
@@ -92,8 +93,11 @@ class Steering:
         """Every knob's present value, or why it cannot act here."""
         return tuple(self._state(name) for name in knobs.KNOBS)
 
-    def turn(self, turn: TurnKnob, *, step: int = 0) -> Turned:
-        """Turn one knob before update `step`. Raises `ValueError`, with nothing changed, when it cannot be."""
+    def turn(self, turn: TurnKnob, *, step: int = 0, before: Moment | None = None) -> Turned:
+        """Turn one knob before update `step`; `before` is the moment of now, where one was taken for an undo.
+
+        Raises `ValueError`, with nothing changed, when it cannot be.
+        """
         row, knob = knobs.KNOBS[knobs.check(turn).knob], self._knobs[turn.knob]
         if (why := knob.unavailable()) is not None:
             raise ValueError(why)
@@ -101,12 +105,12 @@ class Steering:
         if row.touches == "run":
             return knob.turn(turn)
         with self._deaf():
-            return self._whole_turn(knob, turn, row)
+            return self._whole_turn(knob, turn, row, before)
 
-    def _whole_turn(self, knob: Knob, turn: TurnKnob, row: knobs.Knob) -> Turned:
+    def _whole_turn(self, knob: Knob, turn: TurnKnob, row: knobs.Knob, moment: Moment | None) -> Turned:
         """Change, probe, and put all back where either raises."""
         before = self._probed(whole=False)
-        whole = Whole(self.ground)
+        whole = Whole(self.ground, moment)
         try:
             turned = knob.turn(turn)
             if row.touches != "net" or before is None:

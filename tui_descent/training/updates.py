@@ -76,6 +76,8 @@ class Updates:
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Another optimizer makes the updates from here on."""
+        if optimizer is self._optimizer:
+            return  # the hooks keep their place among others'
         for handle in self._handles:
             handle.remove()
         self._optimizer = optimizer
