@@ -92,6 +92,13 @@ class Control:
         if self.link is not None:
             self.link.tell(event)
 
+    def close(self) -> None:
+        """The run is over: nothing can be gone back to, and nobody is told any more."""
+        if self.past is not None:
+            self.past.close()
+        if self.link is not None:
+            self.link.close()
+
     def state(self, state: State, reason: str = "") -> None:
         """Tell what the run is doing now, once."""
         if self._told != (state, reason):
@@ -240,6 +247,7 @@ class Control:
                 reason=reason,
                 used_bytes=self.past.nbytes,
                 budget_bytes=self.past.budget,
+                disk_bytes=self.past.disk_bytes,
             )
         )
 

@@ -136,7 +136,7 @@ class Watch:
         steering.watched(self._follow, self._updates.deaf)
         if link is not None and link.launch.socket is not None:  # where nobody can ask, nothing is kept
             roots = [model, steering, *state]
-            self.control.past = Past(lambda: roots, lambda: self.optimizer, model, link.launch.undo_budget, own_loop)
+            self.control.past = Past.of(link.launch, lambda: roots, lambda: self.optimizer, model, own_loop)
         self._measuring: Measuring | None = None
         self._version = -1
         self._rows: tuple[str, ...] = ()
@@ -392,7 +392,7 @@ class Watch:
                 position=position(self.model),
             )
         )
-        control.link.close()
+        control.close()
 
 
 def _number(value: Tensor | float) -> float:
