@@ -112,6 +112,11 @@ def _add_watching(parser: argparse.ArgumentParser) -> None:
         "--watch-budget", metavar="SHARE", default="1%", help="readings take at most this share of the time (1%%)"
     )
     parser.add_argument("--watch-every", metavar="N", help="readings on every Nth step instead")
+    parser.add_argument(
+        "--undo-budget",
+        metavar="SIZE",
+        help="memory for the exact states that u goes back to (256MB)",
+    )
     parser.add_argument("--runs-dir", metavar="DIR", help="where runs are kept")
 
 
@@ -229,10 +234,11 @@ def _launch(
     """Make the run's folder, start its keeper or be it."""
     from tui_descent import places
     from tui_descent.protocol.channel import ChannelError
-    from tui_descent.protocol.launch import Launch
+    from tui_descent.protocol.launch import Launch, undo_budget
     from tui_descent.scenario.toml import to_table
 
     try:
+        budget = undo_budget(args.undo_budget)
         run, folder = places.new_run(name, args.runs_dir)
         launch = Launch(
             run=run,
@@ -241,10 +247,11 @@ def _launch(
             socket=None if headless else str(places.socket_path(run)),
             scenario=None if scenario is None else to_table(scenario),
             attended=not headless,
+            undo_budget=budget,
             **orders,
         )
         launch.write()
-    except (ChannelError, OSError) as error:
+    except (ChannelError, OSError, ValueError) as error:
         return _usage(str(error))
     if headless:
         from tui_descent import headless as runner

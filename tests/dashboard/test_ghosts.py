@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 from playing import playing
 from scripted import started
@@ -116,7 +117,9 @@ def test_the_log_says_what_was_undone() -> None:
 def test_the_memory_it_takes_is_on_the_status_line() -> None:
     taken = SnapshotTaken(segment=0, step=0, reason="", used_bytes=12_000_000, budget_bytes=256_000_000)
     (line,) = StatusPanel().draw(view([*PAST, taken]), 200, 1)
-    assert "undo 12/256 MB" in line.text
+    assert "undo 12/256 MB " in line.text
+    (line,) = StatusPanel().draw(view([*PAST, msgspec.structs.replace(taken, disk_bytes=900_000_000)]), 200, 1)
+    assert "undo 12/256 MB + 900 on disk" in line.text
 
 
 @pytest.mark.parametrize(("key", "command"), [("u", Undo()), ("U", Redo())])

@@ -21,20 +21,63 @@ STEPS = 30
 TURN_AT, TURN = 10, "lr=*3"
 Schedule = Callable[[torch.optim.Optimizer], Any]
 
+
+class InverseRoot(lr_scheduler.LRScheduler):
+    """A scheduler of one's own, of torch's kind."""
+
+    def get_lr(self) -> list[float]:
+        return [base / math.sqrt(1 + self.last_epoch) for base in self.base_lrs]
+
+
+class Plain:
+    """A scheduler of one's own that knows nothing of torch's; from the rate that stands there it makes the next."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def step(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = max(1e-4, group["lr"] * 0.93)
+
+
+class Written(Plain):
+    """Writes the rate outright, every third step only."""
+
+    count = 0
+
+    def step(self) -> None:
+        self.count += 1
+        if self.count % 3 == 0:
+            for n, group in enumerate(self.optimizer.param_groups):
+                group["lr"] = (0.01, 0.05)[n] / self.count
+
+
 SCHEDULES: dict[str, Schedule] = {
     "none": lambda o: None,
     "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda k: 0.9**k),
     "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.2, total_steps=STEPS + 1),
     "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=STEPS),
     "ExponentialLR": lambda o: lr_scheduler.ExponentialLR(o, gamma=0.95),
+    "OneCycleLR, momentum too": lambda o: lr_scheduler.OneCycleLR(
+        o, max_lr=[0.1, 0.2], total_steps=STEPS + 1, cycle_momentum=True, three_phase=True
+    ),
+    "SequentialLR": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.LinearLR(o), lr_scheduler.CosineAnnealingLR(o, T_max=STEPS)], milestones=[12]
+    ),
+    "one's own of torch's kind": InverseRoot,
+    "one's own from the rate that stands": Plain,
+    "one's own that writes it": Written,
     "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=3, factor=0.5),
 }
 
 
 def train(
-    schedule: Schedule, plan: Iterable[tuple[int, TurnKnob]] = (), link: Any = None
+    schedule: Schedule, plan: Iterable[tuple[int, TurnKnob]] = (), link: Any = None, *, behind: bool = False
 ) -> tuple[list[list[float]], list[list[float]]]:
-    """The rates each update was made with, and the schedule's own after it; two groups of different rates."""
+    """The rates each update was made with, and the schedule's own after it; two groups of different rates.
+
+    The scheduler is stepped before `run.step`, or `behind` it.
+    """
     net = mlp()
     optimizer = torch.optim.SGD(
         [{"params": net.stem.parameters(), "lr": 0.01}, {"params": [*net.blocks.parameters(), *net.head.parameters()]}],
@@ -52,19 +95,23 @@ def train(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            if behind:
+                run.step(loss)
             if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
                 scheduler.step(1.0 + n)  # never better
             elif scheduler is not None:
                 scheduler.step()
-            run.step(loss)
+            if not behind:
+                run.step(loss)
             own.append([g["lr"] for g in optimizer.param_groups])
     return used, own
 
 
+@pytest.mark.parametrize("behind", [False, True], ids=["before run.step", "behind it"])
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_turned_rate_is_the_schedules_times_the_turn_from_its_step_on(name: str, kept: Kept) -> None:
-    plain, plain_own = train(SCHEDULES[name])
-    turned, own = train(SCHEDULES[name], plan=[(TURN_AT, parse(TURN))], link=kept.link)
+def test_a_turned_rate_is_the_schedules_times_the_turn_from_its_step_on(name: str, behind: bool, kept: Kept) -> None:
+    plain, plain_own = train(SCHEDULES[name], behind=behind)
+    turned, own = train(SCHEDULES[name], plan=[(TURN_AT, parse(TURN))], link=kept.link, behind=behind)
     assert own == plain_own, "the schedule sees only its own values"
     assert turned[:TURN_AT] == plain[:TURN_AT]
     for found, base in zip(turned[TURN_AT:], plain[TURN_AT:], strict=True):

@@ -88,6 +88,8 @@ USAGE = {
     "watch budget": (["healthy", "--watch-budget", "200%"], "--watch-budget 200%: allowed: a share from 0 to 100%"),
     "watch every": (["healthy", "--watch-every", "0"], "--watch-every 0: allowed: a whole number ≥ 1"),
     "exec's watch every": (["exec", "--watch-every", "x", "--", "true"], "--watch-every x: allowed: a whole number"),
+    "undo budget": (["healthy", "--undo-budget", "lots"], "--undo-budget 'lots': allowed: a size, as in 256MB or 2GB"),
+    "exec's undo budget": (["exec", "--undo-budget", "1XB", "--", "true"], "--undo-budget '1XB': allowed: a size"),
     "unknown option": (["healthy", "--hedless"], "unrecognized arguments: --hedless"),
     "exec of nothing": (["exec", "--headless"], "the following arguments are required"),
     "run of nothing": (["run"], "the following arguments are required"),

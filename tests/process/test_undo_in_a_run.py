@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -12,11 +14,14 @@ from tui_descent.protocol.events import (
     CommandDone,
     CommandRejected,
     HistorySent,
+    KnobTurned,
     Rewound,
+    RunEnded,
     SnapshotTaken,
     StateChanged,
     StepsCompleted,
 )
+from tui_descent.protocol.launch import UNDO_FOLDER
 from tui_descent.scenario.knobs import parse
 from tui_descent.telemetry.history import History
 
@@ -102,5 +107,27 @@ def test_held_at_numbers_that_are_none_it_goes_back_to_good_ones() -> None:
         viewer.do(RunSteps(steps=5))
         viewer.until_event(StateChanged, state="paused")
         assert stretch(viewer, 1).keys() == set(range(5))
+    finally:
+        run.close()
+
+
+def test_states_on_the_disk_go_with_the_run_however_it_ends() -> None:
+    run = Attended("healthy", "run.steps=60", "run.threads=1", undo_budget=1000)
+    folder = run.launch.path / UNDO_FOLDER
+    try:
+        viewer = run.viewer()
+        paused_at(viewer, 5)
+        reply = viewer.do(parse("lr=*2"))
+        assert isinstance(reply, KnobTurned)
+        assert len(list(folder.iterdir())) == 1
+        paused_at(viewer, 5)
+        undone = viewer.do(Undo())
+        assert isinstance(undone, CommandDone)
+        assert undone.step == reply.step
+        os.kill(run.trainer, signal.SIGKILL)
+        viewer.until_event(RunEnded)
+        viewer.close()
+        run.wait()
+        assert not folder.exists()
     finally:
         run.close()

@@ -92,6 +92,13 @@ class Control:
         if self.link is not None:
             self.link.tell(event)
 
+    def close(self) -> None:
+        """The run is over: nothing can be gone back to, and nobody is told any more."""
+        if self.past is not None:
+            self.past.close()
+        if self.link is not None:
+            self.link.close()
+
     def state(self, state: State, reason: str = "") -> None:
         """Tell what the run is doing now, once."""
         if self._told != (state, reason):
@@ -205,7 +212,7 @@ class Control:
             if isinstance(command, TurnKnob):
                 past = None if command.knob in INDIFFERENT else self.past
                 before = past.take(self.segment, self.step) if past is not None else None
-                turned = self.steering.turn(command, step=self.step)
+                turned = self.steering.turn(command, step=self.step, before=before)
                 self._turns += 1
                 if past is not None:
                     past.turned(_undoable(self._turns, self.step, command, turned, before))
@@ -240,6 +247,7 @@ class Control:
                 reason=reason,
                 used_bytes=self.past.nbytes,
                 budget_bytes=self.past.budget,
+                disk_bytes=self.past.disk_bytes,
             )
         )
 
@@ -250,15 +258,15 @@ class Control:
             raise ValueError("nothing to undo: this run keeps no moments")
         step = past.undo(self.segment, self.step, broken=self._broken) if back else past.redo()
         word = "undone" if back else "redone"
-        if step.moment is None:
-            assert step.turn is not None
-            try:
+        try:
+            if step.moment is None:
+                assert step.turn is not None
                 self._turn_by_value(step.turn)
-            except ValueError:
-                past.refused(step)
-                raise
-            return f"{word}: {step.what}"
-        step.moment.restore()
+                return f"{word}: {step.what}"
+            step.moment.restore()
+        except ValueError:
+            past.refused(step)
+            raise
         self.steering.restored()
         self._broken, self.rewound = False, True
         left, place = (self.segment, self.step), step.moment

@@ -18,7 +18,7 @@ from tui_descent.protocol.channel import Peer
 from tui_descent.protocol.codec import MAX_TO_VIEWER, FrameError, decode, to_trainer
 from tui_descent.protocol.commands import Order
 from tui_descent.protocol.events import AnyEvent
-from tui_descent.protocol.launch import CLAIM_FILE, ENV_FOLDER, ENV_LINK, RING_FILE, Launch, start_keeper
+from tui_descent.protocol.launch import CLAIM_FILE, ENV_FOLDER, ENV_LINK, RING_FILE, Launch, start_keeper, undo_budget
 from tui_descent.protocol.readings import COLUMNS
 from tui_descent.protocol.ring import Ring
 
@@ -50,8 +50,9 @@ class Link:
     @classmethod
     def to_own_keeper(cls, name: str) -> Link:
         """Start a keeper for this loop. Raises `ChannelError` or `OSError` when the run cannot be served."""
+        budget = undo_budget(None)
         run, folder = places.new_run(name)
-        launch = Launch(run=run, name=name, folder=str(folder), socket=str(places.socket_path(run)))
+        launch = Launch(run=run, name=name, folder=str(folder), socket=str(places.socket_path(run)), undo_budget=budget)
         launch.write()
         ours, theirs = socket.socketpair()
         with theirs:

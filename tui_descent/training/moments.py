@@ -6,26 +6,62 @@ them (an optimizer to its parameters, a transition under way to its module) stil
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import random
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import is_dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from tui_descent.training.disk import Disk, Stored
 from tui_descent.training.surgery import Around
 
 _SIMPLE = (type(None), bool, int, float, complex, str, bytes)
 _CONTAINERS = (dict, list, set, deque)
 _OWN = "tui_descent.training."
 # What runs the loop is not the loop's state.
-_OUTSIDE = frozenset({"control", "curving", "guard", "link", "memory", "moments", "past", "updates", "watch"})
+_OUTSIDE = frozenset({"control", "curving", "disk", "guard", "link", "memory", "moments", "past", "updates", "watch"})
+
+
+class HasStateDict(Protocol):
+    """As GradScaler and most schedulers of one's own are."""
+
+    def state_dict(self) -> Any:
+        """All that `load_state_dict` needs."""
+
+    def load_state_dict(self, state: Any, /) -> Any:
+        """Back to it."""
+
+
+class Stateful:
+    """An object known by its `state_dict` alone, called `name` by the loop that holds it."""
+
+    def __init__(self, name: str, of: HasStateDict) -> None:
+        self.name = name
+        self._of = of
+
+    def kept(self) -> Any:
+        """Its state, in copies of its own."""
+        return copy.deepcopy(self._of.state_dict())
+
+    def load(self, kept: Any) -> None:
+        """Stand there again. Raises `ValueError`, standing where it stood, when the object will not."""
+        now = self.kept()
+        try:
+            self._of.load_state_dict(copy.deepcopy(kept))
+        except Exception as error:
+            self._of.load_state_dict(now)
+            raise ValueError(f'state["{self.name}"] raised {type(error).__name__}: {error}'[:300]) from error
+
+
+_KNOWN = (nn.Module, torch.optim.Optimizer, LRScheduler, torch.Generator, Stateful)
 
 
 class Moment:
@@ -41,46 +77,102 @@ class Moment:
         self._held: list[tuple[Any, Any]] = []
         self._place: dict[int, int] = {}
         self._random: dict[str, Any] = {}
+        self._stored: Stored | None = None
+        self._finite: bool | None = None
 
     @classmethod
-    def take(cls, roots: Iterable[object], *, segment: int, step: int, randoms: bool = True) -> Moment:
-        """The state now. `randoms` adds torch's, Python's and NumPy's own generators."""
+    def take(
+        cls, roots: Iterable[object], *, segment: int, step: int, randoms: bool = True, onto: Disk | None = None
+    ) -> Moment:
+        """The state now. `randoms` adds torch's, Python's and NumPy's own generators; `onto` keeps the tensors there.
+
+        Raises `OSError` where that disk has no room.
+        """
         moment = cls(segment=segment, step=step)
+        away: list[Tensor] = []
         waiting = deque(roots)
         while waiting:
             found = waiting.popleft()
-            if id(found) in moment._place or not _has_contents(found):
+            if id(found) in moment._place or not has_contents(found):
                 continue
             moment._place[id(found)] = len(moment._held)
-            contents = _contents(found)
+            if onto is not None and isinstance(found, Tensor):
+                away.append(found)
+                contents: Any = (None, found.requires_grad)
+            else:
+                contents = _contents(found)
             moment._held.append((found, contents))
             waiting.extend(_within(contents))
+        if onto is not None:
+            moment._finite = _finite(away)
+            moment._stored = onto.store(away)
         if randoms:
             moment._random = {name: get() for name, (get, _) in _generators().items()}
         return moment
 
     @torch.no_grad()
-    def restore(self) -> None:
-        """Stand where it was taken; as often as wanted."""
-        for found, contents in self._held:
-            _put_back(found, contents)
+    def restore(self, *, named: bool = True) -> None:
+        """Stand where it was taken; as often as wanted. `named`: with what is known by its `state_dict` alone.
+
+        Raises `ValueError`, with nothing changed, where one of those will not load it, or the disk lost what it held.
+        """
+        held = list(self._whole())
+        if named:
+            self._load()
+        for found, contents in held:
+            if not isinstance(found, Stateful):
+                _put_back(found, contents)
         generators = _generators()
         for name, state in self._random.items():
             generators[name][1](state)
 
+    def _load(self) -> None:
+        """First, since foreign code may refuse: what was loaded by then is loaded back."""
+        loaded: list[tuple[Stateful, Any]] = []
+        try:
+            for found, contents in self._held:
+                if isinstance(found, Stateful):
+                    before = found.kept()
+                    found.load(contents)
+                    loaded.append((found, before))
+        except ValueError:
+            for found, before in loaded:
+                found.load(before)
+            raise
+
+    def _whole(self) -> Iterator[tuple[Any, Any]]:
+        """What is held, the stored tensors among it. Raises `ValueError`."""
+        stored = iter(self._stored.read() if self._stored is not None else ())
+        for found, contents in self._held:
+            if self._stored is not None and isinstance(found, Tensor):
+                yield found, (next(stored), contents[1])
+            else:
+                yield found, contents
+
     @property
     def nbytes(self) -> int:
         """Memory its tensors take."""
-        return sum(c.nbytes for f, c in self._held if isinstance(f, Tensor) for c in (c[0],))
+        return sum(c[0].nbytes for f, c in self._held if isinstance(f, Tensor) and c[0] is not None)
+
+    @property
+    def disk_bytes(self) -> int:
+        """What it takes of the disk instead."""
+        return 0 if self._stored is None else self._stored.nbytes
+
+    def damage(self) -> str:
+        """Why it cannot be gone back to; empty where it can."""
+        return "" if self._stored is None else self._stored.damage()
 
     def finite(self) -> bool:
         """Whether every weight in it is a number."""
-        return all(bool(c[0].isfinite().all()) for f, c in self._held if isinstance(f, nn.Parameter))
+        if self._finite is None:
+            self._finite = all(bool(c[0].isfinite().all()) for f, c in self._held if isinstance(f, nn.Parameter))
+        return self._finite
 
     def digest(self) -> str:
         """SHA-256 over it all: the same for the same state, in another process too."""
         sha = hashlib.sha256()
-        for found, contents in self._held:
+        for found, contents in self._whole():
             sha.update(type(found).__qualname__.encode())
             self._feed(sha.update, contents)
         self._feed(sha.update, self._random)
@@ -110,6 +202,10 @@ class Moment:
             feed(type(value).__qualname__.encode())
 
 
+def _finite(tensors: Iterable[Tensor]) -> bool:
+    return all(bool(t.detach().isfinite().all()) for t in tensors if isinstance(t, nn.Parameter))
+
+
 def bytes_needed(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """What a moment of them takes, told without taking it."""
     tensors = [*model.parameters(), *model.buffers()]
@@ -117,11 +213,11 @@ def bytes_needed(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     return sum(t.nbytes for t in tensors)
 
 
-def _has_contents(found: object) -> bool:
-    """Whether it can change in place; the rest is kept by its name alone."""
+def has_contents(found: object) -> bool:
+    """Whether it can change in place and a moment knows how; the rest is kept by its name alone."""
     if isinstance(found, Tensor):
         return found.is_leaf  # one with a history is a result, and nobody's state
-    if isinstance(found, (*_CONTAINERS, tuple, nn.Module, torch.optim.Optimizer, LRScheduler, torch.Generator)):
+    if isinstance(found, (*_CONTAINERS, tuple, *_KNOWN)):
         return True
     if isinstance(found, type | msgspec.Struct):
         return False
@@ -144,6 +240,8 @@ def _contents(found: Any) -> Any:
         return set(found)
     if isinstance(found, Around):
         return {"skip": found.skip}
+    if isinstance(found, Stateful):
+        return found.kept()
     return {name: value for name, value in _attributes(found) if not _stays(found, name)}
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tui_descent.scenario.optimizers import OPTIMIZERS, RateMapping, map_rate, refusal, traits
 from tui_descent.scenario.spec import OptimizerSpec
 from tui_descent.training import carried
+from tui_descent.training.about import about_other
 from tui_descent.training.muon import Muon, hidden_matrices
 from tui_descent.training.schedules import base_rates
 
@@ -44,6 +45,14 @@ def make_optimizer(spec: OptimizerSpec, model: nn.Module) -> torch.optim.Optimiz
         default = OPTIMIZERS[spec.name].momentum
         options["momentum"] = default if spec.momentum is None else spec.momentum
     return _create(spec.name, groups, options, model)
+
+
+def check_watchable(optimizer: object) -> None:
+    """Raises `ValueError` for one whose updates cannot be watched."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ValueError(f"watch() takes one torch.optim.Optimizer; found {about_other(optimizer)}")
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ValueError("LBFGS cannot be watched: it makes many updates a step, each at a rate of its own")
 
 
 def name_of(optimizer: torch.optim.Optimizer) -> str:

@@ -1,4 +1,7 @@
-"""What can be gone back to: a moment before each intervention, at the start, and now and then, within a budget."""
+"""What can be gone back to: a moment before each intervention, at the start, and now and then, within a budget.
+
+One too large for memory goes onto the disk: before interventions only, since writing it takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,10 @@ from dataclasses import dataclass, field
 import torch
 
 from tui_descent.protocol.commands import TurnKnob
+from tui_descent.protocol.launch import UNDO_BUDGET, UNDO_FOLDER, Launch
+from tui_descent.training.disk import Disk
 from tui_descent.training.moments import Moment, bytes_needed
 
-BUDGET = 256_000_000
 EVERY_S = 30.0
 SHARE = 0.01  # of the time that the moments taken now and then may cost
 # Knobs that change nothing about what is learnt: an undo leaves them.
@@ -22,7 +26,7 @@ INDIFFERENT = frozenset({"pace"})
 class Turn:
     """One intervention in force or undone: `before` it, and once undone `after`, where redo leads.
 
-    Without a moment only its value can be turned back and forth.
+    Without a moment only its value can be turned back and forth, and `why` tells the reason.
     """
 
     id: int
@@ -32,14 +36,16 @@ class Turn:
     forth: TurnKnob
     before: Moment | None
     after: Moment | None = None
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One way `back` or forth: to a moment, or by `turn` alone where there is none."""
+    """One way `back` or forth: to a moment, or by `turn` alone where there is none. `of` is the intervention."""
 
     what: str
     back: bool
+    of: Turn | None = None
     moment: Moment | None = None
     turn: TurnKnob | None = None
 
@@ -51,13 +57,28 @@ class Past:
     roots: Callable[[], list[object]]
     optimizer: Callable[[], torch.optim.Optimizer]
     model: torch.nn.Module
-    budget: int = BUDGET
+    budget: int = UNDO_BUDGET
     randoms: bool = True
+    disk: Disk | None = None
     _turns: list[Turn] = field(default_factory=list)
     _undone: list[Turn] = field(default_factory=list)
     _periodic: list[Moment] = field(default_factory=list)
     _now: Moment | None = None  # just gone to, and nothing has happened since
     _due_s: float = 0.0
+    _why: str = ""  # the last take gave none
+
+    @classmethod
+    def of(
+        cls,
+        launch: Launch,
+        roots: Callable[[], list[object]],
+        optimizer: Callable[[], torch.optim.Optimizer],
+        model: torch.nn.Module,
+        own_loop: bool,
+    ) -> Past:
+        """A run's, within the budgets of its orders. A foreign loop's random numbers go on with its data."""
+        disk = Disk(launch.path / UNDO_FOLDER, budget=launch.undo_disk)
+        return cls(roots, optimizer, model, launch.undo_budget, own_loop, disk)
 
     @property
     def nbytes(self) -> int:
@@ -65,46 +86,70 @@ class Past:
         return sum(moment.nbytes for moment in self._all())
 
     @property
+    def disk_bytes(self) -> int:
+        """What they take of the disk."""
+        return sum(moment.disk_bytes for moment in self._all())
+
+    @property
     def in_force(self) -> tuple[int, ...]:
         """The interventions that an undo would take back, by id, oldest first."""
         return tuple(turn.id for turn in self._turns)
 
-    @property
-    def too_large(self) -> str:
-        """Why no moment is taken; empty where there is room."""
-        needed = bytes_needed(self.model, self.optimizer())
-        if needed <= self.budget:
-            return ""
-        return f"the exact state takes {needed / 1e6:,.0f} MB, the budget is {self.budget / 1e6:,.0f} MB"
-
-    def take(self, segment: int, step: int) -> Moment | None:
-        """The state now, if one has room at all."""
+    def take(self, segment: int, step: int, *, for_redo: bool = False) -> Moment | None:
+        """The state now, if one has room at all; on the disk no way back makes room for one `for_redo`."""
         if self._now is not None:
             return self._now
-        if self.too_large:
+        return self._in_memory(segment, step) or self._on_disk(segment, step, give_up=not for_redo)
+
+    def _in_memory(self, segment: int, step: int) -> Moment | None:
+        needed = bytes_needed(self.model, self.optimizer())
+        if needed <= self.budget:
+            moment = Moment.take(self.roots(), segment=segment, step=step, randoms=self.randoms)
+            if (needed := moment.nbytes) <= self.budget:
+                return moment
+        self._why = f"the exact state takes {needed / 1e6:,.0f} MB, the budget is {self.budget / 1e6:,.0f} MB"
+        return None
+
+    def _on_disk(self, segment: int, step: int, *, give_up: bool) -> Moment | None:
+        if self.disk is None or self.budget == 0:
             return None
-        moment = Moment.take(self.roots(), segment=segment, step=step, randoms=self.randoms)
-        return moment if moment.nbytes <= self.budget else None
+        needed, used = bytes_needed(self.model, self.optimizer()), self.disk_bytes
+        # Nothing is given up for what would have no room even then.
+        why = self.disk.refusal(needed, used=used, given_up=used if give_up else 0)
+        while not why and self.disk.refusal(needed, used=self.disk_bytes) and self._drop(None, on_disk=True):
+            pass
+        if why:
+            self._why += f"; {why}"
+            return None
+        try:
+            roots = self.roots()
+            return Moment.take(roots, segment=segment, step=step, randoms=self.randoms, onto=self.disk)
+        except OSError as error:
+            self._why += f"; the disk: {error.strerror}"
+            return None
 
     def now_and_then(self, segment: int, step: int) -> Moment | None:
         """The state now, where the last one taken so is long enough ago."""
         start_s = time.monotonic()
         if start_s < self._due_s:
             return None
-        moment = self.take(segment, step)
+        moment = self._now or self._in_memory(segment, step)
         end_s = time.monotonic()
         self._due_s = end_s + max(EVERY_S, (end_s - start_s) / SHARE)
-        if moment is not None:
-            self._periodic.append(moment)
-            self._evict(moment)
-        return moment
+        if moment is None:
+            return None
+        self._periodic.append(moment)
+        self._evict(None)
+        return moment if moment in self._periodic else None
 
     def turned(self, turn: Turn) -> None:
         """An intervention was made: what was undone before it can no longer be redone."""
         self._undone.clear()
         self._turns.append(turn)
         self._now = None
-        if turn.before is not None:
+        if turn.before is None:
+            turn.why = self._why
+        else:
             self._evict(turn.before)
 
     def moved_on(self) -> None:
@@ -122,13 +167,14 @@ class Past:
             return self._gone_to(good, "the steps since the last good moment", back=True)
         if last is None:
             raise ValueError("nothing to undo: no intervention is in force")
+        if last.before is not None and (damage := last.before.damage()):
+            last.before, last.why = None, damage
         if last.before is None:
-            reason = self.too_large or "its moment had to make room for later ones"
             self._undone.append(self._turns.pop())
-            return Step(what=f"{last.label}; by value only: {reason}", back=True, turn=last.back)
-        last.after = self.take(segment, step)
+            return Step(what=f"{last.label}; by value only: {last.why}", back=True, of=last, turn=last.back)
+        last.after = self.take(segment, step, for_redo=True)
         self._undone.append(self._turns.pop())
-        return self._gone_to(last.before, last.label, back=True)
+        return self._gone_to(last.before, last.label, back=True, of=last)
 
     def redo(self) -> Step:
         """Forward to where the last undo was made. Raises `ValueError` where nothing was undone."""
@@ -137,27 +183,41 @@ class Past:
         turn = self._undone.pop()
         self._turns.append(turn)
         after, turn.after = turn.after, None
-        if after is None:
-            return Step(what=f"{turn.label}; by value only", back=False, turn=turn.forth)
-        return self._gone_to(after, turn.label, back=False)
+        why = f": {after.damage()}" if after is not None and after.damage() else ""
+        if after is None or why:
+            return Step(what=f"{turn.label}; by value only{why}", back=False, of=turn, turn=turn.forth)
+        return self._gone_to(after, turn.label, back=False, of=turn)
 
     def refused(self, step: Step) -> None:
-        """The step by value could not be made: as if it had not been asked for."""
+        """The step could not be made: as if it had not been asked for."""
+        self._now = None
+        if step.of is None:
+            return
         if step.back:
+            step.of.after = None
             self._turns.append(self._undone.pop())
         else:
+            step.of.after = step.moment
             self._undone.append(self._turns.pop())
 
     def last_good(self) -> Moment | None:
         """The newest moment whose weights are numbers."""
         known = [*self._periodic, *(t.before for t in self._turns if t.before is not None)]
-        return next((m for m in sorted(known, key=lambda m: -m.step) if m.finite()), None)
+        return next((m for m in sorted(known, key=lambda m: -m.step) if m.finite() and not m.damage()), None)
 
-    def _gone_to(self, moment: Moment, what: str, *, back: bool) -> Step:
+    def close(self) -> None:
+        """The run is over: nothing can be gone back to any more."""
+        self._now = None
+        for kept in (self._turns, self._undone, self._periodic):
+            kept.clear()
+        if self.disk is not None:
+            self.disk.clear()
+
+    def _gone_to(self, moment: Moment, what: str, *, back: bool, of: Turn | None = None) -> Step:
         self._periodic = [m for m in self._periodic if m.segment <= moment.segment and m.step <= moment.step]
         self._now = moment
         self._evict(moment)
-        return Step(what=what, back=back, moment=moment)
+        return Step(what=what, back=back, of=of, moment=moment)
 
     def _all(self) -> list[Moment]:
         held = [*self._periodic]
@@ -167,18 +227,29 @@ class Past:
             held.append(self._now)
         return list({id(m): m for m in held}.values())
 
-    def _evict(self, newest: Moment) -> None:
-        """Make room: first those taken now and then, then where redo leads, last the oldest before an intervention."""
-        while self.nbytes > self.budget:
-            old = next((m for m in self._periodic if m is not newest), None)
-            if old is not None:
-                self._periodic.remove(old)
-                continue
-            undone = next((t for t in self._undone if t.after not in (None, newest)), None)
-            if undone is not None:
-                undone.after = None
-                continue
-            turn = next((t for t in self._turns if t.before not in (None, newest)), None)
-            if turn is None:
-                return
-            turn.before = None
+    def _evict(self, newest: Moment | None) -> None:
+        """Back within the budgets, as far as that goes without `newest`."""
+        while self.nbytes > self.budget and self._drop(newest, on_disk=False):
+            pass
+        while self.disk is not None and self.disk_bytes > self.disk.budget and self._drop(newest, on_disk=True):
+            pass
+
+    def _drop(self, keep: Moment | None, *, on_disk: bool) -> bool:
+        """One taken now and then, else where redo leads, else the oldest before an intervention, if any."""
+
+        def can_go(moment: Moment | None) -> bool:
+            return moment is not None and moment is not keep and (moment.disk_bytes > 0) == on_disk
+
+        old = next((m for m in self._periodic if can_go(m)), None)
+        if old is not None:
+            self._periodic.remove(old)
+            return True
+        undone = next((t for t in self._undone if can_go(t.after)), None)
+        if undone is not None:
+            undone.after = None
+            return True
+        turn = next((t for t in self._turns if can_go(t.before)), None)
+        if turn is None:
+            return False
+        turn.before, turn.why = None, "its moment had to make room for later ones"
+        return True

@@ -16,10 +16,13 @@ from tui_descent.protocol.events import KnobState
 from tui_descent.scenario import knobs
 from tui_descent.training import clipping, surgery
 from tui_descent.training.build import Setup
+from tui_descent.training.delegate import Delegate
 from tui_descent.training.knobs import knobs_of
 from tui_descent.training.knobs.ground import Ground, Knob, Turned
 from tui_descent.training.knobs.rate_factor import Rate
+from tui_descent.training.moments import Moment
 from tui_descent.training.nets.block import Block
+from tui_descent.training.optimizers import swap
 from tui_descent.training.transaction import Whole
 
 __all__ = ["Rate", "Steering", "Turned"]
@@ -58,6 +61,8 @@ class Steering:
             no_blocks=f"residual acts on the blocks of a built-in net; {type(model).__name__} has none that can be "
             "steered",
         )
+        if setup is None:
+            self._delegate_for(optimizer)
         self._knobs = knobs_of(self.ground)
         self._finder: surgery.BlockFinder | None = None
         # Nothing may listen to the passes that a turn makes: they are not the step's own.
@@ -86,14 +91,18 @@ class Steering:
     ) -> None:
         """Who is to be told of another optimizer, and how to keep a turn's own passes from being listened to."""
         self.ground.followers.append(follow)
+        follow(self.ground.optimizer)
         self._deaf = deaf
 
     def states(self) -> tuple[KnobState, ...]:
         """Every knob's present value, or why it cannot act here."""
         return tuple(self._state(name) for name in knobs.KNOBS)
 
-    def turn(self, turn: TurnKnob, *, step: int = 0) -> Turned:
-        """Turn one knob before update `step`. Raises `ValueError`, with nothing changed, when it cannot be."""
+    def turn(self, turn: TurnKnob, *, step: int = 0, before: Moment | None = None) -> Turned:
+        """Turn one knob before update `step`; `before` is the moment of now, where one was taken for an undo.
+
+        Raises `ValueError`, with nothing changed, when it cannot be.
+        """
         row, knob = knobs.KNOBS[knobs.check(turn).knob], self._knobs[turn.knob]
         if (why := knob.unavailable()) is not None:
             raise ValueError(why)
@@ -101,12 +110,12 @@ class Steering:
         if row.touches == "run":
             return knob.turn(turn)
         with self._deaf():
-            return self._whole_turn(knob, turn, row)
+            return self._whole_turn(knob, turn, row, before)
 
-    def _whole_turn(self, knob: Knob, turn: TurnKnob, row: knobs.Knob) -> Turned:
+    def _whole_turn(self, knob: Knob, turn: TurnKnob, row: knobs.Knob, moment: Moment | None) -> Turned:
         """Change, probe, and put all back where either raises."""
         before = self._probed(whole=False)
-        whole = Whole(self.ground)
+        whole = Whole(self.ground, moment)
         try:
             turned = knob.turn(turn)
             if row.touches != "net" or before is None:
@@ -147,8 +156,24 @@ class Steering:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         return clipping.clip(parameters, self.ground.clip, grad_scale=clipping.grad_scale(optimizer))
 
+    def heal(self) -> None:
+        """Between two steps: a step that raised never came to its post-hooks."""
+        self.ground.rate.take_off()
+        if self.ground.delegate is not None:
+            self.ground.delegate.heal()
+
+    def _delegate_for(self, optimizer: torch.optim.Optimizer) -> None:
+        """A loop of the user's own goes on calling the optimizer that it made, whoever makes the updates."""
+        ground, delegate = self.ground, Delegate.of(optimizer)
+        delegate.build = lambda name: swap(ground.optimizer, name, model=ground.model).optimizer
+        delegate.changed = ground.change_optimizer
+        ground.delegate, ground.rate.refresh = delegate, delegate.sync
+        ground.change_optimizer(delegate.acting)
+
     def listen(self) -> None:
         """An own net's first forward pass tells which of its modules can bear a skip."""
+        if self.ground.delegate is not None:
+            self.ground.delegate.listen()
         if not self.ground.blocks:
             try:
                 self._finder = surgery.BlockFinder(self.ground.model)

@@ -6,11 +6,11 @@ The hooks are the only hold on a loop: gradients exist in the pre-hook whatever 
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch.utils.hooks import RemovableHandle
@@ -19,6 +19,7 @@ from tui_descent.instruments.measuring import Measuring, Sample
 from tui_descent.instruments.samebatch import SameBatch
 from tui_descent.instruments.sampler import Sampler, Tiers
 from tui_descent.training import clipping
+from tui_descent.training.delegate import steps_under_way
 from tui_descent.training.guard import Fault, Guard
 from tui_descent.training.steering import Steering
 
@@ -57,6 +58,7 @@ class Updates:
         self._fault = fault
         self._instruments: Measuring | None = None
         self._handles: list[RemovableHandle] = []
+        self._hooked: WeakSet[torch.optim.Optimizer] = WeakSet()
         self._depth = 0
         self._made = 0
         self._dropped = False
@@ -70,24 +72,27 @@ class Updates:
 
     def attach(self) -> None:
         """Hook on."""
-        self._handles = [
+        self._hooked.add(self._optimizer)
+        self._handles += [
             self._optimizer.register_step_pre_hook(self._before),
             self._optimizer.register_step_post_hook(self._after),
         ]
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Another optimizer makes the updates from here on."""
-        for handle in self._handles:
-            handle.remove()
         self._optimizer = optimizer
-        if self._handles:
+        # Hooks stay where they are and heed one optimizer: a run may be held within a step, whose hooks torch is just
+        # going through.
+        if self._handles and optimizer not in self._hooked:
             self.attach()
 
     def detach(self) -> None:
         """Hook off, the optimizer's rates as its owner set them."""
-        self._steering.rate.take_off()
+        self._steering.heal()
         for handle in self._handles:
             handle.remove()
+        self._handles.clear()
+        self._hooked.clear()
         if self._instruments is not None:
             self._instruments.detach()
 
@@ -139,7 +144,7 @@ class Updates:
 
     def take(self) -> tuple[int, bool, Sample | None]:
         """Since the last call: updates made, whether one was dropped, the sample if one was due."""
-        self._steering.rate.take_off()  # a step that raised never came to its post-hook
+        self._steering.heal()
         self._depth = 0
         taken = self._made, self._dropped, self._sample
         self._made, self._dropped, self._sample = 0, False, None
@@ -151,7 +156,11 @@ class Updates:
         return taken_s
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
-        if self._depth > 0 and _inside_a_step():  # a subclass that calls super().step() fires the hooks twice
+        if optimizer is not self._optimizer:
+            return None
+        if (
+            self._depth > 0 and steps_under_way(optimizer) > 1
+        ):  # a subclass that calls super().step() fires the hooks twice
             self._depth += 1
             return None
         self._depth = 1  # a step that raised never came to its post-hook
@@ -211,7 +220,7 @@ class Updates:
 
     def _after(self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs) -> None:
         self._depth -= 1
-        if self._depth > 0:
+        if self._depth > 0 or optimizer is not self._optimizer:
             return
         self._depth = 0
         self._steering.rate.take_off()
@@ -228,12 +237,3 @@ class Updates:
             cost_s = self._cost_s + time.thread_time() - start_s
             self._sampler.spent(cost_s, now)
             self._cost_s = 0.0
-
-
-def _inside_a_step() -> bool:
-    """Whether torch's wrapper that runs this pre-hook was itself called from within another step."""
-    wrapper = sys._getframe(2)
-    frame = wrapper.f_back
-    while frame is not None and frame.f_code is not wrapper.f_code:
-        frame = frame.f_back
-    return frame is not None

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -27,12 +27,14 @@ from tui_descent.instruments.structure import Structure, structure
 from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.events import LedgerTaken, Measured, MetricLogged, NotFinite, RunEnded, RunStarted, Status
-from tui_descent.training.about import about_foreign, about_other, describe, position
+from tui_descent.training.about import about_foreign, describe, position
 from tui_descent.training.control import Control, Evaluation, StopRun
 from tui_descent.training.curving import Curving
 from tui_descent.training.guard import Fault, Guard
 from tui_descent.training.link import Link
 from tui_descent.training.memory import Memory
+from tui_descent.training.named import roots_of
+from tui_descent.training.optimizers import check_watchable
 from tui_descent.training.past import Past
 from tui_descent.training.rows import laid_out
 from tui_descent.training.steering import Steering
@@ -49,14 +51,18 @@ def watch(
     name: str = "run",
     watch_every: int | None = None,
     watch_budget: float | None = None,
+    state: Mapping[str, object] | None = None,
 ) -> Watch:
     """Watch an own loop: under `tui-descent exec` on its dashboard, otherwise through a keeper of its own.
 
     `watch_every=N` measures every Nth step; otherwise readings take at most the share `watch_budget` of the time.
     Where neither is given, the command line's hold: 1 % unless told otherwise.
-    Raises `ValueError` for an optimizer that cannot be watched. Without a keeper the loop trains on unwatched.
+    `state={"scheduler": …, "scaler": …}` is what an undo puts back beside model and optimizer, all that has a
+    `state_dict` to load, nets, tensors, dicts, lists; the loop's counter and data go on. Raises `ValueError` for what
+    cannot be put back, an optimizer that cannot be watched. Without a keeper the loop trains on unwatched.
     """
-    _refuse_unknown(optimizer)
+    check_watchable(optimizer)
+    put_back = roots_of(state or {})
     link = Link.inherited()
     if link is None:
         try:
@@ -74,6 +80,7 @@ def watch(
         name=name,
         sampler=Sampler(every=watch_every, budget=0.01 if watch_budget is None else watch_budget),
         on_fault="hold" if launch is not None and launch.attended else "end" if under_exec else "note",
+        state=put_back,
     )
 
 
@@ -103,7 +110,7 @@ class Watch:
         own_loop: bool = False,
         state: Iterable[object] = (),
     ) -> None:
-        _refuse_unknown(optimizer)
+        check_watchable(optimizer)
         self.model = model
         self.optimizer = optimizer
         self.name = name
@@ -129,7 +136,7 @@ class Watch:
         steering.watched(self._follow, self._updates.deaf)
         if link is not None and link.launch.socket is not None:  # where nobody can ask, nothing is kept
             roots = [model, steering, *state]
-            self.control.past = Past(lambda: roots, lambda: self.optimizer, model, link.launch.undo_budget, own_loop)
+            self.control.past = Past.of(link.launch, lambda: roots, lambda: self.optimizer, model, own_loop)
         self._measuring: Measuring | None = None
         self._version = -1
         self._rows: tuple[str, ...] = ()
@@ -386,16 +393,9 @@ class Watch:
                 position=position(self.model),
             )
         )
-        control.link.close()
+        control.close()
 
 
 def _number(value: Tensor | float) -> float:
     """A scalar's value; from a GPU this waits for it."""
     return float(value.item()) if isinstance(value, Tensor) else float(value)
-
-
-def _refuse_unknown(optimizer: object) -> None:
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise ValueError(f"watch() takes one torch.optim.Optimizer; found {about_other(optimizer)}")
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise ValueError("LBFGS cannot be watched: it makes many updates a step, each at a rate of its own")

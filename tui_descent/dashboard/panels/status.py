@@ -72,7 +72,8 @@ def _parts(view: View) -> list[tuple[int, Part]]:
         if newest.accuracy is not None:
             parts.append((5, [("acc ", ink.DIM), (f"{newest.accuracy:6.1%}", ink.TEXT)]))
     if (taken := history.snapshot) is not None:
-        parts.append((8, [(f"undo {taken.used_bytes / 1e6:.0f}/{taken.budget_bytes / 1e6:.0f} MB", ink.DIM)]))
+        disk = f" + {taken.disk_bytes / 1e6:.0f} on disk" if taken.disk_bytes else ""
+        parts.append((8, [(f"undo {taken.used_bytes / 1e6:.0f}/{taken.budget_bytes / 1e6:.0f} MB{disk}", ink.DIM)]))
     if device := phrase(history):
         parts.append((7, [(device, ink.DIM)]))
     return parts

@@ -8,6 +8,7 @@ from tui_descent.scenario.knobs import betas_text, new_value, pair
 from tui_descent.scenario.spec import ScheduleSpec
 from tui_descent.scenario.validate import convert
 from tui_descent.training import optimizers, schedules
+from tui_descent.training.delegate import Delegate
 from tui_descent.training.knobs.ground import Ground, Turned, own_loop
 
 NONE = "none"
@@ -24,21 +25,39 @@ class OptimizerKnob:
         return optimizers.name_of(self._ground.optimizer)
 
     def unavailable(self) -> str | None:
-        """An own loop goes on calling the object that it made."""
-        return None if self._ground.setup is not None else own_loop("goes on calling the optimizer it made")
+        """Under a loop that goes on calling the object it made, that one stands aside."""
+        return None
 
     def turn(self, turn: TurnKnob) -> Turned:
         """The rate's mapping and what is remembered are the note."""
         ground, old = self._ground, self.value()
-        assert ground.setup is not None
         if turn.value == old:
             return Turned(old=old, new=old, note="it is that one already")
+        if ground.delegate is not None:
+            return self._delegated(turn.value, ground.delegate, old)
+        assert ground.setup is not None
         swapped = optimizers.swap(ground.optimizer, turn.value, model=ground.model)
         schedule = ground.setup.schedule
         moved = None if schedule is None else schedule.onto(swapped.optimizer)
         ground.change_optimizer(swapped.optimizer)
         ground.setup.schedule = moved
         return Turned(old=old, new=self.value(), note=f"lr {swapped.rate.text}; {swapped.carried}")
+
+    def _delegated(self, name: str, delegate: Delegate, old: str) -> Turned:
+        """The loop's own optimizer goes back to work, or stands aside for another."""
+        ground = self._ground
+        delegate.sync()
+        if name == optimizers.name_of(delegate.outer):
+            before = ground.rate.value
+            delegate.give_back()
+            ground.change_optimizer(delegate.outer)
+            note = f"lr {before:.3g} → {ground.rate.value:.3g}; the loop's own again, with what it remembered"
+            return Turned(old=old, new=self.value(), note=note)
+        swapped = optimizers.swap(ground.optimizer, name, model=ground.model)
+        delegate.hand_over(swapped.optimizer)
+        ground.change_optimizer(swapped.optimizer)
+        aside = f"the loop's {type(delegate.outer).__name__} stands aside"
+        return Turned(old=old, new=self.value(), note=f"lr {swapped.rate.text}; {swapped.carried}; {aside}")
 
 
 class ScheduleKnob:

@@ -1,0 +1,173 @@
+"""What single turns do, how they are recorded, and that a record replays to the last bit."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from families import setup as make_setup
+from kept import Kept
+from turning import grouped, ids, steering_of, step
+
+from tui_descent.protocol.events import CommandRejected, KnobTurned
+from tui_descent.scenario.knobs import parse, text_of
+from tui_descent.training.moments import Moment
+from tui_descent.training.watch import Watch
+
+
+def trained(text: tuple[tuple[int, str], ...], kept: Kept | None = None, *, steps: int = 30) -> list[float]:
+    made = make_setup("mlp", optimizer={"name": "adam", "lr": 3e-3})
+    plan = [(at, parse(turn)) for at, turn in text]
+    link = kept.link if kept else None
+    with Watch(made.model, made.optimizer, link=link, steering=steering_of(made), plan=plan) as run:
+        run.begin_step()
+        return [step(made, run) for _ in range(steps)]
+
+
+PLAN = (
+    (3, "residual=on"),
+    (5, "norm=layer"),
+    (6, "init@blocks.1=orthogonal"),
+    (8, "kick=0.05"),
+    (10, "optimizer=muon"),
+    (12, "schedule=cosine"),
+    (14, "batch_size=32"),
+    (15, "clip=0.5"),
+    (16, "dropout=0.1"),
+    (18, "norm=none"),
+    (20, "optimizer=sgd"),
+    (21, "freeze@head=on"),
+    (24, "freeze=off"),
+)
+
+
+def test_what_was_recorded_replays_to_the_last_bit(kept: Kept) -> None:
+    found = trained(PLAN, kept)
+    turned = kept.events(KnobTurned)
+    assert [event.knob for event in turned] == [text.split("=")[0].split("@")[0] for _, text in PLAN]
+    assert not kept.events(CommandRejected)
+    record = tuple(
+        (
+            event.step,
+            text_of(
+                parse(f"{event.knob}{'' if event.target == 'all' else '@' + event.target}={event.new}"),
+            )
+            + (f",way={event.way}" if event.way else "")
+            + (f",scale={event.scale!r}" if event.scale is not None else "")
+            + (f",where={event.where}" if event.where else ""),
+        )
+        for event in turned
+    )
+    assert "residual=on,way=ramp" in record[0][1]
+    assert "where=pre" in record[1][1]
+    assert trained(record) == found
+    assert trained(())[:3] == found[:3]
+    assert trained(())[3:] != found[3:]
+
+
+def test_a_receipt_tells_what_changed_and_nothing_where_nothing_did(kept: Kept) -> None:
+    trained(((3, "residual=on"), (4, "residual=off,way=instant"), (5, "kick=0.1"), (6, "lr=*2")), kept)
+    ramp, instant, kick, rate = kept.events(KnobTurned)
+    assert ramp.function_change == 0.0
+    assert ramp.loss_before == ramp.loss_after
+    for event in (instant, kick):
+        assert event.function_change is not None
+        assert event.function_change > 1e-3
+        assert event.loss_before != event.loss_after
+    assert rate.function_change is None
+
+
+@pytest.mark.parametrize("texts", [("optimizer=muon", "norm=layer"), ("norm=none", "optimizer=sgd"), ("schedule=wsd",)])
+def test_a_moment_before_any_turn_can_be_stood_in_again(texts: tuple[str, ...]) -> None:
+    made = make_setup("mlp", optimizer={"name": "adam", "lr": 1e-3}, norm="rms")
+    steering, first = steering_of(made), made.optimizer
+    with Watch(made.model, made.optimizer, link=None, steering=steering) as run:
+        run.begin_step()
+        for _ in range(3):
+            step(made, run)
+        moment = Moment.take([made.model, steering, made], segment=0, step=3)
+        losses = [step(made, run) for _ in range(5)]
+        moment.restore()
+        steering.restored()
+        for text in (*texts, "residual=on", "freeze@head=on", "init@stem=he", "kick=0.1", "clip=1"):
+            steering.turn(parse(text), step=3)
+        assert [step(made, run) for _ in range(5)] != losses
+        moment.restore()
+        steering.restored()
+        assert run.optimizer is made.optimizer is first
+        assert sorted(grouped(first)) == sorted(ids(made.model))
+        assert [step(made, run) for _ in range(5)] == losses
+
+
+def test_clipping_holds_the_gradients_norm_to_its_limit() -> None:
+    made = make_setup("mlp", optimizer={"name": "sgd", "lr": 0.1})
+    steering = steering_of(made)
+    norms = []
+    with Watch(made.model, made.optimizer, link=None, steering=steering) as run:
+        made.optimizer.register_step_pre_hook(
+            lambda *_: norms.append(torch.nn.utils.get_total_norm([p.grad for p in made.model.parameters()]).item())
+        )
+        run.begin_step()
+        for text in ("clip=0.05", "clip=off"):
+            steering.turn(parse(text))
+            step(made, run)
+    assert norms[0] == pytest.approx(0.05, rel=1e-5)
+    assert norms[1] > 0.1
+
+
+def test_a_schedule_runs_over_the_steps_that_are_left() -> None:
+    made = make_setup("mlp", optimizer={"name": "sgd", "lr": 0.1})
+    rates = []
+    with Watch(
+        made.model, made.optimizer, link=None, steering=steering_of(made), plan=[(20, parse("schedule=cosine"))]
+    ) as run:
+        made.optimizer.register_step_pre_hook(lambda o, *_: rates.append(o.param_groups[0]["lr"]))
+        run.begin_step()
+        for _ in range(40):
+            step(made, run)
+    assert rates[:21] == [0.1] * 21
+    expected = [0.05 * (1 + math.cos(math.pi * k / 20)) for k in range(20)]
+    assert rates[20:] == pytest.approx(expected, rel=1e-9)
+
+
+def test_dead_units_live_again_with_another_activation() -> None:
+    """Biases of −4 under relu let nothing through; leaky_relu, a hundredth a block."""
+
+    def grads(turn: str | None) -> float:
+        made = make_setup("mlp", optimizer={"name": "sgd", "lr": 0.05}, depth=4, init={"name": "he", "bias": -4.0})
+        steering = steering_of(made)
+        with Watch(made.model, made.optimizer, link=None, steering=steering) as run:
+            run.begin_step()
+            for _ in range(5):
+                step(made, run)
+            if turn is not None:
+                steering.turn(parse(turn), step=5)
+                run.begin_step()
+            for _ in range(5):
+                step(made, run)
+            return float(made.model.get_parameter("blocks.0.linear.weight").grad.norm())
+
+    sick, cured = grads(None), grads("activation=leaky_relu,way=instant")
+    assert sick == 0.0
+    assert cured > 1e-7
+
+
+def test_vanishing_gradients_come_back_with_a_residual_by_itself(kept: Kept) -> None:
+    """20 sigmoid layers: first over last gradient under 1e-6, and over 1e-2 within 60 steps of residual=on, auto."""
+
+    def ratio(turn: str | None) -> float:
+        made = make_setup("mlp", optimizer={"name": "sgd", "lr": 0.1}, depth=20, width=32, activation="sigmoid")
+        plan = [(5, parse(turn))] if turn else []
+        link = kept.link if turn else None
+        with Watch(made.model, made.optimizer, link=link, steering=steering_of(made), plan=plan) as run:
+            run.begin_step()
+            for _ in range(65):
+                step(made, run)
+        grad = made.model.get_parameter
+        return float(grad("blocks.0.linear.weight").grad.norm() / grad("blocks.19.linear.weight").grad.norm())
+
+    assert ratio(None) < 1e-6
+    assert ratio("residual=on") > 1e-2
+    (event,) = kept.events(KnobTurned)
+    assert (event.way, event.scale) == ("ramp", 20**-0.5)
