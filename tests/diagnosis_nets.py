@@ -173,7 +173,7 @@ class Observed:
             measuring.before_update()
         self.setup.optimizer.step()
         if due:
-            sample = measuring.after_update()
+            sample = measuring.after_update().now()
             record = ReadingRecord(
                 step=step,
                 segment=0,

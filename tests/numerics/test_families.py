@@ -157,7 +157,7 @@ def test_the_instruments_see_every_family_and_change_nothing(family: str) -> Non
         loss.backward()
         measuring.before_update()
         watched.optimizer.step()
-        sample = measuring.after_update()
+        sample = measuring.after_update().now()
         assert len(sample.rows) == len(net.layers)
         assert len(sample.ledger) == (3 if family == "mlp" else 0)
     assert losses == train(plain, 4)

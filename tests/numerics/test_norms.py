@@ -174,7 +174,7 @@ def test_norms_are_right_at_every_size_a_float32_can_have(exponent: int) -> None
         before = [array(layer.weight) for layer in net]  # type: ignore[arg-type]
         sample.before_update()
         optimizer.step()
-        grad_norms, rows = sample.after_update()
+        grad_norms, rows, *_ = sample.after_update().now()
         for p, norm in zip(net.parameters(), grad_norms, strict=True):
             assert close(norm, l2(array(p.grad)), 1e-5)  # type: ignore[arg-type]
         for row, layer, old in zip(rows, net, before, strict=True):
@@ -194,7 +194,7 @@ def test_norms_of_half_precision_are_summed_with_more(dtype: torch.dtype) -> Non
     sample = Norms(structure(net).layers, list(net.parameters()))
     sample.before_update()
     torch.optim.SGD(net.parameters(), lr=0.5).step()
-    _, rows = sample.after_update()
+    _, rows, *_ = sample.after_update().now()
     for row in rows:
         assert row.grad_norm == pytest.approx(300.0, rel=1e-5), "a half-precision sum would stop growing"
 
@@ -206,7 +206,7 @@ def test_not_a_number_and_infinities_are_told_as_they_are() -> None:
             p.grad = torch.full_like(p, value)
     sample = Norms(structure(net).layers, list(net.parameters()))
     sample.before_update()
-    _, rows = sample.after_update()
+    _, rows, *_ = sample.after_update().now()
     assert math.isnan(rows[0].grad_norm or 0.0)
     assert math.isinf(rows[1].grad_norm or 0.0)
     assert rows[2].grad_norm == pytest.approx(4.0)

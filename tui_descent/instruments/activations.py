@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from tui_descent.instruments.deferred import Deferred, together
 from tui_descent.instruments.derivatives import FORMULAS, slope
 from tui_descent.instruments.structure import WatchedActivation, WatchedLayer
 
@@ -22,8 +23,8 @@ from tui_descent.instruments.structure import WatchedActivation, WatchedLayer
 DEAD_SAMPLES = 256
 # Saturated: φ′ under this part of its greatest value (Glorot & Bengio 2010). Bounded activations only.
 SATURATED = 0.1
-# Larger ones are read one at a time, so that no large copy is made.
-TOGETHER = 1 << 16
+# So many numbers are read at a time: larger pieces leave the cache, and take memory that the system has to hand out.
+TOGETHER = 1 << 15
 SLOPE_MAX: dict[type[nn.Module], float] = {nn.Sigmoid: 0.25, nn.Tanh: 1.0}
 
 
@@ -70,7 +71,7 @@ class Activations:
         self._handles.clear()
 
     @torch.no_grad()
-    def read(self) -> dict[int, ActivationReading]:
+    def read(self) -> Deferred[dict[int, ActivationReading]]:
         """By layer row, what the pass showed."""
         groups: dict[object, list[int]] = {}
         for n, (z, _) in self._seen.items():
@@ -78,13 +79,15 @@ class Activations:
             alike = type(module) in FORMULAS and z.numel() <= TOGETHER
             key = (type(module), module.extra_repr(), z.shape, z.dtype, self._channels_first[n]) if alike else n
             groups.setdefault(key, []).append(n)
-        readings: dict[int, ActivationReading] = {}
+        parts = []
         for members in groups.values():
-            readings |= self._read_group(members)
+            most = max(1, TOGETHER // max(1, self._seen[members[0]][0].numel()))
+            parts += [self._read_group(members[k : k + most]) for k in range(0, len(members), most)]
         self._seen.clear()
-        return readings
+        every = together(parts)
+        return Deferred(every.columns, lambda values: {n: r for found in every.read(values) for n, r in found.items()})
 
-    def _read_group(self, members: list[int]) -> dict[int, ActivationReading]:
+    def _read_group(self, members: list[int]) -> Deferred[dict[int, ActivationReading]]:
         module = self._watched[members[0]].module
         z = torch.stack([self._seen[n][0] for n in members])  # (k, samples…, units) or (k, samples, units, places…)
         a = torch.stack([self._seen[n][1] for n in members])
@@ -94,27 +97,33 @@ class Activations:
         samples = bend.movedim(2, -1) if self._channels_first[members[0]] and bend.dim() > 3 else bend
         samples = samples.reshape(len(members), -1, samples.shape[-1])  # (k, samples, units)
         alive = (samples != 0).any(dim=1)  # (k, units)
+        dead = [self._dead(n, alive[k], samples.shape[1]) for k, n in enumerate(members)]
+        columns = [share.reshape(1) for share in dead if share is not None]
         greatest = SLOPE_MAX.get(type(module))
-        pairs = bend.flatten(1)
-        saturated = None if greatest is None else (pairs < SATURATED * greatest).double().mean(dim=1).tolist()
-        wide = a.flatten(1).double() if a.device.type == "cpu" else a.flatten(1).float()
-        means, spreads = wide.mean(dim=1).tolist(), wide.std(dim=1, correction=0).tolist()
-        found = {}
-        for k, n in enumerate(members):
-            dead = self._dead(n, alive[k], samples.shape[1])
-            share = None if saturated is None else saturated[k]
-            found[self._watched[n].row] = ActivationReading(means[k], spreads[k], dead, share)
-        return found
+        if greatest is not None:
+            columns.append((bend.flatten(1) < SATURATED * greatest).to(_wide(bend)).mean(dim=1))
+        wide = a.flatten(1).to(_wide(a))
+        columns += [wide.mean(dim=1), wide.std(dim=1, correction=0)]
 
-    def _dead(self, n: int, seen: Tensor, samples: int) -> float | None:
-        """The share of dead units, once enough samples were seen together."""
+        def read(values: Sequence[float]) -> dict[int, ActivationReading]:
+            numbers = iter(values)
+            shares = [None if one is None else 1 - next(numbers) for one in dead]
+            saturated = [None if greatest is None else next(numbers) for _ in members]
+            means, spreads = ([next(numbers) for _ in members] for _ in range(2))
+            found = zip(means, spreads, shares, saturated, strict=True)
+            return {self._watched[n].row: ActivationReading(*one) for n, one in zip(members, found, strict=True)}
+
+        return Deferred(columns, read)
+
+    def _dead(self, n: int, seen: Tensor, samples: int) -> Tensor | None:
+        """The share of units that live, a scalar, once enough samples were seen together."""
         kept = self._alive[n]
         kept.units = seen if kept.units is None or kept.units.shape != seen.shape else kept.units | seen
         kept.samples += samples
         if kept.samples < DEAD_SAMPLES:
             return None
         self._alive[n] = _Alive()
-        return 1 - float(kept.units.double().mean())
+        return kept.units.to(_wide(kept.units)).mean()
 
     def _keep_input(self, n: int, module: nn.Module, args: tuple[Any, ...]) -> None:
         if n not in self._seen and torch.is_grad_enabled():
@@ -127,6 +136,11 @@ class Activations:
             self._seen[n] = (args[0].detach(), output.detach())
         elif self._seen[n][1] is args[0]:
             self._seen[n] = (self._seen[n][0], output.detach().clone())
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    """What sums are made in; MPS has no float64."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
 
 
 def _slope_by_autograd(module: nn.Module, z: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from tui_descent.instruments.groups import Groups
+from tui_descent.instruments.deferred import Deferred
+from tui_descent.instruments.groups import size_of
 from tui_descent.instruments.structure import Unit
 
 
@@ -23,13 +24,13 @@ class Boundaries:
     def __init__(self, units: Sequence[Unit]) -> None:
         self.units = list(units)
         self._handles: list[RemovableHandle] = []
-        self._grads: dict[int, Tensor] = {}
+        self._sizes: dict[int, Tensor | float] = {}
         self._passes = [0] * len(self.units)
 
     def attach(self) -> None:
         """Listen to the next forward pass and its backward."""
         self.detach()
-        self._grads.clear()
+        self._sizes.clear()
         self._passes = [0] * len(self.units)
         for n, unit in enumerate(self.units):
             hook = partial(self._enter, n)
@@ -43,26 +44,22 @@ class Boundaries:
             handle.remove()
         self._handles.clear()
 
-    def signals(self) -> list[float | None]:
-        """‖dL/dh‖_F at each unit's input and after the last; None where none came back or a unit ran more than once."""
-        known = sorted(self._grads)
-        tensors = [self._grads[n] for n in known]
-        groups = Groups(tensors)
-        values = groups.norms(groups.rows(tensors)).tolist()
-        found: list[float | None] = [None] * (len(self.units) + 1)
-        for n, value in zip(known, values, strict=True):
-            found[n] = value
-        self._grads.clear()
-        once = [passes == 1 for passes in self._passes]
-        return [v if all(once[max(0, n - 1) : n + 1]) else None for n, v in enumerate(found)]
+    def factors(self) -> Deferred[list[float | None]]:
+        """‖dL/dh_l‖_F / ‖dL/dh_{l+1}‖_F of each unit; their product telescopes from the last boundary to the first.
 
-    def factors(self) -> list[float | None]:
-        """‖dL/dh_l‖ / ‖dL/dh_{l+1}‖ of each unit; their product telescopes from the last boundary to the first.
-
-        Schoenholz et al. 2017, arXiv 1611.01232.
+        None where no signal came back or a unit ran more than once. Schoenholz et al. 2017, arXiv 1611.01232.
         """
-        signals = self.signals()
-        return [None if below is None or not above else below / above for below, above in pairwise(signals)]
+        found, self._sizes = self._sizes, {}
+        once = [passes == 1 for passes in self._passes]
+        on_device = {n: size for n, size in found.items() if isinstance(size, Tensor)}
+        on_host = {n: size for n, size in found.items() if not isinstance(size, Tensor)}
+
+        def read(values: Sequence[float]) -> list[float | None]:
+            arrived = on_host | dict(zip(on_device, values, strict=True))
+            signals = [arrived.get(n) if all(once[max(0, n - 1) : n + 1]) else None for n in range(len(once) + 1)]
+            return [None if below is None or not above else below / above for below, above in pairwise(signals)]
+
+        return Deferred([size.reshape(1) for size in on_device.values()], read)
 
     def _enter(self, n: int, module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._passes[n] += 1
@@ -78,6 +75,6 @@ class Boundaries:
 
     def _keeper_of(self, n: int) -> Callable[[Tensor], None]:
         def keep(grad: Tensor) -> None:
-            self._grads[n] = grad
+            self._sizes[n] = size_of(grad)  # here, where it lies in the cache: kept for later it would take memory
 
         return keep

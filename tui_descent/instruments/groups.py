@@ -1,18 +1,21 @@
 """Many small tensors in few operations: those of one shape are put side by side as the rows of one matrix.
 
 A net of 200 equal layers is then measured with the handful of operations that one layer takes. Large tensors stand
-alone, so that nothing large is copied.
+alone, so that nothing large is copied. On a CPU rows are copied into the same memory again and again: fresh memory
+costs more than the copy, since freed memory goes back to the system and comes again page by page.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 # Up to this many numbers an operation costs more to start than to run.
 SMALL = 1 << 16
+# A list of tensors keeps no more memory of its own than this; what goes beyond is taken anew each time.
+KEPT_BYTES = 32 << 20
 
 
 class Groups:
@@ -25,87 +28,148 @@ class Groups:
             by_kind.setdefault((tensor.shape, tensor.dtype, tensor.device) if small else n, []).append(n)
         self._members = list(by_kind.values())
         # Where each tensor's row comes to lie when all groups' rows are put one below the other.
-        place = [0] * len(like)
+        self._place = [0] * len(like)
         for row, n in enumerate(n for members in self._members for n in members):
-            place[n] = row
-        self._place = torch.tensor(place, dtype=torch.long)
+            self._place[n] = row
+        self._kept: dict[tuple[str, int], Tensor] = {}
+        self._kept_bytes = 0
 
-    def rows(self, tensors: Sequence[Tensor], *, copy: bool = False) -> list[Tensor]:
-        """A (k, n) matrix a group. A group of one is a view unless `copy`."""
+    def rows(self, tensors: Sequence[Tensor], *, room: str, copy: bool = False) -> list[Tensor]:
+        """A (k, n) matrix a group, in the memory of that name; a group of one is a view unless `copy`."""
+        found = []
+        for n, members in enumerate(self._members):
+            first = tensors[members[0]]
+            if len(members) == 1 and not copy:
+                found.append(first.reshape(1, -1))
+                continue
+            matrix = self._matrix(room, n, first, (len(members), first.numel()))
+            into = matrix.view(len(members), *first.shape)
+            if len(members) == 1:
+                into[0].copy_(first)
+            else:
+                torch.stack([tensors[m] for m in members], out=into)
+            found.append(matrix)
+        return found
+
+    def own(self, rows: Sequence[Tensor], *, room: str) -> list[Tensor]:
+        """The rows with those that are views copied, so that they outlast the tensors."""
         return [
-            torch.stack([tensors[n] for n in members]).reshape(len(members), -1)
-            if copy or len(members) > 1
-            else tensors[members[0]].reshape(1, -1)
-            for members in self._members
+            self._matrix(room, n, matrix, matrix.shape).copy_(matrix) if len(members) == 1 else matrix
+            for n, (matrix, members) in enumerate(zip(rows, self._members, strict=True))
         ]
 
-    def in_order(self, columns: Sequence[Tensor]) -> Tensor:
-        """Groups' columns of k numbers each, as one vector on the host in the tensors' own order, in float64."""
-        if not columns:
-            return torch.zeros(0, dtype=torch.float64)
-        # One read-back; float64 on the host, since not every device has it.
-        return torch.cat([column.to(columns[0].dtype) for column in columns]).cpu().double()[self._place]
+    def dots(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> list[Tensor]:
+        """The products Σ a·b of each pair of rows, a column (k,) a group; in float64 on CUDA."""
+        return [self._dot(n, x, y) for n, (x, y) in enumerate(zip(a, b, strict=True))]
 
-    def norms(self, rows: Sequence[Tensor]) -> Tensor:
-        """The tensors' L2 norms in their own order, right from the smallest to the largest number of their dtype."""
-        columns = norms(rows)
-        if rows and not all_safe(torch.cat([column.to(columns[0].dtype) for column in columns])):
-            # A float32 sum of squares in float64 can neither under- nor overflow.
-            columns = [
-                column if matrix.dtype == torch.float64 or all_safe(column) else _exact_norms(matrix)
-                for matrix, column in zip(rows, columns, strict=True)
-            ]
-            exact: Tensor = torch.cat([column.cpu().double() for column in columns])[self._place]
-            return exact
-        return self.in_order(columns)
+    def in_order(self, values: Sequence[float]) -> list[float]:
+        """Columns' numbers in the tensors' own order."""
+        return [values[place] for place in self._place]
 
-    def units(self, rows: Sequence[Tensor], sizes: Tensor) -> list[Tensor]:
-        """The rows over their norms, which stand in the tensors' own order."""
-        return [unit(matrix, sizes[members]) for matrix, members in zip(rows, self._members, strict=True)]
+    def exact(self, rows: Sequence[Tensor], values: Sequence[float]) -> list[float]:
+        """Norms as `norms` has told them, in the tensors' own order; looked at again where float32 was not enough."""
+        if rows and not wide(rows[0]) and not safe(values):
+            values, at = list(values), 0
+            for matrix in rows:
+                again = [n for n in range(len(matrix)) if not safe(values[at + n : at + n + 1])]
+                if again and matrix.dtype != torch.float64:
+                    part = matrix if 2 * len(again) > len(matrix) else matrix[again]
+                    exact = _exact_norms(part)
+                    for k, n in enumerate(again):
+                        values[at + n] = exact[n if part is matrix else k]
+                at += len(matrix)
+        return self.in_order(values)
+
+    def cosines(self, a: Sequence[Tensor], b: Sequence[Tensor], sizes: Iterable[Sequence[float]]) -> list[float]:
+        """The products of rows over their norms, which are given in the tensors' order: right however small they are.
+
+        Waits for the device.
+        """
+        units = [
+            [_unit(matrix, [norms[n] for n in members]) for matrix, members in zip(rows, self._members, strict=True)]
+            for rows, norms in zip((a, b), sizes, strict=True)
+        ]
+        return self.in_order([v for column in self.dots(*units) for v in column.tolist()])
+
+    def _dot(self, n: int, x: Tensor, y: Tensor) -> Tensor:
+        if wide(x):
+            return _wide_dots(x, y)
+        if len(x) == 1:
+            return torch.dot(x[0], y[0]).reshape(1)
+        return torch.mul(x, y, out=self._matrix("products", n, x, x.shape)).sum(dim=1)
+
+    def _matrix(self, room: str, n: int, like: Tensor, shape: Sequence[int]) -> Tensor:
+        """Memory for a group's rows; on a CPU the same as the last time, within bounds."""
+        kept = self._kept.get((room, n))
+        if kept is not None:
+            return kept
+        made = like.new_empty(tuple(shape))
+        if like.device.type == "cpu" and self._kept_bytes + made.nbytes <= KEPT_BYTES:
+            self._kept[room, n] = made
+            self._kept_bytes += made.nbytes
+        return made
 
 
 # Between these a float32 sum of squares loses nothing to under- or overflow.
 SAFE = (1e-13, 1e13)
 
 
-def all_safe(values: Tensor) -> bool:
+def safe(values: Iterable[float]) -> bool:
     """Whether float32 sums of squares of these sizes are right; what is no number is as right as it gets."""
-    finite = values[~values.isnan()]
-    if not len(finite):
-        return True
-    low, high = (float(v) for v in finite.aminmax())
-    return SAFE[0] < low and high < SAFE[1]
+    return all(SAFE[0] < v < SAFE[1] or v != v for v in values)
 
 
-def unit(rows: Tensor, sizes: Tensor) -> Tensor:
-    """(k, n) rows over their norms (k,), float64 on the host; a row of zeros stays one."""
-    by = torch.where(sizes > 0, 1 / sizes, torch.ones_like(sizes))
-    # In two steps: the reciprocal of a number under 1e-38 is infinite in float32.
-    first = by.clamp(max=1e30)
-    wide = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
-    once = wide * first.to(wide.device, wide.dtype)[:, None]
-    rest = by / first
-    twice: Tensor = once if bool((rest == 1).all()) else once * rest.to(wide.device, wide.dtype)[:, None]
-    return twice
+def wide(tensor: Tensor) -> bool:
+    """Whether sums are in float64 from the start: where a second look would have to wait for the device."""
+    return tensor.device.type == "cuda"
 
 
 def norms(rows: Sequence[Tensor]) -> list[Tensor]:
-    """The L2 norm of each row by a plain sum of squares, in float32, or in float64 where the tensors are."""
-    return [torch.linalg.vector_norm(r, dim=1, dtype=_sum_dtype(r.dtype)) for r in rows]
+    """The L2 norm of each row by a plain sum of squares, a column (k,) a matrix.
+
+    In float64 on CUDA and for float64 tensors, otherwise in float32, and then `Groups.exact` has to look at them.
+    """
+    return [torch.linalg.vector_norm(r, dim=1, dtype=torch.float64 if wide(r) else _sum_dtype(r.dtype)) for r in rows]
 
 
-def dots(a: Sequence[Tensor], b: Sequence[Tensor]) -> list[Tensor]:
-    """The products Σ a·b of each pair of rows."""
-    return [torch.dot(x[0], y[0]).reshape(1) if len(x) == 1 else (x * y).sum(dim=1) for x, y in zip(a, b, strict=True)]
+def size_of(tensor: Tensor) -> Tensor | float:
+    """One tensor's L2 norm, right at every size: on the host at once, on CUDA a float64 scalar, not waited for."""
+    if wide(tensor):
+        on_device: Tensor = torch.linalg.vector_norm(tensor, dtype=torch.float64)
+        return on_device
+    size: float = torch.linalg.vector_norm(tensor, dtype=_sum_dtype(tensor.dtype)).item()
+    return size if safe((size,)) or tensor.dtype == torch.float64 else _exact_norms(tensor.reshape(1, -1))[0]
 
 
-def _exact_norms(matrix: Tensor) -> Tensor:
+def _unit(rows: Tensor, sizes: Sequence[float]) -> Tensor:
+    """(k, n) rows over their norms; a row of zeros stays one."""
+    by = torch.tensor([1 / size if size > 0 else 1.0 for size in sizes], dtype=torch.float64)
+    # In two steps: the reciprocal of a number under 1e-38 is infinite in float32.
+    first = by.clamp(max=1e30)
+    floats = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
+    once = floats * first.to(floats.device, floats.dtype)[:, None]
+    rest = by / first
+    twice: Tensor = once if bool((rest == 1).all()) else once * rest.to(floats.device, floats.dtype)[:, None]
+    return twice
+
+
+# Numbers made float64 at a time.
+_AT_ONCE = 1 << 24
+
+
+def _wide_dots(x: Tensor, y: Tensor) -> Tensor:
+    parts = zip(torch.split(x, _AT_ONCE, dim=1), torch.split(y, _AT_ONCE, dim=1), strict=True)
+    return torch.stack([(a.double() * b.double()).sum(dim=1) for a, b in parts]).sum(dim=0)
+
+
+def _exact_norms(matrix: Tensor) -> list[float]:
+    """A float32 sum of squares in float64 can neither under- nor overflow."""
     if matrix.device.type != "mps":
-        exact: Tensor = torch.linalg.vector_norm(matrix, dim=1, dtype=torch.float64)
+        exact: list[float] = torch.linalg.vector_norm(matrix, dim=1, dtype=torch.float64).tolist()
         return exact
     greatest = matrix.float().abs().amax(dim=1)  # no float64 there: over the greatest number instead
     by = torch.where((greatest > 0) & greatest.isfinite(), greatest, torch.ones_like(greatest))
-    sizes: Tensor = torch.linalg.vector_norm(matrix / by[:, None], dim=1).cpu().double() * by.cpu().double()
+    sizes: list[float] = (torch.linalg.vector_norm(matrix / by[:, None], dim=1).cpu().double() * by.cpu()).tolist()
     return sizes
 
 

@@ -5,7 +5,6 @@ Beside it stands what autograd found at the same boundaries: two measurements of
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from tui_descent.instruments.deferred import Deferred
 from tui_descent.instruments.derivatives import slope
 from tui_descent.protocol.events import LedgerEntry
 
@@ -79,33 +79,42 @@ class Ledger:
             kept.handles = []
 
     @torch.no_grad()
-    def entries(self) -> list[LedgerEntry]:
+    def entries(self) -> Deferred[list[LedgerEntry]]:
         """A line a block: both factors, the discrepancy |parts − autograd| / autograd, the product from the output."""
-        entries: list[LedgerEntry] = []
-        product = 1.0
-        if all(kept.up is None for kept in self._kept):
-            self._kept = []  # no pass was listened to
-        for (name, block), kept in reversed(list(zip(self._blocks, self._kept, strict=False))):
-            up, down = _size(kept.up), _size(kept.down)
+        heard, self._kept = self._kept, []
+        if all(kept.up is None for kept in heard):
+            heard = []  # no pass was listened to
+        columns: list[Tensor] = []
+        # Of each block, the places of ‖dL/dy‖, autograd's ‖dL/dx‖, the parts' and of these two's difference.
+        places: list[tuple[str, list[int | None]]] = []
+        for (name, block), kept in reversed(list(zip(self._blocks, heard, strict=False))):
             parts = None if kept.up is None else self._through(block, kept)
-            by_parts = None if parts is None or not up else _size(parts) / up
-            by_autograd = down / up if up and kept.down is not None else None
-            off = None
-            if parts is not None and kept.down is not None and down:
-                off = _size(parts - kept.down.double()) / down
-            if by_parts is not None:
-                product *= by_parts
-            entries.append(
-                LedgerEntry(
-                    block=name,
-                    factor=by_parts,
-                    autograd=by_autograd,
-                    discrepancy=off,
-                    product=product if by_parts is not None else None,
+            off = None if parts is None or kept.down is None else parts - kept.down.double()
+            place: list[int | None] = []
+            for tensor in (kept.up, kept.down, parts, off):
+                place.append(None if tensor is None else len(columns))
+                if tensor is not None:
+                    columns.append(tensor.double().square().sum().sqrt().reshape(1))
+            places.append((name, place))
+
+        def read(values: Sequence[float]) -> list[LedgerEntry]:
+            product, entries = 1.0, []
+            for name, place in places:
+                up, down, parts, off = (None if n is None else values[n] for n in place)
+                by_parts = parts / up if parts is not None and up else None
+                product *= 1.0 if by_parts is None else by_parts
+                entries.append(
+                    LedgerEntry(
+                        block=name,
+                        factor=by_parts,
+                        autograd=down / up if down is not None and up else None,
+                        discrepancy=off / down if off is not None and down else None,
+                        product=product if by_parts is not None else None,
+                    )
                 )
-            )
-        self._kept = []
-        return entries[::-1]
+            return entries[::-1]
+
+        return Deferred(columns, read)
 
     def _through(self, block: Any, kept: _Kept) -> Tensor | None:
         """dL/dx of a block from dL/dy, part by part, in float64."""
@@ -149,10 +158,6 @@ def norm_back(norm: nn.Module, x: Tensor, delta: Tensor) -> Tensor:
     size = (x.square().mean(dim=-1, keepdim=True) + eps).sqrt()
     hat = x / size
     return (d - hat * (d * hat).mean(dim=-1, keepdim=True)) / size
-
-
-def _size(tensor: Tensor | None) -> float:
-    return 0.0 if tensor is None else math.sqrt(float(tensor.double().square().sum()))
 
 
 def _entered(kept: _Kept, module: object, args: tuple[Any, ...]) -> None:

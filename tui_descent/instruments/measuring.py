@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tui_descent.instruments.activations import Activations
+from tui_descent.instruments.activations import ActivationReading, Activations
 from tui_descent.instruments.boundaries import Boundaries
+from tui_descent.instruments.deferred import Deferred, together
 from tui_descent.instruments.ledger import Ledger
-from tui_descent.instruments.norms import Norms
+from tui_descent.instruments.norms import Norms, NormsRead
 from tui_descent.instruments.structure import Structure
 from tui_descent.protocol.events import LayerStatus, LedgerEntry
 from tui_descent.protocol.readings import pack_row
@@ -46,9 +48,7 @@ class Measuring:
         self._activations = Activations(net.activations, net.layers)
         blocks = [(u.name, u.module) for u in net.units if hasattr(u.module, "skip") and hasattr(u.module, "linear")]
         self._ledger = Ledger(blocks)
-        self._cosines: dict[int, float] = {}
-        self._global_cosine: float | None = None
-        self._entries: list[LedgerEntry] = []
+        self._entries: Deferred[list[LedgerEntry]] = NOTHING
         self._signals = self._slow = False
         self._preclip: Tensor | None = None
 
@@ -81,29 +81,46 @@ class Measuring:
         self._preclip = preclip
         self.detach()
         # With the weights the gradients came through, so now.
-        self._entries = self._ledger.entries() if self._slow else []
-        self._norms.before_update(grad_scale)
-        self._cosines, self._global_cosine = self._norms.cosines() if self._signals else ({}, None)
+        self._entries = self._ledger.entries() if self._slow else NOTHING
+        self._norms.before_update(grad_scale, cosines=self._signals)
 
-    def after_update(self) -> Sample:
+    @torch.no_grad()
+    def after_update(self) -> Deferred[Sample]:
         """The update is made."""
-        grad_norms, layers = self._norms.after_update()
-        by_unit = self._boundaries.factors() if self._signals else []
+        norms, entries = self._norms.after_update(), self._entries
+        factors = self._boundaries.factors() if self._signals else NOTHING
+        activations = self._activations.read() if self._slow else Deferred((), lambda _: {})
+        preclip = () if self._preclip is None else (self._preclip.reshape(1),)
+        clipped = Deferred(preclip, lambda values: values[0] if preclip else None)
+        parts = together((norms, entries, factors, activations, clipped))
+        tiers = 2 if self._slow else 1 if self._signals else 0
+        return Deferred(parts.columns, lambda values: self._sample(tiers, *parts.read(values)))
+
+    def _sample(
+        self,
+        tiers: int,
+        norms: NormsRead,
+        entries: list[LedgerEntry],
+        by_unit: list[float | None],
+        activations: dict[int, ActivationReading],
+        preclip: float | None,
+    ) -> Sample:
         factors = dict(zip((u.row for u in self._net.units), by_unit, strict=True)) if by_unit else {}
-        activations = self._activations.read() if self._slow else {}
         rows = []
-        for n, layer in enumerate(layers):
+        for n, layer in enumerate(norms.layers):
             values: list[float | None] = list(layer)
-            if self._signals or self._slow:
-                values += (factors.get(n), self._cosines.get(self._norms.place_of(n)))
+            if tiers:
+                values += (factors.get(n), norms.cosines.get(self._norms.place_of(n)))
             if (a := activations.get(n)) is not None:
                 values += (a.dead_fraction, a.saturated_fraction, a.mean, a.std)
             rows.append(pack_row(values, status=self._status(n, layer.grad_norm)))
-        global_norm = math.hypot(*(norm for norm in grad_norms if norm is not None))
-        preclip = None if self._preclip is None else float(self._preclip)
-        return Sample(global_norm, self._global_cosine, rows, self._entries, preclip)
+        global_norm = math.hypot(*(norm for norm in norms.grad_norms if norm is not None))
+        return Sample(global_norm, norms.global_cosine, rows, entries, preclip)
 
     def _status(self, row: int, grad_norm: float | None) -> LayerStatus:
         if grad_norm is not None:
             return "used"
         return "unused" if self._net.layers[row].weight.requires_grad else "frozen"
+
+
+NOTHING: Deferred[Any] = Deferred((), lambda _: [])

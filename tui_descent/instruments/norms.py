@@ -1,4 +1,4 @@
-"""Norms of gradients, weights and updates, layer by layer: `_foreach` passes on the device and one read-back a sample.
+"""Norms of gradients, weights and updates, layer by layer: few passes on the device and one read-back a sample.
 
 Symbols: W a layer's weight (n entries), g = dL/dW as the optimizer receives it, Δ = W after the step − W before it.
 """
@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tui_descent.instruments.groups import Groups, all_safe, dots
+from tui_descent.instruments.deferred import Deferred
+from tui_descent.instruments.groups import Groups, norms, safe, wide
 from tui_descent.instruments.structure import WatchedLayer
 
 RATIO_FLOOR = 1e-12
@@ -26,6 +27,24 @@ class LayerNorms(NamedTuple):
     weight_norm: float
     update_norm: float | None
     update_ratio: float | None
+
+
+class NormsRead(NamedTuple):
+    """One sample. By parameter: gradient norms, None without a gradient, and cos(g_t, g_{t−1}) where there is one."""
+
+    grad_norms: list[float | None]
+    layers: list[LayerNorms]
+    cosines: dict[int, float]
+    global_cosine: float | None
+
+
+class _Gradients(NamedTuple):
+    """All gradients of one step: whose they are, side by side, and their norms' columns on the device."""
+
+    of: tuple[int, ...]
+    groups: Groups
+    rows: list[Tensor]
+    sizes: list[Tensor]
 
 
 class Norms:
@@ -45,93 +64,111 @@ class Norms:
             (self._place[id(w.weight)], math.sqrt(w.weight.numel()), w.weight.dim() >= 2) for w in self.watched
         ]
         self._groups_of: dict[tuple[int, ...], Groups] = {}
-        self._with_grad: tuple[int, ...] = ()
-        self._grads: list[Tensor] = []
-        self._grad_rows: list[Tensor] = []
-        self._grad_norms: Tensor | None = None
+        self._rooms = ("this", "that")  # the step's gradients, and those of the step before
+        self._now: _Gradients | None = None
+        self._previous: _Gradients | None = None
+        self._against: tuple[_Gradients, list[Tensor]] | None = None
         self._before: list[Tensor] = []
         self._scale: Tensor | None = None
-        self._previous: tuple[tuple[int, ...], list[Tensor], Tensor] | None = None
 
     @torch.no_grad()
-    def before_update(self, grad_scale: Tensor | None = None) -> None:
-        """Take hold of the gradients and copy the weights; gradients are still multiplied by `grad_scale`, a scalar."""
-        self._gather()
+    def before_update(self, grad_scale: Tensor | None = None, *, cosines: bool = False) -> None:
+        """Take hold of the gradients and copy the weights; gradients are still multiplied by `grad_scale`, a scalar.
+
+        `cosines` with the gradients that were remembered, if those were of the same parameters.
+        """
+        self._now = now = self._gather()
         self._scale = grad_scale
-        self._before = self._weight_groups.rows(self._weights, copy=True)
+        self._against = None
+        if cosines and self._previous is not None and self._previous.of == now.of and now.rows:
+            self._against = self._previous, now.groups.dots(now.rows, self._previous.rows)
+        self._before = self._weight_groups.rows(self._weights, room="before", copy=True)
 
     @torch.no_grad()
     def remember(self) -> None:
         """Keep this step's gradients for the next step's cosine."""
-        if not self._grad_rows:
-            self._gather()
+        now = self._now or self._gather()
         # A row of one is a view of the gradient, which the next step writes over.
-        kept = [r.clone() if len(r) == 1 else r for r in self._grad_rows]
-        self._previous = self._with_grad, kept, self._sizes()
-        if not self._before:  # not a step that is measured: nobody comes back for these
-            self._grads, self._grad_rows, self._grad_norms = [], [], None
+        kept = now.groups.own(now.rows, room=self._rooms[0])
+        self._previous, self._rooms = now._replace(rows=kept), self._rooms[::-1]
 
     @torch.no_grad()
-    def cosines(self) -> tuple[dict[int, float], float | None]:
-        """cos(g_t, g_{t−1}) by parameter, and of all together; before the update, with the gradients remembered."""
-        if self._previous is None or self._previous[0] != self._with_grad or not self._grad_rows:
-            return {}, None
-        _, old_rows, old = self._previous
-        new, groups, new_rows = self._sizes(), self._groups(), self._grad_rows
-        sizes = new * old
-        if all_safe(torch.cat([new, old])):
-            products = groups.in_order(dots(new_rows, old_rows))
-            each = torch.where(sizes > 0, products / sizes, torch.zeros_like(sizes))
-        else:
-            # Of unit rows the product is the cosine, however small the gradients.
-            units = groups.units(new_rows, new), groups.units(old_rows, old)
-            each = groups.in_order(dots(*units))
-            products = each * sizes
-        both = sizes.tolist()
-        by_parameter = {n: c for n, c, size in zip(self._with_grad, each.tolist(), both, strict=True) if size}
-        size = math.hypot(*new.tolist()) * math.hypot(*old.tolist())
-        return by_parameter, math.fsum(products.tolist()) / size if size else None
+    def after_update(self) -> Deferred[NormsRead]:
+        """The update is made."""
+        groups, before = self._weight_groups, self._before
+        weights = norms(before)
+        # In the copies' own memory: before − now has the norm of now − before. So the weights' second look is now.
+        looked = None if before and wide(before[0]) else [column.tolist() for column in weights]
+        exact = None if looked is None else groups.exact(before, [v for column in looked for v in column])
+        moved = [was.sub_(row) for was, row in zip(before, groups.rows(self._weights, room="now"), strict=True)]
+        moves = norms(moved)
+        now, self._now, self._before = self._now, None, []
+        assert now is not None
+        previous, products = self._against or (None, [])
+        scale = [] if self._scale is None else [self._scale.reshape(1)]
+        columns = [*now.sizes, *([] if exact is not None else weights), *moves, *scale]
+        if previous is not None:
+            columns += [*previous.sizes, *products]
 
-    @torch.no_grad()
-    def after_update(self) -> tuple[list[float | None], list[LayerNorms]]:
-        """The gradient norm of every parameter, None without a gradient, and the norms of every layer."""
-        weights = self._weight_groups.norms(self._before).tolist()
-        # In the copies' own room: before − now has the norm of now − before.
-        updates = [
-            before.sub_(now) for now, before in zip(self._weight_groups.rows(self._weights), self._before, strict=True)
-        ]
-        moves = self._weight_groups.norms(updates).tolist()
-        grad_norms: list[float | None] = [None] * len(self._parameters)
-        scale = 1.0 if self._scale is None else float(self._scale)
-        for n, value in zip(self._with_grad, self._sizes().tolist(), strict=True):
-            grad_norms[n] = value / scale
-        layers = [
-            _layer(grad_norms[place], weights[n], moves[n], root, matrix)
-            for n, (place, root, matrix) in enumerate(self._about)
-        ]
-        self._grads, self._grad_rows, self._grad_norms, self._before = [], [], None, []
-        return grad_norms, layers
+        def read(values: Sequence[float]) -> NormsRead:
+            found = _Cut(values)
+            sizes = now.groups.exact(now.rows, found.next(len(now.of)))
+            held = exact if exact is not None else groups.in_order(found.next(len(self._weights)))
+            went = groups.exact(moved, found.next(len(self._weights)))
+            factor = found.next(1)[0] if scale else 1.0
+            grad_norms: list[float | None] = [None] * len(self._parameters)
+            for n, size in zip(now.of, sizes, strict=True):
+                grad_norms[n] = size / factor
+            layers = [
+                _layer(grad_norms[place], held[n], went[n], root, matrix)
+                for n, (place, root, matrix) in enumerate(self._about)
+            ]
+            if previous is None:
+                return NormsRead(grad_norms, layers, {}, None)
+            old = now.groups.exact(previous.rows, found.next(len(now.of)))
+            return NormsRead(grad_norms, layers, *_cosines(now, previous, sizes, old, found.next(len(now.of))))
+
+        return Deferred(columns, read)
 
     def place_of(self, row: int) -> int:
         """Where a layer's weight stands among the parameters."""
         return self._place[id(self.watched[row].weight)]
 
-    def _gather(self) -> None:
-        self._with_grad = tuple(n for n, p in enumerate(self._parameters) if p.grad is not None)
-        self._grads = [g for p in self._parameters if (g := p.grad) is not None]
-        self._grad_rows = self._groups().rows(self._grads)
-        self._grad_norms = None
+    def _gather(self) -> _Gradients:
+        of = tuple(n for n, p in enumerate(self._parameters) if p.grad is not None)
+        grads = [g if not g.is_sparse else g.to_dense() for p in self._parameters if (g := p.grad) is not None]
+        if of not in self._groups_of:
+            self._groups_of = {of: Groups(grads)}
+        groups = self._groups_of[of]
+        rows = groups.rows(grads, room=self._rooms[0])
+        return _Gradients(of, groups, rows, norms(rows))
 
-    def _sizes(self) -> Tensor:
-        """The gathered gradients' norms, in the parameters' order."""
-        if self._grad_norms is None:
-            self._grad_norms = self._groups().norms(self._grad_rows)
-        return self._grad_norms
 
-    def _groups(self) -> Groups:
-        if self._with_grad not in self._groups_of:
-            self._groups_of = {self._with_grad: Groups(self._grads)}
-        return self._groups_of[self._with_grad]
+class _Cut:
+    """Numbers handed out from the first to the last."""
+
+    def __init__(self, values: Sequence[float]) -> None:
+        self._values, self._at = values, 0
+
+    def next(self, count: int) -> Sequence[float]:
+        self._at += count
+        return self._values[self._at - count : self._at]
+
+
+def _cosines(
+    now: _Gradients, previous: _Gradients, new: Sequence[float], old: Sequence[float], told: Sequence[float]
+) -> tuple[dict[int, float], float | None]:
+    sizes = [a * b for a, b in zip(new, old, strict=True)]
+    if (now.rows and wide(now.rows[0])) or (safe(new) and safe(old)):
+        products = now.groups.in_order(told)
+        each = [p / size if size else 0.0 for p, size in zip(products, sizes, strict=True)]
+    else:
+        # Of unit rows the product is the cosine, however small the gradients.
+        each = now.groups.cosines(now.rows, previous.rows, (new, old))
+        products = [c * size for c, size in zip(each, sizes, strict=True)]
+    size = math.hypot(*new) * math.hypot(*old)
+    by_parameter = {n: c for n, c, both in zip(now.of, each, sizes, strict=True) if both}
+    return by_parameter, math.fsum(products) / size if size else None
 
 
 def _layer(grad_norm: float | None, weight: float, update: float, root: float, matrix: bool) -> LayerNorms:

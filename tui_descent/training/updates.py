@@ -231,7 +231,7 @@ class Updates:
         if now is not None:
             assert self._instruments is not None
             start_s = time.thread_time()
-            self._sample = self._instruments.after_update()
+            self._sample = self._instruments.after_update().now()
             if now.rare and self._again is not None:
                 self.rare = self._again.after_update()
             cost_s = self._cost_s + time.thread_time() - start_s
