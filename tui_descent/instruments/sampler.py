@@ -117,6 +117,13 @@ class Sampler:
         allowance_s = self._allowance_s() - self._set_aside_s()
         return self._spent_s + self._cost_s <= allowance_s or self._cost_s == 0.0
 
+    def steps_to_reading(self, step: int) -> float:
+        """How many updates from `step` on none is due on a fixed step; what the budget pays for is due at a look."""
+        first = min((at for at in self._at if at >= step), default=math.inf)
+        if self._every is not None and self._every > 0:
+            first = min(first, -(-step // self._every) * self._every)
+        return first - step
+
     def along(self, now_s: float, *, paced: bool) -> Tiers:
         """What is read with a reading that is due."""
         if self._every is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -112,6 +113,25 @@ class Control:
         loss, accuracy = self.evaluate()
         self.tell(Evaluated(segment=self.segment, step=self.step, loss=loss, accuracy=accuracy))
         return loss, accuracy
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way, so that only the plan, the clock or the keeper's flag can ask for something."""
+        steering = self.steering
+        return (
+            self.link is not None
+            and self.link.ring is not None
+            and not (self._paused or self.link.lost or steering.moving)
+            and self._steps_left is None
+            and self.stop_asked is None
+            and steering.pace is None
+            and (self.curvature is None or not self.curvature.on)
+        )
+
+    @property
+    def steps_to_plan(self) -> float:
+        """Updates until the next planned turn; infinite without one."""
+        return self._plan[0][0] - self.step if self._plan else math.inf
 
     def completed(self) -> None:
         """An update was made."""

@@ -46,6 +46,11 @@ class Curving:
         if on:
             self.want(0, on=True)
 
+    @property
+    def on(self) -> bool:
+        """Whether anybody may want a reading."""
+        return bool(self._wanted or self._at)
+
     def want(self, client: int, *, on: bool) -> str:
         """Note who wants it; what was done, in words."""
         (self._wanted.add if on else self._wanted.discard)(client)

@@ -39,11 +39,14 @@ class Guard:
             step, f"loss is {value} at step {step}{f', first in {where}' if where else ''}, {when}", "loss", where
         )
 
+    def fine(self) -> bool:
+        """Whether the input-most layer's gradient is there and finite: one small read a step."""
+        grad = self.layers[0].weight.grad if self.layers else None
+        return grad is not None and math.isfinite(grad.sum().item())  # synchronises on a GPU
+
     def bad_gradient(self, step: int) -> Fault | None:
-        """The fault of a gradient that is not finite, if it is not. One small read a step."""
-        first = self.layers[0].weight.grad if self.layers else None
-        if first is None:
-            first = next((w.weight.grad for w in self.layers if w.weight.grad is not None), None)
+        """The fault of the input-most gradient, if it is not finite."""
+        first = next((w.weight.grad for w in self.layers if w.weight.grad is not None), None)
         if first is None or math.isfinite(first.sum().item()):  # synchronises on a GPU
             return None
         if bool(first.isfinite().all()):

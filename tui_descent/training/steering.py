@@ -80,6 +80,11 @@ class Steering:
         return self.ground.pace
 
     @property
+    def moving(self) -> bool:
+        """Whether a change is under way, which every update takes further."""
+        return bool(self.ground.under_way)
+
+    @property
     def version(self) -> int:
         """Of the network's structure: grows when modules come or go."""
         return self.ground.version

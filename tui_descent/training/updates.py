@@ -68,7 +68,7 @@ class Updates:
         self._cost_s = 0.0
         self._sample: Sample | None = None
         self.timed = False
-        self._hooks_s = 0.0
+        self.hooks_s = 0.0  # what the hooks of the last timed step took
 
     def attach(self) -> None:
         """Hook on."""
@@ -150,10 +150,18 @@ class Updates:
         self._made, self._dropped, self._sample = 0, False, None
         return taken
 
-    def take_hooks_s(self) -> float:
-        """Seconds that the hooks of the last step took; 0.0 where it was measured or not timed."""
-        taken_s, self._hooks_s = self._hooks_s, 0.0
-        return taken_s
+    def take_plain(self) -> bool:
+        """Take the one update made since the last call, where that is all there is; it had been planned to be so."""
+        if self._made != 1 or self._dropped or self._sample is not None or self._planned is None:
+            return False
+        self._made = 0
+        self._planned += 1
+        return True
+
+    @property
+    def asks(self) -> bool:
+        """Whether this step or the next is to be measured or timed, or either is not planned yet."""
+        return self._now is not None or self._next is not None or self.timed or self._planned is None
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
         if optimizer is not self._optimizer:
@@ -169,12 +177,13 @@ class Updates:
             self.plan()
         closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
         if closure is None:
-            if self.timed:
-                start_s = time.perf_counter()
+            if not self.timed:
                 self._examine()
-                self._hooks_s = time.perf_counter() - start_s
-            else:
-                self._examine()
+                return None
+            start_s = time.perf_counter()
+            self._examine()
+            if self._now is None and self._next is None:
+                self.hooks_s = time.perf_counter() - start_s
             return None
 
         def watched() -> Any:  # the gradients exist only once the closure has run
@@ -187,8 +196,7 @@ class Updates:
         return (args[0], watched, *args[2:]), kwargs
 
     def _examine(self) -> None:
-        step = self._step()
-        bad = self._guard.bad_gradient(step)
+        bad = None if self._guard.fine() else self._guard.bad_gradient(self._step())
         if bad is not None and self._fault(bad):
             # None, not zero: only a gradient that is not there leaves weights and optimizer state as they are.
             self._dropped = True

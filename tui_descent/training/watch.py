@@ -150,6 +150,8 @@ class Watch:
         self._start_s = time.perf_counter()
         self._cpu_s = time.thread_time()
         self._unclocked = 0
+        self._free = 0  # steps that may go the short way from here
+        self._own_s, self._own_steps = 0.0, 0  # what watching took of so many steps since the last look
 
     @property
     def next_step(self) -> int:
@@ -209,8 +211,11 @@ class Watch:
         Without an update since the last call the loss joins the next one's mean (gradient accumulation).
         Raises `StopRun` when the run is to end.
         """
+        start_s = time.perf_counter()
         value = self._loss_value if self._loss_value is not None else _number(loss)
         self._loss_value = None
+        if self._free > 0 and self._short_way(value, start_s):
+            return True
         made, dropped, sample = self._updates.take()
         if not made and not dropped:
             self._micro_losses.append(value)
@@ -221,22 +226,60 @@ class Watch:
         if made:
             self.control.steering.made(value)
         self._look_at_clock(alone=sample is not None or dropped)
-        timed, start_s = self._updates.timed, time.perf_counter()
         if made or not self._own_loop:
-            self._record(value, time.perf_counter() - self._start_s, skipped=not made, sample=sample)
+            self._record(value, start_s - self._start_s, skipped=not made, sample=sample)
             if made and not math.isfinite(value):
                 # A gradient that was finite beside a loss that is not: only now to be seen.
                 self._fault(self._guard.bad_loss(self.next_step - 1, value, after=True))
         self.begin_step()
-        if timed and sample is None and not self.control.stood and self.control.steering.pace is None:
-            self._sampler.hooked(time.perf_counter() - start_s + self._updates.take_hooks_s())
+        self._free = self._unasked()
+        if sample is None and not self.control.stood and self.control.steering.pace is None:
+            self._own_s += time.perf_counter() - start_s
+            self._own_steps += 1
         return made > 0
+
+    def _unasked(self) -> int:
+        """Of how many steps from here nothing is asked but their record, unless the keeper raises its flag."""
+        if self._net is None or self._micro_losses or self._updates.asks or not self.control.idle:
+            return 0
+        to_look = self._sampler.next_look - self._unclocked - 1
+        planned = min(self.control.steps_to_plan - 1, self._sampler.steps_to_reading(self.next_step) - 2)
+        return int(min(to_look, planned))
+
+    def _short_way(self, value: float, start_s: float) -> bool:
+        """Record a step of which nothing else is asked. False, with nothing done, where something is.
+
+        Few lines, since each is read from memory anew: the training's own work has pushed them out of the cache.
+        """
+        self._free -= 1
+        control, updates = self.control, self._updates
+        if value - value != 0.0 or not updates.take_plain():  # not finite
+            self._free = 0
+            return False
+        assert control.link is not None
+        assert control.link.ring is not None
+        control.link.ring.write_step(
+            control.step, value, updates.rate, start_s - self._start_s, control.segment, skipped=False
+        )
+        control.step += 1
+        control.steering.made(value)
+        self._unclocked += 1
+        if control.link.ring.flagged():
+            self._free = 0
+            self.begin_step()
+            return True
+        self._own_s += time.perf_counter() - start_s
+        self._own_steps += 1
+        return True
 
     def _look_at_clock(self, *, alone: bool) -> None:
         """Tell the sampler how long the steps since the last look took; a step that is measured is told alone."""
         self._unclocked += 1
         if alone or self._updates.reads_next or self._unclocked >= self._sampler.next_look:
             now_s = time.thread_time()
+            if self._own_steps:
+                self._sampler.hooked(self._own_s / self._own_steps + self._updates.hooks_s)
+                self._own_s, self._own_steps = 0.0, 0
             self._sampler.stepped(now_s - self._cpu_s, steps=self._unclocked)
             self._cpu_s, self._unclocked = now_s, 0
 
