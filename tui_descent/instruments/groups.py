@@ -51,6 +51,11 @@ class Groups:
             found.append(matrix)
         return found
 
+    def apart(self, rows: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
+        """Views of the rows, each in its tensor's shape, in the tensors' own order."""
+        views = [row for matrix in rows for row in matrix.unbind()]
+        return [views[place].view(tensor.shape) for place, tensor in zip(self._place, like, strict=True)]
+
     def own(self, rows: Sequence[Tensor], *, room: str) -> list[Tensor]:
         """The rows with those that are views copied, so that they outlast the tensors."""
         return [

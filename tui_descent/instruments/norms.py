@@ -97,11 +97,12 @@ class Norms:
         """The update is made."""
         groups, before = self._weight_groups, self._before
         weights = norms(before)
-        # In the copies' own memory: before − now has the norm of now − before. So the weights' second look is now.
+        # In the copies' own memory, or the pages of another would push the training's out of the cache: before − now
+        # has the norm of now − before. So the weights' second look is now.
         looked = None if before and wide(before[0]) else [column.tolist() for column in weights]
         exact = None if looked is None else groups.exact(before, [v for column in looked for v in column])
-        moved = [was.sub_(row) for was, row in zip(before, groups.rows(self._weights, room="now"), strict=True)]
-        moves = norms(moved)
+        torch._foreach_sub_(groups.apart(before, self._weights), self._weights)
+        moves = norms(before)
         now, self._now, self._before = self._now, None, []
         assert now is not None
         previous, products = self._against or (None, [])
@@ -114,7 +115,7 @@ class Norms:
             found = _Cut(values)
             sizes = now.groups.exact(now.rows, found.next(len(now.of)))
             held = exact if exact is not None else groups.in_order(found.next(len(self._weights)))
-            went = groups.exact(moved, found.next(len(self._weights)))
+            went = groups.exact(before, found.next(len(self._weights)))
             factor = found.next(1)[0] if scale else 1.0
             grad_norms: list[float | None] = [None] * len(self._parameters)
             for n, size in zip(now.of, sizes, strict=True):

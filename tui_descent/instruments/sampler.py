@@ -14,11 +14,11 @@ LONGEST_STEP = 4.0
 SLACK_USED = 0.5
 PACED_SHARE = 0.1
 # Of the budget, what readings may have however much the hooks of every step take.
-READINGS_SHARE = 0.8
+READINGS_SHARE = 0.7
 # Tiers beyond the norms: how often at most, and the share of the budget they may have.
-SIGNALS_EVERY_S, SIGNALS_SHARE = 0.1, 0.3
-SLOW_EVERY_S, SLOW_SHARE = 1.0, 0.2
-RARE_EVERY_S, RARE_SHARE = 10.0, 0.2
+SIGNALS_EVERY_S, SIGNALS_SHARE = 0.1, 0.25
+SLOW_EVERY_S, SLOW_SHARE = 1.0, 0.15
+RARE_EVERY_S, RARE_SHARE = 10.0, 0.1
 # The curvature, while it is asked for: its share is taken from the readings'. Paced, it may come more often.
 CURVATURE_EVERY_S, CURVATURE_SHARE = 10.0, 0.2
 CURVATURE_PACED_EVERY_S = 0.5
@@ -26,8 +26,8 @@ CURVATURE_PACED_EVERY_S = 0.5
 NEWEST = 1 / 16
 # What a tier's first reading is taken to cost, in steps: hooks at boundaries; activations; two passes more.
 GUESSES = (0.25, 1.0, 3.0)
-# Of steps shorter than this the clock is looked at once in so many.
-SHORT_STEP_S, STEPS_A_LOOK = 5e-3, 16
+# The clock is looked at once in this time, in so many steps at most: of short ones a look would take a share.
+LOOK_EVERY_S, STEPS_A_LOOK = 0.04, 32
 # Steps without a reading, after which their usual time is known.
 KNOWN_AFTER = 8
 
@@ -149,7 +149,9 @@ class Sampler:
     @property
     def next_look(self) -> int:
         """After how many steps the clock is worth a look: of short ones it would take a share that can be felt."""
-        return STEPS_A_LOOK if self._plain_steps >= KNOWN_AFTER and self._step_s < SHORT_STEP_S else 1
+        if self._plain_steps < KNOWN_AFTER:
+            return 1
+        return max(1, min(STEPS_A_LOOK, int(LOOK_EVERY_S / max(self._step_s, 1e-9))))
 
     def stepped(self, busy_s: float, *, steps: int = 1) -> None:
         """So many steps took this long together, readings included, waits not; a measured step comes alone.
@@ -165,7 +167,8 @@ class Sampler:
             self._account(cost_s)
         plain_s = max(busy_s - cost_s, 0.0) / steps
         usual_s = self._step_s or plain_s
-        plain_s = min(plain_s, LONGEST_STEP * usual_s)
+        # One gap between two of the steps, however many they were.
+        plain_s = min(plain_s, (1 + (LONGEST_STEP - 1) / steps) * usual_s)
         self._busy_s += plain_s * steps + cost_s
         self._steps += steps
         if timed_s is None or self._plain_steps < KNOWN_AFTER:

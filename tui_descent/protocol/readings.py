@@ -30,15 +30,15 @@ _ABSENT = [math.nan] * len(COLUMNS)
 
 def pack_row(values: Sequence[float | None], *, status: LayerStatus = "used", age: int = 0) -> list[float]:
     """A layer's values, None where one does not apply; columns left out at the end do not apply."""
-    bits = STATUSES.index(status) << _STATUS_AT | age << _AGE_AT
-    row = [0.0, *values, *_ABSENT[len(values) :]]
-    for n, value in enumerate(values):
-        if value is None:
-            row[n + 1] = math.nan
-        else:
-            bits |= 1 << n
-    row[0] = float(bits)
-    return row  # type: ignore[return-value]
+    bits = STATUSES.index(status) << _STATUS_AT | age << _AGE_AT | (1 << len(values)) - 1
+    known: list[float] = []
+    if None in values:
+        for n, value in enumerate(values):
+            known.append(math.nan if value is None else value)
+            bits -= (value is None) << n
+    else:
+        known = values  # type: ignore[assignment]
+    return [float(bits), *known, *_ABSENT[len(values) :]]
 
 
 def unpack(record: ReadingRecord) -> ReadingsTaken:

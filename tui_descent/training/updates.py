@@ -223,8 +223,10 @@ class Updates:
             if remember:
                 self._instruments.remember()
             self._cost_s += time.thread_time() - start_s
-        self.rate = self._steering.rate.value
-        self._steering.rate.put_on()
+        rate = self._steering.rate
+        self.rate = rate.value
+        if rate.multiplier != 1.0:
+            rate.put_on()
 
     def _after(self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs) -> None:
         self._depth -= 1
