@@ -39,6 +39,7 @@ class Timed:
 
     step: Step
     seconds: list[float] = field(default_factory=list)
+    resume: Callable[[], None] = lambda: None  # before a turn: what the others did meanwhile is not its own
 
 
 @dataclass
@@ -136,7 +137,10 @@ def measure(
             run.step(loss)
             return loss
 
-        variants = {"plain": Timed(plain(workloads.make(name, device, fused=fused))), "watched": Timed(watched)}
+        variants = {
+            "plain": Timed(plain(workloads.make(name, device, fused=fused))),
+            "watched": Timed(watched, resume=run._forget_clock),
+        }
         variants["plain again"] = Timed(plain(workloads.make(name, device, fused=fused)))
         if beside:
             variants["norm loop"] = Timed(norm_loop(workloads.make(name, device, fused=fused)))
@@ -160,6 +164,7 @@ def measure(
             first = n % len(order)
             for variant in order[first:] + order[:first]:
                 timed = variants[variant]
+                timed.resume()
                 timed.seconds.append(turn(timed.step, 100_000 + n * count, count, device))
         readings.declared = run.cost
     return variants, readings

@@ -80,6 +80,11 @@ class Steering:
         return self.ground.pace
 
     @property
+    def clips(self) -> bool:
+        """Whether gradients are clipped before the update."""
+        return self.ground.clip is not None
+
+    @property
     def moving(self) -> bool:
         """Whether a change is under way, which every update takes further."""
         return bool(self.ground.under_way)

@@ -68,6 +68,7 @@ class Updates:
         self._cost_s = 0.0
         self._sample: Sample | None = None
         self.timed = False
+        self.free = False  # of this step nothing is asked but a look at its gradient
         self.hooks_s = 0.0  # what the hooks of the last timed step took
 
     def attach(self) -> None:
@@ -138,6 +139,11 @@ class Updates:
         return self._sampler.along(time.monotonic(), paced=pace is not None)
 
     @property
+    def reads(self) -> bool:
+        """Whether the step under way or the next is to be measured."""
+        return self._now is not None or self._next is not None
+
+    @property
     def reads_next(self) -> bool:
         """Whether the step after the one under way is to be measured."""
         return self._next is not None
@@ -161,10 +167,17 @@ class Updates:
     @property
     def asks(self) -> bool:
         """Whether this step or the next is to be measured or timed, or either is not planned yet."""
-        return self._now is not None or self._next is not None or self.timed or self._planned is None
+        return self.reads or self.timed or self._planned is None
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
         if optimizer is not self._optimizer:
+            return None
+        if self.free and self._depth == 0 and len(args) == 1 and not kwargs and self._guard.fine():
+            self._depth = 1
+            rate = self._steering.rate
+            self.rate = rate.value
+            if rate.multiplier != 1.0:
+                rate.put_on()
             return None
         if (
             self._depth > 0 and steps_under_way(optimizer) > 1

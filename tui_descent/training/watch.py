@@ -232,8 +232,9 @@ class Watch:
                 # A gradient that was finite beside a loss that is not: only now to be seen.
                 self._fault(self._guard.bad_loss(self.next_step - 1, value, after=True))
         self.begin_step()
-        self._free = self._unasked()
-        if sample is None and not self.control.stood and self.control.steering.pace is None:
+        self._go_short(self._unasked())
+        alone = sample is None and not self._updates.reads  # what a reading takes has an account of its own
+        if alone and not self.control.stood and self.control.steering.pace is None:
             self._own_s += time.perf_counter() - start_s
             self._own_steps += 1
         return made > 0
@@ -246,15 +247,19 @@ class Watch:
         planned = min(self.control.steps_to_plan - 1, self._sampler.steps_to_reading(self.next_step) - 2)
         return int(min(to_look, planned))
 
+    def _go_short(self, steps: int) -> None:
+        self._free = steps
+        self._updates.free = steps > 0 and not self.control.steering.clips
+
     def _short_way(self, value: float, start_s: float) -> bool:
         """Record a step of which nothing else is asked. False, with nothing done, where something is.
 
         Few lines, since each is read from memory anew: the training's own work has pushed them out of the cache.
         """
-        self._free -= 1
         control, updates = self.control, self._updates
+        self._go_short(self._free - 1)
         if value - value != 0.0 or not updates.take_plain():  # not finite
-            self._free = 0
+            self._go_short(0)
             return False
         assert control.link is not None
         assert control.link.ring is not None
@@ -265,7 +270,7 @@ class Watch:
         control.steering.made(value)
         self._unclocked += 1
         if control.link.ring.flagged():
-            self._free = 0
+            self._go_short(0)
             self.begin_step()
             return True
         self._own_s += time.perf_counter() - start_s
