@@ -76,6 +76,7 @@ def test_no_key_is_bound_twice() -> None:
         (["up", "x"], turn("freeze", "on", "inlet")),
         (["x"], turn("freeze", "off")),
         (["k"], turn("kick", "0.01")),
+        (["K"], TurnKnob(knob="kick", value="0.01", way="curvature")),
     ],
 )
 async def test_a_key_asks(keys: list[str], command: AnyCommand) -> None:

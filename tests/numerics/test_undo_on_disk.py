@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from kept import Kept
 from nets import copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
 from played import TURNS, Played, untouched
 
-from tui_descent.protocol.commands import Redo, Undo
+from tui_descent.protocol.commands import Redo, TurnKnob, Undo
 from tui_descent.protocol.events import CommandDone, CommandRejected, Rewound, SnapshotTaken
 from tui_descent.protocol.launch import UNDO_FOLDER
 from tui_descent.scenario.knobs import parse
@@ -29,6 +30,7 @@ ROOM = 10**9
 def play(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Played]]:
     """Runs whose every state is too large for memory."""
     monkeypatch.setattr(Disk.__init__, "__kwdefaults__", {"budget": ROOM, "spared": 0})
+    monkeypatch.setattr("tui_descent.training.past.DISK_SHARE", math.inf)
     runs: list[Played] = []
 
     def start(plan: dict[int, str] | None = None, *, disk: int = ROOM) -> Played:
@@ -205,6 +207,33 @@ def test_a_disk_that_fills_up_while_it_is_written_leaves_nothing(play: Any, monk
     assert not files(run)
     run.go(12, Undo())
     assert "; the disk: No space left on device" in done(run)[0]
+
+
+def test_a_number_pressed_time_and_again_gets_one_exact_way_back(
+    play: Any, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = untouched(home / "plain", 50)
+    monkeypatch.setattr("tui_descent.training.past.DISK_SHARE", 1e-6)
+    run = play({10: "lr=*2", 12: "lr=*2", 14: "weight_decay=0.1", 16: "kick=0.1"})
+    run.go(20)
+    assert len(files(run)) == 2, "before the first number, and before the kick, which no value takes back"
+    run.go(21, Undo(), Undo(), Undo(), Undo())
+    assert run.watch.next_step == 10
+    assert run.go(50) == plain[10:]
+    kick, decay, second, first = done(run)
+    assert "value" not in kick + first
+    for what in (decay, second):
+        assert "by value only: the exact state takes" in what
+        assert "one was written just now" in what
+
+
+def test_what_is_refused_at_sight_writes_nothing(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+    monkeypatch.setattr(Disk, "store", lambda _, tensors: written.append(len(tensors)))
+    run = play()
+    run.go(5, TurnKnob(knob="lr", value="-1"), TurnKnob(knob="batch_size", value="no"), TurnKnob(knob="x", value="1"))
+    assert len(run.kept.events(CommandRejected)) == 3
+    assert not written
 
 
 def test_with_no_budget_at_all_nothing_is_kept_anywhere(play: Any) -> None:

@@ -22,7 +22,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     "dropout": ("dropout=0.2", "dropout=0"),
     "init": ("init=orthogonal", "init@head=lecun"),
     "freeze": ("freeze@head=on", "freeze=off"),
-    "kick": ("kick=0.01",),
+    "kick": ("kick=0.01", "kick=0.01,way=curvature"),
     "optimizer": tuple(f"optimizer={name}" for name in NAMES),
     "schedule": tuple(f"schedule={name}" for name in KNOBS["schedule"].choices),
     "momentum": ("momentum=0.5", "momentum=0"),

@@ -345,3 +345,14 @@ def decode_history(history: History) -> HistorySent:
     sent = decode(to_viewer, frame(history.send())[HEADER.size :])
     assert isinstance(sent, HistorySent)
     return sent
+
+
+def test_the_rate_now_is_the_last_updates_whoever_moved_it() -> None:
+    history = History()
+    for event in (STARTED, steps(0, [1.0, 0.9]), steps(2, [0.8], lr=0.05)):
+        history.apply(event)
+    assert history.knobs["lr"] == "0.05", "a schedule"
+    history.apply(steps(3, [0.7], lr=math.nan))  # dropped before it had one
+    assert history.knobs["lr"] == "0.05"
+    history.apply(steps(4, [0.7], lr=0.05 / 1500**0.5))
+    assert history.knobs["lr"] == "0.00129099", "another optimizer, its rate mapped"

@@ -7,7 +7,8 @@ estimate, η learning rate, β momentum, τ dampening, κ weight decay. Lanczos,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -55,9 +56,7 @@ class Curvature:
 
         `index` adds the negative share, at 60 products more or n. `preconditioner` is P^-½, from `preconditioner()`.
         """
-        cuda = sorted({p.device.index for p in self._parameters if p.device.type == "cuda"})
-        # The other attention kernels have no second derivative.
-        with torch.random.fork_rng(cuda, device_type="cuda"), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        with _twice_differentiable(self._parameters):
             hessian = _Hessian(self._loss(), self._parameters, preconditioner)
             how: How = "full Hessian" if index and 0 < hessian.order <= FULL_UP_TO else "Lanczos"
             ends = _full(hessian) if how == "full Hessian" else self._ends(hessian, tolerance, max_products, index)
@@ -74,6 +73,25 @@ class Curvature:
             converged=fraction is not None if how == "full Hessian" else max(residual_high, residual_low) <= tolerance,
             parameters=hessian.order,
         )
+
+    def lowest(self, *, tolerance: float = 1e-2, max_products: int = 60) -> Lowest | None:
+        """The most negative curvature and where it points; None where nothing takes part or a product is not finite."""
+        with _twice_differentiable(self._parameters):
+            hessian = _Hessian(self._loss(), self._parameters, None)
+            if not hessian.order:
+                return None
+            found = lanczos(hessian, self._random(hessian), most=max_products, tolerance=tolerance)
+            if found is None:
+                return None
+            vector = normalize(found.entries[:, 0].to(found.basis) @ found.basis, dim=0)
+            return Lowest(
+                value=float(found.theta[0]),
+                residual=found.residuals[0],
+                slope=hessian.slope(vector),
+                direction=hessian.by_parameter(vector, self._parameters),
+                products=hessian.products,
+                negative=bool(found.theta[0] < -NEGATIVE["full Hessian"] * found.theta.abs().max()),
+            )
 
     def _ends(self, hessian: _Hessian, tolerance: float, most: int, index: bool) -> _Ends:
         """By Lanczos from the sum of the last two extreme eigenvectors, where the same parameters still take part."""
@@ -109,6 +127,30 @@ class Curvature:
                 theta, entries = torch.linalg.eigh(found.tridiagonal[:size, :size])
                 shares.append(entries[0, theta < -NEGATIVE["Lanczos"] * scale].square().sum())
         return float(torch.stack(shares).mean())
+
+
+@contextmanager
+def _twice_differentiable(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Random numbers are as before when it is left."""
+    cuda = sorted({p.device.index for p in parameters if p.device.type == "cuda"})
+    # The other attention kernels have no second derivative.
+    with torch.random.fork_rng(cuda, device_type="cuda"), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+class Lowest(NamedTuple):
+    """The lower end: λ and its relative residual, the loss' slope along its unit eigenvector v, and v by parameter.
+
+    None for parameters that take no part. `negative`: vᵀHv lies under 0 by more than rounding, so v is a way down
+    whether λ has converged or not.
+    """
+
+    value: float
+    residual: float
+    slope: float
+    direction: list[Tensor | None]
+    products: int
+    negative: bool
 
 
 class _Hessian:
@@ -150,6 +192,16 @@ class _Hessian:
         blocks = zip(self.parameters, found, strict=True)
         product = self._flat([p.new_zeros(rows + p.shape) if h is None else h for p, h in blocks], rows)
         return product if self.scale is None else product * self.scale
+
+    def slope(self, v: Tensor) -> float:
+        """The gradient's part along v, shape (n,)."""
+        return float(torch.dot(self._flat([g.detach() for g in self._grads]), v))
+
+    def by_parameter(self, v: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
+        """Of v the part of each parameter, in its shape, dtype and place."""
+        parts = zip(self.parameters, v.split_with_sizes(self._sizes), strict=True)
+        found = {id(p): part.reshape(p.shape).to(p) for p, part in parts}
+        return [found.get(id(p)) for p in parameters]
 
     def _flat(self, tensors: Sequence[Tensor], rows: tuple[int, ...] = ()) -> Tensor:
         flat = [t.detach().reshape(*rows, -1).to(self.like) for t in tensors]

@@ -170,6 +170,15 @@ KEYS: tuple[Key, ...] = (
         command=TurnKnob(knob="kick", value="0.01"),
     ),
     Key(
+        keys=("K",),
+        shown="K",
+        label="kick down",
+        help="push all weights by a hundredth along the most negative curvature, off a saddle",
+        action="turn",
+        knob="kick",
+        command=TurnKnob(knob="kick", value="0.01", way="curvature"),
+    ),
+    Key(
         keys=("u",),
         shown="u",
         label="undo",

@@ -130,9 +130,11 @@ _ROWS = (
         name="kick",
         title="kick",
         kind="number",
-        values="a size > 0 and ≤ 1, as a share of each weight's norm",
-        acts="pushes every weight matrix once by a random step, from the run's seed and the step",
+        values="a size > 0 and ≤ 1, as a share of the weights' norm; way auto, random or curvature",
+        acts="once: every weight matrix at random, from the run's seed and the step, or all weights together downhill "
+        "along the most negative curvature of the probe batch (a surface's point by the size itself)",
         high=1.0,
+        ways=("auto", "random", "curvature"),
         needs="net",
         touches="net",
     ),

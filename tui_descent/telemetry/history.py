@@ -253,6 +253,8 @@ class History:
         self.segment = event.segment
         self.steps = event.first + len(event.losses)
         self.loss, self.lr = event.losses[-1], event.lrs[-1]
+        if "lr" in self.knobs and math.isfinite(self.lr):
+            self.knobs["lr"] = f"{self.lr:.6g}"  # a schedule or another optimizer moves it, and no turn of its own
         self._rate(event.times_s[-1])
 
     def _rate(self, time_s: float) -> None:

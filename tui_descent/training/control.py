@@ -230,8 +230,9 @@ class Control:
         place: dict[str, Any] = {"segment": self.segment, "step": self.step}
         try:
             if isinstance(command, TurnKnob):
+                self.steering.check(command)
                 past = None if command.knob in INDIFFERENT else self.past
-                before = past.take(self.segment, self.step) if past is not None else None
+                before = past.take(self.segment, self.step, knob=command.knob) if past is not None else None
                 turned = self.steering.turn(command, step=self.step, before=before)
                 self._turns += 1
                 if past is not None:

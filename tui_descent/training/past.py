@@ -20,6 +20,10 @@ EVERY_S = 30.0
 SHARE = 0.01  # of the time that the moments taken now and then may cost
 # Knobs that change nothing about what is learnt: an undo leaves them.
 INDIFFERENT = frozenset({"pace"})
+# Knobs that set a number, pressed time and again, whose value can be turned back: with a state that takes seconds to
+# write, one press gets an exact way back, and the next ones only once that took no more than this share of the time.
+NUMBERS = frozenset({"lr", "momentum", "betas", "weight_decay", "clip", "batch_size"})
+DISK_SHARE = 0.05
 
 
 @dataclass(slots=True, eq=False)
@@ -66,6 +70,7 @@ class Past:
     _now: Moment | None = None  # just gone to, and nothing has happened since
     _due_s: float = 0.0
     _why: str = ""  # the last take gave none
+    _disk_due_s: float = 0.0  # from when on a number gets an exact way back on the disk again
 
     @classmethod
     def of(
@@ -95,11 +100,23 @@ class Past:
         """The interventions that an undo would take back, by id, oldest first."""
         return tuple(turn.id for turn in self._turns)
 
-    def take(self, segment: int, step: int, *, for_redo: bool = False) -> Moment | None:
-        """The state now, if one has room at all; on the disk no way back makes room for one `for_redo`."""
+    def take(self, segment: int, step: int, *, for_redo: bool = False, knob: str = "") -> Moment | None:
+        """The state now, if one has room at all; on the disk no way back makes room for one `for_redo`.
+
+        `knob` is what is about to be turned.
+        """
         if self._now is not None:
             return self._now
-        return self._in_memory(segment, step) or self._on_disk(segment, step, give_up=not for_redo)
+        if (moment := self._in_memory(segment, step)) is not None:
+            return moment
+        if knob in NUMBERS and (wait_s := self._disk_due_s - time.monotonic()) > 0:
+            self._why += f"; one was written just now, and takes so long that numbers get the next in {wait_s:.0f} s"
+            return None
+        start_s = time.monotonic()
+        moment = self._on_disk(segment, step, give_up=not for_redo)
+        end_s = time.monotonic()
+        self._disk_due_s = end_s + (end_s - start_s) / DISK_SHARE
+        return moment
 
     def _in_memory(self, segment: int, step: int) -> Moment | None:
         needed = bytes_needed(self.model, self.optimizer())

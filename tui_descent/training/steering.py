@@ -108,14 +108,18 @@ class Steering:
         """Every knob's present value, or why it cannot act here."""
         return tuple(self._state(name) for name in knobs.KNOBS)
 
+    def check(self, turn: TurnKnob) -> None:
+        """Raises `ValueError` for what the table does not allow, and for a knob that cannot act in this run."""
+        if (why := self._knobs[knobs.check(turn).knob].unavailable()) is not None:
+            raise ValueError(why)
+
     def turn(self, turn: TurnKnob, *, step: int = 0, before: Moment | None = None) -> Turned:
         """Turn one knob before update `step`; `before` is the moment of now, where one was taken for an undo.
 
         Raises `ValueError`, with nothing changed, when it cannot be.
         """
-        row, knob = knobs.KNOBS[knobs.check(turn).knob], self._knobs[turn.knob]
-        if (why := knob.unavailable()) is not None:
-            raise ValueError(why)
+        self.check(turn)
+        row, knob = knobs.KNOBS[turn.knob], self._knobs[turn.knob]
         self.ground.step = step
         if row.touches == "run":
             return knob.turn(turn)

@@ -55,11 +55,10 @@ def watch(
 ) -> Watch:
     """Watch an own loop: under `tui-descent exec` on its dashboard, otherwise through a keeper of its own.
 
-    `watch_every=N` measures every Nth step; otherwise readings take at most the share `watch_budget` of the time.
-    Where neither is given, the command line's hold: 1 % unless told otherwise.
-    `state={"scheduler": …, "scaler": …}` is what an undo puts back beside model and optimizer, all that has a
-    `state_dict` to load, nets, tensors, dicts, lists; the loop's counter and data go on. Raises `ValueError` for what
-    cannot be put back, an optimizer that cannot be watched. Without a keeper the loop trains on unwatched.
+    `watch_every=N` measures every Nth step; otherwise readings take at most the share `watch_budget` of the time. With
+    neither, the command line's hold: 1 % unless told otherwise. `state={"scheduler": …, "scaler": …}` is what an undo
+    puts back beside model and optimizer: all with a `state_dict` to load, nets, tensors, dicts; the loop's counter
+    and data go on. Raises `ValueError` for what cannot be put back or watched; without a keeper the loop goes on alone.
     """
     check_watchable(optimizer)
     put_back = roots_of(state or {})

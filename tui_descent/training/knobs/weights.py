@@ -5,12 +5,13 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from tui_descent.instruments.curvature import Curvature
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.scenario.knobs import new_value
 from tui_descent.scenario.spec import InitSpec
 from tui_descent.scenario.validate import convert
 from tui_descent.training import surgery
-from tui_descent.training.knobs.ground import Ground, Turned, common
+from tui_descent.training.knobs.ground import Ground, Turned, common, own_loop
 from tui_descent.training.membership import forget
 from tui_descent.training.nets.block import Block
 from tui_descent.training.nets.surface import Surface
@@ -86,7 +87,7 @@ class FreezeKnob:
 
 
 class KickKnob:
-    """A small random push of every weight matrix."""
+    """A small push: of every weight matrix at random, or of all weights along the most negative curvature."""
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
@@ -96,16 +97,48 @@ class KickKnob:
         return self._ground.kicked
 
     def unavailable(self) -> str | None:
-        """A surface's point is no weight matrix."""
-        return _NO_LAYERS if isinstance(self._ground.model, Surface) else None
+        """Everything that is trained can be pushed."""
+        return None
 
     def turn(self, turn: TurnKnob) -> Turned:
-        """At once."""
+        """At once. `auto` is random, but on a surface, whose point is no weight matrix."""
         ground, old = self._ground, self.value()
         size = new_value(turn.value, float(old), knob="kick")
-        moved = surgery.kick(ground.model, ground.generator("kick"), size=size)
+        surface = isinstance(ground.model, Surface)
+        way = turn.way or "auto"
+        if way == "auto":
+            way = "curvature" if surface else "random"
+        if way == "curvature":
+            note = self._down(size)
+        elif surface:
+            raise ValueError(f"{_NO_LAYERS} to push at random; kick={turn.value},way=curvature pushes it")
+        else:
+            note = f"{len(surgery.kick(ground.model, ground.generator('kick'), size=size))} weight matrices pushed"
         ground.kicked = f"{size:.6g}"
-        return Turned(old=old, new=ground.kicked, note=f"{len(moved)} weight matrices pushed")
+        return Turned(old=old, new=ground.kicked, way=way, note=note)
+
+    def _down(self, size: float) -> str:
+        """Along the eigenvector of λmin on the probe batch; a surface's point, whose norm means nothing, by `size`."""
+        ground = self._ground
+        if ground.setup is None:
+            raise ValueError(own_loop("gives no batch again and again, on which the curvature could be read"))
+        generator = ground.generator("kick")
+        instrument = Curvature(ground.setup.probe, list(ground.model.parameters()), seed=generator.initial_seed())
+        lowest = instrument.lowest()
+        if lowest is None:
+            raise ValueError("the curvature is not finite here; there is no direction to push along")
+        read = f"λmin = {lowest.value:.3g} on the probe batch, off by {lowest.residual:.0e}, {lowest.products} products"
+        if not lowest.negative:
+            raise ValueError(f"no curvature is negative here, so no direction leads off a ridge: {read}")
+        surgery.kick(
+            ground.model,
+            generator,
+            size=size,
+            direction=lowest.direction,
+            length=size if isinstance(ground.model, Surface) else None,
+            slope=lowest.slope,
+        )
+        return read
 
 
 class DropoutKnob:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -88,12 +89,19 @@ def unfreeze(model: nn.Module, layer: str) -> list[str]:
 
 @torch.no_grad()
 def kick(
-    model: nn.Module, generator: Generator, *, size: float = KICK, direction: Sequence[Tensor | None] | None = None
+    model: nn.Module,
+    generator: Generator,
+    *,
+    size: float = KICK,
+    direction: Sequence[Tensor | None] | None = None,
+    length: float | None = None,
+    slope: float = 0.0,
 ) -> dict[str, float]:
     """A small push; returns by name the length of each weight's move, an L2 norm.
 
     Every weight with two dimensions or more moves by size·‖W‖/√n·N(0, 1), so by about size·‖W‖. Along a `direction`,
-    a tensor a parameter, all move together by size·‖θ‖ either way, as the generator says. Frozen weights stay.
+    a tensor a parameter, all move together by `length`, else by size·‖θ‖: against the loss' `slope` along it, and where
+    that is 0 either way, as the generator says. Frozen weights stay.
     """
     named = list(model.named_parameters())
     moves: list[Tensor | None]
@@ -104,12 +112,12 @@ def kick(
         ]
     else:
         along = [d if p.requires_grad else None for (_, p), d in zip(named, direction, strict=True)]
-        length = float(torch.stack([d.double().norm() for d in along if d is not None] or [torch.zeros(())]).norm())
-        if not 0 < length < float("inf"):
+        unit = float(torch.stack([d.double().norm() for d in along if d is not None] or [torch.zeros(())]).norm())
+        if not 0 < unit < float("inf"):
             raise ValueError("the direction has no length; there is nothing to push along")
-        whole = float(torch.stack([p.double().norm() for _, p in named]).norm())
-        sign = 1.0 if torch.rand((), generator=generator) < 0.5 else -1.0
-        moves = [None if d is None else sign * size * whole / length * d for d in along]
+        far = size * float(torch.stack([p.double().norm() for _, p in named]).norm()) if length is None else length
+        sign = -slope if slope else float(torch.rand((), generator=generator)) - 0.5
+        moves = [None if d is None else math.copysign(far / unit, sign) * d for d in along]
     for (_, p), move in zip(named, moves, strict=True):
         if move is not None:
             p.add_(move)
