@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from playing import playing
 from scripted import started, vanishing
@@ -143,6 +145,41 @@ async def test_pressed_twice_goes_two_steps() -> None:
             turn("residual", "on"),
             turn("residual", "off"),
         ]
+
+
+async def test_twenty_presses_in_one_frame_are_one_intervention() -> None:
+    async with playing((120, 40), PAST) as play:
+        await play.sees("residual off")
+        for _ in range(20):
+            play.app.post_message(events.Key("plus", "+"))
+        await play.until(lambda: bool(play.keeper.asked))
+        await play.sees("applied at step 30")
+        (asked,) = play.keeper.asked
+        assert isinstance(asked, TurnKnob)
+        assert asked.value[0] == "*"
+        assert float(asked.value[1:]) == pytest.approx(1.25**20, rel=1e-14)
+
+
+async def test_up_and_down_is_where_it_was_and_another_key_comes_between() -> None:
+    async with playing((120, 40), PAST, replies=False) as play:
+        await play.sees("residual off")
+        for key, character in (("plus", "+"), ("minus", "-"), ("m", "m"), ("plus", "+"), ("plus", "+"), ("r", "r")):
+            play.app.post_message(events.Key(key, character))
+        await play.until(lambda: len(play.keeper.asked) == 4)
+        assert play.keeper.asked == [turn("lr", "*1.0"), Mark(), turn("lr", "*1.5625"), turn("residual", "on")]
+
+
+async def test_one_press_is_not_kept_back_for_long() -> None:
+    async with playing((120, 40), PAST) as play:
+        await play.sees("residual off")
+        loop = asyncio.get_running_loop()
+        sent_s, came_s = [0.0], [0.0]
+        play.keeper.on_asked = lambda _: came_s.__setitem__(0, loop.time())
+        bridge = play.app.bridge
+        sent_s[0] = loop.time()
+        bridge.send(turn("lr", "*1.25"))
+        await play.until(lambda: bool(play.keeper.asked))
+        assert 0.02 < came_s[0] - sent_s[0] < 1.0
 
 
 async def test_a_layer_outside_all_blocks_is_no_target() -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from tui_descent.protocol.commands import Source
+from tui_descent.protocol.commands import Source, TurnKnob
 from tui_descent.protocol.curvature import CurvatureReading, Limit
 from tui_descent.protocol.rewinding import Ghost
 from tui_descent.protocol.rewinding import KnobState as KnobState
@@ -240,6 +240,7 @@ class KnobTurned(Event, frozen=True, kw_only=True, tag="intervention"):
     `way`, `scale` and `where` are the resolved ones. `function_change` is the largest change of any of the net's
     outputs on a fixed batch of training samples, before the next update; `loss_before` and `loss_after` are the loss on
     it. A change on a longer way shows in them only what it does at once. `note` says what came along with it.
+    `value` is what was asked for, exact where `old` and `new` are rounded; `turns` requests were made as this one.
     """
 
     id: int
@@ -259,6 +260,20 @@ class KnobTurned(Event, frozen=True, kw_only=True, tag="intervention"):
     loss_before: float | None = None
     loss_after: float | None = None
     note: str | None = None
+    value: str = ""
+    turns: int = 1
+
+    @property
+    def again(self) -> TurnKnob:
+        """The command that, given before the same update, does the same to the last bit."""
+        return TurnKnob(
+            knob=self.knob,
+            target=self.target,
+            value=self.value or self.new,
+            way=self.way,
+            scale=self.scale,
+            where=self.where,
+        )
 
 
 class CommandDone(Event, frozen=True, kw_only=True, tag="done"):

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 
+import msgspec
+
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.scenario.knobtable import KNOBS, PACES, Knob
 from tui_descent.scenario.validate import nearest
 
-__all__ = ["KNOBS", "PACES", "Knob", "betas_text", "check", "new_value", "pair", "parse", "parse_at", "text_of"]
+__all__ = ["KNOBS", "PACES", "Knob", "betas_text", "check", "folded", "new_value", "pair", "parse", "parse_at", "text_of"]
 
 _OPTIONS = ("way", "scale", "where")
 
@@ -76,6 +78,32 @@ def check(turn: TurnKnob) -> TurnKnob:
     if turn.target == "all" and turn.value in knob.one_layer_values:
         raise ValueError(f"{knob.name}={turn.value} asks for a layer; allowed: {knob.name}@LAYER={turn.value}")
     return turn
+
+
+def folded(first: TurnKnob, then: TurnKnob) -> TurnKnob | None:
+    """One turn that comes to the same as `first` and `then` behind it; None where there is none.
+
+    Turns relative to now become their product, so twenty times `*1.25` is `*86.7…`; a value given exactly is overtaken
+    by the next one.
+    """
+    knob = KNOBS.get(first.knob)
+    if knob is None or not knob.folds or msgspec.structs.replace(first, value=then.value) != then:
+        return None
+    try:
+        check(first), check(then)
+        if then.value[0] not in "*/":
+            # One relative to now might have been refused by itself, one given exactly not.
+            return then if first.value[0] not in "*/" else None
+        value = _factor_of(first.value) * _factor_of(then.value)
+        sign = "*" if first.value[0] in "*/" else ""
+        return check(msgspec.structs.replace(first, value=f"{sign}{value!r}"))
+    except ValueError:
+        return None
+
+
+def _factor_of(text: str) -> float:
+    """`*1.25` and `1.25` as 1.25, `/2` as 0.5."""
+    return 1 / float(text[1:]) if text[0] == "/" else float(text.removeprefix("*"))
 
 
 def _check_value(value: str, knob: Knob) -> None:

@@ -17,7 +17,8 @@ class Knob(msgspec.Struct, frozen=True, kw_only=True):
 
     A number lies in `low` … `high`; `from_low` and `closed` say whether the ends belong to it. `choices` are words that
     are taken beside numbers, or all there is. `one_layer_values` need a target. `touches` tells what a turn may change:
-    with "run" nothing that would have to be probed.
+    with "run" nothing that would have to be probed. Of one that `folds`, turns behind one another come to the same when
+    they are made as one.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Knob(msgspec.Struct, frozen=True, kw_only=True):
     targets: Literal["net", "block", "layer"] = "net"
     needs: Literal["optimizer", "blocks", "net", "loop"] = "loop"
     touches: Literal["run", "optimizer", "net"] = "run"
+    folds: bool = False
 
 
 _ROWS = (
@@ -49,6 +51,7 @@ _ROWS = (
         acts="from the next step on; a multiplier on the schedule, so it survives the schedule's next step",
         high=1e6,
         needs="optimizer",
+        folds=True,
     ),
     Knob(
         name="activation",
@@ -187,6 +190,7 @@ _ROWS = (
         from_low=True,
         needs="optimizer",
         touches="optimizer",
+        folds=True,
     ),
     Knob(
         name="clip",
@@ -197,6 +201,7 @@ _ROWS = (
         choices=("off",),
         high=1e6,
         needs="optimizer",
+        folds=True,
     ),
     Knob(
         name="batch_size",
@@ -217,6 +222,7 @@ _ROWS = (
         acts="at once",
         choices=("max",),
         high=1e6,
+        folds=True,
     ),
 )
 KNOBS: dict[str, Knob] = {row.name: row for row in _ROWS}
