@@ -87,8 +87,7 @@ def test_turns_of_two_clients_stay_two(loop: Loop) -> None:
     assert taken == [(1, "key", 0), (2, "key", 1), (2, "send", 0)]
 
 
-def test_together_they_are_made_or_refused(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "WAITS_S", 0.0)
+def test_together_they_are_made_or_refused(loop: Loop) -> None:
     replies = loop.step(lr("*1e5"), lr("*10"), lr("*100"), lr("1e7"))
     assert [type(reply) for reply in replies] == [CommandDone, KnobTurned, CommandRejected, CommandRejected]
     replies = loop.step(lr("*2"), lr("*10"))
@@ -97,53 +96,77 @@ def test_together_they_are_made_or_refused(loop: Loop, monkeypatch: pytest.Monke
     assert loop.run.control.steering.rate.value == pytest.approx(1e5)
 
 
-def test_the_next_one_waits_in_proportion_to_what_the_last_cost(monkeypatch: pytest.MonkeyPatch) -> None:
-    now_s = [100.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now_s[0])
-    orders = Orders()
+class Clock:
+    """Time that passes when it is told to."""
 
-    def ask(command: AnyCommand, request: int) -> None:
-        orders.put(Order(client=1, request=request, source="key", command=command))
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = 100.0
+        monkeypatch.setattr(module.time, "monotonic", lambda: self.now_s)
 
-    ask(lr("*2"), 1)
-    first = orders.take(at_once=False)
-    assert first is not None
-    orders.made(first, 0.002)  # 64 ms at a share of 1/32
-    ask(lr("*2"), 2)
+
+def order(command: AnyCommand, request: int = 1) -> Order:
+    return Order(client=1, request=request, source="key", command=command)
+
+
+def flooded(orders: Orders, took_s: float) -> None:
+    """As many turns in quick succession as are made at once."""
+    for n in range(module.FREELY + 1):
+        orders.put(order(lr("*2"), n))
+        batch = orders.take(at_once=False)
+        assert batch is not None, n
+        orders.made(batch, took_s)
+
+
+def test_after_a_few_the_next_one_waits_in_proportion_to_what_they_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, orders = Clock(monkeypatch), Orders()
+    flooded(orders, 0.0005)  # 64 ms each at a share of 1/128
+    orders.put(order(lr("*2"), 20))
     assert orders.take(at_once=False) is None
-    assert not orders.due(now_s[0])
-    now_s[0] += 0.03
-    ask(lr("*2"), 3)
+    assert not orders.due(clock.now_s)
+    clock.now_s += 0.03
+    orders.put(order(lr("*2"), 21))
     assert orders.take(at_once=False) is None
-    now_s[0] += 0.035
-    assert orders.due(now_s[0])
+    clock.now_s += 0.035
+    assert orders.due(clock.now_s)
     both = orders.take(at_once=False)
     assert isinstance(both, Batch)
-    assert (both.order.request, len(both.earlier)) == (3, 1)
+    assert (both.order.request, len(both.earlier)) == (21, 1)
     assert orders.take(at_once=True) is None
+
+
+def test_a_flood_takes_its_share_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, orders = Clock(monkeypatch), Orders()
+    spent_s, answered = 0.0, 0
+    for n in range(2000):  # 200 a second, for ten seconds
+        clock.now_s += 0.005
+        orders.put(order(lr("*2" if n % 2 else "/2"), n))
+        while batch := orders.take(at_once=False):
+            answered += 1 + len(batch.earlier)
+            spent_s += 0.001
+            orders.made(batch, 0.001)
+    assert spent_s < 10 * module.SHARE + (module.FREELY + 2) * 0.001
+    assert answered > 1900
 
 
 @pytest.mark.parametrize("other", [Pause(), TurnKnob(knob="weight_decay", value="0.1"), TurnKnob(knob="x", value="1")])
 def test_nothing_else_ever_waits(other: AnyCommand) -> None:
     orders = Orders()
-    orders.made(Batch(Order(client=1, request=1, source="key", command=lr("*2"))), 10.0)
-    orders.put(Order(client=1, request=2, source="key", command=other))
+    flooded(orders, 0.1)
+    orders.put(order(other, 2))
     assert orders.take(at_once=False) is not None
     # A turn that waits lets go as soon as something stands behind it.
-    orders.put(Order(client=1, request=3, source="key", command=lr("*2")))
+    orders.put(order(lr("*2"), 3))
     assert orders.take(at_once=False) is None
-    orders.put(Order(client=1, request=4, source="key", command=other))
+    orders.put(order(other, 4))
     assert [orders.take(at_once=False).order.request for _ in range(2)] == [3, 4]  # type: ignore[union-attr]
 
 
 def test_no_turn_waits_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    now_s = [0.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now_s[0])
-    orders = Orders()
-    turn = Order(client=1, request=1, source="key", command=lr("*2"))
-    orders.made(Batch(turn), 60.0)
-    orders.put(turn)
-    now_s[0] = 0.26
+    clock, orders = Clock(monkeypatch), Orders()
+    flooded(orders, 60.0)
+    orders.put(order(lr("*2")))
+    assert orders.take(at_once=False) is None
+    clock.now_s += module.WAITS_S
     assert orders.take(at_once=False) is not None
 
 

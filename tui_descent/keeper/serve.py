@@ -156,9 +156,7 @@ class Keeper:
 
     def _send(self, order: Order) -> None:
         assert self._trainer is not None
-        self._trainer.link.send(order)
-        if self._ring is not None:
-            self._ring.raise_flag()
+        self._trainer.link.queue(order)  # what was asked in one write is at the trainer's hand together
 
     def _wait(self, timeout_s: float) -> None:
         for key, _ in self._selector.select(timeout_s):
@@ -173,7 +171,7 @@ class Keeper:
         if trainer.link.waiting:
             trainer.link.flush()
             if self._ring is not None:
-                self._ring.raise_flag()  # the trainer may have looked between what it was sent before and this
+                self._ring.raise_flag()
         self._hear(trainer)
         self._watch_silence(trainer)
         if gone:

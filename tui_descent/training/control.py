@@ -89,10 +89,10 @@ class Control:
         self._turns = 0
         self._segments = 0
 
-    def tell(self, event: AnyEvent) -> None:
-        """Send an event to the keeper, if there is one."""
+    def tell(self, event: AnyEvent, *, more: bool = False) -> None:
+        """Send an event to the keeper, if there is one; with `more` behind it together with the next one."""
         if self.link is not None:
-            self.link.tell(event)
+            self.link.tell(event, more=more)
 
     def close(self) -> None:
         """The run is over: nothing can be gone back to, and nobody is told any more."""
@@ -226,7 +226,8 @@ class Control:
                 at_once = 1 + len(batch.earlier)
                 for request in batch.earlier:
                     what = f"one of {at_once} turns made at once as intervention {self._turns}"
-                    self.tell(CommandDone(client=request.client, request=request.request, what=what, **place))
+                    done = CommandDone(client=request.client, request=request.request, what=what, **place)
+                    self.tell(done, more=True)
                 self.tell(
                     KnobTurned(
                         id=self._turns,
@@ -251,7 +252,8 @@ class Control:
             knob = command.knob[:60] if isinstance(command, TurnKnob) else ""
             for request in (*batch.earlier, order):
                 reply = {"client": request.client, "request": request.request}
-                self.tell(CommandRejected(source=order.source, knob=knob, reason=str(error), **reply, **place))
+                rejected = CommandRejected(source=order.source, knob=knob, reason=str(error), **reply, **place)
+                self.tell(rejected, more=request is not order)
 
     def _snapshot(self, reason: str, *, at: Moment | None = None) -> None:
         assert self.past is not None

@@ -11,8 +11,10 @@ import msgspec
 from tui_descent.protocol.commands import Order, TurnKnob
 from tui_descent.scenario import knobs
 
-# Turns of one knob that come one by one may take this share of the time; those that come faster wait for each other.
-SHARE = 1 / 32
+# Turns of one knob that come one by one may take this share of the time once there were a few in quick succession;
+# those that come faster wait for each other.
+SHARE = 1 / 128
+FREELY = 8
 WAITS_S = 0.25  # at most
 
 
@@ -44,6 +46,7 @@ class Orders:
     def __init__(self) -> None:
         self._batches: deque[Batch] = deque()
         self._last: tuple[str, str] | None = None
+        self._level_s = 0.0  # when what was made so far is paid for
         self._free_s = 0.0
 
     def put(self, order: Order) -> None:
@@ -64,11 +67,13 @@ class Orders:
         return self._batches.popleft()
 
     def made(self, batch: Batch, took_s: float) -> None:
-        """It was carried out: the next turn of the same knob waits in proportion to what this one cost."""
+        """It was carried out. After a few of the same knob the next waits in proportion to what they cost."""
         command = batch.order.command
         if isinstance(command, TurnKnob) and _folds(command):
             self._last = command.knob, command.target
-            self._free_s = time.monotonic() + min(WAITS_S, took_s / SHARE)
+            now_s, price_s = time.monotonic(), min(WAITS_S, took_s / SHARE)
+            self._level_s = min(max(self._level_s, now_s), now_s + FREELY * price_s) + price_s
+            self._free_s = min(self._level_s - FREELY * price_s, now_s + WAITS_S)
 
     def _waits(self, batch: Batch) -> bool:
         command = batch.order.command
