@@ -1,4 +1,4 @@
-"""What a flood of turns takes from the training: steps a second with nobody asking, and while a client asks all the time.
+"""What a flood of turns takes from the training: steps a second with nobody asking, and while a client asks.
 
 A real keeper and trainer at full speed, this program as their client. Stretches with and without the flood take turns,
 so a machine that slows down slows both alike; the steps are counted on the trainer's own clock.
@@ -17,7 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests" / "process"), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "process"))
 from attended import Attended, Reply, Viewer
 
 from tui_descent.protocol.codec import frame
@@ -91,7 +92,13 @@ def main() -> int:
         run = Attended(args.preset, "run.steps=10000000")
         client = Client(run.viewer())
         client.viewer.until_step(500)
-        names = ["nobody", "200 factors a second", "200 values a second", "1,000 in one write, every 3 s", "nobody (A/A)"]
+        names = [
+            "nobody",
+            "200 factors a second",
+            "200 values a second",
+            "1,000 in one write, every 3 s",
+            "nobody (A/A)",
+        ]
         speeds: dict[str, list[float]] = {name: [] for name in names}
         counts: dict[str, list[tuple[int, int]]] = {name: [] for name in names}
         for n in range(max(2, int(args.seconds / STRETCH_S / len(floods)))):

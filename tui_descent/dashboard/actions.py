@@ -212,12 +212,14 @@ def press(screen: RunScreen, place: int, pressed: str) -> None:
 
 def value_of(history: History, knob: str, target: str = "all") -> str:
     """A knob's present value as the trainer told it, for one block where it was turned by itself."""
+    if target == "all":
+        return history.knobs.get(knob, "")
     for turned in reversed(history.interventions):
         if turned.knob == knob and turned.target in (target, "all") and turned.segment == history.segment:
             return turned.new
-    if target != "all" and history.started is not None:  # the newest may be another block's
-        return next((state.value for state in history.started.knobs if state.name == knob), "")
-    return history.knobs.get(knob, "")
+    if history.started is None:
+        return ""
+    return next((state.value for state in history.started.knobs if state.name == knob), "")
 
 
 def palette() -> Iterator[tuple[str, str, int, str, AnyCommand | None]]:

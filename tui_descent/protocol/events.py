@@ -241,6 +241,7 @@ class KnobTurned(Event, frozen=True, kw_only=True, tag="intervention"):
     outputs on a fixed batch of training samples, before the next update; `loss_before` and `loss_after` are the loss on
     it. A change on a longer way shows in them only what it does at once. `note` says what came along with it.
     `value` is what was asked for, exact where `old` and `new` are rounded; `turns` requests were made as this one.
+    `knobs` are those that stand otherwise now, the whole net's where one layer's was turned.
     """
 
     id: int
@@ -260,8 +261,9 @@ class KnobTurned(Event, frozen=True, kw_only=True, tag="intervention"):
     loss_before: float | None = None
     loss_after: float | None = None
     note: str | None = None
-    value: str = ""
+    value: str | None = None
     turns: int = 1
+    knobs: tuple[KnobState, ...] = ()
 
     @property
     def again(self) -> TurnKnob:
@@ -407,6 +409,7 @@ class HistorySent(Event, frozen=True, kw_only=True, tag="history"):
     ghosts: tuple[Ghost, ...] = ()
     line: list[KnobTurned | Marked] = []
     snapshot: SnapshotTaken | None = None
+    unavailable: dict[str, str] = {}
 
 
 ToViewer = AnyEvent | Welcome | Refused | HistorySent

@@ -14,7 +14,19 @@ from tui_descent.protocol.commands import TurnKnob
 from tui_descent.scenario.knobtable import KNOBS, PACES, Knob
 from tui_descent.scenario.validate import nearest
 
-__all__ = ["KNOBS", "PACES", "Knob", "betas_text", "check", "folded", "new_value", "pair", "parse", "parse_at", "text_of"]
+__all__ = [
+    "KNOBS",
+    "PACES",
+    "Knob",
+    "betas_text",
+    "check",
+    "folded",
+    "new_value",
+    "pair",
+    "parse",
+    "parse_at",
+    "text_of",
+]
 
 _OPTIONS = ("way", "scale", "where")
 

@@ -11,8 +11,6 @@ from tui_descent.training import optimizers, schedules
 from tui_descent.training.delegate import Delegate
 from tui_descent.training.knobs.ground import Ground, Turned, own_loop
 
-NONE = "none"
-
 
 class OptimizerKnob:
     """Another class of optimizer; the rate is mapped and memory handed over as `optimizers.swap` says."""
@@ -94,16 +92,11 @@ class _Setting:
         self._ground = ground
 
     def value(self) -> str:
-        """The number, or `none` where this optimizer has none."""
-        try:
-            return self._read()
-        except ValueError:
-            return NONE
+        """The number."""
+        return self._read()
 
     def unavailable(self) -> str | None:
-        """In a scenario's run another optimizer may have it, so the answer comes with the turn."""
-        if self._ground.setup is not None:
-            return None
+        """Where the optimizer has none; another one may."""
         try:
             self._read()
         except ValueError as error:
@@ -112,7 +105,7 @@ class _Setting:
 
     def turn(self, turn: TurnKnob) -> Turned:
         """In all groups."""
-        old = self._read()  # raises the reason where there is none
+        old = self._read()
         self._write(turn.value)
         return Turned(old=old, new=self._read())
 
