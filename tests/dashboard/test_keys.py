@@ -11,9 +11,11 @@ from textual import events
 from textual.keys import _character_to_key
 
 from tui_descent.dashboard import actions
+from tui_descent.dashboard.dialogs.schedule import curve
 from tui_descent.protocol.commands import AnyCommand, Evaluate, Mark, Pause, Resume, RunSteps, TurnKnob
 from tui_descent.protocol.events import KnobState, StateChanged
 from tui_descent.scenario.keys import KEYS
+from tui_descent.scenario.spec import ScheduleSpec
 
 PAST = vanishing(30)
 
@@ -197,6 +199,61 @@ async def test_a_paste_never_steers() -> None:
         await play.press("m")
         await play.until(lambda: bool(play.keeper.asked))
         assert play.keeper.asked == [Mark()]
+
+
+async def test_a_schedules_curve_is_drawn_and_its_parameters_given() -> None:
+    async with playing((120, 40), PAST) as play:
+        await play.sees("residual off")
+        await play.press("s", "down", "down", "down")
+        await play.sees(
+            "Schedule over the 1,970 steps left", "half a cosine to 0 over", "rate over steps", "warmup=0.1"
+        )
+        await play.press("tab", *typed("warmup=985 floor=0.5"))
+        await play.sees("up from 0.04 of the base rate over 985 updates", "half a cosine to 0.5 of")
+        await play.press("enter")
+        await play.until(lambda: bool(play.keeper.asked))
+        parameters = (("warmup", 985), ("floor", 0.5))
+        assert play.keeper.asked == [TurnKnob(knob="schedule", value="warmup_cosine", parameters=parameters)]
+
+
+async def test_a_schedule_that_cannot_be_is_told_and_not_sent() -> None:
+    async with playing((80, 24), PAST) as play:
+        await play.sees("Gradient flow")
+        await play.press("s", "down", "tab", *typed("warmup=3"), "enter")
+        await play.sees('unknown option "warmup"')
+        await play.press(*["backspace"] * 8, "shift+tab", "up", "end", "up", "tab", *typed("decay=5000"), "enter")
+        await play.sees("5,000 updates; allowed: at most the steps left")
+        await play.press("escape", "s", "end")
+        await play.sees("no curve to foretell")
+        await play.press("escape", "m")
+        await play.until(lambda: bool(play.keeper.asked))
+        assert play.keeper.asked == [Mark()]
+
+
+def typed(text: str) -> list[str]:
+    names = {"=": "equals_sign", " ": "space", ".": "full_stop"}
+    return [names.get(c, c) for c in text]
+
+
+@pytest.mark.parametrize("base", [0.02, None])
+def test_the_curve_is_the_schedules(base: float | None) -> None:
+    spec, left, width, height = ScheduleSpec(name="wsd", warmup=250, decay=0.25, start=0.2), 1000, 90, 12
+    *rows, foot = curve(spec, 500, left, base, width, height).plain.split("\n")
+    assert len(rows) == height - 1
+    assert all(len(row) <= width for row in (*rows, foot))
+    assert foot.split() == [
+        "500",
+        *("rate over steps" if base else "share of the base rate over steps").split(),
+        "1500",
+    ]
+    assert next(row.split("│")[0].strip() for row in rows if row.startswith(" " * 4)) == ("0.02" if base else "1.00")
+    canvas = [row.split("│")[1] for row in rows]
+    heights = [next((len(canvas) - n for n, row in enumerate(canvas) if row[x] not in " ⠀"), 0) for x in range(80)]
+    assert max(heights) == heights[40] == len(canvas)
+    assert heights[0] <= 3
+    assert heights[-1] == 1
+    assert heights.index(len(canvas)) == pytest.approx(80 * 0.25, abs=3)
+    assert 79 - heights[::-1].index(len(canvas)) == pytest.approx(80 * 0.75, abs=3)
 
 
 async def test_a_wrong_number_is_told_and_not_sent() -> None:

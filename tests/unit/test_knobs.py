@@ -26,6 +26,10 @@ GOOD = {
     "activation=leaky_relu,way=blend": TurnKnob(knob="activation", value="leaky_relu", way="blend"),
     "residual@=on": TurnKnob(knob="residual", value="on"),
     "pace=max": TurnKnob(knob="pace", value="max"),
+    "schedule=cosine": TurnKnob(knob="schedule", value="cosine"),
+    "schedule=warmup_cosine,warmup=100, floor = 0.1": TurnKnob(
+        knob="schedule", value="warmup_cosine", parameters=(("warmup", 100), ("floor", 0.1))
+    ),
     "pace=0.5": TurnKnob(knob="pace", value="0.5"),
     "norm=layer,where=post": TurnKnob(knob="norm", value="layer", where="post"),
     "norm@blocks.1=rms,where=mid,way=instant": TurnKnob(
@@ -234,3 +238,25 @@ def test_twenty_presses_are_twenty_turns_to_rounding() -> None:
         single = new_value("*1.25", single)
     assert new_value(one.value, old) == pytest.approx(single, rel=20 * 2**-53)
     assert f"{new_value(one.value, old):.6g}" == f"{single:.6g}" == "8.67362"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("schedule=cosine,warmup=3", 'unknown option "warmup" of schedule; allowed: floor'),
+        ("schedule=wsd,floor=2", "floor: found 2.*allowed: a number ≥ 0"),
+        ("schedule=wsd,warmup=nan", "warmup = nan; allowed: a finite number"),
+        ("schedule=plateau,patience=0.5", "patience: found 0.5; allowed: a whole number"),
+        ("schedule=step,every=0.1,every=0.2", "given twice"),
+        ("lr=0.1,warmup=3", 'unknown option "warmup" of lr'),
+    ],
+)
+def test_a_parameter_that_cannot_be_says_why(text: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        parse(text)
+
+
+def test_parameters_of_a_command_are_checked_as_text_is() -> None:
+    for parameters in ((("warmup", 3),), (("floor", 2.0),), (("floor", math.nan),), (("floor", 0.1), ("floor", 0.2))):
+        with pytest.raises(ValueError, match=r"floor|warmup|twice"):
+            check(TurnKnob(knob="schedule", value="cosine", parameters=parameters))

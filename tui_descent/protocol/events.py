@@ -241,7 +241,8 @@ class KnobTurned(Event, frozen=True, kw_only=True, tag="intervention"):
     outputs on a fixed batch of training samples, before the next update; `loss_before` and `loss_after` are the loss on
     it. A change on a longer way shows in them only what it does at once. `note` says what came along with it.
     `value` is what was asked for, exact where `old` and `new` are rounded; `turns` requests were made as this one.
-    `knobs` are those that stand otherwise now, the whole net's where one layer's was turned.
+    `parameters` are of the value chosen. `knobs` are those that stand otherwise now, the whole net's where one layer's
+    was turned.
     """
 
     id: int
@@ -263,6 +264,7 @@ class KnobTurned(Event, frozen=True, kw_only=True, tag="intervention"):
     note: str | None = None
     value: str | None = None
     turns: int = 1
+    parameters: tuple[tuple[str, int | float], ...] = ()
     knobs: tuple[KnobState, ...] = ()
 
     @property
@@ -275,6 +277,7 @@ class KnobTurned(Event, frozen=True, kw_only=True, tag="intervention"):
             way=self.way,
             scale=self.scale,
             where=self.where,
+            parameters=self.parameters,
         )
 
 

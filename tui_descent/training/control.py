@@ -233,6 +233,7 @@ class Control:
                         id=self._turns,
                         source=order.source,
                         value=command.value,
+                        parameters=command.parameters,
                         turns=at_once,
                         knob=command.knob,
                         target=command.target,
@@ -323,6 +324,7 @@ class Control:
                 old=turned.old,
                 new=turned.new,
                 value=turn.value,
+                parameters=turn.parameters,
                 **turned.particulars(),
             )
         )
@@ -377,6 +379,7 @@ def _undoable(id_: int, step: int, command: TurnKnob, turned: Turned, before: Mo
             way=turned.way,
             scale=turned.scale,
             where=turned.where,
+            parameters=command.parameters,
         ),
         before=before,
     )

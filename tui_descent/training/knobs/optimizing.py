@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.scenario import schedules as curves
-from tui_descent.scenario.knobs import betas_text, new_value, pair
+from tui_descent.scenario.knobs import betas_text, new_value, pair, spec_of
 from tui_descent.scenario.spec import ScheduleSpec
-from tui_descent.scenario.validate import convert
 from tui_descent.training import optimizers, schedules
 from tui_descent.training.delegate import Delegate
 from tui_descent.training.knobs.ground import Ground, Turned, own_loop
@@ -78,8 +77,10 @@ class ScheduleKnob:
         ground, old = self._ground, self.value()
         assert ground.setup is not None
         assert ground.steps is not None
-        spec = convert(ScheduleSpec, {"name": turn.value}, "schedule", [])
+        spec: ScheduleSpec = spec_of(turn)
         total = max(ground.steps, ground.step + 1)
+        if wrong := curves.problems(spec, total - ground.step, whole="the steps left"):
+            raise ValueError("; ".join(f"{field}: {text}" for field, text in wrong))
         ground.setup.schedule = schedules.make(spec, ground.optimizer, total_steps=total, from_step=ground.step)
         note = curves.about(spec, total - ground.step)
         return Turned(old=old, new=self.value(), note=note)
