@@ -9,8 +9,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from tui_descent.protocol.commands import Source, TurnKnob
 from tui_descent.protocol.curvature import CurvatureReading, Limit
+from tui_descent.protocol.replies import CommandDone as CommandDone
+from tui_descent.protocol.replies import CommandRejected as CommandRejected
+from tui_descent.protocol.replies import KnobTurned as KnobTurned
 from tui_descent.protocol.rewinding import Ghost
 from tui_descent.protocol.rewinding import KnobState as KnobState
 from tui_descent.protocol.rewinding import Rewound as Rewound
@@ -232,75 +234,6 @@ class MetricLogged(Event, frozen=True, kw_only=True, tag="metric"):
     step: int
     name: str
     value: float
-
-
-class KnobTurned(Event, frozen=True, kw_only=True, tag="intervention"):
-    """An intervention acts from update `step` on. `old` and `new` were read back from the trainer.
-
-    `way`, `scale` and `where` are the resolved ones. `function_change` is the largest change of any of the net's
-    outputs on a fixed batch of training samples, before the next update; `loss_before` and `loss_after` are the loss on
-    it. A change on a longer way shows in them only what it does at once. `note` says what came along with it.
-    `value` is what was asked for, exact where `old` and `new` are rounded; `turns` requests were made as this one.
-    `parameters` are of the value chosen. `knobs` are those that stand otherwise now, the whole net's where one layer's
-    was turned.
-    """
-
-    id: int
-    client: int
-    request: int
-    source: Source
-    segment: int
-    step: int
-    knob: str
-    target: str
-    old: str
-    new: str
-    way: str | None = None
-    scale: float | None = None
-    where: str | None = None
-    function_change: float | None = None
-    loss_before: float | None = None
-    loss_after: float | None = None
-    note: str | None = None
-    value: str | None = None
-    turns: int = 1
-    parameters: tuple[tuple[str, int | float], ...] = ()
-    knobs: tuple[KnobState, ...] = ()
-
-    @property
-    def again(self) -> TurnKnob:
-        """The command that, given before the same update, does the same to the last bit."""
-        return TurnKnob(
-            knob=self.knob,
-            target=self.target,
-            value=self.value or self.new,
-            way=self.way,
-            scale=self.scale,
-            where=self.where,
-            parameters=self.parameters,
-        )
-
-
-class CommandDone(Event, frozen=True, kw_only=True, tag="done"):
-    """The reply to a command that turns no knob."""
-
-    client: int
-    request: int
-    segment: int
-    step: int
-    what: str
-
-
-class CommandRejected(Event, frozen=True, kw_only=True, tag="rejected"):
-    """Nothing was changed, and why."""
-
-    client: int
-    request: int
-    source: Source
-    segment: int
-    step: int
-    knob: str
-    reason: str
 
 
 class NotFinite(Event, frozen=True, kw_only=True, tag="not_finite"):
