@@ -75,6 +75,7 @@ def main() -> int:
         command = [sys.executable, "-m", "tui_descent", "exec", "--", sys.executable, str(script)]
         terminal = Terminal(command, columns=120, rows=40, env=os.environ | {"TUI_DESCENT_HOME": home})
         terminal.wait(lambda text: "running" in text and rate(text) != "")
+        terminal.child.delaybeforesend = None  # pexpect's own 50 ms
         end_s = time.monotonic() + 2
         terminal.wait(lambda _: time.monotonic() > end_s)
         pressed, shown = [], []

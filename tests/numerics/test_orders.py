@@ -59,6 +59,7 @@ def test_twenty_at_hand_together_are_one_with_twenty_replies(loop: Loop) -> None
     assert all(isinstance(reply, CommandDone) and "one of 20 turns" in reply.what for reply in earlier)
     assert isinstance(last, KnobTurned)
     assert (last.id, last.turns, last.old, last.new) == (1, 20, "0.1", "8.67362")
+    assert last.step == loop.run.next_step  # it acts on the very next update
     single = 0.1
     for _ in range(20):
         single *= 1.25
