@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from playing import playing
 from scripted import started, vanishing
@@ -9,9 +11,11 @@ from textual import events
 from textual.keys import _character_to_key
 
 from tui_descent.dashboard import actions
+from tui_descent.dashboard.dialogs.schedule import curve
 from tui_descent.protocol.commands import AnyCommand, Evaluate, Mark, Pause, Resume, RunSteps, TurnKnob
 from tui_descent.protocol.events import KnobState, StateChanged
 from tui_descent.scenario.keys import KEYS
+from tui_descent.scenario.spec import ScheduleSpec
 
 PAST = vanishing(30)
 
@@ -146,6 +150,41 @@ async def test_pressed_twice_goes_two_steps() -> None:
         ]
 
 
+async def test_twenty_presses_in_one_frame_are_one_intervention() -> None:
+    async with playing((120, 40), PAST) as play:
+        await play.sees("residual off")
+        for _ in range(20):
+            play.app.post_message(events.Key("plus", "+"))
+        await play.until(lambda: bool(play.keeper.asked))
+        await play.sees("applied at step 30")
+        (asked,) = play.keeper.asked
+        assert isinstance(asked, TurnKnob)
+        assert asked.value[0] == "*"
+        assert float(asked.value[1:]) == pytest.approx(1.25**20, rel=1e-14)
+
+
+async def test_up_and_down_is_where_it_was_and_another_key_comes_between() -> None:
+    async with playing((120, 40), PAST, replies=False) as play:
+        await play.sees("residual off")
+        for key, character in (("plus", "+"), ("minus", "-"), ("m", "m"), ("plus", "+"), ("plus", "+"), ("r", "r")):
+            play.app.post_message(events.Key(key, character))
+        await play.until(lambda: len(play.keeper.asked) == 4)
+        assert play.keeper.asked == [turn("lr", "*1.0"), Mark(), turn("lr", "*1.5625"), turn("residual", "on")]
+
+
+async def test_one_press_is_not_kept_back_for_long() -> None:
+    async with playing((120, 40), PAST) as play:
+        await play.sees("residual off")
+        loop = asyncio.get_running_loop()
+        sent_s, came_s = [0.0], [0.0]
+        play.keeper.on_asked = lambda _: came_s.__setitem__(0, loop.time())
+        bridge = play.app.bridge
+        sent_s[0] = loop.time()
+        bridge.send(turn("lr", "*1.25"))
+        await play.until(lambda: bool(play.keeper.asked))
+        assert 0.02 < came_s[0] - sent_s[0] < 1.0
+
+
 async def test_a_layer_outside_all_blocks_is_no_target() -> None:
     async with playing((120, 40), PAST) as play:
         await play.sees("residual off")
@@ -161,6 +200,61 @@ async def test_a_paste_never_steers() -> None:
         await play.press("m")
         await play.until(lambda: bool(play.keeper.asked))
         assert play.keeper.asked == [Mark()]
+
+
+async def test_a_schedules_curve_is_drawn_and_its_parameters_given() -> None:
+    async with playing((120, 40), PAST) as play:
+        await play.sees("residual off")
+        await play.press("s", "down", "down", "down")
+        await play.sees(
+            "Schedule over the 1,970 steps left", "half a cosine to 0 over", "rate over steps", "warmup=0.1"
+        )
+        await play.press("tab", *typed("warmup=985 floor=0.5"))
+        await play.sees("up from 0.04 of the base rate over 985 updates", "half a cosine to 0.5 of")
+        await play.press("enter")
+        await play.until(lambda: bool(play.keeper.asked))
+        parameters = (("warmup", 985), ("floor", 0.5))
+        assert play.keeper.asked == [TurnKnob(knob="schedule", value="warmup_cosine", parameters=parameters)]
+
+
+async def test_a_schedule_that_cannot_be_is_told_and_not_sent() -> None:
+    async with playing((80, 24), PAST) as play:
+        await play.sees("Gradient flow")
+        await play.press("s", "down", "tab", *typed("warmup=3"), "enter")
+        await play.sees('unknown option "warmup"')
+        await play.press(*["backspace"] * 8, "shift+tab", "up", "end", "up", "tab", *typed("decay=5000"), "enter")
+        await play.sees("5,000 updates; allowed: at most the steps left")
+        await play.press("escape", "s", "end")
+        await play.sees("no curve to foretell")
+        await play.press("escape", "m")
+        await play.until(lambda: bool(play.keeper.asked))
+        assert play.keeper.asked == [Mark()]
+
+
+def typed(text: str) -> list[str]:
+    names = {"=": "equals_sign", " ": "space", ".": "full_stop"}
+    return [names.get(c, c) for c in text]
+
+
+@pytest.mark.parametrize("base", [0.02, None])
+def test_the_curve_is_the_schedules(base: float | None) -> None:
+    spec, left, width, height = ScheduleSpec(name="wsd", warmup=250, decay=0.25, start=0.2), 1000, 90, 12
+    *rows, foot = curve(spec, 500, left, base, width, height).plain.split("\n")
+    assert len(rows) == height - 1
+    assert all(len(row) <= width for row in (*rows, foot))
+    assert foot.split() == [
+        "500",
+        *("rate over steps" if base else "share of the base rate over steps").split(),
+        "1500",
+    ]
+    assert next(row.split("│")[0].strip() for row in rows if row.startswith(" " * 4)) == ("0.02" if base else "1.00")
+    canvas = [row.split("│")[1] for row in rows]
+    heights = [next((len(canvas) - n for n, row in enumerate(canvas) if row[x] not in " ⠀"), 0) for x in range(80)]
+    assert max(heights) == heights[40] == len(canvas)
+    assert heights[0] <= 3
+    assert heights[-1] == 1
+    assert heights.index(len(canvas)) == pytest.approx(80 * 0.25, abs=3)
+    assert 79 - heights[::-1].index(len(canvas)) == pytest.approx(80 * 0.75, abs=3)
 
 
 async def test_a_wrong_number_is_told_and_not_sent() -> None:

@@ -10,8 +10,8 @@ from families import setup as make_setup
 from kept import Kept
 from turning import grouped, ids, steering_of, step
 
-from tui_descent.protocol.events import CommandRejected, KnobTurned
-from tui_descent.scenario.knobs import parse, text_of
+from tui_descent.protocol.events import CommandRejected, KnobState, KnobTurned
+from tui_descent.scenario.knobs import KNOBS, parse, text_of
 from tui_descent.training.moments import Moment
 from tui_descent.training.watch import Watch
 
@@ -26,19 +26,28 @@ def trained(text: tuple[tuple[int, str], ...], kept: Kept | None = None, *, step
 
 
 PLAN = (
+    (1, "lr=*1.25"),
+    (2, "lr=/1.37"),
     (3, "residual=on"),
+    (4, "activation=tanh"),
     (5, "norm=layer"),
     (6, "init@blocks.1=orthogonal"),
+    (7, "activation@blocks.2=silu"),
     (8, "kick=0.05"),
+    (9, "weight_decay=0.01"),
     (10, "optimizer=muon"),
-    (12, "schedule=cosine"),
+    (11, "betas=0.8/0.95"),
+    (12, "schedule=warmup_cosine,warmup=4,floor=0.25"),
+    (13, "lr=*1.25"),
     (14, "batch_size=32"),
     (15, "clip=0.5"),
     (16, "dropout=0.1"),
     (18, "norm=none"),
     (20, "optimizer=sgd"),
+    (20, "momentum=0.7"),
     (21, "freeze@head=on"),
     (24, "freeze=off"),
+    (25, "pace=max"),
 )
 
 
@@ -46,24 +55,14 @@ def test_what_was_recorded_replays_to_the_last_bit(kept: Kept) -> None:
     found = trained(PLAN, kept)
     turned = kept.events(KnobTurned)
     assert [event.knob for event in turned] == [text.split("=")[0].split("@")[0] for _, text in PLAN]
+    assert {event.knob for event in turned} == set(KNOBS)
     assert not kept.events(CommandRejected)
-    record = tuple(
-        (
-            event.step,
-            text_of(
-                parse(f"{event.knob}{'' if event.target == 'all' else '@' + event.target}={event.new}"),
-            )
-            + (f",way={event.way}" if event.way else "")
-            + (f",scale={event.scale!r}" if event.scale is not None else "")
-            + (f",where={event.where}" if event.where else ""),
-        )
-        for event in turned
-    )
-    assert "residual=on,way=ramp" in record[0][1]
-    assert "where=pre" in record[1][1]
+    record = tuple((event.step, text_of(event.again)) for event in turned)
+    assert "residual=on,way=ramp" in record[2][1]
+    assert "where=pre" in record[4][1]
     assert trained(record) == found
-    assert trained(())[:3] == found[:3]
-    assert trained(())[3:] != found[3:]
+    assert trained(())[:2] == found[:2]
+    assert trained(())[2:] != found[2:]
 
 
 def test_a_receipt_tells_what_changed_and_nothing_where_nothing_did(kept: Kept) -> None:
@@ -171,3 +170,41 @@ def test_vanishing_gradients_come_back_with_a_residual_by_itself(kept: Kept) -> 
     assert ratio("residual=on") > 1e-2
     (event,) = kept.events(KnobTurned)
     assert (event.way, event.scale) == ("ramp", 20**-0.5)
+
+
+def test_what_changes_with_a_turn_is_told_with_it(kept: Kept) -> None:
+    made = make_setup("mlp", optimizer={"name": "momentum", "lr": 1e-2})
+    texts = (
+        "optimizer=adam",
+        "norm=layer",
+        "activation@blocks.1=tanh",
+        "schedule=warmup_cosine",
+        "optimizer=sgd",
+        "lr=*2",
+    )
+    plan = [(at, parse(text)) for at, text in enumerate(texts, 2)]
+    steering = steering_of(made)
+    states = []
+    with Watch(made.model, made.optimizer, link=kept.link, steering=steering, plan=plan) as run:
+        run.begin_step()
+        for _ in range(12):
+            states.append({state.name: state for state in steering.states()})
+            step(made, run)
+    turned = kept.events(KnobTurned)
+    adam, norm, one, schedule, sgd, rate = ({state.name: state for state in event.knobs} for event in turned)
+    assert {"lr", "momentum", "betas"} <= set(adam)
+    assert adam["betas"].value == "0.9/0.999"
+    assert "adam" in (adam["momentum"].unavailable or "").lower()
+    assert norm == {}
+    assert one["activation"].value == "mixed"
+    assert float(schedule["lr"].value) < float(adam["lr"].value)
+    assert sgd["momentum"].value == "0"
+    assert sgd["betas"].unavailable
+    assert rate == {}
+    # A viewer that takes in what it is told knows at each place what the trainer would answer there.
+    known = dict(states[0])
+    for event in turned:
+        known[event.knob] = KnobState(name=event.knob, value=event.new)
+        known |= {state.name: state for state in event.knobs}
+        now = states[event.step]
+        assert {n: s for n, s in known.items() if n != "lr"} == {n: s for n, s in now.items() if n != "lr"}, event

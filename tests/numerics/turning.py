@@ -24,7 +24,10 @@ VALUES: dict[str, tuple[str, ...]] = {
     "freeze": ("freeze@head=on", "freeze=off"),
     "kick": ("kick=0.01", "kick=0.01,way=curvature"),
     "optimizer": tuple(f"optimizer={name}" for name in NAMES),
-    "schedule": tuple(f"schedule={name}" for name in KNOBS["schedule"].choices),
+    "schedule": (
+        *(f"schedule={name}" for name in KNOBS["schedule"].choices),
+        "schedule=wsd,warmup=3,decay=0.5,floor=0.1",
+    ),
     "momentum": ("momentum=0.5", "momentum=0"),
     "betas": ("betas=0.8/0.99",),
     "weight_decay": ("weight_decay=0.01",),

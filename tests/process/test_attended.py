@@ -11,14 +11,16 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from attended import Attended, Viewer
+from attended import Attended, Reply, Viewer
 from runs import left_behind
 
+from tui_descent.protocol.codec import frame
 from tui_descent.protocol.commands import (
     AnyCommand,
     Evaluate,
     Mark,
     Pause,
+    Request,
     Resume,
     RunSteps,
     Stop,
@@ -310,16 +312,56 @@ def test_a_run_whose_loss_is_no_number_is_held_and_can_be_asked(start: Start) ->
     assert viewer.until_event(RunEnded).status == "stopped"
 
 
-def test_two_hundred_turns_at_once_are_each_answered_in_order(start: Start) -> None:
+def test_two_hundred_turns_at_once_are_each_answered_once(start: Start) -> None:
     run = start("healthy", "run.steps=1000000", pace=100.0)
     viewer = run.viewer()
     viewer.until_step(5)
     numbers = [viewer.ask(TurnKnob(knob="lr", value="*1.01" if n % 2 else "/1.01")) for n in range(200)]
     viewer.until(lambda m: bool(viewer.replies(numbers[-1])), 20)
+    replies = [m for m in viewer.heard if isinstance(m, Reply)]
+    assert [reply.request for reply in replies] == numbers
     turns = viewer.events(KnobTurned)
-    assert [turn.request for turn in turns] == numbers
-    assert [turn.id for turn in turns] == list(range(1, 201))
+    assert sum(turn.turns for turn in turns) == 200
+    assert [turn.id for turn in turns] == list(range(1, len(turns) + 1))
     assert all(a.new == b.old for a, b in pairwise(turns))
+    assert float(turns[-1].new) == pytest.approx(float(turns[0].old), rel=1e-5)
+
+
+@pytest.mark.parametrize("pace", [None, 60.0])
+def test_a_thousand_turns_in_one_write_are_counted_within_two_seconds(start: Start, pace: float | None) -> None:
+    run = start("healthy", "run.steps=10000000", pace=pace)
+    viewer = run.viewer()
+    viewer.until_step(50)
+    old = float(viewer.do(TurnKnob(knob="lr", value="*1.0")).new)  # type: ignore[union-attr]
+    commands = [TurnKnob(knob="lr", value="*1.25" if n % 2 else "/1.24") for n in range(1000)]
+    requests = [Request(request=100 + n, command=command, source="key") for n, command in enumerate(commands)]
+    begun_s = time.monotonic()
+    viewer.peer.socket.setblocking(True)
+    viewer.peer.socket.sendall(b"".join(frame(request) for request in requests))
+    viewer.peer.socket.setblocking(False)
+    viewer.until(lambda m: isinstance(m, Reply) and m.request == 1099, 10)
+    assert time.monotonic() - begun_s < 2.0
+    replies = [m for m in viewer.heard if isinstance(m, Reply) and m.request >= 100]
+    assert [reply.request for reply in replies] == list(range(100, 1100))
+    turns = [m for m in replies if isinstance(m, KnobTurned)]
+    assert sum(turn.turns for turn in turns) == 1000
+    assert len(turns) < 100 or pace is not None  # a paced run has the time to make each when it comes
+    assert float(turns[-1].new) == pytest.approx(old * (1.25 / 1.24) ** 500, rel=1e-5)
+
+
+def test_what_is_not_done_by_the_end_is_answered(start: Start) -> None:
+    run = start("healthy", "run.steps=10000000", pace=1.0)
+    viewer = run.viewer()
+    viewer.until_step(1)
+    os.kill(run.trainer, signal.SIGSTOP)
+    number = viewer.ask(Mark())
+    trainer = run.trainer
+    viewer.until(lambda m: isinstance(m, StateChanged) and "no word" in m.reason, 30)
+    os.kill(trainer, signal.SIGKILL)
+    viewer.until_event(RunEnded)
+    (reply,) = viewer.replies(number)
+    assert isinstance(reply, CommandRejected)
+    assert "ended before" in reply.reason
 
 
 def test_asked_to_end_by_a_signal_the_keeper_ends_in_order(start: Start, home: Path) -> None:

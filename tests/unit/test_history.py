@@ -356,3 +356,31 @@ def test_the_rate_now_is_the_last_updates_whoever_moved_it() -> None:
     assert history.knobs["lr"] == "0.05"
     history.apply(steps(4, [0.7], lr=0.05 / 1500**0.5))
     assert history.knobs["lr"] == "0.00129099", "another optimizer, its rate mapped"
+
+
+def test_what_changed_with_a_turn_is_known_and_travels() -> None:
+    history = History()
+    history.apply(STARTED)
+    known = (KnobState(name="lr", value="0.01"), KnobState(name="momentum", unavailable="adam has none"))
+    history.apply(msgspec.structs.replace(turned("optimizer", "adam", 3), knobs=known))
+    one = msgspec.structs.replace(turned("residual", "on", 4), target="blocks.1")
+    history.apply(msgspec.structs.replace(one, knobs=(KnobState(name="residual", value="mixed"),)))
+    for side in (history, History.receive(history.send())):
+        assert side.knobs == {"lr": "0.01", "residual": "mixed", "optimizer": "adam"}
+        assert side.unavailable == {"momentum": "adam has none"}
+    back = (KnobState(name="momentum", value="0.9"),)
+    history.apply(msgspec.structs.replace(turned("optimizer", "momentum", 5), knobs=back))
+    assert history.knobs["momentum"] == "0.9"
+    assert history.unavailable == {}
+
+
+def test_a_rate_that_moves_by_itself_is_the_rate_shown() -> None:
+    history = History()
+    history.apply(STARTED)
+    history.apply(steps(0, [1.0] * 3))
+    history.apply(turned("lr", "0.2", 3))
+    assert history.knobs["lr"] == "0.2"
+    history.apply(steps(3, [1.0], lr=0.2))
+    assert history.knobs["lr"] == "0.2"
+    history.apply(steps(4, [1.0], lr=0.15))
+    assert history.knobs["lr"] == "0.15"

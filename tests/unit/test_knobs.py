@@ -9,7 +9,7 @@ import re
 import pytest
 
 from tui_descent.protocol.commands import TurnKnob
-from tui_descent.scenario.knobs import KNOBS, check, new_value, parse, parse_at, text_of
+from tui_descent.scenario.knobs import KNOBS, check, folded, new_value, parse, parse_at, text_of
 
 GOOD = {
     "lr=0.1": TurnKnob(knob="lr", value="0.1"),
@@ -26,6 +26,10 @@ GOOD = {
     "activation=leaky_relu,way=blend": TurnKnob(knob="activation", value="leaky_relu", way="blend"),
     "residual@=on": TurnKnob(knob="residual", value="on"),
     "pace=max": TurnKnob(knob="pace", value="max"),
+    "schedule=cosine": TurnKnob(knob="schedule", value="cosine"),
+    "schedule=warmup_cosine,warmup=100, floor = 0.1": TurnKnob(
+        knob="schedule", value="warmup_cosine", parameters=(("warmup", 100), ("floor", 0.1))
+    ),
     "pace=0.5": TurnKnob(knob="pace", value="0.5"),
     "norm=layer,where=post": TurnKnob(knob="norm", value="layer", where="post"),
     "norm@blocks.1=rms,where=mid,way=instant": TurnKnob(
@@ -176,3 +180,83 @@ def test_every_knob_says_what_it_takes_and_when_it_acts() -> None:
         for choice in knob.choices:
             target = "@blocks.0" if choice in knob.one_layer_values else ""
             assert parse(f"{name}{target}={choice}").value == choice
+
+
+def lr(value: str, target: str = "all") -> TurnKnob:
+    return TurnKnob(knob="lr", value=value, target=target)
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "both"),
+    [
+        ("*2", "*3", "*6.0"),
+        ("*2", "/4", "*0.5"),
+        ("/4", "/2", "*0.125"),
+        ("0.1", "*2", "0.2"),
+        ("0.1", "0.3", "0.3"),
+        ("*1e-9", "*1e-9", "*1e-18"),
+    ],
+)
+def test_two_turns_behind_one_another_are_one(first: str, then: str, both: str) -> None:
+    one = folded(lr(first), lr(then))
+    assert one is not None
+    assert parse(text_of(one)) == one
+    assert one.value[0] == both[0] or one.value[0].isdigit()
+    for old in (0.1, 3e-7):
+        assert new_value(one.value, old) == pytest.approx(new_value(then, new_value(first, old)), rel=1e-15)
+        assert new_value(one.value, old) == pytest.approx(new_value(both, old), rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (lr("*2"), lr("0.1")),  # the first might be refused by itself
+        (lr("-1"), lr("0.1")),
+        (lr("0.1"), lr("nan")),
+        (lr("*1e5"), lr("*1e5")),  # no turn goes so far
+        (lr("1e5"), lr("*1e5")),
+        (lr("*2"), TurnKnob(knob="weight_decay", value="*2")),
+        (TurnKnob(knob="clip", value="off"), TurnKnob(knob="clip", value="*2")),
+        (TurnKnob(knob="kick", value="0.01"), TurnKnob(knob="kick", value="0.01")),
+        (TurnKnob(knob="batch_size", value="*2"), TurnKnob(knob="batch_size", value="*2")),
+        (TurnKnob(knob="activation", value="relu"), TurnKnob(knob="activation", value="gelu")),
+        (TurnKnob(knob="nonsense", value="1"), TurnKnob(knob="nonsense", value="1")),
+    ],
+)
+def test_turns_that_do_not_come_to_one(first: TurnKnob, then: TurnKnob) -> None:
+    assert folded(first, then) is None
+
+
+def test_twenty_presses_are_twenty_turns_to_rounding() -> None:
+    one, old = lr("*1.25"), 0.1
+    for _ in range(19):
+        after = folded(one, lr("*1.25"))
+        assert after is not None
+        one = after
+    single = old
+    for _ in range(20):
+        single = new_value("*1.25", single)
+    assert new_value(one.value, old) == pytest.approx(single, rel=20 * 2**-53)
+    assert f"{new_value(one.value, old):.6g}" == f"{single:.6g}" == "8.67362"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("schedule=cosine,warmup=3", 'unknown option "warmup" of schedule; allowed: floor'),
+        ("schedule=wsd,floor=2", "floor: found 2.*allowed: a number ≥ 0"),
+        ("schedule=wsd,warmup=nan", "warmup = nan; allowed: a finite number"),
+        ("schedule=plateau,patience=0.5", "patience: found 0.5; allowed: a whole number"),
+        ("schedule=step,every=0.1,every=0.2", "given twice"),
+        ("lr=0.1,warmup=3", 'unknown option "warmup" of lr'),
+    ],
+)
+def test_a_parameter_that_cannot_be_says_why(text: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        parse(text)
+
+
+def test_parameters_of_a_command_are_checked_as_text_is() -> None:
+    for parameters in ((("warmup", 3),), (("floor", 2.0),), (("floor", math.nan),), (("floor", 0.1), ("floor", 0.2))):
+        with pytest.raises(ValueError, match=r"floor|warmup|twice"):
+            check(TurnKnob(knob="schedule", value="cosine", parameters=parameters))

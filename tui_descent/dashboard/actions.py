@@ -91,11 +91,22 @@ def _pick(screen: RunScreen, key: Key, pressed: str) -> None:
         elif choice:
             screen.ask(TurnKnob(knob=knob, value=choice, target=target))
 
+    now, lr = screen.value(knob, target), screen.bridge.history.knobs.get("lr", "")
+    screen.app.push_screen(ChoiceDialog(knob, now, target, also=key.also, lr=lr), answered)
+
+
+def _pick_schedule(screen: RunScreen, key: Key, pressed: str) -> None:
+    from tui_descent.dashboard.dialogs.schedule import ScheduleDialog
+
+    def answered(turn: TurnKnob | None) -> None:
+        if turn is not None:
+            screen.ask(turn)
+
     history = screen.bridge.history
-    steps = history.started.steps if history.started is not None else None
-    left = None if steps is None else max(1, steps - history.steps)
-    now, lr = screen.value(knob, target), history.knobs.get("lr", "")
-    screen.app.push_screen(ChoiceDialog(knob, now, target, also=key.also, lr=lr, left=left), answered)
+    if screen.can_turn("schedule") and history.started is not None:
+        left = max(1, (history.started.steps or 0) - history.steps)
+        lr = history.knobs.get("lr", "")
+        screen.app.push_screen(ScheduleDialog(screen.value("schedule"), lr, history.steps, left), answered)
 
 
 def _number(screen: RunScreen, key: Key, pressed: str) -> None:
@@ -182,6 +193,7 @@ ACTIONS: dict[str, Action] = {
     "pick_activation": _pick_activation,
     "toggle_residual": _toggle_residual,
     "pick": _pick,
+    "pick_schedule": _pick_schedule,
     "number": _number,
     "toggle_freeze": _toggle_freeze,
     "toggle_pause": _toggle_pause,
@@ -212,12 +224,14 @@ def press(screen: RunScreen, place: int, pressed: str) -> None:
 
 def value_of(history: History, knob: str, target: str = "all") -> str:
     """A knob's present value as the trainer told it, for one block where it was turned by itself."""
+    if target == "all":
+        return history.knobs.get(knob, "")
     for turned in reversed(history.interventions):
         if turned.knob == knob and turned.target in (target, "all") and turned.segment == history.segment:
             return turned.new
-    if target != "all" and history.started is not None:  # the newest may be another block's
-        return next((state.value for state in history.started.knobs if state.name == knob), "")
-    return history.knobs.get(knob, "")
+    if history.started is None:
+        return ""
+    return next((state.value for state in history.started.knobs if state.name == knob), "")
 
 
 def palette() -> Iterator[tuple[str, str, int, str, AnyCommand | None]]:

@@ -9,6 +9,8 @@ import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from tui_descent.protocol import codec
 from tui_descent.protocol.commands import AnyCommand, Hello, Request, Source, TurnKnob, WatchCurvature
 from tui_descent.protocol.events import (
@@ -20,11 +22,15 @@ from tui_descent.protocol.events import (
     ToViewer,
     Welcome,
 )
+from tui_descent.scenario import knobs
 from tui_descent.telemetry.history import History
 
 Reply = KnobTurned | CommandDone | CommandRejected
 CONNECT_S = 10.0
 RETRY_S = 0.05
+# Turns that come to the same as one are gathered until none came for a moment, and for no longer than a frame.
+QUIET_S = 0.025
+GATHER_S = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +56,9 @@ class Bridge:
         self._changes = 0
         self._requests = 0
         self._open: dict[int, AnyCommand] = {}
+        self._gathered: Request | None = None
+        self._gather_until_s = 0.0
+        self._sending: asyncio.TimerHandle | None = None
         self._writer: asyncio.StreamWriter | None = None
 
     @property
@@ -70,6 +79,7 @@ class Bridge:
         except (OSError, codec.FrameError) as error:
             self._lose(str(error))
         finally:
+            self.send_gathered()
             self._writer.close()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -118,13 +128,50 @@ class Bridge:
         if not self.connected or self._writer is None or not self.history.live:
             self.refuse("the run has ended" if not self.history.live else "there is no keeper to ask")
             return None
-        self._requests += 1
-        self._open[self._requests] = command
-        self._writer.write(codec.frame(Request(request=self._requests, command=command, source=source)))
+        request = self._joined(command, source)
+        if request is None:
+            self.send_gathered()
+            self._requests += 1
+            request = Request(request=self._requests, command=command, source=source)
+            if isinstance(command, TurnKnob) and knobs.KNOBS[command.knob].folds:
+                self._gather_until_s = asyncio.get_running_loop().time() + GATHER_S
+                self._gather(request)
+            else:
+                self._writer.write(codec.frame(request))
+        self._open[request.request] = request.command
         if not isinstance(command, WatchCurvature):
-            self.exchange = Exchange(asked=command)
+            self.exchange = Exchange(asked=request.command)
         self._changes += 1
-        return self._requests
+        return request.request
+
+    def _joined(self, command: AnyCommand, source: Source) -> Request | None:
+        """The request that is being gathered, with this command in it; None where it does not go into that."""
+        before = self._gathered
+        if before is None or before.source != source:
+            return None
+        if not (isinstance(before.command, TurnKnob) and isinstance(command, TurnKnob)):
+            return None
+        both = knobs.folded(before.command, command)
+        if both is None:
+            return None
+        request = msgspec.structs.replace(before, command=both)
+        self._gather(request)
+        return request
+
+    def _gather(self, request: Request) -> None:
+        loop = asyncio.get_running_loop()
+        if self._sending is not None:
+            self._sending.cancel()
+        self._gathered = request
+        self._sending = loop.call_at(min(self._gather_until_s, loop.time() + QUIET_S), self.send_gathered)
+
+    def send_gathered(self) -> None:
+        """Send what is being gathered now."""
+        request, self._gathered = self._gathered, None
+        if self._sending is not None:
+            self._sending.cancel()
+        if request is not None and self._writer is not None:
+            self._writer.write(codec.frame(request))
 
     def expected(self, knob: str, target: str) -> str | None:
         """The value of the newest request for a knob that has no reply yet."""

@@ -24,8 +24,10 @@ from tui_descent.protocol.codec import FrameError, decode, from_trainer
 from tui_descent.protocol.commands import Order, Stop, TurnKnob, WatchCurvature
 from tui_descent.protocol.events import (
     AnyEvent,
+    CommandDone,
     CommandRejected,
     DeviceTaken,
+    KnobTurned,
     Noted,
     RunEnded,
     RunStarted,
@@ -62,6 +64,7 @@ class Keeper:
         self._viewers: Viewers | None = None
         self._trainer: Trainer | None = None
         self._ring: Ring | None = None
+        self._unanswered: dict[tuple[int, int], Order] = {}  # passed on, by client and request
         self._curious: set[int] = set()  # viewers that asked for the curvature
         self._steps: list[StepRecord] = []
         self._readings: list[ReadingRecord] = []
@@ -128,6 +131,8 @@ class Keeper:
             self._stop_reason = "stopped by a viewer"
         if isinstance(order.command, WatchCurvature):
             (self._curious.add if order.command.on else self._curious.discard)(order.client)
+        if order.request:
+            self._unanswered[order.client, order.request] = order
         return self._send(order)
 
     def _left(self, client: int) -> None:
@@ -151,9 +156,7 @@ class Keeper:
 
     def _send(self, order: Order) -> None:
         assert self._trainer is not None
-        self._trainer.link.send(order)
-        if self._ring is not None:
-            self._ring.raise_flag()
+        self._trainer.link.queue(order)  # what was asked in one write is at the trainer's hand together
 
     def _wait(self, timeout_s: float) -> None:
         for key, _ in self._selector.select(timeout_s):
@@ -165,7 +168,10 @@ class Keeper:
         if self._stop_wanted and self._stop_asked_s is None:
             self._ask_to_stop(self._stop_wanted)
         gone = trainer.ended()  # asked before the last look, so that nothing written before the end is missed
-        trainer.link.flush()
+        if trainer.link.waiting:
+            trainer.link.flush()
+            if self._ring is not None:
+                self._ring.raise_flag()
         self._hear(trainer)
         self._watch_silence(trainer)
         if gone:
@@ -290,6 +296,8 @@ class Keeper:
     def _end(self, trainer: Trainer) -> None:
         self._hear(trainer)
         self._tell(self._look())
+        for order in list(self._unanswered.values()):
+            self._reject(order, "the run ended before this could be done")
         code = trainer.exit_code()
         step = self.history.steps
         where = str(self.launch.path / LOG_FILE)
@@ -319,6 +327,8 @@ class Keeper:
             self._send_out(said)
 
     def _send_out(self, event: AnyEvent) -> None:
+        if isinstance(event, KnobTurned | CommandDone | CommandRejected):
+            self._unanswered.pop((event.client, event.request), None)
         self.history.apply(event)
         if self._viewers is not None:
             self._viewers.publish(event)

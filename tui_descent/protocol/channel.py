@@ -58,10 +58,14 @@ class Peer:
 
     def send(self, message: Any) -> None:
         """Queue one message and send what the socket takes now; `waiting` counts the bytes it did not take."""
+        self.queue(message)
+        self.flush()
+
+    def queue(self, message: Any) -> None:
+        """Send it with the next `flush`: what is queued together arrives together, as far as the socket takes it."""
         if self.closed is None:
             self._out.append(frame(message))
             self.waiting += len(self._out[-1])
-            self.flush()
 
     def drop_waiting(self) -> None:
         """Forget the queued messages, save one whose first bytes are on the way."""
@@ -71,6 +75,7 @@ class Peer:
     def flush(self) -> None:
         """Send what the socket takes without blocking."""
         while self._out and self.closed is None:
+            self._join()
             try:
                 sent = self.socket.send(memoryview(self._out[0])[self._sent : self._sent + (1 << 18)])
             except (BlockingIOError, InterruptedError):
@@ -83,6 +88,15 @@ class Peer:
             if self._sent == len(self._out[0]):
                 self._out.popleft()
                 self._sent = 0
+
+    def _join(self) -> None:
+        """Small frames at the front as one: a call a frame costs more than the frame."""
+        if self._sent or len(self._out) < 2:
+            return
+        parts, size = [self._out.popleft()], 0
+        while self._out and (size := size + len(parts[-1])) < CHUNK:
+            parts.append(self._out.popleft())
+        self._out.appendleft(b"".join(parts))
 
     def close(self) -> None:
         """Close this end."""

@@ -14,7 +14,10 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, tag_field="do"):
 
 
 class TurnKnob(Command, frozen=True, kw_only=True, tag="turn"):
-    """Set one knob; `knob[@target]=value[,way=…][,scale=…][,where=…]` is its text form (`scenario.knobs`)."""
+    """Set one knob; `knob[@target]=value[,way=…][,scale=…][,where=…][,PARAMETER=…]` is its text form.
+
+    `parameters` are of the value chosen: `schedule=warmup_cosine,warmup=100`. The grammar is `scenario.knobs`'.
+    """
 
     knob: str
     value: str
@@ -22,6 +25,7 @@ class TurnKnob(Command, frozen=True, kw_only=True, tag="turn"):
     way: str | None = None
     scale: float | None = None
     where: str | None = None
+    parameters: tuple[tuple[str, int | float], ...] = ()
 
 
 class Pause(Command, frozen=True, kw_only=True, tag="pause"):

@@ -9,8 +9,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from tui_descent.protocol.commands import Source
 from tui_descent.protocol.curvature import CurvatureReading, Limit
+from tui_descent.protocol.replies import CommandDone as CommandDone
+from tui_descent.protocol.replies import CommandRejected as CommandRejected
+from tui_descent.protocol.replies import KnobTurned as KnobTurned
 from tui_descent.protocol.rewinding import Ghost
 from tui_descent.protocol.rewinding import KnobState as KnobState
 from tui_descent.protocol.rewinding import Rewound as Rewound
@@ -234,55 +236,6 @@ class MetricLogged(Event, frozen=True, kw_only=True, tag="metric"):
     value: float
 
 
-class KnobTurned(Event, frozen=True, kw_only=True, tag="intervention"):
-    """An intervention acts from update `step` on. `old` and `new` were read back from the trainer.
-
-    `way`, `scale` and `where` are the resolved ones. `function_change` is the largest change of any of the net's
-    outputs on a fixed batch of training samples, before the next update; `loss_before` and `loss_after` are the loss on
-    it. A change on a longer way shows in them only what it does at once. `note` says what came along with it.
-    """
-
-    id: int
-    client: int
-    request: int
-    source: Source
-    segment: int
-    step: int
-    knob: str
-    target: str
-    old: str
-    new: str
-    way: str | None = None
-    scale: float | None = None
-    where: str | None = None
-    function_change: float | None = None
-    loss_before: float | None = None
-    loss_after: float | None = None
-    note: str | None = None
-
-
-class CommandDone(Event, frozen=True, kw_only=True, tag="done"):
-    """The reply to a command that turns no knob."""
-
-    client: int
-    request: int
-    segment: int
-    step: int
-    what: str
-
-
-class CommandRejected(Event, frozen=True, kw_only=True, tag="rejected"):
-    """Nothing was changed, and why."""
-
-    client: int
-    request: int
-    source: Source
-    segment: int
-    step: int
-    knob: str
-    reason: str
-
-
 class NotFinite(Event, frozen=True, kw_only=True, tag="not_finite"):
     """A loss or gradient that is no number, and the first layer that went bad where that is known."""
 
@@ -392,6 +345,7 @@ class HistorySent(Event, frozen=True, kw_only=True, tag="history"):
     ghosts: tuple[Ghost, ...] = ()
     line: list[KnobTurned | Marked] = []
     snapshot: SnapshotTaken | None = None
+    unavailable: dict[str, str] = {}
 
 
 ToViewer = AnyEvent | Welcome | Refused | HistorySent

@@ -108,8 +108,8 @@ KEYS: tuple[Key, ...] = (
         keys=("s",),
         shown="s",
         label="schedule",
-        help="another schedule over the steps that are left",
-        action="pick",
+        help="another schedule over the steps that are left, its curve drawn; its parameters",
+        action="pick_schedule",
         knob="schedule",
     ),
     Key(

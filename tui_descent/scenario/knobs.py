@@ -1,18 +1,34 @@
 """Everything that can be turned: one table for keys, palette, command line, plan and validation.
 
-A turn has one text form everywhere: `knob[@target]=value[,way=…][,scale=…][,where=…]`. A comma ends a value, so the two
-betas are written `0.9/0.95`.
+A turn has one text form everywhere: `knob[@target]=value[,way=…][,scale=…][,where=…]`, with the value's own parameters
+behind it: `schedule=warmup_cosine,warmup=100,floor=0.1`. A comma ends a value, so the two betas are written `0.9/0.95`.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
+
+import msgspec
 
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.scenario.knobtable import KNOBS, PACES, Knob
-from tui_descent.scenario.validate import nearest
+from tui_descent.scenario.validate import Problem, convert, nearest
 
-__all__ = ["KNOBS", "PACES", "Knob", "betas_text", "check", "new_value", "pair", "parse", "parse_at", "text_of"]
+__all__ = [
+    "KNOBS",
+    "PACES",
+    "Knob",
+    "betas_text",
+    "check",
+    "folded",
+    "new_value",
+    "pair",
+    "parse",
+    "parse_at",
+    "spec_of",
+    "text_of",
+]
 
 _OPTIONS = ("way", "scale", "where")
 
@@ -27,14 +43,25 @@ def parse(text: str) -> TurnKnob:
         raise ValueError(f"expected {name}=value; {name} takes {KNOBS[name].values}")
     value, *options = (part.strip() for part in tail.split(","))
     found: dict[str, str] = {}
+    parameters: list[tuple[str, int | float]] = []
+    takes = KNOBS[name].parameters.get(value, ())
     for option in options:
-        key, _, given = option.partition("=")
-        if key not in _OPTIONS:
-            raise ValueError(f'unknown option "{key[:40]}" of {name}; allowed: {", ".join(_OPTIONS)}')
-        found[key] = given
+        key, _, given = (part.strip() for part in option.partition("="))
+        if key in takes:
+            parameters.append((key, int(given) if given.isascii() and given.isdecimal() else _number(given, key)))
+        elif key in _OPTIONS:
+            found[key] = given
+        else:
+            raise ValueError(f'unknown option "{key[:40]}" of {name}; allowed: {", ".join((*takes, *_OPTIONS))}')
     scale = _number(found["scale"], "scale") if "scale" in found else None
     turn = TurnKnob(
-        knob=name, target=target or "all", value=value, way=found.get("way"), scale=scale, where=found.get("where")
+        knob=name,
+        target=target or "all",
+        value=value,
+        way=found.get("way"),
+        scale=scale,
+        where=found.get("where"),
+        parameters=tuple(parameters),
     )
     return check(turn)
 
@@ -53,7 +80,8 @@ def text_of(turn: TurnKnob) -> str:
     way = f",way={turn.way}" if turn.way else ""
     scale = f",scale={turn.scale!r}" if turn.scale is not None else ""
     where = f",where={turn.where}" if turn.where else ""
-    return f"{turn.knob}{target}={turn.value}{way}{scale}{where}"
+    parameters = "".join(f",{name}={value!r}" for name, value in turn.parameters)
+    return f"{turn.knob}{target}={turn.value}{way}{scale}{where}{parameters}"
 
 
 def check(turn: TurnKnob) -> TurnKnob:
@@ -62,6 +90,7 @@ def check(turn: TurnKnob) -> TurnKnob:
     if knob is None:
         raise ValueError(f'unknown knob "{turn.knob[:40]}"; allowed: {", ".join(KNOBS)}')
     _check_value(turn.value, knob)
+    spec_of(turn)
     if turn.way is not None and turn.way not in knob.ways:
         allowed = f"allowed: {', '.join(knob.ways)}" if knob.ways else f"{knob.name} has no ways"
         raise ValueError(f'way = "{turn.way[:40]}"; {allowed}')
@@ -76,6 +105,55 @@ def check(turn: TurnKnob) -> TurnKnob:
     if turn.target == "all" and turn.value in knob.one_layer_values:
         raise ValueError(f"{knob.name}={turn.value} asks for a layer; allowed: {knob.name}@LAYER={turn.value}")
     return turn
+
+
+def spec_of(turn: TurnKnob) -> Any:
+    """The value and its parameters as the scenario's struct; None where the knob has none.
+
+    Raises `ValueError` with what is allowed.
+    """
+    knob = KNOBS[turn.knob]
+    takes = knob.parameters.get(turn.value, ())
+    given = dict(turn.parameters)
+    for name in given:
+        if name not in takes:
+            allowed = f"allowed: {', '.join(takes)}{nearest(name, takes)}" if takes else "it takes no parameters"
+            raise ValueError(f'{knob.name}={turn.value} takes no "{name[:40]}"; {allowed}')
+    if len(given) < len(turn.parameters):
+        raise ValueError(f"{knob.name}={turn.value}: a parameter is given twice")
+    if knob.spec is None:
+        return None
+    problems: list[Problem] = []
+    spec = convert(knob.spec, {"name": turn.value, **given}, "", problems)
+    if problems:
+        raise ValueError("; ".join(map(str, problems)))
+    return spec
+
+
+def folded(first: TurnKnob, then: TurnKnob) -> TurnKnob | None:
+    """One turn that comes to the same as `first` and `then` behind it; None where there is none.
+
+    Turns relative to now become their product, so twenty times `*1.25` is `*86.7…`; a value given exactly is overtaken
+    by the next one.
+    """
+    knob = KNOBS.get(first.knob)
+    if knob is None or not knob.folds or msgspec.structs.replace(first, value=then.value) != then:
+        return None
+    try:
+        check(first), check(then)
+        if then.value[0] not in "*/":
+            # One relative to now might have been refused by itself, one given exactly not.
+            return then if first.value[0] not in "*/" else None
+        value = _factor_of(first.value) * _factor_of(then.value)
+        sign = "*" if first.value[0] in "*/" else ""
+        return check(msgspec.structs.replace(first, value=f"{sign}{value!r}"))
+    except ValueError:
+        return None
+
+
+def _factor_of(text: str) -> float:
+    """`*1.25` and `1.25` as 1.25, `/2` as 0.5."""
+    return 1 / float(text[1:]) if text[0] == "/" else float(text.removeprefix("*"))
 
 
 def _check_value(value: str, knob: Knob) -> None:

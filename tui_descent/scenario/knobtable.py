@@ -7,7 +7,8 @@ from typing import Literal, get_args
 
 import msgspec
 
-from tui_descent.scenario.spec import Activation, Init, Norm, Optimizer, Schedule
+from tui_descent.scenario.schedules import FIELDS
+from tui_descent.scenario.spec import Activation, Init, Norm, Optimizer, Schedule, ScheduleSpec
 
 PACES = ("1", "2", "5", "10", "30", "60", "120", "300", "1000", "max")
 
@@ -17,7 +18,8 @@ class Knob(msgspec.Struct, frozen=True, kw_only=True):
 
     A number lies in `low` … `high`; `from_low` and `closed` say whether the ends belong to it. `choices` are words that
     are taken beside numbers, or all there is. `one_layer_values` need a target. `touches` tells what a turn may change:
-    with "run" nothing that would have to be probed.
+    with "run" nothing that would have to be probed. Of one that `folds`, turns behind one another come to the same when
+    they are made as one. A choice may take `parameters`, listed by choice; with its name they are fields of a `spec`.
     """
 
     name: str
@@ -38,6 +40,9 @@ class Knob(msgspec.Struct, frozen=True, kw_only=True):
     targets: Literal["net", "block", "layer"] = "net"
     needs: Literal["optimizer", "blocks", "net", "loop"] = "loop"
     touches: Literal["run", "optimizer", "net"] = "run"
+    folds: bool = False
+    parameters: dict[str, tuple[str, ...]] = {}
+    spec: type[msgspec.Struct] | None = None
 
 
 _ROWS = (
@@ -49,6 +54,7 @@ _ROWS = (
         acts="from the next step on; a multiplier on the schedule, so it survives the schedule's next step",
         high=1e6,
         needs="optimizer",
+        folds=True,
     ),
     Knob(
         name="activation",
@@ -152,9 +158,11 @@ _ROWS = (
         name="schedule",
         title="schedule",
         kind="choice",
-        values="one of the schedules",
+        values="one of the schedules, with its warmup, start, every, gamma, decay, floor, patience",
         acts="begins now, from the base rate, over the steps that are left",
         choices=get_args(Schedule),
+        parameters={name: tuple(fields) for name, fields in FIELDS.items()},
+        spec=ScheduleSpec,
         needs="loop",
         touches="optimizer",
     ),
@@ -189,6 +197,7 @@ _ROWS = (
         from_low=True,
         needs="optimizer",
         touches="optimizer",
+        folds=True,
     ),
     Knob(
         name="clip",
@@ -199,6 +208,7 @@ _ROWS = (
         choices=("off",),
         high=1e6,
         needs="optimizer",
+        folds=True,
     ),
     Knob(
         name="batch_size",
@@ -219,6 +229,7 @@ _ROWS = (
         acts="at once",
         choices=("max",),
         high=1e6,
+        folds=True,
     ),
 )
 KNOBS: dict[str, Knob] = {row.name: row for row in _ROWS}

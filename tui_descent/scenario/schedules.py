@@ -99,7 +99,7 @@ def about(spec: ScheduleSpec, total: int) -> str:
     }[t.name]
 
 
-def problems(spec: ScheduleSpec, total: int | None) -> list[tuple[str, str]]:
+def problems(spec: ScheduleSpec, total: int | None, *, whole: str = "run.steps") -> list[tuple[str, str]]:
     """(field, what is wrong) of what each field allows but the schedule, over a run of `total` updates, does not.
 
     None for a run that was shortened: lengths are then cut to fit.
@@ -117,9 +117,9 @@ def problems(spec: ScheduleSpec, total: int | None) -> list[tuple[str, str]]:
     lengths = {f: _raw(getattr(spec, f), takes[f], total) for f in ("warmup", "decay") if f in takes}
     for field, length in lengths.items():
         if length > total:
-            found.append((field, f"found {length:,} updates; allowed: at most run.steps = {total:,}"))
+            found.append((field, f"found {length:,} updates; allowed: at most {whole} = {total:,}"))
     if not found and sum(lengths.values()) > total:
-        text = f"{lengths['warmup']:,} updates up and {lengths['decay']:,} down; allowed: at most run.steps = {total:,}"
+        text = f"{lengths['warmup']:,} updates up and {lengths['decay']:,} down; allowed: at most {whole} = {total:,}"
         found.append(("decay", text))
     return found
 

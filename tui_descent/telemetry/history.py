@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable
 from typing import TypeVar
 
 import msgspec
@@ -18,6 +19,7 @@ from tui_descent.protocol.events import (
     Evaluated,
     Foretold,
     HistorySent,
+    KnobState,
     KnobTurned,
     LedgerTaken,
     Marked,
@@ -135,7 +137,9 @@ class History:
                 self.steps_per_s = 0.0
                 self.state = StateChanged(state="ended", reason=event.reason)
             case KnobTurned():
-                self.knobs[event.knob] = event.new
+                if event.target == "all":
+                    self.knobs[event.knob] = event.new
+                self._know(event.knobs)
                 self.interventions.append(event)
                 self.log.append(event)
             case Evaluated():
@@ -163,6 +167,12 @@ class History:
                 pass
             case CommandRejected() | Noted() | StepsMissed():
                 self.log.append(event)
+
+    def _know(self, states: Iterable[KnobState]) -> None:
+        for state in states:
+            here, away = (self.knobs, self.unavailable) if state.unavailable is None else (self.unavailable, self.knobs)
+            here[state.name] = state.value if state.unavailable is None else state.unavailable
+            away.pop(state.name, None)
 
     def _rewound(self, event: Rewound) -> None:
         """Go on as a new segment with the same past; what lies behind becomes a ghost, or of a ghost live again."""
@@ -205,8 +215,7 @@ class History:
         self.ghosts = tuple(ghosts[-MAX_GHOSTS:])
         self.segment, self.steps = event.segment, event.step
         self._forget_segments()
-        self.knobs = {k.name: k.value for k in event.knobs if k.unavailable is None}
-        self.unavailable = {k.name: k.unavailable for k in event.knobs if k.unavailable is not None}
+        self._know(event.knobs)
         if (pyramid := self.losses.get(event.segment)) is not None:
             *_, self.loss, self.smooth_loss = pyramid.newest()
         self._rate_from = None
@@ -231,10 +240,9 @@ class History:
 
     def _start(self, event: RunStarted) -> None:
         self.started = event
-        self.knobs = {k.name: k.value for k in event.knobs if k.unavailable is None}
+        self._know(event.knobs)
         # Without batches a loss has no noise to smooth away, and an average would only come late.
         self._smooth_over = 1.0 if event.scenario is not None and event.scenario.get("data") is None else SMOOTH_OVER
-        self.unavailable = {k.name: k.unavailable for k in event.knobs if k.unavailable is not None}
 
     def _steps(self, event: StepsCompleted) -> None:
         if not event.losses:
@@ -302,6 +310,7 @@ class History:
             line=[*self.interventions, *self.marks],
             snapshot=self.snapshot,
             knobs=dict(self.knobs),
+            unavailable=dict(self.unavailable),
             segment=self.segment,
             steps=self.steps,
             loss=self.loss,
@@ -324,7 +333,7 @@ class History:
             history.state = last
         else:
             history.apply(last)
-        history.knobs = dict(sent.knobs)  # the log may have forgotten the turn that set one
+        history.knobs, history.unavailable = dict(sent.knobs), dict(sent.unavailable)
         for segment, levels in sent.losses.items():
             pyramid = _loss_pyramid()
             pyramid.receive(levels)

@@ -129,6 +129,8 @@ def _table(event: AnyEvent) -> dict[str, Any]:
     table: dict[str, Any] = msgspec.to_builtins(event)
     for private in ("client", "request"):
         table.pop(private, None)
+    if table.get("turns") == 1:
+        del table["turns"]
     return {key: value for key, value in table.items() if value not in (None, [], ()) or key == "layers"}
 
 

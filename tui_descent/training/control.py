@@ -38,6 +38,7 @@ from tui_descent.training.curving import Curving
 from tui_descent.training.link import Link
 from tui_descent.training.memory import Memory
 from tui_descent.training.moments import Moment
+from tui_descent.training.orders import Batch, Orders
 from tui_descent.training.past import INDIFFERENT, Past, Turn
 from tui_descent.training.steering import Steering, Turned
 
@@ -79,6 +80,7 @@ class Control:
         self.past: Past | None = None
         self.rewound = False  # since the last look between two updates
         self._broken = False
+        self._orders = Orders()
         self._plan = sorted(plan, key=lambda entry: entry[0])
         self._needs_keeper = needs_keeper
         self._paused = False
@@ -88,10 +90,10 @@ class Control:
         self._turns = 0
         self._segments = 0
 
-    def tell(self, event: AnyEvent) -> None:
-        """Send an event to the keeper, if there is one."""
+    def tell(self, event: AnyEvent, *, more: bool = False) -> None:
+        """Send an event to the keeper, if there is one; with `more` behind it together with the next one."""
         if self.link is not None:
-            self.link.tell(event)
+            self.link.tell(event, more=more)
 
     def close(self) -> None:
         """The run is over: nothing can be gone back to, and nobody is told any more."""
@@ -145,7 +147,7 @@ class Control:
         self.stood = False
         while self._plan and self._plan[0][0] <= self.step:
             _, turn = self._plan.pop(0)
-            self._carry_out(Order(client=0, request=0, source="plan", command=turn))
+            self._carry_out(Batch(Order(client=0, request=0, source="plan", command=turn)))
         if self.past is not None and self.past.now_and_then(self.segment, self.step):
             self._snapshot("now and then" if self.step else "the run's start")
         link = self.link
@@ -154,7 +156,8 @@ class Control:
             link.ring.beat(now_s)
             self._tell_memory(now_s)
             alone = link.lost and self._needs_keeper
-            if self._paused or self.steering.pace is not None or link.ring.flagged() or alone:
+            slow = self._paused or self.steering.pace is not None
+            if slow or link.ring.flagged() or alone or self._orders.due(now_s):
                 self._obey()
         if self.stop_asked is not None:
             raise StopRun("stopped", self.stop_asked)
@@ -185,7 +188,11 @@ class Control:
         link = self.link
         while link is not None and self.stop_asked is None:
             for order in link.orders():
-                self._carry_out(order)
+                self._orders.put(order)
+            while batch := self._orders.take(at_once=self._paused or self.steering.pace is not None):
+                start_s = time.perf_counter()
+                self._carry_out(batch)
+                self._orders.made(batch, time.perf_counter() - start_s)
             if link.lost:
                 if self._needs_keeper:
                     raise StopRun("stopped", "the keeper is gone")
@@ -223,9 +230,9 @@ class Control:
         self._due_s += period_s
         return 0.0
 
-    def _carry_out(self, order: Order) -> None:
+    def _carry_out(self, batch: Batch) -> None:
         self.stood = True
-        command = order.command
+        order, command = batch.order, batch.order.command
         reply: dict[str, Any] = {"client": order.client, "request": order.request}
         place: dict[str, Any] = {"segment": self.segment, "step": self.step}
         try:
@@ -237,10 +244,18 @@ class Control:
                 self._turns += 1
                 if past is not None:
                     past.turned(_undoable(self._turns, self.step, command, turned, before))
+                at_once = 1 + len(batch.earlier)
+                for request in batch.earlier:
+                    what = f"one of {at_once} turns made at once as intervention {self._turns}"
+                    done = CommandDone(client=request.client, request=request.request, what=what, **place)
+                    self.tell(done, more=True)
                 self.tell(
                     KnobTurned(
                         id=self._turns,
                         source=order.source,
+                        value=command.value,
+                        parameters=command.parameters,
+                        turns=at_once,
                         knob=command.knob,
                         target=command.target,
                         old=turned.old,
@@ -257,7 +272,10 @@ class Control:
                 self.tell(CommandDone(what=what, segment=self.segment, step=self.step, **reply))
         except ValueError as error:
             knob = command.knob[:60] if isinstance(command, TurnKnob) else ""
-            self.tell(CommandRejected(source=order.source, knob=knob, reason=str(error), **reply, **place))
+            for request in (*batch.earlier, order):
+                reply = {"client": request.client, "request": request.request}
+                rejected = CommandRejected(source=order.source, knob=knob, reason=str(error), **reply, **place)
+                self.tell(rejected, more=request is not order)
 
     def _snapshot(self, reason: str, *, at: Moment | None = None) -> None:
         assert self.past is not None
@@ -326,6 +344,8 @@ class Control:
                 target=turn.target,
                 old=turned.old,
                 new=turned.new,
+                value=turn.value,
+                parameters=turn.parameters,
                 **turned.particulars(),
             )
         )
@@ -380,6 +400,7 @@ def _undoable(id_: int, step: int, command: TurnKnob, turned: Turned, before: Mo
             way=turned.way,
             scale=turned.scale,
             where=turned.where,
+            parameters=command.parameters,
         ),
         before=before,
     )

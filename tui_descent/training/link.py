@@ -69,10 +69,13 @@ class Link:
         self.ring.beat(time.monotonic())
         return self.ring
 
-    def tell(self, event: AnyEvent) -> None:
-        """Send an event; while the keeper does not read, events beyond the bound are dropped rather than waited for."""
+    def tell(self, event: AnyEvent, *, more: bool = False) -> None:
+        """Send an event, with `more` behind it together with the next one.
+
+        While the keeper does not read, events beyond the bound are dropped rather than waited for.
+        """
         if self._peer.waiting < MAX_WAITING:
-            self._peer.send(event)
+            (self._peer.queue if more else self._peer.send)(event)
 
     def orders(self) -> list[Order]:
         """The commands at hand."""

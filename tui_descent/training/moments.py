@@ -79,6 +79,7 @@ class Moment:
         self._random: dict[str, Any] = {}
         self._stored: Stored | None = None
         self._finite: bool | None = None
+        self.nbytes = 0  # memory its tensors take
 
     @classmethod
     def take(
@@ -101,6 +102,8 @@ class Moment:
                 contents: Any = (None, found.requires_grad)
             else:
                 contents = _contents(found)
+                if isinstance(found, Tensor):
+                    moment.nbytes += contents[0].nbytes
             moment._held.append((found, contents))
             waiting.extend(_within(contents))
         if onto is not None:
@@ -148,11 +151,6 @@ class Moment:
                 yield found, (next(stored), contents[1])
             else:
                 yield found, contents
-
-    @property
-    def nbytes(self) -> int:
-        """Memory its tensors take."""
-        return sum(c[0].nbytes for f, c in self._held if isinstance(f, Tensor) and c[0] is not None)
 
     @property
     def disk_bytes(self) -> int:

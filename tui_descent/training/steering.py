@@ -123,8 +123,12 @@ class Steering:
         self.ground.step = step
         if row.touches == "run":
             return knob.turn(turn)
+        states = self.states()
         with self._deaf():
-            return self._whole_turn(knob, turn, row, before)
+            turned = self._whole_turn(knob, turn, row, before)
+        one = turn.target != "all"
+        changed = (now for now, then in zip(self.states(), states, strict=True) if now != then)
+        return replace(turned, knobs=tuple(state for state in changed if one or state.name != turn.knob))
 
     def _whole_turn(self, knob: Knob, turn: TurnKnob, row: knobs.Knob, moment: Moment | None) -> Turned:
         """Change, probe, and put all back where either raises."""

@@ -10,12 +10,9 @@ from textual.widgets.option_list import Option
 
 from tui_descent.dashboard.dialogs.dialog import Dialog
 from tui_descent.dashboard.plain import plain
-from tui_descent.scenario import schedules
 from tui_descent.scenario.knobs import KNOBS
 from tui_descent.scenario.optimizers import OPTIMIZERS
 from tui_descent.scenario.optimizers import map_rate as mapped
-from tui_descent.scenario.spec import ScheduleSpec
-from tui_descent.scenario.validate import convert
 
 OTHER = "knob:"  # begins the answer that names another knob
 INITS = {
@@ -35,15 +32,13 @@ NORMS = {
 class ChoiceDialog(Dialog[str]):
     """Answers with the chosen word, or with `knob:NAME` for another knob of the same key.
 
-    `lr` is the learning rate now, `left` how many steps are to come, where they are known.
+    `lr` is the learning rate now, where it is known.
     """
 
-    def __init__(
-        self, knob: str, now: str, target: str, *, also: tuple[str, ...] = (), lr: str = "", left: int | None = None
-    ) -> None:
+    def __init__(self, knob: str, now: str, target: str, *, also: tuple[str, ...] = (), lr: str = "") -> None:
         super().__init__()
         self._knob, self._now, self._target, self._also = KNOBS[knob], now, target, also
-        self._lr, self._left = lr, left
+        self._lr = lr
 
     def compose(self) -> ComposeResult:
         """The present one is where the list begins."""
@@ -73,6 +68,4 @@ class ChoiceDialog(Dialog[str]):
                 return f"lr {mapped(self._now, name, float(self._lr)).text}"
             except ValueError:  # no rate is known yet
                 return OPTIMIZERS[name].title
-        if self._knob.name == "schedule" and self._left is not None:
-            return schedules.about(convert(ScheduleSpec, {"name": name}, "", []), self._left)
         return {"init": INITS, "norm": NORMS}.get(self._knob.name, {}).get(name, "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from msgspec.structs import replace
 from rich.segment import Segment
 from textual.strip import Strip
 
@@ -60,7 +61,7 @@ def asked(command: AnyCommand) -> str:
     """A request in words."""
     match command:
         case TurnKnob():
-            return text_of(command)
+            return text_of(replace(command, value=_brief(command.value)))
         case Pause():
             return "pause"
         case Resume():
@@ -79,6 +80,14 @@ def asked(command: AnyCommand) -> str:
             return "curvature" if command.on else "no curvature"
         case Stop():
             return "stop"
+
+
+def _brief(value: str) -> str:
+    """`*86.7362` for a product of many presses, whatever is no such number as it is."""
+    try:
+        return f"{value[0]}{float(value[1:]):.6g}" if value[:1] in ("*", "/") else value
+    except ValueError:
+        return value
 
 
 def _answer(view: View, width: int) -> Line:

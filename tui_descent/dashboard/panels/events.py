@@ -107,7 +107,8 @@ def turned(event: KnobTurned) -> str:
     target = "" if event.target == "all" else f" of {plain(event.target, 40)}"
     way = f", {plain(event.way, 30)}" if event.way else ""
     by = {"plan": " (plan)", "send": " (sent)"}.get(event.source, "")
-    return f"{plain(event.knob, 40)}{target} {plain(event.old, 60)} → {plain(event.new, 60)}{way}{by}"
+    many = f", {event.turns} turns at once" if event.turns > 1 else ""
+    return f"{plain(event.knob, 40)}{target} {plain(event.old, 60)} → {plain(event.new, 60)}{way}{many}{by}"
 
 
 def _receipt(event: KnobTurned) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tui_descent.protocol.commands import TurnKnob
+from tui_descent.protocol.rewinding import KnobState
 from tui_descent.scenario.knobs import KNOBS
 from tui_descent.training import surgery
 from tui_descent.training.build import Setup
@@ -35,10 +36,11 @@ class Turned:
     loss_before: float | None = None
     loss_after: float | None = None
     note: str | None = None
+    knobs: tuple[KnobState, ...] = ()
 
     def particulars(self) -> dict[str, Any]:
         """All but old and new, as `KnobTurned` takes it."""
-        names = ("way", "scale", "where", "function_change", "loss_before", "loss_after", "note")
+        names = ("way", "scale", "where", "function_change", "loss_before", "loss_after", "note", "knobs")
         return {name: getattr(self, name) for name in names}
 
 

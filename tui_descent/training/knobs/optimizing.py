@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.scenario import schedules as curves
-from tui_descent.scenario.knobs import betas_text, new_value, pair
+from tui_descent.scenario.knobs import betas_text, new_value, pair, spec_of
 from tui_descent.scenario.spec import ScheduleSpec
-from tui_descent.scenario.validate import convert
 from tui_descent.training import optimizers, schedules
 from tui_descent.training.delegate import Delegate
 from tui_descent.training.knobs.ground import Ground, Turned, own_loop
-
-NONE = "none"
 
 
 class OptimizerKnob:
@@ -80,8 +77,10 @@ class ScheduleKnob:
         ground, old = self._ground, self.value()
         assert ground.setup is not None
         assert ground.steps is not None
-        spec = convert(ScheduleSpec, {"name": turn.value}, "schedule", [])
+        spec: ScheduleSpec = spec_of(turn)
         total = max(ground.steps, ground.step + 1)
+        if wrong := curves.problems(spec, total - ground.step, whole="the steps left"):
+            raise ValueError("; ".join(f"{field}: {text}" for field, text in wrong))
         ground.setup.schedule = schedules.make(spec, ground.optimizer, total_steps=total, from_step=ground.step)
         note = curves.about(spec, total - ground.step)
         return Turned(old=old, new=self.value(), note=note)
@@ -94,16 +93,11 @@ class _Setting:
         self._ground = ground
 
     def value(self) -> str:
-        """The number, or `none` where this optimizer has none."""
-        try:
-            return self._read()
-        except ValueError:
-            return NONE
+        """The number."""
+        return self._read()
 
     def unavailable(self) -> str | None:
-        """In a scenario's run another optimizer may have it, so the answer comes with the turn."""
-        if self._ground.setup is not None:
-            return None
+        """Where the optimizer has none; another one may."""
         try:
             self._read()
         except ValueError as error:
@@ -112,7 +106,7 @@ class _Setting:
 
     def turn(self, turn: TurnKnob) -> Turned:
         """In all groups."""
-        old = self._read()  # raises the reason where there is none
+        old = self._read()
         self._write(turn.value)
         return Turned(old=old, new=self._read())
 

@@ -1,0 +1,123 @@
+"""What a flood of turns takes from the training: steps a second with nobody asking, and while a client asks.
+
+A real keeper and trainer at full speed, this program as their client. Stretches with and without the flood take turns,
+so a machine that slows down slows both alike; the steps are counted on the trainer's own clock.
+
+    python benchmarks/flood.py --seconds 60
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "process"))
+from attended import Attended, Reply, Viewer
+
+from tui_descent.protocol.codec import frame
+from tui_descent.protocol.commands import Request, Stop, TurnKnob
+from tui_descent.protocol.events import KnobTurned, StepsCompleted
+
+STRETCH_S = 3.0
+TICK_S = 0.01
+Flood = Callable[[int], list[TurnKnob]]
+UP, DOWN = "*1.25", "/1.25"
+
+
+def relative(tick: int) -> list[TurnKnob]:
+    """200 turns a second by a factor."""
+    return [TurnKnob(knob="lr", value=value) for value in (UP, DOWN)]
+
+
+def exact(tick: int) -> list[TurnKnob]:
+    """200 turns a second to a value."""
+    return [TurnKnob(knob="lr", value=value) for value in ("0.1", "0.11")]
+
+
+def burst(tick: int) -> list[TurnKnob]:
+    """1,000 turns in one write, once a stretch."""
+    return [TurnKnob(knob="lr", value=value) for value in (UP, DOWN) * 500] if tick == 10 else []
+
+
+def nobody(tick: int) -> list[TurnKnob]:
+    """None."""
+    return []
+
+
+class Client:
+    """Asks and hears; counts what came back."""
+
+    def __init__(self, viewer: Viewer) -> None:
+        self.viewer = viewer
+        self.asked = 0
+
+    def stretch(self, flood: Flood) -> float:
+        """Steps a second on the trainer's clock over one stretch."""
+        viewer = self.viewer
+        viewer.heard.clear()
+        viewer._looked = 0
+        start_s = time.monotonic()
+        for tick in range(round(STRETCH_S / TICK_S)):
+            body = b""
+            for command in flood(tick):
+                self.asked += 1
+                body += frame(Request(request=self.asked, command=command, source="send"))
+            if body:
+                viewer.peer.socket.setblocking(True)
+                viewer.peer.socket.sendall(body)
+                viewer.peer.socket.setblocking(False)
+            viewer._take()
+            time.sleep(max(0.0, start_s + (tick + 1) * TICK_S - time.monotonic()))
+        told = viewer.events(StepsCompleted)
+        # The first batch holds steps of the stretch before.
+        return (told[-1].first + len(told[-1].losses) - told[1].first) / (told[-1].times_s[-1] - told[1].times_s[0])
+
+
+def main() -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=40)
+    parser.add_argument("--preset", default="healthy")
+    args = parser.parse_args()
+    floods: tuple[Flood, ...] = (nobody, relative, exact, burst, nobody)
+    with tempfile.TemporaryDirectory(prefix="td") as home:
+        os.environ["TUI_DESCENT_HOME"] = home
+        run = Attended(args.preset, "run.steps=10000000")
+        client = Client(run.viewer())
+        client.viewer.until_step(500)
+        names = [
+            "nobody",
+            "200 factors a second",
+            "200 values a second",
+            "1,000 in one write, every 3 s",
+            "nobody (A/A)",
+        ]
+        speeds: dict[str, list[float]] = {name: [] for name in names}
+        counts: dict[str, list[tuple[int, int]]] = {name: [] for name in names}
+        for n in range(max(2, int(args.seconds / STRETCH_S / len(floods)))):
+            order = list(zip(names, floods, strict=True))
+            for name, flood in order[n % len(order) :] + order[: n % len(order)]:
+                before = client.asked
+                speeds[name].append(client.stretch(flood))
+                heard = [m for m in client.viewer.heard if isinstance(m, Reply)]
+                turned = sum(isinstance(m, KnobTurned) for m in heard)
+                counts[name].append((client.asked - before, turned))
+        print("| who asks | steps/s | of nobody's | asked | interventions |\n|---|---|---|---|---|")
+        base = sum(speeds["nobody"])
+        for name in names:
+            asked, turned = (sum(c[k] for c in counts[name]) for k in (0, 1))
+            mean = sum(speeds[name]) / len(speeds[name])
+            print(f"| {name} | {mean:,.0f} | {sum(speeds[name]) / base:.3f} | {asked:,} | {turned:,} |")
+        client.viewer.do(Stop())
+        run.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

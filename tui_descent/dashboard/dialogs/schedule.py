@@ -1,0 +1,141 @@
+"""Picking a schedule: the rate's curve over the steps that are left, drawn for the one that is highlighted."""
+
+from __future__ import annotations
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.widgets import Input, OptionList, Static
+from textual.widgets.option_list import Option
+
+from tui_descent.dashboard import charts, ink
+from tui_descent.dashboard.axis import Axis
+from tui_descent.dashboard.dialogs.dialog import Dialog
+from tui_descent.dashboard.figures import axis_count
+from tui_descent.dashboard.plain import plain
+from tui_descent.protocol.commands import TurnKnob
+from tui_descent.scenario import schedules
+from tui_descent.scenario.knobs import KNOBS, parse, spec_of
+from tui_descent.scenario.spec import ScheduleSpec
+
+GUTTER = 9
+
+
+class ScheduleDialog(Dialog[TurnKnob]):
+    """Answers with the turn. `now` is the present schedule, `step` the next update, `left` how many are to come."""
+
+    def __init__(self, now: str, lr: str, step: int, left: int) -> None:
+        super().__init__()
+        self._now, self._step, self._left = now, step, left
+        # Where another schedule is at work, the rate now is not what the next one begins from.
+        self._base = _number(lr) if now == "constant" else None
+
+    def compose(self) -> ComposeResult:
+        """The list, the curve of the highlighted one, its parameters."""
+        choices = KNOBS["schedule"].choices
+        with Vertical(classes="dialog schedule") as box:
+            box.border_title = f"Schedule over the {self._left:,} steps left"
+            box.border_subtitle = "enter turns it · tab parameters · escape leaves it"
+            names = OptionList(*(Option(self._row(name), id=name) for name in choices))
+            yield names
+            yield Static("", id="curve")
+            yield Static("", id="about", classes="dim", markup=False)
+            yield Input(max_length=80)
+            yield Static("", classes="why", markup=False)
+            names.highlighted = choices.index(self._now) if self._now in choices else 0
+
+    def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
+        """Another curve, other parameters."""
+        takes = schedules.FIELDS[self._chosen()]
+        field = self.query_one(Input)
+        field.disabled = not takes
+        field.placeholder = ", ".join(f"{name}={value:g}" for name, value in takes.items()) or "no parameters"
+        self._draw()
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """The curve with what has been typed so far."""
+        self._draw()
+
+    def on_resize(self) -> None:
+        """More or less room for the curve."""
+        self._draw()
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        """Enter in the list."""
+        self._answer()
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """Enter in the field."""
+        self._answer()
+
+    def _answer(self) -> None:
+        try:
+            turn, _ = self._asked()
+        except ValueError as error:
+            self.query_one(".why", Static).update(plain(str(error)))
+        else:
+            self.dismiss(turn)
+
+    def _chosen(self) -> str:
+        return KNOBS["schedule"].choices[self.query_one(OptionList).highlighted or 0]
+
+    def _asked(self) -> tuple[TurnKnob, ScheduleSpec]:
+        """Raises `ValueError` where a parameter is none of this schedule's, or what is left is too short for it."""
+        typed = "" if self.query_one(Input).disabled else self.query_one(Input).value
+        turn = parse(",".join([f"schedule={self._chosen()}", *typed.replace(",", " ").split()]))
+        spec: ScheduleSpec = spec_of(turn)
+        for field, wrong in schedules.problems(spec, self._left, whole="the steps left"):
+            raise ValueError(f"{field}: {wrong}")
+        return turn, spec
+
+    def _draw(self) -> None:
+        try:
+            _, spec = self._asked()
+        except ValueError as error:
+            self.query_one(".why", Static).update(plain(str(error)))
+            return
+        self.query_one(".why", Static).update("")
+        self.query_one("#about", Static).update(schedules.about(spec, self._left))
+        panel = self.query_one("#curve", Static)
+        width, height = panel.content_size
+        if width > GUTTER + 4 and height > 2:
+            panel.update(curve(spec, self._step, self._left, self._base, width, height))
+
+    def _row(self, name: str) -> Text:
+        takes = ", ".join(schedules.FIELDS[name])
+        text = Text(f"{'●' if name == self._now else ' '} {name:<15}", no_wrap=True, overflow="ellipsis")
+        return text.append(takes, ink.DIM)
+
+
+def curve(spec: ScheduleSpec, step: int, left: int, base: float | None, width: int, height: int) -> Text:
+    """`height` rows: the rate, or its share of a `base` that is not known, over steps `step` … `step + left`."""
+    rows, columns = height - 1, width - GUTTER - 1
+    text, unit = Text(no_wrap=True), base or 1.0
+    try:
+        points = schedules.curve(spec, left, points=2 * columns)
+    except ValueError as error:
+        return text.append(f"{'':{GUTTER}} {error}", ink.DIM)
+    values = [factor * unit for _, factor in points]
+    axis = Axis.linear(0.0, max(values))
+    dots = [
+        (k * (2 * columns - 1) / max(1, left), axis.place(value) * (4 * rows - 1))
+        for (k, _), value in zip(points, values, strict=True)
+    ]
+    labels = axis.labels(rows)
+    for n, row in enumerate(charts.canvas([charts.Curve(charts.reduced(dots), ink.CURVE)], columns, rows)):
+        text.append(f"{labels.get(n, ''):>{GUTTER - 1}} ", ink.DIM).append("│", ink.FAINT)
+        for cell in row:
+            text.append(cell.text, cell.style or ink.TEXT)
+        text.append("\n")
+    first, last = axis_count(step), axis_count(step + left)
+    what = "rate over steps" if base is not None else "share of the base rate over steps"
+    between = max(1, columns - len(first) - len(last))
+    text.append(f"{'':{GUTTER}} {first}{what:^{between}}{last}", ink.DIM)
+    return text
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
