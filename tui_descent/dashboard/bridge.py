@@ -126,6 +126,10 @@ class Bridge:
         self._changes += 1
         return self._requests
 
+    def awaits(self, request: int) -> bool:
+        """Whether a request has no reply yet."""
+        return request in self._open
+
     def expected(self, knob: str, target: str) -> str | None:
         """The value of the newest request for a knob that has no reply yet."""
         for command in reversed(self._open.values()):

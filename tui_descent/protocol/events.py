@@ -11,12 +11,13 @@ import msgspec
 
 from tui_descent.protocol.commands import Source
 from tui_descent.protocol.curvature import CurvatureReading, Limit
+from tui_descent.protocol.rates import RatesSwept as RatesSwept
 from tui_descent.protocol.rewinding import Ghost
 from tui_descent.protocol.rewinding import KnobState as KnobState
 from tui_descent.protocol.rewinding import Rewound as Rewound
 from tui_descent.protocol.rewinding import SnapshotTaken as SnapshotTaken
 
-State = Literal["importing torch", "building", "running", "paused", "held", "waiting", "stopping", "ended"]
+State = Literal["importing torch", "building", "running", "paused", "held", "waiting", "testing", "stopping", "ended"]
 LayerStatus = Literal["used", "frozen", "unused"]
 Status = Literal["finished", "diverged", "failed", "stopped", "lost"]
 
@@ -332,6 +333,7 @@ AnyEvent = (
     | DeviceTaken
     | LedgerTaken
     | CurvatureTaken
+    | RatesSwept
     | Measured
     | Diagnosed
     | Foretold
