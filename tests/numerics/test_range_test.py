@@ -154,7 +154,7 @@ def begin(kept: Kept, home: Path) -> Iterator[Callable[..., Run]]:
         other.close()
 
 
-def nobody(made: int, of: int) -> None:
+def nobody(where: str) -> None:
     """Nothing is asked meanwhile."""
 
 
@@ -207,12 +207,10 @@ def test_state_and_hooks_are_as_before(begin: Any) -> None:
     run.go(7)
     hooks = {name: list(found) for name, found in vars(run.setup.optimizer).items() if name.endswith("step_pre_hooks")}
     before, parameters = run.digest(), [id(p) for p in run.setup.model.parameters()]
-    for n in (0, 50):
-        reached = []
+    for end in ("batches 0/100", "batches 50/100", "rates 0/100", "rates 60/100"):
 
-        def stop(made: int, of: int, at: int = n, reached: list[int] = reached) -> None:
-            reached.append(made)
-            if made == at and len(reached) > STEPS:
+        def stop(where: str, end: str = end) -> None:
+            if where == end:
                 raise ValueError("enough")
 
         with pytest.raises(ValueError, match="enough"):
@@ -280,7 +278,7 @@ def test_what_is_hooked_onto_the_optimizer_hears_nothing_of_it(begin: Any) -> No
 def test_no_instrument_listens_to_its_passes(begin: Any) -> None:
     run = begin(setup_of(SHUFFLED))
 
-    def listening(made: int = 0, of: int = 0) -> None:
+    def listening(where: str = "") -> None:
         heard.append(sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in run.setup.model.modules()))
 
     heard: list[int] = []
@@ -296,17 +294,16 @@ def test_no_instrument_listens_to_its_passes(begin: Any) -> None:
 # Orders in its midst.
 
 
-def asking(run: Run, when: int, *commands: AnyCommand) -> None:
-    """Have these come in when the sweep has made so many updates."""
+def asking(run: Run, when: str, *commands: AnyCommand) -> None:
+    """Have these come in when the test is there."""
     sweeping = run.watch.control._sweeping
     assert sweeping is not None
     look, waiting = sweeping._look, [*commands]
 
-    def looked(made: int, of: int) -> None:
-        if made >= when:
-            while waiting:
-                run.kept.order(waiting.pop(0))
-        look(made, of)
+    def looked(where: str) -> None:
+        while where == when and waiting:
+            run.kept.order(waiting.pop(0))
+        look(where)
 
     sweeping._look = looked  # type: ignore[method-assign]
 
@@ -316,18 +313,18 @@ def test_it_tells_how_far_it_is_and_goes_back_to_the_state_before(begin: Any) ->
     run.go(4, {3: [SweepRates()]})
     states = run.kept.events(StateChanged)
     testing = [n for n, e in enumerate(states) if e.state == "testing"]
-    assert states[testing[0]].reason == f"rates 0/{STEPS}"
+    assert states[testing[0]].reason == f"batches 0/{STEPS}"
     assert states[testing[-1] + 1].state == "running"
 
 
 def test_it_is_given_up_once_nobody_wants_it(begin: Any) -> None:
     run = begin(setup_of(SHUFFLED))
-    asking(run, 12, CancelSweep())
+    asking(run, "rates 12/100", CancelSweep())
     run.go(2)
     run.step(SweepRates())
     found = run.kept.events()
     (rejected,) = [e for e in found if isinstance(e, CommandRejected)]
-    assert rejected.reason == f"given up at 12/{STEPS}; nothing was changed"
+    assert rejected.reason == f"given up at rates 12/{STEPS}; nothing was changed"
     assert [e.what for e in found if isinstance(e, CommandDone)] == ["the range test is given up"]
     assert not [e for e in found if isinstance(e, RatesSwept)]
 
@@ -335,7 +332,7 @@ def test_it_is_given_up_once_nobody_wants_it(begin: Any) -> None:
 def test_another_client_that_waits_keeps_it_going_and_is_answered(begin: Any) -> None:
     run = begin(setup_of(SHUFFLED))
     run.go(2)
-    asking(run, 5, SweepRates(), Mark(text="in its midst"))
+    asking(run, "rates 5/100", SweepRates(), Mark(text="in its midst"))
     number = run.kept.order(SweepRates())
     run.go(3)
     found = run.kept.events()
@@ -351,12 +348,12 @@ def test_a_turn_ends_it_and_acts_on_the_state_before_it(begin: Any) -> None:
     turn = parse("lr=*2")
     torch.manual_seed(1)
     expected = other.go(30, {10: [turn]})
-    asking(run, 40, turn)
+    asking(run, "rates 40/100", turn)
     torch.manual_seed(1)
     assert run.go(30, {10: [SweepRates()]}) == expected
     found = run.kept.events()
     (rejected,) = [e for e in found if isinstance(e, CommandRejected)]
-    assert rejected.reason == f"it made way for lr at 40/{STEPS}; nothing was changed"
+    assert rejected.reason == f"it made way for lr at rates 40/{STEPS}; nothing was changed"
     (turned,) = [e for e in found if isinstance(e, KnobTurned)]
     assert (turned.step, turned.old, turned.new) == (10, "0.00186603", "0.00373205")
 
@@ -364,11 +361,11 @@ def test_a_turn_ends_it_and_acts_on_the_state_before_it(begin: Any) -> None:
 def test_stop_is_obeyed_in_its_midst(begin: Any) -> None:
     run = begin(setup_of(SHUFFLED))
     run.go(4)
-    asking(run, 3, Stop())
+    asking(run, "rates 3/100", Stop())
     with pytest.raises(StopRun):
         run.step(SweepRates())
     (rejected,) = run.kept.events(CommandRejected)
-    assert rejected.reason == f"it made way for stop at 3/{STEPS}; nothing was changed"
+    assert rejected.reason == f"it made way for stop at rates 3/{STEPS}; nothing was changed"
     assert run.watch.next_step == 5
 
 
@@ -378,7 +375,7 @@ def test_what_came_in_one_batch_with_it_ends_it_too(begin: Any) -> None:
     with pytest.raises(StopRun):
         run.step(SweepRates(), Stop())
     assert [e.reason for e in run.kept.events(CommandRejected)] == [
-        f"it made way for stop at 0/{STEPS}; nothing was changed"
+        f"it made way for stop at batches 0/{STEPS}; nothing was changed"
     ]
 
 

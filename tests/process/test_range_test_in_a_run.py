@@ -43,7 +43,7 @@ def test_the_run_goes_on_to_the_bit_and_every_viewer_is_told(home: Path) -> None
         assert (found.step, done.step) == (at, at), "it works while paused"
         assert a.events(StateChanged)[-1].state == "paused"
         told = [e.reason for e in a.events(StateChanged) if e.state == "testing"]
-        assert told[0] == "rates 0/100"
+        assert told[0] == "batches 0/100"
         assert found.suggestion is not None
         assert done.what == f"range test: {found.suggestion:.2g} suggested, f shows it"
         late = History.receive(live.viewer().until_event(HistorySent))

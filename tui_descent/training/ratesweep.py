@@ -38,7 +38,7 @@ WORSE = 4.0
 QUIET = 20
 # A fall has to be a share of the loss, and so many times what its own average spreads.
 FALL, SURE = 0.01, 4.0
-Look = Callable[[int, int], None]
+Look = Callable[[str], None]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -128,7 +128,7 @@ class RangeTest:
         self._steering, self._setup = steering, setup
 
     def run(self, segment: int, step: int, look: Look) -> RatesSwept:
-        """Sweep before update `step`; `look(done, of)` is called before each update and raises to give up.
+        """Sweep before update `step`; `look` is told how far it is before each pass or update, and raises to give up.
 
         Takes memory for the exact state and, while it looks ahead, for the weights twice more. Whatever happens, all is
         put back: weights, buffers, optimizer, schedule, batches, random numbers. Raises `ValueError` where it cannot be
@@ -177,8 +177,8 @@ class RangeTest:
         if self._always_the_same:
             return [self._setup.loss().item()] * (STEPS + 1)
         found = []
-        for _ in range(STEPS + 1):
-            look(0, STEPS)
+        for n in range(STEPS + 1):
+            look(f"batches {n}/{STEPS}")
             found.append(self._setup.loss().item())  # with its graph: other kernels might draw other random numbers
         return found
 
@@ -188,7 +188,7 @@ class RangeTest:
         ratios = _ratios(optimizer)
         loss = setup.loss()
         for n in range(STEPS):
-            look(n, STEPS)
+            look(f"rates {n}/{STEPS}")
             tested = low * (high / low) ** (n / (STEPS - 1))
             for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
                 group["lr"] = tested * ratio

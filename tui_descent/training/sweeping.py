@@ -44,16 +44,16 @@ class Sweeping:
             control.done(order, what)
         return what
 
-    def _look(self, made: int, of: int) -> None:
+    def _look(self, where: str) -> None:
         """Tell how far it is and see what was asked. Raises `ValueError` to give up."""
         control, now_s = self._control, time.monotonic()
         if control.stop_asked is not None:
             raise ValueError("the range test was given up: the run is to stop")
         if now_s >= self._tell_s:
             self._tell_s = now_s + TOLD_EVERY_S
-            control.state("testing", f"rates {made}/{of}")
+            control.state("testing", where)
         for order in control.ordered(now_s):
-            self._hear(order, f"at {made}/{of}; nothing was changed")
+            self._hear(order, f"at {where}; nothing was changed")
 
     def _hear(self, order: Order, where: str) -> None:
         command, control = order.command, self._control
