@@ -89,6 +89,13 @@ def _add_run(commands: Any) -> None:
         help="read the Hessian's largest and smallest eigenvalue at start and end and, within the budget, every "
         '10 s or more; with --json as {"event":"curvature",…}',
     )
+    run.add_argument(
+        "--range-test",
+        metavar="STEP",
+        action="append",
+        default=[],
+        help='sweep the learning rate before that update, all put back after; with --json as {"event":"range_test",…}',
+    )
     _add_watching(run)
     run.set_defaults(command=_run)
 
@@ -189,6 +196,7 @@ def _run(args: argparse.Namespace) -> int:
             overrides.append(f'run.pace="{args.pace}"' if args.pace == "max" else f"run.pace={args.pace}")
         plan = tuple((at, knobs.text_of(turn)) for at, turn in map(knobs.parse_at, args.at))
         name, scenario = presets.find(args.name, overrides=overrides)
+        range_at = tuple(_step("--range-test", text) for text in args.range_test)
         budget, every = _watching(args)
     except ScenarioError as error:
         return _usage(*str(error).splitlines())
@@ -207,7 +215,15 @@ def _run(args: argparse.Namespace) -> int:
         watch_every=every,
         curvature=args.curvature,
         curvature_at=(0, scenario.run.steps) if args.curvature else (),
+        range_at=range_at,
     )
+
+
+def _step(option: str, text: str) -> int:
+    """Raises `ValueError` where it is none."""
+    if not (text.isascii() and text.isdecimal()):
+        raise ValueError(f"{option} {text}: allowed: a step, 0 or more")
+    return int(text)
 
 
 def _exec(args: argparse.Namespace) -> int:

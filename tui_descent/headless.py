@@ -19,6 +19,7 @@ from tui_descent.protocol.events import (
     CommandRejected,
     KnobTurned,
     Noted,
+    RatesSwept,
     RunEnded,
     StateChanged,
     Status,
@@ -110,6 +111,9 @@ class Progress:
                 self._say(f"step {event.step}: {event.knob} {event.old} → {event.new}{way}")
             case CommandRejected():
                 self._say(f"step {event.step}: {event.knob or 'command'} rejected: {event.reason}")
+            case RatesSwept():
+                found = f"{event.suggestion:.3g} suggested" if event.suggestion is not None else event.words
+                self._say(f"step {event.step}: range test: {found}")
             case Noted():
                 self._say(f"step {event.step}: {event.text}")
             case _:

@@ -21,6 +21,7 @@ from tui_descent.protocol.events import (
     Marked,
     MetricLogged,
     Noted,
+    RatesSwept,
     ReadingsTaken,
     RunEnded,
     RunStarted,
@@ -210,3 +211,25 @@ def test_a_device_is_one_line_without_what_is_not_known() -> None:
         "allocated_bytes": 5,
         "gpu": {"name": "H200", "utilisation": 0.87},
     }
+
+
+def test_a_range_test_is_one_line_with_its_curves() -> None:
+    told = RatesSwept(
+        segment=0,
+        step=20,
+        rate=0.1,
+        level=2.3,
+        rates=[0.01, 0.1],
+        losses=[2.2, 2.0],
+        still=[2.3, 2.3],
+        smooth=[2.2, 2.1],
+        words="flat",
+        scales=[0.0, 1.0],
+        ahead=[2.3, math.inf],
+        seconds=0.5,
+    )
+    (line,) = lines(told)
+    assert line["event"] == "range_test"
+    assert (line["rates"], line["losses"], line["ahead"]) == ([0.01, 0.1], [2.2, 2.0], [2.3, "inf"])
+    assert line["words"] == "flat"
+    assert "suggestion" not in line

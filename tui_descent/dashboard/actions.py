@@ -125,6 +125,24 @@ def _ask_number(screen: RunScreen, knob: str) -> None:
         screen.app.push_screen(knob_dialog(knob, screen.value(knob)), answered)
 
 
+def _range_test(screen: RunScreen, key: Key, pressed: str) -> None:
+    from tui_descent.dashboard.dialogs.rates import RatesDialog
+
+    started = screen.bridge.history.started
+    if started is None:
+        screen.bridge.refuse("the network is not built yet")
+        return
+    if started.scenario is None:
+        screen.bridge.refuse(f"{key.label}: an own loop's batches cannot be asked for again")
+        return
+
+    def answered(text: str | None) -> None:
+        if text:
+            screen.ask(TurnKnob(knob="lr", value=text))
+
+    screen.app.push_screen(RatesDialog(screen.bridge), answered)
+
+
 def _toggle_freeze(screen: RunScreen, key: Key, pressed: str) -> None:
     target = screen.target_for("freeze")
     if target == "all":
@@ -195,6 +213,7 @@ ACTIONS: dict[str, Action] = {
     "pick": _pick,
     "pick_schedule": _pick_schedule,
     "number": _number,
+    "range_test": _range_test,
     "toggle_freeze": _toggle_freeze,
     "toggle_pause": _toggle_pause,
     "slower": _slower,

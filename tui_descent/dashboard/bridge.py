@@ -173,6 +173,10 @@ class Bridge:
         if request is not None and self._writer is not None:
             self._writer.write(codec.frame(request))
 
+    def awaits(self, request: int) -> bool:
+        """Whether a request has no reply yet."""
+        return request in self._open
+
     def expected(self, knob: str, target: str) -> str | None:
         """The value of the newest request for a knob that has no reply yet."""
         for command in reversed(self._open.values()):

@@ -33,6 +33,7 @@ _STATES = {
     "held": ORANGE,
     "stopping": ORANGE,
     "paused": Style.parse("#e1cc55"),
+    "testing": Style.parse("#e1cc55"),
     "diverged": RED,
     "failed": RED,
     "lost": RED,

@@ -66,11 +66,35 @@ class WatchCurvature(Command, frozen=True, kw_only=True, tag="curvature"):
     on: bool
 
 
+class SweepRates(Command, frozen=True, kw_only=True, tag="sweep_rates"):
+    """Test the learning rates from the present state on the present data; everything is put back as it was.
+
+    Answered once it is done; where one is under way already, together with that one.
+    """
+
+
+class CancelSweep(Command, frozen=True, kw_only=True, tag="cancel_sweep"):
+    """Give up the test that this client asked for; it ends once nobody wants it."""
+
+
 class Stop(Command, frozen=True, kw_only=True, tag="stop"):
     """End the run after the step in progress."""
 
 
-AnyCommand = TurnKnob | Pause | Resume | RunSteps | Evaluate | Mark | Undo | Redo | WatchCurvature | Stop
+AnyCommand = (
+    TurnKnob
+    | Pause
+    | Resume
+    | RunSteps
+    | Evaluate
+    | Mark
+    | Undo
+    | Redo
+    | WatchCurvature
+    | SweepRates
+    | CancelSweep
+    | Stop
+)
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag_field="say", tag="hello"):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from tui_descent.protocol.curvature import CurvatureReading, Limit
+from tui_descent.protocol.rates import RatesSwept as RatesSwept
 from tui_descent.protocol.replies import CommandDone as CommandDone
 from tui_descent.protocol.replies import CommandRejected as CommandRejected
 from tui_descent.protocol.replies import KnobTurned as KnobTurned
@@ -18,7 +19,7 @@ from tui_descent.protocol.rewinding import KnobState as KnobState
 from tui_descent.protocol.rewinding import Rewound as Rewound
 from tui_descent.protocol.rewinding import SnapshotTaken as SnapshotTaken
 
-State = Literal["importing torch", "building", "running", "paused", "held", "waiting", "stopping", "ended"]
+State = Literal["importing torch", "building", "running", "paused", "held", "waiting", "testing", "stopping", "ended"]
 LayerStatus = Literal["used", "frozen", "unused"]
 Status = Literal["finished", "diverged", "failed", "stopped", "lost"]
 
@@ -285,6 +286,7 @@ AnyEvent = (
     | DeviceTaken
     | LedgerTaken
     | CurvatureTaken
+    | RatesSwept
     | Measured
     | Diagnosed
     | Foretold

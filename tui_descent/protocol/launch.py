@@ -27,8 +27,9 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
 
     `attended`: a person watches, so the run waits at its end, is held on a fault, and ends when the last viewer leaves.
     `pace` is in steps a second, None as fast as it goes. `watch_at` forces readings at these steps.
-    `curvature` has it read from the start on, `curvature_at` at these steps. `undo_budget` is the
-    memory of all exact states together, in bytes, 0 for none at all; `undo_disk` the disk's share for those too large.
+    `curvature` has it read from the start on, `curvature_at` at these steps; before `range_at` the
+    learning rates are tested. `undo_budget` is the memory of all exact states together, in bytes, 0 for none at all;
+    `undo_disk` the disk's share for those too large.
     """
 
     run: str
@@ -45,6 +46,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     watch_at: tuple[int, ...] = ()
     curvature: bool = False
     curvature_at: tuple[int, ...] = ()
+    range_at: tuple[int, ...] = ()
     undo_budget: int = UNDO_BUDGET
     undo_disk: int = UNDO_DISK
 

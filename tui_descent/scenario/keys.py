@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import msgspec
 
-from tui_descent.protocol.commands import AnyCommand, Evaluate, Mark, Pause, Redo, Resume, RunSteps, TurnKnob, Undo
+from tui_descent.protocol.commands import (
+    AnyCommand,
+    Evaluate,
+    Mark,
+    Pause,
+    Redo,
+    Resume,
+    RunSteps,
+    SweepRates,
+    TurnKnob,
+    Undo,
+)
 
 RATE_STEP = 1.25
 PAUSE, RESUME = Pause(), Resume()
@@ -177,6 +188,14 @@ KEYS: tuple[Key, ...] = (
         action="turn",
         knob="kick",
         command=TurnKnob(knob="kick", value="0.01", way="curvature"),
+    ),
+    Key(
+        keys=("f",),
+        shown="f",
+        label="range test",
+        help="find a learning rate: sweep it from here, all put back after; enter adopts",
+        action="range_test",
+        command=SweepRates(),
     ),
     Key(
         keys=("u",),

@@ -27,6 +27,7 @@ from tui_descent.protocol.events import (
     MetricLogged,
     Noted,
     NotFinite,
+    RatesSwept,
     ReadingsTaken,
     Rewound,
     RunEnded,
@@ -63,6 +64,7 @@ Fact = (
     | MetricLogged
     | Noted
     | NotFinite
+    | RatesSwept
     | Rewound
     | StateChanged
     | StepsMissed
@@ -98,6 +100,7 @@ class History:
         self.measured: dict[str, Measured] = {}
         self.ledger: LedgerTaken | None = None
         self.curvatures: list[CurvatureTaken] = []
+        self.swept: RatesSwept | None = None
         self.ghosts: tuple[Ghost, ...] = ()
         self.snapshot: SnapshotTaken | None = None
         self.revision = 0
@@ -124,6 +127,7 @@ class History:
                 self._readings(event)
             case StateChanged():
                 changed = (event.state, event.reason) != (self.state.state, self.state.reason)
+                changed = changed and self.state.state != "testing"  # after it a run stands as it stood
                 self.state = event
                 self._rate_from = None
                 if event.state in ("paused", "held", "waiting", "ended"):
@@ -157,6 +161,9 @@ class History:
                 self.ledger = event
             case CurvatureTaken():
                 self._curved(event)
+            case RatesSwept():
+                self.swept = event
+                self.log.append(event)
             case Foretold() | NotFinite():
                 self.log.append(event)
             case Rewound():

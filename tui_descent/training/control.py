@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from tui_descent.protocol.commands import (
     AnyCommand,
+    CancelSweep,
     Evaluate,
     Mark,
     Order,
@@ -17,6 +18,7 @@ from tui_descent.protocol.commands import (
     Resume,
     RunSteps,
     Stop,
+    SweepRates,
     TurnKnob,
     Undo,
     WatchCurvature,
@@ -39,8 +41,10 @@ from tui_descent.training.link import Link
 from tui_descent.training.memory import Memory
 from tui_descent.training.moments import Moment
 from tui_descent.training.orders import Batch, Orders
-from tui_descent.training.past import INDIFFERENT, Past, Turn
+from tui_descent.training.past import INDIFFERENT, Past, undoable
+from tui_descent.training.ratesweep import RangeTest
 from tui_descent.training.steering import Steering, Turned
+from tui_descent.training.sweeping import Sweeping
 
 MAX_STEPS_AT_ONCE = 10_000_000
 Evaluation = Callable[[], tuple[float, float | None]]
@@ -79,6 +83,10 @@ class Control:
         self.memory: Memory | None = None
         self.past: Past | None = None
         self.rewound = False  # since the last look between two updates
+        self.told: tuple[State, str] | None = None
+        setup = steering.ground.setup
+        self._sweeping = None if setup is None else Sweeping(self, RangeTest(steering, setup))
+        self._sweep_at = sorted(link.launch.range_at) if link is not None else []
         self._broken = False
         self._orders = Orders()
         self._plan = sorted(plan, key=lambda entry: entry[0])
@@ -86,7 +94,6 @@ class Control:
         self._paused = False
         self._steps_left: int | None = None
         self._due_s = 0.0
-        self._told: tuple[State, str] | None = None
         self._turns = 0
         self._segments = 0
 
@@ -104,8 +111,8 @@ class Control:
 
     def state(self, state: State, reason: str = "") -> None:
         """Tell what the run is doing now, once."""
-        if self._told != (state, reason):
-            self._told = (state, reason)
+        if self.told != (state, reason):
+            self.told = (state, reason)
             self.tell(StateChanged(state=state, reason=reason))
 
     def evaluated(self) -> tuple[float | None, float | None]:
@@ -123,7 +130,7 @@ class Control:
         return (
             self.link is not None
             and self.link.ring is not None
-            and not (self._paused or self.link.lost or steering.moving)
+            and not (self._paused or self.link.lost or steering.moving or self._orders.waiting)
             and self._steps_left is None
             and self.stop_asked is None
             and steering.pace is None
@@ -132,8 +139,10 @@ class Control:
 
     @property
     def steps_to_plan(self) -> float:
-        """Updates until the next planned turn; infinite without one."""
-        return self._plan[0][0] - self.step if self._plan else math.inf
+        """Updates until the next planned turn or range test; infinite without one."""
+        return (
+            min((at for at in (*(at for at, _ in self._plan[:1]), *self._sweep_at[:1])), default=math.inf) - self.step
+        )
 
     def completed(self) -> None:
         """An update was made."""
@@ -147,7 +156,10 @@ class Control:
         self.stood = False
         while self._plan and self._plan[0][0] <= self.step:
             _, turn = self._plan.pop(0)
-            self._carry_out(Batch(Order(client=0, request=0, source="plan", command=turn)))
+            self.carry_out(Batch(Order(client=0, request=0, source="plan", command=turn)))
+        while self._sweep_at and self._sweep_at[0] <= self.step:
+            self._sweep_at.pop(0)
+            self.carry_out(Batch(Order(client=0, request=0, source="plan", command=SweepRates())))
         if self.past is not None and self.past.now_and_then(self.segment, self.step):
             self._snapshot("now and then" if self.step else "the run's start")
         link = self.link
@@ -191,7 +203,7 @@ class Control:
                 self._orders.put(order)
             while batch := self._orders.take(at_once=self._paused or self.steering.pace is not None):
                 start_s = time.perf_counter()
-                self._carry_out(batch)
+                self.carry_out(batch)
                 self._orders.made(batch, time.perf_counter() - start_s)
             if link.lost:
                 if self._needs_keeper:
@@ -230,52 +242,54 @@ class Control:
         self._due_s += period_s
         return 0.0
 
-    def _carry_out(self, batch: Batch) -> None:
+    def carry_out(self, batch: Batch) -> None:
+        """Do it and reply to every request in it, the one way or the other."""
         self.stood = True
         order, command = batch.order, batch.order.command
-        reply: dict[str, Any] = {"client": order.client, "request": order.request}
-        place: dict[str, Any] = {"segment": self.segment, "step": self.step}
         try:
-            if isinstance(command, TurnKnob):
-                self.steering.check(command)
-                past = None if command.knob in INDIFFERENT else self.past
-                before = past.take(self.segment, self.step, knob=command.knob) if past is not None else None
-                turned = self.steering.turn(command, step=self.step, before=before)
-                self._turns += 1
-                if past is not None:
-                    past.turned(_undoable(self._turns, self.step, command, turned, before))
-                at_once = 1 + len(batch.earlier)
-                for request in batch.earlier:
-                    what = f"one of {at_once} turns made at once as intervention {self._turns}"
-                    done = CommandDone(client=request.client, request=request.request, what=what, **place)
-                    self.tell(done, more=True)
-                self.tell(
-                    KnobTurned(
-                        id=self._turns,
-                        source=order.source,
-                        value=command.value,
-                        parameters=command.parameters,
-                        turns=at_once,
-                        knob=command.knob,
-                        target=command.target,
-                        old=turned.old,
-                        new=turned.new,
-                        **turned.particulars(),
-                        **reply,
-                        **place,
-                    )
-                )
-                if before is not None:
-                    self._snapshot(f"before intervention {self._turns}", at=before)
-            else:
-                what = self._do(command, order.client)
-                self.tell(CommandDone(what=what, segment=self.segment, step=self.step, **reply))
+            if not isinstance(command, TurnKnob):
+                self.done(order, self._do(command, order.client))
+                return
+            self.steering.check(command)
+            past = None if command.knob in INDIFFERENT else self.past
+            before = past.take(self.segment, self.step, knob=command.knob) if past is not None else None
+            turned = self._turn(command, before)
+            if past is not None:
+                past.turned(undoable(self._turns, self.step, command, turned, before))
+            at_once = 1 + len(batch.earlier)
+            for request in batch.earlier:
+                self.done(request, f"one of {at_once} turns made at once as intervention {self._turns}", more=True)
+            self._tell_turned(order, command, turned, turns=at_once)
+            if before is not None:
+                self._snapshot(f"before intervention {self._turns}", at=before)
         except ValueError as error:
-            knob = command.knob[:60] if isinstance(command, TurnKnob) else ""
-            for request in (*batch.earlier, order):
-                reply = {"client": request.client, "request": request.request}
-                rejected = CommandRejected(source=order.source, knob=knob, reason=str(error), **reply, **place)
-                self.tell(rejected, more=request is not order)
+            for request in batch.earlier:
+                self.reject(request, str(error), more=True)
+            self.reject(order, str(error))
+
+    def done(self, order: Order, what: str, *, more: bool = False) -> None:
+        """The reply to a command that turned no knob by itself; `more` events follow at once."""
+        self.tell(CommandDone(what=what, **_reply_to(order), **self._place()), more=more)
+
+    def reject(self, order: Order, reason: str, *, more: bool = False) -> None:
+        """The reply to a command that could not be carried out."""
+        knob = order.command.knob[:60] if isinstance(order.command, TurnKnob) else ""
+        rejected = CommandRejected(source=order.source, knob=knob, reason=reason, **_reply_to(order), **self._place())
+        self.tell(rejected, more=more)
+
+    def ordered(self, now_s: float) -> Iterator[Batch]:
+        """What was asked in the midst of something long; a sign of life to the keeper."""
+        if self.link is not None and self.link.ring is not None:
+            self.link.ring.beat(now_s)
+            if self.link.ring.flagged():
+                for order in self.link.orders():
+                    self._orders.put(order)
+        while batch := self._orders.take(at_once=True):
+            yield batch
+
+    def put_off(self, batch: Batch) -> None:
+        """It comes first when what is under way has ended."""
+        self._orders.put_back(batch)
 
     def _snapshot(self, reason: str, *, at: Moment | None = None) -> None:
         assert self.past is not None
@@ -329,26 +343,43 @@ class Control:
         )
         return f"{word}: {step.what}"
 
+    def _sweep(self, client: int) -> str:
+        """Test the learning rates; in a word what came of it. Raises `ValueError` where it cannot be done."""
+        if self._sweeping is None:
+            raise ValueError("a range test needs further batches and their loss; an own loop's cannot be asked for")
+        if self._broken:
+            raise ValueError("a range test needs a loss that is a number; u goes back to the last good state")
+        return self._sweeping.run(client)
+
     def _turn_by_value(self, turn: TurnKnob) -> None:
-        turned = self.steering.turn(turn, step=self.step)
+        order = Order(client=0, request=0, source="key", command=turn)
+        self._tell_turned(order, turn, self._turn(turn))
+
+    def _turn(self, turn: TurnKnob, before: Moment | None = None) -> Turned:
+        turned = self.steering.turn(turn, step=self.step, before=before)
         self._turns += 1
+        return turned
+
+    def _tell_turned(self, order: Order, turn: TurnKnob, turned: Turned, *, turns: int = 1) -> None:
         self.tell(
             KnobTurned(
                 id=self._turns,
-                client=0,
-                request=0,
-                source="key",
-                segment=self.segment,
-                step=self.step,
+                source=order.source,
                 knob=turn.knob,
                 target=turn.target,
                 old=turned.old,
                 new=turned.new,
                 value=turn.value,
                 parameters=turn.parameters,
+                turns=turns,
                 **turned.particulars(),
+                **_reply_to(order),
+                **self._place(),
             )
         )
+
+    def _place(self) -> dict[str, Any]:
+        return {"segment": self.segment, "step": self.step}
 
     def _do(self, command: AnyCommand, client: int) -> str:
         """What was done, in a word. Raises `ValueError` where it cannot be."""
@@ -378,6 +409,10 @@ class Control:
                 if self.curvature is None:
                     raise ValueError("curvature needs one batch again and again; an own loop's cannot be asked for")
                 return self.curvature.want(client, on=command.on)
+            case SweepRates():
+                return self._sweep(client)
+            case CancelSweep():
+                return "no range test is under way"
             case Stop():
                 self.state("stopping")
                 self.stop_asked = "asked to stop"
@@ -386,21 +421,5 @@ class Control:
                 raise AssertionError("turned, not done")
 
 
-def _undoable(id_: int, step: int, command: TurnKnob, turned: Turned, before: Moment | None) -> Turn:
-    target = "" if command.target == "all" else f" of {command.target}"
-    return Turn(
-        id=id_,
-        step=step,
-        label=f"{command.knob}{target} {turned.old} → {turned.new}",
-        back=TurnKnob(knob=command.knob, value=turned.old, target=command.target),
-        forth=TurnKnob(
-            knob=command.knob,
-            value=turned.new,
-            target=command.target,
-            way=turned.way,
-            scale=turned.scale,
-            where=turned.where,
-            parameters=command.parameters,
-        ),
-        before=before,
-    )
+def _reply_to(order: Order) -> dict[str, Any]:
+    return {"client": order.client, "request": order.request}

@@ -49,10 +49,19 @@ class Orders:
         self._level_s = 0.0  # when what was made so far is paid for
         self._free_s = 0.0
 
+    @property
+    def waiting(self) -> bool:
+        """Whether there is any."""
+        return bool(self._batches)
+
     def put(self, order: Order) -> None:
         """One more, behind the others."""
         if not (self._batches and self._batches[-1].takes(order)):
             self._batches.append(Batch(order))
+
+    def put_back(self, batch: Batch) -> None:
+        """One that was taken, before all others."""
+        self._batches.appendleft(batch)
 
     def due(self, now_s: float) -> bool:
         """Whether one that was made to wait has waited long enough."""

@@ -14,6 +14,7 @@ import torch
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.launch import UNDO_BUDGET, UNDO_FOLDER, Launch
 from tui_descent.training.disk import Disk
+from tui_descent.training.knobs.ground import Turned
 from tui_descent.training.moments import Moment, bytes_needed
 
 EVERY_S = 30.0
@@ -270,3 +271,24 @@ class Past:
             return False
         turn.before, turn.why = None, "its moment had to make room for later ones"
         return True
+
+
+def undoable(id_: int, step: int, command: TurnKnob, turned: Turned, before: Moment | None) -> Turn:
+    """The intervention `id_`, made before update `step` where the state was `before`."""
+    target = "" if command.target == "all" else f" of {command.target}"
+    return Turn(
+        id=id_,
+        step=step,
+        label=f"{command.knob}{target} {turned.old} → {turned.new}",
+        back=TurnKnob(knob=command.knob, value=turned.old, target=command.target),
+        forth=TurnKnob(
+            knob=command.knob,
+            value=turned.new,
+            target=command.target,
+            way=turned.way,
+            scale=turned.scale,
+            where=turned.where,
+            parameters=command.parameters,
+        ),
+        before=before,
+    )

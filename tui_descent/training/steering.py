@@ -104,6 +104,10 @@ class Steering:
         follow(self.ground.optimizer)
         self._deaf = deaf
 
+    def unheard(self) -> AbstractContextManager[None]:
+        """Nothing listens inside: to passes that are not the step's own."""
+        return self._deaf()
+
     def states(self) -> tuple[KnobState, ...]:
         """Every knob's present value, or why it cannot act here."""
         return tuple(self._state(name) for name in knobs.KNOBS)

@@ -21,12 +21,15 @@ from tui_descent.dashboard.panels.gradients import GradientsPanel
 from tui_descent.dashboard.panels.heatmap import HeatmapPanel
 from tui_descent.dashboard.panels.loss import LossPanel
 from tui_descent.dashboard.panels.lowest import LowestPanel
+from tui_descent.dashboard.panels.rates import AheadPanel, SweepPanel
 from tui_descent.dashboard.panels.sharpness import SharpnessPanel
 from tui_descent.dashboard.panels.updates import UpdatesPanel
 from tui_descent.scenario.keys import KEYS
 
 PANELS = {
     "Loss": LossPanel,
+    "Range test": SweepPanel,
+    "Look ahead": AheadPanel,
     "Gradient flow": HeatmapPanel,
     "Gradient": GradientsPanel,
     "Update": UpdatesPanel,

@@ -19,6 +19,7 @@ from tui_descent.dashboard.panels.view import View
 from tui_descent.dashboard.plain import plain
 from tui_descent.protocol.commands import (
     AnyCommand,
+    CancelSweep,
     Evaluate,
     Mark,
     Pause,
@@ -26,6 +27,7 @@ from tui_descent.protocol.commands import (
     Resume,
     RunSteps,
     Stop,
+    SweepRates,
     TurnKnob,
     Undo,
     WatchCurvature,
@@ -78,6 +80,10 @@ def asked(command: AnyCommand) -> str:
             return "redo"
         case WatchCurvature():
             return "curvature" if command.on else "no curvature"
+        case SweepRates():
+            return "range test"
+        case CancelSweep():
+            return "no range test"
         case Stop():
             return "stop"
 

@@ -23,6 +23,7 @@ from tui_descent.protocol.events import (
     MetricLogged,
     Noted,
     NotFinite,
+    RatesSwept,
     Rewound,
     StateChanged,
     StepsMissed,
@@ -86,6 +87,9 @@ def words(fact: Fact) -> tuple[str, Style]:
             return f"after the turn: {plain(fact.happened, 40)}, {became}", ink.DIM
         case NotFinite():
             return plain(fact.text), ink.RED
+        case RatesSwept():
+            found = f"{short(fact.suggestion)} suggested" if fact.suggestion is not None else plain(fact.words)
+            return f"range test: {found}", ink.MARK
         case Rewound():
             word = "undone" if fact.back else "redone"
             stretch = f"from step {count(fact.from_step)} to {count(fact.to_step)}"

@@ -45,6 +45,8 @@ def finding(view: View) -> Words:
     if state in ("importing torch", "building"):
         what = "the network is made" if state == "building" else "takes some seconds once a run"
         return f"{state}…", ink.DIM, what, ink.DIM
+    if state == "testing":
+        return "testing", ink.state(state), f"{reason}; all is put back, then it goes on as it was", ink.TEXT
     if state == "stopping":
         return "stopping…", ink.ORANGE, reason, ink.TEXT
     if history.diagnosis is not None:

@@ -1,0 +1,127 @@
+"""The range test over a real run: keeper, trainer, two viewers; and without a screen."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from attended import Attended, Viewer
+from runs import run
+
+from tui_descent.protocol.commands import CancelSweep, Pause, Resume, RunSteps, Stop, SweepRates
+from tui_descent.protocol.events import (
+    CommandDone,
+    CommandRejected,
+    HistorySent,
+    KnobTurned,
+    RatesSwept,
+    StateChanged,
+    StepsCompleted,
+)
+from tui_descent.scenario.knobs import parse
+from tui_descent.telemetry.history import History
+
+OPTIONS = ("run.steps=60", "run.threads=1", "model.dropout=0.1", 'schedule.name="cosine"')
+
+
+def losses(viewer: Viewer) -> dict[int, float]:
+    return {e.first + n: loss for e in viewer.events(StepsCompleted) for n, loss in enumerate(e.losses)}
+
+
+def test_the_run_goes_on_to_the_bit_and_every_viewer_is_told(home: Path) -> None:
+    plain = run("run", "healthy", "--json", *(word for o in OPTIONS for word in ("--set", o)), home=home).losses
+    live = Attended("healthy", *OPTIONS)
+    try:
+        a, b = live.viewer(), live.viewer()
+        a.ask(Pause())
+        at = a.until_event(StateChanged, state="paused") and a.do(Pause()).step
+        done = a.do(SweepRates())
+        assert isinstance(done, CommandDone)
+        found, same = b.until_event(RatesSwept), a.events(RatesSwept)[-1]
+        assert found == same
+        assert (found.step, done.step) == (at, at), "it works while paused"
+        assert a.events(StateChanged)[-1].state == "paused"
+        told = [e.reason for e in a.events(StateChanged) if e.state == "testing"]
+        assert told[0] == "batches 0/100"
+        assert found.suggestion is not None
+        assert done.what == f"range test: {found.suggestion:.2g} suggested, f shows it"
+        late = History.receive(live.viewer().until_event(HistorySent))
+        assert late.swept == found
+        assert late.steps == at, "no step of it is a step of the run"
+        a.do(RunSteps(steps=5))
+        a.until_event(StateChanged, state="paused")
+        b.do(SweepRates())
+        b.ask(Resume())
+        a.until_event(StateChanged, state="waiting")
+        assert losses(a) == dict(enumerate(plain))
+        adopted = a.do(parse(f"lr={found.suggestion:.3g}"))
+        assert isinstance(adopted, KnobTurned | CommandRejected)  # the schedule has come to 0 at its end
+        a.do(Stop())
+    finally:
+        live.close()
+
+
+@pytest.fixture
+def slow() -> Attended:
+    """A run whose test takes seconds."""
+    return Attended("transformer", "run.threads=1", "model.depth=4", "model.width=96", "data.batch_size=32", pace=2.0)
+
+
+def test_stop_and_cancel_are_obeyed_in_its_midst(slow: Attended) -> None:
+    try:
+        a, b = slow.viewer(), slow.viewer()
+        a.until_step(0)
+        number = a.ask(SweepRates())
+        a.until_event(StateChanged, state="testing")
+        assert b.do(CancelSweep()).what == "others wait for it: it goes on"  # type: ignore[union-attr]
+        joined = b.ask(SweepRates())
+        assert isinstance(a.do(CancelSweep()), CommandDone)
+        assert not a.replies(number), "the other one still wants it"
+        begun_s = time.monotonic()
+        b.do(CancelSweep())
+        rejected = b.until(lambda m: m in b.replies(joined))
+        took_s = time.monotonic() - begun_s
+        assert isinstance(rejected, CommandRejected)
+        assert rejected.reason.startswith("given up at")
+        a.until(lambda m: m in a.replies(number))
+        assert took_s < 2.0
+        assert a.events(StateChanged)[-1].state == "running"
+        a.do(Pause())
+        a.ask(SweepRates())
+        a.until_event(StateChanged, state="testing")
+        begun_s = time.monotonic()
+        a.ask(Stop())
+        a.until_closed()
+        assert time.monotonic() - begun_s < 5.0, "well before it would have been made to"
+        assert not a.events(RatesSwept)
+    finally:
+        slow.close()
+
+
+def test_held_at_numbers_that_are_none_it_says_what_helps() -> None:
+    live = Attended("too-hot", "run.threads=1")
+    try:
+        viewer = live.viewer()
+        viewer.until_event(StateChanged, state="held")
+        rejected = viewer.do(SweepRates())
+        assert isinstance(rejected, CommandRejected)
+        assert rejected.reason == "a range test needs a loss that is a number; u goes back to the last good state"
+        viewer.do(Stop())
+    finally:
+        live.close()
+
+
+def test_the_flag_prints_it_and_changes_no_loss(home: Path) -> None:
+    options = ("healthy", "--json", "--steps", "30")
+    plain = run("run", *options, home=home)
+    tested = run("run", *options, "--range-test", "0", "--range-test", "20", home=home)
+    assert tested.losses == plain.losses
+    assert plain.events("range_test") == []
+    first, second = tested.events("range_test")
+    assert (first["step"], second["step"]) == (0, 20)
+    assert first["suggestion"] == pytest.approx(first["lowest"] / 10)
+    assert len(first["rates"]) == len(first["losses"]) == len(first["still"]) == len(first["smooth"]) > 50
+    assert first["scales"] == [0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0]
+    assert first["ahead"][0] == plain.losses[0]
+    assert run("run", "healthy", "--range-test", "soon", home=home).code == 2
