@@ -48,6 +48,7 @@ class Orders:
         self._last: tuple[str, str] | None = None
         self._level_s = 0.0  # when what was made so far is paid for
         self._free_s = 0.0
+        self._dearest_s = 0.0
 
     @property
     def waiting(self) -> bool:
@@ -81,8 +82,12 @@ class Orders:
         if isinstance(command, TurnKnob) and _folds(command):
             self._last = command.knob, command.target
             now_s, price_s = time.monotonic(), min(WAITS_S, took_s / SHARE)
-            self._level_s = min(max(self._level_s, now_s), now_s + FREELY * price_s) + price_s
-            self._free_s = min(self._level_s - FREELY * price_s, now_s + WAITS_S)
+            self._dearest_s = max(
+                self._dearest_s, price_s
+            )  # a cheap one behind a dear one has not used up the free ones
+            free_s = FREELY * self._dearest_s
+            self._level_s = min(max(self._level_s, now_s), now_s + free_s) + price_s
+            self._free_s = min(self._level_s - free_s, now_s + WAITS_S)
 
     def _waits(self, batch: Batch) -> bool:
         command = batch.order.command
