@@ -214,7 +214,7 @@ def test_a_clipped_gradient_is_told_with_its_norm_before(now: float) -> None:
     plain_reading = reading(0, 1.0, 2)
     clipped = msgspec.structs.replace(plain_reading, grad_norm_preclip=340.5, global_grad_norm=now)
     assert "‖g‖" not in GradientsPanel().heading(view([started(2), plain_reading]))[0]
-    assert GradientsPanel().heading(view([started(2), clipped]))[0].endswith(f"‖g‖ 3.4e+02 → {scientific(now)}")
+    assert GradientsPanel().heading(view([started(2), clipped]))[0].endswith(f"‖g‖ 3.4e+02 → {now:g}")
 
 
 def device(step: int, used: int, *, gpu: Gpu | None = None) -> DeviceTaken:

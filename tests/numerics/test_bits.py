@@ -37,7 +37,7 @@ def made(name: str) -> Setup:
     if name == CONV:
         return family("conv", residual="on", norm="layer", dropout=0.2, optimizer={"name": "adamw", "lr": 1e-3})
     # The curvature of all six of the transformer's blocks takes minutes.
-    _, scenario = presets.find(name, overrides=["model.depth=1"] if name == "transformer" else [])
+    _, scenario = presets.find(name, overrides=["model.depth=1", "model.width=8"] if name == "transformer" else [])
     return build(scenario, on=torch.device("cpu"))
 
 

@@ -87,8 +87,9 @@ _ROWS = (
         name="norm",
         title="normalisation",
         kind="choice",
-        values="none, layer or rms; where pre, mid or post; way calibrated or instant",
-        acts="at once; calibrated fits it to what stood at its place before, instant starts at γ = 1, β = 0",
+        values="none, layer or rms; where pre, mid or post; way calibrated or instant, by default as it suits the net",
+        acts="at once; calibrated fits γ, β so that the outputs stay, the default where the net has learnt something; "
+        "instant starts at γ = 1, β = 0",
         choices=get_args(Norm),
         ways=("calibrated", "instant"),
         places=("pre", "mid", "post"),

@@ -77,7 +77,7 @@ class Setup:
         if self.batches is None or self.loss_function is None:
             loss: Tensor = self.model()
             return loss, loss
-        x, y = self.batches.first(max(self.batches.size, PROBE_SAMPLES))
+        x, y = self._probe_batch()
         modes = {module: module.training for module in self.model.modules()}
         self.model.eval()
         try:
@@ -86,6 +86,18 @@ class Setup:
         finally:
             for module, mode in modes.items():
                 module.training = mode
+
+    def _probe_batch(self) -> tuple[Tensor, Tensor]:
+        assert self.batches is not None
+        return self.batches.first(max(self.batches.size, PROBE_SAMPLES))
+
+    def silent(self) -> Tensor:
+        """The loss of the probed samples where all outputs are 0: of a cross-entropy that of a guess, ln C."""
+        assert self.batches is not None
+        assert self.loss_function is not None
+        outputs, _ = self.probed()
+        _, y = self._probe_batch()
+        return self.loss_function(torch.zeros_like(outputs), y)
 
     def size(self) -> int:
         """Samples in the same batch; 0 for a surface."""

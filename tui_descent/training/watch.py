@@ -137,9 +137,8 @@ class Watch:
             roots = [model, steering, *state]
             self.control.past = Past.of(link.launch, lambda: roots, lambda: self.optimizer, model, own_loop)
         self._measuring: Measuring | None = None
-        self._version = -1
+        self._version, self._segment = -1, 0
         self._rows: tuple[str, ...] = ()
-        self._segment = 0
         self._net: Structure | None = None
         self._forward_hooks: list[RemovableHandle] = []
         self._order: list[str] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from tui_descent.dashboard import ink
-from tui_descent.dashboard.figures import decade, scientific
+from tui_descent.dashboard.figures import decade
 from tui_descent.dashboard.panels.bars import BarsPanel, bar_line, log_of, moment
 from tui_descent.dashboard.panels.line import Line
 from tui_descent.dashboard.panels.scale import Scale
@@ -51,4 +51,4 @@ def clipped(view: View) -> str:
     readings = view.history.readings
     if readings is None or readings.grad_norm_preclip is None:
         return ""
-    return f"  ‖g‖ {scientific(readings.grad_norm_preclip)} → {scientific(readings.global_grad_norm)}"
+    return f"  ‖g‖ {readings.grad_norm_preclip:.2g} → {readings.global_grad_norm:.2g}"

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import cast, get_args
 
 import msgspec
+import torch
 from torch import nn
 
 from tui_descent.instruments.structure import is_activation
@@ -182,7 +183,7 @@ class NormKnob:
         return f"norm acts on the blocks of a built-in net; {kind} has none that can be steered"
 
     def turn(self, turn: TurnKnob) -> Turned:
-        """At once; the optimizer takes over its weights, or lets go of them."""
+        """At once; the optimizer takes over its weights, or lets go of them. Calibrated where the net does anything."""
         ground = self._ground
         names = list(ground.blocks) if turn.target == "all" else _one(turn.target, ground.blocks, "block")
         blocks = {name: ground.blocks[name] for name in names}
@@ -190,7 +191,7 @@ class NormKnob:
         probe = None if ground.setup is None else ground.setup.probed
         if turn.way == "calibrated" and probe is None:
             raise ValueError("way = calibrated needs a batch again, and an own loop's cannot be asked for; use instant")
-        way = turn.way or ("instant" if probe is None else "calibrated")
+        way = turn.way or self._way()
         first = next(iter(blocks.values()))
         where = turn.where or (first.where if first.norm is not None else "pre")
         spec = msgspec.convert({"name": turn.value, "where": where}, NormSpec)
@@ -206,6 +207,13 @@ class NormKnob:
             where=None if none else where,
             note=note,
         )
+
+    def _way(self) -> str:
+        setup = self._ground.setup
+        if setup is None:
+            return "instant"
+        with torch.no_grad():
+            return surgery.norm_way(float(setup.probe()), float(setup.silent()))
 
     def _of(self, blocks: Iterable[Block]) -> str:
         return common(_norm_name(block.norm) for block in blocks)

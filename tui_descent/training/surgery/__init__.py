@@ -3,7 +3,7 @@
 from tui_descent.training.surgery.activation import BLEND_STEPS, Blend, replace_module, swap_activation, swap_module
 from tui_descent.training.surgery.blocks import Around, BlockFinder, foreign_blocks
 from tui_descent.training.surgery.dropout import set_dropout
-from tui_descent.training.surgery.norm import set_norm
+from tui_descent.training.surgery.norm import norm_way, set_norm
 from tui_descent.training.surgery.residual import (
     RESIDUAL_STEPS,
     WAY_STEPS,
@@ -30,6 +30,7 @@ __all__ = [
     "foreign_blocks",
     "freeze",
     "kick",
+    "norm_way",
     "open_skip",
     "redraw",
     "replace_module",

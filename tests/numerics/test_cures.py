@@ -1,0 +1,143 @@
+"""Four sick nets and the keys that cure them, by the default way: how soon, how far, and what does not help."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from tui_descent.instruments.sampler import Sampler
+from tui_descent.scenario import knobs, presets
+from tui_descent.scenario.spec import Scenario
+from tui_descent.scenario.toml import from_table
+from tui_descent.training.build import build
+from tui_descent.training.evaluate import evaluate
+from tui_descent.training.steering import Steering
+from tui_descent.training.watch import Watch
+
+SEEDS = [0, 1, *(pytest.param(n, marks=pytest.mark.heavy) for n in (2, 3, 4))]
+TURN_AT = {"plateau": 300}  # the others at 150
+EXPLODING: dict[str, Any] = {
+    "title": "exploding",
+    "data": {"name": "digits", "batch_size": 64},
+    "model": {"name": "mlp", "depth": 20, "width": 32, "activation": "relu", "init": {"name": "he", "gain": 2.0}},
+    "optimizer": {"name": "sgd", "lr": 0.05, "clip": 1.0},
+}
+
+
+@dataclass(frozen=True)
+class Course:
+    """Losses from the turn on, those before it, and the accuracy at the end."""
+
+    before: list[float]
+    after: list[float]
+    accuracy: float
+
+    def mean(self, first: int, end: int) -> float:
+        """Of updates so long after the turn; NaN where the run did not come so far."""
+        part = self.after[first:end]
+        return math.fsum(part) / len(part) if len(part) == end - first else math.nan
+
+    def steps_below(self, level: float) -> float:
+        """After how many updates the mean of ten of them lies below it."""
+        ends = (n for n in range(10, len(self.after) + 1) if self.mean(n - 10, n) < level)
+        return next(ends, math.inf)
+
+    def steps_to_half(self) -> float:
+        return self.steps_below(math.fsum(self.before[-20:]) / 40)
+
+
+def scenario_of(name: str, seed: int) -> Scenario:
+    if name == "exploding":
+        return from_table(EXPLODING | {"run": {"seed": seed}}, source="test")
+    name, _, optimizer = name.partition(" under ")
+    adam = ["optimizer.name=adam", "optimizer.lr=0.001"] if optimizer else []
+    return presets.find(name, overrides=[f"run.seed={seed}", *adam])[1]
+
+
+@functools.cache
+def course(name: str, turns: Sequence[str], seed: int, steps: int) -> Course:
+    """A run of a sick net with these turns, as a key or a script makes them, and `steps` updates after them."""
+    scenario = scenario_of(name, seed)
+    setup = build(scenario, on=torch.device("cpu"))
+    at = TURN_AT.get(name, 150)
+    steering = Steering(
+        setup.model, setup.optimizer, setup=setup, seed=seed, steps=at + steps, clip=scenario.optimizer.clip
+    )
+    plan = [(at, knobs.parse(turn)) for turn in turns]
+    losses: list[float] = []
+    with Watch(
+        setup.model,
+        setup.optimizer,
+        link=None,
+        sampler=Sampler(budget=0.0),
+        steering=steering,
+        plan=plan,
+        own_loop=True,
+    ) as run:
+        run.begin_step()
+        while len(losses) < at + steps and (not losses or math.isfinite(losses[-1])):
+            loss = setup.loss()
+            setup.optimizer.zero_grad()
+            loss.backward()
+            setup.optimizer.step()
+            losses.append(loss.item())
+            run.step(loss)
+    _, accuracy = evaluate(setup)
+    return Course(losses[:at], losses[at:], accuracy or 0.0)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("name", "within"), [("vanishing", 35), ("vanishing under adam", 40)])
+def test_a_residual_halves_the_loss_of_twenty_sigmoid_layers(name: str, within: int, seed: int) -> None:
+    cured = course(name, ("residual=on",), seed, 150)
+    assert min(cured.before[-60:]) > 2.1, "a guess among ten"
+    assert cured.steps_to_half() <= within
+    assert max(cured.after) < 4.5
+    assert cured.accuracy > 0.94
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("turn", ["lr=*10", "optimizer=adam", "init=xavier"])
+def test_neither_rate_nor_optimizer_nor_other_weights_cure_them(turn: str, seed: int) -> None:
+    assert course("vanishing", (turn,), seed, 110).mean(90, 110) > 2.25
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_exploding_net_is_cured_by_a_norm_before_the_activation_or_by_weights_of_the_right_size(seed: int) -> None:
+    normed = course("exploding", ("norm=layer,where=mid",), seed, 60)
+    assert normed.before[0] > 1e5
+    assert math.fsum(normed.before[-20:]) / 20 > 1e3
+    assert normed.mean(15, 25) < 2.5
+    redrawn = course("exploding", ("init=he",), seed, 260)
+    assert redrawn.mean(240, 260) < 1.2
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_residual_does_not_cure_it(seed: int) -> None:
+    assert course("exploding", ("residual=on",), seed, 110).mean(90, 110) > 20
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_dead_units_come_back_soonest_with_the_steepest_slope_below_zero(seed: int) -> None:
+    half = {name: course("dead-relu", (f"activation={name}",), seed, 300) for name in ("leaky_relu", "silu", "gelu")}
+    assert min(half["leaky_relu"].before[-60:]) > 2.2
+    assert half["leaky_relu"].steps_to_half() <= 40
+    assert half["silu"].steps_to_half() <= 80
+    assert half["silu"].steps_to_half() < half["gelu"].steps_to_half() <= 240
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_adam_leaves_the_plateau_several_times_sooner_than_a_larger_rate(seed: int) -> None:
+    mapped = course("plateau", ("optimizer=adam",), seed, 180)
+    chosen = course("plateau", ("optimizer=adam", "lr=0.003"), seed, 180)
+    faster = course("plateau", ("lr=*10",), seed, 180)
+    assert min(mapped.before[-60:]) > 2.2
+    assert chosen.steps_below(1.8) <= 35
+    assert mapped.steps_below(1.8) <= 65
+    assert 65 < faster.steps_below(1.8) <= 160
