@@ -67,9 +67,8 @@ class Score:
     ill_named: int = 0
     cured: int = 0
     advised: int = 0
-    sure: int = 0
-    sure_right: int = 0
     broad: int = 0
+    bands: dict[float, list[int]] = dataclasses.field(default_factory=lambda: {0.5: [0, 0], 0.65: [0, 0], SURE: [0, 0]})
 
     def add(self, seed: int, verdict: Verdict, finding: Finding | None) -> None:
         if not verdict.findings:
@@ -83,9 +82,10 @@ class Score:
         self.named += named
         self.right += named or cures
         self.broad += len(verdict.findings)
-        if finding is not None and finding.sure >= SURE:
-            self.sure += 1
-            self.sure_right += named or cures
+        if finding is not None:
+            band = self.bands[max(b for b in self.bands if b <= max(0.5, finding.sure))]
+            band[0] += named or cures
+            band[1] += 1
         self.table[" / ".join(sorted(verdict.findings)), name] += 1
         if verdict.ill:
             self.ill += 1
@@ -101,8 +101,14 @@ class Score:
         return self.right / self.judged
 
     @property
+    def sure(self) -> int:
+        """Nets it is sure about."""
+        return self.bands[SURE][1]
+
+    @property
     def sure_share(self) -> float:
-        return self.sure_right / self.sure
+        """The share of those that it is right about."""
+        return self.bands[SURE][0] / self.sure
 
     def __str__(self) -> str:
         rows = [f"{n:4d}  {oracle:64s} → {name}" for (oracle, name), n in sorted(self.table.items())]
@@ -111,7 +117,7 @@ class Score:
                 *rows,
                 f"{self.right}/{self.judged} = {self.share:.1%} right, {self.named / self.judged:.1%} by name alone; "
                 f"{self.unknown} nets left out: nothing that was tried trains them",
-                f"where it is sure ({SURE} or more): {self.sure_right}/{self.sure} = {self.sure_share:.1%} right",
+                *(f"sure from {b}: {right}/{of} right" for b, (right, of) in self.bands.items()),
                 f"of the ill: {self.ill_right}/{self.ill} right, {self.ill_named} by name alone; "
                 f"the first advice cures {self.cured} of {self.advised} that got one",
                 f"always 'healthy' would be right on {sum(n for (o, _), n in self.table.items() if 'healthy' in o)}, "
