@@ -9,11 +9,11 @@ import math
 
 from tui_descent.protocol.events import Advice
 from tui_descent.telemetry.diagnosis.findings import Name, Situation
-from tui_descent.telemetry.diagnosis.judging import ADAPTIVE
+from tui_descent.telemetry.diagnosis.judging import ADAPTIVE, SMALL_WEIGHTS
 from tui_descent.telemetry.diagnosis.signs import Signs
 
 WALKS, STRIDES = 3e-3, 0.3  # a good ‖Δ‖ over the norm of weights of the size that Xavier draws; a good ‖Δ‖/‖g‖
-SMALL_WEIGHTS, TINY_WEIGHTS = 0.6, 0.3  # √width · rms of a square weight; Xavier draws it at 1, He at 1.4
+TINY_WEIGHTS = 0.3  # as SMALL_WEIGHTS: so small that drawing them anew helps before a skip does
 DEEP = 6  # blocks, from which on another optimizer finds no way through that a skip would not
 OPENS = 3  # blocks, from which on a skip gets around dead and saturated layers
 

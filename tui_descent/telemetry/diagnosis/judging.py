@@ -23,16 +23,17 @@ FADED, GROWN, BURST = 3e-3, 10.0, 100.0  # P
 SIGMOID = 0.3  # a sigmoid's block multiplies by about ¼, whatever its weights
 ALL, DEAD, SATURATED = 0.95, 0.9, 0.5  # shares of a layer
 CRAWLS, HURLS = 6e-4, 0.05  # ‖Δ‖ over the norm of weights of the size that Xavier draws
-SHORT = 0.015  # ‖Δ‖/‖g‖ of plain descent, which is η; η/(1 − β) with momentum
+SHORT = 0.009  # ‖Δ‖/‖g‖ of plain descent, which is η; η/(1 − β) with momentum
 BOUNCES, EDGE = -0.8, 0.95  # cosine of one gradient with the next; sharpness over what the rate can bear
 ADAPTIVE = ("adam", "adamw", "rmsprop")
-DRAWN_SMALL = 0.6  # as `advising.SMALL_WEIGHTS`
+SMALL_WEIGHTS = 0.6  # √width · rms of a square weight; Xavier draws it at 1, He at 1.4
 
 
 def judge(s: Signs, situation: Situation) -> tuple[Name, float]:
     """The gravest first. How sure: ½ at the threshold of the number that decided, more beyond it."""
     known, size = situation.classes is not None, abs(s.guess)
-    grown = max(s.first_product or 1.0, s.product or 1.0)
+    # Where the first updates threw the weights about, what grew since tells of them.
+    grown = max(s.first_product or 1.0, 1.0 if _hurled(s) else s.product or 1.0)
     comes = None if s.coming is None or not known else s.coming / s.guess
     on_its_way = s.fall > FALLS if comes is None else comes < GOOD
     if burst(s.first, s.guess, grown) and s.now > (HOT if on_its_way else OVER_GUESS) * s.guess:
@@ -41,7 +42,7 @@ def judge(s: Signs, situation: Situation) -> tuple[Name, float]:
     if s.now > risen:
         return "diverging", _sure(s.now / risen if risen > 0 else math.inf, decades=0.3)
     if comes is not None:
-        if comes > GOOD:
+        if comes > GOOD or (s.now > STUCK * s.guess and s.saturated > SATURATED):
             name, sure = _stuck(s, situation)
             return name, min(sure, _sure(comes / GOOD, decades=0.1))
         return _trains(s, _sure(GOOD * s.guess / max(s.coming or 0.0, s.now + 2 * s.noise, 1e-300), decades=0.1))
@@ -80,39 +81,52 @@ def _stuck(s: Signs, situation: Situation) -> tuple[Name, float]:
     """What holds a loss that does not fall."""
     adaptive, sigmoid = situation.optimizer in ADAPTIVE, situation.activation == "sigmoid" and s.blocks > 2
     faded = max(FADED, SIGMOID**s.blocks if sigmoid else 0.0)
-    hurled = s.first_moved is not None and s.first_moved > HURLS
     if s.product == 0 or s.dead > ALL:
-        return _died(s, hurled)
-    if adaptive and not hurled and s.moved is not None and s.moved < CRAWLS:
-        return "rate too small", _sure(CRAWLS / max(s.moved, 1e-9))
-    if s.product is not None and s.product < faded:
-        return "vanishing", _sure(faded / s.product)
+        return _died(s)
+    lost = math.log10(faded / s.product) if s.product else 0.0
+    slow = _slow(s, adaptive)
+    # Both at once: what is further out. A product is one of many factors, so its decades count for less.
+    if slow > max(0.0, lost / 2) and (adaptive or lost > 0):
+        return "rate too small", _sure(10**slow)
+    if lost > 0:
+        return "vanishing", _sure(10**lost)
     if s.saturated > SATURATED and (s.first_product or 0.0) > BURST:
         return "exploding", 0.6
     if _on_a_saddle(s):
         return "saddle", 0.8
-    if not adaptive and s.stride is not None and s.stride < SHORT:
-        return "rate too small", _sure(SHORT / max(s.stride, 1e-9))
-    if hurled:
+    if slow > 0:
+        return "rate too small", _sure(10**slow)
+    if _hurled(s):
         return "diverging", 0.6
-    if s.slope < LEAVES and s.growth is not None and s.growth > 0.9:
+    if s.saturated <= SATURATED and s.slope < LEAVES and s.growth is not None and s.growth > 0.9:
         return "healthy", 0.6
     if s.dead > DEAD:
         return "dead units", 0.6
     return ("saturated" if s.saturated > SATURATED else "plateau"), 0.6
 
 
-def _died(s: Signs, hurled: bool) -> tuple[Name, float]:
+def _slow(s: Signs, adaptive: bool) -> float:
+    """By how many decades the steps are too short; 0 where they are not or it is not known."""
+    size, least = (s.moved, CRAWLS) if adaptive else (s.stride, SHORT)
+    return 0.0 if size is None or _hurled(s) else max(0.0, math.log10(least / max(size, 1e-9)))
+
+
+def _hurled(s: Signs) -> bool:
+    """Whether the first updates threw the weights about."""
+    return s.first_moved is not None and s.first_moved > HURLS
+
+
+def _died(s: Signs) -> tuple[Name, float]:
     """No gradient at all: dead from the start, by weights too small, or killed under way."""
     began = s.first_product
     if s.first_dead is not None and s.first_dead > ALL:
         return "dead units", 0.95
     if began is not None and began > BURST:
         return "exploding", 0.7
-    if began is not None and (hurled or began > FADED):
+    if began is not None and began > FADED:
         return "diverging", 0.7
-    if began is not None and 0 < began < FADED and s.scale < DRAWN_SMALL:
-        return "vanishing", 0.9
+    if began is not None and began > 0 and (_hurled(s) or s.scale < SMALL_WEIGHTS):
+        return "vanishing", 0.7 if _hurled(s) else 0.9
     return "dead units", 0.95
 
 

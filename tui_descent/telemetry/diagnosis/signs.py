@@ -18,7 +18,7 @@ LONG = 3 * WINDOW  # as many as tell where the loss is going
 HALF, THIRD, TAIL = 30, 20, 10  # steps of a window
 # A fall counts by what it exceeds so many of its standard errors; it goes on for so many windows, each a step to the
 # next as the last was to the one before, and takes no more than half of the loss.
-CERTAIN, AHEAD, SLOWS, QUICKENS, LEAST = 3.0, 3.0, 0.5, 2.0, 0.5
+CERTAIN, AHEAD, SLOWS, QUICKENS, LEAST = 2.0, 4.0, 0.5, 1.6, 0.5
 
 
 class Curvature(msgspec.Struct, frozen=True):
@@ -46,7 +46,7 @@ class Signs(msgspec.Struct, frozen=True, kw_only=True):
     growth: float | None  # of the blocks' gradients over the window's second half
     moved: float | None  # by the layer that moves most
     first_moved: float | None
-    stride: float | None
+    stride: float | None  # ‖Δ‖/‖g‖, of the layers whose update is not rounded away
     dead: float
     first_dead: float | None
     saturated: float
@@ -100,7 +100,7 @@ class Gauge:
             growth=gradients[1] / gradients[0] if gradients[0] and gradients[1] is not None else None,
             moved=max(moves, default=None),
             first_moved=median([self._scale(begun) * v for v in values_of(begun, "update_ratio")]),
-            stride=median([u / g for u, g in moved if u is not None and g]),
+            stride=median([u / g for u, g in moved if u and g]),
             dead=max(newest_of(readings, "dead_fraction").values(), default=0.0),
             first_dead=max(values_of(begun, "dead_fraction"), default=None),
             saturated=max(newest_of(readings, "saturated_fraction").values(), default=0.0),
