@@ -60,11 +60,11 @@ TUNING = Pool(
 # No depth, width, batch size or rate that thresholds were set on, another data set, weights drawn otherwise.
 HELD_OUT = Pool(
     data=(_DIGITS, _DIGITS, _MOONS, _CIRCLES, {"name": "spirals", "noise": 0.05}, {"name": "xor"}),
-    batch_sizes=(40, 80),
+    batch_sizes=(36, 72),
     depths=(3, 5, 7, 9, 11, 13, 15, 17),
-    widths=(20, 28, 40, 56),
-    rates={"sgd": 0.08, "momentum": 0.012, "adam": 2.5e-3, "adamw": 2.5e-3, "rmsprop": 6e-4},
-    cold=(-3.0, -1.4),
+    widths=(22, 30, 44, 60),
+    rates={"sgd": 0.09, "momentum": 0.014, "adam": 2.2e-3, "adamw": 2.2e-3, "rmsprop": 8e-4},
+    cold=(-3.1, -1.4),
     hot=(0.55, 1.9),
     large=(1.65, 3.7),
     tiny=(-2.25, -1.55),

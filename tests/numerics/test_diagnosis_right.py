@@ -13,13 +13,13 @@ from diagnosis_oracle import STANDS, TRIAL, Oracle, Verdict, judge
 from diagnosis_score import Score, found
 
 # The few are the first of the many, their oracle's gains kept in a file.
-FEW = range(2000, 2030)
-MANY = range(2000, 2230)
+FEW = range(3000, 3030)
+MANY = range(3000, 3230)
 KEPT = Path(__file__).parent / "diagnosis_gains.json"
 
 
 def kept(seed: int) -> Verdict:
-    """The oracle's verdict from the gains it once found (`python tests/diagnosis_oracle.py 2000 2030` writes them)."""
+    """The oracle's verdict from the gains it once found (`python tests/diagnosis_oracle.py 3000 3030` writes them)."""
     told = json.loads(KEPT.read_text())[str(seed)]
     gains = {name: -math.inf if gain is None else gain for name, gain in told["gains"].items()}
     return judge(gains, scenario=draw(seed), broke=told["broke"], rose=told["rose"])

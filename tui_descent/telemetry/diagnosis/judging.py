@@ -85,8 +85,8 @@ def _stuck(s: Signs, situation: Situation) -> tuple[Name, float]:
         return _died(s)
     lost = math.log10(faded / s.product) if s.product else 0.0
     slow = _slow(s, adaptive)
-    # Both at once: what is further out. A product is one of many factors, so its decades count for less.
-    if slow > max(0.0, lost / 2) and (adaptive or lost > 0):
+    # Both at once: what is further out. A product is one of many factors: a quarter of its decades count.
+    if slow > max(0.0, lost / 4) and (adaptive or lost > 0):
         return "rate too small", _sure(10**slow)
     if lost > 0:
         return "vanishing", _sure(10**lost)
