@@ -57,7 +57,7 @@ TUNING = Pool(
     small=(0.3, 0.8),
     bias=(1.5, 5.0),
 )
-# No depth, width, batch size or rate that thresholds were set on, another data set, weights drawn otherwise.
+# No depth, width, batch size or rate of the tuning pool, another data set, weights drawn otherwise.
 HELD_OUT = Pool(
     data=(_DIGITS, _DIGITS, _MOONS, _CIRCLES, {"name": "spirals", "noise": 0.05}, {"name": "xor"}),
     batch_sizes=(36, 72),

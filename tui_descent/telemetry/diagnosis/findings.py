@@ -72,5 +72,6 @@ def sentence(finding: Finding) -> str:
         said = "{layer} gets {first_to_last_grad:.1e} of {last}'s gradient."
     text = said.format_map({"product": math.nan} | finding.evidence | names)
     for a in finding.advice[:1]:
-        text += f" Try {a.key} {a.knob}" + ("." if a.knob in ("residual", "undo", "norm") else f" {a.value}.")
+        words = " ".join(part.rpartition("=")[2] for part in a.value.split(","))
+        text += f" Try {a.key} {a.knob}" + ("." if a.knob in ("residual", "undo") else f" {words}.")
     return text
