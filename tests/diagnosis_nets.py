@@ -186,8 +186,9 @@ class Observed:
             measuring.detach()
             seen.losses.append(math.nan)  # the guard holds a run here
             return False
+        preclip = math.nan
         if self._clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters, self._clip)
+            preclip = torch.nn.utils.clip_grad_norm_(self.parameters, self._clip).item()
         if due:
             measuring.before_update()
         self.setup.optimizer.step()
@@ -197,6 +198,7 @@ class Observed:
                 step=step,
                 segment=0,
                 global_grad_norm=sample.global_grad_norm,
+                grad_norm_preclip=preclip,
                 watch_cost=0.0,
                 global_cosine=math.nan if sample.global_cosine is None else sample.global_cosine,
                 rows=[tuple(row) for row in sample.rows],

@@ -80,7 +80,8 @@ class Gauge:
         earlier = statistics.fmean(window[-2 * THIRD : -THIRD])
         fell = earlier - statistics.fmean(window[-THIRD:])
         slope, error, noise = line(window[-2 * THIRD :])
-        gradients = [median(values_of(r, "grad_norm")) for r in (newest[0], last)]
+        # As the loss gave them: those that a clip leaves cannot grow.
+        gradients = [median([unclipped(r) * v for v in values_of(r, "grad_norm")]) for r in (newest[0], last)]
         products = {r.step: p for r in (begun, *newest) if (p := self.product(r)) is not None}
         moves = [self._scale(r) * v for r in newest for v in values_of(r, "update_ratio")]
         moved = zip(last.values.get("update_norm", ()), last.values.get("grad_norm", ()), strict=False)
@@ -147,6 +148,12 @@ def newest_of(readings: Sequence[ReadingsTaken], metric: str) -> Mapping[int, fl
 def values_of(reading: ReadingsTaken, metric: str) -> list[float]:
     """Those of a metric's values that were measured."""
     return [v for v in reading.values.get(metric, ()) if v is not None]
+
+
+def unclipped(reading: ReadingsTaken) -> float:
+    """How many times larger the gradients were before our clip."""
+    before, now = reading.grad_norm_preclip, reading.global_grad_norm
+    return 1.0 if before is None or not 0 < now < math.inf else before / now
 
 
 def line(losses: Sequence[float]) -> tuple[float, float, float]:
