@@ -61,7 +61,7 @@ def test_what_it_says_of_many_nets_is_what_trying_out_says() -> None:
     assert made.cured >= 0.75 * made.advised
 
 
-def test_no_threshold_was_set_on_a_net_of_the_kind_that_it_is_judged_by() -> None:
+def test_the_nets_it_is_judged_by_are_of_other_sizes_and_rates_than_the_tuning_pools() -> None:
     assert max(MANY) < TUNED_FROM
     for name in ("depths", "widths", "batch_sizes"):
         assert not set(getattr(HELD_OUT, name)) & set(getattr(TUNING, name)), name
