@@ -13,7 +13,7 @@ from tui_descent.instruments.curvature import Curvature, stability_limit
 from tui_descent.keeper.diagnosing import LETTERS_NATS
 from tui_descent.scenario import knobs, presets
 from tui_descent.scenario.keys import KEYS
-from tui_descent.telemetry.diagnosis import Diagnosis
+from tui_descent.telemetry.diagnosis import Diagnosis, sentence
 from tui_descent.training.data import text
 
 TODAY = frozenset(knobs.KNOBS)
@@ -62,6 +62,14 @@ def test_no_preset_that_is_sick_is_called_healthy(name: str) -> None:
         feed(diagnosis, seen, [step])
         said[_said(diagnosis)] += 1
     assert set(said) <= NAMED[name] | {"nothing"}
+
+
+def test_what_helps_fits_on_a_line_of_eighty_columns() -> None:
+    scenario = preset("exploding")
+    finding = found(scenario, Observed(scenario).run(WITHIN, every=10), may=TODAY)
+    assert finding is not None
+    assert sentence(finding).endswith(" Try n norm layer mid instant.")
+    assert len(f" {finding.finding}  {sentence(finding)}") <= 80
 
 
 def test_every_preset_is_judged_here() -> None:

@@ -51,7 +51,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 SAID: dict[Name, str] = {
-    **dict.fromkeys(("vanishing", "exploding"), "On its way back the gradient is multiplied by {product:.1e}."),
+    "vanishing": "On its way back the gradient is multiplied by {product:.1e}.",
+    "exploding": "The gradient grows {product:.1e}-fold.",
     "diverged": "The loss is no number since step {step:.0f}.",
     "diverging": "The updates are too large: the loss stands at {loss:.3g}.",
     "dead units": "{share:.0%} of {layer}'s units never answer.",
