@@ -9,6 +9,7 @@ from typing import Any
 
 from tui_descent.protocol.events import (
     AnyEvent,
+    CurvatureTaken,
     Diagnosed,
     Foretold,
     KnobTurned,
@@ -22,6 +23,8 @@ from tui_descent.protocol.events import (
 from tui_descent.telemetry.diagnosis import Diagnosis, Finding, Situation, sentence
 
 EVERY_STEPS = 10
+# The entropy of single letters of the text, in nats: what a net reaches that has learnt only how often each occurs.
+LETTERS_NATS = 3.24
 # The same finding is told again, with fresh evidence, no more often than this.
 AGAIN_S = 2.0
 # Knobs that change nothing about what is learnt.
@@ -59,6 +62,8 @@ class Diagnosing:
                 yield from self._say(self._diagnosis)
             case ReadingsTaken():
                 self._diagnosis.read(event)
+            case CurvatureTaken():
+                self._diagnosis.curvature(event.sharpness, event.hessian.lambda_min, edge=event.edge)
             case SnapshotTaken():
                 self._diagnosis.offer("undo")
             case Rewound():
@@ -106,13 +111,17 @@ def _gist(found: Finding | None) -> tuple[Any, ...] | None:
 
 def situation(scenario: Mapping[str, Any] | None) -> Situation:
     """What a scenario tells of a run besides its numbers."""
-    if scenario is None or scenario.get("data") is None:
+    if scenario is None:
         return Situation()
-    model, loss = scenario["model"], scenario.get("loss") or {}
-    classes = 10 if scenario["data"]["name"] == "digits" else 2
+    model, data, optimizer = scenario["model"], scenario.get("data"), scenario["optimizer"]["name"]
+    if data is None:
+        return Situation(optimizer=optimizer, surface=model["name"] == "surface")
+    entropy = (scenario.get("loss") or {}).get("name", "cross_entropy") == "cross_entropy"
+    text = data["name"] == "text"
     return Situation(
-        classes=classes if loss.get("name", "cross_entropy") == "cross_entropy" else None,
-        optimizer=scenario["optimizer"]["name"],
+        classes=(10 if data["name"] == "digits" else 2) if entropy and not text else None,
+        guess=LETTERS_NATS if entropy and text else None,
+        optimizer=optimizer,
         activation=model["activation"]["name"],
         residual=model["residual"]["name"] == "on",
         norm=model["norm"]["name"] != "none",

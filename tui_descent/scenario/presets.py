@@ -12,8 +12,8 @@ from tui_descent.scenario.validate import Problem, nearest
 PACKAGE = Path(__file__).resolve().parent.parent
 # Learner's order: what a gradient step is, a run that works, then what can go wrong.
 ORDER = (
-    "first-descent", "healthy", "vanishing", "dead-relu", "plateau", "saddle", "too-hot", "edge-of-stability",
-    "transformer",
+    "first-descent", "healthy", "vanishing", "exploding", "dead-relu", "plateau", "saddle", "too-hot",
+    "edge-of-stability", "transformer",
 )  # fmt: skip
 
 

@@ -1,0 +1,292 @@
+"""An oracle that knows nothing of readings: it tries changes out on a net as it stands and sees what trains.
+
+Its only measure is `gain`: 1 − (mean loss of a trial's last steps) / ln C, so 0 is guessing and 1 is perfect.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from diagnosis_nets import CPU, blocks_of, changed, draw, situation_of
+from torch import nn
+
+from tui_descent.scenario.optimizers import map_rate
+from tui_descent.scenario.spec import InitSpec, MlpModel, Scenario
+from tui_descent.scenario.validate import convert
+from tui_descent.training import surgery
+from tui_descent.training.build import Setup, build
+from tui_descent.training.nets import parts
+
+STANDS = 240  # steps after which the oracle is asked, and the diagnosis
+TRIAL = 240
+TAIL = 20
+ADAMS = 3e-3  # a good rate of Adam's
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What trying out established. `gains` by change; `findings` is empty where nothing was established."""
+
+    findings: frozenset[str]
+    cures: frozenset[str]
+    gains: dict[str, float]
+    rose: bool
+
+    @property
+    def ill(self) -> bool:
+        return bool(self.findings) and "healthy" not in self.findings
+
+
+HEALTHY = 0.6  # of the best change's gain: as good as it gets
+ILL = 0.4  # under this part of it something is clearly wrong; in between both words are right
+ESTABLISHED = 0.3  # a best gain under this says nothing
+CLEARLY = 0.6  # a change cures with this part of the best gain
+
+
+class Oracle:
+    """Tries changes on one net, from where its window ended or, where that is spoilt, from its beginning."""
+
+    def __init__(self, scenario: Scenario, *, after: int = STANDS) -> None:
+        self.scenario = scenario
+        self.classes = situation_of(scenario).classes or 0
+        self.start = build(scenario, on=CPU)
+        self.end = copy.deepcopy(self.start)
+        losses = train(self.end, after)
+        first, last = sum(losses[:3]) / 3, sum(losses[-10:]) / 10
+        guess = math.log(self.classes)
+        self.broke = not math.isfinite(losses[-1]) or len(losses) < after
+        self.rose = self.broke or last > 1.25 * max(first, guess)
+
+    def gain(self, setup: Setup, transitions: Sequence[surgery.Transition] = ()) -> float:
+        losses = train(setup, TRIAL, transitions)
+        if len(losses) < TRIAL or not math.isfinite(losses[-1]):
+            return -math.inf
+        return 1 - sum(losses[-TAIL:]) / TAIL / math.log(self.classes)
+
+    def verdict(self) -> Verdict:
+        gains = {"as is": -math.inf if self.broke else self.gain(copy.deepcopy(self.end))}
+        if gains["as is"] > 0.85:
+            return Verdict(frozenset({"healthy"}), frozenset(), gains, self.rose)
+        for name, change in CHANGES.items():
+            made = change(self)
+            if made is not None:
+                gains[name] = self.gain(*made)
+        return judge(gains, scenario=self.scenario, broke=self.broke, rose=self.rose)
+
+    def state(self) -> Setup:
+        """Where a knob would act: the window's end, or the beginning after an undo."""
+        return copy.deepcopy(self.start if self.rose else self.end)
+
+
+def judge(gains: dict[str, float], *, scenario: Scenario, broke: bool, rose: bool) -> Verdict:
+    """Which findings a pattern of cures means."""
+    as_is = gains["as is"]
+    best = max(gains.values())
+    if best < ESTABLISHED:
+        known = frozenset({"diverged", "diverging"}) if broke else frozenset[str]()
+        return Verdict(known, frozenset(), gains, rose)
+    if as_is >= HEALTHY * best:
+        return Verdict(frozenset({"healthy"}), frozenset(), gains, rose)
+    cures = frozenset(n for n, g in gains.items() if n != "as is" and g >= CLEARLY * best and g > as_is + 0.1)
+    findings = {"healthy"} if as_is >= ILL * best else set[str]()
+    findings |= {"diverged", "diverging"} if broke else set()
+    return Verdict(frozenset(findings | _meant(cures, scenario, rose)), cures, gains, rose)
+
+
+def _meant(cures: frozenset[str], scenario: Scenario, rose: bool) -> set[str]:
+    """What is wrong where just these changes cure."""
+    assert isinstance(scenario.model, MlpModel)
+    activation, optimizer = scenario.model.activation.name, scenario.optimizer
+    faster = bool(cures & {"lr*10", "lr*100", "lr*1000"})
+    # Adam cures, but not at the rate that is carried over: it is the rate that does.
+    rated = "adam" in cures and "adam mapped" not in cures and map_rate(optimizer.name, "adam", optimizer.lr).lr < ADAMS
+    slower = bool(cures & {"lr/10", "lr/100", "undo lr/10"})
+    smaller, larger = bool(cures & {"init/2", "init/4"}), bool(cures & {"init*2", "init*4"})
+    redrawn = bool(cures & {"init he", "init xavier", "unbounded"})
+    built = bool(cures & {"residual", "norm pre", "norm mid"})
+    findings = set[str]()
+    if slower:
+        findings |= {"diverging", "rate at the edge"}
+    if faster or rated:
+        findings |= {"rate too small", "plateau"}
+    if smaller and not larger:
+        findings |= {"exploding"}
+    if activation in ("tanh", "sigmoid") and cures & {"init/2", "init/4", "unbounded"}:
+        findings |= {"saturated"}
+    if activation == "relu" and cures & {"leaky_relu", "bias 0"}:
+        findings |= {"dead units"}
+    if not faster and not smaller and (larger or redrawn or built):
+        findings |= {"vanishing"}
+    if built and not redrawn and not larger and not slower and not smaller:
+        findings |= {"plateau"}  # a way around cures, and nothing says that the way through was lost
+    if "adam" in cures and not slower and not smaller and not rose:
+        findings |= {"plateau"}
+    return findings
+
+
+def train(setup: Setup, steps: int, transitions: Sequence[surgery.Transition] = ()) -> list[float]:
+    under_way, losses = list(transitions), []
+    for _ in range(steps):
+        under_way = [t for t in under_way if not t.advance()]
+        loss = setup.loss()
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]) or losses[-1] > 1e12:
+            losses[-1] = math.nan
+            break
+        setup.optimizer.zero_grad()
+        loss.backward()
+        setup.optimizer.step()
+    return losses
+
+
+Made = tuple[Setup, Sequence[surgery.Transition]] | tuple[Setup] | None
+
+
+def _rate(factor: float) -> Callable[[Oracle], Made]:
+    def change(oracle: Oracle) -> Made:
+        setup = oracle.state()
+        for group in setup.optimizer.param_groups:
+            group["lr"] *= factor
+        return (setup,)
+
+    return change
+
+
+def _undone(oracle: Oracle) -> Made:
+    setup = copy.deepcopy(oracle.start)
+    for group in setup.optimizer.param_groups:
+        group["lr"] /= 10
+    return (setup,)
+
+
+def _scaled(factor: float) -> Callable[[Oracle], Made]:
+    def change(oracle: Oracle) -> Made:
+        setup = copy.deepcopy(oracle.start)
+        with torch.no_grad():
+            for block in blocks_of(setup):
+                block.linear.weight.mul_(factor)
+        return (setup,)
+
+    return change
+
+
+def _redrawn(name: str) -> Callable[[Oracle], Made]:
+    def change(oracle: Oracle) -> Made:
+        setup = copy.deepcopy(oracle.start)
+        generator = torch.Generator().manual_seed(oracle.scenario.run.seed + 1)
+        for module in setup.model.modules():
+            if isinstance(module, nn.Linear):
+                parts.draw(module.weight, convert(InitSpec, {"name": name}, "", []), generator)  # type: ignore[arg-type]
+                nn.init.zeros_(module.bias)
+        return (setup,)
+
+    return change
+
+
+def _residual(oracle: Oracle) -> Made:
+    setup = oracle.state()
+    blocks = blocks_of(setup)
+    if any(block.skip is not None for block in blocks):
+        return None
+    return setup, [surgery.open_skip(block, len(blocks) ** -0.5, steps=20) for block in blocks]
+
+
+def _leaky(oracle: Oracle) -> Made:
+    setup = oracle.state()
+    if not any(isinstance(block.activation, nn.ReLU) for block in blocks_of(setup)):
+        return None
+    for block in blocks_of(setup):
+        block.activation = nn.LeakyReLU(0.2)
+    return (setup,)
+
+
+def _unbounded(oracle: Oracle) -> Made:
+    setup = oracle.state()
+    if not any(isinstance(block.activation, nn.Tanh | nn.Sigmoid) for block in blocks_of(setup)):
+        return None
+    for block in blocks_of(setup):
+        block.activation = nn.LeakyReLU(0.01)
+    return (setup,)
+
+
+def _unbiased(oracle: Oracle) -> Made:
+    setup = oracle.state()
+    if not any(bool(block.linear.bias.abs().max() > 0.5) for block in blocks_of(setup)):
+        return None
+    for block in blocks_of(setup):
+        nn.init.zeros_(block.linear.bias)
+    return (setup,)
+
+
+def _normed(where: str) -> Callable[[Oracle], Made]:
+    def change(oracle: Oracle) -> Made:
+        state = oracle.state()
+        if any(block.norm is not None for block in blocks_of(state)):
+            return None
+        setup = build(changed(oracle.scenario, model={"norm": {"name": "layer", "where": where}}), on=CPU)
+        missing, _ = setup.model.load_state_dict(state.model.state_dict(), strict=False)
+        assert all("norm" in name for name in missing)
+        setup.batches = state.batches
+        return (setup,)
+
+    return change
+
+
+def _adam(oracle: Oracle) -> Made:
+    setup = oracle.state()
+    setup.optimizer = torch.optim.Adam(setup.model.parameters(), lr=ADAMS)
+    return (setup,)
+
+
+def _mapped(oracle: Oracle) -> Made:
+    """As the knob does it: the rate is carried over."""
+    setup, optimizer = oracle.state(), oracle.scenario.optimizer
+    rate = map_rate(optimizer.name, "adam", optimizer.lr).lr
+    setup.optimizer = torch.optim.Adam(setup.model.parameters(), lr=rate)
+    return (setup,)
+
+
+CHANGES: dict[str, Callable[[Oracle], Made]] = {
+    "lr*10": _rate(10.0),
+    "lr*100": _rate(100.0),
+    "lr*1000": _rate(1000.0),
+    "lr/10": _rate(0.1),
+    "lr/100": _rate(0.01),
+    "undo lr/10": _undone,
+    "residual": _residual,
+    "init he": _redrawn("he"),
+    "init xavier": _redrawn("xavier"),
+    "init/2": _scaled(0.5),
+    "init/4": _scaled(0.25),
+    "init*2": _scaled(2.0),
+    "init*4": _scaled(4.0),
+    "leaky_relu": _leaky,
+    "unbounded": _unbounded,
+    "bias 0": _unbiased,
+    "norm pre": _normed("pre"),
+    "norm mid": _normed("mid"),
+    "adam": _adam,
+    "adam mapped": _mapped,
+}
+
+
+def _keep(first: int, end: int) -> str:
+    """The oracle's gains of these seeds as JSON, a line a net."""
+    lines = []
+    for seed in range(first, end):
+        oracle = Oracle(draw(seed))
+        verdict = oracle.verdict()
+        gains = {name: round(gain, 4) if math.isfinite(gain) else None for name, gain in verdict.gains.items()}
+        lines.append(f'  "{seed}": {json.dumps({"broke": oracle.broke, "rose": verdict.rose, "gains": gains})}')
+    return "{\n" + ",\n".join(lines) + "\n}"
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(_keep(int(sys.argv[1]), int(sys.argv[2])))

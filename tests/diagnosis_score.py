@@ -1,0 +1,127 @@
+"""What the diagnosis says of the nets, held against what the oracle found, in one table."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Collection, Iterable
+
+from diagnosis_nets import Seen, situation_of
+from diagnosis_oracle import Verdict
+
+from tui_descent.protocol.events import Advice
+from tui_descent.scenario import presets
+from tui_descent.scenario.spec import Scenario
+from tui_descent.telemetry.diagnosis import Diagnosis, Finding
+
+ALL = frozenset({"lr", "activation", "residual", "pace", "norm", "optimizer", "init", "undo"})
+SURE = 0.8
+
+
+def diagnosis_of(scenario: Scenario, seen: Seen, *, may: Collection[str] = ALL) -> Diagnosis:
+    return Diagnosis(seen.layers, knobs=may, situation=situation_of(scenario))
+
+
+def feed(diagnosis: Diagnosis, seen: Seen, steps: Iterable[int], *, every: int = 1) -> None:
+    for step in steps:
+        diagnosis.stepped(step, seen.losses[step])
+        if step % every == 0 and step in seen.readings:
+            diagnosis.read(seen.readings[step])
+
+
+def found(scenario: Scenario, seen: Seen, *, may: Collection[str] = ALL, every: int = 1) -> Finding | None:
+    diagnosis = diagnosis_of(scenario, seen, may=may)
+    feed(diagnosis, seen, range(len(seen.losses)), every=every)
+    return diagnosis.finding()
+
+
+def preset(name: str, *, seed: int = 0) -> Scenario:
+    return presets.find(name, overrides=[f"run.seed={seed}", "run.threads=1"])[1]
+
+
+def changes_of(advice: Advice) -> set[str]:
+    """The oracle's names for a piece of advice."""
+    if advice.knob == "lr":
+        return {f"lr{advice.value}", f"undo lr{advice.value}"}
+    if advice.knob == "norm":
+        return {"norm mid" if "mid" in advice.value else "norm pre"}
+    if advice.knob == "activation":
+        return {"leaky_relu" if advice.value == "leaky_relu" else "unbounded"}
+    if advice.knob == "optimizer":
+        return {"adam mapped"}  # as the knob does it
+    return {"residual": {"residual"}, "init": {f"init {advice.value}"}}.get(advice.knob, set())
+
+
+@dataclasses.dataclass(slots=True)
+class Score:
+    """`right` by class or by a first advice that cures, `named` by class alone."""
+
+    table: Counter[tuple[str, str]] = dataclasses.field(default_factory=Counter)
+    wrong: list[str] = dataclasses.field(default_factory=list)
+    judged: int = 0
+    unknown: int = 0
+    right: int = 0
+    named: int = 0
+    ill: int = 0
+    ill_right: int = 0
+    ill_named: int = 0
+    cured: int = 0
+    advised: int = 0
+    broad: int = 0
+    bands: dict[float, list[int]] = dataclasses.field(default_factory=lambda: {0.5: [0, 0], 0.65: [0, 0], SURE: [0, 0]})
+
+    def add(self, seed: int, verdict: Verdict, finding: Finding | None) -> None:
+        if not verdict.findings:
+            self.unknown += 1
+            return
+        name = finding.finding if finding else "nothing"
+        first = next((a for a in finding.advice if a.knob != "undo"), None) if finding else None
+        named = name in verdict.findings
+        cures = first is not None and bool(changes_of(first) & verdict.cures)
+        self.judged += 1
+        self.named += named
+        self.right += named or cures
+        self.broad += len(verdict.findings)
+        if finding is not None:
+            band = self.bands[max(b for b in self.bands if b <= max(0.5, finding.sure))]
+            band[0] += named or cures
+            band[1] += 1
+        self.table[" / ".join(sorted(verdict.findings)), name] += 1
+        if verdict.ill:
+            self.ill += 1
+            self.ill_named += named
+            self.ill_right += named or cures
+            self.advised += first is not None
+            self.cured += cures
+        if not (named or cures):
+            self.wrong.append(f"{seed}: {name}, oracle {sorted(verdict.findings)} {sorted(verdict.cures)}")
+
+    @property
+    def share(self) -> float:
+        return self.right / self.judged
+
+    @property
+    def sure(self) -> int:
+        """Nets it is sure about."""
+        return self.bands[SURE][1]
+
+    @property
+    def sure_share(self) -> float:
+        """The share of those that it is right about."""
+        return self.bands[SURE][0] / self.sure
+
+    def __str__(self) -> str:
+        rows = [f"{n:4d}  {oracle:64s} → {name}" for (oracle, name), n in sorted(self.table.items())]
+        return "\n".join(
+            [
+                *rows,
+                f"{self.right}/{self.judged} = {self.share:.1%} right, {self.named / self.judged:.1%} by name alone; "
+                f"{self.unknown} nets left out: nothing that was tried trains them",
+                *(f"sure from {b}: {right}/{of} right" for b, (right, of) in self.bands.items()),
+                f"of the ill: {self.ill_right}/{self.ill} right, {self.ill_named} by name alone; "
+                f"the first advice cures {self.cured} of {self.advised} that got one",
+                f"always 'healthy' would be right on {sum(n for (o, _), n in self.table.items() if 'healthy' in o)}, "
+                f"the oracle admits {self.broad / self.judged:.2f} findings a net",
+                *self.wrong,
+            ]
+        )

@@ -1,0 +1,210 @@
+"""What the diagnosis says of the presets: each sickness by its name soon after it began, the healthy never sick."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+from diagnosis_nets import Observed
+from diagnosis_score import diagnosis_of, feed, found, preset
+
+from tui_descent.instruments.curvature import Curvature, stability_limit
+from tui_descent.keeper.diagnosing import LETTERS_NATS
+from tui_descent.scenario import knobs, presets
+from tui_descent.scenario.keys import KEYS
+from tui_descent.telemetry.diagnosis import Diagnosis, sentence
+from tui_descent.training.data import text
+
+TODAY = frozenset(knobs.KNOBS)
+# Sick from the first step on.
+NAMED = {
+    "vanishing": {"vanishing"},
+    "exploding": {"exploding"},
+    "plateau": {"plateau", "rate too small"},
+    "too-hot": {"diverging", "diverged"},
+    "dead-relu": {"dead units"},
+    "transformer": {"vanishing"},
+}
+# The key that each preset's story and claims tell of; of too-hot's NaN only going back helps.
+HELPS = {
+    "vanishing": "residual",
+    "exploding": "norm",
+    "plateau": "lr",
+    "too-hot": "undo",
+    "dead-relu": "activation",
+    "transformer": "residual",
+}
+WITHIN = 60
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", sorted(NAMED))
+def test_a_presets_illness_is_named_within_sixty_steps(name: str, seed: int) -> None:
+    scenario = preset(name, seed=seed)
+    seen = Observed(scenario).run(WITHIN, every=1)
+    for every in (1, 7, 50):
+        finding = found(scenario, seen, may=TODAY | {"undo"}, every=every)
+        assert finding is not None
+        assert finding.finding in NAMED[name], every
+        assert finding.sure >= 0.6
+        assert HELPS[name] in {a.knob for a in finding.advice}
+
+
+@pytest.mark.parametrize("name", sorted({*NAMED} - {"too-hot"}))
+def test_no_preset_that_is_sick_is_called_healthy(name: str) -> None:
+    scenario = preset(name)
+    observed = Observed(scenario)
+    seen = observed.run(240 if name != "transformer" else 120, every=5)
+    diagnosis = diagnosis_of(scenario, seen)
+    said = Counter[str]()
+    for step in range(len(seen.losses)):
+        feed(diagnosis, seen, [step])
+        said[_said(diagnosis)] += 1
+    assert set(said) <= NAMED[name] | {"nothing"}
+
+
+def test_what_helps_fits_on_a_line_of_eighty_columns() -> None:
+    scenario = preset("exploding")
+    finding = found(scenario, Observed(scenario).run(WITHIN, every=10), may=TODAY)
+    assert finding is not None
+    assert sentence(finding).endswith(" Try n norm layer mid instant.")
+    assert len(f" {finding.finding}  {sentence(finding)}") <= 80
+
+
+def test_every_preset_is_judged_here() -> None:
+    judged = {*NAMED, "healthy", "first-descent", "saddle", "edge-of-stability"}
+    assert judged <= set(presets.names())
+    assert {p for p in presets.names() if p in {*HELPS}} == {*NAMED}
+
+
+def test_advice_can_be_sent_as_it_stands() -> None:
+    for name in NAMED:
+        scenario = preset(name)
+        finding = found(scenario, Observed(scenario).run(WITHIN, every=10), may=TODAY)
+        assert finding is not None
+        for advice in finding.advice:
+            knobs.parse(f"{advice.knob}={advice.value}")
+            assert any(advice.key in (key.shown, *key.keys) and key.knob == advice.knob for key in KEYS)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_healthy_run_is_never_called_ill(seed: int) -> None:
+    scenario = preset("healthy", seed=seed)
+    seen = Observed(scenario).run(600, every=5)
+    diagnosis = diagnosis_of(scenario, seen)
+    sparse = diagnosis_of(scenario, seen)
+    names = Counter[str]()
+    for step in range(600):
+        feed(diagnosis, seen, [step])
+        feed(sparse, seen, [step], every=50)
+        names.update((_said(diagnosis), _said(sparse)))
+    assert set(names) == {"healthy", "nothing"}
+    assert names["healthy"] > 1000
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_cured_run_is_never_called_ill_again(seed: int) -> None:
+    scenario = preset("vanishing", seed=seed)
+    observed = Observed(scenario)
+    observed.run(100, every=5)
+    diagnosis = diagnosis_of(scenario, observed.seen)
+    feed(diagnosis, observed.seen, range(100))
+    assert _said(diagnosis) == "vanishing"
+    observed.turn_residual_on()
+    diagnosis.intervened(100, "residual", "on")
+    observed.run(500, every=5)
+    names = Counter[str]()
+    for step in range(100, 600):
+        feed(diagnosis, observed.seen, [step])
+        names[_said(diagnosis)] += 1
+    assert set(names) == {"healthy", "nothing"}
+    assert names["nothing"] < 50
+
+
+def test_a_transformer_with_its_residuals_back_trains() -> None:
+    """It stands at the entropy of single letters for a while; called healthy only once it is under it."""
+    scenario = preset("transformer")
+    observed = Observed(scenario)
+    observed.run(100, every=10)
+    diagnosis = diagnosis_of(scenario, observed.seen)
+    feed(diagnosis, observed.seen, range(100))
+    assert _said(diagnosis) == "vanishing"
+    observed.turn_residual_on()
+    diagnosis.intervened(100, "residual", "on")
+    observed.run(160, every=10)
+    for step in range(100, 260):
+        feed(diagnosis, observed.seen, [step])
+        if (finding := diagnosis.finding()) is not None and finding.finding != "healthy":
+            assert finding.sure < 0.8, step
+    assert _said(diagnosis) == "healthy"
+
+
+def test_ten_steps_down_a_parabola_are_never_called_ill() -> None:
+    scenario = preset("first-descent")
+    seen = Observed(scenario).run(200, every=1)
+    diagnosis = diagnosis_of(scenario, seen)
+    for step in range(200):
+        feed(diagnosis, seen, [step])
+        assert _said(diagnosis) in ("healthy", "nothing"), step
+
+
+def test_the_saddle_is_named_once_the_loss_lies_flat_and_until_it_falls_off() -> None:
+    """Sick from where twenty steps change the loss by less than a fiftieth of where it began."""
+    scenario = preset("saddle")
+    observed = Observed(scenario)
+    curvature = Curvature(observed.setup.probe, observed.parameters)
+    diagnosis, blind = diagnosis_of(scenario, observed.seen), diagnosis_of(scenario, observed.seen)
+    said = []
+    for step in range(800):
+        if step % 20 == 0:
+            reading = curvature.measure()
+            diagnosis.curvature(reading.lambda_max, reading.lambda_min)
+        observed.run(1, every=10)
+        feed(diagnosis, observed.seen, [step])
+        feed(blind, observed.seen, [step])
+        said.append(_said(diagnosis))
+        assert _said(blind) in ("healthy", "nothing"), "without the curvature it is not known"
+    losses = observed.seen.losses
+    fallen = [losses[n - 20] - losses[n] for n in range(20, 800)]
+    flat = next(n for n in range(20, 800) if fallen[n - 20] < 0.02 * losses[0])
+    leaves = next(n for n in range(flat + WITHIN, 800) if fallen[n - 20] > 0.02 * losses[0])
+    assert leaves > flat + 400
+    assert set(said[: flat - 20]) == {"healthy", "nothing"}
+    assert set(said[flat + WITHIN : leaves]) == {"saddle"}
+    assert said[-1] == "healthy"
+
+
+def test_the_edge_of_stability_is_named_once_the_curvature_has_come_to_it() -> None:
+    """Well until then: it climbs there while the loss falls."""
+    scenario = preset("edge-of-stability")
+    observed = Observed(scenario)
+    curvature = Curvature(observed.setup.probe, observed.parameters)
+    limit = stability_limit(observed.setup.optimizer, observed.setup.optimizer.param_groups[0]["lr"])
+    assert limit is not None
+    diagnosis = diagnosis_of(scenario, observed.seen)
+    said, arrived = [], 0
+    for step in range(560):
+        if step % 20 == 0:
+            reading = curvature.measure()
+            edge = reading.lambda_max / limit.lambda_max
+            arrived = arrived or (step if edge >= 0.95 else 0)
+            diagnosis.curvature(reading.lambda_max, reading.lambda_min, edge=edge)
+        observed.run(1, every=10)
+        feed(diagnosis, observed.seen, [step])
+        said.append(_said(diagnosis))
+    assert arrived > 100
+    assert set(said[:arrived]) == {"healthy", "nothing"}
+    assert "rate at the edge" in said[arrived : arrived + WITHIN]
+    assert set(said[arrived:]) <= {"rate at the edge", "healthy"}
+
+
+def test_what_letters_alone_give_is_the_entropy_of_the_text() -> None:
+    counts = Counter(c for c in text.pages() if c in text.SYMBOLS)
+    shares = [n / counts.total() for n in counts.values()]
+    assert abs(LETTERS_NATS + math.fsum(p * math.log(p) for p in shares)) < 0.03
+
+
+def _said(diagnosis: Diagnosis) -> str:
+    finding = diagnosis.finding()
+    return finding.finding if finding else "nothing"

@@ -1,0 +1,93 @@
+"""The diagnosis in the keeper: fed with events, it tells what it found."""
+
+from __future__ import annotations
+
+from tui_descent.keeper.diagnosing import LETTERS_NATS, Diagnosing, situation
+from tui_descent.protocol.curvature import CurvatureReading, Limit
+from tui_descent.protocol.events import (
+    CurvatureTaken,
+    Diagnosed,
+    KnobState,
+    Layer,
+    ReadingsTaken,
+    RunStarted,
+    StepsCompleted,
+)
+from tui_descent.scenario import presets
+from tui_descent.scenario.toml import to_table
+
+
+def started(name: str) -> RunStarted:
+    return RunStarted(
+        run="x",
+        title="x",
+        name=name,
+        scenario=to_table(presets.find(name)[1]),
+        device="cpu",
+        threads=1,
+        parameters=544,
+        layers=tuple(Layer(name=f"blocks.{n}.linear", kind="Linear", params=272, block=n) for n in range(2)),
+        knobs=(KnobState(name="lr", value="0.1"), KnobState(name="optimizer", value="sgd")),
+    )
+
+
+def curvature(lambda_max: float, lambda_min: float, limit: float) -> CurvatureTaken:
+    hessian = CurvatureReading(
+        lambda_max=lambda_max,
+        lambda_min=lambda_min,
+        residual_max=0.0,
+        residual_min=0.0,
+        products=9,
+        negative_fraction=None,
+        negative_below=0.01,
+        how="Lanczos",
+        converged=True,
+        parameters=544,
+    )
+    allowed = Limit(lambda_max=limit, formula="2/lr", preconditioned=False)
+    return CurvatureTaken(segment=0, step=50, hessian=hessian, limit=allowed, seconds=0.1)
+
+
+def steps_at(loss: float, steps: range) -> StepsCompleted:
+    n = len(steps)
+    return StepsCompleted(segment=0, first=steps.start, losses=[loss] * n, lrs=[0.1] * n, times_s=[0.0] * n)
+
+
+def findings(diagnosing: Diagnosing, loss: float, steps: range) -> list[str]:
+    reading = ReadingsTaken(
+        segment=0,
+        step=steps.start,
+        values={"backprop_factor": [1.0, 1.0], "update_norm": [0.01, 0.01], "grad_norm": [0.1, 0.1]},
+        ages=[0, 0],
+        global_grad_norm=0.2,
+        watch_cost=0.0,
+    )
+    told = list(diagnosing.hear(reading))
+    told += diagnosing.hear(steps_at(loss, steps))
+    return [event.finding for event in told if isinstance(event, Diagnosed)]
+
+
+def test_it_names_a_saddle_once_the_curvature_is_told() -> None:
+    diagnosing = Diagnosing()
+    assert not list(diagnosing.hear(started("plateau")))
+    assert findings(diagnosing, 2.3, range(60)) == ["plateau"]
+    assert not list(diagnosing.hear(curvature(3.0, -0.5, 40.0)))
+    assert findings(diagnosing, 2.3, range(60, 80)) == ["saddle"]
+
+
+def test_it_names_the_edge_once_the_curvature_is_told() -> None:
+    diagnosing = Diagnosing()
+    list(diagnosing.hear(started("edge-of-stability")))
+    list(diagnosing.hear(curvature(1.30, -0.1, 1.33)))
+    assert not findings(diagnosing, 1.0, range(3))
+    assert findings(diagnosing, 0.2, range(3, 60)) == ["rate at the edge"]
+
+
+def test_a_situation_tells_what_a_guess_costs() -> None:
+    told = {name: situation(to_table(presets.find(name)[1])) for name in presets.names()}
+    assert told["vanishing"].classes == 10
+    assert (told["transformer"].classes, told["transformer"].guess) == (None, LETTERS_NATS)
+    assert (told["edge-of-stability"].classes, told["edge-of-stability"].guess) == (None, None)
+    assert told["saddle"].surface
+    assert not told["vanishing"].surface
+    assert situation(None).optimizer is None
