@@ -31,7 +31,6 @@ from tui_descent.protocol.events import (
     KnobTurned,
     Marked,
     Rewound,
-    SnapshotTaken,
     State,
     StateChanged,
     Status,
@@ -41,6 +40,7 @@ from tui_descent.training.link import Link
 from tui_descent.training.memory import Memory
 from tui_descent.training.moments import Moment
 from tui_descent.training.orders import Batch, Orders
+from tui_descent.training.pace import Beat
 from tui_descent.training.past import INDIFFERENT, Past, undoable
 from tui_descent.training.ratesweep import RangeTest
 from tui_descent.training.steering import Steering, Turned
@@ -93,7 +93,7 @@ class Control:
         self._needs_keeper = needs_keeper
         self._paused = False
         self._steps_left: int | None = None
-        self._due_s = 0.0
+        self._beat = Beat()
         self._turns = 0
         self._segments = 0
 
@@ -217,7 +217,8 @@ class Control:
                 link.wait(None)
                 continue
             self.state("running")
-            ahead_s = self._ahead_s()
+            # Single steps do not wait.
+            ahead_s = self._beat.ahead_s(None if self._steps_left is not None else self.steering.pace)
             if ahead_s <= 0:
                 return
             link.wait(ahead_s)
@@ -227,20 +228,6 @@ class Control:
     def _tell_memory(self, now_s: float) -> None:
         if self.memory is not None and now_s >= self.memory.due_s:
             self.tell(self.memory.taken(self.segment, self.step, now_s))
-
-    def _ahead_s(self) -> float:
-        """How long the pace asks to wait before the next update; single steps do not wait."""
-        if self.steering.pace is None or self._steps_left is not None:
-            self._due_s = 0.0
-            return 0.0
-        now_s, period_s = time.monotonic(), 1 / self.steering.pace
-        # After a pause, or when the pace was turned, the beat starts anew; a step late by less keeps it.
-        if not now_s - period_s < self._due_s <= now_s + period_s:
-            self._due_s = now_s
-        if self._due_s > now_s:
-            return self._due_s - now_s
-        self._due_s += period_s
-        return 0.0
 
     def carry_out(self, batch: Batch) -> None:
         """Do it and reply to every request in it, the one way or the other."""
@@ -293,16 +280,7 @@ class Control:
 
     def _snapshot(self, reason: str, *, at: Moment | None = None) -> None:
         assert self.past is not None
-        self.tell(
-            SnapshotTaken(
-                segment=at.segment if at is not None else self.segment,
-                step=at.step if at is not None else self.step,
-                reason=reason,
-                used_bytes=self.past.nbytes,
-                budget_bytes=self.past.budget,
-                disk_bytes=self.past.disk_bytes,
-            )
-        )
+        self.tell(self.past.taken(reason, *((self.segment, self.step) if at is None else (at.segment, at.step))))
 
     def _go(self, *, back: bool) -> str:
         """Undo or redo: what was done, in a word. Raises `ValueError` where it cannot be."""
@@ -314,7 +292,8 @@ class Control:
         try:
             if step.moment is None:
                 assert step.turn is not None
-                self._turn_by_value(step.turn)
+                order = Order(client=0, request=0, source="key", command=step.turn)
+                self._tell_turned(order, step.turn, self._turn(step.turn))
                 return f"{word}: {step.what}"
             step.moment.restore()
         except ValueError:
@@ -350,10 +329,6 @@ class Control:
         if self._broken:
             raise ValueError("a range test needs a loss that is a number; u goes back to the last good state")
         return self._sweeping.run(client)
-
-    def _turn_by_value(self, turn: TurnKnob) -> None:
-        order = Order(client=0, request=0, source="key", command=turn)
-        self._tell_turned(order, turn, self._turn(turn))
 
     def _turn(self, turn: TurnKnob, before: Moment | None = None) -> Turned:
         turned = self.steering.turn(turn, step=self.step, before=before)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 
 from tui_descent.protocol.commands import TurnKnob
+from tui_descent.protocol.events import SnapshotTaken
 from tui_descent.protocol.launch import UNDO_BUDGET, UNDO_FOLDER, Launch
 from tui_descent.training.disk import Disk
 from tui_descent.training.knobs.ground import Turned
@@ -145,6 +146,17 @@ class Past:
         except OSError as error:
             self._why += f"; the disk: {error.strerror}"
             return None
+
+    def taken(self, reason: str, segment: int, step: int) -> SnapshotTaken:
+        """What is to be told of a moment that was taken there."""
+        return SnapshotTaken(
+            segment=segment,
+            step=step,
+            reason=reason,
+            used_bytes=self.nbytes,
+            budget_bytes=self.budget,
+            disk_bytes=self.disk_bytes,
+        )
 
     def now_and_then(self, segment: int, step: int) -> Moment | None:
         """The state now, where the last one taken so is long enough ago."""
