@@ -7,7 +7,7 @@ costs more than the copy, since freed memory goes back to the system and comes a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ class Groups:
             self._place[n] = row
         self._kept: dict[tuple[str, int], Tensor] = {}
         self._kept_bytes = 0
+        self._cut_up: list[Tensor] = []
+        self._views: list[Tensor] = []
 
     def rows(self, tensors: Sequence[Tensor], *, room: str, copy: bool = False) -> list[Tensor]:
         """A (k, n) matrix a group, in the memory of that name; a group of one is a view unless `copy`."""
@@ -53,8 +55,13 @@ class Groups:
 
     def apart(self, rows: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
         """Views of the rows, each in its tensor's shape, in the tensors' own order."""
-        views = [row for matrix in rows for row in matrix.unbind()]
-        return [views[place].view(tensor.shape) for place, tensor in zip(self._place, like, strict=True)]
+        if len(self._cut_up) != len(rows) or any(a is not b for a, b in zip(self._cut_up, rows, strict=True)):
+            views = [row for matrix in rows for row in matrix.unbind()]
+            shaped = [views[place].view(tensor.shape) for place, tensor in zip(self._place, like, strict=True)]
+            if not all(any(row is kept for kept in self._kept.values()) for row in rows):
+                return shaped
+            self._views, self._cut_up = shaped, list(rows)
+        return self._views
 
     def own(self, rows: Sequence[Tensor], *, room: str) -> list[Tensor]:
         """The rows with those that are views copied, so that they outlast the tensors."""
@@ -75,26 +82,32 @@ class Groups:
         """Norms as `norms` has told them, in the tensors' own order; looked at again where float32 was not enough."""
         if rows and not wide(rows[0]) and not safe(values):
             values, at = list(values), 0
-            for matrix in rows:
-                again = [n for n in range(len(matrix)) if not safe(values[at + n : at + n + 1])]
-                if again and matrix.dtype != torch.float64:
-                    part = matrix if 2 * len(again) > len(matrix) else matrix[again]
-                    exact = _exact_norms(part)
-                    for k, n in enumerate(again):
-                        values[at + n] = exact[n if part is matrix else k]
+            for n, matrix in enumerate(rows):
+                here = slice(at, at + len(matrix))
+                if matrix.dtype != torch.float64 and not safe(values[here]):
+                    scaled, greatest = self._scaled(n, matrix, room="scaled")
+                    values[here] = (torch.linalg.vector_norm(scaled, dim=1).double() * greatest.double()).tolist()
                 at += len(matrix)
         return self.in_order(values)
 
-    def cosines(self, a: Sequence[Tensor], b: Sequence[Tensor], sizes: Iterable[Sequence[float]]) -> list[float]:
-        """The products of rows over their norms, which are given in the tensors' order: right however small they are.
+    def cosines(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> list[float]:
+        """The products of rows over their norms, in the tensors' order: right however small they are; 0 for zeros.
 
         Waits for the device.
         """
-        units = [
-            [_unit(matrix, [norms[n] for n in members]) for matrix, members in zip(rows, self._members, strict=True)]
-            for rows, norms in zip((a, b), sizes, strict=True)
-        ]
-        return self.in_order([v for column in self.dots(*units) for v in column.tolist()])
+        found: list[float] = []
+        for n, (x, y) in enumerate(zip(a, b, strict=True)):
+            (x, _), (y, _) = self._scaled(n, x, room="scaled"), self._scaled(n, y, room="scaled too")
+            sizes = torch.linalg.vector_norm(x, dim=1) * torch.linalg.vector_norm(y, dim=1)
+            found += (self._dot(n, x, y) / torch.where(sizes > 0, sizes, torch.ones_like(sizes))).tolist()
+        return self.in_order(found)
+
+    def _scaled(self, n: int, matrix: Tensor, *, room: str) -> tuple[Tensor, Tensor]:
+        """A group's rows over their greatest number, (k,): squares of these can neither under- nor overflow."""
+        floats = matrix.float() if matrix.dtype in (torch.float16, torch.bfloat16) else matrix
+        greatest = torch.maximum(floats.amax(dim=1), -floats.amin(dim=1))  # a thirtieth of what the ∞-norm takes
+        greatest = torch.where((greatest > 0) & greatest.isfinite(), greatest, torch.ones_like(greatest))
+        return torch.div(floats, greatest[:, None], out=self._matrix(room, n, floats, floats.shape)), greatest
 
     def _dot(self, n: int, x: Tensor, y: Tensor) -> Tensor:
         if wide(x):
@@ -119,8 +132,10 @@ class Groups:
 SAFE = (1e-13, 1e13)
 
 
-def safe(values: Iterable[float]) -> bool:
+def safe(values: Sequence[float]) -> bool:
     """Whether float32 sums of squares of these sizes are right; what is no number is as right as it gets."""
+    if not values or (SAFE[0] < min(values) and max(values) < SAFE[1]):
+        return True  # min and max may pass over a NaN, and stop at one
     return all(SAFE[0] < v < SAFE[1] or v != v for v in values)
 
 
@@ -143,19 +158,12 @@ def size_of(tensor: Tensor) -> Tensor | float:
         on_device: Tensor = torch.linalg.vector_norm(tensor, dtype=torch.float64)
         return on_device
     size: float = torch.linalg.vector_norm(tensor, dtype=_sum_dtype(tensor.dtype)).item()
-    return size if safe((size,)) or tensor.dtype == torch.float64 else _exact_norms(tensor.reshape(1, -1))[0]
-
-
-def _unit(rows: Tensor, sizes: Sequence[float]) -> Tensor:
-    """(k, n) rows over their norms; a row of zeros stays one."""
-    by = torch.tensor([1 / size if size > 0 else 1.0 for size in sizes], dtype=torch.float64)
-    # In two steps: the reciprocal of a number under 1e-38 is infinite in float32.
-    first = by.clamp(max=1e30)
-    floats = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
-    once = floats * first.to(floats.device, floats.dtype)[:, None]
-    rest = by / first
-    twice: Tensor = once if bool((rest == 1).all()) else once * rest.to(floats.device, floats.dtype)[:, None]
-    return twice
+    if safe((size,)) or tensor.dtype == torch.float64:
+        return size
+    if tensor.device.type == "mps":  # no float64 there
+        return Groups([tensor]).exact([tensor.reshape(1, -1)], [size])[0]
+    exact: float = torch.linalg.vector_norm(tensor, dtype=torch.float64).item()
+    return exact
 
 
 # Numbers made float64 at a time.
@@ -165,17 +173,6 @@ _AT_ONCE = 1 << 24
 def _wide_dots(x: Tensor, y: Tensor) -> Tensor:
     parts = zip(torch.split(x, _AT_ONCE, dim=1), torch.split(y, _AT_ONCE, dim=1), strict=True)
     return torch.stack([(a.double() * b.double()).sum(dim=1) for a, b in parts]).sum(dim=0)
-
-
-def _exact_norms(matrix: Tensor) -> list[float]:
-    """A float32 sum of squares in float64 can neither under- nor overflow."""
-    if matrix.device.type != "mps":
-        exact: list[float] = torch.linalg.vector_norm(matrix, dim=1, dtype=torch.float64).tolist()
-        return exact
-    greatest = matrix.float().abs().amax(dim=1)  # no float64 there: over the greatest number instead
-    by = torch.where((greatest > 0) & greatest.isfinite(), greatest, torch.ones_like(greatest))
-    sizes: list[float] = (torch.linalg.vector_norm(matrix / by[:, None], dim=1).cpu().double() * by.cpu()).tolist()
-    return sizes
 
 
 def _sum_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -165,7 +165,7 @@ def _cosines(
         each = [p / size if size else 0.0 for p, size in zip(products, sizes, strict=True)]
     else:
         # Of unit rows the product is the cosine, however small the gradients.
-        each = now.groups.cosines(now.rows, previous.rows, (new, old))
+        each = now.groups.cosines(now.rows, previous.rows)
         products = [c * size for c, size in zip(each, sizes, strict=True)]
     size = math.hypot(*new) * math.hypot(*old)
     by_parameter = {n: c for n, c, both in zip(now.of, each, sizes, strict=True) if both}
