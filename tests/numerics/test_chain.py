@@ -304,3 +304,13 @@ def test_the_ledger_is_told_with_every_reading_of_fixed_steps(kept: Kept) -> Non
     for ledger in ledgers:
         assert len(ledger.entries) == 3
         assert all(e.discrepancy is not None and e.discrepancy <= 1e-5 for e in ledger.entries)
+
+
+def test_an_empty_batch_has_no_activations() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    net_structure = structure(net)
+    activations = Activations(net_structure.activations, net_structure.layers)
+    activations.attach()
+    net(torch.zeros(0, 4))
+    activations.detach()
+    assert activations.read().now() == {}

@@ -76,6 +76,8 @@ class Activations:
         """By layer row, what the pass showed."""
         groups: dict[object, list[int]] = {}
         for n, (z, _) in self._seen.items():
+            if not z.numel():
+                continue  # an empty batch has no activations
             module = self._watched[n].module
             alike = type(module) in FORMULAS and z.numel() <= TOGETHER
             key = (type(module), module.extra_repr(), z.shape, z.dtype, self._channels_first[n]) if alike else n
