@@ -1,7 +1,8 @@
 """What watching costs: a plain loop against the same loop watched, with a real keeper, and against two usual ways.
 
 The variants run in short turns, over and over, so a machine that slows down slows all alike; the ratio is that of their
-whole times, its range that of ten parts of the run. `plain again` against `plain` (A/A) shows what 1 looks like. On
+whole times, its range that of ten parts of the run. Plain and watched are one net, with the watch off and on; another,
+equal net against it (A/A) shows what 1 looks like. On
 one CPU thread the seconds are the thread's own CPU seconds, which other programs on the machine disturb less.
 
     python benchmarks/overhead.py --workloads W1,W2 --seconds 60
@@ -30,7 +31,7 @@ from tui_descent import watch
 
 Step = Callable[[int], Tensor]
 PARTS = 10
-TURN_S = 0.05
+TURN_S = 0.25
 
 
 @dataclass
@@ -39,7 +40,8 @@ class Timed:
 
     step: Step
     seconds: list[float] = field(default_factory=list)
-    resume: Callable[[], None] = lambda: None  # before a turn: what the others did meanwhile is not its own
+    resume: Callable[[], None] = lambda: None  # before a turn
+    pause: Callable[[], None] = lambda: None  # after it
 
 
 @dataclass
@@ -137,11 +139,19 @@ def measure(
             run.step(loss)
             return loss
 
+        def off() -> None:
+            run._updates.detach()
+
+        def on() -> None:
+            run._updates.attach()
+            run._forget_clock()
+
+        # One net, watched in one turn and not in the next: two equal nets differ by a percent by where they lie.
         variants = {
-            "plain": Timed(plain(workloads.make(name, device, fused=fused))),
-            "watched": Timed(watched, resume=run._forget_clock),
+            "plain": Timed(body, resume=off),
+            "watched": Timed(watched, resume=on, pause=off),
+            "plain again": Timed(plain(workloads.make(name, device, fused=fused))),
         }
-        variants["plain again"] = Timed(plain(workloads.make(name, device, fused=fused)))
         if beside:
             variants["norm loop"] = Timed(norm_loop(workloads.make(name, device, fused=fused)))
             if importlib.util.find_spec("tensorboard"):
@@ -149,6 +159,7 @@ def measure(
         step_s = min(turn(v.step, 0, 20, device) for v in variants.values()) / 20
         count = max(1, round(TURN_S / step_s))
         # The first readings are taken on credit; that is over before the clock runs.
+        on()
         turn(watched, 20, max(20, int(3 / step_s)), device)
         assert run.control.link is not None
         assert run.control.link.ring is not None
@@ -159,6 +170,7 @@ def measure(
             write(*args, **kwargs)
 
         ring.write_reading = counted  # type: ignore[method-assign]
+        before = run.cost, run._sampler.busy_s
         order, rounds = list(variants), max(PARTS, int(seconds / (count * step_s)))
         for n in range(rounds):
             first = n % len(order)
@@ -166,15 +178,16 @@ def measure(
                 timed = variants[variant]
                 timed.resume()
                 timed.seconds.append(turn(timed.step, 100_000 + n * count, count, device))
-        readings.declared = run.cost
+                timed.pause()
+        on()
+        busy_s = run._sampler.busy_s
+        readings.declared = (run.cost * busy_s - before[0] * before[1]) / (busy_s - before[1])
     return variants, readings
 
 
 def ratio(variants: dict[str, Timed], name: str) -> str:
     """Plain time over the variant's, and its range over ten parts of the run."""
-    base = [(a + b) / 2 for a, b in zip(variants["plain"].seconds, variants["plain again"].seconds, strict=True)]
-    if name == "plain again":
-        base = variants["plain"].seconds
+    base = variants["plain"].seconds
     own = variants[name].seconds
     size = len(own) // PARTS
     parts = sorted(sum(base[k * size : (k + 1) * size]) / sum(own[k * size : (k + 1) * size]) for k in range(PARTS))
@@ -184,7 +197,7 @@ def ratio(variants: dict[str, Timed], name: str) -> str:
 def row(name: str, variants: dict[str, Timed], readings: Readings, *, fused: bool) -> str:
     """One line of the table."""
     own_s = sum(variants["watched"].seconds)
-    plain_s = (sum(variants["plain"].seconds) + sum(variants["plain again"].seconds)) / 2
+    plain_s = sum(variants["plain"].seconds)
     cells = [f"{name} {'fused' if fused else 'default'}", workloads.TITLES[name]]
     cells += [ratio(variants, v) if v in variants else "–" for v in ("plain again", "watched")]
     cells += [f"{1 - plain_s / own_s:.4f}", f"{readings.declared:.4f}", f"{readings.taken / own_s:.1f}"]

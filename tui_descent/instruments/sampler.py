@@ -15,10 +15,11 @@ SLACK_USED = 0.5
 PACED_SHARE = 0.1
 # Of the budget, what readings may have however much the hooks of every step take.
 READINGS_SHARE = 0.7
-# Tiers beyond the norms: how often at most, and the share of the budget they may have.
-SIGNALS_EVERY_S, SIGNALS_SHARE = 0.1, 0.25
-SLOW_EVERY_S, SLOW_SHARE = 1.0, 0.15
-RARE_EVERY_S, RARE_SHARE = 10.0, 0.1
+# Tiers beyond the norms: how often at most, and the share of the budget they may have. Norms come first: what these
+# leave is theirs.
+SIGNALS_EVERY_S, SIGNALS_SHARE = 0.1, 0.12
+SLOW_EVERY_S, SLOW_SHARE = 1.0, 0.1
+RARE_EVERY_S, RARE_SHARE = 10.0, 0.05
 # The curvature, while it is asked for: its share is taken from the readings'. Paced, it may come more often.
 CURVATURE_EVERY_S, CURVATURE_SHARE = 10.0, 0.2
 CURVATURE_PACED_EVERY_S = 0.5
@@ -227,6 +228,11 @@ class Sampler:
         """What readings may have taken so far: the budget, less what hooks take of it, but at least most of it."""
         hooks_s = self._hooks_s * self._steps
         return max(self._budget * self._busy_s - hooks_s, READINGS_SHARE * self._budget * self._busy_s)
+
+    @property
+    def busy_s(self) -> float:
+        """CPU seconds that the run's steps took so far, watching included."""
+        return self._busy_s
 
     @property
     def cost(self) -> float:
