@@ -82,6 +82,7 @@ class Late:
         self._skipped = False  # the last step that was told
         self._stopping = False  # from a bad row on, as the device does
         self._found: _Found | None = None
+        self._facing = False
 
     @classmethod
     def of(cls, model: nn.Module, guard: Guard, **how: Any) -> Late | None:
@@ -162,8 +163,9 @@ class Late:
 
     def settle(self) -> None:
         """Tell everything, and wait for what has not come: whatever is done next has its place behind these steps."""
-        self._drain()
-        self._face()
+        if not self._facing:  # whoever is told of a fault finds everything told that is to be
+            self._drain()
+            self._face()
 
     def at_end(self, error: BaseException | None) -> BaseException | None:
         """Tell all that is left; what ended the run, which may be a fault that only now is known."""
@@ -226,9 +228,11 @@ class Late:
             self._drain()  # the run is to stand or to end: all before and behind is told first
         found, self._found = self._found, None
         since = self._next_step() - found.step - 1
+        self._facing = True
         try:
             self._fault(self._guard.late(found.step, found.loss, since=since, stopped=found.stopped))
         finally:
+            self._facing = False
             if self._stops:
                 self._stopping = False
                 self._verdicts.release()
