@@ -382,7 +382,21 @@ def test_an_overflow_under_a_scaler_is_a_skipped_step_and_no_fault(
     assert run.outcome == ("finished", "")
     assert not kept.events(NotFinite)
     assert [r.step for r in kept.steps() if r.skipped] == [BAD_AT, BAD_AT + 3]
+    assert [r.step for r in kept.readings()] == [n for n in range(20) if n not in (BAD_AT, BAD_AT + 3)]
     assert scaler.get_scale() == 2.0**8
+
+
+def test_a_row_that_is_begun_outlasts_the_sending_of_those_before_it() -> None:
+    rows = verdict.Verdicts(torch.device("cpu"), Arrival)
+    weight = nn.Parameter(torch.zeros(2))
+    for loss in (1.0, 2.0):
+        rows.loss(torch.tensor(loss))
+        rows.look(torch.tensor([loss, -3 * loss]), torch.optim.SGD([weight]))
+        if loss == 2.0:
+            rows.send()
+        rows.close_row(0.0)
+    rows.send()
+    assert rows.arrived() == [(1.0, 3.0, 0.0), (2.0, 6.0, 0.0)]
 
 
 @pytest.mark.parametrize("bad_at", [BAD_AT, 59], ids=["midway", "the last step"])
