@@ -391,7 +391,7 @@ def test_a_row_that_is_begun_outlasts_the_sending_of_those_before_it() -> None:
     weight = nn.Parameter(torch.zeros(2))
     for loss in (1.0, 2.0):
         rows.loss(torch.tensor(loss))
-        rows.look(torch.tensor([loss, -3 * loss]), torch.optim.SGD([weight]))
+        rows.look(torch.tensor([loss, -3 * loss]), torch.optim.SGD([weight]), stop=False)
         if loss == 2.0:
             rows.send()
         rows.close_row(0.0)

@@ -41,7 +41,8 @@ def dot(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> Tensor:
     """Σ a·b over all tensors, summed in float64, a (1,) on their device; what is missing counts as zero."""
     pairs = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
     if not pairs:
-        return torch.zeros(1, dtype=torch.float64)
+        like = next((x for x in (*a, *b) if x is not None), None)
+        return torch.zeros(1, dtype=torch.float64, device=None if like is None else like.device)
     return torch.stack([(x.double() * y.double()).sum() for x, y in pairs]).sum().reshape(1)
 
 

@@ -27,8 +27,7 @@ MOST_WAITING = 1000
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
+class _Step(NamedTuple):
     place: Place | None  # None for what is no step
     rows: int  # the mean of so many losses is its own
     made: bool
@@ -90,6 +89,11 @@ class Late:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         return cls(device, guard, **how) if comes_late(device) else None
 
+    @property
+    def joined(self) -> bool:
+        """Whether losses wait for an update to join."""
+        return self._open_rows > 0
+
     # Before and around an update.
 
     def hand(self, loss: torch.Tensor | float) -> None:
@@ -102,10 +106,8 @@ class Late:
         stops = self._stops and stoppable(optimizer)
         if stops and begins_momentum(optimizer):
             return False  # once a run: this one look synchronises
-        self._verdicts.look(self._guard.input_most(), optimizer)
-        if stops:
-            self._verdicts.stop_update(optimizer)
-            self._stopped = True
+        self._verdicts.look(self._guard.input_most(), optimizer, stop=stops)
+        self._stopped = stops
         return True
 
     def let_go(self) -> None:
@@ -154,7 +156,8 @@ class Late:
 
     def collect(self) -> None:
         """Tell what has come, without waiting for the rest, if that is not too much."""
-        self._rows.extend(self._verdicts.arrived())
+        if self._verdicts.under_way:
+            self._rows.extend(self._verdicts.arrived())
         while self._waiting and self._is_here(self._waiting[0]):
             self._tell(self._waiting.popleft())
         while len(self._waiting) > MOST_WAITING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tui_descent.instruments.measuring import Sample
 from tui_descent.instruments.structure import Structure
@@ -12,8 +13,7 @@ from tui_descent.training.link import Link
 from tui_descent.training.rows import laid_out
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class Place(NamedTuple):
     """Where and when an update was made, and at what rate."""
 
     segment: int

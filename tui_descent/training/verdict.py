@@ -38,11 +38,12 @@ class Verdicts:
         self._row = self._rows.unbind()
         self._cells = [row.unbind() for row in self._row]
         self._latch = torch.zeros((), device=device)  # 1 from a bad row on, until `release`
+        self._one = torch.ones((), device=device)
         self._set_off = set_off
         self._at = 0
         self._first_s = 0.0
         self._looked = False
-        self._under_way: deque[Arrival] = deque()
+        self.under_way: deque[Arrival] = deque()  # sent and not read yet
         self._kept: list[tuple[torch.optim.Optimizer, Tensor | None]] = []
 
     def loss(self, loss: Tensor | float) -> None:
@@ -54,37 +55,40 @@ class Verdicts:
             cell.fill_(loss)
 
     @torch.no_grad()
-    def look(self, grad: Tensor | None, optimizer: torch.optim.Optimizer) -> None:
-        """At the input-most gradient, before the update, and at whether a GradScaler has found an overflow."""
+    def look(self, grad: Tensor | None, optimizer: torch.optim.Optimizer, *, stop: bool) -> None:
+        """At the input-most gradient, before the update, and at whether a GradScaler has found an overflow.
+
+        `stop` makes the coming update a no-op on the device if the row is bad, or one was since `release`; then
+        `let_go`. What overflowed under a scaler is not bad: its no-op is the scaler's own, and the next step is made.
+        """
         _, greatest, overflow = self._cells[self._at]
         if grad is not None:
             grad = grad._values() if grad.is_sparse else grad
             grad = torch.view_as_real(grad) if grad.is_complex() else grad
             # Unlike a sum of finite numbers, the greatest of them is finite.
-            if self._looked:
+            if self._looked or grad.device != greatest.device:
                 found = torch.linalg.vector_norm(grad, torch.inf, dtype=torch.float64)
                 torch.maximum(greatest, found.to(greatest.device, non_blocking=True), out=greatest)
             else:
-                greatest.copy_(torch.linalg.vector_norm(grad, torch.inf, dtype=torch.float64), non_blocking=True)
+                torch.linalg.vector_norm(grad, torch.inf, dtype=torch.float64, out=greatest)
         self._looked = True
-        if (scalers := found_inf(optimizer)) is not None:
-            overflow.copy_(scalers.reshape(()), non_blocking=True)
-
-    @torch.no_grad()
-    def stop_update(self, optimizer: torch.optim.Optimizer) -> None:
-        """Make the coming update a no-op on the device if the row is bad, or one was since `release`; then `let_go`.
-
-        What overflowed under a GradScaler is not bad: the scaler's own no-op, and the next step is made.
-        """
-        row, scalers = self._row[self._at], found_inf(optimizer)
-        bad = row.mul(0).sum()  # 0, or NaN where a number of the row is not finite; NaN counts as true
+        scalers = found_inf(optimizer)
         if scalers is not None:
-            bad = torch.where(row[2] > 0, 0.0, bad)
-        self._latch.logical_or_(bad)
-        self._kept.append((optimizer, scalers))
-        # A tensor of its own: an optimizer may change it in place.
-        told = self._latch.clone() if scalers is None else torch.maximum(self._latch, scalers.to(self._latch.device))
-        optimizer.found_inf = told  # type: ignore[attr-defined]
+            overflow.copy_(scalers.reshape(()), non_blocking=True)
+        if stop:
+            self._kept.append((optimizer, scalers))
+            optimizer.found_inf = self._judged(scalers)  # type: ignore[attr-defined]
+
+    def _judged(self, scalers: Tensor | None) -> Tensor:
+        """1 where the coming update is to do nothing."""
+        row = self._row[self._at]
+        if scalers is None:
+            # A GradScaler's own kernel: sets the latch where a number of the row is not finite, times 1 otherwise.
+            torch._amp_foreach_non_finite_check_and_unscale_([row], self._latch, self._one)
+            return self._latch
+        bad = row.mul(0).sum()  # 0, or NaN where a number of the row is not finite; NaN counts as true
+        self._latch.logical_or_(torch.where(row[2] > 0, 0.0, bad))
+        return torch.maximum(self._latch, scalers.to(self._latch.device))
 
     def let_go(self) -> None:
         """After the update, or when it raised: the optimizer's `found_inf` as it was."""
@@ -113,7 +117,7 @@ class Verdicts:
         if self._at == 0:
             return
         # What is on the host comes in a copy, made before the rows are written over.
-        self._under_way.append(self._set_off([self._rows[: self._at].reshape(-1)]))
+        self.under_way.append(self._set_off([self._rows[: self._at].reshape(-1)]))
         begun = self._row[self._at].clone() if self._at < ROWS else None
         self._rows.zero_()
         if begun is not None:
@@ -123,8 +127,8 @@ class Verdicts:
     def arrived(self, *, wait: bool = False) -> list[Row]:
         """The rows that have come since the last call, in order; `wait` for one piece of them where there is any."""
         found: list[Row] = []
-        while self._under_way and (wait or self._under_way[0].here):
-            numbers = iter(self._under_way.popleft().values())  # synchronises where it waits
+        while self.under_way and (wait or self.under_way[0].here):
+            numbers = iter(self.under_way.popleft().values())  # synchronises where it waits
             found += [Row(*row) for row in zip(numbers, numbers, numbers, strict=True)]
             wait = False
         return found

@@ -258,6 +258,8 @@ class Watch:
 
     def _step_late(self, late: Late, loss: Tensor | float, start_s: float) -> bool:
         """`step` without waiting for the device; whether an update was made is what was asked of it."""
+        if self._free > 0 and self._short_way_late(late, loss, start_s):
+            return True
         made, dropped, _ = self._updates.take()
         if not made and not dropped:
             late.joins(loss, start_s)
@@ -276,8 +278,30 @@ class Watch:
         else:
             late.collect()
         self.begin_step()
+        self._go_short(0 if late.joined or steering.needs_loss else self._unasked())
         self._count_own(start_s, alone=not measured and not self._updates.reads)
         return made > 0
+
+    def _short_way_late(self, late: Late, loss: Tensor | float, start_s: float) -> bool:
+        """`_short_way` of a step whose loss is not known yet."""
+        control = self.control
+        self._go_short(self._free - 1)
+        if not self._updates.take_plain():
+            self._go_short(0)
+            return False
+        late.step(loss, start_s, made=True, place=self._place(start_s))
+        control.step += 1
+        control.steering.moved(math.nan)
+        self._unclocked += 1
+        late.collect()
+        assert control.link is not None
+        assert control.link.ring is not None
+        if control.stood or control.link.ring.flagged():
+            self._go_short(0)
+            self.begin_step()
+            return True
+        self._count_own(start_s, alone=True)
+        return True
 
     def _count_own(self, start_s: float, *, alone: bool) -> None:
         """What watching took of a step; what a reading takes has an account of its own."""
