@@ -185,21 +185,6 @@ def test_told_late_it_is_told_the_same_and_nothing_is_lost(
     assert slow.open == 0, "whatever was set off has been read"
 
 
-def test_losses_are_those_of_a_loop_that_nobody_watches(far: None, slow: type[Slow], tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    net = mlp(depth=3, activation="gelu", residual="on", norm="layer")
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
-    plain = []
-    batches = digit_batches(20)
-    for n in range(60):
-        loss = loss_of(net, batches[n % 20])
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        plain.append(loss.item())
-    assert told(tmp_path / "late", steps=60)[3] == plain
-
-
 def fused(name: str, net: nn.Module) -> torch.optim.Optimizer:
     """The optimizers whose update can be stopped on the device."""
     if name == "adam":
@@ -248,6 +233,23 @@ def steer_into(
             after.append((copy_of(net), state_of(optimizer)))
             assert run.step(loss), "as far as anybody knows yet"
     return net, optimizer, run, after
+
+
+@pytest.mark.parametrize("name", [*FUSED, "rmsprop"])
+def test_watched_late_or_not_at_all_the_bits_are_the_same(name: str, far: None, slow: type[Slow]) -> None:
+    def made(net: nn.Module) -> torch.optim.Optimizer:
+        return OPTIMIZERS[name](net.parameters()) if name == "rmsprop" else fused(name, net)
+
+    _, _, _, watched = steer_into(None, made, bad_at=-1, hand=True)
+    net = mlp()
+    optimizer = made(net)
+    batches = digit_batches(20)
+    for n in range(60):
+        optimizer.zero_grad()
+        loss_of(net, batches[n % 20]).backward()
+        optimizer.step()
+        assert same(copy_of(net), watched[n][0])
+        assert same_state(state_of(optimizer), watched[n][1])
 
 
 def resumes(kept: Kept, *commands: Any) -> list[int]:

@@ -74,8 +74,7 @@ class Control:
         self.link = link
         self.steering = steering
         self.evaluate = evaluate
-        self.segment = 0
-        self.step = 0
+        self.segment = self.step = 0
         self.stop_asked: str | None = None
         self.stood = False  # whether the last `between` did anything but wait for the pace
         self.curvature: Curving | None = None
@@ -87,11 +86,10 @@ class Control:
         setup = steering.ground.setup
         self._sweeping = None if setup is None else Sweeping(self, RangeTest(steering, setup))
         self._sweep_at = sorted(link.launch.range_at) if link is not None else []
-        self._broken = False
+        self._broken = self._paused = False
         self._orders = Orders()
         self._plan = sorted(plan, key=lambda entry: entry[0])
         self._needs_keeper = needs_keeper
-        self._paused = False
         self._steps_left: int | None = None
         self._beat = Beat()
         self._turns = self._segments = 0
