@@ -388,6 +388,20 @@ def test_an_overflow_under_a_scaler_is_a_skipped_step_and_no_fault(
     assert scaler.get_scale() == 2.0**8
 
 
+def test_rows_go_together_while_steps_are_short_and_each_by_itself_when_they_are_long() -> None:
+    rows = verdict.Verdicts(torch.device("cpu"), Arrival)
+    sent = []
+    for n, now_s in enumerate((0.0, 0.01, 0.02, 0.035, 1.0, 2.0)):
+        rows.loss(float(n))
+        rows.close_row(now_s)
+        sent.append([row.loss for row in rows.arrived()])
+    assert sent == [[0.0], [], [], [1.0, 2.0, 3.0], [4.0], [5.0]]
+    for n in range(verdict.ROWS):
+        rows.loss(float(n))
+        rows.close_row(2.0)
+    assert len(rows.arrived()) == verdict.ROWS, "as many as there is room for, however short they were"
+
+
 def test_a_row_that_is_begun_outlasts_the_sending_of_those_before_it() -> None:
     rows = verdict.Verdicts(torch.device("cpu"), Arrival)
     weight = nn.Parameter(torch.zeros(2))

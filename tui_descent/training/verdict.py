@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tui_descent.instruments.deferred import Arrival
 
-# So many rows go to the host together, or fewer when the first of them is this old.
+# So many rows go to the host together, or fewer when the last ones went so long ago.
 ROWS = 64
 SEND_AFTER_S = 0.03
 # Whose fused kernels leave weights and state alone where `found_inf` is 1.
@@ -41,7 +41,7 @@ class Verdicts:
         self._one = torch.ones((), device=device)
         self._set_off = set_off
         self._at = 0
-        self._first_s = 0.0
+        self._sent_s = -torch.inf
         self._looked = False
         self.under_way: deque[Arrival] = deque()  # sent and not read yet
         self._kept: list[tuple[torch.optim.Optimizer, Tensor | None]] = []
@@ -106,10 +106,9 @@ class Verdicts:
     def close_row(self, now_s: float) -> None:
         """The row is written; send what there is where it is time."""
         self._looked = False
-        if self._at == 0:
-            self._first_s = now_s
         self._at += 1
-        if self._at == ROWS or now_s - self._first_s >= SEND_AFTER_S:
+        if self._at == ROWS or now_s - self._sent_s >= SEND_AFTER_S:
+            self._sent_s = now_s
             self.send()
 
     def send(self) -> None:

@@ -124,16 +124,7 @@ class Watch:
         steering = steering or Steering(model, optimizer)
         self.control = Control(link, steering, plan=plan, evaluate=evaluate, needs_keeper=own_loop)
         self.control.curvature, self.control.while_still = curving, self._curve_still
-        self._late = Late.of(
-            model,
-            self._guard,
-            told=self._known,
-            fault=self._fault,
-            next_step=lambda: self.control.step,
-            stops=on_fault != "note",
-        )
-        if self._late is not None:
-            self.control.settle = self._late.settle
+        self._late = self._comes_late()
         self._updates = Updates(
             optimizer,
             steering=steering,
@@ -159,10 +150,8 @@ class Watch:
         self._noted_at: int | None = None
         self._loss_value: float | None = None
         self._micro_losses: list[float] = []
-        self._start_s = time.perf_counter()
-        self._cpu_s = time.thread_time()
-        self._unclocked = 0
-        self._free = 0  # steps that may go the short way from here
+        self._start_s, self._cpu_s = time.perf_counter(), time.thread_time()
+        self._unclocked = self._free = 0  # steps since the last look at the clock; that may go the short way from here
         self._own_s, self._own_steps = 0.0, 0  # what watching took of so many steps since the last look
 
     @property
@@ -255,6 +244,19 @@ class Watch:
         self._go_short(self._unasked())
         self._count_own(start_s, alone=sample is None and not self._updates.reads)
         return made > 0
+
+    def _comes_late(self) -> Late | None:
+        late = Late.of(
+            self.model,
+            self._guard,
+            told=self._known,
+            fault=self._fault,
+            next_step=lambda: self.control.step,
+            stops=self._on_fault != "note",
+        )
+        if late is not None:
+            self.control.settle = late.settle
+        return late
 
     def _step_late(self, late: Late, loss: Tensor | float, start_s: float) -> bool:
         """`step` without waiting for the device; whether an update was made is what was asked of it."""
