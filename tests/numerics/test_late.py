@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from kept import Kept
-from nets import OPTIMIZERS, copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
+from nets import OPTIMIZERS, ConvNet, Words, copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -553,11 +554,35 @@ def test_a_step_that_raises_leaves_the_optimizers_own_flag(far: None) -> None:
             assert not hasattr(optimizer, "found_inf")
 
 
-WAITS = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "_to_cpu", "masked_select", "unique")
+# Reads on the host, results whose size hangs on numbers, and `torch.tensor`, which copies from unpinned memory.
+WAITS = {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "masked_select", "unique", "lift_fresh"}
 
 
 class NoLook(TorchDispatchMode):
     """Raises where somebody wants a number on the host; the twin of torch.cuda.set_sync_debug_mode on a CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept = {name: getattr(Tensor, name) for name in ("tolist", "cpu", "numpy")}
+
+    def __enter__(self) -> Any:
+        for name, method in self._kept.items():
+            setattr(Tensor, name, self._but_for_arrivals(name, method))
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        for name, method in self._kept.items():
+            setattr(Tensor, name, method)
+        super().__exit__(*error)
+
+    @staticmethod
+    def _but_for_arrivals(name: str, method: Any) -> Any:
+        def looked(tensor: Tensor) -> Any:
+            # These do not pass by the dispatcher; what has arrived in pinned memory may be read.
+            assert sys._getframe(1).f_code is Arrival.values.__code__, f"{name} waits for the device"
+            return method(tensor)
+
+        return looked
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.removeprefix("aten::")
@@ -580,9 +605,26 @@ def test_fifty_watched_steps_with_every_tier_look_at_no_number(
     watched_steps(kept.link, torch.device("cpu"), name, clip, hand, NoLook)
 
 
-def watched_steps(link: Any, on: torch.device, name: str, clip: float | None, hand: bool, strict: Any) -> None:
+NETS: dict[str, Callable[[], nn.Module]] = {
+    kind: lambda kind=kind: mlp(depth=3, activation=kind, norm="rms")  # type: ignore[misc]
+    for kind in ("gelu", "silu", "sigmoid", "tanh", "elu", "softplus", "leaky_relu")
+} | {"conv": ConvNet, "transformer": Words}
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_nor_do_the_instruments_of_any_net(kind: str, far: None, monkeypatch: pytest.MonkeyPatch, kept: Kept) -> None:
+    monkeypatch.setattr(late, "Arrival", Slow)
+    monkeypatch.setattr(Slow, "asks", 2)
+    Slow.waited = 0
+    watched_steps(kept.link, torch.device("cpu"), "adam", None, True, NoLook, NETS[kind]())
+    assert len(kept.readings()) == 28
+
+
+def watched_steps(
+    link: Any, on: torch.device, name: str, clip: float | None, hand: bool, strict: Any, net: nn.Module | None = None
+) -> None:
     """Within `strict` everything but the first steps and the run's end."""
-    net = mlp(depth=3, activation="relu", residual="on", norm="layer").to(on)
+    net = (net or mlp(depth=3, activation="relu", residual="on", norm="layer")).to(on)
     optimizer = OPTIMIZERS[name](net.parameters()) if name == "rmsprop" else fused(name, net)
     steering = Steering(net, optimizer, clip=clip)
     again = Again(net)
@@ -627,8 +669,19 @@ def test_fifty_watched_steps_on_a_gpu_synchronise_nowhere(
     assert len(kept.readings()) > 0
 
 
-@pytest.mark.parametrize("what", ["item", "bool", "mask"])
+LOOKS: dict[str, Callable[[Tensor], Any]] = {
+    "item": lambda x: x.sum().item(),
+    "bool": lambda x: bool((x > 0).all()),
+    "mask": lambda x: x[x > 0],
+    "list": lambda x: x.tolist(),
+    "made of numbers": lambda x: torch.tensor([1.0], device=x.device),
+    "by numbers": lambda x: x[[0, 2]],
+}
+
+
+@pytest.mark.parametrize("what", LOOKS)
 def test_the_stand_in_sees_a_look(what: str) -> None:
     x = torch.ones(3)
     with pytest.raises(AssertionError), NoLook():
-        x.sum().item() if what == "item" else bool((x > 0).all()) if what == "bool" else x[x > 0]
+        LOOKS[what](x)
+    assert x.tolist() == [1.0, 1.0, 1.0]
