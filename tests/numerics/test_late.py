@@ -460,8 +460,9 @@ def order_of(kept: Kept, link: Any) -> list[Any]:
     return found
 
 
+@pytest.mark.parametrize("every", [0, 3])
 def test_turns_and_marks_keep_their_place_among_the_steps(
-    far: None, slow: type[Slow], at_hand: Callable[[bool], None], tmp_path: Path
+    every: int, far: None, slow: type[Slow], at_hand: Callable[[bool], None], tmp_path: Path
 ) -> None:
     seen = []
     for direct in (True, False):
@@ -473,7 +474,7 @@ def test_turns_and_marks_keep_their_place_among_the_steps(
         net = mlp()
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         plan = [(17, TurnKnob(knob="lr", value="*2")), (17, TurnKnob(knob="lr", value="*2"))]
-        with Watch(net, optimizer, link=kept.link, plan=plan, sampler=Sampler(every=3)) as run:
+        with Watch(net, optimizer, link=kept.link, plan=plan, sampler=Sampler(every=every)) as run:
             for n in range(50):
                 loss = loss_of(net, digit_batches(1)[0])
                 optimizer.zero_grad()
@@ -491,8 +492,9 @@ def test_turns_and_marks_keep_their_place_among_the_steps(
     assert turned == [(17, 17), (17, 17), (31, 31)]
 
 
-def test_a_plateau_gets_every_loss_before_the_next_update(
-    far: None, slow: type[Slow], at_hand: Callable[[bool], None], tmp_path: Path
+@pytest.mark.parametrize("schedule", ["plateau", "cosine"])
+def test_a_schedule_moves_as_it_does_where_losses_are_at_hand(
+    schedule: str, far: None, slow: type[Slow], at_hand: Callable[[bool], None], tmp_path: Path
 ) -> None:
     rates = []
     for direct in (True, False):
@@ -503,9 +505,15 @@ def test_a_plateau_gets_every_loss_before_the_next_update(
         _, scenario = presets.find("healthy")
         setup = build(scenario, on=torch.device("cpu"))
         steering = Steering(setup.model, setup.optimizer, setup=setup, steps=400)
-        turn = TurnKnob(knob="schedule", value="plateau")
+        turn = TurnKnob(knob="schedule", value=schedule)
         with Watch(
-            setup.model, setup.optimizer, link=kept.link, steering=steering, plan=[(3, turn)], own_loop=True
+            setup.model,
+            setup.optimizer,
+            link=kept.link,
+            steering=steering,
+            plan=[(3, turn)],
+            own_loop=True,
+            sampler=Sampler(every=0),
         ) as run:
             run.begin_step()
             for _ in range(400):
@@ -518,7 +526,7 @@ def test_a_plateau_gets_every_loss_before_the_next_update(
         rates.append([r.lr for r in kept.steps()])
         kept.close()
     assert rates[0] == rates[1]
-    assert len(set(rates[1])) > 1, "the plateau was met"
+    assert len(set(rates[1])) > 1, "it has moved, and a plateau was met"
 
 
 def test_what_waits_is_bounded_and_nothing_is_lost(far: None, monkeypatch: pytest.MonkeyPatch, kept: Kept) -> None:
