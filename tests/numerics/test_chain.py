@@ -280,7 +280,7 @@ def test_alpha_equals_slopes_written_out(name: str) -> None:
     before = [p.detach().clone() for p in net.parameters()]
     again.before_update()
     optimizer.step()
-    found = again.after_update()
+    found = again.after_update().now()
     after = gradient(loss_of(net, batch), list(net.parameters()))
     moves = [(p.detach() - w).numpy() for p, w in zip(net.parameters(), before, strict=True)]
     start = math.fsum(float((g.numpy() * m).sum()) for g, m in zip(grads, moves, strict=True))

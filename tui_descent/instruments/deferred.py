@@ -14,6 +14,13 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
+# Kinds of devices whose numbers cannot be looked at without waiting for all that was asked of them before.
+FAR = {"cuda"}
+
+
+def far(device: torch.device) -> bool:
+    """Whether its numbers are to be read late, and sums made in float64 at once, since no second look is free."""
+    return device.type in FAR
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tui_descent.instruments.deferred import far
+
 # Up to this many numbers an operation costs more to start than to run.
 SMALL = 1 << 16
 # A list of tensors keeps no more memory of its own than this; what goes beyond is taken anew each time.
@@ -141,7 +143,7 @@ def safe(values: Sequence[float]) -> bool:
 
 def wide(tensor: Tensor) -> bool:
     """Whether sums are in float64 from the start: where a second look would have to wait for the device."""
-    return tensor.device.type == "cuda"
+    return far(tensor.device)
 
 
 def norms(rows: Sequence[Tensor]) -> list[Tensor]:

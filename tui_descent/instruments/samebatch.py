@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
+from tui_descent.instruments.deferred import Deferred
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -35,12 +37,13 @@ def gradient(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor | 
     return list(torch.autograd.grad(loss, list(parameters), allow_unused=True))
 
 
-def dot(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> float:
-    """Σ a·b over all tensors, summed in float64; what is missing counts as zero."""
+def dot(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> Tensor:
+    """Σ a·b over all tensors, summed in float64, a (1,) on their device; what is missing counts as zero."""
     pairs = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
     if not pairs:
-        return 0.0
-    return float(torch.stack([(x.double() * y.double()).sum() for x, y in pairs]).sum())
+        like = next((x for x in (*a, *b) if x is not None), None)
+        return torch.zeros(1, dtype=torch.float64, device=None if like is None else like.device)
+    return torch.stack([(x.double() * y.double()).sum() for x, y in pairs]).sum().reshape(1)
 
 
 def local_step(slope_before: float, slope_after: float) -> float | None:
@@ -101,6 +104,8 @@ class SameBatch:
         self._noise = NoiseScale()
         self._grads: list[Tensor | None] = []
         self._weights: list[Tensor] = []
+        # Drawn and not read yet: ‖G‖² of the batch's gradient and of its halves', and the batch's size.
+        self._drawn: list[tuple[tuple[Tensor, Tensor, Tensor], int]] = []
 
     @torch.no_grad()
     def before_update(self) -> None:
@@ -117,14 +122,24 @@ class SameBatch:
         if first is None or second is None:
             return
         whole = [None if a is None or b is None else (a + b) / 2 for a, b in zip(first, second, strict=True)]
-        self._noise.add(dot(whole, whole), (dot(first, first) + dot(second, second)) / 2, 2 * half)
+        self._drawn.append(((dot(whole, whole), dot(first, first), dot(second, second)), 2 * half))
 
-    def after_update(self) -> dict[str, float]:
-        """`local_step` and `noise_scale`, as far as there are any."""
+    def after_update(self) -> Deferred[dict[str, float]]:
+        """`local_step` and `noise_scale`, as far as there are any. To be read in the order of the steps."""
         moves = [p.detach() - w for p, w in zip(self._parameters, self._weights, strict=True)]
         with undisturbed(self._model), torch.enable_grad():
             after = gradient(self._batch.forward_again(), self._parameters)
-        alpha = local_step(dot(self._grads, moves), dot(after, moves))
+        columns = [dot(self._grads, moves), dot(after, moves)]
+        drawn, self._drawn = self._drawn, []
+        for sizes, _ in drawn:
+            columns += sizes
         self._grads, self._weights = [], []
-        found = {"local_step": alpha, "noise_scale": self._noise.value}
-        return {name: value for name, value in found.items() if value is not None}
+
+        def read(values: Sequence[float]) -> dict[str, float]:
+            for n, (_, batch) in enumerate(drawn):
+                whole, first, second = values[2 + 3 * n : 5 + 3 * n]
+                self._noise.add(whole, (first + second) / 2, batch)
+            found = {"local_step": local_step(values[0], values[1]), "noise_scale": self._noise.value}
+            return {name: value for name, value in found.items() if value is not None}
+
+        return Deferred(columns, read)

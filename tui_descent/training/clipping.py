@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from tui_descent.instruments.deferred import far
+
 
 @torch.no_grad()
 def clip(parameters: Iterable[nn.Parameter], limit: float, *, grad_scale: Tensor | None = None) -> Tensor | None:
@@ -45,7 +47,7 @@ def global_norm(grads: list[Tensor]) -> Tensor:
     float32 alone.
     """
     where = grads[0].device.type
-    if where == "cpu":
+    if where == "cpu" and not far(grads[0].device):
         norm = torch.nn.utils.get_total_norm(grads)
         # Between these a float32 sum of squares loses nothing to under- or overflow.
         return norm if 1e-13 < float(norm) < 1e13 else _wide(grads)

@@ -74,8 +74,7 @@ class Control:
         self.link = link
         self.steering = steering
         self.evaluate = evaluate
-        self.segment = 0
-        self.step = 0
+        self.segment = self.step = 0
         self.stop_asked: str | None = None
         self.stood = False  # whether the last `between` did anything but wait for the pace
         self.curvature: Curving | None = None
@@ -87,15 +86,14 @@ class Control:
         setup = steering.ground.setup
         self._sweeping = None if setup is None else Sweeping(self, RangeTest(steering, setup))
         self._sweep_at = sorted(link.launch.range_at) if link is not None else []
-        self._broken = False
+        self._broken = self._paused = False
         self._orders = Orders()
         self._plan = sorted(plan, key=lambda entry: entry[0])
         self._needs_keeper = needs_keeper
-        self._paused = False
         self._steps_left: int | None = None
         self._beat = Beat()
-        self._turns = 0
-        self._segments = 0
+        self._turns = self._segments = 0
+        self.settle: Callable[[], None] = lambda: None  # before anything but going on: what is known only late is told
 
     def tell(self, event: AnyEvent, *, more: bool = False) -> None:
         """Send an event to the keeper, if there is one; with `more` behind it together with the next one."""
@@ -119,6 +117,7 @@ class Control:
         """Evaluate before update `step`, tell it, and give loss and accuracy; nothing where there is no data."""
         if self.evaluate is None:
             return None, None
+        self.settle()
         loss, accuracy = self.evaluate()
         self.tell(Evaluated(segment=self.segment, step=self.step, loss=loss, accuracy=accuracy))
         return loss, accuracy
@@ -140,9 +139,7 @@ class Control:
     @property
     def steps_to_plan(self) -> float:
         """Updates until the next planned turn or range test; infinite without one."""
-        return (
-            min((at for at in (*(at for at, _ in self._plan[:1]), *self._sweep_at[:1])), default=math.inf) - self.step
-        )
+        return min((*(at for at, _ in self._plan[:1]), *self._sweep_at[:1]), default=math.inf) - self.step
 
     def completed(self) -> None:
         """An update was made."""
@@ -154,6 +151,8 @@ class Control:
     def between(self) -> None:
         """Everything due before the next update, in the order that makes it repeatable. Raises `StopRun`."""
         self.stood = False
+        if self.steps_to_plan <= 0 or self.stop_asked is not None or (self.past is not None and self.past.due):
+            self.settle()
         while self._plan and self._plan[0][0] <= self.step:
             _, turn = self._plan.pop(0)
             self.carry_out(Batch(Order(client=0, request=0, source="plan", command=turn)))
@@ -197,6 +196,7 @@ class Control:
 
     def _obey(self, *, still: tuple[State, str] = ("paused", "")) -> None:
         """Carry out the commands at hand; stay while standing still or ahead of the pace."""
+        self.settle()
         link = self.link
         while link is not None and self.stop_asked is None:
             for order in link.orders():

@@ -56,10 +56,34 @@ class Guard:
         text = f"gradient of {bad[-1]} is not finite at step {step}, before the update"
         return Fault(step, text, "gradient", bad[-1])
 
+    def input_most(self) -> Tensor | None:
+        """The gradient of the input-most layer that has one, on its device."""
+        grads = (watched.weight.grad for watched in self.layers)
+        return next((grad for grad in grads if grad is not None), None)
+
+    def late(self, step: int, loss: float | None, *, since: int, stopped: bool) -> Fault:
+        """The fault of a step that was found `since` updates later; its `loss` where that was the one, else a gradient.
+
+        `stopped` where the device had made it and all after it no-ops. Waits for the device.
+        """
+        what = "the gradient that reaches the input is not finite" if loss is None else f"loss is {loss}"
+        when = f"found {since} update{'s' * (since != 1)} later" if since else "found just after the update"
+        where = None
+        if stopped:
+            fate = "no update was made from there on: the weights are as they were"
+        elif (where := self._bad_weights()) is not None:
+            fate = f"the update was made and the weights of {where} went bad"
+        else:
+            fate = "the update was made, the weights are still numbers"
+        kind: Literal["loss", "gradient"] = "gradient" if loss is None else "loss"
+        return Fault(step, f"{what} at step {step}, {when}; {fate}", kind, where)
+
+    def _bad_weights(self) -> str | None:
+        return next((w.layer.name for w in self.layers if not _finite(w.weight)), None)
+
     def _first_bad_layer(self) -> str | None:
-        for watched in self.layers:
-            if not _finite(watched.weight):
-                return f"the weights of {watched.layer.name}"
+        if (name := self._bad_weights()) is not None:
+            return f"the weights of {name}"
         return self._first_bad_output() if self._forward_again is not None else None
 
     def _first_bad_output(self) -> str | None:

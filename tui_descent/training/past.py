@@ -158,6 +158,11 @@ class Past:
             disk_bytes=self.disk_bytes,
         )
 
+    @property
+    def due(self) -> bool:
+        """Whether the state is to be taken now whatever happens."""
+        return time.monotonic() >= self._due_s
+
     def now_and_then(self, segment: int, step: int) -> Moment | None:
         """The state now, where the last one taken so is long enough ago."""
         start_s = time.monotonic()

@@ -61,6 +61,11 @@ class Schedule:
         self._plateau.step(self._loss)
 
     @property
+    def needs_loss(self) -> bool:
+        """Whether its next rate hangs on the loss: plateau's does."""
+        return self._plateau is not None
+
+    @property
     def factor(self) -> float:
         """What the next update's rate is of the base rate."""
         if self._lambda is not None:

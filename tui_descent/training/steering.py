@@ -164,12 +164,27 @@ class Steering:
 
     def made(self, loss: float) -> None:
         """An update was made from this loss; outside the stretch in which the turned rate is put on."""
+        self.moved(loss)
+        self.told(loss)
+
+    @property
+    def needs_loss(self) -> bool:
+        """Whether the next update's rate hangs on this one's loss, as plateau's does."""
+        setup = self.ground.setup
+        return setup is not None and setup.schedule is not None and setup.schedule.needs_loss
+
+    def moved(self, loss: float) -> None:
+        """An update was made; of the loss only a schedule that `needs_loss` takes notice."""
+        setup = self.ground.setup
+        if setup is not None and setup.schedule is not None:
+            setup.schedule.step(loss)
+
+    def told(self, loss: float) -> None:
+        """An update's loss is known, before any turn that comes after the update."""
         ground = self.ground
         if ground.first_loss is None:
             ground.first_loss = loss
         ground.losses.append(loss)
-        if ground.setup is not None and ground.setup.schedule is not None:
-            ground.setup.schedule.step(loss)
 
     def clip(self, optimizer: torch.optim.Optimizer) -> Tensor | None:
         """Before the update, where gradients are to be clipped: their global norm before, None where they are not."""

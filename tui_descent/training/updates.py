@@ -15,14 +15,18 @@ from weakref import WeakSet
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from tui_descent.instruments.deferred import Deferred, together
 from tui_descent.instruments.measuring import Measuring, Sample
 from tui_descent.instruments.samebatch import SameBatch
 from tui_descent.instruments.sampler import Sampler, Tiers
 from tui_descent.training import clipping
 from tui_descent.training.delegate import steps_under_way
 from tui_descent.training.guard import Fault, Guard
+from tui_descent.training.late import Late
 from tui_descent.training.steering import Steering
+from tui_descent.training.verdict import found_inf
 
+NOTHING_RARE: Deferred[dict[str, float]] = Deferred((), lambda _: {})
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 
@@ -31,7 +35,8 @@ class Updates:
     """The hooks of one optimizer.
 
     `measuring` gives the instruments of the net as it stands, made anew after surgery; `fault` is told of gradients
-    that are no numbers and says whether the update is to be dropped.
+    that are no numbers and says whether the update is to be dropped. With `late` nothing is waited for: faults are its
+    own, and what `reader` gives for the update under way gets its reading once it has come.
     """
 
     def __init__(
@@ -45,9 +50,13 @@ class Updates:
         measuring: Callable[[], Measuring],
         fault: Callable[[Fault], bool],
         again: SameBatch | None = None,
+        late: Late | None = None,
+        reader: Callable[[], Callable[[Sample, dict[str, float]], None]] | None = None,
     ) -> None:
         self.rate = math.nan
         self.rare: dict[str, float] = {}
+        self._late = late
+        self._reader = reader
         self._again = again
         self._optimizer = optimizer
         self._steering = steering
@@ -90,6 +99,8 @@ class Updates:
     def detach(self) -> None:
         """Hook off, the optimizer's rates as its owner set them."""
         self._steering.heal()
+        if self._late is not None:
+            self._late.let_go()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -151,6 +162,8 @@ class Updates:
     def take(self) -> tuple[int, bool, Sample | None]:
         """Since the last call: updates made, whether one was dropped, the sample if one was due."""
         self._steering.heal()
+        if self._late is not None:
+            self._late.let_go()  # of a step that raised
         self._depth = 0
         taken = self._made, self._dropped, self._sample
         self._made, self._dropped, self._sample = 0, False, None
@@ -172,7 +185,7 @@ class Updates:
     def _before(self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
         if optimizer is not self._optimizer:
             return None
-        if self.free and self._depth == 0 and len(args) == 1 and not kwargs and self._guard.fine():
+        if self.free and self._depth == 0 and len(args) == 1 and not kwargs and self._fine():
             self._depth = 1
             rate = self._steering.rate
             self.rate = rate.value
@@ -208,8 +221,19 @@ class Updates:
             return args, {**kwargs, "closure": watched}
         return (args[0], watched, *args[2:]), kwargs
 
+    def _fine(self) -> bool:
+        """Whether there is nothing to say of the gradients now."""
+        if self._late is not None and self._late.look(self._optimizer):
+            return True
+        return found_inf(self._optimizer) is None and self._guard.fine()
+
     def _examine(self) -> None:
-        bad = None if self._guard.fine() else self._guard.bad_gradient(self._step())
+        bad = None
+        if not self._fine():
+            if (overflow := found_inf(self._optimizer)) is not None and bool(overflow):
+                self._dropped = True  # by a GradScaler, whose fused step does nothing now
+                return
+            bad = self._guard.bad_gradient(self._step())
         if bad is not None and self._fault(bad):
             # None, not zero: only a gradient that is not there leaves weights and optimizer state as they are.
             self._dropped = True
@@ -247,6 +271,8 @@ class Updates:
             return
         self._depth = 0
         self._steering.rate.take_off()
+        if self._late is not None:
+            self._late.let_go()
         if self._dropped:
             return
         self._made += 1
@@ -254,9 +280,13 @@ class Updates:
         if now is not None:
             assert self._instruments is not None
             start_s = time.thread_time()
-            self._sample = self._instruments.after_update().now()
-            if now.rare and self._again is not None:
-                self.rare = self._again.after_update()
+            sample: Deferred[Any] = self._instruments.after_update()
+            rare: Deferred[Any] = self._again.after_update() if now.rare and self._again is not None else NOTHING_RARE
+            if self._late is not None and self._reader is not None:
+                tell = self._reader()
+                self._late.read(together((sample, rare)), lambda found: tell(*found))
+            else:
+                self._sample, self.rare = sample.now(), rare.now()
             cost_s = self._cost_s + time.thread_time() - start_s
             self._sampler.spent(cost_s, now)
             self._cost_s = 0.0

@@ -13,6 +13,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -26,17 +27,18 @@ from tui_descent.instruments.sampler import Sampler
 from tui_descent.instruments.structure import Structure, structure
 from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.commands import TurnKnob
-from tui_descent.protocol.events import LedgerTaken, Measured, MetricLogged, NotFinite, RunEnded, RunStarted, Status
+from tui_descent.protocol.events import MetricLogged, NotFinite, RunEnded, RunStarted, Status
 from tui_descent.training.about import about_foreign, describe, position
 from tui_descent.training.control import Control, Evaluation, StopRun
 from tui_descent.training.curving import Curving
 from tui_descent.training.guard import Fault, Guard
+from tui_descent.training.late import Late
 from tui_descent.training.link import Link
 from tui_descent.training.memory import Memory
 from tui_descent.training.named import roots_of
 from tui_descent.training.optimizers import check_watchable
 from tui_descent.training.past import Past
-from tui_descent.training.rows import laid_out
+from tui_descent.training.records import Place, ReadingPlace
 from tui_descent.training.steering import Steering
 from tui_descent.training.updates import Updates
 
@@ -122,6 +124,7 @@ class Watch:
         steering = steering or Steering(model, optimizer)
         self.control = Control(link, steering, plan=plan, evaluate=evaluate, needs_keeper=own_loop)
         self.control.curvature, self.control.while_still = curving, self._curve_still
+        self._late = self._comes_late()
         self._updates = Updates(
             optimizer,
             steering=steering,
@@ -131,6 +134,8 @@ class Watch:
             measuring=self._instruments,
             fault=self._fault,
             again=None if again is None else SameBatch(model, again),
+            late=self._late,
+            reader=self._reader,
         )
         steering.watched(self._follow, self._updates.deaf)
         if link is not None and link.launch.socket is not None:  # where nobody can ask, nothing is kept
@@ -145,10 +150,8 @@ class Watch:
         self._noted_at: int | None = None
         self._loss_value: float | None = None
         self._micro_losses: list[float] = []
-        self._start_s = time.perf_counter()
-        self._cpu_s = time.thread_time()
-        self._unclocked = 0
-        self._free = 0  # steps that may go the short way from here
+        self._start_s, self._cpu_s = time.perf_counter(), time.thread_time()
+        self._unclocked = self._free = 0  # steps since the last look at the clock; that may go the short way from here
         self._own_s, self._own_steps = 0.0, 0  # what watching took of so many steps since the last look
 
     @property
@@ -180,23 +183,29 @@ class Watch:
     ) -> bool:
         self._updates.detach()
         self._unhook_forward()
+        ended_by = error if self._late is None else self._late.at_end(error)
         status: Status = "failed"
-        reason = "" if error is None else describe(error)
-        if isinstance(error, StopRun):
-            status, reason = error.status, error.reason
-        elif error is None:
+        reason = "" if ended_by is None else describe(ended_by)
+        if isinstance(ended_by, StopRun):
+            status, reason = ended_by.status, ended_by.reason
+        elif ended_by is None:
             status = "finished"
-        elif isinstance(error, KeyboardInterrupt):
+        elif isinstance(ended_by, KeyboardInterrupt):
             status, reason = "stopped", "interrupted"
         self.outcome = (status, reason)
         self._end(status, reason)
-        return isinstance(error, StopRun)
+        if error is None and ended_by is not None and not isinstance(ended_by, StopRun):
+            raise ended_by
+        return isinstance(ended_by, StopRun)
 
     def loss(self, loss: Tensor | float) -> bool:
         """Hand the loss over before `backward()`: one that is no number is held before it can do harm.
 
         False when this batch is to be dropped. Raises `StopRun` when the run is to end.
         """
+        if self._late is not None and isinstance(loss, Tensor):
+            self._late.hand(loss)
+            return True
         self._loss_value = _number(loss)
         if math.isfinite(self._loss_value):
             return True
@@ -210,6 +219,8 @@ class Watch:
         Raises `StopRun` when the run is to end.
         """
         start_s = time.perf_counter()
+        if self._late is not None:
+            return self._step_late(self._late, loss, start_s)
         value = self._loss_value if self._loss_value is not None else _number(loss)
         self._loss_value = None
         if self._free > 0 and self._short_way(value, start_s):
@@ -225,17 +236,80 @@ class Watch:
             self.control.steering.made(value)
         self._look_at_clock(alone=sample is not None or dropped)
         if made or not self._own_loop:
-            self._record(value, start_s - self._start_s, skipped=not made, sample=sample)
+            self._record(value, start_s, skipped=not made, sample=sample)
             if made and not math.isfinite(value):
                 # A gradient that was finite beside a loss that is not: only now to be seen.
                 self._fault(self._guard.bad_loss(self.next_step - 1, value, after=True))
         self.begin_step()
         self._go_short(self._unasked())
-        alone = sample is None and not self._updates.reads  # what a reading takes has an account of its own
+        self._count_own(start_s, alone=sample is None and not self._updates.reads)
+        return made > 0
+
+    def _comes_late(self) -> Late | None:
+        late = Late.of(
+            self.model,
+            self._guard,
+            told=self._known,
+            fault=self._fault,
+            next_step=lambda: self.control.step,
+            stops=self._on_fault != "note",
+        )
+        if late is not None:
+            self.control.settle = late.settle
+        return late
+
+    def _step_late(self, late: Late, loss: Tensor | float, start_s: float) -> bool:
+        """`step` without waiting for the device; whether an update was made is what was asked of it."""
+        if self._free > 0 and self._short_way_late(late, loss, start_s):
+            return True
+        made, dropped, _ = self._updates.take()
+        if not made and not dropped:
+            late.joins(loss, start_s)
+            return False
+        counts = made or not self._own_loop
+        measured = late.sampled
+        self._look_at_clock(alone=measured or dropped)
+        late.step(loss, start_s, made=made > 0, place=self._place(start_s) if counts else None)
+        steering = self.control.steering
+        if made and not steering.needs_loss:
+            steering.moved(math.nan)
+        if counts:
+            self.control.completed()
+        if steering.needs_loss:
+            late.settle()  # synchronises: plateau's next rate hangs on this loss
+        else:
+            late.collect()
+        self.begin_step()
+        self._go_short(0 if late.joined or steering.needs_loss else self._unasked())
+        self._count_own(start_s, alone=not measured and not self._updates.reads)
+        return made > 0
+
+    def _short_way_late(self, late: Late, loss: Tensor | float, start_s: float) -> bool:
+        """`_short_way` of a step whose loss is not known yet."""
+        control = self.control
+        self._go_short(self._free - 1)
+        if not self._updates.take_plain():
+            self._go_short(0)
+            return False
+        late.step(loss, start_s, made=True, place=self._place(start_s))
+        control.step += 1
+        control.steering.moved(math.nan)
+        self._unclocked += 1
+        late.collect()
+        assert control.link is not None
+        assert control.link.ring is not None
+        if control.stood or control.link.ring.flagged():
+            self._go_short(0)
+            self.begin_step()
+            return True
+        self._count_own(start_s, alone=True)
+        return True
+
+    def _count_own(self, start_s: float, *, alone: bool) -> None:
+        """What watching took of a step; what a reading takes has an account of its own."""
         if alone and not self.control.stood and self.control.steering.pace is None:
             self._own_s += time.perf_counter() - start_s
             self._own_steps += 1
-        return made > 0
 
     def _unasked(self) -> int:
         """Of how many steps from here nothing is asked but their record, unless the keeper raises its flag."""
@@ -308,6 +382,7 @@ class Watch:
         self._cpu_s, self._unclocked = time.thread_time(), 0
 
     def _curve(self, curving: Curving, *, paid: bool) -> None:
+        self.control.settle()
         with self._updates.deaf():
             for event in curving.read(self.control.segment, self.next_step, paid=paid):
                 self.control.tell(event)
@@ -321,33 +396,47 @@ class Watch:
     def log(self, name: str, value: Tensor | float) -> None:
         """A metric of the user's own, placed at the step that comes next."""
         control = self.control
-        control.tell(MetricLogged(segment=control.segment, step=control.step, name=name, value=_number(value)))
 
-    def _record(self, loss: float, time_s: float, *, skipped: bool, sample: Sample | None) -> None:
+        def tell(number: float) -> None:
+            control.tell(MetricLogged(segment=segment, step=step, name=name, value=number))
+
+        segment, step = control.segment, control.step
+        if self._late is not None and isinstance(value, Tensor):
+            self._late.log(value, tell)
+        else:
+            tell(_number(value))
+
+    def _place(self, start_s: float) -> Place:
+        """Of the update just made."""
+        control, time_s = self.control, start_s - self._start_s
+        return Place(segment=control.segment, step=control.step, rate=self._updates.rate, time_s=time_s)
+
+    def _reading_place(self) -> ReadingPlace:
+        control, cost = self.control, self._sampler.cost
+        return ReadingPlace(segment=control.segment, step=control.step, cost=cost, net=self._net, names=self._rows)
+
+    def _reader(self) -> Callable[[Sample, dict[str, float]], None]:
+        return partial(self._reading_place().write, self.control.link)
+
+    def _record(self, loss: float, start_s: float, *, skipped: bool, sample: Sample | None) -> None:
         control = self.control
-        ring = control.link.ring if control.link else None
-        if ring is not None:
-            ring.write_step(control.step, loss, self._updates.rate, time_s, control.segment, skipped)
-            if sample is not None:
-                ring.write_reading(
-                    control.step,
-                    control.segment,
-                    sample.global_grad_norm,
-                    self._sampler.cost,
-                    laid_out(sample.rows, self._net, self._rows),
-                    global_cosine=sample.global_cosine,
-                    grad_norm_preclip=sample.grad_norm_preclip,
-                )
-                for name, value in self._updates.rare.items():
-                    control.tell(Measured(segment=control.segment, step=control.step, name=name, value=value))
-                self._updates.rare = {}
-                if sample.ledger:
-                    control.tell(LedgerTaken(segment=control.segment, step=control.step, entries=sample.ledger))
+        self._place(start_s).write(control.link, loss, skipped=skipped)
+        if sample is not None:
+            self._reading_place().write(control.link, sample, self._updates.rare)
+            self._updates.rare = {}
         control.completed()
+
+    def _known(self, place: Place, loss: float, skipped: bool) -> None:
+        """A step's loss has come late."""
+        place.write(self.control.link, loss, skipped=skipped)
+        if not skipped:
+            steering = self.control.steering
+            (steering.made if steering.needs_loss else steering.told)(loss)
 
     def _fault(self, fault: Fault) -> bool:
         """Tell it, then hold, end or go on; whether the update is to be dropped."""
         control = self.control
+        control.settle()  # what was before it is told before it
         if self._on_fault == "note" and self._noted_at is not None and fault.step < self._noted_at + NOTED_EVERY:
             return False  # weights that went bad stay bad: told now and then, not with every step
         self._noted_at = fault.step

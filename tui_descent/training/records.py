@@ -1,0 +1,56 @@
+"""What is written of an update and of its reading: into the shared memory, and what has no room there as events."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from tui_descent.instruments.measuring import Sample
+from tui_descent.instruments.structure import Structure
+from tui_descent.protocol.events import LedgerTaken, Measured
+from tui_descent.training.link import Link
+from tui_descent.training.rows import laid_out
+
+
+class Place(NamedTuple):
+    """Where and when an update was made, and at what rate."""
+
+    segment: int
+    step: int
+    rate: float
+    time_s: float
+
+    def write(self, link: Link | None, loss: float, *, skipped: bool) -> None:
+        """Its record."""
+        if link is not None and link.ring is not None:
+            link.ring.write_step(self.step, loss, self.rate, self.time_s, self.segment, skipped)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadingPlace:
+    """Where a reading belongs, the net it was taken of, and the layers that the run began with."""
+
+    segment: int
+    step: int
+    cost: float
+    net: Structure | None
+    names: Sequence[str]
+
+    def write(self, link: Link | None, sample: Sample, rare: dict[str, float]) -> None:
+        """Its record, the rare tier's values, the ledger."""
+        if link is None or link.ring is None:
+            return
+        link.ring.write_reading(
+            self.step,
+            self.segment,
+            sample.global_grad_norm,
+            self.cost,
+            laid_out(sample.rows, self.net, self.names),
+            global_cosine=sample.global_cosine,
+            grad_norm_preclip=sample.grad_norm_preclip,
+        )
+        for name, value in rare.items():
+            link.tell(Measured(segment=self.segment, step=self.step, name=name, value=value))
+        if sample.ledger:
+            link.tell(LedgerTaken(segment=self.segment, step=self.step, entries=sample.ledger))
