@@ -144,7 +144,7 @@ def measure(
 
         def on() -> None:
             run._updates.attach()
-            run._forget_clock()
+            run._stretch.forget()
 
         # One net, watched in one turn and not in the next: two equal nets differ by a percent by where they lie.
         variants = {

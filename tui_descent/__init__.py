@@ -8,16 +8,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tui_descent.training.control import StopRun as StopRun
-    from tui_descent.training.watch import Watch, watch
+    from tui_descent.training.own import watch
+    from tui_descent.training.stop import StopRun as StopRun
+    from tui_descent.training.watch import Watch
 
 __version__ = "0.1.0"
 __all__ = ["StopRun", "Watch", "__version__", "watch"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in {"watch", "Watch", "StopRun"}:
-        from tui_descent.training import watch as module
+    if name in __all__:
+        from tui_descent.training import own, stop, watch
 
-        return getattr(module, name)
+        return {"watch": own.watch, "Watch": watch.Watch, "StopRun": stop.StopRun}[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,8 +19,9 @@ from tui_descent.protocol.events import CurvatureTaken
 from tui_descent.scenario import presets
 from tui_descent.training.build import Setup, build
 from tui_descent.training.curving import Curving
+from tui_descent.training.own import watch
 from tui_descent.training.steering import Steering
-from tui_descent.training.watch import Watch, watch
+from tui_descent.training.watch import Watch
 
 STEPS = 15
 RATES: dict[str, Callable[[], Sampler]] = {

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from tui_descent.protocol.commands import Resume
 from tui_descent.protocol.events import CommandDone, NotFinite, RunEnded
+from tui_descent.training.faults import OnFault
 from tui_descent.training.guard import Guard
-from tui_descent.training.watch import OnFault, Watch
+from tui_descent.training.watch import Watch
 
 BAD_AT = 3
 BAD = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}

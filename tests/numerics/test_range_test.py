@@ -33,11 +33,11 @@ from tui_descent.scenario import presets
 from tui_descent.scenario.knobs import parse
 from tui_descent.scenario.toml import from_table
 from tui_descent.training.build import Setup, build
-from tui_descent.training.control import StopRun
 from tui_descent.training.lookahead import SCALES, look_ahead
 from tui_descent.training.moments import Moment
 from tui_descent.training.ratesweep import MEMORY, STEPS, Curve, RangeTest, judged, span
 from tui_descent.training.steering import Steering
+from tui_descent.training.stop import StopRun
 from tui_descent.training.watch import Watch
 
 ABOUT = RunStarted(

@@ -85,7 +85,7 @@ def test_both_ways_record_the_same(every: int, tmp_path_factory: pytest.TempPath
 def test_a_turn_asked_for_in_a_stretch_acts_on_the_very_next_update(kept: Kept) -> None:
     with watched(kept, sampler=Sampler(every=0)) as (run, step):
         n = 0
-        while not (run.short > 20 and run._free > 5):
+        while not (run.short > 20 and run._stretch.free > 5):
             step(n)
             n += 1
         kept.order(TurnKnob(knob="lr", value="*2"))
@@ -104,7 +104,7 @@ def test_a_gradient_that_is_no_number_is_found_in_a_stretch(kept: Kept) -> None:
 
     with watched(kept, sampler=Sampler(every=0)) as (run, step):
         n = 0
-        while not (run.short > 20 and run._free > 5):
+        while not (run.short > 20 and run._stretch.free > 5):
             step(n)
             n += 1
         step(n, spoil)
@@ -115,7 +115,7 @@ def test_a_gradient_that_is_no_number_is_found_in_a_stretch(kept: Kept) -> None:
 def test_a_loss_that_is_no_number_is_found_in_a_stretch(kept: Kept) -> None:
     with watched(kept, sampler=Sampler(every=0)) as (run, step):
         n = 0
-        while not (run.short > 20 and run._free > 5):
+        while not (run.short > 20 and run._stretch.free > 5):
             step(n)
             n += 1
         run.optimizer.zero_grad()

@@ -24,7 +24,8 @@ from tui_descent.protocol.events import (
     RunStarted,
 )
 from tui_descent.training.evaluate import evaluate
-from tui_descent.training.watch import Watch, watch
+from tui_descent.training.own import watch
+from tui_descent.training.watch import Watch
 
 
 def train(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import platform
 
+import msgspec
 import torch
 from torch import nn
 
-from tui_descent.protocol.events import RunStarted
+from tui_descent.protocol.events import KnobState, Layer, RunStarted
 
 
 def describe(error: BaseException) -> str:
@@ -48,3 +49,11 @@ def about_other(optimizer: object) -> str:
         names = ", ".join(type(one).__name__ for one in optimizer)
         return f"{found} of {len(optimizer)}: {names}; watch one of them, with the net it trains"
     return found
+
+
+def started(
+    about: RunStarted, run: str, model: nn.Module, layers: tuple[Layer, ...], knobs: tuple[KnobState, ...]
+) -> RunStarted:
+    """The event of a run that `about` describes, now that its layers are known."""
+    parameters = sum(p.numel() for p in model.parameters())
+    return msgspec.structs.replace(about, run=run, parameters=parameters, layers=layers, knobs=knobs)

@@ -33,7 +33,6 @@ from tui_descent.protocol.events import (
     Rewound,
     State,
     StateChanged,
-    Status,
 )
 from tui_descent.training.curving import Curving
 from tui_descent.training.link import Link
@@ -44,19 +43,11 @@ from tui_descent.training.pace import Beat
 from tui_descent.training.past import INDIFFERENT, Past, undoable
 from tui_descent.training.ratesweep import RangeTest
 from tui_descent.training.steering import Steering, Turned
+from tui_descent.training.stop import StopRun
 from tui_descent.training.sweeping import Sweeping
 
 MAX_STEPS_AT_ONCE = 10_000_000
 Evaluation = Callable[[], tuple[float, float | None]]
-
-
-class StopRun(Exception):
-    """Ends the loop from inside a step; the `with` of the watch swallows it."""
-
-    def __init__(self, status: Status, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
-        self.reason = reason
 
 
 class Control:

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from tui_descent.instruments.deferred import Arrival, Deferred, far
-from tui_descent.training.control import StopRun
 from tui_descent.training.guard import Fault, Guard
 from tui_descent.training.records import Place
+from tui_descent.training.stop import StopRun
 from tui_descent.training.verdict import Row, Verdicts, begins_momentum, stoppable
 
 # Steps and readings that wait to be told, at most; beyond, the oldest is waited for.

@@ -10,79 +10,37 @@ with watch(model, optimizer, name="my run") as run:
 from __future__ import annotations
 
 import math
-import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from tui_descent.instruments.measuring import Measuring, Sample
+from tui_descent.instruments.order import ForwardOrder
 from tui_descent.instruments.samebatch import BatchAgain, SameBatch
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.instruments.structure import Structure, structure
-from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.commands import TurnKnob
-from tui_descent.protocol.events import MetricLogged, NotFinite, RunEnded, RunStarted, Status
-from tui_descent.training.about import about_foreign, describe, position
-from tui_descent.training.control import Control, Evaluation, StopRun
+from tui_descent.protocol.events import MetricLogged, RunEnded, RunStarted, Status
+from tui_descent.training.about import about_foreign, position, started
+from tui_descent.training.control import Control, Evaluation
 from tui_descent.training.curving import Curving
-from tui_descent.training.guard import Fault, Guard
+from tui_descent.training.faults import Faults, OnFault
+from tui_descent.training.guard import Guard
 from tui_descent.training.late import Late
 from tui_descent.training.link import Link
 from tui_descent.training.memory import Memory
-from tui_descent.training.named import roots_of
 from tui_descent.training.optimizers import check_watchable
 from tui_descent.training.past import Past
 from tui_descent.training.records import Place, ReadingPlace
 from tui_descent.training.steering import Steering
+from tui_descent.training.stop import StopRun, outcome
+from tui_descent.training.stretch import Stretch
 from tui_descent.training.updates import Updates
-
-OnFault = Literal["hold", "end", "note"]
-NOTED_EVERY = 1000
-
-
-def watch(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    *,
-    name: str = "run",
-    watch_every: int | None = None,
-    watch_budget: float | None = None,
-    state: Mapping[str, object] | None = None,
-) -> Watch:
-    """Watch an own loop: under `tui-descent exec` on its dashboard, otherwise through a keeper of its own.
-
-    `watch_every=N` measures every Nth step; otherwise readings take at most the share `watch_budget` of the time. With
-    neither, the command line's hold: 1 % unless told otherwise. `state={"scheduler": …, "scaler": …}` is what an undo
-    puts back beside model and optimizer: all with a `state_dict` to load, nets, tensors, dicts; the loop's counter
-    and data go on. Raises `ValueError` for what cannot be put back or watched; without a keeper the loop goes on alone.
-    """
-    check_watchable(optimizer)
-    put_back = roots_of(state or {})
-    link = Link.inherited()
-    if link is None:
-        try:
-            link = Link.to_own_keeper(name)
-        except (ChannelError, OSError) as error:
-            print(f"tui-descent: training goes on unwatched: {error}", file=sys.stderr)
-    launch = link.launch if link else None
-    if launch is not None and watch_every is None and watch_budget is None:
-        watch_every, watch_budget = launch.watch_every, launch.watch_budget
-    under_exec = launch is not None and launch.command is not None
-    return Watch(
-        model,
-        optimizer,
-        link=link,
-        name=name,
-        sampler=Sampler(every=watch_every, budget=0.01 if watch_budget is None else watch_budget),
-        on_fault="hold" if launch is not None and launch.attended else "end" if under_exec else "note",
-        state=put_back,
-    )
 
 
 class Watch:
@@ -118,12 +76,12 @@ class Watch:
         self.outcome: tuple[Status, str] | None = None
         self._sampler = sampler or Sampler()
         self._guard = Guard(model, again.forward_again if again is not None else None)
-        self._on_fault = on_fault
         self._about = about
         self._own_loop = own_loop
         steering = steering or Steering(model, optimizer)
         self.control = Control(link, steering, plan=plan, evaluate=evaluate, needs_keeper=own_loop)
         self.control.curvature, self.control.while_still = curving, self._curve_still
+        self._faults = Faults(self.control, on_fault)
         self._late = self._comes_late()
         self._updates = Updates(
             optimizer,
@@ -132,11 +90,12 @@ class Watch:
             guard=self._guard,
             step=lambda: self.control.step,
             measuring=self._instruments,
-            fault=self._fault,
+            fault=self._faults.face,
             again=None if again is None else SameBatch(model, again),
             late=self._late,
             reader=self._reader,
         )
+        self._stretch = Stretch(self.control, self._updates, self._sampler)
         steering.watched(self._follow, self._updates.deaf)
         if link is not None and link.launch.socket is not None:  # where nobody can ask, nothing is kept
             roots = [model, steering, *state]
@@ -145,14 +104,10 @@ class Watch:
         self._version, self._segment = -1, 0
         self._rows: tuple[str, ...] = ()
         self._net: Structure | None = None
-        self._forward_hooks: list[RemovableHandle] = []
-        self._order: list[str] = []
-        self._noted_at: int | None = None
+        self._order = ForwardOrder()
         self._loss_value: float | None = None
         self._micro_losses: list[float] = []
-        self._start_s, self._cpu_s = time.perf_counter(), time.thread_time()
-        self._unclocked = self._free = 0  # steps since the last look at the clock; that may go the short way from here
-        self._own_s, self._own_steps = 0.0, 0  # what watching took of so many steps since the last look
+        self._start_s = time.perf_counter()
 
     @property
     def next_step(self) -> int:
@@ -170,28 +125,19 @@ class Watch:
             self._begin()
         else:
             # A foreign net's layers are known in forward order only once it has run.
-            self._forward_hooks = [
-                module.register_forward_pre_hook(self._saw(name)) for name, module in self.model.named_modules()
-            ]
+            self._order.listen(self.model)
             self.control.steering.listen()
         self._start_s = time.perf_counter()
-        self._cpu_s = time.thread_time()
+        self._stretch.forget()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         self._updates.detach()
-        self._unhook_forward()
+        self._order.stop()
         ended_by = error if self._late is None else self._late.at_end(error)
-        status: Status = "failed"
-        reason = "" if ended_by is None else describe(ended_by)
-        if isinstance(ended_by, StopRun):
-            status, reason = ended_by.status, ended_by.reason
-        elif ended_by is None:
-            status = "finished"
-        elif isinstance(ended_by, KeyboardInterrupt):
-            status, reason = "stopped", "interrupted"
+        status, reason = outcome(ended_by)
         self.outcome = (status, reason)
         self._end(status, reason)
         if error is None and ended_by is not None and not isinstance(ended_by, StopRun):
@@ -210,7 +156,7 @@ class Watch:
         if math.isfinite(self._loss_value):
             return True
         value, self._loss_value = self._loss_value, None
-        return not self._fault(self._guard.bad_loss(self.next_step, value))
+        return not self._faults.face(self._guard.bad_loss(self.next_step, value))
 
     def step(self, loss: Tensor | float) -> bool:
         """After the optimizer's step: record it, obey commands, keep the pace. False if no update was made.
@@ -223,7 +169,7 @@ class Watch:
             return self._step_late(self._late, loss, start_s)
         value = self._loss_value if self._loss_value is not None else _number(loss)
         self._loss_value = None
-        if self._free > 0 and self._short_way(value, start_s):
+        if self._stretch.free > 0 and self._short_way(value, start_s):
             return True
         made, dropped, sample = self._updates.take()
         if not made and not dropped:
@@ -234,15 +180,15 @@ class Watch:
             self._micro_losses.clear()
         if made:
             self.control.steering.made(value)
-        self._look_at_clock(alone=sample is not None or dropped)
+        self._stretch.look(alone=sample is not None or dropped)
         if made or not self._own_loop:
             self._record(value, start_s, skipped=not made, sample=sample)
             if made and not math.isfinite(value):
                 # A gradient that was finite beside a loss that is not: only now to be seen.
-                self._fault(self._guard.bad_loss(self.next_step - 1, value, after=True))
+                self._faults.face(self._guard.bad_loss(self.next_step - 1, value, after=True))
         self.begin_step()
-        self._go_short(self._unasked())
-        self._count_own(start_s, alone=sample is None and not self._updates.reads)
+        self._stretch.go(self._unasked())
+        self._stretch.count_own(start_s, alone=sample is None and not self._updates.reads)
         return made > 0
 
     def _comes_late(self) -> Late | None:
@@ -250,9 +196,9 @@ class Watch:
             self.model,
             self._guard,
             told=self._known,
-            fault=self._fault,
+            fault=self._faults.face,
             next_step=lambda: self.control.step,
-            stops=self._on_fault != "note",
+            stops=self._faults.on_fault != "note",
         )
         if late is not None:
             self.control.settle = late.settle
@@ -260,7 +206,7 @@ class Watch:
 
     def _step_late(self, late: Late, loss: Tensor | float, start_s: float) -> bool:
         """`step` without waiting for the device; whether an update was made is what was asked of it."""
-        if self._free > 0 and self._short_way_late(late, loss, start_s):
+        if self._stretch.free > 0 and self._short_way_late(late, loss, start_s):
             return True
         made, dropped, _ = self._updates.take()
         if not made and not dropped:
@@ -268,7 +214,7 @@ class Watch:
             return False
         counts = made or not self._own_loop
         measured = late.sampled
-        self._look_at_clock(alone=measured or dropped)
+        self._stretch.look(alone=measured or dropped)
         late.step(loss, start_s, made=made > 0, place=self._place(start_s) if counts else None)
         steering = self.control.steering
         if made and not steering.needs_loss:
@@ -280,48 +226,30 @@ class Watch:
         else:
             late.collect()
         self.begin_step()
-        self._go_short(0 if late.joined or steering.needs_loss else self._unasked())
-        self._count_own(start_s, alone=not measured and not self._updates.reads)
+        self._stretch.go(0 if late.joined or steering.needs_loss else self._unasked())
+        self._stretch.count_own(start_s, alone=not measured and not self._updates.reads)
         return made > 0
 
     def _short_way_late(self, late: Late, loss: Tensor | float, start_s: float) -> bool:
         """`_short_way` of a step whose loss is not known yet."""
         control = self.control
-        self._go_short(self._free - 1)
+        self._stretch.go(self._stretch.free - 1)
         if not self._updates.take_plain():
-            self._go_short(0)
+            self._stretch.go(0)
             return False
         late.step(loss, start_s, made=True, place=self._place(start_s))
         control.step += 1
         control.steering.moved(math.nan)
-        self._unclocked += 1
+        self._stretch.went()
         late.collect()
         assert control.link is not None
         assert control.link.ring is not None
         if control.stood or control.link.ring.flagged():
-            self._go_short(0)
+            self._stretch.go(0)
             self.begin_step()
             return True
-        self._count_own(start_s, alone=True)
+        self._stretch.count_own(start_s, alone=True)
         return True
-
-    def _count_own(self, start_s: float, *, alone: bool) -> None:
-        """What watching took of a step; what a reading takes has an account of its own."""
-        if alone and not self.control.stood and self.control.steering.pace is None:
-            self._own_s += time.perf_counter() - start_s
-            self._own_steps += 1
-
-    def _unasked(self) -> int:
-        """Of how many steps from here nothing is asked but their record, unless the keeper raises its flag."""
-        if self._net is None or self._micro_losses or self._updates.asks or not self.control.idle:
-            return 0
-        to_look = self._sampler.next_look - self._unclocked - 1
-        planned = min(self.control.steps_to_plan - 1, self._sampler.steps_to_reading(self.next_step) - 2)
-        return int(min(to_look, planned))
-
-    def _go_short(self, steps: int) -> None:
-        self._free = steps
-        self._updates.free = steps > 0 and not self.control.steering.clips
 
     def _short_way(self, value: float, start_s: float) -> bool:
         """Record a step of which nothing else is asked. False, with nothing done, where something is.
@@ -329,9 +257,9 @@ class Watch:
         Few lines, since each is read from memory anew: the training's own work has pushed them out of the cache.
         """
         control, updates = self.control, self._updates
-        self._go_short(self._free - 1)
+        self._stretch.go(self._stretch.free - 1)
         if value - value != 0.0 or not updates.take_plain():  # not finite
-            self._go_short(0)
+            self._stretch.go(0)
             return False
         assert control.link is not None
         assert control.link.ring is not None
@@ -340,25 +268,13 @@ class Watch:
         )
         control.step += 1
         control.steering.made(value)
-        self._unclocked += 1
+        self._stretch.went()
         if control.link.ring.flagged():
-            self._go_short(0)
+            self._stretch.go(0)
             self.begin_step()
             return True
-        self._own_s += time.perf_counter() - start_s
-        self._own_steps += 1
+        self._stretch.count_own(start_s, alone=True)
         return True
-
-    def _look_at_clock(self, *, alone: bool) -> None:
-        """Tell the sampler how long the steps since the last look took; a step that is measured is told alone."""
-        self._unclocked += 1
-        if alone or self._updates.reads_next or self._unclocked >= self._sampler.next_look:
-            now_s = time.thread_time()
-            if self._own_steps:
-                self._sampler.hooked(self._own_s / self._own_steps + self._updates.hooks_s)
-                self._own_s, self._own_steps = 0.0, 0
-            self._sampler.stepped(now_s - self._cpu_s, steps=self._unclocked)
-            self._cpu_s, self._unclocked = now_s, 0
 
     def begin_step(self) -> None:
         """Before the first forward pass; `step` does it before the others. Raises `StopRun`."""
@@ -367,19 +283,16 @@ class Watch:
             paced = self.control.steering.pace is not None
             if curving.due(self.next_step, paced=paced):
                 self._curve(curving, paid=not paced)
-                self._forget_clock()
-        if self.control.stood:
-            self._forget_clock()
+                self._stretch.forget()
         if self._net is not None:
             if self._segment != self.control.segment:
                 self._segment = self.control.segment
                 self._updates.forget()
             self._updates.plan()
-        self._updates.timed = self._unclocked == 0
+        self._stretch.begins()
 
-    def _forget_clock(self) -> None:
-        """Something else than steps took time: it counts from here."""
-        self._cpu_s, self._unclocked = time.thread_time(), 0
+    def _unasked(self) -> int:
+        return 0 if self._net is None or self._micro_losses else self._stretch.unasked()
 
     def _curve(self, curving: Curving, *, paid: bool) -> None:
         self.control.settle()
@@ -433,47 +346,18 @@ class Watch:
             steering = self.control.steering
             (steering.made if steering.needs_loss else steering.told)(loss)
 
-    def _fault(self, fault: Fault) -> bool:
-        """Tell it, then hold, end or go on; whether the update is to be dropped."""
-        control = self.control
-        control.settle()  # what was before it is told before it
-        if self._on_fault == "note" and self._noted_at is not None and fault.step < self._noted_at + NOTED_EVERY:
-            return False  # weights that went bad stay bad: told now and then, not with every step
-        self._noted_at = fault.step
-        control.tell(
-            NotFinite(segment=control.segment, step=fault.step, what=fault.what, layer=fault.layer, text=fault.text)
-        )
-        if self._on_fault == "note":
-            return False
-        if self._on_fault == "end":
-            raise StopRun("diverged", fault.text)
-        control.hold(fault.text, broken=True)
-        return True
-
     def _follow(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
         self._updates.follow(optimizer)
         if self.control.curvature is not None:
             self.control.curvature.follow(optimizer)
 
-    def _saw(self, name: str) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            if name not in self._order:
-                self._order.append(name)
-
-        return hook
-
-    def _unhook_forward(self) -> None:
-        for handle in self._forward_hooks:
-            handle.remove()
-        self._forward_hooks.clear()
-
     def _instruments(self) -> Measuring:
         """The instruments of the net as it stands."""
         self._begin()
         if self._measuring is None or self._version != self.control.steering.version:
             self._version = self.control.steering.version
-            self._net = structure(self.model, order=self._order or None, only=self._rows)
+            self._net = structure(self.model, order=self._order.names or None, only=self._rows)
             self._measuring = Measuring(self._net, list(self.model.parameters()))
         return self._measuring
 
@@ -481,9 +365,9 @@ class Watch:
         """The layers are known: lay out the ring and tell of the run, once. Raises `RuntimeError`."""
         if self._net is not None:
             return
-        self._unhook_forward()
+        self._order.stop()
         self.control.steering.heard()
-        self._net = structure(self.model, order=self._order or None)
+        self._net = structure(self.model, order=self._order.names or None)
         watched = self._net.layers
         self._rows = tuple(w.layer.name for w in watched)
         self._guard.layers = watched
@@ -494,22 +378,8 @@ class Watch:
             except OSError as error:
                 raise RuntimeError(f"no room for the run's shared memory in {link.launch.path}: {error}") from error
             about = self._about or about_foreign(self.name, self.model, self.optimizer)
-            link.tell(
-                RunStarted(
-                    run=link.launch.run,
-                    name=about.name,
-                    title=about.title,
-                    about=about.about,
-                    scenario=about.scenario,
-                    device=about.device,
-                    threads=about.threads,
-                    steps=about.steps,
-                    versions=about.versions,
-                    parameters=sum(p.numel() for p in self.model.parameters()),
-                    layers=tuple(w.layer for w in watched),
-                    knobs=self.control.steering.states(),
-                )
-            )
+            layers = tuple(w.layer for w in watched)
+            link.tell(started(about, link.launch.run, self.model, layers, self.control.steering.states()))
             self.control.state("running")
             self.control.memory = Memory(next((p.device for p in self.model.parameters()), torch.device("cpu")))
 
@@ -518,16 +388,9 @@ class Watch:
         if control.link is None:
             return
         loss, accuracy = control.evaluated() if status != "failed" else (None, None)
-        control.tell(
-            RunEnded(
-                status=status,
-                step=control.step,
-                loss=loss,
-                accuracy=accuracy,
-                reason=reason,
-                position=position(self.model),
-            )
-        )
+        where = position(self.model)
+        ended = RunEnded(status=status, step=control.step, loss=loss, accuracy=accuracy, reason=reason, position=where)
+        control.tell(ended)
         control.close()
 
 

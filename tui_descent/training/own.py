@@ -1,0 +1,55 @@
+"""The way in for an own training loop: whom its watch talks to, and what is done when a number is none."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from tui_descent.instruments.sampler import Sampler
+from tui_descent.protocol.channel import ChannelError
+from tui_descent.training.link import Link
+from tui_descent.training.named import roots_of
+from tui_descent.training.optimizers import check_watchable
+from tui_descent.training.watch import Watch
+
+
+def watch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    name: str = "run",
+    watch_every: int | None = None,
+    watch_budget: float | None = None,
+    state: Mapping[str, object] | None = None,
+) -> Watch:
+    """Watch an own loop: under `tui-descent exec` on its dashboard, otherwise through a keeper of its own.
+
+    `watch_every=N` measures every Nth step; otherwise readings take at most the share `watch_budget` of the time. With
+    neither, the command line's hold: 1 % unless told otherwise. `state={"scheduler": …, "scaler": …}` is what an undo
+    puts back beside model and optimizer: all with a `state_dict` to load, nets, tensors, dicts; the loop's counter
+    and data go on. Raises `ValueError` for what cannot be put back or watched; without a keeper the loop goes on alone.
+    """
+    check_watchable(optimizer)
+    put_back = roots_of(state or {})
+    link = Link.inherited()
+    if link is None:
+        try:
+            link = Link.to_own_keeper(name)
+        except (ChannelError, OSError) as error:
+            print(f"tui-descent: training goes on unwatched: {error}", file=sys.stderr)
+    launch = link.launch if link else None
+    if launch is not None and watch_every is None and watch_budget is None:
+        watch_every, watch_budget = launch.watch_every, launch.watch_budget
+    under_exec = launch is not None and launch.command is not None
+    return Watch(
+        model,
+        optimizer,
+        link=link,
+        name=name,
+        sampler=Sampler(every=watch_every, budget=0.01 if watch_budget is None else watch_budget),
+        on_fault="hold" if launch is not None and launch.attended else "end" if under_exec else "note",
+        state=put_back,
+    )
