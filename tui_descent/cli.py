@@ -196,6 +196,11 @@ def _run(args: argparse.Namespace) -> int:
             overrides.append(f'run.pace="{args.pace}"' if args.pace == "max" else f"run.pace={args.pace}")
         plan = tuple((at, knobs.text_of(turn)) for at, turn in map(knobs.parse_at, args.at))
         name, scenario = presets.find(args.name, overrides=overrides)
+        for at, text in plan:
+            if at >= scenario.run.steps:
+                print(
+                    f"tui-descent: --at {at}:{text} comes after the last of {scenario.run.steps} steps", file=sys.stderr
+                )
         range_at = tuple(_step("--range-test", text) for text in args.range_test)
         budget, every = _watching(args)
     except ScenarioError as error:

@@ -175,7 +175,7 @@ KEYS: tuple[Key, ...] = (
         keys=("k",),
         shown="k",
         label="kick",
-        help="push all weights by a hundredth, at random",
+        help="push all weights by a hundredth, at random; on a surface down its most negative curvature",
         action="turn",
         knob="kick",
         command=TurnKnob(knob="kick", value="0.01"),

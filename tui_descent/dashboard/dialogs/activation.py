@@ -40,7 +40,7 @@ class ActivationDialog(Dialog[str]):
         with Vertical(classes="dialog") as box:
             box.border_title = f"Activation {where.replace('[', '(')}"
             box.border_subtitle = "enter blends over 50 steps · escape leaves it"
-            yield Static(Text(f"  {'':<11}{'f(z)':<23}f′(z)"), classes="dim")
+            yield Static(Text(f"  {'':<11}{'f(z)':<27}f′(z)"), classes="dim")
             choice_list = OptionList(*(Option(_row(name, self._now), id=name) for name in choices))
             yield choice_list
             yield Static("", id="use", classes="dim", markup=False)
@@ -60,4 +60,4 @@ class ActivationDialog(Dialog[str]):
 def _row(name: str, now: str) -> Text:
     formula, derivative, _ = FORMULAS.get(name, ("", "", ""))
     sign = "●" if now.startswith(name) else " "
-    return Text(f"{sign} {name:<11}{formula:<23}{derivative}", no_wrap=True, overflow="ellipsis")
+    return Text(f"{sign} {name:<11}{formula:<27}{derivative}", no_wrap=True, overflow="ellipsis")

@@ -9,7 +9,7 @@ from tui_descent.dashboard.figures import count, scientific
 from tui_descent.dashboard.panels.names import target_of
 from tui_descent.dashboard.panels.view import View
 from tui_descent.dashboard.plain import plain
-from tui_descent.protocol.events import RunEnded
+from tui_descent.protocol.events import Diagnosed, RunEnded
 from tui_descent.scenario.claims import first_to_last_grad
 
 # Under one part in a thousand the first block sees next to nothing of what the last one does, and the other way round.
@@ -49,8 +49,10 @@ def finding(view: View) -> Words:
         return "testing", ink.state(state), f"{reason}; all is put back, then it goes on as it was", ink.TEXT
     if state == "stopping":
         return "stopping…", ink.ORANGE, reason, ink.TEXT
-    if history.diagnosis is not None:
-        found = history.diagnosis
+    found = history.diagnosis
+    if found is not None and (since := _unread(view, found)):
+        return "reading", ink.DIM, f"anew since {since}", ink.DIM
+    if found is not None:
         word = plain(found.finding, 40)
         return (
             word if found.sure >= SURE else f"perhaps {word}",
@@ -59,6 +61,16 @@ def finding(view: View) -> Words:
             ink.TEXT,
         )
     return _flow(view)
+
+
+def _unread(view: View, found: Diagnosed) -> str:
+    """What has happened since it was found that makes it a thing of the past; empty where nothing has."""
+    history = view.history
+    if found.segment != history.segment:
+        return "the run stands elsewhere"
+    turns = (turn for turn in reversed(history.interventions) if turn.segment == history.segment)
+    last = next((turn for turn in turns if turn.knob != "pace"), None)  # the pace changes nothing that is read
+    return f"{plain(last.knob)} at step {count(last.step)}" if last is not None and found.step < last.step else ""
 
 
 def _flow(view: View) -> Words:
@@ -79,8 +91,10 @@ def _flow(view: View) -> Words:
 def _ended(ended: RunEnded) -> Words:
     at, reason = f"at step {count(ended.step)}", plain(ended.reason)
     if ended.status == "lost":
-        why = f" ({reason})" if reason else ""
-        return f"trainer lost{why}", ink.RED, f"{at}; what was seen stays on screen, q leaves", ink.TEXT
+        # The keeper's reason is a whole sentence: "trainer lost (signal 9) at step 124".
+        word = reason.removesuffix(f" at step {ended.step}")
+        word = word if word.startswith("trainer lost") else f"trainer lost ({word})" if word else "trainer lost"
+        return word, ink.RED, f"{at}; what was seen stays on screen, q leaves", ink.TEXT
     numbers = []
     if ended.loss is not None:
         numbers.append(f"loss {ended.loss:.4g}")

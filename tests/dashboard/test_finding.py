@@ -1,0 +1,38 @@
+"""The sentence about the run is of the run as it stands: what was found before a key acted is not said any more."""
+
+from __future__ import annotations
+
+import msgspec
+from scripted import started, steps, turned
+
+from tui_descent.dashboard.panels.finding import finding
+from tui_descent.dashboard.panels.view import View
+from tui_descent.protocol.events import AnyEvent, Diagnosed, RunEnded, StateChanged
+from tui_descent.telemetry.history import History
+
+FOUND = Diagnosed(segment=0, step=60, finding="healthy", sure=0.9, evidence={}, sentence="It trains.")
+
+
+def said(*events: AnyEvent) -> tuple[str, str]:
+    history = History()
+    for event in (started(), StateChanged(state="running"), steps(0, [1.0] * 80), *events):
+        history.apply(event)
+    word, _, text, _ = finding(View(history=history, connected=True))
+    return word, text
+
+
+def test_what_was_found_stands_until_a_key_acts() -> None:
+    assert said(FOUND) == ("healthy", "It trains.")
+    assert said(FOUND, turned(80, "30", "10", knob="pace")) == ("healthy", "It trains.")
+    assert said(FOUND, turned(80, "off", "on")) == ("reading", "anew since residual at step 80")
+    again = msgspec.structs.replace(FOUND, step=140)
+    assert said(FOUND, turned(80, "off", "on"), steps(80, [1.0] * 60), again) == ("healthy", "It trains.")
+
+
+def test_what_was_found_on_another_stretch_is_not_said() -> None:
+    assert said(msgspec.structs.replace(FOUND, segment=1)) == ("reading", "anew since the run stands elsewhere")
+
+
+def test_a_lost_trainer_is_told_once() -> None:
+    lost = RunEnded(status="lost", step=80, reason="trainer lost (signal 9) at step 80")
+    assert said(lost) == ("trainer lost (signal 9)", "at step 80; what was seen stays on screen, q leaves")
