@@ -12,6 +12,7 @@ from kept import Kept
 from nets import OPTIMIZERS, copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
 from torch import Tensor, nn
 
+from tui_descent.instruments.structure import structure
 from tui_descent.protocol.commands import Resume
 from tui_descent.protocol.events import CommandDone, NotFinite, RunEnded
 from tui_descent.training.faults import OnFault
@@ -234,3 +235,24 @@ def test_a_bad_loss_beside_good_gradients_is_found_just_after(kept: Kept) -> Non
     (ended,) = kept.events(RunEnded)
     assert (ended.status, ended.step) == ("diverged", 3)
     assert ended.reason == "loss is nan at step 2, found just after the update"
+
+
+def test_of_a_large_first_layer_the_bias_tells_of_every_bad_number_that_comes_back(kept: Kept) -> None:
+    """One δ that is no number spoils weight and bias alike, whatever the inputs."""
+    for value in (math.nan, math.inf, -math.inf):
+        net = nn.Sequential(nn.Linear(300, 300), nn.ReLU(), nn.Linear(300, 4))
+        guard = Guard(net)
+        guard.layers = structure(net).layers
+        x = torch.randn(8, 300) * (torch.rand(8, 300) > 0.5)
+        out = net[0](x)
+        out.backward(torch.zeros_like(out))
+        assert guard.fine()
+        assert guard.bad_gradient(0) is None
+        net.zero_grad()
+        delta = torch.zeros(8, 300)
+        delta[3, 7] = value
+        net[0](x).backward(delta)
+        assert not guard.fine()
+        found = guard.bad_gradient(5)
+        assert found is not None
+        assert (found.step, found.layer) == (5, "0")

@@ -13,6 +13,10 @@ from torch import Tensor, nn
 from tui_descent.instruments.structure import WatchedLayer
 
 
+# Weights of more numbers than this take a share of a step to be read.
+LARGE = 1 << 16
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """What went wrong at a step, in words for the screen."""
@@ -27,9 +31,25 @@ class Guard:
     """Looks at the loss and the input-most gradient of every step: together they saw every first non-finite event."""
 
     def __init__(self, model: nn.Module, forward_again: Callable[[], object] | None = None) -> None:
-        self.layers: Sequence[WatchedLayer] = ()
+        self._layers: Sequence[WatchedLayer] = ()
+        self._looked_at: nn.Parameter | None = None
         self._model = model
         self._forward_again = forward_again
+
+    @property
+    def layers(self) -> Sequence[WatchedLayer]:
+        """In forward order."""
+        return self._layers
+
+    @layers.setter
+    def layers(self, layers: Sequence[WatchedLayer]) -> None:
+        self._layers = layers
+        self._looked_at = None
+        if layers:
+            weight, bias = layers[0].weight, getattr(layers[0].module, "bias", None)
+            # Both come from the same δ: what is no number there is none in either, and a bias is read in no time.
+            few = isinstance(bias, nn.Parameter) and bias.requires_grad and weight.numel() > LARGE
+            self._looked_at = bias if few else weight
 
     def bad_loss(self, step: int, value: float, *, after: bool = False) -> Fault:
         """The fault of a loss that is no number."""
@@ -40,8 +60,8 @@ class Guard:
         )
 
     def fine(self) -> bool:
-        """Whether the input-most layer's gradient is there and finite: one small read a step."""
-        grad = self.layers[0].weight.grad if self.layers else None
+        """Whether the input-most layer's gradient (of a large one its bias's) is there and finite: one small read a step."""
+        grad = None if self._looked_at is None else self._looked_at.grad
         return grad is not None and math.isfinite(grad.sum().item())  # synchronises on a GPU
 
     def bad_gradient(self, step: int) -> Fault | None:
