@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from tui_descent.instruments.structure import WatchedLayer
 
-
 # Weights of more numbers than this take a share of a step to be read.
 LARGE = 1 << 16
 
@@ -60,7 +59,7 @@ class Guard:
         )
 
     def fine(self) -> bool:
-        """Whether the input-most layer's gradient (of a large one its bias's) is there and finite: one small read a step."""
+        """Whether the input-most layer's gradient, of a large one its bias's, is there and finite: one small read."""
         grad = None if self._looked_at is None else self._looked_at.grad
         return grad is not None and math.isfinite(grad.sum().item())  # synchronises on a GPU
 
