@@ -258,7 +258,7 @@ def test_what_is_hooked_onto_the_optimizer_hears_nothing_of_it(begin: Any) -> No
         one.model = nn.Sequential(one.model, Explodes())
         one.optimizer = torch.optim.SGD(one.model.parameters(), lr=0.05)
     run = begin(made, plan={0: "lr=*3"})
-    run.watch._on_fault = "hold"  # which would wait for ever
+    run.watch._faults.on_fault = "hold"  # which would wait for ever
     run.step(SweepRates())
     found = run.kept.events()
     assert not [e for e in found if isinstance(e, NotFinite)]
@@ -391,7 +391,7 @@ def test_none_under_way_is_no_error(begin: Any) -> None:
 def test_held_at_numbers_that_are_none_it_says_why_and_what_helps(begin: Any) -> None:
     run = begin(setup_of(SHUFFLED))
     run.go(3)
-    run.watch._on_fault = "hold"
+    run.watch._faults.on_fault = "hold"
     run.kept.order(SweepRates())
     run.kept.order(Resume())
     assert not run.watch.loss(math.nan)
