@@ -195,7 +195,7 @@ def test_after_numbers_that_are_none_the_last_good_moment_comes_back(play: Any) 
     run.past._due_s = 0.0
     assert run.past.now_and_then(0, 10) is not None
     run.go(15)
-    run.watch._on_fault = "hold"
+    run.watch._faults.on_fault = "hold"
     run.kept.order(Undo())
     run.kept.order(Resume())
     assert not run.watch.loss(math.nan)
