@@ -39,10 +39,11 @@ def test_the_memory_is_told_at_once_and_then_a_second_later(kept: Kept, monkeypa
 
 def test_resident_memory_grows_with_what_is_held(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     before, _ = memory.resident_bytes()
-    block = bytearray(b"x") * 30_000_000
+    # Over 32 MB malloc always asks the system: what is less may come from memory that the tests before have left.
+    block = bytearray(b"x") * 60_000_000
     after, greatest = memory.resident_bytes()
     if before is not None and after is not None:
-        assert 20e6 < after - before < 60e6
+        assert 50e6 < after - before < 90e6
     assert greatest is not None
     assert greatest > len(block)
     monkeypatch.setattr(memory, "STATUS", tmp_path / "none")
