@@ -35,4 +35,4 @@ def test_what_was_found_on_another_stretch_is_not_said() -> None:
 
 def test_a_lost_trainer_is_told_once() -> None:
     lost = RunEnded(status="lost", step=80, reason="trainer lost (signal 9) at step 80")
-    assert said(lost) == ("trainer lost (signal 9)", "at step 80; what was seen stays on screen, q leaves")
+    assert said(lost) == ("trainer lost (signal 9) at step 80", "what was seen stays on screen, q leaves")

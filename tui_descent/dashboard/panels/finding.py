@@ -91,10 +91,10 @@ def _flow(view: View) -> Words:
 def _ended(ended: RunEnded) -> Words:
     at, reason = f"at step {count(ended.step)}", plain(ended.reason)
     if ended.status == "lost":
-        # The keeper's reason is a whole sentence: "trainer lost (signal 9) at step 124".
-        word = reason.removesuffix(f" at step {ended.step}")
-        word = word if word.startswith("trainer lost") else f"trainer lost ({word})" if word else "trainer lost"
-        return word, ink.RED, f"{at}; what was seen stays on screen, q leaves", ink.TEXT
+        stays = "what was seen stays on screen, q leaves"
+        if reason.startswith("trainer lost"):  # the keeper's is a whole sentence: "trainer lost (signal 9) at step 124"
+            return reason, ink.RED, stays, ink.TEXT
+        return f"trainer lost ({reason})" if reason else "trainer lost", ink.RED, f"{at}; {stays}", ink.TEXT
     numbers = []
     if ended.loss is not None:
         numbers.append(f"loss {ended.loss:.4g}")
