@@ -15,6 +15,7 @@ import pytest
 import torch
 from kept import Kept
 from nets import copy_of, digit_batches, loss_of, mlp, same
+from played import SCENARIO
 from torch import Tensor, nn
 
 from tui_descent.instruments.sampler import Sampler
@@ -43,27 +44,7 @@ from tui_descent.training.watch import Watch
 ABOUT = RunStarted(
     run="", title="", name="", scenario={}, device="cpu", threads=1, parameters=0, layers=(), knobs=(), steps=60
 )
-SHUFFLED = """
-title = "t"
-[data]
-name = "digits"
-batch_size = 48
-[model]
-name = "mlp"
-depth = 4
-width = 24
-activation = "tanh"
-norm = "layer"
-dropout = 0.2
-[optimizer]
-name = "adam"
-lr = 2e-3
-[schedule]
-name = "cosine"
-[run]
-steps = 60
-seed = 5
-"""
+SHUFFLED = SCENARIO.replace("steps = 500", "steps = 60")
 CPU = torch.device("cpu")
 
 
