@@ -28,19 +28,25 @@ DESCRIPTION = """See and steer gradient descent from a terminal.
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `tui-descent`."""
     args = list(sys.argv[1:] if argv is None else argv)
-    if not args:
-        return _gallery()
-    if args[0] not in COMMANDS and not args[0].startswith("-"):
+    if args and args[0] not in COMMANDS and not args[0].startswith("-"):
         args.insert(0, "run")  # NAME or FILE.toml alone
-    parsed = _parser().parse_args(args)
-    command: Callable[[argparse.Namespace], int] = parsed.command
     try:
-        return command(parsed)
+        code = _command(args)
+        sys.stdout.flush()  # here, where a reader that has left is no error
+        return code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _command(args: list[str]) -> int:
+    if not args:
+        return _gallery()
+    parsed = _parser().parse_args(args)
+    command: Callable[[argparse.Namespace], int] = parsed.command
+    return command(parsed)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -152,3 +154,18 @@ def test_check_says_that_a_good_one_is_good(home: Path) -> None:
 def test_the_python_module_is_the_command() -> None:
     assert TUI[1:] == ("-m", "tui_descent")
     assert run("--help").stdout.startswith("usage: tui-descent ")
+
+
+@pytest.mark.parametrize("args", [[], ["presets"], ["presets", "vanishing"]])
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_a_reader_that_has_left_is_no_traceback(args: list[str], buffered: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    env = {**os.environ, "PYTHONUNBUFFERED": buffered}
+    try:
+        done = subprocess.run(
+            [*TUI, *args], stdin=subprocess.DEVNULL, stdout=writer, stderr=subprocess.PIPE, env=env, check=False
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
