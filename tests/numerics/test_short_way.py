@@ -16,26 +16,43 @@ from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.events import KnobTurned, NotFinite
 from tui_descent.scenario.knobs import parse
+from tui_descent.training.lane import Lane
+from tui_descent.training.telling import Telling
 from tui_descent.training.watch import Watch
 
 STEPS = 120
 
 
-class Counted(Watch):
+class Counting(Lane):
     """Counts the steps that went the short way; `long` sends all of them the long one."""
 
-    def __init__(self, *args: Any, long: bool = False, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.short = 0
-        self.long = long
+    __slots__ = ("long", "short")
 
-    def _unasked(self) -> int:
-        return 0 if self.long else super()._unasked()
+    def enter(self, steps: int) -> None:
+        super().enter(0 if self.long else steps)
 
-    def _short_way(self, value: float, start_s: float) -> bool:
-        went = super()._short_way(value, start_s)
+    def step(self, loss: Any) -> bool:
+        went = super().step(loss)
         self.short += went
         return went
+
+
+class Counted(Watch):
+    """A watch whose lane counts."""
+
+    def __init__(self, *args: Any, long: bool = False, **kwargs: Any) -> None:
+        self.long = long
+        super().__init__(*args, **kwargs)
+
+    def _ways(self) -> tuple[Telling, Lane]:
+        telling, _ = super()._ways()
+        lane = Counting(self.control, self._guard, self.optimizer, asked=self.begin_step)
+        lane.short, lane.long = 0, self.long
+        return telling, lane
+
+    @property
+    def short(self) -> int:
+        return self._lane.short  # type: ignore[attr-defined,no-any-return]
 
 
 @contextmanager
@@ -85,7 +102,7 @@ def test_both_ways_record_the_same(every: int, tmp_path_factory: pytest.TempPath
 def test_a_turn_asked_for_in_a_stretch_acts_on_the_very_next_update(kept: Kept) -> None:
     with watched(kept, sampler=Sampler(every=0)) as (run, step):
         n = 0
-        while not (run.short > 20 and run._stretch.free > 5):
+        while not (run.short > 20 and run._lane.left > 5):
             step(n)
             n += 1
         kept.order(TurnKnob(knob="lr", value="*2"))
@@ -104,7 +121,7 @@ def test_a_gradient_that_is_no_number_is_found_in_a_stretch(kept: Kept) -> None:
 
     with watched(kept, sampler=Sampler(every=0)) as (run, step):
         n = 0
-        while not (run.short > 20 and run._stretch.free > 5):
+        while not (run.short > 20 and run._lane.left > 5):
             step(n)
             n += 1
         step(n, spoil)
@@ -115,7 +132,7 @@ def test_a_gradient_that_is_no_number_is_found_in_a_stretch(kept: Kept) -> None:
 def test_a_loss_that_is_no_number_is_found_in_a_stretch(kept: Kept) -> None:
     with watched(kept, sampler=Sampler(every=0)) as (run, step):
         n = 0
-        while not (run.short > 20 and run._stretch.free > 5):
+        while not (run.short > 20 and run._lane.left > 5):
             step(n)
             n += 1
         run.optimizer.zero_grad()

@@ -17,17 +17,20 @@ from pathlib import Path
 import msgspec
 
 MAGIC = 0x7D1E5CE7
-LAYOUT = 2
+LAYOUT = 3
 HEADER_BYTES = 4096
 # Offsets of the header's single words. The trainer writes all; the keeper raises FLAG.
 HEARTBEAT, FLAG = 256, 512
 
-# number + 1, step, loss, lr, time_s, segment, skipped. The number comes last to be written, first to be read.
-STEP = struct.Struct("<QqdddiI")
+# number + 1, step, loss, lr, time_s, segment, skipped, number + 1. Written from front to back; whoever reads looks at the
+# last number first and at the first one last, and has a record where both are the one expected.
+STEP = struct.Struct("<QqdddiIQ")
+NUMBER_AT = STEP.size - 8
 STEP_CAPACITY = 1 << 17
 READING_CAPACITY = 32
 # number + 1, step, segment, global_grad_norm, watch_cost, global_cosine, grad_norm_preclip
 READING_HEAD = struct.Struct("<Qqidddd")
+_pack_step = STEP.pack_into
 _head = struct.Struct("<IIIIII")
 _word = struct.Struct("<Q")
 _real = struct.Struct("<d")
@@ -104,10 +107,9 @@ class Ring:
 
     def write_step(self, step: int, loss: float, lr: float, time_s: float, segment: int, skipped: bool) -> None:
         """Append one update; overwrites the oldest when nobody has read for a whole ring."""
-        at = HEADER_BYTES + (self._written % self._steps) * STEP.size
+        at = HEADER_BYTES + self._written % self._steps * STEP.size
         self._written += 1
-        STEP.pack_into(self._memory, at, 0, step, loss, lr, time_s, segment, skipped)
-        _word.pack_into(self._memory, at, self._written)
+        _pack_step(self._memory, at, self._written, step, loss, lr, time_s, segment, skipped, self._written)
 
     def write_reading(
         self,
@@ -158,12 +160,13 @@ class Ring:
         found: list[StepRecord] = []
         while len(found) < limit:
             at = HEADER_BYTES + (self._read % self._steps) * STEP.size
-            number, step, loss, lr, time_s, segment, skipped = STEP.unpack_from(self._memory, at)
+            number = _word.unpack_from(self._memory, at + NUMBER_AT)[0]
             if number != self._read + 1:
                 if number <= self._read + 1:
                     break
                 self._skip_to_oldest(number)
                 continue
+            _, step, loss, lr, time_s, segment, skipped, _ = STEP.unpack_from(self._memory, at)
             if _word.unpack_from(self._memory, at)[0] != number:
                 continue
             found.append(StepRecord(step, loss, lr, time_s, segment, bool(skipped)))

@@ -31,7 +31,7 @@ class Guard:
 
     def __init__(self, model: nn.Module, forward_again: Callable[[], object] | None = None) -> None:
         self._layers: Sequence[WatchedLayer] = ()
-        self._looked_at: nn.Parameter | None = None
+        self.looked_at: nn.Parameter | None = None  # the input-most that has a gradient
         self._model = model
         self._forward_again = forward_again
 
@@ -43,12 +43,7 @@ class Guard:
     @layers.setter
     def layers(self, layers: Sequence[WatchedLayer]) -> None:
         self._layers = layers
-        self._looked_at = None
-        if layers:
-            weight, bias = layers[0].weight, getattr(layers[0].module, "bias", None)
-            # Both come from the same δ: what is no number there is none in either, and a bias is read in no time.
-            few = isinstance(bias, nn.Parameter) and bias.requires_grad and weight.numel() > LARGE
-            self._looked_at = bias if few else weight
+        self.looked_at = next((_small(watched) for watched in layers), None)
 
     def bad_loss(self, step: int, value: float, *, after: bool = False) -> Fault:
         """The fault of a loss that is no number."""
@@ -59,8 +54,11 @@ class Guard:
         )
 
     def fine(self) -> bool:
-        """Whether the input-most layer's gradient, of a large one its bias's, is there and finite: one small read."""
-        grad = None if self._looked_at is None else self._looked_at.grad
+        """Whether the input-most gradient, of a large layer its bias's, is there and finite: one small read."""
+        grad = None if self.looked_at is None else self.looked_at.grad
+        if grad is None:
+            self.looked_at = next((_small(w) for w in self._layers if w.weight.grad is not None), self.looked_at)
+            grad = None if self.looked_at is None else self.looked_at.grad
         return grad is not None and math.isfinite(grad.sum().item())  # synchronises on a GPU
 
     def bad_gradient(self, step: int) -> Fault | None:
@@ -125,6 +123,14 @@ class Guard:
             for handle in handles:
                 handle.remove()
         return found[0] if found else None
+
+
+def _small(watched: WatchedLayer) -> nn.Parameter:
+    """The layer's bias where its weight is large, else the weight."""
+    weight, bias = watched.weight, getattr(watched.module, "bias", None)
+    # Both come from the same δ: what is no number there is none in either, and a bias is read in no time.
+    few = isinstance(bias, nn.Parameter) and bias.requires_grad and weight.numel() > LARGE
+    return bias if few else weight  # type: ignore[return-value]
 
 
 def _finite(tensor: Tensor) -> bool:

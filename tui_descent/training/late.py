@@ -96,10 +96,11 @@ class Late:
 
     # Before and around an update.
 
-    def hand(self, loss: torch.Tensor | float) -> None:
-        """The loss of the step under way, before its update."""
+    def hand(self, loss: torch.Tensor | float) -> bool:
+        """The loss of the step under way, before its update; whether it is good is known later."""
         self._handed = True
         self._verdicts.loss(loss)
+        return True
 
     def look(self, optimizer: torch.optim.Optimizer) -> bool:
         """In the pre-hook: take hold of what tells a bad gradient. False where it must be looked at right now."""
@@ -139,8 +140,11 @@ class Late:
             self._waiting.append(self._sample)
             self._sample = None
 
-    def log(self, value: torch.Tensor, tell: Callable[[float], None]) -> None:
+    def log(self, value: torch.Tensor | float, tell: Callable[[float], None]) -> None:
         """A number of the user's own."""
+        if not isinstance(value, torch.Tensor):
+            tell(float(value))
+            return
         self._waiting.append(_Reading(self._set_off([value.detach().reshape(1)]), lambda v: tell(v[0]), False))
 
     def _write(self, loss: torch.Tensor | float, now_s: float) -> bool:

@@ -33,19 +33,18 @@ class ReadingPlace:
 
     segment: int
     step: int
-    cost: float
     net: Structure | None
     names: Sequence[str]
 
-    def write(self, link: Link | None, sample: Sample, rare: dict[str, float]) -> None:
-        """Its record, the rare tier's values, the ledger."""
+    def write(self, link: Link | None, sample: Sample, rare: dict[str, float], *, cost: float) -> None:
+        """Its record, the rare tier's values, the ledger; `cost` is the share of time that watching took so far."""
         if link is None or link.ring is None:
             return
         link.ring.write_reading(
             self.step,
             self.segment,
             sample.global_grad_norm,
-            self.cost,
+            cost,
             laid_out(sample.rows, self.net, self.names),
             global_cosine=sample.global_cosine,
             grad_norm_preclip=sample.grad_norm_preclip,

@@ -75,6 +75,12 @@ class Steering:
         return self.ground.rate
 
     @property
+    def turned(self) -> bool:
+        """Whether a rate is put on before each update: a turned one, or one that another optimizer's groups tell."""
+        delegate = self.ground.delegate
+        return self.rate.multiplier != 1.0 or (delegate is not None and delegate.inner is not None)
+
+    @property
     def pace(self) -> float | None:
         """Steps a second, None as fast as it goes."""
         return self.ground.pace
@@ -174,7 +180,7 @@ class Steering:
         return setup is not None and setup.schedule is not None and setup.schedule.needs_loss
 
     def moved(self, loss: float) -> None:
-        """An update was made; of the loss only a schedule that `needs_loss` takes notice."""
+        """An update was made, its turned rate taken off; the loss is for a schedule that `needs_loss`, alone."""
         setup = self.ground.setup
         if setup is not None and setup.schedule is not None:
             setup.schedule.step(loss)

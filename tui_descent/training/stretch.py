@@ -6,60 +6,50 @@ import time
 
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.training.control import Control
+from tui_descent.training.lane import Lane
 from tui_descent.training.updates import Updates
 
 
 class Stretch:
-    """Of one run: the sampler's clock, and `free`, how many steps may go the short way from here."""
+    """Of one run: the sampler's clock."""
 
-    def __init__(self, control: Control, updates: Updates, sampler: Sampler) -> None:
-        self.free = 0
-        self._control, self._updates, self._sampler = control, updates, sampler
+    def __init__(self, control: Control, updates: Updates, sampler: Sampler, lane: Lane) -> None:
+        self._control, self._updates, self._sampler, self._lane = control, updates, sampler, lane
         self._cpu_s = time.thread_time()
         self._steps = 0  # since the last look at the clock
         self._own_s, self._own_steps = 0.0, 0  # what watching took of so many of them
 
-    def go(self, steps: int) -> None:
-        """So many steps may go the short way; 0 ends it."""
-        self.free = steps
-        self._updates.free = steps > 0 and not self._control.steering.clips
-
     def unasked(self) -> int:
         """Of how many steps from here nothing is asked but their record, unless the keeper raises its flag."""
         control = self._control
-        if self._updates.asks or not control.idle:
+        if self._updates.asks or not control.idle or control.steering.clips:
             return 0
         to_look = self._sampler.next_look - self._steps - 1
         planned = min(control.steps_to_plan - 1, self._sampler.steps_to_reading(control.step) - 2)
         return int(min(to_look, planned))
 
-    def went(self) -> None:
-        """A step went the short way."""
-        self._steps += 1
-
     def look(self, *, alone: bool) -> None:
         """A step went the long way: now and then the sampler is told how long they took; a measured one is `alone`."""
-        self._steps += 1
+        gone = self._lane.gone()
+        self._steps += gone + 1
+        self._own_steps += gone
         if alone or self._updates.reads_next or self._steps >= self._sampler.next_look:
             now_s = time.thread_time()
+            self._own_s += self._lane.own_s
+            self._lane.own_s = 0.0
             if self._own_steps:
-                self._sampler.hooked(self._own_s / self._own_steps + self._updates.hooks_s)
+                self._sampler.hooked(self._own_s / self._own_steps)
                 self._own_s, self._own_steps = 0.0, 0
             self._sampler.stepped(now_s - self._cpu_s, steps=self._steps)
             self._cpu_s, self._steps = now_s, 0
 
-    def count_own(self, start_s: float, *, alone: bool) -> None:
-        """What watching took of a step; what a reading takes has an account of its own."""
-        if alone and not self._control.stood and self._control.steering.pace is None:
+    def count_own(self, start_s: float) -> None:
+        """What watching took of a step that went the long way; what a reading takes has an account of its own."""
+        if not self._control.stood and self._control.steering.pace is None:
             self._own_s += time.perf_counter() - start_s
             self._own_steps += 1
 
-    def begins(self) -> None:
-        """A step begins; the first one after a look is timed."""
-        if self._control.stood:
-            self.forget()
-        self._updates.timed = self._steps == 0
-
     def forget(self) -> None:
         """Something else than steps took time: it counts from here."""
+        self._lane.gone()
         self._cpu_s, self._steps = time.thread_time(), 0

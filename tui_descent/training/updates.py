@@ -5,7 +5,6 @@ The hooks are the only hold on a loop: gradients exist in the pre-hook whatever 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,21 +21,20 @@ from tui_descent.instruments.sampler import Sampler, Tiers
 from tui_descent.training import clipping
 from tui_descent.training.delegate import steps_under_way
 from tui_descent.training.guard import Fault, Guard
-from tui_descent.training.late import Late
+from tui_descent.training.lane import Args, Kwargs, Lane
+from tui_descent.training.telling import Telling
 from tui_descent.training.steering import Steering
 from tui_descent.training.verdict import found_inf
 
 NOTHING_RARE: Deferred[dict[str, float]] = Deferred((), lambda _: {})
-Args = tuple[Any, ...]
-Kwargs = dict[str, Any]
 
 
 class Updates:
     """The hooks of one optimizer.
 
     `measuring` gives the instruments of the net as it stands, made anew after surgery; `fault` is told of gradients
-    that are no numbers and says whether the update is to be dropped. With `late` nothing is waited for: faults are its
-    own, and what `reader` gives for the update under way gets its reading once it has come.
+    that are no numbers and says whether the update is to be dropped. `telling` is given the update's reading, for what
+    `reader` gives for it. Updates of which nothing is asked go through `lane` alone.
     """
 
     def __init__(
@@ -49,13 +47,13 @@ class Updates:
         step: Callable[[], int],
         measuring: Callable[[], Measuring],
         fault: Callable[[Fault], bool],
+        lane: Lane,
+        telling: Telling,
+        reader: Callable[[], Callable[[Sample, dict[str, float]], None]],
         again: SameBatch | None = None,
-        late: Late | None = None,
-        reader: Callable[[], Callable[[Sample, dict[str, float]], None]] | None = None,
     ) -> None:
-        self.rate = math.nan
-        self.rare: dict[str, float] = {}
-        self._late = late
+        self._lane = lane
+        self._telling = telling
         self._reader = reader
         self._again = again
         self._optimizer = optimizer
@@ -69,28 +67,25 @@ class Updates:
         self._handles: list[RemovableHandle] = []
         self._hooked: WeakSet[torch.optim.Optimizer] = WeakSet()
         self._depth = 0
-        self._made = 0
         self._dropped = False
         self._planned: int | None = None
         self._now: Tiers | None = None
         self._next: Tiers | None = None
         self._cost_s = 0.0
-        self._sample: Sample | None = None
-        self.timed = False
-        self.free = False  # of this step nothing is asked but a look at its gradient
-        self.hooks_s = 0.0  # what the hooks of the last timed step took
+        lane.around(self._before, self._after)
 
     def attach(self) -> None:
         """Hook on."""
         self._hooked.add(self._optimizer)
         self._handles += [
-            self._optimizer.register_step_pre_hook(self._before),
-            self._optimizer.register_step_post_hook(self._after),
+            self._optimizer.register_step_pre_hook(self._lane.before),
+            self._optimizer.register_step_post_hook(self._lane.after),
         ]
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Another optimizer makes the updates from here on."""
-        self._optimizer = optimizer
+        self._optimizer = self._lane.optimizer = optimizer
+        self._lane.leave()
         # Hooks stay where they are and heed one optimizer: a run may be held within a step, whose hooks torch is just
         # going through.
         if self._handles and optimizer not in self._hooked:
@@ -99,8 +94,7 @@ class Updates:
     def detach(self) -> None:
         """Hook off, the optimizer's rates as its owner set them."""
         self._steering.heal()
-        if self._late is not None:
-            self._late.let_go()
+        self._telling.let_go()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -111,6 +105,9 @@ class Updates:
     def plan(self) -> None:
         """Before a forward pass: whether its step and the one after it are measured; attach what has to listen."""
         step = self._step()
+        if self._lane.used:
+            self._lane.used = False
+            self._planned = step - 1  # what went there was planned to be read of no more than the steps before
         if self._planned == step:
             return  # the last one was dropped: the plan stands
         # Decided a step ahead, since a cosine needs the gradient of the step before.
@@ -159,39 +156,26 @@ class Updates:
         """Whether the step after the one under way is to be measured."""
         return self._next is not None
 
-    def take(self) -> tuple[int, bool, Sample | None]:
-        """Since the last call: updates made, whether one was dropped, the sample if one was due."""
+    def take(self) -> tuple[int, bool]:
+        """Since the last call: updates made, whether one was dropped."""
         self._steering.heal()
-        if self._late is not None:
-            self._late.let_go()  # of a step that raised
+        self._telling.let_go()  # of a step that raised
         self._depth = 0
-        taken = self._made, self._dropped, self._sample
-        self._made, self._dropped, self._sample = 0, False, None
+        taken = self._lane.made, self._dropped
+        self._lane.made, self._lane.open, self._dropped = 0, False, False
         return taken
-
-    def take_plain(self) -> bool:
-        """Take the one update made since the last call, where that is all there is; it had been planned to be so."""
-        if self._made != 1 or self._dropped or self._sample is not None or self._planned is None:
-            return False
-        self._made = 0
-        self._planned += 1
-        return True
 
     @property
     def asks(self) -> bool:
-        """Whether this step or the next is to be measured or timed, or either is not planned yet."""
-        return self.reads or self.timed or self._planned is None
+        """Whether this step or the next is to be measured, or either is not planned yet."""
+        return self.reads or self._planned is None
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
         if optimizer is not self._optimizer:
             return None
-        if self.free and self._depth == 0 and len(args) == 1 and not kwargs and self._fine():
-            self._depth = 1
-            rate = self._steering.rate
-            self.rate = rate.value
-            if rate.multiplier != 1.0:
-                rate.put_on()
-            return None
+        self._lane.leave()
+        if self._lane.open:
+            self._lane.open, self._depth = False, 1
         if (
             self._depth > 0 and steps_under_way(optimizer) > 1
         ):  # a subclass that calls super().step() fires the hooks twice
@@ -203,13 +187,7 @@ class Updates:
             self.plan()
         closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
         if closure is None:
-            if not self.timed:
-                self._examine()
-                return None
-            start_s = time.perf_counter()
             self._examine()
-            if self._now is None and self._next is None:
-                self.hooks_s = time.perf_counter() - start_s
             return None
 
         def watched() -> Any:  # the gradients exist only once the closure has run
@@ -223,7 +201,7 @@ class Updates:
 
     def _fine(self) -> bool:
         """Whether there is nothing to say of the gradients now."""
-        if self._late is not None and self._late.look(self._optimizer):
+        if self._telling.look(self._optimizer):
             return True
         return found_inf(self._optimizer) is None and self._guard.fine()
 
@@ -261,7 +239,7 @@ class Updates:
                 self._instruments.remember()
             self._cost_s += time.thread_time() - start_s
         rate = self._steering.rate
-        self.rate = rate.value
+        self._lane.rate = rate.value
         if rate.multiplier != 1.0:
             rate.put_on()
 
@@ -271,22 +249,18 @@ class Updates:
             return
         self._depth = 0
         self._steering.rate.take_off()
-        if self._late is not None:
-            self._late.let_go()
+        self._telling.let_go()
         if self._dropped:
             return
-        self._made += 1
+        self._lane.made += 1
         now, self._now = self._now, None
         if now is not None:
             assert self._instruments is not None
             start_s = time.thread_time()
             sample: Deferred[Any] = self._instruments.after_update()
             rare: Deferred[Any] = self._again.after_update() if now.rare and self._again is not None else NOTHING_RARE
-            if self._late is not None and self._reader is not None:
-                tell = self._reader()
-                self._late.read(together((sample, rare)), lambda found: tell(*found))
-            else:
-                self._sample, self.rare = sample.now(), rare.now()
+            tell = self._reader()
+            self._telling.read(together((sample, rare)), lambda found: tell(*found))
             cost_s = self._cost_s + time.thread_time() - start_s
             self._sampler.spent(cost_s, now)
             self._cost_s = 0.0

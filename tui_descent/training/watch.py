@@ -12,9 +12,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
-from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +30,7 @@ from tui_descent.training.control import Control, Evaluation
 from tui_descent.training.curving import Curving
 from tui_descent.training.faults import Faults, OnFault
 from tui_descent.training.guard import Guard
+from tui_descent.training.lane import Lane, LateLane
 from tui_descent.training.late import Late
 from tui_descent.training.link import Link
 from tui_descent.training.memory import Memory
@@ -40,6 +40,7 @@ from tui_descent.training.records import Place, ReadingPlace
 from tui_descent.training.steering import Steering
 from tui_descent.training.stop import StopRun, outcome
 from tui_descent.training.stretch import Stretch
+from tui_descent.training.telling import AtOnce, Telling
 from tui_descent.training.updates import Updates
 
 
@@ -82,7 +83,8 @@ class Watch:
         self.control = Control(link, steering, plan=plan, evaluate=evaluate, needs_keeper=own_loop)
         self.control.curvature, self.control.while_still = curving, self._curve_still
         self._faults = Faults(self.control, on_fault)
-        self._late = self._comes_late()
+        self._telling, self._lane = self._ways()
+        self.control.settle = self._telling.settle
         self._updates = Updates(
             optimizer,
             steering=steering,
@@ -91,11 +93,12 @@ class Watch:
             step=lambda: self.control.step,
             measuring=self._instruments,
             fault=self._faults.face,
-            again=None if again is None else SameBatch(model, again),
-            late=self._late,
+            lane=self._lane,
+            telling=self._telling,
             reader=self._reader,
+            again=None if again is None else SameBatch(model, again),
         )
-        self._stretch = Stretch(self.control, self._updates, self._sampler)
+        self._stretch = Stretch(self.control, self._updates, self._sampler, self._lane)
         steering.watched(self._follow, self._updates.deaf)
         if link is not None and link.launch.socket is not None:  # where nobody can ask, nothing is kept
             roots = [model, steering, *state]
@@ -105,8 +108,6 @@ class Watch:
         self._rows: tuple[str, ...] = ()
         self._net: Structure | None = None
         self._order = ForwardOrder()
-        self._loss_value: float | None = None
-        self._micro_losses: list[float] = []
         self._start_s = time.perf_counter()
 
     @property
@@ -128,6 +129,7 @@ class Watch:
             self._order.listen(self.model)
             self.control.steering.listen()
         self._start_s = time.perf_counter()
+        self._lane.begins(self._start_s)
         self._stretch.forget()
         return self
 
@@ -136,7 +138,7 @@ class Watch:
     ) -> bool:
         self._updates.detach()
         self._order.stop()
-        ended_by = error if self._late is None else self._late.at_end(error)
+        ended_by = self._telling.at_end(error)
         status, reason = outcome(ended_by)
         self.outcome = (status, reason)
         self._end(status, reason)
@@ -149,14 +151,7 @@ class Watch:
 
         False when this batch is to be dropped. Raises `StopRun` when the run is to end.
         """
-        if self._late is not None and isinstance(loss, Tensor):
-            self._late.hand(loss)
-            return True
-        self._loss_value = _number(loss)
-        if math.isfinite(self._loss_value):
-            return True
-        value, self._loss_value = self._loss_value, None
-        return not self._faults.face(self._guard.bad_loss(self.next_step, value))
+        return self._telling.hand(loss)
 
     def step(self, loss: Tensor | float) -> bool:
         """After the optimizer's step: record it, obey commands, keep the pace. False if no update was made.
@@ -164,117 +159,49 @@ class Watch:
         Without an update since the last call the loss joins the next one's mean (gradient accumulation).
         Raises `StopRun` when the run is to end.
         """
+        lane = self._lane
+        return (lane.left > 0 and lane.step(loss)) or self._long_way(loss)
+
+    def _long_way(self, loss: Tensor | float) -> bool:
+        """`step` where anything may be asked of it. Where nothing is waited for, an update is what was asked for."""
         start_s = time.perf_counter()
-        if self._late is not None:
-            return self._step_late(self._late, loss, start_s)
-        value = self._loss_value if self._loss_value is not None else _number(loss)
-        self._loss_value = None
-        if self._stretch.free > 0 and self._short_way(value, start_s):
-            return True
-        made, dropped, sample = self._updates.take()
+        control, telling, steering = self.control, self._telling, self.control.steering
+        self._lane.leave()
+        made, dropped = self._updates.take()
         if not made and not dropped:
-            self._micro_losses.append(value)
+            telling.joins(loss, start_s)
             return False
-        if self._micro_losses:
-            value = math.fsum([*self._micro_losses, value]) / (len(self._micro_losses) + 1)
-            self._micro_losses.clear()
-        if made:
-            self.control.steering.made(value)
-        self._stretch.look(alone=sample is not None or dropped)
-        if made or not self._own_loop:
-            self._record(value, start_s, skipped=not made, sample=sample)
-            if made and not math.isfinite(value):
-                # A gradient that was finite beside a loss that is not: only now to be seen.
-                self._faults.face(self._guard.bad_loss(self.next_step - 1, value, after=True))
-        self.begin_step()
-        self._stretch.go(self._unasked())
-        self._stretch.count_own(start_s, alone=sample is None and not self._updates.reads)
-        return made > 0
-
-    def _comes_late(self) -> Late | None:
-        late = Late.of(
-            self.model,
-            self._guard,
-            told=self._known,
-            fault=self._faults.face,
-            next_step=lambda: self.control.step,
-            stops=self._faults.on_fault != "note",
-        )
-        if late is not None:
-            self.control.settle = late.settle
-        return late
-
-    def _step_late(self, late: Late, loss: Tensor | float, start_s: float) -> bool:
-        """`step` without waiting for the device; whether an update was made is what was asked of it."""
-        if self._stretch.free > 0 and self._short_way_late(late, loss, start_s):
-            return True
-        made, dropped, _ = self._updates.take()
-        if not made and not dropped:
-            late.joins(loss, start_s)
-            return False
-        counts = made or not self._own_loop
-        measured = late.sampled
+        counts = made > 0 or not self._own_loop
+        measured = telling.sampled
         self._stretch.look(alone=measured or dropped)
-        late.step(loss, start_s, made=made > 0, place=self._place(start_s) if counts else None)
-        steering = self.control.steering
+        place = Place(segment=control.segment, step=control.step, rate=self._lane.rate, time_s=start_s - self._start_s)
+        telling.step(loss, start_s, made=made > 0, place=place if counts else None)
         if made and not steering.needs_loss:
             steering.moved(math.nan)
         if counts:
-            self.control.completed()
+            control.completed()
         if steering.needs_loss:
-            late.settle()  # synchronises: plateau's next rate hangs on this loss
+            telling.settle()  # on a GPU synchronises: plateau's next rate hangs on this loss
         else:
-            late.collect()
+            telling.collect()
         self.begin_step()
-        self._stretch.go(0 if late.joined or steering.needs_loss else self._unasked())
-        self._stretch.count_own(start_s, alone=not measured and not self._updates.reads)
+        self._lane.enter(0 if self._net is None or telling.joined else self._stretch.unasked())
+        if not measured and not self._updates.reads:
+            self._stretch.count_own(start_s)
         return made > 0
 
-    def _short_way_late(self, late: Late, loss: Tensor | float, start_s: float) -> bool:
-        """`_short_way` of a step whose loss is not known yet."""
-        control = self.control
-        self._stretch.go(self._stretch.free - 1)
-        if not self._updates.take_plain():
-            self._stretch.go(0)
-            return False
-        late.step(loss, start_s, made=True, place=self._place(start_s))
-        control.step += 1
-        control.steering.moved(math.nan)
-        self._stretch.went()
-        late.collect()
-        assert control.link is not None
-        assert control.link.ring is not None
-        if control.stood or control.link.ring.flagged():
-            self._stretch.go(0)
-            self.begin_step()
-            return True
-        self._stretch.count_own(start_s, alone=True)
-        return True
-
-    def _short_way(self, value: float, start_s: float) -> bool:
-        """Record a step of which nothing else is asked. False, with nothing done, where something is.
-
-        Few lines, since each is read from memory anew: the training's own work has pushed them out of the cache.
-        """
-        control, updates = self.control, self._updates
-        self._stretch.go(self._stretch.free - 1)
-        if value - value != 0.0 or not updates.take_plain():  # not finite
-            self._stretch.go(0)
-            return False
-        assert control.link is not None
-        assert control.link.ring is not None
-        control.link.ring.write_step(
-            control.step, value, updates.rate, start_s - self._start_s, control.segment, skipped=False
-        )
-        control.step += 1
-        control.steering.made(value)
-        self._stretch.went()
-        if control.link.ring.flagged():
-            self._stretch.go(0)
-            self.begin_step()
-            return True
-        self._stretch.count_own(start_s, alone=True)
-        return True
+    def _ways(self) -> tuple[Telling, Lane]:
+        """How steps are told, and how they go where nothing is asked."""
+        how: dict[str, Any] = {
+            "told": self._known,
+            "fault": self._faults.face,
+            "next_step": lambda: self.control.step,
+        }
+        late = Late.of(self.model, self._guard, stops=self._faults.on_fault != "note", **how)
+        given = self.control, self._guard, self.optimizer
+        if late is None:
+            return AtOnce(self._guard, **how), Lane(*given, asked=self.begin_step)
+        return late, LateLane(*given, asked=self.begin_step, late=late)
 
     def begin_step(self) -> None:
         """Before the first forward pass; `step` does it before the others. Raises `StopRun`."""
@@ -289,10 +216,8 @@ class Watch:
                 self._segment = self.control.segment
                 self._updates.forget()
             self._updates.plan()
-        self._stretch.begins()
-
-    def _unasked(self) -> int:
-        return 0 if self._net is None or self._micro_losses else self._stretch.unasked()
+        if self.control.stood:
+            self._stretch.forget()
 
     def _curve(self, curving: Curving, *, paid: bool) -> None:
         self.control.settle()
@@ -314,30 +239,17 @@ class Watch:
             control.tell(MetricLogged(segment=segment, step=step, name=name, value=number))
 
         segment, step = control.segment, control.step
-        if self._late is not None and isinstance(value, Tensor):
-            self._late.log(value, tell)
-        else:
-            tell(_number(value))
-
-    def _place(self, start_s: float) -> Place:
-        """Of the update just made."""
-        control, time_s = self.control, start_s - self._start_s
-        return Place(segment=control.segment, step=control.step, rate=self._updates.rate, time_s=time_s)
-
-    def _reading_place(self) -> ReadingPlace:
-        control, cost = self.control, self._sampler.cost
-        return ReadingPlace(segment=control.segment, step=control.step, cost=cost, net=self._net, names=self._rows)
+        self._telling.log(value, tell)
 
     def _reader(self) -> Callable[[Sample, dict[str, float]], None]:
-        return partial(self._reading_place().write, self.control.link)
-
-    def _record(self, loss: float, start_s: float, *, skipped: bool, sample: Sample | None) -> None:
+        """What tells a reading of the update under way."""
         control = self.control
-        self._place(start_s).write(control.link, loss, skipped=skipped)
-        if sample is not None:
-            self._reading_place().write(control.link, sample, self._updates.rare)
-            self._updates.rare = {}
-        control.completed()
+        place = ReadingPlace(segment=control.segment, step=control.step, net=self._net, names=self._rows)
+
+        def tell(sample: Sample, rare: dict[str, float]) -> None:
+            place.write(control.link, sample, rare, cost=self._sampler.cost)
+
+        return tell
 
     def _known(self, place: Place, loss: float, skipped: bool) -> None:
         """A step's loss has come late."""
@@ -392,8 +304,3 @@ class Watch:
         ended = RunEnded(status=status, step=control.step, loss=loss, accuracy=accuracy, reason=reason, position=where)
         control.tell(ended)
         control.close()
-
-
-def _number(value: Tensor | float) -> float:
-    """A scalar's value; from a GPU this waits for it."""
-    return float(value.item()) if isinstance(value, Tensor) else float(value)

@@ -1,0 +1,216 @@
+"""The short way of a step of which nothing is asked: one look at a gradient, one record.
+
+Few lines and few objects, since each is read from memory anew: the training's own work has pushed them out of the
+cache, and the same work spread over a dozen objects takes three times as long.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tui_descent.training.control import Control
+from tui_descent.training.guard import Guard
+from tui_descent.training.late import Late
+from tui_descent.training.records import Place
+
+# A stretch ends where its steps turn out to take longer than expected.
+LONGEST_S = 0.1
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
+PreHook = Callable[[torch.optim.Optimizer, Args, Kwargs], tuple[Args, Kwargs] | None]
+PostHook = Callable[[torch.optim.Optimizer, Args, Kwargs], None]
+
+
+class Lane:
+    """Of one run: `before` and `after` are the optimizer's hooks, `step` ends the step.
+
+    Each goes the long way where `left` is 0 or anything is out of the ordinary: hooks to those that `around` was given,
+    `step` by saying so. `made` counts updates since the last step's end, by either way; `rate` is the last one's.
+    """
+
+    __slots__ = (
+        "_after_long",
+        "_asked",
+        "_before_long",
+        "_control",
+        "_entered",
+        "_gone",
+        "_guard",
+        "_looked_at",
+        "_losses",
+        "_ring",
+        "_schedule",
+        "_start_s",
+        "_turned",
+        "_until_s",
+        "left",
+        "made",
+        "open",
+        "optimizer",
+        "own_s",
+        "rate",
+        "used",
+    )
+
+    def __init__(
+        self, control: Control, guard: Guard, optimizer: torch.optim.Optimizer, *, asked: Callable[[], None]
+    ) -> None:
+        self.optimizer = optimizer
+        self.left = self.made = 0
+        self.open = False  # within an update that goes this way
+        self.rate: Any = math.nan
+        self.own_s = 0.0  # what this way took, by its own clock
+        self.used = False  # since the last plan
+        self._control, self._guard, self._asked = control, guard, asked
+        self._looked_at: nn.Parameter | None = None
+        self._start_s = time.perf_counter()
+        self._entered = self._gone = 0
+
+    def around(self, before: PreHook, after: PostHook) -> None:
+        """The long way's hooks."""
+        self._before_long, self._after_long = before, after
+
+    def begins(self, start_s: float) -> None:
+        """The run's clock starts."""
+        self._start_s = start_s
+
+    def enter(self, steps: int) -> None:
+        """From the next step on so many may go this way."""
+        self.leave()
+        control = self._control
+        self._looked_at = self._guard.looked_at
+        if steps <= 0 or self._looked_at is None or control.link is None or control.link.ring is None:
+            return
+        self.left = self._entered = steps
+        self.used = True
+        ground = control.steering.ground
+        self._ring, self._losses, self._turned = control.link.ring, ground.losses, control.steering.turned
+        self._schedule = ground.setup.schedule if ground.setup is not None else None
+        self._until_s = time.perf_counter() + LONGEST_S
+
+    def leave(self) -> None:
+        """What comes next goes the long way."""
+        self._gone += self._entered - self.left
+        self.left = self._entered = 0
+
+    def gone(self) -> int:
+        """Steps that went this way since the last call."""
+        gone = self._gone + self._entered - self.left
+        self._gone, self._entered = 0, self.left
+        return gone
+
+    def before(self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
+        """The optimizer's pre-hook."""
+        if self.left > 0 and optimizer is self.optimizer and len(args) == 1 and not kwargs and not self.open:
+            start_s = time.perf_counter()
+            if self._fine(optimizer):
+                self.open = True
+                if self._turned:
+                    rate = self._control.steering.rate
+                    self.rate = rate.value
+                    rate.put_on()
+                else:
+                    self.rate = optimizer.param_groups[0]["lr"]
+                self.own_s += time.perf_counter() - start_s
+                return None
+        return self._before_long(optimizer, args, kwargs)
+
+    def after(self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs) -> None:
+        """The optimizer's post-hook."""
+        if self.open and optimizer is self.optimizer:
+            self.open = False
+            self.made += 1
+            if self._turned:
+                self._control.steering.rate.take_off()
+        else:
+            self._after_long(optimizer, args, kwargs)
+
+    def step(self, loss: Tensor | float) -> bool:
+        """Record a step. False, with nothing done, where something else is to be done about it."""
+        start_s = time.perf_counter()
+        value = loss.item() if isinstance(loss, Tensor) else float(loss)
+        if self.made != 1 or value - value != 0.0:  # not finite
+            return False
+        self.made = 0
+        self.left -= 1
+        control, rate = self._control, self.rate
+        if type(rate) is not float:
+            rate = float(rate)
+        self._ring.write_step(control.step, value, rate, start_s - self._start_s, control.segment, False)
+        control.step += 1
+        self._losses.append(value)
+        if self._schedule is not None:
+            self._schedule.step(value)
+        self.own_s += time.perf_counter() - start_s
+        if self._ring.flagged():
+            self.leave()
+            self._asked()
+        elif start_s > self._until_s:
+            self.leave()
+        return True
+
+    def _fine(self, optimizer: torch.optim.Optimizer) -> bool:
+        assert self._looked_at is not None
+        grad = self._looked_at.grad
+        if grad is None or "found_inf" in optimizer.__dict__:  # a GradScaler's word to a fused optimizer
+            return False
+        total = grad.sum().item()
+        return bool(total - total == 0.0)
+
+
+class LateLane(Lane):
+    """The same where nothing is known at once: neither the gradient nor the loss is waited for."""
+
+    __slots__ = ("_late",)
+
+    def __init__(
+        self,
+        control: Control,
+        guard: Guard,
+        optimizer: torch.optim.Optimizer,
+        *,
+        asked: Callable[[], None],
+        late: Late,
+    ) -> None:
+        super().__init__(control, guard, optimizer, asked=asked)
+        self._late = late
+
+    def enter(self, steps: int) -> None:
+        """From the next step on so many may go this way; none where the next rate hangs on a step's loss."""
+        super().enter(0 if self._control.steering.needs_loss else steps)
+
+    def after(self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs) -> None:
+        """The optimizer's post-hook."""
+        if self.open and optimizer is self.optimizer:
+            self._late.let_go()
+        super().after(optimizer, args, kwargs)
+
+    def step(self, loss: Tensor | float) -> bool:
+        """Hand a step on. False, with nothing done, where something else is to be done about it."""
+        start_s = time.perf_counter()
+        if self.made != 1:
+            return False
+        self.made = 0
+        self.left -= 1
+        control, time_s = self._control, start_s - self._start_s
+        place = Place(segment=control.segment, step=control.step, rate=float(self.rate), time_s=time_s)
+        self._late.step(loss, start_s, made=True, place=place)
+        control.step += 1
+        control.steering.moved(math.nan)
+        self._late.collect()
+        self.own_s += time.perf_counter() - start_s
+        if control.stood or self._ring.flagged():
+            self.leave()
+            self._asked()
+        elif start_s > self._until_s:
+            self.leave()
+        return True
+
+    def _fine(self, optimizer: torch.optim.Optimizer) -> bool:
+        return self._late.look(optimizer)
