@@ -13,8 +13,6 @@ LONGEST_STEP = 4.0
 # While paced, a reading may take this part of what a step waits, or this part of the time since the last.
 SLACK_USED = 0.5
 PACED_SHARE = 0.1
-# Of the budget, what readings may have however much the hooks of every step take.
-READINGS_SHARE = 0.7
 # Tiers beyond the norms: how often at most, and the share of the budget they may have. Norms come first: what these
 # leave is theirs.
 SIGNALS_EVERY_S, SIGNALS_SHARE = 0.1, 0.12
@@ -27,8 +25,11 @@ CURVATURE_PACED_EVERY_S = 0.5
 NEWEST = 1 / 16
 # What a tier's first reading is taken to cost, in steps: hooks at boundaries; activations; two passes more.
 GUESSES = (0.25, 1.0, 3.0)
-# The clock is looked at once in this time, in so many steps at most: of short ones a look would take a share.
-LOOK_EVERY_S, STEPS_A_LOOK = 0.04, 32
+# The clock is looked at when a reading can be paid, but once in this time and so many steps at least: a look costs
+# several steps' watching.
+LOOK_EVERY_S, STEPS_A_LOOK = 0.1, 100
+# Steps after a reading that are still slower for it, since it has pushed the training's numbers out of the cache.
+AFTERMATH = 3
 # Steps without a reading, after which their usual time is known.
 KNOWN_AFTER = 8
 
@@ -89,6 +90,8 @@ class Sampler:
         self._slow = Tier(SLOW_EVERY_S, SLOW_SHARE)
         self._rare = Tier(RARE_EVERY_S, RARE_SHARE)
         self._along: list[Tier] = []
+        self._extra_s: dict[Tiers, float] = {}  # what readings cost outside their own clock
+        self._read = Tiers()
         self._curvature = Tier(CURVATURE_EVERY_S, CURVATURE_SHARE)
         self._curvature_read_s = -1e9
         self._curvature_s = 0.0
@@ -114,9 +117,7 @@ class Sampler:
         if self._asked_at == self._steps:
             return False  # nothing has been earned since the last answer
         self._asked_at = self._steps
-        # The next one is paid for beforehand, so that the share holds at every moment but the first.
-        allowance_s = self._allowance_s() - self._set_aside_s()
-        return self._spent_s + self._cost_s <= allowance_s or self._cost_s == 0.0
+        return self._missing_s() <= 0 or self._cost_s == 0.0
 
     def steps_to_reading(self, step: int) -> float:
         """How many updates from `step` on none is due on a fixed step; what the budget pays for is due at a look."""
@@ -137,7 +138,7 @@ class Sampler:
 
     def spent(self, cost_s: float, tiers: Tiers = Tiers()) -> None:  # noqa: B008 - immutable
         """The reading of the step under way took this long by its own clock, with these tiers along."""
-        self._timed_s = cost_s
+        self._timed_s, self._read = cost_s, tiers
         accounts = (self._signals, self._slow, self._rare)
         self._along = [tier for tier, read in zip(accounts, tiers, strict=True) if read]
 
@@ -149,22 +150,29 @@ class Sampler:
 
     @property
     def next_look(self) -> int:
-        """After how many steps the clock is worth a look: of short ones it would take a share that can be felt."""
+        """After how many steps from the last look the clock is worth another."""
+        if self._timed_s is not None:
+            return 1 + AFTERMATH
         if self._plain_steps < KNOWN_AFTER:
             return 1
-        return max(1, min(STEPS_A_LOOK, int(LOOK_EVERY_S / max(self._step_s, 1e-9))))
+        step_s = max(self._step_s, 1e-9)
+        most = min(STEPS_A_LOOK, LOOK_EVERY_S / step_s)
+        if self._every is None and self._budget > 0:
+            most = min(most, self._missing_s() / (self._budget * step_s))
+        return max(1, math.ceil(most))
 
     def stepped(self, busy_s: float, *, steps: int = 1) -> None:
-        """So many steps took this long together, readings included, waits not; a measured step comes alone.
+        """So many steps took this long together, readings included, waits not; with a measured one come the next few.
 
-        What a reading costs outside its own clock (hooks in the passes) shows in how much longer its step took.
+        What a reading costs outside its own clock (hooks in the passes, a cache that holds other things) shows in how
+        much longer these steps took than usual.
         """
         timed_s, self._timed_s = self._timed_s, None
         cost_s = 0.0
         if timed_s is not None:
             cost_s = timed_s
             if self._plain_steps >= KNOWN_AFTER:
-                cost_s = max(timed_s, min(busy_s - self._step_s, 4 * timed_s + self._step_s))
+                cost_s += self._outside_s(timed_s, busy_s - steps * self._step_s - timed_s)
             self._account(cost_s)
         plain_s = max(busy_s - cost_s, 0.0) / steps
         usual_s = self._step_s or plain_s
@@ -175,6 +183,13 @@ class Sampler:
         if timed_s is None or self._plain_steps < KNOWN_AFTER:
             self._plain_steps += steps if timed_s is None else 0
             self._step_s = usual_s + (plain_s - usual_s) * min(1.0, steps * NEWEST)
+
+    def _outside_s(self, timed_s: float, excess_s: float) -> float:
+        """What such readings cost outside their own clock: a mean, since of one step's time most is chance."""
+        excess_s = min(max(excess_s, -self._step_s), 4 * timed_s + self._step_s)
+        usual_s = self._extra_s.get(self._read, excess_s)
+        self._extra_s[self._read] = usual_s + (excess_s - usual_s) * NEWEST
+        return max(self._extra_s[self._read], 0.0)
 
     def _account(self, cost_s: float) -> None:
         self._spent_s += cost_s
@@ -225,9 +240,12 @@ class Sampler:
         return self._curvature_allowed_s + CURVATURE_SHARE * self._budget * on_s
 
     def _allowance_s(self) -> float:
-        """What readings may have taken so far: the budget, less what hooks take of it, but at least most of it."""
-        hooks_s = self._hooks_s * self._steps
-        return max(self._budget * self._busy_s - hooks_s, READINGS_SHARE * self._budget * self._busy_s)
+        """What readings may have taken so far. The hooks of every step come on top: they are not to be had for less."""
+        return self._budget * self._busy_s
+
+    def _missing_s(self) -> float:
+        """What the next reading's price still lacks: it is paid beforehand, so that the share always holds."""
+        return self._spent_s + self._cost_s - (self._allowance_s() - self._set_aside_s())
 
     @property
     def busy_s(self) -> float:

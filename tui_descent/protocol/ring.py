@@ -22,8 +22,8 @@ HEADER_BYTES = 4096
 # Offsets of the header's single words. The trainer writes all; the keeper raises FLAG.
 HEARTBEAT, FLAG = 256, 512
 
-# number + 1, step, loss, lr, time_s, segment, skipped, number + 1. Written from front to back; whoever reads looks at the
-# last number first and at the first one last, and has a record where both are the one expected.
+# number + 1, step, loss, lr, time_s, segment, skipped, number + 1. Written from front to back; whoever reads looks at
+# the last number first and at the first one last, and has a record where both are the one expected.
 STEP = struct.Struct("<QqdddiIQ")
 NUMBER_AT = STEP.size - 8
 STEP_CAPACITY = 1 << 17

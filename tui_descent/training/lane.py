@@ -109,16 +109,12 @@ class Lane:
         """The optimizer's pre-hook."""
         if self.left > 0 and optimizer is self.optimizer and len(args) == 1 and not kwargs and not self.open:
             start_s = time.perf_counter()
-            if self._fine(optimizer):
-                self.open = True
-                if self._turned:
-                    rate = self._control.steering.rate
-                    self.rate = rate.value
-                    rate.put_on()
-                else:
-                    self.rate = optimizer.param_groups[0]["lr"]
-                self.own_s += time.perf_counter() - start_s
-                return None
+            grad = self._looked_at.grad  # type: ignore[union-attr] # none goes this way without it
+            if grad is not None and "found_inf" not in optimizer.__dict__:  # a GradScaler's word to a fused optimizer
+                total = grad.sum().item()
+                if total - total == 0.0:  # finite
+                    self._opens(optimizer, start_s)
+                    return None
         return self._before_long(optimizer, args, kwargs)
 
     def after(self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs) -> None:
@@ -155,13 +151,15 @@ class Lane:
             self.leave()
         return True
 
-    def _fine(self, optimizer: torch.optim.Optimizer) -> bool:
-        assert self._looked_at is not None
-        grad = self._looked_at.grad
-        if grad is None or "found_inf" in optimizer.__dict__:  # a GradScaler's word to a fused optimizer
-            return False
-        total = grad.sum().item()
-        return bool(total - total == 0.0)
+    def _opens(self, optimizer: torch.optim.Optimizer, start_s: float) -> None:
+        self.open = True
+        if self._turned:
+            rate = self._control.steering.rate
+            self.rate = rate.value
+            rate.put_on()
+        else:
+            self.rate = optimizer.param_groups[0]["lr"]
+        self.own_s += time.perf_counter() - start_s
 
 
 class LateLane(Lane):
@@ -184,6 +182,15 @@ class LateLane(Lane):
     def enter(self, steps: int) -> None:
         """From the next step on so many may go this way; none where the next rate hangs on a step's loss."""
         super().enter(0 if self._control.steering.needs_loss else steps)
+
+    def before(self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
+        """The optimizer's pre-hook."""
+        if self.left > 0 and optimizer is self.optimizer and len(args) == 1 and not kwargs and not self.open:
+            start_s = time.perf_counter()
+            if self._late.look(optimizer):
+                self._opens(optimizer, start_s)
+                return None
+        return self._before_long(optimizer, args, kwargs)
 
     def after(self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs) -> None:
         """The optimizer's post-hook."""
@@ -211,6 +218,3 @@ class LateLane(Lane):
         elif start_s > self._until_s:
             self.leave()
         return True
-
-    def _fine(self, optimizer: torch.optim.Optimizer) -> bool:
-        return self._late.look(optimizer)

@@ -28,12 +28,12 @@ class Stretch:
         planned = min(control.steps_to_plan - 1, self._sampler.steps_to_reading(control.step) - 2)
         return int(min(to_look, planned))
 
-    def look(self, *, alone: bool) -> None:
-        """A step went the long way: now and then the sampler is told how long they took; a measured one is `alone`."""
+    def look(self, *, now: bool) -> None:
+        """A step went the long way: when it is time or `now` the sampler is told how long they took."""
         gone = self._lane.gone()
         self._steps += gone + 1
         self._own_steps += gone
-        if alone or self._updates.reads_next or self._steps >= self._sampler.next_look:
+        if now or self._updates.reads_next or self._steps >= self._sampler.next_look:
             now_s = time.thread_time()
             self._own_s += self._lane.own_s
             self._lane.own_s = 0.0

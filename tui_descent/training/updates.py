@@ -22,8 +22,8 @@ from tui_descent.training import clipping
 from tui_descent.training.delegate import steps_under_way
 from tui_descent.training.guard import Fault, Guard
 from tui_descent.training.lane import Args, Kwargs, Lane
-from tui_descent.training.telling import Telling
 from tui_descent.training.steering import Steering
+from tui_descent.training.telling import Telling
 from tui_descent.training.verdict import found_inf
 
 NOTHING_RARE: Deferred[dict[str, float]] = Deferred((), lambda _: {})

@@ -173,7 +173,7 @@ class Watch:
             return False
         counts = made > 0 or not self._own_loop
         measured = telling.sampled
-        self._stretch.look(alone=measured or dropped)
+        self._stretch.look(now=dropped)
         place = Place(segment=control.segment, step=control.step, rate=self._lane.rate, time_s=start_s - self._start_s)
         telling.step(loss, start_s, made=made > 0, place=place if counts else None)
         if made and not steering.needs_loss:
