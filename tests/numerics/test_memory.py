@@ -16,7 +16,7 @@ from tui_descent.training import memory
 from tui_descent.training.watch import Watch
 
 
-def test_the_memory_is_told_at_once_and_then_a_second_later(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_is_told_at_once_and_then_now_and_then(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     monkeypatch.setattr(memory, "EVERY_S", 0.2)
@@ -46,7 +46,7 @@ def test_resident_memory_grows_with_what_is_held(monkeypatch: pytest.MonkeyPatch
         assert 50e6 < after - before < 90e6
     assert greatest is not None
     assert greatest > len(block)
-    monkeypatch.setattr(memory, "STATUS", tmp_path / "none")
+    monkeypatch.setattr(memory, "STATM", tmp_path / "none")
     now, peak = memory.resident_bytes()
     assert now is None
     assert peak is not None

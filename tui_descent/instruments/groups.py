@@ -7,6 +7,7 @@ costs more than the copy, since freed memory goes back to the system and comes a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -82,12 +83,13 @@ class Groups:
 
     def exact(self, rows: Sequence[Tensor], values: Sequence[float]) -> list[float]:
         """Norms as `norms` has told them, in the tensors' own order; looked at again where float32 was not enough."""
-        if rows and not wide(rows[0]) and not safe(values):
-            values, at = list(values), 0
+        if rows and not wide(rows[0]):
+            at = 0
             for n, matrix in enumerate(rows):
                 here = slice(at, at + len(matrix))
-                if matrix.dtype != torch.float64 and not safe(values[here]):
+                if matrix.dtype != torch.float64 and not safe(values[here], matrix.shape[1]):
                     scaled, greatest = self._scaled(n, matrix, room="scaled")
+                    values = list(values)
                     values[here] = (torch.linalg.vector_norm(scaled, dim=1).double() * greatest.double()).tolist()
                 at += len(matrix)
         return self.in_order(values)
@@ -130,15 +132,15 @@ class Groups:
         return made
 
 
-# Between these a float32 sum of squares loses nothing to under- or overflow.
-SAFE = (1e-13, 1e13)
+def safe(values: Sequence[float], count: int) -> bool:
+    """Whether float32 sums of `count` squares of these sizes are right; what is no number is as right as it gets.
 
-
-def safe(values: Sequence[float]) -> bool:
-    """Whether float32 sums of squares of these sizes are right; what is no number is as right as it gets."""
-    if not values or (SAFE[0] < min(values) and max(values) < SAFE[1]):
+    A square below the least normal number, 1.2e-38, may be lost: of a norm above 2e-16·√count that is under 1e-6.
+    """
+    least, most = 2e-16 * math.sqrt(count), 1e18
+    if not values or (least < min(values) and max(values) < most):
         return True  # min and max may pass over a NaN, and stop at one
-    return all(SAFE[0] < v < SAFE[1] or v != v for v in values)
+    return all(least < v < most or v != v for v in values)
 
 
 def wide(tensor: Tensor) -> bool:
@@ -160,7 +162,7 @@ def size_of(tensor: Tensor) -> Tensor | float:
         on_device: Tensor = torch.linalg.vector_norm(tensor, dtype=torch.float64)
         return on_device
     size: float = torch.linalg.vector_norm(tensor, dtype=_sum_dtype(tensor.dtype)).item()
-    if safe((size,)) or tensor.dtype == torch.float64:
+    if safe((size,), tensor.numel()) or tensor.dtype == torch.float64:
         return size
     if tensor.device.type == "mps":  # no float64 there
         return Groups([tensor]).exact([tensor.reshape(1, -1)], [size])[0]

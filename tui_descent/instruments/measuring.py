@@ -21,7 +21,7 @@ from tui_descent.instruments.ledger import Ledger
 from tui_descent.instruments.norms import Norms, NormsRead
 from tui_descent.instruments.structure import Structure
 from tui_descent.protocol.events import LayerStatus, LedgerEntry
-from tui_descent.protocol.readings import pack_row
+from tui_descent.protocol.readings import pack_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Sample:
 
     global_grad_norm: float
     global_cosine: float | None
-    rows: list[list[float]]
+    rows: list[tuple[float, ...]]
     ledger: list[LedgerEntry]
     grad_norm_preclip: float | None = None
 
@@ -105,22 +105,30 @@ class Measuring:
         activations: dict[int, ActivationReading],
         preclip: float | None,
     ) -> Sample:
-        factors = dict(zip((u.row for u in self._net.units), by_unit, strict=True)) if by_unit else {}
-        rows = []
-        for n, layer in enumerate(norms.layers):
-            values: list[float | None] = list(layer)
-            if tiers:
-                values += (factors.get(n), norms.cosines.get(self._norms.place_of(n)))
-            if (a := activations.get(n)) is not None:
-                values += (a.dead_fraction, a.saturated_fraction, a.mean, a.std)
-            rows.append(pack_row(values, status=self._status(n, layer.grad_norm)))
+        columns: list[Sequence[float | None]] = list(norms.layers)
+        if tiers:
+            factors = dict(zip((u.row for u in self._net.units), by_unit, strict=True)) if by_unit else {}
+            columns.append([factors.get(n) for n in range(len(self._net.layers))])
+            columns.append([norms.cosines.get(place) for place in self._norms.places])
+        if activations:
+            read = [activations.get(n) for n in range(len(self._net.layers))]
+            columns += [
+                [None if a is None else a.dead_fraction for a in read],
+                [None if a is None else a.saturated_fraction for a in read],
+                [None if a is None else a.mean for a in read],
+                [None if a is None else a.std for a in read],
+            ]
+        rows = pack_rows(columns, statuses=self._statuses(norms.layers.grad_norm))
         global_norm = math.hypot(*(norm for norm in norms.grad_norms if norm is not None))
         return Sample(global_norm, norms.global_cosine, rows, entries, preclip)
 
-    def _status(self, row: int, grad_norm: float | None) -> LayerStatus:
-        if grad_norm is not None:
-            return "used"
-        return "unused" if self._net.layers[row].weight.requires_grad else "frozen"
+    def _statuses(self, grad_norms: Sequence[float | None]) -> Sequence[LayerStatus]:
+        used: list[LayerStatus] = ["used"] * len(grad_norms)
+        if None in grad_norms:
+            for n, (norm, watched) in enumerate(zip(grad_norms, self._net.layers, strict=True)):
+                if norm is None:
+                    used[n] = "unused" if watched.weight.requires_grad else "frozen"
+        return used
 
 
 NOTHING: Deferred[Any] = Deferred((), lambda _: [])

@@ -20,20 +20,20 @@ RATIO_FLOOR = 1e-12
 
 
 class LayerNorms(NamedTuple):
-    """One layer's norms of one step; None where it has no gradient, and the ratio only for matrices."""
+    """Norms of one step, columns of a number a layer; None where one has no gradient, the ratio for matrices alone."""
 
-    grad_norm: float | None
-    grad_rms: float | None
-    weight_norm: float
-    update_norm: float | None
-    update_ratio: float | None
+    grad_norm: Sequence[float | None]
+    grad_rms: Sequence[float | None]
+    weight_norm: Sequence[float]
+    update_norm: Sequence[float | None]
+    update_ratio: Sequence[float | None]
 
 
 class NormsRead(NamedTuple):
     """One sample. By parameter: gradient norms, None without a gradient, and cos(g_t, g_{t−1}) where there is one."""
 
     grad_norms: list[float | None]
-    layers: list[LayerNorms]
+    layers: LayerNorms
     cosines: dict[int, float]
     global_cosine: float | None
 
@@ -59,10 +59,10 @@ class Norms:
         self._place = {id(p): n for n, p in enumerate(self._parameters)}
         self._weights: list[Tensor] = [w.weight for w in self.watched]
         self._weight_groups = Groups(self._weights)
-        # Of each layer: its weight's place among the parameters, √n, and whether it is a matrix.
-        self._about = [
-            (self._place[id(w.weight)], math.sqrt(w.weight.numel()), w.weight.dim() >= 2) for w in self.watched
-        ]
+        # Of each layer's weight: its place among the parameters, √n, and whether it is a matrix.
+        self._places = [self._place[id(weight)] for weight in self._weights]
+        self._roots = [math.sqrt(weight.numel()) for weight in self._weights]
+        self._matrices = [weight.dim() >= 2 for weight in self._weights]
         self._groups_of: dict[tuple[int, ...], Groups] = {}
         self._rooms = ("this", "that")  # the step's gradients, and those of the step before
         self._now: _Gradients | None = None
@@ -120,10 +120,7 @@ class Norms:
             grad_norms: list[float | None] = [None] * len(self._parameters)
             for n, size in zip(now.of, sizes, strict=True):
                 grad_norms[n] = size / factor
-            layers = [
-                _layer(grad_norms[place], held[n], went[n], root, matrix)
-                for n, (place, root, matrix) in enumerate(self._about)
-            ]
+            layers = self._layers([grad_norms[place] for place in self._places], held, went)
             if previous is None:
                 return NormsRead(grad_norms, layers, {}, None)
             old = now.groups.exact(previous.rows, found.next(len(now.of)))
@@ -131,9 +128,23 @@ class Norms:
 
         return Deferred(columns, read)
 
-    def place_of(self, row: int) -> int:
-        """Where a layer's weight stands among the parameters."""
-        return self._place[id(self.watched[row].weight)]
+    @property
+    def places(self) -> Sequence[int]:
+        """Where each layer's weight stands among the parameters."""
+        return self._places
+
+    def _layers(self, grads: list[float | None], held: Sequence[float], went: Sequence[float]) -> LayerNorms:
+        ratios: list[float | None] = [u / (w + RATIO_FLOOR) for u, w in zip(went, held, strict=True)]
+        if not all(self._matrices):
+            ratios = [r if matrix else None for r, matrix in zip(ratios, self._matrices, strict=True)]
+        if None not in grads:
+            rms: list[float | None] = [g / root for g, root in zip(grads, self._roots, strict=True)]  # type: ignore[operator]
+            return LayerNorms(grads, rms, held, went, ratios)
+        rms = [None if g is None else g / root for g, root in zip(grads, self._roots, strict=True)]
+        moved = [None if g is None else u for g, u in zip(grads, went, strict=True)]
+        return LayerNorms(
+            grads, rms, held, moved, [None if g is None else r for g, r in zip(grads, ratios, strict=True)]
+        )
 
     def _gather(self) -> _Gradients:
         of = tuple(n for n, p in enumerate(self._parameters) if p.grad is not None)
@@ -160,7 +171,8 @@ def _cosines(
     now: _Gradients, previous: _Gradients, new: Sequence[float], old: Sequence[float], told: Sequence[float]
 ) -> tuple[dict[int, float], float | None]:
     sizes = [a * b for a, b in zip(new, old, strict=True)]
-    if (now.rows and wide(now.rows[0])) or (safe(new) and safe(old)):
+    most = max((row.shape[1] for row in now.rows), default=0)
+    if (now.rows and wide(now.rows[0])) or (safe(new, most) and safe(old, most)):
         products = now.groups.in_order(told)
         each = [p / size if size else 0.0 for p, size in zip(products, sizes, strict=True)]
     else:
@@ -170,9 +182,3 @@ def _cosines(
     size = math.hypot(*new) * math.hypot(*old)
     by_parameter = {n: c for n, c, both in zip(now.of, each, sizes, strict=True) if both}
     return by_parameter, math.fsum(products) / size if size else None
-
-
-def _layer(grad_norm: float | None, weight: float, update: float, root: float, matrix: bool) -> LayerNorms:
-    if grad_norm is None:
-        return LayerNorms(None, None, weight, None, None)
-    return LayerNorms(grad_norm, grad_norm / root, weight, update, update / (weight + RATIO_FLOOR) if matrix else None)

@@ -25,20 +25,30 @@ STATUSES: tuple[LayerStatus, ...] = ("used", "frozen", "unused")
 # A row's first number: a bit for each column that applies, then two bits of status, then the age in steps.
 _STATUS_AT = len(COLUMNS)
 _AGE_AT = _STATUS_AT + 2
-_ABSENT = [math.nan] * len(COLUMNS)
 
 
-def pack_row(values: Sequence[float | None], *, status: LayerStatus = "used", age: int = 0) -> list[float]:
-    """A layer's values, None where one does not apply; columns left out at the end do not apply."""
-    bits = STATUSES.index(status) << _STATUS_AT | age << _AGE_AT | (1 << len(values)) - 1
-    known: list[float] = []
-    if None in values:
-        for n, value in enumerate(values):
-            known.append(math.nan if value is None else value)
-            bits -= (value is None) << n
-    else:
-        known = values  # type: ignore[assignment]
-    return [float(bits), *known, *_ABSENT[len(values) :]]
+def pack_rows(
+    columns: Sequence[Sequence[float | None]], *, statuses: Sequence[LayerStatus], ages: Sequence[int] | None = None
+) -> list[tuple[float, ...]]:
+    """Layers' rows of columns with a value a layer, None where one does not apply; nor do those left out at the end."""
+    bits = [STATUSES.index(status) << _STATUS_AT for status in statuses]
+    if ages is not None:
+        bits = [b | age << _AGE_AT for b, age in zip(bits, ages, strict=True)]
+    known, everywhere = [], 0
+    for n, column in enumerate(columns):
+        if None in column:
+            bits = [b | (value is not None) << n for b, value in zip(bits, column, strict=True)]
+            column = [math.nan if value is None else value for value in column]
+        else:
+            everywhere |= 1 << n
+        known.append(column)
+    absent = [[math.nan] * len(statuses)] * (len(COLUMNS) - len(columns))
+    return list(zip([float(b | everywhere) for b in bits], *known, *absent, strict=True))
+
+
+def pack_row(values: Sequence[float | None], *, status: LayerStatus = "used", age: int = 0) -> tuple[float, ...]:
+    """One layer's row; columns left out at the end do not apply."""
+    return pack_rows([[value] for value in values], statuses=[status], ages=[age])[0]
 
 
 def unpack(record: ReadingRecord) -> ReadingsTaken:

@@ -12,6 +12,7 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import msgspec
@@ -69,6 +70,7 @@ class Ring:
         if magic != MAGIC or layout != LAYOUT:
             raise ValueError(f"{path} is no ring of layout {LAYOUT}")
         self._row = struct.Struct(f"<{1 + self.columns}d")
+        self._rows = struct.Struct(f"<{self.layers * (1 + self.columns)}d")
         self._slot_bytes = READING_HEAD.size + self.layers * self._row.size
         self._readings_at = HEADER_BYTES + self._steps * STEP.size
         self._written = 0
@@ -127,10 +129,7 @@ class Ring:
         at = self._readings_at + (self._readings_written % self._readings) * self._slot_bytes
         self._readings_written += 1
         READING_HEAD.pack_into(self._memory, at, 0, step, segment, global_grad_norm, watch_cost, *known)
-        place = at + READING_HEAD.size
-        for row in rows:
-            self._row.pack_into(self._memory, place, *row)
-            place += self._row.size
+        self._rows.pack_into(self._memory, at + READING_HEAD.size, *chain.from_iterable(rows))
         _word.pack_into(self._memory, at, self._readings_written)
 
     def beat(self, now_s: float) -> None:

@@ -8,7 +8,7 @@ from tui_descent.instruments.structure import Structure
 from tui_descent.protocol.readings import pack_row
 
 
-def laid_out(rows: list[list[float]], net: Structure | None, names: Sequence[str]) -> list[list[float]]:
+def laid_out(rows: list[tuple[float, ...]], net: Structure | None, names: Sequence[str]) -> list[tuple[float, ...]]:
     """One row a name; an empty one for a layer that surgery took out."""
     if net is None or len(rows) == len(names):
         return rows
