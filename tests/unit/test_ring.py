@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -80,6 +81,13 @@ def test_what_was_overwritten_is_counted_as_missed(rings: tuple[Ring, Ring], wri
     assert reader.missed == written - len(found) > 0
     write(writer, written, 3)
     assert [read.step for read in reader.read_steps()] == [written, written + 1, written + 2]
+
+
+def test_a_record_that_nobody_can_have_written_does_not_hold_the_reader(rings: tuple[Ring, Ring]) -> None:
+    writer, reader = rings
+    write(writer, 0, 6)
+    struct.pack_into("<Q", writer._memory, module.HEADER_BYTES + 6 * module.STEP.size + module.NUMBER_AT, 9)
+    assert [found.step for found in reader.read_steps(limit=100)] == list(range(6))
 
 
 def test_the_limit_leaves_the_rest_for_the_next_look(rings: tuple[Ring, Ring]) -> None:

@@ -175,7 +175,7 @@ class Ring:
     def _skip_to_oldest(self, number: int) -> None:
         # The slot was written a round later than expected: all up to one ring before that write is gone. Half a
         # ring more is given up, or the writer would overtake again at once.
-        oldest = number - self._steps + self._steps // 2
+        oldest = max(number - self._steps + self._steps // 2, self._read + 1)  # forward, whatever is written there
         self.missed += oldest - self._read
         self._read = oldest
 
