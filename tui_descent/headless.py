@@ -128,7 +128,7 @@ class Progress:
             left = f"ETA {max(0, total - h.steps) / h.steps_per_s:,.0f} s"
         return "  ".join(
             part
-            for part in (f"step {h.steps:,}{f'/{total:,}' if total else ''}", f"loss {h.loss:.4g}", rate, left)
+            for part in (f"step {h.steps:,}{f'/{total:,}' if total else ''}", f"loss {h.shown_loss:.4g}", rate, left)
             if part
         )
 

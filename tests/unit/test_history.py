@@ -35,7 +35,8 @@ from tui_descent.protocol.events import (
     StepsCompleted,
     StepsMissed,
 )
-from tui_descent.telemetry.history import LOG_FLOOR, MAX_CURVATURES, MAX_FACTS, SMOOTH_OVER, History, log_magnitude
+from tui_descent.telemetry.history import LOG_FLOOR, MAX_CURVATURES, MAX_FACTS, History, log_magnitude
+from tui_descent.telemetry.smoothing import OVER
 
 LAYERS = 3
 STARTED = RunStarted(
@@ -157,6 +158,15 @@ def test_what_was_sent_is_received_and_goes_on_alike(seed: int) -> None:
             assert picture(viewer)[name] == value, name
 
 
+def test_a_viewer_that_comes_in_the_midst_of_a_jump_draws_the_same_line() -> None:
+    history = fed([STARTED, steps(0, [1.0] * 300), steps(300, [1e-4] * 3)])
+    viewer = travelled(history)
+    for more in (steps(303, [1e-4] * 2), steps(305, [1e-4, 3e-4] * 20)):
+        history.apply(more)
+        viewer.apply(more)
+        assert viewer.smooth_loss == history.smooth_loss < 1e-3
+
+
 def test_an_empty_history_can_be_sent() -> None:
     assert picture(travelled(History())) == picture(History())
 
@@ -178,9 +188,9 @@ def test_a_knob_turned_long_ago_is_still_known_to_a_late_viewer() -> None:
 
 
 def test_the_smoothed_loss_is_a_moving_average_over_twenty_steps() -> None:
-    history = fed([steps(0, [1.0] * 500), steps(500, [0.0] * 60)])
-    assert math.isclose(history.smooth_loss, (1 - 1 / SMOOTH_OVER) ** 60, rel_tol=1e-9)
-    one_by_one = fed([*(steps(n, [1.0]) for n in range(500)), *(steps(n, [0.0]) for n in range(500, 560))])
+    history = fed([steps(0, [1.0] * 500), steps(500, [0.5] * 60)])
+    assert math.isclose(history.smooth_loss, 0.5 + 0.5 * (1 - 1 / OVER) ** 60, rel_tol=1e-9)
+    one_by_one = fed([*(steps(n, [1.0]) for n in range(500)), *(steps(n, [0.5]) for n in range(500, 560))])
     assert one_by_one.smooth_loss == history.smooth_loss
 
 

@@ -330,7 +330,8 @@ class LevelSent(msgspec.Struct, frozen=True, kw_only=True):
 class HistorySent(Event, frozen=True, kw_only=True, tag="history"):
     """All a viewer needs to draw the run so far; the live stream goes on right behind it.
 
-    `line` are interventions and marks under the segment they lie in now that some were left behind.
+    `line` are interventions and marks under the segment they lie in now that some were left behind. `smooth_…` is what
+    the moving average of the loss goes on from.
     """
 
     facts: list[AnyEvent]
@@ -343,6 +344,8 @@ class HistorySent(Event, frozen=True, kw_only=True, tag="history"):
     lr: float
     smooth_loss: float
     steps_per_s: float
+    smooth_born: int = 0
+    smooth_jump: tuple[float, ...] = ()
     devices: dict[int, list[LevelSent]] = {}
     ghosts: tuple[Ghost, ...] = ()
     line: list[KnobTurned | Marked] = []

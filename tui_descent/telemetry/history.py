@@ -39,12 +39,11 @@ from tui_descent.protocol.events import (
 )
 from tui_descent.protocol.rewinding import Ghost
 from tui_descent.telemetry.pyramid import Merge, Pyramid
+from tui_descent.telemetry.smoothing import OVER, Smoothed
 
 LOSS_BINS = 1024
 GRAD_BINS = 512
 DEVICE_BINS = 256
-# The smoothed loss is a moving average over about this many steps, and over a tenth of a younger run.
-SMOOTH_OVER = 20.0
 MAX_FACTS = 500
 # Readings of the curvature: when there are more, the one closest to its neighbours goes, so that they span the run.
 MAX_CURVATURES = 512
@@ -85,7 +84,7 @@ class History:
         self.steps = 0
         self.loss = math.nan
         self.lr = math.nan
-        self.smooth_loss = math.nan
+        self.smoothed = Smoothed()
         self.steps_per_s = 0.0
         self.losses: dict[int, Pyramid] = {}
         self.grads: dict[int, Pyramid] = {}
@@ -104,8 +103,18 @@ class History:
         self.ghosts: tuple[Ghost, ...] = ()
         self.snapshot: SnapshotTaken | None = None
         self.revision = 0
-        self._smooth_over = SMOOTH_OVER
+        self._smooth_over = OVER
         self._rate_from: tuple[float, int] | None = None
+
+    @property
+    def smooth_loss(self) -> float:
+        """The smoothed loss behind the last step."""
+        return self.smoothed.value
+
+    @property
+    def shown_loss(self) -> float:
+        """What is said of the loss in a figure: smoothed, but the last one as it is where that is no number."""
+        return self.smooth_loss if math.isfinite(self.loss) else self.loss
 
     @property
     def live(self) -> bool:
@@ -224,7 +233,8 @@ class History:
         self._forget_segments()
         self._know(event.knobs)
         if (pyramid := self.losses.get(event.segment)) is not None:
-            *_, self.loss, self.smooth_loss = pyramid.newest()
+            *_, self.loss, smooth = pyramid.newest()
+            self.smoothed.back(event.step, smooth)
         self._rate_from = None
         self.log.append(event)
 
@@ -249,22 +259,18 @@ class History:
         self.started = event
         self._know(event.knobs)
         # Without batches a loss has no noise to smooth away, and an average would only come late.
-        self._smooth_over = 1.0 if event.scenario is not None and event.scenario.get("data") is None else SMOOTH_OVER
+        self._smooth_over = 1.0 if event.scenario is not None and event.scenario.get("data") is None else OVER
 
     def _steps(self, event: StepsCompleted) -> None:
         if not event.losses:
             return
         if event.segment not in self.losses:
             self.losses[event.segment] = _loss_pyramid()
-            self.smooth_loss = math.nan
+            self.smoothed = Smoothed()
         pyramid = self.losses[event.segment]
-        smooth = self.smooth_loss
         for step, loss in enumerate(event.losses, event.first):
             if math.isfinite(loss):
-                over = min(self._smooth_over, 1 + step / 10)
-                smooth = loss if math.isnan(smooth) else smooth + (loss - smooth) / over
-                pyramid.add(step, (loss, loss, loss, smooth))
-        self.smooth_loss = smooth
+                pyramid.add(step, (loss, loss, loss, self.smoothed.add(step, loss, self._smooth_over)))
         self.segment = event.segment
         self.steps = event.first + len(event.losses)
         self.loss, self.lr = event.losses[-1], event.lrs[-1]
@@ -323,6 +329,8 @@ class History:
             loss=self.loss,
             lr=self.lr,
             smooth_loss=self.smooth_loss,
+            smooth_born=self.smoothed.born,
+            smooth_jump=tuple(self.smoothed.jump),
             steps_per_s=self.steps_per_s,
         )
 
@@ -356,7 +364,8 @@ class History:
         history.ghosts, history.snapshot = sent.ghosts, sent.snapshot
         history.interventions = deque((e for e in sent.line if isinstance(e, KnobTurned)), maxlen=MAX_FACTS)
         history.marks = deque((e for e in sent.line if isinstance(e, Marked)), maxlen=MAX_FACTS)
-        history.segment, history.steps, history.smooth_loss = sent.segment, sent.steps, sent.smooth_loss
+        history.segment, history.steps = sent.segment, sent.steps
+        history.smoothed = Smoothed(sent.smooth_loss, sent.smooth_born, list(sent.smooth_jump))
         history.steps_per_s = sent.steps_per_s
         history.loss, history.lr = sent.loss, sent.lr
         return history

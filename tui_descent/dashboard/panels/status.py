@@ -64,8 +64,7 @@ def _parts(view: View) -> list[tuple[int, Part]]:
         parts.append((1, [("step ", ink.DIM), (f"{count(history.steps):>5}", ink.BRIGHT), (steps, ink.DIM)]))
         parts.append((3, [(f"{rate(history.steps_per_s):>4}/s", ink.TEXT)]))
         bad = not math.isfinite(history.loss)
-        loss = short(history.loss if bad else history.smooth_loss)
-        parts.append((2, [("loss ", ink.DIM), (f"{loss:<6}", ink.RED if bad else ink.BRIGHT)]))
+        parts.append((2, [("loss ", ink.DIM), (f"{short(history.shown_loss):<6}", ink.RED if bad else ink.BRIGHT)]))
     if history.evaluations:
         newest = history.evaluations[-1]
         parts.append((4, [("val ", ink.DIM), (f"{short(newest.loss):<6}", ink.TEXT)]))

@@ -1,0 +1,104 @@
+"""The smoothed loss: a moving average of twenty steps that follows a jump of decades within five."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+
+import pytest
+
+from tui_descent.telemetry.smoothing import CONFIRMED, JUMP, OVER, Smoothed
+
+
+def line(losses: list[float], smoothed: Smoothed | None = None, first: int = 0) -> list[float]:
+    smoothed = smoothed or Smoothed()
+    return [smoothed.add(step, loss) for step, loss in enumerate(losses, first)]
+
+
+def plain(losses: list[float]) -> list[float]:
+    """The moving average alone, in its closed form: each loss weighs what the later ones have left of it."""
+    weights = [1.0] + [1 / min(OVER, 1 + step / 10) for step in range(1, len(losses))]
+    return [
+        sum(losses[k] * weights[k] * math.prod(1 - w for w in weights[k + 1 : n + 1]) for k in range(n + 1))
+        for n in range(len(losses))
+    ]
+
+
+def noisy(level: float, count: int, seed: int, spread: float = 0.3) -> list[float]:
+    random_ = random.Random(seed)
+    return [level * math.exp(random_.gauss(0, spread)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_without_a_jump_it_is_the_moving_average(seed: int) -> None:
+    losses = noisy(2.3, 120, seed)
+    assert line(losses) == pytest.approx(plain(losses), rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("after", [2e-3, 4e-5, 4e3])
+def test_a_jump_of_decades_is_followed_within_five_steps_and_the_line_stays_smooth(after: float, seed: int) -> None:
+    before, then = noisy(2.0, 300, seed), noisy(after, 200, seed + 100)
+    found = line(before + then)[300 + CONFIRMED - 1 :]
+    assert found[0] == pytest.approx(math.fsum(then[:CONFIRMED]) / CONFIRMED)
+    assert all(after / 2 < value < after * 2 for value in found)
+    steps = [abs(math.log(b / a)) for a, b in itertools.pairwise(found[40:])]
+    raw = [abs(math.log(b / a)) for a, b in itertools.pairwise(then[40:])]
+    assert sum(steps) < sum(raw) / 4
+
+
+def test_a_fall_of_decades_in_twenty_steps_is_followed_too() -> None:
+    falling = [1e6 * 10 ** (-n * 5.6 / 20) for n in range(20)]
+    found = line([1e6] * 100 + falling + [2.5] * 60)
+    assert found[125] < 25
+    assert found[140] < 2.6
+
+
+@pytest.mark.parametrize("spike", [1e3, 1e-6])
+def test_one_or_four_odd_batches_are_no_jump(spike: float) -> None:
+    for odd in (1, CONFIRMED - 1):
+        losses = [1.0] * 100 + [spike] * odd + [1.0]
+        smoothed = Smoothed()
+        line(losses, smoothed)
+        assert smoothed.born == 0
+    losses = [1.0] * 100 + [spike, 1.0, spike, spike, 1.0, spike, spike]
+    assert line(losses) == pytest.approx(plain(losses))
+
+
+def test_what_a_spike_leaves_behind_is_gone_after_five_steps() -> None:
+    found = line([1.0] * 100 + [1e6] + [1.0] * 10)
+    assert found[100] > 1e4
+    assert found[100 + CONFIRMED :] == pytest.approx([1.0] * 6)
+
+
+def test_just_under_the_jump_is_noise_and_just_over_it_is_none() -> None:
+    losses = [1.0] * 100 + [1.01 / JUMP] * 5
+    assert line(losses) == pytest.approx(plain(losses))
+    assert line([1.0] * 100 + [0.5 / JUMP] * 5)[-1] == pytest.approx(0.5 / JUMP)
+
+
+def test_losses_on_both_sides_are_no_jump_to_either() -> None:
+    losses = [1.0] * 100 + [1e-3, 1e-3, 1e-3, 1e-3, 500.0]
+    assert line(losses) == pytest.approx(plain(losses))
+
+
+def test_a_loss_that_reaches_zero_does_not_leave_its_line_behind() -> None:
+    assert line([1.0] * 100 + [0.0] * 5)[-1] == 0.0
+
+
+def test_losses_under_zero_are_averaged_as_they_are() -> None:
+    losses = [1.0] * 60 + [-40.0] * 30
+    assert line(losses) == pytest.approx(plain(losses))
+
+
+def test_where_nothing_is_averaged_nothing_begins_anew() -> None:
+    smoothed = Smoothed()
+    assert [smoothed.add(k, x, 1.0) for k, x in enumerate([1.0] * 9 + [1e-9] * 9)] == [1.0] * 9 + [1e-9] * 9
+
+
+def test_gone_back_before_a_jump_it_is_as_slow_as_it_was() -> None:
+    smoothed = Smoothed()
+    found = line([1.0] * 300 + [1e-3] * 5, smoothed)
+    smoothed.back(300, found[299])
+    assert line([2.0], smoothed, 300) == pytest.approx([1.0 + 1 / OVER])
