@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 
@@ -247,3 +248,45 @@ def test_bytes_are_told_in_three_figures() -> None:
     assert [size(n) for n in (0, 12_000, 999_400, 940_000_000, 999_600_000, 1_230_000_000)] == [
         "0 kB", "12 kB", "999 kB", "940 MB", "1.0 GB", "1.2 GB",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [5, 6, 12, 18, 40])
+@pytest.mark.parametrize("decades", [(-9.3, 0.4), (0.5, 6.6), (-1.0, 2.1), (-30.0, 4.0)])
+def test_over_many_decades_figures_are_powers_of_ten_and_equally_many_between_them(
+    decades: tuple[float, float], rows: int
+) -> None:
+    axis = Axis(*decades, True)
+    values = sorted(float(text) for text in axis.labels(rows).values())
+    exponents = [round(math.log10(v)) for v in values]
+    assert values == pytest.approx([10.0**e for e in exponents])
+    assert len({b - a for a, b in itertools.pairwise(exponents)}) == 1
+    assert len(values) >= min(rows // 4, math.floor(decades[1]) - math.ceil(decades[0]))
+
+
+def falling_under_zero() -> list[AnyEvent]:
+    surface = started(0, scenario={"model": {"name": "surface"}}, layers=())
+    return [surface, steps(0, [math.exp(-n / 20) for n in range(200)]), steps(200, [-n / 100 for n in range(1, 101)])]
+
+
+def drawn_loss(events: list[AnyEvent], **look: bool) -> tuple[str, list[str]]:
+    panel, seen = LossPanel(), view(events, **look)
+    rows = [strip.text for strip in panel.draw(seen, 70, 12)]
+    return panel.heading(seen)[0], rows
+
+
+def test_a_loss_that_falls_under_zero_gets_a_linear_axis_that_says_so_and_holds_all_of_it() -> None:
+    heading, rows = drawn_loss(falling_under_zero())
+    assert "linear, since some is ≤ 0" in heading
+    assert any(row.lstrip().startswith("-1.00") for row in rows)
+    assert any(c > "\u2800" for c in rows[-2][35:]), "its end is at the bottom"
+    heading, _ = drawn_loss(falling_under_zero()[:2])
+    assert "log" in heading
+    assert "linear" not in heading
+    assert "linear[/dim] [bold $primary]y" in drawn_loss(falling_under_zero(), log=False)[0]
+
+
+def test_a_loss_of_exactly_zero_lies_at_the_bottom_of_a_log_axis() -> None:
+    heading, rows = drawn_loss([started(), steps(0, [1.0, 0.1, 0.01] + [0.0] * 40)])
+    assert "log" in heading
+    assert "since" not in heading
+    assert all(c > "\u2800" for c in rows[-2].rstrip()[-20:])

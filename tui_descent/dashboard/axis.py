@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tui_descent.dashboard.figures import tick
@@ -10,6 +11,8 @@ from tui_descent.dashboard.figures import tick
 # Beyond this an axis ends: differences of larger losses overflow.
 HUGE = 1e300
 NICE = (1.0, 2.0, 5.0)
+# From so many decades on, figures are powers of ten alone.
+MANY = 3
 # Limits may be finer than figures: rounding outward should not waste rows.
 LIMITS = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
 
@@ -34,8 +37,10 @@ class Axis:
         return cls(bottom, top, False)
 
     def place(self, value: float) -> float:
-        """0 at the bottom, 1 at the top; NaN for what this axis cannot show."""
+        """0 at the bottom, 1 at the top; NaN for what this axis cannot show. On a log axis 0 is the bottom."""
         if self.log:
+            if value == 0:
+                return 0.0
             if not value > 0:
                 return math.nan
             value = math.log10(value) if value < math.inf else math.inf
@@ -52,7 +57,7 @@ class Axis:
         found: dict[int, str] = {}
         # Where rows are few, figures may stand in adjacent ones.
         gap = 1 if rows > 8 else 0
-        for value in sorted(self._ticks(rows), key=self._weight):
+        for value in sorted(self._ticks(rows, gap), key=self._weight):
             row = self.row(value, rows)
             if not any(near in found for near in range(row - gap, row + gap + 1)):
                 found[row] = tick(value)
@@ -64,16 +69,27 @@ class Axis:
             return 0
         return (1, 5, 2).index(round(value / 10.0 ** math.floor(math.log10(value) + 1e-9)))
 
-    def _ticks(self, rows: int) -> list[float]:
+    def _ticks(self, rows: int, gap: int) -> list[float]:
         if not self.log:
             unit = nice_below((self.high - self.low) * 2 / max(2, rows / 2))
             first, last = math.ceil(self.low / unit - 1e-9), math.floor(self.high / unit + 1e-9)
             return [n * unit for n in range(first, last + 1)]
         decades = range(math.floor(self.low), math.ceil(self.high) + 1)
-        if len(decades) > rows:
-            decades = decades[:: -(-len(decades) // rows)]
-        found = [m * 10.0**e for e in decades for m in NICE if e > -300]
+        nice: tuple[float, ...] = NICE
+        apart = 1
+        if self.high - self.low >= MANY:
+            # Whole decades, as many as stand apart, and equally many between two figures.
+            nice, apart = (1.0,), max(1, math.ceil((gap + 1) * (self.high - self.low) / rows))
+        found = [m * 10.0**e for e in decades for m in nice if e > -300 and e % apart == 0]
         return [v for v in found if self.low - 1e-9 <= math.log10(v) <= self.high + 1e-9]
+
+
+def axis_over(values: Sequence[float], *, log: bool) -> Axis:
+    """An axis for all these finite values: `log` as long as none is under 0 and one over it, else linear."""
+    positive = [v for v in values if v > 0]
+    if log and positive and min(values) >= 0:
+        return log_axis(min(positive), max(positive))
+    return Axis.linear(min(values, default=0.0), max(values, default=1.0))
 
 
 def log_axis(low: float, high: float) -> Axis:

@@ -15,7 +15,7 @@ from functools import cache
 from rich.segment import Segment
 from rich.style import Style
 
-from tui_descent.dashboard.axis import Axis, log_axis
+from tui_descent.dashboard.axis import axis_over
 from tui_descent.dashboard.figures import axis_count
 
 Point = tuple[float, float]
@@ -45,13 +45,13 @@ def ascii_chart(
     title: str = "loss",
     ascii_only: bool = False,
 ) -> str:
-    """A whole run's `(step, loss)` as plain text, with axis figures; a logarithmic axis unless a loss is ≤ 0."""
+    """A whole run's `(step, loss)` as plain text, with axis figures; a logarithmic axis unless a loss is under 0."""
     finite = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
     if not finite:
         return f"{title}: nothing to draw"
     gutter, columns, rows = 8, max(10, width - 9), max(3, height - 2)
     low, high = min(y for _, y in finite), max(y for _, y in finite)
-    axis = log_axis(low, high) if low > 0 else Axis.linear(low, high)
+    axis = axis_over([low, high], log=True)
     first, last = min(x for x, _ in finite), max(x for x, _ in finite)
     # A character is a single dot in plain ASCII, so x and y are then counted in cells of 2 × 4 dots all the same.
     across = (2 * columns - 1) / ((last - first) or 1.0)

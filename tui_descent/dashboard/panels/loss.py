@@ -8,10 +8,11 @@ from rich.segment import Segment
 from textual.strip import Strip
 
 from tui_descent.dashboard import ink
-from tui_descent.dashboard.axis import Axis, log_axis
+from tui_descent.dashboard.axis import Axis, axis_over
 from tui_descent.dashboard.panels.curves import MAX, MIN, SMOOTH, Curves
 from tui_descent.dashboard.panels.ghosts import Ghosts, values
 from tui_descent.dashboard.panels.line import Line, joined
+from tui_descent.dashboard.panels.plot import scale_words
 from tui_descent.dashboard.panels.strips import Panel, empty
 from tui_descent.dashboard.panels.timeline import RECENT_STEPS, Columns, Timeline, gutter, marks
 from tui_descent.dashboard.panels.timerow import time_row
@@ -33,13 +34,13 @@ class LossPanel(Panel):
         self._curves = Curves()
         self._ghosts = Ghosts()
         self._of: object = None
+        self._axis: Axis | None = None
 
     def heading(self, view: View) -> tuple[str, str]:
         """Scale and span above, the legend below."""
         span = f"last {RECENT_STEPS}+ steps" if view.recent else "whole run"
-        scale = "log" if view.log else "linear"
         return (
-            f"Loss  [dim]{scale}[/dim] [bold $primary]y[/]  [dim]{span}[/dim] [bold $primary]t[/]",
+            f"Loss  {scale_words(view, self._axis)}  [dim]{span}[/dim] [bold $primary]t[/]",
             "⣿ raw  ━ smooth  ○ held-out",
         )
 
@@ -53,7 +54,7 @@ class LossPanel(Panel):
         rows = height - 1
         bins = self._columns.read(pyramid, timeline.steps_a_dot, timeline.first_step, timeline.last_step)
         points = _held_out(view, timeline)
-        axis = _axis(bins, points, view, timeline)
+        axis = self._axis = _axis(bins, points, view, timeline)
         if self._of != (of := (id(view.history), view.history.segment)):
             self._of, self._curves = of, Curves()  # what it holds as final is of another stretch
         cells = self._curves.cells(bins, timeline, axis, rows)
@@ -87,8 +88,4 @@ def _axis(bins: list[tuple[int, list[float]]], points: list[tuple[int, float]], 
     found += [v for _, v in points]
     if found and view.history.ghosts:
         found += values(view, timeline, min(found), max(found))
-    if view.log:
-        positive = [v for v in found if v > 0]
-        if positive:
-            return log_axis(min(positive), max(positive))
-    return Axis.linear(min(found, default=0.0), max(found, default=1.0))
+    return axis_over(found, log=view.log)

@@ -51,6 +51,13 @@ def place_of(view: View) -> object:
     return history, len(taken), taken[-1].step if taken else None, turned, view.connected, view.log, view.recent
 
 
+def scale_words(view: View, axis: Axis | None) -> str:
+    """The scale in the border with its key; where it is linear against the key's word, why."""
+    if view.log and axis is not None and not axis.log:
+        return "[dim]linear, since some is ≤ 0[/dim]"
+    return f"[dim]{'log' if view.log else 'linear'}[/dim] [bold $primary]y[/]"
+
+
 def nothing_yet(view: View, width: int, height: int) -> list[Strip]:
     """Why there is no curvature to draw."""
     started = view.history.started

@@ -7,8 +7,8 @@ import math
 from textual.strip import Strip
 
 from tui_descent.dashboard import ink
-from tui_descent.dashboard.axis import Axis, log_axis
-from tui_descent.dashboard.panels.plot import Level, Series, nothing_yet, place_of, plotted, readings
+from tui_descent.dashboard.axis import Axis, axis_over
+from tui_descent.dashboard.panels.plot import Level, Series, nothing_yet, place_of, plotted, readings, scale_words
 from tui_descent.dashboard.panels.strips import Panel
 from tui_descent.dashboard.panels.timeline import RECENT_STEPS
 from tui_descent.dashboard.panels.view import View
@@ -29,11 +29,14 @@ class SharpnessPanel(Panel):
         "plain one dim. Unit: loss per weight²."
     )
 
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._axis: Axis | None = None
+
     def heading(self, view: View) -> tuple[str, str]:
         """Scale and span above, the legend below."""
         span = f"last {RECENT_STEPS}+ steps" if view.recent else "whole run"
-        scale = "log" if view.log else "linear"
-        title = f"Sharpness  [dim]λmax  {scale}[/dim] [bold $primary]y[/]  [dim]{span}[/dim] [bold $primary]t[/]"
+        title = f"Sharpness  [dim]λmax[/dim]  {scale_words(view, self._axis)}  [dim]{span}[/dim] [bold $primary]t[/]"
         found = readings(view)
         newest = found[-1] if found else None
         if newest is None or newest.limit is None:
@@ -57,14 +60,14 @@ class SharpnessPanel(Panel):
         plain = [(t.step, t.sharpness) for t in found]
         series = [Series(plain, ink.BAND, ink.DIM)] if scaled else []
         series.append(Series(scaled or plain, ink.CURVE, ink.POINT))
-        axis = _axis([v for one in series for _, v in one.points], [v for _, v in limits], log=view.log)
+        axis = self._axis = _axis([v for one in series for _, v in one.points], [v for _, v in limits], log=view.log)
         return plotted(view, width, height, axis, series=series, levels=[Level(limits, ink.ORANGE)])
 
 
 def _axis(values: list[float], limits: list[float], *, log: bool) -> Axis:
     values = [v for v in values if math.isfinite(v)]
-    if log and (positive := [v for v in (*values, *limits) if v > 0]):
-        return log_axis(min(positive), max(positive))
+    if log and (found := [*values, *limits]) and min(found) >= 0 < max(found):
+        return axis_over(found, log=True)
     highest = max(values, default=1.0)
     near = [v for v in limits if v <= NEAR * highest]
     return Axis.linear(min(0.0, *values, 0.0), max(highest, *near, 0.0))
