@@ -20,6 +20,7 @@ from tui_descent.protocol.events import (
     KnobTurned,
     Noted,
     RatesSwept,
+    Rewound,
     RunEnded,
     StateChanged,
     Status,
@@ -111,6 +112,9 @@ class Progress:
                 self._say(f"step {event.step}: {event.knob} {event.old} → {event.new}{way}")
             case CommandRejected():
                 self._say(f"step {event.step}: {event.knob or 'command'} rejected: {event.reason}")
+            case Rewound():
+                what, now, was = event.words()
+                self._say(f"{what}; {now} ({was})")
             case RatesSwept():
                 found = f"{event.suggestion:.3g} suggested" if event.suggestion is not None else event.words
                 self._say(f"step {event.step}: range test: {found}")

@@ -7,17 +7,30 @@ from dataclasses import replace
 import msgspec
 import pytest
 from playing import playing
-from scripted import started
+from scripted import started, turned
 from textual.strip import Strip
 
 from tui_descent.dashboard import ink
-from tui_descent.dashboard.panels.events import words
+from tui_descent.dashboard.bridge import Exchange
+from tui_descent.dashboard.panels.conversation import ConversationPanel
+from tui_descent.dashboard.panels.events import EventsPanel, words
 from tui_descent.dashboard.panels.loss import LossPanel
 from tui_descent.dashboard.panels.status import StatusPanel
 from tui_descent.dashboard.panels.timeline import Timeline
 from tui_descent.dashboard.panels.view import View
 from tui_descent.protocol.commands import AnyCommand, Redo, Undo
-from tui_descent.protocol.events import AnyEvent, KnobState, Rewound, SnapshotTaken, StateChanged, StepsCompleted
+from tui_descent.protocol.events import (
+    AnyEvent,
+    CommandDone,
+    Evaluated,
+    KnobState,
+    Marked,
+    Noted,
+    Rewound,
+    SnapshotTaken,
+    StateChanged,
+    StepsCompleted,
+)
 from tui_descent.telemetry.history import History
 
 
@@ -111,7 +124,46 @@ def test_one_that_diverged_does_not_flatten_the_live_curve() -> None:
 
 
 def test_the_log_says_what_was_undone() -> None:
-    assert words(BACK)[0] == "undone: residual off → on, from step 100 to 40"
+    assert words(BACK)[0] == "undone: residual off → on; now at step 40 of segment 1 (was at 100 of segment 0)"
+
+
+def test_the_log_is_in_the_order_of_time_with_segments() -> None:
+    first = [Evaluated(segment=0, step=50, loss=0.5), turned(60, "off", "on"), Evaluated(segment=0, step=90, loss=0.2)]
+    then = [
+        Evaluated(segment=1, step=50, loss=0.4),
+        Noted(step=55, text="a note"),
+        Marked(segment=1, step=58, text="m"),
+    ]
+    events = [*PAST[:4], *first, BACK, *then]
+    for seen in (view(events), View(history=History.receive(view(events).history.send()))):
+        rows = [s.text.strip() for s in EventsPanel().draw(seen, 90, 20)]
+        starts = [row.split(" ")[0] for row in rows if "·" in row.split(" ")[0]]
+        assert starts == ["0·50", "0·60", "0·90", "1·40", "1·50", "1·55", "1·58"]
+        assert rows[-1] == "1·58 ▲ m"
+    before = [s.text.strip() for s in EventsPanel().draw(view(events[:7]), 90, 20)]
+    assert [row.split(" ")[0] for row in before if row.split(" ")[0].isdigit()] == ["50", "60", "90"]
+
+
+def test_the_loops_own_counter_goes_on_and_is_told_so() -> None:
+    own = msgspec.structs.replace(BACK, step=100, back=False)
+    assert own.words() == (
+        "redone: residual off → on",
+        "state of step 40, now at step 100 of segment 1",
+        "was at 100 of segment 0",
+    )
+
+
+@pytest.mark.parametrize(("width", "was"), [(120, True), (80, False)])
+def test_the_answer_says_what_was_undone_and_where_the_run_stands(width: int, was: bool) -> None:
+    done = CommandDone(client=7, request=1, segment=1, step=40, what="undone: residual off → on")
+    look = replace(view(PAST), exchange=Exchange(asked=Undo(), reply=done))
+    answer = ConversationPanel().draw(look, width, 3)[1].text.rstrip()
+    assert answer.startswith(" undone  residual off → on  now at step 40 of segment 1")
+    assert answer.endswith("(was at 100 of segment 0)") == was
+    by_value = msgspec.structs.replace(done, what="undone: lr 1 → 2; by value only: no room", segment=0)
+    look = replace(view(PAST[:4]), exchange=Exchange(asked=Undo(), reply=by_value))
+    answer = ConversationPanel().draw(look, 120, 3)[1].text.rstrip()
+    assert answer == " done  undone: lr 1 → 2; by value only: no room at step 40"
 
 
 def test_the_memory_it_takes_is_on_the_status_line() -> None:

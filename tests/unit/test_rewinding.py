@@ -223,6 +223,6 @@ def test_as_json_lines() -> None:
     ]
     (line,) = lines.lines(rewound((0, 400), (0, 150), 1, (1,), back=True))
     assert line == (
-        '{"event":"rewound","from":{"segment":0,"step":400},"to":{"segment":0,"step":150},"segment":1,'
+        '{"event":"rewound","from":{"segment":0,"step":400},"to":{"segment":0,"step":150},"segment":1,"step":150,'
         '"undone":"lr of 1"}'
     )

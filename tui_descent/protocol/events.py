@@ -330,8 +330,8 @@ class LevelSent(msgspec.Struct, frozen=True, kw_only=True):
 class HistorySent(Event, frozen=True, kw_only=True, tag="history"):
     """All a viewer needs to draw the run so far; the live stream goes on right behind it.
 
-    `line` are interventions and marks under the segment they lie in now that some were left behind. `smooth_…` is what
-    the moving average of the loss goes on from.
+    `line` are interventions, marks and evaluations under the segment they lie in now that some were left behind.
+    `smooth_…` is what the moving average of the loss goes on from.
     """
 
     facts: list[AnyEvent]
@@ -348,7 +348,7 @@ class HistorySent(Event, frozen=True, kw_only=True, tag="history"):
     smooth_jump: tuple[float, ...] = ()
     devices: dict[int, list[LevelSent]] = {}
     ghosts: tuple[Ghost, ...] = ()
-    line: list[KnobTurned | Marked] = []
+    line: list[KnobTurned | Marked | Evaluated] = []
     snapshot: SnapshotTaken | None = None
     unavailable: dict[str, str] = {}
 

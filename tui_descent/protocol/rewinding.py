@@ -54,3 +54,11 @@ class Rewound(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=
     back: bool = True
     in_force: tuple[int, ...] = ()
     knobs: tuple[KnobState, ...] = ()
+
+    def words(self) -> tuple[str, str, str]:
+        """What was undone or redone, where the run stands now, and where it was: in the same words everywhere."""
+        what = f"{'undone' if self.back else 'redone'}: {self.what}"
+        now = f"now at step {self.step:,} of segment {self.segment}"
+        if self.step != self.to_step:  # a loop of one's own goes on counting
+            now = f"state of step {self.to_step:,}, {now}"
+        return what, now, f"was at {self.from_step:,} of segment {self.from_segment}"

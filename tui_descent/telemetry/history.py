@@ -38,12 +38,9 @@ from tui_descent.protocol.events import (
     StepsMissed,
 )
 from tui_descent.protocol.rewinding import Ghost
-from tui_descent.telemetry.pyramid import Merge, Pyramid
+from tui_descent.telemetry.pyramid import Pyramid, device_pyramid, grad_pyramid, loss_pyramid
 from tui_descent.telemetry.smoothing import OVER, Smoothed
 
-LOSS_BINS = 1024
-GRAD_BINS = 512
-DEVICE_BINS = 256
 MAX_FACTS = 500
 # Readings of the curvature: when there are more, the one closest to its neighbours goes, so that they span the run.
 MAX_CURVATURES = 512
@@ -94,7 +91,7 @@ class History:
         self.evaluations: deque[Evaluated] = deque(maxlen=MAX_FACTS)
         self.interventions: deque[KnobTurned] = deque(maxlen=MAX_FACTS)
         self.marks: deque[Marked] = deque(maxlen=MAX_FACTS)
-        self.log: deque[Fact] = deque(maxlen=MAX_FACTS)
+        self.log: list[Fact] = []  # in the order of events
         self.diagnosis: Diagnosed | None = None
         self.measured: dict[str, Measured] = {}
         self.ledger: LedgerTaken | None = None
@@ -142,7 +139,7 @@ class History:
                 if event.state in ("paused", "held", "waiting", "ended"):
                     self.steps_per_s = 0.0
                 if changed and event.state in ("held", "waiting"):
-                    self.log.append(event)
+                    self._note(event)
             case RunStarted():
                 self._start(event)
             case RunEnded():
@@ -154,12 +151,13 @@ class History:
                     self.knobs[event.knob] = event.new
                 self._know(event.knobs)
                 self.interventions.append(event)
-                self.log.append(event)
+                self._note(event)
             case Evaluated():
                 self.evaluations.append(event)
+                self._note(event)
             case Marked():
                 self.marks.append(event)
-                self.log.append(event)
+                self._note(event)
             case Diagnosed():
                 self._diagnosed(event)
             case Measured():
@@ -172,9 +170,9 @@ class History:
                 self._curved(event)
             case RatesSwept():
                 self.swept = event
-                self.log.append(event)
+                self._note(event)
             case Foretold() | NotFinite():
-                self.log.append(event)
+                self._note(event)
             case Rewound():
                 self._rewound(event)
             case SnapshotTaken():
@@ -182,7 +180,14 @@ class History:
             case CommandDone() | MetricLogged():
                 pass
             case CommandRejected() | Noted() | StepsMissed():
-                self.log.append(event)
+                self._note(event)
+
+    def _note(self, fact: Fact) -> None:
+        """Into the log. Evaluations come by themselves and often, so they make room before what somebody did."""
+        self.log.append(fact)
+        if len(self.log) > MAX_FACTS:
+            often = sum(isinstance(known, Evaluated) for known in self.log) > MAX_FACTS // 2
+            del self.log[next(n for n, known in enumerate(self.log) if isinstance(known, Evaluated) or not often)]
 
     def _know(self, states: Iterable[KnobState]) -> None:
         for state in states:
@@ -236,7 +241,7 @@ class History:
             *_, self.loss, smooth = pyramid.newest()
             self.smoothed.back(event.step, smooth)
         self._rate_from = None
-        self.log.append(event)
+        self._note(event)
 
     def _forget_segments(self) -> None:
         shown = [self.segment, *(g.segment for g in self.ghosts[::-1])]
@@ -252,7 +257,7 @@ class History:
 
     def _diagnosed(self, event: Diagnosed) -> None:
         if self.diagnosis is None or event.finding != self.diagnosis.finding:
-            self.log.append(event)
+            self._note(event)
         self.diagnosis = event
 
     def _start(self, event: RunStarted) -> None:
@@ -265,7 +270,7 @@ class History:
         if not event.losses:
             return
         if event.segment not in self.losses:
-            self.losses[event.segment] = _loss_pyramid()
+            self.losses[event.segment] = loss_pyramid()
             self.smoothed = Smoothed()
         pyramid = self.losses[event.segment]
         for step, loss in enumerate(event.losses, event.first):
@@ -295,14 +300,14 @@ class History:
             return
         pyramid = self.grads.get(event.segment)
         if pyramid is None or pyramid.channels != len(rms):
-            pyramid = self.grads[event.segment] = _grad_pyramid(len(rms))
+            pyramid = self.grads[event.segment] = grad_pyramid(len(rms))
         pyramid.add(event.step, [log_magnitude(value) for value in rms])
 
     def _device(self, event: DeviceTaken) -> None:
         self.device = event
         used = event.allocated_bytes
         busy = event.gpu.utilisation if event.gpu is not None else None
-        pyramid = self.devices.setdefault(event.segment, _device_pyramid())
+        pyramid = self.devices.setdefault(event.segment, device_pyramid())
         pyramid.add(event.step, [math.nan if value is None else value for value in (used, busy)])
 
     def send(self) -> HistorySent:
@@ -310,7 +315,7 @@ class History:
         facts: list[AnyEvent] = []
         if self.started is not None:
             facts.append(self.started)
-        facts += [*self.evaluations, *self.log, *self.curvatures]
+        facts += [*self.log, *self.curvatures]
         newest: list[AnyEvent | None] = [self.readings, self.device, self.ledger, *self.measured.values()]
         facts += [event for event in newest if event is not None]
         facts.append(self.ended if self.ended is not None else self.state)
@@ -320,7 +325,7 @@ class History:
             grads={s: p.send() for s, p in self.grads.items()},
             devices={s: p.send() for s, p in self.devices.items()},
             ghosts=self.ghosts,
-            line=[*self.interventions, *self.marks],
+            line=[*self.interventions, *self.marks, *self.evaluations],
             snapshot=self.snapshot,
             knobs=dict(self.knobs),
             unavailable=dict(self.unavailable),
@@ -341,7 +346,7 @@ class History:
         *past, last = sent.facts
         for fact in past:
             if isinstance(fact, StateChanged | Rewound):
-                history.log.append(fact)  # a moment of the past, not the present state
+                history._note(fact)  # a moment of the past, not the present state
             else:
                 history.apply(fact)
         if isinstance(last, StateChanged):
@@ -350,19 +355,20 @@ class History:
             history.apply(last)
         history.knobs, history.unavailable = dict(sent.knobs), dict(sent.unavailable)
         for segment, levels in sent.losses.items():
-            pyramid = _loss_pyramid()
+            pyramid = loss_pyramid()
             pyramid.receive(levels)
             history.losses[segment] = pyramid
         layers = len(history.started.layers) if history.started else 0
         for segment, levels in sent.grads.items():
-            pyramid = _grad_pyramid(layers)
+            pyramid = grad_pyramid(layers)
             pyramid.receive(levels)
             history.grads[segment] = pyramid
         for segment, levels in sent.devices.items():
-            history.devices[segment] = _device_pyramid()
+            history.devices[segment] = device_pyramid()
             history.devices[segment].receive(levels)
         history.ghosts, history.snapshot = sent.ghosts, sent.snapshot
         history.interventions = deque((e for e in sent.line if isinstance(e, KnobTurned)), maxlen=MAX_FACTS)
+        history.evaluations = deque((e for e in sent.line if isinstance(e, Evaluated)), maxlen=MAX_FACTS)
         history.marks = deque((e for e in sent.line if isinstance(e, Marked)), maxlen=MAX_FACTS)
         history.segment, history.steps = sent.segment, sent.steps
         history.smoothed = Smoothed(sent.smooth_loss, sent.smooth_born, list(sent.smooth_jump))
@@ -376,20 +382,3 @@ def log_magnitude(value: float | None) -> float:
     if value is None or math.isnan(value):
         return math.nan
     return LOG_FLOOR if value <= 10.0**LOG_FLOOR else min(math.log10(value), -LOG_FLOOR)
-
-
-def _loss_pyramid() -> Pyramid:
-    """Channels: smallest, largest and mean loss of the bin, mean of the smoothed loss."""
-    return Pyramid(("min", "max", "mean", "mean"), capacity=LOSS_BINS)
-
-
-def _device_pyramid() -> Pyramid:
-    """Channels: most memory in use, in bytes; mean utilisation of the GPU, 0…1."""
-    return Pyramid(("max", "mean"), capacity=DEVICE_BINS)
-
-
-def _grad_pyramid(layers: int) -> Pyramid:
-    """One channel a layer: log10 of grad_rms. Very many layers get fewer columns, to bound the memory."""
-    capacity = max(GRAD_BINS // 4, min(GRAD_BINS, GRAD_BINS * 250 // max(1, layers)))
-    mean: Merge = "mean"
-    return Pyramid((mean,) * layers, capacity=capacity)

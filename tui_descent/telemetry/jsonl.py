@@ -121,6 +121,7 @@ def _rewound(event: Rewound) -> dict[str, Any]:
         "from": {"segment": event.from_segment, "step": event.from_step},
         "to": {"segment": event.to_segment, "step": event.to_step},
         "segment": event.segment,
+        "step": event.step,
         "redone" if not event.back else "undone": event.what,
     }
 

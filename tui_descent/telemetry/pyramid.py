@@ -13,6 +13,9 @@ from typing import Literal
 from tui_descent.protocol.events import LevelSent
 
 Merge = Literal["min", "max", "mean"]
+LOSS_BINS = 1024
+GRAD_BINS = 512
+DEVICE_BINS = 256
 
 
 def _mean(a: float, b: float, wa: float, wb: float) -> float:
@@ -210,3 +213,20 @@ class Pyramid:
     def nbytes(self) -> int:
         """Memory the bins take."""
         return sum(len(lv.bins) * 8 + len(lv.counts) * 8 + len(lv.values) * 8 for lv in self.levels)
+
+
+def loss_pyramid() -> Pyramid:
+    """Channels: smallest, largest and mean loss of the bin, mean of the smoothed loss."""
+    return Pyramid(("min", "max", "mean", "mean"), capacity=LOSS_BINS)
+
+
+def device_pyramid() -> Pyramid:
+    """Channels: most memory in use, in bytes; mean utilisation of the GPU, 0…1."""
+    return Pyramid(("max", "mean"), capacity=DEVICE_BINS)
+
+
+def grad_pyramid(layers: int) -> Pyramid:
+    """One channel a layer: log10 of grad_rms. Very many layers get fewer columns, to bound the memory."""
+    capacity = max(GRAD_BINS // 4, min(GRAD_BINS, GRAD_BINS * 250 // max(1, layers)))
+    mean: Merge = "mean"
+    return Pyramid((mean,) * layers, capacity=capacity)

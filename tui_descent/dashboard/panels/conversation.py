@@ -32,7 +32,7 @@ from tui_descent.protocol.commands import (
     Undo,
     WatchCurvature,
 )
-from tui_descent.protocol.events import CommandDone, CommandRejected, KnobTurned
+from tui_descent.protocol.events import CommandDone, CommandRejected, KnobTurned, Rewound
 from tui_descent.scenario.knobs import text_of
 from tui_descent.telemetry.history import History
 
@@ -106,6 +106,10 @@ def _answer(view: View, width: int) -> Line:
     if isinstance(reply, CommandRejected):
         what = plain(asked(exchange.asked) if exchange.asked else reply.knob)
         return line.put("rejected  ", ink.ORANGE).put(what).put("  ").put(plain(reply.reason), ink.DIM)
+    if isinstance(reply, CommandDone) and (gone := _gone(view.history, reply)) is not None:
+        (word, _, what), (_, now, was) = gone.words()[0].partition(": "), gone.words()
+        line.put(word, ink.GREEN).put("  ").put(plain(what)).put(f"  {now}", ink.BRIGHT)
+        return line.put(f" ({was})" if line.width + len(was) + 3 <= width else "", ink.DIM)
     if isinstance(reply, CommandDone):
         return line.put("done  ", ink.GREEN).put(plain(reply.what)).put(f" at step {count(reply.step)}", ink.DIM)
     newest = reply or (view.history.interventions[-1] if view.history.interventions else None)
@@ -121,6 +125,12 @@ def _answer(view: View, width: int) -> Line:
     while tail and line.width + sum(map(len, tail)) > width:
         tail.pop(0)
     return line.put("".join(tail), ink.DIM)
+
+
+def _gone(history: History, done: CommandDone) -> Rewound | None:
+    """The undo or redo that it was the answer to, if it was one to another state."""
+    told = next((fact for fact in reversed(history.log) if isinstance(fact, Rewound)), None)
+    return told if told is not None and done.what == told.words()[0] and done.segment == told.segment else None
 
 
 def _effect(history: History, turn: KnobTurned) -> str:

@@ -1,4 +1,4 @@
-"""The event log: what was turned, refused, measured on held-out data, noted; newest at the bottom."""
+"""The event log: what was turned, refused, measured on held-out data, noted; in the order it happened."""
 
 from __future__ import annotations
 
@@ -31,12 +31,17 @@ from tui_descent.protocol.events import (
 from tui_descent.telemetry.history import Fact
 
 NUMBER = 8
+SEGMENT = 4  # once an undo has begun another segment
 
 
 class EventsPanel(Panel):
     """Everything that happened to the run besides its steps."""
 
-    about = "What happened besides steps, each with its step: knobs turned, refusals, held-out loss, marks, notes."
+    about = (
+        "What happened besides steps, in the order it happened, newest at the bottom, each with its step: knobs "
+        "turned, refusals, held-out loss, marks, notes. An undo or redo begins another segment, whose number then "
+        "stands before the step: 1·150."
+    )
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
@@ -49,23 +54,23 @@ class EventsPanel(Panel):
 
     def heading(self, view: View) -> tuple[str, str]:
         """How many there are."""
-        return "Events  [dim]step · what[/dim]", "newest at the bottom"
+        where = "segment·step" if view.history.segment else "step"
+        return f"Events  [dim]{where}  what[/dim]", "newest at the bottom"
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
         """As many of the newest as fit, wrapped."""
-        evaluations = (e for e in view.history.evaluations if e.segment == view.history.segment)
-        facts: list[Fact] = [*view.history.log, *evaluations]
-        if not facts and view.history.ended is None:
+        facts, ended = view.history.log, view.history.ended
+        if not facts and ended is None:
             return notice([("nothing has happened yet", ink.DIM)], width, height)
-        # Two logs become one; the sort is stable, so one step's facts keep the order they came in.
-        facts.sort(key=lambda fact: getattr(fact, "step", view.history.steps))
+        several = view.history.segment > 0
+        number = NUMBER + (SEGMENT if several else 0)
         rows: list[Strip] = []
-        for fact in facts[-height - self._back :]:
-            rows += _rows(getattr(fact, "step", None), *words(fact), width=width)
-        ended = view.history.ended
+        for fact, place in list(zip(facts, _places(facts, several=several), strict=True))[-height - self._back :]:
+            rows += _rows(place, *words(fact), number=number, width=width)
         if ended is not None:
             text = f"{ended.status}{': ' if ended.reason else ''}{plain(ended.reason)}"
-            rows += _rows(ended.step, text, ink.state(ended.status), width=width)
+            place = f"{view.history.segment}·{count(ended.step)}" if several else count(ended.step)
+            rows += _rows(place, text, ink.state(ended.status), number=number, width=width)
         self._back = min(self._back, max(0, len(rows) - height))
         return rows[len(rows) - height - self._back :][:height] if len(rows) > height else rows
 
@@ -91,9 +96,8 @@ def words(fact: Fact) -> tuple[str, Style]:
             found = f"{short(fact.suggestion)} suggested" if fact.suggestion is not None else plain(fact.words)
             return f"range test: {found}", ink.MARK
         case Rewound():
-            word = "undone" if fact.back else "redone"
-            stretch = f"from step {count(fact.from_step)} to {count(fact.to_step)}"
-            return f"{word}: {plain(fact.what)}, {stretch}", ink.MARK
+            what, now, was = fact.words()
+            return f"{plain(what)}; {now} ({was})", ink.MARK
         case Marked():
             return f"▲ {plain(fact.text)}", ink.MARK
         case StateChanged():
@@ -128,8 +132,17 @@ def _receipt(event: KnobTurned) -> str:
     return f"{moved}, loss {short(event.loss_before)} → {short(event.loss_after)}"
 
 
-def _rows(step: int | None, text: str, style: Style, *, width: int) -> list[Strip]:
-    number = f"{count(step) if step is not None else '':>{NUMBER - 1}} "
-    lines = textwrap.wrap(text, max(10, width - NUMBER - 1)) or [""]
-    first = Line().put(number, ink.DIM).put(lines[0], style).strip(width)
-    return [first, *(Line().put(" " * NUMBER).put(more, style).strip(width) for more in lines[1:])]
+def _places(facts: list[Fact], *, several: bool) -> list[str]:
+    """`150`, or `1·150` where there are several segments: what tells none happened in the one before it."""
+    places, segment = [], 0
+    for fact in facts:
+        segment, step = getattr(fact, "segment", segment), getattr(fact, "step", None)
+        before = f"{segment}·" if several else ""
+        places.append("" if step is None else f"{before}{count(step)}")
+    return places
+
+
+def _rows(place: str, text: str, style: Style, *, number: int, width: int) -> list[Strip]:
+    lines = textwrap.wrap(text, max(10, width - number - 1)) or [""]
+    first = Line().put(f"{place:>{number - 1}} ", ink.DIM).put(lines[0], style).strip(width)
+    return [first, *(Line().put(" " * number).put(more, style).strip(width) for more in lines[1:])]
