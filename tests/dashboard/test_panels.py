@@ -13,9 +13,10 @@ from scripted import layers, reading, started, steps, vanishing
 from tui_descent.dashboard.axis import Axis, log_axis
 from tui_descent.dashboard.figures import scientific, short, size, tick
 from tui_descent.dashboard.panels.curves import Cells, Curves
-from tui_descent.dashboard.panels.device import course, facts, phrase
+from tui_descent.dashboard.panels.device import course, facts, phrases
 from tui_descent.dashboard.panels.gradients import GradientsPanel
 from tui_descent.dashboard.panels.heatmap import HeatmapPanel, layers_of_row, row_names
+from tui_descent.dashboard.panels.keybar import ITEMS, keybar
 from tui_descent.dashboard.panels.loss import LossPanel
 from tui_descent.dashboard.panels.names import labels, target_of
 from tui_descent.dashboard.panels.scale import Scale
@@ -24,7 +25,7 @@ from tui_descent.dashboard.panels.timeline import RECENT_STEPS, Columns, Timelin
 from tui_descent.dashboard.panels.updates import UpdatesPanel
 from tui_descent.dashboard.panels.view import View
 from tui_descent.dashboard.plain import middle, plain
-from tui_descent.protocol.events import AnyEvent, DeviceTaken, Gpu, Layer
+from tui_descent.protocol.events import AnyEvent, DeviceTaken, Gpu, KnobState, Layer, RunEnded, RunStarted, StateChanged
 from tui_descent.telemetry.history import History
 
 
@@ -226,15 +227,74 @@ def test_the_device_is_told_where_there_is_room() -> None:
     gpu = Gpu(name="H200", utilisation=0.87, power_w=240.4, temperature_c=61.0, used_bytes=10**9, total_bytes=10**11)
     events = [started(2), steps(0, [1.0] * 9), device(3, 1_230_000_000, gpu=gpu)]
     look = view(events)
-    assert phrase(look.history) == "mem 1.2 GB · GPU 87 % 61 °C 240 W"
-    assert phrase(look.history) in StatusPanel().draw(look, 200, 1)[0].text
+    assert phrases(look.history) == ("mem 1.2 GB", "GPU 87 %", "61 °C 240 W")
+    assert "  ".join(phrases(look.history)) in StatusPanel().draw(look, 200, 1)[0].text
     narrow = StatusPanel().draw(look, 80, 1)[0].text
     assert "mem" not in narrow
     assert "loss" in narrow
     assert facts(look.history, 60)[1] == "H200, 1.0 GB of 100.0 GB taken by all"
     bare = view([started(2), device(3, 940_000_000, gpu=Gpu(name="part"))])
-    assert phrase(bare.history) == "mem 940 MB"
-    assert phrase(view([started(2)]).history) == ""
+    assert phrases(bare.history) == ("mem 940 MB", "", "")
+    assert phrases(view([started(2)]).history) == ("", "", "")
+
+
+@pytest.mark.parametrize("width", range(60, 201))
+def test_nothing_of_the_key_bar_is_cut_and_what_matters_most_stays(width: int) -> None:
+    named = started(20, knobs=(*started().knobs, *(KnobState(name=n, value=v) for n, v in LONG_VALUES.items())))
+    for events in ([named], [named, StateChanged(state="paused")], [started(0)], vanishing(60)):
+        for selected in (None, 7):
+            bar = keybar(view(events, selected=selected), width)
+            assert bar.width <= width
+            words = f"{''.join(s.text for s in bar.segments)}  "
+            assert words.endswith("  ? help  q leave  ")
+            shown = [item.rank for item in ITEMS if f" {item.keys} " in words]
+            assert shown == [item.rank for item in ITEMS if item.rank < len(shown)], "by rank"
+            assert len(shown) >= (3 if width < 80 else 7 if selected is None else 6)
+            assert len(shown) == len(ITEMS) or width < 190
+            if width >= 120 and selected is None:
+                assert " n norm " in words
+
+
+LONG_VALUES = {
+    "lr": "0.000128205",
+    "activation": "leaky_relu",
+    "residual": "on, branch 0.223607",
+    "norm": "layer mid",
+    "optimizer": "momentum",
+    "schedule": "warmup_cosine",
+}
+
+
+def test_a_dash_and_no_key_for_what_cannot_be_done() -> None:
+    ended = [started(2), steps(0, [1.0]), RunEnded(status="finished", step=1)]
+    words = "".join(s.text for s in keybar(view(ended), 200).segments)
+    assert "undo" not in words
+    assert "space" not in words
+    away = started(2, knobs=(KnobState(name="lr", value="0.1"), KnobState(name="residual", unavailable="no blocks")))
+    assert "residual –" in "".join(s.text for s in keybar(view([away]), 200).segments)
+
+
+@pytest.mark.parametrize(("name", "gpu"), [("vanishing", True), ("edge-of-stability", False)])
+def test_at_120_columns_the_status_line_has_all_figures_of_the_run(name: str, gpu: bool) -> None:
+    card = Gpu(name="H200", utilisation=0.87, temperature_c=61.0, power_w=240.0) if gpu else None
+    events = [*vanishing(420)[1:], device(3, 1_230_000_000, gpu=card)]
+    events = [msgspec.structs.replace(e, name=name) if isinstance(e, RunStarted) else e for e in events]
+    figures = [name, "420/2,000", "/s", "loss ", "val ", "acc ", "mem 1.2 GB", "watch 0.6%", "● running"]
+    at_120, at_200, at_80 = (StatusPanel().draw(view(events), width, 1)[0].text for width in (120, 200, 80))
+    assert [words for words in figures + ["GPU 87 %"] * gpu if words not in at_120] == []
+    assert [
+        words for words in [*figures, "digits · mlp", "  cpu  "] + ["61 °C 240 W"] * gpu if words not in at_200
+    ] == []
+    assert [words for words in [name, "420/2,000", "loss ", "● running"] if words not in at_80] == []
+
+
+@pytest.mark.parametrize("width", range(60, 140))
+def test_nothing_of_the_status_line_is_cut(width: int) -> None:
+    gpu = Gpu(name="H200", utilisation=0.87, temperature_c=61.0, power_w=240.0)
+    line = StatusPanel().draw(view([*vanishing(70), device(3, 1_230_000_000, gpu=gpu)]), width, 1)[0].text
+    assert len(line) == width
+    assert "…" not in line
+    assert line.endswith(" ● running ")
 
 
 def test_the_devices_course_stands_until_its_next_reading() -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 from msgspec.structs import replace
-from rich.segment import Segment
 from textual.strip import Strip
 
 from tui_descent.dashboard import ink
 from tui_descent.dashboard.figures import count, scientific, short
 from tui_descent.dashboard.panels.events import turned
 from tui_descent.dashboard.panels.finding import finding
+from tui_descent.dashboard.panels.keybar import keybar
 from tui_descent.dashboard.panels.line import Line
 from tui_descent.dashboard.panels.names import labels, target_of
 from tui_descent.dashboard.panels.strips import Panel
@@ -36,16 +36,6 @@ from tui_descent.protocol.events import CommandDone, CommandRejected, KnobTurned
 from tui_descent.scenario.knobs import text_of
 from tui_descent.telemetry.history import History
 
-# Keys, knob, its word, its short word; without a knob the word alone. In the order of the line.
-_KNOBS = (("+ -", "lr", "rate", "rate"), ("a", "activation", "act", ""), ("r", "residual", "residual", "res"))
-_REST = (
-    ("u", "undo", "undo"),
-    ("space", "pause", ""),
-    ("1-5", "views", ""),
-    ("?", "help", "help"),
-    ("q", "leave", "leave"),
-)
-
 
 class ConversationPanel(Panel, can_focus=False):
     """Finding, answer, knobs."""
@@ -56,7 +46,7 @@ class ConversationPanel(Panel, can_focus=False):
         first = Line().put(" ").put(word, style)
         if text:
             first.put("  " if word else "").put(text, text_style)
-        return [first.strip(width), _answer(view, width).strip(width), _knobs(view, width).strip(width)]
+        return [first.strip(width), _answer(view, width).strip(width), keybar(view, width).strip(width)]
 
 
 def asked(command: AnyCommand) -> str:
@@ -151,42 +141,3 @@ def _selection(view: View) -> str:
         return "arrows select a layer · a and r act on all blocks" if view.layers else ""
     name, target = labels(view.layers, 40)[view.selected], target_of(view.layers[view.selected])
     return f"{name} selected: a and r act on {plain(target)}" if target else f"{name} selected: it lies in no block"
-
-
-def _knobs(view: View, width: int) -> Line:
-    """As long as it fits: full words, else short ones, else without the last."""
-    for drop in range(3):
-        line = _knobs_line(view, short_words=drop > 0, views=drop < 2)
-        if line.width <= width:
-            return line
-    return line
-
-
-def _knobs_line(view: View, *, short_words: bool, views: bool) -> Line:
-    line = Line().put(" ")
-    over = not (view.history.live and view.connected)
-    if view.selected is not None and view.selected < len(view.layers):
-        target = target_of(view.layers[view.selected])
-        line.put(f"▸{plain(target or 'no block', 24)}", ink.NAME).put("  ")
-    for keys, knob, word, brief in _KNOBS:
-        _knob(line, view.history, keys, knob, brief if short_words else word, over=over)
-    _knob(line, view.history, ", ;", "pace", "pace", over=over)
-    for keys, word, brief in _REST:
-        if (keys == "1-5" and not views) or (keys in ("u", "space") and over):
-            continue
-        shown = brief if short_words else word
-        if keys == "space" and view.history.state.state in ("paused", "held", "waiting"):
-            shown = "go on"
-        line.put(keys, ink.KEY).put(f" {shown}  " if shown else "  ", ink.DIM)
-    # The blanks behind the last word are no reason to shorten the line.
-    line.segments[-1] = Segment(line.segments[-1].text.rstrip(), ink.DIM)
-    line.width = sum(s.cell_length for s in line.segments)
-    return line
-
-
-def _knob(line: Line, history: History, keys: str, knob: str, word: str, *, over: bool) -> None:
-    """`r residual off`: the value as the trainer told it, a dash where the knob cannot act."""
-    away = over or knob in history.unavailable
-    value = "–" if knob in history.unavailable else plain(history.knobs.get(knob, "…"), 24)
-    line.put(keys, ink.FAINT if away else ink.KEY).put(f" {word} " if word else " ", ink.DIM)
-    line.put(value, ink.FAINT if away else ink.BRIGHT).put("  ")

@@ -1,4 +1,4 @@
-"""What is known of the device that is trained on, in a phrase and as a curve: shared by status and story."""
+"""What is known of the device that is trained on, in phrases and as a curve: shared by status and story."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ _EIGHTHS = "▁▂▃▄▅▆▇█"
 MEMORY, BUSY = 0, 1
 
 
-def phrase(history: History) -> str:
-    """`mem 1.2 GB · GPU 87 % 61 °C 240 W`, of that what is known; empty before the first reading."""
+def phrases(history: History) -> tuple[str, str, str]:
+    """`mem 1.2 GB`, `GPU 87 %`, `61 °C 240 W`; empty what is not known."""
     taken = history.device
     if taken is None:
-        return ""
-    parts = [f"mem {size(taken.allocated_bytes)}"] if taken.allocated_bytes is not None else []
+        return "", "", ""
+    memory = f"mem {size(taken.allocated_bytes)}" if taken.allocated_bytes is not None else ""
     gpu = taken.gpu
-    if gpu is not None:
-        figures = [
-            f"{100 * gpu.utilisation:.0f} %" if gpu.utilisation is not None else "",
-            f"{gpu.temperature_c:.0f} °C" if gpu.temperature_c is not None else "",
-            f"{gpu.power_w:.0f} W" if gpu.power_w is not None else "",
-        ]
-        if any(figures):
-            parts.append(" ".join(["GPU", *filter(None, figures)]))
-    return " · ".join(parts)
+    if gpu is None:
+        return memory, "", ""
+    figures = [
+        f"{gpu.temperature_c:.0f} °C" if gpu.temperature_c is not None else "",
+        f"{gpu.power_w:.0f} W" if gpu.power_w is not None else "",
+    ]
+    busy = f"GPU {100 * gpu.utilisation:.0f} %" if gpu.utilisation is not None else ""
+    return memory, busy, " ".join(filter(None, figures))
 
 
 def facts(history: History, width: int) -> list[str]:

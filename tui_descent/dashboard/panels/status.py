@@ -10,7 +10,7 @@ from textual.strip import Strip
 
 from tui_descent.dashboard import ink
 from tui_descent.dashboard.figures import count, rate, short
-from tui_descent.dashboard.panels.device import phrase
+from tui_descent.dashboard.panels.device import phrases
 from tui_descent.dashboard.panels.line import Line
 from tui_descent.dashboard.panels.strips import Panel
 from tui_descent.dashboard.panels.view import View
@@ -26,16 +26,18 @@ class StatusPanel(Panel, can_focus=False):
         """The state stands at the right edge; of the rest, what does not fit is left out by rank."""
         word, style = state_of(view)
         end = Line().put("● ", style).put(word, style).put(" ")
-        room = width - end.width - 1
+        room = width - end.width  # a blank at each end and two between make two for each
         parts = _parts(view)
-        kept = sorted(range(len(parts)), key=lambda n: parts[n][0])
-        while kept and sum(_width(parts[n][1]) + 2 for n in kept) > room:
-            kept.pop()
+        kept: list[int] = []
+        for n in sorted(range(len(parts)), key=lambda n: parts[n][0]):
+            if _width(parts[n][1]) + 2 <= room:
+                kept.append(n)
+                room -= _width(parts[n][1]) + 2
         line = Line().put(" ")
         for n in sorted(kept):
+            line.put("  " if line.width > 1 else "")
             for text, ink_ in parts[n][1]:
                 line.put(text, ink_)
-            line.put("  ")
         return [line.at(width - end.width).extend(end.segments).strip(width)]
 
 
@@ -57,8 +59,8 @@ def _parts(view: View) -> list[tuple[int, Part]]:
     name = plain(started.name if started else view.name, 40)
     parts: list[tuple[int, Part]] = [(0, [(name or "run", ink.NAME)])]
     if started is not None:
-        about = " · ".join(p for p in (plain(started.about, 80), plain(started.device, 20)) if p)
-        parts.append((6, [(about, ink.DIM)]))
+        parts.append((9, [(plain(started.about, 80), ink.DIM)]))
+        parts.append((8, [(plain(started.device, 20), ink.DIM)]))
     if view.steps_known:
         steps = f"/{count(started.steps)}" if started and started.steps else ""
         parts.append((1, [("step ", ink.DIM), (f"{count(history.steps):>5}", ink.BRIGHT), (steps, ink.DIM)]))
@@ -69,13 +71,15 @@ def _parts(view: View) -> list[tuple[int, Part]]:
         newest = history.evaluations[-1]
         parts.append((4, [("val ", ink.DIM), (f"{short(newest.loss):<6}", ink.TEXT)]))
         if newest.accuracy is not None:
-            parts.append((5, [("acc ", ink.DIM), (f"{newest.accuracy:6.1%}", ink.TEXT)]))
+            parts.append((5, [("acc ", ink.DIM), (f"{newest.accuracy:5.1%}", ink.TEXT)]))
+    memory, busy, heat = phrases(history)
+    parts += [(6, [(memory, ink.DIM)]), (6, [(busy, ink.DIM)]), (10, [(heat, ink.DIM)])]
+    if history.readings is not None and math.isfinite(cost := history.readings.watch_cost):
+        parts.append((7, [("watch ", ink.DIM), (f"{cost:.1%}", ink.DIM)]))
     if (taken := history.snapshot) is not None:
         disk = f" + {taken.disk_bytes / 1e6:.0f} on disk" if taken.disk_bytes else ""
-        parts.append((8, [(f"undo {taken.used_bytes / 1e6:.0f}/{taken.budget_bytes / 1e6:.0f} MB{disk}", ink.DIM)]))
-    if device := phrase(history):
-        parts.append((7, [(device, ink.DIM)]))
-    return parts
+        parts.append((11, [(f"undo {taken.used_bytes / 1e6:.0f}/{taken.budget_bytes / 1e6:.0f} MB{disk}", ink.DIM)]))
+    return [(rank, part) for rank, part in parts if _width(part)]
 
 
 def _width(part: Part) -> int:
