@@ -33,7 +33,7 @@ def test_the_factors_lie_inside_what_was_measured() -> None:
         ("sgd", "adam", 0.1, "0.1 → 0.0026 (÷39: Adam's steps are larger)"),
         ("adamw", "sgd", 0.001, "0.001 → 0.039 (×39: SGD's steps are smaller)"),
         ("sgd", "nesterov", 0.1, "0.1 → 0.026 (÷3.9: Nesterov's steps are larger)"),
-        ("adam", "muon", 0.00123, "0.00123 stays: good rates of Adam and Muon are of one size"),
+        ("adam", "muon", 0.00123, "0.00123 stays: Adam and Muon take like rates"),
         ("adam", "adam", 0.00123, "0.00123 stays"),
     ],
 )

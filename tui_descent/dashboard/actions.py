@@ -102,11 +102,8 @@ def _pick_schedule(screen: RunScreen, key: Key, pressed: str) -> None:
         if turn is not None:
             screen.ask(turn)
 
-    history = screen.bridge.history
-    if screen.can_turn("schedule") and history.started is not None:
-        left = max(1, (history.started.steps or 0) - history.steps)
-        lr = history.knobs.get("lr", "")
-        screen.app.push_screen(ScheduleDialog(screen.value("schedule"), lr, history.steps, left), answered)
+    if screen.can_turn("schedule"):
+        screen.app.push_screen(ScheduleDialog(screen.bridge, screen.value("schedule")), answered)
 
 
 def _number(screen: RunScreen, key: Key, pressed: str) -> None:

@@ -19,6 +19,7 @@ from tui_descent.protocol.events import (
     HistorySent,
     KnobTurned,
     Refused,
+    RunStarted,
     ToViewer,
     Welcome,
 )
@@ -111,6 +112,8 @@ class Bridge:
                 self.history = History.receive(message)
             case _:
                 self.history.apply(message)
+                if isinstance(message, RunStarted) and self.exchange.refused:
+                    self.exchange = Exchange()  # "not built yet" is true no more
                 if isinstance(message, Reply):
                     self._answered(message)
         self._changes += 1

@@ -61,7 +61,7 @@ def map_rate(old: str, new: str, lr: float) -> RateMapping:
     if old == new:
         return RateMapping(lr, f"{lr:.3g} stays")
     if before.rate == after.rate:
-        return RateMapping(lr, f"{lr:.3g} stays: good rates of {before.title} and {after.title} are of one size")
+        return RateMapping(lr, f"{lr:.3g} stays: {before.title} and {after.title} take like rates")
     smaller = after.rate < before.rate
     factor = before.rate / after.rate if smaller else after.rate / before.rate
     sign, size = ("÷", "larger") if smaller else ("×", "smaller")

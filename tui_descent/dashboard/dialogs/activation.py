@@ -37,7 +37,7 @@ class ActivationDialog(Dialog[str]):
         """The present one is where the list begins."""
         where = "of all blocks" if self._target == "all" else f"of {plain(self._target, 40)}"
         choices = KNOBS["activation"].choices
-        with Vertical(classes="dialog") as box:
+        with Vertical(classes="dialog choice") as box:
             box.border_title = f"Activation {where.replace('[', '(')}"
             box.border_subtitle = "enter blends over 50 steps · escape leaves it"
             yield Static(Text(f"  {'':<11}{'f(z)':<27}f′(z)"), classes="dim")

@@ -44,14 +44,14 @@ class ChoiceDialog(Dialog[str]):
         """The present one is where the list begins."""
         where = "" if self._target == "all" else f" of {plain(self._target, 40)}"
         choices = self._knob.choices
-        with Vertical(classes="dialog") as box:
+        with Vertical(classes="dialog choice") as box:
             box.border_title = f"{self._knob.title.capitalize()}{where}".replace("[", "(")
             box.border_subtitle = "enter turns it · escape leaves it"
             rows = [Option(self._row(name), id=name) for name in choices]
             rows += [Option(Text(f"  {KNOBS[k].title} …"), id=f"{OTHER}{k}") for k in self._also]
             choice_list = OptionList(*rows)
             yield choice_list
-            yield Static(f"\n  {self._knob.acts}", classes="dim", markup=False)
+            yield Static(self._knob.acts, classes="dim acts", markup=False)
             choice_list.highlighted = choices.index(self._now) if self._now in choices else 0
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
@@ -60,7 +60,7 @@ class ChoiceDialog(Dialog[str]):
 
     def _row(self, name: str) -> Text:
         sign = "●" if name == self._now else " "
-        return Text(f"{sign} {name:<15}{self._about(name)}", no_wrap=True, overflow="ellipsis")
+        return Text(f"{sign} {name:<11}{self._about(name)}", no_wrap=True, overflow="ellipsis")
 
     def _about(self, name: str) -> str:
         if self._knob.name == "optimizer" and self._now in OPTIMIZERS:

@@ -1,4 +1,7 @@
-"""Picking a schedule: the rate's curve over the steps that are left, drawn for the one that is highlighted."""
+"""Picking a schedule: the rate's curve over the steps that are left, drawn for the one that is highlighted.
+
+The run goes on meanwhile: the curve begins where it stands, and ends where it will.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from textual.widgets.option_list import Option
 
 from tui_descent.dashboard import charts, ink
 from tui_descent.dashboard.axis import Axis
+from tui_descent.dashboard.bridge import Bridge
 from tui_descent.dashboard.dialogs.dialog import Dialog
 from tui_descent.dashboard.figures import axis_count
 from tui_descent.dashboard.plain import plain
@@ -19,22 +23,37 @@ from tui_descent.scenario.knobs import KNOBS, parse, spec_of
 from tui_descent.scenario.spec import ScheduleSpec
 
 GUTTER = 9
+REFRESH_S = 0.25
 
 
 class ScheduleDialog(Dialog[TurnKnob]):
-    """Answers with the turn. `now` is the present schedule, `step` the next update, `left` how many are to come."""
+    """Answers with the turn. `now` is the present schedule."""
 
-    def __init__(self, now: str, lr: str, step: int, left: int) -> None:
+    def __init__(self, bridge: Bridge, now: str) -> None:
         super().__init__()
-        self._now, self._step, self._left = now, step, left
-        # Where another schedule is at work, the rate now is not what the next one begins from.
-        self._base = _number(lr) if now == "constant" else None
+        self._bridge, self._now = bridge, now
+        self._drawn: object = None
+
+    @property
+    def _step(self) -> int:
+        """The next update."""
+        return self._bridge.history.steps
+
+    @property
+    def _left(self) -> int:
+        """How many are to come, at least one."""
+        started = self._bridge.history.started
+        return max(1, ((started.steps if started else None) or 0) - self._step)
+
+    @property
+    def _base(self) -> float | None:
+        """Where another schedule is at work, the rate now is not what the next one begins from."""
+        return _number(self._bridge.history.knobs.get("lr", "")) if self._now == "constant" else None
 
     def compose(self) -> ComposeResult:
         """The list, the curve of the highlighted one, its parameters."""
         choices = KNOBS["schedule"].choices
         with Vertical(classes="dialog schedule") as box:
-            box.border_title = f"Schedule over the {self._left:,} steps left"
             box.border_subtitle = "enter turns it · tab parameters · escape leaves it"
             names = OptionList(*(Option(self._row(name), id=name) for name in choices))
             yield names
@@ -43,6 +62,16 @@ class ScheduleDialog(Dialog[TurnKnob]):
             yield Input(max_length=80)
             yield Static("", classes="why", markup=False)
             names.highlighted = choices.index(self._now) if self._now in choices else 0
+
+    def on_mount(self) -> None:
+        """Follow the run, also while it is read."""
+        self._follow()
+        self.set_interval(REFRESH_S, self._follow)
+
+    def _follow(self) -> None:
+        self.query_one(".dialog").border_title = f"Schedule over the {self._left:,} steps left"
+        if self._drawn != (self._step, self._base):
+            self._draw()
 
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
         """Another curve, other parameters."""
@@ -89,6 +118,7 @@ class ScheduleDialog(Dialog[TurnKnob]):
         return turn, spec
 
     def _draw(self) -> None:
+        self._drawn = (self._step, self._base)
         try:
             _, spec = self._asked()
         except ValueError as error:
@@ -127,7 +157,7 @@ def curve(spec: ScheduleSpec, step: int, left: int, base: float | None, width: i
         for cell in row:
             text.append(cell.text, cell.style or ink.TEXT)
         text.append("\n")
-    first, last = axis_count(step), axis_count(step + left)
+    first, last = f"now, {axis_count(step)}", axis_count(step + left)
     what = "rate over steps" if base is not None else "share of the base rate over steps"
     between = max(1, columns - len(first) - len(last))
     text.append(f"{'':{GUTTER}} {first}{what:^{between}}{last}", ink.DIM)

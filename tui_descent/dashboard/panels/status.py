@@ -75,7 +75,9 @@ def _parts(view: View) -> list[tuple[int, Part]]:
     memory, busy, heat = phrases(history)
     parts += [(6, [(memory, ink.DIM)]), (6, [(busy, ink.DIM)]), (10, [(heat, ink.DIM)])]
     if history.readings is not None and math.isfinite(cost := history.readings.watch_cost):
-        parts.append((7, [("watch ", ink.DIM), (f"{cost:.1%}", ink.DIM)]))
+        # Paced, readings are taken out of the waits: of the time between them they may well be a large share.
+        paced = history.knobs.get("pace", "max") != "max"
+        parts.append((7, [(f"watch {cost:.0%} in waits" if paced else f"watch {cost:.1%}", ink.DIM)]))
     if (taken := history.snapshot) is not None:
         disk = f" + {taken.disk_bytes / 1e6:.0f} on disk" if taken.disk_bytes else ""
         parts.append((11, [(f"undo {taken.used_bytes / 1e6:.0f}/{taken.budget_bytes / 1e6:.0f} MB{disk}", ink.DIM)]))
