@@ -6,14 +6,15 @@ import asyncio
 
 import pytest
 from playing import playing
-from scripted import started, vanishing
+from scripted import started, steps, turned, vanishing
 from textual import events
 from textual.keys import _character_to_key
+from textual.widgets import OptionList
 
 from tui_descent.dashboard import actions
 from tui_descent.dashboard.dialogs.schedule import curve
 from tui_descent.protocol.commands import AnyCommand, Evaluate, Mark, Pause, Resume, RunSteps, TurnKnob
-from tui_descent.protocol.events import KnobState, StateChanged
+from tui_descent.protocol.events import KnobState, RunStarted, StateChanged
 from tui_descent.scenario.keys import KEYS
 from tui_descent.scenario.spec import ScheduleSpec
 
@@ -236,6 +237,54 @@ def typed(text: str) -> list[str]:
     return [names.get(c, c) for c in text]
 
 
+async def test_a_norm_is_put_where_it_is_wanted() -> None:
+    async with playing((80, 24), PAST) as play:
+        await play.sees("Gradient flow")
+        await play.press("n", "down")
+        await play.sees("where=pre|mid|post way=calibrated|instant", "tab where and how")
+        await play.press("tab", *typed("where=midd"), "enter")
+        await play.sees('where = "midd"; allowed: pre, mid, post')
+        await play.press("backspace", *typed(" way=instant"), "enter")
+        await play.until(lambda: bool(play.keeper.asked))
+        assert play.keeper.asked == [TurnKnob(knob="norm", value="layer", where="mid", way="instant")]
+
+
+async def test_the_schedules_picture_follows_the_run() -> None:
+    async with playing((80, 24), PAST) as play:
+        await play.sees("Gradient flow")
+        await play.press("s", "down", "down")
+        await play.sees("Schedule over the 1,970 steps left", "now, 30", "over 1,970 updates")
+        play.keeper.tell(steps(30, [2.3] * 470))
+        await play.sees("Schedule over the 1,500 steps left", "now, 500", "over 1,500 updates")
+        await play.press("enter")
+        await play.until(lambda: bool(play.keeper.asked))
+
+
+@pytest.mark.parametrize("key", ["o", "n", "i", "a"])
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+async def test_no_row_of_a_picker_is_wrapped_or_cut(key: str, size: tuple[int, int]) -> None:
+    knobs = (*started().knobs, KnobState(name="optimizer", value="rmsprop"), KnobState(name="norm", value="none"))
+    named = [started(knobs=knobs) if isinstance(event, RunStarted) else event for event in PAST]
+    async with playing(size, [*named, turned(12, "0.1", "0.000128205", knob="lr")]) as play:
+        await play.sees("Gradient flow")
+        await play.press(key)
+        await play.sees("escape leaves it")
+        choices = play.app.screen.query_one(OptionList)
+        assert choices.virtual_size.height == choices.option_count, "a row each"
+        text = play.text()
+        for n in range(choices.option_count):
+            assert str(choices.get_option_at_index(n).prompt).rstrip() in text
+
+
+async def test_not_built_yet_is_forgotten_once_it_is() -> None:
+    async with playing((80, 24), [StateChanged(state="building")]) as play:
+        await play.sees("building the network…")
+        await play.press("n")
+        await play.sees("not now  the network is not built yet")
+        play.keeper.tell(started(), StateChanged(state="running"))
+        await play.until(lambda: "not built yet" not in play.text())
+
+
 @pytest.mark.parametrize("base", [0.02, None])
 def test_the_curve_is_the_schedules(base: float | None) -> None:
     spec, left, width, height = ScheduleSpec(name="wsd", warmup=250, decay=0.25, start=0.2), 1000, 90, 12
@@ -243,6 +292,7 @@ def test_the_curve_is_the_schedules(base: float | None) -> None:
     assert len(rows) == height - 1
     assert all(len(row) <= width for row in (*rows, foot))
     assert foot.split() == [
+        "now,",
         "500",
         *("rate over steps" if base else "share of the base rate over steps").split(),
         "1500",

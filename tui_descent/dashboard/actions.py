@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+import msgspec
 from textual.binding import Binding
 
 from tui_descent.protocol.commands import AnyCommand, RunSteps, TurnKnob
 from tui_descent.scenario.keys import KEYS, PAUSE, RESUME, Key
-from tui_descent.scenario.knobs import KNOBS, PACES
+from tui_descent.scenario.knobs import KNOBS, PACES, parse
 from tui_descent.telemetry.history import History
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def _pick(screen: RunScreen, key: Key, pressed: str) -> None:
         if choice and choice.startswith(OTHER):
             _ask_number(screen, choice.removeprefix(OTHER))
         elif choice:
-            screen.ask(TurnKnob(knob=knob, value=choice, target=target))
+            screen.ask(msgspec.structs.replace(parse(f"{knob}={choice}"), target=target))
 
     now, lr = screen.value(knob, target), screen.bridge.history.knobs.get("lr", "")
     screen.app.push_screen(ChoiceDialog(knob, now, target, also=key.also, lr=lr), answered)

@@ -102,7 +102,7 @@ KEYS: tuple[Key, ...] = (
         keys=("n",),
         shown="n",
         label="norm",
-        help="pick the normalisation of all blocks or the selected one",
+        help="pick the normalisation of all blocks or the selected one; in it tab: where and how",
         action="pick",
         knob="norm",
     ),

@@ -5,12 +5,12 @@ from __future__ import annotations
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Vertical
-from textual.widgets import OptionList, Static
+from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from tui_descent.dashboard.dialogs.dialog import Dialog
 from tui_descent.dashboard.plain import plain
-from tui_descent.scenario.knobs import KNOBS
+from tui_descent.scenario.knobs import KNOBS, Knob, parse
 from tui_descent.scenario.optimizers import OPTIMIZERS
 from tui_descent.scenario.optimizers import map_rate as mapped
 
@@ -30,7 +30,7 @@ NORMS = {
 
 
 class ChoiceDialog(Dialog[str]):
-    """Answers with the chosen word, or with `knob:NAME` for another knob of the same key.
+    """Answers with the chosen word and what was typed behind it, or with `knob:NAME` for another knob of the same key.
 
     `lr` is the learning rate now, where it is known.
     """
@@ -46,17 +46,35 @@ class ChoiceDialog(Dialog[str]):
         choices = self._knob.choices
         with Vertical(classes="dialog choice") as box:
             box.border_title = f"{self._knob.title.capitalize()}{where}".replace("[", "(")
-            box.border_subtitle = "enter turns it · escape leaves it"
+            more = "tab where and how · " if self._knob.places else ""
+            box.border_subtitle = f"enter turns it · {more}escape leaves it"
             rows = [Option(self._row(name), id=name) for name in choices]
-            rows += [Option(Text(f"  {KNOBS[k].title} …"), id=f"{OTHER}{k}") for k in self._also]
+            rows += [Option(Text(f"  set {KNOBS[k].title} …"), id=f"{OTHER}{k}") for k in self._also]
             choice_list = OptionList(*rows)
             yield choice_list
             yield Static(self._knob.acts, classes="dim acts", markup=False)
+            if self._knob.places:
+                yield Input(max_length=60, placeholder=_ways(self._knob))
+                yield Static("", classes="why", markup=False)
             choice_list.highlighted = choices.index(self._now) if self._now in choices else 0
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        """Enter."""
-        self.dismiss(event.option.id)
+        """Enter in the list."""
+        self._answer(event.option.id or "")
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """Enter in the field."""
+        self._answer(self._knob.choices[self.query_one(OptionList).highlighted or 0])
+
+    def _answer(self, choice: str) -> None:
+        typed = self.query_one(Input).value.replace(",", " ").split() if self._knob.places else []
+        text = ",".join([choice, *typed])
+        try:
+            parse(f"{self._knob.name}={text}") if typed else None
+        except ValueError as error:
+            self.query_one(".why", Static).update(plain(str(error)))
+            return
+        self.dismiss(text)
 
     def _row(self, name: str) -> Text:
         sign = "●" if name == self._now else " "
@@ -69,3 +87,8 @@ class ChoiceDialog(Dialog[str]):
             except ValueError:  # no rate is known yet
                 return OPTIMIZERS[name].title
         return {"init": INITS, "norm": NORMS}.get(self._knob.name, {}).get(name, "")
+
+
+def _ways(knob: Knob) -> str:
+    """What may be typed behind the word; without it the run chooses as it suits the net."""
+    return f"where={'|'.join(knob.places)} way={'|'.join(knob.ways)}"
