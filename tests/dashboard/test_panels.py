@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import re
 
 import msgspec
 import pytest
@@ -72,6 +73,14 @@ def test_loss_and_heatmap_share_columns() -> None:
     assert mark == {line.index("┊") for line in heat}
     assert len(mark) == 1
     assert loss[-1][mark.pop()] == "▲"
+
+
+def test_a_step_number_keeps_its_distance_from_an_interventions_name() -> None:
+    for at in range(5, 380, 5):
+        look = view([started(), steps(0, [1.0] * 400), turned(at, "0.1", "0.125", knob="lr")])
+        row = LossPanel().draw(look, 80, 12)[-1].text
+        assert "lr 0.125" in row
+        assert not re.search(r"lr 0\.125 {1,2}\d|\d {0,2}▲|▲ {1,2}\d|\d {1,2}lr", row), row
 
 
 def test_a_panel_fills_its_size() -> None:
@@ -169,6 +178,18 @@ def test_names_lose_what_all_of_them_share() -> None:
     assert all(len(name) <= 10 for name in labels(deep, 10))
     assert target_of(layers(3)[1]) == "blocks.0"
     assert target_of(layers(3)[0]) is None
+    parts = ("attention.qkv", "attention.out", "up", "out")
+    blocks = (Layer(name=f"blocks.{n}.{part}", kind="L", params=1, block=n) for n in (1, 10) for part in parts)
+    net = (Layer(name="tokens", kind="L", params=1), *blocks, Layer(name="classifier", kind="L", params=1))
+    assert labels(net, 10)[1:9] == (
+        *("1.atte.qkv", "1.atte.out", "1.up", "1.out"),
+        *("10.att.qkv", "10.att.out", "10.up", "10.out"),
+    )
+    assert labels(net, 10)[0::9] == ("tokens", "classifier")
+    assert labels(net, 30) == tuple(layer.name for layer in net)
+    for width in range(1, 24):
+        assert all(len(name) <= width for name in labels(net, width))
+    assert len(set(labels(net, 9))) == len(net)
     assert middle("transformer.h.11.attn", 12) == "tra….11.attn"
 
 

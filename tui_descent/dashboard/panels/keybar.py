@@ -30,24 +30,27 @@ ITEMS = (
     Item("+ -", "rate", "rate", 2, "lr"),
     Item("a", "act", "", 5, "activation"),
     Item("r", "residual", "res", 3, "residual"),
-    Item("n", "norm", "norm", 8, "norm"),
-    Item("o", "optimizer", "", 9, "optimizer"),
+    Item("n", "norm", "norm", 9, "norm"),
+    Item("o", "optimizer", "", 10, "optimizer"),
     Item("s", "schedule", "", 11, "schedule"),
-    Item(", ;", "pace", "pace", 7, "pace"),
+    Item(", ;", "pace", "pace", 8, "pace"),
     Item("u", "undo", "undo", 4),
     Item("space", "pause", "", 6),
     Item("f", "range test", "range", 12),
-    Item("1-5", "views", "", 10),
+    Item("1-5", "views", "", 7),
     Item("?", "help", "help", 1),
     Item("q", "leave", "leave", 0),
 )
 ONLY_LIVE = ("u", "space", "f")
+LATER = len(ITEMS)
 
 
 def keybar(view: View, width: int) -> Line:
     """Rather more keys with short words than fewer with long ones; the least important lose theirs first."""
     over = not (view.history.live and view.connected)
-    items = sorted((i for i in ITEMS if not (over and i.keys in ONLY_LIVE)), key=lambda item: item.rank)
+    known = [item for item in ITEMS if not (over and item.keys in ONLY_LIVE)]
+    # When all is over a knob's value is still worth a look, but a key that acts is worth more.
+    items = sorted(known, key=lambda item: item.rank + (LATER if over and item.knob else 0))
     for kept in range(len(items), 0, -1):
         for full in range(kept, -1, -1):
             line = _line(view, {item.keys: n < full for n, item in enumerate(items[:kept])}, over=over)

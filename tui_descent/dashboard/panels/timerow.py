@@ -12,15 +12,17 @@ from tui_descent.dashboard.panels.timeline import Timeline, marks
 from tui_descent.dashboard.panels.view import View
 from tui_descent.dashboard.plain import plain
 
+APART = 3
+
 
 def time_row(view: View, timeline: Timeline, left: int) -> Line:
     """Step numbers, and under each intervention its name."""
     cells = [(" ", ink.DIM)] * timeline.columns
     taken = [False] * timeline.columns
 
-    def write(column: int, text: str, style: Style) -> bool:
+    def write(column: int, text: str, style: Style, apart: int = 1) -> bool:
         end = column + len(text)
-        if end > timeline.columns or any(taken[max(0, column - 1) : end + 1]):
+        if end > timeline.columns or any(taken[max(0, column - apart) : end + apart]):
             return False
         for n, character in enumerate(text):
             cells[column + n] = (character, style)
@@ -35,5 +37,6 @@ def time_row(view: View, timeline: Timeline, left: int) -> Line:
         if not (write(column - len(label) + 1, label[2:] + " ▲", ink.MARK) if column >= len(label) else False):
             write(column, "▲", ink.MARK)
     for column, text in timeline.ticks().items():
-        write(column, text, ink.DIM)
+        # Farther from a name: `mark 600` would be read as one.
+        write(column, text, ink.DIM, APART)
     return Line().put(" " * left).extend(joined([Segment(c, s) for c, s in cells]))
