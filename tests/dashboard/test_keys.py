@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 from playing import playing
-from scripted import started, steps, turned, vanishing
+from scripted import reading, started, steps, turned, vanishing
 from textual import events
 from textual.keys import _character_to_key
 from textual.widgets import OptionList
 
 from tui_descent.dashboard import actions
+from tui_descent.dashboard.dialogs.layer import DEFINITIONS
 from tui_descent.dashboard.dialogs.schedule import curve
 from tui_descent.protocol.commands import AnyCommand, Evaluate, Mark, Pause, Resume, RunSteps, TurnKnob
 from tui_descent.protocol.events import KnobState, RunStarted, StateChanged
@@ -358,3 +360,13 @@ async def test_views_zoom_axis() -> None:
         await play.until(lambda: "Loss" not in play.text() and "Gradient flow" in play.text())
         await play.press("z", "y", "t")
         await play.sees("Loss  linear", "last 200+ steps")
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+async def test_all_readings_of_a_layer_are_in_sight(size: tuple[int, int]) -> None:
+    many = dict.fromkeys(DEFINITIONS, 0.5)
+    told = msgspec.structs.replace(reading(29, 0.5), values={name: [v] * 22 for name, v in many.items()})
+    async with playing(size, [*PAST, told]) as play:
+        await play.sees("Gradient flow")
+        await play.press("up", "enter")
+        await play.sees("measured at", *(symbol for symbol, _, _ in DEFINITIONS.values()))

@@ -264,14 +264,18 @@ def test_nothing_of_the_key_bar_is_cut_and_what_matters_most_stays(width: int) -
     named = started(20, knobs=(*started().knobs, *(KnobState(name=n, value=v) for n, v in LONG_VALUES.items())))
     for events in ([named], [named, StateChanged(state="paused")], [started(0)], vanishing(60)):
         for selected in (None, 7):
-            bar = keybar(view(events, selected=selected), width)
+            look = view(events, selected=selected)
+            bar = keybar(look, width)
             assert bar.width <= width
             words = f"{''.join(s.text for s in bar.segments)}  "
             assert words.endswith("  ? help  q leave  ")
             shown = [item.rank for item in ITEMS if f" {item.keys} " in words]
-            assert shown == [item.rank for item in ITEMS if item.rank < len(shown)], "by rank"
-            assert len(shown) >= (3 if width < 80 else 6)
-            assert len(shown) == len(ITEMS) or width < 190
+            if look.history.state.state == "paused":
+                assert "space go on" in words, "the key that is wanted most"
+                shown.remove(6)
+            assert set(shown) >= set(range(len(shown))) - {6}, "by rank"
+            assert len(shown) >= (3 if width < 80 else 5)
+            assert len(shown) >= len(ITEMS) - 1 or width < 190
             if width >= 120 and selected is None:
                 assert " n norm " in words
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from rich.style import Style
 from rich.table import Table
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -37,6 +38,7 @@ DEFINITIONS: dict[str, tuple[str, str, str]] = {
     "activation_std": ("std a", "activation", "their standard deviation"),
 }
 
+LOW, NARROW = 30, 100
 
 # Why a layer that exists has no gradient.
 IDLE: dict[LayerStatus, str] = {
@@ -86,29 +88,32 @@ class LayerDialog(Dialog[None]):
         box = self.query_one(VerticalScroll)
         box.border_title = plain(layer.name, 60).replace("[", "(")
         table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style=ink.DIM)
-        for title in ("reading", "value", "unit", "what it is"):
-            table.add_column(title, justify="right" if title == "value" else "left")
+        # Where rows are few each reading gets one: its definition is cut before a reading is.
+        low, narrow = self.size.height < LOW, self.size.width < NARROW
+        widths = {"reading": 16, "value": 8} | ({} if narrow else {"unit": 11})
+        for title, wide in widths.items():
+            table.add_column(title, justify="right" if title == "value" else "left", no_wrap=True, min_width=wide)
+        table.add_column("what it is", no_wrap=low, overflow="ellipsis")
+
+        def row(name: str, value: str, unit: str, what: str, style: Style | None = None) -> None:
+            table.add_row(name, value, *([] if narrow else [unit]), what, style=style)
+
         block = target_of(layer) or "in no block"
-        table.add_row(
-            "layer", str(self._layer), "", f"{plain(layer.kind, 40)}, {count(layer.params)} parameters, {plain(block)}"
-        )
+        row("layer", str(self._layer), "", f"{plain(layer.kind, 40)}, {count(layer.params)} parameters, {plain(block)}")
         statuses = readings.statuses if readings else []
         status = statuses[self._layer] if self._layer < len(statuses) else "used"
         idle = IDLE.get(status)
         if idle is not None:
-            table.add_row("status", status, "", idle, style=ink.DIM)
+            row("status", status, "", idle, ink.DIM)
         for metric, values in readings.values.items() if readings else ():
             symbol, unit, what = DEFINITIONS.get(metric, (plain(metric, 30), "", ""))
             value = values[self._layer] if self._layer < len(values) else None
             if value is None and idle is not None:
-                table.add_row(symbol, status, unit, what, style=ink.DIM)
+                row(symbol, status, unit, what, ink.DIM)
                 continue
-            table.add_row(
-                symbol, scientific(value), unit, what if value is not None else f"{what} (does not apply here)"
-            )
+            row(symbol, scientific(value), unit, what if value is not None else f"does not apply here: {what}")
         if readings:
             age = readings.ages[self._layer] if self._layer < len(readings.ages) else 0
-            table.add_row(
-                "measured at", count(readings.step - age), "step", f"{age} steps old" if age else "the newest reading"
-            )
+            told = f"{age} steps old" if age else "the newest reading"
+            row("measured at", count(readings.step - age), "step", told)
         self.query_one("#readings", Static).update(table)

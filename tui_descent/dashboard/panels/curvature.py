@@ -50,7 +50,7 @@ class CurvaturePanel(Panel):
         if taken.scaled is not None:
             words = f"{got(taken.scaled, taken.scaled.residual_max)}; as the optimizer scales it"
             lines.append(_figure("scaled", taken.scaled.lambda_max, taken.scaled.error_max, words, ink.DIM))
-        lines.append(_limit(taken))
+        lines.append(_limit(taken, width))
         words, style = _way_down(read)
         lines.append(_figure("λmin", read.lambda_min, read.error_min, got(read, read.residual_min), ink.DIM))
         lines[-1].put(f"{words}", style)
@@ -74,7 +74,7 @@ def _figure(name: str, value: float, error: float | None, words: str, style: Sty
     return line.put(words, style)
 
 
-def _limit(taken: CurvatureTaken) -> Line:
+def _limit(taken: CurvatureTaken, width: int) -> Line:
     if taken.limit is None:
         return (
             Line()
@@ -88,7 +88,8 @@ def _limit(taken: CurvatureTaken) -> Line:
     which = "scaled λmax" if taken.limit.preconditioned else "λmax"
     line.put(f"{which} is " if words else "about the scaled λmax, after the first step", ink.DIM)
     line.put(words, ink.GREEN if well else ink.ORANGE)
-    return line.put(f"  = {plain(taken.limit.formula, 40)}", ink.DIM)
+    formula = f"  = {plain(taken.limit.formula, 40)}"  # the sharpness panel's border has it, too
+    return line.put(formula if line.width + len(formula) <= width else "", ink.DIM)
 
 
 def _way_down(read: CurvatureReading) -> tuple[str, Style]:

@@ -50,7 +50,12 @@ def keybar(view: View, width: int) -> Line:
     over = not (view.history.live and view.connected)
     known = [item for item in ITEMS if not (over and item.keys in ONLY_LIVE)]
     # When all is over a knob's value is still worth a look, but a key that acts is worth more.
-    items = sorted(known, key=lambda item: item.rank + (LATER if over and item.knob else 0))
+    rests = view.history.state.state in AT_REST
+
+    def rank(item: Item) -> float:
+        return 1.5 if rests and item.keys == "space" else item.rank + (LATER if over and item.knob else 0)
+
+    items = sorted(known, key=rank)
     for kept in range(len(items), 0, -1):
         for full in range(kept, -1, -1):
             line = _line(view, {item.keys: n < full for n, item in enumerate(items[:kept])}, over=over)
