@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 from scripted import started, steps, turned
 
+from tui_descent.dashboard.panels.conversation import ConversationPanel
 from tui_descent.dashboard.panels.finding import finding
 from tui_descent.dashboard.panels.view import View
 from tui_descent.protocol.events import AnyEvent, Diagnosed, RunEnded, StateChanged
@@ -36,3 +38,17 @@ def test_what_was_found_on_another_stretch_is_not_said() -> None:
 def test_a_lost_trainer_is_told_once() -> None:
     lost = RunEnded(status="lost", step=80, reason="trainer lost (signal 9) at step 80")
     assert said(lost) == ("trainer lost (signal 9) at step 80", "what was seen stays on screen, q leaves")
+
+
+@pytest.mark.parametrize("width", [60, 80, 85, 86, 100])
+def test_of_a_sentence_that_is_too_long_the_key_that_helps_stays(width: int) -> None:
+    long = "The loss stands at 2.06 though the gradient arrives. Try r residual."
+    found = msgspec.structs.replace(FOUND, finding="plateau", sure=0.7, sentence=long)
+    history = History()
+    for event in (started(), StateChanged(state="running"), steps(0, [1.0] * 80), found):
+        history.apply(event)
+    row = ConversationPanel().draw(View(history=history), width, 3)[0].text.rstrip()
+    assert row.startswith(" perhaps plateau  The loss stands at 2.06")
+    assert row.endswith(" Try r residual.")
+    assert ("…" in row) == (width < 86)
+    assert len(row) <= width

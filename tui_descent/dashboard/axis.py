@@ -11,6 +11,7 @@ from tui_descent.dashboard.figures import tick
 # Beyond this an axis ends: differences of larger losses overflow.
 HUGE = 1e300
 NICE = (1.0, 2.0, 5.0)
+MOST_DIGITS = 7
 # From so many decades on, figures are powers of ten alone.
 MANY = 3
 # Limits may be finer than figures: rounding outward should not waste rows.
@@ -54,14 +55,21 @@ class Axis:
 
     def labels(self, rows: int) -> dict[int, str]:
         """Figures by row from the top."""
-        found: dict[int, str] = {}
+        found: dict[int, float] = {}
         # Where rows are few, figures may stand in adjacent ones.
         gap = 1 if rows > 8 else 0
         for value in sorted(self._ticks(rows, gap), key=self._weight):
             row = self.row(value, rows)
             if not any(near in found for near in range(row - gap, row + gap + 1)):
-                found[row] = tick(value)
-        return found
+                found[row] = value
+        texts = [tick(value) for value in found.values()]
+        near, digits = math.inf if self.log else (self.high - self.low) / (4 * rows), 2
+        # Where figures are coarser than the steps between them they get more digits.
+        while digits <= MOST_DIGITS and any(
+            abs(float(t) - v) > near for t, v in zip(texts, found.values(), strict=True)
+        ):
+            texts, digits = [tick(value, digits=digits) for value in found.values()], digits + 1
+        return dict(zip(found, texts, strict=True))
 
     def _weight(self, value: float) -> int:
         """Powers of ten are written first, then fives and twos."""
@@ -73,6 +81,9 @@ class Axis:
         if not self.log:
             unit = nice_below((self.high - self.low) * 2 / max(2, rows / 2))
             first, last = math.ceil(self.low / unit - 1e-9), math.floor(self.high / unit + 1e-9)
+            if first == last:  # one figure alone tells no scale
+                unit = nice_below(unit * 0.9)
+                first, last = math.ceil(self.low / unit - 1e-9), math.floor(self.high / unit + 1e-9)
             return [n * unit for n in range(first, last + 1)]
         decades = range(math.floor(self.low), math.ceil(self.high) + 1)
         nice: tuple[float, ...] = NICE

@@ -31,11 +31,16 @@ def short(value: float | None) -> str:
     return f"{value:.{min(decimals, 5)}f}"
 
 
-def tick(value: float) -> str:
-    """An axis figure: `2.00`, `0.05`, `0.015`, `1e-06`, `40`."""
+def tick(value: float, *, digits: int = 1) -> str:
+    """An axis figure: `2.00`, `0.05`, `0.015`, `1e-6`, `40`; with more digits `1.2e5`, `1.002`."""
     size = abs(value)
     if value == 0:
         return "0"
+    if digits > 1:
+        mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+        if size < 0.0099 or size >= 9999.5:
+            return f"{float(mantissa):g}e{int(exponent)}"
+        return f"{value:.{digits}g}"
     if size < 0.0099 or size >= 9999.5:
         mantissa, _, exponent = f"{value:.0e}".partition("e")
         return f"{mantissa}e{int(exponent)}"

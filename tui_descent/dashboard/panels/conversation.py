@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from msgspec.structs import replace
+from rich.cells import cell_len, set_cell_size
 from textual.strip import Strip
 
 from tui_descent.dashboard import ink
@@ -36,6 +37,9 @@ from tui_descent.protocol.events import CommandDone, CommandRejected, KnobTurned
 from tui_descent.scenario.knobs import text_of
 from tui_descent.telemetry.history import History
 
+# Of a finding's sentence, before it is cut for the advice behind it.
+SHORTEST = 20
+
 
 class ConversationPanel(Panel, can_focus=False):
     """Finding, answer, knobs."""
@@ -45,8 +49,18 @@ class ConversationPanel(Panel, can_focus=False):
         word, style, text, text_style = finding(view)
         first = Line().put(" ").put(word, style)
         if text:
-            first.put("  " if word else "").put(text, text_style)
+            first.put("  " if word else "")
+            first.put(_with_its_advice(text, width - first.width), text_style)
         return [first.strip(width), _answer(view, width).strip(width), keybar(view, width).strip(width)]
+
+
+def _with_its_advice(text: str, width: int) -> str:
+    """The sentence in so many cells: of one that is too long the key that helps stays."""
+    said, try_, advice = text.rpartition(" Try ")
+    room = width - cell_len(try_ + advice) - 1
+    if cell_len(text) <= width or not try_ or room < SHORTEST:
+        return text
+    return f"{set_cell_size(said, room).rstrip(' .,:;')}…{try_}{advice}"
 
 
 def asked(command: AnyCommand) -> str:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rich.cells import cell_len
+from rich.style import Style
+
 from tui_descent.dashboard import ink
 from tui_descent.dashboard.actions import AT_REST
 from tui_descent.dashboard.panels.line import Line
@@ -11,6 +14,7 @@ from tui_descent.dashboard.panels.names import target_of
 from tui_descent.dashboard.panels.view import View
 from tui_descent.dashboard.plain import plain
 
+Parts = list[tuple[str, Style]]
 VALUE, BRIEF_VALUE = 24, 14
 
 
@@ -55,40 +59,61 @@ def keybar(view: View, width: int) -> Line:
     def rank(item: Item) -> float:
         return 1.5 if rests and item.keys == "space" else item.rank + (LATER if over and item.knob else 0)
 
-    items = sorted(known, key=rank)
-    for kept in range(len(items), 0, -1):
-        for full in range(kept, -1, -1):
-            line = _line(view, {item.keys: n < full for n, item in enumerate(items[:kept])}, over=over)
-            if line.width <= width:
-                return line
-    return line
-
-
-def _line(view: View, shown: dict[str, bool], *, over: bool) -> Line:
-    """`shown` tells by keys whether the word is the full one."""
-    line = Line().put(" ")
-    if view.selected is not None and view.selected < len(view.layers):
-        target = target_of(view.layers[view.selected])
-        line.put(f"▸{plain(target or 'no block', 24)}", ink.NAME)
-    for item in ITEMS:
+    before = _selected(view)
+    by_rank = sorted(known, key=rank)
+    full, brief = ({i.keys: _parts(view, i, full=long, over=over) for i in known} for long in (True, False))
+    shown = _chosen(by_rank, full, brief, width - 1 - (cell_len(before) + 2 if before else 0))
+    line = Line().put(" ").put(before, ink.NAME)
+    for item in known:
         if item.keys in shown:
-            if line.width > 1:
-                line.put("  ")
-            _put(line, view, item, full=shown[item.keys], over=over)
+            line.put("  " if line.width > 1 else "")
+            for text, style in shown[item.keys]:
+                line.put(text, style)
     return line
 
 
-def _put(line: Line, view: View, item: Item, *, full: bool, over: bool) -> None:
+def _chosen(by_rank: list[Item], full: dict[str, Parts], brief: dict[str, Parts], room: int) -> dict[str, Parts]:
+    """As many of the first ones as fit, and as many of these as fit with the full word."""
+    room += 2  # no blanks before the first
+    kept: list[str] = []
+    for item in by_rank:
+        if (cells := _width(brief[item.keys])) > room:
+            break
+        room -= cells
+        kept.append(item.keys)
+    shown = {keys: brief[keys] for keys in kept}
+    for keys in kept:
+        more = _width(full[keys]) - _width(brief[keys])
+        if more > room:
+            break
+        room -= more
+        shown[keys] = full[keys]
+    return shown
+
+
+def _width(parts: Parts) -> int:
+    """With the blanks before it."""
+    return 2 + sum(cell_len(text) for text, _ in parts)
+
+
+def _selected(view: View) -> str:
+    if view.selected is None or view.selected >= len(view.layers):
+        return ""
+    return f"▸{plain(target_of(view.layers[view.selected]) or 'no block', 24)}"
+
+
+def _parts(view: View, item: Item, *, full: bool, over: bool) -> Parts:
     """`r residual off`: the value as the trainer told it, a dash where the knob cannot act."""
     history, word = view.history, item.word if full else item.brief
     if item.keys == "space" and history.state.state in AT_REST:
         word = "go on"
     away = bool(item.knob) and (over or item.knob in history.unavailable)
-    line.put(item.keys, ink.FAINT if away else ink.KEY).put(f" {word}" if word else "", ink.DIM)
+    parts = [(item.keys, ink.FAINT if away else ink.KEY), (f" {word}" if word else "", ink.DIM)]
     if item.knob:
         value = "–" if item.knob in history.unavailable else _rounded(history.knobs.get(item.knob, "…"))
         text = plain(value, VALUE) if full else plain(value.replace(",", " ").split(" ")[0], BRIEF_VALUE)
-        line.put(f" {text}", ink.FAINT if away else ink.BRIGHT)
+        parts.append((f" {text}", ink.FAINT if away else ink.BRIGHT))
+    return parts
 
 
 def _rounded(value: str) -> str:
