@@ -120,7 +120,7 @@ def test_what_only_the_keeper_says_is_no_event_of_a_trainer() -> None:
         steps=3,
         loss=0.5,
         lr=0.1,
-        smooth_loss=0.5,
+        smoothed=(0.5, 0.0, 0.1, 0.4),
         steps_per_s=0.0,
     )
     for message in (Welcome(version=1, client=2, run="r"), Refused(reason="no"), history):

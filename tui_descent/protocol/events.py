@@ -331,7 +331,7 @@ class HistorySent(Event, frozen=True, kw_only=True, tag="history"):
     """All a viewer needs to draw the run so far; the live stream goes on right behind it.
 
     `line` are interventions, marks and evaluations under the segment they lie in now that some were left behind.
-    `smooth_…` is what the moving average of the loss goes on from.
+    `smoothed` is what the moving average of the loss goes on from.
     """
 
     facts: list[AnyEvent]
@@ -342,10 +342,8 @@ class HistorySent(Event, frozen=True, kw_only=True, tag="history"):
     steps: int
     loss: float
     lr: float
-    smooth_loss: float
+    smoothed: tuple[float, ...]
     steps_per_s: float
-    smooth_born: int = 0
-    smooth_jump: tuple[float, ...] = ()
     devices: dict[int, list[LevelSent]] = {}
     ghosts: tuple[Ghost, ...] = ()
     line: list[KnobTurned | Marked | Evaluated] = []

@@ -239,7 +239,7 @@ class History:
         self._know(event.knobs)
         if (pyramid := self.losses.get(event.segment)) is not None:
             *_, self.loss, smooth = pyramid.newest()
-            self.smoothed.back(event.step, smooth)
+            self.smoothed.back(event.step, smooth, self.loss)
         self._rate_from = None
         self._note(event)
 
@@ -333,9 +333,7 @@ class History:
             steps=self.steps,
             loss=self.loss,
             lr=self.lr,
-            smooth_loss=self.smooth_loss,
-            smooth_born=self.smoothed.born,
-            smooth_jump=tuple(self.smoothed.jump),
+            smoothed=self.smoothed.send(),
             steps_per_s=self.steps_per_s,
         )
 
@@ -371,7 +369,7 @@ class History:
         history.evaluations = deque((e for e in sent.line if isinstance(e, Evaluated)), maxlen=MAX_FACTS)
         history.marks = deque((e for e in sent.line if isinstance(e, Marked)), maxlen=MAX_FACTS)
         history.segment, history.steps = sent.segment, sent.steps
-        history.smoothed = Smoothed(sent.smooth_loss, sent.smooth_born, list(sent.smooth_jump))
+        history.smoothed = Smoothed.receive(sent.smoothed)
         history.steps_per_s = sent.steps_per_s
         history.loss, history.lr = sent.loss, sent.lr
         return history

@@ -24,7 +24,7 @@ class LossPanel(Panel):
 
     about = (
         "Training loss of every update. Dim: lowest and highest raw loss of the steps in a column. Bright: smoothed "
-        "(moving average of 20 steps; a jump of decades is followed within five). ○ loss on held-out data. "
+        "(moving average of 20 steps; a jump is followed within five). ○ loss on held-out data. "
         "┊ an intervention. Faint: what an undo left behind (g hides it). Units: nats for cross-entropy."
     )
 
