@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from playing import text_of, until
+from textual.widgets import OptionList
 
 from tui_descent.dashboard.gallery import GalleryApp
 from tui_descent.scenario import presets
@@ -18,6 +19,13 @@ async def test_enter_takes_the_highlighted_preset() -> None:
         assert "tui-descent FILE.toml" in text_of(app)
         await pilot.press("enter")
     assert app.return_value == "vanishing"
+
+
+async def test_each_preset_has_one_row_at_80_columns() -> None:
+    app = GalleryApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: "vanishing" in text_of(app), lambda: text_of(app))
+        assert app.query_one(OptionList).virtual_size.height == len(presets.names())
 
 
 async def test_q_takes_none() -> None:

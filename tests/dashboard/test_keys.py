@@ -16,7 +16,7 @@ from tui_descent.dashboard import actions
 from tui_descent.dashboard.dialogs.layer import DEFINITIONS
 from tui_descent.dashboard.dialogs.schedule import curve
 from tui_descent.protocol.commands import AnyCommand, Evaluate, Mark, Pause, Resume, RunSteps, TurnKnob
-from tui_descent.protocol.events import KnobState, RunStarted, StateChanged
+from tui_descent.protocol.events import KnobState, RunEnded, RunStarted, StateChanged
 from tui_descent.scenario.keys import KEYS
 from tui_descent.scenario.spec import ScheduleSpec
 
@@ -276,6 +276,15 @@ async def test_no_row_of_a_picker_is_wrapped_or_cut(key: str, size: tuple[int, i
         text = play.text()
         for n in range(choices.option_count):
             assert str(choices.get_option_at_index(n).prompt).rstrip() in text
+
+
+@pytest.mark.parametrize("key", ["o", "n", "i", "a", "s", "l", "c", ">"])
+async def test_no_dialog_opens_on_a_run_that_is_over(key: str) -> None:
+    async with playing((80, 24), [*PAST, RunEnded(status="finished", step=30)]) as play:
+        await play.sees("● finished")
+        await play.press(key)
+        await play.sees("not now  the run has ended")
+        assert "escape leaves it" not in play.text()
 
 
 async def test_not_built_yet_is_forgotten_once_it_is() -> None:

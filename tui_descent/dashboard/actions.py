@@ -60,7 +60,10 @@ def _run_steps(screen: RunScreen, key: Key, pressed: str) -> None:
         if text:
             screen.ask(RunSteps(steps=int(text)))
 
-    screen.app.push_screen(steps_dialog(), answered)
+    if screen.bridge.over:
+        screen.bridge.refuse(screen.bridge.over)
+    else:
+        screen.app.push_screen(steps_dialog(), answered)
 
 
 def _pick_activation(screen: RunScreen, key: Key, pressed: str) -> None:

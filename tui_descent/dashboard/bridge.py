@@ -27,6 +27,7 @@ from tui_descent.scenario import knobs
 from tui_descent.telemetry.history import History
 
 Reply = KnobTurned | CommandDone | CommandRejected
+NOBODY = "there is no keeper to ask"
 CONNECT_S = 10.0
 RETRY_S = 0.05
 # Turns that come to the same as one are gathered until none came for a moment, and for no longer than a frame.
@@ -126,10 +127,17 @@ class Bridge:
         if asked is not None or isinstance(reply, KnobTurned):
             self.exchange = Exchange(asked=asked, reply=reply)
 
+    @property
+    def over(self) -> str:
+        """Why nothing can be asked any more, or not yet; empty where it can."""
+        if not self.history.live:
+            return "the run has ended"
+        return "" if self.connected else NOBODY
+
     def send(self, command: AnyCommand, source: Source = "key") -> int | None:
         """Ask for something; the number its reply will carry, or None when there is nobody to ask."""
-        if not self.connected or self._writer is None or not self.history.live:
-            self.refuse("the run has ended" if not self.history.live else "there is no keeper to ask")
+        if self._writer is None or self.over:
+            self.refuse(self.over or NOBODY)
             return None
         request = self._joined(command, source)
         if request is None:

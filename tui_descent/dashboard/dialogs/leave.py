@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from rich.table import Table
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.widgets import Static
 
+from tui_descent.dashboard import ink
 from tui_descent.dashboard.dialogs.dialog import Dialog
 
-TEXT = """\
-[b $primary]s[/]          stop: the step in progress is finished, the run
-           ends and stays recorded; then this screen closes
-
-[b $primary]escape[/]  [b $primary]c[/]  stay: the run goes on, nothing changes"""
+WAYS = (
+    ("s", "stop", "the step in progress is finished, the run ends and stays recorded; then this screen closes"),
+    ("escape  c", "stay", "the run goes on, nothing changes"),
+)
 
 
 class LeaveDialog(Dialog[bool]):
@@ -27,7 +28,12 @@ class LeaveDialog(Dialog[bool]):
         """The two ways and what each does."""
         with Vertical(classes="dialog") as box:
             box.border_title = "Leave this run?"
-            yield Static(TEXT)
+            table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+            for style in (ink.KEY, ink.BRIGHT, ink.TEXT):
+                table.add_column(style=style, no_wrap=style is not ink.TEXT)
+            for way in WAYS:
+                table.add_row(*way)
+            yield Static(table)
 
     def action_stop(self) -> None:
         """End the run."""

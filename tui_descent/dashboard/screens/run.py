@@ -135,6 +135,9 @@ class RunScreen(Screen[None]):
     def can_turn(self, knob: str) -> bool:
         """Whether a knob can act in this run; if not, the reason goes on screen."""
         history = self.bridge.history
+        if self.bridge.over:
+            self.bridge.refuse(self.bridge.over)
+            return False
         if knob in history.unavailable:
             self.bridge.refuse(f"{KNOBS[knob].title}: {history.unavailable[knob]}")
             return False
