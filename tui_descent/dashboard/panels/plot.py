@@ -54,7 +54,7 @@ def place_of(view: View) -> object:
 def scale_words(view: View, axis: Axis | None) -> str:
     """The scale in the border with its key; where it is linear against the key's word, why."""
     if view.log and axis is not None and not axis.log:
-        return "[dim]linear, since some is ≤ 0[/dim]"
+        return "[dim]linear (≤ 0)[/dim]"
     return f"[dim]{'log' if view.log else 'linear'}[/dim] [bold $primary]y[/]"
 
 
