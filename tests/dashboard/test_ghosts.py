@@ -144,6 +144,12 @@ def test_the_log_is_in_the_order_of_time_with_segments() -> None:
     assert [row.split(" ")[0] for row in before if row.split(" ")[0].isdigit()] == ["50", "60", "90"]
 
 
+def test_the_held_out_loss_on_the_status_line_is_not_that_of_what_was_left() -> None:
+    events = [*PAST[:4], Evaluated(segment=0, step=20, loss=0.75), Evaluated(segment=0, step=90, loss=0.2), *PAST[4:]]
+    assert "val 0.2000" in StatusPanel().draw(view(events[:6]), 120, 1)[0].text
+    assert "val 0.7500" in StatusPanel().draw(view(events), 120, 1)[0].text
+
+
 def test_the_loops_own_counter_goes_on_and_is_told_so() -> None:
     own = msgspec.structs.replace(BACK, step=100, back=False)
     assert own.words() == (

@@ -222,6 +222,15 @@ def test_no_two_figures_of_an_axis_are_the_same(low: float, high: float, rows: i
         assert axis.row(float(text), rows) == row, "where it stands is what it says"
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.7, 3.0), (2.0, 10.0), (2.3, 2.35)])
+def test_a_tall_log_axis_over_less_than_a_decade_has_several_figures(low: float, high: float) -> None:
+    axis = log_axis(low, high)
+    labels = axis.labels(20)
+    assert len(labels) >= 4
+    for row, text in labels.items():
+        assert axis.row(float(text), 20) == row
+
+
 def test_figures() -> None:
     assert [scientific(v) for v in (0.0, 3.14e-9, math.nan, -math.inf, None)] == ["0", "3.1e-09", "nan", "-inf", "–"]
     assert [short(v) for v in (2.31944, 0.04123, 1.234e-7, 12345.6)] == ["2.319", "0.04123", "1.2e-07", "12346"]

@@ -11,6 +11,8 @@ from tui_descent.dashboard.figures import tick
 # Beyond this an axis ends: differences of larger losses overflow.
 HUGE = 1e300
 NICE = (1.0, 2.0, 5.0)
+# Where so few of these fall into an axis of some height, these do.
+FEW, FINER = 4, (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
 MOST_DIGITS = 7
 # From so many decades on, figures are powers of ten alone.
 MANY = 3
@@ -72,10 +74,11 @@ class Axis:
         return dict(zip(found, texts, strict=True))
 
     def _weight(self, value: float) -> int:
-        """Powers of ten are written first, then fives and twos."""
+        """Powers of ten are written first, then fives and twos, then the rest."""
         if not self.log:
             return 0
-        return (1, 5, 2).index(round(value / 10.0 ** math.floor(math.log10(value) + 1e-9)))
+        mantissa = value / 10.0 ** math.floor(math.log10(value) + 1e-9)
+        return next((n for n, first in enumerate((1, 5, 2)) if abs(mantissa - first) < 1e-6), 3)
 
     def _ticks(self, rows: int, gap: int) -> list[float]:
         if not self.log:
@@ -85,13 +88,16 @@ class Axis:
                 unit = nice_below(unit * 0.9)
                 first, last = math.ceil(self.low / unit - 1e-9), math.floor(self.high / unit + 1e-9)
             return [n * unit for n in range(first, last + 1)]
-        decades = range(math.floor(self.low), math.ceil(self.high) + 1)
-        nice: tuple[float, ...] = NICE
-        apart = 1
         if self.high - self.low >= MANY:
             # Whole decades, as many as stand apart, and equally many between two figures.
-            nice, apart = (1.0,), max(1, math.ceil((gap + 1) * (self.high - self.low) / rows))
-        found = [m * 10.0**e for e in decades for m in nice if e > -300 and e % apart == 0]
+            return self._multiples((1.0,), every=max(1, math.ceil((gap + 1) * (self.high - self.low) / rows)))
+        found = self._multiples(NICE)
+        return found if len(found) >= FEW or rows < 2 * FEW else self._multiples(FINER)
+
+    def _multiples(self, nice: tuple[float, ...], *, every: int = 1) -> list[float]:
+        """Those of powers of ten, or of every so many of them, that lie on a log axis."""
+        exponents = range(math.floor(self.low), math.ceil(self.high) + 1)
+        found = [m * 10.0**e for e in exponents for m in nice if e > -300 and e % every == 0]
         return [v for v in found if self.low - 1e-9 <= math.log10(v) <= self.high + 1e-9]
 
 

@@ -67,8 +67,9 @@ def _parts(view: View) -> list[tuple[int, Part]]:
         parts.append((3, [(f"{rate(history.steps_per_s):>4}/s", ink.TEXT)]))
         bad = not math.isfinite(history.loss)
         parts.append((2, [("loss ", ink.DIM), (f"{short(history.shown_loss):<6}", ink.RED if bad else ink.BRIGHT)]))
-    if history.evaluations:
-        newest = history.evaluations[-1]
+    # Of the stretch that is gone on with: an undo leaves later ones behind.
+    newest = next((e for e in reversed(history.evaluations) if e.segment == history.segment), None)
+    if newest is not None:
         parts.append((4, [("val ", ink.DIM), (f"{short(newest.loss):<6}", ink.TEXT)]))
         if newest.accuracy is not None:
             parts.append((5, [("acc ", ink.DIM), (f"{newest.accuracy:5.1%}", ink.TEXT)]))
