@@ -19,7 +19,7 @@ CONFIRMED = 5
 
 @dataclass(slots=True)
 class Smoothed:
-    """m, the step at which n was 1, the usual |ln| from loss to loss, the last loss, and a jump not yet confirmed.
+    """m, the step at which n was 1, the usual |ln| from loss to loss, ln of the last one, and a jump not yet confirmed.
 
     The jump is m before it and the losses since.
     """
@@ -32,24 +32,29 @@ class Smoothed:
 
     def add(self, step: int, loss: float, over: float = OVER) -> float:
         """Take in a finite loss, and tell the average of about `over` steps behind it."""
-        length = min(over, 1 + (step - self.born) / YOUNG)
-        if math.isnan(self.value) or length <= 1:
+        value, last = self.value, self.last
+        length = 1 + (step - self.born) / YOUNG
+        length = over if length > over else length
+        if value / 2 < loss < value * 2 and length > 1 and not self.jump:  # as a rule: nothing to look into
+            self.value = value + (loss - value) / length
+        elif math.isnan(value) or length <= 1:
             self.value = loss
         elif self._jumped(loss):
             self.value = math.fsum(self.jump[1:]) / CONFIRMED
             self.born, self.jump = step - YOUNG * (CONFIRMED - 1), []
         else:
-            self.value += (loss - self.value) / length
-        if loss > 0 < self.last:
-            self.deviation += (abs(_log_ratio(loss, self.last)) - self.deviation) / max(length, OVER / 2)
-        self.last = loss
+            self.value += (loss - value) / length
+        if loss > 0:
+            self.last = math.log(loss)
+            if last == last:  # a number
+                self.deviation += (abs(self.last - last) - self.deviation) / (length if length > OVER / 2 else OVER / 2)
         return self.value
 
     def back(self, step: int, value: float, loss: float) -> None:
         """Stand before update `step` again, behind `loss`, where the average was `value`."""
         if step < self.born + YOUNG * (CONFIRMED - 1):
             self.born = 0
-        self.value, self.last, self.jump = value, loss, []
+        self.value, self.last, self.jump = value, math.log(loss) if loss > 0 else math.nan, []
 
     def send(self) -> tuple[float, ...]:
         """All of it, for a viewer."""
