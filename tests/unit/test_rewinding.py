@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from tui_descent.headless import Progress
 from tui_descent.protocol.codec import HEADER, decode, frame, to_viewer
 from tui_descent.protocol.events import (
     Evaluated,
@@ -226,3 +227,11 @@ def test_as_json_lines() -> None:
         '{"event":"rewound","from":{"segment":0,"step":400},"to":{"segment":0,"step":150},"segment":1,"step":150,'
         '"undone":"lr of 1"}'
     )
+
+
+def test_headless_progress_tells_it_in_the_same_words(capsys: pytest.CaptureFixture[str]) -> None:
+    event = rewound((0, 400), (0, 150), 1, (1,), back=True)
+    Progress()(event)
+    told = capsys.readouterr().err
+    assert told == "undone: lr of 1; now at step 150 of segment 1 (was at 400 of segment 0)\n"
+    assert told.strip() == "; ".join(event.words()[:2]) + f" ({event.words()[2]})"
