@@ -110,15 +110,15 @@ def _parts(view: View, item: Item, *, full: bool, over: bool) -> Parts:
     away = bool(item.knob) and (over or item.knob in history.unavailable)
     parts = [(item.keys, ink.FAINT if away else ink.KEY), (f" {word}" if word else "", ink.DIM)]
     if item.knob:
-        value = "–" if item.knob in history.unavailable else _rounded(history.knobs.get(item.knob, "…"))
-        text = plain(value, VALUE) if full else plain(value.replace(",", " ").split(" ")[0], BRIEF_VALUE)
+        value = "–" if item.knob in history.unavailable else history.knobs.get(item.knob, "…")
+        text = plain(value, VALUE) if full else plain(_brief(value), BRIEF_VALUE)
         parts.append((f" {text}", ink.FAINT if away else ink.BRIGHT))
     return parts
 
 
-def _rounded(value: str) -> str:
-    """Four digits of a number; other values as they are."""
+def _brief(value: str) -> str:
+    """Four digits of a number; of other values the first word."""
     try:
         return f"{float(value):.4g}"
     except ValueError:
-        return value
+        return value.replace(",", " ").split(" ")[0]
