@@ -173,6 +173,7 @@ class Watch:
             return False
         counts = made > 0 or not self._own_loop
         measured = telling.sampled
+        self._stretch.went(1)
         self._stretch.look(now=dropped)
         place = Place(segment=control.segment, step=control.step, rate=self._lane.rate, time_s=start_s - self._start_s)
         telling.step(loss, start_s, made=made > 0, place=place if counts else None)
@@ -185,10 +186,22 @@ class Watch:
         else:
             telling.collect()
         self.begin_step()
-        self._lane.enter(0 if self._net is None or telling.joined else self._stretch.unasked())
+        self._enter_lane()
         if not measured and not self._updates.reads:
             self._stretch.count_own(start_s)
         return made > 0
+
+    def _lane_over(self) -> None:
+        """Between two steps, behind a stretch of which nothing was asked."""
+        start_s = time.perf_counter()
+        self._lane.leave()
+        self._stretch.look()
+        self.begin_step()
+        self._enter_lane()
+        self._stretch.count_own(start_s, steps=0)
+
+    def _enter_lane(self) -> None:
+        self._lane.enter(0 if self._net is None or self._telling.joined else self._stretch.unasked())
 
     def _ways(self) -> tuple[Telling, Lane]:
         """How steps are told, and how they go where nothing is asked."""
@@ -200,8 +213,8 @@ class Watch:
         late = Late.of(self.model, self._guard, stops=self._faults.on_fault != "note", **how)
         given = self.control, self._guard, self.optimizer
         if late is None:
-            return AtOnce(self._guard, **how), Lane(*given, asked=self.begin_step)
-        return late, LateLane(*given, asked=self.begin_step, late=late)
+            return AtOnce(self._guard, **how), Lane(*given, over=self._lane_over)
+        return late, LateLane(*given, over=self._lane_over, late=late)
 
     def begin_step(self) -> None:
         """Before the first forward pass; `step` does it before the others. Raises `StopRun`."""
