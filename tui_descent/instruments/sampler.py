@@ -184,7 +184,7 @@ class Sampler:
         if timed_s is not None:
             cost_s = timed_s
             if self._plain_steps >= KNOWN_AFTER:
-                excess_s = busy_s - steps * self._step_s - timed_s if steps <= 2 + AFTERMATH else None
+                excess_s = busy_s - steps * self._step_s - timed_s if AFTERMATH < steps <= AFTERMATH + 2 else None
                 cost_s += self._outside_s(timed_s, excess_s)
             self._account(cost_s)
         plain_s = max(busy_s - cost_s, 0.0) / steps
@@ -259,7 +259,8 @@ class Sampler:
 
     def _missing_s(self) -> float:
         """What the next reading's price still lacks: it is paid beforehand, so that the share always holds."""
-        return self._spent_s + self._cost_s - (self._allowance_s() - self._set_aside_s())
+        just_taken_s = 0.0 if self._timed_s is None else self._timed_s + self._extra_s.get(self._read, 0.0)
+        return self._spent_s + just_taken_s + self._cost_s - (self._allowance_s() - self._set_aside_s())
 
     @property
     def busy_s(self) -> float:
