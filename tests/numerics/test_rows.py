@@ -30,6 +30,7 @@ from tui_descent.protocol.events import (
     CommandRejected,
     KnobTurned,
     LayersChanged,
+    Noted,
     NotFinite,
     ReadingsTaken,
     Rewound,
@@ -306,6 +307,20 @@ def test_told_late_a_reading_has_the_rows_of_its_own_step(
         assert layers[reading.structure] == heard
         for n, name in enumerate(heard):
             check_row(reading, n, *rows[name], 1e-5)
+
+
+def test_of_a_keeper_that_does_not_read_it_is_told_all_the_same(kept: Kept) -> None:
+    """Anything else is dropped in the end; without this no reading that comes later could be told from others."""
+    filler = Noted(step=0, text="x" * 1_000_000)
+    for _ in range(30):
+        kept.link.tell(filler)
+    kept.link.tell(LayersChanged(segment=0, step=7, structure=1, parameters=0, layers=()))
+    told: list[AnyEvent] = []
+    for _ in range(10_000):
+        told += kept.events()
+        kept.link.orders()  # which sends on what waits
+    assert isinstance(told[-1], LayersChanged)
+    assert 1 < len(told) < 30
 
 
 def test_a_fault_names_a_norm_that_came_in(play: Callable[..., Run]) -> None:
