@@ -187,6 +187,9 @@ def test_right_behind_a_step_back_the_rows_are_those_of_the_layers_that_were_tol
     history = turned_on()
     history.apply(rewound((0, 20), (0, 10), 1, back=True))
     assert list(rows(history)) == [layer.name for layer in PRE]
+    history.apply(changed(2, 10, PLAIN, segment=1))
+    history.apply(rewound((1, 10), (0, 20), 2, back=False))
+    assert rows(history) == wanted(PLAIN, {"Linear": range(20)})
 
 
 @pytest.mark.parametrize("structure", [0, 2])
