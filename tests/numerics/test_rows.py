@@ -229,6 +229,7 @@ def test_undone_the_rows_go_and_redone_they_are_back(play: Callable[..., Run]) -
     run.kept.order(Undo())
     run.go(1)
     assert run.watch.next_step == 4
+    assert run.told(LayersChanged)[-1].segment == 1, "at once, whenever the next reading comes"
     run.go(3, Redo())
     assert run.watch.next_step == 10
     run.go(2)
