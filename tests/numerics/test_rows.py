@@ -310,6 +310,18 @@ def test_told_late_a_reading_has_the_rows_of_its_own_step(
             check_row(reading, n, *rows[name], 1e-5)
 
 
+def test_a_norm_that_came_in_can_be_frozen_and_says_so(play: Callable[..., Run]) -> None:
+    run = play(family("mlp"), {2: TURN, 4: "freeze@blocks.1.norm=on", 6: "freeze=off"})
+    run.go(8)
+    assert not run.told(CommandRejected)
+    place = run.layers()[1].index("blocks.1.norm")
+    readings = run.kept.readings()[2:]  # type: ignore[union-attr]
+    assert [r.statuses[place] for r in readings] == ["used"] * 2 + ["frozen"] * 2 + ["used"] * 2
+    assert [r.values["grad_norm"][place] is None for r in readings] == [False] * 2 + [True] * 2 + [False] * 2
+    for reading in readings:
+        assert reading.statuses.count("frozen") == (reading.step in (4, 5))
+
+
 def test_of_a_keeper_that_does_not_read_it_is_told_all_the_same(kept: Kept) -> None:
     """Anything else is dropped in the end; without this no reading that comes later could be told from others."""
     filler = Noted(step=0, text="x" * 1_000_000)
