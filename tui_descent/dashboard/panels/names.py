@@ -10,14 +10,39 @@ from tui_descent.protocol.events import Layer
 
 @lru_cache(maxsize=32)
 def labels(layers: tuple[Layer, ...], width: int) -> tuple[str, ...]:
-    """Module paths, without a last word that all deeper ones share, then shortened in the middle."""
+    """Module paths, without a last word that all deeper ones but norms share, then shortened.
+
+    `blocks.12.linear` is `blocks.12`, and `blocks.12.norm` beside it `12.norm` where there is no room for more.
+    """
     names = [plain(layer.name, 200) for layer in layers]
-    deep = {name.rpartition(".")[2] for name in names if name.count(".") >= 2}
-    if len(deep) == 1:
-        cut = [name.rpartition(".")[0] if name.count(".") >= 2 else name for name in names]
-        if len(set(cut)) == len(cut):
-            names = cut
+    matrices = [n for n, layer in enumerate(layers) if names[n].count(".") >= 2 and not is_norm(layer)]
+    if len({names[n].rpartition(".")[2] for n in matrices}) == 1:
+        _cut(names, {n: names[n].rpartition(".")[0] for n in matrices})
+    deep = [n for n, name in enumerate(names) if name.count(".") >= 2]
+    if len({names[n].partition(".")[0] for n in deep}) == 1 and any(len(names[n]) > width for n in deep):
+        _cut(names, {n: names[n].partition(".")[2] for n in deep})
     return tuple(middle(name, width) for name in names)
+
+
+def _cut(names: list[str], shorter: dict[int, str]) -> None:
+    """Put the shorter names in, where all can still be told apart."""
+    cut = [shorter.get(n, name) for n, name in enumerate(names)]
+    if len(set(cut)) == len(set(names)):
+        names[:] = cut
+
+
+def is_norm(layer: Layer) -> bool:
+    """Whether it normalises, as LayerNorm and BatchNorm2d do, and has no matrix."""
+    return "Norm" in layer.kind
+
+
+def moved(selected: int | None, old: tuple[Layer, ...], new: tuple[Layer, ...]) -> int | None:
+    """Where a selected layer stands now that the net has others; for one that is gone another of its block, if any."""
+    if selected is None or selected >= len(old):
+        return None
+    was = old[selected]
+    alike = (n for n, layer in enumerate(new) if layer.block == was.block is not None)
+    return next((n for n, layer in enumerate(new) if layer.name == was.name), next(alike, None))
 
 
 def target_of(layer: Layer) -> str | None:
