@@ -46,7 +46,7 @@ class Counted(Watch):
 
     def _ways(self) -> tuple[Telling, Lane]:
         telling, _ = super()._ways()
-        lane = Counting(self.control, self._guard, self.optimizer, asked=self.begin_step)
+        lane = Counting(self.control, self._guard, self.optimizer, over=self._lane_over)
         lane.short, lane.long = 0, self.long
         return telling, lane
 

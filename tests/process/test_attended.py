@@ -192,7 +192,7 @@ def test_rubbish_is_refused_and_the_run_and_the_others_never_notice(start: Start
     wrong = run.viewer(hello=False)
     wrong.peer.send({"say": "hello", "version": 99})
     wrong.until_closed(10)
-    assert wrong.heard == [Refused(reason="this run speaks protocol 1, the viewer 99")]
+    assert wrong.heard == [Refused(reason="this run speaks protocol 2, the viewer 99")]
     good.until_step(last_told(good) + 100)
     assert sorted(losses(good)) == list(range(last_told(good) + 1)), "not an update was missed"
     assert isinstance(good.do(Mark()), CommandDone)

@@ -39,6 +39,7 @@ from tui_descent.protocol.events import (
     KnobState,
     KnobTurned,
     Layer,
+    LayersChanged,
     LevelSent,
     ReadingsTaken,
     Refused,
@@ -77,6 +78,7 @@ EVENTS = [
     ReadingsTaken(
         segment=0, step=4, values={"grad_norm": [None, 1e-300]}, ages=[0, 2], global_grad_norm=math.inf, watch_cost=0.1
     ),
+    LayersChanged(segment=1, step=4, structure=2, parameters=7, layers=STARTED.layers[:1]),
     Evaluated(segment=1, step=9, loss=0.5),
     KnobTurned(id=1, client=2, request=3, source="key", segment=0, step=7, knob="lr", target="all", old="1", new="2"),
     RunEnded(status="lost", step=3, log_tail=("a", "b"), exit_code=-9),
@@ -114,7 +116,8 @@ def test_what_only_the_keeper_says_is_no_event_of_a_trainer() -> None:
     history = HistorySent(
         facts=list(EVENTS),
         losses={0: [level]},
-        grads={},
+        grads={3: [level]},
+        rows={3: ("stem", "blocks.0.norm")},
         knobs={"lr": "0.1"},
         segment=0,
         steps=3,
@@ -210,7 +213,7 @@ def test_a_message_with_flipped_bytes_is_a_message_or_a_frame_error(seed: int) -
 
 def test_text_that_is_no_utf_8_is_a_frame_error() -> None:
     body = frame(Request(request=1, command=Mark(text="abc")))[HEADER.size :].replace(b"abc", b"a\xff\xfe")
-    with pytest.raises(FrameError, match="not a message of protocol 1: 'utf-8' codec"):
+    with pytest.raises(FrameError, match="not a message of protocol 2: 'utf-8' codec"):
         decode(from_viewer, body)
 
 

@@ -28,6 +28,7 @@ from tui_descent.protocol.events import (
     Evaluated,
     KnobTurned,
     Layer,
+    LayersChanged,
     MetricLogged,
     Noted,
     ReadingsTaken,
@@ -59,7 +60,9 @@ class Played:
         self.launch.write()
         ours, self._theirs = socket.socketpair()
         self.peer = Peer(ours, limit=codec.MAX_TO_VIEWER)
-        self.ring = Ring.create(folder / RING_FILE, layers=2, columns=len(COLUMNS), steps=ring_steps)
+        self.layers = tuple(Layer(name=f"blocks.{n}", kind="Linear", params=3, block=n) for n in range(2))
+        self.structure = 0
+        self.ring = Ring.create(folder / RING_FILE, layers=4, columns=len(COLUMNS), steps=ring_steps)
         self.ring.beat(time.monotonic())
         self.step = 0
         self.events: list[AnyEvent] = []
@@ -71,7 +74,6 @@ class Played:
         self.listening.set()  # its first word comes once the socket is there
 
     def started(self) -> None:
-        layers = tuple(Layer(name=f"blocks.{n}", kind="Linear", params=3, block=n) for n in range(2))
         self.peer.send(
             RunStarted(
                 run=self.launch.run,
@@ -81,7 +83,7 @@ class Played:
                 device="cpu",
                 threads=1,
                 parameters=6,
-                layers=layers,
+                layers=self.layers,
                 knobs=(),
             )
         )
@@ -91,8 +93,18 @@ class Played:
         for step in range(self.step, self.step + count):
             self.ring.write_step(step, step * 0.5, 0.1, step * 1e-3, 0, False)
             if reading_every and step % reading_every == 0:
-                self.ring.write_reading(step, 0, 1.0, 0.0, [pack_row([float(step)] * len(COLUMNS))] * 2)
+                rows = [pack_row([float(step)] * len(COLUMNS))] * len(self.layers)
+                self.ring.write_reading(step, 0, 1.0, 0.0, rows, structure=self.structure)
         self.step += count
+
+    def surgery(self) -> None:
+        """Norms come, or go again."""
+        plain, self.structure = self.layers[:2], self.structure + 1
+        norms = tuple(Layer(name=f"blocks.{n}.norm", kind="LayerNorm", params=2, block=n) for n in range(2))
+        self.layers = plain if len(self.layers) > 2 else (*plain, *norms)
+        self.peer.send(
+            LayersChanged(segment=0, step=self.step, structure=self.structure, parameters=6, layers=self.layers)
+        )
 
     def ended(self, *, hang_up: bool = True) -> None:
         self.peer.send(RunEnded(status="finished", step=self.step, loss=0.5))
@@ -185,6 +197,47 @@ def test_events_keep_to_the_steps_order_however_late_the_keeper_looks() -> None:
     assert sum(isinstance(event, KnobTurned) for event in played.events) == 20
     assert sum(isinstance(event, ReadingsTaken) for event in played.events) == 8
     assert in_order(played.events)
+
+
+def told_apart(events: list[AnyEvent]) -> int:
+    """Readings that come while their layers are those that were told last, and have a row for each; others fail."""
+    structure, count, found = 0, 2, 0
+    for event in events:
+        if isinstance(event, LayersChanged):
+            structure, count = event.structure, len(event.layers)
+        elif isinstance(event, ReadingsTaken):
+            assert (event.structure, len(event.ages)) == (structure, count), event.step
+            found += 1
+    return found
+
+
+def test_a_reading_comes_while_its_layers_are_those_told_last_however_late_the_keeper_looks() -> None:
+    played = Played()
+    played.started()
+    for _ in range(15):
+        played.steps(20, reading_every=10)
+        played.surgery()
+    played.ended()
+    played.run()
+    assert told_apart(played.events) == 30
+    assert played.keeper.history.layers == played.layers
+    assert played.keeper.history.structure == 15
+
+
+def test_and_while_the_trainer_runs_on_and_changes_its_layers() -> None:
+    played = Played(ring_steps=1 << 17)
+
+    def play() -> None:
+        played.started()
+        for _ in range(1000):
+            played.steps(20, reading_every=10)
+            played.surgery()
+            while played.peer.waiting:
+                played.peer.flush()
+        played.ended()
+
+    played.while_it_runs(play)
+    assert told_apart(played.events) > 30
 
 
 def test_events_keep_to_the_steps_order_while_the_trainer_runs_on() -> None:

@@ -232,3 +232,48 @@ def test_what_was_sent_is_received_and_goes_on_alike(seed: int) -> None:
         pyramid.add(step, values)
         twin.add(step, values)
         assert pyramid.send() == twin.send()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_remapped_it_is_the_one_that_was_fed_so(seed: int) -> None:
+    random_ = random.Random(seed)
+    skips, many = random_.choice((0.0, 0.3)), random_.randrange(1, 6)
+    steps = random_.randrange(0, 2000)
+    merges = tuple(random_.choice(KINDS) for _ in range(many))
+    pyramid, _, last = (
+        filled(random_, steps, capacity=16, skips=skips, nan=0.1, merges=merges)
+        if steps
+        else (Pyramid(merges, capacity=16), None, 0)
+    )
+    sources = [random_.choice((None, *range(many))) for _ in range(random_.randrange(1, 9))]
+    kinds: list[Merge] = [random_.choice(KINDS) if n is None else merges[n] for n in sources]
+    found = pyramid.remapped(sources, kinds, capacity=16)
+    assert [lv.bins for lv in found.levels] == [lv.bins for lv in pyramid.levels]
+    for width in (1, 4, 64, 1024):
+        wanted = [
+            (bin_, [math.nan if n is None else row[n] for n in sources]) for bin_, row in pyramid.window(width, 0, last)
+        ]
+        assert same(found.window(width, 0, last), wanted)
+    for step in range(last + 1, last + 200):
+        row = [random_.random() for _ in range(many)]
+        pyramid.add(step, row)
+        found.add(step, [math.nan if n is None else row[n] for n in sources])
+    assert [lv.bins for lv in found.levels] == [lv.bins for lv in pyramid.levels]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 7, 8, 9, 10, 11, 63, 64, 65, 79, 80, 81, 500, 1500])
+@pytest.mark.parametrize("capacity", [2, 8, 60])
+def test_remapped_with_less_room_it_knows_as_much_as_has_room_and_grows_on(steps: int, capacity: int) -> None:
+    pyramid, twin = Pyramid(("mean",), capacity=64), Twin(("mean",))
+    for step in range(steps):
+        pyramid.add(step, (step % 7,))
+        twin.add(step, (step % 7,))
+    small = pyramid.remapped([0], ("mean",), capacity=capacity)
+    for step in range(steps, steps + 300):
+        if step % 50 == 0 or step == steps:
+            top = small.levels[-1].width
+            end = -(-step // top) * top - 1
+            assert same(small.window(top, 0, end), twin.window(top, 0, end)), step
+            assert all(len(lv.bins) <= capacity + max(1, capacity // 4) for lv in small.levels)
+        small.add(step, (step % 7,))
+        twin.add(step, (step % 7,))

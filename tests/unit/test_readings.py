@@ -48,6 +48,14 @@ def test_the_whole_nets_numbers_come_through_or_stay_absent(
     assert (event.global_cosine, event.grad_norm_preclip) == (cosine, preclip)
 
 
+def test_a_reading_says_which_layers_its_rows_are_of(home: Path) -> None:
+    ring = Ring.create(home / "ring", layers=3, columns=len(COLUMNS), steps=4)
+    ring.write_reading(4, 0, 1.0, 0.5, [pack_row([2.0])], structure=5)
+    (event,) = map(unpack, ring.read_readings())
+    ring.close(unlink=True)
+    assert (event.structure, event.values["grad_norm"], event.ages) == (5, [2.0], [0])
+
+
 @pytest.mark.parametrize("value", [math.inf, -math.inf])
 def test_infinities_are_values(home: Path, value: float) -> None:
     event = unpack(through_the_ring(home, [pack_row([value, None, 1.0, 0.0, None])]))

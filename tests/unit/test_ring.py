@@ -109,6 +109,25 @@ def test_readings_are_read_once_in_order(rings: tuple[Ring, Ring]) -> None:
     assert list(reader.read_readings()) == []
 
 
+def test_a_reading_has_as_many_rows_as_were_written_and_says_which_layers_they_are_of(rings: tuple[Ring, Ring]) -> None:
+    writer, reader = rings
+    counts = [3, 0, 1, 2, 3, 1] * 10
+    for step, count in enumerate(counts):
+        writer.write_reading(step, 0, 0.0, 0.0, [[1.0, step, n] for n in range(count)], structure=step % 7)
+    found = list(reader.read_readings())
+    assert len(found) == READING_CAPACITY
+    for read in found:
+        assert read.rows == [(1.0, float(read.step), float(n)) for n in range(counts[read.step])]
+        assert read.structure == read.step % 7
+
+
+def test_more_rows_than_there_is_room_for_are_not_written_over_the_next_reading(rings: tuple[Ring, Ring]) -> None:
+    writer, reader = rings
+    with pytest.raises(AssertionError):
+        writer.write_reading(0, 0, 0.0, 0.0, [[0.0, 0.0, 0.0]] * 4)
+    assert list(reader.read_readings()) == []
+
+
 def test_of_too_many_readings_the_newest_stay(rings: tuple[Ring, Ring]) -> None:
     writer, reader = rings
     for step in range(READING_CAPACITY * 3 + 5):

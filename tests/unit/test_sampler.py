@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
 
@@ -18,6 +19,46 @@ def simulate(sampler: Sampler, steps: int, *, step_s: float, cost_s: float, peri
             sampler.spent(cost_s)
         sampler.stepped(step_s + (cost_s if due else 0.0))
     return taken
+
+
+def looked_at_now_and_then(
+    sampler: Sampler, steps: int, *, step_s: float, clock_s: float, outside_s: Sequence[float], noise: float = 0.0
+) -> tuple[int, float, float]:
+    """A loop that tells the sampler its time only when it is worth a look, as a real one does.
+
+    A reading takes `clock_s` by its own clock, and its step and those after it `outside_s` longer. Gives the readings,
+    what they took in truth, and the whole time.
+    """
+    chance = random.Random(0)
+    taken, spent, whole, since, count, left = 0, 0.0, 0.0, 0.0, 0, list[float]()
+    due = sampler.due(0, period_s=None)
+    for step in range(steps):
+        took = step_s * chance.uniform(1 - noise, 1 + noise)
+        if due:
+            taken, left = taken + 1, list(outside_s)
+            sampler.spent(clock_s)
+            took, spent = took + clock_s, spent + clock_s
+        if left:
+            spent += left[0]
+            took += left.pop(0)
+        whole, since, count = whole + took, since + took, count + 1
+        if count >= sampler.next_look:
+            sampler.stepped(since, steps=count)
+            since, count = 0.0, 0
+        due = sampler.due(step + 1, period_s=None)
+    return taken, spent, whole
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.2])
+@pytest.mark.parametrize("outside_s", [(), (2e-4,), (4e-4, 2e-4, 1e-4, 5e-5)], ids=["none", "in its step", "after it"])
+def test_what_a_reading_costs_outside_its_own_clock_is_paid_for(outside_s: tuple[float, ...], noise: float) -> None:
+    sampler = Sampler(budget=0.01)
+    taken, spent, whole = looked_at_now_and_then(
+        sampler, 50_000, step_s=1e-3, clock_s=5e-4, outside_s=outside_s, noise=noise
+    )
+    assert taken > 100
+    assert 0.0085 <= spent / whole <= 0.0105
+    assert 0.9 <= sampler.cost / (spent / whole) <= 1.15
 
 
 @pytest.mark.parametrize("every", [1, 2, 7, 50])

@@ -88,9 +88,8 @@ class Groups:
             for n, matrix in enumerate(rows):
                 here = slice(at, at + len(matrix))
                 if matrix.dtype != torch.float64 and not safe(values[here], matrix.shape[1]):
-                    scaled, greatest = self._scaled(n, matrix, room="scaled")
                     values = list(values)
-                    values[here] = (torch.linalg.vector_norm(scaled, dim=1).double() * greatest.double()).tolist()
+                    values[here] = self._again(n, matrix, values[here])
                 at += len(matrix)
         return self.in_order(values)
 
@@ -106,10 +105,21 @@ class Groups:
             found += (self._dot(n, x, y) / torch.where(sizes > 0, sizes, torch.ones_like(sizes))).tolist()
         return self.in_order(found)
 
+    def _again(self, n: int, matrix: Tensor, values: Sequence[float]) -> list[float]:
+        """A group's norms, those that are not safe by squares that can neither under- nor overflow."""
+        unsafe = [row for row, value in enumerate(values) if not safe((value,), matrix.shape[1])]
+        part = slice(unsafe[0], unsafe[-1] + 1)
+        # Most often an update too small for float32 weights to show: nothing but zeros.
+        if values[part] == [0.0] * len(values[part]) and not _greatest(matrix[part]).any():
+            return list(values)
+        scaled, greatest = self._scaled(n, matrix, room="scaled")
+        exact: list[float] = (torch.linalg.vector_norm(scaled, dim=1).double() * greatest.double()).tolist()
+        return exact
+
     def _scaled(self, n: int, matrix: Tensor, *, room: str) -> tuple[Tensor, Tensor]:
         """A group's rows over their greatest number, (k,): squares of these can neither under- nor overflow."""
         floats = matrix.float() if matrix.dtype in (torch.float16, torch.bfloat16) else matrix
-        greatest = torch.maximum(floats.amax(dim=1), -floats.amin(dim=1))  # a thirtieth of what the ∞-norm takes
+        greatest = _greatest(floats)
         greatest = torch.where((greatest > 0) & greatest.isfinite(), greatest, torch.ones_like(greatest))
         return torch.div(floats, greatest[:, None], out=self._matrix(room, n, floats, floats.shape)), greatest
 
@@ -130,6 +140,11 @@ class Groups:
             self._kept[room, n] = made
             self._kept_bytes += made.nbytes
         return made
+
+
+def _greatest(matrix: Tensor) -> Tensor:
+    """Each row's greatest magnitude, (k,)."""
+    return torch.maximum(matrix.amax(dim=1), -matrix.amin(dim=1))  # a thirtieth of what the ∞-norm takes
 
 
 def safe(values: Sequence[float], count: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -30,6 +31,8 @@ GUESSES = (0.25, 1.0, 3.0)
 LOOK_EVERY_S, STEPS_A_LOOK = 0.1, 100
 # Steps after a reading that are still slower for it, since it has pushed the training's numbers out of the cache.
 AFTERMATH = 3
+# Of the readings of a kind, one in so many has its aftermath timed, and the first few.
+AFTERMATH_EVERY = 4
 # Steps without a reading, after which their usual time is known.
 KNOWN_AFTER = 8
 
@@ -92,11 +95,17 @@ class Sampler:
         self._along: list[Tier] = []
         self._extra_s: dict[Tiers, float] = {}  # what readings cost outside their own clock
         self._read = Tiers()
+        self._readings: Counter[Tiers] = Counter()
         self._curvature = Tier(CURVATURE_EVERY_S, CURVATURE_SHARE)
         self._curvature_read_s = -1e9
         self._curvature_s = 0.0
         self._curvature_on_s: float | None = None  # busy time when it was asked for
         self._curvature_allowed_s = 0.0  # of the budget, up to when it was last switched off
+
+    @property
+    def fixed(self) -> bool:
+        """Whether readings fall on fixed steps."""
+        return self._every is not None or bool(self._at)
 
     def due(self, step: int, *, period_s: float | None) -> bool:
         """Whether update `step` is to be measured; `period_s` is the time a paced step has."""
@@ -139,6 +148,7 @@ class Sampler:
     def spent(self, cost_s: float, tiers: Tiers = Tiers()) -> None:  # noqa: B008 - immutable
         """The reading of the step under way took this long by its own clock, with these tiers along."""
         self._timed_s, self._read = cost_s, tiers
+        self._readings[tiers] += 1
         accounts = (self._signals, self._slow, self._rare)
         self._along = [tier for tier, read in zip(accounts, tiers, strict=True) if read]
 
@@ -152,7 +162,9 @@ class Sampler:
     def next_look(self) -> int:
         """After how many steps from the last look the clock is worth another."""
         if self._timed_s is not None:
-            return 1 + AFTERMATH
+            count = self._readings[self._read]
+            if count <= AFTERMATH_EVERY or count % AFTERMATH_EVERY == 0:
+                return 1 + AFTERMATH
         if self._plain_steps < KNOWN_AFTER:
             return 1
         step_s = max(self._step_s, 1e-9)
@@ -172,7 +184,8 @@ class Sampler:
         if timed_s is not None:
             cost_s = timed_s
             if self._plain_steps >= KNOWN_AFTER:
-                cost_s += self._outside_s(timed_s, busy_s - steps * self._step_s - timed_s)
+                excess_s = busy_s - steps * self._step_s - timed_s if AFTERMATH < steps <= AFTERMATH + 2 else None
+                cost_s += self._outside_s(timed_s, excess_s)
             self._account(cost_s)
         plain_s = max(busy_s - cost_s, 0.0) / steps
         usual_s = self._step_s or plain_s
@@ -180,16 +193,17 @@ class Sampler:
         plain_s = min(plain_s, (1 + (LONGEST_STEP - 1) / steps) * usual_s)
         self._busy_s += plain_s * steps + cost_s
         self._steps += steps
-        if timed_s is None or self._plain_steps < KNOWN_AFTER:
+        if timed_s is None or steps > 2 + AFTERMATH or self._plain_steps < KNOWN_AFTER:
             self._plain_steps += steps if timed_s is None else 0
             self._step_s = usual_s + (plain_s - usual_s) * min(1.0, steps * NEWEST)
 
-    def _outside_s(self, timed_s: float, excess_s: float) -> float:
+    def _outside_s(self, timed_s: float, excess_s: float | None) -> float:
         """What such readings cost outside their own clock: a mean, since of one step's time most is chance."""
-        excess_s = min(max(excess_s, -self._step_s), 4 * timed_s + self._step_s)
-        usual_s = self._extra_s.get(self._read, excess_s)
-        self._extra_s[self._read] = usual_s + (excess_s - usual_s) * NEWEST
-        return max(self._extra_s[self._read], 0.0)
+        if excess_s is not None:
+            excess_s = min(max(excess_s, -self._step_s), 4 * timed_s + self._step_s)
+            usual_s = self._extra_s.get(self._read, excess_s)
+            self._extra_s[self._read] = usual_s + (excess_s - usual_s) / 8
+        return max(self._extra_s.get(self._read, 0.0), 0.0)
 
     def _account(self, cost_s: float) -> None:
         self._spent_s += cost_s
@@ -245,7 +259,8 @@ class Sampler:
 
     def _missing_s(self) -> float:
         """What the next reading's price still lacks: it is paid beforehand, so that the share always holds."""
-        return self._spent_s + self._cost_s - (self._allowance_s() - self._set_aside_s())
+        just_taken_s = 0.0 if self._timed_s is None else self._timed_s + self._extra_s.get(self._read, 0.0)
+        return self._spent_s + just_taken_s + self._cost_s - (self._allowance_s() - self._set_aside_s())
 
     @property
     def busy_s(self) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -28,7 +28,7 @@ class WatchedLayer:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One stretch of the net that the signal passes; `row` is the first of its layers."""
+    """One stretch of the net that the signal passes; `row` is its first layer with a matrix, if one has."""
 
     name: str
     module: nn.Module
@@ -37,7 +37,7 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class WatchedActivation:
-    """An activation and the layer it follows."""
+    """An activation and the layer it follows: the one with the matrix, though a norm stand between them."""
 
     module: nn.Module
     row: int
@@ -58,7 +58,7 @@ def structure(
     """Every module with weights of its own (shared weights once), the units and the activations of a net.
 
     `order` are module names as the first forward pass came to them; without it the order of registration counts.
-    With `only`, layers of other names are left out: a norm that came in mid-run has no row in the run's readings.
+    With `only`, layers of other names are left out.
     A layer's weight is its largest parameter, a matrix before a bias. Units are the weighted children of the outermost
     `Sequential`s and `ModuleList`s.
     """
@@ -87,14 +87,13 @@ def structure(
         )
         layers.append(WatchedLayer(layer, module, max(own, key=lambda p: (p.dim() >= 2, p.numel()))))
     rows = {id(watched.module): n for n, watched in enumerate(layers)}
+    matrices = frozenset(n for n, watched in enumerate(layers) if watched.weight.dim() >= 2)
+    inside = [(name, module, [rows[id(m)] for m in module.modules() if id(m) in rows]) for name, module in units]
     return Structure(
         layers=tuple(layers),
-        units=tuple(
-            Unit(name, module, min(row for m in module.modules() if (row := rows.get(id(m))) is not None))
-            for name, module in units
-            if any(id(m) in rows for m in module.modules())
-        ),
-        activations=tuple(_activations(model, rows, when)),
+        # So its factor stays where it was when a norm comes in.
+        units=tuple(Unit(name, module, min(matrices.intersection(of) or of)) for name, module, of in inside if of),
+        activations=tuple(_activations(model, rows, matrices, when)),
     )
 
 
@@ -108,11 +107,14 @@ def _units(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]
             yield from _units(child, f"{path}.")
 
 
-def _activations(model: nn.Module, rows: dict[int, int], when: object) -> Iterator[WatchedActivation]:
+def _activations(
+    model: nn.Module, rows: dict[int, int], matrices: Collection[int], when: Callable[[str], int]
+) -> Iterator[WatchedActivation]:
     row: int | None = None
-    assert callable(when)
     for _, module in sorted(model.named_modules(), key=lambda item: when(item[0])):
-        row = rows.get(id(module), row)
+        here = rows.get(id(module))
+        if here is not None and (here in matrices or row not in matrices):
+            row = here
         if row is not None and is_activation(module):
             yield WatchedActivation(module, row)
 

@@ -13,6 +13,7 @@ from tui_descent.protocol.events import (
     Diagnosed,
     Foretold,
     KnobTurned,
+    LayersChanged,
     NotFinite,
     ReadingsTaken,
     Rewound,
@@ -62,6 +63,8 @@ class Diagnosing:
                 yield from self._say(self._diagnosis)
             case ReadingsTaken():
                 self._diagnosis.read(event)
+            case LayersChanged():
+                self._diagnosis.relayered(event.layers, event.structure)
             case CurvatureTaken():
                 self._diagnosis.curvature(event.sharpness, event.hessian.lambda_min, edge=event.edge)
             case SnapshotTaken():

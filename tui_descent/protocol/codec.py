@@ -10,7 +10,7 @@ import msgspec
 from tui_descent.protocol.commands import FromViewer, Order
 from tui_descent.protocol.events import AnyEvent, ToViewer
 
-VERSION = 1
+VERSION = 2
 MAX_FROM_VIEWER = 64 * 1024
 MAX_TO_VIEWER = 64 * 1024 * 1024
 HEADER = struct.Struct(">I")

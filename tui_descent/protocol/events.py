@@ -38,7 +38,10 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunStarted(Event, frozen=True, kw_only=True, tag="run_started"):
-    """The network exists. `layers` stand in forward order; `steps` is None when only the loop knows its end."""
+    """The network exists. `layers` stand in forward order; `steps` is None when only the loop knows its end.
+
+    They are the start's; `LayersChanged` tells of others.
+    """
 
     run: str
     title: str
@@ -52,6 +55,20 @@ class RunStarted(Event, frozen=True, kw_only=True, tag="run_started"):
     about: str = ""
     steps: int | None = None
     versions: dict[str, str] = {}
+
+
+class LayersChanged(Event, frozen=True, kw_only=True, tag="layers"):
+    """From update `step` on the net has other layers: a surgery, an undo or a redo added some or took some away.
+
+    `layers` are all there are now, in forward order, `parameters` all the net's. `structure` numbers the lists of a run
+    from 0, the start's; a reading carries the number of the list that its rows are of.
+    """
+
+    segment: int
+    step: int
+    structure: int
+    parameters: int
+    layers: tuple[Layer, ...]
 
 
 class StateChanged(Event, frozen=True, kw_only=True, tag="state"):
@@ -91,7 +108,9 @@ class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReadingsTaken(Event, frozen=True, kw_only=True, tag="reading"):
-    """Every layer's readings of one step, by metric, in layer order; None where a metric does not apply.
+    """Every layer's readings of one step, by metric, in the order of the layers' list that `structure` numbers.
+
+    None stands where a metric does not apply.
 
     Metrics of the slower tiers are there only on the steps they were taken. Gradients are those the optimizer received,
     and `global_grad_norm` is √Σ‖g‖² over them; `grad_norm_preclip` is what it was before our clip, where that is on.
@@ -106,6 +125,7 @@ class ReadingsTaken(Event, frozen=True, kw_only=True, tag="reading"):
     statuses: list[LayerStatus] = []
     global_cosine: float | None = None
     grad_norm_preclip: float | None = None
+    structure: int = 0
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -279,6 +299,7 @@ class RunEnded(Event, frozen=True, kw_only=True, tag="run_ended"):
 
 AnyEvent = (
     RunStarted
+    | LayersChanged
     | StateChanged
     | StepsCompleted
     | StepsMissed
@@ -330,8 +351,9 @@ class LevelSent(msgspec.Struct, frozen=True, kw_only=True):
 class HistorySent(Event, frozen=True, kw_only=True, tag="history"):
     """All a viewer needs to draw the run so far; the live stream goes on right behind it.
 
-    `line` are interventions, marks and evaluations under the segment they lie in now that some were left behind.
-    `smoothed` is what the moving average of the loss goes on from.
+    `line` are interventions, marks and evaluations under the segment they lie in now that some were left behind. `rows`
+    names the channels of each segment's `grads`: the layers it has now, then those it had. `smoothed` is what the
+    moving average of the loss goes on from.
     """
 
     facts: list[AnyEvent]
@@ -349,6 +371,7 @@ class HistorySent(Event, frozen=True, kw_only=True, tag="history"):
     line: list[KnobTurned | Marked | Evaluated] = []
     snapshot: SnapshotTaken | None = None
     unavailable: dict[str, str] = {}
+    rows: dict[int, tuple[str, ...]] = {}
 
 
 ToViewer = AnyEvent | Welcome | Refused | HistorySent

@@ -68,4 +68,5 @@ def unpack(record: ReadingRecord) -> ReadingsTaken:
         global_cosine=None if math.isnan(record.global_cosine) else record.global_cosine,
         watch_cost=record.watch_cost,
         grad_norm_preclip=None if math.isnan(record.grad_norm_preclip) else record.grad_norm_preclip,
+        structure=record.structure,
     )

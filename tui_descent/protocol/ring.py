@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 MAGIC = 0x7D1E5CE7
-LAYOUT = 3
+LAYOUT = 4
 HEADER_BYTES = 4096
 # Offsets of the header's single words. The trainer writes all; the keeper raises FLAG.
 HEARTBEAT, FLAG = 256, 512
@@ -29,8 +29,8 @@ STEP = struct.Struct("<QqdddiIQ")
 NUMBER_AT = STEP.size - 8
 STEP_CAPACITY = 1 << 17
 READING_CAPACITY = 32
-# number + 1, step, segment, global_grad_norm, watch_cost, global_cosine, grad_norm_preclip
-READING_HEAD = struct.Struct("<Qqidddd")
+# number + 1, step, segment, rows, structure, global_grad_norm, watch_cost, global_cosine, grad_norm_preclip
+READING_HEAD = struct.Struct("<QqiIIdddd")
 _pack_step = STEP.pack_into
 _head = struct.Struct("<IIIIII")
 _word = struct.Struct("<Q")
@@ -49,7 +49,10 @@ class StepRecord(msgspec.Struct, frozen=True):
 
 
 class ReadingRecord(msgspec.Struct, frozen=True):
-    """One reading: a row a layer, `1 + columns` wide, that starts with the bits of the columns that apply."""
+    """One reading: a row a layer, `1 + columns` wide, that starts with the bits of the columns that apply.
+
+    `structure` numbers the list of layers that the rows are of.
+    """
 
     step: int
     segment: int
@@ -58,10 +61,11 @@ class ReadingRecord(msgspec.Struct, frozen=True):
     global_cosine: float  # NaN where there is none
     rows: list[tuple[float, ...]]
     grad_norm_preclip: float = math.nan  # where nothing is clipped
+    structure: int = 0
 
 
 class Ring:
-    """The mapped file. Create it in the trainer, open it in the keeper."""
+    """The mapped file. Create it in the trainer, open it in the keeper. A reading has room for `layers` rows."""
 
     def __init__(self, path: Path, memory: mmap.mmap) -> None:
         self.path = path
@@ -70,7 +74,7 @@ class Ring:
         if magic != MAGIC or layout != LAYOUT:
             raise ValueError(f"{path} is no ring of layout {LAYOUT}")
         self._row = struct.Struct(f"<{1 + self.columns}d")
-        self._rows = struct.Struct(f"<{self.layers * (1 + self.columns)}d")
+        self._rows = struct.Struct("<")  # as many as the last reading had
         self._slot_bytes = READING_HEAD.size + self.layers * self._row.size
         self._readings_at = HEADER_BYTES + self._steps * STEP.size
         self._written = 0
@@ -81,7 +85,7 @@ class Ring:
 
     @classmethod
     def create(cls, path: Path, *, layers: int, columns: int, steps: int = STEP_CAPACITY) -> Ring:
-        """A fresh ring. Raises `OSError` when the disk cannot hold it."""
+        """A fresh ring, whose readings have `layers` rows at most. Raises `OSError` when the disk cannot hold it."""
         slot = READING_HEAD.size + layers * (1 + columns) * 8
         size = HEADER_BYTES + steps * STEP.size + READING_CAPACITY * slot
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -123,12 +127,17 @@ class Ring:
         *,
         global_cosine: float | None = None,
         grad_norm_preclip: float | None = None,
+        structure: int = 0,
     ) -> None:
-        """Append one reading, a row a layer."""
+        """Append one reading, a row a layer of the list that `structure` numbers."""
+        assert len(rows) <= self.layers
+        if self._rows.size != len(rows) * self._row.size:
+            self._rows = struct.Struct(f"<{len(rows) * (1 + self.columns)}d")
         known = (math.nan if value is None else value for value in (global_cosine, grad_norm_preclip))
         at = self._readings_at + (self._readings_written % self._readings) * self._slot_bytes
         self._readings_written += 1
-        READING_HEAD.pack_into(self._memory, at, 0, step, segment, global_grad_norm, watch_cost, *known)
+        head = (0, step, segment, len(rows), structure, global_grad_norm, watch_cost, *known)
+        READING_HEAD.pack_into(self._memory, at, *head)
         self._rows.pack_into(self._memory, at + READING_HEAD.size, *chain.from_iterable(rows))
         _word.pack_into(self._memory, at, self._readings_written)
 
@@ -184,11 +193,14 @@ class Ring:
         newest = max(self._reading_number(n) for n in range(self._readings))
         for number in range(max(self._readings_read + 1, newest - self._readings + 1), newest + 1):
             at = self._readings_at + ((number - 1) % self._readings) * self._slot_bytes
-            _, step, segment, grad_norm, cost, cosine, preclip = READING_HEAD.unpack_from(self._memory, at)
+            head = READING_HEAD.unpack_from(self._memory, at)
+            _, step, segment, count, structure, grad_norm, cost, cosine, preclip = head
             place = at + READING_HEAD.size
-            rows = [self._row.unpack_from(self._memory, place + n * self._row.size) for n in range(self.layers)]
+            # Of a slot that is being written over the count may be anything.
+            held = range(min(count, self.layers))
+            rows = [self._row.unpack_from(self._memory, place + n * self._row.size) for n in held]
             if self._reading_number((number - 1) % self._readings) == number:
-                yield ReadingRecord(step, segment, grad_norm, cost, cosine, rows, preclip)
+                yield ReadingRecord(step, segment, grad_norm, cost, cosine, rows, preclip, structure)
             self._readings_read = number
 
     def _reading_number(self, slot: int) -> int:

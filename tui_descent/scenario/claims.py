@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -11,6 +11,8 @@ from tui_descent.protocol.events import (
     AnyEvent,
     CurvatureTaken,
     Evaluated,
+    Layer,
+    LayersChanged,
     ReadingsTaken,
     RunEnded,
     RunStarted,
@@ -77,7 +79,7 @@ class Transcript:
         self.readings: dict[int, ReadingsTaken] = {}
         self.curvatures: dict[int, CurvatureTaken] = {}
         self.evaluated: dict[int, Evaluated] = {}
-        self.started: RunStarted | None = None
+        self.layers: dict[int, tuple[Layer, ...]] = {}  # the lists that readings have rows of, by number
         self.ended: RunEnded | None = None
         for event in events:
             self.add(event)
@@ -94,7 +96,9 @@ class Transcript:
             case Evaluated():
                 self.evaluated[event.step] = event
             case RunStarted():
-                self.started = event
+                self.layers[0] = event.layers
+            case LayersChanged():
+                self.layers[event.structure] = event.layers
             case RunEnded():
                 self.ended = event
             case _:
@@ -124,7 +128,7 @@ class Transcript:
 
     def _reading_metric(self, name: str, at: int | None) -> float | None:
         step = at if at is not None else max(self.readings, default=None)
-        if step is None or step not in self.readings or self.started is None:
+        if step is None or step not in self.readings:
             return None
         reading = self.readings[step]
         if name in ("global_grad_norm", "grad_norm_preclip"):
@@ -133,7 +137,7 @@ class Transcript:
         if name == "update_ratio":
             ratios = sorted(v for v in reading.values.get("update_ratio", []) if v is not None)
             return ratios[len(ratios) // 2] if ratios else None
-        return first_to_last_grad(self.started, reading)
+        return first_to_last_grad(self.layers.get(reading.structure, ()), reading)
 
     def _curvature_metric(self, name: str, at: int | None) -> float | None:
         taken = self.curvatures.get(at if at is not None else max(self.curvatures, default=-1))
@@ -148,21 +152,22 @@ class Transcript:
         }[name]
 
 
-def first_to_last_grad(started: RunStarted, reading: ReadingsTaken) -> float | None:
-    """grad_rms of the first block's weights over the last block's; None without two blocks or where the last is 0."""
+def first_to_last_grad(layers: Sequence[Layer], reading: ReadingsTaken) -> float | None:
+    """grad_rms of the first block's weights over the last block's, from a reading whose rows are of these layers.
+
+    None without two blocks or where the last is 0.
+    """
     rms = reading.values.get("grad_rms", [])
-    blocks = [layer.block for layer in started.layers if layer.block is not None]
-    if len(set(blocks)) < 2 or len(rms) != len(started.layers):
+    blocks = [layer.block for layer in layers if layer.block is not None]
+    if len(set(blocks)) < 2 or len(rms) != len(layers):
         return None
-    first, last = (rms[_weight_of(started, number)] for number in (min(blocks), max(blocks)))
+    first, last = (rms[_weight_of(layers, number)] for number in (min(blocks), max(blocks)))
     return first / last if first is not None and last else None
 
 
-def _weight_of(started: RunStarted, block: int) -> int:
+def _weight_of(layers: Sequence[Layer], block: int) -> int:
     """The place of the block's largest layer: its matrix, not its norm."""
-    return max(
-        (n for n, layer in enumerate(started.layers) if layer.block == block), key=lambda n: started.layers[n].params
-    )
+    return max((n for n, layer in enumerate(layers) if layer.block == block), key=lambda n: layers[n].params)
 
 
 def judge(claim: Claim, transcript: Transcript) -> Verdict:

@@ -21,6 +21,8 @@ from tui_descent.protocol.events import (
     HistorySent,
     KnobState,
     KnobTurned,
+    Layer,
+    LayersChanged,
     LedgerTaken,
     Marked,
     Measured,
@@ -38,7 +40,8 @@ from tui_descent.protocol.events import (
     StepsMissed,
 )
 from tui_descent.protocol.rewinding import Ghost
-from tui_descent.telemetry.pyramid import Pyramid, device_pyramid, grad_pyramid, loss_pyramid
+from tui_descent.telemetry.layers import Gradients, carried
+from tui_descent.telemetry.pyramid import Pyramid, device_pyramid, loss_pyramid
 from tui_descent.telemetry.smoothing import OVER, Smoothed
 
 MAX_FACTS = 500
@@ -47,8 +50,6 @@ MAX_CURVATURES = 512
 # Stretches left behind that are still shown, and those of them whose gradients redo still finds.
 MAX_GHOSTS = 8
 MAX_GHOSTS_WITH_GRADS = 2
-# Below this a gradient is drawn at the floor: float64 norms go on to 1e-300, a colour scale does not.
-LOG_FLOOR = -40.0
 
 Fact = (
     Evaluated
@@ -73,6 +74,10 @@ class History:
 
     def __init__(self) -> None:
         self.started: RunStarted | None = None
+        self.changed: LayersChanged | None = None
+        # The net's now, in forward order; the list's number, which its readings carry; how many numbers the net has.
+        self.layers: tuple[Layer, ...] = ()
+        self.structure = self.parameters = 0
         self.state = StateChanged(state="importing torch")
         self.ended: RunEnded | None = None
         self.knobs: dict[str, str] = {}
@@ -84,7 +89,7 @@ class History:
         self.smoothed = Smoothed()
         self.steps_per_s = 0.0
         self.losses: dict[int, Pyramid] = {}
-        self.grads: dict[int, Pyramid] = {}
+        self.grads: dict[int, Gradients] = {}
         self.readings: ReadingsTaken | None = None
         self.device: DeviceTaken | None = None
         self.devices: dict[int, Pyramid] = {}
@@ -131,6 +136,8 @@ class History:
                 self._steps(event)
             case ReadingsTaken():
                 self._readings(event)
+            case LayersChanged():
+                self._change_layers(event)
             case StateChanged():
                 changed = (event.state, event.reason) != (self.state.state, self.state.reason)
                 changed = changed and self.state.state != "testing"  # after it a run stands as it stood
@@ -205,9 +212,12 @@ class History:
         if not event.back:
             parted = next((e.step for e in self.interventions if e.id == changed), event.step)
         source = event.from_segment if event.back or event.to_segment not in self.losses else event.to_segment
-        for kept in (self.losses, self.grads, self.devices):
+        for kept in (self.losses, self.devices):
             if (pyramid := kept.get(source)) is not None:
                 kept[event.segment] = pyramid.before(event.step)
+        if (grads := self.grads.get(source)) is not None:
+            # Left under other layers perhaps; which there are from here on is told next.
+            self.grads[event.segment] = grads.before(event.step).of(self.layers)
 
         ghosts = [g for g in self.ghosts if event.back or changed is None or g.undone != changed]
         live = [(event.from_segment, parted), (event.to_segment, event.step)]
@@ -262,6 +272,7 @@ class History:
 
     def _start(self, event: RunStarted) -> None:
         self.started = event
+        self.layers, self.parameters = event.layers, event.parameters
         self._know(event.knobs)
         # Without batches a loss has no noise to smooth away, and an average would only come late.
         self._smooth_over = 1.0 if event.scenario is not None and event.scenario.get("data") is None else OVER
@@ -294,14 +305,22 @@ class History:
             self._rate_from = (time_s, self.steps)
 
     def _readings(self, event: ReadingsTaken) -> None:
+        rms, layers = event.values.get("grad_rms", []), self.layers
+        if event.structure != self.structure or len(rms) not in (0, len(layers)):
+            return  # whose rows they are was never told
         self.readings = event
-        rms = event.values.get("grad_rms", [])
-        if not rms:
-            return
-        pyramid = self.grads.get(event.segment)
-        if pyramid is None or pyramid.channels != len(rms):
-            pyramid = self.grads[event.segment] = grad_pyramid(len(rms))
-        pyramid.add(event.step, [log_magnitude(value) for value in rms])
+        if rms:
+            if event.segment not in self.grads:
+                self.grads[event.segment] = Gradients([layer.name for layer in layers])
+            self.grads[event.segment].add(event.step, rms)
+
+    def _change_layers(self, event: LayersChanged) -> None:
+        if self.readings is not None:
+            self.readings = carried(self.readings, self.layers, event.layers, event.structure)
+        self.changed = event
+        self.layers, self.structure, self.parameters = event.layers, event.structure, event.parameters
+        if (grads := self.grads.get(event.segment)) is not None:
+            self.grads[event.segment] = grads.of(event.layers)
 
     def _device(self, event: DeviceTaken) -> None:
         self.device = event
@@ -315,6 +334,8 @@ class History:
         facts: list[AnyEvent] = []
         if self.started is not None:
             facts.append(self.started)
+        if self.changed is not None:
+            facts.append(self.changed)
         facts += [*self.log, *self.curvatures]
         newest: list[AnyEvent | None] = [self.readings, self.device, self.ledger, *self.measured.values()]
         facts += [event for event in newest if event is not None]
@@ -322,7 +343,8 @@ class History:
         return HistorySent(
             facts=facts,
             losses={s: p.send() for s, p in self.losses.items()},
-            grads={s: p.send() for s, p in self.grads.items()},
+            grads={s: g.send() for s, g in self.grads.items()},
+            rows={s: g.names for s, g in self.grads.items()},
             devices={s: p.send() for s, p in self.devices.items()},
             ghosts=self.ghosts,
             line=[*self.interventions, *self.marks, *self.evaluations],
@@ -356,11 +378,9 @@ class History:
             pyramid = loss_pyramid()
             pyramid.receive(levels)
             history.losses[segment] = pyramid
-        layers = len(history.started.layers) if history.started else 0
         for segment, levels in sent.grads.items():
-            pyramid = grad_pyramid(layers)
-            pyramid.receive(levels)
-            history.grads[segment] = pyramid
+            history.grads[segment] = Gradients(sent.rows[segment], shown=len(history.layers))
+            history.grads[segment].pyramid.receive(levels)
         for segment, levels in sent.devices.items():
             history.devices[segment] = device_pyramid()
             history.devices[segment].receive(levels)
@@ -373,10 +393,3 @@ class History:
         history.steps_per_s = sent.steps_per_s
         history.loss, history.lr = sent.loss, sent.lr
         return history
-
-
-def log_magnitude(value: float | None) -> float:
-    """log10 of a norm, clipped to what can be drawn; NaN for what is absent or not a number."""
-    if value is None or math.isnan(value):
-        return math.nan
-    return LOG_FLOOR if value <= 10.0**LOG_FLOOR else min(math.log10(value), -LOG_FLOOR)

@@ -13,6 +13,8 @@ from tui_descent.protocol.events import (
     AnyEvent,
     CommandDone,
     CurvatureTaken,
+    Layer,
+    LayersChanged,
     ReadingsTaken,
     Rewound,
     RunStarted,
@@ -25,10 +27,11 @@ VERSION = 1
 
 
 class JsonLines:
-    """Turns a run's events into lines. Readings are told by layer name, so it remembers the run's layers."""
+    """Turns a run's events into lines. Readings are told by layer name, so it remembers the net's layers."""
 
     def __init__(self) -> None:
-        self._started: RunStarted | None = None
+        self._layers: tuple[Layer, ...] = ()
+        self._structure = 0
         self._first = True
 
     def lines(self, event: AnyEvent) -> Iterator[str]:
@@ -48,7 +51,10 @@ class JsonLines:
             case ReadingsTaken():
                 yield self._reading(event)
             case RunStarted():
-                self._started = event
+                self._layers = event.layers
+                yield _table(event)
+            case LayersChanged():
+                self._layers, self._structure = event.layers, event.structure
                 yield _table(event)
             case CurvatureTaken():
                 yield _curvature(event)
@@ -61,7 +67,7 @@ class JsonLines:
                 yield _table(event)
 
     def _reading(self, event: ReadingsTaken) -> dict[str, Any]:
-        layers = self._started.layers if self._started else ()
+        layers = self._layers if event.structure == self._structure else ()
         rows = [
             {"name": layer.name}
             | {metric: values[n] for metric, values in event.values.items() if values[n] is not None}
@@ -72,7 +78,7 @@ class JsonLines:
         table["global_grad_norm"] = event.global_grad_norm
         if event.grad_norm_preclip is not None:
             table["grad_norm_preclip"] = event.grad_norm_preclip
-        if self._started and (ratio := first_to_last_grad(self._started, event)) is not None:
+        if (ratio := first_to_last_grad(layers, event)) is not None:
             table["first_to_last_grad"] = ratio
         table["watch_cost"] = round(event.watch_cost, 6)
         return table

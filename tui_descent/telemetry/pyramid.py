@@ -14,7 +14,6 @@ from tui_descent.protocol.events import LevelSent
 
 Merge = Literal["min", "max", "mean"]
 LOSS_BINS = 1024
-GRAD_BINS = 512
 DEVICE_BINS = 256
 
 
@@ -79,15 +78,21 @@ class Pyramid:
         level.bins.append(bin_)
         level.counts.append(count)
         level.values.extend(values)
+        self._trim(k)
+
+    def _trim(self, k: int) -> None:
+        """Forget what the level above knows."""
+        level = self.levels[k]
         # A quarter more than is kept, so that each bin is moved but four times and little is held in vain.
         if len(level.bins) >= self.capacity + max(1, self.capacity // 4) and k + 1 < len(self.levels):
             cut = len(level.bins) - self.capacity
             del level.bins[:cut], level.counts[:cut], level.values[: cut * self.channels]
 
-    def _grow(self, k: int) -> None:
+    def _grow(self, k: int, *, open_: int = 0) -> None:
+        """A level above, of all bins of this one but the newest `open_`, which are not closed yet."""
         level, c = self.levels[k], self.channels
         self.levels.append(Level(level.width * 2))
-        for n, bin_ in enumerate(level.bins):
+        for n, bin_ in enumerate(level.bins[: len(level.bins) - open_]):
             self._push(k + 1, bin_ >> 1, level.values[n * c : (n + 1) * c], level.counts[n])
 
     def _merged(self, a: array[float], b: array[float], wa: float, wb: float) -> array[float]:
@@ -135,6 +140,30 @@ class Pyramid:
                 level.bins.append(bin_ >> 1)
                 level.counts.append(count)
                 level.values.extend(values)
+
+    def remapped(self, sources: Sequence[int | None], merges: Sequence[Merge], *, capacity: int) -> Pyramid:
+        """A pyramid of the same steps with other channels: each is the one `sources` names here; with None it is new.
+
+        A new one's past is NaN. With a smaller `capacity` old steps are known more coarsely.
+        """
+        made = Pyramid(merges, capacity=capacity)
+        assert len(sources) == made.channels
+        made.levels = []
+        for level in self.levels:
+            other = Level(level.width)
+            other.bins, other.counts = level.bins[:], level.counts[:]
+            other.values = array("d", [math.nan]) * (len(level.bins) * made.channels)
+            for channel, source in enumerate(sources):
+                if source is not None:
+                    other.values[channel :: made.channels] = level.values[source :: self.channels]
+            made.levels.append(other)
+        k = 0
+        while k < len(made.levels):  # which may grow
+            if k + 1 == len(made.levels) and len(made.levels[k].bins) > capacity:
+                made._grow(k, open_=1)
+            made._trim(k)
+            k += 1
+        return made
 
     def newest(self) -> list[float]:
         """The last step's values; NaN where it is not known by itself."""
@@ -223,10 +252,3 @@ def loss_pyramid() -> Pyramid:
 def device_pyramid() -> Pyramid:
     """Channels: most memory in use, in bytes; mean utilisation of the GPU, 0…1."""
     return Pyramid(("max", "mean"), capacity=DEVICE_BINS)
-
-
-def grad_pyramid(layers: int) -> Pyramid:
-    """One channel a layer: log10 of grad_rms. Very many layers get fewer columns, to bound the memory."""
-    capacity = max(GRAD_BINS // 4, min(GRAD_BINS, GRAD_BINS * 250 // max(1, layers)))
-    mean: Merge = "mean"
-    return Pyramid((mean,) * layers, capacity=capacity)

@@ -84,6 +84,7 @@ class Control:
         self._steps_left: int | None = None
         self._beat = Beat()
         self._turns = self._segments = 0
+        self.tell_layers: Callable[[], None] = lambda: None  # once a turn, an undo or a redo was told
         self.settle: Callable[[], None] = lambda: None  # before anything but going on: what is known only late is told
 
     def tell(self, event: AnyEvent, *, more: bool = False) -> None:
@@ -311,6 +312,7 @@ class Control:
                 knobs=self.steering.states(),
             )
         )
+        self.tell_layers()
         return f"{word}: {step.what}"
 
     def _sweep(self, client: int) -> str:
@@ -343,6 +345,7 @@ class Control:
                 **self._place(),
             )
         )
+        self.tell_layers()
 
     def _place(self) -> dict[str, Any]:
         return {"segment": self.segment, "step": self.step}

@@ -28,7 +28,7 @@ PostHook = Callable[[torch.optim.Optimizer, Args, Kwargs], None]
 
 
 class Lane:
-    """Of one run: `before` and `after` are the optimizer's hooks, `step` ends the step.
+    """Of one run: `before` and `after` are the optimizer's hooks, `step` ends the step; `over` ends a stretch.
 
     Each goes the long way where `left` is 0 or anything is out of the ordinary: hooks to those that `around` was given,
     `step` by saying so. `made` counts updates since the last step's end, by either way; `rate` is the last one's.
@@ -36,7 +36,6 @@ class Lane:
 
     __slots__ = (
         "_after_long",
-        "_asked",
         "_before_long",
         "_control",
         "_entered",
@@ -44,6 +43,7 @@ class Lane:
         "_guard",
         "_looked_at",
         "_losses",
+        "_over",
         "_ring",
         "_schedule",
         "_start_s",
@@ -59,7 +59,7 @@ class Lane:
     )
 
     def __init__(
-        self, control: Control, guard: Guard, optimizer: torch.optim.Optimizer, *, asked: Callable[[], None]
+        self, control: Control, guard: Guard, optimizer: torch.optim.Optimizer, *, over: Callable[[], None]
     ) -> None:
         self.optimizer = optimizer
         self.left = self.made = 0
@@ -67,7 +67,7 @@ class Lane:
         self.rate: Any = math.nan
         self.own_s = 0.0  # what this way took, by its own clock
         self.used = False  # since the last plan
-        self._control, self._guard, self._asked = control, guard, asked
+        self._control, self._guard, self._over = control, guard, over
         self._looked_at: nn.Parameter | None = None
         self._start_s = time.perf_counter()
         self._entered = self._gone = 0
@@ -144,11 +144,8 @@ class Lane:
         if self._schedule is not None:
             self._schedule.step(value)
         self.own_s += time.perf_counter() - start_s
-        if self._ring.flagged():
-            self.leave()
-            self._asked()
-        elif start_s > self._until_s:
-            self.leave()
+        if self.left == 0 or self._ring.flagged() or start_s > self._until_s:
+            self._over()
         return True
 
     def _opens(self, optimizer: torch.optim.Optimizer, start_s: float) -> None:
@@ -173,10 +170,10 @@ class LateLane(Lane):
         guard: Guard,
         optimizer: torch.optim.Optimizer,
         *,
-        asked: Callable[[], None],
+        over: Callable[[], None],
         late: Late,
     ) -> None:
-        super().__init__(control, guard, optimizer, asked=asked)
+        super().__init__(control, guard, optimizer, over=over)
         self._late = late
 
     def enter(self, steps: int) -> None:
@@ -212,9 +209,6 @@ class LateLane(Lane):
         control.steering.moved(math.nan)
         self._late.collect()
         self.own_s += time.perf_counter() - start_s
-        if control.stood or self._ring.flagged():
-            self.leave()
-            self._asked()
-        elif start_s > self._until_s:
-            self.leave()
+        if self.left == 0 or control.stood or self._ring.flagged() or start_s > self._until_s:
+            self._over()
         return True

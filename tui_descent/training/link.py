@@ -17,7 +17,7 @@ from tui_descent import places
 from tui_descent.protocol.channel import Peer
 from tui_descent.protocol.codec import MAX_TO_VIEWER, FrameError, decode, to_trainer
 from tui_descent.protocol.commands import Order
-from tui_descent.protocol.events import AnyEvent
+from tui_descent.protocol.events import AnyEvent, LayersChanged
 from tui_descent.protocol.launch import CLAIM_FILE, ENV_FOLDER, ENV_LINK, RING_FILE, Launch, start_keeper, undo_budget
 from tui_descent.protocol.readings import COLUMNS
 from tui_descent.protocol.ring import Ring
@@ -64,7 +64,10 @@ class Link:
         return self._peer.closed is not None
 
     def make_ring(self, layers: int) -> Ring:
-        """Lay out the shared memory. Raises `OSError` when the disk cannot hold it."""
+        """Lay out the shared memory, with room for readings of so many layers.
+
+        Raises `OSError` when the disk cannot hold it.
+        """
         self.ring = Ring.create(self.launch.path / RING_FILE, layers=layers, columns=len(COLUMNS))
         self.ring.beat(time.monotonic())
         return self.ring
@@ -72,9 +75,10 @@ class Link:
     def tell(self, event: AnyEvent, *, more: bool = False) -> None:
         """Send an event, with `more` behind it together with the next one.
 
-        While the keeper does not read, events beyond the bound are dropped rather than waited for.
+        While the keeper does not read, events beyond the bound are dropped rather than waited for; but never which
+        layers there are, since no reading after it could be told from others.
         """
-        if self._peer.waiting < MAX_WAITING:
+        if self._peer.waiting < MAX_WAITING or isinstance(event, LayersChanged):
             (self._peer.queue if more else self._peer.send)(event)
 
     def orders(self) -> list[Order]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from tui_descent.instruments.measuring import Sample
-from tui_descent.instruments.structure import Structure
 from tui_descent.protocol.events import LedgerTaken, Measured
 from tui_descent.training.link import Link
-from tui_descent.training.rows import laid_out
 
 
 class Place(NamedTuple):
@@ -29,12 +26,11 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadingPlace:
-    """Where a reading belongs, the net it was taken of, and the layers that the run began with."""
+    """Where a reading belongs, and the number of the list of layers that it was taken of."""
 
     segment: int
     step: int
-    net: Structure | None
-    names: Sequence[str]
+    structure: int
 
     def write(self, link: Link | None, sample: Sample, rare: dict[str, float], *, cost: float) -> None:
         """Its record, the rare tier's values, the ledger; `cost` is the share of time that watching took so far."""
@@ -45,9 +41,10 @@ class ReadingPlace:
             self.segment,
             sample.global_grad_norm,
             cost,
-            laid_out(sample.rows, self.net, self.names),
+            sample.rows,
             global_cosine=sample.global_cosine,
             grad_norm_preclip=sample.grad_norm_preclip,
+            structure=self.structure,
         )
         for name, value in rare.items():
             link.tell(Measured(segment=self.segment, step=self.step, name=name, value=value))

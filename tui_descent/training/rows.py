@@ -1,16 +1,75 @@
-"""A sample's rows put into the places that the run's layers had when it began."""
+"""The layers that a run's readings have rows of: those of the net as it stands, told anew when they change."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from torch import nn
 
-from tui_descent.instruments.structure import Structure
-from tui_descent.protocol.readings import pack_row
+from tui_descent.instruments.measuring import Measuring
+from tui_descent.instruments.order import ForwardOrder
+from tui_descent.instruments.structure import Structure, structure
+from tui_descent.protocol.events import Layer, LayersChanged
+from tui_descent.training.control import Control
+from tui_descent.training.guard import Guard
 
 
-def laid_out(rows: list[tuple[float, ...]], net: Structure | None, names: Sequence[str]) -> list[tuple[float, ...]]:
-    """One row a name; an empty one for a layer that surgery took out."""
-    if net is None or len(rows) == len(names):
-        return rows
-    by_name = {watched.layer.name: row for watched, row in zip(net.layers, rows, strict=True)}
-    return [by_name.get(name) or pack_row([], status="unused") for name in names]
+class Rows:
+    """Of one run, whose net is `net` as its instruments see it, None before its layers are known; `order` is theirs.
+
+    `structure` numbers the lists of `layers`, as readings do. A reading has room for `room` of them: all that a surgery
+    of ours adds finds room; a net that its own loop has made larger shows only layers that were told before.
+    """
+
+    def __init__(self, model: nn.Module, order: ForwardOrder, control: Control, guard: Guard) -> None:
+        self.net: Structure | None = None
+        self.structure = 0
+        self.layers: tuple[Layer, ...] = ()
+        self.room = 0
+        self._model, self._order, self._control, self._guard = model, order, control, guard
+        self._version = -1
+        self._told: Structure | None = None
+        self._measuring: Measuring | None = None
+        control.tell_layers = self.tell
+
+    def begin(self) -> None:
+        """The run's first layers, in the order of a forward pass if one was heard, else as they are registered."""
+        net = structure(self._model, order=self._order.now(self._model))
+        self._take(net)
+        self.room = len(net.layers) + self._control.steering.norms_to_come
+        self._told = net
+
+    def instruments(self) -> Measuring:
+        """Those of the net as it stands."""
+        if self._measuring is None or self._version != self._control.steering.version:
+            self._version = self._control.steering.version
+            order = self._order.now(self._model)
+            self.net = structure(self._model, order=order)
+            if len(self.net.layers) > self.room:
+                self.net = structure(self._model, order=order, only={layer.name for layer in self.layers})
+            self._measuring = Measuring(self.net, list(self._model.parameters()))
+        return self._measuring
+
+    def tell(self) -> None:
+        """Which layers there are, if they are others: after a surgery, an undo or a redo, and before a reading."""
+        if self.net is None:
+            return
+        self.instruments()
+        net, before = self.net, self.layers
+        if net is self._told:
+            return
+        self._told = net
+        self._take(net)
+        if self.layers != before:
+            self.structure += 1
+            self._control.tell(
+                LayersChanged(
+                    segment=self._control.segment,
+                    step=self._control.step,
+                    structure=self.structure,
+                    parameters=sum(p.numel() for p in self._model.parameters()),
+                    layers=self.layers,
+                )
+            )
+
+    def _take(self, net: Structure) -> None:
+        self.net, self._guard.layers = net, net.layers
+        self.layers = tuple(watched.layer for watched in net.layers)

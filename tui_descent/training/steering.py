@@ -91,6 +91,11 @@ class Steering:
         return self.ground.clip is not None
 
     @property
+    def norms_to_come(self) -> int:
+        """How many layers a surgery can add: a norm in each block that has none. All others leave the layers alone."""
+        return sum(block.norm is None for block in self.ground.blocks.values())
+
+    @property
     def moving(self) -> bool:
         """Whether a change is under way, which every update takes further."""
         return bool(self.ground.under_way)

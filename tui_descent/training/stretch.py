@@ -24,16 +24,20 @@ class Stretch:
         control = self._control
         if self._updates.asks or not control.idle or control.steering.clips:
             return 0
-        to_look = self._sampler.next_look - self._steps - 1
-        planned = min(control.steps_to_plan - 1, self._sampler.steps_to_reading(control.step) - 2)
-        return int(min(to_look, planned))
+        to_look = self._sampler.next_look - self._steps
+        planned = min(control.steps_to_plan, self._sampler.steps_to_reading(control.step) - 1)
+        return int(max(1, min(to_look, planned))) if planned >= 1 else 0
 
-    def look(self, *, now: bool) -> None:
-        """A step went the long way: when it is time or `now` the sampler is told how long they took."""
+    def went(self, steps: int) -> None:
+        """So many steps more."""
+        self._steps += steps
+
+    def look(self, *, now: bool = False) -> None:
+        """Between two steps: when it is time or `now` the sampler is told how long they took."""
         gone = self._lane.gone()
-        self._steps += gone + 1
+        self._steps += gone
         self._own_steps += gone
-        if now or self._updates.reads_next or self._steps >= self._sampler.next_look:
+        if self._steps and (now or self._steps >= self._sampler.next_look):
             now_s = time.thread_time()
             self._own_s += self._lane.own_s
             self._lane.own_s = 0.0
@@ -43,11 +47,11 @@ class Stretch:
             self._sampler.stepped(now_s - self._cpu_s, steps=self._steps)
             self._cpu_s, self._steps = now_s, 0
 
-    def count_own(self, start_s: float) -> None:
-        """What watching took of a step that went the long way; what a reading takes has an account of its own."""
+    def count_own(self, start_s: float, *, steps: int = 1) -> None:
+        """What watching took of so many steps, or between two; what a reading takes has an account of its own."""
         if not self._control.stood and self._control.steering.pace is None:
             self._own_s += time.perf_counter() - start_s
-            self._own_steps += 1
+            self._own_steps += steps
 
     def forget(self) -> None:
         """Something else than steps took time: it counts from here."""

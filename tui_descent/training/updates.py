@@ -110,9 +110,14 @@ class Updates:
             self._planned = step - 1  # what went there was planned to be read of no more than the steps before
         if self._planned == step:
             return  # the last one was dropped: the plan stands
-        # Decided a step ahead, since a cosine needs the gradient of the step before.
-        self._now = self._next if self._planned == step - 1 else self._decide(step)
-        self._next = self._decide(step + 1)
+        on = self._planned == step - 1
+        self._now = self._next if on else self._decide(step)
+        self._next = None
+        if self._now is not None or self._sampler.fixed:
+            self._next = self._decide(step + 1)
+        elif on and (tiers := self._decide(step)) is not None:
+            # A cosine needs the gradient of the step before: what reads one is put off by a step.
+            self._now, self._next = (None, tiers) if tiers.signals else (tiers, None)
         self._planned = step
         if self._now is not None:
             start_s = time.thread_time()
@@ -150,11 +155,6 @@ class Updates:
     def reads(self) -> bool:
         """Whether the step under way or the next is to be measured."""
         return self._now is not None or self._next is not None
-
-    @property
-    def reads_next(self) -> bool:
-        """Whether the step after the one under way is to be measured."""
-        return self._next is not None
 
     def take(self) -> tuple[int, bool]:
         """Since the last call: updates made, whether one was dropped."""

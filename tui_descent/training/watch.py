@@ -22,7 +22,6 @@ from tui_descent.instruments.measuring import Measuring, Sample
 from tui_descent.instruments.order import ForwardOrder
 from tui_descent.instruments.samebatch import BatchAgain, SameBatch
 from tui_descent.instruments.sampler import Sampler
-from tui_descent.instruments.structure import Structure, structure
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.events import MetricLogged, RunEnded, RunStarted, Status
 from tui_descent.training.about import about_foreign, position, started
@@ -37,6 +36,7 @@ from tui_descent.training.memory import Memory
 from tui_descent.training.optimizers import check_watchable
 from tui_descent.training.past import Past
 from tui_descent.training.records import Place, ReadingPlace
+from tui_descent.training.rows import Rows
 from tui_descent.training.steering import Steering
 from tui_descent.training.stop import StopRun, outcome
 from tui_descent.training.stretch import Stretch
@@ -103,11 +103,9 @@ class Watch:
         if link is not None and link.launch.socket is not None:  # where nobody can ask, nothing is kept
             roots = [model, steering, *state]
             self.control.past = Past.of(link.launch, lambda: roots, lambda: self.optimizer, model, own_loop)
-        self._measuring: Measuring | None = None
-        self._version, self._segment = -1, 0
-        self._rows: tuple[str, ...] = ()
-        self._net: Structure | None = None
+        self._segment = 0
         self._order = ForwardOrder()
+        self._rows = Rows(model, self._order, self.control, self._guard)
         self._start_s = time.perf_counter()
 
     @property
@@ -173,6 +171,7 @@ class Watch:
             return False
         counts = made > 0 or not self._own_loop
         measured = telling.sampled
+        self._stretch.went(1)
         self._stretch.look(now=dropped)
         place = Place(segment=control.segment, step=control.step, rate=self._lane.rate, time_s=start_s - self._start_s)
         telling.step(loss, start_s, made=made > 0, place=place if counts else None)
@@ -185,10 +184,22 @@ class Watch:
         else:
             telling.collect()
         self.begin_step()
-        self._lane.enter(0 if self._net is None or telling.joined else self._stretch.unasked())
+        self._enter_lane()
         if not measured and not self._updates.reads:
             self._stretch.count_own(start_s)
         return made > 0
+
+    def _lane_over(self) -> None:
+        """Between two steps, behind a stretch of which nothing was asked."""
+        start_s = time.perf_counter()
+        self._lane.leave()
+        self._stretch.look()
+        self.begin_step()
+        self._enter_lane()
+        self._stretch.count_own(start_s, steps=0)
+
+    def _enter_lane(self) -> None:
+        self._lane.enter(0 if self._rows.net is None or self._telling.joined else self._stretch.unasked())
 
     def _ways(self) -> tuple[Telling, Lane]:
         """How steps are told, and how they go where nothing is asked."""
@@ -200,8 +211,8 @@ class Watch:
         late = Late.of(self.model, self._guard, stops=self._faults.on_fault != "note", **how)
         given = self.control, self._guard, self.optimizer
         if late is None:
-            return AtOnce(self._guard, **how), Lane(*given, asked=self.begin_step)
-        return late, LateLane(*given, asked=self.begin_step, late=late)
+            return AtOnce(self._guard, **how), Lane(*given, over=self._lane_over)
+        return late, LateLane(*given, over=self._lane_over, late=late)
 
     def begin_step(self) -> None:
         """Before the first forward pass; `step` does it before the others. Raises `StopRun`."""
@@ -211,7 +222,7 @@ class Watch:
             if curving.due(self.next_step, paced=paced):
                 self._curve(curving, paid=not paced)
                 self._stretch.forget()
-        if self._net is not None:
+        if self._rows.net is not None:
             if self._segment != self.control.segment:
                 self._segment = self.control.segment
                 self._updates.forget()
@@ -243,8 +254,9 @@ class Watch:
 
     def _reader(self) -> Callable[[Sample, dict[str, float]], None]:
         """What tells a reading of the update under way."""
+        self._rows.tell()
         control = self.control
-        place = ReadingPlace(segment=control.segment, step=control.step, net=self._net, names=self._rows)
+        place = ReadingPlace(segment=control.segment, step=control.step, structure=self._rows.structure)
 
         def tell(sample: Sample, rare: dict[str, float]) -> None:
             place.write(control.link, sample, rare, cost=self._sampler.cost)
@@ -267,31 +279,24 @@ class Watch:
     def _instruments(self) -> Measuring:
         """The instruments of the net as it stands."""
         self._begin()
-        if self._measuring is None or self._version != self.control.steering.version:
-            self._version = self.control.steering.version
-            self._net = structure(self.model, order=self._order.names or None, only=self._rows)
-            self._measuring = Measuring(self._net, list(self.model.parameters()))
-        return self._measuring
+        return self._rows.instruments()
 
     def _begin(self) -> None:
         """The layers are known: lay out the ring and tell of the run, once. Raises `RuntimeError`."""
-        if self._net is not None:
+        if self._rows.net is not None:
             return
         self._order.stop()
         self.control.steering.heard()
-        self._net = structure(self.model, order=self._order.names or None)
-        watched = self._net.layers
-        self._rows = tuple(w.layer.name for w in watched)
-        self._guard.layers = watched
+        self._rows.begin()
         link = self.control.link
         if link is not None:
             try:
-                link.make_ring(len(watched))
+                link.make_ring(self._rows.room)
             except OSError as error:
                 raise RuntimeError(f"no room for the run's shared memory in {link.launch.path}: {error}") from error
             about = self._about or about_foreign(self.name, self.model, self.optimizer)
-            layers = tuple(w.layer for w in watched)
-            link.tell(started(about, link.launch.run, self.model, layers, self.control.steering.states()))
+            states = self.control.steering.states()
+            link.tell(started(about, link.launch.run, self.model, self._rows.layers, states))
             self.control.state("running")
             self.control.memory = Memory(next((p.device for p in self.model.parameters()), torch.device("cpu")))
 

@@ -15,7 +15,7 @@ from tui_descent.dashboard import ink
 from tui_descent.dashboard.bridge import Bridge
 from tui_descent.dashboard.dialogs.dialog import Dialog
 from tui_descent.dashboard.figures import count, scientific
-from tui_descent.dashboard.panels.names import target_of
+from tui_descent.dashboard.panels.names import moved, target_of
 from tui_descent.dashboard.plain import plain
 from tui_descent.protocol.events import LayerStatus
 
@@ -59,6 +59,7 @@ class LayerDialog(Dialog[None]):
     def __init__(self, bridge: Bridge, layer: int) -> None:
         super().__init__()
         self._bridge, self._layer = bridge, layer
+        self._layers = bridge.history.layers
 
     def compose(self) -> ComposeResult:
         """A table."""
@@ -74,17 +75,18 @@ class LayerDialog(Dialog[None]):
 
     def action_go(self, up: int) -> None:
         """The next layer towards the output, or back."""
-        started = self._bridge.history.started
-        if started is not None:
-            self._layer = min(max(self._layer + up, 0), len(started.layers) - 1)
-            self._refresh()
+        self._layer = min(max(self._layer + up, 0), len(self._layers) - 1)
+        self._refresh()
 
     def _refresh(self) -> None:
         history = self._bridge.history
-        if history.started is None or self._layer >= len(history.started.layers):
-            self.dismiss(None)
-            return
-        layer, readings = history.started.layers[self._layer], history.readings
+        if history.layers is not self._layers:
+            here = moved(self._layer, self._layers, history.layers)
+            if here is None:
+                self.dismiss(None)
+                return
+            self._layer, self._layers = here, history.layers
+        layer, readings = self._layers[self._layer], history.readings
         box = self.query_one(VerticalScroll)
         box.border_title = plain(layer.name, 60).replace("[", "(")
         table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style=ink.DIM)

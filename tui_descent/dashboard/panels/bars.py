@@ -12,7 +12,7 @@ from textual.strip import Strip
 from tui_descent.dashboard import ink
 from tui_descent.dashboard.figures import count, scientific
 from tui_descent.dashboard.panels.line import Line
-from tui_descent.dashboard.panels.names import labels
+from tui_descent.dashboard.panels.names import is_norm, labels
 from tui_descent.dashboard.panels.strips import Panel, empty
 from tui_descent.dashboard.panels.view import View
 
@@ -51,21 +51,31 @@ class BarsPanel(Panel):
 
 
 def rows_of(view: View, height: int) -> list[int]:
-    """The layers to show, output first: all, or evenly spread ones, or those around the selected one."""
+    """The layers to show, output first: all, or those around the selected one, or evenly spread ones, norms last."""
     many = len(view.layers)
     upward = list(range(many - 1, -1, -1))
     if many <= height:
         return upward
     if view.selected is None:
-        return [upward[n * (many - 1) // max(1, height - 1)] for n in range(height)]
+        norms = [n for n in upward if is_norm(view.layers[n])]
+        shown = _spread([n for n in upward if not is_norm(view.layers[n])], height)
+        return sorted(shown + _spread(norms, height - len(shown)), reverse=True)
     top = min(max(0, many - 1 - view.selected - height // 2), many - height)
     return upward[top : top + height]
+
+
+def _spread(layers: list[int], room: int) -> list[int]:
+    """All of them, or as many as there is room for, from the first to the last."""
+    if len(layers) <= room:
+        return layers
+    return [layers[n * (len(layers) - 1) // max(1, room - 1)] for n in range(room)]
 
 
 def place_of(view: View) -> object:
     """Which reading is the newest, and how it is told: what bars depend on."""
     readings = view.history.readings
-    return view.history, (readings.segment, readings.step) if readings else None, moment(view)
+    newest = (readings.segment, readings.step, readings.structure) if readings else None
+    return view.history, newest, moment(view)
 
 
 def moment(view: View) -> str:

@@ -74,11 +74,11 @@ def _unread(view: View, found: Diagnosed) -> str:
 
 
 def _flow(view: View) -> Words:
-    started, readings = view.history.started, view.history.readings
-    ratio = first_to_last_grad(started, readings) if started and readings else None
-    if started is None or ratio is None:
+    readings = view.history.readings
+    ratio = first_to_last_grad(view.layers, readings) if readings else None
+    if ratio is None:
         return "", ink.DIM, "", ink.DIM
-    blocks = [layer for layer in started.layers if layer.block is not None]
+    blocks = [layer for layer in view.layers if layer.block is not None]
     first, last = (plain(target_of(layer) or layer.name, 40) for layer in (blocks[0], blocks[-1]))
     text = f"{first} gets {scientific(ratio)} of {last}'s gradient"
     if ratio < FADES:

@@ -10,7 +10,7 @@ from tui_descent.dashboard.panels.bars import BarsPanel, bar_line, log_of, momen
 from tui_descent.dashboard.panels.line import Line
 from tui_descent.dashboard.panels.scale import Scale
 from tui_descent.dashboard.panels.view import View
-from tui_descent.telemetry.history import LOG_FLOOR
+from tui_descent.telemetry.layers import LOG_FLOOR
 
 
 class GradientsPanel(BarsPanel):
@@ -20,6 +20,7 @@ class GradientsPanel(BarsPanel):
     about = (
         "‖∂L/∂W‖, the L2 norm of the gradient of each layer's weights at the newest reading, on a scale of decades "
         "that only ever widens. Bars of one length: every layer learns. Bars shrinking downwards: it vanishes. "
+        "Where not all fit, norms are left out first; arrows go to every layer. "
         "All as the optimizer receives them; while clip is on, ‖g‖ tells the whole net's norm before → after it."
     )
 

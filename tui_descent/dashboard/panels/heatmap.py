@@ -12,12 +12,12 @@ from textual.strip import Strip
 from tui_descent.dashboard import ink
 from tui_descent.dashboard.figures import decade
 from tui_descent.dashboard.panels.line import Line
-from tui_descent.dashboard.panels.names import labels
+from tui_descent.dashboard.panels.names import is_norm, labels
 from tui_descent.dashboard.panels.scale import Scale
 from tui_descent.dashboard.panels.strips import Panel, empty
 from tui_descent.dashboard.panels.timeline import Columns, Timeline, gutter, marks
 from tui_descent.dashboard.panels.view import View
-from tui_descent.telemetry.history import LOG_FLOOR
+from tui_descent.telemetry.layers import LOG_FLOOR
 
 Levels = tuple[int | None, ...]
 
@@ -39,7 +39,7 @@ class HeatmapPanel(Panel):
         self._levels: dict[tuple[object, ...], Levels] = {}
 
     def cares(self, view: View) -> object:
-        """A new reading or another axis; not each step."""
+        """A new reading, other layers or another axis; not each step."""
         readings = view.history.readings
         statuses = tuple(readings.statuses) if readings else ()
         width = self.content_size.width
@@ -48,7 +48,8 @@ class HeatmapPanel(Panel):
         newest = (readings.segment, readings.step // max(1, timeline.width // 4)) if readings else None
         interventions = (len(view.history.interventions), len(view.history.marks), view.history.state.state)
         column = (timeline.width, timeline.first, timeline.last_step // timeline.width)
-        return view.history, newest, statuses, column, view.selected, view.recent, interventions, view.connected
+        layers = view.history.structure
+        return view.history, layers, newest, statuses, column, view.selected, view.recent, interventions, view.connected
 
     def heading(self, view: View) -> tuple[str, str]:
         """What and which way round above, the scale below."""
@@ -57,12 +58,12 @@ class HeatmapPanel(Panel):
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
         """One strip a text row."""
-        pyramid = view.history.grads.get(view.history.segment)
-        if not pyramid or not view.layers or pyramid.channels != len(view.layers):
+        grads = view.history.grads.get(view.history.segment)
+        if not grads or not view.layers:
             return empty(view, width, height, "reading")
         left = gutter(view, width)
         timeline = Timeline.of(view.history, width - left, recent=view.recent)
-        bins = self._columns.read(pyramid, timeline.width, timeline.first_step, timeline.last_step)
+        bins = self._columns.read(grads, timeline.width, timeline.first_step, timeline.last_step)
         self._scale.follow(view.history)
         for _, values in bins:
             self._scale.cover(values, LOG_FLOOR)
@@ -132,11 +133,12 @@ def row_names(view: View, height: int, width: int) -> list[tuple[str, bool]]:
     names = labels(view.layers, width)
     count = len(names)
     rows = [("", view.selected in layers_of_row(y, height, count)) for y in range(height)]
-    # Ends and selection first; then as many as stand apart.
+    # Ends and selection first; then as many as stand apart, norms last.
     ends = [n for n in (view.selected, count - 1, 0) if n is not None and n < count]
+    others = sorted(range(count - 2, 0, -1), key=lambda n: is_norm(view.layers[n]))
     gap = 1 if count >= height else 0
     taken: set[int] = set()
-    for layer in dict.fromkeys([*ends, *range(count - 2, 0, -1)]):
+    for layer in dict.fromkeys([*ends, *others]):
         y = (2 * (count - 1 - layer) + 1) * height // (2 * count)
         if not taken.intersection(range(y - gap, y + gap + 1)):
             taken.add(y)

@@ -23,8 +23,14 @@ class StoryPanel(Panel):
     about = "The scenario's title and story, and the run's size, device, versions and the memory it takes."
 
     def cares(self, view: View) -> object:
-        """All but the device's readings is told once."""
-        return view.history.started, view.history.device, view.connected, view.history.state.state
+        """All but the layers and the device's readings is told once."""
+        return (
+            view.history.started,
+            view.history.structure,
+            view.history.device,
+            view.connected,
+            view.history.state.state,
+        )
 
     def heading(self, view: View) -> tuple[str, str]:
         """A fixed title; the scenario's own stands inside."""
@@ -38,7 +44,7 @@ class StoryPanel(Panel):
         scenario: dict[str, Any] = started.scenario or {}
         rows = [Line().put(plain(started.title, 200), ink.BRIGHT).strip(width)]
         facts = [
-            f"{count(started.parameters)} parameters in {len(started.layers)} layers",
+            f"{count(view.history.parameters)} parameters in {len(view.layers)} layers",
             f"{plain(started.device, 20)}, {started.threads} threads"
             if started.threads > 1
             else plain(started.device, 20),

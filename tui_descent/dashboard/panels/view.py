@@ -28,8 +28,8 @@ class View:
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """The run's layers in forward order; none before it has started."""
-        return self.history.started.layers if self.history.started else ()
+        """The net's layers now, in forward order; none before it exists."""
+        return self.history.layers
 
     def idle(self, layer: int) -> str:
         """`frozen` or `unused` where the newest reading says that a layer got no gradient; empty where it learns."""

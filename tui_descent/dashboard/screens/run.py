@@ -25,7 +25,7 @@ from tui_descent.dashboard.panels.gradients import GradientsPanel
 from tui_descent.dashboard.panels.heatmap import HeatmapPanel
 from tui_descent.dashboard.panels.loss import LossPanel
 from tui_descent.dashboard.panels.lowest import LowestPanel
-from tui_descent.dashboard.panels.names import target_of
+from tui_descent.dashboard.panels.names import moved, target_of
 from tui_descent.dashboard.panels.sharpness import SharpnessPanel
 from tui_descent.dashboard.panels.status import StatusPanel
 from tui_descent.dashboard.panels.story import StoryPanel
@@ -54,6 +54,7 @@ class RunScreen(Screen[None]):
         self.look = View(history=bridge.history, name=name)
         self._log_path = log_path
         self._drawn: object = None
+        self._layers = bridge.history.layers  # that the selection is among
         self._curious = False  # whether the run was asked for its curvature
         self.add_class("view-overview")
 
@@ -83,6 +84,7 @@ class RunScreen(Screen[None]):
     def draw(self) -> None:
         """One frame, if anything is new since the last one."""
         self._ask_for_curvature()
+        self._follow_layers()
         key = (self.bridge.revision, self.look)
         if key == self._drawn:
             return
@@ -95,10 +97,15 @@ class RunScreen(Screen[None]):
             connected=bridge.connected,
             trouble=self._trouble(),
         )
-        if self.look.selected is not None and self.look.selected >= len(self.look.layers) > 0:
-            self.look = replace(self.look, selected=None)
         up_to_date = [panel.show(self.look) for panel in self.query(Panel)]
         self._drawn = (self.bridge.revision, self.look) if all(up_to_date) else None
+
+    def _follow_layers(self) -> None:
+        """The selected layer stays the one it is when others come or go."""
+        history = self.bridge.history
+        if history.layers is not self._layers:
+            selected = moved(self.look.selected, self._layers, history.layers)
+            self.look, self._layers = replace(self.look, history=history, selected=selected), history.layers
 
     def _ask_for_curvature(self) -> None:
         """It is read while its view is open, and only then: it costs the trainer more than all the rest."""
@@ -128,6 +135,7 @@ class RunScreen(Screen[None]):
 
     def action_press(self, place: int, pressed: str) -> None:
         """A key of the table."""
+        self._follow_layers()
         actions.press(self, place, pressed)
 
     # What keys ask for.

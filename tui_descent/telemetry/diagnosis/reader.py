@@ -25,23 +25,32 @@ class Diagnosis:
     def __init__(self, layers: Sequence[Layer], *, knobs: Collection[str], situation: Situation | None = None) -> None:
         self.situation = situation or Situation()
         self.outcome: Outcome | None = None
-        self._layers, self._knobs = tuple(layers), frozenset(knobs)
+        self._knobs = frozenset(knobs)
         # Measured on a transformer: weights from He's or Xavier's init, embedding and all, make it worse.
         self._harmful = frozenset({"init"} if any(layer.kind == "Embedding" for layer in layers) else ())
         self._run_first: float | None = None
-        self._gauge = Gauge(layers)
-        self._rows = self._gauge.rows
         self._predicted: Name | None = None
         self._begin(0)
+        self.relayered(layers, 0)
+
+    def relayered(self, layers: Sequence[Layer], structure: int) -> None:
+        """The net has these layers from now on; only readings with this number are of them."""
+        self._layers, self._structure = tuple(layers), structure
+        self._gauge = Gauge(self._layers)
+        self._rows = self._gauge.rows
+        self._forget_readings()
 
     def _begin(self, step: int) -> None:
         self._from, self._seen = step, 0
         self._firsts: list[float] = []
         self._losses: deque[float] = deque(maxlen=LONG)
         self._broke_at: int | None = None
+        self._curvature: Curvature | None = None
+        self._forget_readings()
+
+    def _forget_readings(self) -> None:
         self._first: ReadingsTaken | None = None
         self._readings: deque[ReadingsTaken] = deque(maxlen=WINDOW)
-        self._curvature: Curvature | None = None
 
     def stepped(self, step: int, loss: float) -> None:
         """The loss that update `step` was computed from; NaN and infinities too."""
@@ -60,7 +69,7 @@ class Diagnosis:
 
     def read(self, reading: ReadingsTaken) -> None:
         """The readings of one step, of every one or now and then; those from before an intervention do not count."""
-        if reading.step >= self._from:
+        if reading.step >= self._from and reading.structure == self._structure:
             self._first = self._first or reading
             self._readings.append(reading)
             while self._readings[0].step <= reading.step - WINDOW:

@@ -1,0 +1,353 @@
+"""Layers that come and go in mid-run, as everybody knows them who reads events: past, lines, claims, diagnosis."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from typing import Any
+
+import msgspec
+import pytest
+
+from tui_descent.keeper.diagnosing import Diagnosing
+from tui_descent.protocol.codec import HEADER, MAX_TO_VIEWER, decode, frame, to_viewer
+from tui_descent.protocol.events import (
+    AnyEvent,
+    Diagnosed,
+    HistorySent,
+    Layer,
+    LayersChanged,
+    ReadingsTaken,
+    Rewound,
+    RunStarted,
+    StepsCompleted,
+)
+from tui_descent.scenario.claims import Transcript
+from tui_descent.telemetry.history import History
+from tui_descent.telemetry.jsonl import JsonLines
+from tui_descent.telemetry.layers import Gradients, log_magnitude
+
+DEPTH = 4
+LINEAR = tuple(Layer(name=f"blocks.{n}.linear", kind="Linear", params=1056, block=n) for n in range(DEPTH))
+NORMS = tuple(Layer(name=f"blocks.{n}.norm", kind="LayerNorm", params=64, block=n) for n in range(DEPTH))
+PLAIN = LINEAR
+PRE = tuple(layer for pair in zip(NORMS, LINEAR, strict=True) for layer in pair)
+POST = tuple(layer for pair in zip(LINEAR, NORMS, strict=True) for layer in pair)
+ONE = (LINEAR[0], NORMS[1], *LINEAR[1:])
+STARTED = RunStarted(
+    run="r", title="t", name="n", scenario=None, device="cpu", threads=1, parameters=4224, layers=PLAIN, knobs=()
+)
+
+
+def changed(structure: int, step: int, layers: tuple[Layer, ...], *, segment: int = 0) -> LayersChanged:
+    parameters = sum(layer.params for layer in layers)
+    return LayersChanged(segment=segment, step=step, structure=structure, parameters=parameters, layers=layers)
+
+
+def reading(step: int, layers: tuple[Layer, ...], structure: int, *, segment: int = 0) -> ReadingsTaken:
+    """Every number tells whose it is and of when."""
+    rms: list[float | None] = [value_of(layer, step) for layer in layers]
+    return ReadingsTaken(
+        segment=segment,
+        step=step,
+        values={
+            "grad_rms": rms,
+            "update_ratio": [v if n.kind == "Linear" else None for v, n in zip(rms, layers, strict=True)],
+        },
+        ages=[n for n, _ in enumerate(layers)],
+        statuses=["frozen" if layer.block == 1 else "used" for layer in layers],
+        global_grad_norm=1.0,
+        watch_cost=0.0,
+        structure=structure,
+    )
+
+
+def value_of(layer: Layer, step: int) -> float:
+    return 10.0 ** ((layer.block or 0) % 30 - 5 * (layer.kind == "LayerNorm")) * (1 + step / 1000)
+
+
+def rewound(start: tuple[int, int], to: tuple[int, int], segment: int, *, back: bool) -> Rewound:
+    return Rewound(
+        from_segment=start[0],
+        from_step=start[1],
+        to_segment=to[0],
+        to_step=to[1],
+        segment=segment,
+        step=to[1],
+        what="norm",
+        back=back,
+    )
+
+
+def steps(first: int, last: int, *, segment: int = 0) -> StepsCompleted:
+    count = last - first
+    return StepsCompleted(segment=segment, first=first, losses=[2.3] * count, lrs=[0.1] * count, times_s=[0.0] * count)
+
+
+def fed(*events: AnyEvent) -> History:
+    history = History()
+    for event in events:
+        history.apply(event)
+    return history
+
+
+def travelled(history: History) -> History:
+    sent = decode(to_viewer, frame(history.send())[HEADER.size :])
+    assert isinstance(sent, HistorySent)
+    return History.receive(sent)
+
+
+def rows(history: History) -> dict[str, dict[int, float]]:
+    """Of each layer that there is now, its known gradients by step, as a panel reads them."""
+    grads = history.grads[history.segment]
+    found: dict[str, dict[int, float]] = {layer.name: {} for layer in history.layers}
+    for step, values in grads.window(1, 0, 10_000):
+        for layer, value in zip(history.layers, values, strict=True):
+            if not math.isnan(value):
+                found[layer.name][step] = value
+    return found
+
+
+def wanted(layers: tuple[Layer, ...], known: dict[str, range]) -> dict[str, dict[int, float]]:
+    return {
+        layer.name: {step: log_magnitude(value_of(layer, step)) for step in known.get(layer.kind, range(0))}
+        for layer in layers
+    }
+
+
+def turned_on() -> History:
+    """Readings of steps 0 to 9 without norms, of 10 to 19 with them."""
+    history = fed(STARTED, *(reading(n, PLAIN, 0) for n in range(10)), steps(0, 10), changed(1, 10, PRE))
+    for event in (*(reading(n, PRE, 1) for n in range(10, 20)), steps(10, 20)):
+        history.apply(event)
+    return history
+
+
+def test_a_norm_has_its_row_in_its_place_from_its_first_reading_on() -> None:
+    history = turned_on()
+    assert history.layers == PRE
+    assert history.parameters == 4224 + 256
+    assert rows(history) == wanted(PRE, {"Linear": range(20), "LayerNorm": range(10, 20)})
+
+
+def test_between_the_surgery_and_its_first_reading_the_layers_that_stay_keep_their_numbers() -> None:
+    history = fed(STARTED, reading(3, PLAIN, 0), changed(1, 10, PRE))
+    kept, old = history.readings, reading(3, PLAIN, 0)
+    assert kept is not None
+    assert kept.values["grad_rms"] == [v for rms in old.values["grad_rms"] for v in (None, rms)]
+    assert kept.ages == [0, 0, 0, 1, 0, 2, 0, 3]
+    assert kept.statuses == ["used", "used", "used", "frozen", "used", "used", "used", "used"]
+    assert (kept.structure, kept.step) == (1, 3)
+    history.apply(changed(2, 11, PLAIN))
+    assert history.readings == msgspec.structs.replace(old, structure=2)
+
+
+def test_taken_out_it_is_gone_and_put_in_again_its_past_is_there() -> None:
+    history = turned_on()
+    history.apply(changed(2, 20, PLAIN))
+    history.apply(reading(20, PLAIN, 2))
+    assert rows(history) == wanted(PLAIN, {"Linear": range(21)})
+    history.apply(changed(3, 21, POST))
+    history.apply(reading(21, POST, 3))
+    found = rows(history)
+    assert list(found) == [layer.name for layer in POST]
+    assert list(found["blocks.2.linear"]) == list(range(22))
+    assert list(found["blocks.2.norm"]) == [*range(10, 20), 21]
+
+
+def test_undone_its_rows_go_and_redone_they_are_back_with_their_past() -> None:
+    history = turned_on()
+    history.apply(rewound((0, 20), (0, 10), 1, back=True))
+    history.apply(changed(2, 10, PLAIN, segment=1))
+    assert rows(history) == wanted(PLAIN, {"Linear": range(10)})
+    for n in range(10, 13):
+        history.apply(reading(n, PLAIN, 2, segment=1))
+    assert rows(history) == wanted(PLAIN, {"Linear": range(13)})
+    there = travelled(history)
+    for side in (history, there):
+        side.apply(rewound((1, 13), (0, 20), 2, back=False))
+        side.apply(changed(3, 20, PRE, segment=2))
+        side.apply(reading(20, PRE, 3, segment=2))
+        assert rows(side) == wanted(PRE, {"Linear": range(21), "LayerNorm": range(10, 21)})
+
+
+def test_an_undo_of_taking_it_out_brings_its_past_back_whole() -> None:
+    history = turned_on()
+    history.apply(changed(2, 20, PLAIN))
+    for n in range(20, 25):
+        history.apply(reading(n, PLAIN, 2))
+    history.apply(rewound((0, 25), (0, 20), 1, back=True))
+    history.apply(changed(3, 20, PRE, segment=1))
+    assert rows(history) == wanted(PRE, {"Linear": range(20), "LayerNorm": range(10, 20)})
+
+
+def test_right_behind_a_step_back_the_rows_are_those_of_the_layers_that_were_told_last() -> None:
+    """A frame may be drawn between two events."""
+    history = turned_on()
+    history.apply(rewound((0, 20), (0, 10), 1, back=True))
+    assert list(rows(history)) == [layer.name for layer in PRE]
+    history.apply(changed(2, 10, PLAIN, segment=1))
+    history.apply(rewound((1, 10), (0, 20), 2, back=False))
+    assert rows(history) == wanted(PLAIN, {"Linear": range(20)})
+
+
+@pytest.mark.parametrize("structure", [0, 2])
+def test_a_reading_of_layers_that_were_never_told_is_no_ones(structure: int) -> None:
+    """Moved from before the Linear to behind it, norms are as many as before."""
+    history = turned_on()
+    before = rows(history)
+    history.apply(reading(20, POST, structure))
+    assert rows(history) == before
+    assert history.readings == reading(19, PRE, 1)
+    history.apply(reading(21, PRE, 1))
+    assert 21 in rows(history)["blocks.0.norm"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_it_travels_at_any_moment_and_goes_on_alike(seed: int) -> None:
+    draw = random.Random(seed)
+    layers, structure, segment, step = PLAIN, 0, 0, 0
+    known: dict[str, dict[int, float]] = {}
+    history = fed(STARTED)
+    for _ in range(draw.randrange(1, 60)):
+        kind = draw.randrange(6)
+        if kind < 4:
+            history.apply(reading(step, layers, structure, segment=segment))
+            for layer in layers:
+                known.setdefault(layer.name, {})[step] = log_magnitude(value_of(layer, step))
+            history.apply(steps(step, step + 1, segment=segment))
+            step += 1
+        elif kind == 4:
+            layers, structure = (
+                draw.choice([other for other in (PLAIN, PRE, POST, ONE) if other != layers]),
+                structure + 1,
+            )
+            history.apply(changed(structure, step, layers, segment=segment))
+        elif step:
+            to = draw.randrange(1, step + 1)
+            history.apply(rewound((segment, step), (segment, to), segment + 1, back=True))
+            segment, step = segment + 1, to
+            known = {name: {n: v for n, v in row.items() if n < to} for name, row in known.items()}
+            if draw.random() < 0.5:
+                layers, structure = draw.choice((PLAIN, PRE)), structure + 1
+                history.apply(changed(structure, step, layers, segment=segment))
+        if draw.random() < 0.2:
+            history = travelled(history)
+    if segment in history.grads:
+        assert rows(history) == {layer.name: known.get(layer.name, {}) for layer in layers}
+    there = travelled(history)
+    assert (there.layers, there.structure, there.parameters) == (history.layers, history.structure, history.parameters)
+    assert there.readings == history.readings
+
+
+def test_names_that_never_come_back_are_not_kept_for_ever() -> None:
+    grads = Gradients([layer.name for layer in PLAIN])
+    for n in range(50):
+        grads.add(n, [1.0] * len(grads.names[: grads.shown]))
+        grads = grads.of([Layer(name=f"{n}.{k}", kind="Linear", params=1) for k in range(3)])
+    assert len(grads.names) == 6
+    assert grads.shown == 3
+
+
+def test_two_layers_of_one_name_do_no_harm() -> None:
+    twice = (*PLAIN, PLAIN[0])
+    history = fed(STARTED, reading(0, PLAIN, 0), changed(1, 1, twice), reading(1, twice, 1), changed(2, 2, PLAIN))
+    history.apply(reading(2, PLAIN, 2))
+    assert list(rows(travelled(history))["blocks.3.linear"]) == [0, 1, 2]
+
+
+def test_of_a_thousand_layers_and_as_many_norms_the_history_is_no_larger() -> None:
+    linear = tuple(Layer(name=f"blocks.{n}.linear", kind="Linear", params=2, block=n) for n in range(1000))
+    norms = tuple(Layer(name=f"blocks.{n}.norm", kind="LayerNorm", params=1, block=n) for n in range(1000))
+    both = tuple(layer for pair in zip(norms, linear, strict=True) for layer in pair)
+
+    def sized(history: History, layers: tuple[Layer, ...], structure: int, first: int) -> int:
+        for step in range(first, first + 400):
+            history.apply(reading(step * 64, layers, structure))
+        return history.grads[0].nbytes()
+
+    history = fed(msgspec.structs.replace(STARTED, layers=linear))
+    plain = sized(history, linear, 0, 0)
+    history.apply(changed(1, 400 * 64, both))
+    assert history.grads[0].nbytes() <= 1.1 * plain
+    assert sized(history, both, 1, 400) <= 1.3 * plain
+    history.apply(changed(2, 800 * 64, linear))
+    assert len(frame(history.send())) * 3 < MAX_TO_VIEWER
+
+
+# Lines.
+
+
+def lines(*events: AnyEvent) -> list[dict[str, Any]]:
+    printer = JsonLines()
+    return [json.loads(line) for event in events for line in printer.lines(event)]
+
+
+def test_as_json_lines_a_change_tells_all_layers_and_readings_follow_it() -> None:
+    told = lines(STARTED, reading(0, PLAIN, 0), changed(1, 10, PRE), reading(10, PRE, 1), reading(11, POST, 5))
+    assert told[2] == {
+        "event": "layers",
+        "segment": 0,
+        "step": 10,
+        "structure": 1,
+        "parameters": 4480,
+        "layers": [{"name": la.name, "kind": la.kind, "params": la.params, "block": la.block} for la in PRE],
+    }
+    assert [row["name"] for row in told[1]["layers"]] == [layer.name for layer in PLAIN]
+    assert [row["name"] for row in told[3]["layers"]] == [layer.name for layer in PRE]
+    assert told[3]["layers"][4]["grad_rms"] == value_of(NORMS[2], 10)
+    assert "update_ratio" not in told[3]["layers"][4]
+    assert told[1]["first_to_last_grad"] == pytest.approx(1e-3)
+    assert told[3]["first_to_last_grad"] == pytest.approx(1e-3)
+    assert told[4]["layers"] == []
+    assert "first_to_last_grad" not in told[4]
+
+
+def test_a_claim_about_the_first_and_last_block_is_about_their_matrices_before_and_after() -> None:
+    transcript = Transcript(
+        [STARTED, reading(0, PLAIN, 0), changed(1, 10, PRE), reading(10, PRE, 1), reading(11, POST, 5)]
+    )
+    for at in (0, 10):
+        assert transcript.metric("first_to_last_grad", at) == pytest.approx(1e-3)
+    assert transcript.metric("first_to_last_grad", 11) is None
+    assert transcript.metric("update_ratio", 10) == pytest.approx(value_of(LINEAR[2], 10))
+
+
+# The diagnosis.
+
+
+def test_the_diagnosis_reads_the_matrices_of_the_net_as_it_stands() -> None:
+    """Their gradient fades; by their old places it would read a norm's and a middle block's."""
+
+    def found(told: list[AnyEvent]) -> Diagnosed:
+        diagnosing = Diagnosing()
+        said = [said for event in told for said in diagnosing.hear(event)]
+        diagnosed = [event for event in said if isinstance(event, Diagnosed)]
+        return diagnosed[-1]
+
+    def run(layers: tuple[Layer, ...], structure: int) -> list[AnyEvent]:
+        told: list[AnyEvent] = []
+        for n in range(60):
+            read = reading(n, layers, structure)
+            factors = [1e-2 if layer.kind == "Linear" else None for layer in layers]
+            told += [
+                msgspec.structs.replace(read, values={**read.values, "backprop_factor": factors}),
+                steps(n, n + 1),
+            ]
+        return told
+
+    plain = found([STARTED, *run(PLAIN, 0)])
+    normed = found([STARTED, changed(1, 0, PRE), *run(PRE, 1)])
+    built = found([msgspec.structs.replace(STARTED, layers=PRE), *run(PRE, 0)])
+    for event in (normed, built):
+        assert event.layer == plain.layer == "blocks.0.linear"
+        assert event.evidence["first_to_last_grad"] == pytest.approx(plain.evidence["first_to_last_grad"])
+        assert event.evidence["last"] == "blocks.3.linear"
+    assert normed.evidence == built.evidence
+
+
+def test_the_diagnosis_takes_no_notice_of_a_reading_of_other_layers() -> None:
+    diagnosing = Diagnosing()
+    for event in (STARTED, changed(1, 0, PRE), reading(0, PLAIN, 0), *(steps(n, n + 1) for n in range(80))):
+        assert not list(diagnosing.hear(event))
