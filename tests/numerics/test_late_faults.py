@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tomllib
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -10,14 +11,19 @@ from typing import Any
 import pytest
 import torch
 from kept import Kept
-from nets import copy_of, digit_batches, loss_of, mlp, same, same_state
+from nets import copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
+from played import SCENARIO
 from slowly import BAD_AT, FUSED, Slow, fused, resumes, steer_into
-from torch import nn
+from torch import Tensor, nn
 
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.commands import Undo
 from tui_descent.protocol.events import NotFinite, Rewound, RunEnded, StateChanged
+from tui_descent.scenario.toml import from_table
+from tui_descent.training import loop, optimizers
+from tui_descent.training.build import Setup, build
 from tui_descent.training.past import Past
+from tui_descent.training.steering import Steering
 from tui_descent.training.watch import Watch
 
 
@@ -185,3 +191,96 @@ def test_a_step_that_raises_leaves_the_optimizers_own_flag(far: None) -> None:
                 optimizer.step()
             run.step(loss)
             assert not hasattr(optimizer, "found_inf")
+
+
+class Spoils(nn.Module):
+    """No numbers at one pass in training."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at, self.passes = at, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        self.passes += 1
+        return x * math.nan if self.passes == self.at + 1 else x
+
+
+def scenario_that_spoils(optimizer: dict[str, Any]) -> tuple[Setup, Spoils]:
+    """With a schedule and dropout; at its sixth pass there are no numbers."""
+    torch.manual_seed(0)
+    table = tomllib.loads(SCENARIO) | {"optimizer": optimizer}
+    setup = build(from_table(table, source="test"), on=torch.device("cpu"))
+    spoils = Spoils(BAD_AT)
+    setup.model = nn.Sequential(setup.model, spoils)
+    return setup, spoils
+
+
+@pytest.mark.parametrize("evaluate_every", [0, 8], ids=["", "evaluated"])
+@pytest.mark.parametrize("on_fault", ["hold", "end"])
+@pytest.mark.parametrize("optimizer", [{"name": "adam", "lr": 2e-3}, {"name": "momentum", "lr": 0.05}], ids=str)
+def test_updates_that_were_stopped_move_neither_counter_nor_schedule_of_a_scenarios_loop(
+    optimizer: Any,
+    on_fault: Any,
+    evaluate_every: int,
+    far: None,
+    slow: type[Slow],
+    kept: Kept,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(optimizers, "FUSED_ON", {"cpu"})
+    setup, spoils = scenario_that_spoils(optimizer)
+    assert setup.schedule is not None
+    resumes(kept)
+    evaluated = []
+    with Watch(
+        setup.model,
+        setup.optimizer,
+        link=kept.link,
+        steering=Steering(setup.model, setup.optimizer, setup=setup, steps=500),
+        sampler=Sampler(every=1),
+        on_fault=on_fault,
+        own_loop=True,
+        evaluate=lambda: evaluated.append(run.next_step) or (1.0, None),
+    ) as run:
+        loop.train(run, setup, steps=30, evaluate_every=evaluate_every, attended=False)
+    made = 30 if on_fault == "hold" else BAD_AT
+    passes = range(BAD_AT, BAD_AT + spoils.passes - made)  # which gave no update
+    assert run.next_step == made
+    assert setup.schedule.factor == setup.schedule.factor_at(made)
+    (fault,) = kept.events(NotFinite)
+    assert fault.step == BAD_AT
+    records = kept.steps()
+    assert [r.step for r in records] == list(range(made))
+    assert not any(r.skipped for r in records)
+    # A plain loop that makes no update at the same passes.
+    twin, _ = scenario_that_spoils(optimizer)
+    assert twin.schedule is not None
+    before: list[Tensor] = []
+    readings = iter(kept.readings())
+    for n in range(spoils.passes):
+        loss = twin.loss()
+        twin.optimizer.zero_grad()
+        loss.backward()
+        if n in passes:
+            continue
+        record, reading = records.pop(0), next(readings)
+        assert (record.loss, record.lr, reading.step) == (
+            loss.item(),
+            twin.optimizer.param_groups[0]["lr"],
+            record.step,
+        )
+        grads = [p.grad.clone() for p in twin.model.parameters() if p.grad is not None]
+        assert reading.global_grad_norm == pytest.approx(math.hypot(*(g.norm().item() for g in grads)), rel=1e-5)
+        if reading.step in (0, BAD_AT):
+            assert reading.global_cosine is None, "of the gradient before nothing is known"
+        else:
+            dot = sum(float((a * b).sum()) for a, b in zip(before, grads, strict=True))
+            sizes = (math.hypot(*(g.norm().item() for g in gs)) for gs in (before, grads))
+            assert reading.global_cosine == pytest.approx(dot / math.prod(sizes), rel=1e-4, abs=1e-5)
+        before = grads
+        twin.optimizer.step()
+        twin.schedule.step(loss)
+    assert same(copy_of(setup.model), copy_of(twin.model))
+    assert same_state(state_of(setup.optimizer), state_of(twin.optimizer))

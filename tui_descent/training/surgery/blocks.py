@@ -1,8 +1,8 @@
 """Blocks of a foreign net, and a skip around one by a `forward` of the module's own.
 
-It leaves names, `state_dict`, class and identity of every module as they are, and nothing behind when it is taken off; a
-wrapper would rename the parameters, and a hook sends each call the long way through torch's `Module.__call__`. What is
-compiled has its graph already and would not see it: refused.
+It leaves names, `state_dict`, class and identity of every module as they are, and nothing behind when it is taken off.
+A wrapper would rename the parameters, and a hook sends each call the long way through torch's `Module.__call__`. What
+is compiled has its graph already and would not see it: refused.
 """
 
 from __future__ import annotations
