@@ -1,12 +1,20 @@
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from kept import Kept
+from slowly import Slow
+from swept import Run
+
+from tui_descent.instruments import deferred
+from tui_descent.training import late, verdict
+from tui_descent.training.build import Setup
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -26,3 +34,47 @@ def kept(home: Path) -> Iterator[Kept]:
     yield kept
     kept.close()
     assert set(os.listdir("/dev/fd")) == before
+
+
+@pytest.fixture
+def begin(kept: Kept, home: Path) -> Iterator[Callable[..., Run]]:
+    runs: list[Run] = []
+    others: list[Kept] = []
+
+    def start(made: Setup, **how: Any) -> Run:
+        if runs:  # a run beside the first
+            folder = home / f"beside{len(runs)}"
+            folder.mkdir()
+            others.append(Kept(folder))
+        runs.append(Run(others[-1] if others else kept, made, **how))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        run.end()
+    for other in others:
+        other.close()
+
+
+@pytest.fixture
+def far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU's numbers are not to be looked at at once: sums are wide, as on a GPU."""
+    monkeypatch.setattr(deferred, "FAR", {"cuda", "cpu"})
+
+
+@pytest.fixture(params=[(64, 0), (7, 3), (3, 9)], ids=["at once", "soon", "further and further behind"])
+def slow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[Slow]:
+    """So many rows go together, and have come when asked for so many times."""
+    rows, asks = request.param
+    monkeypatch.setattr(verdict, "ROWS", rows)
+    monkeypatch.setattr(verdict, "SEND_AFTER_S", 0.0 if asks == 0 else math.inf)
+    monkeypatch.setattr(Slow, "asks", asks)
+    monkeypatch.setattr(late, "Arrival", Slow)
+    Slow.waited = Slow.open = Slow.most_open = 0
+    return Slow
+
+
+@pytest.fixture
+def at_hand(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Whether losses are read at once; a GPU's instruments in either case."""
+    return lambda yes: monkeypatch.setattr(late, "comes_late", lambda device: not yes)

@@ -112,11 +112,16 @@ def test_the_conv_net_is_the_formula(where: str) -> None:
     torch.testing.assert_close(net(x), h.mean(dim=(2, 3)) @ w["head.weight"].T + w["head.bias"])
 
 
-def test_norms_of_images_are_over_channels() -> None:
+def test_norms_of_images_are_over_channels_and_places() -> None:
     x = torch.randn(2, 6, 4, 4, dtype=torch.float64)
     layer, rms = ChannelNorm(6).double()(x), ChannelRMSNorm(6).double()(x)
     torch.testing.assert_close(layer, F.layer_norm(x, (6, 4, 4)))
-    torch.testing.assert_close(rms, x / (x.square().mean(dim=1, keepdim=True) + torch.finfo(torch.float64).eps).sqrt())
+    size = (x.square().mean(dim=(1, 2, 3), keepdim=True) + torch.finfo(torch.float64).eps).sqrt()
+    torch.testing.assert_close(rms, x / size)
+    gained = ChannelRMSNorm(6).double()
+    with torch.no_grad():
+        gained.weight.copy_(torch.arange(6))
+    torch.testing.assert_close(gained(x), x / size * torch.arange(6)[:, None, None])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import math
 from typing import Any
 
@@ -198,12 +200,54 @@ def test_a_skip_around_a_foreign_block_keeps_names_and_leaves_nothing_behind() -
     opening.finish()
     assert list(net.state_dict()) == names
     h = net.body[0](net.stem(x))
-    joined = h + 0.5 * net.body[1].forward(h)
+    block = net.body[1]
+    joined = h + 0.5 * block[1](block[0](h))
     assert torch.equal(net(x), net.body[3](net.body[2](joined)))
+    assert torch.equal(block(h), joined)
+    assert (type(block), repr(net)) == (nn.Sequential, tree)
     surgery.close_skip(around, steps=4).finish()
     assert torch.equal(net(x), before)
     assert repr(net) == tree
-    assert not net.body[1]._forward_hooks
+    assert "forward" not in vars(block)
+    assert not block._forward_hooks
+
+
+def test_a_copy_of_a_net_with_a_skip_has_its_own_and_a_file_of_it_can_be_read_again() -> None:
+    net = Foreign().eval()
+    x = torch.randn(5, 6)
+    surgery.open_skip(surgery.Around(net.body[1]), 0.5, steps=1).finish()
+    before = net(x)
+    file = io.BytesIO()
+    torch.save(net, file)
+    file.seek(0)
+    for twin in (copy.deepcopy(net), torch.load(file, weights_only=False)):
+        assert torch.equal(twin(x), before)
+        with torch.no_grad():
+            twin.body[1][0].weight.mul_(2)
+            h = twin.body[0](twin.stem(x))
+            joined = h + 0.5 * twin.body[1][1](twin.body[1][0](h))
+            assert torch.equal(twin(x), twin.body[3](twin.body[2](joined))), "with the copy's weights"
+        assert torch.equal(net(x), before)
+
+
+def test_hooks_on_a_foreign_block_hear_what_leaves_it_whenever_they_came() -> None:
+    block, x, heard = nn.Linear(8, 8), torch.randn(5, 8), []
+    around = surgery.Around(block)
+    for skip in (None, Skip(0.5)):
+        around.skip = skip
+        block.register_forward_hook(lambda module, args, output: heard.append(output))
+    left = block(x)
+    assert [torch.equal(output, left) for output in heard] == [True, True]
+
+
+def test_a_forward_that_the_user_has_set_is_joined_and_comes_back() -> None:
+    block, x = nn.Linear(8, 8), torch.randn(5, 8)
+    block.forward = own = lambda x: x.sin()  # type: ignore[assignment, method-assign]
+    around = surgery.Around(block)
+    around.skip = Skip(0.5)
+    assert torch.equal(block(x), x + 0.5 * x.sin())
+    around.skip = None
+    assert block.forward is own
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, as its compiler is imported
@@ -212,5 +256,7 @@ def test_a_skip_around_another_shape_and_a_compiled_net_are_refused() -> None:
     around.skip = Skip(1.0)
     with pytest.raises(ValueError, match=r"output's shape \(5, 4\) is not its input's \(5, 8\)"):
         around.module(torch.randn(5, 8))
-    with pytest.raises(ValueError, match="compiled by torch"):
+    with pytest.raises(ValueError, match=r"compiled by torch\.compile"):
         surgery.Around(torch.compile(nn.Linear(8, 8)))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"the net is compiled by torch\.jit"):
+        surgery.Around(torch.jit.script(nn.Linear(8, 8)))

@@ -140,6 +140,11 @@ class Control:
             self._steps_left -= 1
             self._paused = self._steps_left <= 0
 
+    def uncount(self, updates: int) -> None:
+        """The last ones were none, as a GPU tells only now: its counter and schedule stand where they stood before."""
+        self.step -= updates
+        self.steering.move_back(updates)
+
     def between(self) -> None:
         """Everything due before the next update, in the order that makes it repeatable. Raises `StopRun`."""
         self.stood = False

@@ -52,7 +52,8 @@ class Late:
     """Of one run, in order. `told(place, loss, skipped)` is what is done with a step whose loss has come.
 
     `fault` is handed what is no number, found at `next_step`; with `stops` the run is then held or ended, and updates
-    of a fused optimizer are no-ops on the device from the bad one on until `fault` has returned.
+    of a fused optimizer are no-ops on the device from the bad one on until `fault` has returned. With `uncount` these
+    are no steps: it is called with their number before `fault`, and none of them is told; else each is, as skipped.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Late:
         fault: Callable[[Fault], object],
         next_step: Callable[[], int],
         stops: bool,
+        uncount: Callable[[int], object] | None = None,
     ) -> None:
         self._set_off: Callable[[Sequence[torch.Tensor]], Arrival] = Arrival
         self._verdicts = Verdicts(device, self._set_off)
@@ -72,6 +74,8 @@ class Late:
         self._fault = fault
         self._next_step = next_step
         self._stops = stops
+        self._uncount = uncount
+        self._held_back = 0  # updates that the device did not make, and that are to be uncounted
         self._waiting: deque[_Step | _Reading] = deque()
         self._rows: deque[Row] = deque()
         self._handed = False
@@ -180,6 +184,7 @@ class Late:
             self._found = None
             with suppress(RuntimeError):  # a device that has failed has nothing to tell any more
                 self._drain()
+            self._put_back()
             return error
         try:
             self.settle()
@@ -220,7 +225,10 @@ class Late:
         self._skipped = not item.made or overflow or held_back
         if item.place is None:
             return
-        self._told(item.place, loss, self._skipped)
+        if held_back and self._uncount is not None:
+            self._held_back += 1
+        else:
+            self._told(item.place, loss, self._skipped)
         bad_loss = item.made and not overflow and not finite(loss)
         if bad_grad or bad_loss:
             self._found = self._found or _Found(item.place.step, loss if bad_loss else None, held_back)
@@ -235,6 +243,7 @@ class Late:
             self._drain()  # the run is to stand or to end: all before and behind is told first
         found, self._found = self._found, None
         since = self._next_step() - found.step - 1
+        self._put_back()
         self._facing = True
         try:
             self._fault(self._guard.late(found.step, found.loss, since=since, stopped=found.stopped))
@@ -243,6 +252,11 @@ class Late:
             if self._stops:
                 self._stopping = False
                 self._verdicts.release()
+
+    def _put_back(self) -> None:
+        held_back, self._held_back = self._held_back, 0
+        if held_back and self._uncount is not None:
+            self._uncount(held_back)
 
 
 def comes_late(device: torch.device) -> bool:

@@ -38,6 +38,9 @@ def train(run: Watch, setup: Setup, *, steps: int, evaluate_every: int, attended
                 loss = None  # type: ignore[assignment]
                 setup.optimizer.zero_grad()
                 run.control.hold(trouble)
+        run.control.settle()
+        if run.next_step < goal:
+            continue  # a GPU tells only now that the last updates were none
         if not attended:
             return
         more = run.control.wait_at_end(steps)

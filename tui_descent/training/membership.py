@@ -36,3 +36,19 @@ def forget(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter])
     """What was remembered of parameters that are drawn anew."""
     for parameter in parameters:
         optimizer.state.pop(parameter, None)
+
+
+def even(optimizer: torch.optim.Optimizer) -> None:
+    """A fused SGD takes a group whose momentum buffers are all there or all missing: those of newcomers are zeros.
+
+    Their first update with one is the one that they would have made without.
+    """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
+    for group in optimizer.param_groups:
+        if not (group.get("fused") and group["momentum"]):
+            continue
+        lacking = [p for p in group["params"] if optimizer.state.get(p, {}).get("momentum_buffer") is None]
+        if len(lacking) < len(group["params"]):
+            for parameter in lacking:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

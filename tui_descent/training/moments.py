@@ -287,8 +287,8 @@ def _attributes(found: Any) -> Iterator[tuple[str, Any]]:
 def _stays(found: Any, name: str) -> bool:
     if name in getattr(type(found), "not_undone", ()):
         return True
-    # Instruments come and go by hooks; a LRScheduler's and an optimizer's `step` is wrapped once for all time.
-    return isinstance(found, nn.Module | torch.optim.Optimizer) and ("_hooks" in name or name == "step")
+    # Instruments come and go by hooks, a skip around a module is `Around`'s; a `step` is wrapped once for all time.
+    return isinstance(found, nn.Module | torch.optim.Optimizer) and ("_hooks" in name or name in ("step", "forward"))
 
 
 def _generators() -> dict[str, tuple[Callable[[], Any], Callable[[Any], None]]]:

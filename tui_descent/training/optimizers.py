@@ -22,6 +22,8 @@ _FLAGS = ("maximize", "foreach", "fused", "capturable", "differentiable")
 # RMSprop divides by √v, and its first v is (1 − α)·g².
 _EMPTY = {"rmsprop": ": its first steps are up to ten times its rate"}
 _ADAMS = ("adam", "adamw", "muon")
+# Where what we make is torch's fused one: of these alone a bad update can be stopped on the device, unseen by the host.
+FUSED_ON = {"cuda"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +156,8 @@ def swap(
     `lr` is the first group's new base rate, by default mapped (`map_rate`); the others keep their ratio to it, and
     where a schedule has moved a rate, its factor. Betas, momentum and weight decay stay where both have them (the
     number, not its meaning: SGD, RMSprop and Adam decay through the gradient, AdamW and Muon by themselves); flags as
-    `fused` stay where the new one has them. `model` tells Muon which matrices are hidden.
+    `foreach` stay where the new one has them, and without any it is fused on a GPU. `model` tells Muon which matrices
+    are hidden.
 
     What each remembers, ḡ being the mean gradient and v its square's mean:
 
@@ -182,7 +185,7 @@ def swap(
         made |= _options(name, was, group) | asked
         _check(made)
         groups.append(made)
-    flags = {k: old.param_groups[0][k] for k in _FLAGS if old.param_groups[0].get(k)}
+    flags = {k: v for k in _FLAGS if (v := old.param_groups[0].get(k)) or (v is False and k == "fused")}
     new = _create(name, groups, {"lr": rate.lr} | flags, model)
     for group, fresh, base in zip(old.param_groups, new.param_groups, bases, strict=True):
         # The user's own keys, names of parameters among them.
@@ -235,8 +238,17 @@ def _create(
     # Only RMSprop has no fused form and only SGD cannot be captured.
     without = {"rmsprop": "fused"}.get(name, "" if name in kinds else "capturable")
     own = {"nesterov": True, "momentum": OPTIMIZERS[name].momentum} if name == "nesterov" else {}
+    groups = list(groups)
+    own |= {"fused": True} if _can_be_fused(groups, options) else {}
     made: torch.optim.Optimizer = kind(groups, **{k: v for k, v in (own | options).items() if k != without})
     return made
+
+
+def _can_be_fused(groups: list[dict[str, Any]], options: dict[str, Any]) -> bool:
+    if options.get("foreach") or options.get("differentiable"):
+        return False  # asked for, and torch knows no two of them together
+    parameters = [p for group in groups for p in group["params"]]
+    return all(p.device.type in FUSED_ON and p.is_floating_point() for p in parameters)
 
 
 def _options(name: str, was: str, group: dict[str, Any]) -> dict[str, Any]:

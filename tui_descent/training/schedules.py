@@ -60,6 +60,13 @@ class Schedule:
         self._loss += (value - self._loss) / min(self._seen, schedules.SMOOTHED_OVER)
         self._plateau.step(self._loss)
 
+    def back(self, updates: int) -> None:
+        """As if the last ones had not been made; not for plateau, which is stepped once an update's loss is known."""
+        assert self._lambda is not None
+        at = self._lambda.last_epoch - updates
+        rates = [base * schedules.factor_of(self._terms, at) for base in base_rates(self._optimizer)]
+        self.restore(self.state() | {"last_epoch": at, "step_count": self._lambda._step_count - updates, "lrs": rates})
+
     @property
     def needs_loss(self) -> bool:
         """Whether its next rate hangs on the loss: plateau's does."""

@@ -20,6 +20,7 @@ from tui_descent.training.delegate import Delegate
 from tui_descent.training.knobs import knobs_of
 from tui_descent.training.knobs.ground import Ground, Knob, Turned
 from tui_descent.training.knobs.rate_factor import Rate
+from tui_descent.training.membership import even
 from tui_descent.training.moments import Moment
 from tui_descent.training.nets.block import Block
 from tui_descent.training.optimizers import swap
@@ -151,6 +152,8 @@ class Steering:
         whole = Whole(self.ground, moment)
         try:
             turned = knob.turn(turn)
+            for optimizer in self.ground.optimizers():
+                even(optimizer)
             if row.touches != "net" or before is None:
                 return turned
             self.ground.advance(at_once=True)
@@ -189,6 +192,13 @@ class Steering:
         setup = self.ground.setup
         if setup is not None and setup.schedule is not None:
             setup.schedule.step(loss)
+
+    def move_back(self, updates: int) -> None:
+        """The last ones were none after all, of which `moved` has been told."""
+        setup = self.ground.setup
+        if setup is not None and setup.schedule is not None and not self.needs_loss:
+            setup.schedule.back(updates)
+        self.ground.version += 1  # the gradient that the instruments remember is that of no step
 
     def told(self, loss: float) -> None:
         """An update's loss is known, before any turn that comes after the update."""

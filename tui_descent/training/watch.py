@@ -208,11 +208,17 @@ class Watch:
             "fault": self._faults.face,
             "next_step": lambda: self.control.step,
         }
-        late = Late.of(self.model, self._guard, stops=self._faults.on_fault != "note", **how)
+        uncount = self._uncount if self._own_loop else None
+        late = Late.of(self.model, self._guard, stops=self._faults.on_fault != "note", uncount=uncount, **how)
         given = self.control, self._guard, self.optimizer
         if late is None:
             return AtOnce(self._guard, **how), Lane(*given, over=self._lane_over)
         return late, LateLane(*given, over=self._lane_over, late=late)
+
+    def _uncount(self, updates: int) -> None:
+        """The last updates were none, as a GPU tells only now: what was planned and heard is of no step."""
+        self.control.uncount(updates)
+        self._updates.forget()
 
     def begin_step(self) -> None:
         """Before the first forward pass; `step` does it before the others. Raises `StopRun`."""

@@ -15,8 +15,8 @@ from tui_descent.training.nets.mlp import default_scale
 class ConvNet(nn.Module):
     """stem Conv3×3(1, W) → D blocks of activation(Conv3×3(W, W)) → mean over the places → head Linear(W, classes).
 
-    `layer` norm in it is over channels and places together (GroupNorm with one group), `rms` over the channels of a
-    place.
+    A norm in it is over channels and places together, of `layer` GroupNorm with one group (Wu & He 2018, arXiv
+    1803.08494), `rms` the same without the mean.
     """
 
     def __init__(self, spec: ConvModel, *, features: int, classes: int, generator: Generator) -> None:

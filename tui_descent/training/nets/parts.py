@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn import functional as F
 
 from tui_descent.scenario.spec import ActivationSpec, InitSpec, NormSpec
 
@@ -19,11 +20,16 @@ class ChannelNorm(nn.GroupNorm):
 
 
 class ChannelRMSNorm(nn.RMSNorm):
-    """RMSNorm for images (B, C, H, W): over the channels of each place."""
+    """RMSNorm for images (B, C, H, W): over channels and places together, as `ChannelNorm`, with a gain a channel.
+
+    Over the channels of each place it would take the size of every place away, which says where something is, and no
+    gain of a channel gives that back.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → the same shape."""
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+        assert self.weight is not None
+        return F.rms_norm(x, x.shape[1:], eps=self.eps) * self.weight[:, None, None]
 
 
 def activation(spec: ActivationSpec) -> nn.Module:
@@ -44,7 +50,7 @@ def activation(spec: ActivationSpec) -> nn.Module:
 
 
 def norm(spec: NormSpec, width: int, *, images: bool = False) -> nn.Module | None:
-    """A fresh normalisation over the last dimension, of `images` over channels, or None."""
+    """A fresh normalisation over the last dimension, of `images` over channels and places, or None."""
     if spec.name == "none":
         return None
     if images:

@@ -1,12 +1,13 @@
-"""Blocks of a foreign net, and a skip around one by a forward hook.
+"""Blocks of a foreign net, and a skip around one by a `forward` of the module's own.
 
-A hook leaves names, `state_dict` and identity of every module as they are, and nothing behind when it is taken off; a
-wrapper would rename the parameters. What is compiled has its graph already and would not see it: refused.
+It leaves names, `state_dict`, class and identity of every module as they are, and nothing behind when it is taken off.
+A wrapper would rename the parameters, and a hook sends each call the long way through torch's `Module.__call__`. What
+is compiled has its graph already and would not see it: refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,16 +21,16 @@ CONTAINERS = (nn.Sequential, nn.ModuleList)
 
 
 class Around:
-    """A foreign module as a block: setting `skip` hooks it around the module, None takes it off.
+    """A foreign module as a block: setting `skip` puts it around the module's `forward`, None takes it off.
 
-    Raises `ValueError` for a module that is compiled.
+    Raises `ValueError` for a module that is compiled or scripted.
     """
 
     def __init__(self, module: nn.Module) -> None:
         refuse_compiled(module)
         self.module = module
         self._skip: Skip | None = None
-        self._handle: RemovableHandle | None = None
+        self._own: Callable[..., Any] | None = None  # a forward that the user had set on this very module
 
     @property
     def skip(self) -> Skip | None:
@@ -38,19 +39,25 @@ class Around:
 
     @skip.setter
     def skip(self, skip: Skip | None) -> None:
-        if skip is not None and self._handle is None:
-            self._handle = self.module.register_forward_hook(self._join)
-        elif skip is None and self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        if skip is not None and self._skip is None:
+            self._own = vars(self.module).get("forward")
+            self.module.forward = self._forward
+        elif skip is None and self._skip is not None:
+            if self._own is None:
+                del self.module.forward
+            else:
+                self.module.forward = self._own
         self._skip = skip
 
-    def _join(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor:
-        assert self._skip is not None
+    def _forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        # The module's own one is looked up anew each time: one kept here would be this very one in a copy of the net.
+        module, skip = self.module, self._skip
+        assert skip is not None
+        output = type(module).forward(module, *args, **kwargs) if self._own is None else self._own(*args, **kwargs)
         x = args[0] if args else None
         if not isinstance(x, Tensor) or not isinstance(output, Tensor) or x.shape != output.shape:
             raise ValueError(f"residual around {type(module).__name__}: {_shapes(x, output)}")
-        return self._skip.join(x, output)
+        return skip.join(x, output)
 
 
 class BlockFinder:
@@ -130,10 +137,15 @@ def foreign_blocks(model: nn.Module, *sample: Any) -> tuple[dict[str, nn.Module]
 
 
 def refuse_compiled(model: nn.Module) -> None:
-    """Raises `ValueError` where torch.compile holds the net or a part of it."""
+    """Raises `ValueError` where torch.compile or TorchScript holds the net or a part of it."""
     for name, module in model.named_modules():
-        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
-            raise ValueError(f"{name or 'the net'} is compiled by torch.compile; its graph takes no more changes")
+        by = None
+        if isinstance(module, torch.jit.ScriptModule):
+            by = "torch.jit"
+        elif hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            by = "torch.compile"
+        if by is not None:
+            raise ValueError(f"{name or 'the net'} is compiled by {by}; its graph takes no more changes")
 
 
 def _children(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

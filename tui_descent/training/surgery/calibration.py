@@ -17,7 +17,7 @@ from tui_descent.training.nets.block import Block, Where
 Probe = Callable[[], tuple[Tensor, Tensor]]
 
 # A loss that has risen by no more is near enough; else up to LOOKS times so many passes bring it down.
-NEAR, PASSES_A_LOOK, LOOKS = 0.05, 5, 8
+NEAR, PASSES_A_LOOK, LOOKS = 0.05, 5, 16
 
 
 class Before:
