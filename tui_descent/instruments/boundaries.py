@@ -5,7 +5,7 @@ Tensor hooks, attached for the sampled step alone: a module's full-backward hook
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -63,7 +63,10 @@ class Boundaries:
 
     def _enter(self, n: int, module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._passes[n] += 1
-        self._listen(n, next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None))
+        first = args[0] if args else None
+        if not isinstance(first, Tensor):
+            first = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
+        self._listen(n, first)
 
     def _leave(self, module: object, args: object, output: Any) -> None:
         first = output[0] if isinstance(output, tuple) and output else output
@@ -71,10 +74,7 @@ class Boundaries:
 
     def _listen(self, n: int, tensor: Tensor | None) -> None:
         if tensor is not None and tensor.requires_grad:
-            tensor.register_hook(self._keeper_of(n))  # type: ignore[no-untyped-call]
+            tensor.register_hook(partial(self._keep, n))  # type: ignore[no-untyped-call]
 
-    def _keeper_of(self, n: int) -> Callable[[Tensor], None]:
-        def keep(grad: Tensor) -> None:
-            self._sizes[n] = size_of(grad)  # here, where it lies in the cache: kept for later it would take memory
-
-        return keep
+    def _keep(self, n: int, grad: Tensor) -> None:
+        self._sizes[n] = size_of(grad)  # here, where it lies in the cache: kept for later it would take memory

@@ -8,7 +8,7 @@ costs more than the copy, since freed memory goes back to the system and comes a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -93,42 +93,51 @@ class Groups:
                 at += len(matrix)
         return self.in_order(values)
 
-    def cosines(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> list[float]:
-        """The products of rows over their norms, in the tensors' order: right however small they are; 0 for zeros.
+    def cosines(self, a: Sequence[Tensor], b: Sequence[Tensor], of: Collection[int]) -> dict[int, float]:
+        """The products of some tensors' rows over their norms, right however small they are; none may be all zeros.
 
         Waits for the device.
         """
-        found: list[float] = []
-        for n, (x, y) in enumerate(zip(a, b, strict=True)):
-            (x, _), (y, _) = self._scaled(n, x, room="scaled"), self._scaled(n, y, room="scaled too")
-            sizes = torch.linalg.vector_norm(x, dim=1) * torch.linalg.vector_norm(y, dim=1)
-            found += (self._dot(n, x, y) / torch.where(sizes > 0, sizes, torch.ones_like(sizes))).tolist()
-        return self.in_order(found)
+        found: dict[int, float] = {}
+        for n, (x, y, members) in enumerate(zip(a, b, self._members, strict=True)):
+            which = [row for row, tensor in enumerate(members) if tensor in of]
+            if not which:
+                continue
+            x = self._over(n, x, _greatest(x), which, room="scaled")
+            y = self._over(n, y, _greatest(y), which, room="scaled too")
+            told = self._dot(n, x, y) / (torch.linalg.vector_norm(x, dim=1) * torch.linalg.vector_norm(y, dim=1))
+            found |= zip((members[row] for row in which), told.tolist(), strict=True)
+        return found
 
     def _again(self, n: int, matrix: Tensor, values: Sequence[float]) -> list[float]:
         """A group's norms, those that are not safe by squares that can neither under- nor overflow."""
         unsafe = [row for row, value in enumerate(values) if not safe((value,), matrix.shape[1])]
-        part = slice(unsafe[0], unsafe[-1] + 1)
-        # Most often an update too small for float32 weights to show: nothing but zeros.
-        if values[part] == [0.0] * len(values[part]) and not _greatest(matrix[part]).any():
-            return list(values)
-        scaled, greatest = self._scaled(n, matrix, room="scaled")
-        exact: list[float] = (torch.linalg.vector_norm(scaled, dim=1).double() * greatest.double()).tolist()
+        greatest = _greatest(matrix)
+        tops, exact = greatest.tolist(), list(values)
+        # Zeros are what they seem: of updates most often, too small for float32 weights to show.
+        which = [row for row in unsafe if 0 < tops[row] < math.inf]
+        if which:
+            scaled = self._over(n, matrix, greatest, which, room="scaled")
+            for row, size in zip(which, torch.linalg.vector_norm(scaled, dim=1).tolist(), strict=True):
+                exact[row] = size * tops[row]
         return exact
 
-    def _scaled(self, n: int, matrix: Tensor, *, room: str) -> tuple[Tensor, Tensor]:
-        """A group's rows over their greatest number, (k,): squares of these can neither under- nor overflow."""
+    def _over(self, n: int, matrix: Tensor, greatest: Tensor, which: Sequence[int], *, room: str) -> Tensor:
+        """Some of a group's rows over the greatest of their numbers: squares of these neither under- nor overflow."""
         floats = matrix.float() if matrix.dtype in (torch.float16, torch.bfloat16) else matrix
-        greatest = _greatest(floats)
-        greatest = torch.where((greatest > 0) & greatest.isfinite(), greatest, torch.ones_like(greatest))
-        return torch.div(floats, greatest[:, None], out=self._matrix(room, n, floats, floats.shape)), greatest
+        into = self._matrix(room, n, floats, floats.shape)[: len(which)]
+        if len(which) < len(floats):
+            at = torch.tensor(which, device=floats.device)
+            floats, greatest = torch.index_select(floats, 0, at, out=into), greatest[at]
+        return torch.div(floats, greatest[:, None], out=into)
 
     def _dot(self, n: int, x: Tensor, y: Tensor) -> Tensor:
         if wide(x):
             return _wide_dots(x, y)
         if len(x) == 1:
             return torch.dot(x[0], y[0]).reshape(1)
-        return torch.mul(x, y, out=self._matrix("products", n, x, x.shape)).sum(dim=1)
+        room = self._matrix("products", n, x, (len(self._members[n]), x.shape[1]))
+        return torch.mul(x, y, out=room[: len(x)]).sum(dim=1)
 
     def _matrix(self, room: str, n: int, like: Tensor, shape: Sequence[int]) -> Tensor:
         """Memory for a group's rows; on a CPU the same as the last time, within bounds."""

@@ -39,12 +39,13 @@ class NormsRead(NamedTuple):
 
 
 class _Gradients(NamedTuple):
-    """All gradients of one step: whose they are, side by side, and their norms' columns on the device."""
+    """All gradients of one step: whose they are, side by side, and their norms, or on a GPU their norms' columns."""
 
     of: tuple[int, ...]
     groups: Groups
     rows: list[Tensor]
-    sizes: list[Tensor]
+    sizes: list[float]
+    columns: list[Tensor]
 
 
 class Norms:
@@ -96,34 +97,32 @@ class Norms:
     def after_update(self) -> Deferred[NormsRead]:
         """The update is made."""
         groups, before = self._weight_groups, self._before
-        weights = norms(before)
+        held, held_columns = _looked_at(groups, before)
         # In the copies' own memory, or the pages of another would push the training's out of the cache: before − now
-        # has the norm of now − before. So the weights' second look is now.
-        looked = None if before and wide(before[0]) else [column.tolist() for column in weights]
-        exact = None if looked is None else groups.exact(before, [v for column in looked for v in column])
+        # has the norm of now − before.
         torch._foreach_sub_(groups.apart(before, self._weights), self._weights)
-        moves = norms(before)
+        moved, moved_columns = _looked_at(groups, before)
         now, self._now, self._before = self._now, None, []
         assert now is not None
         previous, products = self._against or (None, [])
         scale = [] if self._scale is None else [self._scale.reshape(1)]
-        columns = [*now.sizes, *([] if exact is not None else weights), *moves, *scale]
+        columns = [*now.columns, *held_columns, *moved_columns, *scale]
         if previous is not None:
-            columns += [*previous.sizes, *products]
+            columns += [*previous.columns, *products]
 
         def read(values: Sequence[float]) -> NormsRead:
             found = _Cut(values)
-            sizes = now.groups.exact(now.rows, found.next(len(now.of)))
-            held = exact if exact is not None else groups.in_order(found.next(len(self._weights)))
-            went = groups.exact(before, found.next(len(self._weights)))
+            sizes = now.sizes or now.groups.in_order(found.next(len(now.of)))
+            weights = held or groups.in_order(found.next(len(self._weights)))
+            went = moved or groups.in_order(found.next(len(self._weights)))
             factor = found.next(1)[0] if scale else 1.0
             grad_norms: list[float | None] = [None] * len(self._parameters)
             for n, size in zip(now.of, sizes, strict=True):
                 grad_norms[n] = size / factor
-            layers = self._layers([grad_norms[place] for place in self._places], held, went)
+            layers = self._layers([grad_norms[place] for place in self._places], weights, went)
             if previous is None:
                 return NormsRead(grad_norms, layers, {}, None)
-            old = now.groups.exact(previous.rows, found.next(len(now.of)))
+            old = previous.sizes or now.groups.in_order(found.next(len(now.of)))
             return NormsRead(grad_norms, layers, *_cosines(now, previous, sizes, old, found.next(len(now.of))))
 
         return Deferred(columns, read)
@@ -147,13 +146,22 @@ class Norms:
         )
 
     def _gather(self) -> _Gradients:
-        of = tuple(n for n, p in enumerate(self._parameters) if p.grad is not None)
-        grads = [g if not g.is_sparse else g.to_dense() for p in self._parameters if (g := p.grad) is not None]
+        known = [p.grad for p in self._parameters]
+        of = tuple(n for n, g in enumerate(known) if g is not None)
+        grads = [g if not g.is_sparse else g.to_dense() for g in known if g is not None]
         if of not in self._groups_of:
             self._groups_of = {of: Groups(grads)}
         groups = self._groups_of[of]
         rows = groups.rows(grads, room=self._rooms[0])
-        return _Gradients(of, groups, rows, norms(rows))
+        return _Gradients(of, groups, rows, *_looked_at(groups, rows))
+
+
+def _looked_at(groups: Groups, rows: Sequence[Tensor]) -> tuple[list[float], list[Tensor]]:
+    """Norms in the tensors' own order, while the rows are in the cache; where that would wait, what will tell them."""
+    columns = norms(rows)
+    if not rows or wide(rows[0]):
+        return [], columns
+    return groups.exact(rows, [size for column in columns for size in column.tolist()]), []
 
 
 class _Cut:
@@ -171,14 +179,15 @@ def _cosines(
     now: _Gradients, previous: _Gradients, new: Sequence[float], old: Sequence[float], told: Sequence[float]
 ) -> tuple[dict[int, float], float | None]:
     sizes = [a * b for a, b in zip(new, old, strict=True)]
+    products = now.groups.in_order(told)
     most = max((row.shape[1] for row in now.rows), default=0)
-    if (now.rows and wide(now.rows[0])) or (safe(new, most) and safe(old, most)):
-        products = now.groups.in_order(told)
-        each = [p / size if size else 0.0 for p, size in zip(products, sizes, strict=True)]
-    else:
-        # Of unit rows the product is the cosine, however small the gradients.
-        each = now.groups.cosines(now.rows, previous.rows)
-        products = [c * size for c, size in zip(each, sizes, strict=True)]
+    if not (now.rows and wide(now.rows[0])) and not (safe(new, most) and safe(old, most)):
+        # Of rows scaled up or down the product is the cosine, however small the gradients.
+        pairs = enumerate(zip(new, old, strict=True))
+        lost = {n for n, both in pairs if 0 < both[0] < math.inf and 0 < both[1] < math.inf and not safe(both, most)}
+        for n, cosine in now.groups.cosines(now.rows, previous.rows, lost).items():
+            products[n] = cosine * sizes[n]
+    each = [p / size if size else 0.0 for p, size in zip(products, sizes, strict=True)]
     size = math.hypot(*new) * math.hypot(*old)
     by_parameter = {n: c for n, c, both in zip(now.of, each, sizes, strict=True) if both}
     return by_parameter, math.fsum(products) / size if size else None
