@@ -111,7 +111,8 @@ class Groups:
 
     def _again(self, n: int, matrix: Tensor, values: Sequence[float]) -> list[float]:
         """A group's norms, those that are not safe by squares that can neither under- nor overflow."""
-        unsafe = [row for row, value in enumerate(values) if not safe((value,), matrix.shape[1])]
+        least, most = bounds(matrix.shape[1])
+        unsafe = [row for row, value in enumerate(values) if not (least < value < most or value != value)]
         greatest = _greatest(matrix)
         tops, exact = greatest.tolist(), list(values)
         # Zeros are what they seem: of updates most often, too small for float32 weights to show.
@@ -156,12 +157,17 @@ def _greatest(matrix: Tensor) -> Tensor:
     return torch.maximum(matrix.amax(dim=1), -matrix.amin(dim=1))  # a thirtieth of what the ∞-norm takes
 
 
-def safe(values: Sequence[float], count: int) -> bool:
-    """Whether float32 sums of `count` squares of these sizes are right; what is no number is as right as it gets.
+def bounds(count: int) -> tuple[float, float]:
+    """Norms between which float32 sums of `count` squares are right.
 
     A square below the least normal number, 1.2e-38, may be lost: of a norm above 2e-16·√count that is under 1e-6.
     """
-    least, most = 2e-16 * math.sqrt(count), 1e18
+    return 2e-16 * math.sqrt(count), 1e18
+
+
+def safe(values: Sequence[float], count: int) -> bool:
+    """Whether float32 sums of `count` squares of these sizes are right; what is no number is as right as it gets."""
+    least, most = bounds(count)
     if not values or (least < min(values) and max(values) < most):
         return True  # min and max may pass over a NaN, and stop at one
     return all(least < v < most or v != v for v in values)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tui_descent.instruments.deferred import Deferred
-from tui_descent.instruments.groups import Groups, norms, safe, wide
+from tui_descent.instruments.groups import Groups, bounds, norms, safe, wide
 from tui_descent.instruments.structure import WatchedLayer
 
 RATIO_FLOOR = 1e-12
@@ -183,8 +183,10 @@ def _cosines(
     most = max((row.shape[1] for row in now.rows), default=0)
     if not (now.rows and wide(now.rows[0])) and not (safe(new, most) and safe(old, most)):
         # Of rows scaled up or down the product is the cosine, however small the gradients.
+        low, high = bounds(most)
         pairs = enumerate(zip(new, old, strict=True))
-        lost = {n for n, both in pairs if 0 < both[0] < math.inf and 0 < both[1] < math.inf and not safe(both, most)}
+        real = {n: both for n, both in pairs if 0 < both[0] < math.inf and 0 < both[1] < math.inf}
+        lost = {n for n, (a, b) in real.items() if not (low < a < high and low < b < high)}
         for n, cosine in now.groups.cosines(now.rows, previous.rows, lost).items():
             products[n] = cosine * sizes[n]
     each = [p / size if size else 0.0 for p, size in zip(products, sizes, strict=True)]
