@@ -32,6 +32,8 @@ from tui_descent import watch
 Step = Callable[[int], Tensor]
 PARTS = 10
 TURN_S = 0.25
+# Steps before each turn that are not timed: to switch hooks on and off, or nets, is not what watching costs.
+SETTLING = 3
 
 
 @dataclass
@@ -177,7 +179,8 @@ def measure(
             for variant in order[first:] + order[:first]:
                 timed = variants[variant]
                 timed.resume()
-                timed.seconds.append(turn(timed.step, 100_000 + n * count, count, device))
+                turn(timed.step, 100_000 + n * count, SETTLING, device)
+                timed.seconds.append(turn(timed.step, 100_000 + n * count + SETTLING, count, device))
                 timed.pause()
         on()
         busy_s = run._sampler.busy_s

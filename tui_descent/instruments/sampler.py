@@ -16,9 +16,9 @@ SLACK_USED = 0.5
 PACED_SHARE = 0.1
 # Tiers beyond the norms: how often at most, and the share of the budget they may have. Norms come first: what these
 # leave is theirs.
-SIGNALS_EVERY_S, SIGNALS_SHARE = 0.1, 0.12
-SLOW_EVERY_S, SLOW_SHARE = 1.0, 0.1
-RARE_EVERY_S, RARE_SHARE = 10.0, 0.05
+SIGNALS_EVERY_S, SIGNALS_SHARE = 0.1, 0.08
+SLOW_EVERY_S, SLOW_SHARE = 1.0, 0.08
+RARE_EVERY_S, RARE_SHARE = 10.0, 0.03
 # The curvature, while it is asked for: its share is taken from the readings'. Paced, it may come more often.
 CURVATURE_EVERY_S, CURVATURE_SHARE = 10.0, 0.2
 CURVATURE_PACED_EVERY_S = 0.5
@@ -88,7 +88,7 @@ class Sampler:
         self._plain_steps = 0
         self._steps = 0
         self._asked_at = -1
-        self._hooks_s = 0.0
+        self._hooked_s, self._hooked_steps = 0.0, 0
         self._signals = Tier(SIGNALS_EVERY_S, SIGNALS_SHARE)
         self._slow = Tier(SLOW_EVERY_S, SLOW_SHARE)
         self._rare = Tier(RARE_EVERY_S, RARE_SHARE)
@@ -152,11 +152,13 @@ class Sampler:
         accounts = (self._signals, self._slow, self._rare)
         self._along = [tier for tier, read in zip(accounts, tiers, strict=True) if read]
 
-    def hooked(self, cost_s: float) -> None:
-        """What watching took of one step that was not measured: hooks, guard, record, a look for commands."""
+    def hooked(self, took_s: float, steps: int) -> None:
+        """What watching took of so many steps that were not measured: hooks, guard, record, a look for commands."""
         # By the clock on the wall: what interrupts a step now and then is none of ours.
-        usual_s = self._hooks_s or cost_s
-        self._hooks_s = usual_s + (min(cost_s, LONGEST_STEP * usual_s) - usual_s) * NEWEST
+        if self._hooked_steps:
+            took_s = min(took_s, LONGEST_STEP * self._hooked_s / self._hooked_steps * max(steps, STEPS_A_LOOK))
+        self._hooked_s += took_s
+        self._hooked_steps += steps
 
     @property
     def next_look(self) -> int:
@@ -270,5 +272,5 @@ class Sampler:
     @property
     def cost(self) -> float:
         """The share of the busy time so far that watching took: readings, curvature, and the hooks of every step."""
-        took_s = self._spent_s + self._curvature_s + self._hooks_s * self._steps
+        took_s = self._spent_s + self._curvature_s + self._hooked_s
         return took_s / self._busy_s if self._busy_s else 0.0

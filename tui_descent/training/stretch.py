@@ -42,7 +42,7 @@ class Stretch:
             self._own_s += self._lane.own_s
             self._lane.own_s = 0.0
             if self._own_steps:
-                self._sampler.hooked(self._own_s / self._own_steps)
+                self._sampler.hooked(self._own_s, self._own_steps)
                 self._own_s, self._own_steps = 0.0, 0
             self._sampler.stepped(now_s - self._cpu_s, steps=self._steps)
             self._cpu_s, self._steps = now_s, 0
