@@ -29,8 +29,11 @@ ADAPTIVE = ("adam", "adamw", "rmsprop")
 SMALL_WEIGHTS = 0.6  # √width · rms of a square weight; Xavier draws it at 1, He at 1.4
 
 
-def judge(s: Signs, situation: Situation) -> tuple[Name, float]:
-    """The gravest first. How sure: ½ at the threshold of the number that decided, more beyond it."""
+def judge(s: Signs, situation: Situation) -> tuple[Name, float] | None:
+    """The gravest first. How sure: ½ at the threshold of the number that decided, more beyond it.
+
+    None of a loss that is worse than a guess and comes down: that is neither well yet nor ill any more.
+    """
     known, size = situation.classes is not None, abs(s.guess)
     # Where the first updates threw the weights about, what grew since tells of them.
     grown = max(s.first_product or 1.0, 1.0 if _hurled(s) else s.product or 1.0)
@@ -56,6 +59,8 @@ def judge(s: Signs, situation: Situation) -> tuple[Name, float]:
         falls = s.fall > STANDS
     if s.now > s.guess - (1 - share) * size and not falls:
         return _stuck(s, situation)
+    if (known or situation.guess is not None) and s.now > OVER_GUESS * s.guess:
+        return None
     if situation.surface and s.fell < STANDS * size and _on_a_saddle(s):
         return "saddle", 0.8
     return _trains(s, _sure(share * s.guess / s.now, decades=0.3) if s.now > 0 else 1.0)
@@ -125,7 +130,9 @@ def _died(s: Signs) -> tuple[Name, float]:
         return "exploding", 0.7
     if began is not None and began > FADED:
         return "diverging", 0.7
-    if began is not None and began > 0 and (_hurled(s) or s.scale < SMALL_WEIGHTS):
+    # With a skip around it a dead layer keeps no gradient back.
+    through = s.product is not None and s.product > FADED
+    if began is not None and began > 0 and not through and (_hurled(s) or s.scale < SMALL_WEIGHTS):
         return "vanishing", 0.7 if _hurled(s) else 0.9
     return "dead units", 0.95
 
