@@ -110,15 +110,24 @@ class Oracle:
         """Where a knob would act: the window's end, or the beginning after an undo."""
         return copy.deepcopy(self.start if self.rose else self.end)
 
+    def trial(self, made: tuple[Setup, Sequence[surgery.Transition]] | tuple[Setup]) -> Trial:
+        """With other batches to come, an epoch from its beginning; the first repetition goes on with the run's own."""
+        setup, transitions = (made[0], made[1] if len(made) == 2 else ())
+        assert isinstance(setup.batches, Batches)
+        if self.repetition:
+            _, order, _ = setup.batches.state()
+            shuffled = torch.Generator().manual_seed(self.repetition).get_state()
+            setup.batches.restore((shuffled, order, len(order)))
+        return Trial(setup=setup, transitions=transitions)
+
     def _try(self, changes: dict[str, Callable[[Oracle], Made]], gains: list[dict[str, float]]) -> None:
         names: list[tuple[int, str]] = []
         trials: list[Trial] = []
         for self.repetition in range(len(gains)):
             for name, change in changes.items():
                 if (made := change(self)) is not None:
-                    setup, transitions = made if len(made) == 2 else (*made, ())
                     names.append((self.repetition, name))
-                    trials.append(Trial(setup=_reordered(setup, self.repetition), transitions=transitions))
+                    trials.append(self.trial(made))
         for (repetition, name), losses in zip(names, train_all(trials, TRIAL), strict=True):
             gains[repetition][name] = self._gain(losses)
 
@@ -126,16 +135,6 @@ class Oracle:
         if len(losses) < TRIAL or not math.isfinite(losses[-1]):
             return -math.inf
         return 1 - sum(losses[-TAIL:]) / TAIL / math.log(self.classes)
-
-
-def _reordered(setup: Setup, repetition: int) -> Setup:
-    """With other batches to come, an epoch from its beginning; the first repetition goes on with the run's own."""
-    assert isinstance(setup.batches, Batches)
-    if repetition:
-        _, order, _ = setup.batches.state()
-        shuffled = torch.Generator().manual_seed(repetition).get_state()
-        setup.batches.restore((shuffled, order, len(order)))
-    return setup
 
 
 def judge(gains: dict[str, float], *, scenario: Scenario, broke: bool, rose: bool) -> Verdict:
@@ -150,7 +149,15 @@ def judge(gains: dict[str, float], *, scenario: Scenario, broke: bool, rose: boo
     cures = frozenset(n for n, g in gains.items() if n != "as is" and g >= CLEARLY * best and g > as_is + 0.1)
     findings = {"healthy"} if as_is >= ILL * best else set[str]()
     findings |= {"diverged", "diverging"} if broke else set()
-    return Verdict(frozenset(findings | _meant(cures, scenario, rose)), cures)
+    return Verdict(frozenset(findings | _meant(cures | _direction(gains, cures), scenario, rose)), cures)
+
+
+def _direction(gains: dict[str, float], cures: frozenset[str]) -> frozenset[str]:
+    """Where weights drawn anew cure and scaled ones do not: the scale that trains best, if one trains at all."""
+    scales = {name: gains.get(name, -math.inf) for name in ("init/2", "init/4", "init*2", "init*4")}
+    best = max(scales, key=scales.__getitem__)
+    told = cures & {"init he", "init xavier"} and not cures & set(scales)
+    return frozenset({best} if told and scales[best] > max(ESTABLISHED, gains["as is"] + 0.1) else ())
 
 
 def _meant(cures: frozenset[str], scenario: Scenario, rose: bool) -> set[str]:

@@ -57,7 +57,7 @@ class _Stack:
         self._members = torch.arange(len(trials))
 
     def train(self, steps: int) -> list[list[float]]:
-        losses = torch.full((steps, len(self._members)), math.nan)
+        losses = torch.full((steps, len(self._members)), math.nan, dtype=self._flat.dtype)
         for step in range(steps):
             self._transitions = [t for t in self._transitions if not t.advance()]
             now = self._losses()
@@ -134,7 +134,8 @@ class _Update:
         groups = [optimizer.param_groups[0] for optimizer in optimizers]
         assert all(len(o.param_groups) == 1 and not o.param_groups[0]["weight_decay"] for o in optimizers)
         self._options = groups[0]
-        self._lr = torch.tensor([[group["lr"]] for group in groups])  # (K, 1)
+        dtype = next(setups[0].model.parameters()).dtype
+        self._lr = torch.tensor([[group["lr"]] for group in groups], dtype=dtype)  # (K, 1)
         kind = type(optimizers[0])
         rules: dict[type[torch.optim.Optimizer], tuple[tuple[str, ...], Callable[[Tensor], Tensor]]] = {
             torch.optim.SGD: (("momentum_buffer",), self._sgd),
@@ -161,8 +162,8 @@ class _Update:
         at = self._state["step"].add_(1).double()  # (K, 1)
         mean = self._state["exp_avg"].lerp_(g, 1 - first)
         square = self._state["exp_avg_sq"].mul_(second).addcmul_(g, g, value=1 - second)
-        size = square.sqrt().div_((1 - second**at).sqrt().float()).add_(self._options["eps"])
-        return mean / (1 - first**at).float() / size
+        size = square.sqrt().div_((1 - second**at).sqrt().to(g)).add_(self._options["eps"])
+        return mean / (1 - first**at).to(g) / size
 
     def _rmsprop(self, g: Tensor) -> Tensor:
         alpha = self._options["alpha"]

@@ -234,6 +234,36 @@ def test_the_loss_to_come_is_the_last_falls_gone_on_with() -> None:
     assert coming(steep) == pytest.approx(0.5 * (2.0 - 1.9 * 169.5 / LONG)), "no more than half"
 
 
+def test_a_loss_worse_than_a_guess_is_not_called_healthy_while_it_falls() -> None:
+    """Neither is it ill: nothing is said until it is down or stands."""
+    diagnosis = Diagnosis(LAYERS, knobs=ALL, situation=Situation(classes=10, optimizer="sgd"))
+    said = []
+    for n in range(120):
+        stand(diagnosis, range(n, n + 1), loss=10 * 0.98**n)
+        said.append((10 * 0.98**n, name_of(diagnosis)))
+    assert {name for loss, name in said if loss > 4} == {None}
+    assert said[-1][1] == "healthy"
+
+
+def test_a_gradient_that_comes_around_a_dead_layer_has_not_vanished() -> None:
+    """With a skip that has just opened: little came through at first, now nearly half does."""
+    dead: dict[str, list[float | None]] = {"dead_fraction": [0.97, 0.1], "weight_norm": [1.0, 1.0]}
+    for now, name in ((0.45, "dead units"), (1e-5, "vanishing")):
+        diagnosis = Diagnosis(LAYERS, knobs=ALL, situation=Situation(classes=10, optimizer="sgd", residual=True))
+        diagnosis.read(reading(0, backprop_factor=[1e-5, 1.0], weight_norm=[1.0, 1.0]))
+        stand(diagnosis, range(1, 61), loss=2.3, backprop_factor=[now, 1.0], **dead)
+        assert name_of(diagnosis) == name, now
+
+
+def test_a_gradient_that_explodes_is_graver_than_a_saddle() -> None:
+    """A Hessian of a net that explodes has large eigenvalues of both signs: ten times the rate makes it worse."""
+    for factor, name in ((1.0, "saddle"), (30.0, "exploding")):
+        diagnosis = Diagnosis(LAYERS, knobs=ALL, situation=Situation(classes=10, optimizer="sgd"))
+        stand(diagnosis, range(60), loss=2.3, backprop_factor=[factor, factor])
+        diagnosis.curvature(3.0, -0.5)
+        assert name_of(diagnosis) == name
+
+
 def test_a_turn_of_the_rate_agrees_by_its_direction() -> None:
     up = Advice("lr", "*100", "]")
     assert agrees(up, "lr", "*10")

@@ -44,6 +44,9 @@ def judge(s: Signs, situation: Situation) -> tuple[Name, float] | None:
     risen = max(s.first + (RISEN - 1) * abs(s.first), s.guess + (OVER_GUESS - 1) * size)
     if s.now > risen:
         return "diverging", _sure(s.now / risen if risen > 0 else math.inf, decades=0.3)
+    # Whatever a loss that has leapt did before: without any gradient it goes nowhere from here.
+    if known and s.product == 0 and s.now > GOOD * s.guess:
+        return _died(s)
     if comes is not None:
         if comes > GOOD or (s.now > STUCK * s.guess and s.saturated > SATURATED):
             name, sure = _stuck(s, situation)
@@ -98,7 +101,8 @@ def _stuck(s: Signs, situation: Situation) -> tuple[Name, float]:
     if s.saturated > SATURATED and (s.first_product or 0.0) > BURST:
         return "exploding", 0.6
     if _on_a_saddle(s):
-        return "saddle", 0.8
+        # A gradient that grows on its way back makes curvatures of both signs large.
+        return ("exploding", 0.6) if (s.product or 0.0) > BURST else ("saddle", 0.8)
     if slow > 0:
         return "rate too small", _sure(10**slow)
     if _hurled(s):
