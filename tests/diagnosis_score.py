@@ -132,7 +132,7 @@ class Score:
             [
                 *rows,
                 f"{self.right}/{self.judged} = {self.share:.1%} right, {self.named / self.judged:.1%} by name alone; "
-                f"left out: {self.unknown} nets that nothing trains, {self.undecided} the oracle disagrees with itself on",
+                f"left out: {self.unknown} nets nothing trains, {self.undecided} the oracle disagrees with itself on",
                 f"the oracle against itself: {self.retest:.1%} of what one repetition finds another finds",
                 *(f"sure from {b}: {right}/{of} right" for b, (right, of) in self.bands.items()),
                 f"of the ill: {self.ill_right}/{self.ill} right, {self.ill_named} by name alone; "
