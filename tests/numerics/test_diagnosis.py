@@ -223,15 +223,17 @@ def test_a_loss_half_way_down_is_judged_by_where_it_is_going() -> None:
 
 def test_the_loss_to_come_is_the_last_falls_gone_on_with() -> None:
     stands = [2.0] * LONG
-    assert coming(stands) == 2.0
+    assert coming(stands, 2.3) == 2.0
     even = [2.0 - 0.3 * n / LONG for n in range(LONG)]
-    assert coming(even) == pytest.approx(2.0 - 0.3 * 169.5 / LONG - 4 * 0.1, abs=1e-9)
+    assert coming(even, 2.3) == pytest.approx(2.0 - 0.3 * 164.5 / LONG - 4 * 0.1, abs=1e-9)
     rises = [2.0 + n / LONG for n in range(LONG)]
-    assert coming(rises) == pytest.approx(2.0 + 169.5 / LONG)
+    assert coming(rises, 2.3) == pytest.approx(2.0 + 164.5 / LONG)
     noisy = [2.0 - 0.02 * n / LONG + 0.3 * (-1) ** n for n in range(LONG)]
-    assert coming(noisy) == pytest.approx(2.0, abs=0.03), "a fall that its noise could have made counts for nothing"
+    assert coming(noisy, 2.3) == pytest.approx(2.0, abs=0.03), "a fall that its noise could have made counts for nothing"
     steep = [2.0 - 1.9 * n / LONG for n in range(LONG)]
-    assert coming(steep) == pytest.approx(0.5 * (2.0 - 1.9 * 169.5 / LONG)), "no more than half"
+    assert coming(steep, 2.3) == pytest.approx(0.5 * (2.0 - 1.9 * 164.5 / LONG)), "no more than half"
+    above = [9.0 - 6.0 * n / LONG for n in range(LONG)]
+    assert coming(above, 2.3) == pytest.approx(9.0 - 6.0 * 164.5 / LONG), "a fall to a guess counts for nothing"
 
 
 def test_a_loss_worse_than_a_guess_is_not_called_healthy_while_it_falls() -> None:

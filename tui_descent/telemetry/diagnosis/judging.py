@@ -12,7 +12,7 @@ from tui_descent.telemetry.diagnosis.signs import Signs
 
 HOT = 5.0  # × g at the start: the outputs were far too large
 RISEN, OVER_GUESS = 1.5, 1.3
-GOOD = 0.55  # × g: a loss that comes below it trains
+GOOD = 0.65  # × g: a loss that comes below it trains
 STUCK = 0.81  # × g: a loss above it has learnt next to nothing
 LEARNT = 0.95  # × a guess that is known and whose loss cannot come near 0: a text's
 ABOVE, FALLS = 1.1, 0.07  # a loss over 1.1 g that falls by 7 % in a third of a window is on its way
@@ -48,7 +48,8 @@ def judge(s: Signs, situation: Situation) -> tuple[Name, float] | None:
     if known and s.product == 0 and s.now > GOOD * s.guess:
         return _died(s)
     if comes is not None:
-        if comes > GOOD or (s.now > STUCK * s.guess and s.saturated > SATURATED):
+        # Where the units are saturated a fall is no promise of another.
+        if comes > GOOD or (s.now > GOOD * s.guess and s.saturated > SATURATED):
             name, sure = _stuck(s, situation)
             return name, min(sure, _sure(comes / GOOD, decades=0.1))
         return _trains(s, _sure(GOOD * s.guess / max(s.coming or 0.0, s.now + 2 * s.noise, 1e-300), decades=0.1))

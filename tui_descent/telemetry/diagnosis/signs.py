@@ -18,7 +18,7 @@ LONG = 3 * WINDOW  # as many as tell where the loss is going
 HALF, THIRD, TAIL = 30, 20, 10  # steps of a window
 # A fall counts by what it exceeds so many of its standard errors; it goes on for so many windows, each a step to the
 # next as the last was to the one before, and takes no more than half of the loss.
-CERTAIN, AHEAD, SLOWS, QUICKENS, LEAST = 2.0, 4.0, 0.5, 1.6, 0.5
+CERTAIN, AHEAD, SLOWS, QUICKENS, LEAST = 2.0, 4.0, 0.5, 1.3, 0.5
 
 
 class Curvature(msgspec.Struct, frozen=True):
@@ -94,7 +94,7 @@ class Gauge:
             fall=fell / max(abs(earlier), 1e-300),
             slope=slope / max(error, 1e-300),
             noise=noise,
-            coming=coming(losses) if len(losses) >= LONG else None,
+            coming=coming(losses, guess) if len(losses) >= LONG else None,
             blocks=len(self.rows),
             product=median([products[r.step] for r in newest if r.step in products]),
             first_product=products.get(begun.step),
@@ -122,12 +122,15 @@ class Gauge:
         return min(1.0, median(sizes) or 1.0)
 
 
-def coming(losses: Sequence[float]) -> float:
-    """The loss to come, from the last three windows of `losses`, which hold at least LONG."""
+def coming(losses: Sequence[float], guess: float) -> float:
+    """The loss to come, from the last three windows of `losses`, which hold at least LONG.
+
+    What lies above the loss of a guess falls without a look at the input: it says nothing of what follows below.
+    """
     newest = losses[-LONG:]
-    before, between, now = (statistics.fmean(newest[n : n + WINDOW]) for n in range(0, LONG, WINDOW))
+    before, between, now = (min(guess, statistics.fmean(newest[n : n + WINDOW])) for n in range(0, LONG, WINDOW))
     _, _, noise = line(newest[-WINDOW:])
-    here, fall, earlier = statistics.fmean(newest[-THIRD:]), between - now, before - between
+    here, fall, earlier = statistics.fmean(newest[-HALF:]), between - now, before - between
     fall -= CERTAIN * noise * math.sqrt(2 / WINDOW)
     if fall <= 0:
         return here
