@@ -51,6 +51,17 @@ def test_the_vanishing_preset_is_told_with_its_figures_and_its_key() -> None:
     assert finding.sure > 0.9
 
 
+def test_a_first_gradient_that_is_not_small_is_not_what_shows_that_it_vanishes() -> None:
+    """Inputs can be larger in the first block, and with them its weights' gradient."""
+    for rms, words in (([0.0045, 0.01], "is multiplied by 1.0e-04"), ([4.5e-6, 0.01], "gets 4.5e-04 of")):
+        diagnosis = Diagnosis(LAYERS, knobs=ALL, situation=Situation(classes=10))
+        stand(diagnosis, range(60), loss=2.3, backprop_factor=[1e-2, 1e-2], grad_rms=list(rms))
+        finding = diagnosis.finding()
+        assert finding is not None
+        assert finding.finding == "vanishing"
+        assert words in sentence(finding)
+
+
 def test_advice_names_only_knobs_that_are_there() -> None:
     scenario = preset("plateau")
     seen = Observed(scenario).run(WINDOW, every=10)
@@ -229,7 +240,9 @@ def test_the_loss_to_come_is_the_last_falls_gone_on_with() -> None:
     rises = [2.0 + n / LONG for n in range(LONG)]
     assert coming(rises, 2.3) == pytest.approx(2.0 + 164.5 / LONG)
     noisy = [2.0 - 0.02 * n / LONG + 0.3 * (-1) ** n for n in range(LONG)]
-    assert coming(noisy, 2.3) == pytest.approx(2.0, abs=0.03), "a fall that its noise could have made counts for nothing"
+    assert coming(noisy, 2.3) == pytest.approx(2.0, abs=0.03), (
+        "a fall that its noise could have made counts for nothing"
+    )
     steep = [2.0 - 1.9 * n / LONG for n in range(LONG)]
     assert coming(steep, 2.3) == pytest.approx(0.5 * (2.0 - 1.9 * 164.5 / LONG)), "no more than half"
     above = [9.0 - 6.0 * n / LONG for n in range(LONG)]
