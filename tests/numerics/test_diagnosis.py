@@ -252,12 +252,14 @@ def test_the_loss_to_come_is_the_last_falls_gone_on_with() -> None:
 def test_a_loss_worse_than_a_guess_is_not_called_healthy_while_it_falls() -> None:
     """Neither is it ill: nothing is said until it is down or stands."""
     diagnosis = Diagnosis(LAYERS, knobs=ALL, situation=Situation(classes=10, optimizer="sgd"))
-    said = []
-    for n in range(120):
-        stand(diagnosis, range(n, n + 1), loss=10 * 0.98**n)
-        said.append((10 * 0.98**n, name_of(diagnosis)))
-    assert {name for loss, name in said if loss > 4} == {None}
-    assert said[-1][1] == "healthy"
+    said: dict[str | None, list[float]] = {}
+    for n in range(170):
+        stand(diagnosis, range(n, n + 1), loss=30 * 0.98**n)
+        if n >= DARES:
+            said.setdefault(name_of(diagnosis), []).append(30 * 0.98**n)
+    assert set(said) == {None, "healthy"}
+    assert min(said[None]) > max(said["healthy"])
+    assert 2.3 < max(said["healthy"]) < 3
 
 
 def test_a_gradient_that_comes_around_a_dead_layer_has_not_vanished() -> None:
