@@ -13,8 +13,8 @@ from diagnosis_oracle import STANDS, TRIAL, Oracle, Tried, Verdict, judge, settl
 from diagnosis_score import Score, found
 
 # The few are the first of the many, their oracle's gains kept in a file.
-FEW = range(3000, 3030)
-MANY = range(3000, 3230)
+FEW = range(4000, 4030)
+MANY = range(4000, 4240)
 KEPT = Path(__file__).parent / "diagnosis_gains.json"
 
 
@@ -42,7 +42,7 @@ def test_what_it_says_of_thirty_nets_is_what_trying_out_says() -> None:
     print(made)
     assert made.judged >= 25
     assert made.ill >= 8
-    assert made.share >= 0.9
+    assert made.share >= 0.95
     assert made.sure >= 15
     assert made.sure_share >= 0.95
 
@@ -54,15 +54,16 @@ def test_the_kept_verdicts_are_those_of_the_oracle() -> None:
 
 @pytest.mark.heavy
 def test_what_it_says_of_many_nets_is_what_trying_out_says() -> None:
-    """95 % was the aim for all it says. It is reached where it is sure; over all nets it was 92 % when this was set."""
+    """No rule was set on these; 97.0 % when they were looked at, once. It takes a quarter of an hour."""
     made = score(MANY, tried)
     print(made)
     assert made.judged >= 200
     assert made.ill >= 70
-    assert made.share >= 0.91
+    assert made.share >= 0.95
     assert made.sure >= 120
-    assert made.sure_share >= 0.95
+    assert made.sure_share >= 0.97
     assert made.cured >= 0.75 * made.advised
+    assert made.retest >= 0.95
 
 
 def test_the_nets_it_is_judged_by_are_of_other_sizes_and_rates_than_the_tuning_pools() -> None:
