@@ -232,6 +232,67 @@ def test_a_loss_half_way_down_is_judged_by_where_it_is_going() -> None:
         assert name_of(diagnosis) == name, before
 
 
+def test_a_loss_that_falls_steadily_is_on_its_way_where_nothing_else_is_wrong() -> None:
+    """By a tenth of a guess over three windows, from far above the half that a trained net comes below."""
+    saturated: dict[str, list[float | None]] = {"saturated_fraction": [0.2, 0.9]}
+    short: dict[str, list[float | None]] = {"update_norm": [1e-5, 1e-5]}
+    for fall, noise, values, name in (
+        (0.25, 0.02, {}, "healthy"),
+        (0.05, 0.02, {}, "plateau"),
+        (0.25, 0.5, {}, "plateau"),
+        (0.25, 0.02, saturated, "saturated"),
+        (0.25, 0.02, short, "rate too small"),
+    ):
+        diagnosis = Diagnosis(LAYERS, knobs=ALL, situation=Situation(classes=10, optimizer="sgd"))
+        for n in range(LONG):
+            stand(diagnosis, range(n, n + 1), loss=2.2 - fall * n / LONG + noise * (-1) ** n, **values)
+        assert name_of(diagnosis) == name, (fall, noise, values)
+
+
+def test_half_a_guess_is_enough_for_a_loss_that_stands_and_a_little_more_for_one_that_falls() -> None:
+    for end, fall, name in ((1.2, 0.0, "healthy"), (1.4, 0.0, "plateau"), (1.4, 0.1, "healthy")):
+        diagnosis = Diagnosis(LAYERS, knobs=ALL, situation=Situation(classes=10, optimizer="sgd"))
+        for n in range(LONG):
+            stand(diagnosis, range(n, n + 1), loss=end + fall * (1 - n / LONG))
+        assert name_of(diagnosis) == name, (end, fall)
+
+
+def test_a_fall_of_far_too_short_steps_is_not_well_before_it_is_down() -> None:
+    for end, name in ((1.9, "rate too small"), (0.4, "healthy")):
+        diagnosis = Diagnosis(LAYERS, knobs=ALL, situation=Situation(classes=10, optimizer="sgd"))
+        for n in range(LONG):
+            loss = end + 0.8 * (1 - n / LONG)
+            stand(diagnosis, range(n, n + 1), loss=loss, update_norm=[1e-5, 1e-5])
+        assert name_of(diagnosis) == name, end
+
+
+def test_units_that_the_updates_have_saturated_are_told_from_a_gradient_that_never_came() -> None:
+    for first, name in ((1.0, "diverging"), (1e-4, "vanishing")):
+        diagnosis = Diagnosis(LAYERS, knobs=ALL, situation=Situation(classes=10, optimizer="sgd", activation="tanh"))
+        diagnosis.read(reading(0, backprop_factor=[first, 1.0]))
+        stand(diagnosis, range(1, 61), loss=2.3, backprop_factor=[1e-4, 1.0], saturated_fraction=[0.9, 0.9])
+        assert name_of(diagnosis) == name, first
+
+
+def test_a_net_whose_weights_are_thrown_about_is_at_the_edge_however_low_its_loss() -> None:
+    for ratio, name in ((0.2, "rate at the edge"), (0.01, "healthy")):
+        diagnosis = Diagnosis(LAYERS, knobs=ALL, situation=Situation(classes=10, optimizer="sgd"))
+        stand(diagnosis, range(60), loss=0.1, update_ratio=[ratio, ratio])
+        assert name_of(diagnosis) == name, ratio
+
+
+def test_saturated_units_want_other_weights_first_where_the_gradient_grew() -> None:
+    for factor, knob in ((3.0, "init"), (1.0, "residual")):
+        layers = [Layer(name=f"blocks.{n}.linear", kind="Linear", params=272, block=n) for n in range(3)]
+        diagnosis = Diagnosis(layers, knobs=ALL, situation=Situation(classes=10, optimizer="sgd", activation="tanh"))
+        shares = {"backprop_factor": [factor] * 3, "saturated_fraction": [0.9] * 3}
+        stand(diagnosis, range(60), loss=2.3, **shares)  # type: ignore[arg-type]
+        finding = diagnosis.finding()
+        assert finding is not None
+        assert finding.finding == "saturated"
+        assert finding.advice[0].knob == knob, factor
+
+
 def test_the_loss_to_come_is_the_last_falls_gone_on_with() -> None:
     stands = [2.0] * LONG
     assert coming(stands, 2.3) == 2.0

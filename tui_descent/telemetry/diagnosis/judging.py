@@ -13,6 +13,8 @@ from tui_descent.telemetry.diagnosis.signs import Signs
 HOT = 5.0  # × g at the start: the outputs were far too large
 RISEN, OVER_GUESS = 1.5, 1.3
 GOOD = 0.65  # × g: a loss that comes below it trains
+ENDS = 0.55  # × g: a loss that stands trained if it is below it
+STEADY = 0.07  # × g: a loss that falls by as much over three windows is on its way
 STUCK = 0.81  # × g: a loss above it has learnt next to nothing
 LEARNT = 0.95  # × a guess that is known and whose loss cannot come near 0: a text's
 ABOVE, FALLS = 1.1, 0.07  # a loss over 1.1 g that falls by 7 % in a third of a window is on its way
@@ -24,6 +26,8 @@ SIGMOID = 0.3  # a sigmoid's block multiplies by about ¼, whatever its weights
 ALL, DEAD, SATURATED = 0.95, 0.9, 0.5  # shares of a layer
 CRAWLS, HURLS = 6e-4, 0.05  # ‖Δ‖ over the norm of weights of the size that Xavier draws
 SHORT = 0.009  # ‖Δ‖/‖g‖ of plain descent, which is η; η/(1 − β) with momentum
+THROWN = 0.1  # ‖Δ‖ over the weights' norm of a step that throws them about
+CAME, FAR = 0.1, 0.5  # P of a gradient that comes through; decades by which steps are far too short
 BOUNCES, EDGE = -0.8, 0.95  # cosine of one gradient with the next; sharpness over what the rate can bear
 ADAPTIVE = ("adam", "adamw", "rmsprop")
 SMALL_WEIGHTS = 0.6  # √width · rms of a square weight; Xavier draws it at 1, He at 1.4
@@ -49,7 +53,9 @@ def judge(s: Signs, situation: Situation) -> tuple[Name, float] | None:
         return _died(s)
     if comes is not None:
         # Where the units are saturated a fall is no promise of another.
-        if comes > GOOD or (s.now > GOOD * s.guess and s.saturated > SATURATED):
+        # Nor where the steps are far too short.
+        halting = s.saturated > SATURATED or _slow(s, situation.optimizer in ADAPTIVE) > FAR
+        if comes > (GOOD if s.fallen else ENDS) or (s.now > GOOD * s.guess and halting):
             name, sure = _stuck(s, situation)
             return name, min(sure, _sure(comes / GOOD, decades=0.1))
         return _trains(s, _sure(GOOD * s.guess / max(s.coming or 0.0, s.now + 2 * s.noise, 1e-300), decades=0.1))
@@ -77,7 +83,8 @@ def burst(first: float, guess: float, product: float | None) -> bool:
 
 def _trains(s: Signs, sure: float) -> tuple[Name, float]:
     edge = None if s.curvature is None else s.curvature.edge
-    if (s.cosine is not None and s.cosine < BOUNCES) or (edge is not None and edge >= EDGE):
+    thrown = s.moved is not None and s.moved > THROWN
+    if thrown or (s.cosine is not None and s.cosine < BOUNCES) or (edge is not None and edge >= EDGE):
         return "rate at the edge", 0.8
     return "healthy", sure
 
@@ -97,6 +104,8 @@ def _stuck(s: Signs, situation: Situation) -> tuple[Name, float]:
     # Both at once: what is further out. A product is one of many factors: a quarter of its decades count.
     if slow > max(0.0, lost / 4) and (adaptive or lost > 0):
         return "rate too small", _sure(10**slow)
+    if lost > 0 and s.saturated > SATURATED and CAME < (s.first_product or 0.0) < GROWN:
+        return "diverging", 0.6  # it came through at first: the updates have driven the units to where they saturate
     if lost > 0:
         return "vanishing", _sure(10**lost)
     if s.saturated > SATURATED and (s.first_product or 0.0) > BURST:
@@ -108,7 +117,9 @@ def _stuck(s: Signs, situation: Situation) -> tuple[Name, float]:
         return "rate too small", _sure(10**slow)
     if _hurled(s):
         return "diverging", 0.6
-    if s.saturated <= SATURATED and s.slope < LEAVES and s.growth is not None and s.growth > 0.9:
+    leaves = s.slope < LEAVES and s.growth is not None and s.growth > 0.9
+    steady = situation.classes is not None and (s.fallen or 0.0) > STEADY * s.guess
+    if s.saturated <= SATURATED and (leaves or steady):
         return "healthy", 0.6
     if s.dead > DEAD:
         return "dead units", 0.6

@@ -19,6 +19,7 @@ HALF, THIRD, TAIL = 30, 20, 10  # steps of a window
 # A fall counts by what it exceeds so many of its standard errors; it goes on for so many windows, each a step to the
 # next as the last was to the one before, and takes no more than half of the loss.
 CERTAIN, AHEAD, SLOWS, QUICKENS, LEAST = 2.0, 4.0, 0.5, 1.3, 0.5
+SURELY = 4.5  # standard errors that a line through all three windows must fall by
 
 
 class Curvature(msgspec.Struct, frozen=True):
@@ -40,6 +41,7 @@ class Signs(msgspec.Struct, frozen=True, kw_only=True):
     slope: float  # in standard errors
     noise: float  # standard deviation of the window's losses about their line
     coming: float | None  # the loss to come, if it goes on as in the last three windows
+    fallen: float | None  # over the last three windows, 0 where that could be noise
     blocks: int
     product: float | None
     first_product: float | None
@@ -95,6 +97,7 @@ class Gauge:
             slope=slope / max(error, 1e-300),
             noise=noise,
             coming=coming(losses, guess) if len(losses) >= LONG else None,
+            fallen=fallen(losses, guess) if len(losses) >= LONG else None,
             blocks=len(self.rows),
             product=median([products[r.step] for r in newest if r.step in products]),
             first_product=products.get(begun.step),
@@ -136,6 +139,12 @@ def coming(losses: Sequence[float], guess: float) -> float:
         return here
     ratio = min(QUICKENS, max(SLOWS, fall / earlier)) if earlier > 0 else QUICKENS
     return max(here - AHEAD * fall * ratio**2, LEAST * here)
+
+
+def fallen(losses: Sequence[float], guess: float) -> float:
+    """How far a line through the last three windows falls, what lies above the loss of a guess left out."""
+    slope, error, _ = line([min(guess, loss) for loss in losses[-LONG:]])
+    return -slope * LONG if -slope > SURELY * error else 0.0
 
 
 def product_of(factors: Sequence[float]) -> float:
