@@ -274,13 +274,6 @@ def test_units_that_the_updates_have_saturated_are_told_from_a_gradient_that_nev
         assert name_of(diagnosis) == name, first
 
 
-def test_a_net_whose_weights_are_thrown_about_is_at_the_edge_however_low_its_loss() -> None:
-    for ratio, name in ((0.2, "rate at the edge"), (0.01, "healthy")):
-        diagnosis = Diagnosis(LAYERS, knobs=ALL, situation=Situation(classes=10, optimizer="sgd"))
-        stand(diagnosis, range(60), loss=0.1, update_ratio=[ratio, ratio])
-        assert name_of(diagnosis) == name, ratio
-
-
 def test_saturated_units_want_other_weights_first_where_the_gradient_grew() -> None:
     for factor, knob in ((3.0, "init"), (1.0, "residual")):
         layers = [Layer(name=f"blocks.{n}.linear", kind="Linear", params=272, block=n) for n in range(3)]

@@ -26,7 +26,6 @@ SIGMOID = 0.3  # a sigmoid's block multiplies by about ¼, whatever its weights
 ALL, DEAD, SATURATED = 0.95, 0.9, 0.5  # shares of a layer
 CRAWLS, HURLS = 6e-4, 0.05  # ‖Δ‖ over the norm of weights of the size that Xavier draws
 SHORT = 0.009  # ‖Δ‖/‖g‖ of plain descent, which is η; η/(1 − β) with momentum
-THROWN = 0.1  # ‖Δ‖ over the weights' norm of a step that throws them about
 CAME, FAR = 0.1, 0.5  # P of a gradient that comes through; decades by which steps are far too short
 BOUNCES, EDGE = -0.8, 0.95  # cosine of one gradient with the next; sharpness over what the rate can bear
 ADAPTIVE = ("adam", "adamw", "rmsprop")
@@ -83,8 +82,7 @@ def burst(first: float, guess: float, product: float | None) -> bool:
 
 def _trains(s: Signs, sure: float) -> tuple[Name, float]:
     edge = None if s.curvature is None else s.curvature.edge
-    thrown = s.moved is not None and s.moved > THROWN
-    if thrown or (s.cosine is not None and s.cosine < BOUNCES) or (edge is not None and edge >= EDGE):
+    if (s.cosine is not None and s.cosine < BOUNCES) or (edge is not None and edge >= EDGE):
         return "rate at the edge", 0.8
     return "healthy", sure
 
