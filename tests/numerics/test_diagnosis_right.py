@@ -54,7 +54,7 @@ def test_the_kept_verdicts_are_those_of_the_oracle() -> None:
 
 @pytest.mark.heavy
 def test_what_it_says_of_many_nets_is_what_trying_out_says() -> None:
-    """95 % is the aim for all it says. It is reached where it is sure; over all these nets it was 92.5 %, looked at once.
+    """95 % is the aim for all it says. It is reached where it is sure; over all it was 92.5 %, looked at once.
 
     Under half an hour by itself. Of the first advice 73 % cured, most of three repetitions asked.
     """
