@@ -1,6 +1,7 @@
 """An oracle that knows nothing of readings: it tries changes out on a net as it stands and sees what trains.
 
-Its only measure is `gain`: 1 − (mean loss of a trial's last steps) / ln C, so 0 is guessing and 1 is perfect.
+Its only measure is `gain`: 1 − (mean loss of a trial's last steps) / ln C, so 0 is guessing and 1 is perfect. What it
+finds depends a little on the batches to come and on the weights drawn, so that everything is tried three times.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from diagnosis_nets import CPU, blocks_of, changed, draw, situation_of
+from diagnosis_trials import LOST, Trial, train_all
 from torch import nn
 
 from tui_descent.scenario.optimizers import map_rate
@@ -21,32 +23,57 @@ from tui_descent.scenario.spec import InitSpec, MlpModel, Scenario
 from tui_descent.scenario.validate import convert
 from tui_descent.training import surgery
 from tui_descent.training.build import Setup, build
+from tui_descent.training.data.batches import Batches
 from tui_descent.training.nets import parts
 
 STANDS = 240  # steps after which the oracle is asked, and the diagnosis
 TRIAL = 240
 TAIL = 20
+REDRAWN = 1_000_003  # between the seeds of weights drawn anew
 ADAMS = 3e-3  # a good rate of Adam's
+
+
+REPEATS = 3  # how often everything is tried out, with other batches to come and other weights drawn
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What trying out established. `gains` by change; `findings` is empty where nothing was established."""
+    """What trying out established. `findings` is empty where nothing was established."""
 
     findings: frozenset[str]
     cures: frozenset[str]
-    gains: dict[str, float]
-    rose: bool
 
     @property
     def ill(self) -> bool:
         return bool(self.findings) and "healthy" not in self.findings
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """What an oracle saw of a net: whether it broke or rose by itself, and in each repetition the gains by change."""
+
+    broke: bool
+    rose: bool
+    gains: Sequence[dict[str, float]]
+
+    def verdicts(self, scenario: Scenario) -> list[Verdict]:
+        return [judge(gains, scenario=scenario, broke=self.broke, rose=self.rose) for gains in self.gains]
+
+
+def settled(verdicts: Sequence[Verdict]) -> Verdict:
+    """What most of the repetitions agree on: a finding, or a cure, that comes and goes with the batches is none."""
+
+    def most(sets: Sequence[frozenset[str]]) -> frozenset[str]:
+        return frozenset(name for name in frozenset().union(*sets) if 2 * sum(name in s for s in sets) > len(sets))
+
+    return Verdict(most([v.findings for v in verdicts]), most([v.cures for v in verdicts]))
+
+
 HEALTHY = 0.6  # of the best change's gain: as good as it gets
 ILL = 0.4  # under this part of it something is clearly wrong; in between both words are right
 ESTABLISHED = 0.3  # a best gain under this says nothing
 CLEARLY = 0.6  # a change cures with this part of the best gain
+SURELY = 0.85  # a gain beyond which nothing else needs trying
 
 
 class Oracle:
@@ -54,6 +81,7 @@ class Oracle:
 
     def __init__(self, scenario: Scenario, *, after: int = STANDS) -> None:
         self.scenario = scenario
+        self.repetition = 0  # the one whose trials are being made
         self.classes = situation_of(scenario).classes or 0
         self.start = build(scenario, on=CPU)
         self.end = copy.deepcopy(self.start)
@@ -63,25 +91,50 @@ class Oracle:
         self.broke = not math.isfinite(losses[-1]) or len(losses) < after
         self.rose = self.broke or last > 1.25 * max(first, guess)
 
-    def gain(self, setup: Setup, transitions: Sequence[surgery.Transition] = ()) -> float:
-        losses = train(setup, TRIAL, transitions)
-        if len(losses) < TRIAL or not math.isfinite(losses[-1]):
-            return -math.inf
-        return 1 - sum(losses[-TAIL:]) / TAIL / math.log(self.classes)
+    def tried(self, *, repeats: int = REPEATS) -> Tried:
+        """All that is to be tried, side by side."""
+        gains: list[dict[str, float]] = [{} for _ in range(repeats)]
+        if self.broke:
+            for repetition in gains:
+                repetition["as is"] = -math.inf
+        else:
+            self._try({"as is": lambda oracle: (copy.deepcopy(oracle.end),)}, gains)
+        if not all(repetition["as is"] > SURELY for repetition in gains):
+            self._try(CHANGES, gains)
+        return Tried(broke=self.broke, rose=self.rose, gains=gains)
 
     def verdict(self) -> Verdict:
-        gains = {"as is": -math.inf if self.broke else self.gain(copy.deepcopy(self.end))}
-        if gains["as is"] > 0.85:
-            return Verdict(frozenset({"healthy"}), frozenset(), gains, self.rose)
-        for name, change in CHANGES.items():
-            made = change(self)
-            if made is not None:
-                gains[name] = self.gain(*made)
-        return judge(gains, scenario=self.scenario, broke=self.broke, rose=self.rose)
+        return settled(self.tried().verdicts(self.scenario))
 
     def state(self) -> Setup:
         """Where a knob would act: the window's end, or the beginning after an undo."""
         return copy.deepcopy(self.start if self.rose else self.end)
+
+    def trial(self, made: tuple[Setup, Sequence[surgery.Transition]] | tuple[Setup]) -> Trial:
+        """With other batches to come, an epoch from its beginning; the first repetition goes on with the run's own."""
+        setup, transitions = (made[0], made[1] if len(made) == 2 else ())
+        assert isinstance(setup.batches, Batches)
+        if self.repetition:
+            _, order, _ = setup.batches.state()
+            shuffled = torch.Generator().manual_seed(self.repetition).get_state()
+            setup.batches.restore((shuffled, order, len(order)))
+        return Trial(setup=setup, transitions=transitions)
+
+    def _try(self, changes: dict[str, Callable[[Oracle], Made]], gains: list[dict[str, float]]) -> None:
+        names: list[tuple[int, str]] = []
+        trials: list[Trial] = []
+        for self.repetition in range(len(gains)):
+            for name, change in changes.items():
+                if (made := change(self)) is not None:
+                    names.append((self.repetition, name))
+                    trials.append(self.trial(made))
+        for (repetition, name), losses in zip(names, train_all(trials, TRIAL), strict=True):
+            gains[repetition][name] = self._gain(losses)
+
+    def _gain(self, losses: Sequence[float]) -> float:
+        if len(losses) < TRIAL or not math.isfinite(losses[-1]):
+            return -math.inf
+        return 1 - sum(losses[-TAIL:]) / TAIL / math.log(self.classes)
 
 
 def judge(gains: dict[str, float], *, scenario: Scenario, broke: bool, rose: bool) -> Verdict:
@@ -90,13 +143,21 @@ def judge(gains: dict[str, float], *, scenario: Scenario, broke: bool, rose: boo
     best = max(gains.values())
     if best < ESTABLISHED:
         known = frozenset({"diverged", "diverging"}) if broke else frozenset[str]()
-        return Verdict(known, frozenset(), gains, rose)
+        return Verdict(known, frozenset())
     if as_is >= HEALTHY * best:
-        return Verdict(frozenset({"healthy"}), frozenset(), gains, rose)
+        return Verdict(frozenset({"healthy"}), frozenset())
     cures = frozenset(n for n, g in gains.items() if n != "as is" and g >= CLEARLY * best and g > as_is + 0.1)
     findings = {"healthy"} if as_is >= ILL * best else set[str]()
     findings |= {"diverged", "diverging"} if broke else set()
-    return Verdict(frozenset(findings | _meant(cures, scenario, rose)), cures, gains, rose)
+    return Verdict(frozenset(findings | _meant(cures | _direction(gains, cures), scenario, rose)), cures)
+
+
+def _direction(gains: dict[str, float], cures: frozenset[str]) -> frozenset[str]:
+    """Where weights drawn anew cure and scaled ones do not: the scale that trains best, if one trains at all."""
+    scales = {name: gains.get(name, -math.inf) for name in ("init/2", "init/4", "init*2", "init*4")}
+    best = max(scales, key=scales.__getitem__)
+    told = cures & {"init he", "init xavier"} and not cures & set(scales)
+    return frozenset({best} if told and scales[best] > max(ESTABLISHED, gains["as is"] + 0.1) else ())
 
 
 def _meant(cures: frozenset[str], scenario: Scenario, rose: bool) -> set[str]:
@@ -131,12 +192,13 @@ def _meant(cures: frozenset[str], scenario: Scenario, rose: bool) -> set[str]:
 
 
 def train(setup: Setup, steps: int, transitions: Sequence[surgery.Transition] = ()) -> list[float]:
+    """One net by itself: its losses, the last a NaN where it was lost."""
     under_way, losses = list(transitions), []
     for _ in range(steps):
         under_way = [t for t in under_way if not t.advance()]
         loss = setup.loss()
         losses.append(loss.item())
-        if not math.isfinite(losses[-1]) or losses[-1] > 1e12:
+        if not math.isfinite(losses[-1]) or losses[-1] > LOST:
             losses[-1] = math.nan
             break
         setup.optimizer.zero_grad()
@@ -179,7 +241,7 @@ def _scaled(factor: float) -> Callable[[Oracle], Made]:
 def _redrawn(name: str) -> Callable[[Oracle], Made]:
     def change(oracle: Oracle) -> Made:
         setup = copy.deepcopy(oracle.start)
-        generator = torch.Generator().manual_seed(oracle.scenario.run.seed + 1)
+        generator = torch.Generator().manual_seed(oracle.scenario.run.seed + 1 + REDRAWN * oracle.repetition)
         for module in setup.model.modules():
             if isinstance(module, nn.Linear):
                 parts.draw(module.weight, convert(InitSpec, {"name": name}, "", []), generator)  # type: ignore[arg-type]
@@ -277,13 +339,12 @@ CHANGES: dict[str, Callable[[Oracle], Made]] = {
 
 
 def _keep(first: int, end: int) -> str:
-    """The oracle's gains of these seeds as JSON, a line a net."""
+    """What the oracle saw of these seeds' nets as JSON, a line a net."""
     lines = []
     for seed in range(first, end):
-        oracle = Oracle(draw(seed))
-        verdict = oracle.verdict()
-        gains = {name: round(gain, 4) if math.isfinite(gain) else None for name, gain in verdict.gains.items()}
-        lines.append(f'  "{seed}": {json.dumps({"broke": oracle.broke, "rose": verdict.rose, "gains": gains})}')
+        seen = Oracle(draw(seed)).tried()
+        gains = [{n: round(g, 4) if math.isfinite(g) else None for n, g in one.items()} for one in seen.gains]
+        lines.append(f'  "{seed}": {json.dumps({"broke": seen.broke, "rose": seen.rose, "gains": gains})}')
     return "{\n" + ",\n".join(lines) + "\n}"
 
 

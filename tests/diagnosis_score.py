@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import statistics
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from diagnosis_nets import Seen, situation_of
-from diagnosis_oracle import Verdict
+from diagnosis_oracle import Verdict, settled
 
 from tui_descent.protocol.events import Advice
 from tui_descent.scenario import presets
@@ -54,12 +56,18 @@ def changes_of(advice: Advice) -> set[str]:
 
 @dataclasses.dataclass(slots=True)
 class Score:
-    """`right` by class or by a first advice that cures, `named` by class alone."""
+    """`right` by class or by a first advice that cures, `named` by class alone.
+
+    Left out are nets that nothing trains (`unknown`) and those on which the oracle's repetitions agree on nothing
+    (`undecided`): whatever a diagnosis says of them.
+    """
 
     table: Counter[tuple[str, str]] = dataclasses.field(default_factory=Counter)
     wrong: list[str] = dataclasses.field(default_factory=list)
     judged: int = 0
     unknown: int = 0
+    undecided: int = 0
+    retests: list[float] = dataclasses.field(default_factory=list)
     right: int = 0
     named: int = 0
     ill: int = 0
@@ -70,9 +78,12 @@ class Score:
     broad: int = 0
     bands: dict[float, list[int]] = dataclasses.field(default_factory=lambda: {0.5: [0, 0], 0.65: [0, 0], SURE: [0, 0]})
 
-    def add(self, seed: int, verdict: Verdict, finding: Finding | None) -> None:
+    def add(self, seed: int, verdicts: Sequence[Verdict], finding: Finding | None) -> None:
+        verdict, established = settled(verdicts), [v.findings for v in verdicts if v.findings]
+        self.retests += [len(a & b) / len(a) for a, b in itertools.permutations(established, 2)]
         if not verdict.findings:
-            self.unknown += 1
+            self.unknown += 2 * len(established) <= len(verdicts)
+            self.undecided += 2 * len(established) > len(verdicts)
             return
         name = finding.finding if finding else "nothing"
         first = next((a for a in finding.advice if a.knob != "undo"), None) if finding else None
@@ -97,6 +108,11 @@ class Score:
             self.wrong.append(f"{seed}: {name}, oracle {sorted(verdict.findings)} {sorted(verdict.cures)}")
 
     @property
+    def retest(self) -> float:
+        """How much of what one repetition of the oracle finds another finds, too."""
+        return statistics.fmean(self.retests) if self.retests else 1.0
+
+    @property
     def share(self) -> float:
         return self.right / self.judged
 
@@ -116,7 +132,8 @@ class Score:
             [
                 *rows,
                 f"{self.right}/{self.judged} = {self.share:.1%} right, {self.named / self.judged:.1%} by name alone; "
-                f"{self.unknown} nets left out: nothing that was tried trains them",
+                f"left out: {self.unknown} nets nothing trains, {self.undecided} the oracle disagrees with itself on",
+                f"the oracle against itself: {self.retest:.1%} of what one repetition finds another finds",
                 *(f"sure from {b}: {right}/{of} right" for b, (right, of) in self.bands.items()),
                 f"of the ill: {self.ill_right}/{self.ill} right, {self.ill_named} by name alone; "
                 f"the first advice cures {self.cured} of {self.advised} that got one",

@@ -64,6 +64,28 @@ def test_no_preset_that_is_sick_is_called_healthy(name: str) -> None:
     assert set(said) <= NAMED[name] | {"nothing"}
 
 
+def test_an_exploding_net_is_neither_on_a_saddle_nor_healthy_once_its_rate_was_turned_up() -> None:
+    """Its loss leaps from thousands to that of a guess and back, the curvature is read meanwhile."""
+    scenario = preset("exploding")
+    observed = Observed(scenario)
+    curvature = Curvature(observed.setup.probe, observed.parameters)
+    diagnosis = diagnosis_of(scenario, observed.seen)
+    said = Counter[str]()
+    for step in range(260):
+        if step == 100:
+            for group in observed.setup.optimizer.param_groups:
+                group["lr"] *= 10
+            diagnosis.intervened(step, "lr", "*10")
+        if step % 20 == 0:
+            reading = curvature.measure()
+            diagnosis.curvature(reading.lambda_max, reading.lambda_min)
+        observed.run(1, every=5)
+        feed(diagnosis, observed.seen, [step])
+        said[_said(diagnosis)] += 1
+    assert said["exploding"] > 120
+    assert set(said) <= {"exploding", "nothing"}
+
+
 def test_what_helps_fits_on_a_line_of_eighty_columns() -> None:
     scenario = preset("exploding")
     finding = found(scenario, Observed(scenario).run(WITHIN, every=10), may=TODAY)

@@ -15,6 +15,7 @@ from tui_descent.telemetry.diagnosis.signs import Signs
 WALKS, STRIDES = 3e-3, 0.3  # a good ‖Δ‖ over the norm of weights of the size that Xavier draws; a good ‖Δ‖/‖g‖
 TINY_WEIGHTS = 0.3  # as SMALL_WEIGHTS: so small that drawing them anew helps before a skip does
 DEEP = 6  # blocks, from which on another optimizer finds no way through that a skip would not
+GREW = 3.0  # a gradient that grew so on its way back at first tells of weights drawn too large
 OPENS = 3  # blocks, from which on a skip gets around dead and saturated layers
 
 SLOWED = (Advice("undo", "1", "u"), Advice("lr", "/10", "["))
@@ -38,7 +39,11 @@ def advice(name: Name, s: Signs, situation: Situation) -> list[Advice]:
         "exploding": burst_advice(situation),
         "diverging": [*SLOWED],
         "dead units": [*around, Advice("activation", "leaky_relu", "a"), init],
-        "saturated": [*around, init, Advice("activation", "relu", "a"), *norm],
+        "saturated": [
+            *([init, *around] if (s.first_product or 0.0) > GREW else [*around, init]),
+            Advice("activation", "relu", "a"),
+            *norm,
+        ],
         "plateau": [*redraw, *(skip if s.blocks >= DEEP else []), *adam, faster, *(skip if s.blocks < DEEP else [])],
         "saddle": [faster, *adam],
         # The rate is carried over to another optimizer, so that a rate too small stays one.

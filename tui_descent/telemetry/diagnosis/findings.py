@@ -65,11 +65,16 @@ SAID: dict[Name, str] = {
 }
 
 
+TELLS = 1e-2  # of the last block's gradient: with more than that in the first one the product tells more
+
+
 def sentence(finding: Finding) -> str:
     """One line for the screen."""
     said, places = SAID[finding.finding], {"layer": finding.layer or "the net", "last": finding.evidence.get("last")}
     names = {key: ".".join(str(name).split(".")[:2]) for key, name in places.items()}
-    if finding.finding == "vanishing" and "first_to_last_grad" in finding.evidence:
+    ratio = finding.evidence.get("first_to_last_grad")
+    # Where a layer's inputs are large, its weights' gradient is, too, however little came back to it.
+    if finding.finding == "vanishing" and isinstance(ratio, float) and ratio < TELLS:
         said = "{layer} gets {first_to_last_grad:.1e} of {last}'s gradient."
     text = said.format_map({"product": math.nan} | finding.evidence | names)
     for a in finding.advice[:1]:

@@ -12,7 +12,9 @@ from tui_descent.telemetry.diagnosis.signs import Signs
 
 HOT = 5.0  # × g at the start: the outputs were far too large
 RISEN, OVER_GUESS = 1.5, 1.3
-GOOD = 0.55  # × g: a loss that comes below it trains
+GOOD = 0.65  # × g: a loss that comes below it trains
+ENDS = 0.55  # × g: a loss that stands trained if it is below it
+STEADY = 0.07  # × g: a loss that falls by as much over three windows is on its way
 STUCK = 0.81  # × g: a loss above it has learnt next to nothing
 LEARNT = 0.95  # × a guess that is known and whose loss cannot come near 0: a text's
 ABOVE, FALLS = 1.1, 0.07  # a loss over 1.1 g that falls by 7 % in a third of a window is on its way
@@ -24,13 +26,17 @@ SIGMOID = 0.3  # a sigmoid's block multiplies by about ¼, whatever its weights
 ALL, DEAD, SATURATED = 0.95, 0.9, 0.5  # shares of a layer
 CRAWLS, HURLS = 6e-4, 0.05  # ‖Δ‖ over the norm of weights of the size that Xavier draws
 SHORT = 0.009  # ‖Δ‖/‖g‖ of plain descent, which is η; η/(1 − β) with momentum
+CAME, FAR = 0.1, 0.5  # P of a gradient that comes through; decades by which steps are far too short
 BOUNCES, EDGE = -0.8, 0.95  # cosine of one gradient with the next; sharpness over what the rate can bear
 ADAPTIVE = ("adam", "adamw", "rmsprop")
 SMALL_WEIGHTS = 0.6  # √width · rms of a square weight; Xavier draws it at 1, He at 1.4
 
 
-def judge(s: Signs, situation: Situation) -> tuple[Name, float]:
-    """The gravest first. How sure: ½ at the threshold of the number that decided, more beyond it."""
+def judge(s: Signs, situation: Situation) -> tuple[Name, float] | None:
+    """The gravest first. How sure: ½ at the threshold of the number that decided, more beyond it.
+
+    None of a loss that is worse than a guess and comes down: that is neither well yet nor ill any more.
+    """
     known, size = situation.classes is not None, abs(s.guess)
     # Where the first updates threw the weights about, what grew since tells of them.
     grown = max(s.first_product or 1.0, 1.0 if _hurled(s) else s.product or 1.0)
@@ -41,8 +47,14 @@ def judge(s: Signs, situation: Situation) -> tuple[Name, float]:
     risen = max(s.first + (RISEN - 1) * abs(s.first), s.guess + (OVER_GUESS - 1) * size)
     if s.now > risen:
         return "diverging", _sure(s.now / risen if risen > 0 else math.inf, decades=0.3)
+    # Whatever a loss that has leapt did before: without any gradient it goes nowhere from here.
+    if known and s.product == 0 and s.now > GOOD * s.guess:
+        return _died(s)
     if comes is not None:
-        if comes > GOOD or (s.now > STUCK * s.guess and s.saturated > SATURATED):
+        # Where the units are saturated a fall is no promise of another.
+        # Nor where the steps are far too short.
+        halting = s.saturated > SATURATED or _slow(s, situation.optimizer in ADAPTIVE) > FAR
+        if comes > (GOOD if s.fallen else ENDS) or (s.now > GOOD * s.guess and halting):
             name, sure = _stuck(s, situation)
             return name, min(sure, _sure(comes / GOOD, decades=0.1))
         return _trains(s, _sure(GOOD * s.guess / max(s.coming or 0.0, s.now + 2 * s.noise, 1e-300), decades=0.1))
@@ -56,6 +68,8 @@ def judge(s: Signs, situation: Situation) -> tuple[Name, float]:
         falls = s.fall > STANDS
     if s.now > s.guess - (1 - share) * size and not falls:
         return _stuck(s, situation)
+    if (known or situation.guess is not None) and s.now > OVER_GUESS * s.guess:
+        return None
     if situation.surface and s.fell < STANDS * size and _on_a_saddle(s):
         return "saddle", 0.8
     return _trains(s, _sure(share * s.guess / s.now, decades=0.3) if s.now > 0 else 1.0)
@@ -88,17 +102,22 @@ def _stuck(s: Signs, situation: Situation) -> tuple[Name, float]:
     # Both at once: what is further out. A product is one of many factors: a quarter of its decades count.
     if slow > max(0.0, lost / 4) and (adaptive or lost > 0):
         return "rate too small", _sure(10**slow)
+    if lost > 0 and s.saturated > SATURATED and CAME < (s.first_product or 0.0) < GROWN:
+        return "diverging", 0.6  # it came through at first: the updates have driven the units to where they saturate
     if lost > 0:
         return "vanishing", _sure(10**lost)
     if s.saturated > SATURATED and (s.first_product or 0.0) > BURST:
         return "exploding", 0.6
     if _on_a_saddle(s):
-        return "saddle", 0.8
+        # A gradient that grows on its way back makes curvatures of both signs large.
+        return ("exploding", 0.6) if (s.product or 0.0) > BURST else ("saddle", 0.8)
     if slow > 0:
         return "rate too small", _sure(10**slow)
     if _hurled(s):
         return "diverging", 0.6
-    if s.saturated <= SATURATED and s.slope < LEAVES and s.growth is not None and s.growth > 0.9:
+    leaves = s.slope < LEAVES and s.growth is not None and s.growth > 0.9
+    steady = situation.classes is not None and (s.fallen or 0.0) > STEADY * s.guess
+    if s.saturated <= SATURATED and (leaves or steady):
         return "healthy", 0.6
     if s.dead > DEAD:
         return "dead units", 0.6
@@ -125,7 +144,9 @@ def _died(s: Signs) -> tuple[Name, float]:
         return "exploding", 0.7
     if began is not None and began > FADED:
         return "diverging", 0.7
-    if began is not None and began > 0 and (_hurled(s) or s.scale < SMALL_WEIGHTS):
+    # With a skip around it a dead layer keeps no gradient back.
+    through = s.product is not None and s.product > FADED
+    if began is not None and began > 0 and not through and (_hurled(s) or s.scale < SMALL_WEIGHTS):
         return "vanishing", 0.7 if _hurled(s) else 0.9
     return "dead units", 0.95
 

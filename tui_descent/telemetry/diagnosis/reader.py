@@ -116,7 +116,10 @@ class Diagnosis:
         if self._seen < DARES or self._first is None:
             return None
         signs = self._signs(self._first)
-        name, sure = judge(signs, self.situation)
+        judged = judge(signs, self.situation)
+        if judged is None:
+            return None
+        name, sure = judged
         where, evidence = self._evidence(name, signs)
         helps = tuple(a for a in advice(name, signs, self.situation) if a.knob in self._knobs - self._harmful)
         return Finding(finding=name, layer=where, sure=round(sure, 2), evidence=evidence, advice=helps)

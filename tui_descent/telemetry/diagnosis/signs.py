@@ -18,7 +18,8 @@ LONG = 3 * WINDOW  # as many as tell where the loss is going
 HALF, THIRD, TAIL = 30, 20, 10  # steps of a window
 # A fall counts by what it exceeds so many of its standard errors; it goes on for so many windows, each a step to the
 # next as the last was to the one before, and takes no more than half of the loss.
-CERTAIN, AHEAD, SLOWS, QUICKENS, LEAST = 2.0, 4.0, 0.5, 1.6, 0.5
+CERTAIN, AHEAD, SLOWS, QUICKENS, LEAST = 2.0, 4.0, 0.5, 1.3, 0.5
+SURELY = 4.5  # standard errors that a line through all three windows must fall by
 
 
 class Curvature(msgspec.Struct, frozen=True):
@@ -40,6 +41,7 @@ class Signs(msgspec.Struct, frozen=True, kw_only=True):
     slope: float  # in standard errors
     noise: float  # standard deviation of the window's losses about their line
     coming: float | None  # the loss to come, if it goes on as in the last three windows
+    fallen: float | None  # over the last three windows, 0 where that could be noise
     blocks: int
     product: float | None
     first_product: float | None
@@ -94,7 +96,8 @@ class Gauge:
             fall=fell / max(abs(earlier), 1e-300),
             slope=slope / max(error, 1e-300),
             noise=noise,
-            coming=coming(losses) if len(losses) >= LONG else None,
+            coming=coming(losses, guess) if len(losses) >= LONG else None,
+            fallen=fallen(losses, guess) if len(losses) >= LONG else None,
             blocks=len(self.rows),
             product=median([products[r.step] for r in newest if r.step in products]),
             first_product=products.get(begun.step),
@@ -122,17 +125,26 @@ class Gauge:
         return min(1.0, median(sizes) or 1.0)
 
 
-def coming(losses: Sequence[float]) -> float:
-    """The loss to come, from the last three windows of `losses`, which hold at least LONG."""
+def coming(losses: Sequence[float], guess: float) -> float:
+    """The loss to come, from the last three windows of `losses`, which hold at least LONG.
+
+    What lies above the loss of a guess falls without a look at the input: it says nothing of what follows below.
+    """
     newest = losses[-LONG:]
-    before, between, now = (statistics.fmean(newest[n : n + WINDOW]) for n in range(0, LONG, WINDOW))
+    before, between, now = (min(guess, statistics.fmean(newest[n : n + WINDOW])) for n in range(0, LONG, WINDOW))
     _, _, noise = line(newest[-WINDOW:])
-    here, fall, earlier = statistics.fmean(newest[-THIRD:]), between - now, before - between
+    here, fall, earlier = statistics.fmean(newest[-HALF:]), between - now, before - between
     fall -= CERTAIN * noise * math.sqrt(2 / WINDOW)
     if fall <= 0:
         return here
     ratio = min(QUICKENS, max(SLOWS, fall / earlier)) if earlier > 0 else QUICKENS
     return max(here - AHEAD * fall * ratio**2, LEAST * here)
+
+
+def fallen(losses: Sequence[float], guess: float) -> float:
+    """How far a line through the last three windows falls, what lies above the loss of a guess left out."""
+    slope, error, _ = line([min(guess, loss) for loss in losses[-LONG:]])
+    return -slope * LONG if -slope > SURELY * error else 0.0
 
 
 def product_of(factors: Sequence[float]) -> float:
