@@ -172,7 +172,7 @@ def measure(
             write(*args, **kwargs)
 
         ring.write_reading = counted  # type: ignore[method-assign]
-        before = run.cost, run._sampler.busy_s
+        before = run.cost, run._sampler.time_s
         order, rounds = list(variants), max(PARTS, int(seconds / (count * step_s)))
         for n in range(rounds):
             first = n % len(order)
@@ -183,8 +183,8 @@ def measure(
                 timed.seconds.append(turn(timed.step, 100_000 + n * count + SETTLING, count, device))
                 timed.pause()
         on()
-        busy_s = run._sampler.busy_s
-        readings.declared = (run.cost * busy_s - before[0] * before[1]) / (busy_s - before[1])
+        time_s = run._sampler.time_s
+        readings.declared = (run.cost * time_s - before[0] * before[1]) / (time_s - before[1])
     return variants, readings
 
 

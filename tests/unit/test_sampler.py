@@ -101,6 +101,30 @@ def test_the_share_holds_at_every_moment_with_prices_that_vary() -> None:
             assert spent <= 0.02 * busy + 1e-3
 
 
+@pytest.mark.parametrize("wait_s", [0.0, 49e-3])
+def test_waits_of_the_loop_pay_for_readings_within_the_share_of_all_its_time(wait_s: float) -> None:
+    sampler = Sampler(budget=0.01)
+    spent = whole = 0.0
+    for step in range(4000):
+        cost_s = 2e-3 if sampler.due(step, period_s=None) else 0.0
+        if cost_s:
+            sampler.spent(cost_s)
+        sampler.stepped(1e-3 + cost_s, waited_s=wait_s)
+        spent, whole = spent + cost_s, whole + 1e-3 + wait_s + cost_s
+        assert spent <= 0.01 * whole + 2e-3, "but for the first"
+    assert spent >= 0.8 * 0.01 * whole
+    assert sampler.cost == pytest.approx(spent / whole, rel=0.05)
+
+
+def test_one_long_wait_earns_no_more_than_a_few_usual_ones() -> None:
+    sampler = Sampler(budget=0.01)
+    for _ in range(100):
+        sampler.stepped(1e-3, waited_s=1e-3)
+    before_s = sampler.time_s
+    sampler.stepped(1e-3, waited_s=3600.0)
+    assert sampler.time_s - before_s <= 6e-3
+
+
 def test_the_first_step_is_always_measured_within_a_budget() -> None:
     assert simulate(Sampler(budget=0.01), 1, step_s=1e-3, cost_s=1.0) == [0]
 

@@ -70,9 +70,9 @@ class Tier:
 
 
 class Sampler:
-    """`every` fixes the steps; otherwise readings take at most `budget` of the busy time. `at` are steps besides.
+    """`every` fixes the steps; otherwise readings take at most `budget` of the time. `at` are steps besides.
 
-    Times are the training thread's CPU seconds, which other processes do not lengthen.
+    Time is the training thread's CPU seconds, which other processes do not lengthen, and what it waited, for data, say.
     """
 
     def __init__(self, *, every: int | None = None, budget: float = 0.01, at: Iterable[int] = ()) -> None:
@@ -80,9 +80,9 @@ class Sampler:
         self._budget = budget
         self._at = frozenset(at)
         self._spent_s = 0.0
-        self._busy_s = 0.0
+        self._busy_s = self._waited_s = 0.0
         self._cost_s = 0.0
-        self._step_s = 0.0
+        self._step_s = self._wait_s = 0.0  # a usual step's
         self._since_reading_s = 0.0
         self._timed_s: float | None = None
         self._plain_steps = 0
@@ -169,14 +169,14 @@ class Sampler:
                 return 1 + AFTERMATH
         if self._plain_steps < KNOWN_AFTER:
             return 1
-        step_s = max(self._step_s, 1e-9)
+        step_s = max(self._step_s + self._wait_s, 1e-9)
         most = min(STEPS_A_LOOK, LOOK_EVERY_S / step_s)
         if self._every is None and self._budget > 0:
             most = min(most, self._missing_s() / (self._budget * step_s))
         return max(1, math.ceil(most))
 
-    def stepped(self, busy_s: float, *, steps: int = 1) -> None:
-        """So many steps took this long together, readings included, waits not; with a measured one come the next few.
+    def stepped(self, busy_s: float, *, steps: int = 1, waited_s: float = 0.0) -> None:
+        """So many steps took this long together, readings included, and waited besides; behind a measured one a few.
 
         What a reading costs outside its own clock (hooks in the passes, a cache that holds other things) shows in how
         much longer these steps took than usual.
@@ -194,10 +194,13 @@ class Sampler:
         # One gap between two of the steps, however many they were.
         plain_s = min(plain_s, (1 + (LONGEST_STEP - 1) / steps) * usual_s)
         self._busy_s += plain_s * steps + cost_s
+        wait_s = min(waited_s / steps, LONGEST_STEP * max(self._wait_s, self._step_s))
+        self._waited_s += wait_s * steps
         self._steps += steps
         if timed_s is None or steps > 2 + AFTERMATH or self._plain_steps < KNOWN_AFTER:
             self._plain_steps += steps if timed_s is None else 0
             self._step_s = usual_s + (plain_s - usual_s) * min(1.0, steps * NEWEST)
+            self._wait_s += (wait_s - self._wait_s) * min(1.0, steps * NEWEST)
 
     def _outside_s(self, timed_s: float, excess_s: float | None) -> float:
         """What such readings cost outside their own clock: a mean, since of one step's time most is chance."""
@@ -257,7 +260,7 @@ class Sampler:
 
     def _allowance_s(self) -> float:
         """What readings may have taken so far. The hooks of every step come on top: they are not to be had for less."""
-        return self._budget * self._busy_s
+        return self._budget * self.time_s
 
     def _missing_s(self) -> float:
         """What the next reading's price still lacks: it is paid beforehand, so that the share always holds."""
@@ -265,12 +268,12 @@ class Sampler:
         return self._spent_s + just_taken_s + self._cost_s - (self._allowance_s() - self._set_aside_s())
 
     @property
-    def busy_s(self) -> float:
-        """CPU seconds that the run's steps took so far, watching included."""
-        return self._busy_s
+    def time_s(self) -> float:
+        """Seconds that the run's steps took so far, watching included: CPU time and waits."""
+        return self._busy_s + self._waited_s
 
     @property
     def cost(self) -> float:
-        """The share of the busy time so far that watching took: readings, curvature, and the hooks of every step."""
+        """The share of the time so far that watching took: readings, curvature, and the hooks of every step."""
         took_s = self._spent_s + self._curvature_s + self._hooked_s
-        return took_s / self._busy_s if self._busy_s else 0.0
+        return took_s / self.time_s if self.time_s else 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 
 from tui_descent.instruments.sampler import Sampler
@@ -10,12 +12,51 @@ from tui_descent.training.lane import Lane
 from tui_descent.training.updates import Updates
 
 
-class Stretch:
-    """Of one run: the sampler's clock."""
+class Clock:
+    """The calling thread's CPU seconds, and those that it waited of its own accord, not for a processor in use.
 
-    def __init__(self, control: Control, updates: Updates, sampler: Sampler, lane: Lane) -> None:
+    On Linux alone can the two waits be told apart, and only once `open`; otherwise none is told.
+    """
+
+    def __init__(self) -> None:
+        self._schedule: int | None = None
+        self._last = self._now()
+
+    def open(self) -> None:
+        """The calling thread is the one."""
+        self.close()
+        with contextlib.suppress(OSError):
+            self._schedule = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+        self._last = self._now()
+
+    def since(self) -> tuple[float, float]:
+        """Seconds busy and seconds waited since the last call."""
+        last, self._last = self._last, self._now()
+        busy_s, idle_s = (now - then for now, then in zip(self._last, last, strict=True))
+        return busy_s, max(idle_s, 0.0) if self._schedule is not None else 0.0
+
+    def close(self) -> None:
+        """Let the file go."""
+        if self._schedule is not None:
+            os.close(self._schedule)
+            self._schedule = None
+
+    def _now(self) -> tuple[float, float]:
+        busy_s = time.thread_time()
+        if self._schedule is None:
+            return busy_s, 0.0
+        # Nanoseconds on a processor, nanoseconds of waiting for one, turns.
+        queued_ns = int(os.pread(self._schedule, 100, 0).split()[1])
+        return busy_s, time.perf_counter() - busy_s - queued_ns / 1e9
+
+
+class Stretch:
+    """Of one run: the sampler's clock. With `waits`, what the loop waits for its data pays for readings, too."""
+
+    def __init__(self, control: Control, updates: Updates, sampler: Sampler, lane: Lane, *, waits: bool) -> None:
         self._control, self._updates, self._sampler, self._lane = control, updates, sampler, lane
-        self._cpu_s = time.thread_time()
+        self._clock = Clock()
+        self._waits = waits
         self._steps = 0  # since the last look at the clock
         self._own_s, self._own_steps = 0.0, 0  # what watching took of so many of them
 
@@ -38,14 +79,16 @@ class Stretch:
         self._steps += gone
         self._own_steps += gone
         if self._steps and (now or self._steps >= self._sampler.next_look):
-            now_s = time.thread_time()
+            busy_s, waited_s = self._clock.since()
             self._own_s += self._lane.own_s
             self._lane.own_s = 0.0
             if self._own_steps:
                 self._sampler.hooked(self._own_s, self._own_steps)
                 self._own_s, self._own_steps = 0.0, 0
-            self._sampler.stepped(now_s - self._cpu_s, steps=self._steps)
-            self._cpu_s, self._steps = now_s, 0
+            if self._control.steering.pace is not None:
+                waited_s = 0.0  # it is ours, and paid out otherwise
+            self._sampler.stepped(busy_s, steps=self._steps, waited_s=waited_s)
+            self._steps = 0
 
     def count_own(self, start_s: float, *, steps: int = 1) -> None:
         """What watching took of so many steps, or between two; what a reading takes has an account of its own."""
@@ -53,7 +96,18 @@ class Stretch:
             self._own_s += time.perf_counter() - start_s
             self._own_steps += steps
 
+    def begin(self) -> None:
+        """The loop begins, in this thread."""
+        if self._waits:
+            self._clock.open()
+        self.forget()
+
+    def close(self) -> None:
+        """The run is over."""
+        self._clock.close()
+
     def forget(self) -> None:
         """Something else than steps took time: it counts from here."""
         self._lane.gone()
-        self._cpu_s, self._steps = time.thread_time(), 0
+        self._clock.since()
+        self._steps = 0

@@ -98,7 +98,9 @@ class Watch:
             reader=self._reader,
             again=None if again is None else SameBatch(model, again),
         )
-        self._stretch = Stretch(self.control, self._updates, self._sampler, self._lane)
+        # What waits for a device waits for work that readings add to.
+        waits = isinstance(self._telling, AtOnce)
+        self._stretch = Stretch(self.control, self._updates, self._sampler, self._lane, waits=waits)
         steering.watched(self._follow, self._updates.deaf)
         if link is not None and link.launch.socket is not None:  # where nobody can ask, nothing is kept
             roots = [model, steering, *state]
@@ -128,13 +130,14 @@ class Watch:
             self.control.steering.listen()
         self._start_s = time.perf_counter()
         self._lane.begins(self._start_s)
-        self._stretch.forget()
+        self._stretch.begin()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         self._updates.detach()
+        self._stretch.close()
         self._order.stop()
         ended_by = self._telling.at_end(error)
         status, reason = outcome(ended_by)
