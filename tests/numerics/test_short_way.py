@@ -141,3 +141,20 @@ def test_a_loss_that_is_no_number_is_found_in_a_stretch(kept: Kept) -> None:
         (found,) = kept.events(NotFinite)
         assert (found.step, found.what) == (n, "loss")
         assert [s.step for s in kept.steps()] == list(range(n + 1))
+
+
+def test_a_rate_that_is_a_tensor_is_the_one_of_the_update(kept: Kept) -> None:
+    net = mlp(depth=1)
+    rate = torch.tensor(0.5)
+    optimizer = torch.optim.SGD(net.parameters(), lr=rate)
+    batch = digit_batches(1)[0]
+    with Counted(net, optimizer, link=kept.link, sampler=Sampler(every=0)) as run:
+        for _ in range(60):
+            optimizer.zero_grad()
+            loss = loss_of(net, batch)
+            loss.backward()
+            optimizer.step()
+            rate.mul_(0.5)  # as a scheduler does, before the step is told
+            run.step(loss)
+        assert run.short > 20
+    assert [s.lr for s in kept.steps()] == [0.5 * 0.5**n for n in range(60)]

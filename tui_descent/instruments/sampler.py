@@ -154,6 +154,8 @@ class Sampler:
 
     def hooked(self, took_s: float, steps: int) -> None:
         """What watching took of so many steps that were not measured: hooks, guard, record, a look for commands."""
+        if self._plain_steps < KNOWN_AFTER:
+            return  # what begins a run comes once
         # By the clock on the wall: what interrupts a step now and then is none of ours.
         if self._hooked_steps:
             took_s = min(took_s, LONGEST_STEP * self._hooked_s / self._hooked_steps * max(steps, STEPS_A_LOOK))

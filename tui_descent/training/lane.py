@@ -64,7 +64,7 @@ class Lane:
         self.optimizer = optimizer
         self.left = self.made = 0
         self.open = False  # within an update that goes this way
-        self.rate: Any = math.nan
+        self.rate = math.nan
         self.own_s = 0.0  # what this way took, by its own clock
         self.used = False  # since the last plan
         self._control, self._guard, self._over = control, guard, over
@@ -135,10 +135,8 @@ class Lane:
             return False
         self.made = 0
         self.left -= 1
-        control, rate = self._control, self.rate
-        if type(rate) is not float:
-            rate = float(rate)
-        self._ring.write_step(control.step, value, rate, start_s - self._start_s, control.segment, False)
+        control = self._control
+        self._ring.write_step(control.step, value, self.rate, start_s - self._start_s, control.segment, False)
         control.step += 1
         self._losses.append(value)
         if self._schedule is not None:
@@ -151,11 +149,12 @@ class Lane:
     def _opens(self, optimizer: torch.optim.Optimizer, start_s: float) -> None:
         self.open = True
         if self._turned:
-            rate = self._control.steering.rate
-            self.rate = rate.value
-            rate.put_on()
+            turned = self._control.steering.rate
+            self.rate = turned.value
+            turned.put_on()
         else:
-            self.rate = optimizer.param_groups[0]["lr"]
+            rate = optimizer.param_groups[0]["lr"]
+            self.rate = rate if type(rate) is float else float(rate)
         self.own_s += time.perf_counter() - start_s
 
 
@@ -203,7 +202,7 @@ class LateLane(Lane):
         self.made = 0
         self.left -= 1
         control, time_s = self._control, start_s - self._start_s
-        place = Place(segment=control.segment, step=control.step, rate=float(self.rate), time_s=time_s)
+        place = Place(segment=control.segment, step=control.step, rate=self.rate, time_s=time_s)
         self._late.step(loss, start_s, made=True, place=place)
         control.step += 1
         control.steering.moved(math.nan)
