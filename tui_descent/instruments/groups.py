@@ -113,9 +113,13 @@ class Groups:
         """A group's norms, those that are not safe by squares that can neither under- nor overflow."""
         least, most = bounds(matrix.shape[1])
         unsafe = [row for row, value in enumerate(values) if not (least < value < most or value != value)]
+        if not any(values[row] for row in unsafe):
+            # Zeros are most often what they seem: updates too small for float32 weights to show.
+            part = matrix[unsafe[0] : unsafe[-1] + 1] if unsafe[-1] - unsafe[0] < len(unsafe) else matrix[unsafe]
+            if part.amax().item() == 0.0 == part.amin().item():
+                return list(values)
         greatest = _greatest(matrix)
         tops, exact = greatest.tolist(), list(values)
-        # Zeros are what they seem: of updates most often, too small for float32 weights to show.
         which = [row for row in unsafe if 0 < tops[row] < math.inf]
         if which:
             scaled = self._over(n, matrix, greatest, which, room="scaled")

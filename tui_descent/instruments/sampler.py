@@ -14,6 +14,9 @@ LONGEST_STEP = 4.0
 # While paced, a reading may take this part of what a step waits, or this part of the time since the last.
 SLACK_USED = 0.5
 PACED_SHARE = 0.1
+# Hooks and records of every step come on top of the budget up to this part of it; what they take beyond, of short
+# steps, is taken from the readings, which keep at least this part.
+HOOKS_ON_TOP, READINGS_LEAST = 0.5, 0.6
 # Tiers beyond the norms: how often at most, and the share of the budget they may have. Norms come first: what these
 # leave is theirs.
 SIGNALS_EVERY_S, SIGNALS_SHARE = 0.1, 0.08
@@ -261,8 +264,10 @@ class Sampler:
         return self._curvature_allowed_s + CURVATURE_SHARE * self._budget * on_s
 
     def _allowance_s(self) -> float:
-        """What readings may have taken so far. The hooks of every step come on top: they are not to be had for less."""
-        return self._budget * self.time_s
+        """What readings may have taken so far: the budget, less what hooks take beyond their own allowance."""
+        budget_s = self._budget * self.time_s
+        beyond_s = min(max(self._hooked_s - HOOKS_ON_TOP * budget_s, 0.0), (1 - READINGS_LEAST) * budget_s)
+        return budget_s - beyond_s
 
     def _missing_s(self) -> float:
         """What the next reading's price still lacks: it is paid beforehand, so that the share always holds."""
