@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -109,7 +109,7 @@ class AtOnce:
         """A step's end; without a `place` it is not told, since its update was dropped."""
         value = self._value(loss)
         if self._joined:
-            value = math.fsum([*self._joined, value]) / (len(self._joined) + 1)
+            value = mean([*self._joined, value])
             self._joined.clear()
         reading, self._reading = self._reading, None
         if place is None:
@@ -148,3 +148,11 @@ class AtOnce:
 def number(value: Tensor | float) -> float:
     """A scalar's value; from a GPU this waits for it."""
     return float(value.item()) if isinstance(value, Tensor) else float(value)
+
+
+def mean(losses: Sequence[float]) -> float:
+    """Also of what is no number, or together too large for one: that is no reason to raise in the midst of a step."""
+    try:
+        return math.fsum(losses) / len(losses)
+    except (OverflowError, ValueError):
+        return sum(losses) / len(losses)
