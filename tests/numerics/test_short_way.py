@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from kept import Kept
@@ -14,7 +15,7 @@ from nets import digit_batches, loss_of, mlp
 from torch import Tensor, nn
 
 from tui_descent.instruments.sampler import Sampler
-from tui_descent.protocol.commands import Resume, RunSteps, TurnKnob
+from tui_descent.protocol.commands import Resume, RunSteps, TurnKnob, Undo
 from tui_descent.protocol.events import KnobTurned, NotFinite
 from tui_descent.scenario.knobs import parse
 from tui_descent.training.lane import Lane
@@ -183,6 +184,20 @@ def test_a_turn_made_while_the_run_is_held_in_a_stretch_acts_on_the_very_next_up
         assert turned.step == n
         assert [s.lr for s in kept.steps()][n - 1 :] == [0.05, 0.1, 0.1]
         assert not kept.ring.flagged()
+
+
+def test_gone_back_from_a_stretch_to_a_step_that_is_to_be_measured_it_is(kept: Kept) -> None:
+    kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there")
+    plan = [(30, parse("lr=*0.5"))]
+    with watched(kept, sampler=Sampler(every=10), own_loop=True, plan=plan) as (run, step):
+        for n in range(36):
+            step(n)
+        assert run._lane.left
+        kept.order(Undo())
+        step(36)
+        assert (run.control.segment, run.next_step) == (1, 30)
+        step(37)
+        assert [(r.segment, r.step) for r in kept.readings()] == [(0, 0), (0, 10), (0, 20), (0, 30), (1, 30)]
 
 
 def test_a_loss_handed_over_now_and_then_in_one_tensor_is_read_anew(kept: Kept) -> None:
