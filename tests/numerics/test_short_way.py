@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from kept import Kept
 from nets import digit_batches, loss_of, mlp
+from torch import Tensor, nn
 
 from tui_descent.instruments.sampler import Sampler
-from tui_descent.protocol.commands import TurnKnob
+from tui_descent.protocol.commands import Resume, RunSteps, TurnKnob, Undo
 from tui_descent.protocol.events import KnobTurned, NotFinite
 from tui_descent.scenario.knobs import parse
 from tui_descent.training.lane import Lane
@@ -158,3 +160,94 @@ def test_a_rate_that_is_a_tensor_is_the_one_of_the_update(kept: Kept) -> None:
             run.step(loss)
         assert run.short > 20
     assert [s.lr for s in kept.steps()] == [0.5 * 0.5**n for n in range(60)]
+
+
+@pytest.mark.parametrize("held", ["by a loss", "by the loop", "at the end"])
+def test_a_turn_made_while_the_run_is_held_in_a_stretch_acts_on_the_very_next_update(held: str, kept: Kept) -> None:
+    with watched(kept, sampler=Sampler(every=0), on_fault="hold", own_loop=True) as (run, step):
+        n = 0
+        while not (run.short > 20 and run._lane.left > 5):
+            step(n)
+            n += 1
+        kept.order(TurnKnob(knob="lr", value="*2"))
+        kept.order(RunSteps(steps=1))
+        if held == "by a loss":
+            assert not run.loss(torch.tensor(math.nan))
+        elif held == "by the loop":
+            run.control.hold("the step raised")
+        else:
+            assert run.control.wait_at_end(100) == 1
+        kept.order(Resume())  # heard once that one step is made
+        step(n)
+        step(n + 1)
+        (turned,) = kept.events(KnobTurned)
+        assert turned.step == n
+        assert [s.lr for s in kept.steps()][n - 1 :] == [0.05, 0.1, 0.1]
+        assert not kept.ring.flagged()
+
+
+def test_gone_back_from_a_stretch_to_a_step_that_is_to_be_measured_it_is(kept: Kept) -> None:
+    kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there")
+    plan = [(30, parse("lr=*0.5"))]
+    with watched(kept, sampler=Sampler(every=10), own_loop=True, plan=plan) as (run, step):
+        for n in range(36):
+            step(n)
+        assert run._lane.left
+        kept.order(Undo())
+        step(36)
+        assert (run.control.segment, run.next_step) == (1, 30)
+        step(37)
+        assert [(r.segment, r.step) for r in kept.readings()] == [(0, 0), (0, 10), (0, 20), (0, 30), (1, 30)]
+
+
+def test_a_loss_handed_over_now_and_then_in_one_tensor_is_read_anew(kept: Kept) -> None:
+    net, held, losses = mlp(depth=2), torch.zeros(()), []
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    with Counted(net, optimizer, link=kept.link, sampler=Sampler(every=0, at=(20,))) as run:
+        for n, batch in enumerate(digit_batches(30)):
+            loss = loss_of(net, batch)
+            held.copy_(loss.detach())
+            losses.append(held.item())
+            if n < 19:
+                run.loss(held)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            run.step(held)
+        assert [s.loss for s in kept.steps()] == losses
+        assert run.short
+
+
+class Two(nn.Module):
+    """Two layers, of which the first can be left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.whole = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 4) → (B, 4)."""
+        out: Tensor = self.last(self.first(x).tanh() if self.whole else x)
+        return out
+
+
+@pytest.mark.parametrize("how", ["left out every other time", "frozen at first"])
+def test_the_input_most_gradient_is_looked_at_also_where_it_was_not_there(how: str, kept: Kept) -> None:
+    net, bad_at = Two(), 50
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    with Counted(net, optimizer, link=kept.link, sampler=Sampler(every=0)) as run:
+        for n in range(bad_at + 1):
+            net.whole = how == "frozen at first" or n % 2 == 0
+            net.first.requires_grad_(how != "frozen at first" or n >= 30)
+            loss = net(torch.ones(2, 4)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            if n == bad_at:
+                assert net.first.weight.grad is not None
+                net.first.weight.grad[0, 0] = math.nan
+            optimizer.step()
+            run.step(loss)
+        (found,) = kept.events(NotFinite)
+        assert (found.step, found.layer) == (bad_at, "first")
+        assert (run.short > 20) is (how == "frozen at first")

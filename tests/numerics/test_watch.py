@@ -353,3 +353,19 @@ def test_evaluation_leaves_weights_mode_and_random_numbers_alone(kept: Kept) -> 
         kept.order(Evaluate())
         run.control.between()
     assert [e.step for e in kept.events(Evaluated)] == [1, 1], "once asked for, once at the end"
+
+
+@pytest.mark.parametrize(
+    ("losses", "joined"), [((1e308, 1e308), math.inf), ((math.inf, -math.inf), math.nan), ((1.0, math.inf), math.inf)]
+)
+def test_losses_that_have_no_mean_do_not_end_the_loop(losses: tuple[float, float], joined: float, kept: Kept) -> None:
+    net = mlp()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with Watch(net, optimizer, link=kept.link) as run:
+        for n, told in enumerate((1.0, *losses)):
+            loss_of(net, digit_batches(1)[0]).backward()
+            if n != 1:
+                optimizer.step()
+            run.step(told)
+    (_, second) = kept.steps()
+    assert second.loss == pytest.approx(joined, nan_ok=True)

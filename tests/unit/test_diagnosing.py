@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
+
 from tui_descent.keeper.diagnosing import LETTERS_NATS, Diagnosing, situation
 from tui_descent.protocol.curvature import CurvatureReading, Limit
 from tui_descent.protocol.events import (
@@ -91,3 +95,17 @@ def test_a_situation_tells_what_a_guess_costs() -> None:
     assert told["saddle"].surface
     assert not told["vanishing"].surface
     assert situation(None).optimizer is None
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-160, 1.0, 1e200, math.inf])
+def test_a_loss_that_grows_to_the_end_of_what_float64_holds_is_diverging_and_ends_nothing(factor: float) -> None:
+    diagnosing, told = Diagnosing(), []
+    told += diagnosing.hear(started("healthy"))
+    for n in range(300):
+        loss = min(10.0 ** (2 * n), 1.7e308) if n < 154 else 1.7e308
+        values = {"backprop_factor": [factor, factor], "update_norm": [factor] * 2, "grad_norm": [1e300] * 2}
+        reading = ReadingsTaken(segment=0, step=n, values=values, ages=[0, 0], global_grad_norm=1e300, watch_cost=0.0)
+        told += diagnosing.hear(reading)
+        told += diagnosing.hear(steps_at(loss, range(n, n + 1)))
+    found = [event.finding for event in told if isinstance(event, Diagnosed)]
+    assert factor != 1.0 or "diverging" in found

@@ -129,3 +129,7 @@ def test_gone_back_before_a_jump_it_is_as_slow_as_it_was() -> None:
     found = line([1.0] * 300 + [1e-3] * 5, smoothed)
     smoothed.back(300, found[299], 1.0)
     assert line([2.0], smoothed, 300) == pytest.approx([1.0 + 1 / OVER])
+
+
+def test_losses_that_are_together_too_large_for_a_number_are_none_too_large() -> None:
+    assert line([1.0] * 50 + [1e308] * 5)[-1] == pytest.approx(1e308)

@@ -40,7 +40,7 @@ class Smoothed:
         elif math.isnan(value) or length <= 1:
             self.value = loss
         elif self._jumped(loss):
-            self.value = math.fsum(self.jump[1:]) / CONFIRMED
+            self.value = math.fsum(loss / CONFIRMED for loss in self.jump[1:])  # whose sum may be too large
             self.born, self.jump = step - YOUNG * (CONFIRMED - 1), []
         else:
             self.value += (loss - value) / length

@@ -31,7 +31,9 @@ class Guard:
 
     def __init__(self, model: nn.Module, forward_again: Callable[[], object] | None = None) -> None:
         self._layers: Sequence[WatchedLayer] = ()
-        self.looked_at: nn.Parameter | None = None  # the input-most that has a gradient
+        # The input-most that has a gradient; None where one before it may have one in the next step.
+        self.looked_at: nn.Parameter | None = None
+        self.frozen: nn.Parameter | None = None  # the one before it, until it is trained again
         self._model = model
         self._forward_again = forward_again
 
@@ -43,7 +45,7 @@ class Guard:
     @layers.setter
     def layers(self, layers: Sequence[WatchedLayer]) -> None:
         self._layers = layers
-        self.looked_at = next((_small(watched) for watched in layers), None)
+        self.looked_at, self.frozen = next((_small(watched) for watched in layers), None), None
 
     def bad_loss(self, step: int, value: float, *, after: bool = False) -> Fault:
         """The fault of a loss that is no number."""
@@ -55,11 +57,15 @@ class Guard:
 
     def fine(self) -> bool:
         """Whether the input-most gradient, of a large layer its bias's, is there and finite: one small read."""
-        grad = None if self.looked_at is None else self.looked_at.grad
-        if grad is None:
-            self.looked_at = next((_small(w) for w in self._layers if w.weight.grad is not None), self.looked_at)
-            grad = None if self.looked_at is None else self.looked_at.grad
-        return grad is not None and math.isfinite(grad.sum().item())  # synchronises on a GPU
+        first = next((n for n, watched in enumerate(self._layers) if watched.weight.grad is not None), None)
+        self.looked_at = self.frozen = None
+        if first is None:
+            return False
+        parameter = _small(self._layers[first])
+        if not any(watched.weight.requires_grad for watched in self._layers[:first]):
+            self.looked_at = parameter
+            self.frozen = self._layers[first - 1].weight if first else None
+        return parameter.grad is not None and math.isfinite(parameter.grad.sum().item())  # synchronises on a GPU
 
     def bad_gradient(self, step: int) -> Fault | None:
         """The fault of the input-most gradient, if it is not finite."""

@@ -39,6 +39,7 @@ class Lane:
         "_before_long",
         "_control",
         "_entered",
+        "_frozen",
         "_gone",
         "_guard",
         "_looked_at",
@@ -69,6 +70,7 @@ class Lane:
         self.used = False  # since the last plan
         self._control, self._guard, self._over = control, guard, over
         self._looked_at: nn.Parameter | None = None
+        self._frozen: nn.Parameter | None = None
         self._start_s = time.perf_counter()
         self._entered = self._gone = 0
 
@@ -84,8 +86,8 @@ class Lane:
         """From the next step on so many may go this way."""
         self.leave()
         control = self._control
-        self._looked_at = self._guard.looked_at
-        if steps <= 0 or self._looked_at is None or control.link is None or control.link.ring is None:
+        self._looked_at, self._frozen = self._guard.looked_at, self._guard.frozen
+        if steps <= 0 or control.link is None or control.link.ring is None:
             return
         self.left = self._entered = steps
         self.used = True
@@ -109,8 +111,10 @@ class Lane:
         """The optimizer's pre-hook."""
         if self.left > 0 and optimizer is self.optimizer and len(args) == 1 and not kwargs and not self.open:
             start_s = time.perf_counter()
-            grad = self._looked_at.grad  # type: ignore[union-attr] # none goes this way without it
-            if grad is not None and "found_inf" not in optimizer.__dict__:  # a GradScaler's word to a fused optimizer
+            grad = None if self._looked_at is None else self._looked_at.grad
+            thawed = self._frozen is not None and self._frozen.grad is not None
+            # Of a GradScaler a fused optimizer is told by an attribute.
+            if grad is not None and not thawed and "found_inf" not in optimizer.__dict__:
                 total = grad.sum().item()
                 if total - total == 0.0:  # finite
                     self._opens(optimizer, start_s)

@@ -20,6 +20,7 @@ from tui_descent.instruments.deferred import Arrival, Deferred, far
 from tui_descent.training.guard import Fault, Guard
 from tui_descent.training.records import Place
 from tui_descent.training.stop import StopRun
+from tui_descent.training.telling import mean
 from tui_descent.training.verdict import Row, Verdicts, begins_momentum, stoppable
 
 # Steps and readings that wait to be told, at most; beyond, the oldest is waited for.
@@ -215,7 +216,7 @@ class Late:
             return
         rows = [self._rows.popleft() for _ in range(item.rows)]
         last, finite = rows[-1], math.isfinite
-        loss = last.loss if len(rows) == 1 else math.fsum(row.loss for row in rows) / len(rows)
+        loss = last.loss if len(rows) == 1 else mean([row.loss for row in rows])
         # A scaler's overflow is a skipped step and no fault, whatever the numbers.
         overflow = last.overflow > 0
         bad_grad = not overflow and not finite(last.gradient)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -69,7 +69,7 @@ class AtOnce:
         next_step: Callable[[], int],
     ) -> None:
         self._guard, self._told, self._fault, self._next_step = guard, told, fault, next_step
-        self._handed: tuple[Tensor | float, float] | None = None
+        self._handed: tuple[Tensor | float, float, int] | None = None  # with its value, before which update
         self._joined: list[float] = []
         self._reading: Callable[[], None] | None = None
         self._bad: float | None = None  # the loss of the step just told
@@ -86,9 +86,9 @@ class AtOnce:
 
     def hand(self, loss: Tensor | float) -> bool:
         """The loss of the step under way, before its update; False where the batch is to be dropped."""
-        value = number(loss)
-        self._handed = loss, value
-        return math.isfinite(value) or not self._fault(self._guard.bad_loss(self._next_step(), value))
+        value, step = number(loss), self._next_step()
+        self._handed = loss, value, step
+        return math.isfinite(value) or not self._fault(self._guard.bad_loss(step, value))
 
     def look(self, optimizer: torch.optim.Optimizer) -> bool:
         """False: a gradient is looked at by whoever asks."""
@@ -109,7 +109,7 @@ class AtOnce:
         """A step's end; without a `place` it is not told, since its update was dropped."""
         value = self._value(loss)
         if self._joined:
-            value = math.fsum([*self._joined, value]) / (len(self._joined) + 1)
+            value = mean([*self._joined, value])
             self._joined.clear()
         reading, self._reading = self._reading, None
         if place is None:
@@ -140,9 +140,19 @@ class AtOnce:
 
     def _value(self, loss: Tensor | float) -> float:
         handed, self._handed = self._handed, None
-        return handed[1] if handed is not None and handed[0] is loss else number(loss)
+        # The tensor of an earlier step may be written into again and again.
+        same = handed is not None and handed[0] is loss and handed[2] == self._next_step()
+        return handed[1] if handed is not None and same else number(loss)
 
 
 def number(value: Tensor | float) -> float:
     """A scalar's value; from a GPU this waits for it."""
     return float(value.item()) if isinstance(value, Tensor) else float(value)
+
+
+def mean(losses: Sequence[float]) -> float:
+    """Also of what is no number, or together too large for one: that is no reason to raise in the midst of a step."""
+    try:
+        return math.fsum(losses) / len(losses)
+    except (OverflowError, ValueError):
+        return sum(losses) / len(losses)

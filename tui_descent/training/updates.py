@@ -130,6 +130,7 @@ class Updates:
         if self._instruments is not None:
             self._instruments.detach()
         self._instruments = self._now = self._next = self._planned = None
+        self._lane.used = False
 
     @contextmanager
     def deaf(self) -> Iterator[None]:

@@ -84,7 +84,7 @@ class Watch:
         self.control.curvature, self.control.while_still = curving, self._curve_still
         self._faults = Faults(self.control, on_fault)
         self._telling, self._lane = self._ways()
-        self.control.settle = self._telling.settle
+        self.control.settle = self._settle
         self._updates = Updates(
             optimizer,
             steering=steering,
@@ -200,6 +200,11 @@ class Watch:
         self.begin_step()
         self._enter_lane()
         self._stretch.count_own(start_s, steps=0)
+
+    def _settle(self) -> None:
+        """Whatever is done next, a turn perhaps, is of another stretch: a run may be held in the midst of one."""
+        self._lane.leave()
+        self._telling.settle()
 
     def _enter_lane(self) -> None:
         self._lane.enter(0 if self._rows.net is None or self._telling.joined else self._stretch.unasked())

@@ -97,7 +97,7 @@ def _stuck(s: Signs, situation: Situation) -> tuple[Name, float]:
     faded = max(FADED, SIGMOID**s.blocks if sigmoid else 0.0)
     if s.product == 0 or s.dead > ALL:
         return _died(s)
-    lost = math.log10(faded / s.product) if s.product else 0.0
+    lost = _decades(faded / s.product) if s.product else 0.0
     slow = _slow(s, adaptive)
     # Both at once: what is further out. A product is one of many factors: a quarter of its decades count.
     if slow > max(0.0, lost / 4) and (adaptive or lost > 0):
@@ -127,7 +127,7 @@ def _stuck(s: Signs, situation: Situation) -> tuple[Name, float]:
 def _slow(s: Signs, adaptive: bool) -> float:
     """By how many decades the steps are too short; 0 where they are not or it is not known."""
     size, least = (s.moved, CRAWLS) if adaptive else (s.stride, SHORT)
-    return 0.0 if size is None or _hurled(s) else max(0.0, math.log10(least / max(size, 1e-9)))
+    return 0.0 if size is None or _hurled(s) else max(0.0, _decades(least / max(size, 1e-9)))
 
 
 def _hurled(s: Signs) -> bool:
@@ -152,4 +152,9 @@ def _died(s: Signs) -> tuple[Name, float]:
 
 
 def _sure(beyond: float, *, decades: float = 1.0) -> float:
-    return 1 - 0.5 * math.exp(-max(0.0, math.log10(max(beyond, 1e-300))) / decades)
+    return 1 - 0.5 * math.exp(-max(0.0, _decades(beyond)) / decades)
+
+
+def _decades(ratio: float) -> float:
+    """log10, between -300 and 300: gradients that overflow are infinite, and of those that fade little is left."""
+    return math.log10(min(max(ratio, 1e-300), 1e300))

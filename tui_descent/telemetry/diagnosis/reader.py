@@ -17,6 +17,7 @@ from tui_descent.telemetry.diagnosis.signs import LONG, WINDOW, Curvature, Gauge
 
 DARES = 50  # steps since the start or the last intervention before anything but "diverged" is said
 FEW = 3  # steps that a run's first loss is the mean of
+MOST = 1e100  # a loss beyond counts as this, whose square is still a number: float64 diverges on to 1e308
 
 
 class Diagnosis:
@@ -57,6 +58,7 @@ class Diagnosis:
         if self._broke_at is not None or not math.isfinite(loss):
             self._broke_at = step if self._broke_at is None else self._broke_at
         else:
+            loss = max(-MOST, min(loss, MOST))
             self._run_first = loss if self._run_first is None else self._run_first
             self._firsts += [loss] if len(self._firsts) < FEW else []
             self._losses.append(loss)
