@@ -14,9 +14,6 @@ LONGEST_STEP = 4.0
 # While paced, a reading may take this part of what a step waits, or this part of the time since the last.
 SLACK_USED = 0.5
 PACED_SHARE = 0.1
-# Hooks and records of every step come on top of the budget up to this part of it; what they take beyond, of short
-# steps, is taken from the readings, which keep at least this part.
-HOOKS_ON_TOP, READINGS_LEAST = 0.5, 0.6
 # Tiers beyond the norms: how often at most, and the share of the budget they may have. Norms come first: what these
 # leave is theirs.
 SIGNALS_EVERY_S, SIGNALS_SHARE = 0.1, 0.08
@@ -31,7 +28,7 @@ NEWEST = 1 / 16
 GUESSES = (0.25, 1.0, 3.0)
 # The clock is looked at when a reading can be paid, but once in this time and so many steps at least: a look costs
 # several steps' watching.
-LOOK_EVERY_S, STEPS_A_LOOK = 0.1, 100
+LOOK_EVERY_S, STEPS_A_LOOK = 0.2, 150
 # Steps after a reading that are still slower for it, since it has pushed the training's numbers out of the cache.
 AFTERMATH = 3
 # Of the readings of a kind, one in so many has its aftermath timed, and the first few.
@@ -177,7 +174,8 @@ class Sampler:
         step_s = max(self._step_s + self._wait_s, 1e-9)
         most = min(STEPS_A_LOOK, LOOK_EVERY_S / step_s)
         if self._every is None and self._budget > 0:
-            most = min(most, self._missing_s() / (self._budget * step_s))
+            # A little later rather than too early, which would cost another look.
+            most = min(most, 1.05 * self._missing_s() / (self._budget * step_s) + 1)
         return max(1, math.ceil(most))
 
     def stepped(self, busy_s: float, *, steps: int = 1, waited_s: float = 0.0) -> None:
@@ -264,10 +262,8 @@ class Sampler:
         return self._curvature_allowed_s + CURVATURE_SHARE * self._budget * on_s
 
     def _allowance_s(self) -> float:
-        """What readings may have taken so far: the budget, less what hooks take beyond their own allowance."""
-        budget_s = self._budget * self.time_s
-        beyond_s = min(max(self._hooked_s - HOOKS_ON_TOP * budget_s, 0.0), (1 - READINGS_LEAST) * budget_s)
-        return budget_s - beyond_s
+        """What readings may have taken so far. The hooks of every step come on top: they are not to be had for less."""
+        return self._budget * self.time_s
 
     def _missing_s(self) -> float:
         """What the next reading's price still lacks: it is paid beforehand, so that the share always holds."""

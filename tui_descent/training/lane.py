@@ -20,7 +20,7 @@ from tui_descent.training.late import Late
 from tui_descent.training.records import Place
 
 # A stretch ends where its steps turn out to take longer than expected.
-LONGEST_S = 0.1
+LONGEST_S = 0.4
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 PreHook = Callable[[torch.optim.Optimizer, Args, Kwargs], tuple[Args, Kwargs] | None]
