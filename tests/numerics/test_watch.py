@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -369,3 +370,22 @@ def test_losses_that_have_no_mean_do_not_end_the_loop(losses: tuple[float, float
             run.step(told)
     (_, second) = kept.steps()
     assert second.loss == pytest.approx(joined, nan_ok=True)
+
+
+def test_a_net_that_holds_torchscript_is_watched(kept: Kept) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of TorchScript
+        inner = torch.jit.script(nn.Sequential(nn.Linear(8, 8), nn.ReLU()))
+    net = nn.Sequential(nn.Linear(4, 8), inner, nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with Watch(net, optimizer, link=kept.link, sampler=Sampler(every=1)) as run:
+        for _ in range(3):
+            loss = net(torch.randn(3, 4)).square().sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            run.step(loss)
+    (started,) = kept.events(RunStarted)
+    assert {layer.name for layer in started.layers} == {"0", "1.0", "2"}
+    norms = [p.grad.norm() for p in net.parameters() if p.grad is not None]
+    assert kept.readings()[-1].global_grad_norm == pytest.approx(float(torch.stack(norms).norm()), rel=1e-5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -20,7 +21,11 @@ class ForwardOrder:
     def listen(self, model: nn.Module) -> None:
         """Until `stop`."""
         self._known = frozenset(name for name, _ in model.named_modules())
-        self._handles = [module.register_forward_pre_hook(self._saw(name)) for name, module in model.named_modules()]
+        self._handles = [
+            module.register_forward_pre_hook(self._saw(name))
+            for name, module in model.named_modules()
+            if not isinstance(module, torch.jit.ScriptModule)  # which takes no hooks
+        ]
 
     def stop(self) -> None:
         """Listen no more."""
@@ -40,7 +45,7 @@ class ForwardOrder:
                 ends[name] = n
         for name, module in model.named_modules():
             behind = place.get(name, len(place))
-            for child in module._modules:
+            for child, _ in module.named_children():
                 path = f"{name}.{child}" if name else child
                 if path not in self._known:
                     place[path] = behind

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from tui_descent.protocol.events import Layer
@@ -101,6 +102,8 @@ def _units(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]
     inside = isinstance(model, CONTAINERS)
     for name, child in model.named_children():
         path = f"{prefix}{name}"
+        if isinstance(child, torch.jit.ScriptModule):
+            continue  # takes no hooks
         if inside and any(True for _ in child.parameters()):
             yield path, child
         elif not inside:

@@ -120,7 +120,8 @@ class Guard:
 
             return hook
 
-        handles = [m.register_forward_hook(look(n)) for n, m in self._model.named_modules() if n]
+        heard = ((n, m) for n, m in self._model.named_modules() if n and not isinstance(m, torch.jit.ScriptModule))
+        handles = [m.register_forward_hook(look(n)) for n, m in heard]
         try:
             assert self._forward_again is not None
             with torch.no_grad(), torch.random.fork_rng(devices=[]):

@@ -70,11 +70,15 @@ class BlockFinder:
     def __init__(self, model: nn.Module) -> None:
         refuse_compiled(model)
         self._model = model
-        self._candidates = list(_children(model))
+        self._candidates = [(n, m) for n, m in _children(model) if not isinstance(m, torch.jit.ScriptModule)]
         self._runs: dict[str, int] = {}
         self._order: list[str] = []
         self._versions: dict[str, int] = {}
-        self._reasons: dict[str, str] = {}
+        self._reasons = {
+            name: "it is TorchScript, which takes no hooks"
+            for name, module in _children(model)
+            if isinstance(module, torch.jit.ScriptModule)
+        }
         self._handles: list[RemovableHandle] = []
 
     def listen(self) -> None:
