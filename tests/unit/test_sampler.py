@@ -116,6 +116,22 @@ def test_waits_of_the_loop_pay_for_readings_within_the_share_of_all_its_time(wai
     assert sampler.cost == pytest.approx(spent / whole, rel=0.05)
 
 
+def test_steps_that_become_ten_times_as_long_are_known_by_the_third_look_and_a_gap_is_not_taken_for_one() -> None:
+    sampler = Sampler(budget=0.01)
+    for _ in range(20):
+        sampler.stepped(1e-3)
+    sampler.stepped(0.1, steps=100)
+    before_s = sampler.time_s
+    sampler.stepped(3600.0, steps=100)
+    assert sampler.time_s - before_s <= 0.1 + 4e-3
+    sampler.stepped(0.1, steps=100)
+    for _ in range(2):
+        sampler.stepped(1.0, steps=100)
+    before_s = sampler.time_s
+    sampler.stepped(1.0, steps=100)
+    assert sampler.time_s - before_s == pytest.approx(1.0)
+
+
 def test_one_long_wait_earns_no_more_than_a_few_usual_ones() -> None:
     sampler = Sampler(budget=0.01)
     for _ in range(100):

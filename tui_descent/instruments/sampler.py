@@ -85,7 +85,7 @@ class Sampler:
         self._step_s = self._wait_s = 0.0  # a usual step's
         self._since_reading_s = 0.0
         self._timed_s: float | None = None
-        self._plain_steps = 0
+        self._plain_steps, self._plain_s = 0, 0.0  # steps without a reading; what one took by the last look
         self._steps = 0
         self._asked_at = -1
         self._hooked_s, self._hooked_steps = 0.0, 0
@@ -194,8 +194,9 @@ class Sampler:
             self._account(cost_s)
         plain_s = max(busy_s - cost_s, 0.0) / steps
         usual_s = self._step_s or plain_s
-        # One gap between two of the steps, however many they were.
-        plain_s = min(plain_s, (1 + (LONGEST_STEP - 1) / steps) * usual_s)
+        # One gap between two of the steps, however many they were; what two looks find one after the other is no gap.
+        before_s, self._plain_s = self._plain_s, plain_s
+        plain_s = min(plain_s, max((1 + (LONGEST_STEP - 1) / steps) * usual_s, before_s))
         self._busy_s += plain_s * steps + cost_s
         wait_s = min(waited_s / steps, LONGEST_STEP * max(self._wait_s, self._step_s))
         self._waited_s += wait_s * steps
