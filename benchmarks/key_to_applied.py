@@ -32,14 +32,14 @@ from tui_descent import watch
 torch.set_num_threads(1)
 work = workloads.make({workload!r}, "cpu", fused=False)
 with watch(work.model, work.optimizer, name="keys") as run, open({log!r}, "w", buffering=1) as log:
-    carry_out, arrived = run.control._carry_out, [None]
+    carry_out, arrived = run.control.carry_out, [None]
 
     def noted(batch):
         carry_out(batch)
         print(json.dumps([time.monotonic(), run.next_step, arrived[0]]), file=log)
         arrived[0] = None
 
-    run.control._carry_out = noted
+    run.control.carry_out = noted
     line = run.control.link._peer.socket
     n = 0
     while True:
