@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from tui_descent.dashboard.panels.view import View
 from tui_descent.protocol import codec
 from tui_descent.protocol.commands import (
     AnyCommand,
@@ -292,3 +293,14 @@ class ScriptedKeeper:
             case Stop():
                 self.tell(StateChanged(state="stopping"), RunEnded(status="stopped", step=step, loss=2.3, accuracy=0.1))
         self.tell(CommandDone(client=CLIENT, request=number, segment=0, step=step, what=type(command).__name__.lower()))
+
+
+def history(events: list[AnyEvent]) -> History:
+    made = History()
+    for event in events:
+        made.apply(event)
+    return made
+
+
+def view(events: list[AnyEvent], **look: object) -> View:
+    return View(history=history(events), **look)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import re
 
 import msgspec
 import pytest
-from scripted import layers, reading, started, steps, turned, vanishing
+from scripted import history, layers, reading, started, steps, turned, vanishing, view
 
 from tui_descent.dashboard.axis import Axis, log_axis
 from tui_descent.dashboard.figures import scientific, short, size, tick
@@ -24,21 +24,9 @@ from tui_descent.dashboard.panels.scale import Scale
 from tui_descent.dashboard.panels.status import StatusPanel
 from tui_descent.dashboard.panels.timeline import RECENT_STEPS, Columns, Timeline, gutter
 from tui_descent.dashboard.panels.updates import UpdatesPanel
-from tui_descent.dashboard.panels.view import View
 from tui_descent.dashboard.plain import middle, plain
-from tui_descent.protocol.events import AnyEvent, DeviceTaken, Gpu, KnobState, Layer, RunEnded, RunStarted, StateChanged
+from tui_descent.protocol.events import DeviceTaken, Gpu, KnobState, Layer, RunEnded, RunStarted, StateChanged
 from tui_descent.telemetry.history import History
-
-
-def history(events: list[AnyEvent]) -> History:
-    made = History()
-    for event in events:
-        made.apply(event)
-    return made
-
-
-def view(events: list[AnyEvent], **look: object) -> View:
-    return View(history=history(events), **look)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("recent", [False, True])
@@ -371,32 +359,3 @@ def test_over_many_decades_figures_are_powers_of_ten_and_equally_many_between_th
     assert values == pytest.approx([10.0**e for e in exponents])
     assert len({b - a for a, b in itertools.pairwise(exponents)}) == 1
     assert len(values) >= min(rows // 4, math.floor(decades[1]) - math.ceil(decades[0]))
-
-
-def falling_under_zero() -> list[AnyEvent]:
-    surface = started(0, scenario={"model": {"name": "surface"}}, layers=())
-    return [surface, steps(0, [math.exp(-n / 20) for n in range(200)]), steps(200, [-n / 100 for n in range(1, 101)])]
-
-
-def drawn_loss(events: list[AnyEvent], **look: bool) -> tuple[str, list[str]]:
-    panel, seen = LossPanel(), view(events, **look)
-    rows = [strip.text for strip in panel.draw(seen, 70, 12)]
-    return panel.heading(seen)[0], rows
-
-
-def test_a_loss_that_falls_under_zero_gets_a_linear_axis_that_says_so_and_holds_all_of_it() -> None:
-    heading, rows = drawn_loss(falling_under_zero())
-    assert "linear (≤ 0)" in heading
-    assert any(row.lstrip().startswith("-1.00") for row in rows)
-    assert any(c > "\u2800" for c in rows[-2][35:]), "its end is at the bottom"
-    heading, _ = drawn_loss(falling_under_zero()[:2])
-    assert "log" in heading
-    assert "linear" not in heading
-    assert "linear[/dim] [bold $primary]y" in drawn_loss(falling_under_zero(), log=False)[0]
-
-
-def test_a_loss_of_exactly_zero_lies_at_the_bottom_of_a_log_axis() -> None:
-    heading, rows = drawn_loss([started(), steps(0, [1.0, 0.1, 0.01] + [0.0] * 40)])
-    assert "log" in heading
-    assert "≤ 0" not in heading
-    assert all(c > "\u2800" for c in rows[-2].rstrip()[-20:])

@@ -25,6 +25,17 @@ OPTIMIZERS: dict[str, Made] = {
 }
 
 
+class Failing(torch.optim.SGD):
+    """Raises inside its step when told to, after the pre-hooks; and calls super().step()."""
+
+    fails = False
+
+    def step(self, closure: Any = None) -> Any:
+        if self.fails:
+            raise RuntimeError("no memory")
+        return super().step(closure)
+
+
 def mlp(
     *, seed: int = 0, dtype: torch.dtype = torch.float32, features: int = 64, classes: int = 10, **spec: Any
 ) -> Mlp:

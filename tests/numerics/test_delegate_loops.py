@@ -10,7 +10,7 @@ import pytest
 import torch
 from aside import AT, STEPS, train, twin
 from kept import Kept
-from nets import OPTIMIZERS, copy_of, digit_batches, loss_of, mlp, same
+from nets import OPTIMIZERS, Failing, copy_of, digit_batches, loss_of, mlp, same
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
@@ -21,17 +21,6 @@ from tui_descent.training.delegate import Delegate
 from tui_descent.training.optimizers import swap
 from tui_descent.training.surgery.transition import Changed
 from tui_descent.training.watch import Watch
-
-
-class Failing(torch.optim.SGD):
-    """Raises within its own step when told to; and calls super().step()."""
-
-    fails = False
-
-    def step(self, closure: Any = None) -> Any:
-        if self.fails:
-            raise RuntimeError("no memory")
-        return super().step(closure)
 
 
 @pytest.mark.parametrize("told", [False, True], ids=["at the next update", "at run.step"])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from kept import Kept
-from nets import copy_of, digit_batches, loss_of, mlp, same
+from nets import Failing, copy_of, digit_batches, loss_of, mlp, same
 from torch.optim import lr_scheduler
 
 from tui_descent.protocol.commands import TurnKnob
@@ -159,17 +159,6 @@ def test_the_owners_rate_is_back_after_the_run() -> None:
         assert optimizer.param_groups[0]["lr"] == 0.1
         run.step(loss)
     assert optimizer.param_groups[0]["lr"] == 0.1
-
-
-class Failing(torch.optim.SGD):
-    """Raises inside its step when told to, after the pre-hooks."""
-
-    fails = False
-
-    def step(self, closure: Any = None) -> Any:
-        if self.fails:
-            raise RuntimeError("no memory")
-        return super().step(closure)
 
 
 @pytest.mark.parametrize("told", [False, True], ids=["at the next update", "at run.step"])

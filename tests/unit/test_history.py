@@ -9,8 +9,9 @@ from typing import Any
 
 import msgspec
 import pytest
+from histories import fed, sent, travelled
 
-from tui_descent.protocol.codec import HEADER, decode, frame, to_viewer
+from tui_descent.protocol.codec import frame
 from tui_descent.protocol.curvature import CurvatureReading
 from tui_descent.protocol.events import (
     AnyEvent,
@@ -20,7 +21,6 @@ from tui_descent.protocol.events import (
     DeviceTaken,
     Evaluated,
     Gpu,
-    HistorySent,
     KnobState,
     KnobTurned,
     Layer,
@@ -110,20 +110,6 @@ def random_run(random_: random.Random, count: int) -> list[AnyEvent]:
                 CommandRejected(client=1, request=1, source="key", segment=0, step=step, knob="lr", reason="no")
             )
     return events
-
-
-def fed(events: list[AnyEvent]) -> History:
-    history = History()
-    for event in events:
-        history.apply(event)
-    return history
-
-
-def travelled(history: History) -> History:
-    """Over the wire, as a viewer gets it."""
-    sent = decode(to_viewer, frame(history.send())[HEADER.size :])
-    assert isinstance(sent, HistorySent)
-    return History.receive(sent)
 
 
 def picture(history: History) -> dict[str, Any]:
@@ -342,7 +328,7 @@ def test_the_devices_newest_reading_and_its_course_make_the_journey() -> None:
         history.apply(
             DeviceTaken(segment=0, step=step, device="cuda:0", allocated_bytes=step, peak_bytes=step, gpu=gpu)
         )
-    copy = History.receive(decode_history(history))
+    copy = History.receive(sent(history))
     for side in (history, copy):
         assert side.device is not None
         assert side.device.allocated_bytes == 2999
@@ -350,12 +336,6 @@ def test_the_devices_newest_reading_and_its_course_make_the_journey() -> None:
         (newest,) = side.devices[0].window(4096, 0, 3000)
         assert newest[1] == pytest.approx([2999.0, 0.5])
         assert side.devices[0].nbytes() < 64 * 1024
-
-
-def decode_history(history: History) -> HistorySent:
-    sent = decode(to_viewer, frame(history.send())[HEADER.size :])
-    assert isinstance(sent, HistorySent)
-    return sent
 
 
 def test_the_rate_now_is_the_last_updates_whoever_moved_it() -> None:

@@ -6,17 +6,13 @@ import os
 import select
 import signal
 import socket
-import time
-from collections.abc import Callable
 from pathlib import Path
-from threading import Event, Thread
 
 import pytest
+from keeping import WITHIN_S, Played
 
 from tui_descent.keeper.gpu import Gpus
-from tui_descent.keeper.serve import Keeper
 from tui_descent.keeper.trainer import Trainer
-from tui_descent.places import new_run, socket_path
 from tui_descent.protocol import codec
 from tui_descent.protocol.channel import ChannelError, Peer, listen
 from tui_descent.protocol.commands import Hello, Order, Pause, Request, Stop
@@ -27,124 +23,15 @@ from tui_descent.protocol.events import (
     DeviceTaken,
     Evaluated,
     KnobTurned,
-    Layer,
     LayersChanged,
     MetricLogged,
     Noted,
     ReadingsTaken,
-    RunEnded,
-    RunStarted,
     StateChanged,
     StepsCompleted,
     StepsMissed,
 )
-from tui_descent.protocol.launch import RING_FILE, Launch
-from tui_descent.protocol.readings import COLUMNS, pack_row
-from tui_descent.protocol.ring import Ring
-
-WITHIN_S = 30.0
-
-
-class Played:
-    """A trainer's end of the line. What is not closed by the test is closed by `run`."""
-
-    def __init__(self, *, attended: bool = False, ring_steps: int = 1 << 12) -> None:
-        run, folder = new_run("played")
-        self.launch = Launch(
-            run=run,
-            name="played",
-            folder=str(folder),
-            socket=str(socket_path(run)) if attended else None,
-            attended=attended,
-        )
-        self.launch.write()
-        ours, self._theirs = socket.socketpair()
-        self.peer = Peer(ours, limit=codec.MAX_TO_VIEWER)
-        self.layers = tuple(Layer(name=f"blocks.{n}", kind="Linear", params=3, block=n) for n in range(2))
-        self.structure = 0
-        self.ring = Ring.create(folder / RING_FILE, layers=4, columns=len(COLUMNS), steps=ring_steps)
-        self.ring.beat(time.monotonic())
-        self.step = 0
-        self.events: list[AnyEvent] = []
-        self.listening = Event()
-        self.keeper = Keeper(self.launch, on_event=self._heard)
-
-    def _heard(self, event: AnyEvent) -> None:
-        self.events.append(event)
-        self.listening.set()  # its first word comes once the socket is there
-
-    def started(self) -> None:
-        self.peer.send(
-            RunStarted(
-                run=self.launch.run,
-                name="played",
-                title="t",
-                scenario=None,
-                device="cpu",
-                threads=1,
-                parameters=6,
-                layers=self.layers,
-                knobs=(),
-            )
-        )
-        self.peer.send(StateChanged(state="running"))
-
-    def steps(self, count: int, *, reading_every: int = 0) -> None:
-        for step in range(self.step, self.step + count):
-            self.ring.write_step(step, step * 0.5, 0.1, step * 1e-3, 0, False)
-            if reading_every and step % reading_every == 0:
-                rows = [pack_row([float(step)] * len(COLUMNS))] * len(self.layers)
-                self.ring.write_reading(step, 0, 1.0, 0.0, rows, structure=self.structure)
-        self.step += count
-
-    def surgery(self) -> None:
-        """Norms come, or go again."""
-        plain, self.structure = self.layers[:2], self.structure + 1
-        norms = tuple(Layer(name=f"blocks.{n}.norm", kind="LayerNorm", params=2, block=n) for n in range(2))
-        self.layers = plain if len(self.layers) > 2 else (*plain, *norms)
-        self.peer.send(
-            LayersChanged(segment=0, step=self.step, structure=self.structure, parameters=6, layers=self.layers)
-        )
-
-    def ended(self, *, hang_up: bool = True) -> None:
-        self.peer.send(RunEnded(status="finished", step=self.step, loss=0.5))
-        if hang_up:
-            self.peer.close()
-
-    def run(self, first: Callable[[], None] = lambda: None) -> RunEnded:
-        """`first` is done when the trainer is to be started."""
-
-        def start() -> Trainer:
-            first()
-            return Trainer.adopt(self._theirs, parent=os.getppid())
-
-        try:
-            return self.keeper.run(start)
-        finally:
-            self.peer.close()
-            self.ring.close()
-
-    def while_it_runs(self, play: Callable[[], None], first: Callable[[], None] = lambda: None) -> RunEnded:
-        """Play the trainer beside the keeper; its end is the trainer's end."""
-
-        def whole() -> None:
-            try:
-                play()
-            finally:
-                self.peer.close()
-
-        thread = Thread(target=whole)
-        thread.start()
-        try:
-            return self.run(first)
-        finally:
-            thread.join(30)
-            assert not thread.is_alive()
-
-    def steps_told(self) -> list[int]:
-        return [
-            s for e in self.events if isinstance(e, StepsCompleted) for s in range(e.first, e.first + len(e.losses))
-        ]
+from tui_descent.protocol.launch import RING_FILE
 
 
 def turned(step: int) -> KnobTurned:

@@ -9,17 +9,16 @@ from typing import Any
 
 import msgspec
 import pytest
+from histories import fed, rewound, travelled
 
 from tui_descent.keeper.diagnosing import Diagnosing
-from tui_descent.protocol.codec import HEADER, MAX_TO_VIEWER, decode, frame, to_viewer
+from tui_descent.protocol.codec import MAX_TO_VIEWER, frame
 from tui_descent.protocol.events import (
     AnyEvent,
     Diagnosed,
-    HistorySent,
     Layer,
     LayersChanged,
     ReadingsTaken,
-    Rewound,
     RunStarted,
     StepsCompleted,
 )
@@ -67,35 +66,9 @@ def value_of(layer: Layer, step: int) -> float:
     return 10.0 ** ((layer.block or 0) % 30 - 5 * (layer.kind == "LayerNorm")) * (1 + step / 1000)
 
 
-def rewound(start: tuple[int, int], to: tuple[int, int], segment: int, *, back: bool) -> Rewound:
-    return Rewound(
-        from_segment=start[0],
-        from_step=start[1],
-        to_segment=to[0],
-        to_step=to[1],
-        segment=segment,
-        step=to[1],
-        what="norm",
-        back=back,
-    )
-
-
 def steps(first: int, last: int, *, segment: int = 0) -> StepsCompleted:
     count = last - first
     return StepsCompleted(segment=segment, first=first, losses=[2.3] * count, lrs=[0.1] * count, times_s=[0.0] * count)
-
-
-def fed(*events: AnyEvent) -> History:
-    history = History()
-    for event in events:
-        history.apply(event)
-    return history
-
-
-def travelled(history: History) -> History:
-    sent = decode(to_viewer, frame(history.send())[HEADER.size :])
-    assert isinstance(sent, HistorySent)
-    return History.receive(sent)
 
 
 def rows(history: History) -> dict[str, dict[int, float]]:
@@ -118,7 +91,7 @@ def wanted(layers: tuple[Layer, ...], known: dict[str, range]) -> dict[str, dict
 
 def turned_on() -> History:
     """Readings of steps 0 to 9 without norms, of 10 to 19 with them."""
-    history = fed(STARTED, *(reading(n, PLAIN, 0) for n in range(10)), steps(0, 10), changed(1, 10, PRE))
+    history = fed([STARTED, *(reading(n, PLAIN, 0) for n in range(10)), steps(0, 10), changed(1, 10, PRE)])
     for event in (*(reading(n, PRE, 1) for n in range(10, 20)), steps(10, 20)):
         history.apply(event)
     return history
@@ -132,7 +105,7 @@ def test_a_norm_has_its_row_in_its_place_from_its_first_reading_on() -> None:
 
 
 def test_between_the_surgery_and_its_first_reading_the_layers_that_stay_keep_their_numbers() -> None:
-    history = fed(STARTED, reading(3, PLAIN, 0), changed(1, 10, PRE))
+    history = fed([STARTED, reading(3, PLAIN, 0), changed(1, 10, PRE)])
     kept, old = history.readings, reading(3, PLAIN, 0)
     assert kept is not None
     assert kept.values["grad_rms"] == [v for rms in old.values["grad_rms"] for v in (None, rms)]
@@ -209,7 +182,7 @@ def test_it_travels_at_any_moment_and_goes_on_alike(seed: int) -> None:
     draw = random.Random(seed)
     layers, structure, segment, step = PLAIN, 0, 0, 0
     known: dict[str, dict[int, float]] = {}
-    history = fed(STARTED)
+    history = fed([STARTED])
     for _ in range(draw.randrange(1, 60)):
         kind = draw.randrange(6)
         if kind < 4:
@@ -252,7 +225,7 @@ def test_names_that_never_come_back_are_not_kept_for_ever() -> None:
 
 def test_two_layers_of_one_name_do_no_harm() -> None:
     twice = (*PLAIN, PLAIN[0])
-    history = fed(STARTED, reading(0, PLAIN, 0), changed(1, 1, twice), reading(1, twice, 1), changed(2, 2, PLAIN))
+    history = fed([STARTED, reading(0, PLAIN, 0), changed(1, 1, twice), reading(1, twice, 1), changed(2, 2, PLAIN)])
     history.apply(reading(2, PLAIN, 2))
     assert list(rows(travelled(history))["blocks.3.linear"]) == [0, 1, 2]
 
@@ -267,7 +240,7 @@ def test_of_a_thousand_layers_and_as_many_norms_the_history_is_no_larger() -> No
             history.apply(reading(step * 64, layers, structure))
         return history.grads[0].nbytes()
 
-    history = fed(msgspec.structs.replace(STARTED, layers=linear))
+    history = fed([msgspec.structs.replace(STARTED, layers=linear)])
     plain = sized(history, linear, 0, 0)
     history.apply(changed(1, 400 * 64, both))
     assert history.grads[0].nbytes() <= 1.1 * plain

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 
+import histories
 import pytest
 
 from tui_descent.headless import Progress
@@ -105,18 +106,8 @@ def turn(id_: int, step: int, *, segment: int = 0) -> KnobTurned:
 def rewound(
     start: tuple[int, int], to: tuple[int, int], segment: int, force: tuple[int, ...], *, back: bool
 ) -> Rewound:
-    return Rewound(
-        from_segment=start[0],
-        from_step=start[1],
-        to_segment=to[0],
-        to_step=to[1],
-        segment=segment,
-        step=to[1],
-        what=f"lr of {len(force)}",
-        back=back,
-        in_force=force,
-        knobs=(KnobState(name="lr", value=str(len(force) + 1)),),
-    )
+    knobs = (KnobState(name="lr", value=str(len(force) + 1)),)
+    return histories.rewound(start, to, segment, back=back, what=f"lr of {len(force)}", force=force, knobs=knobs)
 
 
 def turned_twice() -> History:

@@ -47,7 +47,6 @@ class Lane:
         "_over",
         "_ring",
         "_schedule",
-        "_start_s",
         "_turned",
         "_until_s",
         "left",
@@ -56,6 +55,7 @@ class Lane:
         "optimizer",
         "own_s",
         "rate",
+        "start_s",
         "used",
     )
 
@@ -71,16 +71,17 @@ class Lane:
         self._control, self._guard, self._over = control, guard, over
         self._looked_at: nn.Parameter | None = None
         self._frozen: nn.Parameter | None = None
-        self._start_s = time.perf_counter()
+        self.start_s = time.perf_counter()  # the run's
         self._entered = self._gone = 0
 
     def around(self, before: PreHook, after: PostHook) -> None:
         """The long way's hooks."""
         self._before_long, self._after_long = before, after
 
-    def begins(self, start_s: float) -> None:
-        """The run's clock starts."""
-        self._start_s = start_s
+    def place(self, now_s: float) -> Place:
+        """Of the update just made, whose step ends now."""
+        control = self._control
+        return Place(segment=control.segment, step=control.step, rate=self.rate, time_s=now_s - self.start_s)
 
     def enter(self, steps: int) -> None:
         """From the next step on so many may go this way."""
@@ -140,7 +141,7 @@ class Lane:
         self.made = 0
         self.left -= 1
         control = self._control
-        self._ring.write_step(control.step, value, self.rate, start_s - self._start_s, control.segment, False)
+        self._ring.write_step(control.step, value, self.rate, start_s - self.start_s, control.segment, False)
         control.step += 1
         self._losses.append(value)
         if self._schedule is not None:
@@ -205,9 +206,8 @@ class LateLane(Lane):
             return False
         self.made = 0
         self.left -= 1
-        control, time_s = self._control, start_s - self._start_s
-        place = Place(segment=control.segment, step=control.step, rate=self.rate, time_s=time_s)
-        self._late.step(loss, start_s, made=True, place=place)
+        control = self._control
+        self._late.step(loss, start_s, made=True, place=self.place(start_s))
         control.step += 1
         control.steering.moved(math.nan)
         self._late.collect()

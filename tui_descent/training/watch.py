@@ -108,7 +108,6 @@ class Watch:
         self._segment = 0
         self._order = ForwardOrder()
         self._rows = Rows(model, self._order, self.control, self._guard)
-        self._start_s = time.perf_counter()
 
     @property
     def next_step(self) -> int:
@@ -128,8 +127,7 @@ class Watch:
             # A foreign net's layers are known in forward order only once it has run.
             self._order.listen(self.model)
             self.control.steering.listen()
-        self._start_s = time.perf_counter()
-        self._lane.begins(self._start_s)
+        self._lane.start_s = time.perf_counter()
         self._stretch.begin()
         return self
 
@@ -176,7 +174,7 @@ class Watch:
         measured = telling.sampled
         self._stretch.went(1)
         self._stretch.look(now=dropped)
-        place = Place(segment=control.segment, step=control.step, rate=self._lane.rate, time_s=start_s - self._start_s)
+        place = self._lane.place(start_s)
         telling.step(loss, start_s, made=made > 0, place=place if counts else None)
         if made and not steering.needs_loss:
             steering.moved(math.nan)

@@ -1,0 +1,95 @@
+"""Layers that come and go in a loop of one's own, by a knob or by its owner's hand: their rows in the readings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from kept import Kept
+from nets import digit_batches, loss_of, mlp
+from torch import Tensor, nn
+
+from tui_descent.instruments.sampler import Sampler
+from tui_descent.protocol.events import LayersChanged, ReadingsTaken
+from tui_descent.scenario.knobs import parse
+from tui_descent.training.watch import Watch
+
+
+class Grows(nn.Module):
+    """A net whose owner adds layers under way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(64, 8)
+        self.act = nn.ReLU()
+        self.more = nn.Sequential(nn.Linear(8, 8), nn.Identity())
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.more(self.act(self.stem(x))))
+        return out
+
+
+def own(kept: Kept, net: nn.Module, turns: dict[int, str], change: Callable[[int], None]) -> list[ReadingsTaken]:
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    plan = [(at, parse(turn)) for at, turn in turns.items()]
+    with Watch(net, optimizer, link=kept.link, plan=plan, sampler=Sampler(every=1)) as run:
+        for step, batch in enumerate(digit_batches(9)):
+            change(step)
+            loss = loss_of(net, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            run.step(loss)
+        return kept.readings()
+
+
+def test_in_an_own_loop_a_norm_stands_where_it_runs_too(kept: Kept) -> None:
+    net = mlp(depth=3)
+    heard: list[str] = []
+
+    def listen(step: int) -> None:
+        heard.clear()
+        for name, module in net.named_modules():
+            if list(module.parameters(recurse=False)) and step in (3, 6):
+                module.register_forward_pre_hook(lambda *_, n=name: heard.append(n))  # type: ignore[misc]
+
+    order: dict[int, list[str]] = {}
+
+    def change(step: int) -> None:
+        order[step - 1] = list(dict.fromkeys(heard))
+        listen(step)
+
+    turns = {3: "norm=layer,where=pre,way=instant", 6: "norm=layer,where=post,way=instant"}
+    readings = own(kept, net, turns, change)
+    events = kept.events(LayersChanged)
+    assert [[layer.name for layer in event.layers] for event in events] == [order[3], order[6]]
+    assert order[3][1:3] == ["blocks.0.norm", "blocks.0.linear"]
+    assert order[6][1:3] == ["blocks.0.linear", "blocks.0.norm"]
+    assert [reading.structure for reading in readings] == [0] * 3 + [1] * 3 + [2] * 3
+
+
+def test_a_net_that_its_owner_makes_larger_keeps_the_rows_there_is_room_for(kept: Kept) -> None:
+    net = Grows()
+
+    def grow(step: int) -> None:
+        if step == 2:
+            net.more[1] = nn.Linear(8, 8)
+
+    readings = own(kept, net, {4: "activation=gelu,way=instant"}, grow)
+    (event,) = kept.events(LayersChanged)  # the first of its two units is a block now
+    assert [layer.name for layer in event.layers] == ["stem", "more.0", "head"]
+    assert [len(reading.ages) for reading in readings] == [3] * 9
+
+
+def test_one_that_its_owner_makes_smaller_loses_the_row_at_the_next_turn(kept: Kept) -> None:
+    net = Grows()
+
+    def shrink(step: int) -> None:
+        if step == 2:
+            net.more[0] = nn.Identity()
+
+    readings = own(kept, net, {4: "activation=gelu,way=instant"}, shrink)
+    (event,) = kept.events(LayersChanged)
+    assert [layer.name for layer in event.layers] == ["stem", "head"]
+    assert [len(reading.ages) for reading in readings] == [3] * 4 + [2] * 5
