@@ -171,6 +171,13 @@ def test_all_errors_come_at_once() -> None:
     assert 'did you mean "relu"?' in found["model.activation"]
 
 
+@pytest.mark.parametrize("kind", ["", 'name = "mpl"\n'], ids=["no kind", "unknown kind"])
+def test_a_misspelt_key_is_told_before_the_kind_of_its_table_is_known(kind: str) -> None:
+    found = problems(f"[data]\nname = 'digits'\n[model]\n{kind}depht = 3\nheads = 2\nwidth = 8")
+    assert set(found) == {"title", "model.name", "model.depht"}
+    assert 'did you mean "depth"?' in found["model.depht"]
+
+
 def test_a_duplicate_key_is_one_error_with_its_line() -> None:
     (text,) = problems(SMALL + "[run]\nsteps = 1\nsteps = 2\nseed = 3\n").values()
     assert text.startswith("not valid TOML: Cannot overwrite a value (at ")

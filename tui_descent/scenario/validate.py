@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
@@ -75,6 +75,8 @@ def _table(
                     place if short else _join(place, tag_field), text + ("" if tag is None else nearest(tag, by_tag))
                 )
             )
+            any_kind = {f.encode_name: None for s in structs for f in msgspec.structs.fields(s)}
+            problems += [_unknown(key, any_kind, place) for key in table if key not in any_kind]
             return None
         struct = by_tag[tag]
     fields = {f.encode_name: f for f in msgspec.structs.fields(struct)}
@@ -82,9 +84,7 @@ def _table(
     before = len(problems)
     for key, item in table.items():
         if key not in fields:
-            allowed = ", ".join(fields) or "none"
-            text = f"unknown key; allowed here: {allowed}{nearest(key, fields)}"
-            problems.append(Problem(_join(place, key), text))
+            problems.append(_unknown(key, fields, place))
             continue
         inner = place if short else _join(place, key)
         kept[fields[key].name] = convert(fields[key].type, item, inner, problems)
@@ -92,6 +92,11 @@ def _table(
         if field.required and key not in table:
             problems.append(Problem(_join(place, key), f"missing; allowed: {_allowed(*_unwrap(field.type))}"))
     return struct(**kept) if len(problems) == before else None
+
+
+def _unknown(key: str, known: Collection[str], place: str) -> Problem:
+    allowed = ", ".join(known) or "none"
+    return Problem(_join(place, key), f"unknown key; allowed here: {allowed}{nearest(key, known)}")
 
 
 def _array(kind: Any, meta: Any, value: list[Any], place: str, problems: list[Problem]) -> Any:
