@@ -278,6 +278,16 @@ async def test_no_row_of_a_picker_is_wrapped_or_cut(key: str, size: tuple[int, i
             assert str(choices.get_option_at_index(n).prompt).rstrip() in text
 
 
+async def test_the_picker_shows_the_rate_that_the_scenario_names() -> None:
+    knobs = (*started().knobs, KnobState(name="optimizer", value="sgd"))
+    scenario = {"title": "t", "story": "s", "optimizer": {"name": "sgd", "lr": 0.1, "rates": {"adam": 0.003}}}
+    begun = started(knobs=knobs, scenario=scenario)
+    async with playing((80, 24), [begun if isinstance(event, RunStarted) else event for event in PAST]) as play:
+        await play.sees("Gradient flow")
+        await play.press("o")
+        await play.sees("adam       lr 0.1 → 0.003 (the scenario's rate for Adam)", "rmsprop    lr 0.1 → 0.0026 (÷39")
+
+
 @pytest.mark.parametrize("key", ["o", "n", "i", "a", "s", "l", "c", ">"])
 async def test_no_dialog_opens_on_a_run_that_is_over(key: str) -> None:
     async with playing((80, 24), [*PAST, RunEnded(status="finished", step=30)]) as play:

@@ -127,17 +127,16 @@ def test_a_residual_does_not_cure_it(seed: int) -> None:
 def test_dead_units_come_back_soonest_with_the_steepest_slope_below_zero(seed: int) -> None:
     half = {name: course("dead-relu", (f"activation={name}",), seed, 300) for name in ("leaky_relu", "silu", "gelu")}
     assert min(half["leaky_relu"].before[-60:]) > 2.2
-    assert half["leaky_relu"].steps_to_half() <= 40
+    assert half["leaky_relu"].steps_to_half() <= 25
     assert half["silu"].steps_to_half() <= 80
     assert half["silu"].steps_to_half() < half["gelu"].steps_to_half() <= 240
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_adam_leaves_the_plateau_several_times_sooner_than_a_larger_rate(seed: int) -> None:
-    mapped = course("plateau", ("optimizer=adam",), seed, 180)
-    chosen = course("plateau", ("optimizer=adam", "lr=0.003"), seed, 180)
+    adam = course("plateau", ("optimizer=adam",), seed, 180)
     faster = course("plateau", ("lr=*10",), seed, 180)
-    assert min(mapped.before[-60:]) > 2.2
-    assert chosen.steps_below(1.8) <= 35
-    assert mapped.steps_below(1.8) <= 65
+    assert min(adam.before[-60:]) > 2.2
+    assert 18 <= next(n for n, loss in enumerate(adam.after, 1) if loss < 1.8) <= 27
+    assert adam.steps_below(1.8) <= 35
     assert 65 < faster.steps_below(1.8) <= 160

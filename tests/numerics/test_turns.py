@@ -208,3 +208,49 @@ def test_what_changes_with_a_turn_is_told_with_it(kept: Kept) -> None:
         known |= {state.name: state for state in event.knobs}
         now = states[event.step]
         assert {n: s for n, s in known.items() if n != "lr"} == {n: s for n, s in now.items() if n != "lr"}, event
+
+
+def test_another_optimizer_starts_at_the_rate_that_the_scenario_names_for_it(kept: Kept) -> None:
+    made = make_setup("mlp", optimizer={"name": "sgd", "lr": 0.05, "rates": {"adam": 3e-3, "sgd": 0.02}})
+    plan = [
+        (1, parse("lr=*10")),  # turned for SGD, and so is gone with it
+        (2, parse("optimizer=adam")),
+        (3, parse("lr=*2")),
+        (4, parse("optimizer=rmsprop")),  # none is named: carried over
+        (5, parse("optimizer=sgd")),
+    ]
+    with Watch(made.model, made.optimizer, link=kept.link, steering=steering_of(made), plan=plan) as run:
+        run.begin_step()
+        for _ in range(6):
+            step(made, run)
+    assert [record.lr for record in kept.steps()] == pytest.approx([0.05, 0.5, 3e-3, 6e-3, 6e-3, 0.02])
+    notes = [event.note.partition(";")[0] for event in kept.events(KnobTurned) if event.knob == "optimizer"]
+    assert notes == [
+        "lr 0.5 → 0.003 (the scenario's rate for Adam)",
+        "lr 0.006 stays: Adam and RMSprop take like rates",
+        "lr 0.006 → 0.02 (the scenario's rate for SGD)",
+    ]
+
+
+def test_a_schedule_goes_on_from_the_rate_that_the_scenario_names() -> None:
+    made = make_setup("mlp", optimizer={"name": "sgd", "lr": 0.1, "rates": {"adam": 1e-3}})
+    plan = [(0, parse("schedule=step,every=2,gamma=0.5")), (3, parse("optimizer=adam"))]
+    rates = []
+    with Watch(made.model, made.optimizer, link=None, steering=steering_of(made), plan=plan) as run:
+        run.begin_step()
+        for _ in range(5):
+            rates.append(run.control.steering.rate.value)
+            step(made, run)
+    assert rates == pytest.approx([0.1, 0.1, 0.05, 0.5e-3, 0.25e-3])
+
+
+def test_leaky_relu_has_the_slope_that_the_scenario_names_whatever_the_net_began_with() -> None:
+    made = make_setup("mlp", activation={"name": "relu", "slope": 0.2})
+    with Watch(
+        made.model, made.optimizer, link=None, steering=steering_of(made), plan=[(1, parse("activation=leaky_relu"))]
+    ) as run:
+        run.begin_step()
+        for _ in range(60):
+            step(made, run)
+    slopes = [m.negative_slope for m in made.model.modules() if isinstance(m, torch.nn.LeakyReLU)]
+    assert slopes == [0.2] * 3

@@ -41,6 +41,14 @@ def test_a_mapping_says_what_it_does(old: str, new: str, lr: float, text: str) -
     assert map_rate(old, new, lr).text == text
 
 
+@pytest.mark.parametrize(("old", "lr"), [("sgd", 0.05), ("rmsprop", 0.05), ("momentum", 4.0)])
+def test_where_the_scenario_names_a_rate_it_is_that_one(old: str, lr: float) -> None:
+    known = map_rate(old, "adam", lr, known=0.003)
+    assert known.lr == 0.003
+    assert known.text == f"{lr:.2g} → 0.003 (the scenario's rate for Adam)"
+    assert map_rate("adam", "adam", lr, known=0.003).lr == lr, "it is that one already"
+
+
 def test_an_optimizer_without_a_known_rate_is_refused_by_name() -> None:
     with pytest.raises(
         ValueError, match=r'no rate is known for the optimizer "adamm"; known: sgd, .* did you mean "adam"'

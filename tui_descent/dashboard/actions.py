@@ -96,7 +96,10 @@ def _pick(screen: RunScreen, key: Key, pressed: str) -> None:
             screen.ask(msgspec.structs.replace(parse(f"{knob}={choice}"), target=target))
 
     now, lr = screen.value(knob, target), screen.bridge.history.knobs.get("lr", "")
-    screen.app.push_screen(ChoiceDialog(knob, now, target, also=key.also, lr=lr), answered)
+    started = screen.bridge.history.started
+    scenario = (started.scenario if started is not None else None) or {}
+    rates = scenario.get("optimizer", {}).get("rates")
+    screen.app.push_screen(ChoiceDialog(knob, now, target, also=key.also, lr=lr, rates=rates), answered)
 
 
 def _pick_schedule(screen: RunScreen, key: Key, pressed: str) -> None:

@@ -51,17 +51,20 @@ class RateMapping(msgspec.Struct, frozen=True):
     text: str
 
 
-def map_rate(old: str, new: str, lr: float) -> RateMapping:
+def map_rate(old: str, new: str, lr: float, *, known: float | None = None) -> RateMapping:
     """The rate that moves `new` about as far as `lr` moved `old`: `lr` times a factor, so it commutes with schedules.
 
-    A start, good to half a decade. Raises `ValueError` for a name that is not in the table.
+    A start, good to half a decade; where the scenario names a rate for `new` it is that one, `known`. Raises
+    `ValueError` for a name that is not in the table.
     """
     before, after = traits(old), traits(new)
     mapped = lr * (after.rate / before.rate)
     if old == new:
         return RateMapping(lr, f"{lr:.3g} stays")
-    if before.rate == after.rate:
+    if known is None and before.rate == after.rate:
         return RateMapping(lr, f"{lr:.3g} stays: {before.title} and {after.title} take like rates")
+    if known is not None:
+        return RateMapping(known, f"{lr:.2g} → {known:.2g} (the scenario's rate for {after.title})")
     smaller = after.rate < before.rate
     factor = before.rate / after.rate if smaller else after.rate / before.rate
     sign, size = ("÷", "larger") if smaller else ("×", "smaller")

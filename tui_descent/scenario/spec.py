@@ -69,7 +69,7 @@ SYMBOLS = 96  # of a text: printable ASCII and the line's end
 
 
 class ActivationSpec(Spec, frozen=True, kw_only=True):
-    """An activation; `slope` is leaky_relu's for z < 0."""
+    """An activation; `slope` is leaky_relu's for z < 0, also of one that is turned to."""
 
     name: Activation = "relu"
     slope: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.01
@@ -152,11 +152,24 @@ class LossSpec(Spec, frozen=True, kw_only=True):
     name: Literal["cross_entropy", "mse"] = "cross_entropy"
 
 
+class RatesSpec(Spec, frozen=True, kw_only=True):
+    """Learning rates known to be good for this data and net, by optimizer: a turn to one starts at its own."""
+
+    sgd: Positive | None = None
+    momentum: Positive | None = None
+    nesterov: Positive | None = None
+    rmsprop: Positive | None = None
+    adam: Positive | None = None
+    adamw: Positive | None = None
+    muon: Positive | None = None
+
+
 class OptimizerSpec(Spec, frozen=True, kw_only=True):
     """An optimizer of `torch.optim`.
 
     `momentum` is momentum's, nesterov's and muon's, None for the usual (0.9; muon 0.95); `betas` are adam's, adamw's
-    and muon's; `clip` is the gradient's largest global norm, None for no clipping.
+    and muon's; `clip` is the gradient's largest global norm, None for no clipping. `rates` are for a turn to another
+    optimizer, which otherwise carries the rate over.
     """
 
     name: Optimizer = "sgd"
@@ -165,6 +178,7 @@ class OptimizerSpec(Spec, frozen=True, kw_only=True):
     betas: tuple[Share, Share] = (0.9, 0.999)
     weight_decay: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.0
     clip: Positive | None = None
+    rates: RatesSpec = RatesSpec()
 
 
 class ScheduleSpec(Spec, frozen=True, kw_only=True):

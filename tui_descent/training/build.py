@@ -40,6 +40,7 @@ class Setup:
     """All that the loop trains with. A surface has neither batches nor a loss function: it is its own."""
 
     not_undone: ClassVar = ("_batch",)
+    scenario: Scenario
     model: nn.Module
     optimizer: torch.optim.Optimizer
     device: torch.device
@@ -140,6 +141,7 @@ def build(scenario: Scenario, *, on: torch.device) -> Setup:
             batches=None,
             loss_function=None,
             schedule=_schedule(scenario, optimizer),
+            scenario=scenario,
         )
     data = load(scenario).to(on, dtype)
     model = _network(scenario, data).to(on, dtype)
@@ -151,6 +153,7 @@ def build(scenario: Scenario, *, on: torch.device) -> Setup:
         batches=_batches(scenario, data),
         loss_function=_loss_function(scenario, data),
         schedule=_schedule(scenario, optimizer),
+        scenario=scenario,
     )
 
 

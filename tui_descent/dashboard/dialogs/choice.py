@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Vertical
@@ -32,13 +34,22 @@ NORMS = {
 class ChoiceDialog(Dialog[str]):
     """Answers with the chosen word and what was typed behind it, or with `knob:NAME` for another knob of the same key.
 
-    `lr` is the learning rate now, where it is known.
+    `lr` is the learning rate now, where it is known; `rates` are those that the scenario names for its optimizers.
     """
 
-    def __init__(self, knob: str, now: str, target: str, *, also: tuple[str, ...] = (), lr: str = "") -> None:
+    def __init__(
+        self,
+        knob: str,
+        now: str,
+        target: str,
+        *,
+        also: tuple[str, ...] = (),
+        lr: str = "",
+        rates: Mapping[str, float] | None = None,
+    ) -> None:
         super().__init__()
         self._knob, self._now, self._target, self._also = KNOBS[knob], now, target, also
-        self._lr = lr
+        self._lr, self._rates = lr, rates or {}
 
     def compose(self) -> ComposeResult:
         """The present one is where the list begins."""
@@ -83,7 +94,7 @@ class ChoiceDialog(Dialog[str]):
     def _about(self, name: str) -> str:
         if self._knob.name == "optimizer" and self._now in OPTIMIZERS:
             try:
-                return f"lr {mapped(self._now, name, float(self._lr)).text}"
+                return f"lr {mapped(self._now, name, float(self._lr), known=self._rates.get(name)).text}"
             except ValueError:  # no rate is known yet
                 return OPTIMIZERS[name].title
         return {"init": INITS, "norm": NORMS}.get(self._knob.name, {}).get(name, "")

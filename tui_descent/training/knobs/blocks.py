@@ -53,7 +53,7 @@ class ActivationKnob:
             if self._name(place) == name:
                 continue
             self._ground.settle("activation", place)
-            new = parts.activation(ActivationSpec(name=name))
+            new = parts.activation(self._spec(name))
             block = self._ground.blocks.get(place)
             if block is not None:
                 transition = surgery.swap_activation(block, new, steps=steps)
@@ -62,6 +62,12 @@ class ActivationKnob:
             self._ground.set_out("activation", place, transition)
             self._ground.wished["activation", place] = name
         return Turned(old=old, new=self._of(places), way=way)
+
+    def _spec(self, name: Activation) -> ActivationSpec:
+        """With what the scenario says of that kind, leaky_relu's slope, whichever the net began with."""
+        setup = self._ground.setup
+        said = getattr(setup.scenario.model, "activation", None) if setup is not None else None
+        return msgspec.structs.replace(said or ActivationSpec(), name=name)
 
     def _places(self) -> list[str]:
         ground = self._ground

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.scenario import schedules as curves
 from tui_descent.scenario.knobs import betas_text, new_value, pair, spec_of
+from tui_descent.scenario.optimizers import map_rate
 from tui_descent.scenario.spec import ScheduleSpec
 from tui_descent.training import optimizers, schedules
 from tui_descent.training.delegate import Delegate
@@ -33,12 +34,16 @@ class OptimizerKnob:
         if ground.delegate is not None:
             return self._delegated(turn.value, ground.delegate, old)
         assert ground.setup is not None
-        swapped = optimizers.swap(ground.optimizer, turn.value, model=ground.model)
+        before, known = ground.rate.value, getattr(ground.setup.scenario.optimizer.rates, turn.value)
+        swapped = optimizers.swap(ground.optimizer, turn.value, lr=known, model=ground.model)
         schedule = ground.setup.schedule
         moved = None if schedule is None else schedule.onto(swapped.optimizer)
         ground.change_optimizer(swapped.optimizer)
         ground.setup.schedule = moved
-        return Turned(old=old, new=self.value(), note=f"lr {swapped.rate.text}; {swapped.carried}")
+        if known is not None:
+            ground.rate.multiplier = 1.0  # it was turned for the old one
+        rate = map_rate(old, turn.value, before, known=None if known is None else ground.rate.value)
+        return Turned(old=old, new=self.value(), note=f"lr {rate.text}; {swapped.carried}")
 
     def _delegated(self, name: str, delegate: Delegate, old: str) -> Turned:
         """The loop's own optimizer goes back to work, or stands aside for another."""
@@ -50,11 +55,13 @@ class OptimizerKnob:
             ground.change_optimizer(delegate.outer)
             note = f"lr {before:.3g} → {ground.rate.value:.3g}; the loop's own again, with what it remembered"
             return Turned(old=old, new=self.value(), note=note)
+        before = ground.rate.value
         swapped = optimizers.swap(ground.optimizer, name, model=ground.model)
         delegate.hand_over(swapped.optimizer)
         ground.change_optimizer(swapped.optimizer)
         aside = f"the loop's {type(delegate.outer).__name__} stands aside"
-        return Turned(old=old, new=self.value(), note=f"lr {swapped.rate.text}; {swapped.carried}; {aside}")
+        rate = map_rate(old, name, before).text
+        return Turned(old=old, new=self.value(), note=f"lr {rate}; {swapped.carried}; {aside}")
 
 
 class ScheduleKnob:
