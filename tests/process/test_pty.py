@@ -39,12 +39,12 @@ def brightness(terminal: Terminal, label: str) -> float:
     """Mean brightness of the heat-map's cells in the row that starts with the label, right part of what is drawn."""
     rows = [n for n, line in enumerate(terminal.screen.display) if label in line[:16]]
     assert rows, terminal.text()
-    cells = [
-        c for c in (terminal.screen.buffer[rows[-1]][x] for x in range(12, terminal.screen.columns)) if c.data == "▀"
-    ]
-    newest = cells[-6:-1]
+    line = [terminal.screen.buffer[rows[-1]][x] for x in range(12, terminal.screen.columns - 2)]
+    # A cell is two rows of the map: half blocks, or where both are alike a space on their colour.
+    tops = [c.fg if c.data == "▀" else c.bg for c in line if c.data == "▀" or c.bg != line[-1].bg]
+    newest = tops[-6:-1]
     assert newest, terminal.text()
-    return sum(int(c.fg[k : k + 2], 16) for c in newest for k in (0, 2, 4)) / len(newest) / 3
+    return sum(int(colour[k : k + 2], 16) for colour in newest for k in (0, 2, 4)) / len(newest) / 3
 
 
 def processes_of(home: str) -> list[str]:
