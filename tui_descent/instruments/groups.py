@@ -17,6 +17,8 @@ from tui_descent.instruments.deferred import far
 
 # Up to this many numbers an operation costs more to start than to run.
 SMALL = 1 << 16
+# So much at a time is put side by side where nothing is kept of it: it stays in the cache, and leaves others there.
+PART_BYTES = 1 << 17
 # A list of tensors keeps no more memory of its own than this; what goes beyond is taken anew each time.
 KEPT_BYTES = 32 << 20
 
@@ -31,13 +33,53 @@ class Groups:
             by_kind.setdefault((tensor.shape, tensor.dtype, tensor.device) if small else n, []).append(n)
         self._members = list(by_kind.values())
         # Where each tensor's row comes to lie when all groups' rows are put one below the other.
-        self._place = [0] * len(like)
-        for row, n in enumerate(n for members in self._members for n in members):
-            self._place[n] = row
+        order = [n for members in self._members for n in members]
+        self._place = sorted(range(len(like)), key=order.__getitem__)
+        self._in_place = self._place == list(range(len(like)))
+        self._longest = max((tensor.numel() for tensor in like), default=0)
+        self._parts = self._cut(like)
         self._kept: dict[tuple[str, int], Tensor] = {}
         self._kept_bytes = 0
         self._cut_up: list[Tensor] = []
         self._views: list[Tensor] = []
+
+    def _cut(self, like: Sequence[Tensor]) -> list[tuple[list[int], Tensor | None, Tensor]]:
+        """The groups in parts: members, memory to put them side by side in, shared by all, and its rows.
+
+        One alone has none; its rows are its own.
+        """
+        rooms: dict[object, Tensor] = {}
+        parts: list[tuple[list[int], Tensor | None, Tensor]] = []
+        for members in self._members:
+            first = like[members[0]]
+            many = max(1, PART_BYTES // max(1, first.nbytes))
+            for start in range(0, len(members), many):
+                part = members[start : start + many]
+                if len(part) == 1 or far(first.device):
+                    parts += [([n], None, first) for n in part]
+                    continue
+                kind = first.dtype, first.device
+                if kind not in rooms:
+                    rooms[kind] = first.new_empty(PART_BYTES // first.element_size())
+                rows = rooms[kind][: len(part) * first.numel()].view(len(part), first.numel())
+                parts.append((part, rows.view(len(part), *first.shape), rows))
+        return parts
+
+    def sizes(self, tensors: Sequence[Tensor], *, room: str) -> list[float]:
+        """The tensors' L2 norms, right at every size, in their own order; waits for the device.
+
+        Where float32 is not enough they are put side by side in the memory of that name.
+        """
+        found: list[float] = []
+        for part, into, rows in self._parts:
+            if into is None:
+                rows = tensors[part[0]].reshape(1, -1)
+            else:
+                torch.stack([tensors[n] for n in part], out=into)
+            found += torch.linalg.vector_norm(rows, dim=1, dtype=_sum_dtype(rows.dtype)).tolist()
+        if not safe(found, self._longest):
+            return self.exact(self.rows(tensors, room=room), found)
+        return self.in_order(found)
 
     def rows(self, tensors: Sequence[Tensor], *, room: str, copy: bool = False) -> list[Tensor]:
         """A (k, n) matrix a group, in the memory of that name; a group of one is a view unless `copy`."""
@@ -79,11 +121,11 @@ class Groups:
 
     def in_order(self, values: Sequence[float]) -> list[float]:
         """Columns' numbers in the tensors' own order."""
-        return [values[place] for place in self._place]
+        return list(values) if self._in_place else [values[place] for place in self._place]
 
     def exact(self, rows: Sequence[Tensor], values: Sequence[float]) -> list[float]:
         """Norms as `norms` has told them, in the tensors' own order; looked at again where float32 was not enough."""
-        if rows and not wide(rows[0]):
+        if rows and not wide(rows[0]) and not safe(values, self._longest):
             at = 0
             for n, matrix in enumerate(rows):
                 here = slice(at, at + len(matrix))

@@ -88,6 +88,8 @@ class Measuring:
     def after_update(self) -> Deferred[Sample]:
         """The update is made."""
         norms, entries = self._norms.after_update(), self._entries
+        if not self._signals and self._preclip is None:
+            return Deferred(norms.columns, lambda values: self._sample(0, norms.read(values), [], [], {}, None))
         factors = self._boundaries.factors() if self._signals else NOTHING
         activations = self._activations.read() if self._slow else Deferred((), lambda _: {})
         preclip = () if self._preclip is None else (self._preclip.reshape(1),)

@@ -39,7 +39,7 @@ class NormsRead(NamedTuple):
 
 
 class _Gradients(NamedTuple):
-    """All gradients of one step: whose they are, side by side, and their norms, or on a GPU their norms' columns."""
+    """All gradients of one step: whose they are, side by side if asked, their norms or on a GPU columns of these."""
 
     of: tuple[int, ...]
     groups: Groups
@@ -64,6 +64,7 @@ class Norms:
         self._places = [self._place[id(weight)] for weight in self._weights]
         self._roots = [math.sqrt(weight.numel()) for weight in self._weights]
         self._matrices = [weight.dim() >= 2 for weight in self._weights]
+        self._all = tuple(range(len(self._parameters)))
         self._groups_of: dict[tuple[int, ...], Groups] = {}
         self._rooms = ("this", "that")  # the step's gradients, and those of the step before
         self._now: _Gradients | None = None
@@ -78,17 +79,18 @@ class Norms:
 
         `cosines` with the gradients that were remembered, if those were of the same parameters.
         """
-        self._now = now = self._gather()
+        compared = cosines and self._previous is not None
+        self._now = now = self._gather() if compared else self._measure()
         self._scale = grad_scale
         self._against = None
-        if cosines and self._previous is not None and self._previous.of == now.of and now.rows:
+        if compared and self._previous is not None and self._previous.of == now.of and now.rows:
             self._against = self._previous, now.groups.dots(now.rows, self._previous.rows)
         self._before = self._weight_groups.rows(self._weights, room="before", copy=True)
 
     @torch.no_grad()
     def remember(self) -> None:
         """Keep this step's gradients for the next step's cosine."""
-        now = self._now or self._gather()
+        now = self._now if self._now is not None and self._now.rows else self._gather()
         # A row of one is a view of the gradient, which the next step writes over.
         kept = now.groups.own(now.rows, room=self._rooms[0])
         self._previous, self._rooms = now._replace(rows=kept), self._rooms[::-1]
@@ -145,15 +147,28 @@ class Norms:
             grads, rms, held, moved, [None if g is None else r for g, r in zip(grads, ratios, strict=True)]
         )
 
+    def _measure(self) -> _Gradients:
+        """The norms alone, where they are at hand."""
+        of, groups, grads = self._gradients()
+        if not grads or wide(grads[0]):
+            return self._gather()
+        return _Gradients(of, groups, [], groups.sizes(grads, room=self._rooms[0]), [])
+
     def _gather(self) -> _Gradients:
-        known = [p.grad for p in self._parameters]
-        of = tuple(n for n, g in enumerate(known) if g is not None)
-        grads = [g if not g.is_sparse else g.to_dense() for g in known if g is not None]
-        if of not in self._groups_of:
-            self._groups_of = {of: Groups(grads)}
-        groups = self._groups_of[of]
+        of, groups, grads = self._gradients()
         rows = groups.rows(grads, room=self._rooms[0])
         return _Gradients(of, groups, rows, *_looked_at(groups, rows))
+
+    def _gradients(self) -> tuple[tuple[int, ...], Groups, list[Tensor]]:
+        """Those there are, whose, and how they fall into groups."""
+        known = [g for p in self._parameters if (g := p.grad) is not None]
+        grads = [g.to_dense() if g.is_sparse else g for g in known]
+        of = self._all
+        if len(grads) < len(of):
+            of = tuple(n for n, p in enumerate(self._parameters) if p.grad is not None)
+        if of not in self._groups_of:
+            self._groups_of = {of: Groups(grads)}
+        return of, self._groups_of[of], grads
 
 
 def _looked_at(groups: Groups, rows: Sequence[Tensor]) -> tuple[list[float], list[Tensor]]:

@@ -26,8 +26,6 @@ from tui_descent.training.steering import Steering
 from tui_descent.training.telling import Telling
 from tui_descent.training.verdict import found_inf
 
-NOTHING_RARE: Deferred[dict[str, float]] = Deferred((), lambda _: {})
-
 
 class Updates:
     """The hooks of one optimizer.
@@ -259,9 +257,12 @@ class Updates:
             assert self._instruments is not None
             start_s = time.thread_time()
             sample: Deferred[Any] = self._instruments.after_update()
-            rare: Deferred[Any] = self._again.after_update() if now.rare and self._again is not None else NOTHING_RARE
             tell = self._reader()
-            self._telling.read(together((sample, rare)), lambda found: tell(*found))
+            if now.rare and self._again is not None:
+                both: Deferred[Any] = together((sample, self._again.after_update()))
+                self._telling.read(both, lambda found: tell(*found))
+            else:
+                self._telling.read(sample, lambda found: tell(found, {}))
             cost_s = self._cost_s + time.thread_time() - start_s
             self._sampler.spent(cost_s, now)
             self._cost_s = 0.0
