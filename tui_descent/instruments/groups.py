@@ -18,7 +18,7 @@ from tui_descent.instruments.deferred import far
 # Up to this many numbers an operation costs more to start than to run.
 SMALL = 1 << 16
 # So much at a time is put side by side where nothing is kept of it: it stays in the cache, and leaves others there.
-PART_BYTES = 1 << 17
+PART_BYTES = 1 << 18
 # A list of tensors keeps no more memory of its own than this; what goes beyond is taken anew each time.
 KEPT_BYTES = 32 << 20
 

@@ -72,17 +72,24 @@ class Measuring:
         self._norms.remember()
 
     @torch.no_grad()
-    def before_update(self, preclip: Tensor | None = None, *, grad_scale: Tensor | None = None) -> None:
+    def before_update(
+        self,
+        preclip: Tensor | None = None,
+        *,
+        grad_scale: Tensor | None = None,
+        step: int = 0,
+        partly: bool = False,
+    ) -> None:
         """The gradients are there, clipped where they are to be, and the update is not made.
 
         `preclip` is the global norm before clipping, a scalar; `grad_scale` what a GradScaler still multiplies
-        gradients by, which norms are divided by.
+        gradients by, which norms are divided by. `partly`: half of many layers' weights will do.
         """
         self._preclip = preclip
         self.detach()
         # With the weights the gradients came through, so now.
         self._entries = self._ledger.entries() if self._slow else NOTHING
-        self._norms.before_update(grad_scale, cosines=self._signals)
+        self._norms.before_update(grad_scale, cosines=self._signals, step=step, partly=partly)
 
     @torch.no_grad()
     def after_update(self) -> Deferred[Sample]:
@@ -107,7 +114,8 @@ class Measuring:
         activations: dict[int, ActivationReading],
         preclip: float | None,
     ) -> Sample:
-        columns: list[Sequence[float | None]] = list(norms.layers)
+        *known, ages = norms.layers
+        columns: list[Sequence[float | None]] = known
         if tiers:
             factors = dict(zip((u.row for u in self._net.units), by_unit, strict=True)) if by_unit else {}
             columns.append([factors.get(n) for n in range(len(self._net.layers))])
@@ -120,7 +128,7 @@ class Measuring:
                 [None if a is None else a.mean for a in read],
                 [None if a is None else a.std for a in read],
             ]
-        rows = pack_rows(columns, statuses=self._statuses(norms.layers.grad_norm))
+        rows = pack_rows(columns, statuses=self._statuses(norms.layers.grad_norm), ages=ages)
         global_norm = math.hypot(*(norm for norm in norms.grad_norms if norm is not None))
         return Sample(global_norm, norms.global_cosine, rows, entries, preclip)
 

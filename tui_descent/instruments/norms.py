@@ -17,16 +17,30 @@ from tui_descent.instruments.groups import Groups, bounds, norms, safe, wide
 from tui_descent.instruments.structure import WatchedLayer
 
 RATIO_FLOOR = 1e-12
+# With more layers the weights are taken by halves, every other layer's, where a reading is to cost little.
+MANY_LAYERS = 30
 
 
 class LayerNorms(NamedTuple):
-    """Norms of one step, columns of a number a layer; None where one has no gradient, the ratio for matrices alone."""
+    """Norms of one step, columns of a number a layer; None where one has no gradient, the ratio for matrices alone.
+
+    `ages` are the steps since a layer's weight norm, update norm and ratio were taken; None where all are of this one.
+    """
 
     grad_norm: Sequence[float | None]
     grad_rms: Sequence[float | None]
     weight_norm: Sequence[float]
     update_norm: Sequence[float | None]
     update_ratio: Sequence[float | None]
+    ages: Sequence[int] | None = None
+
+
+class _Part(NamedTuple):
+    """Some of the layers: which, their weights, and how these fall into groups."""
+
+    layers: range
+    weights: list[Tensor]
+    groups: Groups
 
 
 class NormsRead(NamedTuple):
@@ -58,12 +72,20 @@ class Norms:
         self.watched = list(watched)
         self._parameters = list(parameters)
         self._place = {id(p): n for n, p in enumerate(self._parameters)}
-        self._weights: list[Tensor] = [w.weight for w in self.watched]
-        self._weight_groups = Groups(self._weights)
+        weights: list[Tensor] = [w.weight for w in self.watched]
+        cuts = [slice(None)] if len(weights) <= MANY_LAYERS else [slice(0, None, 2), slice(1, None, 2)]
+        self._whole = self._part(weights, slice(None))
+        self._parts = [self._whole] if len(cuts) == 1 else [self._part(weights, cut) for cut in cuts]
+        self._taken: _Part | None = None
+        # What was last known of each layer's weight and its update, and at which step.
+        self._held, self._went = [0.0] * len(weights), [0.0] * len(weights)
+        self._at = [0] * len(weights)
+        self._readings = 0
+        self._step = 0
         # Of each layer's weight: its place among the parameters, √n, and whether it is a matrix.
-        self._places = [self._place[id(weight)] for weight in self._weights]
-        self._roots = [math.sqrt(weight.numel()) for weight in self._weights]
-        self._matrices = [weight.dim() >= 2 for weight in self._weights]
+        self._places = [self._place[id(weight)] for weight in weights]
+        self._roots = [math.sqrt(weight.numel()) for weight in weights]
+        self._matrices = [weight.dim() >= 2 for weight in weights]
         self._all = tuple(range(len(self._parameters)))
         self._groups_of: dict[tuple[int, ...], Groups] = {}
         self._rooms = ("this", "that")  # the step's gradients, and those of the step before
@@ -74,10 +96,13 @@ class Norms:
         self._scale: Tensor | None = None
 
     @torch.no_grad()
-    def before_update(self, grad_scale: Tensor | None = None, *, cosines: bool = False) -> None:
+    def before_update(
+        self, grad_scale: Tensor | None = None, *, cosines: bool = False, step: int = 0, partly: bool = False
+    ) -> None:
         """Take hold of the gradients and copy the weights; gradients are still multiplied by `grad_scale`, a scalar.
 
-        `cosines` with the gradients that were remembered, if those were of the same parameters.
+        `cosines` with the gradients that were remembered, if those were of the same parameters. `step` is the update's
+        number. `partly`: one half of many layers' weights will do, the other being that of an earlier reading.
         """
         compared = cosines and self._previous is not None
         self._now = now = self._gather() if compared else self._measure()
@@ -85,7 +110,12 @@ class Norms:
         self._against = None
         if compared and self._previous is not None and self._previous.of == now.of and now.rows:
             self._against = self._previous, now.groups.dots(now.rows, self._previous.rows)
-        self._before = self._weight_groups.rows(self._weights, room="before", copy=True)
+        # The first reading is a whole one.
+        partly = partly and self._readings > 0
+        self._taken = taken = self._parts[self._readings % len(self._parts)] if partly else self._whole
+        self._step = step
+        self._readings += 1
+        self._before = taken.groups.rows(taken.weights, room="before", copy=True)
 
     @torch.no_grad()
     def remember(self) -> None:
@@ -98,12 +128,13 @@ class Norms:
     @torch.no_grad()
     def after_update(self) -> Deferred[NormsRead]:
         """The update is made."""
-        groups, before = self._weight_groups, self._before
-        held, held_columns = _looked_at(groups, before)
+        taken, before, step = self._taken, self._before, self._step
+        assert taken is not None
+        held, held_columns = _looked_at(taken.groups, before)
         # In the copies' own memory, or the pages of another would push the training's out of the cache: before − now
         # has the norm of now − before.
-        torch._foreach_sub_(groups.apart(before, self._weights), self._weights)
-        moved, moved_columns = _looked_at(groups, before)
+        torch._foreach_sub_(taken.groups.apart(before, taken.weights), taken.weights)
+        moved, moved_columns = _looked_at(taken.groups, before)
         now, self._now, self._before = self._now, None, []
         assert now is not None
         previous, products = self._against or (None, [])
@@ -115,13 +146,14 @@ class Norms:
         def read(values: Sequence[float]) -> NormsRead:
             found = _Cut(values)
             sizes = now.sizes or now.groups.in_order(found.next(len(now.of)))
-            weights = held or groups.in_order(found.next(len(self._weights)))
-            went = moved or groups.in_order(found.next(len(self._weights)))
+            weights = held or taken.groups.in_order(found.next(len(taken.weights)))
+            went = moved or taken.groups.in_order(found.next(len(taken.weights)))
             factor = found.next(1)[0] if scale else 1.0
             grad_norms: list[float | None] = [None] * len(self._parameters)
             for n, size in zip(now.of, sizes, strict=True):
                 grad_norms[n] = size / factor
-            layers = self._layers([grad_norms[place] for place in self._places], weights, went)
+            self._know(taken, step, weights, went)
+            layers = self._layers([grad_norms[place] for place in self._places], self._ages(taken, step))
             if previous is None:
                 return NormsRead(grad_norms, layers, {}, None)
             old = previous.sizes or now.groups.in_order(found.next(len(now.of)))
@@ -134,18 +166,32 @@ class Norms:
         """Where each layer's weight stands among the parameters."""
         return self._places
 
-    def _layers(self, grads: list[float | None], held: Sequence[float], went: Sequence[float]) -> LayerNorms:
+    @staticmethod
+    def _part(weights: Sequence[Tensor], cut: slice) -> _Part:
+        return _Part(range(len(weights))[cut], list(weights[cut]), Groups(weights[cut]))
+
+    def _know(self, taken: _Part, step: int, held: Sequence[float], went: Sequence[float]) -> None:
+        if taken is self._whole:
+            self._held, self._went, self._at = list(held), list(went), [step] * len(held)
+            return
+        cut = slice(taken.layers.start, None, taken.layers.step)
+        self._held[cut], self._went[cut], self._at[cut] = held, went, [step] * len(held)
+
+    def _ages(self, taken: _Part, step: int) -> Sequence[int] | None:
+        return None if taken is self._whole else [step - at for at in self._at]
+
+    def _layers(self, grads: list[float | None], ages: Sequence[int] | None) -> LayerNorms:
+        held, went = list(self._held), list(self._went)
         ratios: list[float | None] = [u / (w + RATIO_FLOOR) for u, w in zip(went, held, strict=True)]
         if not all(self._matrices):
             ratios = [r if matrix else None for r, matrix in zip(ratios, self._matrices, strict=True)]
         if None not in grads:
             rms: list[float | None] = [g / root for g, root in zip(grads, self._roots, strict=True)]  # type: ignore[operator]
-            return LayerNorms(grads, rms, held, went, ratios)
+            return LayerNorms(grads, rms, held, went, ratios, ages)
         rms = [None if g is None else g / root for g, root in zip(grads, self._roots, strict=True)]
         moved = [None if g is None else u for g, u in zip(grads, went, strict=True)]
-        return LayerNorms(
-            grads, rms, held, moved, [None if g is None else r for g, r in zip(grads, ratios, strict=True)]
-        )
+        ratios = [None if g is None else r for g, r in zip(grads, ratios, strict=True)]
+        return LayerNorms(grads, rms, held, moved, ratios, ages)
 
     def _measure(self) -> _Gradients:
         """The norms alone, where they are at hand."""

@@ -82,6 +82,11 @@ class Steering:
         return self.rate.multiplier != 1.0 or (delegate is not None and delegate.inner is not None)
 
     @property
+    def turned_at(self) -> int:
+        """Before which update the last turn was made; 0 without any."""
+        return self.ground.step
+
+    @property
     def pace(self) -> float | None:
         """Steps a second, None as fast as it goes."""
         return self.ground.pace

@@ -11,6 +11,9 @@ from tui_descent.training.control import Control
 from tui_descent.training.lane import Lane
 from tui_descent.training.updates import Updates
 
+# Of the time gone: with less of it off a processor it is not worth asking for what. 20 µs are.
+LITTLE = 0.02
+
 
 class Clock:
     """The calling thread's CPU seconds, and those that it waited of its own accord, not for a processor in use.
@@ -20,20 +23,27 @@ class Clock:
 
     def __init__(self) -> None:
         self._schedule: int | None = None
-        self._last = self._now()
+        self._busy_s, self._wall_s, self._queued_s = time.thread_time(), time.perf_counter(), 0.0
 
     def open(self) -> None:
         """The calling thread is the one."""
         self.close()
         with contextlib.suppress(OSError):
             self._schedule = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
-        self._last = self._now()
+            self._queued_s = self._queue_s()
+        self._busy_s, self._wall_s = time.thread_time(), time.perf_counter()
 
     def since(self) -> tuple[float, float]:
         """Seconds busy and seconds waited since the last call."""
-        last, self._last = self._last, self._now()
-        busy_s, idle_s = (now - then for now, then in zip(self._last, last, strict=True))
-        return busy_s, max(idle_s, 0.0) if self._schedule is not None else 0.0
+        busy_s, wall_s = time.thread_time(), time.perf_counter()
+        busy_s, self._busy_s = busy_s - self._busy_s, busy_s
+        wall_s, self._wall_s = wall_s - self._wall_s, wall_s
+        gone_s = wall_s - busy_s
+        if self._schedule is None or gone_s < LITTLE * wall_s:
+            return busy_s, 0.0
+        # What was queued for while nobody asked is taken off now, and is little.
+        before_s, self._queued_s = self._queued_s, self._queue_s()
+        return busy_s, max(gone_s - (self._queued_s - before_s), 0.0)
 
     def close(self) -> None:
         """Let the file go."""
@@ -41,13 +51,11 @@ class Clock:
             os.close(self._schedule)
             self._schedule = None
 
-    def _now(self) -> tuple[float, float]:
-        busy_s = time.thread_time()
-        if self._schedule is None:
-            return busy_s, 0.0
+    def _queue_s(self) -> float:
+        """Seconds of waiting for a processor, from the thread's beginning."""
+        assert self._schedule is not None
         # Nanoseconds on a processor, nanoseconds of waiting for one, turns.
-        queued_ns = int(os.pread(self._schedule, 100, 0).split()[1])
-        return busy_s, time.perf_counter() - busy_s - queued_ns / 1e9
+        return int(os.pread(self._schedule, 100, 0).split()[1]) / 1e9
 
 
 class Stretch:

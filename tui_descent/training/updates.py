@@ -12,6 +12,7 @@ from typing import Any
 from weakref import WeakSet
 
 import torch
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from tui_descent.instruments.deferred import Deferred, together
@@ -70,6 +71,7 @@ class Updates:
         self._now: Tiers | None = None
         self._next: Tiers | None = None
         self._cost_s = 0.0
+        self._read_at = -1  # the last update that was measured
         lane.around(self._before, self._after)
 
     def attach(self) -> None:
@@ -233,7 +235,7 @@ class Updates:
             start_s = time.thread_time()
             assert self._instruments is not None
             if self._now is not None:
-                self._instruments.before_update(preclip, grad_scale=clipping.grad_scale(self._optimizer))
+                self._take_hold(preclip)
             if remember:
                 self._instruments.remember()
             self._cost_s += time.thread_time() - start_s
@@ -241,6 +243,18 @@ class Updates:
         self._lane.rate = rate.value
         if rate.multiplier != 1.0:
             rate.put_on()
+
+    def _take_hold(self, preclip: Tensor | None) -> None:
+        """Of gradients and weights: all of them where it was asked for or costs nobody anything, and behind a turn."""
+        assert self._instruments is not None
+        before, self._read_at = self._read_at, self._step()
+        asked = self._sampler.fixed or self._steering.pace is not None
+        self._instruments.before_update(
+            preclip,
+            grad_scale=clipping.grad_scale(self._optimizer),
+            step=self._read_at,
+            partly=not asked and self._steering.turned_at <= before,
+        )
 
     def _after(self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs) -> None:
         self._depth -= 1
