@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import subprocess
 import sys
@@ -12,10 +13,13 @@ from diagnosis_score import ALL, diagnosis_of, feed, found, preset
 
 from tui_descent.protocol.events import Layer, ReadingsTaken
 from tui_descent.scenario import knobs
-from tui_descent.telemetry.diagnosis import DARES, Advice, Diagnosis, Outcome, Situation, agrees, sentence
+from tui_descent.telemetry import diagnosis as telemetry
+from tui_descent.telemetry.diagnosis import DARES, Advice, Outcome, Situation, agrees, sentence
 from tui_descent.telemetry.diagnosis.signs import LONG, WINDOW, coming
 
 TODAY = frozenset(knobs.KNOBS)
+# The rules by themselves; where they are not sure a second opinion is heard: see test_second_opinion.py.
+Diagnosis = functools.partial(telemetry.Diagnosis, second=None)
 
 
 # --- what it says and when --------------------------------------------------------------------------------------------
@@ -372,7 +376,12 @@ def reading(step: int, *, cosine: float | None = None, **values: list[float | No
 
 
 def stand(
-    diagnosis: Diagnosis, steps: range, *, loss: float, cosine: float | None = None, **values: list[float | None]
+    diagnosis: telemetry.Diagnosis,
+    steps: range,
+    *,
+    loss: float,
+    cosine: float | None = None,
+    **values: list[float | None],
 ) -> None:
     for step in steps:
         diagnosis.stepped(step, loss)
@@ -380,6 +389,6 @@ def stand(
             diagnosis.read(reading(step, cosine=cosine, **values))
 
 
-def name_of(diagnosis: Diagnosis) -> str | None:
+def name_of(diagnosis: telemetry.Diagnosis) -> str | None:
     finding = diagnosis.finding()
     return finding.finding if finding else None

@@ -6,6 +6,7 @@ The order comes from trying the knobs out on drawn nets (`tests/diagnosis_oracle
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from tui_descent.protocol.events import Advice
 from tui_descent.telemetry.diagnosis.findings import Name, Situation
@@ -20,6 +21,8 @@ OPENS = 3  # blocks, from which on a skip gets around dead and saturated layers
 
 SLOWED = (Advice("undo", "1", "u"), Advice("lr", "/10", "["))
 ADAM = Advice("optimizer", "adam", "o")
+SKIP = Advice("residual", "on", "r")
+LIKELY = 0.4  # share of the trees' votes from which on a change is advised
 
 
 def advice(name: Name, s: Signs, situation: Situation) -> list[Advice]:
@@ -28,7 +31,7 @@ def advice(name: Name, s: Signs, situation: Situation) -> list[Advice]:
     init = _init(situation)
     # A sigmoid's slope is at most ¼ whatever its weights: drawing them anew does not help.
     redraw = [init] if s.scale < SMALL_WEIGHTS and situation.activation != "sigmoid" else []
-    skip = [] if situation.residual else [Advice("residual", "on", "r")]
+    skip = [] if situation.residual else [SKIP]
     norm = [] if situation.norm else [Advice("norm", "layer,way=instant", "n")]
     adam = [] if adaptive else [ADAM]
     faster = Advice("lr", f"*{10 ** _decades(name, s, adaptive)}", "]")
@@ -51,6 +54,36 @@ def advice(name: Name, s: Signs, situation: Situation) -> list[Advice]:
         "rate at the edge": [Advice("lr", "/1.25", "-")],
     }
     return cures.get(name, [])
+
+
+def advised(name: Name, cures: Mapping[str, float], s: Signs, situation: Situation) -> list[Advice]:
+    """What most of the tried-out nets say helps, best first, then what the rules say of the illness."""
+    if name == "healthy":
+        return []
+    likely = sorted((cure for cure, share in cures.items() if share >= LIKELY), key=cures.__getitem__, reverse=True)
+    found = [a for cure in likely for a in _as_advice(cure, situation)] + advice(name, s, situation)
+    return list({(a.knob, a.value): a for a in found}.values())
+
+
+def _as_advice(cure: str, situation: Situation) -> list[Advice]:
+    """A cure as the trees call it; none that is there already."""
+    verb, _, value = cure.partition(" ")
+    match verb:
+        case "residual":
+            return [] if situation.residual else [SKIP]
+        case "init":
+            return [Advice("init", value, "i")]
+        case "norm":
+            where = "" if value == "pre" else f",where={value}"
+            return [] if situation.norm else [Advice("norm", f"layer{where},way=instant", "n")]
+        case "leaky_relu" | "unbounded":
+            new, old = ("leaky_relu", ("relu",)) if verb == "leaky_relu" else ("relu", ("tanh", "sigmoid"))
+            return [Advice("activation", new, "a")] if situation.activation in old else []
+        case "adam":
+            return [] if situation.optimizer in ADAPTIVE else [ADAM]
+        case "lr/10":
+            return [*SLOWED]
+    return [Advice("lr", cure.removeprefix("lr"), "]")]
 
 
 def burst_advice(situation: Situation) -> list[Advice]:

@@ -5,25 +5,39 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
 from tui_descent.protocol.events import Advice, Layer, ReadingsTaken
-from tui_descent.telemetry.diagnosis.advising import SLOWED, advice, agrees, burst_advice
+from tui_descent.telemetry.diagnosis.advising import SLOWED, advice, advised, agrees, burst_advice
 from tui_descent.telemetry.diagnosis.findings import Finding, Name, Outcome, Situation
+from tui_descent.telemetry.diagnosis.forest import Forest, forest, knows
 from tui_descent.telemetry.diagnosis.judging import burst, judge
 from tui_descent.telemetry.diagnosis.signs import LONG, WINDOW, Curvature, Gauge, Signs, newest_of
 
+SURE = 0.8  # of what the rules say; with less the trees are asked
+LEAD = 0.1  # of votes, by which another name must be ahead of the rules' to be said instead
 DARES = 50  # steps since the start or the last intervention before anything but "diverged" is said
 FEW = 3  # steps that a run's first loss is the mean of
 MOST = 1e100  # a loss beyond counts as this, whose square is still a number: float64 diverges on to 1e308
 
 
 class Diagnosis:
-    """Fed with a run's losses and readings, asked for its `finding` at any time; no knob but `knobs` is advised."""
+    """Fed with a run's losses and readings, asked for its `finding` at any time; no knob but `knobs` is advised.
 
-    def __init__(self, layers: Sequence[Layer], *, knobs: Collection[str], situation: Situation | None = None) -> None:
+    `second` has another opinion where the rules are not sure; None for the rules alone.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        *,
+        knobs: Collection[str],
+        situation: Situation | None = None,
+        second: Callable[[], Forest] | None = forest,
+    ) -> None:
+        self._second = second
         self.situation = situation or Situation()
         self.outcome: Outcome | None = None
         self._knobs = frozenset(knobs)
@@ -115,16 +129,22 @@ class Diagnosis:
                 evidence={"step": float(self._broke_at)},
                 advice=self._after_undo(),
             )
-        if self._seen < DARES or self._first is None:
-            return None
-        signs = self._signs(self._first)
-        judged = judge(signs, self.situation)
-        if judged is None:
+        signs = self.signs()
+        judged = judge(signs, self.situation) if signs is not None else None
+        if signs is None or judged is None:
             return None
         name, sure = judged
+        helps = advice(name, signs, self.situation)
+        if sure < SURE and self._second is not None and knows(signs, self.situation):
+            opinion = self._second().opinion(signs, self.situation)
+            other = max(opinion.names, key=opinion.names.__getitem__)
+            if opinion.names[other] > opinion.names.get(name, 1.0) + LEAD:
+                name = other
+            sure = opinion.names.get(name, sure)
+            helps = advised(name, opinion.cures, signs, self.situation)
         where, evidence = self._evidence(name, signs)
-        helps = tuple(a for a in advice(name, signs, self.situation) if a.knob in self._knobs - self._harmful)
-        return Finding(finding=name, layer=where, sure=round(sure, 2), evidence=evidence, advice=helps)
+        useful = tuple(a for a in helps if a.knob in self._knobs - self._harmful)
+        return Finding(finding=name, layer=where, sure=round(sure, 2), evidence=evidence, advice=useful)
 
     def _after_undo(self) -> tuple[Advice, ...]:
         """Weights that hold NaN are cured by no knob: what helps, helps after the undo."""
@@ -139,7 +159,11 @@ class Diagnosis:
         classes, guess = self.situation.classes, self.situation.guess
         return math.log(classes) if classes else (self._run_first or 0.0) if guess is None else guess
 
-    def _signs(self, begun: ReadingsTaken) -> Signs:
+    def signs(self) -> Signs | None:
+        """The window in numbers; None while too little was seen to dare."""
+        begun = self._first
+        if begun is None or self._seen < DARES:
+            return None
         return self._gauge.signs(
             list(self._losses),
             list(self._readings),
