@@ -38,7 +38,7 @@ class LayerNorms(NamedTuple):
 class _Part(NamedTuple):
     """Some of the layers: which, their weights, and how these fall into groups."""
 
-    layers: range
+    cut: slice
     weights: list[Tensor]
     groups: Groups
 
@@ -73,9 +73,9 @@ class Norms:
         self._parameters = list(parameters)
         self._place = {id(p): n for n, p in enumerate(self._parameters)}
         weights: list[Tensor] = [w.weight for w in self.watched]
-        cuts = [slice(None)] if len(weights) <= MANY_LAYERS else [slice(0, None, 2), slice(1, None, 2)]
-        self._whole = self._part(weights, slice(None))
-        self._parts = [self._whole] if len(cuts) == 1 else [self._part(weights, cut) for cut in cuts]
+        self._whole = _part(weights, slice(None))
+        halves = slice(0, None, 2), slice(1, None, 2)
+        self._parts = [_part(weights, cut) for cut in halves] if len(weights) > MANY_LAYERS else [self._whole]
         self._taken: _Part | None = None
         # What was last known of each layer's weight and its update, and at which step.
         self._held, self._went = [0.0] * len(weights), [0.0] * len(weights)
@@ -166,16 +166,8 @@ class Norms:
         """Where each layer's weight stands among the parameters."""
         return self._places
 
-    @staticmethod
-    def _part(weights: Sequence[Tensor], cut: slice) -> _Part:
-        return _Part(range(len(weights))[cut], list(weights[cut]), Groups(weights[cut]))
-
     def _know(self, taken: _Part, step: int, held: Sequence[float], went: Sequence[float]) -> None:
-        if taken is self._whole:
-            self._held, self._went, self._at = list(held), list(went), [step] * len(held)
-            return
-        cut = slice(taken.layers.start, None, taken.layers.step)
-        self._held[cut], self._went[cut], self._at[cut] = held, went, [step] * len(held)
+        self._held[taken.cut], self._went[taken.cut], self._at[taken.cut] = held, went, [step] * len(held)
 
     def _ages(self, taken: _Part, step: int) -> Sequence[int] | None:
         return None if taken is self._whole else [step - at for at in self._at]
@@ -215,6 +207,10 @@ class Norms:
         if of not in self._groups_of:
             self._groups_of = {of: Groups(grads)}
         return of, self._groups_of[of], grads
+
+
+def _part(weights: Sequence[Tensor], cut: slice) -> _Part:
+    return _Part(cut, list(weights[cut]), Groups(weights[cut]))
 
 
 def _looked_at(groups: Groups, rows: Sequence[Tensor]) -> tuple[list[float], list[Tensor]]:
