@@ -87,6 +87,14 @@ def test_halves_take_turns_behind_a_first_whole_one_and_every_number_is_of_the_s
         assert None not in reading.values["grad_norm"], "gradients are all of this step"
 
 
+@pytest.mark.usefixtures("far", "slow")
+def test_told_late_the_halves_are_the_same(kept: Kept) -> None:
+    found = readings(kept, sampler=Within(), steps=40)
+    assert [reading.step for reading in found] == list(range(0, 40, EVERY))[: len(found)]
+    assert len(found) > 8
+    assert [max(reading.ages) for reading in found[:4]] == [0, EVERY, EVERY, EVERY]
+
+
 @pytest.mark.parametrize(
     ("layers", "sampler"),
     [(MANY_LAYERS, Within()), (40, Sampler(every=EVERY)), (40, Sampler(budget=0.0, at=range(0, 100, EVERY)))],
