@@ -125,7 +125,7 @@ class Groups:
 
     def exact(self, rows: Sequence[Tensor], values: Sequence[float]) -> list[float]:
         """Norms as `norms` has told them, in the tensors' own order; looked at again where float32 was not enough."""
-        if rows and not wide(rows[0]) and not safe(values, self._longest):
+        if rows and not wide(rows[0]) and not safe(values, self._longest) and not self._zeros(rows, values):
             at = 0
             for n, matrix in enumerate(rows):
                 here = slice(at, at + len(matrix))
@@ -134,6 +134,22 @@ class Groups:
                     values[here] = self._again(n, matrix, values[here])
                 at += len(matrix)
         return self.in_order(values)
+
+    def _zeros(self, rows: Sequence[Tensor], values: Sequence[float]) -> bool:
+        """Whether what float32 was not enough for are zeros, as of updates too small for float32 weights to show."""
+        low, high = bounds(self._longest)
+        if not all(low < v < high or v == 0.0 for v in values):
+            return False
+        at = 0
+        for matrix in rows:
+            here = values[at : at + len(matrix)]
+            at += len(matrix)
+            if 0.0 in here:
+                last = len(here) - here[::-1].index(0.0)
+                part = matrix[here.index(0.0) : last]
+                if not (part.amax().item() == 0.0 == part.amin().item()):
+                    return False
+        return True
 
     def cosines(self, a: Sequence[Tensor], b: Sequence[Tensor], of: Collection[int]) -> dict[int, float]:
         """The products of some tensors' rows over their norms, right however small they are; none may be all zeros.
@@ -155,11 +171,6 @@ class Groups:
         """A group's norms, those that are not safe by squares that can neither under- nor overflow."""
         least, most = bounds(matrix.shape[1])
         unsafe = [row for row, value in enumerate(values) if not (least < value < most or value != value)]
-        if not any(values[row] for row in unsafe):
-            # Zeros are most often what they seem: updates too small for float32 weights to show.
-            part = matrix[unsafe[0] : unsafe[-1] + 1] if unsafe[-1] - unsafe[0] < len(unsafe) else matrix[unsafe]
-            if part.amax().item() == 0.0 == part.amin().item():
-                return list(values)
         greatest = _greatest(matrix)
         tops, exact = greatest.tolist(), list(values)
         which = [row for row in unsafe if 0 < tops[row] < math.inf]

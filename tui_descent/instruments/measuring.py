@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tui_descent.instruments.activations import ActivationReading, Activations
@@ -71,7 +70,6 @@ class Measuring:
         """Keep this step's gradients for the next step's cosine."""
         self._norms.remember()
 
-    @torch.no_grad()
     def before_update(
         self,
         preclip: Tensor | None = None,
@@ -86,12 +84,12 @@ class Measuring:
         gradients by, which norms are divided by. `partly`: half of many layers' weights will do.
         """
         self._preclip = preclip
-        self.detach()
+        if self._signals or self._slow:
+            self.detach()
         # With the weights the gradients came through, so now.
         self._entries = self._ledger.entries() if self._slow else NOTHING
         self._norms.before_update(grad_scale, cosines=self._signals, step=step, partly=partly)
 
-    @torch.no_grad()
     def after_update(self) -> Deferred[Sample]:
         """The update is made."""
         norms, entries = self._norms.after_update(), self._entries

@@ -25,13 +25,14 @@ STATUSES: tuple[LayerStatus, ...] = ("used", "frozen", "unused")
 # A row's first number: a bit for each column that applies, then two bits of status, then the age in steps.
 _STATUS_AT = len(COLUMNS)
 _AGE_AT = _STATUS_AT + 2
+_STATUS_BITS = {status: n << _STATUS_AT for n, status in enumerate(STATUSES)}
 
 
 def pack_rows(
     columns: Sequence[Sequence[float | None]], *, statuses: Sequence[LayerStatus], ages: Sequence[int] | None = None
 ) -> list[tuple[float, ...]]:
     """Layers' rows of columns with a value a layer, None where one does not apply; nor do those left out at the end."""
-    bits = [STATUSES.index(status) << _STATUS_AT for status in statuses]
+    bits = [_STATUS_BITS[status] for status in statuses]
     if ages is not None:
         bits = [b | age << _AGE_AT for b, age in zip(bits, ages, strict=True)]
     known, everywhere = [], 0
