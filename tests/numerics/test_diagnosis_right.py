@@ -66,7 +66,7 @@ def test_the_kept_verdicts_are_those_of_the_oracle() -> None:
 
 @pytest.mark.heavy
 def test_what_it_says_of_many_nets_is_what_trying_out_says() -> None:
-    """A quarter of an hour on two cores by itself."""
+    """Six minutes on two cores by itself: 96.1 % right, looked at once; of the first advice 78 % cured."""
     with multiprocessing.get_context("spawn").Pool(initializer=torch.set_num_threads, initargs=(1,)) as pool:
         made = score((seed, *told) for seed, told in zip(MANY, pool.imap(both, MANY), strict=True))
     print(made)
@@ -75,7 +75,7 @@ def test_what_it_says_of_many_nets_is_what_trying_out_says() -> None:
     assert made.share >= 0.95
     assert made.sure >= 120
     assert made.sure_share >= 0.97
-    assert made.cured >= 0.73 * made.advised
+    assert made.cured >= 0.75 * made.advised
     assert made.retest >= 0.95
 
 
