@@ -2,7 +2,7 @@
 
 The variants run in short turns, over and over, so a machine that slows down slows all alike; the ratio is that of their
 whole times, its range that of ten parts of the run. Plain and watched are one net, with the watch off and on; another,
-equal net against it (A/A) shows what 1 looks like. On
+equal net against it (A/A) shows what 1 looks like. Readings are counted behind the turns, in a loop that goes on. On
 one CPU thread the seconds are the thread's own CPU seconds, which other programs on the machine disturb less.
 
     python benchmarks/overhead.py --workloads W1,W2 --seconds 60
@@ -28,10 +28,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 import workloads
 
 from tui_descent import watch
+from tui_descent.training.watch import Watch
 
 Step = Callable[[int], Tensor]
 PARTS = 10
-TURN_S = 0.25
+TURN_S = 0.5
+COUNTED_S = 5.0  # how long readings are counted
 # Steps before each turn that are not timed: to switch hooks on and off, or nets, is not what watching costs.
 SETTLING = 3
 
@@ -50,7 +52,7 @@ class Timed:
 class Readings:
     """What the watched variant saw meanwhile."""
 
-    taken: int = 0
+    a_second: float = 0.0
     declared: float = 0.0
 
 
@@ -163,15 +165,6 @@ def measure(
         # The first readings are taken on credit; that is over before the clock runs.
         on()
         turn(watched, 20, max(20, int(3 / step_s)), device)
-        assert run.control.link is not None
-        assert run.control.link.ring is not None
-        ring, write = run.control.link.ring, run.control.link.ring.write_reading
-
-        def counted(*args: Any, **kwargs: Any) -> None:
-            readings.taken += 1
-            write(*args, **kwargs)
-
-        ring.write_reading = counted  # type: ignore[method-assign]
         before = run.cost, run._sampler.time_s
         order, rounds = list(variants), max(PARTS, int(seconds / (count * step_s)))
         for n in range(rounds):
@@ -185,7 +178,27 @@ def measure(
         on()
         time_s = run._sampler.time_s
         readings.declared = (run.cost * time_s - before[0] * before[1]) / (time_s - before[1])
+        turn(watched, 200_000, count, device)
+        readings.a_second = rate(run, watched, max(20, int(COUNTED_S / step_s)))
     return variants, readings
+
+
+def rate(run: Watch, watched: Step, steps: int) -> float:
+    """Readings a second of a loop that goes on and on."""
+    assert run.control.link is not None
+    assert run.control.link.ring is not None
+    ring, write, taken = run.control.link.ring, run.control.link.ring.write_reading, 0
+
+    def counted(*args: Any, **kwargs: Any) -> None:
+        nonlocal taken
+        taken += 1
+        write(*args, **kwargs)
+
+    ring.write_reading = counted  # type: ignore[method-assign]
+    start_s = time.perf_counter()
+    for n in range(300_000, 300_000 + steps):
+        watched(n)
+    return taken / (time.perf_counter() - start_s)
 
 
 def ratio(variants: dict[str, Timed], name: str) -> str:
@@ -203,7 +216,7 @@ def row(name: str, variants: dict[str, Timed], readings: Readings, *, fused: boo
     plain_s = sum(variants["plain"].seconds)
     cells = [f"{name} {'fused' if fused else 'default'}", workloads.TITLES[name]]
     cells += [ratio(variants, v) if v in variants else "–" for v in ("plain again", "watched")]
-    cells += [f"{1 - plain_s / own_s:.4f}", f"{readings.declared:.4f}", f"{readings.taken / own_s:.1f}"]
+    cells += [f"{1 - plain_s / own_s:.4f}", f"{readings.declared:.4f}", f"{readings.a_second:.1f}"]
     cells += [ratio(variants, v) if v in variants else "–" for v in ("norm loop", "histograms")]
     return "| " + " | ".join(cells) + " |"
 

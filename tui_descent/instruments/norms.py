@@ -190,7 +190,7 @@ class Norms:
         of, groups, grads = self._gradients()
         if not grads or wide(grads[0]):
             return self._gather()
-        return _Gradients(of, groups, [], groups.sizes(grads, room=self._rooms[0]), [])
+        return _Gradients(of, groups, [], groups.sizes(grads), [])
 
     def _gather(self) -> _Gradients:
         of, groups, grads = self._gradients()
