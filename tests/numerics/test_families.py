@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from tui_descent.instruments.measuring import Measuring
 from tui_descent.instruments.structure import structure
+from tui_descent.protocol.readings import unpack
+from tui_descent.protocol.ring import ReadingRecord
 from tui_descent.scenario.spec import SYMBOLS as COUNT
 from tui_descent.training.data import text
 from tui_descent.training.data.text import SYMBOLS, Windows
@@ -167,6 +169,30 @@ def test_the_instruments_see_every_family_and_change_nothing(family: str) -> Non
         assert len(sample.ledger) == (3 if family == "mlp" else 0)
     assert losses == train(plain, 4)
     assert len(net.units) == (4 if family == "transformer" else 3)
+
+
+@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize("signals", [False, True])
+def test_every_set_of_tiers_has_its_own_columns_and_no_others(signals: bool, slow: bool) -> None:
+    made = setup("mlp", activation="tanh")
+    measuring = Measuring(structure(made.model), list(made.model.parameters()))
+    for step in range(3):
+        measuring.attach(signals=signals, slow=slow)
+        loss = made.loss()
+        made.optimizer.zero_grad()
+        loss.backward()
+        measuring.before_update(step=step, partly=True)
+        measuring.remember()
+        made.optimizer.step()
+        sample = measuring.after_update().now()
+        record = ReadingRecord(step, 0, sample.global_grad_norm, 0.0, math.nan, sample.rows)
+        found = set(unpack(record).values)
+        always = {"grad_norm", "grad_rms", "weight_norm", "update_norm", "update_ratio"}
+        cosines = {"backprop_factor"} | ({"grad_cosine"} if step else set())
+        bends = {"saturated_fraction", "activation_mean", "activation_std"}
+        assert always <= found
+        assert found - {"dead_fraction"} == always | (cosines if signals else set()) | (bends if slow else set())
+        assert bool(sample.ledger) == slow
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterable
 
 import pytest
@@ -81,7 +82,7 @@ def test_halves_take_turns_behind_a_first_whole_one_and_every_number_is_of_the_s
     found = readings(kept, sampler=Within())
     assert [reading.step for reading in found] == [0, 3, 6, 9, 12]
     assert found[0].ages == [0] * 40
-    for reading, older in zip(found[1:], (0, 1, 0, 1), strict=True):
+    for reading, older in zip(found[1:], (1, 0, 1, 0), strict=True):
         assert set(reading.ages[older::2]) == {EVERY}
         assert set(reading.ages[1 - older :: 2]) == {0}
         assert None not in reading.values["grad_norm"], "gradients are all of this step"
@@ -92,7 +93,9 @@ def test_told_late_the_halves_are_the_same(kept: Kept) -> None:
     found = readings(kept, sampler=Within(), steps=40)
     assert [reading.step for reading in found] == list(range(0, 40, EVERY))[: len(found)]
     assert len(found) > 8
-    assert [max(reading.ages) for reading in found[:4]] == [0, EVERY, EVERY, EVERY]
+    ages = [max(reading.ages) for reading in found]
+    whole = ages.index(EVERY)  # those begun before the first was known
+    assert ages == [0] * whole + [EVERY] * (len(found) - whole)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +117,55 @@ def test_a_paced_runs_readings_are_whole(kept: Kept) -> None:
 def test_behind_a_turn_no_number_is_from_before_it(kept: Kept) -> None:
     found = readings(kept, sampler=Within(), plan=[(6, "lr=*10"), (8, "weight_decay=0.1")])
     assert [max(reading.ages) for reading in found] == [0, EVERY, 0, 0, EVERY]
+
+
+@pytest.mark.parametrize("lost", ["never read", "the update raised"])
+def test_as_long_as_no_reading_is_known_the_next_is_whole(lost: str) -> None:
+    net = deep(33)
+    sample = Norms(structure(net).layers, list(net.parameters()))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for step in range(4):
+        loss_of(net, digit_batches(1)[0]).backward()
+        sample.before_update(step=step, partly=True)
+        optimizer.step()
+        if step < 2 and lost == "the update raised":
+            continue
+        late = sample.after_update()
+        if step < 2:
+            continue
+        columns = late.now().layers
+        assert min(columns.weight_norm) > 0
+        assert columns.ages is None if step == 2 else set(columns.ages or ()) == {0, 1}
+
+
+def test_no_gradient_is_held_on_to() -> None:
+    net = nn.Sequential(nn.Linear(300, 300), nn.Linear(300, 300), nn.Linear(300, 7))
+    sample = Norms(structure(net).layers, list(net.parameters()))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    held = []
+    for step in range(2):
+        net(torch.randn(4, 300)).sum().backward()
+        held += [weakref.ref(p.grad) for p in net.parameters()]
+        sample.before_update(step=step)
+        optimizer.step()
+        sample.after_update().now()
+        optimizer.zero_grad()
+    assert not [one for one in held if one() is not None]
+
+
+def test_a_parameter_of_no_numbers_has_norms_of_zero() -> None:
+    net = nn.Linear(4, 3)
+    net.nothing = nn.Parameter(torch.empty(0, 3))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    sample = Norms(structure(net).layers, list(net.parameters()))
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    for step in range(2):
+        sample.before_update(step=step)
+        optimizer.step()
+        norms, *_ = sample.after_update().now()
+        assert norms[-1] == 0.0
+        assert norms[0] == pytest.approx(12**0.5)
 
 
 def test_frozen_and_unused_layers_keep_their_marks() -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import pytest
 from diagnosis_fit import CURES, NAMES
 from diagnosis_nets import TUNED_FROM
@@ -14,6 +15,7 @@ from test_diagnosis import LAYERS, stand
 
 from tui_descent.protocol.events import Advice
 from tui_descent.telemetry.diagnosis import Diagnosis, Situation
+from tui_descent.telemetry.diagnosis.advising import advised
 from tui_descent.telemetry.diagnosis.forest import MISSING, Forest, forest, numbers
 from tui_descent.telemetry.diagnosis.signs import LONG, WINDOW
 
@@ -99,7 +101,7 @@ def test_what_most_nets_were_cured_by_is_advised_first_and_what_is_there_already
         ("optimizer", "adam"),
         ("lr", "*100"),
     ]
-    assert len({(a.knob, a.value) for a in shown.advice}) == len(shown.advice)
+    assert len({a.knob for a in shown.advice}) == len(shown.advice), "no two ways of one knob"
     there = Situation(classes=10, optimizer="adam", residual=True, norm=True, activation="relu")
     found = standing(voting({"plateau": 90}, cures), situation=there).finding()
     assert found is not None
@@ -138,6 +140,20 @@ def test_the_trees_that_are_shipped_were_fitted_to_the_tuning_pool_and_look_at_w
     opinion = shipped.opinion(signs_of(DESCENT), DESCENT)
     assert all(0 <= share <= 1 for share in (*opinion.names.values(), *opinion.cures.values()))
     assert max(opinion.names.values()) > 0.3
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", None])
+@pytest.mark.parametrize("size", [None, 0.0, 1e-300, 1e300, math.inf, math.nan])
+def test_whatever_was_measured_the_trees_can_be_heard(size: float | None, optimizer: str | None) -> None:
+    situation = Situation(classes=10, optimizer=optimizer)
+    signs = msgspec.structs.replace(
+        signs_of(situation), stride=size, moved=size, product=size, first_product=size, growth=size, noise=size or 0.0
+    )
+    assert all(math.isfinite(value) for value in numbers(signs, situation).values())
+    cures = forest().opinion(signs, situation).cures
+    for name in NAMES:
+        for a in advised(name, cures, signs, situation):  # type: ignore[arg-type]
+            assert a.value
 
 
 def test_numbers_are_finite_whatever_was_measured() -> None:

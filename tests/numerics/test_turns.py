@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import pytest
 import torch
 from families import setup as make_setup
 from kept import Kept
 from turning import grouped, ids, steering_of, step
 
-from tui_descent.protocol.events import CommandRejected, KnobState, KnobTurned
+from tui_descent.protocol.commands import Redo, Undo
+from tui_descent.protocol.events import CommandDone, CommandRejected, KnobState, KnobTurned
 from tui_descent.scenario.knobs import KNOBS, parse, text_of
 from tui_descent.training.moments import Moment
 from tui_descent.training.watch import Watch
@@ -232,16 +234,42 @@ def test_another_optimizer_starts_at_the_rate_that_the_scenario_names_for_it(kep
     ]
 
 
-def test_a_schedule_goes_on_from_the_rate_that_the_scenario_names() -> None:
+def test_by_value_too_an_undo_of_another_optimizer_has_the_rate_that_was_turned(kept: Kept) -> None:
+    made = make_setup("mlp", optimizer={"name": "sgd", "lr": 0.05, "rates": {"adam": 3e-3}})
+    kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there", undo_budget=1000, undo_disk=0)
+    plan = [(1, parse("lr=*10")), (2, parse("optimizer=adam"))]
+    with Watch(made.model, made.optimizer, link=kept.link, steering=steering_of(made), plan=plan, own_loop=True) as run:
+        run.begin_step()
+        for n in range(6):
+            if n in (3, 4):
+                kept.order(Undo() if n == 3 else Redo())
+            step(made, run)
+    assert all("by value only" in event.what for event in kept.events(CommandDone))
+    assert [record.lr for record in kept.steps()] == pytest.approx([0.05, 0.5, 3e-3, 3e-3, 0.5, 3e-3])
+
+
+def test_back_to_the_first_optimizer_it_is_its_own_rate_where_any_is_named(kept: Kept) -> None:
+    made = make_setup("mlp", optimizer={"name": "sgd", "lr": 0.05, "rates": {"adam": 3e-3}})
+    plan = [(1, parse("optimizer=adam")), (2, parse("optimizer=sgd"))]
+    with Watch(made.model, made.optimizer, link=kept.link, steering=steering_of(made), plan=plan) as run:
+        run.begin_step()
+        for _ in range(3):
+            step(made, run)
+    assert [record.lr for record in kept.steps()] == pytest.approx([0.05, 3e-3, 0.05])
+
+
+def test_a_schedule_goes_on_from_the_rate_that_the_scenario_names(kept: Kept) -> None:
     made = make_setup("mlp", optimizer={"name": "sgd", "lr": 0.1, "rates": {"adam": 1e-3}})
     plan = [(0, parse("schedule=step,every=2,gamma=0.5")), (3, parse("optimizer=adam"))]
     rates = []
-    with Watch(made.model, made.optimizer, link=None, steering=steering_of(made), plan=plan) as run:
+    with Watch(made.model, made.optimizer, link=kept.link, steering=steering_of(made), plan=plan) as run:
         run.begin_step()
         for _ in range(5):
             rates.append(run.control.steering.rate.value)
             step(made, run)
     assert rates == pytest.approx([0.1, 0.1, 0.05, 0.5e-3, 0.25e-3])
+    (note,) = [event.note for event in kept.events(KnobTurned) if event.knob == "optimizer"]
+    assert note.startswith("lr 0.05 → 0.0005 (the scenario's rate for Adam), 0.001, where the schedule has it; ")
 
 
 def test_leaky_relu_has_the_slope_that_the_scenario_names_whatever_the_net_began_with() -> None:

@@ -98,7 +98,8 @@ def _pick(screen: RunScreen, key: Key, pressed: str) -> None:
     now, lr = screen.value(knob, target), screen.bridge.history.knobs.get("lr", "")
     started = screen.bridge.history.started
     scenario = (started.scenario if started is not None else None) or {}
-    rates = scenario.get("optimizer", {}).get("rates")
+    named = scenario.get("optimizer", {})
+    rates = {named.get("name", ""): named.get("lr", 0.0)} | named["rates"] if named.get("rates") else {}
     screen.app.push_screen(ChoiceDialog(knob, now, target, also=key.also, lr=lr, rates=rates), answered)
 
 

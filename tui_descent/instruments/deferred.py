@@ -37,7 +37,7 @@ class Deferred(Generic[T]):
 
     def now(self) -> T:
         """The result, waited for."""
-        return self.read(Arrival(self.columns).values())
+        return self.read(Arrival(self.columns).values() if self.columns else ())
 
 
 def together(parts: Sequence[Deferred[T]]) -> Deferred[list[T]]:

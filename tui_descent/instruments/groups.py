@@ -37,26 +37,26 @@ class Groups:
         self._place = sorted(range(len(like)), key=order.__getitem__)
         self._in_place = self._place == list(range(len(like)))
         self._longest = max((tensor.numel() for tensor in like), default=0)
-        self._parts = self._cut(like)
+        self._parts: list[tuple[list[int], Tensor | None, Tensor | None]] | None = None
         self._kept: dict[tuple[str, int], Tensor] = {}
         self._kept_bytes = 0
         self._cut_up: list[Tensor] = []
         self._views: list[Tensor] = []
 
-    def _cut(self, like: Sequence[Tensor]) -> list[tuple[list[int], Tensor | None, Tensor]]:
+    def _cut(self, like: Sequence[Tensor]) -> list[tuple[list[int], Tensor | None, Tensor | None]]:
         """The groups in parts: members, memory to put them side by side in, shared by all, and its rows.
 
-        One alone has none; its rows are its own.
+        One alone has none.
         """
         rooms: dict[object, Tensor] = {}
-        parts: list[tuple[list[int], Tensor | None, Tensor]] = []
+        parts: list[tuple[list[int], Tensor | None, Tensor | None]] = []
         for members in self._members:
             first = like[members[0]]
             many = max(1, PART_BYTES // max(1, first.nbytes))
             for start in range(0, len(members), many):
                 part = members[start : start + many]
-                if len(part) == 1 or far(first.device):
-                    parts += [([n], None, first) for n in part]
+                if len(part) == 1:
+                    parts.append((part, None, None))
                     continue
                 kind = first.dtype, first.device
                 if kind not in rooms:
@@ -69,8 +69,10 @@ class Groups:
         """The tensors' L2 norms, right at every size, in their own order; waits for the device. Keeps no rows."""
         low, high = bounds(self._longest)
         found: list[float] = []
+        if self._parts is None:
+            self._parts = self._cut(tensors)
         for at, (part, into, rows) in enumerate(self._parts):
-            if into is None:
+            if into is None or rows is None:
                 rows = tensors[part[0]].reshape(1, -1)
             else:
                 torch.stack([tensors[n] for n in part], out=into)
@@ -143,7 +145,7 @@ class Groups:
         for matrix in rows:
             here = values[at : at + len(matrix)]
             at += len(matrix)
-            if 0.0 in here:
+            if matrix.numel() and 0.0 in here:
                 last = len(here) - here[::-1].index(0.0)
                 part = matrix[here.index(0.0) : last]
                 if not (part.amax().item() == 0.0 == part.amin().item()):
@@ -168,6 +170,8 @@ class Groups:
 
     def _again(self, n: int, matrix: Tensor, values: Sequence[float]) -> list[float]:
         """A group's norms, those that are not safe by squares that can neither under- nor overflow."""
+        if not matrix.numel():
+            return list(values)
         least, most = bounds(matrix.shape[1])
         unsafe = [row for row, value in enumerate(values) if not (least < value < most or value != value)]
         greatest = _greatest(matrix)

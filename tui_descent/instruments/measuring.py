@@ -93,7 +93,7 @@ class Measuring:
     def after_update(self) -> Deferred[Sample]:
         """The update is made."""
         norms, entries = self._norms.after_update(), self._entries
-        if not self._signals and self._preclip is None:
+        if not (self._signals or self._slow) and self._preclip is None:
             return Deferred(norms.columns, lambda values: self._sample(0, norms.read(values), [], [], {}, None))
         factors = self._boundaries.factors() if self._signals else NOTHING
         activations = self._activations.read() if self._slow else Deferred((), lambda _: {})

@@ -80,7 +80,8 @@ class Norms:
         # What was last known of each layer's weight and its update, and at which step.
         self._held, self._went = [0.0] * len(weights), [0.0] * len(weights)
         self._at = [0] * len(weights)
-        self._readings = 0
+        self._known = False  # whether any reading is
+        self._halves = 0  # taken
         self._step = 0
         # Of each layer's weight: its place among the parameters, √n, and whether it is a matrix.
         self._places = [self._place[id(weight)] for weight in weights]
@@ -110,11 +111,11 @@ class Norms:
         self._against = None
         if compared and self._previous is not None and self._previous.of == now.of and now.rows:
             self._against = self._previous, now.groups.dots(now.rows, self._previous.rows)
-        # The first reading is a whole one.
-        partly = partly and self._readings > 0
-        self._taken = taken = self._parts[self._readings % len(self._parts)] if partly else self._whole
+        # As long as nothing is known of the other half it is a whole one: a reading may come to nothing.
+        partly = partly and self._known
+        self._taken = taken = self._parts[self._halves % len(self._parts)] if partly else self._whole
+        self._halves += partly
         self._step = step
-        self._readings += 1
         self._before = taken.groups.rows(taken.weights, room="before", copy=True)
 
     @torch.no_grad()
@@ -167,6 +168,7 @@ class Norms:
         return self._places
 
     def _know(self, taken: _Part, step: int, held: Sequence[float], went: Sequence[float]) -> None:
+        self._known = True
         self._held[taken.cut], self._went[taken.cut], self._at[taken.cut] = held, went, [step] * len(held)
 
     def _ages(self, taken: _Part, step: int) -> Sequence[int] | None:

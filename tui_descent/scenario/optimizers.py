@@ -6,7 +6,7 @@ from typing import get_args
 
 import msgspec
 
-from tui_descent.scenario.spec import Optimizer
+from tui_descent.scenario.spec import Optimizer, OptimizerSpec, RatesSpec
 from tui_descent.scenario.validate import nearest
 
 NAMES: tuple[str, ...] = get_args(Optimizer)
@@ -64,12 +64,19 @@ def map_rate(old: str, new: str, lr: float, *, known: float | None = None) -> Ra
     if known is None and before.rate == after.rate:
         return RateMapping(lr, f"{lr:.3g} stays: {before.title} and {after.title} take like rates")
     if known is not None:
-        return RateMapping(known, f"{lr:.2g} → {known:.2g} (the scenario's rate for {after.title})")
+        return RateMapping(known, f"{lr:.3g} → {known:.3g} (the scenario's rate for {after.title})")
     smaller = after.rate < before.rate
     factor = before.rate / after.rate if smaller else after.rate / before.rate
     sign, size = ("÷", "larger") if smaller else ("×", "smaller")
     text = f"{lr:.2g} → {mapped:.2g} ({sign}{factor:.2g}: {possessive(new)} steps are {size})"
     return RateMapping(mapped, text)
+
+
+def known_rate(spec: OptimizerSpec, name: str) -> float | None:
+    """The rate that a scenario names for an optimizer; where it names any, `lr` is that of the one it begins with."""
+    named: float | None = getattr(spec.rates, name, None)
+    own = name == spec.name and spec.rates != RatesSpec()
+    return spec.lr if named is None and own else named
 
 
 def traits(name: str) -> Traits:

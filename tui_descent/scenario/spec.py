@@ -169,7 +169,7 @@ class OptimizerSpec(Spec, frozen=True, kw_only=True):
 
     `momentum` is momentum's, nesterov's and muon's, None for the usual (0.9; muon 0.95); `betas` are adam's, adamw's
     and muon's; `clip` is the gradient's largest global norm, None for no clipping. `rates` are for a turn to another
-    optimizer, which otherwise carries the rate over.
+    optimizer, which otherwise carries the rate over; with any of them `lr` is for a turn back to `name`.
     """
 
     name: Optimizer = "sgd"

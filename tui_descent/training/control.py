@@ -237,9 +237,10 @@ class Control:
             self.steering.check(command)
             past = None if command.knob in INDIFFERENT else self.past
             before = past.take(self.segment, self.step, knob=command.knob) if past is not None else None
-            turned = self._turn(command, before)
+            rate, turned = self.steering.rate.value, self._turn(command, before)
             if past is not None:
-                past.turned(undoable(self._turns, self.step, command, turned, before))
+                rates = rate, self.steering.rate.value
+                past.turned(undoable(self._turns, self.step, command, turned, before, rates=rates))
             at_once = 1 + len(batch.earlier)
             for request in batch.earlier:
                 self.done(request, f"one of {at_once} turns made at once as intervention {self._turns}", more=True)
@@ -288,9 +289,9 @@ class Control:
         word = "undone" if back else "redone"
         try:
             if step.moment is None:
-                assert step.turn is not None
-                order = Order(client=0, request=0, source="key", command=step.turn)
-                self._tell_turned(order, step.turn, self._turn(step.turn))
+                for turn in step.turns:
+                    order = Order(client=0, request=0, source="key", command=turn)
+                    self._tell_turned(order, turn, self._turn(turn))
                 return f"{word}: {step.what}"
             step.moment.restore()
         except ValueError:

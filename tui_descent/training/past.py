@@ -38,8 +38,8 @@ class Turn:
     id: int
     step: int
     label: str
-    back: TurnKnob
-    forth: TurnKnob
+    back: tuple[TurnKnob, ...]
+    forth: tuple[TurnKnob, ...]
     before: Moment | None
     after: Moment | None = None
     why: str = ""
@@ -47,13 +47,13 @@ class Turn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One way `back` or forth: to a moment, or by `turn` alone where there is none. `of` is the intervention."""
+    """One way `back` or forth: to a moment, or by `turns` alone where there is none. `of` is the intervention."""
 
     what: str
     back: bool
     of: Turn | None = None
     moment: Moment | None = None
-    turn: TurnKnob | None = None
+    turns: tuple[TurnKnob, ...] = ()
 
 
 @dataclass(slots=True)
@@ -206,7 +206,7 @@ class Past:
             last.before, last.why = None, damage
         if last.before is None:
             self._undone.append(self._turns.pop())
-            return Step(what=f"{last.label}; by value only: {last.why}", back=True, of=last, turn=last.back)
+            return Step(what=f"{last.label}; by value only: {last.why}", back=True, of=last, turns=last.back)
         last.after = self.take(segment, step, for_redo=True)
         self._undone.append(self._turns.pop())
         return self._gone_to(last.before, last.label, back=True, of=last)
@@ -220,7 +220,7 @@ class Past:
         after, turn.after = turn.after, None
         why = f": {after.damage()}" if after is not None and after.damage() else ""
         if after is None or why:
-            return Step(what=f"{turn.label}; by value only{why}", back=False, of=turn, turn=turn.forth)
+            return Step(what=f"{turn.label}; by value only{why}", back=False, of=turn, turns=turn.forth)
         return self._gone_to(after, turn.label, back=False, of=turn)
 
     def refused(self, step: Step) -> None:
@@ -290,22 +290,29 @@ class Past:
         return True
 
 
-def undoable(id_: int, step: int, command: TurnKnob, turned: Turned, before: Moment | None) -> Turn:
-    """The intervention `id_`, made before update `step` where the state was `before`."""
+def undoable(
+    id_: int, step: int, command: TurnKnob, turned: Turned, before: Moment | None, *, rates: tuple[float, float]
+) -> Turn:
+    """The intervention `id_`, made before update `step` where the state was `before`; the `rates` then and after it."""
+    # Another optimizer's rate is not always the old one's, mapped: the scenario may name it.
+    back, forth = ((TurnKnob(knob="lr", value=repr(r)),) if command.knob == "optimizer" else () for r in rates)
     target = "" if command.target == "all" else f" of {command.target}"
     return Turn(
         id=id_,
         step=step,
         label=f"{command.knob}{target} {turned.old} → {turned.new}",
-        back=TurnKnob(knob=command.knob, value=turned.old, target=command.target),
-        forth=TurnKnob(
-            knob=command.knob,
-            value=turned.new,
-            target=command.target,
-            way=turned.way,
-            scale=turned.scale,
-            where=turned.where,
-            parameters=command.parameters,
+        back=(TurnKnob(knob=command.knob, value=turned.old, target=command.target), *back),
+        forth=(
+            TurnKnob(
+                knob=command.knob,
+                value=turned.new,
+                target=command.target,
+                way=turned.way,
+                scale=turned.scale,
+                where=turned.where,
+                parameters=command.parameters,
+            ),
+            *forth,
         ),
         before=before,
     )

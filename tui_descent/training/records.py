@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from tui_descent.instruments.measuring import Sample
@@ -24,8 +23,7 @@ class Place(NamedTuple):
             link.ring.write_step(self.step, loss, self.rate, self.time_s, self.segment, skipped)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReadingPlace:
+class ReadingPlace(NamedTuple):
     """Where a reading belongs, and the number of the list of layers that it was taken of."""
 
     segment: int

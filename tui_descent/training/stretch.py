@@ -11,8 +11,8 @@ from tui_descent.training.control import Control
 from tui_descent.training.lane import Lane
 from tui_descent.training.updates import Updates
 
-# Of the time gone: with less of it off a processor it is not worth asking for what. 20 µs are.
-LITTLE = 0.02
+# Of the time gone: with less of it off a processor it is not worth 20 µs to ask for what, but now and then.
+LITTLE, SELDOM = 0.02, 50
 
 
 class Clock:
@@ -24,6 +24,7 @@ class Clock:
     def __init__(self) -> None:
         self._schedule: int | None = None
         self._busy_s, self._wall_s, self._queued_s = time.thread_time(), time.perf_counter(), 0.0
+        self._unasked = 0  # times since the queue was asked for
 
     def open(self) -> None:
         """The calling thread is the one."""
@@ -39,8 +40,10 @@ class Clock:
         busy_s, self._busy_s = busy_s - self._busy_s, busy_s
         wall_s, self._wall_s = wall_s - self._wall_s, wall_s
         gone_s = wall_s - busy_s
-        if self._schedule is None or gone_s < LITTLE * wall_s:
+        self._unasked += 1
+        if self._schedule is None or (gone_s < LITTLE * wall_s and self._unasked < SELDOM):
             return busy_s, 0.0
+        self._unasked = 0
         # What was queued for while nobody asked is taken off now, and is little.
         before_s, self._queued_s = self._queued_s, self._queue_s()
         return busy_s, max(gone_s - (self._queued_s - before_s), 0.0)

@@ -71,7 +71,7 @@ class Updates:
         self._now: Tiers | None = None
         self._next: Tiers | None = None
         self._cost_s = 0.0
-        self._read_at = -1  # the last update that was measured
+        self._read_at = -1  # the last update whose reading is known
         lane.around(self._before, self._after)
 
     def attach(self) -> None:
@@ -247,13 +247,12 @@ class Updates:
     def _take_hold(self, preclip: Tensor | None) -> None:
         """Of gradients and weights: all of them where it was asked for or costs nobody anything, and behind a turn."""
         assert self._instruments is not None
-        before, self._read_at = self._read_at, self._step()
         asked = self._sampler.fixed or self._steering.pace is not None
         self._instruments.before_update(
             preclip,
             grad_scale=clipping.grad_scale(self._optimizer),
-            step=self._read_at,
-            partly=not asked and self._steering.turned_at <= before,
+            step=self._step(),
+            partly=not asked and self._steering.turned_at <= self._read_at,
         )
 
     def _after(self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs) -> None:
@@ -271,12 +270,17 @@ class Updates:
             assert self._instruments is not None
             start_s = time.thread_time()
             sample: Deferred[Any] = self._instruments.after_update()
-            tell = self._reader()
+            tell, step = self._reader(), self._step()
+
+            def told(found: Sample, rare: dict[str, float]) -> None:
+                self._read_at = step
+                tell(found, rare)
+
             if now.rare and self._again is not None:
                 both: Deferred[Any] = together((sample, self._again.after_update()))
-                self._telling.read(both, lambda found: tell(*found))
+                self._telling.read(both, lambda found: told(*found))
             else:
-                self._telling.read(sample, lambda found: tell(found, {}))
+                self._telling.read(sample, lambda found: told(found, {}))
             cost_s = self._cost_s + time.thread_time() - start_s
             self._sampler.spent(cost_s, now)
             self._cost_s = 0.0

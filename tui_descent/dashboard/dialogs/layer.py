@@ -116,6 +116,6 @@ class LayerDialog(Dialog[None]):
             row(symbol, scientific(value), unit, what if value is not None else f"does not apply here: {what}")
         if readings:
             age = readings.ages[self._layer] if self._layer < len(readings.ages) else 0
-            told = f"‖W‖ and ‖ΔW‖ {age} steps before" if age else "the newest reading"
+            told = f"‖W‖, ‖ΔW‖ and their ratio {count(age)} before" if age else "the newest reading"
             row("measured at", count(readings.step), "step", told)
         self.query_one("#readings", Static).update(table)

@@ -57,12 +57,15 @@ def advice(name: Name, s: Signs, situation: Situation) -> list[Advice]:
 
 
 def advised(name: Name, cures: Mapping[str, float], s: Signs, situation: Situation) -> list[Advice]:
-    """What most of the tried-out nets say helps, best first, then what the rules say of the illness."""
+    """What most of the tried-out nets say helps, best first, then what the rules say of the illness; a way a knob."""
     if name == "healthy":
         return []
     likely = sorted((cure for cure, share in cures.items() if share >= LIKELY), key=cures.__getitem__, reverse=True)
     found = [a for cure in likely for a in _as_advice(cure, situation)] + advice(name, s, situation)
-    return list({(a.knob, a.value): a for a in found}.values())
+    best: dict[str, Advice] = {}
+    for a in found:
+        best.setdefault(a.knob, a)
+    return list(best.values())
 
 
 def _as_advice(cure: str, situation: Situation) -> list[Advice]:
@@ -102,7 +105,9 @@ def _decades(name: Name, s: Signs, adaptive: bool) -> int:
     """How many times ten the rate has to grow."""
     if name != "rate too small":
         return 1
-    short = s.moved or 1e-9 if adaptive else (s.stride or 1e-9) * WALKS / STRIDES
+    short = s.moved if adaptive else None if s.stride is None else s.stride * WALKS / STRIDES
+    # What is no number, or not measured, tells of no limit.
+    short = min(short, 1.0) if short is not None and short > 1e-9 else 1e-9
     return max(1, min(3, math.ceil(math.log10(WALKS / short))))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.scenario import schedules as curves
 from tui_descent.scenario.knobs import betas_text, new_value, pair, spec_of
-from tui_descent.scenario.optimizers import map_rate
+from tui_descent.scenario.optimizers import known_rate, map_rate
 from tui_descent.scenario.spec import ScheduleSpec
 from tui_descent.training import optimizers, schedules
 from tui_descent.training.delegate import Delegate
@@ -34,7 +36,7 @@ class OptimizerKnob:
         if ground.delegate is not None:
             return self._delegated(turn.value, ground.delegate, old)
         assert ground.setup is not None
-        before, known = ground.rate.value, getattr(ground.setup.scenario.optimizer.rates, turn.value)
+        before, known = ground.rate.value, known_rate(ground.setup.scenario.optimizer, turn.value)
         swapped = optimizers.swap(ground.optimizer, turn.value, lr=known, model=ground.model)
         schedule = ground.setup.schedule
         moved = None if schedule is None else schedule.onto(swapped.optimizer)
@@ -42,8 +44,11 @@ class OptimizerKnob:
         ground.setup.schedule = moved
         if known is not None:
             ground.rate.multiplier = 1.0  # it was turned for the old one
-        rate = map_rate(old, turn.value, before, known=None if known is None else ground.rate.value)
-        return Turned(old=old, new=self.value(), note=f"lr {rate.text}; {swapped.carried}")
+        after = ground.rate.value
+        rate = map_rate(old, turn.value, before, known=None if known is None else after).text
+        if known is not None and not math.isclose(after, known):
+            rate += f", {known:.3g}, where the schedule has it"
+        return Turned(old=old, new=self.value(), note=f"lr {rate}; {swapped.carried}")
 
     def _delegated(self, name: str, delegate: Delegate, old: str) -> Turned:
         """The loop's own optimizer goes back to work, or stands aside for another."""
