@@ -12,6 +12,8 @@ from textual.binding import Binding
 from tui_descent.protocol.commands import AnyCommand, RunSteps, TurnKnob
 from tui_descent.scenario.keys import KEYS, PAUSE, RESUME, Key
 from tui_descent.scenario.knobs import KNOBS, PACES, parse
+from tui_descent.scenario.spec import OptimizerSpec
+from tui_descent.scenario.validate import convert
 from tui_descent.telemetry.history import History
 
 if TYPE_CHECKING:
@@ -98,9 +100,8 @@ def _pick(screen: RunScreen, key: Key, pressed: str) -> None:
     now, lr = screen.value(knob, target), screen.bridge.history.knobs.get("lr", "")
     started = screen.bridge.history.started
     scenario = (started.scenario if started is not None else None) or {}
-    named = scenario.get("optimizer", {})
-    rates = {named.get("name", ""): named.get("lr", 0.0)} | named["rates"] if named.get("rates") else {}
-    screen.app.push_screen(ChoiceDialog(knob, now, target, also=key.also, lr=lr, rates=rates), answered)
+    spec: OptimizerSpec | None = convert(OptimizerSpec, scenario.get("optimizer", {}), "", [])
+    screen.app.push_screen(ChoiceDialog(knob, now, target, also=key.also, lr=lr, spec=spec), answered)
 
 
 def _pick_schedule(screen: RunScreen, key: Key, pressed: str) -> None:

@@ -33,9 +33,9 @@ class Groups:
             by_kind.setdefault((tensor.shape, tensor.dtype, tensor.device) if small else n, []).append(n)
         self._members = list(by_kind.values())
         # Where each tensor's row comes to lie when all groups' rows are put one below the other.
-        order = [n for members in self._members for n in members]
-        self._place = sorted(range(len(like)), key=order.__getitem__)
-        self._in_place = self._place == list(range(len(like)))
+        self._place = [0] * len(like)
+        for row, n in enumerate(n for members in self._members for n in members):
+            self._place[n] = row
         self._longest = max((tensor.numel() for tensor in like), default=0)
         self._parts: list[tuple[list[int], Tensor | None, Tensor | None]] | None = None
         self._kept: dict[tuple[str, int], Tensor] = {}
@@ -67,7 +67,6 @@ class Groups:
 
     def sizes(self, tensors: Sequence[Tensor]) -> list[float]:
         """The tensors' L2 norms, right at every size, in their own order; waits for the device. Keeps no rows."""
-        low, high = bounds(self._longest)
         found: list[float] = []
         if self._parts is None:
             self._parts = self._cut(tensors)
@@ -77,7 +76,7 @@ class Groups:
             else:
                 torch.stack([tensors[n] for n in part], out=into)
             told: list[float] = torch.linalg.vector_norm(rows, dim=1, dtype=_sum_dtype(rows.dtype)).tolist()
-            if not (low < min(told) and max(told) < high) and rows.dtype != torch.float64:
+            if rows.dtype != torch.float64 and not safe(told, rows.shape[1]):
                 told = self._again(-1 - at, rows, told)  # as memory for what is scaled no group's
             found += told
         return self.in_order(found)
@@ -122,11 +121,11 @@ class Groups:
 
     def in_order(self, values: Sequence[float]) -> list[float]:
         """Columns' numbers in the tensors' own order."""
-        return list(values) if self._in_place else [values[place] for place in self._place]
+        return [values[place] for place in self._place]
 
     def exact(self, rows: Sequence[Tensor], values: Sequence[float]) -> list[float]:
         """Norms as `norms` has told them, in the tensors' own order; looked at again where float32 was not enough."""
-        if rows and not wide(rows[0]) and not safe(values, self._longest) and not self._zeros(rows, values):
+        if rows and not wide(rows[0]) and not safe(values, self._longest):
             at = 0
             for n, matrix in enumerate(rows):
                 here = slice(at, at + len(matrix))
@@ -135,22 +134,6 @@ class Groups:
                     values[here] = self._again(n, matrix, values[here])
                 at += len(matrix)
         return self.in_order(values)
-
-    def _zeros(self, rows: Sequence[Tensor], values: Sequence[float]) -> bool:
-        """Whether what float32 was not enough for are zeros, as of updates too small for float32 weights to show."""
-        low, high = bounds(self._longest)
-        if not all(low < v < high or v == 0.0 for v in values):
-            return False
-        at = 0
-        for matrix in rows:
-            here = values[at : at + len(matrix)]
-            at += len(matrix)
-            if matrix.numel() and 0.0 in here:
-                last = len(here) - here[::-1].index(0.0)
-                part = matrix[here.index(0.0) : last]
-                if not (part.amax().item() == 0.0 == part.amin().item()):
-                    return False
-        return True
 
     def cosines(self, a: Sequence[Tensor], b: Sequence[Tensor], of: Collection[int]) -> dict[int, float]:
         """The products of some tensors' rows over their norms, right however small they are; none may be all zeros.
@@ -174,6 +157,11 @@ class Groups:
             return list(values)
         least, most = bounds(matrix.shape[1])
         unsafe = [row for row, value in enumerate(values) if not (least < value < most or value != value)]
+        if not any(values[row] for row in unsafe):
+            # Zeros are most often what they seem: updates too small for float32 weights to show.
+            part = matrix[unsafe[0] : unsafe[-1] + 1] if unsafe[-1] - unsafe[0] < len(unsafe) else matrix[unsafe]
+            if part.amax().item() == 0.0 == part.amin().item():
+                return list(values)
         greatest = _greatest(matrix)
         tops, exact = greatest.tolist(), list(values)
         which = [row for row in unsafe if 0 < tops[row] < math.inf]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Vertical
@@ -13,8 +11,9 @@ from textual.widgets.option_list import Option
 from tui_descent.dashboard.dialogs.dialog import Dialog
 from tui_descent.dashboard.plain import plain
 from tui_descent.scenario.knobs import KNOBS, Knob, parse
-from tui_descent.scenario.optimizers import OPTIMIZERS
+from tui_descent.scenario.optimizers import OPTIMIZERS, known_rate
 from tui_descent.scenario.optimizers import map_rate as mapped
+from tui_descent.scenario.spec import OptimizerSpec
 
 OTHER = "knob:"  # begins the answer that names another knob
 INITS = {
@@ -34,7 +33,7 @@ NORMS = {
 class ChoiceDialog(Dialog[str]):
     """Answers with the chosen word and what was typed behind it, or with `knob:NAME` for another knob of the same key.
 
-    `lr` is the learning rate now, where it is known; `rates` are those that the scenario names for its optimizers.
+    `lr` is the learning rate now, where it is known; `spec` what the scenario says of its optimizer.
     """
 
     def __init__(
@@ -45,11 +44,11 @@ class ChoiceDialog(Dialog[str]):
         *,
         also: tuple[str, ...] = (),
         lr: str = "",
-        rates: Mapping[str, float] | None = None,
+        spec: OptimizerSpec | None = None,
     ) -> None:
         super().__init__()
         self._knob, self._now, self._target, self._also = KNOBS[knob], now, target, also
-        self._lr, self._rates = lr, rates or {}
+        self._lr, self._spec = lr, spec or OptimizerSpec()
 
     def compose(self) -> ComposeResult:
         """The present one is where the list begins."""
@@ -94,7 +93,7 @@ class ChoiceDialog(Dialog[str]):
     def _about(self, name: str) -> str:
         if self._knob.name == "optimizer" and self._now in OPTIMIZERS:
             try:
-                return f"lr {mapped(self._now, name, float(self._lr), known=self._rates.get(name)).text}"
+                return f"lr {mapped(self._now, name, float(self._lr), known=known_rate(self._spec, name)).text}"
             except ValueError:  # no rate is known yet
                 return OPTIMIZERS[name].title
         return {"init": INITS, "norm": NORMS}.get(self._knob.name, {}).get(name, "")

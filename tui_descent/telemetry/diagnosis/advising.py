@@ -32,7 +32,7 @@ def advice(name: Name, s: Signs, situation: Situation) -> list[Advice]:
     # A sigmoid's slope is at most ¼ whatever its weights: drawing them anew does not help.
     redraw = [init] if s.scale < SMALL_WEIGHTS and situation.activation != "sigmoid" else []
     skip = [] if situation.residual else [SKIP]
-    norm = [] if situation.norm else [Advice("norm", "layer,way=instant", "n")]
+    norm = _norm(situation)
     adam = [] if adaptive else [ADAM]
     faster = Advice("lr", f"*{10 ** _decades(name, s, adaptive)}", "]")
     drawn = [*redraw, *skip] if s.scale < TINY_WEIGHTS else [*skip, *redraw]
@@ -77,8 +77,7 @@ def _as_advice(cure: str, situation: Situation) -> list[Advice]:
         case "init":
             return [Advice("init", value, "i")]
         case "norm":
-            where = "" if value == "pre" else f",where={value}"
-            return [] if situation.norm else [Advice("norm", f"layer{where},way=instant", "n")]
+            return _norm(situation, "" if value == "pre" else value)
         case "leaky_relu" | "unbounded":
             new, old = ("leaky_relu", ("relu",)) if verb == "leaky_relu" else ("relu", ("tanh", "sigmoid"))
             return [Advice("activation", new, "a")] if situation.activation in old else []
@@ -91,9 +90,13 @@ def _as_advice(cure: str, situation: Situation) -> list[Advice]:
 
 def burst_advice(situation: Situation) -> list[Advice]:
     """Against weights that are drawn too large."""
+    return [*_norm(situation, "mid"), _init(situation)]
+
+
+def _norm(situation: Situation, where: str = "") -> list[Advice]:
     # Instant: one calibrated to leave the function as it is leaves the illness, too.
-    between = [] if situation.norm else [Advice("norm", "layer,where=mid,way=instant", "n")]
-    return [*between, _init(situation)]
+    place = where and f",where={where}"
+    return [] if situation.norm else [Advice("norm", f"layer{place},way=instant", "n")]
 
 
 def _init(situation: Situation) -> Advice:
