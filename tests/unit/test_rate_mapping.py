@@ -47,6 +47,7 @@ def test_where_the_scenario_names_a_rate_it_is_that_one(old: str, lr: float) -> 
     assert known.lr == 0.003
     assert known.text == f"{lr:.2g} → 0.003 (the scenario's rate for Adam)"
     assert map_rate("adam", "adam", lr, known=0.003).lr == lr, "it is that one already"
+    assert map_rate(old, "adam", 0.003, known=0.003).text == "0.003 stays (the scenario's rate for Adam)"
 
 
 def test_an_optimizer_without_a_known_rate_is_refused_by_name() -> None:

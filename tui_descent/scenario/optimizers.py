@@ -64,7 +64,8 @@ def map_rate(old: str, new: str, lr: float, *, known: float | None = None) -> Ra
     if known is None and before.rate == after.rate:
         return RateMapping(lr, f"{lr:.3g} stays: {before.title} and {after.title} take like rates")
     if known is not None:
-        return RateMapping(known, f"{lr:.3g} → {known:.3g} (the scenario's rate for {after.title})")
+        change = f"{lr:.3g} stays" if lr == known else f"{lr:.3g} → {known:.3g}"
+        return RateMapping(known, f"{change} (the scenario's rate for {after.title})")
     smaller = after.rate < before.rate
     factor = before.rate / after.rate if smaller else after.rate / before.rate
     sign, size = ("÷", "larger") if smaller else ("×", "smaller")
