@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from tui_descent.instruments.sampler import Sampler
+from tui_descent.instruments.sampler import Sampler, Tiers
 
 
 def simulate(sampler: Sampler, steps: int, *, step_s: float, cost_s: float, period_s: float | None = None) -> list[int]:
@@ -50,11 +50,13 @@ def looked_at_now_and_then(
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.2])
-@pytest.mark.parametrize("outside_s", [(), (2e-4,), (4e-4, 2e-4, 1e-4, 5e-5)], ids=["none", "in its step", "after it"])
+@pytest.mark.parametrize(
+    "outside_s", [(), (6e-4,), (12e-4, 6e-4, 3e-4, 15e-5)], ids=["none", "in its step", "after it"]
+)
 def test_what_a_reading_costs_outside_its_own_clock_is_paid_for(outside_s: tuple[float, ...], noise: float) -> None:
     sampler = Sampler(budget=0.01)
     taken, spent, whole = looked_at_now_and_then(
-        sampler, 50_000, step_s=1e-3, clock_s=5e-4, outside_s=outside_s, noise=noise
+        sampler, 50_000, step_s=3e-3, clock_s=15e-4, outside_s=outside_s, noise=noise
     )
     assert taken > 100
     assert 0.0085 <= spent / whole <= 0.0105
@@ -76,8 +78,7 @@ def test_steps_that_were_asked_for_are_taken_besides() -> None:
     assert simulate(Sampler(every=40, at=(3,)), 100, step_s=1e-3, cost_s=1.0) == [0, 3, 40, 80]
 
 
-@pytest.mark.parametrize("budget", [0.001, 0.01, 0.1])
-@pytest.mark.parametrize("cost", [1e-4, 1e-3, 1e-2])
+@pytest.mark.parametrize(("budget", "cost"), [(0.001, 1e-4), (0.001, 1e-2), (0.01, 1e-3), (0.01, 1e-2), (0.1, 1e-3)])
 def test_readings_keep_to_their_share_and_use_it(budget: float, cost: float) -> None:
     sampler = Sampler(budget=budget)
     taken = simulate(sampler, 20_000, step_s=1e-3, cost_s=cost)
@@ -85,6 +86,28 @@ def test_readings_keep_to_their_share_and_use_it(budget: float, cost: float) -> 
     assert len(taken) * cost <= budget * busy + cost, "but for the first, which nobody could know the price of"
     assert len(taken) * cost >= 0.8 * budget * busy - 2 * cost
     assert 0.999 <= sampler.cost / (len(taken) * cost / busy) <= 1.1, "the share told is the share taken, never less"
+
+
+@pytest.mark.parametrize(("budget", "a_second"), [(0.0095, 10.5), (0.01, 10.5), (0.02, 21.0), (0.1, 105.0)])
+def test_cheap_readings_come_as_often_as_a_screen_draws_and_of_a_larger_share_in_proportion_oftener(
+    budget: float, a_second: float
+) -> None:
+    taken = simulate(Sampler(budget=budget), 20_000, step_s=1e-3, cost_s=1e-5)
+    assert len(taken) == pytest.approx(20 * a_second, rel=0.02)
+
+
+def test_readings_that_come_late_for_want_of_a_look_do_not_come_seldomer() -> None:
+    taken, _, whole = looked_at_now_and_then(
+        Sampler(budget=0.01), 20_000, step_s=1e-3, clock_s=1e-4, outside_s=(), noise=0.2
+    )
+    assert 10.2 <= taken / whole <= 10.6
+
+
+def test_a_share_that_was_not_used_is_not_saved_for_dearer_readings() -> None:
+    sampler = Sampler(budget=0.01)
+    simulate(sampler, 100_000, step_s=1e-3, cost_s=1e-5)
+    dear = simulate(sampler, 20_000, step_s=1e-3, cost_s=1e-2)
+    assert 0.8 * 0.01 * 20.0 <= len(dear) * 1e-2 <= 0.01 * 20.2 + 1e-2
 
 
 def test_the_share_holds_at_every_moment_with_prices_that_vary() -> None:
@@ -149,6 +172,41 @@ def test_a_paced_run_is_measured_on_every_step_that_has_the_time() -> None:
     assert simulate(Sampler(budget=0.01), 50, step_s=1e-3, cost_s=1e-3, period_s=1 / 30) == list(range(50))
     few = simulate(Sampler(budget=0.01), 50, step_s=1e-3, cost_s=0.1, period_s=1 / 30)
     assert len(few) <= 2, "a reading longer than half the wait would slow the pace"
+
+
+def test_readings_out_of_the_waits_of_a_paced_run_are_not_owed_when_it_runs_free() -> None:
+    sampler = Sampler(budget=0.01)
+    assert len(simulate(sampler, 3000, step_s=1e-3, cost_s=1e-3, period_s=1 / 30)) == 3000
+    assert sampler.cost == pytest.approx(0.5, rel=0.01)
+    free = simulate(sampler, 20_000, step_s=1e-3, cost_s=1e-3)
+    assert free[0] <= 200
+    assert 0.8 * 0.01 * 20.2 <= len(free) * 1e-3 <= 0.01 * 20.2 + 2e-3, "and no more than a reading is saved up"
+    assert 0.008 <= sampler.cost <= 0.0101, "what is told is of the run as it goes now"
+
+
+def test_tiers_read_out_of_waits_are_not_owed_either() -> None:
+    sampler = Sampler(budget=0.01)
+    for step in range(1000):
+        assert sampler.due(step, period_s=1 / 30)
+        sampler.spent(1e-3, sampler.along(1e9 + step, paced=True))
+        sampler.stepped(2e-3)
+    seen = Tiers()
+    for step in range(20_000):
+        due = sampler.due(step, period_s=None)
+        if due:
+            tiers = sampler.along(2e9 + step, paced=False)
+            seen = Tiers(*(a or b for a, b in zip(seen, tiers, strict=True)))
+            sampler.spent(1e-3, tiers)
+        sampler.stepped(2e-3 if due else 1e-3)
+    assert seen.signals
+    assert seen.slow
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_readings_that_come_one_upon_another_are_all_declared(every: int) -> None:
+    sampler = Sampler(every=every)
+    _, spent, whole = looked_at_now_and_then(sampler, 3000, step_s=1e-3, clock_s=5e-4, outside_s=())
+    assert sampler.cost == pytest.approx(spent / whole, rel=0.03)
 
 
 def with_curvature(

@@ -14,6 +14,8 @@ LONGEST_STEP = 4.0
 # While paced, a reading may take this part of what a step waits, or this part of the time since the last.
 SLACK_USED = 0.5
 PACED_SHARE = 0.1
+# What most runs are watched with. It buys no more readings than a screen shows; a larger share buys more.
+USUAL_BUDGET, APART_S = 0.01, 0.095
 # Tiers beyond the norms: how often at most, and the share of the budget they may have. Norms come first: what these
 # leave is theirs.
 SIGNALS_EVERY_S, SIGNALS_SHARE = 0.1, 0.08
@@ -62,9 +64,10 @@ class Tier:
             0.0 if price_s else 1e-9
         )
 
-    def took(self, cost_s: float, now_s: float) -> None:
-        """It was read."""
-        self.spent_s += cost_s
+    def took(self, cost_s: float, now_s: float, *, paid: bool = True) -> None:
+        """It was read; `paid` out of the budget, and not out of a wait."""
+        if paid:
+            self.spent_s += cost_s
         self.cost_s = cost_s if not self.cost_s else self.cost_s + (cost_s - self.cost_s) / 4
         self._last_s = now_s
 
@@ -75,16 +78,23 @@ class Sampler:
     Time is the training thread's CPU seconds, which other processes do not lengthen, and what it waited, for data, say.
     """
 
-    def __init__(self, *, every: int | None = None, budget: float = 0.01, at: Iterable[int] = ()) -> None:
+    def __init__(self, *, every: int | None = None, budget: float = USUAL_BUDGET, at: Iterable[int] = ()) -> None:
         self._every = every
         self._budget = budget
         self._at = frozenset(at)
+        self._apart_s = APART_S * min(1.0, USUAL_BUDGET / budget) if budget > 0 else math.inf
+        self._next_at_s = 0.0  # in the run's time, the earliest that a reading comes
+        self._forgone_s = 0.0  # of the budget, since nothing was to be had for it
+        self._given_s = 0.0  # readings took it out of waits
+        self._paced = self._in_wait = False
+        self._before = 0.0, 0.0  # what watching took, and the run, when the pace was last put on or off
         self._spent_s = 0.0
         self._busy_s = self._waited_s = 0.0
         self._cost_s = 0.0
         self._step_s = self._wait_s = 0.0  # a usual step's
         self._since_reading_s = 0.0
         self._timed_s: float | None = None
+        self._charged_s = 0.0  # since the last look, of readings before the one that is timed
         self._plain_steps, self._plain_s = 0, 0.0  # steps without a reading; what one took by the last look
         self._steps = 0
         self._asked_at = -1
@@ -93,6 +103,7 @@ class Sampler:
         self._slow = Tier(SLOW_EVERY_S, SLOW_SHARE)
         self._rare = Tier(RARE_EVERY_S, RARE_SHARE)
         self._along: list[Tier] = []
+        self._paid = True
         self._extra_s: dict[Tiers, float] = {}  # what readings cost outside their own clock
         self._read = Tiers()
         self._readings: Counter[Tiers] = Counter()
@@ -109,6 +120,10 @@ class Sampler:
 
     def due(self, step: int, *, period_s: float | None) -> bool:
         """Whether update `step` is to be measured; `period_s` is the time a paced step has."""
+        if self._paced != (period_s is not None):
+            self._paced = not self._paced
+            self._before = self._took_s, self.time_s
+        self._in_wait = False
         if step in self._at:
             return True
         if self._every is not None:
@@ -122,11 +137,12 @@ class Sampler:
                 or self._cost_s <= PACED_SHARE * self._since_reading_s
             ):
                 self._since_reading_s = 0.0
+                self._in_wait = True
                 return True
         if self._asked_at == self._steps:
             return False  # nothing has been earned since the last answer
         self._asked_at = self._steps
-        return self._missing_s() <= 0 or self._cost_s == 0.0
+        return self._waiting_s() <= 0 or self._cost_s == 0.0
 
     def steps_to_reading(self, step: int) -> float:
         """How many updates from `step` on none is due on a fixed step; what the budget pays for is due at a look."""
@@ -147,7 +163,10 @@ class Sampler:
 
     def spent(self, cost_s: float, tiers: Tiers = Tiers()) -> None:  # noqa: B008 - immutable
         """The reading of the step under way took this long by its own clock, with these tiers along."""
-        self._timed_s, self._read = cost_s, tiers
+        self._charge(None)  # of the one before, where they come that close
+        self._timed_s, self._read, self._paid = cost_s, tiers, not self._in_wait
+        # A beat: one that came a little late does not put off those behind it.
+        self._next_at_s = min(max(self._next_at_s, self.time_s - self._apart_s), self.time_s) + self._apart_s
         self._readings[tiers] += 1
         accounts = (self._signals, self._slow, self._rare)
         self._along = [tier for tier, read in zip(accounts, tiers, strict=True) if read]
@@ -175,7 +194,7 @@ class Sampler:
         most = min(STEPS_A_LOOK, LOOK_EVERY_S / step_s)
         if self._every is None and self._budget > 0:
             # A little later rather than too early, which would cost another look.
-            most = min(most, 1.05 * self._missing_s() / (self._budget * step_s) + 1)
+            most = min(most, 1.05 * self._waiting_s() / step_s + 1)
         return max(1, math.ceil(most))
 
     def stepped(self, busy_s: float, *, steps: int = 1, waited_s: float = 0.0) -> None:
@@ -184,14 +203,10 @@ class Sampler:
         What a reading costs outside its own clock (hooks in the passes, a cache that holds other things) shows in how
         much longer these steps took than usual.
         """
-        timed_s, self._timed_s = self._timed_s, None
-        cost_s = 0.0
-        if timed_s is not None:
-            cost_s = timed_s
-            if self._plain_steps >= KNOWN_AFTER:
-                excess_s = busy_s - steps * self._step_s - timed_s if AFTERMATH < steps <= AFTERMATH + 2 else None
-                cost_s += self._outside_s(timed_s, excess_s)
-            self._account(cost_s)
+        measured = self._timed_s is not None
+        told = measured and not self._charged_s and AFTERMATH < steps <= AFTERMATH + 2
+        self._charge(busy_s - steps * self._step_s if told else None)
+        cost_s, self._charged_s = self._charged_s, 0.0
         plain_s = max(busy_s - cost_s, 0.0) / steps
         usual_s = self._step_s or plain_s
         # One gap between two of the steps, however many they were; what two looks find one after the other is no gap.
@@ -201,10 +216,21 @@ class Sampler:
         wait_s = min(waited_s / steps, LONGEST_STEP * max(self._wait_s, self._step_s))
         self._waited_s += wait_s * steps
         self._steps += steps
-        if timed_s is None or steps > 2 + AFTERMATH or self._plain_steps < KNOWN_AFTER:
-            self._plain_steps += steps if timed_s is None else 0
+        if not measured or steps > 2 + AFTERMATH or self._plain_steps < KNOWN_AFTER:
+            self._plain_steps += 0 if measured else steps
             self._step_s = usual_s + (plain_s - usual_s) * min(1.0, steps * NEWEST)
             self._wait_s += (wait_s - self._wait_s) * min(1.0, steps * NEWEST)
+
+    def _charge(self, longer_s: float | None) -> None:
+        """The last reading is paid for; its step and those behind it took `longer_s` more than usual, where known."""
+        if self._timed_s is None:
+            return
+        timed_s, self._timed_s = self._timed_s, None
+        cost_s = timed_s
+        if self._plain_steps >= KNOWN_AFTER:
+            cost_s += self._outside_s(timed_s, None if longer_s is None else longer_s - timed_s)
+        self._charged_s += cost_s
+        self._account(cost_s)
 
     def _outside_s(self, timed_s: float, excess_s: float | None) -> float:
         """What such readings cost outside their own clock: a mean, since of one step's time most is chance."""
@@ -215,7 +241,11 @@ class Sampler:
         return max(self._extra_s.get(self._read, 0.0), 0.0)
 
     def _account(self, cost_s: float) -> None:
+        # What was left over for want of time between readings is not saved up: dearer ones would come in a burst.
+        self._forgone_s += max(0.0, -self._missing_s() - cost_s)
         self._spent_s += cost_s
+        if not self._paid:
+            self._given_s += cost_s
         now_s = time.monotonic()
         if not self._along:
             self._cost_s = cost_s if not self._cost_s else self._cost_s + (cost_s - self._cost_s) / 4
@@ -229,7 +259,7 @@ class Sampler:
             more_s -= shares[-1]
         shares.append(more_s)
         for tier, share in zip(self._along, shares, strict=True):
-            tier.took(share, now_s)
+            tier.took(share, now_s, paid=self._paid)
 
     def want_curvature(self, on: bool) -> None:
         """Whether the curvature is asked for: only then is a share of the budget set aside for it."""
@@ -250,13 +280,10 @@ class Sampler:
 
     def curvature_took(self, cost_s: float, now_s: float, *, paid: bool) -> None:
         """It was read between two steps; `paid` out of the budget, and not out of a wait."""
-        spent_s = self._curvature.spent_s
-        self._curvature.took(cost_s, now_s)
+        self._curvature.took(cost_s, now_s, paid=paid)
         self._curvature_read_s = now_s
         self._curvature_s += cost_s
         self._busy_s += cost_s
-        if not paid:
-            self._curvature.spent_s = spent_s
 
     def _set_aside_s(self) -> float:
         on_s = 0.0 if self._curvature_on_s is None else self._busy_s - self._curvature_on_s
@@ -269,7 +296,12 @@ class Sampler:
     def _missing_s(self) -> float:
         """What the next reading's price still lacks: it is paid beforehand, so that the share always holds."""
         just_taken_s = 0.0 if self._timed_s is None else self._timed_s + self._extra_s.get(self._read, 0.0)
-        return self._spent_s + just_taken_s + self._cost_s - (self._allowance_s() - self._set_aside_s())
+        free_s = self._allowance_s() - self._set_aside_s() - self._forgone_s + self._given_s
+        return self._spent_s + just_taken_s + self._cost_s - free_s
+
+    def _waiting_s(self) -> float:
+        """How long the run still has to go before a reading can be paid and is not too close to the last."""
+        return max(self._missing_s() / self._budget, self._next_at_s - self.time_s)
 
     @property
     def time_s(self) -> float:
@@ -277,7 +309,14 @@ class Sampler:
         return self._busy_s + self._waited_s
 
     @property
+    def _took_s(self) -> float:
+        return self._spent_s + self._curvature_s + self._hooked_s
+
+    @property
     def cost(self) -> float:
-        """The share of the time so far that watching took: readings, curvature, and the hooks of every step."""
-        took_s = self._spent_s + self._curvature_s + self._hooked_s
-        return took_s / self.time_s if self.time_s else 0.0
+        """The share of the time that watching took since the pace was put on or off: readings, curvature, hooks.
+
+        Of a paced run's time its waits are none: what is taken out of these slows nothing.
+        """
+        took_s, time_s = self._took_s - self._before[0], self.time_s - self._before[1]
+        return took_s / time_s if time_s else 0.0

@@ -113,9 +113,9 @@ class Updates:
         on = self._planned == step - 1
         self._now = self._next if on else self._decide(step)
         self._next = None
-        if self._now is not None or self._sampler.fixed:
+        if self._sampler.fixed or (self._now is not None and self._steering.pace is not None):
             self._next = self._decide(step + 1)
-        elif on and (tiers := self._decide(step)) is not None:
+        elif self._now is None and on and (tiers := self._decide(step)) is not None:
             # A cosine needs the gradient of the step before: what reads one is put off by a step.
             self._now, self._next = (None, tiers) if tiers.signals else (tiers, None)
         self._planned = step
