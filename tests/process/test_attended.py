@@ -312,6 +312,25 @@ def test_a_run_whose_loss_is_no_number_is_held_and_can_be_asked(start: Start) ->
     assert viewer.until_event(RunEnded).status == "stopped"
 
 
+def test_where_single_steps_end_everything_is_measured(start: Start) -> None:
+    run = start("healthy", "run.steps=1000000")
+    viewer = run.viewer()
+    viewer.until_step(50)
+    viewer.do(Pause())
+    ends = []
+    for steps in (1, 1, 7, 1):
+        viewer.do(RunSteps(steps=steps))
+        viewer.until_event(StateChanged, state="paused")
+        step = viewer.do(Mark()).step
+        ends.append(step - 1)
+        viewer.until(lambda _, end=ends[-1]: any(r.step == end for r in viewer.events(ReadingsTaken)))
+    readings = [r for r in viewer.events(ReadingsTaken) if r.step in ends]
+    assert [r.step for r in readings] == ends
+    assert [b - a for a, b in pairwise(ends)] == [1, 7, 1]
+    assert all(any(factor is not None for factor in r.values["backprop_factor"]) for r in readings), "signals too"
+    assert not any(age for r in readings for age in r.ages)
+
+
 def test_two_hundred_turns_at_once_are_each_answered_once(start: Start) -> None:
     run = start("healthy", "run.steps=1000000", pace=100.0)
     viewer = run.viewer()

@@ -118,8 +118,11 @@ class Sampler:
         """Whether readings fall on fixed steps."""
         return self._every is not None or bool(self._at)
 
-    def due(self, step: int, *, period_s: float | None) -> bool:
-        """Whether update `step` is to be measured; `period_s` is the time a paced step has."""
+    def due(self, step: int, *, period_s: float | None, pauses: bool = False) -> bool:
+        """Whether update `step` is to be measured; `period_s` is the time a paced step has.
+
+        A run that `pauses` behind it has all the time there is.
+        """
         if self._paced != (period_s is not None):
             self._paced = not self._paced
             self._before = self._took_s, self.time_s
@@ -130,6 +133,9 @@ class Sampler:
             return self._every > 0 and step % self._every == 0
         if self._budget <= 0:
             return False
+        if pauses:
+            self._in_wait = True
+            return True
         if period_s is not None:
             self._since_reading_s += period_s
             if (

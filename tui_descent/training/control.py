@@ -81,7 +81,7 @@ class Control:
         self._orders = Orders()
         self._plan = sorted(plan, key=lambda entry: entry[0])
         self._needs_keeper = needs_keeper
-        self._steps_left: int | None = None
+        self.steps_left: int | None = None  # before it pauses
         self._beat = Beat()
         self._turns = self._segments = 0
         self.tell_layers: Callable[[], None] = lambda: None  # once a turn, an undo or a redo was told
@@ -122,7 +122,7 @@ class Control:
             self.link is not None
             and self.link.ring is not None
             and not (self._paused or self.link.lost or steering.moving or self._orders.waiting)
-            and self._steps_left is None
+            and self.steps_left is None
             and self.stop_asked is None
             and steering.pace is None
             and (self.curvature is None or not self.curvature.on)
@@ -136,9 +136,9 @@ class Control:
     def completed(self) -> None:
         """An update was made."""
         self.step += 1
-        if self._steps_left is not None:
-            self._steps_left -= 1
-            self._paused = self._steps_left <= 0
+        if self.steps_left is not None:
+            self.steps_left -= 1
+            self._paused = self.steps_left <= 0
 
     def uncount(self, updates: int) -> None:
         """The last ones were none, as a GPU tells only now: its counter and schedule stand where they stood before."""
@@ -176,7 +176,7 @@ class Control:
 
     def hold(self, reason: str, *, broken: bool = False) -> None:
         """Stand still until somebody says how to go on; `broken` offers the last good moment. Raises `StopRun`."""
-        self._paused, self._steps_left = True, None
+        self._paused, self.steps_left = True, None
         if broken and self.past is not None:
             self.past.moved_on()
             self._broken = True
@@ -187,9 +187,9 @@ class Control:
 
     def wait_at_end(self, steps: int) -> int:
         """All steps are made: wait until more are asked for. Returns how many. Raises `StopRun` on Stop."""
-        self._paused, self._steps_left = True, None
+        self._paused, self.steps_left = True, None
         self._obey(still=("waiting", f"all steps made: space goes on for {steps} more, q leaves"))
-        return self._steps_left or steps
+        return self.steps_left or steps
 
     def _obey(self, *, still: tuple[State, str] = ("paused", "")) -> None:
         """Carry out the commands at hand; stay while standing still or ahead of the pace."""
@@ -215,7 +215,7 @@ class Control:
                 continue
             self.state("running")
             # Single steps do not wait.
-            ahead_s = self._beat.ahead_s(None if self._steps_left is not None else self.steering.pace)
+            ahead_s = self._beat.ahead_s(None if self.steps_left is not None else self.steering.pace)
             if ahead_s <= 0:
                 return
             link.wait(ahead_s)
@@ -360,15 +360,15 @@ class Control:
         """What was done, in a word. Raises `ValueError` where it cannot be."""
         match command:
             case Pause():
-                self._paused, self._steps_left = True, None
+                self._paused, self.steps_left = True, None
                 return "paused"
             case Resume():
-                self._paused, self._steps_left = False, None
+                self._paused, self.steps_left = False, None
                 return "running"
             case RunSteps():
                 if not 1 <= command.steps <= MAX_STEPS_AT_ONCE:
                     raise ValueError(f"steps = {command.steps}; allowed: 1 to {MAX_STEPS_AT_ONCE:,}")
-                self._paused, self._steps_left = False, command.steps
+                self._paused, self.steps_left = False, command.steps
                 return f"{command.steps} steps, then a pause"
             case Evaluate():
                 if self.evaluate is None:

@@ -32,7 +32,8 @@ class Updates:
     """The hooks of one optimizer.
 
     `measuring` gives the instruments of the net as it stands, made anew after surgery; `fault` is told of gradients
-    that are no numbers and says whether the update is to be dropped. `telling` is given the update's reading, for what
+    that are no numbers and says whether the update is to be dropped. `pauses`: the run stands behind the coming update,
+    which is measured: whoever makes single steps looks at each. `telling` is given the update's reading, for what
     `reader` gives for it. Updates of which nothing is asked go through `lane` alone.
     """
 
@@ -44,6 +45,7 @@ class Updates:
         sampler: Sampler,
         guard: Guard,
         step: Callable[[], int],
+        pauses: Callable[[], bool],
         measuring: Callable[[], Measuring],
         fault: Callable[[Fault], bool],
         lane: Lane,
@@ -60,6 +62,7 @@ class Updates:
         self._sampler = sampler
         self._guard = guard
         self._step = step
+        self._pauses = pauses
         self._measuring = measuring
         self._fault = fault
         self._instruments: Measuring | None = None
@@ -117,7 +120,7 @@ class Updates:
             self._next = self._decide(step + 1)
         elif self._now is None and on and (tiers := self._decide(step)) is not None:
             # A cosine needs the gradient of the step before: what reads one is put off by a step.
-            self._now, self._next = (None, tiers) if tiers.signals else (tiers, None)
+            self._now, self._next = (None, tiers) if tiers.signals and not self._pauses() else (tiers, None)
         self._planned = step
         if self._now is not None:
             start_s = time.thread_time()
@@ -147,10 +150,10 @@ class Updates:
             self._instruments.attach(signals=now.signals, slow=now.slow)
 
     def _decide(self, step: int) -> Tiers | None:
-        pace = self._steering.pace
-        if not self._sampler.due(step, period_s=1 / pace if pace else None):
+        pace, pauses = self._steering.pace, self._pauses()
+        if not self._sampler.due(step, period_s=1 / pace if pace else None, pauses=pauses):
             return None
-        return self._sampler.along(time.monotonic(), paced=pace is not None)
+        return self._sampler.along(time.monotonic(), paced=pauses or pace is not None)
 
     @property
     def reads(self) -> bool:
@@ -247,7 +250,7 @@ class Updates:
     def _take_hold(self, preclip: Tensor | None) -> None:
         """Of gradients and weights: all of them where it was asked for or costs nobody anything, and behind a turn."""
         assert self._instruments is not None
-        asked = self._sampler.fixed or self._steering.pace is not None
+        asked = self._sampler.fixed or self._steering.pace is not None or self._pauses()
         self._instruments.before_update(
             preclip,
             grad_scale=clipping.grad_scale(self._optimizer),

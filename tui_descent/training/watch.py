@@ -91,6 +91,7 @@ class Watch:
             sampler=self._sampler,
             guard=self._guard,
             step=lambda: self.control.step,
+            pauses=lambda: self.control.steps_left == 1,
             measuring=self._instruments,
             fault=self._faults.face,
             lane=self._lane,
