@@ -28,7 +28,7 @@ OF_THE_WEIGHTS = ("weight_norm", "update_norm", "update_ratio")
 class Within(Sampler):
     """As one with a budget, that pays for every third update."""
 
-    def due(self, step: int, *, period_s: float | None) -> bool:
+    def due(self, step: int, *, period_s: float | None, pauses: bool = False) -> bool:
         return step % EVERY == 0
 
     def along(self, now_s: float, *, paced: bool) -> Tiers:

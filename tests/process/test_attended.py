@@ -312,23 +312,38 @@ def test_a_run_whose_loss_is_no_number_is_held_and_can_be_asked(start: Start) ->
     assert viewer.until_event(RunEnded).status == "stopped"
 
 
-def test_where_single_steps_end_everything_is_measured(start: Start) -> None:
-    run = start("healthy", "run.steps=1000000")
+@pytest.mark.parametrize("length", [20, 1_000_000], ids=["at its end", "paused"])
+def test_where_single_steps_end_everything_is_measured(start: Start, length: int) -> None:
+    run = start("healthy", f"run.steps={length}")
     viewer = run.viewer()
-    viewer.until_step(50)
-    viewer.do(Pause())
+    if length == 20:
+        viewer.until_event(StateChanged, state="waiting")
+    else:
+        viewer.until_step(19)
+        viewer.do(Pause())
+    step = viewer.do(Mark()).step
     ends = []
     for steps in (1, 1, 7, 1):
-        viewer.do(RunSteps(steps=steps))
-        viewer.until_event(StateChanged, state="paused")
-        step = viewer.do(Mark()).step
+        step += steps
         ends.append(step - 1)
-        viewer.until(lambda _, end=ends[-1]: any(r.step == end for r in viewer.events(ReadingsTaken)))
+        viewer.do(RunSteps(steps=steps))
+        viewer.until(lambda _, end=step - 1: any(r.step == end for r in viewer.events(ReadingsTaken)))
+        assert viewer.do(Mark()).step == step
     readings = [r for r in viewer.events(ReadingsTaken) if r.step in ends]
     assert [r.step for r in readings] == ends
-    assert [b - a for a, b in pairwise(ends)] == [1, 7, 1]
     assert all(any(factor is not None for factor in r.values["backprop_factor"]) for r in readings), "signals too"
     assert not any(age for r in readings for age in r.ages)
+
+
+def test_a_run_that_goes_free_after_a_pace_is_measured_all_along(start: Start) -> None:
+    run = start("healthy", "run.steps=1000000", pace=100.0)
+    viewer = run.viewer()
+    viewer.until_step(200)
+    turned = viewer.do(TurnKnob(knob="pace", value="max"))
+    viewer.until_step(turned.step + 4000, 60)
+    after = [r for r in viewer.events(ReadingsTaken) if r.step >= turned.step]
+    assert len(after) >= 3, "the budget alone pays for them now, and does so from here on"
+    assert after[-1].watch_cost < 0.06
 
 
 def test_two_hundred_turns_at_once_are_each_answered_once(start: Start) -> None:

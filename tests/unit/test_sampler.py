@@ -16,7 +16,8 @@ def simulate(sampler: Sampler, steps: int, *, step_s: float, cost_s: float, peri
         due = sampler.due(step, period_s=period_s)
         if due:
             taken.append(step)
-            sampler.spent(cost_s)
+            waited = sampler.along(1e9 + step, paced=period_s is not None).waited
+            sampler.spent(cost_s, Tiers(waited=waited))
         sampler.stepped(step_s + (cost_s if due else 0.0))
     return taken
 

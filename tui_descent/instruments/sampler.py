@@ -40,11 +40,15 @@ KNOWN_AFTER = 8
 
 
 class Tiers(NamedTuple):
-    """What a sampled step reads besides the norms: boundary signals; activations and the ledger; the batch again."""
+    """What a sampled step reads besides the norms: boundary signals; activations and the ledger; the batch again.
+
+    `waited`: the run waits or stands behind it, so that no budget pays for it.
+    """
 
     signals: bool = False
     slow: bool = False
     rare: bool = False
+    waited: bool = False
 
 
 class Tier:
@@ -103,7 +107,6 @@ class Sampler:
         self._slow = Tier(SLOW_EVERY_S, SLOW_SHARE)
         self._rare = Tier(RARE_EVERY_S, RARE_SHARE)
         self._along: list[Tier] = []
-        self._paid = True
         self._extra_s: dict[Tiers, float] = {}  # what readings cost outside their own clock
         self._read = Tiers()
         self._readings: Counter[Tiers] = Counter()
@@ -165,17 +168,17 @@ class Sampler:
         guesses_s = (share * self._step_s for share in GUESSES)
         tiers = zip((self._signals, self._slow, self._rare), guesses_s, strict=True)
         due = Tiers(*(tier.due(now_s, allowance_s, guess_s=guess_s) for tier, guess_s in tiers))
-        return due._replace(signals=True) if paced else due
+        return due._replace(signals=due.signals or paced, waited=self._in_wait)
 
     def spent(self, cost_s: float, tiers: Tiers = Tiers()) -> None:  # noqa: B008 - immutable
         """The reading of the step under way took this long by its own clock, with these tiers along."""
         self._charge(None)  # of the one before, where they come that close
-        self._timed_s, self._read, self._paid = cost_s, tiers, not self._in_wait
+        self._timed_s, self._read = cost_s, tiers
         # A beat: one that came a little late does not put off those behind it.
         self._next_at_s = min(max(self._next_at_s, self.time_s - self._apart_s), self.time_s) + self._apart_s
         self._readings[tiers] += 1
         accounts = (self._signals, self._slow, self._rare)
-        self._along = [tier for tier, read in zip(accounts, tiers, strict=True) if read]
+        self._along = [tier for tier, read in zip(accounts, tiers[:3], strict=True) if read]
 
     def hooked(self, took_s: float, steps: int) -> None:
         """What watching took of so many steps that were not measured: hooks, guard, record, a look for commands."""
@@ -250,7 +253,7 @@ class Sampler:
         # What was left over for want of time between readings is not saved up: dearer ones would come in a burst.
         self._forgone_s += max(0.0, -self._missing_s() - cost_s)
         self._spent_s += cost_s
-        if not self._paid:
+        if self._read.waited:
             self._given_s += cost_s
         now_s = time.monotonic()
         if not self._along:
@@ -265,7 +268,7 @@ class Sampler:
             more_s -= shares[-1]
         shares.append(more_s)
         for tier, share in zip(self._along, shares, strict=True):
-            tier.took(share, now_s, paid=self._paid)
+            tier.took(share, now_s, paid=not self._read.waited)
 
     def want_curvature(self, on: bool) -> None:
         """Whether the curvature is asked for: only then is a share of the budget set aside for it."""

@@ -39,14 +39,13 @@ from tui_descent.training.link import Link
 from tui_descent.training.memory import Memory
 from tui_descent.training.moments import Moment
 from tui_descent.training.orders import Batch, Orders
-from tui_descent.training.pace import Beat
+from tui_descent.training.pace import Beat, Going
 from tui_descent.training.past import INDIFFERENT, Past, undoable
 from tui_descent.training.ratesweep import RangeTest
 from tui_descent.training.steering import Steering, Turned
 from tui_descent.training.stop import StopRun
 from tui_descent.training.sweeping import Sweeping
 
-MAX_STEPS_AT_ONCE = 10_000_000
 Evaluation = Callable[[], tuple[float, float | None]]
 
 
@@ -77,12 +76,11 @@ class Control:
         setup = steering.ground.setup
         self._sweeping = None if setup is None else Sweeping(self, RangeTest(steering, setup))
         self._sweep_at = sorted(link.launch.range_at) if link is not None else []
-        self._broken = self._paused = False
+        self._broken = False
         self._orders = Orders()
         self._plan = sorted(plan, key=lambda entry: entry[0])
         self._needs_keeper = needs_keeper
-        self.steps_left: int | None = None  # before it pauses
-        self._beat = Beat()
+        self.going, self._beat = Going(), Beat()
         self._turns = self._segments = 0
         self.tell_layers: Callable[[], None] = lambda: None  # once a turn, an undo or a redo was told
         self.settle: Callable[[], None] = lambda: None  # before anything but going on: what is known only late is told
@@ -121,8 +119,8 @@ class Control:
         return (
             self.link is not None
             and self.link.ring is not None
-            and not (self._paused or self.link.lost or steering.moving or self._orders.waiting)
-            and self.steps_left is None
+            and not (self.going.paused or self.link.lost or steering.moving or self._orders.waiting)
+            and self.going.steps_left is None
             and self.stop_asked is None
             and steering.pace is None
             and (self.curvature is None or not self.curvature.on)
@@ -136,9 +134,7 @@ class Control:
     def completed(self) -> None:
         """An update was made."""
         self.step += 1
-        if self.steps_left is not None:
-            self.steps_left -= 1
-            self._paused = self.steps_left <= 0
+        self.going.made(self.step)
 
     def uncount(self, updates: int) -> None:
         """The last ones were none, as a GPU tells only now: its counter and schedule stand where they stood before."""
@@ -164,7 +160,7 @@ class Control:
             link.ring.beat(now_s)
             self._tell_memory(now_s)
             alone = link.lost and self._needs_keeper
-            slow = self._paused or self.steering.pace is not None
+            slow = self.going.paused or self.steering.pace is not None
             if slow or link.ring.flagged() or alone or self._orders.due(now_s):
                 self._obey()
         if self.stop_asked is not None:
@@ -176,7 +172,7 @@ class Control:
 
     def hold(self, reason: str, *, broken: bool = False) -> None:
         """Stand still until somebody says how to go on; `broken` offers the last good moment. Raises `StopRun`."""
-        self._paused, self.steps_left = True, None
+        self.going.stand()
         if broken and self.past is not None:
             self.past.moved_on()
             self._broken = True
@@ -187,9 +183,11 @@ class Control:
 
     def wait_at_end(self, steps: int) -> int:
         """All steps are made: wait until more are asked for. Returns how many. Raises `StopRun` on Stop."""
-        self._paused, self.steps_left = True, None
+        if self.going.steps_left:
+            return self.going.steps_left  # asked for beforehand
+        self.going.stand()
         self._obey(still=("waiting", f"all steps made: space goes on for {steps} more, q leaves"))
-        return self.steps_left or steps
+        return self.going.steps_left or steps
 
     def _obey(self, *, still: tuple[State, str] = ("paused", "")) -> None:
         """Carry out the commands at hand; stay while standing still or ahead of the pace."""
@@ -198,15 +196,15 @@ class Control:
         while link is not None and self.stop_asked is None:
             for order in link.orders():
                 self._orders.put(order)
-            while batch := self._orders.take(at_once=self._paused or self.steering.pace is not None):
+            while batch := self._orders.take(at_once=self.going.paused or self.steering.pace is not None):
                 start_s = time.perf_counter()
                 self.carry_out(batch)
                 self._orders.made(batch, time.perf_counter() - start_s)
             if link.lost:
                 if self._needs_keeper:
                     raise StopRun("stopped", "the keeper is gone")
-                self._paused = False
-            if self._paused:
+                self.going.paused = False
+            if self.going.paused:
                 self.stood = True
                 self.state(*(("paused", "") if self.rewound else still))
                 self.while_still()
@@ -215,7 +213,7 @@ class Control:
                 continue
             self.state("running")
             # Single steps do not wait.
-            ahead_s = self._beat.ahead_s(None if self.steps_left is not None else self.steering.pace)
+            ahead_s = self._beat.ahead_s(None if self.going.steps_left is not None else self.steering.pace)
             if ahead_s <= 0:
                 return
             link.wait(ahead_s)
@@ -360,15 +358,13 @@ class Control:
         """What was done, in a word. Raises `ValueError` where it cannot be."""
         match command:
             case Pause():
-                self._paused, self.steps_left = True, None
+                self.going.stand()
                 return "paused"
             case Resume():
-                self._paused, self.steps_left = False, None
+                self.going.go()
                 return "running"
             case RunSteps():
-                if not 1 <= command.steps <= MAX_STEPS_AT_ONCE:
-                    raise ValueError(f"steps = {command.steps}; allowed: 1 to {MAX_STEPS_AT_ONCE:,}")
-                self._paused, self.steps_left = False, command.steps
+                self.going.go(command.steps)
                 return f"{command.steps} steps, then a pause"
             case Evaluate():
                 if self.evaluate is None:

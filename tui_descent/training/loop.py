@@ -14,9 +14,12 @@ def train(run: Watch, setup: Setup, *, steps: int, evaluate_every: int, attended
     goal = steps
     run.begin_step()
     while True:
+        run.control.going.goal = goal
         while run.next_step < goal:
             if run.control.rewound:
                 run.begin_step()
+            elif run.control.going.single:
+                run.plan_step()  # asked for at the end or at a fault
             if evaluate_every and run.next_step % evaluate_every == 0 and run.next_step > 0:
                 run.control.evaluated()
             trouble = None

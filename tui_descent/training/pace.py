@@ -1,8 +1,10 @@
-"""The pace: when the next update may come, so that people can watch."""
+"""Whether the next update may come, and when, so that people can watch."""
 
 from __future__ import annotations
 
 import time
+
+MAX_STEPS_AT_ONCE = 10_000_000
 
 
 class Beat:
@@ -24,3 +26,33 @@ class Beat:
             return self._due_s - now_s
         self._due_s += period_s
         return 0.0
+
+
+class Going:
+    """Whether a run goes on and on, for so many steps more, or not. At its `goal` it is the loop that stands."""
+
+    def __init__(self) -> None:
+        self.paused = False
+        self.steps_left: int | None = None  # before it pauses
+        self.goal: int | None = None  # updates
+
+    def stand(self) -> None:
+        """Not until somebody says so."""
+        self.paused, self.steps_left = True, None
+
+    def go(self, steps: int | None = None) -> None:
+        """On and on, or so many steps. Raises `ValueError`."""
+        if steps is not None and not 1 <= steps <= MAX_STEPS_AT_ONCE:
+            raise ValueError(f"steps = {steps}; allowed: 1 to {MAX_STEPS_AT_ONCE:,}")
+        self.paused, self.steps_left = False, steps
+
+    def made(self, step: int) -> None:
+        """An update was made; `step` is the next one's number."""
+        if self.steps_left is not None:
+            self.steps_left -= 1
+            self.paused = self.steps_left <= 0 and step != self.goal
+
+    @property
+    def single(self) -> bool:
+        """Whether it pauses behind the coming update."""
+        return self.steps_left == 1

@@ -111,7 +111,7 @@ class Updates:
         if self._lane.used:
             self._lane.used = False
             self._planned = step - 1  # what went there was planned to be read of no more than the steps before
-        if self._planned == step:
+        if self._planned == step and not (self._now is None and self._pauses()):
             return  # the last one was dropped: the plan stands
         on = self._planned == step - 1
         self._now = self._next if on else self._decide(step)

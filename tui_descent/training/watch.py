@@ -91,7 +91,7 @@ class Watch:
             sampler=self._sampler,
             guard=self._guard,
             step=lambda: self.control.step,
-            pauses=lambda: self.control.steps_left == 1,
+            pauses=lambda: self.control.going.single,
             measuring=self._instruments,
             fault=self._faults.face,
             lane=self._lane,
@@ -235,6 +235,10 @@ class Watch:
             if curving.due(self.next_step, paced=paced):
                 self._curve(curving, paid=not paced)
                 self._stretch.forget()
+        self.plan_step()
+
+    def plan_step(self) -> None:
+        """Whether the coming update is measured: once more where the run stood still since that was settled."""
         if self._rows.net is not None:
             if self._segment != self.control.segment:
                 self._segment = self.control.segment
