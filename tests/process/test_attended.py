@@ -322,7 +322,7 @@ def test_where_single_steps_end_everything_is_measured(start: Start, length: int
         viewer.until_step(19)
         viewer.do(Pause())
     step = viewer.do(Mark()).step
-    ends = []
+    ends = [19] if length == 20 else []  # what the run has come to, too
     for steps in (1, 1, 7, 1):
         step += steps
         ends.append(step - 1)

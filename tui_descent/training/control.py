@@ -365,7 +365,7 @@ class Control:
                 return "running"
             case RunSteps():
                 self.going.go(command.steps)
-                return f"{command.steps} steps, then a pause"
+                return f"{command.steps} step{'s' * (command.steps > 1)}, then a pause"
             case Evaluate():
                 if self.evaluate is None:
                     raise ValueError("this loop has told of no data to evaluate on")

@@ -18,8 +18,8 @@ def train(run: Watch, setup: Setup, *, steps: int, evaluate_every: int, attended
         while run.next_step < goal:
             if run.control.rewound:
                 run.begin_step()
-            elif run.control.going.single:
-                run.plan_step()  # asked for at the end or at a fault
+            elif run.control.going.stands_behind(run.next_step):
+                run.plan_step()  # perhaps in a stretch of which nothing was asked, or asked for while the run stood
             if evaluate_every and run.next_step % evaluate_every == 0 and run.next_step > 0:
                 run.control.evaluated()
             trouble = None

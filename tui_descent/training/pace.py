@@ -52,7 +52,6 @@ class Going:
             self.steps_left -= 1
             self.paused = self.steps_left <= 0 and step != self.goal
 
-    @property
-    def single(self) -> bool:
-        """Whether it pauses behind the coming update."""
-        return self.steps_left == 1
+    def stands_behind(self, step: int) -> bool:
+        """Whether no other update follows that of this number at once."""
+        return self.steps_left == 1 or step + 1 == self.goal

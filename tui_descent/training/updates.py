@@ -33,8 +33,8 @@ class Updates:
 
     `measuring` gives the instruments of the net as it stands, made anew after surgery; `fault` is told of gradients
     that are no numbers and says whether the update is to be dropped. `pauses`: the run stands behind the coming update,
-    which is measured: whoever makes single steps looks at each. `telling` is given the update's reading, for what
-    `reader` gives for it. Updates of which nothing is asked go through `lane` alone.
+    which is measured: whoever makes single steps looks at each, and at what a run has come to. `telling` is given the
+    update's reading, for what `reader` gives for it. Updates of which nothing is asked go through `lane` alone.
     """
 
     def __init__(

@@ -91,7 +91,7 @@ class Watch:
             sampler=self._sampler,
             guard=self._guard,
             step=lambda: self.control.step,
-            pauses=lambda: self.control.going.single,
+            pauses=lambda: self.control.going.stands_behind(self.control.step),
             measuring=self._instruments,
             fault=self._faults.face,
             lane=self._lane,
@@ -239,6 +239,7 @@ class Watch:
 
     def plan_step(self) -> None:
         """Whether the coming update is measured: once more where the run stood still since that was settled."""
+        self._lane.leave()
         if self._rows.net is not None:
             if self._segment != self.control.segment:
                 self._segment = self.control.segment
