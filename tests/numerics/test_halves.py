@@ -14,7 +14,8 @@ from test_norms import array, close, l2
 from torch import nn
 
 from tui_descent.instruments.norms import MANY_LAYERS, Norms
-from tui_descent.instruments.sampler import Sampler, Tiers
+from tui_descent.instruments.purse import Tiers
+from tui_descent.instruments.sampler import Sampler
 from tui_descent.instruments.structure import structure
 from tui_descent.protocol.events import ReadingsTaken
 from tui_descent.scenario.knobs import parse

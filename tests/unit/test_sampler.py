@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from tui_descent.instruments.sampler import Sampler, Tiers
+from tui_descent.instruments.purse import Tiers
+from tui_descent.instruments.sampler import Sampler
 
 
 def simulate(sampler: Sampler, steps: int, *, step_s: float, cost_s: float, period_s: float | None = None) -> list[int]:
@@ -216,9 +217,9 @@ def with_curvature(
     """Steps of a millisecond on a clock of their own; the time spent on readings and on the curvature."""
     now = spent = curved = 0.0
     for step in range(steps):
-        sampler.want_curvature(step in on)
-        if step in on and sampler.curvature_due(now, paced=False):
-            sampler.curvature_took(curvature_s, now, paid=True)
+        sampler.curvature.want(step in on)
+        if step in on and sampler.curvature.due(now, paced=False):
+            sampler.curvature.took(curvature_s, now, paid=True)
             curved += curvature_s
             now += curvature_s
         due = sampler.due(step, period_s=None)
@@ -242,22 +243,22 @@ def test_the_curvature_is_read_within_the_budget_and_only_while_it_is_wanted() -
 
 def test_the_curvature_waits_ten_seconds_however_cheap_and_without_a_budget_for_ever() -> None:
     sampler = Sampler(budget=1.0)
-    sampler.want_curvature(True)
+    sampler.curvature.want(True)
     for _ in range(1000):
         sampler.stepped(0.01)
-    sampler.curvature_took(1e-4, 100.0, paid=True)
-    assert not sampler.curvature_due(109.0, paced=False)
-    assert sampler.curvature_due(110.5, paced=False)
-    assert sampler.curvature_due(101.0, paced=True), "out of a wait it may come sooner"
+    sampler.curvature.took(1e-4, 100.0, paid=True)
+    assert not sampler.curvature.due(109.0, paced=False)
+    assert sampler.curvature.due(110.5, paced=False)
+    assert sampler.curvature.due(101.0, paced=True), "out of a wait it may come sooner"
     none = Sampler(budget=0.0)
-    none.want_curvature(True)
-    assert not none.curvature_due(1e9, paced=False)
-    assert not none.curvature_due(1e9, paced=True)
+    none.curvature.want(True)
+    assert not none.curvature.due(1e9, paced=False)
+    assert not none.curvature.due(1e9, paced=True)
 
 
 def test_in_the_waits_of_a_paced_run_the_curvature_takes_a_tenth_at_most() -> None:
     sampler = Sampler(budget=0.01)
-    sampler.want_curvature(True)
-    sampler.curvature_took(2.0, 100.0, paid=False)
-    assert not sampler.curvature_due(119.0, paced=True)
-    assert sampler.curvature_due(120.0, paced=True)
+    sampler.curvature.want(True)
+    sampler.curvature.took(2.0, 100.0, paid=False)
+    assert not sampler.curvature.due(119.0, paced=True)
+    assert sampler.curvature.due(120.0, paced=True)

@@ -54,7 +54,7 @@ class Curving:
     def want(self, client: int, *, on: bool) -> str:
         """Note who wants it; what was done, in words."""
         (self._wanted.add if on else self._wanted.discard)(client)
-        self._sampler.want_curvature(bool(self._wanted))
+        self._sampler.curvature.want(bool(self._wanted))
         return "curvature is read" if self._wanted else "curvature is no longer read"
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
@@ -67,7 +67,7 @@ class Curving:
             return True
         if not self._wanted or (self._last is not None and self._last == (step, self._rate())):
             return False
-        return self._sampler.curvature_due(time.monotonic(), paced=paced or still)
+        return self._sampler.curvature.due(time.monotonic(), paced=paced or still)
 
     def read(self, segment: int, step: int, *, paid: bool) -> list[AnyEvent]:
         """Read now. What torch cannot do here is told, and not tried again until somebody asks."""
@@ -78,11 +78,11 @@ class Curving:
         except RuntimeError as error:
             why = next(iter(str(error).splitlines()), "")[:200]
             self._wanted.clear()
-            self._sampler.want_curvature(False)
+            self._sampler.curvature.want(False)
             return [Noted(step=step, text=f"the curvature could not be read: {why}", level="warning")]
         finally:
             paid = paid and step not in self._at
-            self._sampler.curvature_took(time.thread_time() - start_s, time.monotonic(), paid=paid)
+            self._sampler.curvature.took(time.thread_time() - start_s, time.monotonic(), paid=paid)
         self._readings += 1
         taken = CurvatureTaken(
             segment=segment,

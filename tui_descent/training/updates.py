@@ -17,8 +17,9 @@ from torch.utils.hooks import RemovableHandle
 
 from tui_descent.instruments.deferred import Deferred, together
 from tui_descent.instruments.measuring import Measuring, Sample
+from tui_descent.instruments.purse import Tiers
 from tui_descent.instruments.samebatch import SameBatch
-from tui_descent.instruments.sampler import Sampler, Tiers
+from tui_descent.instruments.sampler import Sampler
 from tui_descent.training import clipping
 from tui_descent.training.delegate import steps_under_way
 from tui_descent.training.guard import Fault, Guard
