@@ -122,7 +122,10 @@ def _add_exec(commands: Any) -> None:
 
 def _add_watching(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--watch-budget", metavar="SHARE", default="1%", help="readings take at most this share of the time (1%%)"
+        "--watch-budget",
+        metavar="SHARE",
+        default="1%",
+        help="readings take at most this share of the time (1%%: up to ten a second)",
     )
     parser.add_argument("--watch-every", metavar="N", help="readings on every Nth step instead")
     parser.add_argument(
