@@ -182,7 +182,7 @@ def test_every_set_of_tiers_has_its_own_columns_and_no_others(signals: bool, slo
         made.optimizer.zero_grad()
         loss.backward()
         measuring.before_update(step=step, partly=True)
-        measuring.remember()
+        measuring.remember(step)
         made.optimizer.step()
         sample = measuring.after_update().now()
         record = ReadingRecord(step, 0, sample.global_grad_norm, 0.0, math.nan, sample.rows)

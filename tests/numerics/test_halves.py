@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -29,10 +30,10 @@ OF_THE_WEIGHTS = ("weight_norm", "update_norm", "update_ratio")
 class Within(Sampler):
     """As one with a budget, that pays for every third update."""
 
-    def due(self, step: int, *, period_s: float | None, pauses: bool = False) -> bool:
+    def due(self, step: int, **how: Any) -> bool:
         return step % EVERY == 0
 
-    def along(self, now_s: float, *, paced: bool) -> Tiers:
+    def along(self, now_s: float, **how: Any) -> Tiers:
         return Tiers()
 
     @property

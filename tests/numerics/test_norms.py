@@ -199,6 +199,17 @@ def test_norms_of_half_precision_are_summed_with_more(dtype: torch.dtype) -> Non
         assert found == pytest.approx(300.0, rel=1e-5), "a half-precision sum would stop growing"
 
 
+def test_a_cosine_is_with_the_gradient_of_the_step_before_or_there_is_none() -> None:
+    net = nn.Linear(4, 4)
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    sample = Norms(structure(net).layers, list(net.parameters()))
+    sample.remember(step=3)
+    for step, cosine in ((5, None), (4, 1.0)):
+        sample.before_update(cosines=True, step=step)
+        assert sample.after_update().now().global_cosine == (None if cosine is None else pytest.approx(cosine))
+
+
 def test_not_a_number_and_infinities_are_told_as_they_are() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
     for layer, value in zip(net, (math.nan, math.inf, 1.0), strict=True):

@@ -66,9 +66,9 @@ class Measuring:
         self._activations.detach()
         self._ledger.detach()
 
-    def remember(self) -> None:
-        """Keep this step's gradients for the next step's cosine."""
-        self._norms.remember()
+    def remember(self, step: int = -1) -> None:
+        """Keep this step's gradients for the next step's cosine; its number, by default that of the one before 0."""
+        self._norms.remember(step)
 
     def before_update(
         self,

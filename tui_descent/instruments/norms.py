@@ -92,6 +92,7 @@ class Norms:
         self._rooms = ("this", "that")  # the step's gradients, and those of the step before
         self._now: _Gradients | None = None
         self._previous: _Gradients | None = None
+        self._previous_at = -1  # which update's they are
         self._against: tuple[_Gradients, list[Tensor]] | None = None
         self._before: list[Tensor] = []
         self._scale: Tensor | None = None
@@ -105,7 +106,7 @@ class Norms:
         `cosines` with the gradients that were remembered, if those were of the same parameters. `step` is the update's
         number. `partly`: one half of many layers' weights will do, the other being that of an earlier reading.
         """
-        compared = cosines and self._previous is not None
+        compared = cosines and self._previous is not None and self._previous_at == step - 1
         self._now = now = self._gather() if compared else self._measure()
         self._scale = grad_scale
         self._against = None
@@ -119,8 +120,9 @@ class Norms:
         self._before = taken.groups.rows(taken.weights, room="before", copy=True)
 
     @torch.no_grad()
-    def remember(self) -> None:
-        """Keep this step's gradients for the next step's cosine."""
+    def remember(self, step: int = -1) -> None:
+        """Keep this step's gradients for the next step's cosine; its number, by default that of the one before 0."""
+        self._previous_at = step
         now = self._now if self._now is not None and self._now.rows else self._gather()
         # A row of one is a view of the gradient, which the next step writes over.
         kept = now.groups.own(now.rows, room=self._rooms[0])

@@ -40,22 +40,28 @@ class Tier:
         self.spent_s = 0.0
         self.cost_s = 0.0
         self.last_s = -1e9
+        self._sure = False
         self._every_s = every_s
         self._share = share
 
-    def due(self, now_s: float, allowance_s: float, *, guess_s: float = 0.0) -> bool:
-        """Whether its time has come and its share of the allowance can pay for it; at first its price is a guess."""
-        price_s = self.cost_s or guess_s
-        return now_s - self.last_s >= self._every_s and self.spent_s + price_s <= self._share * allowance_s + (
-            0.0 if price_s else 1e-9
-        )
+    def due(
+        self, now_s: float, allowance_s: float, *, guess_s: float = 0.0, ahead_s: float = 0.0, reading: bool = False
+    ) -> bool:
+        """Whether in so long its time has come and its share of the allowance can pay for it; at first by a guess.
 
-    def took(self, cost_s: float, now_s: float, *, paid: bool = True) -> None:
-        """It was read; `paid` out of the budget, and not out of a wait."""
+        `reading`: it is about to be read, and this is the time after that.
+        """
+        price_s = self.cost_s or guess_s
+        last_s, spent_s = (now_s, self.spent_s + price_s) if reading else (self.last_s, self.spent_s)
+        enough_s = self._share * allowance_s + (0.0 if price_s else 1e-9)
+        return now_s + ahead_s - last_s >= self._every_s and spent_s + price_s <= enough_s
+
+    def took(self, cost_s: float, *, paid: bool, sure: bool = True) -> None:
+        """A reading's cost, `paid` out of the budget, not out of a wait; not `sure` while the share is a guess."""
         if paid:
             self.spent_s += cost_s
-        self.cost_s = cost_s if not self.cost_s else self.cost_s + (cost_s - self.cost_s) / 4
-        self.last_s = now_s
+        self.cost_s = self.cost_s + (cost_s - self.cost_s) / 4 if self._sure else cost_s
+        self._sure = sure
 
 
 class CurvatureShare:
@@ -87,7 +93,8 @@ class CurvatureShare:
 
     def took(self, cost_s: float, now_s: float, *, paid: bool) -> None:
         """It was read between two steps; `paid` out of the budget, and not out of a wait."""
-        self._tier.took(cost_s, now_s, paid=paid)
+        self._tier.took(cost_s, paid=paid)
+        self._tier.last_s = now_s
         self.took_s += cost_s
         self._usual.busy_s += cost_s
 
@@ -122,37 +129,68 @@ class Purse:
         allowance_s = self._budget * self._usual.time_s - self.curvature.set_aside_s
         return self.spent_s + owed_s + self.price_s - (allowance_s - self._forgone_s + self._given_s)
 
-    def along(self, now_s: float, *, free: bool) -> tuple[bool, bool, bool]:
-        """Which tiers are due with a reading; `free`: their share is not asked for."""
+    def along(
+        self,
+        now_s: float,
+        *,
+        free: bool,
+        ahead: int = 0,
+        behind: Tiers = Tiers(),  # noqa: B008 - immutable
+    ) -> tuple[bool, bool, bool]:
+        """Which tiers are due with a reading so many steps ahead; `free`: their share is not asked for.
+
+        `behind`: the tiers of one that is about to be taken before it.
+        """
         allowance_s = float("inf") if free else self._budget * self._usual.time_s
+        step_s = self._usual.step_s
+        ahead_s = ahead * (step_s + self._usual.wait_s)
         signals, slow, rare = (
-            tier.due(now_s, allowance_s, guess_s=share * self._usual.step_s)
-            for tier, share in zip((self._signals, self._slow, self._rare), GUESSES, strict=True)
+            tier.due(now_s, allowance_s, guess_s=share * step_s, ahead_s=ahead_s, reading=reading)
+            for tier, share, reading in zip((self._signals, self._slow, self._rare), GUESSES, behind[:3], strict=True)
         )
         return signals, slow, rare
 
+    def read(self, tiers: Tiers) -> None:
+        """A reading with these tiers is taken now."""
+        for tier in self._of(tiers):
+            tier.last_s = time.monotonic()
+
     def pay(self, cost_s: float, tiers: Tiers) -> None:
-        """A reading with these tiers took so much."""
-        # What was left over for want of time between readings is not saved up: dearer ones would come in a burst.
-        self._forgone_s += max(0.0, -self.lacks_s() - cost_s)
+        """It took so much."""
+        accounts = (self._signals, self._slow, self._rare)
+        # What is left over between readings is not saved up: if they became dearer they would come in a burst. But for
+        # the dearest that is known, which a silence would follow otherwise.
+        kept_s = max(cost_s, *(self.price_s + tier.cost_s for tier in accounts))
+        self._forgone_s += max(0.0, -self.lacks_s() - kept_s)
         self.spent_s += cost_s
         if tiers.waited:
             self._given_s += cost_s
+        self._split(cost_s, self._of(tiers), paid=not tiers.waited)
+
+    def _of(self, tiers: Tiers) -> list[Tier]:
         accounts = (self._signals, self._slow, self._rare)
-        self._split(cost_s, [a for a, read in zip(accounts, tiers[:3], strict=True) if read], paid=not tiers.waited)
+        return [account for account, read in zip(accounts, tiers[:3], strict=True) if read]
 
     def _split(self, cost_s: float, along: Sequence[Tier], *, paid: bool) -> None:
         if not along:
             self.price_s = cost_s if not self.price_s else self.price_s + (cost_s - self.price_s) / 4
             return
-        more_s = max(cost_s - self.price_s, 0.0) if self.price_s else cost_s / (1 + len(along))
-        self.price_s = self.price_s or more_s
+        known_s = self.price_s + sum(tier.cost_s for tier in along)
+        if cost_s < known_s and all(tier.cost_s for tier in along):
+            # Whose price has fallen is not known: each one's in its proportion.
+            factor = cost_s / known_s
+            self.price_s *= 1 + (factor - 1) / 4
+            for tier in along:
+                tier.took(tier.cost_s * factor, paid=paid)
+            return
+        sure = self.price_s > 0  # of the very first no part is known
+        self.price_s = min(self.price_s, cost_s) or cost_s / (1 + len(along))
+        more_s = cost_s - self.price_s
         # What is known of the cheaper tiers is theirs; the rest is the last one's, the dearest.
         shares = []
         for tier in along[:-1]:
             shares.append(min(tier.cost_s or more_s / len(along), more_s))
             more_s -= shares[-1]
         shares.append(more_s)
-        now_s = time.monotonic()
         for tier, share in zip(along, shares, strict=True):
-            tier.took(share, now_s, paid=paid)
+            tier.took(share, paid=paid, sure=sure)

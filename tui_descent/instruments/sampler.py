@@ -37,7 +37,6 @@ class Sampler:
         # In the run's time: how far apart readings are, and the earliest that the next one comes.
         self._apart_s = APART_S * min(1.0, USUAL_BUDGET / budget) if budget > 0 else math.inf
         self._next_at_s = 0.0
-        self._asked_at = -1  # steps made at the last answer
         self._paced = self._in_wait = False
         self._since_reading_s = 0.0  # of a paced run
         # The last reading: its tiers, what it took by its own clock until it is paid for; what others before it took
@@ -46,6 +45,7 @@ class Sampler:
         self._readings: Counter[Tiers] = Counter()
         self._outside: dict[Tiers, float] = {}  # what readings cost outside their own clock
         self._hooked_s, self._hooked_steps = 0.0, 0
+        self._free_s = 0.0  # readings of a run without a pace took it while that stood
         self._before = 0.0, 0.0  # what watching took, and the run, when the pace was last put on or off
 
     @property
@@ -53,10 +53,13 @@ class Sampler:
         """Whether readings fall on fixed steps."""
         return self._every is not None or bool(self._at)
 
-    def due(self, step: int, *, period_s: float | None, pauses: bool = False) -> bool:
-        """Whether update `step` is to be measured; `period_s` is the time a paced step has.
+    def due(
+        self, step: int, *, period_s: float | None, pauses: bool = False, ahead: int = 0, reading: bool = False
+    ) -> bool:
+        """Whether update `step`, `ahead` updates behind the coming one, is to be measured.
 
-        A run that `pauses` behind it has all the time there is.
+        `period_s` is the time a paced step has; a run that `pauses` behind it has all the time there is. `reading`: one
+        of those before it is to be, too.
         """
         if self._paced != (period_s is not None):
             self._paced = not self._paced
@@ -71,10 +74,9 @@ class Sampler:
         self._in_wait = pauses or (period_s is not None and self._has_time(period_s))
         if self._in_wait:
             return True
-        if self._asked_at == self._usual.steps:
-            return False  # nothing has been earned since the last answer
-        self._asked_at = self._usual.steps
-        return self._to_wait_s() <= 0 or self._purse.price_s == 0.0
+        if not self._purse.price_s:
+            return not reading and not self._timed_s  # the first is on credit
+        return self._to_wait_s(ahead, reading=reading) <= 0
 
     def _has_time(self, period_s: float) -> bool:
         self._since_reading_s += period_s
@@ -91,20 +93,31 @@ class Sampler:
             first = min(first, -(-step // self._every) * self._every)
         return first - step
 
-    def along(self, now_s: float, *, paced: bool) -> Tiers:
-        """What is read with a reading that is due."""
+    def along(
+        self,
+        now_s: float,
+        *,
+        paced: bool,
+        pauses: bool = False,
+        ahead: int = 0,
+        behind: Tiers = Tiers(),  # noqa: B008 - immutable
+    ) -> Tiers:
+        """What is read with a reading that is due, where the run pauses behind it all but what takes further passes.
+
+        `behind`: the tiers of one that is about to be taken before it.
+        """
         if self._every is not None:
             return Tiers(True, True, True)
-        signals, slow, rare = self._purse.along(now_s, free=paced)
-        return Tiers(signals or paced, slow, rare, waited=self._in_wait)
+        signals, slow, rare = self._purse.along(now_s, free=paced or pauses, ahead=ahead, behind=behind)
+        return Tiers(signals or paced or pauses, slow or pauses, rare, waited=self._in_wait)
 
     def spent(self, cost_s: float, tiers: Tiers = Tiers()) -> None:  # noqa: B008 - immutable
         """The reading of the step under way took this long by its own clock, with these tiers along."""
         self._earlier_s += self._settle(None)  # the one before, where they come that close
         self._read, self._timed_s = tiers, cost_s
         self._readings[tiers] += 1
-        # A beat: one that came a little late does not put off those behind it.
-        self._next_at_s = min(max(self._next_at_s, self.time_s - self._apart_s), self.time_s) + self._apart_s
+        self._purse.read(tiers)
+        self._next_at_s = self._behind_s()
 
     def hooked(self, took_s: float, steps: int) -> None:
         """What watching took of so many steps that were not measured: hooks, guard, record, a look for commands."""
@@ -130,7 +143,7 @@ class Sampler:
         most = min(STEPS_A_LOOK, LOOK_EVERY_S / step_s)
         if self._every is None and self._budget > 0:
             # A little later rather than too early, which would cost another look.
-            most = min(most, 1.05 * self._to_wait_s() / step_s + 1)
+            most = min(most, 1.05 * self._to_wait_s() / step_s)
         return max(1, math.ceil(most))
 
     def stepped(self, busy_s: float, *, steps: int = 1, waited_s: float = 0.0) -> None:
@@ -145,6 +158,11 @@ class Sampler:
         self._earlier_s = 0.0
         few = read and steps <= 2 + AFTERMATH
         self._usual.went(busy_s, waited_s, steps=steps, readings_s=cost_s, read=read, few=few)
+
+    def stood(self) -> None:
+        """The run stood still: of what was not looked at nothing counts but the reading."""
+        self._usual.busy_s += self._earlier_s + self._settle(None)
+        self._earlier_s = 0.0
 
     def _settle(self, longer_s: float | None) -> float:
         """Pay for the last reading, and give what it cost.
@@ -164,12 +182,25 @@ class Sampler:
                 self._outside[self._read] = usual_s + (more_s - usual_s) / 8
             outside_s = max(self._outside.get(self._read, 0.0), 0.0)
         self._purse.pay(timed_s + outside_s, self._read)
+        if self._read.waited and not self._paced:
+            self._free_s += timed_s + outside_s
         return timed_s + outside_s
 
-    def _to_wait_s(self) -> float:
-        """How long the run still has to go before a reading can be paid and is not too close to the last."""
+    def _behind_s(self) -> float:
+        """The earliest of the next reading, behind one that is taken now.
+
+        A beat: one that came a little late does not put off those behind it.
+        """
+        return min(max(self._next_at_s, self.time_s - self._apart_s), self.time_s) + self._apart_s
+
+    def _to_wait_s(self, ahead: int = 0, *, reading: bool = False) -> float:
+        """How long the run has to go from a step on before a reading can be paid and is not too close to the last."""
         owed_s = self._timed_s + self._outside.get(self._read, 0.0) if self._timed_s else 0.0
-        return max(self._purse.lacks_s(owed_s) / self._budget, self._next_at_s - self.time_s)
+        next_at_s = self._next_at_s
+        if reading:
+            owed_s, next_at_s = owed_s + self._purse.price_s, self._behind_s()
+        wait_s = max(self._purse.lacks_s(owed_s) / self._budget, next_at_s - self.time_s)
+        return wait_s - ahead * (self._usual.step_s + self._usual.wait_s)
 
     @property
     def time_s(self) -> float:
@@ -178,7 +209,7 @@ class Sampler:
 
     @property
     def _took_s(self) -> float:
-        return self._purse.spent_s + self.curvature.took_s + self._hooked_s
+        return self._purse.spent_s - self._free_s + self.curvature.took_s + self._hooked_s
 
     @property
     def cost(self) -> float:

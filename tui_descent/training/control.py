@@ -108,7 +108,8 @@ class Control:
         if self.evaluate is None:
             return None, None
         self.settle()
-        loss, accuracy = self.evaluate()
+        with self.steering.unheard():
+            loss, accuracy = self.evaluate()
         self.tell(Evaluated(segment=self.segment, step=self.step, loss=loss, accuracy=accuracy))
         return loss, accuracy
 

@@ -11,15 +11,16 @@ from tui_descent.training.watch import Watch
 
 def train(run: Watch, setup: Setup, *, steps: int, evaluate_every: int, attended: bool) -> None:
     """Make `steps` updates; attended, stand still at an error and wait at the end. Raises `StopRun` to end early."""
-    goal = steps
+    goal = run.control.going.goal = steps
     run.begin_step()
+    again = False
     while True:
-        run.control.going.goal = goal
         while run.next_step < goal:
             if run.control.rewound:
                 run.begin_step()
-            elif run.control.going.stands_behind(run.next_step):
+            elif again or run.control.going.stands_behind(run.next_step):
                 run.plan_step()  # perhaps in a stretch of which nothing was asked, or asked for while the run stood
+            again = True
             if evaluate_every and run.next_step % evaluate_every == 0 and run.next_step > 0:
                 run.control.evaluated()
             trouble = None
@@ -31,7 +32,7 @@ def train(run: Watch, setup: Setup, *, steps: int, evaluate_every: int, attended
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-                run.step(loss)
+                again = not run.step(loss)
             except (RuntimeError, ValueError, ArithmeticError) as error:
                 if not attended:
                     raise
@@ -48,7 +49,7 @@ def train(run: Watch, setup: Setup, *, steps: int, evaluate_every: int, attended
             return
         more = run.control.wait_at_end(steps)
         if run.next_step >= goal:  # and not back at an earlier step
-            goal = run.next_step + more
+            goal = run.control.going.goal = run.next_step + more
 
 
 def _advice(error: BaseException) -> str:

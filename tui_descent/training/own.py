@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from tui_descent.instruments.sampler import Sampler
+from tui_descent.instruments.sampler import USUAL_BUDGET, Sampler
 from tui_descent.protocol.channel import ChannelError
 from tui_descent.training.link import Link
 from tui_descent.training.named import roots_of
@@ -49,7 +49,7 @@ def watch(
         optimizer,
         link=link,
         name=name,
-        sampler=Sampler(every=watch_every, budget=0.01 if watch_budget is None else watch_budget),
+        sampler=Sampler(every=watch_every, budget=USUAL_BUDGET if watch_budget is None else watch_budget),
         on_fault="hold" if launch is not None and launch.attended else "end" if under_exec else "note",
         state=put_back,
     )

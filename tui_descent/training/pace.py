@@ -52,6 +52,6 @@ class Going:
             self.steps_left -= 1
             self.paused = self.steps_left <= 0 and step != self.goal
 
-    def stands_behind(self, step: int) -> bool:
-        """Whether no other update follows that of this number at once."""
-        return self.steps_left == 1 or step + 1 == self.goal
+    def stands_behind(self, step: int, *, ahead: int = 0) -> bool:
+        """Whether no other update follows the one of number `step`, `ahead` updates behind the coming one, at once."""
+        return step + 1 == self.goal if self.steps_left is None else self.steps_left == 1 + ahead

@@ -122,3 +122,4 @@ class Stretch:
         self._lane.gone()
         self._clock.since()
         self._steps = 0
+        self._sampler.stood()

@@ -33,9 +33,10 @@ class Updates:
     """The hooks of one optimizer.
 
     `measuring` gives the instruments of the net as it stands, made anew after surgery; `fault` is told of gradients
-    that are no numbers and says whether the update is to be dropped. `pauses`: the run stands behind the coming update,
-    which is measured: whoever makes single steps looks at each, and at what a run has come to. `telling` is given the
-    update's reading, for what `reader` gives for it. Updates of which nothing is asked go through `lane` alone.
+    that are no numbers and says whether the update is to be dropped. `pauses`: whether the run stands behind the coming
+    update or the one so many ahead, which is then measured within a budget: whoever makes single steps looks at each,
+    and at what a run has come to. `telling` is given the update's reading, for what `reader` gives for it. Updates of
+    which nothing is asked go through `lane` alone.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Updates:
         sampler: Sampler,
         guard: Guard,
         step: Callable[[], int],
-        pauses: Callable[[], bool],
+        pauses: Callable[[int], bool],
         measuring: Callable[[], Measuring],
         fault: Callable[[Fault], bool],
         lane: Lane,
@@ -112,17 +113,18 @@ class Updates:
         if self._lane.used:
             self._lane.used = False
             self._planned = step - 1  # what went there was planned to be read of no more than the steps before
-        if self._planned == step and not (self._now is None and self._pauses()):
-            return  # the last one was dropped: the plan stands
-        on = self._planned == step - 1
-        self._now = self._next if on else self._decide(step)
-        self._next = None
-        if self._sampler.fixed or (self._now is not None and self._steering.pace is not None):
-            self._next = self._decide(step + 1)
-        elif self._now is None and on and (tiers := self._decide(step)) is not None:
-            # A cosine needs the gradient of the step before: what reads one is put off by a step.
-            self._now, self._next = (None, tiers) if tiers.signals and not self._pauses() else (tiers, None)
-        self._planned = step
+        if self._planned != step:  # otherwise the last one was dropped, and the plan stands
+            if self._now is not None and self._instruments is not None:
+                self._instruments.detach()  # those of one that was dropped
+            self._now = self._next if self._planned == step - 1 else self._decide()
+            # One ahead, since a cosine needs the gradient of the step before.
+            self._next = self._decide(ahead=1)
+            self._planned = step
+            needs_none = self._next is not None and not self._next.signals and not self._sampler.fixed
+            if self._now is None and needs_none and self._decide() is not None:
+                self._now, self._next = self._next, None
+        if self._now is None and self._pauses(0):
+            self._now = self._decide()
         if self._now is not None:
             start_s = time.thread_time()
             self._instruments = self._measuring()
@@ -150,11 +152,16 @@ class Updates:
             self._instruments = self._measuring()  # others, where surgery was done inside
             self._instruments.attach(signals=now.signals, slow=now.slow)
 
-    def _decide(self, step: int) -> Tiers | None:
-        pace, pauses = self._steering.pace, self._pauses()
-        if not self._sampler.due(step, period_s=1 / pace if pace else None, pauses=pauses):
+    def _decide(self, *, ahead: int = 0) -> Tiers | None:
+        """What is read of the coming update, or of the one ahead, behind what is read of the coming one."""
+        pace, pauses = self._steering.pace, self._pauses(ahead)
+        period_s = 1 / pace if pace else None
+        before = self._now if ahead else None
+        step, reading = self._step() + ahead, before is not None
+        if not self._sampler.due(step, period_s=period_s, pauses=pauses, ahead=ahead, reading=reading):
             return None
-        return self._sampler.along(time.monotonic(), paced=pauses or pace is not None)
+        how: dict[str, Any] = {"paced": pace is not None, "pauses": pauses, "ahead": ahead}
+        return self._sampler.along(time.monotonic(), behind=before or Tiers(), **how)
 
     @property
     def reads(self) -> bool:
@@ -224,7 +231,8 @@ class Updates:
                 for parameter in group["params"]:
                     parameter.grad = None
             return
-        remember = self._next is not None and self._next.signals
+        # Who makes single steps makes another.
+        remember = self._pauses(0) or (self._next is not None and self._next.signals)
         if self._now is not None or remember:
             self._instruments = self._instruments or self._measuring()
         if self._now is not None and self._now.rare and self._again is not None:
@@ -241,7 +249,7 @@ class Updates:
             if self._now is not None:
                 self._take_hold(preclip)
             if remember:
-                self._instruments.remember()
+                self._instruments.remember(self._step())
             self._cost_s += time.thread_time() - start_s
         rate = self._steering.rate
         self._lane.rate = rate.value
@@ -251,7 +259,7 @@ class Updates:
     def _take_hold(self, preclip: Tensor | None) -> None:
         """Of gradients and weights: all of them where it was asked for or costs nobody anything, and behind a turn."""
         assert self._instruments is not None
-        asked = self._sampler.fixed or self._steering.pace is not None or self._pauses()
+        asked = self._sampler.fixed or self._steering.pace is not None or self._pauses(0)
         self._instruments.before_update(
             preclip,
             grad_scale=clipping.grad_scale(self._optimizer),

@@ -91,7 +91,7 @@ class Watch:
             sampler=self._sampler,
             guard=self._guard,
             step=lambda: self.control.step,
-            pauses=lambda: self.control.going.stands_behind(self.control.step),
+            pauses=lambda ahead: self.control.going.stands_behind(self.control.step + ahead, ahead=ahead),
             measuring=self._instruments,
             fault=self._faults.face,
             lane=self._lane,
