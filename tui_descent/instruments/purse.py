@@ -8,11 +8,9 @@ from typing import NamedTuple
 
 from tui_descent.instruments.usual import Usual
 
-# Tiers beyond the norms: how often at most, and the share of the budget they may have. Norms come first: what these
-# leave is theirs.
-SIGNALS_EVERY_S, SIGNALS_SHARE = 0.1, 0.08
-SLOW_EVERY_S, SLOW_SHARE = 1.0, 0.08
-RARE_EVERY_S, RARE_SHARE = 10.0, 0.03
+# Tiers beyond the norms, as in `Tiers`: how often at most, and the share of the budget they may have. Norms come first:
+# what these leave is theirs.
+TIERS = ((0.1, 0.08), (1.0, 0.08), (10.0, 0.03))
 # What a tier's first reading is taken to cost, in steps: hooks at boundaries; activations; two passes more.
 GUESSES = (0.25, 1.0, 3.0)
 # The curvature, while it is asked for: its share is taken from the readings'. Paced, it may come more often, for this
@@ -117,9 +115,7 @@ class Purse:
         self._budget, self._usual = budget, usual
         self._given_s = 0.0  # of what was spent, by waits
         self._forgone_s = 0.0  # of the budget
-        self._signals = Tier(SIGNALS_EVERY_S, SIGNALS_SHARE)
-        self._slow = Tier(SLOW_EVERY_S, SLOW_SHARE)
-        self._rare = Tier(RARE_EVERY_S, RARE_SHARE)
+        self._tiers = tuple(Tier(every_s, share) for every_s, share in TIERS)
 
     def lacks_s(self, owed_s: float = 0.0) -> float:
         """What the next reading's price still lacks: it is paid beforehand, so that the share always holds.
@@ -146,7 +142,7 @@ class Purse:
         ahead_s = ahead * (step_s + self._usual.wait_s)
         signals, slow, rare = (
             tier.due(now_s, allowance_s, guess_s=share * step_s, ahead_s=ahead_s, reading=reading)
-            for tier, share, reading in zip((self._signals, self._slow, self._rare), GUESSES, behind[:3], strict=True)
+            for tier, share, reading in zip(self._tiers, GUESSES, behind[:3], strict=True)
         )
         return signals, slow, rare
 
@@ -157,10 +153,9 @@ class Purse:
 
     def pay(self, cost_s: float, tiers: Tiers) -> None:
         """It took so much."""
-        accounts = (self._signals, self._slow, self._rare)
         # What is left over between readings is not saved up: if they became dearer they would come in a burst. But for
         # the dearest that is known, which a silence would follow otherwise.
-        kept_s = max(cost_s, *(self.price_s + tier.cost_s for tier in accounts))
+        kept_s = max(cost_s, *(self.price_s + tier.cost_s for tier in self._tiers))
         self._forgone_s += max(0.0, -self.lacks_s() - kept_s)
         self.spent_s += cost_s
         if tiers.waited:
@@ -168,8 +163,7 @@ class Purse:
         self._split(cost_s, self._of(tiers), paid=not tiers.waited)
 
     def _of(self, tiers: Tiers) -> list[Tier]:
-        accounts = (self._signals, self._slow, self._rare)
-        return [account for account, read in zip(accounts, tiers[:3], strict=True) if read]
+        return [tier for tier, read in zip(self._tiers, tiers[:3], strict=True) if read]
 
     def _split(self, cost_s: float, along: Sequence[Tier], *, paid: bool) -> None:
         if not along:
