@@ -106,6 +106,9 @@ async def test_who_was_there_sees_them_come_go_and_come_again() -> None:
             from_segment=1, from_step=CURE, to_segment=0, to_step=80, segment=2, step=80, what="norm", back=False
         )
         play.keeper.tell(redo, changed(80, 3, normed(3), segment=2))
+        await play.sees("waiting for the next reading")
+        again = msgspec.structs.replace(with_norms(80, 3, 0.5, 3), segment=2)
+        play.keeper.tell(again, msgspec.structs.replace(steps(80, [1.0]), segment=2))
         await play.sees(*norms)
 
 

@@ -14,7 +14,7 @@ from played import ABOUT, SCENARIO
 from torch import nn
 
 from tui_descent.instruments.sampler import Sampler
-from tui_descent.protocol.commands import AnyCommand, Resume, RunSteps, Stop, Undo
+from tui_descent.protocol.commands import AnyCommand, Redo, Resume, RunSteps, Stop, TurnKnob, Undo
 from tui_descent.protocol.events import CommandDone, ReadingsTaken
 from tui_descent.scenario.toml import from_text
 from tui_descent.training.build import build
@@ -128,6 +128,12 @@ def test_going_on_from_the_end_and_going_back_behind_it(kept: Kept) -> None:
     assert played.stood[1] == 40
     assert {19, 39} <= {r.step for r in played.readings}
     assert all(played.whole(step) for step in (19, 39))
+
+
+def test_redone_to_the_end_it_goes_on_at_once(kept: Kept) -> None:
+    turn = TurnKnob(knob="lr", value="*2")
+    played = Played(kept, [turn, SEVEN, Undo(), STEP, Redo(), Resume()], steps=20)
+    assert played.stood == [20, 20, 27, 20, 21, 27, 47]
 
 
 def test_behind_a_loss_that_is_no_number_the_step_is_read_as_if_it_were_the_first_time(kept: Kept) -> None:

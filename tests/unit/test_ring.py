@@ -15,7 +15,7 @@ import pytest
 from ring_writer import PACKED, rows, values
 
 from tui_descent.protocol import ring as module
-from tui_descent.protocol.ring import LAYOUT, READING_CAPACITY, Ring, StepRecord
+from tui_descent.protocol.ring import FEWEST_READINGS, LAYOUT, MOST_READINGS, Ring, StepRecord
 
 WRITER = Path(__file__).with_name("ring_writer.py")
 
@@ -111,11 +111,11 @@ def test_readings_are_read_once_in_order(rings: tuple[Ring, Ring]) -> None:
 
 def test_a_reading_has_as_many_rows_as_were_written_and_says_which_layers_they_are_of(rings: tuple[Ring, Ring]) -> None:
     writer, reader = rings
-    counts = [3, 0, 1, 2, 3, 1] * 10
+    counts = [3, 0, 1, 2, 3, 1] * 200
     for step, count in enumerate(counts):
         writer.write_reading(step, 0, 0.0, 0.0, [[1.0, step, n] for n in range(count)], structure=step % 7)
     found = list(reader.read_readings())
-    assert len(found) == READING_CAPACITY
+    assert len(found) == MOST_READINGS
     for read in found:
         assert read.rows == [(1.0, float(read.step), float(n)) for n in range(counts[read.step])]
         assert read.structure == read.step % 7
@@ -130,10 +130,22 @@ def test_more_rows_than_there_is_room_for_are_not_written_over_the_next_reading(
 
 def test_of_too_many_readings_the_newest_stay(rings: tuple[Ring, Ring]) -> None:
     writer, reader = rings
-    for step in range(READING_CAPACITY * 3 + 5):
+    for step in range(MOST_READINGS * 3 + 5):
         writer.write_reading(step, 0, 0.0, 0.0, [[0.0, 0.0, 0.0]] * 3)
     steps = [found.step for found in reader.read_readings()]
-    assert steps == list(range(READING_CAPACITY * 2 + 5, READING_CAPACITY * 3 + 5))
+    assert steps == list(range(MOST_READINGS * 2 + 5, MOST_READINGS * 3 + 5))
+    assert reader.missed_readings == MOST_READINGS * 2 + 5
+    writer.write_reading(7, 0, 0.0, 0.0, [[0.0, 0.0, 0.0]] * 3)
+    assert [found.step for found in reader.read_readings()] == [7]
+    assert reader.missed_readings == MOST_READINGS * 2 + 5
+
+
+def test_many_layers_have_room_for_fewer_readings_and_few_for_a_second_of_the_fastest_loop(home: Path) -> None:
+    for layers, readings in ((30, MOST_READINGS), (1000, 43), (10_000, FEWEST_READINGS)):
+        ring = Ring.create(home / f"ring{layers}", layers=layers, columns=11, steps=4)
+        size = os.path.getsize(home / f"ring{layers}") - module.HEADER_BYTES - 4 * module.STEP.size
+        assert size == readings * (module.READING_HEAD.size + layers * 12 * 8)
+        ring.close()
 
 
 def test_a_net_without_layers_has_a_ring_too(home: Path) -> None:
@@ -285,13 +297,13 @@ def test_steps_and_readings_of_a_ring_do_not_overlap(home: Path) -> None:
     reader = Ring.open(home / "ring")
     for n in range(8):
         ring.write_step(n, *values(n), 0, False)
-    for n in range(READING_CAPACITY):
+    for n in range(MOST_READINGS):
         ring.write_reading(n, 0, 0.0, 0.0, [[-1.0, -1.0, -1.0]] * 2)
     ring.beat(5.0)
     reader.raise_flag()
     assert [found.step for found in reader.read_steps()] == list(range(8))
-    assert len(list(reader.read_readings())) == READING_CAPACITY
-    expected = module.HEADER_BYTES + 8 * module.STEP.size + READING_CAPACITY * (module.READING_HEAD.size + 2 * 3 * 8)
+    assert len(list(reader.read_readings())) == MOST_READINGS
+    expected = module.HEADER_BYTES + 8 * module.STEP.size + MOST_READINGS * (module.READING_HEAD.size + 2 * 3 * 8)
     assert os.path.getsize(home / "ring") == expected
     reader.close()
     ring.close()

@@ -166,6 +166,13 @@ def test_one_long_wait_earns_no_more_than_a_few_usual_ones() -> None:
     assert sampler.time_s - before_s <= 6e-3
 
 
+def test_waits_that_come_again_are_known_from_the_second_on() -> None:
+    sampler = Sampler(budget=0.01)
+    for _ in range(10):
+        sampler.stepped(1e-3, waited_s=0.3)
+    assert sampler.time_s == pytest.approx(10 * 0.301, abs=0.31)
+
+
 def test_the_first_step_is_always_measured_within_a_budget() -> None:
     assert simulate(Sampler(budget=0.01), 1, step_s=1e-3, cost_s=1.0) == [0]
 

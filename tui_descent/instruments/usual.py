@@ -22,7 +22,7 @@ class Usual:
         self.busy_s = self.waited_s = 0.0
         self.steps = 0
         self._unread = 0  # steps without a reading
-        self._last_s = 0.0  # what a step took by the last look
+        self._last_s = self._last_wait_s = 0.0  # what a step took by the last look
 
     @property
     def known(self) -> bool:
@@ -45,7 +45,9 @@ class Usual:
         before_s, self._last_s = self._last_s, plain_s
         plain_s = min(plain_s, max((1 + (LONGEST_STEP - 1) / steps) * usual_s, before_s))
         self.busy_s += plain_s * steps + readings_s
-        wait_s = min(waited_s / steps, LONGEST_STEP * max(self.wait_s, self.step_s))
+        wait_s = waited_s / steps
+        before_s, self._last_wait_s = self._last_wait_s, wait_s
+        wait_s = min(wait_s, max(LONGEST_STEP * max(self.wait_s, self.step_s), before_s))
         self.waited_s += wait_s * steps
         self.steps += steps
         if not few or not self.known:

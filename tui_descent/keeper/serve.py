@@ -72,6 +72,7 @@ class Keeper:
         self._told = (-1, -1)
         self._said: RunEnded | None = None
         self._missed = 0
+        self._too_fast = False  # told that readings are missing
         self._stop_asked_s: float | None = None
         self._stop_reason = ""
         self._stop_wanted = ""
@@ -245,6 +246,10 @@ class Keeper:
             self._steps += chunk
             self._looked += len(chunk)
         self._readings += ring.read_readings()
+        if ring.missed_readings and not self._too_fast:
+            self._too_fast = True
+            text = "readings come faster than they can be told; some are missing. Fewer: --watch-every with a larger N"
+            self._publish(Noted(step=self.history.steps, text=text, level="warning"))
         return self._looked
 
     def _tell(self, taken: int) -> None:

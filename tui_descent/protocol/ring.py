@@ -28,7 +28,9 @@ HEARTBEAT, FLAG = 256, 512
 STEP = struct.Struct("<QqdddiIQ")
 NUMBER_AT = STEP.size - 8
 STEP_CAPACITY = 1 << 17
-READING_CAPACITY = 32
+# Readings for as long as these bytes allow, within these bounds: a fast loop makes a thousand a second on demand.
+READINGS_BYTES = 4 << 20
+FEWEST_READINGS, MOST_READINGS = 32, 1024
 # number + 1, step, segment, rows, structure, global_grad_norm, watch_cost, global_cosine, grad_norm_preclip
 READING_HEAD = struct.Struct("<QqiIIdddd")
 _pack_step = STEP.pack_into
@@ -81,13 +83,14 @@ class Ring:
         self._readings_written = 0
         self._read = 0
         self._readings_read = 0
-        self.missed = 0
+        self.missed = self.missed_readings = 0
 
     @classmethod
     def create(cls, path: Path, *, layers: int, columns: int, steps: int = STEP_CAPACITY) -> Ring:
         """A fresh ring, whose readings have `layers` rows at most. Raises `OSError` when the disk cannot hold it."""
         slot = READING_HEAD.size + layers * (1 + columns) * 8
-        size = HEADER_BYTES + steps * STEP.size + READING_CAPACITY * slot
+        readings = min(max(READINGS_BYTES // slot, FEWEST_READINGS), MOST_READINGS)
+        size = HEADER_BYTES + steps * STEP.size + readings * slot
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             if hasattr(os, "posix_fallocate"):
@@ -100,7 +103,7 @@ class Ring:
             raise
         finally:
             os.close(fd)
-        _head.pack_into(memory, 0, MAGIC, LAYOUT, steps, READING_CAPACITY, layers, columns)
+        _head.pack_into(memory, 0, MAGIC, LAYOUT, steps, readings, layers, columns)
         return cls(path, memory)
 
     @classmethod
@@ -189,19 +192,29 @@ class Ring:
         self._read = oldest
 
     def read_readings(self) -> Iterator[ReadingRecord]:
-        """The unread readings that are still there, oldest first."""
-        newest = max(self._reading_number(n) for n in range(self._readings))
-        for number in range(max(self._readings_read + 1, newest - self._readings + 1), newest + 1):
+        """The unread readings that are still there, oldest first; `missed_readings` counts the others."""
+        number = self._readings_read + 1
+        while (held := self._reading_number((number - 1) % self._readings)) >= number:
+            if held > number:  # a round later than expected
+                newest = max(self._reading_number(n) for n in range(self._readings))
+                oldest = max(newest - self._readings + 1, number + 1)
+                self.missed_readings += oldest - number
+                number = oldest
+                continue
             at = self._readings_at + ((number - 1) % self._readings) * self._slot_bytes
             head = READING_HEAD.unpack_from(self._memory, at)
             _, step, segment, count, structure, grad_norm, cost, cosine, preclip = head
             place = at + READING_HEAD.size
             # Of a slot that is being written over the count may be anything.
-            held = range(min(count, self.layers))
-            rows = [self._row.unpack_from(self._memory, place + n * self._row.size) for n in held]
+            rows = [
+                self._row.unpack_from(self._memory, place + n * self._row.size) for n in range(min(count, self.layers))
+            ]
+            self._readings_read = number
             if self._reading_number((number - 1) % self._readings) == number:
                 yield ReadingRecord(step, segment, grad_norm, cost, cosine, rows, preclip, structure)
-            self._readings_read = number
+            else:
+                self.missed_readings += 1
+            number += 1
 
     def _reading_number(self, slot: int) -> int:
         return int(_word.unpack_from(self._memory, self._readings_at + slot * self._slot_bytes)[0])

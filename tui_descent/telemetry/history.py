@@ -223,13 +223,16 @@ class History:
         live = [(event.from_segment, parted), (event.to_segment, event.step)]
         live += [(g.segment, event.step) for g in self.ghosts if g not in ghosts]
 
+        def lives(fact: Placed | ReadingsTaken | LedgerTaken | Measured) -> bool:
+            return any(fact.segment == segment and fact.step < before for segment, before in live)
+
         def moved(facts: deque[Placed] | list[Placed]) -> list[Placed]:
-            return [
-                msgspec.structs.replace(f, segment=event.segment)
-                if any(f.segment == segment and f.step < before for segment, before in live)
-                else f
-                for f in facts
-            ]
+            return [msgspec.structs.replace(f, segment=event.segment) if lives(f) else f for f in facts]
+
+        # What stands on the screen as of now is of the stretch that is gone on with, or nothing is.
+        self.readings = self.readings if self.readings is not None and lives(self.readings) else None
+        self.ledger = self.ledger if self.ledger is not None and lives(self.ledger) else None
+        self.measured = {name: fact for name, fact in self.measured.items() if lives(fact)}
 
         self.marks = deque(moved(self.marks), maxlen=MAX_FACTS)
         self.evaluations = deque(moved(self.evaluations), maxlen=MAX_FACTS)

@@ -166,11 +166,12 @@ class Pyramid:
         return made
 
     def newest(self) -> list[float]:
-        """The last step's values; NaN where it is not known by itself."""
-        return list(self.levels[0].values[-self.channels :]) or [math.nan] * self.channels
+        """The last step's values, those of the last bin where it is not known by itself; NaN when empty."""
+        finest = next((level for level in self.levels if level.bins), self.levels[0])
+        return list(finest.values[-self.channels :]) or [math.nan] * self.channels
 
     def __bool__(self) -> bool:
-        return bool(self.levels[0].bins)
+        return any(level.bins for level in self.levels)
 
     def first_step(self) -> int:
         """The earliest step still known at any scale; 0 when empty."""

@@ -184,10 +184,10 @@ class Control:
 
     def wait_at_end(self, steps: int) -> int:
         """All steps are made: wait until more are asked for. Returns how many. Raises `StopRun` on Stop."""
-        if self.going.steps_left:
-            return self.going.steps_left  # asked for beforehand
-        self.going.stand()
-        self._obey(still=("waiting", f"all steps made: space goes on for {steps} more, q leaves"))
+        if not self.going.steps_left and not self.going.onward:  # otherwise it was asked for beforehand
+            self.going.stand()
+            self._obey(still=("waiting", f"all steps made: space goes on for {steps} more, q leaves"))
+        self.going.onward = False
         return self.going.steps_left or steps
 
     def _obey(self, *, still: tuple[State, str] = ("paused", "")) -> None:
@@ -362,10 +362,10 @@ class Control:
                 self.going.stand()
                 return "paused"
             case Resume():
-                self.going.go()
+                self.going.go(self.step)
                 return "running"
             case RunSteps():
-                self.going.go(command.steps)
+                self.going.go(self.step, command.steps)
                 return f"{command.steps} step{'s' * (command.steps > 1)}, then a pause"
             case Evaluate():
                 if self.evaluate is None:

@@ -35,16 +35,17 @@ class Going:
         self.paused = False
         self.steps_left: int | None = None  # before it pauses
         self.goal: int | None = None  # updates
+        self.onward = False  # told to go on and on where it stands at its goal
 
     def stand(self) -> None:
         """Not until somebody says so."""
         self.paused, self.steps_left = True, None
 
-    def go(self, steps: int | None = None) -> None:
-        """On and on, or so many steps. Raises `ValueError`."""
+    def go(self, step: int, steps: int | None = None) -> None:
+        """On and on from `step`, or so many steps. Raises `ValueError`."""
         if steps is not None and not 1 <= steps <= MAX_STEPS_AT_ONCE:
             raise ValueError(f"steps = {steps}; allowed: 1 to {MAX_STEPS_AT_ONCE:,}")
-        self.paused, self.steps_left = False, steps
+        self.paused, self.steps_left, self.onward = False, steps, step == self.goal
 
     def made(self, step: int) -> None:
         """An update was made; `step` is the next one's number."""

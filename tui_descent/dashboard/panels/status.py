@@ -65,8 +65,9 @@ def _parts(view: View) -> list[tuple[int, Part]]:
         steps = f"/{count(started.steps)}" if started and started.steps else ""
         parts.append((1, [("step ", ink.DIM), (f"{count(history.steps):>5}", ink.BRIGHT), (steps, ink.DIM)]))
         parts.append((3, [(f"{rate(history.steps_per_s):>4}/s", ink.TEXT)]))
-        bad = not math.isfinite(history.loss)
-        parts.append((2, [("loss ", ink.DIM), (f"{short(history.shown_loss):<6}", ink.RED if bad else ink.BRIGHT)]))
+        loss = history.shown_loss if history.losses.get(history.segment) else None
+        bad = loss is not None and not math.isfinite(history.loss)
+        parts.append((2, [("loss ", ink.DIM), (f"{short(loss):<6}", ink.RED if bad else ink.BRIGHT)]))
     # Of the stretch that is gone on with: an undo leaves later ones behind.
     newest = next((e for e in reversed(history.evaluations) if e.segment == history.segment), None)
     if newest is not None:
