@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from kept import Kept
 from nets import digit_batches, loss_of, mlp
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.events import LayersChanged, ReadingsTaken
 from tui_descent.scenario.knobs import parse
+from tui_descent.training import rows
+from tui_descent.training.rows import SPARE
 from tui_descent.training.watch import Watch
 
 
@@ -69,12 +72,12 @@ def test_in_an_own_loop_a_norm_stands_where_it_runs_too(kept: Kept) -> None:
     assert [reading.structure for reading in readings] == [0] * 3 + [1] * 3 + [2] * 3
 
 
-def test_a_net_that_its_owner_makes_larger_keeps_the_rows_there_is_room_for(kept: Kept) -> None:
+def test_a_net_that_its_owner_makes_larger_by_more_than_there_is_room_for_keeps_the_rows_it_had(kept: Kept) -> None:
     net = Grows()
 
     def grow(step: int) -> None:
         if step == 2:
-            net.more[1] = nn.Linear(8, 8)
+            net.more[1] = nn.Sequential(*(nn.Linear(8, 8) for _ in range(SPARE + 1)))
 
     readings = own(kept, net, {4: "activation=gelu,way=instant"}, grow)
     (event,) = kept.events(LayersChanged)  # the first of its two units is a block now
@@ -93,3 +96,33 @@ def test_one_that_its_owner_makes_smaller_loses_the_row_at_the_next_turn(kept: K
     (event,) = kept.events(LayersChanged)
     assert [layer.name for layer in event.layers] == ["stem", "head"]
     assert [len(reading.ages) for reading in readings] == [3] * 4 + [2] * 5
+
+
+@pytest.mark.parametrize("told", ["by its optimizer", "in a second"])
+def test_a_layer_that_its_owner_swaps_for_two_is_followed(
+    told: str, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = Grows()
+    if told == "in a second":
+        monkeypatch.setattr(rows, "LOOK_EVERY_S", 0.0)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    norms = []
+    with Watch(net, optimizer, link=kept.link, sampler=Sampler(every=1)) as run:
+        for step, batch in enumerate(digit_batches(9)):
+            if step == 2:
+                net.more = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+                if told == "by its optimizer":
+                    optimizer.add_param_group({"params": list(net.more.parameters())})
+            loss = loss_of(net, batch)
+            optimizer.zero_grad()
+            net.more.zero_grad()
+            loss.backward()
+            norms.append(torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]).norm().item())
+            optimizer.step()
+            run.step(loss)
+        readings = kept.readings()
+    (event,) = kept.events(LayersChanged)
+    assert [layer.name for layer in event.layers] == ["stem", "more.0", "more.1", "head"]
+    assert [len(reading.ages) for reading in readings] == [3] * 3 + [4] * 6
+    for reading, norm in list(zip(readings, norms, strict=True))[3:]:
+        assert reading.global_grad_norm == pytest.approx(norm, rel=1e-5)

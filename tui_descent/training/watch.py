@@ -297,7 +297,7 @@ class Watch:
     def _instruments(self) -> Measuring:
         """The instruments of the net as it stands."""
         self._begin()
-        return self._rows.instruments()
+        return self._rows.instruments(look=True)
 
     def _begin(self) -> None:
         """The layers are known: lay out the ring and tell of the run, once. Raises `RuntimeError`."""
