@@ -93,6 +93,10 @@ async def test_waiting_for_the_first_ledger_and_why_it_may_never_come() -> None:
     async with playing((120, 40), PAST) as play:
         await play.press("4")
         await play.sees("waiting for the first ledger")
+    other = started(scenario={"model": {"name": "transformer"}})
+    async with playing((120, 40), [other, StateChanged(state="running")]) as play:
+        await play.press("4")
+        await play.sees("no ledger of this run", "this net has none of them")
     foreign = started(scenario=None, knobs=(KnobState(name="residual", unavailable="Net has none"),))
     async with playing((120, 40), [foreign, StateChanged(state="running")]) as play:
         await play.press("4")

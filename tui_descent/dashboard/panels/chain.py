@@ -181,10 +181,11 @@ class Columns:
 
 
 def _none_yet(view: View, width: int, height: int) -> list[Strip]:
-    why = view.history.unavailable.get("residual")
-    if why is None:
+    scenario = view.history.started.scenario if view.history.started is not None else None
+    model = (scenario or {}).get("model", {}).get("name")
+    if model == "mlp" or (model is None and "residual" not in view.history.unavailable):
         return empty(view, width, height, "ledger")
-    surface = view.history.started is not None and view.history.started.scenario is not None
+    surface = model == "surface"
     lines = [
         ("no ledger of this run", ink.TEXT),
         ("it is made from the parts of built-in blocks: Linear, activation, norm, skip", ink.DIM),

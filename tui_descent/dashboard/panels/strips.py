@@ -118,7 +118,7 @@ def empty(view: View, width: int, height: int, what: str, *, state: bool = False
     if not view.connected and view.history.live:
         return notice([(plain(view.trouble) or "looking for the keeper…", ink.DIM)] if state else [], width, height)
     making = {"importing torch": "importing torch…", "building": "building the network…"}
-    first = "first" if view.history.steps == 0 else "next"
+    first = "next" if view.history.segment else "first"
     waiting = {"running": f"waiting for the {first} {what}…", "paused": f"paused before the {first} {what}"}
     now = view.history.state.state
     words = (making[now] if state else "") if now in making else waiting.get(now, f"no {what}")
