@@ -89,13 +89,13 @@ class LayerDialog(Dialog[None]):
         layer, readings = self._layers[self._layer], history.readings
         box = self.query_one(VerticalScroll)
         box.border_title = plain(layer.name, 60).replace("[", "(")
-        table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style=ink.DIM)
-        # Where rows are few each reading gets one: its definition is cut before a reading is.
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style=ink.DIM, expand=True)
+        # Where rows are few each reading gets one. The definition has the room that the others leave: only it is cut.
         low, narrow = self.size.height < LOW, self.size.width < NARROW
         widths = {"reading": 16, "value": 8} | ({} if narrow else {"unit": 11})
         for title, wide in widths.items():
             table.add_column(title, justify="right" if title == "value" else "left", no_wrap=True, min_width=wide)
-        table.add_column("what it is", no_wrap=low, overflow="ellipsis")
+        table.add_column("what it is", no_wrap=low, overflow="ellipsis", ratio=1)
 
         def row(name: str, value: str, unit: str, what: str, style: Style | None = None) -> None:
             table.add_row(name, value, *([] if narrow else [unit]), what, style=style)
