@@ -52,3 +52,26 @@ def test_of_a_sentence_that_is_too_long_the_key_that_helps_stays(width: int) -> 
     assert row.endswith(" Try r residual.")
     assert ("…" in row) == (width < 86)
     assert len(row) <= width
+
+
+@pytest.mark.parametrize("width", [60, 72, 80, 100, 120, 160])
+@pytest.mark.parametrize("back", ["; u goes back to step 123,456", "; u goes back to step 5", ""])
+def test_of_a_held_run_what_is_to_be_done_stays(width: int, back: str) -> None:
+    reason = f"loss is nan at step 6, first in blocks.1.linear, before the update{back}"
+    history = History()
+    for event in (started(), steps(0, [1.0] * 6), StateChanged(state="held", reason=reason)):
+        history.apply(event)
+    row = ConversationPanel().draw(View(history=history, connected=True), width, 3)[0].text.rstrip()
+    assert row.endswith(f"{back.removeprefix('; ')}; space goes on, q leaves".removeprefix("; "))
+    assert row.startswith(" held  loss is nan") or width < 80
+    assert ("before the update" in row) == (width >= len(f" held  {reason}; space goes on, q leaves"))
+    assert len(row) <= width
+
+
+def test_of_an_ended_run_the_way_out_stays() -> None:
+    history = History()
+    for event in (started(), steps(0, [1.0] * 6), RunEnded(status="failed", step=6, reason="no memory for it " * 9)):
+        history.apply(event)
+    row = ConversationPanel().draw(View(history=history, connected=True), 80, 3)[0].text.rstrip()
+    assert row.startswith(" failed  at step 6: no memory")
+    assert row.endswith("…; q leaves")

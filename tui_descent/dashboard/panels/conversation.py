@@ -37,8 +37,10 @@ from tui_descent.protocol.events import CommandDone, CommandRejected, KnobTurned
 from tui_descent.scenario.knobs import text_of
 from tui_descent.telemetry.history import History
 
-# Of a finding's sentence, before it is cut for the advice behind it.
-SHORTEST = 20
+# What is to be done begins with one of these.
+ADVICE = (" Try ", "; u goes back ", "; space goes on", "; q leaves")
+# Of a sentence that is cut for the advice behind it; of less nothing can be read.
+SHORTEST = 12
 
 
 class ConversationPanel(Panel, can_focus=False):
@@ -55,12 +57,13 @@ class ConversationPanel(Panel, can_focus=False):
 
 
 def _with_its_advice(text: str, width: int) -> str:
-    """The sentence in so many cells: of one that is too long the key that helps stays."""
-    said, try_, advice = text.rpartition(" Try ")
-    room = width - cell_len(try_ + advice) - 1
-    if cell_len(text) <= width or not try_ or room < SHORTEST:
+    """The sentence in so many cells: of one that is too long what is to be done stays, if need be alone."""
+    start = next((text.rindex(sign) for sign in ADVICE if sign in text), len(text))
+    said, advice = text[:start], text[start:]
+    if cell_len(text) <= width or not advice:
         return text
-    return f"{set_cell_size(said, room).rstrip(' .,:;')}…{try_}{advice}"
+    room = width - cell_len(advice) - 1
+    return f"{set_cell_size(said, room).rstrip(' .,:;')}…{advice}" if room >= SHORTEST else advice.lstrip("; ")
 
 
 def asked(command: AnyCommand) -> str:
