@@ -129,6 +129,27 @@ def test_taken_out_it_is_gone_and_put_in_again_its_past_is_there() -> None:
     assert list(found["blocks.2.norm"]) == [*range(10, 20), 21]
 
 
+def newest(history: History) -> dict[str, tuple[int, list[float | None]]]:
+    """Of each metric the newest column of the present segment, with its step."""
+    return {m: (r.step, r.values[m]) for m, r in history.tiers.of(history.segment).items()}
+
+
+def test_a_column_that_not_every_reading_has_stays_in_the_rows_of_the_layers_there_are() -> None:
+    old, quick = reading(3, PLAIN, 0), reading(5, PLAIN, 0)
+    quick = msgspec.structs.replace(quick, values={"grad_rms": quick.values["grad_rms"]})
+    history = fed([STARTED, reading(2, PLAIN, 0), old, quick])
+    assert newest(history) == {"grad_rms": (5, quick.values["grad_rms"]), "update_ratio": (3, old.values["grad_rms"])}
+    assert newest(travelled(history)) == newest(history)
+    history.apply(changed(1, 6, PRE))
+    step, column = newest(history)["update_ratio"]
+    assert (step, column[1::2], column[::2]) == (3, old.values["grad_rms"], [None] * DEPTH)
+    assert newest(travelled(history)) == newest(history)
+    history.apply(rewound((0, 6), (0, 4), 1, back=True))
+    assert newest(history) == {}
+    history.apply(msgspec.structs.replace(quick, structure=1, segment=1, step=4, values={"grad_rms": [1.0] * 8}))
+    assert list(newest(history)) == ["grad_rms"]
+
+
 def test_undone_its_rows_go_and_redone_they_are_back_with_their_past() -> None:
     history = turned_on()
     history.apply(rewound((0, 20), (0, 10), 1, back=True))
@@ -212,6 +233,7 @@ def test_it_travels_at_any_moment_and_goes_on_alike(seed: int) -> None:
     there = travelled(history)
     assert (there.layers, there.structure, there.parameters) == (history.layers, history.structure, history.parameters)
     assert there.readings == history.readings
+    assert newest(there) == newest(history)
 
 
 def test_names_that_never_come_back_are_not_kept_for_ever() -> None:

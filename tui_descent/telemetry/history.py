@@ -43,6 +43,7 @@ from tui_descent.protocol.rewinding import Ghost
 from tui_descent.telemetry.layers import Gradients, carried
 from tui_descent.telemetry.pyramid import Pyramid, device_pyramid, loss_pyramid
 from tui_descent.telemetry.smoothing import OVER, Smoothed
+from tui_descent.telemetry.tiers import Tiers
 
 MAX_FACTS = 500
 # Readings of the curvature: when there are more, the one closest to its neighbours goes, so that they span the run.
@@ -91,6 +92,7 @@ class History:
         self.losses: dict[int, Pyramid] = {}
         self.grads: dict[int, Gradients] = {}
         self.readings: ReadingsTaken | None = None
+        self.tiers = Tiers()
         self.device: DeviceTaken | None = None
         self.devices: dict[int, Pyramid] = {}
         self.evaluations: deque[Evaluated] = deque(maxlen=MAX_FACTS)
@@ -312,6 +314,7 @@ class History:
         if event.structure != self.structure or len(rms) not in (0, len(layers)):
             return  # whose rows they are was never told
         self.readings = event
+        self.tiers.add(event)
         if rms:
             if event.segment not in self.grads:
                 self.grads[event.segment] = Gradients([layer.name for layer in layers])
@@ -320,6 +323,7 @@ class History:
     def _change_layers(self, event: LayersChanged) -> None:
         if self.readings is not None:
             self.readings = carried(self.readings, self.layers, event.layers, event.structure)
+        self.tiers.change(self.layers, event.layers, event.structure)
         self.changed = event
         self.layers, self.structure, self.parameters = event.layers, event.structure, event.parameters
         if (grads := self.grads.get(event.segment)) is not None:
@@ -339,7 +343,7 @@ class History:
             facts.append(self.started)
         if self.changed is not None:
             facts.append(self.changed)
-        facts += [*self.log, *self.curvatures]
+        facts += [*self.log, *self.curvatures, *self.tiers.older(self.readings)]
         newest: list[AnyEvent | None] = [self.readings, self.device, self.ledger, *self.measured.values()]
         facts += [event for event in newest if event is not None]
         facts.append(self.ended if self.ended is not None else self.state)

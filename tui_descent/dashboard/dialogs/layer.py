@@ -1,4 +1,4 @@
-"""One layer: all its readings, each with its unit and definition."""
+"""One layer: of each of its readings the newest, with its unit and definition."""
 
 from __future__ import annotations
 
@@ -37,6 +37,8 @@ DEFINITIONS: dict[str, tuple[str, str, str]] = {
     "activation_mean": ("mean a", "activation", "mean of the activation's outputs"),
     "activation_std": ("std a", "activation", "their standard deviation"),
 }
+
+ORDER = {metric: n for n, metric in enumerate(DEFINITIONS)}
 
 LOW, NARROW = 30, 100
 
@@ -87,6 +89,8 @@ class LayerDialog(Dialog[None]):
                 return
             self._layer, self._layers = here, history.layers
         layer, readings = self._layers[self._layer], history.readings
+        if readings is not None and readings.segment != history.segment:
+            readings = None  # of the stretch that was left
         box = self.query_one(VerticalScroll)
         box.border_title = plain(layer.name, 60).replace("[", "(")
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style=ink.DIM, expand=True)
@@ -107,14 +111,23 @@ class LayerDialog(Dialog[None]):
         idle = IDLE.get(status)
         if idle is not None:
             row("status", status, "", idle, ink.DIM)
-        for metric, values in readings.values.items() if readings else ():
+        tiers = history.tiers.of(history.segment)
+        for metric in sorted(tiers, key=lambda metric: ORDER.get(metric, len(ORDER))):
             symbol, unit, what = DEFINITIONS.get(metric, (plain(metric, 30), "", ""))
+            taken = tiers[metric]
+            values = taken.values[metric]
             value = values[self._layer] if self._layer < len(values) else None
             if value is None and idle is not None:
                 row(symbol, status, unit, what, ink.DIM)
                 continue
-            row(symbol, scientific(value), unit, what if value is not None else f"does not apply here: {what}")
-        if readings:
+            if value is None:
+                what = f"does not apply here: {what}"
+            elif readings is not None and taken.step != readings.step:
+                what = f"at step {count(taken.step)}: {what}"
+            row(symbol, scientific(value), unit, what)
+        if readings is None:
+            row("measured at", "–", "step", "no reading yet since the run stands here")
+        else:
             age = readings.ages[self._layer] if self._layer < len(readings.ages) else 0
             told = f"‖W‖, ‖ΔW‖ and their ratio {count(age)} before" if age else "the newest reading"
             row("measured at", count(readings.step), "step", told)
