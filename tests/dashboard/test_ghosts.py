@@ -22,6 +22,7 @@ from tui_descent.protocol.commands import AnyCommand, Redo, Undo
 from tui_descent.protocol.events import (
     AnyEvent,
     CommandDone,
+    CommandRejected,
     Evaluated,
     KnobState,
     Marked,
@@ -125,6 +126,12 @@ def test_one_that_diverged_does_not_flatten_the_live_curve() -> None:
 
 def test_the_log_says_what_was_undone() -> None:
     assert words(BACK)[0] == "undone: residual off → on; now at step 40 of segment 1 (was at 100 of segment 0)"
+
+
+@pytest.mark.parametrize(("knob", "said"), [("", "rejected: nothing to undo"), ("lr", "rejected lr: nothing to undo")])
+def test_the_log_names_the_knob_of_a_refusal_where_there_is_one(knob: str, said: str) -> None:
+    refused = CommandRejected(client=1, request=1, source="key", segment=0, step=9, knob=knob, reason="nothing to undo")
+    assert words(refused)[0] == said
 
 
 def test_the_log_is_in_the_order_of_time_with_segments() -> None:

@@ -81,7 +81,8 @@ def words(fact: Fact) -> tuple[str, Style]:
         case KnobTurned():
             return f"{turned(fact)}{_receipt(fact)}", ink.MARK
         case CommandRejected():
-            return f"rejected {plain(fact.knob, 40)}: {plain(fact.reason)}", ink.ORANGE
+            what = f" {plain(fact.knob, 40)}" if fact.knob else ""  # not every command turns a knob
+            return f"rejected{what}: {plain(fact.reason)}", ink.ORANGE
         case Evaluated():
             accuracy = f", accuracy {fact.accuracy:.1%}" if fact.accuracy is not None else ""
             return f"held-out loss {short(fact.loss)}{accuracy}", ink.DIM
