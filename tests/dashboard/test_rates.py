@@ -90,6 +90,48 @@ async def test_asked_followed_shown(size: tuple[int, int]) -> None:
             compare(f"rates-{size[0]}x{size[1]}", play.text())
 
 
+def figures(rows: list[str]) -> list[float]:
+    """Those beside the picture, from the top."""
+    return [float(row.split()[0]) for row in rows[:-2] if row[:1] == " " and row.split()[0][-1:].isdigit()]
+
+
+@pytest.mark.parametrize("value", [-1.0, -1e-3, 0.0, 1.0])
+def test_the_axis_of_a_loss_that_is_the_same_everywhere_holds_it(value: float) -> None:
+    rows = [s.text for s in AheadPanel().picture(swept(ahead=[value] * len(SCALES)), 40, 14)]
+    found = figures(rows)
+    assert found[-1] < value < found[0]
+    assert next(n for n, row in enumerate(rows) if "•" in row) in range(3, 10)
+
+
+@pytest.mark.parametrize("ahead", [[-1.0 - s / 20 for s in SCALES], [0.0] * 5 + [1.0, 2.0, 4.0, 8.0]])
+def test_the_axis_holds_losses_at_and_under_zero(ahead: list[float]) -> None:
+    rows = [s.text for s in AheadPanel().picture(swept(ahead=ahead), 40, 30)]
+    found = figures(rows)
+    gap = found[0] - found[1]
+    assert found[-1] - gap <= min(ahead)
+    assert max(ahead) <= found[0] + gap
+
+
+@pytest.mark.parametrize("width", [24, 31, 60])
+def test_long_figures_do_not_shift_their_rows(width: int) -> None:
+    ahead = [2.296609 + 1e-6 * n for n in range(len(SCALES))]
+    strips = AheadPanel().picture(swept(ahead=ahead), width, 14)
+    rows = [s.text for s in strips]
+    assert {s.cell_length for s in strips} == {width}
+    assert max(len(row.split()[0]) for row in rows if row.split()) > 6, rows
+    upright = rows[-2].index("▲")
+    assert {row[upright] for row in rows[:-2]} <= set("┊•") | {chr(c) for c in range(0x2800, 0x2900)}
+    assert not any("…" in row for row in rows)
+
+
+def test_what_climbs_far_above_the_small_steps_is_a_wall_under_zero_too() -> None:
+    rows = [
+        s.text for s in AheadPanel().picture(swept(ahead=[0.0, -0.2, -0.4, -0.8, -1.0, 0.5, 9.0, 1e3, 1e9]), 40, 30)
+    ]
+    assert figures(rows)[0] <= 4.0
+    assert figures(rows)[-1] <= -0.5
+
+
 async def test_enter_adopts_by_an_ordinary_turn() -> None:
     async with playing((120, 40), PAST) as play:
         await opened(play)

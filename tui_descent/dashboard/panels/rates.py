@@ -15,8 +15,8 @@ from tui_descent.protocol.rates import RatesSwept
 
 # What lies above the present loss by so many times what can be gained, or by half of it, is a wall.
 GAINS, HALF = 3.0, 0.5
-# So too beyond so many times what the smaller step sizes lead to.
-WALL = 4.0
+# So too what lies above the loss that the smaller step sizes lead to by so many times its size.
+WALL = 3.0
 SHARES = {0.0: "0", 0.125: "⅛", 0.25: "¼", 0.5: "½"}
 
 
@@ -105,7 +105,9 @@ class AheadPanel(RatesPanel):
             return notice([("the next update moves nothing", ink.DIM)], width, height)
         last = len(swept.scales) - 1
         finite = [v for v in swept.ahead if math.isfinite(v)]
-        axis = height_axis(finite, WALL * max(finite[:5], default=1.0))
+        near = finite[:5]
+        size = max(map(abs, near), default=0.0)
+        axis = height_axis(finite, max(near) + WALL * size if size else math.inf)
         path = Path([(n / last, loss) for n, loss in enumerate(swept.ahead)], ink.BAND, ink.POINT)
         uprights = [Upright(n / last, "next", ink.BRIGHT) for n, scale in enumerate(swept.scales) if scale == 1]
         ticks = {n / last: SHARES.get(scale, f"{scale:g}") for n, scale in enumerate(swept.scales)}

@@ -14,6 +14,7 @@ from tui_descent.dashboard import charts, ink
 from tui_descent.dashboard.axis import Axis, log_axis
 from tui_descent.dashboard.panels.line import Line, joined
 
+# Cells to the left of the picture, unless a figure needs more.
 GUTTER = 7
 # A loss that spans more than this is told apart only on a logarithmic axis.
 WIDE = 8.0
@@ -54,7 +55,10 @@ def plotted(
     ticks: Mapping[float, str],
 ) -> list[Strip]:
     """`height` rows: the picture, a row of the uprights' names, a row of the x axis' figures."""
-    columns, rows = max(2, width - GUTTER), max(2, height - 2)
+    rows = max(2, height - 2)
+    figures = axis.labels(rows)
+    gutter = max(GUTTER, *(len(text) + 1 for text in figures.values()), 0)
+    columns = max(2, width - gutter)
     right, top = 2 * columns - 1, 4 * rows - 1
     curves = [charts.Curve([(x * right, axis.place(y) * top) for x, y in p.points], p.colour) for p in paths]
     cells = [[Segment(c, s.style) for s in line for c in s.text] for line in charts.canvas(curves, columns, rows)]
@@ -66,12 +70,12 @@ def plotted(
         for x, y in path.points if path.dot is not None else ():
             if not math.isnan(axis.place(y)):
                 cells[axis.row(y, rows)][_column(x, columns)] = Segment("•", path.dot)
-    figures = axis.labels(rows)
     lines = [
-        Line().put(f"{figures.get(y, ''):>{GUTTER - 1}} ", ink.DIM).extend(joined(cells[y])).strip(width)
+        Line().put(f"{figures.get(y, ''):>{gutter - 1}} ", ink.DIM).extend(joined(cells[y])).strip(width)
         for y in range(rows)
     ]
-    return [*lines, _names(uprights, columns).strip(width), _figures(ticks, columns).strip(width)]
+    below = [Line().put(" " * gutter).extend(row) for row in (_names(uprights, columns), _figures(ticks, columns))]
+    return [*lines, *(line.strip(width) for line in below)]
 
 
 def _column(x: float, columns: int) -> int:
@@ -93,11 +97,11 @@ class _Row:
         self.cells[start:end] = [Segment(character, style) for character in text]
         return True
 
-    def line(self) -> Line:
-        return Line().put(" " * GUTTER).extend(joined(self.cells))
+    def joined(self) -> list[Segment]:
+        return joined(self.cells)
 
 
-def _names(uprights: Sequence[Upright], columns: int) -> Line:
+def _names(uprights: Sequence[Upright], columns: int) -> list[Segment]:
     """A sign at each place, and to its right or left its name, the first ones first."""
     row = _Row(columns)
     for upright in reversed(uprights):
@@ -106,11 +110,11 @@ def _names(uprights: Sequence[Upright], columns: int) -> Line:
         at = _column(upright.x, columns)
         if not row.put(at + 2, upright.name, upright.style):
             row.put(at - 1 - len(upright.name), upright.name, upright.style)
-    return row.line()
+    return row.joined()
 
 
-def _figures(ticks: Mapping[float, str], columns: int) -> Line:
+def _figures(ticks: Mapping[float, str], columns: int) -> list[Segment]:
     row = _Row(columns)
     for x, text in ticks.items():
         row.put(min(max(_column(x, columns) - len(text) // 2, 0), columns - len(text)), text, ink.DIM)
-    return row.line()
+    return row.joined()
