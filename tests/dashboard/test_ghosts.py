@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import msgspec
@@ -11,12 +12,13 @@ from scripted import started, turned
 from textual.strip import Strip
 
 from tui_descent.dashboard import ink
+from tui_descent.dashboard.axis import Axis
 from tui_descent.dashboard.bridge import Exchange
 from tui_descent.dashboard.panels.conversation import ConversationPanel
 from tui_descent.dashboard.panels.events import EventsPanel, words
 from tui_descent.dashboard.panels.loss import LossPanel
 from tui_descent.dashboard.panels.status import StatusPanel
-from tui_descent.dashboard.panels.timeline import Timeline
+from tui_descent.dashboard.panels.timeline import Timeline, gutter
 from tui_descent.dashboard.panels.view import View
 from tui_descent.protocol.commands import AnyCommand, Redo, Undo
 from tui_descent.protocol.events import (
@@ -122,6 +124,32 @@ def test_one_that_diverged_does_not_flatten_the_live_curve() -> None:
     figures = "".join(s.text[:10] for s in LossPanel().draw(view(events), 80, 14))
     assert "1e20" not in figures
     assert "1e+20" not in figures
+
+
+@pytest.mark.parametrize("lost", [1e20, 1e-9, 0.0, -1e9])
+@pytest.mark.parametrize("log", [True, False])
+def test_what_lies_beyond_the_axis_is_not_drawn_on_its_edge(lost: float, log: bool) -> None:
+    events = [*PAST[:3], stretch(40, 70, 1.2, segment=0), stretch(70, 100, lost, segment=0), *PAST[4:]]
+    look = view(events, log=log)
+    column = Timeline.of(look.history, 80 - gutter(look, 80), recent=False).column(72)
+    assert column is not None
+    left = gutter(look, 80) + column  # the live curve ends before it, and what is left lies beyond the axis
+    rows = [row.text for row in LossPanel().draw(look, 80, 14)][:-1]
+    assert sum("\u2800" < c < "\u2900" for row in rows for c in row[:left]) > 40
+    if lost or log:  # zero is on a linear axis
+        assert not any("\u2800" < c < "\u2900" for row in rows for c in row[left:]), rows
+
+
+@pytest.mark.parametrize(
+    ("axis", "inside", "outside"),
+    [
+        (Axis(0.0, 2.0, True), [1.0, 100.0, 7.0], [0.99, 101.0, 0.0, -1.0, math.nan, math.inf]),
+        (Axis(-1.0, 1.0, False), [-1.0, 1.0, 0.0], [-1.01, 1.01, math.nan, math.inf, -math.inf]),
+    ],
+)
+def test_an_axis_knows_what_it_holds(axis: Axis, inside: list[float], outside: list[float]) -> None:
+    assert all(map(axis.holds, inside))
+    assert not any(map(axis.holds, outside))
 
 
 def test_the_log_says_what_was_undone() -> None:

@@ -51,6 +51,13 @@ class Axis:
             return math.nan
         return min(max((min(max(value, -HUGE), HUGE) - self.low) / (self.high - self.low), 0.0), 1.0)
 
+    def holds(self, value: float) -> bool:
+        """Whether it lies between the limits, where `place` does not move it."""
+        if self.log:
+            value = math.log10(value) if 0 < value < math.inf else math.inf
+        slack = 1e-9 * (self.high - self.low)
+        return self.low - slack <= value <= self.high + slack
+
     def row(self, value: float, rows: int) -> int:
         """The text row, from the top, of a value that `place` can show: the one its braille dot is in."""
         return rows - 1 - round(self.place(value) * (4 * rows - 1)) // 4

@@ -66,8 +66,11 @@ def _stretches(view: View, timeline: Timeline) -> list[Bins]:
 
 
 def _dots(bins: Bins, timeline: Timeline, axis: Axis, rows: int) -> list[charts.Point]:
+    """What lies beyond the axis is a gap: on its edge it would look like a loss that stands still."""
     top = 4 * rows - 1
-    return [(timeline.dot(bin_), axis.place(v[SMOOTH]) * top) for bin_, v in bins]
+    return [
+        (timeline.dot(bin_), axis.place(v[SMOOTH]) * top if axis.holds(v[SMOOTH]) else math.nan) for bin_, v in bins
+    ]
 
 
 def _label(cells: Cells, history: History, timeline: Timeline) -> None:
