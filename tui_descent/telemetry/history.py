@@ -40,6 +40,7 @@ from tui_descent.protocol.events import (
     StepsMissed,
 )
 from tui_descent.protocol.rewinding import Ghost
+from tui_descent.telemetry.facts import Fact
 from tui_descent.telemetry.layers import Gradients, carried
 from tui_descent.telemetry.pyramid import Pyramid, device_pyramid, loss_pyramid
 from tui_descent.telemetry.smoothing import OVER, Smoothed
@@ -52,22 +53,7 @@ MAX_CURVATURES = 512
 MAX_GHOSTS = 8
 MAX_GHOSTS_WITH_GRADS = 2
 
-Fact = (
-    Evaluated
-    | Diagnosed
-    | Foretold
-    | KnobTurned
-    | CommandRejected
-    | Marked
-    | MetricLogged
-    | Noted
-    | NotFinite
-    | RatesSwept
-    | Rewound
-    | StateChanged
-    | StepsMissed
-)
-Placed = TypeVar("Placed", KnobTurned, Marked, Evaluated, CurvatureTaken)
+Placed = TypeVar("Placed", Marked, Evaluated, CurvatureTaken, ReadingsTaken, LedgerTaken, Measured)
 
 
 class History:
@@ -225,16 +211,17 @@ class History:
         live = [(event.from_segment, parted), (event.to_segment, event.step)]
         live += [(g.segment, event.step) for g in self.ghosts if g not in ghosts]
 
-        def lives(fact: Placed | ReadingsTaken | LedgerTaken | Measured) -> bool:
-            return any(fact.segment == segment and fact.step < before for segment, before in live)
-
-        def moved(facts: deque[Placed] | list[Placed]) -> list[Placed]:
-            return [msgspec.structs.replace(f, segment=event.segment) if lives(f) else f for f in facts]
+        def here(fact: Placed | None) -> Placed | None:
+            if fact is None or not any(fact.segment == left and fact.step < before for left, before in live):
+                return None
+            return msgspec.structs.replace(fact, segment=event.segment)
 
         # What stands on the screen as of now is of the stretch that is gone on with, or nothing is.
-        self.readings = self.readings if self.readings is not None and lives(self.readings) else None
-        self.ledger = self.ledger if self.ledger is not None and lives(self.ledger) else None
-        self.measured = {name: fact for name, fact in self.measured.items() if lives(fact)}
+        self.readings, self.ledger = self.tiers.go_back(here), here(self.ledger)
+        self.measured = {name: fact for name, known in self.measured.items() if (fact := here(known)) is not None}
+
+        def moved(facts: Iterable[Placed]) -> list[Placed]:
+            return [here(fact) or fact for fact in facts]
 
         self.marks = deque(moved(self.marks), maxlen=MAX_FACTS)
         self.evaluations = deque(moved(self.evaluations), maxlen=MAX_FACTS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -30,6 +30,12 @@ class Tiers:
         """Into the rows of other layers."""
         moved = {r.step: carried(r, old, new, structure) for r in self._newest.values()}
         self._newest = {metric: moved[reading.step] for metric, reading in self._newest.items()}
+
+    def go_back(self, here: Callable[[ReadingsTaken], ReadingsTaken | None]) -> ReadingsTaken | None:
+        """Keep what `here` gives of each reading, where it is one of the stretch gone on with; the newest of them."""
+        moved = {r.step: here(r) for r in self._newest.values()}
+        self._newest = {m: r for m, known in self._newest.items() if (r := moved[known.step]) is not None}
+        return max(self._newest.values(), key=lambda r: r.step, default=None)
 
     def older(self, newest: ReadingsTaken | None) -> list[ReadingsTaken]:
         """What the newest reading lacks, oldest first: it and these, added again, make the same."""

@@ -28,7 +28,7 @@ from tui_descent.protocol.events import (
     StateChanged,
     StepsMissed,
 )
-from tui_descent.telemetry.history import Fact
+from tui_descent.telemetry.facts import Fact
 
 NUMBER = 8
 SEGMENT = 4  # once an undo has begun another segment
