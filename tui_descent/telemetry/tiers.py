@@ -33,9 +33,12 @@ class Tiers:
 
     def go_back(self, here: Callable[[ReadingsTaken], ReadingsTaken | None]) -> ReadingsTaken | None:
         """Keep what `here` gives of each reading, where it is one of the stretch gone on with; the newest of them."""
-        moved = {r.step: here(r) for r in self._newest.values()}
-        self._newest = {m: r for m, known in self._newest.items() if (r := moved[known.step]) is not None}
-        return max(self._newest.values(), key=lambda r: r.step, default=None)
+        known = {r.step: r for r in self._newest.values()}
+        self._newest.clear()
+        kept = [moved for _, r in sorted(known.items()) if (moved := here(r)) is not None]
+        for reading in kept:
+            self.add(reading)
+        return kept[-1] if kept else None
 
     def older(self, newest: ReadingsTaken | None) -> list[ReadingsTaken]:
         """What the newest reading lacks, oldest first: it and these, added again, make the same."""
