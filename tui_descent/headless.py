@@ -14,6 +14,7 @@ from tui_descent.keeper.process import clear
 from tui_descent.keeper.serve import Keeper
 from tui_descent.keeper.trainer import Trainer
 from tui_descent.protocol.channel import ChannelError
+from tui_descent.protocol.ending import exit_code
 from tui_descent.protocol.events import (
     AnyEvent,
     CommandRejected,
@@ -59,8 +60,8 @@ def run(launch: Launch, *, json: bool = False, listen: Callable[[AnyEvent], None
     old = {number: signal.signal(number, stop) for number in SIGNALS}
     try:
         ended = keeper.run(lambda: Trainer.start(launch))
-        code = 128 + caught if caught and ended.status == "stopped" else EXIT_CODES[ended.status]
-        if ended.status in ("failed", "lost") and not listen:
+        code = 128 + caught if caught and ended.status == "stopped" else exit_code(ended, EXIT_CODES)
+        if ended.log_path is not None and not listen:
             _tell_failure(ended)
         else:
             clear(launch.path)

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from scripted import started, steps, turned
 
+from tui_descent.dashboard import ink
 from tui_descent.dashboard.panels.conversation import ConversationPanel
 from tui_descent.dashboard.panels.finding import finding
 from tui_descent.dashboard.panels.view import View
@@ -38,6 +39,13 @@ def test_what_was_found_on_another_stretch_is_not_said() -> None:
 def test_a_lost_trainer_is_told_once() -> None:
     lost = RunEnded(status="lost", step=80, reason="trainer lost (signal 9) at step 80")
     assert said(lost) == ("trainer lost (signal 9) at step 80", "what was seen stays on screen, q leaves")
+
+
+def test_a_script_that_failed_behind_its_run_is_told_in_red() -> None:
+    ended = RunEnded(status="finished", step=80, reason="the script then failed with exit code 1", exit_code=1)
+    assert said(ended) == ("finished", "at step 80: the script then failed with exit code 1; q leaves")
+    assert ink.end(ended) == ink.GREEN, "nothing was kept of it: no failure"
+    assert ink.end(msgspec.structs.replace(ended, log_path="/x/run.log")) == ink.RED
 
 
 @pytest.mark.parametrize("width", [60, 80, 85, 86, 100])

@@ -73,6 +73,15 @@ async def test_exit_code_of_an_ended_run(status: Status, code: int) -> None:
     assert play.app.return_value == code
 
 
+@pytest.mark.parametrize(("own", "code"), [(1, 1), (7, 7), (-11, 139)])
+async def test_exit_code_of_a_script_that_failed_behind_its_run(own: int, code: int) -> None:
+    ended = RunEnded(status="finished", step=60, exit_code=own, log_tail=("KeyError: 'x'",), log_path="/x/run.log")
+    async with playing((80, 24), [*PAST, ended]) as play:
+        await play.sees("● finished", "KeyError: 'x'", "all of it: /x/run.log")
+        await play.press("q")
+    assert play.app.return_value == code
+
+
 async def test_leaving_stops_the_run_only_when_told_to() -> None:
     async with playing((80, 24), PAST) as play:
         await play.press("q")

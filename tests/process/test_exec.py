@@ -44,6 +44,13 @@ ENDS = {
     "not a number": "if step == 7: model[0].weight.data.fill_(float('nan'))",
 }
 
+# Behind the `with`, once the run is over.
+THEN = {
+    "raising late": 'raise RuntimeError("no room for the plots")',
+    "exiting late": "__import__('sys').exit(5)",
+    "killed late": "__import__('os').kill(__import__('os').getpid(), 9)",
+}
+
 
 def write(folder: Path, name: str, *, steps: int = 40, then: str = "pass", text: str = SCRIPT) -> Path:
     path = folder / f"{name.replace(' ', '_')}.py"
@@ -63,11 +70,14 @@ def executed() -> Iterator[dict[str, Outcome]]:
                 "10",
                 "--",
                 sys.executable,
-                str(write(home, name, then=then)),
+                str(path),
             ]
-            for name, then in ENDS.items()
+            for path in (
+                *(write(home, name, then=then) for name, then in ENDS.items()),
+                *(write(home, name, text=SCRIPT + then + "\n") for name, then in THEN.items()),
+            )
         ]
-        yield dict(zip(ENDS, together(*commands, home=home), strict=True))
+        yield dict(zip([*ENDS, *THEN], together(*commands, home=home), strict=True))
 
 
 def test_a_script_is_watched_to_its_end(executed: dict[str, Outcome]) -> None:
@@ -120,6 +130,37 @@ def test_a_script_that_exits_in_the_middle_has_not_finished(executed: dict[str, 
     assert outcome.ended["status"] == "failed"
     assert outcome.ended["reason"].startswith("SystemExit")
     assert len(outcome.losses) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "how", "word"),
+    [
+        ("raising late", 1, "then failed with exit code 1", "RuntimeError: no room for the plots"),
+        ("exiting late", 5, "then failed with exit code 5", "the script goes on"),
+        ("killed late", 137, "was then ended by signal 9", "the script goes on"),
+    ],
+    ids=["raise", "exit", "kill"],
+)
+def test_a_script_that_fails_behind_its_run_has_failed(
+    name: str, code: int, how: str, word: str, executed: dict[str, Outcome]
+) -> None:
+    outcome = executed[name]
+    assert outcome.code == code
+    assert (outcome.ended["status"], outcome.ended["step"]) == ("finished", 40)
+    assert outcome.ended["reason"] == f"the script {how}"
+    assert outcome.ended["log_tail"][-1] == word
+    assert word in Path(outcome.ended["log_path"]).read_text()
+    assert word in outcome.stderr
+    assert f"tui-descent: the trainer's output is in {outcome.ended['log_path']}" in outcome.stderr
+
+
+def test_of_a_script_that_ends_well_nothing_is_kept(executed: dict[str, Outcome]) -> None:
+    good = executed["good"]
+    assert "log_path" not in good.ended
+    (started,) = good.events("run_started")
+    late = Path(executed["exiting late"].ended["log_path"])
+    assert late.parent.parent.is_dir()
+    assert not (late.parent.parent / started["run"]).exists()
 
 
 def test_a_script_whose_numbers_go_bad_ends_diverged(executed: dict[str, Outcome]) -> None:

@@ -219,6 +219,25 @@ def test_an_own_loop_is_shown_and_its_rate_turned(tmp_path: Path) -> None:
         terminal.close()
 
 
+def test_a_script_that_fails_behind_its_run_is_told_and_its_output_kept(tmp_path: Path) -> None:
+    script = tmp_path / "mine.py"
+    loop = OWN_LOOP.replace("while True:", "for _ in range(20):")
+    script.write_text(loop + "raise SystemExit('no room for the plots')\n")
+    terminal = Terminal([*COMMAND, "exec", "--", sys.executable, str(script)], columns=120, rows=40)
+    try:
+        text = terminal.wait("the script then failed with exit code 1")
+        assert "finished" in text
+        assert "at step 20" in text
+        assert "no room for the plots" in terminal.wait("all of it:")
+        terminal.press("q")
+        assert terminal.ended() == 1
+        assert gone(os.environ["TUI_DESCENT_HOME"])
+        (log,) = Path(os.environ["TUI_DESCENT_HOME"]).glob("runs/*/run.log")
+        assert "no room for the plots" in log.read_text()
+    finally:
+        terminal.close()
+
+
 def test_a_terminal_too_small_is_told_what_it_needs_and_grows_back() -> None:
     terminal = Terminal([*COMMAND, "vanishing"], columns=50, rows=12)
     try:

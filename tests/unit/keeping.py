@@ -32,7 +32,7 @@ WITHIN_S = 30.0
 class Played:
     """A trainer's end of the line. What is not closed by the test is closed by `run`."""
 
-    def __init__(self, *, attended: bool = False, ring_steps: int = 1 << 12) -> None:
+    def __init__(self, *, attended: bool = False, ring_steps: int = 1 << 12, script: bool = False) -> None:
         run, folder = new_run("played")
         self.launch = Launch(
             run=run,
@@ -40,6 +40,7 @@ class Played:
             folder=str(folder),
             socket=str(socket_path(run)) if attended else None,
             attended=attended,
+            command=("python", "train.py") if script else None,
         )
         self.launch.write()
         ours, self._theirs = socket.socketpair()

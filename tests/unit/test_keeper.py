@@ -6,11 +6,13 @@ import os
 import select
 import signal
 import socket
+import threading
 from pathlib import Path
 
 import pytest
 from keeping import WITHIN_S, Played
 
+from tui_descent.keeper import serve
 from tui_descent.keeper.gpu import Gpus
 from tui_descent.keeper.trainer import Trainer
 from tui_descent.protocol import codec
@@ -31,7 +33,7 @@ from tui_descent.protocol.events import (
     StepsCompleted,
     StepsMissed,
 )
-from tui_descent.protocol.launch import RING_FILE
+from tui_descent.protocol.launch import LOG_FILE, RING_FILE
 
 
 def turned(step: int) -> KnobTurned:
@@ -84,6 +86,38 @@ def test_events_keep_to_the_steps_order_however_late_the_keeper_looks() -> None:
     assert sum(isinstance(event, KnobTurned) for event in played.events) == 20
     assert sum(isinstance(event, ReadingsTaken) for event in played.events) == 8
     assert in_order(played.events)
+
+
+def test_a_script_that_fails_behind_its_run_is_told_with_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "exit_code", lambda _: 5)
+    played = Played(script=True)
+    (played.launch.path / LOG_FILE).write_text("one\ntwo\n")
+    played.started()
+    played.steps(3)
+    played.ended()
+    ended = played.run()
+    assert (ended.status, ended.exit_code, ended.log_tail) == ("finished", 5, ("one", "two"))
+    assert ended.reason == "the script then failed with exit code 5"
+    assert ended.log_path == str(played.launch.path / LOG_FILE)
+
+
+def test_what_a_stop_ends_by_a_signal_has_not_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    signalled = threading.Event()
+    monkeypatch.setattr(serve, "STOP_GRACE_S", 0.0)
+    monkeypatch.setattr(Trainer, "signal", lambda *_: signalled.set())
+    monkeypatch.setattr(Trainer, "exit_code", lambda _: -signal.SIGTERM)
+    played = Played(script=True)
+
+    def play() -> None:
+        played.started()
+        played.steps(3)
+        played.keeper.stop("SIGTERM")
+        assert signalled.wait(WITHIN_S)
+        played.ended(hang_up=False)
+
+    ended = played.while_it_runs(play)
+    assert (ended.status, ended.exit_code) == ("finished", -signal.SIGTERM)
+    assert (ended.reason, ended.log_path) == ("", None)
 
 
 def told_apart(events: list[AnyEvent]) -> int:

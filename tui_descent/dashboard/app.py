@@ -16,6 +16,7 @@ from tui_descent.dashboard.screens.run import RunScreen
 from tui_descent.dashboard.signals import Signals
 from tui_descent.dashboard.theme import THEME
 from tui_descent.protocol.commands import Stop
+from tui_descent.protocol.ending import exit_code
 from tui_descent.protocol.events import Status
 
 STOP_WAIT_S = 10.0
@@ -69,7 +70,7 @@ class DescentApp(App[int]):
         """What the run came to, as the command line tells it."""
         ended = self.bridge.history.ended
         if ended is not None:
-            return EXIT_CODES[ended.status]
+            return exit_code(ended, EXIT_CODES)
         return 0 if self.bridge.connected else LOST
 
     def leave(self) -> None:

@@ -8,6 +8,9 @@ from functools import cache
 from rich.color import Color
 from rich.style import Style
 
+from tui_descent.protocol.ending import failed_after
+from tui_descent.protocol.events import RunEnded
+
 LEVELS = 24
 _CIVIDIS = ("00224e", "123570", "3b496c", "575d6d", "707173", "8a8678", "a59c74", "c3b369", "e1cc55", "fee838")
 
@@ -43,6 +46,11 @@ _STATES = {
 def state(word: str) -> Style:
     """The colour of a state's word; grey where nothing is right or wrong with it."""
     return _STATES.get(word, DIM)
+
+
+def end(ended: RunEnded) -> Style:
+    """The colour of a run's end: a failure's too where only its script failed."""
+    return state("failed" if failed_after(ended) else ended.status)
 
 
 def verdict(finding: str) -> Style:

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     except (ChannelError, OSError) as error:
         print(f"keeper: {error}", file=sys.stderr)
         return 1
-    if ended.status in ("finished", "stopped"):
+    if ended.status in ("finished", "stopped") and ended.log_path is None:
         clear(folder)
     return 0
 

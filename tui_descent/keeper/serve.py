@@ -17,11 +17,12 @@ import msgspec
 
 from tui_descent.keeper.diagnosing import Diagnosing
 from tui_descent.keeper.gpu import Gpus, Unreadable
-from tui_descent.keeper.trainer import Trainer, how_it_ended, log_tail
+from tui_descent.keeper.trainer import Trainer, log_tail
 from tui_descent.keeper.viewers import Viewers
 from tui_descent.protocol.channel import listen
 from tui_descent.protocol.codec import FrameError, decode, from_trainer
 from tui_descent.protocol.commands import Order, Stop, TurnKnob, WatchCurvature
+from tui_descent.protocol.ending import how_it_ended, how_it_failed
 from tui_descent.protocol.events import (
     AnyEvent,
     CommandDone,
@@ -76,6 +77,7 @@ class Keeper:
         self._stop_asked_s: float | None = None
         self._stop_reason = ""
         self._stop_wanted = ""
+        self._insisted = False
         self._silent = False
         self._started_s = time.monotonic()
 
@@ -284,6 +286,7 @@ class Keeper:
         if self._said is not None and self.launch.command is not None:
             return  # the loop has obeyed; what its script does afterwards is its own affair
         late_s = time.monotonic() - self._stop_asked_s - STOP_GRACE_S
+        self._insisted = late_s > 0
         if late_s > KILL_AFTER_S:
             trainer.signal(signal.SIGKILL)
         elif late_s > 0:
@@ -307,10 +310,14 @@ class Keeper:
         step = self.history.steps
         where = str(self.launch.path / LOG_FILE)
         if self._said is not None:
-            failed = (
-                {"log_tail": log_tail(self.launch.path), "log_path": where} if self._said.status == "failed" else {}
-            )
-            self._publish(msgspec.structs.replace(self._said, exit_code=code, **failed))
+            ended = msgspec.structs.replace(self._said, exit_code=code)
+            failed = ended.status == "failed"
+            if code and not failed and self.launch.command is not None and not self._insisted:
+                failed, reasons = True, filter(None, [ended.reason, how_it_failed(code)])
+                ended = msgspec.structs.replace(ended, reason="; ".join(reasons))
+            if failed:
+                ended = msgspec.structs.replace(ended, log_tail=log_tail(self.launch.path), log_path=where)
+            self._publish(ended)
         elif self._stop_asked_s is not None:
             reason = f"{self._stop_reason}; the trainer had to be killed" if code else self._stop_reason
             self._publish(RunEnded(status="stopped", step=step, reason=reason, exit_code=code))

@@ -85,13 +85,6 @@ class Trainer:
             self._pidfd = None
 
 
-def how_it_ended(code: int | None) -> str:
-    """`signal 9`, `exit code 3` or that only its parent knows."""
-    if code is None:
-        return "cause unknown"
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
-
-
 def log_tail(folder: Path) -> tuple[str, ...]:
     """The last lines the trainer printed."""
     try:

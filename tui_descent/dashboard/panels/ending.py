@@ -1,4 +1,4 @@
-"""The last lines of a lost or failed run's log, above the conversation; hidden while all is well."""
+"""The last lines of the log where a run or its script failed, above the conversation; hidden while all is well."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from tui_descent.dashboard.panels.line import Line
 from tui_descent.dashboard.panels.strips import Panel
 from tui_descent.dashboard.panels.view import View
 from tui_descent.dashboard.plain import plain
+from tui_descent.protocol.ending import failed_after
 
 MAX_LINES = 8
 
@@ -35,7 +36,7 @@ class EndingPanel(Panel, can_focus=False):
 
 def _tail(view: View) -> list[str]:
     ended = view.history.ended
-    if ended is None or ended.status not in ("lost", "failed"):
+    if ended is None or not (ended.status in ("lost", "failed") or failed_after(ended)):
         return []
     lines = [plain(line) for line in ended.log_tail[-MAX_LINES:]]
     return [*lines, f"all of it: {plain(ended.log_path)}"] if ended.log_path else lines

@@ -70,7 +70,7 @@ class EventsPanel(Panel):
         if ended is not None:
             text = f"{ended.status}{': ' if ended.reason else ''}{plain(ended.reason)}"
             place = f"{view.history.segment}·{count(ended.step)}" if several else count(ended.step)
-            rows += _rows(place, text, ink.state(ended.status), number=number, width=width)
+            rows += _rows(place, text, ink.end(ended), number=number, width=width)
         self._back = min(self._back, max(0, len(rows) - height))
         return rows[len(rows) - height - self._back :][:height] if len(rows) > height else rows
 

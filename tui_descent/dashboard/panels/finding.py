@@ -101,4 +101,4 @@ def _ended(ended: RunEnded) -> Words:
     if ended.accuracy is not None:
         numbers.append(f"accuracy {ended.accuracy:.1%}")
     text = ", ".join([at, *numbers]) + (f": {reason}" if reason else "") + "; q leaves"
-    return ended.status, ink.state(ended.status), text, ink.TEXT
+    return ended.status, ink.end(ended), text, ink.TEXT

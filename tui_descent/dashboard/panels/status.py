@@ -45,7 +45,7 @@ def state_of(view: View) -> tuple[str, Style]:
     """The word for what goes on, and its colour."""
     history = view.history
     if history.ended is not None:
-        return history.ended.status, ink.state(history.ended.status)
+        return history.ended.status, ink.end(history.ended)
     if not view.connected:
         if history.started is None and not view.trouble:
             return "connecting", ink.DIM
