@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from typing import Any
 
@@ -129,6 +130,25 @@ def test_a_loop_that_raises_has_failed_and_the_exception_goes_on(kept: Kept) -> 
         loop()
     (ended,) = kept.events(RunEnded)
     assert (ended.status, ended.step, ended.reason) == ("failed", 1, "RuntimeError: boom")
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "reason"),
+    [
+        (None, "finished", ""),
+        (0, "finished", ""),
+        (7, "failed", "SystemExit: 7"),
+        ("no data", "failed", "SystemExit: no data"),
+    ],
+)
+def test_a_loop_that_leaves_the_process_ends_as_its_code_says(
+    code: int | str | None, status: str, reason: str, kept: Kept
+) -> None:
+    net = mlp()
+    with pytest.raises(SystemExit), Watch(net, torch.optim.SGD(net.parameters(), lr=0.1), link=kept.link):
+        sys.exit(code)
+    (ended,) = kept.events(RunEnded)
+    assert (ended.status, ended.reason) == (status, reason)
 
 
 @pytest.mark.parametrize("micro", [2, 3, 5])

@@ -40,6 +40,8 @@ ENDS = {
     "raising": 'if step == 7: raise ValueError("boom \\x1b[31m red")',
     "leaving": "if step == 7: __import__('os')._exit(0)",
     "exiting": "if step == 7: __import__('sys').exit(0)",
+    "exiting with 7": "if step == 7: __import__('sys').exit(7)",
+    "interrupted": "if step == 7: __import__('signal').raise_signal(2)",
     "crashing": "if step == 7: __import__('os').kill(__import__('os').getpid(), 11)",
     "not a number": "if step == 7: model[0].weight.data.fill_(float('nan'))",
 }
@@ -124,12 +126,19 @@ def test_a_script_that_vanishes_is_lost_and_never_finished(name: str, why: str, 
     assert len(outcome.losses) == 8, "every completed step is told"
 
 
-def test_a_script_that_exits_in_the_middle_has_not_finished(executed: dict[str, Outcome]) -> None:
-    outcome = executed["exiting"]
-    assert outcome.code == 1
-    assert outcome.ended["status"] == "failed"
-    assert outcome.ended["reason"].startswith("SystemExit")
-    assert len(outcome.losses) == 8
+def test_a_script_that_exits_in_the_middle_ends_as_it_says(executed: dict[str, Outcome]) -> None:
+    content, not_so = executed["exiting"], executed["exiting with 7"]
+    assert (content.code, content.ended["status"], content.ended.get("reason", "")) == (0, "finished", "")
+    assert (not_so.code, not_so.ended["status"], not_so.ended["reason"]) == (7, "failed", "SystemExit: 7")
+    assert len(content.losses) == len(not_so.losses) == 8
+
+
+def test_a_script_interrupted_by_somebody_else_has_not_ended_well(executed: dict[str, Outcome]) -> None:
+    outcome = executed["interrupted"]
+    assert outcome.code == 130
+    assert (outcome.ended["status"], outcome.ended["exit_code"]) == ("stopped", -signal.SIGINT)
+    assert outcome.ended["reason"] == "interrupted; the script was then ended by signal 2"
+    assert outcome.ended["log_tail"][-1] == "KeyboardInterrupt"
 
 
 @pytest.mark.parametrize(

@@ -23,4 +23,6 @@ def outcome(error: BaseException | None) -> tuple[Status, str]:
         return error.status, error.reason
     if isinstance(error, KeyboardInterrupt):
         return "stopped", "interrupted"
+    if isinstance(error, SystemExit) and error.code in (None, 0):
+        return "finished", ""  # a script that leaves as one that is content
     return "failed", describe(error)
