@@ -189,6 +189,22 @@ def test_a_script_that_never_watches_is_lost_at_step_0(tmp_path: Path) -> None:
     assert outcome.ended["log_tail"] == ["nothing to see"]
 
 
+@pytest.mark.parametrize("over", [False, True], ids=["while the first goes on", "when it is over"])
+def test_a_second_watch_goes_on_unwatched_and_that_is_said_once(over: bool, tmp_path: Path) -> None:
+    second = """with watch(nn.Linear(1, 1), torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)): pass"""
+    again = f"for _ in range(2):\n    {second}\nraise SystemExit(3)\n"  # its log is kept
+    within = f"if step in (7, 8):\n            {second}"
+    path = write(
+        tmp_path, "two", then="pass" if over else within, text=SCRIPT + (again if over else "raise SystemExit(3)\n")
+    )
+    outcome = run("exec", "--json", "--headless", "--", sys.executable, str(path))
+    assert (outcome.code, outcome.ended["status"], len(outcome.losses)) == (3, "finished", 40)
+    words = "this process has a run that is watched already: another watch() goes on unwatched"
+    assert Path(outcome.ended["log_path"]).read_text().count(f"tui-descent: {words}\n") == 1
+    notes = [(line["step"], line["level"], line["text"]) for line in outcome.events("note")]
+    assert [note for note in notes if note[2] == words] == ([] if over else [(8, "warning", words)])
+
+
 def test_a_command_that_is_not_there_is_a_clean_error() -> None:
     outcome = run("exec", "--headless", "--", "no-such-command-here")
     assert outcome.code in (1, 2)
