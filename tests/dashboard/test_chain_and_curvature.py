@@ -16,7 +16,7 @@ from tui_descent.dashboard.panels.sharpness import SharpnessPanel
 from tui_descent.dashboard.panels.view import View
 from tui_descent.protocol.commands import Mark, WatchCurvature
 from tui_descent.protocol.curvature import Limit
-from tui_descent.protocol.events import AnyEvent, KnobState, LedgerEntry, StateChanged
+from tui_descent.protocol.events import AnyEvent, KnobState, LedgerEntry, LedgerTaken, StateChanged
 from tui_descent.telemetry.history import History
 
 PAST = vanishing(30)
@@ -93,8 +93,8 @@ async def test_waiting_for_the_first_ledger_and_why_it_may_never_come() -> None:
     async with playing((120, 40), PAST) as play:
         await play.press("4")
         await play.sees("waiting for the first ledger")
-    other = started(scenario={"model": {"name": "transformer"}})
-    async with playing((120, 40), [other, StateChanged(state="running")]) as play:
+    async with playing((120, 40), PAST) as play:
+        play.keeper.tell(LedgerTaken(segment=0, step=30, entries=[]))
         await play.press("4")
         await play.sees("no ledger of this run", "this net has none of them")
     foreign = started(scenario=None, knobs=(KnobState(name="residual", unavailable="Net has none"),))

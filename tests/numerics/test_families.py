@@ -192,7 +192,7 @@ def test_every_set_of_tiers_has_its_own_columns_and_no_others(signals: bool, slo
         bends = {"saturated_fraction", "activation_mean", "activation_std"}
         assert always <= found
         assert found - {"dead_fraction"} == always | (cosines if signals else set()) | (bends if slow else set())
-        assert bool(sample.ledger) == slow
+        assert bool(sample.ledger) == slow == (sample.ledger is not None)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

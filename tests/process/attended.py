@@ -168,3 +168,6 @@ class Viewer:
 
     def close(self) -> None:
         self.peer.close()
+
+
+Start = Callable[..., Attended]

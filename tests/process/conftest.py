@@ -5,6 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from attended import Attended, Start
 from runs import WITHIN_S, Outcome, left_behind, run, temporary_home
 
 from tui_descent.scenario import presets
@@ -17,6 +18,19 @@ SEEDS = 3
 def no_process_is_left(home: Path) -> Iterator[None]:
     yield
     assert left_behind(home) == []
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    started: list[Attended] = []
+
+    def begin(*args: str, **orders: object) -> Attended:
+        started.append(Attended(*args, **orders))  # type: ignore[arg-type]
+        return started[-1]
+
+    yield begin
+    for attended in started:
+        attended.close()
 
 
 @pytest.fixture(scope="session", autouse=True)

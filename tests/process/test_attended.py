@@ -6,12 +6,11 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from attended import Attended, Reply, Viewer
+from attended import Reply, Start, Viewer
 from runs import left_behind
 
 from tui_descent.protocol.codec import frame
@@ -44,21 +43,6 @@ from tui_descent.protocol.events import (
     Welcome,
 )
 from tui_descent.telemetry.history import History
-
-Start = Callable[..., Attended]
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    started: list[Attended] = []
-
-    def begin(*args: str, **orders: object) -> Attended:
-        started.append(Attended(*args, **orders))  # type: ignore[arg-type]
-        return started[-1]
-
-    yield begin
-    for run in started:
-        run.close()
 
 
 def losses(viewer: Viewer) -> dict[int, float]:
@@ -310,35 +294,6 @@ def test_a_run_whose_loss_is_no_number_is_held_and_can_be_asked(start: Start) ->
     assert isinstance(viewer.do(commands[1]), CommandDone)
     assert isinstance(viewer.do(commands[2]), CommandDone)
     assert viewer.until_event(RunEnded).status == "stopped"
-
-
-def test_where_single_steps_end_everything_is_measured(start: Start) -> None:
-    run = start("healthy", "run.steps=20")
-    viewer = run.viewer()
-    viewer.until_event(StateChanged, state="waiting")
-    step = viewer.do(Mark()).step
-    ends = [19]  # what the run has come to, too
-    for steps in (1, 1, 7, 1):
-        step += steps
-        ends.append(step - 1)
-        viewer.do(RunSteps(steps=steps))
-        viewer.until(lambda _, end=step - 1: any(r.step == end for r in viewer.events(ReadingsTaken)))
-        assert viewer.do(Mark()).step == step
-    readings = [r for r in viewer.events(ReadingsTaken) if r.step in ends]
-    assert [r.step for r in readings] == ends
-    assert all(any(factor is not None for factor in r.values["backprop_factor"]) for r in readings), "signals too"
-    assert not any(age for r in readings for age in r.ages)
-
-
-def test_a_run_that_goes_free_after_a_pace_is_measured_all_along(start: Start) -> None:
-    run = start("healthy", "run.steps=1000000", pace=100.0)
-    viewer = run.viewer()
-    viewer.until_step(200)
-    turned = viewer.do(TurnKnob(knob="pace", value="max"))
-    viewer.until_step(turned.step + 4000, 60)
-    after = [r for r in viewer.events(ReadingsTaken) if r.step >= turned.step]
-    assert len(after) >= 3, "the budget alone pays for them now, and does so from here on"
-    assert after[-1].watch_cost < 0.06
 
 
 def test_two_hundred_turns_at_once_are_each_answered_once(start: Start) -> None:

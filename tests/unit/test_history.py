@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from histories import fed, rewound, sent, travelled
+from histories import fed, sent, travelled
 
 from tui_descent.protocol.codec import frame
 from tui_descent.protocol.curvature import CurvatureReading
@@ -24,9 +24,7 @@ from tui_descent.protocol.events import (
     KnobState,
     KnobTurned,
     Layer,
-    LedgerTaken,
     Marked,
-    Measured,
     MetricLogged,
     Noted,
     ReadingsTaken,
@@ -270,34 +268,6 @@ def test_the_magnitude_of_a_norm(value: float, expected: float) -> None:
 @pytest.mark.parametrize("value", [None, math.nan])
 def test_what_is_absent_has_no_magnitude(value: float | None) -> None:
     assert math.isnan(log_magnitude(value))
-
-
-def test_what_was_read_in_the_stretch_that_an_undo_leaves_is_not_shown_as_of_now() -> None:
-    events: list[AnyEvent] = [STARTED, steps(0, [1.0] * 60), reading(30, [1.0] * LAYERS)]
-    events += [Measured(segment=0, step=30, name="alpha", value=0.5), LedgerTaken(segment=0, step=30, entries=[])]
-    there = fed([*events, rewound((0, 60), (0, 40), 1, back=True)])
-    assert there.readings is not None
-    assert there.ledger is not None
-    assert set(there.measured) == {"alpha"}
-    gone = fed([*events, rewound((0, 60), (0, 20), 1, back=True)])
-    assert gone.readings is None
-    assert gone.ledger is None
-    assert not gone.measured
-    again = fed([*events, rewound((0, 60), (0, 20), 1, back=True), steps(20, [1.0] * 5, segment=1)])
-    assert again.readings is None
-
-
-@pytest.mark.parametrize("back_to", [0, 1, 2_600, 9_000])
-def test_the_loss_behind_an_undo_however_far_is_a_number_where_there_is_one(back_to: int) -> None:
-    losses = [1 + math.exp(-step / 3000) for step in range(10_000)]
-    history = fed([STARTED, steps(0, losses), rewound((0, 10_000), (0, back_to), 1, back=True)])
-    assert history.steps == back_to
-    if back_to < 16:
-        assert not history.losses[1], "so early a step is known within one bin with later ones, by now"
-        return
-    assert history.losses[1], "there is a curve to be drawn"
-    assert history.loss == pytest.approx(losses[back_to - 1], rel=0.02)
-    assert math.isfinite(history.shown_loss)
 
 
 def test_the_rate_is_that_of_the_trainers_clock() -> None:

@@ -25,7 +25,7 @@ from tui_descent.protocol.readings import pack_rows
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one sampled step showed: a row a layer for the ring, the whole net's numbers, the ledger if it was due.
+    """What one sampled step showed: a row a layer for the ring, the whole net's numbers, the ledger or None if not due.
 
     Gradients are those the optimizer received; `grad_norm_preclip` is their global norm before our clip, None without.
     """
@@ -33,7 +33,7 @@ class Sample:
     global_grad_norm: float
     global_cosine: float | None
     rows: list[tuple[float, ...]]
-    ledger: list[LedgerEntry]
+    ledger: list[LedgerEntry] | None
     grad_norm_preclip: float | None = None
 
 
@@ -46,7 +46,7 @@ class Measuring:
         self._boundaries = Boundaries(net.units)
         self._activations = Activations(net.activations, net.layers)
         blocks = [(u.name, u.module) for u in net.units if hasattr(u.module, "skip") and hasattr(u.module, "linear")]
-        self._ledger = Ledger(blocks)
+        self._ledger, self._blockless = Ledger(blocks), not blocks
         self._entries: Deferred[list[LedgerEntry]] = NOTHING
         self._signals = self._slow = False
         self._preclip: Tensor | None = None
@@ -128,7 +128,9 @@ class Measuring:
             ]
         rows = pack_rows(columns, statuses=self._statuses(norms.layers.grad_norm), ages=ages)
         global_norm = math.hypot(*(norm for norm in norms.grad_norms if norm is not None))
-        return Sample(global_norm, norms.global_cosine, rows, entries, preclip)
+        # An empty one says that there can be none; a pass that was not listened to says nothing.
+        ledger = entries if entries or (tiers == 2 and self._blockless) else None
+        return Sample(global_norm, norms.global_cosine, rows, ledger, preclip)
 
     def _statuses(self, grad_norms: Sequence[float | None]) -> Sequence[LayerStatus]:
         used: list[LayerStatus] = ["used"] * len(grad_norms)

@@ -15,6 +15,7 @@ from tui_descent.protocol.events import (
     CurvatureTaken,
     Layer,
     LayersChanged,
+    LedgerTaken,
     ReadingsTaken,
     Rewound,
     RunStarted,
@@ -44,7 +45,7 @@ class JsonLines:
 
     def _tables(self, event: AnyEvent) -> Iterator[dict[str, Any]]:
         match event:
-            case CommandDone():
+            case CommandDone() | LedgerTaken(entries=[]):
                 return
             case StepsCompleted():
                 yield from _steps(event)

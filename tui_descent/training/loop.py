@@ -11,14 +11,15 @@ from tui_descent.training.watch import Watch
 
 def train(run: Watch, setup: Setup, *, steps: int, evaluate_every: int, attended: bool) -> None:
     """Make `steps` updates; attended, stand still at an error and wait at the end. Raises `StopRun` to end early."""
-    goal = run.control.going.goal = steps
+    going = run.control.going
+    going.goal = steps
     run.begin_step()
     again = False
     while True:
-        while run.next_step < goal:
+        while run.next_step < going.goal:
             if run.control.rewound:
                 run.begin_step()
-            elif again or run.control.going.stands_behind(run.next_step):
+            elif again or going.stands_behind(run.next_step):
                 run.plan_step()  # perhaps in a stretch of which nothing was asked, or asked for while the run stood
             again = True
             if evaluate_every and run.next_step % evaluate_every == 0 and run.next_step > 0:
@@ -43,13 +44,13 @@ def train(run: Watch, setup: Setup, *, steps: int, evaluate_every: int, attended
                 setup.optimizer.zero_grad()
                 run.control.hold(trouble)
         run.control.settle()
-        if run.next_step < goal:
+        if run.next_step < going.goal:
             continue  # a GPU tells only now that the last updates were none
         if not attended:
             return
         more = run.control.wait_at_end(steps)
-        if run.next_step >= goal:  # and not back at an earlier step
-            goal = run.control.going.goal = run.next_step + more
+        if run.next_step >= going.goal:  # and not back at an earlier step
+            going.goal = run.next_step + more
 
 
 def _advice(error: BaseException) -> str:

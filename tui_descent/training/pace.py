@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 MAX_STEPS_AT_ONCE = 10_000_000
@@ -34,7 +35,7 @@ class Going:
     def __init__(self) -> None:
         self.paused = False
         self.steps_left: int | None = None  # before it pauses
-        self.goal: int | None = None  # updates
+        self.goal = math.inf  # updates
         self.onward = False  # told to go on and on where it stands at its goal
 
     def stand(self) -> None:

@@ -46,5 +46,5 @@ class ReadingPlace(NamedTuple):
         )
         for name, value in rare.items():
             link.tell(Measured(segment=self.segment, step=self.step, name=name, value=value))
-        if sample.ledger:
+        if sample.ledger is not None:
             link.tell(LedgerTaken(segment=self.segment, step=self.step, entries=sample.ledger))

@@ -51,7 +51,7 @@ class ChainPanel(Panel):
     def heading(self, view: View) -> tuple[str, str]:
         """What a row is above, which rows below."""
         ledger = view.history.ledger
-        at = f" at step {count(ledger.step)}" if ledger is not None else ""
+        at = f" at step {count(ledger.step)}" if ledger is not None and ledger.entries else ""
         first, last, many = self._shown
         some = (
             f"blocks {first}-{last} of {many} from the output  [bold $primary]↑ ↓[/]" if last - first + 1 < many else ""
@@ -181,11 +181,10 @@ class Columns:
 
 
 def _none_yet(view: View, width: int, height: int) -> list[Strip]:
-    scenario = view.history.started.scenario if view.history.started is not None else None
-    model = (scenario or {}).get("model", {}).get("name")
-    if model == "mlp" or (model is None and "residual" not in view.history.unavailable):
+    blockless = "residual" in view.history.unavailable
+    if view.history.ledger is None and not blockless:
         return empty(view, width, height, "ledger")
-    surface = model == "surface"
+    surface = blockless and view.history.started is not None and view.history.started.scenario is not None
     lines = [
         ("no ledger of this run", ink.TEXT),
         ("it is made from the parts of built-in blocks: Linear, activation, norm, skip", ink.DIM),

@@ -1,0 +1,37 @@
+"""When an attended run is measured: where it stands, and when its pace is taken off."""
+
+from __future__ import annotations
+
+from attended import Start
+
+from tui_descent.protocol.commands import Mark, RunSteps, TurnKnob
+from tui_descent.protocol.events import ReadingsTaken, StateChanged
+
+
+def test_where_single_steps_end_everything_is_measured(start: Start) -> None:
+    run = start("healthy", "run.steps=20")
+    viewer = run.viewer()
+    viewer.until_event(StateChanged, state="waiting")
+    step = viewer.do(Mark()).step
+    ends = [19]  # what the run has come to, too
+    for steps in (1, 1, 7, 1):
+        step += steps
+        ends.append(step - 1)
+        viewer.do(RunSteps(steps=steps))
+        viewer.until(lambda _, end=step - 1: any(r.step == end for r in viewer.events(ReadingsTaken)))
+        assert viewer.do(Mark()).step == step
+    readings = [r for r in viewer.events(ReadingsTaken) if r.step in ends]
+    assert [r.step for r in readings] == ends
+    assert all(any(factor is not None for factor in r.values["backprop_factor"]) for r in readings), "signals too"
+    assert not any(age for r in readings for age in r.ages)
+
+
+def test_a_run_that_goes_free_after_a_pace_is_measured_all_along(start: Start) -> None:
+    run = start("healthy", "run.steps=1000000", pace=100.0)
+    viewer = run.viewer()
+    viewer.until_step(200)
+    turned = viewer.do(TurnKnob(knob="pace", value="max"))
+    viewer.until_step(turned.step + 4000, 60)
+    after = [r for r in viewer.events(ReadingsTaken) if r.step >= turned.step]
+    assert len(after) >= 3, "the budget alone pays for them now, and does so from here on"
+    assert after[-1].watch_cost < 0.06

@@ -1,0 +1,39 @@
+"""What a viewer shows behind an undo is of the stretch that is gone on with."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from histories import fed, rewound
+from test_history import LAYERS, STARTED, reading, steps
+
+from tui_descent.protocol.events import AnyEvent, LedgerTaken, Measured
+
+
+def test_what_was_read_in_the_stretch_that_an_undo_leaves_is_not_shown_as_of_now() -> None:
+    events: list[AnyEvent] = [STARTED, steps(0, [1.0] * 60), reading(30, [1.0] * LAYERS)]
+    events += [Measured(segment=0, step=30, name="alpha", value=0.5), LedgerTaken(segment=0, step=30, entries=[])]
+    there = fed([*events, rewound((0, 60), (0, 40), 1, back=True)])
+    assert there.readings is not None
+    assert there.ledger is not None
+    assert set(there.measured) == {"alpha"}
+    gone = fed([*events, rewound((0, 60), (0, 20), 1, back=True)])
+    assert gone.readings is None
+    assert gone.ledger is None
+    assert not gone.measured
+    again = fed([*events, rewound((0, 60), (0, 20), 1, back=True), steps(20, [1.0] * 5, segment=1)])
+    assert again.readings is None
+
+
+@pytest.mark.parametrize("back_to", [0, 1, 2_600, 9_000])
+def test_the_loss_behind_an_undo_however_far_is_a_number_where_there_is_one(back_to: int) -> None:
+    losses = [1 + math.exp(-step / 3000) for step in range(10_000)]
+    history = fed([STARTED, steps(0, losses), rewound((0, 10_000), (0, back_to), 1, back=True)])
+    assert history.steps == back_to
+    if back_to < 16:
+        assert not history.losses[1], "so early a step is known within one bin with later ones, by now"
+        return
+    assert history.losses[1], "there is a curve to be drawn"
+    assert history.loss == pytest.approx(losses[back_to - 1], rel=0.02)
+    assert math.isfinite(history.shown_loss)
