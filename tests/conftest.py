@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tui_descent.protocol.launch import ENV_FOLDER, ENV_LINK
+from tui_descent.protocol.launch import ENV_FOLDER, ENV_LINK, ENV_RING
 
 
 @pytest.fixture(autouse=True)
 def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="td"))
     monkeypatch.setenv("TUI_DESCENT_HOME", str(folder))
-    for name in (ENV_FOLDER, ENV_LINK, "TUI_DESCENT_RUNS_DIR"):
+    for name in (ENV_FOLDER, ENV_LINK, ENV_RING, "TUI_DESCENT_RUNS_DIR"):
         monkeypatch.delenv(name, raising=False)
     yield folder
     shutil.rmtree(folder, ignore_errors=True)

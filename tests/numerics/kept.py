@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -10,25 +11,25 @@ from tui_descent.protocol.channel import Peer
 from tui_descent.protocol.codec import MAX_TO_VIEWER, decode, from_trainer
 from tui_descent.protocol.commands import AnyCommand, Order
 from tui_descent.protocol.events import AnyEvent, ReadingsTaken
-from tui_descent.protocol.launch import RING_FILE, Launch
+from tui_descent.protocol.launch import Launch
 from tui_descent.protocol.readings import unpack
-from tui_descent.protocol.ring import Ring, StepRecord
+from tui_descent.protocol.ring import Ring, StepRecord, ring_file
 from tui_descent.training.link import Link
 
 
 class Kept:
     def __init__(self, folder: Path) -> None:
         ours, theirs = socket.socketpair()
-        self.link = Link(theirs, Launch(run="r", name="r", folder=str(folder), socket=None))
+        self._file = ring_file(folder)
+        self.link = Link(theirs, os.dup(self._file), Launch(run="r", name="r", folder=str(folder), socket=None))
         self._peer = Peer(ours, limit=MAX_TO_VIEWER)
-        self._path = folder / RING_FILE
         self._ring: Ring | None = None
         self._requests = 0
 
     @property
     def ring(self) -> Ring:
         if self._ring is None:
-            self._ring = Ring.open(self._path)
+            self._ring = Ring.open(self._file)
         return self._ring
 
     def steps(self) -> list[StepRecord]:
@@ -50,5 +51,6 @@ class Kept:
     def close(self) -> None:
         self._peer.close()
         self.link.close()
+        os.close(self._file)
         if self._ring is not None:
             self._ring.close()

@@ -22,9 +22,9 @@ from tui_descent.protocol.events import (
     StateChanged,
     StepsCompleted,
 )
-from tui_descent.protocol.launch import RING_FILE, Launch
+from tui_descent.protocol.launch import Launch
 from tui_descent.protocol.readings import COLUMNS, pack_row
-from tui_descent.protocol.ring import Ring
+from tui_descent.protocol.ring import Ring, ring_file
 
 WITHIN_S = 30.0
 
@@ -47,7 +47,8 @@ class Played:
         self.peer = Peer(ours, limit=codec.MAX_TO_VIEWER)
         self.layers = tuple(Layer(name=f"blocks.{n}", kind="Linear", params=3, block=n) for n in range(2))
         self.structure = 0
-        self.ring = Ring.create(folder / RING_FILE, layers=4, columns=len(COLUMNS), steps=ring_steps)
+        self._file = ring_file(folder)
+        self.ring = Ring.create(self._file, layers=4, columns=len(COLUMNS), steps=ring_steps)
         self.ring.beat(time.monotonic())
         self.step = 0
         self.events: list[AnyEvent] = []
@@ -101,7 +102,7 @@ class Played:
 
         def start() -> Trainer:
             first()
-            return Trainer.adopt(self._theirs, parent=os.getppid())
+            return Trainer.adopt(self._theirs, self._file, parent=os.getppid())
 
         try:
             return self.keeper.run(start)

@@ -1,6 +1,6 @@
 """A writer to be killed: steps as fast as it can, each acknowledged on stdout only once it is in the ring.
 
-ring_writer.py PATH STEPS_IN_RING [COUNT]
+ring_writer.py FD STEPS_IN_RING [COUNT]
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import struct
 import sys
-from pathlib import Path
 
 from tui_descent.protocol.ring import Ring
 
@@ -25,7 +24,7 @@ def rows(step: int) -> list[list[float]]:
 
 
 def main() -> None:
-    ring = Ring.create(Path(sys.argv[1]), layers=50, columns=2, steps=int(sys.argv[2]))
+    ring = Ring.create(int(sys.argv[1]), layers=50, columns=2, steps=int(sys.argv[2]))
     os.write(1, PACKED.pack(0))
     count = int(sys.argv[3]) if len(sys.argv) > 3 else 1 << 40
     for step in range(count):

@@ -33,7 +33,8 @@ from tui_descent.protocol.events import (
     StepsCompleted,
     StepsMissed,
 )
-from tui_descent.protocol.launch import LOG_FILE, RING_FILE
+from tui_descent.protocol.launch import LOG_FILE
+from tui_descent.protocol.ring import ring_file
 
 
 def turned(step: int) -> KnobTurned:
@@ -290,16 +291,15 @@ def test_nothing_is_left_behind() -> None:
     played.while_it_runs(play)
     assert played.launch.socket is not None
     assert not Path(played.launch.socket).exists()
-    assert not (played.launch.path / RING_FILE).exists()
     assert len(set(os.listdir("/dev/fd")) - before) == 0
 
 
-def test_a_loop_that_is_the_keepers_parent_is_never_signalled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loop_that_is_the_keepers_parent_is_never_signalled(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     killed: list[int] = []
     monkeypatch.setattr(os, "killpg", lambda pid, number: killed.append(number))
     monkeypatch.setattr(os, "kill", lambda pid, number: killed.append(number))
     theirs, ours = socket.socketpair()
-    trainer = Trainer.adopt(theirs, parent=os.getppid())
+    trainer = Trainer.adopt(theirs, ring_file(home), parent=os.getppid())
     trainer.signal(signal.SIGKILL)
     trainer.close()
     ours.close()

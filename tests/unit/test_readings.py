@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from tui_descent.protocol.readings import COLUMNS, pack_row, unpack
-from tui_descent.protocol.ring import ReadingRecord, Ring
+from tui_descent.protocol.ring import ReadingRecord, Ring, ring_file
 
 
 def through_the_ring(home: Path, rows: list[list[float]]) -> ReadingRecord:
-    ring = Ring.create(home / "ring", layers=len(rows), columns=len(COLUMNS), steps=4)
+    ring = Ring.create(ring_file(home), layers=len(rows), columns=len(COLUMNS), steps=4)
     ring.write_reading(40, 2, 3.5, 0.007, rows)
     (record,) = ring.read_readings()
-    ring.close(unlink=True)
+    ring.close()
     return record
 
 
@@ -40,19 +40,19 @@ def test_what_was_packed_is_unpacked(home: Path) -> None:
 def test_the_whole_nets_numbers_come_through_or_stay_absent(
     home: Path, preclip: float | None, cosine: float | None
 ) -> None:
-    ring = Ring.create(home / "ring", layers=1, columns=len(COLUMNS), steps=4)
+    ring = Ring.create(ring_file(home), layers=1, columns=len(COLUMNS), steps=4)
     ring.write_reading(4, 0, 1.0, 0.5, [pack_row([2.0])], global_cosine=cosine, grad_norm_preclip=preclip)
     (event,) = map(unpack, ring.read_readings())
-    ring.close(unlink=True)
+    ring.close()
     assert (event.global_grad_norm, event.watch_cost) == (1.0, 0.5)
     assert (event.global_cosine, event.grad_norm_preclip) == (cosine, preclip)
 
 
 def test_a_reading_says_which_layers_its_rows_are_of(home: Path) -> None:
-    ring = Ring.create(home / "ring", layers=3, columns=len(COLUMNS), steps=4)
+    ring = Ring.create(ring_file(home), layers=3, columns=len(COLUMNS), steps=4)
     ring.write_reading(4, 0, 1.0, 0.5, [pack_row([2.0])], structure=5)
     (event,) = map(unpack, ring.read_readings())
-    ring.close(unlink=True)
+    ring.close()
     assert (event.structure, event.values["grad_norm"], event.ages) == (5, [2.0], [0])
 
 

@@ -15,7 +15,7 @@ import pytest
 from ring_writer import PACKED, rows, values
 
 from tui_descent.protocol import ring as module
-from tui_descent.protocol.ring import FEWEST_READINGS, LAYOUT, MOST_READINGS, Ring, StepRecord
+from tui_descent.protocol.ring import FEWEST_READINGS, LAYOUT, MOST_READINGS, Ring, StepRecord, ring_file
 
 WRITER = Path(__file__).with_name("ring_writer.py")
 
@@ -23,11 +23,13 @@ WRITER = Path(__file__).with_name("ring_writer.py")
 @pytest.fixture
 def rings(home: Path) -> Iterator[tuple[Ring, Ring]]:
     """A small one from both sides."""
-    writer = Ring.create(home / "ring", layers=3, columns=2, steps=8)
-    reader = Ring.open(home / "ring")
+    file = ring_file(home)
+    writer = Ring.create(file, layers=3, columns=2, steps=8)
+    reader = Ring.open(file)
     yield writer, reader
     reader.close()
-    writer.close(unlink=True)
+    writer.close()
+    os.close(file)
 
 
 def write(ring: Ring, first: int, count: int) -> None:
@@ -142,15 +144,17 @@ def test_of_too_many_readings_the_newest_stay(rings: tuple[Ring, Ring]) -> None:
 
 def test_many_layers_have_room_for_fewer_readings_and_few_for_a_second_of_the_fastest_loop(home: Path) -> None:
     for layers, readings in ((30, MOST_READINGS), (1000, 43), (10_000, FEWEST_READINGS)):
-        ring = Ring.create(home / f"ring{layers}", layers=layers, columns=11, steps=4)
-        size = os.path.getsize(home / f"ring{layers}") - module.HEADER_BYTES - 4 * module.STEP.size
+        file = ring_file(home)
+        ring = Ring.create(file, layers=layers, columns=11, steps=4)
+        size = os.fstat(file).st_size - module.HEADER_BYTES - 4 * module.STEP.size
         assert size == readings * (module.READING_HEAD.size + layers * 12 * 8)
         ring.close()
 
 
 def test_a_net_without_layers_has_a_ring_too(home: Path) -> None:
-    writer = Ring.create(home / "ring", layers=0, columns=5, steps=4)
-    reader = Ring.open(home / "ring")
+    file = ring_file(home)
+    writer = Ring.create(file, layers=0, columns=5, steps=4)
+    reader = Ring.open(file)
     writer.write_reading(3, 0, 1.5, 0.0, [])
     assert [found.step for found in reader.read_readings()] == [3]
     reader.close()
@@ -173,62 +177,92 @@ def test_the_heartbeat_is_seen_on_the_other_side(rings: tuple[Ring, Ring]) -> No
     assert keeper.heartbeat() == now_s
 
 
-def test_the_disk_space_is_really_taken(home: Path) -> None:
-    ring = Ring.create(home / "ring", layers=10, columns=5)
-    found = (home / "ring").stat()
+@pytest.fixture(params=["memory", "disk"])
+def file(request: pytest.FixtureRequest, home: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Where a ring is to lie."""
+    if request.param == "disk":
+        monkeypatch.delattr(os, "memfd_create", raising=False)
+    elif not hasattr(os, "memfd_create"):
+        pytest.skip("this system has no nameless files in memory")
+    return ring_file(home)
+
+
+def test_its_room_is_really_taken_and_nobody_elses(file: int, home: Path) -> None:
+    ring = Ring.create(file, layers=10, columns=5)
+    found = os.fstat(file)
     assert found.st_size > 1 << 20
-    assert found.st_blocks * 512 >= found.st_size, "a hole on a full disk would kill the trainer at some later step"
-    assert found.st_mode & 0o777 == 0o600
-    ring.close(unlink=True)
-    assert not (home / "ring").exists()
+    assert found.st_blocks * 512 >= found.st_size, (
+        "a hole where there is no room would kill the trainer at a later step"
+    )
+    assert found.st_nlink == 0
+    assert os.listdir(home) == [], "nothing is left of it once both are gone"
+    ring.close()
 
 
-def test_without_room_it_is_an_error_at_once_and_leaves_nothing(home: Path) -> None:
+def test_where_memory_has_no_files_it_lies_on_the_runs_disk(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(name: str, flags: int) -> int:
+        raise PermissionError(name, flags)
+
+    monkeypatch.setattr(os, "memfd_create", forbidden, raising=False)
+    file = ring_file(home)
+    assert os.fstat(file).st_dev == home.stat().st_dev
+    assert os.fstat(file).st_mode & 0o777 == 0o600
+    os.close(file)
+
+
+def test_without_room_it_is_an_error_at_once(home: Path) -> None:
     code = (
         "import resource, sys, pathlib\n"
-        "from tui_descent.protocol.ring import Ring\n"
+        "from tui_descent.protocol.ring import Ring, ring_file\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
-        "try: Ring.create(pathlib.Path(sys.argv[1]), layers=10, columns=5)\n"
+        "try: Ring.create(ring_file(pathlib.Path(sys.argv[1])), layers=10, columns=5)\n"
         "except OSError as error: print('OSError')"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(home / "ring")], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code, str(home)], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "OSError\n", "")
-    assert not (home / "ring").exists()
+    assert os.listdir(home) == []
 
 
-def test_a_second_ring_in_the_same_place_is_refused(rings: tuple[Ring, Ring]) -> None:
+def test_a_second_ring_in_the_same_place_is_refused(file: int) -> None:
+    writer = Ring.create(file, layers=3, columns=2, steps=8)
+    write(writer, 0, 3)
     with pytest.raises(FileExistsError):
-        Ring.create(rings[0].path, layers=3, columns=2)
-    assert rings[0].path.exists()
+        Ring.create(file, layers=3, columns=2)
+    reader = Ring.open(file)
+    assert [found.step for found in reader.read_steps()] == [0, 1, 2]
+    reader.close()
+    writer.close()
 
 
 def test_a_file_of_another_layout_is_refused(home: Path) -> None:
-    path = home / "ring"
-    Ring.create(path, layers=1, columns=1, steps=4).close()
-    data = bytearray(path.read_bytes())
-    data[4] += 1
-    path.write_bytes(data)
+    file = ring_file(home)
+    Ring.create(file, layers=1, columns=1, steps=4).close()
+    os.pwrite(file, bytes([os.pread(file, 1, 4)[0] + 1]), 4)
     with pytest.raises(ValueError, match=f"no ring of layout {LAYOUT}$"):
-        Ring.open(path)
-    path.write_bytes(b"\0" * 8192)
+        Ring.open(file)
+    os.pwrite(file, b"\0" * 8192, 0)
     with pytest.raises(ValueError, match="no ring"):
-        Ring.open(path)
+        Ring.open(file)
+    os.close(file)
 
 
 def test_the_ring_outlives_its_writer(home: Path) -> None:
-    writer = Ring.create(home / "ring", layers=1, columns=1, steps=8)
+    file = ring_file(home)
+    writer = Ring.create(file, layers=1, columns=1, steps=8)
     write(writer, 0, 3)
     writer.close()
-    reader = Ring.open(home / "ring")
+    reader = Ring.open(file)
     assert [found.step for found in reader.read_steps()] == [0, 1, 2]
     reader.close()
 
 
-def start(path: Path, ring_steps: int, *count: int) -> subprocess.Popen[bytes]:
+def start(file: int, ring_steps: int, *count: int) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
-        [sys.executable, str(WRITER), str(path), str(ring_steps), *map(str, count)], stdout=subprocess.PIPE
+        [sys.executable, str(WRITER), str(file), str(ring_steps), *map(str, count)],
+        stdout=subprocess.PIPE,
+        pass_fds=[file],
     )
     assert process.stdout is not None
     process.stdout.read(PACKED.size)  # the ring is there
@@ -237,7 +271,8 @@ def start(path: Path, ring_steps: int, *count: int) -> subprocess.Popen[bytes]:
 
 @pytest.mark.parametrize("bytes_until_the_kill", [8, 800, 80_000, 160_008, 400_000])
 def test_a_killed_writer_loses_no_completed_step(home: Path, bytes_until_the_kill: int) -> None:
-    process = start(home / "ring", 1 << 17)
+    file = ring_file(home)
+    process = start(file, 1 << 17)
     assert process.stdout is not None
     heard = bytearray(process.stdout.read(bytes_until_the_kill))
     process.send_signal(signal.SIGKILL)
@@ -246,7 +281,7 @@ def test_a_killed_writer_loses_no_completed_step(home: Path, bytes_until_the_kil
     assert process.wait(30) == -signal.SIGKILL
     acknowledged = PACKED.unpack_from(heard, len(heard) // PACKED.size * PACKED.size - PACKED.size)[0]
 
-    reader = Ring.open(home / "ring")
+    reader = Ring.open(file)
     found = []
     while chunk := reader.read_steps():
         found += chunk
@@ -262,8 +297,9 @@ def test_a_killed_writer_loses_no_completed_step(home: Path, bytes_until_the_kil
 
 def test_a_writer_that_overtakes_its_reader_never_shows_it_a_torn_record(home: Path) -> None:
     total = 300_000
-    process = start(home / "ring", 64, total)
-    reader = Ring.open(home / "ring")
+    file = ring_file(home)
+    process = start(file, 64, total)
+    reader = Ring.open(file)
     seen = torn = readings_seen = 0
     last = last_reading = -1
     gone = False
@@ -293,8 +329,9 @@ def test_a_writer_that_overtakes_its_reader_never_shows_it_a_torn_record(home: P
 
 
 def test_steps_and_readings_of_a_ring_do_not_overlap(home: Path) -> None:
-    ring = Ring.create(home / "ring", layers=2, columns=2, steps=8)
-    reader = Ring.open(home / "ring")
+    file = ring_file(home)
+    ring = Ring.create(file, layers=2, columns=2, steps=8)
+    reader = Ring.open(file)
     for n in range(8):
         ring.write_step(n, *values(n), 0, False)
     for n in range(MOST_READINGS):
@@ -304,6 +341,6 @@ def test_steps_and_readings_of_a_ring_do_not_overlap(home: Path) -> None:
     assert [found.step for found in reader.read_steps()] == list(range(8))
     assert len(list(reader.read_readings())) == MOST_READINGS
     expected = module.HEADER_BYTES + 8 * module.STEP.size + MOST_READINGS * (module.READING_HEAD.size + 2 * 3 * 8)
-    assert os.path.getsize(home / "ring") == expected
+    assert os.fstat(file).st_size == expected
     reader.close()
     ring.close()

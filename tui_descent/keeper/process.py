@@ -1,4 +1,7 @@
-"""The keeper as a process behind a dashboard or a loop: `python -m tui_descent.keeper.process FOLDER [--parent FD]`."""
+"""The keeper as a process behind a dashboard or a loop.
+
+`python -m tui_descent.keeper.process FOLDER [--parent SOCKET RING]`, two inherited file descriptors.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +32,10 @@ def main(argv: list[str]) -> int:
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, stop)
-        if len(argv) == 3 and argv[1] == PARENT:
+        if len(argv) == 4 and argv[1] == PARENT:
             parent = os.getppid()
-            link = socket.socket(fileno=int(argv[2]))
-            ended = keeper.run(lambda: Trainer.adopt(link, parent=parent))
+            link, file = socket.socket(fileno=int(argv[2])), int(argv[3])
+            ended = keeper.run(lambda: Trainer.adopt(link, file, parent=parent))
         else:
             ended = keeper.run(lambda: Trainer.start(launch))
     except (ChannelError, OSError) as error:

@@ -36,7 +36,7 @@ from tui_descent.protocol.events import (
     StepsCompleted,
     StepsMissed,
 )
-from tui_descent.protocol.launch import LOG_FILE, RING_FILE, UNDO_FOLDER, Launch
+from tui_descent.protocol.launch import LOG_FILE, UNDO_FOLDER, Launch
 from tui_descent.protocol.readings import unpack
 from tui_descent.protocol.ring import ReadingRecord, Ring, StepRecord
 from tui_descent.telemetry.history import History
@@ -216,7 +216,8 @@ class Keeper:
 
     def _from_trainer(self, event: AnyEvent) -> None:
         if isinstance(event, RunStarted):
-            self._ring = Ring.open(self.launch.path / RING_FILE)
+            assert self._trainer is not None
+            self._ring = self._trainer.ring()
             self._ring.raise_flag()  # for orders sent while there was no flag to raise
         if isinstance(event, DeviceTaken) and event.device.startswith("cuda"):
             event = self._with_gpu(event)
@@ -370,7 +371,7 @@ class Keeper:
                     self._trainer.process.wait(5)
             self._trainer.close()
         if self._ring is not None:
-            self._ring.close(unlink=True)
+            self._ring.close()
         shutil.rmtree(self.launch.path / UNDO_FOLDER, ignore_errors=True)  # left by a trainer that was killed
         self._selector.close()
 

@@ -12,17 +12,21 @@ from pathlib import Path
 
 from tui_descent.protocol.channel import Peer
 from tui_descent.protocol.codec import MAX_TO_VIEWER
-from tui_descent.protocol.launch import ENV_FOLDER, ENV_LINK, LOG_FILE, Launch
+from tui_descent.protocol.launch import ENV_FOLDER, ENV_LINK, ENV_RING, LOG_FILE, Launch
+from tui_descent.protocol.ring import Ring, ring_file
 
 LOG_LINES = 12
 LOG_TAIL_BYTES = 8192
 
 
 class Trainer:
-    """A process that trains. `end()` tells how it ended, once it has."""
+    """A process that trains; `file` is that of the ring it writes to."""
 
-    def __init__(self, link: socket.socket, *, process: subprocess.Popen[bytes] | None, parent: int | None) -> None:
+    def __init__(
+        self, link: socket.socket, file: int, *, process: subprocess.Popen[bytes] | None, parent: int | None
+    ) -> None:
         self.link = Peer(link, limit=MAX_TO_VIEWER)
+        self._file = file
         self.process = process
         self._parent = parent
         self.pid = process.pid if process else parent or 0
@@ -32,8 +36,10 @@ class Trainer:
     def start(cls, launch: Launch) -> Trainer:
         """Start the scenario's trainer or the user's own command, its output into the run's log. Raises `OSError`."""
         ours, theirs = socket.socketpair()
+        file = ring_file(launch.path)
         command = launch.command or (sys.executable, "-m", "tui_descent.training.process", launch.folder)
-        env = os.environ | {ENV_FOLDER: launch.folder, ENV_LINK: str(theirs.fileno()), "PYTHONUNBUFFERED": "1"}
+        found = {ENV_FOLDER: launch.folder, ENV_LINK: str(theirs.fileno()), ENV_RING: str(file)}
+        env = os.environ | found | {"PYTHONUNBUFFERED": "1"}
         with theirs, (launch.path / LOG_FILE).open("ab") as log:
             try:
                 # A session of its own: the terminal's ctrl+c is the keeper's to pass on, as a Stop.
@@ -43,18 +49,23 @@ class Trainer:
                     stdout=log,
                     stderr=log,
                     env=env,
-                    pass_fds=[theirs.fileno()],
+                    pass_fds=[theirs.fileno(), file],
                     start_new_session=True,
                 )
             except OSError:
                 ours.close()
+                os.close(file)
                 raise
-        return cls(ours, process=process, parent=None)
+        return cls(ours, file, process=process, parent=None)
 
     @classmethod
-    def adopt(cls, link: socket.socket, *, parent: int) -> Trainer:
+    def adopt(cls, link: socket.socket, file: int, *, parent: int) -> Trainer:
         """The loop that started this keeper."""
-        return cls(link, process=None, parent=parent)
+        return cls(link, file, process=None, parent=parent)
+
+    def ring(self) -> Ring:
+        """The ring it has laid out. Raises `OSError` or `ValueError`."""
+        return Ring.open(self._file)
 
     @property
     def wakes(self) -> int | None:
@@ -80,6 +91,7 @@ class Trainer:
     def close(self) -> None:
         """Close what is held of it."""
         self.link.close()
+        os.close(self._file)
         if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None

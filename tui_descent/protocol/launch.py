@@ -12,10 +12,11 @@ from typing import Any
 
 import msgspec
 
-# The trainer finds its run by these: the run's folder, and the inherited socket to the keeper.
+# The trainer finds its run by these: the run's folder, the inherited socket to the keeper and the memory both share.
 ENV_FOLDER = "TUI_DESCENT_RUN"
 ENV_LINK = "TUI_DESCENT_LINK"
-LAUNCH_FILE, LOG_FILE, RING_FILE, CLAIM_FILE = "launch.json", "run.log", "ring", "claimed"
+ENV_RING = "TUI_DESCENT_RING"
+LAUNCH_FILE, LOG_FILE, CLAIM_FILE = "launch.json", "run.log", "claimed"
 UNDO_FOLDER = "undo"
 ENV_UNDO_BUDGET = "TUI_DESCENT_UNDO_BUDGET"
 UNDO_BUDGET, UNDO_DISK = 256_000_000, 8_000_000_000
@@ -80,20 +81,23 @@ def undo_budget(asked: str | None) -> int:
 PARENT = "--parent"
 
 
-def start_keeper(launch: Launch, *, link: socket.socket | None = None) -> subprocess.Popen[bytes]:
-    """Start a keeper in a session of its own, out of reach of a hang-up. `link` makes the caller its trainer.
+def start_keeper(launch: Launch, *, trainer: tuple[socket.socket, int] | None = None) -> subprocess.Popen[bytes]:
+    """Start a keeper in a session of its own, out of reach of a hang-up.
+
+    `trainer`: the caller is, its socket's other end and the file of the ring that both will share.
 
     Raises `OSError`.
     """
     command = [sys.executable, "-m", "tui_descent.keeper.process", launch.folder]
-    if link is not None:
-        command += [PARENT, str(link.fileno())]
+    shared = [] if trainer is None else [trainer[0].fileno(), trainer[1]]
+    if shared:
+        command += [PARENT, *map(str, shared)]
     with (launch.path / LOG_FILE).open("ab") as log:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            pass_fds=[] if link is None else [link.fileno()],
+            pass_fds=shared,
             start_new_session=True,
         )

@@ -18,19 +18,22 @@ from tui_descent.protocol.channel import Peer
 from tui_descent.protocol.codec import MAX_TO_VIEWER, FrameError, decode, to_trainer
 from tui_descent.protocol.commands import Order
 from tui_descent.protocol.events import AnyEvent, LayersChanged
-from tui_descent.protocol.launch import CLAIM_FILE, ENV_FOLDER, ENV_LINK, RING_FILE, Launch, start_keeper, undo_budget
+from tui_descent.protocol.launch import CLAIM_FILE, ENV_FOLDER, ENV_LINK, ENV_RING, Launch, start_keeper, undo_budget
 from tui_descent.protocol.readings import COLUMNS
-from tui_descent.protocol.ring import Ring
+from tui_descent.protocol.ring import Ring, ring_file
 
 MAX_WAITING = 8 << 20
 BEAT_S = 0.5
 
 
 class Link:
-    """One run's line. `lost` once the keeper is gone."""
+    """One run's line; `file` is the ring's. `lost` once the keeper is gone."""
 
-    def __init__(self, sock: socket.socket, launch: Launch, keeper: subprocess.Popen[bytes] | None = None) -> None:
+    def __init__(
+        self, sock: socket.socket, file: int, launch: Launch, keeper: subprocess.Popen[bytes] | None = None
+    ) -> None:
         self.launch = launch
+        self._file = file
         self.ring: Ring | None = None
         self._peer = Peer(sock, limit=MAX_TO_VIEWER)
         self._keeper = keeper
@@ -38,12 +41,13 @@ class Link:
     @classmethod
     def inherited(cls) -> Link | None:
         """The line of the keeper that started this process; None if there is none or it is already taken."""
-        folder, fd = os.environ.get(ENV_FOLDER), os.environ.get(ENV_LINK)
-        if not folder or not fd:
+        folder, fd, file = (os.environ.get(name) for name in (ENV_FOLDER, ENV_LINK, ENV_RING))
+        if not folder or not fd or not file:
             return None
         try:
+            os.fstat(int(file))  # closed on the way to this process, perhaps
             os.close(os.open(Path(folder) / CLAIM_FILE, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-            return cls(socket.socket(fileno=int(fd)), Launch.read(Path(folder)))
+            return cls(socket.socket(fileno=int(fd)), int(file), Launch.read(Path(folder)))
         except OSError:
             return None
 
@@ -54,9 +58,15 @@ class Link:
         run, folder = places.new_run(name)
         launch = Launch(run=run, name=name, folder=str(folder), socket=str(places.socket_path(run)), undo_budget=budget)
         launch.write()
+        file = ring_file(launch.path)
         ours, theirs = socket.socketpair()
         with theirs:
-            return cls(ours, launch, start_keeper(launch, link=theirs))
+            try:
+                return cls(ours, file, launch, start_keeper(launch, trainer=(theirs, file)))
+            except OSError:
+                ours.close()
+                os.close(file)
+                raise
 
     @property
     def lost(self) -> bool:
@@ -66,9 +76,9 @@ class Link:
     def make_ring(self, layers: int) -> Ring:
         """Lay out the shared memory, with room for readings of so many layers.
 
-        Raises `OSError` when the disk cannot hold it.
+        Raises `OSError` when there is no room for it.
         """
-        self.ring = Ring.create(self.launch.path / RING_FILE, layers=layers, columns=len(COLUMNS))
+        self.ring = Ring.create(self._file, layers=layers, columns=len(COLUMNS))
         self.ring.beat(time.monotonic())
         return self.ring
 
@@ -103,7 +113,7 @@ class Link:
             select.select([self._peer.socket], [], [], sleep_s)
 
     def close(self) -> None:
-        """Send what is left, within bounds, and hang up; the keeper reads the ring to its end and removes it."""
+        """Send what is left, within bounds, and hang up; the keeper reads the ring to its end."""
         end_s = time.monotonic() + 2.0
         while self._peer.waiting and not self.lost and time.monotonic() < end_s:
             select.select([], [self._peer.socket], [], 0.1)
@@ -111,6 +121,9 @@ class Link:
         self._peer.close()
         if self.ring is not None:
             self.ring.close()
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
         if self._keeper is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._keeper.wait(5.0)
