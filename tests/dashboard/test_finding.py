@@ -7,10 +7,13 @@ import pytest
 from scripted import started, steps, turned
 
 from tui_descent.dashboard import ink
+from tui_descent.dashboard.bridge import Exchange
+from tui_descent.dashboard.figures import several
 from tui_descent.dashboard.panels.conversation import ConversationPanel
 from tui_descent.dashboard.panels.finding import finding
 from tui_descent.dashboard.panels.view import View
-from tui_descent.protocol.events import AnyEvent, Diagnosed, RunEnded, StateChanged
+from tui_descent.protocol.commands import RunSteps
+from tui_descent.protocol.events import AnyEvent, CommandDone, Diagnosed, RunEnded, StateChanged
 from tui_descent.telemetry.history import History
 
 FOUND = Diagnosed(segment=0, step=60, finding="healthy", sure=0.9, evidence={}, sentence="It trains.")
@@ -70,9 +73,9 @@ def test_of_a_held_run_what_is_to_be_done_stays(width: int, back: str) -> None:
     for event in (started(), steps(0, [1.0] * 6), StateChanged(state="held", reason=reason)):
         history.apply(event)
     row = ConversationPanel().draw(View(history=history, connected=True), width, 3)[0].text.rstrip()
-    assert row.endswith(f"{back.removeprefix('; ')}; space goes on, q leaves".removeprefix("; "))
+    assert row.endswith(f"{back.removeprefix('; ')}; space retries, q leaves".removeprefix("; "))
     assert row.startswith(" held  loss is nan") or width < 80
-    assert ("before the update" in row) == (width >= len(f" held  {reason}; space goes on, q leaves"))
+    assert ("before the update" in row) == (width >= len(f" held  {reason}; space retries, q leaves"))
     assert len(row) <= width
 
 
@@ -83,3 +86,16 @@ def test_of_an_ended_run_the_way_out_stays() -> None:
     row = ConversationPanel().draw(View(history=history, connected=True), 80, 3)[0].text.rstrip()
     assert row.startswith(" failed  at step 6: no memory")
     assert row.endswith("…; q leaves")
+
+
+def test_steps_that_were_asked_for_are_told_from_where_they_begin() -> None:
+    history = History()
+    for event in (started(), steps(0, [1.0] * 6)):
+        history.apply(event)
+    done = CommandDone(segment=0, step=6, client=7, request=3, what="1 step, then a pause")
+    look = View(history=history, exchange=Exchange(asked=RunSteps(steps=1), reply=done))
+    assert ConversationPanel().draw(look, 80, 3)[1].text.rstrip() == " done  1 step, then a pause from step 6"
+
+
+def test_one_is_not_several() -> None:
+    assert [several(n, "layer") for n in (0, 1, 2, 1200)] == ["0 layers", "1 layer", "2 layers", "1,200 layers"]

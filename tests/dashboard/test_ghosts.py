@@ -8,7 +8,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 from playing import playing
-from scripted import started, turned
+from scripted import reading, started, turned
 from textual.strip import Strip
 
 from tui_descent.dashboard import ink
@@ -16,6 +16,8 @@ from tui_descent.dashboard.axis import Axis
 from tui_descent.dashboard.bridge import Exchange
 from tui_descent.dashboard.panels.conversation import ConversationPanel
 from tui_descent.dashboard.panels.events import EventsPanel, words
+from tui_descent.dashboard.panels.gradients import GradientsPanel
+from tui_descent.dashboard.panels.heatmap import HeatmapPanel
 from tui_descent.dashboard.panels.loss import LossPanel
 from tui_descent.dashboard.panels.status import StatusPanel
 from tui_descent.dashboard.panels.timeline import Timeline, gutter
@@ -230,3 +232,20 @@ async def test_g_hides_and_shows() -> None:
         await play.until(lambda: "undone: residual off → on" not in play.text().split("Gradient flow")[0])
         await play.press("g")
         await play.until(lambda: "undone: residual off → on" in play.text().split("Gradient flow")[0])
+
+
+def test_an_undo_takes_the_decades_with_it_that_were_only_in_what_it_undid() -> None:
+    panels, history = (HeatmapPanel(), GradientsPanel()), History()
+    parts: list[list[AnyEvent]] = [
+        [*PAST[:3], reading(10, 0.9, top=1e-2)],
+        [PAST[3], reading(70, 0.9, top=1e20)],
+        [*PAST[4:], msgspec.structs.replace(reading(45, 0.9, top=1e-2), segment=1)],
+    ]
+    highs = []
+    for part in parts:
+        for event in part:
+            history.apply(event)
+        for panel in panels:
+            panel.draw(View(history=history, connected=True), 70, 12)
+        highs.append([panel._scale.high for panel in panels])
+    assert highs == [[0, 1], [19, 20], [0, 1]]

@@ -1,13 +1,16 @@
-"""The loss's axis where a logarithm has nothing to say: at zero and below it."""
+"""The loss's axis where a logarithm has nothing to say and where figures are long, and the held-out points on it."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
+import pytest
 from scripted import started, steps, view
 
-from tui_descent.dashboard.panels.loss import LossPanel
-from tui_descent.protocol.events import AnyEvent
+from tui_descent.dashboard.axis import Axis
+from tui_descent.dashboard.panels.loss import APART, LossPanel
+from tui_descent.protocol.events import AnyEvent, Evaluated
 
 
 def falling_under_zero() -> list[AnyEvent]:
@@ -37,3 +40,30 @@ def test_a_loss_of_exactly_zero_lies_at_the_bottom_of_a_log_axis() -> None:
     assert "log" in heading
     assert "≤ 0" not in heading
     assert all(c > "\u2800" for c in rows[-2].rstrip()[-20:])
+
+
+@pytest.mark.parametrize("middle", [2.302585, -1234.5678, 123_456.0, 8e-7])
+@pytest.mark.parametrize("width", [6, 8, 11])
+@pytest.mark.parametrize("rows", [4, 12, 30])
+def test_figures_never_need_more_cells_than_there_are_nor_stand_twice(middle: float, width: int, rows: int) -> None:
+    for exponent in range(-9, 3):
+        half = abs(middle) * 10.0**exponent
+        figures = Axis.linear(middle - half, middle + half).labels(rows, width=width)
+        assert all(0 < len(text) <= width for text in figures.values())
+        assert len(set(figures.values())) == len(figures) > 0
+
+
+def test_a_gutter_of_long_figures_does_not_tear_the_picture() -> None:
+    losses = [2.302585 + 1e-7 * math.sin(n / 9) for n in range(200)]
+    _, rows = drawn_loss([started(0, layers=()), steps(0, losses)], log=False)
+    assert all(all(c == " " or c > "\u2500" for c in row[7:]) for row in rows[:-1])
+
+
+def test_held_out_points_leave_room_for_the_curve() -> None:
+    told = [Evaluated(segment=0, step=n, loss=1.5) for n in range(0, 4000, 10)]
+    _, rows = drawn_loss([started(), steps(0, [1.0] * 4000), *told])
+    found = [n for row in rows for n, c in enumerate(row) if c == "○"]
+    assert len(found) >= 6
+    assert all(b - a >= APART for a, b in itertools.pairwise(found))
+    _, rows = drawn_loss([started(), steps(0, [1.0] * 4000), *told[::100]])
+    assert sum(row.count("○") for row in rows) == 4, "few are all there"

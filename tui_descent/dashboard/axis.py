@@ -62,8 +62,8 @@ class Axis:
         """The text row, from the top, of a value that `place` can show: the one its braille dot is in."""
         return rows - 1 - round(self.place(value) * (4 * rows - 1)) // 4
 
-    def labels(self, rows: int) -> dict[int, str]:
-        """Figures by row from the top."""
+    def labels(self, rows: int, *, width: int = MOST_DIGITS + 8) -> dict[int, str]:
+        """Figures by row from the top, of at most so many cells: of those that would need more only what differs."""
         found: dict[int, float] = {}
         # Where rows are few, figures may stand in adjacent ones.
         gap = 1 if rows > 8 else 0
@@ -77,8 +77,12 @@ class Axis:
         while digits <= MOST_DIGITS and any(
             abs(float(t) - v) > near for t, v in zip(texts, found.values(), strict=True)
         ):
-            texts, digits = [tick(value, digits=digits) for value in found.values()], digits + 1
-        return dict(zip(found, texts, strict=True))
+            finer, digits = [tick(value, digits=digits) for value in found.values()], digits + 1
+            if max(map(len, finer)) > width:
+                break
+            texts = finer
+        by_text = {text[:width]: row for row, text in zip(found, texts, strict=True)}
+        return {row: text for text, row in by_text.items()}
 
     def _weight(self, value: float) -> int:
         """Powers of ten are written first, then fives and twos, then the rest."""

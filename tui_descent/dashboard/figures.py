@@ -60,6 +60,11 @@ def count(value: int) -> str:
     return f"{value:,}"
 
 
+def several(value: int, thing: str) -> str:
+    """So many of a thing: `1 layer`, `1,200 layers`."""
+    return f"{value:,} {thing}{'s' * (value != 1)}"
+
+
 def axis_count(step: int) -> str:
     """A step number for an axis: `400`, `20k`, `1.5M`."""
     if step >= 1_000_000:

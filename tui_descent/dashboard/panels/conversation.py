@@ -9,7 +9,7 @@ from rich.cells import cell_len, set_cell_size
 from textual.strip import Strip
 
 from tui_descent.dashboard import ink
-from tui_descent.dashboard.figures import count, scientific, short
+from tui_descent.dashboard.figures import count, scientific, several, short
 from tui_descent.dashboard.panels.events import turned
 from tui_descent.dashboard.panels.finding import finding
 from tui_descent.dashboard.panels.keybar import keybar
@@ -38,7 +38,7 @@ from tui_descent.scenario.knobs import text_of
 from tui_descent.telemetry.history import History
 
 # What is to be done begins with one of these.
-ADVICE = (" Try ", "; u goes back ", "; space goes on", "; q leaves")
+ADVICE = (" Try ", "; u goes back ", "; space goes on", "; space retries", "; q leaves")
 # Of a sentence that is cut for the advice behind it; of less nothing can be read.
 SHORTEST = 12
 
@@ -76,7 +76,7 @@ def asked(command: AnyCommand) -> str:
         case Resume():
             return "go on"
         case RunSteps():
-            return "one step" if command.steps == 1 else f"{command.steps:,} steps"
+            return "one step" if command.steps == 1 else several(command.steps, "step")
         case Evaluate():
             return "evaluation"
         case Mark():
@@ -118,7 +118,8 @@ def _answer(view: View, width: int) -> Line:
         line.put(word, ink.GREEN).put("  ").put(plain(what)).put(f"  {now}", ink.BRIGHT)
         return line.put(f" ({was})" if line.width + len(was) + 3 <= width else "", ink.DIM)
     if isinstance(reply, CommandDone):
-        return line.put("done  ", ink.GREEN).put(plain(reply.what)).put(f" at step {count(reply.step)}", ink.DIM)
+        place = "from" if isinstance(exchange.asked, RunSteps) else "at"
+        return line.put("done  ", ink.GREEN).put(plain(reply.what)).put(f" {place} step {count(reply.step)}", ink.DIM)
     newest = reply or (view.history.interventions[-1] if view.history.interventions else None)
     if newest is None:
         return line.put(_selection(view), ink.DIM)

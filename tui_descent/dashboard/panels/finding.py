@@ -31,7 +31,7 @@ def finding(view: View) -> Words:
         return "keeper lost", ink.RED, f"{plain(view.trouble)}; what was seen stays on screen, q leaves", ink.TEXT
     state, reason = history.state.state, plain(history.state.reason)
     if state == "held":
-        text = f"{reason or 'at step ' + count(history.steps)}; space goes on, q leaves"
+        text = f"{reason or 'at step ' + count(history.steps)}; space retries, q leaves"
         return "held", ink.ORANGE, text, ink.TEXT
     if state == "waiting":
         return "waiting", ink.state("waiting"), "at its end: space goes on for as many steps, q leaves", ink.TEXT

@@ -28,7 +28,8 @@ class HeatmapPanel(Panel):
     pace_s = 0.35
     about = (
         "Root-mean-square gradient of each layer's weights, one row a layer (output above, input below), on the loss "
-        "panel's time axis. Dark is small, bright is large; the border carries the scale, which only ever widens. "
+        "panel's time axis. Dark is small, bright is large; the border carries the scale, which only an undo "
+        "narrows. "
         "Unit: loss per unit of weight."
     )
 

@@ -18,6 +18,9 @@ from tui_descent.dashboard.panels.timeline import RECENT_STEPS, Columns, Timelin
 from tui_descent.dashboard.panels.timerow import time_row
 from tui_descent.dashboard.panels.view import View
 
+# Cells between two held-out points: closer ones would cover the curve.
+APART = 5
+
 
 class LossPanel(Panel):
     """Cross-entropy, or what the scenario minimises, of every update."""
@@ -66,7 +69,7 @@ class LossPanel(Panel):
         for column, value in points:
             if not math.isnan(axis.place(value)):
                 cells[axis.row(value, rows)][column] = Segment("○", ink.POINT)
-        figures = axis.labels(rows)
+        figures = axis.labels(rows, width=left - 1)
         lines = [
             Line().put(f"{figures.get(y, ''):>{left - 1}} ", ink.DIM).extend(joined(cells[y])).strip(width)
             for y in range(rows)
@@ -75,12 +78,13 @@ class LossPanel(Panel):
 
 
 def _held_out(view: View, timeline: Timeline) -> list[tuple[int, float]]:
-    return [
-        (column, e.loss)
-        for e in view.history.evaluations
-        if e.segment == view.history.segment and (column := timeline.column(e.step)) is not None
-        if math.isfinite(e.loss)
-    ]
+    """By column, in order; where they stand closer than `APART` the first of so many columns."""
+    found: dict[int, tuple[int, float]] = {}
+    for e in view.history.evaluations:
+        column = timeline.column(e.step)
+        if e.segment == view.history.segment and column is not None and math.isfinite(e.loss):
+            found.setdefault((column + timeline.first) // APART, (column, e.loss))
+    return list(found.values())
 
 
 def _axis(bins: list[tuple[int, list[float]]], points: list[tuple[int, float]], view: View, timeline: Timeline) -> Axis:

@@ -93,7 +93,7 @@ def plotted(
                 spot = timeline.column(min(step, timeline.last_step))
                 if spot is not None and math.isfinite(axis.place(value)):
                     cells[axis.row(value, rows)][spot] = Segment("•", one.style)
-    figures = axis.labels(rows)
+    figures = axis.labels(rows, width=left - 1)
     lines = [
         Line().put(f"{figures.get(y, ''):>{left - 1}} ", ink.DIM).extend(joined(cells[y])).strip(width)
         for y in range(rows)

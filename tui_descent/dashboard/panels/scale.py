@@ -1,4 +1,4 @@
-"""A scale of whole decades for magnitudes that only ever widens, so that a colour or a bar keeps its meaning."""
+"""A scale of whole decades for magnitudes that never narrows, so that a colour or a bar keeps its meaning."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ MAX_DECADES = 30
 
 
 class Scale:
-    """Low and high exponent of ten. A new history starts a new scale."""
+    """Low and high exponent of ten. A new history starts a new one, and so does an undo: what it undid may be huge."""
 
     def __init__(self, low: int, high: int) -> None:
         self._start = (low, high)
         self._history: History | None = None
+        self._segment = 0
         self.low, self.high = low, high
 
     def follow(self, history: History) -> None:
-        """Begin again when the history is another one."""
-        if self._history is not history:
-            self._history = history
+        """Begin again when the history or its stretch is another one."""
+        if self._history is not history or self._segment != history.segment:
+            self._history, self._segment = history, history.segment
             self.low, self.high = self._start
 
     def cover(self, logs: Iterable[float], floor: float) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from textual.strip import Strip
 
 from tui_descent.dashboard import ink
-from tui_descent.dashboard.figures import count
+from tui_descent.dashboard.figures import several
 from tui_descent.dashboard.panels.device import facts as device_facts
 from tui_descent.dashboard.panels.line import Line
 from tui_descent.dashboard.panels.strips import Panel, empty
@@ -44,8 +44,8 @@ class StoryPanel(Panel):
         scenario: dict[str, Any] = started.scenario or {}
         rows = [Line().put(plain(started.title, 200), ink.BRIGHT).strip(width)]
         facts = [
-            f"{count(view.history.parameters)} parameters in {len(view.layers)} layers",
-            f"{plain(started.device, 20)}, {started.threads} threads"
+            f"{several(view.history.parameters, 'parameter')} in {several(len(view.layers), 'layer')}",
+            f"{plain(started.device, 20)}, {several(started.threads, 'thread')}"
             if started.threads > 1
             else plain(started.device, 20),
             " ".join(f"{plain(k, 20)} {plain(v, 20)}" for k, v in started.versions.items()),
