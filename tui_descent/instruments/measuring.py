@@ -81,7 +81,7 @@ class Measuring:
         """The gradients are there, clipped where they are to be, and the update is not made.
 
         `preclip` is the global norm before clipping, a scalar; `grad_scale` what a GradScaler still multiplies
-        gradients by, which norms are divided by. `partly`: half of many layers' weights will do.
+        gradients by, which norms are divided by. `partly`: a third of many layers' weights will do.
         """
         self._preclip = preclip
         if self._signals or self._slow:

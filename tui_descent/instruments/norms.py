@@ -17,8 +17,8 @@ from tui_descent.instruments.groups import Groups, bounds, norms, safe, wide
 from tui_descent.instruments.structure import WatchedLayer
 
 RATIO_FLOOR = 1e-12
-# With more layers the weights are taken by halves, every other layer's, where a reading is to cost little.
-MANY_LAYERS = 30
+# With more layers the weights are taken by thirds, every third layer's, where a reading is to cost little.
+MANY_LAYERS, PARTS = 30, 3
 
 
 class LayerNorms(NamedTuple):
@@ -74,14 +74,14 @@ class Norms:
         self._place = {id(p): n for n, p in enumerate(self._parameters)}
         weights: list[Tensor] = [w.weight for w in self.watched]
         self._whole = _part(weights, slice(None))
-        halves = slice(0, None, 2), slice(1, None, 2)
-        self._parts = [_part(weights, cut) for cut in halves] if len(weights) > MANY_LAYERS else [self._whole]
+        cuts = [slice(first, None, PARTS) for first in range(PARTS)]
+        self._parts = [_part(weights, cut) for cut in cuts] if len(weights) > MANY_LAYERS else [self._whole]
         self._taken: _Part | None = None
         # What was last known of each layer's weight and its update, and at which step.
         self._held, self._went = [0.0] * len(weights), [0.0] * len(weights)
         self._at = [0] * len(weights)
         self._known = False  # whether any reading is
-        self._halves = 0  # taken
+        self._turns = 0  # that parts have taken
         self._step = 0
         # Of each layer's weight: its place among the parameters, √n, and whether it is a matrix.
         self._places = [self._place[id(weight)] for weight in weights]
@@ -104,7 +104,7 @@ class Norms:
         """Take hold of the gradients and copy the weights; gradients are still multiplied by `grad_scale`, a scalar.
 
         `cosines` with the gradients that were remembered, if those were of the same parameters. `step` is the update's
-        number. `partly`: one half of many layers' weights will do, the other being that of an earlier reading.
+        number. `partly`: a third of many layers' weights will do, the others being those of earlier readings.
         """
         compared = cosines and self._previous is not None and self._previous_at == step - 1
         self._now = now = self._gather() if compared else self._measure()
@@ -112,10 +112,10 @@ class Norms:
         self._against = None
         if compared and self._previous is not None and self._previous.of == now.of and now.rows:
             self._against = self._previous, now.groups.dots(now.rows, self._previous.rows)
-        # As long as nothing is known of the other half it is a whole one: a reading may come to nothing.
+        # As long as nothing is known of the others it is a whole one: a reading may come to nothing.
         partly = partly and self._known
-        self._taken = taken = self._parts[self._halves % len(self._parts)] if partly else self._whole
-        self._halves += partly
+        self._taken = taken = self._parts[self._turns % len(self._parts)] if partly else self._whole
+        self._turns += partly
         self._step = step
         self._before = taken.groups.rows(taken.weights, room="before", copy=True)
 

@@ -10,7 +10,7 @@ from tui_descent.instruments.usual import Usual
 
 # Tiers beyond the norms, as in `Tiers`: how often at most, and the share of the budget they may have. Norms come first:
 # what these leave is theirs.
-TIERS = ((0.1, 0.08), (1.0, 0.08), (10.0, 0.03))
+TIERS = ((0.1, 0.06), (1.0, 0.06), (10.0, 0.03))
 # What a tier's first reading is taken to cost, in steps: hooks at boundaries; activations; two passes more.
 GUESSES = (0.25, 1.0, 3.0)
 # The curvature, while it is asked for: its share is taken from the readings'. Paced, it may come more often, for this

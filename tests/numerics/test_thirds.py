@@ -1,4 +1,4 @@
-"""With many layers a reading that is to cost little has the weights of half of them; the others' are as old as told."""
+"""With many layers a reading that is to cost little has a third of their weights; the others' are as old as told."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nets import digit_batches, loss_of
 from test_norms import array, close, l2
 from torch import nn
 
-from tui_descent.instruments.norms import MANY_LAYERS, Norms
+from tui_descent.instruments.norms import MANY_LAYERS, PARTS, Norms
 from tui_descent.instruments.purse import Tiers
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.instruments.structure import structure
@@ -80,24 +80,25 @@ def readings(
     return found
 
 
-def test_halves_take_turns_behind_a_first_whole_one_and_every_number_is_of_the_step_it_says(kept: Kept) -> None:
-    found = readings(kept, sampler=Within())
-    assert [reading.step for reading in found] == [0, 3, 6, 9, 12]
+def test_thirds_take_turns_behind_a_first_whole_one_and_every_number_is_of_the_step_it_says(kept: Kept) -> None:
+    found = readings(kept, sampler=Within(), steps=17)
+    assert [reading.step for reading in found] == [0, 3, 6, 9, 12, 15]
     assert found[0].ages == [0] * 40
-    for reading, older in zip(found[1:], (1, 0, 1, 0), strict=True):
-        assert set(reading.ages[older::2]) == {EVERY}
-        assert set(reading.ages[1 - older :: 2]) == {0}
+    ages = [[set(reading.ages[first::PARTS]) for first in range(PARTS)] for reading in found[1:]]
+    once, twice = {EVERY}, {2 * EVERY}
+    assert ages == [[{0}, once, once], [once, {0}, twice], [twice, once, {0}], [{0}, twice, once], [once, {0}, twice]]
+    for reading in found:
         assert None not in reading.values["grad_norm"], "gradients are all of this step"
 
 
 @pytest.mark.usefixtures("far", "slow")
-def test_told_late_the_halves_are_the_same(kept: Kept) -> None:
+def test_told_late_the_thirds_are_the_same(kept: Kept) -> None:
     found = readings(kept, sampler=Within(), steps=40)
     assert [reading.step for reading in found] == list(range(0, 40, EVERY))[: len(found)]
     assert len(found) > 8
     ages = [max(reading.ages) for reading in found]
     whole = ages.index(EVERY)  # those begun before the first was known
-    assert ages == [0] * whole + [EVERY] * (len(found) - whole)
+    assert ages == [0] * whole + [EVERY] + [2 * EVERY] * (len(found) - whole - 1)
 
 
 @pytest.mark.parametrize(
@@ -187,4 +188,4 @@ def test_frozen_and_unused_layers_keep_their_marks() -> None:
         ]
         assert sum(g is None for g in columns.grad_norm) == 1
         assert all(math.isfinite(w) for w in columns.weight_norm)
-        assert columns.ages is None or set(columns.ages) == {0, 1}
+        assert columns.ages is None if step == 0 else set(columns.ages or ()) == set(range(step + 1))
