@@ -177,7 +177,7 @@ def test_the_saddle_is_named_once_the_loss_lies_flat_and_until_it_falls_off() ->
     observed = Observed(scenario)
     curvature = Curvature(observed.setup.probe, observed.parameters)
     diagnosis, blind = diagnosis_of(scenario, observed.seen), diagnosis_of(scenario, observed.seen)
-    said = []
+    said, asks = [], []
     for step in range(800):
         if step % 20 == 0:
             reading = curvature.measure()
@@ -187,6 +187,7 @@ def test_the_saddle_is_named_once_the_loss_lies_flat_and_until_it_falls_off() ->
         feed(blind, observed.seen, [step])
         said.append(_said(diagnosis))
         assert _said(blind) in ("healthy", "nothing"), "without the curvature it is not known"
+        asks.append((found := blind.finding()) is not None and sentence(found).endswith("Try 5 curvature."))
     losses = observed.seen.losses
     fallen = [losses[n - 20] - losses[n] for n in range(20, 800)]
     flat = next(n for n in range(20, 800) if fallen[n - 20] < 0.02 * losses[0])
@@ -194,6 +195,9 @@ def test_the_saddle_is_named_once_the_loss_lies_flat_and_until_it_falls_off() ->
     assert leaves > flat + 400
     assert set(said[: flat - 20]) == {"healthy", "nothing"}
     assert set(said[flat + WITHIN : leaves]) == {"saddle"}
+    assert not any(asks[: flat - 20])
+    assert all(asks[flat + WITHIN : leaves])
+    assert not all(asks[leaves:]), "while it falls off there is nothing to ask"
     assert said[-1] == "healthy"
 
 

@@ -62,7 +62,7 @@ class ChoiceDialog(Dialog[str]):
             rows += [Option(Text(f"  set {KNOBS[k].title} …"), id=f"{OTHER}{k}") for k in self._also]
             choice_list = OptionList(*rows)
             yield choice_list
-            yield Static(self._knob.acts, classes="dim acts", markup=False)
+            yield Static(f"{self._knob.acts[0].upper()}{self._knob.acts[1:]}", classes="dim acts", markup=False)
             if self._knob.places:
                 yield Input(max_length=60, placeholder=_ways(self._knob))
                 yield Static("", classes="why", markup=False)

@@ -59,13 +59,13 @@ class HeatmapPanel(Panel):
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
         """One strip a text row."""
+        self._scale.follow(view.history)
         grads = view.history.grads.get(view.history.segment)
         if not grads or not view.layers:
             return empty(view, width, height, "reading")
         left = gutter(view, width)
         timeline = Timeline.of(view.history, width - left, recent=view.recent)
         bins = self._columns.read(grads, timeline.width, timeline.first_step, timeline.last_step)
-        self._scale.follow(view.history)
         for _, values in bins:
             self._scale.cover(values, LOG_FLOOR)
         picture = self._picture(bins, timeline, 2 * height)

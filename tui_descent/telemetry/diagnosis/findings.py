@@ -65,6 +65,8 @@ SAID: dict[Name, str] = {
 }
 
 
+UNKNOWN = "unknown"  # evidence that was not asked for
+FLAT = "The loss lies flat at {loss:.3g}, at a minimum or on a saddle. Try 5 curvature."
 TELLS = 1e-2  # of the last block's gradient: with more than that in the first one the product tells more
 
 
@@ -76,6 +78,8 @@ def sentence(finding: Finding) -> str:
     # Where a layer's inputs are large, its weights' gradient is, too, however little came back to it.
     if finding.finding == "vanishing" and isinstance(ratio, float) and ratio < TELLS:
         said = "{layer} gets {first_to_last_grad:.1e} of {last}'s gradient."
+    if finding.evidence.get("curvature") == UNKNOWN:
+        said = FLAT
     text = said.format_map({"product": math.nan} | finding.evidence | names)
     for a in finding.advice[:1]:
         words = " ".join(part.rpartition("=")[2] for part in a.value.split(","))

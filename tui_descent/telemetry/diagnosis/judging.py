@@ -70,14 +70,22 @@ def judge(s: Signs, situation: Situation) -> tuple[Name, float] | None:
         return _stuck(s, situation)
     if (known or situation.guess is not None) and s.now > OVER_GUESS * s.guess:
         return None
-    if situation.surface and s.fell < STANDS * size and _on_a_saddle(s):
-        return "saddle", 0.8
+    if lies_flat(s, situation):
+        if s.curvature is None:
+            return "healthy", 0.5
+        if _on_a_saddle(s):
+            return "saddle", 0.8
     return _trains(s, _sure(share * s.guess / s.now, decades=0.3) if s.now > 0 else 1.0)
 
 
 def burst(first: float, guess: float, product: float | None) -> bool:
     """Whether a run began with outputs far too large and a gradient that grows on its way back."""
     return first > HOT * guess and product is not None and product > GROWN
+
+
+def lies_flat(s: Signs, situation: Situation) -> bool:
+    """Whether a surface's loss stands, at a minimum or on a saddle: the curvature alone can tell."""
+    return situation.surface and s.fell < STANDS * abs(s.guess)
 
 
 def _trains(s: Signs, sure: float) -> tuple[Name, float]:

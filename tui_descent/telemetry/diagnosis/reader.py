@@ -11,9 +11,9 @@ import msgspec
 
 from tui_descent.protocol.events import Advice, Layer, ReadingsTaken
 from tui_descent.telemetry.diagnosis.advising import SLOWED, advice, advised, agrees, burst_advice
-from tui_descent.telemetry.diagnosis.findings import Finding, Name, Outcome, Situation
+from tui_descent.telemetry.diagnosis.findings import UNKNOWN, Finding, Name, Outcome, Situation
 from tui_descent.telemetry.diagnosis.forest import Forest, forest, knows
-from tui_descent.telemetry.diagnosis.judging import burst, judge
+from tui_descent.telemetry.diagnosis.judging import burst, judge, lies_flat
 from tui_descent.telemetry.diagnosis.signs import LONG, WINDOW, Curvature, Gauge, Signs, newest_of
 
 SURE = 0.8  # of what the rules say; with less the trees are asked
@@ -143,6 +143,8 @@ class Diagnosis:
             sure = opinion.names.get(name, sure)
             helps = advised(name, opinion.cures, signs, self.situation)
         where, evidence = self._evidence(name, signs)
+        if name == "healthy" and signs.curvature is None and lies_flat(signs, self.situation):
+            evidence["curvature"] = UNKNOWN
         useful = tuple(a for a in helps if a.knob in self._knobs - self._harmful)
         return Finding(finding=name, layer=where, sure=round(sure, 2), evidence=evidence, advice=useful)
 
