@@ -66,7 +66,7 @@ SAID: dict[Name, str] = {
 
 
 UNKNOWN = "unknown"  # evidence that was not asked for
-FLAT = "The loss lies flat at {loss:.3g}, at a minimum or on a saddle. Try 5 curvature."
+FLAT = "Flat at {loss:.3g}: a minimum or a saddle? Try 5 curvature."
 TELLS = 1e-2  # of the last block's gradient: with more than that in the first one the product tells more
 
 
