@@ -73,9 +73,9 @@ def test_of_a_held_run_what_is_to_be_done_stays(width: int, back: str) -> None:
     for event in (started(), steps(0, [1.0] * 6), StateChanged(state="held", reason=reason)):
         history.apply(event)
     row = ConversationPanel().draw(View(history=history, connected=True), width, 3)[0].text.rstrip()
-    assert row.endswith(f"{back.removeprefix('; ')}; space retries, q leaves".removeprefix("; "))
+    assert row.endswith(f"{back.removeprefix('; ')}; space goes on, q leaves".removeprefix("; "))
     assert row.startswith(" held  loss is nan") or width < 80
-    assert ("before the update" in row) == (width >= len(f" held  {reason}; space retries, q leaves"))
+    assert ("before the update" in row) == (width >= len(f" held  {reason}; space goes on, q leaves"))
     assert len(row) <= width
 
 

@@ -8,8 +8,9 @@ import math
 import pytest
 from scripted import started, steps, view
 
-from tui_descent.dashboard.axis import Axis
+from tui_descent.dashboard.axis import Axis, log_axis
 from tui_descent.dashboard.panels.loss import APART, LossPanel
+from tui_descent.dashboard.panels.timeline import gutter
 from tui_descent.protocol.events import AnyEvent, Evaluated
 
 
@@ -53,10 +54,31 @@ def test_figures_never_need_more_cells_than_there_are_nor_stand_twice(middle: fl
         assert len(set(figures.values())) == len(figures) > 0
 
 
+def test_of_figures_that_read_alike_the_true_one_stays() -> None:
+    axis = log_axis(1.2e-3, 2.9e-3)
+    figures = axis.labels(12, width=6)
+    assert figures[axis.row(2e-3, 12)] == "2e-3"
+    assert axis.row(1.5e-3, 12) not in figures
+
+
 def test_a_gutter_of_long_figures_does_not_tear_the_picture() -> None:
     losses = [2.302585 + 1e-7 * math.sin(n / 9) for n in range(200)]
     _, rows = drawn_loss([started(0, layers=()), steps(0, losses)], log=False)
     assert all(all(c == " " or c > "\u2500" for c in row[7:]) for row in rows[:-1])
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 4, 7])
+def test_held_out_points_stay_apart_and_where_they_are(every: int) -> None:
+    before: set[int] = set()
+    left = gutter(view([started()]), 70)
+    for last in range(2, 56):
+        told = [Evaluated(segment=0, step=n, loss=1.5) for n in range(0, last, every)]
+        _, rows = drawn_loss([started(), steps(0, [1.0] * last), *told])
+        found = sorted(n for row in rows for n, c in enumerate(row) if c == "○")
+        assert found[-1] == left + told[-1].step
+        assert all(b - a >= APART for a, b in itertools.pairwise(found))
+        assert len(before - set(found)) <= 1, "only what was the newest may give way"
+        before = set(found)
 
 
 def test_held_out_points_leave_room_for_the_curve() -> None:
@@ -65,5 +87,6 @@ def test_held_out_points_leave_room_for_the_curve() -> None:
     found = [n for row in rows for n, c in enumerate(row) if c == "○"]
     assert len(found) >= 6
     assert all(b - a >= APART for a, b in itertools.pairwise(found))
+    assert found[-1] == max(n for row in rows[:-1] for n, c in enumerate(row) if c not in " ┊"), "the newest is there"
     _, rows = drawn_loss([started(), steps(0, [1.0] * 4000), *told[::100]])
     assert sum(row.count("○") for row in rows) == 4, "few are all there"

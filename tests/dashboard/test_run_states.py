@@ -136,7 +136,7 @@ async def test_losses_that_are_none(value: float) -> None:
 async def test_a_held_run_says_why_and_what_to_press() -> None:
     async with playing((80, 24), PAST) as play:
         play.keeper.tell(steps(60, [math.nan]), StateChanged(state="held", reason="loss is nan"))
-        await play.sees("● held", "loss is nan; space retries", "loss nan")
+        await play.sees("● held", "loss is nan; space goes on", "space goes on", "loss nan")
 
 
 async def test_two_hundred_layers() -> None:

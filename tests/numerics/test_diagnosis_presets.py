@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 
+import msgspec
 import pytest
 from diagnosis_nets import Observed
 from diagnosis_score import diagnosis_of, feed, found, preset
@@ -195,10 +196,28 @@ def test_the_saddle_is_named_once_the_loss_lies_flat_and_until_it_falls_off() ->
     assert leaves > flat + 400
     assert set(said[: flat - 20]) == {"healthy", "nothing"}
     assert set(said[flat + WITHIN : leaves]) == {"saddle"}
+    nothing = [n for n in range(20, leaves) if abs(losses[n]) < 1e-3 * losses[0]]
+    assert len(nothing) > 250
+    assert all(asks[nothing[0] + 20 : nothing[-1]])
     assert not any(asks[: flat - 20])
-    assert all(asks[flat + WITHIN : leaves])
     assert not all(asks[leaves:]), "while it falls off there is nothing to ask"
     assert said[-1] == "healthy"
+
+
+@pytest.mark.parametrize(("start", "lr"), [([10.0, 10.0], 0.01), ([10.0, 1.0], 0.019999)], ids=["falls", "bounces"])
+def test_nothing_is_asked_of_a_loss_that_falls_from_on_high_nor_of_one_that_bounces(
+    start: list[float], lr: float
+) -> None:
+    scenario = preset("saddle")
+    valley = msgspec.structs.replace(scenario.model, function="valley", start=tuple(start))
+    rate = msgspec.structs.replace(scenario.optimizer, lr=lr, rates={})
+    scenario = msgspec.structs.replace(scenario, model=valley, optimizer=rate, claim=())
+    seen = Observed(scenario).run(300, every=1)
+    diagnosis = diagnosis_of(scenario, seen)
+    for step in range(300):
+        feed(diagnosis, seen, [step])
+        told = diagnosis.finding()
+        assert told is None or "curvature" not in told.evidence or seen.losses[step] < 2e-3 * seen.losses[0], step
 
 
 def test_the_edge_of_stability_is_named_once_the_curvature_has_come_to_it() -> None:

@@ -63,7 +63,7 @@ class Axis:
         return rows - 1 - round(self.place(value) * (4 * rows - 1)) // 4
 
     def labels(self, rows: int, *, width: int = MOST_DIGITS + 8) -> dict[int, str]:
-        """Figures by row from the top, of at most so many cells: of those that would need more only what differs."""
+        """Figures by row from the top, of at most so many cells where a digit has room: each stands once."""
         found: dict[int, float] = {}
         # Where rows are few, figures may stand in adjacent ones.
         gap = 1 if rows > 8 else 0
@@ -81,8 +81,10 @@ class Axis:
             if max(map(len, finer)) > width:
                 break
             texts = finer
-        by_text = {text[:width]: row for row, text in zip(found, texts, strict=True)}
-        return {row: text for text, row in by_text.items()}
+        best: dict[str, tuple[float, int]] = {}
+        for (row, value), text in zip(found.items(), texts, strict=True):
+            best[text] = min((abs(float(text) - value), row), best.get(text, (math.inf, row)))
+        return {row: text for text, (_, row) in best.items()}
 
     def _weight(self, value: float) -> int:
         """Powers of ten are written first, then fives and twos, then the rest."""

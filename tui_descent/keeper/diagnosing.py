@@ -109,7 +109,7 @@ class Diagnosing:
 
 
 def _gist(found: Finding | None) -> tuple[Any, ...] | None:
-    return None if found is None else (found.finding, found.layer, found.advice)
+    return None if found is None else (found.finding, found.layer, found.advice, found.evidence.get("curvature"))
 
 
 def situation(scenario: Mapping[str, Any] | None) -> Situation:

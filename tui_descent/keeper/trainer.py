@@ -10,8 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tui_descent.protocol.channel import Peer
+from tui_descent.protocol.channel import ChannelError, Peer
 from tui_descent.protocol.codec import MAX_TO_VIEWER
+from tui_descent.protocol.handing import socket_pair, told
 from tui_descent.protocol.launch import ENV_FOLDER, ENV_LINK, ENV_RING, LOG_FILE, Launch
 from tui_descent.protocol.ring import Ring, ring_file
 
@@ -35,27 +36,26 @@ class Trainer:
     @classmethod
     def start(cls, launch: Launch) -> Trainer:
         """Start the scenario's trainer or the user's own command, its output into the run's log. Raises `OSError`."""
-        ours, theirs = socket.socketpair()
-        file = ring_file(launch.path)
         command = launch.command or (sys.executable, "-m", "tui_descent.training.process", launch.folder)
-        found = {ENV_FOLDER: launch.folder, ENV_LINK: str(theirs.fileno()), ENV_RING: str(file)}
-        env = os.environ | found | {"PYTHONUNBUFFERED": "1"}
-        with theirs, (launch.path / LOG_FILE).open("ab") as log:
-            try:
+        with contextlib.ExitStack() as failed:
+            ours, theirs = socket_pair()
+            failed.callback(ours.close)
+            with theirs:
+                file = ring_file(launch.path)
+                failed.callback(os.close, file)
+                handed = {ENV_FOLDER: launch.folder, ENV_LINK: told(theirs.fileno()), ENV_RING: told(file)}
                 # A session of its own: the terminal's ctrl+c is the keeper's to pass on, as a Stop.
-                process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    env=env,
-                    pass_fds=[theirs.fileno(), file],
-                    start_new_session=True,
-                )
-            except OSError:
-                ours.close()
-                os.close(file)
-                raise
+                with (launch.path / LOG_FILE).open("ab") as log:
+                    process = subprocess.Popen(
+                        command,
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        env=os.environ | handed | {"PYTHONUNBUFFERED": "1"},
+                        pass_fds=[theirs.fileno(), file],
+                        start_new_session=True,
+                    )
+            failed.pop_all()
         return cls(ours, file, process=process, parent=None)
 
     @classmethod
@@ -64,8 +64,11 @@ class Trainer:
         return cls(link, file, process=None, parent=parent)
 
     def ring(self) -> Ring:
-        """The ring it has laid out. Raises `OSError` or `ValueError`."""
-        return Ring.open(self._file)
+        """The ring it has laid out. Raises `ChannelError` where it is none of ours."""
+        try:
+            return Ring.open(self._file)
+        except (OSError, ValueError) as error:
+            raise ChannelError(f"the trainer's memory cannot be read: {error}") from error
 
     @property
     def wakes(self) -> int | None:

@@ -1,9 +1,10 @@
 """The shared memory between one trainer (writer) and one keeper (reader): losses, readings, the command flag.
 
-One file without a name, mapped by both; it outlives either and goes with the last. It lies in memory, not on a disk,
-whose pages stop the writer for 35 µs each time they have been written back, and for as long as a network's disk likes.
-The trainer lays it out with all of it reserved, since what is missing would kill by SIGBUS at some later step. Single
-writer, single reader; a record counts once its number is in place.
+One file without a name, mapped by both; it outlives either and goes with the last. It lies in memory where the system
+has such files, not on a disk, whose pages stop the writer for 35 µs each time they have been written back, and for as
+long as a network's disk likes. The trainer lays it out with all of it reserved, where the system can, since what is
+missing would kill by SIGBUS at some later step. Single writer, single reader; a record counts once its number is in
+place.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from itertools import chain
 from pathlib import Path
 
 import msgspec
+
+from tui_descent.protocol.handing import out_of_the_way
 
 MAGIC = 0x7D1E5CE7
 LAYOUT = 4
@@ -79,10 +82,10 @@ def ring_file(folder: Path) -> int:
     """
     if hasattr(os, "memfd_create"):
         with contextlib.suppress(OSError):  # a sandbox may forbid it
-            return os.memfd_create("tui-descent", os.MFD_CLOEXEC)
+            return out_of_the_way(os.memfd_create("tui-descent", os.MFD_CLOEXEC))
     file, name = tempfile.mkstemp(dir=folder)
     os.unlink(name)
-    return file
+    return out_of_the_way(file)
 
 
 class Ring:

@@ -18,6 +18,7 @@ from tui_descent.protocol.channel import Peer
 from tui_descent.protocol.codec import MAX_TO_VIEWER, FrameError, decode, to_trainer
 from tui_descent.protocol.commands import Order
 from tui_descent.protocol.events import AnyEvent, LayersChanged
+from tui_descent.protocol.handing import socket_pair, taken
 from tui_descent.protocol.launch import CLAIM_FILE, ENV_FOLDER, ENV_LINK, ENV_RING, Launch, start_keeper, undo_budget
 from tui_descent.protocol.readings import COLUMNS
 from tui_descent.protocol.ring import Ring, ring_file
@@ -41,13 +42,14 @@ class Link:
     @classmethod
     def inherited(cls) -> Link | None:
         """The line of the keeper that started this process; None if there is none or it is already taken."""
-        folder, fd, file = (os.environ.get(name) for name in (ENV_FOLDER, ENV_LINK, ENV_RING))
-        if not folder or not fd or not file:
+        folder = os.environ.get(ENV_FOLDER)
+        # A script may have closed them on its way here, or put other files in their place.
+        line, file = (taken(os.environ.get(name, "")) for name in (ENV_LINK, ENV_RING))
+        if not folder or line is None or file is None:
             return None
         try:
-            os.fstat(int(file))  # closed on the way to this process, perhaps
             os.close(os.open(Path(folder) / CLAIM_FILE, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-            return cls(socket.socket(fileno=int(fd)), int(file), Launch.read(Path(folder)))
+            return cls(socket.socket(fileno=line), file, Launch.read(Path(folder)))
         except OSError:
             return None
 
@@ -58,15 +60,15 @@ class Link:
         run, folder = places.new_run(name)
         launch = Launch(run=run, name=name, folder=str(folder), socket=str(places.socket_path(run)), undo_budget=budget)
         launch.write()
-        file = ring_file(launch.path)
-        ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                return cls(ours, file, launch, start_keeper(launch, trainer=(theirs, file)))
-            except OSError:
-                ours.close()
-                os.close(file)
-                raise
+        with contextlib.ExitStack() as failed:
+            ours, theirs = socket_pair()
+            failed.callback(ours.close)
+            with theirs:
+                file = ring_file(launch.path)
+                failed.callback(os.close, file)
+                keeper = start_keeper(launch, trainer=(theirs, file))
+            failed.pop_all()
+        return cls(ours, file, launch, keeper)
 
     @property
     def lost(self) -> bool:

@@ -311,7 +311,7 @@ class Watch:
             try:
                 link.make_ring(self._rows.room)
             except OSError as error:
-                raise RuntimeError(f"no room for the run's shared memory: {error}") from error
+                raise RuntimeError(f"the run's shared memory cannot be laid out: {error}") from error
             about = self._about or about_foreign(self.name, self.model, self.optimizer)
             states = self.control.steering.states()
             link.tell(started(about, link.launch.run, self.model, self._rows.layers, states))

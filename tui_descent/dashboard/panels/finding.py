@@ -16,6 +16,7 @@ from tui_descent.scenario.claims import first_to_last_grad
 FADES, GROWS = 1e-3, 1e3
 # Under this a diagnosis is right about five times in six, from it on nearly always: said with a "perhaps".
 SURE = 0.8
+LEAVES = ", q leaves"
 
 Words = tuple[str, Style, str, Style]
 
@@ -31,8 +32,8 @@ def finding(view: View) -> Words:
         return "keeper lost", ink.RED, f"{plain(view.trouble)}; what was seen stays on screen, q leaves", ink.TEXT
     state, reason = history.state.state, plain(history.state.reason)
     if state == "held":
-        text = f"{reason or 'at step ' + count(history.steps)}; space retries, q leaves"
-        return "held", ink.ORANGE, text, ink.TEXT
+        advice = "" if reason.endswith(LEAVES) else f"; space goes on{LEAVES}"
+        return "held", ink.ORANGE, f"{reason or 'at step ' + count(history.steps)}{advice}", ink.TEXT
     if state == "waiting":
         return "waiting", ink.state("waiting"), "at its end: space goes on for as many steps, q leaves", ink.TEXT
     if state == "paused":

@@ -19,7 +19,7 @@ class GradientsPanel(BarsPanel):
     metric = "grad_norm"
     about = (
         "‖∂L/∂W‖, the L2 norm of the gradient of each layer's weights at the newest reading, on a scale of decades "
-        "that only an undo narrows. Bars of one length: every layer learns. Bars shrinking downwards: it vanishes. "
+        "that only an undo or a redo narrows. Bars of one length: every layer learns. Shrinking: it vanishes. "
         "Where not all fit, norms are left out first; arrows go to every layer. "
         "All as the optimizer receives them; while clip is on, ‖g‖ tells the whole net's norm before → after it."
     )

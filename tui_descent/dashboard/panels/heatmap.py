@@ -29,8 +29,7 @@ class HeatmapPanel(Panel):
     about = (
         "Root-mean-square gradient of each layer's weights, one row a layer (output above, input below), on the loss "
         "panel's time axis. Dark is small, bright is large; the border carries the scale, which only an undo "
-        "narrows. "
-        "Unit: loss per unit of weight."
+        "or a redo narrows. Unit: loss per unit of weight."
     )
 
     def __init__(self, *, id: str | None = None) -> None:

@@ -18,8 +18,8 @@ from tui_descent.dashboard.panels.timeline import RECENT_STEPS, Columns, Timelin
 from tui_descent.dashboard.panels.timerow import time_row
 from tui_descent.dashboard.panels.view import View
 
-# Cells between two held-out points: closer ones would cover the curve.
-APART = 5
+# Held-out points would cover the curve: one in so many columns, and no two closer than this.
+SPREAD, APART = 5, 3
 
 
 class LossPanel(Panel):
@@ -78,13 +78,23 @@ class LossPanel(Panel):
 
 
 def _held_out(view: View, timeline: Timeline) -> list[tuple[int, float]]:
-    """By column, in order; where they stand closer than `APART` the first of so many columns."""
-    found: dict[int, tuple[int, float]] = {}
+    """By column, in order: of those in so many columns the first, so that they stay where they are, and the newest."""
+    firsts: dict[int, tuple[int, float]] = {}
+    newest: tuple[int, float] | None = None
     for e in view.history.evaluations:
         column = timeline.column(e.step)
         if e.segment == view.history.segment and column is not None and math.isfinite(e.loss):
-            found.setdefault((column + timeline.first) // APART, (column, e.loss))
-    return list(found.values())
+            newest = column, e.loss
+            firsts.setdefault((column + timeline.first) // SPREAD, newest)
+    shown: list[tuple[int, float]] = []
+    for point in firsts.values():
+        if not shown or point[0] - shown[-1][0] >= APART:
+            shown.append(point)
+    if newest is not None:
+        while shown and newest[0] - shown[-1][0] < APART:
+            shown.pop()
+        shown.append(newest)
+    return shown
 
 
 def _axis(bins: list[tuple[int, list[float]]], points: list[tuple[int, float]], view: View, timeline: Timeline) -> Axis:

@@ -11,7 +11,7 @@ MAX_DECADES = 30
 
 
 class Scale:
-    """Low and high exponent of ten. A new history starts a new one, and so does an undo: what it undid may be huge."""
+    """Low and high exponent of ten. A new history starts anew, so does an undo or a redo: what it left may be huge."""
 
     def __init__(self, low: int, high: int) -> None:
         self._start = (low, high)

@@ -19,6 +19,7 @@ STUCK = 0.81  # × g: a loss above it has learnt next to nothing
 LEARNT = 0.95  # × a guess that is known and whose loss cannot come near 0: a text's
 ABOVE, FALLS = 1.1, 0.07  # a loss over 1.1 g that falls by 7 % in a third of a window is on its way
 STANDS = 0.02  # where g is not known: a loss that falls by less in a third of a window
+NOTHING = 1e-3  # of a surface's first loss
 SLOPES = -2.5  # where g is known and no class is: the loss's slope in standard errors
 LEAVES = -4.5  # the loss's slope in standard errors: it leaves by itself if the gradient does not shrink meanwhile
 FADED, GROWN, BURST = 3e-3, 10.0, 100.0  # P
@@ -70,11 +71,10 @@ def judge(s: Signs, situation: Situation) -> tuple[Name, float] | None:
         return _stuck(s, situation)
     if (known or situation.guess is not None) and s.now > OVER_GUESS * s.guess:
         return None
+    if situation.surface and s.fell < STANDS * size and _on_a_saddle(s):
+        return "saddle", 0.8
     if lies_flat(s, situation):
-        if s.curvature is None:
-            return "healthy", 0.5
-        if _on_a_saddle(s):
-            return "saddle", 0.8
+        return "healthy", 0.5
     return _trains(s, _sure(share * s.guess / s.now, decades=0.3) if s.now > 0 else 1.0)
 
 
@@ -84,8 +84,14 @@ def burst(first: float, guess: float, product: float | None) -> bool:
 
 
 def lies_flat(s: Signs, situation: Situation) -> bool:
-    """Whether a surface's loss stands, at a minimum or on a saddle: the curvature alone can tell."""
-    return situation.surface and s.fell < STANDS * abs(s.guess)
+    """Whether a surface's loss stands, at a minimum or on a saddle, and nobody asked for the curvature that can tell.
+
+    One that has become a thousandth of what it was stands even where it is on its way to 0.
+    """
+    if not situation.surface or s.curvature is not None or (s.cosine is not None and s.cosine < BOUNCES):
+        return False
+    level = abs(s.now) < NOTHING * abs(s.guess) or (s.fall < STANDS and s.slope > SLOPES)
+    return s.fell < STANDS * abs(s.guess) and level
 
 
 def _trains(s: Signs, sure: float) -> tuple[Name, float]:

@@ -44,6 +44,7 @@ class Diagnosis:
         # Measured on a transformer: weights from He's or Xavier's init, embedding and all, make it worse.
         self._harmful = frozenset({"init"} if any(layer.kind == "Embedding" for layer in layers) else ())
         self._run_first: float | None = None
+        self._curved = False  # whether anybody has asked for the curvature
         self._predicted: Name | None = None
         self._begin(0)
         self.relayered(layers, 0)
@@ -93,7 +94,7 @@ class Diagnosis:
 
     def curvature(self, lambda_max: float, lambda_min: float, *, edge: float | None = None) -> None:
         """The Hessian's ends; `edge`: the sharpness over what the rate can bear, λmax·η/2 for plain descent."""
-        self._curvature = Curvature(lambda_max, lambda_min, edge)
+        self._curvature, self._curved = Curvature(lambda_max, lambda_min, edge), True
 
     def intervened(self, step: int, knob: str | None = None, value: str = "", *, old: str = "") -> None:
         """A turn before update `step`: a new window. If the knob is named, an `outcome` follows when that is full."""
@@ -143,7 +144,7 @@ class Diagnosis:
             sure = opinion.names.get(name, sure)
             helps = advised(name, opinion.cures, signs, self.situation)
         where, evidence = self._evidence(name, signs)
-        if name == "healthy" and signs.curvature is None and lies_flat(signs, self.situation):
+        if name == "healthy" and not self._curved and lies_flat(signs, self.situation):
             evidence["curvature"] = UNKNOWN
         useful = tuple(a for a in helps if a.knob in self._knobs - self._harmful)
         return Finding(finding=name, layer=where, sure=round(sure, 2), evidence=evidence, advice=useful)

@@ -1,0 +1,86 @@
+"""Open files handed on by number: out of a shell's way, and known again, so that no other file is written to."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tui_descent.protocol import handing
+from tui_descent.protocol.ring import ring_file
+
+TAKES = "import os; from tui_descent.protocol.handing import taken; print(taken(os.environ['FILE']))"
+
+
+def test_what_is_handed_on_has_a_high_number_and_the_old_one_is_free(home: Path) -> None:
+    low = os.open(home / "file", os.O_RDWR | os.O_CREAT)
+    found = os.fstat(low)
+    high = handing.out_of_the_way(low)
+    assert high >= handing.FIRST
+    assert os.path.samestat(os.fstat(high), found)
+    assert not os.get_inheritable(high)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(low)
+    os.close(high)
+
+
+def test_both_ends_of_a_line_and_a_ring_are_out_of_the_way(home: Path) -> None:
+    ours, theirs = handing.socket_pair()
+    file = ring_file(home)
+    assert min(ours.fileno(), theirs.fileno(), file) >= handing.FIRST
+    ours.sendall(b"a word")
+    assert theirs.recv(100) == b"a word"
+    assert theirs.family == socket.AF_UNIX
+    ours.close()
+    theirs.close()
+    os.close(file)
+
+
+def test_where_so_few_files_may_be_open_it_is_still_none_of_the_first_three(home: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    low = os.open(home / "file", os.O_RDWR | os.O_CREAT)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (60, hard))
+    try:
+        file = handing.out_of_the_way(low)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert 3 <= file < 60
+    os.close(file)
+
+
+@pytest.mark.parametrize(
+    ("shell", "known"),
+    [
+        ("", True),
+        ("exec {n}>&-;", False),
+        ("exec {n}>&1;", False),
+        ("exec {n}<&0;", False),
+        ("exec {n}<>other;", False),
+    ],
+    ids=["as it was", "closed", "output", "input", "another file"],
+)
+def test_a_number_that_a_script_has_put_to_another_use_is_not_taken(home: Path, shell: str, known: bool) -> None:
+    file = ring_file(home)
+    done = subprocess.run(
+        ["bash", "-c", f'{shell.format(n=file)} exec {sys.executable} -c "{TAKES}"'],
+        env=os.environ | {"FILE": handing.told(file)},
+        pass_fds=[file],
+        cwd=home,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout == (f"{file}\n" if known else "None\n")
+    assert os.fstat(file).st_size == 0
+    os.close(file)
+
+
+@pytest.mark.parametrize("text", ["", "7", "x:y:z", "-1:0:0", "999999:1:1"])
+def test_what_names_no_file_is_none(text: str) -> None:
+    assert handing.taken(text) is None
