@@ -12,9 +12,9 @@ from pathlib import Path
 
 from tui_descent.protocol.channel import ChannelError, Peer
 from tui_descent.protocol.codec import MAX_TO_VIEWER
-from tui_descent.protocol.handing import socket_pair, told
-from tui_descent.protocol.launch import ENV_FOLDER, ENV_LINK, ENV_RING, LOG_FILE, Launch
-from tui_descent.protocol.ring import Ring, ring_file
+from tui_descent.protocol.handing import told
+from tui_descent.protocol.launch import ENV_FOLDER, ENV_LINK, ENV_RING, LOG_FILE, Launch, shared
+from tui_descent.protocol.ring import Ring
 
 LOG_LINES = 12
 LOG_TAIL_BYTES = 8192
@@ -37,25 +37,18 @@ class Trainer:
     def start(cls, launch: Launch) -> Trainer:
         """Start the scenario's trainer or the user's own command, its output into the run's log. Raises `OSError`."""
         command = launch.command or (sys.executable, "-m", "tui_descent.training.process", launch.folder)
-        with contextlib.ExitStack() as failed:
-            ours, theirs = socket_pair()
-            failed.callback(ours.close)
-            with theirs:
-                file = ring_file(launch.path)
-                failed.callback(os.close, file)
-                handed = {ENV_FOLDER: launch.folder, ENV_LINK: told(theirs.fileno()), ENV_RING: told(file)}
-                # A session of its own: the terminal's ctrl+c is the keeper's to pass on, as a Stop.
-                with (launch.path / LOG_FILE).open("ab") as log:
-                    process = subprocess.Popen(
-                        command,
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=log,
-                        env=os.environ | handed | {"PYTHONUNBUFFERED": "1"},
-                        pass_fds=[theirs.fileno(), file],
-                        start_new_session=True,
-                    )
-            failed.pop_all()
+        with shared(launch) as (ours, theirs, file), (launch.path / LOG_FILE).open("ab") as log:
+            handed = {ENV_FOLDER: launch.folder, ENV_LINK: told(theirs.fileno()), ENV_RING: told(file)}
+            # A session of its own: the terminal's ctrl+c is the keeper's to pass on, as a Stop.
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=os.environ | handed | {"PYTHONUNBUFFERED": "1"},
+                pass_fds=[theirs.fileno(), file],
+                start_new_session=True,
+            )
         return cls(ours, file, process=process, parent=None)
 
     @classmethod

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from tui_descent.protocol.handing import socket_pair
+from tui_descent.protocol.ring import ring_file
 
 # The trainer finds its run by these: the run's folder, the inherited socket to the keeper and the memory both share.
 ENV_FOLDER = "TUI_DESCENT_RUN"
@@ -79,6 +84,22 @@ def undo_budget(asked: str | None) -> int:
 
 
 PARENT = "--parent"
+
+
+@contextlib.contextmanager
+def shared(launch: Launch) -> Iterator[tuple[socket.socket, socket.socket, int]]:
+    """Our end of the line, the other process's end, and the ring's file, for a process that is started inside.
+
+    Theirs is closed behind it, ours and the file only where it could not be started. Raises `OSError`.
+    """
+    with contextlib.ExitStack() as failed:
+        ours, theirs = socket_pair()
+        failed.callback(ours.close)
+        with theirs:
+            file = ring_file(launch.path)
+            failed.callback(os.close, file)
+            yield ours, theirs, file
+        failed.pop_all()
 
 
 def start_keeper(launch: Launch, *, trainer: tuple[socket.socket, int] | None = None) -> subprocess.Popen[bytes]:

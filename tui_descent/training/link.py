@@ -18,10 +18,19 @@ from tui_descent.protocol.channel import Peer
 from tui_descent.protocol.codec import MAX_TO_VIEWER, FrameError, decode, to_trainer
 from tui_descent.protocol.commands import Order
 from tui_descent.protocol.events import AnyEvent, LayersChanged
-from tui_descent.protocol.handing import socket_pair, taken
-from tui_descent.protocol.launch import CLAIM_FILE, ENV_FOLDER, ENV_LINK, ENV_RING, Launch, start_keeper, undo_budget
+from tui_descent.protocol.handing import taken
+from tui_descent.protocol.launch import (
+    CLAIM_FILE,
+    ENV_FOLDER,
+    ENV_LINK,
+    ENV_RING,
+    Launch,
+    shared,
+    start_keeper,
+    undo_budget,
+)
 from tui_descent.protocol.readings import COLUMNS
-from tui_descent.protocol.ring import Ring, ring_file
+from tui_descent.protocol.ring import Ring
 
 MAX_WAITING = 8 << 20
 BEAT_S = 0.5
@@ -60,14 +69,8 @@ class Link:
         run, folder = places.new_run(name)
         launch = Launch(run=run, name=name, folder=str(folder), socket=str(places.socket_path(run)), undo_budget=budget)
         launch.write()
-        with contextlib.ExitStack() as failed:
-            ours, theirs = socket_pair()
-            failed.callback(ours.close)
-            with theirs:
-                file = ring_file(launch.path)
-                failed.callback(os.close, file)
-                keeper = start_keeper(launch, trainer=(theirs, file))
-            failed.pop_all()
+        with shared(launch) as (ours, theirs, file):
+            keeper = start_keeper(launch, trainer=(theirs, file))
         return cls(ours, file, launch, keeper)
 
     @property
