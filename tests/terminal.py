@@ -17,8 +17,13 @@ KEYS = {
 }  # fmt: skip
 
 
+# Mode 2026, synchronized output: what stands between the two is one frame.
+_ASKED, _ANSWER = b"\x1b[?2026$p", "\x1b[?2026;2$y"
+_BEGINS, _ENDS = b"\x1b[?2026h", b"\x1b[?2026l"
+
+
 class Terminal:
-    """`wait(what)` reads until the screen satisfies it, within a generous bound."""
+    """`wait(what)` reads until the screen satisfies it, within a generous bound; never a frame half drawn."""
 
     def __init__(
         self,
@@ -32,10 +37,13 @@ class Terminal:
         self.screen = pyte.Screen(columns, rows)
         self.raw = bytearray()
         self._stream = pyte.ByteStream(self.screen)
-        environment = os.environ | {"TERM": "xterm-256color", "COLORTERM": "truecolor"} | (env or {})
+        # A terminal's size is its own: not the one that whoever runs the tests has exported.
+        ours = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+        environment = ours | {"TERM": "xterm-256color", "COLORTERM": "truecolor"} | (env or {})
         self.child: Any = pexpect.spawn(
             command[0], list(command[1:]), dimensions=(rows, columns), env=environment, timeout=60, cwd=cwd
         )
+        self._answered = False
 
     def read(self, seconds: float = 0.05) -> None:
         """Take in what the program writes for about that long."""
@@ -50,6 +58,9 @@ class Terminal:
                 return
             self.raw += data
             self._stream.feed(data)
+            if _ASKED in self.raw[-len(data) - len(_ASKED) :] and not self._answered:
+                self._answered = True
+                self.child.send(_ANSWER)
 
     def press(self, *keys: str) -> None:
         """Type keys by name, or as they are."""
@@ -66,11 +77,15 @@ class Terminal:
         while time.monotonic() < end:
             self.read(0.05)
             text = self.text()
-            if what in text if isinstance(what, str) else what(text):
+            if self._whole() and (what in text if isinstance(what, str) else what(text)):
                 return text
             if not self.child.isalive() and not self.child.flag_eof:
                 self.read(0.2)
         raise AssertionError(f"not on the screen within {within} s: {what}\n{self.text()}")
+
+    def _whole(self) -> bool:
+        """Whether no frame is under way; of a program that is gone none is."""
+        return self.raw.rfind(_BEGINS) <= self.raw.rfind(_ENDS) or not self.child.isalive()
 
     def ended(self, *, within: float = 30.0) -> int:
         """Wait for the program's end; its exit code, or 128 + signal."""

@@ -169,10 +169,9 @@ def test_a_diverging_run_is_held_before_the_update(terminal: Terminal) -> None:
 
 @pytest.mark.parametrize("terminal", [started("first-descent", "--pace", "20")], indirect=True)
 def test_a_preset_waits_at_its_end_and_goes_on(terminal: Terminal) -> None:
-    terminal.wait("waiting")
-    assert step_of(terminal.text()) == 10
+    terminal.wait(lambda text: "● waiting" in text and step_of(text) == 10)
     terminal.press("space")
-    terminal.wait(lambda text: step_of(text) == 20 and "waiting" in text)
+    terminal.wait(lambda text: "● waiting" in text and step_of(text) == 20)
     terminal.press("q")
     terminal.wait("stay")
     terminal.press("s")
@@ -238,13 +237,14 @@ def test_a_script_that_fails_behind_its_run_is_told_and_its_output_kept(tmp_path
         terminal.close()
 
 
-def test_a_terminal_too_small_is_told_what_it_needs_and_grows_back() -> None:
-    terminal = Terminal([*COMMAND, "vanishing"], columns=50, rows=12)
+@pytest.mark.parametrize("exported", [{}, {"COLUMNS": "80", "LINES": "24"}], ids=["", "a size exported"])
+def test_a_terminal_too_small_is_told_what_it_needs_and_grows_back(exported: dict[str, str]) -> None:
+    terminal = Terminal([*COMMAND, "vanishing"], columns=50, rows=12, env=exported)
     try:
         terminal.wait("60×20")
         terminal.screen.resize(40, 120)
         terminal.child.setwinsize(40, 120)
-        terminal.wait("Gradient flow")
+        terminal.wait(lambda text: "Gradient flow" in text and max(map(len, text.splitlines())) > 110)
         terminal.press("q")
         terminal.wait("stay")
         terminal.press("s")

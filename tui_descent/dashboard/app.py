@@ -15,6 +15,7 @@ from tui_descent.dashboard.palette import KnobsProvider
 from tui_descent.dashboard.screens.run import RunScreen
 from tui_descent.dashboard.signals import Signals
 from tui_descent.dashboard.theme import THEME
+from tui_descent.dashboard.window import forget_exported_size
 from tui_descent.protocol.commands import Stop
 from tui_descent.protocol.ending import exit_code
 from tui_descent.protocol.events import Status
@@ -97,6 +98,7 @@ class DescentApp(App[int]):
 
 def run_dashboard(socket: Path, *, name: str, fps: float = 10.0, log_path: Path | None = None) -> int:
     """Show a run until it is left; the exit code."""
+    forget_exported_size()
     app = DescentApp(socket, name=name, fps=fps, log_path=log_path)
     code = app.run()
     return code if code is not None else app.return_code or 0

@@ -16,6 +16,7 @@ from textual.widgets.option_list import Option
 from tui_descent.dashboard import ink
 from tui_descent.dashboard.plain import plain
 from tui_descent.dashboard.theme import THEME
+from tui_descent.dashboard.window import forget_exported_size
 from tui_descent.scenario import presets
 from tui_descent.scenario.claims import promised
 from tui_descent.scenario.spec import Scenario, about
@@ -94,6 +95,7 @@ class GalleryApp(App[str | None]):
 
 def pick() -> str | None:
     """Let a person choose a preset; None when they left."""
+    forget_exported_size()
     return GalleryApp().run()
 
 
