@@ -58,7 +58,7 @@ class Terminal:
                 return
             self.raw += data
             self._stream.feed(data)
-            if _ASKED in self.raw[-len(data) - len(_ASKED) :] and not self._answered:
+            if not self._answered and _ASKED in self.raw:
                 self._answered = True
                 self.child.send(_ANSWER)
 
