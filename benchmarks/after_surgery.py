@@ -88,7 +88,8 @@ def trained(setup: Setup, steering: Steering) -> Step:
         setup.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         setup.optimizer.step()
-        steering.made(loss.item())
+        steering.update_made()
+        steering.loss_known(loss.item())
 
     return step
 
@@ -129,7 +130,8 @@ def own(activation: type[nn.Module], *, skips: bool) -> tuple[Step, Steering]:
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        steering.made(loss.item())
+        steering.update_made()
+        steering.loss_known(loss.item())
 
     return step, steering
 

@@ -40,7 +40,7 @@ with watch(work.model, work.optimizer, name="keys") as run, open({log!r}, "w", b
         arrived[0] = None
 
     run.control.carry_out = noted
-    line = run.control.link._peer.socket
+    line = run.progress.link._peer.socket
     n = 0
     while True:
         x, y = work.batches[n % len(work.batches)]

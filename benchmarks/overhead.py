@@ -144,11 +144,11 @@ def measure(
             return loss
 
         def off() -> None:
-            run._updates.detach()
+            run._hooks.detach()
 
         def on() -> None:
-            run._updates.attach()
-            run._stretch.forget()
+            run._hooks.attach()
+            run._timer.restart()
 
         # One net, watched in one turn and not in the next: two equal nets differ by a percent by where they lie.
         variants = {
@@ -185,9 +185,9 @@ def measure(
 
 def rate(run: Watch, watched: Step, steps: int) -> float:
     """Readings a second of a loop that goes on and on."""
-    assert run.control.link is not None
-    assert run.control.link.ring is not None
-    ring, write, taken = run.control.link.ring, run.control.link.ring.write_reading, 0
+    assert run.progress.link is not None
+    assert run.progress.link.ring is not None
+    ring, write, taken = run.progress.link.ring, run.progress.link.ring.write_reading, 0
 
     def counted(*args: Any, **kwargs: Any) -> None:
         nonlocal taken

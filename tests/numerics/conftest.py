@@ -14,7 +14,7 @@ from slowly import Slow
 from swept import Run
 
 from tui_descent.instruments import deferred
-from tui_descent.training import late, verdict
+from tui_descent.training import losses, results, watch
 from tui_descent.training.build import Setup
 
 
@@ -68,10 +68,11 @@ def far(monkeypatch: pytest.MonkeyPatch) -> None:
 def slow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[Slow]:
     """So many rows go together, and have come when asked for so many times."""
     rows, asks = request.param
-    monkeypatch.setattr(verdict, "ROWS", rows)
-    monkeypatch.setattr(verdict, "SEND_AFTER_S", 0.0 if asks == 0 else math.inf)
+    monkeypatch.setattr(losses, "ROWS", rows)
+    monkeypatch.setattr(losses, "SEND_AFTER_S", 0.0 if asks == 0 else math.inf)
     monkeypatch.setattr(Slow, "asks", asks)
-    monkeypatch.setattr(late, "Arrival", Slow)
+    monkeypatch.setattr(losses, "Arrival", Slow)
+    monkeypatch.setattr(results, "Arrival", Slow)
     Slow.waited = Slow.open = Slow.most_open = 0
     return Slow
 
@@ -79,4 +80,9 @@ def slow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> typ
 @pytest.fixture
 def at_hand(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """Whether losses are read at once; a GPU's instruments in either case."""
-    return lambda yes: monkeypatch.setattr(late, "comes_late", lambda device: not yes)
+
+    def choose(yes: bool) -> None:
+        made = losses.HostLosses if yes else lambda: losses.DeviceLosses(torch.device("cpu"))
+        monkeypatch.setattr(watch, "losses_of", lambda model: made())
+
+    return choose

@@ -58,7 +58,7 @@ class Played:
             link=kept.link,
             plan=[(at, parse(turn)) for at, turn in plan.items()],
             about=ABOUT,
-            own_loop=True,
+            is_scenario=True,
             state=(self.setup,),
             sampler=Sampler(every=7),
         )

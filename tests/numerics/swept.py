@@ -50,7 +50,7 @@ class Run:
             link=kept.link,
             plan=[(at, parse(turn)) for at, turn in (plan or {}).items()],
             about=ABOUT,
-            own_loop=True,
+            is_scenario=True,
             state=(made,),
             sampler=Sampler(every=1),
             steering=Steering(made.model, made.optimizer, setup=made, seed=1, steps=60, **how),
@@ -62,7 +62,7 @@ class Run:
 
     @property
     def steering(self) -> Steering:
-        return self.watch.control.steering
+        return self.watch.steering
 
     def step(self, *asked: AnyCommand) -> None:
         loss = self.setup.loss()

@@ -81,7 +81,7 @@ def watched(name: str, sampler: Sampler, kept: Kept, *, curved: bool) -> tuple[l
         sampler=sampler,
         steering=steering,
         again=setup,
-        curving=curving,
+        curvature=curving,
     ) as run:
         run.begin_step()
         for _ in range(STEPS):

@@ -67,7 +67,8 @@ def go(made: Setup, turns: Turns, steps: int) -> tuple[Steering, list[float]]:
         made.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         made.optimizer.step()
-        steering.made(loss.item())
+        steering.update_made()
+        steering.loss_known(loss.item())
         losses.append(loss.item())
     return steering, losses
 

@@ -78,7 +78,7 @@ def course(name: str, turns: Sequence[str], seed: int, steps: int) -> Course:
         sampler=Sampler(budget=0.0),
         steering=steering,
         plan=plan,
-        own_loop=True,
+        is_scenario=True,
     ) as run:
         run.begin_step()
         while len(losses) < at + steps and (not losses or math.isfinite(losses[-1])):

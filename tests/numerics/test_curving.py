@@ -64,7 +64,7 @@ def trained(
         steering=steering,
         plan=plan,
         again=setup,
-        curving=curving,
+        curvature=curving,
     )
     with run:
         run.begin_step()
@@ -241,7 +241,7 @@ def test_weights_that_are_no_numbers_give_a_reading_that_is_none(kept: Kept) -> 
     (taken, *_) = curving_of(setup, Sampler(), on=True).read(0, 0, paid=True)
     assert isinstance(taken, CurvatureTaken)
     assert taken.sharpness != taken.sharpness
-    kept.link.tell(taken)
+    kept.link.emit(taken)
     (heard,) = kept.events(CurvatureTaken)
     assert heard.hessian.lambda_min != heard.hessian.lambda_min
 
@@ -262,5 +262,5 @@ def test_an_own_loop_is_told_why_it_has_none(kept: Kept) -> None:
     (reply,) = [e for e in events if isinstance(e, CommandRejected | CommandDone)]
     assert isinstance(reply, CommandRejected)
     assert reply.request == request
-    assert "an own loop's cannot be asked for" in reply.reason
+    assert "its batches cannot be replayed" in reply.reason
     assert not [e for e in events if isinstance(e, CurvatureTaken)]

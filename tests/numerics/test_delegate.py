@@ -105,7 +105,7 @@ def test_the_loops_scheduler_stays_right_and_the_new_rate_follows_it(name: str) 
             assert optimizer.param_groups[0]["lr"] == plain.param_groups[0]["lr"]
             if n >= AT:
                 factor = 0.1 * (3 if n + 1 >= 7 else 1)
-                assert run.control.steering.rate.value == pytest.approx(plain.param_groups[0]["lr"] * factor)
+                assert run.steering.rate.value == pytest.approx(plain.param_groups[0]["lr"] * factor)
     handle.remove()
     assert used[: 7 - AT] == pytest.approx([0.1 * lr for lr in own[AT:7]], rel=1e-12)
 

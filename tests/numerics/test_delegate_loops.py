@@ -229,7 +229,7 @@ def test_parameters_that_come_and_go_do_so_in_both() -> None:
                 linear = net.head
                 gone = linear.bias
                 linear.bias = nn.Parameter(torch.zeros(10))
-                ground = run.control.steering.ground
+                ground = run.steering.ground
                 ground.parameters_changed(Changed(added={"head.bias": linear.bias}, removed={"head.bias": gone}))
             if n == 3:
                 net.extra = nn.Linear(2, 2)

@@ -105,7 +105,7 @@ def test_an_own_loop_of_ours_held_within_its_step_is_sent_back_too(kept_past: Ke
         run="", title="", name="", scenario={}, device="cpu", threads=1, parameters=0, layers=(), knobs=(), steps=40
     )
     with Watch(
-        made.model, made.optimizer, link=kept_past.link, steering=steering, about=about, own_loop=True, state=(made,),
+        made.model, made.optimizer, link=kept_past.link, steering=steering, about=about, is_scenario=True, state=(made,),
         on_fault="hold", plan=[(3, parse("optimizer=adam"))],
     ) as run:  # fmt: skip
         run.begin_step()

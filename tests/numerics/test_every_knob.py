@@ -85,7 +85,7 @@ def test_a_foreign_loop_is_steered_or_told_why_not(optimizer: str) -> None:
                     run.step(loss)
                     assert math.isfinite(loss.item()), text
                     if n == 2:
-                        steering = run.control.steering
+                        steering = run.steering
                         before = fingerprint(net, made, steering)
                         reason = refusal(steering, parse(text), run.next_step)
                         if reason is None:
@@ -171,7 +171,7 @@ def test_a_foreign_turn_that_fails_half_way_leaves_nothing_behind(
         return loss.item()
 
     with Watch(net, made, link=None, sampler=Sampler(every=1)) as run:
-        steering = run.control.steering
+        steering = run.steering
         for other in (None, "optimizer=rmsprop", "optimizer=sgd"):
             if other is not None:
                 steering.turn(parse(other), step=run.next_step)

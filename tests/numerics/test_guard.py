@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tui_descent.instruments.structure import structure
 from tui_descent.protocol.commands import Resume
 from tui_descent.protocol.events import CommandDone, NotFinite, RunEnded
-from tui_descent.training.faults import OnFault
+from tui_descent.training.control import OnFault
 from tui_descent.training.guard import Guard
 from tui_descent.training.watch import Watch
 
@@ -48,13 +48,13 @@ def spoil_all(net: Any) -> None:
 
 
 def train(
-    name: str, on_fault: OnFault, spoil: Spoil, *, bad_at: int = BAD_AT, link: Any = None, own_loop: bool = True
+    name: str, on_fault: OnFault, spoil: Spoil, *, bad_at: int = BAD_AT, link: Any = None, is_scenario: bool = True
 ) -> tuple[nn.Module, list[bool], Watch]:
     """At step `bad_at` the gradients are spoilt once; the step after it is a good one again."""
     net = mlp()
     optimizer = OPTIMIZERS[name](net.parameters())
     answers = []
-    with Watch(net, optimizer, link=link, on_fault=on_fault, own_loop=own_loop) as run:
+    with Watch(net, optimizer, link=link, on_fault=on_fault, is_scenario=is_scenario) as run:
         for n, batch in enumerate(digit_batches(BAD_AT + 3)):
             loss = loss_of(net, batch)
             optimizer.zero_grad()
@@ -109,7 +109,7 @@ def test_without_a_viewer_the_run_ends_diverged_with_good_weights(name: str, kep
 
 
 def test_a_foreign_loop_is_told_and_not_stopped(kept: Kept) -> None:
-    net, answers, _ = train("sgd", "note", spoil_input_most, link=kept.link, own_loop=False)
+    net, answers, _ = train("sgd", "note", spoil_input_most, link=kept.link, is_scenario=False)
     assert answers == [True] * (BAD_AT + 3)
     noted = kept.events(NotFinite)
     assert noted[0].step == BAD_AT
@@ -150,7 +150,7 @@ def test_a_closure_whose_gradients_are_bad_makes_no_update() -> None:
             spoil_all(net)
         return loss
 
-    with Watch(net, optimizer, link=None, on_fault="hold", own_loop=True) as run:
+    with Watch(net, optimizer, link=None, on_fault="hold", is_scenario=True) as run:
         for n in range(3):
             weights, state = copy_of(net), state_of(optimizer)
             loss = optimizer.step(lambda n=n: closure(n))  # type: ignore[misc]
@@ -182,7 +182,7 @@ def test_finite_gradients_whose_sum_overflows_are_no_fault(name: str) -> None:
 def test_a_bad_loss_handed_over_before_backward_is_dropped(value: float) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    with Watch(net, optimizer, link=None, on_fault="hold", own_loop=True) as run:
+    with Watch(net, optimizer, link=None, on_fault="hold", is_scenario=True) as run:
         assert run.loss(torch.tensor(1.0))
         assert not run.loss(torch.tensor(value))
         assert not run.loss(value)
@@ -194,7 +194,7 @@ def test_a_bad_loss_ends_an_unattended_run_before_the_update(value: float, kept:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     weights = copy_of(net)
-    with Watch(net, optimizer, link=kept.link, on_fault="end", own_loop=True) as run:
+    with Watch(net, optimizer, link=kept.link, on_fault="end", is_scenario=True) as run:
         loss = loss_of(net, digit_batches(1)[0]) * value
         run.loss(loss)
         pytest.fail("the run must have ended")

@@ -40,7 +40,7 @@ def steps_to_leave(
     made = saddle(start)
     turns = [(at, parse(text)) for at, text in plan]
     link = kept.link if kept else None
-    with Watch(made.model, made.optimizer, link=link, steering=steering_of(made), plan=turns, own_loop=True) as run:
+    with Watch(made.model, made.optimizer, link=link, steering=steering_of(made), plan=turns, is_scenario=True) as run:
         run.begin_step()
         while run.next_step < most:
             loss = made.loss()

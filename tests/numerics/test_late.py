@@ -14,12 +14,12 @@ from nets import OPTIMIZERS, copy_of, digit_batches, loss_of, mlp, same, same_st
 from slowly import FUSED, Slow, fused, steer_into, told, train
 from torch import nn
 
-from tui_descent.instruments.deferred import Arrival
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.commands import Mark, TurnKnob
 from tui_descent.protocol.events import CommandDone, KnobTurned, Marked, StateChanged
 from tui_descent.scenario import presets
-from tui_descent.training import late, verdict
+from tui_descent.training import losses as losses_file
+from tui_descent.training import results
 from tui_descent.training.build import build
 from tui_descent.training.steering import Steering
 from tui_descent.training.watch import Watch
@@ -61,47 +61,52 @@ def test_watched_late_or_not_at_all_the_bits_are_the_same(name: str, far: None, 
         assert same_state(state_of(optimizer), watched[n][1])
 
 
+def arrived(rows: losses_file.DeviceLosses) -> list[losses_file.Row]:
+    rows.collect()
+    found = [*rows.rows]
+    rows.rows.clear()
+    return found
+
+
 def test_rows_go_together_while_steps_are_short_and_each_by_itself_when_they_are_long() -> None:
-    rows = verdict.Verdicts(torch.device("cpu"), Arrival)
+    rows = losses_file.DeviceLosses(torch.device("cpu"))
     sent = []
     for n, now_s in enumerate((0.0, 0.01, 0.02, 0.035, 1.0, 2.0)):
-        rows.loss(float(n))
-        rows.close_row(now_s)
-        sent.append([row.loss for row in rows.arrived()])
+        rows.write(float(n), now_s)
+        sent.append([row.loss for row in arrived(rows)])
     assert sent == [[0.0], [], [], [1.0, 2.0, 3.0], [4.0], [5.0]]
-    for n in range(verdict.ROWS):
-        rows.loss(float(n))
-        rows.close_row(2.0)
-    assert len(rows.arrived()) == verdict.ROWS, "as many as there is room for, however short they were"
+    for n in range(losses_file.ROWS):
+        rows.write(float(n), 2.0)
+    assert len(arrived(rows)) == losses_file.ROWS, "as many as there is room for, however short they were"
 
 
 def test_a_row_that_is_begun_outlasts_the_sending_of_those_before_it() -> None:
-    rows = verdict.Verdicts(torch.device("cpu"), Arrival)
+    rows = losses_file.DeviceLosses(torch.device("cpu"))
     weight = nn.Parameter(torch.zeros(2))
     for loss in (1.0, 2.0):
-        rows.loss(torch.tensor(loss))
+        rows.check(torch.tensor(loss))
         rows.look(torch.tensor([loss, -3 * loss]), torch.optim.SGD([weight]), stop=False)
         if loss == 2.0:
-            rows.send()
-        rows.close_row(0.0)
-    rows.send()
-    assert rows.arrived() == [(1.0, 3.0, 0.0), (2.0, 6.0, 0.0)]
+            rows._send()
+        rows.write(torch.tensor(loss), 0.0)
+    rows._send()
+    assert arrived(rows) == [(1.0, 3.0, 0.0), (2.0, 6.0, 0.0)]
 
 
 def order_of(kept: Kept, link: Any) -> list[Any]:
     """Every event with the steps that had been written when it was told."""
     found: list[Any] = []
-    tell = link.tell
+    emit = link.emit
 
     def told_now(event: Any, **more: Any) -> None:
         if isinstance(event, KnobTurned | Marked | StateChanged | CommandDone):
             found.append((type(event).__name__, getattr(event, "step", None), steps()))
-        tell(event, **more)
+        emit(event, **more)
 
     def steps() -> int:
         return link.ring._written if link.ring is not None else 0
 
-    link.tell = told_now
+    link.emit = told_now
     return found
 
 
@@ -157,7 +162,7 @@ def test_a_schedule_moves_as_it_does_where_losses_are_at_hand(
             link=kept.link,
             steering=steering,
             plan=[(3, turn)],
-            own_loop=True,
+            is_scenario=True,
             sampler=Sampler(every=0),
         ) as run:
             run.begin_step()
@@ -178,9 +183,10 @@ def test_a_schedule_moves_as_it_does_where_losses_are_at_hand(
 def test_what_waits_is_bounded_and_nothing_is_lost(
     send_after_s: float, far: None, monkeypatch: pytest.MonkeyPatch, kept: Kept
 ) -> None:
-    monkeypatch.setattr(verdict, "SEND_AFTER_S", send_after_s)
-    monkeypatch.setattr(late, "MOST_WAITING", 50)
-    monkeypatch.setattr(late, "Arrival", Slow)
+    monkeypatch.setattr(losses_file, "SEND_AFTER_S", send_after_s)
+    monkeypatch.setattr(results, "MOST_WAITING", 50)
+    monkeypatch.setattr(losses_file, "Arrival", Slow)
+    monkeypatch.setattr(results, "Arrival", Slow)
     monkeypatch.setattr(Slow, "asks", 10**9)
     Slow.waited = Slow.open = Slow.most_open = 0
     losses = train(kept, steps=400, every=2)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from kept import Kept
@@ -22,7 +23,6 @@ from tui_descent.protocol.events import NotFinite, Rewound, RunEnded, StateChang
 from tui_descent.scenario.toml import from_table
 from tui_descent.training import loop, optimizers
 from tui_descent.training.build import Setup, build
-from tui_descent.training.past import Past
 from tui_descent.training.steering import Steering
 from tui_descent.training.watch import Watch
 
@@ -67,9 +67,9 @@ def test_where_it_cannot_be_stopped_the_last_good_moment_is_offered_and_an_undo_
 ) -> None:
     net = mlp()
     optimizer = torch.optim.RMSprop(net.parameters(), lr=1e-3)
+    kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there")  # so that snapshots are kept
     batches = digit_batches(20)
     with Watch(net, optimizer, link=kept.link, sampler=Sampler(every=0), on_fault="hold") as run:
-        run.control.past = Past(lambda: [net, run.control.steering], lambda: run.optimizer, net, randoms=False)
         resumes(kept, Undo())
         start = copy_of(net)
         for n in range(40):
@@ -101,7 +101,7 @@ def test_where_it_cannot_be_stopped_the_last_good_moment_is_offered_and_an_undo_
 def test_a_first_update_with_momentum_is_looked_at_beforehand(far: None, slow: type[Slow]) -> None:
     net = mlp()
     optimizer = fused("momentum", net)
-    with Watch(net, optimizer, link=None, on_fault="hold", own_loop=True) as run:
+    with Watch(net, optimizer, link=None, on_fault="hold", is_scenario=True) as run:
         for n, batch in enumerate(digit_batches(4)):
             optimizer.zero_grad()
             loss = loss_of(net, batch)
@@ -241,7 +241,7 @@ def test_updates_that_were_stopped_move_neither_counter_nor_schedule_of_a_scenar
         steering=Steering(setup.model, setup.optimizer, setup=setup, steps=500),
         sampler=Sampler(every=1),
         on_fault=on_fault,
-        own_loop=True,
+        is_scenario=True,
         evaluate=lambda: evaluated.append(run.next_step) or (1.0, None),
     ) as run:
         loop.train(run, setup, steps=30, evaluate_every=evaluate_every, attended=False)

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tui_descent.instruments.deferred import Arrival
 from tui_descent.instruments.sampler import Sampler
-from tui_descent.training import late
+from tui_descent.training import losses, results
 from tui_descent.training.steering import Steering
 from tui_descent.training.watch import Watch
 
@@ -67,7 +67,8 @@ class NoLook(TorchDispatchMode):
 def test_fifty_watched_steps_with_every_tier_look_at_no_number(
     name: str, clip: float | None, hand: bool, far: None, monkeypatch: pytest.MonkeyPatch, kept: Kept
 ) -> None:
-    monkeypatch.setattr(late, "Arrival", Slow)
+    monkeypatch.setattr(losses, "Arrival", Slow)
+    monkeypatch.setattr(results, "Arrival", Slow)
     monkeypatch.setattr(Slow, "asks", 2)
     Slow.waited = 0
     watched_steps(kept.link, torch.device("cpu"), name, clip, hand, NoLook)
@@ -81,7 +82,8 @@ NETS: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("kind", NETS)
 def test_nor_do_the_instruments_of_any_net(kind: str, far: None, monkeypatch: pytest.MonkeyPatch, kept: Kept) -> None:
-    monkeypatch.setattr(late, "Arrival", Slow)
+    monkeypatch.setattr(losses, "Arrival", Slow)
+    monkeypatch.setattr(results, "Arrival", Slow)
     monkeypatch.setattr(Slow, "asks", 2)
     Slow.waited = 0
     watched_steps(kept.link, torch.device("cpu"), "adam", None, True, NoLook, NETS[kind]())

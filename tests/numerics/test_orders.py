@@ -11,8 +11,8 @@ from torch import nn
 
 from tui_descent.protocol.commands import AnyCommand, Mark, Order, Pause, Resume, TurnKnob
 from tui_descent.protocol.events import CommandDone, CommandRejected, KnobTurned
-from tui_descent.training import orders as module
-from tui_descent.training.orders import Batch, Orders
+from tui_descent.training import command_queue as module
+from tui_descent.training.command_queue import Batch, CommandQueue
 from tui_descent.training.watch import Watch
 
 Reply = KnobTurned | CommandDone | CommandRejected
@@ -56,14 +56,14 @@ def test_twenty_at_hand_together_are_one_with_twenty_replies(loop: Loop) -> None
     replies = loop.step(*[lr("*1.25")] * 20)
     *earlier, last = replies
     assert [reply.request for reply in replies] == list(range(1, 21))
-    assert all(isinstance(reply, CommandDone) and "one of 20 turns" in reply.what for reply in earlier)
+    assert all(isinstance(reply, CommandDone) and "one of 20 changes" in reply.what for reply in earlier)
     assert isinstance(last, KnobTurned)
     assert (last.id, last.turns, last.old, last.new) == (1, 20, "0.1", "8.67362")
     assert last.step == loop.run.next_step  # it acts on the very next update
     single = 0.1
     for _ in range(20):
         single *= 1.25
-    assert loop.run.control.steering.rate.value == pytest.approx(single, rel=1e-14)
+    assert loop.run.steering.rate.value == pytest.approx(single, rel=1e-14)
 
 
 def test_an_order_in_between_parts_them(loop: Loop) -> None:
@@ -79,7 +79,7 @@ def test_an_order_in_between_parts_them(loop: Loop) -> None:
 
 
 def test_turns_of_two_clients_stay_two(loop: Loop) -> None:
-    orders = Orders()
+    orders = CommandQueue()
     for client, source in ((1, "key"), (2, "key"), (2, "key"), (2, "send")):
         orders.put(Order(client=client, request=1, source=source, command=lr("*2")))  # type: ignore[arg-type]
     taken = []
@@ -94,7 +94,7 @@ def test_together_they_are_made_or_refused(loop: Loop) -> None:
     replies = loop.step(lr("*2"), lr("*10"))
     assert [type(reply) for reply in replies] == [CommandRejected] * 2
     assert [reply.request for reply in replies] == [5, 6]
-    assert loop.run.control.steering.rate.value == pytest.approx(1e5)
+    assert loop.run.steering.rate.value == pytest.approx(1e5)
 
 
 class Clock:
@@ -109,7 +109,7 @@ def order(command: AnyCommand, request: int = 1) -> Order:
     return Order(client=1, request=request, source="key", command=command)
 
 
-def flooded(orders: Orders, took_s: float) -> None:
+def flooded(orders: CommandQueue, took_s: float) -> None:
     """As many turns in quick succession as are made at once."""
     for n in range(module.FREELY + 1):
         orders.put(order(lr("*2"), n))
@@ -119,7 +119,7 @@ def flooded(orders: Orders, took_s: float) -> None:
 
 
 def test_after_a_few_the_next_one_waits_in_proportion_to_what_they_cost(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, orders = Clock(monkeypatch), Orders()
+    clock, orders = Clock(monkeypatch), CommandQueue()
     flooded(orders, 0.0005)  # 64 ms each at a share of 1/128
     orders.put(order(lr("*2"), 20))
     assert orders.take(at_once=False) is None
@@ -136,7 +136,7 @@ def test_after_a_few_the_next_one_waits_in_proportion_to_what_they_cost(monkeypa
 
 
 def test_a_flood_takes_its_share_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, orders = Clock(monkeypatch), Orders()
+    clock, orders = Clock(monkeypatch), CommandQueue()
     spent_s, answered = 0.0, 0
     for n in range(2000):  # 200 a second, for ten seconds
         clock.now_s += 0.005
@@ -151,7 +151,7 @@ def test_a_flood_takes_its_share_and_no_more(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("other", [Pause(), TurnKnob(knob="weight_decay", value="0.1"), TurnKnob(knob="x", value="1")])
 def test_nothing_else_ever_waits(other: AnyCommand) -> None:
-    orders = Orders()
+    orders = CommandQueue()
     flooded(orders, 0.1)
     orders.put(order(other, 2))
     assert orders.take(at_once=False) is not None
@@ -163,7 +163,7 @@ def test_nothing_else_ever_waits(other: AnyCommand) -> None:
 
 
 def test_no_turn_waits_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, orders = Clock(monkeypatch), Orders()
+    clock, orders = Clock(monkeypatch), CommandQueue()
     flooded(orders, 60.0)
     orders.put(order(lr("*2")))
     assert orders.take(at_once=False) is None

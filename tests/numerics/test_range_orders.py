@@ -17,14 +17,14 @@ from tui_descent.training.stop import StopRun
 
 def asking(run: Run, when: str, *commands: AnyCommand) -> None:
     """Have these come in when the test is there."""
-    sweeping = run.watch.control._sweeping
+    sweeping = run.watch.control._handler._range_test
     assert sweeping is not None
     look, waiting = sweeping._look, [*commands]
 
-    def looked(where: str) -> None:
+    def looked(where: str, carry_out: Any) -> None:
         while where == when and waiting:
             run.kept.order(waiting.pop(0))
-        look(where)
+        look(where, carry_out)
 
     sweeping._look = looked  # type: ignore[method-assign]
 
@@ -45,8 +45,8 @@ def test_it_is_given_up_once_nobody_wants_it(begin: Any) -> None:
     run.step(SweepRates())
     found = run.kept.events()
     (rejected,) = [e for e in found if isinstance(e, CommandRejected)]
-    assert rejected.reason == f"given up at rates 12/{STEPS}; nothing was changed"
-    assert [e.what for e in found if isinstance(e, CommandDone)] == ["the range test is given up"]
+    assert rejected.reason == f"cancelled at rates 12/{STEPS}; nothing was changed"
+    assert [e.what for e in found if isinstance(e, CommandDone)] == ["range test cancelled"]
     assert not [e for e in found if isinstance(e, RatesSwept)]
 
 
@@ -74,7 +74,7 @@ def test_a_turn_ends_it_and_acts_on_the_state_before_it(begin: Any) -> None:
     assert run.go(30, {10: [SweepRates()]}) == expected
     found = run.kept.events()
     (rejected,) = [e for e in found if isinstance(e, CommandRejected)]
-    assert rejected.reason == f"it made way for lr at rates 40/{STEPS}; nothing was changed"
+    assert rejected.reason == f"cancelled by lr at rates 40/{STEPS}; nothing was changed"
     (turned,) = [e for e in found if isinstance(e, KnobTurned)]
     assert (turned.step, turned.old, turned.new) == (10, "0.00186603", "0.00373205")
 
@@ -86,7 +86,7 @@ def test_stop_is_obeyed_in_its_midst(begin: Any) -> None:
     with pytest.raises(StopRun):
         run.step(SweepRates())
     (rejected,) = run.kept.events(CommandRejected)
-    assert rejected.reason == f"it made way for stop at rates 3/{STEPS}; nothing was changed"
+    assert rejected.reason == f"cancelled by stop at rates 3/{STEPS}; nothing was changed"
     assert run.watch.next_step == 5
 
 
@@ -96,14 +96,14 @@ def test_what_came_in_one_batch_with_it_ends_it_too(begin: Any) -> None:
     with pytest.raises(StopRun):
         run.step(SweepRates(), Stop())
     assert [e.reason for e in run.kept.events(CommandRejected)] == [
-        f"it made way for stop at batches 0/{STEPS}; nothing was changed"
+        f"cancelled by stop at batches 0/{STEPS}; nothing was changed"
     ]
 
 
 def test_none_under_way_is_no_error(begin: Any) -> None:
     run = begin(setup_of(SHUFFLED))
     run.go(2, {1: [CancelSweep()]})
-    assert [e.what for e in run.kept.events(CommandDone)] == ["no range test is under way"]
+    assert [e.what for e in run.kept.events(CommandDone)] == ["no range test is running"]
 
 
 def test_adopting_is_an_ordinary_turn(begin: Any) -> None:

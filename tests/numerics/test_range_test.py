@@ -125,7 +125,7 @@ def test_what_is_hooked_onto_the_optimizer_hears_nothing_of_it(begin: Any) -> No
         one.model = nn.Sequential(one.model, Explodes())
         one.optimizer = torch.optim.SGD(one.model.parameters(), lr=0.05)
     run = begin(made, plan={0: "lr=*3"})
-    run.watch._faults.on_fault = "hold"  # which would wait for ever
+    run.watch.control.on_fault = "hold"  # which would wait for ever
     run.step(SweepRates())
     found = run.kept.events()
     assert not [e for e in found if isinstance(e, NotFinite)]
@@ -164,12 +164,12 @@ def test_no_instrument_listens_to_its_passes(begin: Any) -> None:
 def test_held_at_numbers_that_are_none_it_says_why_and_what_helps(begin: Any) -> None:
     run = begin(setup_of(SHUFFLED))
     run.go(3)
-    run.watch._faults.on_fault = "hold"
+    run.watch.control.on_fault = "hold"
     run.kept.order(SweepRates())
     run.kept.order(Resume())
     assert not run.watch.loss(math.nan)
     (rejected,) = run.kept.events(CommandRejected)
-    assert rejected.reason == "a range test needs a loss that is a number; u goes back to the last good state"
+    assert rejected.reason == "a range test needs a finite loss; u goes back to the last good state"
 
 
 def test_weights_that_are_no_numbers_are_told_and_left() -> None:
@@ -200,4 +200,4 @@ def test_an_own_loop_says_why_it_has_none(kept: Kept) -> None:
                 kept.order(SweepRates())
             run.step(losses[0])
     (rejected,) = kept.events(CommandRejected)
-    assert rejected.reason == "a range test needs further batches and their loss; an own loop's cannot be asked for"
+    assert rejected.reason == "a range test is not available for your own loop: its batches cannot be replayed"

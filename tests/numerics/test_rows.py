@@ -62,7 +62,7 @@ class Run:
             steering=steering_of(made),
             plan=[(at, parse(turn)) for at, turn in self.plan.items()],
             about=ABOUT,
-            own_loop=True,
+            is_scenario=True,
             again=made,
             state=(made,),
             sampler=sampler or Sampler(every=1),
@@ -325,8 +325,8 @@ def test_of_a_keeper_that_does_not_read_it_is_told_all_the_same(kept: Kept) -> N
     """Anything else is dropped in the end; without this no reading that comes later could be told from others."""
     filler = Noted(step=0, text="x" * 1_000_000)
     for _ in range(30):
-        kept.link.tell(filler)
-    kept.link.tell(LayersChanged(segment=0, step=7, structure=1, parameters=0, layers=()))
+        kept.link.emit(filler)
+    kept.link.emit(LayersChanged(segment=0, step=7, structure=1, parameters=0, layers=()))
     told: list[AnyEvent] = []
     for _ in range(10_000):
         told += kept.events()

@@ -18,43 +18,31 @@ from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.commands import Resume, RunSteps, TurnKnob, Undo
 from tui_descent.protocol.events import KnobTurned, NotFinite
 from tui_descent.scenario.knobs import parse
-from tui_descent.training.lane import Lane
-from tui_descent.training.telling import Telling
 from tui_descent.training.watch import Watch
 
 STEPS = 120
 
 
-class Counting(Lane):
-    """Counts the steps that went the short way; `long` sends all of them the long one."""
-
-    __slots__ = ("long", "short")
-
-    def enter(self, steps: int) -> None:
-        super().enter(0 if self.long else steps)
-
-    def step(self, loss: Any) -> bool:
-        went = super().step(loss)
-        self.short += went
-        return went
-
-
 class Counted(Watch):
-    """A watch whose lane counts."""
+    """Counts the fast steps; with `slow` there are none."""
 
-    def __init__(self, *args: Any, long: bool = False, **kwargs: Any) -> None:
-        self.long = long
+    def __init__(self, *args: Any, slow: bool = False, **kwargs: Any) -> None:
+        self.slow, self.fast = slow, 0
         super().__init__(*args, **kwargs)
 
-    def _ways(self) -> tuple[Telling, Lane]:
-        telling, _ = super()._ways()
-        lane = Counting(self.control, self._guard, self.optimizer, over=self._lane_over)
-        lane.short, lane.long = 0, self.long
-        return telling, lane
+    def _steps_without_checks(self) -> int:
+        return 0 if self.slow else super()._steps_without_checks()
 
-    @property
-    def short(self) -> int:
-        return self._lane.short  # type: ignore[attr-defined,no-any-return]
+    def step(self, loss: Any) -> bool:
+        before = self.progress.fast_steps
+        self._checked = False
+        made = super().step(loss)
+        self.fast += before > 0 and not self._checked
+        return made
+
+    def _checked_step(self, loss: Any, start_s: float) -> bool:
+        self._checked = True
+        return super()._checked_step(loss, start_s)
 
 
 @contextmanager
@@ -76,22 +64,22 @@ def watched(kept: Kept, **kwargs: Any) -> Iterator[tuple[Counted, Any]]:
         yield run, step
 
 
-def recorded(kept: Kept, *, long: bool, **kwargs: Any) -> tuple[list[tuple[Any, ...]], list[int], int]:
-    with watched(kept, long=long, **kwargs) as (run, step):
+def recorded(kept: Kept, *, slow: bool, **kwargs: Any) -> tuple[list[tuple[Any, ...]], list[int], int]:
+    with watched(kept, slow=slow, **kwargs) as (run, step):
         for n in range(STEPS):
             step(n)
         steps = [(s.step, s.loss, s.lr, s.segment, s.skipped) for s in kept.steps()]
-        return steps, [r.step for r in kept.readings()], run.short
+        return steps, [r.step for r in kept.readings()], run.fast
 
 
 @pytest.mark.parametrize("every", [0, 7, 50])
 def test_both_ways_record_the_same(every: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     plan = [(40, parse("lr=*0.5")), (41, parse("clip=0.1")), (60, parse("clip=off")), (80, parse("freeze@stem=on"))]
     found = []
-    for long in (True, False):
+    for slow in (True, False):
         kept = Kept(tmp_path_factory.mktemp("run"))
         try:
-            found.append(recorded(kept, long=long, plan=plan, sampler=Sampler(every=every, at=(33, 34))))
+            found.append(recorded(kept, slow=slow, plan=plan, sampler=Sampler(every=every, at=(33, 34))))
         finally:
             kept.close()
     (steps, readings, none), (others, others_readings, short) = found
@@ -104,7 +92,7 @@ def test_both_ways_record_the_same(every: int, tmp_path_factory: pytest.TempPath
 def test_a_turn_asked_for_in_a_stretch_acts_on_the_very_next_update(kept: Kept) -> None:
     with watched(kept, sampler=Sampler(every=0)) as (run, step):
         n = 0
-        while not (run.short > 20 and run._lane.left > 5):
+        while not (run.fast > 20 and run.progress.fast_steps > 5):
             step(n)
             n += 1
         kept.order(TurnKnob(knob="lr", value="*2"))
@@ -123,7 +111,7 @@ def test_a_gradient_that_is_no_number_is_found_in_a_stretch(kept: Kept) -> None:
 
     with watched(kept, sampler=Sampler(every=0)) as (run, step):
         n = 0
-        while not (run.short > 20 and run._lane.left > 5):
+        while not (run.fast > 20 and run.progress.fast_steps > 5):
             step(n)
             n += 1
         step(n, spoil)
@@ -134,7 +122,7 @@ def test_a_gradient_that_is_no_number_is_found_in_a_stretch(kept: Kept) -> None:
 def test_a_loss_that_is_no_number_is_found_in_a_stretch(kept: Kept) -> None:
     with watched(kept, sampler=Sampler(every=0)) as (run, step):
         n = 0
-        while not (run.short > 20 and run._lane.left > 5):
+        while not (run.fast > 20 and run.progress.fast_steps > 5):
             step(n)
             n += 1
         run.optimizer.zero_grad()
@@ -158,15 +146,15 @@ def test_a_rate_that_is_a_tensor_is_the_one_of_the_update(kept: Kept) -> None:
             optimizer.step()
             rate.mul_(0.5)  # as a scheduler does, before the step is told
             run.step(loss)
-        assert run.short > 20
+        assert run.fast > 20
     assert [s.lr for s in kept.steps()] == [0.5 * 0.5**n for n in range(60)]
 
 
 @pytest.mark.parametrize("held", ["by a loss", "by the loop", "at the end"])
 def test_a_turn_made_while_the_run_is_held_in_a_stretch_acts_on_the_very_next_update(held: str, kept: Kept) -> None:
-    with watched(kept, sampler=Sampler(every=0), on_fault="hold", own_loop=True) as (run, step):
+    with watched(kept, sampler=Sampler(every=0), on_fault="hold", is_scenario=True) as (run, step):
         n = 0
-        while not (run.short > 20 and run._lane.left > 5):
+        while not (run.fast > 20 and run.progress.fast_steps > 5):
             step(n)
             n += 1
         kept.order(TurnKnob(knob="lr", value="*2"))
@@ -189,13 +177,13 @@ def test_a_turn_made_while_the_run_is_held_in_a_stretch_acts_on_the_very_next_up
 def test_gone_back_from_a_stretch_to_a_step_that_is_to_be_measured_it_is(kept: Kept) -> None:
     kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there")
     plan = [(30, parse("lr=*0.5"))]
-    with watched(kept, sampler=Sampler(every=10), own_loop=True, plan=plan) as (run, step):
+    with watched(kept, sampler=Sampler(every=10), is_scenario=True, plan=plan) as (run, step):
         for n in range(36):
             step(n)
-        assert run._lane.left
+        assert run.progress.fast_steps
         kept.order(Undo())
         step(36)
-        assert (run.control.segment, run.next_step) == (1, 30)
+        assert (run.progress.segment, run.next_step) == (1, 30)
         step(37)
         assert [(r.segment, r.step) for r in kept.readings()] == [(0, 0), (0, 10), (0, 20), (0, 30), (1, 30)]
 
@@ -215,7 +203,7 @@ def test_a_loss_handed_over_now_and_then_in_one_tensor_is_read_anew(kept: Kept) 
             optimizer.step()
             run.step(held)
         assert [s.loss for s in kept.steps()] == losses
-        assert run.short
+        assert run.fast
 
 
 class Two(nn.Module):
@@ -250,4 +238,4 @@ def test_the_input_most_gradient_is_looked_at_also_where_it_was_not_there(how: s
             run.step(loss)
         (found,) = kept.events(NotFinite)
         assert (found.step, found.layer) == (bad_at, "first")
-        assert (run.short > 20) is (how == "frozen at first")
+        assert run.fast > 20

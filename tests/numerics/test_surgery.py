@@ -235,8 +235,8 @@ def test_parameters_and_their_optimizer_state_are_the_same_ones_after_surgery(ma
         grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
         tensors = [id(v) for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
         weights, state = copy_of(net), state_of(optimizer)
-        run.control.steering.turn(parse(turn))
-        run.control.steering.advance()
+        run.steering.turn(parse(turn))
+        run.steering.advance()
         assert same(copy_of(net), weights)
         assert same_state(state_of(optimizer), state)
         for n in range(5, 75):

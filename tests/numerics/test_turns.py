@@ -238,7 +238,9 @@ def test_by_value_too_an_undo_of_another_optimizer_has_the_rate_that_was_turned(
     made = make_setup("mlp", optimizer={"name": "sgd", "lr": 0.05, "rates": {"adam": 3e-3}})
     kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there", undo_budget=1000, undo_disk=0)
     plan = [(1, parse("lr=*10")), (2, parse("optimizer=adam"))]
-    with Watch(made.model, made.optimizer, link=kept.link, steering=steering_of(made), plan=plan, own_loop=True) as run:
+    with Watch(
+        made.model, made.optimizer, link=kept.link, steering=steering_of(made), plan=plan, is_scenario=True
+    ) as run:
         run.begin_step()
         for n in range(6):
             if n in (3, 4):
@@ -265,7 +267,7 @@ def test_a_schedule_goes_on_from_the_rate_that_the_scenario_names(kept: Kept) ->
     with Watch(made.model, made.optimizer, link=kept.link, steering=steering_of(made), plan=plan) as run:
         run.begin_step()
         for _ in range(5):
-            rates.append(run.control.steering.rate.value)
+            rates.append(run.steering.rate.value)
             step(made, run)
     assert rates == pytest.approx([0.1, 0.1, 0.05, 0.5e-3, 0.25e-3])
     (note,) = [event.note for event in kept.events(KnobTurned) if event.knob == "optimizer"]

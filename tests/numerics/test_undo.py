@@ -158,7 +158,7 @@ def test_what_is_turned_but_not_learnt_from_is_no_intervention(play: Any) -> Non
     run = play()
     run.go(5, parse("pace=400"), Undo())
     assert len(run.kept.events(CommandRejected)) == 1
-    assert run.watch.control.steering.pace == 400
+    assert run.watch.steering.pace == 400
 
 
 def test_over_the_budget_the_value_alone_goes_back(play: Any) -> None:
@@ -195,7 +195,7 @@ def test_after_numbers_that_are_none_the_last_good_moment_comes_back(play: Any) 
     run.past._due_s = 0.0
     assert run.past.now_and_then(0, 10) is not None
     run.go(15)
-    run.watch._faults.on_fault = "hold"
+    run.watch.control.on_fault = "hold"
     run.kept.order(Undo())
     run.kept.order(Resume())
     assert not run.watch.loss(math.nan)
@@ -226,7 +226,7 @@ def test_a_foreign_loop_gets_model_and_optimizer_back_and_goes_on_counting(kept:
             if n == 7:
                 assert same(copy_of(net), seen[4])
                 assert {float(s["step"]) for s in optimizer.state.values()} == {4.0}
-                assert run.control.steering.rate.value == 1e-3
+                assert run.steering.rate.value == 1e-3
         assert run.next_step == 12
     (told,) = kept.events(Rewound)
     assert (told.to_step, told.step, told.segment) == (4, 8, 1)

@@ -124,10 +124,10 @@ def test_a_damaged_one_is_found_and_told_and_the_one_before_it_still_serves(name
     run = play({10: "weight_decay=0.1", 20: "lr=*2"})
     run.go(30)
     spoil(files(run)[-1])
-    rate = run.watch.control.steering.rate.value
+    rate = run.watch.steering.rate.value
     run.go(31, Undo())
     assert run.watch.next_step == 31
-    assert run.watch.control.steering.rate.value == pytest.approx(rate / 2, rel=0.2)
+    assert run.watch.steering.rate.value == pytest.approx(rate / 2, rel=0.2)
     run.go(32, Undo())
     assert run.watch.next_step == 10
     assert run.go(40) == plain[10:]
@@ -161,7 +161,7 @@ def test_a_pickle_that_would_run_code_is_not_run_even_with_its_checksum_right(pl
     stored = run.past._turns[0].before._stored
     stored._digest, stored.nbytes = hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size
     before = run.digest()
-    run.watch.control.step = 12
+    run.watch.progress.step = 12
     run.kept.order(Undo())
     run.watch.control.between()
     assert not Path("/tmp/td-bomb-was-run").exists()

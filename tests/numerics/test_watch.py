@@ -286,7 +286,7 @@ def test_every_request_gets_one_reply_at_the_step_it_acts_on(kept: Kept) -> None
     assert by_request[3].reason.startswith('unknown knob "nope"')
     assert by_request[4].reason.startswith('no block "blocks.77"; blocks are blocks.0')
     assert (by_request[5].old, by_request[5].new, by_request[5].way) == ("off", "on", "instant")
-    assert by_request[6].reason == "this loop has told of no data to evaluate on"
+    assert by_request[6].reason == "no evaluation data"
     assert [e.text for e in events if isinstance(e, Marked)] == ["m" * 80]
     assert by_request[8].reason == "steps = 0; allowed: 1 to 10,000,000"
     assert [record.lr for record in kept.steps()] == [0.1] * 3 + [0.2] * 3

@@ -11,8 +11,9 @@ import pytest
 from tui_descent.instruments import purse
 from tui_descent.instruments.purse import Tiers
 from tui_descent.instruments.sampler import Sampler
-from tui_descent.training import updates
-from tui_descent.training.updates import Updates
+from tui_descent.training import optimizer_hooks
+from tui_descent.training.optimizer_hooks import OptimizerHooks
+from tui_descent.training.progress import Progress
 
 NORMS_S, SIGNALS_S, SLOW_S = 3e-4, 1e-4, 2e-3
 
@@ -33,21 +34,23 @@ class Clocked:
     """A loop whose steps and readings take so long, planned as a real one's."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, budget: float = 0.01, rare_s: float = 3e-3) -> None:
-        self.now_s, self.step, self.pace, self.taken = 1000.0, 0, None, list[Taken]()
+        self.now_s, self.pace, self.taken = 1000.0, None, list[Taken]()
         clock = types.SimpleNamespace(monotonic=lambda: self.now_s, thread_time=lambda: self.now_s)
         monkeypatch.setattr(purse, "time", clock)
-        monkeypatch.setattr(updates, "time", clock)
+        monkeypatch.setattr(optimizer_hooks, "time", clock)
         self.sampler = Sampler(budget=budget)
         self._rare_s = rare_s
         self._steering = types.SimpleNamespace(pace=None)
-        others: dict[str, Any] = dict.fromkeys(("optimizer", "guard", "fault", "telling", "reader"))
-        self._updates = Updates(
+        self._progress = Progress(None)
+        mode = types.SimpleNamespace(pauses_after=lambda step, ahead: False)
+        others: dict[str, Any] = dict.fromkeys(("optimizer", "guard", "results", "again"))
+        self._hooks = OptimizerHooks(
+            progress=self._progress,
             steering=self._steering,  # type: ignore[arg-type]
             sampler=self.sampler,
-            step=lambda: self.step,
-            pauses=lambda _: False,
-            measuring=Deaf,  # type: ignore[arg-type]
-            lane=types.SimpleNamespace(used=False, around=lambda *_: None),  # type: ignore[arg-type]
+            control=types.SimpleNamespace(mode=mode),  # type: ignore[arg-type]
+            layers=types.SimpleNamespace(instruments=lambda look: Deaf()),  # type: ignore[arg-type]
+            begin=lambda: None,
             **others,
         )
         self._busy_s, self._steps = 0.0, 0
@@ -57,18 +60,18 @@ class Clocked:
         before = len(self.taken)
         self._steering.pace = pace
         for _ in range(steps):
-            self._updates.plan()
+            self._hooks.plan()
             took_s = step_s
-            tiers, self._updates._now = self._updates._now, None
+            tiers, self._hooks._now = self._hooks._now, None
             if tiers is not None:
                 costs_s = SIGNALS_S * tiers.signals, SLOW_S * tiers.slow, self._rare_s * tiers.rare
                 took_s += NORMS_S + sum(costs_s)
-                self.taken.append(Taken(self.step, self.now_s, tiers))
+                self.taken.append(Taken(self._progress.step, self.now_s, tiers))
                 self.sampler.spent(took_s - step_s, tiers)
             self.now_s += max(took_s, 1 / pace if pace else 0.0)
             self._busy_s += took_s
             self._steps += 1
-            self.step += 1
+            self._progress.step += 1
             if self._steps >= self.sampler.next_look:
                 self.sampler.stepped(self._busy_s, steps=self._steps)
                 self._busy_s, self._steps = 0.0, 0

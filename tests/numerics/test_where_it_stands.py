@@ -68,7 +68,7 @@ class Played:
             setup.optimizer,
             link=kept.link,
             about=ABOUT,
-            own_loop=True,
+            is_scenario=True,
             state=(setup,),
             sampler=sampler or Sampler(),
             on_fault="hold",

@@ -83,7 +83,7 @@ def test_stop_and_cancel_are_obeyed_in_its_midst(slow: Attended) -> None:
         rejected = b.until(lambda m: m in b.replies(joined))
         took_s = time.monotonic() - begun_s
         assert isinstance(rejected, CommandRejected)
-        assert rejected.reason.startswith("given up at")
+        assert rejected.reason.startswith("cancelled at")
         a.until(lambda m: m in a.replies(number))
         assert took_s < 2.0
         assert a.events(StateChanged)[-1].state == "running"
@@ -106,7 +106,7 @@ def test_held_at_numbers_that_are_none_it_says_what_helps() -> None:
         viewer.until_event(StateChanged, state="held")
         rejected = viewer.do(SweepRates())
         assert isinstance(rejected, CommandRejected)
-        assert rejected.reason == "a range test needs a loss that is a number; u goes back to the last good state"
+        assert rejected.reason == "a range test needs a finite loss; u goes back to the last good state"
         viewer.do(Stop())
     finally:
         live.close()

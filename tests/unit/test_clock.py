@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tui_descent.training.stretch import Clock
+from tui_descent.training.step_timer import Clock
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="told apart on Linux alone")

@@ -1,397 +1,239 @@
-"""Between two updates: plan, commands, pauses, pace. Knows where the run is; every request gets its reply."""
+"""Between two updates: the plan, commands, pauses and the pace; and what a non-finite number does to the run."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable
+from typing import Literal
 
-from tui_descent.protocol.commands import (
-    AnyCommand,
-    CancelSweep,
-    Evaluate,
-    Mark,
-    Order,
-    Pause,
-    Redo,
-    Resume,
-    RunSteps,
-    Stop,
-    SweepRates,
-    TurnKnob,
-    Undo,
-    WatchCurvature,
-)
-from tui_descent.protocol.events import (
-    AnyEvent,
-    CommandDone,
-    CommandRejected,
-    Evaluated,
-    KnobTurned,
-    Marked,
-    Rewound,
-    State,
-    StateChanged,
-)
+from tui_descent.protocol.commands import AnyCommand, Order, SweepRates, TurnKnob
+from tui_descent.protocol.events import NotFinite, State
+from tui_descent.training.command_handler import CommandHandler, Evaluation
+from tui_descent.training.command_queue import Batch, CommandQueue
 from tui_descent.training.curving import Curving
-from tui_descent.training.link import Link
-from tui_descent.training.memory import Memory
-from tui_descent.training.moments import Moment
-from tui_descent.training.orders import Batch, Orders
-from tui_descent.training.pace import Beat, Going
-from tui_descent.training.past import INDIFFERENT, Past, undoable
-from tui_descent.training.ratesweep import RangeTest
-from tui_descent.training.steering import Steering, Turned
+from tui_descent.training.guard import Fault
+from tui_descent.training.layer_list import LayerList
+from tui_descent.training.pace import PaceTimer, RunMode
+from tui_descent.training.past import Past
+from tui_descent.training.progress import Progress
+from tui_descent.training.results import Results
+from tui_descent.training.steering import Steering
 from tui_descent.training.stop import StopRun
-from tui_descent.training.sweeping import Sweeping
 
-Evaluation = Callable[[], tuple[float, float | None]]
+# What becomes of a run with a non-finite loss or gradient.
+OnFault = Literal["hold", "end", "note"]
+NOTED_EVERY = 1000
 
 
 class Control:
-    """One run's place and its obedience. `step` is the number of the update that comes next."""
+    """One run's obedience: what happens between two updates, in an order that makes it repeatable."""
 
     def __init__(
         self,
-        link: Link | None,
+        progress: Progress,
         steering: Steering,
+        results: Results,
+        layers: LayerList,
         *,
         plan: Iterable[tuple[int, TurnKnob]] = (),
-        evaluate: Evaluation | None = None,
-        needs_keeper: bool = False,
+        past: Past | None = None,
+        curvature: Curving | None = None,
+        evaluation: Evaluation | None = None,
+        on_fault: OnFault = "note",
+        is_scenario: bool = False,
     ) -> None:
-        self.link = link
-        self.steering = steering
-        self.evaluate = evaluate
-        self.segment = self.step = 0
-        self.stop_asked: str | None = None
-        self.stood = False  # whether the last `between` did anything but wait for the pace
-        self.curvature: Curving | None = None
-        self.while_still: Callable[[], None] = lambda: None
-        self.memory: Memory | None = None
-        self.past: Past | None = None
-        self.rewound = False  # since the last look between two updates
-        self.told: tuple[State, str] | None = None
-        setup = steering.ground.setup
-        self._sweeping = None if setup is None else Sweeping(self, RangeTest(steering, setup))
-        self._sweep_at = sorted(link.launch.range_at) if link is not None else []
-        self._broken = False
-        self._orders = Orders()
-        self._plan = sorted(plan, key=lambda entry: entry[0])
-        self._needs_keeper = needs_keeper
-        self.going, self._beat = Going(), Beat()
-        self._turns = self._segments = 0
-        self.tell_layers: Callable[[], None] = lambda: None  # once a turn, an undo or a redo was told
-        self.settle: Callable[[], None] = lambda: None  # before anything but going on: what is known only late is told
-
-    def tell(self, event: AnyEvent, *, more: bool = False) -> None:
-        """Send an event to the keeper, if there is one; with `more` behind it together with the next one."""
-        if self.link is not None:
-            self.link.tell(event, more=more)
-
-    def close(self) -> None:
-        """The run is over: nothing can be gone back to, and nobody is told any more."""
-        if self.past is not None:
-            self.past.close()
-        if self.link is not None:
-            self.link.close()
-
-    def state(self, state: State, reason: str = "") -> None:
-        """Tell what the run is doing now, once."""
-        if self.told != (state, reason):
-            self.told = (state, reason)
-            self.tell(StateChanged(state=state, reason=reason))
-
-    def evaluated(self) -> tuple[float | None, float | None]:
-        """Evaluate before update `step`, tell it, and give loss and accuracy; nothing where there is no data."""
-        if self.evaluate is None:
-            return None, None
-        self.settle()
-        with self.steering.unheard():
-            loss, accuracy = self.evaluate()
-        self.tell(Evaluated(segment=self.segment, step=self.step, loss=loss, accuracy=accuracy))
-        return loss, accuracy
+        self.mode = RunMode()
+        self.past, self.on_fault = past, on_fault
+        self._progress, self._steering, self._results = progress, steering, results
+        self._curvature, self._is_scenario = curvature, is_scenario
+        self._queue = CommandQueue()
+        self._handler = CommandHandler(
+            progress,
+            self.mode,
+            self._queue,
+            steering,
+            layers,
+            past=past,
+            curvature=curvature,
+            evaluation=evaluation,
+            is_scenario=is_scenario,
+        )
+        commands: list[tuple[int, AnyCommand]] = [*plan]
+        if progress.link is not None:  # turns before range tests of the same step
+            commands += [(at, SweepRates()) for at in progress.link.launch.range_at]
+        self._plan = sorted(commands, key=lambda entry: entry[0])
+        self._pace = PaceTimer()
+        self._noted_at: int | None = None
+        self._handling = False  # a fault that came with results
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is under way, so that only the plan, the clock or the keeper's flag can ask for something."""
-        steering = self.steering
+        """Whether nothing is under way: only the plan, the clock or the keeper's flag can ask for something."""
+        progress, mode, steering = self._progress, self.mode, self._steering
         return (
-            self.link is not None
-            and self.link.ring is not None
-            and not (self.going.paused or self.link.lost or steering.moving or self._orders.waiting)
-            and self.going.steps_left is None
-            and self.stop_asked is None
+            progress.link is not None
+            and progress.ring is not None
+            and not (mode.paused or progress.link.lost or steering.moving or self._queue.waiting)
+            and mode.steps_left is None
+            and mode.stop_reason is None
             and steering.pace is None
-            and (self.curvature is None or not self.curvature.on)
+            and (self._curvature is None or not self._curvature.on)
         )
 
     @property
     def steps_to_plan(self) -> float:
-        """Updates until the next planned turn or range test; infinite without one."""
-        return min((*(at for at, _ in self._plan[:1]), *self._sweep_at[:1]), default=math.inf) - self.step
+        """Updates until the next planned command; infinite without one."""
+        return self._plan[0][0] - self._progress.step if self._plan else math.inf
+
+    def settle(self) -> None:
+        """Report every step made so far: whatever comes next must not overtake them. Synchronises on a GPU."""
+        self._progress.fast_steps = 0
+        self._report(wait=True)
+
+    def collect(self) -> None:
+        """Report the steps whose numbers have arrived."""
+        self._report(wait=False)
+
+    def _report(self, *, wait: bool) -> None:
+        if self._handling:  # of a fault, before which everything was reported
+            return
+        while (fault := self._results.report(wait=wait)) is not None:
+            self._handling = True
+            try:
+                self.handle_fault(fault)
+            finally:
+                self._handling = False
+                self._results.release()
+
+    def handle_fault(self, fault: Fault) -> bool:
+        """Report it, then hold, end or go on; whether the update is to be dropped. Raises `StopRun`."""
+        self.settle()
+        progress = self._progress
+        if self.on_fault == "note" and self._noted_at is not None and fault.step < self._noted_at + NOTED_EVERY:
+            return False  # bad weights stay bad: reported now and then, not with every step
+        self._noted_at = fault.step
+        progress.emit(
+            NotFinite(segment=progress.segment, step=fault.step, what=fault.what, layer=fault.layer, text=fault.text)
+        )
+        if self.on_fault == "note":
+            return False
+        if self.on_fault == "end":
+            raise StopRun("diverged", fault.text)
+        self.hold(fault.text, broken=True)
+        return True
 
     def completed(self) -> None:
         """An update was made."""
-        self.step += 1
-        self.going.made(self.step)
+        self._progress.step += 1
+        self.mode.made(self._progress.step)
 
-    def uncount(self, updates: int) -> None:
-        """The last ones were none, as a GPU tells only now: its counter and schedule stand where they stood before."""
-        self.step -= updates
-        self.steering.move_back(updates)
+    def evaluate(self) -> tuple[float | None, float | None]:
+        """Evaluate before the next update and report it: loss and accuracy; None where there is no data."""
+        self.settle()
+        return self._handler.evaluate()
 
     def between(self) -> None:
-        """Everything due before the next update, in the order that makes it repeatable. Raises `StopRun`."""
-        self.stood = False
-        if self.steps_to_plan <= 0 or self.stop_asked is not None or (self.past is not None and self.past.due):
+        """Everything due before the next update. Raises `StopRun`."""
+        progress, past, mode = self._progress, self.past, self.mode
+        progress.stood = False
+        if self.steps_to_plan <= 0 or mode.stop_reason is not None or (past is not None and past.due):
             self.settle()
-        while self._plan and self._plan[0][0] <= self.step:
-            _, turn = self._plan.pop(0)
-            self.carry_out(Batch(Order(client=0, request=0, source="plan", command=turn)))
-        while self._sweep_at and self._sweep_at[0] <= self.step:
-            self._sweep_at.pop(0)
-            self.carry_out(Batch(Order(client=0, request=0, source="plan", command=SweepRates())))
-        if self.past is not None and self.past.now_and_then(self.segment, self.step):
-            self._snapshot("now and then" if self.step else "the run's start")
-        link = self.link
-        if link is not None and link.ring is not None:
+        while self.steps_to_plan <= 0:
+            _, command = self._plan.pop(0)
+            self._handler.carry_out(Batch(Order(client=0, request=0, source="plan", command=command)))
+        if past is not None and past.now_and_then(progress.segment, progress.step):
+            self._handler.report_snapshot("now and then" if progress.step else "the run's start")
+        if progress.link is not None and progress.ring is not None:
             now_s = time.monotonic()
-            link.ring.beat(now_s)
-            self._tell_memory(now_s)
-            alone = link.lost and self._needs_keeper
-            slow = self.going.paused or self.steering.pace is not None
-            if slow or link.ring.flagged() or alone or self._orders.due(now_s):
+            progress.ring.beat(now_s)
+            progress.report_memory()
+            alone = progress.link.lost and self._is_scenario
+            slow = mode.paused or self._steering.pace is not None
+            if slow or progress.ring.flagged() or alone or self._queue.due(now_s):
                 self._obey()
-        if self.stop_asked is not None:
-            raise StopRun("stopped", self.stop_asked)
-        self.rewound = False
-        if self.past is not None:
-            self.past.moved_on()
-        self.steering.advance()
+        if mode.stop_reason is not None:
+            raise StopRun("stopped", mode.stop_reason)
+        progress.rewound = False
+        if past is not None:
+            past.moved_on()
+        self._steering.advance()
+        self._read_curvature()
 
     def hold(self, reason: str, *, broken: bool = False) -> None:
-        """Stand still until somebody says how to go on; `broken` offers the last good moment. Raises `StopRun`."""
-        self.going.stand()
+        """Pause until somebody says how to go on; `broken` offers the last good snapshot. Raises `StopRun`."""
+        self.mode.pause()
         if broken and self.past is not None:
             self.past.moved_on()
-            self._broken = True
+            self._progress.broken = True
             if (good := self.past.last_good()) is not None:
                 reason = f"{reason}; u goes back to step {good.step}"
         self._obey(still=("held", reason))
-        self._broken = False
+        self._progress.broken = False
 
     def wait_at_end(self, steps: int) -> int:
-        """All steps are made: wait until more are asked for. Returns how many. Raises `StopRun` on Stop."""
-        if not self.going.steps_left and not self.going.onward:  # otherwise it was asked for beforehand
-            self.going.stand()
+        """All steps are made: wait until more are asked for, and give how many. Raises `StopRun`."""
+        if not self.mode.steps_left and not self.mode.onward:  # otherwise they were asked for before
+            self.mode.pause()
             self._obey(still=("waiting", f"all steps made: space goes on for {steps} more, q leaves"))
-        self.going.onward = False
-        return self.going.steps_left or steps
+        self.mode.onward = False
+        return self.mode.steps_left or steps
+
+    def finish(self, error: BaseException | None) -> BaseException | None:
+        """Report what is left; what ended the run, which may be a fault that is found only now."""
+        if error is not None:
+            self._results.abandon()
+            return error
+        try:
+            self.settle()
+        except (StopRun, RuntimeError) as found:
+            return found
+        return None
+
+    def close(self) -> None:
+        """The run is over."""
+        if self.past is not None:
+            self.past.close()
+        self._progress.close()
 
     def _obey(self, *, still: tuple[State, str] = ("paused", "")) -> None:
-        """Carry out the commands at hand; stay while standing still or ahead of the pace."""
+        """Carry out the commands at hand; stay while paused or ahead of the pace."""
         self.settle()
-        link = self.link
-        while link is not None and self.stop_asked is None:
-            for order in link.orders():
-                self._orders.put(order)
-            while batch := self._orders.take(at_once=self.going.paused or self.steering.pace is not None):
+        progress, mode, steering, link = self._progress, self.mode, self._steering, self._progress.link
+        while link is not None and mode.stop_reason is None:
+            self._queue.poll(link)
+            while batch := self._queue.take(at_once=mode.paused or steering.pace is not None):
                 start_s = time.perf_counter()
-                self.carry_out(batch)
-                self._orders.made(batch, time.perf_counter() - start_s)
+                self._handler.carry_out(batch)
+                self._queue.made(batch, time.perf_counter() - start_s)
             if link.lost:
-                if self._needs_keeper:
+                if self._is_scenario:
                     raise StopRun("stopped", "the keeper is gone")
-                self.going.paused = False
-            if self.going.paused:
-                self.stood = True
-                self.state(*(("paused", "") if self.rewound else still))
-                self.while_still()
-                self._tell_memory(time.monotonic())
+                mode.paused = False
+            if mode.paused:
+                progress.stood = True
+                progress.set_state(*(("paused", "") if progress.rewound else still))
+                self._read_curvature(paused=True)
+                progress.report_memory()
                 link.wait(None)
                 continue
-            self.state("running")
+            progress.set_state("running")
             # Single steps do not wait.
-            ahead_s = self._beat.ahead_s(None if self.going.steps_left is not None else self.steering.pace)
+            ahead_s = self._pace.ahead_s(None if mode.steps_left is not None else steering.pace)
             if ahead_s <= 0:
                 return
             link.wait(ahead_s)
-        if self.stop_asked is not None:
-            raise StopRun("stopped", self.stop_asked)
+        if mode.stop_reason is not None:
+            raise StopRun("stopped", mode.stop_reason)
 
-    def _tell_memory(self, now_s: float) -> None:
-        if self.memory is not None and now_s >= self.memory.due_s:
-            self.tell(self.memory.taken(self.segment, self.step, now_s))
-
-    def carry_out(self, batch: Batch) -> None:
-        """Do it and reply to every request in it, the one way or the other."""
-        self.stood = True
-        order, command = batch.order, batch.order.command
-        try:
-            if not isinstance(command, TurnKnob):
-                self.done(order, self._do(command, order.client))
-                return
-            self.steering.check(command)
-            past = None if command.knob in INDIFFERENT else self.past
-            before = past.take(self.segment, self.step, knob=command.knob) if past is not None else None
-            rate, turned = self.steering.rate.value, self._turn(command, before)
-            if past is not None:
-                rates = rate, self.steering.rate.value
-                past.turned(undoable(self._turns, self.step, command, turned, before, rates=rates))
-            at_once = 1 + len(batch.earlier)
-            for request in batch.earlier:
-                self.done(request, f"one of {at_once} turns made at once as intervention {self._turns}", more=True)
-            self._tell_turned(order, command, turned, turns=at_once)
-            if before is not None:
-                self._snapshot(f"before intervention {self._turns}", at=before)
-        except ValueError as error:
-            for request in batch.earlier:
-                self.reject(request, str(error), more=True)
-            self.reject(order, str(error))
-
-    def done(self, order: Order, what: str, *, more: bool = False) -> None:
-        """The reply to a command that turned no knob by itself; `more` events follow at once."""
-        self.tell(CommandDone(what=what, **_reply_to(order), **self._place()), more=more)
-
-    def reject(self, order: Order, reason: str, *, more: bool = False) -> None:
-        """The reply to a command that could not be carried out."""
-        knob = order.command.knob[:60] if isinstance(order.command, TurnKnob) else ""
-        rejected = CommandRejected(source=order.source, knob=knob, reason=reason, **_reply_to(order), **self._place())
-        self.tell(rejected, more=more)
-
-    def ordered(self, now_s: float) -> Iterator[Batch]:
-        """What was asked in the midst of something long; a sign of life to the keeper."""
-        if self.link is not None and self.link.ring is not None:
-            self.link.ring.beat(now_s)
-            if self.link.ring.flagged():
-                for order in self.link.orders():
-                    self._orders.put(order)
-        while batch := self._orders.take(at_once=True):
-            yield batch
-
-    def put_off(self, batch: Batch) -> None:
-        """It comes first when what is under way has ended."""
-        self._orders.put_back(batch)
-
-    def _snapshot(self, reason: str, *, at: Moment | None = None) -> None:
-        assert self.past is not None
-        self.tell(self.past.taken(reason, *((self.segment, self.step) if at is None else (at.segment, at.step))))
-
-    def _go(self, *, back: bool) -> str:
-        """Undo or redo: what was done, in a word. Raises `ValueError` where it cannot be."""
-        past = self.past
-        if past is None:
-            raise ValueError("nothing to undo: this run keeps no moments")
-        step = past.undo(self.segment, self.step, broken=self._broken) if back else past.redo()
-        word = "undone" if back else "redone"
-        try:
-            if step.moment is None:
-                for turn in step.turns:
-                    order = Order(client=0, request=0, source="key", command=turn)
-                    self._tell_turned(order, turn, self._turn(turn))
-                return f"{word}: {step.what}"
-            step.moment.restore()
-        except ValueError:
-            past.refused(step)
-            raise
-        self.steering.restored()
-        self._broken, self.rewound = False, True
-        left, place = (self.segment, self.step), step.moment
-        self._segments += 1
-        self.segment = self._segments
-        if self._needs_keeper:  # a loop of the user's own goes on counting
-            self.step = place.step
-        self.tell(
-            Rewound(
-                from_segment=left[0],
-                from_step=left[1],
-                to_segment=place.segment,
-                to_step=place.step,
-                segment=self.segment,
-                step=self.step,
-                what=step.what,
-                back=back,
-                in_force=past.in_force,
-                knobs=self.steering.states(),
-            )
-        )
-        self.tell_layers()
-        return f"{word}: {step.what}"
-
-    def _sweep(self, client: int) -> str:
-        """Test the learning rates; in a word what came of it. Raises `ValueError` where it cannot be done."""
-        if self._sweeping is None:
-            raise ValueError("a range test needs further batches and their loss; an own loop's cannot be asked for")
-        if self._broken:
-            raise ValueError("a range test needs a loss that is a number; u goes back to the last good state")
-        return self._sweeping.run(client)
-
-    def _turn(self, turn: TurnKnob, before: Moment | None = None) -> Turned:
-        turned = self.steering.turn(turn, step=self.step, before=before)
-        self._turns += 1
-        return turned
-
-    def _tell_turned(self, order: Order, turn: TurnKnob, turned: Turned, *, turns: int = 1) -> None:
-        self.tell(
-            KnobTurned(
-                id=self._turns,
-                source=order.source,
-                knob=turn.knob,
-                target=turn.target,
-                old=turned.old,
-                new=turned.new,
-                value=turn.value,
-                parameters=turn.parameters,
-                turns=turns,
-                **turned.particulars(),
-                **_reply_to(order),
-                **self._place(),
-            )
-        )
-        self.tell_layers()
-
-    def _place(self) -> dict[str, Any]:
-        return {"segment": self.segment, "step": self.step}
-
-    def _do(self, command: AnyCommand, client: int) -> str:
-        """What was done, in a word. Raises `ValueError` where it cannot be."""
-        match command:
-            case Pause():
-                self.going.stand()
-                return "paused"
-            case Resume():
-                self.going.go(self.step)
-                return "running"
-            case RunSteps():
-                self.going.go(self.step, command.steps)
-                return f"{command.steps} step{'s' * (command.steps > 1)}, then a pause"
-            case Evaluate():
-                if self.evaluate is None:
-                    raise ValueError("this loop has told of no data to evaluate on")
-                self.evaluated()
-                return "evaluated"
-            case Mark():
-                self.tell(Marked(segment=self.segment, step=self.step, text=command.text[:80]))
-                return "marked"
-            case Undo() | Redo():
-                return self._go(back=isinstance(command, Undo))
-            case WatchCurvature():
-                if self.curvature is None:
-                    raise ValueError("curvature needs one batch again and again; an own loop's cannot be asked for")
-                return self.curvature.want(client, on=command.on)
-            case SweepRates():
-                return self._sweep(client)
-            case CancelSweep():
-                return "no range test is under way"
-            case Stop():
-                self.state("stopping")
-                self.stop_asked = "asked to stop"
-                return "stopping"
-            case TurnKnob():
-                raise AssertionError("turned, not done")
-
-
-def _reply_to(order: Order) -> dict[str, Any]:
-    return {"client": order.client, "request": order.request}
+    def _read_curvature(self, *, paused: bool = False) -> None:
+        """Read it where it is due; while the run is paused or paced that takes none of its time."""
+        curvature, progress = self._curvature, self._progress
+        free = paused or self._steering.pace is not None
+        if curvature is None or not curvature.due(progress.step, paced=free, still=paused):
+            return
+        self.settle()
+        with self._steering.muted():
+            for event in curvature.read(progress.segment, progress.step, paid=not free):
+                progress.emit(event)
+        progress.stood = True

@@ -1,4 +1,4 @@
-"""Not a number: found before it reaches the weights, with the step and the first layer that went bad."""
+"""Finds NaN and infinity before they reach the weights, and names the step and the first bad layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tui_descent.instruments.structure import WatchedLayer
 
-# Weights of more numbers than this take a share of a step to be read.
+# Reading weights of more numbers than this takes a noticeable share of a step.
 LARGE = 1 << 16
 
 
@@ -31,9 +31,9 @@ class Guard:
 
     def __init__(self, model: nn.Module, forward_again: Callable[[], object] | None = None) -> None:
         self._layers: Sequence[WatchedLayer] = ()
-        # The input-most that has a gradient; None where one before it may have one in the next step.
-        self.looked_at: nn.Parameter | None = None
-        self.frozen: nn.Parameter | None = None  # the one before it, until it is trained again
+        # The parameter to look at while no layer before it can have a gradient, and the last frozen one before it.
+        self._input_most: nn.Parameter | None = None
+        self._frozen: nn.Parameter | None = None
         self._model = model
         self._forward_again = forward_again
 
@@ -45,10 +45,10 @@ class Guard:
     @layers.setter
     def layers(self, layers: Sequence[WatchedLayer]) -> None:
         self._layers = layers
-        self.looked_at, self.frozen = next((_small(watched) for watched in layers), None), None
+        self._input_most, self._frozen = next((_small(watched) for watched in layers), None), None
 
     def bad_loss(self, step: int, value: float, *, after: bool = False) -> Fault:
-        """The fault of a loss that is no number."""
+        """The fault of a non-finite loss."""
         when = "found just after the update" if after else "before the update"
         where = self._first_bad_layer()
         return Fault(
@@ -57,15 +57,30 @@ class Guard:
 
     def fine(self) -> bool:
         """Whether the input-most gradient, of a large layer its bias's, is there and finite: one small read."""
-        first = next((n for n, watched in enumerate(self._layers) if watched.weight.grad is not None), None)
-        self.looked_at = self.frozen = None
-        if first is None:
+        parameter = self._input_most
+        thawed = self._frozen is not None and self._frozen.grad is not None
+        if parameter is None or parameter.grad is None or thawed:
+            parameter = self._find_input_most()
+        if parameter is None or parameter.grad is None:
             return False
+        total: float = parameter.grad.sum().item()  # synchronises on a GPU
+        return math.isfinite(total)
+
+    def refresh(self) -> None:
+        """Look for the input-most gradient again: the loop may have frozen or unfrozen layers."""
+        self._find_input_most()
+
+    def _find_input_most(self) -> nn.Parameter | None:
+        """The first that has a gradient; remembered only where none before it can have one in the next step."""
+        self._input_most = self._frozen = None
+        first = next((n for n, watched in enumerate(self._layers) if watched.weight.grad is not None), None)
+        if first is None:
+            return None
         parameter = _small(self._layers[first])
         if not any(watched.weight.requires_grad for watched in self._layers[:first]):
-            self.looked_at = parameter
-            self.frozen = self._layers[first - 1].weight if first else None
-        return parameter.grad is not None and math.isfinite(parameter.grad.sum().item())  # synchronises on a GPU
+            self._input_most = parameter
+            self._frozen = self._layers[first - 1].weight if first else None
+        return parameter
 
     def bad_gradient(self, step: int) -> Fault | None:
         """The fault of the input-most gradient, if it is not finite."""
@@ -84,10 +99,10 @@ class Guard:
         grads = (watched.weight.grad for watched in self.layers)
         return next((grad for grad in grads if grad is not None), None)
 
-    def late(self, step: int, loss: float | None, *, since: int, stopped: bool) -> Fault:
-        """The fault of a step that was found `since` updates later; its `loss` where that was the one, else a gradient.
+    def found_later(self, step: int, loss: float | None, *, since: int, stopped: bool) -> Fault:
+        """The fault of a step that was found `since` updates later: of its `loss`, or with None of a gradient.
 
-        `stopped` where the device had made it and all after it no-ops. Waits for the device.
+        `stopped`: the device had turned it and all after it into no-ops. Waits for the device.
         """
         what = "the gradient that reaches the input is not finite" if loss is None else f"loss is {loss}"
         when = f"found {since} update{'s' * (since != 1)} later" if since else "found just after the update"
@@ -135,7 +150,7 @@ class Guard:
 def _small(watched: WatchedLayer) -> nn.Parameter:
     """The layer's bias where its weight is large, else the weight."""
     weight, bias = watched.weight, getattr(watched.module, "bias", None)
-    # Both come from the same δ: what is no number there is none in either, and a bias is read in no time.
+    # Weight and bias gradients share δ, so a non-finite value shows in both; the bias is cheaper to check.
     few = isinstance(bias, nn.Parameter) and bias.requires_grad and weight.numel() > LARGE
     return bias if few else weight  # type: ignore[return-value]
 

@@ -87,7 +87,7 @@ class Link:
         self.ring.beat(time.monotonic())
         return self.ring
 
-    def tell(self, event: AnyEvent, *, more: bool = False) -> None:
+    def emit(self, event: AnyEvent, *, more: bool = False) -> None:
         """Send an event, with `more` behind it together with the next one.
 
         While the keeper does not read, events beyond the bound are dropped rather than waited for; but never which

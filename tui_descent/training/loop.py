@@ -1,4 +1,4 @@
-"""Our own training loop, the first user of `Watch`: plain PyTorch, read from top to bottom."""
+"""The training loop of scenario runs, the first user of `Watch`: plain PyTorch, read from top to bottom."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from tui_descent.training.watch import Watch
 
 
 def train(run: Watch, setup: Setup, *, steps: int, evaluate_every: int, attended: bool) -> None:
-    """Make `steps` updates; attended, stand still at an error and wait at the end. Raises `StopRun` to end early."""
-    going = run.control.going
-    going.goal = steps
+    """Make `steps` updates; attended, pause at an error and wait at the end. Raises `StopRun` to end early."""
+    mode = run.control.mode
+    mode.goal = steps
     run.begin_step()
     again = False
     while True:
-        while run.next_step < going.goal:
-            if run.control.rewound:
+        while run.next_step < mode.goal:
+            if run.progress.rewound:
                 run.begin_step()
-            elif again or going.stands_behind(run.next_step):
-                run.plan_step()  # perhaps in a stretch of which nothing was asked, or asked for while the run stood
+            elif again or mode.pauses_after(run.next_step):
+                run.plan_step()  # it may have been among fast steps, or asked for during a pause
             again = True
             if evaluate_every and run.next_step % evaluate_every == 0 and run.next_step > 0:
-                run.control.evaluated()
+                run.control.evaluate()
             trouble = None
             optimizer = setup.optimizer  # another one after its knob was turned
             try:
@@ -44,13 +44,13 @@ def train(run: Watch, setup: Setup, *, steps: int, evaluate_every: int, attended
                 setup.optimizer.zero_grad()
                 run.control.hold(trouble)
         run.control.settle()
-        if run.next_step < going.goal:
-            continue  # a GPU tells only now that the last updates were none
+        if run.next_step < mode.goal:
+            continue  # a GPU reports only now that it skipped the last updates
         if not attended:
             return
         more = run.control.wait_at_end(steps)
-        if run.next_step >= going.goal:  # and not back at an earlier step
-            going.goal = run.next_step + more
+        if run.next_step >= mode.goal:  # and not back at an earlier step
+            mode.goal = run.next_step + more
 
 
 def _advice(error: BaseException) -> str:

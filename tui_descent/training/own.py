@@ -46,7 +46,7 @@ class Shown:
         print(f"tui-descent: {SECOND}", file=sys.stderr)
         run = self._run() if self._run is not None else None
         if run is not None and run.outcome is None:
-            run.control.tell(Noted(step=run.next_step, text=SECOND, level="warning"))
+            run.progress.emit(Noted(step=run.next_step, text=SECOND, level="warning"))
 
 
 _shown = Shown()

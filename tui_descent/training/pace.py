@@ -8,8 +8,8 @@ import time
 MAX_STEPS_AT_ONCE = 10_000_000
 
 
-class Beat:
-    """An even beat at so many steps a second."""
+class PaceTimer:
+    """Spaces updates evenly, so many steps a second."""
 
     def __init__(self) -> None:
         self._due_s = 0.0
@@ -20,7 +20,7 @@ class Beat:
             self._due_s = 0.0
             return 0.0
         now_s, period_s = time.monotonic(), 1 / pace
-        # After a pause, or when the pace was turned, the beat starts anew; a step late by less keeps it.
+        # After a pause or a change of pace the timer restarts; a step late by less than a period keeps the grid.
         if not now_s - period_s < self._due_s <= now_s + period_s:
             self._due_s = now_s
         if self._due_s > now_s:
@@ -29,21 +29,22 @@ class Beat:
         return 0.0
 
 
-class Going:
-    """Whether a run goes on and on, for so many steps more, or not. At its `goal` it is the loop that stands."""
+class RunMode:
+    """Whether a run is paused, makes so many steps more, goes on, or is to end. At its `goal` the loop itself waits."""
 
     def __init__(self) -> None:
         self.paused = False
         self.steps_left: int | None = None  # before it pauses
         self.goal = math.inf  # updates
-        self.onward = False  # told to go on and on where it stands at its goal
+        self.onward = False  # asked to go on beyond the goal
+        self.stop_reason: str | None = None  # asked to end the run
 
-    def stand(self) -> None:
-        """Not until somebody says so."""
+    def pause(self) -> None:
+        """Until somebody asks to go on."""
         self.paused, self.steps_left = True, None
 
     def go(self, step: int, steps: int | None = None) -> None:
-        """On and on from `step`, or so many steps. Raises `ValueError`."""
+        """Go on from `step`, or make so many steps and pause. Raises `ValueError`."""
         if steps is not None and not 1 <= steps <= MAX_STEPS_AT_ONCE:
             raise ValueError(f"steps = {steps}; allowed: 1 to {MAX_STEPS_AT_ONCE:,}")
         self.paused, self.steps_left, self.onward = False, steps, step == self.goal
@@ -54,6 +55,6 @@ class Going:
             self.steps_left -= 1
             self.paused = self.steps_left <= 0 and step != self.goal
 
-    def stands_behind(self, step: int, *, ahead: int = 0) -> bool:
-        """Whether no other update follows the one of number `step`, `ahead` updates behind the coming one, at once."""
+    def pauses_after(self, step: int, *, ahead: int = 0) -> bool:
+        """Whether the run pauses after update `step`, which comes `ahead` updates after the next one."""
         return step + 1 == self.goal if self.steps_left is None else self.steps_left == 1 + ahead

@@ -32,7 +32,7 @@ def main() -> int:
         print("tui-descent: this process is started by a keeper; run `tui-descent run NAME`", file=sys.stderr)
         return 2
     try:
-        link.tell(StateChanged(state="building"))
+        link.emit(StateChanged(state="building"))
         scenario = from_table(link.launch.scenario, source="launch", shortened=True)
         torch.set_num_threads(build.threads(scenario.run.threads))
         device = build.device(scenario.run.device, dtype=scenario.run.dtype)
@@ -40,7 +40,7 @@ def main() -> int:
         run = _watch(link, scenario, setup)
     except (ValueError, RuntimeError, OSError) as error:
         traceback.print_exc()
-        link.tell(RunEnded(status="failed", step=0, reason=describe(error)))
+        link.emit(RunEnded(status="failed", step=0, reason=describe(error)))
         link.close()
         return 1
     try:
@@ -98,7 +98,7 @@ def _watch(link: Link, scenario: Scenario, setup: build.Setup) -> Watch:
         ),
         evaluate=lambda: evaluate(setup),
         again=setup,
-        curving=Curving(
+        curvature=Curving(
             setup.probe,
             setup.model,
             setup.optimizer,
@@ -107,7 +107,7 @@ def _watch(link: Link, scenario: Scenario, setup: build.Setup) -> Watch:
             at=launch.curvature_at,
             on=launch.curvature,
         ),
-        own_loop=True,
+        is_scenario=True,
         state=(setup,),
     )
 
@@ -116,7 +116,7 @@ def _stop_on_sigterm(run: Watch) -> None:
     """A scenario's trainer ends in order, after the step in progress; a loop of the user's own keeps its handlers."""
 
     def stop(number: int, _: FrameType | None) -> None:
-        run.control.stop_asked = signal.Signals(number).name
+        run.control.mode.stop_reason = signal.Signals(number).name
 
     signal.signal(signal.SIGTERM, stop)
 

@@ -136,7 +136,7 @@ class RangeTest:
         """
         begun_s, setup, steering = time.perf_counter(), self._setup, self._steering
         rate = steering.rate.value
-        with steering.unheard(), _unhooked(setup.optimizer):
+        with steering.muted(), _unhooked(setup.optimizer):
             try:
                 moment = Moment.take([setup.model, steering, setup], segment=segment, step=step)
                 try:

@@ -66,8 +66,8 @@ class Steering:
             self._delegate_for(optimizer)
         self._knobs = knobs_of(self.ground)
         self._finder: surgery.BlockFinder | None = None
-        # Nothing may listen to the passes that a turn makes: they are not the step's own.
-        self._deaf: Callable[[], AbstractContextManager[None]] = nullcontext
+        # No instrument may measure the passes that a turn makes: they are not the step's own.
+        self._muted: Callable[[], AbstractContextManager[None]] = nullcontext
         assert set(self._knobs) == set(knobs.KNOBS)
 
     @property
@@ -114,16 +114,16 @@ class Steering:
     def watched(
         self,
         follow: Callable[[torch.optim.Optimizer], None],
-        deaf: Callable[[], AbstractContextManager[None]],
+        muted: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        """Who is to be told of another optimizer, and how to keep a turn's own passes from being listened to."""
+        """Who follows a change of the optimizer, and how to keep the instruments off a turn's own passes."""
         self.ground.followers.append(follow)
         follow(self.ground.optimizer)
-        self._deaf = deaf
+        self._muted = muted
 
-    def unheard(self) -> AbstractContextManager[None]:
-        """Nothing listens inside: to passes that are not the step's own."""
-        return self._deaf()
+    def muted(self) -> AbstractContextManager[None]:
+        """No instrument measures inside: for passes that are not the step's own."""
+        return self._muted()
 
     def states(self) -> tuple[KnobState, ...]:
         """Every knob's present value, or why it cannot act here."""
@@ -145,7 +145,7 @@ class Steering:
         if row.touches == "run":
             return knob.turn(turn)
         states = self.states()
-        with self._deaf():
+        with self._muted():
             turned = self._whole_turn(knob, turn, row, before)
         one = turn.target != "all"
         changed = (now for now, then in zip(self.states(), states, strict=True) if now != then)
@@ -181,36 +181,35 @@ class Steering:
         """Take every change that is under way one update further; called before each forward pass."""
         self.ground.advance()
 
-    def made(self, loss: float) -> None:
-        """An update was made from this loss; outside the stretch in which the turned rate is put on."""
-        self.moved(loss)
-        self.told(loss)
-
     @property
     def needs_loss(self) -> bool:
-        """Whether the next update's rate hangs on this one's loss, as plateau's does."""
+        """Whether the next update's rate depends on this one's loss, as plateau's does."""
         setup = self.ground.setup
         return setup is not None and setup.schedule is not None and setup.schedule.needs_loss
 
-    def moved(self, loss: float) -> None:
-        """An update was made, its turned rate taken off; the loss is for a schedule that `needs_loss`, alone."""
+    def update_made(self) -> None:
+        """An update was made, its turned rate taken off: the schedule moves on, unless it has to know the loss."""
         setup = self.ground.setup
-        if setup is not None and setup.schedule is not None:
-            setup.schedule.step(loss)
+        if setup is not None and setup.schedule is not None and not setup.schedule.needs_loss:
+            setup.schedule.step(math.nan)
+
+    def loss_known(self, loss: float) -> None:
+        """The loss of an update is known, before any turn that comes after the update."""
+        ground = self.ground
+        if self.needs_loss:
+            assert ground.setup is not None
+            assert ground.setup.schedule is not None
+            ground.setup.schedule.step(loss)
+        if ground.first_loss is None:
+            ground.first_loss = loss
+        ground.losses.append(loss)
 
     def move_back(self, updates: int) -> None:
-        """The last ones were none after all, of which `moved` has been told."""
+        """The last updates turned out to be none: the schedule goes back."""
         setup = self.ground.setup
         if setup is not None and setup.schedule is not None and not self.needs_loss:
             setup.schedule.back(updates)
         self.ground.version += 1  # the gradient that the instruments remember is that of no step
-
-    def told(self, loss: float) -> None:
-        """An update's loss is known, before any turn that comes after the update."""
-        ground = self.ground
-        if ground.first_loss is None:
-            ground.first_loss = loss
-        ground.losses.append(loss)
 
     def clip(self, optimizer: torch.optim.Optimizer) -> Tensor | None:
         """Before the update, where gradients are to be clipped: their global norm before, None where they are not."""

@@ -9,47 +9,46 @@ with watch(model, optimizer, name="my run") as run:
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from tui_descent.instruments.measuring import Measuring, Sample
 from tui_descent.instruments.order import ForwardOrder
 from tui_descent.instruments.samebatch import BatchAgain, SameBatch
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.events import MetricLogged, RunEnded, RunStarted, Status
 from tui_descent.training.about import about_foreign, position, started
-from tui_descent.training.control import Control, Evaluation
+from tui_descent.training.command_handler import Evaluation
+from tui_descent.training.control import Control, OnFault
 from tui_descent.training.curving import Curving
-from tui_descent.training.faults import Faults, OnFault
 from tui_descent.training.guard import Guard
-from tui_descent.training.lane import Lane, LateLane
-from tui_descent.training.late import Late
+from tui_descent.training.layer_list import LayerList
 from tui_descent.training.link import Link
-from tui_descent.training.memory import Memory
+from tui_descent.training.losses import losses_of
+from tui_descent.training.optimizer_hooks import OptimizerHooks
 from tui_descent.training.optimizers import check_watchable
 from tui_descent.training.past import Past
-from tui_descent.training.records import Place, ReadingPlace
-from tui_descent.training.rows import Rows
+from tui_descent.training.progress import Progress
+from tui_descent.training.results import Results
 from tui_descent.training.steering import Steering
+from tui_descent.training.step_timer import StepTimer
 from tui_descent.training.stop import StopRun, outcome
-from tui_descent.training.stretch import Stretch
-from tui_descent.training.telling import AtOnce, Telling
-from tui_descent.training.updates import Updates
+
+# Fast steps in a row take at most so long, even if they turn out slower than expected.
+LONGEST_FAST_S = 0.4
 
 
 class Watch:
     """One watched run.
 
-    `on_fault`: a loss or gradient that is no number holds the run, ends it, or is only noted. `again` gives the step's
-    batch once more, for the instruments that need it; `curving` reads the curvature. `about` describes a scenario's
-    run, whose loop (`own_loop`) does not count a dropped update as a step. `state` is what else an undo puts back.
+    `on_fault`: a non-finite loss or gradient holds the run, ends it, or is only noted. `again` replays the step's
+    batch, for the instruments that need it; `curvature` reads the curvature. `about` describes a scenario's run, whose
+    loop (`is_scenario`) does not count a dropped update as a step. `state` is what else an undo restores.
     """
 
     def __init__(
@@ -66,54 +65,66 @@ class Watch:
         about: RunStarted | None = None,
         evaluate: Evaluation | None = None,
         again: BatchAgain | None = None,
-        curving: Curving | None = None,
-        own_loop: bool = False,
+        curvature: Curving | None = None,
+        is_scenario: bool = False,
         state: Iterable[object] = (),
     ) -> None:
         check_watchable(optimizer)
-        self.model = model
-        self.optimizer = optimizer
-        self.name = name
+        self.model, self.name = model, name
         self.outcome: tuple[Status, str] | None = None
-        self._sampler = sampler or Sampler()
-        self._guard = Guard(model, again.forward_again if again is not None else None)
-        self._about = about
-        self._own_loop = own_loop
-        steering = steering or Steering(model, optimizer)
-        self.control = Control(link, steering, plan=plan, evaluate=evaluate, needs_keeper=own_loop)
-        self.control.curvature, self.control.while_still = curving, self._curve_still
-        self._faults = Faults(self.control, on_fault)
-        self._telling, self._lane = self._ways()
-        self.control.settle = self._settle
-        self._updates = Updates(
-            optimizer,
-            steering=steering,
-            sampler=self._sampler,
-            guard=self._guard,
-            step=lambda: self.control.step,
-            pauses=lambda ahead: self.control.going.stands_behind(self.control.step + ahead, ahead=ahead),
-            measuring=self._instruments,
-            fault=self._faults.face,
-            lane=self._lane,
-            telling=self._telling,
-            reader=self._reader,
-            again=None if again is None else SameBatch(model, again),
-        )
-        # What waits for a device waits for work that readings add to.
-        waits = isinstance(self._telling, AtOnce)
-        self._stretch = Stretch(self.control, self._updates, self._sampler, self._lane, waits=waits)
-        steering.watched(self._follow, self._updates.deaf)
-        if link is not None and link.launch.socket is not None:  # where nobody can ask, nothing is kept
-            roots = [model, steering, *state]
-            self.control.past = Past.of(link.launch, lambda: roots, lambda: self.optimizer, model, own_loop)
-        self._segment = 0
+        self._about, self._is_scenario = about, is_scenario
+        self._sampler = sampler = sampler or Sampler()
+        self.steering = steering = steering or Steering(model, optimizer)
+        self.progress = progress = Progress(link)
+        guard = Guard(model, again.forward_again if again is not None else None)
+        losses, stops = losses_of(model), on_fault != "note"
+        self._results = results = Results(progress, steering, guard, losses, stops=stops, is_scenario=is_scenario)
         self._order = ForwardOrder()
-        self._rows = Rows(model, self._order, self.control, self._guard)
+        self._layers = layers = LayerList(model, self._order, progress, steering, guard)
+        past = None
+        if link is not None and link.launch.socket is not None:  # without anybody to ask, no snapshots are kept
+            roots = [model, steering, *state]
+            past = Past.of(link.launch, lambda: roots, lambda: steering.ground.optimizer, model, is_scenario)
+        self.control = Control(
+            progress,
+            steering,
+            results,
+            layers,
+            plan=plan,
+            past=past,
+            curvature=curvature,
+            evaluation=evaluate,
+            on_fault=on_fault,
+            is_scenario=is_scenario,
+        )
+        self._hooks = OptimizerHooks(
+            optimizer,
+            progress=progress,
+            steering=steering,
+            control=self.control,
+            results=results,
+            layers=layers,
+            guard=guard,
+            sampler=sampler,
+            again=None if again is None else SameBatch(model, again),
+            begin=self._begin,
+        )
+        # A wait for a device is a wait for work that readings add to.
+        self._timer = StepTimer(sampler, progress, steering, waits=not results.deferred)
+        self._start_s = self._fast_until_s = time.perf_counter()
+        steering.watched(self._hooks.follow, self._hooks.muted)
+        if curvature is not None:
+            steering.watched(curvature.follow, self._hooks.muted)
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The one that makes the updates."""
+        return self.steering.ground.optimizer
 
     @property
     def next_step(self) -> int:
-        """The number of the update that comes next; updates made so far."""
-        return self.control.step
+        """The number of the next update; updates made so far."""
+        return self.progress.step
 
     @property
     def cost(self) -> float:
@@ -121,37 +132,37 @@ class Watch:
         return self._sampler.cost
 
     def __enter__(self) -> Self:
-        self._updates.attach()
+        self._hooks.attach()
         if self._about is not None:
             self._begin()
         else:
-            # A foreign net's layers are known in forward order only once it has run.
+            # The forward order of a user's layers is known only once the net has run.
             self._order.listen(self.model)
-            self.control.steering.listen()
-        self._lane.start_s = time.perf_counter()
-        self._stretch.begin()
+            self.steering.listen()
+        self._start_s = time.perf_counter()
+        self._timer.begin()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        self._updates.detach()
-        self._stretch.close()
+        self._hooks.detach()
+        self._timer.close()
         self._order.stop()
-        ended_by = self._telling.at_end(error)
-        status, reason = outcome(ended_by)
-        self.outcome = (status, reason)
-        self._end(status, reason)
+        ended_by = self.control.finish(error)
+        self.outcome = outcome(ended_by)
+        self._end(*self.outcome)
         if error is None and ended_by is not None and not isinstance(ended_by, StopRun):
             raise ended_by
         return isinstance(ended_by, StopRun)
 
     def loss(self, loss: Tensor | float) -> bool:
-        """Hand the loss over before `backward()`: one that is no number is held before it can do harm.
+        """Check the loss before `backward()`: a non-finite one is held before it can do harm.
 
         False when this batch is to be dropped. Raises `StopRun` when the run is to end.
         """
-        return self._telling.hand(loss)
+        fault = self._results.check(loss)
+        return fault is None or not self.control.handle_fault(fault)
 
     def step(self, loss: Tensor | float) -> bool:
         """After the optimizer's step: record it, obey commands, keep the pace. False if no update was made.
@@ -159,171 +170,108 @@ class Watch:
         Without an update since the last call the loss joins the next one's mean (gradient accumulation).
         Raises `StopRun` when the run is to end.
         """
-        lane = self._lane
-        return (lane.left > 0 and lane.step(loss)) or self._long_way(loss)
-
-    def _long_way(self, loss: Tensor | float) -> bool:
-        """`step` where anything may be asked of it. Where nothing is waited for, an update is what was asked for."""
         start_s = time.perf_counter()
-        control, telling, steering = self.control, self._telling, self.control.steering
-        self._lane.leave()
-        made, dropped = self._updates.take()
+        progress, hooks = self.progress, self._hooks
+        if progress.fast_steps == 0 or hooks.made != 1:
+            return self._checked_step(loss, start_s)
+        # Nothing is due: record the step. A fault that is found here ends the fast steps.
+        hooks.made = 0
+        progress.fast_steps -= 1
+        self._results.add_step(loss, start_s - self._start_s, hooks.rate, made=True)
+        self.steering.update_made()
+        progress.step += 1
+        self.control.collect()
+        ring = progress.ring
+        assert ring is not None
+        self._timer.count()
+        if progress.fast_steps == 0 or ring.flagged() or start_s > self._fast_until_s:
+            self._timer.look()
+            self._enter_next_step()
+        self._timer.add_own(start_s, hooks.own_s)
+        return True
+
+    def _checked_step(self, loss: Tensor | float, start_s: float) -> bool:
+        """`step` where anything may be due."""
+        self.progress.fast_steps = 0
+        results, control, steering = self._results, self.control, self.steering
+        updates, dropped = self._hooks.take()
+        made, now_s = updates > 0, start_s - self._start_s
         if not made and not dropped:
-            telling.joins(loss, start_s)
+            results.accumulate(loss, now_s)
             return False
-        counts = made > 0 or not self._own_loop
-        measured = telling.sampled
-        self._stretch.went(1)
-        self._stretch.look(now=dropped)
-        place = self._lane.place(start_s)
-        telling.step(loss, start_s, made=made > 0, place=place if counts else None)
-        if made and not steering.needs_loss:
-            steering.moved(math.nan)
-        if counts:
+        counted = made or not self._is_scenario
+        measured = results.measured
+        self._timer.count()
+        self._timer.look(now=dropped)
+        results.add_step(loss, now_s, self._hooks.rate, made=made, counted=counted)
+        if made:
+            steering.update_made()
+        if counted:
             control.completed()
         if steering.needs_loss:
-            telling.settle()  # on a GPU synchronises: plateau's next rate hangs on this loss
+            control.settle()  # on a GPU this synchronises: plateau's next rate depends on this loss
         else:
-            telling.collect()
+            control.collect()
+        self._enter_next_step()
+        if not measured and not self._hooks.measures:
+            self._timer.add_own(start_s)
+        return made
+
+    def _enter_next_step(self) -> None:
+        """Everything due before the next step; then how many steps may go by with nothing but their record."""
         self.begin_step()
-        self._enter_lane()
-        if not measured and not self._updates.reads:
-            self._stretch.count_own(start_s)
-        return made > 0
+        self.progress.fast_steps = self._steps_without_checks()
+        self._fast_until_s = time.perf_counter() + LONGEST_FAST_S
 
-    def _lane_over(self) -> None:
-        """Between two steps, behind a stretch of which nothing was asked."""
-        start_s = time.perf_counter()
-        self._lane.leave()
-        self._stretch.look()
-        self.begin_step()
-        self._enter_lane()
-        self._stretch.count_own(start_s, steps=0)
-
-    def _settle(self) -> None:
-        """Whatever is done next, a turn perhaps, is of another stretch: a run may be held in the midst of one."""
-        self._lane.leave()
-        self._telling.settle()
-
-    def _enter_lane(self) -> None:
-        self._lane.enter(0 if self._rows.net is None or self._telling.joined else self._stretch.unasked())
-
-    def _ways(self) -> tuple[Telling, Lane]:
-        """How steps are told, and how they go where nothing is asked."""
-        how: dict[str, Any] = {
-            "told": self._known,
-            "fault": self._faults.face,
-            "next_step": lambda: self.control.step,
-        }
-        uncount = self._uncount if self._own_loop else None
-        late = Late.of(self.model, self._guard, stops=self._faults.on_fault != "note", uncount=uncount, **how)
-        given = self.control, self._guard, self.optimizer
-        if late is None:
-            return AtOnce(self._guard, **how), Lane(*given, over=self._lane_over)
-        return late, LateLane(*given, over=self._lane_over, late=late)
-
-    def _uncount(self, updates: int) -> None:
-        """The last updates were none, as a GPU tells only now: what was planned and heard is of no step."""
-        self.control.uncount(updates)
-        self._updates.forget()
+    def _steps_without_checks(self) -> int:
+        control, hooks, steering, results = self.control, self._hooks, self.steering, self._results
+        ready = self._layers.net is not None and hooks.planned and control.idle
+        if not ready or hooks.measures or results.accumulating or steering.clips:
+            return 0
+        if results.deferred and steering.needs_loss:
+            return 0
+        planned = min(control.steps_to_plan, self._sampler.steps_to_reading(self.next_step) - 1)
+        return int(max(1, min(self._timer.steps_to_look, planned))) if planned >= 1 else 0
 
     def begin_step(self) -> None:
         """Before the first forward pass; `step` does it before the others. Raises `StopRun`."""
         self.control.between()
-        if (curving := self.control.curvature) is not None:
-            paced = self.control.steering.pace is not None
-            if curving.due(self.next_step, paced=paced):
-                self._curve(curving, paid=not paced)
-                self._stretch.forget()
         self.plan_step()
 
     def plan_step(self) -> None:
-        """Whether the coming update is measured: once more where the run stood still since that was settled."""
-        self._lane.leave()
-        if self._rows.net is not None:
-            if self._segment != self.control.segment:
-                self._segment = self.control.segment
-                self._updates.forget()
-            self._updates.plan()
-        if self.control.stood:
-            self._stretch.forget()
-
-    def _curve(self, curving: Curving, *, paid: bool) -> None:
-        self.control.settle()
-        with self._updates.deaf():
-            for event in curving.read(self.control.segment, self.next_step, paid=paid):
-                self.control.tell(event)
-
-    def _curve_still(self) -> None:
-        """The run stands: a reading costs nobody anything, but another one of the same place tells nothing."""
-        curving = self.control.curvature
-        if curving is not None and curving.due(self.next_step, paced=True, still=True):
-            self._curve(curving, paid=False)
+        """Plan what is measured of the coming update: again where the run has paused since that was settled."""
+        self.progress.fast_steps = 0
+        if self._layers.net is not None:
+            self._hooks.plan()
+        if self.progress.stood:
+            self._timer.restart()
 
     def log(self, name: str, value: Tensor | float) -> None:
         """A metric of the user's own, placed at the step that comes next."""
-        control = self.control
-
-        def tell(number: float) -> None:
-            control.tell(MetricLogged(segment=segment, step=step, name=name, value=number))
-
-        segment, step = control.segment, control.step
-        self._telling.log(value, tell)
-
-    def _reader(self) -> Callable[[Sample, dict[str, float]], None]:
-        """What tells a reading of the update under way."""
-        self._rows.tell()
-        control = self.control
-        place = ReadingPlace(segment=control.segment, step=control.step, structure=self._rows.structure)
-
-        def tell(sample: Sample, rare: dict[str, float]) -> None:
-            place.write(control.link, sample, rare, cost=self._sampler.cost)
-
-        return tell
-
-    def _known(self, place: Place, loss: float, skipped: bool) -> None:
-        """A step's loss has come late."""
-        place.write(self.control.link, loss, skipped=skipped)
-        if not skipped:
-            steering = self.control.steering
-            (steering.made if steering.needs_loss else steering.told)(loss)
-
-    def _follow(self, optimizer: torch.optim.Optimizer) -> None:
-        self.optimizer = optimizer
-        self._updates.follow(optimizer)
-        if self.control.curvature is not None:
-            self.control.curvature.follow(optimizer)
-
-    def _instruments(self) -> Measuring:
-        """The instruments of the net as it stands."""
-        self._begin()
-        return self._rows.instruments(look=True)
+        progress, place = self.progress, self.progress.place
+        self._results.log(value, lambda number: progress.emit(MetricLogged(name=name, value=number, **place)))
 
     def _begin(self) -> None:
-        """The layers are known: lay out the ring and tell of the run, once. Raises `RuntimeError`."""
-        if self._rows.net is not None:
+        """The layers are known: lay out the shared memory and report the run, once. Raises `RuntimeError`."""
+        layers, progress, link = self._layers, self.progress, self.progress.link
+        if layers.net is not None:
             return
         self._order.stop()
-        self.control.steering.heard()
-        self._rows.begin()
-        link = self.control.link
+        self.steering.heard()
+        layers.begin()
         if link is not None:
-            try:
-                link.make_ring(self._rows.room)
-            except OSError as error:
-                raise RuntimeError(f"the run's shared memory cannot be laid out: {error}") from error
+            progress.begin(self.model, layers=layers.room)
             about = self._about or about_foreign(self.name, self.model, self.optimizer)
-            states = self.control.steering.states()
-            link.tell(started(about, link.launch.run, self.model, self._rows.layers, states))
-            self.control.state("running")
-            self.control.memory = Memory(next((p.device for p in self.model.parameters()), torch.device("cpu")))
+            progress.emit(started(about, link.launch.run, self.model, layers.layers, self.steering.states()))
+            progress.set_state("running")
 
     def _end(self, status: Status, reason: str) -> None:
-        control = self.control
-        if control.link is None:
+        progress = self.progress
+        if progress.link is None:
             return
-        loss, accuracy = control.evaluated() if status != "failed" else (None, None)
+        loss, accuracy = self.control.evaluate() if status != "failed" else (None, None)
         where = position(self.model)
-        ended = RunEnded(status=status, step=control.step, loss=loss, accuracy=accuracy, reason=reason, position=where)
-        control.tell(ended)
-        control.close()
+        progress.emit(
+            RunEnded(status=status, step=progress.step, loss=loss, accuracy=accuracy, reason=reason, position=where)
+        )
+        self.control.close()

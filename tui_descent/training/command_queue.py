@@ -1,4 +1,4 @@
-"""Orders in the order they came: turns that come to the same as one are made as one, and not all the time."""
+"""Commands in the order they came. Repeated turns of one knob are folded into one, and made only so often."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import msgspec
 
 from tui_descent.protocol.commands import Order, TurnKnob
 from tui_descent.scenario import knobs
+from tui_descent.training.link import Link
 
-# Turns of one knob that come one by one may take this share of the time once there were a few in quick succession;
-# those that come faster wait for each other.
+# After a few turns of one knob in quick succession, further ones may take this share of the time; those that come
+# faster wait and are folded.
 SHARE = 1 / 128
 FREELY = 8
 WAITS_S = 0.25  # at most
@@ -26,7 +27,7 @@ class Batch:
     earlier: list[Order] = field(default_factory=list)
 
     def takes(self, order: Order) -> bool:
-        """Join a turn that stands directly behind, from the same client; False where it is not such a one."""
+        """Fold in the turn that follows directly, from the same client; False where it cannot be folded."""
         ours, theirs = self.order.command, order.command
         if not (isinstance(ours, TurnKnob) and isinstance(theirs, TurnKnob)):
             return False
@@ -40,28 +41,33 @@ class Batch:
         return True
 
 
-class Orders:
-    """What waits to be carried out between two updates."""
+class CommandQueue:
+    """Commands that wait to be carried out between two updates."""
 
     def __init__(self) -> None:
         self._batches: deque[Batch] = deque()
         self._last: tuple[str, str] | None = None
         self._level_s = 0.0  # when what was made so far is paid for
         self._free_s = 0.0
-        self._dearest_s = 0.0
+        self._highest_price_s = 0.0
 
     @property
     def waiting(self) -> bool:
         """Whether there is any."""
         return bool(self._batches)
 
+    def poll(self, link: Link) -> None:
+        """Take what the keeper has sent."""
+        for order in link.orders():
+            self.put(order)
+
     def put(self, order: Order) -> None:
-        """One more, behind the others."""
+        """One more, after the others."""
         if not (self._batches and self._batches[-1].takes(order)):
             self._batches.append(Batch(order))
 
     def put_back(self, batch: Batch) -> None:
-        """One that was taken, before all others."""
+        """One that was taken, ahead of all others."""
         self._batches.appendleft(batch)
 
     def due(self, now_s: float) -> bool:
@@ -82,10 +88,9 @@ class Orders:
         if isinstance(command, TurnKnob) and _folds(command):
             self._last = command.knob, command.target
             now_s, price_s = time.monotonic(), min(WAITS_S, took_s / SHARE)
-            self._dearest_s = max(
-                self._dearest_s, price_s
-            )  # a cheap one behind a dear one has not used up the free ones
-            free_s = FREELY * self._dearest_s
+            # A cheap turn after an expensive one has not used up the free ones.
+            self._highest_price_s = max(self._highest_price_s, price_s)
+            free_s = FREELY * self._highest_price_s
             self._level_s = min(max(self._level_s, now_s), now_s + free_s) + price_s
             self._free_s = min(self._level_s - free_s, now_s + WAITS_S)
 

@@ -1,4 +1,4 @@
-"""How far a loop may go without being asked anything, and what its steps and their watching take of the time."""
+"""Times the loop for the sampler: how long its steps take, and how much of that is ours."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import os
 import time
 
 from tui_descent.instruments.sampler import Sampler
-from tui_descent.training.control import Control
-from tui_descent.training.lane import Lane
-from tui_descent.training.updates import Updates
+from tui_descent.training.progress import Progress
+from tui_descent.training.steering import Steering
 
 # Of the time gone: with less of it off a processor it is not worth 20 µs to ask for what, but now and then.
 LITTLE, SELDOM = 0.02, 50
@@ -61,65 +60,55 @@ class Clock:
         return int(os.pread(self._schedule, 100, 0).split()[1]) / 1e9
 
 
-class Stretch:
-    """Of one run: the sampler's clock. With `waits`, what the loop waits for its data pays for readings, too."""
+class StepTimer:
+    """Of one run. With `waits`, what the loop waits for its data pays for readings, too."""
 
-    def __init__(self, control: Control, updates: Updates, sampler: Sampler, lane: Lane, *, waits: bool) -> None:
-        self._control, self._updates, self._sampler, self._lane = control, updates, sampler, lane
+    def __init__(self, sampler: Sampler, progress: Progress, steering: Steering, *, waits: bool) -> None:
+        self._sampler, self._progress, self._steering, self._waits = sampler, progress, steering, waits
         self._clock = Clock()
-        self._waits = waits
         self._steps = 0  # since the last look at the clock
         self._own_s, self._own_steps = 0.0, 0  # what watching took of so many of them
 
-    def unasked(self) -> int:
-        """Of how many steps from here nothing is asked but their record, unless the keeper raises its flag."""
-        control = self._control
-        if self._updates.asks or not control.idle or control.steering.clips:
-            return 0
-        to_look = self._sampler.next_look - self._steps
-        planned = min(control.steps_to_plan, self._sampler.steps_to_reading(control.step) - 1)
-        return int(max(1, min(to_look, planned))) if planned >= 1 else 0
+    @property
+    def steps_to_look(self) -> int:
+        """Steps until the clock is worth a look."""
+        return self._sampler.next_look - self._steps
 
-    def went(self, steps: int) -> None:
-        """So many steps more."""
-        self._steps += steps
+    def count(self) -> None:
+        """One step more."""
+        self._steps += 1
+
+    def add_own(self, start_s: float, before_s: float = 0.0) -> None:
+        """Watching a step took the time since `start_s`, and `before_s` before. Not while paused or paced."""
+        if not self._progress.stood and self._steering.pace is None:
+            self._own_s += time.perf_counter() - start_s + before_s
+            self._own_steps += 1
 
     def look(self, *, now: bool = False) -> None:
-        """Between two steps: when it is time or `now` the sampler is told how long they took."""
-        gone = self._lane.gone()
-        self._steps += gone
-        self._own_steps += gone
-        if self._steps and (now or self._steps >= self._sampler.next_look):
-            busy_s, waited_s = self._clock.since()
-            self._own_s += self._lane.own_s
-            self._lane.own_s = 0.0
-            if self._own_steps:
-                self._sampler.hooked(self._own_s, self._own_steps)
-                self._own_s, self._own_steps = 0.0, 0
-            if self._control.steering.pace is not None:
-                waited_s = 0.0  # it is ours, and paid out otherwise
-            self._sampler.stepped(busy_s, steps=self._steps, waited_s=waited_s)
-            self._steps = 0
-
-    def count_own(self, start_s: float, *, steps: int = 1) -> None:
-        """What watching took of so many steps, or between two; what a reading takes has an account of its own."""
-        if not self._control.stood and self._control.steering.pace is None:
-            self._own_s += time.perf_counter() - start_s
-            self._own_steps += steps
+        """Between two steps: when it is time or `now`, report to the sampler how long the steps took."""
+        if not self._steps or not (now or self._steps >= self._sampler.next_look):
+            return
+        busy_s, waited_s = self._clock.since()
+        if self._own_steps:
+            self._sampler.hooked(self._own_s, self._own_steps)
+            self._own_s, self._own_steps = 0.0, 0
+        if self._steering.pace is not None:
+            waited_s = 0.0  # the pace's wait is ours
+        self._sampler.stepped(busy_s, steps=self._steps, waited_s=waited_s)
+        self._steps = 0
 
     def begin(self) -> None:
         """The loop begins, in this thread."""
         if self._waits:
             self._clock.open()
-        self.forget()
+        self.restart()
+
+    def restart(self) -> None:
+        """Something else than steps took time: count from here."""
+        self._clock.since()
+        self._steps = 0
+        self._sampler.stood()
 
     def close(self) -> None:
         """The run is over."""
         self._clock.close()
-
-    def forget(self) -> None:
-        """Something else than steps took time: it counts from here."""
-        self._lane.gone()
-        self._clock.since()
-        self._steps = 0
-        self._sampler.stood()

@@ -1,0 +1,212 @@
+"""Carries out a run's commands. Each request gets exactly one reply: applied, done, or rejected with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tui_descent.protocol.commands import (
+    AnyCommand,
+    CancelSweep,
+    Evaluate,
+    Mark,
+    Order,
+    Pause,
+    Redo,
+    Resume,
+    RunSteps,
+    Stop,
+    SweepRates,
+    TurnKnob,
+    Undo,
+    WatchCurvature,
+)
+from tui_descent.protocol.events import Evaluated, KnobTurned, Marked, Rewound
+from tui_descent.training.command_queue import Batch, CommandQueue
+from tui_descent.training.curving import Curving
+from tui_descent.training.layer_list import LayerList
+from tui_descent.training.moments import Moment
+from tui_descent.training.pace import RunMode
+from tui_descent.training.past import INDIFFERENT, Past, undoable
+from tui_descent.training.progress import Progress, reply_to
+from tui_descent.training.range_test_run import RangeTestRun
+from tui_descent.training.ratesweep import RangeTest
+from tui_descent.training.steering import Steering, Turned
+
+Evaluation = Callable[[], tuple[float, float | None]]
+
+
+class CommandHandler:
+    """Of one run. `past` is None where no snapshots are kept, `evaluation` where there is no data to evaluate on."""
+
+    def __init__(
+        self,
+        progress: Progress,
+        mode: RunMode,
+        queue: CommandQueue,
+        steering: Steering,
+        layers: LayerList,
+        *,
+        past: Past | None,
+        curvature: Curving | None,
+        evaluation: Evaluation | None,
+        is_scenario: bool,
+    ) -> None:
+        self._progress, self._mode, self._steering, self._layers = progress, mode, steering, layers
+        self._past, self._curvature, self._evaluation = past, curvature, evaluation
+        self._is_scenario = is_scenario
+        setup = steering.ground.setup
+        test = None if setup is None else RangeTest(steering, setup)
+        self._range_test = None if test is None else RangeTestRun(test, progress, queue, mode)
+
+    def carry_out(self, batch: Batch) -> None:
+        """Carry it out and reply to every request in it."""
+        progress, order, command = self._progress, batch.order, batch.order.command
+        progress.stood = True
+        try:
+            if isinstance(command, TurnKnob):
+                self._turn(batch, command)
+            else:
+                progress.done(order, self._do(command, order.client))
+        except ValueError as error:
+            for request in batch.earlier:
+                progress.reject(request, str(error), more=True)
+            progress.reject(order, str(error))
+
+    def evaluate(self) -> tuple[float | None, float | None]:
+        """Evaluate before the next update and report it: loss and accuracy; None where there is no data."""
+        if self._evaluation is None:
+            return None, None
+        with self._steering.muted():
+            loss, accuracy = self._evaluation()
+        self._progress.emit(Evaluated(loss=loss, accuracy=accuracy, **self._progress.place))
+        return loss, accuracy
+
+    def report_snapshot(self, reason: str, *, at: Moment | None = None) -> None:
+        """Report a snapshot, of now or of `at`."""
+        assert self._past is not None
+        place = self._progress if at is None else at
+        self._progress.emit(self._past.taken(reason, place.segment, place.step))
+
+    def _turn(self, batch: Batch, turn: TurnKnob) -> None:
+        progress, order = self._progress, batch.order
+        self._steering.check(turn)
+        past = None if turn.knob in INDIFFERENT else self._past
+        before = past.take(progress.segment, progress.step, knob=turn.knob) if past is not None else None
+        rate, turned = self._steering.rate.value, self._apply(turn, before)
+        if past is not None:
+            rates = rate, self._steering.rate.value
+            past.turned(undoable(progress.interventions, progress.step, turn, turned, before, rates=rates))
+        at_once = 1 + len(batch.earlier)
+        for request in batch.earlier:
+            what = f"one of {at_once} changes made together as intervention {progress.interventions}"
+            progress.done(request, what, more=True)
+        self._report_turn(order, turn, turned, turns=at_once)
+        if before is not None:
+            self.report_snapshot(f"before intervention {progress.interventions}", at=before)
+
+    def _apply(self, turn: TurnKnob, before: Moment | None = None) -> Turned:
+        turned = self._steering.turn(turn, step=self._progress.step, before=before)
+        self._progress.interventions += 1
+        return turned
+
+    def _report_turn(self, order: Order, turn: TurnKnob, turned: Turned, *, turns: int = 1) -> None:
+        self._progress.emit(
+            KnobTurned(
+                id=self._progress.interventions,
+                source=order.source,
+                knob=turn.knob,
+                target=turn.target,
+                old=turned.old,
+                new=turned.new,
+                value=turn.value,
+                parameters=turn.parameters,
+                turns=turns,
+                **turned.particulars(),
+                **reply_to(order),
+                **self._progress.place,
+            )
+        )
+        self._layers.report()
+
+    def _do(self, command: AnyCommand, client: int) -> str:
+        """What was done, in words. Raises `ValueError` where it cannot be."""
+        mode, progress = self._mode, self._progress
+        match command:
+            case Pause():
+                mode.pause()
+                return "paused"
+            case Resume():
+                mode.go(progress.step)
+                return "running"
+            case RunSteps():
+                mode.go(progress.step, command.steps)
+                return f"{command.steps} step{'s' * (command.steps > 1)}, then a pause"
+            case Evaluate():
+                if self._evaluation is None:
+                    raise ValueError("no evaluation data")
+                self.evaluate()
+                return "evaluated"
+            case Mark():
+                progress.emit(Marked(text=command.text[:80], **progress.place))
+                return "marked"
+            case Undo() | Redo():
+                return self._rewind(back=isinstance(command, Undo))
+            case WatchCurvature():
+                if self._curvature is None:
+                    raise ValueError("curvature is not available for your own loop: its batches cannot be replayed")
+                return self._curvature.want(client, on=command.on)
+            case SweepRates():
+                return self._test_rates(client)
+            case CancelSweep():
+                return "no range test is running"
+            case Stop():
+                progress.set_state("stopping")
+                mode.stop_reason = "asked to stop"
+                return "stopping"
+            case TurnKnob():
+                raise AssertionError("turned, not done")
+
+    def _rewind(self, *, back: bool) -> str:
+        """Undo or redo: what was done, in words. Raises `ValueError` where it cannot be."""
+        past, progress = self._past, self._progress
+        if past is None:
+            raise ValueError("nothing to undo: this run keeps no snapshots")
+        step = past.undo(progress.segment, progress.step, broken=progress.broken) if back else past.redo()
+        what = f"{'undone' if back else 'redone'}: {step.what}"
+        try:
+            if step.moment is None:
+                for turn in step.turns:
+                    self._report_turn(Order(client=0, request=0, source="key", command=turn), turn, self._apply(turn))
+                return what
+            step.moment.restore()
+        except ValueError:
+            past.refused(step)
+            raise
+        self._steering.restored()
+        left, place = (progress.segment, progress.step), step.moment
+        # A user loop goes on counting.
+        progress.rewind(place.step if self._is_scenario else progress.step)
+        progress.emit(
+            Rewound(
+                from_segment=left[0],
+                from_step=left[1],
+                to_segment=place.segment,
+                to_step=place.step,
+                segment=progress.segment,
+                step=progress.step,
+                what=step.what,
+                back=back,
+                in_force=past.in_force,
+                knobs=self._steering.states(),
+            )
+        )
+        self._layers.report()
+        return what
+
+    def _test_rates(self, client: int) -> str:
+        """Make a range test: what came of it, in words. Raises `ValueError` where it cannot be made."""
+        if self._range_test is None:
+            raise ValueError("a range test is not available for your own loop: its batches cannot be replayed")
+        if self._progress.broken:
+            raise ValueError("a range test needs a finite loss; u goes back to the last good state")
+        return self._range_test.run(client, self.carry_out)
