@@ -200,7 +200,7 @@ def test_after_numbers_that_are_none_the_last_good_moment_comes_back(play: Any) 
     run.kept.order(Resume())
     assert not run.watch.loss(math.nan)
     assert run.watch.next_step == 10
-    assert run.watch.control.rewound
+    assert run.watch.progress.rewound
     assert run.digest() == good
     told = [e.reason for e in run.kept.events(StateChanged) if e.state == "held"]
     assert told == []  # both commands were at hand before it had to stand still
