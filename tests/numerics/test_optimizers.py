@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from kept import Kept
 from nets import Made, copy_of, digit_batches, loss_of, mlp, same, state_of
 from torch import Tensor, nn
 
-from tui_descent.scenario.optimizers import NAMES, map_rate
+from tui_descent.protocol.events import CommandRejected
+from tui_descent.scenario.knobs import parse
+from tui_descent.scenario.optimizers import NAMES, OPTIMIZERS, map_rate
 from tui_descent.scenario.spec import OptimizerSpec
 from tui_descent.scenario.toml import from_text
 from tui_descent.training.build import build
@@ -26,6 +29,7 @@ from tui_descent.training.optimizers import (
     swap,
     weight_decay_of,
 )
+from tui_descent.training.watch import Watch
 
 RATES = {"sgd": 0.05, "momentum": 0.02, "nesterov": 0.02, "rmsprop": 1e-3, "adam": 1e-3, "adamw": 1e-3, "muon": 1e-3}
 TWINS: dict[str, Made] = {
@@ -375,3 +379,40 @@ def test_what_cannot_be_set_says_why_and_changes_nothing() -> None:
         with pytest.raises(ValueError, match=said):
             ask()
     assert (betas_of(adam), momentum_of(sgd), weight_decay_of(adam)) == ((0.9, 0.999), 0.9, 0.0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_user_loop_keeps_its_optimizer_class_and_its_fields_can_be_set(name: str, kept: Kept) -> None:
+    net = mlp()
+    optimizer = made(name, net)
+    other = "sgd" if name == "adam" else "adam"
+    fields = {"weight_decay": weight_decay_of}
+    wanted: dict[str, Any] = {"weight_decay": 0.25}
+    if OPTIMIZERS[name].momentum is not None:
+        fields["momentum"], wanted["momentum"] = momentum_of, 0.5
+    if OPTIMIZERS[name].betas:
+        fields["betas"], wanted["betas"] = betas_of, (0.8, 0.99)  # type: ignore[assignment]
+    with Watch(net, optimizer, link=kept.link) as run:
+        for n, batch in enumerate(digit_batches(4)):
+            loss = loss_of(net, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if n == 1:
+                for text in (f"optimizer={other}", f"optimizer={name}", "lr=*2", "weight_decay=0.25"):
+                    kept.order(parse(text))
+                if "momentum" in fields:
+                    kept.order(parse("momentum=0.5"))
+                if "betas" in fields:
+                    kept.order(parse("betas=0.8/0.99"))
+            run.step(loss)
+        assert run.optimizer is optimizer
+        assert run.control.steering.rate.value == 2 * RATES[name]
+    reason = (
+        "your loop owns its optimizer, so its class cannot be changed from here; "
+        "its learning rate, momentum, betas and weight decay can"
+    )
+    assert [event.reason for event in kept.events(CommandRejected)] == [reason] * 2
+    states = {state.name: state for state in run.control.steering.states()}
+    assert states["optimizer"].unavailable == reason
+    assert {field: read(optimizer) for field, read in fields.items()} == wanted

@@ -21,11 +21,11 @@ from tui_descent.instruments.purse import Tiers
 from tui_descent.instruments.samebatch import SameBatch
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.training import clipping
-from tui_descent.training.delegate import steps_under_way
 from tui_descent.training.guard import Fault, Guard
 from tui_descent.training.lane import Args, Kwargs, Lane
 from tui_descent.training.steering import Steering
 from tui_descent.training.telling import Telling
+from tui_descent.training.torch_internals import step_depth
 from tui_descent.training.verdict import found_inf
 
 
@@ -188,9 +188,7 @@ class Updates:
         self._lane.leave()
         if self._lane.open:
             self._lane.open, self._depth = False, 1
-        if (
-            self._depth > 0 and steps_under_way(optimizer) > 1
-        ):  # a subclass that calls super().step() fires the hooks twice
+        if self._depth > 0 and step_depth(optimizer) > 1:  # a subclass that calls super().step() fires the hooks twice
             self._depth += 1
             return None
         self._depth = 1  # a step that raised never came to its post-hook

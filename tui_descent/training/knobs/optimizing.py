@@ -10,8 +10,12 @@ from tui_descent.scenario.knobs import betas_text, new_value, pair, spec_of
 from tui_descent.scenario.optimizers import known_rate, map_rate
 from tui_descent.scenario.spec import ScheduleSpec
 from tui_descent.training import optimizers, schedules
-from tui_descent.training.delegate import Delegate
 from tui_descent.training.knobs.ground import Ground, Turned, own_loop
+
+LOOP_OWNS_OPTIMIZER = (
+    "your loop owns its optimizer, so its class cannot be changed from here; "
+    "its learning rate, momentum, betas and weight decay can"
+)
 
 
 class OptimizerKnob:
@@ -25,16 +29,14 @@ class OptimizerKnob:
         return optimizers.name_of(self._ground.optimizer)
 
     def unavailable(self) -> str | None:
-        """Under a loop that goes on calling the object it made, that one stands aside."""
-        return None
+        """Why a user loop's class stays: the loop goes on calling the object that it made."""
+        return None if self._ground.setup is not None else LOOP_OWNS_OPTIMIZER
 
     def turn(self, turn: TurnKnob) -> Turned:
         """The rate's mapping and what is remembered are the note."""
         ground, old = self._ground, self.value()
         if turn.value == old:
             return Turned(old=old, new=old, note="it is that one already")
-        if ground.delegate is not None:
-            return self._delegated(turn.value, ground.delegate, old)
         assert ground.setup is not None
         before, known = ground.rate.value, known_rate(ground.setup.scenario.optimizer, turn.value)
         swapped = optimizers.swap(ground.optimizer, turn.value, lr=known, model=ground.model)
@@ -49,24 +51,6 @@ class OptimizerKnob:
         if known is not None and not math.isclose(after, known):
             rate += f", {known:.3g}, where the schedule has it"
         return Turned(old=old, new=self.value(), note=f"lr {rate}; {swapped.carried}")
-
-    def _delegated(self, name: str, delegate: Delegate, old: str) -> Turned:
-        """The loop's own optimizer goes back to work, or stands aside for another."""
-        ground = self._ground
-        delegate.sync()
-        if name == optimizers.name_of(delegate.outer):
-            before = ground.rate.value
-            delegate.give_back()
-            ground.change_optimizer(delegate.outer)
-            note = f"lr {before:.3g} → {ground.rate.value:.3g}; the loop's own again, with what it remembered"
-            return Turned(old=old, new=self.value(), note=note)
-        before = ground.rate.value
-        swapped = optimizers.swap(ground.optimizer, name, model=ground.model)
-        delegate.hand_over(swapped.optimizer)
-        ground.change_optimizer(swapped.optimizer)
-        aside = f"the loop's {type(delegate.outer).__name__} stands aside"
-        rate = map_rate(old, name, before).text
-        return Turned(old=old, new=self.value(), note=f"lr {rate}; {swapped.carried}; {aside}")
 
 
 class ScheduleKnob:

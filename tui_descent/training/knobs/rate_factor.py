@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from tui_descent.scenario import knobs
@@ -19,14 +17,10 @@ class Rate:
         self._optimizer = optimizer
         self._kept: list[object] | None = None
         self.multiplier = 1.0
-        # Where the optimizer gets its rates from another one's groups, they are to be asked for.
-        self.refresh: Callable[[], None] = lambda: None
 
     @property
     def value(self) -> float:
         """The rate the next step will use: the first group's, times the multiplier."""
-        if self._kept is None:
-            self.refresh()
         lr = self._kept[0] if self._kept is not None else self._optimizer.param_groups[0]["lr"]
         return float(lr) * self.multiplier  # type: ignore[arg-type]
 

@@ -46,8 +46,7 @@ class InitKnob:
         spec = convert(InitSpec, {"name": turn.value}, "init", [])
         drawn = surgery.redraw(ground.model, spec, ground.generator("init"), layer=layer)
         named = dict(ground.model.named_parameters())
-        for optimizer in ground.optimizers():
-            forget(optimizer, (named[name] for name in drawn))
+        forget(ground.optimizer, (named[name] for name in drawn))
         ground.init = turn.value if layer is None or turn.value == old else "mixed"
         return Turned(old=old, new=turn.value, note=f"{len(drawn)} tensors drawn")
 
