@@ -1,25 +1,28 @@
-"""The learning rate's own movement: one `torch.optim.lr_scheduler` over the updates left, stepped after each."""
+"""Learning-rate schedules of a scenario run: after every update they write each parameter group's rate.
+
+The closed forms are those of scenario/schedules.py, so the curve that is drawn is the curve that is run.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from tui_descent.scenario import schedules
 from tui_descent.scenario.spec import ScheduleSpec
 
-_PLATEAU = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
 
+class Schedule(ABC):
+    """A schedule at work on an optimizer, made by `make_schedule`. Steps are the run's own, counted from 0.
 
-class Schedule:
-    """A schedule at work on an optimizer, made by `make`. Updates are the run's own, counted from 0.
-
-    All but plateau are one `LambdaLR` over the closed form of scenario/schedules.py: the curve drawn is the curve run.
-    It writes nothing but the groups' `lr` and `initial_lr`; momentum is left alone, in one_cycle too.
+    It writes the groups' `lr` and `initial_lr` (the base rate) and nothing else: momentum is left alone, in one_cycle
+    too.
     """
+
+    needs_loss: ClassVar[bool]  # whether the next rate depends on the loss
 
     def __init__(
         self, spec: ScheduleSpec, optimizer: torch.optim.Optimizer, *, from_step: int, total_steps: int
@@ -29,130 +32,180 @@ class Schedule:
         self.total_steps = total_steps
         self._optimizer = optimizer
         self._terms = schedules.terms(spec, total_steps - from_step)
-        self._seen, self._loss = 0, 0.0
-        self._lambda: LambdaLR | None = None
-        self._plateau: ReduceLROnPlateau | None = None
-        if spec.name == "plateau":
-            self._plateau = ReduceLROnPlateau(
-                optimizer,
-                factor=self._terms.gamma,
-                patience=self._terms.patience,
-                threshold=schedules.PROGRESS,
-                min_lr=[base * self._terms.floor for base in base_rates(optimizer)],
-                eps=0.0,
-            )
-        else:
-            # The closed form by name and not by a lambda over self: no circle keeps an optimizer alive.
-            made_of = self._terms
-            self._lambda = LambdaLR(optimizer, lambda k: schedules.factor_of(made_of, k))
+        self._bases = base_rates(optimizer)
 
+    @abstractmethod
     def step(self, loss: float | torch.Tensor) -> None:
-        """After every update that was made. Only plateau reads the loss, and passes over one that is not a number."""
-        if self._lambda is not None:
-            self._lambda.step()
-            return
-        assert self._plateau is not None
-        value = loss.item() if isinstance(loss, torch.Tensor) else loss
-        if not math.isfinite(value):
-            return
-        # A mean over all so far at first, then an exponential one.
-        self._seen += 1
-        self._loss += (value - self._loss) / min(self._seen, schedules.SMOOTHED_OVER)
-        self._plateau.step(self._loss)
+        """Call after every update: sets the next update's rates. Only plateau reads the loss."""
 
+    @abstractmethod
     def back(self, updates: int) -> None:
-        """As if the last ones had not been made; not for plateau, which is stepped once an update's loss is known."""
-        assert self._lambda is not None
-        at = self._lambda.last_epoch - updates
-        rates = [base * schedules.factor_of(self._terms, at) for base in base_rates(self._optimizer)]
-        self.restore(self.state() | {"last_epoch": at, "step_count": self._lambda._step_count - updates, "lrs": rates})
+        """Take back the last updates, as if they had not been made."""
 
     @property
-    def needs_loss(self) -> bool:
-        """Whether its next rate hangs on the loss: plateau's does."""
-        return self._plateau is not None
-
-    @property
+    @abstractmethod
     def factor(self) -> float:
-        """What the next update's rate is of the base rate."""
-        if self._lambda is not None:
-            return schedules.factor_of(self._terms, self._lambda.last_epoch)
-        base = base_rates(self._optimizer)[0]
-        return float(self._optimizer.param_groups[0]["lr"]) / base if base else 1.0
+        """The next update's rate as a multiple of the base rate."""
 
     def factor_at(self, step: int) -> float:
-        """The factor of the run's update `step`. Raises `ValueError` for plateau: it has none to foretell."""
+        """The factor at a step of the run. Raises `ValueError` for plateau, which depends on losses to come."""
         return schedules.factor_of(self._terms, step - self.from_step)
 
     def curve(self, *, points: int = 200) -> tuple[tuple[int, float], ...]:
-        """(the run's update, factor) from where it was made to the end. Raises `ValueError` for plateau."""
+        """(step of the run, factor) from where the schedule starts to the end. Raises `ValueError` for plateau."""
         part = schedules.curve(self.spec, self.total_steps - self.from_step, points=points)
         return tuple((self.from_step + k, value) for k, value in part)
 
     def state(self) -> dict[str, Any]:
-        """All that `restore` needs, as plain values: numbers, texts, lists."""
-        groups = self._optimizer.param_groups
-        held = {"lrs": [float(g["lr"]) for g in groups], "bases": base_rates(self._optimizer)}
-        if self._lambda is not None:
-            return {
-                "name": self.spec.name,
-                "step_count": self._lambda._step_count,
-                "last_epoch": self._lambda.last_epoch,
-            } | held
-        assert self._plateau is not None
-        kept = {key: getattr(self._plateau, key) for key in _PLATEAU}
-        return {"name": self.spec.name, "seen": self._seen, "loss": self._loss, **kept} | held
+        """All that `restore` needs, as plain values: numbers, strings, lists."""
+        rates = [float(group["lr"]) for group in self._optimizer.param_groups]
+        return {"name": self.spec.name, "rates": rates, "base_rates": list(self._bases)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Back to a state taken from a schedule of the same spec and span: the same rates to the last bit from here on.
+        """Return to the state of a schedule of the same spec and span: from here on the same rates bit for bit.
 
-        Raises `ValueError`, with nothing changed, when the state is another schedule's or another number of groups'.
+        Raises `ValueError`, with nothing changed, for another schedule's state or another number of groups.
         """
         groups = self._optimizer.param_groups
-        if state["name"] != self.spec.name or len(state["lrs"]) != len(groups):
-            found = f"{state['name']} over {len(state['lrs'])} groups"
+        if state["name"] != self.spec.name or len(state["rates"]) != len(groups):
+            found = f"{state['name']} over {len(state['rates'])} groups"
             raise ValueError(f"the state is of {found}; allowed: {self.spec.name} over {len(groups)}")
-        for group, lr, base in zip(groups, state["lrs"], state["bases"], strict=True):
-            _set(group, "lr", lr)
-            _set(group, "initial_lr", base)
-        # Attribute by attribute: torch's own load_state_dict would also take over what is not the schedule's state.
-        if self._lambda is not None:
-            self._lambda.last_epoch = state["last_epoch"]
-            self._lambda._step_count = state["step_count"]
-            self._lambda.base_lrs = list(state["bases"])
-            self._lambda._last_lr = list(state["lrs"])
-            return
-        assert self._plateau is not None
-        for key in _PLATEAU:
-            setattr(self._plateau, key, state[key])
-        self._plateau.min_lrs = [base * self._terms.floor for base in state["bases"]]
-        self._plateau._last_lr = list(state["lrs"])
-        self._seen, self._loss = state["seen"], state["loss"]
+        self._bases = list(state["base_rates"])
+        for group, rate, base in zip(groups, state["rates"], self._bases, strict=True):
+            _write(group, "lr", rate)
+            _write(group, "initial_lr", base)
 
     def onto(self, optimizer: torch.optim.Optimizer) -> Schedule:
-        """The same schedule at the same point on another optimizer, such as a swap's, from that one's base rates.
+        """The same schedule at the same point on another optimizer, from that optimizer's base rates.
 
         Raises `ValueError` when it has another number of groups.
         """
-        state, factor, bases = self.state(), self.factor, base_rates(optimizer)
-        lrs = [base * factor for base in bases]
-        if len(lrs) != len(state["lrs"]):
-            raise ValueError(f"found {len(lrs)} groups; allowed: {len(state['lrs'])}")
-        moved = make(self.spec, optimizer, total_steps=self.total_steps, from_step=self.from_step)
-        moved.restore(state | {"bases": bases, "lrs": lrs})
+        state, bases = self.state(), base_rates(optimizer)
+        rates = [base * self.factor for base in bases]
+        if len(rates) != len(state["rates"]):
+            raise ValueError(f"found {len(rates)} groups; allowed: {len(state['rates'])}")
+        moved = make_schedule(self.spec, optimizer, total_steps=self.total_steps, from_step=self.from_step)
+        moved.restore(state | {"base_rates": bases, "rates": rates})
         return moved
 
 
-def make(spec: ScheduleSpec, optimizer: torch.optim.Optimizer, *, total_steps: int, from_step: int) -> Schedule:
-    """The schedule over the updates from `from_step` to `total_steps`, beginning now, from the groups' base rates.
+class ClosedForm(Schedule):
+    """All schedules but plateau: update k runs at base rate · factor(k)."""
 
-    The base rate is what the optimizer was given, not what an earlier schedule has made of it: after a cosine has run
-    down, `constant` is back at the base rate. Not for an optimizer that a user's own scheduler moves.
+    needs_loss = False
+
+    def __init__(
+        self, spec: ScheduleSpec, optimizer: torch.optim.Optimizer, *, from_step: int, total_steps: int
+    ) -> None:
+        super().__init__(spec, optimizer, from_step=from_step, total_steps=total_steps)
+        self._updates = 0
+        self._write_rates()
+
+    def step(self, loss: float | torch.Tensor) -> None:
+        self._updates += 1
+        self._write_rates()
+
+    def back(self, updates: int) -> None:
+        self._updates -= updates
+        self._write_rates()
+
+    @property
+    def factor(self) -> float:
+        return schedules.factor_of(self._terms, self._updates)
+
+    def state(self) -> dict[str, Any]:
+        return super().state() | {"updates": self._updates}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        self._updates = state["updates"]
+
+    def _write_rates(self) -> None:
+        factor = self.factor
+        for group, base in zip(self._optimizer.param_groups, self._bases, strict=True):
+            _write(group, "lr", base * factor)
+
+
+class Plateau(Schedule):
+    """Multiplies the rates by gamma, down to floor · base rate, when the smoothed loss has stopped falling.
+
+    The same rates as `torch.optim.lr_scheduler.ReduceLROnPlateau` on that loss, with all state explicit.
+    """
+
+    needs_loss = True
+
+    def __init__(
+        self, spec: ScheduleSpec, optimizer: torch.optim.Optimizer, *, from_step: int, total_steps: int
+    ) -> None:
+        super().__init__(spec, optimizer, from_step=from_step, total_steps=total_steps)
+        self._losses_seen = 0
+        self._smoothed = 0.0
+        self._best = math.inf
+        self._updates_without_progress = 0
+
+    def step(self, loss: float | torch.Tensor) -> None:
+        """Read the loss, which waits for the device. A non-finite loss is ignored."""
+        value = loss.item() if isinstance(loss, torch.Tensor) else loss
+        if not math.isfinite(value):
+            return
+        # The mean of all losses at first, then an exponential moving average.
+        self._losses_seen += 1
+        self._smoothed += (value - self._smoothed) / min(self._losses_seen, schedules.SMOOTHED_OVER)
+        if self._smoothed < self._best * (1.0 - schedules.PROGRESS):
+            self._best = self._smoothed
+            self._updates_without_progress = 0
+            return
+        self._updates_without_progress += 1
+        if self._updates_without_progress > self._terms.patience:
+            self._updates_without_progress = 0
+            self._reduce()
+
+    def back(self, updates: int) -> None:
+        """Never called: plateau steps only once an update's loss is known, so nothing has to be taken back."""
+        raise AssertionError("plateau has no updates to take back")
+
+    @property
+    def factor(self) -> float:
+        """The first group's rate over its base rate; 1 where that is 0."""
+        base = self._bases[0]
+        return float(self._optimizer.param_groups[0]["lr"]) / base if base else 1.0
+
+    def state(self) -> dict[str, Any]:
+        return super().state() | {
+            "losses_seen": self._losses_seen,
+            "smoothed": self._smoothed,
+            "best": self._best,
+            "updates_without_progress": self._updates_without_progress,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        self._losses_seen = state["losses_seen"]
+        self._smoothed = state["smoothed"]
+        self._best = state["best"]
+        self._updates_without_progress = state["updates_without_progress"]
+
+    def _reduce(self) -> None:
+        for group, base in zip(self._optimizer.param_groups, self._bases, strict=True):
+            rate = float(group["lr"])
+            lowered = max(rate * self._terms.gamma, base * self._terms.floor)
+            if lowered < rate:
+                _write(group, "lr", lowered)
+
+
+def make_schedule(
+    spec: ScheduleSpec, optimizer: torch.optim.Optimizer, *, total_steps: int, from_step: int
+) -> Schedule:
+    """The schedule over the updates from `from_step` to `total_steps`, starting now from the groups' base rates.
+
+    The base rate is the one the optimizer was given, whatever an earlier schedule has made of it: after a cosine has
+    run down, `constant` is back at the base rate. Not for an optimizer whose rate a user's scheduler moves.
     """
     for group, base in zip(optimizer.param_groups, base_rates(optimizer), strict=True):
-        _set(group, "lr", base)
-        _set(group, "initial_lr", base)
-    return Schedule(spec, optimizer, from_step=from_step, total_steps=total_steps)
+        _write(group, "lr", base)
+        _write(group, "initial_lr", base)
+    kind = Plateau if spec.name == "plateau" else ClosedForm
+    return kind(spec, optimizer, from_step=from_step, total_steps=total_steps)
 
 
 def base_rates(optimizer: torch.optim.Optimizer) -> list[float]:
@@ -160,8 +213,8 @@ def base_rates(optimizer: torch.optim.Optimizer) -> list[float]:
     return [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
 
 
-def _set(group: dict[str, Any], key: str, value: float) -> None:
-    # A captured graph holds on to a tensor rate, so it is written into.
+def _write(group: dict[str, Any], key: str, value: float) -> None:
+    # A rate kept in a tensor is written in place: a captured CUDA graph reads that very tensor.
     if isinstance(group.get(key), torch.Tensor):
         group[key].fill_(value)
     else:

@@ -77,7 +77,9 @@ class ScheduleKnob:
         total = max(ground.steps, ground.step + 1)
         if wrong := curves.problems(spec, total - ground.step, whole="the steps left"):
             raise ValueError("; ".join(f"{field}: {text}" for field, text in wrong))
-        ground.setup.schedule = schedules.make(spec, ground.optimizer, total_steps=total, from_step=ground.step)
+        ground.setup.schedule = schedules.make_schedule(
+            spec, ground.optimizer, total_steps=total, from_step=ground.step
+        )
         note = curves.about(spec, total - ground.step)
         return Turned(old=old, new=self.value(), note=note)
 
