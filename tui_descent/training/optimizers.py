@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tui_descent.scenario.optimizers import OPTIMIZERS, RateMapping, map_rate, refusal, traits
 from tui_descent.scenario.spec import OptimizerSpec
-from tui_descent.training import carried
+from tui_descent.training import state_transfer
 from tui_descent.training.about import about_other
 from tui_descent.training.muon import Muon, hidden_matrices
 from tui_descent.training.schedules import base_rates
@@ -116,7 +116,7 @@ def set_betas(optimizer: torch.optim.Optimizer, values: tuple[float, float]) -> 
         old = float(group["betas"][0]), float(group["betas"][1])
         for parameter in group["params"]:
             if "exp_avg" in (state := optimizer.state.get(parameter, {})):
-                carried.reweigh(state, old, (first, second))
+                state_transfer.reweigh(state, old, (first, second))
         group["betas"] = (first, second)
     return betas_of(optimizer)
 
@@ -275,18 +275,18 @@ def _hand_over(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> list[s
         for parameter in after["params"]:
             if parameter not in old.state:
                 continue
-            memory = carried.read(_kind(old, parameter), before, old.state[parameter])
-            state = carried.write(_kind(new, parameter), after, memory, parameter)
+            memory = state_transfer.read(_kind(old, parameter), before, old.state[parameter])
+            state = state_transfer.write(_kind(new, parameter), after, memory, parameter)
             if state:
                 new.state[parameter] = state
                 kept |= dict.fromkeys(state)
     return list(kept)
 
 
-def _kind(optimizer: torch.optim.Optimizer, parameter: Tensor) -> carried.Kind:
+def _kind(optimizer: torch.optim.Optimizer, parameter: Tensor) -> state_transfer.Kind:
     if isinstance(optimizer, Muon):
         return "average" if optimizer.is_hidden(parameter) else "adam"
-    kinds: dict[str, carried.Kind] = {"muon": "average", "adam": "adam", "adamw": "adam", "rmsprop": "rmsprop"}
+    kinds: dict[str, state_transfer.Kind] = {"muon": "average", "adam": "adam", "adamw": "adam", "rmsprop": "rmsprop"}
     return kinds.get(name_of(optimizer), "velocity" if isinstance(optimizer, torch.optim.SGD) else "none")
 
 

@@ -19,9 +19,9 @@ from tui_descent.training.build import Setup
 from tui_descent.training.knobs import knobs_of
 from tui_descent.training.knobs.ground import Ground, Knob, Turned
 from tui_descent.training.knobs.rate_factor import Rate
-from tui_descent.training.membership import even
 from tui_descent.training.moments import Moment
 from tui_descent.training.nets.block import Block
+from tui_descent.training.parameter_groups import even
 from tui_descent.training.transaction import Whole
 
 __all__ = ["Rate", "Steering", "Turned"]

@@ -16,8 +16,8 @@ from tui_descent.scenario.knobs import KNOBS
 from tui_descent.training import surgery
 from tui_descent.training.build import Setup
 from tui_descent.training.knobs.rate_factor import Rate
-from tui_descent.training.membership import put_right
 from tui_descent.training.nets.block import Block
+from tui_descent.training.parameter_groups import put_right
 
 RECENT = 10  # losses, whose mean is the loss now
 

@@ -12,9 +12,9 @@ from tui_descent.scenario.spec import InitSpec
 from tui_descent.scenario.validate import convert
 from tui_descent.training import surgery
 from tui_descent.training.knobs.ground import Ground, Turned, common, own_loop
-from tui_descent.training.membership import forget
 from tui_descent.training.nets.block import Block
 from tui_descent.training.nets.surface import Surface
+from tui_descent.training.parameter_groups import forget
 
 _NO_LAYERS = "a surface has one point and no layers"
 
