@@ -258,10 +258,10 @@ def test_what_has_no_heir_starts_empty_and_is_said() -> None:
         _, old = trained(old_name)
         swapped = swap(old, new_name)
         assert not swapped.optimizer.state
-        assert swapped.carried == "starts with an empty memory"
+        assert swapped.transferred == "starts with an empty memory"
     said = "starts with an empty memory: its first steps are up to ten times its rate"
-    assert swap(trained("sgd")[1], "rmsprop").carried == said
-    assert swap(trained("adam")[1], "adamw").carried == "keeps step, exp_avg, exp_avg_sq"
+    assert swap(trained("sgd")[1], "rmsprop").transferred == said
+    assert swap(trained("adam")[1], "adamw").transferred == "keeps step, exp_avg, exp_avg_sq"
 
 
 def test_options_stay_where_both_have_them_and_what_is_asked_wins() -> None:
@@ -287,8 +287,8 @@ def test_options_stay_where_both_have_them_and_what_is_asked_wins() -> None:
         ("adam", {"momentum": 0.9}, "adam has betas, no momentum; try betas="),
         ("momentum", {"betas": (0.9, 0.9)}, "momentum has momentum, no betas"),
         ("momentum", {"momentum": 1.0}, "momentum = 1; allowed: a number ≥ 0 and < 1"),
-        ("nesterov", {"momentum": 0.0}, "momentum = 0; nesterov needs more than 0"),
-        ("sgd", {"momentum": 0.5}, "momentum = 0.5; sgd is without"),
+        ("nesterov", {"momentum": 0.0}, "momentum = 0; nesterov needs a momentum > 0"),
+        ("sgd", {"momentum": 0.5}, "momentum = 0.5; sgd has no momentum"),
         ("adam", {"betas": (0.9, 1.0)}, "betas = 1; allowed"),
         ("adam", {"lr": 0.0}, "lr = 0; allowed: a number > 0"),
         ("adam", {"lr": math.nan}, "lr = nan; allowed"),

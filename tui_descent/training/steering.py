@@ -21,7 +21,7 @@ from tui_descent.training.knobs.ground import Ground, Knob, Turned
 from tui_descent.training.knobs.rate_factor import Rate
 from tui_descent.training.moments import Moment
 from tui_descent.training.nets.block import Block
-from tui_descent.training.parameter_groups import even
+from tui_descent.training.parameter_groups import fill_momentum_buffers
 from tui_descent.training.transaction import Whole
 
 __all__ = ["Rate", "Steering", "Turned"]
@@ -152,7 +152,7 @@ class Steering:
         whole = Whole(self.ground, moment)
         try:
             turned = knob.turn(turn)
-            even(self.ground.optimizer)
+            fill_momentum_buffers(self.ground.optimizer)
             if row.touches != "net" or before is None:
                 return turned
             self.ground.advance(at_once=True)

@@ -17,7 +17,7 @@ from tui_descent.training import surgery
 from tui_descent.training.build import Setup
 from tui_descent.training.knobs.rate_factor import Rate
 from tui_descent.training.nets.block import Block
-from tui_descent.training.parameter_groups import put_right
+from tui_descent.training.parameter_groups import replace_parameters
 
 RECENT = 10  # losses, whose mean is the loss now
 
@@ -104,7 +104,7 @@ class Ground:
 
     def parameters_changed(self, changed: surgery.Changed) -> None:
         """The optimizer's parameters are the model's again, after surgery on the net."""
-        put_right(self.optimizer, self.model, changed)
+        replace_parameters(self.optimizer, self.model, changed)
         self.version += 1
 
     def set_out(self, knob: str, target: str, transition: surgery.Transition) -> None:

@@ -1,4 +1,4 @@
-"""How the optimizer moves: which one it is, its schedule, what can be set on it, and clipping before it."""
+"""The knobs of the optimizer: its class, schedule, momentum, betas and weight decay, and gradient clipping."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ from tui_descent.scenario.knobs import betas_text, new_value, pair, spec_of
 from tui_descent.scenario.optimizers import known_rate, map_rate
 from tui_descent.scenario.spec import ScheduleSpec
 from tui_descent.training import optimizers, schedules
-from tui_descent.training.knobs.ground import Ground, Turned, own_loop
+from tui_descent.training.knobs.ground import Ground, Turned
 
 LOOP_OWNS_OPTIMIZER = (
     "your loop owns its optimizer, so its class cannot be changed from here; "
     "its learning rate, momentum, betas and weight decay can"
 )
+LOOP_OWNS_SCHEDULE = "not available for your own loop: it sets its own rate and has no known end"
 
 
 class OptimizerKnob:
-    """Another class of optimizer; the rate is mapped and memory handed over as `optimizers.swap` says."""
+    """The optimizer's class; the rate is converted and the state transferred by `optimizers.swap`."""
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
 
     def value(self) -> str:
-        """Its name in the table, or its class's."""
+        """The optimizer's name."""
         return optimizers.name_of(self._ground.optimizer)
 
     def unavailable(self) -> str | None:
-        """Why a user loop's class stays: the loop goes on calling the object that it made."""
+        """A user loop goes on calling the optimizer object that it made."""
         return None if self._ground.setup is not None else LOOP_OWNS_OPTIMIZER
 
     def turn(self, turn: TurnKnob) -> Turned:
-        """The rate's mapping and what is remembered are the note."""
+        """Replace the optimizer; the note tells how the rate was converted and which state was transferred."""
         ground, old = self._ground, self.value()
         if turn.value == old:
             return Turned(old=old, new=old, note="it is that one already")
@@ -45,31 +46,31 @@ class OptimizerKnob:
         ground.change_optimizer(swapped.optimizer)
         ground.setup.schedule = moved
         if known is not None:
-            ground.rate.multiplier = 1.0  # it was turned for the old one
+            ground.rate.multiplier = 1.0  # it belonged to the old optimizer's rate
         after = ground.rate.value
         rate = map_rate(old, turn.value, before, known=None if known is None else after).text
         if known is not None and not math.isclose(after, known):
             rate += f", {known:.3g}, where the schedule has it"
-        return Turned(old=old, new=self.value(), note=f"lr {rate}; {swapped.carried}")
+        return Turned(old=old, new=self.value(), note=f"lr {rate}; {swapped.transferred}")
 
 
 class ScheduleKnob:
-    """A schedule over the steps that are left, from the base rate; the rate's knob stays a factor on it."""
+    """The schedule, from the base rate over the steps that are left; the learning-rate knob multiplies it."""
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
 
     def value(self) -> str:
-        """Its name."""
+        """The schedule's name."""
         setup = self._ground.setup
         return "constant" if setup is None or setup.schedule is None else setup.schedule.spec.name
 
     def unavailable(self) -> str | None:
-        """An own loop has its own, and no known end."""
-        return None if self._ground.setup is not None else own_loop("moves its rate itself and has no known end")
+        """A user loop has its own scheduler and no known end."""
+        return None if self._ground.setup is not None else LOOP_OWNS_SCHEDULE
 
     def turn(self, turn: TurnKnob) -> Turned:
-        """The curve to come is the note."""
+        """Start the schedule now; the note describes its curve."""
         ground, old = self._ground, self.value()
         assert ground.setup is not None
         assert ground.steps is not None
@@ -85,17 +86,17 @@ class ScheduleKnob:
 
 
 class _Setting:
-    """Something that some optimizers have and others do not."""
+    """An option that some optimizers have and others do not."""
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
 
     def value(self) -> str:
-        """The number."""
+        """The option's number or numbers."""
         return self._read()
 
     def unavailable(self) -> str | None:
-        """Where the optimizer has none; another one may."""
+        """Why this optimizer has no such option."""
         try:
             self._read()
         except ValueError as error:
@@ -103,7 +104,7 @@ class _Setting:
         return None
 
     def turn(self, turn: TurnKnob) -> Turned:
-        """In all groups."""
+        """Set the option and read it back."""
         old = self._read()
         self._write(turn.value)
         return Turned(old=old, new=self._read())
@@ -116,7 +117,7 @@ class _Setting:
 
 
 class MomentumKnob(_Setting):
-    """SGD's, Nesterov's and Muon's μ; SGD with one is momentum."""
+    """Momentum μ of SGD, Nesterov and Muon."""
 
     def _read(self) -> str:
         return f"{optimizers.momentum_of(self._ground.optimizer):.6g}"
@@ -127,7 +128,7 @@ class MomentumKnob(_Setting):
 
 
 class BetasKnob(_Setting):
-    """Adam's, AdamW's and Muon's β₁ and β₂."""
+    """β₁ and β₂ of Adam, AdamW and Muon."""
 
     def _read(self) -> str:
         return betas_text(optimizers.betas_of(self._ground.optimizer))
@@ -137,7 +138,7 @@ class BetasKnob(_Setting):
 
 
 class WeightDecayKnob(_Setting):
-    """λ, through the gradient or by itself as the optimizer has it."""
+    """Weight decay λ, through the gradient or decoupled from it as the optimizer defines it."""
 
     def _read(self) -> str:
         return f"{optimizers.weight_decay_of(self._ground.optimizer):.6g}"
@@ -149,7 +150,7 @@ class WeightDecayKnob(_Setting):
 
 
 class ClipKnob:
-    """The gradient's largest global norm."""
+    """The largest global gradient norm, above which gradients are scaled down."""
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
@@ -159,16 +160,16 @@ class ClipKnob:
         return "off" if self._ground.clip is None else f"{self._ground.clip:.6g}"
 
     def unavailable(self) -> str | None:
-        """Gradients stand before any optimizer's step."""
+        """Gradients can be clipped before any optimizer's step."""
         return None
 
     def turn(self, turn: TurnKnob) -> Turned:
-        """From the next step on."""
+        """Set the limit, from the next step on."""
         ground, old = self._ground, self.value()
         if turn.value == "off":
             ground.clip = None
         elif ground.clip is None and turn.value[0] in "*/":
-            raise ValueError(f"clip is off; {turn.value} is relative to nothing; allowed: a number > 0")
+            raise ValueError(f"clip is off, so {turn.value} has nothing to change; allowed: a number > 0")
         else:
             ground.clip = new_value(turn.value, ground.clip or 0.0, knob="clip")
         return Turned(old=old, new=self.value())
