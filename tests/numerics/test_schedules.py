@@ -1,4 +1,4 @@
-"""Schedules at work: against torch's own schedulers, taken and restored to the bit, and made mid-run."""
+"""Schedules against torch's own schedulers; restored bit for bit; made in mid-run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def rates_of(optimizer: torch.optim.Optimizer) -> list[float]:
 
 
 def after(optimizer: torch.optim.Optimizer, step: Callable[[], None], count: int) -> list[list[float]]:
-    """The rates of so many updates."""
+    """The rates of `count` updates."""
     used = []
     for _ in range(count):
         used.append(rates_of(optimizer))
@@ -95,7 +95,7 @@ TWINS: list[tuple[ScheduleSpec, Twin]] = [
 # torch's SequentialLR itself calls its parts with an epoch, which torch has deprecated.
 @pytest.mark.filterwarnings("ignore:The epoch parameter")
 @pytest.mark.parametrize(("what", "twin"), TWINS, ids=[f"{n}-{s.name}" for n, (s, _) in enumerate(TWINS)])
-def test_torchs_own_schedulers_give_the_same_rates(what: ScheduleSpec, twin: Twin) -> None:
+def test_rates_are_those_of_torchs_own_schedulers(what: ScheduleSpec, twin: Twin) -> None:
     theirs, ours = sgd(), sgd()
     scheduler, schedule = twin(theirs), make_schedule(what, ours, total_steps=N, from_step=0)
     expected = after(theirs, scheduler.step, N - 1)
@@ -116,7 +116,7 @@ def torchs_lambda(optimizer: torch.optim.Optimizer, what: ScheduleSpec, total: i
 
 @pytest.mark.parametrize("total", [600, 450])
 @pytest.mark.parametrize("name", CLOSED)
-def test_rates_are_those_of_lambda_lr_bit_for_bit(name: str, total: int) -> None:
+def test_rates_equal_lambda_lr_bit_for_bit(name: str, total: int) -> None:
     theirs, ours = sgd(*RATES), sgd(*RATES)
     scheduler = torchs_lambda(theirs, spec(name), total)
     schedule = make_schedule(spec(name), ours, total_steps=total, from_step=0)
@@ -125,7 +125,7 @@ def test_rates_are_those_of_lambda_lr_bit_for_bit(name: str, total: int) -> None
 
 
 @pytest.mark.parametrize("name", CLOSED)
-def test_stepped_back_it_goes_on_as_lambda_lr_does_bit_for_bit(name: str) -> None:
+def test_stepping_back_equals_lambda_lr_bit_for_bit(name: str) -> None:
     theirs, ours = sgd(*RATES), sgd(*RATES)
     expected = after(theirs, torchs_lambda(theirs, spec(name), 600).step, 601)
     schedule = make_schedule(spec(name), ours, total_steps=600, from_step=0)
@@ -139,7 +139,7 @@ def test_stepped_back_it_goes_on_as_lambda_lr_does_bit_for_bit(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", CLOSED)
-def test_turned_in_mid_run_it_is_a_new_lambda_lr_over_the_steps_left_bit_for_bit(name: str) -> None:
+def test_schedule_made_in_mid_run_equals_a_new_lambda_lr_bit_for_bit(name: str) -> None:
     theirs, ours = sgd(*RATES), sgd(*RATES)
     first = make_schedule(spec("warmup_cosine"), ours, total_steps=600, from_step=0)
     after(ours, lambda: first.step(1.0), 217)
@@ -148,7 +148,7 @@ def test_turned_in_mid_run_it_is_a_new_lambda_lr_over_the_steps_left_bit_for_bit
     assert after(ours, lambda: schedule.step(1.0), 600) == after(theirs, scheduler.step, 600)
 
 
-def test_turned_in_a_run_and_undone_the_rates_keep_their_bits(kept: Kept) -> None:
+def test_undo_restores_the_rates_of_a_run_bit_for_bit(kept: Kept) -> None:
     kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there")
     made = make_setup("mlp", optimizer={"name": "sgd", "lr": 0.3})
     steering = steering_of(made)  # of 40 steps
@@ -176,13 +176,13 @@ def test_turned_in_a_run_and_undone_the_rates_keep_their_bits(kept: Kept) -> Non
 
 
 @pytest.mark.parametrize("name", CLOSED)
-def test_made_in_mid_run_it_runs_over_what_is_left_from_the_base_rate(name: str) -> None:
+def test_schedule_made_in_mid_run_covers_the_steps_left_from_the_base_rate(name: str) -> None:
     optimizer = sgd(0.3, 0.06)
     first = make_schedule(spec("cosine"), optimizer, total_steps=100, from_step=0)
     after(optimizer, lambda: first.step(1.0), 60)
     assert rates_of(optimizer)[0] < 0.15
     second = make_schedule(spec(name), optimizer, total_steps=100, from_step=60)
-    used = after(optimizer, lambda: second.step(1.0), 50)  # ten beyond the end
+    used = after(optimizer, lambda: second.step(1.0), 50)  # 10 past the end
     for k, (a, b) in enumerate(used):
         assert a == 0.3 * factor(spec(name), k, 40)
         assert b == 0.06 * factor(spec(name), k, 40)
@@ -192,7 +192,7 @@ def test_made_in_mid_run_it_runs_over_what_is_left_from_the_base_rate(name: str)
     assert base_rates(optimizer) == [0.3, 0.06]
 
 
-def test_one_cycle_leaves_the_momentum_alone() -> None:
+def test_one_cycle_does_not_change_momentum() -> None:
     optimizer = sgd()
     schedule = make_schedule(spec("one_cycle"), optimizer, total_steps=20, from_step=0)
     for _ in range(25):
@@ -201,13 +201,13 @@ def test_one_cycle_leaves_the_momentum_alone() -> None:
         assert optimizer.param_groups[0]["momentum"] == 0.9
 
 
-def test_plateau_waits_and_lowers_as_worked_out_by_hand() -> None:
+def test_plateau_lowers_the_rate_as_computed_by_hand() -> None:
     optimizer = sgd(0.4, 0.1)
     schedule = make_schedule(
         spec("plateau", patience=5, gamma=0.5, floor=0.2), optimizer, total_steps=1000, from_step=0
     )
     used = after(optimizer, lambda: schedule.step(2.0), 40)
-    # The first loss is the best; the sixth after it that is no better lowers the rate, and so every six.
+    # The first loss is the best; the sixth without progress lowers the rate, and every sixth after that.
     assert [r[0] for r in used] == [0.4] * 7 + [0.2] * 6 + [0.1] * 6 + [0.2 * 0.4] * 21
     assert used[-1] == pytest.approx([0.08, 0.02])
     assert schedule.factor == pytest.approx(0.2)
@@ -217,7 +217,7 @@ def test_plateau_waits_and_lowers_as_worked_out_by_hand() -> None:
 
 @pytest.mark.parametrize("floor", [0.0, 0.3])
 @pytest.mark.parametrize("gamma", [0.5, 0.7])
-def test_plateau_looks_at_the_smoothed_loss_and_ignores_non_finite_ones(gamma: float, floor: float) -> None:
+def test_plateau_equals_reduce_lr_on_plateau_on_the_smoothed_finite_losses(gamma: float, floor: float) -> None:
     optimizer, twin = sgd(*RATES), sgd(*RATES)
     what = spec("plateau", patience=10, gamma=gamma, floor=floor)
     schedule = make_schedule(what, optimizer, total_steps=1000, from_step=0)
@@ -240,7 +240,7 @@ def test_plateau_looks_at_the_smoothed_loss_and_ignores_non_finite_ones(gamma: f
 
 @pytest.mark.parametrize("name", FIELDS)
 @pytest.mark.parametrize("at", [0, 1, 37])
-def test_restored_it_goes_on_with_the_same_bits(name: str, at: int) -> None:
+def test_restored_schedule_continues_bit_for_bit(name: str, at: int) -> None:
     def losses(k: int) -> float:
         return 1.0 + 0.1 * ((k * 7919) % 13)
 
@@ -271,7 +271,7 @@ def test_restored_it_goes_on_with_the_same_bits(name: str, at: int) -> None:
     assert len({tuple(r) for r in expected}) > 1 or name == "constant"
 
 
-def test_a_state_of_another_schedule_is_refused_and_changes_nothing() -> None:
+def test_restoring_another_schedules_state_is_refused_and_changes_nothing() -> None:
     optimizer = sgd(0.3, 0.1)
     schedule = make_schedule(spec("cosine"), optimizer, total_steps=100, from_step=0)
     after(optimizer, lambda: schedule.step(1.0), 10)
@@ -286,7 +286,7 @@ def test_a_state_of_another_schedule_is_refused_and_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_after_a_swap_it_goes_on_over_the_new_optimizer(name: str) -> None:
+def test_schedule_continues_on_a_swapped_optimizer(name: str) -> None:
     net, batches = mlp(), digit_batches(4)
     old = torch.optim.SGD([{"params": net.stem.parameters()}, {"params": net.blocks.parameters(), "lr": 0.02}], lr=0.1)
     what = spec(name, patience=3) if name == "plateau" else spec(name)
@@ -317,7 +317,7 @@ USERS: dict[str, Twin] = {
 
 
 @pytest.mark.parametrize("name", USERS)
-def test_a_users_own_scheduler_does_not_notice_clip_settings_or_swap(name: str) -> None:
+def test_clip_settings_and_swap_do_not_disturb_a_users_scheduler(name: str) -> None:
     def go(*, touched: bool) -> list[list[float]]:
         optimizer = sgd(0.3, 0.1)
         scheduler = USERS[name](optimizer)
@@ -338,7 +338,7 @@ def test_a_users_own_scheduler_does_not_notice_clip_settings_or_swap(name: str) 
     assert len({tuple(r) for r in used}) > 2
 
 
-def test_a_rate_held_in_a_tensor_stays_that_tensor() -> None:
+def test_a_tensor_rate_is_written_in_place() -> None:
     parameter = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.Adam([parameter], lr=torch.tensor(0.5, dtype=torch.float64), foreach=False)
     held = optimizer.param_groups[0]["lr"]
