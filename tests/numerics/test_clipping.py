@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tui_descent.training.clipping import clip, global_norm
+from tui_descent.training.optim.clipping import clip, global_norm
 
 SHAPES = ((7, 5), (5,), (3, 2, 4), (), (1, 1))
 

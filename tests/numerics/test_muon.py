@@ -11,7 +11,7 @@ import torch
 from nets import copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
 from torch import Tensor, nn
 
-from tui_descent.training.muon import Muon, hidden_matrices
+from tui_descent.training.optim.muon import Muon, hidden_matrices
 
 
 class Characters(nn.Module):

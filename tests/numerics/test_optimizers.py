@@ -18,7 +18,7 @@ from tui_descent.scenario.optimizers import NAMES, OPTIMIZERS, map_rate
 from tui_descent.scenario.spec import OptimizerSpec
 from tui_descent.scenario.toml import from_text
 from tui_descent.training.build import build
-from tui_descent.training.optimizers import (
+from tui_descent.training.optim.optimizers import (
     betas_of,
     make_optimizer,
     momentum_of,

@@ -19,9 +19,9 @@ from tui_descent.protocol.commands import Undo
 from tui_descent.scenario.knobs import parse
 from tui_descent.scenario.schedules import FIELDS, PROGRESS, SMOOTHED_OVER, factor
 from tui_descent.scenario.spec import ScheduleSpec
-from tui_descent.training.clipping import clip
-from tui_descent.training.optimizers import set_momentum, set_weight_decay, swap
-from tui_descent.training.schedules import Schedule, base_rates, make_schedule
+from tui_descent.training.optim.clipping import clip
+from tui_descent.training.optim.optimizers import set_momentum, set_weight_decay, swap
+from tui_descent.training.optim.schedules import Schedule, base_rates, make_schedule
 from tui_descent.training.watch import Watch
 
 BASE, N = 0.3, 200

@@ -27,8 +27,8 @@ from tui_descent.training.nets.conv import ConvNet
 from tui_descent.training.nets.mlp import Mlp
 from tui_descent.training.nets.surface import Surface
 from tui_descent.training.nets.transformer import Transformer
-from tui_descent.training.optimizers import make_optimizer
-from tui_descent.training.schedules import Schedule, make_schedule
+from tui_descent.training.optim.optimizers import make_optimizer
+from tui_descent.training.optim.schedules import Schedule, make_schedule
 
 # What the curvature is read on, at least: with fewer samples it is that of a few of them more than of the loss.
 PROBE_SAMPLES = 256

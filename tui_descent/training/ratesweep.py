@@ -20,8 +20,8 @@ from tui_descent.scenario.optimizers import OPTIMIZERS
 from tui_descent.training.build import Setup
 from tui_descent.training.lookahead import SCALES, look_ahead
 from tui_descent.training.moments import Moment
-from tui_descent.training.optimizers import name_of
-from tui_descent.training.schedules import base_rates
+from tui_descent.training.optim.optimizers import name_of
+from tui_descent.training.optim.schedules import base_rates
 from tui_descent.training.steering import Steering
 from tui_descent.training.torch_internals import without_step_hooks
 

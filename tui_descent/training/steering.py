@@ -14,14 +14,15 @@ from tui_descent.instruments.samebatch import undisturbed
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.events import KnobState
 from tui_descent.scenario import knobs
-from tui_descent.training import clipping, surgery
+from tui_descent.training import surgery
 from tui_descent.training.build import Setup
 from tui_descent.training.knobs import knobs_of
 from tui_descent.training.knobs.ground import Ground, Knob, Turned
 from tui_descent.training.knobs.rate_factor import Rate
 from tui_descent.training.moments import Moment
 from tui_descent.training.nets.block import Block
-from tui_descent.training.parameter_groups import fill_momentum_buffers
+from tui_descent.training.optim import clipping
+from tui_descent.training.optim.parameter_groups import fill_momentum_buffers
 from tui_descent.training.transaction import Whole
 
 __all__ = ["Rate", "Steering", "Turned"]

@@ -20,9 +20,9 @@ from tui_descent.instruments.measuring import Measuring, Sample
 from tui_descent.instruments.purse import Tiers
 from tui_descent.instruments.samebatch import SameBatch
 from tui_descent.instruments.sampler import Sampler
-from tui_descent.training import clipping
 from tui_descent.training.guard import Fault, Guard
 from tui_descent.training.lane import Args, Kwargs, Lane
+from tui_descent.training.optim import clipping
 from tui_descent.training.steering import Steering
 from tui_descent.training.telling import Telling
 from tui_descent.training.torch_internals import step_depth

@@ -33,7 +33,7 @@ from tui_descent.training.lane import Lane, LateLane
 from tui_descent.training.late import Late
 from tui_descent.training.link import Link
 from tui_descent.training.memory import Memory
-from tui_descent.training.optimizers import check_watchable
+from tui_descent.training.optim.optimizers import check_watchable
 from tui_descent.training.past import Past
 from tui_descent.training.records import Place, ReadingPlace
 from tui_descent.training.rows import Rows

@@ -17,7 +17,7 @@ from tui_descent.training import surgery
 from tui_descent.training.build import Setup
 from tui_descent.training.knobs.rate_factor import Rate
 from tui_descent.training.nets.block import Block
-from tui_descent.training.parameter_groups import replace_parameters
+from tui_descent.training.optim.parameter_groups import replace_parameters
 
 RECENT = 10  # losses, whose mean is the loss now
 

@@ -9,8 +9,8 @@ from tui_descent.scenario import schedules as curves
 from tui_descent.scenario.knobs import betas_text, new_value, pair, spec_of
 from tui_descent.scenario.optimizers import known_rate, map_rate
 from tui_descent.scenario.spec import ScheduleSpec
-from tui_descent.training import optimizers, schedules
 from tui_descent.training.knobs.ground import Ground, Turned
+from tui_descent.training.optim import optimizers, schedules
 
 LOOP_OWNS_OPTIMIZER = (
     "your loop owns its optimizer, so its class cannot be changed from here; "

@@ -14,7 +14,7 @@ from tui_descent.training import surgery
 from tui_descent.training.knobs.ground import Ground, Turned, common, own_loop
 from tui_descent.training.nets.block import Block
 from tui_descent.training.nets.surface import Surface
-from tui_descent.training.parameter_groups import clear_state
+from tui_descent.training.optim.parameter_groups import clear_state
 
 _NO_LAYERS = "a surface has one point and no layers"
 
