@@ -16,6 +16,7 @@ from tui_descent.scenario.toml import from_text
 from tui_descent.training.build import Setup, build
 from tui_descent.training.moments import Moment
 from tui_descent.training.past import Past
+from tui_descent.training.steering import Steering
 from tui_descent.training.watch import Watch
 
 ABOUT = RunStarted(
@@ -46,7 +47,7 @@ seed = 5
 
 
 class Played:
-    """A run of the own loop's parts with its schedule stepped. What is asked acts before the step it is asked for."""
+    """A scenario run made of its parts. What is asked acts before the step it is asked for."""
 
     def __init__(self, kept: Kept, plan: dict[int, str], *, budget: int = 256_000_000, disk: int = 0) -> None:
         kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there", undo_budget=budget, undo_disk=disk)
@@ -56,6 +57,7 @@ class Played:
             self.setup.model,
             self.setup.optimizer,
             link=kept.link,
+            steering=Steering(self.setup.model, self.setup.optimizer, setup=self.setup, seed=5, steps=500, init="he"),
             plan=[(at, parse(turn)) for at, turn in plan.items()],
             about=ABOUT,
             is_scenario=True,
@@ -77,8 +79,6 @@ class Played:
         setup.optimizer.zero_grad()
         loss.backward()
         setup.optimizer.step()
-        assert setup.schedule is not None
-        setup.schedule.step(loss)
         self.losses.append(loss.item())
         for command in asked:
             self.kept.order(command)

@@ -1,4 +1,4 @@
-"""Clipping to a global norm, against NumPy in float64 and against torch's own."""
+"""Clipping to a global norm, against NumPy in float64 and against torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tui_descent.training.clipping import clip, global_norm
+from tui_descent.training.optim.clipping import clip, global_norm
 
 SHAPES = ((7, 5), (5,), (3, 2, 4), (), (1, 1))
 
@@ -32,7 +32,7 @@ def flat(parameters: list[nn.Parameter]) -> np.ndarray:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("size", [1e-30, 1e-20, 1e-3, 1.0, 1e8, 1e19, 1e30])
 @pytest.mark.parametrize("share", [0.1, 0.999, 1.001, 10.0])
-def test_it_is_numpys_clipping_at_every_size_of_gradient(dtype: torch.dtype, size: float, share: float) -> None:
+def test_clipping_equals_numpys_at_every_gradient_size(dtype: torch.dtype, size: float, share: float) -> None:
     parameters = made(size, dtype=dtype)
     before, bits = flat(parameters), grads(parameters)
     exact = float(np.sqrt(np.sum((before / size) ** 2)) * size)
@@ -49,7 +49,7 @@ def test_it_is_numpys_clipping_at_every_size_of_gradient(dtype: torch.dtype, siz
 
 
 @pytest.mark.parametrize("size", [0.01, 1.0, 1e3])
-def test_it_is_torchs_clipping_but_for_torchs_millionth(size: float) -> None:
+def test_clipping_equals_torchs_except_for_torchs_1e_6(size: float) -> None:
     ours, theirs = made(size), made(size)
     norm = clip(ours, 1.0)
     expected = torch.nn.utils.clip_grad_norm_(theirs, 1.0)
@@ -59,7 +59,7 @@ def test_it_is_torchs_clipping_but_for_torchs_millionth(size: float) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_a_norm_that_is_no_number_changes_nothing(bad: float) -> None:
+def test_a_non_finite_norm_changes_nothing(bad: float) -> None:
     parameters = made(5.0)
     assert parameters[0].grad is not None
     parameters[0].grad[2, 3] = bad
@@ -71,7 +71,7 @@ def test_a_norm_that_is_no_number_changes_nothing(bad: float) -> None:
     assert torch.equal(grads(parameters)[0].nan_to_num(), bits[0].nan_to_num())
 
 
-def test_a_scalers_factor_is_taken_out_of_the_norm() -> None:
+def test_a_grad_scalers_factor_is_divided_out_of_the_norm() -> None:
     scaled, plain = made(65536.0), made(1.0)
     a, b = clip(scaled, 2.0, grad_scale=torch.tensor(65536.0)), clip(plain, 2.0)
     assert a is not None
@@ -80,7 +80,7 @@ def test_a_scalers_factor_is_taken_out_of_the_norm() -> None:
     assert flat(scaled) == pytest.approx(flat(plain) * 65536.0, rel=1e-6)
 
 
-def test_nothing_to_clip_is_none_and_zeros_stay() -> None:
+def test_no_gradient_gives_none_and_zeros_stay() -> None:
     assert clip([nn.Parameter(torch.ones(3))], 1.0) is None
     parameter = nn.Parameter(torch.ones(3))
     parameter.grad = torch.zeros(3)
@@ -100,7 +100,7 @@ def test_mixed_types_are_clipped_together() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_on_cuda_nothing_waits_for_the_device() -> None:
+def test_clipping_on_cuda_does_not_synchronise() -> None:
     parameters = [nn.Parameter(torch.zeros(50, 50, device="cuda")) for _ in range(4)]
     for parameter in parameters:
         parameter.grad = torch.full_like(parameter, 1e20)

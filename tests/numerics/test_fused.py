@@ -14,9 +14,9 @@ from torch import nn
 
 from tui_descent.protocol.commands import Redo, Undo
 from tui_descent.scenario.knobs import parse
-from tui_descent.training import optimizers
 from tui_descent.training.losses import stoppable
-from tui_descent.training.optimizers import swap
+from tui_descent.training.optim import optimizers
+from tui_descent.training.optim.optimizers import swap
 from tui_descent.training.steering import Steering
 
 STOPPABLE = ["sgd", "momentum", "nesterov", "adam", "adamw"]

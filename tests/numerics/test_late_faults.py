@@ -21,8 +21,9 @@ from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.commands import Undo
 from tui_descent.protocol.events import NotFinite, Rewound, RunEnded, StateChanged
 from tui_descent.scenario.toml import from_table
-from tui_descent.training import loop, optimizers
+from tui_descent.training import loop
 from tui_descent.training.build import Setup, build
+from tui_descent.training.optim import optimizers
 from tui_descent.training.steering import Steering
 from tui_descent.training.watch import Watch
 

@@ -1,4 +1,4 @@
-"""Muon with AdamW beside it: against torch's two, and against Newton–Schulz in NumPy."""
+"""Muon with AdamW: against torch's own two optimizers, and against Newton–Schulz in NumPy."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from nets import copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
 from torch import Tensor, nn
 
-from tui_descent.training.muon import Muon, hidden_matrices
+from tui_descent.training.optim.muon import Muon, hidden_matrices
 
 
 class Characters(nn.Module):
-    """A small transformer: embedding, learnt positions, one layer, a head that may be the embedding's own."""
+    """A small transformer: embedding, learnt positions, one layer, a head that may be tied."""
 
     def __init__(self, *, tied: bool = False) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ def names(net: nn.Module) -> set[str]:
     return {name for name, p in net.named_parameters() if id(p) in hidden}
 
 
-def test_hidden_is_what_lies_between_the_first_layer_and_the_last() -> None:
+def test_hidden_matrices_lie_between_the_first_and_the_last_layer() -> None:
     assert names(mlp(depth=2)) == {"blocks.0.linear.weight", "blocks.1.linear.weight"}
     layer = {"layer.self_attn.in_proj_weight", "layer.self_attn.out_proj.weight"}
     layer |= {"layer.linear1.weight", "layer.linear2.weight"}
@@ -104,7 +104,7 @@ def test_the_update_is_newton_schulz_of_the_momentum_scaled_to_adamws_size(shape
         buffer = 0.95 * buffer + 0.05 * g
         expected = -0.1 * 0.2 * max(shape) ** 0.5 * orthogonal(0.05 * g + 0.95 * buffer)
         found = weight.detach().numpy() - before
-        # torch iterates in bfloat16, of eight bits.
+        # torch iterates in bfloat16, which has 8 significant bits.
         assert np.linalg.norm(found - expected) < 0.03 * np.linalg.norm(expected)
         assert 0.1 * 0.1 < np.sqrt(np.mean(found**2)) < 0.1 * 0.3  # AdamW's usual 0.2 of the rate
 
@@ -116,7 +116,7 @@ def run(net: nn.Module, optimizer: torch.optim.Optimizer, batches: list[tuple[Te
         optimizer.step()
 
 
-def test_its_state_dict_brings_it_back_bit_for_bit() -> None:
+def test_state_dict_restores_it_bit_for_bit() -> None:
     batches = digit_batches(10)
     net = mlp(seed=1)
     optimizer = Muon(net.parameters(), hidden=hidden_matrices(net), lr=0.01)
@@ -133,7 +133,7 @@ def test_its_state_dict_brings_it_back_bit_for_bit() -> None:
     assert same_state(state_of(again), state_of(optimizer))
 
 
-def test_a_deep_copy_goes_the_same_way_on_its_own() -> None:
+def test_a_deep_copy_trains_on_independently_and_equally() -> None:
     batches = digit_batches(6)
     net = mlp(seed=1)
     optimizer = Muon(net.parameters(), hidden=hidden_matrices(net), lr=0.01)
@@ -145,7 +145,7 @@ def test_a_deep_copy_goes_the_same_way_on_its_own() -> None:
     assert same(copy_of(twin), copy_of(net))
 
 
-def test_hooks_closures_rates_and_gradients_that_are_not_there_are_ordinary() -> None:
+def test_hooks_closures_rates_and_missing_gradients_work_as_in_torch() -> None:
     net, (batch,) = mlp(), digit_batches(1)
     optimizer = Muon(net.parameters(), hidden=hidden_matrices(net), lr=0.01)
     fired: list[str] = []
@@ -171,7 +171,7 @@ def test_hooks_closures_rates_and_gradients_that_are_not_there_are_ordinary() ->
     assert same(copy_of(net), before)
 
 
-def test_a_parameter_that_comes_later_is_adamws() -> None:
+def test_a_parameter_added_later_uses_adamw() -> None:
     net = mlp()
     optimizer = Muon(net.parameters(), hidden=hidden_matrices(net), lr=0.01)
     late = nn.Parameter(torch.ones(4, 4))

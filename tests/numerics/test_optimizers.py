@@ -1,4 +1,4 @@
-"""Optimizers by name: torch's own bit for bit, set under way, and swapped for one another."""
+"""Named optimizers: torch's own bit for bit, settings changed in mid-run, and swaps with their state transfer."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from kept import Kept
 from nets import Made, copy_of, digit_batches, loss_of, mlp, same, state_of
 from torch import Tensor, nn
 
-from tui_descent.scenario.optimizers import NAMES, map_rate
+from tui_descent.protocol.events import CommandRejected
+from tui_descent.scenario.knobs import parse
+from tui_descent.scenario.optimizers import NAMES, OPTIMIZERS, map_rate
 from tui_descent.scenario.spec import OptimizerSpec
 from tui_descent.scenario.toml import from_text
 from tui_descent.training.build import build
-from tui_descent.training.optimizers import (
+from tui_descent.training.optim.optimizers import (
     betas_of,
     make_optimizer,
     momentum_of,
@@ -26,6 +29,7 @@ from tui_descent.training.optimizers import (
     swap,
     weight_decay_of,
 )
+from tui_descent.training.watch import Watch
 
 RATES = {"sgd": 0.05, "momentum": 0.02, "nesterov": 0.02, "rmsprop": 1e-3, "adam": 1e-3, "adamw": 1e-3, "muon": 1e-3}
 TWINS: dict[str, Made] = {
@@ -84,7 +88,7 @@ def run(net: nn.Module, optimizer: torch.optim.Optimizer, batches: list[tuple[Te
 
 
 @pytest.mark.parametrize("name", TWINS)
-def test_by_name_it_is_torchs_bit_for_bit(name: str) -> None:
+def test_named_optimizer_trains_as_torchs_bit_for_bit(name: str) -> None:
     net, other = mlp(), mlp()
     ours, theirs = made(name, net, betas=(0.8, 0.99), weight_decay=0.01), TWINS[name](other.parameters())
     assert name_of(ours) == name_of(theirs) == name
@@ -93,14 +97,14 @@ def test_by_name_it_is_torchs_bit_for_bit(name: str) -> None:
         assert same(copy_of(net), copy_of(other))
 
 
-def test_momentum_is_the_usual_when_nothing_is_said() -> None:
+def test_momentum_has_the_usual_default() -> None:
     usual = {"sgd": 0.0, "momentum": 0.9, "nesterov": 0.9, "muon": 0.95}
     assert {name: momentum_of(made(name, mlp())) for name in usual} == usual
     assert momentum_of(made("muon", mlp(), momentum=0.8)) == 0.8
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_scenario_builds_it_with_its_schedule(name: str) -> None:
+def test_a_scenario_builds_its_optimizer_and_schedule(name: str) -> None:
     text = f'title = "t"\ndata = "digits"\nmodel = "mlp"\n[optimizer]\nname = "{name}"\nlr = 0.001\nclip = 1.0\n'
     setup = build(from_text(text + '[schedule]\nname = "cosine"\n', source="x"), on=torch.device("cpu"))
     assert name_of(setup.optimizer) == name
@@ -110,7 +114,7 @@ def test_a_scenario_builds_it_with_its_schedule(name: str) -> None:
 
 
 def grouped(net: nn.Module, name: str) -> torch.optim.Optimizer:
-    """Two groups at rates 2 : 1, a name of the user's in them."""
+    """Two groups at rates 2 : 1, with a key of the user's."""
     parameters = list(net.parameters())
     optimizer = made(name, net)
     whole = optimizer.param_groups.pop()
@@ -149,7 +153,7 @@ def test_every_swap_keeps_parameters_groups_and_ratios_and_trains_on(shape: str,
     losses = run(net, new, batches[10:])
     assert all(map(math.isfinite, losses))
     assert all(bool(w.isfinite().all()) for w in copy_of(net))
-    # RMSprop from nothing makes its first steps up to 1/√(1−α) = 10 times its rate: its own doing, not the swap's.
+    # RMSprop without state makes first steps up to 1/√(1−α) = 10 times its rate, with or without a swap.
     assert losses[-1] < max(before) * (3 if new_name == "rmsprop" else 1.2)
 
 
@@ -161,7 +165,7 @@ def trained(name: str, **fields: Any) -> tuple[nn.Module, torch.optim.Optimizer]
 
 
 @pytest.mark.parametrize(("old_name", "new_name"), [("adam", "adamw"), ("adamw", "adam"), ("momentum", "nesterov")])
-def test_between_kin_the_state_is_carried_bit_for_bit(old_name: str, new_name: str) -> None:
+def test_related_optimizers_transfer_state_bit_for_bit(old_name: str, new_name: str) -> None:
     net, old = trained(old_name, betas=(0.8, 0.99))
     swapped = swap(old, new_name)
     for parameter in net.parameters():
@@ -184,7 +188,7 @@ def close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a.double(), b.double(), rtol=1e-5, atol=0)
 
 
-def test_momentum_to_adam_is_what_equal_gradients_would_have_left() -> None:
+def test_momentum_to_adam_gives_the_state_of_equal_gradients() -> None:
     gradient = torch.tensor([1.0, -3.0, 0.0, 1e-4])
     weight = nn.Parameter(torch.zeros(4))
     old = torch.optim.SGD([weight], lr=1e-3, momentum=0.9)
@@ -204,7 +208,7 @@ def test_momentum_to_adam_is_what_equal_gradients_would_have_left() -> None:
 
 
 @pytest.mark.parametrize("name", ["momentum", "nesterov", "muon"])
-def test_no_first_step_of_adam_is_longer_than_about_its_rate(name: str) -> None:
+def test_first_step_of_adam_after_a_swap_is_about_its_rate_at_most(name: str) -> None:
     net, old = trained(name)
     new = swap(old, "adam", lr=1e-3).optimizer
     before = copy_of(net)
@@ -213,7 +217,7 @@ def test_no_first_step_of_adam_is_longer_than_about_its_rate(name: str) -> None:
     assert 0.5e-3 < moved < 1.2e-3
 
 
-def test_adam_hands_on_its_averages_with_the_bias_taken_off() -> None:
+def test_adam_transfers_bias_corrected_averages() -> None:
     net, old = trained("adam")
     momentum, rmsprop, muon = (swap(old, n, model=net).optimizer for n in ("momentum", "rmsprop", "muon"))
     hidden = 0
@@ -232,7 +236,7 @@ def test_adam_hands_on_its_averages_with_the_bias_taken_off() -> None:
     assert hidden == 3
 
 
-def test_momentum_to_rmsprop_is_the_mean_squared_and_never_nearly_nothing() -> None:
+def test_momentum_to_rmsprop_is_the_squared_mean_with_a_floor() -> None:
     net, old = trained("momentum")
     new = swap(old, "rmsprop").optimizer
     for parameter in net.parameters():
@@ -240,7 +244,7 @@ def test_momentum_to_rmsprop_is_the_mean_squared_and_never_nearly_nothing() -> N
         assert close(numbers(new, parameter)["square_avg"], mean**2 + (mean**2).mean())
 
 
-def test_rmsprop_keeps_its_divisor_in_adam_and_its_mean_starts_at_nothing() -> None:
+def test_rmsprop_to_adam_keeps_the_mean_square_and_starts_the_mean_at_zero() -> None:
     net, old = trained("rmsprop")
     new = swap(old, "adam").optimizer
     for parameter in net.parameters():
@@ -249,18 +253,18 @@ def test_rmsprop_keeps_its_divisor_in_adam_and_its_mean_starts_at_nothing() -> N
         assert (found["step"], bool(found["exp_avg"].any())) == (7, False)
 
 
-def test_what_has_no_heir_starts_empty_and_is_said() -> None:
+def test_swap_says_when_no_state_is_transferred() -> None:
     for old_name, new_name in (("sgd", "adam"), ("sgd", "momentum"), ("rmsprop", "nesterov"), ("adam", "sgd")):
         _, old = trained(old_name)
         swapped = swap(old, new_name)
         assert not swapped.optimizer.state
-        assert swapped.carried == "starts with an empty memory"
+        assert swapped.transferred == "starts with an empty memory"
     said = "starts with an empty memory: its first steps are up to ten times its rate"
-    assert swap(trained("sgd")[1], "rmsprop").carried == said
-    assert swap(trained("adam")[1], "adamw").carried == "keeps step, exp_avg, exp_avg_sq"
+    assert swap(trained("sgd")[1], "rmsprop").transferred == said
+    assert swap(trained("adam")[1], "adamw").transferred == "keeps step, exp_avg, exp_avg_sq"
 
 
-def test_options_stay_where_both_have_them_and_what_is_asked_wins() -> None:
+def test_swap_keeps_common_options_and_requested_ones_win() -> None:
     net = mlp()
     old = torch.optim.Adam(net.parameters(), lr=1e-3, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.02, amsgrad=True)
     run(net, old, digit_batches(3))
@@ -283,8 +287,8 @@ def test_options_stay_where_both_have_them_and_what_is_asked_wins() -> None:
         ("adam", {"momentum": 0.9}, "adam has betas, no momentum; try betas="),
         ("momentum", {"betas": (0.9, 0.9)}, "momentum has momentum, no betas"),
         ("momentum", {"momentum": 1.0}, "momentum = 1; allowed: a number ≥ 0 and < 1"),
-        ("nesterov", {"momentum": 0.0}, "momentum = 0; nesterov needs more than 0"),
-        ("sgd", {"momentum": 0.5}, "momentum = 0.5; sgd is without"),
+        ("nesterov", {"momentum": 0.0}, "momentum = 0; nesterov needs a momentum > 0"),
+        ("sgd", {"momentum": 0.5}, "momentum = 0.5; sgd has no momentum"),
         ("adam", {"betas": (0.9, 1.0)}, "betas = 1; allowed"),
         ("adam", {"lr": 0.0}, "lr = 0; allowed: a number > 0"),
         ("adam", {"lr": math.nan}, "lr = nan; allowed"),
@@ -292,12 +296,12 @@ def test_options_stay_where_both_have_them_and_what_is_asked_wins() -> None:
         ("muon", {}, "muon needs the model"),
     ],
 )
-def test_a_swap_that_cannot_be_is_refused(name: str, fields: dict[str, Any], said: str) -> None:
+def test_an_impossible_swap_is_refused(name: str, fields: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         swap(trained("momentum")[1], name, **fields)
 
 
-def test_an_optimizer_we_do_not_know_can_be_left_with_a_rate_that_is_asked_for() -> None:
+def test_an_unknown_optimizer_can_be_swapped_when_a_rate_is_given() -> None:
     net = mlp()
     old = torch.optim.Adagrad(net.parameters(), lr=0.01)
     run(net, old, digit_batches(2))
@@ -310,7 +314,7 @@ def test_an_optimizer_we_do_not_know_can_be_left_with_a_rate_that_is_asked_for()
         swap(torch.optim.SGD(net.parameters(), lr=0.0), "adam")
 
 
-def test_momentum_turned_on_is_momentum_from_empty_buffers_and_off_is_sgd() -> None:
+def test_sgd_with_momentum_set_is_momentum_and_with_0_is_sgd_again() -> None:
     net, other = mlp(), mlp()
     ours, theirs = made("sgd", net), torch.optim.SGD(other.parameters(), lr=0.05)
     batches = digit_batches(12)
@@ -330,7 +334,7 @@ def test_momentum_turned_on_is_momentum_from_empty_buffers_and_off_is_sgd() -> N
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "muon"])
-def test_new_betas_leave_the_averages_what_they_were(name: str) -> None:
+def test_new_betas_keep_the_bias_corrected_averages(name: str) -> None:
     net, optimizer = trained(name)
     before = {p: numbers(optimizer, p) for p in net.parameters()}
     assert set_betas(optimizer, (0.9, 0.999)) == (0.9, 0.999)
@@ -346,7 +350,7 @@ def test_new_betas_leave_the_averages_what_they_were(name: str) -> None:
     assert compared == (7 if name == "muon" else 10)
 
 
-def test_weight_decay_is_set_where_there_is_some_and_else_everywhere() -> None:
+def test_weight_decay_is_set_in_the_groups_that_decay_or_in_all() -> None:
     net = mlp()
     optimizer = torch.optim.AdamW(
         [{"params": net.stem.parameters(), "weight_decay": 0.0}, {"params": net.head.parameters()}], weight_decay=0.1
@@ -360,7 +364,7 @@ def test_weight_decay_is_set_where_there_is_some_and_else_everywhere() -> None:
     assert [g["weight_decay"] for g in optimizer.param_groups] == [0.2, 0.2]
 
 
-def test_what_cannot_be_set_says_why_and_changes_nothing() -> None:
+def test_a_setting_that_is_refused_says_why_and_changes_nothing() -> None:
     adam, sgd = made("adam", mlp()), made("momentum", mlp())
     for ask, said in (
         (lambda: set_momentum(adam, 0.5), "adam has betas, no momentum; try betas=…"),
@@ -375,3 +379,40 @@ def test_what_cannot_be_set_says_why_and_changes_nothing() -> None:
         with pytest.raises(ValueError, match=said):
             ask()
     assert (betas_of(adam), momentum_of(sgd), weight_decay_of(adam)) == ((0.9, 0.999), 0.9, 0.0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_user_loop_keeps_its_optimizer_class_and_its_fields_can_be_set(name: str, kept: Kept) -> None:
+    net = mlp()
+    optimizer = made(name, net)
+    other = "sgd" if name == "adam" else "adam"
+    fields = {"weight_decay": weight_decay_of}
+    wanted: dict[str, Any] = {"weight_decay": 0.25}
+    if OPTIMIZERS[name].momentum is not None:
+        fields["momentum"], wanted["momentum"] = momentum_of, 0.5
+    if OPTIMIZERS[name].betas:
+        fields["betas"], wanted["betas"] = betas_of, (0.8, 0.99)  # type: ignore[assignment]
+    with Watch(net, optimizer, link=kept.link) as run:
+        for n, batch in enumerate(digit_batches(4)):
+            loss = loss_of(net, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if n == 1:
+                for text in (f"optimizer={other}", f"optimizer={name}", "lr=*2", "weight_decay=0.25"):
+                    kept.order(parse(text))
+                if "momentum" in fields:
+                    kept.order(parse("momentum=0.5"))
+                if "betas" in fields:
+                    kept.order(parse("betas=0.8/0.99"))
+            run.step(loss)
+        assert run.optimizer is optimizer
+        assert run.steering.rate.value == 2 * RATES[name]
+    reason = (
+        "your loop owns its optimizer, so its class cannot be changed from here; "
+        "its learning rate, momentum, betas and weight decay can"
+    )
+    assert [event.reason for event in kept.events(CommandRejected)] == [reason] * 2
+    states = {state.name: state for state in run.steering.states()}
+    assert states["optimizer"].unavailable == reason
+    assert {field: read(optimizer) for field, read in fields.items()} == wanted

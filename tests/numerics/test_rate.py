@@ -1,4 +1,4 @@
-"""The turned learning rate: a multiplier that schedulers do not see and cannot lose."""
+"""The learning-rate multiplier: schedulers neither see it nor remove it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Schedule = Callable[[torch.optim.Optimizer], Any]
 
 
 class InverseRoot(lr_scheduler.LRScheduler):
-    """A scheduler of one's own, of torch's kind."""
+    """A user's scheduler, a subclass of torch's."""
 
     def get_lr(self) -> list[float]:
         return [base / math.sqrt(1 + self.last_epoch) for base in self.base_lrs]
 
 
 class Plain:
-    """A scheduler of one's own that knows nothing of torch's; from the rate that stands there it makes the next."""
+    """A user's scheduler, not torch's, that computes the next rate from the present one."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
@@ -41,7 +41,7 @@ class Plain:
 
 
 class Written(Plain):
-    """Writes the rate outright, every third step only."""
+    """A user's scheduler that sets an absolute rate, at every third step only."""
 
     count = 0
 
@@ -72,11 +72,11 @@ SCHEDULES: dict[str, Schedule] = {
 
 
 def train(
-    schedule: Schedule, plan: Iterable[tuple[int, TurnKnob]] = (), link: Any = None, *, behind: bool = False
+    schedule: Schedule, plan: Iterable[tuple[int, TurnKnob]] = (), link: Any = None, *, scheduler_last: bool = False
 ) -> tuple[list[list[float]], list[list[float]]]:
-    """The rates each update was made with, and the schedule's own after it; two groups of different rates.
+    """The rates used by each update, and the scheduler's own after it; two groups of different rates.
 
-    The scheduler is stepped before `run.step`, or `behind` it.
+    The scheduler is stepped before `run.step`, or after it with `scheduler_last`.
     """
     net = mlp()
     optimizer = torch.optim.SGD(
@@ -88,30 +88,32 @@ def train(
     used: list[list[float]] = []
     own: list[list[float]] = []
     with Watch(net, optimizer, link=link, plan=plan) as run:
-        # Behind the watch's own hook, so that it sees what the update sees.
+        # Registered after the watch's own hook, so that it sees what the update sees.
         optimizer.register_step_pre_hook(lambda o, *_: used.append([g["lr"] for g in o.param_groups]))
         for n, batch in enumerate(digit_batches(STEPS)):
             loss = loss_of(net, batch)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            if behind:
+            if scheduler_last:
                 run.step(loss)
             if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
                 scheduler.step(1.0 + n)  # never better
             elif scheduler is not None:
                 scheduler.step()
-            if not behind:
+            if not scheduler_last:
                 run.step(loss)
             own.append([g["lr"] for g in optimizer.param_groups])
     return used, own
 
 
-@pytest.mark.parametrize("behind", [False, True], ids=["before run.step", "behind it"])
+@pytest.mark.parametrize("scheduler_last", [False, True], ids=["before run.step", "after run.step"])
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_turned_rate_is_the_schedules_times_the_turn_from_its_step_on(name: str, behind: bool, kept: Kept) -> None:
-    plain, plain_own = train(SCHEDULES[name], behind=behind)
-    turned, own = train(SCHEDULES[name], plan=[(TURN_AT, parse(TURN))], link=kept.link, behind=behind)
+def test_the_rate_is_the_schedulers_times_the_multiplier_from_its_step_on(
+    name: str, scheduler_last: bool, kept: Kept
+) -> None:
+    plain, plain_own = train(SCHEDULES[name], scheduler_last=scheduler_last)
+    turned, own = train(SCHEDULES[name], plan=[(TURN_AT, parse(TURN))], link=kept.link, scheduler_last=scheduler_last)
     assert own == plain_own, "the schedule sees only its own values"
     assert turned[:TURN_AT] == plain[:TURN_AT]
     for found, base in zip(turned[TURN_AT:], plain[TURN_AT:], strict=True):
@@ -119,7 +121,7 @@ def test_a_turned_rate_is_the_schedules_times_the_turn_from_its_step_on(name: st
     assert [record.lr for record in kept.steps()] == pytest.approx([rates[0] for rates in turned], rel=1e-12)
 
 
-def test_an_exact_rate_is_met_and_turns_add_up() -> None:
+def test_an_exact_rate_is_met_and_multipliers_combine() -> None:
     plan = [(3, parse("lr=0.2")), (6, parse("lr=*2")), (9, parse("lr=/4")), (9, parse("lr=*1.25"))]
     used, own = train(SCHEDULES["none"], plan)
     first = [rates[0] for rates in used]
@@ -131,7 +133,7 @@ def test_an_exact_rate_is_met_and_turns_add_up() -> None:
     assert own == [[0.01, 0.05]] * STEPS
 
 
-def test_the_update_itself_is_made_with_the_turned_rate() -> None:
+def test_the_update_uses_the_multiplied_rate() -> None:
     net, twin = mlp(), mlp()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     plain = torch.optim.Adam(twin.parameters(), lr=1e-3)
@@ -148,7 +150,7 @@ def test_the_update_itself_is_made_with_the_turned_rate() -> None:
     assert same(copy_of(net), copy_of(twin))
 
 
-def test_the_owners_rate_is_back_after_the_run() -> None:
+def test_the_owners_rate_is_restored_after_the_run() -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with Watch(net, optimizer, link=None, plan=[(0, parse("lr=*7"))]) as run:
@@ -184,7 +186,7 @@ def test_a_step_that_raised_does_not_leave_its_multiplied_rate(told: bool) -> No
     assert run.next_step == 4, "the update after a step that raised counts"
 
 
-def test_a_step_that_raised_at_the_very_end_is_healed_too() -> None:
+def test_a_step_that_raised_last_does_not_leave_its_multiplied_rate() -> None:
     net = mlp()
     optimizer = Failing(net.parameters(), lr=0.1)
 
@@ -201,7 +203,7 @@ def test_a_step_that_raised_at_the_very_end_is_healed_too() -> None:
 
 
 @pytest.mark.parametrize("turn", ["lr=0.1", "lr=*2"])
-def test_a_rate_that_the_schedule_holds_at_0_cannot_be_turned(turn: str, kept: Kept) -> None:
+def test_a_rate_that_the_scheduler_holds_at_0_cannot_be_changed(turn: str, kept: Kept) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
     with Watch(net, optimizer, link=kept.link, plan=[(1, parse(turn))]) as run:
@@ -216,14 +218,14 @@ def test_a_rate_that_the_schedule_holds_at_0_cannot_be_turned(turn: str, kept: K
     assert {record.lr for record in kept.steps()} == {0.0}
 
 
-def test_a_turn_out_of_range_changes_nothing(kept: Kept) -> None:
+def test_a_rate_out_of_range_changes_nothing(kept: Kept) -> None:
     used, _ = train(SCHEDULES["none"], plan=[(3, parse("lr=*1e6")), (5, parse("lr=*1e6"))], link=kept.link)
     (rejected,) = kept.events(CommandRejected)
     assert rejected.reason.startswith("lr would become 1e+10; allowed: a number > 0 and ≤ 1e+06")
     assert math.isclose(used[-1][0], 1e4)
 
 
-def test_a_rate_that_is_a_tensor_is_turned_too() -> None:
+def test_a_tensor_rate_is_multiplied_too() -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=torch.tensor(0.1))
     used: list[float] = []

@@ -1,20 +1,28 @@
-"""Schedules at work: against torch's own schedulers, taken and restored to the bit, and made mid-run."""
+"""Schedules against torch's own schedulers; restored bit for bit; made in mid-run."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 
+import msgspec
 import pytest
 import torch
+from families import setup as make_setup
+from kept import Kept
 from nets import digit_batches, loss_of, mlp
+from played import ABOUT
 from torch.optim import lr_scheduler as torchs
+from turning import steering_of, step
 
+from tui_descent.protocol.commands import Undo
+from tui_descent.scenario.knobs import parse
 from tui_descent.scenario.schedules import FIELDS, PROGRESS, SMOOTHED_OVER, factor
 from tui_descent.scenario.spec import ScheduleSpec
-from tui_descent.training.clipping import clip
-from tui_descent.training.optimizers import set_momentum, set_weight_decay, swap
-from tui_descent.training.schedules import Schedule, base_rates, make
+from tui_descent.training.optim.clipping import clip
+from tui_descent.training.optim.optimizers import set_momentum, set_weight_decay, swap
+from tui_descent.training.optim.schedules import Schedule, base_rates, make_schedule
+from tui_descent.training.watch import Watch
 
 BASE, N = 0.3, 200
 Twin = Callable[[torch.optim.Optimizer], torchs.LRScheduler]
@@ -37,7 +45,7 @@ def rates_of(optimizer: torch.optim.Optimizer) -> list[float]:
 
 
 def after(optimizer: torch.optim.Optimizer, step: Callable[[], None], count: int) -> list[list[float]]:
-    """The rates of so many updates."""
+    """The rates of `count` updates."""
     used = []
     for _ in range(count):
         used.append(rates_of(optimizer))
@@ -87,9 +95,9 @@ TWINS: list[tuple[ScheduleSpec, Twin]] = [
 # torch's SequentialLR itself calls its parts with an epoch, which torch has deprecated.
 @pytest.mark.filterwarnings("ignore:The epoch parameter")
 @pytest.mark.parametrize(("what", "twin"), TWINS, ids=[f"{n}-{s.name}" for n, (s, _) in enumerate(TWINS)])
-def test_torchs_own_schedulers_give_the_same_rates(what: ScheduleSpec, twin: Twin) -> None:
+def test_rates_are_those_of_torchs_own_schedulers(what: ScheduleSpec, twin: Twin) -> None:
     theirs, ours = sgd(), sgd()
-    scheduler, schedule = twin(theirs), make(what, ours, total_steps=N, from_step=0)
+    scheduler, schedule = twin(theirs), make_schedule(what, ours, total_steps=N, from_step=0)
     expected = after(theirs, scheduler.step, N - 1)
     used = after(ours, lambda: schedule.step(1.0), N - 1)
     for k, (a, b) in enumerate(zip(used, expected, strict=True)):
@@ -98,14 +106,83 @@ def test_torchs_own_schedulers_give_the_same_rates(what: ScheduleSpec, twin: Twi
     assert len({tuple(r) for r in used}) > 1 or what.name == "constant"
 
 
-@pytest.mark.parametrize("name", [n for n in FIELDS if n != "plateau"])
-def test_made_in_mid_run_it_runs_over_what_is_left_from_the_base_rate(name: str) -> None:
+CLOSED = [n for n in FIELDS if n != "plateau"]
+RATES = (0.3, 0.1, 3e-4, 1 / 7)
+
+
+def torchs_lambda(optimizer: torch.optim.Optimizer, what: ScheduleSpec, total: int) -> torchs.LambdaLR:
+    return torchs.LambdaLR(optimizer, lambda k: factor(what, k, total))
+
+
+@pytest.mark.parametrize("total", [600, 450])
+@pytest.mark.parametrize("name", CLOSED)
+def test_rates_equal_lambda_lr_bit_for_bit(name: str, total: int) -> None:
+    theirs, ours = sgd(*RATES), sgd(*RATES)
+    scheduler = torchs_lambda(theirs, spec(name), total)
+    schedule = make_schedule(spec(name), ours, total_steps=total, from_step=0)
+    assert after(ours, lambda: schedule.step(1.0), 600) == after(theirs, scheduler.step, 600)
+    assert base_rates(ours) == [group["initial_lr"] for group in theirs.param_groups] == list(RATES)
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_stepping_back_equals_lambda_lr_bit_for_bit(name: str) -> None:
+    theirs, ours = sgd(*RATES), sgd(*RATES)
+    expected = after(theirs, torchs_lambda(theirs, spec(name), 600).step, 601)
+    schedule = make_schedule(spec(name), ours, total_steps=600, from_step=0)
+    made = 0
+    for forward, back in ((1, 1), (40, 7), (200, 150), (30, 1), (350, 17)):
+        assert after(ours, lambda: schedule.step(1.0), forward) == expected[made : made + forward]
+        schedule.back(back)
+        made += forward - back
+        assert rates_of(ours) == expected[made]
+        assert schedule.factor == schedule.factor_at(made)
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_schedule_made_in_mid_run_equals_a_new_lambda_lr_bit_for_bit(name: str) -> None:
+    theirs, ours = sgd(*RATES), sgd(*RATES)
+    first = make_schedule(spec("warmup_cosine"), ours, total_steps=600, from_step=0)
+    after(ours, lambda: first.step(1.0), 217)
+    scheduler = torchs_lambda(theirs, spec(name), 600 - 217)
+    schedule = make_schedule(spec(name), ours, total_steps=600, from_step=217)
+    assert after(ours, lambda: schedule.step(1.0), 600) == after(theirs, scheduler.step, 600)
+
+
+def test_undo_restores_the_rates_of_a_run_bit_for_bit(kept: Kept) -> None:
+    kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there")
+    made = make_setup("mlp", optimizer={"name": "sgd", "lr": 0.3})
+    steering = steering_of(made)  # of 40 steps
+    used: list[float] = []
+    made.optimizer.register_step_post_hook(lambda o, *_: used.append(o.param_groups[0]["lr"]))
+    # The watch's own post-hook, which takes the multiplier off again, runs after this one.
+    asked = {4: parse("schedule=cosine"), 7: parse("lr=*3"), 11: Undo(), 15: Undo()}
+    with Watch(
+        made.model, made.optimizer, link=kept.link, steering=steering, about=ABOUT, own_loop=True, state=(made,)
+    ) as run:
+        run.begin_step()
+        for n in range(20):
+            if n + 1 in asked:
+                kept.order(asked[n + 1])
+            step(made, run)
+    cosine = [0.3 * factor(spec("cosine"), k, 36) for k in range(36)]
+    twin = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.3)
+    assert [r for (r,) in after(twin, torchs_lambda(twin, spec("cosine"), 36).step, 36)] == cosine
+    multiplier = 3 * cosine[3] / cosine[3]
+    assert used[:4] == [0.3] * 4
+    assert used[4:7] == cosine[:3]
+    assert used[7:11] == [rate * multiplier for rate in cosine[3:7]]
+    assert used[11:15] == cosine[3:7], "the multiplier undone: back before update 7"
+    assert used[15:] == [0.3] * 5, "the schedule undone"
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_schedule_made_in_mid_run_covers_the_steps_left_from_the_base_rate(name: str) -> None:
     optimizer = sgd(0.3, 0.06)
-    first = make(spec("cosine"), optimizer, total_steps=100, from_step=0)
+    first = make_schedule(spec("cosine"), optimizer, total_steps=100, from_step=0)
     after(optimizer, lambda: first.step(1.0), 60)
     assert rates_of(optimizer)[0] < 0.15
-    second = make(spec(name), optimizer, total_steps=100, from_step=60)
-    used = after(optimizer, lambda: second.step(1.0), 50)  # ten beyond the end
+    second = make_schedule(spec(name), optimizer, total_steps=100, from_step=60)
+    used = after(optimizer, lambda: second.step(1.0), 50)  # 10 past the end
     for k, (a, b) in enumerate(used):
         assert a == 0.3 * factor(spec(name), k, 40)
         assert b == 0.06 * factor(spec(name), k, 40)
@@ -115,20 +192,22 @@ def test_made_in_mid_run_it_runs_over_what_is_left_from_the_base_rate(name: str)
     assert base_rates(optimizer) == [0.3, 0.06]
 
 
-def test_one_cycle_leaves_the_momentum_alone() -> None:
+def test_one_cycle_does_not_change_momentum() -> None:
     optimizer = sgd()
-    schedule = make(spec("one_cycle"), optimizer, total_steps=20, from_step=0)
+    schedule = make_schedule(spec("one_cycle"), optimizer, total_steps=20, from_step=0)
     for _ in range(25):
         update(optimizer)
         schedule.step(1.0)
         assert optimizer.param_groups[0]["momentum"] == 0.9
 
 
-def test_plateau_waits_and_lowers_as_worked_out_by_hand() -> None:
+def test_plateau_lowers_the_rate_as_computed_by_hand() -> None:
     optimizer = sgd(0.4, 0.1)
-    schedule = make(spec("plateau", patience=5, gamma=0.5, floor=0.2), optimizer, total_steps=1000, from_step=0)
+    schedule = make_schedule(
+        spec("plateau", patience=5, gamma=0.5, floor=0.2), optimizer, total_steps=1000, from_step=0
+    )
     used = after(optimizer, lambda: schedule.step(2.0), 40)
-    # The first loss is the best; the sixth after it that is no better lowers the rate, and so every six.
+    # The first loss is the best; the sixth without progress lowers the rate, and every sixth after that.
     assert [r[0] for r in used] == [0.4] * 7 + [0.2] * 6 + [0.1] * 6 + [0.2 * 0.4] * 21
     assert used[-1] == pytest.approx([0.08, 0.02])
     assert schedule.factor == pytest.approx(0.2)
@@ -136,10 +215,14 @@ def test_plateau_waits_and_lowers_as_worked_out_by_hand() -> None:
         schedule.factor_at(3)
 
 
-def test_plateau_looks_at_the_smoothed_loss_and_passes_over_what_is_no_number() -> None:
-    optimizer, twin = sgd(), sgd()
-    schedule = make(spec("plateau", patience=10), optimizer, total_steps=1000, from_step=0)
-    scheduler = torchs.ReduceLROnPlateau(twin, factor=0.5, patience=10, threshold=PROGRESS, eps=0.0)
+@pytest.mark.parametrize("floor", [0.0, 0.3])
+@pytest.mark.parametrize("gamma", [0.5, 0.7])
+def test_plateau_equals_reduce_lr_on_plateau_on_the_smoothed_finite_losses(gamma: float, floor: float) -> None:
+    optimizer, twin = sgd(*RATES), sgd(*RATES)
+    what = spec("plateau", patience=10, gamma=gamma, floor=floor)
+    schedule = make_schedule(what, optimizer, total_steps=1000, from_step=0)
+    lowest = [rate * floor for rate in RATES]
+    scheduler = torchs.ReduceLROnPlateau(twin, factor=gamma, patience=10, threshold=PROGRESS, min_lr=lowest, eps=0.0)
     noise = torch.Generator().manual_seed(3)
     smooth = seen = 0.0
     for k in range(600):
@@ -157,7 +240,7 @@ def test_plateau_looks_at_the_smoothed_loss_and_passes_over_what_is_no_number() 
 
 @pytest.mark.parametrize("name", FIELDS)
 @pytest.mark.parametrize("at", [0, 1, 37])
-def test_restored_it_goes_on_with_the_same_bits(name: str, at: int) -> None:
+def test_restored_schedule_continues_bit_for_bit(name: str, at: int) -> None:
     def losses(k: int) -> float:
         return 1.0 + 0.1 * ((k * 7919) % 13)
 
@@ -171,7 +254,7 @@ def test_restored_it_goes_on_with_the_same_bits(name: str, at: int) -> None:
 
     what = spec(name, patience=8) if name == "plateau" else spec(name)
     optimizer = sgd(0.3, 0.07)
-    schedule = make(what, optimizer, total_steps=120, from_step=20)
+    schedule = make_schedule(what, optimizer, total_steps=120, from_step=20)
     go(schedule, optimizer, 0, at)
     kept, before = json.loads(json.dumps(schedule.state())), rates_of(optimizer)  # plain values, through a file
     expected = go(schedule, optimizer, at, 100)
@@ -181,21 +264,21 @@ def test_restored_it_goes_on_with_the_same_bits(name: str, at: int) -> None:
     assert go(schedule, optimizer, at, 100) == expected
 
     fresh = sgd(0.3, 0.07)  # and in another process
-    again = make(what, fresh, total_steps=120, from_step=20)
+    again = make_schedule(what, fresh, total_steps=120, from_step=20)
     again.restore(kept)
     assert (again.state(), rates_of(fresh)) == (kept, before)
     assert go(again, fresh, at, 100) == expected
     assert len({tuple(r) for r in expected}) > 1 or name == "constant"
 
 
-def test_a_state_of_another_schedule_is_refused_and_changes_nothing() -> None:
+def test_restoring_another_schedules_state_is_refused_and_changes_nothing() -> None:
     optimizer = sgd(0.3, 0.1)
-    schedule = make(spec("cosine"), optimizer, total_steps=100, from_step=0)
+    schedule = make_schedule(spec("cosine"), optimizer, total_steps=100, from_step=0)
     after(optimizer, lambda: schedule.step(1.0), 10)
     before = schedule.state()
     for wrong in (
-        make(spec("step"), sgd(0.3, 0.1), total_steps=9, from_step=0),
-        make(spec("cosine"), sgd(), total_steps=9, from_step=0),
+        make_schedule(spec("step"), sgd(0.3, 0.1), total_steps=9, from_step=0),
+        make_schedule(spec("cosine"), sgd(), total_steps=9, from_step=0),
     ):
         with pytest.raises(ValueError, match=r"the state is of .*; allowed: cosine over 2$"):
             schedule.restore(wrong.state())
@@ -203,11 +286,11 @@ def test_a_state_of_another_schedule_is_refused_and_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_after_a_swap_it_goes_on_over_the_new_optimizer(name: str) -> None:
+def test_schedule_continues_on_a_swapped_optimizer(name: str) -> None:
     net, batches = mlp(), digit_batches(4)
     old = torch.optim.SGD([{"params": net.stem.parameters()}, {"params": net.blocks.parameters(), "lr": 0.02}], lr=0.1)
     what = spec(name, patience=3) if name == "plateau" else spec(name)
-    schedule = make(what, old, total_steps=50, from_step=0)
+    schedule = make_schedule(what, old, total_steps=50, from_step=0)
     for k in range(20):
         old.zero_grad()
         loss_of(net, batches[k % 4]).backward()
@@ -234,7 +317,7 @@ USERS: dict[str, Twin] = {
 
 
 @pytest.mark.parametrize("name", USERS)
-def test_a_users_own_scheduler_does_not_notice_clip_settings_or_swap(name: str) -> None:
+def test_clip_settings_and_swap_do_not_disturb_a_users_scheduler(name: str) -> None:
     def go(*, touched: bool) -> list[list[float]]:
         optimizer = sgd(0.3, 0.1)
         scheduler = USERS[name](optimizer)
@@ -255,11 +338,11 @@ def test_a_users_own_scheduler_does_not_notice_clip_settings_or_swap(name: str) 
     assert len({tuple(r) for r in used}) > 2
 
 
-def test_a_rate_held_in_a_tensor_stays_that_tensor() -> None:
+def test_a_tensor_rate_is_written_in_place() -> None:
     parameter = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.Adam([parameter], lr=torch.tensor(0.5, dtype=torch.float64), foreach=False)
     held = optimizer.param_groups[0]["lr"]
-    schedule = make(spec("cosine"), optimizer, total_steps=10, from_step=0)
+    schedule = make_schedule(spec("cosine"), optimizer, total_steps=10, from_step=0)
     kept = schedule.state()
     for _ in range(5):
         update(optimizer)

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from families import setup as make_setup
 from kept import Kept
 from nets import copy_of, digit_batches, loss_of, mlp, same
 from played import TURNS, Played, untouched
@@ -22,11 +23,13 @@ from tui_descent.protocol.events import (
     CommandRejected,
     KnobTurned,
     Rewound,
+    RunStarted,
     SnapshotTaken,
     StateChanged,
 )
 from tui_descent.scenario.knobs import parse
 from tui_descent.training.moments import Moment
+from tui_descent.training.steering import Steering
 from tui_descent.training.watch import Watch
 
 
@@ -230,3 +233,37 @@ def test_a_foreign_loop_gets_model_and_optimizer_back_and_goes_on_counting(kept:
         assert run.next_step == 12
     (told,) = kept.events(Rewound)
     assert (told.to_step, told.step, told.segment) == (4, 8, 1)
+
+
+def test_undo_while_held_within_a_step_brings_the_first_optimizer_back(kept: Kept) -> None:
+    kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there")
+    made = make_setup("mlp", optimizer={"name": "momentum", "lr": 0.01})
+    steering = Steering(made.model, made.optimizer, setup=made, steps=40, init="he")
+    about = RunStarted(
+        run="", title="", name="", scenario={}, device="cpu", threads=1, parameters=0, layers=(), knobs=(), steps=40
+    )
+    with Watch(
+        made.model, made.optimizer, link=kept.link, steering=steering, about=about, own_loop=True, state=(made,),
+        on_fault="hold", plan=[(3, parse("optimizer=adam"))],
+    ) as run:  # fmt: skip
+        run.begin_step()
+        first, seen = made.optimizer, {}
+        while run.next_step < 6:
+            loss = made.loss()
+            made.optimizer.zero_grad()
+            loss.backward()
+            if run.next_step == 5 and "held" not in seen:
+                seen["held"] = made.optimizer
+                made.optimizer.register_step_pre_hook(lambda *_: None)  # runs after the watch's own hook
+                for p in made.model.parameters():
+                    p.grad.fill_(math.nan)
+                for command in (Undo(), Resume()):
+                    kept.order(command)
+            made.optimizer.step()
+            run.step(loss)
+            if run.next_step == 3:
+                seen["optimizer"] = made.optimizer
+        assert seen["held"] is not first
+        assert seen["optimizer"] is made.optimizer is first
+    (told,) = kept.events(Rewound)
+    assert told.to_step == 3

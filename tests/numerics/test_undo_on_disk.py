@@ -83,7 +83,7 @@ def test_a_foreign_loop_undone_and_redone(kept: Kept) -> None:
     net = mlp()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     seen: dict[int, Any] = {}
-    asked = {4: parse("optimizer=momentum"), 8: Undo(), 10: Redo()}
+    asked = {4: parse("activation=tanh"), 8: Undo(), 10: Redo()}
     with Watch(net, optimizer, link=kept.link) as run:
         for n, batch in enumerate(digit_batches(12), start=1):
             loss = loss_of(net, batch)

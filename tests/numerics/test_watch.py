@@ -160,6 +160,13 @@ class Calling(torch.optim.SGD):
         return super().step(closure)
 
 
+class CallingAdam(torch.optim.Adam):
+    """The same of Adam."""
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
 def test_a_subclass_that_calls_its_base_makes_one_update_a_step(kept: Kept) -> None:
     plain, _, plain_losses = train(lambda p: torch.optim.SGD(p, lr=0.05), watched=False)
     net, _, losses = train(lambda p: Calling(p, lr=0.05), watched=True, kept=kept)
@@ -195,10 +202,15 @@ def test_what_a_subclass_does_around_its_bases_step_is_in_the_update(kept: Kept)
     assert reading.values["weight_norm"][0] == pytest.approx(before.double().norm().item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", [torch.optim.Adam, CallingAdam])
 @pytest.mark.parametrize("by_name", [False, True], ids=["positional", "by name"])
-def test_a_closure_is_watched(by_name: bool, kept: Kept) -> None:
+def test_a_closure_is_watched(by_name: bool, kind: type[torch.optim.Optimizer], kept: Kept) -> None:
+    calls = 0
+
     def run_with(optimizer: torch.optim.Optimizer, net: nn.Module, batch: Any) -> torch.Tensor:
         def closure() -> torch.Tensor:
+            nonlocal calls
+            calls += 1
             optimizer.zero_grad()
             loss = loss_of(net, batch)
             loss.backward()
@@ -209,7 +221,7 @@ def test_a_closure_is_watched(by_name: bool, kept: Kept) -> None:
 
     plain, net = mlp(), mlp()
     plain_optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3)
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    optimizer = kind(net.parameters(), lr=1e-3)  # type: ignore[call-arg]
     plain_losses = [run_with(plain_optimizer, plain, batch).item() for batch in digit_batches(10)]
     losses = []
     with Watch(net, optimizer, link=kept.link, sampler=Sampler(every=1)) as run:
@@ -218,6 +230,7 @@ def test_a_closure_is_watched(by_name: bool, kept: Kept) -> None:
             losses.append(loss.item())
             assert run.step(loss)
         readings = kept.readings()
+    assert calls == 20
     assert losses == plain_losses
     assert same(copy_of(net), copy_of(plain))
     assert len(readings) == 10

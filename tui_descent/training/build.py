@@ -27,8 +27,8 @@ from tui_descent.training.nets.conv import ConvNet
 from tui_descent.training.nets.mlp import Mlp
 from tui_descent.training.nets.surface import Surface
 from tui_descent.training.nets.transformer import Transformer
-from tui_descent.training.optimizers import make_optimizer
-from tui_descent.training.schedules import Schedule, make
+from tui_descent.training.optim.optimizers import make_optimizer
+from tui_descent.training.optim.schedules import Schedule, make_schedule
 
 # What the curvature is read on, at least: with fewer samples it is that of a few of them more than of the loss.
 PROBE_SAMPLES = 256
@@ -193,7 +193,7 @@ def load(scenario: Scenario) -> DataSet:
 def _schedule(scenario: Scenario, optimizer: torch.optim.Optimizer) -> Schedule | None:
     if scenario.schedule.name == "constant":
         return None
-    return make(scenario.schedule, optimizer, total_steps=scenario.run.steps, from_step=0)
+    return make_schedule(scenario.schedule, optimizer, total_steps=scenario.run.steps, from_step=0)
 
 
 def _loss_function(scenario: Scenario, data: DataSet) -> LossFunction:

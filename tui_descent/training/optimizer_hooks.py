@@ -21,16 +21,16 @@ from tui_descent.instruments.measuring import Measuring, Sample
 from tui_descent.instruments.purse import Tiers
 from tui_descent.instruments.samebatch import SameBatch
 from tui_descent.instruments.sampler import Sampler
-from tui_descent.training import clipping
 from tui_descent.training.control import Control
-from tui_descent.training.delegate import steps_under_way
 from tui_descent.training.guard import Guard
 from tui_descent.training.layer_list import LayerList
 from tui_descent.training.losses import found_inf
+from tui_descent.training.optim import clipping
 from tui_descent.training.progress import Progress
 from tui_descent.training.results import Results
 from tui_descent.training.ring_records import ReadingPlace
 from tui_descent.training.steering import Steering
+from tui_descent.training.torch_internals import step_depth
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
@@ -190,7 +190,7 @@ class OptimizerHooks:
         self._depth += 1
         if self._depth > 1:
             # A subclass that calls super().step() fires the hooks twice.
-            if steps_under_way(optimizer) > 1:
+            if step_depth(optimizer) > 1:
                 return None
             self._depth = 1  # a step that raised never came to its post-hook
         if self._progress.fast_steps > 0 and len(args) == 1 and not kwargs and self._gradient_is_fine():

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import fmean
-from typing import Any
 
 import torch
 from torch import nn
@@ -22,9 +20,10 @@ from tui_descent.scenario.optimizers import OPTIMIZERS
 from tui_descent.training.build import Setup
 from tui_descent.training.lookahead import SCALES, look_ahead
 from tui_descent.training.moments import Moment
-from tui_descent.training.optimizers import name_of
-from tui_descent.training.schedules import base_rates
+from tui_descent.training.optim.optimizers import name_of
+from tui_descent.training.optim.schedules import base_rates
 from tui_descent.training.steering import Steering
+from tui_descent.training.torch_internals import without_step_hooks
 
 STEPS = 100
 # Of rates whose size is Adam's: there an update moves a weight by about the rate. At 1e-7 a float32 weight of size 1
@@ -136,7 +135,7 @@ class RangeTest:
         """
         begun_s, setup, steering = time.perf_counter(), self._setup, self._steering
         rate = steering.rate.value
-        with steering.muted(), _unhooked(setup.optimizer):
+        with steering.muted(), without_step_hooks(setup.optimizer):
             try:
                 moment = Moment.take([setup.model, steering, setup], segment=segment, step=step)
                 try:
@@ -213,17 +212,3 @@ def _ratios(optimizer: torch.optim.Optimizer) -> list[float]:
     rates = [float(group["lr"]) for group in optimizer.param_groups]
     rates = rates if rates[0] else base_rates(optimizer)
     return [rate / rates[0] if rates[0] else 1.0 for rate in rates]
-
-
-@contextmanager
-def _unhooked(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """No guard, no reading and no turned rate around its updates."""
-    hooks: list[dict[int, Any]] = [optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks]
-    kept = [dict(found) for found in hooks]
-    for found in hooks:
-        found.clear()
-    try:
-        yield
-    finally:
-        for found, before in zip(hooks, kept, strict=True):
-            found.update(before)

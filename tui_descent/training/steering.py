@@ -14,16 +14,15 @@ from tui_descent.instruments.samebatch import undisturbed
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.events import KnobState
 from tui_descent.scenario import knobs
-from tui_descent.training import clipping, surgery
+from tui_descent.training import surgery
 from tui_descent.training.build import Setup
-from tui_descent.training.delegate import Delegate
 from tui_descent.training.knobs import knobs_of
 from tui_descent.training.knobs.ground import Ground, Knob, Turned
 from tui_descent.training.knobs.rate_factor import Rate
-from tui_descent.training.membership import even
 from tui_descent.training.moments import Moment
 from tui_descent.training.nets.block import Block
-from tui_descent.training.optimizers import swap
+from tui_descent.training.optim import clipping
+from tui_descent.training.optim.parameter_groups import fill_momentum_buffers
 from tui_descent.training.transaction import Whole
 
 __all__ = ["Rate", "Steering", "Turned"]
@@ -62,8 +61,6 @@ class Steering:
             no_blocks=f"residual acts on the blocks of a built-in net; {type(model).__name__} has none that can be "
             "steered",
         )
-        if setup is None:
-            self._delegate_for(optimizer)
         self._knobs = knobs_of(self.ground)
         self._finder: surgery.BlockFinder | None = None
         # No instrument may measure the passes that a turn makes: they are not the step's own.
@@ -77,9 +74,8 @@ class Steering:
 
     @property
     def turned(self) -> bool:
-        """Whether a rate is put on before each update: a turned one, or one that another optimizer's groups tell."""
-        delegate = self.ground.delegate
-        return self.rate.multiplier != 1.0 or (delegate is not None and delegate.inner is not None)
+        """Whether the learning rate is multiplied around each update."""
+        return self.rate.multiplier != 1.0
 
     @property
     def turned_at(self) -> int:
@@ -157,8 +153,7 @@ class Steering:
         whole = Whole(self.ground, moment)
         try:
             turned = knob.turn(turn)
-            for optimizer in self.ground.optimizers():
-                even(optimizer)
+            fill_momentum_buffers(self.ground.optimizer)
             if row.touches != "net" or before is None:
                 return turned
             self.ground.advance(at_once=True)
@@ -221,21 +216,9 @@ class Steering:
     def heal(self) -> None:
         """Between two steps: a step that raised never came to its post-hooks."""
         self.ground.rate.take_off()
-        if self.ground.delegate is not None:
-            self.ground.delegate.heal()
-
-    def _delegate_for(self, optimizer: torch.optim.Optimizer) -> None:
-        """A loop of the user's own goes on calling the optimizer that it made, whoever makes the updates."""
-        ground, delegate = self.ground, Delegate.of(optimizer)
-        delegate.build = lambda name: swap(ground.optimizer, name, model=ground.model).optimizer
-        delegate.changed = ground.change_optimizer
-        ground.delegate, ground.rate.refresh = delegate, delegate.sync
-        ground.change_optimizer(delegate.acting)
 
     def listen(self) -> None:
         """An own net's first forward pass tells which of its modules can bear a skip."""
-        if self.ground.delegate is not None:
-            self.ground.delegate.listen()
         if not self.ground.blocks:
             try:
                 self._finder = surgery.BlockFinder(self.ground.model)

@@ -30,8 +30,8 @@ from tui_descent.training.guard import Guard
 from tui_descent.training.layer_list import LayerList
 from tui_descent.training.link import Link
 from tui_descent.training.losses import losses_of
+from tui_descent.training.optim.optimizers import check_watchable
 from tui_descent.training.optimizer_hooks import OptimizerHooks
-from tui_descent.training.optimizers import check_watchable
 from tui_descent.training.past import Past
 from tui_descent.training.progress import Progress
 from tui_descent.training.results import Results

@@ -15,10 +15,9 @@ from tui_descent.protocol.rewinding import KnobState
 from tui_descent.scenario.knobs import KNOBS
 from tui_descent.training import surgery
 from tui_descent.training.build import Setup
-from tui_descent.training.delegate import Delegate
 from tui_descent.training.knobs.rate_factor import Rate
-from tui_descent.training.membership import put_right
 from tui_descent.training.nets.block import Block
+from tui_descent.training.optim.parameter_groups import replace_parameters
 
 RECENT = 10  # losses, whose mean is the loss now
 
@@ -62,8 +61,7 @@ class Ground:
     """One run as the knobs see it. `setup` is None in an own loop; `steps` how many updates the run is to make.
 
     `version` counts changes of the net's structure. `wished` holds what blocks are on their way to, by knob and target.
-    `followers` are told of another optimizer; in an own loop, which goes on calling the one it made, that one has a
-    `delegate`.
+    `followers` are told of another optimizer.
     """
 
     # The version only grows: who made something for one of them must see that the net is another now.
@@ -74,7 +72,6 @@ class Ground:
     rate: Rate
     pace: float | None
     setup: Setup | None
-    delegate: Delegate | None = None
     seed: int
     steps: int | None
     clip: float | None
@@ -105,15 +102,9 @@ class Ground:
         for follower in self.followers:
             follower(optimizer)
 
-    def optimizers(self) -> list[torch.optim.Optimizer]:
-        """All that hold the net's parameters: the one that makes the updates, and the one it makes them for."""
-        aside = self.delegate.outer if self.delegate is not None else self.optimizer
-        return [self.optimizer] if aside is self.optimizer else [self.optimizer, aside]
-
     def parameters_changed(self, changed: surgery.Changed) -> None:
         """The optimizer's parameters are the model's again, after surgery on the net."""
-        for optimizer in self.optimizers():
-            put_right(optimizer, self.model, changed)
+        replace_parameters(self.optimizer, self.model, changed)
         self.version += 1
 
     def set_out(self, knob: str, target: str, transition: surgery.Transition) -> None:

@@ -1,4 +1,4 @@
-"""How the optimizer moves: which one it is, its schedule, what can be set on it, and clipping before it."""
+"""The knobs of the optimizer: its class, schedule, momentum, betas and weight decay, and gradient clipping."""
 
 from __future__ import annotations
 
@@ -9,32 +9,35 @@ from tui_descent.scenario import schedules as curves
 from tui_descent.scenario.knobs import betas_text, new_value, pair, spec_of
 from tui_descent.scenario.optimizers import known_rate, map_rate
 from tui_descent.scenario.spec import ScheduleSpec
-from tui_descent.training import optimizers, schedules
-from tui_descent.training.delegate import Delegate
-from tui_descent.training.knobs.ground import Ground, Turned, own_loop
+from tui_descent.training.knobs.ground import Ground, Turned
+from tui_descent.training.optim import optimizers, schedules
+
+LOOP_OWNS_OPTIMIZER = (
+    "your loop owns its optimizer, so its class cannot be changed from here; "
+    "its learning rate, momentum, betas and weight decay can"
+)
+LOOP_OWNS_SCHEDULE = "not available for your own loop: it sets its own rate and has no known end"
 
 
 class OptimizerKnob:
-    """Another class of optimizer; the rate is mapped and memory handed over as `optimizers.swap` says."""
+    """The optimizer's class; the rate is converted and the state transferred by `optimizers.swap`."""
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
 
     def value(self) -> str:
-        """Its name in the table, or its class's."""
+        """The optimizer's name."""
         return optimizers.name_of(self._ground.optimizer)
 
     def unavailable(self) -> str | None:
-        """Under a loop that goes on calling the object it made, that one stands aside."""
-        return None
+        """A user loop goes on calling the optimizer object that it made."""
+        return None if self._ground.setup is not None else LOOP_OWNS_OPTIMIZER
 
     def turn(self, turn: TurnKnob) -> Turned:
-        """The rate's mapping and what is remembered are the note."""
+        """Replace the optimizer; the note tells how the rate was converted and which state was transferred."""
         ground, old = self._ground, self.value()
         if turn.value == old:
             return Turned(old=old, new=old, note="it is that one already")
-        if ground.delegate is not None:
-            return self._delegated(turn.value, ground.delegate, old)
         assert ground.setup is not None
         before, known = ground.rate.value, known_rate(ground.setup.scenario.optimizer, turn.value)
         swapped = optimizers.swap(ground.optimizer, turn.value, lr=known, model=ground.model)
@@ -43,49 +46,31 @@ class OptimizerKnob:
         ground.change_optimizer(swapped.optimizer)
         ground.setup.schedule = moved
         if known is not None:
-            ground.rate.multiplier = 1.0  # it was turned for the old one
+            ground.rate.multiplier = 1.0  # it belonged to the old optimizer's rate
         after = ground.rate.value
         rate = map_rate(old, turn.value, before, known=None if known is None else after).text
         if known is not None and not math.isclose(after, known):
             rate += f", {known:.3g}, where the schedule has it"
-        return Turned(old=old, new=self.value(), note=f"lr {rate}; {swapped.carried}")
-
-    def _delegated(self, name: str, delegate: Delegate, old: str) -> Turned:
-        """The loop's own optimizer goes back to work, or stands aside for another."""
-        ground = self._ground
-        delegate.sync()
-        if name == optimizers.name_of(delegate.outer):
-            before = ground.rate.value
-            delegate.give_back()
-            ground.change_optimizer(delegate.outer)
-            note = f"lr {before:.3g} → {ground.rate.value:.3g}; the loop's own again, with what it remembered"
-            return Turned(old=old, new=self.value(), note=note)
-        before = ground.rate.value
-        swapped = optimizers.swap(ground.optimizer, name, model=ground.model)
-        delegate.hand_over(swapped.optimizer)
-        ground.change_optimizer(swapped.optimizer)
-        aside = f"the loop's {type(delegate.outer).__name__} stands aside"
-        rate = map_rate(old, name, before).text
-        return Turned(old=old, new=self.value(), note=f"lr {rate}; {swapped.carried}; {aside}")
+        return Turned(old=old, new=self.value(), note=f"lr {rate}; {swapped.transferred}")
 
 
 class ScheduleKnob:
-    """A schedule over the steps that are left, from the base rate; the rate's knob stays a factor on it."""
+    """The schedule, from the base rate over the steps that are left; the learning-rate knob multiplies it."""
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
 
     def value(self) -> str:
-        """Its name."""
+        """The schedule's name."""
         setup = self._ground.setup
         return "constant" if setup is None or setup.schedule is None else setup.schedule.spec.name
 
     def unavailable(self) -> str | None:
-        """An own loop has its own, and no known end."""
-        return None if self._ground.setup is not None else own_loop("moves its rate itself and has no known end")
+        """A user loop has its own scheduler and no known end."""
+        return None if self._ground.setup is not None else LOOP_OWNS_SCHEDULE
 
     def turn(self, turn: TurnKnob) -> Turned:
-        """The curve to come is the note."""
+        """Start the schedule now; the note describes its curve."""
         ground, old = self._ground, self.value()
         assert ground.setup is not None
         assert ground.steps is not None
@@ -93,23 +78,25 @@ class ScheduleKnob:
         total = max(ground.steps, ground.step + 1)
         if wrong := curves.problems(spec, total - ground.step, whole="the steps left"):
             raise ValueError("; ".join(f"{field}: {text}" for field, text in wrong))
-        ground.setup.schedule = schedules.make(spec, ground.optimizer, total_steps=total, from_step=ground.step)
+        ground.setup.schedule = schedules.make_schedule(
+            spec, ground.optimizer, total_steps=total, from_step=ground.step
+        )
         note = curves.about(spec, total - ground.step)
         return Turned(old=old, new=self.value(), note=note)
 
 
 class _Setting:
-    """Something that some optimizers have and others do not."""
+    """An option that some optimizers have and others do not."""
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
 
     def value(self) -> str:
-        """The number."""
+        """The option's number or numbers."""
         return self._read()
 
     def unavailable(self) -> str | None:
-        """Where the optimizer has none; another one may."""
+        """Why this optimizer has no such option."""
         try:
             self._read()
         except ValueError as error:
@@ -117,7 +104,7 @@ class _Setting:
         return None
 
     def turn(self, turn: TurnKnob) -> Turned:
-        """In all groups."""
+        """Set the option and read it back."""
         old = self._read()
         self._write(turn.value)
         return Turned(old=old, new=self._read())
@@ -130,7 +117,7 @@ class _Setting:
 
 
 class MomentumKnob(_Setting):
-    """SGD's, Nesterov's and Muon's μ; SGD with one is momentum."""
+    """Momentum μ of SGD, Nesterov and Muon."""
 
     def _read(self) -> str:
         return f"{optimizers.momentum_of(self._ground.optimizer):.6g}"
@@ -141,7 +128,7 @@ class MomentumKnob(_Setting):
 
 
 class BetasKnob(_Setting):
-    """Adam's, AdamW's and Muon's β₁ and β₂."""
+    """β₁ and β₂ of Adam, AdamW and Muon."""
 
     def _read(self) -> str:
         return betas_text(optimizers.betas_of(self._ground.optimizer))
@@ -151,7 +138,7 @@ class BetasKnob(_Setting):
 
 
 class WeightDecayKnob(_Setting):
-    """λ, through the gradient or by itself as the optimizer has it."""
+    """Weight decay λ, through the gradient or decoupled from it as the optimizer defines it."""
 
     def _read(self) -> str:
         return f"{optimizers.weight_decay_of(self._ground.optimizer):.6g}"
@@ -163,7 +150,7 @@ class WeightDecayKnob(_Setting):
 
 
 class ClipKnob:
-    """The gradient's largest global norm."""
+    """The largest global gradient norm, above which gradients are scaled down."""
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
@@ -173,16 +160,16 @@ class ClipKnob:
         return "off" if self._ground.clip is None else f"{self._ground.clip:.6g}"
 
     def unavailable(self) -> str | None:
-        """Gradients stand before any optimizer's step."""
+        """Gradients can be clipped before any optimizer's step."""
         return None
 
     def turn(self, turn: TurnKnob) -> Turned:
-        """From the next step on."""
+        """Set the limit, from the next step on."""
         ground, old = self._ground, self.value()
         if turn.value == "off":
             ground.clip = None
         elif ground.clip is None and turn.value[0] in "*/":
-            raise ValueError(f"clip is off; {turn.value} is relative to nothing; allowed: a number > 0")
+            raise ValueError(f"clip is off, so {turn.value} has nothing to change; allowed: a number > 0")
         else:
             ground.clip = new_value(turn.value, ground.clip or 0.0, knob="clip")
         return Turned(old=old, new=self.value())

@@ -1,4 +1,4 @@
-"""The learning rate's knob."""
+"""The learning-rate knob."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from tui_descent.training.knobs.ground import Ground, Turned
 
 
 class RateKnob:
-    """A multiplier on the schedule's rate."""
+    """Sets the rate of the next step; a schedule goes on below it, multiplied."""
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
 
     def value(self) -> str:
-        """The rate of the next step."""
+        """The learning rate of the next step."""
         return f"{self._ground.rate.value:.6g}"
 
     def unavailable(self) -> str | None:
@@ -21,7 +21,7 @@ class RateKnob:
         return None
 
     def turn(self, turn: TurnKnob) -> Turned:
-        """Exactly, or relative to now."""
+        """Set the rate, to a number or relative to now."""
         old = self.value()
         self._ground.rate.turn(turn.value)
         return Turned(old=old, new=self.value())

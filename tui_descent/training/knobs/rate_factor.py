@@ -1,8 +1,6 @@
-"""The turned learning rate, as a factor on whatever rate a schedule asks for."""
+"""The learning-rate knob's multiplier, applied on top of whatever rate a scheduler has set."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 
@@ -10,28 +8,25 @@ from tui_descent.scenario import knobs
 
 
 class Rate:
-    """The turned learning rate: a multiplier put on before the optimizer's step and taken off after it.
+    """A multiplier on the learning rate, put on before the optimizer's step and taken off after it.
 
-    So any scheduler, which sees only its own values, stays right, and the turn survives the scheduler's next step.
+    Between two steps the groups hold the scheduler's own rates. So every scheduler stays right, and the multiplier
+    outlives the scheduler's next step.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
         self._kept: list[object] | None = None
         self.multiplier = 1.0
-        # Where the optimizer gets its rates from another one's groups, they are to be asked for.
-        self.refresh: Callable[[], None] = lambda: None
 
     @property
     def value(self) -> float:
         """The rate the next step will use: the first group's, times the multiplier."""
-        if self._kept is None:
-            self.refresh()
         lr = self._kept[0] if self._kept is not None else self._optimizer.param_groups[0]["lr"]
         return float(lr) * self.multiplier  # type: ignore[arg-type]
 
     def turn(self, text: str) -> None:
-        """Set it, exactly or relative to now. Raises `ValueError` when it cannot be."""
+        """Set the rate to `text`, a number, or `*2` or `/2` relative to now. Raises `ValueError` where it cannot."""
         value = knobs.new_value(text, self.value)
         base = float(self._optimizer.param_groups[0]["lr"])
         if base == 0:
@@ -39,12 +34,12 @@ class Rate:
         self.multiplier = value / base
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
-        """The factor goes over to another optimizer."""
+        """Apply to another optimizer from now on."""
         self.take_off()
         self._optimizer = optimizer
 
     def put_on(self) -> None:
-        """Before the optimizer's step. A step that raised left the multiplied rate in place: healed first."""
+        """Multiply the rates, before the optimizer's step; first undo what a step that raised has left in place."""
         self.take_off()
         if self.multiplier != 1.0:
             self._kept = [group["lr"] for group in self._optimizer.param_groups]
@@ -52,7 +47,7 @@ class Rate:
                 group["lr"] = group["lr"] * self.multiplier
 
     def take_off(self) -> None:
-        """After it."""
+        """Restore the rates, after the optimizer's step."""
         if self._kept is not None:
             for group, lr in zip(self._optimizer.param_groups, self._kept, strict=True):
                 group["lr"] = lr

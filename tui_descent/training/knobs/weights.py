@@ -12,9 +12,9 @@ from tui_descent.scenario.spec import InitSpec
 from tui_descent.scenario.validate import convert
 from tui_descent.training import surgery
 from tui_descent.training.knobs.ground import Ground, Turned, common, own_loop
-from tui_descent.training.membership import forget
 from tui_descent.training.nets.block import Block
 from tui_descent.training.nets.surface import Surface
+from tui_descent.training.optim.parameter_groups import clear_state
 
 _NO_LAYERS = "a surface has one point and no layers"
 
@@ -46,8 +46,7 @@ class InitKnob:
         spec = convert(InitSpec, {"name": turn.value}, "init", [])
         drawn = surgery.redraw(ground.model, spec, ground.generator("init"), layer=layer)
         named = dict(ground.model.named_parameters())
-        for optimizer in ground.optimizers():
-            forget(optimizer, (named[name] for name in drawn))
+        clear_state(ground.optimizer, (named[name] for name in drawn))
         ground.init = turn.value if layer is None or turn.value == old else "mixed"
         return Turned(old=old, new=turn.value, note=f"{len(drawn)} tensors drawn")
 

@@ -1,4 +1,4 @@
-"""Muon for the hidden matrices and AdamW for the rest, behind one optimizer."""
+"""One optimizer that applies Muon to the hidden weight matrices and AdamW to all other parameters."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from tui_descent.scenario.optimizers import MUON_ADAMW_RATIO
 
-# Moonshot's scaling, 0.2·√max(rows, columns): the update has AdamW's usual size, so that one rate serves both parts
+# Scales the update by 0.2·√max(rows, columns), so that it has AdamW's usual RMS and one rate serves both parts
 # (Liu et al. 2025, arXiv 2502.16982).
-SIZED_AS = "match_rms_adamw"
+UPDATE_SCALING = "match_rms_adamw"
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
@@ -20,9 +20,9 @@ _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 class Muon(torch.optim.Optimizer):
     """`torch.optim.Muon` on the parameters in `hidden`, `torch.optim.AdamW` on all others, in one set of groups.
 
-    A group is one of the user's, whole and in its order; its rate is Muon's, AdamW's is `adamw_lr_ratio` times that.
-    Per parameter the state is `momentum_buffer` (hidden) or `step`, `exp_avg`, `exp_avg_sq`. Parameters that come later
-    go to AdamW. Raises `ValueError` when a hidden parameter is no matrix.
+    A group may hold both kinds of parameters. Its `lr` is Muon's rate; AdamW's is `adamw_lr_ratio` times that. A
+    parameter's state is `momentum_buffer` (hidden) or `step`, `exp_avg`, `exp_avg_sq` (all others). Parameters added
+    later use AdamW. Raises `ValueError` when a hidden parameter is not a matrix.
     """
 
     def __init__(
@@ -43,17 +43,17 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "adamw_lr_ratio": adamw_lr_ratio, **options})
 
     def is_hidden(self, parameter: Tensor) -> bool:
-        """Whether it is Muon's; else it is AdamW's."""
+        """Whether Muon updates it; otherwise AdamW does."""
         return id(parameter) in self._ids
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of both parts."""
+        """Update the parameters of both parts."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        # Told anew each time: rates, groups and their parameters are anybody's to change between two steps.
+        # Rebuilt at every step, since rates, groups and their parameters may change between two steps.
         self._muon.param_groups = [self._muon.defaults | self._muon_part(g) for g in self.param_groups]
         self._adamw.param_groups = [self._adamw.defaults | self._adamw_part(g) for g in self.param_groups]
         for part in (self._muon, self._adamw):
@@ -63,7 +63,9 @@ class Muon(torch.optim.Optimizer):
 
     def _muon_part(self, group: dict[str, Any]) -> dict[str, Any]:
         mine = [p for p in group["params"] if id(p) in self._ids]
-        return {"params": mine, "adjust_lr_fn": SIZED_AS} | {k: group[k] for k in ("lr", "momentum", "weight_decay")}
+        return {"params": mine, "adjust_lr_fn": UPDATE_SCALING} | {
+            k: group[k] for k in ("lr", "momentum", "weight_decay")
+        }
 
     def _adamw_part(self, group: dict[str, Any]) -> dict[str, Any]:
         mine = [p for p in group["params"] if id(p) not in self._ids]
@@ -72,7 +74,7 @@ class Muon(torch.optim.Optimizer):
 
     def _set_up(self) -> None:
         self._ids = {id(p) for p in self._hidden}
-        # Their own parameters are placeholders: `step` tells them what to work on. Muon looks for matrices here.
+        # Both are built on placeholders; `step` gives them their groups. torch's Muon checks here for matrices.
         self._muon = torch.optim.Muon(self._hidden or [torch.zeros(1, 1)])
         self._adamw = torch.optim.AdamW([torch.zeros(1)])
 
@@ -85,23 +87,23 @@ class Muon(torch.optim.Optimizer):
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The weights that Muon is made for: matrices, except embeddings' and the first and the last layer's.
+    """The weights to which Muon applies: matrices, except those of embeddings and of the first and the last layer.
 
-    First and last are those in the order in which the model names its parameters. Convolutions count as layers but stay
-    with AdamW, since `torch.optim.Muon` takes matrices alone; so do a norm's weights and whatever is not called a
-    weight, such as learnt positions. Raises `ValueError` when nothing is left.
+    First and last in the order in which the model names its parameters. Convolutions count as layers but use AdamW,
+    since `torch.optim.Muon` takes matrices only. Norm weights and parameters that are not named a weight, such as
+    learnt positions, use AdamW too. Raises `ValueError` when no matrix is left.
     """
     layers: list[tuple[str, nn.Parameter]] = []
-    never: set[int] = set()
+    excluded: set[int] = set()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.ndim >= 2 and "weight" in name and not isinstance(module, _NORMS):
                 layers.append((name, parameter))
                 if isinstance(module, _EMBEDDINGS):
-                    never.add(id(parameter))
+                    excluded.add(id(parameter))
     if layers:
-        never |= {id(layers[0][1]), id(layers[-1][1])}
-    hidden = {id(p): p for _, p in layers if p.ndim == 2 and id(p) not in never}
+        excluded |= {id(layers[0][1]), id(layers[-1][1])}
+    hidden = {id(p): p for _, p in layers if p.ndim == 2 and id(p) not in excluded}
     if not hidden:
         raise ValueError(
             "muon needs a weight matrix between the first layer and the last; this model has none; try adamw"

@@ -1,4 +1,4 @@
-"""Optimizers by name: made, told apart, set, and swapped under way."""
+"""Optimizers by name: made from a spec, recognised, read and set, and replaced in mid-run."""
 
 from __future__ import annotations
 
@@ -12,33 +12,34 @@ from torch import Tensor, nn
 
 from tui_descent.scenario.optimizers import OPTIMIZERS, RateMapping, map_rate, refusal, traits
 from tui_descent.scenario.spec import OptimizerSpec
-from tui_descent.training import carried
 from tui_descent.training.about import about_other
-from tui_descent.training.muon import Muon, hidden_matrices
-from tui_descent.training.schedules import base_rates
+from tui_descent.training.optim import state_transfer
+from tui_descent.training.optim.muon import Muon, hidden_matrices
+from tui_descent.training.optim.schedules import base_rates
 
 _BETAS = (0.9, 0.999)
 _FLAGS = ("maximize", "foreach", "fused", "capturable", "differentiable")
-# RMSprop divides by √v, and its first v is (1 − α)·g².
+# RMSprop divides by √v and corrects no bias; its first v is (1 − α)·g².
 _EMPTY = {"rmsprop": ": its first steps are up to ten times its rate"}
 _ADAMS = ("adam", "adamw", "muon")
-# Where what we make is torch's fused one: of these alone a bad update can be stopped on the device, unseen by the host.
+# Device types on which we make torch's fused optimizers: only these can drop a bad update on the device itself, without
+# the host waiting for it.
 FUSED_ON = {"cuda"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Swapped:
-    """A new optimizer in an old one's place, the rate's change, and in words what it remembers."""
+    """An optimizer that replaces another, how the rate was converted, and in words which state was transferred."""
 
     optimizer: torch.optim.Optimizer
     old_name: str
     new_name: str
     rate: RateMapping
-    carried: str
+    transferred: str
 
 
 def make_optimizer(spec: OptimizerSpec, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer that the spec names, over all parameters. Raises `ValueError` when muon finds no hidden matrix."""
+    """The spec's optimizer over all parameters. Raises `ValueError` when Muon finds no hidden matrix."""
     groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
     options: dict[str, Any] = {"lr": spec.lr, "weight_decay": spec.weight_decay}
     if spec.name in _ADAMS:
@@ -50,15 +51,15 @@ def make_optimizer(spec: OptimizerSpec, model: nn.Module) -> torch.optim.Optimiz
 
 
 def check_watchable(optimizer: object) -> None:
-    """Raises `ValueError` for one whose updates cannot be watched."""
+    """Raises `ValueError` for an optimizer whose updates cannot be watched."""
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ValueError(f"watch() takes one torch.optim.Optimizer; found {about_other(optimizer)}")
     if isinstance(optimizer, torch.optim.LBFGS):
-        raise ValueError("LBFGS cannot be watched: it makes many updates a step, each at a rate of its own")
+        raise ValueError("LBFGS cannot be watched: one step makes many updates, each at its own rate")
 
 
 def name_of(optimizer: torch.optim.Optimizer) -> str:
-    """Its name in the table; for one that is not in it, its class's in small letters."""
+    """Its name in the table of optimizers, else its class name in lower case."""
     group = optimizer.param_groups[0] if optimizer.param_groups else {}
     if isinstance(optimizer, Muon | torch.optim.Muon):
         return "muon"
@@ -75,36 +76,37 @@ def name_of(optimizer: torch.optim.Optimizer) -> str:
 
 
 def momentum_of(optimizer: torch.optim.Optimizer) -> float:
-    """The first group's momentum. Raises `ValueError` with the reason when there is none."""
+    """The first group's momentum. Raises `ValueError` with the reason when the optimizer has none."""
     _refuse(optimizer, "momentum")
     return float(optimizer.param_groups[0]["momentum"])
 
 
 def set_momentum(optimizer: torch.optim.Optimizer, value: float) -> float:
-    """Set it in all groups and read it back; plain SGD so becomes momentum, with buffers that start empty, and back.
+    """Set momentum in all groups and read it back. Momentum buffers stay, but are dropped where SGD's becomes 0.
 
-    Buffers that are there stay. Raises `ValueError`, with nothing changed, for a number outside [0, 1).
+    Plain SGD becomes momentum that way, and back. Raises `ValueError`, with nothing changed, for a number outside
+    [0, 1).
     """
     _refuse(optimizer, "momentum")
     _check_share("momentum", value)
     for group in optimizer.param_groups:
         group["momentum"] = value
         if value == 0 and isinstance(optimizer, torch.optim.SGD):
-            for parameter in group["params"]:  # torch would leave them to be met again, stale, when it is turned up
+            for parameter in group["params"]:  # torch would keep them and reuse them, stale, once momentum is raised
                 if parameter in optimizer.state:
                     optimizer.state[parameter].pop("momentum_buffer", None)
     return momentum_of(optimizer)
 
 
 def betas_of(optimizer: torch.optim.Optimizer) -> tuple[float, float]:
-    """The first group's betas. Raises `ValueError` with the reason when there are none."""
+    """The first group's betas. Raises `ValueError` with the reason when the optimizer has none."""
     _refuse(optimizer, "betas")
     first, second = optimizer.param_groups[0]["betas"]
     return float(first), float(second)
 
 
 def set_betas(optimizer: torch.optim.Optimizer, values: tuple[float, float]) -> tuple[float, float]:
-    """Set them in all groups and read them back; the averages, their bias taken off, stay as they were.
+    """Set the betas in all groups and read them back; bias-corrected averages stay the same.
 
     Raises `ValueError`, with nothing changed, for numbers outside [0, 1).
     """
@@ -116,21 +118,22 @@ def set_betas(optimizer: torch.optim.Optimizer, values: tuple[float, float]) -> 
         old = float(group["betas"][0]), float(group["betas"][1])
         for parameter in group["params"]:
             if "exp_avg" in (state := optimizer.state.get(parameter, {})):
-                carried.reweigh(state, old, (first, second))
+                state_transfer.rescale_for_betas(state, old, (first, second))
         group["betas"] = (first, second)
     return betas_of(optimizer)
 
 
 def weight_decay_of(optimizer: torch.optim.Optimizer) -> float:
-    """The weight decay of the first group that has one, else 0. Raises `ValueError` when the optimizer knows none."""
+    """The weight decay of the first group that decays, else 0. Raises `ValueError` when the optimizer has none."""
     _refuse_decay(optimizer)
     return next((float(g["weight_decay"]) for g in optimizer.param_groups if g["weight_decay"]), 0.0)
 
 
 def set_weight_decay(optimizer: torch.optim.Optimizer, value: float) -> float:
-    """Set it and read it back: in the groups that decay, so that those kept from it stay so; in all when none does.
+    """Set weight decay in the groups that decay, or in all groups when none does, and read it back.
 
-    Raises `ValueError`, with nothing changed, for a number outside [0, 10].
+    Groups without decay, such as biases, so stay without. Raises `ValueError`, with nothing changed, for a number
+    outside [0, 10].
     """
     _refuse_decay(optimizer)
     if not (math.isfinite(value) and 0 <= value <= 10):
@@ -151,15 +154,15 @@ def swap(
     weight_decay: float | None = None,
     model: nn.Module | None = None,
 ) -> Swapped:
-    r"""Another optimizer over the same parameters, in the same groups and order; `old` is left as it is.
+    r"""Make another optimizer over the same parameters, in the same groups and order; `old` stays as it is.
 
-    `lr` is the first group's new base rate, by default mapped (`map_rate`); the others keep their ratio to it, and
-    where a schedule has moved a rate, its factor. Betas, momentum and weight decay stay where both have them (the
-    number, not its meaning: SGD, RMSprop and Adam decay through the gradient, AdamW and Muon by themselves); flags as
-    `foreach` stay where the new one has them, and without any it is fused on a GPU. `model` tells Muon which matrices
-    are hidden.
+    `lr` is the first group's new base rate, by default converted by `map_rate`. The other groups keep their ratio to
+    it, and a rate that a schedule has moved keeps its factor. Betas, momentum and weight decay keep their numbers where
+    both optimizers have them; their meaning may change (SGD, RMSprop and Adam decay through the gradient, AdamW and
+    Muon decay the weights). Flags such as `foreach` stay where the new optimizer has them; without any it is fused on a
+    GPU. `model` tells Muon which matrices are hidden.
 
-    What each remembers, ḡ being the mean gradient and v its square's mean:
+    State is transferred as follows, ḡ being the mean gradient and v the mean squared gradient:
 
     | from \\ to | momentum, nesterov: ḡ/(1−μ) | Adam, AdamW: (1−β₁ᵗ)ḡ, (1−β₂ᵗ)v | RMSprop: v | Muon's matrices: ḡ |
     |---|---|---|---|---|
@@ -169,11 +172,11 @@ def swap(
     | RMSprop | empty | v, t; ḡ = 0 | v, t | empty |
     | Muon's matrices | ḡ | ḡ, v = ḡ², t = 1/(1−μ) | v = ḡ² + its mean | ḡ |
 
-    v = ḡ² is what t equal gradients would have left; with v = 0 beside a ḡ Adam's first steps would be ten times too
-    long. RMSprop corrects no bias: its v is what it divides by, and that is kept ("its mean" is the tensor's). What
-    Muon leaves to AdamW goes as AdamW's does. An optimizer that is not in the table hands nothing over.
+    v = ḡ² is what t equal gradients would give; with v = 0 Adam's first steps would be ten times too long. RMSprop has
+    no bias correction, so its v is kept as it is; "its mean" is the mean over the tensor. Parameters that Muon leaves
+    to AdamW are treated as AdamW's. No state is transferred from or to an optimizer that is not in the table.
 
-    Raises `ValueError` for an unknown name, values out of range, and rates of which none is known or all are 0.
+    Raises `ValueError` for an unknown name, for values out of range, and where no rate is known or all are 0.
     """
     was, bases = name_of(old), base_rates(old)
     _check_asked(old, name, momentum=momentum, betas=betas)
@@ -188,23 +191,23 @@ def swap(
     flags = {k: v for k in _FLAGS if (v := old.param_groups[0].get(k)) or (v is False and k == "fused")}
     new = _create(name, groups, {"lr": rate.lr} | flags, model)
     for group, fresh, base in zip(old.param_groups, new.param_groups, bases, strict=True):
-        # The user's own keys, names of parameters among them.
+        # Keys that the user has added to the group, such as parameter names.
         fresh.update({k: v for k, v in group.items() if k not in old.defaults and k not in fresh})
         if "initial_lr" in group:
             fresh["initial_lr"] = fresh["lr"]
             fresh["lr"] = fresh["initial_lr"] * (float(group["lr"]) / base if base else 1.0)
     if weight_decay is not None:
         set_weight_decay(new, weight_decay)
-    kept = _hand_over(old, new)
+    kept = _transfer_state(old, new)
     text = f"keeps {', '.join(kept)}" if kept else f"starts with an empty memory{_EMPTY.get(name, '')}"
-    return Swapped(optimizer=new, old_name=was, new_name=name, rate=rate, carried=text)
+    return Swapped(optimizer=new, old_name=was, new_name=name, rate=rate, transferred=text)
 
 
 def _new_rate(was: str, name: str, bases: list[float], lr: float | None) -> tuple[float, RateMapping]:
-    """The rate that the mapping starts from, the first that is not 0, and the mapping."""
+    """The first base rate that is not 0, and its conversion."""
     start = next((base for base in bases if base), None)
     if start is None:
-        raise ValueError("the learning rate is 0 in every group; there is nothing to carry over from")
+        raise ValueError("the learning rate is 0 in every group, so there is no rate to convert")
     if lr is None:
         return start, map_rate(was, name, start)
     if not (math.isfinite(lr) and lr > 0):
@@ -217,7 +220,9 @@ def _check_asked(
 ) -> None:
     row = traits(name)
     if momentum is not None and (not row.momentum or momentum == 0):
-        reason = refusal(name, "momentum") or ("sgd is without" if name == "sgd" else f"{name} needs more than 0")
+        reason = refusal(name, "momentum") or (
+            "sgd has no momentum" if name == "sgd" else f"{name} needs a momentum > 0"
+        )
         raise ValueError(f"momentum = {momentum:g}; {reason}")
     if betas is not None and (why := refusal(name, "betas")) is not None:
         raise ValueError(why)
@@ -230,12 +235,12 @@ def _create(
 ) -> torch.optim.Optimizer:
     if name == "muon":
         if model is None:
-            raise ValueError("muon needs the model, to tell hidden matrices from the first and the last layer")
+            raise ValueError("muon needs the model, to know which matrices are hidden")
         known = {k: v for k, v in options.items() if k not in _FLAGS}
         return Muon(groups, hidden=hidden_matrices(model), **known)
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "rmsprop": torch.optim.RMSprop}
     kind: Any = kinds.get(name, torch.optim.SGD)
-    # Only RMSprop has no fused form and only SGD cannot be captured.
+    # Only RMSprop takes no `fused` and only SGD takes no `capturable`.
     without = {"rmsprop": "fused"}.get(name, "" if name in kinds else "capturable")
     own = {"nesterov": True, "momentum": OPTIMIZERS[name].momentum} if name == "nesterov" else {}
     groups = list(groups)
@@ -246,13 +251,13 @@ def _create(
 
 def _can_be_fused(groups: list[dict[str, Any]], options: dict[str, Any]) -> bool:
     if options.get("foreach") or options.get("differentiable"):
-        return False  # asked for, and torch knows no two of them together
+        return False  # torch does not combine them with `fused`
     parameters = [p for group in groups for p in group["params"]]
     return all(p.device.type in FUSED_ON and p.is_floating_point() for p in parameters)
 
 
 def _options(name: str, was: str, group: dict[str, Any]) -> dict[str, Any]:
-    """What a new group takes from an old one, with the new optimizer's own where the old has none."""
+    """A new group's options: the old group's where both optimizers have them, else the new optimizer's defaults."""
     made: dict[str, Any] = {"weight_decay": float(group.get("weight_decay", 0.0))}
     same_adam = name in _ADAMS and was in _ADAMS and "betas" in group
     if name in _ADAMS:
@@ -269,24 +274,29 @@ def _options(name: str, was: str, group: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def _hand_over(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> list[str]:
+def _transfer_state(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> list[str]:
     kept: dict[str, None] = {}
     for before, after in zip(old.param_groups, new.param_groups, strict=True):
         for parameter in after["params"]:
             if parameter not in old.state:
                 continue
-            memory = carried.read(_kind(old, parameter), before, old.state[parameter])
-            state = carried.write(_kind(new, parameter), after, memory, parameter)
+            averages = state_transfer.read_averages(_kind(old, parameter), before, old.state[parameter])
+            state = state_transfer.initial_state(_kind(new, parameter), after, averages, parameter)
             if state:
                 new.state[parameter] = state
                 kept |= dict.fromkeys(state)
     return list(kept)
 
 
-def _kind(optimizer: torch.optim.Optimizer, parameter: Tensor) -> carried.Kind:
+def _kind(optimizer: torch.optim.Optimizer, parameter: Tensor) -> state_transfer.StateKind:
     if isinstance(optimizer, Muon):
         return "average" if optimizer.is_hidden(parameter) else "adam"
-    kinds: dict[str, carried.Kind] = {"muon": "average", "adam": "adam", "adamw": "adam", "rmsprop": "rmsprop"}
+    kinds: dict[str, state_transfer.StateKind] = {
+        "muon": "average",
+        "adam": "adam",
+        "adamw": "adam",
+        "rmsprop": "rmsprop",
+    }
     return kinds.get(name_of(optimizer), "velocity" if isinstance(optimizer, torch.optim.SGD) else "none")
 
 
@@ -294,7 +304,7 @@ def _refuse(optimizer: torch.optim.Optimizer, wanted: str) -> None:
     name = name_of(optimizer)
     if why := refusal(name, wanted):
         raise ValueError(why)
-    if wanted not in optimizer.param_groups[0]:  # torch's own Muon, without an AdamW beside it
+    if wanted not in optimizer.param_groups[0]:  # torch's own Muon has no AdamW part
         raise ValueError(f"{name} has no {wanted} here")
 
 

@@ -1,0 +1,55 @@
+"""An optimizer's parameter groups and per-parameter state after the model's parameters have changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from tui_descent.training.surgery.transition import Changed
+
+
+def replace_parameters(optimizer: torch.optim.Optimizer, model: nn.Module, changed: Changed) -> None:
+    """Take removed parameters out with their state and add the new ones; all others keep group, state and identity.
+
+    A new vector joins the first group that holds vectors only, usually the group without weight decay. Where there is
+    none, and for matrices, it is the first group that holds a matrix. Within a group the model's order is kept.
+    """
+    removed = {id(p) for p in changed.removed.values()}
+    groups = optimizer.param_groups
+    for group in groups:
+        for parameter in group["params"]:
+            if id(parameter) in removed:
+                optimizer.state.pop(parameter, None)
+        group["params"] = [p for p in group["params"] if id(p) not in removed]
+    order = {id(p): n for n, p in enumerate(model.parameters())}
+    for parameter in changed.added.values():
+        matrices = [g for g in groups if any(p.dim() >= 2 for p in g["params"])]
+        vectors = [g for g in groups if g["params"] and g not in matrices] if parameter.dim() < 2 else []
+        group = (vectors or matrices or groups)[0]
+        later = (n for n, p in enumerate(group["params"]) if order.get(id(p), -1) > order[id(parameter)])
+        group["params"].insert(next(later, len(group["params"])), parameter)
+
+
+def clear_state(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
+    """Drop the optimizer state of re-initialised parameters."""
+    for parameter in parameters:
+        optimizer.state.pop(parameter, None)
+
+
+def fill_momentum_buffers(optimizer: torch.optim.Optimizer) -> None:
+    """Give parameters without a momentum buffer one of zeros, where others of their group in a fused SGD have one.
+
+    torch's fused SGD takes a group in which all buffers are there or none is. A buffer of zeros leads to the same first
+    update as no buffer.
+    """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
+    for group in optimizer.param_groups:
+        if not (group.get("fused") and group["momentum"]):
+            continue
+        lacking = [p for p in group["params"] if optimizer.state.get(p, {}).get("momentum_buffer") is None]
+        if len(lacking) < len(group["params"]):
+            for parameter in lacking:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
