@@ -48,8 +48,8 @@ seed = 5
 class Played:
     """A run of the own loop's parts with its schedule stepped. What is asked acts before the step it is asked for."""
 
-    def __init__(self, kept: Kept, plan: dict[int, str], *, budget: int = 256_000_000, disk: int = 0) -> None:
-        kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there", undo_budget=budget, undo_disk=disk)
+    def __init__(self, kept: Kept, plan: dict[int, str], *, budget: int = 256_000_000) -> None:
+        kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there", undo_budget=budget)
         self.kept = kept
         self.setup: Setup = build(from_text(SCENARIO, source="test"), on=torch.device("cpu"))
         self.watch = Watch(

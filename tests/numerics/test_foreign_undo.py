@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import torch
 from kept import Kept
-from nets import copy_of, digit_batches, loss_of, mlp, same
+from nets import copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel
 
@@ -114,6 +114,28 @@ def test_the_scheduler_goes_back_and_the_loops_counter_and_data_go_on(name: str,
     assert count == STEPS
     (told,) = kept_past.events(Rewound)
     assert (told.to_step, told.step) == (TURN_AT, UNDO_AT)
+
+
+def test_undone_and_redone_to_the_last_bit(kept_past: Kept) -> None:
+    net = mlp()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    seen: dict[int, Any] = {}
+    asked = {4: parse("betas=0.8/0.9"), 8: Undo(), 10: Redo()}
+    with Watch(net, optimizer, link=kept_past.link) as run:
+        for n, batch in enumerate(digit_batches(12), start=1):
+            loss = loss_of(net, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            seen[n] = copy_of(net), state_of(optimizer)
+            if n in asked:
+                kept_past.order(asked[n])
+            run.step(loss)
+            if n in (8, 10):
+                there = seen[4 if n == 8 else 8]
+                assert same(copy_of(net), there[0])
+                assert same_state(state_of(optimizer), there[1])
+    assert len(kept_past.events(Rewound)) == 2
 
 
 def test_a_scheduler_that_is_not_named_goes_on(kept_past: Kept) -> None:

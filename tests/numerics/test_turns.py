@@ -236,7 +236,7 @@ def test_another_optimizer_starts_at_the_rate_that_the_scenario_names_for_it(kep
 
 def test_by_value_too_an_undo_of_another_optimizer_has_the_rate_that_was_turned(kept: Kept) -> None:
     made = make_setup("mlp", optimizer={"name": "sgd", "lr": 0.05, "rates": {"adam": 3e-3}})
-    kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there", undo_budget=1000, undo_disk=0)
+    kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there", undo_budget=1000)
     plan = [(1, parse("lr=*10")), (2, parse("optimizer=adam"))]
     with Watch(made.model, made.optimizer, link=kept.link, steering=steering_of(made), plan=plan, own_loop=True) as run:
         run.begin_step()

@@ -235,11 +235,13 @@ class Control:
                 return
             self.steering.check(command)
             past = None if command.knob in INDIFFERENT else self.past
-            before = past.take(self.segment, self.step, knob=command.knob) if past is not None else None
+            before = past.take(self.segment, self.step) if past is not None else None
             rate, turned = self.steering.rate.value, self._turn(command, before)
             if past is not None:
                 rates = rate, self.steering.rate.value
-                past.turned(undoable(self._turns, self.step, command, turned, before, rates=rates))
+                turned = turned.noted(
+                    past.turned(undoable(self._turns, self.step, command, turned, before, rates=rates))
+                )
             at_once = 1 + len(batch.earlier)
             for request in batch.earlier:
                 self.done(request, f"one of {at_once} turns made at once as intervention {self._turns}", more=True)

@@ -20,14 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from tui_descent.training.disk import Disk, Stored
 from tui_descent.training.surgery import Around
 
 _SIMPLE = (type(None), bool, int, float, complex, str, bytes)
 _CONTAINERS = (dict, list, set, deque)
 _OWN = "tui_descent.training."
 # What runs the loop is not the loop's state.
-_OUTSIDE = frozenset({"control", "curving", "disk", "guard", "link", "memory", "moments", "past", "updates", "watch"})
+_OUTSIDE = frozenset({"control", "curving", "guard", "link", "memory", "moments", "past", "updates", "watch"})
 
 
 class HasStateDict(Protocol):
@@ -77,38 +76,23 @@ class Moment:
         self._held: list[tuple[Any, Any]] = []
         self._place: dict[int, int] = {}
         self._random: dict[str, Any] = {}
-        self._stored: Stored | None = None
-        self._finite: bool | None = None
         self.nbytes = 0  # memory its tensors take
 
     @classmethod
-    def take(
-        cls, roots: Iterable[object], *, segment: int, step: int, randoms: bool = True, onto: Disk | None = None
-    ) -> Moment:
-        """The state now. `randoms` adds torch's, Python's and NumPy's own generators; `onto` keeps the tensors there.
-
-        Raises `OSError` where that disk has no room.
-        """
+    def take(cls, roots: Iterable[object], *, segment: int, step: int, randoms: bool = True) -> Moment:
+        """The state now. `randoms` adds torch's, Python's and NumPy's own generators."""
         moment = cls(segment=segment, step=step)
-        away: list[Tensor] = []
         waiting = deque(roots)
         while waiting:
             found = waiting.popleft()
             if id(found) in moment._place or not has_contents(found):
                 continue
             moment._place[id(found)] = len(moment._held)
-            if onto is not None and isinstance(found, Tensor):
-                away.append(found)
-                contents: Any = (None, found.requires_grad)
-            else:
-                contents = _contents(found)
-                if isinstance(found, Tensor):
-                    moment.nbytes += contents[0].nbytes
+            contents = _contents(found)
+            if isinstance(found, Tensor):
+                moment.nbytes += contents[0].nbytes
             moment._held.append((found, contents))
             waiting.extend(_within(contents))
-        if onto is not None:
-            moment._finite = _finite(away)
-            moment._stored = onto.store(away)
         if randoms:
             moment._random = {name: get() for name, (get, _) in _generators().items()}
         return moment
@@ -117,12 +101,11 @@ class Moment:
     def restore(self, *, named: bool = True) -> None:
         """Stand where it was taken; as often as wanted. `named`: with what is known by its `state_dict` alone.
 
-        Raises `ValueError`, with nothing changed, where one of those will not load it, or the disk lost what it held.
+        Raises `ValueError`, with nothing changed, where one of those will not load it.
         """
-        held = list(self._whole())
         if named:
             self._load()
-        for found, contents in held:
+        for found, contents in self._held:
             if not isinstance(found, Stateful):
                 _put_back(found, contents)
         generators = _generators()
@@ -143,34 +126,14 @@ class Moment:
                 found.load(before)
             raise
 
-    def _whole(self) -> Iterator[tuple[Any, Any]]:
-        """What is held, the stored tensors among it. Raises `ValueError`."""
-        stored = iter(self._stored.read() if self._stored is not None else ())
-        for found, contents in self._held:
-            if self._stored is not None and isinstance(found, Tensor):
-                yield found, (next(stored), contents[1])
-            else:
-                yield found, contents
-
-    @property
-    def disk_bytes(self) -> int:
-        """What it takes of the disk instead."""
-        return 0 if self._stored is None else self._stored.nbytes
-
-    def damage(self) -> str:
-        """Why it cannot be gone back to; empty where it can."""
-        return "" if self._stored is None else self._stored.damage()
-
     def finite(self) -> bool:
         """Whether every weight in it is a number."""
-        if self._finite is None:
-            self._finite = all(bool(c[0].isfinite().all()) for f, c in self._held if isinstance(f, nn.Parameter))
-        return self._finite
+        return all(bool(c[0].isfinite().all()) for f, c in self._held if isinstance(f, nn.Parameter))
 
     def digest(self) -> str:
         """SHA-256 over it all: the same for the same state, in another process too."""
         sha = hashlib.sha256()
-        for found, contents in self._whole():
+        for found, contents in self._held:
             sha.update(type(found).__qualname__.encode())
             self._feed(sha.update, contents)
         self._feed(sha.update, self._random)
@@ -198,10 +161,6 @@ class Moment:
             feed(value.tobytes())
         else:
             feed(type(value).__qualname__.encode())
-
-
-def _finite(tensors: Iterable[Tensor]) -> bool:
-    return all(bool(t.detach().isfinite().all()) for t in tensors if isinstance(t, nn.Parameter))
 
 
 def bytes_needed(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:

@@ -141,20 +141,21 @@ class Steering:
         """
         self.check(turn)
         row, knob = knobs.KNOBS[turn.knob], self._knobs[turn.knob]
-        self.ground.step = step
         if row.touches == "run":
+            self.ground.step = step
             return knob.turn(turn)
         states = self.states()
         with self._deaf():
-            turned = self._whole_turn(knob, turn, row, before)
+            turned = self._whole_turn(knob, turn, row, step, before)
         one = turn.target != "all"
         changed = (now for now, then in zip(self.states(), states, strict=True) if now != then)
         return replace(turned, knobs=tuple(state for state in changed if one or state.name != turn.knob))
 
-    def _whole_turn(self, knob: Knob, turn: TurnKnob, row: knobs.Knob, moment: Moment | None) -> Turned:
+    def _whole_turn(self, knob: Knob, turn: TurnKnob, row: knobs.Knob, step: int, moment: Moment | None) -> Turned:
         """Change, probe, and put all back where either raises."""
         before = self._probed(whole=False)
         whole = Whole(self.ground, moment)
+        self.ground.step = step
         try:
             turned = knob.turn(turn)
             for optimizer in self.ground.optimizers():

@@ -105,7 +105,7 @@ class Watch:
         steering.watched(self._follow, self._updates.deaf)
         if link is not None and link.launch.socket is not None:  # where nobody can ask, nothing is kept
             roots = [model, steering, *state]
-            self.control.past = Past.of(link.launch, lambda: roots, lambda: self.optimizer, model, own_loop)
+            self.control.past = Past(lambda: roots, lambda: self.optimizer, model, link.launch.undo_budget, own_loop)
         self._segment = 0
         self._order = ForwardOrder()
         self._rows = Rows(model, self._order, self.control, self._guard)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -37,6 +37,10 @@ class Turned:
     loss_after: float | None = None
     note: str | None = None
     knobs: tuple[KnobState, ...] = ()
+
+    def noted(self, more: str | None) -> Turned:
+        """The same with `more` at the end of the note."""
+        return self if more is None else replace(self, note="; ".join(filter(None, (self.note, more))))
 
     def particulars(self) -> dict[str, Any]:
         """All but old and new, as `KnobTurned` takes it."""
