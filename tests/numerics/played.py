@@ -14,8 +14,8 @@ from tui_descent.protocol.events import RunStarted
 from tui_descent.scenario.knobs import parse
 from tui_descent.scenario.toml import from_text
 from tui_descent.training.build import Setup, build
-from tui_descent.training.moments import Moment
-from tui_descent.training.past import Past
+from tui_descent.training.undo.snapshot import Moment
+from tui_descent.training.undo.undo_stack import Past
 from tui_descent.training.watch import Watch
 
 ABOUT = RunStarted(

@@ -17,9 +17,9 @@ from tui_descent.protocol.events import RunStarted
 from tui_descent.scenario.knobs import parse
 from tui_descent.scenario.toml import from_table
 from tui_descent.training.build import Setup, build
-from tui_descent.training.moments import Moment
 from tui_descent.training.ratesweep import RangeTest
 from tui_descent.training.steering import Steering
+from tui_descent.training.undo.snapshot import Moment
 from tui_descent.training.watch import Watch
 
 ABOUT = RunStarted(

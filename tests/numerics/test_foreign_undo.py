@@ -17,8 +17,8 @@ from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.commands import Redo, Undo
 from tui_descent.protocol.events import CommandRejected, Rewound
 from tui_descent.scenario.knobs import parse
-from tui_descent.training.named import roots_of
 from tui_descent.training.own import watch
+from tui_descent.training.undo.user_state import roots_of
 from tui_descent.training.watch import Watch
 
 STEPS, TURN_AT, UNDO_AT = 14, 4, 9

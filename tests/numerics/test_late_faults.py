@@ -22,8 +22,8 @@ from tui_descent.protocol.events import NotFinite, Rewound, RunEnded, StateChang
 from tui_descent.scenario.toml import from_table
 from tui_descent.training import loop, optimizers
 from tui_descent.training.build import Setup, build
-from tui_descent.training.past import Past
 from tui_descent.training.steering import Steering
+from tui_descent.training.undo.undo_stack import Past
 from tui_descent.training.watch import Watch
 
 

@@ -19,8 +19,8 @@ from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.commands import AnyCommand, Resume, SweepRates
 from tui_descent.protocol.events import CommandRejected, NotFinite, RatesSwept
 from tui_descent.training.build import Setup
-from tui_descent.training.moments import Moment
 from tui_descent.training.ratesweep import RangeTest
+from tui_descent.training.undo.snapshot import Moment
 from tui_descent.training.watch import Watch
 
 

@@ -13,8 +13,8 @@ from nets import copy_of, digit_batches, loss_of, mlp, same, same_state, state_o
 
 from tui_descent.protocol.events import CommandRejected, KnobTurned
 from tui_descent.scenario.knobs import parse
-from tui_descent.training.moments import Moment
 from tui_descent.training.steering import Steering
+from tui_descent.training.undo.snapshot import Moment
 from tui_descent.training.watch import Watch
 
 

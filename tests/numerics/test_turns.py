@@ -14,7 +14,7 @@ from turning import grouped, ids, steering_of, step
 from tui_descent.protocol.commands import Redo, Undo
 from tui_descent.protocol.events import CommandDone, CommandRejected, KnobState, KnobTurned
 from tui_descent.scenario.knobs import KNOBS, parse, text_of
-from tui_descent.training.moments import Moment
+from tui_descent.training.undo.snapshot import Moment
 from tui_descent.training.watch import Watch
 
 

@@ -27,7 +27,7 @@ from tui_descent.protocol.events import (
     StateChanged,
 )
 from tui_descent.scenario.knobs import parse
-from tui_descent.training.moments import Moment
+from tui_descent.training.undo.snapshot import Moment
 from tui_descent.training.watch import Watch
 
 

@@ -37,14 +37,14 @@ from tui_descent.protocol.events import (
 from tui_descent.training.curving import Curving
 from tui_descent.training.link import Link
 from tui_descent.training.memory import Memory
-from tui_descent.training.moments import Moment
 from tui_descent.training.orders import Batch, Orders
 from tui_descent.training.pace import Beat, Going
-from tui_descent.training.past import INDIFFERENT, Past, undoable
 from tui_descent.training.ratesweep import RangeTest
 from tui_descent.training.steering import Steering, Turned
 from tui_descent.training.stop import StopRun
 from tui_descent.training.sweeping import Sweeping
+from tui_descent.training.undo.snapshot import Moment
+from tui_descent.training.undo.undo_stack import INDIFFERENT, Past, undoable
 
 Evaluation = Callable[[], tuple[float, float | None]]
 

@@ -14,8 +14,8 @@ from tui_descent.instruments.sampler import USUAL_BUDGET, Sampler
 from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.events import Noted
 from tui_descent.training.link import Link
-from tui_descent.training.named import roots_of
 from tui_descent.training.optimizers import check_watchable
+from tui_descent.training.undo.user_state import roots_of
 from tui_descent.training.watch import Watch
 
 SECOND = "this process has a run that is watched already: another watch() goes on unwatched"

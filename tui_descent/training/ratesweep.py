@@ -21,10 +21,10 @@ from tui_descent.protocol.rates import RatesSwept
 from tui_descent.scenario.optimizers import OPTIMIZERS
 from tui_descent.training.build import Setup
 from tui_descent.training.lookahead import SCALES, look_ahead
-from tui_descent.training.moments import Moment
 from tui_descent.training.optimizers import name_of
 from tui_descent.training.schedules import base_rates
 from tui_descent.training.steering import Steering
+from tui_descent.training.undo.snapshot import Moment
 
 STEPS = 100
 # Of rates whose size is Adam's: there an update moves a weight by about the rate. At 1e-7 a float32 weight of size 1

@@ -21,10 +21,10 @@ from tui_descent.training.knobs import knobs_of
 from tui_descent.training.knobs.ground import Ground, Knob, Turned
 from tui_descent.training.knobs.rate_factor import Rate
 from tui_descent.training.membership import even
-from tui_descent.training.moments import Moment
 from tui_descent.training.nets.block import Block
 from tui_descent.training.optimizers import swap
 from tui_descent.training.transaction import Whole
+from tui_descent.training.undo.snapshot import Moment
 
 __all__ = ["Rate", "Steering", "Turned"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tui_descent.training.knobs.ground import Ground
-from tui_descent.training.moments import Moment
+from tui_descent.training.undo.snapshot import Moment
 
 
 class Whole:

@@ -34,13 +34,13 @@ from tui_descent.training.late import Late
 from tui_descent.training.link import Link
 from tui_descent.training.memory import Memory
 from tui_descent.training.optimizers import check_watchable
-from tui_descent.training.past import Past
 from tui_descent.training.records import Place, ReadingPlace
 from tui_descent.training.rows import Rows
 from tui_descent.training.steering import Steering
 from tui_descent.training.stop import StopRun, outcome
 from tui_descent.training.stretch import Stretch
 from tui_descent.training.telling import AtOnce, Telling
+from tui_descent.training.undo.undo_stack import Past
 from tui_descent.training.updates import Updates
 
 

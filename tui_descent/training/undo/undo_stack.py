@@ -12,8 +12,8 @@ import torch
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.events import SnapshotTaken
 from tui_descent.training.knobs.ground import Turned
-from tui_descent.training.moments import Moment, bytes_needed
 from tui_descent.training.undo.memory_budget import default_budget
+from tui_descent.training.undo.snapshot import Moment, bytes_needed
 
 EVERY_S = 30.0
 SHARE = 0.01  # of the time that the moments taken now and then may cost

@@ -26,7 +26,7 @@ _SIMPLE = (type(None), bool, int, float, complex, str, bytes)
 _CONTAINERS = (dict, list, set, deque)
 _OWN = "tui_descent.training."
 # What runs the loop is not the loop's state.
-_OUTSIDE = frozenset({"control", "curving", "guard", "link", "memory", "moments", "past", "updates", "watch"})
+_OUTSIDE = frozenset({"control", "curving", "guard", "link", "memory", "updates", "watch"})
 
 
 class HasStateDict(Protocol):
@@ -181,7 +181,7 @@ def has_contents(found: object) -> bool:
     if is_dataclass(found):
         return not getattr(type(found), "__dataclass_params__").frozen  # noqa: B009 - not in typeshed
     home = type(found).__module__
-    return home.startswith(_OWN) and home.removeprefix(_OWN) not in _OUTSIDE
+    return home.startswith(_OWN) and home.removeprefix(_OWN).split(".")[0] not in (*_OUTSIDE, "undo")
 
 
 def _contents(found: Any) -> Any:

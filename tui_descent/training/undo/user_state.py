@@ -7,7 +7,7 @@ from types import FunctionType
 
 from torch.optim.lr_scheduler import LRScheduler
 
-from tui_descent.training.moments import Stateful, has_contents
+from tui_descent.training.undo.snapshot import Stateful, has_contents
 
 
 def roots_of(state: Mapping[str, object]) -> list[object]:
