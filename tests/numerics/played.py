@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 import torch
+from digests import digest
 from kept import Kept
 
 from tui_descent.instruments.sampler import Sampler
@@ -14,7 +15,6 @@ from tui_descent.protocol.events import RunStarted
 from tui_descent.scenario.knobs import parse
 from tui_descent.scenario.toml import from_text
 from tui_descent.training.build import Setup, build
-from tui_descent.training.undo.snapshot import Moment
 from tui_descent.training.undo.undo_stack import Past
 from tui_descent.training.watch import Watch
 
@@ -93,7 +93,7 @@ class Played:
         return self.losses
 
     def digest(self) -> str:
-        return Moment.take(self.past.roots(), segment=0, step=0).digest()
+        return digest(self.past.holders())
 
 
 def untouched(folder: Path, until: int, plan: dict[int, str] | None = None) -> list[float]:

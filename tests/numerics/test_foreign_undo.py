@@ -18,7 +18,7 @@ from tui_descent.protocol.commands import Redo, Undo
 from tui_descent.protocol.events import CommandRejected, Rewound
 from tui_descent.scenario.knobs import parse
 from tui_descent.training.own import watch
-from tui_descent.training.undo.user_state import roots_of
+from tui_descent.training.undo.user_state import user_holders
 from tui_descent.training.watch import Watch
 
 STEPS, TURN_AT, UNDO_AT = 14, 4, 9
@@ -81,7 +81,7 @@ def train(
     state = {"scheduler": scheduler} if named else {}
     rates: list[float] = []
     with Watch(
-        net, optimizer, link=kept.link if kept else None, state=roots_of(state), sampler=Sampler(every=3)
+        net, optimizer, link=kept.link if kept else None, state=user_holders(state), sampler=Sampler(every=3)
     ) as run:
         for n in order:
             loss = loss_of(net, batches[n])
@@ -150,7 +150,7 @@ def play(kept: Kept, state: Mapping[str, object], look: Callable[[], Any], act: 
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
     seen: dict[str, Any] = {}
-    with Watch(net, optimizer, link=kept.link, state=roots_of(state), sampler=Sampler(budget=0.0)) as run:
+    with Watch(net, optimizer, link=kept.link, state=user_holders(state), sampler=Sampler(budget=0.0)) as run:
         for n, batch in enumerate(digit_batches(8)):
             loss = loss_of(net, batch)
             optimizer.zero_grad()
@@ -230,7 +230,7 @@ def test_one_that_will_not_go_back_leaves_all_as_it_was_and_is_told(kept_past: K
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
     good, bad = Warmup(optimizer), Stubborn(optimizer)
-    with Watch(net, optimizer, link=kept_past.link, state=roots_of({"good": good, "bad": bad})) as run:
+    with Watch(net, optimizer, link=kept_past.link, state=user_holders({"good": good, "bad": bad})) as run:
         for n, batch in enumerate(digit_batches(6)):
             loss = loss_of(net, batch)
             optimizer.zero_grad()

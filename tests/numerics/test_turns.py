@@ -14,7 +14,8 @@ from turning import grouped, ids, steering_of, step
 from tui_descent.protocol.commands import Redo, Undo
 from tui_descent.protocol.events import CommandDone, CommandRejected, KnobState, KnobTurned
 from tui_descent.scenario.knobs import KNOBS, parse, text_of
-from tui_descent.training.undo.snapshot import Moment
+from tui_descent.training.undo.random_state import RandomState
+from tui_descent.training.undo.snapshot import Snapshot
 from tui_descent.training.watch import Watch
 
 
@@ -80,21 +81,21 @@ def test_a_receipt_tells_what_changed_and_nothing_where_nothing_did(kept: Kept) 
 
 
 @pytest.mark.parametrize("texts", [("optimizer=muon", "norm=layer"), ("norm=none", "optimizer=sgd"), ("schedule=wsd",)])
-def test_a_moment_before_any_turn_can_be_stood_in_again(texts: tuple[str, ...]) -> None:
+def test_a_snapshot_taken_before_turns_is_restored_after_them(texts: tuple[str, ...]) -> None:
     made = make_setup("mlp", optimizer={"name": "adam", "lr": 1e-3}, norm="rms")
     steering, first = steering_of(made), made.optimizer
     with Watch(made.model, made.optimizer, link=None, steering=steering) as run:
         run.begin_step()
         for _ in range(3):
             step(made, run)
-        moment = Moment.take([made.model, steering, made], segment=0, step=3)
+        snapshot = Snapshot([*steering.holders(), RandomState()], segment=0, step=3)
         losses = [step(made, run) for _ in range(5)]
-        moment.restore()
+        snapshot.restore()
         steering.restored()
         for text in (*texts, "residual=on", "freeze@head=on", "init@stem=he", "kick=0.1", "clip=1"):
             steering.turn(parse(text), step=3)
         assert [step(made, run) for _ in range(5)] != losses
-        moment.restore()
+        snapshot.restore()
         steering.restored()
         assert run.optimizer is made.optimizer is first
         assert sorted(grouped(first)) == sorted(ids(made.model))

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from digests import digest_of
 from kept import Kept
 from nets import copy_of, digit_batches, loss_of, mlp, same
 from played import TURNS, Played, untouched
@@ -27,7 +28,8 @@ from tui_descent.protocol.events import (
     StateChanged,
 )
 from tui_descent.scenario.knobs import parse
-from tui_descent.training.undo.snapshot import Moment
+from tui_descent.training.undo import undo_stack
+from tui_descent.training.undo.snapshot import Snapshot
 from tui_descent.training.watch import Watch
 
 
@@ -110,18 +112,18 @@ def test_the_digest_is_of_the_whole_state(play: Any) -> None:
     run = play()
     run.go(10)
     before = run.digest()
-    moment = Moment.take(run.past.roots(), segment=0, step=10)
-    assert run.digest() == moment.digest() == before
+    snapshot = Snapshot(run.past.holders(), segment=0, step=10)
+    assert run.digest() == digest_of(snapshot) == before
     run.go(12)
     assert run.digest() != before
-    moment.restore()
+    snapshot.restore()
     assert run.digest() == before
-    moment.restore()
+    snapshot.restore()
     assert run.digest() == before
     with torch.no_grad():
         next(run.setup.model.parameters()).view(-1)[0] += 1e-6
     assert run.digest() != before
-    moment.restore()
+    snapshot.restore()
     torch.rand(1)
     random.random()
     assert run.digest() != before
@@ -146,11 +148,11 @@ def test_every_part_of_the_state_comes_back(spoil: Any, play: Any) -> None:
     run = play()
     run.go(10)
     before = run.digest()
-    moment = Moment.take(run.past.roots(), segment=0, step=10)
+    snapshot = Snapshot(run.past.holders(), segment=0, step=10)
     parameters = [id(p) for p in run.setup.model.parameters()]
     spoil(run.setup)
     assert run.digest() != before
-    moment.restore()
+    snapshot.restore()
     assert run.digest() == before
     assert [id(p) for p in run.setup.model.parameters()] == parameters
 
@@ -213,7 +215,7 @@ def test_without_memory_for_a_snapshot_the_run_goes_on(play: Any, monkeypatch: p
 
     run = play()
     run.go(10)
-    monkeypatch.setattr(Moment, "take", full)
+    monkeypatch.setattr(undo_stack, "Snapshot", full)
     run.go(12, parse("lr=*2"), Undo())
     (done,) = run.kept.events(CommandDone)
     assert "by value only: there is no memory left for the exact state" in done.what
@@ -223,7 +225,7 @@ def test_a_refused_turn_takes_no_snapshot(play: Any, monkeypatch: pytest.MonkeyP
     run = play()
     run.go(4)
     taken: list[Any] = []
-    monkeypatch.setattr(Moment, "take", lambda *args, **_: taken.append(args))
+    monkeypatch.setattr(undo_stack, "Snapshot", lambda *args, **_: taken.append(args))
     run.go(5, TurnKnob(knob="lr", value="-1"), TurnKnob(knob="batch_size", value="no"), TurnKnob(knob="x", value="1"))
     assert len(run.kept.events(CommandRejected)) == 3
     assert not taken
@@ -249,10 +251,10 @@ def test_a_turn_that_fails_half_way_is_put_back(budget: int, play: Any, monkeypa
     assert run.digest() == before
 
 
-def test_the_budget_is_kept_and_the_oldest_moments_go_first(play: Any) -> None:
+def test_the_budget_is_kept_and_the_oldest_snapshots_go_first(play: Any) -> None:
     run = play()
     run.go(2)  # Adam's averages are there now
-    one = Moment.take(run.past.roots(), segment=0, step=2).nbytes
+    one = Snapshot(run.past.holders(), segment=0, step=2).nbytes
     run.past.budget = 3 * one + one // 2
     for step in range(5, 30, 5):
         run.go(step, parse("lr=*1.1"))
@@ -264,7 +266,7 @@ def test_the_budget_is_kept_and_the_oldest_moments_go_first(play: Any) -> None:
     assert ["by value only" in what for what in done] == [False, False, False, True]
 
 
-def test_after_numbers_that_are_none_the_last_good_moment_comes_back(play: Any) -> None:
+def test_after_numbers_that_are_none_the_last_good_snapshot_comes_back(play: Any) -> None:
     run = play()
     run.go(10)
     good = run.digest()

@@ -43,7 +43,7 @@ from tui_descent.training.ratesweep import RangeTest
 from tui_descent.training.steering import Steering, Turned
 from tui_descent.training.stop import StopRun
 from tui_descent.training.sweeping import Sweeping
-from tui_descent.training.undo.snapshot import Moment
+from tui_descent.training.undo.snapshot import Snapshot
 from tui_descent.training.undo.undo_stack import INDIFFERENT, Past, undoable
 
 Evaluation = Callable[[], tuple[float, float | None]]
@@ -277,7 +277,7 @@ class Control:
         """It comes first when what is under way has ended."""
         self._orders.put_back(batch)
 
-    def _snapshot(self, reason: str, *, at: Moment | None = None) -> None:
+    def _snapshot(self, reason: str, *, at: Snapshot | None = None) -> None:
         assert self.past is not None
         self.tell(self.past.taken(reason, *((self.segment, self.step) if at is None else (at.segment, at.step))))
 
@@ -289,18 +289,18 @@ class Control:
         step = past.undo(self.segment, self.step, broken=self._broken) if back else past.redo()
         word = "undone" if back else "redone"
         try:
-            if step.moment is None:
+            if step.snapshot is None:
                 for turn in step.turns:
                     order = Order(client=0, request=0, source="key", command=turn)
                     self._tell_turned(order, turn, self._turn(turn))
                 return f"{word}: {step.what}"
-            step.moment.restore()
+            step.snapshot.restore()
         except ValueError:
             past.refused(step)
             raise
         self.steering.restored()
         self._broken, self.rewound = False, True
-        left, place = (self.segment, self.step), step.moment
+        left, place = (self.segment, self.step), step.snapshot
         self._segments += 1
         self.segment = self._segments
         if self._needs_keeper:  # a loop of the user's own goes on counting
@@ -330,7 +330,7 @@ class Control:
             raise ValueError("a range test needs a loss that is a number; u goes back to the last good state")
         return self._sweeping.run(client)
 
-    def _turn(self, turn: TurnKnob, before: Moment | None = None) -> Turned:
+    def _turn(self, turn: TurnKnob, before: Snapshot | None = None) -> Turned:
         turned = self.steering.turn(turn, step=self.step, before=before)
         self._turns += 1
         return turned

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,8 +54,6 @@ class Delegate:
     says another than now. An optimizer keeps its delegate when its watch is over: the next one goes on with it.
     """
 
-    not_undone: ClassVar[tuple[str, ...]] = ("_handles", "_hooked", "_emptied", "_depth", "_read")
-
     def __init__(self, outer: torch.optim.Optimizer) -> None:
         self.outer = outer
         self.inner: torch.optim.Optimizer | None = None
@@ -76,6 +74,14 @@ class Delegate:
             found = cls(outer)
             setattr(outer, KEY, found)
         return found
+
+    def state(self) -> tuple[torch.optim.Optimizer | None, list[GroupRate]]:
+        """Who makes the updates, at which rates."""
+        return self.inner, list(self._rates)
+
+    def restore(self, state: tuple[torch.optim.Optimizer | None, list[GroupRate]]) -> None:
+        """Back to it."""
+        self.inner, self._rates = state[0], list(state[1])
 
     @property
     def acting(self) -> torch.optim.Optimizer:

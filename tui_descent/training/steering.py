@@ -24,7 +24,7 @@ from tui_descent.training.membership import even
 from tui_descent.training.nets.block import Block
 from tui_descent.training.optimizers import swap
 from tui_descent.training.transaction import Whole
-from tui_descent.training.undo.snapshot import Moment
+from tui_descent.training.undo.snapshot import HoldsState, Snapshot
 
 __all__ = ["Rate", "Steering", "Turned"]
 
@@ -134,8 +134,8 @@ class Steering:
         if (why := self._knobs[knobs.check(turn).knob].unavailable()) is not None:
             raise ValueError(why)
 
-    def turn(self, turn: TurnKnob, *, step: int = 0, before: Moment | None = None) -> Turned:
-        """Turn one knob before update `step`; `before` is the moment of now, where one was taken for an undo.
+    def turn(self, turn: TurnKnob, *, step: int = 0, before: Snapshot | None = None) -> Turned:
+        """Turn one knob before update `step`; `before` is the snapshot taken for an undo, where there is one.
 
         Raises `ValueError`, with nothing changed, when it cannot be.
         """
@@ -151,10 +151,10 @@ class Steering:
         changed = (now for now, then in zip(self.states(), states, strict=True) if now != then)
         return replace(turned, knobs=tuple(state for state in changed if one or state.name != turn.knob))
 
-    def _whole_turn(self, knob: Knob, turn: TurnKnob, row: knobs.Knob, step: int, moment: Moment | None) -> Turned:
+    def _whole_turn(self, knob: Knob, turn: TurnKnob, row: knobs.Knob, step: int, snapshot: Snapshot | None) -> Turned:
         """Change, probe, and put all back where either raises."""
         before = self._probed(whole=False)
-        whole = Whole(self.ground, moment)
+        whole = Whole(self.ground, snapshot)
         self.ground.step = step
         try:
             turned = knob.turn(turn)
@@ -173,8 +173,12 @@ class Steering:
             line = next(iter(str(error).splitlines()), "")[:200]
             raise ValueError(f"nothing was changed: the net then raised {type(error).__name__}: {line}") from error
 
+    def holders(self) -> list[HoldsState]:
+        """What a snapshot of the run is taken of."""
+        return self.ground.holders()
+
     def restored(self) -> None:
-        """Another moment's state stands here now: its net, and its optimizer, which may be another object."""
+        """A snapshot was restored: the net has changed, and the optimizer may be another object."""
         self.ground.version += 1
         self.ground.change_optimizer(self.ground.optimizer)
 

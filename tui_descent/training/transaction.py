@@ -5,19 +5,19 @@ from __future__ import annotations
 import torch
 
 from tui_descent.training.knobs.ground import Ground
-from tui_descent.training.undo.snapshot import Moment
+from tui_descent.training.undo.snapshot import Snapshot
 
 
 class Whole:
-    """A run's net, optimizer, schedule, batches' size, random numbers and knobs at the moment this was made.
+    """A run's net, optimizer, schedule, batches' size, random numbers and knobs when this was made.
 
     Every object stays the one it is, gradients too: a turn may come between two parts of one accumulated gradient.
-    `before` is the run's moment of just now where one was taken; else one is taken here, as large as net and optimizer.
+    `before` is the snapshot taken for an undo; without one it is taken here, as large as net and optimizer.
     """
 
-    def __init__(self, ground: Ground, before: Moment | None = None) -> None:
+    def __init__(self, ground: Ground, before: Snapshot | None = None) -> None:
         self._ground = ground
-        self._before = before or Moment.take([ground], segment=0, step=ground.step, randoms=False)
+        self._before = before or Snapshot(ground.holders(), segment=0, step=ground.step)
         self._optimizer = ground.optimizer
         held = [p for group in ground.optimizer.param_groups for p in group["params"]]
         self._grads = [(p, p.grad) for p in {id(p): p for p in (*ground.model.parameters(), *held)}.values()]
@@ -27,7 +27,7 @@ class Whole:
     def put_back(self) -> None:
         """All as it was."""
         # What the loop itself named cannot have been touched by a turn, and might refuse.
-        self._before.restore(named=False)
+        self._before.restore(user_state=False)
         for parameter, grad in self._grads:
             parameter.grad = grad
         self._ground.version += 1

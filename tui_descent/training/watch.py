@@ -40,6 +40,7 @@ from tui_descent.training.steering import Steering
 from tui_descent.training.stop import StopRun, outcome
 from tui_descent.training.stretch import Stretch
 from tui_descent.training.telling import AtOnce, Telling
+from tui_descent.training.undo.snapshot import HoldsState
 from tui_descent.training.undo.undo_stack import Past
 from tui_descent.training.updates import Updates
 
@@ -68,7 +69,7 @@ class Watch:
         again: BatchAgain | None = None,
         curving: Curving | None = None,
         own_loop: bool = False,
-        state: Iterable[object] = (),
+        state: Iterable[HoldsState] = (),
     ) -> None:
         check_watchable(optimizer)
         self.model = model
@@ -104,8 +105,7 @@ class Watch:
         self._stretch = Stretch(self.control, self._updates, self._sampler, self._lane, waits=waits)
         steering.watched(self._follow, self._updates.deaf)
         if link is not None and link.launch.socket is not None:  # where nobody can ask, nothing is kept
-            roots = [model, steering, *state]
-            self.control.past = Past(lambda: roots, lambda: self.optimizer, model, link.launch.undo_budget, own_loop)
+            self.control.past = Past(steering.ground, tuple(state), link.launch.undo_budget, own_loop)
         self._segment = 0
         self._order = ForwardOrder()
         self._rows = Rows(model, self._order, self.control, self._guard)

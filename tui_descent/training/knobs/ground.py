@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -19,8 +19,13 @@ from tui_descent.training.delegate import Delegate
 from tui_descent.training.knobs.rate_factor import Rate
 from tui_descent.training.membership import put_right
 from tui_descent.training.nets.block import Block
+from tui_descent.training.undo.snapshot import HoldsState
+from tui_descent.training.undo.torch_state import TorchState
 
 RECENT = 10  # losses, whose mean is the loss now
+# Fields that an undo puts back by assignment. Not the pace; nor the version, which only grows: what was made for one
+# version must see that the net has changed.
+_UNDONE = ("optimizer", "clip", "init", "step", "kicked", "first_loss")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +75,6 @@ class Ground:
     `delegate`.
     """
 
-    # The version only grows: who made something for one of them must see that the net is another now.
-    not_undone: ClassVar[tuple[str, ...]] = ("pace", "version", "followers")
-
     model: nn.Module
     optimizer: torch.optim.Optimizer
     rate: Rate
@@ -94,6 +96,40 @@ class Ground:
     followers: list[Callable[[torch.optim.Optimizer], None]] = field(default_factory=list)
     first_loss: float | None = None
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
+
+    def holders(self) -> list[HoldsState]:
+        """What holds the state of the run: model, optimizer, knobs, and a scenario's schedule and batches."""
+        skips = (around.skip for around in self.around.values())
+        tensors = TorchState(self.model, *self.optimizers(), *skips)
+        return [tensors, self] if self.setup is None else [tensors, self, self.setup]
+
+    def state(self) -> dict[str, Any]:
+        """What the knobs have set, and the changes under way."""
+        return {
+            "fields": {name: getattr(self, name) for name in _UNDONE},
+            "rate": self.rate.state(),
+            "skips": [(around, around.skip) for around in self.around.values()],
+            "under_way": [(key, change, change.state()) for key, change in self.under_way.items()],
+            "wished": dict(self.wished),
+            "losses": list(self.losses),
+            "delegate": None if self.delegate is None else self.delegate.state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Back to it; `Steering.restored` then tells the followers."""
+        for name, value in state["fields"].items():
+            setattr(self, name, value)
+        self.rate.restore(state["rate"])
+        for around, skip in state["skips"]:
+            around.skip = skip
+        self.under_way = {key: change for key, change, _ in state["under_way"]}
+        for _, change, made in state["under_way"]:
+            change.restore(made)
+        self.wished = dict(state["wished"])
+        self.losses.clear()  # the same deque: the fast path refers to it
+        self.losses.extend(state["losses"])
+        if self.delegate is not None:
+            self.delegate.restore(state["delegate"])
 
     def generator(self, knob: str) -> torch.Generator:
         """Random numbers of a turn: they hang on the run's seed, the step and the knob alone, so it can be replayed."""

@@ -1,22 +1,22 @@
-"""What can be gone back to: a moment before each intervention, at the start, and now and then, within a budget."""
+"""What can be gone back to: a snapshot before each intervention, at the start, and now and then, within a budget."""
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.events import SnapshotTaken
-from tui_descent.training.knobs.ground import Turned
+from tui_descent.training.knobs.ground import Ground, Turned
 from tui_descent.training.undo.memory_budget import default_budget
-from tui_descent.training.undo.snapshot import Moment, bytes_needed
+from tui_descent.training.undo.random_state import RandomState
+from tui_descent.training.undo.snapshot import HoldsState, Snapshot, bytes_needed
 
 EVERY_S = 30.0
-SHARE = 0.01  # of the time that the moments taken now and then may cost
+SHARE = 0.01  # of the time that the snapshots taken now and then may cost
 # Knobs that change nothing about what is learnt: an undo leaves them.
 INDIFFERENT = frozenset({"pace"})
 
@@ -25,7 +25,7 @@ INDIFFERENT = frozenset({"pace"})
 class Turn:
     """One intervention in force or undone: `before` it, and once undone `after`, where redo leads.
 
-    Without a moment only its value can be turned back and forth, and `why` tells the reason.
+    Without a snapshot only its value can be turned back and forth, and `why` tells the reason.
     """
 
     id: int
@@ -33,38 +33,37 @@ class Turn:
     label: str
     back: tuple[TurnKnob, ...]
     forth: tuple[TurnKnob, ...]
-    before: Moment | None
-    after: Moment | None = None
+    before: Snapshot | None
+    after: Snapshot | None = None
     why: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One way `back` or forth: to a moment, or by `turns` alone where there is none. `of` is the intervention."""
+    """One way `back` or forth: to a snapshot, or by `turns` alone where there is none. `of` is the intervention."""
 
     what: str
     back: bool
     of: Turn | None = None
-    moment: Moment | None = None
+    snapshot: Snapshot | None = None
     turns: tuple[TurnKnob, ...] = ()
 
 
 @dataclass
 class Past:
-    """The moments of one run, oldest first. `roots` gives what a moment is taken of, as it stands.
+    """The snapshots of one run, oldest first. `roots` gives what a snapshot is taken of, as it stands.
 
     `asked` is the memory for all of them in bytes; None for a tenth of what is free on the model's device.
     """
 
-    roots: Callable[[], list[object]]
-    optimizer: Callable[[], torch.optim.Optimizer]
-    model: torch.nn.Module
+    ground: Ground
+    user_state: tuple[HoldsState, ...] = ()
     asked: int | None = None
     randoms: bool = True
     _turns: list[Turn] = field(default_factory=list)
     _undone: list[Turn] = field(default_factory=list)
-    _periodic: list[Moment] = field(default_factory=list)
-    _now: Moment | None = None  # just gone to, and nothing has happened since
+    _periodic: list[Snapshot] = field(default_factory=list)
+    _now: Snapshot | None = None  # just gone to, and nothing has happened since
     _due_s: float = 0.0
     _why: str = ""  # the last take gave none
 
@@ -73,35 +72,39 @@ class Past:
         """Bytes for all of them together, settled when the first is to be taken: by then training has its memory."""
         if self.asked is not None:
             return self.asked
-        return default_budget(next((p.device for p in self.model.parameters()), torch.device("cpu")))
+        return default_budget(next((p.device for p in self.ground.model.parameters()), torch.device("cpu")))
+
+    def holders(self) -> list[HoldsState]:
+        """What a snapshot is taken of."""
+        return [*self.ground.holders(), *self.user_state, *((RandomState(),) if self.randoms else ())]
 
     @property
     def nbytes(self) -> int:
-        """Memory of all moments together."""
-        return sum(moment.nbytes for moment in self._all())
+        """Memory of all snapshots together."""
+        return sum(snapshot.nbytes for snapshot in self._all())
 
     @property
     def in_force(self) -> tuple[int, ...]:
         """The interventions that an undo would take back, by id, oldest first."""
         return tuple(turn.id for turn in self._turns)
 
-    def take(self, segment: int, step: int) -> Moment | None:
+    def take(self, segment: int, step: int) -> Snapshot | None:
         """The state now; None where it does not fit into the budget."""
         if self._now is not None:
             return self._now
         try:
-            needed = bytes_needed(self.model, self.optimizer())
+            needed = bytes_needed(self.ground.model, self.ground.optimizer)
             if needed <= self.budget:
-                moment = Moment.take(self.roots(), segment=segment, step=step, randoms=self.randoms)
-                if (needed := moment.nbytes) <= self.budget:
-                    return moment
+                snapshot = Snapshot(self.holders(), segment=segment, step=step)
+                if (needed := snapshot.nbytes) <= self.budget:
+                    return snapshot
             self._why = f"the exact state takes {megabytes(needed)}, the undo budget is {megabytes(self.budget)}"
         except (MemoryError, torch.OutOfMemoryError):
             self._why = f"there is no memory left for the exact state, which takes {megabytes(needed)}"
         return None
 
     def taken(self, reason: str, segment: int, step: int) -> SnapshotTaken:
-        """What is to be told of a moment that was taken there."""
+        """What is to be told of a snapshot that was taken there."""
         return SnapshotTaken(
             segment=segment,
             step=step,
@@ -115,19 +118,19 @@ class Past:
         """Whether the state is to be taken now whatever happens."""
         return time.monotonic() >= self._due_s
 
-    def now_and_then(self, segment: int, step: int) -> Moment | None:
+    def now_and_then(self, segment: int, step: int) -> Snapshot | None:
         """The state now, where the last one taken so is long enough ago."""
         start_s = time.monotonic()
         if start_s < self._due_s:
             return None
-        moment = self.take(segment, step)
+        snapshot = self.take(segment, step)
         end_s = time.monotonic()
         self._due_s = end_s + max(EVERY_S, (end_s - start_s) / SHARE)
-        if moment is None:
+        if snapshot is None:
             return None
-        self._periodic.append(moment)
+        self._periodic.append(snapshot)
         self._evict(None)
-        return moment if moment in self._periodic else None
+        return snapshot if snapshot in self._periodic else None
 
     def turned(self, turn: Turn) -> str | None:
         """An intervention was made: what was undone before it can no longer be redone.
@@ -148,14 +151,14 @@ class Past:
         self._now = None
 
     def undo(self, segment: int, step: int, *, broken: bool) -> Step:
-        """Back to before the last intervention in force; `broken`: to the last good moment where that is later.
+        """Back to before the last intervention in force; `broken`: to the last good snapshot where that is later.
 
         Raises `ValueError` where there is nothing to go back to.
         """
         last = self._turns[-1] if self._turns else None
         good = self.last_good() if broken else None
         if good is not None and (last is None or (good is not last.before and good.step >= last.step)):
-            return self._gone_to(good, "the steps since the last good moment", back=True)
+            return self._gone_to(good, "the steps since the last good snapshot", back=True)
         if last is None:
             raise ValueError("nothing to undo: no intervention is in force")
         if last.before is None:
@@ -185,11 +188,11 @@ class Past:
             step.of.after = None
             self._turns.append(self._undone.pop())
         else:
-            step.of.after = step.moment
+            step.of.after = step.snapshot
             self._undone.append(self._turns.pop())
 
-    def last_good(self) -> Moment | None:
-        """The newest moment whose weights are numbers."""
+    def last_good(self) -> Snapshot | None:
+        """The newest snapshot whose weights are numbers."""
         known = [*self._periodic, *(t.before for t in self._turns if t.before is not None)]
         return next((m for m in sorted(known, key=lambda m: -m.step) if m.finite()), None)
 
@@ -199,13 +202,13 @@ class Past:
         for kept in (self._turns, self._undone, self._periodic):
             kept.clear()
 
-    def _gone_to(self, moment: Moment, what: str, *, back: bool, of: Turn | None = None) -> Step:
-        self._periodic = [m for m in self._periodic if m.segment <= moment.segment and m.step <= moment.step]
-        self._now = moment
-        self._evict(moment)
-        return Step(what=what, back=back, of=of, moment=moment)
+    def _gone_to(self, snapshot: Snapshot, what: str, *, back: bool, of: Turn | None = None) -> Step:
+        self._periodic = [m for m in self._periodic if m.segment <= snapshot.segment and m.step <= snapshot.step]
+        self._now = snapshot
+        self._evict(snapshot)
+        return Step(what=what, back=back, of=of, snapshot=snapshot)
 
-    def _all(self) -> list[Moment]:
+    def _all(self) -> list[Snapshot]:
         held = [*self._periodic]
         for turn in (*self._turns, *self._undone):
             held += [m for m in (turn.before, turn.after) if m is not None]
@@ -213,16 +216,16 @@ class Past:
             held.append(self._now)
         return list({id(m): m for m in held}.values())
 
-    def _evict(self, newest: Moment | None) -> None:
+    def _evict(self, newest: Snapshot | None) -> None:
         """Back within the budget, as far as that goes without `newest`."""
         while self.nbytes > self.budget and self._drop(newest):
             pass
 
-    def _drop(self, keep: Moment | None) -> bool:
+    def _drop(self, keep: Snapshot | None) -> bool:
         """One taken now and then, else where redo leads, else the oldest before an intervention, if any."""
 
-        def can_go(moment: Moment | None) -> bool:
-            return moment is not None and moment is not keep
+        def can_go(snapshot: Snapshot | None) -> bool:
+            return snapshot is not None and snapshot is not keep
 
         old = next((m for m in self._periodic if can_go(m)), None)
         if old is not None:
@@ -235,7 +238,7 @@ class Past:
         turn = next((t for t in self._turns if can_go(t.before)), None)
         if turn is None:
             return False
-        turn.before, turn.why = None, "its moment had to make room for later ones"
+        turn.before, turn.why = None, "its snapshot had to make room for later ones"
         return True
 
 
@@ -245,7 +248,7 @@ def megabytes(nbytes: int) -> str:
 
 
 def undoable(
-    id_: int, step: int, command: TurnKnob, turned: Turned, before: Moment | None, *, rates: tuple[float, float]
+    id_: int, step: int, command: TurnKnob, turned: Turned, before: Snapshot | None, *, rates: tuple[float, float]
 ) -> Turn:
     """The intervention `id_`, made before update `step` where the state was `before`; the `rates` then and after it."""
     # Another optimizer's rate is not always the old one's, mapped: the scenario may name it.
