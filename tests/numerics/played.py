@@ -15,7 +15,7 @@ from tui_descent.protocol.events import RunStarted
 from tui_descent.scenario.knobs import parse
 from tui_descent.scenario.toml import from_text
 from tui_descent.training.build import Setup, build
-from tui_descent.training.undo.undo_stack import Past
+from tui_descent.training.undo.undo_stack import UndoStack
 from tui_descent.training.watch import Watch
 
 ABOUT = RunStarted(
@@ -67,7 +67,7 @@ class Played:
         self.watch.begin_step()
 
     @property
-    def past(self) -> Past:
+    def past(self) -> UndoStack:
         assert self.watch.control.past is not None
         return self.watch.control.past
 

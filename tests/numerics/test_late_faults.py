@@ -23,7 +23,7 @@ from tui_descent.scenario.toml import from_table
 from tui_descent.training import loop, optimizers
 from tui_descent.training.build import Setup, build
 from tui_descent.training.steering import Steering
-from tui_descent.training.undo.undo_stack import Past
+from tui_descent.training.undo.undo_stack import UndoStack
 from tui_descent.training.watch import Watch
 
 
@@ -69,7 +69,7 @@ def test_where_it_cannot_be_stopped_the_last_good_moment_is_offered_and_an_undo_
     optimizer = torch.optim.RMSprop(net.parameters(), lr=1e-3)
     batches = digit_batches(20)
     with Watch(net, optimizer, link=kept.link, sampler=Sampler(every=0), on_fault="hold") as run:
-        run.control.past = Past(run.control.steering.ground, randoms=False)
+        run.control.past = UndoStack(run.control.steering.ground, randoms=False)
         resumes(kept, Undo())
         start = copy_of(net)
         for n in range(40):

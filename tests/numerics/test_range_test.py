@@ -97,7 +97,7 @@ class Fails(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.at, self.passes = 0, itertools.count(1)  # an iterator, which no moment puts back
+        self.at, self.passes = 0, itertools.count(1)  # an iterator, which no snapshot restores
 
     def forward(self, x: Tensor) -> Tensor:
         if next(self.passes) == self.at:

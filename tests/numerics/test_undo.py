@@ -259,7 +259,7 @@ def test_the_budget_is_kept_and_the_oldest_snapshots_go_first(play: Any) -> None
     for step in range(5, 30, 5):
         run.go(step, parse("lr=*1.1"))
         assert run.past.nbytes <= run.past.budget
-    assert [t.before is None for t in run.past._turns] == [True, True, False, False, False]
+    assert [t.before is None for t in run.past._done] == [True, True, False, False, False]
     run.go(40, Undo(), Undo(), Undo(), Undo())
     done = [e.what for e in run.kept.events(CommandDone)]
     assert run.watch.next_step == 15
@@ -270,8 +270,8 @@ def test_after_numbers_that_are_none_the_last_good_snapshot_comes_back(play: Any
     run = play()
     run.go(10)
     good = run.digest()
-    run.past._due_s = 0.0
-    assert run.past.now_and_then(0, 10) is not None
+    run.past._period_ends_s = 0.0
+    assert run.past.take_periodic(0, 10) is not None
     run.go(15)
     run.watch._faults.on_fault = "hold"
     run.kept.order(Undo())

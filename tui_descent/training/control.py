@@ -44,7 +44,7 @@ from tui_descent.training.steering import Steering, Turned
 from tui_descent.training.stop import StopRun
 from tui_descent.training.sweeping import Sweeping
 from tui_descent.training.undo.snapshot import Snapshot
-from tui_descent.training.undo.undo_stack import INDIFFERENT, Past, undoable
+from tui_descent.training.undo.undo_stack import INDIFFERENT, UndoStack, undo_entry
 
 Evaluation = Callable[[], tuple[float, float | None]]
 
@@ -70,7 +70,7 @@ class Control:
         self.curvature: Curving | None = None
         self.while_still: Callable[[], None] = lambda: None
         self.memory: Memory | None = None
-        self.past: Past | None = None
+        self.past: UndoStack | None = None
         self.rewound = False  # since the last look between two updates
         self.told: tuple[State, str] | None = None
         setup = steering.ground.setup
@@ -153,7 +153,7 @@ class Control:
         while self._sweep_at and self._sweep_at[0] <= self.step:
             self._sweep_at.pop(0)
             self.carry_out(Batch(Order(client=0, request=0, source="plan", command=SweepRates())))
-        if self.past is not None and self.past.now_and_then(self.segment, self.step):
+        if self.past is not None and self.past.take_periodic(self.segment, self.step):
             self._snapshot("now and then" if self.step else "the run's start")
         link = self.link
         if link is not None and link.ring is not None:
@@ -168,14 +168,14 @@ class Control:
             raise StopRun("stopped", self.stop_asked)
         self.rewound = False
         if self.past is not None:
-            self.past.moved_on()
+            self.past.went_on()
         self.steering.advance()
 
     def hold(self, reason: str, *, broken: bool = False) -> None:
-        """Stand still until somebody says how to go on; `broken` offers the last good moment. Raises `StopRun`."""
+        """Stand still until somebody says how to go on; `broken` offers the last good snapshot. Raises `StopRun`."""
         self.going.stand()
         if broken and self.past is not None:
-            self.past.moved_on()
+            self.past.went_on()
             self._broken = True
             if (good := self.past.last_good()) is not None:
                 reason = f"{reason}; u goes back to step {good.step}"
@@ -240,7 +240,7 @@ class Control:
             if past is not None:
                 rates = rate, self.steering.rate.value
                 turned = turned.noted(
-                    past.turned(undoable(self._turns, self.step, command, turned, before, rates=rates))
+                    past.push(undo_entry(self._turns, self.step, command, turned, before, rates=rates))
                 )
             at_once = 1 + len(batch.earlier)
             for request in batch.earlier:
@@ -279,13 +279,13 @@ class Control:
 
     def _snapshot(self, reason: str, *, at: Snapshot | None = None) -> None:
         assert self.past is not None
-        self.tell(self.past.taken(reason, *((self.segment, self.step) if at is None else (at.segment, at.step))))
+        self.tell(self.past.event(reason, *((self.segment, self.step) if at is None else (at.segment, at.step))))
 
     def _go(self, *, back: bool) -> str:
         """Undo or redo: what was done, in a word. Raises `ValueError` where it cannot be."""
         past = self.past
         if past is None:
-            raise ValueError("nothing to undo: this run keeps no moments")
+            raise ValueError("nothing to undo: this run keeps no snapshots")
         step = past.undo(self.segment, self.step, broken=self._broken) if back else past.redo()
         word = "undone" if back else "redone"
         try:
@@ -296,7 +296,7 @@ class Control:
                 return f"{word}: {step.what}"
             step.snapshot.restore()
         except ValueError:
-            past.refused(step)
+            past.cancel(step)
             raise
         self.steering.restored()
         self._broken, self.rewound = False, True

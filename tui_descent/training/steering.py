@@ -23,7 +23,7 @@ from tui_descent.training.knobs.rate_factor import Rate
 from tui_descent.training.membership import even
 from tui_descent.training.nets.block import Block
 from tui_descent.training.optimizers import swap
-from tui_descent.training.transaction import Whole
+from tui_descent.training.transaction import Transaction
 from tui_descent.training.undo.snapshot import HoldsState, Snapshot
 
 __all__ = ["Rate", "Steering", "Turned"]
@@ -154,7 +154,7 @@ class Steering:
     def _whole_turn(self, knob: Knob, turn: TurnKnob, row: knobs.Knob, step: int, snapshot: Snapshot | None) -> Turned:
         """Change, probe, and put all back where either raises."""
         before = self._probed(whole=False)
-        whole = Whole(self.ground, snapshot)
+        transaction = Transaction(self.ground, snapshot)
         self.ground.step = step
         try:
             turned = knob.turn(turn)
@@ -167,7 +167,7 @@ class Steering:
             assert after is not None
             return _with_receipt(turned, before, after)
         except Exception as error:
-            whole.put_back()
+            transaction.roll_back()
             if isinstance(error, ValueError):
                 raise
             line = next(iter(str(error).splitlines()), "")[:200]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 SHARE = 0.1  # of the free memory
 LARGEST = 2_000_000_000  # bytes
@@ -24,6 +25,13 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "mps":
         return max(0, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     return _available_bytes()
+
+
+def bytes_needed(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """What a snapshot of them takes, without taking it."""
+    tensors = [*model.parameters(), *model.buffers()]
+    tensors += [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
+    return sum(t.nbytes for t in tensors)
 
 
 def _available_bytes() -> int:

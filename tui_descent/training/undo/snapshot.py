@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from tui_descent.training.undo.torch_state import TorchState, reachable
@@ -68,10 +67,3 @@ class Snapshot:
                 yield from (held[0] for found, held in state if isinstance(found, Tensor))
             elif isinstance(holder, UserState):
                 yield from (found for found, _ in reachable(state) if isinstance(found, Tensor))
-
-
-def bytes_needed(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """What a snapshot of them takes, without taking it."""
-    tensors = [*model.parameters(), *model.buffers()]
-    tensors += [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
-    return sum(t.nbytes for t in tensors)
