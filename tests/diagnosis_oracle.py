@@ -115,9 +115,9 @@ class Oracle:
         setup, transitions = (made[0], made[1] if len(made) == 2 else ())
         assert isinstance(setup.batches, Batches)
         if self.repetition:
-            _, order, _ = setup.batches.state()
+            _, order, _, size = setup.batches.state()
             shuffled = torch.Generator().manual_seed(self.repetition).get_state()
-            setup.batches.restore((shuffled, order, len(order)))
+            setup.batches.restore((shuffled, order, len(order), size))
         return Trial(setup=setup, transitions=transitions)
 
     def _try(self, changes: dict[str, Callable[[Oracle], Made]], gains: list[dict[str, float]]) -> None:

@@ -189,7 +189,7 @@ def _streams(trials: Sequence[Trial]) -> tuple[list[Trial], Tensor]:
     kept, stream = [], []
     for trial in trials:
         assert trial.setup.batches is not None
-        generator, order, cursor = trial.setup.batches.state()
+        generator, order, cursor, _ = trial.setup.batches.state()
         key = (generator.numpy().tobytes(), order.numpy().tobytes(), cursor)
         if key not in known:
             known[key] = len(known)

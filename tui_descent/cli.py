@@ -131,7 +131,8 @@ def _add_watching(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--undo-budget",
         metavar="SIZE",
-        help="memory for the exact states that u goes back to (256MB)",
+        help="memory for the snapshots that u restores, as in 256MB (auto: a tenth of the device's free memory, "
+        "at most 2GB); for a larger state u restores only the knob's value",
     )
     parser.add_argument("--runs-dir", metavar="DIR", help="where runs are kept")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 import torch
+from digests import digest
 from kept import Kept
 
 from tui_descent.instruments.sampler import Sampler
@@ -14,9 +15,8 @@ from tui_descent.protocol.events import RunStarted
 from tui_descent.scenario.knobs import parse
 from tui_descent.scenario.toml import from_text
 from tui_descent.training.build import Setup, build
-from tui_descent.training.moments import Moment
-from tui_descent.training.past import Past
 from tui_descent.training.steering import Steering
+from tui_descent.training.undo.undo_stack import UndoStack
 from tui_descent.training.watch import Watch
 
 ABOUT = RunStarted(
@@ -49,8 +49,8 @@ seed = 5
 class Played:
     """A scenario run made of its parts. What is asked acts before the step it is asked for."""
 
-    def __init__(self, kept: Kept, plan: dict[int, str], *, budget: int = 256_000_000, disk: int = 0) -> None:
-        kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there", undo_budget=budget, undo_disk=disk)
+    def __init__(self, kept: Kept, plan: dict[int, str], *, budget: int = 256_000_000) -> None:
+        kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there", undo_budget=budget)
         self.kept = kept
         self.setup: Setup = build(from_text(SCENARIO, source="test"), on=torch.device("cpu"))
         self.watch = Watch(
@@ -69,9 +69,9 @@ class Played:
         self.watch.begin_step()
 
     @property
-    def past(self) -> Past:
-        assert self.watch.control.past is not None
-        return self.watch.control.past
+    def past(self) -> UndoStack:
+        assert self.watch.control.undo_stack is not None
+        return self.watch.control.undo_stack
 
     def step(self, *asked: AnyCommand) -> None:
         setup = self.setup
@@ -93,7 +93,7 @@ class Played:
         return self.losses
 
     def digest(self) -> str:
-        return Moment.take(self.past.roots(), segment=0, step=0).digest()
+        return digest(self.past.holders())
 
 
 def untouched(folder: Path, until: int, plan: dict[int, str] | None = None) -> list[float]:

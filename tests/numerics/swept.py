@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import torch
+from digests import digest
 from kept import Kept
 from played import SCENARIO
 from torch import Tensor, nn
@@ -17,9 +18,9 @@ from tui_descent.protocol.events import RunStarted
 from tui_descent.scenario.knobs import parse
 from tui_descent.scenario.toml import from_table
 from tui_descent.training.build import Setup, build
-from tui_descent.training.moments import Moment
 from tui_descent.training.ratesweep import RangeTest
 from tui_descent.training.steering import Steering
+from tui_descent.training.undo.random_state import RandomState
 from tui_descent.training.watch import Watch
 
 ABOUT = RunStarted(
@@ -81,7 +82,7 @@ class Run:
         return self.losses
 
     def digest(self) -> str:
-        return Moment.take([self.setup.model, self.steering, self.setup], segment=0, step=0).digest()
+        return digest([*self.steering.holders(), RandomState()])
 
     def end(self) -> None:
         self.watch.__exit__(None, None, None)

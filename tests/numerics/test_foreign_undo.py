@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import torch
 from kept import Kept
-from nets import copy_of, digit_batches, loss_of, mlp, same
+from nets import copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel
 
@@ -17,8 +17,8 @@ from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.commands import Redo, Undo
 from tui_descent.protocol.events import CommandRejected, Rewound
 from tui_descent.scenario.knobs import parse
-from tui_descent.training.named import roots_of
 from tui_descent.training.own import watch
+from tui_descent.training.undo.user_state import user_holders
 from tui_descent.training.watch import Watch
 
 STEPS, TURN_AT, UNDO_AT = 14, 4, 9
@@ -81,7 +81,7 @@ def train(
     state = {"scheduler": scheduler} if named else {}
     rates: list[float] = []
     with Watch(
-        net, optimizer, link=kept.link if kept else None, state=roots_of(state), sampler=Sampler(every=3)
+        net, optimizer, link=kept.link if kept else None, state=user_holders(state), sampler=Sampler(every=3)
     ) as run:
         for n in order:
             loss = loss_of(net, batches[n])
@@ -116,6 +116,28 @@ def test_the_scheduler_goes_back_and_the_loops_counter_and_data_go_on(name: str,
     assert (told.to_step, told.step) == (TURN_AT, UNDO_AT)
 
 
+def test_undone_and_redone_to_the_last_bit(kept_past: Kept) -> None:
+    net = mlp()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    seen: dict[int, Any] = {}
+    asked = {4: parse("betas=0.8/0.9"), 8: Undo(), 10: Redo()}
+    with Watch(net, optimizer, link=kept_past.link) as run:
+        for n, batch in enumerate(digit_batches(12), start=1):
+            loss = loss_of(net, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            seen[n] = copy_of(net), state_of(optimizer)
+            if n in asked:
+                kept_past.order(asked[n])
+            run.step(loss)
+            if n in (8, 10):
+                there = seen[4 if n == 8 else 8]
+                assert same(copy_of(net), there[0])
+                assert same_state(state_of(optimizer), there[1])
+    assert len(kept_past.events(Rewound)) == 2
+
+
 def test_a_scheduler_that_is_not_named_goes_on(kept_past: Kept) -> None:
     rates, _, _ = train(SCHEDULES["OneCycleLR"], kept_past, named=False)
     expected, _, _ = train(SCHEDULES["OneCycleLR"], None)
@@ -128,7 +150,7 @@ def play(kept: Kept, state: Mapping[str, object], look: Callable[[], Any], act: 
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
     seen: dict[str, Any] = {}
-    with Watch(net, optimizer, link=kept.link, state=roots_of(state), sampler=Sampler(budget=0.0)) as run:
+    with Watch(net, optimizer, link=kept.link, state=user_holders(state), sampler=Sampler(budget=0.0)) as run:
         for n, batch in enumerate(digit_batches(8)):
             loss = loss_of(net, batch)
             optimizer.zero_grad()
@@ -208,7 +230,7 @@ def test_one_that_will_not_go_back_leaves_all_as_it_was_and_is_told(kept_past: K
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
     good, bad = Warmup(optimizer), Stubborn(optimizer)
-    with Watch(net, optimizer, link=kept_past.link, state=roots_of({"good": good, "bad": bad})) as run:
+    with Watch(net, optimizer, link=kept_past.link, state=user_holders({"good": good, "bad": bad})) as run:
         for n, batch in enumerate(digit_batches(6)):
             loss = loss_of(net, batch)
             optimizer.zero_grad()
@@ -224,7 +246,7 @@ def test_one_that_will_not_go_back_leaves_all_as_it_was_and_is_told(kept_past: K
             run.step(loss)
             assert same(copy_of(net), before[0])
             assert (good.count, bad.count) == before[1:]
-        past = run.control.past
+        past = run.control.undo_stack
         assert past is not None
         assert past.in_force == (1,)
     (rejected,) = kept_past.events(CommandRejected)

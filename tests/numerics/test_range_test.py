@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from digests import digest
 from kept import Kept
 from nets import copy_of, digit_batches, loss_of, mlp, same
 from swept import SHUFFLED, SMALL, Explodes, alone, nobody, setup_of, trained
@@ -19,8 +20,8 @@ from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.commands import AnyCommand, Resume, SweepRates
 from tui_descent.protocol.events import CommandRejected, NotFinite, RatesSwept
 from tui_descent.training.build import Setup
-from tui_descent.training.moments import Moment
 from tui_descent.training.ratesweep import RangeTest
+from tui_descent.training.undo.random_state import RandomState
 from tui_descent.training.watch import Watch
 
 
@@ -96,7 +97,7 @@ class Fails(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.at, self.passes = 0, itertools.count(1)  # an iterator, which no moment puts back
+        self.at, self.passes = 0, itertools.count(1)  # an iterator, which no snapshot restores
 
     def forward(self, x: Tensor) -> Tensor:
         if next(self.passes) == self.at:
@@ -110,12 +111,12 @@ def test_a_net_that_raises_is_put_back_and_says_so(at: int) -> None:
     trained(made, 3)
     made.model = nn.Sequential(fails := Fails(), made.model)
     steering, test = alone(made)
-    before = Moment.take([made.model, steering, made], segment=0, step=3).digest()
+    before = digest([*steering.holders(), RandomState()])
     fails.at = at
     with pytest.raises(ValueError, match=r"^nothing was changed: the net raised RuntimeError: shape mismatch$"):
         test.run(0, 3, nobody)
     fails.at = 0
-    assert Moment.take([made.model, steering, made], segment=0, step=3).digest() == before
+    assert digest([*steering.holders(), RandomState()]) == before
 
 
 def test_what_is_hooked_onto_the_optimizer_hears_nothing_of_it(begin: Any) -> None:

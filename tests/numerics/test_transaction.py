@@ -13,26 +13,26 @@ from nets import copy_of, digit_batches, loss_of, mlp, same, same_state, state_o
 
 from tui_descent.protocol.events import CommandRejected, KnobTurned
 from tui_descent.scenario.knobs import parse
-from tui_descent.training.moments import Moment
 from tui_descent.training.steering import Steering
+from tui_descent.training.undo.snapshot import Snapshot
 from tui_descent.training.watch import Watch
 
 
 @pytest.fixture
-def copies(monkeypatch: pytest.MonkeyPatch) -> list[Moment]:
-    """Every moment that is taken."""
-    taken: list[Moment] = []
-    take = Moment.take
+def copies(monkeypatch: pytest.MonkeyPatch) -> list[Snapshot]:
+    """Every snapshot that is taken."""
+    taken: list[Snapshot] = []
+    init = Snapshot.__init__
 
-    def counted(*args: Any, **kwargs: Any) -> Moment:
-        taken.append(take(*args, **kwargs))
-        return taken[-1]
+    def counted(snapshot: Snapshot, *args: Any, **kwargs: Any) -> None:
+        init(snapshot, *args, **kwargs)
+        taken.append(snapshot)
 
-    monkeypatch.setattr(Moment, "take", counted)
+    monkeypatch.setattr(Snapshot, "__init__", counted)
     return taken
 
 
-def test_a_turn_copies_net_and_optimizer_once(kept: Kept, copies: list[Moment]) -> None:
+def test_a_turn_copies_net_and_optimizer_once(kept: Kept, copies: list[Snapshot]) -> None:
     kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there")
     net = mlp()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
@@ -48,7 +48,7 @@ def test_a_turn_copies_net_and_optimizer_once(kept: Kept, copies: list[Moment]) 
     assert len(kept.events(KnobTurned)) == 2
 
 
-def test_where_no_moment_is_kept_a_turn_of_the_net_still_copies_it(copies: list[Moment]) -> None:
+def test_where_no_snapshot_is_kept_a_turn_of_the_net_still_copies_it(copies: list[Snapshot]) -> None:
     made = make_setup("mlp")
     steering = Steering(made.model, made.optimizer, setup=made)
     steering.turn(parse("lr=*2"))
@@ -57,7 +57,7 @@ def test_where_no_moment_is_kept_a_turn_of_the_net_still_copies_it(copies: list[
     assert len(copies) == 1
 
 
-@pytest.mark.parametrize("socket", [None, "there"], ids=["with a copy of its own", "from the moment before it"])
+@pytest.mark.parametrize("socket", [None, "there"], ids=["with a copy of its own", "from the snapshot before it"])
 def test_a_turn_that_fails_within_an_accumulation_keeps_the_gradients(
     socket: str | None, kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,8 @@ from turning import grouped, ids, steering_of, step
 from tui_descent.protocol.commands import Redo, Undo
 from tui_descent.protocol.events import CommandDone, CommandRejected, KnobState, KnobTurned
 from tui_descent.scenario.knobs import KNOBS, parse, text_of
-from tui_descent.training.moments import Moment
+from tui_descent.training.undo.random_state import RandomState
+from tui_descent.training.undo.snapshot import Snapshot
 from tui_descent.training.watch import Watch
 
 
@@ -80,21 +81,21 @@ def test_a_receipt_tells_what_changed_and_nothing_where_nothing_did(kept: Kept) 
 
 
 @pytest.mark.parametrize("texts", [("optimizer=muon", "norm=layer"), ("norm=none", "optimizer=sgd"), ("schedule=wsd",)])
-def test_a_moment_before_any_turn_can_be_stood_in_again(texts: tuple[str, ...]) -> None:
+def test_a_snapshot_taken_before_turns_is_restored_after_them(texts: tuple[str, ...]) -> None:
     made = make_setup("mlp", optimizer={"name": "adam", "lr": 1e-3}, norm="rms")
     steering, first = steering_of(made), made.optimizer
     with Watch(made.model, made.optimizer, link=None, steering=steering) as run:
         run.begin_step()
         for _ in range(3):
             step(made, run)
-        moment = Moment.take([made.model, steering, made], segment=0, step=3)
+        snapshot = Snapshot([*steering.holders(), RandomState()], segment=0, step=3)
         losses = [step(made, run) for _ in range(5)]
-        moment.restore()
+        snapshot.restore()
         steering.restored()
         for text in (*texts, "residual=on", "freeze@head=on", "init@stem=he", "kick=0.1", "clip=1"):
             steering.turn(parse(text), step=3)
         assert [step(made, run) for _ in range(5)] != losses
-        moment.restore()
+        snapshot.restore()
         steering.restored()
         assert run.optimizer is made.optimizer is first
         assert sorted(grouped(first)) == sorted(ids(made.model))
@@ -236,7 +237,7 @@ def test_another_optimizer_starts_at_the_rate_that_the_scenario_names_for_it(kep
 
 def test_by_value_too_an_undo_of_another_optimizer_has_the_rate_that_was_turned(kept: Kept) -> None:
     made = make_setup("mlp", optimizer={"name": "sgd", "lr": 0.05, "rates": {"adam": 3e-3}})
-    kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there", undo_budget=1000, undo_disk=0)
+    kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there", undo_budget=1000)
     plan = [(1, parse("lr=*10")), (2, parse("optimizer=adam"))]
     with Watch(
         made.model, made.optimizer, link=kept.link, steering=steering_of(made), plan=plan, is_scenario=True

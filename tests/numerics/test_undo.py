@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from digests import digest_of
 from families import setup as make_setup
 from kept import Kept
 from nets import copy_of, digit_batches, loss_of, mlp, same
 from played import TURNS, Played, untouched
 
 from tui_descent.instruments.sampler import Sampler
-from tui_descent.protocol.commands import Redo, Resume, Undo
+from tui_descent.protocol.commands import Redo, Resume, TurnKnob, Undo
 from tui_descent.protocol.events import (
     CommandDone,
     CommandRejected,
@@ -28,8 +30,9 @@ from tui_descent.protocol.events import (
     StateChanged,
 )
 from tui_descent.scenario.knobs import parse
-from tui_descent.training.moments import Moment
 from tui_descent.training.steering import Steering
+from tui_descent.training.undo import undo_stack
+from tui_descent.training.undo.snapshot import Snapshot
 from tui_descent.training.watch import Watch
 
 
@@ -67,6 +70,20 @@ def test_redone_they_are_as_if_they_had_never_been_undone(play: Any, home: Path)
     assert run.go(450) == through[400:]
 
 
+def test_undone_redone_and_undone_again(play: Any, home: Path) -> None:
+    plain, through = untouched(home / "plain", 330), untouched(home / "through", 340, TURNS)
+    run = play(TURNS)
+    run.go(331, Undo(), Undo(), Undo())
+    run.go(110, Redo(), Redo(), Redo())
+    assert run.watch.next_step == 331
+    assert run.go(340) == through[331:]
+    run.go(341, Undo(), Undo(), Undo())
+    assert run.go(330) == plain[100:]
+    events = run.kept.events()
+    assert len([e for e in events if isinstance(e, Rewound)]) == 9
+    assert all("value only" not in e.what for e in events if isinstance(e, CommandDone))
+
+
 def test_one_redone_of_three(play: Any, home: Path) -> None:
     first = untouched(home / "first", 350, {100: TURNS[100]})
     run = play(TURNS)
@@ -98,18 +115,18 @@ def test_the_digest_is_of_the_whole_state(play: Any) -> None:
     run = play()
     run.go(10)
     before = run.digest()
-    moment = Moment.take(run.past.roots(), segment=0, step=10)
-    assert run.digest() == moment.digest() == before
+    snapshot = Snapshot(run.past.holders(), segment=0, step=10)
+    assert run.digest() == digest_of(snapshot) == before
     run.go(12)
     assert run.digest() != before
-    moment.restore()
+    snapshot.restore()
     assert run.digest() == before
-    moment.restore()
+    snapshot.restore()
     assert run.digest() == before
     with torch.no_grad():
         next(run.setup.model.parameters()).view(-1)[0] += 1e-6
     assert run.digest() != before
-    moment.restore()
+    snapshot.restore()
     torch.rand(1)
     random.random()
     assert run.digest() != before
@@ -134,11 +151,11 @@ def test_every_part_of_the_state_comes_back(spoil: Any, play: Any) -> None:
     run = play()
     run.go(10)
     before = run.digest()
-    moment = Moment.take(run.past.roots(), segment=0, step=10)
+    snapshot = Snapshot(run.past.holders(), segment=0, step=10)
     parameters = [id(p) for p in run.setup.model.parameters()]
     spoil(run.setup)
     assert run.digest() != before
-    moment.restore()
+    snapshot.restore()
     assert run.digest() == before
     assert [id(p) for p in run.setup.model.parameters()] == parameters
 
@@ -176,27 +193,88 @@ def test_over_the_budget_the_value_alone_goes_back(play: Any) -> None:
     assert (back.new, forth.new) == (first.old, first.new)
 
 
-def test_the_budget_is_kept_and_the_oldest_moments_go_first(play: Any) -> None:
+def test_an_undo_by_value_is_announced_when_the_knob_is_turned(play: Any) -> None:
+    run = play({5: "lr=*2"}, budget=1000)
+    run.go(10, parse("activation=gelu"))
+    for turned in run.kept.events(KnobTurned):
+        said = re.search(
+            r"undo restores the value only: the exact state takes ([\d,]+) MB, the undo budget is 0 MB$", turned.note
+        )
+        assert said is not None
+
+
+def test_without_a_budget_no_snapshot_is_kept(play: Any) -> None:
+    run = play(budget=0)
+    run.go(10, parse("lr=*2"))
+    run.go(12, Undo())
+    assert run.past.nbytes == 0
+    (done,) = run.kept.events(CommandDone)
+    assert "by value only" in done.what
+
+
+def test_without_memory_for_a_snapshot_the_run_goes_on(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("injected")
+
+    run = play()
+    run.go(10)
+    monkeypatch.setattr(undo_stack, "Snapshot", full)
+    run.go(12, parse("lr=*2"), Undo())
+    (done,) = run.kept.events(CommandDone)
+    assert "by value only: there is no memory left for the exact state" in done.what
+
+
+def test_a_refused_turn_takes_no_snapshot(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = play()
+    run.go(4)
+    taken: list[Any] = []
+    monkeypatch.setattr(undo_stack, "Snapshot", lambda *args, **_: taken.append(args))
+    run.go(5, TurnKnob(knob="lr", value="-1"), TurnKnob(knob="batch_size", value="no"), TurnKnob(knob="x", value="1"))
+    assert len(run.kept.events(CommandRejected)) == 3
+    assert not taken
+
+
+@pytest.mark.parametrize("budget", [10**9, 1000], ids=["from the snapshot", "over the budget"])
+def test_a_turn_that_fails_half_way_is_put_back(budget: int, play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = play(budget=budget)
+    run.go(10)
+    before = run.digest()
+
+    def fails(*_: Any, **__: Any) -> Any:
+        with torch.no_grad():
+            next(run.setup.model.parameters()).add_(1)
+        run.setup.optimizer.state.clear()
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr("tui_descent.training.surgery.kick", fails)
+    run.kept.order(parse("kick=0.1"))
+    run.watch.control.between()
+    (rejected,) = run.kept.events(CommandRejected)
+    assert "injected" in rejected.reason
+    assert run.digest() == before
+
+
+def test_the_budget_is_kept_and_the_oldest_snapshots_go_first(play: Any) -> None:
     run = play()
     run.go(2)  # Adam's averages are there now
-    one = Moment.take(run.past.roots(), segment=0, step=2).nbytes
+    one = Snapshot(run.past.holders(), segment=0, step=2).nbytes
     run.past.budget = 3 * one + one // 2
     for step in range(5, 30, 5):
         run.go(step, parse("lr=*1.1"))
         assert run.past.nbytes <= run.past.budget
-    assert [t.before is None for t in run.past._turns] == [True, True, False, False, False]
+    assert [t.before is None for t in run.past._done] == [True, True, False, False, False]
     run.go(40, Undo(), Undo(), Undo(), Undo())
     done = [e.what for e in run.kept.events(CommandDone)]
     assert run.watch.next_step == 15
     assert ["by value only" in what for what in done] == [False, False, False, True]
 
 
-def test_after_numbers_that_are_none_the_last_good_moment_comes_back(play: Any) -> None:
+def test_after_numbers_that_are_none_the_last_good_snapshot_comes_back(play: Any) -> None:
     run = play()
     run.go(10)
     good = run.digest()
-    run.past._due_s = 0.0
-    assert run.past.now_and_then(0, 10) is not None
+    run.past._period_ends_s = 0.0
+    assert run.past.take_periodic(0, 10) is not None
     run.go(15)
     run.watch.control.on_fault = "hold"
     run.kept.order(Undo())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 
 import pytest
@@ -16,12 +14,10 @@ from tui_descent.protocol.events import (
     HistorySent,
     KnobTurned,
     Rewound,
-    RunEnded,
     SnapshotTaken,
     StateChanged,
     StepsCompleted,
 )
-from tui_descent.protocol.launch import UNDO_FOLDER
 from tui_descent.scenario.knobs import parse
 from tui_descent.telemetry.history import History
 
@@ -111,23 +107,20 @@ def test_held_at_numbers_that_are_none_it_goes_back_to_good_ones() -> None:
         run.close()
 
 
-def test_states_on_the_disk_go_with_the_run_however_it_ends() -> None:
+def test_a_state_over_the_budget_is_undone_by_value_and_both_answers_say_so() -> None:
     run = Attended("healthy", "run.steps=60", "run.threads=1", undo_budget=1000)
-    folder = run.launch.path / UNDO_FOLDER
     try:
         viewer = run.viewer()
         paused_at(viewer, 5)
-        reply = viewer.do(parse("lr=*2"))
-        assert isinstance(reply, KnobTurned)
-        assert len(list(folder.iterdir())) == 1
+        turned = viewer.do(parse("lr=*2"))
+        assert isinstance(turned, KnobTurned)
+        assert turned.note is not None
+        assert "undo restores the value only: the exact state takes" in turned.note
         paused_at(viewer, 5)
         undone = viewer.do(Undo())
         assert isinstance(undone, CommandDone)
-        assert undone.step == reply.step
-        os.kill(run.trainer, signal.SIGKILL)
-        viewer.until_event(RunEnded)
-        viewer.close()
-        run.wait()
-        assert not folder.exists()
+        assert "by value only: the exact state takes" in undone.what
+        assert undone.step == turned.step + 5
+        assert viewer.events(KnobTurned)[-1].new == turned.old
     finally:
         run.close()

@@ -1,4 +1,4 @@
-"""The memory for exact states: from the command line, else the environment, else the default."""
+"""The memory for snapshots: from the command line, else the environment, else the default."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tui_descent.cli import main
-from tui_descent.protocol.launch import ENV_UNDO_BUDGET, UNDO_BUDGET, Launch, undo_budget
+from tui_descent.protocol.launch import ENV_UNDO_BUDGET, Launch, undo_budget
 
 
 @pytest.fixture(autouse=True)
@@ -34,10 +34,11 @@ def test_what_is_no_size_is_told_with_its_place(text: str, monkeypatch: pytest.M
 
 
 def test_the_flag_goes_before_the_environment_before_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert undo_budget(None) == UNDO_BUDGET == 256_000_000
+    assert undo_budget(None) is None
     monkeypatch.setenv(ENV_UNDO_BUDGET, "1GB")
     assert undo_budget(None) == 10**9
     assert undo_budget("5MB") == 5_000_000
+    assert undo_budget("auto") is None
 
 
 @pytest.mark.parametrize("args", [["run", "healthy", "--headless"], ["exec", "--headless", "--", "true"]])
@@ -53,4 +54,4 @@ def test_it_reaches_the_run(args: list[str], monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv(ENV_UNDO_BUDGET, "3MB")
     assert main(args) == 0
     assert main([*args[:2], "--undo-budget", "12MB", *args[2:]]) == 0
-    assert [launch.undo_budget for launch in launched] == [UNDO_BUDGET, 3_000_000, 12_000_000]
+    assert [launch.undo_budget for launch in launched] == [None, 3_000_000, 12_000_000]

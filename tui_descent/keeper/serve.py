@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import selectors
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -36,7 +35,7 @@ from tui_descent.protocol.events import (
     StepsCompleted,
     StepsMissed,
 )
-from tui_descent.protocol.launch import LOG_FILE, UNDO_FOLDER, Launch
+from tui_descent.protocol.launch import LOG_FILE, Launch
 from tui_descent.protocol.readings import unpack
 from tui_descent.protocol.ring import ReadingRecord, Ring, StepRecord
 from tui_descent.telemetry.history import History
@@ -372,7 +371,6 @@ class Keeper:
             self._trainer.close()
         if self._ring is not None:
             self._ring.close()
-        shutil.rmtree(self.launch.path / UNDO_FOLDER, ignore_errors=True)  # left by a trainer that was killed
         self._selector.close()
 
 

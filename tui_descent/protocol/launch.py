@@ -22,9 +22,7 @@ ENV_FOLDER = "TUI_DESCENT_RUN"
 ENV_LINK = "TUI_DESCENT_LINK"
 ENV_RING = "TUI_DESCENT_RING"
 LAUNCH_FILE, LOG_FILE, CLAIM_FILE = "launch.json", "run.log", "claimed"
-UNDO_FOLDER = "undo"
 ENV_UNDO_BUDGET = "TUI_DESCENT_UNDO_BUDGET"
-UNDO_BUDGET, UNDO_DISK = 256_000_000, 8_000_000_000
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -34,8 +32,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     `attended`: a person watches, so the run waits at its end, is held on a fault, and ends when the last viewer leaves.
     `pace` is in steps a second, None as fast as it goes. `watch_at` forces readings at these steps.
     `curvature` has it read from the start on, `curvature_at` at these steps; before `range_at` the
-    learning rates are tested. `undo_budget` is the memory of all exact states together, in bytes, 0 for none at all;
-    `undo_disk` the disk's share for those too large.
+    learning rates are tested. `undo_budget` is the memory for all snapshots together, in bytes: 0 for none at all,
+    None for a share of what is free on their device.
     """
 
     run: str
@@ -53,8 +51,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     curvature: bool = False
     curvature_at: tuple[int, ...] = ()
     range_at: tuple[int, ...] = ()
-    undo_budget: int = UNDO_BUDGET
-    undo_disk: int = UNDO_DISK
+    undo_budget: int | None = None
 
     @property
     def path(self) -> Path:
@@ -71,15 +68,15 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.json.decode((folder / LAUNCH_FILE).read_bytes(), type=cls)
 
 
-def undo_budget(asked: str | None) -> int:
-    """Bytes from `256MB` as asked, else as the environment says, else the default. Raises `ValueError`."""
+def undo_budget(asked: str | None) -> int | None:
+    """Bytes from `256MB` as asked, else as the environment says; None for `auto`, the default. Raises `ValueError`."""
     where, text = ("--undo-budget", asked) if asked is not None else (ENV_UNDO_BUDGET, os.environ.get(ENV_UNDO_BUDGET))
-    if not text:
-        return UNDO_BUDGET
+    if not text or text.strip() == "auto":
+        return None
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", text.strip())
     unit = _UNITS.get(found[2].upper()) if found else None
     if found is None or unit is None:
-        raise ValueError(f"{where} {text[:40]!a}: allowed: a size, as in 256MB or 2GB; 0 keeps no exact states")
+        raise ValueError(f"{where} {text[:40]!a}: allowed: a size, as in 256MB or 2GB, or auto; 0 keeps no snapshots")
     return int(float(found[1]) * unit)
 
 

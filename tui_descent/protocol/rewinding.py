@@ -16,7 +16,7 @@ class KnobState(msgspec.Struct, frozen=True, kw_only=True):
 class SnapshotTaken(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="snapshot"):
     """The exact state before update `step` can be gone back to.
 
-    All such take `used_bytes` of `budget_bytes` memory, and those too large for it `disk_bytes` of the disk.
+    All snapshots together take `used_bytes` of `budget_bytes` memory.
     """
 
     segment: int
@@ -24,7 +24,6 @@ class SnapshotTaken(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"
     reason: str
     used_bytes: int = 0
     budget_bytes: int = 0
-    disk_bytes: int = 0
 
 
 class Ghost(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,6 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 class Setup:
     """All that the loop trains with. A surface has neither batches nor a loss function: it is its own."""
 
-    not_undone: ClassVar = ("_batch",)
     scenario: Scenario
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -48,6 +47,23 @@ class Setup:
     loss_function: LossFunction | None
     schedule: Schedule | None = None  # None: the rate stays what it is
     _batch: tuple[Tensor, Tensor] | None = None
+
+    def state(self) -> dict[str, Any]:
+        """The optimizer and schedule in use, where the schedule is, and which batches come next."""
+        return {
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "at": None if self.schedule is None else self.schedule.state(),
+            "batches": None if self.batches is None else self.batches.state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Back to it; what the optimizer itself holds is put back before."""
+        self.optimizer, self.schedule = state["optimizer"], state["schedule"]
+        if self.schedule is not None:
+            self.schedule.restore(state["at"])
+        if self.batches is not None:
+            self.batches.restore(state["batches"])
 
     def loss(self) -> Tensor:
         """The loss of the next batch, a scalar that can go backward."""

@@ -24,19 +24,19 @@ from tui_descent.protocol.events import Evaluated, KnobTurned, Marked, Rewound
 from tui_descent.training.command_queue import Batch, CommandQueue
 from tui_descent.training.curving import Curving
 from tui_descent.training.layer_list import LayerList
-from tui_descent.training.moments import Moment
 from tui_descent.training.pace import RunMode
-from tui_descent.training.past import INDIFFERENT, Past, undoable
 from tui_descent.training.progress import Progress, reply_to
 from tui_descent.training.range_test_run import RangeTestRun
 from tui_descent.training.ratesweep import RangeTest
 from tui_descent.training.steering import Steering, Turned
+from tui_descent.training.undo.snapshot import Snapshot
+from tui_descent.training.undo.undo_stack import INDIFFERENT, UndoStack, undo_entry
 
 Evaluation = Callable[[], tuple[float, float | None]]
 
 
 class CommandHandler:
-    """Of one run. `past` is None where no snapshots are kept, `evaluation` where there is no data to evaluate on."""
+    """Of one run. `undo_stack` is None where no snapshots are kept, `evaluation` where there is no data for it."""
 
     def __init__(
         self,
@@ -46,13 +46,13 @@ class CommandHandler:
         steering: Steering,
         layers: LayerList,
         *,
-        past: Past | None,
+        undo_stack: UndoStack | None,
         curvature: Curving | None,
         evaluation: Evaluation | None,
         is_scenario: bool,
     ) -> None:
         self._progress, self._mode, self._steering, self._layers = progress, mode, steering, layers
-        self._past, self._curvature, self._evaluation = past, curvature, evaluation
+        self._undo_stack, self._curvature, self._evaluation = undo_stack, curvature, evaluation
         self._is_scenario = is_scenario
         setup = steering.ground.setup
         test = None if setup is None else RangeTest(steering, setup)
@@ -81,21 +81,22 @@ class CommandHandler:
         self._progress.emit(Evaluated(loss=loss, accuracy=accuracy, **self._progress.place))
         return loss, accuracy
 
-    def report_snapshot(self, reason: str, *, at: Moment | None = None) -> None:
+    def report_snapshot(self, reason: str, *, at: Snapshot | None = None) -> None:
         """Report a snapshot, of now or of `at`."""
-        assert self._past is not None
+        assert self._undo_stack is not None
         place = self._progress if at is None else at
-        self._progress.emit(self._past.taken(reason, place.segment, place.step))
+        self._progress.emit(self._undo_stack.event(reason, place.segment, place.step))
 
     def _turn(self, batch: Batch, turn: TurnKnob) -> None:
         progress, order = self._progress, batch.order
         self._steering.check(turn)
-        past = None if turn.knob in INDIFFERENT else self._past
-        before = past.take(progress.segment, progress.step, knob=turn.knob) if past is not None else None
+        undo_stack = None if turn.knob in INDIFFERENT else self._undo_stack
+        before = undo_stack.take(progress.segment, progress.step) if undo_stack is not None else None
         rate, turned = self._steering.rate.value, self._apply(turn, before)
-        if past is not None:
+        if undo_stack is not None:
             rates = rate, self._steering.rate.value
-            past.turned(undoable(progress.interventions, progress.step, turn, turned, before, rates=rates))
+            entry = undo_entry(progress.interventions, progress.step, turn, turned, before, rates=rates)
+            turned = turned.noted(undo_stack.push(entry))
         at_once = 1 + len(batch.earlier)
         for request in batch.earlier:
             what = f"one of {at_once} changes made together as intervention {progress.interventions}"
@@ -104,7 +105,7 @@ class CommandHandler:
         if before is not None:
             self.report_snapshot(f"before intervention {progress.interventions}", at=before)
 
-    def _apply(self, turn: TurnKnob, before: Moment | None = None) -> Turned:
+    def _apply(self, turn: TurnKnob, before: Snapshot | None = None) -> Turned:
         turned = self._steering.turn(turn, step=self._progress.step, before=before)
         self._progress.interventions += 1
         return turned
@@ -168,22 +169,25 @@ class CommandHandler:
 
     def _rewind(self, *, back: bool) -> str:
         """Undo or redo: what was done, in words. Raises `ValueError` where it cannot be."""
-        past, progress = self._past, self._progress
-        if past is None:
+        undo_stack, progress = self._undo_stack, self._progress
+        if undo_stack is None:
             raise ValueError("nothing to undo: this run keeps no snapshots")
-        step = past.undo(progress.segment, progress.step, broken=progress.broken) if back else past.redo()
-        what = f"{'undone' if back else 'redone'}: {step.what}"
+        if back:
+            move = undo_stack.undo(progress.segment, progress.step, broken=progress.broken)
+        else:
+            move = undo_stack.redo()
+        what = f"{'undone' if back else 'redone'}: {move.what}"
         try:
-            if step.moment is None:
-                for turn in step.turns:
+            if move.snapshot is None:
+                for turn in move.turns:
                     self._report_turn(Order(client=0, request=0, source="key", command=turn), turn, self._apply(turn))
                 return what
-            step.moment.restore()
+            move.snapshot.restore()
         except ValueError:
-            past.refused(step)
+            undo_stack.cancel(move)
             raise
         self._steering.restored()
-        left, place = (progress.segment, progress.step), step.moment
+        left, place = (progress.segment, progress.step), move.snapshot
         # A user loop goes on counting.
         progress.rewind(place.step if self._is_scenario else progress.step)
         progress.emit(
@@ -194,9 +198,9 @@ class CommandHandler:
                 to_step=place.step,
                 segment=progress.segment,
                 step=progress.step,
-                what=step.what,
+                what=move.what,
                 back=back,
-                in_force=past.in_force,
+                in_force=undo_stack.in_force,
                 knobs=self._steering.states(),
             )
         )

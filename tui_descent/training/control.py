@@ -15,11 +15,11 @@ from tui_descent.training.curving import Curving
 from tui_descent.training.guard import Fault
 from tui_descent.training.layer_list import LayerList
 from tui_descent.training.pace import PaceTimer, RunMode
-from tui_descent.training.past import Past
 from tui_descent.training.progress import Progress
 from tui_descent.training.results import Results
 from tui_descent.training.steering import Steering
 from tui_descent.training.stop import StopRun
+from tui_descent.training.undo.undo_stack import UndoStack
 
 # What becomes of a run with a non-finite loss or gradient.
 OnFault = Literal["hold", "end", "note"]
@@ -37,14 +37,14 @@ class Control:
         layers: LayerList,
         *,
         plan: Iterable[tuple[int, TurnKnob]] = (),
-        past: Past | None = None,
+        undo_stack: UndoStack | None = None,
         curvature: Curving | None = None,
         evaluation: Evaluation | None = None,
         on_fault: OnFault = "note",
         is_scenario: bool = False,
     ) -> None:
         self.mode = RunMode()
-        self.past, self.on_fault = past, on_fault
+        self.undo_stack, self.on_fault = undo_stack, on_fault
         self._progress, self._steering, self._results = progress, steering, results
         self._curvature, self._is_scenario = curvature, is_scenario
         self._queue = CommandQueue()
@@ -54,7 +54,7 @@ class Control:
             self._queue,
             steering,
             layers,
-            past=past,
+            undo_stack=undo_stack,
             curvature=curvature,
             evaluation=evaluation,
             is_scenario=is_scenario,
@@ -135,14 +135,14 @@ class Control:
 
     def between(self) -> None:
         """Everything due before the next update. Raises `StopRun`."""
-        progress, past, mode = self._progress, self.past, self.mode
+        progress, undo_stack, mode = self._progress, self.undo_stack, self.mode
         progress.stood = False
-        if self.steps_to_plan <= 0 or mode.stop_reason is not None or (past is not None and past.due):
+        if self.steps_to_plan <= 0 or mode.stop_reason is not None or (undo_stack is not None and undo_stack.due):
             self.settle()
         while self.steps_to_plan <= 0:
             _, command = self._plan.pop(0)
             self._handler.carry_out(Batch(Order(client=0, request=0, source="plan", command=command)))
-        if past is not None and past.now_and_then(progress.segment, progress.step):
+        if undo_stack is not None and undo_stack.take_periodic(progress.segment, progress.step):
             self._handler.report_snapshot("now and then" if progress.step else "the run's start")
         if progress.link is not None and progress.ring is not None:
             now_s = time.monotonic()
@@ -155,18 +155,18 @@ class Control:
         if mode.stop_reason is not None:
             raise StopRun("stopped", mode.stop_reason)
         progress.rewound = False
-        if past is not None:
-            past.moved_on()
+        if undo_stack is not None:
+            undo_stack.went_on()
         self._steering.advance()
         self._read_curvature()
 
     def hold(self, reason: str, *, broken: bool = False) -> None:
         """Pause until somebody says how to go on; `broken` offers the last good snapshot. Raises `StopRun`."""
         self.mode.pause()
-        if broken and self.past is not None:
-            self.past.moved_on()
+        if broken and self.undo_stack is not None:
+            self.undo_stack.went_on()
             self._progress.broken = True
-            if (good := self.past.last_good()) is not None:
+            if (good := self.undo_stack.last_good()) is not None:
                 reason = f"{reason}; u goes back to step {good.step}"
         self._obey(still=("held", reason))
         self._progress.broken = False
@@ -192,8 +192,8 @@ class Control:
 
     def close(self) -> None:
         """The run is over."""
-        if self.past is not None:
-            self.past.close()
+        if self.undo_stack is not None:
+            self.undo_stack.close()
         self._progress.close()
 
     def _obey(self, *, still: tuple[State, str] = ("paused", "")) -> None:

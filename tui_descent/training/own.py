@@ -14,8 +14,8 @@ from tui_descent.instruments.sampler import USUAL_BUDGET, Sampler
 from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.events import Noted
 from tui_descent.training.link import Link
-from tui_descent.training.named import roots_of
 from tui_descent.training.optim.optimizers import check_watchable
+from tui_descent.training.undo.user_state import user_holders
 from tui_descent.training.watch import Watch
 
 SECOND = "this process has a run that is watched already: another watch() goes on unwatched"
@@ -71,7 +71,7 @@ def watch(
     and data go on. Raises `ValueError` for what cannot be put back or watched; without a keeper the loop goes on alone.
     """
     check_watchable(optimizer)
-    put_back = roots_of(state or {})
+    put_back = user_holders(state or {})
     link = Link.inherited()
     if link is None and _shown.here:
         _shown.say_second()

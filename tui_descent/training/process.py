@@ -108,7 +108,6 @@ def _watch(link: Link, scenario: Scenario, setup: build.Setup) -> Watch:
             on=launch.curvature,
         ),
         is_scenario=True,
-        state=(setup,),
     )
 
 

@@ -19,11 +19,12 @@ from tui_descent.protocol.rates import RatesSwept
 from tui_descent.scenario.optimizers import OPTIMIZERS
 from tui_descent.training.build import Setup
 from tui_descent.training.lookahead import SCALES, look_ahead
-from tui_descent.training.moments import Moment
 from tui_descent.training.optim.optimizers import name_of
 from tui_descent.training.optim.schedules import base_rates
 from tui_descent.training.steering import Steering
 from tui_descent.training.torch_internals import without_step_hooks
+from tui_descent.training.undo.random_state import RandomState
+from tui_descent.training.undo.snapshot import Snapshot
 
 STEPS = 100
 # Of rates whose size is Adam's: there an update moves a weight by about the rate. At 1e-7 a float32 weight of size 1
@@ -137,18 +138,18 @@ class RangeTest:
         rate = steering.rate.value
         with steering.muted(), without_step_hooks(setup.optimizer):
             try:
-                moment = Moment.take([setup.model, steering, setup], segment=segment, step=step)
+                snapshot = Snapshot([*steering.holders(), RandomState()], segment=segment, step=step)
                 try:
                     steering.advance()  # a change under way goes on before the next update
                     ahead = look_ahead(steering, setup)
-                    moment.restore()
+                    snapshot.restore()
                     steering.advance()
                     curve = Curve(still=self._still(look), memory=0.0 if self._always_the_same else MEMORY)
-                    moment.restore()
+                    snapshot.restore()
                     steering.advance()
                     self._sweep(curve, rate, look)
                 finally:
-                    moment.restore()
+                    snapshot.restore()
             except RuntimeError as error:
                 line = next(iter(str(error).splitlines()), "")[:200]
                 raise ValueError(f"nothing was changed: the net raised {type(error).__name__}: {line}") from error

@@ -19,11 +19,11 @@ from tui_descent.training.build import Setup
 from tui_descent.training.knobs import knobs_of
 from tui_descent.training.knobs.ground import Ground, Knob, Turned
 from tui_descent.training.knobs.rate_factor import Rate
-from tui_descent.training.moments import Moment
 from tui_descent.training.nets.block import Block
 from tui_descent.training.optim import clipping
 from tui_descent.training.optim.parameter_groups import fill_momentum_buffers
-from tui_descent.training.transaction import Whole
+from tui_descent.training.transaction import Transaction
+from tui_descent.training.undo.snapshot import HoldsState, Snapshot
 
 __all__ = ["Rate", "Steering", "Turned"]
 
@@ -130,27 +130,28 @@ class Steering:
         if (why := self._knobs[knobs.check(turn).knob].unavailable()) is not None:
             raise ValueError(why)
 
-    def turn(self, turn: TurnKnob, *, step: int = 0, before: Moment | None = None) -> Turned:
-        """Turn one knob before update `step`; `before` is the moment of now, where one was taken for an undo.
+    def turn(self, turn: TurnKnob, *, step: int = 0, before: Snapshot | None = None) -> Turned:
+        """Turn one knob before update `step`; `before` is the snapshot taken for an undo, where there is one.
 
         Raises `ValueError`, with nothing changed, when it cannot be.
         """
         self.check(turn)
         row, knob = knobs.KNOBS[turn.knob], self._knobs[turn.knob]
-        self.ground.step = step
         if row.touches == "run":
+            self.ground.step = step
             return knob.turn(turn)
         states = self.states()
         with self._muted():
-            turned = self._whole_turn(knob, turn, row, before)
+            turned = self._whole_turn(knob, turn, row, step, before)
         one = turn.target != "all"
         changed = (now for now, then in zip(self.states(), states, strict=True) if now != then)
         return replace(turned, knobs=tuple(state for state in changed if one or state.name != turn.knob))
 
-    def _whole_turn(self, knob: Knob, turn: TurnKnob, row: knobs.Knob, moment: Moment | None) -> Turned:
+    def _whole_turn(self, knob: Knob, turn: TurnKnob, row: knobs.Knob, step: int, snapshot: Snapshot | None) -> Turned:
         """Change, probe, and put all back where either raises."""
         before = self._probed(whole=False)
-        whole = Whole(self.ground, moment)
+        transaction = Transaction(self.ground, snapshot)
+        self.ground.step = step
         try:
             turned = knob.turn(turn)
             fill_momentum_buffers(self.ground.optimizer)
@@ -161,14 +162,18 @@ class Steering:
             assert after is not None
             return _with_receipt(turned, before, after)
         except Exception as error:
-            whole.put_back()
+            transaction.roll_back()
             if isinstance(error, ValueError):
                 raise
             line = next(iter(str(error).splitlines()), "")[:200]
             raise ValueError(f"nothing was changed: the net then raised {type(error).__name__}: {line}") from error
 
+    def holders(self) -> list[HoldsState]:
+        """What a snapshot of the run is taken of."""
+        return self.ground.holders()
+
     def restored(self) -> None:
-        """Another moment's state stands here now: its net, and its optimizer, which may be another object."""
+        """A snapshot was restored: the net has changed, and the optimizer may be another object."""
         self.ground.version += 1
         self.ground.change_optimizer(self.ground.optimizer)
 

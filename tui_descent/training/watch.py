@@ -32,12 +32,13 @@ from tui_descent.training.link import Link
 from tui_descent.training.losses import losses_of
 from tui_descent.training.optim.optimizers import check_watchable
 from tui_descent.training.optimizer_hooks import OptimizerHooks
-from tui_descent.training.past import Past
 from tui_descent.training.progress import Progress
 from tui_descent.training.results import Results
 from tui_descent.training.steering import Steering
 from tui_descent.training.step_timer import StepTimer
 from tui_descent.training.stop import StopRun, outcome
+from tui_descent.training.undo.snapshot import HoldsState
+from tui_descent.training.undo.undo_stack import UndoStack
 
 # Fast steps in a row take at most so long, even if they turn out slower than expected.
 LONGEST_FAST_S = 0.4
@@ -67,7 +68,7 @@ class Watch:
         again: BatchAgain | None = None,
         curvature: Curving | None = None,
         is_scenario: bool = False,
-        state: Iterable[object] = (),
+        state: Iterable[HoldsState] = (),
     ) -> None:
         check_watchable(optimizer)
         self.model, self.name = model, name
@@ -81,17 +82,16 @@ class Watch:
         self._results = results = Results(progress, steering, guard, losses, stops=stops, is_scenario=is_scenario)
         self._order = ForwardOrder()
         self._layers = layers = LayerList(model, self._order, progress, steering, guard)
-        past = None
+        undo_stack = None
         if link is not None and link.launch.socket is not None:  # without anybody to ask, no snapshots are kept
-            roots = [model, steering, *state]
-            past = Past.of(link.launch, lambda: roots, lambda: steering.ground.optimizer, model, is_scenario)
+            undo_stack = UndoStack(steering.ground, tuple(state), link.launch.undo_budget, is_scenario)
         self.control = Control(
             progress,
             steering,
             results,
             layers,
             plan=plan,
-            past=past,
+            undo_stack=undo_stack,
             curvature=curvature,
             evaluation=evaluate,
             on_fault=on_fault,

@@ -81,8 +81,7 @@ def _parts(view: View) -> list[tuple[int, Part]]:
         paced = history.knobs.get("pace", "max") != "max"
         parts.append((7, [(f"watch {cost:.0%} in waits" if paced else f"watch {cost:.1%}", ink.DIM)]))
     if (taken := history.snapshot) is not None:
-        disk = f" + {taken.disk_bytes / 1e6:.0f} on disk" if taken.disk_bytes else ""
-        parts.append((11, [(f"undo {taken.used_bytes / 1e6:.0f}/{taken.budget_bytes / 1e6:.0f} MB{disk}", ink.DIM)]))
+        parts.append((11, [(f"undo {taken.used_bytes / 1e6:.0f}/{taken.budget_bytes / 1e6:.0f} MB", ink.DIM)]))
     return [(rank, part) for rank, part in parts if _width(part)]
 
 

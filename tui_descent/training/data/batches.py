@@ -67,12 +67,11 @@ class Batches:
         self._cursor += self.size
         return self.data.x[picked], self.data.y[picked]
 
-    def state(self) -> tuple[Tensor, Tensor, int]:
-        """What the coming batches depend on: the generator, the epoch's order, how much of it is used up."""
-        return self._generator.get_state(), self._order.clone(), self._cursor
+    def state(self) -> tuple[Tensor, Tensor, int, int]:
+        """What the coming batches depend on: generator, the epoch's order, how much of it is used up, batch size."""
+        return self._generator.get_state(), self._order, self._cursor, self.size
 
-    def restore(self, state: tuple[Tensor, Tensor, int]) -> None:
-        """Go on as from the moment `state` was taken."""
-        generator, order, self._cursor = state
+    def restore(self, state: tuple[Tensor, Tensor, int, int]) -> None:
+        """Go on as when `state` was taken."""
+        generator, self._order, self._cursor, self.size = state  # an order is never written into
         self._generator.set_state(generator)
-        self._order = order.clone()

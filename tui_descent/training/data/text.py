@@ -76,13 +76,14 @@ class Windows:
         starts = torch.randint(len(self.data.x) - self._context, (self.size,), generator=self._generator)
         return windows(self.data.x, starts.to(self.data.x.device), self._context)
 
-    def state(self) -> Tensor:
-        """What the coming batches depend on."""
-        return self._generator.get_state()
+    def state(self) -> tuple[Tensor, int]:
+        """What the coming batches depend on: the generator and the batch size."""
+        return self._generator.get_state(), self.size
 
-    def restore(self, state: Tensor) -> None:
-        """Go on as from the moment `state` was taken."""
-        self._generator.set_state(state)
+    def restore(self, state: tuple[Tensor, int]) -> None:
+        """Go on as when `state` was taken."""
+        generator, self.size = state
+        self._generator.set_state(generator)
 
 
 _NUMBER = {symbol: number for number, symbol in enumerate(SYMBOLS)}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -18,8 +18,13 @@ from tui_descent.training.build import Setup
 from tui_descent.training.knobs.rate_factor import Rate
 from tui_descent.training.nets.block import Block
 from tui_descent.training.optim.parameter_groups import replace_parameters
+from tui_descent.training.undo.snapshot import HoldsState
+from tui_descent.training.undo.torch_state import TorchState
 
 RECENT = 10  # losses, whose mean is the loss now
+# Fields that an undo puts back by assignment. Not the pace; nor the version, which only grows: what was made for one
+# version must see that the net has changed.
+_UNDONE = ("optimizer", "clip", "init", "step", "kicked", "first_loss")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +41,10 @@ class Turned:
     loss_after: float | None = None
     note: str | None = None
     knobs: tuple[KnobState, ...] = ()
+
+    def noted(self, more: str | None) -> Turned:
+        """The same with `more` at the end of the note."""
+        return self if more is None else replace(self, note="; ".join(filter(None, (self.note, more))))
 
     def particulars(self) -> dict[str, Any]:
         """All but old and new, as `KnobTurned` takes it."""
@@ -64,9 +73,6 @@ class Ground:
     `followers` are told of another optimizer.
     """
 
-    # The version only grows: who made something for one of them must see that the net is another now.
-    not_undone: ClassVar[tuple[str, ...]] = ("pace", "version", "followers")
-
     model: nn.Module
     optimizer: torch.optim.Optimizer
     rate: Rate
@@ -87,6 +93,36 @@ class Ground:
     followers: list[Callable[[torch.optim.Optimizer], None]] = field(default_factory=list)
     first_loss: float | None = None
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
+
+    def holders(self) -> list[HoldsState]:
+        """What holds the state of the run: model, optimizer, knobs, and a scenario's schedule and batches."""
+        skips = (around.skip for around in self.around.values())
+        tensors = TorchState(self.model, self.optimizer, *skips)
+        return [tensors, self] if self.setup is None else [tensors, self, self.setup]
+
+    def state(self) -> dict[str, Any]:
+        """What the knobs have set, and the changes under way."""
+        return {
+            "fields": {name: getattr(self, name) for name in _UNDONE},
+            "rate": self.rate.state(),
+            "skips": [(around, around.skip) for around in self.around.values()],
+            "under_way": [(key, change, change.state()) for key, change in self.under_way.items()],
+            "wished": dict(self.wished),
+            "losses": list(self.losses),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Back to it; `Steering.restored` then tells the followers."""
+        for name, value in state["fields"].items():
+            setattr(self, name, value)
+        self.rate.restore(state["rate"])
+        for around, skip in state["skips"]:
+            around.skip = skip
+        self.under_way = {key: change for key, change, _ in state["under_way"]}
+        for _, change, made in state["under_way"]:
+            change.restore(made)
+        self.wished = dict(state["wished"])
+        self.losses = deque(state["losses"], maxlen=RECENT)
 
     def generator(self, knob: str) -> torch.Generator:
         """Random numbers of a turn: they hang on the run's seed, the step and the knob alone, so it can be replayed."""

@@ -33,6 +33,14 @@ class Rate:
             raise ValueError("the schedule holds the learning rate at 0 now; no multiplier can change that")
         self.multiplier = value / base
 
+    def state(self) -> tuple[torch.optim.Optimizer, list[object] | None, float]:
+        """Whose rates are multiplied, what they were where the factor is on, and the factor."""
+        return self._optimizer, self._kept, self.multiplier
+
+    def restore(self, state: tuple[torch.optim.Optimizer, list[object] | None, float]) -> None:
+        """Back to it; the rates themselves are the optimizer's state."""
+        self._optimizer, self._kept, self.multiplier = state
+
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Apply to another optimizer from now on."""
         self.take_off()

@@ -19,13 +19,20 @@ class Changed:
 class Transition:
     """A change spread over `steps` updates: `advance` before each forward pass, `set(t)` with t from 1/steps to 1.
 
-    `made` counts the updates so far. All else that it changes are attributes of modules and skips, so whoever puts
-    those and `made` back stands where it stood.
+    `made` counts the updates so far; all else that it changes are attributes of modules and skips.
     """
 
     def __init__(self, steps: int, set_: Callable[[float], None], done: Callable[[], None]) -> None:
         self.steps, self.made = steps, 0
         self._set, self._done = set_, done
+
+    def state(self) -> int:
+        """How far it is."""
+        return self.made
+
+    def restore(self, state: int) -> None:
+        """Back to it; what it has changed is the model's state."""
+        self.made = state
 
     def advance(self) -> bool:
         """One update further; True when the end form is reached and nothing of the way there is left."""

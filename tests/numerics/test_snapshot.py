@@ -1,0 +1,199 @@
+"""A snapshot restores what `state_dict()` leaves out, into the same objects."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from nets import copy_of, digit_batches, loss_of, mlp, same
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, SequentialLR, StepLR
+
+from tui_descent.training.nets.block import Block, Skip
+from tui_descent.training.undo.random_state import RandomState
+from tui_descent.training.undo.snapshot import Snapshot
+from tui_descent.training.undo.torch_state import TorchState
+
+
+class Net(nn.Module):
+    """A block, a batch norm, and state of every kind that a network can hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block(nn.Linear(8, 8), nn.ReLU(), dropout=0.1)
+        self.norm = nn.BatchNorm1d(8)
+        self.register_buffer("mask", torch.ones(8), persistent=False)
+        self.unregistered = torch.zeros(3)
+        self.counts = {"seen": [0]}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.counts["seen"][0] += 1
+        y: Tensor = self.norm(self.block(x) * self.mask)
+        return y
+
+
+def change(net: Net) -> None:
+    with torch.no_grad():
+        net.mask[0] = 0.0
+        net.block.core.weight.add_(1.0)
+    net(torch.rand(4, 8))  # moves the running statistics and the count
+    net.unregistered += 1
+    net.block.put_norm(nn.LayerNorm(8), "post")
+    net.block.activation = nn.GELU()
+    net.block.skip = Skip(0.5)
+    net.block.put_dropout(0.5)
+    net.norm.eps = 0.1
+    net.norm.weight.requires_grad_(False)
+    net.late = nn.Linear(2, 2)
+    net.counts["late"] = [1]
+    net.eval()
+
+
+def seen(net: Net) -> dict[str, Any]:
+    return {
+        "mask": net.mask.tolist(),
+        "structure": repr(net),
+        "where": net.block.where,
+        "skip": repr(net.block.skip),
+        "eps": net.norm.eps,
+        "frozen": [name for name, p in net.named_parameters() if not p.requires_grad],
+        "modes": [m.training for m in net.modules()],
+        "unregistered": net.unregistered.tolist(),
+        "counts": copy.deepcopy(net.counts),
+        "weights": {name: tensor.tolist() for name, tensor in net.state_dict().items()},
+    }
+
+
+def test_it_restores_what_state_dict_leaves_out() -> None:
+    net = Net()
+    before, saved, snapshot = seen(net), copy.deepcopy(net.state_dict()), taken(net)
+    change(net)
+    net.load_state_dict(saved, strict=False)
+    left = {name for name, value in seen(net).items() if value != before[name]}
+    assert left == set(before), "the names of the weights, too, are those of the changed structure"
+    for name in before["weights"]:
+        if name in net.state_dict():
+            assert net.state_dict()[name].tolist() == before["weights"][name]
+    snapshot.restore()
+    assert seen(net) == before
+
+
+def test_it_can_be_restored_more_than_once_and_does_not_change_with_the_net() -> None:
+    net = Net()
+    before, snapshot = seen(net), taken(net)
+    for _ in range(2):
+        change(net)
+        assert seen(net) != before
+        snapshot.restore()
+        assert seen(net) == before
+
+
+def test_every_object_stays_the_same_one() -> None:
+    net = Net()
+    held = [*net.modules(), *net.parameters(), *net.buffers(), net.unregistered, net.counts, net.counts["seen"]]
+    snapshot = taken(net)
+    change(net)
+    snapshot.restore()
+    there = [*net.modules(), *net.parameters(), *net.buffers(), net.unregistered, net.counts, net.counts["seen"]]
+    assert [id(found) for found in there] == [id(found) for found in held]
+
+
+def test_a_skip_that_opens_further_is_restored_within_the_same_object() -> None:
+    net = Net()
+    net.block.skip = skip = Skip(1.0, gate=0.25)
+    snapshot = taken(net)
+    skip.gate, net.block.skip = 1.0, None
+    snapshot.restore()
+    assert net.block.skip is skip
+    assert skip.gate == 0.25
+
+
+def test_hooks_and_a_forward_set_on_a_module_are_left_alone() -> None:
+    net = Net()
+    snapshot = taken(net)
+    calls: list[str] = []
+    net.register_forward_hook(lambda *_: calls.append("hook"))
+    forward = net.forward
+    net.forward = lambda x: (calls.append("forward"), forward(x))[1]  # type: ignore[method-assign]
+    snapshot.restore()
+    net(torch.rand(4, 8))
+    assert calls == ["forward", "hook"]
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD], ids=lambda kind: kind.__name__)
+def test_an_optimizer_goes_on_as_if_nothing_had_been_in_between(kind: Any) -> None:
+    net, outside = mlp(), nn.Parameter(torch.ones(2))
+    optimizer = kind([{"params": net.parameters()}, {"params": [outside], "lr": 0.5}], lr=0.01)
+
+    def train(steps: int) -> tuple[list[Tensor], Tensor]:
+        for batch in digit_batches(steps):
+            loss = loss_of(net, batch) + outside.square().sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return copy_of(net), outside.detach().clone()
+
+    train(3)
+    groups, params = optimizer.param_groups, optimizer.param_groups[0]["params"]
+    snapshot = taken(net, optimizer)
+    weights, other = train(3)
+    optimizer.param_groups[0].update(lr=7.0)
+    optimizer.param_groups[0]["params"].pop()
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+    optimizer.state.clear()
+    snapshot.restore()
+    assert optimizer.param_groups is groups
+    assert optimizer.param_groups[0]["params"] is params
+    again, once_more = train(3)
+    assert same(again, weights)
+    assert torch.equal(once_more, other)
+
+
+def test_torch_schedulers_are_restored_within_containers_too() -> None:
+    class Falling:
+        calls = 0
+
+        def __call__(self, epoch: int) -> float:
+            self.calls += 1
+            return float(0.9**self.calls)
+
+    optimizer = torch.optim.SGD(mlp().parameters(), lr=1.0)
+    falling = Falling()
+    both = SequentialLR(optimizer, [LambdaLR(optimizer, falling), StepLR(optimizer, 2)], milestones=[4])
+
+    def rates(steps: int) -> list[float]:
+        found = []
+        for _ in range(steps):
+            optimizer.step()
+            both.step()
+            found.append(optimizer.param_groups[0]["lr"])
+        return found
+
+    rates(2)
+    snapshot = taken({"schedulers": [both]})
+    first = rates(6)
+    snapshot.restore()
+    assert rates(6) == first
+
+
+def test_random_numbers_go_on_from_where_they_were() -> None:
+    snapshot = Snapshot([RandomState()], segment=0, step=0)
+    first = torch.rand(3)
+    snapshot.restore()
+    assert torch.equal(torch.rand(3), first)
+
+
+def test_it_knows_its_size_and_whether_its_weights_are_finite() -> None:
+    net = nn.Linear(3, 2)
+    snapshot = taken(net)
+    assert snapshot.nbytes == (3 * 2 + 2) * 4
+    with torch.no_grad():
+        net.weight[0, 0] = torch.nan
+    assert snapshot.finite()
+    assert not taken(net).finite()
+
+
+def taken(*roots: object) -> Snapshot:
+    return Snapshot([TorchState(*roots)], segment=0, step=0)

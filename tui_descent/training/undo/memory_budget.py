@@ -1,0 +1,44 @@
+"""How much memory the snapshots of a run may take: a tenth of what is free where they lie, at most 2 GB."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+SHARE = 0.1  # of the free memory
+LARGEST = 2_000_000_000  # bytes
+MEMINFO = Path("/proc/meminfo")
+ASSUMED_FREE = 2_560_000_000  # bytes, where the system does not say
+
+
+def default_budget(device: torch.device) -> int:
+    """Bytes for all snapshots together on `device`, from the memory that is free there now."""
+    return min(LARGEST, int(SHARE * free_bytes(device)))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free memory of a GPU, of Metal, or of the system."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return max(0, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    return _available_bytes()
+
+
+def bytes_needed(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """What a snapshot of them takes, without taking it."""
+    tensors = [*model.parameters(), *model.buffers()]
+    tensors += [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
+    return sum(t.nbytes for t in tensors)
+
+
+def _available_bytes() -> int:
+    """`MemAvailable` of Linux: what can be had without swapping."""
+    try:
+        lines = MEMINFO.read_text().splitlines()
+        kibibytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+        return int(kibibytes) * 1024
+    except (OSError, StopIteration, IndexError, ValueError):
+        return ASSUMED_FREE
