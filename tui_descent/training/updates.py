@@ -17,9 +17,9 @@ from torch.utils.hooks import RemovableHandle
 
 from tui_descent.instruments.deferred import Deferred, together
 from tui_descent.instruments.measuring import Measuring, Sample
-from tui_descent.instruments.purse import Tiers
 from tui_descent.instruments.samebatch import SameBatch
 from tui_descent.instruments.sampler import Sampler
+from tui_descent.instruments.tiers import Tiers
 from tui_descent.training import clipping
 from tui_descent.training.delegate import steps_under_way
 from tui_descent.training.guard import Fault, Guard
@@ -120,9 +120,6 @@ class Updates:
             # One ahead, since a cosine needs the gradient of the step before.
             self._next = self._decide(ahead=1)
             self._planned = step
-            needs_none = self._next is not None and not self._next.signals and not self._sampler.fixed
-            if self._now is None and needs_none and self._decide() is not None:
-                self._now, self._next = self._next, None
         if self._now is None and self._pauses(0):
             self._now = self._decide()
         if self._now is not None:
@@ -153,15 +150,9 @@ class Updates:
             self._instruments.attach(signals=now.signals, slow=now.slow)
 
     def _decide(self, *, ahead: int = 0) -> Tiers | None:
-        """What is read of the coming update, or of the one ahead, behind what is read of the coming one."""
-        pace, pauses = self._steering.pace, self._pauses(ahead)
-        period_s = 1 / pace if pace else None
-        before = self._now if ahead else None
-        step, reading = self._step() + ahead, before is not None
-        if not self._sampler.due(step, period_s=period_s, pauses=pauses, ahead=ahead, reading=reading):
-            return None
-        how: dict[str, Any] = {"paced": pace is not None, "pauses": pauses, "ahead": ahead}
-        return self._sampler.along(time.monotonic(), behind=before or Tiers(), **how)
+        """What is read of the coming update, or of the one so many updates later."""
+        pace = self._steering.pace
+        return self._sampler.due(self._step() + ahead, period_s=1 / pace if pace else None, pauses=self._pauses(ahead))
 
     @property
     def reads(self) -> bool:

@@ -99,9 +99,7 @@ class Watch:
             reader=self._reader,
             again=None if again is None else SameBatch(model, again),
         )
-        # What waits for a device waits for work that readings add to.
-        waits = isinstance(self._telling, AtOnce)
-        self._stretch = Stretch(self.control, self._updates, self._sampler, self._lane, waits=waits)
+        self._stretch = Stretch(self.control, self._updates, self._sampler, self._lane)
         steering.watched(self._follow, self._updates.deaf)
         if link is not None and link.launch.socket is not None:  # where nobody can ask, nothing is kept
             roots = [model, steering, *state]
@@ -129,14 +127,13 @@ class Watch:
             self._order.listen(self.model)
             self.control.steering.listen()
         self._lane.start_s = time.perf_counter()
-        self._stretch.begin()
+        self._stretch.forget()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         self._updates.detach()
-        self._stretch.close()
         self._order.stop()
         ended_by = self._telling.at_end(error)
         status, reason = outcome(ended_by)
@@ -174,7 +171,7 @@ class Watch:
         counts = made > 0 or not self._own_loop
         measured = telling.sampled
         self._stretch.went(1)
-        self._stretch.look(now=dropped)
+        self._stretch.look()
         place = self._lane.place(start_s)
         telling.step(loss, start_s, made=made > 0, place=place if counts else None)
         if made and not steering.needs_loss:
@@ -198,7 +195,7 @@ class Watch:
         self._stretch.look()
         self.begin_step()
         self._enter_lane()
-        self._stretch.count_own(start_s, steps=0)
+        self._stretch.count_own(start_s)
 
     def _settle(self) -> None:
         """Whatever is done next, a turn perhaps, is of another stretch: a run may be held in the midst of one."""
