@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from tui_descent.instruments.tiers import NEWEST, CurvatureSchedule, Interval, Tiers
+from tui_descent.instruments.tiers import READINGS_IN_MEAN, CurvatureSchedule, Interval, Tiers
 
 # The default budget buys at most as many readings a second as the screen shows. A larger one buys more in proportion.
 DEFAULT_BUDGET, APART_S = 0.01, 0.095
@@ -17,7 +17,7 @@ WAIT_USED, PACED_SHARE = 0.5, 0.1
 LOOK_EVERY_S, LOOK_EVERY_STEPS = 0.2, 150
 # The mean time of a plain step is over about this many steps, and is trusted after the first few.
 STEPS_IN_MEAN, TRUSTED_AFTER = 64, 8
-# A value counts as at most this many times the mean: an evaluation between two steps does not make the steps longer.
+# A time counts as at most this many times the mean: an evaluation between two steps does not make the steps longer.
 OUTLIER = 4.0
 # Short steps are slower for a while after a reading, which has evicted the training's data from the cache.
 SHORT_STEP_S, SLOWER_AFTER = 5e-3, 3
@@ -26,8 +26,8 @@ SHORT_STEP_S, SLOWER_AFTER = 5e-3, 3
 class Sampler:
     """Plans readings: every `every` steps, or as many as take the share `budget` of the time; `at` are extra steps.
 
-    Time is CPU seconds of the training thread; while the run is paced, the period of its steps. `Updates` asks `due`
-    once for each step, one step ahead, since a cosine needs the gradient of the step before.
+    Time is CPU seconds of the training thread, in a paced run the period of its steps. `due` is asked once for each
+    step that is not on the fast path, one step ahead, since a cosine needs the gradient of the step before.
     """
 
     def __init__(self, *, every: int | None = None, budget: float = DEFAULT_BUDGET, at: Iterable[int] = ()) -> None:
@@ -35,15 +35,17 @@ class Sampler:
         self._norms = Interval(APART_S * min(1.0, DEFAULT_BUDGET / budget) if budget > 0 else math.inf, budget)
         self._slower = [Interval(every_s, share * budget) for every_s, share in SLOWER_TIERS]
         self.curvature = CurvatureSchedule(budget)
-        self._step_s, self._plain_steps = 0.0, 0  # running mean of a plain step
-        self._outside_s = 0.0  # running mean: how much longer a step with a reading takes than its own clock says
-        self._period_s = 0.0  # of a paced run's steps, 0 without a pace
-        self._steps_s = self._readings_s = self._hooks_s = 0.0  # sums
+        self._period_s = 0.0  # of a paced run's steps, else 0
         self._now_s = 0.0
+        self._step_s, self._plain_steps = 0.0, 0  # running mean of a plain step
+        self._outside_s = 0.0  # running mean of what a reading costs besides what its own clock says
+        # Since the clock was last evaluated: time, steps, and each reading's own clock and tiers.
+        self._stretch_s, self._stretch_steps = 0.0, 0
+        self._read: list[tuple[float, Tiers]] = []
         self._planned = False
-        self._read: tuple[float, Tiers] | None = None  # the last reading's own clock, until its cost is known
-        self._begin_stretch()
-        self._before = 0.0, 0.0  # time spent watching, and all time, when the pace was last turned on or off
+        # Since the start, and when the pace was last turned on or off.
+        self._steps_s = self._readings_s = self._hooks_s = 0.0
+        self._watching_before_s = self._time_before_s = 0.0
 
     @property
     def fixed(self) -> bool:
@@ -51,29 +53,29 @@ class Sampler:
         return self._every is not None or bool(self._at)
 
     def due(self, step: int, *, period_s: float | None, pauses: bool = False) -> Tiers | None:
-        """Plan update `step`: what to read, None for nothing.
+        """Plan update `step`: what to read, or None.
 
-        `period_s` is the time for one step of a paced run; `pauses`: the run pauses after this update.
+        `period_s` is the time that a paced run has for a step; `pauses`: the run pauses after this update.
         """
-        if bool(period_s) != bool(self._period_s):
-            self._before = self._watching_s, self.time_s
+        if (period_s is None) != (self._period_s == 0.0):
+            self._watching_before_s, self._time_before_s = self._watching_s, self.time_s
         self._period_s = period_s or 0.0
-        # Norms get the part of the budget that the others leave.
-        self._norms.share = self._budget - sum(tier.used_share for tier in (*self._slower, self.curvature))
         if self._every is not None:
             asked = step in self._at or (self._every > 0 and step % self._every == 0)
             tiers = Tiers(True, True, True) if asked else None
         elif self._budget <= 0:
             tiers = Tiers() if step in self._at else None
         else:
-            tiers = self._within_budget(step in self._at, pauses)
+            tiers = self._within_budget(asked=step in self._at, pauses=pauses)
         if tiers is not None:
             self._planned = True
             for interval in self._intervals(tiers):
                 interval.begin(self._now_s)
         return tiers
 
-    def _within_budget(self, asked: bool, pauses: bool) -> Tiers | None:
+    def _within_budget(self, *, asked: bool, pauses: bool) -> Tiers | None:
+        # Norms get what the others leave.
+        self._norms.share = self._budget - sum(tier.used_share for tier in (*self._slower, self.curvature))
         wait_s = max(self._period_s - self._step_s, 0.0) if self._period_s else 0.0
         if wait_s:
             cost_s = self._norms.cost_s + self._slower[0].cost_s
@@ -97,24 +99,20 @@ class Sampler:
 
     @property
     def next_look(self) -> int:
-        """After how many steps from the last call of `stepped` the next one is due."""
-        if not self._step_known or self._period_s or self._planned:
+        """The number of steps that may pass before `stepped` is called again."""
+        if not self._step_known:
             return 1
-        if self._read is not None:
-            return SLOWER_AFTER if self._step_s < SHORT_STEP_S else 1
+        if self._read:
+            return SLOWER_AFTER
         look_s = LOOK_EVERY_S
         if self._every is None and self._budget > 0:
             look_s = min(look_s, self._norms.next_s - self._now_s)
         return max(1, min(LOOK_EVERY_STEPS, math.ceil(look_s / max(self._step_s, 1e-9))))
 
     def spent(self, own_s: float, tiers: Tiers = Tiers()) -> None:  # noqa: B008 - immutable
-        """The step in progress was read; `own_s` is what that took by its own clock."""
-        self._settle()
+        """The step in progress was read, which took `own_s` by its own clock."""
         self._planned = False
-        self._read = own_s, tiers
-        self._own_s += own_s
-        self._readings += 1
-        self._declare(own_s, tiers)
+        self._read.append((own_s, tiers))
 
     def hooked(self, took_s: float) -> None:
         """What watching took in steps without a reading: hooks, checks, records."""
@@ -122,65 +120,51 @@ class Sampler:
             self._hooks_s += took_s
 
     def stepped(self, busy_s: float, *, steps: int = 1) -> None:
-        """So many steps took `busy_s` of CPU time together, readings included."""
+        """`steps` steps took `busy_s` of CPU time together, readings included."""
         self._steps_s += busy_s
         self._now_s += max(busy_s, steps * self._period_s)
         self._stretch_s += busy_s
         self._stretch_steps += steps
-        plain_s = max(self._stretch_s - self._own_s, 0.0)
-        if self._read is None:
-            # The step before a reading keeps its gradient, which is part of the reading's cost.
-            if self._planned and self._stretch_steps == 1:
-                return
-            self._plain(plain_s, self._stretch_steps)
-        elif not self._step_known:
-            self._plain(plain_s, self._stretch_steps)
-        elif self._readings == 1:
-            # Hooks inside the passes and cache misses after them are outside the reading's own clock.
-            if self._step_s < SHORT_STEP_S and self._stretch_steps <= 2:
-                return
-            longer_s = plain_s - self._stretch_steps * self._step_s
-            longer_s = min(max(longer_s, -self._step_s), OUTLIER * self._own_s + self._step_s)
-            self._outside_s += (longer_s - self._outside_s) / NEWEST
-        self._settle()
-        self._begin_stretch()
-
-    def _plain(self, total_s: float, steps: int) -> None:
-        each_s = min(total_s / steps, OUTLIER * self._step_s if self._plain_steps else math.inf)
-        self._plain_steps += steps
-        self._step_s += (each_s - self._step_s) * min(1.0, steps / min(self._plain_steps, STEPS_IN_MEAN))
+        # The step before a reading keeps its gradient, which is part of the reading's cost.
+        before = self._planned and not self._read and self._stretch_steps == 1
+        slower = len(self._read) == 1 and self._stretch_steps <= 2 and self._step_s < SHORT_STEP_S
+        if not before and not (slower and self._step_known):
+            self._evaluate()
 
     def stood(self) -> None:
         """The time since the last call of `stepped` is not that of steps."""
-        self._settle()
-        self._begin_stretch()
+        self._evaluate(complete=False)
 
-    def _begin_stretch(self) -> None:
-        """Of the steps from here to the look that closes the account: their time, readings and what these took."""
-        self._stretch_s, self._stretch_steps = 0.0, 0
-        self._own_s, self._readings = 0.0, 0
+    def _evaluate(self, *, complete: bool = True) -> None:
+        """Learn what a plain step takes, or what the readings of the last few steps cost."""
+        plain_s = max(self._stretch_s - sum(own_s for own_s, _ in self._read), 0.0)
+        steps, self._stretch_s, self._stretch_steps = self._stretch_steps, 0.0, 0
+        if complete and not (self._read and self._step_known):
+            each_s = min(plain_s / steps, OUTLIER * self._step_s if self._plain_steps else math.inf)
+            self._plain_steps += steps
+            self._step_s += (each_s - self._step_s) * min(1.0, steps / min(self._plain_steps, STEPS_IN_MEAN))
+        elif complete and len(self._read) == 1:
+            # Hooks inside the passes and cache misses after them are outside the reading's own clock.
+            most_s = OUTLIER * self._read[0][0] + self._step_s
+            longer_s = min(max(plain_s - steps * self._step_s, -self._step_s), most_s)
+            self._outside_s += (longer_s - self._outside_s) / READINGS_IN_MEAN
+        for own_s, tiers in self._read:
+            self._charge(own_s + max(self._outside_s, 0.0), tiers)
+        self._read.clear()
 
-    def _settle(self) -> None:
-        """Charge the last reading to its tiers: what the known ones leave is the new ones' cost, else the slowest's."""
-        if self._read is None:
-            return
-        (own_s, tiers), self._read = self._read, None
-        outside_s = max(self._outside_s, 0.0)
-        self._declare(outside_s, tiers)
-        cost_s = own_s + outside_s
+    def _charge(self, cost_s: float, tiers: Tiers) -> None:
+        """Divide a reading's cost: tiers of known cost first, the rest to the new ones, else to the slowest."""
+        if self._period_s or not tiers.in_wait:  # a run that pauses had no use for the time
+            self._readings_s += cost_s
         intervals = self._intervals(tiers)
-        unknown = [interval for interval in intervals if not interval.cost_s] or intervals[-1:]
-        known_s = sum(interval.cost_s for interval in intervals if interval not in unknown)
+        others = [interval for interval in intervals if not interval.cost_s] or intervals[-1:]
+        known_s = sum(interval.cost_s for interval in intervals if interval not in others)
         for interval in intervals:
-            if interval in unknown:
-                part_s = max(cost_s - known_s, 0.0) / len(unknown)
+            if interval in others:
+                part_s = max(cost_s - known_s, 0.0) / len(others)
             else:
                 part_s = interval.cost_s * min(1.0, cost_s / known_s)
-            interval.took(part_s, paid=not tiers.in_wait)
-
-    def _declare(self, cost_s: float, tiers: Tiers) -> None:
-        if self._period_s or not tiers.in_wait:  # a run that pauses would not have used the time
-            self._readings_s += cost_s
+            interval.charge(part_s, paid=not tiers.in_wait)
 
     def _intervals(self, tiers: Tiers) -> list[Interval]:
         return [self._norms, *(tier for tier, read in zip(self._slower, tiers[:3], strict=True) if read)]
@@ -201,5 +185,5 @@ class Sampler:
     @property
     def cost(self) -> float:
         """The share of the time that watching has taken since the pace was turned on or off, waits not included."""
-        watching_s, time_s = self._watching_s - self._before[0], self.time_s - self._before[1]
-        return watching_s / time_s if time_s else 0.0
+        time_s = self.time_s - self._time_before_s
+        return (self._watching_s - self._watching_before_s) / time_s if time_s else 0.0
