@@ -15,7 +15,7 @@ class Stretch:
 
     def __init__(self, control: Control, updates: Updates, sampler: Sampler, lane: Lane) -> None:
         self._control, self._updates, self._sampler, self._lane = control, updates, sampler, lane
-        self._last_s = time.thread_time()
+        self._last = time.thread_time(), time.perf_counter()
         self._steps = 0  # since the last look at the clock
         self._own_s = 0.0  # what watching took of them
 
@@ -35,20 +35,26 @@ class Stretch:
         """Between two steps: how long the steps since the last look took."""
         self._steps += self._lane.gone()
         if self._steps:
-            last_s, self._last_s = self._last_s, time.thread_time()
-            self._sampler.hooked(self._own_s + self._lane.own_s)
+            busy_s, elapsed_s = self._since()
+            # The lane reads the wall clock, which is cheaper than the CPU clock but includes interruptions.
+            self._sampler.hooked(self._own_s + self._lane.own_s * min(1.0, busy_s / elapsed_s))
             self._own_s = self._lane.own_s = 0.0
-            self._sampler.stepped(self._last_s - last_s, steps=self._steps)
+            self._sampler.stepped(busy_s, steps=self._steps)
             self._steps = 0
 
-    def count_own(self, start_s: float) -> None:
-        """What watching took of a step or between two; what a reading takes has an account of its own."""
+    def count_own(self, busy_s: float) -> None:
+        """What watching took since the CPU clock said `busy_s`, without a reading."""
         if not self._control.stood and self._control.steering.pace is None:
-            self._own_s += time.perf_counter() - start_s
+            self._own_s += time.thread_time() - busy_s
 
     def forget(self) -> None:
         """Something else than steps took time: it counts from here."""
         self._lane.gone()
-        self._last_s = time.thread_time()
+        self._since()
         self._steps = 0
         self._sampler.stood()
+
+    def _since(self) -> tuple[float, float]:
+        """CPU seconds of this thread and seconds since the last call."""
+        (busy_s, wall_s), self._last = self._last, (time.thread_time(), time.perf_counter())
+        return self._last[0] - busy_s, self._last[1] - wall_s

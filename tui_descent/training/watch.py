@@ -161,7 +161,7 @@ class Watch:
 
     def _long_way(self, loss: Tensor | float) -> bool:
         """`step` where anything may be asked of it. Where nothing is waited for, an update is what was asked for."""
-        start_s = time.perf_counter()
+        start_s, busy_s = time.perf_counter(), time.thread_time()
         control, telling, steering = self.control, self._telling, self.control.steering
         self._lane.leave()
         made, dropped = self._updates.take()
@@ -185,17 +185,17 @@ class Watch:
         self.begin_step()
         self._enter_lane()
         if not measured and not self._updates.reads:
-            self._stretch.count_own(start_s)
+            self._stretch.count_own(busy_s)
         return made > 0
 
     def _lane_over(self) -> None:
         """Between two steps, behind a stretch of which nothing was asked."""
-        start_s = time.perf_counter()
+        busy_s = time.thread_time()
         self._lane.leave()
         self._stretch.look()
         self.begin_step()
         self._enter_lane()
-        self._stretch.count_own(start_s)
+        self._stretch.count_own(busy_s)
 
     def _settle(self) -> None:
         """Whatever is done next, a turn perhaps, is of another stretch: a run may be held in the midst of one."""
