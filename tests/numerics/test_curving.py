@@ -198,7 +198,7 @@ def test_standing_still_only_a_new_place_is_worth_a_reading() -> None:
     curving = curving_of(setup, Sampler(every=1, budget=0.01), on=True)
     assert curving.due(5, paced=True, still=True)
     curving.read(0, 5, paid=False)
-    curving._sampler.curvature._tier.last_s = -1e9  # as if long ago
+    curving._sampler.curvature.last_s = -1e9  # as if long ago
     assert not curving.due(5, paced=True, still=True)
     assert curving.due(6, paced=True, still=True)
     setup.optimizer.param_groups[0]["lr"] *= 2
@@ -227,7 +227,7 @@ def test_what_torch_cannot_do_is_told_and_not_tried_again_until_asked() -> None:
     assert curving.due(0, paced=True)
     (noted,) = curving.read(0, 0, paid=False)
     assert noted == Noted(step=0, text="the curvature could not be read: no second derivative", level="warning")
-    sampler.curvature._tier.last_s = -1e9
+    sampler.curvature.last_s = -1e9
     assert not curving.due(1, paced=True)
     curving.want(1, on=True)
     assert curving.due(1, paced=True)

@@ -15,9 +15,9 @@ from test_norms import array, close, l2
 from torch import nn
 
 from tui_descent.instruments.norms import MANY_LAYERS, PARTS, Norms
-from tui_descent.instruments.purse import Tiers
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.instruments.structure import structure
+from tui_descent.instruments.tiers import Tiers
 from tui_descent.protocol.events import ReadingsTaken
 from tui_descent.scenario.knobs import parse
 from tui_descent.training.steering import Steering
@@ -30,11 +30,8 @@ OF_THE_WEIGHTS = ("weight_norm", "update_norm", "update_ratio")
 class Within(Sampler):
     """As one with a budget, that pays for every third update."""
 
-    def due(self, step: int, **how: Any) -> bool:
-        return step % EVERY == 0
-
-    def along(self, now_s: float, **how: Any) -> Tiers:
-        return Tiers()
+    def due(self, step: int, **how: Any) -> Tiers | None:
+        return Tiers() if step % EVERY == 0 else None
 
     @property
     def next_look(self) -> int:

@@ -1,221 +1,189 @@
-"""When to take a reading: within a share of the run's time, or on exactly the steps that were asked for."""
+"""When to take a reading: at exactly the steps that were asked for, or as often as a share of the time allows."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable
 
-from tui_descent.instruments.purse import Purse, Tiers
-from tui_descent.instruments.usual import LONGEST_STEP, Usual
+from tui_descent.instruments.tiers import READINGS_IN_MEAN, CurvatureSchedule, Interval, Tiers
 
-# While paced, a reading may take this part of what a step waits, or this part of the time since the last.
-SLACK_USED = 0.5
-PACED_SHARE = 0.1
-# What most runs are watched with. It buys no more readings than a screen shows; a larger share buys more.
-USUAL_BUDGET, APART_S = 0.01, 0.095
-# The clock is looked at when a reading can be paid, but once in this time and so many steps at least: a look costs
-# several steps' watching.
-LOOK_EVERY_S, STEPS_A_LOOK = 0.2, 150
-# Steps after a reading that are still slower for it, since it has pushed the training's numbers out of the cache.
-AFTERMATH = 3
-# Of the readings of a kind, one in so many has its aftermath timed, and the first few.
-AFTERMATH_EVERY = 4
+# The default budget buys at most as many readings a second as the screen shows. A larger one buys more in proportion.
+DEFAULT_BUDGET, APART_S = 0.01, 0.095
+# The tiers beyond norms: at most this often, and at most this share of the budget.
+SLOWER_TIERS = ((0.1, 0.06), (1.0, 0.06), (10.0, 0.03))
+# In a paced run a reading may take this part of a step's wait, or this part of the time since the last reading.
+WAIT_USED, PACED_SHARE = 0.5, 0.1
+# The clock is looked at after this time or this many steps, even when no reading is due.
+LOOK_EVERY_S, LOOK_EVERY_STEPS = 0.2, 150
+# The mean time of a plain step is over about this many steps, and is trusted after the first few.
+STEPS_IN_MEAN, TRUSTED_AFTER = 64, 8
+# A time counts as at most this many times the mean: an evaluation between two steps does not make the steps longer.
+OUTLIER = 4.0
+# Short steps are slower for a while after a reading, which has evicted the training's data from the cache.
+SHORT_STEP_S, SLOWER_AFTER = 5e-3, 3
 
 
 class Sampler:
-    """`every` fixes the steps; otherwise readings take at most `budget` of the time. `at` are steps besides.
+    """Plans readings: every `every` steps, or as many as take the share `budget` of the time; `at` are extra steps.
 
-    Time is the training thread's CPU seconds, which other processes do not lengthen, and what it waited, for data, say.
+    Time is CPU seconds of the training thread, in a paced run the period of its steps. `due` is asked once for each
+    step that is not on the fast path, one step ahead, since a cosine needs the gradient of the step before.
     """
 
-    def __init__(self, *, every: int | None = None, budget: float = USUAL_BUDGET, at: Iterable[int] = ()) -> None:
+    def __init__(self, *, every: int | None = None, budget: float = DEFAULT_BUDGET, at: Iterable[int] = ()) -> None:
         self._every, self._budget, self._at = every, budget, frozenset(at)
-        self._usual = Usual()
-        self._purse = Purse(budget, self._usual)
-        self.curvature = self._purse.curvature
-        # In the run's time: how far apart readings are, and the earliest that the next one comes.
-        self._apart_s = APART_S * min(1.0, USUAL_BUDGET / budget) if budget > 0 else math.inf
-        self._next_at_s = 0.0
-        self._paced = self._in_wait = False
-        self._since_reading_s = 0.0  # of a paced run
-        # The last reading: its tiers, what it took by its own clock until it is paid for; what others before it took
-        # since the last look.
-        self._read, self._timed_s, self._earlier_s = Tiers(), 0.0, 0.0
-        self._readings: Counter[Tiers] = Counter()
-        self._outside: dict[Tiers, float] = {}  # what readings cost outside their own clock
-        self._hooked_s, self._hooked_steps = 0.0, 0
-        self._free_s = 0.0  # readings of a run without a pace took it while that stood
-        self._before = 0.0, 0.0  # what watching took, and the run, when the pace was last put on or off
+        self._norms = Interval(APART_S * min(1.0, DEFAULT_BUDGET / budget) if budget > 0 else math.inf, budget)
+        self._slower = [Interval(every_s, share * budget) for every_s, share in SLOWER_TIERS]
+        self.curvature = CurvatureSchedule(budget)
+        self._period_s = 0.0  # of a paced run's steps, else 0
+        self._now_s = 0.0
+        self._step_s, self._plain_steps = 0.0, 0  # running mean of a plain step
+        self._outside_s = 0.0  # running mean of what a reading costs besides what its own clock says
+        # Since the clock was last evaluated: time, steps, and each reading's own clock and tiers.
+        self._stretch_s, self._stretch_steps = 0.0, 0
+        self._read: list[tuple[float, Tiers]] = []
+        self._planned = False
+        # Since the start, and when the pace was last turned on or off.
+        self._steps_s = self._readings_s = self._hooks_s = 0.0
+        self._watching_before_s = self._time_before_s = 0.0
 
     @property
     def fixed(self) -> bool:
-        """Whether readings fall on fixed steps."""
+        """Whether readings are taken at fixed steps."""
         return self._every is not None or bool(self._at)
 
-    def due(
-        self, step: int, *, period_s: float | None, pauses: bool = False, ahead: int = 0, reading: bool = False
-    ) -> bool:
-        """Whether update `step`, `ahead` updates behind the coming one, is to be measured.
+    def due(self, step: int, *, period_s: float | None, pauses: bool = False) -> Tiers | None:
+        """Plan update `step`: what to read, or None.
 
-        `period_s` is the time a paced step has; a run that `pauses` behind it has all the time there is. `reading`: one
-        of those before it is to be, too.
+        `period_s` is the time that a paced run has for a step; `pauses`: the run pauses after this update.
         """
-        if self._paced != (period_s is not None):
-            self._paced = not self._paced
-            self._before = self._took_s, self.time_s
-        self._in_wait = False
-        if step in self._at:
-            return True
+        if (period_s is None) != (self._period_s == 0.0):
+            self._watching_before_s, self._time_before_s = self._watching_s, self.time_s
+        self._period_s = period_s or 0.0
         if self._every is not None:
-            return self._every > 0 and step % self._every == 0
-        if self._budget <= 0:
-            return False
-        self._in_wait = pauses or (period_s is not None and self._has_time(period_s))
-        if self._in_wait:
-            return True
-        if not self._purse.price_s:
-            return not reading and not self._timed_s  # the first is on credit
-        return self._to_wait_s(ahead, reading=reading) <= 0
+            asked = step in self._at or (self._every > 0 and step % self._every == 0)
+            tiers = Tiers(True, True, True) if asked else None
+        elif self._budget <= 0:
+            tiers = Tiers() if step in self._at else None
+        else:
+            tiers = self._within_budget(asked=step in self._at, pauses=pauses)
+        if tiers is not None:
+            self._planned = True
+            for interval in self._intervals(tiers):
+                interval.begin(self._now_s)
+        return tiers
 
-    def _has_time(self, period_s: float) -> bool:
-        self._since_reading_s += period_s
-        price_s = self._purse.price_s
-        if price_s > SLACK_USED * (period_s - self._usual.step_s) and price_s > PACED_SHARE * self._since_reading_s:
-            return False
-        self._since_reading_s = 0.0
-        return True
+    def _within_budget(self, *, asked: bool, pauses: bool) -> Tiers | None:
+        # Norms get what the others leave.
+        self._norms.share = self._budget - sum(tier.used_share for tier in (*self._slower, self.curvature))
+        wait_s = max(self._period_s - self._step_s, 0.0) if self._period_s else 0.0
+        if wait_s:
+            cost_s = self._norms.cost_s + self._slower[0].cost_s
+            ready = cost_s <= max(WAIT_USED * wait_s, PACED_SHARE * (self._now_s - self._norms.last_s))
+        else:
+            ready = self._now_s >= self._norms.next_s
+        if not (asked or pauses or ready):
+            return None
+        free = pauses or self._period_s > 0
+        signals, slow, rare = (
+            self._now_s >= (tier.last_s + tier.every_s if free else tier.next_s) for tier in self._slower
+        )
+        return Tiers(signals or free, slow or pauses, rare, in_wait=pauses or (ready and wait_s > 0))
 
     def steps_to_reading(self, step: int) -> float:
-        """How many updates from `step` on none is due on a fixed step; what the budget pays for is due at a look."""
+        """Number of updates from `step` to the next fixed one; infinite without any."""
         first = min((at for at in self._at if at >= step), default=math.inf)
         if self._every is not None and self._every > 0:
             first = min(first, -(-step // self._every) * self._every)
         return first - step
 
-    def along(
-        self,
-        now_s: float,
-        *,
-        paced: bool,
-        pauses: bool = False,
-        ahead: int = 0,
-        behind: Tiers = Tiers(),  # noqa: B008 - immutable
-    ) -> Tiers:
-        """What is read with a reading that is due, where the run pauses behind it all but what takes further passes.
-
-        `behind`: the tiers of one that is about to be taken before it.
-        """
-        if self._every is not None:
-            return Tiers(True, True, True)
-        signals, slow, rare = self._purse.along(now_s, free=paced or pauses, ahead=ahead, behind=behind)
-        return Tiers(signals or paced or pauses, slow or pauses, rare, waited=self._in_wait)
-
-    def spent(self, cost_s: float, tiers: Tiers = Tiers()) -> None:  # noqa: B008 - immutable
-        """The reading of the step under way took this long by its own clock, with these tiers along."""
-        self._earlier_s += self._settle(None)  # the one before, where they come that close
-        self._read, self._timed_s = tiers, cost_s
-        self._readings[tiers] += 1
-        self._purse.read(tiers)
-        self._next_at_s = self._behind_s()
-
-    def hooked(self, took_s: float, steps: int) -> None:
-        """What watching took of so many steps that were not measured: hooks, guard, record, a look for commands."""
-        if not self._usual.known:
-            return  # what begins a run comes once
-        # By the clock on the wall: what interrupts a step now and then is none of ours.
-        if self._hooked_steps:
-            took_s = min(took_s, LONGEST_STEP * self._hooked_s / self._hooked_steps * max(steps, STEPS_A_LOOK))
-        self._hooked_s += took_s
-        self._hooked_steps += steps
-
     @property
     def next_look(self) -> int:
-        """After how many steps from the last look the clock is worth another."""
-        if self._timed_s:
-            count = self._readings[self._read]
-            if count <= AFTERMATH_EVERY or count % AFTERMATH_EVERY == 0:
-                return 1 + AFTERMATH
-        usual = self._usual
-        if not usual.known:
+        """The number of steps that may pass before `stepped` is called again."""
+        if not self._step_known:
             return 1
-        step_s = max(usual.step_s + usual.wait_s, 1e-9)
-        most = min(STEPS_A_LOOK, LOOK_EVERY_S / step_s)
+        if self._read:
+            return SLOWER_AFTER
+        look_s = LOOK_EVERY_S
         if self._every is None and self._budget > 0:
-            # A little later rather than too early, which would cost another look.
-            most = min(most, 1.05 * self._to_wait_s() / step_s)
-        return max(1, math.ceil(most))
+            look_s = min(look_s, self._norms.next_s - self._now_s)
+        return max(1, min(LOOK_EVERY_STEPS, math.ceil(look_s / max(self._step_s, 1e-9))))
 
-    def stepped(self, busy_s: float, *, steps: int = 1, waited_s: float = 0.0) -> None:
-        """So many steps took this long together, readings included, and waited besides; behind a measured one a few.
+    def spent(self, own_s: float, tiers: Tiers = Tiers()) -> None:  # noqa: B008 - immutable
+        """The step in progress was read, which took `own_s` by its own clock."""
+        self._planned = False
+        self._read.append((own_s, tiers))
 
-        What a reading costs outside its own clock (hooks in the passes, a cache that holds other things) shows in how
-        much longer these steps took than usual.
-        """
-        read = self._timed_s > 0
-        tells = read and not self._earlier_s and AFTERMATH < steps <= AFTERMATH + 2
-        cost_s = self._earlier_s + self._settle(busy_s - steps * self._usual.step_s if tells else None)
-        self._earlier_s = 0.0
-        few = read and steps <= 2 + AFTERMATH
-        self._usual.went(busy_s, waited_s, steps=steps, readings_s=cost_s, read=read, few=few)
+    def hooked(self, took_s: float) -> None:
+        """What watching took in steps without a reading: hooks, checks, records."""
+        if self._step_known:  # start-up happens once
+            self._hooks_s += took_s
+
+    def stepped(self, busy_s: float, *, steps: int = 1) -> None:
+        """`steps` steps took `busy_s` of CPU time together, readings included."""
+        self._steps_s += busy_s
+        self._now_s += max(busy_s, steps * self._period_s)
+        self._stretch_s += busy_s
+        self._stretch_steps += steps
+        # The step before a reading keeps its gradient, which is part of the reading's cost.
+        before = self._planned and not self._read and self._stretch_steps == 1
+        slower = len(self._read) == 1 and self._stretch_steps <= 2 and self._step_s < SHORT_STEP_S
+        if not before and not (slower and self._step_known):
+            self._evaluate()
 
     def stood(self) -> None:
-        """The run stood still: of what was not looked at nothing counts but the reading."""
-        self._usual.busy_s += self._earlier_s + self._settle(None)
-        self._earlier_s = 0.0
+        """The time since the last call of `stepped` is not that of steps."""
+        self._evaluate(complete=False)
 
-    def _settle(self, longer_s: float | None) -> float:
-        """Pay for the last reading, and give what it cost.
+    def _evaluate(self, *, complete: bool = True) -> None:
+        """Learn what a plain step takes, or what the readings of the last few steps cost."""
+        plain_s = max(self._stretch_s - sum(own_s for own_s, _ in self._read), 0.0)
+        steps, self._stretch_s, self._stretch_steps = self._stretch_steps, 0.0, 0
+        if complete and not (self._read and self._step_known):
+            each_s = min(plain_s / steps, OUTLIER * self._step_s if self._plain_steps else math.inf)
+            self._plain_steps += steps
+            self._step_s += (each_s - self._step_s) * min(1.0, steps / min(self._plain_steps, STEPS_IN_MEAN))
+        elif complete and len(self._read) == 1:
+            # Hooks inside the passes and cache misses after them are outside the reading's own clock.
+            most_s = OUTLIER * self._read[0][0] + self._step_s
+            longer_s = min(max(plain_s - steps * self._step_s, -self._step_s), most_s)
+            self._outside_s += (longer_s - self._outside_s) / READINGS_IN_MEAN
+        for own_s, tiers in self._read:
+            self._charge(own_s + max(self._outside_s, 0.0), tiers)
+        self._read.clear()
 
-        Its step and those behind it took `longer_s` more than usual, where that is known. What such readings cost
-        outside their own clock is a mean, since of one step's time most is chance.
-        """
-        timed_s, self._timed_s = self._timed_s, 0.0
-        if not timed_s:
-            return 0.0
-        outside_s = 0.0
-        if self._usual.known:
-            if longer_s is not None:
-                step_s = self._usual.step_s
-                more_s = min(max(longer_s - timed_s, -step_s), 4 * timed_s + step_s)
-                usual_s = self._outside.get(self._read, more_s)
-                self._outside[self._read] = usual_s + (more_s - usual_s) / 8
-            outside_s = max(self._outside.get(self._read, 0.0), 0.0)
-        self._purse.pay(timed_s + outside_s, self._read)
-        if self._read.waited and not self._paced:
-            self._free_s += timed_s + outside_s
-        return timed_s + outside_s
+    def _charge(self, cost_s: float, tiers: Tiers) -> None:
+        """Divide a reading's cost: tiers of known cost first, the rest to the new ones, else to the slowest."""
+        if self._period_s or not tiers.in_wait:  # a run that pauses had no use for the time
+            self._readings_s += cost_s
+        intervals = self._intervals(tiers)
+        others = [interval for interval in intervals if not interval.cost_s] or intervals[-1:]
+        known_s = sum(interval.cost_s for interval in intervals if interval not in others)
+        for interval in intervals:
+            if interval in others:
+                part_s = max(cost_s - known_s, 0.0) / len(others)
+            else:
+                part_s = interval.cost_s * min(1.0, cost_s / known_s)
+            interval.charge(part_s, paid=not tiers.in_wait)
 
-    def _behind_s(self) -> float:
-        """The earliest of the next reading, behind one that is taken now.
+    def _intervals(self, tiers: Tiers) -> list[Interval]:
+        return [self._norms, *(tier for tier, read in zip(self._slower, tiers[:3], strict=True) if read)]
 
-        A beat: one that came a little late does not put off those behind it.
-        """
-        return min(max(self._next_at_s, self.time_s - self._apart_s), self.time_s) + self._apart_s
-
-    def _to_wait_s(self, ahead: int = 0, *, reading: bool = False) -> float:
-        """How long the run has to go from a step on before a reading can be paid and is not too close to the last."""
-        owed_s = self._timed_s + self._outside.get(self._read, 0.0) if self._timed_s else 0.0
-        next_at_s = self._next_at_s
-        if reading:
-            owed_s, next_at_s = owed_s + self._purse.price_s, self._behind_s()
-        wait_s = max(self._purse.lacks_s(owed_s) / self._budget, next_at_s - self.time_s)
-        return wait_s - ahead * (self._usual.step_s + self._usual.wait_s)
+    @property
+    def _step_known(self) -> bool:
+        return self._plain_steps >= TRUSTED_AFTER
 
     @property
     def time_s(self) -> float:
-        """Seconds that the run's steps took so far, watching included: CPU time and waits."""
-        return self._usual.time_s
+        """CPU seconds of the run's steps so far, watching included."""
+        return self._steps_s + self.curvature.took_s
 
     @property
-    def _took_s(self) -> float:
-        return self._purse.spent_s - self._free_s + self.curvature.took_s + self._hooked_s
+    def _watching_s(self) -> float:
+        return self._readings_s + self.curvature.took_s + self._hooks_s
 
     @property
     def cost(self) -> float:
-        """The share of the time that watching took since the pace was put on or off: readings, curvature, hooks.
-
-        Of a paced run's time its waits are none: what is taken out of these slows nothing.
-        """
-        took_s, time_s = self._took_s - self._before[0], self.time_s - self._before[1]
-        return took_s / time_s if time_s else 0.0
+        """The share of the time that watching has taken since the pace was turned on or off, waits not included."""
+        time_s = self.time_s - self._time_before_s
+        return (self._watching_s - self._watching_before_s) / time_s if time_s else 0.0

@@ -18,9 +18,9 @@ from torch.utils.hooks import RemovableHandle
 
 from tui_descent.instruments.deferred import Deferred, together
 from tui_descent.instruments.measuring import Measuring, Sample
-from tui_descent.instruments.purse import Tiers
 from tui_descent.instruments.samebatch import SameBatch
 from tui_descent.instruments.sampler import Sampler
+from tui_descent.instruments.tiers import Tiers
 from tui_descent.training.control import Control
 from tui_descent.training.guard import Guard
 from tui_descent.training.layer_list import LayerList
@@ -124,9 +124,6 @@ class OptimizerHooks:
             self._now = self._decide() if self._planned is None else self._next
             self._next = self._decide(ahead=1)
             self._planned = step
-            needs_none = self._next is not None and not self._next.signals and not self._sampler.fixed
-            if self._now is None and needs_none and self._decide() is not None:
-                self._now, self._next = self._next, None
         if self._now is None and self._pauses():
             self._now = self._decide()
         if self._now is not None:
@@ -173,14 +170,8 @@ class OptimizerHooks:
 
     def _decide(self, *, ahead: int = 0) -> Tiers | None:
         """What to measure in the coming step, or `ahead` steps later."""
-        pace, pauses = self._steering.pace, self._pauses(ahead)
-        period_s = 1 / pace if pace else None
-        before = self._now if ahead else None
-        step, reading = self._progress.step + ahead, before is not None
-        if not self._sampler.due(step, period_s=period_s, pauses=pauses, ahead=ahead, reading=reading):
-            return None
-        how: dict[str, Any] = {"paced": pace is not None, "pauses": pauses, "ahead": ahead}
-        return self._sampler.along(time.monotonic(), behind=before or Tiers(), **how)
+        step, pace = self._progress.step + ahead, self._steering.pace
+        return self._sampler.due(step, period_s=1 / pace if pace else None, pauses=self._pauses(ahead))
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
         """The optimizer's pre-hook."""

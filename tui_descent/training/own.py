@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from tui_descent.instruments.sampler import USUAL_BUDGET, Sampler
+from tui_descent.instruments.sampler import DEFAULT_BUDGET, Sampler
 from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.events import Noted
 from tui_descent.training.link import Link
@@ -89,7 +89,7 @@ def watch(
         optimizer,
         link=link,
         name=name,
-        sampler=Sampler(every=watch_every, budget=USUAL_BUDGET if watch_budget is None else watch_budget),
+        sampler=Sampler(every=watch_every, budget=DEFAULT_BUDGET if watch_budget is None else watch_budget),
         on_fault="hold" if launch is not None and launch.attended else "end" if under_exec else "note",
         state=put_back,
     )

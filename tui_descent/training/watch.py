@@ -109,8 +109,7 @@ class Watch:
             again=None if again is None else SameBatch(model, again),
             begin=self._begin,
         )
-        # A wait for a device is a wait for work that readings add to.
-        self._timer = StepTimer(sampler, progress, steering, waits=not results.deferred)
+        self._timer = StepTimer(sampler, progress, steering)
         self._start_s = self._fast_until_s = time.perf_counter()
         steering.watched(self._hooks.follow, self._hooks.muted)
         if curvature is not None:
@@ -140,14 +139,13 @@ class Watch:
             self._order.listen(self.model)
             self.steering.listen()
         self._start_s = time.perf_counter()
-        self._timer.begin()
+        self._timer.restart()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         self._hooks.detach()
-        self._timer.close()
         self._order.stop()
         ended_by = self.control.finish(error)
         self.outcome = outcome(ended_by)
@@ -184,14 +182,17 @@ class Watch:
         ring = progress.ring
         assert ring is not None
         self._timer.count()
+        self._timer.add_fast(start_s, hooks.own_s)
         if progress.fast_steps == 0 or ring.flagged() or start_s > self._fast_until_s:
+            busy_s = time.thread_time()
             self._timer.look()
             self._enter_next_step()
-        self._timer.add_own(start_s, hooks.own_s)
+            self._timer.add_own(busy_s)
         return True
 
     def _checked_step(self, loss: Tensor | float, start_s: float) -> bool:
         """`step` where anything may be due."""
+        busy_s = time.thread_time()
         self.progress.fast_steps = 0
         results, control, steering = self._results, self.control, self.steering
         updates, dropped = self._hooks.take()
@@ -202,7 +203,7 @@ class Watch:
         counted = made or not self._is_scenario
         measured = results.measured
         self._timer.count()
-        self._timer.look(now=dropped)
+        self._timer.look()
         results.add_step(loss, now_s, self._hooks.rate, made=made, counted=counted)
         if made:
             steering.update_made()
@@ -214,7 +215,7 @@ class Watch:
             control.collect()
         self._enter_next_step()
         if not measured and not self._hooks.measures:
-            self._timer.add_own(start_s)
+            self._timer.add_own(busy_s)
         return made
 
     def _enter_next_step(self) -> None:
@@ -231,7 +232,7 @@ class Watch:
         if results.deferred and steering.needs_loss:
             return 0
         planned = min(control.steps_to_plan, self._sampler.steps_to_reading(self.next_step) - 1)
-        return int(max(1, min(self._timer.steps_to_look, planned))) if planned >= 1 else 0
+        return int(max(1, min(self._sampler.next_look, planned))) if planned >= 1 else 0
 
     def begin_step(self) -> None:
         """Before the first forward pass; `step` does it before the others. Raises `StopRun`."""
