@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from tui_descent.protocol.handing import socket_pair
+from tui_descent.protocol.inherited_fds import socket_pair
 from tui_descent.protocol.ring import ring_file
 
 # The trainer finds its run by these: the run's folder, the inherited socket to the keeper and the memory both share.
@@ -87,7 +87,7 @@ PARENT = "--parent"
 
 
 @contextlib.contextmanager
-def shared(launch: Launch) -> Iterator[tuple[socket.socket, socket.socket, int]]:
+def open_connection(launch: Launch) -> Iterator[tuple[socket.socket, socket.socket, int]]:
     """Our end of the line, the other process's end, and the ring's file, for a process that is started inside.
 
     Theirs is closed behind it, ours and the file only where it could not be started. Raises `OSError`.

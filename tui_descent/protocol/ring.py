@@ -22,7 +22,7 @@ from pathlib import Path
 
 import msgspec
 
-from tui_descent.protocol.handing import out_of_the_way
+from tui_descent.protocol.inherited_fds import move_to_high_fd
 
 MAGIC = 0x7D1E5CE7
 LAYOUT = 4
@@ -82,10 +82,10 @@ def ring_file(folder: Path) -> int:
     """
     if hasattr(os, "memfd_create"):
         with contextlib.suppress(OSError):  # a sandbox may forbid it
-            return out_of_the_way(os.memfd_create("tui-descent", os.MFD_CLOEXEC))
+            return move_to_high_fd(os.memfd_create("tui-descent", os.MFD_CLOEXEC))
     file, name = tempfile.mkstemp(dir=folder)
     os.unlink(name)
-    return out_of_the_way(file)
+    return move_to_high_fd(file)
 
 
 class Ring:

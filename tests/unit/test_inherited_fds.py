@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from tui_descent.protocol import handing
+from tui_descent.protocol import inherited_fds
 from tui_descent.protocol.ring import ring_file
 
-TAKES = "import os; from tui_descent.protocol.handing import taken; print(taken(os.environ['FILE']))"
+TAKES = "import os; from tui_descent.protocol.inherited_fds import find_fd; print(find_fd(os.environ['FILE']))"
 
 
 def test_what_is_handed_on_has_a_high_number_and_the_old_one_is_free(home: Path) -> None:
     low = os.open(home / "file", os.O_RDWR | os.O_CREAT)
     found = os.fstat(low)
-    high = handing.out_of_the_way(low)
-    assert high >= handing.FIRST
+    high = inherited_fds.move_to_high_fd(low)
+    assert high >= inherited_fds.FIRST_FD
     assert os.path.samestat(os.fstat(high), found)
     assert not os.get_inheritable(high)
     with pytest.raises(OSError, match="Bad file descriptor"):
@@ -30,9 +30,9 @@ def test_what_is_handed_on_has_a_high_number_and_the_old_one_is_free(home: Path)
 
 
 def test_both_ends_of_a_line_and_a_ring_are_out_of_the_way(home: Path) -> None:
-    ours, theirs = handing.socket_pair()
+    ours, theirs = inherited_fds.socket_pair()
     file = ring_file(home)
-    assert min(ours.fileno(), theirs.fileno(), file) >= handing.FIRST
+    assert min(ours.fileno(), theirs.fileno(), file) >= inherited_fds.FIRST_FD
     ours.sendall(b"a word")
     assert theirs.recv(100) == b"a word"
     assert theirs.family == socket.AF_UNIX
@@ -46,7 +46,7 @@ def test_where_so_few_files_may_be_open_it_is_still_none_of_the_first_three(home
     low = os.open(home / "file", os.O_RDWR | os.O_CREAT)
     resource.setrlimit(resource.RLIMIT_NOFILE, (60, hard))
     try:
-        file = handing.out_of_the_way(low)
+        file = inherited_fds.move_to_high_fd(low)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert 3 <= file < 60
@@ -68,7 +68,7 @@ def test_a_number_that_a_script_has_put_to_another_use_is_not_taken(home: Path, 
     file = ring_file(home)
     done = subprocess.run(
         ["bash", "-c", f'{shell.format(n=file)} exec {sys.executable} -c "{TAKES}"'],
-        env=os.environ | {"FILE": handing.told(file)},
+        env=os.environ | {"FILE": inherited_fds.describe_fd(file)},
         pass_fds=[file],
         cwd=home,
         capture_output=True,
@@ -83,4 +83,4 @@ def test_a_number_that_a_script_has_put_to_another_use_is_not_taken(home: Path, 
 
 @pytest.mark.parametrize("text", ["", "7", "x:y:z", "-1:0:0", "999999:1:1"])
 def test_what_names_no_file_is_none(text: str) -> None:
-    assert handing.taken(text) is None
+    assert inherited_fds.find_fd(text) is None
