@@ -15,7 +15,7 @@ NAMES: tuple[str, ...] = get_args(Optimizer)
 MUON_ADAMW_RATIO = 1.0
 
 
-class Traits(msgspec.Struct, frozen=True, kw_only=True):
+class OptimizerTraits(msgspec.Struct, frozen=True, kw_only=True):
     """One optimizer.
 
     `rate` is the size of its good learning rates with Adam's as 1. `momentum` is what it starts with, None where there
@@ -33,14 +33,14 @@ class Traits(msgspec.Struct, frozen=True, kw_only=True):
 # geometric middles, √(15·100) and √(4·25). Muon, scaled to AdamW's update, had its lowest loss at AdamW's best rate on
 # four of four MLPs (depth × width 4×32, 4×64, 8×32, 2×128; a grid of four rates a decade; median of three seeds).
 _SGD, _MOMENTUM = 1500**0.5, 10.0
-OPTIMIZERS: dict[str, Traits] = {
-    "sgd": Traits(title="SGD", rate=_SGD, momentum=0.0),
-    "momentum": Traits(title="momentum", rate=_MOMENTUM, momentum=0.9),
-    "nesterov": Traits(title="Nesterov", rate=_MOMENTUM, momentum=0.9),
-    "rmsprop": Traits(title="RMSprop", rate=1.0),
-    "adam": Traits(title="Adam", rate=1.0, betas=True),
-    "adamw": Traits(title="AdamW", rate=1.0, betas=True, decoupled_decay=True),
-    "muon": Traits(title="Muon", rate=1.0, momentum=0.95, betas=True, decoupled_decay=True),
+OPTIMIZERS: dict[str, OptimizerTraits] = {
+    "sgd": OptimizerTraits(title="SGD", rate=_SGD, momentum=0.0),
+    "momentum": OptimizerTraits(title="momentum", rate=_MOMENTUM, momentum=0.9),
+    "nesterov": OptimizerTraits(title="Nesterov", rate=_MOMENTUM, momentum=0.9),
+    "rmsprop": OptimizerTraits(title="RMSprop", rate=1.0),
+    "adam": OptimizerTraits(title="Adam", rate=1.0, betas=True),
+    "adamw": OptimizerTraits(title="AdamW", rate=1.0, betas=True, decoupled_decay=True),
+    "muon": OptimizerTraits(title="Muon", rate=1.0, momentum=0.95, betas=True, decoupled_decay=True),
 }
 
 
@@ -80,7 +80,7 @@ def known_rate(spec: OptimizerSpec, name: str) -> float | None:
     return spec.lr if named is None and own else named
 
 
-def traits(name: str) -> Traits:
+def traits(name: str) -> OptimizerTraits:
     """The row of the table. Raises `ValueError` with the names that are in it."""
     if name not in OPTIMIZERS:
         hint = nearest(name, OPTIMIZERS)

@@ -30,7 +30,7 @@ SMOOTHED_OVER = 50
 PROGRESS = 0.01
 
 
-class Terms(msgspec.Struct, frozen=True, kw_only=True):
+class ResolvedSchedule(msgspec.Struct, frozen=True, kw_only=True):
     """A schedule over `total` updates with nothing left to default: lengths in updates, `start` and `floor` shares."""
 
     name: str
@@ -44,7 +44,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     patience: int = 1
 
 
-def terms(spec: ScheduleSpec, total: int) -> Terms:
+def terms(spec: ScheduleSpec, total: int) -> ResolvedSchedule:
     """What the spec means over `total` updates (at least one is reckoned with); lengths are cut to fit into it."""
     total = max(1, total)
     given = {f: default if (v := getattr(spec, f)) is None else v for f, default in FIELDS[spec.name].items()}
@@ -55,7 +55,7 @@ def terms(spec: ScheduleSpec, total: int) -> Terms:
         given["every"] = max(1, given["every"])
     if "decay" in given:
         given["decay"] = min(given["decay"], total - int(given["warmup"]))
-    return msgspec.convert({"name": spec.name, "total": total, **given}, Terms)
+    return msgspec.convert({"name": spec.name, "total": total, **given}, ResolvedSchedule)
 
 
 def factor(spec: ScheduleSpec, step: int, total: int) -> float:
@@ -66,7 +66,7 @@ def factor(spec: ScheduleSpec, step: int, total: int) -> float:
     return factor_of(terms(spec, total), step)
 
 
-def factor_of(t: Terms, step: int) -> float:
+def factor_of(t: ResolvedSchedule, step: int) -> float:
     """As `factor`, from terms made before."""
     if t.name not in _FORMULAS:
         raise ValueError(f"{t.name} has no curve to foretell: its rate hangs on the losses to come")
@@ -133,26 +133,26 @@ def _updates(length: float | int, total: int) -> int:
     return min(total, _raw(length, 0, total))
 
 
-def _constant(t: Terms, k: int) -> float:
+def _constant(t: ResolvedSchedule, k: int) -> float:
     return 1.0
 
 
-def _step(t: Terms, k: int) -> float:
+def _step(t: ResolvedSchedule, k: int) -> float:
     return max(t.floor, t.gamma ** (k // t.every))
 
 
-def _cosine(t: Terms, k: int) -> float:
+def _cosine(t: ResolvedSchedule, k: int) -> float:
     return _half_cosine(1.0, t.floor, k / t.total)
 
 
-def _warmup_cosine(t: Terms, k: int) -> float:
+def _warmup_cosine(t: ResolvedSchedule, k: int) -> float:
     if k < t.warmup:
         return _line(t.start, 1.0, k / t.warmup)
     # All warm-up: the end comes right after the top.
     return _half_cosine(1.0, t.floor, (k - t.warmup) / (t.total - t.warmup)) if t.warmup < t.total else t.floor
 
 
-def _one_cycle(t: Terms, k: int) -> float:
+def _one_cycle(t: ResolvedSchedule, k: int) -> float:
     # As torch has it, the top is update warmup − 1 and the end is update n − 1.
     top, end = t.warmup - 1, t.total - 1
     if k <= top:
@@ -160,7 +160,7 @@ def _one_cycle(t: Terms, k: int) -> float:
     return _half_cosine(1.0, t.floor, min(1.0, (k - max(top, 0)) / (end - max(top, 0)))) if k < end else t.floor
 
 
-def _wsd(t: Terms, k: int) -> float:
+def _wsd(t: ResolvedSchedule, k: int) -> float:
     if k < t.warmup:
         return _line(t.start, 1.0, k / t.warmup)
     left = t.total - t.decay
@@ -175,7 +175,7 @@ def _half_cosine(a: float, b: float, share: float) -> float:
     return b + (a - b) * (1 + math.cos(math.pi * share)) / 2
 
 
-_FORMULAS: dict[str, Callable[[Terms, int], float]] = {
+_FORMULAS: dict[str, Callable[[ResolvedSchedule, int], float]] = {
     "constant": _constant,
     "step": _step,
     "cosine": _cosine,

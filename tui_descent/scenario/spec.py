@@ -18,7 +18,7 @@ Surface = Literal["fragment", "valley", "saddle", "monkey_saddle", "rosenbrock"]
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=10_000_000)]
-Part = Annotated[float, msgspec.Meta(ge=0, lt=1)] | Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]
+ShareOrCount = Annotated[float, msgspec.Meta(ge=0, lt=1)] | Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=False):
@@ -188,11 +188,11 @@ class ScheduleSpec(Spec, frozen=True, kw_only=True):
     """
 
     name: Schedule = "constant"
-    warmup: Part | None = None
+    warmup: ShareOrCount | None = None
     start: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
     every: Annotated[float, msgspec.Meta(gt=0, lt=1)] | Count | None = None
     gamma: Annotated[float, msgspec.Meta(gt=0, lt=1)] | None = None
-    decay: Part | None = None
+    decay: ShareOrCount | None = None
     floor: Share | None = None
     patience: Count | None = None
 
@@ -221,7 +221,7 @@ class Claim(Spec, frozen=True, kw_only=True):
     given: tuple[str, ...] = ()
 
 
-class PlannedTurn(Spec, frozen=True, kw_only=True):
+class PlannedIntervention(Spec, frozen=True, kw_only=True):
     """An intervention by script, before update `at`."""
 
     at: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]
@@ -242,7 +242,7 @@ class Scenario(Spec, frozen=True, kw_only=True):
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     run: RunSpec = RunSpec()
-    plan: tuple[PlannedTurn, ...] = ()
+    plan: tuple[PlannedIntervention, ...] = ()
 
 
 def about(scenario: Scenario) -> str:

@@ -151,7 +151,7 @@ class Steering:
         changed = (now for now, then in zip(self.states(), states, strict=True) if now != then)
         return replace(turned, knobs=tuple(state for state in changed if one or state.name != turn.knob))
 
-    def _whole_turn(self, knob: Knob, turn: TurnKnob, row: knobs.Knob, moment: Moment | None) -> Turned:
+    def _whole_turn(self, knob: Knob, turn: TurnKnob, row: knobs.KnobSpec, moment: Moment | None) -> Turned:
         """Change, probe, and put all back where either raises."""
         before = self._probed(whole=False)
         whole = Whole(self.ground, moment)
