@@ -70,7 +70,7 @@ def test_an_override_that_cannot_be_names_its_place(override: str, said: str) ->
 
 
 def test_an_override_below_a_number_is_an_error() -> None:
-    with pytest.raises(ScenarioError, match=r"run\.steps\.x: steps is no table here"):
+    with pytest.raises(ScenarioError, match=r"run\.steps\.x: steps is not a table"):
         make(SMALL, "run.steps=3", "run.steps.x=1")
 
 

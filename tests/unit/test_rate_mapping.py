@@ -33,7 +33,7 @@ def test_the_factors_lie_inside_what_was_measured() -> None:
         ("sgd", "adam", 0.1, "0.1 → 0.0026 (÷39: Adam's steps are larger)"),
         ("adamw", "sgd", 0.001, "0.001 → 0.039 (×39: SGD's steps are smaller)"),
         ("sgd", "nesterov", 0.1, "0.1 → 0.026 (÷3.9: Nesterov's steps are larger)"),
-        ("adam", "muon", 0.00123, "0.00123 stays: Adam and Muon take like rates"),
+        ("adam", "muon", 0.00123, "0.00123 stays: Adam and Muon use similar rates"),
         ("adam", "adam", 0.00123, "0.00123 stays"),
     ],
 )
@@ -72,7 +72,11 @@ def test_what_cannot_be_set_says_what_can() -> None:
     [
         ('[optimizer]\nname = "moun"', "optimizer.name", 'did you mean "muon"?'),
         ("[optimizer]\nclip = 0", "optimizer.clip", "found 0; allowed: a number > 0 and ≤ 1e+06"),
-        ('[optimizer]\nname = "nesterov"\nmomentum = 0', "optimizer.momentum", "found 0; nesterov needs more; or name"),
+        (
+            '[optimizer]\nname = "nesterov"\nmomentum = 0',
+            "optimizer.momentum",
+            "allowed for nesterov: > 0; or use name",
+        ),
         ("[optimizer]\nmomentum = 1", "optimizer.momentum", "found 1; allowed: a number ≥ 0 and < 1"),
     ],
 )
@@ -85,7 +89,5 @@ def test_a_table_that_cannot_be_names_place_found_and_allowed(text: str, place: 
 
 
 def test_a_surface_has_no_matrices_for_muon() -> None:
-    with pytest.raises(
-        ScenarioError, match=r"optimizer\.name: muon needs weight matrices between layers; a surface has"
-    ):
+    with pytest.raises(ScenarioError, match=r"optimizer\.name: muon needs weight matrices; a surface has"):
         from_text('title = "t"\nmodel = "surface"\noptimizer = "muon"', source="x")

@@ -80,7 +80,7 @@ CASES: list[tuple[str, str, str, str]] = [
         "plan too late",
         '[[plan]]\nat = 1000\nturn = "lr=1"',
         "plan[0].at",
-        "found 1000; allowed: under run.steps = 1000",
+        "found 1000; allowed: less than run.steps = 1000",
     ),
     ("plan without turn", "[[plan]]\nat = 3", "plan[0].turn", "missing; allowed: a text"),
     ("claim of nothing", '[[claim]]\nmetric = "loss"', "claim[0]", "promises nothing; give below, above or equals"),
@@ -132,22 +132,22 @@ def test_a_name_that_is_none_of_the_kinds(table: str, name: str, said: str) -> N
         (SURFACE + "start = [1.0, 2.0]", "model.start", "found 2 values; allowed: 1 for fragment"),
         (SURFACE + 'function = "saddle"', "model.start", "found 1 values; allowed: 2 for saddle"),
         (SURFACE + "start = []", "model.start", "found 0 values; allowed: 1 to 2"),
-        (SURFACE + '[data]\nname = "digits"', "data", "a surface takes no data; leave the table out"),
-        (SURFACE + '[loss]\nname = "mse"', "loss", "a surface is its own loss; leave the table out"),
+        (SURFACE + '[data]\nname = "digits"', "data", "a surface takes no data; remove the table"),
+        (SURFACE + '[loss]\nname = "mse"', "loss", "a surface is itself the loss; remove the table"),
         (SURFACE + '[[plan]]\nat = 1\nturn = "residual=on"', "plan[0].turn", "residual needs a network with blocks"),
-        (CONV.replace("digits", "moons"), "data.name", 'found "moons"; allowed: digits, the images that a conv takes'),
-        (TEXT.replace('"text"', '"digits"'), "data.name", 'found "digits"; allowed: text, the symbols that a'),
-        (SMALL.replace("digits", "text"), "data.name", 'found "text"; only a transformer takes it'),
-        (CONV.replace("digits", "text"), "data.name", "allowed: digits"),
+        (CONV.replace("digits", "moons"), "data.name", 'found "moons"; allowed for a conv: digits'),
+        (TEXT.replace('"text"', '"digits"'), "data.name", 'found "digits"; allowed for a transformer: text'),
+        (SMALL.replace("digits", "text"), "data.name", 'found "text"; only a transformer can use it'),
+        (CONV.replace("digits", "text"), "data.name", "allowed for a conv: digits"),
         (TEXT + "heads = 3", "model.heads", "found 3; allowed: a divisor of model.width = 32"),
         (
             TEXT + 'norm = { name = "rms", where = "mid" }',
             "model.norm.where",
-            'found "mid"; allowed of a transformer: "pre"',
+            'found "mid"; allowed for a transformer: "pre"',
         ),
         (TEXT + "dropout = 1.0", "model.dropout", "found 1.0; allowed: a number ≥ 0 and < 1"),
         (TEXT + "context = 1", "model.context", "found 1; allowed: a whole number ≥ 2"),
-        (SMALL + '[run]\ndtype = "float64"\ndevice = "mps"', "run.dtype", "mps has no float64; use float32 or"),
+        (SMALL + '[run]\ndtype = "float64"\ndevice = "mps"', "run.dtype", "MPS has no float64; use float32 or"),
         (
             SMALL.replace('"digits"', '"digits"\nsubset = 50\nbatch_size = 60'),
             "data.batch_size",
@@ -281,5 +281,5 @@ def test_what_a_run_is_about_in_a_phrase() -> None:
     assert about(make(SMALL, "model.depth=20")) == "digits · mlp 64→32×20→10"
     assert about(make(SMALL, 'data="moons"', "model.width=8")) == "moons · mlp 2→8×2→2"
     assert about(make(CONV)) == "digits · conv 8×8→16×4→10"
-    assert about(make(TEXT, "model.depth=6")) == "text · transformer 32×6, 2 heads, 32 places"
+    assert about(make(TEXT, "model.depth=6")) == "text · transformer 32×6, 2 heads, context 32"
     assert about(make(SURFACE)) == "surface fragment"

@@ -54,7 +54,7 @@ def test_the_curve_to_come_has_both_ends_and_the_factors(name: str) -> None:
 
 def test_plateau_says_that_it_has_no_curve() -> None:
     for ask in (lambda s: factor(s, 3, 100), lambda s: curve(s, 100)):
-        with pytest.raises(ValueError, match="plateau has no curve to foretell: its rate hangs on the losses to come"):
+        with pytest.raises(ValueError, match="plateau has no curve to predict: its rate depends on future losses"):
             ask(ScheduleSpec(name="plateau"))
 
 
@@ -88,7 +88,11 @@ def test_every_schedule_can_be_said_in_a_phrase(name: str) -> None:
             "constant takes no gamma; allowed: leave it out, or a schedule with it: step,",
         ),
         ('name = "wsd"\nwarmup = 101', "schedule.warmup", "found 101 updates; allowed: at most run.steps = 100"),
-        ('name = "wsd"\nwarmup = 50\ndecay = 60', "schedule.decay", "50 updates up and 60 down; allowed: at most"),
+        (
+            'name = "wsd"\nwarmup = 50\ndecay = 60',
+            "schedule.decay",
+            "of warmup and 60 of decay; allowed: together",
+        ),
         ('name = "wsd"\nwarmup = 1.5', "schedule.warmup", "found 1.5; allowed: a number ≥ 0 and < 1 or a whole number"),
         ('name = "step"\ngamma = 1', "schedule.gamma", "found 1; allowed: a number > 0 and < 1"),
         ('name = "cosine"\nfloor = 1', "schedule.floor", "found 1; allowed: a number ≥ 0 and < 1"),
