@@ -240,10 +240,10 @@ def test_a_file_of_another_layout_is_refused(home: Path) -> None:
     file = ring_file(home)
     Ring.create(file, layers=1, columns=1, steps=4).close()
     os.pwrite(file, bytes([os.pread(file, 1, 4)[0] + 1]), 4)
-    with pytest.raises(ValueError, match=f"no ring of layout {LAYOUT}$"):
+    with pytest.raises(ValueError, match=f"not a ring of layout {LAYOUT}$"):
         Ring.open(file)
     os.pwrite(file, b"\0" * 8192, 0)
-    with pytest.raises(ValueError, match="no ring"):
+    with pytest.raises(ValueError, match="not a ring"):
         Ring.open(file)
     os.close(file)
 

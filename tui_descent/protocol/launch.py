@@ -1,4 +1,4 @@
-"""How a run is handed from the command line to its keeper and on to its trainer: one file in the run's folder."""
+"""Settings of one run, stored in its folder. The command line writes them; keeper and trainer read them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import msgspec
 from tui_descent.protocol.inherited_fds import socket_pair
 from tui_descent.protocol.ring import ring_file
 
-# The trainer finds its run by these: the run's folder, the inherited socket to the keeper and the memory both share.
+# Environment variables of the trainer: the run's folder, the inherited socket to the keeper, the shared memory.
 ENV_FOLDER = "TUI_DESCENT_RUN"
 ENV_LINK = "TUI_DESCENT_LINK"
 ENV_RING = "TUI_DESCENT_RING"
@@ -29,13 +29,13 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "M
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
-    """One run's orders. `command` is an own script; otherwise the scenario is trained.
+    """The settings of one run. It runs the user's `command` if given, otherwise it trains the scenario.
 
-    `attended`: a person watches, so the run waits at its end, is held on a fault, and ends when the last viewer leaves.
-    `pace` is in steps a second, None as fast as it goes. `watch_at` forces readings at these steps.
-    `curvature` has it read from the start on, `curvature_at` at these steps; before `range_at` the
-    learning rates are tested. `undo_budget` is the memory of all exact states together, in bytes, 0 for none at all;
-    `undo_disk` the disk's share for those too large.
+    `attended`: a person watches. The run then waits at its end, is held on a failure, and ends when the last viewer
+    leaves. `pace` is in steps per second, None for full speed. `watch_at` forces readings at these steps. `curvature`
+    measures the curvature from the start on; `curvature_at` measures it at these steps. `range_at` are the steps before
+    which a range test runs. `undo_budget` is the memory for all snapshots together, in bytes; 0 keeps none.
+    `undo_disk` is the disk space for larger ones.
     """
 
     run: str
@@ -58,28 +58,27 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def path(self) -> Path:
-        """The run's folder."""
         return Path(self.folder)
 
     def write(self) -> None:
-        """Put it into its folder. Raises `OSError`."""
+        """Write the settings into the run's folder. Raises `OSError`."""
         (self.path / LAUNCH_FILE).write_bytes(msgspec.json.encode(self))
 
     @classmethod
     def read(cls, folder: Path) -> Launch:
-        """The run's orders. Raises `OSError` or `msgspec.DecodeError`."""
+        """Read the settings from the run's folder. Raises `OSError` or `msgspec.DecodeError`."""
         return msgspec.json.decode((folder / LAUNCH_FILE).read_bytes(), type=cls)
 
 
 def undo_budget(asked: str | None) -> int:
-    """Bytes from `256MB` as asked, else as the environment says, else the default. Raises `ValueError`."""
+    """Bytes from a size like `256MB`: as asked, else from the environment, else the default. Raises `ValueError`."""
     where, text = ("--undo-budget", asked) if asked is not None else (ENV_UNDO_BUDGET, os.environ.get(ENV_UNDO_BUDGET))
     if not text:
         return UNDO_BUDGET
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", text.strip())
     unit = _UNITS.get(found[2].upper()) if found else None
     if found is None or unit is None:
-        raise ValueError(f"{where} {text[:40]!a}: allowed: a size, as in 256MB or 2GB; 0 keeps no exact states")
+        raise ValueError(f"{where} {text[:40]!a}: allowed: a size, as in 256MB or 2GB; 0 keeps no snapshots")
     return int(float(found[1]) * unit)
 
 
@@ -88,9 +87,9 @@ PARENT = "--parent"
 
 @contextlib.contextmanager
 def open_connection(launch: Launch) -> Iterator[tuple[socket.socket, socket.socket, int]]:
-    """Our end of the line, the other process's end, and the ring's file, for a process that is started inside.
+    """Our socket, the other process's socket and the ring's file descriptor, for a process started inside the `with`.
 
-    Theirs is closed behind it, ours and the file only where it could not be started. Raises `OSError`.
+    At the end their socket is closed here. Ours and the file are closed only on an exception. Raises `OSError`.
     """
     with contextlib.ExitStack() as failed:
         ours, theirs = socket_pair()
@@ -103,11 +102,9 @@ def open_connection(launch: Launch) -> Iterator[tuple[socket.socket, socket.sock
 
 
 def start_keeper(launch: Launch, *, trainer: tuple[socket.socket, int] | None = None) -> subprocess.Popen[bytes]:
-    """Start a keeper in a session of its own, out of reach of a hang-up.
+    """Start a keeper in its own session, so that closing the terminal does not end it. Raises `OSError`.
 
-    `trainer`: the caller is, its socket's other end and the file of the ring that both will share.
-
-    Raises `OSError`.
+    `trainer` is given if the caller is the trainer: the keeper's socket and the file descriptor of the shared ring.
     """
     command = [sys.executable, "-m", "tui_descent.keeper.process", launch.folder]
     shared = [] if trainer is None else [trainer[0].fileno(), trainer[1]]
