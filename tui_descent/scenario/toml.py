@@ -194,7 +194,7 @@ def _claim_problems(s: Scenario, n: int, *, whole: bool) -> list[Problem]:
     claim, place = s.claim[n], f"claim[{n}]"
     found = []
     if claim.below is None and claim.above is None and claim.equals is None:
-        found.append(Problem(place, "promises nothing; give below, above or equals"))
+        found.append(Problem(place, "has no condition; give below, above or equals"))
     if whole and claim.at is not None and claim.at > s.run.steps:
         found.append(Problem(f"{place}.at", f"found {claim.at}; allowed: at most run.steps = {s.run.steps}"))
     for k, text in enumerate(claim.given):

@@ -135,7 +135,7 @@ def _words(kind: Any) -> list[Any]:
 
 def _allowed(kind: Any, meta: msgspec.Meta | None) -> str:
     if len(members := _members(kind)) > 1:
-        return " or ".join(_allowed(*_unwrap(t)) for t in members if t is not type(None))
+        return " or ".join(dict.fromkeys(_allowed(*_unwrap(t)) for t in members if t is not type(None)))
     if get_origin(kind) is Literal:
         return ", ".join(f'"{w}"' for w in get_args(kind))
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
