@@ -45,7 +45,7 @@ def test_a_run_that_cannot_be_built_exits_1_and_says_why(ended: dict[str, Outcom
     outcome = ended["no device"]
     assert outcome.code == 1
     assert outcome.ended["status"] == "failed"
-    assert "cuda:99 is not there" in outcome.ended["reason"]
+    assert "cuda:99 is not available" in outcome.ended["reason"]
     assert "try --device cpu" in outcome.stderr
 
 
@@ -88,7 +88,7 @@ def test_interventions_act_from_their_step_on_in_the_order_given(ended: dict[str
 def test_into_a_pipe_it_says_so_once_and_gives_people_a_chart_and_a_summary(ended: dict[str, Outcome]) -> None:
     outcome = ended["for people"]
     assert outcome.code == 0
-    assert outcome.stderr.splitlines()[0] == "tui-descent: no terminal here: running headless"
+    assert outcome.stderr.splitlines()[0] == "tui-descent: no terminal; running headless"
     assert len(outcome.stderr.splitlines()) == 1
     assert "\x1b" not in outcome.stdout + outcome.stderr
     summary = outcome.stdout.splitlines()[-1]
