@@ -23,7 +23,7 @@ def about_foreign(name: str, model: nn.Module, optimizer: torch.optim.Optimizer)
         run="",
         name=name,
         title=name,
-        about=f"own loop · {type(model).__name__} · {type(optimizer).__name__}",
+        about=f"your own loop · {type(model).__name__} · {type(optimizer).__name__}",
         scenario=None,
         device=next((str(p.device) for p in model.parameters()), "cpu"),
         threads=torch.get_num_threads(),
