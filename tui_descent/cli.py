@@ -262,19 +262,19 @@ def _launch(
     args: argparse.Namespace, *, name: str, headless: bool, scenario: Scenario | None = None, **settings: Any
 ) -> int:
     """Create the run's folder, then run headless or start a keeper and open the dashboard."""
-    from tui_descent import places
+    from tui_descent import paths
     from tui_descent.protocol.channel import ChannelError
     from tui_descent.protocol.launch import Launch, undo_budget
     from tui_descent.scenario.toml import to_table
 
     try:
         budget = undo_budget(args.undo_budget)
-        run, folder = places.new_run(name, args.runs_dir)
+        run, folder = paths.new_run(name, args.runs_dir)
         launch = Launch(
             run=run,
             name=name,
             folder=str(folder),
-            socket=None if headless else str(places.socket_path(run)),
+            socket=None if headless else str(paths.socket_path(run)),
             scenario=None if scenario is None else to_table(scenario),
             attended=not headless,
             undo_budget=budget,
@@ -352,7 +352,7 @@ def _print_preset(scenario: Scenario, path: Path) -> None:
 
 def _check(args: argparse.Namespace) -> int:
     from tui_descent.scenario.toml import ScenarioError, read
-    from tui_descent.scenario.validate import visible
+    from tui_descent.scenario.validate import escape_controls
 
     try:
         scenario = read(Path(args.file))
@@ -360,7 +360,7 @@ def _check(args: argparse.Namespace) -> int:
         for line in str(error).splitlines():
             print(line, file=sys.stderr)
         return USAGE
-    print(visible(f"{args.file}: valid scenario: {scenario.title}"))
+    print(escape_controls(f"{args.file}: valid scenario: {scenario.title}"))
     return 0
 
 

@@ -27,7 +27,7 @@ from tui_descent.protocol.events import (
     Status,
 )
 from tui_descent.protocol.launch import Launch
-from tui_descent.scenario.validate import visible
+from tui_descent.scenario.validate import escape_controls
 from tui_descent.telemetry.history import History
 from tui_descent.telemetry.jsonl import JsonLines
 
@@ -150,7 +150,7 @@ class Progress:
 
     def _say(self, text: str) -> None:
         self._clear()
-        print(visible(text), file=sys.stderr, flush=True)
+        print(escape_controls(text), file=sys.stderr, flush=True)
 
     def _clear(self) -> None:
         if self._live and self._width:
@@ -173,9 +173,9 @@ class Progress:
             from tui_descent.dashboard.charts import ascii_chart
 
             print(ascii_chart(points, width, CHART_ROWS, title="training loss"))
-        print(visible(" · ".join(facts)))
+        print(escape_controls(" · ".join(facts)))
         if ended.reason:
-            print(f"  {visible(ended.reason)}")
+            print(f"  {escape_controls(ended.reason)}")
 
 
 def _width() -> int:
@@ -198,8 +198,8 @@ def _curve(history: History, *, columns: int) -> list[tuple[float, float]]:
 
 def _print_failure(ended: RunEnded) -> None:
     for line in ended.log_tail:
-        print(f"  | {visible(line)}", file=sys.stderr)
-    print(f"tui-descent: {visible(ended.reason)}", file=sys.stderr)
+        print(f"  | {escape_controls(line)}", file=sys.stderr)
+    print(f"tui-descent: {escape_controls(ended.reason)}", file=sys.stderr)
     if ended.log_path:
         print(f"tui-descent: the trainer's output is in {ended.log_path}", file=sys.stderr)
 

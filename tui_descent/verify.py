@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from tui_descent import headless, places
+from tui_descent import headless, paths
 from tui_descent.protocol.launch import Launch
 from tui_descent.scenario import knobs, presets
 from tui_descent.scenario.claims import NEEDS_CURVATURE, NEEDS_READING, Transcript, Verdict, judge
@@ -45,7 +45,7 @@ def verdicts(name: str, *, seed: int) -> list[Verdict]:
 def run(name: str, scenario: Scenario, *, given: Sequence[str], claims: Sequence[Claim]) -> Transcript:
     """Run headless with the interventions `given`, and take readings at the steps that the claims refer to."""
     transcript = Transcript()
-    run_id, folder = places.new_run(name)
+    run_id, folder = paths.new_run(name)
     launch = Launch(
         run=run_id,
         name=name,

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from runs import WITHIN_S, children
 
-from tui_descent.places import new_run, socket_path
+from tui_descent.paths import new_run, socket_path
 from tui_descent.protocol.channel import Peer
 from tui_descent.protocol.codec import MAX_TO_VIEWER, VERSION, decode, to_viewer
 from tui_descent.protocol.commands import AnyCommand, Hello, Request

@@ -69,14 +69,14 @@ class WatchCurvature(Command, frozen=True, kw_only=True, tag="curvature"):
     on: bool
 
 
-class SweepRates(Command, frozen=True, kw_only=True, tag="sweep_rates"):
+class SweepRates(Command, frozen=True, kw_only=True, tag="run_range_test"):
     """Run a learning-rate range test from the current state, then restore that state.
 
     The reply comes when the test is done. If one is already running, the reply comes when that one is done.
     """
 
 
-class CancelSweep(Command, frozen=True, kw_only=True, tag="cancel_sweep"):
+class CancelSweep(Command, frozen=True, kw_only=True, tag="cancel_range_test"):
     """Withdraw this client's request for a range test; the test stops when no client wants it."""
 
 

@@ -21,10 +21,10 @@ class Problem(msgspec.Struct, frozen=True):
     text: str
 
     def __str__(self) -> str:
-        return visible(f"{self.place}: {self.text}" if self.place else self.text)
+        return escape_controls(f"{self.place}: {self.text}" if self.place else self.text)
 
 
-def visible(text: str) -> str:
+def escape_controls(text: str) -> str:
     """Text from a file or a user, safe to print: control characters are escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 

@@ -13,7 +13,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from tui_descent import places
+from tui_descent import paths
 from tui_descent.protocol.channel import Peer
 from tui_descent.protocol.codec import MAX_TO_VIEWER, FrameError, decode, to_trainer
 from tui_descent.protocol.commands import Order
@@ -66,8 +66,8 @@ class Link:
     def to_own_keeper(cls, name: str) -> Link:
         """Start a keeper for this loop. Raises `ChannelError` or `OSError` when the run cannot be served."""
         budget = undo_budget(None)
-        run, folder = places.new_run(name)
-        launch = Launch(run=run, name=name, folder=str(folder), socket=str(places.socket_path(run)), undo_budget=budget)
+        run, folder = paths.new_run(name)
+        launch = Launch(run=run, name=name, folder=str(folder), socket=str(paths.socket_path(run)), undo_budget=budget)
         launch.write()
         with open_connection(launch) as (ours, theirs, file):
             keeper = start_keeper(launch, trainer=(theirs, file))
