@@ -7,8 +7,8 @@ from typing import Literal
 import msgspec
 
 How = Literal["full Hessian", "Lanczos"]
-# Residuals are relative to max(|θ|, FLOOR·max|θ|). With a floor of 1e-2, an estimate near the many eigenvalues around 0
-# would count as converged before it has reached the negative one.
+# Residuals are relative to |θ|, but at least to this share of max|θ|. With a share of 1e-2, an estimate near the many
+# eigenvalues around 0 would count as converged before it has reached the negative one.
 FLOOR = 1e-4
 
 

@@ -33,9 +33,9 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
 
     `attended`: a person watches. The run then waits at its end, is held on a failure, and ends when the last viewer
     leaves. `pace` is in steps per second, None for full speed. `watch_at` forces readings at these steps. `curvature`
-    measures the curvature from the start on; `curvature_at` measures it at these steps. `range_at` are the steps before
-    which a range test runs. `undo_budget` is the memory for all snapshots together, in bytes; 0 keeps none.
-    `undo_disk` is the disk space for larger ones.
+    measures the curvature from the start on; `curvature_at` measures it at these steps.
+    `range_at` are the steps before which a range test runs. `undo_budget` is the memory for all snapshots together, in
+    bytes; 0 keeps none. `undo_disk` is the disk space for larger ones.
     """
 
     run: str
