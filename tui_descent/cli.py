@@ -203,7 +203,7 @@ def _run(args: argparse.Namespace) -> int:
     try:
         if args.pace is not None:
             overrides.append(f'run.pace="{args.pace}"' if args.pace == "max" else f"run.pace={args.pace}")
-        plan = tuple((at, knobs.text_of(turn)) for at, turn in map(knobs.parse_at, args.at))
+        plan = tuple((at, knobs.text_of(command)) for at, command in map(knobs.parse_at, args.at))
         name, scenario = presets.find(args.name, overrides=overrides)
         for at, text in plan:
             if at >= scenario.run.steps:

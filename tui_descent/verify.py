@@ -52,7 +52,7 @@ def run(name: str, scenario: Scenario, *, given: Sequence[str], claims: Sequence
         folder=str(folder),
         socket=None,
         scenario=to_table(scenario),
-        plan=tuple((at, knobs.text_of(turn)) for at, turn in map(knobs.parse_at, given)),
+        plan=tuple((at, knobs.text_of(command)) for at, command in map(knobs.parse_at, given)),
         watch_budget=0.0,
         watch_at=tuple(c.at for c in claims if c.at is not None and c.metric in NEEDS_READING),
         curvature_at=tuple(scenario.run.steps if c.at is None else c.at for c in claims if c.metric in NEEDS_CURVATURE),

@@ -32,7 +32,7 @@ def exit_code(ended: RunEnded, usual: Mapping[Status, int]) -> int:
 
     A failed script's own code (128 + N for signal N, as in a shell) replaces a usual code of 0 or 1.
     """
-    code, own = usual[ended.status], ended.exit_code
-    if not own or ended.log_path is None or code not in (0, FAILED):
+    code, script_code = usual[ended.status], ended.exit_code
+    if not script_code or ended.log_path is None or code not in (0, FAILED):
         return code
-    return own if own > 0 else 128 - own
+    return script_code if script_code > 0 else 128 - script_code

@@ -54,7 +54,7 @@ def parse(text: str) -> TurnKnob:
         else:
             raise ValueError(f'unknown option "{key[:40]}" of {name}; allowed: {", ".join((*takes, *_OPTIONS))}')
     scale = _number(found["scale"], "scale") if "scale" in found else None
-    turn = TurnKnob(
+    command = TurnKnob(
         knob=name,
         target=target or "all",
         value=value,
@@ -63,68 +63,68 @@ def parse(text: str) -> TurnKnob:
         where=found.get("where"),
         parameters=tuple(parameters),
     )
-    return check(turn)
+    return check(command)
 
 
 def parse_at(text: str) -> tuple[int, TurnKnob]:
     """Parse `STEP:knob=value`, the form that `--at` takes. Raises `ValueError`."""
-    at, sign, turn = text.partition(":")
+    at, sign, command = text.partition(":")
     if not sign or not at.strip().isdecimal():
         raise ValueError(f'expected STEP:knob=value, as in 150:residual=on; found "{text[:60]}"')
-    return int(at), parse(turn)
+    return int(at), parse(command)
 
 
-def text_of(turn: TurnKnob) -> str:
+def text_of(command: TurnKnob) -> str:
     """The text form; `parse` reads it back."""
-    target = "" if turn.target == "all" else f"@{turn.target}"
-    way = f",way={turn.way}" if turn.way else ""
-    scale = f",scale={turn.scale!r}" if turn.scale is not None else ""
-    where = f",where={turn.where}" if turn.where else ""
-    parameters = "".join(f",{name}={value!r}" for name, value in turn.parameters)
-    return f"{turn.knob}{target}={turn.value}{way}{scale}{where}{parameters}"
+    target = "" if command.target == "all" else f"@{command.target}"
+    way = f",way={command.way}" if command.way else ""
+    scale = f",scale={command.scale!r}" if command.scale is not None else ""
+    where = f",where={command.where}" if command.where else ""
+    parameters = "".join(f",{name}={value!r}" for name, value in command.parameters)
+    return f"{command.knob}{target}={command.value}{way}{scale}{where}{parameters}"
 
 
-def check(turn: TurnKnob) -> TurnKnob:
+def check(command: TurnKnob) -> TurnKnob:
     """Return the command unchanged if the knob accepts it. Raises `ValueError` with what is allowed."""
-    knob = KNOBS.get(turn.knob)
+    knob = KNOBS.get(command.knob)
     if knob is None:
-        raise ValueError(f'unknown knob "{turn.knob[:40]}"; allowed: {", ".join(KNOBS)}')
-    _check_value(turn.value, knob)
-    spec_of(turn)
-    if turn.way is not None and turn.way not in knob.ways:
+        raise ValueError(f'unknown knob "{command.knob[:40]}"; allowed: {", ".join(KNOBS)}')
+    _check_value(command.value, knob)
+    spec_of(command)
+    if command.way is not None and command.way not in knob.ways:
         allowed = f"allowed: {', '.join(knob.ways)}" if knob.ways else f"{knob.name} takes no way"
-        raise ValueError(f'way = "{turn.way[:40]}"; {allowed}')
-    if turn.scale is not None and not (knob.takes_scale and 0 < turn.scale <= 10):
+        raise ValueError(f'way = "{command.way[:40]}"; {allowed}')
+    if command.scale is not None and not (knob.takes_scale and 0 < command.scale <= 10):
         allowed = "allowed: a number > 0 and ≤ 10" if knob.takes_scale else f"{knob.name} takes no scale"
-        raise ValueError(f"scale = {turn.scale:g}; {allowed}")
-    if turn.where is not None and turn.where not in knob.places:
+        raise ValueError(f"scale = {command.scale:g}; {allowed}")
+    if command.where is not None and command.where not in knob.places:
         allowed = f"allowed: {', '.join(knob.places)}" if knob.places else f"{knob.name} takes no where"
-        raise ValueError(f'where = "{turn.where[:40]}"; {allowed}')
-    if turn.target != "all" and knob.targets == "net":
+        raise ValueError(f'where = "{command.where[:40]}"; {allowed}')
+    if command.target != "all" and knob.targets == "net":
         raise ValueError(f"{knob.name} takes no target; it acts on the whole run")
-    if turn.target == "all" and turn.value in knob.one_layer_values:
-        raise ValueError(f"{knob.name}={turn.value} needs a layer; allowed: {knob.name}@LAYER={turn.value}")
-    return turn
+    if command.target == "all" and command.value in knob.one_layer_values:
+        raise ValueError(f"{knob.name}={command.value} needs a layer; allowed: {knob.name}@LAYER={command.value}")
+    return command
 
 
-def spec_of(turn: TurnKnob) -> Any:
+def spec_of(command: TurnKnob) -> Any:
     """The value and its parameters as the scenario's struct; None if the knob has no such struct.
 
     Raises `ValueError` with what is allowed.
     """
-    knob = KNOBS[turn.knob]
-    takes = knob.parameters.get(turn.value, ())
-    given = dict(turn.parameters)
+    knob = KNOBS[command.knob]
+    takes = knob.parameters.get(command.value, ())
+    given = dict(command.parameters)
     for name in given:
         if name not in takes:
             allowed = f"allowed: {', '.join(takes)}{nearest(name, takes)}" if takes else "it takes no parameters"
-            raise ValueError(f'{knob.name}={turn.value} takes no "{name[:40]}"; {allowed}')
-    if len(given) < len(turn.parameters):
-        raise ValueError(f"{knob.name}={turn.value}: a parameter is given twice")
+            raise ValueError(f'{knob.name}={command.value} takes no "{name[:40]}"; {allowed}')
+    if len(given) < len(command.parameters):
+        raise ValueError(f"{knob.name}={command.value}: a parameter is given twice")
     if knob.spec is None:
         return None
     problems: list[Problem] = []
-    spec = convert(knob.spec, {"name": turn.value, **given}, "", problems)
+    spec = convert(knob.spec, {"name": command.value, **given}, "", problems)
     if problems:
         raise ValueError("; ".join(map(str, problems)))
     return spec

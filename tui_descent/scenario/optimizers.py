@@ -79,8 +79,8 @@ def known_rate(spec: OptimizerSpec, name: str) -> float | None:
     If the scenario names rates for other optimizers, its `lr` counts as the rate of the one it starts with.
     """
     named: float | None = getattr(spec.rates, name, None)
-    own = name == spec.name and spec.rates != RatesSpec()
-    return spec.lr if named is None and own else named
+    lr_counts = name == spec.name and spec.rates != RatesSpec()
+    return spec.lr if named is None and lr_counts else named
 
 
 def traits(name: str) -> OptimizerTraits:

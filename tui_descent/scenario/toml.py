@@ -138,15 +138,15 @@ def _combinations(s: Scenario, *, whole: bool) -> list[Problem]:
     found += [Problem(f"schedule.{field}", text) for field, text in schedule_problems]
     for n, planned in enumerate(s.plan):
         try:
-            turn = knobs.parse(planned.turn)
+            command = knobs.parse(planned.turn)
         except ValueError as error:
             found.append(Problem(f"plan[{n}].turn", str(error)))
             continue
         if whole and planned.at >= s.run.steps:
             text = f"found {planned.at}; allowed: less than run.steps = {s.run.steps}"
             found.append(Problem(f"plan[{n}].at", text))
-        if knobs.KNOBS[turn.knob].needs == "blocks" and isinstance(s.model, SurfaceModel):
-            found.append(Problem(f"plan[{n}].turn", f"{turn.knob} needs a network with blocks; a surface has none"))
+        if knobs.KNOBS[command.knob].needs == "blocks" and isinstance(s.model, SurfaceModel):
+            found.append(Problem(f"plan[{n}].turn", f"{command.knob} needs a network with blocks; a surface has none"))
     for n, claim in enumerate(s.claim):
         found += _claim_problems(s, n, whole=whole)
         if claim.metric not in METRICS:
