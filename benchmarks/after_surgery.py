@@ -1,8 +1,8 @@
-"""Steps a second of a net that was changed in mid-run, against one that was built that way from the start.
+"""Speed of a net that was changed during training, relative to one that was built that way.
 
-Both train the same loop with a `Steering` each, in short turns over and over, so a machine that slows down slows both;
-the ratio is that of their whole times, its range that of ten parts. `built again` (A/A) shows what 1 looks like. The
-seconds are the thread's own CPU seconds.
+Both run the same loop with a `Steering`, alternating in short slices of time, so that a machine that slows down
+affects both. The ratio is that of their total times; its range is over ten parts of the run. A/A compares two equally
+built nets and shows the noise. Times are CPU seconds of the thread.
 
     python benchmarks/after_surgery.py --seconds 4
 """
@@ -23,31 +23,31 @@ from tui_descent.scenario.toml import from_table
 from tui_descent.training.build import Setup, build
 from tui_descent.training.steering import Steering
 
-TURN_S = 0.04
+SLICE_S = 0.04
 PARTS = 10
-WARM = 80  # updates: longer than any blend but a gentle one
+WARM_UP = 80  # updates; longer than any blend except a gentle one
 Step = Callable[[], None]
 MODELS: dict[str, dict[str, Any]] = {
     "mlp": {"name": "mlp", "depth": 12, "width": 64, "activation": "relu"},
     "conv": {"name": "conv", "depth": 4, "width": 16, "activation": "relu"},
     "transformer": {"name": "transformer", "depth": 3, "width": 32, "context": 32},
 }
-# What is turned, from what, and what the net is then built as.
+# Title, family, the net before, the commands, and the changes with which an equal net is built.
 CASES: tuple[tuple[str, str, dict[str, Any], tuple[str, ...], dict[str, Any]], ...] = (
     ("residual on, by ramp", "mlp", {}, ("residual=on,way=ramp",), {"residual": "on"}),
     ("residual off, by ramp", "mlp", {"residual": "on"}, ("residual=off,way=ramp",), {"residual": "off"}),
     ("activation, by blend", "mlp", {}, ("activation=tanh",), {"activation": "tanh"}),
     ("activation, twice", "mlp", {}, ("activation=gelu", "activation=silu"), {"activation": "silu"}),
-    ("norm put in", "mlp", {}, ("norm=layer",), {"norm": "layer"}),
-    ("norm taken out", "mlp", {"norm": "layer"}, ("norm=none",), {"norm": "none"}),
+    ("norm added", "mlp", {}, ("norm=layer",), {"norm": "layer"}),
+    ("norm removed", "mlp", {"norm": "layer"}, ("norm=none",), {"norm": "none"}),
     ("dropout on", "mlp", {}, ("dropout=0.1",), {"dropout": 0.1}),
     ("dropout off", "mlp", {"dropout": 0.1}, ("dropout=0",), {"dropout": 0.0}),
     ("sgd to adam", "mlp", {"optimizer": "sgd"}, ("optimizer=adam",), {"optimizer": "adam"}),
     ("adam to sgd", "mlp", {"optimizer": "adam"}, ("optimizer=sgd",), {"optimizer": "sgd"}),
     ("adam to muon", "mlp", {"optimizer": "adam"}, ("optimizer=muon",), {"optimizer": "muon"}),
-    ("frozen and let go", "mlp", {}, ("freeze@stem=on", "freeze=off"), {}),
+    ("frozen and unfrozen", "mlp", {}, ("freeze@stem=on", "freeze=off"), {}),
     (
-        "all of it",
+        "all together",
         "mlp",
         {"optimizer": "sgd"},
         ("residual=on", "norm=rms", "activation=gelu", "dropout=0.1", "optimizer=adam"),
@@ -65,7 +65,7 @@ CASES: tuple[tuple[str, str, dict[str, Any], tuple[str, ...], dict[str, Any]], .
 
 
 def make(family: str, changed: dict[str, Any]) -> tuple[Setup, Steering]:
-    """A scenario's net with these changes, and its knobs."""
+    """A scenario's net with these changes, and its `Steering`."""
     changed = dict(changed)
     optimizer = {"name": changed.pop("optimizer", "adam"), "lr": 1e-3}
     data = "text" if family == "transformer" else "digits"
@@ -79,8 +79,8 @@ def make(family: str, changed: dict[str, Any]) -> tuple[Setup, Steering]:
     return setup, Steering(setup.model, setup.optimizer, setup=setup, steps=100_000)
 
 
-def trained(setup: Setup, steering: Steering) -> Step:
-    """One update of the loop."""
+def scenario_step(setup: Setup, steering: Steering) -> Step:
+    """The function that makes one update of a scenario's net."""
 
     def step() -> None:
         steering.advance()
@@ -94,8 +94,8 @@ def trained(setup: Setup, steering: Steering) -> Step:
     return step
 
 
-class Own(nn.Module):
-    """An own net of 12 blocks, `skips` written into its forward or not."""
+class UserNet(nn.Module):
+    """A user's net of 12 blocks; with `skips` it has its own skip connections."""
 
     def __init__(self, activation: type[nn.Module], *, skips: bool) -> None:
         super().__init__()
@@ -114,9 +114,9 @@ class Own(nn.Module):
         return logits
 
 
-def own(activation: type[nn.Module], *, skips: bool) -> tuple[Step, Steering]:
-    """An own loop's update, and the knobs it has."""
-    model = Own(activation, skips=skips)
+def user_loop(activation: type[nn.Module], *, skips: bool) -> tuple[Step, Steering]:
+    """The function that makes one update of a user loop, and its `Steering`."""
+    model = UserNet(activation, skips=skips)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     steering = Steering(model, optimizer)
     x, y = torch.randn(64, 64), torch.randint(0, 10, (64,))
@@ -136,7 +136,7 @@ def own(activation: type[nn.Module], *, skips: bool) -> tuple[Step, Steering]:
     return step, steering
 
 
-def turn(step: Step, count: int) -> float:
+def run_slice(step: Step, count: int) -> float:
     """CPU seconds of `count` updates."""
     start_s = time.thread_time()
     for _ in range(count):
@@ -144,64 +144,64 @@ def turn(step: Step, count: int) -> float:
     return time.thread_time() - start_s
 
 
-def ratio(base: list[float], own_s: list[float]) -> str:
-    """The steps a second of one as a share of the other's, with the range over the middle of ten parts."""
+def ratio(base: list[float], other: list[float]) -> str:
+    """The speed of `other` relative to `base`, with the third lowest and third highest of ten parts."""
     size = len(base) // PARTS
-    parts = sorted(sum(base[k * size : (k + 1) * size]) / sum(own_s[k * size : (k + 1) * size]) for k in range(PARTS))
-    return f"{sum(base) / sum(own_s):.3f} [{parts[2]:.3f} … {parts[-3]:.3f}]"
+    parts = sorted(sum(base[k * size : (k + 1) * size]) / sum(other[k * size : (k + 1) * size]) for k in range(PARTS))
+    return f"{sum(base) / sum(other):.3f} [{parts[2]:.3f} … {parts[-3]:.3f}]"
 
 
 def compare(changed: Step, built: Step, again: Step, seconds: float) -> tuple[str, str, float]:
-    """A/A, the changed one's share of the built one's steps a second, and the built one's milliseconds a step."""
-    step_s = min(turn(step, 20) for step in (built, again)) / 20
-    count = max(1, round(TURN_S / step_s))
+    """The A/A ratio, the ratio of the changed net to the built ones, and the built ones' milliseconds per step."""
+    step_s = min(run_slice(step, 20) for step in (built, again)) / 20
+    count = max(1, round(SLICE_S / step_s))
     times: dict[str, list[float]] = {"built": [], "again": [], "changed": []}
     variants = {"built": built, "again": again, "changed": changed}
     order = list(variants)
     for n in range(max(3 * PARTS, int(seconds / (count * step_s)))):
         for name in order[n % 3 :] + order[: n % 3]:
-            times[name].append(turn(variants[name], count))
+            times[name].append(run_slice(variants[name], count))
     both = [(a + b) / 2 for a, b in zip(times["built"], times["again"], strict=True)]
     ms = 1000 * sum(both) / len(both) / count
     return ratio(times["built"], times["again"]), ratio(both, times["changed"]), ms
 
 
 def scenario_row(title: str, family: str, start: dict[str, Any], turns: tuple[str, ...], end: dict[str, Any]) -> tuple:  # type: ignore[type-arg]
-    """The three loops of one case."""
+    """The loops of one case: the changed net, and two that were built that way."""
     setup, steering = make(family, start)
-    step = trained(setup, steering)
-    turn(step, 5)
+    step = scenario_step(setup, steering)
+    run_slice(step, 5)
     for n, text in enumerate(turns):
         steering.turn(parse(text), step=5 + n)
         step()
-    turn(step, WARM)
+    run_slice(step, WARM_UP)
     assert not steering.ground.under_way, title
-    others = [trained(*make(family, start | end)) for _ in range(2)]
+    others = [scenario_step(*make(family, start | end)) for _ in range(2)]
     for other in others:
-        turn(other, WARM)
+        run_slice(other, WARM_UP)
     return step, *others
 
 
-def own_row(text: str, start: type[nn.Module], end: type[nn.Module], *, skips: bool) -> tuple[Step, Step, Step]:
-    """An own loop's three."""
-    step, steering = own(start, skips=False)
+def user_row(text: str, start: type[nn.Module], end: type[nn.Module], *, skips: bool) -> tuple[Step, Step, Step]:
+    """The same for a user loop."""
+    step, steering = user_loop(start, skips=False)
     steering.turn(parse(text), step=0)
-    turn(step, WARM)
+    run_slice(step, WARM_UP)
     assert not steering.ground.under_way, text
-    others = [own(end, skips=skips)[0] for _ in range(2)]
+    others = [user_loop(end, skips=skips)[0] for _ in range(2)]
     for other in others:
-        turn(other, WARM)
+        run_slice(other, WARM_UP)
     return step, others[0], others[1]
 
 
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=4, help="of each of the three")
-    parser.add_argument("--only", default="", help="cases whose title holds this")
+    parser.add_argument("--seconds", type=float, default=4, help="for each of the three loops")
+    parser.add_argument("--only", default="", help="only cases whose title contains this")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print("| net | turned | A/A | changed | ms a step |\n|---|---|---|---|---|")
+    print("| net | change | A/A | changed | ms per step |\n|---|---|---|---|---|")
     for case in CASES:
         if args.only in case[0]:
             aa, share, ms = compare(*scenario_row(*case), args.seconds)
@@ -211,8 +211,8 @@ def main() -> int:
         ("residual=on", nn.ReLU, nn.ReLU, True),
     ):
         if args.only in text:
-            aa, share, ms = compare(*own_row(text, start, end, skips=skips), args.seconds)
-            print(f"| own | {text} | {aa} | {share} | {ms:.2f} |", flush=True)
+            aa, share, ms = compare(*user_row(text, start, end, skips=skips), args.seconds)
+            print(f"| user's | {text} | {aa} | {share} | {ms:.2f} |", flush=True)
     return 0
 
 

@@ -1,7 +1,8 @@
-"""What a flood of turns takes from the training: steps a second with nobody asking, and while a client asks.
+"""Training speed while a client sends a flood of commands, relative to no commands.
 
-A real keeper and trainer at full speed, this program as their client. Stretches with and without the flood take turns,
-so a machine that slows down slows both alike; the steps are counted on the trainer's own clock.
+A real keeper and trainer run at full speed, with this program as their client. Slices of time with and without
+commands alternate, so that a machine that slows down affects all. Steps per second are measured by the trainer's
+clock.
 
     python benchmarks/flood.py --seconds 60
 """
@@ -24,46 +25,46 @@ from tui_descent.protocol.codec import frame
 from tui_descent.protocol.commands import Request, Stop, TurnKnob
 from tui_descent.protocol.events import KnobTurned, StepsCompleted
 
-STRETCH_S = 3.0
+SLICE_S = 3.0
 TICK_S = 0.01
 Flood = Callable[[int], list[TurnKnob]]
 UP, DOWN = "*1.25", "/1.25"
 
 
 def relative(tick: int) -> list[TurnKnob]:
-    """200 turns a second by a factor."""
+    """200 relative changes per second."""
     return [TurnKnob(knob="lr", value=value) for value in (UP, DOWN)]
 
 
 def exact(tick: int) -> list[TurnKnob]:
-    """200 turns a second to a value."""
+    """200 exact values per second."""
     return [TurnKnob(knob="lr", value=value) for value in ("0.1", "0.11")]
 
 
 def burst(tick: int) -> list[TurnKnob]:
-    """1,000 turns in one write, once a stretch."""
+    """1,000 commands in one write, once per slice."""
     return [TurnKnob(knob="lr", value=value) for value in (UP, DOWN) * 500] if tick == 10 else []
 
 
-def nobody(tick: int) -> list[TurnKnob]:
-    """None."""
+def nothing(tick: int) -> list[TurnKnob]:
+    """No commands."""
     return []
 
 
 class Client:
-    """Asks and hears; counts what came back."""
+    """Sends commands; `asked` counts them."""
 
     def __init__(self, viewer: Viewer) -> None:
         self.viewer = viewer
         self.asked = 0
 
-    def stretch(self, flood: Flood) -> float:
-        """Steps a second on the trainer's clock over one stretch."""
+    def run_slice(self, flood: Flood) -> float:
+        """Send commands for one slice of time; returns the steps per second by the trainer's clock."""
         viewer = self.viewer
         viewer.heard.clear()
         viewer._looked = 0
         start_s = time.monotonic()
-        for tick in range(round(STRETCH_S / TICK_S)):
+        for tick in range(round(SLICE_S / TICK_S)):
             body = b""
             for command in flood(tick):
                 self.asked += 1
@@ -74,9 +75,9 @@ class Client:
                 viewer.peer.socket.setblocking(False)
             viewer._take()
             time.sleep(max(0.0, start_s + (tick + 1) * TICK_S - time.monotonic()))
-        told = viewer.events(StepsCompleted)
-        # The first batch holds steps of the stretch before.
-        return (told[-1].first + len(told[-1].losses) - told[1].first) / (told[-1].times_s[-1] - told[1].times_s[0])
+        steps = viewer.events(StepsCompleted)
+        first, last = steps[1], steps[-1]  # steps[0] includes steps of the slice before
+        return (last.first + len(last.losses) - first.first) / (last.times_s[-1] - first.times_s[0])
 
 
 def main() -> int:
@@ -85,31 +86,31 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=40)
     parser.add_argument("--preset", default="healthy")
     args = parser.parse_args()
-    floods: tuple[Flood, ...] = (nobody, relative, exact, burst, nobody)
+    floods: tuple[Flood, ...] = (nothing, relative, exact, burst, nothing)
     with tempfile.TemporaryDirectory(prefix="td") as home:
         os.environ["TUI_DESCENT_HOME"] = home
         run = Attended(args.preset, "run.steps=10000000")
         client = Client(run.viewer())
         client.viewer.until_step(500)
         names = [
-            "nobody",
-            "200 factors a second",
-            "200 values a second",
+            "none",
+            "200 factors per second",
+            "200 values per second",
             "1,000 in one write, every 3 s",
-            "nobody (A/A)",
+            "none (A/A)",
         ]
         speeds: dict[str, list[float]] = {name: [] for name in names}
         counts: dict[str, list[tuple[int, int]]] = {name: [] for name in names}
-        for n in range(max(2, int(args.seconds / STRETCH_S / len(floods)))):
+        for n in range(max(2, int(args.seconds / SLICE_S / len(floods)))):
             order = list(zip(names, floods, strict=True))
             for name, flood in order[n % len(order) :] + order[: n % len(order)]:
                 before = client.asked
-                speeds[name].append(client.stretch(flood))
+                speeds[name].append(client.run_slice(flood))
                 heard = [m for m in client.viewer.heard if isinstance(m, Reply)]
                 turned = sum(isinstance(m, KnobTurned) for m in heard)
                 counts[name].append((client.asked - before, turned))
-        print("| who asks | steps/s | of nobody's | asked | interventions |\n|---|---|---|---|---|")
-        base = sum(speeds["nobody"])
+        print("| commands | steps/s | relative | sent | interventions |\n|---|---|---|---|---|")
+        base = sum(speeds["none"])
         for name in names:
             asked, turned = (sum(c[k] for c in counts[name]) for k in (0, 1))
             mean = sum(speeds[name]) / len(speeds[name])

@@ -1,8 +1,9 @@
-"""From a key to its effect: the real program in a pty, an own loop at full speed under it, `+` and `-` in turn.
+"""Latency from a key to its effect, for the real program in a pty with a user loop at full speed.
 
-The loop notes before every look at its commands whether one has arrived, and when it is carried out; the clock is one
-for all processes. On screen it is when the new rate is read there. Printed: milliseconds from the key's write to the
-turn, and to the screen; updates made between the first look after the command's arrival and the turn.
+`+` and `-` are pressed alternately. The loop records when a command has arrived and when it is carried out; all
+processes share one clock. The screen shows the effect when the new learning rate can be read there. Printed are the
+milliseconds from the key press to the change, and to the screen, and the number of updates that a command had to
+wait.
 
     python benchmarks/key_to_applied.py --presses 30
 """
@@ -50,7 +51,7 @@ with watch(work.model, work.optimizer, name="keys") as run, open({log!r}, "w", b
         work.optimizer.step()
         n += 1
         if arrived[0] is None and select.select([line], [], [], 0)[0]:
-            arrived[0] = run.next_step + 1  # the update that the coming look stands before
+            arrived[0] = run.next_step + 1  # the update before which commands are read next
         run.step(loss)
 """
 
@@ -66,7 +67,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presses", type=int, default=30)
     parser.add_argument("--workload", default="W1")
-    parser.add_argument("--every", type=float, default=0.35, help="seconds from one press to the next, at least")
+    parser.add_argument("--every", type=float, default=0.35, help="least seconds between two presses")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="td") as home:
         script, log = Path(home) / "loop.py", Path(home) / "log"
@@ -95,12 +96,12 @@ def main() -> int:
         turns = [json.loads(line) for line in log.read_text().splitlines()][: args.presses]
     applied = [1000 * (turn[0] - at) for turn, at in zip(turns, pressed, strict=True)]
     seen = [1000 * (a - b) for a, b in zip(shown, pressed, strict=True)]
-    late = [0 if first is None else step - first for _, step, first in turns]
-    print(f"| {args.presses} presses, {args.workload} | median | most |\n|---|---|---|")
+    waited = [0 if first is None else step - first for _, step, first in turns]
+    print(f"| {args.presses} presses, {args.workload} | median | max |\n|---|---|---|")
     for title, found, form in (
-        ("key to turned, ms", applied, ".1f"),
+        ("key to change, ms", applied, ".1f"),
         ("key to the new rate on screen, ms", seen, ".1f"),
-        ("updates from the first look after its arrival to the turn", late, "g"),
+        ("updates the command waited", waited, "g"),
     ):
         print(f"| {title} | {statistics.median(found):{form}} | {max(found):{form}} |")
     return 0

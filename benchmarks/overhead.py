@@ -1,9 +1,10 @@
-"""What watching costs: a plain loop against the same loop watched, with a real keeper, and against two usual ways.
+"""Overhead of watching: a plain loop, the same loop watched with a real keeper, and two common alternatives.
 
-The variants run in short turns, over and over, so a machine that slows down slows all alike; the ratio is that of their
-whole times, its range that of ten parts of the run. Plain and watched are one net, with the watch off and on; another,
-equal net against it (A/A) shows what 1 looks like. Readings are counted behind the turns, in a loop that goes on. On
-one CPU thread the seconds are the thread's own CPU seconds, which other programs on the machine disturb less.
+The variants alternate in short slices of time, so that a machine that slows down affects all. The ratio is that of
+their total times; its range is over ten parts of the run. Plain and watched use one net, with the watch off and on.
+A/A compares it with another, equal net and shows the noise. Readings per second are counted afterwards, in one
+continuous loop. With one CPU thread, times are CPU seconds of the thread, which other programs on the machine disturb
+less.
 
     python benchmarks/overhead.py --workloads W1,W2 --seconds 60
 """
@@ -32,32 +33,32 @@ from tui_descent.training.watch import Watch
 
 Step = Callable[[int], Tensor]
 PARTS = 10
-TURN_S = 0.5
-COUNTED_S = 5.0  # how long readings are counted
-# Steps before each turn that are not timed: to switch hooks on and off, or nets, is not what watching costs.
+SLICE_S = 0.5
+COUNTED_S = 5.0  # readings are counted for this long
+# Steps before each slice that are not timed: switching hooks or nets is not part of the overhead.
 SETTLING = 3
 
 
 @dataclass
 class Timed:
-    """One variant's seconds, turn by turn."""
+    """One variant and the seconds of each of its slices."""
 
     step: Step
     seconds: list[float] = field(default_factory=list)
-    resume: Callable[[], None] = lambda: None  # before a turn
-    pause: Callable[[], None] = lambda: None  # after it
+    resume: Callable[[], None] = lambda: None  # called before a slice
+    pause: Callable[[], None] = lambda: None  # called after a slice
 
 
 @dataclass
 class Readings:
-    """What the watched variant saw meanwhile."""
+    """Readings of the watched variant: how many per second, and the share of the time it declared for them."""
 
-    a_second: float = 0.0
+    per_second: float = 0.0
     declared: float = 0.0
 
 
 def plain(work: workloads.Workload) -> Step:
-    """The loop's body, which also reads its loss: any loop that shows a progress line does."""
+    """The body of the plain loop. It also reads the loss, as any loop with a progress line does."""
 
     def step(n: int) -> Tensor:
         x, y = work.batches[n % len(work.batches)]
@@ -72,7 +73,7 @@ def plain(work: workloads.Workload) -> Step:
 
 
 def norm_loop(work: workloads.Workload) -> Step:
-    """Activations' norms by forward hooks, every parameter's and gradient's by `.norm().item()`, at every step."""
+    """Alternative: `.norm().item()` of every activation (by forward hooks), parameter and gradient, at every step."""
     found: dict[str, float] = {}
 
     def hook(name: str) -> Callable[..., None]:
@@ -99,7 +100,7 @@ def norm_loop(work: workloads.Workload) -> Step:
 
 
 def histograms(work: workloads.Workload, folder: str) -> Step:
-    """TensorBoard: the loss at every step, histograms of weights and gradients at every hundredth."""
+    """Alternative: TensorBoard with the loss at every step, and histograms of weights and gradients every 100 steps."""
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(folder)
@@ -118,7 +119,7 @@ def histograms(work: workloads.Workload, folder: str) -> Step:
     return step
 
 
-def turn(step: Step, first: int, count: int, device: str) -> float:
+def run_slice(step: Step, first: int, count: int, device: str) -> float:
     """Seconds of `count` steps."""
     clock = time.thread_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     start_s = clock()
@@ -132,7 +133,7 @@ def turn(step: Step, first: int, count: int, device: str) -> float:
 def measure(
     name: str, *, seconds: float, device: str, fused: bool, beside: bool, folder: str
 ) -> tuple[dict[str, Timed], Readings]:
-    """Each variant's turns, `seconds` of them together for each but the slow ones, which get fewer."""
+    """Time all variants with the same number of steps, about `seconds` for the fastest one."""
     work = workloads.make(name, device, fused=fused)
     readings = Readings()
     with watch(work.model, work.optimizer, name=f"overhead-{name}") as run:
@@ -150,7 +151,7 @@ def measure(
             run._hooks.attach()
             run._timer.restart()
 
-        # One net, watched in one turn and not in the next: two equal nets differ by a percent by where they lie.
+        # The same net with and without the watch: two equal nets differ by up to 1%, depending on memory addresses.
         variants = {
             "plain": Timed(body, resume=off),
             "watched": Timed(watched, resume=on, pause=off),
@@ -160,11 +161,11 @@ def measure(
             variants["norm loop"] = Timed(norm_loop(workloads.make(name, device, fused=fused)))
             if importlib.util.find_spec("tensorboard"):
                 variants["histograms"] = Timed(histograms(workloads.make(name, device, fused=fused), folder))
-        step_s = min(turn(v.step, 0, 20, device) for v in variants.values()) / 20
-        count = max(1, round(TURN_S / step_s))
-        # The first readings are taken on credit; that is over before the clock runs.
+        step_s = min(run_slice(v.step, 0, 20, device) for v in variants.values()) / 20
+        count = max(1, round(SLICE_S / step_s))
+        # Warm up: the first readings exceed the budget.
         on()
-        turn(watched, 20, max(20, int(3 / step_s)), device)
+        run_slice(watched, 20, max(20, int(3 / step_s)), device)
         before = run.cost, run._sampler.time_s
         order, rounds = list(variants), max(PARTS, int(seconds / (count * step_s)))
         for n in range(rounds):
@@ -172,19 +173,19 @@ def measure(
             for variant in order[first:] + order[:first]:
                 timed = variants[variant]
                 timed.resume()
-                turn(timed.step, 100_000 + n * count, SETTLING, device)
-                timed.seconds.append(turn(timed.step, 100_000 + n * count + SETTLING, count, device))
+                run_slice(timed.step, 100_000 + n * count, SETTLING, device)
+                timed.seconds.append(run_slice(timed.step, 100_000 + n * count + SETTLING, count, device))
                 timed.pause()
         on()
         time_s = run._sampler.time_s
         readings.declared = (run.cost * time_s - before[0] * before[1]) / (time_s - before[1])
-        turn(watched, 200_000, count, device)
-        readings.a_second = rate(run, watched, max(20, int(COUNTED_S / step_s)))
+        run_slice(watched, 200_000, count, device)
+        readings.per_second = reading_rate(run, watched, max(20, int(COUNTED_S / step_s)))
     return variants, readings
 
 
-def rate(run: Watch, watched: Step, steps: int) -> float:
-    """Readings a second of a loop that goes on and on."""
+def reading_rate(run: Watch, watched: Step, steps: int) -> float:
+    """Readings per second in a continuous loop."""
     assert run.progress.link is not None
     assert run.progress.link.ring is not None
     ring, write, taken = run.progress.link.ring, run.progress.link.ring.write_reading, 0
@@ -202,21 +203,21 @@ def rate(run: Watch, watched: Step, steps: int) -> float:
 
 
 def ratio(variants: dict[str, Timed], name: str) -> str:
-    """Plain time over the variant's, and its range over ten parts of the run."""
+    """Plain time divided by the variant's time, with the third lowest and third highest of ten parts of the run."""
     base = variants["plain"].seconds
-    own = variants[name].seconds
-    size = len(own) // PARTS
-    parts = sorted(sum(base[k * size : (k + 1) * size]) / sum(own[k * size : (k + 1) * size]) for k in range(PARTS))
-    return f"{sum(base) / sum(own):.3f} [{parts[2]:.3f} … {parts[-3]:.3f}]"
+    other = variants[name].seconds
+    size = len(other) // PARTS
+    parts = sorted(sum(base[k * size : (k + 1) * size]) / sum(other[k * size : (k + 1) * size]) for k in range(PARTS))
+    return f"{sum(base) / sum(other):.3f} [{parts[2]:.3f} … {parts[-3]:.3f}]"
 
 
 def row(name: str, variants: dict[str, Timed], readings: Readings, *, fused: bool) -> str:
     """One line of the table."""
-    own_s = sum(variants["watched"].seconds)
+    watched_s = sum(variants["watched"].seconds)
     plain_s = sum(variants["plain"].seconds)
     cells = [f"{name} {'fused' if fused else 'default'}", workloads.TITLES[name]]
     cells += [ratio(variants, v) if v in variants else "–" for v in ("plain again", "watched")]
-    cells += [f"{1 - plain_s / own_s:.4f}", f"{readings.declared:.4f}", f"{readings.a_second:.1f}"]
+    cells += [f"{1 - plain_s / watched_s:.4f}", f"{readings.declared:.4f}", f"{readings.per_second:.1f}"]
     cells += [ratio(variants, v) if v in variants else "–" for v in ("norm loop", "histograms")]
     return "| " + " | ".join(cells) + " |"
 
@@ -231,14 +232,14 @@ def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workloads", default="W1,W2,W3,W4")
-    parser.add_argument("--seconds", type=float, default=30, help="of each variant")
+    parser.add_argument("--seconds", type=float, default=30, help="for each variant")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--optimizers", choices=("default", "fused", "both"), default="both")
-    parser.add_argument("--alone", action="store_true", help="without the norm loop and TensorBoard")
+    parser.add_argument("--alone", action="store_true", help="leave out the norm loop and TensorBoard")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print(f"torch {torch.__version__}, {args.device}, {args.threads} threads, {args.seconds:g} s a variant")
+    print(f"torch {torch.__version__}, {args.device}, {args.threads} threads, {args.seconds:g} s per variant")
     print(HEAD)
     with tempfile.TemporaryDirectory(prefix="td") as home:
         os.environ["TUI_DESCENT_HOME"] = home

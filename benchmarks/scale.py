@@ -1,8 +1,8 @@
-"""Large nets and long runs: the memory and the time that a thousand layers and ten million steps take.
+"""Memory and time for large nets and long runs: a thousand layers, ten million steps.
 
-The net is trained in processes of its own, once bare and once watched, each telling its most resident memory; the
-history is fed here, as the keeper feeds it. Limits: 64 MB more for the trainer, 32 MB for the history, and the last
-steps added as fast as the first.
+The net is trained in separate processes, once plain and once watched; each reports its peak resident memory. The
+history is filled in this process, as the keeper does it. Limits: 64 MB more for the watched trainer, 32 MB for the
+history, and the last steps are added as fast as the first.
 
     python benchmarks/scale.py --layers 1000 --train 300 --steps 10000000
 """
@@ -29,7 +29,7 @@ MB = 1e6
 
 
 def train(layers: int, steps: int, *, watched: bool) -> dict[str, float]:
-    """A ReLU MLP of `layers` hidden layers of 16, trained here; its most resident memory, times and declared cost."""
+    """Train a ReLU MLP with `layers` hidden layers of 16; returns peak memory, time per step and declared cost."""
     import torch
     from torch import nn
     from torch.nn import functional as F
@@ -51,35 +51,36 @@ def train(layers: int, steps: int, *, watched: bool) -> dict[str, float]:
         optimizer.step()
         return loss
 
-    told: dict[str, float] = {}
+    result: dict[str, float] = {}
     start_s = time.thread_time()
     if watched:
         with watch(net, optimizer, name="scale") as run:
             for _ in range(steps):
                 run.step(step())
-            told["watch_cost"] = run.cost
+            result["watch_cost"] = run.cost
     else:
         for _ in range(steps):
             step().item()
-    told["step_ms"] = 1e3 * (time.thread_time() - start_s) / steps
-    told["peak_bytes"] = resident_bytes()[1] or 0
-    return told
+    result["step_ms"] = 1e3 * (time.thread_time() - start_s) / steps
+    result["peak_bytes"] = resident_bytes()[1] or 0
+    return result
 
 
 def in_a_process(layers: int, steps: int, *, watched: bool) -> dict[str, float]:
-    """`train` in a fresh process."""
+    """Call `train` in a new process."""
     words = [sys.executable, __file__, "--layers", str(layers), "--train", str(steps)]
     done = subprocess.run(
         [*words, "--here", "watched" if watched else "plain"], check=True, capture_output=True, text=True
     )
-    told: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return told
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 def feed(steps: int, *, layers: int, every: int = 100, traced: bool = True) -> dict[str, float]:
-    """A history fed `steps` steps with a reading of `layers` layers every so many; its memory, and each end's speed.
+    """Fill a history with `steps` steps and a reading of `layers` layers at every `every`-th.
 
-    `traced` counts the bytes Python holds, which slows it down: speed is to be taken without.
+    Returns the time per step at the beginning and at the end and, with `traced`, the memory that Python has allocated.
+    Tracing slows the code down, so measure the times without it.
     """
     gc.collect()
     if traced:
@@ -96,12 +97,12 @@ def feed(steps: int, *, layers: int, every: int = 100, traced: bool = True) -> d
         _chunk(history, n * CHUNK, layers, every)
         if n in (count - 1, chunks - 1):
             ends.append((time.perf_counter() - start_s) / (count * CHUNK))
-    told = {"first_us": 1e6 * ends[0], "last_us": 1e6 * ends[1]}
+    result = {"first_us": 1e6 * ends[0], "last_us": 1e6 * ends[1]}
     if traced:
         gc.collect()
-        told["bytes"], told["peak_bytes"] = tracemalloc.get_traced_memory()
+        result["bytes"], result["peak_bytes"] = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-    return told
+    return result
 
 
 def _chunk(history: History, first: int, layers: int, every: int) -> None:
@@ -140,8 +141,8 @@ def main() -> int:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=1000)
-    parser.add_argument("--train", type=int, default=300, help="steps of the net")
-    parser.add_argument("--steps", type=int, default=10_000_000, help="steps fed to the history")
+    parser.add_argument("--train", type=int, default=300, help="training steps")
+    parser.add_argument("--steps", type=int, default=10_000_000, help="steps added to the history")
     parser.add_argument("--here", choices=["plain", "watched"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.here:
@@ -151,14 +152,12 @@ def main() -> int:
         os.environ["TUI_DESCENT_HOME"] = home
         plain = in_a_process(args.layers, args.train, watched=False)
         watched = in_a_process(args.layers, args.train, watched=True)
-    print(
-        f"trainer, {args.layers:,} layers of {WIDTH}, {args.train:,} steps   most resident   step, CPU   declared cost"
-    )
-    for name, told in (("plain", plain), ("watched", watched)):
-        cost = f"{told['watch_cost']:.2%}" if "watch_cost" in told else ""
-        print(f"  {name:<10}{told['peak_bytes'] / MB:8.1f} MB  {told['step_ms']:8.2f} ms  {cost}")
-    print(f"  more      {(watched['peak_bytes'] - plain['peak_bytes']) / MB:8.1f} MB")
-    print(f"history, {args.steps:,} steps            memory    at most    first, a step   last, a step")
+    print(f"trainer, {args.layers:,} layers of {WIDTH}, {args.train:,} steps   peak memory   step, CPU   declared cost")
+    for name, result in (("plain", plain), ("watched", watched)):
+        cost = f"{result['watch_cost']:.2%}" if "watch_cost" in result else ""
+        print(f"  {name:<10}{result['peak_bytes'] / MB:8.1f} MB  {result['step_ms']:8.2f} ms  {cost}")
+    print(f"  difference{(watched['peak_bytes'] - plain['peak_bytes']) / MB:8.1f} MB")
+    print(f"history, {args.steps:,} steps            memory    peak    first steps   last steps")
     for layers in (30, args.layers):
         memory: dict[str, Any] = feed(args.steps, layers=layers, every=100 if layers <= 100 else 1000)
         speed = feed(args.steps, layers=layers, every=100 if layers <= 100 else 1000, traced=False)

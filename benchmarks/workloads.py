@@ -1,4 +1,4 @@
-"""The four training loops that watching is measured on: seeded, on one device, batches made beforehand."""
+"""The four training loops W1 to W4 for benchmarks: seeded, on one device, with batches made in advance."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 @dataclass
 class Workload:
-    """A model, its optimizer, and the batches it goes round."""
+    """A model, its optimizer, and the batches to cycle through."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -21,7 +21,7 @@ class Workload:
 
 
 def mlp(layers: int, device: str, *, fused: bool) -> Workload:
-    """`layers` hidden layers of 64 with ReLU on 64 inputs and 10 classes, batch 64, SGD."""
+    """An MLP with `layers` hidden layers of 64, ReLU, 64 inputs and 10 classes; batch 64, SGD."""
     torch.manual_seed(0)
     hidden = [part for _ in range(layers) for part in (nn.Linear(64, 64), nn.ReLU())]
     model = nn.Sequential(*hidden, nn.Linear(64, 10)).to(device)
@@ -30,7 +30,7 @@ def mlp(layers: int, device: str, *, fused: bool) -> Workload:
 
 
 def wide(device: str, *, fused: bool) -> Workload:
-    """784-1024-1024-10, batch 128, Adam."""
+    """An MLP 784-1024-1024-10; batch 128, Adam."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10)).to(
         device
@@ -58,7 +58,7 @@ class CharacterModel(nn.Module):
 
 
 def transformer(device: str, *, fused: bool) -> Workload:
-    """`CharacterModel`, batch 16, AdamW."""
+    """The `CharacterModel`; batch 16, AdamW."""
     torch.manual_seed(0)
     model = CharacterModel().to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=fused)
@@ -83,7 +83,7 @@ def _classes(batch: int, features: int, device: str) -> list[tuple[Tensor, Tenso
 
 
 def make(name: str, device: str, *, fused: bool) -> Workload:
-    """W1 … W4."""
+    """Make one of the workloads W1 to W4."""
     return {
         "W1": lambda: mlp(30, device, fused=fused),
         "W2": lambda: wide(device, fused=fused),

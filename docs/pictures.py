@@ -1,4 +1,4 @@
-"""Makes the README's pictures: runs the program in a real terminal, types the keys, draws what is on the screen.
+"""Make the README's pictures: run the program in a real terminal, type keys, and draw the screen.
 
 python docs/pictures.py            (PNG needs rsvg-convert and DejaVu Sans Mono)
 """
@@ -27,12 +27,12 @@ ANSI = {
 
 
 def colour(name: str, default: str) -> str:
-    """A pyte colour as CSS."""
+    """Convert a pyte colour to CSS."""
     return default if name == "default" else ANSI.get(name, f"#{name}")
 
 
 def svg(screen: Any) -> str:
-    """The screen as SVG: a rectangle and a text for each run of equally styled cells."""
+    """The screen as SVG: one rectangle and one text for each run of cells with the same style."""
     width, height = screen.columns * CELL_W, screen.lines * CELL_H
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height}" '
@@ -54,7 +54,7 @@ def svg(screen: Any) -> str:
                     f'height="{CELL_H + 0.3}" fill="{back}"/>'
                 )
             weight = ' font-weight="bold"' if cell.bold else ""
-            # A glyph from a fallback font (braille) may be wider than a cell, so such characters are set one by one.
+            # Glyphs from a fallback font (braille) may be wider than a cell, so place such characters one by one.
             pieces = list(enumerate(text)) if max(text) > "\u24ff" else [(0, text)]
             out += [
                 f'<text xml:space="preserve" x="{(start + k) * CELL_W:.2f}" y="{y * CELL_H + BASE}" '
@@ -66,7 +66,7 @@ def svg(screen: Any) -> str:
 
 
 def save(terminal: Terminal, name: str) -> None:
-    """Write the picture beside this script."""
+    """Write the picture to docs/, as PNG if rsvg-convert is installed, otherwise as SVG."""
     target = ROOT / "docs" / f"{name}.svg"
     target.write_text(svg(terminal.screen), encoding="utf-8")
     if shutil.which("rsvg-convert"):
@@ -76,20 +76,20 @@ def save(terminal: Terminal, name: str) -> None:
 
 
 def step_of(text: str) -> int:
-    """The step in the status line."""
+    """The step in the status line, or -1."""
     found = re.search(r"step\s+([\d,]+)", text)
     return int(found[1].replace(",", "")) if found else -1
 
 
-def overview(name: str, columns: int, rows: int, *, turn: int, settle: int) -> None:
-    """The vanishing preset, with `r` pressed at about step `turn`."""
+def overview(name: str, columns: int, rows: int, *, press_at: int, save_at: int) -> None:
+    """The preset vanishing: press `r` at about step `press_at` and take the picture at `save_at`."""
     with tempfile.TemporaryDirectory(prefix="td") as home:
         command = [sys.executable, "-m", "tui_descent", "vanishing"]
         terminal = Terminal(command, columns=columns, rows=rows, env={"TUI_DESCENT_HOME": home}, cwd=str(ROOT))
         try:
-            terminal.wait(lambda text: step_of(text) >= turn)
+            terminal.wait(lambda text: step_of(text) >= press_at)
             terminal.press("r")
-            terminal.wait(lambda text: step_of(text) >= settle)
+            terminal.wait(lambda text: step_of(text) >= save_at)
             save(terminal, name)
             terminal.press("q")
             terminal.read(0.5)
@@ -100,9 +100,9 @@ def overview(name: str, columns: int, rows: int, *, turn: int, settle: int) -> N
 
 
 def main() -> int:
-    """All pictures."""
-    overview("overview", 120, 40, turn=148, settle=420)
-    overview("overview-80x24", 80, 24, turn=148, settle=420)
+    """Make all pictures."""
+    overview("overview", 120, 40, press_at=148, save_at=420)
+    overview("overview-80x24", 80, 24, press_at=148, save_at=420)
     return 0
 
 

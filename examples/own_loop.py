@@ -1,4 +1,4 @@
-"""A plain PyTorch loop on a net of your own, watched: `tui-descent exec -- python examples/own_loop.py`."""
+"""A plain PyTorch training loop that is watched. Run it with `tui-descent exec -- python examples/own_loop.py`."""
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ y = (x[:, :5].prod(dim=1) > 0).long()
 model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 
-with watch(model, optimizer, name="own loop") as run:
+with watch(model, optimizer, name="my run") as run:
     for _ in range(20_000):
         batch = torch.randint(0, len(x), (64,))
         loss = nn.functional.cross_entropy(model(x[batch]), y[batch])

@@ -1,6 +1,6 @@
-"""Every test has a home of its own; a short one, since a socket's path may hold 103 bytes.
+"""Every test has its own home folder, with a short path because a socket's path may have at most 103 bytes.
 
-With `pytest -n 2` what starts processes is on one worker, one test at a time, and all else beside it on the other.
+With `pytest -n 2` one worker runs the tests that start processes, one at a time, and the other worker all others.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from xdist.scheduler import LoadScopeScheduling
 from tui_descent.protocol.launch import ENV_FOLDER, ENV_LINK, ENV_RING
 
 
-class Rooms(LoadScopeScheduling):
-    """A worker takes one file of tests after another, and those under `process/` as if they were one."""
+class ProcessTestsOnOneWorker(LoadScopeScheduling):
+    """Each worker takes one test file after another. All files under `process/` count as one."""
 
     def _split_scope(self, nodeid: str) -> str:
         return "process" if nodeid.startswith("tests/process/") else super()._split_scope(nodeid)
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Rooms:
-    return Rooms(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ProcessTestsOnOneWorker:
+    return ProcessTestsOnOneWorker(config, log)
 
 
 @pytest.fixture(autouse=True)

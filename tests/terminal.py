@@ -1,4 +1,4 @@
-"""A real terminal for tests and pictures: a command in a pty, its screen kept by pyte, keys typed into it."""
+"""A real terminal for tests and pictures: a command in a pty, its screen emulated by pyte, and keys typed into it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ KEYS = {
 }  # fmt: skip
 
 
-# Mode 2026, synchronized output: what stands between the two is one frame.
+# Mode 2026, synchronized output: the text between _BEGINS and _ENDS is one frame.
 _ASKED, _ANSWER = b"\x1b[?2026$p", "\x1b[?2026;2$y"
 _BEGINS, _ENDS = b"\x1b[?2026h", b"\x1b[?2026l"
 
 
 class Terminal:
-    """`wait(what)` reads until the screen satisfies it, within a generous bound; never a frame half drawn."""
+    """A command in a terminal. `wait(what)` reads until the screen satisfies `what`; it never sees a partial frame."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Terminal:
         self.screen = pyte.Screen(columns, rows)
         self.raw = bytearray()
         self._stream = pyte.ByteStream(self.screen)
-        # A terminal's size is its own: not the one that whoever runs the tests has exported.
+        # The size must not come from variables that the caller of the tests has exported.
         ours = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
         environment = ours | {"TERM": "xterm-256color", "COLORTERM": "truecolor"} | (env or {})
         self.child: Any = pexpect.spawn(
@@ -46,7 +46,7 @@ class Terminal:
         self._answered = False
 
     def read(self, seconds: float = 0.05) -> None:
-        """Take in what the program writes for about that long."""
+        """Read what the program writes, for about that long."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             try:
@@ -63,16 +63,16 @@ class Terminal:
                 self.child.send(_ANSWER)
 
     def press(self, *keys: str) -> None:
-        """Type keys by name, or as they are."""
+        """Type keys, given by name or as text."""
         for key in keys:
             self.child.send(KEYS.get(key, key))
 
     def text(self) -> str:
-        """The screen's characters."""
+        """The text on the screen."""
         return "\n".join(line.rstrip() for line in self.screen.display)
 
     def wait(self, what: str | Callable[[str], bool], *, within: float = 60.0) -> str:
-        """Read until the screen holds the text, or satisfies the function; the screen then. Fails with the screen."""
+        """Read until the screen contains the text or satisfies the function; returns the screen's text."""
         end = time.monotonic() + within
         while time.monotonic() < end:
             self.read(0.05)
@@ -84,11 +84,11 @@ class Terminal:
         raise AssertionError(f"not on the screen within {within} s: {what}\n{self.text()}")
 
     def _whole(self) -> bool:
-        """Whether no frame is under way; of a program that is gone none is."""
+        """Whether the last frame is complete, or the program has ended."""
         return self.raw.rfind(_BEGINS) <= self.raw.rfind(_ENDS) or not self.child.isalive()
 
     def ended(self, *, within: float = 30.0) -> int:
-        """Wait for the program's end; its exit code, or 128 + signal."""
+        """Wait for the program to end; returns its exit code, or 128 + signal."""
         end = time.monotonic() + within
         while self.child.isalive() and time.monotonic() < end:
             self.read(0.05)
@@ -98,6 +98,6 @@ class Terminal:
         return self.child.exitstatus if self.child.exitstatus is not None else 128 + self.child.signalstatus
 
     def close(self) -> None:
-        """End it if it is still there."""
+        """Kill the program if it still runs."""
         with contextlib.suppress(Exception):
             self.child.close(force=True)

@@ -1,6 +1,6 @@
 """tui-descent: see and steer gradient descent from a terminal.
 
-`from tui_descent import watch` is the whole interface for an own training loop; it loads torch only when asked for.
+`from tui_descent import watch` is the interface for your own training loop. Torch is imported only when it is used.
 """
 
 from __future__ import annotations

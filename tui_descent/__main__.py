@@ -1,4 +1,4 @@
-"""`python -m tui_descent` is `tui-descent`."""
+"""Makes `python -m tui_descent` the same as `tui-descent`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The command line: parse, hand over, answer with an exit code. Heavy imports stay inside their commands."""
+"""The command line. Expensive imports are inside the commands that need them."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ COMMANDS = ("run", "exec", "presets", "check")
 DESCRIPTION = """See and steer gradient descent from a terminal.
 
   tui-descent                    pick a preset
-  tui-descent vanishing          start it and open the dashboard
-  tui-descent my-run.toml        the same for a scenario file of yours"""
+  tui-descent vanishing          start a preset and open the dashboard
+  tui-descent my-run.toml        the same for your own scenario file"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command `tui-descent`."""
+    """Run the command `tui-descent`; returns its exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
     if args and args[0] not in COMMANDS and not args[0].startswith("-"):
         args.insert(0, "run")  # NAME or FILE.toml alone
     try:
         code = _command(args)
-        sys.stdout.flush()  # here, where a reader that has left is no error
+        sys.stdout.flush()  # so that a broken pipe is caught here
         return code
     except KeyboardInterrupt:
         return 130
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check",
         help="validate a scenario file",
-        description="Validate a scenario: every error with its place.\n\n  tui-descent check my-run.toml",
+        description="Validate a scenario file and print every error with its place.\n\n  tui-descent check my-run.toml",
     )
     check.add_argument("file", metavar="FILE.toml")
     check.set_defaults(command=_check)
@@ -69,72 +69,73 @@ def _parser() -> argparse.ArgumentParser:
 def _add_run(commands: Any) -> None:
     run = commands.add_parser(
         "run",
-        help="start a preset or a scenario file (the word run may be left out)",
+        help="start a preset or a scenario file (the word run may be omitted)",
         description="Start a run and open the dashboard on it.\n\n"
         "  tui-descent run vanishing\n"
         "  tui-descent run vanishing --headless --steps 460 --at 150:residual=on\n"
         "  tui-descent run my-run.toml --set data.batch_size=128 --device cuda",
     )
     run.add_argument("name", metavar="NAME|FILE.toml")
-    run.add_argument("--headless", action="store_true", help="no dashboard: a progress line, then a summary")
-    run.add_argument("--json", action="store_true", help="headless, one JSON object a line on stdout")
-    run.add_argument("--steps", metavar="N", help="updates to make")
+    run.add_argument("--headless", action="store_true", help="no dashboard; print a progress line and a summary")
+    run.add_argument("--json", action="store_true", help="headless; print one JSON object per line on stdout")
+    run.add_argument("--steps", metavar="N", help="number of updates")
     run.add_argument("--device", metavar="D", help="auto, cpu, cuda, cuda:1 or mps")
-    run.add_argument("--seed", metavar="S", help="the seed of weights, data and batches")
-    run.add_argument("--pace", metavar="N|max", help="steps a second (headless: max unless given)")
+    run.add_argument("--seed", metavar="S", help="seed for weights, data and batches")
+    run.add_argument("--pace", metavar="N|max", help="steps per second (default when headless: max)")
     run.add_argument(
         "--set", metavar="PLACE=VALUE", action="append", default=[], help="override one value of the scenario"
     )
     run.add_argument(
-        "--at", metavar="STEP:KNOB=VALUE", action="append", default=[], help="turn a knob before that update"
+        "--at", metavar="STEP:KNOB=VALUE", action="append", default=[], help="change a knob before that update"
     )
-    run.add_argument("--threads", metavar="N", help="CPU threads of the trainer; results depend on the number")
+    run.add_argument("--threads", metavar="N", help="CPU threads of the trainer; affects the last bits of results")
     run.add_argument(
         "--curvature",
         action="store_true",
-        help="read the Hessian's largest and smallest eigenvalue at start and end and, within the budget, every "
-        '10 s or more; with --json as {"event":"curvature",…}',
+        help="measure the largest and smallest Hessian eigenvalue at the start, at the end and, within the budget, "
+        'every 10 s or more; --json prints {"event":"curvature",…}',
     )
     run.add_argument(
         "--range-test",
         metavar="STEP",
         action="append",
         default=[],
-        help='sweep the learning rate before that update, all put back after; with --json as {"event":"range_test",…}',
+        help="run a learning-rate range test before that update and restore the state; "
+        '--json prints {"event":"range_test",…}',
     )
-    _add_watching(run)
+    _add_watch_options(run)
     run.set_defaults(command=_run)
 
 
 def _add_exec(commands: Any) -> None:
-    own = commands.add_parser(
+    script = commands.add_parser(
         "exec",
-        help="run an own script that uses watch(), with the dashboard open on it",
-        description="Run an own script that uses watch(), with the dashboard open on it.\n\n"
+        help="run your own script that uses watch(), and open the dashboard on it",
+        description="Run your own script that uses watch(), and open the dashboard on it.\n\n"
         "  tui-descent exec -- python train.py --epochs 3",
     )
-    own.add_argument("--headless", action="store_true", help="no dashboard: a progress line, then a summary")
-    own.add_argument("--json", action="store_true", help="headless, one JSON object a line on stdout")
-    _add_watching(own)
-    own.add_argument("argv", metavar="-- COMMAND", nargs="+")
-    own.set_defaults(command=_exec)
+    script.add_argument("--headless", action="store_true", help="no dashboard; print a progress line and a summary")
+    script.add_argument("--json", action="store_true", help="headless; print one JSON object per line on stdout")
+    _add_watch_options(script)
+    script.add_argument("argv", metavar="-- COMMAND", nargs="+")
+    script.set_defaults(command=_exec)
 
 
-def _add_watching(parser: argparse.ArgumentParser) -> None:
+def _add_watch_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--watch-budget",
         metavar="SHARE",
         default="1%",
-        help="readings take at most this share of the time (1%%: up to ten a second)",
+        help="largest share of the time for readings (default 1%%, up to ten readings per second)",
     )
-    parser.add_argument("--watch-every", metavar="N", help="readings on every Nth step instead")
+    parser.add_argument("--watch-every", metavar="N", help="take a reading at every Nth step instead")
     parser.add_argument(
         "--undo-budget",
         metavar="SIZE",
         help="memory for the snapshots that u restores, as in 256MB (auto: a tenth of the device's free memory, "
         "at most 2GB); for a larger state u restores only the knob's value",
     )
-    parser.add_argument("--runs-dir", metavar="DIR", help="where runs are kept")
+    parser.add_argument("--runs-dir", metavar="DIR", help="folder for runs")
 
 
 def _add_presets(commands: Any) -> None:
@@ -143,32 +144,31 @@ def _add_presets(commands: Any) -> None:
     metrics = "\n".join(f"  {name:<20}{text}" for name, text in METRICS.items())
     presets = commands.add_parser(
         "presets",
-        help="list the presets; with a name its story, claims and TOML",
-        description="List the presets; with a name its story, claims and TOML.\n\n"
+        help="list the presets, or show one with its story, claims and TOML",
+        description="List the presets, or show one with its story, claims and TOML.\n\n"
         "  tui-descent presets\n  tui-descent presets vanishing\n  tui-descent presets vanishing --verify --seeds 3",
-        epilog=f"metrics a claim can be made about:\n{metrics}",
+        epilog=f"metrics for claims:\n{metrics}",
     )
     presets.add_argument("name", nargs="?", metavar="NAME")
-    presets.add_argument("--verify", action="store_true", help="run the claims (of all presets without a name)")
-    presets.add_argument("--seeds", metavar="N", help="over this many seeds (1)", default="1")
+    presets.add_argument("--verify", action="store_true", help="run the claims of this preset, or of all presets")
+    presets.add_argument("--seeds", metavar="N", help="number of seeds to verify with (default 1)", default="1")
     presets.set_defaults(command=_presets)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Keeps the examples' line breaks, in subcommands too."""
+    """A parser that keeps the line breaks of descriptions, in subcommands too."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **kwargs})
 
 
 class _Version(argparse.Action):
-    """`--version`: what is installed, read without importing it."""
+    """`--version`: the installed versions, read without importing the packages."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(nargs=0, help="versions of tui-descent, torch, textual, plotext and Python", **kwargs)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        """Print and leave."""
         import platform
         from importlib.metadata import PackageNotFoundError, version
 
@@ -204,15 +204,16 @@ def _run(args: argparse.Namespace) -> int:
     try:
         if args.pace is not None:
             overrides.append(f'run.pace="{args.pace}"' if args.pace == "max" else f"run.pace={args.pace}")
-        plan = tuple((at, knobs.text_of(turn)) for at, turn in map(knobs.parse_at, args.at))
+        plan = tuple((at, knobs.text_of(command)) for at, command in map(knobs.parse_at, args.at))
         name, scenario = presets.find(args.name, overrides=overrides)
         for at, text in plan:
             if at >= scenario.run.steps:
                 print(
-                    f"tui-descent: --at {at}:{text} comes after the last of {scenario.run.steps} steps", file=sys.stderr
+                    f"tui-descent: --at {at}:{text} has no effect: the run has only {scenario.run.steps} steps",
+                    file=sys.stderr,
                 )
         range_at = tuple(_step("--range-test", text) for text in args.range_test)
-        budget, every = _watching(args)
+        budget, every = _watch_options(args)
     except ScenarioError as error:
         return _usage(*str(error).splitlines())
     except ValueError as error:
@@ -235,7 +236,6 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _step(option: str, text: str) -> int:
-    """Raises `ValueError` where it is none."""
     if not (text.isascii() and text.isdecimal()):
         raise ValueError(f"{option} {text}: allowed: a step, 0 or more")
     return int(text)
@@ -243,11 +243,11 @@ def _step(option: str, text: str) -> int:
 
 def _exec(args: argparse.Namespace) -> int:
     try:
-        budget, every = _watching(args)
+        budget, every = _watch_options(args)
     except ValueError as error:
         return _usage(str(error))
     if shutil.which(args.argv[0]) is None:
-        return _usage(f"{args.argv[0]}: no such command; as in: tui-descent exec -- python train.py")
+        return _usage(f"{args.argv[0]}: command not found; example: tui-descent exec -- python train.py")
     name = next((Path(word).stem for word in args.argv if word.endswith(".py")), Path(args.argv[0]).name)
     return _launch(
         args,
@@ -260,26 +260,26 @@ def _exec(args: argparse.Namespace) -> int:
 
 
 def _launch(
-    args: argparse.Namespace, *, name: str, headless: bool, scenario: Scenario | None = None, **orders: Any
+    args: argparse.Namespace, *, name: str, headless: bool, scenario: Scenario | None = None, **settings: Any
 ) -> int:
-    """Make the run's folder, start its keeper or be it."""
-    from tui_descent import places
+    """Create the run's folder, then run headless or start a keeper and open the dashboard."""
+    from tui_descent import paths
     from tui_descent.protocol.channel import ChannelError
     from tui_descent.protocol.launch import Launch, undo_budget
     from tui_descent.scenario.toml import to_table
 
     try:
         budget = undo_budget(args.undo_budget)
-        run, folder = places.new_run(name, args.runs_dir)
+        run, folder = paths.new_run(name, args.runs_dir)
         launch = Launch(
             run=run,
             name=name,
             folder=str(folder),
-            socket=None if headless else str(places.socket_path(run)),
+            socket=None if headless else str(paths.socket_path(run)),
             scenario=None if scenario is None else to_table(scenario),
             attended=not headless,
             undo_budget=budget,
-            **orders,
+            **settings,
         )
         launch.write()
     except (ChannelError, OSError, ValueError) as error:
@@ -294,14 +294,14 @@ def _launch(
 def _dashboard(launch: Launch) -> int:
     from tui_descent.protocol.launch import LOG_FILE, start_keeper
 
-    keeper = start_keeper(launch)  # first: it comes up while the screen is imported
+    keeper = start_keeper(launch)  # first, so that it starts while the dashboard is imported
     from tui_descent.dashboard.app import run_dashboard
 
     assert launch.socket is not None
     try:
         return run_dashboard(Path(launch.socket), name=launch.name, log_path=launch.path / LOG_FILE)
     finally:
-        # The keeper saw us leave and ends the run; when this command returns, nothing of it is left.
+        # The keeper ends the run when the last viewer disconnects. Wait for it, so that no process is left.
         import subprocess
 
         try:
@@ -353,7 +353,7 @@ def _print_preset(scenario: Scenario, path: Path) -> None:
 
 def _check(args: argparse.Namespace) -> int:
     from tui_descent.scenario.toml import ScenarioError, read
-    from tui_descent.scenario.validate import visible
+    from tui_descent.scenario.validate import escape_controls
 
     try:
         scenario = read(Path(args.file))
@@ -361,12 +361,12 @@ def _check(args: argparse.Namespace) -> int:
         for line in str(error).splitlines():
             print(line, file=sys.stderr)
         return USAGE
-    print(visible(f"{args.file}: a valid scenario: {scenario.title}"))
+    print(escape_controls(f"{args.file}: valid scenario: {scenario.title}"))
     return 0
 
 
-def _watching(args: argparse.Namespace) -> tuple[float, int | None]:
-    """The budget as a share and the fixed rate, from `1%` or `0.01` and `N`. Raises `ValueError`."""
+def _watch_options(args: argparse.Namespace) -> tuple[float, int | None]:
+    """`--watch-budget` (`1%` or `0.01`) as a share, and `--watch-every`. Raises `ValueError`."""
     text = args.watch_budget
     try:
         budget = float(text[:-1]) / 100 if text.endswith("%") else float(text)
@@ -384,13 +384,13 @@ def _headless(args: argparse.Namespace) -> bool:
     if args.headless or args.json:
         return True
     if not on_a_terminal():
-        print("tui-descent: no terminal here: running headless", file=sys.stderr)
+        print("tui-descent: no terminal; running headless", file=sys.stderr)
         return True
     return False
 
 
 def on_a_terminal() -> bool:
-    """Whether there is a terminal that a dashboard can be drawn on."""
+    """Whether the dashboard can be shown on stdin and stdout."""
     return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
 
 

@@ -1,4 +1,4 @@
-"""A run without a screen: the keeper in the foreground, its events printed as JSON or as progress and a summary."""
+"""A run without the dashboard: the keeper in the foreground, and printers for its events (JSON, or progress)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tui_descent.protocol.events import (
     Status,
 )
 from tui_descent.protocol.launch import Launch
-from tui_descent.scenario.validate import visible
+from tui_descent.scenario.validate import escape_controls
 from tui_descent.telemetry.history import History
 from tui_descent.telemetry.jsonl import JsonLines
 
@@ -39,16 +39,16 @@ CHART_ROWS = 14
 
 
 def run(launch: Launch, *, json: bool = False, listen: Callable[[AnyEvent], None] | None = None) -> int:
-    """Run to the end; the exit code. `listen` takes the events instead of the printers."""
+    """Run to the end; returns the exit code. `listen` receives the events instead of a printer."""
     printer = listen or (JsonPrinter() if json else Progress())
     code, caught = 1, 0
 
     def guarded(event: AnyEvent) -> None:
         try:
             printer(event)
-        except BrokenPipeError:  # the reader of our output has left: nobody is to be told any more
+        except BrokenPipeError:  # nobody reads our output any more
             _silence()
-            keeper.stop("the reader of the output left")
+            keeper.stop("the output pipe was closed")
 
     keeper = Keeper(launch, on_event=guarded)
 
@@ -62,7 +62,7 @@ def run(launch: Launch, *, json: bool = False, listen: Callable[[AnyEvent], None
         ended = keeper.run(lambda: Trainer.start(launch))
         code = 128 + caught if caught and ended.status == "stopped" else exit_code(ended, EXIT_CODES)
         if ended.log_path is not None and not listen:
-            _tell_failure(ended)
+            _print_failure(ended)
         else:
             clear(launch.path)
     except (ChannelError, OSError) as error:
@@ -76,13 +76,13 @@ def run(launch: Launch, *, json: bool = False, listen: Callable[[AnyEvent], None
 
 
 class JsonPrinter:
-    """One object a line on stdout."""
+    """Prints events as JSON on stdout, one object per line."""
 
     def __init__(self) -> None:
         self._lines = JsonLines()
 
     def __call__(self, event: AnyEvent) -> None:
-        """Print the event's lines; what a reader may wait for is flushed at once."""
+        """Print the event's lines and flush, since a reader may be waiting for them."""
         text = "".join(line + "\n" for line in self._lines.lines(event))
         if text:
             sys.stdout.write(text)
@@ -90,7 +90,7 @@ class JsonPrinter:
 
 
 class Progress:
-    """A progress line on stderr while it runs, a summary and the loss as a chart on stdout at the end."""
+    """Prints a progress line on stderr, and at the end a summary and a chart of the loss on stdout."""
 
     def __init__(self) -> None:
         self._history = History()
@@ -100,7 +100,7 @@ class Progress:
         self._begun_s = time.monotonic()
 
     def __call__(self, event: AnyEvent) -> None:
-        """Take in an event and print what is due."""
+        """Print an event, or update the progress line."""
         self._history.apply(event)
         match event:
             case RunEnded():
@@ -150,7 +150,7 @@ class Progress:
 
     def _say(self, text: str) -> None:
         self._clear()
-        print(visible(text), file=sys.stderr, flush=True)
+        print(escape_controls(text), file=sys.stderr, flush=True)
 
     def _clear(self) -> None:
         if self._live and self._width:
@@ -173,9 +173,9 @@ class Progress:
             from tui_descent.dashboard.charts import ascii_chart
 
             print(ascii_chart(points, width, CHART_ROWS, title="training loss"))
-        print(visible(" · ".join(facts)))
+        print(escape_controls(" · ".join(facts)))
         if ended.reason:
-            print(f"  {visible(ended.reason)}")
+            print(f"  {escape_controls(ended.reason)}")
 
 
 def _width() -> int:
@@ -186,7 +186,7 @@ def _width() -> int:
 
 
 def _curve(history: History, *, columns: int) -> list[tuple[float, float]]:
-    """The run's mean loss, about two points a column."""
+    """The mean loss over the run, about two points per column."""
     pyramid = history.losses.get(history.segment)
     if pyramid is None:
         return []
@@ -196,10 +196,10 @@ def _curve(history: History, *, columns: int) -> list[tuple[float, float]]:
     return [(bin_ * width, values[2]) for bin_, values in pyramid.window(width, 0, history.steps)]
 
 
-def _tell_failure(ended: RunEnded) -> None:
+def _print_failure(ended: RunEnded) -> None:
     for line in ended.log_tail:
-        print(f"  | {visible(line)}", file=sys.stderr)
-    print(f"tui-descent: {visible(ended.reason)}", file=sys.stderr)
+        print(f"  | {escape_controls(line)}", file=sys.stderr)
+    print(f"tui-descent: {escape_controls(ended.reason)}", file=sys.stderr)
     if ended.log_path:
         print(f"tui-descent: the trainer's output is in {ended.log_path}", file=sys.stderr)
 

@@ -1,11 +1,11 @@
-"""Whether the presets keep their claims: each is run headless, once for every set of interventions a claim names."""
+"""Verify the claims of presets: a headless run for each set of interventions that a claim requires."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from tui_descent import headless, places
+from tui_descent import headless, paths
 from tui_descent.protocol.launch import Launch
 from tui_descent.scenario import knobs, presets
 from tui_descent.scenario.claims import NEEDS_CURVATURE, NEEDS_READING, Transcript, Verdict, judge
@@ -14,7 +14,7 @@ from tui_descent.scenario.toml import to_table
 
 
 def verify(names: Sequence[str], *, seeds: int) -> int:
-    """Run and print every claim of the presets over seeds 0, 1, …; 1 if one is broken.
+    """Check and print every claim of the presets for seeds 0, 1, …. Returns 1 if any is broken, otherwise 0.
 
     Raises `ScenarioError` for an unknown name.
     """
@@ -25,34 +25,34 @@ def verify(names: Sequence[str], *, seeds: int) -> int:
                 broken += not verdict.holds
                 print(f"{name:<18} seed {seed}  {verdict}", flush=True)
     if broken:
-        print(f"tui-descent: {broken} claims broken", file=sys.stderr)
+        print(f"tui-descent: broken claims: {broken}", file=sys.stderr)
     return 1 if broken else 0
 
 
 def verdicts(name: str, *, seed: int) -> list[Verdict]:
-    """The preset's claims and what was found, with this seed."""
+    """Check all claims of a preset with one seed."""
     _, scenario = presets.find(name, overrides=[f"run.seed={seed}"])
-    by_turns: dict[tuple[str, ...], list[Claim]] = {}
+    by_interventions: dict[tuple[str, ...], list[Claim]] = {}
     for claim in scenario.claim:
-        by_turns.setdefault(claim.given, []).append(claim)
+        by_interventions.setdefault(claim.given, []).append(claim)
     found = []
-    for given, claims in by_turns.items():
+    for given, claims in by_interventions.items():
         transcript = run(name, scenario, given=given, claims=claims)
         found += [judge(claim, transcript) for claim in claims]
     return found
 
 
 def run(name: str, scenario: Scenario, *, given: Sequence[str], claims: Sequence[Claim]) -> Transcript:
-    """One headless run with these interventions, its readings forced where a claim wants one."""
+    """Run headless with the interventions `given`, and take readings at the steps that the claims refer to."""
     transcript = Transcript()
-    run_id, folder = places.new_run(name)
+    run_id, folder = paths.new_run(name)
     launch = Launch(
         run=run_id,
         name=name,
         folder=str(folder),
         socket=None,
         scenario=to_table(scenario),
-        plan=tuple((at, knobs.text_of(turn)) for at, turn in map(knobs.parse_at, given)),
+        plan=tuple((at, knobs.text_of(command)) for at, command in map(knobs.parse_at, given)),
         watch_budget=0.0,
         watch_at=tuple(c.at for c in claims if c.at is not None and c.metric in NEEDS_READING),
         curvature_at=tuple(scenario.run.steps if c.at is None else c.at for c in claims if c.metric in NEEDS_CURVATURE),
@@ -60,5 +60,5 @@ def run(name: str, scenario: Scenario, *, given: Sequence[str], claims: Sequence
     launch.write()
     code = headless.run(launch, listen=transcript.add)
     if code > 128:
-        raise SystemExit(code)  # a signal means all of it
+        raise SystemExit(code)  # a signal ends the whole verification
     return transcript

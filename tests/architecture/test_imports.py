@@ -1,4 +1,4 @@
-"""Who may import whom: the contracts, and what is really loaded."""
+"""Which package may import which: the contracts, and the modules actually imported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 WITHIN_S = 120
 HEAVY = {"torch", "textual", "rich", "plotext", "numpy"}
-# Imports every module of a package, then names what came along.
+# Imports every module of the packages, then prints all imported modules: others in the first line, ours in the second.
 LOAD = """
 import importlib, pkgutil, sys
 for name in sys.argv[1].split(","):
@@ -31,7 +31,7 @@ def loaded(packages: str) -> tuple[set[str], set[str]]:
     return set(others.split()), set(ours.split())
 
 
-def test_the_import_contracts_are_kept() -> None:
+def test_the_import_contracts_hold() -> None:
     command = Path(sys.executable).with_name("lint-imports")
     done = subprocess.run([str(command)], capture_output=True, text=True, timeout=WITHIN_S, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-3000:]
@@ -43,14 +43,14 @@ def test_the_import_contracts_are_kept() -> None:
     [
         ("tui_descent.keeper", HEAVY),
         ("tui_descent.protocol,tui_descent.scenario,tui_descent.telemetry", HEAVY),
-        ("tui_descent.cli,tui_descent.headless,tui_descent.verify,tui_descent.places", HEAVY),
+        ("tui_descent.cli,tui_descent.headless,tui_descent.verify,tui_descent.paths", HEAVY),
         ("tui_descent", HEAVY),
         ("tui_descent.dashboard", {"torch"}),
         ("tui_descent.training,tui_descent.instruments", {"textual", "rich", "plotext"}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_never_loaded(packages: str, never: set[str]) -> None:
+def test_heavy_modules_are_not_imported(packages: str, never: set[str]) -> None:
     if packages == "tui_descent":
         done = subprocess.run(
             [sys.executable, "-c", "import sys, tui_descent; print(*sys.modules)"],
@@ -65,13 +65,13 @@ def test_what_is_never_loaded(packages: str, never: set[str]) -> None:
     assert not others & never
 
 
-def test_the_keeper_holds_only_the_vocabulary_and_the_past() -> None:
+def test_the_keeper_imports_only_protocol_scenario_and_telemetry() -> None:
     _, ours = loaded("tui_descent.keeper")
-    rooms = {name.split(".")[1] for name in ours if "." in name}
-    assert rooms <= {"keeper", "protocol", "scenario", "telemetry"}
+    packages = {name.split(".")[1] for name in ours if "." in name}
+    assert packages <= {"keeper", "protocol", "scenario", "telemetry"}
 
 
-def test_watch_is_loaded_only_when_it_is_asked_for() -> None:
+def test_torch_is_imported_only_when_watch_is_used() -> None:
     code = (
         "import sys, tui_descent; assert 'torch' not in sys.modules; "
         "from tui_descent import watch, Watch, StopRun; assert 'torch' in sys.modules; "
@@ -81,7 +81,7 @@ def test_watch_is_loaded_only_when_it_is_asked_for() -> None:
     assert (done.stdout, done.stderr) == ("ok\n", "")
 
 
-def test_plotext_has_one_importer() -> None:
+def test_plotext_is_imported_in_one_place() -> None:
     importers = [
         str(path.relative_to(ROOT))
         for path in (ROOT / "tui_descent").rglob("*.py")

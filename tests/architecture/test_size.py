@@ -1,4 +1,4 @@
-"""A file is one idea and a function fits a page."""
+"""Limits for the length of files and functions; every file has a docstring."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[2] / "tui_descent"
 MAX_LINES = 400
 MAX_FUNCTION = 60
-# Over the limit for a reason that can be said.
+# Exceptions, with their reasons.
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}
 
@@ -17,15 +17,15 @@ def sources() -> dict[str, str]:
     return {str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
 
 
-def test_no_file_is_longer_than_it_should_be() -> None:
+def test_no_file_is_longer_than_the_limit() -> None:
     lengths = {name: len(text.splitlines()) for name, text in sources().items()}
     long = {name for name, length in lengths.items() if length > MAX_LINES}
     assert long - set(LONG_FILES) == set(), {name: lengths[name] for name in long}
-    assert set(LONG_FILES) <= long, "an exception that is no longer needed"
+    assert set(LONG_FILES) <= long, "remove exceptions that are no longer needed"
     assert all(lengths[name] <= 2 * MAX_LINES for name in long)
 
 
-def test_no_function_is_longer_than_a_page() -> None:
+def test_no_function_is_longer_than_the_limit() -> None:
     long = {}
     for name, text in sources().items():
         for node in ast.walk(ast.parse(text)):
@@ -34,10 +34,10 @@ def test_no_function_is_longer_than_a_page() -> None:
                 if length > MAX_FUNCTION:
                     long[f"{name}:{node.name}"] = length
     assert set(long) - set(LONG_FUNCTIONS) == set(), long
-    assert set(LONG_FUNCTIONS) <= set(long), "an exception that is no longer needed"
+    assert set(LONG_FUNCTIONS) <= set(long), "remove exceptions that are no longer needed"
 
 
-def test_every_file_says_what_it_is() -> None:
+def test_every_file_has_a_docstring() -> None:
     for name, text in sources().items():
         if text.strip():
             assert ast.get_docstring(ast.parse(text)), name

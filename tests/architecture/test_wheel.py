@@ -1,4 +1,4 @@
-"""What is installed is whole: presets and data travel in the wheel."""
+"""The wheel is complete: it contains the presets and the data."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-def test_the_wheel_holds_code_presets_data_styles_and_types_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_contains_code_presets_data_and_nothing_else(wheel: Path) -> None:
     assert wheel.name == f"tui_descent-{__version__}-py3-none-any.whl"
     names = zipfile.ZipFile(wheel).namelist()
     for name in presets.names():
@@ -53,7 +53,7 @@ def test_the_wheel_holds_code_presets_data_styles_and_types_and_nothing_else(whe
     assert not [name for name in names if "test" in name or name.endswith(".pyc")]
 
 
-def test_what_was_installed_from_the_wheel_runs_without_the_checkout(wheel: Path, home: Path) -> None:
+def test_the_installed_wheel_runs_without_the_checkout(wheel: Path, home: Path) -> None:
     target = home / "installed"
     call([sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "-q", "--target", target, wheel], cwd=home)
     env = {"PYTHONPATH": str(target)}
@@ -61,7 +61,7 @@ def test_what_was_installed_from_the_wheel_runs_without_the_checkout(wheel: Path
     assert Path(where.strip()).is_relative_to(target)
     listed = call([sys.executable, "-m", "tui_descent", "presets"], cwd=home, **env)
     assert [line.split()[0] for line in listed.splitlines()] == presets.names()
-    for name, *options in (["first-descent"], ["healthy", "--steps", "3"]):  # the second needs the digits
+    for name, *options in (["first-descent"], ["healthy", "--steps", "3"]):  # healthy needs the digits
         out = call([sys.executable, "-m", "tui_descent", name, *options, "--headless", "--json"], cwd=home, **env)
         assert json.loads(out.splitlines()[-1])["status"] == "finished"
 

@@ -1,4 +1,4 @@
-"""A run that a person watches: a real keeper with its trainer, and viewers that are this test."""
+"""An attended run for tests: a real keeper with its trainer, and viewers that the test controls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from runs import WITHIN_S, children
 
-from tui_descent.places import new_run, socket_path
+from tui_descent.paths import new_run, socket_path
 from tui_descent.protocol.channel import Peer
 from tui_descent.protocol.codec import MAX_TO_VIEWER, VERSION, decode, to_viewer
 from tui_descent.protocol.commands import AnyCommand, Hello, Request
@@ -27,7 +27,7 @@ Reply = KnobTurned | CommandDone | CommandRejected
 
 
 class Attended:
-    """The run; its home is TUI_DESCENT_HOME as it stands at its start."""
+    """A run of a preset. It uses the TUI_DESCENT_HOME of the time it is started."""
 
     def __init__(self, preset: str, *overrides: str, pace: float | None = None, **orders: Any) -> None:
         _, scenario = presets.find(preset, overrides=overrides)
@@ -54,7 +54,7 @@ class Attended:
         return pid
 
     def connect(self) -> socket.socket:
-        """As soon as the keeper listens."""
+        """Connect as soon as the keeper listens."""
         end_s = time.monotonic() + WITHIN_S
         while time.monotonic() < end_s:
             sock = socket.socket(socket.AF_UNIX)
@@ -75,11 +75,11 @@ class Attended:
         return viewer
 
     def wait(self, within_s: float = WITHIN_S) -> int:
-        """For the keeper's end; its exit code."""
+        """Wait for the keeper to end; returns its exit code."""
         return self.keeper.wait(within_s)
 
     def close(self) -> None:
-        """Whatever the test did, nothing is left."""
+        """Disconnect all viewers and wait for the keeper to end; kill it if it does not."""
         for viewer in self._viewers:
             viewer.close()
         try:
@@ -94,7 +94,7 @@ class Attended:
 
 
 class Viewer:
-    """One end of the socket; everything it was told, in order."""
+    """A client of the keeper. `heard` has all messages it received, in order."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.peer = Peer(sock, limit=MAX_TO_VIEWER)
@@ -108,7 +108,7 @@ class Viewer:
         self.client = self.until(lambda m: isinstance(m, Welcome)).client  # type: ignore[union-attr]
 
     def ask(self, command: AnyCommand) -> int:
-        """Send a request; its number."""
+        """Send a request; returns its number."""
         self._requests += 1
         self.peer.send(Request(request=self._requests, command=command, source="send"))
         return self._requests
@@ -121,11 +121,11 @@ class Viewer:
         return reply
 
     def replies(self, number: int) -> list[Reply]:
-        """To this viewer's request of that number."""
+        """The replies to this viewer's request with that number."""
         return [m for m in self.heard if isinstance(m, Reply) and (m.client, m.request) == (self.client, number)]
 
     def until(self, wanted: Callable[[ToViewer], bool], within_s: float = WITHIN_S) -> ToViewer:
-        """The first message that is wanted among those not looked at yet."""
+        """Wait for a message that is `wanted`; messages that an earlier call looked at do not count."""
         end_s = time.monotonic() + within_s
         while True:
             while self._looked < len(self.heard):
@@ -140,7 +140,7 @@ class Viewer:
             self._take()
 
     def until_event(self, kind: type[E], within_s: float = WITHIN_S, **fields: Any) -> E:
-        """The next event of a kind with these fields."""
+        """Wait for the next event of a kind with these field values."""
         found = self.until(
             lambda m: isinstance(m, kind) and all(getattr(m, name) == value for name, value in fields.items()), within_s
         )
@@ -148,11 +148,11 @@ class Viewer:
         return found
 
     def until_step(self, step: int, within_s: float = WITHIN_S) -> None:
-        """Until update `step` was told."""
+        """Wait for the report of update `step`."""
         self.until(lambda m: isinstance(m, StepsCompleted) and m.first + len(m.losses) > step, within_s)
 
     def until_closed(self, within_s: float = WITHIN_S) -> None:
-        """Until the keeper hangs up."""
+        """Wait until the keeper closes the connection."""
         end_s = time.monotonic() + within_s
         while self.peer.closed is None:
             select.select([self.peer.socket], [], [], max(0.0, end_s - time.monotonic()))

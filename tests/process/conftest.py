@@ -35,7 +35,7 @@ def start() -> Iterator[Start]:
 
 @pytest.fixture(scope="session", autouse=True)
 def verified(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Outcome]]]:
-    """The claims of all presets, one run at a time beside the other tests, which mostly wait."""
+    """The claims of all presets, verified one run at a time in the background while other tests run."""
     if not any(item.path.name == CLAIMS for item in request.session.items):
         yield {}
         return

@@ -1,4 +1,4 @@
-"""Real runs through the entry point: to their end, side by side, or held on to while they live."""
+"""Run the real command in tests: to its end, several at a time, or live with its JSON lines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 TUI = (sys.executable, "-m", "tui_descent")
-# Generous: a loaded machine of two cores that imports torch in three processes at once.
+# Generous enough for a loaded two-core machine that imports torch in three processes at once.
 WITHIN_S = 120.0
 Line = dict[str, Any]
 _AT_START = {name: value for name, value in os.environ.items() if not name.startswith("TUI_DESCENT_")}
@@ -28,7 +28,7 @@ _AT_START = {name: value for name, value in os.environ.items() if not name.start
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run of the command left behind."""
+    """The result of a finished command."""
 
     args: tuple[str, ...]
     code: int
@@ -58,7 +58,7 @@ class Outcome:
 
 @contextlib.contextmanager
 def temporary_home() -> Iterator[Path]:
-    """For runs that outlive one test; checked to have no process left at its end."""
+    """A home folder shared by several tests. At the end no process may be left that uses it."""
     folder = Path(tempfile.mkdtemp(prefix="td"))
     try:
         yield folder
@@ -68,12 +68,12 @@ def temporary_home() -> Iterator[Path]:
 
 
 def environment(home: Path | None = None) -> dict[str, str]:
-    """The test's own, or with another home; that one may be asked for beside a test that changes its own."""
+    """The test's environment, or a fixed one with another home that is safe to use from other threads."""
     return dict(os.environ) if home is None else _AT_START | {"TUI_DESCENT_HOME": str(home)}
 
 
 def run(*args: str, home: Path | None = None, within_s: float = WITHIN_S, command: Sequence[str] = TUI) -> Outcome:
-    """Run it to its end; no terminal on any of its ends."""
+    """Run the command to its end, without a terminal."""
     begun = time.monotonic()
     done = subprocess.run(
         [*command, *args],
@@ -94,7 +94,7 @@ def together(*commands: Sequence[str], home: Path) -> list[Outcome]:
 
 
 class Live:
-    """A running command whose JSON lines are read as they come."""
+    """A running command whose JSON lines are read as they are printed."""
 
     def __init__(self, *args: str, home: Path | None = None) -> None:
         self.lines: list[Line] = []
@@ -124,7 +124,7 @@ class Live:
         self.stderr = self.process.stderr.read()
 
     def until(self, wanted: Callable[[Line], bool], within_s: float = WITHIN_S) -> Line:
-        """The next line that is wanted."""
+        """Wait for the next line that is `wanted`."""
         end_s = time.monotonic() + within_s
         while True:
             line = self._coming.get(timeout=max(0.0, end_s - time.monotonic()))
@@ -134,7 +134,7 @@ class Live:
                 return self.lines[-1]
 
     def end(self, within_s: float = WITHIN_S) -> tuple[int, Line]:
-        """Wait for its end: exit code and last line."""
+        """Wait for its end; returns exit code and last line."""
         code = self.process.wait(within_s)
         for reader in self._readers:
             reader.join(within_s)
@@ -157,13 +157,13 @@ class Live:
 
 
 def children(pid: int) -> list[int]:
-    """Processes started by this one."""
+    """Child processes of a process."""
     table = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
     pairs = [tuple(map(int, line.split())) for line in table.splitlines()]
     return [child for child, parent in pairs if parent == pid]
 
 
 def left_behind(home: Path) -> list[str]:
-    """The command lines of processes that still work on a run under this home."""
+    """The command lines of processes that still use this home folder."""
     table = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,stat=,args="], capture_output=True, text=True, check=True)
     return [line for line in table.stdout.splitlines() if str(home) in line and " Z" not in line]

@@ -1,4 +1,4 @@
-"""The curvature by command in a real run, and by the flag without a screen."""
+"""Measuring the curvature in a real run: by command, and by the flag of a headless run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tui_descent.protocol.commands import Pause, Stop, WatchCurvature
 from tui_descent.protocol.events import CommandDone, CurvatureTaken, StateChanged
 
 
-def test_it_is_read_while_a_viewer_wants_it_and_no_longer_when_that_one_vanishes(home: Path) -> None:
+def test_curvature_is_measured_until_the_viewer_that_asked_disconnects(home: Path) -> None:
     live = Attended("saddle", "run.steps=1000000", pace=100.0)
     try:
         a, b = live.viewer(), live.viewer()
@@ -34,14 +34,14 @@ def test_it_is_read_while_a_viewer_wants_it_and_no_longer_when_that_one_vanishes
         still = b.until_event(StateChanged, state="paused")
         assert still
         asked = b.do(WatchCurvature(on=True))
-        assert b.until_event(CurvatureTaken).step == asked.step, "also where the run stands"
+        assert b.until_event(CurvatureTaken).step == asked.step, "also while the run is paused"
         b.do(Stop())
         b.until_closed()
     finally:
         live.close()
 
 
-def test_the_flag_prints_it_and_changes_no_loss(home: Path) -> None:
+def test_the_curvature_flag_prints_events_and_changes_no_loss(home: Path) -> None:
     options = ("edge-of-stability", "--json", "--steps", "30")
     plain, read = run("run", *options, home=home), run("run", *options, "--curvature", home=home)
     assert read.losses == plain.losses

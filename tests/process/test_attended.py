@@ -1,4 +1,4 @@
-"""A keeper, its trainer and its viewers: steering, faults of each, and that nothing of it stays."""
+"""A keeper, its trainer and its viewers: commands, failures of each process, and clean-up."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_two_viewers_steer_one_run(start: Start) -> None:
     assert isinstance(turned, KnobTurned)
     assert (turned.old, turned.new, turned.source, turned.client) == ("0.1", "0.125", "send", 1)
     seen = b.until_event(KnobTurned)
-    assert seen == turned, "the other viewer is told the same, by whom it was asked included"
+    assert seen == turned, "the other viewer gets the same event, including who asked"
 
     turned = b.do(TurnKnob(knob="residual", value="on"))
     assert isinstance(turned, KnobTurned)
@@ -100,7 +100,7 @@ def test_two_viewers_steer_one_run(start: Start) -> None:
     b.until_event(StateChanged, state="paused")
     at = a.do(Mark(text="here")).step
     assert a.events(Marked)[-1] == Marked(segment=0, step=at, text="here")
-    assert last_told(a) == at - 1, "every update before the pause was told"
+    assert last_told(a) == at - 1, "every update before the pause was reported"
     stepped = a.do(RunSteps(steps=3))
     assert isinstance(stepped, CommandDone)
     a.until_step(at + 2)
@@ -129,12 +129,12 @@ def test_two_viewers_steer_one_run(start: Start) -> None:
     b.until_event(RunEnded, status="stopped")
     told = [[m for m in v.heard if isinstance(m, AnyEvent) and not isinstance(m, Welcome)] for v in (a, b)]
     shorter = min(len(events) for events in told) - 5
-    assert told[0][-shorter:] == told[1][-shorter:], "both were told the same, in the same order"
+    assert told[0][-shorter:] == told[1][-shorter:], "both got the same events in the same order"
     assert sorted(losses(a)) == list(range(min(losses(a)), until))
     assert run.wait() == 0
 
 
-def test_a_late_viewer_is_shown_the_whole_run_without_gap_or_overlap(start: Start) -> None:
+def test_a_late_viewer_gets_the_whole_run_without_gap_or_overlap(start: Start) -> None:
     run = start("healthy", "run.steps=1000000", pace=500.0)
     first = run.viewer()
     first.until_step(300)
@@ -156,7 +156,7 @@ def test_a_late_viewer_is_shown_the_whole_run_without_gap_or_overlap(start: Star
     assert all(shown[step][0] == loss for step, loss in both.items())
 
 
-def test_rubbish_is_refused_and_the_run_and_the_others_never_notice(start: Start) -> None:
+def test_invalid_bytes_are_refused_and_affect_nobody_else(start: Start) -> None:
     run = start("first-descent", "run.steps=1000000", pace=300.0)
     good = run.viewer()
     good.until_step(10)
@@ -178,7 +178,7 @@ def test_rubbish_is_refused_and_the_run_and_the_others_never_notice(start: Start
     wrong.until_closed(10)
     assert wrong.heard == [Refused(reason="this run speaks protocol 2, the viewer 99")]
     good.until_step(last_told(good) + 100)
-    assert sorted(losses(good)) == list(range(last_told(good) + 1)), "not an update was missed"
+    assert sorted(losses(good)) == list(range(last_told(good) + 1)), "no update was missed"
     assert isinstance(good.do(Mark()), CommandDone)
 
 
@@ -191,18 +191,18 @@ def test_a_viewer_that_never_reads_blocks_nobody(start: Start) -> None:
     took = time.monotonic() - begun
     assert isinstance(good.do(Mark(), within_s=10), CommandDone)
     assert stuck.peer.closed is None
-    assert took < 90, "it was trained beside it at full speed"
+    assert took < 90, "the training must not be slowed down"
     stuck.until_step(last_told(good))
 
 
-def test_when_the_last_viewer_leaves_the_run_ends_and_nothing_is_left(start: Start, home: Path) -> None:
+def test_the_run_ends_when_the_last_viewer_leaves_and_nothing_is_left(start: Start, home: Path) -> None:
     run = start("vanishing", "run.steps=1000000", pace=30.0)
     a, b = run.viewer(), run.viewer()
     a.until_step(5)
     trainer = run.trainer
     if os.path.exists("/proc/self/maps"):
         assert "libtorch" in Path(f"/proc/{trainer}/maps").read_text()
-        assert "libtorch" not in Path(f"/proc/{run.keeper.pid}/maps").read_text(), "a keeper is small"
+        assert "libtorch" not in Path(f"/proc/{run.keeper.pid}/maps").read_text(), "the keeper must not load torch"
     a.close()
     b.until_step(last_told_or_0(b) + 10)
     b.close()
@@ -218,7 +218,7 @@ def last_told_or_0(viewer: Viewer) -> int:
     return max(losses(viewer), default=0)
 
 
-def test_a_killed_trainer_is_told_within_a_second_with_its_last_step(start: Start, home: Path) -> None:
+def test_a_killed_trainer_is_reported_within_a_second_with_its_last_step(start: Start, home: Path) -> None:
     run = start("vanishing", "run.steps=1000000", pace=200.0)
     viewer = run.viewer()
     viewer.until_step(30)
@@ -229,7 +229,7 @@ def test_a_killed_trainer_is_told_within_a_second_with_its_last_step(start: Star
     assert ended.status == "lost"
     assert ended.reason == f"trainer lost (signal 9) at step {ended.step}"
     assert ended.exit_code == -9
-    assert sorted(losses(viewer)) == list(range(ended.step)), "every update it made is told"
+    assert sorted(losses(viewer)) == list(range(ended.step)), "every update it made is reported"
     assert took_s < 1.0
     assert run.wait(20) == 0
     assert ended.log_path is not None
@@ -237,7 +237,7 @@ def test_a_killed_trainer_is_told_within_a_second_with_its_last_step(start: Star
     assert list((home / "sockets").iterdir()) == []
 
 
-def test_a_stopped_trainer_is_silent_and_not_dead_and_loses_nothing(start: Start) -> None:
+def test_a_suspended_trainer_is_reported_as_silent_and_loses_nothing(start: Start) -> None:
     run = start("vanishing", "run.steps=1000000", pace=100.0)
     viewer = run.viewer()
     viewer.until_step(20)
@@ -262,7 +262,7 @@ def test_a_stopped_trainer_is_silent_and_not_dead_and_loses_nothing(start: Start
     assert viewer.events(StateChanged)[-1].reason == ""
 
 
-def test_a_finished_run_waits_for_more_while_it_is_watched(start: Start) -> None:
+def test_a_finished_run_waits_and_can_be_continued(start: Start) -> None:
     run = start("first-descent")
     viewer = run.viewer()
     waiting = viewer.until_event(StateChanged, state="waiting")
@@ -282,7 +282,7 @@ def test_a_finished_run_waits_for_more_while_it_is_watched(start: Start) -> None
     assert run.wait(20) == 0
 
 
-def test_a_run_whose_loss_is_no_number_is_held_and_can_be_asked(start: Start) -> None:
+def test_a_run_with_a_non_finite_loss_is_held_and_answers_commands(start: Start) -> None:
     run = start("too-hot")
     viewer = run.viewer()
     held = viewer.until_event(StateChanged, state="held")
@@ -296,7 +296,7 @@ def test_a_run_whose_loss_is_no_number_is_held_and_can_be_asked(start: Start) ->
     assert viewer.until_event(RunEnded).status == "stopped"
 
 
-def test_two_hundred_turns_at_once_are_each_answered_once(start: Start) -> None:
+def test_two_hundred_commands_at_once_get_one_reply_each(start: Start) -> None:
     run = start("healthy", "run.steps=1000000", pace=100.0)
     viewer = run.viewer()
     viewer.until_step(5)
@@ -312,7 +312,7 @@ def test_two_hundred_turns_at_once_are_each_answered_once(start: Start) -> None:
 
 
 @pytest.mark.parametrize("pace", [None, 60.0])
-def test_a_thousand_turns_in_one_write_are_counted_within_two_seconds(start: Start, pace: float | None) -> None:
+def test_a_thousand_commands_in_one_write_are_answered_within_two_seconds(start: Start, pace: float | None) -> None:
     run = start("healthy", "run.steps=10000000", pace=pace)
     viewer = run.viewer()
     viewer.until_step(50)
@@ -329,11 +329,11 @@ def test_a_thousand_turns_in_one_write_are_counted_within_two_seconds(start: Sta
     assert [reply.request for reply in replies] == list(range(100, 1100))
     turns = [m for m in replies if isinstance(m, KnobTurned)]
     assert sum(turn.turns for turn in turns) == 1000
-    assert len(turns) < 100 or pace is not None  # a paced run has the time to make each when it comes
+    assert len(turns) < 100 or pace is not None  # a paced run has time to carry out each one separately
     assert float(turns[-1].new) == pytest.approx(old * (1.25 / 1.24) ** 500, rel=1e-5)
 
 
-def test_what_is_not_done_by_the_end_is_answered(start: Start) -> None:
+def test_commands_not_carried_out_before_the_end_are_rejected(start: Start) -> None:
     run = start("healthy", "run.steps=10000000", pace=1.0)
     viewer = run.viewer()
     viewer.until_step(1)
@@ -348,7 +348,7 @@ def test_what_is_not_done_by_the_end_is_answered(start: Start) -> None:
     assert "ended before" in reply.reason
 
 
-def test_asked_to_end_by_a_signal_the_keeper_ends_in_order(start: Start, home: Path) -> None:
+def test_a_keeper_that_gets_sigterm_ends_the_run_properly(start: Start, home: Path) -> None:
     run = start("vanishing", "run.steps=1000000", pace=30.0)
     viewer = run.viewer()
     viewer.until_step(5)
@@ -359,7 +359,7 @@ def test_asked_to_end_by_a_signal_the_keeper_ends_in_order(start: Start, home: P
     assert list((home / "runs").iterdir()) == []
 
 
-def test_a_trainer_asked_to_end_by_a_signal_finishes_its_step(start: Start) -> None:
+def test_a_trainer_that_gets_sigterm_finishes_its_step(start: Start) -> None:
     run = start("vanishing", "run.steps=1000000", pace=30.0)
     viewer = run.viewer()
     viewer.until_step(5)
@@ -371,7 +371,7 @@ def test_a_trainer_asked_to_end_by_a_signal_finishes_its_step(start: Start) -> N
 
 
 @pytest.mark.heavy
-def test_a_trainer_that_cannot_hear_is_made_to_end_after_its_grace(start: Start, home: Path) -> None:
+def test_a_trainer_that_does_not_react_to_stop_is_killed(start: Start, home: Path) -> None:
     run = start("vanishing", "run.steps=1000000", pace=30.0)
     viewer = run.viewer()
     viewer.until_step(5)

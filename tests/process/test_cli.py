@@ -1,4 +1,4 @@
-"""The command line: quick answers without torch or a screen, and one clean line for everything that cannot be."""
+"""The command line: informational commands are quick and import nothing heavy, and invalid usage is a clear error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tui_descent.scenario import presets
 
 QUICK_S = 5.0  # measured: 0.15 s
 HEAVY_MODULES = ("torch", "textual", "rich", "plotext", "numpy")
-# Runs the command in this interpreter and says at its end what of the heavy modules was loaded.
+# Runs the command and prints at its end which of the heavy modules were imported.
 SPYING = (
     "import sys, atexit; atexit.register(lambda: print('loaded:', sorted(set(sys.modules) & set("
     f"{HEAVY_MODULES!r})), file=sys.stderr)); sys.argv = ['tui-descent', *sys.argv[1:]]; "
@@ -38,7 +38,7 @@ SPYING = (
     ],
     ids=" ".join,
 )
-def test_what_only_tells_is_quick_and_loads_nothing_heavy(args: list[str], said: str) -> None:
+def test_informational_commands_are_quick_and_import_nothing_heavy(args: list[str], said: str) -> None:
     outcome = run(*args, command=(sys.executable, "-c", SPYING))
     assert outcome.code == 0
     assert said in outcome.stdout
@@ -60,7 +60,7 @@ def test_without_a_terminal_it_prints_the_presets() -> None:
     assert [line.split()[0] for line in outcome.stdout.splitlines()] == presets.names()
 
 
-def test_a_preset_is_told_with_story_claims_and_file() -> None:
+def test_presets_with_a_name_prints_story_claims_and_file() -> None:
     outcome = run("presets", "vanishing")
     _, scenario = presets.find("vanishing")
     assert scenario.story.strip() in outcome.stdout
@@ -105,7 +105,7 @@ USAGE = {
 
 
 @pytest.mark.parametrize(("args", "said"), USAGE.values(), ids=USAGE.keys())
-def test_what_cannot_be_is_one_clean_error_and_exit_2(args: list[str], said: str, home: Path) -> None:
+def test_invalid_usage_is_one_clear_error_and_exit_2(args: list[str], said: str, home: Path) -> None:
     outcome = run(*args)
     assert outcome.code == 2
     assert outcome.stdout == ""
@@ -113,7 +113,7 @@ def test_what_cannot_be_is_one_clean_error_and_exit_2(args: list[str], said: str
     assert "Traceback" not in outcome.stderr
     assert "\x1b" not in outcome.stderr
     assert outcome.took_s < QUICK_S
-    assert not (home / "runs").exists(), "nothing was begun"
+    assert not (home / "runs").exists(), "no run was started"
 
 
 BAD = """
@@ -128,7 +128,7 @@ steps = true
 """
 
 
-def test_check_tells_every_error_with_its_place(home: Path) -> None:
+def test_check_prints_every_error_with_its_place(home: Path) -> None:
     path = home / "bad.toml"
     path.write_text(BAD)
     outcome = run("check", str(path))
@@ -142,12 +142,12 @@ def test_check_tells_every_error_with_its_place(home: Path) -> None:
     assert sorted(same.stderr.replace("tui-descent: ", "").splitlines()) == sorted(outcome.stderr.splitlines())
 
 
-def test_check_says_that_a_good_one_is_good(home: Path) -> None:
+def test_check_confirms_a_valid_file(home: Path) -> None:
     path = home / "good.toml"
     path.write_text(presets.path_of("healthy").read_text().replace("A network", "A\\u001b[2J network"))
     outcome = run("check", str(path))
     assert (outcome.code, outcome.stderr) == (0, "")
-    assert "a valid scenario" in outcome.stdout
+    assert "valid scenario" in outcome.stdout
     assert "\x1b" not in outcome.stdout
 
 
@@ -158,7 +158,7 @@ def test_the_python_module_is_the_command() -> None:
 
 @pytest.mark.parametrize("args", [[], ["presets"], ["presets", "vanishing"]])
 @pytest.mark.parametrize("buffered", ["", "1"])
-def test_a_reader_that_has_left_is_no_traceback(args: list[str], buffered: str) -> None:
+def test_a_closed_output_pipe_gives_no_traceback(args: list[str], buffered: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     env = {**os.environ, "PYTHONUNBUFFERED": buffered}

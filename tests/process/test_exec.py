@@ -1,4 +1,4 @@
-"""Own scripts: fifteen lines with watch() around a net of one's own, whatever they do."""
+"""Users' scripts that call watch(): short ones that succeed, fail, exit or die in many ways."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ ENDS = {
     "not a number": "if step == 7: model[0].weight.data.fill_(float('nan'))",
 }
 
-# Behind the `with`, once the run is over.
+# After the `with`, when the run is over.
 THEN = {
     "raising late": 'raise RuntimeError("no room for the plots")',
     "exiting late": "__import__('sys').exit(5)",
@@ -82,7 +82,7 @@ def executed() -> Iterator[dict[str, Outcome]]:
         yield dict(zip([*ENDS, *THEN], together(*commands, home=home), strict=True))
 
 
-def test_a_script_is_watched_to_its_end(executed: dict[str, Outcome]) -> None:
+def test_a_script_is_watched_until_it_ends(executed: dict[str, Outcome]) -> None:
     outcome = executed["good"]
     assert outcome.code == 0
     assert (outcome.ended["status"], outcome.ended["step"], outcome.ended["exit_code"]) == ("finished", 40, 0)
@@ -95,15 +95,13 @@ def test_a_script_is_watched_to_its_end(executed: dict[str, Outcome]) -> None:
     assert "the script goes on" not in outcome.stdout, "its output is no line of ours"
 
 
-def test_a_watched_script_has_the_losses_of_the_unwatched_bit_for_bit(
-    executed: dict[str, Outcome], tmp_path: Path
-) -> None:
+def test_watching_a_script_does_not_change_its_losses(executed: dict[str, Outcome], tmp_path: Path) -> None:
     blind = run(command=[sys.executable, str(write(tmp_path, "blind", text=BLIND))])
     assert blind.code == 0
     assert [float(line) for line in blind.stdout.splitlines()[:-1]] == executed["good"].losses
 
 
-def test_a_script_that_raises_has_failed_with_its_last_words(executed: dict[str, Outcome]) -> None:
+def test_a_script_that_raises_has_failed_and_its_error_is_shown(executed: dict[str, Outcome]) -> None:
     outcome = executed["raising"]
     assert outcome.code == 1
     assert (outcome.ended["status"], outcome.ended["step"]) == ("failed", 8)
@@ -118,7 +116,7 @@ def test_a_script_that_raises_has_failed_with_its_last_words(executed: dict[str,
 @pytest.mark.parametrize(
     ("name", "why"), [("leaving", "exit code 0"), ("crashing", "signal 11")], ids=["os._exit", "segfault"]
 )
-def test_a_script_that_vanishes_is_lost_and_never_finished(name: str, why: str, executed: dict[str, Outcome]) -> None:
+def test_a_script_that_dies_is_lost_and_not_finished(name: str, why: str, executed: dict[str, Outcome]) -> None:
     outcome = executed[name]
     assert outcome.code == 4
     assert outcome.ended["status"] == "lost"
@@ -126,14 +124,14 @@ def test_a_script_that_vanishes_is_lost_and_never_finished(name: str, why: str, 
     assert len(outcome.losses) == 8, "every completed step is told"
 
 
-def test_a_script_that_exits_in_the_middle_ends_as_it_says(executed: dict[str, Outcome]) -> None:
+def test_the_exit_code_of_a_script_decides_how_its_run_ended(executed: dict[str, Outcome]) -> None:
     content, not_so = executed["exiting"], executed["exiting with 7"]
     assert (content.code, content.ended["status"], content.ended.get("reason", "")) == (0, "finished", "")
     assert (not_so.code, not_so.ended["status"], not_so.ended["reason"]) == (7, "failed", "SystemExit: 7")
     assert len(content.losses) == len(not_so.losses) == 8
 
 
-def test_a_script_interrupted_by_somebody_else_has_not_ended_well(executed: dict[str, Outcome]) -> None:
+def test_a_script_interrupted_by_a_signal_has_not_succeeded(executed: dict[str, Outcome]) -> None:
     outcome = executed["interrupted"]
     assert outcome.code == 130
     assert (outcome.ended["status"], outcome.ended["exit_code"]) == ("stopped", -signal.SIGINT)
@@ -150,7 +148,7 @@ def test_a_script_interrupted_by_somebody_else_has_not_ended_well(executed: dict
     ],
     ids=["raise", "exit", "kill"],
 )
-def test_a_script_that_fails_behind_its_run_has_failed(
+def test_a_script_that_fails_after_its_run_has_failed(
     name: str, code: int, how: str, word: str, executed: dict[str, Outcome]
 ) -> None:
     outcome = executed[name]
@@ -163,7 +161,7 @@ def test_a_script_that_fails_behind_its_run_has_failed(
     assert f"tui-descent: the trainer's output is in {outcome.ended['log_path']}" in outcome.stderr
 
 
-def test_of_a_script_that_ends_well_nothing_is_kept(executed: dict[str, Outcome]) -> None:
+def test_nothing_is_kept_of_a_successful_script(executed: dict[str, Outcome]) -> None:
     good = executed["good"]
     assert "log_path" not in good.ended
     (started,) = good.events("run_started")
@@ -172,7 +170,7 @@ def test_of_a_script_that_ends_well_nothing_is_kept(executed: dict[str, Outcome]
     assert not (late.parent.parent / started["run"]).exists()
 
 
-def test_a_script_whose_numbers_go_bad_ends_diverged(executed: dict[str, Outcome]) -> None:
+def test_a_script_with_a_non_finite_loss_ends_diverged(executed: dict[str, Outcome]) -> None:
     outcome = executed["not a number"]
     assert outcome.code == 3
     assert outcome.ended["status"] == "diverged"
@@ -180,7 +178,7 @@ def test_a_script_whose_numbers_go_bad_ends_diverged(executed: dict[str, Outcome
     assert len(outcome.losses) == 8
 
 
-def test_a_script_that_never_watches_is_lost_at_step_0(tmp_path: Path) -> None:
+def test_a_script_that_never_calls_watch_is_lost_at_step_0(tmp_path: Path) -> None:
     path = tmp_path / "idle.py"
     path.write_text('print("nothing to see")\n')
     outcome = run("exec", "--json", "--headless", "--", sys.executable, "-u", str(path), "--epochs", "3")
@@ -190,7 +188,7 @@ def test_a_script_that_never_watches_is_lost_at_step_0(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("over", [False, True], ids=["while the first goes on", "when it is over"])
-def test_a_second_watch_goes_on_unwatched_and_that_is_said_once(over: bool, tmp_path: Path) -> None:
+def test_a_second_watch_is_not_shown_and_a_warning_says_so_once(over: bool, tmp_path: Path) -> None:
     second = """with watch(nn.Linear(1, 1), torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)): pass"""
     again = f"for _ in range(2):\n    {second}\nraise SystemExit(3)\n"  # its log is kept
     within = f"if step in (7, 8):\n            {second}"
@@ -205,14 +203,14 @@ def test_a_second_watch_goes_on_unwatched_and_that_is_said_once(over: bool, tmp_
     assert [note for note in notes if note[2] == words] == ([] if over else [(8, "warning", words)])
 
 
-def test_a_command_that_is_not_there_is_a_clean_error() -> None:
+def test_an_unknown_command_is_a_clear_error() -> None:
     outcome = run("exec", "--headless", "--", "no-such-command-here")
     assert outcome.code in (1, 2)
     assert "no-such-command-here" in outcome.stderr
     assert "Traceback" not in outcome.stderr
 
 
-def test_stop_ends_the_loop_and_leaves_the_script_the_rest(tmp_path: Path) -> None:
+def test_stop_ends_the_loop_but_not_the_script(tmp_path: Path) -> None:
     path = write(tmp_path, "long", steps=10_000_000)
     done = tmp_path / "done"
     path.write_text(path.read_text() + f"open({str(done)!r}, 'w').write(str(step))\n")
@@ -225,14 +223,14 @@ def test_stop_ends_the_loop_and_leaves_the_script_the_rest(tmp_path: Path) -> No
     assert int(done.read_text()) + 1 == last["step"]
 
 
-def test_without_the_command_a_loop_keeps_itself_and_leaves_nothing_behind(home: Path, tmp_path: Path) -> None:
+def test_without_exec_a_loop_starts_its_own_keeper_and_leaves_nothing_behind(home: Path, tmp_path: Path) -> None:
     outcome = run(command=[sys.executable, str(write(tmp_path, "alone"))])
     assert (outcome.code, outcome.stdout, outcome.stderr) == (0, "the script goes on\n", "")
     assert list((home / "runs").iterdir()) == []
     assert list((home / "sockets").iterdir()) == []
 
 
-def test_where_nothing_can_be_written_a_loop_trains_on_unwatched(tmp_path: Path) -> None:
+def test_without_a_writable_folder_a_loop_trains_without_being_watched(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = subprocess.run(
         [sys.executable, str(write(tmp_path, "alone"))],
@@ -247,7 +245,7 @@ def test_where_nothing_can_be_written_a_loop_trains_on_unwatched(tmp_path: Path)
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_loop_whose_keeper_is_killed_trains_on(tmp_path: Path) -> None:
+def test_a_loop_whose_keeper_is_killed_continues_training(tmp_path: Path) -> None:
     path = write(tmp_path, "alone", steps=4_000, then="if step in (50, 3_999): print(step, flush=True)")
     with subprocess.Popen(
         [sys.executable, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

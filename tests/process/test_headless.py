@@ -1,4 +1,4 @@
-"""Without a screen: lines for scripts, a summary for people, and exit codes that tell how it ended."""
+"""Headless runs: JSON lines for scripts, a summary for people, and exit codes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def ended() -> Iterator[dict[str, Outcome]]:
         }
         yield dict(zip(commands, together(*commands.values(), home=home), strict=True))
         kept = sorted(path.name.split("-2")[0] for path in (home / "runs").iterdir())
-        assert kept == ["first-descent"], "only the failed run's folder stays, for its log"
+        assert kept == ["first-descent"], "only the failed run's folder is kept, for its log"
 
 
 def test_a_run_that_diverges_exits_3_with_the_reason_and_good_numbers(ended: dict[str, Outcome]) -> None:
@@ -38,18 +38,18 @@ def test_a_run_that_diverges_exits_3_with_the_reason_and_good_numbers(ended: dic
     assert outcome.ended["step"] == len(outcome.losses) < 200
     assert "at step" in outcome.ended["reason"]
     assert "first in " in outcome.ended["reason"] or "gradient of " in outcome.ended["reason"]
-    assert all(isinstance(loss, float) for loss in outcome.losses), "no update was made with a loss that is no number"
+    assert all(isinstance(loss, float) for loss in outcome.losses), "no update was made with a non-finite loss"
 
 
-def test_a_run_that_cannot_be_built_exits_1_and_says_why(ended: dict[str, Outcome]) -> None:
+def test_a_run_that_cannot_be_built_exits_1_with_the_reason(ended: dict[str, Outcome]) -> None:
     outcome = ended["no device"]
     assert outcome.code == 1
     assert outcome.ended["status"] == "failed"
-    assert "cuda:99 is not there" in outcome.ended["reason"]
+    assert "cuda:99 is not available" in outcome.ended["reason"]
     assert "try --device cpu" in outcome.stderr
 
 
-def test_the_first_line_has_the_version_and_every_event_its_fields(ended: dict[str, Outcome]) -> None:
+def test_the_first_json_line_has_the_version_and_every_event_its_fields(ended: dict[str, Outcome]) -> None:
     lines = ended["steered"].lines
     assert [line.get("v") for line in lines] == [1] + [None] * (len(lines) - 1)
     kinds = [line["event"] for line in lines]
@@ -73,7 +73,7 @@ def test_the_first_line_has_the_version_and_every_event_its_fields(ended: dict[s
         assert set(line) == {"event", "segment", "step", "loss", "lr", "time_s"}
 
 
-def test_interventions_act_from_their_step_on_in_the_order_given(ended: dict[str, Outcome]) -> None:
+def test_interventions_take_effect_at_their_step_in_the_order_given(ended: dict[str, Outcome]) -> None:
     outcome = ended["steered"]
     turned = outcome.events("intervention")
     assert [(line["step"], line["old"], line["new"]) for line in turned] == [(3, "0.1", "0.2"), (3, "0.2", "0.1")]
@@ -85,10 +85,10 @@ def test_interventions_act_from_their_step_on_in_the_order_given(ended: dict[str
     assert kinds.index(("step", 2)) < kinds.index(("intervention", 3)) < kinds.index(("step", 3))
 
 
-def test_into_a_pipe_it_says_so_once_and_gives_people_a_chart_and_a_summary(ended: dict[str, Outcome]) -> None:
+def test_without_a_terminal_it_prints_one_note_a_chart_and_a_summary(ended: dict[str, Outcome]) -> None:
     outcome = ended["for people"]
     assert outcome.code == 0
-    assert outcome.stderr.splitlines()[0] == "tui-descent: no terminal here: running headless"
+    assert outcome.stderr.splitlines()[0] == "tui-descent: no terminal; running headless"
     assert len(outcome.stderr.splitlines()) == 1
     assert "\x1b" not in outcome.stdout + outcome.stderr
     summary = outcome.stdout.splitlines()[-1]
@@ -102,7 +102,7 @@ def test_into_a_pipe_it_says_so_once_and_gives_people_a_chart_and_a_summary(ende
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
     ids=["SIGINT", "SIGTERM", "SIGHUP"],
 )
-def test_a_signal_ends_the_run_in_order(number: signal.Signals, code: int, home: Path) -> None:
+def test_a_signal_ends_the_run_properly(number: signal.Signals, code: int, home: Path) -> None:
     with Live(*ENDLESS) as live:
         live.until(lambda line: line["event"] == "step" and line["step"] == 5)
         live.process.send_signal(number)
@@ -110,11 +110,11 @@ def test_a_signal_ends_the_run_in_order(number: signal.Signals, code: int, home:
     assert found == code
     assert (last["event"], last["status"]) == ("run_ended", "stopped")
     steps = [line["step"] for line in live.lines if line["event"] == "step"]
-    assert steps == list(range(last["step"])), "every update that was made is told"
+    assert steps == list(range(last["step"])), "every update that was made is printed"
     assert list((home / "runs").iterdir()) == []
 
 
-def test_a_signal_before_the_network_exists_ends_the_run_too() -> None:
+def test_a_signal_before_the_network_is_built_ends_the_run() -> None:
     with Live(*ENDLESS) as live:
         live.until(lambda line: line["event"] == "state")
         live.process.send_signal(signal.SIGTERM)
@@ -123,7 +123,7 @@ def test_a_signal_before_the_network_exists_ends_the_run_too() -> None:
     assert (last["status"], last["step"]) == ("stopped", 0)
 
 
-def test_a_killed_trainer_is_lost_with_exit_4_and_every_step_it_made(home: Path) -> None:
+def test_a_killed_trainer_exits_4_and_every_step_it_made_is_printed(home: Path) -> None:
     with Live(*ENDLESS[:-2]) as live:
         live.until(lambda line: line["event"] == "step" and line["step"] == 2000)
         (trainer,) = children(live.process.pid)
@@ -139,7 +139,7 @@ def test_a_killed_trainer_is_lost_with_exit_4_and_every_step_it_made(home: Path)
     assert list((home / "runs").iterdir()), "the log is kept"
 
 
-def test_a_reader_that_leaves_ends_the_run_cleanly() -> None:
+def test_a_closed_output_pipe_ends_the_run_cleanly() -> None:
     command = " ".join(TUI) + " " + " ".join(ENDLESS) + " | head -3"
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {command}; echo codes ${{PIPESTATUS[*]}}"],
@@ -158,7 +158,7 @@ def test_a_reader_that_leaves_ends_the_run_cleanly() -> None:
     assert lines[3].startswith("codes ")
 
 
-def test_a_reader_that_was_never_there_ends_the_run_too() -> None:
+def test_an_output_pipe_closed_from_the_start_ends_the_run_cleanly() -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
     process = subprocess.Popen([*TUI, *ENDLESS], stdin=subprocess.DEVNULL, stdout=write_end, stderr=subprocess.PIPE)
@@ -167,7 +167,7 @@ def test_a_reader_that_was_never_there_ends_the_run_too() -> None:
     assert b"Traceback" not in errors
 
 
-def test_interrupting_the_verification_ends_it_all() -> None:
+def test_an_interrupt_ends_the_whole_verification() -> None:
     process = subprocess.Popen(
         [*TUI, "presets", "vanishing", "--verify", "--seeds", "50"],
         stdin=subprocess.DEVNULL,
@@ -182,7 +182,7 @@ def test_interrupting_the_verification_ends_it_all() -> None:
     assert b"Traceback" not in errors
 
 
-def test_a_scenario_of_ones_own_runs(home: Path) -> None:
+def test_a_users_scenario_file_runs(home: Path) -> None:
     path = home / "mine.toml"
     path.write_text(
         'title = "t"\n[data]\nname = "moons"\n[model]\nname = "mlp"\nresidual = "on"\nnorm = "rms"\ndepth = 3\n'

@@ -1,4 +1,4 @@
-"""Keys typed into the real program, one and a thousand of them, while its trainer goes as fast as it can."""
+"""Keys typed into the real program while its trainer runs at full speed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def terminal() -> Iterator[Terminal]:
 
 @pytest.fixture
 def viewer(terminal: Terminal, home: Path) -> Iterator[Viewer]:
-    """Beside the terminal's, to hear what came of its keys."""
+    """A second viewer, to receive the replies to the terminal's keys."""
     (path,) = (home / "sockets").iterdir()
     sock = socket.socket(socket.AF_UNIX)
     sock.connect(str(path))
@@ -51,7 +51,7 @@ def rate(text: str) -> float:
     return float(found[1]) if found else -1.0
 
 
-def test_a_thousand_keys_in_one_write_are_counted_within_two_seconds(terminal: Terminal, viewer: Viewer) -> None:
+def test_a_thousand_keys_in_one_write_take_effect_within_two_seconds(terminal: Terminal, viewer: Viewer) -> None:
     before = rate(terminal.text())
     after = before / 1.25**10
     begun_s = time.monotonic()
@@ -65,7 +65,7 @@ def test_a_thousand_keys_in_one_write_are_counted_within_two_seconds(terminal: T
     assert took_s < 2.0
 
 
-def test_a_paste_of_ten_kilobytes_steers_nothing(terminal: Terminal, viewer: Viewer) -> None:
+def test_a_paste_of_ten_kilobytes_changes_nothing(terminal: Terminal, viewer: Viewer) -> None:
     letters = (string.ascii_letters + "+-=[]., ;>") * 200
     terminal.child.send(f"\x1b[200~{letters[:10240]}\x1b[201~")
     terminal.press("m")
@@ -76,7 +76,7 @@ def test_a_paste_of_ten_kilobytes_steers_nothing(terminal: Terminal, viewer: Vie
     assert not [m for m in viewer.heard if isinstance(m, KnobTurned | CommandRejected)]
 
 
-def test_a_key_is_applied_and_shown_soon(terminal: Terminal, viewer: Viewer) -> None:
+def test_a_key_takes_effect_and_shows_on_screen_soon(terminal: Terminal, viewer: Viewer) -> None:
     for n, key in enumerate("-+" * 5):
         before = rate(terminal.text())
         begun_s = time.monotonic()

@@ -1,4 +1,4 @@
-"""A net of a thousand layers: watching it takes little memory, and stays within its budget once that can be paid."""
+"""Watching a net of a thousand layers: memory, and the budget for readings."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import scale
 MORE_BYTES = 64e6
 
 
-def test_a_thousand_layers_take_little_more_memory() -> None:
+def test_watching_a_thousand_layers_takes_little_memory() -> None:
     plain, watched = (scale.in_a_process(1000, 12, watched=watched) for watched in (False, True))
     assert plain["peak_bytes"] > 0
     assert watched["peak_bytes"] - plain["peak_bytes"] < MORE_BYTES
 
 
 @pytest.mark.heavy
-def test_a_thousand_layers_stay_in_the_budget() -> None:
+def test_watching_a_thousand_layers_stays_within_the_budget() -> None:
     plain, watched = (scale.in_a_process(1000, 1500, watched=watched) for watched in (False, True))
     assert watched["peak_bytes"] - plain["peak_bytes"] < MORE_BYTES
-    assert watched["watch_cost"] < 0.012, "1 %, and the first reading on credit"
+    assert watched["watch_cost"] < 0.012, "1 %, plus the first reading, which is not limited by the budget"

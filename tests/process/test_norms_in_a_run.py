@@ -1,4 +1,4 @@
-"""Norms that are turned on in a real run: a script follows their rows, so do viewers, late ones too."""
+"""Norms added in a real run: their rows in JSON, and for early and late viewers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def outcome() -> Iterator[Outcome]:
         yield run("vanishing", "--json", "--steps", str(END), "--watch-every", "5", *turns, home=home)
 
 
-def test_the_lines_tell_which_layers_there_are_and_every_reading_has_a_row_of_each(outcome: Outcome) -> None:
+def test_json_lists_the_layers_and_every_reading_has_a_row_for_each(outcome: Outcome) -> None:
     assert outcome.code == 0
     (started,) = outcome.events("run_started")
     layers, seen = [layer["name"] for layer in started["layers"]], {}
@@ -56,7 +56,7 @@ def norm_of(name: str) -> str:
     return f"{name.rpartition('.')[0]}.norm"
 
 
-def test_a_change_comes_behind_its_intervention_and_before_its_step(outcome: Outcome) -> None:
+def test_a_layer_change_comes_after_its_intervention_and_before_its_step(outcome: Outcome) -> None:
     lines = [line for line in outcome.lines if line["event"] in ("step", "intervention", "layers", "reading")]
     for at in (ON, OFF):
         place = next(n for n, line in enumerate(lines) if line["event"] == "layers" and line["step"] == at)
@@ -78,7 +78,7 @@ def paused_after(viewer: Viewer, steps: int) -> None:
 
 
 def rows(history: History) -> dict[str, list[int]]:
-    """Of each layer that there is now, the steps at which its gradient is known."""
+    """For each current layer, the steps at which its gradient is known."""
     found: dict[str, list[int]] = {layer.name: [] for layer in history.layers}
     for step, values in history.grads[history.segment].window(1, 0, 10_000):
         for layer, value in zip(history.layers, values, strict=True):
@@ -87,7 +87,7 @@ def rows(history: History) -> dict[str, list[int]]:
     return found
 
 
-def test_a_late_viewer_and_one_that_was_there_know_the_same_rows_back_and_forth(attended: Attended) -> None:
+def test_early_and_late_viewers_have_the_same_rows_through_undo_and_redo(attended: Attended) -> None:
     viewer = attended.viewer()
     here = History.receive(viewer.until_event(HistorySent))
     applied = len(viewer.heard)
@@ -112,20 +112,20 @@ def test_a_late_viewer_and_one_that_was_there_know_the_same_rows_back_and_forth(
     turned = viewer.do(parse("norm=layer,where=mid,way=instant"))
     assert isinstance(turned, KnobTurned)
     on = turned.step
-    viewer.until_event(LayersChanged)  # also while it stands
+    viewer.until_event(LayersChanged)  # also while the run is paused
     paused_after(viewer, 10)
     found = rows(caught_up())
     assert list(found)[1:3] == ["blocks.0.linear", "blocks.0.norm"]
     assert found["blocks.0.linear"] == list(range(on + 10))
     assert found["blocks.0.norm"] == list(range(on, on + 10))
 
-    viewer.do(Undo())  # whose reply comes behind all that it did
+    viewer.do(Undo())  # its reply comes after all its other events
     paused_after(viewer, 5)
     found = rows(caught_up())
     assert "blocks.0.norm" not in found
     assert found["blocks.0.linear"] == list(range(on + 5))
 
-    viewer.do(Redo())  # whose reply comes behind all that it did
+    viewer.do(Redo())  # its reply comes after all its other events
     paused_after(viewer, 5)
     found = rows(caught_up())
     assert found["blocks.19.norm"] == list(range(on, on + 15))

@@ -1,4 +1,4 @@
-"""Every claim of every preset, headless, over three seeds."""
+"""Every claim of every preset holds for three seeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The program as a person meets it: in a real terminal, on real data, with real keys."""
+"""The program in a real terminal, with real data and real keys."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def step_of(text: str) -> int:
 
 
 def brightness(terminal: Terminal, label: str) -> float:
-    """Mean brightness of the heat-map's cells in the row that starts with the label, right part of what is drawn."""
+    """Mean brightness of the heat map in the row of a label, at its right end."""
     rows = [n for n, line in enumerate(terminal.screen.display) if label in line[:16]]
     assert rows, terminal.text()
     line = [terminal.screen.buffer[rows[-1]][x] for x in range(12, terminal.screen.columns - 2)]
-    # A cell is two rows of the map: half blocks, or where both are alike a space on their colour.
+    # A cell shows two rows of the map as half blocks, or as a space with a background colour if both are equal.
     tops = [c.fg if c.data == "▀" else c.bg for c in line if c.data == "▀" or c.bg != line[-1].bg]
     newest = tops[-6:-1]
     assert newest, terminal.text()
@@ -69,7 +69,7 @@ def gone(home: str, *, within: float = 15.0) -> bool:
 
 
 def restored(terminal: Terminal) -> bool:
-    """Whether the alternate screen and the mouse were switched off again, last of all."""
+    """Whether the program switched the alternate screen and the mouse off at its end."""
     raw = bytes(terminal.raw)
     return raw.rfind(b"\x1b[?1049l") > raw.rfind(b"\x1b[?1049h") and raw.rfind(b"\x1b[?1000l") >= raw.rfind(
         b"\x1b[?1000h"
@@ -77,7 +77,7 @@ def restored(terminal: Terminal) -> bool:
 
 
 @pytest.mark.parametrize("terminal", [started("vanishing", columns=c, rows=r) for c, r in SIZES], indirect=True)
-def test_vanishing_is_seen_and_cured_by_one_key(terminal: Terminal) -> None:
+def test_the_vanishing_gradient_is_visible_and_one_key_cures_it(terminal: Terminal) -> None:
     terminal.wait("running")
     terminal.wait(lambda text: step_of(text) >= 30)
     before = terminal.text()
@@ -100,7 +100,7 @@ def test_vanishing_is_seen_and_cured_by_one_key(terminal: Terminal) -> None:
 
 
 @pytest.mark.parametrize("terminal", [started("vanishing", "--pace", "60")], indirect=True)
-def test_every_first_key_steers(terminal: Terminal) -> None:
+def test_every_main_key_has_an_effect(terminal: Terminal) -> None:
     terminal.wait(lambda text: step_of(text) >= 10)
     terminal.press("+")
     terminal.wait("0.125")
@@ -130,7 +130,7 @@ def test_every_first_key_steers(terminal: Terminal) -> None:
 
 
 @pytest.mark.parametrize("terminal", [started("vanishing")], indirect=True)
-def test_a_killed_trainer_is_told_within_a_second_and_the_screen_stays(terminal: Terminal) -> None:
+def test_a_killed_trainer_is_shown_within_a_second_and_the_screen_stays(terminal: Terminal) -> None:
     terminal.wait(lambda text: step_of(text) >= 10)
     home = os.environ["TUI_DESCENT_HOME"]
     listing = subprocess.run(["pgrep", "-f", f"training.process {home}"], capture_output=True, text=True, check=True)
@@ -138,7 +138,7 @@ def test_a_killed_trainer_is_told_within_a_second_and_the_screen_stays(terminal:
     killed = time.monotonic()
     terminal.wait(lambda text: re.search(r"trainer lost \(signal 9\) at step \d+", text) is not None)
     took = time.monotonic() - killed
-    assert took < 5.0, took  # a second is asked of a quiet machine; this one may be loaded
+    assert took < 5.0, took  # a second on an idle machine; this one may be loaded
     terminal.press("?")
     terminal.wait("learning rate × 1.25")
     terminal.press("escape")
@@ -168,7 +168,7 @@ def test_a_diverging_run_is_held_before_the_update(terminal: Terminal) -> None:
 
 
 @pytest.mark.parametrize("terminal", [started("first-descent", "--pace", "20")], indirect=True)
-def test_a_preset_waits_at_its_end_and_goes_on(terminal: Terminal) -> None:
+def test_a_preset_waits_at_its_end_and_can_be_continued(terminal: Terminal) -> None:
     terminal.wait(lambda text: "● waiting" in text and step_of(text) == 10)
     terminal.press("space")
     terminal.wait(lambda text: "● waiting" in text and step_of(text) == 20)
@@ -178,7 +178,7 @@ def test_a_preset_waits_at_its_end_and_goes_on(terminal: Terminal) -> None:
     assert terminal.ended() == 0
 
 
-OWN_LOOP = """
+USER_LOOP = """
 import torch
 from torch import nn
 from tui_descent import watch
@@ -198,9 +198,9 @@ print("the script goes on")
 """
 
 
-def test_an_own_loop_is_shown_and_its_rate_turned(tmp_path: Path) -> None:
+def test_a_user_loop_is_shown_and_its_learning_rate_changed(tmp_path: Path) -> None:
     script = tmp_path / "mine.py"
-    script.write_text(OWN_LOOP)
+    script.write_text(USER_LOOP)
     terminal = Terminal([*COMMAND, "exec", "--", sys.executable, str(script)], columns=120, rows=40)
     try:
         terminal.wait(lambda text: step_of(text) > 50 and "running" in text)
@@ -218,9 +218,9 @@ def test_an_own_loop_is_shown_and_its_rate_turned(tmp_path: Path) -> None:
         terminal.close()
 
 
-def test_a_script_that_fails_behind_its_run_is_told_and_its_output_kept(tmp_path: Path) -> None:
+def test_a_script_that_fails_after_its_run_is_reported_and_its_output_kept(tmp_path: Path) -> None:
     script = tmp_path / "mine.py"
-    loop = OWN_LOOP.replace("while True:", "for _ in range(20):")
+    loop = USER_LOOP.replace("while True:", "for _ in range(20):")
     script.write_text(loop + "raise SystemExit('no room for the plots')\n")
     terminal = Terminal([*COMMAND, "exec", "--", sys.executable, str(script)], columns=120, rows=40)
     try:
@@ -238,7 +238,7 @@ def test_a_script_that_fails_behind_its_run_is_told_and_its_output_kept(tmp_path
 
 
 @pytest.mark.parametrize("exported", [{}, {"COLUMNS": "80", "LINES": "24"}], ids=["", "a size exported"])
-def test_a_terminal_too_small_is_told_what_it_needs_and_grows_back(exported: dict[str, str]) -> None:
+def test_a_too_small_terminal_shows_the_size_it_needs_until_it_is_enlarged(exported: dict[str, str]) -> None:
     terminal = Terminal([*COMMAND, "vanishing"], columns=50, rows=12, env=exported)
     try:
         terminal.wait("60×20")
@@ -253,7 +253,7 @@ def test_a_terminal_too_small_is_told_what_it_needs_and_grows_back(exported: dic
         terminal.close()
 
 
-def test_the_gallery_starts_what_is_picked() -> None:
+def test_the_gallery_starts_the_chosen_preset() -> None:
     terminal = Terminal(COMMAND, columns=100, rows=30)
     try:
         text = terminal.wait("Ten steps down a parabola")

@@ -1,4 +1,4 @@
-"""The range test over a real run: keeper, trainer, two viewers; and without a screen."""
+"""The learning-rate range test in a real run with two viewers, and in a headless run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def losses(viewer: Viewer) -> dict[int, float]:
     return {e.first + n: loss for e in viewer.events(StepsCompleted) for n, loss in enumerate(e.losses)}
 
 
-def test_the_run_goes_on_to_the_bit_and_every_viewer_is_told(home: Path) -> None:
+def test_a_range_test_does_not_change_the_run_and_every_viewer_gets_the_result(home: Path) -> None:
     plain = run("run", "healthy", "--json", *(word for o in OPTIONS for word in ("--set", o)), home=home).losses
     live = Attended("healthy", *OPTIONS)
     try:
@@ -48,7 +48,7 @@ def test_the_run_goes_on_to_the_bit_and_every_viewer_is_told(home: Path) -> None
         assert done.what == f"range test: {found.suggestion:.2g} suggested, f shows it"
         late = History.receive(live.viewer().until_event(HistorySent))
         assert late.swept == found
-        assert late.steps == at, "no step of it is a step of the run"
+        assert late.steps == at, "its steps do not count as steps of the run"
         a.do(RunSteps(steps=5))
         a.until_event(StateChanged, state="paused")
         b.do(SweepRates())
@@ -68,7 +68,7 @@ def slow() -> Attended:
     return Attended("transformer", "run.threads=1", "model.depth=4", "model.width=96", "data.batch_size=32", pace=2.0)
 
 
-def test_stop_and_cancel_are_obeyed_in_its_midst(slow: Attended) -> None:
+def test_stop_and_cancel_work_during_a_range_test(slow: Attended) -> None:
     try:
         a, b = slow.viewer(), slow.viewer()
         a.until_step(0)
@@ -77,7 +77,7 @@ def test_stop_and_cancel_are_obeyed_in_its_midst(slow: Attended) -> None:
         assert b.do(CancelSweep()).what == "others wait for it: it goes on"  # type: ignore[union-attr]
         joined = b.ask(SweepRates())
         assert isinstance(a.do(CancelSweep()), CommandDone)
-        assert not a.replies(number), "the other one still wants it"
+        assert not a.replies(number), "the other viewer still wants the result"
         begun_s = time.monotonic()
         b.do(CancelSweep())
         rejected = b.until(lambda m: m in b.replies(joined))
@@ -93,13 +93,13 @@ def test_stop_and_cancel_are_obeyed_in_its_midst(slow: Attended) -> None:
         begun_s = time.monotonic()
         a.ask(Stop())
         a.until_closed()
-        assert time.monotonic() - begun_s < 5.0, "well before it would have been made to"
+        assert time.monotonic() - begun_s < 5.0, "well before it would have been killed"
         assert not a.events(RatesSwept)
     finally:
         slow.close()
 
 
-def test_held_at_numbers_that_are_none_it_says_what_helps() -> None:
+def test_a_range_test_of_a_held_run_is_rejected_with_what_helps() -> None:
     live = Attended("too-hot", "run.threads=1")
     try:
         viewer = live.viewer()
@@ -112,7 +112,7 @@ def test_held_at_numbers_that_are_none_it_says_what_helps() -> None:
         live.close()
 
 
-def test_the_flag_prints_it_and_changes_no_loss(home: Path) -> None:
+def test_the_range_test_flag_prints_an_event_and_changes_no_loss(home: Path) -> None:
     options = ("healthy", "--json", "--steps", "30")
     plain = run("run", *options, home=home)
     tested = run("run", *options, "--range-test", "0", "--range-test", "20", home=home)

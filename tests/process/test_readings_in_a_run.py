@@ -1,4 +1,4 @@
-"""When an attended run is measured: where it stands, and when its pace is taken off."""
+"""When readings are taken in an attended run: after single steps, and after a change of pace."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from tui_descent.protocol.commands import Mark, RunSteps, TurnKnob
 from tui_descent.protocol.events import ReadingsTaken, StateChanged
 
 
-def test_where_single_steps_end_everything_is_measured(start: Start) -> None:
+def test_a_complete_reading_is_taken_where_single_steps_end(start: Start) -> None:
     run = start("healthy", "run.steps=20")
     viewer = run.viewer()
     viewer.until_event(StateChanged, state="waiting")
     step = viewer.do(Mark()).step
-    ends = [19]  # what the run has come to, too
+    ends = [19]  # the last step of the run is read, too
     for steps in (1, 1, 7, 1):
         step += steps
         ends.append(step - 1)
@@ -26,12 +26,12 @@ def test_where_single_steps_end_everything_is_measured(start: Start) -> None:
     assert not any(age for r in readings for age in r.ages)
 
 
-def test_a_run_that_goes_free_after_a_pace_is_measured_all_along(start: Start) -> None:
+def test_readings_continue_after_the_pace_is_set_to_max(start: Start) -> None:
     run = start("healthy", "run.steps=1000000", pace=100.0)
     viewer = run.viewer()
     viewer.until_step(200)
     turned = viewer.do(TurnKnob(knob="pace", value="max"))
     viewer.until_step(turned.step + 4000, 60)
     after = [r for r in viewer.events(ReadingsTaken) if r.step >= turned.step]
-    assert len(after) >= 3, "the budget alone pays for them now, and does so from here on"
+    assert len(after) >= 3, "readings must continue within the budget"
     assert after[-1].watch_cost < 0.06

@@ -1,4 +1,4 @@
-"""Undo over a real run: keeper, trainer, two viewers."""
+"""Undo in a real run with two viewers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def paused_at(viewer: Viewer, steps: int) -> None:
     viewer.until_event(StateChanged, state="paused")
 
 
-def test_back_and_forth_in_a_real_run(attended: Attended) -> None:
+def test_undo_and_redo_in_a_real_run(attended: Attended) -> None:
     viewer = attended.viewer()
     viewer.ask(Pause())
     viewer.until_event(StateChanged, state="paused")
@@ -63,7 +63,7 @@ def test_back_and_forth_in_a_real_run(attended: Attended) -> None:
 
     reply = viewer.do(Redo())
     assert (reply.segment, reply.step) == (2, at + 25)
-    # The same again from before the intervention: the bits of the first time.
+    # Repeat the steps from before the intervention: bitwise the same losses.
     viewer.do(Undo())
     paused_at(viewer, 15)
     assert stretch(viewer, 3) == stretch(viewer, 1)
@@ -78,7 +78,7 @@ def test_back_and_forth_in_a_real_run(attended: Attended) -> None:
     assert viewer.events(SnapshotTaken)[-1].budget_bytes == 50_000_000
 
 
-def test_back_from_the_end_it_goes_on_to_the_same_end(attended: Attended) -> None:
+def test_undo_at_the_end_repeats_the_run_to_the_same_end(attended: Attended) -> None:
     viewer = attended.viewer()
     viewer.ask(parse("lr=*2"))
     viewer.until_event(StateChanged, state="waiting")
@@ -89,7 +89,7 @@ def test_back_from_the_end_it_goes_on_to_the_same_end(attended: Attended) -> Non
     assert max(stretch(viewer, 1)) == 59
 
 
-def test_held_at_numbers_that_are_none_it_goes_back_to_good_ones() -> None:
+def test_undo_of_a_held_run_restores_the_last_good_state() -> None:
     run = Attended("too-hot", "run.threads=1")
     try:
         viewer = run.viewer()

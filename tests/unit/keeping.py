@@ -10,7 +10,7 @@ from threading import Event, Thread
 
 from tui_descent.keeper.serve import Keeper
 from tui_descent.keeper.trainer import Trainer
-from tui_descent.places import new_run, socket_path
+from tui_descent.paths import new_run, socket_path
 from tui_descent.protocol import codec
 from tui_descent.protocol.channel import Peer
 from tui_descent.protocol.events import (

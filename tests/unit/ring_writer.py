@@ -1,4 +1,4 @@
-"""A writer to be killed: steps as fast as it can, each acknowledged on stdout only once it is in the ring.
+"""A ring writer for tests that kill it. It writes at full speed and acknowledges each step on stdout afterwards.
 
 ring_writer.py FD STEPS_IN_RING [COUNT]
 """
@@ -15,7 +15,7 @@ PACKED = struct.Struct("<Q")
 
 
 def values(step: int) -> tuple[float, float, float]:
-    """Loss, rate and time that belong to a step and to no other."""
+    """Loss, rate and time; different for every step."""
     return step * 0.5, step + 0.25, step * 3.0
 
 

@@ -1,4 +1,4 @@
-"""The shortest scenarios, and what reading one gives: the scenario, or its errors by place."""
+"""Minimal scenarios as TOML, and helpers that read one: `make` gives the scenario, `problems` the errors by place."""
 
 from __future__ import annotations
 

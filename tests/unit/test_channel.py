@@ -1,4 +1,4 @@
-"""Sockets: whose they are, who may reach them, and that a closed peer is a value."""
+"""Sockets: permissions, stale socket files, and messages between peers."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def mode(path: Path) -> int:
 
 
 def leave_stale(path: Path) -> None:
-    """What a killed process leaves: the file, and nobody behind it."""
+    """Leave a socket file as a killed process does."""
     path.parent.mkdir(mode=0o700)
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
         dead.listen()
 
 
-def test_a_socket_is_ours_alone(home: Path) -> None:
+def test_only_the_user_may_reach_a_socket(home: Path) -> None:
     path = home / "sockets" / "a.sock"
     with listen(path):
         assert mode(path) == 0o600
@@ -55,7 +55,7 @@ def test_the_folder_is_private_whatever_the_umask(home: Path) -> None:
         os.umask(mask)
 
 
-def test_a_stale_socket_is_taken_over(home: Path) -> None:
+def test_the_socket_file_of_a_dead_process_is_replaced(home: Path) -> None:
     path = home / "sockets" / "a.sock"
     leave_stale(path)
     with pytest.raises(ConnectionRefusedError), socket.socket(socket.AF_UNIX) as probe:
@@ -67,18 +67,18 @@ def test_a_stale_socket_is_taken_over(home: Path) -> None:
         assert mode(path) == 0o600
 
 
-def test_a_live_socket_is_refused_and_goes_on(home: Path) -> None:
+def test_the_socket_of_a_live_process_is_not_replaced(home: Path) -> None:
     path = home / "sockets" / "a.sock"
     with listen(path) as first:
         with pytest.raises(ChannelError, match=r"cannot listen on .*a\.sock: Address already in use"):
             listen(path)
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
-            for _ in range(2):  # the second's look whether anybody is there, then the client
+            for _ in range(2):  # the probe of the second `listen`, then the client
                 first.accept()[0].close()
 
 
-def test_a_file_that_is_no_socket_is_not_taken_for_a_stale_one(home: Path) -> None:
+def test_a_file_that_is_not_a_socket_is_not_replaced(home: Path) -> None:
     path = home / "sockets" / "a.sock"
     path.parent.mkdir(mode=0o700)
     path.mkdir()
@@ -92,7 +92,7 @@ def test_a_folder_open_to_others_is_refused(home: Path, bits: int) -> None:
     folder = home / "open"
     folder.mkdir()
     folder.chmod(bits)
-    with pytest.raises(ChannelError, match="open to other users; chmod 700 it"):
+    with pytest.raises(ChannelError, match="open to other users; run chmod 700 on it"):
         listen(folder / "a.sock")
     assert mode(folder) == bits
     assert list(folder.iterdir()) == []
@@ -108,13 +108,13 @@ def test_a_folder_of_another_user_is_refused(home: Path) -> None:
         private_folder(folder)
 
 
-def test_a_folder_that_cannot_be_made_is_a_clear_error(home: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_a_clear_error(home: Path) -> None:
     (home / "file").write_text("")
-    with pytest.raises(ChannelError, match=r"cannot make the folder .*set TUI_DESCENT_HOME"):
+    with pytest.raises(ChannelError, match=r"cannot create the folder .*set TUI_DESCENT_HOME"):
         private_folder(home / "file" / "sockets")
 
 
-def test_a_path_too_long_is_refused_before_anything_is_made(home: Path) -> None:
+def test_a_path_that_is_too_long_is_refused_before_anything_is_created(home: Path) -> None:
     path = home / ("x" * MAX_PATH) / "a.sock"
     with pytest.raises(ChannelError, match=f"longer than {MAX_PATH} bytes; set TUI_DESCENT_HOME"):
         listen(path)
@@ -124,7 +124,7 @@ def test_a_path_too_long_is_refused_before_anything_is_made(home: Path) -> None:
     check_path(Path("/" + "x" * (MAX_PATH - 1)))
 
 
-def test_the_longest_allowed_path_can_be_listened_on(home: Path) -> None:
+def test_the_longest_allowed_path_works(home: Path) -> None:
     folder = home / "s"
     path = folder / ("x" * (MAX_PATH - len(os.fsencode(folder)) - 1))
     assert len(os.fsencode(path)) == MAX_PATH
@@ -142,7 +142,7 @@ def test_messages_pass_both_ways_in_order(pair: tuple[Peer, Peer]) -> None:
     assert a.waiting == b.waiting == 0
 
 
-def test_the_other_end_closing_is_a_value(pair: tuple[Peer, Peer]) -> None:
+def test_a_closed_peer_sets_closed_and_does_not_raise(pair: tuple[Peer, Peer]) -> None:
     a, b = pair
     a.send(Hello(version=1))
     a.close()
@@ -155,7 +155,7 @@ def test_the_other_end_closing_is_a_value(pair: tuple[Peer, Peer]) -> None:
     assert a.closed == "closed here"
 
 
-def test_sending_to_one_who_has_left_is_a_value(pair: tuple[Peer, Peer]) -> None:
+def test_sending_to_a_closed_peer_does_not_raise(pair: tuple[Peer, Peer]) -> None:
     a, b = pair
     b.close()
     for _ in range(3):
@@ -170,7 +170,7 @@ def test_a_malformed_frame_raises_on_the_receiving_end(pair: tuple[Peer, Peer]) 
         b.receive()
 
 
-def test_a_peer_that_does_not_read_makes_the_queue_wait_not_the_sender(pair: tuple[Peer, Peer]) -> None:
+def test_sending_to_a_peer_that_does_not_read_does_not_block(pair: tuple[Peer, Peer]) -> None:
     a, b = pair
     sent = [Request(request=n, command=Mark(text="x" * 10_000)) for n in range(200)]
     for message in sent:
@@ -186,14 +186,14 @@ def test_a_peer_that_does_not_read_makes_the_queue_wait_not_the_sender(pair: tup
     assert a.waiting == 0
 
 
-def test_dropping_what_waits_leaves_the_stream_whole(pair: tuple[Peer, Peer]) -> None:
+def test_dropping_queued_messages_keeps_the_stream_valid(pair: tuple[Peer, Peer]) -> None:
     a, b = pair
     for n in range(400):
         a.send(Request(request=n, command=Mark(text="x" * 9_999)))
     waiting = a.waiting
     a.drop_waiting()
     assert a.waiting < waiting
-    assert a.waiting < 10_100, "at most the one frame that is on the way"
+    assert a.waiting < 10_100, "at most the one frame that has been sent in part"
     a.send(Request(request=1000, command=Pause()))
     bodies: list[bytes] = []
     while a.waiting or not bodies or decode(from_viewer, bodies[-1]).request != 1000:  # type: ignore[union-attr]
@@ -204,16 +204,16 @@ def test_dropping_what_waits_leaves_the_stream_whole(pair: tuple[Peer, Peer]) ->
     assert len(numbers) < 400
 
 
-def test_waiting_counts_the_bytes_not_yet_taken(pair: tuple[Peer, Peer]) -> None:
+def test_waiting_counts_the_bytes_not_yet_sent(pair: tuple[Peer, Peer]) -> None:
     a, b = pair
     messages = [Request(request=n, command=Mark(text="x" * 20_000)) for n in range(100)]
     for message in messages:
         a.send(message)
-    taken = 0
+    received = 0
     b.socket.setblocking(False)
     while True:
         try:
-            taken += len(b.socket.recv(1 << 20))
+            received += len(b.socket.recv(1 << 20))
         except BlockingIOError:
             break
-    assert taken + a.waiting == sum(len(frame(message)) for message in messages)
+    assert received + a.waiting == sum(len(frame(message)) for message in messages)

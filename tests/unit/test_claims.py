@@ -1,4 +1,4 @@
-"""What a preset promises, judged from the run's events alone."""
+"""Claims of presets, judged from the events of a run."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def run(**ended: Any) -> Transcript:
         ("steps", None, 100.0),
     ],
 )
-def test_a_metric_is_read_off_the_events(metric: str, at: int | None, found: float | str | None) -> None:
+def test_metrics_are_computed_from_the_events(metric: str, at: int | None, found: float | str | None) -> None:
     value = run().metric(metric, at)
     if isinstance(found, float):
         assert isinstance(value, float)
@@ -135,18 +135,18 @@ def test_a_metric_is_read_off_the_events(metric: str, at: int | None, found: flo
         assert value == found
 
 
-def test_every_metric_has_a_value_in_a_whole_run() -> None:
+def test_every_metric_has_a_value_in_a_complete_run() -> None:
     for metric in METRICS:
         assert run().metric(metric, None) is not None, metric
 
 
-def test_a_run_that_never_was_has_no_metric() -> None:
+def test_without_events_no_metric_has_a_value() -> None:
     for metric in METRICS:
         for at in (None, 0, 10):
             assert Transcript().metric(metric, at) is None, metric
 
 
-def test_a_blocks_norm_is_not_its_weight() -> None:
+def test_first_to_last_grad_uses_the_weight_matrices_and_not_the_norms() -> None:
     layers = [
         Layer(name=f"blocks.{n}.{kind}", kind=kind, params=params, block=n)
         for n in range(3)
@@ -157,7 +157,7 @@ def test_a_blocks_norm_is_not_its_weight() -> None:
     assert Transcript([started, reading(0, grad_rms=rms)]).metric("first_to_last_grad", 0) == 0.25
 
 
-def test_a_last_gradient_of_nothing_has_no_ratio() -> None:
+def test_without_a_last_gradient_there_is_no_ratio() -> None:
     events: list[AnyEvent] = [STARTED, reading(0, grad_rms=[1.0, 1.0, 0.0, 1.0])]
     assert Transcript(events).metric("first_to_last_grad", 0) is None
     events = [STARTED, reading(0, grad_rms=[1.0, None, 1.0, 1.0])]
@@ -165,7 +165,7 @@ def test_a_last_gradient_of_nothing_has_no_ratio() -> None:
 
 
 @pytest.mark.parametrize(
-    ("promise", "holds"),
+    ("condition", "holds"),
     [
         ({"below": 0.26}, True),
         ({"below": 0.25}, False),
@@ -179,31 +179,31 @@ def test_a_last_gradient_of_nothing_has_no_ratio() -> None:
         ({"equals": "finished"}, False),
     ],
 )
-def test_a_promise_about_a_number(promise: dict[str, Any], holds: bool) -> None:
-    verdict = judge(Claim(metric="loss", **promise), run())
+def test_a_claim_about_a_number_is_judged(condition: dict[str, Any], holds: bool) -> None:
+    verdict = judge(Claim(metric="loss", **condition), run())
     assert verdict.holds is holds
     assert verdict.found == 0.25
     assert str(verdict).startswith("holds " if holds else "BROKEN")
 
 
 @pytest.mark.parametrize("loss", [math.nan, None])
-@pytest.mark.parametrize("promise", [{"below": 1e9}, {"above": -1e9}, {"equals": 0.0, "within": 1e9}])
-def test_what_is_missing_or_no_number_breaks_every_promise(loss: float | None, promise: dict[str, Any]) -> None:
-    assert not judge(Claim(metric="loss", **promise), run(loss=loss)).holds
+@pytest.mark.parametrize("condition", [{"below": 1e9}, {"above": -1e9}, {"equals": 0.0, "within": 1e9}])
+def test_a_missing_or_nan_value_breaks_every_claim(loss: float | None, condition: dict[str, Any]) -> None:
+    assert not judge(Claim(metric="loss", **condition), run(loss=loss)).holds
 
 
-def test_an_infinite_loss_is_above_and_never_below() -> None:
+def test_an_infinite_loss_is_above_every_bound() -> None:
     assert judge(Claim(metric="loss", above=1.0), run(loss=math.inf)).holds
     assert not judge(Claim(metric="loss", below=1e300), run(loss=math.inf)).holds
 
 
-def test_a_promise_about_the_end() -> None:
+def test_a_claim_about_the_status_is_judged() -> None:
     claim = Claim(metric="status", equals="diverged")
     assert judge(claim, run(status="diverged")).holds
     assert not judge(claim, run()).holds
 
 
-def test_a_verdict_says_what_was_promised_after_what_and_what_was_found() -> None:
+def test_a_verdict_shows_the_claim_its_interventions_and_the_value_found() -> None:
     claim = Claim(metric="loss_ratio", at=50, above=0.5, below=1.0, given=("30:residual=on",))
     assert str(judge(claim, run())) == (
         "BROKEN  loss_ratio at 50 after 30:residual=on below 1 and above 0.5: found 6.05"

@@ -1,4 +1,4 @@
-"""Bytes from a peer: whatever they are, out come messages or a `FrameError`, and nothing else."""
+"""Bytes from a peer become messages or a `FrameError`, whatever they are."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def cut(reader: FrameReader, data: bytes, sizes: random.Random) -> list[bytes]:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda c: type(c).__name__)
-def test_a_command_arrives_as_it_was_sent(command: msgspec.Struct) -> None:
+def test_commands_are_decoded_as_they_were_sent(command: msgspec.Struct) -> None:
     sent = Request(request=5, command=command, source="send")
     (body,) = FrameReader(MAX_FROM_VIEWER).feed(frame(sent))
     assert decode(from_viewer, body) == sent
@@ -105,13 +105,13 @@ def test_a_command_arrives_as_it_was_sent(command: msgspec.Struct) -> None:
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda e: type(e).__name__)
-def test_an_event_arrives_as_it_was_told(event: msgspec.Struct) -> None:
+def test_events_are_decoded_as_they_were_sent(event: msgspec.Struct) -> None:
     (body,) = FrameReader(1 << 20).feed(frame(event))
     assert decode(from_trainer, body) == event
     assert decode(to_viewer, body) == event
 
 
-def test_what_only_the_keeper_says_is_no_event_of_a_trainer() -> None:
+def test_messages_of_the_keeper_are_not_accepted_from_a_trainer() -> None:
     level = LevelSent(width=1, bins=b"\0" * 8, counts=b"", values=b"")
     history = HistorySent(
         facts=list(EVENTS),
@@ -133,7 +133,7 @@ def test_what_only_the_keeper_says_is_no_event_of_a_trainer() -> None:
             decode(from_trainer, body)
 
 
-def test_not_a_number_and_infinities_survive_the_wire() -> None:
+def test_nan_and_infinity_are_transferred() -> None:
     sent = StepsCompleted(segment=0, first=0, losses=[math.nan, math.inf, -math.inf], lrs=[1.0] * 3, times_s=[0.0] * 3)
     got = decode(from_trainer, frame(sent)[HEADER.size :])
     assert isinstance(got, StepsCompleted)
@@ -141,13 +141,13 @@ def test_not_a_number_and_infinities_survive_the_wire() -> None:
     assert got.losses[1:] == [math.inf, -math.inf]
 
 
-def test_glued_frames_are_taken_apart() -> None:
+def test_frames_that_arrive_together_are_split() -> None:
     data = b"".join(frame(Request(request=n, command=Pause())) for n in range(100))
     bodies = FrameReader(MAX_FROM_VIEWER).feed(data)
     assert [decode(from_viewer, body).request for body in bodies] == list(range(100))  # type: ignore[union-attr]
 
 
-def test_a_frame_arrives_byte_by_byte() -> None:
+def test_frames_may_arrive_byte_by_byte() -> None:
     data = frame(Hello(version=1)) + frame(Request(request=1, command=Mark(text="x" * 300)))
     reader = FrameReader(MAX_FROM_VIEWER)
     counts = [len(reader.feed(data[n : n + 1])) for n in range(len(data))]
@@ -157,7 +157,7 @@ def test_a_frame_arrives_byte_by_byte() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_how_the_stream_was_chopped_makes_no_difference(seed: int) -> None:
+def test_frames_may_arrive_in_pieces_of_any_size(seed: int) -> None:
     random_ = random.Random(seed)
     messages = [Request(request=n, command=Mark(text="é" * random_.randrange(2000))) for n in range(30)]
     data = b"".join(map(frame, messages))
@@ -165,7 +165,7 @@ def test_how_the_stream_was_chopped_makes_no_difference(seed: int) -> None:
     assert [decode(from_viewer, body) for body in bodies] == messages
 
 
-def test_a_truncated_frame_waits_for_its_rest() -> None:
+def test_a_partial_frame_waits_for_the_rest() -> None:
     data = frame(Request(request=1, command=Mark(text="x" * 1000)))
     for at in (1, 3, 4, 5, len(data) - 1):
         reader = FrameReader(MAX_FROM_VIEWER)
@@ -174,18 +174,18 @@ def test_a_truncated_frame_waits_for_its_rest() -> None:
 
 
 @pytest.mark.parametrize("length", [0, MAX_FROM_VIEWER + 1, 2**31, 2**32 - 1])
-def test_a_length_of_nothing_or_too_much_is_an_error_before_its_bytes_come(length: int) -> None:
+def test_an_invalid_length_is_an_error_before_the_body_arrives(length: int) -> None:
     with pytest.raises(FrameError, match=f"a frame of {length} bytes; allowed are 1 to {MAX_FROM_VIEWER}"):
         FrameReader(MAX_FROM_VIEWER).feed(HEADER.pack(length))
 
 
-def test_the_largest_allowed_frame_is_taken() -> None:
+def test_the_largest_allowed_frame_is_accepted() -> None:
     body = b"\xc0" * MAX_FROM_VIEWER
     assert FrameReader(MAX_FROM_VIEWER).feed(HEADER.pack(len(body)) + body) == [body]
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_random_bytes_never_are_a_message(seed: int) -> None:
+def test_random_bytes_are_never_a_message(seed: int) -> None:
     random_ = random.Random(seed)
     for n in range(200):
         data = random_.randbytes(random_.randrange(1, 2000))
@@ -195,7 +195,7 @@ def test_random_bytes_never_are_a_message(seed: int) -> None:
         with contextlib.suppress(FrameError):
             for body in reader.feed(data):
                 decode(from_viewer, body)
-                pytest.fail("random bytes were taken for a message")
+                pytest.fail("random bytes were decoded as a message")
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -211,7 +211,7 @@ def test_a_message_with_flipped_bytes_is_a_message_or_a_frame_error(seed: int) -
             decode(decoder, bytes(body))
 
 
-def test_text_that_is_no_utf_8_is_a_frame_error() -> None:
+def test_invalid_utf_8_is_a_frame_error() -> None:
     body = frame(Request(request=1, command=Mark(text="abc")))[HEADER.size :].replace(b"abc", b"a\xff\xfe")
     with pytest.raises(FrameError, match="not a message of protocol 2: 'utf-8' codec"):
         decode(from_viewer, body)

@@ -1,4 +1,4 @@
-"""One grammar for every turn: what it reads, what it writes back, and what it says to everything else."""
+"""The text form of knob commands: parsing, writing, and error messages."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ GOOD = {
 
 
 @pytest.mark.parametrize(("text", "turn"), GOOD.items())
-def test_a_turn_is_read(text: str, turn: TurnKnob) -> None:
+def test_valid_text_is_parsed(text: str, turn: TurnKnob) -> None:
     assert parse(text) == turn
 
 
 @pytest.mark.parametrize("turn", GOOD.values(), ids=GOOD.keys())
-def test_what_was_written_is_read_back(turn: TurnKnob) -> None:
+def test_written_text_parses_to_the_same_command(turn: TurnKnob) -> None:
     assert parse(text_of(turn)) == turn
 
 
-def test_a_scale_is_written_with_all_its_digits() -> None:
+def test_a_scale_survives_the_text_form_exactly() -> None:
     random_ = random.Random(0)
     for scale in [20**-0.5, 0.1 + 0.2, *(random_.uniform(1e-9, 10) for _ in range(200))]:
         turn = TurnKnob(knob="residual", value="on", scale=scale)
@@ -65,7 +65,7 @@ def test_a_scale_is_written_with_all_its_digits() -> None:
 
 BAD = {
     "norm=layer,where=over": 'where = "over"; allowed: pre, mid, post',
-    "lr=1,where=pre": "lr has no places",
+    "lr=1,where=pre": "lr takes no where",
     "betas=0.9": 'betas = "0.9"; allowed: two numbers',
     "betas=0.9/1": "betas = 0.9/1; allowed: two numbers ≥ 0 and < 1",
     "dropout=1": "dropout = 1; allowed: a share ≥ 0 and < 1",
@@ -92,10 +92,10 @@ BAD = {
     "lr=*nan": "allowed: a finite number",
     "lr=**2": "allowed: a number",
     "lr=0.1=0.2": "allowed: a number",
-    "lr=0.1,way=ramp": 'way = "ramp"; lr has no ways',
+    "lr=0.1,way=ramp": 'way = "ramp"; lr takes no way',
     "lr=0.1,scale=2": "scale = 2; lr takes no scale",
-    "lr@blocks.0=0.1": "lr has no targets; it acts on the whole run",
-    "pace@x=1": "pace has no targets",
+    "lr@blocks.0=0.1": "lr takes no target; it acts on the whole run",
+    "pace@x=1": "pace takes no target",
     "pace=0": 'pace = 0; allowed: steps a second > 0, or "max"',
     "pace=-3": "allowed: steps a second > 0",
     "pace=min": 'pace = "min"; allowed: a number',
@@ -118,19 +118,19 @@ BAD = {
 
 
 @pytest.mark.parametrize(("text", "message"), BAD.items())
-def test_a_turn_that_cannot_be_says_what_is_allowed(text: str, message: str) -> None:
+def test_an_invalid_command_names_what_is_allowed(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         parse(text)
 
 
-def test_an_error_never_repeats_a_long_input() -> None:
+def test_an_error_message_shortens_long_input() -> None:
     for text in ("x" * 9000, f"lr={'9' * 9000}x", f"residual={'x' * 9000}", f"residual=on,{'x' * 9000}=1"):
         with pytest.raises(ValueError, match="allowed") as caught:
             parse(text)
         assert len(str(caught.value)) < 300
 
 
-def test_every_knob_is_checked_the_same_as_a_struct() -> None:
+def test_structs_are_checked_as_strictly_as_text() -> None:
     for text, turn in GOOD.items():
         assert check(turn) is turn, text
     for turn in (
@@ -145,7 +145,7 @@ def test_every_knob_is_checked_the_same_as_a_struct() -> None:
             check(turn)
 
 
-def test_the_steps_turn_of_the_command_line() -> None:
+def test_parse_at_reads_a_step_and_a_command() -> None:
     assert parse_at("150:residual=on") == (150, TurnKnob(knob="residual", value="on"))
     assert parse_at("0:lr=*2") == (0, TurnKnob(knob="lr", value="*2"))
 
@@ -153,24 +153,24 @@ def test_the_steps_turn_of_the_command_line() -> None:
 @pytest.mark.parametrize(
     "text", ["", "residual=on", ":residual=on", "-1:residual=on", "1.5:lr=1", "x:lr=1", "1e3:lr=1"]
 )
-def test_a_step_that_is_none_shows_how(text: str) -> None:
+def test_parse_at_shows_the_expected_form_on_a_bad_step(text: str) -> None:
     with pytest.raises(ValueError, match="expected STEP:knob=value, as in 150:residual=on"):
         parse_at(text)
 
 
-def test_a_new_rate_is_exact_or_relative_to_the_old() -> None:
+def test_new_value_takes_exact_and_relative_numbers() -> None:
     assert new_value("0.3", 0.1) == 0.3
     assert new_value("*1.25", 0.1) == 0.125
     assert new_value("/10", 0.5) == 0.05
 
 
 @pytest.mark.parametrize(("text", "old"), [("*10", 9e5), ("/10", 5e-324), ("*1e6", 2.0), ("*2", 0.0)])
-def test_a_relative_turn_out_of_the_range_is_refused(text: str, old: float) -> None:
+def test_a_relative_change_out_of_range_is_rejected(text: str, old: float) -> None:
     with pytest.raises(ValueError, match=r"lr would become .*; allowed: a number > 0"):
         new_value(text, old)
 
 
-def test_every_knob_says_what_it_takes_and_when_it_acts() -> None:
+def test_every_knob_documents_its_values_and_effect() -> None:
     for name, knob in KNOBS.items():
         assert knob.name == name
         assert knob.title
@@ -197,7 +197,7 @@ def lr(value: str, target: str = "all") -> TurnKnob:
         ("*1e-9", "*1e-9", "*1e-18"),
     ],
 )
-def test_two_turns_behind_one_another_are_one(first: str, then: str, both: str) -> None:
+def test_two_consecutive_commands_combine_into_one(first: str, then: str, both: str) -> None:
     one = folded(lr(first), lr(then))
     assert one is not None
     assert parse(text_of(one)) == one
@@ -210,10 +210,10 @@ def test_two_turns_behind_one_another_are_one(first: str, then: str, both: str) 
 @pytest.mark.parametrize(
     ("first", "then"),
     [
-        (lr("*2"), lr("0.1")),  # the first might be refused by itself
+        (lr("*2"), lr("0.1")),  # the first alone might be rejected
         (lr("-1"), lr("0.1")),
         (lr("0.1"), lr("nan")),
-        (lr("*1e5"), lr("*1e5")),  # no turn goes so far
+        (lr("*1e5"), lr("*1e5")),  # the product is beyond the largest factor
         (lr("1e5"), lr("*1e5")),
         (lr("*2"), TurnKnob(knob="weight_decay", value="*2")),
         (TurnKnob(knob="clip", value="off"), TurnKnob(knob="clip", value="*2")),
@@ -223,11 +223,11 @@ def test_two_turns_behind_one_another_are_one(first: str, then: str, both: str) 
         (TurnKnob(knob="nonsense", value="1"), TurnKnob(knob="nonsense", value="1")),
     ],
 )
-def test_turns_that_do_not_come_to_one(first: TurnKnob, then: TurnKnob) -> None:
+def test_commands_that_cannot_be_combined(first: TurnKnob, then: TurnKnob) -> None:
     assert folded(first, then) is None
 
 
-def test_twenty_presses_are_twenty_turns_to_rounding() -> None:
+def test_twenty_combined_presses_equal_twenty_single_ones_up_to_rounding() -> None:
     one, old = lr("*1.25"), 0.1
     for _ in range(19):
         after = folded(one, lr("*1.25"))
@@ -251,12 +251,12 @@ def test_twenty_presses_are_twenty_turns_to_rounding() -> None:
         ("lr=0.1,warmup=3", 'unknown option "warmup" of lr'),
     ],
 )
-def test_a_parameter_that_cannot_be_says_why(text: str, says: str) -> None:
+def test_an_invalid_schedule_parameter_is_rejected_with_the_reason(text: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         parse(text)
 
 
-def test_parameters_of_a_command_are_checked_as_text_is() -> None:
+def test_parameters_of_a_struct_are_checked_as_strictly_as_text() -> None:
     for parameters in ((("warmup", 3),), (("floor", 2.0),), (("floor", math.nan),), (("floor", 0.1), ("floor", 0.2))):
         with pytest.raises(ValueError, match=r"floor|warmup|twice"):
             check(TurnKnob(knob="schedule", value="cosine", parameters=parameters))

@@ -1,4 +1,4 @@
-"""`--set key=value`: what it reaches, and what it says when it cannot."""
+"""`--set key=value`: what it can change, and its error messages."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def test_an_override_sets_one_value(override: str, expected: tuple[str, str, Any
     assert to_table(changed) | {table: None} == to_table(plain) | {table: None}
 
 
-def test_an_override_reaches_into_a_name_that_stands_for_its_table() -> None:
+def test_an_override_extends_a_table_given_by_its_name() -> None:
     text = SMALL + 'activation = "leaky_relu"'
     assert make(text, "model.activation.slope=0.2").model.activation == ActivationSpec(name="leaky_relu", slope=0.2)  # type: ignore[union-attr]
 
 
-def test_overrides_are_taken_in_order() -> None:
+def test_overrides_are_applied_in_order() -> None:
     assert make(SMALL, "run.seed=1", "run.seed=2").run.seed == 2
 
 
@@ -63,14 +63,14 @@ def test_overrides_are_taken_in_order() -> None:
     ],
     ids=lambda text: text[:20],
 )
-def test_an_override_that_cannot_be_names_its_place(override: str, said: str) -> None:
+def test_an_invalid_override_names_its_place(override: str, said: str) -> None:
     with pytest.raises(ScenarioError) as caught:
         make(SMALL, override)
     assert said in str(caught.value)
 
 
 def test_an_override_below_a_number_is_an_error() -> None:
-    with pytest.raises(ScenarioError, match=r"run\.steps\.x: steps is no table here"):
+    with pytest.raises(ScenarioError, match=r"run\.steps\.x: steps is not a table"):
         make(SMALL, "run.steps=3", "run.steps.x=1")
 
 

@@ -1,4 +1,4 @@
-"""Shipped scenarios: each is valid, tells its story, and is found by its name."""
+"""The shipped scenarios are valid, have a story, and are found by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tui_descent.scenario.toml import ScenarioError, from_table, to_table
 
 
 @pytest.mark.parametrize("name", presets.names())
-def test_every_preset_is_valid_and_survives_the_way_through_plain_values(name: str) -> None:
+def test_every_preset_is_valid_and_survives_a_round_trip(name: str) -> None:
     found, scenario = presets.find(name)
     assert found == name
     table = to_table(scenario)
@@ -22,7 +22,7 @@ def test_every_preset_is_valid_and_survives_the_way_through_plain_values(name: s
 
 
 @pytest.mark.parametrize("name", presets.names())
-def test_every_preset_tells_its_story_and_makes_a_claim(name: str) -> None:
+def test_every_preset_has_a_story_and_a_claim(name: str) -> None:
     _, scenario = presets.find(name)
     assert scenario.theme
     assert len(scenario.story.strip()) > 100
@@ -30,7 +30,7 @@ def test_every_preset_tells_its_story_and_makes_a_claim(name: str) -> None:
     assert len(scenario.title) <= 78
 
 
-def test_random_scenarios_survive_the_way_through_plain_values() -> None:
+def test_random_scenarios_survive_a_round_trip() -> None:
     random_ = random.Random(1)
     for _ in range(100):
         choice = random_.choice
@@ -49,18 +49,18 @@ def test_random_scenarios_survive_the_way_through_plain_values() -> None:
         assert from_table(to_table(scenario), source="x") == scenario
 
 
-def test_the_presets_come_in_a_learners_order() -> None:
+def test_presets_are_listed_in_teaching_order() -> None:
     assert presets.names()[:3] == ["first-descent", "healthy", "vanishing"]
     assert set(presets.names()) == {path.stem for path in presets.folder().glob("*.toml")}
 
 
 @pytest.mark.parametrize(("name", "meant"), [("vanish", "vanishing"), ("helthy", "healthy"), ("to-hot", "too-hot")])
-def test_an_unknown_preset_is_told_the_nearest(name: str, meant: str) -> None:
+def test_an_unknown_preset_name_suggests_the_closest(name: str, meant: str) -> None:
     with pytest.raises(ScenarioError, match=f'did you mean "{meant}"'):
         presets.find(name)
 
 
-def test_a_name_of_an_unknown_preset_does_not_steer_a_terminal() -> None:
+def test_control_characters_in_an_unknown_name_are_escaped() -> None:
     with pytest.raises(ScenarioError) as caught:
         presets.find("\x1b[2J")
     assert str(caught.value).isprintable()

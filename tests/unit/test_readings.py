@@ -1,4 +1,4 @@
-"""A reading's way through shared memory: values, what is absent, and a stale row's age."""
+"""Readings are packed into shared memory and unpacked: values, absent values, ages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def through_the_ring(home: Path, rows: list[list[float]]) -> ReadingRecord:
     return record
 
 
-def test_what_was_packed_is_unpacked(home: Path) -> None:
+def test_packed_rows_unpack_to_the_same_values(home: Path) -> None:
     random_ = random.Random(0)
     for _ in range(20):
         layers = random_.randrange(1, 30)
@@ -37,7 +37,7 @@ def test_what_was_packed_is_unpacked(home: Path) -> None:
 
 @pytest.mark.parametrize("preclip", [None, 0.0, 340.5, math.inf])
 @pytest.mark.parametrize("cosine", [None, -1.0, 0.0])
-def test_the_whole_nets_numbers_come_through_or_stay_absent(
+def test_values_of_the_whole_net_are_transferred_or_absent(
     home: Path, preclip: float | None, cosine: float | None
 ) -> None:
     ring = Ring.create(ring_file(home), layers=1, columns=len(COLUMNS), steps=4)
@@ -48,7 +48,7 @@ def test_the_whole_nets_numbers_come_through_or_stay_absent(
     assert (event.global_cosine, event.grad_norm_preclip) == (cosine, preclip)
 
 
-def test_a_reading_says_which_layers_its_rows_are_of(home: Path) -> None:
+def test_a_reading_carries_the_number_of_its_layer_list(home: Path) -> None:
     ring = Ring.create(ring_file(home), layers=3, columns=len(COLUMNS), steps=4)
     ring.write_reading(4, 0, 1.0, 0.5, [pack_row([2.0])], structure=5)
     (event,) = map(unpack, ring.read_readings())
@@ -57,14 +57,14 @@ def test_a_reading_says_which_layers_its_rows_are_of(home: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf])
-def test_infinities_are_values(home: Path, value: float) -> None:
+def test_infinity_and_zero_are_values(home: Path, value: float) -> None:
     event = unpack(through_the_ring(home, [pack_row([value, None, 1.0, 0.0, None])]))
     assert event.values["grad_norm"] == [value]
     assert "grad_rms" not in event.values
     assert event.values["update_norm"] == [0.0], "zero is a value, not an absence"
 
 
-def test_not_a_number_is_a_value_and_not_an_absence(home: Path) -> None:
+def test_nan_is_a_value_and_differs_from_absent(home: Path) -> None:
     event = unpack(through_the_ring(home, [pack_row([math.nan, None, None, None, None])]))
     (norm,) = event.values["grad_norm"]
     assert norm is not None
@@ -72,7 +72,7 @@ def test_not_a_number_is_a_value_and_not_an_absence(home: Path) -> None:
     assert "weight_norm" not in event.values
 
 
-def test_the_columns_are_those_of_the_contract() -> None:
-    told = "grad_norm grad_rms weight_norm update_norm update_ratio backprop_factor dead_fraction saturated_fraction"
-    assert set(told.split()) <= set(COLUMNS)
+def test_the_columns_include_the_documented_metrics() -> None:
+    names = "grad_norm grad_rms weight_norm update_norm update_ratio backprop_factor dead_fraction saturated_fraction"
+    assert set(names.split()) <= set(COLUMNS)
     assert len(set(COLUMNS)) == len(COLUMNS)

@@ -1,4 +1,4 @@
-"""The shared memory: order, what is overwritten is counted, and a killed writer loses nothing."""
+"""The shared memory: records are read in order, losses are counted, and a killed writer loses nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WRITER = Path(__file__).with_name("ring_writer.py")
 
 @pytest.fixture
 def rings(home: Path) -> Iterator[tuple[Ring, Ring]]:
-    """A small one from both sides."""
+    """A small ring: the writer's view and the reader's view."""
     file = ring_file(home)
     writer = Ring.create(file, layers=3, columns=2, steps=8)
     reader = Ring.open(file)
@@ -42,7 +42,7 @@ def record(step: int, *, segment: int = 0, skipped: bool = False) -> StepRecord:
     return StepRecord(step, loss, lr, time_s, segment, skipped)
 
 
-def test_steps_are_read_once_in_order_as_they_were_written(rings: tuple[Ring, Ring]) -> None:
+def test_steps_are_read_once_and_in_order(rings: tuple[Ring, Ring]) -> None:
     writer, reader = rings
     assert reader.read_steps() == []
     write(writer, 0, 5)
@@ -53,20 +53,20 @@ def test_steps_are_read_once_in_order_as_they_were_written(rings: tuple[Ring, Ri
     assert reader.missed == 0
 
 
-def test_segment_and_skipped_arrive(rings: tuple[Ring, Ring]) -> None:
+def test_segment_and_skipped_are_transferred(rings: tuple[Ring, Ring]) -> None:
     writer, reader = rings
     writer.write_step(7, *values(7), 3, True)
     assert reader.read_steps() == [record(7, segment=3, skipped=True)]
 
 
-def test_losses_that_are_no_numbers_arrive(rings: tuple[Ring, Ring]) -> None:
+def test_non_finite_losses_are_transferred(rings: tuple[Ring, Ring]) -> None:
     writer, reader = rings
     for loss in (float("nan"), float("inf"), float("-inf"), 1e-320):
         writer.write_step(0, loss, 0.1, 0.0, 0, False)
     assert [repr(found.loss) for found in reader.read_steps()] == ["nan", "inf", "-inf", "1e-320"]
 
 
-def test_a_full_ring_is_read_whole(rings: tuple[Ring, Ring]) -> None:
+def test_a_full_ring_is_read_completely(rings: tuple[Ring, Ring]) -> None:
     writer, reader = rings
     write(writer, 0, 8)
     assert [found.step for found in reader.read_steps()] == list(range(8))
@@ -74,7 +74,7 @@ def test_a_full_ring_is_read_whole(rings: tuple[Ring, Ring]) -> None:
 
 
 @pytest.mark.parametrize("written", [9, 12, 16, 17, 1000])
-def test_what_was_overwritten_is_counted_as_missed(rings: tuple[Ring, Ring], written: int) -> None:
+def test_overwritten_steps_are_counted_as_missed(rings: tuple[Ring, Ring], written: int) -> None:
     writer, reader = rings
     write(writer, 0, written)
     found = [read.step for read in reader.read_steps()]
@@ -85,14 +85,14 @@ def test_what_was_overwritten_is_counted_as_missed(rings: tuple[Ring, Ring], wri
     assert [read.step for read in reader.read_steps()] == [written, written + 1, written + 2]
 
 
-def test_a_record_that_nobody_can_have_written_does_not_hold_the_reader(rings: tuple[Ring, Ring]) -> None:
+def test_an_impossible_record_number_does_not_block_the_reader(rings: tuple[Ring, Ring]) -> None:
     writer, reader = rings
     write(writer, 0, 6)
     struct.pack_into("<Q", writer._memory, module.HEADER_BYTES + 6 * module.STEP.size + module.NUMBER_AT, 9)
     assert [found.step for found in reader.read_steps(limit=100)] == list(range(6))
 
 
-def test_the_limit_leaves_the_rest_for_the_next_look(rings: tuple[Ring, Ring]) -> None:
+def test_steps_beyond_the_limit_are_read_by_the_next_call(rings: tuple[Ring, Ring]) -> None:
     writer, reader = rings
     write(writer, 0, 8)
     assert [found.step for found in reader.read_steps(limit=3)] == [0, 1, 2]
@@ -111,7 +111,7 @@ def test_readings_are_read_once_in_order(rings: tuple[Ring, Ring]) -> None:
     assert list(reader.read_readings()) == []
 
 
-def test_a_reading_has_as_many_rows_as_were_written_and_says_which_layers_they_are_of(rings: tuple[Ring, Ring]) -> None:
+def test_a_reading_keeps_its_rows_and_the_number_of_its_layer_list(rings: tuple[Ring, Ring]) -> None:
     writer, reader = rings
     counts = [3, 0, 1, 2, 3, 1] * 200
     for step, count in enumerate(counts):
@@ -123,14 +123,14 @@ def test_a_reading_has_as_many_rows_as_were_written_and_says_which_layers_they_a
         assert read.structure == read.step % 7
 
 
-def test_more_rows_than_there_is_room_for_are_not_written_over_the_next_reading(rings: tuple[Ring, Ring]) -> None:
+def test_a_reading_with_too_many_rows_is_not_written(rings: tuple[Ring, Ring]) -> None:
     writer, reader = rings
     with pytest.raises(AssertionError):
         writer.write_reading(0, 0, 0.0, 0.0, [[0.0, 0.0, 0.0]] * 4)
     assert list(reader.read_readings()) == []
 
 
-def test_of_too_many_readings_the_newest_stay(rings: tuple[Ring, Ring]) -> None:
+def test_the_newest_readings_survive_when_there_are_too_many(rings: tuple[Ring, Ring]) -> None:
     writer, reader = rings
     for step in range(MOST_READINGS * 3 + 5):
         writer.write_reading(step, 0, 0.0, 0.0, [[0.0, 0.0, 0.0]] * 3)
@@ -142,7 +142,7 @@ def test_of_too_many_readings_the_newest_stay(rings: tuple[Ring, Ring]) -> None:
     assert reader.missed_readings == MOST_READINGS * 2 + 5
 
 
-def test_many_layers_have_room_for_fewer_readings_and_few_for_a_second_of_the_fastest_loop(home: Path) -> None:
+def test_the_number_of_readings_depends_on_the_number_of_layers(home: Path) -> None:
     for layers, readings in ((30, MOST_READINGS), (1000, 43), (10_000, FEWEST_READINGS)):
         file = ring_file(home)
         ring = Ring.create(file, layers=layers, columns=11, steps=4)
@@ -151,7 +151,7 @@ def test_many_layers_have_room_for_fewer_readings_and_few_for_a_second_of_the_fa
         ring.close()
 
 
-def test_a_net_without_layers_has_a_ring_too(home: Path) -> None:
+def test_a_net_without_layers_has_a_ring(home: Path) -> None:
     file = ring_file(home)
     writer = Ring.create(file, layers=0, columns=5, steps=4)
     reader = Ring.open(file)
@@ -161,7 +161,7 @@ def test_a_net_without_layers_has_a_ring_too(home: Path) -> None:
     writer.close()
 
 
-def test_the_flag_is_seen_on_the_other_side(rings: tuple[Ring, Ring]) -> None:
+def test_the_reader_sets_a_flag_that_the_writer_sees(rings: tuple[Ring, Ring]) -> None:
     trainer, keeper = rings
     assert not trainer.flagged()
     keeper.raise_flag()
@@ -170,7 +170,7 @@ def test_the_flag_is_seen_on_the_other_side(rings: tuple[Ring, Ring]) -> None:
     assert not trainer.flagged()
 
 
-def test_the_heartbeat_is_seen_on_the_other_side(rings: tuple[Ring, Ring]) -> None:
+def test_the_reader_sees_the_heartbeat_of_the_writer(rings: tuple[Ring, Ring]) -> None:
     trainer, keeper = rings
     now_s = time.monotonic()
     trainer.beat(now_s)
@@ -179,27 +179,25 @@ def test_the_heartbeat_is_seen_on_the_other_side(rings: tuple[Ring, Ring]) -> No
 
 @pytest.fixture(params=["memory", "disk"])
 def file(request: pytest.FixtureRequest, home: Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Where a ring is to lie."""
+    """The file for a ring, in memory or on disk."""
     if request.param == "disk":
         monkeypatch.delattr(os, "memfd_create", raising=False)
     elif not hasattr(os, "memfd_create"):
-        pytest.skip("this system has no nameless files in memory")
+        pytest.skip("this system has no unnamed files in memory")
     return ring_file(home)
 
 
-def test_its_room_is_really_taken_and_nobody_elses(file: int, home: Path) -> None:
+def test_the_file_is_fully_allocated_and_has_no_name(file: int, home: Path) -> None:
     ring = Ring.create(file, layers=10, columns=5)
     found = os.fstat(file)
     assert found.st_size > 1 << 20
-    assert found.st_blocks * 512 >= found.st_size, (
-        "a hole where there is no room would kill the trainer at a later step"
-    )
+    assert found.st_blocks * 512 >= found.st_size, "a hole on a full disk would kill the trainer at a later step"
     assert found.st_nlink == 0
-    assert os.listdir(home) == [], "nothing is left of it once both are gone"
+    assert os.listdir(home) == [], "nothing is left once both processes have ended"
     ring.close()
 
 
-def test_where_memory_has_no_files_it_lies_on_the_runs_disk(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_memory_files_the_ring_is_in_the_runs_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(name: str, flags: int) -> int:
         raise PermissionError(name, flags)
 
@@ -210,7 +208,7 @@ def test_where_memory_has_no_files_it_lies_on_the_runs_disk(home: Path, monkeypa
     os.close(file)
 
 
-def test_without_room_it_is_an_error_at_once(home: Path) -> None:
+def test_creating_a_ring_without_enough_space_raises(home: Path) -> None:
     code = (
         "import resource, sys, pathlib\n"
         "from tui_descent.protocol.ring import Ring, ring_file\n"
@@ -225,7 +223,7 @@ def test_without_room_it_is_an_error_at_once(home: Path) -> None:
     assert os.listdir(home) == []
 
 
-def test_a_second_ring_in_the_same_place_is_refused(file: int) -> None:
+def test_a_second_ring_in_the_same_file_is_refused(file: int) -> None:
     writer = Ring.create(file, layers=3, columns=2, steps=8)
     write(writer, 0, 3)
     with pytest.raises(FileExistsError):
@@ -240,15 +238,15 @@ def test_a_file_of_another_layout_is_refused(home: Path) -> None:
     file = ring_file(home)
     Ring.create(file, layers=1, columns=1, steps=4).close()
     os.pwrite(file, bytes([os.pread(file, 1, 4)[0] + 1]), 4)
-    with pytest.raises(ValueError, match=f"no ring of layout {LAYOUT}$"):
+    with pytest.raises(ValueError, match=f"not a ring of layout {LAYOUT}$"):
         Ring.open(file)
     os.pwrite(file, b"\0" * 8192, 0)
-    with pytest.raises(ValueError, match="no ring"):
+    with pytest.raises(ValueError, match="not a ring"):
         Ring.open(file)
     os.close(file)
 
 
-def test_the_ring_outlives_its_writer(home: Path) -> None:
+def test_the_ring_can_be_read_after_the_writer_has_closed_it(home: Path) -> None:
     file = ring_file(home)
     writer = Ring.create(file, layers=1, columns=1, steps=8)
     write(writer, 0, 3)
@@ -265,7 +263,7 @@ def start(file: int, ring_steps: int, *count: int) -> subprocess.Popen[bytes]:
         pass_fds=[file],
     )
     assert process.stdout is not None
-    process.stdout.read(PACKED.size)  # the ring is there
+    process.stdout.read(PACKED.size)  # the ring exists now
     return process
 
 
@@ -295,7 +293,7 @@ def test_a_killed_writer_loses_no_completed_step(home: Path, bytes_until_the_kil
         assert reading.rows == [tuple(row) for row in rows(reading.step)]
 
 
-def test_a_writer_that_overtakes_its_reader_never_shows_it_a_torn_record(home: Path) -> None:
+def test_a_reader_that_is_overtaken_never_sees_a_torn_record(home: Path) -> None:
     total = 300_000
     file = ring_file(home)
     process = start(file, 64, total)
@@ -304,7 +302,7 @@ def test_a_writer_that_overtakes_its_reader_never_shows_it_a_torn_record(home: P
     last = last_reading = -1
     gone = False
     while not gone:
-        gone = process.poll() is not None  # asked before the last look
+        gone = process.poll() is not None  # before the last read
         while chunk := reader.read_steps(limit=40):
             for found in chunk:
                 torn += found != record(found.step, segment=found.step // 1000, skipped=found.step % 7 == 0)
@@ -323,7 +321,7 @@ def test_a_writer_that_overtakes_its_reader_never_shows_it_a_torn_record(home: P
     assert process.returncode == 0
     assert torn == 0
     assert seen + reader.missed == total
-    assert reader.missed > 0, "the writer was to be faster than its reader"
+    assert reader.missed > 0, "the writer must be faster than the reader in this test"
     assert last == total - 1
     assert readings_seen > 0
 

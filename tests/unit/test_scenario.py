@@ -1,4 +1,4 @@
-"""A scenario file: every error at once, each with its place, what was found, what is allowed, the nearest word."""
+"""Scenario files: defaults, and errors with place, what was found, what is allowed, and the closest word."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from tui_descent.scenario.spec import (
 from tui_descent.scenario.toml import MAX_BYTES, ScenarioError, from_table, read, to_table
 
 
-def test_what_is_left_out_has_a_default() -> None:
+def test_omitted_values_have_defaults() -> None:
     scenario = make(SMALL)
     assert scenario.data == DigitsData()
     assert scenario.model == MlpModel()
     assert (scenario.optimizer.name, scenario.optimizer.lr, scenario.run.seed) == ("sgd", 0.1, 0)
 
 
-def test_a_name_alone_stands_for_its_table() -> None:
+def test_a_name_alone_replaces_its_table() -> None:
     long = SMALL + '[model.activation]\nname = "gelu"\n[model.norm]\nname = "layer"\nwhere = "mid"\n'
     assert make(SMALL + 'activation = "gelu"\nnorm = { name = "layer", where = "mid" }\n') == make(long)
     assert make(SMALL + 'activation = "gelu"').model.activation == ActivationSpec(name="gelu")  # type: ignore[union-attr]
@@ -38,15 +38,15 @@ def test_a_name_alone_stands_for_its_table() -> None:
     assert make('title = "t"\nmodel = "surface"').model == SurfaceModel()
 
 
-def test_a_whole_number_will_do_for_a_number() -> None:
+def test_an_integer_is_accepted_for_a_float() -> None:
     assert make(SMALL + "[optimizer]\nlr = 1\n[run]\npace = 60\n").optimizer.lr == 1.0
 
 
 CASES: list[tuple[str, str, str, str]] = [
-    # what, the file, the place, the text's beginning
+    # test id, text of the file, place, start of the message
     ("lr nan", "[optimizer]\nlr = nan", "optimizer.lr", "found nan; allowed: a number > 0 and ≤ 1e+06"),
     ("lr inf", "[optimizer]\nlr = inf", "optimizer.lr", "found inf; allowed: a number > 0 and ≤ 1e+06"),
-    ("lr too large to be", "[optimizer]\nlr = 1e400", "optimizer.lr", "found inf; allowed: a number > 0"),
+    ("lr too large", "[optimizer]\nlr = 1e400", "optimizer.lr", "found inf; allowed: a number > 0"),
     ("lr below 0", "[optimizer]\nlr = -1", "optimizer.lr", "found -1; allowed: a number > 0"),
     ("lr 0", "[optimizer]\nlr = 0.0", "optimizer.lr", "found 0.0; allowed: a number > 0"),
     ("lr in words", '[optimizer]\nlr = "fast"', "optimizer.lr", 'found "fast"; allowed: a number > 0'),
@@ -80,10 +80,15 @@ CASES: list[tuple[str, str, str, str]] = [
         "plan too late",
         '[[plan]]\nat = 1000\nturn = "lr=1"',
         "plan[0].at",
-        "found 1000; allowed: under run.steps = 1000",
+        "found 1000; allowed: less than run.steps = 1000",
     ),
     ("plan without turn", "[[plan]]\nat = 3", "plan[0].turn", "missing; allowed: a text"),
-    ("claim of nothing", '[[claim]]\nmetric = "loss"', "claim[0]", "promises nothing; give below, above or equals"),
+    (
+        "claim without a condition",
+        '[[claim]]\nmetric = "loss"',
+        "claim[0]",
+        "has no condition; give below, above or equals",
+    ),
     ("claim's metric", '[[claim]]\nmetric = "los"\nbelow = 1', "claim[0].metric", 'found "los"; allowed: loss,'),
     ("claim's given", '[[claim]]\nmetric = "loss"\nbelow = 1\ngiven = ["x"]', "claim[0].given[0]", "expected STEP:"),
     (
@@ -102,7 +107,7 @@ IN_DATA: list[tuple[str, str, str, str]] = [
 
 
 @pytest.mark.parametrize(("text", "place", "said"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
-def test_an_error_names_place_found_and_allowed(text: str, place: str, said: str) -> None:
+def test_an_error_names_the_place_what_was_found_and_what_is_allowed(text: str, place: str, said: str) -> None:
     base = SMALL if text.startswith("[") else SMALL.replace('title = "t"', f'title = "t"\n{text}')
     found = problems(base + text if text.startswith("[") else base)
     assert list(found) == [place]
@@ -110,7 +115,7 @@ def test_an_error_names_place_found_and_allowed(text: str, place: str, said: str
 
 
 @pytest.mark.parametrize(("table", "name", "said"), [c[1:] for c in IN_DATA], ids=[c[0] for c in IN_DATA])
-def test_a_name_that_is_none_of_the_kinds(table: str, name: str, said: str) -> None:
+def test_an_unknown_data_or_model_name_is_an_error(table: str, name: str, said: str) -> None:
     words = {"data": "digits", "model": "mlp"} | {table: name}
     text = f'title = "t"\n[data]\nname = "{words["data"]}"\n[model]\nname = "{words["model"]}"'
     found = problems(text)
@@ -127,27 +132,27 @@ def test_a_name_that_is_none_of_the_kinds(table: str, name: str, said: str) -> N
         ("title = 3", "title", "found 3; allowed: a text"),
         ('title = "t"', "model", "missing; allowed: a table"),
         ('title = "t"\n[model]\ndepth = 3', "model.name", "found nothing; allowed: mlp, conv, transformer, surface"),
-        ('title = "t"\nmodel = 3', "model", "found 3; allowed: a table or a table"),
+        ('title = "t"\nmodel = 3', "model", "found 3; allowed: a table"),
         ('title = "t"\n[model]\nname = "mlp"', "data", "missing; a network needs data"),
         (SURFACE + "start = [1.0, 2.0]", "model.start", "found 2 values; allowed: 1 for fragment"),
         (SURFACE + 'function = "saddle"', "model.start", "found 1 values; allowed: 2 for saddle"),
         (SURFACE + "start = []", "model.start", "found 0 values; allowed: 1 to 2"),
-        (SURFACE + '[data]\nname = "digits"', "data", "a surface takes no data; leave the table out"),
-        (SURFACE + '[loss]\nname = "mse"', "loss", "a surface is its own loss; leave the table out"),
+        (SURFACE + '[data]\nname = "digits"', "data", "a surface takes no data; remove the table"),
+        (SURFACE + '[loss]\nname = "mse"', "loss", "a surface is itself the loss; remove the table"),
         (SURFACE + '[[plan]]\nat = 1\nturn = "residual=on"', "plan[0].turn", "residual needs a network with blocks"),
-        (CONV.replace("digits", "moons"), "data.name", 'found "moons"; allowed: digits, the images that a conv takes'),
-        (TEXT.replace('"text"', '"digits"'), "data.name", 'found "digits"; allowed: text, the symbols that a'),
-        (SMALL.replace("digits", "text"), "data.name", 'found "text"; only a transformer takes it'),
-        (CONV.replace("digits", "text"), "data.name", "allowed: digits"),
+        (CONV.replace("digits", "moons"), "data.name", 'found "moons"; allowed for a conv: digits'),
+        (TEXT.replace('"text"', '"digits"'), "data.name", 'found "digits"; allowed for a transformer: text'),
+        (SMALL.replace("digits", "text"), "data.name", 'found "text"; only a transformer can use it'),
+        (CONV.replace("digits", "text"), "data.name", "allowed for a conv: digits"),
         (TEXT + "heads = 3", "model.heads", "found 3; allowed: a divisor of model.width = 32"),
         (
             TEXT + 'norm = { name = "rms", where = "mid" }',
             "model.norm.where",
-            'found "mid"; allowed of a transformer: "pre"',
+            'found "mid"; allowed for a transformer: "pre"',
         ),
         (TEXT + "dropout = 1.0", "model.dropout", "found 1.0; allowed: a number ≥ 0 and < 1"),
         (TEXT + "context = 1", "model.context", "found 1; allowed: a whole number ≥ 2"),
-        (SMALL + '[run]\ndtype = "float64"\ndevice = "mps"', "run.dtype", "mps has no float64; use float32 or"),
+        (SMALL + '[run]\ndtype = "float64"\ndevice = "mps"', "run.dtype", "MPS has no float64; use float32 or"),
         (
             SMALL.replace('"digits"', '"digits"\nsubset = 50\nbatch_size = 60'),
             "data.batch_size",
@@ -155,12 +160,12 @@ def test_a_name_that_is_none_of_the_kinds(table: str, name: str, said: str) -> N
         ),
     ],
 )
-def test_what_is_missing_or_does_not_go_together(text: str, place: str, said: str) -> None:
+def test_missing_values_and_invalid_combinations_are_errors(text: str, place: str, said: str) -> None:
     found = problems(text)
     assert said in found[place]
 
 
-def test_all_errors_come_at_once() -> None:
+def test_all_errors_are_reported_at_once() -> None:
     text = (
         SMALL.replace('"mlp"', '"mlp"\ndepht = 3\nactivation = "rely"')
         + "[optimizer]\nlr = nan\nx = 1\n[run]\nsteps = true"
@@ -172,7 +177,7 @@ def test_all_errors_come_at_once() -> None:
 
 
 @pytest.mark.parametrize("kind", ["", 'name = "mpl"\n'], ids=["no kind", "unknown kind"])
-def test_a_misspelt_key_is_told_before_the_kind_of_its_table_is_known(kind: str) -> None:
+def test_a_misspelt_key_is_reported_even_if_the_name_of_its_table_is_invalid(kind: str) -> None:
     found = problems(f"[data]\nname = 'digits'\n[model]\n{kind}depht = 3\nheads = 2\nwidth = 8")
     assert set(found) == {"title", "model.name", "model.depht"}
     assert 'did you mean "depth"?' in found["model.depht"]
@@ -186,13 +191,13 @@ def test_a_duplicate_key_is_one_error_with_its_line() -> None:
 
 
 @pytest.mark.parametrize("text", ["title = ", "[", "\0", "title = 't' x", "a = " + "[" * 5000, f"a = {'9' * 5000}"])
-def test_what_is_no_toml_is_one_clean_error(text: str) -> None:
+def test_invalid_toml_is_one_clear_error(text: str) -> None:
     (said,) = problems(text).values()
     assert said.startswith("not valid TOML: ")
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_rubbish_in_place_of_values_is_always_a_clean_error_or_a_scenario(seed: int) -> None:
+def test_random_values_give_a_clear_error_or_a_scenario(seed: int) -> None:
     random_ = random.Random(seed)
     values = [
         "true",
@@ -224,14 +229,14 @@ def test_rubbish_in_place_of_values_is_always_a_clean_error_or_a_scenario(seed: 
             from_table(to_table(whole), source="x", overrides=overrides)
 
 
-def test_a_byte_order_mark_is_named(home: Path) -> None:
+def test_a_byte_order_mark_is_reported(home: Path) -> None:
     path = home / "a.toml"
     path.write_bytes(b"\xef\xbb\xbf" + SMALL.encode())
     with pytest.raises(ScenarioError, match=r"a\.toml: starts with a byte-order mark; save it as UTF-8 without BOM"):
         read(path)
 
 
-def test_a_file_in_another_encoding_is_named(home: Path) -> None:
+def test_a_file_in_another_encoding_is_reported(home: Path) -> None:
     path = home / "a.toml"
     path.write_bytes(SMALL.encode() + 'theme = "größe"'.encode("latin-1"))
     with pytest.raises(ScenarioError, match="not UTF-8 at byte"):
@@ -241,21 +246,21 @@ def test_a_file_in_another_encoding_is_named(home: Path) -> None:
         read(path)
 
 
-def test_a_huge_file_is_refused_without_reading_it_all(home: Path) -> None:
+def test_a_huge_file_is_refused_without_being_read(home: Path) -> None:
     path = home / "a.toml"
     with path.open("wb") as file:
-        file.truncate(1 << 40)  # a terabyte of nothing, sparse
+        file.truncate(1 << 40)  # a sparse terabyte
     with pytest.raises(ScenarioError, match=f"larger than {MAX_BYTES:,} bytes"):
         read(path)
 
 
 @pytest.mark.parametrize("bad", ["missing.toml", ".", "/dev/null/x.toml", "nul\0.toml"])
-def test_a_file_that_cannot_be_read_is_a_clean_error(home: Path, bad: str) -> None:
+def test_an_unreadable_file_is_a_clear_error(home: Path, bad: str) -> None:
     with pytest.raises(ScenarioError, match=r"no such file|is a folder|cannot be read"):
         read(home / bad)
 
 
-def test_a_scenario_names_no_code_that_runs(home: Path) -> None:
+def test_a_scenario_cannot_run_code(home: Path) -> None:
     mark = home / "ran"
     code = f"__import__('pathlib').Path('{mark}').touch()"
     for place in ("model.name", "data.name", "optimizer.name", "model.init", "model.activation", "run.device"):
@@ -264,7 +269,7 @@ def test_a_scenario_names_no_code_that_runs(home: Path) -> None:
     assert not mark.exists()
 
 
-def test_nothing_of_an_error_steers_a_terminal() -> None:
+def test_control_characters_in_errors_are_escaped() -> None:
     for text in (
         '[optimizer]\nlr = "\\u001b[2J\\u009b31m\\u202e"',
         '[optimizer]\n"\\u001b[2J" = 1',
@@ -277,9 +282,9 @@ def test_nothing_of_an_error_steers_a_terminal() -> None:
         assert str(caught.value).isprintable(), text
 
 
-def test_what_a_run_is_about_in_a_phrase() -> None:
+def test_about_describes_a_scenario_in_one_phrase() -> None:
     assert about(make(SMALL, "model.depth=20")) == "digits · mlp 64→32×20→10"
     assert about(make(SMALL, 'data="moons"', "model.width=8")) == "moons · mlp 2→8×2→2"
     assert about(make(CONV)) == "digits · conv 8×8→16×4→10"
-    assert about(make(TEXT, "model.depth=6")) == "text · transformer 32×6, 2 heads, 32 places"
+    assert about(make(TEXT, "model.depth=6")) == "text · transformer 32×6, 2 heads, context 32"
     assert about(make(SURFACE)) == "surface fragment"

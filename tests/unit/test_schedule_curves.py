@@ -1,4 +1,4 @@
-"""The closed forms against points worked out by hand, and what a schedule's table may say."""
+"""The closed forms of the schedules against points computed by hand, and errors in a schedule's table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tui_descent.scenario.spec import ScheduleSpec
 from tui_descent.scenario.toml import ScenarioError, from_text
 
 SMALL = 'title = "t"\ndata = "digits"\nmodel = "mlp"\n[run]\nsteps = 100\n[schedule]\n'
-FORESEEN = [name for name in FIELDS if name != "plateau"]
+WITH_CURVE = [name for name in FIELDS if name != "plateau"]
 
 POINTS = [
     (ScheduleSpec(name="constant"), {0: 1.0, 50: 1.0, 100: 1.0}),
@@ -27,24 +27,24 @@ POINTS = [
 
 
 @pytest.mark.parametrize(("spec", "points"), POINTS, ids=lambda v: v.name if isinstance(v, ScheduleSpec) else "")
-def test_the_curve_goes_through_points_worked_out_by_hand(spec: ScheduleSpec, points: dict[int, float]) -> None:
+def test_the_curves_match_points_computed_by_hand(spec: ScheduleSpec, points: dict[int, float]) -> None:
     for step, value in points.items():
         assert factor(spec, step, 100) == pytest.approx(value, abs=1e-14), step
 
 
-@pytest.mark.parametrize("name", FORESEEN)
+@pytest.mark.parametrize("name", WITH_CURVE)
 @pytest.mark.parametrize("total", [-3, 0, 1, 2, 3, 7, 100])
 @pytest.mark.parametrize("length", [0, 1, 60, 0.99])
-def test_however_few_updates_are_left_the_factor_stays_between_0_and_1(name: str, total: int, length: float) -> None:
+def test_the_factor_stays_between_0_and_1_for_any_number_of_updates(name: str, total: int, length: float) -> None:
     fields = {f: length for f in ("warmup", "decay") if f in FIELDS[name]}
     spec = ScheduleSpec(name=name, **fields)  # type: ignore[arg-type]
     values = [factor(spec, k, total) for k in range(-1, 110)]
     assert all(0 <= v <= 1 for v in values)
-    assert len(set(values[max(1, total) + 1 :])) == 1  # the end stays
+    assert len(set(values[max(1, total) + 1 :])) == 1  # the last value is kept
 
 
-@pytest.mark.parametrize("name", FORESEEN)
-def test_the_curve_to_come_has_both_ends_and_the_factors(name: str) -> None:
+@pytest.mark.parametrize("name", WITH_CURVE)
+def test_a_curve_includes_both_ends_and_matches_factor(name: str) -> None:
     spec = ScheduleSpec(name=name)  # type: ignore[arg-type]
     drawn = curve(spec, 1000, points=37)
     assert (drawn[0][0], drawn[-1][0], len(drawn)) == (0, 1000, 37)
@@ -52,13 +52,13 @@ def test_the_curve_to_come_has_both_ends_and_the_factors(name: str) -> None:
     assert [k for k, _ in curve(spec, 5)] == [0, 1, 2, 3, 4, 5]
 
 
-def test_plateau_says_that_it_has_no_curve() -> None:
+def test_plateau_has_no_curve() -> None:
     for ask in (lambda s: factor(s, 3, 100), lambda s: curve(s, 100)):
-        with pytest.raises(ValueError, match="plateau has no curve to foretell: its rate hangs on the losses to come"):
+        with pytest.raises(ValueError, match="plateau has no curve to predict: its rate depends on future losses"):
             ask(ScheduleSpec(name="plateau"))
 
 
-def test_lengths_are_shares_or_updates_and_are_cut_to_what_is_left() -> None:
+def test_lengths_are_shares_or_updates_and_are_cut_to_fit() -> None:
     assert terms(ScheduleSpec(name="wsd", warmup=0.25, decay=30), 200).warmup == 50
     cut = terms(ScheduleSpec(name="wsd", warmup=60, decay=30), 70)
     assert (cut.warmup, cut.decay) == (60, 10)
@@ -67,7 +67,7 @@ def test_lengths_are_shares_or_updates_and_are_cut_to_what_is_left() -> None:
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_every_schedule_can_be_said_in_a_phrase(name: str) -> None:
+def test_every_schedule_is_described_in_one_phrase(name: str) -> None:
     text = about(ScheduleSpec(name=name), 1000)  # type: ignore[arg-type]
     assert 10 < len(text) < 160
     assert ("1,000" in text) == (name == "cosine")
@@ -88,14 +88,18 @@ def test_every_schedule_can_be_said_in_a_phrase(name: str) -> None:
             "constant takes no gamma; allowed: leave it out, or a schedule with it: step,",
         ),
         ('name = "wsd"\nwarmup = 101', "schedule.warmup", "found 101 updates; allowed: at most run.steps = 100"),
-        ('name = "wsd"\nwarmup = 50\ndecay = 60', "schedule.decay", "50 updates up and 60 down; allowed: at most"),
+        (
+            'name = "wsd"\nwarmup = 50\ndecay = 60',
+            "schedule.decay",
+            "of warmup and 60 of decay; allowed: together",
+        ),
         ('name = "wsd"\nwarmup = 1.5', "schedule.warmup", "found 1.5; allowed: a number ≥ 0 and < 1 or a whole number"),
         ('name = "step"\ngamma = 1', "schedule.gamma", "found 1; allowed: a number > 0 and < 1"),
         ('name = "cosine"\nfloor = 1', "schedule.floor", "found 1; allowed: a number ≥ 0 and < 1"),
         ('name = "one_cycle"\nstart = 0', "schedule.start", "found 0; allowed: a number > 0 and ≤ 1"),
     ],
 )
-def test_a_table_that_cannot_be_names_place_found_and_allowed(text: str, place: str, said: str) -> None:
+def test_an_invalid_schedule_table_names_place_and_allowed_values(text: str, place: str, said: str) -> None:
     with pytest.raises(ScenarioError) as caught:
         from_text(SMALL + text, source="my.toml")
     (problem,) = caught.value.problems
@@ -103,7 +107,7 @@ def test_a_table_that_cannot_be_names_place_found_and_allowed(text: str, place: 
     assert said in problem.text
 
 
-def test_a_run_shortened_by_an_override_has_its_lengths_cut_and_no_complaint() -> None:
+def test_in_a_run_shortened_by_an_override_lengths_are_cut_without_an_error() -> None:
     text = SMALL + 'name = "wsd"\nwarmup = 50\ndecay = 50'
     assert from_text(text, source="x", overrides=["run.steps=60"]).run.steps == 60
     assert problems(ScheduleSpec(name="wsd", gamma=0.5), None)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tui_descent.protocol.channel import ChannelError, Peer
 from tui_descent.protocol.codec import MAX_TO_VIEWER
-from tui_descent.protocol.handing import told
-from tui_descent.protocol.launch import ENV_FOLDER, ENV_LINK, ENV_RING, LOG_FILE, Launch, shared
+from tui_descent.protocol.inherited_fds import describe_fd
+from tui_descent.protocol.launch import ENV_FOLDER, ENV_LINK, ENV_RING, LOG_FILE, Launch, open_connection
 from tui_descent.protocol.ring import Ring
 
 LOG_LINES = 12
@@ -37,8 +37,8 @@ class Trainer:
     def start(cls, launch: Launch) -> Trainer:
         """Start the scenario's trainer or the user's own command, its output into the run's log. Raises `OSError`."""
         command = launch.command or (sys.executable, "-m", "tui_descent.training.process", launch.folder)
-        with shared(launch) as (ours, theirs, file), (launch.path / LOG_FILE).open("ab") as log:
-            handed = {ENV_FOLDER: launch.folder, ENV_LINK: told(theirs.fileno()), ENV_RING: told(file)}
+        with open_connection(launch) as (ours, theirs, file), (launch.path / LOG_FILE).open("ab") as log:
+            handed = {ENV_FOLDER: launch.folder, ENV_LINK: describe_fd(theirs.fileno()), ENV_RING: describe_fd(file)}
             # A session of its own: the terminal's ctrl+c is the keeper's to pass on, as a Stop.
             process = subprocess.Popen(
                 command,

@@ -1,1 +1,1 @@
-"""The vocabulary all processes speak: commands in, events out. Standard library and msgspec only."""
+"""What the processes exchange: commands in, events out. Imports the standard library and msgspec only."""

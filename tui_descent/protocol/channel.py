@@ -1,4 +1,4 @@
-"""Both ends of a framed Unix socket. A closed or broken peer is a value (`Peer.closed`), never an exception."""
+"""Unix sockets that carry framed messages. A closed or broken peer shows in `Peer.closed`, never as an exception."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any
 
 from tui_descent.protocol.codec import FrameError, FrameReader, frame
 
-# macOS allows 104 bytes in a socket's path, Linux 108; one is the closing zero.
+# A socket path may have 104 bytes on macOS and 108 on Linux, including the terminating zero.
 MAX_PATH = 103
 CHUNK = 1 << 16
 
 
 class ChannelError(Exception):
-    """A socket that cannot be had; the text says what to do."""
+    """A socket or folder that cannot be used; the text says what to do."""
 
 
 class Peer:
-    """One non-blocking end: frames in, frames out, with a bound on what waits to be sent."""
+    """One non-blocking end of a connection. `waiting` is the number of bytes queued to be sent."""
 
     def __init__(self, sock: socket.socket, *, limit: int) -> None:
         sock.setblocking(False)
@@ -30,15 +30,14 @@ class Peer:
         self.closed: str | None = None
         self._reader = FrameReader(limit)
         self._out: deque[bytes] = deque()
-        self._sent = 0  # of the first waiting frame
+        self._sent = 0  # bytes of the first queued frame that have been sent
         self.waiting = 0
 
     def fileno(self) -> int:
-        """For selectors."""
-        return self.socket.fileno()
+        return self.socket.fileno()  # makes a Peer selectable
 
     def receive(self) -> list[bytes]:
-        """The frame bodies at hand. At the peer's end `closed` says why. Raises `FrameError` on a malformed frame."""
+        """The frame bodies that have arrived. Sets `closed` if the peer is gone. Raises `FrameError` on a bad frame."""
         bodies: list[bytes] = []
         while self.closed is None:
             try:
@@ -57,23 +56,23 @@ class Peer:
         return bodies
 
     def send(self, message: Any) -> None:
-        """Queue one message and send what the socket takes now; `waiting` counts the bytes it did not take."""
+        """Queue a message and send as much as the socket accepts without blocking."""
         self.queue(message)
         self.flush()
 
     def queue(self, message: Any) -> None:
-        """Send it with the next `flush`: what is queued together arrives together, as far as the socket takes it."""
+        """Queue a message for the next `flush`, so that several are sent together as far as the socket accepts them."""
         if self.closed is None:
             self._out.append(frame(message))
             self.waiting += len(self._out[-1])
 
     def drop_waiting(self) -> None:
-        """Forget the queued messages, save one whose first bytes are on the way."""
+        """Drop the queued messages, except one that has been sent in part."""
         while len(self._out) > (1 if self._sent else 0):
             self.waiting -= len(self._out.pop())
 
     def flush(self) -> None:
-        """Send what the socket takes without blocking."""
+        """Send as much as the socket accepts without blocking."""
         while self._out and self.closed is None:
             self._join()
             try:
@@ -90,7 +89,7 @@ class Peer:
                 self._sent = 0
 
     def _join(self) -> None:
-        """Small frames at the front as one: a call a frame costs more than the frame."""
+        """Join small frames at the front of the queue: one system call per frame costs more than the copy."""
         if self._sent or len(self._out) < 2:
             return
         parts, size = [self._out.popleft()], 0
@@ -99,15 +98,14 @@ class Peer:
         self._out.appendleft(b"".join(parts))
 
     def close(self) -> None:
-        """Close this end."""
         self.closed = self.closed or "closed here"
         self.socket.close()
 
 
 def listen(path: Path) -> socket.socket:
-    """A listening socket, 0600 in a folder of ours, 0700. Raises `ChannelError`.
+    """A listening socket with mode 0600 in a folder with mode 0700. Raises `ChannelError`.
 
-    A socket file left by a dead process is taken over; a live one is not.
+    The socket file of a dead process is replaced; that of a live one is an error.
     """
     check_path(path)
     private_folder(path.parent)
@@ -123,7 +121,7 @@ def listen(path: Path) -> socket.socket:
 
 
 def check_path(path: Path) -> None:
-    """Raises `ChannelError` where a socket's path would be too long for the system."""
+    """Raise `ChannelError` if the path is too long for a socket."""
     if len(os.fsencode(path)) > MAX_PATH:
         raise ChannelError(
             f"socket path {path} is longer than {MAX_PATH} bytes; set TUI_DESCENT_HOME to a short folder"
@@ -131,16 +129,16 @@ def check_path(path: Path) -> None:
 
 
 def private_folder(folder: Path) -> None:
-    """Make the folder, 0700. Raises `ChannelError` if it is another user's or open to others."""
+    """Make the folder with mode 0700. Raises `ChannelError` if it belongs to another user or others may enter it."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()
     except OSError as error:
-        raise ChannelError(f"cannot make the folder {folder}: {error.strerror}; set TUI_DESCENT_HOME") from None
+        raise ChannelError(f"cannot create the folder {folder}: {error.strerror}; set TUI_DESCENT_HOME") from None
     if found.st_uid != os.getuid():
         raise ChannelError(f"the folder {folder} belongs to another user; set TUI_DESCENT_HOME to one of yours")
     if stat.S_IMODE(found.st_mode) & 0o077:
-        raise ChannelError(f"the folder {folder} is open to other users; chmod 700 it")
+        raise ChannelError(f"the folder {folder} is open to other users; run chmod 700 on it")
 
 
 def _bind(sock: socket.socket, path: Path) -> None:

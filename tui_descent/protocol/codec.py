@@ -1,4 +1,4 @@
-"""Bytes and messages. A frame is a four-byte big-endian length and that many bytes of msgpack."""
+"""Encode messages as frames and decode them. A frame is a four-byte big-endian length and that many msgpack bytes."""
 
 from __future__ import annotations
 
@@ -23,27 +23,24 @@ to_trainer: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
 
 
 class FrameError(Exception):
-    """The peer's bytes are no frames of this protocol; the text says what was found."""
+    """Bytes that are not a valid frame or message of this protocol; the text says what was found."""
 
 
 def frame(message: Any) -> bytes:
-    """One message as a frame, ready to send."""
+    """Encode one message as a frame."""
     body = _encoder.encode(message)
     return HEADER.pack(len(body)) + body
 
 
 class FrameReader:
-    """Cuts a byte stream into frame bodies, however it was chopped on the way."""
+    """Splits a byte stream into frame bodies; the stream may arrive in pieces of any size."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The bodies completed by `data`.
-
-        Raises `FrameError` at a length of 0 or beyond the limit.
-        """
+        """The bodies completed by `data`. Raises `FrameError` for a length of 0 or above the limit."""
         self._buffer += data
         bodies, at = [], 0
         while len(self._buffer) - at >= HEADER.size:
@@ -63,7 +60,7 @@ T = TypeVar("T")
 
 
 def decode(decoder: msgspec.msgpack.Decoder[T], body: bytes) -> T:
-    """A frame's message. Raises `FrameError` when it is not one of the decoder's."""
+    """The message in a frame body. Raises `FrameError` if the decoder does not accept it."""
     try:
         return decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

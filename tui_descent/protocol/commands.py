@@ -1,4 +1,4 @@
-"""What can be asked of a run. Each command gets exactly one reply: an event that carries its `request`."""
+"""The commands a run accepts. Each gets exactly one reply: an event with the same `request` number."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ Source = Literal["key", "send", "plan"]
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True, tag_field="do"):
-    """A request from a viewer, a script or the scenario's plan."""
+    """A command from a viewer, a script or the scenario's plan."""
 
 
 class TurnKnob(Command, frozen=True, kw_only=True, tag="turn"):
-    """Set one knob; `knob[@target]=value[,way=…][,scale=…][,where=…][,PARAMETER=…]` is its text form.
+    """Change one knob. `scenario/knobs.py` defines the text form, as in `residual@blocks.3=on,way=ramp`.
 
-    `parameters` are of the value chosen: `schedule=warmup_cosine,warmup=100`. The grammar is `scenario.knobs`'.
+    `parameters` belong to the value: `schedule=warmup_cosine,warmup=100`.
     """
 
     knob: str
@@ -29,21 +29,21 @@ class TurnKnob(Command, frozen=True, kw_only=True, tag="turn"):
 
 
 class Pause(Command, frozen=True, kw_only=True, tag="pause"):
-    """Stop before the next step until `Resume`, `StepOnce` or `RunSteps`."""
+    """Pause before the next step, until `Resume` or `RunSteps`."""
 
 
 class Resume(Command, frozen=True, kw_only=True, tag="resume"):
-    """Go on; at a run's end: as many steps again."""
+    """Continue. At the end of a run: train for the same number of steps again."""
 
 
 class RunSteps(Command, frozen=True, kw_only=True, tag="steps"):
-    """Make `steps` updates, then pause. One step is the single step of the keys."""
+    """Make `steps` updates, then pause."""
 
     steps: int
 
 
 class Evaluate(Command, frozen=True, kw_only=True, tag="evaluate"):
-    """Evaluate on the held-out data now."""
+    """Evaluate on the held-out data."""
 
 
 class Mark(Command, frozen=True, kw_only=True, tag="mark"):
@@ -53,28 +53,31 @@ class Mark(Command, frozen=True, kw_only=True, tag="mark"):
 
 
 class Undo(Command, frozen=True, kw_only=True, tag="undo"):
-    """Back to the exact state before the last intervention; after numbers that were none, to the last good moment."""
+    """Restore the exact state before the last intervention; after a non-finite loss, the last good state."""
 
 
 class Redo(Command, frozen=True, kw_only=True, tag="redo"):
-    """Forward again to where the last `Undo` was made."""
+    """Return to the state in which the last `Undo` was made."""
 
 
 class WatchCurvature(Command, frozen=True, kw_only=True, tag="curvature"):
-    """Read the curvature from now on, every 10 to 60 s as the budget allows; `on = False`, or leaving, ends it."""
+    """Measure the curvature from now on, every 10 to 60 s as the budget allows.
+
+    It ends with `on = False` or when the client disconnects.
+    """
 
     on: bool
 
 
-class SweepRates(Command, frozen=True, kw_only=True, tag="sweep_rates"):
-    """Test the learning rates from the present state on the present data; everything is put back as it was.
+class SweepRates(Command, frozen=True, kw_only=True, tag="run_range_test"):
+    """Run a learning-rate range test from the current state, then restore that state.
 
-    Answered once it is done; where one is under way already, together with that one.
+    The reply comes when the test is done. If one is already running, the reply comes when that one is done.
     """
 
 
-class CancelSweep(Command, frozen=True, kw_only=True, tag="cancel_sweep"):
-    """Give up the test that this client asked for; it ends once nobody wants it."""
+class CancelSweep(Command, frozen=True, kw_only=True, tag="cancel_range_test"):
+    """Withdraw this client's request for a range test; the test stops when no client wants it."""
 
 
 class Stop(Command, frozen=True, kw_only=True, tag="stop"):
@@ -105,7 +108,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag_field="say", tag="hel
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, tag_field="say", tag="request"):
-    """A viewer's command with the number it will know the reply by."""
+    """A viewer's command; the reply carries the same `request` number."""
 
     request: int
     command: AnyCommand
@@ -116,7 +119,7 @@ FromViewer = Hello | Request
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """A request as the keeper passes it on to the trainer: stamped with the client it came from."""
+    """A request as the keeper forwards it to the trainer, with the number of the client it came from."""
 
     client: int
     request: int

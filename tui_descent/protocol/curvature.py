@@ -1,4 +1,4 @@
-"""What a reading of the curvature holds. H is the Hessian, n its order, P the optimizer's preconditioner, η rate."""
+"""Results of measuring the curvature. H: Hessian, n: its order, P: the optimizer's preconditioner, η: learning rate."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Literal
 import msgspec
 
 How = Literal["full Hessian", "Lanczos"]
-# Residuals are relative to |θ|, but to no less than this part of max|θ|: with 1e-2 a θ among the many eigenvalues next
-# to 0 counts as settled before it has found the negative one.
+# Residuals are relative to |θ|, but at least to this share of max|θ|. With a share of 1e-2, an estimate near the many
+# eigenvalues around 0 would count as converged before it has reached the negative one.
 FLOOR = 1e-4
 
 
 class CurvatureReading(msgspec.Struct, frozen=True, kw_only=True):
-    """The ends of H, or of P^-½HP^-½; nan where no parameter takes part or H is not finite.
+    """Largest and smallest eigenvalue of H or of P^-½HP^-½; NaN if no parameter affects the loss or H is not finite.
 
-    `negative_fraction` is the share of eigenvalues under -`negative_below`·max|λ|; `parameters` is n, those that take
-    part in the loss; `products` counts Hessian-vector products; residuals |Hv − θv| are relative to |θ|.
+    `negative_fraction` is the share of eigenvalues below -`negative_below`·max|λ|. `parameters` is n, the number of
+    parameters that affect the loss. `products` counts Hessian-vector products. Residuals |Hv − θv| are relative to |θ|.
     """
 
     lambda_max: float
@@ -32,12 +32,12 @@ class CurvatureReading(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def error_max(self) -> float:
-        """|Hv − θv| of the upper end: an eigenvalue lies within it."""
+        """|Hv − θv| for the largest eigenvalue. A true eigenvalue lies within this distance."""
         return self.residual_max * max(abs(self.lambda_max), FLOOR * self._largest)
 
     @property
     def error_min(self) -> float:
-        """The same of the lower end."""
+        """The same for the smallest eigenvalue."""
         return self.residual_min * max(abs(self.lambda_min), FLOOR * self._largest)
 
     @property
@@ -46,7 +46,10 @@ class CurvatureReading(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Limit(msgspec.Struct, frozen=True, kw_only=True):
-    """The λmax, of the preconditioned Hessian where `preconditioned`, above which steps on a quadratic grow."""
+    """The largest λmax for which the optimizer's steps on a quadratic do not grow.
+
+    `preconditioned`: it applies to the preconditioned Hessian.
+    """
 
     lambda_max: float
     formula: str

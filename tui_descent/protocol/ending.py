@@ -1,4 +1,4 @@
-"""What a process's end means for its run: in words, and as the exit code of the command that shows it."""
+"""How a process's exit status is described, and which exit code the command returns for it."""
 
 from __future__ import annotations
 
@@ -10,25 +10,29 @@ FAILED = 1
 
 
 def how_it_ended(code: int | None) -> str:
-    """`signal 9`, `exit code 3` or that only its parent knows."""
+    """`signal 9`, `exit code 3`, or `cause unknown` if only the parent process knows it."""
     if code is None:
         return "cause unknown"
     return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
 def how_it_failed(code: int) -> str:
-    """What became of a script once its run was over."""
+    """How a script failed after its run had ended."""
     return f"the script {'was then ended by' if code < 0 else 'then failed with'} {how_it_ended(code)}"
 
 
 def failed_after(ended: RunEnded) -> bool:
-    """Whether the run came to its end and its script failed behind it: only a failure's output is kept."""
+    """Whether the run ended well and its script failed afterwards."""
+    # A log is kept only after a failure.
     return ended.status not in ("failed", "lost") and ended.log_path is not None
 
 
 def exit_code(ended: RunEnded, usual: Mapping[Status, int]) -> int:
-    """The status' usual one; a failed script's own, as a shell counts it, where that says no more than good or bad."""
-    code, own = usual[ended.status], ended.exit_code
-    if not own or ended.log_path is None or code not in (0, FAILED):
+    """The exit code for a run's end: `usual` by its status.
+
+    A failed script's own code (128 + N for signal N, as in a shell) replaces a usual code of 0 or 1.
+    """
+    code, script_code = usual[ended.status], ended.exit_code
+    if not script_code or ended.log_path is None or code not in (0, FAILED):
         return code
-    return own if own > 0 else 128 - own
+    return script_code if script_code > 0 else 128 - script_code

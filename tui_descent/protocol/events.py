@@ -1,6 +1,6 @@
-"""What a run tells. Events are facts, in the past tense, and the only thing that ever leaves a run.
+"""Events: everything a run reports. They are facts, named in the past tense, and the only output of a run.
 
-Units: seconds in `*_s`, norms are L2. A step is counted from 0; everything is placed by `(segment, step)`.
+Units: seconds in `*_s`; norms are L2. Steps are counted from 0; `(segment, step)` identifies a position in a run.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Status = Literal["finished", "diverged", "failed", "stopped", "lost"]
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
-    """Something that happened."""
+    """Base class of most events."""
 
 
 class Layer(msgspec.Struct, frozen=True, kw_only=True):
-    """A module with weights of its own, named by its module path. `block` numbers the block it lies in."""
+    """A module with its own weights, named by its module path. `block` is the number of the block it belongs to."""
 
     name: str
     kind: str
@@ -38,9 +38,9 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunStarted(Event, frozen=True, kw_only=True, tag="run_started"):
-    """The network exists. `layers` stand in forward order; `steps` is None when only the loop knows its end.
+    """The network has been built. `layers` are in forward order. `steps` is None if only the loop knows its end.
 
-    They are the start's; `LayersChanged` tells of others.
+    `LayersChanged` reports later changes of the layers.
     """
 
     run: str
@@ -58,10 +58,10 @@ class RunStarted(Event, frozen=True, kw_only=True, tag="run_started"):
 
 
 class LayersChanged(Event, frozen=True, kw_only=True, tag="layers"):
-    """From update `step` on the net has other layers: a surgery, an undo or a redo added some or took some away.
+    """From update `step` on the net has other layers, because of an intervention, an undo or a redo.
 
-    `layers` are all there are now, in forward order, `parameters` all the net's. `structure` numbers the lists of a run
-    from 0, the start's; a reading carries the number of the list that its rows are of.
+    `layers` are all current layers in forward order, `parameters` is the net's total. `structure` is the number of this
+    list; the list of `RunStarted` has number 0. A reading carries the number of the list that its rows belong to.
     """
 
     segment: int
@@ -72,14 +72,17 @@ class LayersChanged(Event, frozen=True, kw_only=True, tag="layers"):
 
 
 class StateChanged(Event, frozen=True, kw_only=True, tag="state"):
-    """What the run is doing now, and why where that is not plain."""
+    """The state of the run, with the reason if it is not obvious."""
 
     state: State
     reason: str = ""
 
 
 class StepsCompleted(Event, frozen=True, kw_only=True, tag="steps"):
-    """Consecutive updates `first`, `first + 1`, …; `times_s` is measured from the run's start."""
+    """Consecutive updates `first`, `first + 1`, …. `times_s` are measured from the run's start.
+
+    `skipped` are the steps at which no update was made.
+    """
 
     segment: int
     first: int
@@ -90,7 +93,7 @@ class StepsCompleted(Event, frozen=True, kw_only=True, tag="steps"):
 
 
 class StepsMissed(Event, frozen=True, kw_only=True, tag="steps_missed"):
-    """The keeper was away for longer than the ring holds: `count` steps before `step` are not known."""
+    """The keeper did not read the ring in time: `count` steps before `step` were lost."""
 
     segment: int
     step: int
@@ -98,7 +101,11 @@ class StepsMissed(Event, frozen=True, kw_only=True, tag="steps_missed"):
 
 
 class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One block's line: ‖dL/dx‖/‖dL/dy‖ from its parts and from autograd; the product runs from the output down."""
+    """One block's chain-rule factor ‖dL/dx‖/‖dL/dy‖ for input x and output y.
+
+    `factor` is computed from the block's parts, `autograd` by autograd. `product` is the product of all factors from
+    the network's output to this block.
+    """
 
     block: str
     factor: float | None
@@ -108,12 +115,11 @@ class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReadingsTaken(Event, frozen=True, kw_only=True, tag="reading"):
-    """Every layer's readings of one step, by metric, in the order of the layers' list that `structure` numbers.
+    """The readings of all layers at one step: `values` by metric, in the order of the list of layers `structure`.
 
-    None stands where a metric does not apply.
-
-    Metrics of the slower tiers are there only on the steps they were taken. Gradients are those the optimizer received,
-    and `global_grad_norm` is √Σ‖g‖² over them; `grad_norm_preclip` is what it was before our clip, where that is on.
+    A value is None if the metric does not apply. Expensive metrics are present only at the steps at which they were
+    measured. Gradients are those the optimizer received. `global_grad_norm` is √Σ‖g‖² over them; `grad_norm_preclip` is
+    the same before the `clip` knob, None if that is off. `ages` are the steps since a layer's value was measured.
     """
 
     segment: int
@@ -129,7 +135,7 @@ class ReadingsTaken(Event, frozen=True, kw_only=True, tag="reading"):
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the driver tells of a GPU, all its processes together; None where it does not tell. `utilisation` is 0…1."""
+    """What the driver reports about a GPU, for all its processes; None if not reported. `utilisation` is 0…1."""
 
     name: str
     utilisation: float | None = None
@@ -140,9 +146,9 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class DeviceTaken(Event, frozen=True, kw_only=True, tag="device"):
-    """The memory that training takes on its device, about once a second; on a CPU the process's resident memory.
+    """Memory used on the training device, about once a second; on a CPU the process's resident memory.
 
-    `uuid` is the GPU's, by which the keeper finds it; `gpu` is the keeper's to add.
+    `uuid` identifies the GPU. The keeper uses it to fill in `gpu`.
     """
 
     segment: int
@@ -155,7 +161,7 @@ class DeviceTaken(Event, frozen=True, kw_only=True, tag="device"):
 
 
 class LedgerTaken(Event, frozen=True, kw_only=True, tag="ledger"):
-    """The chain rule's factors of one step, first block first."""
+    """The chain-rule factors of one step, starting with the first block."""
 
     segment: int
     step: int
@@ -163,9 +169,9 @@ class LedgerTaken(Event, frozen=True, kw_only=True, tag="ledger"):
 
 
 class Measured(Event, frozen=True, kw_only=True, tag="measured"):
-    """A number about the whole net that is taken rarely: `local_step`, `noise_scale`, `sharpness`, `lambda_min`, …
+    """A value for the whole net that is measured rarely: `local_step`, `noise_scale`, `sharpness`, `lambda_min`, …
 
-    `how` says how it was got and how far it converged, where that is not always the same.
+    `how` names the method and its convergence, where these vary.
     """
 
     segment: int
@@ -176,10 +182,11 @@ class Measured(Event, frozen=True, kw_only=True, tag="measured"):
 
 
 class CurvatureTaken(Event, frozen=True, kw_only=True, tag="curvature"):
-    """The Hessian of a fixed probe batch's loss with the weights before update `step`, and what the step size allows.
+    """The curvature of the loss on a fixed probe batch, with the weights before update `step`.
 
-    `scaled` is the Hessian as an adaptive optimizer scales it, where the `limit` is about that one. No limit is known
-    for some optimizers. `seconds` of wall time.
+    `hessian` is measured on the Hessian itself. `scaled` is measured on the preconditioned Hessian of an adaptive
+    optimizer, if the `limit` refers to that one. `limit` is None for optimizers without a known limit. `seconds` is the
+    wall time that the measurement took.
     """
 
     segment: int
@@ -191,12 +198,12 @@ class CurvatureTaken(Event, frozen=True, kw_only=True, tag="curvature"):
 
     @property
     def sharpness(self) -> float:
-        """λmax."""
+        """λmax of the Hessian."""
         return self.hessian.lambda_max
 
     @property
     def limited(self) -> float | None:
-        """The λmax that the limit is about; None where there is no limit or it has not been read."""
+        """The λmax to compare with the limit; None if there is no limit or that λmax was not measured."""
         if self.limit is None:
             return None
         read = self.scaled if self.limit.preconditioned else self.hessian
@@ -204,12 +211,12 @@ class CurvatureTaken(Event, frozen=True, kw_only=True, tag="curvature"):
 
     @property
     def edge(self) -> float | None:
-        """That λmax over its limit: steps along its direction shrink below 1 and grow above."""
+        """That λmax divided by the limit. Steps along its direction shrink below 1 and grow above 1."""
         return None if self.limit is None or self.limited is None else self.limited / self.limit.lambda_max
 
 
 class Advice(msgspec.Struct, frozen=True):
-    """A knob, the value to turn it to, and the key that does it."""
+    """A suggested change: a knob, its new value, and the key for it."""
 
     knob: str
     value: str
@@ -217,7 +224,7 @@ class Advice(msgspec.Struct, frozen=True):
 
 
 class Diagnosed(Event, frozen=True, kw_only=True, tag="diagnosis"):
-    """What holds the run up, where, how sure that is (0…1), on what evidence, and what helps here, best first."""
+    """A finding about the run: what is wrong, in which layer, how sure (0…1), the evidence, and advice, best first."""
 
     segment: int
     step: int
@@ -230,7 +237,7 @@ class Diagnosed(Event, frozen=True, kw_only=True, tag="diagnosis"):
 
 
 class Foretold(Event, frozen=True, kw_only=True, tag="outcome"):
-    """What an intervention was expected to lead to, and what the readings after it showed."""
+    """The predicted and the actual result of an intervention. `held`: the prediction was right."""
 
     segment: int
     step: int
@@ -249,7 +256,7 @@ class Evaluated(Event, frozen=True, kw_only=True, tag="evaluated"):
 
 
 class MetricLogged(Event, frozen=True, kw_only=True, tag="metric"):
-    """A number of the user's own, given to `Watch.log`."""
+    """A number that the user passed to `Watch.log`."""
 
     segment: int
     step: int
@@ -258,7 +265,7 @@ class MetricLogged(Event, frozen=True, kw_only=True, tag="metric"):
 
 
 class NotFinite(Event, frozen=True, kw_only=True, tag="not_finite"):
-    """A loss or gradient that is no number, and the first layer that went bad where that is known."""
+    """A loss or gradient became non-finite. `layer` is the first layer affected, if known."""
 
     segment: int
     step: int
@@ -268,7 +275,7 @@ class NotFinite(Event, frozen=True, kw_only=True, tag="not_finite"):
 
 
 class Marked(Event, frozen=True, kw_only=True, tag="mark"):
-    """A moment somebody wanted to find again."""
+    """A mark that a user put on the time axis."""
 
     segment: int
     step: int
@@ -276,7 +283,7 @@ class Marked(Event, frozen=True, kw_only=True, tag="mark"):
 
 
 class Noted(Event, frozen=True, kw_only=True, tag="note"):
-    """A line for the event log that changes nothing."""
+    """A message for the event log."""
 
     step: int
     text: str
@@ -284,7 +291,7 @@ class Noted(Event, frozen=True, kw_only=True, tag="note"):
 
 
 class RunEnded(Event, frozen=True, kw_only=True, tag="run_ended"):
-    """The last event. `step` counts the updates made; `loss` was evaluated after the last of them."""
+    """The last event. `step` is the number of updates made; `loss` was evaluated after the last one."""
 
     status: Status
     step: int
@@ -326,7 +333,7 @@ AnyEvent = (
 
 
 class Welcome(Event, frozen=True, kw_only=True, tag="welcome"):
-    """The keeper's first frame to a viewer: the number its replies will carry."""
+    """The keeper's first frame to a viewer. Replies to this viewer carry the `client` number."""
 
     version: int
     client: int
@@ -334,13 +341,13 @@ class Welcome(Event, frozen=True, kw_only=True, tag="welcome"):
 
 
 class Refused(Event, frozen=True, kw_only=True, tag="refused"):
-    """The keeper's last frame to a viewer it closes, with the reason."""
+    """The keeper's last frame to a viewer before it closes the connection, with the reason."""
 
     reason: str
 
 
 class LevelSent(msgspec.Struct, frozen=True, kw_only=True):
-    """One level of a `Pyramid`: bins of `width` steps, `array('d')` bytes, channels contiguous within a bin."""
+    """One level of a `Pyramid`: bins of `width` steps, bytes of an `array('d')`, channels contiguous within a bin."""
 
     width: int
     bins: bytes
@@ -349,11 +356,11 @@ class LevelSent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HistorySent(Event, frozen=True, kw_only=True, tag="history"):
-    """All a viewer needs to draw the run so far; the live stream goes on right behind it.
+    """Everything a viewer needs to draw the run so far. The live stream continues right after it.
 
-    `line` are interventions, marks and evaluations under the segment they lie in now that some were left behind. `rows`
-    names the channels of each segment's `grads`: the layers it has now, then those it had. `smoothed` is what the
-    moving average of the loss goes on from.
+    `line` are interventions, marks and evaluations, with the segment that each belongs to after undos. `rows` names the
+    channels of each segment's `grads`: its current layers, then those it had before. `smoothed` is the state of the
+    moving average of the loss.
     """
 
     facts: list[AnyEvent]

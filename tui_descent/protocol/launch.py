@@ -1,4 +1,4 @@
-"""How a run is handed from the command line to its keeper and on to its trainer: one file in the run's folder."""
+"""Settings of one run, stored in its folder. The command line writes them; keeper and trainer read them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import Any
 
 import msgspec
 
-from tui_descent.protocol.handing import socket_pair
+from tui_descent.protocol.inherited_fds import socket_pair
 from tui_descent.protocol.ring import ring_file
 
-# The trainer finds its run by these: the run's folder, the inherited socket to the keeper and the memory both share.
+# Environment variables of the trainer: the run's folder, the inherited socket to the keeper, the shared memory.
 ENV_FOLDER = "TUI_DESCENT_RUN"
 ENV_LINK = "TUI_DESCENT_LINK"
 ENV_RING = "TUI_DESCENT_RING"
@@ -27,13 +27,13 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "M
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
-    """One run's orders. `command` is an own script; otherwise the scenario is trained.
+    """The settings of one run. It runs the user's `command` if given, otherwise it trains the scenario.
 
-    `attended`: a person watches, so the run waits at its end, is held on a fault, and ends when the last viewer leaves.
-    `pace` is in steps a second, None as fast as it goes. `watch_at` forces readings at these steps.
-    `curvature` has it read from the start on, `curvature_at` at these steps; before `range_at` the
-    learning rates are tested. `undo_budget` is the memory for all snapshots together, in bytes: 0 for none at all,
-    None for a share of what is free on their device.
+    `attended`: a person watches. The run then waits at its end, is held on a failure, and ends when the last viewer
+    leaves. `pace` is in steps per second, None for full speed. `watch_at` forces readings at these steps. `curvature`
+    measures the curvature from the start on; `curvature_at` measures it at these steps.
+    `range_at` are the steps before which a range test runs. `undo_budget` is the memory for all snapshots together, in
+    bytes; 0 keeps none, None takes a share of what is free on their device.
     """
 
     run: str
@@ -55,16 +55,15 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def path(self) -> Path:
-        """The run's folder."""
         return Path(self.folder)
 
     def write(self) -> None:
-        """Put it into its folder. Raises `OSError`."""
+        """Write the settings into the run's folder. Raises `OSError`."""
         (self.path / LAUNCH_FILE).write_bytes(msgspec.json.encode(self))
 
     @classmethod
     def read(cls, folder: Path) -> Launch:
-        """The run's orders. Raises `OSError` or `msgspec.DecodeError`."""
+        """Read the settings from the run's folder. Raises `OSError` or `msgspec.DecodeError`."""
         return msgspec.json.decode((folder / LAUNCH_FILE).read_bytes(), type=cls)
 
 
@@ -84,10 +83,10 @@ PARENT = "--parent"
 
 
 @contextlib.contextmanager
-def shared(launch: Launch) -> Iterator[tuple[socket.socket, socket.socket, int]]:
-    """Our end of the line, the other process's end, and the ring's file, for a process that is started inside.
+def open_connection(launch: Launch) -> Iterator[tuple[socket.socket, socket.socket, int]]:
+    """Our socket, the other process's socket and the ring's file descriptor, for a process started inside the `with`.
 
-    Theirs is closed behind it, ours and the file only where it could not be started. Raises `OSError`.
+    At the end their socket is closed here. Ours and the file are closed only on an exception. Raises `OSError`.
     """
     with contextlib.ExitStack() as failed:
         ours, theirs = socket_pair()
@@ -100,11 +99,9 @@ def shared(launch: Launch) -> Iterator[tuple[socket.socket, socket.socket, int]]
 
 
 def start_keeper(launch: Launch, *, trainer: tuple[socket.socket, int] | None = None) -> subprocess.Popen[bytes]:
-    """Start a keeper in a session of its own, out of reach of a hang-up.
+    """Start a keeper in its own session, so that closing the terminal does not end it. Raises `OSError`.
 
-    `trainer`: the caller is, its socket's other end and the file of the ring that both will share.
-
-    Raises `OSError`.
+    `trainer` is given if the caller is the trainer: the keeper's socket and the file descriptor of the shared ring.
     """
     command = [sys.executable, "-m", "tui_descent.keeper.process", launch.folder]
     shared = [] if trainer is None else [trainer[0].fileno(), trainer[1]]

@@ -1,4 +1,4 @@
-"""What a learning-rate range test tells: the loss over rates, and the loss along the next update."""
+"""The result of a learning-rate range test: the loss over rates, and the loss along the next update."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import msgspec
 
 
 class RatesSwept(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="range_test"):
-    """Before update `step`, with everything put back as it was; the run goes on as if it had not been made.
+    """A range test was run before update `step`, and the state was restored. The run continues unchanged.
 
-    `losses[i]` is the training loss of the next batch after an update at `rates[i]`, the sweep's updates one upon the
-    other; `still[i]` is that batch's loss with the weights as they are, `level` the mean of those. `smooth` is what is
-    judged: `level` and the moving average of `losses − still`. `rate` is the next update's own, `ended_at` the one
-    whose loss ended the sweep early, if any did. `lowest` is the rate of the smoothed minimum and `suggestion` a tenth
-    of it; None where the curve tells of none, for the reason in `words`.
+    The test makes updates at increasing `rates`, each starting from the result of the one before. `losses[i]` is the
+    training loss of the next batch after the update at `rates[i]`. `still[i]` is that batch's loss with the weights
+    from before the test, and `level` is the mean of `still`. `smooth` is `level` plus the moving average of
+    `losses − still`. `rate` is the run's current rate. `ended_at` is the rate whose loss ended the test early, or None.
+    `lowest` is the rate with the smallest `smooth`, and `suggestion` a tenth of it; both are None if the curve has no
+    clear minimum, for the reason in `words`.
 
-    `ahead[j]` is the loss of the next batch at θ + `scales[j]`·d, d being the update that comes next, so that scale 1
-    is where it leads; empty where it moves nothing. Infinite or not a number where the loss is.
+    `ahead[j]` is the loss of the next batch at θ + `scales[j]`·d, where d is the run's next update; it is empty if d is
+    0. Values may be infinite or NaN.
     """
 
     segment: int
@@ -36,5 +37,5 @@ class RatesSwept(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", t
 
     @property
     def against(self) -> list[float]:
-        """The losses without what made their batches hard or easy: `losses − still`, upon `level`."""
+        """The losses corrected for the difficulty of their batches: `losses − still + level`."""
         return [loss - still + self.level for loss, still in zip(self.losses, self.still, strict=True)]

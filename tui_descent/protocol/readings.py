@@ -1,4 +1,4 @@
-"""The columns of a reading, in the order they stand in shared memory, and how rows become an event."""
+"""The columns of a reading in shared memory, and the conversion between rows and `ReadingsTaken`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLUMNS = (
     "activation_std",
 )
 STATUSES: tuple[LayerStatus, ...] = ("used", "frozen", "unused")
-# A row's first number: a bit for each column that applies, then two bits of status, then the age in steps.
+# The first number of a row holds one bit for each column that applies, two bits of status, and the age in steps.
 _STATUS_AT = len(COLUMNS)
 _AGE_AT = _STATUS_AT + 2
 _STATUS_BITS = {status: n << _STATUS_AT for n, status in enumerate(STATUSES)}
@@ -31,7 +31,7 @@ _STATUS_BITS = {status: n << _STATUS_AT for n, status in enumerate(STATUSES)}
 def pack_rows(
     columns: Sequence[Sequence[float | None]], *, statuses: Sequence[LayerStatus], ages: Sequence[int] | None = None
 ) -> list[tuple[float, ...]]:
-    """Layers' rows of columns with a value a layer, None where one does not apply; nor do those left out at the end."""
+    """One row per layer, from columns with one value per layer. None and missing last columns do not apply."""
     bits = [_STATUS_BITS[status] for status in statuses]
     if ages is not None:
         bits = [b | age << _AGE_AT for b, age in zip(bits, ages, strict=True)]
@@ -48,12 +48,12 @@ def pack_rows(
 
 
 def pack_row(values: Sequence[float | None], *, status: LayerStatus = "used", age: int = 0) -> tuple[float, ...]:
-    """One layer's row; columns left out at the end do not apply."""
+    """One layer's row. None and missing last values do not apply."""
     return pack_rows([[value] for value in values], statuses=[status], ages=[age])[0]
 
 
 def unpack(record: ReadingRecord) -> ReadingsTaken:
-    """The event of a record. A column that applies to no layer is left out."""
+    """Convert a record to an event. A column that applies to no layer is left out."""
     masks = [int(row[0]) for row in record.rows]
     return ReadingsTaken(
         segment=record.segment,

@@ -1,4 +1,4 @@
-"""The reply to a command, as events: what a turn did, that something was done, or why not."""
+"""Replies to commands, as events: a knob was changed, a command was carried out, or it was rejected."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from tui_descent.protocol.rewinding import KnobState
 
 
 class KnobTurned(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="intervention"):
-    """An intervention acts from update `step` on. `old` and `new` were read back from the trainer.
+    """An intervention that takes effect at update `step`.
 
-    `way`, `scale` and `where` are the resolved ones. `function_change` is the largest change of any of the net's
-    outputs on a fixed batch of training samples, before the next update; `loss_before` and `loss_after` are the loss on
-    it. A change on a longer way shows in them only what it does at once. `note` says what came along with it.
-    `value` is what was asked for, exact where `old` and `new` are rounded; `turns` requests were made as this one.
-    `parameters` are of the value chosen. `knobs` are those that stand otherwise now, the whole net's where one layer's
-    was turned.
+    `old` and `new` are read back from the run and may be rounded; `value` is the exact value that was requested.
+    `way`, `scale` and `where` are resolved, never `auto`. `parameters` belong to the value. `turns` is the number of
+    requests that were combined into this intervention. `note` describes side effects. `knobs` are all knobs whose
+    value has changed; a change of one layer is listed with the whole net's value.
+
+    `function_change` is the largest absolute change of the net's outputs on a fixed batch of training samples, before
+    the next update. `loss_before` and `loss_after` are the loss on that batch. A gradual change shows only its
+    immediate effect in these three.
     """
 
     id: int
@@ -43,7 +45,7 @@ class KnobTurned(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", t
 
     @property
     def again(self) -> TurnKnob:
-        """The command that, given before the same update, does the same to the last bit."""
+        """The command that has bitwise the same effect if given before the same update."""
         return TurnKnob(
             knob=self.knob,
             target=self.target,
@@ -56,7 +58,7 @@ class KnobTurned(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", t
 
 
 class CommandDone(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="done"):
-    """The reply to a command that turns no knob."""
+    """The reply to a command that does not change a knob."""
 
     client: int
     request: int
@@ -66,7 +68,7 @@ class CommandDone(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", 
 
 
 class CommandRejected(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="rejected"):
-    """Nothing was changed, and why."""
+    """A command was rejected; nothing was changed."""
 
     client: int
     request: int

@@ -1,4 +1,4 @@
-"""Going back in a run, as events, and the values its knobs then have."""
+"""Events of undo and redo."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class KnobState(msgspec.Struct, frozen=True, kw_only=True):
-    """A knob's present value as the trainer read it back, or why it cannot act in this run."""
+    """A knob's current value, read back from the run, or why it is not available."""
 
     name: str
     value: str = ""
@@ -14,7 +14,7 @@ class KnobState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SnapshotTaken(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="snapshot"):
-    """The exact state before update `step` can be gone back to.
+    """The exact state before update `step` was kept for undo.
 
     All snapshots together take `used_bytes` of `budget_bytes` memory.
     """
@@ -27,7 +27,7 @@ class SnapshotTaken(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"
 
 
 class Ghost(msgspec.Struct, frozen=True, kw_only=True):
-    """A stretch of a segment that was left behind: its steps `first` to `last`. `undone` is the intervention's id."""
+    """Steps `first` to `last` of a segment, abandoned by an undo of the intervention with id `undone`."""
 
     segment: int
     first: int
@@ -37,10 +37,10 @@ class Ghost(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rewound(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="rewound"):
-    """The run stands where it stood before update `to_step` of `to_segment`, and goes on as `segment` from `step` on.
+    """The state before update `to_step` of `to_segment` was restored. The run continues as `segment`.
 
-    `step` is `to_step` but in a foreign loop, whose own counter goes on. `what` was undone or, `back = False`, redone;
-    `in_force` are the ids of the interventions that still act.
+    The next update is `step`. It equals `to_step`, except in a user loop, whose step counter continues. `what` was
+    undone, or redone if `back` is False. `in_force` are the ids of the interventions that are still in effect.
     """
 
     from_segment: int
@@ -55,9 +55,9 @@ class Rewound(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=
     knobs: tuple[KnobState, ...] = ()
 
     def words(self) -> tuple[str, str, str]:
-        """What was undone or redone, where the run stands now, and where it was: in the same words everywhere."""
+        """What was undone or redone, the current position, and the earlier one."""
         what = f"{'undone' if self.back else 'redone'}: {self.what}"
         now = f"now at step {self.step:,} of segment {self.segment}"
-        if self.step != self.to_step:  # a loop of one's own goes on counting
+        if self.step != self.to_step:  # a user loop's step counter continues
             now = f"state of step {self.to_step:,}, {now}"
         return what, now, f"was at {self.from_step:,} of segment {self.from_segment}"

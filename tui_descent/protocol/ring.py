@@ -1,10 +1,9 @@
-"""The shared memory between one trainer (writer) and one keeper (reader): losses, readings, the command flag.
+"""Shared memory between the trainer (writer) and the keeper (reader): two ring buffers and the command flag.
 
-One file without a name, mapped by both; it outlives either and goes with the last. It lies in memory where the system
-has such files, not on a disk, whose pages stop the writer for 35 µs each time they have been written back, and for as
-long as a network's disk likes. The trainer lays it out with all of it reserved, where the system can, since what is
-missing would kill by SIGBUS at some later step. Single writer, single reader; a record counts once its number is in
-place.
+Both processes map one unnamed file. It exists until both have ended. On Linux it is in memory, because a write to a
+page that the kernel has just written back to disk takes 35 µs, and much longer on a network file system. The trainer
+reserves the whole size at the start, because a missing page would raise SIGBUS at a later step. There is one writer and
+one reader. A record is valid once its number has been written.
 """
 
 from __future__ import annotations
@@ -22,20 +21,20 @@ from pathlib import Path
 
 import msgspec
 
-from tui_descent.protocol.handing import out_of_the_way
+from tui_descent.protocol.inherited_fds import move_to_high_fd
 
 MAGIC = 0x7D1E5CE7
 LAYOUT = 4
 HEADER_BYTES = 4096
-# Offsets of the header's single words. The trainer writes all; the keeper raises FLAG.
+# Offsets in the header. The trainer writes both; the keeper only sets FLAG.
 HEARTBEAT, FLAG = 256, 512
 
-# number + 1, step, loss, lr, time_s, segment, skipped, number + 1. Written from front to back; whoever reads looks at
-# the last number first and at the first one last, and has a record where both are the one expected.
+# number + 1, step, loss, lr, time_s, segment, skipped, number + 1. It is written from front to back. The reader checks
+# the last number before and the first number after reading; the record is valid if both are the expected one.
 STEP = struct.Struct("<QqdddiIQ")
 NUMBER_AT = STEP.size - 8
 STEP_CAPACITY = 1 << 17
-# Readings for as long as these bytes allow, within these bounds: a fast loop makes a thousand a second on demand.
+# As many readings as fit into READINGS_BYTES, within these bounds. A fast loop can make a thousand per second.
 READINGS_BYTES = 4 << 20
 FEWEST_READINGS, MOST_READINGS = 32, 1024
 # number + 1, step, segment, rows, structure, global_grad_norm, watch_cost, global_cosine, grad_norm_preclip
@@ -44,12 +43,12 @@ _pack_step = STEP.pack_into
 _head = struct.Struct("<IIIIII")
 _word = struct.Struct("<Q")
 _real = struct.Struct("<d")
-# Linux 5.14's, which Python has no name for: all pages at hand at once, where the first step in each would wait for it.
+# MADV_POPULATE_WRITE of Linux 5.14, which Python does not name: map all pages now, so that no step waits for one.
 _POPULATE_WRITE = 23
 
 
 class StepRecord(msgspec.Struct, frozen=True):
-    """One update as the trainer wrote it."""
+    """One update. `time_s` is measured from the run's start."""
 
     step: int
     loss: float
@@ -60,44 +59,44 @@ class StepRecord(msgspec.Struct, frozen=True):
 
 
 class ReadingRecord(msgspec.Struct, frozen=True):
-    """One reading: a row a layer, `1 + columns` wide, that starts with the bits of the columns that apply.
+    """One reading: `1 + columns` numbers per layer. The first is a bit set that `readings.py` defines.
 
-    `structure` numbers the list of layers that the rows are of.
+    `structure` is the number of the list of layers that the rows belong to.
     """
 
     step: int
     segment: int
     global_grad_norm: float
     watch_cost: float
-    global_cosine: float  # NaN where there is none
+    global_cosine: float  # NaN if not measured
     rows: list[tuple[float, ...]]
-    grad_norm_preclip: float = math.nan  # where nothing is clipped
+    grad_norm_preclip: float = math.nan  # NaN without clipping
     structure: int = 0
 
 
 def ring_file(folder: Path) -> int:
-    """A file descriptor for a ring to come: of memory where the system has such files, else of `folder`'s disk.
+    """A file descriptor for a new ring: in memory if the system supports it, otherwise an unnamed file in `folder`.
 
-    Whoever starts the other process makes it and hands it on. Raises `OSError`.
+    The process that starts the other one creates it and passes it on. Raises `OSError`.
     """
     if hasattr(os, "memfd_create"):
-        with contextlib.suppress(OSError):  # a sandbox may forbid it
-            return out_of_the_way(os.memfd_create("tui-descent", os.MFD_CLOEXEC))
+        with contextlib.suppress(OSError):  # a sandbox may not allow it
+            return move_to_high_fd(os.memfd_create("tui-descent", os.MFD_CLOEXEC))
     file, name = tempfile.mkstemp(dir=folder)
     os.unlink(name)
-    return out_of_the_way(file)
+    return move_to_high_fd(file)
 
 
 class Ring:
-    """The mapped file. Lay it out in the trainer, open it in the keeper. A reading has room for `layers` rows."""
+    """The mapped file: `create` it in the trainer, `open` it in the keeper. A reading has at most `layers` rows."""
 
     def __init__(self, memory: mmap.mmap) -> None:
         self._memory = memory
         magic, layout, self._steps, self._readings, self.layers, self.columns = _head.unpack_from(memory, 0)
         if magic != MAGIC or layout != LAYOUT:
-            raise ValueError(f"the shared memory is no ring of layout {LAYOUT}")
+            raise ValueError(f"the shared memory is not a ring of layout {LAYOUT}")
         self._row = struct.Struct(f"<{1 + self.columns}d")
-        self._rows = struct.Struct("<")  # as many as the last reading had
+        self._rows = struct.Struct("<")  # as many rows as the last reading had
         self._slot_bytes = READING_HEAD.size + self.layers * self._row.size
         self._readings_at = HEADER_BYTES + self._steps * STEP.size
         self._written = 0
@@ -108,12 +107,12 @@ class Ring:
 
     @classmethod
     def create(cls, file: int, *, layers: int, columns: int, steps: int = STEP_CAPACITY) -> Ring:
-        """A fresh ring in an empty file, whose readings have `layers` rows at most.
+        """A new ring in an empty file; its readings have at most `layers` rows.
 
-        Raises `OSError` when there is no room for it, and where the file has one already.
+        Raises `OSError` if there is not enough space, `FileExistsError` if the file is not empty.
         """
         if os.fstat(file).st_size:
-            raise FileExistsError("there is a ring in this file")
+            raise FileExistsError("the file already holds a ring")
         slot = READING_HEAD.size + layers * (1 + columns) * 8
         readings = min(max(READINGS_BYTES // slot, FEWEST_READINGS), MOST_READINGS)
         size = HEADER_BYTES + steps * STEP.size + readings * slot
@@ -136,7 +135,7 @@ class Ring:
     # The trainer's side.
 
     def write_step(self, step: int, loss: float, lr: float, time_s: float, segment: int, skipped: bool) -> None:
-        """Append one update; overwrites the oldest when nobody has read for a whole ring."""
+        """Append one update. The oldest is overwritten if the ring is full."""
         at = HEADER_BYTES + self._written % self._steps * STEP.size
         self._written += 1
         _pack_step(self._memory, at, self._written, step, loss, lr, time_s, segment, skipped, self._written)
@@ -153,7 +152,7 @@ class Ring:
         grad_norm_preclip: float | None = None,
         structure: int = 0,
     ) -> None:
-        """Append one reading, a row a layer of the list that `structure` numbers."""
+        """Append one reading, with one row per layer of the list number `structure`."""
         assert len(rows) <= self.layers
         if self._rows.size != len(rows) * self._row.size:
             self._rows = struct.Struct(f"<{len(rows) * (1 + self.columns)}d")
@@ -166,29 +165,29 @@ class Ring:
         _word.pack_into(self._memory, at, self._readings_written)
 
     def beat(self, now_s: float) -> None:
-        """Show that the trainer is alive; `time.monotonic()`, which all processes share."""
+        """Record that the trainer is alive. `now_s` is `time.monotonic()`, which is the same in all processes."""
         _real.pack_into(self._memory, HEARTBEAT, now_s)
 
     def flagged(self) -> bool:
-        """Whether the keeper has said "look at your commands"."""
+        """Whether the keeper has set the command flag."""
         return self._memory[FLAG] != 0
 
     def lower_flag(self) -> None:
-        """Say that the look begins: lowered before the commands are read, so that none sent meanwhile is missed."""
+        """Clear the command flag. Do so before reading commands: one sent meanwhile sets it again."""
         self._memory[FLAG] = 0
 
     # The keeper's side.
 
     def raise_flag(self) -> None:
-        """Tell the trainer to look at its commands; raised after they are sent."""
+        """Set the command flag, after sending commands, so that the trainer reads them."""
         self._memory[FLAG] = 1
 
     def heartbeat(self) -> float:
-        """When the trainer last showed itself."""
+        """When the trainer last called `beat`, in the seconds of `time.monotonic()`."""
         return float(_real.unpack_from(self._memory, HEARTBEAT)[0])
 
     def read_steps(self, *, limit: int = 4096) -> list[StepRecord]:
-        """The next unread updates, at most `limit`; `missed` counts those overwritten before they were read."""
+        """The next unread updates, at most `limit`. `missed` counts those overwritten before they were read."""
         found: list[StepRecord] = []
         while len(found) < limit:
             at = HEADER_BYTES + (self._read % self._steps) * STEP.size
@@ -206,17 +205,17 @@ class Ring:
         return found
 
     def _skip_to_oldest(self, number: int) -> None:
-        # The slot was written a round later than expected: all up to one ring before that write is gone. Half a
-        # ring more is given up, or the writer would overtake again at once.
-        oldest = max(number - self._steps + self._steps // 2, self._read + 1)  # forward, whatever is written there
+        # The slot has already been overwritten, so all records up to one ring before `number` are lost. Skip half a
+        # ring more; otherwise the writer would overtake the reader again at once.
+        oldest = max(number - self._steps + self._steps // 2, self._read + 1)  # never backwards, whatever `number` is
         self.missed += oldest - self._read
         self._read = oldest
 
     def read_readings(self) -> Iterator[ReadingRecord]:
-        """The unread readings that are still there, oldest first; `missed_readings` counts the others."""
+        """The unread readings, oldest first. `missed_readings` counts those overwritten before they were read."""
         number = self._readings_read + 1
         while (held := self._reading_number((number - 1) % self._readings)) >= number:
-            if held > number:  # a round later than expected
+            if held > number:  # the slot has already been overwritten
                 newest = max(self._reading_number(n) for n in range(self._readings))
                 oldest = max(newest - self._readings + 1, number + 1)
                 self.missed_readings += oldest - number
@@ -226,7 +225,7 @@ class Ring:
             head = READING_HEAD.unpack_from(self._memory, at)
             _, step, segment, count, structure, grad_norm, cost, cosine, preclip = head
             place = at + READING_HEAD.size
-            # Of a slot that is being written over the count may be anything.
+            # The count may be garbage if the slot is being overwritten at this moment.
             rows = [
                 self._row.unpack_from(self._memory, place + n * self._row.size) for n in range(min(count, self.layers))
             ]
@@ -241,6 +240,5 @@ class Ring:
         return int(_word.unpack_from(self._memory, self._readings_at + slot * self._slot_bytes)[0])
 
     def close(self) -> None:
-        """Unmap it."""
         with contextlib.suppress(BufferError):
             self._memory.close()

@@ -1,1 +1,1 @@
-"""What is to be trained, and what can be turned. Standard library, msgspec and the protocol only."""
+"""What is trained, and which knobs there are. Imports the standard library, msgspec and `protocol` only."""

@@ -1,4 +1,4 @@
-"""What a preset promises and whether a run kept it: read off the run's events alone."""
+"""Claims of a preset, checked from the events of a run."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from tui_descent.protocol.events import (
 from tui_descent.scenario.spec import Claim
 
 METRICS = {
-    "loss": "training loss of update `at`; without `at`, the run's final loss",
+    "loss": "training loss of update `at`; without `at`, the final loss of the run",
     "loss_mean": "mean training loss of the 20 updates before `at`",
     "loss_ratio": "loss_mean over the loss of update 0",
     "accuracy": "held-out accuracy at the run's end",
-    "first_to_last_grad": "grad_rms of the first block's weight over the last block's, at `at`",
-    "global_grad_norm": "L2 norm of all gradients together as the optimizer receives them, at `at`",
+    "first_to_last_grad": "grad_rms of the first block's weight divided by the last block's, at `at`",
+    "global_grad_norm": "L2 norm of all gradients as the optimizer receives them, at `at`",
     "grad_norm_preclip": "the same before clipping, at `at`; only while clip is on",
     "update_ratio": "median over the layers of ‖Δ‖/‖W‖, at `at`",
     "sharpness": "largest Hessian eigenvalue λmax on the probe batch, with the weights before update `at`",
-    "lambda_min": "smallest Hessian eigenvalue, likewise; under 0 at a saddle",
-    "negative_fraction": "share of the Hessian's eigenvalues under 0, likewise",
-    "stability_limit": "the λmax above which this optimizer's steps grow: 2/η for plain gradient descent, likewise",
-    "edge": "λmax over that limit, of the preconditioned Hessian for Adam and RMSprop; 1 is the edge of stability",
+    "lambda_min": "smallest Hessian eigenvalue, measured the same way; negative at a saddle",
+    "negative_fraction": "share of negative Hessian eigenvalues, measured the same way",
+    "stability_limit": "the λmax above which this optimizer's steps grow; 2/η for plain gradient descent",
+    "edge": "λmax divided by that limit (Adam, RMSprop: of the preconditioned Hessian); 1 is the edge of stability",
     "position": "the surface's first parameter after the last update",
     "status": "how the run ended: finished, diverged, failed, stopped",
-    "steps": "updates made",
+    "steps": "number of updates",
 }
 NEEDS_READING = frozenset({"first_to_last_grad", "global_grad_norm", "grad_norm_preclip", "update_ratio"})
 NEEDS_CURVATURE = frozenset({"sharpness", "lambda_min", "negative_fraction", "stability_limit", "edge"})
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """A claim, what was found, and whether it holds."""
+    """A claim, the value found, and whether the claim holds."""
 
     claim: Claim
     found: float | str | None
@@ -59,7 +59,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def promised(claim: Claim) -> str:
-    """The promise in words: `below 1e-06`."""
+    """The claim's condition as text: `below 1e-06`."""
     parts = []
     if claim.below is not None:
         parts.append(f"below {claim.below:g}")
@@ -72,20 +72,20 @@ def promised(claim: Claim) -> str:
 
 
 class Transcript:
-    """The numbers of one run that claims are made about, gathered from its events."""
+    """The values of one run that claims refer to, collected from its events."""
 
     def __init__(self, events: Iterable[AnyEvent] = ()) -> None:
         self.losses: dict[int, float] = {}
         self.readings: dict[int, ReadingsTaken] = {}
         self.curvatures: dict[int, CurvatureTaken] = {}
         self.evaluated: dict[int, Evaluated] = {}
-        self.layers: dict[int, tuple[Layer, ...]] = {}  # the lists that readings have rows of, by number
+        self.layers: dict[int, tuple[Layer, ...]] = {}  # by the `structure` number that readings carry
         self.ended: RunEnded | None = None
         for event in events:
             self.add(event)
 
     def add(self, event: AnyEvent) -> None:
-        """Take note of one event."""
+        """Record one event."""
         match event:
             case StepsCompleted():
                 self.losses.update(zip(range(event.first, event.first + len(event.losses)), event.losses, strict=True))
@@ -105,7 +105,7 @@ class Transcript:
                 pass
 
     def metric(self, name: str, at: int | None) -> float | str | None:
-        """A metric's value, or None where the run has none."""
+        """A metric's value; None if the run has none."""
         if name in NEEDS_READING:
             return self._reading_metric(name, at)
         if name in NEEDS_CURVATURE:
@@ -153,9 +153,9 @@ class Transcript:
 
 
 def first_to_last_grad(layers: Sequence[Layer], reading: ReadingsTaken) -> float | None:
-    """grad_rms of the first block's weights over the last block's, from a reading whose rows are of these layers.
+    """grad_rms of the first block's weights divided by the last block's. `layers` are the rows of the reading.
 
-    None without two blocks or where the last is 0.
+    None if there are fewer than two blocks or the last value is 0.
     """
     rms = reading.values.get("grad_rms", [])
     blocks = [layer.block for layer in layers if layer.block is not None]
@@ -166,12 +166,12 @@ def first_to_last_grad(layers: Sequence[Layer], reading: ReadingsTaken) -> float
 
 
 def _weight_of(layers: Sequence[Layer], block: int) -> int:
-    """The place of the block's largest layer: its matrix, not its norm."""
+    """The index of the block's largest layer: its weight matrix, not its norm."""
     return max((n for n, layer in enumerate(layers) if layer.block == block), key=lambda n: layers[n].params)
 
 
 def judge(claim: Claim, transcript: Transcript) -> Verdict:
-    """Whether the run kept the claim. What is missing or not a number breaks it."""
+    """Check a claim against a run. A missing or NaN value breaks the claim."""
     found = transcript.metric(claim.metric, claim.at)
     if isinstance(found, str) or isinstance(claim.equals, str):
         return Verdict(claim=claim, found=found, holds=found == claim.equals)

@@ -1,7 +1,7 @@
-"""Everything that can be turned: one table for keys, palette, command line, plan and validation.
+"""Knob commands as text: parse, check and write them. The table of knobs is in `knob_table.py`.
 
-A turn has one text form everywhere: `knob[@target]=value[,way=…][,scale=…][,where=…]`, with the value's own parameters
-behind it: `schedule=warmup_cosine,warmup=100,floor=0.1`. A comma ends a value, so the two betas are written `0.9/0.95`.
+The same text form is used everywhere: `knob[@target]=value[,way=…][,scale=…][,where=…]`. Parameters of the value
+follow it: `schedule=warmup_cosine,warmup=100,floor=0.1`. A comma ends a value, so two betas are written `0.9/0.95`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 import msgspec
 
 from tui_descent.protocol.commands import TurnKnob
-from tui_descent.scenario.knobtable import KNOBS, PACES, Knob
+from tui_descent.scenario.knob_table import KNOBS, PACES, KnobSpec
 from tui_descent.scenario.validate import Problem, convert, nearest
 
 __all__ = [
     "KNOBS",
     "PACES",
-    "Knob",
+    "KnobSpec",
     "betas_text",
     "check",
     "folded",
@@ -34,7 +34,7 @@ _OPTIONS = ("way", "scale", "where")
 
 
 def parse(text: str) -> TurnKnob:
-    """A turn from its text form, checked. Raises `ValueError` with what is allowed."""
+    """A checked command from its text form. Raises `ValueError` with what is allowed."""
     head, sign, tail = text.strip().partition("=")
     name, _, target = head.strip().partition("@")
     if name not in KNOBS:
@@ -54,7 +54,7 @@ def parse(text: str) -> TurnKnob:
         else:
             raise ValueError(f'unknown option "{key[:40]}" of {name}; allowed: {", ".join((*takes, *_OPTIONS))}')
     scale = _number(found["scale"], "scale") if "scale" in found else None
-    turn = TurnKnob(
+    command = TurnKnob(
         knob=name,
         target=target or "all",
         value=value,
@@ -63,78 +63,77 @@ def parse(text: str) -> TurnKnob:
         where=found.get("where"),
         parameters=tuple(parameters),
     )
-    return check(turn)
+    return check(command)
 
 
 def parse_at(text: str) -> tuple[int, TurnKnob]:
-    """`STEP:turn`, as `--at` takes it. Raises `ValueError`."""
-    at, sign, turn = text.partition(":")
+    """Parse `STEP:knob=value`, the form that `--at` takes. Raises `ValueError`."""
+    at, sign, command = text.partition(":")
     if not sign or not at.strip().isdecimal():
         raise ValueError(f'expected STEP:knob=value, as in 150:residual=on; found "{text[:60]}"')
-    return int(at), parse(turn)
+    return int(at), parse(command)
 
 
-def text_of(turn: TurnKnob) -> str:
-    """The text form that `parse` reads back."""
-    target = "" if turn.target == "all" else f"@{turn.target}"
-    way = f",way={turn.way}" if turn.way else ""
-    scale = f",scale={turn.scale!r}" if turn.scale is not None else ""
-    where = f",where={turn.where}" if turn.where else ""
-    parameters = "".join(f",{name}={value!r}" for name, value in turn.parameters)
-    return f"{turn.knob}{target}={turn.value}{way}{scale}{where}{parameters}"
+def text_of(command: TurnKnob) -> str:
+    """The text form; `parse` reads it back."""
+    target = "" if command.target == "all" else f"@{command.target}"
+    way = f",way={command.way}" if command.way else ""
+    scale = f",scale={command.scale!r}" if command.scale is not None else ""
+    where = f",where={command.where}" if command.where else ""
+    parameters = "".join(f",{name}={value!r}" for name, value in command.parameters)
+    return f"{command.knob}{target}={command.value}{way}{scale}{where}{parameters}"
 
 
-def check(turn: TurnKnob) -> TurnKnob:
-    """The same turn if its value is one the knob takes. Raises `ValueError` with the range."""
-    knob = KNOBS.get(turn.knob)
+def check(command: TurnKnob) -> TurnKnob:
+    """Return the command unchanged if the knob accepts it. Raises `ValueError` with what is allowed."""
+    knob = KNOBS.get(command.knob)
     if knob is None:
-        raise ValueError(f'unknown knob "{turn.knob[:40]}"; allowed: {", ".join(KNOBS)}')
-    _check_value(turn.value, knob)
-    spec_of(turn)
-    if turn.way is not None and turn.way not in knob.ways:
-        allowed = f"allowed: {', '.join(knob.ways)}" if knob.ways else f"{knob.name} has no ways"
-        raise ValueError(f'way = "{turn.way[:40]}"; {allowed}')
-    if turn.scale is not None and not (knob.takes_scale and 0 < turn.scale <= 10):
+        raise ValueError(f'unknown knob "{command.knob[:40]}"; allowed: {", ".join(KNOBS)}')
+    _check_value(command.value, knob)
+    spec_of(command)
+    if command.way is not None and command.way not in knob.ways:
+        allowed = f"allowed: {', '.join(knob.ways)}" if knob.ways else f"{knob.name} takes no way"
+        raise ValueError(f'way = "{command.way[:40]}"; {allowed}')
+    if command.scale is not None and not (knob.takes_scale and 0 < command.scale <= 10):
         allowed = "allowed: a number > 0 and ≤ 10" if knob.takes_scale else f"{knob.name} takes no scale"
-        raise ValueError(f"scale = {turn.scale:g}; {allowed}")
-    if turn.where is not None and turn.where not in knob.places:
-        allowed = f"allowed: {', '.join(knob.places)}" if knob.places else f"{knob.name} has no places"
-        raise ValueError(f'where = "{turn.where[:40]}"; {allowed}')
-    if turn.target != "all" and knob.targets == "net":
-        raise ValueError(f"{knob.name} has no targets; it acts on the whole run")
-    if turn.target == "all" and turn.value in knob.one_layer_values:
-        raise ValueError(f"{knob.name}={turn.value} asks for a layer; allowed: {knob.name}@LAYER={turn.value}")
-    return turn
+        raise ValueError(f"scale = {command.scale:g}; {allowed}")
+    if command.where is not None and command.where not in knob.places:
+        allowed = f"allowed: {', '.join(knob.places)}" if knob.places else f"{knob.name} takes no where"
+        raise ValueError(f'where = "{command.where[:40]}"; {allowed}')
+    if command.target != "all" and knob.targets == "net":
+        raise ValueError(f"{knob.name} takes no target; it acts on the whole run")
+    if command.target == "all" and command.value in knob.one_layer_values:
+        raise ValueError(f"{knob.name}={command.value} needs a layer; allowed: {knob.name}@LAYER={command.value}")
+    return command
 
 
-def spec_of(turn: TurnKnob) -> Any:
-    """The value and its parameters as the scenario's struct; None where the knob has none.
+def spec_of(command: TurnKnob) -> Any:
+    """The value and its parameters as the scenario's struct; None if the knob has no such struct.
 
     Raises `ValueError` with what is allowed.
     """
-    knob = KNOBS[turn.knob]
-    takes = knob.parameters.get(turn.value, ())
-    given = dict(turn.parameters)
+    knob = KNOBS[command.knob]
+    takes = knob.parameters.get(command.value, ())
+    given = dict(command.parameters)
     for name in given:
         if name not in takes:
             allowed = f"allowed: {', '.join(takes)}{nearest(name, takes)}" if takes else "it takes no parameters"
-            raise ValueError(f'{knob.name}={turn.value} takes no "{name[:40]}"; {allowed}')
-    if len(given) < len(turn.parameters):
-        raise ValueError(f"{knob.name}={turn.value}: a parameter is given twice")
+            raise ValueError(f'{knob.name}={command.value} takes no "{name[:40]}"; {allowed}')
+    if len(given) < len(command.parameters):
+        raise ValueError(f"{knob.name}={command.value}: a parameter is given twice")
     if knob.spec is None:
         return None
     problems: list[Problem] = []
-    spec = convert(knob.spec, {"name": turn.value, **given}, "", problems)
+    spec = convert(knob.spec, {"name": command.value, **given}, "", problems)
     if problems:
         raise ValueError("; ".join(map(str, problems)))
     return spec
 
 
 def folded(first: TurnKnob, then: TurnKnob) -> TurnKnob | None:
-    """One turn that comes to the same as `first` and `then` behind it; None where there is none.
+    """One command with the same result as `first` followed by `then`, or None if there is none.
 
-    Turns relative to now become their product, so twenty times `*1.25` is `*86.7…`; a value given exactly is overtaken
-    by the next one.
+    Relative changes are multiplied: twenty times `*1.25` become `*86.7…`. An exact value replaces an earlier one.
     """
     knob = KNOBS.get(first.knob)
     if knob is None or not knob.folds or msgspec.structs.replace(first, value=then.value) != then:
@@ -142,7 +141,7 @@ def folded(first: TurnKnob, then: TurnKnob) -> TurnKnob | None:
     try:
         check(first), check(then)
         if then.value[0] not in "*/":
-            # One relative to now might have been refused by itself, one given exactly not.
+            # A relative change might have been rejected on its own; an exact value that passed `check` would not.
             return then if first.value[0] not in "*/" else None
         value = _factor_of(first.value) * _factor_of(then.value)
         sign = "*" if first.value[0] in "*/" else ""
@@ -156,7 +155,7 @@ def _factor_of(text: str) -> float:
     return 1 / float(text[1:]) if text[0] == "/" else float(text.removeprefix("*"))
 
 
-def _check_value(value: str, knob: Knob) -> None:
+def _check_value(value: str, knob: KnobSpec) -> None:
     if value in knob.choices:
         return
     if knob.kind == "number":
@@ -172,7 +171,7 @@ def _check_value(value: str, knob: Knob) -> None:
 
 
 def new_value(text: str, old: float, *, knob: str = "lr") -> float:
-    """A number knob's new value from `0.3`, `*1.25` or `/10`. Raises `ValueError` when it leaves the knob's range."""
+    """A number knob's new value from `0.3`, `*1.25` or `/10`. Raises `ValueError` if it is outside the range."""
     row = KNOBS[knob]
     number = _factor_or_value(text, row)
     value = old * number if text[0] == "*" else old / number if text[0] == "/" else number
@@ -184,7 +183,7 @@ def new_value(text: str, old: float, *, knob: str = "lr") -> float:
 
 
 def pair(text: str) -> tuple[float, float]:
-    """Two betas from `0.9/0.95`. Raises `ValueError`."""
+    """Parse two betas, as in `0.9/0.95`. Raises `ValueError`."""
     first, sign, second = text.partition("/")
     if not sign:
         raise ValueError(f'betas = "{text[:40]}"; allowed: {KNOBS["betas"].values}')
@@ -195,31 +194,32 @@ def pair(text: str) -> tuple[float, float]:
 
 
 def betas_text(betas: tuple[float, float]) -> str:
-    """What `pair` reads back."""
+    """The text form; `pair` reads it back."""
     return f"{betas[0]:.6g}/{betas[1]:.6g}"
 
 
-def _factor_or_value(text: str, knob: Knob) -> float:
+def _factor_or_value(text: str, knob: KnobSpec) -> float:
     relative = text[:1] in ("*", "/")
     number = _number(text[1:] if relative else text, knob.name)
     if relative and 0 < number <= 1e6:
         return number
     if relative or not _inside(number, knob):
-        high = f", at most {knob.high:g}" if knob.closed else ""
+        high = f", at most {knob.high:g}" if knob.includes_high else ""
         raise ValueError(f"{knob.name} = {text[:40]}; allowed: {knob.values}{high}")
     return number
 
 
-def _inside(value: float, knob: Knob) -> bool:
+def _inside(value: float, knob: KnobSpec) -> bool:
     if not math.isfinite(value) or (knob.whole and value != int(value)):
         return False
-    above = value >= knob.low if knob.from_low else value > knob.low
-    return above and (value <= knob.high if knob.closed else value < knob.high)
+    above = value >= knob.low if knob.includes_low else value > knob.low
+    return above and (value <= knob.high if knob.includes_high else value < knob.high)
 
 
-def _range(knob: Knob) -> str:
+def _range(knob: KnobSpec) -> str:
     noun = "a whole number" if knob.whole else "a number"
-    return f"{noun} {'≥' if knob.from_low else '>'} {knob.low:g} and {'≤' if knob.closed else '<'} {knob.high:g}"
+    above, below = "≥" if knob.includes_low else ">", "≤" if knob.includes_high else "<"
+    return f"{noun} {above} {knob.low:g} and {below} {knob.high:g}"
 
 
 def _number(text: str, name: str) -> float:

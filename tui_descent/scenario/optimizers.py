@@ -1,4 +1,4 @@
-"""What optimizers are called, what can be set on them, and how a learning rate is carried from one to another."""
+"""Names and settings of the optimizers, and how a learning rate is converted from one to another."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from tui_descent.scenario.validate import nearest
 
 NAMES: tuple[str, ...] = get_args(Optimizer)
 
-# AdamW's rate over Muon's in one Muon optimizer: its matrices are scaled so that AdamW's rate is right for them too.
+# A Muon optimizer uses AdamW for some parameters. Its updates are scaled so that AdamW's rate fits both parts.
 MUON_ADAMW_RATIO = 1.0
 
 
-class Traits(msgspec.Struct, frozen=True, kw_only=True):
-    """One optimizer.
+class OptimizerTraits(msgspec.Struct, frozen=True, kw_only=True):
+    """Properties of one optimizer.
 
-    `rate` is the size of its good learning rates with Adam's as 1. `momentum` is what it starts with, None where there
-    is none to set. `decoupled_decay`: weight decay acts on the weights, not through the gradient.
+    `rate` is the magnitude of its good learning rates relative to Adam's. `momentum` is its default, None if it has
+    none. `decoupled_decay`: weight decay acts on the weights directly, not through the gradient.
     """
 
     title: str
@@ -29,40 +29,40 @@ class Traits(msgspec.Struct, frozen=True, kw_only=True):
     decoupled_decay: bool = False
 
 
-# Measured on the digits, good rates of SGD : momentum : Adam lay between 15 : 4 : 1 and 100 : 25 : 1; these are the
-# geometric middles, √(15·100) and √(4·25). Muon, scaled to AdamW's update, had its lowest loss at AdamW's best rate on
-# four of four MLPs (depth × width 4×32, 4×64, 8×32, 2×128; a grid of four rates a decade; median of three seeds).
+# Measured on the digits: good rates of SGD : momentum : Adam lie between 15 : 4 : 1 and 100 : 25 : 1. These are the
+# geometric means, √(15·100) and √(4·25). Muon, scaled to AdamW's update, reached its lowest loss at AdamW's best rate
+# on four of four MLPs (depth × width 4×32, 4×64, 8×32, 2×128; four rates per decade; median of three seeds).
 _SGD, _MOMENTUM = 1500**0.5, 10.0
-OPTIMIZERS: dict[str, Traits] = {
-    "sgd": Traits(title="SGD", rate=_SGD, momentum=0.0),
-    "momentum": Traits(title="momentum", rate=_MOMENTUM, momentum=0.9),
-    "nesterov": Traits(title="Nesterov", rate=_MOMENTUM, momentum=0.9),
-    "rmsprop": Traits(title="RMSprop", rate=1.0),
-    "adam": Traits(title="Adam", rate=1.0, betas=True),
-    "adamw": Traits(title="AdamW", rate=1.0, betas=True, decoupled_decay=True),
-    "muon": Traits(title="Muon", rate=1.0, momentum=0.95, betas=True, decoupled_decay=True),
+OPTIMIZERS: dict[str, OptimizerTraits] = {
+    "sgd": OptimizerTraits(title="SGD", rate=_SGD, momentum=0.0),
+    "momentum": OptimizerTraits(title="momentum", rate=_MOMENTUM, momentum=0.9),
+    "nesterov": OptimizerTraits(title="Nesterov", rate=_MOMENTUM, momentum=0.9),
+    "rmsprop": OptimizerTraits(title="RMSprop", rate=1.0),
+    "adam": OptimizerTraits(title="Adam", rate=1.0, betas=True),
+    "adamw": OptimizerTraits(title="AdamW", rate=1.0, betas=True, decoupled_decay=True),
+    "muon": OptimizerTraits(title="Muon", rate=1.0, momentum=0.95, betas=True, decoupled_decay=True),
 }
 
 
 class RateMapping(msgspec.Struct, frozen=True):
-    """A learning rate after a change of optimizer, and the change in words."""
+    """The learning rate after a change of optimizer, and a description of the change."""
 
     lr: float
     text: str
 
 
 def map_rate(old: str, new: str, lr: float, *, known: float | None = None) -> RateMapping:
-    """The rate that moves `new` about as far as `lr` moved `old`: `lr` times a factor, so it commutes with schedules.
+    """The rate with which `new` makes steps about as large as `old` does with `lr`.
 
-    A start, good to half a decade; where the scenario names a rate for `new` it is that one, `known`. Raises
-    `ValueError` for a name that is not in the table.
+    It is `lr` times a constant factor, so schedules are not affected. It is a starting point, good to half a decade.
+    `known`, the scenario's rate for `new`, takes precedence. Raises `ValueError` for an unknown name.
     """
     before, after = traits(old), traits(new)
     mapped = lr * (after.rate / before.rate)
     if old == new:
         return RateMapping(lr, f"{lr:.3g} stays")
     if known is None and before.rate == after.rate:
-        return RateMapping(lr, f"{lr:.3g} stays: {before.title} and {after.title} take like rates")
+        return RateMapping(lr, f"{lr:.3g} stays: {before.title} and {after.title} use similar rates")
     if known is not None:
         change = f"{lr:.3g} stays" if lr == known else f"{lr:.3g} → {known:.3g}"
         return RateMapping(known, f"{change} (the scenario's rate for {after.title})")
@@ -74,14 +74,17 @@ def map_rate(old: str, new: str, lr: float, *, known: float | None = None) -> Ra
 
 
 def known_rate(spec: OptimizerSpec, name: str) -> float | None:
-    """The rate that a scenario names for an optimizer; where it names any, `lr` is that of the one it begins with."""
+    """The scenario's rate for an optimizer, or None.
+
+    If the scenario names rates for other optimizers, its `lr` counts as the rate of the one it starts with.
+    """
     named: float | None = getattr(spec.rates, name, None)
-    own = name == spec.name and spec.rates != RatesSpec()
-    return spec.lr if named is None and own else named
+    lr_counts = name == spec.name and spec.rates != RatesSpec()
+    return spec.lr if named is None and lr_counts else named
 
 
-def traits(name: str) -> Traits:
-    """The row of the table. Raises `ValueError` with the names that are in it."""
+def traits(name: str) -> OptimizerTraits:
+    """An optimizer's properties. Raises `ValueError` with the known names."""
     if name not in OPTIMIZERS:
         hint = nearest(name, OPTIMIZERS)
         raise ValueError(f'no rate is known for the optimizer "{name[:40]}"; known: {", ".join(OPTIMIZERS)}{hint}')
@@ -89,12 +92,12 @@ def traits(name: str) -> Traits:
 
 
 def possessive(name: str) -> str:
-    """`Adam's`, for sentences."""
+    """`adam` → `Adam's`."""
     return f"{traits(name).title}'s"
 
 
 def refusal(name: str, wanted: str) -> str | None:
-    """Why `momentum` or `betas` cannot be set on the optimizer, or None when it can."""
+    """Why `momentum` or `betas` (`wanted`) cannot be set on the optimizer; None if it can."""
     row = OPTIMIZERS.get(name)
     has_momentum = row is not None and row.momentum is not None
     has_betas = row is not None and row.betas

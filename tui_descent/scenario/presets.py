@@ -1,4 +1,4 @@
-"""The shipped scenarios: found beside the package in a checkout, inside it in a wheel."""
+"""Find the shipped scenarios: next to the package in a checkout, inside it in a wheel."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tui_descent.scenario.toml import ScenarioError, read
 from tui_descent.scenario.validate import Problem, nearest
 
 PACKAGE = Path(__file__).resolve().parent.parent
-# Learner's order: what a gradient step is, a run that works, then what can go wrong.
+# In teaching order: what a gradient step is, a run that works, then what can go wrong.
 ORDER = (
     "first-descent", "healthy", "vanishing", "exploding", "dead-relu", "plateau", "saddle", "too-hot",
     "edge-of-stability", "transformer",
@@ -18,19 +18,18 @@ ORDER = (
 
 
 def folder() -> Path:
-    """The folder of preset files."""
     inside = PACKAGE / "presets"
     return inside if inside.is_dir() else PACKAGE.parent / "presets"
 
 
 def names() -> list[str]:
-    """All presets, in the order a learner meets them; what ORDER does not know comes last."""
+    """All presets in teaching order; those missing from ORDER come last."""
     found = {path.stem for path in folder().glob("*.toml")}
     return [n for n in ORDER if n in found] + sorted(found - set(ORDER))
 
 
 def path_of(name: str) -> Path:
-    """The preset's file. Raises `ScenarioError` with the nearest name."""
+    """The preset's file. Raises `ScenarioError`, with the closest name, if there is none."""
     if name in (known := names()):
         return folder() / f"{name}.toml"
     text = f"no such preset or file; presets: {', '.join(known)}{nearest(name, known)}"
@@ -38,7 +37,7 @@ def path_of(name: str) -> Path:
 
 
 def find(name_or_file: str, *, overrides: Iterable[str] = ()) -> tuple[str, Scenario]:
-    """A short name and the scenario, from a preset's name or a `.toml` file. Raises `ScenarioError`."""
+    """The short name and the scenario of a preset or a `.toml` file. Raises `ScenarioError`."""
     if name_or_file.endswith(".toml") or "/" in name_or_file:
         path = Path(name_or_file)
         return path.stem, read(path, overrides=overrides)

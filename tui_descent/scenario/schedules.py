@@ -1,7 +1,7 @@
-"""How the learning rate moves by itself: the factor on the base rate at every update, in plain Python.
+"""Closed forms of the learning-rate schedules: the factor on the base rate at every update, in plain Python.
 
-Update k of n (k from 0) uses factor(k) × the base rate. Where `torch.optim.lr_scheduler` has the same schedule it gives
-the same numbers; from update n on, where torch's go on turning or raise, the last value stays.
+Update k of n (k from 0) uses factor(k) × the base rate. The numbers equal those of `torch.optim.lr_scheduler` where it
+has the same schedule. From update n on the last value is kept; torch's schedulers would continue or raise there.
 """
 
 from __future__ import annotations
@@ -13,25 +13,29 @@ import msgspec
 
 from tui_descent.scenario.spec import ScheduleSpec
 
-# What each schedule takes, and what it takes when nothing is said.
+# The fields of each schedule, with their defaults.
 FIELDS: dict[str, dict[str, float | int]] = {
     "constant": {},
     "step": {"every": 0.3, "gamma": 0.1, "floor": 0.0},
     "cosine": {"floor": 0.0},
     "warmup_cosine": {"warmup": 0.1, "start": 0.04, "floor": 0.0},
-    "one_cycle": {"warmup": 0.3, "start": 0.04, "floor": 4e-6},  # torch's: 1/25, and 1e-4 of that
+    "one_cycle": {"warmup": 0.3, "start": 0.04, "floor": 4e-6},  # torch's defaults: start 1/25, floor start × 1e-4
     "wsd": {"warmup": 0.1, "start": 0.04, "decay": 0.2, "floor": 0.0},
     "plateau": {"patience": 100, "gamma": 0.5, "floor": 0.0},
 }
 _ALL = tuple(dict.fromkeys(field for fields in FIELDS.values() for field in fields))
 
-# "Has stopped falling", to plateau: the loss, smoothed over so many updates, is not this share under its best.
+# For plateau the loss has stopped falling when, smoothed over SMOOTHED_OVER updates, it is less than the share
+# PROGRESS below its best.
 SMOOTHED_OVER = 50
 PROGRESS = 0.01
 
 
-class Terms(msgspec.Struct, frozen=True, kw_only=True):
-    """A schedule over `total` updates with nothing left to default: lengths in updates, `start` and `floor` shares."""
+class ResolvedSchedule(msgspec.Struct, frozen=True, kw_only=True):
+    """A schedule over `total` updates with all defaults filled in.
+
+    `warmup`, `every`, `decay` and `patience` are in updates; `start` and `floor` are shares of the base rate.
+    """
 
     name: str
     total: int
@@ -44,8 +48,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     patience: int = 1
 
 
-def terms(spec: ScheduleSpec, total: int) -> Terms:
-    """What the spec means over `total` updates (at least one is reckoned with); lengths are cut to fit into it."""
+def terms(spec: ScheduleSpec, total: int) -> ResolvedSchedule:
+    """Resolve the spec for `total` updates (at least 1). Lengths are cut to fit."""
     total = max(1, total)
     given = {f: default if (v := getattr(spec, f)) is None else v for f, default in FIELDS[spec.name].items()}
     for field in ("warmup", "decay", "every"):
@@ -55,26 +59,26 @@ def terms(spec: ScheduleSpec, total: int) -> Terms:
         given["every"] = max(1, given["every"])
     if "decay" in given:
         given["decay"] = min(given["decay"], total - int(given["warmup"]))
-    return msgspec.convert({"name": spec.name, "total": total, **given}, Terms)
+    return msgspec.convert({"name": spec.name, "total": total, **given}, ResolvedSchedule)
 
 
 def factor(spec: ScheduleSpec, step: int, total: int) -> float:
     """The factor on the base rate for update `step` of `total`.
 
-    Raises `ValueError` for plateau, whose rate hangs on losses that are not known yet.
+    Raises `ValueError` for plateau, whose rate depends on future losses.
     """
     return factor_of(terms(spec, total), step)
 
 
-def factor_of(t: Terms, step: int) -> float:
-    """As `factor`, from terms made before."""
+def factor_of(t: ResolvedSchedule, step: int) -> float:
+    """Like `factor`, for a resolved schedule."""
     if t.name not in _FORMULAS:
-        raise ValueError(f"{t.name} has no curve to foretell: its rate hangs on the losses to come")
+        raise ValueError(f"{t.name} has no curve to predict: its rate depends on future losses")
     return _FORMULAS[t.name](t, min(max(step, 0), t.total))
 
 
 def curve(spec: ScheduleSpec, total: int, *, points: int = 200) -> tuple[tuple[int, float], ...]:
-    """(update, factor) at up to `points` updates from 0 to `total`, both ends among them; raises as `factor` does."""
+    """(update, factor) at up to `points` updates from 0 to `total`, both included. Raises like `factor`."""
     t = terms(spec, total)
     count = max(2, min(points, t.total + 1))
     steps = [round(n * t.total / (count - 1)) for n in range(count)]
@@ -82,27 +86,28 @@ def curve(spec: ScheduleSpec, total: int, *, points: int = 200) -> tuple[tuple[i
 
 
 def about(spec: ScheduleSpec, total: int) -> str:
-    """The curve to come in one phrase, for `total` updates."""
+    """Describe the curve over `total` updates in one phrase."""
     t = terms(spec, total)
     low = f"{t.floor:.3g} of the base rate" if t.floor >= 1e-3 else "nearly 0" if t.floor else "0"
     rise = f"up from {t.start:.2g} of the base rate over {t.warmup:,} updates, " if t.warmup else ""
     least = f", at least {low}" if t.floor else ""
     return {
-        "constant": "the base rate, always",
+        "constant": "always the base rate",
         "step": f"×{t.gamma:g} every {t.every:,} updates{least}",
         "cosine": f"half a cosine from the base rate to {low} over {t.total:,} updates",
         "warmup_cosine": f"{rise}half a cosine to {low} over {t.total - t.warmup:,}",
-        "one_cycle": f"{rise}down to {low} over {t.total - t.warmup:,}; momentum is left alone",
-        "wsd": f"{rise}level for {t.total - t.warmup - t.decay:,}, straight down to {low} over {t.decay:,}",
+        "one_cycle": f"{rise}down to {low} over {t.total - t.warmup:,}; momentum is not changed",
+        "wsd": f"{rise}constant for {t.total - t.warmup - t.decay:,}, then linearly to {low} over {t.decay:,}",
         "plateau": f"×{t.gamma:g} whenever the smoothed loss has not fallen by {PROGRESS:.0%} "
-        f"in {t.patience:,} updates{least}; no curve to foretell",
+        f"in {t.patience:,} updates{least}; depends on the loss",
     }[t.name]
 
 
 def problems(spec: ScheduleSpec, total: int | None, *, whole: str = "run.steps") -> list[tuple[str, str]]:
-    """(field, what is wrong) of what each field allows but the schedule, over a run of `total` updates, does not.
+    """Combinations of valid fields that the schedule does not allow, as (field, message).
 
-    None for a run that was shortened: lengths are then cut to fit.
+    `total` is the number of updates, None for a run that was shortened: lengths are then cut to fit instead of
+    reported. `whole` names that total in messages.
     """
     takes = FIELDS[spec.name]
     found = []
@@ -119,7 +124,10 @@ def problems(spec: ScheduleSpec, total: int | None, *, whole: str = "run.steps")
         if length > total:
             found.append((field, f"found {length:,} updates; allowed: at most {whole} = {total:,}"))
     if not found and sum(lengths.values()) > total:
-        text = f"{lengths['warmup']:,} updates up and {lengths['decay']:,} down; allowed: at most {whole} = {total:,}"
+        text = (
+            f"found {lengths['warmup']:,} updates of warmup and {lengths['decay']:,} of decay; "
+            f"allowed: together at most {whole} = {total:,}"
+        )
         found.append(("decay", text))
     return found
 
@@ -133,34 +141,34 @@ def _updates(length: float | int, total: int) -> int:
     return min(total, _raw(length, 0, total))
 
 
-def _constant(t: Terms, k: int) -> float:
+def _constant(t: ResolvedSchedule, k: int) -> float:
     return 1.0
 
 
-def _step(t: Terms, k: int) -> float:
+def _step(t: ResolvedSchedule, k: int) -> float:
     return max(t.floor, t.gamma ** (k // t.every))
 
 
-def _cosine(t: Terms, k: int) -> float:
+def _cosine(t: ResolvedSchedule, k: int) -> float:
     return _half_cosine(1.0, t.floor, k / t.total)
 
 
-def _warmup_cosine(t: Terms, k: int) -> float:
+def _warmup_cosine(t: ResolvedSchedule, k: int) -> float:
     if k < t.warmup:
         return _line(t.start, 1.0, k / t.warmup)
-    # All warm-up: the end comes right after the top.
+    # If everything is warm-up, the floor follows the maximum directly.
     return _half_cosine(1.0, t.floor, (k - t.warmup) / (t.total - t.warmup)) if t.warmup < t.total else t.floor
 
 
-def _one_cycle(t: Terms, k: int) -> float:
-    # As torch has it, the top is update warmup − 1 and the end is update n − 1.
+def _one_cycle(t: ResolvedSchedule, k: int) -> float:
+    # As in torch, the maximum is at update warmup − 1 and the end at update n − 1.
     top, end = t.warmup - 1, t.total - 1
     if k <= top:
         return _half_cosine(t.start, 1.0, k / top) if top > 0 else 1.0
     return _half_cosine(1.0, t.floor, min(1.0, (k - max(top, 0)) / (end - max(top, 0)))) if k < end else t.floor
 
 
-def _wsd(t: Terms, k: int) -> float:
+def _wsd(t: ResolvedSchedule, k: int) -> float:
     if k < t.warmup:
         return _line(t.start, 1.0, k / t.warmup)
     left = t.total - t.decay
@@ -175,7 +183,7 @@ def _half_cosine(a: float, b: float, share: float) -> float:
     return b + (a - b) * (1 + math.cos(math.pi * share)) / 2
 
 
-_FORMULAS: dict[str, Callable[[Terms, int], float]] = {
+_FORMULAS: dict[str, Callable[[ResolvedSchedule, int], float]] = {
     "constant": _constant,
     "step": _step,
     "cosine": _cosine,

@@ -1,4 +1,4 @@
-"""The scenario: validated, immutable structs. A scenario is data; it never names code to run."""
+"""The scenario as validated, immutable structs. A scenario is data and never names code to run."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Surface = Literal["fragment", "valley", "saddle", "monkey_saddle", "rosenbrock"]
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 Share = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=10_000_000)]
-Part = Annotated[float, msgspec.Meta(ge=0, lt=1)] | Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]
+ShareOrCount = Annotated[float, msgspec.Meta(ge=0, lt=1)] | Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=False):
-    """A table of the file."""
+    """A table of the scenario file."""
 
 
 class DigitsData(Spec, frozen=True, kw_only=True, tag_field="name", tag="digits"):
-    """1,797 hand-written digits, 8×8; 1,437 to train on and 360 held out."""
+    """1,797 hand-written digits of 8×8 pixels: 1,437 for training, 360 held out."""
 
     batch_size: Annotated[int, msgspec.Meta(ge=1, le=1437)] = 64
     subset: Annotated[int, msgspec.Meta(ge=10, le=1437)] | None = None
@@ -34,7 +34,7 @@ class DigitsData(Spec, frozen=True, kw_only=True, tag_field="name", tag="digits"
 
 
 class ToyData(Spec, frozen=True, kw_only=True, tag_field="name"):
-    """Points in the plane, drawn from the seed; a fifth is held out."""
+    """Points in the plane, generated from the seed; a fifth is held out."""
 
     points: Annotated[int, msgspec.Meta(ge=20, le=100_000)] = 500
     noise: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.1
@@ -59,24 +59,24 @@ class SpiralsData(ToyData, frozen=True, kw_only=True, tag="spirals"):
 
 
 class TextData(Spec, frozen=True, kw_only=True, tag_field="name", tag="text"):
-    """Windows of Python's own help pages, characters one by one; the last tenth is held out."""
+    """Windows of characters from Python's help pages; the last tenth is held out."""
 
     batch_size: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 8
 
 
 Data = DigitsData | MoonsData | CirclesData | XorData | SpiralsData | TextData
-SYMBOLS = 96  # of a text: printable ASCII and the line's end
+SYMBOLS = 96  # the characters of a text: printable ASCII and the line feed
 
 
 class ActivationSpec(Spec, frozen=True, kw_only=True):
-    """An activation; `slope` is leaky_relu's for z < 0, also of one that is turned to."""
+    """An activation. `slope` is leaky_relu's for z < 0; it also applies after a change to leaky_relu."""
 
     name: Activation = "relu"
     slope: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.01
 
 
 class InitSpec(Spec, frozen=True, kw_only=True):
-    """How weights are drawn; `std` is `normal`'s, `gain` multiplies the others', `bias` fills the blocks' biases."""
+    """Initialisation. `std` is for `normal`, `gain` scales the others, `bias` is the value of the blocks' biases."""
 
     name: Init = "he"
     std: Positive = 0.02
@@ -85,14 +85,14 @@ class InitSpec(Spec, frozen=True, kw_only=True):
 
 
 class NormSpec(Spec, frozen=True, kw_only=True):
-    """A normalisation and its place in a block: before the Linear, after it, or after the activation."""
+    """A normalisation and its place: pre (before the Linear), mid (after it) or post (after the activation)."""
 
     name: Norm = "none"
     where: Literal["pre", "mid", "post"] = "pre"
 
 
 class ResidualSpec(Spec, frozen=True, kw_only=True):
-    """A skip connection around every block: x + scale·f(x); without a scale 1/√depth."""
+    """A skip connection around every block: x + scale·f(x). The default scale is 1/√depth."""
 
     name: Switch = "off"
     scale: Annotated[float, msgspec.Meta(gt=0, le=10)] | None = None
@@ -111,7 +111,7 @@ class MlpModel(Spec, frozen=True, kw_only=True, tag_field="name", tag="mlp"):
 
 
 class ConvModel(Spec, frozen=True, kw_only=True, tag_field="name", tag="conv"):
-    """Conv3×3(1, width) → `depth` blocks of activation(Conv3×3) → mean over the places → Linear(width, classes)."""
+    """Conv3×3(1, width) → `depth` blocks of activation(Conv3×3) → mean over positions → Linear(width, classes)."""
 
     depth: Annotated[int, msgspec.Meta(ge=1, le=500)] = 4
     width: Annotated[int, msgspec.Meta(ge=1, le=512)] = 16
@@ -123,7 +123,7 @@ class ConvModel(Spec, frozen=True, kw_only=True, tag_field="name", tag="conv"):
 
 
 class TransformerModel(Spec, frozen=True, kw_only=True, tag_field="name", tag="transformer"):
-    """Symbols and places → `depth` layers of attention and MLP, a block each → logits of the next symbol."""
+    """Token and position embeddings → `depth` layers, each an attention and an MLP block → next-token logits."""
 
     depth: Annotated[int, msgspec.Meta(ge=1, le=500)] = 4
     width: Annotated[int, msgspec.Meta(ge=1, le=2048)] = 32
@@ -137,7 +137,7 @@ class TransformerModel(Spec, frozen=True, kw_only=True, tag_field="name", tag="t
 
 
 class SurfaceModel(Spec, frozen=True, kw_only=True, tag_field="name", tag="surface"):
-    """The loss is a function of one or two parameters, which start at `start`."""
+    """A loss that is a function of one or two parameters, starting at `start`."""
 
     function: Surface = "fragment"
     start: Annotated[tuple[float, ...], msgspec.Meta(min_length=1, max_length=2)] = (1.0,)
@@ -147,13 +147,13 @@ Model = MlpModel | ConvModel | TransformerModel | SurfaceModel
 
 
 class LossSpec(Spec, frozen=True, kw_only=True):
-    """The loss; a surface is its own."""
+    """The loss function; a surface takes none."""
 
     name: Literal["cross_entropy", "mse"] = "cross_entropy"
 
 
 class RatesSpec(Spec, frozen=True, kw_only=True):
-    """Learning rates known to be good for this data and net, by optimizer: a turn to one starts at its own."""
+    """Good learning rates for this data and net, by optimizer. A change to an optimizer starts with its rate."""
 
     sgd: Positive | None = None
     momentum: Positive | None = None
@@ -165,11 +165,11 @@ class RatesSpec(Spec, frozen=True, kw_only=True):
 
 
 class OptimizerSpec(Spec, frozen=True, kw_only=True):
-    """An optimizer of `torch.optim`.
+    """An optimizer and its settings.
 
-    `momentum` is momentum's, nesterov's and muon's, None for the usual (0.9; muon 0.95); `betas` are adam's, adamw's
-    and muon's; `clip` is the gradient's largest global norm, None for no clipping. `rates` are for a turn to another
-    optimizer, which otherwise carries the rate over; with any of them `lr` is for a turn back to `name`.
+    `momentum` is for momentum, nesterov and muon; None means the default (0.9; muon 0.95). `betas` are for adam, adamw
+    and muon. `clip` is the largest global gradient norm, None for no clipping. `rates` are used when a knob changes to
+    that optimizer; without them the current rate is converted. If any is given, a change back to `name` uses `lr`.
     """
 
     name: Optimizer = "sgd"
@@ -182,23 +182,23 @@ class OptimizerSpec(Spec, frozen=True, kw_only=True):
 
 
 class ScheduleSpec(Spec, frozen=True, kw_only=True):
-    """How the learning rate moves by itself; scenario/schedules.py has the formulas and what None stands for.
+    """A learning-rate schedule. `scenario/schedules.py` has the formulas and the defaults for None.
 
-    A length is a share of the steps (0.1) or a number of them (60); `start` and `floor` are shares of the base rate.
+    A length is a share of the steps (0.1) or a number of steps (60). `start` and `floor` are shares of the base rate.
     """
 
     name: Schedule = "constant"
-    warmup: Part | None = None
+    warmup: ShareOrCount | None = None
     start: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
     every: Annotated[float, msgspec.Meta(gt=0, lt=1)] | Count | None = None
     gamma: Annotated[float, msgspec.Meta(gt=0, lt=1)] | None = None
-    decay: Part | None = None
+    decay: ShareOrCount | None = None
     floor: Share | None = None
     patience: Count | None = None
 
 
 class RunSpec(Spec, frozen=True, kw_only=True):
-    """How it is run. `threads = 0` leaves one core for the screen; bits depend on the number."""
+    """How the scenario is run. `threads = 0` uses all cores but one; the number affects the last bits of results."""
 
     steps: Count = 1000
     pace: Annotated[float, msgspec.Meta(gt=0, le=1e6)] | Literal["max"] = 30.0
@@ -210,7 +210,7 @@ class RunSpec(Spec, frozen=True, kw_only=True):
 
 
 class Claim(Spec, frozen=True, kw_only=True):
-    """What a preset promises: a metric at a step, over, under or equal to a number; `given` are interventions first."""
+    """A promise about a metric, at step `at` or at the end. `given` are interventions made in that run."""
 
     metric: str
     at: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)] | None = None
@@ -221,8 +221,8 @@ class Claim(Spec, frozen=True, kw_only=True):
     given: tuple[str, ...] = ()
 
 
-class PlannedTurn(Spec, frozen=True, kw_only=True):
-    """An intervention by script, before update `at`."""
+class PlannedIntervention(Spec, frozen=True, kw_only=True):
+    """A scripted intervention before update `at`."""
 
     at: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]
     turn: str
@@ -230,7 +230,7 @@ class PlannedTurn(Spec, frozen=True, kw_only=True):
 
 
 class Scenario(Spec, frozen=True, kw_only=True):
-    """All that a run is made from, seed included."""
+    """Everything that defines a run, including the seed."""
 
     title: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
     theme: str = ""
@@ -242,17 +242,17 @@ class Scenario(Spec, frozen=True, kw_only=True):
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     run: RunSpec = RunSpec()
-    plan: tuple[PlannedTurn, ...] = ()
+    plan: tuple[PlannedIntervention, ...] = ()
 
 
 def about(scenario: Scenario) -> str:
-    """One phrase for the status line: data and network."""
+    """Data and network in one phrase, for the status line."""
     model = scenario.model
     if isinstance(model, SurfaceModel):
         return f"surface {model.function}"
     data = type(scenario.data).__struct_config__.tag if scenario.data is not None else ""
     if isinstance(model, TransformerModel):
-        return f"{data} · transformer {model.width}×{model.depth}, {model.heads} heads, {model.context} places"
+        return f"{data} · transformer {model.width}×{model.depth}, {model.heads} heads, context {model.context}"
     inputs, classes = (64, 10) if isinstance(scenario.data, DigitsData) else (2, 2)
     if isinstance(model, ConvModel):
         return f"{data} · conv 8×8→{model.width}×{model.depth}→{classes}"

@@ -1,4 +1,4 @@
-"""Scenario files: read, check, and write back out. Every complaint names the file and the place."""
+"""Read and check scenario files. Every error names the file and the place."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SURFACE_PARAMETERS = {"fragment": 1, "valley": 2, "saddle": 2, "monkey_saddle": 
 
 
 class ScenarioError(ValueError):
-    """A scenario that cannot be used: the file and all its problems."""
+    """An invalid scenario: the file and all its problems."""
 
     def __init__(self, source: str, problems: Iterable[Problem]) -> None:
         self.source = source
@@ -28,12 +28,12 @@ class ScenarioError(ValueError):
 
 
 def read(path: Path, *, overrides: Iterable[str] = ()) -> Scenario:
-    """The scenario in the file, with `place=value` overrides. Raises `ScenarioError`."""
+    """Read a scenario from a file, with `place=value` overrides. Raises `ScenarioError`."""
     return from_text(_text(path), source=str(path), overrides=overrides)
 
 
 def from_text(text: str, *, source: str, overrides: Iterable[str] = ()) -> Scenario:
-    """The scenario in a TOML text. Raises `ScenarioError`."""
+    """Read a scenario from TOML text. Raises `ScenarioError`."""
     try:
         table = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
@@ -44,7 +44,10 @@ def from_text(text: str, *, source: str, overrides: Iterable[str] = ()) -> Scena
 def from_table(
     table: Mapping[str, Any], *, source: str, overrides: Iterable[str] = (), shortened: bool = False
 ) -> Scenario:
-    """The scenario in a table of plain values; `shortened` by an override before. Raises `ScenarioError`."""
+    """Read a scenario from a table of plain values. Raises `ScenarioError`.
+
+    `shortened`: an earlier override has shortened the run, so steps beyond its end are not errors.
+    """
     plain: dict[str, Any] = msgspec.to_builtins(table)
     overrides = tuple(overrides)
     for override in overrides:
@@ -52,7 +55,7 @@ def from_table(
     problems: list[Problem] = []
     scenario = convert(Scenario, plain, "", problems)
     if scenario is not None:
-        # A run shortened by an override simply does not come to what lies behind its end.
+        # In a run shortened by an override, steps beyond the end are simply not reached.
         problems += _combinations(scenario, whole=not overrides and not shortened)
     if problems:
         raise ScenarioError(source, problems)
@@ -61,7 +64,7 @@ def from_table(
 
 
 def to_table(scenario: Scenario) -> dict[str, Any]:
-    """Plain values that `from_table` reads back to the same scenario."""
+    """The scenario as plain values; `from_table` reads them back."""
     table: dict[str, Any] = _without_none(msgspec.to_builtins(scenario))
     return table
 
@@ -110,40 +113,40 @@ def _override(table: dict[str, Any], text: str) -> None:
         if isinstance(inner, str):
             inner = table[part] = {"name": inner}
         if not isinstance(inner, dict):
-            raise ScenarioError(source, [Problem(place, f"{part} is no table here")])
+            raise ScenarioError(source, [Problem(place, f"{part} is not a table")])
         table = inner
     table[last] = item
 
 
 def _combinations(s: Scenario, *, whole: bool) -> list[Problem]:
-    """What each table allows but the whole does not."""
+    """Problems of values that are valid one by one but not together."""
     found: list[Problem] = []
     if isinstance(s.model, SurfaceModel):
         found += _surface_problems(s, s.model)
     else:
         if s.data is None:
-            found.append(Problem("data", 'missing; a network needs data, as in [data] name = "digits"'))
+            found.append(Problem("data", 'missing; a network needs data, for example [data] name = "digits"'))
         if s.run.dtype == "float64" and s.run.device == "mps":
-            found.append(Problem("run.dtype", 'mps has no float64; use float32 or device = "cpu"'))
+            found.append(Problem("run.dtype", 'MPS has no float64; use float32 or device = "cpu"'))
         found += _family_problems(s)
         if isinstance(s.data, DigitsData) and s.data.subset and s.data.batch_size > s.data.subset:
             text = f"found {s.data.batch_size}; allowed: at most data.subset = {s.data.subset}"
             found.append(Problem("data.batch_size", text))
     if s.optimizer.name == "nesterov" and s.optimizer.momentum == 0:
-        found.append(Problem("optimizer.momentum", 'found 0; nesterov needs more; or name = "sgd"'))
-    moved = schedules.problems(s.schedule, s.run.steps if whole else None)
-    found += [Problem(f"schedule.{field}", text) for field, text in moved]
+        found.append(Problem("optimizer.momentum", 'found 0; allowed for nesterov: > 0; or use name = "sgd"'))
+    schedule_problems = schedules.problems(s.schedule, s.run.steps if whole else None)
+    found += [Problem(f"schedule.{field}", text) for field, text in schedule_problems]
     for n, planned in enumerate(s.plan):
         try:
-            turn = knobs.parse(planned.turn)
+            command = knobs.parse(planned.turn)
         except ValueError as error:
             found.append(Problem(f"plan[{n}].turn", str(error)))
             continue
         if whole and planned.at >= s.run.steps:
-            text = f"found {planned.at}; allowed: under run.steps = {s.run.steps}"
+            text = f"found {planned.at}; allowed: less than run.steps = {s.run.steps}"
             found.append(Problem(f"plan[{n}].at", text))
-        if knobs.KNOBS[turn.knob].needs == "blocks" and isinstance(s.model, SurfaceModel):
-            found.append(Problem(f"plan[{n}].turn", f"{turn.knob} needs a network with blocks; a surface has none"))
+        if knobs.KNOBS[command.knob].needs == "blocks" and isinstance(s.model, SurfaceModel):
+            found.append(Problem(f"plan[{n}].turn", f"{command.knob} needs a network with blocks; a surface has none"))
     for n, claim in enumerate(s.claim):
         found += _claim_problems(s, n, whole=whole)
         if claim.metric not in METRICS:
@@ -153,33 +156,33 @@ def _combinations(s: Scenario, *, whole: bool) -> list[Problem]:
 
 
 def _family_problems(s: Scenario) -> list[Problem]:
-    """What a family of nets asks of its data and of its own fields."""
+    """Problems of a network type with its data and its own fields."""
     found: list[Problem] = []
     data = "" if s.data is None else type(s.data).__struct_config__.tag
     if isinstance(s.model, ConvModel):
         if s.data is not None and not isinstance(s.data, DigitsData):
-            found.append(Problem("data.name", f'found "{data}"; allowed: digits, the images that a conv takes'))
+            found.append(Problem("data.name", f'found "{data}"; allowed for a conv: digits'))
     elif isinstance(s.model, TransformerModel):
         if s.data is not None and not isinstance(s.data, TextData):
-            found.append(Problem("data.name", f'found "{data}"; allowed: text, the symbols that a transformer takes'))
+            found.append(Problem("data.name", f'found "{data}"; allowed for a transformer: text'))
         if s.model.width % s.model.heads:
             text = f"found {s.model.heads}; allowed: a divisor of model.width = {s.model.width}"
             found.append(Problem("model.heads", text))
         if s.model.norm.name != "none" and s.model.norm.where == "mid":
-            found.append(Problem("model.norm.where", 'found "mid"; allowed of a transformer: "pre", "post"'))
+            found.append(Problem("model.norm.where", 'found "mid"; allowed for a transformer: "pre", "post"'))
     elif isinstance(s.data, TextData):
-        found.append(Problem("data.name", 'found "text"; only a transformer takes it'))
+        found.append(Problem("data.name", 'found "text"; only a transformer can use it'))
     return found
 
 
 def _surface_problems(s: Scenario, model: SurfaceModel) -> list[Problem]:
     found = []
     if s.data is not None:
-        found.append(Problem("data", "a surface takes no data; leave the table out"))
+        found.append(Problem("data", "a surface takes no data; remove the table"))
     if s.loss is not None:
-        found.append(Problem("loss", "a surface is its own loss; leave the table out"))
+        found.append(Problem("loss", "a surface is itself the loss; remove the table"))
     if s.optimizer.name == "muon":
-        found.append(Problem("optimizer.name", "muon needs weight matrices between layers; a surface has none"))
+        found.append(Problem("optimizer.name", "muon needs weight matrices; a surface has none"))
     want = SURFACE_PARAMETERS[model.function]
     if len(model.start) != want:
         text = f"found {len(model.start)} values; allowed: {want} for {model.function}"
@@ -191,7 +194,7 @@ def _claim_problems(s: Scenario, n: int, *, whole: bool) -> list[Problem]:
     claim, place = s.claim[n], f"claim[{n}]"
     found = []
     if claim.below is None and claim.above is None and claim.equals is None:
-        found.append(Problem(place, "promises nothing; give below, above or equals"))
+        found.append(Problem(place, "has no condition; give below, above or equals"))
     if whole and claim.at is not None and claim.at > s.run.steps:
         found.append(Problem(f"{place}.at", f"found {claim.at}; allowed: at most run.steps = {s.run.steps}"))
     for k, text in enumerate(claim.given):

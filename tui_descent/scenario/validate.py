@@ -1,4 +1,4 @@
-"""From a TOML table to a struct. Every error at once: its place, what was found, what is allowed, the nearest word."""
+"""Convert a TOML table to a struct and report all errors: place, what was found, what is allowed, the closest word."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 
-# A name alone stands for the whole table: `activation = "gelu"` is `{ name = "gelu" }`.
+# A name alone may replace a table: `activation = "gelu"` means `activation = { name = "gelu" }`.
 SHORTHAND = "name"
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """One thing that is wrong, and where."""
+    """One error and its place, as in `optimizer.lr`."""
 
     place: str
     text: str
 
     def __str__(self) -> str:
-        return visible(f"{self.place}: {self.text}" if self.place else self.text)
+        return escape_controls(f"{self.place}: {self.text}" if self.place else self.text)
 
 
-def visible(text: str) -> str:
-    """What a file or a user wrote, fit for a terminal: codes that could steer it are spelled out."""
+def escape_controls(text: str) -> str:
+    """Text from a file or a user, safe to print: control characters are escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def convert(kind: Any, value: Any, place: str, problems: list[Problem]) -> Any:
-    """`value` as `kind`; what is wrong goes to `problems` and the value comes back as None."""
+    """Convert `value` to `kind`. On an error, append it to `problems` and return None."""
     kind, meta = _unwrap(kind)
     if value is None:
         problems.append(Problem(place, f"found nothing; allowed: {_allowed(kind, meta)}"))
@@ -52,7 +52,7 @@ def convert(kind: Any, value: Any, place: str, problems: list[Problem]) -> Any:
 
 
 def nearest(word: Any, words: Iterable[Any]) -> str:
-    """` — did you mean …?` for the closest of `words`, or nothing."""
+    """` — did you mean …?` with the closest of `words`, or an empty string."""
     hits = difflib.get_close_matches(str(word), [str(w) for w in words], n=1, cutoff=0.5)
     return f' — did you mean "{hits[0]}"?' if hits else ""
 
@@ -135,7 +135,7 @@ def _words(kind: Any) -> list[Any]:
 
 def _allowed(kind: Any, meta: msgspec.Meta | None) -> str:
     if len(members := _members(kind)) > 1:
-        return " or ".join(_allowed(*_unwrap(t)) for t in members if t is not type(None))
+        return " or ".join(dict.fromkeys(_allowed(*_unwrap(t)) for t in members if t is not type(None)))
     if get_origin(kind) is Literal:
         return ", ".join(f'"{w}"' for w in get_args(kind))
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):

@@ -1,4 +1,4 @@
-"""A run in words: an own loop, where a small run ended, what an error said."""
+"""Descriptions of a run: a user loop, the final position on a surface, an exception."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from tui_descent.protocol.events import KnobState, Layer, RunStarted
 
 
 def describe(error: BaseException) -> str:
-    """An exception in one line."""
+    """An exception as one line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
 def about_foreign(name: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> RunStarted:
-    """What is known of a loop that no scenario describes."""
+    """The `RunStarted` event of a user loop, still without run id, layers and knobs."""
     return RunStarted(
         run="",
         name=name,
         title=name,
-        about=f"own loop · {type(model).__name__} · {type(optimizer).__name__}",
+        about=f"your own loop · {type(model).__name__} · {type(optimizer).__name__}",
         scenario=None,
         device=next((str(p.device) for p in model.parameters()), "cpu"),
         threads=torch.get_num_threads(),
@@ -35,7 +35,7 @@ def about_foreign(name: str, model: nn.Module, optimizer: torch.optim.Optimizer)
 
 
 def position(model: nn.Module) -> tuple[float, ...] | None:
-    """The point of a run of one or two parameters."""
+    """The parameters of a model that has at most two, otherwise None."""
     parameters = list(model.parameters())
     if sum(p.numel() for p in parameters) > 2:
         return None
@@ -43,17 +43,17 @@ def position(model: nn.Module) -> tuple[float, ...] | None:
 
 
 def about_other(optimizer: object) -> str:
-    """What was handed over in an optimizer's place, and what to do."""
+    """Describe an object that was passed instead of an optimizer, for an error message."""
     found = type(optimizer).__name__
     if isinstance(optimizer, list | tuple) and optimizer:
         names = ", ".join(type(one).__name__ for one in optimizer)
-        return f"{found} of {len(optimizer)}: {names}; watch one of them, with the net it trains"
+        return f"{found} of {len(optimizer)}: {names}; watch one of them, with the model it trains"
     return found
 
 
 def started(
     about: RunStarted, run: str, model: nn.Module, layers: tuple[Layer, ...], knobs: tuple[KnobState, ...]
 ) -> RunStarted:
-    """The event of a run that `about` describes, now that its layers are known."""
+    """Complete the event `about` with the run's id, layers and knobs."""
     parameters = sum(p.numel() for p in model.parameters())
     return msgspec.structs.replace(about, run=run, parameters=parameters, layers=layers, knobs=knobs)

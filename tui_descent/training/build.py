@@ -1,4 +1,4 @@
-"""From a scenario to tensors: device, data, net, loss function, optimizer. The same seed makes the same of each."""
+"""Build everything a scenario describes: device, data, net, loss function, optimizer. The seed determines them all."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from tui_descent.training.nets.transformer import Transformer
 from tui_descent.training.optim.optimizers import make_optimizer
 from tui_descent.training.optim.schedules import Schedule, make_schedule
 
-# What the curvature is read on, at least: with fewer samples it is that of a few of them more than of the loss.
+# Curvature is measured on at least this many samples; with fewer, single samples dominate it.
 PROBE_SAMPLES = 256
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(slots=True, kw_only=True)
 class Setup:
-    """All that the loop trains with. A surface has neither batches nor a loss function: it is its own."""
+    """Everything the training loop uses. A surface has no batches and no loss function: it is itself the loss."""
 
     scenario: Scenario
     model: nn.Module
@@ -45,7 +45,7 @@ class Setup:
     device: torch.device
     batches: Batches | Windows | None
     loss_function: LossFunction | None
-    schedule: Schedule | None = None  # None: the rate stays what it is
+    schedule: Schedule | None = None  # None: constant learning rate
     _batch: tuple[Tensor, Tensor] | None = None
 
     def state(self) -> dict[str, Any]:
@@ -66,31 +66,31 @@ class Setup:
             self.batches.restore(state["batches"])
 
     def loss(self) -> Tensor:
-        """The loss of the next batch, a scalar that can go backward."""
+        """The loss of the next batch, a scalar with a graph for `backward()`."""
         if self.batches is not None:
             self._batch = self.batches.next()
         return self.forward_again()
 
     def forward_again(self) -> Tensor:
-        """The loss of the same batch once more."""
+        """The loss of the same batch, computed again."""
         if self._batch is None or self.loss_function is None:
             return self.model()  # type: ignore[no-any-return]
         x, y = self._batch
         return self.loss_function(self.model(x), y)
 
     def part(self, where: slice) -> Tensor | None:
-        """The mean loss of some of the same batch's samples; None for a surface."""
+        """The mean loss of a part of the same batch; None for a surface."""
         if self._batch is None or self.loss_function is None:
             return None
         x, y = self._batch
         return self.loss_function(self.model(x[where]), y[where])
 
     def probe(self) -> Tensor:
-        """The loss of the first training samples, the same each time, in eval mode; a full batch is probed whole."""
+        """The loss on the probe batch, in eval mode: always the first training samples, at least one batch of them."""
         return self.probed()[1]
 
     def probed(self) -> tuple[Tensor, Tensor]:
-        """The net's outputs for those samples, and their loss; a surface's output is its loss."""
+        """The net's outputs for the probe batch, and their loss. A surface's output is its loss."""
         if self.batches is None or self.loss_function is None:
             loss: Tensor = self.model()
             return loss, loss
@@ -109,7 +109,7 @@ class Setup:
         return self.batches.first(max(self.batches.size, PROBE_SAMPLES))
 
     def silent(self) -> Tensor:
-        """The loss of the probed samples where all outputs are 0: of a cross-entropy that of a guess, ln C."""
+        """The loss on the probe batch if all outputs were 0. For cross-entropy it is that of a guess, ln(classes)."""
         assert self.batches is not None
         assert self.loss_function is not None
         outputs, _ = self.probed()
@@ -117,32 +117,33 @@ class Setup:
         return self.loss_function(torch.zeros_like(outputs), y)
 
     def size(self) -> int:
-        """Samples in the same batch; 0 for a surface."""
+        """The number of samples in the last batch; 0 for a surface."""
         return 0 if self._batch is None else len(self._batch[0])
 
 
 def threads(asked: int) -> int:
-    """As asked, or all cores but one, which the screen needs."""
+    """The number of threads asked for; for 0, all cores but one, which is left for the dashboard."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return asked or max(1, cores - 1)
 
 
 def device(name: str, *, dtype: str) -> torch.device:
-    """The device; `auto` takes CUDA, then MPS, then the CPU. Raises `ValueError` when it is not there."""
+    """The device; `auto` prefers CUDA, then MPS, then the CPU. Raises `ValueError` if it is not available."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() and dtype == "float32" else "cpu")
     chosen = torch.device(name)
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"{name} is not there: torch sees {torch.cuda.device_count()} CUDA devices; try --device cpu")
+        count = torch.cuda.device_count()
+        raise ValueError(f"{name} is not available: torch finds {count} CUDA devices; try --device cpu")
     if chosen.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("mps is not there; try --device cpu")
+        raise ValueError("MPS is not available; try --device cpu")
     return chosen
 
 
 def build(scenario: Scenario, *, on: torch.device) -> Setup:
-    """Everything of the scenario on the device `on`, in its dtype."""
+    """Build the scenario on the device `on`, with its dtype."""
     run = scenario.run
     dtype = torch.float64 if run.dtype == "float64" else torch.float32
     torch.manual_seed(run.seed)
@@ -196,7 +197,7 @@ def _batches(scenario: Scenario, data: DataSet) -> Batches | Windows:
 
 
 def load(scenario: Scenario) -> DataSet:
-    """The scenario's data, on the CPU. Raises `ValueError` where it is not to be had."""
+    """Load the scenario's data, on the CPU. Raises `ValueError` if it is not available."""
     assert scenario.data is not None
     if isinstance(scenario.data, DigitsData):
         return digits.load(scenario.data)
@@ -224,5 +225,5 @@ def _loss_function(scenario: Scenario, data: DataSet) -> LossFunction:
 
 
 def _over_places(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy, the mean over every place of every sequence: (B, T, V), (B, T)."""
+    """Cross-entropy, averaged over all positions of all sequences: logits (B, T, V), targets (B, T)."""
     return F.cross_entropy(logits.flatten(0, 1), y.flatten())

@@ -13,19 +13,19 @@ import subprocess
 import time
 from pathlib import Path
 
-from tui_descent import places
+from tui_descent import paths
 from tui_descent.protocol.channel import Peer
 from tui_descent.protocol.codec import MAX_TO_VIEWER, FrameError, decode, to_trainer
 from tui_descent.protocol.commands import Order
 from tui_descent.protocol.events import AnyEvent, LayersChanged
-from tui_descent.protocol.handing import taken
+from tui_descent.protocol.inherited_fds import find_fd
 from tui_descent.protocol.launch import (
     CLAIM_FILE,
     ENV_FOLDER,
     ENV_LINK,
     ENV_RING,
     Launch,
-    shared,
+    open_connection,
     start_keeper,
     undo_budget,
 )
@@ -53,7 +53,7 @@ class Link:
         """The line of the keeper that started this process; None if there is none or it is already taken."""
         folder = os.environ.get(ENV_FOLDER)
         # A script may have closed them on its way here, or put other files in their place.
-        line, file = (taken(os.environ.get(name, "")) for name in (ENV_LINK, ENV_RING))
+        line, file = (find_fd(os.environ.get(name, "")) for name in (ENV_LINK, ENV_RING))
         if not folder or line is None or file is None:
             return None
         try:
@@ -66,10 +66,10 @@ class Link:
     def to_own_keeper(cls, name: str) -> Link:
         """Start a keeper for this loop. Raises `ChannelError` or `OSError` when the run cannot be served."""
         budget = undo_budget(None)
-        run, folder = places.new_run(name)
-        launch = Launch(run=run, name=name, folder=str(folder), socket=str(places.socket_path(run)), undo_budget=budget)
+        run, folder = paths.new_run(name)
+        launch = Launch(run=run, name=name, folder=str(folder), socket=str(paths.socket_path(run)), undo_budget=budget)
         launch.write()
-        with shared(launch) as (ours, theirs, file):
+        with open_connection(launch) as (ours, theirs, file):
             keeper = start_keeper(launch, trainer=(theirs, file))
         return cls(ours, file, launch, keeper)
 

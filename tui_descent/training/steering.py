@@ -147,7 +147,9 @@ class Steering:
         changed = (now for now, then in zip(self.states(), states, strict=True) if now != then)
         return replace(turned, knobs=tuple(state for state in changed if one or state.name != turn.knob))
 
-    def _whole_turn(self, knob: Knob, turn: TurnKnob, row: knobs.Knob, step: int, snapshot: Snapshot | None) -> Turned:
+    def _whole_turn(
+        self, knob: Knob, turn: TurnKnob, row: knobs.KnobSpec, step: int, snapshot: Snapshot | None
+    ) -> Turned:
         """Change, probe, and put all back where either raises."""
         before = self._probed(whole=False)
         transaction = Transaction(self.ground, snapshot)

@@ -10,7 +10,7 @@ from textual.widgets.option_list import Option
 
 from tui_descent.dashboard.dialogs.dialog import Dialog
 from tui_descent.dashboard.plain import plain
-from tui_descent.scenario.knobs import KNOBS, Knob, parse
+from tui_descent.scenario.knobs import KNOBS, KnobSpec, parse
 from tui_descent.scenario.optimizers import OPTIMIZERS, known_rate
 from tui_descent.scenario.optimizers import map_rate as mapped
 from tui_descent.scenario.spec import OptimizerSpec
@@ -99,6 +99,6 @@ class ChoiceDialog(Dialog[str]):
         return {"init": INITS, "norm": NORMS}.get(self._knob.name, {}).get(name, "")
 
 
-def _ways(knob: Knob) -> str:
+def _ways(knob: KnobSpec) -> str:
     """What may be typed behind the word; without it the run chooses as it suits the net."""
     return f"where={'|'.join(knob.places)} way={'|'.join(knob.ways)}"

@@ -1,4 +1,4 @@
-"""What is trained on: tensors in memory, and batches drawn from them in an order that only the seed decides."""
+"""Data sets in memory, and batches drawn from them in an order that depends only on the seed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSet:
-    """Inputs (n, features) and class numbers (n,), to train on and held out; of a text, symbols (n,) and windows."""
+    """Inputs (n, features) and class numbers (n,) for training, and the same held out.
+
+    For text, `x` and `y` are character codes (n,), and the held-out data are windows (windows, context).
+    """
 
     x: Tensor
     y: Tensor
@@ -20,11 +23,11 @@ class DataSet:
 
     @property
     def features(self) -> int:
-        """Numbers an input holds."""
+        """The number of features of an input."""
         return self.x.shape[1]
 
     def to(self, device: torch.device, dtype: torch.dtype) -> DataSet:
-        """The same data elsewhere, inputs as `dtype` unless they are numbers of symbols."""
+        """Copy the data to a device. Inputs are converted to `dtype`, unless they are character codes."""
         inputs = dtype if self.x.is_floating_point() else self.x.dtype
         return DataSet(
             x=self.x.to(device, inputs),
@@ -36,7 +39,7 @@ class DataSet:
 
 
 class Batches:
-    """Endless batches: every epoch a fresh shuffle from a generator of its own, the last short batch left out."""
+    """Endless batches. Every epoch is shuffled with its own generator; an incomplete last batch is dropped."""
 
     def __init__(self, data: DataSet, *, batch_size: int, full: bool, seed: int) -> None:
         self.data = data
@@ -49,11 +52,11 @@ class Batches:
 
     @property
     def largest(self) -> int:
-        """The largest batch there can be."""
+        """The largest possible batch size."""
         return len(self.data.x)
 
     def first(self, count: int) -> tuple[Tensor, Tensor]:
-        """The first samples, at most so many."""
+        """The first `count` samples, or all if there are fewer."""
         return self.data.x[:count], self.data.y[:count]
 
     def next(self) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The 1,797 hand-written digits that travel with the package (`DIGITS.md`: source and licence)."""
+"""The 1,797 hand-written digits shipped with the package (`DIGITS.md`: source and licence)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ PIXELS = 64
 
 
 def load(spec: DigitsData) -> DataSet:
-    """Pixels / 16, less the training mean of each pixel, over one standard deviation for all (float32)."""
+    """Load the digits: pixels / 16, minus each pixel's training mean, divided by the overall standard deviation.
+
+    Inputs are float32, (n, 64).
+    """
     raw = bytearray(lzma.decompress((Path(__file__).parent / "digits.xz").read_bytes()))
     table = torch.frombuffer(raw, dtype=torch.uint8).view(-1, PIXELS + 1)  # (1797, 65)
     x, y = table[:, :PIXELS].float() / 16, table[:, PIXELS].long()

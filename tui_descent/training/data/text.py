@@ -1,6 +1,6 @@
-"""Characters that need no download: Python's own help pages (`pydoc_data.topics`), and random windows of them.
+"""Text that needs no download: Python's help pages (`pydoc_data.topics`), and random windows of them.
 
-Every Python version has its own pages, so the same seed gives the same batches only under one version.
+The pages differ between Python versions, so a seed reproduces batches only with the same version.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from torch import Tensor
 
 from tui_descent.training.data.batches import DataSet
 
-# Fixed, whatever the pages hold: a net's shape must not depend on the Python version.
+# Fixed, so that a net's shape does not depend on the Python version.
 SYMBOLS = "\n" + "".join(sorted(set(string.printable) - set(string.whitespace) | {" "}))
-HELD_OUT = 0.1  # the last part of the text
+HELD_OUT = 0.1  # this share at the end of the text
 HELD_OUT_WINDOWS = 128
 LARGEST_BATCH = 4096
 
 
 def load(context: int) -> DataSet:
-    """Numbers of the symbols: x (n,) to train on, held out (128, context) with the next symbol of each place.
+    """Character codes: x (n,) for training, and held-out windows (128, context) with the next character as target.
 
-    About 465,000 symbols; other characters than line ends and printable ASCII are left out.
-    Raises `ValueError` where this Python has no help pages.
+    There are about 465,000 characters; all but line feeds and printable ASCII are left out.
+    Raises `ValueError` if this Python has no help pages.
     """
     codes = torch.tensor([_NUMBER[c] for c in pages() if c in _NUMBER])
     cut = round(len(codes) * (1 - HELD_OUT))
@@ -35,22 +35,22 @@ def load(context: int) -> DataSet:
 
 
 def pages() -> str:
-    """All help pages in the order of their names."""
+    """All help pages, ordered by name."""
     try:
         topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
     except ImportError as error:
-        raise ValueError("this Python comes without its help pages (pydoc_data), the text of data text") from error
+        raise ValueError("data text needs Python's help pages (pydoc_data); this Python has none") from error
     return "\n".join(topics[name] for name in sorted(topics))
 
 
 def windows(codes: Tensor, starts: Tensor, context: int) -> tuple[Tensor, Tensor]:
-    """The windows that begin at `starts` (B,), and the same one place on: each (B, context)."""
+    """The windows that begin at `starts` (B,), and the same windows shifted by one: each (B, context)."""
     places = starts[:, None] + torch.arange(context, device=starts.device)  # (B, T)
     return codes[places], codes[places + 1]
 
 
 class Windows:
-    """Endless batches of windows, each begun anywhere, by a generator that only the seed decides."""
+    """Endless batches of windows at random positions, drawn with its own generator."""
 
     def __init__(self, data: DataSet, *, batch_size: int, context: int, seed: int) -> None:
         self.data = data
@@ -62,17 +62,17 @@ class Windows:
 
     @property
     def largest(self) -> int:
-        """The largest batch there can be."""
+        """The largest possible batch size."""
         return LARGEST_BATCH
 
     def first(self, count: int) -> tuple[Tensor, Tensor]:
-        """Windows side by side from the text's beginning, as many as fit."""
+        """Adjacent windows from the beginning of the text: `count` of them, or as many as fit."""
         fit = (len(self.data.x) - 1) // self._context
         starts = torch.arange(min(count, fit), device=self.data.x.device) * self._context
         return windows(self.data.x, starts, self._context)
 
     def next(self) -> tuple[Tensor, Tensor]:
-        """The next batch: symbols and the ones that follow, each (size, context)."""
+        """The next batch: characters and the ones that follow them, each (size, context)."""
         starts = torch.randint(len(self.data.x) - self._context, (self.size,), generator=self._generator)
         return windows(self.data.x, starts.to(self.data.x.device), self._context)
 

@@ -1,4 +1,4 @@
-"""Two-dimensional sets of two classes, drawn from the seed: moons, circles, xor, spirals."""
+"""Two-dimensional data sets with two classes, generated from the seed: moons, circles, xor, spirals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HELD_OUT = 0.2
 
 
 def load(spec: ToyData, *, seed: int) -> DataSet:
-    """`points` points with Gaussian noise; classes alternate and a fifth is held out."""
+    """Generate `points` points with Gaussian noise, half of each class; a fifth is held out."""
     g = torch.Generator().manual_seed(seed)
     y = torch.arange(spec.points) % 2  # (n,)
     x = _DRAW[type(spec)](y, g)  # (n, 2)

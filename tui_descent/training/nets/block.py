@@ -1,4 +1,4 @@
-"""One block of a net and its skip connection: the stretch that activation, norm, dropout and residual knobs act on."""
+"""A block of a net and its skip connection: the unit that activation, norm, dropout and residual knobs act on."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ Where = Literal["pre", "mid", "post"]
 
 @dataclass(slots=True)
 class Skip:
-    """y = gate·x + branch·f(x): f(x) alone at gate 0 and branch 1."""
+    """y = gate·x + branch·f(x). With gate 0 and branch 1 it has no effect: y = f(x)."""
 
     branch: float
     gate: float = 1.0
 
     def join(self, x: Tensor, fx: Tensor) -> Tensor:
-        """The block's output from its input and its branch, of one shape."""
+        """The block's output from its input x and its branch f(x), which have the same shape."""
         if self.gate == 0.0 and self.branch == 1.0:
-            return fx  # exactly, even where x is infinite
+            return fx  # exact, even if x is infinite
         if self.gate == 1.0:
             return x + self.branch * fx
         return self.gate * x + self.branch * fx
 
 
 class Block(nn.Module):
-    """x → f(x) of x's shape, with an optional skip around it.
+    """x → f(x), with an optional skip connection around it. The shape stays the same.
 
-    f is norm "pre" → core → norm "mid" → activation → out → dropout → norm "post"; what is None is left out. The core
-    has weights (Linear, Conv2d, attention) and is registered under the name `kind`; `out` brings the width back where
-    the core changes it. With `sums_first` a "post" norm comes after the skip: norm(x + f(x)), as in Vaswani et al.
-    2017, arXiv 1706.03762. `places` are the norm's possible ones.
+    f is norm "pre" → core → norm "mid" → activation → out → dropout → norm "post". Parts that are None are left out,
+    and the norm is at one of the three places. The core has the weights (Linear, Conv2d, attention); it is registered
+    under the name `kind`. `out` restores the width if the core changes it. With `sums_first` a "post" norm comes after
+    the skip: norm(x + f(x)), as in Vaswani et al. 2017, arXiv 1706.03762. `places` are the allowed places of the norm.
     """
 
     def __init__(
@@ -64,23 +64,23 @@ class Block(nn.Module):
 
     @property
     def core(self) -> nn.Module:
-        """The module with the block's first weights."""
+        """The module with the block's main weights."""
         core = self._modules[self.kind]
         assert core is not None
         return core
 
     def put_norm(self, norm: nn.Module | None, where: Where) -> None:
-        """Another norm, or none, at a place; the block is then as one built that way."""
+        """Replace the norm, or remove it. Afterwards the block equals one that was built that way."""
         self.where = where
         self._register(norm=norm)
 
     def put_dropout(self, p: float) -> None:
-        """The share of numbers that training sets to 0; without any there is no such module."""
+        """Set the dropout probability. With 0 the block has no dropout module."""
         drop = nn.Dropout(p).train(self.training) if p else None
         self._register(dropout=drop)
 
     def _register(self, **changed: nn.Module | None) -> None:
-        """Register the parts in forward order, in which a run's layers are told; absent ones are plain Nones."""
+        """Register the parts in forward order, which is also the order of a run's layers. Absent parts become None."""
         parts: dict[str, nn.Module | None] = {}
         for name in ("core", "activation", "out", "dropout", "norm"):
             known = self._modules.get(self.kind if name == "core" else name)

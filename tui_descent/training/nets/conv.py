@@ -1,4 +1,4 @@
-"""A small convolutional net on square images, whose blocks can be steered."""
+"""A small convolutional net for square images, made of blocks that knobs can change."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tui_descent.training.nets.mlp import default_scale
 
 
 class ConvNet(nn.Module):
-    """stem Conv3×3(1, W) → D blocks of activation(Conv3×3(W, W)) → mean over the places → head Linear(W, classes).
+    """stem Conv3×3(1, W) → D blocks of activation(Conv3×3(W, W)) → mean over positions → head Linear(W, classes).
 
-    A norm in it is over channels and places together, of `layer` GroupNorm with one group (Wu & He 2018, arXiv
-    1803.08494), `rms` the same without the mean.
+    Norms are over channels and positions together: `layer` is a GroupNorm with one group (Wu & He 2018, arXiv
+    1803.08494), `rms` is the same without subtracting the mean.
     """
 
     def __init__(self, spec: ConvModel, *, features: int, classes: int, generator: Generator) -> None:

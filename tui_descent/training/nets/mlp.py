@@ -1,4 +1,4 @@
-"""The multilayer perceptron whose blocks can be steered."""
+"""A multilayer perceptron, made of blocks that knobs can change."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tui_descent.training.nets.block import Block, Skip
 
 
 class Mlp(nn.Module):
-    """stem Linear(in, W) → D blocks, W to W → head Linear(W, classes)."""
+    """stem Linear(in, W) → D blocks of activation(Linear(W, W)) → head Linear(W, classes)."""
 
     def __init__(self, spec: MlpModel, *, features: int, classes: int, generator: Generator) -> None:
         super().__init__()
@@ -39,5 +39,5 @@ class Mlp(nn.Module):
 
 
 def default_scale(depth: int) -> float:
-    """1/√D: with it the sum of D branches keeps the size of one."""
+    """1/√D. With it the sum of D branches has the magnitude of a single one."""
     return float(depth**-0.5)

@@ -1,4 +1,4 @@
-"""The parts a net is made of, by name: activations, norms, and how weights are drawn."""
+"""Parts of nets by name: activations, norms, linear layers, and the initialisation of weights."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from torch.nn import functional as F
 
 from tui_descent.scenario.spec import ActivationSpec, InitSpec, NormSpec
 
-# Names of the joint weights of attention: three maps, for queries, keys and values, one under the other.
+# Names of joint attention weights: the three matrices for queries, keys and values, stacked.
 JOINT = ("qkv.weight", "in_proj_weight")
 
 
 class ChannelNorm(nn.GroupNorm):
-    """LayerNorm for images (B, C, H, W): GroupNorm with one group, so over channels and places together."""
+    """LayerNorm for images (B, C, H, W), over channels and positions together: GroupNorm with one group."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(1, channels)
 
 
 class ChannelRMSNorm(nn.RMSNorm):
-    """RMSNorm for images (B, C, H, W): over channels and places together, as `ChannelNorm`, with a gain a channel.
+    """RMSNorm for images (B, C, H, W), over channels and positions together, with one gain per channel.
 
-    Over the channels of each place it would take the size of every place away, which says where something is, and no
-    gain of a channel gives that back.
+    Normalising each position separately would remove the differences in magnitude between positions, which carry
+    information, and gains per channel could not restore them.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ class ChannelRMSNorm(nn.RMSNorm):
 
 
 def activation(spec: ActivationSpec) -> nn.Module:
-    """A fresh activation module."""
+    """A new activation module."""
     if spec.name == "leaky_relu":
         return nn.LeakyReLU(spec.slope)
     plain: dict[str, type[nn.Module]] = {
@@ -50,7 +50,7 @@ def activation(spec: ActivationSpec) -> nn.Module:
 
 
 def norm(spec: NormSpec, width: int, *, images: bool = False) -> nn.Module | None:
-    """A fresh normalisation over the last dimension, of `images` over channels and places, or None."""
+    """A new norm over the last dimension, for `images` over channels and positions. None for the name `none`."""
     if spec.name == "none":
         return None
     if images:
@@ -59,14 +59,14 @@ def norm(spec: NormSpec, width: int, *, images: bool = False) -> nn.Module | Non
 
 
 def empty(kind: type[nn.Module], *args: int, **options: object) -> nn.Module:
-    """A module whose weights are yet to be drawn: so that the global random numbers are left alone."""
+    """A module with uninitialised weights. Torch's global random numbers are not used."""
     with torch.device("meta"):
         module = kind(*args, **options)
     return module.to_empty(device="cpu")
 
 
 def linear(fan_in: int, fan_out: int, init: InitSpec, generator: Generator, *, bias: float = 0.0) -> nn.Linear:
-    """A Linear drawn from the generator."""
+    """A Linear layer initialised with the generator."""
     made = empty(nn.Linear, fan_in, fan_out)
     assert isinstance(made, nn.Linear)
     draw(made.weight, init, generator)
@@ -76,12 +76,12 @@ def linear(fan_in: int, fan_out: int, init: InitSpec, generator: Generator, *, b
 
 @torch.no_grad()
 def draw(weight: Tensor, spec: InitSpec, generator: Generator, *, lookup: bool = False) -> None:
-    """Draw a weight (out, in, …) in place.
+    """Initialise a weight (out, in, …) in place.
 
     he: N(0, 2/in) (He et al. 2015, arXiv 1502.01852) · xavier: N(0, 2/(in+out)) (Glorot & Bengio 2010)
-    · lecun: N(0, 1/in) · orthogonal (Saxe et al. 2014, 1312.6120) · normal: N(0, std²).
-    `gain` multiplies the standard deviation. Of a convolution, in and out count every place of the window. Of an
-    embedding (`lookup`, weight (rows, out)) in is 1, since one row at a time is looked up.
+    · lecun: N(0, 1/in) · orthogonal (Saxe et al. 2014, arXiv 1312.6120) · normal: N(0, std²).
+    `gain` multiplies the standard deviation. For a convolution, in and out are multiplied by the size of the kernel.
+    For an embedding (`lookup`, weight (rows, out)) in is 1, because one row is looked up at a time.
     """
     if spec.name == "orthogonal":
         nn.init.orthogonal_(weight, gain=spec.gain, generator=generator)

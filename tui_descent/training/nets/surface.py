@@ -1,4 +1,4 @@
-"""Losses that are functions of one or two parameters: descent where every step can be checked by hand."""
+"""Losses that are functions of one or two parameters, so that every step can be checked by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tui_descent.scenario.spec import SurfaceModel
 
 
 class Surface(nn.Module):
-    """f(w) for one point w, shape (1,) or (2,)."""
+    """A loss f(w). The parameter w has shape (1,) or (2,)."""
 
     def __init__(self, spec: SurfaceModel) -> None:
         super().__init__()

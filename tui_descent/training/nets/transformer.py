@@ -1,6 +1,6 @@
-"""A small causal transformer on characters, whose sub-blocks can be steered.
+"""A small causal transformer for characters. Each attention and each MLP is a block that knobs can change.
 
-Shapes: B sequences, T places, W width, H heads, V symbols.
+Shapes: B sequences, T positions, W width, H heads, V vocabulary size.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from tui_descent.training.nets import parts
 from tui_descent.training.nets.block import Block, Skip
 from tui_descent.training.nets.mlp import default_scale
 
-WIDER = 4  # the MLP sub-block's inner width over W
+WIDER = 4  # inner width of the MLP block, in units of W
 
 
 class Attention(nn.Module):
-    """softmax(QKᵀ/√(W/H))·V of every head, each place looking at itself and those before it, then a Linear."""
+    """Causal self-attention, softmax(QKᵀ/√(W/H))·V for every head, followed by a Linear."""
 
     def __init__(self, width: int, heads: int, init: InitSpec, generator: Generator) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = parts.linear(width, 3 * width, init, generator)
         with torch.no_grad():
-            for part in self.qkv.weight.chunk(3):  # queries, keys and values are maps of their own, W to W
+            for part in self.qkv.weight.chunk(3):  # initialise the three W×W matrices separately
                 parts.draw(part, init, generator)
         self.out = parts.linear(width, width, init, generator)
 
@@ -39,11 +39,11 @@ class Attention(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Embedding + learned places → D layers of two blocks, attention and MLP → head Linear(W, V).
+    """Token + position embedding → D layers of two blocks, attention and MLP → head Linear(W, V).
 
-    `blocks` holds both kinds in turn: `blocks.0` is the first layer's attention, `blocks.1` its MLP, Linear(W, 4W) →
-    activation → Linear(4W, W). Residual, norm and dropout act around every one of the 2·D. A "pre" norm stands before
-    attention or MLP, a "post" one after the skip: norm(x + f(x)). No norm stands before the head.
+    `blocks` alternates: `blocks.0` is the first layer's attention, `blocks.1` its MLP, which is Linear(W, 4W) →
+    activation → Linear(4W, W). Each of the 2·D blocks has its own residual connection, norm and dropout. A "pre" norm
+    comes before the attention or MLP, a "post" norm after the skip: norm(x + f(x)). There is no norm before the head.
     """
 
     def __init__(self, spec: TransformerModel, *, symbols: int, generator: Generator) -> None:
@@ -61,7 +61,7 @@ class Transformer(nn.Module):
         self.head = parts.linear(width, symbols, spec.init, generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Symbols (B, T), T at most the context → logits of the next ones (B, T, V)."""
+        """Tokens (B, T), with T at most the context → logits of the next token (B, T, V)."""
         h = self.tokens(x) + self.places(torch.arange(x.shape[1], device=x.device))
         logits: Tensor = self.head(self.blocks(h))
         return logits

@@ -1,4 +1,4 @@
-"""Where things lie on this machine: runs, sockets, configuration. `TUI_DESCENT_HOME` puts all of them in one folder."""
+"""Folders for runs and sockets. `TUI_DESCENT_HOME`, if set, contains all of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ APP = "tui-descent"
 
 
 def runs_folder(chosen: str | None = None) -> Path:
-    """The folder of runs: as asked, else the environment's, else the user's data folder."""
+    """The folder for runs: `chosen`, else from the environment, else in the user's data folder."""
     if chosen or (chosen := os.environ.get("TUI_DESCENT_RUNS_DIR")):
         return Path(chosen).expanduser().absolute()
     if home := os.environ.get("TUI_DESCENT_HOME"):
@@ -25,7 +25,7 @@ def runs_folder(chosen: str | None = None) -> Path:
 
 
 def socket_path(run: str) -> Path:
-    """A run's socket; a short folder of the user's own stands in where the usual one makes the path too long."""
+    """The path of a run's socket. If it would be too long for a socket, it is in a short folder in /tmp instead."""
     if home := os.environ.get("TUI_DESCENT_HOME"):
         folder = Path(home).expanduser().absolute() / "sockets"
     else:
@@ -40,7 +40,7 @@ def socket_path(run: str) -> Path:
 
 
 def new_run(name: str, chosen: str | None = None) -> tuple[str, Path]:
-    """A fresh run's id and its folder, 0700. Raises `ChannelError` when nothing can be written there."""
+    """Create a run's folder with mode 0700; returns the new run's id and folder. Raises `ChannelError`."""
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:40] or "run"
     run = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     folder = runs_folder(chosen)

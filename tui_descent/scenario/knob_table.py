@@ -1,4 +1,4 @@
-"""The table of knobs: a row each, in the order in which they are told and listed."""
+"""The table of knobs. Keys, help, palette, command line and validation are made from its rows, in this order."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from tui_descent.scenario.spec import Activation, Init, Norm, Optimizer, Schedul
 PACES = ("1", "2", "5", "10", "30", "60", "120", "300", "1000", "max")
 
 
-class Knob(msgspec.Struct, frozen=True, kw_only=True):
-    """One steerable thing. `needs` names what a run must have for it; of `ways` the first is the default.
+class KnobSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One knob.
 
-    A number lies in `low` … `high`; `from_low` and `closed` say whether the ends belong to it. `choices` are words that
-    are taken beside numbers, or all there is. `one_layer_values` need a target. `touches` tells what a turn may change:
-    with "run" nothing that would have to be probed. Of one that `folds`, turns behind one another come to the same when
-    they are made as one. A choice may take `parameters`, listed by choice; with its name they are fields of a `spec`.
+    `values` and `acts` are help texts: the allowed values, and when and how a change takes effect.
+    A number lies between `low` and `high`; `includes_low` and `includes_high` say whether the bounds are allowed.
+    `choices` are the allowed words; a number knob may have some too. `ways` and `places` are the allowed values of the
+    options `way` and `where`; the first way is the default. `one_layer_values` require a target layer.
+    `needs` names what a run must have for this knob. `touches` names what a change may affect: no probe is needed for
+    "run". If `folds`, consecutive commands may be combined into one with the same result.
+    `parameters` lists the parameters of each choice; with the choice's name they are the fields of a `spec`.
     """
 
     name: str
@@ -30,8 +33,8 @@ class Knob(msgspec.Struct, frozen=True, kw_only=True):
     choices: tuple[str, ...] = ()
     low: float = 0.0
     high: float = math.inf
-    from_low: bool = False
-    closed: bool = True
+    includes_low: bool = False
+    includes_high: bool = True
     whole: bool = False
     ways: tuple[str, ...] = ()
     places: tuple[str, ...] = ()
@@ -46,36 +49,36 @@ class Knob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _ROWS = (
-    Knob(
+    KnobSpec(
         name="lr",
         title="learning rate",
         kind="number",
         values="a number > 0, or *1.25, /10 relative to now",
-        acts="from the next step on; a multiplier on the schedule, so it survives the schedule's next step",
+        acts="from the next step on; multiplies the schedule, so it survives the schedule's next step",
         high=1e6,
         needs="optimizer",
         folds=True,
     ),
-    Knob(
+    KnobSpec(
         name="activation",
         title="activation",
         kind="choice",
         values="one of the activations; way blend (over 50 steps) or instant",
-        acts="blend mixes old and new over 50 steps; instant swaps",
+        acts="blend mixes old and new over 50 steps; instant swaps them",
         choices=get_args(Activation),
         ways=("blend", "instant"),
         targets="block",
         needs="blocks",
         touches="net",
     ),
-    Knob(
+    KnobSpec(
         name="residual",
         title="residual connection",
         kind="choice",
         values="off or on; way auto, ramp (20 steps), gentle (200), rotation (50) or instant; scale of the branch, "
         "1/√depth by default",
-        acts="on: y = x + scale·f(x) around every block, a rotation ends at (x + f(x))/√2; auto: ramp, where the loss "
-        "has halved a rotation, or gentle with more than 10 blocks",
+        acts="on: y = x + scale·f(x) around every block; rotation ends at (x + f(x))/√2. auto: ramp; once the loss has "
+        "halved, rotation, or gentle with more than 10 blocks",
         choices=("off", "on"),
         ways=("auto", "ramp", "gentle", "rotation", "instant"),
         takes_scale=True,
@@ -83,13 +86,13 @@ _ROWS = (
         needs="blocks",
         touches="net",
     ),
-    Knob(
+    KnobSpec(
         name="norm",
         title="normalisation",
         kind="choice",
-        values="none, layer or rms; where pre, mid or post; way calibrated or instant, by default as it suits the net",
-        acts="at once; calibrated fits γ, β so that the outputs stay, the default where the net has learnt something; "
-        "instant starts at γ = 1, β = 0",
+        values="none, layer or rms; where pre, mid or post; way calibrated or instant",
+        acts="at once; calibrated fits γ and β to keep the outputs (default for a net that has learnt something); "
+        "instant starts at γ = 1, β = 0 (default otherwise)",
         choices=get_args(Norm),
         ways=("calibrated", "instant"),
         places=("pre", "mid", "post"),
@@ -97,31 +100,31 @@ _ROWS = (
         needs="blocks",
         touches="net",
     ),
-    Knob(
+    KnobSpec(
         name="dropout",
         title="dropout",
         kind="number",
         values="a share ≥ 0 and < 1",
-        acts="from the next step on, in every block; 0 takes it out",
+        acts="from the next step on, in every block; 0 removes it",
         high=1.0,
-        from_low=True,
-        closed=False,
+        includes_low=True,
+        includes_high=False,
         needs="net",
         touches="net",
     ),
-    Knob(
+    KnobSpec(
         name="init",
         title="initialisation",
         kind="choice",
         values="one of the initialisations",
-        acts="draws the weights anew, from the run's seed and the step; biases become 0; what the optimizer remembered "
-        "of them is dropped",
+        acts="re-initialises the weights from the run's seed and the step; biases become 0 and their optimizer state "
+        "is reset",
         choices=get_args(Init),
         targets="layer",
         needs="net",
         touches="net",
     ),
-    Knob(
+    KnobSpec(
         name="freeze",
         title="freeze",
         kind="choice",
@@ -133,85 +136,86 @@ _ROWS = (
         needs="net",
         touches="net",
     ),
-    Knob(
+    KnobSpec(
         name="kick",
         title="kick",
         kind="number",
-        values="a size > 0 and ≤ 1, as a share of the weights' norm; way auto, random or curvature",
-        acts="once: every weight matrix at random, from the run's seed and the step, or all weights together downhill "
-        "along the most negative curvature of the probe batch (a surface's point by the size itself)",
+        values="a size > 0 and ≤ 1, relative to the weights' norm; way auto, random or curvature",
+        acts="once; random pushes every weight matrix, from the run's seed and the step; curvature pushes all weights "
+        "downhill along the most negative curvature of the probe batch (on a surface the size is absolute)",
         high=1.0,
         ways=("auto", "random", "curvature"),
         needs="net",
         touches="net",
     ),
-    Knob(
+    KnobSpec(
         name="optimizer",
         title="optimizer",
         kind="choice",
         values="one of the optimizers",
-        acts="from the next step on; its rate mapped or the scenario's own, the old one's memory handed over",
+        acts="from the next step on; the learning rate is converted or taken from the scenario, and the state "
+        "is transferred",
         choices=get_args(Optimizer),
         needs="optimizer",
         touches="optimizer",
     ),
-    Knob(
+    KnobSpec(
         name="schedule",
         title="schedule",
         kind="choice",
         values="one of the schedules, with its warmup, start, every, gamma, decay, floor, patience",
-        acts="begins now, from the base rate, over the steps that are left",
+        acts="starts now from the base rate, over the remaining steps",
         choices=get_args(Schedule),
         parameters={name: tuple(fields) for name, fields in FIELDS.items()},
         spec=ScheduleSpec,
         needs="loop",
         touches="optimizer",
     ),
-    Knob(
+    KnobSpec(
         name="momentum",
         title="momentum",
         kind="number",
         values="a number ≥ 0 and < 1",
-        acts="from the next step on; what was gathered stays",
+        acts="from the next step on; the momentum buffers are kept",
         high=1.0,
-        from_low=True,
-        closed=False,
+        includes_low=True,
+        includes_high=False,
         needs="optimizer",
         touches="optimizer",
     ),
-    Knob(
+    KnobSpec(
         name="betas",
         title="betas",
         kind="pair",
-        values="two numbers ≥ 0 and < 1 with a stroke between them, as in 0.9/0.95",
-        acts="from the next step on; the averages stay what they were",
+        values="two numbers ≥ 0 and < 1 separated by a slash, as in 0.9/0.95",
+        acts="from the next step on; the running averages are kept",
         needs="optimizer",
         touches="optimizer",
     ),
-    Knob(
+    KnobSpec(
         name="weight_decay",
         title="weight decay",
         kind="number",
         values="a number ≥ 0",
-        acts="from the next step on, in the groups that decay, or in all when none does",
+        acts="from the next step on, in the parameter groups with weight decay, or in all if none has any",
         high=10.0,
-        from_low=True,
+        includes_low=True,
         needs="optimizer",
         touches="optimizer",
         folds=True,
     ),
-    Knob(
+    KnobSpec(
         name="clip",
         title="gradient clipping",
         kind="number",
         values="the largest global norm, a number > 0, or off",
-        acts="from the next step on; readings are of the clipped gradient, and tell its global norm before",
+        acts="from the next step on; readings show the clipped gradient and its global norm before clipping",
         choices=("off",),
         high=1e6,
         needs="optimizer",
         folds=True,
     ),
-    Knob(
+    KnobSpec(
         name="batch_size",
         title="batch size",
         kind="number",
@@ -219,10 +223,10 @@ _ROWS = (
         acts="from the next batch on",
         low=1,
         high=100_000,
-        from_low=True,
+        includes_low=True,
         whole=True,
     ),
-    Knob(
+    KnobSpec(
         name="pace",
         title="pace",
         kind="pace",
@@ -233,4 +237,4 @@ _ROWS = (
         folds=True,
     ),
 )
-KNOBS: dict[str, Knob] = {row.name: row for row in _ROWS}
+KNOBS: dict[str, KnobSpec] = {row.name: row for row in _ROWS}

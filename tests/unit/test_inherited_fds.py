@@ -1,4 +1,4 @@
-"""Open files handed on by number: out of a shell's way, and known again, so that no other file is written to."""
+"""Inherited descriptors: they have high numbers, and a closed or reused one is detected."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from tui_descent.protocol import handing
+from tui_descent.protocol import inherited_fds
 from tui_descent.protocol.ring import ring_file
 
-TAKES = "import os; from tui_descent.protocol.handing import taken; print(taken(os.environ['FILE']))"
+SCRIPT = "import os; from tui_descent.protocol.inherited_fds import find_fd; print(find_fd(os.environ['FILE']))"
 
 
-def test_what_is_handed_on_has_a_high_number_and_the_old_one_is_free(home: Path) -> None:
+def test_a_descriptor_is_moved_to_a_high_number_and_the_old_one_closed(home: Path) -> None:
     low = os.open(home / "file", os.O_RDWR | os.O_CREAT)
     found = os.fstat(low)
-    high = handing.out_of_the_way(low)
-    assert high >= handing.FIRST
+    high = inherited_fds.move_to_high_fd(low)
+    assert high >= inherited_fds.FIRST_FD
     assert os.path.samestat(os.fstat(high), found)
     assert not os.get_inheritable(high)
     with pytest.raises(OSError, match="Bad file descriptor"):
@@ -29,10 +29,10 @@ def test_what_is_handed_on_has_a_high_number_and_the_old_one_is_free(home: Path)
     os.close(high)
 
 
-def test_both_ends_of_a_line_and_a_ring_are_out_of_the_way(home: Path) -> None:
-    ours, theirs = handing.socket_pair()
+def test_socket_pairs_and_rings_have_high_descriptors(home: Path) -> None:
+    ours, theirs = inherited_fds.socket_pair()
     file = ring_file(home)
-    assert min(ours.fileno(), theirs.fileno(), file) >= handing.FIRST
+    assert min(ours.fileno(), theirs.fileno(), file) >= inherited_fds.FIRST_FD
     ours.sendall(b"a word")
     assert theirs.recv(100) == b"a word"
     assert theirs.family == socket.AF_UNIX
@@ -41,12 +41,12 @@ def test_both_ends_of_a_line_and_a_ring_are_out_of_the_way(home: Path) -> None:
     os.close(file)
 
 
-def test_where_so_few_files_may_be_open_it_is_still_none_of_the_first_three(home: Path) -> None:
+def test_a_low_file_limit_still_avoids_the_standard_streams(home: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     low = os.open(home / "file", os.O_RDWR | os.O_CREAT)
     resource.setrlimit(resource.RLIMIT_NOFILE, (60, hard))
     try:
-        file = handing.out_of_the_way(low)
+        file = inherited_fds.move_to_high_fd(low)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert 3 <= file < 60
@@ -62,13 +62,13 @@ def test_where_so_few_files_may_be_open_it_is_still_none_of_the_first_three(home
         ("exec {n}<&0;", False),
         ("exec {n}<>other;", False),
     ],
-    ids=["as it was", "closed", "output", "input", "another file"],
+    ids=["unchanged", "closed", "output", "input", "another file"],
 )
-def test_a_number_that_a_script_has_put_to_another_use_is_not_taken(home: Path, shell: str, known: bool) -> None:
+def test_a_descriptor_that_a_script_closed_or_reused_is_not_found(home: Path, shell: str, known: bool) -> None:
     file = ring_file(home)
     done = subprocess.run(
-        ["bash", "-c", f'{shell.format(n=file)} exec {sys.executable} -c "{TAKES}"'],
-        env=os.environ | {"FILE": handing.told(file)},
+        ["bash", "-c", f'{shell.format(n=file)} exec {sys.executable} -c "{SCRIPT}"'],
+        env=os.environ | {"FILE": inherited_fds.describe_fd(file)},
         pass_fds=[file],
         cwd=home,
         capture_output=True,
@@ -82,5 +82,5 @@ def test_a_number_that_a_script_has_put_to_another_use_is_not_taken(home: Path, 
 
 
 @pytest.mark.parametrize("text", ["", "7", "x:y:z", "-1:0:0", "999999:1:1"])
-def test_what_names_no_file_is_none(text: str) -> None:
-    assert handing.taken(text) is None
+def test_an_invalid_description_finds_nothing(text: str) -> None:
+    assert inherited_fds.find_fd(text) is None
