@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import subprocess
 import sys
+from typing import get_args
 
+import msgspec
 import pytest
 from diagnosis_nets import Observed
 from diagnosis_score import ALL, diagnosis_of, feed, found, preset
 
 from tui_descent.protocol.events import Layer, ReadingsTaken
 from tui_descent.scenario import knobs
-from tui_descent.telemetry import diagnosis as telemetry
-from tui_descent.telemetry.diagnosis import DARES, Advice, Outcome, Situation, agrees, sentence
+from tui_descent.telemetry.diagnosis import DARES, Advice, Diagnosis, Outcome, Situation, agrees, sentence
+from tui_descent.telemetry.diagnosis.advising import advice
+from tui_descent.telemetry.diagnosis.findings import Name
 from tui_descent.telemetry.diagnosis.signs import LONG, WINDOW, coming
 
 TODAY = frozenset(knobs.KNOBS)
-# The rules by themselves; where they are not sure a second opinion is heard: see test_second_opinion.py.
-Diagnosis = functools.partial(telemetry.Diagnosis, second=None)
 
 
 # --- what it says and when --------------------------------------------------------------------------------------------
@@ -352,6 +352,24 @@ def test_a_turn_of_the_rate_agrees_by_its_direction() -> None:
     assert not agrees(up, "residual", "on")
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", None])
+@pytest.mark.parametrize("size", [None, 0.0, 1e-300, 1e300, math.inf, math.nan])
+def test_every_piece_of_advice_has_a_value_whatever_was_measured(size: float | None, optimizer: str | None) -> None:
+    situation = Situation(classes=10, optimizer=optimizer)
+    diagnosis = Diagnosis(LAYERS, knobs=ALL, situation=situation)
+    stand(diagnosis, range(LONG), loss=2.29)
+    signs = diagnosis.signs()
+    assert signs is not None
+    signs = msgspec.structs.replace(
+        signs, stride=size, moved=size, product=size, first_product=size, growth=size, noise=size or 0.0
+    )
+    for name in get_args(Name):
+        advised = advice(name, signs, situation)
+        assert bool(advised) == (name not in ("healthy", "diverged")), name
+        for a in advised:
+            assert a.value
+
+
 def test_it_needs_no_torch() -> None:
     code = "import sys, tui_descent.telemetry.diagnosis; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -376,7 +394,7 @@ def reading(step: int, *, cosine: float | None = None, **values: list[float | No
 
 
 def stand(
-    diagnosis: telemetry.Diagnosis,
+    diagnosis: Diagnosis,
     steps: range,
     *,
     loss: float,
@@ -389,6 +407,6 @@ def stand(
             diagnosis.read(reading(step, cosine=cosine, **values))
 
 
-def name_of(diagnosis: telemetry.Diagnosis) -> str | None:
+def name_of(diagnosis: Diagnosis) -> str | None:
     finding = diagnosis.finding()
     return finding.finding if finding else None

@@ -6,7 +6,6 @@ The order comes from trying the knobs out on drawn nets (`tests/diagnosis_oracle
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 from tui_descent.protocol.events import Advice
 from tui_descent.telemetry.diagnosis.findings import Name, Situation
@@ -22,7 +21,6 @@ OPENS = 3  # blocks, from which on a skip gets around dead and saturated layers
 SLOWED = (Advice("undo", "1", "u"), Advice("lr", "/10", "["))
 ADAM = Advice("optimizer", "adam", "o")
 SKIP = Advice("residual", "on", "r")
-LIKELY = 0.4  # share of the trees' votes from which on a change is advised
 
 
 def advice(name: Name, s: Signs, situation: Situation) -> list[Advice]:
@@ -54,38 +52,6 @@ def advice(name: Name, s: Signs, situation: Situation) -> list[Advice]:
         "rate at the edge": [Advice("lr", "/1.25", "-")],
     }
     return cures.get(name, [])
-
-
-def advised(name: Name, cures: Mapping[str, float], s: Signs, situation: Situation) -> list[Advice]:
-    """What most of the tried-out nets say helps, best first, then what the rules say of the illness; a way a knob."""
-    if name == "healthy":
-        return []
-    likely = sorted((cure for cure, share in cures.items() if share >= LIKELY), key=cures.__getitem__, reverse=True)
-    found = [a for cure in likely for a in _as_advice(cure, situation)] + advice(name, s, situation)
-    best: dict[str, Advice] = {}
-    for a in found:
-        best.setdefault(a.knob, a)
-    return list(best.values())
-
-
-def _as_advice(cure: str, situation: Situation) -> list[Advice]:
-    """A cure as the trees call it; none that is there already."""
-    verb, _, value = cure.partition(" ")
-    match verb:
-        case "residual":
-            return [] if situation.residual else [SKIP]
-        case "init":
-            return [Advice("init", value, "i")]
-        case "norm":
-            return _norm(situation, "" if value == "pre" else value)
-        case "leaky_relu" | "unbounded":
-            new, old = ("leaky_relu", ("relu",)) if verb == "leaky_relu" else ("relu", ("tanh", "sigmoid"))
-            return [Advice("activation", new, "a")] if situation.activation in old else []
-        case "adam":
-            return [] if situation.optimizer in ADAPTIVE else [ADAM]
-        case "lr/10":
-            return [*SLOWED]
-    return [Advice("lr", cure.removeprefix("lr"), "]")]
 
 
 def burst_advice(situation: Situation) -> list[Advice]:

@@ -5,29 +5,23 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
 from tui_descent.protocol.events import Advice, Layer, ReadingsTaken
-from tui_descent.telemetry.diagnosis.advising import SLOWED, advice, advised, agrees, burst_advice
+from tui_descent.telemetry.diagnosis.advising import SLOWED, advice, agrees, burst_advice
 from tui_descent.telemetry.diagnosis.findings import UNKNOWN, Finding, Name, Outcome, Situation
-from tui_descent.telemetry.diagnosis.forest import Forest, forest, knows
 from tui_descent.telemetry.diagnosis.judging import burst, judge, lies_flat
 from tui_descent.telemetry.diagnosis.signs import LONG, WINDOW, Curvature, Gauge, Signs, newest_of
 
-SURE = 0.8  # of what the rules say; with less the trees are asked
-LEAD = 0.1  # of votes, by which another name must be ahead of the rules' to be said instead
 DARES = 50  # steps since the start or the last intervention before anything but "diverged" is said
 FEW = 3  # steps that a run's first loss is the mean of
 MOST = 1e100  # a loss beyond counts as this, whose square is still a number: float64 diverges on to 1e308
 
 
 class Diagnosis:
-    """Fed with a run's losses and readings, asked for its `finding` at any time; no knob but `knobs` is advised.
-
-    `second` has another opinion where the rules are not sure; None for the rules alone.
-    """
+    """Fed with a run's losses and readings, asked for its `finding` at any time; no knob but `knobs` is advised."""
 
     def __init__(
         self,
@@ -35,9 +29,7 @@ class Diagnosis:
         *,
         knobs: Collection[str],
         situation: Situation | None = None,
-        second: Callable[[], Forest] | None = forest,
     ) -> None:
-        self._second = second
         self.situation = situation or Situation()
         self.outcome: Outcome | None = None
         self._knobs = frozenset(knobs)
@@ -136,13 +128,6 @@ class Diagnosis:
             return None
         name, sure = judged
         helps = advice(name, signs, self.situation)
-        if sure < SURE and self._second is not None and knows(signs, self.situation):
-            opinion = self._second().opinion(signs, self.situation)
-            other = max(opinion.names, key=opinion.names.__getitem__)
-            if opinion.names[other] > opinion.names.get(name, 1.0) + LEAD:
-                name = other
-            sure = opinion.names.get(name, sure)
-            helps = advised(name, opinion.cures, signs, self.situation)
         where, evidence = self._evidence(name, signs)
         if name == "healthy" and not self._curved and lies_flat(signs, self.situation):
             evidence["curvature"] = UNKNOWN
