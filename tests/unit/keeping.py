@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from threading import Event, Thread
 
-from tui_descent.keeper.serve import Keeper
+from tui_descent.keeper.keeper import Keeper
 from tui_descent.keeper.trainer import Trainer
 from tui_descent.places import new_run, socket_path
 from tui_descent.protocol import codec

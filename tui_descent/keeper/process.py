@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from tui_descent.keeper.serve import Keeper
+from tui_descent.keeper.keeper import Keeper
 from tui_descent.keeper.trainer import Trainer
 from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.launch import PARENT, Launch
