@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from keeping import WITHIN_S, Played
 
-from tui_descent.keeper import keeper
+from tui_descent.keeper import ending
 from tui_descent.keeper.gpu import Gpus
 from tui_descent.keeper.trainer import Trainer
 from tui_descent.protocol import codec
@@ -104,7 +104,7 @@ def test_a_script_that_fails_behind_its_run_is_told_with_its_log(monkeypatch: py
 
 def test_what_a_stop_ends_by_a_signal_has_not_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     signalled = threading.Event()
-    monkeypatch.setattr(keeper, "STOP_GRACE_S", 0.0)
+    monkeypatch.setattr(ending, "TERMINATE_AFTER_S", 0.0)
     monkeypatch.setattr(Trainer, "signal", lambda *_: signalled.set())
     monkeypatch.setattr(Trainer, "exit_code", lambda _: -signal.SIGTERM)
     played = Played(script=True)

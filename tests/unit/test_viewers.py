@@ -37,8 +37,8 @@ class Door:
             self.selector,
             run="r1",
             history=self.history.send,
-            ask=self.orders.append,
-            gone=self.gone.append,
+            on_request=self.orders.append,
+            on_leave=self.gone.append,
         )
         self.clients: list[Peer] = []
 
