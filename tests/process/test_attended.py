@@ -340,7 +340,7 @@ def test_what_is_not_done_by_the_end_is_answered(start: Start) -> None:
     os.kill(run.trainer, signal.SIGSTOP)
     number = viewer.ask(Mark())
     trainer = run.trainer
-    viewer.until(lambda m: isinstance(m, StateChanged) and "no word" in m.reason, 30)
+    viewer.until(lambda m: isinstance(m, StateChanged) and "not responded" in m.reason, 30)
     os.kill(trainer, signal.SIGKILL)
     viewer.until_event(RunEnded)
     (reply,) = viewer.replies(number)
