@@ -11,7 +11,7 @@ import torch
 
 from tui_descent.instruments.measuring import Measuring
 from tui_descent.instruments.structure import structure
-from tui_descent.keeper.diagnosing import situation
+from tui_descent.keeper.diagnosis import situation
 from tui_descent.protocol.events import Layer, ReadingsTaken
 from tui_descent.protocol.readings import unpack
 from tui_descent.protocol.ring import ReadingRecord

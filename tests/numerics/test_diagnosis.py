@@ -15,9 +15,9 @@ from diagnosis_score import ALL, diagnosis_of, feed, found, preset
 from tui_descent.protocol.events import Layer, ReadingsTaken
 from tui_descent.scenario import knobs
 from tui_descent.telemetry.diagnosis import DARES, Advice, Diagnosis, Outcome, Situation, agrees, sentence
-from tui_descent.telemetry.diagnosis.advising import advice
+from tui_descent.telemetry.diagnosis.advice import advice
+from tui_descent.telemetry.diagnosis.features import LONG, WINDOW, coming
 from tui_descent.telemetry.diagnosis.findings import Name
-from tui_descent.telemetry.diagnosis.signs import LONG, WINDOW, coming
 
 TODAY = frozenset(knobs.KNOBS)
 
@@ -358,7 +358,7 @@ def test_every_piece_of_advice_has_a_value_whatever_was_measured(size: float | N
     situation = Situation(classes=10, optimizer=optimizer)
     diagnosis = Diagnosis(LAYERS, knobs=ALL, situation=situation)
     stand(diagnosis, range(LONG), loss=2.29)
-    signs = diagnosis.signs()
+    signs = diagnosis.features()
     assert signs is not None
     signs = msgspec.structs.replace(
         signs, stride=size, moved=size, product=size, first_product=size, growth=size, noise=size or 0.0

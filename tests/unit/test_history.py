@@ -35,8 +35,8 @@ from tui_descent.protocol.events import (
     StepsCompleted,
     StepsMissed,
 )
+from tui_descent.telemetry.gradient_history import LOG_FLOOR, log_magnitude
 from tui_descent.telemetry.history import MAX_CURVATURES, MAX_FACTS, History
-from tui_descent.telemetry.layers import LOG_FLOOR, log_magnitude
 from tui_descent.telemetry.smoothing import OVER
 
 LAYERS = 3

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from histories import fed, rewound, travelled
 
-from tui_descent.keeper.diagnosing import Diagnosing
+from tui_descent.keeper.diagnosis import Diagnosing
 from tui_descent.protocol.codec import MAX_TO_VIEWER, frame
 from tui_descent.protocol.events import (
     AnyEvent,
@@ -23,9 +23,9 @@ from tui_descent.protocol.events import (
     StepsCompleted,
 )
 from tui_descent.scenario.claims import Transcript
+from tui_descent.telemetry.gradient_history import Gradients, log_magnitude
 from tui_descent.telemetry.history import History
 from tui_descent.telemetry.jsonl import JsonLines
-from tui_descent.telemetry.layers import Gradients, log_magnitude
 
 DEPTH = 4
 LINEAR = tuple(Layer(name=f"blocks.{n}.linear", kind="Linear", params=1056, block=n) for n in range(DEPTH))

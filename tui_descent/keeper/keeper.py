@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tui_descent.keeper.diagnosing import Diagnosing
+from tui_descent.keeper.diagnosis import Diagnosing
 from tui_descent.keeper.ending import Ending
 from tui_descent.keeper.event_stream import EventStream
 from tui_descent.keeper.gpu import Gpus

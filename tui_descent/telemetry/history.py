@@ -40,11 +40,11 @@ from tui_descent.protocol.events import (
     StepsMissed,
 )
 from tui_descent.protocol.rewinding import Ghost
-from tui_descent.telemetry.facts import Fact
-from tui_descent.telemetry.layers import Gradients, carried
+from tui_descent.telemetry.gradient_history import Gradients, carried
+from tui_descent.telemetry.log import Fact
+from tui_descent.telemetry.newest_readings import Tiers
 from tui_descent.telemetry.pyramid import Pyramid, device_pyramid, loss_pyramid
 from tui_descent.telemetry.smoothing import OVER, Smoothed
-from tui_descent.telemetry.tiers import Tiers
 
 MAX_FACTS = 500
 # Readings of the curvature: when there are more, the one closest to its neighbours goes, so that they span the run.

@@ -28,7 +28,7 @@ from tui_descent.protocol.events import (
     StateChanged,
     StepsMissed,
 )
-from tui_descent.telemetry.facts import Fact
+from tui_descent.telemetry.log import Fact
 
 NUMBER = 8
 SEGMENT = 4  # once an undo has begun another segment

@@ -9,8 +9,8 @@ from tui_descent.dashboard.figures import axis_count
 from tui_descent.dashboard.panels.names import labels
 from tui_descent.dashboard.panels.view import View
 from tui_descent.protocol.events import KnobTurned, Marked
+from tui_descent.telemetry.gradient_history import Gradients
 from tui_descent.telemetry.history import History
-from tui_descent.telemetry.layers import Gradients
 from tui_descent.telemetry.pyramid import Pyramid
 
 RECENT_STEPS = 200

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 
+from tui_descent.telemetry.diagnosis.features import Signs
 from tui_descent.telemetry.diagnosis.findings import Name, Situation
-from tui_descent.telemetry.diagnosis.signs import Signs
 
 HOT = 5.0  # × g at the start: the outputs were far too large
 RISEN, OVER_GUESS = 1.5, 1.3

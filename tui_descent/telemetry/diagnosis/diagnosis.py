@@ -10,10 +10,10 @@ from collections.abc import Collection, Mapping, Sequence
 import msgspec
 
 from tui_descent.protocol.events import Advice, Layer, ReadingsTaken
-from tui_descent.telemetry.diagnosis.advising import SLOWED, advice, agrees, burst_advice
+from tui_descent.telemetry.diagnosis.advice import SLOWED, advice, agrees, burst_advice
+from tui_descent.telemetry.diagnosis.features import LONG, WINDOW, Curvature, Gauge, Signs, newest_of
 from tui_descent.telemetry.diagnosis.findings import UNKNOWN, Finding, Name, Outcome, Situation
-from tui_descent.telemetry.diagnosis.judging import burst, judge, lies_flat
-from tui_descent.telemetry.diagnosis.signs import LONG, WINDOW, Curvature, Gauge, Signs, newest_of
+from tui_descent.telemetry.diagnosis.rules import burst, judge, lies_flat
 
 DARES = 50  # steps since the start or the last intervention before anything but "diverged" is said
 FEW = 3  # steps that a run's first loss is the mean of

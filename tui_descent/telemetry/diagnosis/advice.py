@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 
 from tui_descent.protocol.events import Advice
+from tui_descent.telemetry.diagnosis.features import Signs
 from tui_descent.telemetry.diagnosis.findings import Name, Situation
-from tui_descent.telemetry.diagnosis.judging import ADAPTIVE, SMALL_WEIGHTS
-from tui_descent.telemetry.diagnosis.signs import Signs
+from tui_descent.telemetry.diagnosis.rules import ADAPTIVE, SMALL_WEIGHTS
 
 WALKS, STRIDES = 3e-3, 0.3  # a good ‖Δ‖ over the norm of weights of the size that Xavier draws; a good ‖Δ‖/‖g‖
 TINY_WEIGHTS = 0.3  # as SMALL_WEIGHTS: so small that drawing them anew helps before a skip does

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from tui_descent.keeper.diagnosing import LETTERS_NATS, Diagnosing, situation
+from tui_descent.keeper.diagnosis import LETTERS_NATS, Diagnosing, situation
 from tui_descent.protocol.curvature import CurvatureReading, Limit
 from tui_descent.protocol.events import (
     CurvatureTaken,

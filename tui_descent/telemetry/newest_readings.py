@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from tui_descent.protocol.events import Layer, ReadingsTaken
-from tui_descent.telemetry.layers import carried
+from tui_descent.telemetry.gradient_history import carried
 
 
 class Tiers:
