@@ -36,8 +36,8 @@ from tui_descent.protocol.events import (
     StepsMissed,
 )
 from tui_descent.telemetry.gradient_history import LOG_FLOOR, log_magnitude
-from tui_descent.telemetry.history import MAX_CURVATURES, MAX_FACTS, History
-from tui_descent.telemetry.smoothing import OVER
+from tui_descent.telemetry.history import MAX_CURVATURES, MAX_ENTRIES, History
+from tui_descent.telemetry.smoothing import WINDOW
 
 LAYERS = 3
 STARTED = RunStarted(
@@ -169,14 +169,14 @@ def test_a_held_run_is_received_once_in_its_place() -> None:
 
 def test_a_knob_turned_long_ago_is_still_known_to_a_late_viewer() -> None:
     history = fed([STARTED, turned("residual", "on", 1)])
-    for step in range(MAX_FACTS + 50):
+    for step in range(MAX_ENTRIES + 50):
         history.apply(turned("lr", str(step), step))
-    assert travelled(history).knobs == {"lr": str(MAX_FACTS + 49), "residual": "on"}
+    assert travelled(history).knobs == {"lr": str(MAX_ENTRIES + 49), "residual": "on"}
 
 
 def test_the_smoothed_loss_is_a_moving_average_over_twenty_steps() -> None:
     history = fed([steps(0, [1.0] * 500), steps(500, [0.5] * 60)])
-    assert math.isclose(history.smooth_loss, 0.5 + 0.5 * (1 - 1 / OVER) ** 60, rel_tol=1e-9)
+    assert math.isclose(history.smooth_loss, 0.5 + 0.5 * (1 - 1 / WINDOW) ** 60, rel_tol=1e-9)
     one_by_one = fed([*(steps(n, [1.0]) for n in range(500)), *(steps(n, [0.5]) for n in range(500, 560))])
     assert one_by_one.smooth_loss == history.smooth_loss
 
@@ -233,7 +233,7 @@ def test_it_is_bounded_whatever_comes() -> None:
             history.apply(event)
     assert history.steps == 300_000
     for facts in (history.evaluations, history.interventions, history.marks, history.log):
-        assert len(facts) == MAX_FACTS
+        assert len(facts) == MAX_ENTRIES
     assert history.losses[0].nbytes() < 2_000_000
     assert history.grads[0].nbytes() < 500_000
     assert len(frame(history.send())) < 2_500_000

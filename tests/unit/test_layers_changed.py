@@ -23,7 +23,7 @@ from tui_descent.protocol.events import (
     StepsCompleted,
 )
 from tui_descent.scenario.claims import Transcript
-from tui_descent.telemetry.gradient_history import Gradients, log_magnitude
+from tui_descent.telemetry.gradient_history import GradientHistory, log_magnitude
 from tui_descent.telemetry.history import History
 from tui_descent.telemetry.jsonl import JsonLines
 
@@ -131,7 +131,7 @@ def test_taken_out_it_is_gone_and_put_in_again_its_past_is_there() -> None:
 
 def newest(history: History) -> dict[str, tuple[int, list[float | None]]]:
     """Of each metric the newest column of the present segment, with its step."""
-    return {m: (r.step, r.values[m]) for m, r in history.tiers.of(history.segment).items()}
+    return {m: (r.step, r.values[m]) for m, r in history.newest_readings.of(history.segment).items()}
 
 
 def test_a_column_that_not_every_reading_has_stays_in_the_rows_of_the_layers_there_are() -> None:
@@ -240,10 +240,10 @@ def test_it_travels_at_any_moment_and_goes_on_alike(seed: int) -> None:
 
 
 def test_names_that_never_come_back_are_not_kept_for_ever() -> None:
-    grads = Gradients([layer.name for layer in PLAIN])
+    grads = GradientHistory([layer.name for layer in PLAIN])
     for n in range(50):
         grads.add(n, [1.0] * len(grads.names[: grads.shown]))
-        grads = grads.of([Layer(name=f"{n}.{k}", kind="Linear", params=1) for k in range(3)])
+        grads = grads.with_layers([Layer(name=f"{n}.{k}", kind="Linear", params=1) for k in range(3)])
     assert len(grads.names) == 6
     assert grads.shown == 3
 

@@ -8,17 +8,17 @@ import random
 
 import pytest
 
-from tui_descent.telemetry.smoothing import CONFIRMED, OVER, Smoothed
+from tui_descent.telemetry.smoothing import JUMP_STEPS, WINDOW, SmoothedLoss
 
 
-def line(losses: list[float], smoothed: Smoothed | None = None, first: int = 0) -> list[float]:
-    smoothed = smoothed or Smoothed()
+def line(losses: list[float], smoothed: SmoothedLoss | None = None, first: int = 0) -> list[float]:
+    smoothed = smoothed or SmoothedLoss()
     return [smoothed.add(step, loss) for step, loss in enumerate(losses, first)]
 
 
 def plain(losses: list[float]) -> list[float]:
     """The moving average alone, in its closed form: each loss weighs what the later ones have left of it."""
-    weights = [1.0] + [1 / min(OVER, 1 + step / 10) for step in range(1, len(losses))]
+    weights = [1.0] + [1 / min(WINDOW, 1 + step / 10) for step in range(1, len(losses))]
     return [
         sum(losses[k] * weights[k] * math.prod(1 - w for w in weights[k + 1 : n + 1]) for k in range(n + 1))
         for n in range(len(losses))
@@ -47,8 +47,8 @@ def test_a_cure_that_halves_the_loss_in_fifteen_steps_is_not_drawn_late() -> Non
 @pytest.mark.parametrize("after", [0.3, 2e-3, 4e-5, 14.0, 4e3])
 def test_a_jump_is_followed_within_five_steps_and_the_line_stays_smooth(after: float, seed: int) -> None:
     before, then = noisy(2.0, 300, seed), noisy(after, 200, seed + 100)
-    found = line(before + then)[300 + CONFIRMED - 1 :]
-    assert found[0] == pytest.approx(math.fsum(then[:CONFIRMED]) / CONFIRMED)
+    found = line(before + then)[300 + JUMP_STEPS - 1 :]
+    assert found[0] == pytest.approx(math.fsum(then[:JUMP_STEPS]) / JUMP_STEPS)
     assert all(after / 2 < value < after * 2 for value in found)
     steps = [abs(math.log(b / a)) for a, b in itertools.pairwise(found[40:])]
     raw = [abs(math.log(b / a)) for a, b in itertools.pairwise(then[40:])]
@@ -64,11 +64,11 @@ def test_a_fall_of_decades_in_twenty_steps_is_followed_too() -> None:
 
 @pytest.mark.parametrize("spike", [1e3, 1e-6])
 def test_one_or_four_odd_batches_are_no_jump(spike: float) -> None:
-    for odd in (1, CONFIRMED - 1):
+    for odd in (1, JUMP_STEPS - 1):
         losses = [1.0] * 100 + [spike] * odd + [1.0]
-        smoothed = Smoothed()
+        smoothed = SmoothedLoss()
         line(losses, smoothed)
-        assert smoothed.born == 0
+        assert smoothed.start == 0
     losses = [1.0] * 100 + [spike, 1.0, spike, spike, 1.0, spike, spike]
     assert line(losses) == pytest.approx(plain(losses))
 
@@ -76,7 +76,7 @@ def test_one_or_four_odd_batches_are_no_jump(spike: float) -> None:
 def test_what_a_spike_leaves_behind_is_gone_after_five_steps() -> None:
     found = line([1.0] * 100 + [1e6] + [1.0] * 10)
     assert found[100] > 1e4
-    assert found[100 + CONFIRMED :] == pytest.approx([1.0] * 6)
+    assert found[100 + JUMP_STEPS :] == pytest.approx([1.0] * 6)
 
 
 def test_without_noise_a_jump_is_a_factor_of_two() -> None:
@@ -89,12 +89,12 @@ def test_without_noise_a_jump_is_a_factor_of_two() -> None:
 
 @pytest.mark.parametrize("spread", [0.1, 0.3, 0.6, 1.0, 1.5])
 def test_noise_however_loud_is_averaged_as_it_is(spread: float) -> None:
-    smoothed, losses = Smoothed(), noisy(1.0, 20_000, 7, spread)
+    smoothed, losses = SmoothedLoss(), noisy(1.0, 20_000, 7, spread)
     anew = 0
     for step, loss in enumerate(losses):
-        born = smoothed.born
+        start = smoothed.start
         smoothed.add(step, loss)
-        anew += smoothed.born != born
+        anew += smoothed.start != start
     assert anew <= 3, "in twenty thousand steps"
 
 
@@ -120,15 +120,15 @@ def test_losses_under_zero_are_averaged_as_they_are() -> None:
 
 
 def test_where_nothing_is_averaged_nothing_begins_anew() -> None:
-    smoothed = Smoothed()
+    smoothed = SmoothedLoss()
     assert [smoothed.add(k, x, 1.0) for k, x in enumerate([1.0] * 9 + [1e-9] * 9)] == [1.0] * 9 + [1e-9] * 9
 
 
 def test_gone_back_before_a_jump_it_is_as_slow_as_it_was() -> None:
-    smoothed = Smoothed()
+    smoothed = SmoothedLoss()
     found = line([1.0] * 300 + [1e-3] * 5, smoothed)
-    smoothed.back(300, found[299], 1.0)
-    assert line([2.0], smoothed, 300) == pytest.approx([1.0 + 1 / OVER])
+    smoothed.rewind(300, found[299], 1.0)
+    assert line([2.0], smoothed, 300) == pytest.approx([1.0 + 1 / WINDOW])
 
 
 def test_losses_that_are_together_too_large_for_a_number_are_none_too_large() -> None:

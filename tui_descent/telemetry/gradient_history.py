@@ -1,29 +1,24 @@
-"""What is known of a run's layers while they come and go: their gradients over time, and a reading of other ones."""
+"""Every layer's gradient over the steps of one segment, while layers come and go."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
 
-import msgspec
-
-from tui_descent.protocol.events import Layer, LevelSent, ReadingsTaken
+from tui_descent.protocol.events import Layer, LevelSent
 from tui_descent.telemetry.pyramid import Merge, Pyramid
 
-GRAD_BINS = 512
-# Of so many layers each column is kept; of more there are fewer columns, to bound the memory.
-LAYERS_IN_FULL = 250
-# Below this a gradient is drawn at the floor: float64 norms go on to 1e-300, a colour scale does not.
+MAX_BINS = 512  # bins of each level, for up to MAX_LAYERS layers
+MAX_LAYERS = 250  # with more layers there are fewer bins, which bounds the memory
+# Smaller gradients are drawn as this one: float64 norms go down to 1e-300, a colour scale does not.
 LOG_FLOOR = -40.0
-T = TypeVar("T")
 
 
-class Gradients:
-    """log10 of grad_rms of every layer over one segment.
+class GradientHistory:
+    """log10 of `grad_rms` for each layer, as a pyramid with one channel a layer.
 
-    `names` are the channels': the `shown` layers that there are now, in forward order, then those that went, whose past
-    is there again when they come back.
+    The first `shown` of the `names` are the current layers in forward order. The others are layers that were removed;
+    their past is kept in case they come back.
     """
 
     def __init__(self, names: Sequence[str], *, shown: int | None = None, pyramid: Pyramid | None = None) -> None:
@@ -32,61 +27,44 @@ class Gradients:
         self.pyramid = pyramid or Pyramid(_merges(self.names), capacity=_capacity(self.names))
 
     def add(self, step: int, rms: Sequence[float | None]) -> None:
-        """One reading, a number a layer that is shown."""
-        gone = [math.nan] * (len(self.names) - self.shown)
-        self.pyramid.add(step, [*map(log_magnitude, rms), *gone])
+        """One reading: a number for each current layer."""
+        removed = [math.nan] * (len(self.names) - self.shown)
+        self.pyramid.add(step, [*map(log_magnitude, rms), *removed])
 
-    def of(self, layers: Sequence[Layer]) -> Gradients:
-        """The same past under these layers; one that was not there begins empty."""
+    def with_layers(self, layers: Sequence[Layer]) -> GradientHistory:
+        """The same past for other current layers. A layer that was never there has no past."""
         names = tuple(layer.name for layer in layers)
         if names == self.names[: self.shown]:
             return self
-        here, place = set(names), {name: n for n, name in enumerate(self.names)}
-        # No more than there are layers: names that never come back are not kept for ever.
-        channels = (*names, *[name for name in self.names if name not in here][: len(names)])
-        sources = [place.get(name) for name in channels]
+        current, channel = set(names), {name: n for n, name in enumerate(self.names)}
+        # At most as many removed layers as there are current ones, so that the memory is bounded.
+        channels = (*names, *[name for name in self.names if name not in current][: len(names)])
+        sources = [channel.get(name) for name in channels]
         pyramid = self.pyramid.remapped(sources, _merges(channels), capacity=_capacity(channels))
-        return Gradients(channels, shown=len(names), pyramid=pyramid)
+        return GradientHistory(channels, shown=len(names), pyramid=pyramid)
 
-    def before(self, step: int) -> Gradients:
-        """Those of the same steps up to this one and without it."""
-        return Gradients(self.names, shown=self.shown, pyramid=self.pyramid.before(step))
+    def before(self, step: int) -> GradientHistory:
+        """The part before this step."""
+        return GradientHistory(self.names, shown=self.shown, pyramid=self.pyramid.before(step))
 
     def window(self, width: int, first: int, last: int) -> list[tuple[int, list[float]]]:
-        """As `Pyramid.window`, of the layers that are shown."""
+        """As `Pyramid.window`, for the current layers."""
         return [(bin_, values[: self.shown]) for bin_, values in self.pyramid.window(width, first, last)]
 
     def __bool__(self) -> bool:
         return bool(self.pyramid)
 
     def send(self) -> list[LevelSent]:
-        """The bins as bytes; the `names` go beside them."""
+        """The bins as bytes; the `names` are sent beside them."""
         return self.pyramid.send()
 
     def nbytes(self) -> int:
-        """Memory the bins take."""
+        """Memory of the bins in bytes."""
         return self.pyramid.nbytes()
 
 
-def carried(reading: ReadingsTaken, old: Sequence[Layer], new: Sequence[Layer], structure: int) -> ReadingsTaken:
-    """A reading of the `old` layers in the rows of the `new` ones; one that was not there has no values."""
-    place = {layer.name: n for n, layer in enumerate(old)}
-    sources = [place.get(layer.name) for layer in new]
-
-    def moved(values: Sequence[T], missing: T) -> list[T]:
-        return [missing if n is None or n >= len(values) else values[n] for n in sources]
-
-    return msgspec.structs.replace(
-        reading,
-        values={metric: moved(values, None) for metric, values in reading.values.items()},
-        ages=moved(reading.ages, 0),
-        statuses=moved(reading.statuses, "used") if reading.statuses else [],
-        structure=structure,
-    )
-
-
 def log_magnitude(value: float | None) -> float:
-    """log10 of a norm, clipped to what can be drawn; NaN for what is absent or not a number."""
+    """log10 of a norm, clipped to what can be drawn; NaN for a missing value or NaN."""
     if value is None or math.isnan(value):
         return math.nan
     return LOG_FLOOR if value <= 10.0**LOG_FLOOR else min(math.log10(value), -LOG_FLOOR)
@@ -98,4 +76,4 @@ def _merges(names: Sequence[str]) -> tuple[Merge, ...]:
 
 
 def _capacity(names: Sequence[str]) -> int:
-    return max(GRAD_BINS // 16, min(GRAD_BINS, GRAD_BINS * LAYERS_IN_FULL // max(1, len(names))))
+    return max(MAX_BINS // 16, min(MAX_BINS, MAX_BINS * MAX_LAYERS // max(1, len(names))))
