@@ -11,14 +11,14 @@ import torch
 
 from tui_descent.instruments.measuring import Measuring
 from tui_descent.instruments.structure import structure
-from tui_descent.keeper.diagnosis import situation
+from tui_descent.keeper.diagnosis import context_of
 from tui_descent.protocol.events import Layer, ReadingsTaken
 from tui_descent.protocol.readings import unpack
 from tui_descent.protocol.ring import ReadingRecord
 from tui_descent.scenario.spec import Scenario
 from tui_descent.scenario.toml import to_table
 from tui_descent.scenario.validate import convert
-from tui_descent.telemetry.diagnosis import Situation
+from tui_descent.telemetry.diagnosis import RunContext
 from tui_descent.training import surgery
 from tui_descent.training.build import Setup, build
 from tui_descent.training.nets.block import Block
@@ -129,8 +129,8 @@ def changed(scenario: Scenario, **sections: dict[str, Any]) -> Scenario:
     return scenario_of(table)
 
 
-def situation_of(scenario: Scenario) -> Situation:
-    return situation(to_table(scenario))
+def context_of_scenario(scenario: Scenario) -> RunContext:
+    return context_of(to_table(scenario))
 
 
 # --- what the diagnosis is shown ------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from diagnosis_nets import CPU, blocks_of, changed, draw, situation_of
+from diagnosis_nets import CPU, blocks_of, changed, context_of_scenario, draw
 from diagnosis_trials import LOST, Trial, train_all
 from torch import nn
 
@@ -82,7 +82,7 @@ class Oracle:
     def __init__(self, scenario: Scenario, *, after: int = STANDS) -> None:
         self.scenario = scenario
         self.repetition = 0  # the one whose trials are being made
-        self.classes = situation_of(scenario).classes or 0
+        self.classes = context_of_scenario(scenario).classes or 0
         self.start = build(scenario, on=CPU)
         self.end = copy.deepcopy(self.start)
         losses = train(self.end, after)

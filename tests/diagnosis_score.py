@@ -8,7 +8,7 @@ import statistics
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
-from diagnosis_nets import Seen, situation_of
+from diagnosis_nets import Seen, context_of_scenario
 from diagnosis_oracle import Verdict, settled
 
 from tui_descent.protocol.events import Advice
@@ -21,14 +21,14 @@ SURE = 0.8
 
 
 def diagnosis_of(scenario: Scenario, seen: Seen, *, may: Collection[str] = ALL) -> Diagnosis:
-    return Diagnosis(seen.layers, knobs=may, situation=situation_of(scenario))
+    return Diagnosis(seen.layers, knobs=may, context=context_of_scenario(scenario))
 
 
 def feed(diagnosis: Diagnosis, seen: Seen, steps: Iterable[int], *, every: int = 1) -> None:
     for step in steps:
-        diagnosis.stepped(step, seen.losses[step])
+        diagnosis.add_loss(step, seen.losses[step])
         if step % every == 0 and step in seen.readings:
-            diagnosis.read(seen.readings[step])
+            diagnosis.add_reading(seen.readings[step])
 
 
 def found(scenario: Scenario, seen: Seen, *, may: Collection[str] = ALL, every: int = 1) -> Finding | None:

@@ -11,7 +11,7 @@ from diagnosis_nets import Observed
 from diagnosis_score import diagnosis_of, feed, found, preset
 
 from tui_descent.instruments.curvature import Curvature, stability_limit
-from tui_descent.keeper.diagnosis import LETTERS_NATS
+from tui_descent.keeper.diagnosis import LETTER_ENTROPY
 from tui_descent.scenario import knobs, presets
 from tui_descent.scenario.keys import KEYS
 from tui_descent.telemetry.diagnosis import Diagnosis, sentence
@@ -76,10 +76,10 @@ def test_an_exploding_net_is_neither_on_a_saddle_nor_healthy_once_its_rate_was_t
         if step == 100:
             for group in observed.setup.optimizer.param_groups:
                 group["lr"] *= 10
-            diagnosis.intervened(step, "lr", "*10")
+            diagnosis.turn_knob(step, "lr", "*10")
         if step % 20 == 0:
             reading = curvature.measure()
-            diagnosis.curvature(reading.lambda_max, reading.lambda_min)
+            diagnosis.add_curvature(reading.lambda_max, reading.lambda_min)
         observed.run(1, every=5)
         feed(diagnosis, observed.seen, [step])
         said[_said(diagnosis)] += 1
@@ -91,7 +91,7 @@ def test_what_helps_fits_on_a_line_of_eighty_columns() -> None:
     scenario = preset("exploding")
     finding = found(scenario, Observed(scenario).run(WITHIN, every=10), may=TODAY)
     assert finding is not None
-    assert sentence(finding).endswith(" Try n norm layer mid instant.")
+    assert sentence(finding).endswith(" Press n: LayerNorm before the activation.")
     assert len(f" {finding.finding}  {sentence(finding)}") <= 80
 
 
@@ -135,7 +135,7 @@ def test_a_cured_run_is_never_called_ill_again(seed: int) -> None:
     feed(diagnosis, observed.seen, range(100))
     assert _said(diagnosis) == "vanishing"
     observed.turn_residual_on()
-    diagnosis.intervened(100, "residual", "on")
+    diagnosis.turn_knob(100, "residual", "on")
     observed.run(500, every=5)
     names = Counter[str]()
     for step in range(100, 600):
@@ -154,7 +154,7 @@ def test_a_transformer_with_its_residuals_back_trains() -> None:
     feed(diagnosis, observed.seen, range(100))
     assert _said(diagnosis) == "vanishing"
     observed.turn_residual_on()
-    diagnosis.intervened(100, "residual", "on")
+    diagnosis.turn_knob(100, "residual", "on")
     observed.run(160, every=10)
     for step in range(100, 260):
         feed(diagnosis, observed.seen, [step])
@@ -182,13 +182,13 @@ def test_the_saddle_is_named_once_the_loss_lies_flat_and_until_it_falls_off() ->
     for step in range(800):
         if step % 20 == 0:
             reading = curvature.measure()
-            diagnosis.curvature(reading.lambda_max, reading.lambda_min)
+            diagnosis.add_curvature(reading.lambda_max, reading.lambda_min)
         observed.run(1, every=10)
         feed(diagnosis, observed.seen, [step])
         feed(blind, observed.seen, [step])
         said.append(_said(diagnosis))
         assert _said(blind) in ("healthy", "nothing"), "without the curvature it is not known"
-        asks.append((found := blind.finding()) is not None and sentence(found).endswith("Try 5 curvature."))
+        asks.append((found := blind.finding()) is not None and sentence(found).endswith("Press 5 for the curvature."))
     losses = observed.seen.losses
     fallen = [losses[n - 20] - losses[n] for n in range(20, 800)]
     flat = next(n for n in range(20, 800) if fallen[n - 20] < 0.02 * losses[0])
@@ -234,7 +234,7 @@ def test_the_edge_of_stability_is_named_once_the_curvature_has_come_to_it() -> N
             reading = curvature.measure()
             edge = reading.lambda_max / limit.lambda_max
             arrived = arrived or (step if edge >= 0.95 else 0)
-            diagnosis.curvature(reading.lambda_max, reading.lambda_min, edge=edge)
+            diagnosis.add_curvature(reading.lambda_max, reading.lambda_min, edge=edge)
         observed.run(1, every=10)
         feed(diagnosis, observed.seen, [step])
         said.append(_said(diagnosis))
@@ -247,7 +247,7 @@ def test_the_edge_of_stability_is_named_once_the_curvature_has_come_to_it() -> N
 def test_what_letters_alone_give_is_the_entropy_of_the_text() -> None:
     counts = Counter(c for c in text.pages() if c in text.SYMBOLS)
     shares = [n / counts.total() for n in counts.values()]
-    assert abs(LETTERS_NATS + math.fsum(p * math.log(p) for p in shares)) < 0.03
+    assert abs(LETTER_ENTROPY + math.fsum(p * math.log(p) for p in shares)) < 0.03
 
 
 def _said(diagnosis: Diagnosis) -> str:

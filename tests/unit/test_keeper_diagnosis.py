@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from tui_descent.keeper.diagnosis import LETTERS_NATS, Diagnosing, situation
+from tui_descent.keeper.diagnosis import LETTER_ENTROPY, DiagnosisEvents, context_of
 from tui_descent.protocol.curvature import CurvatureReading, Limit
 from tui_descent.protocol.events import (
     CurvatureTaken,
@@ -57,7 +57,7 @@ def steps_at(loss: float, steps: range) -> StepsCompleted:
     return StepsCompleted(segment=0, first=steps.start, losses=[loss] * n, lrs=[0.1] * n, times_s=[0.0] * n)
 
 
-def findings(diagnosing: Diagnosing, loss: float, steps: range) -> list[str]:
+def findings(diagnosis: DiagnosisEvents, loss: float, steps: range) -> list[str]:
     reading = ReadingsTaken(
         segment=0,
         step=steps.start,
@@ -66,46 +66,46 @@ def findings(diagnosing: Diagnosing, loss: float, steps: range) -> list[str]:
         global_grad_norm=0.2,
         watch_cost=0.0,
     )
-    told = list(diagnosing.hear(reading))
-    told += diagnosing.hear(steps_at(loss, steps))
+    told = list(diagnosis.after(reading))
+    told += diagnosis.after(steps_at(loss, steps))
     return [event.finding for event in told if isinstance(event, Diagnosed)]
 
 
 def test_it_names_a_saddle_once_the_curvature_is_told() -> None:
-    diagnosing = Diagnosing()
-    assert not list(diagnosing.hear(started("plateau")))
-    assert findings(diagnosing, 2.3, range(60)) == ["plateau"]
-    assert not list(diagnosing.hear(curvature(3.0, -0.5, 40.0)))
-    assert findings(diagnosing, 2.3, range(60, 80)) == ["saddle"]
+    diagnosis = DiagnosisEvents()
+    assert not list(diagnosis.after(started("plateau")))
+    assert findings(diagnosis, 2.3, range(60)) == ["plateau"]
+    assert not list(diagnosis.after(curvature(3.0, -0.5, 40.0)))
+    assert findings(diagnosis, 2.3, range(60, 80)) == ["saddle"]
 
 
 def test_it_names_the_edge_once_the_curvature_is_told() -> None:
-    diagnosing = Diagnosing()
-    list(diagnosing.hear(started("edge-of-stability")))
-    list(diagnosing.hear(curvature(1.30, -0.1, 1.33)))
-    assert not findings(diagnosing, 1.0, range(3))
-    assert findings(diagnosing, 0.2, range(3, 60)) == ["rate at the edge"]
+    diagnosis = DiagnosisEvents()
+    list(diagnosis.after(started("edge-of-stability")))
+    list(diagnosis.after(curvature(1.30, -0.1, 1.33)))
+    assert not findings(diagnosis, 1.0, range(3))
+    assert findings(diagnosis, 0.2, range(3, 60)) == ["rate at the edge"]
 
 
 def test_a_situation_tells_what_a_guess_costs() -> None:
-    told = {name: situation(to_table(presets.find(name)[1])) for name in presets.names()}
+    told = {name: context_of(to_table(presets.find(name)[1])) for name in presets.names()}
     assert told["vanishing"].classes == 10
-    assert (told["transformer"].classes, told["transformer"].guess) == (None, LETTERS_NATS)
+    assert (told["transformer"].classes, told["transformer"].guess) == (None, LETTER_ENTROPY)
     assert (told["edge-of-stability"].classes, told["edge-of-stability"].guess) == (None, None)
     assert told["saddle"].surface
     assert not told["vanishing"].surface
-    assert situation(None).optimizer is None
+    assert context_of(None).optimizer is None
 
 
 @pytest.mark.parametrize("factor", [0.0, 1e-160, 1.0, 1e200, math.inf])
 def test_a_loss_that_grows_to_the_end_of_what_float64_holds_is_diverging_and_ends_nothing(factor: float) -> None:
-    diagnosing, told = Diagnosing(), []
-    told += diagnosing.hear(started("healthy"))
+    diagnosis, told = DiagnosisEvents(), []
+    told += diagnosis.after(started("healthy"))
     for n in range(300):
         loss = min(10.0 ** (2 * n), 1.7e308) if n < 154 else 1.7e308
         values = {"backprop_factor": [factor, factor], "update_norm": [factor] * 2, "grad_norm": [1e300] * 2}
         reading = ReadingsTaken(segment=0, step=n, values=values, ages=[0, 0], global_grad_norm=1e300, watch_cost=0.0)
-        told += diagnosing.hear(reading)
-        told += diagnosing.hear(steps_at(loss, range(n, n + 1)))
+        told += diagnosis.after(reading)
+        told += diagnosis.after(steps_at(loss, range(n, n + 1)))
     found = [event.finding for event in told if isinstance(event, Diagnosed)]
     assert factor != 1.0 or "diverging" in found

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from histories import fed, rewound, travelled
 
-from tui_descent.keeper.diagnosis import Diagnosing
+from tui_descent.keeper.diagnosis import DiagnosisEvents
 from tui_descent.protocol.codec import MAX_TO_VIEWER, frame
 from tui_descent.protocol.events import (
     AnyEvent,
@@ -319,8 +319,8 @@ def test_the_diagnosis_reads_the_matrices_of_the_net_as_it_stands() -> None:
     """Their gradient fades; by their old places it would read a norm's and a middle block's."""
 
     def found(told: list[AnyEvent]) -> Diagnosed:
-        diagnosing = Diagnosing()
-        said = [said for event in told for said in diagnosing.hear(event)]
+        diagnosis = DiagnosisEvents()
+        said = [said for event in told for said in diagnosis.after(event)]
         diagnosed = [event for event in said if isinstance(event, Diagnosed)]
         return diagnosed[-1]
 
@@ -346,6 +346,6 @@ def test_the_diagnosis_reads_the_matrices_of_the_net_as_it_stands() -> None:
 
 
 def test_the_diagnosis_takes_no_notice_of_a_reading_of_other_layers() -> None:
-    diagnosing = Diagnosing()
+    diagnosis = DiagnosisEvents()
     for event in (STARTED, changed(1, 0, PRE), reading(0, PLAIN, 0), *(steps(n, n + 1) for n in range(80))):
-        assert not list(diagnosing.hear(event))
+        assert not list(diagnosis.after(event))

@@ -1,4 +1,7 @@
-"""Lets the diagnosis read along: from a run's events to those that say what is wrong. Costs the trainer nothing."""
+"""Runs the diagnosis in the keeper: takes in a run's events, adds events that say what is wrong.
+
+It needs nothing but events, so it costs the trainer no time.
+"""
 
 from __future__ import annotations
 
@@ -21,68 +24,68 @@ from tui_descent.protocol.events import (
     SnapshotTaken,
     StepsCompleted,
 )
-from tui_descent.telemetry.diagnosis import Diagnosis, Finding, Situation, sentence
+from tui_descent.telemetry.diagnosis import Diagnosis, Finding, RunContext, sentence
 
 EVERY_STEPS = 10
-# The entropy of single letters of the text, in nats: what a net reaches that has learnt only how often each occurs.
-LETTERS_NATS = 3.24
-# The same finding is told again, with fresh evidence, no more often than this.
-AGAIN_S = 2.0
-# Knobs that change nothing about what is learnt.
-INDIFFERENT = ("pace",)
+REPEAT_S = 2.0  # the same finding is published again, with new evidence, at most this often
+# The entropy of single letters of the text data, in nats: the loss of a net that has learnt only letter frequencies.
+LETTER_ENTROPY = 3.24
+# Knobs that do not change what is learnt.
+NEUTRAL_KNOBS = ("pace",)
 
 
-class Diagnosing:
-    """One run's reader. `hear` gives the diagnosis when it has changed."""
+class DiagnosisEvents:
+    """Feeds one run's events to its diagnosis and publishes a finding when it changes."""
 
     def __init__(self) -> None:
         self._diagnosis: Diagnosis | None = None
-        self._told: Finding | None = None
-        self._asked = 0
-        self._told_s = 0.0
+        self._published: Finding | None = None
+        self._published_s = 0.0
+        self._last_check = 0  # the step
         self._step = 0
         self._segment = 0
 
-    def hear(self, event: AnyEvent) -> Iterator[AnyEvent]:
-        """Take in one event; what there is to say about the run now."""
+    def after(self, event: AnyEvent) -> Iterator[AnyEvent]:
+        """Take in one event; yields the events to publish after it."""
         if isinstance(event, RunStarted):
             knobs = [k.name for k in event.knobs if k.unavailable is None]
-            self._diagnosis = Diagnosis(event.layers, knobs=knobs, situation=situation(event.scenario))
+            self._diagnosis = Diagnosis(event.layers, knobs=knobs, context=context_of(event.scenario))
         if self._diagnosis is None:
             return
         match event:
             case StepsCompleted():
                 self._segment, self._step = event.segment, event.first + len(event.losses)
                 for step, loss in enumerate(event.losses, event.first):
-                    self._diagnosis.stepped(step, loss)
-                yield from self._say(self._diagnosis)
+                    self._diagnosis.add_loss(step, loss)
+                yield from self._check(self._diagnosis)
             case NotFinite():
                 self._segment, self._step = event.segment, event.step
-                self._diagnosis.stepped(event.step, math.nan)
-                self._asked = event.step + 1  # at once
-                yield from self._say(self._diagnosis)
+                self._diagnosis.add_loss(event.step, math.nan)
+                self._last_check = event.step + 1  # so that the next line checks at once
+                yield from self._check(self._diagnosis)
             case ReadingsTaken():
-                self._diagnosis.read(event)
+                self._diagnosis.add_reading(event)
             case LayersChanged():
-                self._diagnosis.relayered(event.layers, event.structure)
+                self._diagnosis.change_layers(event.layers, event.structure)
             case CurvatureTaken():
-                self._diagnosis.curvature(event.sharpness, event.hessian.lambda_min, edge=event.edge)
+                self._diagnosis.add_curvature(event.sharpness, event.hessian.lambda_min, edge=event.edge)
             case SnapshotTaken():
-                self._diagnosis.offer("undo")
+                self._diagnosis.allow_advice("undo")
             case Rewound():
                 self._segment, self._step = event.segment, event.step
-                self._diagnosis.rewound(event.step, {k.name: k.value for k in event.knobs})
-                self._told = None
-            case KnobTurned() if event.knob not in INDIFFERENT:
-                self._diagnosis.intervened(event.step, event.knob, event.new, old=event.old)
-                self._told = None
+                self._diagnosis.rewind(event.step, {k.name: k.value for k in event.knobs})
+                self._published = None
+            case KnobTurned() if event.knob not in NEUTRAL_KNOBS:
+                self._diagnosis.turn_knob(event.step, event.knob, event.new, old=event.old)
+                self._published = None
             case _:
                 pass
 
-    def _say(self, diagnosis: Diagnosis) -> Iterator[AnyEvent]:
-        if self._asked <= self._step < self._asked + EVERY_STEPS:
+    def _check(self, diagnosis: Diagnosis) -> Iterator[AnyEvent]:
+        """Every few steps: the outcome of the last intervention, and the finding if it is new."""
+        if self._last_check <= self._step < self._last_check + EVERY_STEPS:
             return
-        self._asked = self._step
+        self._last_check = self._step
         if (outcome := diagnosis.outcome) is not None:
             diagnosis.outcome = None
             yield Foretold(
@@ -93,9 +96,11 @@ class Diagnosing:
                 held=outcome.held,
             )
         found = diagnosis.finding()
-        if found is None or (_gist(found) == _gist(self._told) and time.monotonic() - self._told_s < AGAIN_S):
+        if found is None or (
+            _essence(found) == _essence(self._published) and time.monotonic() - self._published_s < REPEAT_S
+        ):
             return
-        self._told, self._told_s = found, time.monotonic()
+        self._published, self._published_s = found, time.monotonic()
         yield Diagnosed(
             segment=self._segment,
             step=self._step,
@@ -108,22 +113,23 @@ class Diagnosing:
         )
 
 
-def _gist(found: Finding | None) -> tuple[Any, ...] | None:
+def _essence(found: Finding | None) -> tuple[Any, ...] | None:
+    """What makes a finding a different one; the numbers of its evidence do not."""
     return None if found is None else (found.finding, found.layer, found.advice, found.evidence.get("curvature"))
 
 
-def situation(scenario: Mapping[str, Any] | None) -> Situation:
-    """What a scenario tells of a run besides its numbers."""
+def context_of(scenario: Mapping[str, Any] | None) -> RunContext:
+    """What a scenario says about a run; nothing is known of a user loop."""
     if scenario is None:
-        return Situation()
+        return RunContext()
     model, data, optimizer = scenario["model"], scenario.get("data"), scenario["optimizer"]["name"]
     if data is None:
-        return Situation(optimizer=optimizer, surface=model["name"] == "surface")
+        return RunContext(optimizer=optimizer, surface=model["name"] == "surface")
     entropy = (scenario.get("loss") or {}).get("name", "cross_entropy") == "cross_entropy"
     text = data["name"] == "text"
-    return Situation(
+    return RunContext(
         classes=(10 if data["name"] == "digits" else 2) if entropy and not text else None,
-        guess=LETTERS_NATS if entropy and text else None,
+        guess=LETTER_ENTROPY if entropy and text else None,
         optimizer=optimizer,
         activation=model["activation"]["name"],
         residual=model["residual"]["name"] == "on",

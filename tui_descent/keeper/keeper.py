@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tui_descent.keeper.diagnosis import Diagnosing
+from tui_descent.keeper.diagnosis import DiagnosisEvents
 from tui_descent.keeper.ending import Ending
 from tui_descent.keeper.event_stream import EventStream
 from tui_descent.keeper.gpu import Gpus
@@ -42,7 +42,7 @@ class Keeper:
         self._stream = EventStream(self.history)
         self._requests = Requests(self.history)
         self._ending = Ending(launch)
-        self._diagnosing = Diagnosing()
+        self._diagnosis = DiagnosisEvents()
         self._gpus = Gpus()
         self._on_event = on_event
         self._selector = selectors.DefaultSelector()
@@ -177,7 +177,7 @@ class Keeper:
 
     def _publish(self, event: AnyEvent) -> None:
         self._send(event)
-        for diagnosis in self._diagnosing.hear(event):
+        for diagnosis in self._diagnosis.after(event):
             self._send(diagnosis)
 
     def _send(self, event: AnyEvent) -> None:

@@ -1,6 +1,7 @@
-"""A window of a run in numbers.
+"""The newest window of a run in numbers, from which the rules judge it.
 
-g is the loss of a guess, ln C for C classes; P the product of the blocks' backprop factors, ‖dL/dh_0‖/‖dL/dh_D‖.
+g is the loss of a guess that ignores the input, ln C for C classes. P is the product of the blocks' backprop factors,
+‖dL/dh_0‖/‖dL/dh_D‖: by how much backpropagation multiplies the gradient.
 """
 
 from __future__ import annotations
@@ -13,52 +14,52 @@ import msgspec
 
 from tui_descent.protocol.events import Layer, ReadingsTaken
 
-WINDOW = 60  # the newest steps, which are judged
-LONG = 3 * WINDOW  # as many as tell where the loss is going
-HALF, THIRD, TAIL = 30, 20, 10  # steps of a window
-# A fall counts by what it exceeds so many of its standard errors; it goes on for so many windows, each a step to the
-# next as the last was to the one before, and takes no more than half of the loss.
-CERTAIN, AHEAD, SLOWS, QUICKENS, LEAST = 2.0, 4.0, 0.5, 1.3, 0.5
-SURELY = 4.5  # standard errors that a line through all three windows must fall by
+WINDOW = 60  # how many of the newest steps are judged
+LONG_WINDOW = 3 * WINDOW  # how many steps are needed to extrapolate the loss
+HALF, THIRD, TAIL = 30, 20, 10  # parts of a window, in steps
+# To extrapolate: the last fall from window to window, less CERTAIN standard errors, goes on for AHEAD windows. It is
+# scaled twice by the ratio of the last two falls, within MIN_RATIO…MAX_RATIO. At least LEAST of the loss stays.
+CERTAIN, AHEAD, MIN_RATIO, MAX_RATIO, LEAST = 2.0, 4.0, 0.5, 1.3, 0.5
+SIGNIFICANT = 4.5  # standard errors by which a line through the long window must fall
 
 
 class Curvature(msgspec.Struct, frozen=True):
-    """The Hessian's ends; the sharpness over what the rate can bear, None where that is not known."""
+    """The Hessian's extreme eigenvalues. `edge`: λmax over the stability limit, None if the limit is not known."""
 
     lambda_max: float
     lambda_min: float
     edge: float | None
 
 
-class Signs(msgspec.Struct, frozen=True, kw_only=True):
-    """A window in numbers; None where nothing was measured or too little was seen."""
+class Features(msgspec.Struct, frozen=True, kw_only=True):
+    """A window in numbers; None where nothing was measured or the run is too young."""
 
-    guess: float
-    first: float
-    now: float
-    fell: float  # over the last third of the window
-    fall: float  # the same as a share
-    slope: float  # in standard errors
-    noise: float  # standard deviation of the window's losses about their line
-    coming: float | None  # the loss to come, if it goes on as in the last three windows
-    fallen: float | None  # over the last three windows, 0 where that could be noise
+    guess: float  # g
+    first: float  # the loss at the start
+    now: float  # the loss at the end of the window
+    fell: float  # fall of the loss over the last third of the window
+    fall: float  # the same as a share of the loss
+    slope: float  # of the loss, in standard errors
+    noise: float  # standard deviation of the losses about their line
+    expected: float | None  # the loss to come, extrapolated from the long window
+    long_fall: float | None  # over the long window; 0 if that could be noise
     blocks: int
-    product: float | None
-    first_product: float | None
-    growth: float | None  # of the blocks' gradients over the window's second half
-    moved: float | None  # by the layer that moves most
-    first_moved: float | None
-    stride: float | None  # ‖Δ‖/‖g‖, of the layers whose update is not rounded away
-    dead: float
+    product: float | None  # P
+    first_product: float | None  # P at the first reading
+    growth: float | None  # of the blocks' gradients over the second half of the window, as a factor
+    update_ratio: float | None  # ‖Δ‖/‖w‖ of the layer that moves most, w as large as Xavier's
+    first_update_ratio: float | None  # the same of the median layer at the first reading
+    step_per_grad: float | None  # ‖Δ‖/‖g‖, g the gradient, of layers whose update is not rounded to 0
+    dead: float  # share of dead units in the worst layer
     first_dead: float | None
     saturated: float
-    scale: float  # of the blocks' square matrices, 1 where they are as large as Xavier draws them, or larger
-    cosine: float | None
+    weight_scale: float  # √width · rms of the blocks' square matrices, at most 1: Xavier's is 1
+    cosine: float | None  # of each gradient with the next
     curvature: Curvature | None
 
 
-class Gauge:
-    """Takes the signs of a net with these layers, `rows` naming each block's largest one in forward order."""
+class FeatureExtractor:
+    """Computes the features of a net with these layers. `rows` has the row of each block's largest layer, in order."""
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         by_size = sorted(range(len(layers)), key=lambda n: layers[n].params)
@@ -66,110 +67,111 @@ class Gauge:
         self.rows = [largest[block] for block in sorted(largest)]
         self._layers = layers
 
-    def signs(
+    def features(
         self,
         losses: Sequence[float],
         readings: Sequence[ReadingsTaken],
         *,
-        begun: ReadingsTaken,
-        first: float,
+        first_reading: ReadingsTaken,
+        first_loss: float,
         guess: float,
         curvature: Curvature | None,
-    ) -> Signs:
-        """`losses` are the newest, up to LONG; `readings` those of the newest window, `begun` the first of all."""
+    ) -> Features:
+        """`losses` has up to LONG_WINDOW of the newest losses, `readings` those of the newest window."""
         window, last = losses[-WINDOW:], readings[-1]
         newest = [r for r in readings if r.step > last.step - HALF]
         earlier = statistics.fmean(window[-2 * THIRD : -THIRD])
         fell = earlier - statistics.fmean(window[-THIRD:])
-        slope, error, noise = line(window[-2 * THIRD :])
-        # As the loss gave them: those that a clip leaves cannot grow.
-        gradients = [median([unclipped(r) * v for v in values_of(r, "grad_norm")]) for r in (newest[0], last)]
-        products = {r.step: p for r in (begun, *newest) if (p := self.product(r)) is not None}
-        moves = [self._scale(r) * v for r in newest for v in values_of(r, "update_ratio")]
-        moved = zip(last.values.get("update_norm", ()), last.values.get("grad_norm", ()), strict=False)
+        slope, error, noise = fit_line(window[-2 * THIRD :])
+        # Before clipping: clipped gradients cannot grow.
+        gradients = [median([clip_factor(r) * v for v in values_of(r, "grad_norm")]) for r in (newest[0], last)]
+        products = {r.step: p for r in (first_reading, *newest) if (p := self.product(r)) is not None}
+        ratios = [self._weight_scale(r) * v for r in newest for v in values_of(r, "update_ratio")]
+        steps = zip(last.values.get("update_norm", ()), last.values.get("grad_norm", ()), strict=False)
         cosines = [r.global_cosine for r in readings if r.global_cosine is not None]
-        return Signs(
+        return Features(
             guess=guess,
-            first=first,
+            first=first_loss,
             now=statistics.fmean(window[-TAIL:]),
             fell=fell,
             fall=fell / max(abs(earlier), 1e-300),
             slope=slope / max(error, 1e-300),
             noise=noise,
-            coming=coming(losses, guess) if len(losses) >= LONG else None,
-            fallen=fallen(losses, guess) if len(losses) >= LONG else None,
+            expected=expected_loss(losses, guess) if len(losses) >= LONG_WINDOW else None,
+            long_fall=long_fall(losses, guess) if len(losses) >= LONG_WINDOW else None,
             blocks=len(self.rows),
             product=median([products[r.step] for r in newest if r.step in products]),
-            first_product=products.get(begun.step),
+            first_product=products.get(first_reading.step),
             growth=gradients[1] / gradients[0] if gradients[0] and gradients[1] is not None else None,
-            moved=max(moves, default=None),
-            first_moved=median([self._scale(begun) * v for v in values_of(begun, "update_ratio")]),
-            stride=median([u / g for u, g in moved if u and g]),
+            update_ratio=max(ratios, default=None),
+            first_update_ratio=median(
+                [self._weight_scale(first_reading) * v for v in values_of(first_reading, "update_ratio")]
+            ),
+            step_per_grad=median([u / g for u, g in steps if u and g]),
             dead=max(newest_of(readings, "dead_fraction").values(), default=0.0),
-            first_dead=max(values_of(begun, "dead_fraction"), default=None),
+            first_dead=max(values_of(first_reading, "dead_fraction"), default=None),
             saturated=max(newest_of(readings, "saturated_fraction").values(), default=0.0),
-            scale=self._scale(last),
+            weight_scale=self._weight_scale(last),
             cosine=statistics.fmean(cosines) if cosines else None,
             curvature=curvature,
         )
 
     def product(self, reading: ReadingsTaken) -> float | None:
-        """P; None where no factor was measured."""
+        """P, or None if no factor was measured."""
         factors = values_of(reading, "backprop_factor")
         return product_of(factors) if factors else None
 
-    def _scale(self, reading: ReadingsTaken) -> float:
-        """√width · rms of the blocks' square matrices, at most 1."""
+    def _weight_scale(self, reading: ReadingsTaken) -> float:
         norms = reading.values.get("weight_norm", [])
         sizes = [v / self._layers[n].params ** 0.25 for n in self.rows if n < len(norms) and (v := norms[n])]
         return min(1.0, median(sizes) or 1.0)
 
 
-def coming(losses: Sequence[float], guess: float) -> float:
-    """The loss to come, from the last three windows of `losses`, which hold at least LONG.
+def expected_loss(losses: Sequence[float], guess: float) -> float:
+    """The loss to come, extrapolated from the last three windows; `losses` has at least LONG_WINDOW.
 
-    What lies above the loss of a guess falls without a look at the input: it says nothing of what follows below.
+    Losses above that of a guess count as that: a fall down to it needs no look at the input and promises nothing.
     """
-    newest = losses[-LONG:]
-    before, between, now = (min(guess, statistics.fmean(newest[n : n + WINDOW])) for n in range(0, LONG, WINDOW))
-    _, _, noise = line(newest[-WINDOW:])
+    newest = losses[-LONG_WINDOW:]
+    before, between, now = (min(guess, statistics.fmean(newest[n : n + WINDOW])) for n in range(0, LONG_WINDOW, WINDOW))
+    _, _, noise = fit_line(newest[-WINDOW:])
     here, fall, earlier = statistics.fmean(newest[-HALF:]), between - now, before - between
     fall -= CERTAIN * noise * math.sqrt(2 / WINDOW)
     if fall <= 0:
         return here
-    ratio = min(QUICKENS, max(SLOWS, fall / earlier)) if earlier > 0 else QUICKENS
+    ratio = min(MAX_RATIO, max(MIN_RATIO, fall / earlier)) if earlier > 0 else MAX_RATIO
     return max(here - AHEAD * fall * ratio**2, LEAST * here)
 
 
-def fallen(losses: Sequence[float], guess: float) -> float:
-    """How far a line through the last three windows falls, what lies above the loss of a guess left out."""
-    slope, error, _ = line([min(guess, loss) for loss in losses[-LONG:]])
-    return -slope * LONG if -slope > SURELY * error else 0.0
+def long_fall(losses: Sequence[float], guess: float) -> float:
+    """How far a line through the last three windows falls; losses above that of a guess count as that."""
+    slope, error, _ = fit_line([min(guess, loss) for loss in losses[-LONG_WINDOW:]])
+    return -slope * LONG_WINDOW if -slope > SIGNIFICANT * error else 0.0
 
 
 def product_of(factors: Sequence[float]) -> float:
-    """A product too small for a float is not one of a factor 0."""
+    """The product, but not 0 by underflow: only if a factor is 0."""
     return max(math.prod(factors), 5e-324 * all(factors))
 
 
 def newest_of(readings: Sequence[ReadingsTaken], metric: str) -> Mapping[int, float]:
-    """Row by row the newest value of a metric that not every reading has."""
+    """For each row the newest value of a metric that not every reading has."""
     return {n: v for r in readings for n, v in enumerate(r.values.get(metric, ())) if v is not None}
 
 
 def values_of(reading: ReadingsTaken, metric: str) -> list[float]:
-    """Those of a metric's values that were measured."""
+    """A metric's values, without the missing ones."""
     return [v for v in reading.values.get(metric, ()) if v is not None]
 
 
-def unclipped(reading: ReadingsTaken) -> float:
-    """How many times larger the gradients were before our clip."""
+def clip_factor(reading: ReadingsTaken) -> float:
+    """By how much our clipping divided the gradients."""
     before, now = reading.grad_norm_preclip, reading.global_grad_norm
     return 1.0 if before is None or not 0 < now < math.inf else before / now
 
 
-def line(losses: Sequence[float]) -> tuple[float, float, float]:
-    """The slope of a straight line through the losses, its standard error, and how far they lie about the line."""
+def fit_line(losses: Sequence[float]) -> tuple[float, float, float]:
+    """The slope of the least-squares line, its standard error, and the standard deviation of the losses about it."""
     n, times = len(losses), range(len(losses))
     slope, start = statistics.linear_regression(times, losses)
     rest = math.fsum((y - start - slope * t) ** 2 for t, y in zip(times, losses, strict=True)) / (n - 2)
@@ -177,5 +179,5 @@ def line(losses: Sequence[float]) -> tuple[float, float, float]:
 
 
 def median(values: Sequence[float]) -> float | None:
-    """None of no values."""
+    """The median, or None of no values."""
     return statistics.median(values) if values else None
