@@ -127,7 +127,7 @@ class Played:
             thread.join(30)
             assert not thread.is_alive()
 
-    def steps_told(self) -> list[int]:
+    def published_steps(self) -> list[int]:
         return [
             s for e in self.events if isinstance(e, StepsCompleted) for s in range(e.first, e.first + len(e.losses))
         ]

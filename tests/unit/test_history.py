@@ -1,4 +1,4 @@
-"""The past as every side knows it: exact where it is asked, bounded, and the same after a journey."""
+"""The history: exact, bounded, and the same at a viewer that received it."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def reading(step: int, rms: list[float | None]) -> ReadingsTaken:
 
 
 def random_run(random_: random.Random, count: int) -> list[AnyEvent]:
-    """What a run may tell, with numbers that are none and facts of every kind."""
+    """Events of every kind, with NaN and infinities among the numbers."""
     events: list[AnyEvent] = [StateChanged(state="building"), STARTED, StateChanged(state="running")]
     step = 0
     states: list[State] = ["running", "paused", "held", "waiting"]
@@ -112,8 +112,8 @@ def random_run(random_: random.Random, count: int) -> list[AnyEvent]:
     return events
 
 
-def picture(history: History) -> dict[str, Any]:
-    """All that a panel may read, in a form where NaN equals NaN."""
+def contents(history: History) -> dict[str, Any]:
+    """Everything that a panel reads, in a form where NaN equals NaN."""
     plain = {
         name: repr(getattr(history, name))
         for name in (
@@ -128,7 +128,7 @@ def picture(history: History) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_what_was_sent_is_received_and_goes_on_alike(seed: int) -> None:
+def test_received_history_equals_the_sent_one_now_and_later(seed: int) -> None:
     random_ = random.Random(seed)
     events = random_run(random_, random_.randrange(0, 300))
     if seed % 5 == 0:
@@ -136,16 +136,16 @@ def test_what_was_sent_is_received_and_goes_on_alike(seed: int) -> None:
     cut = random_.randrange(len(events) + 1)
     history = fed(events[:cut])
     viewer = travelled(history)
-    assert picture(viewer) == picture(history)
+    assert contents(viewer) == contents(history)
     for event in events[cut:]:
         history.apply(event)
         viewer.apply(event)
-    for name, value in picture(history).items():
-        if name != "steps_per_s":  # the rate's window begins anew with a viewer
-            assert picture(viewer)[name] == value, name
+    for name, value in contents(history).items():
+        if name != "steps_per_s":  # a new viewer measures the speed from its start
+            assert contents(viewer)[name] == value, name
 
 
-def test_a_viewer_that_comes_in_the_midst_of_a_jump_draws_the_same_line() -> None:
+def test_viewer_that_attaches_during_a_jump_smooths_the_loss_alike() -> None:
     history = fed([STARTED, steps(0, [1.0] * 300), steps(300, [1e-4] * 3)])
     viewer = travelled(history)
     for more in (steps(303, [1e-4] * 2), steps(305, [1e-4, 3e-4] * 20)):
@@ -154,11 +154,11 @@ def test_a_viewer_that_comes_in_the_midst_of_a_jump_draws_the_same_line() -> Non
         assert viewer.smooth_loss == history.smooth_loss < 1e-3
 
 
-def test_an_empty_history_can_be_sent() -> None:
-    assert picture(travelled(History())) == picture(History())
+def test_empty_history_can_be_sent() -> None:
+    assert contents(travelled(History())) == contents(History())
 
 
-def test_a_held_run_is_received_once_in_its_place() -> None:
+def test_hold_is_received_once_in_its_place_in_the_log() -> None:
     events: list[AnyEvent] = [STARTED, steps(0, [1.0] * 5), turned("lr", "1", 5)]
     events += [StateChanged(state="held", reason="nan"), StateChanged(state="running"), turned("lr", "2", 9)]
     events += [StateChanged(state="held", reason="nan")]
@@ -167,33 +167,33 @@ def test_a_held_run_is_received_once_in_its_place() -> None:
     assert viewer.state == events[6]
 
 
-def test_a_knob_turned_long_ago_is_still_known_to_a_late_viewer() -> None:
+def test_late_viewer_knows_a_knob_turned_long_ago() -> None:
     history = fed([STARTED, turned("residual", "on", 1)])
     for step in range(MAX_ENTRIES + 50):
         history.apply(turned("lr", str(step), step))
     assert travelled(history).knobs == {"lr": str(MAX_ENTRIES + 49), "residual": "on"}
 
 
-def test_the_smoothed_loss_is_a_moving_average_over_twenty_steps() -> None:
+def test_smoothed_loss_is_a_moving_average_over_twenty_steps() -> None:
     history = fed([steps(0, [1.0] * 500), steps(500, [0.5] * 60)])
     assert math.isclose(history.smooth_loss, 0.5 + 0.5 * (1 - 1 / WINDOW) ** 60, rel_tol=1e-9)
     one_by_one = fed([*(steps(n, [1.0]) for n in range(500)), *(steps(n, [0.5]) for n in range(500, 560))])
     assert one_by_one.smooth_loss == history.smooth_loss
 
 
-def test_the_smoothed_loss_of_a_young_run_is_not_late() -> None:
+def test_smoothed_loss_of_a_young_run_does_not_lag() -> None:
     history = fed([steps(0, [100.0]), steps(1, [1.0] * 10)])
     assert math.isclose(history.smooth_loss, 1.0, abs_tol=0.5)
 
 
-def test_a_loss_without_batches_is_not_smoothed() -> None:
+def test_loss_without_batches_is_not_smoothed() -> None:
     surface = msgspec.structs.replace(STARTED, scenario={"model": {"name": "surface"}})
     history = fed([surface, steps(0, [1.0, 0.04, 0.0016])])
     assert math.isclose(history.smooth_loss, 0.0016)
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_the_loss_bins_are_the_smallest_largest_and_mean_loss(seed: int) -> None:
+def test_loss_bins_have_the_smallest_largest_and_mean_loss(seed: int) -> None:
     random_ = random.Random(seed)
     losses = [random_.choice((random_.expovariate(1), random_.expovariate(1), math.nan, math.inf)) for _ in range(3000)]
     history, at = History(), 0
@@ -208,16 +208,16 @@ def test_the_loss_bins_are_the_smallest_largest_and_mean_loss(seed: int) -> None
             assert math.isclose(mean, math.fsum(known) / len(known), rel_tol=1e-9)
 
 
-def test_a_run_of_nothing_but_nan_and_infinities_is_ordinary() -> None:
+def test_run_of_only_nan_and_infinities_is_valid() -> None:
     history = fed([STARTED, steps(0, [math.nan] * 50), steps(50, [math.inf, -math.inf] * 50)])
     assert history.steps == 150
     assert history.loss == -math.inf
     assert math.isnan(history.smooth_loss)
     assert history.losses[0].window(1, 0, 200) == []
-    assert picture(travelled(history)) == picture(history)
+    assert contents(travelled(history)) == contents(history)
 
 
-def test_it_is_bounded_whatever_comes() -> None:
+def test_memory_is_bounded_for_events_of_every_kind() -> None:
     history = fed([STARTED])
     for n in range(3000):
         for event in (
@@ -239,7 +239,7 @@ def test_it_is_bounded_whatever_comes() -> None:
     assert len(frame(history.send())) < 2_500_000
 
 
-def test_readings_become_log_magnitudes_by_layer() -> None:
+def test_readings_become_log_magnitudes_of_each_layer() -> None:
     history = fed([STARTED, reading(0, [1e-9, None, 100.0]), reading(1, [1e-11, math.nan, 1.0])])
     (bin_, row) = history.grads[0].window(2, 0, 1)[0]
     assert bin_ == 0
@@ -261,30 +261,30 @@ def test_readings_become_log_magnitudes_by_layer() -> None:
         (1e-39, -39.0),
     ],
 )
-def test_the_magnitude_of_a_norm(value: float, expected: float) -> None:
+def test_log_magnitude_of_a_norm(value: float, expected: float) -> None:
     assert math.isclose(log_magnitude(value), expected)
 
 
 @pytest.mark.parametrize("value", [None, math.nan])
-def test_what_is_absent_has_no_magnitude(value: float | None) -> None:
+def test_log_magnitude_of_a_missing_value_is_nan(value: float | None) -> None:
     assert math.isnan(log_magnitude(value))
 
 
-def test_the_rate_is_that_of_the_trainers_clock() -> None:
+def test_speed_is_measured_by_the_trainers_clock() -> None:
     history = fed([steps(n * 10, [1.0] * 10) for n in range(50)])
     assert math.isclose(history.steps_per_s, 100.0, rel_tol=1e-6)
     history.apply(StateChanged(state="paused"))
     assert history.steps_per_s == 0.0
 
 
-def test_the_present_values_follow_the_turns() -> None:
+def test_knob_values_follow_the_interventions() -> None:
     history = fed([STARTED, turned("lr", "0.5", 3), turned("residual", "on", 4)])
     assert history.knobs == {"lr": "0.5", "residual": "on"}
     unavailable = msgspec.structs.replace(STARTED, knobs=(KnobState(name="residual", unavailable="no blocks"),))
     assert fed([unavailable]).unavailable == {"residual": "no blocks"}
 
 
-def test_every_event_moves_the_revision() -> None:
+def test_every_event_increases_the_revision() -> None:
     history = History()
     for event in random_run(random.Random(0), 100):
         before = history.revision
@@ -308,7 +308,7 @@ def curvature(step: int) -> CurvatureTaken:
     return CurvatureTaken(segment=0, step=step, hessian=read, seconds=0.1)
 
 
-def test_readings_of_the_curvature_span_the_run_in_bounded_room_and_travel() -> None:
+def test_curvature_readings_are_bounded_span_the_run_and_are_sent() -> None:
     history = fed([STARTED])
     for step in range(5 * MAX_CURVATURES):
         history.apply(curvature(step))
@@ -320,7 +320,7 @@ def test_readings_of_the_curvature_span_the_run_in_bounded_room_and_travel() -> 
     assert [taken.step for taken in travelled(history).curvatures] == found
 
 
-def test_the_devices_newest_reading_and_its_course_make_the_journey() -> None:
+def test_device_readings_are_bounded_and_sent() -> None:
     history = History()
     history.apply(STARTED)
     for step in range(3000):
@@ -338,18 +338,18 @@ def test_the_devices_newest_reading_and_its_course_make_the_journey() -> None:
         assert side.devices[0].nbytes() < 64 * 1024
 
 
-def test_the_rate_now_is_the_last_updates_whoever_moved_it() -> None:
+def test_learning_rate_is_that_of_the_last_update_whatever_changed_it() -> None:
     history = History()
     for event in (STARTED, steps(0, [1.0, 0.9]), steps(2, [0.8], lr=0.05)):
         history.apply(event)
     assert history.knobs["lr"] == "0.05", "a schedule"
-    history.apply(steps(3, [0.7], lr=math.nan))  # dropped before it had one
+    history.apply(steps(3, [0.7], lr=math.nan))  # a skipped update has none
     assert history.knobs["lr"] == "0.05"
     history.apply(steps(4, [0.7], lr=0.05 / 1500**0.5))
-    assert history.knobs["lr"] == "0.00129099", "another optimizer, its rate mapped"
+    assert history.knobs["lr"] == "0.00129099", "another optimizer with a converted rate"
 
 
-def test_what_changed_with_a_turn_is_known_and_travels() -> None:
+def test_knobs_that_change_with_another_one_are_known_and_sent() -> None:
     history = History()
     history.apply(STARTED)
     known = (KnobState(name="lr", value="0.01"), KnobState(name="momentum", unavailable="adam has none"))
@@ -365,7 +365,7 @@ def test_what_changed_with_a_turn_is_known_and_travels() -> None:
     assert history.unavailable == {}
 
 
-def test_a_rate_that_moves_by_itself_is_the_rate_shown() -> None:
+def test_shown_learning_rate_follows_the_schedule_after_an_intervention() -> None:
     history = History()
     history.apply(STARTED)
     history.apply(steps(0, [1.0] * 3))

@@ -1,4 +1,4 @@
-"""What a viewer shows behind an undo is of the stretch that is gone on with."""
+"""After an undo, the current values come from the part of the run that was kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from test_history import LAYERS, STARTED, reading, steps
 from tui_descent.protocol.events import AnyEvent, LedgerTaken, Measured
 
 
-def test_what_was_read_in_the_stretch_that_an_undo_leaves_is_not_shown_as_of_now() -> None:
+def test_readings_from_an_undone_stretch_are_not_shown_as_current() -> None:
     events: list[AnyEvent] = [STARTED, steps(0, [1.0] * 60), reading(30, [1.0] * LAYERS)]
     events += [Measured(segment=0, step=30, name="alpha", value=0.5), LedgerTaken(segment=0, step=30, entries=[])]
     there = fed([*events, rewound((0, 60), (0, 40), 1, back=True)])
@@ -27,13 +27,13 @@ def test_what_was_read_in_the_stretch_that_an_undo_leaves_is_not_shown_as_of_now
 
 
 @pytest.mark.parametrize("back_to", [0, 1, 2_600, 9_000])
-def test_the_loss_behind_an_undo_however_far_is_a_number_where_there_is_one(back_to: int) -> None:
+def test_loss_after_an_undo_is_finite_if_the_curve_has_that_step(back_to: int) -> None:
     losses = [1 + math.exp(-step / 3000) for step in range(10_000)]
     history = fed([STARTED, steps(0, losses), rewound((0, 10_000), (0, back_to), 1, back=True)])
     assert history.steps == back_to
     if back_to < 16:
-        assert not history.losses[1], "so early a step is known within one bin with later ones, by now"
+        assert not history.losses[1], "such an early step shares a bin with later ones by now"
         return
-    assert history.losses[1], "there is a curve to be drawn"
+    assert history.losses[1], "there is a curve to draw"
     assert history.loss == pytest.approx(losses[back_to - 1], rel=0.02)
     assert math.isfinite(history.shown_loss)

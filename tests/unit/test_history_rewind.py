@@ -1,4 +1,4 @@
-"""The past as every side knows it, when the run is sent back: what lies behind is a ghost, redo makes it live again."""
+"""The history when a run is rewound: the abandoned stretch becomes a ghost, redo makes it live again."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def grown(steps: int, *, capacity: int = 16) -> Pyramid:
 
 
 @pytest.mark.parametrize("cut", [1, 2, 7, 16, 29, 31, 32, 40])
-def test_a_cut_pyramid_is_the_one_that_grew_only_so_far(cut: int) -> None:
-    """As long as level 0 still holds all steps of the newest coarser bins."""
+def test_pyramid_before_a_step_equals_one_that_ended_there(cut: int) -> None:
+    """True while level 0 still has all steps of the newest coarser bins."""
     cut_short, plain = grown(40, capacity=64).before(cut), grown(cut, capacity=64)
     assert [list(lv.bins) for lv in cut_short.levels] == [list(lv.bins) for lv in plain.levels]
     assert [list(lv.values) for lv in cut_short.levels] == [list(lv.values) for lv in plain.levels]
@@ -58,7 +58,7 @@ def test_a_cut_pyramid_is_the_one_that_grew_only_so_far(cut: int) -> None:
 
 @pytest.mark.parametrize("cut", [3, 100, 501, 900, 983, 999, 1000])
 @pytest.mark.parametrize("more", [0, 1, 50])
-def test_it_grows_on_as_if_nothing_had_been_there(cut: int, more: int) -> None:
+def test_shortened_pyramid_goes_on_without_gap_or_overlap(cut: int, more: int) -> None:
     pyramid = grown(1000).before(cut)
     for step in range(cut, cut + more):
         pyramid.add(step, (1.0, 1.0, 1.0))
@@ -70,7 +70,7 @@ def test_it_grows_on_as_if_nothing_had_been_there(cut: int, more: int) -> None:
         assert all(low <= mean <= high for _, (low, high, mean) in bins)
 
 
-def test_cutting_leaves_the_pyramid_alone() -> None:
+def test_before_does_not_change_the_pyramid() -> None:
     pyramid = grown(300)
     before = pyramid.send()
     pyramid.before(120).add(120, (9.0, 9.0, 9.0))
@@ -130,7 +130,7 @@ def live(history: History) -> list[float]:
     return [values[0] for _, values in history.losses[history.segment].window(1, 0, 1000)]
 
 
-def test_undone_the_live_curve_ends_and_the_rest_is_a_ghost() -> None:
+def test_undo_shortens_the_curve_and_makes_the_rest_a_ghost() -> None:
     history = turned_twice()
     history.apply(rewound((0, 300), (0, 200), 1, (1,), back=True))
     assert live(history) == [3.0] * 100 + [2.0] * 100
@@ -145,14 +145,14 @@ def test_undone_the_live_curve_ends_and_the_rest_is_a_ghost() -> None:
     assert history.steps == 210
 
 
-def test_redone_the_ghost_is_live_again() -> None:
+def test_redo_makes_the_ghost_live_again() -> None:
     history = turned_twice()
     whole = live(history)
     history.apply(rewound((0, 300), (0, 200), 1, (1,), back=True))
     history.apply(rewound((1, 200), (0, 100), 2, (), back=True))
     assert live(history) == [3.0] * 100
     history.apply(steps(100, 130, segment=2, loss=9.0))
-    history.apply(Marked(segment=2, step=120, text="left behind"))
+    history.apply(Marked(segment=2, step=120, text="abandoned"))
     history.apply(rewound((2, 130), (0, 200), 3, (1,), back=False))
     assert live(history) == whole[:200]
     assert [(g.segment, g.first, g.last) for g in history.ghosts] == [(0, 200, 299), (2, 100, 129)]
@@ -164,7 +164,7 @@ def test_redone_the_ghost_is_live_again() -> None:
     assert [m.text for m in history.marks if m.segment == 4] == ["early"]
 
 
-def test_it_travels() -> None:
+def test_received_history_has_the_ghosts_and_can_redo() -> None:
     history = turned_twice()
     history.apply(SnapshotTaken(segment=0, step=200, reason="before intervention 2", used_bytes=5, budget_bytes=9))
     history.apply(rewound((0, 300), (0, 200), 1, (1,), back=True))
@@ -184,7 +184,7 @@ def test_it_travels() -> None:
     assert there.ghosts == history.ghosts == ()
 
 
-def test_many_undos_are_bounded() -> None:
+def test_memory_of_many_undos_is_bounded() -> None:
     history = History()
     history.apply(STARTED)
     for n in range(40):
@@ -208,7 +208,7 @@ def test_many_undos_are_bounded() -> None:
     assert math.isfinite(history.smooth_loss)
 
 
-def test_as_json_lines() -> None:
+def test_snapshot_and_rewind_as_json_lines() -> None:
     lines = JsonLines()
     assert list(lines.lines(SnapshotTaken(segment=0, step=150, reason="before intervention 3", used_bytes=7))) == [
         '{"v":1,"event":"snapshot","segment":0,"step":150,"reason":"before intervention 3"}'
@@ -220,9 +220,9 @@ def test_as_json_lines() -> None:
     )
 
 
-def test_headless_progress_tells_it_in_the_same_words(capsys: pytest.CaptureFixture[str]) -> None:
+def test_headless_progress_prints_the_rewind(capsys: pytest.CaptureFixture[str]) -> None:
     event = rewound((0, 400), (0, 150), 1, (1,), back=True)
     Progress()(event)
-    told = capsys.readouterr().err
-    assert told == "undone: lr of 1; now at step 150 of segment 1 (was at 400 of segment 0)\n"
-    assert told.strip() == "; ".join(event.words()[:2]) + f" ({event.words()[2]})"
+    printed = capsys.readouterr().err
+    assert printed == "undone: lr of 1; now at step 150 of segment 1 (was at 400 of segment 0)\n"
+    assert printed.strip() == "; ".join(event.words()[:2]) + f" ({event.words()[2]})"

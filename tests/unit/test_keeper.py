@@ -1,4 +1,4 @@
-"""The keeper with a trainer played by hand: a real socket, a real ring, and no torch."""
+"""The keeper with a scripted trainer: a real socket, a real ring, no torch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def turned(step: int) -> KnobTurned:
 
 
 def in_order(events: list[AnyEvent]) -> bool:
-    """Whether everything told of step k stands behind all updates before k and before update k; a reading behind it."""
+    """Whether every event at step k comes after update k - 1 and before update k, and its readings after update k."""
     made = 0
     for event in events:
         if isinstance(event, StepsCompleted):
@@ -59,20 +59,20 @@ def in_order(events: list[AnyEvent]) -> bool:
     return True
 
 
-def test_every_step_is_told_once_in_order_with_its_values() -> None:
+def test_every_step_is_published_once_in_order_with_its_values() -> None:
     played = Played()
     played.started()
     played.steps(3000)
     played.ended()
     ended = played.run()
     assert (ended.status, ended.step) == ("finished", 3000)
-    assert played.steps_told() == list(range(3000))
+    assert played.published_steps() == list(range(3000))
     losses = [loss for e in played.events if isinstance(e, StepsCompleted) for loss in e.losses]
     assert losses == [n * 0.5 for n in range(3000)]
     assert played.events[-1] == ended
 
 
-def test_events_keep_to_the_steps_order_however_late_the_keeper_looks() -> None:
+def test_events_are_in_the_order_of_steps_if_the_keeper_reads_late() -> None:
     played = Played()
     played.started()
     for _ in range(20):
@@ -83,13 +83,13 @@ def test_events_keep_to_the_steps_order_however_late_the_keeper_looks() -> None:
     played.steps(5)
     played.ended()
     played.run()
-    assert played.steps_told() == list(range(745))
+    assert played.published_steps() == list(range(745))
     assert sum(isinstance(event, KnobTurned) for event in played.events) == 20
     assert sum(isinstance(event, ReadingsTaken) for event in played.events) == 8
     assert in_order(played.events)
 
 
-def test_a_script_that_fails_behind_its_run_is_told_with_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_script_that_fails_after_its_run_is_reported_with_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trainer, "exit_code", lambda _: 5)
     played = Played(script=True)
     (played.launch.path / LOG_FILE).write_text("one\ntwo\n")
@@ -102,7 +102,7 @@ def test_a_script_that_fails_behind_its_run_is_told_with_its_log(monkeypatch: py
     assert ended.log_path == str(played.launch.path / LOG_FILE)
 
 
-def test_what_a_stop_ends_by_a_signal_has_not_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_script_killed_after_a_stop_request_has_not_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     signalled = threading.Event()
     monkeypatch.setattr(ending, "TERMINATE_AFTER_S", 0.0)
     monkeypatch.setattr(Trainer, "signal", lambda *_: signalled.set())
@@ -121,8 +121,8 @@ def test_what_a_stop_ends_by_a_signal_has_not_failed(monkeypatch: pytest.MonkeyP
     assert (ended.reason, ended.log_path) == ("", None)
 
 
-def told_apart(events: list[AnyEvent]) -> int:
-    """Readings that come while their layers are those that were told last, and have a row for each; others fail."""
+def matched_readings(events: list[AnyEvent]) -> int:
+    """The number of readings; each must have the rows of the layers that were published last."""
     structure, count, found = 0, 2, 0
     for event in events:
         if isinstance(event, LayersChanged):
@@ -133,7 +133,7 @@ def told_apart(events: list[AnyEvent]) -> int:
     return found
 
 
-def test_a_reading_comes_while_its_layers_are_those_told_last_however_late_the_keeper_looks() -> None:
+def test_readings_match_the_layers_published_last_if_the_keeper_reads_late() -> None:
     played = Played()
     played.started()
     for _ in range(15):
@@ -141,12 +141,12 @@ def test_a_reading_comes_while_its_layers_are_those_told_last_however_late_the_k
         played.surgery()
     played.ended()
     played.run()
-    assert told_apart(played.events) == 30
+    assert matched_readings(played.events) == 30
     assert played.keeper.history.layers == played.layers
     assert played.keeper.history.structure == 15
 
 
-def test_and_while_the_trainer_runs_on_and_changes_its_layers() -> None:
+def test_readings_match_the_layers_published_last_while_the_trainer_goes_on() -> None:
     played = Played(ring_steps=1 << 17)
 
     def play() -> None:
@@ -159,10 +159,10 @@ def test_and_while_the_trainer_runs_on_and_changes_its_layers() -> None:
         played.ended()
 
     played.while_it_runs(play)
-    assert told_apart(played.events) > 30
+    assert matched_readings(played.events) > 30
 
 
-def test_events_keep_to_the_steps_order_while_the_trainer_runs_on() -> None:
+def test_events_are_in_the_order_of_steps_while_the_trainer_goes_on() -> None:
     played = Played(ring_steps=1 << 17)
 
     def play() -> None:
@@ -177,23 +177,23 @@ def test_events_keep_to_the_steps_order_while_the_trainer_runs_on() -> None:
             played.peer.flush()
 
     played.while_it_runs(play)
-    assert played.steps_told() == list(range(20_000))
+    assert played.published_steps() == list(range(20_000))
     assert in_order(played.events)
 
 
-def test_what_was_overwritten_is_told_as_missed() -> None:
+def test_overwritten_steps_are_reported_as_missed() -> None:
     played = Played(ring_steps=64)
     played.started()
     played.steps(200)
     played.ended()
     played.run()
     (missed,) = [event for event in played.events if isinstance(event, StepsMissed)]
-    told = played.steps_told()
-    assert missed.count == missed.step == 200 - len(told)
-    assert told == list(range(missed.step, 200))
+    steps = played.published_steps()
+    assert missed.count == missed.step == 200 - len(steps)
+    assert steps == list(range(missed.step, 200))
 
 
-def test_a_trainer_that_says_nothing_at_its_end_is_lost() -> None:
+def test_trainer_that_exits_without_a_report_is_lost() -> None:
     played = Played()
     played.started()
     played.steps(7)
@@ -201,34 +201,34 @@ def test_a_trainer_that_says_nothing_at_its_end_is_lost() -> None:
     ended = played.run()
     assert (ended.status, ended.step) == ("lost", 7)
     assert ended.reason == "trainer lost (cause unknown) at step 7"
-    assert played.steps_told() == list(range(7))
+    assert played.published_steps() == list(range(7))
 
 
-def test_a_trainer_that_was_never_heard_is_lost_at_step_0() -> None:
+def test_trainer_that_exits_before_its_first_event_is_lost_at_step_0() -> None:
     played = Played()
     played.peer.close()
     ended = played.run()
     assert (ended.status, ended.step) == ("lost", 0)
 
 
-@pytest.mark.parametrize("rubbish", [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\0\0\0\2\xff\xfe"])
-def test_a_trainer_that_talks_rubbish_is_lost_and_its_steps_are_told(rubbish: bytes) -> None:
+@pytest.mark.parametrize("garbage", [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\0\0\0\2\xff\xfe"])
+def test_trainer_that_sends_garbage_is_lost_and_its_steps_are_published(garbage: bytes) -> None:
     played = Played()
 
     def play() -> None:
         played.started()
         played.steps(5)
-        while not played.ring.flagged():  # the keeper has heard of the start
+        while not played.ring.flagged():  # the keeper has read the start event
             select.select([played.peer.socket], [], [], 0.01)
-        played.peer.socket.send(rubbish)
+        played.peer.socket.send(garbage)
         select.select([played.peer.socket], [], [], WITHIN_S)  # until the keeper hangs up
 
     ended = played.while_it_runs(play)
     assert ended.status == "lost"
-    assert played.steps_told() == list(range(5))
+    assert played.published_steps() == list(range(5))
 
 
-def test_a_request_before_the_network_exists_waits_for_it() -> None:
+def test_request_before_the_run_has_started_reaches_the_trainer() -> None:
     played = Played(attended=True)
     got: list[Order] = []
 
@@ -246,7 +246,7 @@ def test_a_request_before_the_network_exists_waits_for_it() -> None:
     assert (ended.status, ended.reason) == ("stopped", "the last viewer left")
 
 
-def test_a_stop_before_the_trainer_is_there_is_not_forgotten() -> None:
+def test_stop_before_the_trainer_is_started_reaches_it() -> None:
     played = Played()
     got: list[Order] = []
 
@@ -255,7 +255,7 @@ def test_a_stop_before_the_trainer_is_there_is_not_forgotten() -> None:
     assert (ended.status, ended.reason) == ("stopped", "SIGTERM")
 
 
-def test_a_request_after_the_end_is_answered_by_the_keeper() -> None:
+def test_request_after_the_end_is_rejected_by_the_keeper() -> None:
     played = Played()
     played.ended()
     played.run()
@@ -265,7 +265,7 @@ def test_a_request_after_the_end_is_answered_by_the_keeper() -> None:
     assert (reply.client, reply.request, reply.reason) == (3, 9, "the run has ended")
 
 
-def test_a_socket_that_cannot_be_had_is_an_error_before_any_trainer(home: Path) -> None:
+def test_no_trainer_is_started_if_the_socket_cannot_be_opened(home: Path) -> None:
     played = Played(attended=True)
     assert played.launch.socket is not None
 
@@ -279,7 +279,7 @@ def test_a_socket_that_cannot_be_had_is_an_error_before_any_trainer(home: Path) 
     played.ring.close()
 
 
-def test_nothing_is_left_behind() -> None:
+def test_socket_and_file_descriptors_are_cleaned_up() -> None:
     played = Played(attended=True)
     before = set(os.listdir("/dev/fd"))
 
@@ -294,7 +294,7 @@ def test_nothing_is_left_behind() -> None:
     assert len(set(os.listdir("/dev/fd")) - before) == 0
 
 
-def test_a_loop_that_is_the_keepers_parent_is_never_signalled(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_loop_is_never_signalled(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     killed: list[int] = []
     monkeypatch.setattr(os, "killpg", lambda pid, number: killed.append(number))
     monkeypatch.setattr(os, "kill", lambda pid, number: killed.append(number))
@@ -321,7 +321,7 @@ def order_of(played: Played) -> Order:
         for body in played.peer.receive():
             return codec.decode(codec.to_trainer, body)
         assert played.peer.closed is None, played.peer.closed
-    raise AssertionError("no order came")
+    raise AssertionError("no request came")
 
 
 def until(viewer: Peer, kind: type) -> None:
@@ -331,7 +331,7 @@ def until(viewer: Peer, kind: type) -> None:
     raise AssertionError(f"no {kind.__name__} came")
 
 
-def test_a_gpu_without_a_driver_is_told_of_once_and_the_memory_still_comes() -> None:
+def test_missing_gpu_driver_is_noted_once_and_memory_is_still_published() -> None:
     played = Played()
 
     def missing() -> None:
@@ -346,7 +346,7 @@ def test_a_gpu_without_a_driver_is_told_of_once_and_the_memory_still_comes() -> 
         played.ended()
 
     played.while_it_runs(play)
-    told = [event for event in played.events if isinstance(event, DeviceTaken | Noted)]
-    assert [type(event) for event in told] == [Noted, DeviceTaken, DeviceTaken, DeviceTaken]
-    assert isinstance(told[0], Noted)
-    assert "no readings of the GPU: nvidia-ml-py" in told[0].text
+    published = [event for event in played.events if isinstance(event, DeviceTaken | Noted)]
+    assert [type(event) for event in published] == [Noted, DeviceTaken, DeviceTaken, DeviceTaken]
+    assert isinstance(published[0], Noted)
+    assert "no readings of the GPU: nvidia-ml-py" in published[0].text

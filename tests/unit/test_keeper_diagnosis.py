@@ -1,4 +1,4 @@
-"""The diagnosis in the keeper: fed with events, it tells what it found."""
+"""The diagnosis in the keeper: events in, findings out."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ def findings(diagnosis: DiagnosisEvents, loss: float, steps: range) -> list[str]
         global_grad_norm=0.2,
         watch_cost=0.0,
     )
-    told = list(diagnosis.after(reading))
-    told += diagnosis.after(steps_at(loss, steps))
-    return [event.finding for event in told if isinstance(event, Diagnosed)]
+    published = list(diagnosis.after(reading))
+    published += diagnosis.after(steps_at(loss, steps))
+    return [event.finding for event in published if isinstance(event, Diagnosed)]
 
 
-def test_it_names_a_saddle_once_the_curvature_is_told() -> None:
+def test_saddle_is_found_once_the_curvature_is_known() -> None:
     diagnosis = DiagnosisEvents()
     assert not list(diagnosis.after(started("plateau")))
     assert findings(diagnosis, 2.3, range(60)) == ["plateau"]
@@ -79,7 +79,7 @@ def test_it_names_a_saddle_once_the_curvature_is_told() -> None:
     assert findings(diagnosis, 2.3, range(60, 80)) == ["saddle"]
 
 
-def test_it_names_the_edge_once_the_curvature_is_told() -> None:
+def test_edge_of_stability_is_found_once_the_curvature_is_known() -> None:
     diagnosis = DiagnosisEvents()
     list(diagnosis.after(started("edge-of-stability")))
     list(diagnosis.after(curvature(1.30, -0.1, 1.33)))
@@ -87,25 +87,25 @@ def test_it_names_the_edge_once_the_curvature_is_told() -> None:
     assert findings(diagnosis, 0.2, range(3, 60)) == ["rate at the edge"]
 
 
-def test_a_situation_tells_what_a_guess_costs() -> None:
-    told = {name: context_of(to_table(presets.find(name)[1])) for name in presets.names()}
-    assert told["vanishing"].classes == 10
-    assert (told["transformer"].classes, told["transformer"].guess) == (None, LETTER_ENTROPY)
-    assert (told["edge-of-stability"].classes, told["edge-of-stability"].guess) == (None, None)
-    assert told["saddle"].surface
-    assert not told["vanishing"].surface
+def test_context_has_the_loss_of_a_guess() -> None:
+    contexts = {name: context_of(to_table(presets.find(name)[1])) for name in presets.names()}
+    assert contexts["vanishing"].classes == 10
+    assert (contexts["transformer"].classes, contexts["transformer"].guess) == (None, LETTER_ENTROPY)
+    assert (contexts["edge-of-stability"].classes, contexts["edge-of-stability"].guess) == (None, None)
+    assert contexts["saddle"].surface
+    assert not contexts["vanishing"].surface
     assert context_of(None).optimizer is None
 
 
 @pytest.mark.parametrize("factor", [0.0, 1e-160, 1.0, 1e200, math.inf])
-def test_a_loss_that_grows_to_the_end_of_what_float64_holds_is_diverging_and_ends_nothing(factor: float) -> None:
-    diagnosis, told = DiagnosisEvents(), []
-    told += diagnosis.after(started("healthy"))
+def test_loss_that_grows_to_the_float64_limit_is_diverging_and_raises_nothing(factor: float) -> None:
+    diagnosis, published = DiagnosisEvents(), []
+    published += diagnosis.after(started("healthy"))
     for n in range(300):
         loss = min(10.0 ** (2 * n), 1.7e308) if n < 154 else 1.7e308
         values = {"backprop_factor": [factor, factor], "update_norm": [factor] * 2, "grad_norm": [1e300] * 2}
         reading = ReadingsTaken(segment=0, step=n, values=values, ages=[0, 0], global_grad_norm=1e300, watch_cost=0.0)
-        told += diagnosis.after(reading)
-        told += diagnosis.after(steps_at(loss, range(n, n + 1)))
-    found = [event.finding for event in told if isinstance(event, Diagnosed)]
+        published += diagnosis.after(reading)
+        published += diagnosis.after(steps_at(loss, range(n, n + 1)))
+    found = [event.finding for event in published if isinstance(event, Diagnosed)]
     assert factor != 1.0 or "diverging" in found

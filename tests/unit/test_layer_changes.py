@@ -1,4 +1,4 @@
-"""Layers that come and go in mid-run, as everybody knows them who reads events: past, lines, claims, diagnosis."""
+"""Layers that are added and removed during a run: in the history, JSON lines, claims and the diagnosis."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def changed(structure: int, step: int, layers: tuple[Layer, ...], *, segment: in
 
 
 def reading(step: int, layers: tuple[Layer, ...], structure: int, *, segment: int = 0) -> ReadingsTaken:
-    """Every number tells whose it is and of when."""
+    """Each number is different for every layer and step."""
     rms: list[float | None] = [value_of(layer, step) for layer in layers]
     return ReadingsTaken(
         segment=segment,
@@ -72,7 +72,7 @@ def steps(first: int, last: int, *, segment: int = 0) -> StepsCompleted:
 
 
 def rows(history: History) -> dict[str, dict[int, float]]:
-    """Of each layer that there is now, its known gradients by step, as a panel reads them."""
+    """For each current layer its gradients by step, as a panel reads them."""
     grads = history.grads[history.segment]
     found: dict[str, dict[int, float]] = {layer.name: {} for layer in history.layers}
     for step, values in grads.window(1, 0, 10_000):
@@ -97,14 +97,14 @@ def turned_on() -> History:
     return history
 
 
-def test_a_norm_has_its_row_in_its_place_from_its_first_reading_on() -> None:
+def test_added_norm_has_its_row_in_forward_order() -> None:
     history = turned_on()
     assert history.layers == PRE
     assert history.parameters == 4224 + 256
     assert rows(history) == wanted(PRE, {"Linear": range(20), "LayerNorm": range(10, 20)})
 
 
-def test_between_the_surgery_and_its_first_reading_the_layers_that_stay_keep_their_numbers() -> None:
+def test_remaining_layers_keep_their_values_until_the_next_reading() -> None:
     history = fed([STARTED, reading(3, PLAIN, 0), changed(1, 10, PRE)])
     kept, old = history.readings, reading(3, PLAIN, 0)
     assert kept is not None
@@ -116,7 +116,7 @@ def test_between_the_surgery_and_its_first_reading_the_layers_that_stay_keep_the
     assert history.readings == msgspec.structs.replace(old, structure=2)
 
 
-def test_taken_out_it_is_gone_and_put_in_again_its_past_is_there() -> None:
+def test_layer_that_is_added_again_has_its_past_back() -> None:
     history = turned_on()
     history.apply(changed(2, 20, PLAIN))
     history.apply(reading(20, PLAIN, 2))
@@ -130,11 +130,11 @@ def test_taken_out_it_is_gone_and_put_in_again_its_past_is_there() -> None:
 
 
 def newest(history: History) -> dict[str, tuple[int, list[float | None]]]:
-    """Of each metric the newest column of the present segment, with its step."""
+    """For each metric its newest values in the current segment, and their step."""
     return {m: (r.step, r.values[m]) for m, r in history.newest_readings.of(history.segment).items()}
 
 
-def test_a_column_that_not_every_reading_has_stays_in_the_rows_of_the_layers_there_are() -> None:
+def test_metric_that_not_every_reading_has_follows_the_layer_changes() -> None:
     old, quick = reading(3, PLAIN, 0), reading(5, PLAIN, 0)
     quick = msgspec.structs.replace(quick, values={"grad_rms": quick.values["grad_rms"]})
     history = fed([STARTED, reading(2, PLAIN, 0), old, quick])
@@ -153,7 +153,7 @@ def test_a_column_that_not_every_reading_has_stays_in_the_rows_of_the_layers_the
     assert {metric: at for metric, (at, _) in newest(history).items()} == {"update_ratio": 3, "grad_rms": 4}
 
 
-def test_undone_its_rows_go_and_redone_they_are_back_with_their_past() -> None:
+def test_undo_removes_added_layers_and_redo_brings_them_back_with_their_past() -> None:
     history = turned_on()
     history.apply(rewound((0, 20), (0, 10), 1, back=True))
     history.apply(changed(2, 10, PLAIN, segment=1))
@@ -169,7 +169,7 @@ def test_undone_its_rows_go_and_redone_they_are_back_with_their_past() -> None:
         assert rows(side) == wanted(PRE, {"Linear": range(21), "LayerNorm": range(10, 21)})
 
 
-def test_an_undo_of_taking_it_out_brings_its_past_back_whole() -> None:
+def test_undoing_a_removal_brings_the_whole_past_back() -> None:
     history = turned_on()
     history.apply(changed(2, 20, PLAIN))
     for n in range(20, 25):
@@ -179,8 +179,8 @@ def test_an_undo_of_taking_it_out_brings_its_past_back_whole() -> None:
     assert rows(history) == wanted(PRE, {"Linear": range(20), "LayerNorm": range(10, 20)})
 
 
-def test_right_behind_a_step_back_the_rows_are_those_of_the_layers_that_were_told_last() -> None:
-    """A frame may be drawn between two events."""
+def test_between_a_rewind_and_its_layer_change_the_rows_are_those_of_the_last_layers() -> None:
+    """A frame may be drawn between the two events."""
     history = turned_on()
     history.apply(rewound((0, 20), (0, 10), 1, back=True))
     assert list(rows(history)) == [layer.name for layer in PRE]
@@ -190,8 +190,8 @@ def test_right_behind_a_step_back_the_rows_are_those_of_the_layers_that_were_tol
 
 
 @pytest.mark.parametrize("structure", [0, 2])
-def test_a_reading_of_layers_that_were_never_told_is_no_ones(structure: int) -> None:
-    """Moved from before the Linear to behind it, norms are as many as before."""
+def test_reading_of_unknown_layers_is_ignored(structure: int) -> None:
+    """Even if there are as many: norms after the Linear instead of before it."""
     history = turned_on()
     before = rows(history)
     history.apply(reading(20, POST, structure))
@@ -202,7 +202,7 @@ def test_a_reading_of_layers_that_were_never_told_is_no_ones(structure: int) -> 
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_it_travels_at_any_moment_and_goes_on_alike(seed: int) -> None:
+def test_received_history_equals_the_sent_one_through_random_changes(seed: int) -> None:
     draw = random.Random(seed)
     layers, structure, segment, step = PLAIN, 0, 0, 0
     known: dict[str, dict[int, float]] = {}
@@ -239,7 +239,7 @@ def test_it_travels_at_any_moment_and_goes_on_alike(seed: int) -> None:
     assert newest(there) == newest(history)
 
 
-def test_names_that_never_come_back_are_not_kept_for_ever() -> None:
+def test_number_of_removed_layers_is_bounded() -> None:
     grads = GradientHistory([layer.name for layer in PLAIN])
     for n in range(50):
         grads.add(n, [1.0] * len(grads.names[: grads.shown]))
@@ -248,14 +248,14 @@ def test_names_that_never_come_back_are_not_kept_for_ever() -> None:
     assert grads.shown == 3
 
 
-def test_two_layers_of_one_name_do_no_harm() -> None:
+def test_two_layers_with_the_same_name_are_accepted() -> None:
     twice = (*PLAIN, PLAIN[0])
     history = fed([STARTED, reading(0, PLAIN, 0), changed(1, 1, twice), reading(1, twice, 1), changed(2, 2, PLAIN)])
     history.apply(reading(2, PLAIN, 2))
     assert list(rows(travelled(history))["blocks.3.linear"]) == [0, 1, 2]
 
 
-def test_of_a_thousand_layers_and_as_many_norms_the_history_is_no_larger() -> None:
+def test_history_of_a_thousand_layers_does_not_grow_with_a_thousand_norms() -> None:
     linear = tuple(Layer(name=f"blocks.{n}.linear", kind="Linear", params=2, block=n) for n in range(1000))
     norms = tuple(Layer(name=f"blocks.{n}.norm", kind="LayerNorm", params=1, block=n) for n in range(1000))
     both = tuple(layer for pair in zip(norms, linear, strict=True) for layer in pair)
@@ -274,7 +274,7 @@ def test_of_a_thousand_layers_and_as_many_norms_the_history_is_no_larger() -> No
     assert len(frame(history.send())) * 3 < MAX_TO_VIEWER
 
 
-# Lines.
+# --- JSON lines
 
 
 def lines(*events: AnyEvent) -> list[dict[str, Any]]:
@@ -282,7 +282,7 @@ def lines(*events: AnyEvent) -> list[dict[str, Any]]:
     return [json.loads(line) for event in events for line in printer.lines(event)]
 
 
-def test_as_json_lines_a_change_tells_all_layers_and_readings_follow_it() -> None:
+def test_layers_line_has_all_layers_and_readings_follow_it() -> None:
     told = lines(STARTED, reading(0, PLAIN, 0), changed(1, 10, PRE), reading(10, PRE, 1), reading(11, POST, 5))
     assert told[2] == {
         "event": "layers",
@@ -302,7 +302,7 @@ def test_as_json_lines_a_change_tells_all_layers_and_readings_follow_it() -> Non
     assert "first_to_last_grad" not in told[4]
 
 
-def test_a_claim_about_the_first_and_last_block_is_about_their_matrices_before_and_after() -> None:
+def test_claim_about_first_and_last_block_uses_their_matrices_before_and_after() -> None:
     transcript = Transcript(
         [STARTED, reading(0, PLAIN, 0), changed(1, 10, PRE), reading(10, PRE, 1), reading(11, POST, 5)]
     )
@@ -312,11 +312,11 @@ def test_a_claim_about_the_first_and_last_block_is_about_their_matrices_before_a
     assert transcript.metric("update_ratio", 10) == pytest.approx(value_of(LINEAR[2], 10))
 
 
-# The diagnosis.
+# --- the diagnosis
 
 
-def test_the_diagnosis_reads_the_matrices_of_the_net_as_it_stands() -> None:
-    """Their gradient fades; by their old places it would read a norm's and a middle block's."""
+def test_diagnosis_uses_the_matrices_of_the_current_net() -> None:
+    """The gradient vanishes; with the old rows the diagnosis would look at a norm and at a middle block."""
 
     def found(told: list[AnyEvent]) -> Diagnosed:
         diagnosis = DiagnosisEvents()
@@ -345,7 +345,7 @@ def test_the_diagnosis_reads_the_matrices_of_the_net_as_it_stands() -> None:
     assert normed.evidence == built.evidence
 
 
-def test_the_diagnosis_takes_no_notice_of_a_reading_of_other_layers() -> None:
+def test_diagnosis_ignores_a_reading_of_other_layers() -> None:
     diagnosis = DiagnosisEvents()
     for event in (STARTED, changed(1, 0, PRE), reading(0, PLAIN, 0), *(steps(n, n + 1) for n in range(80))):
         assert not list(diagnosis.after(event))
