@@ -156,8 +156,8 @@ def _direction(gains: dict[str, float], cures: frozenset[str]) -> frozenset[str]
     """If redrawn weights are a cure and scaled ones are not: the scale that trains best, if any trains."""
     scales = {name: gains.get(name, -math.inf) for name in ("init/2", "init/4", "init*2", "init*4")}
     best = max(scales, key=scales.__getitem__)
-    told = cures & {"init he", "init xavier"} and not cures & set(scales)
-    return frozenset({best} if told and scales[best] > max(ESTABLISHED, gains["as is"] + 0.1) else ())
+    unscaled = cures & {"init he", "init xavier"} and not cures & set(scales)
+    return frozenset({best} if unscaled and scales[best] > max(ESTABLISHED, gains["as is"] + 0.1) else ())
 
 
 def _meant(cures: frozenset[str], scenario: Scenario, rose: bool) -> set[str]:

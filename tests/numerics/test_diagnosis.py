@@ -294,8 +294,8 @@ def test_saturated_units_need_reinitialising_first_if_the_gradient_grew() -> Non
 
 
 def test_expected_loss_continues_the_last_falls() -> None:
-    stands = [2.0] * LONG_WINDOW
-    assert expected_loss(stands, 2.3) == 2.0
+    flat = [2.0] * LONG_WINDOW
+    assert expected_loss(flat, 2.3) == 2.0
     even = [2.0 - 0.3 * n / LONG_WINDOW for n in range(LONG_WINDOW)]
     assert expected_loss(even, 2.3) == pytest.approx(2.0 - 0.3 * 164.5 / LONG_WINDOW - 4 * 0.1, abs=1e-9)
     rises = [2.0 + n / LONG_WINDOW for n in range(LONG_WINDOW)]

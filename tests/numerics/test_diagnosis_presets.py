@@ -214,8 +214,8 @@ def test_curvature_is_not_asked_for_while_the_loss_falls_or_bounces(start: list[
     diagnosis = diagnosis_of(scenario, seen)
     for step in range(300):
         feed(diagnosis, seen, [step])
-        told = diagnosis.finding()
-        assert told is None or "curvature" not in told.evidence or seen.losses[step] < 2e-3 * seen.losses[0], step
+        finding = diagnosis.finding()
+        assert finding is None or "curvature" not in finding.evidence or seen.losses[step] < 2e-3 * seen.losses[0], step
 
 
 def test_edge_of_stability_is_found_once_the_curvature_reaches_it() -> None:

@@ -68,7 +68,7 @@ def test_stored_verdicts_are_those_of_the_oracle() -> None:
 def test_findings_on_many_nets_agree_with_the_oracle() -> None:
     """Six minutes on two cores by itself: 96.1 % right, looked at once; of the first advice 78 % cured."""
     with multiprocessing.get_context("spawn").Pool(initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        made = score((seed, *told) for seed, told in zip(MANY, pool.imap(both, MANY), strict=True))
+        made = score((seed, *results) for seed, results in zip(MANY, pool.imap(both, MANY), strict=True))
     print(made)
     assert made.judged >= 200
     assert made.ill >= 70

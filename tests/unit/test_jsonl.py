@@ -214,7 +214,7 @@ def test_device_is_one_line_without_unknown_values() -> None:
 
 
 def test_range_test_is_one_line_with_its_curves() -> None:
-    told = RatesSwept(
+    swept = RatesSwept(
         segment=0,
         step=20,
         rate=0.1,
@@ -228,7 +228,7 @@ def test_range_test_is_one_line_with_its_curves() -> None:
         ahead=[2.3, math.inf],
         seconds=0.5,
     )
-    (line,) = lines(told)
+    (line,) = lines(swept)
     assert line["event"] == "range_test"
     assert (line["rates"], line["losses"], line["ahead"]) == ([0.01, 0.1], [2.2, 2.0], [2.3, "inf"])
     assert line["words"] == "flat"

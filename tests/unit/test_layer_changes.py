@@ -283,8 +283,8 @@ def lines(*events: AnyEvent) -> list[dict[str, Any]]:
 
 
 def test_layers_line_has_all_layers_and_readings_follow_it() -> None:
-    told = lines(STARTED, reading(0, PLAIN, 0), changed(1, 10, PRE), reading(10, PRE, 1), reading(11, POST, 5))
-    assert told[2] == {
+    found = lines(STARTED, reading(0, PLAIN, 0), changed(1, 10, PRE), reading(10, PRE, 1), reading(11, POST, 5))
+    assert found[2] == {
         "event": "layers",
         "segment": 0,
         "step": 10,
@@ -292,14 +292,14 @@ def test_layers_line_has_all_layers_and_readings_follow_it() -> None:
         "parameters": 4480,
         "layers": [{"name": la.name, "kind": la.kind, "params": la.params, "block": la.block} for la in PRE],
     }
-    assert [row["name"] for row in told[1]["layers"]] == [layer.name for layer in PLAIN]
-    assert [row["name"] for row in told[3]["layers"]] == [layer.name for layer in PRE]
-    assert told[3]["layers"][4]["grad_rms"] == value_of(NORMS[2], 10)
-    assert "update_ratio" not in told[3]["layers"][4]
-    assert told[1]["first_to_last_grad"] == pytest.approx(1e-3)
-    assert told[3]["first_to_last_grad"] == pytest.approx(1e-3)
-    assert told[4]["layers"] == []
-    assert "first_to_last_grad" not in told[4]
+    assert [row["name"] for row in found[1]["layers"]] == [layer.name for layer in PLAIN]
+    assert [row["name"] for row in found[3]["layers"]] == [layer.name for layer in PRE]
+    assert found[3]["layers"][4]["grad_rms"] == value_of(NORMS[2], 10)
+    assert "update_ratio" not in found[3]["layers"][4]
+    assert found[1]["first_to_last_grad"] == pytest.approx(1e-3)
+    assert found[3]["first_to_last_grad"] == pytest.approx(1e-3)
+    assert found[4]["layers"] == []
+    assert "first_to_last_grad" not in found[4]
 
 
 def test_claim_about_first_and_last_block_uses_their_matrices_before_and_after() -> None:
@@ -318,22 +318,22 @@ def test_claim_about_first_and_last_block_uses_their_matrices_before_and_after()
 def test_diagnosis_uses_the_matrices_of_the_current_net() -> None:
     """The gradient vanishes; with the old rows the diagnosis would look at a norm and at a middle block."""
 
-    def found(told: list[AnyEvent]) -> Diagnosed:
+    def found(events: list[AnyEvent]) -> Diagnosed:
         diagnosis = DiagnosisEvents()
-        said = [said for event in told for said in diagnosis.after(event)]
+        said = [said for event in events for said in diagnosis.after(event)]
         diagnosed = [event for event in said if isinstance(event, Diagnosed)]
         return diagnosed[-1]
 
     def run(layers: tuple[Layer, ...], structure: int) -> list[AnyEvent]:
-        told: list[AnyEvent] = []
+        events: list[AnyEvent] = []
         for n in range(60):
             read = reading(n, layers, structure)
             factors = [1e-2 if layer.kind == "Linear" else None for layer in layers]
-            told += [
+            events += [
                 msgspec.structs.replace(read, values={**read.values, "backprop_factor": factors}),
                 steps(n, n + 1),
             ]
-        return told
+        return events
 
     plain = found([STARTED, *run(PLAIN, 0)])
     normed = found([STARTED, changed(1, 0, PRE), *run(PRE, 1)])

@@ -18,14 +18,14 @@ MAX_VIEWERS = 64
 
 
 class Viewer:
-    """One client. `behind`: its queue overflowed and was dropped; it is sent a fresh history next."""
+    """One client. `overflowed`: its queue was dropped; a fresh history is sent as soon as it reads again."""
 
     def __init__(self, peer: Peer, number: int) -> None:
         self.peer = peer
         self.number = number
         self.since_s = time.monotonic()
         self.welcomed = False
-        self.behind = False
+        self.overflowed = False
 
 
 class Viewers:
@@ -83,20 +83,20 @@ class Viewers:
     def publish(self, event: AnyEvent) -> None:
         """Send one event to every viewer that keeps up."""
         for viewer in list(self._all.values()):
-            if not viewer.welcomed or viewer.behind:
+            if not viewer.welcomed or viewer.overflowed:
                 continue
             viewer.peer.send(event)
             if viewer.peer.waiting > MAX_WAITING:
                 viewer.peer.drop_waiting()
-                viewer.behind = True
+                viewer.overflowed = True
 
     def tend(self) -> None:
         """Flush the queues, send a fresh history where it is due, drop clients that are gone or never said hello."""
         now_s = time.monotonic()
         for viewer in list(self._all.values()):
             viewer.peer.flush()
-            if viewer.behind and not viewer.peer.waiting:
-                viewer.behind = False
+            if viewer.overflowed and not viewer.peer.waiting:
+                viewer.overflowed = False
                 viewer.peer.send(self._history())
             if viewer.peer.closed or (not viewer.welcomed and now_s - viewer.since_s > HELLO_WITHIN_S):
                 self._drop(viewer)
