@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from scripted import started, steps, turned
+from factories import started, steps, turned
 
 from tui_descent.dashboard import ink
 from tui_descent.dashboard.bridge import Exchange

@@ -5,38 +5,24 @@ from __future__ import annotations
 import math
 import random
 
-import histories
+import factories
 import pytest
+from factories import history_of, reading_of, received, started, steps, turned
 
 from tui_descent.headless import Progress
-from tui_descent.protocol.codec import HEADER, decode, frame, to_viewer
 from tui_descent.protocol.events import (
     Evaluated,
-    HistorySent,
     KnobState,
     KnobTurned,
     Marked,
-    ReadingsTaken,
     Rewound,
-    RunStarted,
     SnapshotTaken,
-    StepsCompleted,
 )
 from tui_descent.telemetry.history import MAX_GHOSTS, MAX_GHOSTS_WITH_GRADS, History
 from tui_descent.telemetry.jsonl import JsonLines
 from tui_descent.telemetry.pyramid import Pyramid
 
-STARTED = RunStarted(
-    run="r",
-    title="t",
-    name="n",
-    scenario=None,
-    device="cpu",
-    threads=1,
-    parameters=9,
-    layers=(),
-    knobs=(KnobState(name="lr", value="0.1"),),
-)
+STARTED = started(layers=(), knobs=(KnobState(name="lr", value="0.1"),))
 
 
 def grown(steps: int, *, capacity: int = 16) -> Pyramid:
@@ -77,53 +63,30 @@ def test_before_does_not_change_the_pyramid() -> None:
     assert pyramid.send() == before
 
 
-def steps(first: int, last: int, *, segment: int, loss: float) -> StepsCompleted:
-    count = last - first
-    return StepsCompleted(
-        segment=segment,
-        first=first,
-        losses=[loss] * count,
-        lrs=[0.1] * count,
-        times_s=[float(n) for n in range(count)],
-    )
-
-
-def turn(id_: int, step: int, *, segment: int = 0) -> KnobTurned:
-    return KnobTurned(
-        id=id_,
-        client=1,
-        request=id_,
-        source="key",
-        segment=segment,
-        step=step,
-        knob="lr",
-        target="all",
-        old=str(id_),
-        new=str(id_ + 1),
-    )
+def turn(id_: int, step: int) -> KnobTurned:
+    return turned(step, str(id_), str(id_ + 1), knob="lr", id=id_, client=1, request=id_)
 
 
 def rewound(
     start: tuple[int, int], to: tuple[int, int], segment: int, force: tuple[int, ...], *, back: bool
 ) -> Rewound:
     knobs = (KnobState(name="lr", value=str(len(force) + 1)),)
-    return histories.rewound(start, to, segment, back=back, what=f"lr of {len(force)}", force=force, knobs=knobs)
+    return factories.rewound(start, to, segment, back=back, what=f"lr of {len(force)}", in_force=force, knobs=knobs)
 
 
 def turned_twice() -> History:
-    history = History()
-    for event in (
-        STARTED,
-        steps(0, 100, segment=0, loss=3.0),
-        Marked(segment=0, step=50, text="early"),
-        turn(1, 100),
-        steps(100, 200, segment=0, loss=2.0),
-        Evaluated(segment=0, step=150, loss=2.5),
-        turn(2, 200),
-        steps(200, 300, segment=0, loss=1.0),
-    ):
-        history.apply(event)
-    return history
+    return history_of(
+        [
+            STARTED,
+            steps(0, [3.0] * 100),
+            Marked(segment=0, step=50, text="early"),
+            turn(1, 100),
+            steps(100, [2.0] * 100),
+            Evaluated(segment=0, step=150, loss=2.5),
+            turn(2, 200),
+            steps(200, [1.0] * 100),
+        ]
+    )
 
 
 def live(history: History) -> list[float]:
@@ -140,7 +103,7 @@ def test_undo_shortens_the_curve_and_makes_the_rest_a_ghost() -> None:
     assert [e.id for e in history.interventions if e.segment == 1] == [1]
     assert [e.step for e in history.evaluations if e.segment == 1] == [150]
     assert [m.step for m in history.marks if m.segment == 1] == [50]
-    history.apply(steps(200, 210, segment=1, loss=0.5))
+    history.apply(steps(200, [0.5] * 10, segment=1))
     assert live(history)[-10:] == [0.5] * 10
     assert history.steps == 210
 
@@ -151,7 +114,7 @@ def test_redo_makes_the_ghost_live_again() -> None:
     history.apply(rewound((0, 300), (0, 200), 1, (1,), back=True))
     history.apply(rewound((1, 200), (0, 100), 2, (), back=True))
     assert live(history) == [3.0] * 100
-    history.apply(steps(100, 130, segment=2, loss=9.0))
+    history.apply(steps(100, [9.0] * 30, segment=2))
     history.apply(Marked(segment=2, step=120, text="abandoned"))
     history.apply(rewound((2, 130), (0, 200), 3, (1,), back=False))
     assert live(history) == whole[:200]
@@ -168,9 +131,7 @@ def test_received_history_has_the_ghosts_and_can_redo() -> None:
     history = turned_twice()
     history.apply(SnapshotTaken(segment=0, step=200, reason="before intervention 2", used_bytes=5, budget_bytes=9))
     history.apply(rewound((0, 300), (0, 200), 1, (1,), back=True))
-    sent = decode(to_viewer, frame(history.send())[HEADER.size :])
-    assert isinstance(sent, HistorySent)
-    there = History.receive(sent)
+    there = received(history)
     assert there.ghosts == history.ghosts
     assert there.snapshot == history.snapshot
     assert list(there.interventions) == list(history.interventions)
@@ -189,18 +150,9 @@ def test_memory_of_many_undos_is_bounded() -> None:
     history.apply(STARTED)
     for n in range(40):
         segment = 0 if n == 0 else n
-        history.apply(steps(0 if n == 0 else 10, 40, segment=segment, loss=1.0))
+        history.apply(steps(0, [1.0] * 40) if n == 0 else steps(10, [1.0] * 30, segment=segment))
         for step in range(10, 40, 5):
-            history.apply(
-                ReadingsTaken(
-                    segment=segment,
-                    step=step,
-                    values={"grad_rms": [0.1]},
-                    ages=[0],
-                    global_grad_norm=1.0,
-                    watch_cost=0.0,
-                )
-            )
+            history.apply(reading_of(step, {"grad_rms": [0.1]}, segment=segment))
         history.apply(rewound((segment, 40), (segment, 10), n + 1, (), back=True))
     assert len(history.ghosts) == MAX_GHOSTS
     assert len(history.losses) == MAX_GHOSTS + 1

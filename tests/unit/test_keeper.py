@@ -10,7 +10,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from keeping import WITHIN_S, Played
+from factories import turned
+from scripted_trainer import WITHIN_S, ScriptedTrainer
 
 from tui_descent.keeper import ending
 from tui_descent.keeper.gpu import Gpus
@@ -37,12 +38,6 @@ from tui_descent.protocol.launch import LOG_FILE
 from tui_descent.protocol.ring import ring_file
 
 
-def turned(step: int) -> KnobTurned:
-    return KnobTurned(
-        id=1, client=0, request=0, source="plan", segment=0, step=step, knob="lr", target="all", old="1", new="2"
-    )
-
-
 def in_order(events: list[AnyEvent]) -> bool:
     """Whether every event at step k comes after update k - 1 and before update k, and its readings after update k."""
     made = 0
@@ -60,46 +55,46 @@ def in_order(events: list[AnyEvent]) -> bool:
 
 
 def test_every_step_is_published_once_in_order_with_its_values() -> None:
-    played = Played()
-    played.started()
-    played.steps(3000)
-    played.ended()
-    ended = played.run()
+    trainer = ScriptedTrainer()
+    trainer.start()
+    trainer.steps(3000)
+    trainer.ended()
+    ended = trainer.run()
     assert (ended.status, ended.step) == ("finished", 3000)
-    assert played.published_steps() == list(range(3000))
-    losses = [loss for e in played.events if isinstance(e, StepsCompleted) for loss in e.losses]
+    assert trainer.published_steps() == list(range(3000))
+    losses = [loss for e in trainer.events if isinstance(e, StepsCompleted) for loss in e.losses]
     assert losses == [n * 0.5 for n in range(3000)]
-    assert played.events[-1] == ended
+    assert trainer.events[-1] == ended
 
 
 def test_events_are_in_the_order_of_steps_if_the_keeper_reads_late() -> None:
-    played = Played()
-    played.started()
+    trainer = ScriptedTrainer()
+    trainer.start()
     for _ in range(20):
-        played.steps(37, reading_every=100)
-        played.peer.send(StateChanged(state="running"))
-        played.peer.send(Evaluated(segment=0, step=played.step, loss=1.0))
-        played.peer.send(turned(played.step))
-    played.steps(5)
-    played.ended()
-    played.run()
-    assert played.published_steps() == list(range(745))
-    assert sum(isinstance(event, KnobTurned) for event in played.events) == 20
-    assert sum(isinstance(event, ReadingsTaken) for event in played.events) == 8
-    assert in_order(played.events)
+        trainer.steps(37, reading_every=100)
+        trainer.peer.send(StateChanged(state="running"))
+        trainer.peer.send(Evaluated(segment=0, step=trainer.step, loss=1.0))
+        trainer.peer.send(turned(trainer.step, "1", "2", knob="lr", source="plan"))
+    trainer.steps(5)
+    trainer.ended()
+    trainer.run()
+    assert trainer.published_steps() == list(range(745))
+    assert sum(isinstance(event, KnobTurned) for event in trainer.events) == 20
+    assert sum(isinstance(event, ReadingsTaken) for event in trainer.events) == 8
+    assert in_order(trainer.events)
 
 
 def test_script_that_fails_after_its_run_is_reported_with_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trainer, "exit_code", lambda _: 5)
-    played = Played(script=True)
-    (played.launch.path / LOG_FILE).write_text("one\ntwo\n")
-    played.started()
-    played.steps(3)
-    played.ended()
-    ended = played.run()
+    trainer = ScriptedTrainer(script=True)
+    (trainer.launch.path / LOG_FILE).write_text("one\ntwo\n")
+    trainer.start()
+    trainer.steps(3)
+    trainer.ended()
+    ended = trainer.run()
     assert (ended.status, ended.exit_code, ended.log_tail) == ("finished", 5, ("one", "two"))
     assert ended.reason == "the script then failed with exit code 5"
-    assert ended.log_path == str(played.launch.path / LOG_FILE)
+    assert ended.log_path == str(trainer.launch.path / LOG_FILE)
 
 
 def test_script_killed_after_a_stop_request_has_not_failed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,16 +102,16 @@ def test_script_killed_after_a_stop_request_has_not_failed(monkeypatch: pytest.M
     monkeypatch.setattr(ending, "TERMINATE_AFTER_S", 0.0)
     monkeypatch.setattr(Trainer, "signal", lambda *_: signalled.set())
     monkeypatch.setattr(Trainer, "exit_code", lambda _: -signal.SIGTERM)
-    played = Played(script=True)
+    trainer = ScriptedTrainer(script=True)
 
     def play() -> None:
-        played.started()
-        played.steps(3)
-        played.keeper.stop("SIGTERM")
+        trainer.start()
+        trainer.steps(3)
+        trainer.keeper.stop("SIGTERM")
         assert signalled.wait(WITHIN_S)
-        played.ended(hang_up=False)
+        trainer.ended(hang_up=False)
 
-    ended = played.while_it_runs(play)
+    ended = trainer.run_while(play)
     assert (ended.status, ended.exit_code) == ("finished", -signal.SIGTERM)
     assert (ended.reason, ended.log_path) == ("", None)
 
@@ -134,163 +129,163 @@ def matched_readings(events: list[AnyEvent]) -> int:
 
 
 def test_readings_match_the_layers_published_last_if_the_keeper_reads_late() -> None:
-    played = Played()
-    played.started()
+    trainer = ScriptedTrainer()
+    trainer.start()
     for _ in range(15):
-        played.steps(20, reading_every=10)
-        played.surgery()
-    played.ended()
-    played.run()
-    assert matched_readings(played.events) == 30
-    assert played.keeper.history.layers == played.layers
-    assert played.keeper.history.structure == 15
+        trainer.steps(20, reading_every=10)
+        trainer.change_layers()
+    trainer.ended()
+    trainer.run()
+    assert matched_readings(trainer.events) == 30
+    assert trainer.keeper.history.layers == trainer.layers
+    assert trainer.keeper.history.structure == 15
 
 
 def test_readings_match_the_layers_published_last_while_the_trainer_goes_on() -> None:
-    played = Played(ring_steps=1 << 17)
+    trainer = ScriptedTrainer(ring_steps=1 << 17)
 
     def play() -> None:
-        played.started()
+        trainer.start()
         for _ in range(1000):
-            played.steps(20, reading_every=10)
-            played.surgery()
-            while played.peer.waiting:
-                played.peer.flush()
-        played.ended()
+            trainer.steps(20, reading_every=10)
+            trainer.change_layers()
+            while trainer.peer.waiting:
+                trainer.peer.flush()
+        trainer.ended()
 
-    played.while_it_runs(play)
-    assert matched_readings(played.events) > 30
+    trainer.run_while(play)
+    assert matched_readings(trainer.events) > 30
 
 
 def test_events_are_in_the_order_of_steps_while_the_trainer_goes_on() -> None:
-    played = Played(ring_steps=1 << 17)
+    trainer = ScriptedTrainer(ring_steps=1 << 17)
 
     def play() -> None:
-        played.started()
+        trainer.start()
         for _ in range(1000):
-            played.steps(20, reading_every=100)
-            played.peer.send(MetricLogged(segment=0, step=played.step, name="x", value=1.0))
-            while played.peer.waiting:
-                played.peer.flush()
-        played.ended()
-        while played.peer.waiting:
-            played.peer.flush()
+            trainer.steps(20, reading_every=100)
+            trainer.peer.send(MetricLogged(segment=0, step=trainer.step, name="x", value=1.0))
+            while trainer.peer.waiting:
+                trainer.peer.flush()
+        trainer.ended()
+        while trainer.peer.waiting:
+            trainer.peer.flush()
 
-    played.while_it_runs(play)
-    assert played.published_steps() == list(range(20_000))
-    assert in_order(played.events)
+    trainer.run_while(play)
+    assert trainer.published_steps() == list(range(20_000))
+    assert in_order(trainer.events)
 
 
 def test_overwritten_steps_are_reported_as_missed() -> None:
-    played = Played(ring_steps=64)
-    played.started()
-    played.steps(200)
-    played.ended()
-    played.run()
-    (missed,) = [event for event in played.events if isinstance(event, StepsMissed)]
-    steps = played.published_steps()
+    trainer = ScriptedTrainer(ring_steps=64)
+    trainer.start()
+    trainer.steps(200)
+    trainer.ended()
+    trainer.run()
+    (missed,) = [event for event in trainer.events if isinstance(event, StepsMissed)]
+    steps = trainer.published_steps()
     assert missed.count == missed.step == 200 - len(steps)
     assert steps == list(range(missed.step, 200))
 
 
 def test_trainer_that_exits_without_a_report_is_lost() -> None:
-    played = Played()
-    played.started()
-    played.steps(7)
-    played.peer.close()
-    ended = played.run()
+    trainer = ScriptedTrainer()
+    trainer.start()
+    trainer.steps(7)
+    trainer.peer.close()
+    ended = trainer.run()
     assert (ended.status, ended.step) == ("lost", 7)
     assert ended.reason == "trainer lost (cause unknown) at step 7"
-    assert played.published_steps() == list(range(7))
+    assert trainer.published_steps() == list(range(7))
 
 
 def test_trainer_that_exits_before_its_first_event_is_lost_at_step_0() -> None:
-    played = Played()
-    played.peer.close()
-    ended = played.run()
+    trainer = ScriptedTrainer()
+    trainer.peer.close()
+    ended = trainer.run()
     assert (ended.status, ended.step) == ("lost", 0)
 
 
 @pytest.mark.parametrize("garbage", [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\0\0\0\2\xff\xfe"])
 def test_trainer_that_sends_garbage_is_lost_and_its_steps_are_published(garbage: bytes) -> None:
-    played = Played()
+    trainer = ScriptedTrainer()
 
     def play() -> None:
-        played.started()
-        played.steps(5)
-        while not played.ring.flagged():  # the keeper has read the start event
-            select.select([played.peer.socket], [], [], 0.01)
-        played.peer.socket.send(garbage)
-        select.select([played.peer.socket], [], [], WITHIN_S)  # until the keeper hangs up
+        trainer.start()
+        trainer.steps(5)
+        while not trainer.ring.flagged():  # the keeper has read the start event
+            select.select([trainer.peer.socket], [], [], 0.01)
+        trainer.peer.socket.send(garbage)
+        select.select([trainer.peer.socket], [], [], WITHIN_S)  # until the keeper hangs up
 
-    ended = played.while_it_runs(play)
+    ended = trainer.run_while(play)
     assert ended.status == "lost"
-    assert played.published_steps() == list(range(5))
+    assert trainer.published_steps() == list(range(5))
 
 
 def test_request_before_the_run_has_started_reaches_the_trainer() -> None:
-    played = Played(attended=True)
+    trainer = ScriptedTrainer(attended=True)
     got: list[Order] = []
 
     def play() -> None:
-        viewer = attach(played)
+        viewer = attach(trainer)
         viewer.send(Request(request=4, command=Pause(), source="send"))
-        got.append(order_of(played))
-        played.peer.send(CommandDone(client=1, request=4, segment=0, step=0, what="paused"))
+        got.append(order_of(trainer))
+        trainer.peer.send(CommandDone(client=1, request=4, segment=0, step=0, what="paused"))
         until(viewer, CommandDone)
         viewer.close()
-        assert isinstance(order_of(played).command, Stop)
+        assert isinstance(order_of(trainer).command, Stop)
 
-    ended = played.while_it_runs(play)
+    ended = trainer.run_while(play)
     assert got == [Order(client=1, request=4, source="send", command=Pause())]
     assert (ended.status, ended.reason) == ("stopped", "the last viewer left")
 
 
 def test_stop_before_the_trainer_is_started_reaches_it() -> None:
-    played = Played()
+    trainer = ScriptedTrainer()
     got: list[Order] = []
 
-    ended = played.while_it_runs(lambda: got.append(order_of(played)), first=lambda: played.keeper.stop("SIGTERM"))
+    ended = trainer.run_while(lambda: got.append(order_of(trainer)), first=lambda: trainer.keeper.stop("SIGTERM"))
     assert isinstance(got[0].command, Stop)
     assert (ended.status, ended.reason) == ("stopped", "SIGTERM")
 
 
 def test_request_after_the_end_is_rejected_by_the_keeper() -> None:
-    played = Played()
-    played.ended()
-    played.run()
-    played.keeper.order(Order(client=3, request=9, source="key", command=Pause()))
-    reply = played.events[-1]
+    trainer = ScriptedTrainer()
+    trainer.ended()
+    trainer.run()
+    trainer.keeper.order(Order(client=3, request=9, source="key", command=Pause()))
+    reply = trainer.events[-1]
     assert isinstance(reply, CommandRejected)
     assert (reply.client, reply.request, reply.reason) == (3, 9, "the run has ended")
 
 
 def test_no_trainer_is_started_if_the_socket_cannot_be_opened(home: Path) -> None:
-    played = Played(attended=True)
-    assert played.launch.socket is not None
+    trainer = ScriptedTrainer(attended=True)
+    assert trainer.launch.socket is not None
 
     def start() -> Trainer:
         raise AssertionError("the trainer must not be started")
 
-    with listen(Path(played.launch.socket)), pytest.raises(ChannelError, match="cannot listen"):
-        played.keeper.run(start)
-    played.peer.close()
-    played._theirs.close()
-    played.ring.close()
+    with listen(Path(trainer.launch.socket)), pytest.raises(ChannelError, match="cannot listen"):
+        trainer.keeper.run(start)
+    trainer.peer.close()
+    trainer._theirs.close()
+    trainer.ring.close()
 
 
 def test_socket_and_file_descriptors_are_cleaned_up() -> None:
-    played = Played(attended=True)
+    trainer = ScriptedTrainer(attended=True)
     before = set(os.listdir("/dev/fd"))
 
     def play() -> None:
-        played.started()
-        attach(played).close()
-        played.ended()
+        trainer.start()
+        attach(trainer).close()
+        trainer.ended()
 
-    played.while_it_runs(play)
-    assert played.launch.socket is not None
-    assert not Path(played.launch.socket).exists()
+    trainer.run_while(play)
+    assert trainer.launch.socket is not None
+    assert not Path(trainer.launch.socket).exists()
     assert len(set(os.listdir("/dev/fd")) - before) == 0
 
 
@@ -306,21 +301,21 @@ def test_user_loop_is_never_signalled(home: Path, monkeypatch: pytest.MonkeyPatc
     assert killed == []
 
 
-def attach(played: Played) -> Peer:
-    assert played.listening.wait(WITHIN_S)
-    assert played.launch.socket is not None
+def attach(trainer: ScriptedTrainer) -> Peer:
+    assert trainer.listening.wait(WITHIN_S)
+    assert trainer.launch.socket is not None
     sock = socket.socket(socket.AF_UNIX)
-    sock.connect(played.launch.socket)
+    sock.connect(trainer.launch.socket)
     viewer = Peer(sock, limit=codec.MAX_TO_VIEWER)
     viewer.send(Hello(version=codec.VERSION))
     return viewer
 
 
-def order_of(played: Played) -> Order:
-    while select.select([played.peer.socket], [], [], WITHIN_S)[0]:
-        for body in played.peer.receive():
+def order_of(trainer: ScriptedTrainer) -> Order:
+    while select.select([trainer.peer.socket], [], [], WITHIN_S)[0]:
+        for body in trainer.peer.receive():
             return codec.decode(codec.to_trainer, body)
-        assert played.peer.closed is None, played.peer.closed
+        assert trainer.peer.closed is None, trainer.peer.closed
     raise AssertionError("no request came")
 
 
@@ -332,21 +327,21 @@ def until(viewer: Peer, kind: type) -> None:
 
 
 def test_missing_gpu_driver_is_noted_once_and_memory_is_still_published() -> None:
-    played = Played()
+    trainer = ScriptedTrainer()
 
     def missing() -> None:
         raise ImportError
 
-    played.keeper._gpus = Gpus(missing)
+    trainer.keeper._gpus = Gpus(missing)
 
     def play() -> None:
-        played.started()
+        trainer.start()
         for _ in range(3):
-            played.peer.send(DeviceTaken(segment=0, step=0, device="cuda:0", allocated_bytes=7))
-        played.ended()
+            trainer.peer.send(DeviceTaken(segment=0, step=0, device="cuda:0", allocated_bytes=7))
+        trainer.ended()
 
-    played.while_it_runs(play)
-    published = [event for event in played.events if isinstance(event, DeviceTaken | Noted)]
+    trainer.run_while(play)
+    published = [event for event in trainer.events if isinstance(event, DeviceTaken | Noted)]
     assert [type(event) for event in published] == [Noted, DeviceTaken, DeviceTaken, DeviceTaken]
     assert isinstance(published[0], Noted)
     assert "no readings of the GPU: nvidia-ml-py" in published[0].text

@@ -7,9 +7,10 @@ import math
 import random
 from typing import Any
 
+import factories
 import msgspec
 import pytest
-from histories import fed, rewound, travelled
+from factories import history_of, reading_of, received, rewound, started
 
 from tui_descent.keeper.diagnosis import DiagnosisEvents
 from tui_descent.protocol.codec import MAX_TO_VIEWER, frame
@@ -19,7 +20,6 @@ from tui_descent.protocol.events import (
     Layer,
     LayersChanged,
     ReadingsTaken,
-    RunStarted,
     StepsCompleted,
 )
 from tui_descent.scenario.claims import Transcript
@@ -34,9 +34,7 @@ PLAIN = LINEAR
 PRE = tuple(layer for pair in zip(NORMS, LINEAR, strict=True) for layer in pair)
 POST = tuple(layer for pair in zip(LINEAR, NORMS, strict=True) for layer in pair)
 ONE = (LINEAR[0], NORMS[1], *LINEAR[1:])
-STARTED = RunStarted(
-    run="r", title="t", name="n", scenario=None, device="cpu", threads=1, parameters=4224, layers=PLAIN, knobs=()
-)
+STARTED = started(scenario=None, parameters=4224, layers=PLAIN, knobs=())
 
 
 def changed(structure: int, step: int, layers: tuple[Layer, ...], *, segment: int = 0) -> LayersChanged:
@@ -47,17 +45,15 @@ def changed(structure: int, step: int, layers: tuple[Layer, ...], *, segment: in
 def reading(step: int, layers: tuple[Layer, ...], structure: int, *, segment: int = 0) -> ReadingsTaken:
     """Each number is different for every layer and step."""
     rms: list[float | None] = [value_of(layer, step) for layer in layers]
-    return ReadingsTaken(
-        segment=segment,
-        step=step,
-        values={
+    return reading_of(
+        step,
+        {
             "grad_rms": rms,
             "update_ratio": [v if n.kind == "Linear" else None for v, n in zip(rms, layers, strict=True)],
         },
+        segment=segment,
         ages=[n for n, _ in enumerate(layers)],
         statuses=["frozen" if layer.block == 1 else "used" for layer in layers],
-        global_grad_norm=1.0,
-        watch_cost=0.0,
         structure=structure,
     )
 
@@ -67,8 +63,7 @@ def value_of(layer: Layer, step: int) -> float:
 
 
 def steps(first: int, last: int, *, segment: int = 0) -> StepsCompleted:
-    count = last - first
-    return StepsCompleted(segment=segment, first=first, losses=[2.3] * count, lrs=[0.1] * count, times_s=[0.0] * count)
+    return factories.steps(first, [2.3] * (last - first), segment=segment)
 
 
 def rows(history: History) -> dict[str, dict[int, float]]:
@@ -91,7 +86,7 @@ def wanted(layers: tuple[Layer, ...], known: dict[str, range]) -> dict[str, dict
 
 def turned_on() -> History:
     """Readings of steps 0 to 9 without norms, of 10 to 19 with them."""
-    history = fed([STARTED, *(reading(n, PLAIN, 0) for n in range(10)), steps(0, 10), changed(1, 10, PRE)])
+    history = history_of([STARTED, *(reading(n, PLAIN, 0) for n in range(10)), steps(0, 10), changed(1, 10, PRE)])
     for event in (*(reading(n, PRE, 1) for n in range(10, 20)), steps(10, 20)):
         history.apply(event)
     return history
@@ -105,7 +100,7 @@ def test_added_norm_has_its_row_in_forward_order() -> None:
 
 
 def test_remaining_layers_keep_their_values_until_the_next_reading() -> None:
-    history = fed([STARTED, reading(3, PLAIN, 0), changed(1, 10, PRE)])
+    history = history_of([STARTED, reading(3, PLAIN, 0), changed(1, 10, PRE)])
     kept, old = history.readings, reading(3, PLAIN, 0)
     assert kept is not None
     assert kept.values["grad_rms"] == [v for rms in old.values["grad_rms"] for v in (None, rms)]
@@ -137,18 +132,18 @@ def newest(history: History) -> dict[str, tuple[int, list[float | None]]]:
 def test_metric_that_not_every_reading_has_follows_the_layer_changes() -> None:
     old, quick = reading(3, PLAIN, 0), reading(5, PLAIN, 0)
     quick = msgspec.structs.replace(quick, values={"grad_rms": quick.values["grad_rms"]})
-    history = fed([STARTED, reading(2, PLAIN, 0), old, quick])
+    history = history_of([STARTED, reading(2, PLAIN, 0), old, quick])
     assert newest(history) == {"grad_rms": (5, quick.values["grad_rms"]), "update_ratio": (3, old.values["grad_rms"])}
-    assert newest(travelled(history)) == newest(history)
+    assert newest(received(history)) == newest(history)
     history.apply(changed(1, 6, PRE))
     step, column = newest(history)["update_ratio"]
     assert (step, column[1::2], column[::2]) == (3, old.values["grad_rms"], [None] * DEPTH)
-    assert newest(travelled(history)) == newest(history)
+    assert newest(received(history)) == newest(history)
     history.apply(rewound((0, 6), (0, 4), 1, back=True))
     assert {metric: at for metric, (at, _) in newest(history).items()} == dict.fromkeys(old.values, 3), (
         "5 was undone, 3 was not"
     )
-    assert newest(travelled(history)) == newest(history)
+    assert newest(received(history)) == newest(history)
     history.apply(msgspec.structs.replace(quick, structure=1, segment=1, step=4, values={"grad_rms": [1.0] * 8}))
     assert {metric: at for metric, (at, _) in newest(history).items()} == {"update_ratio": 3, "grad_rms": 4}
 
@@ -161,7 +156,7 @@ def test_undo_removes_added_layers_and_redo_brings_them_back_with_their_past() -
     for n in range(10, 13):
         history.apply(reading(n, PLAIN, 2, segment=1))
     assert rows(history) == wanted(PLAIN, {"Linear": range(13)})
-    there = travelled(history)
+    there = received(history)
     for side in (history, there):
         side.apply(rewound((1, 13), (0, 20), 2, back=False))
         side.apply(changed(3, 20, PRE, segment=2))
@@ -206,7 +201,7 @@ def test_received_history_equals_the_sent_one_through_random_changes(seed: int) 
     draw = random.Random(seed)
     layers, structure, segment, step = PLAIN, 0, 0, 0
     known: dict[str, dict[int, float]] = {}
-    history = fed([STARTED])
+    history = history_of([STARTED])
     for _ in range(draw.randrange(1, 60)):
         kind = draw.randrange(6)
         if kind < 4:
@@ -230,10 +225,10 @@ def test_received_history_equals_the_sent_one_through_random_changes(seed: int) 
                 layers, structure = draw.choice((PLAIN, PRE)), structure + 1
                 history.apply(changed(structure, step, layers, segment=segment))
         if draw.random() < 0.2:
-            history = travelled(history)
+            history = received(history)
     if segment in history.grads:
         assert rows(history) == {layer.name: known.get(layer.name, {}) for layer in layers}
-    there = travelled(history)
+    there = received(history)
     assert (there.layers, there.structure, there.parameters) == (history.layers, history.structure, history.parameters)
     assert there.readings == history.readings
     assert newest(there) == newest(history)
@@ -250,9 +245,11 @@ def test_number_of_removed_layers_is_bounded() -> None:
 
 def test_two_layers_with_the_same_name_are_accepted() -> None:
     twice = (*PLAIN, PLAIN[0])
-    history = fed([STARTED, reading(0, PLAIN, 0), changed(1, 1, twice), reading(1, twice, 1), changed(2, 2, PLAIN)])
+    history = history_of(
+        [STARTED, reading(0, PLAIN, 0), changed(1, 1, twice), reading(1, twice, 1), changed(2, 2, PLAIN)]
+    )
     history.apply(reading(2, PLAIN, 2))
-    assert list(rows(travelled(history))["blocks.3.linear"]) == [0, 1, 2]
+    assert list(rows(received(history))["blocks.3.linear"]) == [0, 1, 2]
 
 
 def test_history_of_a_thousand_layers_does_not_grow_with_a_thousand_norms() -> None:
@@ -265,7 +262,7 @@ def test_history_of_a_thousand_layers_does_not_grow_with_a_thousand_norms() -> N
             history.apply(reading(step * 64, layers, structure))
         return history.grads[0].nbytes()
 
-    history = fed([msgspec.structs.replace(STARTED, layers=linear)])
+    history = history_of([msgspec.structs.replace(STARTED, layers=linear)])
     plain = sized(history, linear, 0, 0)
     history.apply(changed(1, 400 * 64, both))
     assert history.grads[0].nbytes() <= 1.1 * plain
