@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from diagnosis_nets import Observed
 from diagnosis_score import ALL, diagnosis_of, feed, found, preset
+from factories import reading_of
 
 from tui_descent.protocol.events import Layer, ReadingsTaken
 from tui_descent.scenario import knobs
@@ -384,10 +385,7 @@ def reading(step: int, *, cosine: float | None = None, **values: list[float | No
         "update_ratio": [0.0025, 0.0025],
         "backprop_factor": [1.0, 1.0],
     }
-    return ReadingsTaken(
-        segment=0, step=step, values=plain | values, ages=[0, 0], global_grad_norm=0.2, watch_cost=0.0,
-        global_cosine=cosine,
-    )  # fmt: skip
+    return reading_of(step, plain | values, global_grad_norm=0.2, global_cosine=cosine)
 
 
 def run_at(

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from factories import started
 
 from tui_descent.protocol.events import (
     AnyEvent,
@@ -24,19 +25,14 @@ from tui_descent.protocol.events import (
     RatesSwept,
     ReadingsTaken,
     RunEnded,
-    RunStarted,
     StateChanged,
     StepsCompleted,
 )
 from tui_descent.telemetry.jsonl import JsonLines
 
-STARTED = RunStarted(
+STARTED = started(
     run="vanishing-1",
-    title="t",
-    name="vanishing",
     scenario={"title": "t", "run": {"steps": 3}},
-    device="cpu",
-    threads=1,
     parameters=21386,
     layers=(
         Layer(name="stem", kind="Linear", params=2080),

@@ -46,7 +46,7 @@ class Harness:
         while ready := self.selector.select(0):
             for key, _ in ready:
                 key.data()
-        self.viewers.tend()
+        self.viewers.maintain()
 
     def connect(self, *messages: Any, raw: bytes = b"") -> Peer:
         sock = socket.socket(socket.AF_UNIX)

@@ -70,8 +70,8 @@ class Keeper:
             self._publish(StateChanged(state="importing torch"))
             self._trainer = trainer = start_trainer()
             self._selector.register(trainer.link.socket, selectors.EVENT_READ, lambda: None)
-            if trainer.wakes is not None:
-                self._selector.register(trainer.wakes, selectors.EVENT_READ, lambda: None)
+            if trainer.exit_fd is not None:
+                self._selector.register(trainer.exit_fd, selectors.EVENT_READ, lambda: None)
             while self.ended is None:
                 self._wait(TICK_S)
                 self._tick(trainer)
@@ -126,7 +126,7 @@ class Keeper:
         elif self.launch.attended:
             self._stop_without_viewers()
         if self._viewers is not None:
-            self._viewers.tend()
+            self._viewers.maintain()
 
     def _publish_new_events(self, trainer: Trainer) -> None:
         for event in self._stream.new_events(trainer):
@@ -193,10 +193,10 @@ class Keeper:
     def _flush_viewers(self, trainer: Trainer) -> None:
         """Wait until every viewer has taken the last event, but not for long."""
         until_s = time.monotonic() + LAST_EVENT_WITHIN_S
-        if trainer.wakes is not None:
-            self._selector.unregister(trainer.wakes)  # always readable now
+        if trainer.exit_fd is not None:
+            self._selector.unregister(trainer.exit_fd)  # always readable now
         while self._viewers is not None and self._viewers.waiting and time.monotonic() < until_s:
-            self._viewers.tend()
+            self._viewers.maintain()
             self._wait(TICK_S)
 
     def _close(self) -> None:

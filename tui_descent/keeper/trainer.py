@@ -67,7 +67,7 @@ class Trainer:
             raise ChannelError(f"cannot read the trainer's shared memory: {error}") from error
 
     @property
-    def wakes(self) -> int | None:
+    def exit_fd(self) -> int | None:
         """A file descriptor that becomes readable when the process exits; None where the system has no pidfd."""
         return self._pidfd
 

@@ -90,7 +90,7 @@ class Viewers:
                 viewer.peer.drop_waiting()
                 viewer.overflowed = True
 
-    def tend(self) -> None:
+    def maintain(self) -> None:
         """Flush the queues, send a fresh history where it is due, drop clients that are gone or never said hello."""
         now_s = time.monotonic()
         for viewer in list(self._all.values()):
