@@ -1,4 +1,4 @@
-"""Nets drawn from a seed, and what an observer sees of them when they train."""
+"""Nets drawn at random from a seed, and their losses and readings when they train."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 
 from tui_descent.instruments.measuring import Measuring
 from tui_descent.instruments.structure import structure
-from tui_descent.keeper.diagnosing import situation
+from tui_descent.keeper.diagnosis import context_of
 from tui_descent.protocol.events import Layer, ReadingsTaken
 from tui_descent.protocol.readings import unpack
 from tui_descent.protocol.ring import ReadingRecord
 from tui_descent.scenario.spec import Scenario
 from tui_descent.scenario.toml import to_table
 from tui_descent.scenario.validate import convert
-from tui_descent.telemetry.diagnosis import Situation
+from tui_descent.telemetry.diagnosis import RunContext
 from tui_descent.training import surgery
 from tui_descent.training.build import Setup, build
 from tui_descent.training.nets.block import Block
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
-    """What nets are drawn from. `cold` and `hot` are how many decades a bad rate lies beside a good one."""
+    """What nets are drawn from. `cold` and `hot`: by how many decades a bad rate is too small or too large."""
 
     data: tuple[dict[str, Any], ...]
     batch_sizes: tuple[int, ...]
@@ -57,7 +57,7 @@ TUNING = Pool(
     small=(0.3, 0.8),
     bias=(1.5, 5.0),
 )
-# No depth, width, batch size or rate of the tuning pool, another data set, weights drawn otherwise.
+# No depth, width, batch size or rate of the tuning pool; one more data set; weights of other sizes.
 HELD_OUT = Pool(
     data=(_DIGITS, _DIGITS, _MOONS, _CIRCLES, {"name": "spirals", "noise": 0.05}, {"name": "xor"}),
     batch_sizes=(36, 72),
@@ -71,11 +71,11 @@ HELD_OUT = Pool(
     small=(0.33, 0.77),
     bias=(1.8, 4.8),
 )
-TUNED_FROM = 100_000  # the seeds from here on are of the tuning pool
+TUNED_FROM = 100_000  # seeds from here on belong to the tuning pool
 
 
 def draw(seed: int) -> Scenario:
-    """A net of this seed: most combinations are ordinary, some are ill in one or another way."""
+    """The net of this seed. Most combinations are ordinary, some have a problem."""
     r, pool = random.Random(f"net {seed}"), TUNING if seed >= TUNED_FROM else HELD_OUT
     activation = r.choice(["relu", "relu", "relu", "leaky_relu", "gelu", "silu", "tanh", "tanh", "sigmoid", "elu"])
     model: dict[str, Any] = {
@@ -129,16 +129,16 @@ def changed(scenario: Scenario, **sections: dict[str, Any]) -> Scenario:
     return scenario_of(table)
 
 
-def situation_of(scenario: Scenario) -> Situation:
-    return situation(to_table(scenario))
+def context_of_scenario(scenario: Scenario) -> RunContext:
+    return context_of(to_table(scenario))
 
 
-# --- what the diagnosis is shown ------------------------------------------------------------------------------------
+# --- what the diagnosis is given
 
 
 @dataclass(slots=True)
 class Seen:
-    """A stretch of a run as an observer gets it, its readings by step. It ends before a loss that is no number."""
+    """The losses of a run and its readings by step."""
 
     layers: tuple[Layer, ...]
     losses: list[float] = field(default_factory=list)
@@ -166,7 +166,7 @@ class Observed:
         return self.seen
 
     def turn_residual_on(self) -> None:
-        """As the knob does it: the branch at 1/√depth, over 20 steps."""
+        """As the knob does it: the branch scaled by 1/√depth, over 20 steps."""
         blocks = blocks_of(self.setup)
         self._under_way = [surgery.open_skip(block, len(blocks) ** -0.5, steps=20) for block in blocks]
 
@@ -184,7 +184,7 @@ class Observed:
         loss.backward()
         if any(p.grad is not None and not p.grad.isfinite().all() for p in self.parameters):
             measuring.detach()
-            seen.losses.append(math.nan)  # the guard holds a run here
+            seen.losses.append(math.nan)  # the guard would hold the run here
             return False
         preclip = math.nan
         if self._clip is not None:

@@ -1,7 +1,7 @@
-"""An oracle that knows nothing of readings: it tries changes out on a net as it stands and sees what trains.
+"""An oracle that uses no readings: it tries changes out on a net in its current state and sees which ones train.
 
-Its only measure is `gain`: 1 − (mean loss of a trial's last steps) / ln C, so 0 is guessing and 1 is perfect. What it
-finds depends a little on the batches to come and on the weights drawn, so that everything is tried three times.
+Its only measure is the gain, 1 − (mean loss of a trial's last steps) / ln C: 0 is guessing, 1 is perfect. The result
+depends a little on the batches and on the redrawn weights, so everything is tried three times.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from diagnosis_nets import CPU, blocks_of, changed, draw, situation_of
+from diagnosis_nets import CPU, blocks_of, changed, context_of_scenario, draw
 from diagnosis_trials import LOST, Trial, train_all
 from torch import nn
 
@@ -26,19 +26,19 @@ from tui_descent.training.build import Setup, build
 from tui_descent.training.data.batches import Batches
 from tui_descent.training.nets import parts
 
-STANDS = 240  # steps after which the oracle is asked, and the diagnosis
-TRIAL = 240
+AT = 240  # steps after which the oracle and the diagnosis judge a net
+TRIAL = 240  # steps of a trial
 TAIL = 20
-REDRAWN = 1_000_003  # between the seeds of weights drawn anew
-ADAMS = 3e-3  # a good rate of Adam's
+REDRAWN = 1_000_003  # between the seeds of redrawn weights
+ADAMS = 3e-3  # a good learning rate for Adam
 
 
-REPEATS = 3  # how often everything is tried out, with other batches to come and other weights drawn
+REPEATS = 3  # how often everything is tried, with other batches and other redrawn weights
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What trying out established. `findings` is empty where nothing was established."""
+    """What the trials show. `findings` is empty if they show nothing."""
 
     findings: frozenset[str]
     cures: frozenset[str]
@@ -50,7 +50,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tried:
-    """What an oracle saw of a net: whether it broke or rose by itself, and in each repetition the gains by change."""
+    """The trials of a net: whether it diverged or rose without any change, and each repetition's gains by change."""
 
     broke: bool
     rose: bool
@@ -61,7 +61,7 @@ class Tried:
 
 
 def settled(verdicts: Sequence[Verdict]) -> Verdict:
-    """What most of the repetitions agree on: a finding, or a cure, that comes and goes with the batches is none."""
+    """What most of the repetitions agree on: a finding or cure that depends on the batches does not count."""
 
     def most(sets: Sequence[frozenset[str]]) -> frozenset[str]:
         return frozenset(name for name in frozenset().union(*sets) if 2 * sum(name in s for s in sets) > len(sets))
@@ -69,20 +69,20 @@ def settled(verdicts: Sequence[Verdict]) -> Verdict:
     return Verdict(most([v.findings for v in verdicts]), most([v.cures for v in verdicts]))
 
 
-HEALTHY = 0.6  # of the best change's gain: as good as it gets
-ILL = 0.4  # under this part of it something is clearly wrong; in between both words are right
-ESTABLISHED = 0.3  # a best gain under this says nothing
-CLEARLY = 0.6  # a change cures with this part of the best gain
-SURELY = 0.85  # a gain beyond which nothing else needs trying
+HEALTHY = 0.6  # with this part of the best gain nothing is wrong
+ILL = 0.4  # below this part of it something is clearly wrong; in between both answers are right
+ESTABLISHED = 0.3  # a best gain below this shows nothing
+CLEARLY = 0.6  # a change with this part of the best gain is a cure
+SURELY = 0.85  # above this gain nothing else needs to be tried
 
 
 class Oracle:
-    """Tries changes on one net, from where its window ended or, where that is spoilt, from its beginning."""
+    """Tries changes on one net, from its state after some steps or, if that is unusable, from its start."""
 
-    def __init__(self, scenario: Scenario, *, after: int = STANDS) -> None:
+    def __init__(self, scenario: Scenario, *, after: int = AT) -> None:
         self.scenario = scenario
-        self.repetition = 0  # the one whose trials are being made
-        self.classes = situation_of(scenario).classes or 0
+        self.repetition = 0  # the current one
+        self.classes = context_of_scenario(scenario).classes or 0
         self.start = build(scenario, on=CPU)
         self.end = copy.deepcopy(self.start)
         losses = train(self.end, after)
@@ -92,7 +92,7 @@ class Oracle:
         self.rose = self.broke or last > 1.25 * max(first, guess)
 
     def tried(self, *, repeats: int = REPEATS) -> Tried:
-        """All that is to be tried, side by side."""
+        """Try everything, as one batch."""
         gains: list[dict[str, float]] = [{} for _ in range(repeats)]
         if self.broke:
             for repetition in gains:
@@ -107,11 +107,11 @@ class Oracle:
         return settled(self.tried().verdicts(self.scenario))
 
     def state(self) -> Setup:
-        """Where a knob would act: the window's end, or the beginning after an undo."""
+        """The state that a knob would change: the current one, or the start after an undo."""
         return copy.deepcopy(self.start if self.rose else self.end)
 
     def trial(self, made: tuple[Setup, Sequence[surgery.Transition]] | tuple[Setup]) -> Trial:
-        """With other batches to come, an epoch from its beginning; the first repetition goes on with the run's own."""
+        """The first repetition goes on with the run's own batches, the others start a new epoch in another order."""
         setup, transitions = (made[0], made[1] if len(made) == 2 else ())
         assert isinstance(setup.batches, Batches)
         if self.repetition:
@@ -138,7 +138,7 @@ class Oracle:
 
 
 def judge(gains: dict[str, float], *, scenario: Scenario, broke: bool, rose: bool) -> Verdict:
-    """Which findings a pattern of cures means."""
+    """Which findings follow from the gains."""
     as_is = gains["as is"]
     best = max(gains.values())
     if best < ESTABLISHED:
@@ -153,19 +153,19 @@ def judge(gains: dict[str, float], *, scenario: Scenario, broke: bool, rose: boo
 
 
 def _direction(gains: dict[str, float], cures: frozenset[str]) -> frozenset[str]:
-    """Where weights drawn anew cure and scaled ones do not: the scale that trains best, if one trains at all."""
+    """If redrawn weights are a cure and scaled ones are not: the scale that trains best, if any trains."""
     scales = {name: gains.get(name, -math.inf) for name in ("init/2", "init/4", "init*2", "init*4")}
     best = max(scales, key=scales.__getitem__)
-    told = cures & {"init he", "init xavier"} and not cures & set(scales)
-    return frozenset({best} if told and scales[best] > max(ESTABLISHED, gains["as is"] + 0.1) else ())
+    unscaled = cures & {"init he", "init xavier"} and not cures & set(scales)
+    return frozenset({best} if unscaled and scales[best] > max(ESTABLISHED, gains["as is"] + 0.1) else ())
 
 
 def _meant(cures: frozenset[str], scenario: Scenario, rose: bool) -> set[str]:
-    """What is wrong where just these changes cure."""
+    """What is wrong if these changes are the cures."""
     assert isinstance(scenario.model, MlpModel)
     activation, optimizer = scenario.model.activation.name, scenario.optimizer
     faster = bool(cures & {"lr*10", "lr*100", "lr*1000"})
-    # Adam cures, but not at the rate that is carried over: it is the rate that does.
+    # Adam is a cure, but not with the converted rate: then the rate was too small.
     rated = "adam" in cures and "adam mapped" not in cures and map_rate(optimizer.name, "adam", optimizer.lr).lr < ADAMS
     slower = bool(cures & {"lr/10", "lr/100", "undo lr/10"})
     smaller, larger = bool(cures & {"init/2", "init/4"}), bool(cures & {"init*2", "init*4"})
@@ -185,14 +185,14 @@ def _meant(cures: frozenset[str], scenario: Scenario, rose: bool) -> set[str]:
     if not faster and not smaller and (larger or redrawn or built):
         findings |= {"vanishing"}
     if built and not redrawn and not larger and not slower and not smaller:
-        findings |= {"plateau"}  # a way around cures, and nothing says that the way through was lost
+        findings |= {"plateau"}  # a bypass is a cure, and nothing shows that the gradient had vanished
     if "adam" in cures and not slower and not smaller and not rose:
         findings |= {"plateau"}
     return findings
 
 
 def train(setup: Setup, steps: int, transitions: Sequence[surgery.Transition] = ()) -> list[float]:
-    """One net by itself: its losses, the last a NaN where it was lost."""
+    """Train one net. Returns its losses; the last one is NaN if it diverged."""
     under_way, losses = list(transitions), []
     for _ in range(steps):
         under_way = [t for t in under_way if not t.advance()]
@@ -307,7 +307,7 @@ def _adam(oracle: Oracle) -> Made:
 
 
 def _mapped(oracle: Oracle) -> Made:
-    """As the knob does it: the rate is carried over."""
+    """As the knob does it, with the converted rate."""
     setup, optimizer = oracle.state(), oracle.scenario.optimizer
     rate = map_rate(optimizer.name, "adam", optimizer.lr).lr
     setup.optimizer = torch.optim.Adam(setup.model.parameters(), lr=rate)
@@ -338,8 +338,8 @@ CHANGES: dict[str, Callable[[Oracle], Made]] = {
 }
 
 
-def _keep(first: int, end: int) -> str:
-    """What the oracle saw of these seeds' nets as JSON, a line a net."""
+def _as_json(first: int, end: int) -> str:
+    """The oracle's gains for the nets of these seeds as JSON, one net a line."""
     lines = []
     for seed in range(first, end):
         seen = Oracle(draw(seed)).tried()
@@ -350,4 +350,4 @@ def _keep(first: int, end: int) -> str:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(_keep(int(sys.argv[1]), int(sys.argv[2])))
+    print(_as_json(int(sys.argv[1]), int(sys.argv[2])))

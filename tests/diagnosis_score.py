@@ -1,4 +1,4 @@
-"""What the diagnosis says of the nets, held against what the oracle found, in one table."""
+"""The diagnosis of many nets compared with the oracle, in one table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import statistics
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
-from diagnosis_nets import Seen, situation_of
+from diagnosis_nets import Seen, context_of_scenario
 from diagnosis_oracle import Verdict, settled
 
 from tui_descent.protocol.events import Advice
@@ -21,14 +21,14 @@ SURE = 0.8
 
 
 def diagnosis_of(scenario: Scenario, seen: Seen, *, may: Collection[str] = ALL) -> Diagnosis:
-    return Diagnosis(seen.layers, knobs=may, situation=situation_of(scenario))
+    return Diagnosis(seen.layers, knobs=may, context=context_of_scenario(scenario))
 
 
 def feed(diagnosis: Diagnosis, seen: Seen, steps: Iterable[int], *, every: int = 1) -> None:
     for step in steps:
-        diagnosis.stepped(step, seen.losses[step])
+        diagnosis.add_loss(step, seen.losses[step])
         if step % every == 0 and step in seen.readings:
-            diagnosis.read(seen.readings[step])
+            diagnosis.add_reading(seen.readings[step])
 
 
 def found(scenario: Scenario, seen: Seen, *, may: Collection[str] = ALL, every: int = 1) -> Finding | None:
@@ -42,7 +42,7 @@ def preset(name: str, *, seed: int = 0) -> Scenario:
 
 
 def changes_of(advice: Advice) -> set[str]:
-    """The oracle's names for a piece of advice."""
+    """The oracle's names for what is advised."""
     if advice.knob == "lr":
         return {f"lr{advice.value}", f"undo lr{advice.value}"}
     if advice.knob == "norm":
@@ -50,16 +50,16 @@ def changes_of(advice: Advice) -> set[str]:
     if advice.knob == "activation":
         return {"leaky_relu" if advice.value == "leaky_relu" else "unbounded"}
     if advice.knob == "optimizer":
-        return {"adam mapped"}  # as the knob does it
+        return {"adam mapped"}  # what the knob does
     return {"residual": {"residual"}, "init": {f"init {advice.value}"}}.get(advice.knob, set())
 
 
 @dataclasses.dataclass(slots=True)
 class Score:
-    """`right` by class or by a first advice that cures, `named` by class alone.
+    """`right` counts nets whose finding is right or whose first advice is a cure, `named` those whose finding is right.
 
-    Left out are nets that nothing trains (`unknown`) and those on which the oracle's repetitions agree on nothing
-    (`undecided`): whatever a diagnosis says of them.
+    Nets that no change makes train (`unknown`), and those on which the oracle's repetitions agree on nothing
+    (`undecided`), are left out.
     """
 
     table: Counter[tuple[str, str]] = dataclasses.field(default_factory=Counter)
@@ -109,7 +109,7 @@ class Score:
 
     @property
     def retest(self) -> float:
-        """How much of what one repetition of the oracle finds another finds, too."""
+        """The share of one repetition's findings that another one confirms."""
         return statistics.fmean(self.retests) if self.retests else 1.0
 
     @property
@@ -118,12 +118,12 @@ class Score:
 
     @property
     def sure(self) -> int:
-        """Nets it is sure about."""
+        """The number of nets on which the diagnosis is sure."""
         return self.bands[SURE][1]
 
     @property
     def sure_share(self) -> float:
-        """The share of those that it is right about."""
+        """The share of those on which it is right."""
         return self.bands[SURE][0] / self.sure
 
     def __str__(self) -> str:
@@ -132,13 +132,13 @@ class Score:
             [
                 *rows,
                 f"{self.right}/{self.judged} = {self.share:.1%} right, {self.named / self.judged:.1%} by name alone; "
-                f"left out: {self.unknown} nets nothing trains, {self.undecided} the oracle disagrees with itself on",
-                f"the oracle against itself: {self.retest:.1%} of what one repetition finds another finds",
+                f"left out: {self.unknown} that nothing makes train, {self.undecided} with an undecided oracle",
+                f"the oracle against itself: {self.retest:.1%} of the findings are confirmed by another repetition",
                 *(f"sure from {b}: {right}/{of} right" for b, (right, of) in self.bands.items()),
-                f"of the ill: {self.ill_right}/{self.ill} right, {self.ill_named} by name alone; "
-                f"the first advice cures {self.cured} of {self.advised} that got one",
-                f"always 'healthy' would be right on {sum(n for (o, _), n in self.table.items() if 'healthy' in o)}, "
-                f"the oracle admits {self.broad / self.judged:.2f} findings a net",
+                f"nets with a problem: {self.ill_right}/{self.ill} right, {self.ill_named} by name alone; "
+                f"the first advice is a cure on {self.cured} of {self.advised} that got one",
+                f"'healthy' for all would be right on {sum(n for (o, _), n in self.table.items() if 'healthy' in o)}, "
+                f"the oracle accepts {self.broad / self.judged:.2f} findings a net",
                 *self.wrong,
             ]
         )

@@ -1,7 +1,7 @@
-"""Trains many copies of a net side by side, which differ in weights, rate, optimizer, batches and what was changed.
+"""Trains many copies of a net as one batch. They may differ in weights, rate, optimizer, batches and structure.
 
-Copies made of the same parts are one stack of matrices, a step of all of them one batched product a layer. The losses
-are those of training each by itself, up to rounding: `tests/numerics/test_diagnosis_trials.py` holds them against it.
+The weights of copies with the same structure are stacked, so that a step of all of them is one batched product a layer.
+Up to rounding the losses are those of training each copy alone (`tests/numerics/test_diagnosis_trials.py`).
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from tui_descent.training.build import Setup
 from tui_descent.training.nets.block import Block
 from tui_descent.training.nets.mlp import Mlp
 
-LOST = 1e12  # a loss beyond it does not come back
-SWEEP = 40  # steps after which the lost copies are taken out of their stack
+LOST = 1e12  # a loss beyond it has diverged
+SWEEP = 40  # how often, in steps, diverged copies are removed from their stack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """A copy of a net as it is to be trained, and the changes of it that are under way."""
+    """A copy of a net to train, and its transitions under way."""
 
     setup: Setup
     transitions: Sequence[surgery.Transition] = ()
 
 
 def train_all(trials: Sequence[Trial], steps: int) -> list[list[float]]:
-    """Each trial's losses; they end with a NaN where the loss is no number or beyond `LOST`."""
+    """Each trial's losses. They end with NaN where the loss is not finite or beyond `LOST`."""
     stacks: dict[tuple[object, ...], list[int]] = {}
     for n, trial in enumerate(trials):
         stacks.setdefault(_parts(trial), []).append(n)
@@ -43,7 +43,7 @@ def train_all(trials: Sequence[Trial], steps: int) -> list[list[float]]:
 
 
 class _Stack:
-    """K copies made of the same parts: parameters (K, N), batches (K, B, features)."""
+    """K copies with the same structure: parameters (K, N), batches (K, B, features)."""
 
     def __init__(self, trials: Sequence[Trial]) -> None:
         self._model, self._transitions = trials[0].setup.model, list(trials[0].transitions)
@@ -90,7 +90,7 @@ class _Stack:
         return _linear(p, "head", h)
 
     def _keep(self, alive: Tensor) -> bool:
-        """Only the members that are alive; whether there are any."""
+        """Keep only the members that have not diverged. Returns whether there are any."""
         kept = alive[self._members]
         if not kept.all():
             self._flat = self._flat.detach()[kept].requires_grad_()
@@ -100,7 +100,7 @@ class _Stack:
 
 
 def _block(block: Block, p: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
-    """A block of every copy; activations and skips know no copies."""
+    """One block of every copy."""
     assert block.kind == "linear"
     assert block.out is None
     assert block.dropout is None
@@ -127,7 +127,7 @@ def _norm(norm: nn.Module, p: dict[str, Tensor], name: str, x: Tensor) -> Tensor
 
 
 class _Update:
-    """The optimizers' updates of all copies at once, by the formulas of `torch.optim`'s pages, without weight decay."""
+    """The updates of all copies at once, by the formulas in the docs of `torch.optim`, without weight decay."""
 
     def __init__(self, setups: Sequence[Setup]) -> None:
         optimizers = [setup.optimizer for setup in setups]
@@ -172,7 +172,7 @@ class _Update:
 
 
 def _state(setup: Setup, name: str) -> Tensor:
-    """What an optimizer remembers under a name, (N,), of its steps (1,); zeros where it has made none."""
+    """The optimizer state of this name, (N,), or (1,) for its steps; zeros before the first step."""
     states = [(p, setup.optimizer.state.get(p, {}).get(name)) for p in setup.model.parameters()]
     if name == "step":
         return _flat([torch.zeros(1) if states[0][1] is None else states[0][1].float()])
@@ -184,7 +184,7 @@ def _flat(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def _streams(trials: Sequence[Trial]) -> tuple[list[Trial], Tensor]:
-    """Trials whose batches differ, one of each, and which of them each trial's batches are."""
+    """One trial for each different sequence of batches, and for each trial the index of its sequence."""
     known: dict[tuple[object, ...], int] = {}
     kept, stream = [], []
     for trial in trials:
@@ -199,7 +199,7 @@ def _streams(trials: Sequence[Trial]) -> tuple[list[Trial], Tensor]:
 
 
 def _parts(trial: Trial) -> tuple[object, ...]:
-    """What two trials have in common that can be stacked."""
+    """What must be equal for two trials to be stacked."""
     optimizer = trial.setup.optimizer
     options = {k: v for k, v in optimizer.param_groups[0].items() if k not in ("params", "lr")}
     return str(trial.setup.model), _skips(trial), len(trial.transitions), type(optimizer), str(options)

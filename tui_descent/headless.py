@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
+from tui_descent.keeper.keeper import Keeper
 from tui_descent.keeper.process import clear
-from tui_descent.keeper.serve import Keeper
 from tui_descent.keeper.trainer import Trainer
 from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.ending import exit_code

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import math
-import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from factories import history_of, turned
 
 from tui_descent.dashboard.panels.view import View
 from tui_descent.protocol import codec
@@ -23,174 +23,21 @@ from tui_descent.protocol.commands import (
     TurnKnob,
     WatchCurvature,
 )
-from tui_descent.protocol.curvature import CurvatureReading, Limit
 from tui_descent.protocol.events import (
     AnyEvent,
     CommandDone,
     CommandRejected,
-    CurvatureTaken,
     Evaluated,
-    KnobState,
-    KnobTurned,
-    Layer,
-    LedgerEntry,
-    LedgerTaken,
     Marked,
     Noted,
-    ReadingsTaken,
     RunEnded,
-    RunStarted,
     StateChanged,
-    StepsCompleted,
     ToViewer,
     Welcome,
 )
 from tui_descent.telemetry.history import History
 
 CLIENT = 7
-
-
-def layers(depth: int = 20, width: int = 32) -> tuple[Layer, ...]:
-    """Linear(64, width), the blocks, Linear(width, 10)."""
-    inner = tuple(Layer(name=f"blocks.{n}.linear", kind="Linear", params=width * width, block=n) for n in range(depth))
-    first = Layer(name="inlet", kind="Linear", params=64 * width)
-    return (first, *inner, Layer(name="outlet", kind="Linear", params=width * 10))
-
-
-def started(depth: int = 20, **changed: object) -> RunStarted:
-    """The vanishing run's first word."""
-    fields: dict[str, object] = {
-        "run": "r1",
-        "title": "Vanishing gradients",
-        "name": "vanishing",
-        "scenario": {"title": "Vanishing gradients", "story": "Twenty sigmoid layers. Press r at any time.\n\nWatch."},
-        "device": "cpu",
-        "threads": 1,
-        "parameters": 22026,
-        "layers": layers(depth),
-        "knobs": (
-            KnobState(name="lr", value="0.1"),
-            KnobState(name="activation", value="sigmoid"),
-            KnobState(name="residual", value="off"),
-            KnobState(name="pace", value="30"),
-        ),
-        "about": f"digits · mlp 64→32×{depth}→10",
-        "steps": 2000,
-        "versions": {"torch": "2.13.0"},
-    }
-    return RunStarted(**{**fields, **changed})  # type: ignore[arg-type]
-
-
-def steps(first: int, losses: Iterable[float], *, per_s: float = 30.0, segment: int = 0) -> StepsCompleted:
-    """Updates with these losses, `per_s` a second."""
-    values = list(losses)
-    times = [(first + n) / per_s for n in range(len(values))]
-    return StepsCompleted(segment=segment, first=first, losses=values, lrs=[0.1] * len(values), times_s=times)
-
-
-def reading(step: int, fall: float, depth: int = 20, *, top: float = 2e-2) -> ReadingsTaken:
-    """Gradients that fall by a factor of `fall` a layer from the output down."""
-    count = depth + 2
-    rms = [top / 10 * fall ** (count - 1 - n) for n in range(count)]
-    return ReadingsTaken(
-        segment=0,
-        step=step,
-        values={
-            "grad_norm": [v * 10 for v in rms],
-            "grad_rms": list(rms),
-            "weight_norm": [5.7] * count,
-            "update_norm": list(rms),
-            "update_ratio": [v * 10 / 5.7 for v in rms],
-            "backprop_factor": [fall] * (count - 1) + [None],
-            "saturated_fraction": [None] + [0.02] * depth + [None],
-        },
-        ages=[0] * count,
-        global_grad_norm=top,
-        watch_cost=0.006,
-    )
-
-
-def ledger(step: int, factor: float, depth: int = 20, *, off: float = 1e-7) -> LedgerTaken:
-    """Every block hands on the same factor."""
-    entries = [
-        LedgerEntry(block=f"blocks.{n}", factor=factor, autograd=factor, discrepancy=off, product=factor ** (depth - n))
-        for n in range(depth)
-    ]
-    return LedgerTaken(segment=0, step=step, entries=entries)
-
-
-def eigenvalues(high: float, low: float, **changed: object) -> CurvatureReading:
-    """A reading by Lanczos that has converged."""
-    fields: dict[str, object] = {
-        "lambda_max": high,
-        "lambda_min": low,
-        "residual_max": 1e-6,
-        "residual_min": 4e-3,
-        "products": 14,
-        "negative_fraction": None,
-        "negative_below": 1e-2,
-        "how": "Lanczos",
-        "converged": True,
-        "parameters": 22026,
-    }
-    return CurvatureReading(**{**fields, **changed})  # type: ignore[arg-type]
-
-
-def curved(step: int, high: float, low: float, limit: float | None = 2.0, **changed: object) -> CurvatureTaken:
-    """A reading beside the limit of gradient descent."""
-    return CurvatureTaken(
-        segment=0,
-        step=step,
-        hessian=eigenvalues(high, low, **changed),
-        limit=None if limit is None else Limit(lambda_max=limit, formula="2/η", preconditioned=False),
-        seconds=0.05,
-    )
-
-
-def turned(step: int, old: str, new: str, *, knob: str = "residual", request: int = 0, client: int = 0) -> KnobTurned:
-    """An intervention that took effect."""
-    return KnobTurned(
-        id=1,
-        client=client,
-        request=request,
-        source="key",
-        segment=0,
-        step=step,
-        knob=knob,
-        target="all",
-        old=old,
-        new=new,
-        way="ramp" if knob == "residual" else None,
-        function_change=2.1e-7 if knob == "residual" else None,
-    )
-
-
-def loss_at(step: int, cure: int, noise: random.Random) -> float:
-    """Flat at ln 10 until the cure, then down to 0.06."""
-    since = max(0, step - cure - 20)
-    fall = math.exp(-since / 45)
-    return max(0.01, (2.303 * fall + 0.06) * (1 + noise.uniform(-0.25, 0.25) * (1 - 0.9 * fall)))
-
-
-def vanishing(until: int, cure: int = 150, depth: int = 20) -> list[AnyEvent]:
-    """The whole story: nothing is learnt, residual on, it is learnt."""
-    noise = random.Random(3)
-    told: list[AnyEvent] = [StateChanged(state="importing torch"), StateChanged(state="building"), started(depth)]
-    told.append(StateChanged(state="running"))
-    for step in range(until):
-        if step == cure:
-            told.append(turned(step, "off", "on"))
-        told.append(reading(step, fall_at(step, cure), depth))
-        told.append(steps(step, [loss_at(step, cure, noise)]))
-        if step % 50 == 0:
-            told.append(Evaluated(segment=0, step=step, loss=loss_at(step, cure, noise), accuracy=0.1))
-    return told
-
-
-def fall_at(step: int, cure: int) -> float:
-    """A factor a layer: a fifth before the cure, nearly one twenty steps after."""
-    open_ = min(1.0, max(0.0, (step - cure) / 20))
-    return 0.35 ** (1 - open_) * 0.97**open_
 
 
 class ScriptedKeeper:
@@ -295,12 +142,5 @@ class ScriptedKeeper:
         self.tell(CommandDone(client=CLIENT, request=number, segment=0, step=step, what=type(command).__name__.lower()))
 
 
-def history(events: list[AnyEvent]) -> History:
-    made = History()
-    for event in events:
-        made.apply(event)
-    return made
-
-
 def view(events: list[AnyEvent], **look: object) -> View:
-    return View(history=history(events), **look)  # type: ignore[arg-type]
+    return View(history=history_of(events), **look)  # type: ignore[arg-type]

@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from scripted import CLIENT, ScriptedKeeper, steps, turned, vanishing
+from factories import steps, turned, vanishing
+from scripted import CLIENT, ScriptedKeeper
 
 from tui_descent.dashboard import bridge as module
 from tui_descent.dashboard.bridge import Bridge

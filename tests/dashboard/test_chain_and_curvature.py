@@ -6,8 +6,8 @@ import math
 
 import msgspec
 import pytest
+from factories import curved, eigenvalues, ledger, started, vanishing
 from playing import playing
-from scripted import curved, eigenvalues, ledger, started, vanishing
 
 from tui_descent.dashboard.panels.chain import ChainPanel, conclusion, dies, explodes
 from tui_descent.dashboard.panels.curvature import CurvaturePanel

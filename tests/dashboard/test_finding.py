@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from scripted import started, steps, turned
+from factories import started, steps, turned
 
 from tui_descent.dashboard import ink
 from tui_descent.dashboard.bridge import Exchange
@@ -16,7 +16,7 @@ from tui_descent.protocol.commands import RunSteps
 from tui_descent.protocol.events import AnyEvent, CommandDone, Diagnosed, RunEnded, StateChanged
 from tui_descent.telemetry.history import History
 
-FOUND = Diagnosed(segment=0, step=60, finding="healthy", sure=0.9, evidence={}, sentence="It trains.")
+FOUND = Diagnosed(segment=0, step=60, finding="healthy", sure=0.9, evidence={}, sentence="Training well.")
 
 
 def said(*events: AnyEvent) -> tuple[str, str]:
@@ -28,11 +28,11 @@ def said(*events: AnyEvent) -> tuple[str, str]:
 
 
 def test_what_was_found_stands_until_a_key_acts() -> None:
-    assert said(FOUND) == ("healthy", "It trains.")
-    assert said(FOUND, turned(80, "30", "10", knob="pace")) == ("healthy", "It trains.")
+    assert said(FOUND) == ("healthy", "Training well.")
+    assert said(FOUND, turned(80, "30", "10", knob="pace")) == ("healthy", "Training well.")
     assert said(FOUND, turned(80, "off", "on")) == ("reading", "anew since residual at step 80")
     again = msgspec.structs.replace(FOUND, step=140)
-    assert said(FOUND, turned(80, "off", "on"), steps(80, [1.0] * 60), again) == ("healthy", "It trains.")
+    assert said(FOUND, turned(80, "off", "on"), steps(80, [1.0] * 60), again) == ("healthy", "Training well.")
 
 
 def test_what_was_found_on_another_stretch_is_not_said() -> None:
@@ -51,17 +51,17 @@ def test_a_script_that_failed_behind_its_run_is_told_in_red() -> None:
     assert ink.end(msgspec.structs.replace(ended, log_path="/x/run.log")) == ink.RED
 
 
-@pytest.mark.parametrize("width", [60, 80, 85, 86, 100])
+@pytest.mark.parametrize("width", [60, 72, 79, 80, 100])
 def test_of_a_sentence_that_is_too_long_the_key_that_helps_stays(width: int) -> None:
-    long = "The loss stands at 2.06 though the gradient arrives. Try r residual."
+    long = "Loss stuck at 2.06; gradients look fine. Press r: residual on."
     found = msgspec.structs.replace(FOUND, finding="plateau", sure=0.7, sentence=long)
     history = History()
     for event in (started(), StateChanged(state="running"), steps(0, [1.0] * 80), found):
         history.apply(event)
     row = ConversationPanel().draw(View(history=history), width, 3)[0].text.rstrip()
-    assert row.startswith(" perhaps plateau  The loss stands at 2.06")
-    assert row.endswith(" Try r residual.")
-    assert ("…" in row) == (width < 86)
+    assert row.startswith(" perhaps plateau  Loss stuck at 2.06")
+    assert row.endswith(" Press r: residual on.")
+    assert ("…" in row) == (width < 80)
     assert len(row) <= width
 
 

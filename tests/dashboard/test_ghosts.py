@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import msgspec
 import pytest
+from factories import reading, started, turned
 from playing import playing
-from scripted import reading, started, turned
 from textual.strip import Strip
 
 from tui_descent.dashboard import ink

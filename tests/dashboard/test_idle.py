@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import msgspec
+from factories import reading, started, steps
 from playing import playing
-from scripted import reading, started, steps
 from test_panels import view
 
 from tui_descent.dashboard.panels.gradients import GradientsPanel

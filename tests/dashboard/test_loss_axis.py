@@ -6,7 +6,8 @@ import itertools
 import math
 
 import pytest
-from scripted import started, steps, view
+from factories import started, steps
+from scripted import view
 
 from tui_descent.dashboard.axis import Axis, log_axis
 from tui_descent.dashboard.panels.loss import APART, LossPanel

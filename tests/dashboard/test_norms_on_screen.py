@@ -6,9 +6,9 @@ import random
 
 import msgspec
 import pytest
+from factories import fall_at, history_of, layers, loss_at, reading, started, steps, turned
 from playing import Play, compare, playing
-from scripted import fall_at, layers, loss_at, reading, started, steps, turned
-from test_panels import history, view
+from scripted import view
 
 from tui_descent.dashboard.panels.bars import rows_of
 from tui_descent.dashboard.panels.heatmap import HeatmapPanel
@@ -136,7 +136,7 @@ def test_on_the_heatmap_a_norms_row_is_dark_until_it_is_there() -> None:
 
 def test_undone_its_rows_are_gone_and_all_others_stand_as_before() -> None:
     before = view(cured(CURE, 3))
-    after = View(history=history([*cured(80, 3), *undone(80, 3)]))
+    after = View(history=history_of([*cured(80, 3), *undone(80, 3)]))
     assert after.layers == before.layers
     assert bodies(after, 5)[0][:25] == "#" * 25
     assert [row[:20] for row in bodies(after, 5)] == [row[:20] for row in bodies(before, 5)]

@@ -9,7 +9,8 @@ import re
 
 import msgspec
 import pytest
-from scripted import history, layers, reading, started, steps, turned, vanishing, view
+from factories import history_of, layers, reading, started, steps, turned, vanishing
+from scripted import view
 
 from tui_descent.dashboard.axis import Axis, log_axis
 from tui_descent.dashboard.figures import scientific, short, size, tick
@@ -336,7 +337,7 @@ def test_nothing_of_the_status_line_is_cut(width: int) -> None:
 
 
 def test_the_devices_course_stands_until_its_next_reading() -> None:
-    run = history([started(2), steps(0, [1.0] * 8), device(0, 500), device(4, 1000)])
+    run = history_of([started(2), steps(0, [1.0] * 8), device(0, 500), device(4, 1000)])
     assert course(run, 0, 8) == "▅▅▅▅█"
     assert course(run, 0, 4) == "▅▅█"
     assert course(run, 1, 8) == "", "no GPU, no utilisation"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
+from factories import started, vanishing
 from playing import Play, compare, playing
-from scripted import CLIENT, started, vanishing
+from scripted import CLIENT
 
 from tui_descent.dashboard.dialogs.rates import RatesDialog, figures_of, still_true
 from tui_descent.dashboard.panels.rates import AheadPanel, SweepPanel
@@ -268,7 +269,7 @@ def history_of(*facts: object) -> History:
 
 
 def test_a_result_holds_until_the_run_moves_or_is_turned() -> None:
-    from scripted import steps, turned
+    from factories import steps, turned
 
     paused = StateChanged(state="paused")
     assert still_true(history_of(paused)) is None

@@ -7,8 +7,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from factories import reading, started, steps, vanishing
 from playing import playing, until
-from scripted import ScriptedKeeper, reading, started, steps, vanishing
+from scripted import ScriptedKeeper
 
 from tui_descent.dashboard.app import DescentApp
 from tui_descent.protocol.commands import Stop

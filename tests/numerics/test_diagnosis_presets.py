@@ -1,4 +1,4 @@
-"""What the diagnosis says of the presets: each sickness by its name soon after it began, the healthy never sick."""
+"""The diagnosis of the presets: each problem is found soon after it began, healthy runs stay healthy."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from diagnosis_nets import Observed
 from diagnosis_score import diagnosis_of, feed, found, preset
 
 from tui_descent.instruments.curvature import Curvature, stability_limit
-from tui_descent.keeper.diagnosing import LETTERS_NATS
+from tui_descent.keeper.diagnosis import LETTER_ENTROPY
 from tui_descent.scenario import knobs, presets
 from tui_descent.scenario.keys import KEYS
 from tui_descent.telemetry.diagnosis import Diagnosis, sentence
 from tui_descent.training.data import text
 
 TODAY = frozenset(knobs.KNOBS)
-# Sick from the first step on.
+# Presets with a problem from the first step on.
 NAMED = {
     "vanishing": {"vanishing"},
     "exploding": {"exploding"},
@@ -27,7 +27,7 @@ NAMED = {
     "dead-relu": {"dead units"},
     "transformer": {"vanishing"},
 }
-# The key that each preset's story and claims tell of; of too-hot's NaN only going back helps.
+# The knob in each preset's story and claims. Only going back helps against too-hot's NaN.
 HELPS = {
     "vanishing": "residual",
     "exploding": "norm",
@@ -41,7 +41,7 @@ WITHIN = 60
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", sorted(NAMED))
-def test_a_presets_illness_is_named_within_sixty_steps(name: str, seed: int) -> None:
+def test_problem_of_a_preset_is_found_within_sixty_steps(name: str, seed: int) -> None:
     scenario = preset(name, seed=seed)
     seen = Observed(scenario).run(WITHIN, every=1)
     for every in (1, 7, 50):
@@ -53,7 +53,7 @@ def test_a_presets_illness_is_named_within_sixty_steps(name: str, seed: int) -> 
 
 
 @pytest.mark.parametrize("name", sorted({*NAMED} - {"too-hot"}))
-def test_no_preset_that_is_sick_is_called_healthy(name: str) -> None:
+def test_preset_with_a_problem_is_never_called_healthy(name: str) -> None:
     scenario = preset(name)
     observed = Observed(scenario)
     seen = observed.run(240 if name != "transformer" else 120, every=5)
@@ -65,8 +65,8 @@ def test_no_preset_that_is_sick_is_called_healthy(name: str) -> None:
     assert set(said) <= NAMED[name] | {"nothing"}
 
 
-def test_an_exploding_net_is_neither_on_a_saddle_nor_healthy_once_its_rate_was_turned_up() -> None:
-    """Its loss leaps from thousands to that of a guess and back, the curvature is read meanwhile."""
+def test_exploding_net_is_still_exploding_after_a_larger_rate() -> None:
+    """Its loss jumps between thousands and that of a guess. The curvature is measured, too."""
     scenario = preset("exploding")
     observed = Observed(scenario)
     curvature = Curvature(observed.setup.probe, observed.parameters)
@@ -76,10 +76,10 @@ def test_an_exploding_net_is_neither_on_a_saddle_nor_healthy_once_its_rate_was_t
         if step == 100:
             for group in observed.setup.optimizer.param_groups:
                 group["lr"] *= 10
-            diagnosis.intervened(step, "lr", "*10")
+            diagnosis.turn_knob(step, "lr", "*10")
         if step % 20 == 0:
             reading = curvature.measure()
-            diagnosis.curvature(reading.lambda_max, reading.lambda_min)
+            diagnosis.add_curvature(reading.lambda_max, reading.lambda_min)
         observed.run(1, every=5)
         feed(diagnosis, observed.seen, [step])
         said[_said(diagnosis)] += 1
@@ -87,21 +87,21 @@ def test_an_exploding_net_is_neither_on_a_saddle_nor_healthy_once_its_rate_was_t
     assert set(said) <= {"exploding", "nothing"}
 
 
-def test_what_helps_fits_on_a_line_of_eighty_columns() -> None:
+def test_finding_and_advice_fit_in_eighty_columns() -> None:
     scenario = preset("exploding")
     finding = found(scenario, Observed(scenario).run(WITHIN, every=10), may=TODAY)
     assert finding is not None
-    assert sentence(finding).endswith(" Try n norm layer mid instant.")
+    assert sentence(finding).endswith(" Press n: LayerNorm before the activation.")
     assert len(f" {finding.finding}  {sentence(finding)}") <= 80
 
 
-def test_every_preset_is_judged_here() -> None:
+def test_every_preset_is_tested_here() -> None:
     judged = {*NAMED, "healthy", "first-descent", "saddle", "edge-of-stability"}
     assert judged <= set(presets.names())
     assert {p for p in presets.names() if p in {*HELPS}} == {*NAMED}
 
 
-def test_advice_can_be_sent_as_it_stands() -> None:
+def test_advice_can_be_sent_as_a_command() -> None:
     for name in NAMED:
         scenario = preset(name)
         finding = found(scenario, Observed(scenario).run(WITHIN, every=10), may=TODAY)
@@ -112,7 +112,7 @@ def test_advice_can_be_sent_as_it_stands() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_healthy_run_is_never_called_ill(seed: int) -> None:
+def test_healthy_run_stays_healthy(seed: int) -> None:
     scenario = preset("healthy", seed=seed)
     seen = Observed(scenario).run(600, every=5)
     diagnosis = diagnosis_of(scenario, seen)
@@ -127,7 +127,7 @@ def test_a_healthy_run_is_never_called_ill(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_cured_run_is_never_called_ill_again(seed: int) -> None:
+def test_cured_run_stays_healthy(seed: int) -> None:
     scenario = preset("vanishing", seed=seed)
     observed = Observed(scenario)
     observed.run(100, every=5)
@@ -135,7 +135,7 @@ def test_a_cured_run_is_never_called_ill_again(seed: int) -> None:
     feed(diagnosis, observed.seen, range(100))
     assert _said(diagnosis) == "vanishing"
     observed.turn_residual_on()
-    diagnosis.intervened(100, "residual", "on")
+    diagnosis.turn_knob(100, "residual", "on")
     observed.run(500, every=5)
     names = Counter[str]()
     for step in range(100, 600):
@@ -145,8 +145,8 @@ def test_a_cured_run_is_never_called_ill_again(seed: int) -> None:
     assert names["nothing"] < 50
 
 
-def test_a_transformer_with_its_residuals_back_trains() -> None:
-    """It stands at the entropy of single letters for a while; called healthy only once it is under it."""
+def test_transformer_with_residual_connections_is_healthy() -> None:
+    """Its loss stays at the entropy of single letters for a while; it is healthy only below that."""
     scenario = preset("transformer")
     observed = Observed(scenario)
     observed.run(100, every=10)
@@ -154,7 +154,7 @@ def test_a_transformer_with_its_residuals_back_trains() -> None:
     feed(diagnosis, observed.seen, range(100))
     assert _said(diagnosis) == "vanishing"
     observed.turn_residual_on()
-    diagnosis.intervened(100, "residual", "on")
+    diagnosis.turn_knob(100, "residual", "on")
     observed.run(160, every=10)
     for step in range(100, 260):
         feed(diagnosis, observed.seen, [step])
@@ -163,7 +163,7 @@ def test_a_transformer_with_its_residuals_back_trains() -> None:
     assert _said(diagnosis) == "healthy"
 
 
-def test_ten_steps_down_a_parabola_are_never_called_ill() -> None:
+def test_descent_of_a_parabola_has_no_problem() -> None:
     scenario = preset("first-descent")
     seen = Observed(scenario).run(200, every=1)
     diagnosis = diagnosis_of(scenario, seen)
@@ -172,8 +172,8 @@ def test_ten_steps_down_a_parabola_are_never_called_ill() -> None:
         assert _said(diagnosis) in ("healthy", "nothing"), step
 
 
-def test_the_saddle_is_named_once_the_loss_lies_flat_and_until_it_falls_off() -> None:
-    """Sick from where twenty steps change the loss by less than a fiftieth of where it began."""
+def test_saddle_is_found_from_where_the_loss_is_flat_until_it_falls() -> None:
+    """Flat means that twenty steps change the loss by less than 2 % of the first one."""
     scenario = preset("saddle")
     observed = Observed(scenario)
     curvature = Curvature(observed.setup.probe, observed.parameters)
@@ -182,13 +182,13 @@ def test_the_saddle_is_named_once_the_loss_lies_flat_and_until_it_falls_off() ->
     for step in range(800):
         if step % 20 == 0:
             reading = curvature.measure()
-            diagnosis.curvature(reading.lambda_max, reading.lambda_min)
+            diagnosis.add_curvature(reading.lambda_max, reading.lambda_min)
         observed.run(1, every=10)
         feed(diagnosis, observed.seen, [step])
         feed(blind, observed.seen, [step])
         said.append(_said(diagnosis))
-        assert _said(blind) in ("healthy", "nothing"), "without the curvature it is not known"
-        asks.append((found := blind.finding()) is not None and sentence(found).endswith("Try 5 curvature."))
+        assert _said(blind) in ("healthy", "nothing"), "without the curvature a saddle cannot be found"
+        asks.append((found := blind.finding()) is not None and sentence(found).endswith("Press 5 for the curvature."))
     losses = observed.seen.losses
     fallen = [losses[n - 20] - losses[n] for n in range(20, 800)]
     flat = next(n for n in range(20, 800) if fallen[n - 20] < 0.02 * losses[0])
@@ -200,14 +200,12 @@ def test_the_saddle_is_named_once_the_loss_lies_flat_and_until_it_falls_off() ->
     assert len(nothing) > 250
     assert all(asks[nothing[0] + 20 : nothing[-1]])
     assert not any(asks[: flat - 20])
-    assert not all(asks[leaves:]), "while it falls off there is nothing to ask"
+    assert not all(asks[leaves:]), "while it falls the curvature is not asked for"
     assert said[-1] == "healthy"
 
 
 @pytest.mark.parametrize(("start", "lr"), [([10.0, 10.0], 0.01), ([10.0, 1.0], 0.019999)], ids=["falls", "bounces"])
-def test_nothing_is_asked_of_a_loss_that_falls_from_on_high_nor_of_one_that_bounces(
-    start: list[float], lr: float
-) -> None:
+def test_curvature_is_not_asked_for_while_the_loss_falls_or_bounces(start: list[float], lr: float) -> None:
     scenario = preset("saddle")
     valley = msgspec.structs.replace(scenario.model, function="valley", start=tuple(start))
     rate = msgspec.structs.replace(scenario.optimizer, lr=lr, rates={})
@@ -216,12 +214,12 @@ def test_nothing_is_asked_of_a_loss_that_falls_from_on_high_nor_of_one_that_boun
     diagnosis = diagnosis_of(scenario, seen)
     for step in range(300):
         feed(diagnosis, seen, [step])
-        told = diagnosis.finding()
-        assert told is None or "curvature" not in told.evidence or seen.losses[step] < 2e-3 * seen.losses[0], step
+        finding = diagnosis.finding()
+        assert finding is None or "curvature" not in finding.evidence or seen.losses[step] < 2e-3 * seen.losses[0], step
 
 
-def test_the_edge_of_stability_is_named_once_the_curvature_has_come_to_it() -> None:
-    """Well until then: it climbs there while the loss falls."""
+def test_edge_of_stability_is_found_once_the_curvature_reaches_it() -> None:
+    """Healthy until then: the curvature grows while the loss falls."""
     scenario = preset("edge-of-stability")
     observed = Observed(scenario)
     curvature = Curvature(observed.setup.probe, observed.parameters)
@@ -234,7 +232,7 @@ def test_the_edge_of_stability_is_named_once_the_curvature_has_come_to_it() -> N
             reading = curvature.measure()
             edge = reading.lambda_max / limit.lambda_max
             arrived = arrived or (step if edge >= 0.95 else 0)
-            diagnosis.curvature(reading.lambda_max, reading.lambda_min, edge=edge)
+            diagnosis.add_curvature(reading.lambda_max, reading.lambda_min, edge=edge)
         observed.run(1, every=10)
         feed(diagnosis, observed.seen, [step])
         said.append(_said(diagnosis))
@@ -244,10 +242,10 @@ def test_the_edge_of_stability_is_named_once_the_curvature_has_come_to_it() -> N
     assert set(said[arrived:]) <= {"rate at the edge", "healthy"}
 
 
-def test_what_letters_alone_give_is_the_entropy_of_the_text() -> None:
+def test_letter_entropy_is_that_of_the_text() -> None:
     counts = Counter(c for c in text.pages() if c in text.SYMBOLS)
     shares = [n / counts.total() for n in counts.values()]
-    assert abs(LETTERS_NATS + math.fsum(p * math.log(p) for p in shares)) < 0.03
+    assert abs(LETTER_ENTROPY + math.fsum(p * math.log(p) for p in shares)) < 0.03
 
 
 def _said(diagnosis: Diagnosis) -> str:

@@ -1,4 +1,4 @@
-"""Trials trained side by side against each trained by itself with modules and `torch.optim`, in float64."""
+"""Trials trained as one batch against each trained alone with modules and `torch.optim`, in float64."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from diagnosis_nets import changed, draw
 from diagnosis_oracle import CHANGES, Oracle, train
 from diagnosis_trials import Trial, train_all
 
-STEPS = 8  # rounding grows to something where a rate is far too large
-# Every optimizer and norm, a skip, biases: the test below says what they hold.
+STEPS = 8  # few, since rounding errors grow with a learning rate that is far too large
+# Every optimizer and norm, residual connections, biases: the last test checks that.
 SEEDS = (3005, 3007, 3011, 3015, 3026, 3028)
 
 
 def oracle_of(seed: int) -> Oracle:
-    """After few steps, so that the optimizers remember something."""
+    """After a few steps, so that the optimizers have state."""
     return Oracle(changed(draw(seed), run={"dtype": "float64"}), after=12)
 
 
@@ -25,7 +25,7 @@ def trials_of(oracle: Oracle) -> dict[str, Trial]:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_trials_side_by_side_lose_what_each_loses_by_itself(seed: int) -> None:
+def test_batched_trials_have_the_losses_of_single_ones(seed: int) -> None:
     oracle = oracle_of(seed)
     for oracle.repetition in (0, 1):
         together = train_all(list(trials_of(oracle).values()), STEPS)
@@ -35,7 +35,7 @@ def test_trials_side_by_side_lose_what_each_loses_by_itself(seed: int) -> None:
             assert losses == pytest.approx(alone, rel=1e-6, nan_ok=True), name
 
 
-def test_a_trial_that_is_lost_ends_there_and_takes_no_other_along() -> None:
+def test_diverged_trial_ends_and_does_not_affect_the_others() -> None:
     oracle = oracle_of(3005)
     names = ("lr*10", "lr*1000", "lr/10")
     alone = train_all([trials_of(oracle)["lr/10"]], 60)[0]
@@ -49,7 +49,7 @@ def test_a_trial_that_is_lost_ends_there_and_takes_no_other_along() -> None:
     assert losses["lr/10"] == pytest.approx(alone, rel=1e-9)
 
 
-def test_the_repetitions_differ_in_batches_and_weights_drawn() -> None:
+def test_repetitions_differ_in_batches_and_initial_weights() -> None:
     oracle, firsts = oracle_of(3005), {}
     for oracle.repetition in range(3):
         for name in ("lr*10", "init he"):
@@ -57,7 +57,7 @@ def test_the_repetitions_differ_in_batches_and_weights_drawn() -> None:
     assert len(set(firsts.values())) == 6
 
 
-def test_the_nets_compared_are_of_every_kind() -> None:
+def test_compared_nets_are_of_every_kind() -> None:
     scenarios = [draw(seed) for seed in SEEDS]
     assert {s.optimizer.name for s in scenarios} == {"sgd", "momentum", "adam", "adamw", "rmsprop"}
     assert {s.model.norm.name for s in scenarios} == {"none", "layer", "rms"}  # type: ignore[union-attr]

@@ -245,17 +245,17 @@ def test_a_suspended_trainer_is_reported_as_silent_and_loses_nothing(start: Star
     os.kill(trainer, signal.SIGSTOP)
     try:
         silent = viewer.until(
-            lambda m: isinstance(m, StateChanged) and m.reason.startswith("no word from the trainer for "), 15
+            lambda m: isinstance(m, StateChanged) and m.reason.startswith("the trainer has not responded for "), 15
         )
         assert isinstance(silent, StateChanged)
         assert silent.state == "running"
         marked = viewer.ask(Mark(text="asked in the silence"))
-        viewer.until(lambda m: isinstance(m, StateChanged) and m.reason == "no word from the trainer for 6 s", 15)
+        viewer.until(lambda m: isinstance(m, StateChanged) and m.reason == "the trainer has not responded for 6 s", 15)
         assert not viewer.events(RunEnded)
         assert viewer.replies(marked) == []
     finally:
         os.kill(trainer, signal.SIGCONT)
-    viewer.until(lambda m: isinstance(m, Noted) and m.text == "the trainer answers again", 20)
+    viewer.until(lambda m: isinstance(m, Noted) and m.text == "the trainer responds again", 20)
     viewer.until(lambda m: bool(viewer.replies(marked)), 20)
     viewer.until_step(last_told(viewer) + 50)
     assert sorted(losses(viewer)) == list(range(last_told(viewer) + 1))
@@ -340,7 +340,7 @@ def test_commands_not_carried_out_before_the_end_are_rejected(start: Start) -> N
     os.kill(run.trainer, signal.SIGSTOP)
     number = viewer.ask(Mark())
     trainer = run.trainer
-    viewer.until(lambda m: isinstance(m, StateChanged) and "no word" in m.reason, 30)
+    viewer.until(lambda m: isinstance(m, StateChanged) and "not responded" in m.reason, 30)
     os.kill(trainer, signal.SIGKILL)
     viewer.until_event(RunEnded)
     (reply,) = viewer.replies(number)

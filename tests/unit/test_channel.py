@@ -1,4 +1,4 @@
-"""Sockets: permissions, stale socket files, and messages between peers."""
+"""Sockets: their permissions, their paths, and how a closed peer is reported."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def mode(path: Path) -> int:
 
 
 def leave_stale(path: Path) -> None:
-    """Leave a socket file as a killed process does."""
+    """What a killed process leaves: the socket file without a listener."""
     path.parent.mkdir(mode=0o700)
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
         dead.listen()
 
 
-def test_only_the_user_may_reach_a_socket(home: Path) -> None:
+def test_socket_and_folder_are_private(home: Path) -> None:
     path = home / "sockets" / "a.sock"
     with listen(path):
         assert mode(path) == 0o600
         assert mode(path.parent) == 0o700
 
 
-def test_the_folder_is_private_whatever_the_umask(home: Path) -> None:
+def test_socket_and_folder_are_private_for_any_umask(home: Path) -> None:
     mask = os.umask(0)
     try:
         with listen(home / "sockets" / "a.sock"):
@@ -55,7 +55,7 @@ def test_the_folder_is_private_whatever_the_umask(home: Path) -> None:
         os.umask(mask)
 
 
-def test_the_socket_file_of_a_dead_process_is_replaced(home: Path) -> None:
+def test_stale_socket_is_replaced(home: Path) -> None:
     path = home / "sockets" / "a.sock"
     leave_stale(path)
     with pytest.raises(ConnectionRefusedError), socket.socket(socket.AF_UNIX) as probe:
@@ -67,18 +67,18 @@ def test_the_socket_file_of_a_dead_process_is_replaced(home: Path) -> None:
         assert mode(path) == 0o600
 
 
-def test_the_socket_of_a_live_process_is_not_replaced(home: Path) -> None:
+def test_listening_on_a_live_socket_fails_and_leaves_it_working(home: Path) -> None:
     path = home / "sockets" / "a.sock"
     with listen(path) as first:
         with pytest.raises(ChannelError, match=r"cannot listen on .*a\.sock: Address already in use"):
             listen(path)
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
-            for _ in range(2):  # the probe of the second `listen`, then the client
+            for _ in range(2):  # the second listener's probe, then the client
                 first.accept()[0].close()
 
 
-def test_a_file_that_is_not_a_socket_is_not_replaced(home: Path) -> None:
+def test_path_that_is_not_a_socket_is_not_replaced(home: Path) -> None:
     path = home / "sockets" / "a.sock"
     path.parent.mkdir(mode=0o700)
     path.mkdir()
@@ -88,17 +88,17 @@ def test_a_file_that_is_not_a_socket_is_not_replaced(home: Path) -> None:
 
 
 @pytest.mark.parametrize("bits", [0o755, 0o777, 0o701, 0o710])
-def test_a_folder_open_to_others_is_refused(home: Path, bits: int) -> None:
+def test_folder_open_to_other_users_is_refused(home: Path, bits: int) -> None:
     folder = home / "open"
     folder.mkdir()
     folder.chmod(bits)
-    with pytest.raises(ChannelError, match="open to other users; run chmod 700 on it"):
+    with pytest.raises(ChannelError, match="open to other users; chmod 700 it"):
         listen(folder / "a.sock")
     assert mode(folder) == bits
     assert list(folder.iterdir()) == []
 
 
-def test_a_folder_of_another_user_is_refused(home: Path) -> None:
+def test_folder_of_another_user_is_refused(home: Path) -> None:
     folder = Path("/usr")
     if os.getuid() == 0:
         folder = home / "theirs"
@@ -108,13 +108,13 @@ def test_a_folder_of_another_user_is_refused(home: Path) -> None:
         private_folder(folder)
 
 
-def test_a_folder_that_cannot_be_created_is_a_clear_error(home: Path) -> None:
+def test_error_says_that_the_folder_cannot_be_made(home: Path) -> None:
     (home / "file").write_text("")
-    with pytest.raises(ChannelError, match=r"cannot create the folder .*set TUI_DESCENT_HOME"):
+    with pytest.raises(ChannelError, match=r"cannot make the folder .*set TUI_DESCENT_HOME"):
         private_folder(home / "file" / "sockets")
 
 
-def test_a_path_that_is_too_long_is_refused_before_anything_is_created(home: Path) -> None:
+def test_too_long_path_is_refused_before_anything_is_created(home: Path) -> None:
     path = home / ("x" * MAX_PATH) / "a.sock"
     with pytest.raises(ChannelError, match=f"longer than {MAX_PATH} bytes; set TUI_DESCENT_HOME"):
         listen(path)
@@ -124,14 +124,14 @@ def test_a_path_that_is_too_long_is_refused_before_anything_is_created(home: Pat
     check_path(Path("/" + "x" * (MAX_PATH - 1)))
 
 
-def test_the_longest_allowed_path_works(home: Path) -> None:
+def test_longest_allowed_path_works(home: Path) -> None:
     folder = home / "s"
     path = folder / ("x" * (MAX_PATH - len(os.fsencode(folder)) - 1))
     assert len(os.fsencode(path)) == MAX_PATH
     listen(path).close()
 
 
-def test_messages_pass_both_ways_in_order(pair: tuple[Peer, Peer]) -> None:
+def test_messages_arrive_in_order_in_both_directions(pair: tuple[Peer, Peer]) -> None:
     a, b = pair
     sent = [Hello(version=1), *(Request(request=n, command=Pause()) for n in range(50))]
     for message in sent:
@@ -142,7 +142,7 @@ def test_messages_pass_both_ways_in_order(pair: tuple[Peer, Peer]) -> None:
     assert a.waiting == b.waiting == 0
 
 
-def test_a_closed_peer_sets_closed_and_does_not_raise(pair: tuple[Peer, Peer]) -> None:
+def test_closing_one_end_closes_the_other_without_raising(pair: tuple[Peer, Peer]) -> None:
     a, b = pair
     a.send(Hello(version=1))
     a.close()
@@ -163,14 +163,14 @@ def test_sending_to_a_closed_peer_does_not_raise(pair: tuple[Peer, Peer]) -> Non
     assert a.closed == "Broken pipe"
 
 
-def test_a_malformed_frame_raises_on_the_receiving_end(pair: tuple[Peer, Peer]) -> None:
+def test_malformed_frame_raises_at_the_receiver(pair: tuple[Peer, Peer]) -> None:
     a, b = pair
     a.socket.send(b"\0\0\0\0")
     with pytest.raises(FrameError):
         b.receive()
 
 
-def test_sending_to_a_peer_that_does_not_read_does_not_block(pair: tuple[Peer, Peer]) -> None:
+def test_sender_does_not_block_on_a_peer_that_does_not_read(pair: tuple[Peer, Peer]) -> None:
     a, b = pair
     sent = [Request(request=n, command=Mark(text="x" * 10_000)) for n in range(200)]
     for message in sent:
@@ -186,14 +186,14 @@ def test_sending_to_a_peer_that_does_not_read_does_not_block(pair: tuple[Peer, P
     assert a.waiting == 0
 
 
-def test_dropping_queued_messages_keeps_the_stream_valid(pair: tuple[Peer, Peer]) -> None:
+def test_dropping_the_queue_keeps_frames_intact(pair: tuple[Peer, Peer]) -> None:
     a, b = pair
     for n in range(400):
         a.send(Request(request=n, command=Mark(text="x" * 9_999)))
     waiting = a.waiting
     a.drop_waiting()
     assert a.waiting < waiting
-    assert a.waiting < 10_100, "at most the one frame that has been sent in part"
+    assert a.waiting < 10_100, "at most the one frame that is on the way"
     a.send(Request(request=1000, command=Pause()))
     bodies: list[bytes] = []
     while a.waiting or not bodies or decode(from_viewer, bodies[-1]).request != 1000:  # type: ignore[union-attr]
@@ -204,16 +204,16 @@ def test_dropping_queued_messages_keeps_the_stream_valid(pair: tuple[Peer, Peer]
     assert len(numbers) < 400
 
 
-def test_waiting_counts_the_bytes_not_yet_sent(pair: tuple[Peer, Peer]) -> None:
+def test_waiting_counts_the_bytes_not_sent_yet(pair: tuple[Peer, Peer]) -> None:
     a, b = pair
     messages = [Request(request=n, command=Mark(text="x" * 20_000)) for n in range(100)]
     for message in messages:
         a.send(message)
-    received = 0
+    taken = 0
     b.socket.setblocking(False)
     while True:
         try:
-            received += len(b.socket.recv(1 << 20))
+            taken += len(b.socket.recv(1 << 20))
         except BlockingIOError:
             break
-    assert received + a.waiting == sum(len(frame(message)) for message in messages)
+    assert taken + a.waiting == sum(len(frame(message)) for message in messages)

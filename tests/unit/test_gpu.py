@@ -1,4 +1,4 @@
-"""The keeper's look at NVIDIA's driver, played by an object: no driver, several GPUs, every way to name one."""
+"""Readings of the GPU, with a fake NVIDIA driver: no driver, several GPUs, every way to name one."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ MIG = "MIG-dddd4444"
 
 
 class Driver:
-    """As much of `pynvml` as is asked for; a handle is a GPU's UUID."""
+    """The part of `pynvml` that is used. A handle is a GPU's UUID."""
 
     NVML_TEMPERATURE_GPU = 0
 
     class NVMLError(Exception):
         pass
 
-    def __init__(self, gpus: Mapping[str, str], *, there: bool = True, tells: bool = True) -> None:
-        self.gpus, self.there, self.tells = gpus, there, tells
-        self.begun = 0
+    def __init__(self, gpus: Mapping[str, str], *, there: bool = True, has_utilisation: bool = True) -> None:
+        self.gpus, self.there, self.has_utilisation = gpus, there, has_utilisation
+        self.inits = 0
 
     def nvmlInit(self) -> None:
-        self.begun += 1
+        self.inits += 1
         if not self.there:
             raise self.NVMLError("Driver Not Loaded")
 
@@ -53,7 +53,7 @@ class Driver:
         return SimpleNamespace(used=3_000, total=80_000)
 
     def nvmlDeviceGetUtilizationRates(self, handle: str) -> Any:
-        if not self.tells:
+        if not self.has_utilisation:
             raise self.NVMLError("Not Supported")
         return SimpleNamespace(gpu=87, memory=20)
 
@@ -69,7 +69,7 @@ def taken(device: str = "cuda:0", uuid: str | None = None) -> DeviceTaken:
     return DeviceTaken(segment=0, step=3, device=device, allocated_bytes=5, uuid=uuid)
 
 
-def gives(driver: Driver) -> Callable[[], Any]:
+def importing(driver: Driver) -> Callable[[], Any]:
     return lambda: driver
 
 
@@ -77,25 +77,25 @@ ORDERED = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 ALIKE = {A: "H200", B: "H200", C: "H200"}
 
 
-def test_all_the_driver_tells_is_read() -> None:
-    found = Gpus(gives(Driver({A: "H200"})), {}).read(taken())
+def test_all_readings_of_the_driver_are_returned() -> None:
+    found = Gpus(importing(Driver({A: "H200"})), {}).read(taken())
     assert found == Gpu(
         name="H200", utilisation=0.87, used_bytes=3_000, total_bytes=80_000, power_w=240.5, temperature_c=61.0
     )
 
 
-def test_what_one_gpu_does_not_tell_is_none_and_the_rest_is_there() -> None:
-    found = Gpus(gives(Driver({A: "H200"}, tells=False)), {}).read(taken())
+def test_reading_that_a_gpu_lacks_is_none() -> None:
+    found = Gpus(importing(Driver({A: "H200"}, has_utilisation=False)), {}).read(taken())
     assert isinstance(found, Gpu)
     assert found.utilisation is None
     assert found.power_w == 240.5
 
 
-def test_a_missing_module_and_a_missing_driver_are_values_and_asked_for_once() -> None:
-    asked = []
+def test_missing_module_or_driver_is_reported_and_tried_once() -> None:
+    imports = []
 
     def missing() -> Any:
-        asked.append(1)
+        imports.append(1)
         raise ModuleNotFoundError("No module named 'pynvml'")
 
     gpus = Gpus(missing, {})
@@ -104,12 +104,12 @@ def test_a_missing_module_and_a_missing_driver_are_values_and_asked_for_once() -
         assert isinstance(found, Unreadable)
         assert "nvidia-ml-py is not installed" in found.reason
     driver = Driver({}, there=False)
-    gpus = Gpus(gives(driver), {})
+    gpus = Gpus(importing(driver), {})
     for _ in range(3):
         found = gpus.read(taken())
         assert isinstance(found, Unreadable)
         assert "Driver Not Loaded" in found.reason
-    assert (len(asked), driver.begun) == (1, 1)
+    assert (len(imports), driver.inits) == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -129,19 +129,19 @@ def test_a_missing_module_and_a_missing_driver_are_values_and_asked_for_once() -
         (C, [C]),
         ("GPU-c", [C]),
         ("GPU-aaaa2,GPU-aaaa1", [B, A]),
-        ("GPU-aaaa", []),  # two begin so
+        ("GPU-aaaa", []),  # ambiguous
         ("GPU-c,GPU-ffff,GPU-aaaa1", [C]),
         ("GPU-c,0", [C]),
         ("GPU-c,GPU-cccc", []),
         (f"{MIG},GPU-c", [MIG]),
     ],
 )
-def test_cuda_visible_devices_is_read_as_cuda_reads_it(listed: str | None, shown: list[str]) -> None:
+def test_cuda_visible_devices_is_parsed_as_cuda_does(listed: str | None, shown: list[str]) -> None:
     assert visible(listed, [A, B, C]) == shown
 
 
-def asked_about(env: dict[str, str], device: str, uuid: str | None = None) -> str:
-    found = Gpus(gives(Driver({name: name for name in (A, B, C, MIG)})), env | ORDERED).read(taken(device, uuid))
+def name_of(env: dict[str, str], device: str, uuid: str | None = None) -> str:
+    found = Gpus(importing(Driver({name: name for name in (A, B, C, MIG)})), env | ORDERED).read(taken(device, uuid))
     assert isinstance(found, Gpu), found
     return found.name
 
@@ -150,17 +150,17 @@ def asked_about(env: dict[str, str], device: str, uuid: str | None = None) -> st
     ("listed", "device", "wanted"),
     [("2,0", "cuda:0", C), ("2,0", "cuda:1", A), ("GPU-aaaa2", "cuda:0", B), (MIG, "cuda:0", MIG), ("1", "cuda", B)],
 )
-def test_the_gpu_is_found_by_its_place_in_the_list(listed: str, device: str, wanted: str) -> None:
-    assert asked_about({"CUDA_VISIBLE_DEVICES": listed}, device) == wanted
+def test_gpu_is_found_by_its_index_in_the_list(listed: str, device: str, wanted: str) -> None:
+    assert name_of({"CUDA_VISIBLE_DEVICES": listed}, device) == wanted
 
 
 @pytest.mark.parametrize(("uuid", "wanted"), [("aaaa2222", B), (B, B), ("dddd4444", MIG)])
-def test_the_uuid_the_trainer_tells_goes_before_the_list(uuid: str, wanted: str) -> None:
-    assert asked_about({"CUDA_VISIBLE_DEVICES": "0"}, "cuda:0", uuid) == wanted
+def test_uuid_from_the_trainer_takes_precedence_over_the_list(uuid: str, wanted: str) -> None:
+    assert name_of({"CUDA_VISIBLE_DEVICES": "0"}, "cuda:0", uuid) == wanted
 
 
-def test_a_gpu_that_is_not_there_is_said_not_raised() -> None:
-    gpus = Gpus(gives(Driver(ALIKE)), {"CUDA_VISIBLE_DEVICES": "1"})
+def test_missing_gpu_is_reported_not_raised() -> None:
+    gpus = Gpus(importing(Driver(ALIKE)), {"CUDA_VISIBLE_DEVICES": "1"})
     beyond, unknown = gpus.read(taken("cuda:1")), gpus.read(taken("cuda:0", "ffff"))
     assert isinstance(beyond, Unreadable)
     assert "CUDA_VISIBLE_DEVICES=1" in beyond.reason
@@ -168,14 +168,14 @@ def test_a_gpu_that_is_not_there_is_said_not_raised() -> None:
     assert "Not Found" in unknown.reason
 
 
-def test_among_unlike_gpus_a_number_is_only_trusted_in_the_order_of_the_bus() -> None:
-    unlike = {A: "T4", B: "H200"}
-    guess = Gpus(gives(Driver(unlike)), {}).read(taken("cuda:0"))
+def test_among_different_gpus_an_index_needs_bus_order() -> None:
+    different = {A: "T4", B: "H200"}
+    guess = Gpus(importing(Driver(different)), {}).read(taken("cuda:0"))
     assert isinstance(guess, Unreadable)
     assert "CUDA_DEVICE_ORDER=PCI_BUS_ID" in guess.reason
-    sure = Gpus(gives(Driver(unlike)), {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}).read(taken("cuda:1"))
+    sure = Gpus(importing(Driver(different)), {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}).read(taken("cuda:1"))
     assert isinstance(sure, Gpu)
     assert sure.name == "H200"
-    by_uuid = Gpus(gives(Driver(unlike)), {"CUDA_VISIBLE_DEVICES": "GPU-aaaa1"}).read(taken("cuda:0"))
+    by_uuid = Gpus(importing(Driver(different)), {"CUDA_VISIBLE_DEVICES": "GPU-aaaa1"}).read(taken("cuda:0"))
     assert isinstance(by_uuid, Gpu)
     assert by_uuid.name == "T4"

@@ -1,4 +1,4 @@
-"""Events as lines for scripts: the contract's fields, one object a line, no token that is not JSON."""
+"""Events as JSON lines: the documented fields, one object a line, strictly valid JSON."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from factories import started
 
 from tui_descent.protocol.events import (
     AnyEvent,
@@ -24,19 +25,14 @@ from tui_descent.protocol.events import (
     RatesSwept,
     ReadingsTaken,
     RunEnded,
-    RunStarted,
     StateChanged,
     StepsCompleted,
 )
 from tui_descent.telemetry.jsonl import JsonLines
 
-STARTED = RunStarted(
+STARTED = started(
     run="vanishing-1",
-    title="t",
-    name="vanishing",
     scenario={"title": "t", "run": {"steps": 3}},
-    device="cpu",
-    threads=1,
     parameters=21386,
     layers=(
         Layer(name="stem", kind="Linear", params=2080),
@@ -57,7 +53,7 @@ READING = ReadingsTaken(
 
 def strictly(text: str) -> Any:
     def refuse(token: str) -> None:
-        raise AssertionError(f"{token} is no JSON")
+        raise AssertionError(f"{token} is not JSON")
 
     return json.loads(text, parse_constant=refuse)
 
@@ -67,7 +63,7 @@ def lines(*events: AnyEvent) -> list[dict[str, Any]]:
     return [strictly(line) for event in events for line in printer.lines(event)]
 
 
-def test_the_version_stands_in_the_first_line_only() -> None:
+def test_only_the_first_line_has_the_version() -> None:
     found = lines(
         CommandDone(client=1, request=1, segment=0, step=0, what="x"), StateChanged(state="building"), STARTED
     )
@@ -76,7 +72,7 @@ def test_the_version_stands_in_the_first_line_only() -> None:
     assert first.startswith('{"v":1,"event":"run_started"')
 
 
-def test_a_line_is_one_line() -> None:
+def test_line_breaks_in_a_text_are_escaped() -> None:
     (line,) = JsonLines().lines(Noted(step=0, text="a\nb\r\x1b[31m\u2028 ß"))
     assert len(line.splitlines()) == 1 or "\u2028" in line
     assert "\n" not in line
@@ -84,7 +80,7 @@ def test_a_line_is_one_line() -> None:
     assert strictly(line)["text"] == "a\nb\r\x1b[31m\u2028 ß"
 
 
-def test_the_start_tells_scenario_and_layers() -> None:
+def test_run_started_has_scenario_and_layers() -> None:
     (line,) = lines(STARTED)
     assert line["run"] == "vanishing-1"
     assert line["scenario"] == {"title": "t", "run": {"steps": 3}}
@@ -92,7 +88,7 @@ def test_the_start_tells_scenario_and_layers() -> None:
     assert line["layers"][1] == {"name": "blocks.0.linear", "kind": "Linear", "params": 4160, "block": 0}
 
 
-def test_every_step_is_a_line_of_its_own() -> None:
+def test_every_step_is_a_line() -> None:
     event = StepsCompleted(
         segment=0, first=5, losses=[2.0, math.nan, 1.0], lrs=[0.1, 0.1, 0.2], times_s=[0.5, 0.6, 0.7], skipped=(6,)
     )
@@ -103,13 +99,13 @@ def test_every_step_is_a_line_of_its_own() -> None:
     assert [line.get("skipped") for line in found] == [None, True, None]
 
 
-def test_a_loss_keeps_all_its_digits() -> None:
+def test_losses_keep_all_digits() -> None:
     losses = [0.1 + 0.2, 1e-300, 2 / 3, 5e-324]
     event = StepsCompleted(segment=0, first=0, losses=losses, lrs=[0.1] * 4, times_s=[0.0] * 4)
     assert [line["loss"] for line in lines(event)] == losses
 
 
-def test_a_reading_is_told_by_layer_and_leaves_out_what_does_not_apply() -> None:
+def test_reading_is_grouped_by_layer_and_omits_missing_values() -> None:
     line = lines(STARTED, READING)[1]
     assert (line["event"], line["segment"], line["step"]) == ("reading", 0, 40)
     assert line["layers"] == [
@@ -122,7 +118,7 @@ def test_a_reading_is_told_by_layer_and_leaves_out_what_does_not_apply() -> None
     assert math.isclose(line["watch_cost"], 0.007123, rel_tol=1e-6)
 
 
-def test_the_norm_before_clipping_is_told_only_while_there_is_one() -> None:
+def test_norm_before_clipping_is_only_there_with_clipping() -> None:
     clipped = msgspec.structs.replace(READING, global_grad_norm=1.0, grad_norm_preclip=340.5)
     first, second = lines(STARTED, READING, clipped)[1:]
     assert "grad_norm_preclip" not in first
@@ -132,7 +128,7 @@ def test_the_norm_before_clipping_is_told_only_while_there_is_one() -> None:
 @pytest.mark.parametrize(
     ("value", "text"), [(math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf")], ids=["nan", "inf", "-inf"]
 )
-def test_what_json_has_no_word_for_is_a_string(value: float, text: str) -> None:
+def test_nan_and_infinities_are_strings(value: float, text: str) -> None:
     events: list[AnyEvent] = [
         Evaluated(segment=0, step=1, loss=value, accuracy=0.5),
         MetricLogged(segment=0, step=1, name="m", value=value),
@@ -144,7 +140,7 @@ def test_what_json_has_no_word_for_is_a_string(value: float, text: str) -> None:
     assert (ended["loss"], ended["position"]) == (text, [text, 1.0])
 
 
-def test_an_intervention_has_the_contracts_fields() -> None:
+def test_intervention_has_the_documented_fields() -> None:
     turned = KnobTurned(
         id=3,
         client=1,
@@ -174,7 +170,7 @@ def test_an_intervention_has_the_contracts_fields() -> None:
     }
 
 
-def test_a_rejection_a_mark_and_an_end_are_told() -> None:
+def test_rejection_mark_and_end_are_lines() -> None:
     rejected = CommandRejected(client=1, request=1, source="key", segment=0, step=3, knob="lr", reason="lr = -1")
     found = lines(
         STARTED,
@@ -195,11 +191,11 @@ def test_a_rejection_a_mark_and_an_end_are_told() -> None:
     assert (found[2]["step"], found[2]["exit_code"], found[2]["log_tail"]) == (4, -9, ["a"])
 
 
-def test_a_reply_that_changes_nothing_is_no_line() -> None:
+def test_reply_that_changes_nothing_has_no_line() -> None:
     assert lines(CommandDone(client=1, request=1, segment=0, step=0, what="paused")) == []
 
 
-def test_a_device_is_one_line_without_what_is_not_known() -> None:
+def test_device_is_one_line_without_unknown_values() -> None:
     gpu = Gpu(name="H200", utilisation=0.87)
     (line,) = lines(DeviceTaken(segment=0, step=4, device="cuda:0", allocated_bytes=5, gpu=gpu))
     assert line == {
@@ -213,8 +209,8 @@ def test_a_device_is_one_line_without_what_is_not_known() -> None:
     }
 
 
-def test_a_range_test_is_one_line_with_its_curves() -> None:
-    told = RatesSwept(
+def test_range_test_is_one_line_with_its_curves() -> None:
+    swept = RatesSwept(
         segment=0,
         step=20,
         rate=0.1,
@@ -228,7 +224,7 @@ def test_a_range_test_is_one_line_with_its_curves() -> None:
         ahead=[2.3, math.inf],
         seconds=0.5,
     )
-    (line,) = lines(told)
+    (line,) = lines(swept)
     assert line["event"] == "range_test"
     assert (line["rates"], line["losses"], line["ahead"]) == ([0.01, 0.1], [2.2, 2.0], [2.3, "inf"])
     assert line["words"] == "flat"

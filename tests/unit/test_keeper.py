@@ -1,4 +1,4 @@
-"""The keeper with a trainer played by hand: a real socket, a real ring, and no torch."""
+"""The keeper with a scripted trainer: a real socket, a real ring, no torch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from keeping import WITHIN_S, Played
+from factories import turned
+from scripted_trainer import WITHIN_S, ScriptedTrainer
 
-from tui_descent.keeper import serve
+from tui_descent.keeper import ending
 from tui_descent.keeper.gpu import Gpus
 from tui_descent.keeper.trainer import Trainer
 from tui_descent.protocol import codec
@@ -37,14 +38,8 @@ from tui_descent.protocol.launch import LOG_FILE
 from tui_descent.protocol.ring import ring_file
 
 
-def turned(step: int) -> KnobTurned:
-    return KnobTurned(
-        id=1, client=0, request=0, source="plan", segment=0, step=step, knob="lr", target="all", old="1", new="2"
-    )
-
-
 def in_order(events: list[AnyEvent]) -> bool:
-    """Whether everything told of step k stands behind all updates before k and before update k; a reading behind it."""
+    """Whether every event at step k comes after update k - 1 and before update k, and its readings after update k."""
     made = 0
     for event in events:
         if isinstance(event, StepsCompleted):
@@ -59,70 +54,70 @@ def in_order(events: list[AnyEvent]) -> bool:
     return True
 
 
-def test_every_step_is_told_once_in_order_with_its_values() -> None:
-    played = Played()
-    played.started()
-    played.steps(3000)
-    played.ended()
-    ended = played.run()
+def test_every_step_is_published_once_in_order_with_its_values() -> None:
+    trainer = ScriptedTrainer()
+    trainer.start()
+    trainer.steps(3000)
+    trainer.ended()
+    ended = trainer.run()
     assert (ended.status, ended.step) == ("finished", 3000)
-    assert played.steps_told() == list(range(3000))
-    losses = [loss for e in played.events if isinstance(e, StepsCompleted) for loss in e.losses]
+    assert trainer.published_steps() == list(range(3000))
+    losses = [loss for e in trainer.events if isinstance(e, StepsCompleted) for loss in e.losses]
     assert losses == [n * 0.5 for n in range(3000)]
-    assert played.events[-1] == ended
+    assert trainer.events[-1] == ended
 
 
-def test_events_keep_to_the_steps_order_however_late_the_keeper_looks() -> None:
-    played = Played()
-    played.started()
+def test_events_are_in_the_order_of_steps_if_the_keeper_reads_late() -> None:
+    trainer = ScriptedTrainer()
+    trainer.start()
     for _ in range(20):
-        played.steps(37, reading_every=100)
-        played.peer.send(StateChanged(state="running"))
-        played.peer.send(Evaluated(segment=0, step=played.step, loss=1.0))
-        played.peer.send(turned(played.step))
-    played.steps(5)
-    played.ended()
-    played.run()
-    assert played.steps_told() == list(range(745))
-    assert sum(isinstance(event, KnobTurned) for event in played.events) == 20
-    assert sum(isinstance(event, ReadingsTaken) for event in played.events) == 8
-    assert in_order(played.events)
+        trainer.steps(37, reading_every=100)
+        trainer.peer.send(StateChanged(state="running"))
+        trainer.peer.send(Evaluated(segment=0, step=trainer.step, loss=1.0))
+        trainer.peer.send(turned(trainer.step, "1", "2", knob="lr", source="plan"))
+    trainer.steps(5)
+    trainer.ended()
+    trainer.run()
+    assert trainer.published_steps() == list(range(745))
+    assert sum(isinstance(event, KnobTurned) for event in trainer.events) == 20
+    assert sum(isinstance(event, ReadingsTaken) for event in trainer.events) == 8
+    assert in_order(trainer.events)
 
 
-def test_a_script_that_fails_behind_its_run_is_told_with_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_script_that_fails_after_its_run_is_reported_with_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trainer, "exit_code", lambda _: 5)
-    played = Played(script=True)
-    (played.launch.path / LOG_FILE).write_text("one\ntwo\n")
-    played.started()
-    played.steps(3)
-    played.ended()
-    ended = played.run()
+    trainer = ScriptedTrainer(script=True)
+    (trainer.launch.path / LOG_FILE).write_text("one\ntwo\n")
+    trainer.start()
+    trainer.steps(3)
+    trainer.ended()
+    ended = trainer.run()
     assert (ended.status, ended.exit_code, ended.log_tail) == ("finished", 5, ("one", "two"))
     assert ended.reason == "the script then failed with exit code 5"
-    assert ended.log_path == str(played.launch.path / LOG_FILE)
+    assert ended.log_path == str(trainer.launch.path / LOG_FILE)
 
 
-def test_what_a_stop_ends_by_a_signal_has_not_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_script_killed_after_a_stop_request_has_not_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     signalled = threading.Event()
-    monkeypatch.setattr(serve, "STOP_GRACE_S", 0.0)
+    monkeypatch.setattr(ending, "TERMINATE_AFTER_S", 0.0)
     monkeypatch.setattr(Trainer, "signal", lambda *_: signalled.set())
     monkeypatch.setattr(Trainer, "exit_code", lambda _: -signal.SIGTERM)
-    played = Played(script=True)
+    trainer = ScriptedTrainer(script=True)
 
     def play() -> None:
-        played.started()
-        played.steps(3)
-        played.keeper.stop("SIGTERM")
+        trainer.start()
+        trainer.steps(3)
+        trainer.keeper.stop("SIGTERM")
         assert signalled.wait(WITHIN_S)
-        played.ended(hang_up=False)
+        trainer.ended(hang_up=False)
 
-    ended = played.while_it_runs(play)
+    ended = trainer.run_while(play)
     assert (ended.status, ended.exit_code) == ("finished", -signal.SIGTERM)
     assert (ended.reason, ended.log_path) == ("", None)
 
 
-def told_apart(events: list[AnyEvent]) -> int:
-    """Readings that come while their layers are those that were told last, and have a row for each; others fail."""
+def matched_readings(events: list[AnyEvent]) -> int:
+    """The number of readings; each must have the rows of the layers that were published last."""
     structure, count, found = 0, 2, 0
     for event in events:
         if isinstance(event, LayersChanged):
@@ -133,168 +128,168 @@ def told_apart(events: list[AnyEvent]) -> int:
     return found
 
 
-def test_a_reading_comes_while_its_layers_are_those_told_last_however_late_the_keeper_looks() -> None:
-    played = Played()
-    played.started()
+def test_readings_match_the_layers_published_last_if_the_keeper_reads_late() -> None:
+    trainer = ScriptedTrainer()
+    trainer.start()
     for _ in range(15):
-        played.steps(20, reading_every=10)
-        played.surgery()
-    played.ended()
-    played.run()
-    assert told_apart(played.events) == 30
-    assert played.keeper.history.layers == played.layers
-    assert played.keeper.history.structure == 15
+        trainer.steps(20, reading_every=10)
+        trainer.change_layers()
+    trainer.ended()
+    trainer.run()
+    assert matched_readings(trainer.events) == 30
+    assert trainer.keeper.history.layers == trainer.layers
+    assert trainer.keeper.history.structure == 15
 
 
-def test_and_while_the_trainer_runs_on_and_changes_its_layers() -> None:
-    played = Played(ring_steps=1 << 17)
-
-    def play() -> None:
-        played.started()
-        for _ in range(1000):
-            played.steps(20, reading_every=10)
-            played.surgery()
-            while played.peer.waiting:
-                played.peer.flush()
-        played.ended()
-
-    played.while_it_runs(play)
-    assert told_apart(played.events) > 30
-
-
-def test_events_keep_to_the_steps_order_while_the_trainer_runs_on() -> None:
-    played = Played(ring_steps=1 << 17)
+def test_readings_match_the_layers_published_last_while_the_trainer_goes_on() -> None:
+    trainer = ScriptedTrainer(ring_steps=1 << 17)
 
     def play() -> None:
-        played.started()
+        trainer.start()
         for _ in range(1000):
-            played.steps(20, reading_every=100)
-            played.peer.send(MetricLogged(segment=0, step=played.step, name="x", value=1.0))
-            while played.peer.waiting:
-                played.peer.flush()
-        played.ended()
-        while played.peer.waiting:
-            played.peer.flush()
+            trainer.steps(20, reading_every=10)
+            trainer.change_layers()
+            while trainer.peer.waiting:
+                trainer.peer.flush()
+        trainer.ended()
 
-    played.while_it_runs(play)
-    assert played.steps_told() == list(range(20_000))
-    assert in_order(played.events)
+    trainer.run_while(play)
+    assert matched_readings(trainer.events) > 30
 
 
-def test_what_was_overwritten_is_told_as_missed() -> None:
-    played = Played(ring_steps=64)
-    played.started()
-    played.steps(200)
-    played.ended()
-    played.run()
-    (missed,) = [event for event in played.events if isinstance(event, StepsMissed)]
-    told = played.steps_told()
-    assert missed.count == missed.step == 200 - len(told)
-    assert told == list(range(missed.step, 200))
+def test_events_are_in_the_order_of_steps_while_the_trainer_goes_on() -> None:
+    trainer = ScriptedTrainer(ring_steps=1 << 17)
+
+    def play() -> None:
+        trainer.start()
+        for _ in range(1000):
+            trainer.steps(20, reading_every=100)
+            trainer.peer.send(MetricLogged(segment=0, step=trainer.step, name="x", value=1.0))
+            while trainer.peer.waiting:
+                trainer.peer.flush()
+        trainer.ended()
+        while trainer.peer.waiting:
+            trainer.peer.flush()
+
+    trainer.run_while(play)
+    assert trainer.published_steps() == list(range(20_000))
+    assert in_order(trainer.events)
 
 
-def test_a_trainer_that_says_nothing_at_its_end_is_lost() -> None:
-    played = Played()
-    played.started()
-    played.steps(7)
-    played.peer.close()
-    ended = played.run()
+def test_overwritten_steps_are_reported_as_missed() -> None:
+    trainer = ScriptedTrainer(ring_steps=64)
+    trainer.start()
+    trainer.steps(200)
+    trainer.ended()
+    trainer.run()
+    (missed,) = [event for event in trainer.events if isinstance(event, StepsMissed)]
+    steps = trainer.published_steps()
+    assert missed.count == missed.step == 200 - len(steps)
+    assert steps == list(range(missed.step, 200))
+
+
+def test_trainer_that_exits_without_a_report_is_lost() -> None:
+    trainer = ScriptedTrainer()
+    trainer.start()
+    trainer.steps(7)
+    trainer.peer.close()
+    ended = trainer.run()
     assert (ended.status, ended.step) == ("lost", 7)
     assert ended.reason == "trainer lost (cause unknown) at step 7"
-    assert played.steps_told() == list(range(7))
+    assert trainer.published_steps() == list(range(7))
 
 
-def test_a_trainer_that_was_never_heard_is_lost_at_step_0() -> None:
-    played = Played()
-    played.peer.close()
-    ended = played.run()
+def test_trainer_that_exits_before_its_first_event_is_lost_at_step_0() -> None:
+    trainer = ScriptedTrainer()
+    trainer.peer.close()
+    ended = trainer.run()
     assert (ended.status, ended.step) == ("lost", 0)
 
 
-@pytest.mark.parametrize("rubbish", [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\0\0\0\2\xff\xfe"])
-def test_a_trainer_that_talks_rubbish_is_lost_and_its_steps_are_told(rubbish: bytes) -> None:
-    played = Played()
+@pytest.mark.parametrize("garbage", [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\0\0\0\2\xff\xfe"])
+def test_trainer_that_sends_garbage_is_lost_and_its_steps_are_published(garbage: bytes) -> None:
+    trainer = ScriptedTrainer()
 
     def play() -> None:
-        played.started()
-        played.steps(5)
-        while not played.ring.flagged():  # the keeper has heard of the start
-            select.select([played.peer.socket], [], [], 0.01)
-        played.peer.socket.send(rubbish)
-        select.select([played.peer.socket], [], [], WITHIN_S)  # until the keeper hangs up
+        trainer.start()
+        trainer.steps(5)
+        while not trainer.ring.flagged():  # the keeper has read the start event
+            select.select([trainer.peer.socket], [], [], 0.01)
+        trainer.peer.socket.send(garbage)
+        select.select([trainer.peer.socket], [], [], WITHIN_S)  # until the keeper hangs up
 
-    ended = played.while_it_runs(play)
+    ended = trainer.run_while(play)
     assert ended.status == "lost"
-    assert played.steps_told() == list(range(5))
+    assert trainer.published_steps() == list(range(5))
 
 
-def test_a_request_before_the_network_exists_waits_for_it() -> None:
-    played = Played(attended=True)
+def test_request_before_the_run_has_started_reaches_the_trainer() -> None:
+    trainer = ScriptedTrainer(attended=True)
     got: list[Order] = []
 
     def play() -> None:
-        viewer = attach(played)
+        viewer = attach(trainer)
         viewer.send(Request(request=4, command=Pause(), source="send"))
-        got.append(order_of(played))
-        played.peer.send(CommandDone(client=1, request=4, segment=0, step=0, what="paused"))
+        got.append(order_of(trainer))
+        trainer.peer.send(CommandDone(client=1, request=4, segment=0, step=0, what="paused"))
         until(viewer, CommandDone)
         viewer.close()
-        assert isinstance(order_of(played).command, Stop)
+        assert isinstance(order_of(trainer).command, Stop)
 
-    ended = played.while_it_runs(play)
+    ended = trainer.run_while(play)
     assert got == [Order(client=1, request=4, source="send", command=Pause())]
     assert (ended.status, ended.reason) == ("stopped", "the last viewer left")
 
 
-def test_a_stop_before_the_trainer_is_there_is_not_forgotten() -> None:
-    played = Played()
+def test_stop_before_the_trainer_is_started_reaches_it() -> None:
+    trainer = ScriptedTrainer()
     got: list[Order] = []
 
-    ended = played.while_it_runs(lambda: got.append(order_of(played)), first=lambda: played.keeper.stop("SIGTERM"))
+    ended = trainer.run_while(lambda: got.append(order_of(trainer)), first=lambda: trainer.keeper.stop("SIGTERM"))
     assert isinstance(got[0].command, Stop)
     assert (ended.status, ended.reason) == ("stopped", "SIGTERM")
 
 
-def test_a_request_after_the_end_is_answered_by_the_keeper() -> None:
-    played = Played()
-    played.ended()
-    played.run()
-    played.keeper.order(Order(client=3, request=9, source="key", command=Pause()))
-    reply = played.events[-1]
+def test_request_after_the_end_is_rejected_by_the_keeper() -> None:
+    trainer = ScriptedTrainer()
+    trainer.ended()
+    trainer.run()
+    trainer.keeper.order(Order(client=3, request=9, source="key", command=Pause()))
+    reply = trainer.events[-1]
     assert isinstance(reply, CommandRejected)
     assert (reply.client, reply.request, reply.reason) == (3, 9, "the run has ended")
 
 
-def test_a_socket_that_cannot_be_had_is_an_error_before_any_trainer(home: Path) -> None:
-    played = Played(attended=True)
-    assert played.launch.socket is not None
+def test_no_trainer_is_started_if_the_socket_cannot_be_opened(home: Path) -> None:
+    trainer = ScriptedTrainer(attended=True)
+    assert trainer.launch.socket is not None
 
     def start() -> Trainer:
         raise AssertionError("the trainer must not be started")
 
-    with listen(Path(played.launch.socket)), pytest.raises(ChannelError, match="cannot listen"):
-        played.keeper.run(start)
-    played.peer.close()
-    played._theirs.close()
-    played.ring.close()
+    with listen(Path(trainer.launch.socket)), pytest.raises(ChannelError, match="cannot listen"):
+        trainer.keeper.run(start)
+    trainer.peer.close()
+    trainer._theirs.close()
+    trainer.ring.close()
 
 
-def test_nothing_is_left_behind() -> None:
-    played = Played(attended=True)
+def test_socket_and_file_descriptors_are_cleaned_up() -> None:
+    trainer = ScriptedTrainer(attended=True)
     before = set(os.listdir("/dev/fd"))
 
     def play() -> None:
-        played.started()
-        attach(played).close()
-        played.ended()
+        trainer.start()
+        attach(trainer).close()
+        trainer.ended()
 
-    played.while_it_runs(play)
-    assert played.launch.socket is not None
-    assert not Path(played.launch.socket).exists()
+    trainer.run_while(play)
+    assert trainer.launch.socket is not None
+    assert not Path(trainer.launch.socket).exists()
     assert len(set(os.listdir("/dev/fd")) - before) == 0
 
 
-def test_a_loop_that_is_the_keepers_parent_is_never_signalled(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_loop_is_never_signalled(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     killed: list[int] = []
     monkeypatch.setattr(os, "killpg", lambda pid, number: killed.append(number))
     monkeypatch.setattr(os, "kill", lambda pid, number: killed.append(number))
@@ -306,22 +301,22 @@ def test_a_loop_that_is_the_keepers_parent_is_never_signalled(home: Path, monkey
     assert killed == []
 
 
-def attach(played: Played) -> Peer:
-    assert played.listening.wait(WITHIN_S)
-    assert played.launch.socket is not None
+def attach(trainer: ScriptedTrainer) -> Peer:
+    assert trainer.listening.wait(WITHIN_S)
+    assert trainer.launch.socket is not None
     sock = socket.socket(socket.AF_UNIX)
-    sock.connect(played.launch.socket)
+    sock.connect(trainer.launch.socket)
     viewer = Peer(sock, limit=codec.MAX_TO_VIEWER)
     viewer.send(Hello(version=codec.VERSION))
     return viewer
 
 
-def order_of(played: Played) -> Order:
-    while select.select([played.peer.socket], [], [], WITHIN_S)[0]:
-        for body in played.peer.receive():
+def order_of(trainer: ScriptedTrainer) -> Order:
+    while select.select([trainer.peer.socket], [], [], WITHIN_S)[0]:
+        for body in trainer.peer.receive():
             return codec.decode(codec.to_trainer, body)
-        assert played.peer.closed is None, played.peer.closed
-    raise AssertionError("no order came")
+        assert trainer.peer.closed is None, trainer.peer.closed
+    raise AssertionError("no request came")
 
 
 def until(viewer: Peer, kind: type) -> None:
@@ -331,22 +326,22 @@ def until(viewer: Peer, kind: type) -> None:
     raise AssertionError(f"no {kind.__name__} came")
 
 
-def test_a_gpu_without_a_driver_is_told_of_once_and_the_memory_still_comes() -> None:
-    played = Played()
+def test_missing_gpu_driver_is_noted_once_and_memory_is_still_published() -> None:
+    trainer = ScriptedTrainer()
 
     def missing() -> None:
         raise ImportError
 
-    played.keeper._gpus = Gpus(missing)
+    trainer.keeper._gpus = Gpus(missing)
 
     def play() -> None:
-        played.started()
+        trainer.start()
         for _ in range(3):
-            played.peer.send(DeviceTaken(segment=0, step=0, device="cuda:0", allocated_bytes=7))
-        played.ended()
+            trainer.peer.send(DeviceTaken(segment=0, step=0, device="cuda:0", allocated_bytes=7))
+        trainer.ended()
 
-    played.while_it_runs(play)
-    told = [event for event in played.events if isinstance(event, DeviceTaken | Noted)]
-    assert [type(event) for event in told] == [Noted, DeviceTaken, DeviceTaken, DeviceTaken]
-    assert isinstance(told[0], Noted)
-    assert "no readings of the GPU: nvidia-ml-py" in told[0].text
+    trainer.run_while(play)
+    published = [event for event in trainer.events if isinstance(event, DeviceTaken | Noted)]
+    assert [type(event) for event in published] == [Noted, DeviceTaken, DeviceTaken, DeviceTaken]
+    assert isinstance(published[0], Noted)
+    assert "no readings of the GPU: nvidia-ml-py" in published[0].text

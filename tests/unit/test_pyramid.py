@@ -1,4 +1,4 @@
-"""The bounded series against a twin that forgets nothing and adds up by brute force."""
+"""The multi-resolution series against a twin that keeps every step and adds up by brute force."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Bins = list[tuple[int, list[float]]]
 
 
 class Twin:
-    """Every step there ever was."""
+    """Keeps every step."""
 
     def __init__(self, merges: tuple[Merge, ...]) -> None:
         self.merges = merges
@@ -27,7 +27,7 @@ class Twin:
         self.steps.append((step, values))
 
     def window(self, width: int, first: int, last: int) -> Bins:
-        """For a window that begins and ends with a bin."""
+        """For a window that starts and ends at bin borders."""
         bins: dict[int, list[tuple[float, ...]]] = defaultdict(list)
         for step, values in self.steps:
             if first <= step <= last:
@@ -72,7 +72,7 @@ def filled(
 
 
 def aligned(random_: random.Random, last: int, pyramid: Pyramid) -> tuple[int, int, int]:
-    """A width, and a window of whole bins of it that the pyramid still knows at that width."""
+    """A bin width, and a window of whole bins that the pyramid still has at that width."""
     width = 1 << random_.randrange(0, 8)
     reach = next(
         (level.bins[0] * level.width for level in pyramid.levels if level.width == width and level.bins),
@@ -86,7 +86,7 @@ def aligned(random_: random.Random, last: int, pyramid: Pyramid) -> tuple[int, i
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_a_window_equals_the_twins(seed: int) -> None:
+def test_window_equals_the_twins(seed: int) -> None:
     random_ = random.Random(seed)
     skips = random_.choice((0.0, 0.1, 0.5))
     pyramid, twin, last = filled(random_, random_.randrange(1, 3000), capacity=random_.choice((4, 64)), skips=skips)
@@ -96,7 +96,7 @@ def test_a_window_equals_the_twins(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_the_whole_run_equals_the_twins_at_every_moment(seed: int) -> None:
+def test_whole_run_equals_the_twins_after_every_step(seed: int) -> None:
     random_ = random.Random(seed)
     pyramid, twin = Pyramid(KINDS, capacity=8), Twin(KINDS)
     for step in range(300):
@@ -108,7 +108,7 @@ def test_the_whole_run_equals_the_twins_at_every_moment(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_not_a_number_stands_for_no_value(seed: int) -> None:
+def test_nan_means_no_value(seed: int) -> None:
     random_ = random.Random(seed)
     kinds: tuple[Merge, ...] = ("min", "max")
     pyramid, twin, last = filled(random_, 2000, capacity=32, nan=0.4, merges=kinds)
@@ -117,7 +117,7 @@ def test_not_a_number_stands_for_no_value(seed: int) -> None:
         assert same(pyramid.window(width, first, end), twin.window(width, first, end))
 
 
-def test_nothing_but_not_a_number_stays_not_a_number() -> None:
+def test_only_nan_stays_nan() -> None:
     pyramid = Pyramid(KINDS, capacity=4)
     for step in range(100):
         pyramid.add(step, (math.nan,) * 3)
@@ -126,14 +126,14 @@ def test_nothing_but_not_a_number_stays_not_a_number() -> None:
 
 
 @pytest.mark.parametrize(("low", "high"), [(-math.inf, math.inf), (1e308, -1e308), (math.inf, math.inf)])
-def test_infinities_and_huge_numbers_are_ordinary(low: float, high: float) -> None:
+def test_infinities_and_huge_numbers_are_kept(low: float, high: float) -> None:
     pyramid = Pyramid(("min", "max"), capacity=4)
     for step in range(64):
         pyramid.add(step, (low, high))
     assert pyramid.window(64, 0, 63) == [(0, [low, high])]
 
 
-def test_the_mean_of_equal_infinities_is_that_infinity() -> None:
+def test_mean_of_equal_infinities_is_that_infinity() -> None:
     pyramid = Pyramid(("mean",), capacity=4)
     for step in range(64):
         pyramid.add(step, (math.inf,))
@@ -141,7 +141,7 @@ def test_the_mean_of_equal_infinities_is_that_infinity() -> None:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_a_window_that_cuts_a_bin_gives_only_bins_that_touch_it(seed: int) -> None:
+def test_window_that_cuts_a_bin_has_only_bins_that_overlap_it(seed: int) -> None:
     random_ = random.Random(seed)
     pyramid, twin, last = filled(random_, 1500, capacity=1500)  # nothing is forgotten
     for _ in range(50):
@@ -152,7 +152,7 @@ def test_a_window_that_cuts_a_bin_gives_only_bins_that_touch_it(seed: int) -> No
         assert found == sorted({step // width for step, _ in twin.steps if first <= step <= end})
 
 
-def test_where_the_fine_bins_are_gone_coarser_ones_stand_in_without_a_hole() -> None:
+def test_dropped_fine_bins_are_replaced_by_coarser_ones_without_a_gap() -> None:
     pyramid = Pyramid(("mean",), capacity=16)
     for step in range(5000):
         pyramid.add(step, (float(step),))
@@ -165,7 +165,7 @@ def test_where_the_fine_bins_are_gone_coarser_ones_stand_in_without_a_hole() -> 
     assert math.isclose(found[0][1][0], (gaps and max(gaps) - 1) / 2)
 
 
-def test_a_bin_stands_still_while_the_newest_grows() -> None:
+def test_older_bins_do_not_change_while_the_newest_grows() -> None:
     pyramid = Pyramid(("mean",), capacity=64)
     before: Bins = []
     for step in range(1000):
@@ -176,14 +176,14 @@ def test_a_bin_stands_still_while_the_newest_grows() -> None:
         before = now
 
 
-def test_a_repeated_step_joins_its_bin() -> None:
+def test_repeated_step_is_merged_into_its_bin() -> None:
     pyramid = Pyramid(KINDS, capacity=4)
     for value in (3.0, 1.0, 5.0):
         pyramid.add(7, (value, value, value))
     assert pyramid.window(1, 0, 10) == [(7, [1.0, 5.0, 3.0])]
 
 
-def test_an_empty_one_has_no_bins() -> None:
+def test_empty_pyramid_has_no_bins() -> None:
     pyramid = Pyramid(KINDS, capacity=4)
     assert not pyramid
     assert pyramid.first_step() == 0
@@ -191,7 +191,7 @@ def test_an_empty_one_has_no_bins() -> None:
     assert pyramid.window(1, 50, 60) == []
 
 
-def test_a_window_behind_the_end_or_before_the_start_is_empty() -> None:
+def test_window_after_the_end_or_before_the_start_is_empty() -> None:
     pyramid = Pyramid(("mean",), capacity=4)
     for step in range(100, 120):
         pyramid.add(step, (1.0,))
@@ -222,7 +222,7 @@ def test_memory_is_bounded_over_a_million_steps() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_what_was_sent_is_received_and_goes_on_alike(seed: int) -> None:
+def test_received_pyramid_equals_the_sent_one_now_and_later(seed: int) -> None:
     random_ = random.Random(seed)
     pyramid, _, last = filled(random_, 1200, capacity=32, skips=0.1)
     twin = Pyramid(KINDS, capacity=32)
@@ -235,7 +235,7 @@ def test_what_was_sent_is_received_and_goes_on_alike(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_remapped_it_is_the_one_that_was_fed_so(seed: int) -> None:
+def test_remapped_pyramid_equals_one_fed_with_the_new_channels(seed: int) -> None:
     random_ = random.Random(seed)
     skips, many = random_.choice((0.0, 0.3)), random_.randrange(1, 6)
     steps = random_.randrange(0, 2000)
@@ -263,7 +263,7 @@ def test_remapped_it_is_the_one_that_was_fed_so(seed: int) -> None:
 
 @pytest.mark.parametrize("steps", [0, 1, 7, 8, 9, 10, 11, 63, 64, 65, 79, 80, 81, 500, 1500])
 @pytest.mark.parametrize("capacity", [2, 8, 60])
-def test_remapped_with_less_room_it_knows_as_much_as_has_room_and_grows_on(steps: int, capacity: int) -> None:
+def test_remapped_to_less_capacity_it_keeps_the_whole_run_coarser(steps: int, capacity: int) -> None:
     pyramid, twin = Pyramid(("mean",), capacity=64), Twin(("mean",))
     for step in range(steps):
         pyramid.add(step, (step % 7,))

@@ -1,6 +1,6 @@
-"""The keeper as a process behind a dashboard or a loop.
+"""The keeper as a process of its own, started by a dashboard or by a user loop.
 
-`python -m tui_descent.keeper.process FOLDER [--parent SOCKET RING]`, two inherited file descriptors.
+`python -m tui_descent.keeper.process FOLDER [--parent SOCKET RING]`; SOCKET and RING are inherited file descriptors.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from tui_descent.keeper.serve import Keeper
+from tui_descent.keeper.keeper import Keeper
 from tui_descent.keeper.trainer import Trainer
 from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.launch import PARENT, Launch
 
 
 def main(argv: list[str]) -> int:
-    """Keep one run. Its own troubles go to the run's log."""
+    """Run the keeper of one run. Its errors go to stderr, which is the run's log."""
     folder = Path(argv[0])
     try:
         launch = Launch.read(folder)
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
 
 
 def clear(folder: Path) -> None:
-    """Remove a run's folder: nothing in it is worth keeping once the run ended well."""
+    """Remove the folder of a run that ended well."""
     with contextlib.suppress(OSError):
         shutil.rmtree(folder)
 

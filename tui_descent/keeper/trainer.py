@@ -1,4 +1,4 @@
-"""The trainer as its keeper sees it: a process that was started or that is the parent, a socket, a ring, a log."""
+"""The trainer as its keeper sees it: a process to watch, a socket, a ring and a log file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ LOG_TAIL_BYTES = 8192
 
 
 class Trainer:
-    """A process that trains; `file` is that of the ring it writes to."""
+    """The process that trains: started by this keeper (`process`), or this keeper's `parent`.
+
+    `file` is the descriptor of the ring's shared memory.
+    """
 
     def __init__(
         self, link: socket.socket, file: int, *, process: subprocess.Popen[bytes] | None, parent: int | None
@@ -35,7 +38,7 @@ class Trainer:
 
     @classmethod
     def start(cls, launch: Launch) -> Trainer:
-        """Start the scenario's trainer or the user's own command, its output into the run's log. Raises `OSError`."""
+        """Start the scenario's trainer or the user's command; its output goes to the run's log. Raises `OSError`."""
         command = launch.command or (sys.executable, "-m", "tui_descent.training.process", launch.folder)
         with open_connection(launch) as (ours, theirs, file), (launch.path / LOG_FILE).open("ab") as log:
             handed = {ENV_FOLDER: launch.folder, ENV_LINK: describe_fd(theirs.fileno()), ENV_RING: describe_fd(file)}
@@ -53,39 +56,38 @@ class Trainer:
 
     @classmethod
     def adopt(cls, link: socket.socket, file: int, *, parent: int) -> Trainer:
-        """The loop that started this keeper."""
+        """The user loop that started this keeper."""
         return cls(link, file, process=None, parent=parent)
 
     def ring(self) -> Ring:
-        """The ring it has laid out. Raises `ChannelError` where it is none of ours."""
+        """The ring, once the trainer has laid it out. Raises `ChannelError` if it cannot be read."""
         try:
             return Ring.open(self._file)
         except (OSError, ValueError) as error:
-            raise ChannelError(f"the trainer's memory cannot be read: {error}") from error
+            raise ChannelError(f"cannot read the trainer's shared memory: {error}") from error
 
     @property
-    def wakes(self) -> int | None:
-        """A file descriptor that turns readable at the process's end, where the system has one."""
+    def exit_fd(self) -> int | None:
+        """A file descriptor that becomes readable when the process exits; None where the system has no pidfd."""
         return self._pidfd
 
-    def ended(self) -> bool:
-        """Whether the process is gone."""
+    def exited(self) -> bool:
+        """Whether the process is gone. The keeper asks this at every tick."""
         if self.process is not None:
             return self.process.poll() is not None
         return self.link.closed is not None or os.getppid() != self._parent
 
     def exit_code(self) -> int | None:
-        """As `subprocess` counts: negative for a signal. None where only its own parent was told."""
+        """As in `subprocess`: negative for a signal. None for a user loop, whose exit code only its parent gets."""
         return self.process.returncode if self.process is not None else None
 
     def signal(self, number: signal.Signals) -> None:
-        """Signal a trainer of ours and what it started; a loop that started this keeper is left alone."""
+        """Signal a trainer that this keeper started, and its children. A user loop is never signalled."""
         if self.process is not None and self.process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
 
     def close(self) -> None:
-        """Close what is held of it."""
         self.link.close()
         os.close(self._file)
         if self._pidfd is not None:
@@ -94,7 +96,7 @@ class Trainer:
 
 
 def log_tail(folder: Path) -> tuple[str, ...]:
-    """The last lines the trainer printed."""
+    """The last lines that the trainer printed."""
     try:
         with (folder / LOG_FILE).open("rb") as file:
             file.seek(0, os.SEEK_END)

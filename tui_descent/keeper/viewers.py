@@ -1,4 +1,4 @@
-"""The run's viewers: who is attached, what they ask, a bounded queue each. A slow one loses redraws, never our time."""
+"""The run's viewers: a bounded queue of events for each. A slow viewer loses events, never slows down the keeper."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ MAX_VIEWERS = 64
 
 
 class Viewer:
-    """One attached client; `behind` while its queue was dropped and a fresh history is owed."""
+    """One client. `overflowed`: its queue was dropped; a fresh history is sent as soon as it reads again."""
 
     def __init__(self, peer: Peer, number: int) -> None:
         self.peer = peer
         self.number = number
         self.since_s = time.monotonic()
         self.welcomed = False
-        self.behind = False
+        self.overflowed = False
 
 
 class Viewers:
-    """All clients of one run, on one selector. `ask` takes an order on; `history` makes what a newcomer is sent.
+    """All clients of one run, on one selector.
 
-    `gone` is told the number of one that has left.
+    A new client is sent what `history` returns. `on_request` is called with each request, `on_leave` with the number of
+    a client that has left.
     """
 
     def __init__(
@@ -41,32 +42,32 @@ class Viewers:
         *,
         run: str,
         history: Callable[[], HistorySent],
-        ask: Callable[[Order], None],
-        gone: Callable[[int], None] = lambda number: None,
+        on_request: Callable[[Order], None],
+        on_leave: Callable[[int], None] = lambda number: None,
     ) -> None:
-        self.seen = 0  # that ever said hello
+        self.seen = 0  # clients that ever said hello
         self._numbers = 0
         self._listener = listener
         self._selector = selector
         self._run = run
         self._history = history
-        self._ask = ask
-        self._gone = gone
+        self._on_request = on_request
+        self._on_leave = on_leave
         self._all: dict[int, Viewer] = {}
         selector.register(listener, selectors.EVENT_READ, self.accept)
 
     @property
     def attached(self) -> int:
-        """Viewers that have said hello."""
+        """How many viewers are attached: those that have said hello."""
         return sum(v.welcomed for v in self._all.values())
 
     @property
     def waiting(self) -> int:
-        """Bytes queued for all of them."""
+        """How many bytes are queued, for all of them."""
         return sum(v.peer.waiting for v in self._all.values())
 
     def accept(self) -> None:
-        """Let one more in."""
+        """Accept a connection."""
         try:
             sock, _ = self._listener.accept()
         except OSError:
@@ -77,39 +78,39 @@ class Viewers:
         self._numbers += 1
         viewer = Viewer(Peer(sock, limit=MAX_FROM_VIEWER), self._numbers)
         self._all[viewer.number] = viewer
-        self._selector.register(sock, selectors.EVENT_READ, lambda: self._hear(viewer))
+        self._selector.register(sock, selectors.EVENT_READ, lambda: self._receive(viewer))
 
     def publish(self, event: AnyEvent) -> None:
         """Send one event to every viewer that keeps up."""
         for viewer in list(self._all.values()):
-            if not viewer.welcomed or viewer.behind:
+            if not viewer.welcomed or viewer.overflowed:
                 continue
             viewer.peer.send(event)
             if viewer.peer.waiting > MAX_WAITING:
                 viewer.peer.drop_waiting()
-                viewer.behind = True
+                viewer.overflowed = True
 
-    def tend(self) -> None:
-        """Send on what waits, catch up those behind, close those that are gone or never said hello."""
+    def maintain(self) -> None:
+        """Flush the queues, send a fresh history where it is due, drop clients that are gone or never said hello."""
         now_s = time.monotonic()
         for viewer in list(self._all.values()):
             viewer.peer.flush()
-            if viewer.behind and not viewer.peer.waiting:
-                viewer.behind = False
+            if viewer.overflowed and not viewer.peer.waiting:
+                viewer.overflowed = False
                 viewer.peer.send(self._history())
             if viewer.peer.closed or (not viewer.welcomed and now_s - viewer.since_s > HELLO_WITHIN_S):
                 self._drop(viewer)
 
-    def _hear(self, viewer: Viewer) -> None:
+    def _receive(self, viewer: Viewer) -> None:
         try:
             for body in viewer.peer.receive():
-                self._message(viewer, decode(from_viewer, body))
+                self._handle(viewer, decode(from_viewer, body))
         except FrameError as error:
             self._refuse(viewer, str(error))
         if viewer.peer.closed:
             self._drop(viewer)
 
-    def _message(self, viewer: Viewer, message: Hello | Request) -> None:
+    def _handle(self, viewer: Viewer, message: Hello | Request) -> None:
         if isinstance(message, Hello):
             if message.version != VERSION:
                 raise FrameError(f"this run speaks protocol {VERSION}, the viewer {message.version}")
@@ -121,7 +122,7 @@ class Viewers:
         elif not viewer.welcomed:
             raise FrameError("a request before hello")
         else:
-            self._ask(
+            self._on_request(
                 Order(
                     client=viewer.number,
                     request=message.request,
@@ -138,10 +139,10 @@ class Viewers:
         if self._all.pop(viewer.number, None) is not None:
             self._selector.unregister(viewer.peer.socket)
             viewer.peer.close()
-            self._gone(viewer.number)
+            self._on_leave(viewer.number)
 
     def close(self) -> None:
-        """Close them all and the door."""
+        """Close all connections and the listener."""
         for viewer in list(self._all.values()):
             viewer.peer.flush()
             self._drop(viewer)

@@ -1,1 +1,1 @@
-"""The past: bounded histories and the forms they are written in. Protocol and scenario only."""
+"""A run's past: bounded histories, JSON lines, the diagnosis. Imports only `protocol` and `scenario`."""

@@ -1,6 +1,6 @@
-"""A bounded series at every time scale: level k holds the newest bins of 2^k steps; adding a step costs O(1).
+"""A bounded time series at several resolutions: level k holds the newest bins of 2^k steps. Adding a step costs O(1).
 
-Bins stand on multiples of their width, so a picture made of them keeps still while its newest column grows.
+Bins start at multiples of their width, so a chart's older columns do not move while the newest one grows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DEVICE_BINS = 256
 
 
 def _mean(a: float, b: float, wa: float, wb: float) -> float:
-    # Written so that two infinities or overflowing products do not turn into NaN.
+    # In this form two infinities or an overflowing product do not give NaN.
     return a if a == b else a + (b - a) * (wb / (wa + wb))
 
 
@@ -30,7 +30,7 @@ _MERGES: dict[Merge, Callable[[float, float, float, float], float]] = {
 
 
 class Level:
-    """Bins of one width: `bins[n]` is a bin's number (its first step / width); channels lie contiguous in `values`."""
+    """Bins of one width. `bins[n]` is a bin's first step / width; its channels are contiguous in `values`."""
 
     def __init__(self, width: int) -> None:
         self.width = width
@@ -40,7 +40,7 @@ class Level:
 
 
 class Pyramid:
-    """`merges` names how each channel's values join when two bins become one; NaN stands for "no value"."""
+    """`merges` says how each channel's values are combined when two bins become one. NaN means no value."""
 
     def __init__(self, merges: Sequence[Merge], *, capacity: int) -> None:
         assert capacity >= 2
@@ -51,11 +51,11 @@ class Pyramid:
 
     @property
     def channels(self) -> int:
-        """Values a bin holds."""
+        """How many values a bin holds."""
         return len(self.merges)
 
     def add(self, step: int, values: Sequence[float]) -> None:
-        """One step's values. Steps come in order; a repeated step joins its bin."""
+        """One step's values. Steps come in order; a repeated step is merged into its bin."""
         assert len(values) == self.channels
         self._push(0, step, array("d", values), 1.0)
 
@@ -67,10 +67,10 @@ class Pyramid:
             level.values[-c:] = self._merged(tail, values, level.counts[-1], count)
             level.counts[-1] += count
             return
-        # A new bin closes the one before it, and a closed bin is handed up: each costs two merges in all.
+        # A new bin closes the previous one, and a closed bin is merged into the level above.
         if level.bins:
             if k + 1 == len(self.levels):
-                # A level above is worth its memory only once this one begins to forget.
+                # A level above is worth its memory only when this one begins to drop bins.
                 if len(level.bins) >= self.capacity:
                     self._grow(k)
             else:
@@ -81,15 +81,15 @@ class Pyramid:
         self._trim(k)
 
     def _trim(self, k: int) -> None:
-        """Forget what the level above knows."""
+        """Drop old bins that the level above covers."""
         level = self.levels[k]
-        # A quarter more than is kept, so that each bin is moved but four times and little is held in vain.
+        # Only when a quarter over capacity: that bounds how often bins are moved and how much extra memory is held.
         if len(level.bins) >= self.capacity + max(1, self.capacity // 4) and k + 1 < len(self.levels):
             cut = len(level.bins) - self.capacity
             del level.bins[:cut], level.counts[:cut], level.values[: cut * self.channels]
 
     def _grow(self, k: int, *, open_: int = 0) -> None:
-        """A level above, of all bins of this one but the newest `open_`, which are not closed yet."""
+        """Add a level above, made of this level's bins except the newest `open_`, which are not closed yet."""
         level, c = self.levels[k], self.channels
         self.levels.append(Level(level.width * 2))
         for n, bin_ in enumerate(level.bins[: len(level.bins) - open_]):
@@ -105,7 +105,7 @@ class Pyramid:
         )
 
     def before(self, step: int) -> Pyramid:
-        """A pyramid of the same steps up to this one and without it, as far back as each is known."""
+        """A pyramid of the steps before this one, each at the finest resolution still known."""
         cut = Pyramid(self.merges, capacity=self.capacity)
         cut.levels = []
         c, end = self.channels, step
@@ -118,16 +118,16 @@ class Pyramid:
                 made.counts.append(level.counts[n])
                 made.values.extend(level.values[n * c : (n + 1) * c])
             if cut.levels:
-                self._hand_up(cut.levels[-1], made)
+                self._merge_up(cut.levels[-1], made)
             cut.levels.append(made)
             if made.bins:
-                end = made.bins[-1] * made.width  # the newest is not handed up yet
+                end = made.bins[-1] * made.width  # the newest bin is not in the level above yet
         while len(cut.levels) > 1 and not cut.levels[-1].bins:
             cut.levels.pop()
         return cut
 
-    def _hand_up(self, below: Level, level: Level) -> None:
-        """The closed bins of the level below that this one, cut short, does not hold."""
+    def _merge_up(self, below: Level, level: Level) -> None:
+        """Add the closed bins of the level below that this shortened level lacks."""
         c, known = self.channels, (level.bins[-1] + 1) * level.width if level.bins else -1
         for n, bin_ in enumerate(below.bins[:-1]):
             if bin_ * below.width < known:
@@ -142,9 +142,10 @@ class Pyramid:
                 level.values.extend(values)
 
     def remapped(self, sources: Sequence[int | None], merges: Sequence[Merge], *, capacity: int) -> Pyramid:
-        """A pyramid of the same steps with other channels: each is the one `sources` names here; with None it is new.
+        """A pyramid of the same steps with other channels.
 
-        A new one's past is NaN. With a smaller `capacity` old steps are known more coarsely.
+        `sources` gives for each of them its number here, or None for a new channel, whose past is NaN. With a smaller
+        `capacity` old steps are kept at a coarser resolution.
         """
         made = Pyramid(merges, capacity=capacity)
         assert len(sources) == made.channels
@@ -166,7 +167,7 @@ class Pyramid:
         return made
 
     def newest(self) -> list[float]:
-        """The last step's values, those of the last bin where it is not known by itself; NaN when empty."""
+        """The last step's values, or those of the finest bin that holds it; NaN when empty."""
         finest = next((level for level in self.levels if level.bins), self.levels[0])
         return list(finest.values[-self.channels :]) or [math.nan] * self.channels
 
@@ -174,15 +175,15 @@ class Pyramid:
         return any(level.bins for level in self.levels)
 
     def first_step(self) -> int:
-        """The earliest step still known at any scale; 0 when empty."""
+        """The earliest step still known at any resolution; 0 when empty."""
         top = self.levels[-1]
         return top.bins[0] * top.width if top.bins else 0
 
     def window(self, width: int, first: int, last: int) -> list[tuple[int, list[float]]]:
-        """Bins of `width` steps (a power of two) that touch steps first..last, as `(bin number, values)` in order.
+        """Bins of `width` steps (a power of two) that overlap steps first..last, as `(bin number, values)` in order.
 
-        Read from the coarsest level that is fine enough and reaches back to `first`; where none is, a coarser level's
-        bins are given once each, under the number of the first bin they cover.
+        Read from the coarsest level that is fine enough and reaches back to `first`. If there is none, a coarser
+        level's bins are returned, each under the number of the first bin that it covers.
         """
         assert width & (width - 1) == 0
         level = self._level_for(width, first)
@@ -212,14 +213,14 @@ class Pyramid:
         return next((lv for lv in self.levels if lv.bins and lv.bins[0] * lv.width <= first), self.levels[-1])
 
     def _bins(self, level: Level) -> Iterator[tuple[int, float, array[float]]]:
-        """A level's own bins, then what the levels below have not handed up yet."""
+        """A level's own bins, then what the levels below have not merged into it yet."""
         c = self.channels
         for n, bin_ in enumerate(level.bins):
             yield bin_, level.counts[n], level.values[n * c : (n + 1) * c]
         for k in range(self.levels.index(level) - 1, -1, -1):
             below = self.levels[k]
             if below.bins:
-                # Each level's newest bin is the one it still holds back.
+                # Each level's newest bin is not in the level above yet.
                 ratio = level.width // below.width
                 yield below.bins[-1] // ratio, below.counts[-1], below.values[-c:]
 
@@ -231,7 +232,7 @@ class Pyramid:
         ]
 
     def receive(self, levels: Sequence[LevelSent]) -> None:
-        """Become the pyramid that was sent."""
+        """Replace the contents by a pyramid that was sent."""
         self.levels = []
         for sent in levels:
             level = Level(sent.width)
@@ -241,15 +242,15 @@ class Pyramid:
             self.levels.append(level)
 
     def nbytes(self) -> int:
-        """Memory the bins take."""
+        """Memory of the bins in bytes."""
         return sum(len(lv.bins) * 8 + len(lv.counts) * 8 + len(lv.values) * 8 for lv in self.levels)
 
 
 def loss_pyramid() -> Pyramid:
-    """Channels: smallest, largest and mean loss of the bin, mean of the smoothed loss."""
+    """Channels: smallest, largest and mean loss; mean of the smoothed loss."""
     return Pyramid(("min", "max", "mean", "mean"), capacity=LOSS_BINS)
 
 
 def device_pyramid() -> Pyramid:
-    """Channels: most memory in use, in bytes; mean utilisation of the GPU, 0…1."""
+    """Channels: largest memory in use, in bytes; mean utilisation of the GPU, 0…1."""
     return Pyramid(("max", "mean"), capacity=DEVICE_BINS)

@@ -1,8 +1,10 @@
-"""The smoothed loss, defined here and nowhere else: a moving average that does not drag along what ended at a jump.
+"""The smoothed loss: a moving average that starts again after a jump. Nothing else in the program smooths a loss.
 
-m ← m + (loss − m)/n, n being 20 steps, and a tenth of a younger run. Five losses in a row that all lie far over or all
-far under what m was before them are no noise of batches: m begins anew as their mean, with n = 5, and n grows on as in
-a young run. Far is a factor of two at least, and 2½ times the usual |ln| of one loss over the one before.
+m ← m + (loss − m)/n with n = 1 + step/10, at most 20.
+
+A jump is five losses in a row that are all far above, or all far below, the value of m before them. Then m starts again
+as their mean with n = 5, and n grows from there as at the start of a run. Far means a factor of more than two, and of
+more than e^(2½ d), where d is the running mean of |ln(loss / previous loss)|: noise between batches is no jump.
 """
 
 from __future__ import annotations
@@ -11,71 +13,70 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-OVER = 20.0
-YOUNG = 10  # steps after which one more is averaged over
+WINDOW = 20.0
+STEPS_PER_N = 10  # in a young run, n grows by 1 every so many steps
 FAR, DEVIATIONS = math.log(2), 2.5
-CONFIRMED = 5
+JUMP_STEPS = 5
 
 
 @dataclass(slots=True)
-class Smoothed:
-    """m, the step at which n was 1, the usual |ln| from loss to loss, ln of the last one, and a jump not yet confirmed.
-
-    The jump is m before it and the losses since.
-    """
+class SmoothedLoss:
+    """The average m and what the next one depends on."""
 
     value: float = math.nan
-    born: int = 0
-    deviation: float = 0.0
-    last: float = math.nan
-    jump: list[float] = field(default_factory=list)
+    start: int = 0  # the step at which n was 1
+    deviation: float = 0.0  # running mean of |ln(loss / previous loss)|
+    log_loss: float = math.nan  # of the last loss
+    jump: list[float] = field(default_factory=list)  # m before a jump not confirmed yet, then the losses since
 
-    def add(self, step: int, loss: float, over: float = OVER) -> float:
-        """Take in a finite loss, and tell the average of about `over` steps behind it."""
-        value, last = self.value, self.last
-        length = 1 + (step - self.born) / YOUNG
-        length = over if length > over else length
-        if value / 2 < loss < value * 2 and length > 1 and not self.jump:  # as a rule: nothing to look into
-            self.value = value + (loss - value) / length
-        elif math.isnan(value) or length <= 1:
+    def add(self, step: int, loss: float, window: float = WINDOW) -> float:
+        """Take in a finite loss and return the average over about `window` steps."""
+        value, previous = self.value, self.log_loss
+        n = 1 + (step - self.start) / STEPS_PER_N
+        n = window if n > window else n
+        if value / 2 < loss < value * 2 and n > 1 and not self.jump:  # the common case: surely no jump
+            self.value = value + (loss - value) / n
+        elif math.isnan(value) or n <= 1:
             self.value = loss
         elif self._jumped(loss):
-            self.value = math.fsum(loss / CONFIRMED for loss in self.jump[1:])  # whose sum may be too large
-            self.born, self.jump = step - YOUNG * (CONFIRMED - 1), []
+            self.value = math.fsum(loss / JUMP_STEPS for loss in self.jump[1:])  # their sum could overflow
+            self.start, self.jump = step - STEPS_PER_N * (JUMP_STEPS - 1), []
         else:
-            self.value += (loss - value) / length
+            self.value += (loss - value) / n
         if loss > 0:
-            self.last = math.log(loss)
-            if last == last:  # a number
-                self.deviation += (abs(self.last - last) - self.deviation) / (length if length > OVER / 2 else OVER / 2)
+            self.log_loss = math.log(loss)
+            if previous == previous:  # not NaN
+                self.deviation += (abs(self.log_loss - previous) - self.deviation) / (
+                    n if n > WINDOW / 2 else WINDOW / 2
+                )
         return self.value
 
-    def back(self, step: int, value: float, loss: float) -> None:
-        """Stand before update `step` again, behind `loss`, where the average was `value`."""
-        if step < self.born + YOUNG * (CONFIRMED - 1):
-            self.born = 0
-        self.value, self.last, self.jump = value, math.log(loss) if loss > 0 else math.nan, []
+    def rewind(self, step: int, value: float, loss: float) -> None:
+        """Go back to before update `step`, when the average was `value` and the last loss `loss`."""
+        if step < self.start + STEPS_PER_N * (JUMP_STEPS - 1):
+            self.start = 0
+        self.value, self.log_loss, self.jump = value, math.log(loss) if loss > 0 else math.nan, []
 
     def send(self) -> tuple[float, ...]:
-        """All of it, for a viewer."""
-        return self.value, self.born, self.deviation, self.last, *self.jump
+        """The state, for a viewer."""
+        return self.value, self.start, self.deviation, self.log_loss, *self.jump
 
     @classmethod
-    def receive(cls, sent: Sequence[float]) -> Smoothed:
-        """What was sent."""
-        value, born, deviation, last, *jump = sent
-        return cls(value, int(born), deviation, last, jump)
+    def receive(cls, sent: Sequence[float]) -> SmoothedLoss:
+        """The inverse of `send`."""
+        value, start, deviation, log_loss, *jump = sent
+        return cls(value, int(start), deviation, log_loss, jump)
 
     def _jumped(self, loss: float) -> bool:
-        """Whether this loss is the one that confirms a jump."""
+        """Whether this loss confirms a jump."""
         if self.jump and self._side(loss, self.jump[0]) != (1 if self.jump[1] > self.jump[0] else -1):
             self.jump = []
         if self.jump or self._side(loss, self.value):
             self.jump = [*(self.jump or [self.value]), loss]
-        return len(self.jump) > CONFIRMED
+        return len(self.jump) > JUMP_STEPS
 
     def _side(self, loss: float, level: float) -> int:
-        """1 far over it, -1 far under it, 0 near it or where a factor means nothing."""
+        """1 if the loss is far above the level, -1 if far below, else 0; also 0 where the ratio means nothing."""
         far, ratio = max(FAR, DEVIATIONS * self.deviation), _log_ratio(loss, level)
         return (ratio > far) - (ratio < -far)
 

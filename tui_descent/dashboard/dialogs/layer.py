@@ -111,7 +111,7 @@ class LayerDialog(Dialog[None]):
         idle = IDLE.get(status)
         if idle is not None:
             row("status", status, "", idle, ink.DIM)
-        tiers = history.tiers.of(history.segment)
+        tiers = history.newest_readings.of(history.segment)
         for metric in sorted(tiers, key=lambda metric: ORDER.get(metric, len(ORDER))):
             symbol, unit, what = DEFINITIONS.get(metric, (plain(metric, 30), "", ""))
             taken = tiers[metric]

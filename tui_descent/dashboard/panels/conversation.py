@@ -38,7 +38,7 @@ from tui_descent.scenario.knobs import text_of
 from tui_descent.telemetry.history import History
 
 # What is to be done begins with one of these.
-ADVICE = (" Try ", "; u goes back ", "; space goes on", ". space tries", "; q leaves")
+ADVICE = (" Press ", "; u goes back ", "; space goes on", ". space tries", "; q leaves")
 # Of a sentence that is cut for the advice behind it; of less nothing can be read.
 SHORTEST = 12
 

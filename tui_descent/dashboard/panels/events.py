@@ -28,7 +28,7 @@ from tui_descent.protocol.events import (
     StateChanged,
     StepsMissed,
 )
-from tui_descent.telemetry.facts import Fact
+from tui_descent.telemetry.log import LogEntry
 
 NUMBER = 8
 SEGMENT = 4  # once an undo has begun another segment
@@ -75,7 +75,7 @@ class EventsPanel(Panel):
         return rows[len(rows) - height - self._back :][:height] if len(rows) > height else rows
 
 
-def words(fact: Fact) -> tuple[str, Style]:
+def words(fact: LogEntry) -> tuple[str, Style]:
     """A fact as a sentence and its colour."""
     match fact:
         case KnobTurned():
@@ -133,7 +133,7 @@ def _receipt(event: KnobTurned) -> str:
     return f"{moved}, loss {short(event.loss_before)} → {short(event.loss_after)}"
 
 
-def _places(facts: list[Fact], *, several: bool) -> list[str]:
+def _places(facts: list[LogEntry], *, several: bool) -> list[str]:
     """`150`, or `1·150` where there are several segments: what tells none happened in the one before it."""
     places, segment = [], 0
     for fact in facts:

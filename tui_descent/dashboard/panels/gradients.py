@@ -10,7 +10,7 @@ from tui_descent.dashboard.panels.bars import BarsPanel, bar_line, log_of, momen
 from tui_descent.dashboard.panels.line import Line
 from tui_descent.dashboard.panels.scale import Scale
 from tui_descent.dashboard.panels.view import View
-from tui_descent.telemetry.layers import LOG_FLOOR
+from tui_descent.telemetry.gradient_history import LOG_FLOOR
 
 
 class GradientsPanel(BarsPanel):

@@ -17,7 +17,7 @@ from tui_descent.dashboard.panels.scale import Scale
 from tui_descent.dashboard.panels.strips import Panel, empty
 from tui_descent.dashboard.panels.timeline import Columns, Timeline, gutter, marks
 from tui_descent.dashboard.panels.view import View
-from tui_descent.telemetry.layers import LOG_FLOOR
+from tui_descent.telemetry.gradient_history import LOG_FLOOR
 
 Levels = tuple[int | None, ...]
 

@@ -9,8 +9,8 @@ from tui_descent.dashboard.figures import axis_count
 from tui_descent.dashboard.panels.names import labels
 from tui_descent.dashboard.panels.view import View
 from tui_descent.protocol.events import KnobTurned, Marked
+from tui_descent.telemetry.gradient_history import GradientHistory
 from tui_descent.telemetry.history import History
-from tui_descent.telemetry.layers import Gradients
 from tui_descent.telemetry.pyramid import Pyramid
 
 RECENT_STEPS = 200
@@ -95,10 +95,12 @@ class Columns:
     """A memo of a pyramid's closed bins: only the open one is read again each frame."""
 
     def __init__(self) -> None:
-        self._of: tuple[Pyramid | Gradients, int, int] | None = None
+        self._of: tuple[Pyramid | GradientHistory, int, int] | None = None
         self._bins: list[tuple[int, list[float]]] = []
 
-    def read(self, pyramid: Pyramid | Gradients, width: int, first: int, last: int) -> list[tuple[int, list[float]]]:
+    def read(
+        self, pyramid: Pyramid | GradientHistory, width: int, first: int, last: int
+    ) -> list[tuple[int, list[float]]]:
         """The same as `pyramid.window`."""
         key = (pyramid, width, first)
         if key != self._of or not self._bins or last < self._bins[-1][0] * width:

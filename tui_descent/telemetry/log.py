@@ -1,4 +1,4 @@
-"""What the log of a run is made of."""
+"""Which events a run's log shows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tui_descent.protocol.events import (
     StepsMissed,
 )
 
-Fact = (
+LogEntry = (
     Evaluated
     | Diagnosed
     | Foretold

@@ -1,4 +1,4 @@
-"""A keeper whose trainer is played by hand: a real socket, a real ring, and no torch."""
+"""A keeper with a scripted trainer: a real socket, a real ring, no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable
 from threading import Event, Thread
 
-from tui_descent.keeper.serve import Keeper
+from factories import started
+
+from tui_descent.keeper.keeper import Keeper
 from tui_descent.keeper.trainer import Trainer
 from tui_descent.paths import new_run, socket_path
 from tui_descent.protocol import codec
@@ -18,7 +20,6 @@ from tui_descent.protocol.events import (
     Layer,
     LayersChanged,
     RunEnded,
-    RunStarted,
     StateChanged,
     StepsCompleted,
 )
@@ -29,14 +30,14 @@ from tui_descent.protocol.ring import Ring, ring_file
 WITHIN_S = 30.0
 
 
-class Played:
-    """A trainer's end of the line. What is not closed by the test is closed by `run`."""
+class ScriptedTrainer:
+    """The trainer's end of socket and ring, with the keeper. `run` closes what the test leaves open."""
 
     def __init__(self, *, attended: bool = False, ring_steps: int = 1 << 12, script: bool = False) -> None:
-        run, folder = new_run("played")
+        run, folder = new_run("scripted")
         self.launch = Launch(
             run=run,
-            name="played",
+            name="scripted",
             folder=str(folder),
             socket=str(socket_path(run)) if attended else None,
             attended=attended,
@@ -53,26 +54,14 @@ class Played:
         self.step = 0
         self.events: list[AnyEvent] = []
         self.listening = Event()
-        self.keeper = Keeper(self.launch, on_event=self._heard)
+        self.keeper = Keeper(self.launch, on_event=self._receive)
 
-    def _heard(self, event: AnyEvent) -> None:
+    def _receive(self, event: AnyEvent) -> None:
         self.events.append(event)
-        self.listening.set()  # its first word comes once the socket is there
+        self.listening.set()  # the first event comes when the socket is there
 
-    def started(self) -> None:
-        self.peer.send(
-            RunStarted(
-                run=self.launch.run,
-                name="played",
-                title="t",
-                scenario=None,
-                device="cpu",
-                threads=1,
-                parameters=6,
-                layers=self.layers,
-                knobs=(),
-            )
-        )
+    def start(self) -> None:
+        self.peer.send(started(run=self.launch.run, name="scripted", scenario=None, layers=self.layers, knobs=()))
         self.peer.send(StateChanged(state="running"))
 
     def steps(self, count: int, *, reading_every: int = 0) -> None:
@@ -83,8 +72,8 @@ class Played:
                 self.ring.write_reading(step, 0, 1.0, 0.0, rows, structure=self.structure)
         self.step += count
 
-    def surgery(self) -> None:
-        """Norms come, or go again."""
+    def change_layers(self) -> None:
+        """Add norms, or remove them again."""
         plain, self.structure = self.layers[:2], self.structure + 1
         norms = tuple(Layer(name=f"blocks.{n}.norm", kind="LayerNorm", params=2, block=n) for n in range(2))
         self.layers = plain if len(self.layers) > 2 else (*plain, *norms)
@@ -98,7 +87,7 @@ class Played:
             self.peer.close()
 
     def run(self, first: Callable[[], None] = lambda: None) -> RunEnded:
-        """`first` is done when the trainer is to be started."""
+        """Run the keeper; `first` is called when it starts the trainer."""
 
         def start() -> Trainer:
             first()
@@ -110,8 +99,8 @@ class Played:
             self.peer.close()
             self.ring.close()
 
-    def while_it_runs(self, play: Callable[[], None], first: Callable[[], None] = lambda: None) -> RunEnded:
-        """Play the trainer beside the keeper; its end is the trainer's end."""
+    def run_while(self, play: Callable[[], None], first: Callable[[], None] = lambda: None) -> RunEnded:
+        """Run the keeper while `play` acts as the trainer in a thread; the trainer exits when `play` returns."""
 
         def whole() -> None:
             try:
@@ -127,7 +116,7 @@ class Played:
             thread.join(30)
             assert not thread.is_alive()
 
-    def steps_told(self) -> list[int]:
+    def published_steps(self) -> list[int]:
         return [
             s for e in self.events if isinstance(e, StepsCompleted) for s in range(e.first, e.first + len(e.losses))
         ]

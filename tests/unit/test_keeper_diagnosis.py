@@ -1,0 +1,77 @@
+"""The diagnosis in the keeper: events in, findings out."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from factories import curved, reading_of, started, steps
+
+from tui_descent.keeper.diagnosis import LETTER_ENTROPY, DiagnosisEvents, context_of
+from tui_descent.protocol.events import (
+    Diagnosed,
+    KnobState,
+    Layer,
+    RunStarted,
+)
+from tui_descent.scenario import presets
+from tui_descent.scenario.toml import to_table
+
+
+def start_of(preset: str) -> RunStarted:
+    return started(
+        scenario=to_table(presets.find(preset)[1]),
+        layers=tuple(Layer(name=f"blocks.{n}.linear", kind="Linear", params=272, block=n) for n in range(2)),
+        knobs=(KnobState(name="lr", value="0.1"), KnobState(name="optimizer", value="sgd")),
+    )
+
+
+def findings(diagnosis: DiagnosisEvents, loss: float, at: range) -> list[str]:
+    reading = reading_of(
+        at.start,
+        {"backprop_factor": [1.0, 1.0], "update_norm": [0.01, 0.01], "grad_norm": [0.1, 0.1]},
+        global_grad_norm=0.2,
+    )
+    published = list(diagnosis.after(reading))
+    published += diagnosis.after(steps(at.start, [loss] * len(at)))
+    return [event.finding for event in published if isinstance(event, Diagnosed)]
+
+
+def test_saddle_is_found_once_the_curvature_is_known() -> None:
+    diagnosis = DiagnosisEvents()
+    assert not list(diagnosis.after(start_of("plateau")))
+    assert findings(diagnosis, 2.3, range(60)) == ["plateau"]
+    assert not list(diagnosis.after(curved(50, 3.0, -0.5, 40.0)))
+    assert findings(diagnosis, 2.3, range(60, 80)) == ["saddle"]
+
+
+def test_edge_of_stability_is_found_once_the_curvature_is_known() -> None:
+    diagnosis = DiagnosisEvents()
+    list(diagnosis.after(start_of("edge-of-stability")))
+    list(diagnosis.after(curved(50, 1.30, -0.1, 1.33)))
+    assert not findings(diagnosis, 1.0, range(3))
+    assert findings(diagnosis, 0.2, range(3, 60)) == ["rate at the edge"]
+
+
+def test_context_has_the_loss_of_a_guess() -> None:
+    contexts = {name: context_of(to_table(presets.find(name)[1])) for name in presets.names()}
+    assert contexts["vanishing"].classes == 10
+    assert (contexts["transformer"].classes, contexts["transformer"].guess) == (None, LETTER_ENTROPY)
+    assert (contexts["edge-of-stability"].classes, contexts["edge-of-stability"].guess) == (None, None)
+    assert contexts["saddle"].surface
+    assert not contexts["vanishing"].surface
+    assert context_of(None).optimizer is None
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-160, 1.0, 1e200, math.inf])
+def test_loss_that_grows_to_the_float64_limit_is_diverging_and_raises_nothing(factor: float) -> None:
+    diagnosis, published = DiagnosisEvents(), []
+    published += diagnosis.after(start_of("healthy"))
+    for n in range(300):
+        loss = min(10.0 ** (2 * n), 1.7e308) if n < 154 else 1.7e308
+        values = {"backprop_factor": [factor, factor], "update_norm": [factor] * 2, "grad_norm": [1e300] * 2}
+        reading = reading_of(n, values, global_grad_norm=1e300)
+        published += diagnosis.after(reading)
+        published += diagnosis.after(steps(n, [loss]))
+    found = [event.finding for event in published if isinstance(event, Diagnosed)]
+    assert factor != 1.0 or "diverging" in found

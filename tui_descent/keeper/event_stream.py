@@ -1,0 +1,123 @@
+"""One ordered stream of events from the two channels of a trainer: the ring in shared memory and the socket.
+
+Losses and readings come through the ring, all other events through the socket. What happened at step k comes after
+update k - 1 and before update k; the readings of step k come after update k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tui_descent.keeper.trainer import Trainer
+from tui_descent.protocol.codec import FrameError, decode, from_trainer
+from tui_descent.protocol.events import AnyEvent, Noted, RunStarted, StepsCompleted, StepsMissed
+from tui_descent.protocol.readings import unpack
+from tui_descent.protocol.ring import ReadingRecord, Ring, StepRecord
+from tui_descent.telemetry.history import History
+
+
+class EventStream:
+    """Merges the ring and the socket. `history` gives the run's current segment and step: apply each event to it
+    before taking the next one.
+    """
+
+    def __init__(self, history: History) -> None:
+        self.ring: Ring | None = None  # opened when the run has started
+        self._history = history
+        self._steps: list[StepRecord] = []  # read from the ring, not published yet
+        self._readings: list[ReadingRecord] = []
+        self._steps_read = 0
+        self._steps_missed = 0
+        self._published = (-1, -1)  # segment and step of the last update that was published
+        self._warned_of_readings = False
+
+    def new_events(self, trainer: Trainer) -> Iterator[AnyEvent]:
+        """Everything new. Raises `ChannelError` if the ring cannot be opened.
+
+        The ring is read first: an event that was sent before an update in the ring has arrived by then.
+        """
+        yield from self._read_ring()
+        steps_read = self._steps_read
+        events = _receive(trainer)
+        for n, event in enumerate(events):
+            # An event without a step keeps its place before the next event that has one.
+            placed = next((e for e in events[n:] if hasattr(e, "step")), None)
+            if placed is None:
+                yield from self._publish_steps(steps_read)
+            else:
+                yield from self._read_ring()
+                segment = self._steps[-1].segment if self._steps else self._history.segment
+                place = (getattr(placed, "segment", segment), placed.step)
+                yield from self._publish_steps(
+                    self._steps_read - sum((r.segment, r.step) >= place for r in self._steps)
+                )
+            if isinstance(event, RunStarted):
+                self.ring = trainer.ring()
+                self.ring.raise_flag()  # for requests sent while there was no flag to raise
+            yield event
+        yield from self._publish_steps(steps_read)
+
+    def last_events(self) -> Iterator[AnyEvent]:
+        """What is left in the ring of a trainer that has exited."""
+        yield from self._read_ring()
+        yield from self._publish_steps(self._steps_read)
+
+    def _read_ring(self) -> Iterator[AnyEvent]:
+        ring = self.ring
+        if ring is None:
+            return
+        while chunk := ring.read_steps():
+            if ring.missed > self._steps_missed:
+                yield from self._publish_steps(self._steps_read)
+                count, self._steps_missed = ring.missed - self._steps_missed, ring.missed
+                yield StepsMissed(segment=self._history.segment, step=chunk[0].step, count=count)
+            self._steps += chunk
+            self._steps_read += len(chunk)
+        self._readings += ring.read_readings()
+        if ring.missed_readings and not self._warned_of_readings:
+            self._warned_of_readings = True
+            text = "readings dropped: they arrive faster than they can be sent; raise --watch-every"
+            yield Noted(step=self._history.steps, text=text, level="warning")
+
+    def _publish_steps(self, end: int) -> Iterator[AnyEvent]:
+        """The first `end` updates of all that were read, as far as they are not published yet, and their readings."""
+        count = max(0, end - (self._steps_read - len(self._steps)))
+        steps, self._steps = self._steps[:count], self._steps[count:]
+        yield from _consecutive(steps)
+        if steps:
+            self._published = (steps[-1].segment, steps[-1].step)
+        readings = [r for r in self._readings if (r.segment, r.step) <= self._published]
+        self._readings = self._readings[len(readings) :]
+        for reading in readings:
+            yield unpack(reading)
+
+
+def _receive(trainer: Trainer) -> list[AnyEvent]:
+    """The events in the socket; a malformed one closes it."""
+    events: list[AnyEvent] = []
+    try:
+        for body in trainer.link.receive():
+            events.append(decode(from_trainer, body))
+    except FrameError as error:
+        trainer.link.closed = str(error)
+    return events
+
+
+def _consecutive(records: list[StepRecord]) -> Iterator[StepsCompleted]:
+    """One event for each run of consecutive updates of one segment."""
+    start = 0
+    for n in range(1, len(records) + 1):
+        if n < len(records):
+            a, b = records[n - 1], records[n]
+            if (b.segment, b.step) == (a.segment, a.step + 1):
+                continue
+        part = records[start:n]
+        start = n
+        yield StepsCompleted(
+            segment=part[0].segment,
+            first=part[0].step,
+            losses=[r.loss for r in part],
+            lrs=[r.lr for r in part],
+            times_s=[r.time_s for r in part],
+            skipped=tuple(r.step for r in part if r.skipped),
+        )

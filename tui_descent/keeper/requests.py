@@ -1,0 +1,59 @@
+"""Viewers' requests on their way to the trainer. Each gets exactly one reply: from the trainer, or a rejection here."""
+
+from __future__ import annotations
+
+from tui_descent.protocol.channel import Peer
+from tui_descent.protocol.commands import Order, TurnKnob, WatchCurvature
+from tui_descent.protocol.events import AnyEvent, CommandDone, CommandRejected, KnobTurned
+from tui_descent.telemetry.history import History
+
+MAX_QUEUED_BYTES = 1 << 20
+
+
+class Requests:
+    """Queues requests for the trainer and remembers those without a reply. `history` gives the current step."""
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self._unanswered: dict[tuple[int, int], Order] = {}  # by client and request
+        self._curvature_viewers: set[int] = set()  # clients that look at the curvature
+
+    def pass_on(self, order: Order, link: Peer) -> CommandRejected | None:
+        """Queue a request for the trainer. Returns a rejection if the trainer cannot take it."""
+        if link.closed:
+            return self.reject(order, "the run has ended")
+        if link.waiting > MAX_QUEUED_BYTES:
+            return self.reject(order, "the trainer has not read the earlier requests yet")
+        if isinstance(order.command, WatchCurvature):
+            (self._curvature_viewers.add if order.command.on else self._curvature_viewers.discard)(order.client)
+        if order.request:
+            self._unanswered[order.client, order.request] = order
+        link.queue(order)  # not sent at once, so that requests that come together arrive together
+        return None
+
+    def reject(self, order: Order, reason: str) -> CommandRejected:
+        """The reply to a request that is not carried out."""
+        return CommandRejected(
+            client=order.client,
+            request=order.request,
+            source=order.source,
+            segment=self._history.segment,
+            step=self._history.steps,
+            knob=order.command.knob[:60] if isinstance(order.command, TurnKnob) else "",
+            reason=reason,
+        )
+
+    def reject_unanswered(self, reason: str) -> list[CommandRejected]:
+        """Replies to all requests that have none."""
+        return [self.reject(order, reason) for order in self._unanswered.values()]
+
+    def note_reply(self, event: AnyEvent) -> None:
+        """If this event is the reply to a request, the request is answered."""
+        if isinstance(event, KnobTurned | CommandDone | CommandRejected):
+            self._unanswered.pop((event.client, event.request), None)
+
+    def cleanup_after(self, client: int) -> Order | None:
+        """What to ask of the trainer when this viewer has left: to stop measuring what only this viewer looked at."""
+        if client not in self._curvature_viewers:
+            return None
+        return Order(client=client, request=0, source="send", command=WatchCurvature(on=False))

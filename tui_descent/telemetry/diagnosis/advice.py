@@ -1,0 +1,93 @@
+"""Which knobs help against a finding, the best first, and whether an intervention follows the advice.
+
+The order comes from trying the knobs on randomly drawn nets (`tests/diagnosis_oracle.py`).
+"""
+
+from __future__ import annotations
+
+import math
+
+from tui_descent.protocol.events import Advice
+from tui_descent.telemetry.diagnosis.features import Features
+from tui_descent.telemetry.diagnosis.findings import Name, RunContext
+from tui_descent.telemetry.diagnosis.rules import ADAPTIVE, SMALL_WEIGHTS
+
+# What the step size should be: ‖Δ‖ over the norm of weights as large as Xavier's, and ‖Δ‖/‖g‖.
+GOOD_UPDATE_RATIO, GOOD_STEP_PER_GRAD = 3e-3, 0.3
+TINY_WEIGHTS = 0.3  # on the scale of SMALL_WEIGHTS: below it, re-initialising helps more than residual connections
+DEEP_BLOCKS = 6  # from this depth on, residual connections help more than another optimizer
+BYPASS_BLOCKS = 3  # from this depth on, residual connections bypass dead and saturated layers
+GREW = 3.0  # a product at the start above this is a sign of weights that are too large
+
+SLOWER = (Advice("undo", "1", "u"), Advice("lr", "/10", "["))
+ADAM = Advice("optimizer", "adam", "o")
+RESIDUAL = Advice("residual", "on", "r")
+
+
+def advice_for(name: Name, f: Features, context: RunContext) -> list[Advice]:
+    """What helps in this case, the best first. The knobs may be unavailable in this run."""
+    adaptive = context.optimizer in ADAPTIVE
+    init = _init(context)
+    # A sigmoid's derivative is at most ¼ whatever the weights, so re-initialising does not help it.
+    redraw = [init] if f.weight_scale < SMALL_WEIGHTS and context.activation != "sigmoid" else []
+    residual = [] if context.residual else [RESIDUAL]
+    norm = _norm(context)
+    adam = [] if adaptive else [ADAM]
+    faster = Advice("lr", f"*{10 ** _decades(name, f, adaptive)}", "]")
+    bypass = residual if f.blocks >= BYPASS_BLOCKS else []
+    deep = f.blocks >= DEEP_BLOCKS
+    cures: dict[Name, list[Advice]] = {
+        "vanishing": [*(redraw + residual if f.weight_scale < TINY_WEIGHTS else residual + redraw), *norm],
+        "exploding": exploding_advice(context),
+        "diverging": [*SLOWER],
+        "dead units": [*bypass, Advice("activation", "leaky_relu", "a"), init],
+        "saturated": [
+            *([init, *bypass] if (f.first_product or 0.0) > GREW else [*bypass, init]),
+            Advice("activation", "relu", "a"),
+            *norm,
+        ],
+        "plateau": [*redraw, *(residual if deep else []), *adam, faster, *([] if deep else residual)],
+        "saddle": [faster, *adam],
+        # No other optimizer here: the learning rate is converted for it, so it would stay too small.
+        "rate too small": [faster],
+        "rate at the edge": [Advice("lr", "/1.25", "-")],
+    }
+    return cures.get(name, [])
+
+
+def exploding_advice(context: RunContext) -> list[Advice]:
+    """What helps against weights that are too large."""
+    return [*_norm(context, where="mid"), _init(context)]
+
+
+def _norm(context: RunContext, *, where: str = "") -> list[Advice]:
+    # `way=instant`, since a calibrated norm would keep the function as it is, and its problem with it.
+    place = where and f",where={where}"
+    return [] if context.norm else [Advice("norm", f"layer{place},way=instant", "n")]
+
+
+def _init(context: RunContext) -> Advice:
+    """Xavier for units that saturate, He for all others."""
+    return Advice("init", "xavier" if context.activation in ("tanh", "sigmoid") else "he", "i")
+
+
+def _decades(name: Name, f: Features, adaptive: bool) -> int:
+    """By how many powers of ten the learning rate should grow."""
+    if name != "rate too small":
+        return 1
+    if adaptive:
+        size = f.update_ratio
+    else:
+        size = None if f.step_per_grad is None else f.step_per_grad * GOOD_UPDATE_RATIO / GOOD_STEP_PER_GRAD
+    # A size that is NaN or was not measured sets no limit.
+    size = min(size, 1.0) if size is not None and size > 1e-9 else 1e-9
+    return max(1, min(3, math.ceil(math.log10(GOOD_UPDATE_RATIO / size))))
+
+
+def is_advised(advice: Advice, knob: str, value: str, old: str = "") -> bool:
+    """Whether an intervention does what was advised. Of a learning rate only the direction counts."""
+    if advice.knob != knob or knob != "lr":
+        return advice.knob == knob and advice.value.partition(",")[0] == value.partition(",")[0]
+    relative, number = value[:1] in ("*", "/"), float(value.lstrip("*/"))
+    up = (number > 1) == (value[0] == "*") if relative else bool(old) and number > float(old)
+    return up == advice.value.startswith("*") and (relative or bool(old))

@@ -1,0 +1,179 @@
+"""From features to a finding: a list of thresholds, tried in order.
+
+The thresholds were set on randomly drawn nets, labelled by trying out which changes help: the tuning pool of
+`tests/diagnosis_nets.py`. Below, g is the loss of a guess and P the product of the blocks' backprop factors.
+"""
+
+from __future__ import annotations
+
+import math
+
+from tui_descent.telemetry.diagnosis.features import Features
+from tui_descent.telemetry.diagnosis.findings import Name, RunContext
+
+# The loss, in units of g.
+HUGE = 5.0  # at the start: the outputs were far too large
+RISEN, ABOVE_GUESS = 1.5, 1.3
+EXPECTED_GOOD = 0.65  # an expected loss below it: the run trains
+EXPECTED_GOOD_FLAT = 0.55  # the same for a loss that does not fall any more
+STUCK = 0.81  # above it: almost nothing was learnt
+STUCK_TEXT = 0.95  # the same for text, whose loss cannot come close to 0
+STEADY_FALL = 0.07  # over three windows: the loss is still improving
+ABOVE, FALLING = 1.1, 0.07  # a loss above 1.1 that falls by 7 % in a third of a window is still improving
+
+FLAT = 0.02  # where g is not known: a loss that falls by less in a third of a window is stuck
+VANISHED_LOSS = 1e-3  # of a surface's first loss
+FALLING_SLOPE = -2.5  # the loss's slope in standard errors, where g is known but there are no classes
+ESCAPING_SLOPE = -4.5  # the loss escapes by itself, if the gradient does not shrink meanwhile
+VANISHED, GROWN, EXPLODED = 3e-3, 10.0, 100.0  # P
+SIGMOID_FACTOR = 0.3  # a sigmoid block multiplies the gradient by about ¼ at most, whatever its weights
+ALL_DEAD, MANY_DEAD, SATURATED = 0.95, 0.9, 0.5  # shares of a layer's units
+SMALL_UPDATE, LARGE_UPDATE = 6e-4, 0.05  # ‖Δ‖ over the norm of weights as large as Xavier's
+SMALL_STEP = 0.009  # ‖Δ‖/‖g‖ of SGD: η, or η/(1 − β) with momentum
+PASSED, FAR_TOO_SMALL = 0.1, 0.5  # P of a gradient that arrives; decades by which steps are far too small
+BOUNCING, EDGE = -0.8, 0.95  # cosine of one gradient with the next; sharpness over the stability limit
+ADAPTIVE = ("adam", "adamw", "rmsprop")
+SMALL_WEIGHTS = 0.6  # √width · rms of a square weight: Xavier's is 1, He's 1.4
+
+
+def apply_rules(f: Features, context: RunContext) -> tuple[Name, float] | None:
+    """The most serious finding and how sure it is: ½ at the threshold of the number that decided, more beyond it.
+
+    None while a loss above that of a guess comes down: that is not healthy yet, but nothing is wrong any more.
+    """
+    classes, size = context.classes is not None, abs(f.guess)
+    # If the first updates were too large, a product that has grown since is their doing.
+    grown = max(f.first_product or 1.0, 1.0 if _started_too_fast(f) else f.product or 1.0)
+    expected = None if f.expected is None or not classes else f.expected / f.guess
+    improving = f.fall > FALLING if expected is None else expected < EXPECTED_GOOD
+    if exploded(f.first, f.guess, grown) and f.now > (HUGE if improving else ABOVE_GUESS) * f.guess:
+        return "exploding", _sure(grown / GROWN)
+    risen = max(f.first + (RISEN - 1) * abs(f.first), f.guess + (ABOVE_GUESS - 1) * size)
+    if f.now > risen:
+        return "diverging", _sure(f.now / risen if risen > 0 else math.inf, decades=0.3)
+    # Without any gradient the loss stays where it is, whatever it did before.
+    if classes and f.product == 0 and f.now > EXPECTED_GOOD * f.guess:
+        return _no_gradient(f)
+    if expected is not None:
+        # With saturated units, or with steps far too small, one fall does not promise another.
+        halting = f.saturated > SATURATED or _too_small(f, context.optimizer in ADAPTIVE) > FAR_TOO_SMALL
+        good = EXPECTED_GOOD if f.long_fall else EXPECTED_GOOD_FLAT
+        if expected > good or (f.now > EXPECTED_GOOD * f.guess and halting):
+            name, sure = _stuck(f, context)
+            return name, min(sure, _sure(expected / EXPECTED_GOOD, decades=0.1))
+        level = max(f.expected or 0.0, f.now + 2 * f.noise, 1e-300)
+        return _training(f, _sure(EXPECTED_GOOD * f.guess / level, decades=0.1))
+    share = STUCK
+    if classes:
+        falls = f.fall > FALLING and f.now > ABOVE * f.guess
+    elif context.guess is not None:
+        # A fall down to the guess needs no look at the input: it does not show that the gradient arrives.
+        share, falls = STUCK_TEXT, f.slope < FALLING_SLOPE and (f.product is None or f.product > VANISHED)
+    else:
+        falls = f.fall > FLAT
+    if f.now > f.guess - (1 - share) * size and not falls:
+        return _stuck(f, context)
+    if (classes or context.guess is not None) and f.now > ABOVE_GUESS * f.guess:
+        return None
+    if context.surface and f.fell < FLAT * size and _on_a_saddle(f):
+        return "saddle", 0.8
+    if flat_surface(f, context):
+        return "healthy", 0.5
+    return _training(f, _sure(share * f.guess / f.now, decades=0.3) if f.now > 0 else 1.0)
+
+
+def exploded(first_loss: float, guess: float, product: float | None) -> bool:
+    """Whether a run started with outputs that are far too large and a gradient that grows on its way back."""
+    return first_loss > HUGE * guess and product is not None and product > GROWN
+
+
+def flat_surface(f: Features, context: RunContext) -> bool:
+    """Whether a surface's loss is flat, at a minimum or a saddle, and the curvature that could tell is not known.
+
+    A loss that is a thousandth of the first one counts as flat even while it approaches 0.
+    """
+    if not context.surface or f.curvature is not None or (f.cosine is not None and f.cosine < BOUNCING):
+        return False
+    level = abs(f.now) < VANISHED_LOSS * abs(f.guess) or (f.fall < FLAT and f.slope > FALLING_SLOPE)
+    return f.fell < FLAT * abs(f.guess) and level
+
+
+def _training(f: Features, sure: float) -> tuple[Name, float]:
+    edge = None if f.curvature is None else f.curvature.edge
+    if (f.cosine is not None and f.cosine < BOUNCING) or (edge is not None and edge >= EDGE):
+        return "rate at the edge", 0.8
+    return "healthy", sure
+
+
+def _on_a_saddle(f: Features) -> bool:
+    return f.curvature is not None and f.curvature.lambda_min < -0.01 * abs(f.curvature.lambda_max)
+
+
+def _stuck(f: Features, context: RunContext) -> tuple[Name, float]:
+    """Why a loss does not fall."""
+    adaptive, sigmoid = context.optimizer in ADAPTIVE, context.activation == "sigmoid" and f.blocks > 2
+    vanished = max(VANISHED, SIGMOID_FACTOR**f.blocks if sigmoid else 0.0)
+    if f.product == 0 or f.dead > ALL_DEAD:
+        return _no_gradient(f)
+    lost = _decades(vanished / f.product) if f.product else 0.0
+    too_small = _too_small(f, adaptive)
+    # If both: the one further beyond its threshold. P has many factors, so a quarter of its decades counts.
+    if too_small > max(0.0, lost / 4) and (adaptive or lost > 0):
+        return "rate too small", _sure(10**too_small)
+    if lost > 0 and f.saturated > SATURATED and PASSED < (f.first_product or 0.0) < GROWN:
+        return "diverging", 0.6  # the gradient arrived at first; then the updates saturated the units
+    if lost > 0:
+        return "vanishing", _sure(10**lost)
+    if f.saturated > SATURATED and (f.first_product or 0.0) > EXPLODED:
+        return "exploding", 0.6
+    if _on_a_saddle(f):
+        # A gradient that grows on its way back gives large curvatures of both signs.
+        return ("exploding", 0.6) if (f.product or 0.0) > EXPLODED else ("saddle", 0.8)
+    if too_small > 0:
+        return "rate too small", _sure(10**too_small)
+    if _started_too_fast(f):
+        return "diverging", 0.6
+    escaping = f.slope < ESCAPING_SLOPE and f.growth is not None and f.growth > 0.9
+    steady = context.classes is not None and (f.long_fall or 0.0) > STEADY_FALL * f.guess
+    if f.saturated <= SATURATED and (escaping or steady):
+        return "healthy", 0.6
+    if f.dead > MANY_DEAD:
+        return "dead units", 0.6
+    return ("saturated" if f.saturated > SATURATED else "plateau"), 0.6
+
+
+def _too_small(f: Features, adaptive: bool) -> float:
+    """By how many decades the steps are too small; 0 if they are not, or if that is not known."""
+    size, least = (f.update_ratio, SMALL_UPDATE) if adaptive else (f.step_per_grad, SMALL_STEP)
+    return 0.0 if size is None or _started_too_fast(f) else max(0.0, _decades(least / max(size, 1e-9)))
+
+
+def _started_too_fast(f: Features) -> bool:
+    """Whether the first updates changed the weights by far too much."""
+    return f.first_update_ratio is not None and f.first_update_ratio > LARGE_UPDATE
+
+
+def _no_gradient(f: Features) -> tuple[Name, float]:
+    """Why there is no gradient: units dead from the start, weights too small, or killed by updates."""
+    first = f.first_product
+    if f.first_dead is not None and f.first_dead > ALL_DEAD:
+        return "dead units", 0.95
+    if first is not None and first > EXPLODED:
+        return "exploding", 0.7
+    if first is not None and first > VANISHED:
+        return "diverging", 0.7
+    # Around a dead layer the gradient can still pass through a residual connection.
+    arrives = f.product is not None and f.product > VANISHED
+    if first is not None and first > 0 and not arrives and (_started_too_fast(f) or f.weight_scale < SMALL_WEIGHTS):
+        return "vanishing", 0.7 if _started_too_fast(f) else 0.9
+    return "dead units", 0.95
+
+
+def _sure(ratio: float, *, decades: float = 1.0) -> float:
+    """½ at a ratio of 1 to the threshold; `decades` beyond it the remaining doubt has shrunk by a factor of e."""
+    return 1 - 0.5 * math.exp(-max(0.0, _decades(ratio)) / decades)
+
+
+def _decades(ratio: float) -> float:
+    """log10, limited to ±300: gradients can overflow or underflow."""
+    return math.log10(min(max(ratio, 1e-300), 1e300))
