@@ -239,6 +239,7 @@ def cases(presets: list[str]) -> Iterator[Case]:
         yield Case(f"init, freeze, kick, mlp, {optimizer}", headless, "mlp", 130, OPTIMIZERS[optimizer], WEIGHTS)
     for optimizer in OPTIMIZERS:
         yield Case(f"numbers, mlp, {optimizer}", headless, "mlp", 150, OPTIMIZERS[optimizer], NUMBERS)
+    for optimizer in ("sgd", "adam", "muon"):
         yield Case(f"optimizer, mlp, from {optimizer}", headless, "mlp", 100, OPTIMIZERS[optimizer], TOUR)
     yield Case("mixed, conv, sgd", headless, "conv", 180, OPTIMIZERS["sgd"], MIXED)
     yield Case("residual, conv, momentum", headless, "conv", 220, OPTIMIZERS["momentum"], until(220, RESIDUAL))
@@ -616,12 +617,12 @@ def main() -> int:
         for tree in (base, here):
             with tempfile.TemporaryDirectory() as folder:
                 tree.check(Path(folder))
-        befores = [
-            pool.submit(cached, cache / f"{case.name.replace(' ', '-')}.json", case, base, keep=args.keep)
-            for case in chosen
-        ]
-        afters = [pool.submit(taken, case, here, keep=args.keep) for case in chosen]
-        for case, before, after in zip(chosen, befores, afters, strict=True):
+        pairs = []
+        for case in chosen:
+            file = cache / f"{case.name.replace(' ', '-')}.json"
+            before = pool.submit(cached, file, case, base, keep=args.keep)
+            pairs.append((case, before, pool.submit(taken, case, here, keep=args.keep)))
+        for case, before, after in pairs:
             if "error" in before.result():
                 text: str | None = f"at the base: {before.result()['error'][0]}"
             else:
