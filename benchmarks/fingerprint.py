@@ -598,7 +598,12 @@ def main() -> int:
     parser.add_argument("--cache", metavar="DIR", type=Path, default=Path(tempfile.gettempdir()) / "tui-descent-base")
     parser.add_argument("--list", action="store_true", help="print the names of the cases")
     args = parser.parse_args()
-    names = sorted(path.stem for path in (REPOSITORY / "presets").glob("*.toml"))
+    listed = subprocess.run(
+        ["git", "ls-tree", "--name-only", args.base, "presets/"], cwd=REPOSITORY, capture_output=True, text=True,
+        check=False,
+    ).stdout.split()  # fmt: skip
+    files = [*listed, *(REPOSITORY / "presets").glob("*.toml")]
+    names = sorted({Path(file).stem for file in files})
     chosen = [case for case in cases(names) if not args.only or any(text in case.name for text in args.only)]
     if args.list:
         print(*(case.name for case in chosen), sep="\n")
