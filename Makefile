@@ -1,16 +1,22 @@
-.PHONY: check format heavy
+.PHONY: help quick check format heavy
 PY ?= .venv/bin
 
-check:
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+quick: ## while working, under a minute: tests of units and architecture, a numerics smoke test
+	$(PY)/pytest -q -n 2 tests/unit tests/architecture tests/numerics/test_twins.py
+
+check: ## everything a change must pass: lint, format, types, import contracts, all tests
 	$(PY)/ruff check .
 	$(PY)/ruff format --check .
 	$(PY)/mypy
 	$(PY)/lint-imports
-	$(PY)/pytest
+	$(PY)/pytest -n 2
 
-format:
+format: ## fix what the linter can fix, and format
 	$(PY)/ruff check --fix .
 	$(PY)/ruff format .
 
-heavy:
+heavy: ## the tests that take minutes each
 	$(PY)/pytest -m heavy
