@@ -67,9 +67,9 @@ class Played:
         self.watch.begin_step()
 
     @property
-    def past(self) -> UndoStack:
-        assert self.watch.control.past is not None
-        return self.watch.control.past
+    def undo(self) -> UndoStack:
+        assert self.watch.control.undo is not None
+        return self.watch.control.undo
 
     def step(self, *asked: AnyCommand) -> None:
         setup = self.setup
@@ -93,7 +93,7 @@ class Played:
         return self.losses
 
     def digest(self) -> str:
-        return digest(self.past.holders())
+        return digest(self.undo.holders())
 
 
 def untouched(folder: Path, until: int, plan: dict[int, str] | None = None) -> list[float]:

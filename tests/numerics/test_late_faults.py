@@ -69,7 +69,7 @@ def test_where_it_cannot_be_stopped_the_last_good_moment_is_offered_and_an_undo_
     optimizer = torch.optim.RMSprop(net.parameters(), lr=1e-3)
     batches = digit_batches(20)
     with Watch(net, optimizer, link=kept.link, sampler=Sampler(every=0), on_fault="hold") as run:
-        run.control.past = UndoStack(run.control.steering.ground, randoms=False)
+        run.control.undo = UndoStack(run.control.steering.ground, randoms=False)
         resumes(kept, Undo())
         start = copy_of(net)
         for n in range(40):

@@ -70,7 +70,7 @@ class Control:
         self.curvature: Curving | None = None
         self.while_still: Callable[[], None] = lambda: None
         self.memory: Memory | None = None
-        self.past: UndoStack | None = None
+        self.undo: UndoStack | None = None
         self.rewound = False  # since the last look between two updates
         self.told: tuple[State, str] | None = None
         setup = steering.ground.setup
@@ -92,8 +92,8 @@ class Control:
 
     def close(self) -> None:
         """The run is over: nothing can be gone back to, and nobody is told any more."""
-        if self.past is not None:
-            self.past.close()
+        if self.undo is not None:
+            self.undo.close()
         if self.link is not None:
             self.link.close()
 
@@ -145,7 +145,7 @@ class Control:
     def between(self) -> None:
         """Everything due before the next update, in the order that makes it repeatable. Raises `StopRun`."""
         self.stood = False
-        if self.steps_to_plan <= 0 or self.stop_asked is not None or (self.past is not None and self.past.due):
+        if self.steps_to_plan <= 0 or self.stop_asked is not None or (self.undo is not None and self.undo.due):
             self.settle()
         while self._plan and self._plan[0][0] <= self.step:
             _, turn = self._plan.pop(0)
@@ -153,7 +153,7 @@ class Control:
         while self._sweep_at and self._sweep_at[0] <= self.step:
             self._sweep_at.pop(0)
             self.carry_out(Batch(Order(client=0, request=0, source="plan", command=SweepRates())))
-        if self.past is not None and self.past.take_periodic(self.segment, self.step):
+        if self.undo is not None and self.undo.take_periodic(self.segment, self.step):
             self._snapshot("now and then" if self.step else "the run's start")
         link = self.link
         if link is not None and link.ring is not None:
@@ -167,17 +167,17 @@ class Control:
         if self.stop_asked is not None:
             raise StopRun("stopped", self.stop_asked)
         self.rewound = False
-        if self.past is not None:
-            self.past.went_on()
+        if self.undo is not None:
+            self.undo.went_on()
         self.steering.advance()
 
     def hold(self, reason: str, *, broken: bool = False) -> None:
         """Stand still until somebody says how to go on; `broken` offers the last good snapshot. Raises `StopRun`."""
         self.going.stand()
-        if broken and self.past is not None:
-            self.past.went_on()
+        if broken and self.undo is not None:
+            self.undo.went_on()
             self._broken = True
-            if (good := self.past.last_good()) is not None:
+            if (good := self.undo.last_good()) is not None:
                 reason = f"{reason}; u goes back to step {good.step}"
         self._obey(still=("held", reason))
         self._broken = False
@@ -234,13 +234,13 @@ class Control:
                 self.done(order, self._do(command, order.client))
                 return
             self.steering.check(command)
-            past = None if command.knob in INDIFFERENT else self.past
-            before = past.take(self.segment, self.step) if past is not None else None
+            undo = None if command.knob in INDIFFERENT else self.undo
+            before = undo.take(self.segment, self.step) if undo is not None else None
             rate, turned = self.steering.rate.value, self._turn(command, before)
-            if past is not None:
+            if undo is not None:
                 rates = rate, self.steering.rate.value
                 turned = turned.noted(
-                    past.push(undo_entry(self._turns, self.step, command, turned, before, rates=rates))
+                    undo.push(undo_entry(self._turns, self.step, command, turned, before, rates=rates))
                 )
             at_once = 1 + len(batch.earlier)
             for request in batch.earlier:
@@ -278,29 +278,29 @@ class Control:
         self._orders.put_back(batch)
 
     def _snapshot(self, reason: str, *, at: Snapshot | None = None) -> None:
-        assert self.past is not None
-        self.tell(self.past.event(reason, *((self.segment, self.step) if at is None else (at.segment, at.step))))
+        assert self.undo is not None
+        self.tell(self.undo.event(reason, *((self.segment, self.step) if at is None else (at.segment, at.step))))
 
     def _go(self, *, back: bool) -> str:
         """Undo or redo: what was done, in a word. Raises `ValueError` where it cannot be."""
-        past = self.past
-        if past is None:
+        undo = self.undo
+        if undo is None:
             raise ValueError("nothing to undo: this run keeps no snapshots")
-        step = past.undo(self.segment, self.step, broken=self._broken) if back else past.redo()
+        move = undo.undo(self.segment, self.step, broken=self._broken) if back else undo.redo()
         word = "undone" if back else "redone"
         try:
-            if step.snapshot is None:
-                for turn in step.turns:
+            if move.snapshot is None:
+                for turn in move.turns:
                     order = Order(client=0, request=0, source="key", command=turn)
                     self._tell_turned(order, turn, self._turn(turn))
-                return f"{word}: {step.what}"
-            step.snapshot.restore()
+                return f"{word}: {move.what}"
+            move.snapshot.restore()
         except ValueError:
-            past.cancel(step)
+            undo.cancel(move)
             raise
         self.steering.restored()
         self._broken, self.rewound = False, True
-        left, place = (self.segment, self.step), step.snapshot
+        left, place = (self.segment, self.step), move.snapshot
         self._segments += 1
         self.segment = self._segments
         if self._needs_keeper:  # a loop of the user's own goes on counting
@@ -313,14 +313,14 @@ class Control:
                 to_step=place.step,
                 segment=self.segment,
                 step=self.step,
-                what=step.what,
+                what=move.what,
                 back=back,
-                in_force=past.in_force,
+                in_force=undo.in_force,
                 knobs=self.steering.states(),
             )
         )
         self.tell_layers()
-        return f"{word}: {step.what}"
+        return f"{word}: {move.what}"
 
     def _sweep(self, client: int) -> str:
         """Test the learning rates; in a word what came of it. Raises `ValueError` where it cannot be done."""

@@ -105,7 +105,7 @@ class Watch:
         self._stretch = Stretch(self.control, self._updates, self._sampler, self._lane, waits=waits)
         steering.watched(self._follow, self._updates.deaf)
         if link is not None and link.launch.socket is not None:  # where nobody can ask, nothing is kept
-            self.control.past = UndoStack(steering.ground, tuple(state), link.launch.undo_budget, own_loop)
+            self.control.undo = UndoStack(steering.ground, tuple(state), link.launch.undo_budget, own_loop)
         self._segment = 0
         self._order = ForwardOrder()
         self._rows = Rows(model, self._order, self.control, self._guard)
