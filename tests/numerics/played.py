@@ -69,7 +69,7 @@ class Played:
         self.watch.begin_step()
 
     @property
-    def past(self) -> UndoStack:
+    def undo(self) -> UndoStack:
         assert self.watch.control.undo_stack is not None
         return self.watch.control.undo_stack
 
@@ -93,7 +93,7 @@ class Played:
         return self.losses
 
     def digest(self) -> str:
-        return digest(self.past.holders())
+        return digest(self.undo.holders())
 
 
 def untouched(folder: Path, until: int, plan: dict[int, str] | None = None) -> list[float]:

@@ -246,9 +246,9 @@ def test_one_that_will_not_go_back_leaves_all_as_it_was_and_is_told(kept_past: K
             run.step(loss)
             assert same(copy_of(net), before[0])
             assert (good.count, bad.count) == before[1:]
-        past = run.control.undo_stack
-        assert past is not None
-        assert past.in_force == (1,)
+        undo = run.control.undo_stack
+        assert undo is not None
+        assert undo.in_force == (1,)
     (rejected,) = kept_past.events(CommandRejected)
     assert 'state["bad"] raised KeyError' in rejected.reason
     assert not kept_past.events(Rewound)

@@ -115,7 +115,7 @@ def test_the_digest_is_of_the_whole_state(play: Any) -> None:
     run = play()
     run.go(10)
     before = run.digest()
-    snapshot = Snapshot(run.past.holders(), segment=0, step=10)
+    snapshot = Snapshot(run.undo.holders(), segment=0, step=10)
     assert run.digest() == digest_of(snapshot) == before
     run.go(12)
     assert run.digest() != before
@@ -151,7 +151,7 @@ def test_every_part_of_the_state_comes_back(spoil: Any, play: Any) -> None:
     run = play()
     run.go(10)
     before = run.digest()
-    snapshot = Snapshot(run.past.holders(), segment=0, step=10)
+    snapshot = Snapshot(run.undo.holders(), segment=0, step=10)
     parameters = [id(p) for p in run.setup.model.parameters()]
     spoil(run.setup)
     assert run.digest() != before
@@ -207,7 +207,7 @@ def test_without_a_budget_no_snapshot_is_kept(play: Any) -> None:
     run = play(budget=0)
     run.go(10, parse("lr=*2"))
     run.go(12, Undo())
-    assert run.past.nbytes == 0
+    assert run.undo.nbytes == 0
     (done,) = run.kept.events(CommandDone)
     assert "by value only" in done.what
 
@@ -257,12 +257,12 @@ def test_a_turn_that_fails_half_way_is_put_back(budget: int, play: Any, monkeypa
 def test_the_budget_is_kept_and_the_oldest_snapshots_go_first(play: Any) -> None:
     run = play()
     run.go(2)  # Adam's averages are there now
-    one = Snapshot(run.past.holders(), segment=0, step=2).nbytes
-    run.past.budget = 3 * one + one // 2
+    one = Snapshot(run.undo.holders(), segment=0, step=2).nbytes
+    run.undo.budget = 3 * one + one // 2
     for step in range(5, 30, 5):
         run.go(step, parse("lr=*1.1"))
-        assert run.past.nbytes <= run.past.budget
-    assert [t.before is None for t in run.past._done] == [True, True, False, False, False]
+        assert run.undo.nbytes <= run.undo.budget
+    assert [t.before is None for t in run.undo._done] == [True, True, False, False, False]
     run.go(40, Undo(), Undo(), Undo(), Undo())
     done = [e.what for e in run.kept.events(CommandDone)]
     assert run.watch.next_step == 15
@@ -273,8 +273,8 @@ def test_after_numbers_that_are_none_the_last_good_snapshot_comes_back(play: Any
     run = play()
     run.go(10)
     good = run.digest()
-    run.past._period_ends_s = 0.0
-    assert run.past.take_periodic(0, 10) is not None
+    run.undo._period_ends_s = 0.0
+    assert run.undo.take_periodic(0, 10) is not None
     run.go(15)
     run.watch.control.on_fault = "hold"
     run.kept.order(Undo())

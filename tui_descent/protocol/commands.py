@@ -53,7 +53,7 @@ class Mark(Command, frozen=True, kw_only=True, tag="mark"):
 
 
 class Undo(Command, frozen=True, kw_only=True, tag="undo"):
-    """Restore the exact state before the last intervention; after a non-finite loss, the last good state."""
+    """Back to the exact state before the last intervention; after a non-finite loss, to the last good snapshot."""
 
 
 class Redo(Command, frozen=True, kw_only=True, tag="redo"):
