@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from tui_descent.scenario.knobs import parse
 from tui_descent.scenario.toml import from_table
-from tui_descent.training.build import Setup, build
-from tui_descent.training.steering import Steering
+from tui_descent.training.setup.build import Setup, build
+from tui_descent.training.steering.steering import Steering
 
 SLICE_S = 0.04
 PARTS = 10

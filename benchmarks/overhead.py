@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import workloads
 
 from tui_descent import watch
-from tui_descent.training.watch import Watch
+from tui_descent.training.watch.watch import Watch
 
 Step = Callable[[int], Tensor]
 PARTS = 10

@@ -35,7 +35,7 @@ def train(layers: int, steps: int, *, watched: bool) -> dict[str, float]:
     from torch.nn import functional as F
 
     from tui_descent import watch
-    from tui_descent.training.memory import resident_bytes
+    from tui_descent.training.device_memory import resident_bytes
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from tui_descent.instruments.measuring import Measuring
-from tui_descent.instruments.structure import structure
+from tui_descent.instruments.instrument_set import Measuring
+from tui_descent.instruments.net_structure import structure
 from tui_descent.keeper.diagnosis import context_of
 from tui_descent.protocol.events import Layer, ReadingsTaken
 from tui_descent.protocol.readings import unpack
@@ -19,9 +19,9 @@ from tui_descent.scenario.spec import Scenario
 from tui_descent.scenario.toml import to_table
 from tui_descent.scenario.validate import convert
 from tui_descent.telemetry.diagnosis import RunContext
-from tui_descent.training import surgery
-from tui_descent.training.build import Setup, build
-from tui_descent.training.nets.block import Block
+from tui_descent.training.setup.build import Setup, build
+from tui_descent.training.setup.nets.block import Block
+from tui_descent.training.steering import surgery
 
 CPU = torch.device("cpu")
 

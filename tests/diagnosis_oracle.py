@@ -21,10 +21,10 @@ from torch import nn
 from tui_descent.scenario.optimizers import map_rate
 from tui_descent.scenario.spec import InitSpec, MlpModel, Scenario
 from tui_descent.scenario.validate import convert
-from tui_descent.training import surgery
-from tui_descent.training.build import Setup, build
-from tui_descent.training.data.batches import Batches
-from tui_descent.training.nets import parts
+from tui_descent.training.setup.build import Setup, build
+from tui_descent.training.setup.data.batches import Batches
+from tui_descent.training.setup.nets import parts
+from tui_descent.training.steering import surgery
 
 AT = 240  # steps after which the oracle and the diagnosis judge a net
 TRIAL = 240  # steps of a trial

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tui_descent.training import surgery
-from tui_descent.training.build import Setup
-from tui_descent.training.nets.block import Block
-from tui_descent.training.nets.mlp import Mlp
+from tui_descent.training.setup.build import Setup
+from tui_descent.training.setup.nets.block import Block
+from tui_descent.training.setup.nets.mlp import Mlp
+from tui_descent.training.steering import surgery
 
 LOST = 1e12  # a loss beyond it has diverged
 SWEEP = 40  # how often, in steps, diverged copies are removed from their stack

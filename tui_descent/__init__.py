@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tui_descent.training.own import watch
-    from tui_descent.training.stop import StopRun as StopRun
-    from tui_descent.training.watch import Watch
+    from tui_descent.training.stop_run import StopRun as StopRun
+    from tui_descent.training.watch.user_loop import watch
+    from tui_descent.training.watch.watch import Watch
 
 __version__ = "0.1.0"
 __all__ = ["StopRun", "Watch", "__version__", "watch"]
@@ -18,7 +18,9 @@ __all__ = ["StopRun", "Watch", "__version__", "watch"]
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from tui_descent.training import own, stop, watch
+        from tui_descent.training.stop_run import StopRun
+        from tui_descent.training.watch.user_loop import watch
+        from tui_descent.training.watch.watch import Watch
 
-        return {"watch": own.watch, "Watch": watch.Watch, "StopRun": stop.StopRun}[name]
+        return {"watch": watch, "Watch": Watch, "StopRun": StopRun}[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -47,7 +47,12 @@ def test_the_wheel_contains_code_presets_data_and_nothing_else(wheel: Path) -> N
     names = zipfile.ZipFile(wheel).namelist()
     for name in presets.names():
         assert f"tui_descent/presets/{name}.toml" in names
-    for name in ("py.typed", "dashboard/dashboard.tcss", "training/data/digits.xz", "training/data/DIGITS.md"):
+    for name in (
+        "py.typed",
+        "dashboard/dashboard.tcss",
+        "training/setup/data/digits.xz",
+        "training/setup/data/DIGITS.md",
+    ):
         assert f"tui_descent/{name}" in names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"tui_descent"}
     assert not [name for name in names if "test" in name or name.endswith(".pyc")]

@@ -14,8 +14,8 @@ from slowly import Slow
 from swept import Run
 
 from tui_descent.instruments import deferred
-from tui_descent.training import losses, results, watch
-from tui_descent.training.build import Setup
+from tui_descent.training.setup.build import Setup
+from tui_descent.training.watch import losses, results, watch
 
 
 @pytest.fixture(autouse=True, scope="session")

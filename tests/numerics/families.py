@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from tui_descent.scenario.toml import from_table
-from tui_descent.training.build import Setup, build
-from tui_descent.training.surgery import Transition
+from tui_descent.training.setup.build import Setup, build
+from tui_descent.training.steering.surgery import Transition
 
 DATA = {"mlp": "digits", "conv": "digits", "transformer": "text"}
 

@@ -14,7 +14,7 @@ from tui_descent.protocol.events import AnyEvent, ReadingsTaken
 from tui_descent.protocol.launch import Launch
 from tui_descent.protocol.readings import unpack
 from tui_descent.protocol.ring import Ring, StepRecord, ring_file
-from tui_descent.training.link import Link
+from tui_descent.training.keeper_link import Link
 
 
 class Kept:

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from tui_descent.scenario.spec import DigitsData, MlpModel
 from tui_descent.scenario.validate import convert
-from tui_descent.training.data import digits
-from tui_descent.training.nets.mlp import Mlp
+from tui_descent.training.setup.data import digits
+from tui_descent.training.setup.nets.mlp import Mlp
 
 Made = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 

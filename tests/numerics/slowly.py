@@ -16,7 +16,7 @@ from tui_descent.instruments.deferred import Arrival
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.commands import Resume, TurnKnob
 from tui_descent.protocol.events import LedgerTaken, Measured, MetricLogged
-from tui_descent.training.watch import Watch
+from tui_descent.training.watch.watch import Watch
 
 
 class Slow(Arrival):

@@ -17,11 +17,11 @@ from tui_descent.protocol.commands import AnyCommand
 from tui_descent.protocol.events import RunStarted
 from tui_descent.scenario.knobs import parse
 from tui_descent.scenario.toml import from_table
-from tui_descent.training.build import Setup, build
-from tui_descent.training.ratesweep import RangeTest
-from tui_descent.training.steering import Steering
+from tui_descent.training.probes.range_test import RangeTest
+from tui_descent.training.setup.build import Setup, build
+from tui_descent.training.steering.steering import Steering
 from tui_descent.training.undo.random_state import RandomState
-from tui_descent.training.watch import Watch
+from tui_descent.training.watch.watch import Watch
 
 ABOUT = RunStarted(
     run="", title="", name="", scenario={}, device="cpu", threads=1, parameters=0, layers=(), knobs=(), steps=60

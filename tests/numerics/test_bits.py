@@ -17,11 +17,11 @@ from torch.nn import functional as F
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.events import CurvatureTaken
 from tui_descent.scenario import presets
-from tui_descent.training.build import Setup, build
-from tui_descent.training.curving import Curving
-from tui_descent.training.own import watch
-from tui_descent.training.steering import Steering
-from tui_descent.training.watch import Watch
+from tui_descent.training.probes.curvature_probe import Curving
+from tui_descent.training.setup.build import Setup, build
+from tui_descent.training.steering.steering import Steering
+from tui_descent.training.watch.user_loop import watch
+from tui_descent.training.watch.watch import Watch
 
 STEPS = 15
 RATES: dict[str, Callable[[], Sampler]] = {

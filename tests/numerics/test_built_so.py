@@ -10,8 +10,8 @@ from families import setup as make_setup
 from torch import nn
 
 from tui_descent.scenario.knobs import parse
-from tui_descent.training.build import Setup
-from tui_descent.training.steering import Steering
+from tui_descent.training.setup.build import Setup
+from tui_descent.training.steering.steering import Steering
 
 LONGEST = 60  # updates after the last turn, more than a blend or a rotation takes
 Turns = tuple[tuple[int, str], ...]

@@ -13,17 +13,17 @@ from nets import OPTIMIZERS, digit_batches, loss_of, mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tui_descent.instruments.activation_derivatives import FORMULAS, slope
 from tui_descent.instruments.activations import DEAD_SAMPLES, Activations
-from tui_descent.instruments.boundaries import Boundaries
-from tui_descent.instruments.derivatives import FORMULAS, slope
-from tui_descent.instruments.ledger import Ledger
-from tui_descent.instruments.samebatch import NoiseScale, SameBatch, gradient
+from tui_descent.instruments.block_boundaries import Boundaries
+from tui_descent.instruments.chain_rule_ledger import Ledger
+from tui_descent.instruments.net_structure import structure
+from tui_descent.instruments.same_batch import NoiseScale, SameBatch, gradient
 from tui_descent.instruments.sampler import Sampler
-from tui_descent.instruments.structure import structure
 from tui_descent.protocol.events import LedgerTaken, Measured
 from tui_descent.scenario.spec import SurfaceModel
-from tui_descent.training.nets.surface import Surface
-from tui_descent.training.watch import Watch
+from tui_descent.training.setup.nets.surface import Surface
+from tui_descent.training.watch.watch import Watch
 
 FORMS: list[dict[str, Any]] = [
     {"activation": "sigmoid"},

@@ -15,10 +15,10 @@ from tui_descent.instruments.sampler import Sampler
 from tui_descent.scenario import knobs, presets
 from tui_descent.scenario.spec import Scenario
 from tui_descent.scenario.toml import from_table
-from tui_descent.training.build import build
-from tui_descent.training.evaluate import evaluate
-from tui_descent.training.steering import Steering
-from tui_descent.training.watch import Watch
+from tui_descent.training.probes.evaluation import evaluate
+from tui_descent.training.setup.build import build
+from tui_descent.training.steering.steering import Steering
+from tui_descent.training.watch.watch import Watch
 
 SEEDS = [0, 1, *(pytest.param(n, marks=pytest.mark.heavy) for n in (2, 3, 4))]
 TURN_AT = {"plateau": 300}  # the others at 150

@@ -14,7 +14,7 @@ from tui_descent.instruments import curvature
 from tui_descent.instruments.curvature import Curvature
 from tui_descent.scenario.spec import Surface as SurfaceName
 from tui_descent.scenario.spec import SurfaceModel
-from tui_descent.training.nets.surface import Surface
+from tui_descent.training.setup.nets.surface import Surface
 
 # --- both ends of the spectrum
 

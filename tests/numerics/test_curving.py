@@ -23,10 +23,10 @@ from tui_descent.protocol.events import (
     ReadingsTaken,
 )
 from tui_descent.scenario import presets
-from tui_descent.training.build import PROBE_SAMPLES, Setup, build
-from tui_descent.training.curving import COUNT_EVERY, Curving
-from tui_descent.training.steering import Steering
-from tui_descent.training.watch import Watch
+from tui_descent.training.probes.curvature_probe import COUNT_EVERY, Curving
+from tui_descent.training.setup.build import PROBE_SAMPLES, Setup, build
+from tui_descent.training.steering.steering import Steering
+from tui_descent.training.watch.watch import Watch
 
 NAMES = ("vanishing", "healthy", "edge-of-stability", "saddle")
 

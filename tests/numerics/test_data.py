@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tui_descent.scenario.spec import CirclesData, DigitsData, MoonsData, SpiralsData, ToyData, XorData
-from tui_descent.training.data import digits, toys
-from tui_descent.training.data.batches import Batches, DataSet
+from tui_descent.training.setup.data import digits, toys
+from tui_descent.training.setup.data.batches import Batches, DataSet
 
 TOYS = [MoonsData, CirclesData, XorData, SpiralsData]
 

@@ -15,7 +15,7 @@ from tui_descent.keeper.diagnosis import LETTER_ENTROPY
 from tui_descent.scenario import knobs, presets
 from tui_descent.scenario.keys import KEYS
 from tui_descent.telemetry.diagnosis import Diagnosis, sentence
-from tui_descent.training.data import text
+from tui_descent.training.setup.data import text
 
 TODAY = frozenset(knobs.KNOBS)
 # Presets with a problem from the first step on.

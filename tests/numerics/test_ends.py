@@ -10,7 +10,7 @@ from kept import Kept
 from nets import digit_batches, loss_of, mlp
 
 from tui_descent.protocol.events import RunEnded
-from tui_descent.training.watch import Watch
+from tui_descent.training.watch.watch import Watch
 
 
 def test_a_loop_that_raises_has_failed_and_the_exception_goes_on(kept: Kept) -> None:

@@ -15,8 +15,8 @@ from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.scenario.knobs import KNOBS, parse
 from tui_descent.scenario.optimizers import NAMES
-from tui_descent.training.steering import Steering
-from tui_descent.training.watch import Watch
+from tui_descent.training.steering.steering import Steering
+from tui_descent.training.watch.watch import Watch
 
 # All that a built-in net may refuse.
 REFUSABLE = ("betas", "momentum", "norm=layer,where=mid", "activation@blocks.1")
@@ -201,7 +201,7 @@ def test_a_change_of_optimizer_that_fails_half_way_is_rolled_back(text: str, mon
         def fails(*_: Any, **__: Any) -> str:
             raise RuntimeError("injected")
 
-        monkeypatch.setattr("tui_descent.training.knobs.optimizing.Turned", fails)
+        monkeypatch.setattr("tui_descent.training.steering.knobs.optimizer.Turned", fails)
         with pytest.raises(ValueError, match="injected"):
             steering.turn(parse(text), step=2)
         assert fingerprint(made.model, made.optimizer, steering) == before

@@ -10,15 +10,15 @@ from families import setup, train
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tui_descent.instruments.measuring import Measuring
-from tui_descent.instruments.structure import structure
+from tui_descent.instruments.instrument_set import Measuring
+from tui_descent.instruments.net_structure import structure
 from tui_descent.protocol.readings import unpack
 from tui_descent.protocol.ring import ReadingRecord
 from tui_descent.scenario.spec import SYMBOLS as COUNT
-from tui_descent.training.data import text
-from tui_descent.training.data.text import SYMBOLS, Windows
-from tui_descent.training.evaluate import evaluate
-from tui_descent.training.nets.parts import ChannelNorm, ChannelRMSNorm
+from tui_descent.training.probes.evaluation import evaluate
+from tui_descent.training.setup.data import text
+from tui_descent.training.setup.data.text import SYMBOLS, Windows
+from tui_descent.training.setup.nets.parts import ChannelNorm, ChannelRMSNorm
 
 FAMILIES = ["mlp", "conv", "transformer"]
 

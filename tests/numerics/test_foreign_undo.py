@@ -17,9 +17,9 @@ from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.commands import Redo, Undo
 from tui_descent.protocol.events import CommandRejected, Rewound
 from tui_descent.scenario.knobs import parse
-from tui_descent.training.own import watch
 from tui_descent.training.undo.user_state import user_holders
-from tui_descent.training.watch import Watch
+from tui_descent.training.watch.user_loop import watch
+from tui_descent.training.watch.watch import Watch
 
 STEPS, TURN_AT, UNDO_AT = 14, 4, 9
 

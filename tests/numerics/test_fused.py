@@ -14,10 +14,10 @@ from torch import nn
 
 from tui_descent.protocol.commands import Redo, Undo
 from tui_descent.scenario.knobs import parse
-from tui_descent.training.losses import stoppable
 from tui_descent.training.optim import optimizers
 from tui_descent.training.optim.optimizers import swap
-from tui_descent.training.steering import Steering
+from tui_descent.training.steering.steering import Steering
+from tui_descent.training.watch.losses import stoppable
 
 STOPPABLE = ["sgd", "momentum", "nesterov", "adam", "adamw"]
 

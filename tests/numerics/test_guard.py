@@ -12,12 +12,12 @@ from kept import Kept
 from nets import OPTIMIZERS, copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
 from torch import Tensor, nn
 
-from tui_descent.instruments.structure import structure
+from tui_descent.instruments.net_structure import structure
 from tui_descent.protocol.commands import Resume
 from tui_descent.protocol.events import CommandDone, NotFinite, RunEnded
-from tui_descent.training.control import OnFault
-from tui_descent.training.guard import Guard
-from tui_descent.training.watch import Watch
+from tui_descent.training.steering.control import OnFault
+from tui_descent.training.watch.nan_guard import Guard
+from tui_descent.training.watch.watch import Watch
 
 BAD_AT = 3
 BAD = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}

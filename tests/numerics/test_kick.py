@@ -17,8 +17,8 @@ from turning import steering_of
 from tui_descent.protocol.events import CommandRejected, KnobTurned
 from tui_descent.scenario.knobs import parse
 from tui_descent.scenario.toml import from_table, read
-from tui_descent.training.build import Setup, build
-from tui_descent.training.watch import Watch
+from tui_descent.training.setup.build import Setup, build
+from tui_descent.training.watch.watch import Watch
 
 SADDLE = Path(__file__).parents[2] / "presets" / "saddle.toml"
 GONE = -0.5  # of the two minima's -1

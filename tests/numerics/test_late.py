@@ -18,11 +18,10 @@ from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.commands import Mark, TurnKnob
 from tui_descent.protocol.events import CommandDone, KnobTurned, Marked, StateChanged
 from tui_descent.scenario import presets
-from tui_descent.training import losses as losses_file
-from tui_descent.training import results
-from tui_descent.training.build import build
-from tui_descent.training.steering import Steering
-from tui_descent.training.watch import Watch
+from tui_descent.training.setup.build import build
+from tui_descent.training.steering.steering import Steering
+from tui_descent.training.watch import losses as losses_file
+from tui_descent.training.watch.watch import Watch, results
 
 
 @pytest.mark.parametrize("hand", [False, True], ids=["", "loss handed over"])

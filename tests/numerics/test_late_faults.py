@@ -22,10 +22,10 @@ from tui_descent.protocol.commands import Undo
 from tui_descent.protocol.events import NotFinite, Rewound, RunEnded, StateChanged
 from tui_descent.scenario.toml import from_table
 from tui_descent.training import loop
-from tui_descent.training.build import Setup, build
 from tui_descent.training.optim import optimizers
-from tui_descent.training.steering import Steering
-from tui_descent.training.watch import Watch
+from tui_descent.training.setup.build import Setup, build
+from tui_descent.training.steering.steering import Steering
+from tui_descent.training.watch.watch import Watch
 
 
 @pytest.mark.parametrize("spoil", [math.nan, math.inf, "loss"], ids=str)

@@ -13,8 +13,8 @@ from nets import digit_batches, loss_of, mlp
 
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.events import DeviceTaken
-from tui_descent.training import memory
-from tui_descent.training.watch import Watch
+from tui_descent.training import device_memory as memory
+from tui_descent.training.watch.watch import Watch
 
 
 def test_the_memory_is_told_at_once_and_then_now_and_then(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:

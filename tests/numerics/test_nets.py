@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tui_descent.scenario.spec import InitSpec, MlpModel, SurfaceModel
-from tui_descent.training.build import build
-from tui_descent.training.nets import parts
-from tui_descent.training.nets.block import Skip
-from tui_descent.training.nets.mlp import Mlp, default_scale
-from tui_descent.training.nets.surface import FUNCTIONS, Surface
+from tui_descent.training.setup.build import build
+from tui_descent.training.setup.nets import parts
+from tui_descent.training.setup.nets.block import Skip
+from tui_descent.training.setup.nets.mlp import Mlp, default_scale
+from tui_descent.training.setup.nets.surface import FUNCTIONS, Surface
 
 Array = NDArray[np.float64]
 

@@ -18,9 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tui_descent.instruments.deferred import Arrival
 from tui_descent.instruments.sampler import Sampler
-from tui_descent.training import losses, results
-from tui_descent.training.steering import Steering
-from tui_descent.training.watch import Watch
+from tui_descent.training.steering.steering import Steering
+from tui_descent.training.watch.watch import Watch, losses, results
 
 # Reads on the host, results whose size hangs on numbers, and `torch.tensor`, which copies from unpinned memory.
 WAITS = {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "masked_select", "unique", "lift_fresh"}

@@ -13,12 +13,12 @@ from nets import OPTIMIZERS, digit_batches, loss_of, mlp
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tui_descent.instruments.net_structure import structure
 from tui_descent.instruments.norms import RATIO_FLOOR, Norms
 from tui_descent.instruments.sampler import Sampler
-from tui_descent.instruments.structure import structure
 from tui_descent.protocol.events import ReadingsTaken
 from tui_descent.protocol.readings import COLUMNS
-from tui_descent.training.watch import Watch
+from tui_descent.training.watch.watch import Watch
 
 Array = NDArray[np.float64]
 WITHIN = {torch.float32: 1e-5, torch.float64: 1e-12}

@@ -17,7 +17,6 @@ from tui_descent.scenario.knobs import parse
 from tui_descent.scenario.optimizers import NAMES, OPTIMIZERS, map_rate
 from tui_descent.scenario.spec import OptimizerSpec
 from tui_descent.scenario.toml import from_text
-from tui_descent.training.build import build
 from tui_descent.training.optim.optimizers import (
     betas_of,
     make_optimizer,
@@ -29,7 +28,8 @@ from tui_descent.training.optim.optimizers import (
     swap,
     weight_decay_of,
 )
-from tui_descent.training.watch import Watch
+from tui_descent.training.setup.build import build
+from tui_descent.training.watch.watch import Watch
 
 RATES = {"sgd": 0.05, "momentum": 0.02, "nesterov": 0.02, "rmsprop": 1e-3, "adam": 1e-3, "adamw": 1e-3, "muon": 1e-3}
 TWINS: dict[str, Made] = {

@@ -11,9 +11,9 @@ from torch import nn
 
 from tui_descent.protocol.commands import AnyCommand, Mark, Order, Pause, Resume, TurnKnob
 from tui_descent.protocol.events import CommandDone, CommandRejected, KnobTurned
-from tui_descent.training import command_queue as module
-from tui_descent.training.command_queue import Batch, CommandQueue
-from tui_descent.training.watch import Watch
+from tui_descent.training.steering import command_queue as module
+from tui_descent.training.steering.command_queue import Batch, CommandQueue
+from tui_descent.training.watch.watch import Watch
 
 Reply = KnobTurned | CommandDone | CommandRejected
 

@@ -11,8 +11,8 @@ from swept import SHUFFLED, Run, setup_of
 from tui_descent.protocol.commands import AnyCommand, CancelSweep, Mark, Stop, SweepRates, TurnKnob
 from tui_descent.protocol.events import CommandDone, CommandRejected, KnobTurned, Marked, RatesSwept, StateChanged
 from tui_descent.scenario.knobs import parse
-from tui_descent.training.ratesweep import STEPS
-from tui_descent.training.stop import StopRun
+from tui_descent.training.probes.range_test import STEPS
+from tui_descent.training.stop_run import StopRun
 
 
 def asking(run: Run, when: str, *commands: AnyCommand) -> None:

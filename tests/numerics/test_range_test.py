@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.commands import AnyCommand, Resume, SweepRates
 from tui_descent.protocol.events import CommandRejected, NotFinite, RatesSwept
-from tui_descent.training.build import Setup
-from tui_descent.training.ratesweep import RangeTest
+from tui_descent.training.probes.range_test import RangeTest
+from tui_descent.training.setup.build import Setup
 from tui_descent.training.undo.random_state import RandomState
-from tui_descent.training.watch import Watch
+from tui_descent.training.watch.watch import Watch
 
 
 def normed_conv() -> Setup:

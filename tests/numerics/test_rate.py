@@ -15,7 +15,7 @@ from torch.optim import lr_scheduler
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.events import CommandRejected
 from tui_descent.scenario.knobs import parse
-from tui_descent.training.watch import Watch
+from tui_descent.training.watch.watch import Watch
 
 STEPS = 30
 TURN_AT, TURN = 10, "lr=*3"

@@ -15,9 +15,9 @@ from torch import nn
 from tui_descent.protocol.commands import SweepRates
 from tui_descent.protocol.events import RatesSwept
 from tui_descent.scenario import presets
-from tui_descent.training.build import Setup, build
-from tui_descent.training.lookahead import SCALES, look_ahead
-from tui_descent.training.ratesweep import MEMORY, STEPS, Curve, judged, span
+from tui_descent.training.probes.look_ahead import SCALES, look_ahead
+from tui_descent.training.probes.range_test import MEMORY, STEPS, Curve, judged, span
+from tui_descent.training.setup.build import Setup, build
 
 # The sweep against a twin.
 

@@ -14,9 +14,9 @@ from test_norms import WITHIN, array, close, l2
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.events import Measured
 from tui_descent.scenario.spec import SurfaceModel
-from tui_descent.training.nets.surface import Surface
-from tui_descent.training.steering import Steering
-from tui_descent.training.watch import Watch
+from tui_descent.training.setup.nets.surface import Surface
+from tui_descent.training.steering.steering import Steering
+from tui_descent.training.watch.watch import Watch
 
 
 @pytest.mark.parametrize("limit", [0.5, 3.0, 100.0])

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from turning import steering_of
 
 from tui_descent.instruments import deferred
+from tui_descent.instruments.net_structure import structure
 from tui_descent.instruments.sampler import Sampler
-from tui_descent.instruments.structure import structure
 from tui_descent.protocol.commands import AnyCommand, Redo, Undo
 from tui_descent.protocol.events import (
     AnyEvent,
@@ -36,8 +36,8 @@ from tui_descent.protocol.events import (
     RunStarted,
 )
 from tui_descent.scenario.knobs import parse
-from tui_descent.training.build import Setup
-from tui_descent.training.watch import Watch
+from tui_descent.training.setup.build import Setup
+from tui_descent.training.watch.watch import Watch
 
 Row = tuple[Array, Array, Array]  # gradient, weight before, weight after
 

@@ -14,8 +14,8 @@ from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.events import LayersChanged, ReadingsTaken
 from tui_descent.scenario.knobs import parse
 from tui_descent.training import rows
-from tui_descent.training.layer_list import SPARE
-from tui_descent.training.watch import Watch
+from tui_descent.training.watch.layer_list import SPARE
+from tui_descent.training.watch.watch import Watch
 
 
 class Grows(nn.Module):

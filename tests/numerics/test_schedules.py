@@ -22,7 +22,7 @@ from tui_descent.scenario.spec import ScheduleSpec
 from tui_descent.training.optim.clipping import clip
 from tui_descent.training.optim.optimizers import set_momentum, set_weight_decay, swap
 from tui_descent.training.optim.schedules import Schedule, base_rates, make_schedule
-from tui_descent.training.watch import Watch
+from tui_descent.training.watch.watch import Watch
 
 BASE, N = 0.3, 200
 Twin = Callable[[torch.optim.Optimizer], torchs.LRScheduler]

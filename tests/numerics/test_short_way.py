@@ -18,7 +18,7 @@ from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.commands import Resume, RunSteps, TurnKnob, Undo
 from tui_descent.protocol.events import KnobTurned, NotFinite
 from tui_descent.scenario.knobs import parse
-from tui_descent.training.watch import Watch
+from tui_descent.training.watch.watch import Watch
 
 STEPS = 120
 

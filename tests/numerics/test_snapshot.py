@@ -11,7 +11,7 @@ from nets import copy_of, digit_batches, loss_of, mlp, same
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, SequentialLR, StepLR
 
-from tui_descent.training.nets.block import Block, Skip
+from tui_descent.training.setup.nets.block import Block, Skip
 from tui_descent.training.undo.random_state import RandomState
 from tui_descent.training.undo.snapshot import Snapshot
 from tui_descent.training.undo.torch_state import TorchState

@@ -14,9 +14,9 @@ from torch import nn
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.events import CommandRejected, KnobTurned, RunStarted
 from tui_descent.scenario.knobs import parse
-from tui_descent.training.steering import Steering
-from tui_descent.training.surgery import BLEND_STEPS, RESIDUAL_STEPS, Blend
-from tui_descent.training.watch import Watch
+from tui_descent.training.steering.steering import Steering
+from tui_descent.training.steering.surgery import BLEND_STEPS, RESIDUAL_STEPS, Blend
+from tui_descent.training.watch.watch import Watch
 
 
 def fixed(net: nn.Module) -> torch.optim.Optimizer:

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.scenario.spec import InitSpec, NormSpec
-from tui_descent.training import surgery
-from tui_descent.training.nets import parts
-from tui_descent.training.steering import Steering
-from tui_descent.training.surgery import Blend
+from tui_descent.training.setup.nets import parts
+from tui_descent.training.steering.steering import Steering, surgery
+from tui_descent.training.steering.surgery import Blend
 
 FAMILIES = ["mlp", "conv", "transformer"]
 

@@ -12,9 +12,9 @@ import torch
 from families import setup, train
 from torch import Tensor, nn
 
-from tui_descent.training import surgery
-from tui_descent.training.nets.block import Skip
-from tui_descent.training.surgery import Transition
+from tui_descent.training.setup.nets.block import Skip
+from tui_descent.training.steering import surgery
+from tui_descent.training.steering.surgery import Transition
 
 FAMILIES = ["mlp", "conv", "transformer"]
 

@@ -14,14 +14,14 @@ from nets import digit_batches, loss_of
 from test_norms import array, close, l2
 from torch import nn
 
+from tui_descent.instruments.net_structure import structure
 from tui_descent.instruments.norms import MANY_LAYERS, PARTS, Norms
 from tui_descent.instruments.sampler import Sampler
-from tui_descent.instruments.structure import structure
 from tui_descent.instruments.tiers import Tiers
 from tui_descent.protocol.events import ReadingsTaken
 from tui_descent.scenario.knobs import parse
-from tui_descent.training.steering import Steering
-from tui_descent.training.watch import Watch
+from tui_descent.training.steering.steering import Steering
+from tui_descent.training.watch.watch import Watch
 
 EVERY = 3
 OF_THE_WEIGHTS = ("weight_norm", "update_norm", "update_ratio")

@@ -13,9 +13,9 @@ from nets import copy_of, digit_batches, loss_of, mlp, same, same_state, state_o
 
 from tui_descent.protocol.events import CommandRejected, KnobTurned
 from tui_descent.scenario.knobs import parse
-from tui_descent.training.steering import Steering
+from tui_descent.training.steering.steering import Steering
 from tui_descent.training.undo.snapshot import Snapshot
-from tui_descent.training.watch import Watch
+from tui_descent.training.watch.watch import Watch
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_a_turn_that_fails_within_an_accumulation_keeps_the_gradients(
         torch.rand(3)
         raise RuntimeError("injected")
 
-    monkeypatch.setattr("tui_descent.training.surgery.kick", fails)
+    monkeypatch.setattr("tui_descent.training.steering.surgery.kick", fails)
     with Watch(net, optimizer, link=kept.link) as run:
         for n, batch in enumerate(digit_batches(6)):
             loss = loss_of(net, batch)

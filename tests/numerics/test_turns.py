@@ -16,7 +16,7 @@ from tui_descent.protocol.events import CommandDone, CommandRejected, KnobState,
 from tui_descent.scenario.knobs import KNOBS, parse, text_of
 from tui_descent.training.undo.random_state import RandomState
 from tui_descent.training.undo.snapshot import Snapshot
-from tui_descent.training.watch import Watch
+from tui_descent.training.watch.watch import Watch
 
 
 def trained(text: tuple[tuple[int, str], ...], kept: Kept | None = None, *, steps: int = 30) -> list[float]:

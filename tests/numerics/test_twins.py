@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.events import LedgerTaken, Measured, ReadingsTaken, RunStarted
-from tui_descent.training.nets.mlp import Mlp
-from tui_descent.training.steering import Steering
-from tui_descent.training.watch import Watch
+from tui_descent.training.setup.nets.mlp import Mlp
+from tui_descent.training.steering.steering import Steering
+from tui_descent.training.watch.watch import Watch
 
 NETS: dict[str, Any] = {
     "mlp": lambda: mlp(depth=4, activation="tanh", norm={"name": "layer", "where": "mid"}, residual="on"),

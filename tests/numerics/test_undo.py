@@ -30,10 +30,10 @@ from tui_descent.protocol.events import (
     StateChanged,
 )
 from tui_descent.scenario.knobs import parse
-from tui_descent.training.steering import Steering
+from tui_descent.training.steering.steering import Steering
 from tui_descent.training.undo import undo_stack
 from tui_descent.training.undo.snapshot import Snapshot
-from tui_descent.training.watch import Watch
+from tui_descent.training.watch.watch import Watch
 
 
 @pytest.fixture
@@ -246,7 +246,7 @@ def test_a_turn_that_fails_half_way_is_put_back(budget: int, play: Any, monkeypa
         run.setup.optimizer.state.clear()
         raise RuntimeError("injected")
 
-    monkeypatch.setattr("tui_descent.training.surgery.kick", fails)
+    monkeypatch.setattr("tui_descent.training.steering.surgery.kick", fails)
     run.kept.order(parse("kick=0.1"))
     run.watch.control.between()
     (rejected,) = run.kept.events(CommandRejected)

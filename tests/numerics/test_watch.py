@@ -24,9 +24,9 @@ from tui_descent.protocol.events import (
     RunEnded,
     RunStarted,
 )
-from tui_descent.training.evaluate import evaluate
-from tui_descent.training.own import watch
-from tui_descent.training.watch import Watch
+from tui_descent.training.probes.evaluation import evaluate
+from tui_descent.training.watch.user_loop import watch
+from tui_descent.training.watch.watch import Watch
 
 
 def train(
@@ -326,7 +326,7 @@ def test_stop_ends_the_loop_after_the_step_and_the_with_swallows_it(kept: Kept) 
 
 def test_evaluation_leaves_weights_mode_and_random_numbers_alone(kept: Kept) -> None:
     from tui_descent.scenario import presets
-    from tui_descent.training.build import build
+    from tui_descent.training.setup.build import build
 
     _, scenario = presets.find("healthy")
     setup = build(scenario, on=torch.device("cpu"))

@@ -10,9 +10,9 @@ import pytest
 
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.instruments.tiers import Tiers
-from tui_descent.training import optimizer_hooks
-from tui_descent.training.optimizer_hooks import OptimizerHooks
 from tui_descent.training.progress import Progress
+from tui_descent.training.watch import optimizer_hooks
+from tui_descent.training.watch.optimizer_hooks import OptimizerHooks
 
 NORMS_S, SIGNALS_S, SLOW_S = 3e-4, 1e-4, 2e-3
 

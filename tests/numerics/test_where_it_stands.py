@@ -17,11 +17,11 @@ from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.commands import AnyCommand, Redo, Resume, RunSteps, Stop, TurnKnob, Undo
 from tui_descent.protocol.events import CommandDone, ReadingsTaken
 from tui_descent.scenario.toml import from_text
-from tui_descent.training.build import build
-from tui_descent.training.evaluate import evaluate
 from tui_descent.training.loop import train
-from tui_descent.training.steering import Steering
-from tui_descent.training.watch import Watch
+from tui_descent.training.probes.evaluation import evaluate
+from tui_descent.training.setup.build import build
+from tui_descent.training.steering.steering import Steering
+from tui_descent.training.watch.watch import Watch
 
 NONE = frozenset[int]()
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.scenario.knobs import KNOBS
 from tui_descent.scenario.optimizers import NAMES
-from tui_descent.training.build import Setup
-from tui_descent.training.steering import Steering
-from tui_descent.training.watch import Watch
+from tui_descent.training.setup.build import Setup
+from tui_descent.training.steering.steering import Steering
+from tui_descent.training.watch.watch import Watch
 
 VALUES: dict[str, tuple[str, ...]] = {
     "lr": ("lr=*0.5", "lr=1e-4"),

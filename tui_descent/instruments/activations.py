@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from tui_descent.instruments.activation_derivatives import FORMULAS, slope
 from tui_descent.instruments.deferred import Deferred, together
-from tui_descent.instruments.derivatives import FORMULAS, slope
-from tui_descent.instruments.structure import WatchedActivation, WatchedLayer
+from tui_descent.instruments.net_structure import WatchedActivation, WatchedLayer
 
 # A unit counts as dead only over this many samples, newest batches together (Lu et al. 2019, arXiv 1903.06733).
 DEAD_SAMPLES = 256

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from tui_descent.instruments.deferred import Deferred
-from tui_descent.instruments.groups import Groups, bounds, norms, safe, wide
-from tui_descent.instruments.structure import WatchedLayer
+from tui_descent.instruments.net_structure import WatchedLayer
+from tui_descent.instruments.tensor_groups import Groups, bounds, norms, safe, wide
 
 RATIO_FLOOR = 1e-12
 # With more layers the weights are taken by thirds, every third layer's, where a reading is to cost little.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from tui_descent.training.about import describe
-from tui_descent.training.build import Setup
-from tui_descent.training.watch import Watch
+from tui_descent.training.run_description import describe
+from tui_descent.training.setup.build import Setup
+from tui_descent.training.watch.watch import Watch
 
 
 def train(run: Watch, setup: Setup, *, steps: int, evaluate_every: int, attended: bool) -> None:

@@ -15,14 +15,14 @@ from tui_descent.protocol.events import RunEnded, RunStarted, StateChanged
 from tui_descent.scenario import knobs
 from tui_descent.scenario.spec import Scenario, SurfaceModel, about
 from tui_descent.scenario.toml import from_table
-from tui_descent.training import build
-from tui_descent.training.about import describe
-from tui_descent.training.curving import Curving
-from tui_descent.training.evaluate import evaluate
-from tui_descent.training.link import Link
+from tui_descent.training.keeper_link import Link
 from tui_descent.training.loop import train
-from tui_descent.training.steering import Steering
-from tui_descent.training.watch import Watch
+from tui_descent.training.probes.curvature_probe import Curving
+from tui_descent.training.probes.evaluation import evaluate
+from tui_descent.training.run_description import describe
+from tui_descent.training.setup import build
+from tui_descent.training.steering.steering import Steering
+from tui_descent.training.watch.watch import Watch
 
 
 def main() -> int:

@@ -11,8 +11,8 @@ from torch import nn
 from tui_descent.protocol.commands import Order, TurnKnob
 from tui_descent.protocol.events import AnyEvent, CommandDone, CommandRejected, State, StateChanged
 from tui_descent.protocol.ring import Ring
-from tui_descent.training.link import Link
-from tui_descent.training.memory import Memory
+from tui_descent.training.device_memory import Memory
+from tui_descent.training.keeper_link import Link
 
 
 class Progress:

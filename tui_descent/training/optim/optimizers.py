@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from tui_descent.scenario.optimizers import OPTIMIZERS, RateMapping, map_rate, refusal, traits
 from tui_descent.scenario.spec import OptimizerSpec
-from tui_descent.training.about import about_other
 from tui_descent.training.optim import state_transfer
 from tui_descent.training.optim.muon import Muon, hidden_matrices
 from tui_descent.training.optim.schedules import base_rates
+from tui_descent.training.run_description import about_other
 
 _BETAS = (0.9, 0.999)
 _FLAGS = ("maximize", "foreach", "fused", "capturable", "differentiable")

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from tui_descent.training.surgery.transition import Changed
+from tui_descent.training.steering.surgery.transition import Changed
 
 
 def replace_parameters(optimizer: torch.optim.Optimizer, model: nn.Module, changed: Changed) -> None:

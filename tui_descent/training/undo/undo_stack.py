@@ -10,7 +10,7 @@ import torch
 
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.events import SnapshotTaken
-from tui_descent.training.knobs.ground import Ground, Turned
+from tui_descent.training.steering.knobs.context import Ground, Turned
 from tui_descent.training.undo.memory_budget import bytes_needed, default_budget
 from tui_descent.training.undo.random_state import RandomState
 from tui_descent.training.undo.snapshot import HoldsState, Snapshot

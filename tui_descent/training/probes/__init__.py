@@ -1,0 +1,1 @@
+"""Measurements that take passes of their own, between two steps."""

@@ -1,0 +1,229 @@
+"""Build everything a scenario describes: device, data, net, loss function, optimizer. The seed determines them all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tui_descent.scenario.spec import (
+    ConvModel,
+    DigitsData,
+    MlpModel,
+    Scenario,
+    SurfaceModel,
+    TextData,
+    TransformerModel,
+)
+from tui_descent.training.optim.optimizers import make_optimizer
+from tui_descent.training.optim.schedules import Schedule, make_schedule
+from tui_descent.training.setup.data import digits, text, toys
+from tui_descent.training.setup.data.batches import Batches, DataSet
+from tui_descent.training.setup.data.text import Windows
+from tui_descent.training.setup.nets.conv import ConvNet
+from tui_descent.training.setup.nets.mlp import Mlp
+from tui_descent.training.setup.nets.surface import Surface
+from tui_descent.training.setup.nets.transformer import Transformer
+
+# Curvature is measured on at least this many samples; with fewer, single samples dominate it.
+PROBE_SAMPLES = 256
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(slots=True, kw_only=True)
+class Setup:
+    """Everything the training loop uses. A surface has no batches and no loss function: it is itself the loss."""
+
+    scenario: Scenario
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    batches: Batches | Windows | None
+    loss_function: LossFunction | None
+    schedule: Schedule | None = None  # None: constant learning rate
+    _batch: tuple[Tensor, Tensor] | None = None
+
+    def state(self) -> dict[str, Any]:
+        """The optimizer and schedule in use, where the schedule is, and which batches come next."""
+        return {
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "at": None if self.schedule is None else self.schedule.state(),
+            "batches": None if self.batches is None else self.batches.state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Back to it; what the optimizer itself holds is put back before."""
+        self.optimizer, self.schedule = state["optimizer"], state["schedule"]
+        if self.schedule is not None:
+            self.schedule.restore(state["at"])
+        if self.batches is not None:
+            self.batches.restore(state["batches"])
+
+    def loss(self) -> Tensor:
+        """The loss of the next batch, a scalar with a graph for `backward()`."""
+        if self.batches is not None:
+            self._batch = self.batches.next()
+        return self.forward_again()
+
+    def forward_again(self) -> Tensor:
+        """The loss of the same batch, computed again."""
+        if self._batch is None or self.loss_function is None:
+            return self.model()  # type: ignore[no-any-return]
+        x, y = self._batch
+        return self.loss_function(self.model(x), y)
+
+    def part(self, where: slice) -> Tensor | None:
+        """The mean loss of a part of the same batch; None for a surface."""
+        if self._batch is None or self.loss_function is None:
+            return None
+        x, y = self._batch
+        return self.loss_function(self.model(x[where]), y[where])
+
+    def probe(self) -> Tensor:
+        """The loss on the probe batch, in eval mode: always the first training samples, at least one batch of them."""
+        return self.probed()[1]
+
+    def probed(self) -> tuple[Tensor, Tensor]:
+        """The net's outputs for the probe batch, and their loss. A surface's output is its loss."""
+        if self.batches is None or self.loss_function is None:
+            loss: Tensor = self.model()
+            return loss, loss
+        x, y = self._probe_batch()
+        modes = {module: module.training for module in self.model.modules()}
+        self.model.eval()
+        try:
+            outputs = self.model(x)
+            return outputs, self.loss_function(outputs, y)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+
+    def _probe_batch(self) -> tuple[Tensor, Tensor]:
+        assert self.batches is not None
+        return self.batches.first(max(self.batches.size, PROBE_SAMPLES))
+
+    def silent(self) -> Tensor:
+        """The loss on the probe batch if all outputs were 0. For cross-entropy it is that of a guess, ln(classes)."""
+        assert self.batches is not None
+        assert self.loss_function is not None
+        outputs, _ = self.probed()
+        _, y = self._probe_batch()
+        return self.loss_function(torch.zeros_like(outputs), y)
+
+    def size(self) -> int:
+        """The number of samples in the last batch; 0 for a surface."""
+        return 0 if self._batch is None else len(self._batch[0])
+
+
+def threads(asked: int) -> int:
+    """The number of threads asked for; for 0, all cores but one, which is left for the dashboard."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return asked or max(1, cores - 1)
+
+
+def device(name: str, *, dtype: str) -> torch.device:
+    """The device; `auto` prefers CUDA, then MPS, then the CPU. Raises `ValueError` if it is not available."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() and dtype == "float32" else "cpu")
+    chosen = torch.device(name)
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise ValueError(f"{name} is not available: torch finds {count} CUDA devices; try --device cpu")
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("MPS is not available; try --device cpu")
+    return chosen
+
+
+def build(scenario: Scenario, *, on: torch.device) -> Setup:
+    """Build the scenario on the device `on`, with its dtype."""
+    run = scenario.run
+    dtype = torch.float64 if run.dtype == "float64" else torch.float32
+    torch.manual_seed(run.seed)
+    model: nn.Module
+    if isinstance(scenario.model, SurfaceModel):
+        model = Surface(scenario.model).to(on, dtype)
+        optimizer = make_optimizer(scenario.optimizer, model)
+        return Setup(
+            model=model,
+            optimizer=optimizer,
+            device=on,
+            batches=None,
+            loss_function=None,
+            schedule=_schedule(scenario, optimizer),
+            scenario=scenario,
+        )
+    data = load(scenario).to(on, dtype)
+    model = _network(scenario, data).to(on, dtype)
+    optimizer = make_optimizer(scenario.optimizer, model)
+    return Setup(
+        model=model,
+        optimizer=optimizer,
+        device=on,
+        batches=_batches(scenario, data),
+        loss_function=_loss_function(scenario, data),
+        schedule=_schedule(scenario, optimizer),
+        scenario=scenario,
+    )
+
+
+def _network(scenario: Scenario, data: DataSet) -> nn.Module:
+    generator = torch.Generator().manual_seed(scenario.run.seed)
+    match scenario.model:
+        case MlpModel() as spec:
+            return Mlp(spec, features=data.features, classes=data.classes, generator=generator)
+        case ConvModel() as spec:
+            return ConvNet(spec, features=data.features, classes=data.classes, generator=generator)
+        case TransformerModel() as spec:
+            return Transformer(spec, symbols=data.classes, generator=generator)
+        case SurfaceModel():
+            raise AssertionError("a surface has no data")
+
+
+def _batches(scenario: Scenario, data: DataSet) -> Batches | Windows:
+    spec, seed = scenario.data, scenario.run.seed
+    assert spec is not None
+    if isinstance(spec, TextData):
+        assert isinstance(scenario.model, TransformerModel)
+        return Windows(data, batch_size=spec.batch_size, context=scenario.model.context, seed=seed)
+    return Batches(data, batch_size=spec.batch_size, full=spec.full, seed=seed)
+
+
+def load(scenario: Scenario) -> DataSet:
+    """Load the scenario's data, on the CPU. Raises `ValueError` if it is not available."""
+    assert scenario.data is not None
+    if isinstance(scenario.data, DigitsData):
+        return digits.load(scenario.data)
+    if isinstance(scenario.data, TextData):
+        assert isinstance(scenario.model, TransformerModel)
+        return text.load(scenario.model.context)
+    return toys.load(scenario.data, seed=scenario.run.seed)
+
+
+def _schedule(scenario: Scenario, optimizer: torch.optim.Optimizer) -> Schedule | None:
+    if scenario.schedule.name == "constant":
+        return None
+    return make_schedule(scenario.schedule, optimizer, total_steps=scenario.run.steps, from_step=0)
+
+
+def _loss_function(scenario: Scenario, data: DataSet) -> LossFunction:
+    if scenario.loss is None or scenario.loss.name == "cross_entropy":
+        return _over_places if isinstance(scenario.data, TextData) else F.cross_entropy
+    classes = data.classes
+
+    def mse(outputs: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(outputs, F.one_hot(y, classes).to(outputs.dtype))
+
+    return mse
+
+
+def _over_places(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy, averaged over all positions of all sequences: logits (B, T, V), targets (B, T)."""
+    return F.cross_entropy(logits.flatten(0, 1), y.flatten())

@@ -1,0 +1,28 @@
+"""The 1,797 hand-written digits shipped with the package (`DIGITS.md`: source and licence)."""
+
+from __future__ import annotations
+
+import lzma
+from pathlib import Path
+
+import torch
+
+from tui_descent.scenario.spec import DigitsData
+from tui_descent.training.setup.data.batches import DataSet
+
+TRAIN = 1437
+PIXELS = 64
+
+
+def load(spec: DigitsData) -> DataSet:
+    """Load the digits: pixels / 16, minus each pixel's training mean, divided by the overall standard deviation.
+
+    Inputs are float32, (n, 64).
+    """
+    raw = bytearray(lzma.decompress((Path(__file__).parent / "digits.xz").read_bytes()))
+    table = torch.frombuffer(raw, dtype=torch.uint8).view(-1, PIXELS + 1)  # (1797, 65)
+    x, y = table[:, :PIXELS].float() / 16, table[:, PIXELS].long()
+    x = x - x[:TRAIN].mean(dim=0)
+    x = x / x[:TRAIN].std()
+    n = spec.subset or TRAIN
+    return DataSet(x=x[:n], y=y[:n], held_out_x=x[TRAIN:], held_out_y=y[TRAIN:], classes=10)

@@ -1,0 +1,89 @@
+"""Text that needs no download: Python's help pages (`pydoc_data.topics`), and random windows of them.
+
+The pages differ between Python versions, so a seed reproduces batches only with the same version.
+"""
+
+from __future__ import annotations
+
+import importlib
+import string
+
+import torch
+from torch import Tensor
+
+from tui_descent.training.setup.data.batches import DataSet
+
+# Fixed, so that a net's shape does not depend on the Python version.
+SYMBOLS = "\n" + "".join(sorted(set(string.printable) - set(string.whitespace) | {" "}))
+HELD_OUT = 0.1  # this share at the end of the text
+HELD_OUT_WINDOWS = 128
+LARGEST_BATCH = 4096
+
+
+def load(context: int) -> DataSet:
+    """Character codes: x (n,) for training, and held-out windows (128, context) with the next character as target.
+
+    There are about 465,000 characters; all but line feeds and printable ASCII are left out.
+    Raises `ValueError` if this Python has no help pages.
+    """
+    codes = torch.tensor([_NUMBER[c] for c in pages() if c in _NUMBER])
+    cut = round(len(codes) * (1 - HELD_OUT))
+    train, held_out = codes[:cut], codes[cut:]
+    starts = torch.linspace(0, len(held_out) - context - 1, HELD_OUT_WINDOWS).long()
+    x, y = windows(held_out, starts, context)
+    return DataSet(x=train, y=train[1:], held_out_x=x, held_out_y=y, classes=len(SYMBOLS))
+
+
+def pages() -> str:
+    """All help pages, ordered by name."""
+    try:
+        topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
+    except ImportError as error:
+        raise ValueError("data text needs Python's help pages (pydoc_data); this Python has none") from error
+    return "\n".join(topics[name] for name in sorted(topics))
+
+
+def windows(codes: Tensor, starts: Tensor, context: int) -> tuple[Tensor, Tensor]:
+    """The windows that begin at `starts` (B,), and the same windows shifted by one: each (B, context)."""
+    places = starts[:, None] + torch.arange(context, device=starts.device)  # (B, T)
+    return codes[places], codes[places + 1]
+
+
+class Windows:
+    """Endless batches of windows at random positions, drawn with its own generator."""
+
+    def __init__(self, data: DataSet, *, batch_size: int, context: int, seed: int) -> None:
+        self.data = data
+        self.size = batch_size
+        self.full = False
+        self._context = context
+        # On the CPU, so that the order does not depend on the device.
+        self._generator = torch.Generator().manual_seed(seed)
+
+    @property
+    def largest(self) -> int:
+        """The largest possible batch size."""
+        return LARGEST_BATCH
+
+    def first(self, count: int) -> tuple[Tensor, Tensor]:
+        """Adjacent windows from the beginning of the text: `count` of them, or as many as fit."""
+        fit = (len(self.data.x) - 1) // self._context
+        starts = torch.arange(min(count, fit), device=self.data.x.device) * self._context
+        return windows(self.data.x, starts, self._context)
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        """The next batch: characters and the ones that follow them, each (size, context)."""
+        starts = torch.randint(len(self.data.x) - self._context, (self.size,), generator=self._generator)
+        return windows(self.data.x, starts.to(self.data.x.device), self._context)
+
+    def state(self) -> tuple[Tensor, int]:
+        """What the coming batches depend on: the generator and the batch size."""
+        return self._generator.get_state(), self.size
+
+    def restore(self, state: tuple[Tensor, int]) -> None:
+        """Go on as when `state` was taken."""
+        generator, self.size = state
+        self._generator.set_state(generator)
+
+
+_NUMBER = {symbol: number for number, symbol in enumerate(SYMBOLS)}

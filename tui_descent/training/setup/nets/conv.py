@@ -1,0 +1,58 @@
+"""A small convolutional net for square images, made of blocks that knobs can change."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Generator, Tensor, nn
+
+from tui_descent.scenario.spec import ConvModel, InitSpec
+from tui_descent.training.setup.nets import parts
+from tui_descent.training.setup.nets.block import Block, Skip
+from tui_descent.training.setup.nets.mlp import default_scale
+
+
+class ConvNet(nn.Module):
+    """stem Conv3×3(1, W) → D blocks of activation(Conv3×3(W, W)) → mean over positions → head Linear(W, classes).
+
+    Norms are over channels and positions together: `layer` is a GroupNorm with one group (Wu & He 2018, arXiv
+    1803.08494), `rms` is the same without subtracting the mean.
+    """
+
+    def __init__(self, spec: ConvModel, *, features: int, classes: int, generator: Generator) -> None:
+        super().__init__()
+        width = spec.width
+        scale = spec.residual.scale or default_scale(spec.depth)
+        self.side = math.isqrt(features)
+        self.stem = _conv(1, width, spec.init, generator)
+        self.blocks = nn.Sequential(
+            *(
+                Block(
+                    _conv(width, width, spec.init, generator, bias=spec.init.bias),
+                    parts.activation(spec.activation),
+                    kind="conv",
+                    norm=parts.norm(spec.norm, width, images=True),
+                    where=spec.norm.where,
+                    skip=Skip(scale) if spec.residual.name == "on" else None,
+                    dropout=spec.dropout,
+                )
+                for _ in range(spec.depth)
+            )
+        )
+        self.head = parts.linear(width, classes, spec.init, generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, side²) → (B, classes)."""
+        x = x.view(-1, 1, self.side, self.side)
+        h = self.blocks(self.stem(x))  # (B, W, side, side)
+        logits: Tensor = self.head(h.mean(dim=(2, 3)))
+        return logits
+
+
+def _conv(channels: int, width: int, init: InitSpec, generator: Generator, *, bias: float = 0.0) -> nn.Conv2d:
+    made = parts.empty(nn.Conv2d, channels, width, 3, padding=1)
+    assert isinstance(made, nn.Conv2d)
+    parts.draw(made.weight, init, generator)
+    assert made.bias is not None
+    nn.init.constant_(made.bias, bias)
+    return made

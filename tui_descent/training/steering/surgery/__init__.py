@@ -1,0 +1,49 @@
+"""Changes to the network itself, each with a stated change of function, made between two steps: one file each."""
+
+from tui_descent.training.steering.surgery.activation import (
+    BLEND_STEPS,
+    Blend,
+    replace_module,
+    swap_activation,
+    swap_module,
+)
+from tui_descent.training.steering.surgery.blocks import Around, BlockFinder, foreign_blocks
+from tui_descent.training.steering.surgery.dropout import set_dropout
+from tui_descent.training.steering.surgery.norm import norm_way, set_norm
+from tui_descent.training.steering.surgery.residual import (
+    RESIDUAL_STEPS,
+    WAY_STEPS,
+    close_skip,
+    default_branch,
+    open_skip,
+    resolve_way,
+)
+from tui_descent.training.steering.surgery.transition import Changed, Transition
+from tui_descent.training.steering.surgery.weights import KICK, freeze, kick, redraw, unfreeze
+
+__all__ = [
+    "BLEND_STEPS",
+    "KICK",
+    "RESIDUAL_STEPS",
+    "WAY_STEPS",
+    "Around",
+    "Blend",
+    "BlockFinder",
+    "Changed",
+    "Transition",
+    "close_skip",
+    "default_branch",
+    "foreign_blocks",
+    "freeze",
+    "kick",
+    "norm_way",
+    "open_skip",
+    "redraw",
+    "replace_module",
+    "resolve_way",
+    "set_dropout",
+    "set_norm",
+    "swap_activation",
+    "swap_module",
+    "unfreeze",
+]

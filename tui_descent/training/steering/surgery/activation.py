@@ -1,0 +1,104 @@
+"""Activations replaced: at once, or by a blend of the old and the new that ends as the new one alone."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from tui_descent.instruments.net_structure import is_activation
+from tui_descent.training.setup.nets.block import Block
+from tui_descent.training.steering.surgery.transition import Transition
+
+BLEND_STEPS = 50
+
+
+class Blend(nn.Module):
+    """(1 − t)·old(z) + t·new(z): exactly `old` at t = 0."""
+
+    def __init__(self, old: nn.Module, new: nn.Module) -> None:
+        super().__init__()
+        self.old, self.new, self.t = old, new, 0.0
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Elementwise, any shape."""
+        if self.t == 0.0:
+            old: Tensor = self.old(z)
+            return old
+        # A module that works in place must not spoil the other's input.
+        mixed: Tensor = (1 - self.t) * self.old(_own(self.old, z)) + self.t * self.new(_own(self.new, z))
+        return mixed
+
+
+def swap_activation(block: Block, new: nn.Module, *, steps: int) -> Transition:
+    """A blend from the block's activation to `new`, which alone stands there at the end.
+
+    Over a blend that is under way it begins from that one as it stands; the caller lets go of the earlier transition.
+    Raises `ValueError` for a block without an activation.
+    """
+    old = block.activation
+    if not isinstance(old, nn.Module):
+        raise ValueError(f"a block of {block.kind} has no activation")
+    blend = _blend(old, new)
+    block.activation = blend
+
+    def set_(t: float) -> None:
+        blend.t = t
+
+    def done() -> None:
+        block.activation = new
+
+    return Transition(steps, set_, done)
+
+
+def swap_module(model: nn.Module, path: str, new: nn.Module, *, steps: int) -> Transition:
+    """The same for an activation anywhere in a foreign net. Raises `ValueError` as `replace_module` does."""
+    old = module_at(model, path)
+    blend = _blend(old, new)
+    replace_module(model, path, blend)
+
+    def set_(t: float) -> None:
+        blend.t = t
+
+    def done() -> None:
+        if module_at(model, path) is blend:
+            replace_module(model, path, new)
+
+    return Transition(steps, set_, done)
+
+
+def replace_module(model: nn.Module, path: str, new: nn.Module) -> list[str]:
+    """Put `new` where the activation at `path` stands; returns every path that changed.
+
+    One module object that stands at several places, or is called several times, is replaced in all of them, since its
+    calls cannot be told apart. Raises `ValueError` where there is no such module or it is no activation.
+    """
+    old = module_at(model, path)
+    if not is_activation(old):
+        raise ValueError(f"{path} is a {type(old).__name__}; only an activation can be replaced")
+    if old is model:
+        raise ValueError(f"the net itself is the {type(old).__name__}; there is nothing around it to put another into")
+    places = [
+        (f"{name}.{slot}" if name else slot, parent, slot)
+        for name, parent in model.named_modules()
+        for slot, child in parent._modules.items()
+        if child is old and parent is not new
+    ]
+    for _, parent, slot in places:
+        parent._modules[slot] = new
+    return [place for place, _, _ in places]
+
+
+def module_at(model: nn.Module, path: str) -> nn.Module:
+    """The module of that name. Raises `ValueError` where there is none."""
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        raise ValueError(f'no module "{path[:60]}" in {type(model).__name__}') from None
+
+
+def _blend(old: nn.Module, new: nn.Module) -> Blend:
+    new.train(old.training)
+    return Blend(old, new).train(old.training)
+
+
+def _own(module: nn.Module, z: Tensor) -> Tensor:
+    return z.clone() if getattr(module, "inplace", False) else z

@@ -1,0 +1,37 @@
+"""Writes readings into shared memory; what has no room there is sent as events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tui_descent.instruments.instrument_set import Sample
+from tui_descent.protocol.events import LedgerTaken, Measured
+from tui_descent.training.keeper_link import Link
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingPlace:
+    """Where a reading belongs; `structure` numbers the list of layers that its rows are of."""
+
+    segment: int
+    step: int
+    structure: int
+
+    def write(self, link: Link | None, sample: Sample, rare: dict[str, float], *, cost: float) -> None:
+        """Its rows, the values of the rare tier, the ledger; `cost` is the share of time that watching took so far."""
+        if link is None or link.ring is None:
+            return
+        link.ring.write_reading(
+            self.step,
+            self.segment,
+            sample.global_grad_norm,
+            cost,
+            sample.rows,
+            global_cosine=sample.global_cosine,
+            grad_norm_preclip=sample.grad_norm_preclip,
+            structure=self.structure,
+        )
+        for name, value in rare.items():
+            link.emit(Measured(segment=self.segment, step=self.step, name=name, value=value))
+        if sample.ledger is not None:
+            link.emit(LedgerTaken(segment=self.segment, step=self.step, entries=sample.ledger))

@@ -1,0 +1,278 @@
+"""Watch: what a training loop holds to be seen and steered.
+
+with watch(model, optimizer, name="my run") as run:
+    for batch in batches:
+        loss = loss_fn(model(batch.x), batch.y)
+        optimizer.zero_grad(); loss.backward(); optimizer.step()
+        run.step(loss)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from tui_descent.instruments.forward_order import ForwardOrder
+from tui_descent.instruments.same_batch import BatchAgain, SameBatch
+from tui_descent.instruments.sampler import Sampler
+from tui_descent.protocol.commands import TurnKnob
+from tui_descent.protocol.events import MetricLogged, RunEnded, RunStarted, Status
+from tui_descent.training.keeper_link import Link
+from tui_descent.training.optim.optimizers import check_watchable
+from tui_descent.training.probes.curvature_probe import Curving
+from tui_descent.training.progress import Progress
+from tui_descent.training.run_description import about_foreign, position, started
+from tui_descent.training.steering.command_handler import Evaluation
+from tui_descent.training.steering.control import Control, OnFault
+from tui_descent.training.steering.steering import Steering
+from tui_descent.training.stop_run import StopRun, outcome
+from tui_descent.training.undo.snapshot import HoldsState
+from tui_descent.training.undo.undo_stack import UndoStack
+from tui_descent.training.watch.layer_list import LayerList
+from tui_descent.training.watch.losses import losses_of
+from tui_descent.training.watch.nan_guard import Guard
+from tui_descent.training.watch.optimizer_hooks import OptimizerHooks
+from tui_descent.training.watch.results import Results
+from tui_descent.training.watch.step_timer import StepTimer
+
+# Fast steps in a row take at most so long, even if they turn out slower than expected.
+LONGEST_FAST_S = 0.4
+
+
+class Watch:
+    """One watched run.
+
+    `on_fault`: a non-finite loss or gradient holds the run, ends it, or is only noted. `again` replays the step's
+    batch, for the instruments that need it; `curvature` reads the curvature. `about` describes a scenario's run, whose
+    loop (`is_scenario`) does not count a dropped update as a step. `state` is what else an undo restores.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        link: Link | None,
+        name: str = "run",
+        sampler: Sampler | None = None,
+        on_fault: OnFault = "note",
+        steering: Steering | None = None,
+        plan: Iterable[tuple[int, TurnKnob]] = (),
+        about: RunStarted | None = None,
+        evaluate: Evaluation | None = None,
+        again: BatchAgain | None = None,
+        curvature: Curving | None = None,
+        is_scenario: bool = False,
+        state: Iterable[HoldsState] = (),
+    ) -> None:
+        check_watchable(optimizer)
+        self.model, self.name = model, name
+        self.outcome: tuple[Status, str] | None = None
+        self._about, self._is_scenario = about, is_scenario
+        self._sampler = sampler = sampler or Sampler()
+        self.steering = steering = steering or Steering(model, optimizer)
+        self.progress = progress = Progress(link)
+        guard = Guard(model, again.forward_again if again is not None else None)
+        losses, stops = losses_of(model), on_fault != "note"
+        self._results = results = Results(progress, steering, guard, losses, stops=stops, is_scenario=is_scenario)
+        self._order = ForwardOrder()
+        self._layers = layers = LayerList(model, self._order, progress, steering, guard)
+        undo_stack = None
+        if link is not None and link.launch.socket is not None:  # without anybody to ask, no snapshots are kept
+            undo_stack = UndoStack(steering.ground, tuple(state), link.launch.undo_budget, is_scenario)
+        self.control = Control(
+            progress,
+            steering,
+            results,
+            layers,
+            plan=plan,
+            undo_stack=undo_stack,
+            curvature=curvature,
+            evaluation=evaluate,
+            on_fault=on_fault,
+            is_scenario=is_scenario,
+        )
+        self._hooks = OptimizerHooks(
+            optimizer,
+            progress=progress,
+            steering=steering,
+            control=self.control,
+            results=results,
+            layers=layers,
+            guard=guard,
+            sampler=sampler,
+            again=None if again is None else SameBatch(model, again),
+            begin=self._begin,
+        )
+        self._timer = StepTimer(sampler, progress, steering)
+        self._start_s = self._fast_until_s = time.perf_counter()
+        steering.watched(self._hooks.follow, self._hooks.muted)
+        if curvature is not None:
+            steering.watched(curvature.follow, self._hooks.muted)
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The one that makes the updates."""
+        return self.steering.ground.optimizer
+
+    @property
+    def next_step(self) -> int:
+        """The number of the next update; updates made so far."""
+        return self.progress.step
+
+    @property
+    def cost(self) -> float:
+        """The share of the training thread's time that watching took so far, as declared to the viewers."""
+        return self._sampler.cost
+
+    def __enter__(self) -> Self:
+        self._hooks.attach()
+        if self._about is not None:
+            self._begin()
+        else:
+            # The forward order of a user's layers is known only once the net has run.
+            self._order.listen(self.model)
+            self.steering.listen()
+        self._start_s = time.perf_counter()
+        self._timer.restart()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self._hooks.detach()
+        self._order.stop()
+        ended_by = self.control.finish(error)
+        self.outcome = outcome(ended_by)
+        self._end(*self.outcome)
+        if error is None and ended_by is not None and not isinstance(ended_by, StopRun):
+            raise ended_by
+        return isinstance(ended_by, StopRun)
+
+    def loss(self, loss: Tensor | float) -> bool:
+        """Check the loss before `backward()`: a non-finite one is held before it can do harm.
+
+        False when this batch is to be dropped. Raises `StopRun` when the run is to end.
+        """
+        fault = self._results.check(loss)
+        return fault is None or not self.control.handle_fault(fault)
+
+    def step(self, loss: Tensor | float) -> bool:
+        """After the optimizer's step: record it, obey commands, keep the pace. False if no update was made.
+
+        Without an update since the last call the loss joins the next one's mean (gradient accumulation).
+        Raises `StopRun` when the run is to end.
+        """
+        start_s = time.perf_counter()
+        progress, hooks = self.progress, self._hooks
+        if progress.fast_steps == 0 or hooks.made != 1:
+            return self._checked_step(loss, start_s)
+        # Nothing is due: record the step. A fault that is found here ends the fast steps.
+        hooks.made = 0
+        progress.fast_steps -= 1
+        self._results.add_step(loss, start_s - self._start_s, hooks.rate, made=True)
+        self.steering.update_made()
+        progress.step += 1
+        self.control.collect()
+        ring = progress.ring
+        assert ring is not None
+        self._timer.count()
+        self._timer.add_fast(start_s, hooks.own_s)
+        if progress.fast_steps == 0 or ring.flagged() or start_s > self._fast_until_s:
+            busy_s = time.thread_time()
+            self._timer.look()
+            self._enter_next_step()
+            self._timer.add_own(busy_s)
+        return True
+
+    def _checked_step(self, loss: Tensor | float, start_s: float) -> bool:
+        """`step` where anything may be due."""
+        busy_s = time.thread_time()
+        self.progress.fast_steps = 0
+        results, control, steering = self._results, self.control, self.steering
+        updates, dropped = self._hooks.take()
+        made, now_s = updates > 0, start_s - self._start_s
+        if not made and not dropped:
+            results.accumulate(loss, now_s)
+            return False
+        counted = made or not self._is_scenario
+        measured = results.measured
+        self._timer.count()
+        self._timer.look()
+        results.add_step(loss, now_s, self._hooks.rate, made=made, counted=counted)
+        if made:
+            steering.update_made()
+        if counted:
+            control.completed()
+        if steering.needs_loss:
+            control.settle()  # on a GPU this synchronises: plateau's next rate depends on this loss
+        else:
+            control.collect()
+        self._enter_next_step()
+        if not measured and not self._hooks.measures:
+            self._timer.add_own(busy_s)
+        return made
+
+    def _enter_next_step(self) -> None:
+        """Everything due before the next step; then how many steps may go by with nothing but their record."""
+        self.begin_step()
+        self.progress.fast_steps = self._steps_without_checks()
+        self._fast_until_s = time.perf_counter() + LONGEST_FAST_S
+
+    def _steps_without_checks(self) -> int:
+        control, hooks, steering, results = self.control, self._hooks, self.steering, self._results
+        ready = self._layers.net is not None and hooks.planned and control.idle
+        if not ready or hooks.measures or results.accumulating or steering.clips:
+            return 0
+        if results.deferred and steering.needs_loss:
+            return 0
+        planned = min(control.steps_to_plan, self._sampler.steps_to_reading(self.next_step) - 1)
+        return int(max(1, min(self._sampler.next_look, planned))) if planned >= 1 else 0
+
+    def begin_step(self) -> None:
+        """Before the first forward pass; `step` does it before the others. Raises `StopRun`."""
+        self.control.between()
+        self.plan_step()
+
+    def plan_step(self) -> None:
+        """Plan what is measured of the coming update: again where the run has paused since that was settled."""
+        self.progress.fast_steps = 0
+        if self._layers.net is not None:
+            self._hooks.plan()
+        if self.progress.stood:
+            self._timer.restart()
+
+    def log(self, name: str, value: Tensor | float) -> None:
+        """A metric of the user's own, placed at the step that comes next."""
+        progress, place = self.progress, self.progress.place
+        self._results.log(value, lambda number: progress.emit(MetricLogged(name=name, value=number, **place)))
+
+    def _begin(self) -> None:
+        """The layers are known: lay out the shared memory and report the run, once. Raises `RuntimeError`."""
+        layers, progress, link = self._layers, self.progress, self.progress.link
+        if layers.net is not None:
+            return
+        self._order.stop()
+        self.steering.heard()
+        layers.begin()
+        if link is not None:
+            progress.begin(self.model, layers=layers.room)
+            about = self._about or about_foreign(self.name, self.model, self.optimizer)
+            progress.emit(started(about, link.launch.run, self.model, layers.layers, self.steering.states()))
+            progress.set_state("running")
+
+    def _end(self, status: Status, reason: str) -> None:
+        progress = self.progress
+        if progress.link is None:
+            return
+        loss, accuracy = self.control.evaluate() if status != "failed" else (None, None)
+        where = position(self.model)
+        progress.emit(
+            RunEnded(status=status, step=progress.step, loss=loss, accuracy=accuracy, reason=reason, position=where)
+        )
+        self.control.close()
