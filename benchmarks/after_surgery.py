@@ -175,7 +175,7 @@ def scenario_row(title: str, family: str, start: dict[str, Any], turns: tuple[st
         steering.turn(parse(text), step=5 + n)
         step()
     run_slice(step, WARM_UP)
-    assert not steering.ground.under_way, title
+    assert not steering.context.under_way, title
     others = [scenario_step(*make(family, start | end)) for _ in range(2)]
     for other in others:
         run_slice(other, WARM_UP)
@@ -187,7 +187,7 @@ def user_row(text: str, start: type[nn.Module], end: type[nn.Module], *, skips: 
     step, steering = user_loop(start, skips=False)
     steering.turn(parse(text), step=0)
     run_slice(step, WARM_UP)
-    assert not steering.ground.under_way, text
+    assert not steering.context.under_way, text
     others = [user_loop(end, skips=skips)[0] for _ in range(2)]
     for other in others:
         run_slice(other, WARM_UP)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tui_descent.instruments.instrument_set import Measuring
+from tui_descent.instruments.instrument_set import InstrumentSet
 from tui_descent.instruments.net_structure import structure
 from tui_descent.keeper.diagnosis import context_of
 from tui_descent.protocol.events import Layer, ReadingsTaken
@@ -153,7 +153,7 @@ class Observed:
         self._clip = scenario.optimizer.clip
         self.net = structure(self.setup.model)
         self.parameters = list(self.setup.model.parameters())
-        self.measuring = Measuring(self.net, self.parameters)
+        self.measuring = InstrumentSet(self.net, self.parameters)
         self.seen = Seen(tuple(w.layer for w in self.net.layers))
         self.step = 0
         self._under_way: list[surgery.Transition] = []

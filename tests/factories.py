@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 
 from tui_descent.protocol.codec import HEADER, decode, frame, to_viewer
-from tui_descent.protocol.curvature import CurvatureReading, Limit
+from tui_descent.protocol.curvature_reading import CurvatureReading, StabilityLimit
 from tui_descent.protocol.events import (
     AnyEvent,
     CurvatureTaken,
@@ -125,7 +125,7 @@ def curved(step: int, high: float, low: float, limit: float | None = 2.0, **chan
         segment=0,
         step=step,
         hessian=eigenvalues(high, low, **changed),
-        limit=None if limit is None else Limit(lambda_max=limit, formula="2/η", preconditioned=False),
+        limit=None if limit is None else StabilityLimit(lambda_max=limit, formula="2/η", preconditioned=False),
         seconds=0.05,
     )
 

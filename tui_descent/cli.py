@@ -212,7 +212,7 @@ def _run(args: argparse.Namespace) -> int:
                     f"tui-descent: --at {at}:{text} has no effect: the run has only {scenario.run.steps} steps",
                     file=sys.stderr,
                 )
-        range_at = tuple(_step("--range-test", text) for text in args.range_test)
+        range_test_at = tuple(_step("--range-test", text) for text in args.range_test)
         budget, every = _watch_options(args)
     except ScenarioError as error:
         return _usage(*str(error).splitlines())
@@ -231,7 +231,7 @@ def _run(args: argparse.Namespace) -> int:
         watch_every=every,
         curvature=args.curvature,
         curvature_at=(0, scenario.run.steps) if args.curvature else (),
-        range_at=range_at,
+        range_test_at=range_test_at,
     )
 
 
@@ -341,13 +341,13 @@ def _print_presets() -> int:
 
 
 def _print_preset(scenario: Scenario, path: Path) -> None:
-    from tui_descent.scenario.claims import promised
+    from tui_descent.scenario.claims import claim_text
 
     print(f"{scenario.title}\n{scenario.theme}\n\n{scenario.story.strip()}\n")
     for claim in scenario.claim:
         at = "" if claim.at is None else f" at step {claim.at}"
         given = f" after {', '.join(claim.given)}" if claim.given else ""
-        print(f"claims: {claim.metric}{at} {promised(claim)}{given}")
+        print(f"claims: {claim.metric}{at} {claim_text(claim)}{given}")
     print(f"\n# {path.name}\n{path.read_text(encoding='utf-8').strip()}")
 
 

@@ -14,18 +14,18 @@ from tui_descent.keeper.keeper import Keeper
 from tui_descent.keeper.process import clear
 from tui_descent.keeper.trainer import Trainer
 from tui_descent.protocol.channel import ChannelError
-from tui_descent.protocol.ending import exit_code
 from tui_descent.protocol.events import (
     AnyEvent,
     CommandRejected,
     KnobTurned,
     Noted,
-    RatesSwept,
+    RangeTestCompleted,
     Rewound,
     RunEnded,
     StateChanged,
     Status,
 )
+from tui_descent.protocol.exit_status import exit_code
 from tui_descent.protocol.launch import Launch
 from tui_descent.scenario.validate import escape_controls
 from tui_descent.telemetry.history import History
@@ -116,7 +116,7 @@ class Progress:
             case Rewound():
                 what, now, was = event.words()
                 self._say(f"{what}; {now} ({was})")
-            case RatesSwept():
+            case RangeTestCompleted():
                 found = f"{event.suggestion:.3g} suggested" if event.suggestion is not None else event.words
                 self._say(f"step {event.step}: range test: {found}")
             case Noted():

@@ -15,7 +15,7 @@ from tui_descent.dashboard.panels.lowest import LowestPanel
 from tui_descent.dashboard.panels.sharpness import SharpnessPanel
 from tui_descent.dashboard.panels.view import View
 from tui_descent.protocol.commands import Mark, WatchCurvature
-from tui_descent.protocol.curvature import Limit
+from tui_descent.protocol.curvature_reading import StabilityLimit
 from tui_descent.protocol.events import AnyEvent, KnobState, LedgerEntry, LedgerTaken, StateChanged
 from tui_descent.telemetry.history import History
 
@@ -148,7 +148,7 @@ def test_each_figure_says_how_it_was_got_and_how_far_it_converged() -> None:
 
 
 def test_an_adaptive_optimizers_limit_is_about_the_hessian_as_it_scales_it() -> None:
-    limit = Limit(lambda_max=38_000.0, formula="2(1+β₁)/((1−β₁)η)", preconditioned=True)
+    limit = StabilityLimit(lambda_max=38_000.0, formula="2(1+β₁)/((1−β₁)η)", preconditioned=True)
     plain = msgspec.structs.replace(curved(20, 3.0, -1.0), limit=limit)
     assert "after the first step" in text(CurvaturePanel(), view(plain), 100, 6)
     scaled = msgspec.structs.replace(plain, scaled=eigenvalues(19_000.0, -5.0))

@@ -11,11 +11,11 @@ from scripted import CLIENT
 
 from tui_descent.dashboard.dialogs.rates import RatesDialog, figures_of, still_true
 from tui_descent.dashboard.panels.rates import AheadPanel, SweepPanel
-from tui_descent.protocol.commands import CancelSweep, SweepRates, TurnKnob
+from tui_descent.protocol.commands import CancelRangeTest, RunRangeTest, TurnKnob
 from tui_descent.protocol.events import (
     CommandDone,
     CommandRejected,
-    RatesSwept,
+    RangeTestCompleted,
     RunEnded,
     StateChanged,
 )
@@ -31,7 +31,7 @@ def loss_at(rate: float) -> float:
     return 2.3 - 1.4 * rate / (rate + 0.2) + 0.2 * rate**3
 
 
-def swept(step: int = 30, **changed: object) -> RatesSwept:
+def swept(step: int = 30, **changed: object) -> RangeTestCompleted:
     """A valley at 0.756."""
     losses = [loss_at(rate) for rate in RATES]
     lowest = RATES[losses.index(min(losses))]
@@ -51,13 +51,13 @@ def swept(step: int = 30, **changed: object) -> RatesSwept:
         "ahead": [2.3 - 0.2 * s + 0.02 * s * s for s in SCALES],
         "seconds": 0.5,
     }
-    return RatesSwept(**{**fields, **changed})  # type: ignore[arg-type]
+    return RangeTestCompleted(**{**fields, **changed})  # type: ignore[arg-type]
 
 
 FLAT = {"lowest": None, "suggestion": None, "words": "flat: no rate lowers the loss"}
 
 
-def answer(play: Play, found: RatesSwept | None, *, reason: str = "", request: int = 1) -> None:
+def answer(play: Play, found: RangeTestCompleted | None, *, reason: str = "", request: int = 1) -> None:
     place = {"client": CLIENT, "request": request, "segment": 0, "step": 30}
     if found is not None:
         play.keeper.tell(found, CommandDone(what="range test: 0.0756 suggested", **place))  # type: ignore[arg-type]
@@ -69,7 +69,7 @@ async def opened(play: Play) -> None:
     await play.sees("sigmoid")
     play.keeper.replies = False
     await play.press("f")
-    await play.until(lambda: play.keeper.asked == [SweepRates()])
+    await play.until(lambda: play.keeper.asked == [RunRangeTest()])
 
 
 @pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 60)])
@@ -156,7 +156,7 @@ async def test_enter_adopts_nothing_where_nothing_is_suggested() -> None:
         assert "enter lr" not in play.text()
         await play.press("enter", "escape")
         await play.until(lambda: not isinstance(play.app.screen, RatesDialog))
-        assert play.keeper.asked == [SweepRates()]
+        assert play.keeper.asked == [RunRangeTest()]
 
 
 async def test_escape_gives_it_up() -> None:
@@ -165,7 +165,7 @@ async def test_escape_gives_it_up() -> None:
         play.keeper.tell(StateChanged(state="testing", reason="rates 12/100"))
         await play.sees("testing rates 12/100…")
         await play.press("escape")
-        await play.until(lambda: play.keeper.asked == [SweepRates(), CancelSweep()])
+        await play.until(lambda: play.keeper.asked == [RunRangeTest(), CancelRangeTest()])
         await play.sees("● testing", "rates 12/100; all is put back")
         assert not isinstance(play.app.screen, RatesDialog)
 
@@ -177,7 +177,7 @@ async def test_escape_after_it_asks_for_nothing() -> None:
         await play.sees("enter lr=0.0756")
         await play.press("escape")
         await play.until(lambda: not isinstance(play.app.screen, RatesDialog))
-        assert play.keeper.asked == [SweepRates()]
+        assert play.keeper.asked == [RunRangeTest()]
 
 
 async def test_a_refusal_says_why_and_f_asks_again() -> None:
@@ -186,7 +186,7 @@ async def test_a_refusal_says_why_and_f_asks_again() -> None:
         answer(play, None, reason="a range test needs a loss that is a number; u goes back to the last good state")
         await play.sees("a loss that is a number; u goes back", "f tests again")
         await play.press("f")
-        await play.until(lambda: play.keeper.asked == [SweepRates(), SweepRates()])
+        await play.until(lambda: play.keeper.asked == [RunRangeTest(), RunRangeTest()])
         answer(play, swept(), request=2)
         await play.sees("enter lr=0.0756")
 
@@ -236,7 +236,7 @@ async def test_from_the_palette() -> None:
         await play.press(*"rangetest")
         await play.sees("range test")
         await play.press("enter", "enter")
-        await play.until(lambda: play.keeper.asked == [SweepRates()])
+        await play.until(lambda: play.keeper.asked == [RunRangeTest()])
         await play.sees("asked to test rates…")
 
 
@@ -254,7 +254,7 @@ async def test_numbers_that_are_none_are_drawn_as_far_as_they_are_some() -> None
 
 @pytest.mark.parametrize("panel", [SweepPanel, AheadPanel])
 @pytest.mark.parametrize("found", [swept(), swept(**FLAT), swept(rates=[], losses=[], smooth=[], still=[], ahead=[])])
-def test_a_picture_is_as_large_as_its_room(panel: type[SweepPanel | AheadPanel], found: RatesSwept) -> None:
+def test_a_picture_is_as_large_as_its_room(panel: type[SweepPanel | AheadPanel], found: RangeTestCompleted) -> None:
     for width, height in ((0, 3), (3, 3), (9, 4), (30, 12), (140, 50)):
         strips = panel().picture(found, width, height)
         assert len(strips) <= max(height, 4)

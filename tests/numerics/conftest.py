@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from kept import Kept
+from kept import FakeKeeper
 from slowly import Slow
 from swept import Run
 
@@ -29,25 +29,25 @@ def seeded() -> None:
 
 
 @pytest.fixture
-def kept(home: Path) -> Iterator[Kept]:
+def kept(home: Path) -> Iterator[FakeKeeper]:
     gc.collect()  # what other tests have left to be closed is none of this one's
     before = set(os.listdir("/dev/fd"))
-    kept = Kept(home)
+    kept = FakeKeeper(home)
     yield kept
     kept.close()
     assert set(os.listdir("/dev/fd")) == before
 
 
 @pytest.fixture
-def begin(kept: Kept, home: Path) -> Iterator[Callable[..., Run]]:
+def begin(kept: FakeKeeper, home: Path) -> Iterator[Callable[..., Run]]:
     runs: list[Run] = []
-    others: list[Kept] = []
+    others: list[FakeKeeper] = []
 
     def start(made: Setup, **how: Any) -> Run:
         if runs:  # a run beside the first
             folder = home / f"beside{len(runs)}"
             folder.mkdir()
-            others.append(Kept(folder))
+            others.append(FakeKeeper(folder))
         runs.append(Run(others[-1] if others else kept, made, **how))
         return runs[-1]
 

@@ -9,19 +9,19 @@ from typing import Any
 
 from tui_descent.protocol.channel import Peer
 from tui_descent.protocol.codec import MAX_TO_VIEWER, decode, from_trainer
-from tui_descent.protocol.commands import AnyCommand, Order
+from tui_descent.protocol.commands import AnyCommand, ClientRequest
 from tui_descent.protocol.events import AnyEvent, ReadingsTaken
 from tui_descent.protocol.launch import Launch
 from tui_descent.protocol.readings import unpack
 from tui_descent.protocol.ring import Ring, StepRecord, ring_file
-from tui_descent.training.keeper_link import Link
+from tui_descent.training.keeper_link import KeeperLink
 
 
-class Kept:
+class FakeKeeper:
     def __init__(self, folder: Path) -> None:
         ours, theirs = socket.socketpair()
         self._file = ring_file(folder)
-        self.link = Link(theirs, os.dup(self._file), Launch(run="r", name="r", folder=str(folder), socket=None))
+        self.link = KeeperLink(theirs, os.dup(self._file), Launch(run="r", name="r", folder=str(folder), socket=None))
         self._peer = Peer(ours, limit=MAX_TO_VIEWER)
         self._ring: Ring | None = None
         self._requests = 0
@@ -44,7 +44,7 @@ class Kept:
 
     def order(self, command: AnyCommand) -> int:
         self._requests += 1
-        self._peer.send(Order(client=1, request=self._requests, source="send", command=command))
+        self._peer.send(ClientRequest(client=1, request=self._requests, source="send", command=command))
         self.ring.raise_flag()
         return self._requests
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import torch
 from digests import digest
-from kept import Kept
+from kept import FakeKeeper
 
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.commands import AnyCommand
@@ -46,10 +46,10 @@ seed = 5
 """
 
 
-class Played:
+class PlayedRun:
     """A scenario run made of its parts. What is asked acts before the step it is asked for."""
 
-    def __init__(self, kept: Kept, plan: dict[int, str], *, budget: int = 256_000_000) -> None:
+    def __init__(self, kept: FakeKeeper, plan: dict[int, str], *, budget: int = 256_000_000) -> None:
         kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there", undo_budget=budget)
         self.kept = kept
         self.setup: Setup = build(from_text(SCENARIO, source="test"), on=torch.device("cpu"))
@@ -99,8 +99,8 @@ class Played:
 def untouched(folder: Path, until: int, plan: dict[int, str] | None = None) -> list[float]:
     """The losses of a run that nobody ever sent back."""
     folder.mkdir()
-    kept = Kept(folder)
-    run = Played(kept, plan or {})
+    kept = FakeKeeper(folder)
+    run = PlayedRun(kept, plan or {})
     losses = run.go(until)
     run.watch.__exit__(None, None, None)
     kept.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kept import Kept
+from kept import FakeKeeper
 from nets import copy_of, digit_batches, loss_of, mlp, state_of
 from torch import Tensor, nn
 
@@ -65,7 +65,7 @@ class Again:
 
 
 def train(
-    kept: Kept | None,
+    kept: FakeKeeper | None,
     *,
     steps: int = 90,
     every: int = 7,
@@ -108,7 +108,7 @@ def train(
 def told(folder: Path, **how: Any) -> tuple[list[Any], list[Any], list[Any], list[float]]:
     """Records without their times, readings, and the events that belong to steps."""
     folder.mkdir()
-    kept = Kept(folder)
+    kept = FakeKeeper(folder)
     try:
         losses = train(kept, **how)
         steps = [(s.segment, s.step, s.loss, s.lr, s.skipped) for s in kept.steps()]
@@ -139,7 +139,7 @@ BAD_AT = 5
 
 
 def steer_into(
-    kept: Kept | None,
+    kept: FakeKeeper | None,
     optimizer_of: Callable[[nn.Module], torch.optim.Optimizer],
     *,
     bad_at: int = BAD_AT,
@@ -174,7 +174,7 @@ def steer_into(
     return net, optimizer, run, after
 
 
-def resumes(kept: Kept, *commands: Any) -> list[int]:
+def resumes(kept: FakeKeeper, *commands: Any) -> list[int]:
     """What is ordered once the run stands; the numbers of steps that had been written by then."""
     stood: list[int] = []
     wait = kept.link.wait

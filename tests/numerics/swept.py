@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import torch
 from digests import digest
-from kept import Kept
+from kept import FakeKeeper
 from played import SCENARIO
 from torch import Tensor, nn
 
@@ -42,7 +42,7 @@ def setup_of(text: str, **optimizer: Any) -> Setup:
 class Run:
     """A run of the own loop's parts; what is asked is done before the step it is asked for."""
 
-    def __init__(self, kept: Kept, made: Setup, *, plan: dict[int, str] | None = None, **how: Any) -> None:
+    def __init__(self, kept: FakeKeeper, made: Setup, *, plan: dict[int, str] | None = None, **how: Any) -> None:
         self.kept, self.setup = kept, made
         kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there")
         self.watch = Watch(

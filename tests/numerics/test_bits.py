@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from families import setup as family
-from kept import Kept
+from kept import FakeKeeper
 from nets import ConvNet, Words, copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.events import CurvatureTaken
 from tui_descent.scenario import presets
-from tui_descent.training.probes.curvature_probe import Curving
+from tui_descent.training.probes.curvature_probe import CurvatureProbe
 from tui_descent.training.setup.build import Setup, build
 from tui_descent.training.steering.steering import Steering
 from tui_descent.training.watch.user_loop import watch
@@ -60,12 +60,12 @@ def bare(name: str) -> tuple[list[float], Setup, Tensor]:
     return [one(setup).item() for _ in range(STEPS)], setup, torch.get_rng_state()
 
 
-def watched(name: str, sampler: Sampler, kept: Kept, *, curved: bool) -> tuple[list[float], Setup, Tensor]:
+def watched(name: str, sampler: Sampler, kept: FakeKeeper, *, curved: bool) -> tuple[list[float], Setup, Tensor]:
     setup = made(name)
     torch.manual_seed(5)
     losses = []
     rate = setup.optimizer.param_groups[0]["lr"]
-    curving = Curving(
+    curvature_probe = CurvatureProbe(
         setup.probe,
         setup.model,
         setup.optimizer,
@@ -81,7 +81,7 @@ def watched(name: str, sampler: Sampler, kept: Kept, *, curved: bool) -> tuple[l
         sampler=sampler,
         steering=steering,
         again=setup,
-        curvature=curving,
+        curvature=curvature_probe,
     ) as run:
         run.begin_step()
         for _ in range(STEPS):
@@ -92,7 +92,7 @@ def watched(name: str, sampler: Sampler, kept: Kept, *, curved: bool) -> tuple[l
 
 @pytest.mark.parametrize("rate", [*RATES, "every 7 and the curvature"])
 @pytest.mark.parametrize("name", [*presets.names(), CONV])
-def test_every_presets_losses_are_the_same_at_any_rate(name: str, rate: str, kept: Kept) -> None:
+def test_every_presets_losses_are_the_same_at_any_rate(name: str, rate: str, kept: FakeKeeper) -> None:
     curved = rate not in RATES
     plain_losses, plain, numbers = bare(name)
     losses, setup, numbers_after = watched(name, RATES.get(rate, RATES["every 7"])(), kept, curved=curved)
@@ -179,7 +179,7 @@ LOOPS: dict[str, Loop] = {
 
 
 @contextlib.contextmanager
-def watching(net: nn.Module, optimizer: torch.optim.Optimizer, kept: Kept, sampler: Sampler) -> Iterator[Watch]:
+def watching(net: nn.Module, optimizer: torch.optim.Optimizer, kept: FakeKeeper, sampler: Sampler) -> Iterator[Watch]:
     with Watch(net, optimizer, link=kept.link, sampler=sampler) as run:
         yield run
 
@@ -189,7 +189,7 @@ def watching(net: nn.Module, optimizer: torch.optim.Optimizer, kept: Kept, sampl
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("kind", NETS)
 def test_loops_of_ones_own_train_as_if_nobody_looked(
-    kind: str, loop: str, rate: str, *, fused: bool, kept: Kept
+    kind: str, loop: str, rate: str, *, fused: bool, kept: FakeKeeper
 ) -> None:
     def made() -> tuple[nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(2)
@@ -239,7 +239,7 @@ def adversaries(**watched: Any) -> tuple[list[float], list[Tensor]]:
 
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("who", ["generator", "critic"])
-def test_of_two_optimizers_in_turns_either_may_be_watched(who: str, rate: str, kept: Kept) -> None:
+def test_of_two_optimizers_in_turns_either_may_be_watched(who: str, rate: str, kept: FakeKeeper) -> None:
     plain_losses, plain = adversaries()
     losses, weights = adversaries(who=who, link=kept.link, sampler=RATES[rate]())
     assert losses == plain_losses

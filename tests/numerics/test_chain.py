@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kept import Kept
+from kept import FakeKeeper
 from nets import OPTIMIZERS, digit_batches, loss_of, mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tui_descent.instruments.activation_derivatives import FORMULAS, slope
 from tui_descent.instruments.activations import DEAD_SAMPLES, Activations
-from tui_descent.instruments.block_boundaries import Boundaries
-from tui_descent.instruments.chain_rule_ledger import Ledger
+from tui_descent.instruments.block_boundaries import BlockBoundaries
+from tui_descent.instruments.chain_rule_ledger import ChainRuleLedger
 from tui_descent.instruments.net_structure import structure
 from tui_descent.instruments.same_batch import NoiseScale, SameBatch, gradient
 from tui_descent.instruments.sampler import Sampler
@@ -50,7 +50,7 @@ def boundary_norms_by_hand(net: nn.Module, x: Tensor, y: Tensor) -> list[float]:
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_factors_equal_autograd_on_a_net_taken_apart(form: dict[str, Any], dtype: torch.dtype) -> None:
     net = mlp(dtype=dtype, depth=6, **form)
-    boundaries = Boundaries(structure(net).units)
+    boundaries = BlockBoundaries(structure(net).units)
     x, y = digit_batches(1, dtype=dtype)[0]
     boundaries.attach()
     loss_of(net, (x, y)).backward()
@@ -66,7 +66,7 @@ def test_factors_equal_autograd_on_a_net_taken_apart(form: dict[str, Any], dtype
 
 def test_an_orthogonal_linear_net_has_factors_of_one() -> None:
     net = mlp(depth=8, activation="identity", init="orthogonal")
-    boundaries = Boundaries(structure(net).units)
+    boundaries = BlockBoundaries(structure(net).units)
     boundaries.attach()
     loss_of(net, digit_batches(1)[0]).backward()
     boundaries.detach()
@@ -83,7 +83,7 @@ def test_the_ledger_agrees_with_autograd_and_sees_a_corrupted_factor(form: dict[
     blocks = [(u.name, u.module) for u in structure(net).units]
 
     def entries(*, corrupt: bool) -> list[float | None]:
-        ledger = Ledger(blocks)
+        ledger = ChainRuleLedger(blocks)
         ledger.attach()
         loss_of(net, batch).backward()
         ledger.detach()
@@ -179,7 +179,7 @@ def test_a_dead_channel_of_a_convolution_is_dead_everywhere() -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-22, 1e18])
-def test_cosines_equal_numpy_at_any_size(scale: float, kept: Kept) -> None:
+def test_cosines_equal_numpy_at_any_size(scale: float, kept: FakeKeeper) -> None:
     net = mlp(depth=3, activation="tanh")
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3 / scale)
     wanted, previous = [], None
@@ -220,7 +220,7 @@ class SurfaceAgain:
 
 
 @pytest.mark.parametrize("lr", [0.01, 0.1, 0.125, 0.2, 0.24, 0.26])
-def test_alpha_and_cosine_on_the_fragment_have_their_closed_forms(lr: float, kept: Kept) -> None:
+def test_alpha_and_cosine_on_the_fragment_have_their_closed_forms(lr: float, kept: FakeKeeper) -> None:
     net = Surface(SurfaceModel())
     optimizer = torch.optim.SGD(net.parameters(), lr=lr)
     again = SurfaceAgain(net)
@@ -288,7 +288,7 @@ def test_alpha_equals_slopes_written_out(name: str) -> None:
     assert found["local_step"] == pytest.approx(-end / start, rel=1e-10)
 
 
-def test_the_ledger_is_told_with_every_reading_of_fixed_steps(kept: Kept) -> None:
+def test_the_ledger_is_told_with_every_reading_of_fixed_steps(kept: FakeKeeper) -> None:
     net = mlp(depth=3, activation="gelu", residual="on")
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
     with Watch(net, optimizer, link=kept.link, sampler=Sampler(every=2)) as run:

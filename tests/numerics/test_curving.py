@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from kept import Kept
+from kept import FakeKeeper
 from nets import copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
 from torch import Tensor
 
@@ -23,7 +23,7 @@ from tui_descent.protocol.events import (
     ReadingsTaken,
 )
 from tui_descent.scenario import presets
-from tui_descent.training.probes.curvature_probe import COUNT_EVERY, Curving
+from tui_descent.training.probes.curvature_probe import COUNT_EVERY, CurvatureProbe
 from tui_descent.training.setup.build import PROBE_SAMPLES, Setup, build
 from tui_descent.training.steering.steering import Steering
 from tui_descent.training.watch.watch import Watch
@@ -37,8 +37,8 @@ def made(name: str, *overrides: str) -> Setup:
     return build(scenario, on=torch.device("cpu"))
 
 
-def curving_of(setup: Setup, sampler: Sampler, **options: Any) -> Curving:
-    return Curving(
+def curving_of(setup: Setup, sampler: Sampler, **options: Any) -> CurvatureProbe:
+    return CurvatureProbe(
         setup.probe,
         setup.model,
         setup.optimizer,
@@ -49,7 +49,7 @@ def curving_of(setup: Setup, sampler: Sampler, **options: Any) -> Curving:
 
 
 def trained(
-    setup: Setup, kept: Kept | None, curving: Curving | None, sampler: Sampler, *, steps: int = 18
+    setup: Setup, kept: FakeKeeper | None, curvature_probe: CurvatureProbe | None, sampler: Sampler, *, steps: int = 18
 ) -> list[float]:
     """Losses, with a residual connection opened on the way where there are blocks."""
     steering = Steering(setup.model, setup.optimizer)
@@ -64,7 +64,7 @@ def trained(
         steering=steering,
         plan=plan,
         again=setup,
-        curvature=curving,
+        curvature=curvature_probe,
     )
     with run:
         run.begin_step()
@@ -80,7 +80,7 @@ def trained(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_read_at_every_step_or_never_the_bits_are_the_same(name: str, kept: Kept) -> None:
+def test_read_at_every_step_or_never_the_bits_are_the_same(name: str, kept: FakeKeeper) -> None:
     plain, read = made(name), made(name)
     before = torch.get_rng_state()
     losses = trained(plain, None, None, Sampler(budget=0.0))
@@ -94,7 +94,7 @@ def test_read_at_every_step_or_never_the_bits_are_the_same(name: str, kept: Kept
     assert [event.step for event in taken] == list(range(19)), "before every update, and after the last"
 
 
-def told(kept: Kept) -> dict[str, list[Any]]:
+def told(kept: FakeKeeper) -> dict[str, list[Any]]:
     events = kept.events()
     readings: list[ReadingsTaken] = kept.readings()
     return {
@@ -104,14 +104,14 @@ def told(kept: Kept) -> dict[str, list[Any]]:
     }
 
 
-def test_the_other_instruments_read_the_same_with_and_without_it(kept: Kept) -> None:
+def test_the_other_instruments_read_the_same_with_and_without_it(kept: FakeKeeper) -> None:
     sampler, setup = Sampler(every=2), made("vanishing")
     trained(setup, kept, curving_of(setup, sampler, at=range(100)), sampler)
     with_it = told(kept)
     assert all(with_it.values())
     folder = kept.link.launch.path / "other"
     folder.mkdir()
-    other = Kept(folder)
+    other = FakeKeeper(folder)
     try:
         trained(made("vanishing"), other, None, Sampler(every=2))
         assert told(other) == with_it
@@ -120,7 +120,7 @@ def test_the_other_instruments_read_the_same_with_and_without_it(kept: Kept) -> 
 
 
 @pytest.mark.parametrize("name", ["vanishing", "healthy"])
-def test_it_is_that_of_the_probe_batch_with_the_weights_before_the_update(name: str, kept: Kept) -> None:
+def test_it_is_that_of_the_probe_batch_with_the_weights_before_the_update(name: str, kept: FakeKeeper) -> None:
     setup = made(name)
     steps = 6
     sampler = Sampler(budget=0.0)
@@ -155,7 +155,7 @@ def test_it_is_that_of_the_probe_batch_with_the_weights_before_the_update(name: 
         assert last.edge == pytest.approx(wanted.lambda_max / 38_000, rel=1e-3)
 
 
-def test_it_is_told_as_plain_numbers_too(kept: Kept) -> None:
+def test_it_is_told_as_plain_numbers_too(kept: FakeKeeper) -> None:
     setup, sampler = made("vanishing"), Sampler(budget=0.0)
     trained(setup, kept, curving_of(setup, sampler, at=(3,)), sampler)
     events = kept.events()
@@ -174,7 +174,7 @@ def test_a_full_batch_is_probed_whole() -> None:
     assert setup.probe().item() == pytest.approx(setup.loss().item(), rel=1e-6)
 
 
-def test_unless_somebody_asks_nothing_is_read(kept: Kept) -> None:
+def test_unless_somebody_asks_nothing_is_read(kept: FakeKeeper) -> None:
     setup, sampler = made("vanishing"), Sampler(every=1)
     trained(setup, kept, curving_of(setup, sampler), sampler)
     assert kept.events(CurvatureTaken) == []
@@ -182,33 +182,33 @@ def test_unless_somebody_asks_nothing_is_read(kept: Kept) -> None:
 
 def test_it_is_read_while_one_of_several_wants_it() -> None:
     setup = made("saddle")
-    curving = curving_of(setup, Sampler(every=1, budget=0.01))
-    assert not curving.due(0, paced=True)
-    assert curving.want(1, on=True) == curving.want(2, on=True) == "curvature is read"
-    assert curving.due(0, paced=True)
-    assert curving.want(1, on=False) == "curvature is read"
-    assert curving.due(0, paced=False)
-    assert curving.want(2, on=False) == "curvature is no longer read"
-    assert not curving.due(0, paced=True)
-    assert curving.want(3, on=False) == "curvature is no longer read", "asked by one who never wanted it"
+    curvature_probe = curving_of(setup, Sampler(every=1, budget=0.01))
+    assert not curvature_probe.due(0, paced=True)
+    assert curvature_probe.want(1, on=True) == curvature_probe.want(2, on=True) == "curvature is read"
+    assert curvature_probe.due(0, paced=True)
+    assert curvature_probe.want(1, on=False) == "curvature is read"
+    assert curvature_probe.due(0, paced=False)
+    assert curvature_probe.want(2, on=False) == "curvature is no longer read"
+    assert not curvature_probe.due(0, paced=True)
+    assert curvature_probe.want(3, on=False) == "curvature is no longer read", "asked by one who never wanted it"
 
 
 def test_standing_still_only_a_new_place_is_worth_a_reading() -> None:
     setup = made("saddle")
-    curving = curving_of(setup, Sampler(every=1, budget=0.01), on=True)
-    assert curving.due(5, paced=True, still=True)
-    curving.read(0, 5, paid=False)
-    curving._sampler.curvature.last_s = -1e9  # as if long ago
-    assert not curving.due(5, paced=True, still=True)
-    assert curving.due(6, paced=True, still=True)
+    curvature_probe = curving_of(setup, Sampler(every=1, budget=0.01), on=True)
+    assert curvature_probe.due(5, paced=True, still=True)
+    curvature_probe.read(0, 5, paid=False)
+    curvature_probe._sampler.curvature.last_s = -1e9  # as if long ago
+    assert not curvature_probe.due(5, paced=True, still=True)
+    assert curvature_probe.due(6, paced=True, still=True)
     setup.optimizer.param_groups[0]["lr"] *= 2
-    assert curving.due(5, paced=True, still=True), "the limit is another one"
+    assert curvature_probe.due(5, paced=True, still=True), "the limit is another one"
 
 
 def test_the_negative_share_comes_with_every_fourth_reading() -> None:
     setup = made("vanishing")
-    curving = curving_of(setup, Sampler(), on=True)
-    shares = [curving.read(0, n, paid=True)[0].hessian.negative_fraction for n in range(2 * COUNT_EVERY)]  # type: ignore[union-attr]
+    curvature_probe = curving_of(setup, Sampler(), on=True)
+    shares = [curvature_probe.read(0, n, paid=True)[0].hessian.negative_fraction for n in range(2 * COUNT_EVERY)]  # type: ignore[union-attr]
     assert [n for n, share in enumerate(shares) if share is not None] == [0, COUNT_EVERY]
     few = curving_of(made("saddle"), Sampler(), on=True)
     assert all(few.read(0, n, paid=True)[0].hessian.negative_fraction == 0.5 for n in range(3))  # type: ignore[union-attr]
@@ -223,18 +223,18 @@ def test_what_torch_cannot_do_is_told_and_not_tried_again_until_asked() -> None:
         raise RuntimeError("no second derivative\nof this")
 
     sampler = Sampler()
-    curving = Curving(refusing, setup.model, setup.optimizer, sampler=sampler, rate=lambda: 0.1, on=True)
-    assert curving.due(0, paced=True)
-    (noted,) = curving.read(0, 0, paid=False)
+    curvature_probe = CurvatureProbe(refusing, setup.model, setup.optimizer, sampler=sampler, rate=lambda: 0.1, on=True)
+    assert curvature_probe.due(0, paced=True)
+    (noted,) = curvature_probe.read(0, 0, paid=False)
     assert noted == Noted(step=0, text="the curvature could not be read: no second derivative", level="warning")
     sampler.curvature.last_s = -1e9
-    assert not curving.due(1, paced=True)
-    curving.want(1, on=True)
-    assert curving.due(1, paced=True)
+    assert not curvature_probe.due(1, paced=True)
+    curvature_probe.want(1, on=True)
+    assert curvature_probe.due(1, paced=True)
     assert tries == [1]
 
 
-def test_weights_that_are_no_numbers_give_a_reading_that_is_none(kept: Kept) -> None:
+def test_weights_that_are_no_numbers_give_a_reading_that_is_none(kept: FakeKeeper) -> None:
     setup = made("vanishing")
     with torch.no_grad():
         next(setup.model.parameters()).fill_(torch.nan)
@@ -246,7 +246,7 @@ def test_weights_that_are_no_numbers_give_a_reading_that_is_none(kept: Kept) -> 
     assert heard.hessian.lambda_min != heard.hessian.lambda_min
 
 
-def test_an_own_loop_is_told_why_it_has_none(kept: Kept) -> None:
+def test_an_own_loop_is_told_why_it_has_none(kept: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with Watch(net, optimizer, link=kept.link) as run:

@@ -6,14 +6,14 @@ import sys
 
 import pytest
 import torch
-from kept import Kept
+from kept import FakeKeeper
 from nets import digit_batches, loss_of, mlp
 
 from tui_descent.protocol.events import RunEnded
 from tui_descent.training.watch.watch import Watch
 
 
-def test_a_loop_that_raises_has_failed_and_the_exception_goes_on(kept: Kept) -> None:
+def test_a_loop_that_raises_has_failed_and_the_exception_goes_on(kept: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
 
@@ -41,7 +41,7 @@ def test_a_loop_that_raises_has_failed_and_the_exception_goes_on(kept: Kept) -> 
     ],
 )
 def test_a_loop_that_leaves_the_process_ends_as_its_code_says(
-    code: int | str | None, status: str, reason: str, kept: Kept
+    code: int | str | None, status: str, reason: str, kept: FakeKeeper
 ) -> None:
     net = mlp()
     with pytest.raises(SystemExit), Watch(net, torch.optim.SGD(net.parameters(), lr=0.1), link=kept.link):

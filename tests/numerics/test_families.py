@@ -10,7 +10,7 @@ from families import setup, train
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tui_descent.instruments.instrument_set import Measuring
+from tui_descent.instruments.instrument_set import InstrumentSet
 from tui_descent.instruments.net_structure import structure
 from tui_descent.protocol.readings import unpack
 from tui_descent.protocol.ring import ReadingRecord
@@ -154,7 +154,7 @@ def test_a_batch_is_the_mean_of_its_halves(family: str) -> None:
 def test_the_instruments_see_every_family_and_change_nothing(family: str) -> None:
     watched, plain = (setup(family, residual="on", norm="layer") for _ in range(2))
     net = structure(watched.model)
-    measuring = Measuring(net, list(watched.model.parameters()))
+    measuring = InstrumentSet(net, list(watched.model.parameters()))
     losses = []
     for _ in range(4):
         measuring.attach(slow=True)
@@ -175,7 +175,7 @@ def test_the_instruments_see_every_family_and_change_nothing(family: str) -> Non
 @pytest.mark.parametrize("signals", [False, True])
 def test_every_set_of_tiers_has_its_own_columns_and_no_others(signals: bool, slow: bool) -> None:
     made = setup("mlp", activation="tanh")
-    measuring = Measuring(structure(made.model), list(made.model.parameters()))
+    measuring = InstrumentSet(structure(made.model), list(made.model.parameters()))
     for step in range(3):
         measuring.attach(signals=signals, slow=slow)
         loss = made.loss()

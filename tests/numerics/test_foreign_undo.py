@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from kept import Kept
+from kept import FakeKeeper
 from nets import copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel
@@ -67,7 +67,11 @@ SCHEDULES: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
 
 
 def train(
-    schedule: Callable[[torch.optim.Optimizer], Any], kept: Kept | None, *, named: bool = True, again: int | None = None
+    schedule: Callable[[torch.optim.Optimizer], Any],
+    kept: FakeKeeper | None,
+    *,
+    named: bool = True,
+    again: int | None = None,
 ) -> tuple[list[float], list[torch.Tensor], int]:
     """Turn, undo, go on; or without a link the same updates with no turn, `again` those that an undo takes back.
 
@@ -99,13 +103,13 @@ def train(
 
 
 @pytest.fixture
-def kept_past(kept: Kept) -> Kept:
+def kept_past(kept: FakeKeeper) -> FakeKeeper:
     kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there")
     return kept
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_the_scheduler_goes_back_and_the_loops_counter_and_data_go_on(name: str, kept_past: Kept) -> None:
+def test_the_scheduler_goes_back_and_the_loops_counter_and_data_go_on(name: str, kept_past: FakeKeeper) -> None:
     rates, weights, count = train(SCHEDULES[name], kept_past)
     # The twin: a loop that never made the updates from the turn to the undo.
     expected, twin, _ = train(SCHEDULES[name], None, again=UNDO_AT)
@@ -116,7 +120,7 @@ def test_the_scheduler_goes_back_and_the_loops_counter_and_data_go_on(name: str,
     assert (told.to_step, told.step) == (TURN_AT, UNDO_AT)
 
 
-def test_undone_and_redone_to_the_last_bit(kept_past: Kept) -> None:
+def test_undone_and_redone_to_the_last_bit(kept_past: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     seen: dict[int, Any] = {}
@@ -138,14 +142,16 @@ def test_undone_and_redone_to_the_last_bit(kept_past: Kept) -> None:
     assert len(kept_past.events(Rewound)) == 2
 
 
-def test_a_scheduler_that_is_not_named_goes_on(kept_past: Kept) -> None:
+def test_a_scheduler_that_is_not_named_goes_on(kept_past: FakeKeeper) -> None:
     rates, _, _ = train(SCHEDULES["OneCycleLR"], kept_past, named=False)
     expected, _, _ = train(SCHEDULES["OneCycleLR"], None)
     # Adam's own rate went back with Adam; the scheduler's count did not, and its next step says so.
     assert rates[UNDO_AT + 1 :] == expected[UNDO_AT + 1 :]
 
 
-def play(kept: Kept, state: Mapping[str, object], look: Callable[[], Any], act: Callable[[], Any]) -> dict[str, Any]:
+def play(
+    kept: FakeKeeper, state: Mapping[str, object], look: Callable[[], Any], act: Callable[[], Any]
+) -> dict[str, Any]:
     """`act` once a step; what `look` saw at the turn, before and after the undo, and after the redo."""
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
@@ -169,7 +175,7 @@ def play(kept: Kept, state: Mapping[str, object], look: Callable[[], Any], act: 
     return seen
 
 
-def test_a_scaler_goes_back(kept_past: Kept) -> None:
+def test_a_scaler_goes_back(kept_past: FakeKeeper) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
 
     def act() -> None:
@@ -182,7 +188,7 @@ def test_a_scaler_goes_back(kept_past: Kept) -> None:
     assert seen["after 6"] == seen["before 5"]
 
 
-def test_a_net_a_dict_a_tensor_and_a_generator_go_back(kept_past: Kept) -> None:
+def test_a_net_a_dict_a_tensor_and_a_generator_go_back(kept_past: FakeKeeper) -> None:
     net, counts, tensor, generator = mlp(seed=3), {"seen": 0, "list": [1]}, torch.zeros(3), torch.Generator()
     averaged = AveragedModel(net)
 
@@ -226,7 +232,7 @@ class Stubborn(Warmup):
         super().load_state_dict(state)
 
 
-def test_one_that_will_not_go_back_leaves_all_as_it_was_and_is_told(kept_past: Kept) -> None:
+def test_one_that_will_not_go_back_leaves_all_as_it_was_and_is_told(kept_past: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
     good, bad = Warmup(optimizer), Stubborn(optimizer)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from families import setup, train
 from nets import copy_of, mlp
-from played import Played, untouched
+from played import PlayedRun, untouched
 from torch import nn
 
 from tui_descent.protocol.commands import Redo, Undo
@@ -98,7 +98,7 @@ def test_undone_and_redone_the_bits_are_those_of_the_run_without_and_with_it(
     turn: str, kept: Any, home: Path, fused_here: None
 ) -> None:
     plain, through = untouched(home / "plain", 60), untouched(home / "through", 60, {20: turn})
-    run = Played(kept, {20: turn})
+    run = PlayedRun(kept, {20: turn})
     run.go(40, Undo())
     assert run.setup.optimizer.param_groups[0]["fused"]
     assert run.go(50, Redo()) == plain[20:50]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from kept import Kept
+from kept import FakeKeeper
 from nets import OPTIMIZERS, copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
 from torch import Tensor, nn
 
@@ -16,7 +16,7 @@ from tui_descent.instruments.net_structure import structure
 from tui_descent.protocol.commands import Resume
 from tui_descent.protocol.events import CommandDone, NotFinite, RunEnded
 from tui_descent.training.steering.control import OnFault
-from tui_descent.training.watch.nan_guard import Guard
+from tui_descent.training.watch.nan_guard import NanGuard
 from tui_descent.training.watch.watch import Watch
 
 BAD_AT = 3
@@ -97,7 +97,7 @@ def test_the_run_goes_on_as_if_the_dropped_batch_had_never_been(name: str) -> No
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_without_a_viewer_the_run_ends_diverged_with_good_weights(name: str, kept: Kept) -> None:
+def test_without_a_viewer_the_run_ends_diverged_with_good_weights(name: str, kept: FakeKeeper) -> None:
     net, answers, run = train(name, "end", spoil_input_most, link=kept.link)
     assert answers == [True] * BAD_AT
     assert run.outcome is not None
@@ -108,7 +108,7 @@ def test_without_a_viewer_the_run_ends_diverged_with_good_weights(name: str, kep
     assert all(p.isfinite().all() for p in net.parameters())
 
 
-def test_a_foreign_loop_is_told_and_not_stopped(kept: Kept) -> None:
+def test_a_foreign_loop_is_told_and_not_stopped(kept: FakeKeeper) -> None:
     net, answers, _ = train("sgd", "note", spoil_input_most, link=kept.link, is_scenario=False)
     assert answers == [True] * (BAD_AT + 3)
     noted = kept.events(NotFinite)
@@ -118,7 +118,7 @@ def test_a_foreign_loop_is_told_and_not_stopped(kept: Kept) -> None:
     assert net.stem.weight.isnan().any(), "the loop's own update was made"
 
 
-def test_a_held_run_says_why_and_goes_on_when_told_and_records_the_update_as_skipped(kept: Kept) -> None:
+def test_a_held_run_says_why_and_goes_on_when_told_and_records_the_update_as_skipped(kept: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with Watch(net, optimizer, link=kept.link, on_fault="hold") as run:
@@ -190,7 +190,7 @@ def test_a_bad_loss_handed_over_before_backward_is_dropped(value: float) -> None
 
 
 @pytest.mark.parametrize("value", BAD.values(), ids=BAD.keys())
-def test_a_bad_loss_ends_an_unattended_run_before_the_update(value: float, kept: Kept) -> None:
+def test_a_bad_loss_ends_an_unattended_run_before_the_update(value: float, kept: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     weights = copy_of(net)
@@ -205,7 +205,7 @@ def test_a_bad_loss_ends_an_unattended_run_before_the_update(value: float, kept:
 def test_the_fault_names_the_layer_where_it_began() -> None:
     net = mlp(depth=5, activation="identity")
     batch = digit_batches(1)[0]
-    guard = Guard(net, lambda: loss_of(net, batch))
+    guard = NanGuard(net, lambda: loss_of(net, batch))
     with torch.no_grad():
         net.blocks[2].linear.weight.fill_(3e38)
     fault = guard.bad_loss(7, math.inf)
@@ -217,12 +217,12 @@ def test_looking_for_the_layer_changes_no_random_number() -> None:
     net = nn.Sequential(mlp(), nn.Dropout(0.5))
     batch = digit_batches(1)[0]
     numbers = torch.get_rng_state()
-    Guard(net, lambda: net(batch[0])).bad_loss(0, math.nan)
+    NanGuard(net, lambda: net(batch[0])).bad_loss(0, math.nan)
     assert torch.equal(torch.get_rng_state(), numbers)
     assert not any(module._forward_hooks for module in net.modules())
 
 
-def test_a_bad_loss_beside_good_gradients_is_found_just_after(kept: Kept) -> None:
+def test_a_bad_loss_beside_good_gradients_is_found_just_after(kept: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with Watch(net, optimizer, link=kept.link, on_fault="end") as run:
@@ -237,11 +237,11 @@ def test_a_bad_loss_beside_good_gradients_is_found_just_after(kept: Kept) -> Non
     assert ended.reason == "loss is nan at step 2, found just after the update"
 
 
-def test_of_a_large_first_layer_the_bias_tells_of_every_bad_number_that_comes_back(kept: Kept) -> None:
+def test_of_a_large_first_layer_the_bias_tells_of_every_bad_number_that_comes_back(kept: FakeKeeper) -> None:
     """One δ that is no number spoils weight and bias alike, whatever the inputs."""
     for value in (math.nan, math.inf, -math.inf):
         net = nn.Sequential(nn.Linear(300, 300), nn.ReLU(), nn.Linear(300, 4))
-        guard = Guard(net)
+        guard = NanGuard(net)
         guard.layers = structure(net).layers
         x = torch.randn(8, 300) * (torch.rand(8, 300) > 0.5)
         out = net[0](x)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import setup as make_setup
-from kept import Kept
+from kept import FakeKeeper
 from nets import copy_of, digit_batches, loss_of, mlp, same
 from torch import Tensor
 from torch.func import functional_call
@@ -35,7 +35,7 @@ def saddle(start: tuple[float, float], function: str = "saddle") -> Setup:
 
 
 def steps_to_leave(
-    start: tuple[float, float], plan: list[tuple[int, str]], kept: Kept | None = None, *, most: int = 2000
+    start: tuple[float, float], plan: list[tuple[int, str]], kept: FakeKeeper | None = None, *, most: int = 2000
 ) -> int | None:
     made = saddle(start)
     turns = [(at, parse(text)) for at, text in plan]
@@ -53,7 +53,7 @@ def steps_to_leave(
     return None
 
 
-def test_it_leaves_the_saddle_in_a_third_of_the_steps(kept: Kept) -> None:
+def test_it_leaves_the_saddle_in_a_third_of_the_steps(kept: FakeKeeper) -> None:
     without = steps_to_leave((1.0, 1e-6), [])
     assert without == pytest.approx(693, abs=10), "as measured for the preset"
     with_it = steps_to_leave((1.0, 1e-6), [(0, "kick=0.01")], kept)
@@ -80,7 +80,7 @@ def test_the_saddle_presets_claims_name_the_kick() -> None:
 
 
 @pytest.mark.parametrize("start", [(0.0, math.sqrt(2)), (0.3, -1.4)])
-def test_where_nothing_curves_downward_it_is_refused(start: tuple[float, float], kept: Kept) -> None:
+def test_where_nothing_curves_downward_it_is_refused(start: tuple[float, float], kept: FakeKeeper) -> None:
     made = saddle(start)
     before = copy_of(made.model)
     with Watch(
@@ -113,7 +113,7 @@ def full_hessian(made: Setup) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_on_a_net_it_is_the_lowest_eigenvector_of_the_whole_hessian(seed: int, kept: Kept) -> None:
+def test_on_a_net_it_is_the_lowest_eigenvector_of_the_whole_hessian(seed: int, kept: FakeKeeper) -> None:
     made = make_setup("mlp", seed=seed, dtype="float64", depth=2, width=4, activation="tanh")
     hessian, gradient, before = full_hessian(made)
     theta, vectors = torch.linalg.eigh(hessian)
@@ -151,7 +151,7 @@ def test_frozen_weights_stay_and_a_second_time_is_the_same_to_the_last_bit() -> 
     assert not same(ends[0], copy_of(make_setup("mlp", depth=2, width=8).model))
 
 
-def test_an_own_loop_is_told_why_not(kept: Kept) -> None:
+def test_an_own_loop_is_told_why_not(kept: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with Watch(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from kept import Kept
+from kept import FakeKeeper
 from nets import OPTIMIZERS, copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
 from slowly import FUSED, Slow, fused, steer_into, told, train
 from torch import nn
@@ -92,7 +92,7 @@ def test_a_row_that_is_begun_outlasts_the_sending_of_those_before_it() -> None:
     assert arrived(rows) == [(1.0, 3.0, 0.0), (2.0, 6.0, 0.0)]
 
 
-def order_of(kept: Kept, link: Any) -> list[Any]:
+def order_of(kept: FakeKeeper, link: Any) -> list[Any]:
     """Every event with the steps that had been written when it was told."""
     found: list[Any] = []
     emit = link.emit
@@ -118,7 +118,7 @@ def test_turns_and_marks_keep_their_place_among_the_steps(
         at_hand(direct)
         folder = tmp_path / str(direct)
         folder.mkdir()
-        kept = Kept(folder)
+        kept = FakeKeeper(folder)
         places = order_of(kept, kept.link)
         net = mlp()
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -150,7 +150,7 @@ def test_a_schedule_moves_as_it_does_where_losses_are_at_hand(
         at_hand(direct)
         folder = tmp_path / str(direct)
         folder.mkdir()
-        kept = Kept(folder)
+        kept = FakeKeeper(folder)
         _, scenario = presets.find("healthy")
         setup = build(scenario, on=torch.device("cpu"))
         steering = Steering(setup.model, setup.optimizer, setup=setup, steps=400)
@@ -180,7 +180,7 @@ def test_a_schedule_moves_as_it_does_where_losses_are_at_hand(
 
 @pytest.mark.parametrize("send_after_s", [0.0, math.inf], ids=["each row by itself", "rows together"])
 def test_what_waits_is_bounded_and_nothing_is_lost(
-    send_after_s: float, far: None, monkeypatch: pytest.MonkeyPatch, kept: Kept
+    send_after_s: float, far: None, monkeypatch: pytest.MonkeyPatch, kept: FakeKeeper
 ) -> None:
     monkeypatch.setattr(losses_file, "SEND_AFTER_S", send_after_s)
     monkeypatch.setattr(results, "MOST_WAITING", 50)

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from kept import Kept
+from kept import FakeKeeper
 from nets import copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
 from played import SCENARIO
 from slowly import BAD_AT, FUSED, Slow, fused, resumes, steer_into
@@ -45,7 +45,7 @@ def test_a_bad_update_of_a_fused_optimizer_is_none_and_none_is_made_until_the_ru
     assert run.outcome == ("finished", "")
 
 
-def test_a_late_hold_names_the_step_and_comes_behind_all_that_was_made(far: None, slow: type[Slow], kept: Kept) -> None:
+def test_deferred_hold_names_the_step_and_follows_all_steps_made(far: None, slow: type[Slow], kept: FakeKeeper) -> None:
     stood = resumes(kept)
     steer_into(kept, lambda net: fused("adam", net))
     records = kept.steps()
@@ -64,7 +64,7 @@ def test_a_late_hold_names_the_step_and_comes_behind_all_that_was_made(far: None
 
 @pytest.mark.parametrize("spoil", [math.nan, "loss"], ids=str)
 def test_where_it_cannot_be_stopped_the_last_good_moment_is_offered_and_an_undo_goes_there(
-    spoil: Any, far: None, slow: type[Slow], kept: Kept
+    spoil: Any, far: None, slow: type[Slow], kept: FakeKeeper
 ) -> None:
     net = mlp()
     optimizer = torch.optim.RMSprop(net.parameters(), lr=1e-3)
@@ -120,7 +120,7 @@ def test_a_first_update_with_momentum_is_looked_at_beforehand(far: None, slow: t
 @pytest.mark.parametrize("come_late", [False, True], ids=["direct", "late"])
 @pytest.mark.parametrize("on_fault", ["hold", "end"])
 def test_an_overflow_under_a_scaler_is_a_skipped_step_and_no_fault(
-    on_fault: Any, come_late: bool, at_hand: Callable[[bool], None], slow: type[Slow], kept: Kept
+    on_fault: Any, come_late: bool, at_hand: Callable[[bool], None], slow: type[Slow], kept: FakeKeeper
 ) -> None:
     at_hand(not come_late)
     net = mlp()
@@ -149,7 +149,7 @@ def test_an_overflow_under_a_scaler_is_a_skipped_step_and_no_fault(
 
 @pytest.mark.parametrize("bad_at", [BAD_AT, 59], ids=["midway", "the last step"])
 def test_without_a_viewer_the_run_ends_diverged_with_good_weights(
-    bad_at: int, far: None, slow: type[Slow], kept: Kept
+    bad_at: int, far: None, slow: type[Slow], kept: FakeKeeper
 ) -> None:
     nets = []
 
@@ -166,7 +166,7 @@ def test_without_a_viewer_the_run_ends_diverged_with_good_weights(
     assert [r.step for r in kept.steps()] == list(range(ended.step))
 
 
-def test_a_loop_that_is_only_told_makes_its_own_update(far: None, slow: type[Slow], kept: Kept) -> None:
+def test_a_loop_that_is_only_told_makes_its_own_update(far: None, slow: type[Slow], kept: FakeKeeper) -> None:
     *_, after = steer_into(kept, lambda net: fused("sgd", net), on_fault="note")
     assert not after[BAD_AT][0][0].isfinite().all()
     noted = kept.events(NotFinite)
@@ -227,7 +227,7 @@ def test_updates_that_were_stopped_move_neither_counter_nor_schedule_of_a_scenar
     evaluate_every: int,
     far: None,
     slow: type[Slow],
-    kept: Kept,
+    kept: FakeKeeper,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(optimizers, "FUSED_ON", {"cpu"})

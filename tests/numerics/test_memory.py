@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kept import Kept
+from kept import FakeKeeper
 from nets import digit_batches, loss_of, mlp
 
 from tui_descent.instruments.sampler import Sampler
@@ -17,7 +17,7 @@ from tui_descent.training import device_memory as memory
 from tui_descent.training.watch.watch import Watch
 
 
-def test_the_memory_is_told_at_once_and_then_now_and_then(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_is_told_at_once_and_then_now_and_then(kept: FakeKeeper, monkeypatch: pytest.MonkeyPatch) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     monkeypatch.setattr(memory, "EVERY_S", 0.2)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from kept import Kept
+from kept import FakeKeeper
 from nets import OPTIMIZERS, ConvNet, Words, digit_batches, loss_of, mlp
 from slowly import FUSED, Again, Slow, fused
 from torch import Tensor, nn
@@ -64,7 +64,7 @@ class NoLook(TorchDispatchMode):
 @pytest.mark.parametrize("clip", [None, 0.1])
 @pytest.mark.parametrize("name", [*FUSED, "rmsprop"])
 def test_fifty_watched_steps_with_every_tier_look_at_no_number(
-    name: str, clip: float | None, hand: bool, far: None, monkeypatch: pytest.MonkeyPatch, kept: Kept
+    name: str, clip: float | None, hand: bool, far: None, monkeypatch: pytest.MonkeyPatch, kept: FakeKeeper
 ) -> None:
     monkeypatch.setattr(losses, "Arrival", Slow)
     monkeypatch.setattr(results, "Arrival", Slow)
@@ -80,7 +80,9 @@ NETS: dict[str, Callable[[], nn.Module]] = {
 
 
 @pytest.mark.parametrize("kind", NETS)
-def test_nor_do_the_instruments_of_any_net(kind: str, far: None, monkeypatch: pytest.MonkeyPatch, kept: Kept) -> None:
+def test_nor_do_the_instruments_of_any_net(
+    kind: str, far: None, monkeypatch: pytest.MonkeyPatch, kept: FakeKeeper
+) -> None:
     monkeypatch.setattr(losses, "Arrival", Slow)
     monkeypatch.setattr(results, "Arrival", Slow)
     monkeypatch.setattr(Slow, "asks", 2)
@@ -129,7 +131,7 @@ def no_sync() -> Iterator[None]:
 @pytest.mark.parametrize("clip", [None, 0.1])
 @pytest.mark.parametrize("name", [*FUSED, "rmsprop"])
 def test_fifty_watched_steps_on_a_gpu_synchronise_nowhere(
-    name: str, clip: float | None, hand: bool, kept: Kept
+    name: str, clip: float | None, hand: bool, kept: FakeKeeper
 ) -> None:
     watched_steps(kept.link, torch.device("cuda"), name, clip, hand, no_sync)
     records = kept.steps()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kept import Kept
+from kept import FakeKeeper
 from nets import OPTIMIZERS, digit_batches, loss_of, mlp
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -56,7 +56,7 @@ def check_row(reading: ReadingsTaken, n: int, g: Array, before: Array, after: Ar
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("clip", [None, 0.5], ids=["plain", "clipped"])
 def test_readings_equal_a_float64_twin_of_the_same_tensors(
-    name: str, clip: float | None, dtype: torch.dtype, kept: Kept
+    name: str, clip: float | None, dtype: torch.dtype, kept: FakeKeeper
 ) -> None:
     net = mlp(dtype=dtype, depth=4, norm="layer")
     weights = [m.weight for m in net.modules() if isinstance(m, nn.Linear | nn.LayerNorm)]
@@ -133,7 +133,7 @@ class Written:
 
 
 @pytest.mark.parametrize(("name", "clip"), [("sgd", None), ("adam", None), ("adamw", 0.3)])
-def test_readings_equal_a_training_written_a_second_time(name: str, clip: float | None, kept: Kept) -> None:
+def test_readings_equal_a_training_written_a_second_time(name: str, clip: float | None, kept: FakeKeeper) -> None:
     net = mlp(dtype=torch.float64, depth=4, activation="tanh", init="lecun")
     twin = Written([array(p) for p in net.parameters()], name, clip)
     optimizer = OPTIMIZERS[name](net.parameters())
@@ -224,7 +224,7 @@ def test_not_a_number_and_infinities_are_told_as_they_are() -> None:
     assert columns.update_norm == [0.0, 0.0, 0.0]
 
 
-def test_a_layer_without_a_gradient_has_no_gradient_reading(kept: Kept) -> None:
+def test_a_layer_without_a_gradient_has_no_gradient_reading(kept: FakeKeeper) -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     net[0].requires_grad_(False)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -242,7 +242,7 @@ def test_a_layer_without_a_gradient_has_no_gradient_reading(kept: Kept) -> None:
 
 
 @pytest.mark.parametrize("every", [1, 3, 10])
-def test_readings_fall_on_exactly_their_steps(every: int, kept: Kept) -> None:
+def test_readings_fall_on_exactly_their_steps(every: int, kept: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with Watch(net, optimizer, link=kept.link, sampler=Sampler(every=every, at=(5,))) as run:
@@ -269,7 +269,7 @@ def test_a_built_in_nets_layers_are_registered_in_forward_order(where: str) -> N
     assert len(layers) == 6
 
 
-def test_the_layers_are_told_in_forward_order_and_shared_weights_once(kept: Kept) -> None:
+def test_the_layers_are_told_in_forward_order_and_shared_weights_once(kept: FakeKeeper) -> None:
     class Crossed(nn.Module):
         def __init__(self) -> None:
             super().__init__()

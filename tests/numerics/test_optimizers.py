@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from kept import Kept
+from kept import FakeKeeper
 from nets import Made, copy_of, digit_batches, loss_of, mlp, same, state_of
 from torch import Tensor, nn
 
@@ -382,7 +382,7 @@ def test_a_setting_that_is_refused_says_why_and_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_user_loop_keeps_its_optimizer_class_and_its_fields_can_be_set(name: str, kept: Kept) -> None:
+def test_user_loop_keeps_its_optimizer_class_and_its_fields_can_be_set(name: str, kept: FakeKeeper) -> None:
     net = mlp()
     optimizer = made(name, net)
     other = "sgd" if name == "adam" else "adam"

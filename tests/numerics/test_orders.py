@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from kept import Kept
+from kept import FakeKeeper
 from torch import nn
 
-from tui_descent.protocol.commands import AnyCommand, Mark, Order, Pause, Resume, TurnKnob
+from tui_descent.protocol.commands import AnyCommand, ClientRequest, Mark, Pause, Resume, TurnKnob
 from tui_descent.protocol.events import CommandDone, CommandRejected, KnobTurned
 from tui_descent.training.steering import command_queue as module
 from tui_descent.training.steering.command_queue import Batch, CommandQueue
@@ -21,7 +21,7 @@ Reply = KnobTurned | CommandDone | CommandRejected
 class Loop:
     """A small loop of its own; what is asked is at hand together before the next update."""
 
-    def __init__(self, kept: Kept) -> None:
+    def __init__(self, kept: FakeKeeper) -> None:
         torch.manual_seed(0)
         self.kept = kept
         self.model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
@@ -41,7 +41,7 @@ class Loop:
 
 
 @pytest.fixture
-def loop(kept: Kept) -> Any:
+def loop(kept: FakeKeeper) -> Any:
     made = Loop(kept)
     with made.run:
         made.step()
@@ -81,7 +81,7 @@ def test_an_order_in_between_parts_them(loop: Loop) -> None:
 def test_turns_of_two_clients_stay_two(loop: Loop) -> None:
     orders = CommandQueue()
     for client, source in ((1, "key"), (2, "key"), (2, "key"), (2, "send")):
-        orders.put(Order(client=client, request=1, source=source, command=lr("*2")))  # type: ignore[arg-type]
+        orders.put(ClientRequest(client=client, request=1, source=source, command=lr("*2")))  # type: ignore[arg-type]
     taken = []
     while batch := orders.take(at_once=True):
         taken.append((batch.order.client, batch.order.source, len(batch.earlier)))
@@ -105,8 +105,8 @@ class Clock:
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now_s)
 
 
-def order(command: AnyCommand, request: int = 1) -> Order:
-    return Order(client=1, request=request, source="key", command=command)
+def order(command: AnyCommand, request: int = 1) -> ClientRequest:
+    return ClientRequest(client=1, request=request, source="key", command=command)
 
 
 def flooded(orders: CommandQueue, took_s: float) -> None:

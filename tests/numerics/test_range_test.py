@@ -11,14 +11,14 @@ import msgspec
 import pytest
 import torch
 from digests import digest
-from kept import Kept
+from kept import FakeKeeper
 from nets import copy_of, digit_batches, loss_of, mlp, same
 from swept import SHUFFLED, SMALL, Explodes, alone, nobody, setup_of, trained
 from torch import Tensor, nn
 
 from tui_descent.instruments.sampler import Sampler
-from tui_descent.protocol.commands import AnyCommand, Resume, SweepRates
-from tui_descent.protocol.events import CommandRejected, NotFinite, RatesSwept
+from tui_descent.protocol.commands import AnyCommand, Resume, RunRangeTest
+from tui_descent.protocol.events import CommandRejected, NotFinite, RangeTestCompleted
 from tui_descent.training.probes.range_test import RangeTest
 from tui_descent.training.setup.build import Setup
 from tui_descent.training.undo.random_state import RandomState
@@ -56,11 +56,15 @@ def test_the_run_goes_on_as_if_it_had_never_been_tested(made: Any, plan: Any, be
     torch.manual_seed(9)
     expected, end = plain.go(60), torch.get_rng_state()
     torch.manual_seed(9)
-    tests: dict[int, list[AnyCommand]] = {1: [SweepRates()], 25: [SweepRates()], 26: [SweepRates(), SweepRates()]}
+    tests: dict[int, list[AnyCommand]] = {
+        1: [RunRangeTest()],
+        25: [RunRangeTest()],
+        26: [RunRangeTest(), RunRangeTest()],
+    }
     assert tested.go(60, tests) == expected
     assert torch.equal(torch.get_rng_state(), end)
     assert same(copy_of(tested.setup.model), copy_of(plain.setup.model))
-    told = tested.kept.events(RatesSwept)
+    told = tested.kept.events(RangeTestCompleted)
     assert [e.step for e in told] == [1, 25, 26], "the last two are one"
     assert [e.ahead[0] for e in told] == [expected[e.step] for e in told], "at s = 0 the next update's own loss"
     steps = [(r.step, r.loss, r.lr) for r in tested.kept.steps()]
@@ -127,10 +131,10 @@ def test_what_is_hooked_onto_the_optimizer_hears_nothing_of_it(begin: Any) -> No
         one.optimizer = torch.optim.SGD(one.model.parameters(), lr=0.05)
     run = begin(made, plan={0: "lr=*3"})
     run.watch.control.on_fault = "hold"  # which would wait for ever
-    run.step(SweepRates())
+    run.step(RunRangeTest())
     found = run.kept.events()
     assert not [e for e in found if isinstance(e, NotFinite)]
-    (swept,) = [e for e in found if isinstance(e, RatesSwept)]
+    (swept,) = [e for e in found if isinstance(e, RangeTestCompleted)]
     steering, test = alone(other)
     steering.rate.turn("*3")
     other.optimizer.param_groups[0]["lr"] = 0.05 * 3
@@ -166,7 +170,7 @@ def test_held_at_numbers_that_are_none_it_says_why_and_what_helps(begin: Any) ->
     run = begin(setup_of(SHUFFLED))
     run.go(3)
     run.watch.control.on_fault = "hold"
-    run.kept.order(SweepRates())
+    run.kept.order(RunRangeTest())
     run.kept.order(Resume())
     assert not run.watch.loss(math.nan)
     (rejected,) = run.kept.events(CommandRejected)
@@ -182,7 +186,7 @@ def test_weights_that_are_no_numbers_are_told_and_left() -> None:
         test.run(0, 0, nobody)
 
 
-def test_an_own_loop_says_why_it_has_none(kept: Kept) -> None:
+def test_an_own_loop_says_why_it_has_none(kept: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     twin = copy.deepcopy(net)
@@ -198,7 +202,7 @@ def test_an_own_loop_says_why_it_has_none(kept: Kept) -> None:
                 losses.append(loss.item())
             assert losses[0] == losses[1]
             if n == 2:
-                kept.order(SweepRates())
+                kept.order(RunRangeTest())
             run.step(losses[0])
     (rejected,) = kept.events(CommandRejected)
     assert rejected.reason == "a range test is not available for your own loop: its batches cannot be replayed"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from kept import Kept
+from kept import FakeKeeper
 from nets import Failing, copy_of, digit_batches, loss_of, mlp, same
 from torch.optim import lr_scheduler
 
@@ -110,7 +110,7 @@ def train(
 @pytest.mark.parametrize("scheduler_last", [False, True], ids=["before run.step", "after run.step"])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_rate_is_the_schedulers_times_the_multiplier_from_its_step_on(
-    name: str, scheduler_last: bool, kept: Kept
+    name: str, scheduler_last: bool, kept: FakeKeeper
 ) -> None:
     plain, plain_own = train(SCHEDULES[name], scheduler_last=scheduler_last)
     turned, own = train(SCHEDULES[name], plan=[(TURN_AT, parse(TURN))], link=kept.link, scheduler_last=scheduler_last)
@@ -203,7 +203,7 @@ def test_a_step_that_raised_last_does_not_leave_its_multiplied_rate() -> None:
 
 
 @pytest.mark.parametrize("turn", ["lr=0.1", "lr=*2"])
-def test_a_rate_that_the_scheduler_holds_at_0_cannot_be_changed(turn: str, kept: Kept) -> None:
+def test_a_rate_that_the_scheduler_holds_at_0_cannot_be_changed(turn: str, kept: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
     with Watch(net, optimizer, link=kept.link, plan=[(1, parse(turn))]) as run:
@@ -218,7 +218,7 @@ def test_a_rate_that_the_scheduler_holds_at_0_cannot_be_changed(turn: str, kept:
     assert {record.lr for record in kept.steps()} == {0.0}
 
 
-def test_a_rate_out_of_range_changes_nothing(kept: Kept) -> None:
+def test_a_rate_out_of_range_changes_nothing(kept: FakeKeeper) -> None:
     used, _ = train(SCHEDULES["none"], plan=[(3, parse("lr=*1e6")), (5, parse("lr=*1e6"))], link=kept.link)
     (rejected,) = kept.events(CommandRejected)
     assert rejected.reason.startswith("lr would become 1e+10; allowed: a number > 0 and ≤ 1e+06")

@@ -12,8 +12,8 @@ from nets import loss_of
 from swept import CPU, SHUFFLED, SMALL, Explodes, alone, nobody, setup_of, trained
 from torch import nn
 
-from tui_descent.protocol.commands import SweepRates
-from tui_descent.protocol.events import RatesSwept
+from tui_descent.protocol.commands import RunRangeTest
+from tui_descent.protocol.events import RangeTestCompleted
 from tui_descent.scenario import presets
 from tui_descent.training.probes.look_ahead import SCALES, look_ahead
 from tui_descent.training.probes.range_test import MEMORY, STEPS, Curve, judged, span
@@ -124,8 +124,8 @@ def test_the_update_ahead_is_the_one_that_then_is_made(begin: Any) -> None:
     """On a surface the loss after the next update is what the look ahead says at s = 1."""
     _, scenario = presets.find("saddle")
     run = begin(build(scenario, on=CPU))
-    run.go(6, {5: [SweepRates()]})
-    (found,) = run.kept.events(RatesSwept)
+    run.go(6, {5: [RunRangeTest()]})
+    (found,) = run.kept.events(RangeTestCompleted)
     assert (found.step, found.ahead[0]) == (5, run.losses[5])
     run.go(7)
     assert found.ahead[SCALES.index(1.0)] == run.losses[6]

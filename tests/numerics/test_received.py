@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from kept import Kept
+from kept import FakeKeeper
 from nets import digit_batches, loss_of, mlp
 from test_chain import SurfaceAgain
 from test_norms import WITHIN, array, close, l2
@@ -20,7 +20,7 @@ from tui_descent.training.watch.watch import Watch
 
 
 @pytest.mark.parametrize("limit", [0.5, 3.0, 100.0])
-def test_alpha_of_a_clipped_step_is_of_the_slope_that_the_loss_has(limit: float, kept: Kept) -> None:
+def test_alpha_of_a_clipped_step_is_of_the_slope_that_the_loss_has(limit: float, kept: FakeKeeper) -> None:
     # L = (2w − 3)², w₀ = 1: g = 4(2w − 3) = −4; clipped the step is η·min(4, limit).
     net, lr = Surface(SurfaceModel()), 0.1
     optimizer = torch.optim.SGD(net.parameters(), lr=lr)
@@ -43,7 +43,7 @@ def test_alpha_of_a_clipped_step_is_of_the_slope_that_the_loss_has(limit: float,
 @pytest.mark.parametrize("unscale", [False, True], ids=["", "unscaled by the loop"])
 @pytest.mark.parametrize("fused", [False, True], ids=["default", "fused"])
 def test_under_a_scaler_norms_are_those_of_the_loss_itself(
-    fused: bool, unscale: bool, clip: float | None, kept: Kept
+    fused: bool, unscale: bool, clip: float | None, kept: FakeKeeper
 ) -> None:
     net, twin = mlp(), mlp()
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, fused=fused)

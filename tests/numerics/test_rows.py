@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from families import setup as family
-from kept import Kept
+from kept import FakeKeeper
 from played import ABOUT
 from test_norms import WITHIN, Array, array, check_row, close, l2
 from test_twins import own_weight
@@ -46,7 +46,7 @@ class Run:
     """A scenario's run, played step by step, and every layer's numbers written down a second time."""
 
     def __init__(
-        self, kept: Kept | None, made: Setup, plan: dict[int, str] | None = None, sampler: Sampler | None = None
+        self, kept: FakeKeeper | None, made: Setup, plan: dict[int, str] | None = None, sampler: Sampler | None = None
     ) -> None:
         if kept is not None:
             kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there", undo_budget=10**9)
@@ -113,7 +113,7 @@ class Run:
 
 
 @pytest.fixture
-def play(kept: Kept) -> Iterator[Callable[..., Run]]:
+def play(kept: FakeKeeper) -> Iterator[Callable[..., Run]]:
     runs: list[Run] = []
 
     def start(*args: Any, **how: Any) -> Run:
@@ -271,7 +271,7 @@ def test_readings_of_layers_that_came_leave_the_bits_as_they_are(where: str, hom
             run.watch.__exit__(None, None, None)
             return run.losses
         (home / name).mkdir()
-        kept = Kept(home / name)
+        kept = FakeKeeper(home / name)
         run = Run(kept, made, plan, sampler)
         run.go(14)
         run.watch.__exit__(None, None, None)
@@ -321,7 +321,7 @@ def test_a_norm_that_came_in_can_be_frozen_and_says_so(play: Callable[..., Run])
         assert reading.statuses.count("frozen") == (reading.step in (4, 5))
 
 
-def test_of_a_keeper_that_does_not_read_it_is_told_all_the_same(kept: Kept) -> None:
+def test_of_a_keeper_that_does_not_read_it_is_told_all_the_same(kept: FakeKeeper) -> None:
     """Anything else is dropped in the end; without this no reading that comes later could be told from others."""
     filler = Noted(step=0, text="x" * 1_000_000)
     for _ in range(30):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from kept import Kept
+from kept import FakeKeeper
 from nets import digit_batches, loss_of, mlp
 from torch import Tensor, nn
 
@@ -33,7 +33,7 @@ class Grows(nn.Module):
         return out
 
 
-def own(kept: Kept, net: nn.Module, turns: dict[int, str], change: Callable[[int], None]) -> list[ReadingsTaken]:
+def own(kept: FakeKeeper, net: nn.Module, turns: dict[int, str], change: Callable[[int], None]) -> list[ReadingsTaken]:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     plan = [(at, parse(turn)) for at, turn in turns.items()]
     with Watch(net, optimizer, link=kept.link, plan=plan, sampler=Sampler(every=1)) as run:
@@ -47,7 +47,7 @@ def own(kept: Kept, net: nn.Module, turns: dict[int, str], change: Callable[[int
         return kept.readings()
 
 
-def test_in_an_own_loop_a_norm_stands_where_it_runs_too(kept: Kept) -> None:
+def test_in_an_own_loop_a_norm_stands_where_it_runs_too(kept: FakeKeeper) -> None:
     net = mlp(depth=3)
     heard: list[str] = []
 
@@ -72,7 +72,9 @@ def test_in_an_own_loop_a_norm_stands_where_it_runs_too(kept: Kept) -> None:
     assert [reading.structure for reading in readings] == [0] * 3 + [1] * 3 + [2] * 3
 
 
-def test_a_net_that_its_owner_makes_larger_by_more_than_there_is_room_for_keeps_the_rows_it_had(kept: Kept) -> None:
+def test_net_enlarged_beyond_the_spare_rows_keeps_its_old_rows(
+    kept: FakeKeeper,
+) -> None:
     net = Grows()
 
     def grow(step: int) -> None:
@@ -85,7 +87,7 @@ def test_a_net_that_its_owner_makes_larger_by_more_than_there_is_room_for_keeps_
     assert [len(reading.ages) for reading in readings] == [3] * 9
 
 
-def test_one_that_its_owner_makes_smaller_loses_the_row_at_the_next_turn(kept: Kept) -> None:
+def test_one_that_its_owner_makes_smaller_loses_the_row_at_the_next_turn(kept: FakeKeeper) -> None:
     net = Grows()
 
     def shrink(step: int) -> None:
@@ -100,7 +102,7 @@ def test_one_that_its_owner_makes_smaller_loses_the_row_at_the_next_turn(kept: K
 
 @pytest.mark.parametrize("told", ["by its optimizer", "in a second"])
 def test_a_layer_that_its_owner_swaps_for_two_is_followed(
-    told: str, kept: Kept, monkeypatch: pytest.MonkeyPatch
+    told: str, kept: FakeKeeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net = Grows()
     if told == "in a second":

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import torch
 from families import setup as make_setup
-from kept import Kept
+from kept import FakeKeeper
 from nets import digit_batches, loss_of, mlp
 from played import ABOUT
 from torch.optim import lr_scheduler as torchs
@@ -148,7 +148,7 @@ def test_schedule_made_in_mid_run_equals_a_new_lambda_lr_bit_for_bit(name: str) 
     assert after(ours, lambda: schedule.step(1.0), 600) == after(theirs, scheduler.step, 600)
 
 
-def test_undo_restores_the_rates_of_a_run_bit_for_bit(kept: Kept) -> None:
+def test_undo_restores_the_rates_of_a_run_bit_for_bit(kept: FakeKeeper) -> None:
     kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there")
     made = make_setup("mlp", optimizer={"name": "sgd", "lr": 0.3})
     steering = steering_of(made)  # of 40 steps
@@ -157,7 +157,7 @@ def test_undo_restores_the_rates_of_a_run_bit_for_bit(kept: Kept) -> None:
     # The watch's own post-hook, which takes the multiplier off again, runs after this one.
     asked = {4: parse("schedule=cosine"), 7: parse("lr=*3"), 11: Undo(), 15: Undo()}
     with Watch(
-        made.model, made.optimizer, link=kept.link, steering=steering, about=ABOUT, own_loop=True, state=(made,)
+        made.model, made.optimizer, link=kept.link, steering=steering, about=ABOUT, not_in_user_loop=True, state=(made,)
     ) as run:
         run.begin_step()
         for n in range(20):

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from kept import Kept
+from kept import FakeKeeper
 from nets import digit_batches, loss_of, mlp
 from torch import Tensor, nn
 
@@ -46,7 +46,7 @@ class Counted(Watch):
 
 
 @contextmanager
-def watched(kept: Kept, **kwargs: Any) -> Iterator[tuple[Counted, Any]]:
+def watched(kept: FakeKeeper, **kwargs: Any) -> Iterator[tuple[Counted, Any]]:
     net = mlp(depth=2)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
     with Counted(net, optimizer, link=kept.link, **kwargs) as run:
@@ -64,7 +64,7 @@ def watched(kept: Kept, **kwargs: Any) -> Iterator[tuple[Counted, Any]]:
         yield run, step
 
 
-def recorded(kept: Kept, *, slow: bool, **kwargs: Any) -> tuple[list[tuple[Any, ...]], list[int], int]:
+def recorded(kept: FakeKeeper, *, slow: bool, **kwargs: Any) -> tuple[list[tuple[Any, ...]], list[int], int]:
     with watched(kept, slow=slow, **kwargs) as (run, step):
         for n in range(STEPS):
             step(n)
@@ -77,7 +77,7 @@ def test_both_ways_record_the_same(every: int, tmp_path_factory: pytest.TempPath
     plan = [(40, parse("lr=*0.5")), (41, parse("clip=0.1")), (60, parse("clip=off")), (80, parse("freeze@stem=on"))]
     found = []
     for slow in (True, False):
-        kept = Kept(tmp_path_factory.mktemp("run"))
+        kept = FakeKeeper(tmp_path_factory.mktemp("run"))
         try:
             found.append(recorded(kept, slow=slow, plan=plan, sampler=Sampler(every=every, at=(33, 34))))
         finally:
@@ -89,7 +89,7 @@ def test_both_ways_record_the_same(every: int, tmp_path_factory: pytest.TempPath
     assert short > {0: STEPS / 2, 7: STEPS / 4, 50: STEPS / 2}[every]
 
 
-def test_a_turn_asked_for_in_a_stretch_acts_on_the_very_next_update(kept: Kept) -> None:
+def test_a_turn_asked_for_in_a_stretch_acts_on_the_very_next_update(kept: FakeKeeper) -> None:
     with watched(kept, sampler=Sampler(every=0)) as (run, step):
         n = 0
         while not (run.fast > 20 and run.progress.fast_steps > 5):
@@ -103,7 +103,7 @@ def test_a_turn_asked_for_in_a_stretch_acts_on_the_very_next_update(kept: Kept) 
         assert [s.lr for s in kept.steps()][n:] == [0.05, 0.1]
 
 
-def test_a_gradient_that_is_no_number_is_found_in_a_stretch(kept: Kept) -> None:
+def test_a_gradient_that_is_no_number_is_found_in_a_stretch(kept: FakeKeeper) -> None:
     def spoil(net: torch.nn.Module) -> None:
         for p in net.parameters():
             assert p.grad is not None
@@ -119,7 +119,7 @@ def test_a_gradient_that_is_no_number_is_found_in_a_stretch(kept: Kept) -> None:
         assert (found.step, found.what) == (n, "gradient")
 
 
-def test_a_loss_that_is_no_number_is_found_in_a_stretch(kept: Kept) -> None:
+def test_a_loss_that_is_no_number_is_found_in_a_stretch(kept: FakeKeeper) -> None:
     with watched(kept, sampler=Sampler(every=0)) as (run, step):
         n = 0
         while not (run.fast > 20 and run.progress.fast_steps > 5):
@@ -133,7 +133,7 @@ def test_a_loss_that_is_no_number_is_found_in_a_stretch(kept: Kept) -> None:
         assert [s.step for s in kept.steps()] == list(range(n + 1))
 
 
-def test_a_rate_that_is_a_tensor_is_the_one_of_the_update(kept: Kept) -> None:
+def test_a_rate_that_is_a_tensor_is_the_one_of_the_update(kept: FakeKeeper) -> None:
     net = mlp(depth=1)
     rate = torch.tensor(0.5)
     optimizer = torch.optim.SGD(net.parameters(), lr=rate)
@@ -151,7 +151,7 @@ def test_a_rate_that_is_a_tensor_is_the_one_of_the_update(kept: Kept) -> None:
 
 
 @pytest.mark.parametrize("held", ["by a loss", "by the loop", "at the end"])
-def test_a_turn_made_while_the_run_is_held_in_a_stretch_acts_on_the_very_next_update(held: str, kept: Kept) -> None:
+def test_change_made_during_a_hold_acts_on_the_next_update(held: str, kept: FakeKeeper) -> None:
     with watched(kept, sampler=Sampler(every=0), on_fault="hold", is_scenario=True) as (run, step):
         n = 0
         while not (run.fast > 20 and run.progress.fast_steps > 5):
@@ -174,7 +174,7 @@ def test_a_turn_made_while_the_run_is_held_in_a_stretch_acts_on_the_very_next_up
         assert not kept.ring.flagged()
 
 
-def test_gone_back_from_a_stretch_to_a_step_that_is_to_be_measured_it_is(kept: Kept) -> None:
+def test_gone_back_from_a_stretch_to_a_step_that_is_to_be_measured_it_is(kept: FakeKeeper) -> None:
     kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there")
     plan = [(30, parse("lr=*0.5"))]
     with watched(kept, sampler=Sampler(every=10), is_scenario=True, plan=plan) as (run, step):
@@ -188,7 +188,7 @@ def test_gone_back_from_a_stretch_to_a_step_that_is_to_be_measured_it_is(kept: K
         assert [(r.segment, r.step) for r in kept.readings()] == [(0, 0), (0, 10), (0, 20), (0, 30), (1, 30)]
 
 
-def test_a_loss_handed_over_now_and_then_in_one_tensor_is_read_anew(kept: Kept) -> None:
+def test_a_loss_handed_over_now_and_then_in_one_tensor_is_read_anew(kept: FakeKeeper) -> None:
     net, held, losses = mlp(depth=2), torch.zeros(()), []
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
     with Counted(net, optimizer, link=kept.link, sampler=Sampler(every=0, at=(20,))) as run:
@@ -221,7 +221,7 @@ class Two(nn.Module):
 
 
 @pytest.mark.parametrize("how", ["left out every other time", "frozen at first"])
-def test_the_input_most_gradient_is_looked_at_also_where_it_was_not_there(how: str, kept: Kept) -> None:
+def test_the_input_most_gradient_is_looked_at_also_where_it_was_not_there(how: str, kept: FakeKeeper) -> None:
     net, bad_at = Two(), 50
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
     with Counted(net, optimizer, link=kept.link, sampler=Sampler(every=0)) as run:

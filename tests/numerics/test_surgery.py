@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from kept import Kept
+from kept import FakeKeeper
 from nets import copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
 from torch import nn
 
@@ -154,7 +154,7 @@ def test_a_second_activation_before_the_first_has_arrived_ends_plain() -> None:
     assert [type(block.activation) for block in net.blocks] == [nn.SiLU] * 3
 
 
-def test_one_block_can_be_turned_alone(kept: Kept) -> None:
+def test_one_block_can_be_turned_alone(kept: FakeKeeper) -> None:
     net = mlp(depth=4)
     knobs = steering(net)
     turned = knobs.turn(parse("activation@blocks.2=gelu,way=instant"))
@@ -175,7 +175,7 @@ def test_states_are_read_back_from_the_net() -> None:
     assert states == states | told
 
 
-def test_a_net_without_blocks_says_so(kept: Kept) -> None:
+def test_a_net_without_blocks_says_so(kept: FakeKeeper) -> None:
     net = nn.Sequential(nn.Linear(64, 10))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     turns = [(1, parse("residual=on")), (1, parse("activation=gelu"))]
@@ -250,7 +250,7 @@ def test_parameters_and_their_optimizer_state_are_the_same_ones_after_surgery(ma
     assert plain(net)
 
 
-def test_losses_before_a_turn_are_those_of_the_run_without_it_bit_for_bit(kept: Kept) -> None:
+def test_losses_before_a_turn_are_those_of_the_run_without_it_bit_for_bit(kept: FakeKeeper) -> None:
     def losses(plan: list[tuple[int, TurnKnob]], link: Any = None) -> list[float]:
         net = mlp(depth=6, activation="sigmoid")
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -274,7 +274,7 @@ def test_losses_before_a_turn_are_those_of_the_run_without_it_bit_for_bit(kept: 
     assert event.scale == pytest.approx(6**-0.5)
 
 
-def test_two_turns_on_one_step_act_in_the_order_given(kept: Kept) -> None:
+def test_two_turns_on_one_step_act_in_the_order_given(kept: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     plan = [(1, parse("lr=*2")), (1, parse("lr=0.3")), (0, parse("activation=gelu")), (1, parse("lr=*10"))]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from kept import Kept
+from kept import FakeKeeper
 from nets import digit_batches, loss_of
 from test_norms import array, close, l2
 from torch import nn
@@ -46,7 +46,7 @@ def deep(layers: int) -> nn.Sequential:
 
 
 def readings(
-    kept: Kept, *, layers: int = 40, sampler: Sampler, steps: int = 14, plan: Iterable[tuple[int, str]] = ()
+    kept: FakeKeeper, *, layers: int = 40, sampler: Sampler, steps: int = 14, plan: Iterable[tuple[int, str]] = ()
 ) -> list[ReadingsTaken]:
     """Of a run under Adam, held against its twin's weights at every step."""
     net = deep(layers)
@@ -77,7 +77,7 @@ def readings(
     return found
 
 
-def test_thirds_take_turns_behind_a_first_whole_one_and_every_number_is_of_the_step_it_says(kept: Kept) -> None:
+def test_thirds_take_turns_behind_a_first_whole_one_and_every_number_is_of_the_step_it_says(kept: FakeKeeper) -> None:
     found = readings(kept, sampler=Within(), steps=17)
     assert [reading.step for reading in found] == [0, 3, 6, 9, 12, 15]
     assert found[0].ages == [0] * 40
@@ -89,7 +89,7 @@ def test_thirds_take_turns_behind_a_first_whole_one_and_every_number_is_of_the_s
 
 
 @pytest.mark.usefixtures("far", "slow")
-def test_told_late_the_thirds_are_the_same(kept: Kept) -> None:
+def test_told_late_the_thirds_are_the_same(kept: FakeKeeper) -> None:
     found = readings(kept, sampler=Within(), steps=40)
     assert [reading.step for reading in found] == list(range(0, 40, EVERY))[: len(found)]
     assert len(found) > 8
@@ -103,18 +103,18 @@ def test_told_late_the_thirds_are_the_same(kept: Kept) -> None:
     [(MANY_LAYERS, Within()), (40, Sampler(every=EVERY)), (40, Sampler(budget=0.0, at=range(0, 100, EVERY)))],
     ids=["few layers", "every third", "asked for"],
 )
-def test_few_layers_and_readings_that_were_asked_for_are_whole(kept: Kept, layers: int, sampler: Sampler) -> None:
+def test_few_layers_and_readings_that_were_asked_for_are_whole(kept: FakeKeeper, layers: int, sampler: Sampler) -> None:
     found = readings(kept, layers=layers, sampler=sampler)
     assert [reading.step for reading in found] == [0, 3, 6, 9, 12]
     assert all(reading.ages == [0] * layers for reading in found)
 
 
-def test_a_paced_runs_readings_are_whole(kept: Kept) -> None:
+def test_a_paced_runs_readings_are_whole(kept: FakeKeeper) -> None:
     found = readings(kept, sampler=Within(), plan=[(4, "pace=5000")])
     assert [max(reading.ages) for reading in found] == [0, EVERY, 0, 0, 0]
 
 
-def test_behind_a_turn_no_number_is_from_before_it(kept: Kept) -> None:
+def test_behind_a_turn_no_number_is_from_before_it(kept: FakeKeeper) -> None:
     found = readings(kept, sampler=Within(), plan=[(6, "lr=*10"), (8, "weight_decay=0.1")])
     assert [max(reading.ages) for reading in found] == [0, EVERY, 0, 0, EVERY]
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 import torch
 from families import setup as make_setup
-from kept import Kept
+from kept import FakeKeeper
 from nets import copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
 
 from tui_descent.protocol.events import CommandRejected, KnobTurned
@@ -32,7 +32,7 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> list[Snapshot]:
     return taken
 
 
-def test_a_turn_copies_net_and_optimizer_once(kept: Kept, copies: list[Snapshot]) -> None:
+def test_a_turn_copies_net_and_optimizer_once(kept: FakeKeeper, copies: list[Snapshot]) -> None:
     kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there")
     net = mlp()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
@@ -59,7 +59,7 @@ def test_where_no_snapshot_is_kept_a_turn_of_the_net_still_copies_it(copies: lis
 
 @pytest.mark.parametrize("socket", [None, "there"], ids=["with a copy of its own", "from the snapshot before it"])
 def test_a_turn_that_fails_within_an_accumulation_keeps_the_gradients(
-    socket: str | None, kept: Kept, monkeypatch: pytest.MonkeyPatch
+    socket: str | None, kept: FakeKeeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept.link.launch = msgspec.structs.replace(kept.link.launch, socket=socket)
     net = mlp()

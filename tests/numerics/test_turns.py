@@ -8,7 +8,7 @@ import msgspec
 import pytest
 import torch
 from families import setup as make_setup
-from kept import Kept
+from kept import FakeKeeper
 from turning import grouped, ids, steering_of, step
 
 from tui_descent.protocol.commands import Redo, Undo
@@ -19,7 +19,7 @@ from tui_descent.training.undo.snapshot import Snapshot
 from tui_descent.training.watch.watch import Watch
 
 
-def trained(text: tuple[tuple[int, str], ...], kept: Kept | None = None, *, steps: int = 30) -> list[float]:
+def trained(text: tuple[tuple[int, str], ...], kept: FakeKeeper | None = None, *, steps: int = 30) -> list[float]:
     made = make_setup("mlp", optimizer={"name": "adam", "lr": 3e-3})
     plan = [(at, parse(turn)) for at, turn in text]
     link = kept.link if kept else None
@@ -54,7 +54,7 @@ PLAN = (
 )
 
 
-def test_what_was_recorded_replays_to_the_last_bit(kept: Kept) -> None:
+def test_what_was_recorded_replays_to_the_last_bit(kept: FakeKeeper) -> None:
     found = trained(PLAN, kept)
     turned = kept.events(KnobTurned)
     assert [event.knob for event in turned] == [text.split("=")[0].split("@")[0] for _, text in PLAN]
@@ -68,7 +68,7 @@ def test_what_was_recorded_replays_to_the_last_bit(kept: Kept) -> None:
     assert trained(())[2:] != found[2:]
 
 
-def test_a_receipt_tells_what_changed_and_nothing_where_nothing_did(kept: Kept) -> None:
+def test_a_receipt_tells_what_changed_and_nothing_where_nothing_did(kept: FakeKeeper) -> None:
     trained(((3, "residual=on"), (4, "residual=off,way=instant"), (5, "kick=0.1"), (6, "lr=*2")), kept)
     ramp, instant, kick, rate = kept.events(KnobTurned)
     assert ramp.function_change == 0.0
@@ -155,7 +155,7 @@ def test_dead_units_live_again_with_another_activation() -> None:
     assert cured > 1e-7
 
 
-def test_vanishing_gradients_come_back_with_a_residual_by_itself(kept: Kept) -> None:
+def test_vanishing_gradients_come_back_with_a_residual_by_itself(kept: FakeKeeper) -> None:
     """20 sigmoid layers: first over last gradient under 1e-6, and over 1e-2 within 60 steps of residual=on, auto."""
 
     def ratio(turn: str | None) -> float:
@@ -175,7 +175,7 @@ def test_vanishing_gradients_come_back_with_a_residual_by_itself(kept: Kept) -> 
     assert (event.way, event.scale) == ("ramp", 20**-0.5)
 
 
-def test_what_changes_with_a_turn_is_told_with_it(kept: Kept) -> None:
+def test_what_changes_with_a_turn_is_told_with_it(kept: FakeKeeper) -> None:
     made = make_setup("mlp", optimizer={"name": "momentum", "lr": 1e-2})
     texts = (
         "optimizer=adam",
@@ -213,7 +213,7 @@ def test_what_changes_with_a_turn_is_told_with_it(kept: Kept) -> None:
         assert {n: s for n, s in known.items() if n != "lr"} == {n: s for n, s in now.items() if n != "lr"}, event
 
 
-def test_another_optimizer_starts_at_the_rate_that_the_scenario_names_for_it(kept: Kept) -> None:
+def test_another_optimizer_starts_at_the_rate_that_the_scenario_names_for_it(kept: FakeKeeper) -> None:
     made = make_setup("mlp", optimizer={"name": "sgd", "lr": 0.05, "rates": {"adam": 3e-3, "sgd": 0.02}})
     plan = [
         (1, parse("lr=*10")),  # turned for SGD, and so is gone with it
@@ -235,7 +235,7 @@ def test_another_optimizer_starts_at_the_rate_that_the_scenario_names_for_it(kep
     ]
 
 
-def test_by_value_too_an_undo_of_another_optimizer_has_the_rate_that_was_turned(kept: Kept) -> None:
+def test_by_value_too_an_undo_of_another_optimizer_has_the_rate_that_was_turned(kept: FakeKeeper) -> None:
     made = make_setup("mlp", optimizer={"name": "sgd", "lr": 0.05, "rates": {"adam": 3e-3}})
     kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there", undo_budget=1000)
     plan = [(1, parse("lr=*10")), (2, parse("optimizer=adam"))]
@@ -251,7 +251,7 @@ def test_by_value_too_an_undo_of_another_optimizer_has_the_rate_that_was_turned(
     assert [record.lr for record in kept.steps()] == pytest.approx([0.05, 0.5, 3e-3, 3e-3, 0.5, 3e-3])
 
 
-def test_back_to_the_first_optimizer_it_is_its_own_rate_where_any_is_named(kept: Kept) -> None:
+def test_back_to_the_first_optimizer_it_is_its_own_rate_where_any_is_named(kept: FakeKeeper) -> None:
     made = make_setup("mlp", optimizer={"name": "sgd", "lr": 0.05, "rates": {"adam": 3e-3}})
     plan = [(1, parse("optimizer=adam")), (2, parse("optimizer=sgd"))]
     with Watch(made.model, made.optimizer, link=kept.link, steering=steering_of(made), plan=plan) as run:
@@ -261,7 +261,7 @@ def test_back_to_the_first_optimizer_it_is_its_own_rate_where_any_is_named(kept:
     assert [record.lr for record in kept.steps()] == pytest.approx([0.05, 3e-3, 0.05])
 
 
-def test_a_schedule_goes_on_from_the_rate_that_the_scenario_names(kept: Kept) -> None:
+def test_a_schedule_goes_on_from_the_rate_that_the_scenario_names(kept: FakeKeeper) -> None:
     made = make_setup("mlp", optimizer={"name": "sgd", "lr": 0.1, "rates": {"adam": 1e-3}})
     plan = [(0, parse("schedule=step,every=2,gamma=0.5")), (3, parse("optimizer=adam"))]
     rates = []

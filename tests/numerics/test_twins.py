@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kept import Kept
+from kept import FakeKeeper
 from nets import OPTIMIZERS, Attends, ConvNet, Words, digit_batches, loss_of, mlp
 from test_norms import WITHIN, Array, array, check_row, close, l2
 from torch import Tensor, nn
@@ -149,7 +149,7 @@ def net_of(kind: str, dtype: torch.dtype) -> nn.Module:
 class Trained:
     """A net trained under the instruments, and the steps that are due written down a second time."""
 
-    def __init__(self, kind: str, name: str, clip: float | None, dtype: torch.dtype, kept: Kept) -> None:
+    def __init__(self, kind: str, name: str, clip: float | None, dtype: torch.dtype, kept: FakeKeeper) -> None:
         self.net, self.kept, self.clip = net_of(kind, dtype), kept, clip
         self.twin = NETS[kind]().to(dtype)  # of its own, since what is watched listens to every pass
         self.named = {name: own_weight(m) for name, m in self.net.named_modules() if list(m.parameters(recurse=False))}
@@ -223,7 +223,7 @@ dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["
 @pairs
 @pytest.mark.parametrize("kind", NETS)
 def test_all_readings_equal_their_twins_at_the_very_steps(
-    kind: str, name: str, clip: float | None, dtype: torch.dtype, kept: Kept
+    kind: str, name: str, clip: float | None, dtype: torch.dtype, kept: FakeKeeper
 ) -> None:
     trained = Trained(kind, name, clip, dtype, kept)
     trained.run()
@@ -284,7 +284,7 @@ def check_chain(reading: ReadingsTaken, chain: list[float], within: float, *, da
 @dtypes
 @pairs
 def test_the_ledgers_factors_and_running_products_equal_the_twins(
-    name: str, clip: float | None, dtype: torch.dtype, kept: Kept
+    name: str, clip: float | None, dtype: torch.dtype, kept: FakeKeeper
 ) -> None:
     trained = Trained("mlp", name, clip, dtype, kept)
     trained.run()
@@ -299,7 +299,7 @@ def test_the_ledgers_factors_and_running_products_equal_the_twins(
             assert (entry.discrepancy or 0.0) < WITHIN[dtype]
 
 
-def test_tied_weights_are_counted_once_and_attention_by_its_in_proj(kept: Kept) -> None:
+def test_tied_weights_are_counted_once_and_attention_by_its_in_proj(kept: FakeKeeper) -> None:
     net = Words()
     optimizer = OPTIMIZERS["adam"](net.parameters())
     with Watch(net, optimizer, link=kept.link, sampler=Sampler(every=1)) as run:
@@ -338,7 +338,7 @@ class Forks(nn.Module):
         return out
 
 
-def test_frozen_and_unused_layers_are_told_as_such_step_by_step(kept: Kept) -> None:
+def test_frozen_and_unused_layers_are_told_as_such_step_by_step(kept: FakeKeeper) -> None:
     net = Forks()
     net.base.requires_grad_(False)
     optimizer = OPTIMIZERS["sgd"](net.parameters())
@@ -364,7 +364,7 @@ def test_frozen_and_unused_layers_are_told_as_such_step_by_step(kept: Kept) -> N
             assert math.isfinite(values[used] or math.nan)
 
 
-def test_a_net_of_our_own_reads_every_tier_from_its_first_due_step(kept: Kept) -> None:
+def test_a_net_of_our_own_reads_every_tier_from_its_first_due_step(kept: FakeKeeper) -> None:
     net = mlp(depth=3, activation="tanh", dtype=torch.float64)
     optimizer = OPTIMIZERS["adamw"](net.parameters())
     seen: dict[int, Array] = {}

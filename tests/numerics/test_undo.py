@@ -14,9 +14,9 @@ import pytest
 import torch
 from digests import digest_of
 from families import setup as make_setup
-from kept import Kept
+from kept import FakeKeeper
 from nets import copy_of, digit_batches, loss_of, mlp, same
-from played import TURNS, Played, untouched
+from played import TURNS, PlayedRun, untouched
 
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.commands import Redo, Resume, TurnKnob, Undo
@@ -37,11 +37,11 @@ from tui_descent.training.watch.watch import Watch
 
 
 @pytest.fixture
-def play(kept: Kept) -> Iterator[Callable[..., Played]]:
-    runs: list[Played] = []
+def play(kept: FakeKeeper) -> Iterator[Callable[..., PlayedRun]]:
+    runs: list[PlayedRun] = []
 
-    def start(plan: dict[int, str] | None = None, **how: Any) -> Played:
-        runs.append(Played(kept, plan or {}, **how))
+    def start(plan: dict[int, str] | None = None, **how: Any) -> PlayedRun:
+        runs.append(PlayedRun(kept, plan or {}, **how))
         return runs[-1]
 
     yield start
@@ -287,7 +287,7 @@ def test_after_numbers_that_are_none_the_last_good_snapshot_comes_back(play: Any
     assert told == []  # both commands were at hand before it had to stand still
 
 
-def test_a_foreign_loop_gets_model_and_optimizer_back_and_goes_on_counting(kept: Kept) -> None:
+def test_a_foreign_loop_gets_model_and_optimizer_back_and_goes_on_counting(kept: FakeKeeper) -> None:
     kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there")
     net = mlp()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
@@ -313,7 +313,7 @@ def test_a_foreign_loop_gets_model_and_optimizer_back_and_goes_on_counting(kept:
     assert (told.to_step, told.step, told.segment) == (4, 8, 1)
 
 
-def test_undo_while_held_within_a_step_brings_the_first_optimizer_back(kept: Kept) -> None:
+def test_undo_while_held_within_a_step_brings_the_first_optimizer_back(kept: FakeKeeper) -> None:
     kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there")
     made = make_setup("mlp", optimizer={"name": "momentum", "lr": 0.01})
     steering = Steering(made.model, made.optimizer, setup=made, steps=40, init="he")
@@ -321,7 +321,7 @@ def test_undo_while_held_within_a_step_brings_the_first_optimizer_back(kept: Kep
         run="", title="", name="", scenario={}, device="cpu", threads=1, parameters=0, layers=(), knobs=(), steps=40
     )
     with Watch(
-        made.model, made.optimizer, link=kept.link, steering=steering, about=about, own_loop=True, state=(made,),
+        made.model, made.optimizer, link=kept.link, steering=steering, about=about, is_scenario=True,
         on_fault="hold", plan=[(3, parse("optimizer=adam"))],
     ) as run:  # fmt: skip
         run.begin_step()

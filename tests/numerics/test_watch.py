@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from kept import Kept
+from kept import FakeKeeper
 from nets import OPTIMIZERS, Made, copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
 from torch import nn
 
@@ -30,7 +30,7 @@ from tui_descent.training.watch.watch import Watch
 
 
 def train(
-    made: Made, *, watched: bool, kept: Kept | None = None, steps: int = 20, dropout: bool = False
+    made: Made, *, watched: bool, kept: FakeKeeper | None = None, steps: int = 20, dropout: bool = False
 ) -> tuple[nn.Module, torch.optim.Optimizer, list[float]]:
     torch.manual_seed(3)
     net: nn.Module = mlp(norm="layer")
@@ -59,7 +59,7 @@ def train(
 
 @pytest.mark.parametrize("dropout", [False, True], ids=["plain", "dropout and batch norm"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_watched_at_every_step_or_not_the_bits_are_the_same(name: str, dropout: bool, kept: Kept) -> None:
+def test_watched_at_every_step_or_not_the_bits_are_the_same(name: str, dropout: bool, kept: FakeKeeper) -> None:
     plain, plain_optimizer, plain_losses = train(OPTIMIZERS[name], watched=False, dropout=dropout)
     net, optimizer, losses = train(OPTIMIZERS[name], watched=True, kept=kept, dropout=dropout)
     assert len(kept.readings()) == 20
@@ -92,7 +92,7 @@ def test_the_forward_hooks_are_gone_after_the_first_step() -> None:
         assert not any(module._forward_pre_hooks for module in net.modules())
 
 
-def test_every_step_is_recorded_with_its_own_loss_and_rate(kept: Kept) -> None:
+def test_every_step_is_recorded_with_its_own_loss_and_rate(kept: FakeKeeper) -> None:
     _, _, losses = train(OPTIMIZERS["sgd"], watched=True, kept=kept)
     steps = kept.steps()
     assert [record.step for record in steps] == list(range(20))
@@ -104,7 +104,7 @@ def test_every_step_is_recorded_with_its_own_loss_and_rate(kept: Kept) -> None:
     assert times[0] >= 0
 
 
-def test_a_run_is_told_from_start_to_end(kept: Kept) -> None:
+def test_a_run_is_told_from_start_to_end(kept: FakeKeeper) -> None:
     train(OPTIMIZERS["sgd"], watched=True, kept=kept)
     events = kept.events()
     assert isinstance(events[0], RunStarted)
@@ -114,7 +114,7 @@ def test_a_run_is_told_from_start_to_end(kept: Kept) -> None:
 
 
 @pytest.mark.parametrize("micro", [2, 3, 5])
-def test_accumulated_gradients_are_one_step_with_the_mean_loss(micro: int, kept: Kept) -> None:
+def test_accumulated_gradients_are_one_step_with_the_mean_loss(micro: int, kept: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     wanted, answers = [], []
@@ -139,7 +139,7 @@ def test_accumulated_gradients_are_one_step_with_the_mean_loss(micro: int, kept:
     assert [reading.step for reading in kept.readings()] == [0, 1, 2, 3]
 
 
-def test_several_updates_before_one_call_count_as_one_step_of_the_loop(kept: Kept) -> None:
+def test_several_updates_before_one_call_count_as_one_step_of_the_loop(kept: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with Watch(net, optimizer, link=kept.link) as run:
@@ -167,7 +167,7 @@ class CallingAdam(torch.optim.Adam):
         return super().step(closure)
 
 
-def test_a_subclass_that_calls_its_base_makes_one_update_a_step(kept: Kept) -> None:
+def test_a_subclass_that_calls_its_base_makes_one_update_a_step(kept: FakeKeeper) -> None:
     plain, _, plain_losses = train(lambda p: torch.optim.SGD(p, lr=0.05), watched=False)
     net, _, losses = train(lambda p: Calling(p, lr=0.05), watched=True, kept=kept)
     assert losses == plain_losses
@@ -187,7 +187,7 @@ class Decaying(torch.optim.SGD):
         return super().step(closure)
 
 
-def test_what_a_subclass_does_around_its_bases_step_is_in_the_update(kept: Kept) -> None:
+def test_what_a_subclass_does_around_its_bases_step_is_in_the_update(kept: FakeKeeper) -> None:
     net = mlp()
     optimizer = Decaying(net.parameters(), lr=0.1)
     with Watch(net, optimizer, link=kept.link, sampler=Sampler(every=1)) as run:
@@ -204,7 +204,7 @@ def test_what_a_subclass_does_around_its_bases_step_is_in_the_update(kept: Kept)
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, CallingAdam])
 @pytest.mark.parametrize("by_name", [False, True], ids=["positional", "by name"])
-def test_a_closure_is_watched(by_name: bool, kind: type[torch.optim.Optimizer], kept: Kept) -> None:
+def test_a_closure_is_watched(by_name: bool, kind: type[torch.optim.Optimizer], kept: FakeKeeper) -> None:
     calls = 0
 
     def run_with(optimizer: torch.optim.Optimizer, net: nn.Module, batch: Any) -> torch.Tensor:
@@ -246,7 +246,7 @@ def test_lbfgs_is_refused_by_name(make: Any) -> None:
         make(net, [torch.optim.SGD(net.parameters(), lr=0.1)])
 
 
-def test_a_metric_of_the_users_own_is_placed_at_the_next_step(kept: Kept) -> None:
+def test_a_metric_of_the_users_own_is_placed_at_the_next_step(kept: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with Watch(net, optimizer, link=kept.link) as run:
@@ -264,7 +264,7 @@ def test_a_metric_of_the_users_own_is_placed_at_the_next_step(kept: Kept) -> Non
     ]
 
 
-def test_every_request_gets_one_reply_at_the_step_it_acts_on(kept: Kept) -> None:
+def test_every_request_gets_one_reply_at_the_step_it_acts_on(kept: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     requests = {}
@@ -305,7 +305,7 @@ def test_every_request_gets_one_reply_at_the_step_it_acts_on(kept: Kept) -> None
     assert [record.lr for record in kept.steps()] == [0.1] * 3 + [0.2] * 3
 
 
-def test_stop_ends_the_loop_after_the_step_and_the_with_swallows_it(kept: Kept) -> None:
+def test_stop_ends_the_loop_after_the_step_and_the_with_swallows_it(kept: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     made = 0
@@ -324,7 +324,7 @@ def test_stop_ends_the_loop_after_the_step_and_the_with_swallows_it(kept: Kept) 
     assert (ended.status, ended.step, ended.reason) == ("stopped", 4, "asked to stop")
 
 
-def test_evaluation_leaves_weights_mode_and_random_numbers_alone(kept: Kept) -> None:
+def test_evaluation_leaves_weights_mode_and_random_numbers_alone(kept: FakeKeeper) -> None:
     from tui_descent.scenario import presets
     from tui_descent.training.setup.build import build
 
@@ -354,7 +354,9 @@ def test_evaluation_leaves_weights_mode_and_random_numbers_alone(kept: Kept) -> 
 @pytest.mark.parametrize(
     ("losses", "joined"), [((1e308, 1e308), math.inf), ((math.inf, -math.inf), math.nan), ((1.0, math.inf), math.inf)]
 )
-def test_losses_that_have_no_mean_do_not_end_the_loop(losses: tuple[float, float], joined: float, kept: Kept) -> None:
+def test_losses_that_have_no_mean_do_not_end_the_loop(
+    losses: tuple[float, float], joined: float, kept: FakeKeeper
+) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with Watch(net, optimizer, link=kept.link) as run:
@@ -367,7 +369,7 @@ def test_losses_that_have_no_mean_do_not_end_the_loop(losses: tuple[float, float
     assert second.loss == pytest.approx(joined, nan_ok=True)
 
 
-def test_a_net_that_holds_torchscript_is_watched(kept: Kept) -> None:
+def test_a_net_that_holds_torchscript_is_watched(kept: FakeKeeper) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, of TorchScript
         inner = torch.jit.script(nn.Sequential(nn.Linear(8, 8), nn.ReLU()))

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from kept import Kept
+from kept import FakeKeeper
 from nets import digit_batches, loss_of, mlp
 from played import ABOUT, SCENARIO
 from torch import nn
@@ -30,12 +30,12 @@ def hooks(net: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules())
 
 
-class Played:
+class PlayedRun:
     """A scenario's run; whenever it stands still the next command is given, and when none is left it is stopped."""
 
     def __init__(
         self,
-        kept: Kept,
+        kept: FakeKeeper,
         commands: Sequence[AnyCommand] = (),
         *,
         steps: int,
@@ -103,8 +103,8 @@ STEP, SEVEN = RunSteps(steps=1), RunSteps(steps=7)
 
 
 @pytest.mark.parametrize("evaluate_every", [0, 1])
-def test_single_steps_at_the_end_are_each_made_and_read_whole(evaluate_every: int, kept: Kept) -> None:
-    played = Played(kept, [STEP, STEP, SEVEN, STEP], steps=20, evaluate_every=evaluate_every)
+def test_single_steps_at_the_end_are_each_made_and_read_whole(evaluate_every: int, kept: FakeKeeper) -> None:
+    played = PlayedRun(kept, [STEP, STEP, SEVEN, STEP], steps=20, evaluate_every=evaluate_every)
     assert played.stood == [20, 21, 22, 29, 30]
     cosines = {r.step: r.global_cosine for r in played.readings}
     assert {19, 20, 21, 28, 29} <= set(cosines)
@@ -114,37 +114,37 @@ def test_single_steps_at_the_end_are_each_made_and_read_whole(evaluate_every: in
 
 
 def test_steps_asked_for_beyond_the_end_are_made_and_the_step_before_the_end_is_none_to_stand_behind(
-    kept: Kept,
+    kept: FakeKeeper,
 ) -> None:
-    played = Played(kept, [STEP], steps=20, at={15: SEVEN})
+    played = PlayedRun(kept, [STEP], steps=20, at={15: SEVEN})
     assert played.stood == [23, 24], "the order comes during update 15, so that 16 is the first of seven"
     assert {22, 23} <= {r.step for r in played.readings}
     assert 19 not in {r.step for r in played.readings}
 
 
-def test_going_on_from_the_end_and_going_back_behind_it(kept: Kept) -> None:
-    played = Played(kept, [Resume(), Undo(), STEP, Resume()], steps=20)
+def test_going_on_from_the_end_and_going_back_behind_it(kept: FakeKeeper) -> None:
+    played = PlayedRun(kept, [Resume(), Undo(), STEP, Resume()], steps=20)
     assert played.stood[0] == 20
     assert played.stood[1] == 40
     assert {19, 39} <= {r.step for r in played.readings}
     assert all(played.whole(step) for step in (19, 39))
 
 
-def test_redone_to_the_end_it_goes_on_at_once(kept: Kept) -> None:
+def test_redone_to_the_end_it_goes_on_at_once(kept: FakeKeeper) -> None:
     turn = TurnKnob(knob="lr", value="*2")
-    played = Played(kept, [turn, SEVEN, Undo(), STEP, Redo(), Resume()], steps=20)
+    played = PlayedRun(kept, [turn, SEVEN, Undo(), STEP, Redo(), Resume()], steps=20)
     assert played.stood == [20, 20, 27, 20, 21, 27, 47]
 
 
-def test_behind_a_loss_that_is_no_number_the_step_is_read_as_if_it_were_the_first_time(kept: Kept) -> None:
-    at_the_end = Played(kept, [Resume()], steps=20, spoilt=frozenset({19}))
+def test_behind_a_loss_that_is_no_number_the_step_is_read_as_if_it_were_the_first_time(kept: FakeKeeper) -> None:
+    at_the_end = PlayedRun(kept, [Resume()], steps=20, spoilt=frozenset({19}))
     assert at_the_end.stood == [19, 20]
     assert at_the_end.whole(19)
 
 
 @pytest.mark.parametrize("spoilt", [7, 13])
-def test_single_steps_go_on_behind_a_hold(spoilt: int, kept: Kept) -> None:
-    played = Played(kept, [STEP, STEP], steps=40, spoilt=frozenset({spoilt}), at={6: SEVEN})
+def test_single_steps_go_on_behind_a_hold(spoilt: int, kept: FakeKeeper) -> None:
+    played = PlayedRun(kept, [STEP, STEP], steps=40, spoilt=frozenset({spoilt}), at={6: SEVEN})
     assert played.stood[:3] == [spoilt, spoilt + 1, spoilt + 2]
     assert played.whole(spoilt)
     assert played.whole(spoilt + 1)
@@ -157,9 +157,9 @@ def test_without_anybody_there_the_last_step_is_read_too_but_not_where_steps_wer
     def read(name: str, sampler: Sampler) -> list[int]:
         folder = tmp_path / name
         folder.mkdir()
-        kept = Kept(folder)
+        kept = FakeKeeper(folder)
         try:
-            return [r.step for r in Played(kept, steps=200, sampler=sampler, attended=False).readings]
+            return [r.step for r in PlayedRun(kept, steps=200, sampler=sampler, attended=False).readings]
         finally:
             kept.close()
 
@@ -169,7 +169,7 @@ def test_without_anybody_there_the_last_step_is_read_too_but_not_where_steps_wer
     assert read("none", Sampler(budget=0.0, at=(3,))) == [3]
 
 
-def test_a_loop_of_ones_own_that_drops_the_step_it_stands_behind_keeps_no_hooks(kept: Kept) -> None:
+def test_a_loop_of_ones_own_that_drops_the_step_it_stands_behind_keeps_no_hooks(kept: FakeKeeper) -> None:
     net = mlp(depth=2)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
     wait: Callable[[float | None], None] = kept.link.wait
@@ -200,8 +200,8 @@ def test_a_loop_of_ones_own_that_drops_the_step_it_stands_behind_keeps_no_hooks(
     assert not any(found[24:30])
 
 
-def test_what_is_read_while_a_run_stands_is_not_told_as_what_watching_takes_of_it(kept: Kept) -> None:
-    played = Played(kept, [*[STEP] * 60], steps=300)
+def test_what_is_read_while_a_run_stands_is_not_told_as_what_watching_takes_of_it(kept: FakeKeeper) -> None:
+    played = PlayedRun(kept, [*[STEP] * 60], steps=300)
     shares = [r.watch_cost for r in played.readings if r.step >= 300]
     assert len(shares) == 60
     assert max(shares) <= 0.3

@@ -94,8 +94,8 @@ def fingerprint(model: nn.Module, optimizer: torch.optim.Optimizer, steering: St
         digest.update(name.encode() + tensor.numpy().tobytes())
     digest.update(repr([(n, type(m).__name__, m.training) for n, m in model.named_modules()]).encode())
     digest.update(repr([(n, p.requires_grad) for n, p in model.named_parameters()]).encode())
-    digest.update(repr([(b.skip, b.where) for b in steering.ground.blocks.values()]).encode())
-    digest.update(repr([(key, t.made) for key, t in steering.ground.under_way.items()]).encode())
+    digest.update(repr([(b.skip, b.where) for b in steering.context.blocks.values()]).encode())
+    digest.update(repr([(key, t.made) for key, t in steering.context.under_way.items()]).encode())
     digest.update(repr([{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]).encode())
     digest.update(repr((id(optimizer), grouped(optimizer))).encode())
     for p in model.parameters():
@@ -104,6 +104,6 @@ def fingerprint(model: nn.Module, optimizer: torch.optim.Optimizer, steering: St
                 key.encode() + (value.numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode())
             )
     digest.update(torch.get_rng_state().numpy().tobytes())
-    schedule = steering.ground.setup.schedule if steering.ground.setup else None
+    schedule = steering.context.setup.schedule if steering.context.setup else None
     digest.update(repr((id(schedule), schedule.state() if schedule else None, steering.states())).encode())
     return digest.hexdigest()

@@ -9,13 +9,13 @@ import pytest
 from attended import Attended, Viewer
 from runs import run
 
-from tui_descent.protocol.commands import CancelSweep, Pause, Resume, RunSteps, Stop, SweepRates
+from tui_descent.protocol.commands import CancelRangeTest, Pause, Resume, RunRangeTest, RunSteps, Stop
 from tui_descent.protocol.events import (
     CommandDone,
     CommandRejected,
     HistorySent,
     KnobTurned,
-    RatesSwept,
+    RangeTestCompleted,
     StateChanged,
     StepsCompleted,
 )
@@ -36,9 +36,9 @@ def test_a_range_test_does_not_change_the_run_and_every_viewer_gets_the_result(h
         a, b = live.viewer(), live.viewer()
         a.ask(Pause())
         at = a.until_event(StateChanged, state="paused") and a.do(Pause()).step
-        done = a.do(SweepRates())
+        done = a.do(RunRangeTest())
         assert isinstance(done, CommandDone)
-        found, same = b.until_event(RatesSwept), a.events(RatesSwept)[-1]
+        found, same = b.until_event(RangeTestCompleted), a.events(RangeTestCompleted)[-1]
         assert found == same
         assert (found.step, done.step) == (at, at), "it works while paused"
         assert a.events(StateChanged)[-1].state == "paused"
@@ -51,7 +51,7 @@ def test_a_range_test_does_not_change_the_run_and_every_viewer_gets_the_result(h
         assert late.steps == at, "its steps do not count as steps of the run"
         a.do(RunSteps(steps=5))
         a.until_event(StateChanged, state="paused")
-        b.do(SweepRates())
+        b.do(RunRangeTest())
         b.ask(Resume())
         a.until_event(StateChanged, state="waiting")
         assert losses(a) == dict(enumerate(plain))
@@ -72,14 +72,14 @@ def test_stop_and_cancel_work_during_a_range_test(slow: Attended) -> None:
     try:
         a, b = slow.viewer(), slow.viewer()
         a.until_step(0)
-        number = a.ask(SweepRates())
+        number = a.ask(RunRangeTest())
         a.until_event(StateChanged, state="testing")
-        assert b.do(CancelSweep()).what == "others wait for it: it goes on"  # type: ignore[union-attr]
-        joined = b.ask(SweepRates())
-        assert isinstance(a.do(CancelSweep()), CommandDone)
+        assert b.do(CancelRangeTest()).what == "others wait for it: it goes on"  # type: ignore[union-attr]
+        joined = b.ask(RunRangeTest())
+        assert isinstance(a.do(CancelRangeTest()), CommandDone)
         assert not a.replies(number), "the other viewer still wants the result"
         begun_s = time.monotonic()
-        b.do(CancelSweep())
+        b.do(CancelRangeTest())
         rejected = b.until(lambda m: m in b.replies(joined))
         took_s = time.monotonic() - begun_s
         assert isinstance(rejected, CommandRejected)
@@ -88,13 +88,13 @@ def test_stop_and_cancel_work_during_a_range_test(slow: Attended) -> None:
         assert took_s < 2.0
         assert a.events(StateChanged)[-1].state == "running"
         a.do(Pause())
-        a.ask(SweepRates())
+        a.ask(RunRangeTest())
         a.until_event(StateChanged, state="testing")
         begun_s = time.monotonic()
         a.ask(Stop())
         a.until_closed()
         assert time.monotonic() - begun_s < 5.0, "well before it would have been killed"
-        assert not a.events(RatesSwept)
+        assert not a.events(RangeTestCompleted)
     finally:
         slow.close()
 
@@ -104,7 +104,7 @@ def test_a_range_test_of_a_held_run_is_rejected_with_what_helps() -> None:
     try:
         viewer = live.viewer()
         viewer.until_event(StateChanged, state="held")
-        rejected = viewer.do(SweepRates())
+        rejected = viewer.do(RunRangeTest())
         assert isinstance(rejected, CommandRejected)
         assert rejected.reason == "a range test needs a finite loss; u goes back to the last good state"
         viewer.do(Stop())

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tui_descent.protocol.curvature import CurvatureReading, Limit
+from tui_descent.protocol.curvature_reading import CurvatureReading, StabilityLimit
 from tui_descent.protocol.events import (
     AnyEvent,
     CurvatureTaken,
@@ -73,7 +73,7 @@ def curvature(step: int, sharpness: float) -> CurvatureTaken:
         segment=0,
         step=step,
         hessian=read,
-        limit=Limit(lambda_max=4.0, formula="2/η", preconditioned=False),
+        limit=StabilityLimit(lambda_max=4.0, formula="2/η", preconditioned=False),
         seconds=0.1,
     )
 

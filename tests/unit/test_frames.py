@@ -22,10 +22,10 @@ from tui_descent.protocol.codec import (
     to_viewer,
 )
 from tui_descent.protocol.commands import (
+    ClientRequest,
     Evaluate,
     Hello,
     Mark,
-    Order,
     Pause,
     Request,
     Resume,
@@ -99,7 +99,7 @@ def test_commands_are_decoded_as_they_were_sent(command: msgspec.Struct) -> None
     sent = Request(request=5, command=command, source="send")
     (body,) = FrameReader(MAX_FROM_VIEWER).feed(frame(sent))
     assert decode(from_viewer, body) == sent
-    order = Order(client=1, request=5, source="send", command=command)
+    order = ClientRequest(client=1, request=5, source="send", command=command)
     (body,) = FrameReader(MAX_FROM_VIEWER).feed(frame(order))
     assert decode(to_trainer, body) == order
 

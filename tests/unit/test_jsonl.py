@@ -22,7 +22,7 @@ from tui_descent.protocol.events import (
     Marked,
     MetricLogged,
     Noted,
-    RatesSwept,
+    RangeTestCompleted,
     ReadingsTaken,
     RunEnded,
     StateChanged,
@@ -210,7 +210,7 @@ def test_device_is_one_line_without_unknown_values() -> None:
 
 
 def test_range_test_is_one_line_with_its_curves() -> None:
-    swept = RatesSwept(
+    swept = RangeTestCompleted(
         segment=0,
         step=20,
         rate=0.1,

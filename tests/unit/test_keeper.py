@@ -18,7 +18,7 @@ from tui_descent.keeper.gpu import Gpus
 from tui_descent.keeper.trainer import Trainer
 from tui_descent.protocol import codec
 from tui_descent.protocol.channel import ChannelError, Peer, listen
-from tui_descent.protocol.commands import Hello, Order, Pause, Request, Stop
+from tui_descent.protocol.commands import ClientRequest, Hello, Pause, Request, Stop
 from tui_descent.protocol.events import (
     AnyEvent,
     CommandDone,
@@ -225,7 +225,7 @@ def test_trainer_that_sends_garbage_is_lost_and_its_steps_are_published(garbage:
 
 def test_request_before_the_run_has_started_reaches_the_trainer() -> None:
     trainer = ScriptedTrainer(attended=True)
-    got: list[Order] = []
+    got: list[ClientRequest] = []
 
     def play() -> None:
         viewer = attach(trainer)
@@ -237,13 +237,13 @@ def test_request_before_the_run_has_started_reaches_the_trainer() -> None:
         assert isinstance(order_of(trainer).command, Stop)
 
     ended = trainer.run_while(play)
-    assert got == [Order(client=1, request=4, source="send", command=Pause())]
+    assert got == [ClientRequest(client=1, request=4, source="send", command=Pause())]
     assert (ended.status, ended.reason) == ("stopped", "the last viewer left")
 
 
 def test_stop_before_the_trainer_is_started_reaches_it() -> None:
     trainer = ScriptedTrainer()
-    got: list[Order] = []
+    got: list[ClientRequest] = []
 
     ended = trainer.run_while(lambda: got.append(order_of(trainer)), first=lambda: trainer.keeper.stop("SIGTERM"))
     assert isinstance(got[0].command, Stop)
@@ -254,7 +254,7 @@ def test_request_after_the_end_is_rejected_by_the_keeper() -> None:
     trainer = ScriptedTrainer()
     trainer.ended()
     trainer.run()
-    trainer.keeper.order(Order(client=3, request=9, source="key", command=Pause()))
+    trainer.keeper.order(ClientRequest(client=3, request=9, source="key", command=Pause()))
     reply = trainer.events[-1]
     assert isinstance(reply, CommandRejected)
     assert (reply.client, reply.request, reply.reason) == (3, 9, "the run has ended")
@@ -311,7 +311,7 @@ def attach(trainer: ScriptedTrainer) -> Peer:
     return viewer
 
 
-def order_of(trainer: ScriptedTrainer) -> Order:
+def order_of(trainer: ScriptedTrainer) -> ClientRequest:
     while select.select([trainer.peer.socket], [], [], WITHIN_S)[0]:
         for body in trainer.peer.receive():
             return codec.decode(codec.to_trainer, body)

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from tui_descent.protocol.commands import TurnKnob
-from tui_descent.scenario.knobs import KNOBS, check, folded, new_value, parse, parse_at, text_of
+from tui_descent.scenario.knobs import KNOBS, check, combined, new_value, parse, parse_at, text_of
 
 GOOD = {
     "lr=0.1": TurnKnob(knob="lr", value="0.1"),
@@ -198,7 +198,7 @@ def lr(value: str, target: str = "all") -> TurnKnob:
     ],
 )
 def test_two_consecutive_commands_combine_into_one(first: str, then: str, both: str) -> None:
-    one = folded(lr(first), lr(then))
+    one = combined(lr(first), lr(then))
     assert one is not None
     assert parse(text_of(one)) == one
     assert one.value[0] == both[0] or one.value[0].isdigit()
@@ -224,13 +224,13 @@ def test_two_consecutive_commands_combine_into_one(first: str, then: str, both: 
     ],
 )
 def test_commands_that_cannot_be_combined(first: TurnKnob, then: TurnKnob) -> None:
-    assert folded(first, then) is None
+    assert combined(first, then) is None
 
 
 def test_twenty_combined_presses_equal_twenty_single_ones_up_to_rounding() -> None:
     one, old = lr("*1.25"), 0.1
     for _ in range(19):
-        after = folded(one, lr("*1.25"))
+        after = combined(one, lr("*1.25"))
         assert after is not None
         one = after
     single = old

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from tui_descent.scenario.schedules import FIELDS, about, curve, factor, problems, terms
+from tui_descent.scenario.schedules import FIELDS, about, curve, factor, problems, resolve_schedule
 from tui_descent.scenario.spec import ScheduleSpec
 from tui_descent.scenario.toml import ScenarioError, from_text
 
@@ -59,11 +59,11 @@ def test_plateau_has_no_curve() -> None:
 
 
 def test_lengths_are_shares_or_updates_and_are_cut_to_fit() -> None:
-    assert terms(ScheduleSpec(name="wsd", warmup=0.25, decay=30), 200).warmup == 50
-    cut = terms(ScheduleSpec(name="wsd", warmup=60, decay=30), 70)
+    assert resolve_schedule(ScheduleSpec(name="wsd", warmup=0.25, decay=30), 200).warmup == 50
+    cut = resolve_schedule(ScheduleSpec(name="wsd", warmup=60, decay=30), 70)
     assert (cut.warmup, cut.decay) == (60, 10)
-    assert terms(ScheduleSpec(name="warmup_cosine", warmup=60), 20).warmup == 20
-    assert terms(ScheduleSpec(name="step", every=0.001), 20).every == 1
+    assert resolve_schedule(ScheduleSpec(name="warmup_cosine", warmup=60), 20).warmup == 20
+    assert resolve_schedule(ScheduleSpec(name="step", every=0.001), 20).every == 1
 
 
 @pytest.mark.parametrize("name", FIELDS)

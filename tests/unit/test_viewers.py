@@ -15,7 +15,7 @@ from tui_descent.keeper import viewers as module
 from tui_descent.keeper.viewers import MAX_VIEWERS, MAX_WAITING, Viewers
 from tui_descent.protocol.channel import Peer, listen
 from tui_descent.protocol.codec import HEADER, MAX_TO_VIEWER, VERSION, decode, frame, to_viewer
-from tui_descent.protocol.commands import Hello, Mark, Order, Pause, Request, TurnKnob
+from tui_descent.protocol.commands import ClientRequest, Hello, Mark, Pause, Request, TurnKnob
 from tui_descent.protocol.events import HistorySent, Marked, Noted, Refused, Welcome
 from tui_descent.telemetry.history import History
 
@@ -28,7 +28,7 @@ class Harness:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.orders: list[Order] = []
+        self.orders: list[ClientRequest] = []
         self.history = History()
         self.selector = selectors.DefaultSelector()
         self.gone: list[int] = []
@@ -113,7 +113,7 @@ def test_request_is_passed_on_with_the_number_of_its_client(harness: Harness) ->
     harness.connect(HELLO)
     turn = TurnKnob(knob="lr", value="*2")
     harness.connect(HELLO, Request(request=7, command=turn, source="send"))
-    assert harness.orders == [Order(client=2, request=7, source="send", command=turn)]
+    assert harness.orders == [ClientRequest(client=2, request=7, source="send", command=turn)]
 
 
 def test_other_protocol_version_is_refused_and_both_are_named(harness: Harness) -> None:
@@ -173,7 +173,7 @@ def test_garbage_is_refused_with_a_reason_and_other_viewers_go_on(harness: Harne
 def test_request_before_garbage_in_one_write_is_passed_on_or_refused(harness: Harness) -> None:
     raw = frame(HELLO) + frame(PAUSE) + HEADER.pack(0)
     harness.connect(raw=raw)
-    assert harness.orders in ([], [Order(client=1, request=1, source="key", command=Pause())])
+    assert harness.orders in ([], [ClientRequest(client=1, request=1, source="key", command=Pause())])
 
 
 def test_viewer_that_leaves_in_the_middle_of_a_frame_is_dropped(harness: Harness) -> None:

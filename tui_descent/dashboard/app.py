@@ -17,8 +17,8 @@ from tui_descent.dashboard.signals import Signals
 from tui_descent.dashboard.theme import THEME
 from tui_descent.dashboard.window import forget_exported_size
 from tui_descent.protocol.commands import Stop
-from tui_descent.protocol.ending import exit_code
 from tui_descent.protocol.events import Status
+from tui_descent.protocol.exit_status import exit_code
 
 STOP_WAIT_S = 10.0
 EXIT_CODES: dict[Status, int] = {"finished": 0, "stopped": 0, "diverged": 0, "failed": 1, "lost": 4}

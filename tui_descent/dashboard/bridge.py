@@ -144,7 +144,7 @@ class Bridge:
             self.send_gathered()
             self._requests += 1
             request = Request(request=self._requests, command=command, source=source)
-            if isinstance(command, TurnKnob) and knobs.KNOBS[command.knob].folds:
+            if isinstance(command, TurnKnob) and knobs.KNOBS[command.knob].combinable:
                 self._gather_until_s = asyncio.get_running_loop().time() + GATHER_S
                 self._gather(request)
             else:
@@ -162,7 +162,7 @@ class Bridge:
             return None
         if not (isinstance(before.command, TurnKnob) and isinstance(command, TurnKnob)):
             return None
-        both = knobs.folded(before.command, command)
+        both = knobs.combined(before.command, command)
         if both is None:
             return None
         request = msgspec.structs.replace(before, command=both)

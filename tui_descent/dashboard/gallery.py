@@ -18,7 +18,7 @@ from tui_descent.dashboard.plain import plain
 from tui_descent.dashboard.theme import THEME
 from tui_descent.dashboard.window import forget_exported_size
 from tui_descent.scenario import presets
-from tui_descent.scenario.claims import promised
+from tui_descent.scenario.claims import claim_text
 from tui_descent.scenario.spec import Scenario, about
 from tui_descent.scenario.toml import ScenarioError
 
@@ -128,7 +128,7 @@ def _story(name: str, found: Scenario | str) -> Text:
     for claim in found.claim:
         at = f" at step {claim.at}" if claim.at is not None else " at the end"
         given = f", after {', '.join(claim.given)}" if claim.given else ""
-        text.append(f"  {plain(claim.metric, 40)} {promised(claim)}{at}{plain(given)}\n", style=ink.DIM)
+        text.append(f"  {plain(claim.metric, 40)} {claim_text(claim)}{at}{plain(given)}\n", style=ink.DIM)
     return text
 
 

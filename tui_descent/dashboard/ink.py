@@ -8,8 +8,8 @@ from functools import cache
 from rich.color import Color
 from rich.style import Style
 
-from tui_descent.protocol.ending import failed_after
 from tui_descent.protocol.events import RunEnded
+from tui_descent.protocol.exit_status import script_failed_after_run
 
 LEVELS = 24
 _CIVIDIS = ("00224e", "123570", "3b496c", "575d6d", "707173", "8a8678", "a59c74", "c3b369", "e1cc55", "fee838")
@@ -50,7 +50,7 @@ def state(word: str) -> Style:
 
 def end(ended: RunEnded) -> Style:
     """The colour of a run's end: a failure's too where only its script failed."""
-    return state("failed" if failed_after(ended) else ended.status)
+    return state("failed" if script_failed_after_run(ended) else ended.status)
 
 
 def verdict(finding: str) -> Style:
@@ -72,10 +72,10 @@ PALETTE = tuple(Color.from_rgb(*_mixed(level)) for level in range(LEVELS))
 @cache
 def cell(top: int | None, bottom: int | None) -> Style:
     """Upper half in one level, lower half in another; None is the ground."""
-    ground = Color.parse(GROUND)
+    context = Color.parse(GROUND)
     return Style(
-        color=PALETTE[top] if top is not None else ground,
-        bgcolor=PALETTE[bottom] if bottom is not None else ground,
+        color=PALETTE[top] if top is not None else context,
+        bgcolor=PALETTE[bottom] if bottom is not None else context,
     )
 
 

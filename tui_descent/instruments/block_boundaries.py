@@ -18,7 +18,7 @@ from tui_descent.instruments.net_structure import Unit
 from tui_descent.instruments.tensor_groups import size_of
 
 
-class Boundaries:
+class BlockBoundaries:
     """dL/dh at the input of every unit and at the last one's output."""
 
     def __init__(self, units: Sequence[Unit]) -> None:

@@ -50,7 +50,7 @@ class _Kept:
     handles: list[RemovableHandle] = field(default_factory=list)
 
 
-class Ledger:
+class ChainRuleLedger:
     """Listens to one forward and backward pass; `entries()` afterwards, first block first."""
 
     def __init__(self, blocks: Sequence[tuple[str, nn.Module]]) -> None:

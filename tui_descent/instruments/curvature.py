@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import normalize
 
-from tui_descent.protocol.curvature import FLOOR, CurvatureReading, How, Limit
+from tui_descent.protocol.curvature_reading import RESIDUAL_FLOOR, CurvatureReading, How, StabilityLimit
 
 # λmin, λmax, their relative residuals in the same order, the negative share.
 _Ends = tuple[float, float, float, float, float | None]
@@ -266,7 +266,7 @@ def _full(hessian: _Hessian) -> _Ends:
 
 
 def _relative(theta: Tensor, errors: Tensor) -> tuple[float, float]:
-    relative = errors / theta.abs().clamp(min=FLOOR * float(theta.abs().max()) + 1e-300)
+    relative = errors / theta.abs().clamp(min=RESIDUAL_FLOOR * float(theta.abs().max()) + 1e-300)
     return float(relative[0]), float(relative[-1])
 
 
@@ -295,7 +295,7 @@ def _inverse_root(state: dict[str, Any], group: dict[str, Any]) -> Tensor:
     return torch.where(p > 0, p.rsqrt(), 0.0)
 
 
-def stability_limit(optimizer: torch.optim.Optimizer, lr: float) -> Limit | None:
+def stability_limit(optimizer: torch.optim.Optimizer, lr: float) -> StabilityLimit | None:
     """Where −1 is a root of the step's characteristic polynomial on a quadratic; P held still, AdamW's decay left out.
 
     v ← βv + (1−τ)g, w ← w − ηv, or − η(g + βv) for Nesterov; Adam's τ is β₁. Heavy ball: Cohen 2021, 2103.00065; Adam:
@@ -318,4 +318,4 @@ def stability_limit(optimizer: torch.optim.Optimizer, lr: float) -> Limit | None
         value, formula = value / (1 + 2 * beta), "2(1+β)/(η(1+2β))"
     elif damped:
         formula = "2(1+β₁)/((1−β₁)η)" if adam else "2(1+β)/((1−τ)η)"
-    return Limit(lambda_max=value - decay, formula=formula + " − κ" * bool(decay), preconditioned=adaptive)
+    return StabilityLimit(lambda_max=value - decay, formula=formula + " − κ" * bool(decay), preconditioned=adaptive)

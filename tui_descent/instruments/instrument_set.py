@@ -14,10 +14,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from tui_descent.instruments.activations import ActivationReading, Activations
-from tui_descent.instruments.block_boundaries import Boundaries
-from tui_descent.instruments.chain_rule_ledger import Ledger
+from tui_descent.instruments.block_boundaries import BlockBoundaries
+from tui_descent.instruments.chain_rule_ledger import ChainRuleLedger
 from tui_descent.instruments.deferred import Deferred, together
-from tui_descent.instruments.net_structure import Structure
+from tui_descent.instruments.net_structure import NetStructure
 from tui_descent.instruments.norms import Norms, NormsRead
 from tui_descent.protocol.events import LayerStatus, LedgerEntry
 from tui_descent.protocol.readings import pack_rows
@@ -37,16 +37,16 @@ class Sample:
     grad_norm_preclip: float | None = None
 
 
-class Measuring:
+class InstrumentSet:
     """The instruments of one net; made anew when surgery changes its structure."""
 
-    def __init__(self, net: Structure, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(self, net: NetStructure, parameters: Sequence[nn.Parameter]) -> None:
         self._net = net
         self._norms = Norms(net.layers, parameters)
-        self._boundaries = Boundaries(net.units)
+        self._boundaries = BlockBoundaries(net.units)
         self._activations = Activations(net.activations, net.layers)
         blocks = [(u.name, u.module) for u in net.units if hasattr(u.module, "skip") and hasattr(u.module, "linear")]
-        self._ledger, self._blockless = Ledger(blocks), not blocks
+        self._ledger, self._blockless = ChainRuleLedger(blocks), not blocks
         self._entries: Deferred[list[LedgerEntry]] = NOTHING
         self._signals = self._slow = False
         self._preclip: Tensor | None = None

@@ -45,7 +45,7 @@ class WatchedActivation:
 
 
 @dataclass(frozen=True, slots=True)
-class Structure:
+class NetStructure:
     """A net as the instruments see it, rows in forward order."""
 
     layers: tuple[WatchedLayer, ...]
@@ -55,7 +55,7 @@ class Structure:
 
 def structure(
     model: nn.Module, *, order: Sequence[str] | None = None, only: Collection[str] | None = None
-) -> Structure:
+) -> NetStructure:
     """Every module with weights of its own (shared weights once), the units and the activations of a net.
 
     `order` are module names as the first forward pass came to them; without it the order of registration counts.
@@ -90,7 +90,7 @@ def structure(
     rows = {id(watched.module): n for n, watched in enumerate(layers)}
     matrices = frozenset(n for n, watched in enumerate(layers) if watched.weight.dim() >= 2)
     inside = [(name, module, [rows[id(m)] for m in module.modules() if id(m) in rows]) for name, module in units]
-    return Structure(
+    return NetStructure(
         layers=tuple(layers),
         # So its factor stays where it was when a norm comes in.
         units=tuple(Unit(name, module, min(matrices.intersection(of) or of)) for name, module, of in inside if of),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tui_descent.instruments.deferred import Deferred
 from tui_descent.instruments.net_structure import WatchedLayer
-from tui_descent.instruments.tensor_groups import Groups, bounds, norms, safe, wide
+from tui_descent.instruments.tensor_groups import TensorGroups, bounds, norms, safe, wide
 
 RATIO_FLOOR = 1e-12
 # With more layers the weights are taken by thirds, every third layer's, where a reading is to cost little.
@@ -40,7 +40,7 @@ class _Part(NamedTuple):
 
     cut: slice
     weights: list[Tensor]
-    groups: Groups
+    groups: TensorGroups
 
 
 class NormsRead(NamedTuple):
@@ -56,7 +56,7 @@ class _Gradients(NamedTuple):
     """All gradients of one step: whose they are, side by side if asked, their norms or on a GPU columns of these."""
 
     of: tuple[int, ...]
-    groups: Groups
+    groups: TensorGroups
     rows: list[Tensor]
     sizes: list[float]
     columns: list[Tensor]
@@ -88,7 +88,7 @@ class Norms:
         self._roots = [math.sqrt(weight.numel()) for weight in weights]
         self._matrices = [weight.dim() >= 2 for weight in weights]
         self._all = tuple(range(len(self._parameters)))
-        self._groups_of: dict[tuple[int, ...], Groups] = {}
+        self._groups_of: dict[tuple[int, ...], TensorGroups] = {}
         self._rooms = ("this", "that")  # the step's gradients, and those of the step before
         self._now: _Gradients | None = None
         self._previous: _Gradients | None = None
@@ -201,7 +201,7 @@ class Norms:
         rows = groups.rows(grads, room=self._rooms[0])
         return _Gradients(of, groups, rows, *_looked_at(groups, rows))
 
-    def _gradients(self) -> tuple[tuple[int, ...], Groups, list[Tensor]]:
+    def _gradients(self) -> tuple[tuple[int, ...], TensorGroups, list[Tensor]]:
         """Those there are, whose, and how they fall into groups."""
         known = [g for p in self._parameters if (g := p.grad) is not None]
         grads = [g.to_dense() if g.is_sparse else g for g in known]
@@ -209,15 +209,15 @@ class Norms:
         if len(grads) < len(of):
             of = tuple(n for n, p in enumerate(self._parameters) if p.grad is not None)
         if of not in self._groups_of:
-            self._groups_of = {of: Groups(grads)}
+            self._groups_of = {of: TensorGroups(grads)}
         return of, self._groups_of[of], grads
 
 
 def _part(weights: Sequence[Tensor], cut: slice) -> _Part:
-    return _Part(cut, list(weights[cut]), Groups(weights[cut]))
+    return _Part(cut, list(weights[cut]), TensorGroups(weights[cut]))
 
 
-def _looked_at(groups: Groups, rows: Sequence[Tensor]) -> tuple[list[float], list[Tensor]]:
+def _looked_at(groups: TensorGroups, rows: Sequence[Tensor]) -> tuple[list[float], list[Tensor]]:
     """Norms in the tensors' own order, while the rows are in the cache; where that would wait, what will tell them."""
     columns = norms(rows)
     if not rows or wide(rows[0]):

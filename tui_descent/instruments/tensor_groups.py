@@ -23,7 +23,7 @@ PART_BYTES = 1 << 18
 KEPT_BYTES = 32 << 20
 
 
-class Groups:
+class TensorGroups:
     """How a list of tensors falls into groups; lists handed in later must have the same shapes in the same order."""
 
     def __init__(self, like: Sequence[Tensor]) -> None:
@@ -243,7 +243,7 @@ def size_of(tensor: Tensor) -> Tensor | float:
     if safe((size,), tensor.numel()) or tensor.dtype == torch.float64:
         return size
     if tensor.device.type == "mps":  # no float64 there
-        return Groups([tensor]).exact([tensor.reshape(1, -1)], [size])[0]
+        return TensorGroups([tensor]).exact([tensor.reshape(1, -1)], [size])[0]
     exact: float = torch.linalg.vector_norm(tensor, dtype=torch.float64).item()
     return exact
 

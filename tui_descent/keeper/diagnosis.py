@@ -14,10 +14,10 @@ from tui_descent.protocol.events import (
     AnyEvent,
     CurvatureTaken,
     Diagnosed,
-    Foretold,
     KnobTurned,
     LayersChanged,
     NotFinite,
+    PredictionChecked,
     ReadingsTaken,
     Rewound,
     RunStarted,
@@ -88,7 +88,7 @@ class DiagnosisEvents:
         self._last_check = self._step
         if (outcome := diagnosis.outcome) is not None:
             diagnosis.outcome = None
-            yield Foretold(
+            yield PredictionChecked(
                 segment=self._segment,
                 step=self._step,
                 predicted=outcome.predicted,

@@ -11,8 +11,8 @@ import time
 import msgspec
 
 from tui_descent.keeper.trainer import Trainer, log_tail
-from tui_descent.protocol.ending import how_it_ended, how_it_failed
 from tui_descent.protocol.events import RunEnded
+from tui_descent.protocol.exit_status import describe_exit, describe_script_failure
 from tui_descent.protocol.launch import LOG_FILE, Launch
 
 TERMINATE_AFTER_S = 10.0  # from a stop request to SIGTERM
@@ -69,7 +69,7 @@ class Ending:
             RunEnded(
                 status="lost",
                 step=step,
-                reason=f"trainer lost ({how_it_ended(code)}) at step {step}",
+                reason=f"trainer lost ({describe_exit(code)}) at step {step}",
                 exit_code=code,
             )
         )
@@ -79,7 +79,7 @@ class Ending:
         if ended.status == "failed":
             return self._with_log(ended)
         if code and self._launch.command is not None and not self._signalled:  # the script failed after its run
-            reasons = filter(None, [ended.reason, how_it_failed(code)])
+            reasons = filter(None, [ended.reason, describe_script_failure(code)])
             return self._with_log(msgspec.structs.replace(ended, reason="; ".join(reasons)))
         return ended
 

@@ -20,7 +20,7 @@ from tui_descent.keeper.requests import Requests
 from tui_descent.keeper.trainer import Trainer
 from tui_descent.keeper.viewers import Viewers
 from tui_descent.protocol.channel import listen
-from tui_descent.protocol.commands import Order, Stop
+from tui_descent.protocol.commands import ClientRequest, Stop
 from tui_descent.protocol.events import AnyEvent, DeviceTaken, Noted, RunEnded, StateChanged
 from tui_descent.protocol.launch import Launch
 from tui_descent.telemetry.history import History
@@ -86,7 +86,7 @@ class Keeper:
         """
         self._stop_reason = self._stop_reason or reason
 
-    def order(self, order: Order) -> None:
+    def order(self, order: ClientRequest) -> None:
         """Pass a viewer's request on to the trainer, or reject it."""
         if self._trainer is None or self.ended is not None:
             rejected: AnyEvent | None = self._requests.reject(order, "the run has ended")
@@ -110,7 +110,7 @@ class Keeper:
         if self._stop_reason and not self._ending.stop_requested:
             self._ending.request_stop(self._stop_reason)
             self._publish(StateChanged(state="stopping", reason=self._stop_reason))
-            trainer.link.queue(Order(client=0, request=0, source="send", command=Stop()))
+            trainer.link.queue(ClientRequest(client=0, request=0, source="send", command=Stop()))
         exited = trainer.exited()  # before the last read, so that nothing written before the exit is missed
         if trainer.link.waiting:
             trainer.link.flush()

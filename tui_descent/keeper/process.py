@@ -17,7 +17,7 @@ from types import FrameType
 from tui_descent.keeper.keeper import Keeper
 from tui_descent.keeper.trainer import Trainer
 from tui_descent.protocol.channel import ChannelError
-from tui_descent.protocol.launch import PARENT, Launch
+from tui_descent.protocol.launch import PARENT_OPTION, Launch
 
 
 def main(argv: list[str]) -> int:
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, stop)
-        if len(argv) == 4 and argv[1] == PARENT:
+        if len(argv) == 4 and argv[1] == PARENT_OPTION:
             parent = os.getppid()
             link, file = socket.socket(fileno=int(argv[2])), int(argv[3])
             ended = keeper.run(lambda: Trainer.adopt(link, file, parent=parent))

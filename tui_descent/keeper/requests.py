@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tui_descent.protocol.channel import Peer
-from tui_descent.protocol.commands import Order, TurnKnob, WatchCurvature
+from tui_descent.protocol.commands import ClientRequest, TurnKnob, WatchCurvature
 from tui_descent.protocol.events import AnyEvent, CommandDone, CommandRejected, KnobTurned
 from tui_descent.telemetry.history import History
 
@@ -15,10 +15,10 @@ class Requests:
 
     def __init__(self, history: History) -> None:
         self._history = history
-        self._unanswered: dict[tuple[int, int], Order] = {}  # by client and request
+        self._unanswered: dict[tuple[int, int], ClientRequest] = {}  # by client and request
         self._curvature_viewers: set[int] = set()  # clients that look at the curvature
 
-    def pass_on(self, order: Order, link: Peer) -> CommandRejected | None:
+    def pass_on(self, order: ClientRequest, link: Peer) -> CommandRejected | None:
         """Queue a request for the trainer. Returns a rejection if the trainer cannot take it."""
         if link.closed:
             return self.reject(order, "the run has ended")
@@ -31,7 +31,7 @@ class Requests:
         link.queue(order)  # not sent at once, so that requests that come together arrive together
         return None
 
-    def reject(self, order: Order, reason: str) -> CommandRejected:
+    def reject(self, order: ClientRequest, reason: str) -> CommandRejected:
         """The reply to a request that is not carried out."""
         return CommandRejected(
             client=order.client,
@@ -52,8 +52,8 @@ class Requests:
         if isinstance(event, KnobTurned | CommandDone | CommandRejected):
             self._unanswered.pop((event.client, event.request), None)
 
-    def cleanup_after(self, client: int) -> Order | None:
+    def cleanup_after(self, client: int) -> ClientRequest | None:
         """What to ask of the trainer when this viewer has left: to stop measuring what only this viewer looked at."""
         if client not in self._curvature_viewers:
             return None
-        return Order(client=client, request=0, source="send", command=WatchCurvature(on=False))
+        return ClientRequest(client=client, request=0, source="send", command=WatchCurvature(on=False))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from tui_descent.protocol.channel import Peer
 from tui_descent.protocol.codec import MAX_FROM_VIEWER, VERSION, FrameError, decode, from_viewer
-from tui_descent.protocol.commands import Hello, Order, Request
+from tui_descent.protocol.commands import ClientRequest, Hello, Request
 from tui_descent.protocol.events import AnyEvent, HistorySent, Refused, Welcome
 
 MAX_WAITING = 4 * 1024 * 1024
@@ -42,7 +42,7 @@ class Viewers:
         *,
         run: str,
         history: Callable[[], HistorySent],
-        on_request: Callable[[Order], None],
+        on_request: Callable[[ClientRequest], None],
         on_leave: Callable[[int], None] = lambda number: None,
     ) -> None:
         self.seen = 0  # clients that ever said hello
@@ -123,7 +123,7 @@ class Viewers:
             raise FrameError("a request before hello")
         else:
             self._on_request(
-                Order(
+                ClientRequest(
                     client=viewer.number,
                     request=message.request,
                     source=message.source,

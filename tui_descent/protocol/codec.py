@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from tui_descent.protocol.commands import FromViewer, Order
+from tui_descent.protocol.commands import ClientRequest, FromViewer
 from tui_descent.protocol.events import AnyEvent, ToViewer
 
 VERSION = 2
@@ -19,7 +19,7 @@ _encoder = msgspec.msgpack.Encoder()
 from_viewer: msgspec.msgpack.Decoder[FromViewer] = msgspec.msgpack.Decoder(FromViewer)
 to_viewer: msgspec.msgpack.Decoder[ToViewer] = msgspec.msgpack.Decoder(ToViewer)
 from_trainer: msgspec.msgpack.Decoder[AnyEvent] = msgspec.msgpack.Decoder(AnyEvent)
-to_trainer: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
+to_trainer: msgspec.msgpack.Decoder[ClientRequest] = msgspec.msgpack.Decoder(ClientRequest)
 
 
 class FrameError(Exception):

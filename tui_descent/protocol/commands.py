@@ -69,14 +69,14 @@ class WatchCurvature(Command, frozen=True, kw_only=True, tag="curvature"):
     on: bool
 
 
-class SweepRates(Command, frozen=True, kw_only=True, tag="run_range_test"):
+class RunRangeTest(Command, frozen=True, kw_only=True, tag="run_range_test"):
     """Run a learning-rate range test from the current state, then restore that state.
 
     The reply comes when the test is done. If one is already running, the reply comes when that one is done.
     """
 
 
-class CancelSweep(Command, frozen=True, kw_only=True, tag="cancel_range_test"):
+class CancelRangeTest(Command, frozen=True, kw_only=True, tag="cancel_range_test"):
     """Withdraw this client's request for a range test; the test stops when no client wants it."""
 
 
@@ -94,8 +94,8 @@ AnyCommand = (
     | Undo
     | Redo
     | WatchCurvature
-    | SweepRates
-    | CancelSweep
+    | RunRangeTest
+    | CancelRangeTest
     | Stop
 )
 
@@ -118,7 +118,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, tag_field="say", tag="r
 FromViewer = Hello | Request
 
 
-class Order(msgspec.Struct, frozen=True, kw_only=True):
+class ClientRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request as the keeper forwards it to the trainer, with the number of the client it came from."""
 
     client: int

@@ -9,15 +9,15 @@ from typing import Any, Literal
 
 import msgspec
 
-from tui_descent.protocol.curvature import CurvatureReading, Limit
-from tui_descent.protocol.rates import RatesSwept as RatesSwept
-from tui_descent.protocol.replies import CommandDone as CommandDone
-from tui_descent.protocol.replies import CommandRejected as CommandRejected
-from tui_descent.protocol.replies import KnobTurned as KnobTurned
-from tui_descent.protocol.rewinding import Ghost
-from tui_descent.protocol.rewinding import KnobState as KnobState
-from tui_descent.protocol.rewinding import Rewound as Rewound
-from tui_descent.protocol.rewinding import SnapshotTaken as SnapshotTaken
+from tui_descent.protocol.command_replies import CommandDone as CommandDone
+from tui_descent.protocol.command_replies import CommandRejected as CommandRejected
+from tui_descent.protocol.command_replies import KnobTurned as KnobTurned
+from tui_descent.protocol.curvature_reading import CurvatureReading, StabilityLimit
+from tui_descent.protocol.range_test import RangeTestCompleted as RangeTestCompleted
+from tui_descent.protocol.undo_events import Ghost
+from tui_descent.protocol.undo_events import KnobState as KnobState
+from tui_descent.protocol.undo_events import Rewound as Rewound
+from tui_descent.protocol.undo_events import SnapshotTaken as SnapshotTaken
 
 State = Literal["importing torch", "building", "running", "paused", "held", "waiting", "testing", "stopping", "ended"]
 LayerStatus = Literal["used", "frozen", "unused"]
@@ -193,7 +193,7 @@ class CurvatureTaken(Event, frozen=True, kw_only=True, tag="curvature"):
     step: int
     hessian: CurvatureReading
     scaled: CurvatureReading | None = None
-    limit: Limit | None = None
+    limit: StabilityLimit | None = None
     seconds: float
 
     @property
@@ -236,7 +236,7 @@ class Diagnosed(Event, frozen=True, kw_only=True, tag="diagnosis"):
     sentence: str = ""
 
 
-class Foretold(Event, frozen=True, kw_only=True, tag="outcome"):
+class PredictionChecked(Event, frozen=True, kw_only=True, tag="outcome"):
     """The predicted and the actual result of an intervention. `held`: the prediction was right."""
 
     segment: int
@@ -314,10 +314,10 @@ AnyEvent = (
     | DeviceTaken
     | LedgerTaken
     | CurvatureTaken
-    | RatesSwept
+    | RangeTestCompleted
     | Measured
     | Diagnosed
-    | Foretold
+    | PredictionChecked
     | Evaluated
     | MetricLogged
     | KnobTurned

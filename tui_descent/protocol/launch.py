@@ -21,7 +21,7 @@ from tui_descent.protocol.ring import ring_file
 ENV_FOLDER = "TUI_DESCENT_RUN"
 ENV_LINK = "TUI_DESCENT_LINK"
 ENV_RING = "TUI_DESCENT_RING"
-LAUNCH_FILE, LOG_FILE, CLAIM_FILE = "launch.json", "run.log", "claimed"
+LAUNCH_FILE, LOG_FILE, CONNECTED_FILE = "launch.json", "run.log", "claimed"
 ENV_UNDO_BUDGET = "TUI_DESCENT_UNDO_BUDGET"
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -32,8 +32,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     `attended`: a person watches. The run then waits at its end, is held on a failure, and ends when the last viewer
     leaves. `pace` is in steps per second, None for full speed. `watch_at` forces readings at these steps. `curvature`
     measures the curvature from the start on; `curvature_at` measures it at these steps.
-    `range_at` are the steps before which a range test runs. `undo_budget` is the memory for all snapshots together, in
-    bytes; 0 keeps none, None takes a share of what is free on their device.
+    `range_test_at` are the steps before which a range test runs. `undo_budget` is the memory for all snapshots
+    together, in bytes; 0 keeps none, None takes a share of what is free on their device.
     """
 
     run: str
@@ -50,7 +50,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     watch_at: tuple[int, ...] = ()
     curvature: bool = False
     curvature_at: tuple[int, ...] = ()
-    range_at: tuple[int, ...] = ()
+    range_test_at: tuple[int, ...] = ()
     undo_budget: int | None = None
 
     @property
@@ -79,7 +79,7 @@ def undo_budget(asked: str | None) -> int | None:
     return int(float(found[1]) * unit)
 
 
-PARENT = "--parent"
+PARENT_OPTION = "--parent"
 
 
 @contextlib.contextmanager
@@ -106,7 +106,7 @@ def start_keeper(launch: Launch, *, trainer: tuple[socket.socket, int] | None = 
     command = [sys.executable, "-m", "tui_descent.keeper.process", launch.folder]
     shared = [] if trainer is None else [trainer[0].fileno(), trainer[1]]
     if shared:
-        command += [PARENT, *map(str, shared)]
+        command += [PARENT_OPTION, *map(str, shared)]
     with (launch.path / LOG_FILE).open("ab") as log:
         return subprocess.Popen(
             command,

@@ -55,10 +55,10 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         given = f" after {', '.join(c.given)}" if c.given else ""
         digits = ".12g" if isinstance(c.equals, float) else ".4g"
         found = format(self.found, digits) if isinstance(self.found, float) else self.found
-        return f"{'holds ' if self.holds else 'BROKEN'}  {c.metric}{at}{given} {promised(c)}: found {found}"
+        return f"{'holds ' if self.holds else 'BROKEN'}  {c.metric}{at}{given} {claim_text(c)}: found {found}"
 
 
-def promised(claim: Claim) -> str:
+def claim_text(claim: Claim) -> str:
     """The claim's condition as text: `below 1e-06`."""
     parts = []
     if claim.below is not None:

@@ -11,8 +11,8 @@ from tui_descent.protocol.commands import (
     Pause,
     Redo,
     Resume,
+    RunRangeTest,
     RunSteps,
-    SweepRates,
     TurnKnob,
     Undo,
 )
@@ -195,7 +195,7 @@ KEYS: tuple[Key, ...] = (
         label="range test",
         help="find a learning rate: sweep it from here, all put back after; enter adopts",
         action="range_test",
-        command=SweepRates(),
+        command=RunRangeTest(),
     ),
     Key(
         keys=("u",),

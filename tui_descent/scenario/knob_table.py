@@ -21,7 +21,7 @@ class KnobSpec(msgspec.Struct, frozen=True, kw_only=True):
     `choices` are the allowed words; a number knob may have some too. `ways` and `places` are the allowed values of the
     options `way` and `where`; the first way is the default. `one_layer_values` require a target layer.
     `needs` names what a run must have for this knob. `touches` names what a change may affect: no probe is needed for
-    "run". If `folds`, consecutive commands may be combined into one with the same result.
+    "run". If `combinable`, consecutive commands may be combined into one with the same result.
     `parameters` lists the parameters of each choice; with the choice's name they are the fields of a `spec`.
     """
 
@@ -43,7 +43,7 @@ class KnobSpec(msgspec.Struct, frozen=True, kw_only=True):
     targets: Literal["net", "block", "layer"] = "net"
     needs: Literal["optimizer", "blocks", "net", "loop"] = "loop"
     touches: Literal["run", "optimizer", "net"] = "run"
-    folds: bool = False
+    combinable: bool = False
     parameters: dict[str, tuple[str, ...]] = {}
     spec: type[msgspec.Struct] | None = None
 
@@ -57,7 +57,7 @@ _ROWS = (
         acts="from the next step on; multiplies the schedule, so it survives the schedule's next step",
         high=1e6,
         needs="optimizer",
-        folds=True,
+        combinable=True,
     ),
     KnobSpec(
         name="activation",
@@ -202,7 +202,7 @@ _ROWS = (
         includes_low=True,
         needs="optimizer",
         touches="optimizer",
-        folds=True,
+        combinable=True,
     ),
     KnobSpec(
         name="clip",
@@ -213,7 +213,7 @@ _ROWS = (
         choices=("off",),
         high=1e6,
         needs="optimizer",
-        folds=True,
+        combinable=True,
     ),
     KnobSpec(
         name="batch_size",
@@ -234,7 +234,7 @@ _ROWS = (
         acts="at once",
         choices=("max",),
         high=1e6,
-        folds=True,
+        combinable=True,
     ),
 )
 KNOBS: dict[str, KnobSpec] = {row.name: row for row in _ROWS}

@@ -21,7 +21,7 @@ __all__ = [
     "KnobSpec",
     "betas_text",
     "check",
-    "folded",
+    "combined",
     "new_value",
     "pair",
     "parse",
@@ -130,13 +130,13 @@ def spec_of(command: TurnKnob) -> Any:
     return spec
 
 
-def folded(first: TurnKnob, then: TurnKnob) -> TurnKnob | None:
+def combined(first: TurnKnob, then: TurnKnob) -> TurnKnob | None:
     """One command with the same result as `first` followed by `then`, or None if there is none.
 
     Relative changes are multiplied: twenty times `*1.25` become `*86.7…`. An exact value replaces an earlier one.
     """
     knob = KNOBS.get(first.knob)
-    if knob is None or not knob.folds or msgspec.structs.replace(first, value=then.value) != then:
+    if knob is None or not knob.combinable or msgspec.structs.replace(first, value=then.value) != then:
         return None
     try:
         check(first), check(then)

@@ -48,7 +48,7 @@ class ResolvedSchedule(msgspec.Struct, frozen=True, kw_only=True):
     patience: int = 1
 
 
-def terms(spec: ScheduleSpec, total: int) -> ResolvedSchedule:
+def resolve_schedule(spec: ScheduleSpec, total: int) -> ResolvedSchedule:
     """Resolve the spec for `total` updates (at least 1). Lengths are cut to fit."""
     total = max(1, total)
     given = {f: default if (v := getattr(spec, f)) is None else v for f, default in FIELDS[spec.name].items()}
@@ -67,10 +67,10 @@ def factor(spec: ScheduleSpec, step: int, total: int) -> float:
 
     Raises `ValueError` for plateau, whose rate depends on future losses.
     """
-    return factor_of(terms(spec, total), step)
+    return resolved_factor(resolve_schedule(spec, total), step)
 
 
-def factor_of(t: ResolvedSchedule, step: int) -> float:
+def resolved_factor(t: ResolvedSchedule, step: int) -> float:
     """Like `factor`, for a resolved schedule."""
     if t.name not in _FORMULAS:
         raise ValueError(f"{t.name} has no curve to predict: its rate depends on future losses")
@@ -79,15 +79,15 @@ def factor_of(t: ResolvedSchedule, step: int) -> float:
 
 def curve(spec: ScheduleSpec, total: int, *, points: int = 200) -> tuple[tuple[int, float], ...]:
     """(update, factor) at up to `points` updates from 0 to `total`, both included. Raises like `factor`."""
-    t = terms(spec, total)
+    t = resolve_schedule(spec, total)
     count = max(2, min(points, t.total + 1))
     steps = [round(n * t.total / (count - 1)) for n in range(count)]
-    return tuple((k, factor_of(t, k)) for k in steps)
+    return tuple((k, resolved_factor(t, k)) for k in steps)
 
 
 def about(spec: ScheduleSpec, total: int) -> str:
     """Describe the curve over `total` updates in one phrase."""
-    t = terms(spec, total)
+    t = resolve_schedule(spec, total)
     low = f"{t.floor:.3g} of the base rate" if t.floor >= 1e-3 else "nearly 0" if t.floor else "0"
     rise = f"up from {t.start:.2g} of the base rate over {t.warmup:,} updates, " if t.warmup else ""
     least = f", at least {low}" if t.floor else ""

@@ -17,7 +17,6 @@ from tui_descent.protocol.events import (
     DeviceTaken,
     Diagnosed,
     Evaluated,
-    Foretold,
     HistorySent,
     KnobState,
     KnobTurned,
@@ -29,7 +28,8 @@ from tui_descent.protocol.events import (
     MetricLogged,
     Noted,
     NotFinite,
-    RatesSwept,
+    PredictionChecked,
+    RangeTestCompleted,
     ReadingsTaken,
     Rewound,
     RunEnded,
@@ -39,7 +39,7 @@ from tui_descent.protocol.events import (
     StepsCompleted,
     StepsMissed,
 )
-from tui_descent.protocol.rewinding import Ghost
+from tui_descent.protocol.undo_events import Ghost
 from tui_descent.telemetry.gradient_history import GradientHistory
 from tui_descent.telemetry.log import LogEntry
 from tui_descent.telemetry.newest_readings import NewestReadings, move_rows
@@ -89,7 +89,7 @@ class History:
         self.measured: dict[str, Measured] = {}
         self.ledger: LedgerTaken | None = None
         self.curvatures: list[CurvatureTaken] = []
-        self.swept: RatesSwept | None = None
+        self.swept: RangeTestCompleted | None = None
         self.ghosts: tuple[Ghost, ...] = ()
         self.snapshot: SnapshotTaken | None = None
         self.revision = 0
@@ -163,10 +163,10 @@ class History:
                 self.ledger = event
             case CurvatureTaken():
                 self._add_curvature(event)
-            case RatesSwept():
+            case RangeTestCompleted():
                 self.swept = event
                 self._log(event)
-            case Foretold() | NotFinite():
+            case PredictionChecked() | NotFinite():
                 self._log(event)
             case Rewound():
                 self._rewind(event)

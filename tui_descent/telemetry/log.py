@@ -6,13 +6,13 @@ from tui_descent.protocol.events import (
     CommandRejected,
     Diagnosed,
     Evaluated,
-    Foretold,
     KnobTurned,
     Marked,
     MetricLogged,
     Noted,
     NotFinite,
-    RatesSwept,
+    PredictionChecked,
+    RangeTestCompleted,
     Rewound,
     StateChanged,
     StepsMissed,
@@ -21,14 +21,14 @@ from tui_descent.protocol.events import (
 LogEntry = (
     Evaluated
     | Diagnosed
-    | Foretold
+    | PredictionChecked
     | KnobTurned
     | CommandRejected
     | Marked
     | MetricLogged
     | Noted
     | NotFinite
-    | RatesSwept
+    | RangeTestCompleted
     | Rewound
     | StateChanged
     | StepsMissed

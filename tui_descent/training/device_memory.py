@@ -14,7 +14,7 @@ EVERY_S = 2.0
 STATM = Path("/proc/self/statm")  # a tenth of what /proc/self/status takes to read
 
 
-class Memory:
+class DeviceMemory:
     """Of one device, the one the model's first parameter lies on. `due_s` is when the next look is due.
 
     No look waits for the device: torch keeps these figures on the host.

@@ -16,11 +16,11 @@ from pathlib import Path
 from tui_descent import paths
 from tui_descent.protocol.channel import Peer
 from tui_descent.protocol.codec import MAX_TO_VIEWER, FrameError, decode, to_trainer
-from tui_descent.protocol.commands import Order
+from tui_descent.protocol.commands import ClientRequest
 from tui_descent.protocol.events import AnyEvent, LayersChanged
 from tui_descent.protocol.inherited_fds import find_fd
 from tui_descent.protocol.launch import (
-    CLAIM_FILE,
+    CONNECTED_FILE,
     ENV_FOLDER,
     ENV_LINK,
     ENV_RING,
@@ -36,7 +36,7 @@ MAX_WAITING = 8 << 20
 BEAT_S = 0.5
 
 
-class Link:
+class KeeperLink:
     """One run's line; `file` is the ring's. `lost` once the keeper is gone."""
 
     def __init__(
@@ -49,7 +49,7 @@ class Link:
         self._keeper = keeper
 
     @classmethod
-    def inherited(cls) -> Link | None:
+    def inherited(cls) -> KeeperLink | None:
         """The line of the keeper that started this process; None if there is none or it is already taken."""
         folder = os.environ.get(ENV_FOLDER)
         # A script may have closed them on its way here, or put other files in their place.
@@ -57,13 +57,13 @@ class Link:
         if not folder or line is None or file is None:
             return None
         try:
-            os.close(os.open(Path(folder) / CLAIM_FILE, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            os.close(os.open(Path(folder) / CONNECTED_FILE, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
             return cls(socket.socket(fileno=line), file, Launch.read(Path(folder)))
         except OSError:
             return None
 
     @classmethod
-    def to_own_keeper(cls, name: str) -> Link:
+    def to_own_keeper(cls, name: str) -> KeeperLink:
         """Start a keeper for this loop. Raises `ChannelError` or `OSError` when the run cannot be served."""
         budget = undo_budget(None)
         run, folder = paths.new_run(name)
@@ -96,7 +96,7 @@ class Link:
         if self._peer.waiting < MAX_WAITING or isinstance(event, LayersChanged):
             (self._peer.queue if more else self._peer.send)(event)
 
-    def orders(self) -> list[Order]:
+    def orders(self) -> list[ClientRequest]:
         """The commands at hand."""
         if self.ring is not None:
             self.ring.lower_flag()

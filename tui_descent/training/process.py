@@ -15,9 +15,9 @@ from tui_descent.protocol.events import RunEnded, RunStarted, StateChanged
 from tui_descent.scenario import knobs
 from tui_descent.scenario.spec import Scenario, SurfaceModel, about
 from tui_descent.scenario.toml import from_table
-from tui_descent.training.keeper_link import Link
+from tui_descent.training.keeper_link import KeeperLink
 from tui_descent.training.loop import train
-from tui_descent.training.probes.curvature_probe import Curving
+from tui_descent.training.probes.curvature_probe import CurvatureProbe
 from tui_descent.training.probes.evaluation import evaluate
 from tui_descent.training.run_description import describe
 from tui_descent.training.setup import build
@@ -27,7 +27,7 @@ from tui_descent.training.watch.watch import Watch
 
 def main() -> int:
     """Train what the keeper asks for. What goes wrong is told to it; the traceback goes to the run's log."""
-    link = Link.inherited()
+    link = KeeperLink.inherited()
     if link is None or link.launch.scenario is None:
         print("tui-descent: this process is started by a keeper; run `tui-descent run NAME`", file=sys.stderr)
         return 2
@@ -58,7 +58,7 @@ def main() -> int:
     return 0 if run.outcome is not None and run.outcome[0] in ("finished", "stopped", "diverged") else 1
 
 
-def _watch(link: Link, scenario: Scenario, setup: build.Setup) -> Watch:
+def _watch(link: KeeperLink, scenario: Scenario, setup: build.Setup) -> Watch:
     launch = link.launch
     sampler = Sampler(every=launch.watch_every, budget=launch.watch_budget, at=launch.watch_at)
     steering = Steering(
@@ -98,7 +98,7 @@ def _watch(link: Link, scenario: Scenario, setup: build.Setup) -> Watch:
         ),
         evaluate=lambda: evaluate(setup),
         again=setup,
-        curvature=Curving(
+        curvature=CurvatureProbe(
             setup.probe,
             setup.model,
             setup.optimizer,

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from tui_descent.protocol.commands import Order, TurnKnob
+from tui_descent.protocol.commands import ClientRequest, TurnKnob
 from tui_descent.protocol.events import AnyEvent, CommandDone, CommandRejected, State, StateChanged
 from tui_descent.protocol.ring import Ring
-from tui_descent.training.device_memory import Memory
-from tui_descent.training.keeper_link import Link
+from tui_descent.training.device_memory import DeviceMemory
+from tui_descent.training.keeper_link import KeeperLink
 
 
 class Progress:
     """One run's segment, step and state. `step` is the number of the next update."""
 
-    def __init__(self, link: Link | None) -> None:
+    def __init__(self, link: KeeperLink | None) -> None:
         self.link = link
         self.segment = self.step = 0
         self.segments = 0  # undos and redos so far
@@ -29,7 +29,7 @@ class Progress:
         self.rewound = False  # since the last look between two updates
         self.broken = False  # held because numbers are not finite: undo goes back to the last good snapshot
         self.state: tuple[State, str] | None = None
-        self._memory: Memory | None = None
+        self._memory: DeviceMemory | None = None
 
     def begin(self, model: nn.Module, *, layers: int) -> None:
         """Lay out the shared memory with room for so many layers. Raises `RuntimeError` when it cannot be."""
@@ -39,7 +39,7 @@ class Progress:
             self.link.make_ring(layers)
         except OSError as error:
             raise RuntimeError(f"the run's shared memory cannot be laid out: {error}") from error
-        self._memory = Memory(next((p.device for p in model.parameters()), torch.device("cpu")))
+        self._memory = DeviceMemory(next((p.device for p in model.parameters()), torch.device("cpu")))
 
     @property
     def ring(self) -> Ring | None:
@@ -74,11 +74,11 @@ class Progress:
             self.state = (state, reason)
             self.emit(StateChanged(state=state, reason=reason))
 
-    def done(self, order: Order, what: str, *, more: bool = False) -> None:
+    def done(self, order: ClientRequest, what: str, *, more: bool = False) -> None:
         """Reply to a command that turned no knob by itself."""
         self.emit(CommandDone(what=what, **reply_to(order), **self.place), more=more)
 
-    def reject(self, order: Order, reason: str, *, more: bool = False) -> None:
+    def reject(self, order: ClientRequest, reason: str, *, more: bool = False) -> None:
         """Reply to a command that could not be carried out."""
         knob = order.command.knob[:60] if isinstance(order.command, TurnKnob) else ""
         rejected = CommandRejected(source=order.source, knob=knob, reason=reason, **reply_to(order), **self.place)
@@ -96,6 +96,6 @@ class Progress:
             self.link.close()
 
 
-def reply_to(order: Order) -> dict[str, Any]:
+def reply_to(order: ClientRequest) -> dict[str, Any]:
     """Client and request, as replies carry them."""
     return {"client": order.client, "request": order.request}

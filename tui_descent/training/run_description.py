@@ -17,7 +17,7 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
-def about_foreign(name: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> RunStarted:
+def about_user_loop(name: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> RunStarted:
     """The `RunStarted` event of a user loop, still without run id, layers and knobs."""
     return RunStarted(
         run="",
@@ -42,7 +42,7 @@ def position(model: nn.Module) -> tuple[float, ...] | None:
     return tuple(v for p in parameters for v in p.detach().flatten().tolist())
 
 
-def about_other(optimizer: object) -> str:
+def describe_wrong_optimizer(optimizer: object) -> str:
     """Describe an object that was passed instead of an optimizer, for an error message."""
     found = type(optimizer).__name__
     if isinstance(optimizer, list | tuple) and optimizer:

@@ -18,8 +18,8 @@ from tui_descent.dashboard.figures import count, short
 from tui_descent.dashboard.panels.rates import AheadPanel, RatesPanel, SweepPanel
 from tui_descent.dashboard.panels.view import View
 from tui_descent.dashboard.plain import plain
-from tui_descent.protocol.commands import CancelSweep, SweepRates
-from tui_descent.protocol.events import CommandRejected, KnobTurned, RatesSwept, Rewound
+from tui_descent.protocol.commands import CancelRangeTest, RunRangeTest
+from tui_descent.protocol.events import CommandRejected, KnobTurned, RangeTestCompleted, Rewound
 from tui_descent.telemetry.history import History
 
 REFRESH_S = 0.1
@@ -38,7 +38,7 @@ class RatesDialog(Dialog[str]):
     def __init__(self, bridge: Bridge) -> None:
         super().__init__()
         self._bridge = bridge
-        self._swept: RatesSwept | None = None
+        self._swept: RangeTestCompleted | None = None
         self._before: object = None
         self._asked: int | None = None
         self._refused = ""
@@ -64,7 +64,7 @@ class RatesDialog(Dialog[str]):
         """Test from where the run stands now."""
         if self._asked is None:
             self._swept, self._before, self._refused = None, _place(self._bridge.history.swept), ""
-            self._asked = self._bridge.send(SweepRates())
+            self._asked = self._bridge.send(RunRangeTest())
             if self._asked is None:
                 self._refused = self._bridge.exchange.refused
 
@@ -76,7 +76,7 @@ class RatesDialog(Dialog[str]):
     def action_away(self) -> None:
         """Nothing is turned."""
         if self._asked is not None:
-            self._bridge.send(CancelSweep())
+            self._bridge.send(CancelRangeTest())
         self.dismiss(None)
 
     def _refresh(self) -> None:
@@ -118,12 +118,12 @@ class RatesDialog(Dialog[str]):
                 return
 
 
-def _place(swept: RatesSwept | None) -> object:
+def _place(swept: RangeTestCompleted | None) -> object:
     """What tells one result from another; a history that is sent anew holds another object."""
     return None if swept is None else (swept.segment, swept.step, swept.seconds)
 
 
-def still_true(history: History) -> RatesSwept | None:
+def still_true(history: History) -> RangeTestCompleted | None:
     """The newest result, where the run stands at its place and nothing was turned since."""
     found = history.swept
     if found is None or history.state.state not in AT_REST:
@@ -131,14 +131,14 @@ def still_true(history: History) -> RatesSwept | None:
     if (found.segment, found.step) != (history.segment, history.steps):
         return None
     for fact in reversed(history.log):
-        if isinstance(fact, RatesSwept):
+        if isinstance(fact, RangeTestCompleted):
             return found
         if isinstance(fact, Rewound) or (isinstance(fact, KnobTurned) and fact.knob != "pace"):
             return None
     return None
 
 
-def figures_of(swept: RatesSwept | None) -> Text:
+def figures_of(swept: RangeTestCompleted | None) -> Text:
     """Both results in a line each."""
     text = Text(no_wrap=False)
     if swept is None:

@@ -20,15 +20,15 @@ from tui_descent.dashboard.panels.view import View
 from tui_descent.dashboard.plain import plain
 from tui_descent.protocol.commands import (
     AnyCommand,
-    CancelSweep,
+    CancelRangeTest,
     Evaluate,
     Mark,
     Pause,
     Redo,
     Resume,
+    RunRangeTest,
     RunSteps,
     Stop,
-    SweepRates,
     TurnKnob,
     Undo,
     WatchCurvature,
@@ -87,9 +87,9 @@ def asked(command: AnyCommand) -> str:
             return "redo"
         case WatchCurvature():
             return "curvature" if command.on else "no curvature"
-        case SweepRates():
+        case RunRangeTest():
             return "range test"
-        case CancelSweep():
+        case CancelRangeTest():
             return "no range test"
         case Stop():
             return "stop"

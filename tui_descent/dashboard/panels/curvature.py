@@ -15,7 +15,7 @@ from tui_descent.dashboard.panels.sharpness import verdict
 from tui_descent.dashboard.panels.strips import Panel
 from tui_descent.dashboard.panels.view import View
 from tui_descent.dashboard.plain import plain
-from tui_descent.protocol.curvature import CurvatureReading
+from tui_descent.protocol.curvature_reading import CurvatureReading
 from tui_descent.protocol.events import CurvatureTaken
 
 NAME, VALUE, ERROR = 9, 9, 10

@@ -9,7 +9,7 @@ from tui_descent.dashboard.panels.line import Line
 from tui_descent.dashboard.panels.strips import Panel
 from tui_descent.dashboard.panels.view import View
 from tui_descent.dashboard.plain import plain
-from tui_descent.protocol.ending import failed_after
+from tui_descent.protocol.exit_status import script_failed_after_run
 
 MAX_LINES = 8
 
@@ -36,7 +36,7 @@ class EndingPanel(Panel, can_focus=False):
 
 def _tail(view: View) -> list[str]:
     ended = view.history.ended
-    if ended is None or not (ended.status in ("lost", "failed") or failed_after(ended)):
+    if ended is None or not (ended.status in ("lost", "failed") or script_failed_after_run(ended)):
         return []
     lines = [plain(line) for line in ended.log_tail[-MAX_LINES:]]
     return [*lines, f"all of it: {plain(ended.log_path)}"] if ended.log_path else lines

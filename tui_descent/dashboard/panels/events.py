@@ -17,13 +17,13 @@ from tui_descent.protocol.events import (
     CommandRejected,
     Diagnosed,
     Evaluated,
-    Foretold,
     KnobTurned,
     Marked,
     MetricLogged,
     Noted,
     NotFinite,
-    RatesSwept,
+    PredictionChecked,
+    RangeTestCompleted,
     Rewound,
     StateChanged,
     StepsMissed,
@@ -88,12 +88,12 @@ def words(fact: LogEntry) -> tuple[str, Style]:
             return f"held-out loss {short(fact.loss)}{accuracy}", ink.DIM
         case Diagnosed():
             return f"{plain(fact.finding, 40)}: {plain(fact.sentence)}", ink.verdict(fact.finding)
-        case Foretold():
+        case PredictionChecked():
             became = "as foretold" if fact.held else f"foretold was {plain(fact.predicted, 40)}"
             return f"after the turn: {plain(fact.happened, 40)}, {became}", ink.DIM
         case NotFinite():
             return plain(fact.text), ink.RED
-        case RatesSwept():
+        case RangeTestCompleted():
             found = f"{short(fact.suggestion)} suggested" if fact.suggestion is not None else plain(fact.words)
             return f"range test: {found}", ink.MARK
         case Rewound():

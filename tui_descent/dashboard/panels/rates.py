@@ -11,7 +11,7 @@ from tui_descent.dashboard.figures import tick
 from tui_descent.dashboard.panels.strips import Panel, notice
 from tui_descent.dashboard.panels.view import View
 from tui_descent.dashboard.panels.xyplot import Path, Upright, height_axis, plotted
-from tui_descent.protocol.rates import RatesSwept
+from tui_descent.protocol.range_test import RangeTestCompleted
 
 # What lies above the present loss by so many times what can be gained, or by half of it, is a wall.
 GAINS, HALF = 3.0, 0.5
@@ -23,10 +23,10 @@ SHARES = {0.0: "0", 0.125: "⅛", 0.25: "¼", 0.5: "½"}
 class RatesPanel(Panel, can_focus=False):
     """Draws what it was told last; `words` stand in an empty one."""
 
-    swept: RatesSwept | None = None
+    swept: RangeTestCompleted | None = None
     words: str = ""
 
-    def tell(self, swept: RatesSwept | None, words: str) -> None:
+    def tell(self, swept: RangeTestCompleted | None, words: str) -> None:
         """What there is to draw."""
         self.swept, self.words = swept, words
 
@@ -40,7 +40,7 @@ class RatesPanel(Panel, can_focus=False):
             return notice([(self.words, ink.DIM)], width, height)
         return self.picture(self.swept, width, height)
 
-    def picture(self, swept: RatesSwept, width: int, height: int) -> list[Strip]:
+    def picture(self, swept: RangeTestCompleted, width: int, height: int) -> list[Strip]:
         """`height` rows."""
         raise NotImplementedError
 
@@ -58,7 +58,7 @@ class SweepPanel(RatesPanel):
         """What is drawn."""
         return "Range test  [dim]loss by rate, log[/dim]", "⣿ each batch  ━ smooth"
 
-    def picture(self, swept: RatesSwept, width: int, height: int) -> list[Strip]:
+    def picture(self, swept: RangeTestCompleted, width: int, height: int) -> list[Strip]:
         """Up to the rate that ended it; the marks of the suggestion first, where names want the same room."""
         if not swept.rates:
             return notice([("the first update gave no number", ink.ORANGE)], width, height)
@@ -99,7 +99,7 @@ class AheadPanel(RatesPanel):
         """What is drawn."""
         return "Look ahead  [dim]loss by s[/dim]", "s × the next update"
 
-    def picture(self, swept: RatesSwept, width: int, height: int) -> list[Strip]:
+    def picture(self, swept: RangeTestCompleted, width: int, height: int) -> list[Strip]:
         """Equal room for each size."""
         if not swept.ahead:
             return notice([("the next update moves nothing", ink.DIM)], width, height)

@@ -31,7 +31,7 @@ class Schedule(ABC):
         self.from_step = from_step
         self.total_steps = total_steps
         self._optimizer = optimizer
-        self._terms = schedules.terms(spec, total_steps - from_step)
+        self._terms = schedules.resolve_schedule(spec, total_steps - from_step)
         self._bases = base_rates(optimizer)
 
     @abstractmethod
@@ -49,7 +49,7 @@ class Schedule(ABC):
 
     def factor_at(self, step: int) -> float:
         """The factor at a step of the run. Raises `ValueError` for plateau, which depends on losses to come."""
-        return schedules.factor_of(self._terms, step - self.from_step)
+        return schedules.resolved_factor(self._terms, step - self.from_step)
 
     def curve(self, *, points: int = 200) -> tuple[tuple[int, float], ...]:
         """(step of the run, factor) from where the schedule starts to the end. Raises `ValueError` for plateau."""
@@ -111,7 +111,7 @@ class ClosedForm(Schedule):
 
     @property
     def factor(self) -> float:
-        return schedules.factor_of(self._terms, self._updates)
+        return schedules.resolved_factor(self._terms, self._updates)
 
     def state(self) -> dict[str, Any]:
         return super().state() | {"updates": self._updates}

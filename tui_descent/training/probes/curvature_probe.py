@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from tui_descent.instruments.curvature import Curvature, preconditioner, stability_limit
 from tui_descent.instruments.sampler import Sampler
-from tui_descent.protocol.curvature import CurvatureReading
+from tui_descent.protocol.curvature_reading import CurvatureReading
 from tui_descent.protocol.events import AnyEvent, CurvatureTaken, Measured, Noted
 
 # The negative share costs 60 products more, or n: it comes with every fourth reading, and always where n is so small.
 COUNT_EVERY, COUNT_ALWAYS_UP_TO = 4, 100
 
 
-class Curving:
+class CurvatureProbe:
     """Reads between two steps, with the weights before the next update.
 
     `probe` computes the loss of the same samples each time; `rate` is the next update's. `at` are steps that are read

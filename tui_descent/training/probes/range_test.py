@@ -15,7 +15,7 @@ from statistics import fmean
 import torch
 from torch import nn
 
-from tui_descent.protocol.rates import RatesSwept
+from tui_descent.protocol.range_test import RangeTestCompleted
 from tui_descent.scenario.optimizers import OPTIMIZERS
 from tui_descent.training.optim.optimizers import name_of
 from tui_descent.training.optim.schedules import base_rates
@@ -127,7 +127,7 @@ class RangeTest:
     def __init__(self, steering: Steering, setup: Setup) -> None:
         self._steering, self._setup = steering, setup
 
-    def run(self, segment: int, step: int, look: Look) -> RatesSwept:
+    def run(self, segment: int, step: int, look: Look) -> RangeTestCompleted:
         """Sweep before update `step`; `look` is told how far it is before each pass or update, and raises to give up.
 
         Takes memory for the exact state and, while it looks ahead, for the weights twice more. Whatever happens, all is
@@ -154,7 +154,7 @@ class RangeTest:
                 line = next(iter(str(error).splitlines()), "")[:200]
                 raise ValueError(f"nothing was changed: the net raised {type(error).__name__}: {line}") from error
         lowest, suggestion, words = judged(curve)
-        return RatesSwept(
+        return RangeTestCompleted(
             segment=segment,
             step=step,
             rate=rate,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from tui_descent.protocol.commands import CancelSweep, Mark, Order, SweepRates, TurnKnob, WatchCurvature
+from tui_descent.protocol.commands import CancelRangeTest, ClientRequest, Mark, RunRangeTest, TurnKnob, WatchCurvature
 from tui_descent.training.probes.range_test import RangeTest
 from tui_descent.training.progress import Progress
 from tui_descent.training.steering.command_queue import Batch, CommandQueue
@@ -22,7 +22,7 @@ class RangeTestRun:
     def __init__(self, test: RangeTest, progress: Progress, queue: CommandQueue, mode: RunMode) -> None:
         self._test, self._progress, self._queue, self._mode = test, progress, queue, mode
         self._clients: set[int] = set()
-        self._joined: list[Order] = []
+        self._joined: list[ClientRequest] = []
         self._report_s = 0.0
 
     def run(self, client: int, carry_out: Callable[[Batch], None]) -> str:
@@ -64,13 +64,13 @@ class RangeTestRun:
 
     def _obey(self, batch: Batch, where: str, carry_out: Callable[[Batch], None]) -> None:
         order, command = batch.order, batch.order.command
-        if isinstance(command, CancelSweep):
+        if isinstance(command, CancelRangeTest):
             self._clients.discard(order.client)
             last = not self._clients
             self._progress.done(order, "range test cancelled" if last else "others wait for the range test: it goes on")
             if last:
                 raise ValueError(f"cancelled {where}")
-        elif isinstance(command, SweepRates):
+        elif isinstance(command, RunRangeTest):
             self._clients.add(order.client)
             self._joined.append(order)
         elif isinstance(command, HARMLESS):

@@ -6,22 +6,22 @@ from collections.abc import Callable
 
 from tui_descent.protocol.commands import (
     AnyCommand,
-    CancelSweep,
+    CancelRangeTest,
+    ClientRequest,
     Evaluate,
     Mark,
-    Order,
     Pause,
     Redo,
     Resume,
+    RunRangeTest,
     RunSteps,
     Stop,
-    SweepRates,
     TurnKnob,
     Undo,
     WatchCurvature,
 )
 from tui_descent.protocol.events import Evaluated, KnobTurned, Marked, Rewound
-from tui_descent.training.probes.curvature_probe import Curving
+from tui_descent.training.probes.curvature_probe import CurvatureProbe
 from tui_descent.training.probes.range_test import RangeTest
 from tui_descent.training.probes.range_test_run import RangeTestRun
 from tui_descent.training.progress import Progress, reply_to
@@ -29,7 +29,7 @@ from tui_descent.training.steering.command_queue import Batch, CommandQueue
 from tui_descent.training.steering.pace import RunMode
 from tui_descent.training.steering.steering import Steering, Turned
 from tui_descent.training.undo.snapshot import Snapshot
-from tui_descent.training.undo.undo_stack import INDIFFERENT, UndoStack, undo_entry
+from tui_descent.training.undo.undo_stack import WITHOUT_UNDO, UndoStack, undo_entry
 from tui_descent.training.watch.layer_list import LayerList
 
 Evaluation = Callable[[], tuple[float, float | None]]
@@ -47,14 +47,14 @@ class CommandHandler:
         layers: LayerList,
         *,
         undo_stack: UndoStack | None,
-        curvature: Curving | None,
+        curvature: CurvatureProbe | None,
         evaluation: Evaluation | None,
         is_scenario: bool,
     ) -> None:
         self._progress, self._mode, self._steering, self._layers = progress, mode, steering, layers
         self._undo_stack, self._curvature, self._evaluation = undo_stack, curvature, evaluation
         self._is_scenario = is_scenario
-        setup = steering.ground.setup
+        setup = steering.context.setup
         test = None if setup is None else RangeTest(steering, setup)
         self._range_test = None if test is None else RangeTestRun(test, progress, queue, mode)
 
@@ -90,7 +90,7 @@ class CommandHandler:
     def _turn(self, batch: Batch, turn: TurnKnob) -> None:
         progress, order = self._progress, batch.order
         self._steering.check(turn)
-        undo_stack = None if turn.knob in INDIFFERENT else self._undo_stack
+        undo_stack = None if turn.knob in WITHOUT_UNDO else self._undo_stack
         before = undo_stack.take(progress.segment, progress.step) if undo_stack is not None else None
         rate, turned = self._steering.rate.value, self._apply(turn, before)
         if undo_stack is not None:
@@ -110,7 +110,7 @@ class CommandHandler:
         self._progress.interventions += 1
         return turned
 
-    def _report_turn(self, order: Order, turn: TurnKnob, turned: Turned, *, turns: int = 1) -> None:
+    def _report_turn(self, order: ClientRequest, turn: TurnKnob, turned: Turned, *, turns: int = 1) -> None:
         self._progress.emit(
             KnobTurned(
                 id=self._progress.interventions,
@@ -156,9 +156,9 @@ class CommandHandler:
                 if self._curvature is None:
                     raise ValueError("curvature is not available for your own loop: its batches cannot be replayed")
                 return self._curvature.want(client, on=command.on)
-            case SweepRates():
+            case RunRangeTest():
                 return self._test_rates(client)
-            case CancelSweep():
+            case CancelRangeTest():
                 return "no range test is running"
             case Stop():
                 progress.set_state("stopping")
@@ -180,7 +180,9 @@ class CommandHandler:
         try:
             if move.snapshot is None:
                 for turn in move.turns:
-                    self._report_turn(Order(client=0, request=0, source="key", command=turn), turn, self._apply(turn))
+                    self._report_turn(
+                        ClientRequest(client=0, request=0, source="key", command=turn), turn, self._apply(turn)
+                    )
                 return what
             move.snapshot.restore()
         except ValueError:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from tui_descent.protocol.commands import Order, TurnKnob
+from tui_descent.protocol.commands import ClientRequest, TurnKnob
 from tui_descent.scenario import knobs
-from tui_descent.training.keeper_link import Link
+from tui_descent.training.keeper_link import KeeperLink
 
 # After a few turns of one knob in quick succession, further ones may take this share of the time; those that come
 # faster wait and are folded.
@@ -23,17 +23,17 @@ WAITS_S = 0.25  # at most
 class Batch:
     """What is carried out at once: `order`, standing for the requests `earlier` too. Each still gets its reply."""
 
-    order: Order
-    earlier: list[Order] = field(default_factory=list)
+    order: ClientRequest
+    earlier: list[ClientRequest] = field(default_factory=list)
 
-    def takes(self, order: Order) -> bool:
+    def takes(self, order: ClientRequest) -> bool:
         """Fold in the turn that follows directly, from the same client; False where it cannot be folded."""
         ours, theirs = self.order.command, order.command
         if not (isinstance(ours, TurnKnob) and isinstance(theirs, TurnKnob)):
             return False
         if (order.client, order.source) != (self.order.client, self.order.source):
             return False
-        both = knobs.folded(ours, theirs)
+        both = knobs.combined(ours, theirs)
         if both is None:
             return False
         self.earlier.append(self.order)
@@ -56,12 +56,12 @@ class CommandQueue:
         """Whether there is any."""
         return bool(self._batches)
 
-    def poll(self, link: Link) -> None:
+    def poll(self, link: KeeperLink) -> None:
         """Take what the keeper has sent."""
         for order in link.orders():
             self.put(order)
 
-    def put(self, order: Order) -> None:
+    def put(self, order: ClientRequest) -> None:
         """One more, after the others."""
         if not (self._batches and self._batches[-1].takes(order)):
             self._batches.append(Batch(order))
@@ -102,4 +102,4 @@ class CommandQueue:
 
 def _folds(turn: TurnKnob) -> bool:
     knob = knobs.KNOBS.get(turn.knob)
-    return knob is not None and knob.folds
+    return knob is not None and knob.combinable

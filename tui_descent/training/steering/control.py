@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterable
 from typing import Literal
 
-from tui_descent.protocol.commands import AnyCommand, Order, SweepRates, TurnKnob
+from tui_descent.protocol.commands import AnyCommand, ClientRequest, RunRangeTest, TurnKnob
 from tui_descent.protocol.events import NotFinite, State
-from tui_descent.training.probes.curvature_probe import Curving
+from tui_descent.training.probes.curvature_probe import CurvatureProbe
 from tui_descent.training.progress import Progress
 from tui_descent.training.steering.command_handler import CommandHandler, Evaluation
 from tui_descent.training.steering.command_queue import Batch, CommandQueue
@@ -38,7 +38,7 @@ class Control:
         *,
         plan: Iterable[tuple[int, TurnKnob]] = (),
         undo_stack: UndoStack | None = None,
-        curvature: Curving | None = None,
+        curvature: CurvatureProbe | None = None,
         evaluation: Evaluation | None = None,
         on_fault: OnFault = "note",
         is_scenario: bool = False,
@@ -61,7 +61,7 @@ class Control:
         )
         commands: list[tuple[int, AnyCommand]] = [*plan]
         if progress.link is not None:  # turns before range tests of the same step
-            commands += [(at, SweepRates()) for at in progress.link.launch.range_at]
+            commands += [(at, RunRangeTest()) for at in progress.link.launch.range_test_at]
         self._plan = sorted(commands, key=lambda entry: entry[0])
         self._pace = PaceTimer()
         self._noted_at: int | None = None
@@ -141,7 +141,7 @@ class Control:
             self.settle()
         while self.steps_to_plan <= 0:
             _, command = self._plan.pop(0)
-            self._handler.carry_out(Batch(Order(client=0, request=0, source="plan", command=command)))
+            self._handler.carry_out(Batch(ClientRequest(client=0, request=0, source="plan", command=command)))
         if undo_stack is not None and undo_stack.take_periodic(progress.segment, progress.step):
             self._handler.report_snapshot("now and then" if progress.step else "the run's start")
         if progress.link is not None and progress.ring is not None:

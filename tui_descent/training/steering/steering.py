@@ -19,13 +19,13 @@ from tui_descent.training.optim.parameter_groups import fill_momentum_buffers
 from tui_descent.training.setup.build import Setup
 from tui_descent.training.setup.nets.block import Block
 from tui_descent.training.steering import surgery
-from tui_descent.training.steering.knobs.context import Ground, Knob, Turned
-from tui_descent.training.steering.knobs.rate_multiplier import Rate
+from tui_descent.training.steering.knobs.context import Knob, KnobContext, Turned
+from tui_descent.training.steering.knobs.rate_multiplier import RateMultiplier
 from tui_descent.training.steering.knobs.table import knobs_of
 from tui_descent.training.steering.transaction import Transaction
 from tui_descent.training.undo.snapshot import HoldsState, Snapshot
 
-__all__ = ["Rate", "Steering", "Turned"]
+__all__ = ["RateMultiplier", "Steering", "Turned"]
 
 
 class Steering:
@@ -47,10 +47,10 @@ class Steering:
         clip: float | None = None,
         init: str = "",
     ) -> None:
-        self.ground = Ground(
+        self.context = KnobContext(
             model=model,
             optimizer=optimizer,
-            rate=Rate(optimizer),
+            rate=RateMultiplier(optimizer),
             pace=pace,
             setup=setup,
             seed=seed,
@@ -61,16 +61,16 @@ class Steering:
             no_blocks=f"residual acts on the blocks of a built-in net; {type(model).__name__} has none that can be "
             "steered",
         )
-        self._knobs = knobs_of(self.ground)
+        self._knobs = knobs_of(self.context)
         self._finder: surgery.BlockFinder | None = None
         # No instrument may measure the passes that a turn makes: they are not the step's own.
         self._muted: Callable[[], AbstractContextManager[None]] = nullcontext
         assert set(self._knobs) == set(knobs.KNOBS)
 
     @property
-    def rate(self) -> Rate:
+    def rate(self) -> RateMultiplier:
         """The turned learning rate."""
-        return self.ground.rate
+        return self.context.rate
 
     @property
     def turned(self) -> bool:
@@ -80,32 +80,32 @@ class Steering:
     @property
     def turned_at(self) -> int:
         """Before which update the last turn was made; 0 without any."""
-        return self.ground.step
+        return self.context.step
 
     @property
     def pace(self) -> float | None:
         """Steps a second, None as fast as it goes."""
-        return self.ground.pace
+        return self.context.pace
 
     @property
     def clips(self) -> bool:
         """Whether gradients are clipped before the update."""
-        return self.ground.clip is not None
+        return self.context.clip is not None
 
     @property
     def norms_to_come(self) -> int:
         """How many layers a surgery can add: a norm in each block that has none. All others leave the layers alone."""
-        return sum(block.norm is None for block in self.ground.blocks.values())
+        return sum(block.norm is None for block in self.context.blocks.values())
 
     @property
     def moving(self) -> bool:
         """Whether a change is under way, which every update takes further."""
-        return bool(self.ground.under_way)
+        return bool(self.context.under_way)
 
     @property
     def version(self) -> int:
         """Of the network's structure: grows when modules come or go."""
-        return self.ground.version
+        return self.context.version
 
     def watched(
         self,
@@ -113,8 +113,8 @@ class Steering:
         muted: Callable[[], AbstractContextManager[None]],
     ) -> None:
         """Who follows a change of the optimizer, and how to keep the instruments off a turn's own passes."""
-        self.ground.followers.append(follow)
-        follow(self.ground.optimizer)
+        self.context.followers.append(follow)
+        follow(self.context.optimizer)
         self._muted = muted
 
     def muted(self) -> AbstractContextManager[None]:
@@ -138,7 +138,7 @@ class Steering:
         self.check(turn)
         row, knob = knobs.KNOBS[turn.knob], self._knobs[turn.knob]
         if row.touches == "run":
-            self.ground.step = step
+            self.context.step = step
             return knob.turn(turn)
         states = self.states()
         with self._muted():
@@ -152,14 +152,14 @@ class Steering:
     ) -> Turned:
         """Change, probe, and put all back where either raises."""
         before = self._probed(whole=False)
-        transaction = Transaction(self.ground, snapshot)
-        self.ground.step = step
+        transaction = Transaction(self.context, snapshot)
+        self.context.step = step
         try:
             turned = knob.turn(turn)
-            fill_momentum_buffers(self.ground.optimizer)
+            fill_momentum_buffers(self.context.optimizer)
             if row.touches != "net" or before is None:
                 return turned
-            self.ground.advance(at_once=True)
+            self.context.advance(at_once=True)
             after = self._probed(whole=True)
             assert after is not None
             return _with_receipt(turned, before, after)
@@ -172,65 +172,65 @@ class Steering:
 
     def holders(self) -> list[HoldsState]:
         """What a snapshot of the run is taken of."""
-        return self.ground.holders()
+        return self.context.holders()
 
     def restored(self) -> None:
         """A snapshot was restored: the net has changed, and the optimizer may be another object."""
-        self.ground.version += 1
-        self.ground.change_optimizer(self.ground.optimizer)
+        self.context.version += 1
+        self.context.change_optimizer(self.context.optimizer)
 
     def advance(self) -> None:
         """Take every change that is under way one update further; called before each forward pass."""
-        self.ground.advance()
+        self.context.advance()
 
     @property
     def needs_loss(self) -> bool:
         """Whether the next update's rate depends on this one's loss, as plateau's does."""
-        setup = self.ground.setup
+        setup = self.context.setup
         return setup is not None and setup.schedule is not None and setup.schedule.needs_loss
 
     def update_made(self) -> None:
         """An update was made, its turned rate taken off: the schedule moves on, unless it has to know the loss."""
-        setup = self.ground.setup
+        setup = self.context.setup
         if setup is not None and setup.schedule is not None and not setup.schedule.needs_loss:
             setup.schedule.step(math.nan)
 
     def loss_known(self, loss: float) -> None:
         """The loss of an update is known, before any turn that comes after the update."""
-        ground = self.ground
+        context = self.context
         if self.needs_loss:
-            assert ground.setup is not None
-            assert ground.setup.schedule is not None
-            ground.setup.schedule.step(loss)
-        if ground.first_loss is None:
-            ground.first_loss = loss
-        ground.losses.append(loss)
+            assert context.setup is not None
+            assert context.setup.schedule is not None
+            context.setup.schedule.step(loss)
+        if context.first_loss is None:
+            context.first_loss = loss
+        context.losses.append(loss)
 
     def move_back(self, updates: int) -> None:
         """The last updates turned out to be none: the schedule goes back."""
-        setup = self.ground.setup
+        setup = self.context.setup
         if setup is not None and setup.schedule is not None and not self.needs_loss:
             setup.schedule.back(updates)
-        self.ground.version += 1  # the gradient that the instruments remember is that of no step
+        self.context.version += 1  # the gradient that the instruments remember is that of no step
 
     def clip(self, optimizer: torch.optim.Optimizer) -> Tensor | None:
         """Before the update, where gradients are to be clipped: their global norm before, None where they are not."""
-        if self.ground.clip is None:
+        if self.context.clip is None:
             return None
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        return clipping.clip(parameters, self.ground.clip, grad_scale=clipping.grad_scale(optimizer))
+        return clipping.clip(parameters, self.context.clip, grad_scale=clipping.grad_scale(optimizer))
 
     def heal(self) -> None:
         """Between two steps: a step that raised never came to its post-hooks."""
-        self.ground.rate.take_off()
+        self.context.rate.take_off()
 
     def listen(self) -> None:
         """An own net's first forward pass tells which of its modules can bear a skip."""
-        if not self.ground.blocks:
+        if not self.context.blocks:
             try:
-                self._finder = surgery.BlockFinder(self.ground.model)
+                self._finder = surgery.BlockFinder(self.context.model)
             except ValueError as error:
-                self.ground.no_blocks = f"residual: {error}"
+                self.context.no_blocks = f"residual: {error}"
                 return
             self._finder.listen()
 
@@ -240,10 +240,10 @@ class Steering:
             return
         blocks, reasons = self._finder.found()
         self._finder = None
-        self.ground.around = {name: surgery.Around(module) for name, module in blocks.items()}
+        self.context.around = {name: surgery.Around(module) for name, module in blocks.items()}
         if not blocks and reasons:
             name, reason = next(iter(reasons.items()))
-            self.ground.no_blocks += f"; {name}: {reason}"
+            self.context.no_blocks += f"; {name}: {reason}"
 
     def _state(self, name: str) -> KnobState:
         knob = self._knobs[name]
@@ -253,7 +253,7 @@ class Steering:
 
     def _probed(self, *, whole: bool) -> tuple[Tensor, float] | None:
         """Outputs and loss on the fixed samples, `whole` with a backward pass; None where there are none to be had."""
-        setup, model = self.ground.setup, self.ground.model
+        setup, model = self.context.setup, self.context.model
         if setup is None:
             return None
         with undisturbed(model), torch.set_grad_enabled(whole):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tui_descent.training.steering.knobs.context import Ground
+from tui_descent.training.steering.knobs.context import KnobContext
 from tui_descent.training.undo.random_state import RandomState
 from tui_descent.training.undo.snapshot import Snapshot
 
@@ -14,12 +14,12 @@ class Transaction:
     taken for an undo; without one it is taken here.
     """
 
-    def __init__(self, ground: Ground, before: Snapshot | None = None) -> None:
-        self._ground = ground
-        self._before = before or Snapshot(ground.holders(), segment=0, step=ground.step)
-        self._optimizer = ground.optimizer
-        held = [p for group in ground.optimizer.param_groups for p in group["params"]]
-        self._grads = [(p, p.grad) for p in {id(p): p for p in (*ground.model.parameters(), *held)}.values()]
+    def __init__(self, context: KnobContext, before: Snapshot | None = None) -> None:
+        self._context = context
+        self._before = before or Snapshot(context.holders(), segment=0, step=context.step)
+        self._optimizer = context.optimizer
+        held = [p for group in context.optimizer.param_groups for p in group["params"]]
+        self._grads = [(p, p.grad) for p in {id(p): p for p in (*context.model.parameters(), *held)}.values()]
         self._random = RandomState().state()
 
     def roll_back(self) -> None:
@@ -28,6 +28,6 @@ class Transaction:
         self._before.restore(user_state=False)
         for parameter, grad in self._grads:
             parameter.grad = grad
-        self._ground.version += 1
-        self._ground.change_optimizer(self._optimizer)
+        self._context.version += 1
+        self._context.change_optimizer(self._optimizer)
         RandomState().restore(self._random)

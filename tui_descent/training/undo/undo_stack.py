@@ -10,7 +10,7 @@ import torch
 
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.events import SnapshotTaken
-from tui_descent.training.steering.knobs.context import Ground, Turned
+from tui_descent.training.steering.knobs.context import KnobContext, Turned
 from tui_descent.training.undo.memory_budget import bytes_needed, default_budget
 from tui_descent.training.undo.random_state import RandomState
 from tui_descent.training.undo.snapshot import HoldsState, Snapshot
@@ -18,7 +18,7 @@ from tui_descent.training.undo.snapshot import HoldsState, Snapshot
 PERIOD_S = 30.0
 PERIODIC_SHARE = 0.01  # of the time that periodic snapshots may take
 # Knobs that do not change what is learnt: no undo of their own.
-INDIFFERENT = frozenset({"pace"})
+WITHOUT_UNDO = frozenset({"pace"})
 
 
 @dataclass(slots=True, eq=False)
@@ -56,7 +56,7 @@ class UndoStack:
     `asked` is the memory for all snapshots in bytes; None for a tenth of what is free on the model's device.
     """
 
-    ground: Ground
+    context: KnobContext
     user_state: tuple[HoldsState, ...] = ()
     asked: int | None = None
     randoms: bool = True
@@ -72,7 +72,7 @@ class UndoStack:
         """Bytes for all snapshots. Measured when the first one is due: by then training has taken its memory."""
         if self.asked is not None:
             return self.asked
-        return default_budget(next((p.device for p in self.ground.model.parameters()), torch.device("cpu")))
+        return default_budget(next((p.device for p in self.context.model.parameters()), torch.device("cpu")))
 
     @property
     def nbytes(self) -> int:
@@ -91,13 +91,13 @@ class UndoStack:
 
     def holders(self) -> list[HoldsState]:
         """What a snapshot is taken of."""
-        return [*self.ground.holders(), *self.user_state, *((RandomState(),) if self.randoms else ())]
+        return [*self.context.holders(), *self.user_state, *((RandomState(),) if self.randoms else ())]
 
     def take(self, segment: int, step: int) -> Snapshot | None:
         """A snapshot of now; None where it does not fit into the budget."""
         if self._current is not None:
             return self._current
-        needed = bytes_needed(self.ground.model, self.ground.optimizer)
+        needed = bytes_needed(self.context.model, self.context.optimizer)
         try:
             if needed <= self.budget:
                 snapshot = Snapshot(self.holders(), segment=segment, step=step)

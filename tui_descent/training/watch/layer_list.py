@@ -7,12 +7,12 @@ import time
 from torch import nn
 
 from tui_descent.instruments.forward_order import ForwardOrder
-from tui_descent.instruments.instrument_set import Measuring
-from tui_descent.instruments.net_structure import Structure, structure
+from tui_descent.instruments.instrument_set import InstrumentSet
+from tui_descent.instruments.net_structure import NetStructure, structure
 from tui_descent.protocol.events import Layer, LayersChanged
 from tui_descent.training.progress import Progress
 from tui_descent.training.steering.steering import Steering
-from tui_descent.training.watch.nan_guard import Guard
+from tui_descent.training.watch.nan_guard import NanGuard
 
 # A net that its own loop has changed is looked for this often, and when its optimizer's parameters change in number.
 LOOK_EVERY_S = 1.0
@@ -28,17 +28,17 @@ class LayerList:
     """
 
     def __init__(
-        self, model: nn.Module, order: ForwardOrder, progress: Progress, steering: Steering, guard: Guard
+        self, model: nn.Module, order: ForwardOrder, progress: Progress, steering: Steering, guard: NanGuard
     ) -> None:
-        self.net: Structure | None = None
+        self.net: NetStructure | None = None
         self.structure = 0
         self.layers: tuple[Layer, ...] = ()
         self.room = 0
         self._model, self._order, self._guard = model, order, guard
         self._progress, self._steering = progress, steering
         self._version = -1
-        self._reported: Structure | None = None
-        self._measuring: Measuring | None = None
+        self._reported: NetStructure | None = None
+        self._measuring: InstrumentSet | None = None
         self._parameters: tuple[int, ...] = ()  # by identity: the instruments hold them
         self._grouped = 0  # the optimizer's
         self._looked_s = 0.0
@@ -50,7 +50,7 @@ class LayerList:
         self.room = len(net.layers) + self._steering.norms_to_come + SPARE
         self._reported = net
 
-    def instruments(self, *, look: bool = False) -> Measuring:
+    def instruments(self, *, look: bool = False) -> InstrumentSet:
         """The instruments of the net as it is now; `look` whether the loop itself has changed it."""
         changed = look and self._changed_by_loop()
         if self._measuring is None or changed or self._version != self._steering.version:
@@ -59,12 +59,12 @@ class LayerList:
             self.net = structure(self._model, order=order)
             if len(self.net.layers) > self.room:
                 self.net = structure(self._model, order=order, only={layer.name for layer in self.layers})
-            self._measuring = Measuring(self.net, list(self._model.parameters()))
+            self._measuring = InstrumentSet(self.net, list(self._model.parameters()))
             self._parameters = tuple(map(id, self._model.parameters()))
         return self._measuring
 
     def _changed_by_loop(self) -> bool:
-        grouped = sum(len(group["params"]) for group in self._steering.ground.optimizer.param_groups)
+        grouped = sum(len(group["params"]) for group in self._steering.context.optimizer.param_groups)
         now_s = time.monotonic()
         if grouped == self._grouped and now_s - self._looked_s < LOOK_EVERY_S:
             return False
@@ -92,6 +92,6 @@ class LayerList:
                 )
             )
 
-    def _take(self, net: Structure) -> None:
+    def _take(self, net: NetStructure) -> None:
         self.net, self._guard.layers = net, net.layers
         self.layers = tuple(watched.layer for watched in net.layers)

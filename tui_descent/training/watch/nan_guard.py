@@ -26,7 +26,7 @@ class Fault:
     layer: str | None = None
 
 
-class Guard:
+class NanGuard:
     """Looks at the loss and the input-most gradient of every step: together they saw every first non-finite event."""
 
     def __init__(self, model: nn.Module, forward_again: Callable[[], object] | None = None) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from tui_descent.instruments.deferred import Deferred, together
-from tui_descent.instruments.instrument_set import Measuring, Sample
+from tui_descent.instruments.instrument_set import InstrumentSet, Sample
 from tui_descent.instruments.same_batch import SameBatch
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.instruments.tiers import Tiers
@@ -28,7 +28,7 @@ from tui_descent.training.steering.steering import Steering
 from tui_descent.training.torch_internals import step_depth
 from tui_descent.training.watch.layer_list import LayerList
 from tui_descent.training.watch.losses import found_inf
-from tui_descent.training.watch.nan_guard import Guard
+from tui_descent.training.watch.nan_guard import NanGuard
 from tui_descent.training.watch.reading_writer import ReadingPlace
 from tui_descent.training.watch.results import Results
 
@@ -51,7 +51,7 @@ class OptimizerHooks:
         control: Control,
         results: Results,
         layers: LayerList,
-        guard: Guard,
+        guard: NanGuard,
         sampler: Sampler,
         again: SameBatch | None,
         begin: Callable[[], None],
@@ -64,7 +64,7 @@ class OptimizerHooks:
         self.rate = math.nan  # of the last update
         self.own_s = 0.0  # what watching took of the update under way, where nothing was due
         self._dropped = False
-        self._instruments: Measuring | None = None
+        self._instruments: InstrumentSet | None = None
         self._handles: list[RemovableHandle] = []
         self._hooked: WeakSet[torch.optim.Optimizer] = WeakSet()
         self._depth = 0
@@ -161,7 +161,7 @@ class OptimizerHooks:
             self._instruments.detach()
         self._instruments = self._now = self._next = self._planned = None
 
-    def _current_instruments(self) -> Measuring:
+    def _current_instruments(self) -> InstrumentSet:
         self._begin()
         return self._layers.instruments(look=True)
 

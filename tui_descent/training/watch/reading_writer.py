@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tui_descent.instruments.instrument_set import Sample
 from tui_descent.protocol.events import LedgerTaken, Measured
-from tui_descent.training.keeper_link import Link
+from tui_descent.training.keeper_link import KeeperLink
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class ReadingPlace:
     step: int
     structure: int
 
-    def write(self, link: Link | None, sample: Sample, rare: dict[str, float], *, cost: float) -> None:
+    def write(self, link: KeeperLink | None, sample: Sample, rare: dict[str, float], *, cost: float) -> None:
         """Its rows, the values of the rare tier, the ledger; `cost` is the share of time that watching took so far."""
         if link is None or link.ring is None:
             return

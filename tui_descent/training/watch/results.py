@@ -20,7 +20,7 @@ from tui_descent.instruments.deferred import Arrival, Deferred
 from tui_descent.training.progress import Progress
 from tui_descent.training.steering.steering import Steering
 from tui_descent.training.watch.losses import DeviceLosses, HostLosses, begins_momentum, mean, number, stoppable
-from tui_descent.training.watch.nan_guard import Fault, Guard
+from tui_descent.training.watch.nan_guard import Fault, NanGuard
 
 # Steps and readings that wait to be reported, at most; beyond, the oldest is waited for.
 MOST_WAITING = 1000
@@ -67,7 +67,7 @@ class Results:
         self,
         progress: Progress,
         steering: Steering,
-        guard: Guard,
+        guard: NanGuard,
         losses: HostLosses | DeviceLosses,
         *,
         stops: bool,

@@ -13,7 +13,7 @@ from torch import nn
 from tui_descent.instruments.sampler import DEFAULT_BUDGET, Sampler
 from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.events import Noted
-from tui_descent.training.keeper_link import Link
+from tui_descent.training.keeper_link import KeeperLink
 from tui_descent.training.optim.optimizers import check_watchable
 from tui_descent.training.undo.user_state import user_holders
 from tui_descent.training.watch.watch import Watch
@@ -72,12 +72,12 @@ def watch(
     """
     check_watchable(optimizer)
     put_back = user_holders(state or {})
-    link = Link.inherited()
+    link = KeeperLink.inherited()
     if link is None and _shown.here:
         _shown.say_second()
     elif link is None:
         try:
-            link = Link.to_own_keeper(name)
+            link = KeeperLink.to_own_keeper(name)
         except (ChannelError, OSError) as error:
             print(f"tui-descent: training goes on unwatched: {error}", file=sys.stderr)
     launch = link.launch if link else None

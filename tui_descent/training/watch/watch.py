@@ -22,11 +22,11 @@ from tui_descent.instruments.same_batch import BatchAgain, SameBatch
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.events import MetricLogged, RunEnded, RunStarted, Status
-from tui_descent.training.keeper_link import Link
+from tui_descent.training.keeper_link import KeeperLink
 from tui_descent.training.optim.optimizers import check_watchable
-from tui_descent.training.probes.curvature_probe import Curving
+from tui_descent.training.probes.curvature_probe import CurvatureProbe
 from tui_descent.training.progress import Progress
-from tui_descent.training.run_description import about_foreign, position, started
+from tui_descent.training.run_description import about_user_loop, position, started
 from tui_descent.training.steering.command_handler import Evaluation
 from tui_descent.training.steering.control import Control, OnFault
 from tui_descent.training.steering.steering import Steering
@@ -35,7 +35,7 @@ from tui_descent.training.undo.snapshot import HoldsState
 from tui_descent.training.undo.undo_stack import UndoStack
 from tui_descent.training.watch.layer_list import LayerList
 from tui_descent.training.watch.losses import losses_of
-from tui_descent.training.watch.nan_guard import Guard
+from tui_descent.training.watch.nan_guard import NanGuard
 from tui_descent.training.watch.optimizer_hooks import OptimizerHooks
 from tui_descent.training.watch.results import Results
 from tui_descent.training.watch.step_timer import StepTimer
@@ -57,7 +57,7 @@ class Watch:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
-        link: Link | None,
+        link: KeeperLink | None,
         name: str = "run",
         sampler: Sampler | None = None,
         on_fault: OnFault = "note",
@@ -66,7 +66,7 @@ class Watch:
         about: RunStarted | None = None,
         evaluate: Evaluation | None = None,
         again: BatchAgain | None = None,
-        curvature: Curving | None = None,
+        curvature: CurvatureProbe | None = None,
         is_scenario: bool = False,
         state: Iterable[HoldsState] = (),
     ) -> None:
@@ -77,14 +77,14 @@ class Watch:
         self._sampler = sampler = sampler or Sampler()
         self.steering = steering = steering or Steering(model, optimizer)
         self.progress = progress = Progress(link)
-        guard = Guard(model, again.forward_again if again is not None else None)
+        guard = NanGuard(model, again.forward_again if again is not None else None)
         losses, stops = losses_of(model), on_fault != "note"
         self._results = results = Results(progress, steering, guard, losses, stops=stops, is_scenario=is_scenario)
         self._order = ForwardOrder()
         self._layers = layers = LayerList(model, self._order, progress, steering, guard)
         undo_stack = None
         if link is not None and link.launch.socket is not None:  # without anybody to ask, no snapshots are kept
-            undo_stack = UndoStack(steering.ground, tuple(state), link.launch.undo_budget, is_scenario)
+            undo_stack = UndoStack(steering.context, tuple(state), link.launch.undo_budget, is_scenario)
         self.control = Control(
             progress,
             steering,
@@ -118,7 +118,7 @@ class Watch:
     @property
     def optimizer(self) -> torch.optim.Optimizer:
         """The one that makes the updates."""
-        return self.steering.ground.optimizer
+        return self.steering.context.optimizer
 
     @property
     def next_step(self) -> int:
@@ -262,7 +262,7 @@ class Watch:
         layers.begin()
         if link is not None:
             progress.begin(self.model, layers=layers.room)
-            about = self._about or about_foreign(self.name, self.model, self.optimizer)
+            about = self._about or about_user_loop(self.name, self.model, self.optimizer)
             progress.emit(started(about, link.launch.run, self.model, layers.layers, self.steering.states()))
             progress.set_state("running")
 

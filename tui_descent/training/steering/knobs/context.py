@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from tui_descent.protocol.commands import TurnKnob
-from tui_descent.protocol.rewinding import KnobState
+from tui_descent.protocol.undo_events import KnobState
 from tui_descent.scenario.knobs import KNOBS
 from tui_descent.training.optim.parameter_groups import replace_parameters
 from tui_descent.training.setup.build import Setup
 from tui_descent.training.setup.nets.block import Block
 from tui_descent.training.steering import surgery
-from tui_descent.training.steering.knobs.rate_multiplier import Rate
+from tui_descent.training.steering.knobs.rate_multiplier import RateMultiplier
 from tui_descent.training.undo.snapshot import HoldsState
 from tui_descent.training.undo.torch_state import TorchState
 
@@ -66,7 +66,7 @@ class Knob(Protocol):
 
 
 @dataclass(slots=True, kw_only=True)
-class Ground:
+class KnobContext:
     """One run as the knobs see it. `setup` is None in an own loop; `steps` how many updates the run is to make.
 
     `version` counts changes of the net's structure. `wished` holds what blocks are on their way to, by knob and target.
@@ -75,7 +75,7 @@ class Ground:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    rate: Rate
+    rate: RateMultiplier
     pace: float | None
     setup: Setup | None
     seed: int
@@ -167,6 +167,6 @@ def common(values: Iterable[str]) -> str:
     return distinct[0] if len(distinct) == 1 else "mixed"
 
 
-def own_loop(what: str) -> str:
+def not_in_user_loop(what: str) -> str:
     """The reason of knobs that only a scenario's run has."""
     return f"an own loop {what}; a scenario's run can be turned so"

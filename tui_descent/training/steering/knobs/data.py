@@ -6,14 +6,14 @@ from tui_descent.protocol.commands import TurnKnob
 from tui_descent.scenario.knobs import new_value
 from tui_descent.training.setup.data.batches import Batches
 from tui_descent.training.setup.data.text import Windows
-from tui_descent.training.steering.knobs.context import Ground, Turned, own_loop
+from tui_descent.training.steering.knobs.context import KnobContext, Turned, not_in_user_loop
 
 
 class BatchSizeKnob:
     """The next batch takes so many of the epoch's samples; those before stay taken."""
 
-    def __init__(self, ground: Ground) -> None:
-        self._ground = ground
+    def __init__(self, context: KnobContext) -> None:
+        self._context = context
 
     def value(self) -> str:
         """Samples a batch."""
@@ -22,8 +22,8 @@ class BatchSizeKnob:
 
     def unavailable(self) -> str | None:
         """An own loop draws its batches itself; a surface has none; a full batch has no size to choose."""
-        if self._ground.setup is None:
-            return own_loop("draws its own batches")
+        if self._context.setup is None:
+            return not_in_user_loop("draws its own batches")
         batches = self._batches()
         if batches is None:
             return "a surface has no data, so no batches"
@@ -40,18 +40,18 @@ class BatchSizeKnob:
         return Turned(old=old, new=self.value())
 
     def _batches(self) -> Batches | Windows | None:
-        return None if self._ground.setup is None else self._ground.setup.batches
+        return None if self._context.setup is None else self._context.setup.batches
 
 
 class PaceKnob:
     """Steps a second."""
 
-    def __init__(self, ground: Ground) -> None:
-        self._ground = ground
+    def __init__(self, context: KnobContext) -> None:
+        self._context = context
 
     def value(self) -> str:
         """A number, or `max`."""
-        return "max" if self._ground.pace is None else f"{self._ground.pace:g}"
+        return "max" if self._context.pace is None else f"{self._context.pace:g}"
 
     def unavailable(self) -> str | None:
         """Any loop can be slowed down."""
@@ -60,5 +60,5 @@ class PaceKnob:
     def turn(self, turn: TurnKnob) -> Turned:
         """At once."""
         old = self.value()
-        self._ground.pace = None if turn.value == "max" else float(turn.value)
+        self._context.pace = None if turn.value == "max" else float(turn.value)
         return Turned(old=old, new=self.value())

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from tui_descent.protocol.commands import TurnKnob
-from tui_descent.training.steering.knobs.context import Ground, Turned
+from tui_descent.training.steering.knobs.context import KnobContext, Turned
 
 
 class RateKnob:
     """Sets the rate of the next step; a schedule goes on below it, multiplied."""
 
-    def __init__(self, ground: Ground) -> None:
-        self._ground = ground
+    def __init__(self, context: KnobContext) -> None:
+        self._context = context
 
     def value(self) -> str:
         """The learning rate of the next step."""
-        return f"{self._ground.rate.value:.6g}"
+        return f"{self._context.rate.value:.6g}"
 
     def unavailable(self) -> str | None:
         """Every optimizer has a rate."""
@@ -23,5 +23,5 @@ class RateKnob:
     def turn(self, turn: TurnKnob) -> Turned:
         """Set the rate, to a number or relative to now."""
         old = self.value()
-        self._ground.rate.turn(turn.value)
+        self._context.rate.turn(turn.value)
         return Turned(old=old, new=self.value())

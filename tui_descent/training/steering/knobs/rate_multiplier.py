@@ -7,7 +7,7 @@ import torch
 from tui_descent.scenario import knobs
 
 
-class Rate:
+class RateMultiplier:
     """A multiplier on the learning rate, put on before the optimizer's step and taken off after it.
 
     Between two steps the groups hold the scheduler's own rates. So every scheduler stays right, and the multiplier

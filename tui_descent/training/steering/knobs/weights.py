@@ -14,71 +14,71 @@ from tui_descent.training.optim.parameter_groups import clear_state
 from tui_descent.training.setup.nets.block import Block
 from tui_descent.training.setup.nets.surface import Surface
 from tui_descent.training.steering import surgery
-from tui_descent.training.steering.knobs.context import Ground, Turned, common, own_loop
+from tui_descent.training.steering.knobs.context import KnobContext, Turned, common, not_in_user_loop
 
 _NO_LAYERS = "a surface has one point and no layers"
 
 
-def _trained(ground: Ground) -> dict[str, nn.Parameter]:
+def _trained(context: KnobContext) -> dict[str, nn.Parameter]:
     """The parameters the optimizer moves, by name."""
-    held = {id(p) for group in ground.optimizer.param_groups for p in group["params"]}
-    return {name: p for name, p in ground.model.named_parameters() if id(p) in held}
+    held = {id(p) for group in context.optimizer.param_groups for p in group["params"]}
+    return {name: p for name, p in context.model.named_parameters() if id(p) in held}
 
 
 class InitKnob:
     """Weights of the net or of one layer, drawn anew in place."""
 
-    def __init__(self, ground: Ground) -> None:
-        self._ground = ground
+    def __init__(self, context: KnobContext) -> None:
+        self._context = context
 
     def value(self) -> str:
         """The last one for the whole net; `own` as an own net was made, `mixed` after a layer of its own."""
-        return self._ground.init or "own"
+        return self._context.init or "own"
 
     def unavailable(self) -> str | None:
         """A surface's point is no weight matrix."""
-        return _NO_LAYERS if isinstance(self._ground.model, Surface) else None
+        return _NO_LAYERS if isinstance(self._context.model, Surface) else None
 
     def turn(self, turn: TurnKnob) -> Turned:
         """What the optimizer remembered of them is dropped."""
-        ground, old = self._ground, self.value()
+        context, old = self._context, self.value()
         layer = None if turn.target == "all" else turn.target
         spec = convert(InitSpec, {"name": turn.value}, "init", [])
-        drawn = surgery.redraw(ground.model, spec, ground.generator("init"), layer=layer)
-        named = dict(ground.model.named_parameters())
-        clear_state(ground.optimizer, (named[name] for name in drawn))
-        ground.init = turn.value if layer is None or turn.value == old else "mixed"
+        drawn = surgery.redraw(context.model, spec, context.generator("init"), layer=layer)
+        named = dict(context.model.named_parameters())
+        clear_state(context.optimizer, (named[name] for name in drawn))
+        context.init = turn.value if layer is None or turn.value == old else "mixed"
         return Turned(old=old, new=turn.value, note=f"{len(drawn)} tensors drawn")
 
 
 class FreezeKnob:
     """One layer's weights held as they are."""
 
-    def __init__(self, ground: Ground) -> None:
-        self._ground = ground
+    def __init__(self, context: KnobContext) -> None:
+        self._context = context
 
     def value(self) -> str:
         """Of the whole net."""
-        return self._of(self._ground.model)
+        return self._of(self._context.model)
 
     def unavailable(self) -> str | None:
         """A surface has nothing beside its point."""
-        return _NO_LAYERS if isinstance(self._ground.model, Surface) else None
+        return _NO_LAYERS if isinstance(self._context.model, Surface) else None
 
     def turn(self, turn: TurnKnob) -> Turned:
         """`off` without a layer lets all go that the optimizer would move."""
-        ground = self._ground
-        model = ground.model
+        context = self._context
+        model = context.model
         if turn.target == "all":
             old = self.value()
-            for parameter in _trained(ground).values():
+            for parameter in _trained(context).values():
                 parameter.requires_grad_(True)
-            ground.version += 1
+            context.version += 1
             return Turned(old=old, new=self.value())
         module = _layer(model, turn.target)
         old = self._of(module)
         (surgery.freeze if turn.value == "on" else surgery.unfreeze)(model, turn.target)
-        ground.version += 1
+        context.version += 1
         return Turned(old=old, new=self._of(module))
 
     def _of(self, module: nn.Module) -> str:
@@ -88,12 +88,12 @@ class FreezeKnob:
 class KickKnob:
     """A small push: of every weight matrix at random, or of all weights along the most negative curvature."""
 
-    def __init__(self, ground: Ground) -> None:
-        self._ground = ground
+    def __init__(self, context: KnobContext) -> None:
+        self._context = context
 
     def value(self) -> str:
         """The last kick's size; 0 before the first."""
-        return self._ground.kicked
+        return self._context.kicked
 
     def unavailable(self) -> str | None:
         """Everything that is trained can be pushed."""
@@ -101,9 +101,9 @@ class KickKnob:
 
     def turn(self, turn: TurnKnob) -> Turned:
         """At once. `auto` is random, but on a surface, whose point is no weight matrix."""
-        ground, old = self._ground, self.value()
+        context, old = self._context, self.value()
         size = new_value(turn.value, float(old), knob="kick")
-        surface = isinstance(ground.model, Surface)
+        surface = isinstance(context.model, Surface)
         way = turn.way or "auto"
         if way == "auto":
             way = "curvature" if surface else "random"
@@ -112,17 +112,17 @@ class KickKnob:
         elif surface:
             raise ValueError(f"{_NO_LAYERS} to push at random; kick={turn.value},way=curvature pushes it")
         else:
-            note = f"{len(surgery.kick(ground.model, ground.generator('kick'), size=size))} weight matrices pushed"
-        ground.kicked = f"{size:.6g}"
-        return Turned(old=old, new=ground.kicked, way=way, note=note)
+            note = f"{len(surgery.kick(context.model, context.generator('kick'), size=size))} weight matrices pushed"
+        context.kicked = f"{size:.6g}"
+        return Turned(old=old, new=context.kicked, way=way, note=note)
 
     def _down(self, size: float) -> str:
         """Along the eigenvector of λmin on the probe batch; a surface's point, whose norm means nothing, by `size`."""
-        ground = self._ground
-        if ground.setup is None:
-            raise ValueError(own_loop("gives no batch again and again, on which the curvature could be read"))
-        generator = ground.generator("kick")
-        instrument = Curvature(ground.setup.probe, list(ground.model.parameters()), seed=generator.initial_seed())
+        context = self._context
+        if context.setup is None:
+            raise ValueError(not_in_user_loop("gives no batch again and again, on which the curvature could be read"))
+        generator = context.generator("kick")
+        instrument = Curvature(context.setup.probe, list(context.model.parameters()), seed=generator.initial_seed())
         lowest = instrument.lowest()
         if lowest is None:
             raise ValueError("the curvature is not finite here; there is no direction to push along")
@@ -130,11 +130,11 @@ class KickKnob:
         if not lowest.negative:
             raise ValueError(f"no curvature is negative here, so no direction leads off a ridge: {read}")
         surgery.kick(
-            ground.model,
+            context.model,
             generator,
             size=size,
             direction=lowest.direction,
-            length=size if isinstance(ground.model, Surface) else None,
+            length=size if isinstance(context.model, Surface) else None,
             slope=lowest.slope,
         )
         return read
@@ -143,21 +143,21 @@ class KickKnob:
 class DropoutKnob:
     """The share of numbers set to 0 in training."""
 
-    def __init__(self, ground: Ground) -> None:
-        self._ground = ground
+    def __init__(self, context: KnobContext) -> None:
+        self._context = context
 
     def value(self) -> str:
         """The share in all blocks, or wherever an own net has some."""
-        modules = [m for m in self._ground.model.modules() if isinstance(m, _DropoutNd)]
-        blocks = [m for m in self._ground.model.modules() if isinstance(m, Block)]
+        modules = [m for m in self._context.model.modules() if isinstance(m, _DropoutNd)]
+        blocks = [m for m in self._context.model.modules() if isinstance(m, Block)]
         shares = [m.p for m in modules] + ([0.0] if any(b.dropout is None for b in blocks) else [])
         return common(f"{share:.6g}" for share in shares) if shares else "0"
 
     def unavailable(self) -> str | None:
         """Only blocks of a built-in net can get some; an own net has it or not."""
-        if any(isinstance(m, Block | _DropoutNd) for m in self._ground.model.modules()):
+        if any(isinstance(m, Block | _DropoutNd) for m in self._context.model.modules()):
             return None
-        return f"{type(self._ground.model).__name__} has no nn.Dropout whose share could be set"
+        return f"{type(self._context.model).__name__} has no nn.Dropout whose share could be set"
 
     def turn(self, turn: TurnKnob) -> Turned:
         """Everywhere the same."""
@@ -165,8 +165,8 @@ class DropoutKnob:
         if old == "mixed" and turn.value[0] in "*/":
             raise ValueError(f"dropout is mixed; {turn.value} is relative to nothing; allowed: a share ≥ 0 and < 1")
         share = new_value(turn.value, 0.0 if old == "mixed" else float(old), knob="dropout")
-        surgery.set_dropout(self._ground.model, share)
-        self._ground.version += 1
+        surgery.set_dropout(self._context.model, share)
+        self._context.version += 1
         return Turned(old=old, new=self.value())
 
 

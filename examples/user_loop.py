@@ -1,4 +1,4 @@
-"""A plain PyTorch training loop that is watched. Run it with `tui-descent exec -- python examples/own_loop.py`."""
+"""A plain PyTorch training loop that is watched. Run it with `tui-descent exec -- python examples/user_loop.py`."""
 
 import torch
 from torch import nn

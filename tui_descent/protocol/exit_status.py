@@ -9,19 +9,19 @@ from tui_descent.protocol.events import RunEnded, Status
 FAILED = 1
 
 
-def how_it_ended(code: int | None) -> str:
+def describe_exit(code: int | None) -> str:
     """`signal 9`, `exit code 3`, or `cause unknown` if only the parent process knows it."""
     if code is None:
         return "cause unknown"
     return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
-def how_it_failed(code: int) -> str:
+def describe_script_failure(code: int) -> str:
     """How a script failed after its run had ended."""
-    return f"the script {'was then ended by' if code < 0 else 'then failed with'} {how_it_ended(code)}"
+    return f"the script {'was then ended by' if code < 0 else 'then failed with'} {describe_exit(code)}"
 
 
-def failed_after(ended: RunEnded) -> bool:
+def script_failed_after_run(ended: RunEnded) -> bool:
     """Whether the run ended well and its script failed afterwards."""
     # A log is kept only after a failure.
     return ended.status not in ("failed", "lost") and ended.log_path is not None

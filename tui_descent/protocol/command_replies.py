@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from tui_descent.protocol.commands import Source, TurnKnob
-from tui_descent.protocol.rewinding import KnobState
+from tui_descent.protocol.undo_events import KnobState
 
 
 class KnobTurned(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="intervention"):

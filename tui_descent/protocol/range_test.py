@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 
-class RatesSwept(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="range_test"):
+class RangeTestCompleted(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="range_test"):
     """A range test was run before update `step`, and the state was restored. The run continues unchanged.
 
     The test makes updates at increasing `rates`, each starting from the result of the one before. `losses[i]` is the

@@ -9,7 +9,7 @@ import msgspec
 How = Literal["full Hessian", "Lanczos"]
 # Residuals are relative to |θ|, but at least to this share of max|θ|. With a share of 1e-2, an estimate near the many
 # eigenvalues around 0 would count as converged before it has reached the negative one.
-FLOOR = 1e-4
+RESIDUAL_FLOOR = 1e-4
 
 
 class CurvatureReading(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,19 +33,19 @@ class CurvatureReading(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def error_max(self) -> float:
         """|Hv − θv| for the largest eigenvalue. A true eigenvalue lies within this distance."""
-        return self.residual_max * max(abs(self.lambda_max), FLOOR * self._largest)
+        return self.residual_max * max(abs(self.lambda_max), RESIDUAL_FLOOR * self._largest)
 
     @property
     def error_min(self) -> float:
         """The same for the smallest eigenvalue."""
-        return self.residual_min * max(abs(self.lambda_min), FLOOR * self._largest)
+        return self.residual_min * max(abs(self.lambda_min), RESIDUAL_FLOOR * self._largest)
 
     @property
     def _largest(self) -> float:
         return max(abs(self.lambda_max), abs(self.lambda_min))
 
 
-class Limit(msgspec.Struct, frozen=True, kw_only=True):
+class StabilityLimit(msgspec.Struct, frozen=True, kw_only=True):
     """The largest λmax for which the optimizer's steps on a quadratic do not grow.
 
     `preconditioned`: it applies to the preconditioned Hessian.
