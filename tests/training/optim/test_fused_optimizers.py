@@ -1,0 +1,124 @@
+"""A scenario's optimizer is torch's fused one on a GPU, here on a CPU: every turn does what it does to any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from net_families import setup, train
+from nets import copy_of, mlp
+from played_run import PlayedRun, untouched
+from torch import nn
+
+from tui_descent.protocol.commands import Redo, Undo
+from tui_descent.scenario.knobs import parse
+from tui_descent.training.optim import optimizers
+from tui_descent.training.optim.optimizers import swap
+from tui_descent.training.steering.steering import Steering
+from tui_descent.training.watch.losses import stoppable
+
+STOPPABLE = ["sgd", "momentum", "nesterov", "adam", "adamw"]
+
+
+@pytest.fixture
+def fused_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimizers, "FUSED_ON", {"cpu"})
+
+
+@pytest.mark.parametrize("name", [*STOPPABLE, "rmsprop", "muon"])
+def test_a_scenarios_optimizer_can_be_stopped_on_a_gpu_where_torch_has_such_a_one(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = setup("mlp", optimizer={"name": name, "lr": 1e-3})
+    assert not stoppable(plain.optimizer)
+    monkeypatch.setattr(optimizers, "FUSED_ON", {"cpu"})
+    made = setup("mlp", optimizer={"name": name, "lr": 1e-3})
+    assert stoppable(made.optimizer) == (name in STOPPABLE)
+    for old in (made, plain):
+        for new in STOPPABLE:
+            if new != name:
+                assert stoppable(swap(old.optimizer, new, model=old.model).optimizer)
+
+
+@pytest.mark.parametrize("chosen", [{"fused": False}, {"foreach": True}, {"differentiable": True}], ids=str)
+def test_what_the_loop_chose_for_its_own_stays(chosen: Any, fused_here: None) -> None:
+    own = torch.optim.Adam(mlp().parameters(), lr=1e-3, **chosen)
+    new = swap(own, "sgd").optimizer
+    assert not new.param_groups[0]["fused"]
+    assert {key: new.param_groups[0][key] for key in chosen} == chosen
+
+
+# Newcomers, weights drawn anew, held ones and handed-over memories, all beside weights that have a past.
+TURNS = {
+    4: ["norm=layer,way=instant"],
+    7: ["init@blocks.1=xavier"],
+    9: ["freeze@blocks.0=on", "activation=gelu,way=instant"],
+    11: ["norm=none", "freeze=off"],
+    13: ["momentum=0.5"],
+    15: ["optimizer=adam"],
+    17: ["norm=rms", "optimizer=nesterov"],
+    20: ["optimizer=adamw"],
+    22: ["norm=none", "optimizer=rmsprop"],
+    24: ["optimizer=momentum", "residual=on"],
+    26: ["optimizer=sgd", "init=orthogonal"],
+    28: ["momentum=0.9"],
+}
+
+
+def turned(name: str) -> tuple[list[float], Any]:
+    """Losses in float64 of a net that is turned in every way."""
+    made = setup("mlp", optimizer={"name": name, "lr": 0.01}, dtype="float64")
+    steering = Steering(made.model, made.optimizer, setup=made, seed=1, steps=40)
+    losses = []
+    for n in range(40):
+        for turn in TURNS.get(n, []):
+            command = parse(turn)
+            if steering._knobs[command.knob].unavailable() is None:  # Adam has no momentum
+                steering.turn(command, step=n)
+        steering.advance()
+        losses += train(made, 1)
+    return losses, made
+
+
+@pytest.mark.parametrize("name", STOPPABLE)
+def test_turned_in_every_way_it_learns_as_one_that_is_not_fused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, plain = turned(name)
+    monkeypatch.setattr(optimizers, "FUSED_ON", {"cpu"})
+    found, made = turned(name)
+    assert made.optimizer.param_groups[0]["fused"]
+    assert found == pytest.approx(expected, rel=1e-8)
+    for a, b in zip(copy_of(made.model), copy_of(plain.model), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("turn", ["norm=none", "optimizer=momentum", "init=xavier"])
+def test_undone_and_redone_the_bits_are_those_of_the_run_without_and_with_it(
+    turn: str, kept: Any, home: Path, fused_here: None
+) -> None:
+    plain, through = untouched(home / "plain", 60), untouched(home / "through", 60, {20: turn})
+    run = PlayedRun(kept, {20: turn})
+    run.go(40, Undo())
+    assert run.setup.optimizer.param_groups[0]["fused"]
+    assert run.go(50, Redo()) == plain[20:50]
+    assert run.go(60) == through[40:60]
+    run.watch.__exit__(None, None, None)
+
+
+def test_a_newcomers_buffer_is_as_if_there_were_none(fused_here: None) -> None:
+    """torch's fused SGD itself refuses a group of which some have a buffer and some have none."""
+    nets = [nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    x = torch.randn(3, 4)
+    for net, fused in zip(nets, (False, True), strict=True):
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, fused=fused)
+        steering = Steering(net, optimizer)
+        for n in range(4):
+            if n == 2:
+                steering.turn(parse("init@0=xavier"), step=n)
+            optimizer.zero_grad()
+            net(x).square().sum().backward()
+            optimizer.step()
+    for a, b in zip(*(copy_of(net) for net in nets), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,266 @@
+"""The curvature of a run while it trains: read at the right place, for whoever wants it, and never felt by the run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from fake_keeper import FakeKeeper
+from nets import copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
+from torch import Tensor
+
+from tui_descent.instruments.curvature import Curvature, preconditioner
+from tui_descent.instruments.sampler import Sampler
+from tui_descent.protocol.commands import TurnKnob, WatchCurvature
+from tui_descent.protocol.events import (
+    CommandDone,
+    CommandRejected,
+    CurvatureTaken,
+    LedgerTaken,
+    Measured,
+    Noted,
+    ReadingsTaken,
+)
+from tui_descent.scenario import presets
+from tui_descent.training.probes.curvature_probe import COUNT_EVERY, CurvatureProbe
+from tui_descent.training.setup.build import PROBE_SAMPLES, Setup, build
+from tui_descent.training.steering.steering import Steering
+from tui_descent.training.watch.watch import Watch
+
+NAMES = ("vanishing", "healthy", "edge-of-stability", "saddle")
+
+
+def made(name: str, *overrides: str) -> Setup:
+    short = () if name == "saddle" else ("model.depth=3", "model.width=8")
+    _, scenario = presets.find(name, overrides=[*short, *overrides])
+    return build(scenario, on=torch.device("cpu"))
+
+
+def curving_of(setup: Setup, sampler: Sampler, **options: Any) -> CurvatureProbe:
+    return CurvatureProbe(
+        setup.probe,
+        setup.model,
+        setup.optimizer,
+        sampler=sampler,
+        rate=lambda: float(setup.optimizer.param_groups[0]["lr"]),
+        **options,
+    )
+
+
+def trained(
+    setup: Setup, kept: FakeKeeper | None, curvature_probe: CurvatureProbe | None, sampler: Sampler, *, steps: int = 18
+) -> list[float]:
+    """Losses, with a residual connection opened on the way where there are blocks."""
+    steering = Steering(setup.model, setup.optimizer)
+    plan = [(4, TurnKnob(knob="residual", value="on"))]
+    losses = []
+    link = kept.link if kept else None
+    run = Watch(
+        setup.model,
+        setup.optimizer,
+        link=link,
+        sampler=sampler,
+        steering=steering,
+        plan=plan,
+        again=setup,
+        curvature=curvature_probe,
+    )
+    with run:
+        run.begin_step()
+        for _ in range(steps):
+            loss = setup.loss()
+            run.loss(loss)
+            setup.optimizer.zero_grad()
+            loss.backward()
+            setup.optimizer.step()
+            losses.append(loss.item())
+            run.step(loss)
+    return losses
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_read_at_every_step_or_never_the_bits_are_the_same(name: str, kept: FakeKeeper) -> None:
+    plain, read = made(name), made(name)
+    before = torch.get_rng_state()
+    losses = trained(plain, None, None, Sampler(budget=0.0))
+    sampler = Sampler(every=1)
+    assert trained(read, kept, curving_of(read, sampler, at=range(100), on=True), sampler) == losses
+    assert same(copy_of(read.model), copy_of(plain.model))
+    assert same_state(state_of(read.optimizer), state_of(plain.optimizer))
+    assert read.model.training == plain.model.training
+    assert torch.equal(torch.get_rng_state(), before)
+    taken = kept.events(CurvatureTaken)
+    assert [event.step for event in taken] == list(range(19)), "before every update, and after the last"
+
+
+def told(kept: FakeKeeper) -> dict[str, list[Any]]:
+    events = kept.events()
+    readings: list[ReadingsTaken] = kept.readings()
+    return {
+        "readings": [(r.step, repr(r.values), r.global_cosine) for r in readings],
+        "ledgers": [e for e in events if isinstance(e, LedgerTaken)],
+        "rare": [e for e in events if isinstance(e, Measured) and e.name in ("local_step", "noise_scale")],
+    }
+
+
+def test_the_other_instruments_read_the_same_with_and_without_it(kept: FakeKeeper) -> None:
+    sampler, setup = Sampler(every=2), made("vanishing")
+    trained(setup, kept, curving_of(setup, sampler, at=range(100)), sampler)
+    with_it = told(kept)
+    assert all(with_it.values())
+    folder = kept.link.launch.path / "other"
+    folder.mkdir()
+    other = FakeKeeper(folder)
+    try:
+        trained(made("vanishing"), other, None, Sampler(every=2))
+        assert told(other) == with_it
+    finally:
+        other.close()
+
+
+@pytest.mark.parametrize("name", ["vanishing", "healthy"])
+def test_it_is_that_of_the_probe_batch_with_the_weights_before_the_update(name: str, kept: FakeKeeper) -> None:
+    setup = made(name)
+    steps = 6
+    sampler = Sampler(budget=0.0)
+    trained(setup, kept, curving_of(setup, sampler, at=(0, steps)), sampler, steps=steps)
+    first, last = kept.events(CurvatureTaken)
+    fresh = made(name)
+    assert fresh.batches is not None
+    data = fresh.batches.data
+
+    def by_hand(net: Setup) -> Tensor:
+        assert net.loss_function is not None
+        return net.loss_function(net.model(data.x[:PROBE_SAMPLES]), data.y[:PROBE_SAMPLES])
+
+    for taken, net in ((first, fresh), (last, setup)):
+        parameters = list(net.model.parameters())
+        instrument = Curvature(lambda net=net: by_hand(net), parameters)  # type: ignore[misc]
+        wanted = instrument.measure(index=True)
+        assert taken.sharpness == pytest.approx(wanted.lambda_max, rel=1e-3)
+        assert taken.hessian.lambda_min == pytest.approx(wanted.lambda_min, rel=1e-2)
+        assert taken.hessian.negative_fraction == pytest.approx(wanted.negative_fraction, abs=0.02)
+    assert last.limit is not None
+    if name == "vanishing":
+        assert (last.limit.lambda_max, last.limit.formula, last.scaled) == (pytest.approx(20), "2/η", None)
+        assert last.edge == pytest.approx(last.sharpness / 20)
+    else:
+        scales = preconditioner(setup.optimizer, list(setup.model.parameters()))
+        assert scales is not None
+        assert (first.scaled, first.edge) == (None, None), "Adam has no scale before its first step"
+        assert last.limit.preconditioned
+        wanted = Curvature(lambda: by_hand(setup), list(setup.model.parameters())).measure(preconditioner=scales)
+        assert last.limited == pytest.approx(wanted.lambda_max, rel=1e-3)
+        assert last.edge == pytest.approx(wanted.lambda_max / 38_000, rel=1e-3)
+
+
+def test_it_is_told_as_plain_numbers_too(kept: FakeKeeper) -> None:
+    setup, sampler = made("vanishing"), Sampler(budget=0.0)
+    trained(setup, kept, curving_of(setup, sampler, at=(3,)), sampler)
+    events = kept.events()
+    (taken,) = [e for e in events if isinstance(e, CurvatureTaken)]
+    numbers = {e.name: e for e in events if isinstance(e, Measured)}
+    assert set(numbers) == {"sharpness", "lambda_min", "stability_limit"}
+    assert {e.step for e in numbers.values()} == {3}
+    assert numbers["sharpness"].value == taken.sharpness
+    assert numbers["lambda_min"].value == taken.hessian.lambda_min
+    assert taken.hessian.how in numbers["sharpness"].how
+    assert (numbers["stability_limit"].value, numbers["stability_limit"].how) == (pytest.approx(20), "2/η")
+
+
+def test_a_full_batch_is_probed_whole() -> None:
+    setup = made("edge-of-stability", "data.subset=400")
+    assert setup.probe().item() == pytest.approx(setup.loss().item(), rel=1e-6)
+
+
+def test_unless_somebody_asks_nothing_is_read(kept: FakeKeeper) -> None:
+    setup, sampler = made("vanishing"), Sampler(every=1)
+    trained(setup, kept, curving_of(setup, sampler), sampler)
+    assert kept.events(CurvatureTaken) == []
+
+
+def test_it_is_read_while_one_of_several_wants_it() -> None:
+    setup = made("saddle")
+    curvature_probe = curving_of(setup, Sampler(every=1, budget=0.01))
+    assert not curvature_probe.due(0, paced=True)
+    assert curvature_probe.want(1, on=True) == curvature_probe.want(2, on=True) == "curvature is read"
+    assert curvature_probe.due(0, paced=True)
+    assert curvature_probe.want(1, on=False) == "curvature is read"
+    assert curvature_probe.due(0, paced=False)
+    assert curvature_probe.want(2, on=False) == "curvature is no longer read"
+    assert not curvature_probe.due(0, paced=True)
+    assert curvature_probe.want(3, on=False) == "curvature is no longer read", "asked by one who never wanted it"
+
+
+def test_standing_still_only_a_new_place_is_worth_a_reading() -> None:
+    setup = made("saddle")
+    curvature_probe = curving_of(setup, Sampler(every=1, budget=0.01), on=True)
+    assert curvature_probe.due(5, paced=True, still=True)
+    curvature_probe.read(0, 5, paid=False)
+    curvature_probe._sampler.curvature.last_s = -1e9  # as if long ago
+    assert not curvature_probe.due(5, paced=True, still=True)
+    assert curvature_probe.due(6, paced=True, still=True)
+    setup.optimizer.param_groups[0]["lr"] *= 2
+    assert curvature_probe.due(5, paced=True, still=True), "the limit is another one"
+
+
+def test_the_negative_share_comes_with_every_fourth_reading() -> None:
+    setup = made("vanishing")
+    curvature_probe = curving_of(setup, Sampler(), on=True)
+    shares = [curvature_probe.read(0, n, paid=True)[0].hessian.negative_fraction for n in range(2 * COUNT_EVERY)]  # type: ignore[union-attr]
+    assert [n for n, share in enumerate(shares) if share is not None] == [0, COUNT_EVERY]
+    few = curving_of(made("saddle"), Sampler(), on=True)
+    assert all(few.read(0, n, paid=True)[0].hessian.negative_fraction == 0.5 for n in range(3))  # type: ignore[union-attr]
+
+
+def test_what_torch_cannot_do_is_told_and_not_tried_again_until_asked() -> None:
+    setup = made("saddle")
+    tries = []
+
+    def refusing() -> Tensor:
+        tries.append(1)
+        raise RuntimeError("no second derivative\nof this")
+
+    sampler = Sampler()
+    curvature_probe = CurvatureProbe(refusing, setup.model, setup.optimizer, sampler=sampler, rate=lambda: 0.1, on=True)
+    assert curvature_probe.due(0, paced=True)
+    (noted,) = curvature_probe.read(0, 0, paid=False)
+    assert noted == Noted(step=0, text="the curvature could not be read: no second derivative", level="warning")
+    sampler.curvature.last_s = -1e9
+    assert not curvature_probe.due(1, paced=True)
+    curvature_probe.want(1, on=True)
+    assert curvature_probe.due(1, paced=True)
+    assert tries == [1]
+
+
+def test_weights_that_are_no_numbers_give_a_reading_that_is_none(kept: FakeKeeper) -> None:
+    setup = made("vanishing")
+    with torch.no_grad():
+        next(setup.model.parameters()).fill_(torch.nan)
+    (taken, *_) = curving_of(setup, Sampler(), on=True).read(0, 0, paid=True)
+    assert isinstance(taken, CurvatureTaken)
+    assert taken.sharpness != taken.sharpness
+    kept.link.emit(taken)
+    (heard,) = kept.events(CurvatureTaken)
+    assert heard.hessian.lambda_min != heard.hessian.lambda_min
+
+
+def test_an_own_loop_is_told_why_it_has_none(kept: FakeKeeper) -> None:
+    net = mlp()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with Watch(net, optimizer, link=kept.link) as run:
+        for n, batch in enumerate(digit_batches(3)):
+            loss = loss_of(net, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if n == 1:
+                request = kept.order(WatchCurvature(on=True))
+            run.step(loss)
+    events = kept.events()
+    (reply,) = [e for e in events if isinstance(e, CommandRejected | CommandDone)]
+    assert isinstance(reply, CommandRejected)
+    assert reply.request == request
+    assert "its batches cannot be replayed" in reply.reason
+    assert not [e for e in events if isinstance(e, CurvatureTaken)]

@@ -1,0 +1,122 @@
+"""What is asked for in the midst of a range test, and what comes of its suggestion."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from range_test_runs import SHUFFLED, Run, setup_of
+
+from tui_descent.protocol.commands import AnyCommand, CancelRangeTest, Mark, RunRangeTest, Stop, TurnKnob
+from tui_descent.protocol.events import (
+    CommandDone,
+    CommandRejected,
+    KnobTurned,
+    Marked,
+    RangeTestCompleted,
+    StateChanged,
+)
+from tui_descent.scenario.knobs import parse
+from tui_descent.training.probes.range_test import STEPS
+from tui_descent.training.stop_run import StopRun
+
+
+def asking(run: Run, when: str, *commands: AnyCommand) -> None:
+    """Have these come in when the test is there."""
+    sweeping = run.watch.control._handler._range_test
+    assert sweeping is not None
+    look, waiting = sweeping._look, [*commands]
+
+    def looked(where: str, carry_out: Any) -> None:
+        while where == when and waiting:
+            run.kept.order(waiting.pop(0))
+        look(where, carry_out)
+
+    sweeping._look = looked  # type: ignore[method-assign]
+
+
+def test_it_tells_how_far_it_is_and_goes_back_to_the_state_before(begin: Any) -> None:
+    run = begin(setup_of(SHUFFLED))
+    run.go(4, {3: [RunRangeTest()]})
+    states = run.kept.events(StateChanged)
+    testing = [n for n, e in enumerate(states) if e.state == "testing"]
+    assert states[testing[0]].reason == f"batches 0/{STEPS}"
+    assert states[testing[-1] + 1].state == "running"
+
+
+def test_it_is_given_up_once_nobody_wants_it(begin: Any) -> None:
+    run = begin(setup_of(SHUFFLED))
+    asking(run, "rates 12/100", CancelRangeTest())
+    run.go(2)
+    run.step(RunRangeTest())
+    found = run.kept.events()
+    (rejected,) = [e for e in found if isinstance(e, CommandRejected)]
+    assert rejected.reason == f"cancelled at rates 12/{STEPS}; nothing was changed"
+    assert [e.what for e in found if isinstance(e, CommandDone)] == ["range test cancelled"]
+    assert not [e for e in found if isinstance(e, RangeTestCompleted)]
+
+
+def test_another_client_that_waits_keeps_it_going_and_is_answered(begin: Any) -> None:
+    run = begin(setup_of(SHUFFLED))
+    run.go(2)
+    asking(run, "rates 5/100", RunRangeTest(), Mark(text="in its midst"))
+    number = run.kept.order(RunRangeTest())
+    run.go(3)
+    found = run.kept.events()
+    done = [e for e in found if isinstance(e, CommandDone)]
+    assert len([e for e in found if isinstance(e, RangeTestCompleted)]) == 1
+    assert sorted(e.request for e in done) == [number, number + 1, number + 2]
+    kinds = [type(e) for e in found if isinstance(e, Marked | RangeTestCompleted)]
+    assert kinds == [Marked, RangeTestCompleted], "a mark waits for nothing"
+
+
+def test_a_turn_ends_it_and_acts_on_the_state_before_it(begin: Any) -> None:
+    run, other = begin(setup_of(SHUFFLED)), begin(setup_of(SHUFFLED))
+    turn = parse("lr=*2")
+    torch.manual_seed(1)
+    expected = other.go(30, {10: [turn]})
+    asking(run, "rates 40/100", turn)
+    torch.manual_seed(1)
+    assert run.go(30, {10: [RunRangeTest()]}) == expected
+    found = run.kept.events()
+    (rejected,) = [e for e in found if isinstance(e, CommandRejected)]
+    assert rejected.reason == f"cancelled by lr at rates 40/{STEPS}; nothing was changed"
+    (turned,) = [e for e in found if isinstance(e, KnobTurned)]
+    assert (turned.step, turned.old, turned.new) == (10, "0.00186603", "0.00373205")
+
+
+def test_stop_is_obeyed_in_its_midst(begin: Any) -> None:
+    run = begin(setup_of(SHUFFLED))
+    run.go(4)
+    asking(run, "rates 3/100", Stop())
+    with pytest.raises(StopRun):
+        run.step(RunRangeTest())
+    (rejected,) = run.kept.events(CommandRejected)
+    assert rejected.reason == f"cancelled by stop at rates 3/{STEPS}; nothing was changed"
+    assert run.watch.next_step == 5
+
+
+def test_what_came_in_one_batch_with_it_ends_it_too(begin: Any) -> None:
+    run = begin(setup_of(SHUFFLED))
+    run.go(4)
+    with pytest.raises(StopRun):
+        run.step(RunRangeTest(), Stop())
+    assert [e.reason for e in run.kept.events(CommandRejected)] == [
+        f"cancelled by stop at batches 0/{STEPS}; nothing was changed"
+    ]
+
+
+def test_none_under_way_is_no_error(begin: Any) -> None:
+    run = begin(setup_of(SHUFFLED))
+    run.go(2, {1: [CancelRangeTest()]})
+    assert [e.what for e in run.kept.events(CommandDone)] == ["no range test is running"]
+
+
+def test_adopting_is_an_ordinary_turn(begin: Any) -> None:
+    run = begin(setup_of(SHUFFLED))
+    run.go(3, {2: [RunRangeTest()]})
+    (found,) = run.kept.events(RangeTestCompleted)
+    run.go(5, {4: [TurnKnob(knob="lr", value=f"{found.suggestion:.3g}")]})
+    (turned,) = run.kept.events(KnobTurned)
+    assert float(turned.new) == pytest.approx(found.suggestion, rel=1e-2)

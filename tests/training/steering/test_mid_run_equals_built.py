@@ -1,0 +1,125 @@
+"""What a net is once all its changes are over: module by module the one that was built that way from the start."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from net_families import setup as make_setup
+from torch import nn
+
+from tui_descent.scenario.knobs import parse
+from tui_descent.training.setup.build import Setup
+from tui_descent.training.steering.steering import Steering
+
+LONGEST = 60  # updates after the last turn, more than a blend or a rotation takes
+Turns = tuple[tuple[int, str], ...]
+
+CASES: dict[str, tuple[dict[str, Any], Turns, dict[str, Any]]] = {
+    "residual by ramp": ({}, ((2, "residual=on,way=ramp"),), {"residual": "on"}),
+    "residual closed": ({"residual": "on"}, ((2, "residual=off,way=ramp"),), {"residual": "off"}),
+    "activation by blend": ({}, ((2, "activation=tanh"),), {"activation": "tanh"}),
+    "norm in": ({}, ((2, "norm=layer"),), {"norm": "layer"}),
+    "norm out": ({"norm": "rms"}, ((2, "norm=none"),), {"norm": "none"}),
+    "dropout": ({}, ((2, "dropout=0.1"),), {"dropout": 0.1}),
+    "no dropout": ({"dropout": 0.1}, ((2, "dropout=0"),), {"dropout": 0.0}),
+    "optimizer": ({}, ((2, "optimizer=sgd"), (4, "optimizer=adam")), {}),
+    # One after another before the first is over.
+    "a blend within a blend": (
+        {},
+        ((2, "activation=tanh"), (10, "activation=gelu"), (13, "activation=silu")),
+        {"activation": "silu"},
+    ),
+    "there and back": ({"activation": "relu"}, ((2, "activation=tanh"), (10, "activation=relu")), {}),
+    "a ramp turned round": ({}, ((2, "residual=on,way=rotation"), (9, "residual=off,way=ramp")), {}),
+    "a ramp that goes on": (
+        {},
+        ((2, "residual=on,way=rotation"), (9, "residual=on,way=ramp")),
+        {"residual": "on"},
+    ),
+    "all at once": (
+        {},
+        (
+            (2, "activation=tanh"),
+            (3, "residual=on,way=ramp"),
+            (5, "norm=layer"),
+            (7, "activation=silu"),
+            (9, "optimizer=sgd"),
+            (12, "norm=none"),
+            (14, "dropout=0.2"),
+            (15, "optimizer=adam"),
+        ),
+        {"activation": "silu", "residual": "on", "dropout": 0.2},
+    ),
+}
+
+
+def go(made: Setup, turns: Turns, steps: int) -> tuple[Steering, list[float]]:
+    steering = Steering(made.model, made.optimizer, setup=made, seed=3, steps=500)
+    losses = []
+    for step in range(steps):
+        for at, text in turns:
+            if at == step:
+                steering.turn(parse(text), step=step)
+        steering.advance()
+        loss = made.loss()
+        made.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        made.optimizer.step()
+        steering.update_made()
+        steering.loss_known(loss.item())
+        losses.append(loss.item())
+    return steering, losses
+
+
+def tree(model: nn.Module) -> list[Any]:
+    """Names, types, settings and hooks of every module, in order."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return [
+        (
+            name,
+            type(module).__name__,
+            module.extra_repr(),
+            module.training,
+            sum(len(getattr(module, kind)) for kind in hooks),
+            {key: repr(value) for key, value in vars(module).items() if not key.startswith("_")},
+            [(key, tuple(p.shape), p.dtype, p.requires_grad) for key, p in module.named_parameters(recurse=False)],
+        )
+        for name, module in model.named_modules()
+    ]
+
+
+def learnt(made: Setup) -> list[Any]:
+    """What the optimizer moves, by name, and with which settings, but for the rate."""
+    names = {id(p): name for name, p in made.model.named_parameters()}
+    return [
+        ([names[id(p)] for p in group["params"]], {k: v for k, v in group.items() if k not in ("params", "lr")})
+        for group in made.optimizer.param_groups
+    ]
+
+
+@pytest.mark.parametrize("family", ["mlp", "conv", "transformer"])
+@pytest.mark.parametrize("case", CASES)
+def test_in_the_end_it_is_as_one_built_so(case: str, family: str) -> None:
+    start, turns, end = CASES[case]
+    if family == "transformer":  # its blocks have a norm of their own from the start
+        start, end = {"norm": "none"} | start, {"norm": "none"} | end
+    made, built = make_setup(family, **start), make_setup(family, **(start | end))
+    steering, losses = go(made, turns, turns[-1][0] + LONGEST)
+    assert not steering.context.under_way
+    assert tree(made.model) == tree(built.model)
+    assert type(made.optimizer) is type(built.optimizer)
+    if "optimizer" not in str(turns):  # a swap's settings are told by its receipt
+        assert learnt(made) == learnt(built)
+    assert {id(p) for p in made.optimizer.state} <= {id(p) for p in made.model.parameters()}
+    assert all(map(torch.isfinite, map(torch.tensor, losses)))
+
+
+def test_a_blend_that_was_cut_short_replays_to_the_last_bit() -> None:
+    _, turns, _ = CASES["all at once"]
+    first, again = (go(make_setup("mlp"), turns, 40)[1] for _ in range(2))
+    assert first == again
+    without = go(make_setup("mlp"), turns[1:], 40)[1]
+    assert without[:2] == first[:2]
+    assert without != first

@@ -1,0 +1,260 @@
+"""Undo in a loop of the user's own: net, optimizer and what `state` names go back, its counter and data go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from fake_keeper import FakeKeeper
+from nets import copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
+from torch.optim import lr_scheduler
+from torch.optim.swa_utils import AveragedModel
+
+from tui_descent.instruments.sampler import Sampler
+from tui_descent.protocol.commands import Redo, Undo
+from tui_descent.protocol.events import CommandRejected, Rewound
+from tui_descent.scenario.knobs import parse
+from tui_descent.training.undo.user_state import user_holders
+from tui_descent.training.watch.user_loop import watch
+from tui_descent.training.watch.watch import Watch
+
+STEPS, TURN_AT, UNDO_AT = 14, 4, 9
+
+
+class Warmup:
+    """A scheduler of one's own that knows no torch: it writes the rate and can be saved."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self.count = 0
+        self.rates: list[float] = []
+
+    def step(self) -> None:
+        self.count += 1
+        self.rates.append(0.01 * min(1.0, self.count / 8))
+        self.optimizer.param_groups[0]["lr"] = self.rates[-1]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "rates": self.rates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count, self.rates = state["count"], state["rates"]
+
+
+class Falling:
+    """A factor of LambdaLR that counts by itself."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, k: int) -> float:
+        self.calls += 1
+        return 0.9**self.calls
+
+
+SCHEDULES: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
+    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.02, total_steps=2 * STEPS),
+    "LambdaLR that counts": lambda o: lr_scheduler.LambdaLR(o, Falling()),
+    "SequentialLR": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.LinearLR(o), lr_scheduler.CosineAnnealingLR(o, T_max=20)], milestones=[6]
+    ),
+    "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=1, factor=0.7),
+    "its own": Warmup,
+}
+
+
+def train(
+    schedule: Callable[[torch.optim.Optimizer], Any],
+    kept: FakeKeeper | None,
+    *,
+    named: bool = True,
+    again: int | None = None,
+) -> tuple[list[float], list[torch.Tensor], int]:
+    """Turn, undo, go on; or without a link the same updates with no turn, `again` those that an undo takes back.
+
+    Returns the rates that updates were made with, the weights at the end, and the loop's own count.
+    """
+    net = mlp()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    scheduler = schedule(optimizer)
+    batches = digit_batches(STEPS)
+    order = list(range(STEPS)) if again is None else [*range(TURN_AT), *range(again, STEPS)]
+    state = {"scheduler": scheduler} if named else {}
+    rates: list[float] = []
+    with Watch(
+        net, optimizer, link=kept.link if kept else None, state=user_holders(state), sampler=Sampler(every=3)
+    ) as run:
+        for n in order:
+            loss = loss_of(net, batches[n])
+            optimizer.zero_grad()
+            loss.backward()
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step(1.0) if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) else scheduler.step()
+            if kept is not None and n == TURN_AT - 1:
+                kept.order(parse("lr=*2"))
+            if kept is not None and n == UNDO_AT - 1:
+                kept.order(Undo())
+            run.step(loss)
+        return rates, copy_of(net), run.next_step
+
+
+@pytest.fixture
+def kept_past(kept: FakeKeeper) -> FakeKeeper:
+    kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there")
+    return kept
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_scheduler_goes_back_and_the_loops_counter_and_data_go_on(name: str, kept_past: FakeKeeper) -> None:
+    rates, weights, count = train(SCHEDULES[name], kept_past)
+    # The twin: a loop that never made the updates from the turn to the undo.
+    expected, twin, _ = train(SCHEDULES[name], None, again=UNDO_AT)
+    assert rates[UNDO_AT:] == expected[TURN_AT:]
+    assert same(weights, twin)
+    assert count == STEPS
+    (told,) = kept_past.events(Rewound)
+    assert (told.to_step, told.step) == (TURN_AT, UNDO_AT)
+
+
+def test_undone_and_redone_to_the_last_bit(kept_past: FakeKeeper) -> None:
+    net = mlp()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    seen: dict[int, Any] = {}
+    asked = {4: parse("betas=0.8/0.9"), 8: Undo(), 10: Redo()}
+    with Watch(net, optimizer, link=kept_past.link) as run:
+        for n, batch in enumerate(digit_batches(12), start=1):
+            loss = loss_of(net, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            seen[n] = copy_of(net), state_of(optimizer)
+            if n in asked:
+                kept_past.order(asked[n])
+            run.step(loss)
+            if n in (8, 10):
+                there = seen[4 if n == 8 else 8]
+                assert same(copy_of(net), there[0])
+                assert same_state(state_of(optimizer), there[1])
+    assert len(kept_past.events(Rewound)) == 2
+
+
+def test_a_scheduler_that_is_not_named_goes_on(kept_past: FakeKeeper) -> None:
+    rates, _, _ = train(SCHEDULES["OneCycleLR"], kept_past, named=False)
+    expected, _, _ = train(SCHEDULES["OneCycleLR"], None)
+    # Adam's own rate went back with Adam; the scheduler's count did not, and its next step says so.
+    assert rates[UNDO_AT + 1 :] == expected[UNDO_AT + 1 :]
+
+
+def play(
+    kept: FakeKeeper, state: Mapping[str, object], look: Callable[[], Any], act: Callable[[], Any]
+) -> dict[str, Any]:
+    """`act` once a step; what `look` saw at the turn, before and after the undo, and after the redo."""
+    net = mlp()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    seen: dict[str, Any] = {}
+    with Watch(net, optimizer, link=kept.link, state=user_holders(state), sampler=Sampler(budget=0.0)) as run:
+        for n, batch in enumerate(digit_batches(8)):
+            loss = loss_of(net, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            act()
+            if n == 2:
+                seen["turn"] = look()
+                kept.order(parse("lr=*2"))
+            if n in (5, 6):
+                seen[f"before {n}"] = look()
+                kept.order(Undo() if n == 5 else Redo())
+            run.step(loss)
+            if n in (5, 6):
+                seen[f"after {n}"] = look()
+    return seen
+
+
+def test_a_scaler_goes_back(kept_past: FakeKeeper) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
+
+    def act() -> None:
+        scaler.scale(torch.ones(()))
+        scaler._found_inf_per_device = lambda optimizer: {}  # type: ignore[method-assign]
+        scaler.update(scaler.get_scale() * 2)
+
+    seen = play(kept_past, {"scaler": scaler}, scaler.state_dict, act)
+    assert seen["after 5"] == seen["turn"] != seen["before 5"]
+    assert seen["after 6"] == seen["before 5"]
+
+
+def test_a_net_a_dict_a_tensor_and_a_generator_go_back(kept_past: FakeKeeper) -> None:
+    net, counts, tensor, generator = mlp(seed=3), {"seen": 0, "list": [1]}, torch.zeros(3), torch.Generator()
+    averaged = AveragedModel(net)
+
+    def act() -> None:
+        averaged.update_parameters(mlp(seed=int(torch.randint(9, (), generator=generator))))
+        counts["seen"] += 1
+        counts["list"].append(counts["seen"])
+        tensor.add_(1)
+
+    def look() -> Any:
+        return [
+            [p.tolist() for p in averaged.parameters()],
+            averaged.n_averaged.item(),
+            repr(counts),
+            tensor.tolist(),
+            generator.get_state().tolist(),
+        ]
+
+    named = {"averaged": averaged, "counts": counts, "tensor": tensor, "generator": generator}
+    seen = play(kept_past, named, look, act)
+    for turn, before, undone, redone in zip(
+        seen["turn"], seen["before 5"], seen["after 5"], seen["after 6"], strict=True
+    ):
+        assert undone == turn != before
+        assert redone == before
+
+
+def test_what_cannot_be_put_back_is_refused_by_name() -> None:
+    net = mlp()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r'state\["data"\] is a range_iterator, which has no state_dict'):
+        watch(net, optimizer, state={"data": iter(range(3))})
+
+
+class Stubborn(Warmup):
+    """Will not go back."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["count"] < self.count:
+            raise KeyError("never")
+        super().load_state_dict(state)
+
+
+def test_one_that_will_not_go_back_leaves_all_as_it_was_and_is_told(kept_past: FakeKeeper) -> None:
+    net = mlp()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    good, bad = Warmup(optimizer), Stubborn(optimizer)
+    with Watch(net, optimizer, link=kept_past.link, state=user_holders({"good": good, "bad": bad})) as run:
+        for n, batch in enumerate(digit_batches(6)):
+            loss = loss_of(net, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            good.step()
+            bad.step()
+            if n == 2:
+                kept_past.order(parse("lr=*2"))
+            if n == 4:
+                kept_past.order(Undo())
+            before = copy_of(net), good.count, bad.count
+            run.step(loss)
+            assert same(copy_of(net), before[0])
+            assert (good.count, bad.count) == before[1:]
+        undo = run.control.undo_stack
+        assert undo is not None
+        assert undo.in_force == (1,)
+    (rejected,) = kept_past.events(CommandRejected)
+    assert 'state["bad"] raised KeyError' in rejected.reason
+    assert not kept_past.events(Rewound)

@@ -1,0 +1,256 @@
+"""Watched at any rate or not at all, with the curvature or without: the losses are bitwise the same."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from fake_keeper import FakeKeeper
+from net_families import setup as family
+from nets import ConvNet, Words, copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tui_descent.instruments.sampler import Sampler
+from tui_descent.protocol.events import CurvatureTaken
+from tui_descent.scenario import presets
+from tui_descent.training.probes.curvature_probe import CurvatureProbe
+from tui_descent.training.setup.build import Setup, build
+from tui_descent.training.steering.steering import Steering
+from tui_descent.training.watch.user_loop import watch
+from tui_descent.training.watch.watch import Watch
+
+STEPS = 15
+RATES: dict[str, Callable[[], Sampler]] = {
+    "every 1": lambda: Sampler(every=1),
+    "every 7": lambda: Sampler(every=7),
+    "budget 1 %": Sampler,
+    "budget 50 %": lambda: Sampler(budget=0.5),
+}
+# A preset's own optimizer, data, clip; and a family that no preset is of yet.
+CONV = "conv with dropout"
+
+
+def made(name: str) -> Setup:
+    if name == CONV:
+        return family("conv", residual="on", norm="layer", dropout=0.2, optimizer={"name": "adamw", "lr": 1e-3})
+    # The curvature of all six of the transformer's blocks takes minutes.
+    _, scenario = presets.find(name, overrides=["model.depth=1", "model.width=8"] if name == "transformer" else [])
+    return build(scenario, on=torch.device("cpu"))
+
+
+def bits(tensor: Tensor) -> bytes:
+    return tensor.detach().numpy().tobytes()
+
+
+def one(setup: Setup) -> Tensor:
+    loss = setup.loss()
+    setup.optimizer.zero_grad()
+    loss.backward()
+    setup.optimizer.step()
+    return loss
+
+
+def bare(name: str) -> tuple[list[float], Setup, Tensor]:
+    setup = made(name)
+    torch.manual_seed(5)
+    return [one(setup).item() for _ in range(STEPS)], setup, torch.get_rng_state()
+
+
+def watched(name: str, sampler: Sampler, kept: FakeKeeper, *, curved: bool) -> tuple[list[float], Setup, Tensor]:
+    setup = made(name)
+    torch.manual_seed(5)
+    losses = []
+    rate = setup.optimizer.param_groups[0]["lr"]
+    curvature_probe = CurvatureProbe(
+        setup.probe,
+        setup.model,
+        setup.optimizer,
+        sampler=sampler,
+        rate=lambda: float(rate),
+        at=(7,) if curved else (),
+    )
+    steering = Steering(setup.model, setup.optimizer)
+    with Watch(
+        setup.model,
+        setup.optimizer,
+        link=kept.link,
+        sampler=sampler,
+        steering=steering,
+        again=setup,
+        curvature=curvature_probe,
+    ) as run:
+        run.begin_step()
+        for _ in range(STEPS):
+            losses.append((loss := one(setup)).item())
+            run.step(loss)
+    return losses, setup, torch.get_rng_state()
+
+
+@pytest.mark.parametrize("rate", [*RATES, "every 7 and the curvature"])
+@pytest.mark.parametrize("name", [*presets.names(), CONV])
+def test_every_presets_losses_are_the_same_at_any_rate(name: str, rate: str, kept: FakeKeeper) -> None:
+    curved = rate not in RATES
+    plain_losses, plain, numbers = bare(name)
+    losses, setup, numbers_after = watched(name, RATES.get(rate, RATES["every 7"])(), kept, curved=curved)
+    found, wanted = (torch.tensor(told, dtype=torch.float64) for told in (losses, plain_losses))
+    assert bits(found) == bits(wanted), "NaN included: one of them is too hot"
+    for found, wanted in zip(setup.model.parameters(), plain.model.parameters(), strict=True):
+        assert bits(found) == bits(wanted)
+    for (*_, found), (*_, wanted) in zip(state_of(setup.optimizer), state_of(plain.optimizer), strict=True):
+        assert bits(torch.as_tensor(found)) == bits(torch.as_tensor(wanted))
+    assert torch.equal(numbers, numbers_after)
+    read = [reading.step for reading in kept.readings()]
+    if "every" in rate:
+        assert read == list(range(0, STEPS, 7 if "7" in rate else 1))
+    assert read
+    assert bool(kept.events(CurvatureTaken)) == curved
+
+
+NETS: dict[str, Callable[[], nn.Module]] = {"mlp": mlp, "conv": ConvNet, "transformer": Words}
+Loop = Callable[[Callable[[Tensor], Any] | None, nn.Module, torch.optim.Optimizer], list[float]]
+
+
+def mixed(*, scaled: bool) -> Loop:
+    """A loop in bfloat16 autocast, with a GradScaler or without."""
+
+    def loop(told: Callable[[Tensor], Any] | None, net: nn.Module, optimizer: torch.optim.Optimizer) -> list[float]:
+        scaler = torch.amp.GradScaler("cpu", enabled=scaled, init_scale=2.0**10, growth_interval=4)
+        losses = []
+        for batch in digit_batches(STEPS):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss = loss_of(net, batch)
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            scaler.step(optimizer)
+            scaler.update()
+            losses.append(loss.item())
+            if told is not None:
+                told(loss)
+        return losses
+
+    return loop
+
+
+def accumulating(told: Callable[[Tensor], Any] | None, net: nn.Module, optimizer: torch.optim.Optimizer) -> list[float]:
+    """Three batches an update."""
+    losses = []
+    for n, batch in enumerate(digit_batches(3 * STEPS)):
+        loss = loss_of(net, batch)
+        (loss / 3).backward()
+        losses.append(loss.item())
+        if n % 3 == 2:
+            optimizer.step()
+            optimizer.zero_grad()
+        if told is not None:
+            told(loss)
+    return losses
+
+
+def closing(told: Callable[[Tensor], Any] | None, net: nn.Module, optimizer: torch.optim.Optimizer) -> list[float]:
+    """The optimizer runs the passes itself."""
+    losses = []
+    for batch in digit_batches(STEPS):
+
+        def again(batch: tuple[Tensor, Tensor] = batch) -> Tensor:
+            optimizer.zero_grad()
+            loss = loss_of(net, batch)
+            loss.backward()
+            return loss
+
+        loss = optimizer.step(again)  # type: ignore[arg-type]
+        losses.append(loss.item())
+        if told is not None:
+            told(loss)
+    return losses
+
+
+LOOPS: dict[str, Loop] = {
+    "bfloat16": mixed(scaled=False),
+    "bfloat16 and a scaler": mixed(scaled=True),
+    "three batches an update": accumulating,
+    "a closure": closing,
+}
+
+
+@contextlib.contextmanager
+def watching(net: nn.Module, optimizer: torch.optim.Optimizer, kept: FakeKeeper, sampler: Sampler) -> Iterator[Watch]:
+    with Watch(net, optimizer, link=kept.link, sampler=sampler) as run:
+        yield run
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["default", "fused"])
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("kind", NETS)
+def test_loops_of_ones_own_train_as_if_nobody_looked(
+    kind: str, loop: str, rate: str, *, fused: bool, kept: FakeKeeper
+) -> None:
+    def made() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(2)
+        net = NETS[kind]()
+        return net, torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.1, fused=fused)
+
+    plain, plain_optimizer = made()
+    plain_losses = LOOPS[loop](None, plain, plain_optimizer)
+    net, optimizer = made()
+    with watching(net, optimizer, kept, RATES[rate]()) as run:
+        losses = LOOPS[loop](run.step, net, optimizer)
+        assert run.next_step == STEPS
+    assert losses == plain_losses
+    assert same(copy_of(net), copy_of(plain))
+    assert same_state(state_of(optimizer), state_of(plain_optimizer))
+    read = [reading.step for reading in kept.readings()]
+    assert read == list(range(0, STEPS, 7 if "7" in rate else 1)) if "every" in rate else read
+
+
+def adversaries(**watched: Any) -> tuple[list[float], list[Tensor]]:
+    """A generator and a critic, each with an optimizer of its own, in turns; the generator's may be watched."""
+    torch.manual_seed(4)
+    maker = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 64))
+    critic = nn.Sequential(nn.Linear(64, 16), nn.LeakyReLU(0.2), nn.Linear(16, 1))
+    makers = torch.optim.Adam(maker.parameters(), lr=1e-3, betas=(0.5, 0.999))
+    critics = torch.optim.Adam(critic.parameters(), lr=1e-3, betas=(0.5, 0.999))
+    losses = []
+    nets = {"generator": (maker, makers), "critic": (critic, critics)}
+    who = watched.pop("who", None)
+    with Watch(*nets[who], **watched) if who else contextlib.nullcontext() as run:
+        for x, _ in digit_batches(STEPS):
+            noise = torch.randn(len(x), 4)
+            critics.zero_grad()
+            real, made_up = critic(x), critic(maker(noise).detach())
+            critic_loss = F.softplus(-real).mean() + F.softplus(made_up).mean()
+            critic_loss.backward()
+            critics.step()
+            makers.zero_grad()
+            loss = F.softplus(-critic(maker(noise))).mean()
+            loss.backward()
+            makers.step()
+            losses += [critic_loss.item(), loss.item()]
+            if run is not None:
+                run.step(loss if who == "generator" else critic_loss)
+    return losses, [*copy_of(maker), *copy_of(critic)]
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("who", ["generator", "critic"])
+def test_of_two_optimizers_in_turns_either_may_be_watched(who: str, rate: str, kept: FakeKeeper) -> None:
+    plain_losses, plain = adversaries()
+    losses, weights = adversaries(who=who, link=kept.link, sampler=RATES[rate]())
+    assert losses == plain_losses
+    assert same(weights, plain)
+    steps = kept.steps()
+    assert [record.step for record in steps] == list(range(STEPS))
+    assert [record.loss for record in steps] == losses[who == "generator" :: 2]
+
+
+def test_two_optimizers_at_once_are_refused_by_name() -> None:
+    net = mlp()
+    pair = [torch.optim.Adam(net.stem.parameters()), torch.optim.SGD(net.head.parameters(), lr=0.1)]
+    with pytest.raises(ValueError, match=r"takes one torch\.optim\.Optimizer; found list of 2: Adam, SGD; watch one"):
+        watch(net, pair)  # type: ignore[arg-type]

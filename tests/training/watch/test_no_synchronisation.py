@@ -1,0 +1,159 @@
+"""Nothing that watches waits for a number on the device."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import pytest
+import torch
+from deferred_loops import FUSED, Again, Slow, fused
+from fake_keeper import FakeKeeper
+from nets import OPTIMIZERS, ConvNet, Words, digit_batches, loss_of, mlp
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tui_descent.instruments.deferred import Arrival
+from tui_descent.instruments.sampler import Sampler
+from tui_descent.training.steering.steering import Steering
+from tui_descent.training.watch import losses, results
+from tui_descent.training.watch.watch import Watch
+
+# Reads on the host, results whose size hangs on numbers, and `torch.tensor`, which copies from unpinned memory.
+WAITS = {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "masked_select", "unique", "lift_fresh"}
+
+
+class NoLook(TorchDispatchMode):
+    """Raises where somebody wants a number on the host; the twin of torch.cuda.set_sync_debug_mode on a CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept = {name: getattr(Tensor, name) for name in ("tolist", "cpu", "numpy")}
+
+    def __enter__(self) -> Any:
+        for name, method in self._kept.items():
+            setattr(Tensor, name, self._but_for_arrivals(name, method))
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        for name, method in self._kept.items():
+            setattr(Tensor, name, method)
+        super().__exit__(*error)
+
+    @staticmethod
+    def _but_for_arrivals(name: str, method: Any) -> Any:
+        def looked(tensor: Tensor) -> Any:
+            # These do not pass by the dispatcher; what has arrived in pinned memory may be read.
+            assert sys._getframe(1).f_code is Arrival.values.__code__, f"{name} waits for the device"
+            return method(tensor)
+
+        return looked
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        assert name not in WAITS, f"{name} waits for the device"
+        moved = (kwargs or {}).get("device")
+        assert moved is None or torch.device(moved).type == "cpu"
+        assert not (name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1]))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("hand", [False, True])
+@pytest.mark.parametrize("clip", [None, 0.1])
+@pytest.mark.parametrize("name", [*FUSED, "rmsprop"])
+def test_fifty_watched_steps_with_every_tier_look_at_no_number(
+    name: str, clip: float | None, hand: bool, far: None, monkeypatch: pytest.MonkeyPatch, kept: FakeKeeper
+) -> None:
+    monkeypatch.setattr(losses, "Arrival", Slow)
+    monkeypatch.setattr(results, "Arrival", Slow)
+    monkeypatch.setattr(Slow, "asks", 2)
+    Slow.waited = 0
+    watched_steps(kept.link, torch.device("cpu"), name, clip, hand, NoLook)
+
+
+NETS: dict[str, Callable[[], nn.Module]] = {
+    kind: lambda kind=kind: mlp(depth=3, activation=kind, norm="rms")  # type: ignore[misc]
+    for kind in ("gelu", "silu", "sigmoid", "tanh", "elu", "softplus", "leaky_relu")
+} | {"conv": ConvNet, "transformer": Words}
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_nor_do_the_instruments_of_any_net(
+    kind: str, far: None, monkeypatch: pytest.MonkeyPatch, kept: FakeKeeper
+) -> None:
+    monkeypatch.setattr(losses, "Arrival", Slow)
+    monkeypatch.setattr(results, "Arrival", Slow)
+    monkeypatch.setattr(Slow, "asks", 2)
+    Slow.waited = 0
+    watched_steps(kept.link, torch.device("cpu"), "adam", None, True, NoLook, NETS[kind]())
+    assert len(kept.readings()) == 28
+
+
+def watched_steps(
+    link: Any, on: torch.device, name: str, clip: float | None, hand: bool, strict: Any, net: nn.Module | None = None
+) -> None:
+    """Within `strict` everything but the first steps and the run's end."""
+    net = (net or mlp(depth=3, activation="relu", residual="on", norm="layer")).to(on)
+    optimizer = OPTIMIZERS[name](net.parameters()) if name == "rmsprop" else fused(name, net)
+    steering = Steering(net, optimizer, clip=clip)
+    again = Again(net)
+    batches = [(x.to(on), y.to(on)) for x, y in digit_batches(20)]
+    with Watch(
+        net, optimizer, link=link, steering=steering, sampler=Sampler(every=2), again=again, on_fault="hold"
+    ) as run:
+        for n in range(56):
+            again.batch = batches[n % 20]
+            with strict() if 4 <= n < 54 else nullcontext():
+                loss = loss_of(net, again.batch)
+                if hand:
+                    run.loss(loss)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                run.step(loss)
+                run.log("mine", loss)
+        assert Slow.waited == 0, "only the end waits"
+
+
+@contextmanager
+def no_sync() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here: NoLook stands in for its own check")
+@pytest.mark.parametrize("hand", [False, True])
+@pytest.mark.parametrize("clip", [None, 0.1])
+@pytest.mark.parametrize("name", [*FUSED, "rmsprop"])
+def test_fifty_watched_steps_on_a_gpu_synchronise_nowhere(
+    name: str, clip: float | None, hand: bool, kept: FakeKeeper
+) -> None:
+    watched_steps(kept.link, torch.device("cuda"), name, clip, hand, no_sync)
+    records = kept.steps()
+    assert [r.step for r in records] == list(range(56))
+    assert all(math.isfinite(r.loss) for r in records)
+    assert len(kept.readings()) > 0
+
+
+LOOKS: dict[str, Callable[[Tensor], Any]] = {
+    "item": lambda x: x.sum().item(),
+    "bool": lambda x: bool((x > 0).all()),
+    "mask": lambda x: x[x > 0],
+    "list": lambda x: x.tolist(),
+    "made of numbers": lambda x: torch.tensor([1.0], device=x.device),
+    "by numbers": lambda x: x[[0, 2]],
+}
+
+
+@pytest.mark.parametrize("what", LOOKS)
+def test_the_stand_in_sees_a_look(what: str) -> None:
+    x = torch.ones(3)
+    with pytest.raises(AssertionError), NoLook():
+        LOOKS[what](x)
+    assert x.tolist() == [1.0, 1.0, 1.0]
