@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from scripted import CLIENT, ScriptedKeeper, steps, turned, vanishing
+from fake_run import CLIENT, ScriptedKeeper, steps, turned, vanishing
 
 from tui_descent.dashboard import bridge as module
 from tui_descent.dashboard.bridge import Bridge

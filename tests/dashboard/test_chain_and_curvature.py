@@ -6,14 +6,14 @@ import math
 
 import msgspec
 import pytest
-from playing import playing
-from scripted import curved, eigenvalues, ledger, started, vanishing
+from driver import playing
+from fake_run import curved, eigenvalues, ledger, started, vanishing
 
-from tui_descent.dashboard.panels.chain import ChainPanel, conclusion, dies, explodes
+from tui_descent.dashboard.panels.chain_rule import ChainPanel, conclusion, dies, explodes
 from tui_descent.dashboard.panels.curvature import CurvaturePanel
-from tui_descent.dashboard.panels.lowest import LowestPanel
 from tui_descent.dashboard.panels.sharpness import SharpnessPanel
-from tui_descent.dashboard.panels.view import View
+from tui_descent.dashboard.panels.smallest_curvature import LowestPanel
+from tui_descent.dashboard.view import View
 from tui_descent.protocol.commands import Mark, WatchCurvature
 from tui_descent.protocol.curvature import Limit
 from tui_descent.protocol.events import AnyEvent, KnobState, LedgerEntry, LedgerTaken, StateChanged

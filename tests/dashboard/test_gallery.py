@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from playing import text_of, until
+from driver import text_of, until
 from textual.widgets import OptionList
 
 from tui_descent.dashboard.gallery import GalleryApp

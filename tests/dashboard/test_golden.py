@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from playing import compare, playing
-from scripted import curved, ledger, started, vanishing
+from driver import compare, playing
+from fake_run import curved, ledger, started, vanishing
 
 from tui_descent.protocol.events import RunEnded, StateChanged
 

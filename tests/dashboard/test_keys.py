@@ -6,8 +6,8 @@ import asyncio
 
 import msgspec
 import pytest
-from playing import playing
-from scripted import reading, started, steps, turned, vanishing
+from driver import playing
+from fake_run import reading, started, steps, turned, vanishing
 from textual import events
 from textual.keys import _character_to_key
 from textual.widgets import OptionList

@@ -6,8 +6,8 @@ import re
 
 import msgspec
 import pytest
-from playing import Play, playing
-from scripted import reading, steps, vanishing
+from driver import Play, playing
+from fake_run import reading, steps, vanishing
 
 from tui_descent.protocol.events import ReadingsTaken, Rewound
 

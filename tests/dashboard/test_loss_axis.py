@@ -6,11 +6,11 @@ import itertools
 import math
 
 import pytest
-from scripted import started, steps, view
+from fake_run import started, steps, view
 
-from tui_descent.dashboard.axis import Axis, log_axis
+from tui_descent.dashboard.charts.axis import Axis, log_axis
+from tui_descent.dashboard.charts.time_axis import gutter
 from tui_descent.dashboard.panels.loss import APART, LossPanel
-from tui_descent.dashboard.panels.timeline import gutter
 from tui_descent.protocol.events import AnyEvent, Evaluated
 
 

@@ -9,22 +9,22 @@ import re
 
 import msgspec
 import pytest
-from scripted import history, layers, reading, started, steps, turned, vanishing, view
+from fake_run import history, layers, reading, started, steps, turned, vanishing, view
 
-from tui_descent.dashboard.axis import Axis, log_axis
-from tui_descent.dashboard.figures import scientific, short, size, tick
-from tui_descent.dashboard.panels.curves import Cells, Curves
-from tui_descent.dashboard.panels.device import course, facts, phrases
+from tui_descent.dashboard.charts.axis import Axis, log_axis
+from tui_descent.dashboard.charts.log_scale import Scale
+from tui_descent.dashboard.charts.loss_curve import Cells, Curves
+from tui_descent.dashboard.charts.time_axis import RECENT_STEPS, Columns, Timeline, gutter
 from tui_descent.dashboard.panels.gradients import GradientsPanel
 from tui_descent.dashboard.panels.heatmap import HeatmapPanel, layers_of_row, row_names
-from tui_descent.dashboard.panels.keybar import ITEMS, keybar
+from tui_descent.dashboard.panels.knob_line import ITEMS, keybar
 from tui_descent.dashboard.panels.loss import LossPanel
-from tui_descent.dashboard.panels.names import labels, target_of
-from tui_descent.dashboard.panels.scale import Scale
 from tui_descent.dashboard.panels.status import StatusPanel
-from tui_descent.dashboard.panels.timeline import RECENT_STEPS, Columns, Timeline, gutter
 from tui_descent.dashboard.panels.updates import UpdatesPanel
-from tui_descent.dashboard.plain import middle, plain
+from tui_descent.dashboard.text.device_info import course, facts, phrases
+from tui_descent.dashboard.text.layer_names import labels, target_of
+from tui_descent.dashboard.text.numbers import scientific, short, size, tick
+from tui_descent.dashboard.text.safe_text import middle, plain
 from tui_descent.protocol.events import DeviceTaken, Gpu, KnobState, Layer, RunEnded, RunStarted, StateChanged
 from tui_descent.telemetry.history import History
 

@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from playing import playing, until
-from scripted import ScriptedKeeper, reading, started, steps, vanishing
+from driver import playing, until
+from fake_run import ScriptedKeeper, reading, started, steps, vanishing
 
 from tui_descent.dashboard.app import DescentApp
 from tui_descent.protocol.commands import Stop

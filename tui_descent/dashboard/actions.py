@@ -132,7 +132,7 @@ def _ask_number(screen: RunScreen, knob: str) -> None:
 
 
 def _range_test(screen: RunScreen, key: Key, pressed: str) -> None:
-    from tui_descent.dashboard.dialogs.rates import RatesDialog
+    from tui_descent.dashboard.dialogs.range_test import RatesDialog
 
     started = screen.bridge.history.started
     if started is None:

@@ -11,11 +11,11 @@ from textual.app import App
 from textual.command import Provider
 
 from tui_descent.dashboard.bridge import Bridge
-from tui_descent.dashboard.palette import KnobsProvider
+from tui_descent.dashboard.command_palette import KnobsProvider
 from tui_descent.dashboard.screens.run import RunScreen
 from tui_descent.dashboard.signals import Signals
+from tui_descent.dashboard.terminal_size import forget_exported_size
 from tui_descent.dashboard.theme import THEME
-from tui_descent.dashboard.window import forget_exported_size
 from tui_descent.protocol.commands import Stop
 from tui_descent.protocol.ending import exit_code
 from tui_descent.protocol.events import Status

@@ -13,10 +13,10 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
-from tui_descent.dashboard import ink
-from tui_descent.dashboard.plain import plain
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.terminal_size import forget_exported_size
+from tui_descent.dashboard.text.safe_text import plain
 from tui_descent.dashboard.theme import THEME
-from tui_descent.dashboard.window import forget_exported_size
 from tui_descent.scenario import presets
 from tui_descent.scenario.claims import promised
 from tui_descent.scenario.spec import Scenario, about
@@ -47,13 +47,13 @@ class GalleryApp(App[str | None]):
 
     def compose(self) -> ComposeResult:
         """Titles, one preset's text, and the keys."""
-        yield Static(Text(" tui-descent  see and steer gradient descent", style=ink.NAME), id="gallery-title")
+        yield Static(Text(" tui-descent  see and steer gradient descent", style=colours.NAME), id="gallery-title")
         with Horizontal(id="gallery"):
             with Vertical(id="left"):
                 yield OptionList(
                     *(Option(_row(name, found), id=name) for name, found in self._known.items()), id="names"
                 )
-                yield Static(Text(OWN, style=ink.DIM), id="own")
+                yield Static(Text(OWN, style=colours.DIM), id="own")
             with VerticalScroll(id="preset") as box:
                 box.can_focus = False
                 yield Static(id="story-text")
@@ -110,31 +110,31 @@ def _row(name: str, found: Scenario | str) -> Text:
     theme = "cannot be read" if isinstance(found, str) else plain(found.theme, 40)
     row = Text(no_wrap=True, overflow="ellipsis")
     row.append(f"{name:<17} ")
-    row.append(theme, style=ink.ORANGE if isinstance(found, str) else ink.DIM)
+    row.append(theme, style=colours.ORANGE if isinstance(found, str) else colours.DIM)
     return row
 
 
 def _story(name: str, found: Scenario | str) -> Text:
     if isinstance(found, str):
-        return Text("\n".join(plain(line) for line in found.splitlines()), style=ink.ORANGE)
+        return Text("\n".join(plain(line) for line in found.splitlines()), style=colours.ORANGE)
     text = Text()
-    text.append(plain(found.title), style=ink.BRIGHT)
+    text.append(plain(found.title), style=colours.BRIGHT)
     facts = f"{about(found)} · {found.optimizer.name}, rate {found.optimizer.lr:g} · {found.run.steps:,} steps"
-    text.append(f"\n{facts}\n\n", style=ink.DIM)
+    text.append(f"\n{facts}\n\n", style=colours.DIM)
     for paragraph in textwrap.dedent(found.story).strip().split("\n\n"):
-        text.append(plain(" ".join(paragraph.split()), 4000) + "\n\n", style=ink.TEXT)
+        text.append(plain(" ".join(paragraph.split()), 4000) + "\n\n", style=colours.TEXT)
     if found.claim:
-        text.append("What it promises, and a test checks\n", style=ink.BRIGHT)
+        text.append("What it promises, and a test checks\n", style=colours.BRIGHT)
     for claim in found.claim:
         at = f" at step {claim.at}" if claim.at is not None else " at the end"
         given = f", after {', '.join(claim.given)}" if claim.given else ""
-        text.append(f"  {plain(claim.metric, 40)} {promised(claim)}{at}{plain(given)}\n", style=ink.DIM)
+        text.append(f"  {plain(claim.metric, 40)} {promised(claim)}{at}{plain(given)}\n", style=colours.DIM)
     return text
 
 
 def _foot() -> Text:
     text = Text(no_wrap=True, overflow="ellipsis")
     for key, what in (("↑ ↓", "choose"), ("enter", "start"), ("q", "leave")):
-        text.append(f" {key}", style=ink.KEY)
-        text.append(f" {what} ", style=ink.DIM)
+        text.append(f" {key}", style=colours.KEY)
+        text.append(f" {what} ", style=colours.DIM)
     return text

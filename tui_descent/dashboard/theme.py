@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from textual.theme import Theme
 
-from tui_descent.dashboard import ink
+from tui_descent.dashboard import colours
 
 THEME = Theme(
     name="descent",
@@ -12,7 +12,7 @@ THEME = Theme(
     secondary="#7d8590",
     accent="#e1cc55",
     foreground="#c9ced6",
-    background=ink.GROUND,
+    background=colours.GROUND,
     surface="#161a21",
     panel="#1c212a",
     success="#57ab7f",

@@ -9,7 +9,7 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from tui_descent.dashboard.dialogs.dialog import Dialog
-from tui_descent.dashboard.plain import plain
+from tui_descent.dashboard.text.safe_text import plain
 from tui_descent.scenario.knobs import KNOBS
 
 # Formula, derivative, where it is used and what it does to the gradient.

@@ -9,7 +9,7 @@ from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from tui_descent.dashboard.dialogs.dialog import Dialog
-from tui_descent.dashboard.plain import plain
+from tui_descent.dashboard.text.safe_text import plain
 from tui_descent.scenario.knobs import KNOBS, Knob, parse
 from tui_descent.scenario.optimizers import OPTIMIZERS, known_rate
 from tui_descent.scenario.optimizers import map_rate as mapped

@@ -12,17 +12,17 @@ from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.widgets import Static
 
-from tui_descent.dashboard import ink
+from tui_descent.dashboard import colours
 from tui_descent.dashboard.dialogs.dialog import Dialog
-from tui_descent.dashboard.panels.chain import ChainPanel
+from tui_descent.dashboard.panels.chain_rule import ChainPanel
 from tui_descent.dashboard.panels.curvature import CurvaturePanel
 from tui_descent.dashboard.panels.events import EventsPanel
 from tui_descent.dashboard.panels.gradients import GradientsPanel
 from tui_descent.dashboard.panels.heatmap import HeatmapPanel
 from tui_descent.dashboard.panels.loss import LossPanel
-from tui_descent.dashboard.panels.lowest import LowestPanel
-from tui_descent.dashboard.panels.rates import AheadPanel, SweepPanel
+from tui_descent.dashboard.panels.range_test import AheadPanel, SweepPanel
 from tui_descent.dashboard.panels.sharpness import SharpnessPanel
+from tui_descent.dashboard.panels.smallest_curvature import LowestPanel
 from tui_descent.dashboard.panels.updates import UpdatesPanel
 from tui_descent.scenario.keys import KEYS
 
@@ -56,9 +56,9 @@ class HelpDialog(Dialog[None]):
 
 def _keys() -> Table:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(style=ink.KEY, no_wrap=True)
+    table.add_column(style=colours.KEY, no_wrap=True)
     table.add_column(no_wrap=True)
-    table.add_column(style=ink.DIM)
+    table.add_column(style=colours.DIM)
     for key in KEYS:
         table.add_row(key.shown, key.label, key.help)
     return table
@@ -66,8 +66,8 @@ def _keys() -> Table:
 
 def _panels() -> Table:
     table = Table(box=None, show_header=False, padding=(0, 2, 1, 0))
-    table.add_column(style=ink.BRIGHT, no_wrap=True)
-    table.add_column(style=ink.DIM)
+    table.add_column(style=colours.BRIGHT, no_wrap=True)
+    table.add_column(style=colours.DIM)
     for name, panel in PANELS.items():
         table.add_row(name, panel.about)
     return table

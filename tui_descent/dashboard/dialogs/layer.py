@@ -11,12 +11,12 @@ from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.widgets import Static
 
-from tui_descent.dashboard import ink
+from tui_descent.dashboard import colours
 from tui_descent.dashboard.bridge import Bridge
 from tui_descent.dashboard.dialogs.dialog import Dialog
-from tui_descent.dashboard.figures import count, scientific
-from tui_descent.dashboard.panels.names import moved, target_of
-from tui_descent.dashboard.plain import plain
+from tui_descent.dashboard.text.layer_names import moved, target_of
+from tui_descent.dashboard.text.numbers import count, scientific
+from tui_descent.dashboard.text.safe_text import plain
 from tui_descent.protocol.events import LayerStatus
 
 # Metric: symbol, unit, definition. A metric of a later version is shown by its bare name.
@@ -93,7 +93,7 @@ class LayerDialog(Dialog[None]):
             readings = None  # of the stretch that was left
         box = self.query_one(VerticalScroll)
         box.border_title = plain(layer.name, 60).replace("[", "(")
-        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style=ink.DIM, expand=True)
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style=colours.DIM, expand=True)
         # Where rows are few each reading gets one. The definition has the room that the others leave: only it is cut.
         low, narrow = self.size.height < LOW, self.size.width < NARROW
         widths = {"reading": 16, "value": 8} | ({} if narrow else {"unit": 11})
@@ -110,7 +110,7 @@ class LayerDialog(Dialog[None]):
         status = statuses[self._layer] if self._layer < len(statuses) else "used"
         idle = IDLE.get(status)
         if idle is not None:
-            row("status", status, "", idle, ink.DIM)
+            row("status", status, "", idle, colours.DIM)
         tiers = history.tiers.of(history.segment)
         for metric in sorted(tiers, key=lambda metric: ORDER.get(metric, len(ORDER))):
             symbol, unit, what = DEFINITIONS.get(metric, (plain(metric, 30), "", ""))
@@ -118,7 +118,7 @@ class LayerDialog(Dialog[None]):
             values = taken.values[metric]
             value = values[self._layer] if self._layer < len(values) else None
             if value is None and idle is not None:
-                row(symbol, status, unit, what, ink.DIM)
+                row(symbol, status, unit, what, colours.DIM)
                 continue
             if value is None:
                 what = f"does not apply here: {what}"

@@ -10,7 +10,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.widgets import Static
 
-from tui_descent.dashboard import ink
+from tui_descent.dashboard import colours
 from tui_descent.dashboard.dialogs.dialog import Dialog
 
 WAYS = (
@@ -29,8 +29,8 @@ class LeaveDialog(Dialog[bool]):
         with Vertical(classes="dialog") as box:
             box.border_title = "Leave this run?"
             table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-            for style in (ink.KEY, ink.BRIGHT, ink.TEXT):
-                table.add_column(style=style, no_wrap=style is not ink.TEXT)
+            for style in (colours.KEY, colours.BRIGHT, colours.TEXT):
+                table.add_column(style=style, no_wrap=style is not colours.TEXT)
             for way in WAYS:
                 table.add_row(*way)
             yield Static(table)

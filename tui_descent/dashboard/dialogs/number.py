@@ -9,7 +9,7 @@ from textual.containers import Vertical
 from textual.widgets import Input, Static
 
 from tui_descent.dashboard.dialogs.dialog import Dialog
-from tui_descent.dashboard.plain import plain
+from tui_descent.dashboard.text.safe_text import plain
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.scenario.knobs import KNOBS, check
 

@@ -11,12 +11,13 @@ from textual.containers import Vertical
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from tui_descent.dashboard import charts, ink
-from tui_descent.dashboard.axis import Axis
+from tui_descent.dashboard import colours
 from tui_descent.dashboard.bridge import Bridge
+from tui_descent.dashboard.charts import braille
+from tui_descent.dashboard.charts.axis import Axis
 from tui_descent.dashboard.dialogs.dialog import Dialog
-from tui_descent.dashboard.figures import axis_count
-from tui_descent.dashboard.plain import plain
+from tui_descent.dashboard.text.numbers import axis_count
+from tui_descent.dashboard.text.safe_text import plain
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.scenario import schedules
 from tui_descent.scenario.knobs import KNOBS, parse, spec_of
@@ -134,7 +135,7 @@ class ScheduleDialog(Dialog[TurnKnob]):
     def _row(self, name: str) -> Text:
         takes = ", ".join(schedules.FIELDS[name])
         text = Text(f"{'●' if name == self._now else ' '} {name:<15}", no_wrap=True, overflow="ellipsis")
-        return text.append(takes, ink.DIM)
+        return text.append(takes, colours.DIM)
 
 
 def curve(spec: ScheduleSpec, step: int, left: int, base: float | None, width: int, height: int) -> Text:
@@ -144,7 +145,7 @@ def curve(spec: ScheduleSpec, step: int, left: int, base: float | None, width: i
     try:
         points = schedules.curve(spec, left, points=2 * columns)
     except ValueError as error:
-        return text.append(f"{'':{GUTTER}} {error}", ink.DIM)
+        return text.append(f"{'':{GUTTER}} {error}", colours.DIM)
     values = [factor * unit for _, factor in points]
     axis = Axis.linear(0.0, max(values))
     dots = [
@@ -152,15 +153,15 @@ def curve(spec: ScheduleSpec, step: int, left: int, base: float | None, width: i
         for (k, _), value in zip(points, values, strict=True)
     ]
     labels = axis.labels(rows)
-    for n, row in enumerate(charts.canvas([charts.Curve(charts.reduced(dots), ink.CURVE)], columns, rows)):
-        text.append(f"{labels.get(n, ''):>{GUTTER - 1}} ", ink.DIM).append("│", ink.FAINT)
+    for n, row in enumerate(braille.canvas([braille.Curve(braille.reduced(dots), colours.CURVE)], columns, rows)):
+        text.append(f"{labels.get(n, ''):>{GUTTER - 1}} ", colours.DIM).append("│", colours.FAINT)
         for cell in row:
-            text.append(cell.text, cell.style or ink.TEXT)
+            text.append(cell.text, cell.style or colours.TEXT)
         text.append("\n")
     first, last = f"now, {axis_count(step)}", axis_count(step + left)
     what = "rate over steps" if base is not None else "share of the base rate over steps"
     between = max(1, columns - len(first) - len(last))
-    text.append(f"{'':{GUTTER}} {first}{what:^{between}}{last}", ink.DIM)
+    text.append(f"{'':{GUTTER}} {first}{what:^{between}}{last}", colours.DIM)
     return text
 
 

@@ -7,12 +7,12 @@ import textwrap
 from rich.style import Style
 from textual.strip import Strip
 
-from tui_descent.dashboard import ink
-from tui_descent.dashboard.figures import count, short
-from tui_descent.dashboard.panels.line import Line
-from tui_descent.dashboard.panels.strips import Panel, notice
-from tui_descent.dashboard.panels.view import View
-from tui_descent.dashboard.plain import plain
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.panels.panel import Panel, notice
+from tui_descent.dashboard.text.line import Line
+from tui_descent.dashboard.text.numbers import count, short
+from tui_descent.dashboard.text.safe_text import plain
+from tui_descent.dashboard.view import View
 from tui_descent.protocol.events import (
     CommandRejected,
     Diagnosed,
@@ -61,7 +61,7 @@ class EventsPanel(Panel):
         """As many of the newest as fit, wrapped."""
         facts, ended = view.history.log, view.history.ended
         if not facts and ended is None:
-            return notice([("nothing has happened yet", ink.DIM)], width, height)
+            return notice([("nothing has happened yet", colours.DIM)], width, height)
         several = view.history.segment > 0
         number = NUMBER + (SEGMENT if several else 0)
         rows: list[Strip] = []
@@ -70,7 +70,7 @@ class EventsPanel(Panel):
         if ended is not None:
             text = f"{ended.status}{': ' if ended.reason else ''}{plain(ended.reason)}"
             place = f"{view.history.segment}·{count(ended.step)}" if several else count(ended.step)
-            rows += _rows(place, text, ink.end(ended), number=number, width=width)
+            rows += _rows(place, text, colours.end(ended), number=number, width=width)
         self._back = min(self._back, max(0, len(rows) - height))
         return rows[len(rows) - height - self._back :][:height] if len(rows) > height else rows
 
@@ -79,36 +79,36 @@ def words(fact: Fact) -> tuple[str, Style]:
     """A fact as a sentence and its colour."""
     match fact:
         case KnobTurned():
-            return f"{turned(fact)}{_receipt(fact)}", ink.MARK
+            return f"{turned(fact)}{_receipt(fact)}", colours.MARK
         case CommandRejected():
             what = f" {plain(fact.knob, 40)}" if fact.knob else ""  # not every command turns a knob
-            return f"rejected{what}: {plain(fact.reason)}", ink.ORANGE
+            return f"rejected{what}: {plain(fact.reason)}", colours.ORANGE
         case Evaluated():
             accuracy = f", accuracy {fact.accuracy:.1%}" if fact.accuracy is not None else ""
-            return f"held-out loss {short(fact.loss)}{accuracy}", ink.DIM
+            return f"held-out loss {short(fact.loss)}{accuracy}", colours.DIM
         case Diagnosed():
-            return f"{plain(fact.finding, 40)}: {plain(fact.sentence)}", ink.verdict(fact.finding)
+            return f"{plain(fact.finding, 40)}: {plain(fact.sentence)}", colours.verdict(fact.finding)
         case Foretold():
             became = "as foretold" if fact.held else f"foretold was {plain(fact.predicted, 40)}"
-            return f"after the turn: {plain(fact.happened, 40)}, {became}", ink.DIM
+            return f"after the turn: {plain(fact.happened, 40)}, {became}", colours.DIM
         case NotFinite():
-            return plain(fact.text), ink.RED
+            return plain(fact.text), colours.RED
         case RatesSwept():
             found = f"{short(fact.suggestion)} suggested" if fact.suggestion is not None else plain(fact.words)
-            return f"range test: {found}", ink.MARK
+            return f"range test: {found}", colours.MARK
         case Rewound():
             what, now, was = fact.words()
-            return f"{plain(what)}; {now} ({was})", ink.MARK
+            return f"{plain(what)}; {now} ({was})", colours.MARK
         case Marked():
-            return f"▲ {plain(fact.text)}", ink.MARK
+            return f"▲ {plain(fact.text)}", colours.MARK
         case StateChanged():
-            return f"{fact.state}{': ' if fact.reason else ''}{plain(fact.reason)}", ink.state(fact.state)
+            return f"{fact.state}{': ' if fact.reason else ''}{plain(fact.reason)}", colours.state(fact.state)
         case StepsMissed():
-            return f"{count(fact.count)} steps before this one were not seen", ink.ORANGE
+            return f"{count(fact.count)} steps before this one were not seen", colours.ORANGE
         case MetricLogged():
-            return f"{plain(fact.name, 40)} = {short(fact.value)}", ink.DIM
+            return f"{plain(fact.name, 40)} = {short(fact.value)}", colours.DIM
         case Noted():
-            return plain(fact.text), {"info": ink.DIM, "warning": ink.ORANGE, "error": ink.RED}[fact.level]
+            return plain(fact.text), {"info": colours.DIM, "warning": colours.ORANGE, "error": colours.RED}[fact.level]
 
 
 def turned(event: KnobTurned) -> str:
@@ -145,5 +145,5 @@ def _places(facts: list[Fact], *, several: bool) -> list[str]:
 
 def _rows(place: str, text: str, style: Style, *, number: int, width: int) -> list[Strip]:
     lines = textwrap.wrap(text, max(10, width - number - 1)) or [""]
-    first = Line().put(f"{place:>{number - 1}} ", ink.DIM).put(lines[0], style).strip(width)
+    first = Line().put(f"{place:>{number - 1}} ", colours.DIM).put(lines[0], style).strip(width)
     return [first, *(Line().put(" " * number).put(more, style).strip(width) for more in lines[1:])]

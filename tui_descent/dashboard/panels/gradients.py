@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-from tui_descent.dashboard import ink
-from tui_descent.dashboard.figures import decade
-from tui_descent.dashboard.panels.bars import BarsPanel, bar_line, log_of, moment
-from tui_descent.dashboard.panels.line import Line
-from tui_descent.dashboard.panels.scale import Scale
-from tui_descent.dashboard.panels.view import View
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.charts.log_scale import Scale
+from tui_descent.dashboard.panels.layer_bars import BarsPanel, bar_line, log_of, moment
+from tui_descent.dashboard.text.line import Line
+from tui_descent.dashboard.text.numbers import decade
+from tui_descent.dashboard.view import View
 from tui_descent.telemetry.layers import LOG_FLOOR
 
 
@@ -43,8 +43,10 @@ class GradientsPanel(BarsPanel):
     def bar(self, view: View, layer: int, value: float | None, width: int) -> Line:
         """As long and as bright as the norm is large."""
         log = log_of(value)
-        level = ink.level_of(log, self._scale.low, self._scale.high) if not math.isnan(log) else 0
-        return bar_line(view, layer, self._scale.place(log), value, ink.level_style(level or 0), width=width, stops={})
+        level = colours.level_of(log, self._scale.low, self._scale.high) if not math.isnan(log) else 0
+        return bar_line(
+            view, layer, self._scale.place(log), value, colours.level_style(level or 0), width=width, stops={}
+        )
 
 
 def clipped(view: View) -> str:

@@ -9,14 +9,14 @@ from rich.segment import Segment
 from rich.style import Style
 from textual.strip import Strip
 
-from tui_descent.dashboard import ink
-from tui_descent.dashboard.figures import decade
-from tui_descent.dashboard.panels.line import Line
-from tui_descent.dashboard.panels.names import is_norm, labels
-from tui_descent.dashboard.panels.scale import Scale
-from tui_descent.dashboard.panels.strips import Panel, empty
-from tui_descent.dashboard.panels.timeline import Columns, Timeline, gutter, marks
-from tui_descent.dashboard.panels.view import View
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.charts.log_scale import Scale
+from tui_descent.dashboard.charts.time_axis import Columns, Timeline, gutter, marks
+from tui_descent.dashboard.panels.panel import Panel, empty
+from tui_descent.dashboard.text.layer_names import is_norm, labels
+from tui_descent.dashboard.text.line import Line
+from tui_descent.dashboard.text.numbers import decade
+from tui_descent.dashboard.view import View
 from tui_descent.telemetry.layers import LOG_FLOOR
 
 Levels = tuple[int | None, ...]
@@ -53,7 +53,7 @@ class HeatmapPanel(Panel):
 
     def heading(self, view: View) -> tuple[str, str]:
         """What and which way round above, the scale below."""
-        ramp = f"{decade(self._scale.low)} {ink.ramp(12)} {decade(self._scale.high)}"
+        ramp = f"{decade(self._scale.low)} {colours.ramp(12)} {decade(self._scale.high)}"
         return "Gradient flow  [dim]layer × time, output at the top[/dim]", f"{ramp}  ∂L/∂W rms"
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
@@ -73,8 +73,8 @@ class HeatmapPanel(Panel):
         rows = []
         for y in range(height):
             name, chosen = names[y]
-            line = Line().put("▸" if chosen else " ", ink.NAME)
-            line.fit(f"{name:>{left - 2}} ", left - 1, ink.BRIGHT if chosen else ink.DIM)
+            line = Line().put("▸" if chosen else " ", colours.NAME)
+            line.fit(f"{name:>{left - 2}} ", left - 1, colours.BRIGHT if chosen else colours.DIM)
             said = _said(idle_word(view, layers_of_row(y, height, len(view.layers))), picture, y)
             rows.append(line.extend(_row(picture, y, marked, said)).strip(width))
         return rows
@@ -117,7 +117,7 @@ def column_levels(values: list[float], scale: Scale, halves: int) -> Levels:
         first = half * count // halves
         last = max(first + 1, (half + 1) * count // halves)
         known = [v for v in upward[first:last] if not math.isnan(v)]
-        levels.append(ink.level_of(sum(known) / len(known), scale.low, scale.high) if known else None)
+        levels.append(colours.level_of(sum(known) / len(known), scale.low, scale.high) if known else None)
     return tuple(levels)
 
 
@@ -167,11 +167,11 @@ def _row(picture: list[Levels], y: int, marked: set[int], said: dict[int, str]) 
     for column, levels in enumerate(picture):
         top, bottom = levels[2 * y], levels[2 * y + 1]
         if column in said:
-            character, wanted = said[column], ink.DIM
+            character, wanted = said[column], colours.DIM
         elif column in marked:
-            character, wanted = "┊", ink.marked(bottom)
+            character, wanted = "┊", colours.marked(bottom)
         else:
-            character, wanted = ("▀" if top != bottom else " "), ink.cell(top, bottom)
+            character, wanted = ("▀" if top != bottom else " "), colours.cell(top, bottom)
         if wanted is style:
             text += character
             continue

@@ -7,16 +7,16 @@ import math
 from rich.segment import Segment
 from textual.strip import Strip
 
-from tui_descent.dashboard import ink
-from tui_descent.dashboard.axis import Axis, axis_over
-from tui_descent.dashboard.panels.curves import MAX, MIN, SMOOTH, Curves
-from tui_descent.dashboard.panels.ghosts import Ghosts, values
-from tui_descent.dashboard.panels.line import Line, joined
-from tui_descent.dashboard.panels.plot import scale_words
-from tui_descent.dashboard.panels.strips import Panel, empty
-from tui_descent.dashboard.panels.timeline import RECENT_STEPS, Columns, Timeline, gutter, marks
-from tui_descent.dashboard.panels.timerow import time_row
-from tui_descent.dashboard.panels.view import View
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.charts.axis import Axis, axis_over
+from tui_descent.dashboard.charts.ghosts import Ghosts, values
+from tui_descent.dashboard.charts.loss_curve import MAX, MIN, SMOOTH, Curves
+from tui_descent.dashboard.charts.time_axis import RECENT_STEPS, Columns, Timeline, gutter, marks
+from tui_descent.dashboard.charts.time_labels import time_row
+from tui_descent.dashboard.charts.time_plot import scale_words
+from tui_descent.dashboard.panels.panel import Panel, empty
+from tui_descent.dashboard.text.line import Line, joined
+from tui_descent.dashboard.view import View
 
 # Held-out points would cover the curve: one in so many columns, and no two closer than this.
 SPREAD, APART = 5, 3
@@ -65,13 +65,13 @@ class LossPanel(Panel):
         for column in {column for column, _ in marks(view, timeline)}:
             for y in range(rows):
                 if cells[y][column].text == " ":
-                    cells[y][column] = Segment("┊", ink.MARK)
+                    cells[y][column] = Segment("┊", colours.MARK)
         for column, value in points:
             if not math.isnan(axis.place(value)):
-                cells[axis.row(value, rows)][column] = Segment("○", ink.POINT)
+                cells[axis.row(value, rows)][column] = Segment("○", colours.POINT)
         figures = axis.labels(rows, width=left - 1)
         lines = [
-            Line().put(f"{figures.get(y, ''):>{left - 1}} ", ink.DIM).extend(joined(cells[y])).strip(width)
+            Line().put(f"{figures.get(y, ''):>{left - 1}} ", colours.DIM).extend(joined(cells[y])).strip(width)
             for y in range(rows)
         ]
         return [*lines, time_row(view, timeline, left).strip(width)]

@@ -6,12 +6,12 @@ import math
 
 from textual.strip import Strip
 
-from tui_descent.dashboard import ink
-from tui_descent.dashboard.axis import Axis, axis_over
-from tui_descent.dashboard.panels.plot import Level, Series, nothing_yet, place_of, plotted, readings, scale_words
-from tui_descent.dashboard.panels.strips import Panel
-from tui_descent.dashboard.panels.timeline import RECENT_STEPS
-from tui_descent.dashboard.panels.view import View
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.charts.axis import Axis, axis_over
+from tui_descent.dashboard.charts.time_axis import RECENT_STEPS
+from tui_descent.dashboard.charts.time_plot import Level, Series, nothing_yet, place_of, plotted, readings, scale_words
+from tui_descent.dashboard.panels.panel import Panel
+from tui_descent.dashboard.view import View
 from tui_descent.protocol.events import CurvatureTaken
 
 # On a linear axis a limit farther away than this would leave nothing of the curve.
@@ -58,10 +58,10 @@ class SharpnessPanel(Panel):
         limits = [(t.step, t.limit.lambda_max) for t in found if t.limit is not None]
         scaled = [(t.step, t.limited) for t in found if t.scaled is not None and t.limited is not None]
         plain = [(t.step, t.sharpness) for t in found]
-        series = [Series(plain, ink.BAND, ink.DIM)] if scaled else []
-        series.append(Series(scaled or plain, ink.CURVE, ink.POINT))
+        series = [Series(plain, colours.BAND, colours.DIM)] if scaled else []
+        series.append(Series(scaled or plain, colours.CURVE, colours.POINT))
         axis = self._axis = _axis([v for one in series for _, v in one.points], [v for _, v in limits], log=view.log)
-        return plotted(view, width, height, axis, series=series, levels=[Level(limits, ink.ORANGE)])
+        return plotted(view, width, height, axis, series=series, levels=[Level(limits, colours.ORANGE)])
 
 
 def _axis(values: list[float], limits: list[float], *, log: bool) -> Axis:

@@ -7,13 +7,13 @@ from typing import Any
 
 from textual.strip import Strip
 
-from tui_descent.dashboard import ink
-from tui_descent.dashboard.figures import several
-from tui_descent.dashboard.panels.device import facts as device_facts
-from tui_descent.dashboard.panels.line import Line
-from tui_descent.dashboard.panels.strips import Panel, empty
-from tui_descent.dashboard.panels.view import View
-from tui_descent.dashboard.plain import plain
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.panels.panel import Panel, empty
+from tui_descent.dashboard.text.device_info import facts as device_facts
+from tui_descent.dashboard.text.line import Line
+from tui_descent.dashboard.text.numbers import several
+from tui_descent.dashboard.text.safe_text import plain
+from tui_descent.dashboard.view import View
 
 
 class StoryPanel(Panel):
@@ -42,7 +42,7 @@ class StoryPanel(Panel):
         if started is None:
             return empty(view, width, height, "word of the trainer")
         scenario: dict[str, Any] = started.scenario or {}
-        rows = [Line().put(plain(started.title, 200), ink.BRIGHT).strip(width)]
+        rows = [Line().put(plain(started.title, 200), colours.BRIGHT).strip(width)]
         facts = [
             f"{several(view.history.parameters, 'parameter')} in {several(len(view.layers), 'layer')}",
             f"{plain(started.device, 20)}, {several(started.threads, 'thread')}"
@@ -51,7 +51,7 @@ class StoryPanel(Panel):
             " ".join(f"{plain(k, 20)} {plain(v, 20)}" for k, v in started.versions.items()),
         ]
         facts += device_facts(view.history, width)
-        rows += [Line().put(fact, ink.DIM).strip(width) for fact in facts if fact]
+        rows += [Line().put(fact, colours.DIM).strip(width) for fact in facts if fact]
         rows.append(Line().strip(width))
         for paragraph in str(scenario.get("story", "")).split("\n\n"):
             lines = textwrap.wrap(plain(" ".join(paragraph.split()), 4000), max(10, width))

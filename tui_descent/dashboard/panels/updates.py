@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from rich.style import Style
 
-from tui_descent.dashboard import ink
-from tui_descent.dashboard.figures import decade
-from tui_descent.dashboard.panels.bars import BarsPanel, bar_line, bar_room, log_of, moment
-from tui_descent.dashboard.panels.line import Line
-from tui_descent.dashboard.panels.scale import Scale
-from tui_descent.dashboard.panels.view import View
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.charts.log_scale import Scale
+from tui_descent.dashboard.panels.layer_bars import BarsPanel, bar_line, bar_room, log_of, moment
+from tui_descent.dashboard.text.line import Line
+from tui_descent.dashboard.text.numbers import decade
+from tui_descent.dashboard.view import View
 
 HEALTHY_LOW, HEALTHY_HIGH = -4, -2
 # Fixed, so that the band stands still; what lies outside is a full or an empty bar, and its number.
@@ -40,10 +40,10 @@ class UpdatesPanel(BarsPanel):
         log = log_of(value)
         style, sign = _judged(log)
         line = bar_line(view, layer, SCALE.place(log), value, style, width=width - 2, stops=stops)
-        return line.put(f" {sign}", ink.ORANGE)
+        return line.put(f" {sign}", colours.ORANGE)
 
 
 def _judged(log: float) -> tuple[Style, str]:
     if log != log:
-        return ink.DIM, " "
-    return (ink.GREEN, " ") if HEALTHY_LOW <= log <= HEALTHY_HIGH else (ink.ORANGE, "!")
+        return colours.DIM, " "
+    return (colours.GREEN, " ") if HEALTHY_LOW <= log <= HEALTHY_HIGH else (colours.ORANGE, "!")

@@ -16,23 +16,23 @@ from textual.widget import Widget
 
 from tui_descent.dashboard import actions
 from tui_descent.dashboard.bridge import Bridge
-from tui_descent.dashboard.panels.chain import ChainPanel
-from tui_descent.dashboard.panels.conversation import ConversationPanel
+from tui_descent.dashboard.panels.chain_rule import ChainPanel
 from tui_descent.dashboard.panels.curvature import CurvaturePanel
-from tui_descent.dashboard.panels.ending import EndingPanel
 from tui_descent.dashboard.panels.events import EventsPanel
+from tui_descent.dashboard.panels.footer import ConversationPanel
 from tui_descent.dashboard.panels.gradients import GradientsPanel
 from tui_descent.dashboard.panels.heatmap import HeatmapPanel
 from tui_descent.dashboard.panels.loss import LossPanel
-from tui_descent.dashboard.panels.lowest import LowestPanel
-from tui_descent.dashboard.panels.names import moved, target_of
+from tui_descent.dashboard.panels.panel import Panel
 from tui_descent.dashboard.panels.sharpness import SharpnessPanel
+from tui_descent.dashboard.panels.smallest_curvature import LowestPanel
 from tui_descent.dashboard.panels.status import StatusPanel
 from tui_descent.dashboard.panels.story import StoryPanel
-from tui_descent.dashboard.panels.strips import Panel
+from tui_descent.dashboard.panels.trainer_log import EndingPanel
 from tui_descent.dashboard.panels.updates import UpdatesPanel
-from tui_descent.dashboard.panels.view import View
 from tui_descent.dashboard.screens.too_small import MIN_HEIGHT, MIN_WIDTH, TooSmall
+from tui_descent.dashboard.text.layer_names import moved, target_of
+from tui_descent.dashboard.view import View
 from tui_descent.protocol.commands import AnyCommand, TurnKnob, WatchCurvature
 from tui_descent.scenario.knobs import KNOBS
 

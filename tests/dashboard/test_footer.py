@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from scripted import started, steps, turned
+from fake_run import started, steps, turned
 
-from tui_descent.dashboard import ink
+from tui_descent.dashboard import colours
 from tui_descent.dashboard.bridge import Exchange
-from tui_descent.dashboard.figures import several
-from tui_descent.dashboard.panels.conversation import ConversationPanel
-from tui_descent.dashboard.panels.finding import finding
-from tui_descent.dashboard.panels.view import View
+from tui_descent.dashboard.panels.diagnosis_line import finding
+from tui_descent.dashboard.panels.footer import ConversationPanel
+from tui_descent.dashboard.text.numbers import several
+from tui_descent.dashboard.view import View
 from tui_descent.protocol.commands import RunSteps
 from tui_descent.protocol.events import AnyEvent, CommandDone, Diagnosed, RunEnded, StateChanged
 from tui_descent.telemetry.history import History
@@ -47,8 +47,8 @@ def test_a_lost_trainer_is_told_once() -> None:
 def test_a_script_that_failed_behind_its_run_is_told_in_red() -> None:
     ended = RunEnded(status="finished", step=80, reason="the script then failed with exit code 1", exit_code=1)
     assert said(ended) == ("finished", "at step 80: the script then failed with exit code 1; q leaves")
-    assert ink.end(ended) == ink.GREEN, "nothing was kept of it: no failure"
-    assert ink.end(msgspec.structs.replace(ended, log_path="/x/run.log")) == ink.RED
+    assert colours.end(ended) == colours.GREEN, "nothing was kept of it: no failure"
+    assert colours.end(msgspec.structs.replace(ended, log_path="/x/run.log")) == colours.RED
 
 
 @pytest.mark.parametrize("width", [60, 80, 85, 86, 100])

@@ -6,11 +6,11 @@ import math
 
 from textual.strip import Strip
 
-from tui_descent.dashboard import ink
-from tui_descent.dashboard.figures import tick
-from tui_descent.dashboard.panels.strips import Panel, notice
-from tui_descent.dashboard.panels.view import View
-from tui_descent.dashboard.panels.xyplot import Path, Upright, height_axis, plotted
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.charts.xy_plot import Path, Upright, height_axis, plotted
+from tui_descent.dashboard.panels.panel import Panel, notice
+from tui_descent.dashboard.text.numbers import tick
+from tui_descent.dashboard.view import View
 from tui_descent.protocol.rates import RatesSwept
 
 # What lies above the present loss by so many times what can be gained, or by half of it, is a wall.
@@ -37,7 +37,7 @@ class RatesPanel(Panel, can_focus=False):
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
         """The picture, or the words."""
         if self.swept is None:
-            return notice([(self.words, ink.DIM)], width, height)
+            return notice([(self.words, colours.DIM)], width, height)
         return self.picture(self.swept, width, height)
 
     def picture(self, swept: RatesSwept, width: int, height: int) -> list[Strip]:
@@ -61,23 +61,23 @@ class SweepPanel(RatesPanel):
     def picture(self, swept: RatesSwept, width: int, height: int) -> list[Strip]:
         """Up to the rate that ended it; the marks of the suggestion first, where names want the same room."""
         if not swept.rates:
-            return notice([("the first update gave no number", ink.ORANGE)], width, height)
+            return notice([("the first update gave no number", colours.ORANGE)], width, height)
         low, high = math.log10(swept.rates[0]), math.log10(max(swept.rates[-1], swept.ended_at or 0.0, swept.rate))
 
         def place(rate: float) -> float:
             return (math.log10(rate) - low) / ((high - low) or 1.0)
 
         marks = [
-            (swept.suggestion, "try", ink.GREEN),
-            (swept.rate, "now", ink.BRIGHT),
-            (swept.lowest, "lowest", ink.DIM),
+            (swept.suggestion, "try", colours.GREEN),
+            (swept.rate, "now", colours.BRIGHT),
+            (swept.lowest, "lowest", colours.DIM),
         ]
         gain = swept.level - min(swept.smooth)
         axis = height_axis([swept.level, *swept.smooth], swept.level + max(GAINS * gain, HALF * abs(swept.level)))
         xs = [place(rate) for rate in swept.rates]
         paths = [
-            Path(list(zip(xs, swept.against, strict=True)), ink.BAND),
-            Path(list(zip(xs, swept.smooth, strict=True)), ink.CURVE),
+            Path(list(zip(xs, swept.against, strict=True)), colours.BAND),
+            Path(list(zip(xs, swept.smooth, strict=True)), colours.CURVE),
         ]
         uprights = [Upright(place(rate), name, style) for rate, name, style in marks if rate]
         decades = range(math.ceil(low), math.floor(high) + 1)
@@ -102,13 +102,13 @@ class AheadPanel(RatesPanel):
     def picture(self, swept: RatesSwept, width: int, height: int) -> list[Strip]:
         """Equal room for each size."""
         if not swept.ahead:
-            return notice([("the next update moves nothing", ink.DIM)], width, height)
+            return notice([("the next update moves nothing", colours.DIM)], width, height)
         last = len(swept.scales) - 1
         finite = [v for v in swept.ahead if math.isfinite(v)]
         near = finite[:5]
         size = max(map(abs, near), default=0.0)
         axis = height_axis(finite, max(near) + WALL * size if size else math.inf)
-        path = Path([(n / last, loss) for n, loss in enumerate(swept.ahead)], ink.BAND, ink.POINT)
-        uprights = [Upright(n / last, "next", ink.BRIGHT) for n, scale in enumerate(swept.scales) if scale == 1]
+        path = Path([(n / last, loss) for n, loss in enumerate(swept.ahead)], colours.BAND, colours.POINT)
+        uprights = [Upright(n / last, "next", colours.BRIGHT) for n, scale in enumerate(swept.scales) if scale == 1]
         ticks = {n / last: SHARES.get(scale, f"{scale:g}") for n, scale in enumerate(swept.scales)}
         return plotted(width, height, axis, paths=[path], uprights=uprights, ticks=ticks)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from rich.cells import cell_len
 from rich.style import Style
 
-from tui_descent.dashboard import ink
+from tui_descent.dashboard import colours
 from tui_descent.dashboard.actions import AT_REST
-from tui_descent.dashboard.panels.line import Line
-from tui_descent.dashboard.panels.names import target_of
-from tui_descent.dashboard.panels.view import View
-from tui_descent.dashboard.plain import plain
+from tui_descent.dashboard.text.layer_names import target_of
+from tui_descent.dashboard.text.line import Line
+from tui_descent.dashboard.text.safe_text import plain
+from tui_descent.dashboard.view import View
 
 Parts = list[tuple[str, Style]]
 VALUE, BRIEF_VALUE = 24, 14
@@ -63,7 +63,7 @@ def keybar(view: View, width: int) -> Line:
     by_rank = sorted(known, key=rank)
     full, brief = ({i.keys: _parts(view, i, full=long, over=over) for i in known} for long in (True, False))
     shown = _chosen(by_rank, full, brief, width - 1 - (cell_len(before) + 2 if before else 0))
-    line = Line().put(" ").put(before, ink.NAME)
+    line = Line().put(" ").put(before, colours.NAME)
     for item in known:
         if item.keys in shown:
             line.put("  " if line.width > 1 else "")
@@ -108,11 +108,11 @@ def _parts(view: View, item: Item, *, full: bool, over: bool) -> Parts:
     if item.keys == "space" and history.state.state in AT_REST:
         word = "go on"
     away = bool(item.knob) and (over or item.knob in history.unavailable)
-    parts = [(item.keys, ink.FAINT if away else ink.KEY), (f" {word}" if word else "", ink.DIM)]
+    parts = [(item.keys, colours.FAINT if away else colours.KEY), (f" {word}" if word else "", colours.DIM)]
     if item.knob:
         value = "–" if item.knob in history.unavailable else history.knobs.get(item.knob, "…")
         text = plain(value, VALUE) if full else plain(_brief(value), BRIEF_VALUE)
-        parts.append((f" {text}", ink.FAINT if away else ink.BRIGHT))
+        parts.append((f" {text}", colours.FAINT if away else colours.BRIGHT))
     return parts
 
 

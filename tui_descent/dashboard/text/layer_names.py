@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from tui_descent.dashboard.plain import middle, plain
+from tui_descent.dashboard.text.safe_text import middle, plain
 from tui_descent.protocol.events import Layer
 
 # Where a path's first number begins.

@@ -8,16 +8,16 @@ from msgspec.structs import replace
 from rich.cells import cell_len, set_cell_size
 from textual.strip import Strip
 
-from tui_descent.dashboard import ink
-from tui_descent.dashboard.figures import count, scientific, several, short
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.panels.diagnosis_line import finding
 from tui_descent.dashboard.panels.events import turned
-from tui_descent.dashboard.panels.finding import finding
-from tui_descent.dashboard.panels.keybar import keybar
-from tui_descent.dashboard.panels.line import Line
-from tui_descent.dashboard.panels.names import labels, target_of
-from tui_descent.dashboard.panels.strips import Panel
-from tui_descent.dashboard.panels.view import View
-from tui_descent.dashboard.plain import plain
+from tui_descent.dashboard.panels.knob_line import keybar
+from tui_descent.dashboard.panels.panel import Panel
+from tui_descent.dashboard.text.layer_names import labels, target_of
+from tui_descent.dashboard.text.line import Line
+from tui_descent.dashboard.text.numbers import count, scientific, several, short
+from tui_descent.dashboard.text.safe_text import plain
+from tui_descent.dashboard.view import View
 from tui_descent.protocol.commands import (
     AnyCommand,
     CancelSweep,
@@ -106,24 +106,28 @@ def _brief(value: str) -> str:
 def _answer(view: View, width: int) -> Line:
     exchange, line = view.exchange, Line().put(" ")
     if exchange.refused:
-        return line.put("not now  ", ink.ORANGE).put(plain(exchange.refused))
+        return line.put("not now  ", colours.ORANGE).put(plain(exchange.refused))
     reply = exchange.reply
     if reply is None and exchange.asked is not None:
-        return line.put("requested  ", ink.KEY).put(plain(asked(exchange.asked))).put(" …", ink.DIM)
+        return line.put("requested  ", colours.KEY).put(plain(asked(exchange.asked))).put(" …", colours.DIM)
     if isinstance(reply, CommandRejected):
         what = plain(asked(exchange.asked) if exchange.asked else reply.knob)
-        return line.put("rejected  ", ink.ORANGE).put(what).put("  ").put(plain(reply.reason), ink.DIM)
+        return line.put("rejected  ", colours.ORANGE).put(what).put("  ").put(plain(reply.reason), colours.DIM)
     if isinstance(reply, CommandDone) and (gone := _gone(view.history, reply)) is not None:
         (word, _, what), (_, now, was) = gone.words()[0].partition(": "), gone.words()
-        line.put(word, ink.GREEN).put("  ").put(plain(what)).put(f"  {now}", ink.BRIGHT)
-        return line.put(f" ({was})" if line.width + len(was) + 3 <= width else "", ink.DIM)
+        line.put(word, colours.GREEN).put("  ").put(plain(what)).put(f"  {now}", colours.BRIGHT)
+        return line.put(f" ({was})" if line.width + len(was) + 3 <= width else "", colours.DIM)
     if isinstance(reply, CommandDone):
         place = "from" if isinstance(exchange.asked, RunSteps) else "at"
-        return line.put("done  ", ink.GREEN).put(plain(reply.what)).put(f" {place} step {count(reply.step)}", ink.DIM)
+        return (
+            line.put("done  ", colours.GREEN)
+            .put(plain(reply.what))
+            .put(f" {place} step {count(reply.step)}", colours.DIM)
+        )
     newest = reply or (view.history.interventions[-1] if view.history.interventions else None)
     if newest is None:
-        return line.put(_selection(view), ink.DIM)
-    line.put("applied ", ink.GREEN).put("at step ", ink.DIM).put(count(newest.step), ink.BRIGHT).put("  ")
+        return line.put(_selection(view), colours.DIM)
+    line.put("applied ", colours.GREEN).put("at step ", colours.DIM).put(count(newest.step), colours.BRIGHT).put("  ")
     line.put(turned(newest))
     # What came of it matters more than how gently it was done, where there is no room for both.
     effect, moved = _effect(view.history, newest), newest.function_change
@@ -132,7 +136,7 @@ def _answer(view: View, width: int) -> Line:
     tail += [f" · {plain(newest.note, 120)}"] if newest.note else []
     while tail and line.width + sum(map(len, tail)) > width:
         tail.pop(0)
-    return line.put("".join(tail), ink.DIM)
+    return line.put("".join(tail), colours.DIM)
 
 
 def _gone(history: History, done: CommandDone) -> Rewound | None:

@@ -7,21 +7,21 @@ from dataclasses import replace
 
 import msgspec
 import pytest
-from playing import playing
-from scripted import reading, started, turned
+from driver import playing
+from fake_run import reading, started, turned
 from textual.strip import Strip
 
-from tui_descent.dashboard import ink
-from tui_descent.dashboard.axis import Axis
+from tui_descent.dashboard import colours
 from tui_descent.dashboard.bridge import Exchange
-from tui_descent.dashboard.panels.conversation import ConversationPanel
+from tui_descent.dashboard.charts.axis import Axis
+from tui_descent.dashboard.charts.time_axis import Timeline, gutter
 from tui_descent.dashboard.panels.events import EventsPanel, words
+from tui_descent.dashboard.panels.footer import ConversationPanel
 from tui_descent.dashboard.panels.gradients import GradientsPanel
 from tui_descent.dashboard.panels.heatmap import HeatmapPanel
 from tui_descent.dashboard.panels.loss import LossPanel
 from tui_descent.dashboard.panels.status import StatusPanel
-from tui_descent.dashboard.panels.timeline import Timeline, gutter
-from tui_descent.dashboard.panels.view import View
+from tui_descent.dashboard.view import View
 from tui_descent.protocol.commands import AnyCommand, Redo, Undo
 from tui_descent.protocol.events import (
     AnyEvent,
@@ -79,7 +79,7 @@ def view(events: list[AnyEvent], **look: object) -> View:
 
 def ghostly(strips: list[Strip]) -> int:
     """Cells in the ghost's colour."""
-    wanted = f"rgb({','.join(map(str, ink.GHOST))})"
+    wanted = f"rgb({','.join(map(str, colours.GHOST))})"
     return sum(
         s.cell_length
         for strip in strips

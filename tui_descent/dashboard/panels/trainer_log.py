@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from textual.strip import Strip
 
-from tui_descent.dashboard import ink
-from tui_descent.dashboard.panels.line import Line
-from tui_descent.dashboard.panels.strips import Panel
-from tui_descent.dashboard.panels.view import View
-from tui_descent.dashboard.plain import plain
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.panels.panel import Panel
+from tui_descent.dashboard.text.line import Line
+from tui_descent.dashboard.text.safe_text import plain
+from tui_descent.dashboard.view import View
 from tui_descent.protocol.ending import failed_after
 
 MAX_LINES = 8
@@ -31,7 +31,7 @@ class EndingPanel(Panel, can_focus=False):
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
         """The newest lines."""
-        return [Line().put(text, ink.TEXT).strip(width) for text in _tail(view)[-height:]]
+        return [Line().put(text, colours.TEXT).strip(width) for text in _tail(view)[-height:]]
 
 
 def _tail(view: View) -> list[str]:

@@ -11,13 +11,13 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.widgets import Static
 
-from tui_descent.dashboard import ink
+from tui_descent.dashboard import colours
 from tui_descent.dashboard.bridge import Bridge
 from tui_descent.dashboard.dialogs.dialog import Dialog
-from tui_descent.dashboard.figures import count, short
-from tui_descent.dashboard.panels.rates import AheadPanel, RatesPanel, SweepPanel
-from tui_descent.dashboard.panels.view import View
-from tui_descent.dashboard.plain import plain
+from tui_descent.dashboard.panels.range_test import AheadPanel, RatesPanel, SweepPanel
+from tui_descent.dashboard.text.numbers import count, short
+from tui_descent.dashboard.text.safe_text import plain
+from tui_descent.dashboard.view import View
 from tui_descent.protocol.commands import CancelSweep, SweepRates
 from tui_descent.protocol.events import CommandRejected, KnobTurned, RatesSwept, Rewound
 from tui_descent.telemetry.history import History
@@ -99,7 +99,7 @@ class RatesDialog(Dialog[str]):
         box.border_subtitle = (
             "escape gives it up" if self._asked is not None else f"{adopt}f tests again · escape changes nothing"
         )
-        figures = Text(self._refused, style=ink.ORANGE) if self._refused else figures_of(found)
+        figures = Text(self._refused, style=colours.ORANGE) if self._refused else figures_of(found)
         self.query_one("#figures", Static).update(figures)
 
     def _look_for_an_answer(self, request: int, history: History) -> None:
@@ -143,19 +143,19 @@ def figures_of(swept: RatesSwept | None) -> Text:
     text = Text(no_wrap=False)
     if swept is None:
         return Text("\n")
-    text.append("rate   ", ink.DIM).append(f"now {swept.rate:.3g}", ink.BRIGHT)
+    text.append("rate   ", colours.DIM).append(f"now {swept.rate:.3g}", colours.BRIGHT)
     if swept.suggestion is not None and swept.lowest is not None:
-        text.append("  try ", ink.DIM).append(f"{swept.suggestion:.3g}", ink.GREEN)
-        text.append(f" = {swept.lowest:.3g} / 10", ink.DIM)
+        text.append("  try ", colours.DIM).append(f"{swept.suggestion:.3g}", colours.GREEN)
+        text.append(f" = {swept.lowest:.3g} / 10", colours.DIM)
         if swept.ended_at is not None:
-            text.append("  blows up at ", ink.DIM).append(f"{swept.ended_at:.3g}", ink.ORANGE)
+            text.append("  blows up at ", colours.DIM).append(f"{swept.ended_at:.3g}", colours.ORANGE)
     else:
-        text.append("  no suggestion, ", ink.ORANGE).append(plain(swept.words))
-    text.append("\nahead  ", ink.DIM)
+        text.append("  no suggestion, ", colours.ORANGE).append(plain(swept.words))
+    text.append("\nahead  ", colours.DIM)
     finite = [(loss, scale) for scale, loss in zip(swept.scales, swept.ahead, strict=True) if math.isfinite(loss)]
     if not finite:
-        return text.append("the next update moves nothing", ink.DIM)
+        return text.append("the next update moves nothing", colours.DIM)
     best, size = min(finite)
     after = dict(zip(swept.scales, swept.ahead, strict=True)).get(1.0)
-    text.append(f"loss {short(swept.ahead[0])} → {short(after)}", ink.BRIGHT).append(" at s = 1", ink.DIM)
-    return text.append(f", lowest {short(best)} at s = {size:g}", ink.DIM)
+    text.append(f"loss {short(swept.ahead[0])} → {short(after)}", colours.BRIGHT).append(" at s = 1", colours.DIM)
+    return text.append(f", lowest {short(best)} at s = {size:g}", colours.DIM)

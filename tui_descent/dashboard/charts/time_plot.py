@@ -10,13 +10,14 @@ from rich.segment import Segment
 from rich.style import Style
 from textual.strip import Strip
 
-from tui_descent.dashboard import charts, ink
-from tui_descent.dashboard.axis import Axis
-from tui_descent.dashboard.panels.line import Line, joined
-from tui_descent.dashboard.panels.strips import empty, notice
-from tui_descent.dashboard.panels.timeline import Timeline, gutter, marks
-from tui_descent.dashboard.panels.timerow import time_row
-from tui_descent.dashboard.panels.view import View
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.charts import braille
+from tui_descent.dashboard.charts.axis import Axis
+from tui_descent.dashboard.charts.time_axis import Timeline, gutter, marks
+from tui_descent.dashboard.charts.time_labels import time_row
+from tui_descent.dashboard.panels.panel import empty, notice
+from tui_descent.dashboard.text.line import Line, joined
+from tui_descent.dashboard.view import View
 from tui_descent.protocol.events import CurvatureTaken
 
 Points = Sequence[tuple[int, float]]
@@ -27,7 +28,7 @@ class Series:
     """Values by step, joined by lines; `style` draws the readings themselves while they stand apart."""
 
     points: Points
-    colour: charts.Rgb
+    colour: braille.Rgb
     style: Style
 
 
@@ -63,12 +64,12 @@ def nothing_yet(view: View, width: int, height: int) -> list[Strip]:
     started = view.history.started
     if started is not None and started.scenario is None:
         lines = [
-            ("no curvature of an own loop", ink.TEXT),
-            ("it needs one batch again and again, and a loop's cannot be asked for", ink.DIM),
+            ("no curvature of an own loop", colours.TEXT),
+            ("it needs one batch again and again, and a loop's cannot be asked for", colours.DIM),
         ]
         return notice(lines, width, height)
     if not view.history.live:
-        return notice([("the curvature was not read while the run lived", ink.DIM)], width, height)
+        return notice([("the curvature was not read while the run lived", colours.DIM)], width, height)
     return empty(view, width, height, "curvature")
 
 
@@ -78,15 +79,15 @@ def plotted(
     """`height` rows: the picture and its time axis."""
     left, rows = gutter(view, width), height - 1
     timeline = Timeline.of(view.history, width - left, recent=view.recent)
-    curves = [charts.Curve(_dots(s.points, timeline, axis, rows), s.colour) for s in series]
-    drawn = charts.canvas(curves, timeline.columns, rows)
+    curves = [braille.Curve(_dots(s.points, timeline, axis, rows), s.colour) for s in series]
+    drawn = braille.canvas(curves, timeline.columns, rows)
     cells = [[Segment(c, s.style) for s in line for c in s.text] for line in drawn]
     for level in levels:
         _lay(cells, level, timeline, axis, rows)
     for column in {column for column, _ in marks(view, timeline)}:
         for y in range(rows):
             if cells[y][column].text == " ":
-                cells[y][column] = Segment("┊", ink.MARK)
+                cells[y][column] = Segment("┊", colours.MARK)
     for one in series:
         if len(one.points) <= timeline.columns // 3:
             for step, value in one.points:
@@ -95,16 +96,16 @@ def plotted(
                     cells[axis.row(value, rows)][spot] = Segment("•", one.style)
     figures = axis.labels(rows, width=left - 1)
     lines = [
-        Line().put(f"{figures.get(y, ''):>{left - 1}} ", ink.DIM).extend(joined(cells[y])).strip(width)
+        Line().put(f"{figures.get(y, ''):>{left - 1}} ", colours.DIM).extend(joined(cells[y])).strip(width)
         for y in range(rows)
     ]
     return [*lines, time_row(view, timeline, left).strip(width)]
 
 
-def _dots(points: Points, timeline: Timeline, axis: Axis, rows: int) -> list[charts.Point]:
+def _dots(points: Points, timeline: Timeline, axis: Axis, rows: int) -> list[braille.Point]:
     right, top = 2 * timeline.columns - 1, 4 * rows - 1
     # The reading before the next update lies one step to the right of the last one that was made.
-    return charts.reduced(
+    return braille.reduced(
         [
             (float(min((step - timeline.first_step) * 2 // timeline.width, right)), axis.place(value) * top)
             for step, value in points

@@ -6,12 +6,12 @@ import math
 import subprocess
 import sys
 
-from tui_descent.dashboard import charts
-from tui_descent.dashboard.charts import Curve, ascii_chart, canvas, reduced
+from tui_descent.dashboard.charts import braille
+from tui_descent.dashboard.charts.braille import Curve, ascii_chart, canvas, reduced
 
 FUZZ = """
 import math, random
-from tui_descent.dashboard.charts import Curve, ascii_chart, canvas, reduced
+from tui_descent.dashboard.charts.braille import Curve, ascii_chart, canvas, reduced
 odd = [math.nan, math.inf, -math.inf, 0.0, -0.0, 1e308, -1e308, 5e-324, 1.0, -1.0]
 draw = random.Random(SEED)
 def number(): return draw.choice(odd) if draw.random() < 0.3 else draw.uniform(-20, 200)
@@ -91,4 +91,4 @@ def test_colours_are_kept() -> None:
     assert style is not None
     assert style.color is not None
     assert tuple(style.color.get_truecolor()) == (10, 20, 30)
-    assert charts._SGR.sub("", line[0].text) == line[0].text
+    assert braille._SGR.sub("", line[0].text) == line[0].text

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from rich.style import Style
 
-from tui_descent.dashboard import ink
-from tui_descent.dashboard.figures import count, scientific
-from tui_descent.dashboard.panels.names import target_of
-from tui_descent.dashboard.panels.view import View
-from tui_descent.dashboard.plain import plain
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.text.layer_names import target_of
+from tui_descent.dashboard.text.numbers import count, scientific
+from tui_descent.dashboard.text.safe_text import plain
+from tui_descent.dashboard.view import View
 from tui_descent.protocol.events import Diagnosed, RunEnded
 from tui_descent.scenario.claims import first_to_last_grad
 
@@ -28,38 +28,48 @@ def finding(view: View) -> Words:
         return _ended(history.ended)
     if not view.connected:
         if not view.trouble:
-            return "connecting", ink.DIM, "looking for the keeper of this run", ink.DIM
-        return "keeper lost", ink.RED, f"{plain(view.trouble)}; what was seen stays on screen, q leaves", ink.TEXT
+            return "connecting", colours.DIM, "looking for the keeper of this run", colours.DIM
+        return (
+            "keeper lost",
+            colours.RED,
+            f"{plain(view.trouble)}; what was seen stays on screen, q leaves",
+            colours.TEXT,
+        )
     state, reason = history.state.state, plain(history.state.reason)
     if state == "held":
         advice = "" if reason.endswith(LEAVES) else f"; space goes on{LEAVES}"
-        return "held", ink.ORANGE, f"{reason or 'at step ' + count(history.steps)}{advice}", ink.TEXT
+        return "held", colours.ORANGE, f"{reason or 'at step ' + count(history.steps)}{advice}", colours.TEXT
     if state == "waiting":
-        return "waiting", ink.state("waiting"), "at its end: space goes on for as many steps, q leaves", ink.TEXT
+        return (
+            "waiting",
+            colours.state("waiting"),
+            "at its end: space goes on for as many steps, q leaves",
+            colours.TEXT,
+        )
     if state == "paused":
         return (
             "paused",
-            ink.state("paused"),
+            colours.state("paused"),
             f"before step {count(history.steps)}: space goes on, . makes one step",
-            ink.TEXT,
+            colours.TEXT,
         )
     if state in ("importing torch", "building"):
         what = "the network is made" if state == "building" else "takes some seconds once a run"
-        return f"{state}…", ink.DIM, what, ink.DIM
+        return f"{state}…", colours.DIM, what, colours.DIM
     if state == "testing":
-        return "testing", ink.state(state), f"{reason}; all is put back, then it goes on as it was", ink.TEXT
+        return "testing", colours.state(state), f"{reason}; all is put back, then it goes on as it was", colours.TEXT
     if state == "stopping":
-        return "stopping…", ink.ORANGE, reason, ink.TEXT
+        return "stopping…", colours.ORANGE, reason, colours.TEXT
     found = history.diagnosis
     if found is not None and (since := _unread(view, found)):
-        return "reading", ink.DIM, f"anew since {since}", ink.DIM
+        return "reading", colours.DIM, f"anew since {since}", colours.DIM
     if found is not None:
         word = plain(found.finding, 40)
         return (
             word if found.sure >= SURE else f"perhaps {word}",
-            ink.verdict(found.finding),
+            colours.verdict(found.finding),
             plain(found.sentence),
-            ink.TEXT,
+            colours.TEXT,
         )
     return _flow(view)
 
@@ -78,15 +88,15 @@ def _flow(view: View) -> Words:
     readings = view.history.readings
     ratio = first_to_last_grad(view.layers, readings) if readings else None
     if ratio is None:
-        return "", ink.DIM, "", ink.DIM
+        return "", colours.DIM, "", colours.DIM
     blocks = [layer for layer in view.layers if layer.block is not None]
     first, last = (plain(target_of(layer) or layer.name, 40) for layer in (blocks[0], blocks[-1]))
     text = f"{first} gets {scientific(ratio)} of {last}'s gradient"
     if ratio < FADES:
-        return "fades", ink.ORANGE, text, ink.TEXT
+        return "fades", colours.ORANGE, text, colours.TEXT
     if ratio > GROWS:
-        return "grows", ink.ORANGE, text, ink.TEXT
-    return "flows", ink.GREEN, text, ink.TEXT
+        return "grows", colours.ORANGE, text, colours.TEXT
+    return "flows", colours.GREEN, text, colours.TEXT
 
 
 def _ended(ended: RunEnded) -> Words:
@@ -94,12 +104,12 @@ def _ended(ended: RunEnded) -> Words:
     if ended.status == "lost":
         stays = "what was seen stays on screen, q leaves"
         if reason.startswith("trainer lost"):  # the keeper's is a whole sentence: "trainer lost (signal 9) at step 124"
-            return reason, ink.RED, stays, ink.TEXT
-        return f"trainer lost ({reason})" if reason else "trainer lost", ink.RED, f"{at}; {stays}", ink.TEXT
+            return reason, colours.RED, stays, colours.TEXT
+        return f"trainer lost ({reason})" if reason else "trainer lost", colours.RED, f"{at}; {stays}", colours.TEXT
     numbers = []
     if ended.loss is not None:
         numbers.append(f"loss {ended.loss:.4g}")
     if ended.accuracy is not None:
         numbers.append(f"accuracy {ended.accuracy:.1%}")
     text = ", ".join([at, *numbers]) + (f": {reason}" if reason else "") + "; q leaves"
-    return ended.status, ink.end(ended), text, ink.TEXT
+    return ended.status, colours.end(ended), text, colours.TEXT

@@ -15,8 +15,8 @@ from functools import cache
 from rich.segment import Segment
 from rich.style import Style
 
-from tui_descent.dashboard.axis import axis_over
-from tui_descent.dashboard.figures import axis_count
+from tui_descent.dashboard.charts.axis import axis_over
+from tui_descent.dashboard.text.numbers import axis_count
 
 Point = tuple[float, float]
 Rgb = tuple[int, int, int]

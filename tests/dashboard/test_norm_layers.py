@@ -6,15 +6,15 @@ import random
 
 import msgspec
 import pytest
-from playing import Play, compare, playing
-from scripted import fall_at, layers, loss_at, reading, started, steps, turned
+from driver import Play, compare, playing
+from fake_run import fall_at, layers, loss_at, reading, started, steps, turned
 from test_panels import history, view
 
-from tui_descent.dashboard.panels.bars import rows_of
+from tui_descent.dashboard.charts.time_axis import gutter
 from tui_descent.dashboard.panels.heatmap import HeatmapPanel
-from tui_descent.dashboard.panels.names import labels, moved
-from tui_descent.dashboard.panels.timeline import gutter
-from tui_descent.dashboard.panels.view import View
+from tui_descent.dashboard.panels.layer_bars import rows_of
+from tui_descent.dashboard.text.layer_names import labels, moved
+from tui_descent.dashboard.view import View
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.events import AnyEvent, Layer, LayersChanged, ReadingsTaken, Rewound, StateChanged
 

@@ -6,12 +6,13 @@ import math
 
 from rich.segment import Segment
 
-from tui_descent.dashboard import charts, ink
-from tui_descent.dashboard.axis import Axis
-from tui_descent.dashboard.panels.curves import SMOOTH, Bins, Cells
-from tui_descent.dashboard.panels.timeline import Timeline
-from tui_descent.dashboard.panels.view import View
-from tui_descent.dashboard.plain import plain
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.charts import braille
+from tui_descent.dashboard.charts.axis import Axis
+from tui_descent.dashboard.charts.loss_curve import SMOOTH, Bins, Cells
+from tui_descent.dashboard.charts.time_axis import Timeline
+from tui_descent.dashboard.text.safe_text import plain
+from tui_descent.dashboard.view import View
 from tui_descent.telemetry.history import History
 
 LABEL, LABELS = 36, 3
@@ -35,8 +36,10 @@ class Ghosts:
         key = (id(history), history.ghosts, timeline.width, timeline.first, timeline.columns, axis, rows)
         if key != self._key:
             self._key = key
-            curves = [charts.Curve(_dots(bins, timeline, axis, rows), ink.GHOST) for bins in _stretches(view, timeline)]
-            drawn = charts.canvas(curves, timeline.columns, rows)
+            curves = [
+                braille.Curve(_dots(bins, timeline, axis, rows), colours.GHOST) for bins in _stretches(view, timeline)
+            ]
+            drawn = braille.canvas(curves, timeline.columns, rows)
             self._cells = [[Segment(c, s.style) for s in line for c in s.text] for line in drawn]
         for row, behind in zip(cells, self._cells, strict=True):
             for column, cell in enumerate(behind):
@@ -65,7 +68,7 @@ def _stretches(view: View, timeline: Timeline) -> list[Bins]:
     return found
 
 
-def _dots(bins: Bins, timeline: Timeline, axis: Axis, rows: int) -> list[charts.Point]:
+def _dots(bins: Bins, timeline: Timeline, axis: Axis, rows: int) -> list[braille.Point]:
     """What lies beyond the axis is a gap: on its edge it would look like a loss that stands still."""
     top = 4 * rows - 1
     return [
@@ -83,7 +86,7 @@ def _label(cells: Cells, history: History, timeline: Timeline) -> None:
         room = slice(first, first + len(text))
         row = next((row for row in cells if all(cell.text in BLANK for cell in row[room])), None)
         if row is not None and room.stop <= timeline.columns:
-            row[room] = [Segment(character, ink.FAINT) for character in text]
+            row[room] = [Segment(character, colours.FAINT) for character in text]
 
 
 def _end(timeline: Timeline) -> int:

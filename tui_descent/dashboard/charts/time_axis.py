@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tui_descent.dashboard.figures import axis_count
-from tui_descent.dashboard.panels.names import labels
-from tui_descent.dashboard.panels.view import View
+from tui_descent.dashboard.text.layer_names import labels
+from tui_descent.dashboard.text.numbers import axis_count
+from tui_descent.dashboard.view import View
 from tui_descent.protocol.events import KnobTurned, Marked
 from tui_descent.telemetry.history import History
 from tui_descent.telemetry.layers import Gradients

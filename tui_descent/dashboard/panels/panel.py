@@ -11,10 +11,10 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
-from tui_descent.dashboard import ink
-from tui_descent.dashboard.panels.line import Line
-from tui_descent.dashboard.panels.view import View
-from tui_descent.dashboard.plain import plain
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.text.line import Line
+from tui_descent.dashboard.text.safe_text import plain
+from tui_descent.dashboard.view import View
 
 
 class Panel(Widget, can_focus=True):
@@ -116,10 +116,10 @@ def notice(lines: list[tuple[str, Style]], width: int, height: int) -> list[Stri
 def empty(view: View, width: int, height: int, what: str, *, state: bool = False) -> list[Strip]:
     """Why there is nothing to draw yet; one panel with `state` says it while the run is being made."""
     if not view.connected and view.history.live:
-        return notice([(plain(view.trouble) or "looking for the keeper…", ink.DIM)] if state else [], width, height)
+        return notice([(plain(view.trouble) or "looking for the keeper…", colours.DIM)] if state else [], width, height)
     making = {"importing torch": "importing torch…", "building": "building the network…"}
     first = "next" if view.history.segment else "first"
     waiting = {"running": f"waiting for the {first} {what}…", "paused": f"paused before the {first} {what}"}
     now = view.history.state.state
     words = (making[now] if state else "") if now in making else waiting.get(now, f"no {what}")
-    return notice([(words, ink.DIM)], width, height)
+    return notice([(words, colours.DIM)], width, height)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tui_descent.dashboard.figures import tick
+from tui_descent.dashboard.text.numbers import tick
 
 # Beyond this an axis ends: differences of larger losses overflow.
 HUGE = 1e300

@@ -9,13 +9,13 @@ from rich.segment import Segment
 from rich.style import Style
 from textual.strip import Strip
 
-from tui_descent.dashboard import ink
-from tui_descent.dashboard.figures import count, scientific, short
-from tui_descent.dashboard.panels.bars import log_of
-from tui_descent.dashboard.panels.line import Line, joined
-from tui_descent.dashboard.panels.strips import Panel, empty, notice
-from tui_descent.dashboard.panels.view import View
-from tui_descent.dashboard.plain import middle, plain
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.panels.layer_bars import log_of
+from tui_descent.dashboard.panels.panel import Panel, empty, notice
+from tui_descent.dashboard.text.line import Line, joined
+from tui_descent.dashboard.text.numbers import count, scientific, short
+from tui_descent.dashboard.text.safe_text import middle, plain
+from tui_descent.dashboard.view import View
 from tui_descent.protocol.events import LedgerEntry
 
 # The product below which the gradient is called gone, as the diagnosis does, and above which it is called blown up.
@@ -102,20 +102,20 @@ def conclusion(downward: Sequence[LedgerEntry]) -> Line:
     line = Line().put(" ")
     off = max((e.discrepancy for e in downward if e.discrepancy is not None), default=0.0)
     if off > AGREES:
-        line.put(f"parts and autograd differ by up to {scientific(off)}", ink.ORANGE).put(" · ", ink.DIM)
+        line.put(f"parts and autograd differ by up to {scientific(off)}", colours.ORANGE).put(" · ", colours.DIM)
     left = [e.product for e in downward if e.product is not None]
     if (found := dies(downward)) is not None:
-        line.put(f"dies at {plain(found[0], 40)}", ink.ORANGE)
-        line.put(f": from there down under {DIES:g} of the gradient is left", ink.DIM)
+        line.put(f"dies at {plain(found[0], 40)}", colours.ORANGE)
+        line.put(f": from there down under {DIES:g} of the gradient is left", colours.DIM)
     elif (found := explodes(downward)) is not None:
-        line.put(f"explodes at {plain(found[0], 40)}", ink.ORANGE)
-        line.put(f": from there down it is over {EXPLODES:.0f} times as large", ink.DIM)
+        line.put(f"explodes at {plain(found[0], 40)}", colours.ORANGE)
+        line.put(f": from there down it is over {EXPLODES:.0f} times as large", colours.DIM)
     elif left:
-        line.put("flows", ink.GREEN).put(
-            f": {short(left[-1])} times the output's gradient reaches the first block", ink.DIM
+        line.put("flows", colours.GREEN).put(
+            f": {short(left[-1])} times the output's gradient reaches the first block", colours.DIM
         )
     else:
-        line.put("no gradient came through the blocks", ink.ORANGE)
+        line.put("no gradient came through the blocks", colours.ORANGE)
     return line
 
 
@@ -133,43 +133,43 @@ class Columns:
 
     def head(self) -> Line:
         """The columns' names and the bar's scale."""
-        line = Line().put(" ").fit("block", self._names, ink.DIM)
-        line.put(f"{'by parts':>{NUMBER}}{'autograd':>{NUMBER}}", ink.DIM)
-        line.put(f"{'off by':>{self._off}}" if self._off else "", ink.DIM)
+        line = Line().put(" ").fit("block", self._names, colours.DIM)
+        line.put(f"{'by parts':>{NUMBER}}{'autograd':>{NUMBER}}", colours.DIM)
+        line.put(f"{'off by':>{self._off}}" if self._off else "", colours.DIM)
         if self._bar >= 9:
             low, high, half = short(10.0**-self._decades), short(10.0**self._decades), self._bar // 2
             low, high = (text.rstrip("0").rstrip(".") if "." in text else text for text in (low, high))
-            line.put(f"  {low:<{half}}1{high:>{half}}", ink.DIM)
+            line.put(f"  {low:<{half}}1{high:>{half}}", colours.DIM)
         else:
             line.put(" " * (2 + self._bar))
-        return line.put(f"{'product':>{NUMBER}}", ink.DIM)
+        return line.put(f"{'product':>{NUMBER}}", colours.DIM)
 
     def row(self, entry: LedgerEntry, flag: str) -> Line:
         """One block."""
         name = middle(plain(entry.block, 200), self._names)
-        line = Line().put(" ").fit(name, self._names, ink.BRIGHT if flag else ink.DIM)
+        line = Line().put(" ").fit(name, self._names, colours.BRIGHT if flag else colours.DIM)
         log = log_of(entry.factor)
-        style = ink.DIM if math.isnan(log) else ink.GREEN if abs(log) <= self._band else ink.ORANGE
-        line.put(f"{scientific(entry.factor):>{NUMBER}}", ink.TEXT)
-        line.put(f"{scientific(entry.autograd):>{NUMBER}}", ink.DIM)
+        style = colours.DIM if math.isnan(log) else colours.GREEN if abs(log) <= self._band else colours.ORANGE
+        line.put(f"{scientific(entry.factor):>{NUMBER}}", colours.TEXT)
+        line.put(f"{scientific(entry.autograd):>{NUMBER}}", colours.DIM)
         if self._off:
             off = "–" if entry.discrepancy is None else f"{entry.discrepancy:.0e}"
-            line.put(f"{off:>{self._off}}", ink.ORANGE if (entry.discrepancy or 0.0) > AGREES else ink.DIM)
+            line.put(f"{off:>{self._off}}", colours.ORANGE if (entry.discrepancy or 0.0) > AGREES else colours.DIM)
         line.put("  ").extend(self._drawn(log, style))
         gone = entry.product is not None and not DIES <= entry.product <= EXPLODES
-        line.put(f"{scientific(entry.product):>{NUMBER}}", ink.ORANGE if gone else ink.TEXT)
-        return line.put(f" {flag}", ink.ORANGE)
+        line.put(f"{scientific(entry.product):>{NUMBER}}", colours.ORANGE if gone else colours.TEXT)
+        return line.put(f" {flag}", colours.ORANGE)
 
     def _drawn(self, log: float, style: Style) -> list[Segment]:
         """A bar from the middle, in half cells, over the band's edges."""
         half = self._bar // 2
-        cells = [Segment(" ", ink.FAINT)] * self._bar
+        cells = [Segment(" ", colours.FAINT)] * self._bar
         if not self._bar:
             return []
         edge = round(self._band / self._decades * half)
         for column in (half - edge, half + edge):
-            cells[column] = Segment("┊", ink.FAINT)
-        cells[half] = Segment("│", ink.DIM)
+            cells[column] = Segment("┊", colours.FAINT)
+        cells[half] = Segment("│", colours.DIM)
         if not math.isnan(log):
             halves = round(min(abs(log) / self._decades, 1.0) * 2 * half)
             side = -1 if log < 0 else 1
@@ -186,8 +186,11 @@ def _none_yet(view: View, width: int, height: int) -> list[Strip]:
         return empty(view, width, height, "ledger")
     surface = blockless and view.history.started is not None and view.history.started.scenario is not None
     lines = [
-        ("no ledger of this run", ink.TEXT),
-        ("it is made from the parts of built-in blocks: Linear, activation, norm, skip", ink.DIM),
-        ("a surface has no blocks" if surface else "this net has none of them; 1 and 2 show its gradients", ink.DIM),
+        ("no ledger of this run", colours.TEXT),
+        ("it is made from the parts of built-in blocks: Linear, activation, norm, skip", colours.DIM),
+        (
+            "a surface has no blocks" if surface else "this net has none of them; 1 and 2 show its gradients",
+            colours.DIM,
+        ),
     ]
     return notice(lines, width, height)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from rich.segment import Segment
 
-from tui_descent.dashboard import charts, ink
-from tui_descent.dashboard.axis import Axis
-from tui_descent.dashboard.panels.timeline import Timeline
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.charts import braille
+from tui_descent.dashboard.charts.axis import Axis
+from tui_descent.dashboard.charts.time_axis import Timeline
 
 # Channels of the loss pyramid.
 MIN, MAX, _, SMOOTH = range(4)
@@ -35,7 +36,7 @@ class Curves:
         if first < len(bins):
             left = min(timeline.dot(bins[first][0]) // 2, timeline.columns - 2)
             right = max(left + 2, timeline.dot(bins[-1][0]) // 2 + 1)
-            fresh = charts.canvas(_curves(bins[first:], timeline, axis, rows, 2 * left), right - left, rows)
+            fresh = braille.canvas(_curves(bins[first:], timeline, axis, rows, 2 * left), right - left, rows)
             for row, line in zip(self._still, fresh, strict=True):
                 cells = [Segment(c, s.style) for s in line for c in s.text]
                 row[self._final : right] = cells[self._final - left : right - left]
@@ -52,9 +53,9 @@ class Curves:
         return max(n, 0)
 
 
-def _curves(bins: Bins, timeline: Timeline, axis: Axis, rows: int, left: int) -> list[charts.Curve]:
-    band: list[charts.Point] = []
-    smooth: list[charts.Point] = []
+def _curves(bins: Bins, timeline: Timeline, axis: Axis, rows: int, left: int) -> list[braille.Curve]:
+    band: list[braille.Point] = []
+    smooth: list[braille.Point] = []
     top, before, usual = 4 * rows - 1, None, GAP_DOTS
     for bin_, values in bins:
         x = timeline.dot(bin_) - left
@@ -69,4 +70,4 @@ def _curves(bins: Bins, timeline: Timeline, axis: Axis, rows: int, left: int) ->
         # Up and down in turn, so that neighbours join at their near ends.
         band += [(x, low), (x, high)] if bin_ % 2 else [(x, high), (x, low)]
         smooth.append((x, axis.place(values[SMOOTH]) * top))
-    return [charts.Curve(band, ink.BAND), charts.Curve(smooth, ink.CURVE)]
+    return [braille.Curve(band, colours.BAND), braille.Curve(smooth, colours.CURVE)]

@@ -10,9 +10,10 @@ from rich.segment import Segment
 from rich.style import Style
 from textual.strip import Strip
 
-from tui_descent.dashboard import charts, ink
-from tui_descent.dashboard.axis import Axis, log_axis
-from tui_descent.dashboard.panels.line import Line, joined
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.charts import braille
+from tui_descent.dashboard.charts.axis import Axis, log_axis
+from tui_descent.dashboard.text.line import Line, joined
 
 # Cells to the left of the picture, unless a figure needs more.
 GUTTER = 7
@@ -25,7 +26,7 @@ class Path:
     """Points joined by a line, `x` from 0 to 1; `dot` stands at each of them where it is given."""
 
     points: Sequence[tuple[float, float]]
-    colour: charts.Rgb
+    colour: braille.Rgb
     dot: Style | None = None
 
 
@@ -60,8 +61,8 @@ def plotted(
     gutter = max(GUTTER, *(len(text) + 1 for text in figures.values()), 0)
     columns = max(2, width - gutter)
     right, top = 2 * columns - 1, 4 * rows - 1
-    curves = [charts.Curve([(x * right, axis.place(y) * top) for x, y in p.points], p.colour) for p in paths]
-    cells = [[Segment(c, s.style) for s in line for c in s.text] for line in charts.canvas(curves, columns, rows)]
+    curves = [braille.Curve([(x * right, axis.place(y) * top) for x, y in p.points], p.colour) for p in paths]
+    cells = [[Segment(c, s.style) for s in line for c in s.text] for line in braille.canvas(curves, columns, rows)]
     for upright in uprights:
         for row in cells:
             if row[column := _column(upright.x, columns)].text == " ":
@@ -71,7 +72,7 @@ def plotted(
             if not math.isnan(axis.place(y)):
                 cells[axis.row(y, rows)][_column(x, columns)] = Segment("•", path.dot)
     lines = [
-        Line().put(f"{figures.get(y, ''):>{gutter - 1}} ", ink.DIM).extend(joined(cells[y])).strip(width)
+        Line().put(f"{figures.get(y, ''):>{gutter - 1}} ", colours.DIM).extend(joined(cells[y])).strip(width)
         for y in range(rows)
     ]
     below = [Line().put(" " * gutter).extend(row) for row in (_names(uprights, columns), _figures(ticks, columns))]
@@ -86,7 +87,7 @@ class _Row:
     """One row of texts under the picture, each where there is room for it."""
 
     def __init__(self, columns: int) -> None:
-        self.cells = [Segment(" ", ink.DIM)] * columns
+        self.cells = [Segment(" ", colours.DIM)] * columns
 
     def put(self, start: int, text: str, style: Style) -> bool:
         """Whether it fits, with a blank around it where other text is."""
@@ -116,5 +117,5 @@ def _names(uprights: Sequence[Upright], columns: int) -> list[Segment]:
 def _figures(ticks: Mapping[float, str], columns: int) -> list[Segment]:
     row = _Row(columns)
     for x, text in ticks.items():
-        row.put(min(max(_column(x, columns) - len(text) // 2, 0), columns - len(text)), text, ink.DIM)
+        row.put(min(max(_column(x, columns) - len(text) // 2, 0), columns - len(text)), text, colours.DIM)
     return row.joined()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from tui_descent.dashboard.figures import size
-from tui_descent.dashboard.plain import plain
+from tui_descent.dashboard.text.numbers import size
+from tui_descent.dashboard.text.safe_text import plain
 from tui_descent.telemetry.history import History
 
 _EIGHTHS = "▁▂▃▄▅▆▇█"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import msgspec
-from playing import playing
-from scripted import reading, started, steps
+from driver import playing
+from fake_run import reading, started, steps
 from test_panels import view
 
+from tui_descent.dashboard.charts.time_axis import gutter
 from tui_descent.dashboard.panels.gradients import GradientsPanel
 from tui_descent.dashboard.panels.heatmap import HeatmapPanel
-from tui_descent.dashboard.panels.timeline import gutter
 from tui_descent.dashboard.panels.updates import UpdatesPanel
 from tui_descent.protocol.events import AnyEvent, LayerStatus, ReadingsTaken
 

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from tui_descent.dashboard.panels.view import View
+from tui_descent.dashboard.view import View
 from tui_descent.protocol import codec
 from tui_descent.protocol.commands import (
     AnyCommand,

@@ -9,7 +9,7 @@ from rich.segment import Segment
 from rich.style import Style
 from textual.strip import Strip
 
-from tui_descent.dashboard import ink
+from tui_descent.dashboard import colours
 
 
 class Line:
@@ -19,7 +19,7 @@ class Line:
         self.segments: list[Segment] = []
         self.width = 0
 
-    def put(self, text: str, style: Style = ink.TEXT) -> Line:
+    def put(self, text: str, style: Style = colours.TEXT) -> Line:
         """Append text. What can be said in the style before is: each change of style costs twenty bytes on the wire."""
         if not text:
             return self
@@ -31,14 +31,14 @@ class Line:
             self.segments.append(Segment(text, style))
         return self
 
-    def fit(self, text: str, width: int, style: Style = ink.TEXT) -> Line:
+    def fit(self, text: str, width: int, style: Style = colours.TEXT) -> Line:
         """Append text padded or cut to exactly `width` cells."""
         return self.put(set_cell_size(text, max(0, width)), style)
 
     def extend(self, segments: Iterable[Segment]) -> Line:
         """Append what is styled already."""
         for segment in segments:
-            self.put(segment.text, segment.style or ink.TEXT)
+            self.put(segment.text, segment.style or colours.TEXT)
         return self
 
     def at(self, column: int) -> Line:
@@ -49,7 +49,7 @@ class Line:
         """The finished row, exactly `width` cells; an ellipsis tells that something was cut."""
         strip = Strip(self.segments, self.width)
         if self.width > width > 0:
-            strip = Strip([*strip.crop(0, width - 1), Segment("…", ink.DIM)], width)
+            strip = Strip([*strip.crop(0, width - 1), Segment("…", colours.DIM)], width)
         return strip.adjust_cell_length(width, style)
 
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripted import ScriptedKeeper
+from fake_run import ScriptedKeeper
 from textual.app import App
 from textual.pilot import Pilot
 
 from tui_descent.dashboard.app import DescentApp
-from tui_descent.dashboard.panels.strips import Panel
+from tui_descent.dashboard.panels.panel import Panel
 from tui_descent.protocol.events import AnyEvent
 from tui_descent.telemetry.history import History
 

@@ -9,12 +9,12 @@ from typing import ClassVar
 from rich.style import Style
 from textual.strip import Strip
 
-from tui_descent.dashboard import ink
-from tui_descent.dashboard.figures import count, scientific
-from tui_descent.dashboard.panels.line import Line
-from tui_descent.dashboard.panels.names import is_norm, labels
-from tui_descent.dashboard.panels.strips import Panel, empty
-from tui_descent.dashboard.panels.view import View
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.panels.panel import Panel, empty
+from tui_descent.dashboard.text.layer_names import is_norm, labels
+from tui_descent.dashboard.text.line import Line
+from tui_descent.dashboard.text.numbers import count, scientific
+from tui_descent.dashboard.view import View
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 NUMBER = 8
@@ -102,19 +102,21 @@ def bar_line(
     """
     names = label_width(view, width)
     chosen = layer == view.selected
-    line = Line().put("▸" if chosen else " ", ink.NAME)
-    line.fit(labels(view.layers, max(4, width // 4))[layer], names, ink.BRIGHT if chosen else ink.DIM).put(" ")
+    line = Line().put("▸" if chosen else " ", colours.NAME)
+    line.fit(labels(view.layers, max(4, width // 4))[layer], names, colours.BRIGHT if chosen else colours.DIM).put(" ")
     room = bar_room(view, width)
     drawn = _bar(share, room)
     for column in range(room):
         # A stop under the bar is seen through it.
         if column in stops and (column >= len(drawn) or drawn[column] == "█"):
             covered = column < len(drawn)
-            line.put(stops[column], Style(color=ink.GROUND, bgcolor=style.color) if covered else ink.FAINT)
+            line.put(stops[column], Style(color=colours.GROUND, bgcolor=style.color) if covered else colours.FAINT)
         else:
             line.put(drawn[column] if column < len(drawn) else " ", style)
     idle = view.idle(layer) if value is None else ""
-    return line.put(f"{idle or scientific(value):>{NUMBER}}", ink.DIM if idle else ink.BRIGHT if chosen else ink.TEXT)
+    return line.put(
+        f"{idle or scientific(value):>{NUMBER}}", colours.DIM if idle else colours.BRIGHT if chosen else colours.TEXT
+    )
 
 
 def bar_room(view: View, width: int) -> int:

@@ -6,11 +6,11 @@ import math
 
 from textual.strip import Strip
 
-from tui_descent.dashboard import ink
-from tui_descent.dashboard.axis import Axis
-from tui_descent.dashboard.panels.plot import Level, Series, place_of, plotted, readings
-from tui_descent.dashboard.panels.strips import Panel
-from tui_descent.dashboard.panels.view import View
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.charts.axis import Axis
+from tui_descent.dashboard.charts.time_plot import Level, Series, place_of, plotted, readings
+from tui_descent.dashboard.panels.panel import Panel
+from tui_descent.dashboard.view import View
 
 
 class LowestPanel(Panel):
@@ -38,5 +38,5 @@ class LowestPanel(Panel):
         points = [(t.step, t.hessian.lambda_min) for t in found]
         values = [v for _, v in points if math.isfinite(v)]
         axis = Axis.linear(min(0.0, *values, 0.0), max(0.0, *values, 0.0))
-        series = [Series(points, ink.CURVE, ink.POINT)]
-        return plotted(view, width, height, axis, series=series, levels=[Level([(0, 0.0)], ink.DIM)])
+        series = [Series(points, colours.CURVE, colours.POINT)]
+        return plotted(view, width, height, axis, series=series, levels=[Level([(0, 0.0)], colours.DIM)])

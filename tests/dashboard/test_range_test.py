@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
-from playing import Play, compare, playing
-from scripted import CLIENT, started, vanishing
+from driver import Play, compare, playing
+from fake_run import CLIENT, started, vanishing
 
-from tui_descent.dashboard.dialogs.rates import RatesDialog, figures_of, still_true
-from tui_descent.dashboard.panels.rates import AheadPanel, SweepPanel
+from tui_descent.dashboard.dialogs.range_test import RatesDialog, figures_of, still_true
+from tui_descent.dashboard.panels.range_test import AheadPanel, SweepPanel
 from tui_descent.protocol.commands import CancelSweep, SweepRates, TurnKnob
 from tui_descent.protocol.events import (
     CommandDone,
@@ -268,7 +268,7 @@ def history_of(*facts: object) -> History:
 
 
 def test_a_result_holds_until_the_run_moves_or_is_turned() -> None:
-    from scripted import steps, turned
+    from fake_run import steps, turned
 
     paused = StateChanged(state="paused")
     assert still_true(history_of(paused)) is None
