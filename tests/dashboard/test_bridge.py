@@ -64,14 +64,23 @@ async def test_only_our_own_replies_are_ours() -> None:
         assert first is not None
         assert second == first + 1
         await until(lambda: len(keeper.asked) == 2)
-        assert bridge.expected("residual", "all") == "on"
+        assert bridge.requested_value("residual", "all") == "on"
         keeper.tell(turned(10, "off", "on", request=second, client=CLIENT + 1))
         await until(lambda: bridge.exchange.reply is not None)
-        assert bridge.exchange.asked is None
-        assert bridge.expected("residual", "all") == "on"
+        assert bridge.exchange.command is None
+        assert bridge.requested_value("residual", "all") == "on"
         keeper.tell(turned(10, "off", "on", request=second, client=CLIENT))
-        await until(lambda: bridge.exchange.asked is not None)
-        assert bridge.expected("residual", "all") is None
+        await until(lambda: bridge.exchange.command is not None)
+        assert bridge.requested_value("residual", "all") is None
+
+
+async def test_a_thousand_requests_at_once_all_arrive_and_are_answered() -> None:
+    async with reading_from(vanishing(10)) as (bridge, keeper):
+        sent = [bridge.send(TurnKnob(knob="lr", value="*1.25")) for _ in range(1000)]
+        await until(lambda: not any(bridge.awaits_reply(number) for number in sent if number is not None))
+        assert len(keeper.asked) == 1000
+        assert len(set(sent)) == 1000
+        assert None not in sent
 
 
 async def test_a_refusal_is_told() -> None:
@@ -89,10 +98,10 @@ async def test_junk_is_trouble_and_no_exception(junk: bytes) -> None:
 
 
 async def test_no_keeper_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(module, "CONNECT_S", 0.2)
+    monkeypatch.setattr(module, "CONNECT_TIMEOUT_S", 0.2)
     bridge = Bridge(tmp_path / "nobody")
     await bridge.run()
     assert not bridge.connected
-    assert "no keeper" in bridge.trouble
+    assert "no run at" in bridge.trouble
     assert bridge.send(Mark()) is None
-    assert bridge.exchange.refused
+    assert bridge.exchange.refusal

@@ -93,7 +93,7 @@ def test_steps_that_were_asked_for_are_told_from_where_they_begin() -> None:
     for event in (started(), steps(0, [1.0] * 6)):
         history.apply(event)
     done = CommandDone(segment=0, step=6, client=7, request=3, what="1 step, then a pause")
-    look = View(history=history, exchange=Exchange(asked=RunSteps(steps=1), reply=done))
+    look = View(history=history, exchange=Exchange(command=RunSteps(steps=1), reply=done))
     assert ConversationPanel().draw(look, 80, 3)[1].text.rstrip() == " done  1 step, then a pause from step 6"
 
 

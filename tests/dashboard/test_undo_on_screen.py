@@ -199,12 +199,12 @@ def test_the_loops_own_counter_goes_on_and_is_told_so() -> None:
 @pytest.mark.parametrize(("width", "was"), [(120, True), (80, False)])
 def test_the_answer_says_what_was_undone_and_where_the_run_stands(width: int, was: bool) -> None:
     done = CommandDone(client=7, request=1, segment=1, step=40, what="undone: residual off → on")
-    look = replace(view(PAST), exchange=Exchange(asked=Undo(), reply=done))
+    look = replace(view(PAST), exchange=Exchange(command=Undo(), reply=done))
     answer = ConversationPanel().draw(look, width, 3)[1].text.rstrip()
     assert answer.startswith(" undone  residual off → on  now at step 40 of segment 1")
     assert answer.endswith("(was at 100 of segment 0)") == was
     by_value = msgspec.structs.replace(done, what="undone: lr 1 → 2; by value only: no room", segment=0)
-    look = replace(view(PAST[:4]), exchange=Exchange(asked=Undo(), reply=by_value))
+    look = replace(view(PAST[:4]), exchange=Exchange(command=Undo(), reply=by_value))
     answer = ConversationPanel().draw(look, 120, 3)[1].text.rstrip()
     assert answer == " done  undone: lr 1 → 2; by value only: no room at step 40"
 

@@ -62,8 +62,8 @@ def _run_steps(screen: RunScreen, key: Key, pressed: str) -> None:
         if text:
             screen.ask(RunSteps(steps=int(text)))
 
-    if screen.bridge.over:
-        screen.bridge.refuse(screen.bridge.over)
+    if screen.bridge.unavailable:
+        screen.bridge.refuse(screen.bridge.unavailable)
     else:
         screen.app.push_screen(steps_dialog(), answered)
 

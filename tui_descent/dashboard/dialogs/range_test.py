@@ -66,7 +66,7 @@ class RatesDialog(Dialog[str]):
             self._swept, self._before, self._refused = None, _place(self._bridge.history.swept), ""
             self._asked = self._bridge.send(SweepRates())
             if self._asked is None:
-                self._refused = self._bridge.exchange.refused
+                self._refused = self._bridge.exchange.refusal
 
     def action_adopt(self) -> None:
         """An ordinary turn of the rate."""
@@ -106,7 +106,7 @@ class RatesDialog(Dialog[str]):
         """A result is told just before the reply."""
         if not (history.live and self._bridge.connected):
             self._refused, self._asked = "the run has ended" if not history.live else "the keeper is gone", None
-        if self._bridge.awaits(request):
+        if self._bridge.awaits_reply(request):
             return
         self._asked = None
         if history.swept is not None and _place(history.swept) != self._before:

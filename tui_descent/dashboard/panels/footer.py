@@ -105,20 +105,20 @@ def _brief(value: str) -> str:
 
 def _answer(view: View, width: int) -> Line:
     exchange, line = view.exchange, Line().put(" ")
-    if exchange.refused:
-        return line.put("not now  ", colours.ORANGE).put(plain(exchange.refused))
+    if exchange.refusal:
+        return line.put("not now  ", colours.ORANGE).put(plain(exchange.refusal))
     reply = exchange.reply
-    if reply is None and exchange.asked is not None:
-        return line.put("requested  ", colours.KEY).put(plain(asked(exchange.asked))).put(" …", colours.DIM)
+    if reply is None and exchange.command is not None:
+        return line.put("requested  ", colours.KEY).put(plain(asked(exchange.command))).put(" …", colours.DIM)
     if isinstance(reply, CommandRejected):
-        what = plain(asked(exchange.asked) if exchange.asked else reply.knob)
+        what = plain(asked(exchange.command) if exchange.command else reply.knob)
         return line.put("rejected  ", colours.ORANGE).put(what).put("  ").put(plain(reply.reason), colours.DIM)
     if isinstance(reply, CommandDone) and (gone := _gone(view.history, reply)) is not None:
         (word, _, what), (_, now, was) = gone.words()[0].partition(": "), gone.words()
         line.put(word, colours.GREEN).put("  ").put(plain(what)).put(f"  {now}", colours.BRIGHT)
         return line.put(f" ({was})" if line.width + len(was) + 3 <= width else "", colours.DIM)
     if isinstance(reply, CommandDone):
-        place = "from" if isinstance(exchange.asked, RunSteps) else "at"
+        place = "from" if isinstance(exchange.command, RunSteps) else "at"
         return (
             line.put("done  ", colours.GREEN)
             .put(plain(reply.what))

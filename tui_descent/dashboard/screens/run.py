@@ -143,8 +143,8 @@ class RunScreen(Screen[None]):
     def can_turn(self, knob: str) -> bool:
         """Whether a knob can act in this run; if not, the reason goes on screen."""
         history = self.bridge.history
-        if self.bridge.over:
-            self.bridge.refuse(self.bridge.over)
+        if self.bridge.unavailable:
+            self.bridge.refuse(self.bridge.unavailable)
             return False
         if knob in history.unavailable:
             self.bridge.refuse(f"{KNOBS[knob].title}: {history.unavailable[knob]}")
@@ -167,7 +167,7 @@ class RunScreen(Screen[None]):
 
     def value(self, knob: str, target: str = "all") -> str:
         """A knob's value, counting what is asked for already: a key pressed twice goes two steps."""
-        return self.bridge.expected(knob, target) or actions.value_of(self.bridge.history, knob, target)
+        return self.bridge.requested_value(knob, target) or actions.value_of(self.bridge.history, knob, target)
 
     def target(self) -> str | None:
         """What knobs act on; None, and the reason on screen, where the selected layer is in no block."""
