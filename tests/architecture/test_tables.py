@@ -41,14 +41,14 @@ def test_the_keypads_and_the_shifted_keys_are_synonyms() -> None:
 
 def test_every_key_has_its_words() -> None:
     for key in KEYS:
-        for text in (key.shown, key.label, key.help, key.action):
+        for text in (key.shown, key.label, key.description, key.action):
             assert text, key
             assert "|" not in text
             assert "\n" not in text
 
 
 def test_every_knob_but_those_of_the_line_has_a_key() -> None:
-    assert {key.knob for key in KEYS} - {None} | {knob for key in KEYS for knob in key.also} == set(KNOBS)
+    assert {key.knob for key in KEYS} - {None} | {knob for key in KEYS for knob in key.more_knobs} == set(KNOBS)
 
 
 def test_the_activations_knob_takes_those_of_the_scenario() -> None:
@@ -64,7 +64,7 @@ def test_the_keys_table_has_a_row_a_key() -> None:
     assert len(rows) == len(KEYS)
     for row, key in zip(rows, KEYS, strict=True):
         assert f"`{key.shown}`" in row
-        assert key.help in row
+        assert key.description in row
         assert row.count("|") == head.count("|") == rule.count("|")
 
 

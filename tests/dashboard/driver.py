@@ -1,4 +1,4 @@
-"""A dashboard on a scripted keeper, and what its screen says."""
+"""Run the dashboard in a test, connected to a fake keeper, and read its screen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fake_run import ScriptedKeeper
+from fake_run import FakeKeeper
 from textual.app import App
 from textual.pilot import Pilot
 
@@ -21,87 +21,91 @@ from tui_descent.protocol.events import AnyEvent
 from tui_descent.telemetry.history import History
 
 GOLDEN = Path(__file__).parent / "golden"
-PATIENCE_S = 8.0
+TIMEOUT_S = 8.0
 
 
 @dataclass
-class Play:
-    """The three who play."""
+class Dashboard:
+    """The app, its Textual pilot and the keeper it is connected to."""
 
     app: DescentApp
     pilot: Pilot[int]
-    keeper: ScriptedKeeper
+    keeper: FakeKeeper
 
     def text(self) -> str:
         """The screen as text."""
         return text_of(self.app)
 
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for it, with an end."""
-        await until(self.pilot, condition, self.text)
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait for a condition, with a timeout."""
+        await wait_until(self.pilot, condition, self.text)
 
-    async def sees(self, *words: str) -> None:
-        """Wait until all of it is on screen."""
-        await self.until(lambda: all(word in self.text() for word in words))
+    async def shows(self, *words: str) -> None:
+        """Wait until all the words are on screen."""
+        await self.wait_until(lambda: all(word in self.text() for word in words))
 
     async def press(self, *keys: str) -> None:
-        """Keys, one after the other."""
+        """Press keys one after the other."""
         await self.pilot.press(*keys)
 
     async def drawn(self) -> None:
-        """Wait for the screen to hold all that was told."""
-        await self.until(lambda: _gist(self.app.bridge.history) == _gist(self.keeper.history))
-        await self.until(lambda: self.app.run_screen.up_to_date)
-        # A panel that came or went moves the others, which are then drawn once more.
+        """Wait until the screen shows everything that was published."""
+        await self.wait_until(lambda: _progress(self.app.bridge.history) == _progress(self.keeper.history))
+        await self.wait_until(lambda: self.app.run_screen.up_to_date)
+        # A panel that appears or disappears moves the others, which are then drawn again.
         seen = ""
         while seen != (seen := self.text()):
             await self.pilot.pause(0.1)
-            await self.until(lambda: self.app.run_screen.up_to_date)
+            await self.wait_until(lambda: self.app.run_screen.up_to_date)
 
 
-def _gist(history: History) -> tuple[object, ...]:
-    """Enough to tell that one side knows what the other does; revisions are each side's own."""
+def _progress(history: History) -> tuple[object, ...]:
+    """Equal on both sides once every event has arrived. Revisions cannot be compared."""
     readings = history.readings.step if history.readings else None
     counts = (history.steps, len(history.log), len(history.evaluations), readings)
     return (*counts, history.state, history.ended, history.started is None)
 
 
 def text_of(app: App[Any]) -> str:
-    """All rows, without blanks at their ends."""
+    """The screen's rows without trailing blanks."""
     strips = app.screen._compositor.render_strips()
     return "\n".join(strip.text.rstrip() for strip in strips) + "\n"
 
 
-async def until(pilot: Pilot[Any], condition: Callable[[], bool], told: Callable[[], str]) -> None:
-    """Poll with an upper bound; what was on screen is the message."""
-    end = asyncio.get_running_loop().time() + PATIENCE_S
+async def wait_until(pilot: Pilot[Any], condition: Callable[[], bool], text: Callable[[], str]) -> None:
+    """Poll until the condition holds; on a timeout fail with the screen's text."""
+    end = asyncio.get_running_loop().time() + TIMEOUT_S
     while not condition():
-        assert asyncio.get_running_loop().time() < end, "in vain:\n" + told()
+        assert asyncio.get_running_loop().time() < end, "timeout; the screen was:\n" + text()
         await pilot.pause(0.02)
 
 
 @asynccontextmanager
-async def playing(
-    size: tuple[int, int] = (120, 40), before: Iterable[AnyEvent] = (), *, replies: bool = True, pace_s: float = 0.0
-) -> AsyncIterator[Play]:
-    """A keeper with a past and a dashboard attached to it, whose slower panels need not be waited for."""
+async def open_dashboard(
+    size: tuple[int, int] = (120, 40),
+    before: Iterable[AnyEvent] = (),
+    *,
+    replies: bool = True,
+    min_interval_s: float = 0.0,
+) -> AsyncIterator[Dashboard]:
+    """A dashboard connected to a fake keeper that has published `before`. Panels redraw without a minimum interval."""
     # A socket's path may have no more than about a hundred characters.
     with tempfile.TemporaryDirectory(prefix="d") as folder:
         socket = Path(folder) / "s"
-        async with ScriptedKeeper(socket, before=before, replies=replies) as keeper:
+        async with FakeKeeper(socket, before=before, replies=replies) as keeper:
             app = DescentApp(socket, name="vanishing", fps=50)
             async with app.run_test(size=size) as pilot:
-                play = Play(app, pilot, keeper)
+                dashboard = Dashboard(app, pilot, keeper)
                 for panel in app.run_screen.query(Panel):
-                    panel.pace_s = pace_s  # type: ignore[misc]
-                await play.until(lambda: keeper.greeted)
-                yield play
+                    panel.min_interval_s = min_interval_s  # type: ignore[misc]
+                await dashboard.wait_until(lambda: keeper.has_viewer)
+                yield dashboard
 
 
 def compare(name: str, text: str) -> None:
-    """The screen against its file; GOLDEN=write makes the file anew."""
+    """Compare a screen with its golden file; GOLDEN=write rewrites the file."""
     path = GOLDEN / f"{name}.txt"
     if os.environ.get("GOLDEN") == "write":
         GOLDEN.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    assert text == path.read_text(encoding="utf-8"), f"{name}: if this is meant, write it anew with GOLDEN=write"
+    assert text == path.read_text(encoding="utf-8"), f"{name}: if the change is intended, run with GOLDEN=write"

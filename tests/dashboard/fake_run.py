@@ -1,11 +1,11 @@
-"""A keeper that plays a script: the protocol's other end, in the test's own loop, with no trainer behind it."""
+"""A fake run: builders of events, and a keeper without a trainer in the test's event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from tui_descent.dashboard.view import View
@@ -58,7 +58,7 @@ def layers(depth: int = 20, width: int = 32) -> tuple[Layer, ...]:
 
 
 def started(depth: int = 20, **changed: object) -> RunStarted:
-    """The vanishing run's first word."""
+    """The first event of the vanishing run."""
     fields: dict[str, object] = {
         "run": "r1",
         "title": "Vanishing gradients",
@@ -82,14 +82,14 @@ def started(depth: int = 20, **changed: object) -> RunStarted:
 
 
 def steps(first: int, losses: Iterable[float], *, per_s: float = 30.0, segment: int = 0) -> StepsCompleted:
-    """Updates with these losses, `per_s` a second."""
+    """Steps with these losses, `per_s` per second."""
     values = list(losses)
     times = [(first + n) / per_s for n in range(len(values))]
     return StepsCompleted(segment=segment, first=first, losses=values, lrs=[0.1] * len(values), times_s=times)
 
 
 def reading(step: int, fall: float, depth: int = 20, *, top: float = 2e-2) -> ReadingsTaken:
-    """Gradients that fall by a factor of `fall` a layer from the output down."""
+    """Gradients that shrink by a factor of `fall` per layer from the output down."""
     count = depth + 2
     rms = [top / 10 * fall ** (count - 1 - n) for n in range(count)]
     return ReadingsTaken(
@@ -111,7 +111,7 @@ def reading(step: int, fall: float, depth: int = 20, *, top: float = 2e-2) -> Re
 
 
 def ledger(step: int, factor: float, depth: int = 20, *, off: float = 1e-7) -> LedgerTaken:
-    """Every block hands on the same factor."""
+    """A chain-rule reading with the same factor for every block."""
     entries = [
         LedgerEntry(block=f"blocks.{n}", factor=factor, autograd=factor, discrepancy=off, product=factor ** (depth - n))
         for n in range(depth)
@@ -120,7 +120,7 @@ def ledger(step: int, factor: float, depth: int = 20, *, off: float = 1e-7) -> L
 
 
 def eigenvalues(high: float, low: float, **changed: object) -> CurvatureReading:
-    """A reading by Lanczos that has converged."""
+    """A converged Lanczos reading."""
     fields: dict[str, object] = {
         "lambda_max": high,
         "lambda_min": low,
@@ -137,7 +137,7 @@ def eigenvalues(high: float, low: float, **changed: object) -> CurvatureReading:
 
 
 def curved(step: int, high: float, low: float, limit: float | None = 2.0, **changed: object) -> CurvatureTaken:
-    """A reading beside the limit of gradient descent."""
+    """A curvature reading with the limit of gradient descent."""
     return CurvatureTaken(
         segment=0,
         step=step,
@@ -148,7 +148,7 @@ def curved(step: int, high: float, low: float, limit: float | None = 2.0, **chan
 
 
 def turned(step: int, old: str, new: str, *, knob: str = "residual", request: int = 0, client: int = 0) -> KnobTurned:
-    """An intervention that took effect."""
+    """An applied intervention."""
     return KnobTurned(
         id=1,
         client=client,
@@ -166,18 +166,18 @@ def turned(step: int, old: str, new: str, *, knob: str = "residual", request: in
 
 
 def loss_at(step: int, cure: int, noise: random.Random) -> float:
-    """Flat at ln 10 until the cure, then down to 0.06."""
+    """Constant at ln 10 until the cure, then falling to 0.06."""
     since = max(0, step - cure - 20)
     fall = math.exp(-since / 45)
     return max(0.01, (2.303 * fall + 0.06) * (1 + noise.uniform(-0.25, 0.25) * (1 - 0.9 * fall)))
 
 
-def vanishing(until: int, cure: int = 150, depth: int = 20) -> list[AnyEvent]:
-    """The whole story: nothing is learnt, residual on, it is learnt."""
+def vanishing(last: int, cure: int = 150, depth: int = 20) -> list[AnyEvent]:
+    """A run that learns nothing until residual connections are switched on at step `cure`."""
     noise = random.Random(3)
     told: list[AnyEvent] = [StateChanged(state="importing torch"), StateChanged(state="building"), started(depth)]
     told.append(StateChanged(state="running"))
-    for step in range(until):
+    for step in range(last):
         if step == cure:
             told.append(turned(step, "off", "on"))
         told.append(reading(step, fall_at(step, cure), depth))
@@ -188,27 +188,26 @@ def vanishing(until: int, cure: int = 150, depth: int = 20) -> list[AnyEvent]:
 
 
 def fall_at(step: int, cure: int) -> float:
-    """A factor a layer: a fifth before the cure, nearly one twenty steps after."""
+    """The factor per layer: 0.35 before the cure, 0.97 twenty steps after it."""
     open_ = min(1.0, max(0.0, (step - cure) / 20))
     return 0.35 ** (1 - open_) * 0.97**open_
 
 
-class ScriptedKeeper:
-    """`tell` sends events; `asked` holds what came back; it replies as a trainer would, unless told not to."""
+class FakeKeeper:
+    """`publish` sends events, `received` holds the commands. With `replies` it answers as a trainer would."""
 
     def __init__(self, socket: Path, *, before: Iterable[AnyEvent] = (), replies: bool = True) -> None:
         self.socket = socket
         self.history = History()
         self.replies = replies
         self.reject: str | None = None
-        self.asked: list[AnyCommand] = []
-        self.on_asked: Callable[[AnyCommand], None] | None = None
+        self.received: list[AnyCommand] = []
         self._writers: list[asyncio.StreamWriter] = []
         self._server: asyncio.Server | None = None
         for event in before:
             self.history.apply(event)
 
-    async def __aenter__(self) -> ScriptedKeeper:
+    async def __aenter__(self) -> FakeKeeper:
         self._server = await asyncio.start_unix_server(self._serve, self.socket)
         return self
 
@@ -216,7 +215,7 @@ class ScriptedKeeper:
         await self.close()
 
     async def close(self) -> None:
-        """Be gone, as a killed keeper is."""
+        """Close all connections, as a killed keeper would."""
         if self._server is not None:
             self._server.close()
             for writer in self._writers:
@@ -224,16 +223,16 @@ class ScriptedKeeper:
             await self._server.wait_closed()
             self._server = None
 
-    def tell(self, *events: AnyEvent) -> None:
-        """Send events to the viewer."""
+    def publish(self, *events: AnyEvent) -> None:
+        """Send events to the viewers."""
         for event in events:
             self.history.apply(event)
             for writer in self._writers:
                 writer.write(codec.frame(event))
 
     @property
-    def greeted(self) -> bool:
-        """Whether a viewer has said hello."""
+    def has_viewer(self) -> bool:
+        """Whether a viewer has connected."""
         return bool(self._writers)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -259,15 +258,13 @@ class ScriptedKeeper:
 
     def _answer(self, request: Request) -> None:
         command = request.command
-        self.asked.append(command)
-        if self.on_asked is not None:
-            self.on_asked(command)
+        self.received.append(command)
         if not self.replies:
             return
         step, number = self.history.steps, request.request
         if self.reject is not None:
             knob = command.knob if isinstance(command, TurnKnob) else ""
-            self.tell(
+            self.publish(
                 CommandRejected(
                     client=CLIENT, request=number, source="key", segment=0, step=step, knob=knob, reason=self.reject
                 )
@@ -276,23 +273,27 @@ class ScriptedKeeper:
         match command:
             case TurnKnob():
                 old = self.history.knobs.get(command.knob, "")
-                self.tell(turned(step, old, command.value, knob=command.knob, request=number, client=CLIENT))
+                self.publish(turned(step, old, command.value, knob=command.knob, request=number, client=CLIENT))
                 return
             case Pause():
-                self.tell(StateChanged(state="paused"))
+                self.publish(StateChanged(state="paused"))
             case Resume():
-                self.tell(StateChanged(state="running"))
+                self.publish(StateChanged(state="running"))
             case Mark():
-                self.tell(Marked(segment=0, step=step, text=command.text))
+                self.publish(Marked(segment=0, step=step, text=command.text))
             case Evaluate():
-                self.tell(Evaluated(segment=0, step=step, loss=2.3, accuracy=0.1))
+                self.publish(Evaluated(segment=0, step=step, loss=2.3, accuracy=0.1))
             case RunSteps():
-                self.tell(Noted(step=step, text=f"{command.steps} steps"))
+                self.publish(Noted(step=step, text=f"{command.steps} steps"))
             case WatchCurvature():
                 pass
             case Stop():
-                self.tell(StateChanged(state="stopping"), RunEnded(status="stopped", step=step, loss=2.3, accuracy=0.1))
-        self.tell(CommandDone(client=CLIENT, request=number, segment=0, step=step, what=type(command).__name__.lower()))
+                self.publish(
+                    StateChanged(state="stopping"), RunEnded(status="stopped", step=step, loss=2.3, accuracy=0.1)
+                )
+        self.publish(
+            CommandDone(client=CLIENT, request=number, segment=0, step=step, what=type(command).__name__.lower())
+        )
 
 
 def history(events: list[AnyEvent]) -> History:

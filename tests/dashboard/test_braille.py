@@ -1,4 +1,4 @@
-"""plotext behind its wall: nothing that comes in may raise, let alone abort; dots stand where they are put."""
+"""plotext behind its wrapper: no input may raise or abort, and dots are where they should be."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ print("alive")
 """
 
 
-def test_fuzz_in_a_process_that_may_die() -> None:
+def test_fuzzed_curves_never_crash_plotext() -> None:
     for seed in range(3):
         done = subprocess.run(
             [sys.executable, "-c", FUZZ.replace("SEED", str(seed))], capture_output=True, text=True, timeout=60
@@ -42,7 +42,7 @@ def test_fuzz_in_a_process_that_may_die() -> None:
         assert done.stdout.strip() == "alive"
 
 
-def test_every_dot_stands_where_it_is_put() -> None:
+def test_each_point_sets_its_own_braille_dot() -> None:
     bits = ((0x40, 0x80), (0x04, 0x20), (0x02, 0x10), (0x01, 0x08))
     columns, rows = 7, 3
     for x in range(2 * columns):
@@ -52,12 +52,12 @@ def test_every_dot_stands_where_it_is_put() -> None:
             assert sum(c not in " \u2800" for line in lines for c in line) == 1
 
 
-def test_a_gap_stays_a_gap() -> None:
+def test_a_nan_leaves_a_gap_in_the_line() -> None:
     line = canvas([Curve([(0.0, 2.0), (1.0, 2.0), (math.nan, 0.0), (18.0, 2.0), (19.0, 2.0)], (1, 2, 3))], 10, 2)[1]
     assert "".join(s.text for s in line)[2:8].strip(" \u2800") == ""
 
 
-def test_two_points_a_dot_column_at_most() -> None:
+def test_reduced_keeps_the_lowest_and_highest_point_of_a_dot_column() -> None:
     points = [(k / 100, math.sin(k)) for k in range(1000)]
     few = reduced(points)
     assert len(few) <= 2 * 11
@@ -65,7 +65,7 @@ def test_two_points_a_dot_column_at_most() -> None:
     assert min(y for _, y in few) == min(y for _, y in points)
 
 
-def test_the_chart_at_the_end_of_a_headless_run() -> None:
+def test_ascii_chart_of_a_headless_run() -> None:
     points = [(float(k), 2.3 * math.exp(-k / 100) + 0.05) for k in range(600)]
     text = ascii_chart(points, 72, 14)
     assert "\x1b" not in text
@@ -80,12 +80,12 @@ def test_the_chart_at_the_end_of_a_headless_run() -> None:
     assert "*" in plain
 
 
-def test_a_loss_below_zero_gets_a_linear_axis() -> None:
+def test_ascii_chart_of_negative_losses_is_linear() -> None:
     assert ascii_chart([(0.0, 1.0), (1.0, -1.0)]).startswith("loss (linear)")
     assert "nothing" in ascii_chart([(0.0, math.nan)])
 
 
-def test_colours_are_kept() -> None:
+def test_segments_keep_the_curve_colour() -> None:
     line = canvas([Curve([(0.0, 0.0), (9.0, 0.0)], (10, 20, 30))], 5, 2)[1]
     style = line[0].style
     assert style is not None

@@ -1,11 +1,10 @@
-"""Layers that get no gradient are told in words, not as zero."""
+"""Layers without a gradient have a word, not a zero."""
 
 from __future__ import annotations
 
 import msgspec
-from driver import playing
-from fake_run import reading, started, steps
-from test_panels import view
+from driver import open_dashboard
+from fake_run import reading, started, steps, view
 
 from tui_descent.dashboard.charts.time_axis import gutter
 from tui_descent.dashboard.panels.gradients import GradientsPanel
@@ -31,7 +30,7 @@ def told(until: int = 40) -> list[AnyEvent]:
     return [started(2), *[event for n in range(until) for event in (idle(n), steps(n, [1.0]))]]
 
 
-def test_bars_have_a_word_where_there_is_no_number() -> None:
+def test_bars_of_frozen_and_unused_layers_have_a_word() -> None:
     for panel in (GradientsPanel(), UpdatesPanel()):
         rows = [strip.text for strip in panel.draw(view(told()), 60, 4)]
         assert [("frozen" in row, "unused" in row) for row in rows] == [
@@ -41,29 +40,29 @@ def test_bars_have_a_word_where_there_is_no_number() -> None:
         assert "█" in rows[0]
 
 
-def test_the_heatmap_has_a_word_in_an_idle_row() -> None:
+def test_heatmap_rows_of_frozen_and_unused_layers_have_a_word() -> None:
     rows = [strip.text for strip in HeatmapPanel().draw(view(told()), 80, 4)]
     assert [("frozen" in row, "unused" in row) for row in rows] == [
         (False, False), (False, True), (True, False), (False, False),
     ]  # fmt: skip
 
 
-def test_what_was_measured_before_a_layer_was_frozen_stays_on_the_heatmap() -> None:
+def test_heatmap_keeps_the_readings_before_a_layer_was_frozen() -> None:
     before: list[AnyEvent] = [event for n in range(20) for event in (reading(n, 0.5, 2), steps(n, [1.0]))]
     look = view([started(2), *before, *[e for n in range(20, 40) for e in (idle(n), steps(n, [1.0]))]])
     row = HeatmapPanel().draw(look, 80, 4)[2]
-    assert row.text.index("frozen") > gutter(look, 80) + 20, "behind the twenty columns that were measured"
+    assert row.text.index("frozen") > gutter(look, 80) + 20, "after the twenty measured columns"
     painted = sum(len(s.text) for s in row if s.style and s.style.bgcolor and s.style.bgcolor.name != "#0f1115")
     assert painted >= 20
 
 
-async def test_a_layers_dialog_says_why_it_has_no_gradient() -> None:
-    async with playing((120, 40), told()) as play:
-        await play.drawn()
-        await play.press("up", "up", "enter")
-        await play.sees("status", "‖∂L/∂W‖")
-        text = play.text()
-        assert "its weights are not trained" in text
-        await play.press("up")
-        await play.sees("does not depend on it")
+async def test_layer_dialog_says_why_there_is_no_gradient() -> None:
+    async with open_dashboard((120, 40), told()) as dashboard:
+        await dashboard.drawn()
+        await dashboard.press("up", "up", "enter")
+        await dashboard.shows("status", "‖∂L/∂W‖")
+        text = dashboard.text()
+        assert "its weights are frozen" in text
+        await dashboard.press("up")
+        await dashboard.shows("does not depend on it")
         assert "‖W‖" in text

@@ -1,4 +1,4 @@
-"""Norms that come and go in mid-run, on screen: a row each in its place, for who was there and who comes late."""
+"""Norm layers that are added and removed during a run."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import random
 
 import msgspec
 import pytest
-from driver import Play, compare, playing
-from fake_run import fall_at, layers, loss_at, reading, started, steps, turned
-from test_panels import history, view
+from driver import Dashboard, compare, open_dashboard
+from fake_run import fall_at, history, layers, loss_at, reading, started, steps, turned, view
 
 from tui_descent.dashboard.charts.time_axis import gutter
 from tui_descent.dashboard.panels.heatmap import HeatmapPanel
 from tui_descent.dashboard.panels.layer_bars import rows_of
-from tui_descent.dashboard.text.layer_names import labels, moved
+from tui_descent.dashboard.text.layer_names import find_again, layer_labels
 from tui_descent.dashboard.view import View
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.events import AnyEvent, Layer, LayersChanged, ReadingsTaken, Rewound, StateChanged
@@ -78,38 +77,38 @@ def above(text: str) -> str:
 
 @pytest.mark.parametrize("size", [(80, 24), (120, 40)])
 @pytest.mark.parametrize("screen", ["1", "2"])
-async def test_the_screens_with_norms(size: tuple[int, int], screen: str) -> None:
+async def test_screens_with_norm_layers(size: tuple[int, int], screen: str) -> None:
     name = f"norms-{'overview' if screen == '1' else 'layers'}-{size[0]}x{size[1]}"
-    async with playing(size, cured(140)) as play:
-        await play.press(screen)
-        await play.drawn()
-        compare(name, play.text())
+    async with open_dashboard(size, cured(140)) as dashboard:
+        await dashboard.press(screen)
+        await dashboard.drawn()
+        compare(name, dashboard.text())
 
 
-async def test_who_was_there_sees_them_come_go_and_come_again() -> None:
+async def test_norm_layers_appear_disappear_and_reappear() -> None:
     norms = [f"blocks.{n}.norm" for n in range(3)]
-    async with playing((120, 40), cured(CURE, 3)) as play:
-        await play.press("2")
-        await play.drawn()
-        assert "norm" not in above(play.text())
-        play.keeper.tell(turned(CURE, "none", "layer", knob="norm"), changed(CURE, 1, normed(3)))
-        await play.sees(*norms)
+    async with open_dashboard((120, 40), cured(CURE, 3)) as dashboard:
+        await dashboard.press("2")
+        await dashboard.drawn()
+        assert "norm" not in above(dashboard.text())
+        dashboard.keeper.publish(turned(CURE, "none", "layer", knob="norm"), changed(CURE, 1, normed(3)))
+        await dashboard.shows(*norms)
         for step in range(CURE, 80):
-            play.keeper.tell(with_norms(step, 1, 0.5, 3), steps(step, [1.0]))
-        await play.drawn()
-        rows = [row for row in play.text().splitlines() if ".norm" in row]
+            dashboard.keeper.publish(with_norms(step, 1, 0.5, 3), steps(step, [1.0]))
+        await dashboard.drawn()
+        rows = [row for row in dashboard.text().splitlines() if ".norm" in row]
         assert len(rows) == 3
         assert all("e-0" in row and row.rstrip(" │").endswith("–") for row in rows), rows
-        play.keeper.tell(*undone(80, 3))
-        await play.until(lambda: "blocks.0.norm" not in play.text())
+        dashboard.keeper.publish(*undone(80, 3))
+        await dashboard.wait_until(lambda: "blocks.0.norm" not in dashboard.text())
         redo = Rewound(
             from_segment=1, from_step=CURE, to_segment=0, to_step=80, segment=2, step=80, what="norm", back=False
         )
-        play.keeper.tell(redo, changed(80, 3, normed(3), segment=2))
-        await play.sees("waiting for the next reading")
+        dashboard.keeper.publish(redo, changed(80, 3, normed(3), segment=2))
+        await dashboard.shows("waiting for the next reading")
         again = msgspec.structs.replace(with_norms(80, 3, 0.5, 3), segment=2)
-        play.keeper.tell(again, msgspec.structs.replace(steps(80, [1.0]), segment=2))
-        await play.sees(*norms)
+        dashboard.keeper.publish(again, msgspec.structs.replace(steps(80, [1.0]), segment=2))
+        await dashboard.shows(*norms)
 
 
 def bodies(look: View, height: int) -> list[str]:
@@ -125,7 +124,7 @@ def bodies(look: View, height: int) -> list[str]:
     return rows
 
 
-def test_on_the_heatmap_a_norms_row_is_dark_until_it_is_there() -> None:
+def test_heatmap_row_of_a_norm_is_empty_before_the_norm_existed() -> None:
     told = cured(80, 3)
     look = view(told)
     assert [layer.name for layer in look.layers][1:3] == ["blocks.0.norm", "blocks.0.linear"]
@@ -134,7 +133,7 @@ def test_on_the_heatmap_a_norms_row_is_dark_until_it_is_there() -> None:
         assert row[:25] == ("." * 25 if y in (2, 4, 6) else "#" * 25), (y, row)
 
 
-def test_undone_its_rows_are_gone_and_all_others_stand_as_before() -> None:
+def test_undo_removes_the_norm_rows_and_keeps_the_others() -> None:
     before = view(cured(CURE, 3))
     after = View(history=history([*cured(80, 3), *undone(80, 3)]))
     assert after.layers == before.layers
@@ -142,7 +141,7 @@ def test_undone_its_rows_are_gone_and_all_others_stand_as_before() -> None:
     assert [row[:20] for row in bodies(after, 5)] == [row[:20] for row in bodies(before, 5)]
 
 
-def test_of_many_rows_the_norms_are_left_out_first() -> None:
+def test_norms_are_left_out_first_when_rows_are_few() -> None:
     look = view(cured(80))
     names = [look.layers[n].name for n in rows_of(look, 24)]
     assert names[:3] == ["outlet", "blocks.19.linear", "blocks.19.norm"]
@@ -156,72 +155,72 @@ def test_of_many_rows_the_norms_are_left_out_first() -> None:
     assert sum(name.endswith("norm") for name in chosen) == 5
 
 
-def test_a_norms_name_keeps_its_blocks_number() -> None:
-    names = labels(normed(20), 10)
+def test_a_shortened_norm_name_keeps_its_block_number() -> None:
+    names = layer_labels(normed(20), 10)
     assert names[:5] == ("inlet", "0.norm", "blocks.0", "1.norm", "blocks.1")
     assert names[-3:] == ("19.norm", "blocks.19", "outlet")
-    assert labels(normed(20), 30)[-3:] == ("blocks.19.norm", "blocks.19", "outlet")
+    assert layer_labels(normed(20), 30)[-3:] == ("blocks.19.norm", "blocks.19", "outlet")
     inner = ("attention.qkv", "attention.out", "norm")
     words = tuple(
         Layer(name=f"blocks.{n}.{part}", kind="LayerNorm" if part == "norm" else "Linear", params=9, block=n)
         for n in range(12)
         for part in inner
     )
-    assert labels(words, 16)[-3:] == ("11.attention.qkv", "11.attention.out", "11.norm")
-    assert len(set(labels(words, 11))) == len(words)
+    assert layer_labels(words, 16)[-3:] == ("11.attention.qkv", "11.attention.out", "11.norm")
+    assert len(set(layer_labels(words, 11))) == len(words)
 
 
-def test_what_would_not_tell_two_apart_is_not_cut() -> None:
+def test_names_are_not_shortened_to_the_same_text() -> None:
     twice = tuple(Layer(name=name, kind="Linear", params=9) for name in ("0.norm", "blocks.0.norm", "blocks.12.norm"))
-    assert len(set(labels(twice, 9))) == 3
+    assert len(set(layer_labels(twice, 9))) == 3
 
 
-def test_a_selected_layer_is_found_again() -> None:
+def test_find_again_returns_the_new_index_of_a_layer() -> None:
     plain, more = layers(3), normed(3)
-    assert [moved(n, plain, more) for n in range(5)] == [0, 2, 4, 6, 7]
-    assert [moved(n, more, plain) for n in range(8)] == [0, 1, 1, 2, 2, 3, 3, 4]
-    assert moved(None, plain, more) is None
-    assert moved(2, plain, ()) is None
-    assert moved(4, plain, plain[:4]) is None
-    assert moved(2, (), plain) is None
+    assert [find_again(n, plain, more) for n in range(5)] == [0, 2, 4, 6, 7]
+    assert [find_again(n, more, plain) for n in range(8)] == [0, 1, 1, 2, 2, 3, 3, 4]
+    assert find_again(None, plain, more) is None
+    assert find_again(2, plain, ()) is None
+    assert find_again(4, plain, plain[:4]) is None
+    assert find_again(2, (), plain) is None
 
 
-def selected(play: Play) -> str | None:
-    look = play.app.run_screen.look
+def selected(dashboard: Dashboard) -> str | None:
+    look = dashboard.app.run_screen.view
     return None if look.selected is None else look.layers[look.selected].name
 
 
-async def test_the_selection_stays_with_its_layer_and_a_key_acts_on_it_at_once() -> None:
-    async with playing((120, 40), cured(CURE, 3)) as play:
-        await play.press("up", "up", "up")
-        await play.drawn()
-        assert selected(play) == "blocks.1.linear"
-        play.keeper.tell(changed(CURE, 1, normed(3)), with_norms(CURE, 1, 0.5, 3))
+async def test_the_selection_follows_its_layer() -> None:
+    async with open_dashboard((120, 40), cured(CURE, 3)) as dashboard:
+        await dashboard.press("up", "up", "up")
+        await dashboard.drawn()
+        assert selected(dashboard) == "blocks.1.linear"
+        dashboard.keeper.publish(changed(CURE, 1, normed(3)), with_norms(CURE, 1, 0.5, 3))
         # Before a frame is drawn: what was selected is what the key is for.
-        play.app.bridge.history.apply(changed(CURE, 1, normed(3)))
-        await play.press("x")
-        await play.until(lambda: bool(play.keeper.asked))
-        assert play.keeper.asked == [TurnKnob(knob="freeze", value="on", target="blocks.1.linear")]
-        await play.drawn()
-        assert selected(play) == "blocks.1.linear"
-        await play.press("down")
-        assert selected(play) == "blocks.1.norm"
-        play.keeper.tell(*undone(CURE + 1, 3))
-        await play.drawn()
-        assert selected(play) == "blocks.1.linear"
+        dashboard.app.bridge.history.apply(changed(CURE, 1, normed(3)))
+        await dashboard.press("x")
+        await dashboard.wait_until(lambda: bool(dashboard.keeper.received))
+        assert dashboard.keeper.received == [TurnKnob(knob="freeze", value="on", target="blocks.1.linear")]
+        await dashboard.drawn()
+        assert selected(dashboard) == "blocks.1.linear"
+        await dashboard.press("down")
+        assert selected(dashboard) == "blocks.1.norm"
+        dashboard.keeper.publish(*undone(CURE + 1, 3))
+        await dashboard.drawn()
+        assert selected(dashboard) == "blocks.1.linear"
 
 
-async def test_the_open_dialog_follows_its_layer() -> None:
-    async with playing((120, 40), cured(80, 3)) as play:
-        await play.press("up", "up", "enter")
-        await play.sees("blocks.0.norm", "LayerNorm, 64 parameters", "does not apply here")
-        play.keeper.tell(*undone(80, 3))
-        await play.sees("blocks.0.linear", "1,024 parameters")
-        play.keeper.tell(changed(CURE, 3, normed(3)[:1], segment=1))
-        await play.until(lambda: play.app.screen is play.app.run_screen)
+async def test_an_open_layer_dialog_follows_its_layer() -> None:
+    async with open_dashboard((120, 40), cured(80, 3)) as dashboard:
+        await dashboard.press("up", "up", "enter")
+        await dashboard.shows("blocks.0.norm", "LayerNorm, 64 parameters", "not defined for this layer")
+        dashboard.keeper.publish(*undone(80, 3))
+        await dashboard.shows("blocks.0.linear", "1,024 parameters")
+        dashboard.keeper.publish(changed(CURE, 3, normed(3)[:1], segment=1))
+        await dashboard.wait_until(lambda: dashboard.app.screen is dashboard.app.run_screen)
 
 
-async def test_the_story_counts_the_net_as_it_stands() -> None:
-    async with playing((120, 40), cured(80, 3)) as play:
-        await play.press("3")
-        await play.sees("25,000 parameters in 8 layers")
+async def test_scenario_panel_counts_the_current_layers() -> None:
+    async with open_dashboard((120, 40), cured(80, 3)) as dashboard:
+        await dashboard.press("3")
+        await dashboard.shows("25,000 parameters in 8 layers")

@@ -1,4 +1,4 @@
-"""What the dashboard may not do: load torch, leave the terminal as it was drawn on, hang when the terminal is gone."""
+"""The dashboard process: no torch, the terminal is restored, and it ends when the terminal is gone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ sys.exit(run_dashboard(Path(sys.argv[1]), name="alone"))
 """
 
 
-def test_no_torch() -> None:
+def test_the_dashboard_does_not_import_torch() -> None:
     done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, timeout=30)
     assert done.stdout.strip() == "clean", done.stderr
 
@@ -49,7 +49,7 @@ def start(tmp_path: Path) -> tuple[subprocess.Popen[bytes], int]:
     os.close(slave)
     seen = b""
     end = time.monotonic() + 20
-    while b"looking for the keeper" not in seen:
+    while b"connecting to the run" not in seen:
         assert time.monotonic() < end, seen[-500:]
         if select.select([master], [], [], 0.1)[0]:
             seen += os.read(master, 65536)
@@ -85,7 +85,7 @@ def test_a_signal_restores_the_terminal(tmp_path: Path, number: signal.Signals) 
         os.close(master)
 
 
-def test_a_terminal_that_is_gone_is_no_reason_to_stay(tmp_path: Path) -> None:
+def test_the_process_ends_when_its_terminal_is_gone(tmp_path: Path) -> None:
     process, master = start(tmp_path)
     try:
         os.close(master)

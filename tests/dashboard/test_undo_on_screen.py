@@ -1,4 +1,4 @@
-"""Undo on screen: its keys, the stretch left behind dim behind the live curve, and its place in the event log."""
+"""Undo on screen: its keys, ghosts behind the live curve, and the event log."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import replace
 
 import msgspec
 import pytest
-from driver import playing
+from driver import open_dashboard
 from fake_run import reading, started, turned
 from textual.strip import Strip
 
 from tui_descent.dashboard import colours
 from tui_descent.dashboard.bridge import Exchange
 from tui_descent.dashboard.charts.axis import Axis
-from tui_descent.dashboard.charts.time_axis import Timeline, gutter
-from tui_descent.dashboard.panels.events import EventsPanel, words
-from tui_descent.dashboard.panels.footer import ConversationPanel
+from tui_descent.dashboard.charts.time_axis import TimeAxis, gutter
+from tui_descent.dashboard.panels.events import EventsPanel, describe
+from tui_descent.dashboard.panels.footer import FooterPanel
 from tui_descent.dashboard.panels.gradients import GradientsPanel
 from tui_descent.dashboard.panels.heatmap import HeatmapPanel
 from tui_descent.dashboard.panels.loss import LossPanel
@@ -88,15 +88,15 @@ def ghostly(strips: list[Strip]) -> int:
     )
 
 
-def test_what_was_left_is_behind_and_the_axis_holds_it() -> None:
+def test_undone_steps_are_drawn_as_a_ghost_within_the_axis() -> None:
     look = view(PAST)
     panel = LossPanel()
     shown = panel.draw(look, 80, 14)
     text = [s.text for s in shown]
     assert ghostly(shown) > 20
     assert any("undone: residual off → on" in row for row in text)
-    timeline = Timeline.of(look.history, 70, recent=False)
-    assert timeline.column(99) is not None
+    time_axis = TimeAxis.of(look.history, 70, recent=False)
+    assert time_axis.column(99) is not None
     hidden = panel.draw(replace(look, ghosts=False), 80, 14)
     assert ghostly(hidden) == 0
     assert not any("undone" in s.text for s in hidden)
@@ -105,12 +105,12 @@ def test_what_was_left_is_behind_and_the_axis_holds_it() -> None:
 
 @pytest.mark.parametrize("size", [(20, 3), (30, 5), (150, 40)])
 @pytest.mark.parametrize("recent", [False, True])
-def test_it_fits_every_size(size: tuple[int, int], recent: bool) -> None:
+def test_a_loss_panel_with_ghosts_fits_every_size(size: tuple[int, int], recent: bool) -> None:
     rows = LossPanel().draw(view(PAST, recent=recent), *size)
     assert {row.cell_length for row in rows} == {size[0]}
 
 
-def test_nothing_of_the_curve_drawn_before_the_undo_stays() -> None:
+def test_the_curve_is_redrawn_after_an_undo() -> None:
     look, panel = view(PAST[:4]), LossPanel()
     panel.draw(look, 80, 14)
     for event in (BACK, stretch(40, 100, 1.0, segment=1)):
@@ -120,7 +120,7 @@ def test_nothing_of_the_curve_drawn_before_the_undo_stays() -> None:
     assert again == fresh
 
 
-def test_one_that_diverged_does_not_flatten_the_live_curve() -> None:
+def test_a_diverged_ghost_does_not_flatten_the_live_curve() -> None:
     events = list(PAST)
     events[3] = stretch(40, 100, 1e20, segment=0)
     figures = "".join(s.text[:10] for s in LossPanel().draw(view(events), 80, 14))
@@ -130,10 +130,10 @@ def test_one_that_diverged_does_not_flatten_the_live_curve() -> None:
 
 @pytest.mark.parametrize("lost", [1e20, 1e-9, 0.0, -1e9])
 @pytest.mark.parametrize("log", [True, False])
-def test_what_lies_beyond_the_axis_is_not_drawn_on_its_edge(lost: float, log: bool) -> None:
+def test_a_ghost_outside_the_axis_is_not_drawn_at_its_edge(lost: float, log: bool) -> None:
     events = [*PAST[:3], stretch(40, 70, 1.2, segment=0), stretch(70, 100, lost, segment=0), *PAST[4:]]
     look = view(events, log=log)
-    column = Timeline.of(look.history, 80 - gutter(look, 80), recent=False).column(72)
+    column = TimeAxis.of(look.history, 80 - gutter(look, 80), recent=False).column(72)
     assert column is not None
     left = gutter(look, 80) + column  # the live curve ends before it, and what is left lies beyond the axis
     rows = [row.text for row in LossPanel().draw(look, 80, 14)][:-1]
@@ -149,22 +149,22 @@ def test_what_lies_beyond_the_axis_is_not_drawn_on_its_edge(lost: float, log: bo
         (Axis(-1.0, 1.0, False), [-1.0, 1.0, 0.0], [-1.01, 1.01, math.nan, math.inf, -math.inf]),
     ],
 )
-def test_an_axis_knows_what_it_holds(axis: Axis, inside: list[float], outside: list[float]) -> None:
-    assert all(map(axis.holds, inside))
-    assert not any(map(axis.holds, outside))
+def test_axis_contains_values_between_its_limits(axis: Axis, inside: list[float], outside: list[float]) -> None:
+    assert all(map(axis.contains, inside))
+    assert not any(map(axis.contains, outside))
 
 
-def test_the_log_says_what_was_undone() -> None:
-    assert words(BACK)[0] == "undone: residual off → on; now at step 40 of segment 1 (was at 100 of segment 0)"
+def test_the_event_log_says_what_was_undone() -> None:
+    assert describe(BACK)[0] == "undone: residual off → on; now at step 40 of segment 1 (was at 100 of segment 0)"
 
 
 @pytest.mark.parametrize(("knob", "said"), [("", "rejected: nothing to undo"), ("lr", "rejected lr: nothing to undo")])
-def test_the_log_names_the_knob_of_a_refusal_where_there_is_one(knob: str, said: str) -> None:
+def test_the_event_log_names_the_knob_of_a_rejection(knob: str, said: str) -> None:
     refused = CommandRejected(client=1, request=1, source="key", segment=0, step=9, knob=knob, reason="nothing to undo")
-    assert words(refused)[0] == said
+    assert describe(refused)[0] == said
 
 
-def test_the_log_is_in_the_order_of_time_with_segments() -> None:
+def test_the_event_log_is_ordered_by_time_and_shows_segments() -> None:
     first = [Evaluated(segment=0, step=50, loss=0.5), turned(60, "off", "on"), Evaluated(segment=0, step=90, loss=0.2)]
     then = [
         Evaluated(segment=1, step=50, loss=0.4),
@@ -181,13 +181,13 @@ def test_the_log_is_in_the_order_of_time_with_segments() -> None:
     assert [row.split(" ")[0] for row in before if row.split(" ")[0].isdigit()] == ["50", "60", "90"]
 
 
-def test_the_held_out_loss_on_the_status_line_is_not_that_of_what_was_left() -> None:
+def test_the_status_line_ignores_evaluations_of_undone_steps() -> None:
     events = [*PAST[:4], Evaluated(segment=0, step=20, loss=0.75), Evaluated(segment=0, step=90, loss=0.2), *PAST[4:]]
     assert "val 0.2000" in StatusPanel().draw(view(events[:6]), 120, 1)[0].text
     assert "val 0.7500" in StatusPanel().draw(view(events), 120, 1)[0].text
 
 
-def test_the_loops_own_counter_goes_on_and_is_told_so() -> None:
+def test_an_undo_in_a_user_loop_keeps_its_step_counter() -> None:
     own = msgspec.structs.replace(BACK, step=100, back=False)
     assert own.words() == (
         "redone: residual off → on",
@@ -197,19 +197,19 @@ def test_the_loops_own_counter_goes_on_and_is_told_so() -> None:
 
 
 @pytest.mark.parametrize(("width", "was"), [(120, True), (80, False)])
-def test_the_answer_says_what_was_undone_and_where_the_run_stands(width: int, was: bool) -> None:
+def test_the_answer_to_undo_names_what_was_undone_and_the_new_step(width: int, was: bool) -> None:
     done = CommandDone(client=7, request=1, segment=1, step=40, what="undone: residual off → on")
     look = replace(view(PAST), exchange=Exchange(command=Undo(), reply=done))
-    answer = ConversationPanel().draw(look, width, 3)[1].text.rstrip()
+    answer = FooterPanel().draw(look, width, 3)[1].text.rstrip()
     assert answer.startswith(" undone  residual off → on  now at step 40 of segment 1")
     assert answer.endswith("(was at 100 of segment 0)") == was
     by_value = msgspec.structs.replace(done, what="undone: lr 1 → 2; by value only: no room", segment=0)
     look = replace(view(PAST[:4]), exchange=Exchange(command=Undo(), reply=by_value))
-    answer = ConversationPanel().draw(look, 120, 3)[1].text.rstrip()
+    answer = FooterPanel().draw(look, 120, 3)[1].text.rstrip()
     assert answer == " done  undone: lr 1 → 2; by value only: no room at step 40"
 
 
-def test_the_memory_it_takes_is_on_the_status_line() -> None:
+def test_the_status_line_shows_the_undo_memory() -> None:
     taken = SnapshotTaken(segment=0, step=0, reason="", used_bytes=12_000_000, budget_bytes=256_000_000)
     (line,) = StatusPanel().draw(view([*PAST, taken]), 200, 1)
     assert "undo 12/256 MB " in line.text
@@ -218,23 +218,25 @@ def test_the_memory_it_takes_is_on_the_status_line() -> None:
 
 
 @pytest.mark.parametrize(("key", "command"), [("u", Undo()), ("U", Redo())])
-async def test_the_keys_ask(key: str, command: AnyCommand) -> None:
-    async with playing((120, 40), PAST) as play:
-        await play.sees("u undo")
-        await play.press(key)
-        await play.until(lambda: play.keeper.asked == [command])
+async def test_undo_and_redo_keys_send_their_commands(key: str, command: AnyCommand) -> None:
+    async with open_dashboard((120, 40), PAST) as dashboard:
+        await dashboard.shows("u undo")
+        await dashboard.press(key)
+        await dashboard.wait_until(lambda: dashboard.keeper.received == [command])
 
 
-async def test_g_hides_and_shows() -> None:
-    async with playing((120, 40), PAST) as play:
-        await play.sees("undone: residual off → on")
-        await play.press("g")
-        await play.until(lambda: "undone: residual off → on" not in play.text().split("Gradient flow")[0])
-        await play.press("g")
-        await play.until(lambda: "undone: residual off → on" in play.text().split("Gradient flow")[0])
+async def test_g_hides_and_shows_ghosts() -> None:
+    async with open_dashboard((120, 40), PAST) as dashboard:
+        await dashboard.shows("undone: residual off → on")
+        await dashboard.press("g")
+        await dashboard.wait_until(
+            lambda: "undone: residual off → on" not in dashboard.text().split("Gradient flow")[0]
+        )
+        await dashboard.press("g")
+        await dashboard.wait_until(lambda: "undone: residual off → on" in dashboard.text().split("Gradient flow")[0])
 
 
-def test_an_undo_takes_the_decades_with_it_that_were_only_in_what_it_undid() -> None:
+def test_an_undo_narrows_the_scales_again() -> None:
     panels, history = (HeatmapPanel(), GradientsPanel()), History()
     parts: list[list[AnyEvent]] = [
         [*PAST[:3], reading(10, 0.9, top=1e-2)],

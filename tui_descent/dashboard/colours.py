@@ -1,4 +1,4 @@
-"""Colours: magnitude (cividis) or state (green, orange, red), never decoration; all else is grey on near-black."""
+"""Colours for magnitude (cividis) and state (green, orange, red); everything else is grey on near-black."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tui_descent.protocol.events import RunEnded
 LEVELS = 24
 _CIVIDIS = ("00224e", "123570", "3b496c", "575d6d", "707173", "8a8678", "a59c74", "c3b369", "e1cc55", "fee838")
 
-GROUND = "#0f1115"
+BACKGROUND = "#0f1115"
 TEXT = Style.parse("#c9ced6")
 BRIGHT = Style.parse("bold #f0f3f7")
 DIM = Style.parse("#7d8590")
@@ -43,18 +43,17 @@ _STATES = {
 }
 
 
-def state(word: str) -> Style:
-    """The colour of a state's word; grey where nothing is right or wrong with it."""
+def state_style(word: str) -> Style:
+    """The style of a run state's word; grey for neutral states."""
     return _STATES.get(word, DIM)
 
 
-def end(ended: RunEnded) -> Style:
-    """The colour of a run's end: a failure's too where only its script failed."""
-    return state("failed" if failed_after(ended) else ended.status)
+def end_style(ended: RunEnded) -> Style:
+    """The style of a run's ending: red also when only the script failed after the run."""
+    return state_style("failed" if failed_after(ended) else ended.status)
 
 
-def verdict(finding: str) -> Style:
-    """The colour of a diagnosis."""
+def diagnosis_style(finding: str) -> Style:
     return {"healthy": GREEN, "diverged": RED}.get(finding, ORANGE)
 
 
@@ -70,9 +69,9 @@ PALETTE = tuple(Color.from_rgb(*_mixed(level)) for level in range(LEVELS))
 
 
 @cache
-def cell(top: int | None, bottom: int | None) -> Style:
-    """Upper half in one level, lower half in another; None is the ground."""
-    ground = Color.parse(GROUND)
+def heat_cell(top: int | None, bottom: int | None) -> Style:
+    """The style of `▀`: upper half in one palette level, lower half in another. None is the background."""
+    ground = Color.parse(BACKGROUND)
     return Style(
         color=PALETTE[top] if top is not None else ground,
         bgcolor=PALETTE[bottom] if bottom is not None else ground,
@@ -81,14 +80,14 @@ def cell(top: int | None, bottom: int | None) -> Style:
 
 @cache
 def level_style(level: int) -> Style:
-    """Text in a level's colour. The darkest would not be read on near-black, so text starts higher up the scale."""
+    """Text in a level's colour. The darkest levels cannot be read on near-black, so they are lightened."""
     return Style(color=PALETTE[max(level, 4)])
 
 
 @cache
-def marked(level: int | None) -> Style:
-    """The intervention's mark upon a cell of the heat-map."""
-    return Style(color=MARK.color, bgcolor=PALETTE[level] if level is not None else Color.parse(GROUND))
+def marked_cell(level: int | None) -> Style:
+    """An intervention mark on a heat-map cell."""
+    return Style(color=MARK.color, bgcolor=PALETTE[level] if level is not None else Color.parse(BACKGROUND))
 
 
 def level_of(log: float, low: int, high: int) -> int | None:
@@ -99,7 +98,7 @@ def level_of(log: float, low: int, high: int) -> int | None:
     return 0 if place < 0 else LEVELS - 1 if place >= LEVELS else int(place)
 
 
-def ramp(width: int) -> str:
-    """The palette as content markup, for a legend in a border."""
+def legend(width: int) -> str:
+    """The palette as Textual markup, for the legend in a panel's border."""
     colours = [PALETTE[n * (LEVELS - 1) // max(1, width - 1)] for n in range(width)]
     return "".join(f"[{c.triplet.hex}]█[/]" for c in colours if c.triplet is not None)

@@ -1,49 +1,55 @@
-"""Textual's command palette, filled from the table of knobs and keys."""
+"""Textual's command palette, filled from the tables of key bindings and knobs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING
 
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 
-from tui_descent.dashboard import actions
-from tui_descent.protocol.commands import AnyCommand, TurnKnob
+from tui_descent.dashboard.actions import press
+from tui_descent.dashboard.screens.run import VIEWS, RunScreen
+from tui_descent.protocol.commands import TurnKnob
+from tui_descent.scenario.keys import KEYS
+from tui_descent.scenario.knobs import KNOBS, PACES
 
-if TYPE_CHECKING:
-    from tui_descent.dashboard.screens.run import RunScreen
+# Text, help, and what the entry runs.
+Entry = tuple[str, str, Callable[[], None]]
 
 
-class KnobsProvider(Provider):
-    """Each key's action and each knob's choices, by name."""
+class CommandProvider(Provider):
+    """Every key's action and every choice of every knob, by name."""
 
     async def discover(self) -> Hits:
-        """Before anything is typed: all of it."""
+        """Before anything is typed: all entries."""
         for text, help_, run in self._entries():
             yield DiscoveryHit(text, run, help=help_)
 
     async def search(self, query: str) -> Hits:
-        """What matches the query."""
+        """The entries that match the query."""
         matcher = self.matcher(query)
         for text, help_, run in self._entries():
             if (score := matcher.match(text)) > 0:
                 yield Hit(score, matcher.highlight(text), run, help=help_)
 
-    def _entries(self) -> list[tuple[str, str, Callable[[], None]]]:
-        from tui_descent.dashboard.screens.run import RunScreen
-
-        screen = self.screen
-        if not isinstance(screen, RunScreen):
-            return []
-        return [
-            (text, help_, partial(_run, screen, place, name, command))
-            for text, help_, place, name, command in actions.palette()
-        ]
+    def _entries(self) -> Iterator[Entry]:
+        if isinstance(self.screen, RunScreen):
+            yield from _key_entries(self.screen)
+            yield from _knob_entries(self.screen)
 
 
-def _run(screen: RunScreen, place: int, name: str, command: AnyCommand | None) -> None:
-    if isinstance(command, TurnKnob):
-        screen.ask_for_target(command)
-    else:
-        actions.press(screen, place, name)
+def _key_entries(screen: RunScreen) -> Iterator[Entry]:
+    for binding in KEYS:
+        if binding.action == "show_view":
+            for key, title in zip(binding.keys, VIEWS.values(), strict=True):
+                yield f"view: {title}  ({key})", binding.description, partial(press, screen, key)
+        else:
+            text = f"{binding.label}  ({binding.shown})"
+            yield text, binding.description, partial(press, screen, binding.keys[0])
+
+
+def _knob_entries(screen: RunScreen) -> Iterator[Entry]:
+    for knob in KNOBS.values():
+        for choice in knob.choices or (PACES if knob.kind == "pace" else ()):
+            turn = TurnKnob(knob=knob.name, value=choice)
+            yield f"{knob.name} = {choice}", f"{knob.title}: {knob.acts}", partial(screen.send_to_selection, turn)

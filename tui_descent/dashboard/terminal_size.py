@@ -1,4 +1,4 @@
-"""The size of the window that is drawn on."""
+"""Make Textual use the terminal's real size."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import sys
 
 
 def forget_exported_size() -> None:
-    """Drop COLUMNS and LINES where the terminal tells its own size.
+    """Remove COLUMNS and LINES from the environment when the terminal reports its size.
 
-    They hold what a shell or a Python prompt once exported; Textual would take them for the window's size and never
-    follow it when it changes.
+    Textual would use these values, which a shell may have exported long ago, and ignore later resizes.
     """
     try:
         columns, lines = os.get_terminal_size(sys.__stdout__.fileno())  # type: ignore[union-attr]

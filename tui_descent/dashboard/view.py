@@ -1,4 +1,4 @@
-"""What a panel is given to draw: the run's history, and how the person wants to see it."""
+"""What every panel draws: the run's history and the display settings."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from tui_descent.telemetry.history import History
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """`selected` numbers a layer in forward order; `recent` asks for the last steps instead of the whole run.
+    """The history, the connection, and the display settings.
 
-    `ghosts` shows what an undo left behind.
+    `exchange`: the last request and its reply. `trouble`: what is wrong with the connection. `log`: a logarithmic loss
+    axis. `recent`: show the last steps instead of the whole run. `ghosts`: show the loss curves of undone steps.
+    `selected`: the index of the selected layer, in forward order.
     """
 
     history: History
@@ -28,16 +30,16 @@ class View:
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """The net's layers now, in forward order; none before it exists."""
+        """The net's current layers, in forward order; none before the net is built."""
         return self.history.layers
 
     def idle(self, layer: int) -> str:
-        """`frozen` or `unused` where the newest reading says that a layer got no gradient; empty where it learns."""
+        """`frozen` or `unused` for a layer without a gradient in the newest reading, else empty."""
         statuses = self.history.readings.statuses if self.history.readings else []
         status = statuses[layer] if layer < len(statuses) else "used"
         return "" if status == "used" else status
 
     @property
-    def steps_known(self) -> bool:
-        """Whether there is a step to draw."""
+    def has_steps(self) -> bool:
+        """Whether any step has been received."""
         return bool(self.history.losses)

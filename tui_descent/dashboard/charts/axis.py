@@ -1,4 +1,4 @@
-"""A vertical axis: where a value stands between 0 and 1, and which figures are written beside which rows."""
+"""A vertical axis: the position of a value between 0 and 1, and the numbers written beside the rows."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tui_descent.dashboard.text.numbers import tick
+from tui_descent.dashboard.text.numbers import axis_number
 
-# Beyond this an axis ends: differences of larger losses overflow.
+# Larger values are drawn at the end of the axis: their differences overflow.
 HUGE = 1e300
 NICE = (1.0, 2.0, 5.0)
-# Where so few of these fall into an axis of some height, these do.
+# Numbers for an axis that fewer than FEW of the NICE ones fall on.
 FEW, FINER = 4, (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
 MOST_DIGITS = 7
-# From so many decades on, figures are powers of ten alone.
-MANY = 3
-# Limits may be finer than figures: rounding outward should not waste rows.
+# From this many decades on, only powers of ten are written.
+MANY_DECADES = 3
+# Limits are rounded to these finer numbers, so that few rows stay empty.
 LIMITS = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Limits in the axis' own units: log10 of the value when `log`."""
+    """`low` and `high` are in the axis' own units: log10 of the value when `log`."""
 
     low: float
     high: float
@@ -30,7 +30,7 @@ class Axis:
 
     @classmethod
     def linear(cls, low: float, high: float) -> Axis:
-        """Limits rounded outward to a quarter of the range's 1-2-5 step, so that they seldom move."""
+        """An axis with limits rounded outward, to a quarter of the range's 1-2-5 step, so that they rarely change."""
         low, high = (min(max(v, -HUGE), HUGE) for v in (low, high))
         if not high - low > 1e-9 * max(abs(low), abs(high)):
             pad = abs(high) * 0.1 or 1.0
@@ -39,8 +39,8 @@ class Axis:
         bottom, top = math.floor(low / unit) * unit, math.ceil(high / unit) * unit
         return cls(bottom, top, False)
 
-    def place(self, value: float) -> float:
-        """0 at the bottom, 1 at the top; NaN for what this axis cannot show. On a log axis 0 is the bottom."""
+    def position(self, value: float) -> float:
+        """0 at the bottom to 1 at the top, clamped; NaN for values it cannot show. A log axis has 0 at the bottom."""
         if self.log:
             if value == 0:
                 return 0.0
@@ -51,33 +51,33 @@ class Axis:
             return math.nan
         return min(max((min(max(value, -HUGE), HUGE) - self.low) / (self.high - self.low), 0.0), 1.0)
 
-    def holds(self, value: float) -> bool:
-        """Whether it lies between the limits, where `place` does not move it."""
+    def contains(self, value: float) -> bool:
+        """Whether a value lies between the limits, so that `position` does not clamp it."""
         if self.log:
             value = math.log10(value) if 0 < value < math.inf else math.inf
         slack = 1e-9 * (self.high - self.low)
         return self.low - slack <= value <= self.high + slack
 
     def row(self, value: float, rows: int) -> int:
-        """The text row, from the top, of a value that `place` can show: the one its braille dot is in."""
-        return rows - 1 - round(self.place(value) * (4 * rows - 1)) // 4
+        """The text row, counted from the top, of the value's braille dot; the value must have a position."""
+        return rows - 1 - round(self.position(value) * (4 * rows - 1)) // 4
 
     def labels(self, rows: int, *, width: int = MOST_DIGITS + 8) -> dict[int, str]:
-        """Figures by row from the top, of at most so many cells where a digit has room: each stands once."""
+        """The numbers to write, by row from the top; no text twice, and `width` cells at most where possible."""
         found: dict[int, float] = {}
-        # Where rows are few, figures may stand in adjacent ones.
+        # With few rows, adjacent rows may both have a number.
         gap = 1 if rows > 8 else 0
         for value in sorted(self._ticks(rows, gap), key=self._weight):
             row = self.row(value, rows)
             if not any(near in found for near in range(row - gap, row + gap + 1)):
                 found[row] = value
-        texts = [tick(value) for value in found.values()]
+        texts = [axis_number(value) for value in found.values()]
         near, digits = math.inf if self.log else (self.high - self.low) / (4 * rows), 2
-        # Where figures are coarser than the steps between them they get more digits.
+        # More digits until each number is accurate to its row.
         while digits <= MOST_DIGITS and any(
             abs(float(t) - v) > near for t, v in zip(texts, found.values(), strict=True)
         ):
-            finer, digits = [tick(value, digits=digits) for value in found.values()], digits + 1
+            finer, digits = [axis_number(value, digits=digits) for value in found.values()], digits + 1
             if max(map(len, finer)) > width:
                 break
             texts = finer
@@ -87,7 +87,7 @@ class Axis:
         return {row: text for text, (_, row) in best.items()}
 
     def _weight(self, value: float) -> int:
-        """Powers of ten are written first, then fives and twos, then the rest."""
+        """The order in which numbers get a row: powers of ten, then fives, twos, the rest."""
         if not self.log:
             return 0
         mantissa = value / 10.0 ** math.floor(math.log10(value) + 1e-9)
@@ -97,25 +97,25 @@ class Axis:
         if not self.log:
             unit = nice_below((self.high - self.low) * 2 / max(2, rows / 2))
             first, last = math.ceil(self.low / unit - 1e-9), math.floor(self.high / unit + 1e-9)
-            if first == last:  # one figure alone tells no scale
+            if first == last:  # one number alone shows no scale
                 unit = nice_below(unit * 0.9)
                 first, last = math.ceil(self.low / unit - 1e-9), math.floor(self.high / unit + 1e-9)
             return [n * unit for n in range(first, last + 1)]
-        if self.high - self.low >= MANY:
-            # Whole decades, as many as stand apart, and equally many between two figures.
+        if self.high - self.low >= MANY_DECADES:
+            # Whole decades at equal distances.
             return self._multiples((1.0,), every=max(1, math.ceil((gap + 1) * (self.high - self.low) / rows)))
         found = self._multiples(NICE)
         return found if len(found) >= FEW or rows < 2 * FEW else self._multiples(FINER)
 
     def _multiples(self, nice: tuple[float, ...], *, every: int = 1) -> list[float]:
-        """Those of powers of ten, or of every so many of them, that lie on a log axis."""
+        """`nice` times every `every`-th power of ten, where it lies on the log axis."""
         exponents = range(math.floor(self.low), math.ceil(self.high) + 1)
         found = [m * 10.0**e for e in exponents for m in nice if e > -300 and e % every == 0]
         return [v for v in found if self.low - 1e-9 <= math.log10(v) <= self.high + 1e-9]
 
 
 def axis_over(values: Sequence[float], *, log: bool) -> Axis:
-    """An axis for all these finite values: `log` as long as none is under 0 and one over it, else linear."""
+    """An axis over finite values: logarithmic if `log`, none is negative and one is positive; else linear."""
     positive = [v for v in values if v > 0]
     if log and positive and min(values) >= 0:
         return log_axis(min(positive), max(positive))
@@ -123,7 +123,7 @@ def axis_over(values: Sequence[float], *, log: bool) -> Axis:
 
 
 def log_axis(low: float, high: float) -> Axis:
-    """A logarithmic axis around positive values, rounded outward to 1-2-5, at least a factor of four high."""
+    """A logarithmic axis around positive values, with limits rounded outward; it spans at least a factor of four."""
     low, high = (min(max(v, 1 / HUGE), HUGE) for v in (low, high))
     bottom, top = nice_below(low, LIMITS), nice_above(high, LIMITS)
     if top < bottom * 4:
@@ -132,7 +132,7 @@ def log_axis(low: float, high: float) -> Axis:
 
 
 def nice_below(value: float, nice: tuple[float, ...] = NICE) -> float:
-    """The largest of `nice` × 10^k that is not above."""
+    """The largest of `nice` × 10^k that is not above `value`."""
     if not (math.isfinite(value) and value > 1e-300):
         return 1e-300
     power = 10.0 ** math.floor(math.log10(value))
@@ -140,7 +140,7 @@ def nice_below(value: float, nice: tuple[float, ...] = NICE) -> float:
 
 
 def nice_above(value: float, nice: tuple[float, ...] = NICE) -> float:
-    """The smallest of `nice` × 10^k that is not below."""
+    """The smallest of `nice` × 10^k that is not below `value`."""
     value = min(max(value, 1e-300), 1e300)
     power = 10.0 ** math.floor(math.log10(value))
     return min((m * power for m in (*nice, 10.0) if m * power >= value * (1 - 1e-12)), default=power * 10)

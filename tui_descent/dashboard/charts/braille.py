@@ -1,7 +1,7 @@
-"""The only importer of plotext: braille curves on a bare canvas, as rows of styled segments, and a plain-text chart.
+"""Braille curves as rows of styled segments, and a plain-text loss chart. Only this file imports plotext.
 
-plotext 6.1 aborts the process on a NaN in a line and raises on infinities, so every series is made finite, clipped and
-cut at its gaps here. Its figure is process-wide and not thread-safe: only the screen's own loop may draw.
+plotext 6.1 aborts the process on NaN and raises on infinities, so series are clipped and cut at their gaps first. Its
+figure is global and not thread-safe: draw only from the event loop.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rich.segment import Segment
 from rich.style import Style
 
 from tui_descent.dashboard.charts.axis import axis_over
-from tui_descent.dashboard.text.numbers import axis_count
+from tui_descent.dashboard.text.numbers import axis_step
 
 Point = tuple[float, float]
 Rgb = tuple[int, int, int]
@@ -26,15 +26,15 @@ _BLANK = Style()
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Points in dots: x from 0 at the left, y from 0 at the bottom. A point that is not finite makes a gap."""
+    """Points in units of braille dots, (0, 0) at the bottom left. A NaN makes a gap."""
 
     points: Sequence[Point]
     colour: Rgb
 
 
 def canvas(curves: Sequence[Curve], columns: int, rows: int) -> list[list[Segment]]:
-    """The curves on `columns` × `rows` cells of 2 × 4 dots, later ones above earlier ones."""
-    return [_segments(line) for line in _built(curves, columns, rows, "braille")]
+    """Draw the curves on `columns` × `rows` cells of 2 × 4 dots; later curves cover earlier ones."""
+    return [_segments(line) for line in _draw_rows(curves, columns, rows, "braille")]
 
 
 def ascii_chart(
@@ -45,7 +45,7 @@ def ascii_chart(
     title: str = "loss",
     ascii_only: bool = False,
 ) -> str:
-    """A whole run's `(step, loss)` as plain text, with axis figures; a logarithmic axis unless a loss is under 0."""
+    """A run's `(step, loss)` as a plain-text chart with axes; logarithmic unless a loss is negative."""
     finite = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
     if not finite:
         return f"{title}: nothing to draw"
@@ -53,20 +53,20 @@ def ascii_chart(
     low, high = min(y for _, y in finite), max(y for _, y in finite)
     axis = axis_over([low, high], log=True)
     first, last = min(x for x, _ in finite), max(x for x, _ in finite)
-    # A character is a single dot in plain ASCII, so x and y are then counted in cells of 2 × 4 dots all the same.
+    # In plain ASCII a character is one dot, but x and y are counted in dots of 2 × 4 per cell here too.
     across = (2 * columns - 1) / ((last - first) or 1.0)
-    dots = [((x - first) * across, axis.place(y) * (4 * rows - 1)) for x, y in finite]
-    lines = _built([Curve(reduced(dots), (255, 255, 255))], columns, rows, "*" if ascii_only else "braille")
+    dots = [((x - first) * across, axis.position(y) * (4 * rows - 1)) for x, y in finite]
+    lines = _draw_rows([Curve(reduced(dots), (255, 255, 255))], columns, rows, "*" if ascii_only else "braille")
     labels = axis.labels(rows)
     bar = "|" if ascii_only else "│"
     body = [f"{labels.get(n, ''):>{gutter}}{bar}{_SGR.sub('', line)}".rstrip() for n, line in enumerate(lines)]
-    left, right = axis_count(round(first)), axis_count(round(last))
+    left, right = axis_step(round(first)), axis_step(round(last))
     foot = " " * (gutter + 1) + left + " " * max(1, columns - len(left) - len(right)) + right
     return "\n".join([f"{title} ({'logarithmic' if axis.log else 'linear'})", *body, foot])
 
 
 def reduced(points: Sequence[Point]) -> list[Point]:
-    """At most the lowest and the highest point of each dot column: plotext's time is by the point."""
+    """Keep the lowest and highest point of each dot column: plotext's time grows with the number of points."""
     found: dict[int, tuple[Point, Point]] = {}
     for point in points:
         column = round(point[0])
@@ -82,21 +82,21 @@ def _height(point: Point) -> float:
     return point[1]
 
 
-def _built(curves: Sequence[Curve], columns: int, rows: int, marker: str) -> list[str]:
-    """ANSI text, a string a row. Too small a canvas for plotext's limits is blank."""
+def _draw_rows(curves: Sequence[Curve], columns: int, rows: int, marker: str) -> list[str]:
+    """Rows of ANSI text. A canvas below plotext's minimum is blank."""
     if columns < 2 or rows < 2:
         return [" " * max(0, columns)] * max(0, rows)
-    # Here and not above: a fifth of a second that the first frame, which has no curve yet, need not wait for.
+    # Imported here: it takes 0.2 s, and the first frame has no curve yet.
     import plotext
 
-    # Needed once, or sizes are clamped to the terminal's; it is cheap enough for every time.
+    # Without this, sizes are clamped to the terminal's.
     plotext.terminal.limit(False, False)
     figure = plotext.figure
     figure.clear()
     figure.plot_size(columns, rows)
     figure.canvas("default")
     figure.axes(False)
-    # A limit lies on the middle of its outermost cell: so that dot k falls on dot k, limits stand half a cell inside.
+    # plotext puts a limit in the middle of the outermost cell; half a cell inwards, x = k falls on dot k.
     for side, limits in ((0, (0.5, 2 * columns - 1.5)), (1, (1.5, 4 * rows - 2.5))):
         figure.ruler(side, 0).lim(*limits)
         for end in (0, 1):

@@ -1,4 +1,4 @@
-"""Rare readings over the loss panel's time axis: braille curves, levels drawn in cells, the marks of interventions."""
+"""Occasional readings over the loss panel's time axis: curves, step lines and intervention marks."""
 
 from __future__ import annotations
 
@@ -13,19 +13,17 @@ from textual.strip import Strip
 from tui_descent.dashboard import colours
 from tui_descent.dashboard.charts import braille
 from tui_descent.dashboard.charts.axis import Axis
-from tui_descent.dashboard.charts.time_axis import Timeline, gutter, marks
+from tui_descent.dashboard.charts.time_axis import TimeAxis, gutter, marks
 from tui_descent.dashboard.charts.time_labels import time_row
-from tui_descent.dashboard.panels.panel import empty, notice
-from tui_descent.dashboard.text.line import Line, joined
+from tui_descent.dashboard.text.line import Line, merge_segments
 from tui_descent.dashboard.view import View
-from tui_descent.protocol.events import CurvatureTaken
 
 Points = Sequence[tuple[int, float]]
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Values by step, joined by lines; `style` draws the readings themselves while they stand apart."""
+    """Values by step, joined by lines. `style` is that of the dots at the readings, drawn while these are few."""
 
     points: Points
     colour: braille.Rgb
@@ -33,98 +31,72 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
-    """A value that holds from its step until the next one's, and the last one's until now."""
+class StepLine:
+    """Values by step that each hold until the next one; the last one holds until now."""
 
     points: Points
     style: Style
 
 
-def readings(view: View) -> list[CurvatureTaken]:
-    """Those of the stretch of the run that is drawn."""
-    return [taken for taken in view.history.curvatures if taken.segment == view.history.segment]
-
-
-def place_of(view: View) -> object:
-    """What a drawing of these readings depends on, besides the axis and the person's wishes."""
-    history, taken = view.history, view.history.curvatures
-    turned = (len(history.interventions), len(history.marks), history.state.state)
-    return history, len(taken), taken[-1].step if taken else None, turned, view.connected, view.log, view.recent
-
-
 def scale_words(view: View, axis: Axis | None) -> str:
-    """The scale in the border with its key; where it is linear against the key's word, why."""
+    """The loss scale for a panel's border: `log` or `linear` with its key, or why a log scale is not possible."""
     if view.log and axis is not None and not axis.log:
         return "[dim]linear (≤ 0)[/dim]"
     return f"[dim]{'log' if view.log else 'linear'}[/dim] [bold $primary]y[/]"
 
 
-def nothing_yet(view: View, width: int, height: int) -> list[Strip]:
-    """Why there is no curvature to draw."""
-    started = view.history.started
-    if started is not None and started.scenario is None:
-        lines = [
-            ("no curvature of an own loop", colours.TEXT),
-            ("it needs one batch again and again, and a loop's cannot be asked for", colours.DIM),
-        ]
-        return notice(lines, width, height)
-    if not view.history.live:
-        return notice([("the curvature was not read while the run lived", colours.DIM)], width, height)
-    return empty(view, width, height, "curvature")
-
-
-def plotted(
-    view: View, width: int, height: int, axis: Axis, *, series: Sequence[Series], levels: Sequence[Level]
+def time_plot(
+    view: View, width: int, height: int, axis: Axis, *, series: Sequence[Series], step_lines: Sequence[StepLine]
 ) -> list[Strip]:
-    """`height` rows: the picture and its time axis."""
+    """`height` rows: the plot, and its time axis in the last row."""
     left, rows = gutter(view, width), height - 1
-    timeline = Timeline.of(view.history, width - left, recent=view.recent)
-    curves = [braille.Curve(_dots(s.points, timeline, axis, rows), s.colour) for s in series]
-    drawn = braille.canvas(curves, timeline.columns, rows)
+    time_axis = TimeAxis.of(view.history, width - left, recent=view.recent)
+    curves = [braille.Curve(_dots(s.points, time_axis, axis, rows), s.colour) for s in series]
+    drawn = braille.canvas(curves, time_axis.columns, rows)
     cells = [[Segment(c, s.style) for s in line for c in s.text] for line in drawn]
-    for level in levels:
-        _lay(cells, level, timeline, axis, rows)
-    for column in {column for column, _ in marks(view, timeline)}:
+    for line in step_lines:
+        _draw_step_line(cells, line, time_axis, axis, rows)
+    for column in {column for column, _ in marks(view, time_axis)}:
         for y in range(rows):
             if cells[y][column].text == " ":
                 cells[y][column] = Segment("┊", colours.MARK)
     for one in series:
-        if len(one.points) <= timeline.columns // 3:
+        if len(one.points) <= time_axis.columns // 3:
             for step, value in one.points:
-                spot = timeline.column(min(step, timeline.last_step))
-                if spot is not None and math.isfinite(axis.place(value)):
+                spot = time_axis.column(min(step, time_axis.last_step))
+                if spot is not None and math.isfinite(axis.position(value)):
                     cells[axis.row(value, rows)][spot] = Segment("•", one.style)
-    figures = axis.labels(rows, width=left - 1)
+    numbers = axis.labels(rows, width=left - 1)
     lines = [
-        Line().put(f"{figures.get(y, ''):>{left - 1}} ", colours.DIM).extend(joined(cells[y])).strip(width)
+        Line().add(f"{numbers.get(y, ''):>{left - 1}} ", colours.DIM).extend(merge_segments(cells[y])).to_strip(width)
         for y in range(rows)
     ]
-    return [*lines, time_row(view, timeline, left).strip(width)]
+    return [*lines, time_row(view, time_axis, left).to_strip(width)]
 
 
-def _dots(points: Points, timeline: Timeline, axis: Axis, rows: int) -> list[braille.Point]:
-    right, top = 2 * timeline.columns - 1, 4 * rows - 1
-    # The reading before the next update lies one step to the right of the last one that was made.
+def _dots(points: Points, time_axis: TimeAxis, axis: Axis, rows: int) -> list[braille.Point]:
+    right, top = 2 * time_axis.columns - 1, 4 * rows - 1
+    # A reading taken before the next update has a step number one past the last completed step.
     return braille.reduced(
         [
-            (float(min((step - timeline.first_step) * 2 // timeline.width, right)), axis.place(value) * top)
+            (float(min((step - time_axis.first_step) * 2 // time_axis.bin_width, right)), axis.position(value) * top)
             for step, value in points
-            if math.isfinite(axis.place(value))
+            if math.isfinite(axis.position(value))
         ]
     )
 
 
-def _lay(cells: list[list[Segment]], level: Level, timeline: Timeline, axis: Axis, rows: int) -> None:
-    newest, at = timeline.last_step // timeline.width - timeline.first, 0
-    for column in range(min(newest + 1, timeline.columns)):
-        end = (column + timeline.first + 1) * timeline.width
-        while at + 1 < len(level.points) and level.points[at + 1][0] < end:
+def _draw_step_line(cells: list[list[Segment]], line: StepLine, time_axis: TimeAxis, axis: Axis, rows: int) -> None:
+    newest, at = time_axis.last_step // time_axis.bin_width - time_axis.first, 0
+    for column in range(min(newest + 1, time_axis.columns)):
+        end = (column + time_axis.first + 1) * time_axis.bin_width
+        while at + 1 < len(line.points) and line.points[at + 1][0] < end:
             at += 1
-        if not level.points or level.points[0][0] >= end:
+        if not line.points or line.points[0][0] >= end:
             continue
-        value = level.points[at][1]
+        value = line.points[at][1]
         beyond = not axis.log and not axis.low <= value <= axis.high
-        if math.isnan(axis.place(value)) or beyond:
+        if math.isnan(axis.position(value)) or beyond:
             continue
         if cells[y := axis.row(value, rows)][column].text == " ":
-            cells[y][column] = Segment("─", level.style)
+            cells[y][column] = Segment("─", line.style)

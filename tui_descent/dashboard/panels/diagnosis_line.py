@@ -1,115 +1,104 @@
-"""The sentence about the run: what holds it up or, while it runs, how much of the gradient reaches the first block."""
+"""The footer's first line: the run's state if it is not running, else the newest diagnosis."""
 
 from __future__ import annotations
 
 from rich.style import Style
 
 from tui_descent.dashboard import colours
-from tui_descent.dashboard.text.layer_names import target_of
-from tui_descent.dashboard.text.numbers import count, scientific
-from tui_descent.dashboard.text.safe_text import plain
+from tui_descent.dashboard.text.layer_names import block_of
+from tui_descent.dashboard.text.numbers import with_commas
+from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.dashboard.view import View
 from tui_descent.protocol.events import Diagnosed, RunEnded
 from tui_descent.scenario.claims import first_to_last_grad
 
-# Under one part in a thousand the first block sees next to nothing of what the last one does, and the other way round.
-FADES, GROWS = 1e-3, 1e3
-# Under this a diagnosis is right about five times in six, from it on nearly always: said with a "perhaps".
-SURE = 0.8
-LEAVES = ", q leaves"
+# The first block's share of the last block's gradient, below and above which the gradient vanishes and explodes.
+VANISHES_BELOW, EXPLODES_ABOVE = 1e-3, 1e3
+# Less certain diagnoses get a question mark: below this about one in six is wrong, above it nearly none.
+CERTAIN = 0.8
+QUIT = " · q: quit"
 
+# A word with its style, and a sentence with its style.
 Words = tuple[str, Style, str, Style]
 
 
-def finding(view: View) -> Words:
-    """A word with its colour, and the sentence behind it with its own."""
+def diagnosis_line(view: View) -> Words:
+    """The line's word and sentence, with their styles."""
     history = view.history
     if history.ended is not None:
         return _ended(history.ended)
     if not view.connected:
         if not view.trouble:
-            return "connecting", colours.DIM, "looking for the keeper of this run", colours.DIM
-        return (
-            "keeper lost",
-            colours.RED,
-            f"{plain(view.trouble)}; what was seen stays on screen, q leaves",
-            colours.TEXT,
-        )
-    state, reason = history.state.state, plain(history.state.reason)
+            return "connecting", colours.DIM, "to the run's keeper", colours.DIM
+        return "disconnected", colours.RED, f"{safe(view.trouble)} · display frozen{QUIT}", colours.TEXT
+    state, reason = history.state.state, safe(history.state.reason)
+    style = colours.state_style(state)
     if state == "held":
-        advice = "" if reason.endswith(LEAVES) else f"; space goes on{LEAVES}"
-        return "held", colours.ORANGE, f"{reason or 'at step ' + count(history.steps)}{advice}", colours.TEXT
+        # The trainer's reason may name the keys already.
+        keys = "" if reason.endswith((", q leaves", QUIT)) else f" · space: resume{QUIT}"
+        return "held", style, f"{reason or 'at step ' + with_commas(history.steps)}{keys}", colours.TEXT
     if state == "waiting":
-        return (
-            "waiting",
-            colours.state("waiting"),
-            "at its end: space goes on for as many steps, q leaves",
-            colours.TEXT,
-        )
+        more = history.started.steps if history.started is not None else None
+        resume = f"{with_commas(more)} more steps" if more else "more steps"
+        return "waiting", style, f"all steps done · space: {resume}{QUIT}", colours.TEXT
     if state == "paused":
-        return (
-            "paused",
-            colours.state("paused"),
-            f"before step {count(history.steps)}: space goes on, . makes one step",
-            colours.TEXT,
-        )
-    if state in ("importing torch", "building"):
-        what = "the network is made" if state == "building" else "takes some seconds once a run"
-        return f"{state}…", colours.DIM, what, colours.DIM
+        text = f"before step {with_commas(history.steps)} · space: resume · .: one step"
+        return "paused", style, text, colours.TEXT
+    if state == "importing torch":
+        return "importing torch…", colours.DIM, "takes a few seconds", colours.DIM
+    if state == "building":
+        return "building the network…", colours.DIM, "", colours.DIM
     if state == "testing":
-        return "testing", colours.state(state), f"{reason}; all is put back, then it goes on as it was", colours.TEXT
+        return "testing", style, f"{reason}; the run is restored afterwards", colours.TEXT
     if state == "stopping":
-        return "stopping…", colours.ORANGE, reason, colours.TEXT
+        return "stopping…", style, reason, colours.TEXT
     found = history.diagnosis
-    if found is not None and (since := _unread(view, found)):
-        return "reading", colours.DIM, f"anew since {since}", colours.DIM
-    if found is not None:
-        word = plain(found.finding, 40)
-        return (
-            word if found.sure >= SURE else f"perhaps {word}",
-            colours.verdict(found.finding),
-            plain(found.sentence),
-            colours.TEXT,
-        )
-    return _flow(view)
+    if found is None:
+        return _gradient_flow(view)
+    if outdated := _outdated_by(view, found):
+        return "re-evaluating", colours.DIM, outdated, colours.DIM
+    word = f"{safe(found.finding, 40)}{'' if found.sure >= CERTAIN else '?'}"
+    return word, colours.diagnosis_style(found.finding), safe(found.sentence), colours.TEXT
 
 
-def _unread(view: View, found: Diagnosed) -> str:
-    """What has happened since it was found that makes it a thing of the past; empty where nothing has."""
+def _outdated_by(view: View, found: Diagnosed) -> str:
+    """What has changed since the diagnosis, so that it no longer holds; empty if nothing has."""
     history = view.history
     if found.segment != history.segment:
-        return "the run stands elsewhere"
+        return "after an undo or redo"
     turns = (turn for turn in reversed(history.interventions) if turn.segment == history.segment)
-    last = next((turn for turn in turns if turn.knob != "pace"), None)  # the pace changes nothing that is read
-    return f"{plain(last.knob)} at step {count(last.step)}" if last is not None and found.step < last.step else ""
+    last = next((turn for turn in turns if turn.knob != "pace"), None)  # the pace does not change the training
+    if last is None or found.step >= last.step:
+        return ""
+    return f"since {safe(last.knob)} changed at step {with_commas(last.step)}"
 
 
-def _flow(view: View) -> Words:
+def _gradient_flow(view: View) -> Words:
     readings = view.history.readings
     ratio = first_to_last_grad(view.layers, readings) if readings else None
     if ratio is None:
         return "", colours.DIM, "", colours.DIM
     blocks = [layer for layer in view.layers if layer.block is not None]
-    first, last = (plain(target_of(layer) or layer.name, 40) for layer in (blocks[0], blocks[-1]))
-    text = f"{first} gets {scientific(ratio)} of {last}'s gradient"
-    if ratio < FADES:
-        return "fades", colours.ORANGE, text, colours.TEXT
-    if ratio > GROWS:
-        return "grows", colours.ORANGE, text, colours.TEXT
-    return "flows", colours.GREEN, text, colours.TEXT
+    first, last = (safe(block_of(layer) or layer.name, 40) for layer in (blocks[0], blocks[-1]))
+    text = f"{first} gets {ratio:.2g}× that of {last}"
+    if ratio < VANISHES_BELOW:
+        return "gradient vanishes", colours.ORANGE, text, colours.TEXT
+    if ratio > EXPLODES_ABOVE:
+        return "gradient explodes", colours.ORANGE, text, colours.TEXT
+    return "gradient flows", colours.GREEN, text, colours.TEXT
 
 
 def _ended(ended: RunEnded) -> Words:
-    at, reason = f"at step {count(ended.step)}", plain(ended.reason)
+    at, reason = f"at step {with_commas(ended.step)}", safe(ended.reason)
     if ended.status == "lost":
-        stays = "what was seen stays on screen, q leaves"
-        if reason.startswith("trainer lost"):  # the keeper's is a whole sentence: "trainer lost (signal 9) at step 124"
-            return reason, colours.RED, stays, colours.TEXT
-        return f"trainer lost ({reason})" if reason else "trainer lost", colours.RED, f"{at}; {stays}", colours.TEXT
-    numbers = []
+        if reason.startswith("trainer lost"):  # the keeper's reason is a sentence with the step in it
+            return reason, colours.RED, f"display frozen{QUIT}", colours.TEXT
+        word = f"trainer lost ({reason})" if reason else "trainer lost"
+        return word, colours.RED, f"{at} · display frozen{QUIT}", colours.TEXT
+    facts = [at]
     if ended.loss is not None:
-        numbers.append(f"loss {ended.loss:.4g}")
+        facts.append(f"loss {ended.loss:.4g}")
     if ended.accuracy is not None:
-        numbers.append(f"accuracy {ended.accuracy:.1%}")
-    text = ", ".join([at, *numbers]) + (f": {reason}" if reason else "") + "; q leaves"
-    return ended.status, colours.end(ended), text, colours.TEXT
+        facts.append(f"accuracy {ended.accuracy:.1%}")
+    text = ", ".join(facts) + (f": {reason}" if reason else "") + QUIT
+    return ended.status, colours.end_style(ended), text, colours.TEXT

@@ -1,4 +1,4 @@
-"""The base of all panels: draws rows itself and repaints only those that differ from what is on the screen."""
+"""The base class of all panels: it keeps its rows and repaints only those that changed."""
 
 from __future__ import annotations
 
@@ -13,66 +13,70 @@ from textual.widget import Widget
 
 from tui_descent.dashboard import colours
 from tui_descent.dashboard.text.line import Line
-from tui_descent.dashboard.text.safe_text import plain
+from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.dashboard.view import View
 
 
 class Panel(Widget, can_focus=True):
-    """Answers a view and a size with strips; the frame timer calls `show`, and nothing else makes it draw."""
+    """Draws a `View` as rows. Drawing happens only in `show`, which the frame timer calls."""
 
-    about: ClassVar[str] = ""
-    # Numbers are not read ten times a second: a panel may follow the run at a slower pace than its keys.
-    pace_s: ClassVar[float] = 0.0
+    help_text: ClassVar[str] = ""
+    # The least time between two redraws, unless a key or the size changed something: nobody reads numbers at 10 Hz.
+    min_interval_s: ClassVar[float] = 0.0
 
-    class RoomChanged(Message):
-        """The panel must be drawn though the run has told nothing new."""
+    class RedrawNeeded(Message):
+        """The panel must be drawn although the history has not changed."""
 
         def can_replace(self, message: Message) -> bool:
-            """One is enough."""
-            return isinstance(message, Panel.RoomChanged)
+            """Several of these are as good as one."""
+            return isinstance(message, Panel.RedrawNeeded)
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._rows: list[Strip] = []
         self._drawn: object = None
-        self._look: object = None
-        self._at = 0.0
+        self._settings: object = None
+        self._drawn_at_s = 0.0
         self._heading = ("", "")
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
-        """At most `height` rows of `width` cells."""
+        """Draw at most `height` rows of `width` cells."""
         raise NotImplementedError
 
     def heading(self, view: View) -> tuple[str, str]:
-        """Texts of the upper and lower border, as content markup of our own words."""
+        """The border's title and subtitle, as Textual markup. Must not contain foreign text."""
         return "", ""
 
-    def cares(self, view: View) -> object:
-        """What the picture depends on besides the size: while it is equal, nothing is drawn."""
+    def depends_on(self, view: View) -> object:
+        """What the drawing depends on besides the size: while this is equal, nothing is drawn."""
         return view, view.history.revision
 
     def show(self, view: View) -> bool:
-        """Bring the panel up to date; False where it is not yet time to."""
+        """Redraw if needed. Returns False if it must be called again because a redraw is not due yet."""
         width, height = self.content_size
         if not (
             width and height and all(node.display for node in self.ancestors_with_self if isinstance(node, Widget))
         ):
             return True
-        wanted = (self.cares(view), width, height)
+        wanted = (self.depends_on(view), width, height)
         if wanted == self._drawn:
             return True
-        look = (view.selected, view.recent, view.log, view.connected, view.history.state.state, width, height)
-        if self._drawn is not None and look == self._look and monotonic() - self._at < self.pace_s:
+        settings = (view.selected, view.recent, view.log, view.connected, view.history.state.state, width, height)
+        if (
+            self._drawn is not None
+            and settings == self._settings
+            and monotonic() - self._drawn_at_s < self.min_interval_s
+        ):
             return False
-        self._drawn, self._look, self._at = wanted, look, monotonic()
+        self._drawn, self._settings, self._drawn_at_s = wanted, settings, monotonic()
         self._repaint(view, width, height)
         return True
 
     def _repaint(self, view: View, width: int, height: int) -> None:
         base = Style(bgcolor=self.background_colors[1].rich_color)
         rows = [strip.apply_style(base) for strip in self.draw(view, width, height)[:height]]
-        rows += [Line().strip(width, base)] * (height - len(rows))
-        # After the drawing, which may have widened the scale that the border tells; a new border repaints all.
+        rows += [Line().to_strip(width, base)] * (height - len(rows))
+        # After `draw`, which may have widened the scale in the border. A new border repaints the whole panel.
         heading = self.heading(view)
         if heading != self._heading:
             self._heading = heading
@@ -86,40 +90,42 @@ class Panel(Widget, can_focus=True):
             self.refresh(*changed)
 
     def on_resize(self) -> None:
-        """More or less room: the rows no longer fit."""
-        self.forget()
-        self.post_message(self.RoomChanged())
+        """Draw again in the new size."""
+        self.invalidate()
+        self.post_message(self.RedrawNeeded())
 
     def on_show(self) -> None:
-        """Hidden panels are not drawn, so this one may lag behind."""
-        self.post_message(self.RoomChanged())
+        """Draw again: a hidden panel is not kept up to date."""
+        self.post_message(self.RedrawNeeded())
 
-    def forget(self) -> None:
-        """Draw again at the next frame, whatever it shows."""
+    def invalidate(self) -> None:
+        """Draw again at the next frame."""
         self._drawn = None
 
     def render_line(self, y: int) -> Strip:
-        """Textual asks for a row."""
+        """One row, for Textual."""
         if y < len(self._rows):
             return self._rows[y]
         return Strip.blank(self.content_size.width, Style(bgcolor=self.background_colors[1].rich_color))
 
 
 def notice(lines: list[tuple[str, Style]], width: int, height: int) -> list[Strip]:
-    """A few words in the middle of an empty panel."""
+    """A message in the middle of an empty panel."""
     top = max(0, (height - len(lines)) // 2)
-    rows = [Line().strip(width)] * top
-    rows += [Line().put(" " * max(0, (width - len(text)) // 2)).put(text, style).strip(width) for text, style in lines]
+    rows = [Line().to_strip(width)] * top
+    rows += [
+        Line().add(" " * max(0, (width - len(text)) // 2)).add(text, style).to_strip(width) for text, style in lines
+    ]
     return rows[:height]
 
 
-def empty(view: View, width: int, height: int, what: str, *, state: bool = False) -> list[Strip]:
-    """Why there is nothing to draw yet; one panel with `state` says it while the run is being made."""
+def waiting_notice(view: View, width: int, height: int, what: str, *, state: bool = False) -> list[Strip]:
+    """Why there is nothing to draw yet. Only the panel with `state` shows how far the run's start has come."""
     if not view.connected and view.history.live:
-        return notice([(plain(view.trouble) or "looking for the keeper…", colours.DIM)] if state else [], width, height)
-    making = {"importing torch": "importing torch…", "building": "building the network…"}
+        return notice([(safe(view.trouble) or "connecting to the run…", colours.DIM)] if state else [], width, height)
+    starting = {"importing torch": "importing torch…", "building": "building the network…"}
     first = "next" if view.history.segment else "first"
     waiting = {"running": f"waiting for the {first} {what}…", "paused": f"paused before the {first} {what}"}
     now = view.history.state.state
-    words = (making[now] if state else "") if now in making else waiting.get(now, f"no {what}")
+    words = (starting[now] if state else "") if now in starting else waiting.get(now, f"no {what}")
     return notice([(words, colours.DIM)], width, height)

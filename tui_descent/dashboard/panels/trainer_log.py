@@ -1,4 +1,4 @@
-"""The last lines of the log where a run or its script failed, above the conversation; hidden while all is well."""
+"""The trainer-log panel: the last lines of the log after a failure, above the footer; otherwise hidden."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from textual.strip import Strip
 from tui_descent.dashboard import colours
 from tui_descent.dashboard.panels.panel import Panel
 from tui_descent.dashboard.text.line import Line
-from tui_descent.dashboard.text.safe_text import plain
+from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.dashboard.view import View
 from tui_descent.protocol.ending import failed_after
 
 MAX_LINES = 8
 
 
-class EndingPanel(Panel, can_focus=False):
-    """What the trainer wrote before it was gone."""
+class TrainerLogPanel(Panel, can_focus=False):
+    """The last lines that the trainer printed."""
 
     def show(self, view: View) -> bool:
-        """Appear when there is something to tell."""
+        """Appear when there are lines to show."""
         tail = _tail(view)
         if bool(tail) != self.display:
             self.display = bool(tail)
@@ -26,17 +26,16 @@ class EndingPanel(Panel, can_focus=False):
         return super().show(view)
 
     def heading(self, view: View) -> tuple[str, str]:
-        """The log's name is foreign text and goes into a row instead."""
-        return "The trainer's last words", ""
+        """The log's path is foreign text, so it is a row."""
+        return "Last lines of the trainer's log", ""
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
-        """The newest lines."""
-        return [Line().put(text, colours.TEXT).strip(width) for text in _tail(view)[-height:]]
+        return [Line().add(text, colours.TEXT).to_strip(width) for text in _tail(view)[-height:]]
 
 
 def _tail(view: View) -> list[str]:
     ended = view.history.ended
     if ended is None or not (ended.status in ("lost", "failed") or failed_after(ended)):
         return []
-    lines = [plain(line) for line in ended.log_tail[-MAX_LINES:]]
-    return [*lines, f"all of it: {plain(ended.log_path)}"] if ended.log_path else lines
+    lines = [safe(line) for line in ended.log_tail[-MAX_LINES:]]
+    return [*lines, f"full log: {safe(ended.log_path)}"] if ended.log_path else lines

@@ -1,23 +1,23 @@
-"""What is known of the device that is trained on, in phrases and as a curve: shared by status and story."""
+"""The training device's memory and GPU load, as text for the status line and the scenario panel."""
 
 from __future__ import annotations
 
 import math
 
-from tui_descent.dashboard.text.numbers import size
-from tui_descent.dashboard.text.safe_text import plain
+from tui_descent.dashboard.text.numbers import byte_size
+from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.telemetry.history import History
 
 _EIGHTHS = "▁▂▃▄▅▆▇█"
 MEMORY, BUSY = 0, 1
 
 
-def phrases(history: History) -> tuple[str, str, str]:
-    """`mem 1.2 GB`, `GPU 87 %`, `61 °C 240 W`; empty what is not known."""
+def status_texts(history: History) -> tuple[str, str, str]:
+    """`mem 1.2 GB`, `GPU 87 %` and `61 °C 240 W`; empty where not known."""
     taken = history.device
     if taken is None:
         return "", "", ""
-    memory = f"mem {size(taken.allocated_bytes)}" if taken.allocated_bytes is not None else ""
+    memory = f"mem {byte_size(taken.allocated_bytes)}" if taken.allocated_bytes is not None else ""
     gpu = taken.gpu
     if gpu is None:
         return memory, "", ""
@@ -29,27 +29,29 @@ def phrases(history: History) -> tuple[str, str, str]:
     return memory, busy, " ".join(filter(None, figures))
 
 
-def facts(history: History, width: int) -> list[str]:
-    """Lines for where there is room: memory now and at most, the GPU, and each one's course over the run."""
+def detail_lines(history: History, width: int) -> list[str]:
+    """Current and peak memory, the GPU, and a sparkline of each over the run."""
     taken = history.device
     if taken is None:
         return []
-    kind = "resident memory" if taken.device == "cpu" else f"memory on {plain(taken.device, 20)}"
-    told = [size(taken.allocated_bytes)] if taken.allocated_bytes is not None else []
-    told += [f"at most {size(taken.peak_bytes)}"] if taken.peak_bytes is not None else []
-    lines = [f"{kind} {', '.join(told)}"] if told else []
+    kind = "resident memory" if taken.device == "cpu" else f"memory on {safe(taken.device, 20)}"
+    sizes = [byte_size(taken.allocated_bytes)] if taken.allocated_bytes is not None else []
+    sizes += [f"peak {byte_size(taken.peak_bytes)}"] if taken.peak_bytes is not None else []
+    lines = [f"{kind} {', '.join(sizes)}"] if sizes else []
     gpu = taken.gpu
     if gpu is not None and gpu.used_bytes is not None and gpu.total_bytes is not None:
-        lines.append(f"{plain(gpu.name, 40)}, {size(gpu.used_bytes)} of {size(gpu.total_bytes)} taken by all")
+        lines.append(
+            f"{safe(gpu.name, 40)}, {byte_size(gpu.used_bytes)} of {byte_size(gpu.total_bytes)} used by all processes"
+        )
     for title, channel in (("memory", MEMORY), ("GPU", BUSY)):
-        curve = course(history, channel, max(8, width - 8))
+        curve = sparkline(history, channel, max(8, width - 8))
         if curve.strip():
             lines.append(f"{title:<7}{curve}")
     return lines
 
 
-def course(history: History, channel: int, columns: int) -> str:
-    """A curve of one row over the segment's steps, from 0 up to the greatest value, or to 1 for a share."""
+def sparkline(history: History, channel: int, columns: int) -> str:
+    """One row over the segment's steps, from 0 to the largest value, or to 1 for GPU load."""
     pyramid = history.devices.get(history.segment)
     if not pyramid:
         return ""
@@ -62,7 +64,7 @@ def course(history: History, channel: int, columns: int) -> str:
         return ""
     drawn, last = "", " "
     for n in range(max(known) + 1):
-        # A reading comes once a second, a column may be less: the one before stands until the next.
+        # Readings come once a second; a column may be shorter and then repeats the last one.
         last = _EIGHTHS[min(7, int(known[n] / top * 8))] if n in known else last
         drawn += last
     return drawn

@@ -1,69 +1,57 @@
-"""Layers' names as the screen writes them, and the module path that a selected layer's knobs act on."""
+"""Layer names for the screen, and how a selected layer and its block are found."""
 
 from __future__ import annotations
 
 import re
 from functools import lru_cache
 
-from tui_descent.dashboard.text.safe_text import middle, plain
+from tui_descent.dashboard.text.safe_text import safe, shorten
 from tui_descent.protocol.events import Layer
 
-# Where a path's first number begins.
-NUMBERED = re.compile(r"(?<=\.)(?=\d)")
+# Splits a module path before its numbers.
+BEFORE_NUMBER = re.compile(r"(?<=\.)(?=\d)")
 
 
 @lru_cache(maxsize=32)
-def labels(layers: tuple[Layer, ...], width: int) -> tuple[str, ...]:
-    """Module paths, without a last word that all deeper ones but norms share, then shortened.
+def layer_labels(layers: tuple[Layer, ...], width: int) -> tuple[str, ...]:
+    """The layers' module paths in at most `width` cells each.
 
-    `blocks.12.linear` is `blocks.12`, and `blocks.12.norm` beside it `12.norm` where there is no room for more: which
-    block it is tells more than that it is one.
+    What all have in common goes first: `blocks.12.linear` becomes `blocks.12` when every block has one `linear`, and
+    `blocks.12.norm` becomes `12.norm` when names are too long. Then the middle is cut out.
     """
-    names = [plain(layer.name, 200) for layer in layers]
-    matrices = [n for n, layer in enumerate(layers) if names[n].count(".") >= 2 and not is_norm(layer)]
-    if len({names[n].rpartition(".")[2] for n in matrices}) == 1:
-        _cut(names, {n: names[n].rpartition(".")[0] for n in matrices})
-    deep = [n for n, name in enumerate(names) if name.count(".") >= 2]
-    if len(heads := {NUMBERED.split(names[n], maxsplit=1)[0] for n in deep}) == 1 and any(
-        len(names[n]) > width for n in deep
-    ):
-        head = heads.pop()
-        _cut(names, {n: names[n].removeprefix(head) for n in deep if head.endswith(".")})
-    return tuple(_shortened(name, width) for name in names)
+    names = [safe(layer.name, 200) for layer in layers]
+    nested = [n for n, name in enumerate(names) if name.count(".") >= 2]
+    linears = [n for n in nested if not is_norm(layers[n])]
+    if len({names[n].rpartition(".")[2] for n in linears}) == 1:
+        names = _renamed(names, {n: names[n].rpartition(".")[0] for n in linears})
+    nested = [n for n, name in enumerate(names) if name.count(".") >= 2]
+    prefixes = {BEFORE_NUMBER.split(names[n], maxsplit=1)[0] for n in nested}
+    if len(prefixes) == 1 and any(len(names[n]) > width for n in nested):
+        (prefix,) = prefixes
+        names = _renamed(names, {n: names[n].removeprefix(prefix) for n in nested if prefix.endswith(".")})
+    return tuple(shorten(name, width) for name in names)
 
 
-def _shortened(name: str, width: int) -> str:
-    """The longest words of the path lose their ends, down to three letters; then the middle goes."""
-    words = name.split(".")
-    while len(".".join(words)) > width:
-        n = max(range(len(words)), key=lambda n: (not words[n].isdigit(), len(words[n])))
-        if len(words) == 1 or words[n].isdigit() or len(words[n]) <= 3:
-            return middle(".".join(words), width)
-        words[n] = words[n][:-1]
-    return ".".join(words)
-
-
-def _cut(names: list[str], shorter: dict[int, str]) -> None:
-    """Put the shorter names in, where all can still be told apart."""
-    cut = [shorter.get(n, name) for n, name in enumerate(names)]
-    if len(set(cut)) == len(set(names)):
-        names[:] = cut
+def _renamed(names: list[str], shorter: dict[int, str]) -> list[str]:
+    """The names with the shorter ones in their places, or unchanged if two would then be the same."""
+    renamed = [shorter.get(n, name) for n, name in enumerate(names)]
+    return renamed if len(set(renamed)) == len(set(names)) else names
 
 
 def is_norm(layer: Layer) -> bool:
-    """Whether it normalises, as LayerNorm and BatchNorm2d do, and has no matrix."""
+    """Whether it is a normalisation layer, such as LayerNorm or BatchNorm2d."""
     return "Norm" in layer.kind
 
 
-def moved(selected: int | None, old: tuple[Layer, ...], new: tuple[Layer, ...]) -> int | None:
-    """Where a selected layer stands now that the net has others; for one that is gone another of its block, if any."""
+def find_again(selected: int | None, old: tuple[Layer, ...], new: tuple[Layer, ...]) -> int | None:
+    """The new index of a selected layer after layers changed; if it is gone, another layer of its block, or None."""
     if selected is None or selected >= len(old):
         return None
     was = old[selected]
-    alike = (n for n, layer in enumerate(new) if layer.block == was.block is not None)
-    return next((n for n, layer in enumerate(new) if layer.name == was.name), next(alike, None))
+    same_block = (n for n, layer in enumerate(new) if was.block is not None and layer.block == was.block)
+    return next((n for n, layer in enumerate(new) if layer.name == was.name), next(same_block, None))
 
 
-def target_of(layer: Layer) -> str | None:
-    """The block a layer lies in, as knobs name it: `blocks.3`; None outside any."""
+def block_of(layer: Layer) -> str | None:
+    """The name of the layer's block, as knobs take it: `blocks.3`. None outside any block."""
     return ".".join(layer.name.split(".")[:2]) if layer.block is not None else None

@@ -1,4 +1,4 @@
-"""Numbers as the screen writes them: short, aligned, and never a traceback for NaN or infinity."""
+"""Numbers as text: short, aligned, and safe for NaN and infinity."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 
 def scientific(value: float | None) -> str:
-    """Seven characters: `3.1e-09`."""
+    """Two digits and an exponent: `3.1e-09`."""
     if value is None:
         return "–"
     if value == 0:
@@ -17,7 +17,7 @@ def scientific(value: float | None) -> str:
 
 
 def short(value: float | None) -> str:
-    """Four significant digits, without needless ones: `2.319`, `0.0412`, `1.2e-07`."""
+    """Four significant digits, fewer for very small and large numbers: `2.319`, `0.0412`, `1.2e-07`."""
     if value is None:
         return "–"
     if not math.isfinite(value):
@@ -31,8 +31,8 @@ def short(value: float | None) -> str:
     return f"{value:.{min(decimals, 5)}f}"
 
 
-def tick(value: float, *, digits: int = 1) -> str:
-    """An axis figure: `2.00`, `0.05`, `0.015`, `1e-6`, `40`; with more digits `1.2e5`, `1.002`."""
+def axis_number(value: float, *, digits: int = 1) -> str:
+    """A number for a vertical axis: `2.00`, `0.05`, `0.015`, `1e-6`, `40`; with more digits `1.2e5`, `1.002`."""
     size = abs(value)
     if value == 0:
         return "0"
@@ -50,29 +50,29 @@ def tick(value: float, *, digits: int = 1) -> str:
     return f"{value:.1f}" if size < 99.95 and value != round(value) else f"{value:.0f}"
 
 
-def decade(exponent: int) -> str:
-    """A power of ten at the end of a scale: `1e-10`, `0.1`, `1`, `10`."""
+def power_of_ten(exponent: int) -> str:
+    """The end of a scale of decades: `1e-10`, `0.1`, `1`, `10`."""
     return {-1: "0.1", 0: "1", 1: "10"}.get(exponent, f"1e{exponent}")
 
 
-def count(value: int) -> str:
+def with_commas(value: int) -> str:
     """A step number: `420`, `12,400`."""
     return f"{value:,}"
 
 
-def several(value: int, thing: str) -> str:
-    """So many of a thing: `1 layer`, `1,200 layers`."""
-    return f"{value:,} {thing}{'s' * (value != 1)}"
+def plural(value: int, noun: str) -> str:
+    """A count with its noun: `1 layer`, `1,200 layers`."""
+    return f"{value:,} {noun}{'s' * (value != 1)}"
 
 
-def axis_count(step: int) -> str:
-    """A step number for an axis: `400`, `20k`, `1.5M`."""
+def axis_step(step: int) -> str:
+    """A step number for a time axis: `400`, `20k`, `1.5M`."""
     if step >= 1_000_000:
         return f"{step / 1e6:g}M"
     return f"{step / 1000:g}k" if step >= 10_000 else str(step)
 
 
-def size(count: int) -> str:
+def byte_size(count: int) -> str:
     """Bytes, in decimal units: `940 MB`, `1.2 GB`."""
     for unit, ends in (("kB", 1e6), ("MB", 1e9)):
         if count < ends * 0.9995:
@@ -80,8 +80,8 @@ def size(count: int) -> str:
     return f"{count / 1e9:.1f} GB"
 
 
-def rate(steps_per_s: float) -> str:
-    """Steps a second, three digits."""
+def per_second(steps_per_s: float) -> str:
+    """Steps per second, in three digits: `1,200`, `30`, `2.5`."""
     if steps_per_s >= 99.5 or steps_per_s == 0:
         return f"{steps_per_s:,.0f}"
     return f"{steps_per_s:.0f}" if steps_per_s >= 10 else f"{steps_per_s:.1f}"
