@@ -356,7 +356,7 @@ async def test_enter_opens_the_selected_layer() -> None:
     async with open_dashboard((120, 40), PAST) as dashboard:
         await dashboard.shows("residual off")
         await dashboard.press("up", "up", "enter")
-        await dashboard.shows("blocks.0.linear", "L2 norm of the weight gradient", "5.7e+00")
+        await dashboard.shows("blocks.0.linear", "L2 norm of the (clipped) weight gradient", "5.7e+00")
         await dashboard.press("up")
         await dashboard.shows("blocks.1.linear")
 

@@ -21,21 +21,21 @@ from tui_descent.protocol.events import LayerStatus
 
 # By metric: symbol, unit, definition. Unknown metrics are shown by their name.
 DEFINITIONS: dict[str, tuple[str, str, str]] = {
-    "grad_norm": ("‖∂L/∂W‖", "loss/weight", "L2 norm of the weight gradient, after clipping"),
+    "grad_norm": ("‖∂L/∂W‖", "loss/weight", "L2 norm of the (clipped) weight gradient"),
     "grad_rms": (
         "rms ∂L/∂W",
         "loss/weight",
-        "‖∂L/∂W‖ / √(number of weights); shown in the heat-map",
+        "‖∂L/∂W‖ / √number of weights",
     ),
     "weight_norm": ("‖W‖", "weight", "L2 norm of the layer's weights"),
     "update_norm": ("‖ΔW‖", "weight", "L2 norm of this step's update"),
     "update_ratio": ("‖ΔW‖/‖W‖", "none", "healthy between 1e-4 and 1e-2"),
-    "backprop_factor": ("‖∂L/∂h‖ in/out", "none", "this block's factor in the chain rule; near 1 is healthy"),
-    "grad_cosine": ("cos(g, prev g)", "none", "with the gradient before: 0 noisy, +1 too slow, -1 oscillating"),
-    "dead_fraction": ("dead", "share", "units with slope 0 on the last 256 samples or more"),
-    "saturated_fraction": ("saturated", "share", "outputs with less than a tenth of the largest slope"),
+    "backprop_factor": ("‖∂L/∂h‖ in/out", "none", "chain-rule factor; near 1 is healthy"),
+    "grad_cosine": ("cos(g, prev g)", "none", "0 noisy, +1 too slow, -1 oscillating"),
+    "dead_fraction": ("dead", "share", "units with slope 0 on 256 samples or more"),
+    "saturated_fraction": ("saturated", "share", "outputs with < 1/10 of the largest slope"),
     "activation_mean": ("mean a", "activation", "mean of the activation's outputs"),
-    "activation_std": ("std a", "activation", "standard deviation of the activation's outputs"),
+    "activation_std": ("std a", "activation", "standard deviation of these outputs"),
 }
 
 ORDER = {metric: n for n, metric in enumerate(DEFINITIONS)}

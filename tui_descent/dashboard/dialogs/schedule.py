@@ -16,7 +16,7 @@ from tui_descent.dashboard.bridge import Bridge
 from tui_descent.dashboard.charts import braille
 from tui_descent.dashboard.charts.axis import Axis
 from tui_descent.dashboard.dialogs.dialog import Dialog
-from tui_descent.dashboard.text.numbers import axis_step
+from tui_descent.dashboard.text.numbers import axis_step, plural
 from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.scenario import schedules
@@ -69,7 +69,7 @@ class ScheduleDialog(Dialog[TurnKnob]):
         self.set_interval(REFRESH_S, self._follow_run)
 
     def _follow_run(self) -> None:
-        self.query_one(".dialog").border_title = f"Schedule for the remaining {self._remaining:,} steps"
+        self.query_one(".dialog").border_title = f"Schedule for the remaining {plural(self._remaining, 'step')}"
         if self._drawn != (self._step, self._base):
             self._draw()
 
