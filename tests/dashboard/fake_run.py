@@ -165,31 +165,31 @@ def turned(step: int, old: str, new: str, *, knob: str = "residual", request: in
     )
 
 
-def loss_at(step: int, cure: int, noise: random.Random) -> float:
-    """Constant at ln 10 until the cure, then falling to 0.06."""
-    since = max(0, step - cure - 20)
+def loss_at(step: int, residual_at: int, noise: random.Random) -> float:
+    """Constant at ln 10 until `residual_at`, then falling to 0.06."""
+    since = max(0, step - residual_at - 20)
     fall = math.exp(-since / 45)
     return max(0.01, (2.303 * fall + 0.06) * (1 + noise.uniform(-0.25, 0.25) * (1 - 0.9 * fall)))
 
 
-def vanishing(last: int, cure: int = 150, depth: int = 20) -> list[AnyEvent]:
-    """A run that learns nothing until residual connections are switched on at step `cure`."""
+def vanishing(last: int, residual_at: int = 150, depth: int = 20) -> list[AnyEvent]:
+    """A run that learns nothing until residual connections are switched on at step `residual_at`."""
     noise = random.Random(3)
-    told: list[AnyEvent] = [StateChanged(state="importing torch"), StateChanged(state="building"), started(depth)]
-    told.append(StateChanged(state="running"))
+    events: list[AnyEvent] = [StateChanged(state="importing torch"), StateChanged(state="building"), started(depth)]
+    events.append(StateChanged(state="running"))
     for step in range(last):
-        if step == cure:
-            told.append(turned(step, "off", "on"))
-        told.append(reading(step, fall_at(step, cure), depth))
-        told.append(steps(step, [loss_at(step, cure, noise)]))
+        if step == residual_at:
+            events.append(turned(step, "off", "on"))
+        events.append(reading(step, fall_at(step, residual_at), depth))
+        events.append(steps(step, [loss_at(step, residual_at, noise)]))
         if step % 50 == 0:
-            told.append(Evaluated(segment=0, step=step, loss=loss_at(step, cure, noise), accuracy=0.1))
-    return told
+            events.append(Evaluated(segment=0, step=step, loss=loss_at(step, residual_at, noise), accuracy=0.1))
+    return events
 
 
-def fall_at(step: int, cure: int) -> float:
-    """The factor per layer: 0.35 before the cure, 0.97 twenty steps after it."""
-    open_ = min(1.0, max(0.0, (step - cure) / 20))
+def fall_at(step: int, residual_at: int) -> float:
+    """The factor per layer: 0.35 before `residual_at`, 0.97 twenty steps after it."""
+    open_ = min(1.0, max(0.0, (step - residual_at) / 20))
     return 0.35 ** (1 - open_) * 0.97**open_
 
 

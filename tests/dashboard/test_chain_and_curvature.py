@@ -19,13 +19,13 @@ from tui_descent.protocol.curvature import Limit
 from tui_descent.protocol.events import AnyEvent, KnobState, LedgerEntry, LedgerTaken, StateChanged
 from tui_descent.telemetry.history import History
 
-PAST = vanishing(30)
+EARLIER = vanishing(30)
 ON, OFF = WatchCurvature(on=True), WatchCurvature(on=False)
 
 
 def view(*events: AnyEvent) -> View:
     history = History()
-    for event in [*PAST, *events]:
+    for event in [*EARLIER, *events]:
         history.apply(event)
     return View(history=history)
 
@@ -94,15 +94,15 @@ async def test_chain_rule_panel_of_a_deep_net_scrolls() -> None:
 
 
 async def test_chain_rule_and_curvature_views_say_why_they_are_empty() -> None:
-    async with open_dashboard((120, 40), PAST) as dashboard:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
         await dashboard.press("4")
         await dashboard.shows("waiting for the first chain-rule reading")
-    async with open_dashboard((120, 40), PAST) as dashboard:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
         dashboard.keeper.publish(LedgerTaken(segment=0, step=30, entries=[]))
         await dashboard.press("4")
         await dashboard.shows("not available for this run", "this net has none")
-    foreign = started(scenario=None, knobs=(KnobState(name="residual", unavailable="Net has none"),))
-    async with open_dashboard((120, 40), [foreign, StateChanged(state="running")]) as dashboard:
+    user_loop = started(scenario=None, knobs=(KnobState(name="residual", unavailable="Net has none"),))
+    async with open_dashboard((120, 40), [user_loop, StateChanged(state="running")]) as dashboard:
         await dashboard.press("4")
         await dashboard.shows("not available for this run", "Linear, activation, norm, skip")
         await dashboard.press("5")
@@ -110,7 +110,7 @@ async def test_chain_rule_and_curvature_views_say_why_they_are_empty() -> None:
 
 
 async def test_curvature_is_requested_only_while_its_view_is_open() -> None:
-    async with open_dashboard((120, 40), PAST) as dashboard:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
         await dashboard.shows("residual off")
         await dashboard.press("m")
         await dashboard.shows("done", "mark")
@@ -121,7 +121,7 @@ async def test_curvature_is_requested_only_while_its_view_is_open() -> None:
         await dashboard.shows(
             "Sharpness", "1.500", "12.5%", "0.75× the limit", "a saddle direction", "Lanczos, converged"
         )
-        assert "mark" in dashboard.text(), "it is no answer to the person"
+        assert "mark" in dashboard.text(), "the reply to the curvature request is not shown"
         await dashboard.press("4")
         await dashboard.wait_until(lambda: dashboard.keeper.received == [Mark(), ON, OFF])
 
@@ -136,7 +136,7 @@ async def test_curvature_is_requested_once_the_net_is_built() -> None:
 
 
 async def test_a_rejected_curvature_request_is_shown() -> None:
-    async with open_dashboard((120, 40), PAST) as dashboard:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
         dashboard.keeper.reject = "an own loop's cannot be asked for"
         await dashboard.press("5")
         await dashboard.shows("rejected", "an own loop's cannot be asked for")

@@ -19,7 +19,7 @@ from tui_descent.telemetry.history import History
 FOUND = Diagnosed(segment=0, step=60, finding="healthy", sure=0.9, evidence={}, sentence="It trains.")
 
 
-def said(*events: AnyEvent) -> tuple[str, str]:
+def line_of(*events: AnyEvent) -> tuple[str, str]:
     history = History()
     for event in (started(), StateChanged(state="running"), steps(0, [1.0] * 80), *events):
         history.apply(event)
@@ -28,26 +28,26 @@ def said(*events: AnyEvent) -> tuple[str, str]:
 
 
 def test_a_diagnosis_is_shown_until_a_knob_is_changed() -> None:
-    assert said(FOUND) == ("healthy", "It trains.")
-    assert said(FOUND, turned(80, "30", "10", knob="pace")) == ("healthy", "It trains.")
-    assert said(FOUND, turned(80, "off", "on")) == ("re-evaluating", "since residual changed at step 80")
+    assert line_of(FOUND) == ("healthy", "It trains.")
+    assert line_of(FOUND, turned(80, "30", "10", knob="pace")) == ("healthy", "It trains.")
+    assert line_of(FOUND, turned(80, "off", "on")) == ("re-evaluating", "since residual changed at step 80")
     again = msgspec.structs.replace(FOUND, step=140)
-    assert said(FOUND, turned(80, "off", "on"), steps(80, [1.0] * 60), again) == ("healthy", "It trains.")
+    assert line_of(FOUND, turned(80, "off", "on"), steps(80, [1.0] * 60), again) == ("healthy", "It trains.")
 
 
 def test_a_diagnosis_of_another_segment_is_not_shown() -> None:
-    assert said(msgspec.structs.replace(FOUND, segment=1)) == ("re-evaluating", "after an undo or redo")
+    assert line_of(msgspec.structs.replace(FOUND, segment=1)) == ("re-evaluating", "after an undo or redo")
 
 
 def test_a_lost_trainer_is_named_only_once() -> None:
     lost = RunEnded(status="lost", step=80, reason="trainer lost (signal 9) at step 80")
-    assert said(lost) == ("trainer lost (signal 9) at step 80", "display frozen · q: quit")
+    assert line_of(lost) == ("trainer lost (signal 9) at step 80", "display frozen · q: quit")
 
 
 def test_a_script_that_failed_after_its_run_is_shown_in_red() -> None:
     ended = RunEnded(status="finished", step=80, reason="the script then failed with exit code 1", exit_code=1)
-    assert said(ended) == ("finished", "at step 80: the script then failed with exit code 1 · q: quit")
-    assert colours.end_style(ended) == colours.GREEN, "nothing was kept of it: no failure"
+    assert line_of(ended) == ("finished", "at step 80: the script then failed with exit code 1 · q: quit")
+    assert colours.end_style(ended) == colours.GREEN, "without a log it does not count as a failure"
     assert colours.end_style(msgspec.structs.replace(ended, log_path="/x/run.log")) == colours.RED
 
 

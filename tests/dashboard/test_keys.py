@@ -18,7 +18,7 @@ from tui_descent.protocol.events import KnobState, RunEnded, RunStarted, StateCh
 from tui_descent.scenario.keys import KEYS
 from tui_descent.scenario.spec import ScheduleSpec
 
-PAST = vanishing(30)
+EARLIER = vanishing(30)
 
 
 def turn(knob: str, value: str, target: str = "all") -> TurnKnob:
@@ -84,7 +84,7 @@ def test_no_key_is_bound_twice() -> None:
     ],
 )
 async def test_a_key_sends_its_command(keys: list[str], command: AnyCommand) -> None:
-    async with open_dashboard((120, 40), PAST) as dashboard:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
         await dashboard.shows("residual off")
         await dashboard.press(*keys)
         await dashboard.wait_until(lambda: bool(dashboard.keeper.received))
@@ -92,7 +92,7 @@ async def test_a_key_sends_its_command(keys: list[str], command: AnyCommand) -> 
 
 
 async def test_a_request_is_shown_then_its_application() -> None:
-    async with open_dashboard((120, 40), PAST, replies=False) as dashboard:
+    async with open_dashboard((120, 40), EARLIER, replies=False) as dashboard:
         await dashboard.shows("residual off")
         await dashboard.press("r")
         await dashboard.shows("requested", "residual=on")
@@ -104,7 +104,7 @@ async def test_a_request_is_shown_then_its_application() -> None:
 
 
 async def test_a_rejection_shows_the_reason() -> None:
-    async with open_dashboard((120, 40), PAST) as dashboard:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
         dashboard.keeper.reject = "lr would become 1e+07; allowed: at most 1e+06"
         await dashboard.shows("residual off")
         await dashboard.press("right_square_bracket")
@@ -112,7 +112,7 @@ async def test_a_rejection_shows_the_reason() -> None:
 
 
 async def test_space_pauses_and_resumes() -> None:
-    async with open_dashboard((120, 40), PAST) as dashboard:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
         await dashboard.press("space")
         await dashboard.shows("● paused", "space resume")
         await dashboard.press("space")
@@ -122,7 +122,7 @@ async def test_space_pauses_and_resumes() -> None:
 
 @pytest.mark.parametrize("state", ["held", "waiting"])
 async def test_space_resumes_a_stopped_run(state: str) -> None:
-    async with open_dashboard((120, 40), [*PAST, StateChanged(state=state, reason="loss is nan")]) as dashboard:  # type: ignore[arg-type]
+    async with open_dashboard((120, 40), [*EARLIER, StateChanged(state=state, reason="loss is nan")]) as dashboard:  # type: ignore[arg-type]
         await dashboard.shows(f"● {state}")
         await dashboard.press("space")
         await dashboard.wait_until(lambda: dashboard.keeper.received == [Resume()])
@@ -138,7 +138,7 @@ async def test_an_unavailable_knob_shows_the_reason_and_sends_nothing() -> None:
 
 
 async def test_a_second_press_starts_from_the_requested_value() -> None:
-    async with open_dashboard((120, 40), PAST, replies=False) as dashboard:
+    async with open_dashboard((120, 40), EARLIER, replies=False) as dashboard:
         await dashboard.shows("residual off")
         await dashboard.press("semicolon", "semicolon", "r", "r")
         await dashboard.wait_until(lambda: len(dashboard.keeper.received) == 4)
@@ -151,7 +151,7 @@ async def test_a_second_press_starts_from_the_requested_value() -> None:
 
 
 async def test_every_press_in_one_frame_is_sent() -> None:
-    async with open_dashboard((120, 40), PAST) as dashboard:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
         await dashboard.shows("residual off")
         for _ in range(20):
             dashboard.app.post_message(events.Key("plus", "+"))
@@ -161,7 +161,7 @@ async def test_every_press_in_one_frame_is_sent() -> None:
 
 
 async def test_requests_keep_the_order_of_the_keys() -> None:
-    async with open_dashboard((120, 40), PAST, replies=False) as dashboard:
+    async with open_dashboard((120, 40), EARLIER, replies=False) as dashboard:
         await dashboard.shows("residual off")
         for key, character in (("plus", "+"), ("minus", "-"), ("m", "m"), ("plus", "+"), ("r", "r")):
             dashboard.app.post_message(events.Key(key, character))
@@ -176,7 +176,7 @@ async def test_requests_keep_the_order_of_the_keys() -> None:
 
 
 async def test_a_layer_outside_any_block_cannot_be_a_target() -> None:
-    async with open_dashboard((120, 40), PAST) as dashboard:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
         await dashboard.shows("residual off")
         await dashboard.press("up", "r")
         await dashboard.shows("inlet is not in a block")
@@ -184,7 +184,7 @@ async def test_a_layer_outside_any_block_cannot_be_a_target() -> None:
 
 
 async def test_pasted_text_is_not_taken_for_keys() -> None:
-    async with open_dashboard((120, 40), PAST) as dashboard:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
         await dashboard.shows("residual off")
         dashboard.app.post_message(events.Paste("r++qs"))
         await dashboard.press("m")
@@ -193,7 +193,7 @@ async def test_pasted_text_is_not_taken_for_keys() -> None:
 
 
 async def test_schedule_dialog_draws_the_curve_and_takes_parameters() -> None:
-    async with open_dashboard((120, 40), PAST) as dashboard:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
         await dashboard.shows("residual off")
         await dashboard.press("s", "down", "down", "down")
         await dashboard.shows(
@@ -208,7 +208,7 @@ async def test_schedule_dialog_draws_the_curve_and_takes_parameters() -> None:
 
 
 async def test_schedule_dialog_rejects_wrong_parameters() -> None:
-    async with open_dashboard((80, 24), PAST) as dashboard:
+    async with open_dashboard((80, 24), EARLIER) as dashboard:
         await dashboard.shows("Gradient flow")
         await dashboard.press("s", "down", "tab", *typed("warmup=3"), "enter")
         await dashboard.shows('unknown option "warmup"')
@@ -227,7 +227,7 @@ def typed(text: str) -> list[str]:
 
 
 async def test_norm_dialog_takes_position_and_way() -> None:
-    async with open_dashboard((80, 24), PAST) as dashboard:
+    async with open_dashboard((80, 24), EARLIER) as dashboard:
         await dashboard.shows("Gradient flow")
         await dashboard.press("n", "down")
         await dashboard.shows("where=pre|mid|post way=calibrated|instant", "tab for options")
@@ -239,7 +239,7 @@ async def test_norm_dialog_takes_position_and_way() -> None:
 
 
 async def test_schedule_dialog_follows_the_run() -> None:
-    async with open_dashboard((80, 24), PAST) as dashboard:
+    async with open_dashboard((80, 24), EARLIER) as dashboard:
         await dashboard.shows("Gradient flow")
         await dashboard.press("s", "down", "down")
         await dashboard.shows("Schedule for the remaining 1,970 steps", "now, 30", "over 1,970 updates")
@@ -253,13 +253,13 @@ async def test_schedule_dialog_follows_the_run() -> None:
 @pytest.mark.parametrize("size", [(80, 24), (120, 40)])
 async def test_no_row_of_a_choice_dialog_is_wrapped_or_cut(key: str, size: tuple[int, int]) -> None:
     knobs = (*started().knobs, KnobState(name="optimizer", value="rmsprop"), KnobState(name="norm", value="none"))
-    named = [started(knobs=knobs) if isinstance(event, RunStarted) else event for event in PAST]
+    named = [started(knobs=knobs) if isinstance(event, RunStarted) else event for event in EARLIER]
     async with open_dashboard(size, [*named, turned(12, "0.1", "0.000128205", knob="lr")]) as dashboard:
         await dashboard.shows("Gradient flow")
         await dashboard.press(key)
         await dashboard.shows("escape cancels")
         choices = dashboard.app.screen.query_one(OptionList)
-        assert choices.virtual_size.height == choices.option_count, "a row each"
+        assert choices.virtual_size.height == choices.option_count, "one row per choice"
         text = dashboard.text()
         for n in range(choices.option_count):
             assert str(choices.get_option_at_index(n).prompt).rstrip() in text
@@ -268,9 +268,9 @@ async def test_no_row_of_a_choice_dialog_is_wrapped_or_cut(key: str, size: tuple
 async def test_optimizer_dialog_shows_the_rate_of_the_scenario() -> None:
     knobs = (*started().knobs, KnobState(name="optimizer", value="sgd"))
     scenario = {"title": "t", "story": "s", "optimizer": {"name": "sgd", "lr": 0.1, "rates": {"adam": 0.003}}}
-    begun = started(knobs=knobs, scenario=scenario)
+    named = started(knobs=knobs, scenario=scenario)
     async with open_dashboard(
-        (80, 24), [begun if isinstance(event, RunStarted) else event for event in PAST]
+        (80, 24), [named if isinstance(event, RunStarted) else event for event in EARLIER]
     ) as dashboard:
         await dashboard.shows("Gradient flow")
         await dashboard.press("o")
@@ -281,7 +281,7 @@ async def test_optimizer_dialog_shows_the_rate_of_the_scenario() -> None:
 
 @pytest.mark.parametrize("key", ["o", "n", "i", "a", "s", "l", "c", ">"])
 async def test_no_dialog_opens_after_the_run_has_ended(key: str) -> None:
-    async with open_dashboard((80, 24), [*PAST, RunEnded(status="finished", step=30)]) as dashboard:
+    async with open_dashboard((80, 24), [*EARLIER, RunEnded(status="finished", step=30)]) as dashboard:
         await dashboard.shows("● finished")
         await dashboard.press(key)
         await dashboard.shows("not now  the run has ended")
@@ -320,7 +320,7 @@ def test_schedule_curve_has_the_shape_of_the_schedule(base: float | None) -> Non
 
 
 async def test_number_dialog_rejects_wrong_numbers() -> None:
-    async with open_dashboard((120, 40), PAST) as dashboard:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
         await dashboard.shows("residual off")
         await dashboard.press("l", "minus", "3", "enter")
         await dashboard.shows("allowed: a number > 0")
@@ -333,7 +333,7 @@ async def test_number_dialog_rejects_wrong_numbers() -> None:
 
 
 async def test_the_palette_sets_a_knob() -> None:
-    async with open_dashboard((120, 40), PAST) as dashboard:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
         await dashboard.shows("residual off")
         await dashboard.press("ctrl+p")
         await dashboard.shows("Search")
@@ -345,7 +345,7 @@ async def test_the_palette_sets_a_knob() -> None:
 
 
 async def test_help_lists_keys_and_panels() -> None:
-    async with open_dashboard((120, 40), PAST) as dashboard:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
         await dashboard.press("question_mark")
         await dashboard.shows("residual connections on or off", "learning rate ÷ 10")
         await dashboard.press("end")
@@ -353,7 +353,7 @@ async def test_help_lists_keys_and_panels() -> None:
 
 
 async def test_enter_opens_the_selected_layer() -> None:
-    async with open_dashboard((120, 40), PAST) as dashboard:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
         await dashboard.shows("residual off")
         await dashboard.press("up", "up", "enter")
         await dashboard.shows("blocks.0.linear", "L2 norm of the (clipped) weight gradient", "5.7e+00")
@@ -362,7 +362,7 @@ async def test_enter_opens_the_selected_layer() -> None:
 
 
 async def test_views_zoom_and_axis_settings() -> None:
-    async with open_dashboard((120, 40), PAST) as dashboard:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
         await dashboard.shows("Gradient flow", "Update")
         await dashboard.press("2")
         await dashboard.wait_until(lambda: "Gradient flow" not in dashboard.text())
@@ -375,8 +375,8 @@ async def test_views_zoom_and_axis_settings() -> None:
 @pytest.mark.parametrize("size", [(80, 24), (120, 40)])
 async def test_layer_dialog_shows_all_readings_without_scrolling(size: tuple[int, int]) -> None:
     many = dict.fromkeys(DEFINITIONS, 0.5)
-    told = msgspec.structs.replace(reading(29, 0.5), values={name: [v] * 22 for name, v in many.items()})
-    async with open_dashboard(size, [*PAST, told]) as dashboard:
+    newest = msgspec.structs.replace(reading(29, 0.5), values={name: [v] * 22 for name, v in many.items()})
+    async with open_dashboard(size, [*EARLIER, newest]) as dashboard:
         await dashboard.shows("Gradient flow")
         await dashboard.press("up", "enter")
         await dashboard.shows("measured at", *(symbol for symbol, _, _ in DEFINITIONS.values()))

@@ -13,7 +13,7 @@ from tui_descent.protocol.events import ReadingsTaken, Rewound
 
 
 def shown(dashboard: Dashboard) -> dict[str, list[str]]:
-    """What stands in the dialog: a row's name, and its other columns."""
+    """The dialog's rows: the cells after the first one, by the first one."""
     room = dashboard.app.screen.query_one("#readings").region
     rows = [row[room.x : room.right] for row in dashboard.text().splitlines()[room.y : room.bottom]]
     cells = [re.split(r" {2,}", row.strip()) for row in rows]
@@ -38,7 +38,7 @@ SLOW = ("backprop_factor", "saturated_fraction")
 
 
 def quick(step: int, *, segment: int = 0) -> ReadingsTaken:
-    """A reading without the slower tiers."""
+    """A reading without the metrics of the slower tiers."""
     whole = reading(step, 0.9)
     values = {metric: column for metric, column in whole.values.items() if metric not in SLOW}
     return msgspec.structs.replace(whole, values=values, segment=segment)

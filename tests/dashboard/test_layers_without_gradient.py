@@ -26,13 +26,13 @@ def idle(step: int) -> ReadingsTaken:
     return msgspec.structs.replace(whole, values=values, statuses=STATUSES)
 
 
-def told(until: int = 40) -> list[AnyEvent]:
-    return [started(2), *[event for n in range(until) for event in (idle(n), steps(n, [1.0]))]]
+def run_events(last: int = 40) -> list[AnyEvent]:
+    return [started(2), *[event for n in range(last) for event in (idle(n), steps(n, [1.0]))]]
 
 
 def test_bars_of_frozen_and_unused_layers_have_a_word() -> None:
     for panel in (GradientsPanel(), UpdatesPanel()):
-        rows = [strip.text for strip in panel.draw(view(told()), 60, 4)]
+        rows = [strip.text for strip in panel.draw(view(run_events()), 60, 4)]
         assert [("frozen" in row, "unused" in row) for row in rows] == [
             (False, False), (False, True), (True, False), (False, False),
         ]  # fmt: skip
@@ -41,7 +41,7 @@ def test_bars_of_frozen_and_unused_layers_have_a_word() -> None:
 
 
 def test_heatmap_rows_of_frozen_and_unused_layers_have_a_word() -> None:
-    rows = [strip.text for strip in HeatmapPanel().draw(view(told()), 80, 4)]
+    rows = [strip.text for strip in HeatmapPanel().draw(view(run_events()), 80, 4)]
     assert [("frozen" in row, "unused" in row) for row in rows] == [
         (False, False), (False, True), (True, False), (False, False),
     ]  # fmt: skip
@@ -57,7 +57,7 @@ def test_heatmap_keeps_the_readings_before_a_layer_was_frozen() -> None:
 
 
 async def test_layer_dialog_says_why_there_is_no_gradient() -> None:
-    async with open_dashboard((120, 40), told()) as dashboard:
+    async with open_dashboard((120, 40), run_events()) as dashboard:
         await dashboard.drawn()
         await dashboard.press("up", "up", "enter")
         await dashboard.shows("status", "‖∂L/∂W‖")

@@ -14,7 +14,7 @@ from tui_descent.dashboard.panels.loss import POINT_DISTANCE, LossPanel
 from tui_descent.protocol.events import AnyEvent, Evaluated
 
 
-def falling_under_zero() -> list[AnyEvent]:
+def falling_below_zero() -> list[AnyEvent]:
     surface = started(0, scenario={"model": {"name": "surface"}}, layers=())
     return [surface, steps(0, [math.exp(-n / 20) for n in range(200)]), steps(200, [-n / 100 for n in range(1, 101)])]
 
@@ -26,14 +26,14 @@ def drawn_loss(events: list[AnyEvent], **look: bool) -> tuple[str, list[str]]:
 
 
 def test_a_loss_below_zero_switches_to_a_linear_axis_and_says_so() -> None:
-    heading, rows = drawn_loss(falling_under_zero())
+    heading, rows = drawn_loss(falling_below_zero())
     assert "linear (≤ 0)" in heading
     assert any(row.lstrip().startswith("-1.00") for row in rows)
-    assert any(c > "\u2800" for c in rows[-2][35:]), "its end is at the bottom"
-    heading, _ = drawn_loss(falling_under_zero()[:2])
+    assert any(c > "\u2800" for c in rows[-2][35:]), "the last losses are at the bottom"
+    heading, _ = drawn_loss(falling_below_zero()[:2])
     assert "log" in heading
     assert "linear" not in heading
-    assert "linear[/dim] [bold $primary]y" in drawn_loss(falling_under_zero(), log=False)[0]
+    assert "linear[/dim] [bold $primary]y" in drawn_loss(falling_below_zero(), log=False)[0]
 
 
 def test_a_loss_of_zero_is_at_the_bottom_of_a_log_axis() -> None:
@@ -72,21 +72,23 @@ def test_held_out_points_keep_their_distance_and_do_not_move(every: int) -> None
     before: set[int] = set()
     left = gutter(view([started()]), 70)
     for last in range(2, 56):
-        told = [Evaluated(segment=0, step=n, loss=1.5) for n in range(0, last, every)]
-        _, rows = drawn_loss([started(), steps(0, [1.0] * last), *told])
+        evaluations = [Evaluated(segment=0, step=n, loss=1.5) for n in range(0, last, every)]
+        _, rows = drawn_loss([started(), steps(0, [1.0] * last), *evaluations])
         found = sorted(n for row in rows for n, c in enumerate(row) if c == "○")
-        assert found[-1] == left + told[-1].step
+        assert found[-1] == left + evaluations[-1].step
         assert all(b - a >= POINT_DISTANCE for a, b in itertools.pairwise(found))
-        assert len(before - set(found)) <= 1, "only what was the newest may give way"
+        assert len(before - set(found)) <= 1, "only the newest point may disappear"
         before = set(found)
 
 
 def test_held_out_points_do_not_cover_the_curve() -> None:
-    told = [Evaluated(segment=0, step=n, loss=1.5) for n in range(0, 4000, 10)]
-    _, rows = drawn_loss([started(), steps(0, [1.0] * 4000), *told])
+    evaluations = [Evaluated(segment=0, step=n, loss=1.5) for n in range(0, 4000, 10)]
+    _, rows = drawn_loss([started(), steps(0, [1.0] * 4000), *evaluations])
     found = [n for row in rows for n, c in enumerate(row) if c == "○"]
     assert len(found) >= 6
     assert all(b - a >= POINT_DISTANCE for a, b in itertools.pairwise(found))
-    assert found[-1] == max(n for row in rows[:-1] for n, c in enumerate(row) if c not in " ┊"), "the newest is there"
-    _, rows = drawn_loss([started(), steps(0, [1.0] * 4000), *told[::100]])
-    assert sum(row.count("○") for row in rows) == 4, "few are all there"
+    assert found[-1] == max(n for row in rows[:-1] for n, c in enumerate(row) if c not in " ┊"), (
+        "the newest point is shown"
+    )
+    _, rows = drawn_loss([started(), steps(0, [1.0] * 4000), *evaluations[::100]])
+    assert sum(row.count("○") for row in rows) == 4, "a few points are all shown"

@@ -17,7 +17,7 @@ from tui_descent.dashboard.view import View
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.events import AnyEvent, Layer, LayersChanged, ReadingsTaken, Rewound, StateChanged
 
-CURE = 60
+NORM_AT = 60
 
 
 def normed(depth: int) -> tuple[Layer, ...]:
@@ -50,28 +50,28 @@ def with_norms(step: int, structure: int, fall: float, depth: int, segment: int 
     return msgspec.structs.replace(plain, values=values, ages=ages, structure=structure, segment=segment)
 
 
-def cured(until: int, depth: int = 20) -> list[AnyEvent]:
-    """Norm on at step CURE, and it learns."""
+def run_with_norms(last: int, depth: int = 20) -> list[AnyEvent]:
+    """A run whose norms are switched on at step NORM_AT."""
     noise = random.Random(3)
-    told: list[AnyEvent] = [started(depth), StateChanged(state="running")]
-    for step in range(until):
-        if step == CURE:
-            told += [turned(step, "none", "layer", knob="norm"), changed(step, 1, normed(depth))]
-        fall = fall_at(step, CURE)
-        told.append(reading(step, fall, depth) if step < CURE else with_norms(step, 1, fall, depth))
-        told.append(steps(step, [loss_at(step, CURE, noise)]))
-    return told
+    events: list[AnyEvent] = [started(depth), StateChanged(state="running")]
+    for step in range(last):
+        if step == NORM_AT:
+            events += [turned(step, "none", "layer", knob="norm"), changed(step, 1, normed(depth))]
+        fall = fall_at(step, NORM_AT)
+        events.append(reading(step, fall, depth) if step < NORM_AT else with_norms(step, 1, fall, depth))
+        events.append(steps(step, [loss_at(step, NORM_AT, noise)]))
+    return events
 
 
 def undone(step: int, depth: int = 20) -> list[AnyEvent]:
     back = Rewound(
-        from_segment=0, from_step=step, to_segment=0, to_step=CURE, segment=1, step=CURE, what="norm", in_force=()
+        from_segment=0, from_step=step, to_segment=0, to_step=NORM_AT, segment=1, step=NORM_AT, what="norm", in_force=()
     )
-    return [back, changed(CURE, 2, layers(depth), segment=1)]
+    return [back, changed(NORM_AT, 2, layers(depth), segment=1)]
 
 
-def above(text: str) -> str:
-    """The screen without the line of keys, which has one for the norm."""
+def without_footer(text: str) -> str:
+    """The screen without the knob line, which also contains the word norm."""
     return text.rstrip("\n").rpartition("\n")[0]
 
 
@@ -79,7 +79,7 @@ def above(text: str) -> str:
 @pytest.mark.parametrize("screen", ["1", "2"])
 async def test_screens_with_norm_layers(size: tuple[int, int], screen: str) -> None:
     name = f"norms-{'overview' if screen == '1' else 'layers'}-{size[0]}x{size[1]}"
-    async with open_dashboard(size, cured(140)) as dashboard:
+    async with open_dashboard(size, run_with_norms(140)) as dashboard:
         await dashboard.press(screen)
         await dashboard.drawn()
         compare(name, dashboard.text())
@@ -87,13 +87,13 @@ async def test_screens_with_norm_layers(size: tuple[int, int], screen: str) -> N
 
 async def test_norm_layers_appear_disappear_and_reappear() -> None:
     norms = [f"blocks.{n}.norm" for n in range(3)]
-    async with open_dashboard((120, 40), cured(CURE, 3)) as dashboard:
+    async with open_dashboard((120, 40), run_with_norms(NORM_AT, 3)) as dashboard:
         await dashboard.press("2")
         await dashboard.drawn()
-        assert "norm" not in above(dashboard.text())
-        dashboard.keeper.publish(turned(CURE, "none", "layer", knob="norm"), changed(CURE, 1, normed(3)))
+        assert "norm" not in without_footer(dashboard.text())
+        dashboard.keeper.publish(turned(NORM_AT, "none", "layer", knob="norm"), changed(NORM_AT, 1, normed(3)))
         await dashboard.shows(*norms)
-        for step in range(CURE, 80):
+        for step in range(NORM_AT, 80):
             dashboard.keeper.publish(with_norms(step, 1, 0.5, 3), steps(step, [1.0]))
         await dashboard.drawn()
         rows = [row for row in dashboard.text().splitlines() if ".norm" in row]
@@ -102,7 +102,7 @@ async def test_norm_layers_appear_disappear_and_reappear() -> None:
         dashboard.keeper.publish(*undone(80, 3))
         await dashboard.wait_until(lambda: "blocks.0.norm" not in dashboard.text())
         redo = Rewound(
-            from_segment=1, from_step=CURE, to_segment=0, to_step=80, segment=2, step=80, what="norm", back=False
+            from_segment=1, from_step=NORM_AT, to_segment=0, to_step=80, segment=2, step=80, what="norm", back=False
         )
         dashboard.keeper.publish(redo, changed(80, 3, normed(3), segment=2))
         await dashboard.shows("waiting for the next reading")
@@ -112,7 +112,7 @@ async def test_norm_layers_appear_disappear_and_reappear() -> None:
 
 
 def bodies(look: View, height: int) -> list[str]:
-    """The heat-map's rows without their names: a painted cell is a #, and an empty one a dot."""
+    """The heat-map's rows without names: # for a painted cell, a dot for an empty one."""
     left, rows = gutter(look, 60), []
     for strip in HeatmapPanel().draw(look, 60, height):
         cells = "".join(
@@ -125,8 +125,8 @@ def bodies(look: View, height: int) -> list[str]:
 
 
 def test_heatmap_row_of_a_norm_is_empty_before_the_norm_existed() -> None:
-    told = cured(80, 3)
-    look = view(told)
+    events = run_with_norms(80, 3)
+    look = view(events)
     assert [layer.name for layer in look.layers][1:3] == ["blocks.0.norm", "blocks.0.linear"]
     for y, row in enumerate(bodies(look, 8)):  # as many rows as layers, the output's first
         assert row[30:38] == "########", y
@@ -134,15 +134,15 @@ def test_heatmap_row_of_a_norm_is_empty_before_the_norm_existed() -> None:
 
 
 def test_undo_removes_the_norm_rows_and_keeps_the_others() -> None:
-    before = view(cured(CURE, 3))
-    after = View(history=history([*cured(80, 3), *undone(80, 3)]))
+    before = view(run_with_norms(NORM_AT, 3))
+    after = View(history=history([*run_with_norms(80, 3), *undone(80, 3)]))
     assert after.layers == before.layers
     assert bodies(after, 5)[0][:25] == "#" * 25
     assert [row[:20] for row in bodies(after, 5)] == [row[:20] for row in bodies(before, 5)]
 
 
 def test_norms_are_left_out_first_when_rows_are_few() -> None:
-    look = view(cured(80))
+    look = view(run_with_norms(80))
     names = [look.layers[n].name for n in rows_of(look, 24)]
     assert names[:3] == ["outlet", "blocks.19.linear", "blocks.19.norm"]
     assert [name for name in names if not name.endswith("norm")] == [layer.name for layer in layers()[::-1]]
@@ -191,13 +191,13 @@ def selected(dashboard: Dashboard) -> str | None:
 
 
 async def test_the_selection_follows_its_layer() -> None:
-    async with open_dashboard((120, 40), cured(CURE, 3)) as dashboard:
+    async with open_dashboard((120, 40), run_with_norms(NORM_AT, 3)) as dashboard:
         await dashboard.press("up", "up", "up")
         await dashboard.drawn()
         assert selected(dashboard) == "blocks.1.linear"
-        dashboard.keeper.publish(changed(CURE, 1, normed(3)), with_norms(CURE, 1, 0.5, 3))
+        dashboard.keeper.publish(changed(NORM_AT, 1, normed(3)), with_norms(NORM_AT, 1, 0.5, 3))
         # Before a frame is drawn: what was selected is what the key is for.
-        dashboard.app.bridge.history.apply(changed(CURE, 1, normed(3)))
+        dashboard.app.bridge.history.apply(changed(NORM_AT, 1, normed(3)))
         await dashboard.press("x")
         await dashboard.wait_until(lambda: bool(dashboard.keeper.received))
         assert dashboard.keeper.received == [TurnKnob(knob="freeze", value="on", target="blocks.1.linear")]
@@ -205,22 +205,22 @@ async def test_the_selection_follows_its_layer() -> None:
         assert selected(dashboard) == "blocks.1.linear"
         await dashboard.press("down")
         assert selected(dashboard) == "blocks.1.norm"
-        dashboard.keeper.publish(*undone(CURE + 1, 3))
+        dashboard.keeper.publish(*undone(NORM_AT + 1, 3))
         await dashboard.drawn()
         assert selected(dashboard) == "blocks.1.linear"
 
 
 async def test_an_open_layer_dialog_follows_its_layer() -> None:
-    async with open_dashboard((120, 40), cured(80, 3)) as dashboard:
+    async with open_dashboard((120, 40), run_with_norms(80, 3)) as dashboard:
         await dashboard.press("up", "up", "enter")
         await dashboard.shows("blocks.0.norm", "LayerNorm, 64 parameters", "not defined for this layer")
         dashboard.keeper.publish(*undone(80, 3))
         await dashboard.shows("blocks.0.linear", "1,024 parameters")
-        dashboard.keeper.publish(changed(CURE, 3, normed(3)[:1], segment=1))
+        dashboard.keeper.publish(changed(NORM_AT, 3, normed(3)[:1], segment=1))
         await dashboard.wait_until(lambda: dashboard.app.screen is dashboard.app.run_screen)
 
 
 async def test_scenario_panel_counts_the_current_layers() -> None:
-    async with open_dashboard((120, 40), cured(80, 3)) as dashboard:
+    async with open_dashboard((120, 40), run_with_norms(80, 3)) as dashboard:
         await dashboard.press("3")
         await dashboard.shows("25,000 parameters in 8 layers")

@@ -207,7 +207,7 @@ def test_axis_numbers_are_unique_and_in_their_rows(low: float, high: float, rows
     assert len(set(texts)) == len(texts) >= 2
     assert all(len(text) <= 7 for text in texts), texts
     for row, text in axis.labels(rows).items():
-        assert axis.row(float(text), rows) == row, "where it stands is what it says"
+        assert axis.row(float(text), rows) == row, "the number is accurate for its row"
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.7, 3.0), (2.0, 10.0), (2.3, 2.35)])

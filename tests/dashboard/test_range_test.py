@@ -21,18 +21,18 @@ from tui_descent.protocol.events import (
 )
 from tui_descent.telemetry.history import History
 
-PAST = vanishing(30)
+EARLIER = vanishing(30)
 SCALES = [0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0]
 RATES = [1e-5 * 10 ** (n * 7 / 99) for n in range(80)]
 
 
 def loss_at(rate: float) -> float:
-    """Falls from 2.3 to about 1 at 0.6, then climbs."""
+    """Falls from 2.3 to about 1 at a rate of 0.6, then rises."""
     return 2.3 - 1.4 * rate / (rate + 0.2) + 0.2 * rate**3
 
 
 def swept(step: int = 30, **changed: object) -> RatesSwept:
-    """A valley at 0.756."""
+    """A result with the lowest loss at a rate of 0.756."""
     losses = [loss_at(rate) for rate in RATES]
     lowest = RATES[losses.index(min(losses))]
     fields: dict[str, object] = {
@@ -74,7 +74,7 @@ async def opened(dashboard: Dashboard) -> None:
 
 @pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 60)])
 async def test_range_test_is_requested_followed_and_shown(size: tuple[int, int]) -> None:
-    async with open_dashboard(size, PAST) as dashboard:
+    async with open_dashboard(size, EARLIER) as dashboard:
         await dashboard.wait_until(lambda: dashboard.app.bridge.history.steps == 30)
         dashboard.keeper.replies = False
         await dashboard.press("f")
@@ -92,15 +92,15 @@ async def test_range_test_is_requested_followed_and_shown(size: tuple[int, int])
             compare(f"rates-{size[0]}x{size[1]}", dashboard.text())
 
 
-def figures(rows: list[str]) -> list[float]:
-    """Those beside the picture, from the top."""
+def axis_numbers(rows: list[str]) -> list[float]:
+    """The numbers beside the plot, from the top."""
     return [float(row.split()[0]) for row in rows[:-2] if row[:1] == " " and row.split()[0][-1:].isdigit()]
 
 
 @pytest.mark.parametrize("value", [-1.0, -1e-3, 0.0, 1.0])
 def test_look_ahead_axis_includes_a_constant_loss(value: float) -> None:
     rows = [s.text for s in LookAheadPanel().plot(swept(ahead=[value] * len(SCALES)), 40, 14)]
-    found = figures(rows)
+    found = axis_numbers(rows)
     assert found[-1] < value < found[0]
     assert next(n for n, row in enumerate(rows) if "•" in row) in range(3, 10)
 
@@ -108,7 +108,7 @@ def test_look_ahead_axis_includes_a_constant_loss(value: float) -> None:
 @pytest.mark.parametrize("ahead", [[-1.0 - s / 20 for s in SCALES], [0.0] * 5 + [1.0, 2.0, 4.0, 8.0]])
 def test_look_ahead_axis_includes_losses_at_and_below_zero(ahead: list[float]) -> None:
     rows = [s.text for s in LookAheadPanel().plot(swept(ahead=ahead), 40, 30)]
-    found = figures(rows)
+    found = axis_numbers(rows)
     gap = found[0] - found[1]
     assert found[-1] - gap <= min(ahead)
     assert max(ahead) <= found[0] + gap
@@ -130,12 +130,12 @@ def test_look_ahead_axis_ends_above_the_small_steps() -> None:
     rows = [
         s.text for s in LookAheadPanel().plot(swept(ahead=[0.0, -0.2, -0.4, -0.8, -1.0, 0.5, 9.0, 1e3, 1e9]), 40, 30)
     ]
-    assert figures(rows)[0] <= 4.0
-    assert figures(rows)[-1] <= -0.5
+    assert axis_numbers(rows)[0] <= 4.0
+    assert axis_numbers(rows)[-1] <= -0.5
 
 
 async def test_enter_sets_the_suggested_rate() -> None:
-    async with open_dashboard((120, 40), PAST) as dashboard:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
         await opened(dashboard)
         answer(dashboard, swept())
         await dashboard.shows("enter sets lr=0.0756")
@@ -150,7 +150,7 @@ async def test_enter_sets_the_suggested_rate() -> None:
 
 
 async def test_enter_does_nothing_without_a_suggestion() -> None:
-    async with open_dashboard((80, 24), PAST) as dashboard:
+    async with open_dashboard((80, 24), EARLIER) as dashboard:
         await opened(dashboard)
         answer(dashboard, swept(**FLAT))
         await dashboard.shows("no suggestion: flat: no rate lowers the loss")
@@ -161,7 +161,7 @@ async def test_enter_does_nothing_without_a_suggestion() -> None:
 
 
 async def test_escape_cancels_a_running_test() -> None:
-    async with open_dashboard((120, 40), PAST) as dashboard:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
         await opened(dashboard)
         dashboard.keeper.publish(StateChanged(state="testing", reason="rates 12/100"))
         await dashboard.shows("testing rates 12/100…")
@@ -172,7 +172,7 @@ async def test_escape_cancels_a_running_test() -> None:
 
 
 async def test_escape_after_the_test_sends_nothing() -> None:
-    async with open_dashboard((120, 40), PAST) as dashboard:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
         await opened(dashboard)
         answer(dashboard, swept())
         await dashboard.shows("enter sets lr=0.0756")
@@ -182,7 +182,7 @@ async def test_escape_after_the_test_sends_nothing() -> None:
 
 
 async def test_a_rejected_test_shows_why_and_f_tests_again() -> None:
-    async with open_dashboard((80, 24), PAST) as dashboard:
+    async with open_dashboard((80, 24), EARLIER) as dashboard:
         await opened(dashboard)
         answer(dashboard, None, reason="a range test needs a loss that is a number; u goes back to the last good state")
         await dashboard.shows("a loss that is a number; u goes back", "f tests again")
@@ -193,7 +193,7 @@ async def test_a_rejected_test_shows_why_and_f_tests_again() -> None:
 
 
 async def test_another_viewers_result_is_not_taken_for_our_own() -> None:
-    async with open_dashboard((120, 40), PAST) as dashboard:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
         await opened(dashboard)
         dashboard.keeper.publish(swept(29, suggestion=0.7, seconds=0.1))
         await dashboard.shows("range test requested…")
@@ -202,7 +202,7 @@ async def test_another_viewers_result_is_not_taken_for_our_own() -> None:
 
 
 async def test_a_valid_result_of_another_viewer_is_shown_at_once() -> None:
-    async with open_dashboard((120, 40), [*PAST, StateChanged(state="paused"), swept()]) as dashboard:
+    async with open_dashboard((120, 40), [*EARLIER, StateChanged(state="paused"), swept()]) as dashboard:
         await dashboard.shows("● paused")
         await dashboard.press("f")
         await dashboard.shows("enter sets lr=0.0756")
@@ -212,7 +212,7 @@ async def test_a_valid_result_of_another_viewer_is_shown_at_once() -> None:
 
 
 async def test_the_end_of_the_run_ends_the_waiting() -> None:
-    async with open_dashboard((120, 40), PAST) as dashboard:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
         await opened(dashboard)
         dashboard.keeper.publish(RunEnded(status="stopped", step=30))
         await dashboard.shows("the run has ended", "escape closes")
@@ -229,7 +229,7 @@ async def test_a_user_loop_shows_why_it_has_no_range_test() -> None:
 
 
 async def test_the_palette_starts_a_range_test() -> None:
-    async with open_dashboard((120, 40), PAST) as dashboard:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
         await dashboard.shows("residual off")
         dashboard.keeper.replies = False
         await dashboard.press("ctrl+p")
@@ -247,7 +247,7 @@ async def test_non_finite_results_are_drawn() -> None:
         losses=[*[2.3] * 40, *[1e-300, 1e300, 0.0, -5.0] * 10],
         smooth=[*[2.3] * 79, 1e300],
     )
-    async with open_dashboard((80, 24), PAST) as dashboard:
+    async with open_dashboard((80, 24), EARLIER) as dashboard:
         await opened(dashboard)
         answer(dashboard, wild)
         await dashboard.shows("▲ next", "lowest 1.900 at s = 1")
@@ -264,7 +264,7 @@ def test_plots_fill_their_size(panel: type[RangeTestPanel | LookAheadPanel], fou
 
 def history_of(*facts: object) -> History:
     history = History()
-    for fact in (*PAST, *facts):
+    for fact in (*EARLIER, *facts):
         history.apply(fact)  # type: ignore[arg-type]
     return history
 
@@ -274,7 +274,7 @@ def test_a_result_is_valid_until_the_run_moves_or_a_knob_changes() -> None:
 
     paused = StateChanged(state="paused")
     assert still_valid(history_of(paused)) is None
-    assert still_valid(history_of(swept())) is None, "the run goes on"
+    assert still_valid(history_of(swept())) is None, "the run is not stopped"
     assert still_valid(history_of(swept(), paused)) is not None
     assert still_valid(history_of(swept(), paused, turned(30, "a", "b"))) is None
     assert still_valid(history_of(swept(), paused, turned(30, "1", "2", knob="pace"))) is not None

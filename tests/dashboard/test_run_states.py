@@ -24,11 +24,11 @@ from tui_descent.protocol.events import (
     Status,
 )
 
-PAST = vanishing(60)
+EARLIER = vanishing(60)
 
 
 async def test_a_lost_trainer_is_reported_and_the_screen_stays() -> None:
-    async with open_dashboard((80, 24), PAST) as dashboard:
+    async with open_dashboard((80, 24), EARLIER) as dashboard:
         await dashboard.shows("● running")
         tail = ("Traceback", "RuntimeError: no memory")
         dashboard.keeper.publish(RunEnded(status="lost", step=60, reason="signal 9", exit_code=-9, log_tail=tail))
@@ -43,7 +43,7 @@ async def test_a_lost_trainer_is_reported_and_the_screen_stays() -> None:
 
 
 async def test_a_lost_keeper_is_reported_and_the_screen_stays() -> None:
-    async with open_dashboard((80, 24), PAST) as dashboard:
+    async with open_dashboard((80, 24), EARLIER) as dashboard:
         await dashboard.shows("● running")
         await dashboard.keeper.close()
         await dashboard.shows("disconnected", "display frozen")
@@ -59,7 +59,7 @@ async def test_the_dashboard_waits_for_the_keeper_to_start() -> None:
         app = DescentApp(socket, name="vanishing", fps=50)
         async with app.run_test(size=(80, 24)) as pilot:
             await wait_until(pilot, lambda: app.run_screen.up_to_date, lambda: "no frame")
-            async with FakeKeeper(socket, before=PAST):
+            async with FakeKeeper(socket, before=EARLIER):
                 await wait_until(pilot, lambda: app.bridge.history.steps == 60, lambda: app.bridge.trouble)
 
 
@@ -67,7 +67,7 @@ async def test_the_dashboard_waits_for_the_keeper_to_start() -> None:
     ("status", "code"), [("finished", 0), ("stopped", 0), ("diverged", 0), ("failed", 1), ("lost", 4)]
 )
 async def test_exit_code_of_an_ended_run(status: Status, code: int) -> None:
-    async with open_dashboard((80, 24), [*PAST, RunEnded(status=status, step=60)]) as dashboard:
+    async with open_dashboard((80, 24), [*EARLIER, RunEnded(status=status, step=60)]) as dashboard:
         await dashboard.shows(f"● {status}")
         await dashboard.press("q")
     assert dashboard.app.return_value == code
@@ -76,14 +76,14 @@ async def test_exit_code_of_an_ended_run(status: Status, code: int) -> None:
 @pytest.mark.parametrize(("own", "code"), [(1, 1), (7, 7), (-11, 139)])
 async def test_exit_code_of_a_script_that_failed_after_its_run(own: int, code: int) -> None:
     ended = RunEnded(status="finished", step=60, exit_code=own, log_tail=("KeyError: 'x'",), log_path="/x/run.log")
-    async with open_dashboard((80, 24), [*PAST, ended]) as dashboard:
+    async with open_dashboard((80, 24), [*EARLIER, ended]) as dashboard:
         await dashboard.shows("● finished", "KeyError: 'x'", "full log: /x/run.log")
         await dashboard.press("q")
     assert dashboard.app.return_value == code
 
 
 async def test_quitting_stops_the_run_only_after_confirmation() -> None:
-    async with open_dashboard((80, 24), PAST) as dashboard:
+    async with open_dashboard((80, 24), EARLIER) as dashboard:
         await dashboard.press("q")
         await dashboard.shows("Quit this run?")
         await dashboard.press("escape")
@@ -98,7 +98,7 @@ async def test_quitting_stops_the_run_only_after_confirmation() -> None:
 
 
 async def test_a_small_terminal_shows_the_size_needed() -> None:
-    async with open_dashboard((50, 12), PAST) as dashboard:
+    async with open_dashboard((50, 12), EARLIER) as dashboard:
         await dashboard.shows("needs 60×20, this is 50×12")
         await dashboard.pilot.resize_terminal(80, 24)
         await dashboard.shows("Gradient flow", "step")
@@ -107,7 +107,7 @@ async def test_a_small_terminal_shows_the_size_needed() -> None:
 
 
 async def test_many_resizes_in_a_row() -> None:
-    async with open_dashboard((120, 40), PAST) as dashboard:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
         for n in range(15):
             await dashboard.pilot.resize_terminal(20 + (n * 37) % 200, 4 + (n * 13) % 60)
         await dashboard.pilot.resize_terminal(60, 20)
@@ -119,13 +119,13 @@ async def test_many_resizes_in_a_row() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300, -1e300, 0.0, -3.0])
 async def test_non_finite_losses_and_readings_are_drawn(value: float) -> None:
-    async with open_dashboard((120, 40), PAST) as dashboard:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
         bad: list[float | None] = [value] * 22
         values = dict.fromkeys(("grad_norm", "grad_rms", "update_ratio"), bad)
-        told = ReadingsTaken(
+        taken = ReadingsTaken(
             segment=0, step=60, values=values, ages=[0] * 22, global_grad_norm=value, watch_cost=math.nan
         )
-        dashboard.keeper.publish(steps(60, [value, 2.0, value]), told, Evaluated(segment=0, step=61, loss=value))
+        dashboard.keeper.publish(steps(60, [value, 2.0, value]), taken, Evaluated(segment=0, step=61, loss=value))
         await dashboard.wait_until(lambda: dashboard.app.bridge.history.steps == 63)
         for key in ("y", "t", "y", "2", "3", "1"):
             await dashboard.press(key)
@@ -134,7 +134,7 @@ async def test_non_finite_losses_and_readings_are_drawn(value: float) -> None:
 
 
 async def test_a_held_run_says_why_and_what_to_press() -> None:
-    async with open_dashboard((80, 24), PAST) as dashboard:
+    async with open_dashboard((80, 24), EARLIER) as dashboard:
         dashboard.keeper.publish(steps(60, [math.nan]), StateChanged(state="held", reason="loss is nan"))
         await dashboard.shows("● held", "loss is nan · space: resume", "space resume", "loss nan")
 
@@ -153,10 +153,10 @@ async def test_a_net_of_two_hundred_layers() -> None:
 async def test_a_net_of_one_parameter() -> None:
     only = (Layer(name="w", kind="Point", params=1),)
     knobs = (KnobState(name="lr", value="0.1"),)
-    told = ReadingsTaken(
+    taken = ReadingsTaken(
         segment=0, step=0, values={"grad_norm": [2.0], "grad_rms": [2.0]}, ages=[0], global_grad_norm=2.0, watch_cost=0
     )
-    async with open_dashboard((80, 24), [started(layers=only, knobs=knobs), told, steps(0, [1.0] * 10)]) as dashboard:
+    async with open_dashboard((80, 24), [started(layers=only, knobs=knobs), taken, steps(0, [1.0] * 10)]) as dashboard:
         await dashboard.drawn()
         await dashboard.shows("w", "Loss")
 
@@ -189,7 +189,7 @@ async def test_control_codes_and_markup_in_foreign_text_have_no_effect() -> None
 
 
 async def test_events_do_not_trigger_redraws() -> None:
-    async with open_dashboard((120, 40), PAST) as dashboard:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
         await dashboard.drawn()
         app, draws = dashboard.app, 0
         first = app.run_screen.draw
@@ -203,12 +203,12 @@ async def test_events_do_not_trigger_redraws() -> None:
         for step in range(60, 160):
             dashboard.keeper.publish(steps(step, [2.0]))
         await dashboard.wait_until(lambda: app.bridge.history.steps == 160)
-        # A hundred events within a few frames; each frame may draw once, whatever was told.
+        # A hundred events within a few frames; each frame may draw once, however many arrive.
         assert draws < 50
 
 
 async def test_panels_with_a_redraw_interval_catch_up() -> None:
-    async with open_dashboard((120, 40), PAST, min_interval_s=0.3) as dashboard:
+    async with open_dashboard((120, 40), EARLIER, min_interval_s=0.3) as dashboard:
         await dashboard.drawn()
         for step in range(60, 64):
             dashboard.keeper.publish(reading(step, 0.9), steps(step, [2.0]))

@@ -39,7 +39,7 @@ from tui_descent.protocol.events import (
 from tui_descent.telemetry.history import History
 
 
-def stretch(first: int, last: int, loss: float, *, segment: int) -> StepsCompleted:
+def losses(first: int, last: int, loss: float, *, segment: int) -> StepsCompleted:
     count = last - first
     return StepsCompleted(
         segment=segment,
@@ -60,13 +60,13 @@ BACK = Rewound(
     what="residual off → on",
     knobs=(KnobState(name="lr", value="0.1"), KnobState(name="residual", value="off")),
 )
-PAST: list[AnyEvent] = [
+EARLIER: list[AnyEvent] = [
     started(),
     StateChanged(state="running"),
-    stretch(0, 40, 1.0, segment=0),
-    stretch(40, 100, 0.2, segment=0),
+    losses(0, 40, 1.0, segment=0),
+    losses(40, 100, 0.2, segment=0),
     BACK,
-    stretch(40, 60, 1.0, segment=1),
+    losses(40, 60, 1.0, segment=1),
 ]
 
 
@@ -77,7 +77,7 @@ def view(events: list[AnyEvent], **look: object) -> View:
     return View(history=history, **look)  # type: ignore[arg-type]
 
 
-def ghostly(strips: list[Strip]) -> int:
+def ghost_cells(strips: list[Strip]) -> int:
     """Cells in the ghost's colour."""
     wanted = f"rgb({','.join(map(str, colours.GHOST))})"
     return sum(
@@ -89,31 +89,31 @@ def ghostly(strips: list[Strip]) -> int:
 
 
 def test_undone_steps_are_drawn_as_a_ghost_within_the_axis() -> None:
-    look = view(PAST)
+    look = view(EARLIER)
     panel = LossPanel()
     shown = panel.draw(look, 80, 14)
     text = [s.text for s in shown]
-    assert ghostly(shown) > 20
+    assert ghost_cells(shown) > 20
     assert any("undone: residual off → on" in row for row in text)
     time_axis = TimeAxis.of(look.history, 70, recent=False)
     assert time_axis.column(99) is not None
     hidden = panel.draw(replace(look, ghosts=False), 80, 14)
-    assert ghostly(hidden) == 0
+    assert ghost_cells(hidden) == 0
     assert not any("undone" in s.text for s in hidden)
-    assert ghostly(panel.draw(look, 80, 14)) == ghostly(shown)
+    assert ghost_cells(panel.draw(look, 80, 14)) == ghost_cells(shown)
 
 
 @pytest.mark.parametrize("size", [(20, 3), (30, 5), (150, 40)])
 @pytest.mark.parametrize("recent", [False, True])
 def test_a_loss_panel_with_ghosts_fits_every_size(size: tuple[int, int], recent: bool) -> None:
-    rows = LossPanel().draw(view(PAST, recent=recent), *size)
+    rows = LossPanel().draw(view(EARLIER, recent=recent), *size)
     assert {row.cell_length for row in rows} == {size[0]}
 
 
 def test_the_curve_is_redrawn_after_an_undo() -> None:
-    look, panel = view(PAST[:4]), LossPanel()
+    look, panel = view(EARLIER[:4]), LossPanel()
     panel.draw(look, 80, 14)
-    for event in (BACK, stretch(40, 100, 1.0, segment=1)):
+    for event in (BACK, losses(40, 100, 1.0, segment=1)):
         look.history.apply(event)
     again = [s.text for s in panel.draw(replace(look, ghosts=False), 80, 14)]
     fresh = [s.text for s in LossPanel().draw(replace(look, ghosts=False), 80, 14)]
@@ -121,8 +121,8 @@ def test_the_curve_is_redrawn_after_an_undo() -> None:
 
 
 def test_a_diverged_ghost_does_not_flatten_the_live_curve() -> None:
-    events = list(PAST)
-    events[3] = stretch(40, 100, 1e20, segment=0)
+    events = list(EARLIER)
+    events[3] = losses(40, 100, 1e20, segment=0)
     figures = "".join(s.text[:10] for s in LossPanel().draw(view(events), 80, 14))
     assert "1e20" not in figures
     assert "1e+20" not in figures
@@ -131,7 +131,7 @@ def test_a_diverged_ghost_does_not_flatten_the_live_curve() -> None:
 @pytest.mark.parametrize("lost", [1e20, 1e-9, 0.0, -1e9])
 @pytest.mark.parametrize("log", [True, False])
 def test_a_ghost_outside_the_axis_is_not_drawn_at_its_edge(lost: float, log: bool) -> None:
-    events = [*PAST[:3], stretch(40, 70, 1.2, segment=0), stretch(70, 100, lost, segment=0), *PAST[4:]]
+    events = [*EARLIER[:3], losses(40, 70, 1.2, segment=0), losses(70, 100, lost, segment=0), *EARLIER[4:]]
     look = view(events, log=log)
     column = TimeAxis.of(look.history, 80 - gutter(look, 80), recent=False).column(72)
     assert column is not None
@@ -171,7 +171,7 @@ def test_the_event_log_is_ordered_by_time_and_shows_segments() -> None:
         Noted(step=55, text="a note"),
         Marked(segment=1, step=58, text="m"),
     ]
-    events = [*PAST[:4], *first, BACK, *then]
+    events = [*EARLIER[:4], *first, BACK, *then]
     for seen in (view(events), View(history=History.receive(view(events).history.send()))):
         rows = [s.text.strip() for s in EventsPanel().draw(seen, 90, 20)]
         starts = [row.split(" ")[0] for row in rows if "·" in row.split(" ")[0]]
@@ -182,7 +182,12 @@ def test_the_event_log_is_ordered_by_time_and_shows_segments() -> None:
 
 
 def test_the_status_line_ignores_evaluations_of_undone_steps() -> None:
-    events = [*PAST[:4], Evaluated(segment=0, step=20, loss=0.75), Evaluated(segment=0, step=90, loss=0.2), *PAST[4:]]
+    events = [
+        *EARLIER[:4],
+        Evaluated(segment=0, step=20, loss=0.75),
+        Evaluated(segment=0, step=90, loss=0.2),
+        *EARLIER[4:],
+    ]
     assert "val 0.2000" in StatusPanel().draw(view(events[:6]), 120, 1)[0].text
     assert "val 0.7500" in StatusPanel().draw(view(events), 120, 1)[0].text
 
@@ -199,34 +204,34 @@ def test_an_undo_in_a_user_loop_keeps_its_step_counter() -> None:
 @pytest.mark.parametrize(("width", "was"), [(120, True), (80, False)])
 def test_the_answer_to_undo_names_what_was_undone_and_the_new_step(width: int, was: bool) -> None:
     done = CommandDone(client=7, request=1, segment=1, step=40, what="undone: residual off → on")
-    look = replace(view(PAST), exchange=Exchange(command=Undo(), reply=done))
+    look = replace(view(EARLIER), exchange=Exchange(command=Undo(), reply=done))
     answer = FooterPanel().draw(look, width, 3)[1].text.rstrip()
     assert answer.startswith(" undone  residual off → on  now at step 40 of segment 1")
     assert answer.endswith("(was at 100 of segment 0)") == was
     by_value = msgspec.structs.replace(done, what="undone: lr 1 → 2; by value only: no room", segment=0)
-    look = replace(view(PAST[:4]), exchange=Exchange(command=Undo(), reply=by_value))
+    look = replace(view(EARLIER[:4]), exchange=Exchange(command=Undo(), reply=by_value))
     answer = FooterPanel().draw(look, 120, 3)[1].text.rstrip()
     assert answer == " done  undone: lr 1 → 2; by value only: no room at step 40"
 
 
 def test_the_status_line_shows_the_undo_memory() -> None:
     taken = SnapshotTaken(segment=0, step=0, reason="", used_bytes=12_000_000, budget_bytes=256_000_000)
-    (line,) = StatusPanel().draw(view([*PAST, taken]), 200, 1)
+    (line,) = StatusPanel().draw(view([*EARLIER, taken]), 200, 1)
     assert "undo 12/256 MB " in line.text
-    (line,) = StatusPanel().draw(view([*PAST, msgspec.structs.replace(taken, disk_bytes=900_000_000)]), 200, 1)
+    (line,) = StatusPanel().draw(view([*EARLIER, msgspec.structs.replace(taken, disk_bytes=900_000_000)]), 200, 1)
     assert "undo 12/256 MB + 900 on disk" in line.text
 
 
 @pytest.mark.parametrize(("key", "command"), [("u", Undo()), ("U", Redo())])
 async def test_undo_and_redo_keys_send_their_commands(key: str, command: AnyCommand) -> None:
-    async with open_dashboard((120, 40), PAST) as dashboard:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
         await dashboard.shows("u undo")
         await dashboard.press(key)
         await dashboard.wait_until(lambda: dashboard.keeper.received == [command])
 
 
 async def test_g_hides_and_shows_ghosts() -> None:
-    async with open_dashboard((120, 40), PAST) as dashboard:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
         await dashboard.shows("undone: residual off → on")
         await dashboard.press("g")
         await dashboard.wait_until(
@@ -239,9 +244,9 @@ async def test_g_hides_and_shows_ghosts() -> None:
 def test_an_undo_narrows_the_scales_again() -> None:
     panels, history = (HeatmapPanel(), GradientsPanel()), History()
     parts: list[list[AnyEvent]] = [
-        [*PAST[:3], reading(10, 0.9, top=1e-2)],
-        [PAST[3], reading(70, 0.9, top=1e20)],
-        [*PAST[4:], msgspec.structs.replace(reading(45, 0.9, top=1e-2), segment=1)],
+        [*EARLIER[:3], reading(10, 0.9, top=1e-2)],
+        [EARLIER[3], reading(70, 0.9, top=1e20)],
+        [*EARLIER[4:], msgspec.structs.replace(reading(45, 0.9, top=1e-2), segment=1)],
     ]
     highs = []
     for part in parts:

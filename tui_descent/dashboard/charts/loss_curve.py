@@ -11,7 +11,7 @@ from tui_descent.dashboard.charts.time_axis import TimeAxis
 
 # Channels of the loss pyramid.
 MIN, MAX, _, SMOOTH = range(4)
-# This many dots without a step are a gap, unless bins are usual_distancely as far apart.
+# This many dots without a step are a gap, unless bins are usually as far apart.
 GAP_DOTS = 4
 
 Bins = list[tuple[int, list[float]]]

@@ -43,8 +43,6 @@ PANELS = {
 
 
 class HelpDialog(Dialog[None]):
-    """Answers with nothing."""
-
     BINDINGS: ClassVar[list[BindingType]] = [Binding("question_mark,q", "cancel", show=False)]
 
     def compose(self) -> ComposeResult:

@@ -91,7 +91,7 @@ def _gradient_flow(view: View) -> Words:
 def _ended(ended: RunEnded) -> Words:
     at, reason = f"at step {with_commas(ended.step)}", safe(ended.reason)
     if ended.status == "lost":
-        if reason.startswith("trainer lost"):  # the keeper's reason is a sentence with the step in it
+        if " at step " in reason:  # the keeper's reason is a whole sentence
             return reason, colours.RED, f"display frozen{QUIT}", colours.TEXT
         word = f"trainer lost ({reason})" if reason else "trainer lost"
         return word, colours.RED, f"{at} · display frozen{QUIT}", colours.TEXT

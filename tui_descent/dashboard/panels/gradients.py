@@ -6,14 +6,14 @@ import math
 
 from tui_descent.dashboard import colours
 from tui_descent.dashboard.charts.log_scale import LogScale
-from tui_descent.dashboard.panels.layer_bars import BarsPanel, bar_line, log10, reading_time
+from tui_descent.dashboard.panels.layer_bars import LayerBarsPanel, bar_line, log10, reading_time
 from tui_descent.dashboard.text.line import Line
 from tui_descent.dashboard.text.numbers import power_of_ten
 from tui_descent.dashboard.view import View
 from tui_descent.telemetry.layers import LOG_FLOOR
 
 
-class GradientsPanel(BarsPanel):
+class GradientsPanel(LayerBarsPanel):
     """The L2 norm of each layer's weight gradient in the newest reading."""
 
     metric = "grad_norm"

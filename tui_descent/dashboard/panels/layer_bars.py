@@ -22,7 +22,7 @@ NUMBER = 8
 STALE_STEPS, STALE_S = 10, 2.0
 
 
-class BarsPanel(Panel):
+class LayerBarsPanel(Panel):
     """One bar per layer, of the newest reading of `metric`."""
 
     min_interval_s = 0.25

@@ -8,7 +8,7 @@ from rich.style import Style
 
 from tui_descent.dashboard import colours
 from tui_descent.dashboard.charts.log_scale import LogScale
-from tui_descent.dashboard.panels.layer_bars import BarsPanel, bar_line, bar_room, log10, reading_time
+from tui_descent.dashboard.panels.layer_bars import LayerBarsPanel, bar_line, bar_room, log10, reading_time
 from tui_descent.dashboard.text.line import Line
 from tui_descent.dashboard.text.numbers import power_of_ten
 from tui_descent.dashboard.view import View
@@ -18,7 +18,7 @@ HEALTHY_LOW, HEALTHY_HIGH = -4, -2
 SCALE = LogScale(-8, 0)
 
 
-class UpdatesPanel(BarsPanel):
+class UpdatesPanel(LayerBarsPanel):
     """The norm of each layer's last update relative to its weights' norm."""
 
     metric = "update_ratio"
