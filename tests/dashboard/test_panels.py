@@ -12,8 +12,9 @@ import pytest
 from fake_run import history, layers, reading, started, steps, turned, vanishing, view
 
 from tui_descent.dashboard.charts.axis import Axis, log_axis
+from tui_descent.dashboard.charts.braille import Cells
 from tui_descent.dashboard.charts.log_scale import LogScale
-from tui_descent.dashboard.charts.loss_curve import Cells, LossCurve
+from tui_descent.dashboard.charts.loss_curve import LossCurve
 from tui_descent.dashboard.charts.time_axis import RECENT_STEPS, BinCache, TimeAxis, gutter
 from tui_descent.dashboard.panels.gradients import GradientsPanel
 from tui_descent.dashboard.panels.heatmap import HeatmapPanel, layers_of_row, row_names

@@ -11,7 +11,7 @@ from tui_descent.dashboard.bridge import STOPPED_STATES
 from tui_descent.dashboard.dialogs.activation import ActivationDialog
 from tui_descent.dashboard.dialogs.choice import OTHER, ChoiceDialog
 from tui_descent.dashboard.dialogs.help import HelpDialog
-from tui_descent.dashboard.dialogs.number import knob_dialog, rate_dialog, steps_dialog
+from tui_descent.dashboard.dialogs.number import knob_dialog, steps_dialog
 from tui_descent.dashboard.dialogs.range_test import RangeTestDialog
 from tui_descent.dashboard.dialogs.schedule import ScheduleDialog
 from tui_descent.dashboard.screens.run import VIEWS, RunScreen
@@ -36,13 +36,14 @@ def _send(screen: RunScreen, binding: KeyBinding, key: str) -> None:
     screen.send(binding.command)
 
 
-def _exact_rate(screen: RunScreen, binding: KeyBinding, key: str) -> None:
-    def answered(text: str | None) -> None:
-        if text:
-            screen.send(TurnKnob(knob="lr", value=text))
+def _send_answer(screen: RunScreen, knob: str, target: str = "all") -> Callable[[str | None], None]:
+    """A dialog's callback that sends the answer as the knob's value."""
 
-    if screen.can_turn("lr"):
-        screen.app.push_screen(rate_dialog(screen.bridge.history.knobs.get("lr", "")), answered)
+    def answered(value: str | None) -> None:
+        if value:
+            screen.send(TurnKnob(knob=knob, value=value, target=target))
+
+    return answered
 
 
 def _run_steps(screen: RunScreen, binding: KeyBinding, key: str) -> None:
@@ -58,14 +59,9 @@ def _run_steps(screen: RunScreen, binding: KeyBinding, key: str) -> None:
 
 def _choose_activation(screen: RunScreen, binding: KeyBinding, key: str) -> None:
     target = screen.selected_block()
-    if target is None or not screen.can_turn("activation"):
-        return
-
-    def answered(choice: str | None) -> None:
-        if choice:
-            screen.send(TurnKnob(knob="activation", value=choice, target=target))
-
-    screen.app.push_screen(ActivationDialog(screen.knob_value("activation", target), target), answered)
+    if target is not None and screen.can_turn("activation"):
+        dialog = ActivationDialog(screen.knob_value("activation", target), target)
+        screen.app.push_screen(dialog, _send_answer(screen, "activation", target))
 
 
 def _choose(screen: RunScreen, binding: KeyBinding, key: str) -> None:
@@ -110,28 +106,19 @@ def _type_number(screen: RunScreen, binding: KeyBinding, key: str) -> None:
 
 
 def _ask_number(screen: RunScreen, knob: str) -> None:
-    def answered(text: str | None) -> None:
-        if text:
-            screen.send(TurnKnob(knob=knob, value=text))
-
     if screen.can_turn(knob):
-        screen.app.push_screen(knob_dialog(knob, screen.knob_value(knob)), answered)
+        now = screen.bridge.history.knobs.get(knob, "")
+        screen.app.push_screen(knob_dialog(knob, now), _send_answer(screen, knob))
 
 
 def _range_test(screen: RunScreen, binding: KeyBinding, key: str) -> None:
     started = screen.bridge.history.started
     if started is None:
         screen.bridge.refuse("the network is not built yet")
-        return
-    if started.scenario is None:
+    elif started.scenario is None:
         screen.bridge.refuse("range test: not available for your own loop, its batches cannot be replayed")
-        return
-
-    def answered(text: str | None) -> None:
-        if text:
-            screen.send(TurnKnob(knob="lr", value=text))
-
-    screen.app.push_screen(RangeTestDialog(screen.bridge), answered)
+    else:
+        screen.app.push_screen(RangeTestDialog(screen.bridge), _send_answer(screen, "lr"))
 
 
 def _toggle_freeze(screen: RunScreen, binding: KeyBinding, key: str) -> None:
@@ -190,7 +177,6 @@ def _help(screen: RunScreen, binding: KeyBinding, key: str) -> None:
 
 HANDLERS: dict[str, Handler] = {
     "send": _send,
-    "exact_rate": _exact_rate,
     "run_steps": _run_steps,
     "choose_activation": _choose_activation,
     "toggle_residual": _toggle_residual,

@@ -78,7 +78,7 @@ KEYS: tuple[KeyBinding, ...] = (
         knob="lr",
         command=TurnKnob(knob="lr", value="/10"),
     ),
-    KeyBinding("l", ("l",), "exact rate", "type an exact learning rate", "exact_rate", knob="lr"),
+    KeyBinding("l", ("l",), "exact rate", "type an exact learning rate", "type_number", knob="lr"),
     KeyBinding(
         "a",
         ("a",),

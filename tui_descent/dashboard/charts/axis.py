@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from rich.segment import Segment
+from textual.strip import Strip
+
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.text.line import Line, merge_segments
 from tui_descent.dashboard.text.numbers import axis_number
 
 # Larger values are drawn at the end of the axis: their differences overflow.
@@ -112,6 +117,14 @@ class Axis:
         exponents = range(math.floor(self.low), math.ceil(self.high) + 1)
         found = [m * 10.0**e for e in exponents for m in nice if e > -300 and e % every == 0]
         return [v for v in found if self.low - 1e-9 <= math.log10(v) <= self.high + 1e-9]
+
+
+def numbered_rows(cells: list[list[Segment]], numbers: Mapping[int, str], left: int, width: int) -> list[Strip]:
+    """A chart's rows, with the axis numbers, by row, right-aligned in the `left` cells before it."""
+    return [
+        Line().add(f"{numbers.get(y, ''):>{left - 1}} ", colours.DIM).extend(merge_segments(row)).to_strip(width)
+        for y, row in enumerate(cells)
+    ]
 
 
 def axis_over(values: Sequence[float], *, log: bool) -> Axis:

@@ -20,6 +20,7 @@ from tui_descent.dashboard.text.numbers import axis_step
 
 Point = tuple[float, float]
 Rgb = tuple[int, int, int]
+Cells = list[list[Segment]]  # rows of one segment per cell
 _SGR = re.compile(r"\x1b\[([0-9;]*)m")
 _BLANK = Style()
 
@@ -32,9 +33,9 @@ class Curve:
     colour: Rgb
 
 
-def canvas(curves: Sequence[Curve], columns: int, rows: int) -> list[list[Segment]]:
+def canvas(curves: Sequence[Curve], columns: int, rows: int) -> Cells:
     """Draw the curves on `columns` × `rows` cells of 2 × 4 dots; later curves cover earlier ones."""
-    return [_segments(line) for line in _draw_rows(curves, columns, rows, "braille")]
+    return [_cells(line) for line in _draw_rows(curves, columns, rows, "braille")]
 
 
 def ascii_chart(
@@ -123,15 +124,12 @@ def _pieces(points: Sequence[Point], right: int, top: int) -> Iterator[list[Poin
         yield piece
 
 
-def _segments(line: str) -> list[Segment]:
-    style, at, segments = _BLANK, 0, []
+def _cells(line: str) -> list[Segment]:
+    style, at, cells = _BLANK, 0, []
     for code in _SGR.finditer(line):
-        if code.start() > at:
-            segments.append(Segment(line[at : code.start()], style))
+        cells += [Segment(character, style) for character in line[at : code.start()]]
         style, at = _style(code[1]), code.end()
-    if at < len(line):
-        segments.append(Segment(line[at:], style))
-    return segments
+    return cells + [Segment(character, style) for character in line[at:]]
 
 
 @cache

@@ -9,7 +9,7 @@ from rich.segment import Segment
 from tui_descent.dashboard import colours
 from tui_descent.dashboard.charts import braille
 from tui_descent.dashboard.charts.axis import Axis
-from tui_descent.dashboard.charts.loss_curve import SMOOTH, Bins, Cells
+from tui_descent.dashboard.charts.loss_curve import SMOOTH, Bins
 from tui_descent.dashboard.charts.time_axis import TimeAxis
 from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.dashboard.view import View
@@ -26,9 +26,9 @@ class Ghosts:
 
     def __init__(self) -> None:
         self._key: object = None
-        self._cells: Cells = []
+        self._cells: braille.Cells = []
 
-    def draw_behind(self, cells: Cells, view: View, time_axis: TimeAxis, axis: Axis, rows: int) -> None:
+    def draw_behind(self, cells: braille.Cells, view: View, time_axis: TimeAxis, axis: Axis, rows: int) -> None:
         """Fill blank `cells` in place."""
         history = view.history
         if not view.ghosts or not history.ghosts:
@@ -40,8 +40,7 @@ class Ghosts:
                 braille.Curve(_dots(bins, time_axis, axis, rows), colours.GHOST)
                 for bins in _visible_ghosts(view, time_axis)
             ]
-            drawn = braille.canvas(curves, time_axis.columns, rows)
-            self._cells = [[Segment(c, s.style) for s in line for c in s.text] for line in drawn]
+            self._cells = braille.canvas(curves, time_axis.columns, rows)
         for row, behind in zip(cells, self._cells, strict=True):
             for column, cell in enumerate(behind):
                 if row[column].text in BLANK and cell.text not in BLANK:
@@ -78,7 +77,7 @@ def _dots(bins: Bins, time_axis: TimeAxis, axis: Axis, rows: int) -> list[braill
     ]
 
 
-def _label(cells: Cells, history: History, time_axis: TimeAxis) -> None:
+def _label(cells: braille.Cells, history: History, time_axis: TimeAxis) -> None:
     """Write the newest ghosts' labels where they end, each in the topmost row with room for it."""
     for ghost in history.ghosts[: -1 - MAX_LABELS : -1]:
         end, text = time_axis.column(min(ghost.last, _end(time_axis))), safe(ghost.label, LABEL_WIDTH)

@@ -15,7 +15,6 @@ MIN, MAX, _, SMOOTH = range(4)
 GAP_DOTS = 4
 
 Bins = list[tuple[int, list[float]]]
-Cells = list[list[Segment]]
 
 
 class LossCurve:
@@ -23,10 +22,10 @@ class LossCurve:
 
     def __init__(self) -> None:
         self._key: object = None
-        self._cells: Cells = []
+        self._cells: braille.Cells = []
         self._final = 0
 
-    def cells(self, bins: Bins, time_axis: TimeAxis, axis: Axis, rows: int) -> Cells:
+    def cells(self, bins: Bins, time_axis: TimeAxis, axis: Axis, rows: int) -> braille.Cells:
         """One segment per cell, so that the caller can draw marks over it; the rows may be modified."""
         key = (time_axis.bin_width, time_axis.first, time_axis.columns, axis, rows, bins[0][0] if bins else None)
         if key != self._key:
@@ -37,8 +36,7 @@ class LossCurve:
             left = min(time_axis.dot(bins[first][0]) // 2, time_axis.columns - 2)
             right = max(left + 2, time_axis.dot(bins[-1][0]) // 2 + 1)
             fresh = braille.canvas(_dot_curves(bins[first:], time_axis, axis, rows, 2 * left), right - left, rows)
-            for row, line in zip(self._cells, fresh, strict=True):
-                cells = [Segment(c, s.style) for s in line for c in s.text]
+            for row, cells in zip(self._cells, fresh, strict=True):
                 row[self._final : right] = cells[self._final - left : right - left]
         if len(bins) >= 2:
             # Everything left of the last but one bin is final.

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from rich.segment import Segment
+
+from tui_descent.dashboard import colours
 from tui_descent.dashboard.text.layer_names import layer_labels
 from tui_descent.dashboard.text.numbers import axis_step
 from tui_descent.dashboard.view import View
@@ -89,6 +92,14 @@ def marks(view: View, time_axis: TimeAxis) -> list[tuple[int, str]]:
         elif event.knob != "pace":
             found.append((column, f"{event.knob} {event.new}"))
     return found
+
+
+def draw_marks(cells: list[list[Segment]], view: View, time_axis: TimeAxis) -> None:
+    """Draw a dashed line at each mark, over blank cells only."""
+    for column in {column for column, _ in marks(view, time_axis)}:
+        for row in cells:
+            if row[column].text == " ":
+                row[column] = Segment("┊", colours.MARK)
 
 
 class BinCache:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
+from textual.strip import Strip
 
 from tui_descent.dashboard import colours
 from tui_descent.dashboard.charts.time_axis import TimeAxis, marks
@@ -15,7 +16,7 @@ from tui_descent.dashboard.view import View
 TICK_DISTANCE = 3
 
 
-def time_row(view: View, time_axis: TimeAxis, left: int) -> Line:
+def time_row(view: View, time_axis: TimeAxis, left: int, width: int) -> Strip:
     """The row, with `left` blanks before the axis."""
     cells = [(" ", colours.DIM)] * time_axis.columns
     taken = [False] * time_axis.columns
@@ -39,4 +40,5 @@ def time_row(view: View, time_axis: TimeAxis, left: int) -> Line:
     for column, text in time_axis.ticks().items():
         # Kept away from names: `mark 600` would read as one.
         write(column, text, colours.DIM, TICK_DISTANCE)
-    return Line().add(" " * left).extend(merge_segments([Segment(c, s) for c, s in cells]))
+    row = merge_segments([Segment(character, style) for character, style in cells])
+    return Line().add(" " * left).extend(row).to_strip(width)

@@ -10,12 +10,10 @@ from rich.segment import Segment
 from rich.style import Style
 from textual.strip import Strip
 
-from tui_descent.dashboard import colours
 from tui_descent.dashboard.charts import braille
-from tui_descent.dashboard.charts.axis import Axis
-from tui_descent.dashboard.charts.time_axis import TimeAxis, gutter, marks
+from tui_descent.dashboard.charts.axis import Axis, numbered_rows
+from tui_descent.dashboard.charts.time_axis import TimeAxis, draw_marks, gutter
 from tui_descent.dashboard.charts.time_labels import time_row
-from tui_descent.dashboard.text.line import Line, merge_segments
 from tui_descent.dashboard.view import View
 
 Points = Sequence[tuple[int, float]]
@@ -52,26 +50,20 @@ def time_plot(
     left, rows = gutter(view, width), height - 1
     time_axis = TimeAxis.of(view.history, width - left, recent=view.recent)
     curves = [braille.Curve(_dots(s.points, time_axis, axis, rows), s.colour) for s in series]
-    drawn = braille.canvas(curves, time_axis.columns, rows)
-    cells = [[Segment(c, s.style) for s in line for c in s.text] for line in drawn]
+    cells = braille.canvas(curves, time_axis.columns, rows)
     for line in step_lines:
         _draw_step_line(cells, line, time_axis, axis, rows)
-    for column in {column for column, _ in marks(view, time_axis)}:
-        for y in range(rows):
-            if cells[y][column].text == " ":
-                cells[y][column] = Segment("┊", colours.MARK)
+    draw_marks(cells, view, time_axis)
     for one in series:
         if len(one.points) <= time_axis.columns // 3:
             for step, value in one.points:
                 spot = time_axis.column(min(step, time_axis.last_step))
                 if spot is not None and math.isfinite(axis.position(value)):
                     cells[axis.row(value, rows)][spot] = Segment("•", one.style)
-    numbers = axis.labels(rows, width=left - 1)
-    lines = [
-        Line().add(f"{numbers.get(y, ''):>{left - 1}} ", colours.DIM).extend(merge_segments(cells[y])).to_strip(width)
-        for y in range(rows)
+    return [
+        *numbered_rows(cells, axis.labels(rows, width=left - 1), left, width),
+        time_row(view, time_axis, left, width),
     ]
-    return [*lines, time_row(view, time_axis, left).to_strip(width)]
 
 
 def _dots(points: Points, time_axis: TimeAxis, axis: Axis, rows: int) -> list[braille.Point]:
@@ -86,7 +78,7 @@ def _dots(points: Points, time_axis: TimeAxis, axis: Axis, rows: int) -> list[br
     )
 
 
-def _draw_step_line(cells: list[list[Segment]], line: StepLine, time_axis: TimeAxis, axis: Axis, rows: int) -> None:
+def _draw_step_line(cells: braille.Cells, line: StepLine, time_axis: TimeAxis, axis: Axis, rows: int) -> None:
     newest, at = time_axis.last_step // time_axis.bin_width - time_axis.first, 0
     for column in range(min(newest + 1, time_axis.columns)):
         end = (column + time_axis.first + 1) * time_axis.bin_width

@@ -12,7 +12,7 @@ from textual.strip import Strip
 
 from tui_descent.dashboard import colours
 from tui_descent.dashboard.charts import braille
-from tui_descent.dashboard.charts.axis import Axis, log_axis
+from tui_descent.dashboard.charts.axis import Axis, log_axis, numbered_rows
 from tui_descent.dashboard.text.line import Line, merge_segments
 
 # Cells left of the plot, unless a number needs more.
@@ -62,7 +62,7 @@ def xy_plot(
     columns = max(2, width - gutter)
     right, top = 2 * columns - 1, 4 * rows - 1
     curves = [braille.Curve([(x * right, axis.position(y) * top) for x, y in p.points], p.colour) for p in paths]
-    cells = [[Segment(c, s.style) for s in line for c in s.text] for line in braille.canvas(curves, columns, rows)]
+    cells = braille.canvas(curves, columns, rows)
     for marker in markers:
         for row in cells:
             if row[column := _column(marker.x, columns)].text == " ":
@@ -71,12 +71,8 @@ def xy_plot(
         for x, y in path.points if path.dot is not None else ():
             if not math.isnan(axis.position(y)):
                 cells[axis.row(y, rows)][_column(x, columns)] = Segment("•", path.dot)
-    lines = [
-        Line().add(f"{numbers.get(y, ''):>{gutter - 1}} ", colours.DIM).extend(merge_segments(cells[y])).to_strip(width)
-        for y in range(rows)
-    ]
     below = [Line().add(" " * gutter).extend(row) for row in (_names(markers, columns), _numbers(ticks, columns))]
-    return [*lines, *(line.to_strip(width) for line in below)]
+    return [*numbered_rows(cells, numbers, gutter, width), *(line.to_strip(width) for line in below)]
 
 
 def _column(x: float, columns: int) -> int:

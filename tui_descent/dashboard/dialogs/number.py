@@ -1,4 +1,4 @@
-"""The dialog for typing a number: a learning rate, another knob's value, or a number of steps."""
+"""The dialog for typing a number: a knob's value or a number of steps."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from textual.widgets import Input, Static
 from tui_descent.dashboard.dialogs.dialog import Dialog
 from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.protocol.commands import TurnKnob
-from tui_descent.scenario.knobs import KNOBS
-from tui_descent.scenario.knobs import check as check_turn
+from tui_descent.scenario.knobs import KNOBS, check
 
 MAX_STEPS = 10_000_000
 
@@ -44,17 +43,11 @@ class NumberDialog(Dialog[str]):
         self.dismiss(text)
 
 
-def rate_dialog(now: str) -> NumberDialog:
-    """For an exact learning rate, in every form the knob takes."""
-    hint = f"now {safe(now, 40)}; a number > 0 such as 0.03 or 3e-4, or relative: *2, /10"
-    return NumberDialog("Learning rate", hint, lambda text: check_turn(TurnKnob(knob="lr", value=text)))
-
-
 def knob_dialog(knob: str, now: str) -> NumberDialog:
     """For a knob's value, in every form the knob takes."""
     row = KNOBS[knob]
     hint = f"now {safe(now or '…', 40)}; {row.values}"
-    return NumberDialog(row.title.capitalize(), hint, lambda text: check_turn(TurnKnob(knob=knob, value=text)))
+    return NumberDialog(row.title.capitalize(), hint, lambda text: check(TurnKnob(knob=knob, value=text)))
 
 
 def steps_dialog() -> NumberDialog:

@@ -16,6 +16,7 @@ from tui_descent.dashboard.bridge import Bridge
 from tui_descent.dashboard.charts import braille
 from tui_descent.dashboard.charts.axis import Axis
 from tui_descent.dashboard.dialogs.dialog import Dialog
+from tui_descent.dashboard.text.line import merge_segments
 from tui_descent.dashboard.text.numbers import axis_step, plural
 from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.protocol.commands import TurnKnob
@@ -154,8 +155,8 @@ def curve(spec: ScheduleSpec, step: int, remaining: int, base: float | None, wid
     labels = axis.labels(rows)
     for n, row in enumerate(braille.canvas([braille.Curve(braille.reduced(dots), colours.CURVE)], columns, rows)):
         text.append(f"{labels.get(n, ''):>{GUTTER - 1}} ", colours.DIM).append("│", colours.FAINT)
-        for cell in row:
-            text.append(cell.text, cell.style or colours.TEXT)
+        for segment in merge_segments(row):
+            text.append(segment.text, segment.style or colours.TEXT)
         text.append("\n")
     first, last = f"now, {axis_step(step)}", axis_step(step + remaining)
     what = "rate over steps" if base is not None else "factor of the base rate over steps"

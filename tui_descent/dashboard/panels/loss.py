@@ -8,14 +8,13 @@ from rich.segment import Segment
 from textual.strip import Strip
 
 from tui_descent.dashboard import colours
-from tui_descent.dashboard.charts.axis import Axis, axis_over
+from tui_descent.dashboard.charts.axis import Axis, axis_over, numbered_rows
 from tui_descent.dashboard.charts.ghosts import Ghosts, axis_values
 from tui_descent.dashboard.charts.loss_curve import MAX, MIN, SMOOTH, LossCurve
-from tui_descent.dashboard.charts.time_axis import RECENT_STEPS, BinCache, TimeAxis, gutter, marks
+from tui_descent.dashboard.charts.time_axis import RECENT_STEPS, BinCache, TimeAxis, draw_marks, gutter
 from tui_descent.dashboard.charts.time_labels import time_row
 from tui_descent.dashboard.charts.time_plot import scale_words
 from tui_descent.dashboard.panels.panel import Panel, waiting_notice
-from tui_descent.dashboard.text.line import Line, merge_segments
 from tui_descent.dashboard.view import View
 
 # Held-out points must not cover the curve: at most one in this many columns, and at least this far apart.
@@ -60,22 +59,12 @@ class LossPanel(Panel):
             self._segment_key, self._curves = key, LossCurve()  # its final columns belong to another segment
         cells = self._curves.cells(bins, time_axis, axis, rows)
         self._ghosts.draw_behind(cells, view, time_axis, axis, rows)
-        for column in {column for column, _ in marks(view, time_axis)}:
-            for y in range(rows):
-                if cells[y][column].text == " ":
-                    cells[y][column] = Segment("┊", colours.MARK)
+        draw_marks(cells, view, time_axis)
         for column, value in points:
             if not math.isnan(axis.position(value)):
                 cells[axis.row(value, rows)][column] = Segment("○", colours.POINT)
-        numbers = axis.labels(rows, width=left - 1)
-        lines = [
-            Line()
-            .add(f"{numbers.get(y, ''):>{left - 1}} ", colours.DIM)
-            .extend(merge_segments(cells[y]))
-            .to_strip(width)
-            for y in range(rows)
-        ]
-        return [*lines, time_row(view, time_axis, left).to_strip(width)]
+        chart = numbered_rows(cells, axis.labels(rows, width=left - 1), left, width)
+        return [*chart, time_row(view, time_axis, left, width)]
 
 
 def _held_out(view: View, time_axis: TimeAxis) -> list[tuple[int, float]]:
