@@ -172,7 +172,7 @@ KEYS: tuple[KeyBinding, ...] = (
         "u",
         ("u",),
         "undo",
-        "undo the last intervention; after NaN, return to the last good step",
+        "undo the last intervention; after NaN, to the last good step",
         "send",
         command=Undo(),
         footer=FooterEntry(word="undo", short="undo", rank=4, live_only=True),

@@ -44,15 +44,13 @@ class CurvaturePanel(Panel):
         if not found:
             return []
         taken, read = found[-1], found[-1].hessian
-        lines = [_number("λmax", read.lambda_max, read.error_max, method(read, read.residual_max), colours.DIM)]
+        lines = [_eigenvalue("λmax", read.lambda_max, read.error_max, method(read, read.residual_max))]
         if taken.scaled is not None:
             words = f"{method(taken.scaled, taken.scaled.residual_max)}; of the Hessian as scaled by the optimizer"
-            lines.append(_number("scaled", taken.scaled.lambda_max, taken.scaled.error_max, words, colours.DIM))
+            lines.append(_eigenvalue("scaled", taken.scaled.lambda_max, taken.scaled.error_max, words))
         lines.append(_limit(taken, width))
-        words, style = _meaning_of_lambda_min(read)
-        lines.append(_number("λmin", read.lambda_min, read.error_min, method(read, read.residual_min), colours.DIM))
-        lines[-1].add(f"{words}", style)
-        lines += [_negative_share(found), _cost(taken)]
+        lowest = _eigenvalue("λmin", read.lambda_min, read.error_min, method(read, read.residual_min))
+        lines += [lowest.add(*_meaning_of_lambda_min(read)), _negative_share(found), _cost(taken)]
         return [line.to_strip(width) for line in lines[:height]]
 
 
@@ -65,23 +63,20 @@ def method(read: CurvatureReading, residual: float) -> str:
     return f"Lanczos, {'converged' if residual <= 1e-2 else 'not converged'}"
 
 
-def _number(name: str, value: float, error: float | None, words: str, style: Style) -> Line:
-    line = Line().add(f" {name:<{NAME}}", colours.DIM).add(f"{short(value):>{VALUE}}", colours.BRIGHT)
-    has_error = error is not None and math.isfinite(error) and error > 0
-    line.add(f" ± {error:.0e}".ljust(ERROR) if has_error else " " * ERROR, colours.DIM)
-    return line.add(words, style)
+def _row(name: str, value: str, error: float = 0.0) -> Line:
+    line = Line().add(f" {name:<{NAME}}", colours.DIM).add(f"{value:>{VALUE}}", colours.BRIGHT)
+    text = f" ± {error:.0e}" if math.isfinite(error) and error > 0 else ""
+    return line.add(text.ljust(ERROR), colours.DIM)
+
+
+def _eigenvalue(name: str, value: float, error: float, how: str) -> Line:
+    return _row(name, short(value), error).add(how, colours.DIM)
 
 
 def _limit(taken: CurvatureTaken, width: int) -> Line:
     if taken.limit is None:
-        return (
-            Line()
-            .add(f" {'limit':<{NAME}}", colours.DIM)
-            .add(f"{'–':>{VALUE}}")
-            .add(" " * ERROR)
-            .add("not known for this optimizer", colours.DIM)
-        )
-    line = _number("limit", taken.limit.lambda_max, None, "", colours.DIM)
+        return _row("limit", "–").add("not known for this optimizer", colours.DIM)
+    line = _row("limit", short(taken.limit.lambda_max))
     words, stable = limit_verdict(taken)
     which = "scaled λmax" if taken.limit.preconditioned else "λmax"
     line.add(f"{which} is " if words else "for the scaled λmax, known after the first step", colours.DIM)
@@ -103,12 +98,11 @@ def _meaning_of_lambda_min(read: CurvatureReading) -> tuple[str, Style]:
 
 def _negative_share(found: list[CurvatureTaken]) -> Line:
     latest = next((taken for taken in reversed(found) if taken.hessian.negative_fraction is not None), None)
-    line = Line().add(f" {'below 0':<{NAME}}", colours.DIM)
     if latest is None or latest.hessian.negative_fraction is None:
-        return line.add(f"{'–':>{VALUE}}").add(" " * ERROR).add("not measured yet", colours.DIM)
+        return _row("below 0", "–").add("not measured yet", colours.DIM)
     read = latest.hessian
+    line = _row("below 0", f"{read.negative_fraction:.1%}")
     how = "counted" if read.how == "full Hessian" else "estimated by Lanczos"
-    line.add(f"{latest.hessian.negative_fraction:>{VALUE}.1%}", colours.BRIGHT).add(" " * ERROR)
     threshold = read.negative_below * max(abs(read.lambda_max), abs(read.lambda_min))
     line.add(f"of {with_commas(read.parameters)} below -{threshold:.0e}, {how}", colours.DIM)
     return line.add("" if latest is found[-1] else f" at step {with_commas(latest.step)}", colours.DIM)
@@ -116,10 +110,5 @@ def _negative_share(found: list[CurvatureTaken]) -> Line:
 
 def _cost(taken: CurvatureTaken) -> Line:
     products = taken.hessian.products + (taken.scaled.products if taken.scaled is not None else 0)
-    line = (
-        Line()
-        .add(f" {'took':<{NAME}}", colours.DIM)
-        .add(f"{taken.seconds:>{VALUE - 2}.2f} s", colours.TEXT)
-        .add(" " * ERROR)
-    )
-    return line.add(f"{with_commas(products)} Hessian-vector products", colours.DIM)
+    row = _row("took", f"{taken.seconds:.2f} s")
+    return row.add(f"{with_commas(products)} Hessian-vector products", colours.DIM)

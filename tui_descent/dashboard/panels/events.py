@@ -62,10 +62,9 @@ class EventsPanel(Panel):
         with_segment = view.history.segment > 0
         step_width = STEP_WIDTH + (SEGMENT_WIDTH if with_segment else 0)
         rows: list[Strip] = []
-        for fact, place in list(zip(facts, _step_labels(facts, with_segment=with_segment), strict=True))[
-            -height - self._scrolled :
-        ]:
-            rows += _rows(place, *describe(fact), step_width=step_width, width=width)
+        labelled = list(zip(_step_labels(facts, with_segment=with_segment), facts, strict=True))
+        for label, fact in labelled[-height - self._scrolled :]:
+            rows += _rows(label, *describe(fact), step_width=step_width, width=width)
         if ended is not None:
             text = f"{ended.status}{': ' if ended.reason else ''}{safe(ended.reason)}"
             label = f"{view.history.segment}·{with_commas(ended.step)}" if with_segment else with_commas(ended.step)
