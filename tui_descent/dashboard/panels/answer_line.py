@@ -136,7 +136,10 @@ def _loss_change(history: History, turn: KnobTurned) -> str:
 
 
 def _selection(view: View) -> str:
+    if not view.layers:
+        return ""
     if view.selected is None or not view.selected < len(view.layers):
-        return "↑ ↓ select a layer · a, r and n act on all blocks" if view.layers else ""
+        blocks = " · a, r and n act on all blocks" if "residual" not in view.history.unavailable else ""
+        return f"↑ ↓ select a layer{blocks}"
     name, block = layer_labels(view.layers, 40)[view.selected], block_of(view.layers[view.selected])
     return f"{name} selected · a, r and n act on {safe(block)}" if block else f"{name} selected · not in a block"
