@@ -170,7 +170,7 @@ class Progress:
         if ended.position is not None:
             facts.append("w = " + ", ".join(f"{v:.12g}" for v in ended.position))
         if points := _curve(h, columns=width):
-            from tui_descent.dashboard.charts import ascii_chart
+            from tui_descent.dashboard.charts.braille import ascii_chart
 
             print(ascii_chart(points, width, CHART_ROWS, title="training loss"))
         print(escape_controls(" · ".join(facts)))

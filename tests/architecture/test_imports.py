@@ -87,4 +87,4 @@ def test_plotext_is_imported_in_one_place() -> None:
         for path in (ROOT / "tui_descent").rglob("*.py")
         if any(line.strip().startswith(("import plotext", "from plotext")) for line in path.read_text().splitlines())
     ]
-    assert importers == ["tui_descent/dashboard/charts.py"]
+    assert importers == ["tui_descent/dashboard/charts/braille.py"]

@@ -1,4 +1,4 @@
-"""The tables of keys and knobs are consistent, and the README contains the keys."""
+"""One table, many uses: the keys, the knobs and what the README says of them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tui_descent.scenario.spec import Activation
 README = Path(__file__).resolve().parents[2] / "README.md"
 
 
-def test_every_key_changes_an_existing_knob() -> None:
+def test_every_key_turns_a_knob_there_is() -> None:
     for key in KEYS:
         assert key.knob is None or key.knob in KNOBS, key.shown
 
 
-def test_every_key_sends_a_valid_command_for_its_knob() -> None:
+def test_what_a_key_sends_is_a_valid_turn_of_its_knob() -> None:
     turns = [(key, key.command) for key in KEYS if isinstance(key.command, TurnKnob)]
     assert len(turns) >= 4
     for key, command in turns:
@@ -26,49 +26,49 @@ def test_every_key_sends_a_valid_command_for_its_knob() -> None:
         assert check(command) is command
 
 
-def test_no_key_is_bound_twice() -> None:
+def test_no_key_and_no_synonym_stands_twice() -> None:
     names = Counter(name for key in KEYS for name in key.keys)
     assert [name for name, count in names.items() if count > 1] == []
     shown = Counter(key.shown for key in KEYS)
     assert [name for name, count in shown.items() if count > 1] == []
 
 
-def test_keypad_and_shifted_keys_are_synonyms() -> None:
+def test_the_keypads_and_the_shifted_keys_are_synonyms() -> None:
     keys = {key.shown: set(key.keys) for key in KEYS}
     assert keys["+"] == {"plus", "equals_sign", "add"}
     assert keys["-"] == {"minus", "subtract"}
 
 
-def test_every_key_has_its_texts() -> None:
+def test_every_key_has_its_words() -> None:
     for key in KEYS:
-        for text in (key.shown, key.label, key.help, key.action):
+        for text in (key.shown, key.label, key.description, key.action):
             assert text, key
             assert "|" not in text
             assert "\n" not in text
 
 
-def test_every_knob_has_a_key() -> None:
-    assert {key.knob for key in KEYS} - {None} | {knob for key in KEYS for knob in key.also} == set(KNOBS)
+def test_every_knob_but_those_of_the_line_has_a_key() -> None:
+    assert {key.knob for key in KEYS} - {None} | {knob for key in KEYS for knob in key.more_knobs} == set(KNOBS)
 
 
-def test_the_activation_knob_accepts_the_scenarios_activations() -> None:
+def test_the_activations_knob_takes_those_of_the_scenario() -> None:
     from typing import get_args
 
     assert KNOBS["activation"].choices == get_args(Activation)
 
 
-def test_the_keys_table_has_one_row_per_key() -> None:
+def test_the_keys_table_has_a_row_a_key() -> None:
     head, rule, *rows = keys_table().splitlines()
     assert head.startswith("| key |")
     assert set(rule) <= set("|-")
     assert len(rows) == len(KEYS)
     for row, key in zip(rows, KEYS, strict=True):
         assert f"`{key.shown}`" in row
-        assert key.help in row
+        assert key.description in row
         assert row.count("|") == head.count("|") == rule.count("|")
 
 
-def test_the_readme_contains_the_keys_table() -> None:
+def test_the_readmes_keys_are_those_of_the_table() -> None:
     text = README.read_text(encoding="utf-8")
     assert text.count("<!-- keys -->") == text.count("<!-- /keys -->") == 1
     table = text.partition("<!-- keys -->")[2].partition("<!-- /keys -->")[0].strip()

@@ -55,7 +55,8 @@ def test_the_wheel_contains_code_presets_data_and_nothing_else(wheel: Path) -> N
     ):
         assert f"tui_descent/{name}" in names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"tui_descent"}
-    assert not [name for name in names if "test" in name or name.endswith(".pyc")]
+    assert not [name for name in names if name.endswith(".pyc") or "conftest" in name]
+    assert not [name for name in names if any(part.startswith(("test_", "tests")) for part in name.split("/"))]
 
 
 def test_the_installed_wheel_runs_without_the_checkout(wheel: Path, home: Path) -> None:

@@ -1,4 +1,4 @@
-"""The reader of the channel, without a screen."""
+"""The bridge without a screen."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from factories import steps, turned, vanishing
-from scripted import CLIENT, ScriptedKeeper
+from fake_run import CLIENT, FakeKeeper
 
 from tui_descent.dashboard import bridge as module
 from tui_descent.dashboard.bridge import Bridge
@@ -19,81 +19,90 @@ from tui_descent.protocol.commands import Mark, TurnKnob
 from tui_descent.protocol.events import Refused
 
 
-async def until(condition: object) -> None:
+async def wait_until(condition: object) -> None:
     async with asyncio.timeout(5):
         while not condition():  # type: ignore[operator]
             await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
-async def reading_from(keeper_before: list[object]) -> AsyncIterator[tuple[Bridge, ScriptedKeeper]]:
+async def reading_from(keeper_before: list[object]) -> AsyncIterator[tuple[Bridge, FakeKeeper]]:
     with tempfile.TemporaryDirectory(prefix="d") as folder:
         socket = Path(folder) / "s"
-        async with ScriptedKeeper(socket, before=keeper_before) as keeper:  # type: ignore[arg-type]
+        async with FakeKeeper(socket, before=keeper_before) as keeper:  # type: ignore[arg-type]
             bridge = Bridge(socket)
             task = asyncio.create_task(bridge.run())
-            await until(lambda: bridge.client == CLIENT)
+            await wait_until(lambda: bridge.client == CLIENT)
             yield bridge, keeper
             await keeper.close()
             await task
             assert not bridge.connected
 
 
-async def test_history_then_live_events() -> None:
+async def test_bridge_receives_the_history_then_live_events() -> None:
     async with reading_from(vanishing(40)) as (bridge, keeper):
-        await until(lambda: bridge.history.steps == 40)
+        await wait_until(lambda: bridge.history.steps == 40)
         before = bridge.revision
-        keeper.tell(steps(40, [1.0, 0.9]))
-        await until(lambda: bridge.history.steps == 42)
+        keeper.publish(steps(40, [1.0, 0.9]))
+        await wait_until(lambda: bridge.history.steps == 42)
         assert bridge.revision != before
 
 
-async def test_a_later_history_replaces_the_first() -> None:
+async def test_a_second_history_replaces_the_first() -> None:
     async with reading_from(vanishing(10)) as (bridge, keeper):
-        await until(lambda: bridge.history.steps == 10)
+        await wait_until(lambda: bridge.history.steps == 10)
         old = bridge.history
         keeper.history.apply(steps(10, [1.0] * 90))
         keeper._writers[0].write(codec.frame(keeper.history.send()))
-        await until(lambda: bridge.history.steps == 100)
+        await wait_until(lambda: bridge.history.steps == 100)
         assert bridge.history is not old
 
 
-async def test_only_our_own_replies_are_ours() -> None:
+async def test_replies_to_other_viewers_do_not_answer_our_requests() -> None:
     async with reading_from(vanishing(10)) as (bridge, keeper):
         keeper.replies = False
         first, second = bridge.send(Mark()), bridge.send(TurnKnob(knob="residual", value="on"))
         assert first is not None
         assert second == first + 1
-        await until(lambda: len(keeper.asked) == 2)
-        assert bridge.expected("residual", "all") == "on"
-        keeper.tell(turned(10, "off", "on", request=second, client=CLIENT + 1))
-        await until(lambda: bridge.exchange.reply is not None)
-        assert bridge.exchange.asked is None
-        assert bridge.expected("residual", "all") == "on"
-        keeper.tell(turned(10, "off", "on", request=second, client=CLIENT))
-        await until(lambda: bridge.exchange.asked is not None)
-        assert bridge.expected("residual", "all") is None
+        await wait_until(lambda: len(keeper.received) == 2)
+        assert bridge.requested_value("residual", "all") == "on"
+        keeper.publish(turned(10, "off", "on", request=second, client=CLIENT + 1))
+        await wait_until(lambda: bridge.exchange.reply is not None)
+        assert bridge.exchange.command is None
+        assert bridge.requested_value("residual", "all") == "on"
+        keeper.publish(turned(10, "off", "on", request=second, client=CLIENT))
+        await wait_until(lambda: bridge.exchange.command is not None)
+        assert bridge.requested_value("residual", "all") is None
 
 
-async def test_a_refusal_is_told() -> None:
+async def test_a_thousand_requests_at_once_all_arrive_and_are_answered() -> None:
+    async with reading_from(vanishing(10)) as (bridge, keeper):
+        sent = [bridge.send(TurnKnob(knob="lr", value="*1.25")) for _ in range(1000)]
+        await wait_until(lambda: not any(bridge.awaits_reply(number) for number in sent if number is not None))
+        assert len(keeper.received) == 1000
+        assert len(set(sent)) == 1000
+        assert None not in sent
+
+
+async def test_a_refused_connection_is_reported() -> None:
     async with reading_from([]) as (bridge, keeper):
         keeper._writers[0].write(codec.frame(Refused(reason="protocol 2 here")))
-        await until(lambda: bridge.trouble == "protocol 2 here")
+        await wait_until(lambda: bridge.trouble == "protocol 2 here")
 
 
 @pytest.mark.parametrize("junk", [b"\x00\x00\x00\x00", b"\xff\xff\xff\xff", b"\x00\x00\x00\x03abc"])
-async def test_junk_is_trouble_and_no_exception(junk: bytes) -> None:
+async def test_malformed_frames_disconnect_without_an_exception(junk: bytes) -> None:
     async with reading_from([]) as (bridge, keeper):
         keeper._writers[0].write(junk)
-        await until(lambda: not bridge.connected)
+        await wait_until(lambda: not bridge.connected)
         assert bridge.trouble
 
 
-async def test_no_keeper_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(module, "CONNECT_S", 0.2)
+async def test_a_missing_keeper_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module, "CONNECT_TIMEOUT_S", 0.2)
     bridge = Bridge(tmp_path / "nobody")
     await bridge.run()
     assert not bridge.connected
-    assert "no keeper" in bridge.trouble
+    assert "no run at" in bridge.trouble
     assert bridge.send(Mark()) is None
-    assert bridge.exchange.refused
+    assert bridge.exchange.refusal

@@ -1,21 +1,21 @@
-"""The gallery: what it lists, what it tells, what it returns."""
+"""The preset gallery."""
 
 from __future__ import annotations
 
-from playing import text_of, until
+from driver import text_of, wait_until
 from textual.widgets import OptionList
 
 from tui_descent.dashboard.gallery import GalleryApp
 from tui_descent.scenario import presets
 
 
-async def test_enter_takes_the_highlighted_preset() -> None:
+async def test_enter_starts_the_highlighted_preset() -> None:
     app = GalleryApp()
     async with app.run_test(size=(100, 30)) as pilot:
-        await until(pilot, lambda: "vanishing" in text_of(app), lambda: text_of(app))
+        await wait_until(pilot, lambda: "vanishing" in text_of(app), lambda: text_of(app))
         for _ in range(presets.names().index("vanishing")):
             await pilot.press("down")
-        await until(pilot, lambda: "Twenty sigmoid layers" in text_of(app), lambda: text_of(app))
+        await wait_until(pilot, lambda: "Twenty sigmoid layers" in text_of(app), lambda: text_of(app))
         assert "tui-descent FILE.toml" in text_of(app)
         await pilot.press("enter")
     assert app.return_value == "vanishing"
@@ -24,11 +24,11 @@ async def test_enter_takes_the_highlighted_preset() -> None:
 async def test_each_preset_has_one_row_at_80_columns() -> None:
     app = GalleryApp()
     async with app.run_test(size=(80, 24)) as pilot:
-        await until(pilot, lambda: "vanishing" in text_of(app), lambda: text_of(app))
+        await wait_until(pilot, lambda: "vanishing" in text_of(app), lambda: text_of(app))
         assert app.query_one(OptionList).virtual_size.height == len(presets.names())
 
 
-async def test_q_takes_none() -> None:
+async def test_q_quits_the_gallery_without_a_choice() -> None:
     app = GalleryApp()
     async with app.run_test(size=(80, 24)) as pilot:
         await pilot.press("j", "k", "q")

@@ -1,13 +1,11 @@
-"""Keys pressed, and what the keeper is asked for; what it answers, and what the screen says of it."""
+"""Keys: the commands they send, the replies, and the dialogs they open."""
 
 from __future__ import annotations
 
-import asyncio
-
 import msgspec
 import pytest
+from driver import open_dashboard
 from factories import reading, started, steps, turned, vanishing
-from playing import playing
 from textual import events
 from textual.keys import _character_to_key
 from textual.widgets import OptionList
@@ -20,26 +18,25 @@ from tui_descent.protocol.events import KnobState, RunEnded, RunStarted, StateCh
 from tui_descent.scenario.keys import KEYS
 from tui_descent.scenario.spec import ScheduleSpec
 
-PAST = vanishing(30)
+EARLIER = vanishing(30)
 
 
 def turn(knob: str, value: str, target: str = "all") -> TurnKnob:
     return TurnKnob(knob=knob, value=value, target=target)
 
 
-def test_every_key_has_an_action_and_every_action_a_key() -> None:
-    assert {key.action for key in KEYS} <= set(actions.ACTIONS)
-    assert {key.action for key in actions.KEYS} == set(actions.ACTIONS)
+def test_every_action_has_a_handler_and_every_handler_a_key() -> None:
+    assert {binding.action for binding in KEYS} == set(actions.HANDLERS)
 
 
-def test_keys_are_named_as_textual_names_them() -> None:
+def test_keys_have_textual_names() -> None:
     for key in KEYS:
         if len(key.shown) == 1 and key.shown.isascii():
             assert _character_to_key(key.shown) in key.keys
 
 
 def test_no_key_is_bound_twice() -> None:
-    names = [name for key in actions.KEYS for name in key.keys]
+    names = [name for key in KEYS for name in key.keys]
     assert len(names) == len(set(names))
 
 
@@ -86,66 +83,66 @@ def test_no_key_is_bound_twice() -> None:
         (["K"], TurnKnob(knob="kick", value="0.01", way="curvature")),
     ],
 )
-async def test_a_key_asks(keys: list[str], command: AnyCommand) -> None:
-    async with playing((120, 40), PAST) as play:
-        await play.sees("residual off")
-        await play.press(*keys)
-        await play.until(lambda: bool(play.keeper.asked))
-        assert play.keeper.asked == [command]
+async def test_a_key_sends_its_command(keys: list[str], command: AnyCommand) -> None:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
+        await dashboard.shows("residual off")
+        await dashboard.press(*keys)
+        await dashboard.wait_until(lambda: bool(dashboard.keeper.received))
+        assert dashboard.keeper.received == [command]
 
 
-async def test_requested_then_applied() -> None:
-    async with playing((120, 40), PAST, replies=False) as play:
-        await play.sees("residual off")
-        await play.press("r")
-        await play.sees("requested", "residual=on")
-        assert "applied" not in play.text()
-        assert "residual off" in play.text()
-        play.keeper.replies = True
-        await play.press("plus")
-        await play.sees("applied at step 30", "lr 0.1 → *1.25")
+async def test_a_request_is_shown_then_its_application() -> None:
+    async with open_dashboard((120, 40), EARLIER, replies=False) as dashboard:
+        await dashboard.shows("residual off")
+        await dashboard.press("r")
+        await dashboard.shows("requested", "residual=on")
+        assert "applied" not in dashboard.text()
+        assert "residual off" in dashboard.text()
+        dashboard.keeper.replies = True
+        await dashboard.press("plus")
+        await dashboard.shows("applied at step 30", "lr 0.1 → *1.25")
 
 
-async def test_rejected_shows_why() -> None:
-    async with playing((120, 40), PAST) as play:
-        play.keeper.reject = "lr would become 1e+07; allowed: at most 1e+06"
-        await play.sees("residual off")
-        await play.press("right_square_bracket")
-        await play.sees("rejected", "lr=*10", "allowed: at most 1e+06")
+async def test_a_rejection_shows_the_reason() -> None:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
+        dashboard.keeper.reject = "lr would become 1e+07; allowed: at most 1e+06"
+        await dashboard.shows("residual off")
+        await dashboard.press("right_square_bracket")
+        await dashboard.shows("rejected", "lr=*10", "allowed: at most 1e+06")
 
 
-async def test_pause_then_go_on() -> None:
-    async with playing((120, 40), PAST) as play:
-        await play.press("space")
-        await play.sees("● paused", "space go on")
-        await play.press("space")
-        await play.sees("● running")
-        assert play.keeper.asked == [Pause(), Resume()]
+async def test_space_pauses_and_resumes() -> None:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
+        await dashboard.press("space")
+        await dashboard.shows("● paused", "space resume")
+        await dashboard.press("space")
+        await dashboard.shows("● running")
+        assert dashboard.keeper.received == [Pause(), Resume()]
 
 
 @pytest.mark.parametrize("state", ["held", "waiting"])
-async def test_space_goes_on_from_a_rest(state: str) -> None:
-    async with playing((120, 40), [*PAST, StateChanged(state=state, reason="loss is nan")]) as play:  # type: ignore[arg-type]
-        await play.sees(f"● {state}")
-        await play.press("space")
-        await play.until(lambda: play.keeper.asked == [Resume()])
+async def test_space_resumes_a_stopped_run(state: str) -> None:
+    async with open_dashboard((120, 40), [*EARLIER, StateChanged(state=state, reason="loss is nan")]) as dashboard:  # type: ignore[arg-type]
+        await dashboard.shows(f"● {state}")
+        await dashboard.press("space")
+        await dashboard.wait_until(lambda: dashboard.keeper.received == [Resume()])
 
 
-async def test_a_knob_that_cannot_act_says_why_and_asks_nothing() -> None:
+async def test_an_unavailable_knob_shows_the_reason_and_sends_nothing() -> None:
     knobs = (KnobState(name="lr", value="0.1"), KnobState(name="residual", unavailable="a surface has no blocks"))
-    async with playing((120, 40), [started(knobs=knobs), StateChanged(state="running")]) as play:
-        await play.sees("residual –")
-        await play.press("r")
-        await play.sees("not now", "residual connection: a surface has no blocks")
-        assert play.keeper.asked == []
+    async with open_dashboard((120, 40), [started(knobs=knobs), StateChanged(state="running")]) as dashboard:
+        await dashboard.shows("residual –")
+        await dashboard.press("r")
+        await dashboard.shows("not now", "residual connection: a surface has no blocks")
+        assert dashboard.keeper.received == []
 
 
-async def test_pressed_twice_goes_two_steps() -> None:
-    async with playing((120, 40), PAST, replies=False) as play:
-        await play.sees("residual off")
-        await play.press("semicolon", "semicolon", "r", "r")
-        await play.until(lambda: len(play.keeper.asked) == 4)
-        assert play.keeper.asked == [
+async def test_a_second_press_starts_from_the_requested_value() -> None:
+    async with open_dashboard((120, 40), EARLIER, replies=False) as dashboard:
+        await dashboard.shows("residual off")
+        await dashboard.press("semicolon", "semicolon", "r", "r")
+        await dashboard.wait_until(lambda: len(dashboard.keeper.received) == 4)
+        assert dashboard.keeper.received == [
             turn("pace", "60"),
             turn("pace", "120"),
             turn("residual", "on"),
@@ -153,85 +150,75 @@ async def test_pressed_twice_goes_two_steps() -> None:
         ]
 
 
-async def test_twenty_presses_in_one_frame_are_one_intervention() -> None:
-    async with playing((120, 40), PAST) as play:
-        await play.sees("residual off")
+async def test_every_press_in_one_frame_is_sent() -> None:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
+        await dashboard.shows("residual off")
         for _ in range(20):
-            play.app.post_message(events.Key("plus", "+"))
-        await play.until(lambda: bool(play.keeper.asked))
-        await play.sees("applied at step 30")
-        (asked,) = play.keeper.asked
-        assert isinstance(asked, TurnKnob)
-        assert asked.value[0] == "*"
-        assert float(asked.value[1:]) == pytest.approx(1.25**20, rel=1e-14)
+            dashboard.app.post_message(events.Key("plus", "+"))
+        await dashboard.wait_until(lambda: len(dashboard.keeper.received) == 20)
+        await dashboard.shows("applied at step 30")
+        assert dashboard.keeper.received == [turn("lr", "*1.25")] * 20
 
 
-async def test_up_and_down_is_where_it_was_and_another_key_comes_between() -> None:
-    async with playing((120, 40), PAST, replies=False) as play:
-        await play.sees("residual off")
-        for key, character in (("plus", "+"), ("minus", "-"), ("m", "m"), ("plus", "+"), ("plus", "+"), ("r", "r")):
-            play.app.post_message(events.Key(key, character))
-        await play.until(lambda: len(play.keeper.asked) == 4)
-        assert play.keeper.asked == [turn("lr", "*1.0"), Mark(), turn("lr", "*1.5625"), turn("residual", "on")]
+async def test_requests_keep_the_order_of_the_keys() -> None:
+    async with open_dashboard((120, 40), EARLIER, replies=False) as dashboard:
+        await dashboard.shows("residual off")
+        for key, character in (("plus", "+"), ("minus", "-"), ("m", "m"), ("plus", "+"), ("r", "r")):
+            dashboard.app.post_message(events.Key(key, character))
+        await dashboard.wait_until(lambda: len(dashboard.keeper.received) == 5)
+        assert dashboard.keeper.received == [
+            turn("lr", "*1.25"),
+            turn("lr", "/1.25"),
+            Mark(),
+            turn("lr", "*1.25"),
+            turn("residual", "on"),
+        ]
 
 
-async def test_one_press_is_not_kept_back_for_long() -> None:
-    async with playing((120, 40), PAST) as play:
-        await play.sees("residual off")
-        loop = asyncio.get_running_loop()
-        sent_s, came_s = [0.0], [0.0]
-        play.keeper.on_asked = lambda _: came_s.__setitem__(0, loop.time())
-        bridge = play.app.bridge
-        sent_s[0] = loop.time()
-        bridge.send(turn("lr", "*1.25"))
-        await play.until(lambda: bool(play.keeper.asked))
-        assert 0.02 < came_s[0] - sent_s[0] < 1.0
+async def test_a_layer_outside_any_block_cannot_be_a_target() -> None:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
+        await dashboard.shows("residual off")
+        await dashboard.press("up", "r")
+        await dashboard.shows("inlet is not in a block")
+        assert dashboard.keeper.received == []
 
 
-async def test_a_layer_outside_all_blocks_is_no_target() -> None:
-    async with playing((120, 40), PAST) as play:
-        await play.sees("residual off")
-        await play.press("up", "r")
-        await play.sees("inlet lies in no block")
-        assert play.keeper.asked == []
+async def test_pasted_text_is_not_taken_for_keys() -> None:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
+        await dashboard.shows("residual off")
+        dashboard.app.post_message(events.Paste("r++qs"))
+        await dashboard.press("m")
+        await dashboard.wait_until(lambda: bool(dashboard.keeper.received))
+        assert dashboard.keeper.received == [Mark()]
 
 
-async def test_a_paste_never_steers() -> None:
-    async with playing((120, 40), PAST) as play:
-        await play.sees("residual off")
-        play.app.post_message(events.Paste("r++qs"))
-        await play.press("m")
-        await play.until(lambda: bool(play.keeper.asked))
-        assert play.keeper.asked == [Mark()]
-
-
-async def test_a_schedules_curve_is_drawn_and_its_parameters_given() -> None:
-    async with playing((120, 40), PAST) as play:
-        await play.sees("residual off")
-        await play.press("s", "down", "down", "down")
-        await play.sees(
-            "Schedule over the 1,970 steps left", "half a cosine to 0 over", "rate over steps", "warmup=0.1"
+async def test_schedule_dialog_draws_the_curve_and_takes_parameters() -> None:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
+        await dashboard.shows("residual off")
+        await dashboard.press("s", "down", "down", "down")
+        await dashboard.shows(
+            "Schedule for the remaining 1,970 steps", "half a cosine to 0 over", "rate over steps", "warmup=0.1"
         )
-        await play.press("tab", *typed("warmup=985 floor=0.5"))
-        await play.sees("up from 0.04 of the base rate over 985 updates", "half a cosine to 0.5 of")
-        await play.press("enter")
-        await play.until(lambda: bool(play.keeper.asked))
+        await dashboard.press("tab", *typed("warmup=985 floor=0.5"))
+        await dashboard.shows("up from 0.04 of the base rate over 985 updates", "half a cosine to 0.5 of")
+        await dashboard.press("enter")
+        await dashboard.wait_until(lambda: bool(dashboard.keeper.received))
         parameters = (("warmup", 985), ("floor", 0.5))
-        assert play.keeper.asked == [TurnKnob(knob="schedule", value="warmup_cosine", parameters=parameters)]
+        assert dashboard.keeper.received == [TurnKnob(knob="schedule", value="warmup_cosine", parameters=parameters)]
 
 
-async def test_a_schedule_that_cannot_be_is_told_and_not_sent() -> None:
-    async with playing((80, 24), PAST) as play:
-        await play.sees("Gradient flow")
-        await play.press("s", "down", "tab", *typed("warmup=3"), "enter")
-        await play.sees('unknown option "warmup"')
-        await play.press(*["backspace"] * 8, "shift+tab", "up", "end", "up", "tab", *typed("decay=5000"), "enter")
-        await play.sees("5,000 updates; allowed: at most the steps left")
-        await play.press("escape", "s", "end")
-        await play.sees("depends on the loss")
-        await play.press("escape", "m")
-        await play.until(lambda: bool(play.keeper.asked))
-        assert play.keeper.asked == [Mark()]
+async def test_schedule_dialog_rejects_wrong_parameters() -> None:
+    async with open_dashboard((80, 24), EARLIER) as dashboard:
+        await dashboard.shows("Gradient flow")
+        await dashboard.press("s", "down", "tab", *typed("warmup=3"), "enter")
+        await dashboard.shows('unknown option "warmup"')
+        await dashboard.press(*["backspace"] * 8, "shift+tab", "up", "end", "up", "tab", *typed("decay=5000"), "enter")
+        await dashboard.shows("5,000 updates; allowed: at most the remaining steps")
+        await dashboard.press("escape", "s", "end")
+        await dashboard.shows("no curve to foretell")
+        await dashboard.press("escape", "m")
+        await dashboard.wait_until(lambda: bool(dashboard.keeper.received))
+        assert dashboard.keeper.received == [Mark()]
 
 
 def typed(text: str) -> list[str]:
@@ -239,75 +226,79 @@ def typed(text: str) -> list[str]:
     return [names.get(c, c) for c in text]
 
 
-async def test_a_norm_is_put_where_it_is_wanted() -> None:
-    async with playing((80, 24), PAST) as play:
-        await play.sees("Gradient flow")
-        await play.press("n", "down")
-        await play.sees("where=pre|mid|post way=calibrated|instant", "tab where and how")
-        await play.press("tab", *typed("where=midd"), "enter")
-        await play.sees('where = "midd"; allowed: pre, mid, post')
-        await play.press("backspace", *typed(" way=instant"), "enter")
-        await play.until(lambda: bool(play.keeper.asked))
-        assert play.keeper.asked == [TurnKnob(knob="norm", value="layer", where="mid", way="instant")]
+async def test_norm_dialog_takes_position_and_way() -> None:
+    async with open_dashboard((80, 24), EARLIER) as dashboard:
+        await dashboard.shows("Gradient flow")
+        await dashboard.press("n", "down")
+        await dashboard.shows("where=pre|mid|post way=calibrated|instant", "tab for options")
+        await dashboard.press("tab", *typed("where=midd"), "enter")
+        await dashboard.shows('where = "midd"; allowed: pre, mid, post')
+        await dashboard.press("backspace", *typed(" way=instant"), "enter")
+        await dashboard.wait_until(lambda: bool(dashboard.keeper.received))
+        assert dashboard.keeper.received == [TurnKnob(knob="norm", value="layer", where="mid", way="instant")]
 
 
-async def test_the_schedules_picture_follows_the_run() -> None:
-    async with playing((80, 24), PAST) as play:
-        await play.sees("Gradient flow")
-        await play.press("s", "down", "down")
-        await play.sees("Schedule over the 1,970 steps left", "now, 30", "over 1,970 updates")
-        play.keeper.tell(steps(30, [2.3] * 470))
-        await play.sees("Schedule over the 1,500 steps left", "now, 500", "over 1,500 updates")
-        await play.press("enter")
-        await play.until(lambda: bool(play.keeper.asked))
+async def test_schedule_dialog_follows_the_run() -> None:
+    async with open_dashboard((80, 24), EARLIER) as dashboard:
+        await dashboard.shows("Gradient flow")
+        await dashboard.press("s", "down", "down")
+        await dashboard.shows("Schedule for the remaining 1,970 steps", "now, 30", "over 1,970 updates")
+        dashboard.keeper.publish(steps(30, [2.3] * 470))
+        await dashboard.shows("Schedule for the remaining 1,500 steps", "now, 500", "over 1,500 updates")
+        await dashboard.press("enter")
+        await dashboard.wait_until(lambda: bool(dashboard.keeper.received))
 
 
 @pytest.mark.parametrize("key", ["o", "n", "i", "a"])
 @pytest.mark.parametrize("size", [(80, 24), (120, 40)])
-async def test_no_row_of_a_picker_is_wrapped_or_cut(key: str, size: tuple[int, int]) -> None:
+async def test_no_row_of_a_choice_dialog_is_wrapped_or_cut(key: str, size: tuple[int, int]) -> None:
     knobs = (*started().knobs, KnobState(name="optimizer", value="rmsprop"), KnobState(name="norm", value="none"))
-    named = [started(knobs=knobs) if isinstance(event, RunStarted) else event for event in PAST]
-    async with playing(size, [*named, turned(12, "0.1", "0.000128205", knob="lr")]) as play:
-        await play.sees("Gradient flow")
-        await play.press(key)
-        await play.sees("escape leaves it")
-        choices = play.app.screen.query_one(OptionList)
-        assert choices.virtual_size.height == choices.option_count, "a row each"
-        text = play.text()
+    named = [started(knobs=knobs) if isinstance(event, RunStarted) else event for event in EARLIER]
+    async with open_dashboard(size, [*named, turned(12, "0.1", "0.000128205", knob="lr")]) as dashboard:
+        await dashboard.shows("Gradient flow")
+        await dashboard.press(key)
+        await dashboard.shows("escape cancels")
+        choices = dashboard.app.screen.query_one(OptionList)
+        assert choices.virtual_size.height == choices.option_count, "one row per choice"
+        text = dashboard.text()
         for n in range(choices.option_count):
             assert str(choices.get_option_at_index(n).prompt).rstrip() in text
 
 
-async def test_the_picker_shows_the_rate_that_the_scenario_names() -> None:
+async def test_optimizer_dialog_shows_the_rate_of_the_scenario() -> None:
     knobs = (*started().knobs, KnobState(name="optimizer", value="sgd"))
     scenario = {"title": "t", "story": "s", "optimizer": {"name": "sgd", "lr": 0.1, "rates": {"adam": 0.003}}}
-    begun = started(knobs=knobs, scenario=scenario)
-    async with playing((80, 24), [begun if isinstance(event, RunStarted) else event for event in PAST]) as play:
-        await play.sees("Gradient flow")
-        await play.press("o")
-        await play.sees("adam       lr 0.1 → 0.003 (the scenario's rate for Adam)", "rmsprop    lr 0.1 → 0.0026 (÷39")
+    named = started(knobs=knobs, scenario=scenario)
+    async with open_dashboard(
+        (80, 24), [named if isinstance(event, RunStarted) else event for event in EARLIER]
+    ) as dashboard:
+        await dashboard.shows("Gradient flow")
+        await dashboard.press("o")
+        await dashboard.shows(
+            "adam       lr 0.1 → 0.003 (the scenario's rate for Adam)", "rmsprop    lr 0.1 → 0.0026 (÷39"
+        )
 
 
 @pytest.mark.parametrize("key", ["o", "n", "i", "a", "s", "l", "c", ">"])
-async def test_no_dialog_opens_on_a_run_that_is_over(key: str) -> None:
-    async with playing((80, 24), [*PAST, RunEnded(status="finished", step=30)]) as play:
-        await play.sees("● finished")
-        await play.press(key)
-        await play.sees("not now  the run has ended")
-        assert "escape leaves it" not in play.text()
+async def test_no_dialog_opens_after_the_run_has_ended(key: str) -> None:
+    async with open_dashboard((80, 24), [*EARLIER, RunEnded(status="finished", step=30)]) as dashboard:
+        await dashboard.shows("● finished")
+        await dashboard.press(key)
+        await dashboard.shows("not now  the run has ended")
+        assert "escape cancels" not in dashboard.text()
 
 
-async def test_not_built_yet_is_forgotten_once_it_is() -> None:
-    async with playing((80, 24), [StateChanged(state="building")]) as play:
-        await play.sees("building the network…")
-        await play.press("n")
-        await play.sees("not now  the network is not built yet")
-        play.keeper.tell(started(), StateChanged(state="running"))
-        await play.until(lambda: "not built yet" not in play.text())
+async def test_not_built_yet_disappears_once_the_net_is_built() -> None:
+    async with open_dashboard((80, 24), [StateChanged(state="building")]) as dashboard:
+        await dashboard.shows("building the network…")
+        await dashboard.press("n")
+        await dashboard.shows("not now  the network is not built yet")
+        dashboard.keeper.publish(started(), StateChanged(state="running"))
+        await dashboard.wait_until(lambda: "not built yet" not in dashboard.text())
 
 
 @pytest.mark.parametrize("base", [0.02, None])
-def test_the_curve_is_the_schedules(base: float | None) -> None:
+def test_schedule_curve_has_the_shape_of_the_schedule(base: float | None) -> None:
     spec, left, width, height = ScheduleSpec(name="wsd", warmup=250, decay=0.25, start=0.2), 1000, 90, 12
     *rows, foot = curve(spec, 500, left, base, width, height).plain.split("\n")
     assert len(rows) == height - 1
@@ -315,7 +306,7 @@ def test_the_curve_is_the_schedules(base: float | None) -> None:
     assert foot.split() == [
         "now,",
         "500",
-        *("rate over steps" if base else "share of the base rate over steps").split(),
+        *("rate over steps" if base else "factor of the base rate over steps").split(),
         "1500",
     ]
     assert next(row.split("│")[0].strip() for row in rows if row.startswith(" " * 4)) == ("0.02" if base else "1.00")
@@ -328,64 +319,64 @@ def test_the_curve_is_the_schedules(base: float | None) -> None:
     assert 79 - heights[::-1].index(len(canvas)) == pytest.approx(80 * 0.75, abs=3)
 
 
-async def test_a_wrong_number_is_told_and_not_sent() -> None:
-    async with playing((120, 40), PAST) as play:
-        await play.sees("residual off")
-        await play.press("l", "minus", "3", "enter")
-        await play.sees("allowed: a number > 0")
-        await play.press("escape")
-        await play.press("greater_than_sign", "0", "enter")
-        await play.sees("a whole number from 1 to")
-        await play.press("escape", "m")
-        await play.until(lambda: bool(play.keeper.asked))
-        assert play.keeper.asked == [Mark()]
+async def test_number_dialog_rejects_wrong_numbers() -> None:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
+        await dashboard.shows("residual off")
+        await dashboard.press("l", "minus", "3", "enter")
+        await dashboard.shows("allowed: a number > 0")
+        await dashboard.press("escape")
+        await dashboard.press("greater_than_sign", "0", "enter")
+        await dashboard.shows("a whole number from 1 to")
+        await dashboard.press("escape", "m")
+        await dashboard.wait_until(lambda: bool(dashboard.keeper.received))
+        assert dashboard.keeper.received == [Mark()]
 
 
-async def test_the_palette_turns_a_knob() -> None:
-    async with playing((120, 40), PAST) as play:
-        await play.sees("residual off")
-        await play.press("ctrl+p")
-        await play.sees("Search")
-        await play.press(*"activation = gelu".replace(" ", ""))
-        await play.sees("activation = gelu")
-        await play.press("enter", "enter")
-        await play.until(lambda: bool(play.keeper.asked))
-        assert play.keeper.asked == [turn("activation", "gelu")]
+async def test_the_palette_sets_a_knob() -> None:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
+        await dashboard.shows("residual off")
+        await dashboard.press("ctrl+p")
+        await dashboard.shows("Search")
+        await dashboard.press(*"activation = gelu".replace(" ", ""))
+        await dashboard.shows("activation = gelu")
+        await dashboard.press("enter", "enter")
+        await dashboard.wait_until(lambda: bool(dashboard.keeper.received))
+        assert dashboard.keeper.received == [turn("activation", "gelu")]
 
 
-async def test_help_tells_every_key_and_panel() -> None:
-    async with playing((120, 40), PAST) as play:
-        await play.press("question_mark")
-        await play.sees("residual connections on or off", "learning rate ÷ 10")
-        await play.press("end")
-        await play.sees("thrown about")
+async def test_help_lists_keys_and_panels() -> None:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
+        await dashboard.press("question_mark")
+        await dashboard.shows("residual connections on or off", "learning rate ÷ 10")
+        await dashboard.press("end")
+        await dashboard.shows("starts a new segment")
 
 
-async def test_one_layer_in_full() -> None:
-    async with playing((120, 40), PAST) as play:
-        await play.sees("residual off")
-        await play.press("up", "up", "enter")
-        await play.sees("blocks.0.linear", "L2 norm of the weights' gradient", "5.7e+00")
-        await play.press("up")
-        await play.sees("blocks.1.linear")
+async def test_enter_opens_the_selected_layer() -> None:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
+        await dashboard.shows("residual off")
+        await dashboard.press("up", "up", "enter")
+        await dashboard.shows("blocks.0.linear", "L2 norm of the (clipped) weight gradient", "5.7e+00")
+        await dashboard.press("up")
+        await dashboard.shows("blocks.1.linear")
 
 
-async def test_views_zoom_axis() -> None:
-    async with playing((120, 40), PAST) as play:
-        await play.sees("Gradient flow", "Update")
-        await play.press("2")
-        await play.until(lambda: "Gradient flow" not in play.text())
-        await play.press("1", "tab", "tab", "z")
-        await play.until(lambda: "Loss" not in play.text() and "Gradient flow" in play.text())
-        await play.press("z", "y", "t")
-        await play.sees("Loss  linear", "last 200+ steps")
+async def test_views_zoom_and_axis_settings() -> None:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
+        await dashboard.shows("Gradient flow", "Update")
+        await dashboard.press("2")
+        await dashboard.wait_until(lambda: "Gradient flow" not in dashboard.text())
+        await dashboard.press("1", "tab", "tab", "z")
+        await dashboard.wait_until(lambda: "Loss" not in dashboard.text() and "Gradient flow" in dashboard.text())
+        await dashboard.press("z", "y", "t")
+        await dashboard.shows("Loss  linear", "last 200+ steps")
 
 
 @pytest.mark.parametrize("size", [(80, 24), (120, 40)])
-async def test_all_readings_of_a_layer_are_in_sight(size: tuple[int, int]) -> None:
+async def test_layer_dialog_shows_all_readings_without_scrolling(size: tuple[int, int]) -> None:
     many = dict.fromkeys(DEFINITIONS, 0.5)
-    told = msgspec.structs.replace(reading(29, 0.5), values={name: [v] * 22 for name, v in many.items()})
-    async with playing(size, [*PAST, told]) as play:
-        await play.sees("Gradient flow")
-        await play.press("up", "enter")
-        await play.sees("measured at", *(symbol for symbol, _, _ in DEFINITIONS.values()))
+    newest = msgspec.structs.replace(reading(29, 0.5), values={name: [v] * 22 for name, v in many.items()})
+    async with open_dashboard(size, [*EARLIER, newest]) as dashboard:
+        await dashboard.shows("Gradient flow")
+        await dashboard.press("up", "enter")
+        await dashboard.shows("measured at", *(symbol for symbol, _, _ in DEFINITIONS.values()))

@@ -1,4 +1,4 @@
-"""The loss's axis where a logarithm has nothing to say and where figures are long, and the held-out points on it."""
+"""The loss axis for zero, negative and nearly equal losses, and the held-out points."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import math
 
 import pytest
 from factories import started, steps
-from scripted import view
+from fake_run import view
 
-from tui_descent.dashboard.axis import Axis, log_axis
-from tui_descent.dashboard.panels.loss import APART, LossPanel
-from tui_descent.dashboard.panels.timeline import gutter
+from tui_descent.dashboard.charts.axis import Axis, log_axis
+from tui_descent.dashboard.charts.time_axis import gutter
+from tui_descent.dashboard.panels.loss import POINT_DISTANCE, LossPanel
 from tui_descent.protocol.events import AnyEvent, Evaluated
 
 
-def falling_under_zero() -> list[AnyEvent]:
+def falling_below_zero() -> list[AnyEvent]:
     surface = started(0, scenario={"model": {"name": "surface"}}, layers=())
     return [surface, steps(0, [math.exp(-n / 20) for n in range(200)]), steps(200, [-n / 100 for n in range(1, 101)])]
 
@@ -26,18 +26,18 @@ def drawn_loss(events: list[AnyEvent], **look: bool) -> tuple[str, list[str]]:
     return panel.heading(seen)[0], rows
 
 
-def test_a_loss_that_falls_under_zero_gets_a_linear_axis_that_says_so_and_holds_all_of_it() -> None:
-    heading, rows = drawn_loss(falling_under_zero())
+def test_a_loss_below_zero_switches_to_a_linear_axis_and_says_so() -> None:
+    heading, rows = drawn_loss(falling_below_zero())
     assert "linear (≤ 0)" in heading
     assert any(row.lstrip().startswith("-1.00") for row in rows)
-    assert any(c > "\u2800" for c in rows[-2][35:]), "its end is at the bottom"
-    heading, _ = drawn_loss(falling_under_zero()[:2])
+    assert any(c > "\u2800" for c in rows[-2][35:]), "the last losses are at the bottom"
+    heading, _ = drawn_loss(falling_below_zero()[:2])
     assert "log" in heading
     assert "linear" not in heading
-    assert "linear[/dim] [bold $primary]y" in drawn_loss(falling_under_zero(), log=False)[0]
+    assert "linear[/dim] [bold $primary]y" in drawn_loss(falling_below_zero(), log=False)[0]
 
 
-def test_a_loss_of_exactly_zero_lies_at_the_bottom_of_a_log_axis() -> None:
+def test_a_loss_of_zero_is_at_the_bottom_of_a_log_axis() -> None:
     heading, rows = drawn_loss([started(), steps(0, [1.0, 0.1, 0.01] + [0.0] * 40)])
     assert "log" in heading
     assert "≤ 0" not in heading
@@ -47,7 +47,7 @@ def test_a_loss_of_exactly_zero_lies_at_the_bottom_of_a_log_axis() -> None:
 @pytest.mark.parametrize("middle", [2.302585, -1234.5678, 123_456.0, 8e-7])
 @pytest.mark.parametrize("width", [6, 8, 11])
 @pytest.mark.parametrize("rows", [4, 12, 30])
-def test_figures_never_need_more_cells_than_there_are_nor_stand_twice(middle: float, width: int, rows: int) -> None:
+def test_axis_numbers_fit_their_width_and_are_unique(middle: float, width: int, rows: int) -> None:
     for exponent in range(-9, 3):
         half = abs(middle) * 10.0**exponent
         figures = Axis.linear(middle - half, middle + half).labels(rows, width=width)
@@ -55,39 +55,41 @@ def test_figures_never_need_more_cells_than_there_are_nor_stand_twice(middle: fl
         assert len(set(figures.values())) == len(figures) > 0
 
 
-def test_of_figures_that_read_alike_the_true_one_stays() -> None:
+def test_of_axis_numbers_with_the_same_text_the_most_accurate_is_kept() -> None:
     axis = log_axis(1.2e-3, 2.9e-3)
     figures = axis.labels(12, width=6)
     assert figures[axis.row(2e-3, 12)] == "2e-3"
     assert axis.row(1.5e-3, 12) not in figures
 
 
-def test_a_gutter_of_long_figures_does_not_tear_the_picture() -> None:
+def test_long_axis_numbers_do_not_shift_the_chart() -> None:
     losses = [2.302585 + 1e-7 * math.sin(n / 9) for n in range(200)]
     _, rows = drawn_loss([started(0, layers=()), steps(0, losses)], log=False)
     assert all(all(c == " " or c > "\u2500" for c in row[7:]) for row in rows[:-1])
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 4, 7])
-def test_held_out_points_stay_apart_and_where_they_are(every: int) -> None:
+def test_held_out_points_keep_their_distance_and_do_not_move(every: int) -> None:
     before: set[int] = set()
     left = gutter(view([started()]), 70)
     for last in range(2, 56):
-        told = [Evaluated(segment=0, step=n, loss=1.5) for n in range(0, last, every)]
-        _, rows = drawn_loss([started(), steps(0, [1.0] * last), *told])
+        evaluations = [Evaluated(segment=0, step=n, loss=1.5) for n in range(0, last, every)]
+        _, rows = drawn_loss([started(), steps(0, [1.0] * last), *evaluations])
         found = sorted(n for row in rows for n, c in enumerate(row) if c == "○")
-        assert found[-1] == left + told[-1].step
-        assert all(b - a >= APART for a, b in itertools.pairwise(found))
-        assert len(before - set(found)) <= 1, "only what was the newest may give way"
+        assert found[-1] == left + evaluations[-1].step
+        assert all(b - a >= POINT_DISTANCE for a, b in itertools.pairwise(found))
+        assert len(before - set(found)) <= 1, "only the newest point may disappear"
         before = set(found)
 
 
-def test_held_out_points_leave_room_for_the_curve() -> None:
-    told = [Evaluated(segment=0, step=n, loss=1.5) for n in range(0, 4000, 10)]
-    _, rows = drawn_loss([started(), steps(0, [1.0] * 4000), *told])
+def test_held_out_points_do_not_cover_the_curve() -> None:
+    evaluations = [Evaluated(segment=0, step=n, loss=1.5) for n in range(0, 4000, 10)]
+    _, rows = drawn_loss([started(), steps(0, [1.0] * 4000), *evaluations])
     found = [n for row in rows for n, c in enumerate(row) if c == "○"]
     assert len(found) >= 6
-    assert all(b - a >= APART for a, b in itertools.pairwise(found))
-    assert found[-1] == max(n for row in rows[:-1] for n, c in enumerate(row) if c not in " ┊"), "the newest is there"
-    _, rows = drawn_loss([started(), steps(0, [1.0] * 4000), *told[::100]])
-    assert sum(row.count("○") for row in rows) == 4, "few are all there"
+    assert all(b - a >= POINT_DISTANCE for a, b in itertools.pairwise(found))
+    assert found[-1] == max(n for row in rows[:-1] for n, c in enumerate(row) if c not in " ┊"), (
+        "the newest point is shown"
+    )
+    _, rows = drawn_loss([started(), steps(0, [1.0] * 4000), *evaluations[::100]])
+    assert sum(row.count("○") for row in rows) == 4, "a few points are all shown"

@@ -10,51 +10,52 @@ import re
 import msgspec
 import pytest
 from factories import history_of, layers, reading, started, steps, turned, vanishing
-from scripted import view
+from fake_run import view
 
-from tui_descent.dashboard.axis import Axis, log_axis
-from tui_descent.dashboard.figures import scientific, short, size, tick
-from tui_descent.dashboard.panels.curves import Cells, Curves
-from tui_descent.dashboard.panels.device import course, facts, phrases
+from tui_descent.dashboard.charts.axis import Axis, log_axis
+from tui_descent.dashboard.charts.braille import Cells
+from tui_descent.dashboard.charts.log_scale import LogScale
+from tui_descent.dashboard.charts.loss_curve import LossCurve
+from tui_descent.dashboard.charts.time_axis import RECENT_STEPS, BinCache, TimeAxis, gutter
 from tui_descent.dashboard.panels.gradients import GradientsPanel
 from tui_descent.dashboard.panels.heatmap import HeatmapPanel, layers_of_row, row_names
-from tui_descent.dashboard.panels.keybar import ITEMS, keybar
+from tui_descent.dashboard.panels.knob_line import ENTRIES, knob_line
 from tui_descent.dashboard.panels.loss import LossPanel
-from tui_descent.dashboard.panels.names import labels, target_of
-from tui_descent.dashboard.panels.scale import Scale
 from tui_descent.dashboard.panels.status import StatusPanel
-from tui_descent.dashboard.panels.timeline import RECENT_STEPS, Columns, Timeline, gutter
 from tui_descent.dashboard.panels.updates import UpdatesPanel
-from tui_descent.dashboard.plain import middle, plain
+from tui_descent.dashboard.text.device_info import detail_lines, sparkline, status_texts
+from tui_descent.dashboard.text.layer_names import block_of, layer_labels
+from tui_descent.dashboard.text.numbers import axis_number, byte_size, scientific, short
+from tui_descent.dashboard.text.safe_text import safe, shorten
 from tui_descent.protocol.events import DeviceTaken, Gpu, KnobState, Layer, RunEnded, RunStarted, StateChanged
 from tui_descent.telemetry.history import History
 
 
 @pytest.mark.parametrize("recent", [False, True])
 @pytest.mark.parametrize("columns", [1, 7, 58, 120])
-def test_the_newest_step_is_always_on_the_axis(columns: int, recent: bool) -> None:
+def test_the_newest_step_is_always_on_the_time_axis(columns: int, recent: bool) -> None:
     run = History()
     for count in (1, 2, 57, 58, 59, 199, 200, 201, 1000, 123_457):
         run.steps = count
-        line = Timeline.of(run, columns, recent=recent)
-        assert line.width & (line.width - 1) == 0
+        line = TimeAxis.of(run, columns, recent=recent)
+        assert line.bin_width & (line.bin_width - 1) == 0
         assert line.column(count - 1) is not None
         first = max(0, count - RECENT_STEPS) if recent and columns > 8 else 0
         if columns > 8 or not recent:
             assert line.column(first) is not None
 
 
-def test_the_picture_stands_still_until_it_is_full() -> None:
+def test_the_time_axis_changes_only_when_it_is_full() -> None:
     run = History()
     seen = set()
     for count in range(1, 3800):
         run.steps = count
-        line = Timeline.of(run, 60, recent=False)
-        seen.add((line.width, line.first))
+        line = TimeAxis.of(run, 60, recent=False)
+        seen.add((line.bin_width, line.first))
     assert seen == {(2**k, 0) for k in range(7)}
 
 
-def test_loss_and_heatmap_share_columns() -> None:
+def test_loss_and_heatmap_share_their_columns() -> None:
     look = view(vanishing(300))
     loss = [s.text for s in LossPanel().draw(look, 80, 12)]
     heat = [s.text for s in HeatmapPanel().draw(look, 80, 12)]
@@ -64,7 +65,7 @@ def test_loss_and_heatmap_share_columns() -> None:
     assert loss[-1][mark.pop()] == "▲"
 
 
-def test_a_step_number_keeps_its_distance_from_an_interventions_name() -> None:
+def test_step_numbers_keep_their_distance_from_intervention_names() -> None:
     for at in range(5, 380, 5):
         look = view([started(), steps(0, [1.0] * 400), turned(at, "0.1", "0.125", knob="lr")])
         row = LossPanel().draw(look, 80, 12)[-1].text
@@ -72,7 +73,7 @@ def test_a_step_number_keeps_its_distance_from_an_interventions_name() -> None:
         assert not re.search(r"lr 0\.125 {1,2}\d|\d {0,2}▲|▲ {1,2}\d|\d {1,2}lr", row), row
 
 
-def test_a_panel_fills_its_size() -> None:
+def test_panels_fill_their_width() -> None:
     look = view(vanishing(60))
     for width, height in ((20, 3), (58, 6), (150, 40)):
         for panel in (LossPanel(), HeatmapPanel(), UpdatesPanel()):
@@ -81,17 +82,17 @@ def test_a_panel_fills_its_size() -> None:
             assert {row.cell_length for row in rows} == {width}
 
 
-def test_curves_drawn_bit_by_bit_are_the_curves_drawn_at_once() -> None:
-    rng, run, grown, memo = random.Random(5), History(), Curves(), Columns()
+def test_a_loss_curve_drawn_step_by_step_equals_one_drawn_at_once() -> None:
+    rng, run, grown, memo = random.Random(5), History(), LossCurve(), BinCache()
     for step in range(330):
         run.apply(steps(step, [2.0 + rng.uniform(-0.5, 0.5)]))
-        line, axis = Timeline.of(run, 50, recent=False), Axis.linear(1.0, 3.0)
-        bins = memo.read(run.losses[0], line.steps_a_dot, line.first_step, line.last_step)
+        line, axis = TimeAxis.of(run, 50, recent=False), Axis.linear(1.0, 3.0)
+        bins = memo.read(run.losses[0], line.steps_per_dot, line.first_step, line.last_step)
         cells = grown.cells(bins, line, axis, 8)
         if step % 37 == 0 or step > 320:
-            fresh = run.losses[0].window(line.steps_a_dot, line.first_step, line.last_step)
+            fresh = run.losses[0].window(line.steps_per_dot, line.first_step, line.last_step)
             assert bins == fresh
-            whole = Curves().cells(fresh, line, axis, 8)
+            whole = LossCurve().cells(fresh, line, axis, 8)
             # Half way between two dots plotext's last bit decides, and it depends on the width of the canvas.
             assert differing(cells, whole) <= 24
             assert dots(cells) == pytest.approx(dots(whole), rel=0.03)
@@ -105,7 +106,7 @@ def dots(cells: Cells) -> int:
     return sum(bin(ord(c.text) - 0x2800).count("1") for row in cells for c in row if c.text != " ")
 
 
-def test_the_heatmap_darkens_downwards_and_lights_up() -> None:
+def test_heatmap_brightness_follows_the_gradient() -> None:
     panel, look = HeatmapPanel(), view(vanishing(300))
     rows = panel.draw(look, 80, 11)
     left = gutter(look, 80)
@@ -121,12 +122,12 @@ def test_the_heatmap_darkens_downwards_and_lights_up() -> None:
         raise AssertionError
 
     assert light(1, 3) > light(5, 3) > light(9, 3)
-    newest = Timeline.of(look.history, 80 - left, recent=False).column(299)
+    newest = TimeAxis.of(look.history, 80 - left, recent=False).column(299)
     assert newest is not None
     assert light(9, newest) > light(9, 3) * 2
 
 
-def test_every_layer_has_its_row() -> None:
+def test_every_layer_has_a_heatmap_row() -> None:
     for count in (1, 2, 7, 22, 40, 203):
         for height in (1, 5, 11, 30):
             shown = [n for y in range(height) for n in layers_of_row(y, height, count)]
@@ -140,15 +141,15 @@ def test_every_layer_has_its_row() -> None:
     assert ("blocks.76", True) in names
 
 
-def test_a_scale_only_widens_and_ignores_the_floor() -> None:
-    scale = Scale(-6, 0)
-    scale.cover([-7.2, math.nan, -40.0, math.inf], -40.0)
+def test_a_log_scale_only_widens_and_ignores_the_floor() -> None:
+    scale = LogScale(-6, 0)
+    scale.widen([-7.2, math.nan, -40.0, math.inf], -40.0)
     assert (scale.low, scale.high) == (-8, 0)
-    scale.cover([-3.0, 1.5], -40.0)
+    scale.widen([-3.0, 1.5], -40.0)
     assert (scale.low, scale.high) == (-8, 2)
 
 
-def test_updates_carry_a_sign_besides_the_colour() -> None:
+def test_unhealthy_updates_are_marked_besides_their_colour() -> None:
     events = [started(2), reading(0, 1.0, 2, top=2e-4)]
     good = [s.text.rstrip() for s in UpdatesPanel().draw(view(events), 50, 4)]
     assert all(
@@ -158,43 +159,43 @@ def test_updates_carry_a_sign_besides_the_colour() -> None:
     assert all(line.endswith("!") for line in good)
 
 
-def test_names_lose_what_all_of_them_share() -> None:
-    assert labels(layers(3), 12) == ("inlet", "blocks.0", "blocks.1", "blocks.2", "outlet")
+def test_layer_labels_drop_common_parts_then_cut_the_middle() -> None:
+    assert layer_labels(layers(3), 12) == ("inlet", "blocks.0", "blocks.1", "blocks.2", "outlet")
     deep = tuple(
         Layer(name=f"transformer.h.{n}.{part}", kind="L", params=1, block=n) for n in range(2) for part in "ab"
     )
-    assert labels(deep, 30) == tuple(layer.name for layer in deep)
-    assert all(len(name) <= 10 for name in labels(deep, 10))
-    assert target_of(layers(3)[1]) == "blocks.0"
-    assert target_of(layers(3)[0]) is None
+    assert layer_labels(deep, 30) == tuple(layer.name for layer in deep)
+    assert all(len(name) <= 10 for name in layer_labels(deep, 10))
+    assert block_of(layers(3)[1]) == "blocks.0"
+    assert block_of(layers(3)[0]) is None
     parts = ("attention.qkv", "attention.out", "up", "out")
     blocks = (Layer(name=f"blocks.{n}.{part}", kind="L", params=1, block=n) for n in (1, 10) for part in parts)
     net = (Layer(name="tokens", kind="L", params=1), *blocks, Layer(name="classifier", kind="L", params=1))
-    assert labels(net, 10)[1:9] == (
-        *("1.atte.qkv", "1.atte.out", "1.up", "1.out"),
-        *("10.att.qkv", "10.att.out", "10.up", "10.out"),
+    assert layer_labels(net, 10)[1:9] == (
+        *("1.a…on.qkv", "1.a…on.out", "1.up", "1.out"),
+        *("10.…on.qkv", "10.…on.out", "10.up", "10.out"),
     )
-    assert labels(net, 10)[0::9] == ("tokens", "classifier")
-    assert labels(net, 30) == tuple(layer.name for layer in net)
+    assert layer_labels(net, 10)[0::9] == ("tokens", "classifier")
+    assert layer_labels(net, 30) == tuple(layer.name for layer in net)
     for width in range(1, 24):
-        assert all(len(name) <= width for name in labels(net, width))
-    assert len(set(labels(net, 9))) == len(net)
-    assert middle("transformer.h.11.attn", 12) == "tra….11.attn"
+        assert all(len(name) <= width for name in layer_labels(net, width))
+    assert len(set(layer_labels(net, 9))) == len(net)
+    assert shorten("transformer.h.11.attn", 12) == "tra….11.attn"
 
 
-def test_log_axis_holds_what_it_is_given() -> None:
+def test_a_log_axis_has_a_position_for_extreme_limits() -> None:
     for low, high in ((1e-8, 3.0), (2.3, 2.31), (5e-324, 1e308), (1.0, 1.0)):
         axis = log_axis(low, high)
-        assert 0 <= axis.place(low) <= axis.place(high) <= 1
+        assert 0 <= axis.position(low) <= axis.position(high) <= 1
         assert axis.labels(12)
-    assert math.isnan(log_axis(1, 2).place(-1))
-    assert math.isnan(log_axis(1, 2).place(math.nan))
+    assert math.isnan(log_axis(1, 2).position(-1))
+    assert math.isnan(log_axis(1, 2).position(math.nan))
 
 
-def test_linear_axis_holds_what_it_is_given() -> None:
+def test_a_linear_axis_has_a_position_for_extreme_limits() -> None:
     for low, high in ((-1e308, 1e308), (0.0, 0.0), (-3.0, -2.9), (0.0, 1e-300)):
         axis = Axis.linear(low, high)
-        assert 0 <= axis.place(low) <= axis.place(high) <= 1
+        assert 0 <= axis.position(low) <= axis.position(high) <= 1
         assert axis.labels(12) is not None
 
 
@@ -202,17 +203,17 @@ def test_linear_axis_holds_what_it_is_given() -> None:
     ("low", "high"), [(-1.6e5, 0.0), (2.3001, 2.3012), (0.0011, 0.0016), (1e4, 1.3e4), (-1.0, 1.0)]
 )
 @pytest.mark.parametrize("rows", [4, 9, 18])
-def test_no_two_figures_of_an_axis_are_the_same(low: float, high: float, rows: int) -> None:
+def test_axis_numbers_are_unique_and_in_their_rows(low: float, high: float, rows: int) -> None:
     axis = Axis.linear(low, high)
     texts = list(axis.labels(rows).values())
     assert len(set(texts)) == len(texts) >= 2
     assert all(len(text) <= 7 for text in texts), texts
     for row, text in axis.labels(rows).items():
-        assert axis.row(float(text), rows) == row, "where it stands is what it says"
+        assert axis.row(float(text), rows) == row, "the number is accurate for its row"
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.7, 3.0), (2.0, 10.0), (2.3, 2.35)])
-def test_a_tall_log_axis_over_less_than_a_decade_has_several_figures(low: float, high: float) -> None:
+def test_a_tall_log_axis_below_a_decade_has_several_numbers(low: float, high: float) -> None:
     axis = log_axis(low, high)
     labels = axis.labels(20)
     assert len(labels) >= 4
@@ -220,20 +221,20 @@ def test_a_tall_log_axis_over_less_than_a_decade_has_several_figures(low: float,
         assert axis.row(float(text), 20) == row
 
 
-def test_figures() -> None:
+def test_number_formats() -> None:
     assert [scientific(v) for v in (0.0, 3.14e-9, math.nan, -math.inf, None)] == ["0", "3.1e-09", "nan", "-inf", "–"]
     assert [short(v) for v in (2.31944, 0.04123, 1.234e-7, 12345.6)] == ["2.319", "0.04123", "1.2e-07", "12346"]
-    assert [tick(v) for v in (2.0, 0.05, 1e-6, 40.0, 50000.0)] == ["2.00", "0.05", "1e-6", "40", "5e4"]
+    assert [axis_number(v) for v in (2.0, 0.05, 1e-6, 40.0, 50000.0)] == ["2.00", "0.05", "1e-6", "40", "5e4"]
 
 
-def test_plain() -> None:
-    assert plain("\x1b[1;31mred\x1b[0m\tand\nmore") == "red and more"
-    assert plain("a\u202eb\u200bc\x07") == "abc"
-    assert plain("x" * 1000, 10) == "x" * 10
-    assert plain("  indented  ") == "  indented"
+def test_safe_removes_control_codes() -> None:
+    assert safe("\x1b[1;31mred\x1b[0m\tand\nmore") == "red and more"
+    assert safe("a\u202eb\u200bc\x07") == "abc"
+    assert safe("x" * 1000, 10) == "x" * 10
+    assert safe("  indented  ") == "  indented"
 
 
-def test_an_old_reading_is_told_to_be_old() -> None:
+def test_an_old_reading_is_shown_with_its_step() -> None:
     fresh = view([started(2), reading(0, 1.0, 2), steps(0, [1.0] * 5)])
     old = view([started(2), reading(0, 1.0, 2), steps(0, [1.0] * 400)])
     assert "now" in UpdatesPanel().heading(fresh)[0]
@@ -244,7 +245,7 @@ def test_an_old_reading_is_told_to_be_old() -> None:
 
 
 @pytest.mark.parametrize("now", [1.0, math.inf, math.nan])
-def test_a_clipped_gradient_is_told_with_its_norm_before(now: float) -> None:
+def test_a_clipped_gradient_is_shown_with_its_norm_before_clipping(now: float) -> None:
     plain_reading = reading(0, 1.0, 2)
     clipped = msgspec.structs.replace(plain_reading, grad_norm_preclip=340.5, global_grad_norm=now)
     assert "‖g‖" not in GradientsPanel().heading(view([started(2), plain_reading]))[0]
@@ -255,38 +256,38 @@ def device(step: int, used: int, *, gpu: Gpu | None = None) -> DeviceTaken:
     return DeviceTaken(segment=0, step=step, device="cuda:0" if gpu else "cpu", allocated_bytes=used, gpu=gpu)
 
 
-def test_the_device_is_told_where_there_is_room() -> None:
+def test_the_status_line_shows_the_device_if_there_is_room() -> None:
     gpu = Gpu(name="H200", utilisation=0.87, power_w=240.4, temperature_c=61.0, used_bytes=10**9, total_bytes=10**11)
     events = [started(2), steps(0, [1.0] * 9), device(3, 1_230_000_000, gpu=gpu)]
     look = view(events)
-    assert phrases(look.history) == ("mem 1.2 GB", "GPU 87 %", "61 °C 240 W")
-    assert "  ".join(phrases(look.history)) in StatusPanel().draw(look, 200, 1)[0].text
+    assert status_texts(look.history) == ("mem 1.2 GB", "GPU 87 %", "61 °C 240 W")
+    assert "  ".join(status_texts(look.history)) in StatusPanel().draw(look, 200, 1)[0].text
     narrow = StatusPanel().draw(look, 80, 1)[0].text
     assert "240 W" not in narrow
     assert "loss" in narrow
-    assert facts(look.history, 60)[1] == "H200, 1.0 GB of 100.0 GB taken by all"
+    assert detail_lines(look.history, 60)[1] == "H200, 1.0 GB of 100.0 GB used by all processes"
     bare = view([started(2), device(3, 940_000_000, gpu=Gpu(name="part"))])
-    assert phrases(bare.history) == ("mem 940 MB", "", "")
-    assert phrases(view([started(2)]).history) == ("", "", "")
+    assert status_texts(bare.history) == ("mem 940 MB", "", "")
+    assert status_texts(view([started(2)]).history) == ("", "", "")
 
 
 @pytest.mark.parametrize("width", range(60, 201))
-def test_nothing_of_the_key_bar_is_cut_and_what_matters_most_stays(width: int) -> None:
+def test_the_knob_line_is_never_cut_and_keeps_the_most_important_keys(width: int) -> None:
     named = started(20, knobs=(*started().knobs, *(KnobState(name=n, value=v) for n, v in LONG_VALUES.items())))
     for events in ([named], [named, StateChanged(state="paused")], [started(0)], vanishing(60)):
         for selected in (None, 7):
             look = view(events, selected=selected)
-            bar = keybar(look, width)
+            bar = knob_line(look, width)
             assert bar.width <= width
             words = f"{''.join(s.text for s in bar.segments)}  "
-            assert words.endswith("  ? help  q leave  ")
-            shown = [item.rank for item in ITEMS if f" {item.keys} " in words]
+            assert words.endswith("  ? help  q quit  ")
+            shown = [entry.rank for key, (entry, _) in ENTRIES.items() if f" {key} " in words]
             if look.history.state.state == "paused":
-                assert "space go on" in words, "the key that is wanted most"
+                assert "space resume" in words, "the most important key now"
                 shown.remove(6)
             assert set(shown) >= set(range(len(shown))) - {6}, "by rank"
             assert len(shown) >= (3 if width < 80 else 5)
-            assert len(shown) >= len(ITEMS) - 1 or width < 190
+            assert len(shown) >= len(ENTRIES) - 1 or width < 190
             if width >= 120 and selected is None:
                 assert " n norm " in words
 
@@ -301,17 +302,17 @@ LONG_VALUES = {
 }
 
 
-def test_a_dash_and_no_key_for_what_cannot_be_done() -> None:
+def test_the_knob_line_omits_keys_and_values_that_cannot_act() -> None:
     ended = [started(2), steps(0, [1.0]), RunEnded(status="finished", step=1)]
-    words = "".join(s.text for s in keybar(view(ended), 200).segments)
+    words = "".join(s.text for s in knob_line(view(ended), 200).segments)
     assert "undo" not in words
     assert "space" not in words
     away = started(2, knobs=(KnobState(name="lr", value="0.1"), KnobState(name="residual", unavailable="no blocks")))
-    assert "residual –" in "".join(s.text for s in keybar(view([away]), 200).segments)
+    assert "residual –" in "".join(s.text for s in knob_line(view([away]), 200).segments)
 
 
 @pytest.mark.parametrize(("name", "gpu"), [("vanishing", True), ("vanishing", False), ("edge-of-stability", False)])
-def test_at_120_columns_the_status_line_has_all_figures_of_the_run(name: str, gpu: bool) -> None:
+def test_the_status_line_at_120_columns_shows_all_numbers_of_the_run(name: str, gpu: bool) -> None:
     card = Gpu(name="H200", utilisation=0.87, temperature_c=61.0, power_w=240.0) if gpu else None
     events = [*vanishing(420)[1:], device(3, 1_230_000_000, gpu=card)]
     events = [msgspec.structs.replace(e, name=name) if isinstance(e, RunStarted) else e for e in events]
@@ -320,7 +321,7 @@ def test_at_120_columns_the_status_line_has_all_figures_of_the_run(name: str, gp
     at_120, at_200, at_80 = (StatusPanel().draw(view(events), width, 1)[0].text for width in (120, 200, 80))
     assert [words for words in figures + ["GPU 87 %"] * gpu if words not in at_120] == []
     if not gpu and name == "vanishing":
-        assert "watch 1% in waits" in StatusPanel().draw(view(events[:-1]), 120, 1)[0].text
+        assert "watch" not in StatusPanel().draw(view(events[:-1]), 120, 1)[0].text
     assert [
         words for words in [*figures, "digits · mlp", "  cpu  "] + ["61 °C 240 W"] * gpu if words not in at_200
     ] == []
@@ -328,7 +329,7 @@ def test_at_120_columns_the_status_line_has_all_figures_of_the_run(name: str, gp
 
 
 @pytest.mark.parametrize("width", range(60, 140))
-def test_nothing_of_the_status_line_is_cut(width: int) -> None:
+def test_the_status_line_is_never_cut(width: int) -> None:
     gpu = Gpu(name="H200", utilisation=0.87, temperature_c=61.0, power_w=240.0)
     line = StatusPanel().draw(view([*vanishing(70), device(3, 1_230_000_000, gpu=gpu)]), width, 1)[0].text
     assert len(line) == width
@@ -336,24 +337,22 @@ def test_nothing_of_the_status_line_is_cut(width: int) -> None:
     assert line.endswith(" ● running ")
 
 
-def test_the_devices_course_stands_until_its_next_reading() -> None:
+def test_the_device_sparkline_repeats_the_last_reading() -> None:
     run = history_of([started(2), steps(0, [1.0] * 8), device(0, 500), device(4, 1000)])
-    assert course(run, 0, 8) == "▅▅▅▅█"
-    assert course(run, 0, 4) == "▅▅█"
-    assert course(run, 1, 8) == "", "no GPU, no utilisation"
+    assert sparkline(run, 0, 8) == "▅▅▅▅█"
+    assert sparkline(run, 0, 4) == "▅▅█"
+    assert sparkline(run, 1, 8) == "", "no GPU, no utilisation"
 
 
-def test_bytes_are_told_in_three_figures() -> None:
-    assert [size(n) for n in (0, 12_000, 999_400, 940_000_000, 999_600_000, 1_230_000_000)] == [
+def test_byte_sizes_have_three_digits() -> None:
+    assert [byte_size(n) for n in (0, 12_000, 999_400, 940_000_000, 999_600_000, 1_230_000_000)] == [
         "0 kB", "12 kB", "999 kB", "940 MB", "1.0 GB", "1.2 GB",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("rows", [5, 6, 12, 18, 40])
 @pytest.mark.parametrize("decades", [(-9.3, 0.4), (0.5, 6.6), (-1.0, 2.1), (-30.0, 4.0)])
-def test_over_many_decades_figures_are_powers_of_ten_and_equally_many_between_them(
-    decades: tuple[float, float], rows: int
-) -> None:
+def test_a_log_axis_over_many_decades_has_evenly_spaced_powers_of_ten(decades: tuple[float, float], rows: int) -> None:
     axis = Axis(*decades, True)
     values = sorted(float(text) for text in axis.labels(rows).values())
     exponents = [round(math.log10(v)) for v in values]

@@ -227,7 +227,7 @@ def test_a_script_that_fails_after_its_run_is_reported_and_its_output_kept(tmp_p
         text = terminal.wait("the script then failed with exit code 1")
         assert "finished" in text
         assert "at step 20" in text
-        assert "no room for the plots" in terminal.wait("all of it:")
+        assert "no room for the plots" in terminal.wait("full log:")
         terminal.press("q")
         assert terminal.ended() == 1
         assert gone(os.environ["TUI_DESCENT_HOME"])

@@ -1,1 +1,1 @@
-"""The screen. Textual and plotext; never torch, training, instruments or the keeper."""
+"""The terminal UI, in Textual. It imports neither torch nor training, instruments or keeper."""

@@ -1,92 +1,72 @@
-"""Key → action → help, from the one table of knobs and keys."""
+"""What each key does: the handlers that the table of key bindings names. The command palette runs them too."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import msgspec
-from textual.binding import Binding
 
-from tui_descent.protocol.commands import AnyCommand, RunSteps, TurnKnob
-from tui_descent.scenario.keys import KEYS, PAUSE, RESUME, Key
-from tui_descent.scenario.knobs import KNOBS, PACES, parse
+from tui_descent.dashboard.bridge import STOPPED_STATES
+from tui_descent.dashboard.dialogs.activation import ActivationDialog
+from tui_descent.dashboard.dialogs.choice import OTHER, ChoiceDialog
+from tui_descent.dashboard.dialogs.help import HelpDialog
+from tui_descent.dashboard.dialogs.number import knob_dialog, steps_dialog
+from tui_descent.dashboard.dialogs.range_test import RangeTestDialog
+from tui_descent.dashboard.dialogs.schedule import ScheduleDialog
+from tui_descent.dashboard.screens.run import VIEWS, RunScreen
+from tui_descent.protocol.commands import Pause, Resume, RunSteps, TurnKnob
+from tui_descent.scenario.keys import BINDING_OF, KeyBinding
+from tui_descent.scenario.knobs import PACES, parse
 from tui_descent.scenario.spec import OptimizerSpec
 from tui_descent.scenario.validate import convert
-from tui_descent.telemetry.history import History
 
-if TYPE_CHECKING:
-    from tui_descent.dashboard.screens.run import RunScreen
-
-Action = Callable[["RunScreen", Key, str], None]
-VIEWS = ("overview", "layers", "events", "chain", "curvature")
-VIEW_NAMES = {"chain": "chain rule"}
-AT_REST = frozenset({"paused", "held", "waiting"})
+Handler = Callable[[RunScreen, KeyBinding, str], None]
 
 
-def bindings() -> list[Binding]:
-    """Every key of the table, each bound to its place in it."""
-    return [
-        Binding(name, f"press({place}, '{name}')", key.label, show=False, key_display=key.shown, tooltip=key.help)
-        for place, key in enumerate(KEYS)
-        for name in key.keys
-    ]
+def press(screen: RunScreen, key: str) -> None:
+    """Run the handler of a key, given by Textual's name for it."""
+    screen.follow_layers()
+    binding = BINDING_OF[key]
+    HANDLERS[binding.action](screen, binding, key)
 
 
-def _turn(screen: RunScreen, key: Key, pressed: str) -> None:
-    assert key.command is not None
-    screen.ask(key.command)
+def _send(screen: RunScreen, binding: KeyBinding, key: str) -> None:
+    assert binding.command is not None
+    screen.send(binding.command)
 
 
-def _send(screen: RunScreen, key: Key, pressed: str) -> None:
-    assert key.command is not None
-    screen.ask(key.command)
+def _send_answer(screen: RunScreen, knob: str, target: str = "all") -> Callable[[str | None], None]:
+    """A dialog's callback that sends the answer as the knob's value."""
+
+    def answered(value: str | None) -> None:
+        if value:
+            screen.send(TurnKnob(knob=knob, value=value, target=target))
+
+    return answered
 
 
-def _exact_rate(screen: RunScreen, key: Key, pressed: str) -> None:
-    from tui_descent.dashboard.dialogs.number import rate_dialog
-
+def _run_steps(screen: RunScreen, binding: KeyBinding, key: str) -> None:
     def answered(text: str | None) -> None:
         if text:
-            screen.ask(TurnKnob(knob="lr", value=text))
+            screen.send(RunSteps(steps=int(text)))
 
-    if screen.can_turn("lr"):
-        screen.app.push_screen(rate_dialog(screen.bridge.history.knobs.get("lr", "")), answered)
-
-
-def _run_steps(screen: RunScreen, key: Key, pressed: str) -> None:
-    from tui_descent.dashboard.dialogs.number import steps_dialog
-
-    def answered(text: str | None) -> None:
-        if text:
-            screen.ask(RunSteps(steps=int(text)))
-
-    if screen.bridge.over:
-        screen.bridge.refuse(screen.bridge.over)
+    if screen.bridge.unavailable:
+        screen.bridge.refuse(screen.bridge.unavailable)
     else:
         screen.app.push_screen(steps_dialog(), answered)
 
 
-def _pick_activation(screen: RunScreen, key: Key, pressed: str) -> None:
-    from tui_descent.dashboard.dialogs.activation import ActivationDialog
-
-    target = screen.target()
-    if target is None or not screen.can_turn("activation"):
-        return
-
-    def answered(choice: str | None) -> None:
-        if choice:
-            screen.ask(TurnKnob(knob="activation", value=choice, target=target))
-
-    screen.app.push_screen(ActivationDialog(screen.value("activation", target), target), answered)
+def _choose_activation(screen: RunScreen, binding: KeyBinding, key: str) -> None:
+    target = screen.selected_block()
+    if target is not None and screen.can_turn("activation"):
+        dialog = ActivationDialog(screen.knob_value("activation", target), target)
+        screen.app.push_screen(dialog, _send_answer(screen, "activation", target))
 
 
-def _pick(screen: RunScreen, key: Key, pressed: str) -> None:
-    from tui_descent.dashboard.dialogs.choice import OTHER, ChoiceDialog
-
-    assert key.knob is not None
-    knob = key.knob
+def _choose(screen: RunScreen, binding: KeyBinding, key: str) -> None:
+    assert binding.knob is not None
+    knob = binding.knob
     target = screen.target_for(knob)
     if target is None or not screen.can_turn(knob):
         return
@@ -95,183 +75,131 @@ def _pick(screen: RunScreen, key: Key, pressed: str) -> None:
         if choice and choice.startswith(OTHER):
             _ask_number(screen, choice.removeprefix(OTHER))
         elif choice:
-            screen.ask(msgspec.structs.replace(parse(f"{knob}={choice}"), target=target))
+            screen.send(msgspec.structs.replace(parse(f"{knob}={choice}"), target=target))
 
-    now, lr = screen.value(knob, target), screen.bridge.history.knobs.get("lr", "")
-    started = screen.bridge.history.started
-    scenario = (started.scenario if started is not None else None) or {}
+    history = screen.bridge.history
+    scenario = (history.started.scenario if history.started is not None else None) or {}
     spec: OptimizerSpec | None = convert(OptimizerSpec, scenario.get("optimizer", {}), "", [])
-    screen.app.push_screen(ChoiceDialog(knob, now, target, also=key.also, lr=lr, spec=spec), answered)
+    dialog = ChoiceDialog(
+        knob,
+        screen.knob_value(knob, target),
+        target,
+        more_knobs=binding.more_knobs,
+        lr=history.knobs.get("lr", ""),
+        spec=spec,
+    )
+    screen.app.push_screen(dialog, answered)
 
 
-def _pick_schedule(screen: RunScreen, key: Key, pressed: str) -> None:
-    from tui_descent.dashboard.dialogs.schedule import ScheduleDialog
-
+def _choose_schedule(screen: RunScreen, binding: KeyBinding, key: str) -> None:
     def answered(turn: TurnKnob | None) -> None:
         if turn is not None:
-            screen.ask(turn)
+            screen.send(turn)
 
     if screen.can_turn("schedule"):
-        screen.app.push_screen(ScheduleDialog(screen.bridge, screen.value("schedule")), answered)
+        screen.app.push_screen(ScheduleDialog(screen.bridge, screen.knob_value("schedule")), answered)
 
 
-def _number(screen: RunScreen, key: Key, pressed: str) -> None:
-    assert key.knob is not None
-    _ask_number(screen, key.knob)
+def _type_number(screen: RunScreen, binding: KeyBinding, key: str) -> None:
+    assert binding.knob is not None
+    _ask_number(screen, binding.knob)
 
 
 def _ask_number(screen: RunScreen, knob: str) -> None:
-    from tui_descent.dashboard.dialogs.number import knob_dialog
-
-    def answered(text: str | None) -> None:
-        if text:
-            screen.ask(TurnKnob(knob=knob, value=text))
-
     if screen.can_turn(knob):
-        screen.app.push_screen(knob_dialog(knob, screen.value(knob)), answered)
+        now = screen.bridge.history.knobs.get(knob, "")
+        screen.app.push_screen(knob_dialog(knob, now), _send_answer(screen, knob))
 
 
-def _range_test(screen: RunScreen, key: Key, pressed: str) -> None:
-    from tui_descent.dashboard.dialogs.rates import RatesDialog
-
+def _range_test(screen: RunScreen, binding: KeyBinding, key: str) -> None:
     started = screen.bridge.history.started
     if started is None:
         screen.bridge.refuse("the network is not built yet")
-        return
-    if started.scenario is None:
-        screen.bridge.refuse(f"{key.label}: an own loop's batches cannot be asked for again")
-        return
-
-    def answered(text: str | None) -> None:
-        if text:
-            screen.ask(TurnKnob(knob="lr", value=text))
-
-    screen.app.push_screen(RatesDialog(screen.bridge), answered)
+    elif started.scenario is None:
+        screen.bridge.refuse("range test: not available for your own loop, its batches cannot be replayed")
+    else:
+        screen.app.push_screen(RangeTestDialog(screen.bridge), _send_answer(screen, "lr"))
 
 
-def _toggle_freeze(screen: RunScreen, key: Key, pressed: str) -> None:
+def _toggle_freeze(screen: RunScreen, binding: KeyBinding, key: str) -> None:
     target = screen.target_for("freeze")
     if target == "all":
-        if screen.can_turn("freeze") and screen.value("freeze") == "off":
-            screen.bridge.refuse("no layer is frozen; arrows select the one to freeze")
+        if screen.can_turn("freeze") and screen.knob_value("freeze") == "off":
+            screen.bridge.refuse("no layer is frozen; select the layer to freeze with the arrow keys")
             return
-        screen.ask(TurnKnob(knob="freeze", value="off"))
+        screen.send(TurnKnob(knob="freeze", value="off"))
     elif target is not None:
-        now = screen.value("freeze", target)
-        screen.ask(TurnKnob(knob="freeze", value="off" if now == "on" else "on", target=target))
+        frozen = screen.knob_value("freeze", target) == "on"
+        screen.send(TurnKnob(knob="freeze", value="off" if frozen else "on", target=target))
 
 
-def _toggle_residual(screen: RunScreen, key: Key, pressed: str) -> None:
-    target = screen.target()
+def _toggle_residual(screen: RunScreen, binding: KeyBinding, key: str) -> None:
+    target = screen.selected_block()
     if target is not None:
-        now = screen.value("residual", target)
-        screen.ask(TurnKnob(knob="residual", value="off" if now.startswith("on") else "on", target=target))
+        on = screen.knob_value("residual", target).startswith("on")
+        screen.send(TurnKnob(knob="residual", value="off" if on else "on", target=target))
 
 
-def _toggle_pause(screen: RunScreen, key: Key, pressed: str) -> None:
-    screen.ask(RESUME if screen.bridge.history.state.state in AT_REST else PAUSE)
+def _toggle_pause(screen: RunScreen, binding: KeyBinding, key: str) -> None:
+    stopped = screen.bridge.history.state.state in STOPPED_STATES
+    screen.send(Resume() if stopped else Pause())
 
 
-def _slower(screen: RunScreen, key: Key, pressed: str) -> None:
-    _pace(screen, [p for p in reversed(PACES) if float_of(p) < float_of(screen.value("pace"))])
+def _slower(screen: RunScreen, binding: KeyBinding, key: str) -> None:
+    now = _steps_per_s(screen.knob_value("pace"))
+    _set_pace(screen, [pace for pace in reversed(PACES) if _steps_per_s(pace) < now])
 
 
-def _faster(screen: RunScreen, key: Key, pressed: str) -> None:
-    _pace(screen, [p for p in PACES if float_of(p) > float_of(screen.value("pace"))])
+def _faster(screen: RunScreen, binding: KeyBinding, key: str) -> None:
+    now = _steps_per_s(screen.knob_value("pace"))
+    _set_pace(screen, [pace for pace in PACES if _steps_per_s(pace) > now])
 
 
-def _pace(screen: RunScreen, further: list[str]) -> None:
-    if further:
-        screen.ask(TurnKnob(knob="pace", value=further[0]))
+def _set_pace(screen: RunScreen, candidates: list[str]) -> None:
+    if candidates:
+        screen.send(TurnKnob(knob="pace", value=candidates[0]))
     elif screen.can_turn("pace"):
-        screen.bridge.refuse(f"pace is {screen.value('pace')} already; it goes from {PACES[0]} a second to {PACES[-1]}")
+        now = screen.knob_value("pace")
+        screen.bridge.refuse(f"the pace is already {now}; it goes from {PACES[0]} to {PACES[-1]} steps per second")
 
 
-def float_of(pace: str) -> float:
-    """Steps a second; `max` and what cannot be read are infinite."""
+def _steps_per_s(pace: str) -> float:
+    """Infinite for `max`, and for text that is not a number."""
     try:
         return float(pace)
     except ValueError:
         return math.inf
 
 
-def _help(screen: RunScreen, key: Key, pressed: str) -> None:
-    from tui_descent.dashboard.dialogs.help import HelpDialog
-
+def _help(screen: RunScreen, binding: KeyBinding, key: str) -> None:
     screen.app.push_screen(HelpDialog())
 
 
-def _palette(screen: RunScreen, key: Key, pressed: str) -> None:
-    screen.app.action_command_palette()
-
-
-def _view(screen: RunScreen, key: Key, pressed: str) -> None:
-    screen.show_view(VIEWS[key.keys.index(pressed)])
-
-
-ACTIONS: dict[str, Action] = {
-    "turn": _turn,
+HANDLERS: dict[str, Handler] = {
     "send": _send,
-    "exact_rate": _exact_rate,
     "run_steps": _run_steps,
-    "pick_activation": _pick_activation,
+    "choose_activation": _choose_activation,
     "toggle_residual": _toggle_residual,
-    "pick": _pick,
-    "pick_schedule": _pick_schedule,
-    "number": _number,
+    "choose": _choose,
+    "choose_schedule": _choose_schedule,
+    "type_number": _type_number,
     "range_test": _range_test,
     "toggle_freeze": _toggle_freeze,
     "toggle_pause": _toggle_pause,
     "slower": _slower,
     "faster": _faster,
     "help": _help,
-    "command_palette": _palette,
-    "view": _view,
-    "toggle_log": lambda screen, key, pressed: screen.toggle_log(),
-    "toggle_window": lambda screen, key, pressed: screen.toggle_window(),
-    "toggle_ghosts": lambda screen, key, pressed: screen.toggle_ghosts(),
-    "focus_next_panel": lambda screen, key, pressed: screen.focus_next_panel(),
-    "zoom": lambda screen, key, pressed: screen.zoom(),
-    "leave": lambda screen, key, pressed: screen.leave(),
-    "up": lambda screen, key, pressed: screen.move(1),
-    "down": lambda screen, key, pressed: screen.move(-1),
-    "open_layer": lambda screen, key, pressed: screen.open_layer(),
-    "clear": lambda screen, key, pressed: screen.clear_selection(),
-    "suspend": lambda screen, key, pressed: screen.app.action_suspend_process(),
+    "command_palette": lambda screen, binding, key: screen.app.action_command_palette(),
+    "show_view": lambda screen, binding, key: screen.show_view(list(VIEWS)[binding.keys.index(key)]),
+    "toggle_log": lambda screen, binding, key: screen.toggle_log(),
+    "toggle_recent": lambda screen, binding, key: screen.toggle_recent(),
+    "toggle_ghosts": lambda screen, binding, key: screen.toggle_ghosts(),
+    "focus_next_panel": lambda screen, binding, key: screen.focus_next_panel(),
+    "zoom": lambda screen, binding, key: screen.zoom(),
+    "leave": lambda screen, binding, key: screen.leave(),
+    "up": lambda screen, binding, key: screen.select_or_scroll(1),
+    "down": lambda screen, binding, key: screen.select_or_scroll(-1),
+    "open_layer": lambda screen, binding, key: screen.open_layer(),
+    "clear_selection": lambda screen, binding, key: screen.clear_selection(),
+    "suspend": lambda screen, binding, key: screen.app.action_suspend_process(),
 }
-
-
-def press(screen: RunScreen, place: int, pressed: str) -> None:
-    """What the key at a place of the table does."""
-    key = KEYS[place]
-    ACTIONS[key.action](screen, key, pressed)
-
-
-def value_of(history: History, knob: str, target: str = "all") -> str:
-    """A knob's present value as the trainer told it, for one block where it was turned by itself."""
-    if target == "all":
-        return history.knobs.get(knob, "")
-    for turned in reversed(history.interventions):
-        if turned.knob == knob and turned.target in (target, "all") and turned.segment == history.segment:
-            return turned.new
-    if history.started is None:
-        return ""
-    return next((state.value for state in history.started.knobs if state.name == knob), "")
-
-
-def palette() -> Iterator[tuple[str, str, int, str, AnyCommand | None]]:
-    """Every action and every choice by name: text, help, place in the table and key, or the command itself."""
-    for place, key in enumerate(KEYS):
-        for n, name in enumerate(key.keys if key.action == "view" else key.keys[:1]):
-            label = f"view: {VIEW_NAMES.get(VIEWS[n], VIEWS[n])}" if key.action == "view" else key.label
-            shown = name if key.action == "view" else key.shown
-            yield f"{label}  ({shown})", key.help, place, name, None
-    for knob in KNOBS.values():
-        for choice in knob.choices or (PACES if knob.kind == "pace" else ()):
-            yield (
-                f"{knob.name} = {choice}",
-                f"{knob.title}: {knob.acts}",
-                -1,
-                "",
-                TurnKnob(knob=knob.name, value=choice),
-            )

@@ -1,4 +1,4 @@
-"""The app: bridge, screen, frame timer, and the ways out with their exit codes."""
+"""The dashboard app: connects, redraws the run screen on a timer, and quits with the run's exit code."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from typing import ClassVar
 from textual.app import App
 from textual.command import Provider
 
+from tui_descent.dashboard import actions
 from tui_descent.dashboard.bridge import Bridge
-from tui_descent.dashboard.palette import KnobsProvider
+from tui_descent.dashboard.command_palette import CommandProvider
+from tui_descent.dashboard.dialogs.leave import LeaveDialog
 from tui_descent.dashboard.screens.run import RunScreen
 from tui_descent.dashboard.signals import Signals
+from tui_descent.dashboard.terminal_size import forget_exported_size
 from tui_descent.dashboard.theme import THEME
-from tui_descent.dashboard.window import forget_exported_size
 from tui_descent.protocol.commands import Stop
 from tui_descent.protocol.events import Status
 from tui_descent.protocol.exit_status import exit_code
 
-STOP_WAIT_S = 10.0
+STOP_TIMEOUT_S = 10.0
 EXIT_CODES: dict[Status, int] = {"finished": 0, "stopped": 0, "diverged": 0, "failed": 1, "lost": 4}
-LOST = 4
 
 
 class DescentApp(App[int]):
     """One viewer of one run."""
 
     CSS_PATH = Path(__file__).parent / "dashboard.tcss"
-    COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {KnobsProvider}
+    COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {CommandProvider}
     TITLE = "tui-descent"
     ENABLE_COMMAND_PALETTE = True
 
@@ -39,57 +40,59 @@ class DescentApp(App[int]):
         self.run_name = name
         self.fps = fps
         self.run_screen = RunScreen(self.bridge, name=name, log_path=log_path)
-        self._reading: asyncio.Task[None] | None = None
-        self._stop_by: float | None = None
+        self._bridge_task: asyncio.Task[None] | None = None
+        self._stop_deadline_s: float | None = None
         self._signals = Signals()
 
     async def on_mount(self) -> None:
-        """Draw first, then connect: the first frame waits for nobody."""
+        """Show the screen first, then connect, so that the first frame does not wait."""
         self.register_theme(THEME)
         self.theme = THEME.name
         self._signals.install(asyncio.get_running_loop(), self.exit)
         await self.push_screen(self.run_screen)
-        self._reading = asyncio.create_task(self.bridge.run(), name="bridge")
+        self._bridge_task = asyncio.create_task(self.bridge.run(), name="bridge")
         self.set_interval(1 / self.fps, self.frame)
 
     async def on_unmount(self) -> None:
-        """Nobody else ends the reader."""
+        """Close the connection and give the signals back."""
         self._signals.restore()
-        if self._reading is not None:
-            self._reading.cancel()
-            await asyncio.gather(self._reading, return_exceptions=True)
+        if self._bridge_task is not None:
+            self._bridge_task.cancel()
+            await asyncio.gather(self._bridge_task, return_exceptions=True)
 
     def frame(self) -> None:
-        """Only asks whether anything changed: a fast run cannot flood the screen."""
+        """Redraw if anything changed: at most `fps` times a second, however fast the run is."""
         self.run_screen.draw()
-        if self._stop_by is not None and (
-            not self.bridge.history.live or not self.bridge.connected or self._loop_time() > self._stop_by
+        if self._stop_deadline_s is not None and (
+            not self.bridge.history.live or not self.bridge.connected or self._loop_time() > self._stop_deadline_s
         ):
             self.exit(self.exit_code())
 
     def exit_code(self) -> int:
-        """What the run came to, as the command line tells it."""
+        """The exit code of the command line for how the run ended."""
         ended = self.bridge.history.ended
         if ended is not None:
             return exit_code(ended, EXIT_CODES)
-        return 0 if self.bridge.connected else LOST
+        return 0 if self.bridge.connected else EXIT_CODES["lost"]
 
-    def leave(self) -> None:
-        """Over already: at once. Otherwise ask."""
+    def action_press(self, key: str) -> None:
+        """A key of the run screen, by Textual's name."""
+        actions.press(self.run_screen, key)
+
+    def on_run_screen_leave_requested(self) -> None:
+        """Quit when the run is over; otherwise ask."""
         if not self.bridge.history.live or not self.bridge.connected:
             self.exit(self.exit_code())
-            return
-        from tui_descent.dashboard.dialogs.leave import LeaveDialog
+        else:
+            self.push_screen(LeaveDialog(), self._leave_answered)
 
-        self.push_screen(LeaveDialog(), self._left)
-
-    def _left(self, stop: bool | None) -> None:
+    def _leave_answered(self, stop: bool | None) -> None:
         if not stop:
             return
         if self.bridge.send(Stop()) is None:
             self.exit(self.exit_code())
             return
-        self._stop_by = self._loop_time() + STOP_WAIT_S
+        self._stop_deadline_s = self._loop_time() + STOP_TIMEOUT_S
 
     @staticmethod
     def _loop_time() -> float:
@@ -97,7 +100,7 @@ class DescentApp(App[int]):
 
 
 def run_dashboard(socket: Path, *, name: str, fps: float = 10.0, log_path: Path | None = None) -> int:
-    """Show a run until it is left; the exit code."""
+    """Show a run until the user quits; returns the exit code."""
     forget_exported_size()
     app = DescentApp(socket, name=name, fps=fps, log_path=log_path)
     code = app.run()

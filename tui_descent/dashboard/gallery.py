@@ -1,4 +1,4 @@
-"""The gallery: all presets on the left, the highlighted one's story and promises on the right; enter takes it."""
+"""The preset gallery: presets on the left, the highlighted one's story and claims on the right."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
-from tui_descent.dashboard import ink
-from tui_descent.dashboard.plain import plain
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.terminal_size import forget_exported_size
+from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.dashboard.theme import THEME
-from tui_descent.dashboard.window import forget_exported_size
 from tui_descent.scenario import presets
 from tui_descent.scenario.claims import claim_text
 from tui_descent.scenario.spec import Scenario, about
 from tui_descent.scenario.toml import ScenarioError
 
 OWN = """\
-Your own scenario is a file:
+Run your own scenario:
   tui-descent FILE.toml
-A preset to start from:
+Show a preset's file:
   tui-descent presets NAME"""
 
 
 class GalleryApp(App[str | None]):
-    """Returns the name of a preset, or None."""
+    """Returns the name of the chosen preset, or None."""
 
     CSS_PATH = Path(__file__).parent / "dashboard.tcss"
     ENABLE_COMMAND_PALETTE = False
     TITLE = "tui-descent"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,q,ctrl+c", "away", "leave", show=False),
+        Binding("escape,q,ctrl+c", "quit_gallery", "quit", show=False),
         Binding("j", "down", show=False),
         Binding("k", "up", show=False),
     ]
@@ -46,21 +46,21 @@ class GalleryApp(App[str | None]):
         self._known = {name: _read(name) for name in presets.names()}
 
     def compose(self) -> ComposeResult:
-        """Titles, one preset's text, and the keys."""
-        yield Static(Text(" tui-descent  see and steer gradient descent", style=ink.NAME), id="gallery-title")
+        """The list of presets, the highlighted preset's text, and the keys."""
+        yield Static(Text(" tui-descent  see and steer gradient descent", style=colours.NAME), id="gallery-title")
         with Horizontal(id="gallery"):
             with Vertical(id="left"):
                 yield OptionList(
                     *(Option(_row(name, found), id=name) for name, found in self._known.items()), id="names"
                 )
-                yield Static(Text(OWN, style=ink.DIM), id="own")
+                yield Static(Text(OWN, style=colours.DIM), id="own")
             with VerticalScroll(id="preset") as box:
                 box.can_focus = False
                 yield Static(id="story-text")
         yield Static(_foot(), id="gallery-foot")
 
     def on_mount(self) -> None:
-        """The first preset is the one to begin with."""
+        """Set the titles and focus the list."""
         self.register_theme(THEME)
         self.theme = THEME.name
         names = self.query_one(OptionList)
@@ -71,30 +71,28 @@ class GalleryApp(App[str | None]):
             self.query_one("#story-text", Static).update(Text(f"no presets found in {presets.folder()}"))
 
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
-        """Tell its story."""
+        """Show the preset's story and claims."""
         name = event.option.id or ""
         self.query_one("#story-text", Static).update(_story(name, self._known[name]))
         self.query_one("#preset").scroll_home(animate=False)
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        """Take it."""
+        """Start the preset."""
         self.exit(event.option.id)
 
-    def action_away(self) -> None:
-        """Take none."""
+    def action_quit_gallery(self) -> None:
+        """Quit without a choice."""
         self.exit(None)
 
     def action_down(self) -> None:
-        """As in lists elsewhere."""
         self.query_one(OptionList).action_cursor_down()
 
     def action_up(self) -> None:
-        """As in lists elsewhere."""
         self.query_one(OptionList).action_cursor_up()
 
 
 def pick() -> str | None:
-    """Let a person choose a preset; None when they left."""
+    """Let the user choose a preset; None when they quit."""
     forget_exported_size()
     return GalleryApp().run()
 
@@ -107,34 +105,34 @@ def _read(name: str) -> Scenario | str:
 
 
 def _row(name: str, found: Scenario | str) -> Text:
-    theme = "cannot be read" if isinstance(found, str) else plain(found.theme, 40)
+    theme = "cannot be read" if isinstance(found, str) else safe(found.theme, 40)
     row = Text(no_wrap=True, overflow="ellipsis")
     row.append(f"{name:<17} ")
-    row.append(theme, style=ink.ORANGE if isinstance(found, str) else ink.DIM)
+    row.append(theme, style=colours.ORANGE if isinstance(found, str) else colours.DIM)
     return row
 
 
 def _story(name: str, found: Scenario | str) -> Text:
     if isinstance(found, str):
-        return Text("\n".join(plain(line) for line in found.splitlines()), style=ink.ORANGE)
+        return Text("\n".join(safe(line) for line in found.splitlines()), style=colours.ORANGE)
     text = Text()
-    text.append(plain(found.title), style=ink.BRIGHT)
+    text.append(safe(found.title), style=colours.BRIGHT)
     facts = f"{about(found)} · {found.optimizer.name}, rate {found.optimizer.lr:g} · {found.run.steps:,} steps"
-    text.append(f"\n{facts}\n\n", style=ink.DIM)
+    text.append(f"\n{facts}\n\n", style=colours.DIM)
     for paragraph in textwrap.dedent(found.story).strip().split("\n\n"):
-        text.append(plain(" ".join(paragraph.split()), 4000) + "\n\n", style=ink.TEXT)
+        text.append(safe(" ".join(paragraph.split()), 4000) + "\n\n", style=colours.TEXT)
     if found.claim:
-        text.append("What it promises, and a test checks\n", style=ink.BRIGHT)
+        text.append("Claims, checked by a test\n", style=colours.BRIGHT)
     for claim in found.claim:
         at = f" at step {claim.at}" if claim.at is not None else " at the end"
         given = f", after {', '.join(claim.given)}" if claim.given else ""
-        text.append(f"  {plain(claim.metric, 40)} {claim_text(claim)}{at}{plain(given)}\n", style=ink.DIM)
+        text.append(f"  {safe(claim.metric, 40)} {claim_text(claim)}{at}{safe(given)}\n", style=colours.DIM)
     return text
 
 
 def _foot() -> Text:
     text = Text(no_wrap=True, overflow="ellipsis")
-    for key, what in (("↑ ↓", "choose"), ("enter", "start"), ("q", "leave")):
-        text.append(f" {key}", style=ink.KEY)
-        text.append(f" {what} ", style=ink.DIM)
+    for key, what in (("↑ ↓", "choose"), ("enter", "start"), ("q", "quit")):
+        text.append(f" {key}", style=colours.KEY)
+        text.append(f" {what} ", style=colours.DIM)
     return text

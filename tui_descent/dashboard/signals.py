@@ -1,4 +1,4 @@
-"""Leaving on SIGINT, SIGTERM and SIGHUP: Textual leaves them alone, and then the terminal stays as it was drawn on."""
+"""Quit on SIGINT, SIGTERM and SIGHUP. Textual does not handle them, so the terminal would not be restored."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# When the terminal itself is gone, Textual's writer has died of it and waits for room in its queue without end.
-PATIENCE_S = 3.0
+# When the terminal is gone, Textual's writer thread has died and shutdown blocks on its full queue.
+EXIT_TIMEOUT_S = 3.0
 
 
 class Signals:
-    """Handlers from `install` to `restore`."""
+    """Signal handlers, active from `install` to `restore`."""
 
     def __init__(self) -> None:
         self._before: dict[int, Any] = {}
 
     def install(self, loop: asyncio.AbstractEventLoop, leave: Callable[[int], None]) -> None:
-        """`leave(128 + n)` is called in the loop; where that cannot be done any more, the process ends all the same.
+        """On signal n call `leave(128 + n)` in the event loop; if the process does not end in time, exit hard.
 
-        Not by `loop.add_signal_handler`, which waits for a loop that may be blocked in a write.
+        `loop.add_signal_handler` would not do: the loop may be blocked in a write.
         """
         if threading.current_thread() is not threading.main_thread():
             return
 
         def handler(number: int, _: FrameType | None) -> None:
-            last = threading.Timer(PATIENCE_S, os._exit, (128 + number,))
+            last = threading.Timer(EXIT_TIMEOUT_S, os._exit, (128 + number,))
             last.daemon = True
             last.start()
             loop.call_soon_threadsafe(leave, 128 + number)
@@ -39,7 +39,7 @@ class Signals:
             self._before[number] = signal.signal(number, handler)
 
     def restore(self) -> None:
-        """As it was."""
+        """Put the previous handlers back."""
         for number, before in self._before.items():
             signal.signal(number, before)
         self._before.clear()

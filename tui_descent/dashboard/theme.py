@@ -1,10 +1,10 @@
-"""What Textual's own widgets are coloured with: dialogs, lists, fields, the palette."""
+"""The Textual theme, for its own widgets: dialogs, lists, input fields, the command palette."""
 
 from __future__ import annotations
 
 from textual.theme import Theme
 
-from tui_descent.dashboard import ink
+from tui_descent.dashboard import colours
 
 THEME = Theme(
     name="descent",
@@ -12,7 +12,7 @@ THEME = Theme(
     secondary="#7d8590",
     accent="#e1cc55",
     foreground="#c9ced6",
-    background=ink.GROUND,
+    background=colours.BACKGROUND,
     surface="#161a21",
     panel="#1c212a",
     success="#57ab7f",

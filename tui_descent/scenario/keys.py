@@ -1,374 +1,246 @@
-"""Everything that can be pressed: one table makes bindings, footer, help, palette and the README's keys."""
+"""All key bindings in one table: the dashboard's bindings, footer, help, palette and the README are made from it."""
 
 from __future__ import annotations
 
 import msgspec
 
-from tui_descent.protocol.commands import (
-    AnyCommand,
-    Evaluate,
-    Mark,
-    Pause,
-    Redo,
-    Resume,
-    RunRangeTest,
-    RunSteps,
-    TurnKnob,
-    Undo,
-)
+from tui_descent.protocol.commands import AnyCommand, Evaluate, Mark, Redo, RunRangeTest, RunSteps, TurnKnob, Undo
 
 RATE_STEP = 1.25
-PAUSE, RESUME = Pause(), Resume()
 
 
-class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """What a key does: `action` is the dashboard's word for it, `command` what it always sends, if anything.
+class FooterEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A binding in the footer: its word, and a shorter one for narrow screens. Rank 0 is the last to be left out.
 
-    `also` are further knobs that its dialog leads to.
+    `keys` replaces the binding's own key where one entry stands for two keys. `live_only`: only while the run is live.
     """
 
-    keys: tuple[str, ...]
+    word: str
+    short: str = ""
+    rank: int
+    keys: str = ""
+    live_only: bool = False
+
+
+class KeyBinding(msgspec.Struct, frozen=True):
+    """A key with its description and its action, which is the name of a handler in `dashboard/actions.py`.
+
+    `keys` are Textual's names of the key and its synonyms. `command` is what the action "send" sends. `knob` is the
+    knob that is changed; `more_knobs` are others that its dialog leads to.
+    """
+
     shown: str
+    keys: tuple[str, ...]
     label: str
-    help: str
+    description: str
     action: str
-    command: AnyCommand | None = None
     knob: str | None = None
-    also: tuple[str, ...] = ()
+    command: AnyCommand | None = None
+    more_knobs: tuple[str, ...] = ()
+    footer: FooterEntry | None = None
 
 
-KEYS: tuple[Key, ...] = (
-    Key(
-        keys=("plus", "equals_sign", "add"),
-        shown="+",
-        label="rate up",
-        help="learning rate × 1.25",
-        action="turn",
+KEYS: tuple[KeyBinding, ...] = (
+    KeyBinding(
+        "+",
+        ("plus", "equals_sign", "add"),
+        "rate up",
+        "learning rate × 1.25",
+        "send",
         knob="lr",
         command=TurnKnob(knob="lr", value=f"*{RATE_STEP}"),
+        footer=FooterEntry(word="rate", short="rate", rank=2, keys="+ -"),
     ),
-    Key(
-        keys=("minus", "subtract"),
-        shown="-",
-        label="rate down",
-        help="learning rate ÷ 1.25",
-        action="turn",
+    KeyBinding(
+        "-",
+        ("minus", "subtract"),
+        "rate down",
+        "learning rate ÷ 1.25",
+        "send",
         knob="lr",
         command=TurnKnob(knob="lr", value=f"/{RATE_STEP}"),
     ),
-    Key(
-        keys=("right_square_bracket",),
-        shown="]",
-        label="rate ×10",
-        help="learning rate × 10",
-        action="turn",
+    KeyBinding(
+        "]",
+        ("right_square_bracket",),
+        "rate ×10",
+        "learning rate × 10",
+        "send",
         knob="lr",
         command=TurnKnob(knob="lr", value="*10"),
     ),
-    Key(
-        keys=("left_square_bracket",),
-        shown="[",
-        label="rate ÷10",
-        help="learning rate ÷ 10",
-        action="turn",
+    KeyBinding(
+        "[",
+        ("left_square_bracket",),
+        "rate ÷10",
+        "learning rate ÷ 10",
+        "send",
         knob="lr",
         command=TurnKnob(knob="lr", value="/10"),
     ),
-    Key(
-        keys=("l",),
-        shown="l",
-        label="exact rate",
-        help="type an exact learning rate",
-        action="exact_rate",
-        knob="lr",
-    ),
-    Key(
-        keys=("a",),
-        shown="a",
-        label="activation",
-        help="pick the activation of the net or of the selected layer",
-        action="pick_activation",
+    KeyBinding("l", ("l",), "exact rate", "type an exact learning rate", "type_number", knob="lr"),
+    KeyBinding(
+        "a",
+        ("a",),
+        "activation",
+        "choose the activation of all blocks or the selected one",
+        "choose_activation",
         knob="activation",
+        footer=FooterEntry(word="act", rank=5),
     ),
-    Key(
-        keys=("r",),
-        shown="r",
-        label="residual",
-        help="residual connections on or off: all blocks or the selected one",
-        action="toggle_residual",
+    KeyBinding(
+        "r",
+        ("r",),
+        "residual",
+        "residual connections on or off, in all blocks or the selected one",
+        "toggle_residual",
         knob="residual",
+        footer=FooterEntry(word="residual", short="res", rank=3),
     ),
-    Key(
-        keys=("n",),
-        shown="n",
-        label="norm",
-        help="pick the normalisation of all blocks or the selected one; in it tab: where and how",
-        action="pick",
+    KeyBinding(
+        "n",
+        ("n",),
+        "norm",
+        "choose the normalisation of all blocks or the selected one",
+        "choose",
         knob="norm",
+        footer=FooterEntry(word="norm", short="norm", rank=9),
     ),
-    Key(
-        keys=("o",),
-        shown="o",
-        label="optimizer",
-        help="another optimizer, its learning rate mapped; momentum and betas",
-        action="pick",
+    KeyBinding(
+        "o",
+        ("o",),
+        "optimizer",
+        "switch optimizer (converts the learning rate); momentum, betas",
+        "choose",
         knob="optimizer",
-        also=("momentum", "betas"),
+        more_knobs=("momentum", "betas"),
+        footer=FooterEntry(word="optimizer", rank=10),
     ),
-    Key(
-        keys=("s",),
-        shown="s",
-        label="schedule",
-        help="another schedule over the steps that are left, its curve drawn; its parameters",
-        action="pick_schedule",
+    KeyBinding(
+        "s",
+        ("s",),
+        "schedule",
+        "choose a learning-rate schedule for the remaining steps",
+        "choose_schedule",
         knob="schedule",
+        footer=FooterEntry(word="schedule", rank=11),
     ),
-    Key(
-        keys=("i",),
-        shown="i",
-        label="init",
-        help="draw the weights anew: the whole net's or the selected layer's",
-        action="pick",
-        knob="init",
+    KeyBinding(
+        "i", ("i",), "init", "re-initialise weights, of the whole net or the selected layer", "choose", knob="init"
     ),
-    Key(
-        keys=("c",),
-        shown="c",
-        label="clip",
-        help="clip the gradient to a global norm, or off",
-        action="number",
-        knob="clip",
-    ),
-    Key(
-        keys=("b",),
-        shown="b",
-        label="batch size",
-        help="another batch size",
-        action="number",
-        knob="batch_size",
-    ),
-    Key(
-        keys=("w",),
-        shown="w",
-        label="weight decay",
-        help="another weight decay",
-        action="number",
-        knob="weight_decay",
-    ),
-    Key(
-        keys=("d",),
-        shown="d",
-        label="dropout",
-        help="another share of dropout",
-        action="number",
-        knob="dropout",
-    ),
-    Key(
-        keys=("x",),
-        shown="x",
-        label="freeze",
-        help="freeze the selected layer, or let it go; with none selected let all go",
-        action="toggle_freeze",
+    KeyBinding("c", ("c",), "clip", "clip the gradient to a global norm, or off", "type_number", knob="clip"),
+    KeyBinding("b", ("b",), "batch size", "change the batch size", "type_number", knob="batch_size"),
+    KeyBinding("w", ("w",), "weight decay", "change the weight decay", "type_number", knob="weight_decay"),
+    KeyBinding("d", ("d",), "dropout", "change the dropout rate", "type_number", knob="dropout"),
+    KeyBinding(
+        "x",
+        ("x",),
+        "freeze",
+        "freeze or unfreeze the selected layer; without one, unfreeze all",
+        "toggle_freeze",
         knob="freeze",
     ),
-    Key(
-        keys=("k",),
-        shown="k",
-        label="kick",
-        help="push all weights by a hundredth, at random; on a surface down its most negative curvature",
-        action="turn",
+    KeyBinding(
+        "k",
+        ("k",),
+        "kick",
+        "push all weights by 1 % at random; on a surface the same as K",
+        "send",
         knob="kick",
         command=TurnKnob(knob="kick", value="0.01"),
     ),
-    Key(
-        keys=("K",),
-        shown="K",
-        label="kick down",
-        help="push all weights by a hundredth along the most negative curvature, off a saddle",
-        action="turn",
+    KeyBinding(
+        "K",
+        ("K",),
+        "kick down",
+        "push all weights by 1 % along the most negative curvature",
+        "send",
         knob="kick",
         command=TurnKnob(knob="kick", value="0.01", way="curvature"),
     ),
-    Key(
-        keys=("f",),
-        shown="f",
-        label="range test",
-        help="find a learning rate: sweep it from here, all put back after; enter adopts",
-        action="range_test",
-        command=RunRangeTest(),
+    KeyBinding(
+        ",",
+        ("comma",),
+        "slower",
+        "fewer steps per second",
+        "slower",
+        knob="pace",
+        footer=FooterEntry(word="pace", short="pace", rank=8, keys=", ;"),
     ),
-    Key(
-        keys=("u",),
-        shown="u",
-        label="undo",
-        help="back to the exact state before the last intervention; after NaN, to the last good one",
-        action="send",
+    KeyBinding(";", ("semicolon",), "faster", "more steps per second, up to max", "faster", knob="pace"),
+    KeyBinding(
+        "u",
+        ("u",),
+        "undo",
+        "undo the last intervention; after NaN, to the last good step",
+        "send",
         command=Undo(),
+        footer=FooterEntry(word="undo", short="undo", rank=4, live_only=True),
     ),
-    Key(
-        keys=("U",),
-        shown="U",
-        label="redo",
-        help="forward again to where the last undo was made",
-        action="send",
-        command=Redo(),
+    KeyBinding("U", ("U",), "redo", "go forward again to where the last undo was made", "send", command=Redo()),
+    KeyBinding("g", ("g",), "ghosts", "show or hide the loss curves of undone steps", "toggle_ghosts"),
+    KeyBinding(
+        "space",
+        ("space",),
+        "pause",
+        "pause or resume",
+        "toggle_pause",
+        footer=FooterEntry(word="pause", rank=6, live_only=True),
     ),
-    Key(
-        keys=("g",),
-        shown="g",
-        label="ghosts",
-        help="show or hide the curves that an undo left behind",
-        action="toggle_ghosts",
+    KeyBinding(".", ("full_stop",), "one step", "run one step, then pause", "send", command=RunSteps(steps=1)),
+    KeyBinding(">", ("greater_than_sign",), "N steps", "run N steps, then pause", "run_steps"),
+    KeyBinding(
+        "f",
+        ("f",),
+        "range test",
+        "find a learning rate: try a hundred, then restore the run",
+        "range_test",
+        command=RunRangeTest(),
+        footer=FooterEntry(word="range test", short="range", rank=12, live_only=True),
     ),
-    Key(
-        keys=("space",),
-        shown="space",
-        label="pause",
-        help="pause, and go on",
-        action="toggle_pause",
+    KeyBinding("m", ("m",), "mark", "mark the current step on the time axis", "send", command=Mark()),
+    KeyBinding("e", ("e",), "evaluate", "evaluate on the held-out data now", "send", command=Evaluate()),
+    KeyBinding("y", ("y",), "log/linear", "loss axis: logarithmic or linear", "toggle_log"),
+    KeyBinding("t", ("t",), "time", "time axis: the whole run or the last 200 steps", "toggle_recent"),
+    KeyBinding("tab", ("tab",), "focus", "focus the next panel", "focus_next_panel"),
+    KeyBinding("z", ("z",), "zoom", "show the focused panel alone, or all panels again", "zoom"),
+    KeyBinding(
+        *(
+            "1-5",
+            ("1", "2", "3", "4", "5"),
+            "views",
+            "overview · layers · events · chain rule · curvature",
+            "show_view",
+        ),
+        footer=FooterEntry(word="views", rank=7),
     ),
-    Key(
-        keys=("full_stop",),
-        shown=".",
-        label="one step",
-        help="make one step, then pause",
-        action="send",
-        command=RunSteps(steps=1),
+    KeyBinding(
+        "?",
+        ("question_mark",),
+        "help",
+        "all keys, and what the panels show",
+        "help",
+        footer=FooterEntry(word="help", short="help", rank=1),
     ),
-    Key(
-        keys=("greater_than_sign",),
-        shown=">",
-        label="N steps",
-        help="make N steps, then pause",
-        action="run_steps",
+    KeyBinding("ctrl+p", ("ctrl+p",), "palette", "find any action or knob by name", "command_palette"),
+    KeyBinding(
+        "q",
+        ("q", "ctrl+c"),
+        "quit",
+        "stop the run and quit, or stay",
+        "leave",
+        footer=FooterEntry(word="quit", short="quit", rank=0),
     ),
-    Key(
-        keys=("comma",),
-        shown=",",
-        label="slower",
-        help="fewer steps a second",
-        action="slower",
-        knob="pace",
-    ),
-    Key(
-        keys=("semicolon",),
-        shown=";",
-        label="faster",
-        help="more steps a second, up to max",
-        action="faster",
-        knob="pace",
-    ),
-    Key(
-        keys=("m",),
-        shown="m",
-        label="mark",
-        help="mark this moment on the time axis",
-        action="send",
-        command=Mark(),
-    ),
-    Key(
-        keys=("e",),
-        shown="e",
-        label="evaluate",
-        help="evaluate on the held-out data now",
-        action="send",
-        command=Evaluate(),
-    ),
-    Key(
-        keys=("y",),
-        shown="y",
-        label="log/linear",
-        help="loss axis: logarithmic or linear",
-        action="toggle_log",
-    ),
-    Key(
-        keys=("t",),
-        shown="t",
-        label="time",
-        help="time axis: the whole run, or the last 200 steps",
-        action="toggle_window",
-    ),
-    Key(
-        keys=("tab",),
-        shown="tab",
-        label="focus",
-        help="next panel; arrows scroll and select a layer",
-        action="focus_next_panel",
-    ),
-    Key(
-        keys=("z",),
-        shown="z",
-        label="zoom",
-        help="the focused panel alone, and back",
-        action="zoom",
-    ),
-    Key(
-        keys=("1", "2", "3", "4", "5"),
-        shown="1-5",
-        label="views",
-        help="overview · layers · events · chain rule · curvature",
-        action="view",
-    ),
-    Key(
-        keys=("question_mark",),
-        shown="?",
-        label="help",
-        help="all keys, and what the panels mean",
-        action="help",
-    ),
-    Key(
-        keys=("ctrl+p",),
-        shown="ctrl+p",
-        label="palette",
-        help="every action and knob by name",
-        action="command_palette",
-    ),
-    Key(
-        keys=("q", "ctrl+c"),
-        shown="q",
-        label="leave",
-        help="stop the run and leave, or stay",
-        action="leave",
-    ),
-    Key(
-        keys=("up",),
-        shown="↑",
-        label="layer up",
-        help="select the layer above; in events and chain rule, scroll",
-        action="up",
-    ),
-    Key(
-        keys=("down",),
-        shown="↓",
-        label="layer down",
-        help="select the layer below; in events and chain rule, scroll",
-        action="down",
-    ),
-    Key(
-        keys=("enter",),
-        shown="enter",
-        label="one layer",
-        help="all readings of the selected layer",
-        action="open_layer",
-    ),
-    Key(
-        keys=("escape",),
-        shown="escape",
-        label="whole net",
-        help="select no layer: knobs act on the whole net",
-        action="clear",
-    ),
-    Key(
-        keys=("ctrl+z",),
-        shown="ctrl+z",
-        label="suspend",
-        help="back to the shell; fg returns",
-        action="suspend",
-    ),
+    KeyBinding("↑", ("up",), "layer up", "select the layer above; in events and chain rule, scroll", "up"),
+    KeyBinding("↓", ("down",), "layer down", "select the layer below; in events and chain rule, scroll", "down"),
+    KeyBinding("enter", ("enter",), "one layer", "all readings of the selected layer", "open_layer"),
+    KeyBinding("escape", ("escape",), "whole net", "select no layer: knobs act on the whole net", "clear_selection"),
+    KeyBinding("ctrl+z", ("ctrl+z",), "suspend", "return to the shell; fg comes back", "suspend"),
 )
+BINDING_OF = {name: binding for binding in KEYS for name in binding.keys}
 
 
 def keys_table() -> str:
-    """The keys as a Markdown table: the README's."""
-    rows = [f"| `{key.shown}` | {key.label} | {key.help} |" for key in KEYS]
+    """The key bindings as the README's Markdown table."""
+    rows = [f"| `{key.shown}` | {key.label} | {key.description} |" for key in KEYS]
     return "\n".join(["| key | | what it does |", "|---|---|---|", *rows])

@@ -1,4 +1,4 @@
-"""Picking an activation: each with its formula, its derivative and where it is used."""
+"""The activation dialog: each with its formula, its derivative and where it is used."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from tui_descent.dashboard.dialogs.dialog import Dialog
-from tui_descent.dashboard.plain import plain
+from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.scenario.knobs import KNOBS
 
-# Formula, derivative, where it is used and what it does to the gradient.
+# Formula, derivative, and where it is used.
 FORMULAS: dict[str, tuple[str, str, str]] = {
-    "relu": ("max(0, z)", "1 if z > 0, else 0", "hidden layers; dead where z stays < 0"),
-    "leaky_relu": ("max(a·z, z), a = 0.01", "1 if z > 0, else a", "as relu, but nothing dies"),
+    "relu": ("max(0, z)", "1 if z > 0, else 0", "hidden layers; a unit is dead if z stays < 0"),
+    "leaky_relu": ("max(a·z, z), a = 0.01", "1 if z > 0, else a", "like relu, but no unit dies"),
     "gelu": ("z·Φ(z)", "Φ(z) + z·φ(z)", "transformers"),
     "silu": ("z·σ(z)", "σ(z)·(1 + z·(1 − σ(z)))", "convolutional nets, language models"),
-    "sigmoid": ("1 / (1 + e⁻ᶻ)", "σ(z)·(1 − σ(z)) ≤ 1/4", "gates, outputs; a deep stack of it vanishes"),
+    "sigmoid": ("1 / (1 + e⁻ᶻ)", "σ(z)·(1 − σ(z)) ≤ 1/4", "gates, outputs; in deep stacks the gradient vanishes"),
     "tanh": ("tanh z", "1 − tanh² z ≤ 1", "recurrent nets; saturates at both ends"),
     "elu": ("z if z > 0, else eᶻ − 1", "1 if z > 0, else eᶻ", "hidden layers; mean near 0"),
     "softplus": ("ln(1 + eᶻ)", "σ(z)", "positive outputs; a smooth relu"),
-    "identity": ("z", "1", "no bend: the whole net stays linear"),
+    "identity": ("z", "1", "no nonlinearity: the whole net is linear"),
 }
 
 
@@ -34,12 +34,12 @@ class ActivationDialog(Dialog[str]):
         self._now, self._target = now, target
 
     def compose(self) -> ComposeResult:
-        """The present one is where the list begins."""
-        where = "of all blocks" if self._target == "all" else f"of {plain(self._target, 40)}"
+        """The list starts at the current activation."""
+        where = "of all blocks" if self._target == "all" else f"of {safe(self._target, 40)}"
         choices = KNOBS["activation"].choices
         with Vertical(classes="dialog choice") as box:
             box.border_title = f"Activation {where.replace('[', '(')}"
-            box.border_subtitle = "enter blends over 50 steps · escape leaves it"
+            box.border_subtitle = "enter blends over 50 steps · escape cancels"
             yield Static(Text(f"  {'':<11}{'f(z)':<27}f′(z)"), classes="dim")
             choice_list = OptionList(*(Option(_row(name, self._now), id=name) for name in choices))
             yield choice_list
@@ -48,16 +48,16 @@ class ActivationDialog(Dialog[str]):
             choice_list.highlighted = choices.index(now) if now in choices else 0
 
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
-        """Where the highlighted one is used."""
+        """Show where the highlighted activation is used."""
         use = FORMULAS.get(event.option.id or "", ("", "", ""))[2]
         self.query_one("#use", Static).update(f"\n  {use}")
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        """Enter."""
+        """Answer with the chosen name."""
         self.dismiss(event.option.id)
 
 
 def _row(name: str, now: str) -> Text:
     formula, derivative, _ = FORMULAS.get(name, ("", "", ""))
-    sign = "●" if now.startswith(name) else " "
-    return Text(f"{sign} {name:<11}{formula:<27}{derivative}", no_wrap=True, overflow="ellipsis")
+    mark = "●" if now.startswith(name) else " "
+    return Text(f"{mark} {name:<11}{formula:<27}{derivative}", no_wrap=True, overflow="ellipsis")

@@ -1,4 +1,4 @@
-"""Picking one of a knob's words, or going on to a number of another knob that belongs to it."""
+"""The dialog for choosing a knob's value from a list; it may lead on to the number of a related knob."""
 
 from __future__ import annotations
 
@@ -9,31 +9,30 @@ from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from tui_descent.dashboard.dialogs.dialog import Dialog
-from tui_descent.dashboard.plain import plain
+from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.scenario.knobs import KNOBS, KnobSpec, parse
-from tui_descent.scenario.optimizers import OPTIMIZERS, known_rate
-from tui_descent.scenario.optimizers import map_rate as mapped
+from tui_descent.scenario.optimizers import OPTIMIZERS, known_rate, map_rate
 from tui_descent.scenario.spec import OptimizerSpec
 
-OTHER = "knob:"  # begins the answer that names another knob
+OTHER = "knob:"  # an answer with this prefix names another knob
 INITS = {
-    "he": "N(0, 2/in); for relu and its kin",
+    "he": "N(0, 2/in); for relu and similar",
     "xavier": "N(0, 2/(in + out)); for tanh and sigmoid",
     "lecun": "N(0, 1/in); keeps the variance of a linear layer",
     "orthogonal": "a rotation: all singular values 1",
-    "normal": "N(0, 0.02²), whatever the width",
+    "normal": "N(0, 0.02²), independent of the width",
 }
 NORMS = {
     "none": "no normalisation",
     "layer": "LayerNorm: mean 0 and variance 1 over the features",
-    "rms": "RMSNorm: only the root mean square, no mean taken off",
+    "rms": "RMSNorm: divides by the root mean square, keeps the mean",
 }
 
 
 class ChoiceDialog(Dialog[str]):
-    """Answers with the chosen word and what was typed behind it, or with `knob:NAME` for another knob of the same key.
+    """Answers with the chosen value and the options typed after it, or with `knob:NAME` for one of `more_knobs`.
 
-    `lr` is the learning rate now, where it is known; `spec` what the scenario says of its optimizer.
+    `lr` is the current learning rate, if known; `spec` is the optimizer in the scenario.
     """
 
     def __init__(
@@ -42,38 +41,38 @@ class ChoiceDialog(Dialog[str]):
         now: str,
         target: str,
         *,
-        also: tuple[str, ...] = (),
+        more_knobs: tuple[str, ...] = (),
         lr: str = "",
         spec: OptimizerSpec | None = None,
     ) -> None:
         super().__init__()
-        self._knob, self._now, self._target, self._also = KNOBS[knob], now, target, also
+        self._knob, self._now, self._target, self._more_knobs = KNOBS[knob], now, target, more_knobs
         self._lr, self._spec = lr, spec or OptimizerSpec()
 
     def compose(self) -> ComposeResult:
-        """The present one is where the list begins."""
-        where = "" if self._target == "all" else f" of {plain(self._target, 40)}"
+        """The list starts at the current value."""
+        where = "" if self._target == "all" else f" of {safe(self._target, 40)}"
         choices = self._knob.choices
         with Vertical(classes="dialog choice") as box:
             box.border_title = f"{self._knob.title.capitalize()}{where}".replace("[", "(")
-            more = "tab where and how · " if self._knob.places else ""
-            box.border_subtitle = f"enter turns it · {more}escape leaves it"
+            options = "tab for options · " if self._knob.places else ""
+            box.border_subtitle = f"enter applies · {options}escape cancels"
             rows = [Option(self._row(name), id=name) for name in choices]
-            rows += [Option(Text(f"  set {KNOBS[k].title} …"), id=f"{OTHER}{k}") for k in self._also]
+            rows += [Option(Text(f"  set {KNOBS[k].title} …"), id=f"{OTHER}{k}") for k in self._more_knobs]
             choice_list = OptionList(*rows)
             yield choice_list
             yield Static(f"{self._knob.acts[0].upper()}{self._knob.acts[1:]}", classes="dim acts", markup=False)
             if self._knob.places:
-                yield Input(max_length=60, placeholder=_ways(self._knob))
+                yield Input(max_length=60, placeholder=_options(self._knob))
                 yield Static("", classes="why", markup=False)
             choice_list.highlighted = choices.index(self._now) if self._now in choices else 0
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        """Enter in the list."""
+        """Answer with the chosen value."""
         self._answer(event.option.id or "")
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        """Enter in the field."""
+        """Answer with the highlighted value and the typed options."""
         self._answer(self._knob.choices[self.query_one(OptionList).highlighted or 0])
 
     def _answer(self, choice: str) -> None:
@@ -82,23 +81,23 @@ class ChoiceDialog(Dialog[str]):
         try:
             parse(f"{self._knob.name}={text}") if typed else None
         except ValueError as error:
-            self.query_one(".why", Static).update(plain(str(error)))
+            self.query_one(".why", Static).update(safe(str(error)))
             return
         self.dismiss(text)
 
     def _row(self, name: str) -> Text:
-        sign = "●" if name == self._now else " "
-        return Text(f"{sign} {name:<11}{self._about(name)}", no_wrap=True, overflow="ellipsis")
+        mark = "●" if name == self._now else " "
+        return Text(f"{mark} {name:<11}{self._about(name)}", no_wrap=True, overflow="ellipsis")
 
     def _about(self, name: str) -> str:
         if self._knob.name == "optimizer" and self._now in OPTIMIZERS:
             try:
-                return f"lr {mapped(self._now, name, float(self._lr), known=known_rate(self._spec, name)).text}"
-            except ValueError:  # no rate is known yet
+                return f"lr {map_rate(self._now, name, float(self._lr), known=known_rate(self._spec, name)).text}"
+            except ValueError:  # the learning rate is not known yet
                 return OPTIMIZERS[name].title
         return {"init": INITS, "norm": NORMS}.get(self._knob.name, {}).get(name, "")
 
 
-def _ways(knob: KnobSpec) -> str:
-    """What may be typed behind the word; without it the run chooses as it suits the net."""
+def _options(knob: KnobSpec) -> str:
+    """The options that can be typed after the value; by default the trainer chooses them for the net."""
     return f"where={'|'.join(knob.places)} way={'|'.join(knob.ways)}"

@@ -1,4 +1,4 @@
-"""The frame of all dialogs: a box in the middle, escape leaves without doing anything."""
+"""The base class of all dialogs: a box in the middle; escape closes it without an answer."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ Answer = TypeVar("Answer")
 
 
 class Dialog(ModalScreen[Answer | None], Generic[Answer]):
-    """Answers with a value, or with None by escape."""
+    """Answers with a value, or with None when cancelled."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "away", "back", show=False),
-        Binding("ctrl+c", "away", "back", show=False),
+        Binding("escape", "cancel", "cancel", show=False),
+        Binding("ctrl+c", "cancel", "cancel", show=False),
     ]
 
-    def action_away(self) -> None:
-        """Leave without an answer."""
+    def action_cancel(self) -> None:
+        """Close without an answer."""
         self.dismiss(None)

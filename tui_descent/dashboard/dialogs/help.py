@@ -1,4 +1,4 @@
-"""All keys, from their table, and what each panel means."""
+"""The help dialog: all keys, from their table, and what each panel shows."""
 
 from __future__ import annotations
 
@@ -12,62 +12,61 @@ from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.widgets import Static
 
-from tui_descent.dashboard import ink
+from tui_descent.dashboard import colours
 from tui_descent.dashboard.dialogs.dialog import Dialog
-from tui_descent.dashboard.panels.chain import ChainPanel
+from tui_descent.dashboard.panels.chain_rule import ChainRulePanel
 from tui_descent.dashboard.panels.curvature import CurvaturePanel
 from tui_descent.dashboard.panels.events import EventsPanel
 from tui_descent.dashboard.panels.gradients import GradientsPanel
 from tui_descent.dashboard.panels.heatmap import HeatmapPanel
+from tui_descent.dashboard.panels.look_ahead import LookAheadPanel
 from tui_descent.dashboard.panels.loss import LossPanel
-from tui_descent.dashboard.panels.lowest import LowestPanel
-from tui_descent.dashboard.panels.rates import AheadPanel, SweepPanel
+from tui_descent.dashboard.panels.range_test import RangeTestPanel
 from tui_descent.dashboard.panels.sharpness import SharpnessPanel
+from tui_descent.dashboard.panels.smallest_curvature import SmallestCurvaturePanel
 from tui_descent.dashboard.panels.updates import UpdatesPanel
 from tui_descent.scenario.keys import KEYS
 
 PANELS = {
     "Loss": LossPanel,
-    "Range test": SweepPanel,
-    "Look ahead": AheadPanel,
+    "Range test": RangeTestPanel,
+    "Look ahead": LookAheadPanel,
     "Gradient flow": HeatmapPanel,
     "Gradient": GradientsPanel,
     "Update": UpdatesPanel,
-    "Chain rule": ChainPanel,
+    "Chain rule": ChainRulePanel,
     "Sharpness": SharpnessPanel,
-    "Smallest curvature": LowestPanel,
+    "Smallest curvature": SmallestCurvaturePanel,
     "Curvature": CurvaturePanel,
     "Events": EventsPanel,
 }
 
 
 class HelpDialog(Dialog[None]):
-    """Generated, so that it cannot lag behind the keys."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("question_mark,q", "away", show=False)]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("question_mark,q", "cancel", show=False)]
 
     def compose(self) -> ComposeResult:
-        """Keys first: that is what one opens it for."""
+        """The keys, then the panels."""
         with VerticalScroll(classes="dialog wide") as box:
             box.border_title = "Help"
-            box.border_subtitle = "↑ ↓ scroll · escape back"
+            box.border_subtitle = "↑ ↓ scroll · escape closes"
             yield Static(Group(_keys(), Text(""), _panels()))
 
 
 def _keys() -> Table:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(style=ink.KEY, no_wrap=True)
+    table.add_column(style=colours.KEY, no_wrap=True)
     table.add_column(no_wrap=True)
-    table.add_column(style=ink.DIM)
+    table.add_column(style=colours.DIM)
     for key in KEYS:
-        table.add_row(key.shown, key.label, key.help)
+        table.add_row(key.shown, key.label, key.description)
     return table
 
 
 def _panels() -> Table:
     table = Table(box=None, show_header=False, padding=(0, 2, 1, 0))
-    table.add_column(style=ink.BRIGHT, no_wrap=True)
-    table.add_column(style=ink.DIM)
+    table.add_column(style=colours.BRIGHT, no_wrap=True)
+    table.add_column(style=colours.DIM)
     for name, panel in PANELS.items():
-        table.add_row(name, panel.about)
+        table.add_row(name, panel.help_text)
     return table

@@ -1,4 +1,4 @@
-"""One layer: of each of its readings the newest, with its unit and definition."""
+"""The dialog of one layer: its newest readings, each with unit and definition."""
 
 from __future__ import annotations
 
@@ -11,49 +11,49 @@ from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.widgets import Static
 
-from tui_descent.dashboard import ink
+from tui_descent.dashboard import colours
 from tui_descent.dashboard.bridge import Bridge
 from tui_descent.dashboard.dialogs.dialog import Dialog
-from tui_descent.dashboard.figures import count, scientific
-from tui_descent.dashboard.panels.names import moved, target_of
-from tui_descent.dashboard.plain import plain
+from tui_descent.dashboard.text.layer_names import block_of, find_again
+from tui_descent.dashboard.text.numbers import scientific, with_commas
+from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.protocol.events import LayerStatus
 
-# Metric: symbol, unit, definition. A metric of a later version is shown by its bare name.
+# By metric: symbol, unit, definition. Unknown metrics are shown by their name.
 DEFINITIONS: dict[str, tuple[str, str, str]] = {
-    "grad_norm": ("‖∂L/∂W‖", "loss/weight", "L2 norm of the weights' gradient, clipped where clip is on"),
+    "grad_norm": ("‖∂L/∂W‖", "loss/weight", "L2 norm of the (clipped) weight gradient"),
     "grad_rms": (
         "rms ∂L/∂W",
         "loss/weight",
-        "‖∂L/∂W‖ / √ of the number of weights; in the heat-map",
+        "‖∂L/∂W‖ / √number of weights",
     ),
     "weight_norm": ("‖W‖", "weight", "L2 norm of the layer's weights"),
     "update_norm": ("‖ΔW‖", "weight", "L2 norm of this step's update"),
     "update_ratio": ("‖ΔW‖/‖W‖", "none", "healthy between 1e-4 and 1e-2"),
-    "backprop_factor": ("‖∂L/∂h‖ in/out", "none", "the chain rule's factor of this block; near 1 is healthy"),
-    "grad_cosine": ("cos(g, g before)", "none", "near 0 noisy, +1 crawling, -1 bouncing between walls"),
-    "dead_fraction": ("dead", "share", "units of slope 0 on the newest 256 samples or more"),
-    "saturated_fraction": ("saturated", "share", "outputs where the slope is under a tenth of its greatest"),
+    "backprop_factor": ("‖∂L/∂h‖ in/out", "none", "chain-rule factor; near 1 is healthy"),
+    "grad_cosine": ("cos(g, prev g)", "none", "0 noisy, +1 too slow, -1 oscillating"),
+    "dead_fraction": ("dead", "share", "units with slope 0 on 256 samples or more"),
+    "saturated_fraction": ("saturated", "share", "outputs with < 1/10 of the largest slope"),
     "activation_mean": ("mean a", "activation", "mean of the activation's outputs"),
-    "activation_std": ("std a", "activation", "their standard deviation"),
+    "activation_std": ("std a", "activation", "standard deviation of these outputs"),
 }
 
 ORDER = {metric: n for n, metric in enumerate(DEFINITIONS)}
 
-LOW, NARROW = 30, 100
+LOW_SCREEN, NARROW_SCREEN = 30, 100
 
-# Why a layer that exists has no gradient.
+# Why a layer has no gradient.
 IDLE: dict[LayerStatus, str] = {
-    "frozen": "its weights are not trained",
+    "frozen": "its weights are frozen",
     "unused": "the loss of this step does not depend on it",
 }
 
 
 class LayerDialog(Dialog[None]):
-    """Follows the run while it is open; up and down go to the next layer."""
+    """Follows the run while open; up and down go to the neighbouring layers."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter,q", "away", show=False),
+        Binding("enter,q", "cancel", show=False),
         Binding("up", "go(1)", show=False),
         Binding("down", "go(-1)", show=False),
     ]
@@ -64,14 +64,13 @@ class LayerDialog(Dialog[None]):
         self._layers = bridge.history.layers
 
     def compose(self) -> ComposeResult:
-        """A table."""
         with VerticalScroll(classes="dialog wide") as box:
             box.can_focus = False
-            box.border_subtitle = "↑ ↓ next layer · escape back"
+            box.border_subtitle = "↑ ↓ next layer · escape closes"
             yield Static(id="readings")
 
     def on_mount(self) -> None:
-        """Four times a second is as fast as numbers are read."""
+        """Refresh four times a second: faster numbers cannot be read."""
         self._refresh()
         self.set_interval(0.25, self._refresh)
 
@@ -83,52 +82,57 @@ class LayerDialog(Dialog[None]):
     def _refresh(self) -> None:
         history = self._bridge.history
         if history.layers is not self._layers:
-            here = moved(self._layer, self._layers, history.layers)
-            if here is None:
+            index = find_again(self._layer, self._layers, history.layers)
+            if index is None:
                 self.dismiss(None)
                 return
-            self._layer, self._layers = here, history.layers
+            self._layer, self._layers = index, history.layers
         layer, readings = self._layers[self._layer], history.readings
         if readings is not None and readings.segment != history.segment:
-            readings = None  # of the stretch that was left
+            readings = None  # from before an undo or redo
         box = self.query_one(VerticalScroll)
-        box.border_title = plain(layer.name, 60).replace("[", "(")
-        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style=ink.DIM, expand=True)
-        # Where rows are few each reading gets one. The definition has the room that the others leave: only it is cut.
-        low, narrow = self.size.height < LOW, self.size.width < NARROW
+        box.border_title = safe(layer.name, 60).replace("[", "(")
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style=colours.DIM, expand=True)
+        # On low screens each reading gets one row, and its definition is cut.
+        low, narrow = self.size.height < LOW_SCREEN, self.size.width < NARROW_SCREEN
         widths = {"reading": 16, "value": 8} | ({} if narrow else {"unit": 11})
         for title, wide in widths.items():
             table.add_column(title, justify="right" if title == "value" else "left", no_wrap=True, min_width=wide)
-        table.add_column("what it is", no_wrap=low, overflow="ellipsis", ratio=1)
+        table.add_column("definition", no_wrap=low, overflow="ellipsis", ratio=1)
 
         def row(name: str, value: str, unit: str, what: str, style: Style | None = None) -> None:
             table.add_row(name, value, *([] if narrow else [unit]), what, style=style)
 
-        block = target_of(layer) or "in no block"
-        row("layer", str(self._layer), "", f"{plain(layer.kind, 40)}, {count(layer.params)} parameters, {plain(block)}")
+        block = block_of(layer) or "not in a block"
+        row(
+            "layer",
+            str(self._layer),
+            "",
+            f"{safe(layer.kind, 40)}, {with_commas(layer.params)} parameters, {safe(block)}",
+        )
         statuses = readings.statuses if readings else []
         status = statuses[self._layer] if self._layer < len(statuses) else "used"
         idle = IDLE.get(status)
         if idle is not None:
-            row("status", status, "", idle, ink.DIM)
+            row("status", status, "", idle, colours.DIM)
         tiers = history.newest_readings.of(history.segment)
         for metric in sorted(tiers, key=lambda metric: ORDER.get(metric, len(ORDER))):
-            symbol, unit, what = DEFINITIONS.get(metric, (plain(metric, 30), "", ""))
+            symbol, unit, what = DEFINITIONS.get(metric, (safe(metric, 30), "", ""))
             taken = tiers[metric]
             values = taken.values[metric]
             value = values[self._layer] if self._layer < len(values) else None
             if value is None and idle is not None:
-                row(symbol, status, unit, what, ink.DIM)
+                row(symbol, status, unit, what, colours.DIM)
                 continue
             if value is None:
-                what = f"does not apply here: {what}"
+                what = f"not defined for this layer: {what}"
             elif readings is not None and taken.step != readings.step:
-                what = f"at step {count(taken.step)}: {what}"
+                what = f"at step {with_commas(taken.step)}: {what}"
             row(symbol, scientific(value), unit, what)
         if readings is None:
-            row("measured at", "–", "step", "no reading yet since the run stands here")
+            row("measured at", "–", "step", "no reading yet after the undo or redo")
         else:
             age = readings.ages[self._layer] if self._layer < len(readings.ages) else 0
-            told = f"‖W‖, ‖ΔW‖ and their ratio {count(age)} before" if age else "the newest reading"
-            row("measured at", count(readings.step), "step", told)
+            note = f"‖W‖, ‖ΔW‖ and their ratio: {with_commas(age)} steps earlier" if age else "the newest reading"
+            row("measured at", with_commas(readings.step), "step", note)
         self.query_one("#readings", Static).update(table)

@@ -1,4 +1,4 @@
-"""Leaving a run that is still going on."""
+"""The dialog for quitting while the run is live."""
 
 from __future__ import annotations
 
@@ -10,31 +10,30 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.widgets import Static
 
-from tui_descent.dashboard import ink
+from tui_descent.dashboard import colours
 from tui_descent.dashboard.dialogs.dialog import Dialog
 
-WAYS = (
-    ("s", "stop", "the step in progress is finished, the run ends and stays recorded; then this screen closes"),
-    ("escape  c", "stay", "the run goes on, nothing changes"),
+CHOICES = (
+    ("s", "stop", "finish this step, end the run, quit"),
+    ("escape  c", "stay", "keep the run and this screen open"),
 )
 
 
 class LeaveDialog(Dialog[bool]):
-    """True is stop."""
+    """Answers with True for stop."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("s", "stop", show=False), Binding("c,q", "away", show=False)]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("s", "stop", show=False), Binding("c,q", "cancel", show=False)]
 
     def compose(self) -> ComposeResult:
-        """The two ways and what each does."""
+        """The two choices and what each does."""
         with Vertical(classes="dialog") as box:
-            box.border_title = "Leave this run?"
+            box.border_title = "Quit this run?"
             table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-            for style in (ink.KEY, ink.BRIGHT, ink.TEXT):
-                table.add_column(style=style, no_wrap=style is not ink.TEXT)
-            for way in WAYS:
-                table.add_row(*way)
+            for style in (colours.KEY, colours.BRIGHT, colours.TEXT):
+                table.add_column(style=style, no_wrap=style is not colours.TEXT)
+            for choice in CHOICES:
+                table.add_row(*choice)
             yield Static(table)
 
     def action_stop(self) -> None:
-        """End the run."""
         self.dismiss(True)

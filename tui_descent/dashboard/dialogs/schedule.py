@@ -1,6 +1,6 @@
-"""Picking a schedule: the rate's curve over the steps that are left, drawn for the one that is highlighted.
+"""The schedule dialog: the learning-rate curve of the highlighted schedule over the remaining steps.
 
-The run goes on meanwhile: the curve begins where it stands, and ends where it will.
+The run continues meanwhile, so the curve is redrawn from the current step.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from textual.containers import Vertical
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from tui_descent.dashboard import charts, ink
-from tui_descent.dashboard.axis import Axis
+from tui_descent.dashboard import colours
 from tui_descent.dashboard.bridge import Bridge
+from tui_descent.dashboard.charts import braille
+from tui_descent.dashboard.charts.axis import Axis
 from tui_descent.dashboard.dialogs.dialog import Dialog
-from tui_descent.dashboard.figures import axis_count
-from tui_descent.dashboard.plain import plain
+from tui_descent.dashboard.text.line import merge_segments
+from tui_descent.dashboard.text.numbers import axis_step, plural
+from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.scenario import schedules
 from tui_descent.scenario.knobs import KNOBS, parse, spec_of
@@ -27,7 +29,7 @@ REFRESH_S = 0.25
 
 
 class ScheduleDialog(Dialog[TurnKnob]):
-    """Answers with the turn. `now` is the present schedule."""
+    """Answers with the change to the schedule knob. `now` is the current schedule."""
 
     def __init__(self, bridge: Bridge, now: str) -> None:
         super().__init__()
@@ -36,25 +38,24 @@ class ScheduleDialog(Dialog[TurnKnob]):
 
     @property
     def _step(self) -> int:
-        """The next update."""
         return self._bridge.history.steps
 
     @property
-    def _left(self) -> int:
-        """How many are to come, at least one."""
+    def _remaining(self) -> int:
+        """Remaining steps, at least one."""
         started = self._bridge.history.started
         return max(1, ((started.steps if started else None) or 0) - self._step)
 
     @property
     def _base(self) -> float | None:
-        """Where another schedule is at work, the rate now is not what the next one begins from."""
+        """The base learning rate, known only under a constant schedule: others multiply it by a factor."""
         return _number(self._bridge.history.knobs.get("lr", "")) if self._now == "constant" else None
 
     def compose(self) -> ComposeResult:
-        """The list, the curve of the highlighted one, its parameters."""
+        """The list, the curve of the highlighted schedule, its parameters."""
         choices = KNOBS["schedule"].choices
         with Vertical(classes="dialog schedule") as box:
-            box.border_subtitle = "enter turns it · tab parameters · escape leaves it"
+            box.border_subtitle = "enter applies · tab for parameters · escape cancels"
             names = OptionList(*(Option(self._row(name), id=name) for name in choices))
             yield names
             yield Static("", id="curve")
@@ -64,17 +65,17 @@ class ScheduleDialog(Dialog[TurnKnob]):
             names.highlighted = choices.index(self._now) if self._now in choices else 0
 
     def on_mount(self) -> None:
-        """Follow the run, also while it is read."""
-        self._follow()
-        self.set_interval(REFRESH_S, self._follow)
+        """Follow the run."""
+        self._follow_run()
+        self.set_interval(REFRESH_S, self._follow_run)
 
-    def _follow(self) -> None:
-        self.query_one(".dialog").border_title = f"Schedule over the {self._left:,} steps left"
+    def _follow_run(self) -> None:
+        self.query_one(".dialog").border_title = f"Schedule for the remaining {plural(self._remaining, 'step')}"
         if self._drawn != (self._step, self._base):
             self._draw()
 
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
-        """Another curve, other parameters."""
+        """Show the highlighted schedule's curve and parameters."""
         takes = schedules.FIELDS[self._chosen()]
         field = self.query_one(Input)
         field.disabled = not takes
@@ -82,85 +83,85 @@ class ScheduleDialog(Dialog[TurnKnob]):
         self._draw()
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        """The curve with what has been typed so far."""
+        """Draw the curve with the parameters typed so far."""
         self._draw()
 
     def on_resize(self) -> None:
-        """More or less room for the curve."""
+        """Draw the curve in the new size."""
         self._draw()
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
-        """Enter in the list."""
+        """Answer from the list."""
         self._answer()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        """Enter in the field."""
+        """Answer from the input field."""
         self._answer()
 
     def _answer(self) -> None:
         try:
-            turn, _ = self._asked()
+            turn, _ = self._choice()
         except ValueError as error:
-            self.query_one(".why", Static).update(plain(str(error)))
+            self.query_one(".why", Static).update(safe(str(error)))
         else:
             self.dismiss(turn)
 
     def _chosen(self) -> str:
         return KNOBS["schedule"].choices[self.query_one(OptionList).highlighted or 0]
 
-    def _asked(self) -> tuple[TurnKnob, ScheduleSpec]:
-        """Raises `ValueError` where a parameter is none of this schedule's, or what is left is too short for it."""
+    def _choice(self) -> tuple[TurnKnob, ScheduleSpec]:
+        """Raises `ValueError` for a wrong parameter, or if the remaining steps are too few for the schedule."""
         typed = "" if self.query_one(Input).disabled else self.query_one(Input).value
         turn = parse(",".join([f"schedule={self._chosen()}", *typed.replace(",", " ").split()]))
         spec: ScheduleSpec = spec_of(turn)
-        for field, wrong in schedules.problems(spec, self._left, whole="the steps left"):
+        for field, wrong in schedules.problems(spec, self._remaining, whole="the remaining steps"):
             raise ValueError(f"{field}: {wrong}")
         return turn, spec
 
     def _draw(self) -> None:
         self._drawn = (self._step, self._base)
         try:
-            _, spec = self._asked()
+            _, spec = self._choice()
         except ValueError as error:
-            self.query_one(".why", Static).update(plain(str(error)))
+            self.query_one(".why", Static).update(safe(str(error)))
             return
         self.query_one(".why", Static).update("")
-        self.query_one("#about", Static).update(schedules.about(spec, self._left))
+        self.query_one("#about", Static).update(schedules.about(spec, self._remaining))
         panel = self.query_one("#curve", Static)
         width, height = panel.content_size
         if width > GUTTER + 4 and height > 2:
-            panel.update(curve(spec, self._step, self._left, self._base, width, height))
+            panel.update(curve(spec, self._step, self._remaining, self._base, width, height))
 
     def _row(self, name: str) -> Text:
         takes = ", ".join(schedules.FIELDS[name])
         text = Text(f"{'●' if name == self._now else ' '} {name:<15}", no_wrap=True, overflow="ellipsis")
-        return text.append(takes, ink.DIM)
+        return text.append(takes, colours.DIM)
 
 
-def curve(spec: ScheduleSpec, step: int, left: int, base: float | None, width: int, height: int) -> Text:
-    """`height` rows: the rate, or its share of a `base` that is not known, over steps `step` … `step + left`."""
+def curve(spec: ScheduleSpec, step: int, remaining: int, base: float | None, width: int, height: int) -> Text:
+    """The learning rate over the next `remaining` steps in `height` rows; relative to the base rate if that is None."""
     rows, columns = height - 1, width - GUTTER - 1
     text, unit = Text(no_wrap=True), base or 1.0
     try:
-        points = schedules.curve(spec, left, points=2 * columns)
+        points = schedules.curve(spec, remaining, points=2 * columns)
     except ValueError as error:
-        return text.append(f"{'':{GUTTER}} {error}", ink.DIM)
+        return text.append(f"{'':{GUTTER}} {error}", colours.DIM)
     values = [factor * unit for _, factor in points]
     axis = Axis.linear(0.0, max(values))
     dots = [
-        (k * (2 * columns - 1) / max(1, left), axis.place(value) * (4 * rows - 1))
+        (k * (2 * columns - 1) / max(1, remaining), axis.position(value) * (4 * rows - 1))
         for (k, _), value in zip(points, values, strict=True)
     ]
     labels = axis.labels(rows)
-    for n, row in enumerate(charts.canvas([charts.Curve(charts.reduced(dots), ink.CURVE)], columns, rows)):
-        text.append(f"{labels.get(n, ''):>{GUTTER - 1}} ", ink.DIM).append("│", ink.FAINT)
-        for cell in row:
-            text.append(cell.text, cell.style or ink.TEXT)
+    for n, row in enumerate(braille.canvas([braille.Curve(braille.reduced(dots), colours.CURVE)], columns, rows)):
+        text.append(f"{labels.get(n, ''):>{GUTTER - 1}} ", colours.DIM).append("│", colours.FAINT)
+        for segment in merge_segments(row):
+            text.append(segment.text, segment.style or colours.TEXT)
         text.append("\n")
-    first, last = f"now, {axis_count(step)}", axis_count(step + left)
-    what = "rate over steps" if base is not None else "share of the base rate over steps"
+    first, last = f"now, {axis_step(step)}", axis_step(step + remaining)
+    what = "rate over steps" if base is not None else "factor of the base rate over steps"
     between = max(1, columns - len(first) - len(last))
-    text.append(f"{'':{GUTTER}} {first}{what:^{between}}{last}", ink.DIM)
+    text.append(f"{'':{GUTTER}} {first}{what:^{between}}{last}", colours.DIM)
     return text
 
 

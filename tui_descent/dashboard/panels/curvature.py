@@ -1,4 +1,4 @@
-"""The newest reading of the curvature in figures: each with how it was got and how far it converged."""
+"""The curvature panel: the newest reading's numbers, each with its method and error."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import math
 from rich.style import Style
 from textual.strip import Strip
 
-from tui_descent.dashboard import ink
-from tui_descent.dashboard.figures import count, short
-from tui_descent.dashboard.panels.line import Line
-from tui_descent.dashboard.panels.plot import place_of, readings
-from tui_descent.dashboard.panels.sharpness import verdict
-from tui_descent.dashboard.panels.strips import Panel
-from tui_descent.dashboard.panels.view import View
-from tui_descent.dashboard.plain import plain
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.panels.curvature_readings import curvature_readings, reading_key
+from tui_descent.dashboard.panels.panel import Panel
+from tui_descent.dashboard.panels.sharpness import limit_verdict
+from tui_descent.dashboard.text.line import Line
+from tui_descent.dashboard.text.numbers import short, with_commas
+from tui_descent.dashboard.text.safe_text import safe
+from tui_descent.dashboard.view import View
 from tui_descent.protocol.curvature_reading import CurvatureReading
 from tui_descent.protocol.events import CurvatureTaken
 
@@ -22,103 +22,93 @@ NAME, VALUE, ERROR = 9, 9, 10
 
 
 class CurvaturePanel(Panel):
-    """λmax, its limit, λmin, the share under zero, and what reading them took."""
+    """λmax and its limit, λmin, the share of negative eigenvalues, and the cost of the reading."""
 
-    pace_s = 0.25
-    about = (
-        "The newest reading, each figure ± how far it has converged (|Hv − λv|), got by Lanczos on Hessian-vector "
-        "products or from the full Hessian of up to 1,500 parameters. Below 0: the share of eigenvalues that are "
-        "negative; it comes with every fourth reading."
+    min_interval_s = 0.25
+    help_text = (
+        "The newest curvature reading: largest and smallest eigenvalue of the Hessian, each ± its residual |Hv − λv|, "
+        "computed by Lanczos iteration on Hessian-vector products or, up to 1,500 parameters, from the full Hessian. "
+        "Below 0: the share of negative eigenvalues, measured with every fourth reading."
     )
 
     def heading(self, view: View) -> tuple[str, str]:
-        """When it was read."""
-        found = readings(view)
-        return f"Curvature{f'  [dim]before step {count(found[-1].step)}[/dim]' if found else ''}", ""
+        found = curvature_readings(view)
+        return f"Curvature{f'  [dim]before step {with_commas(found[-1].step)}[/dim]' if found else ''}", ""
 
-    def cares(self, view: View) -> object:
-        """A new reading."""
-        return place_of(view)
+    def depends_on(self, view: View) -> object:
+        """The newest reading."""
+        return reading_key(view)
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
-        """A row a figure."""
-        found = readings(view)
+        found = curvature_readings(view)
         if not found:
             return []
         taken, read = found[-1], found[-1].hessian
-        lines = [_figure("λmax", read.lambda_max, read.error_max, got(read, read.residual_max), ink.DIM)]
+        lines = [_eigenvalue("λmax", read.lambda_max, read.error_max, method(read, read.residual_max))]
         if taken.scaled is not None:
-            words = f"{got(taken.scaled, taken.scaled.residual_max)}; as the optimizer scales it"
-            lines.append(_figure("scaled", taken.scaled.lambda_max, taken.scaled.error_max, words, ink.DIM))
+            words = f"{method(taken.scaled, taken.scaled.residual_max)}; of the Hessian as scaled by the optimizer"
+            lines.append(_eigenvalue("scaled", taken.scaled.lambda_max, taken.scaled.error_max, words))
         lines.append(_limit(taken, width))
-        words, style = _way_down(read)
-        lines.append(_figure("λmin", read.lambda_min, read.error_min, got(read, read.residual_min), ink.DIM))
-        lines[-1].put(f"{words}", style)
-        lines += [_share(found), _price(taken)]
-        return [line.strip(width) for line in lines[:height]]
+        lowest = _eigenvalue("λmin", read.lambda_min, read.error_min, method(read, read.residual_min))
+        lines += [lowest.add(*_meaning_of_lambda_min(read)), _negative_share(found), _cost(taken)]
+        return [line.to_strip(width) for line in lines[:height]]
 
 
-def got(read: CurvatureReading, residual: float) -> str:
-    """How an eigenvalue was got, and whether it has converged."""
+def method(read: CurvatureReading, residual: float) -> str:
+    """How an eigenvalue was computed, and whether it has converged."""
     if math.isnan(residual):
-        return f"{read.how}: no number"
+        return f"{read.how}: not a number"
     if read.how == "full Hessian":
         return "full Hessian, exact"
     return f"Lanczos, {'converged' if residual <= 1e-2 else 'not converged'}"
 
 
-def _figure(name: str, value: float, error: float | None, words: str, style: Style) -> Line:
-    line = Line().put(f" {name:<{NAME}}", ink.DIM).put(f"{short(value):>{VALUE}}", ink.BRIGHT)
-    told = error is not None and math.isfinite(error) and error > 0
-    line.put(f" ± {error:.0e}".ljust(ERROR) if told else " " * ERROR, ink.DIM)
-    return line.put(words, style)
+def _row(name: str, value: str, error: float = 0.0) -> Line:
+    line = Line().add(f" {name:<{NAME}}", colours.DIM).add(f"{value:>{VALUE}}", colours.BRIGHT)
+    text = f" ± {error:.0e}" if math.isfinite(error) and error > 0 else ""
+    return line.add(text.ljust(ERROR), colours.DIM)
+
+
+def _eigenvalue(name: str, value: float, error: float, how: str) -> Line:
+    return _row(name, short(value), error).add(how, colours.DIM)
 
 
 def _limit(taken: CurvatureTaken, width: int) -> Line:
     if taken.limit is None:
-        return (
-            Line()
-            .put(f" {'limit':<{NAME}}", ink.DIM)
-            .put(f"{'–':>{VALUE}}")
-            .put(" " * ERROR)
-            .put("not known for this optimizer", ink.DIM)
-        )
-    line = _figure("limit", taken.limit.lambda_max, None, "", ink.DIM)
-    words, well = verdict(taken)
+        return _row("limit", "–").add("not known for this optimizer", colours.DIM)
+    line = _row("limit", short(taken.limit.lambda_max))
+    words, stable = limit_verdict(taken)
     which = "scaled λmax" if taken.limit.preconditioned else "λmax"
-    line.put(f"{which} is " if words else "about the scaled λmax, after the first step", ink.DIM)
-    line.put(words, ink.GREEN if well else ink.ORANGE)
-    formula = f"  = {plain(taken.limit.formula, 40)}"  # the sharpness panel's border has it, too
-    return line.put(formula if line.width + len(formula) <= width else "", ink.DIM)
+    line.add(f"{which} is " if words else "for the scaled λmax, known after the first step", colours.DIM)
+    line.add(words, colours.GREEN if stable else colours.ORANGE)
+    formula = f"  = {safe(taken.limit.formula, 40)}"  # also in the sharpness panel's border
+    return line.add(formula if line.width + len(formula) <= width else "", colours.DIM)
 
 
-def _way_down(read: CurvatureReading) -> tuple[str, Style]:
+def _meaning_of_lambda_min(read: CurvatureReading) -> tuple[str, Style]:
     low, error = read.lambda_min, read.error_min
     if not math.isfinite(low):
-        return "", ink.DIM
+        return "", colours.DIM
     if low < -error:
-        return ": a way down on both sides", ink.ORANGE
+        return ": negative, a saddle direction", colours.ORANGE
     if low <= error:
-        return ": 0 as far as can be told", ink.DIM
-    return ": a bowl", ink.GREEN
+        return ": zero within the error", colours.DIM
+    return ": positive, a minimum", colours.GREEN
 
 
-def _share(found: list[CurvatureTaken]) -> Line:
-    counted = next((taken for taken in reversed(found) if taken.hessian.negative_fraction is not None), None)
-    line = Line().put(f" {'below 0':<{NAME}}", ink.DIM)
-    if counted is None or counted.hessian.negative_fraction is None:
-        return line.put(f"{'–':>{VALUE}}").put(" " * ERROR).put("not counted yet", ink.DIM)
-    read = counted.hessian
-    how = "counted" if read.how == "full Hessian" else "by Lanczos"
-    line.put(f"{counted.hessian.negative_fraction:>{VALUE}.1%}", ink.BRIGHT).put(" " * ERROR)
-    under = read.negative_below * max(abs(read.lambda_max), abs(read.lambda_min))
-    line.put(f"of {count(read.parameters)} under -{under:.0e}, {how}", ink.DIM)
-    return line.put("" if counted is found[-1] else f" at {count(counted.step)}", ink.DIM)
+def _negative_share(found: list[CurvatureTaken]) -> Line:
+    latest = next((taken for taken in reversed(found) if taken.hessian.negative_fraction is not None), None)
+    if latest is None or latest.hessian.negative_fraction is None:
+        return _row("below 0", "–").add("not measured yet", colours.DIM)
+    read = latest.hessian
+    line = _row("below 0", f"{read.negative_fraction:.1%}")
+    how = "counted" if read.how == "full Hessian" else "estimated by Lanczos"
+    threshold = read.negative_below * max(abs(read.lambda_max), abs(read.lambda_min))
+    line.add(f"of {with_commas(read.parameters)} below -{threshold:.0e}, {how}", colours.DIM)
+    return line.add("" if latest is found[-1] else f" at step {with_commas(latest.step)}", colours.DIM)
 
 
-def _price(taken: CurvatureTaken) -> Line:
+def _cost(taken: CurvatureTaken) -> Line:
     products = taken.hessian.products + (taken.scaled.products if taken.scaled is not None else 0)
-    line = (
-        Line().put(f" {'took':<{NAME}}", ink.DIM).put(f"{taken.seconds:>{VALUE - 2}.2f} s", ink.TEXT).put(" " * ERROR)
-    )
-    return line.put(f"{count(products)} Hessian-vector products", ink.DIM)
+    row = _row("took", f"{taken.seconds:.2f} s")
+    return row.add(f"{with_commas(products)} Hessian-vector products", colours.DIM)

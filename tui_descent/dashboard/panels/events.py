@@ -1,4 +1,4 @@
-"""The event log: what was turned, refused, measured on held-out data, noted; in the order it happened."""
+"""The events panel: interventions, rejections, evaluations, diagnoses and notes, in the order they happened."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import textwrap
 from rich.style import Style
 from textual.strip import Strip
 
-from tui_descent.dashboard import ink
-from tui_descent.dashboard.figures import count, short
-from tui_descent.dashboard.panels.line import Line
-from tui_descent.dashboard.panels.strips import Panel, notice
-from tui_descent.dashboard.panels.view import View
-from tui_descent.dashboard.plain import plain
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.panels.panel import Panel, notice
+from tui_descent.dashboard.text.line import Line
+from tui_descent.dashboard.text.numbers import short, with_commas
+from tui_descent.dashboard.text.safe_text import safe
+from tui_descent.dashboard.view import View
 from tui_descent.protocol.events import (
     CommandRejected,
     Diagnosed,
@@ -30,120 +30,118 @@ from tui_descent.protocol.events import (
 )
 from tui_descent.telemetry.log import LogEntry
 
-NUMBER = 8
-SEGMENT = 4  # once an undo has begun another segment
+STEP_WIDTH = 8
+SEGMENT_WIDTH = 4  # once an undo has started another segment
 
 
 class EventsPanel(Panel):
-    """Everything that happened to the run besides its steps."""
+    """Everything that happened in the run apart from its steps."""
 
-    about = (
-        "What happened besides steps, in the order it happened, newest at the bottom, each with its step: knobs "
-        "turned, refusals, held-out loss, marks, notes. An undo or redo begins another segment, whose number then "
-        "stands before the step: 1·150."
+    help_text = (
+        "Interventions, rejections, held-out loss, diagnoses, marks and notes, each with its step, newest at the "
+        "bottom. An undo or redo starts a new segment, whose number is then written before the step: 1·150."
     )
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._back = 0
+        self._scrolled = 0
 
     def scroll_by(self, rows: int) -> None:
-        """Back into the past, and forth again."""
-        self._back = max(0, self._back + rows)
-        self.forget()
+        """Scroll towards older events (positive) or newer ones."""
+        self._scrolled = max(0, self._scrolled + rows)
+        self.invalidate()
 
     def heading(self, view: View) -> tuple[str, str]:
-        """How many there are."""
         where = "segment·step" if view.history.segment else "step"
         return f"Events  [dim]{where}  what[/dim]", "newest at the bottom"
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
-        """As many of the newest as fit, wrapped."""
         facts, ended = view.history.log, view.history.ended
         if not facts and ended is None:
-            return notice([("nothing has happened yet", ink.DIM)], width, height)
-        several = view.history.segment > 0
-        number = NUMBER + (SEGMENT if several else 0)
+            return notice([("no events yet", colours.DIM)], width, height)
+        with_segment = view.history.segment > 0
+        step_width = STEP_WIDTH + (SEGMENT_WIDTH if with_segment else 0)
         rows: list[Strip] = []
-        for fact, place in list(zip(facts, _places(facts, several=several), strict=True))[-height - self._back :]:
-            rows += _rows(place, *words(fact), number=number, width=width)
+        labelled = list(zip(_step_labels(facts, with_segment=with_segment), facts, strict=True))
+        for label, fact in labelled[-height - self._scrolled :]:
+            rows += _rows(label, *describe(fact), step_width=step_width, width=width)
         if ended is not None:
-            text = f"{ended.status}{': ' if ended.reason else ''}{plain(ended.reason)}"
-            place = f"{view.history.segment}·{count(ended.step)}" if several else count(ended.step)
-            rows += _rows(place, text, ink.end(ended), number=number, width=width)
-        self._back = min(self._back, max(0, len(rows) - height))
-        return rows[len(rows) - height - self._back :][:height] if len(rows) > height else rows
+            text = f"{ended.status}{': ' if ended.reason else ''}{safe(ended.reason)}"
+            label = f"{view.history.segment}·{with_commas(ended.step)}" if with_segment else with_commas(ended.step)
+            rows += _rows(label, text, colours.end_style(ended), step_width=step_width, width=width)
+        self._scrolled = min(self._scrolled, max(0, len(rows) - height))
+        return rows[len(rows) - height - self._scrolled :][:height] if len(rows) > height else rows
 
 
-def words(fact: LogEntry) -> tuple[str, Style]:
+def describe(fact: LogEntry) -> tuple[str, Style]:
     """A fact as a sentence and its colour."""
     match fact:
         case KnobTurned():
-            return f"{turned(fact)}{_receipt(fact)}", ink.MARK
+            return f"{describe_change(fact)}{_measured_effect(fact)}", colours.MARK
         case CommandRejected():
-            what = f" {plain(fact.knob, 40)}" if fact.knob else ""  # not every command turns a knob
-            return f"rejected{what}: {plain(fact.reason)}", ink.ORANGE
+            what = f" {safe(fact.knob, 40)}" if fact.knob else ""  # not every command changes a knob
+            return f"rejected{what}: {safe(fact.reason)}", colours.ORANGE
         case Evaluated():
             accuracy = f", accuracy {fact.accuracy:.1%}" if fact.accuracy is not None else ""
-            return f"held-out loss {short(fact.loss)}{accuracy}", ink.DIM
+            return f"held-out loss {short(fact.loss)}{accuracy}", colours.DIM
         case Diagnosed():
-            return f"{plain(fact.finding, 40)}: {plain(fact.sentence)}", ink.verdict(fact.finding)
+            return f"{safe(fact.finding, 40)}: {safe(fact.sentence)}", colours.diagnosis_style(fact.finding)
         case PredictionChecked():
-            became = "as foretold" if fact.held else f"foretold was {plain(fact.predicted, 40)}"
-            return f"after the turn: {plain(fact.happened, 40)}, {became}", ink.DIM
+            compared = "as predicted" if fact.held else f"predicted {safe(fact.predicted, 40)}"
+            return f"result of the change: {safe(fact.happened, 40)}, {compared}", colours.DIM
         case NotFinite():
-            return plain(fact.text), ink.RED
+            return safe(fact.text), colours.RED
         case RangeTestCompleted():
-            found = f"{short(fact.suggestion)} suggested" if fact.suggestion is not None else plain(fact.words)
-            return f"range test: {found}", ink.MARK
+            found = f"suggests {short(fact.suggestion)}" if fact.suggestion is not None else safe(fact.words)
+            return f"range test: {found}", colours.MARK
         case Rewound():
             what, now, was = fact.words()
-            return f"{plain(what)}; {now} ({was})", ink.MARK
+            return f"{safe(what)}; {now} ({was})", colours.MARK
         case Marked():
-            return f"▲ {plain(fact.text)}", ink.MARK
+            return f"▲ {safe(fact.text)}", colours.MARK
         case StateChanged():
-            return f"{fact.state}{': ' if fact.reason else ''}{plain(fact.reason)}", ink.state(fact.state)
+            return f"{fact.state}{': ' if fact.reason else ''}{safe(fact.reason)}", colours.state_style(fact.state)
         case StepsMissed():
-            return f"{count(fact.count)} steps before this one were not seen", ink.ORANGE
+            return f"{with_commas(fact.count)} steps before this one were missed", colours.ORANGE
         case MetricLogged():
-            return f"{plain(fact.name, 40)} = {short(fact.value)}", ink.DIM
+            return f"{safe(fact.name, 40)} = {short(fact.value)}", colours.DIM
         case Noted():
-            return plain(fact.text), {"info": ink.DIM, "warning": ink.ORANGE, "error": ink.RED}[fact.level]
+            return safe(fact.text), {"info": colours.DIM, "warning": colours.ORANGE, "error": colours.RED}[fact.level]
 
 
-def turned(event: KnobTurned) -> str:
-    """`residual off → on, ramp`, with its target and its author where they are not the plain ones."""
-    target = "" if event.target == "all" else f" of {plain(event.target, 40)}"
-    way = f", {plain(event.way, 30)}" if event.way else ""
-    by = {"plan": " (plan)", "send": " (sent)"}.get(event.source, "")
-    many = f", {event.turns} turns at once" if event.turns > 1 else ""
-    return f"{plain(event.knob, 40)}{target} {plain(event.old, 60)} → {plain(event.new, 60)}{way}{many}{by}"
+def describe_change(event: KnobTurned) -> str:
+    """`residual off → on, ramp`, with target and source unless they are the whole net and a key."""
+    target = "" if event.target == "all" else f" of {safe(event.target, 40)}"
+    way = f", {safe(event.way, 30)}" if event.way else ""
+    source = {"plan": " (plan)", "send": " (sent)"}.get(event.source, "")
+    merged = f", {event.turns} changes at once" if event.turns > 1 else ""
+    return f"{safe(event.knob, 40)}{target} {safe(event.old, 60)} → {safe(event.new, 60)}{way}{merged}{source}"
 
 
-def _receipt(event: KnobTurned) -> str:
-    """`; lr 0.1 → 0.0026 (÷39)`, and how far outputs and loss moved at once on the probe batch, where that is known."""
-    note = f"; {plain(event.note, 120)}" if event.note else ""
+def _measured_effect(event: KnobTurned) -> str:
+    """The note, as in `; lr 0.1 → 0.0026 (÷39)`, and the immediate change of outputs and loss on the probe batch."""
+    note = f"; {safe(event.note, 120)}" if event.note else ""
     if event.function_change is None:
         return note
     if event.function_change == 0:
-        return f"{note}; function unchanged so far"
-    moved = f"{note}; outputs moved by {short(event.function_change)} at most"
+        return f"{note}; outputs unchanged"
+    effect = f"{note}; outputs changed by at most {short(event.function_change)}"
     if event.loss_before is None or event.loss_after is None:
-        return moved
-    return f"{moved}, loss {short(event.loss_before)} → {short(event.loss_after)}"
+        return effect
+    return f"{effect}, loss {short(event.loss_before)} → {short(event.loss_after)}"
 
 
-def _places(facts: list[LogEntry], *, several: bool) -> list[str]:
-    """`150`, or `1·150` where there are several segments: what tells none happened in the one before it."""
-    places, segment = [], 0
+def _step_labels(facts: list[LogEntry], *, with_segment: bool) -> list[str]:
+    """`150`, or `1·150` with a segment number. A fact without a segment is in that of the fact before it."""
+    labels, segment = [], 0
     for fact in facts:
         segment, step = getattr(fact, "segment", segment), getattr(fact, "step", None)
-        before = f"{segment}·" if several else ""
-        places.append("" if step is None else f"{before}{count(step)}")
-    return places
+        before = f"{segment}·" if with_segment else ""
+        labels.append("" if step is None else f"{before}{with_commas(step)}")
+    return labels
 
 
-def _rows(place: str, text: str, style: Style, *, number: int, width: int) -> list[Strip]:
-    lines = textwrap.wrap(text, max(10, width - number - 1)) or [""]
-    first = Line().put(f"{place:>{number - 1}} ", ink.DIM).put(lines[0], style).strip(width)
-    return [first, *(Line().put(" " * number).put(more, style).strip(width) for more in lines[1:])]
+def _rows(step_label: str, text: str, style: Style, *, step_width: int, width: int) -> list[Strip]:
+    lines = textwrap.wrap(text, max(10, width - step_width - 1)) or [""]
+    first = Line().add(f"{step_label:>{step_width - 1}} ", colours.DIM).add(lines[0], style).to_strip(width)
+    return [first, *(Line().add(" " * step_width).add(more, style).to_strip(width) for more in lines[1:])]

@@ -1,4 +1,4 @@
-"""Gradient flow: layer × time of log10 grad_rms, two layers a text row where need be, output at the top."""
+"""The gradient-flow heat-map: layer × time of log10 grad_rms, output at the top, up to two layers per text row."""
 
 from __future__ import annotations
 
@@ -9,131 +9,130 @@ from rich.segment import Segment
 from rich.style import Style
 from textual.strip import Strip
 
-from tui_descent.dashboard import ink
-from tui_descent.dashboard.figures import decade
-from tui_descent.dashboard.panels.line import Line
-from tui_descent.dashboard.panels.names import is_norm, labels
-from tui_descent.dashboard.panels.scale import Scale
-from tui_descent.dashboard.panels.strips import Panel, empty
-from tui_descent.dashboard.panels.timeline import Columns, Timeline, gutter, marks
-from tui_descent.dashboard.panels.view import View
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.charts.log_scale import LogScale
+from tui_descent.dashboard.charts.time_axis import BinCache, TimeAxis, gutter, marks
+from tui_descent.dashboard.panels.panel import Panel, waiting_notice
+from tui_descent.dashboard.text.layer_names import is_norm, layer_labels
+from tui_descent.dashboard.text.line import Line
+from tui_descent.dashboard.text.numbers import power_of_ten
+from tui_descent.dashboard.view import View
 from tui_descent.telemetry.gradient_history import LOG_FLOOR
 
+Bins = list[tuple[int, list[float]]]
 Levels = tuple[int | None, ...]
 
 
 class HeatmapPanel(Panel):
-    """Root-mean-square gradient of every layer's weights over time."""
+    """The root-mean-square gradient of each layer's weights over time."""
 
-    pace_s = 0.35
-    about = (
-        "Root-mean-square gradient of each layer's weights, one row a layer (output above, input below), on the loss "
-        "panel's time axis. Dark is small, bright is large; the border carries the scale, which only an undo "
-        "or a redo narrows. Unit: loss per unit of weight."
+    min_interval_s = 0.35
+    help_text = (
+        "Root-mean-square gradient of each layer's weights over time, output at the top, input at the bottom, on the "
+        "loss chart's time axis. Dark is small, bright is large; the scale is in the border, and only an undo or redo "
+        "narrows it. Unit: loss per unit of weight."
     )
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._columns = Columns()
-        self._scale = Scale(-6, 0)
+        self._columns = BinCache()
+        self._scale = LogScale(-6, 0)
         self._levels: dict[tuple[object, ...], Levels] = {}
 
-    def cares(self, view: View) -> object:
-        """A new reading, other layers or another axis; not each step."""
+    def depends_on(self, view: View) -> object:
+        """The newest reading, the layers and the time axis; not every step."""
         readings = view.history.readings
         statuses = tuple(readings.statuses) if readings else ()
         width = self.content_size.width
-        timeline = Timeline.of(view.history, width - gutter(view, width), recent=view.recent)
-        # Within a column the newest reading moves the picture little: four times a column is enough.
-        newest = (readings.segment, readings.step // max(1, timeline.width // 4)) if readings else None
+        time_axis = TimeAxis.of(view.history, width - gutter(view, width), recent=view.recent)
+        # Within a column a new reading changes little: four redraws per column are enough.
+        newest = (readings.segment, readings.step // max(1, time_axis.bin_width // 4)) if readings else None
         interventions = (len(view.history.interventions), len(view.history.marks), view.history.state.state)
-        column = (timeline.width, timeline.first, timeline.last_step // timeline.width)
+        column = (time_axis.bin_width, time_axis.first, time_axis.last_step // time_axis.bin_width)
         layers = view.history.structure
         return view.history, layers, newest, statuses, column, view.selected, view.recent, interventions, view.connected
 
     def heading(self, view: View) -> tuple[str, str]:
-        """What and which way round above, the scale below."""
-        ramp = f"{decade(self._scale.low)} {ink.ramp(12)} {decade(self._scale.high)}"
-        return "Gradient flow  [dim]layer × time, output at the top[/dim]", f"{ramp}  ∂L/∂W rms"
+        legend = f"{power_of_ten(self._scale.low)} {colours.legend(12)} {power_of_ten(self._scale.high)}"
+        return "Gradient flow  [dim]layer × time, output at the top[/dim]", f"{legend}  ∂L/∂W rms"
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
-        """One strip a text row."""
-        self._scale.follow(view.history)
+        self._scale.reset_for(view.history)
         grads = view.history.grads.get(view.history.segment)
         if not grads or not view.layers:
-            return empty(view, width, height, "reading")
+            return waiting_notice(view, width, height, "reading")
         left = gutter(view, width)
-        timeline = Timeline.of(view.history, width - left, recent=view.recent)
-        bins = self._columns.read(grads, timeline.width, timeline.first_step, timeline.last_step)
+        time_axis = TimeAxis.of(view.history, width - left, recent=view.recent)
+        bins = self._columns.read(grads, time_axis.bin_width, time_axis.first_step, time_axis.last_step)
         for _, values in bins:
-            self._scale.cover(values, LOG_FLOOR)
-        picture = self._picture(bins, timeline, 2 * height)
-        marked = {column for column, _ in marks(view, timeline)}
+            self._scale.widen(values, LOG_FLOOR)
+        picture = self._picture(bins, time_axis, 2 * height)
+        marked = {column for column, _ in marks(view, time_axis)}
         names = row_names(view, height, left - 2)
         rows = []
         for y in range(height):
             name, chosen = names[y]
-            line = Line().put("▸" if chosen else " ", ink.NAME)
-            line.fit(f"{name:>{left - 2}} ", left - 1, ink.BRIGHT if chosen else ink.DIM)
-            said = _said(idle_word(view, layers_of_row(y, height, len(view.layers))), picture, y)
-            rows.append(line.extend(_row(picture, y, marked, said)).strip(width))
+            line = Line().add("▸" if chosen else " ", colours.NAME)
+            line.fit(f"{name:>{left - 2}} ", left - 1, colours.BRIGHT if chosen else colours.DIM)
+            word = _word_cells(idle_word(view, layers_of_row(y, height, len(view.layers))), picture, y)
+            rows.append(line.extend(_row(picture, y, marked, word)).to_strip(width))
         return rows
 
-    def _picture(self, bins: list[tuple[int, list[float]]], timeline: Timeline, halves: int) -> list[Levels]:
-        """Palette levels, column by column. One without a reading shows the reading before, if that is not long ago."""
-        shape = (halves, self._scale.low, self._scale.high)
-        by_column = {bin_ - timeline.first: values for bin_, values in bins}
-        newest = timeline.last_step // timeline.width - timeline.first
-        nothing: Levels = (None,) * halves
-        patience, since = _usual_gap(bins) * 2, 0
+    def _picture(self, bins: Bins, time_axis: TimeAxis, half_rows: int) -> list[Levels]:
+        """Palette levels by column. A column without a reading repeats the one before, up to twice the usual gap."""
+        shape = (half_rows, self._scale.low, self._scale.high)
+        by_column = {bin_ - time_axis.first: values for bin_, values in bins}
+        newest = time_axis.last_step // time_axis.bin_width - time_axis.first
+        nothing: Levels = (None,) * half_rows
+        max_gap, gap = _usual_gap(bins) * 2, 0
         columns: list[Levels] = []
         kept: dict[tuple[object, ...], Levels] = {}
-        for column in range(timeline.columns):
+        for column in range(time_axis.columns):
             values = by_column.get(column)
             if values is None:
-                since += 1
-                columns.append(columns[-1] if columns and column <= newest and since <= patience else nothing)
+                gap += 1
+                columns.append(columns[-1] if columns and column <= newest and gap <= max_gap else nothing)
                 continue
-            since = 0
-            # The open column's values still move, so they are part of what it is known by.
-            key = (column + timeline.first, timeline.width, shape, tuple(values))
-            kept[key] = self._levels.get(key) or column_levels(values, self._scale, halves)
+            gap = 0
+            # The newest column's values still change, so they are part of the key.
+            key = (column + time_axis.first, time_axis.bin_width, shape, tuple(values))
+            kept[key] = self._levels.get(key) or column_levels(values, self._scale, half_rows)
             columns.append(kept[key])
         self._levels = kept
         return columns
 
 
-def _usual_gap(bins: list[tuple[int, list[float]]]) -> int:
-    """Columns from one reading to the next, in the middle of all such distances."""
+def _usual_gap(bins: Bins) -> int:
+    """The median number of columns from one reading to the next."""
     gaps = sorted(b[0] - a[0] for a, b in pairwise(bins))
     return gaps[len(gaps) // 2] if gaps else 1
 
 
-def column_levels(values: list[float], scale: Scale, halves: int) -> Levels:
-    """Half rows from the top: the output layer first. More layers than half rows are averaged."""
+def column_levels(values: list[float], scale: LogScale, half_rows: int) -> Levels:
+    """Palette levels of one column by half row, output first. More layers than half rows are averaged."""
     upward, count = values[::-1], len(values)
     levels: list[int | None] = []
-    for half in range(halves):
-        first = half * count // halves
-        last = max(first + 1, (half + 1) * count // halves)
+    for half in range(half_rows):
+        first = half * count // half_rows
+        last = max(first + 1, (half + 1) * count // half_rows)
         known = [v for v in upward[first:last] if not math.isnan(v)]
-        levels.append(ink.level_of(sum(known) / len(known), scale.low, scale.high) if known else None)
+        levels.append(colours.level_of(sum(known) / len(known), scale.low, scale.high) if known else None)
     return tuple(levels)
 
 
 def layers_of_row(y: int, height: int, count: int) -> range:
-    """The layers, in forward order, that a text row shows."""
+    """The layers that text row `y` shows, in forward order."""
     first = 2 * y * count // (2 * height)
     last = max(first + 1, -(-(2 * y + 2) * count // (2 * height)))
     return range(max(0, count - last), count - first)
 
 
 def row_names(view: View, height: int, width: int) -> list[tuple[str, bool]]:
-    """Beside each text row its layer's name, where there is room to read it, and whether it is the selected one."""
-    names = labels(view.layers, width)
+    """For each text row the layer name beside it, if there is room, and whether it shows the selected layer."""
+    names = layer_labels(view.layers, width)
     count = len(names)
     rows = [("", view.selected in layers_of_row(y, height, count)) for y in range(height)]
-    # Ends and selection first; then as many as stand apart, norms last.
+    # First the selected layer and both ends, then as many as do not touch, norms last.
     ends = [n for n in (view.selected, count - 1, 0) if n is not None and n < count]
     others = sorted(range(count - 2, 0, -1), key=lambda n: is_norm(view.layers[n]))
     gap = 1 if count >= height else 0
@@ -147,13 +146,13 @@ def row_names(view: View, height: int, width: int) -> list[tuple[str, bool]]:
 
 
 def idle_word(view: View, layers: range) -> str:
-    """`frozen` or `unused` where that is what all of a row's layers are now."""
+    """`frozen` or `unused` if all of a row's layers are."""
     words = {view.idle(layer) for layer in layers}
     return words.pop() if len(words) == 1 else ""
 
 
-def _said(word: str, picture: list[Levels], y: int) -> dict[int, str]:
-    """A word's letters by column, in the dark that a row ends with: after what was measured before it fell idle."""
+def _word_cells(word: str, picture: list[Levels], y: int) -> dict[int, str]:
+    """A word's letters by column, written after the row's last measured column."""
     if not word:
         return {}
     lit = [n for n, levels in enumerate(picture) if levels[2 * y] is not None or levels[2 * y + 1] is not None]
@@ -161,17 +160,17 @@ def _said(word: str, picture: list[Levels], y: int) -> dict[int, str]:
     return dict(enumerate(word, start)) if start + len(word) <= len(picture) else {}
 
 
-def _row(picture: list[Levels], y: int, marked: set[int], said: dict[int, str]) -> list[Segment]:
+def _row(picture: list[Levels], y: int, marked: set[int], word: dict[int, str]) -> list[Segment]:
     segments: list[Segment] = []
     text, style = "", Style()
     for column, levels in enumerate(picture):
         top, bottom = levels[2 * y], levels[2 * y + 1]
-        if column in said:
-            character, wanted = said[column], ink.DIM
+        if column in word:
+            character, wanted = word[column], colours.DIM
         elif column in marked:
-            character, wanted = "┊", ink.marked(bottom)
+            character, wanted = "┊", colours.marked_cell(bottom)
         else:
-            character, wanted = ("▀" if top != bottom else " "), ink.cell(top, bottom)
+            character, wanted = ("▀" if top != bottom else " "), colours.heat_cell(top, bottom)
         if wanted is style:
             text += character
             continue

@@ -1,4 +1,4 @@
-"""The loss over time: raw range dim, smoothed line bright, held-out points, interventions as dashed lines."""
+"""The loss chart: raw range dim, smoothed loss bright, held-out loss as points, interventions as dashed lines."""
 
 from __future__ import annotations
 
@@ -7,40 +7,38 @@ import math
 from rich.segment import Segment
 from textual.strip import Strip
 
-from tui_descent.dashboard import ink
-from tui_descent.dashboard.axis import Axis, axis_over
-from tui_descent.dashboard.panels.curves import MAX, MIN, SMOOTH, Curves
-from tui_descent.dashboard.panels.ghosts import Ghosts, values
-from tui_descent.dashboard.panels.line import Line, joined
-from tui_descent.dashboard.panels.plot import scale_words
-from tui_descent.dashboard.panels.strips import Panel, empty
-from tui_descent.dashboard.panels.timeline import RECENT_STEPS, Columns, Timeline, gutter, marks
-from tui_descent.dashboard.panels.timerow import time_row
-from tui_descent.dashboard.panels.view import View
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.charts.axis import Axis, axis_over, numbered_rows
+from tui_descent.dashboard.charts.ghosts import Ghosts, axis_values
+from tui_descent.dashboard.charts.loss_curve import MAX, MIN, SMOOTH, LossCurve
+from tui_descent.dashboard.charts.time_axis import RECENT_STEPS, BinCache, TimeAxis, draw_marks, gutter
+from tui_descent.dashboard.charts.time_labels import time_row
+from tui_descent.dashboard.charts.time_plot import scale_words
+from tui_descent.dashboard.panels.panel import Panel, waiting_notice
+from tui_descent.dashboard.view import View
 
-# Held-out points would cover the curve: one in so many columns, and no two closer than this.
-SPREAD, APART = 5, 3
+# Held-out points must not cover the curve: at most one in this many columns, and at least this far apart.
+POINT_EVERY, POINT_DISTANCE = 5, 3
 
 
 class LossPanel(Panel):
-    """Cross-entropy, or what the scenario minimises, of every update."""
+    """The training loss of every update."""
 
-    about = (
-        "Training loss of every update. Dim: lowest and highest raw loss of the steps in a column. Bright: smoothed "
-        "(moving average of 20 steps; a jump is followed within five). ○ loss on held-out data. "
-        "┊ an intervention. Faint: what an undo left behind (g hides it). Units: nats for cross-entropy."
+    help_text = (
+        "Training loss of every update. Dim: lowest and highest loss of the steps in a column. Bright: smoothed loss "
+        "(moving average over 20 steps; it follows a jump within five). ○ loss on held-out data. ┊ an intervention. "
+        "Faint: undone steps (g hides them). Unit: nats for cross-entropy."
     )
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._columns = Columns()
-        self._curves = Curves()
+        self._columns = BinCache()
+        self._curves = LossCurve()
         self._ghosts = Ghosts()
-        self._of: object = None
+        self._segment_key: object = None
         self._axis: Axis | None = None
 
     def heading(self, view: View) -> tuple[str, str]:
-        """Scale and span above, the legend below."""
         span = f"last {RECENT_STEPS}+ steps" if view.recent else "whole run"
         return (
             f"Loss  {scale_words(view, self._axis)}  [dim]{span}[/dim] [bold $primary]t[/]",
@@ -48,58 +46,52 @@ class LossPanel(Panel):
         )
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
-        """The curve above, the axis row below."""
         pyramid = view.history.losses.get(view.history.segment)
         if not pyramid:
-            return empty(view, width, height, "step", state=True)
+            return waiting_notice(view, width, height, "step", state=True)
         left = gutter(view, width)
-        timeline = Timeline.of(view.history, width - left, recent=view.recent)
+        time_axis = TimeAxis.of(view.history, width - left, recent=view.recent)
         rows = height - 1
-        bins = self._columns.read(pyramid, timeline.steps_a_dot, timeline.first_step, timeline.last_step)
-        points = _held_out(view, timeline)
-        axis = self._axis = _axis(bins, points, view, timeline)
-        if self._of != (of := (id(view.history), view.history.segment)):
-            self._of, self._curves = of, Curves()  # what it holds as final is of another stretch
-        cells = self._curves.cells(bins, timeline, axis, rows)
-        self._ghosts.put_behind(cells, view, timeline, axis, rows)
-        for column in {column for column, _ in marks(view, timeline)}:
-            for y in range(rows):
-                if cells[y][column].text == " ":
-                    cells[y][column] = Segment("┊", ink.MARK)
+        bins = self._columns.read(pyramid, time_axis.steps_per_dot, time_axis.first_step, time_axis.last_step)
+        points = _held_out(view, time_axis)
+        axis = self._axis = _axis(bins, points, view, time_axis)
+        if self._segment_key != (key := (id(view.history), view.history.segment)):
+            self._segment_key, self._curves = key, LossCurve()  # its final columns belong to another segment
+        cells = self._curves.cells(bins, time_axis, axis, rows)
+        self._ghosts.draw_behind(cells, view, time_axis, axis, rows)
+        draw_marks(cells, view, time_axis)
         for column, value in points:
-            if not math.isnan(axis.place(value)):
-                cells[axis.row(value, rows)][column] = Segment("○", ink.POINT)
-        figures = axis.labels(rows, width=left - 1)
-        lines = [
-            Line().put(f"{figures.get(y, ''):>{left - 1}} ", ink.DIM).extend(joined(cells[y])).strip(width)
-            for y in range(rows)
-        ]
-        return [*lines, time_row(view, timeline, left).strip(width)]
+            if not math.isnan(axis.position(value)):
+                cells[axis.row(value, rows)][column] = Segment("○", colours.POINT)
+        chart = numbered_rows(cells, axis.labels(rows, width=left - 1), left, width)
+        return [*chart, time_row(view, time_axis, left, width)]
 
 
-def _held_out(view: View, timeline: Timeline) -> list[tuple[int, float]]:
-    """By column, in order: of those in so many columns the first, so that they stay where they are, and the newest."""
+def _held_out(view: View, time_axis: TimeAxis) -> list[tuple[int, float]]:
+    """Held-out losses by column: the first in every few columns, so that points do not move, and the newest."""
     firsts: dict[int, tuple[int, float]] = {}
     newest: tuple[int, float] | None = None
     for e in view.history.evaluations:
-        column = timeline.column(e.step)
+        column = time_axis.column(e.step)
         if e.segment == view.history.segment and column is not None and math.isfinite(e.loss):
             newest = column, e.loss
-            firsts.setdefault((column + timeline.first) // SPREAD, newest)
+            firsts.setdefault((column + time_axis.first) // POINT_EVERY, newest)
     shown: list[tuple[int, float]] = []
     for point in firsts.values():
-        if not shown or point[0] - shown[-1][0] >= APART:
+        if not shown or point[0] - shown[-1][0] >= POINT_DISTANCE:
             shown.append(point)
     if newest is not None:
-        while shown and newest[0] - shown[-1][0] < APART:
+        while shown and newest[0] - shown[-1][0] < POINT_DISTANCE:
             shown.pop()
         shown.append(newest)
     return shown
 
 
-def _axis(bins: list[tuple[int, list[float]]], points: list[tuple[int, float]], view: View, timeline: Timeline) -> Axis:
+def _axis(
+    bins: list[tuple[int, list[float]]], points: list[tuple[int, float]], view: View, time_axis: TimeAxis
+) -> Axis:
     found = [v for _, b in bins for v in (b[MIN], b[MAX], b[SMOOTH]) if math.isfinite(v)]
     found += [v for _, v in points]
     if found and view.history.ghosts:
-        found += values(view, timeline, min(found), max(found))
+        found += axis_values(view, time_axis, min(found), max(found))
     return axis_over(found, log=view.log)

@@ -1,4 +1,4 @@
-"""The largest curvature over time, and the limit that the step size sets it."""
+"""The sharpness panel: the largest curvature over time, and the stability limit for the learning rate."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ import math
 
 from textual.strip import Strip
 
-from tui_descent.dashboard import ink
-from tui_descent.dashboard.axis import Axis, axis_over
-from tui_descent.dashboard.panels.plot import Level, Series, nothing_yet, place_of, plotted, readings, scale_words
-from tui_descent.dashboard.panels.strips import Panel
-from tui_descent.dashboard.panels.timeline import RECENT_STEPS
-from tui_descent.dashboard.panels.view import View
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.charts.axis import Axis, axis_over
+from tui_descent.dashboard.charts.time_axis import RECENT_STEPS
+from tui_descent.dashboard.charts.time_plot import Series, StepLine, scale_words, time_plot
+from tui_descent.dashboard.panels.curvature_readings import curvature_readings, nothing_to_show, reading_key
+from tui_descent.dashboard.panels.panel import Panel
+from tui_descent.dashboard.view import View
 from tui_descent.protocol.events import CurvatureTaken
 
-# On a linear axis a limit farther away than this would leave nothing of the curve.
-NEAR = 4.0
+# A limit beyond this multiple of the curve is left off a linear axis: the curve would be flat.
+MAX_LIMIT_RATIO = 4.0
 
 
 class SharpnessPanel(Panel):
     """λmax of the Hessian on the probe batch."""
 
-    pace_s = 0.25
-    about = (
-        "λmax, the loss' largest curvature along any direction of the weights, on the loss' time axis; read on a fixed "
-        "probe batch while this view is open. ─ the limit above which steps along that direction grow: 2/η for "
-        "gradient descent at rate η. For Adam and RMSprop the limit is about the Hessian as they scale it: bright, the "
-        "plain one dim. Unit: loss per weight²."
+    min_interval_s = 0.25
+    help_text = (
+        "λmax, the largest curvature of the loss in any direction, over time; measured on a fixed probe batch while "
+        "this view is open. ─ the limit above which steps in that direction grow: 2/η for gradient descent with "
+        "learning rate η. For Adam and RMSprop the limit applies to the Hessian as they scale it (bright); the plain "
+        "one is dim. Unit: loss per weight²."
     )
 
     def __init__(self, *, id: str | None = None) -> None:
@@ -34,10 +35,9 @@ class SharpnessPanel(Panel):
         self._axis: Axis | None = None
 
     def heading(self, view: View) -> tuple[str, str]:
-        """Scale and span above, the legend below."""
         span = f"last {RECENT_STEPS}+ steps" if view.recent else "whole run"
         title = f"Sharpness  [dim]λmax[/dim]  {scale_words(view, self._axis)}  [dim]{span}[/dim] [bold $primary]t[/]"
-        found = readings(view)
+        found = curvature_readings(view)
         newest = found[-1] if found else None
         if newest is None or newest.limit is None:
             return title, "━ λmax"
@@ -46,22 +46,21 @@ class SharpnessPanel(Panel):
             return title, f"━ scaled by the optimizer  [dim]━ plain[/dim]  {limit}"
         return title, f"━ λmax  {limit}"
 
-    def cares(self, view: View) -> object:
-        """A new reading, or another step on the axis."""
-        return place_of(view), view.history.steps
+    def depends_on(self, view: View) -> object:
+        """The newest reading and the time axis."""
+        return reading_key(view), view.history.steps
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
-        """Curve and limit."""
-        found = readings(view)
-        if not found or not view.steps_known:
-            return nothing_yet(view, width, height)
+        found = curvature_readings(view)
+        if not found or not view.has_steps:
+            return nothing_to_show(view, width, height)
         limits = [(t.step, t.limit.lambda_max) for t in found if t.limit is not None]
         scaled = [(t.step, t.limited) for t in found if t.scaled is not None and t.limited is not None]
         plain = [(t.step, t.sharpness) for t in found]
-        series = [Series(plain, ink.BAND, ink.DIM)] if scaled else []
-        series.append(Series(scaled or plain, ink.CURVE, ink.POINT))
+        series = [Series(plain, colours.BAND, colours.DIM)] if scaled else []
+        series.append(Series(scaled or plain, colours.CURVE, colours.POINT))
         axis = self._axis = _axis([v for one in series for _, v in one.points], [v for _, v in limits], log=view.log)
-        return plotted(view, width, height, axis, series=series, levels=[Level(limits, ink.ORANGE)])
+        return time_plot(view, width, height, axis, series=series, step_lines=[StepLine(limits, colours.ORANGE)])
 
 
 def _axis(values: list[float], limits: list[float], *, log: bool) -> Axis:
@@ -69,17 +68,17 @@ def _axis(values: list[float], limits: list[float], *, log: bool) -> Axis:
     if log and (found := [*values, *limits]) and min(found) >= 0 < max(found):
         return axis_over(found, log=True)
     highest = max(values, default=1.0)
-    near = [v for v in limits if v <= NEAR * highest]
+    near = [v for v in limits if v <= MAX_LIMIT_RATIO * highest]
     return Axis.linear(min(0.0, *values, 0.0), max(highest, *near, 0.0))
 
 
-def verdict(taken: CurvatureTaken) -> tuple[str, bool]:
-    """Where λmax stands to its limit, in words, and whether that is well."""
+def limit_verdict(taken: CurvatureTaken) -> tuple[str, bool]:
+    """How λmax compares with its limit, in words, and whether that is stable."""
     if taken.edge is None:
         return "", True
-    share = f"{taken.edge:.3g} of it"
+    ratio = f"{taken.edge:.3g}× the limit"
     if taken.edge > 1.1:
-        return f"{share}: steps grow", False
+        return f"{ratio}: steps grow", False
     if taken.edge > 0.9:
-        return f"{share}: at the edge of stability", True
-    return f"{share}: steps settle", True
+        return f"{ratio}: at the edge of stability", True
+    return f"{ratio}: stable", True

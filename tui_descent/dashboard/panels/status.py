@@ -1,4 +1,4 @@
-"""The line at the top: what is trained, how far it is, and its state as a word."""
+"""The status line at the top: what is trained, its progress and its state."""
 
 from __future__ import annotations
 
@@ -8,80 +8,82 @@ from rich.cells import cell_len
 from rich.style import Style
 from textual.strip import Strip
 
-from tui_descent.dashboard import ink
-from tui_descent.dashboard.figures import count, rate, short
-from tui_descent.dashboard.panels.device import phrases
-from tui_descent.dashboard.panels.line import Line
-from tui_descent.dashboard.panels.strips import Panel
-from tui_descent.dashboard.panels.view import View
-from tui_descent.dashboard.plain import plain
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.panels.panel import Panel
+from tui_descent.dashboard.text.device_info import status_texts
+from tui_descent.dashboard.text.line import Line
+from tui_descent.dashboard.text.numbers import per_second, short, with_commas
+from tui_descent.dashboard.text.safe_text import safe
+from tui_descent.dashboard.view import View
 
 Part = list[tuple[str, Style]]
 
 
 class StatusPanel(Panel, can_focus=False):
-    """Name, numbers, state."""
+    """One row, always visible."""
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
-        """The state stands at the right edge; of the rest, what does not fit is left out by rank."""
+        """The state is at the right edge. Of the rest, what does not fit is left out by rank."""
         word, style = state_of(view)
-        end = Line().put("● ", style).put(word, style).put(" ")
-        room = width - end.width  # a blank at each end and two between make two for each
+        end = Line().add("● ", style).add(word, style).add(" ")
+        room = width - end.width  # each part takes two more cells: the blanks between parts and at both ends
         parts = _parts(view)
         kept: list[int] = []
         for n in sorted(range(len(parts)), key=lambda n: parts[n][0]):
             if _width(parts[n][1]) + 2 <= room:
                 kept.append(n)
                 room -= _width(parts[n][1]) + 2
-        line = Line().put(" ")
+        line = Line().add(" ")
         for n in sorted(kept):
-            line.put("  " if line.width > 1 else "")
-            for text, ink_ in parts[n][1]:
-                line.put(text, ink_)
-        return [line.at(width - end.width).extend(end.segments).strip(width)]
+            line.add("  " if line.width > 1 else "")
+            for text, part_style in parts[n][1]:
+                line.add(text, part_style)
+        return [line.pad_to(width - end.width).extend(end.segments).to_strip(width)]
 
 
 def state_of(view: View) -> tuple[str, Style]:
-    """The word for what goes on, and its colour."""
+    """The run's state as a word, and its style."""
     history = view.history
     if history.ended is not None:
-        return history.ended.status, ink.end(history.ended)
+        return history.ended.status, colours.end_style(history.ended)
     if not view.connected:
         if history.started is None and not view.trouble:
-            return "connecting", ink.DIM
-        return "keeper lost", ink.state("lost")
-    return history.state.state, ink.state(history.state.state)
+            return "connecting", colours.DIM
+        return "disconnected", colours.state_style("lost")
+    return history.state.state, colours.state_style(history.state.state)
 
 
 def _parts(view: View) -> list[tuple[int, Part]]:
-    """Phrases in reading order, each with its rank: 0 is left out last."""
+    """The parts in reading order, each with its rank: rank 0 is the last to be left out."""
     history, started = view.history, view.history.started
-    name = plain(started.name if started else view.name, 40)
-    parts: list[tuple[int, Part]] = [(0, [(name or "run", ink.NAME)])]
+    name = safe(started.name if started else view.name, 40)
+    parts: list[tuple[int, Part]] = [(0, [(name or "run", colours.NAME)])]
     if started is not None:
-        parts.append((9, [(plain(started.about, 80), ink.DIM)]))
-        parts.append((8, [(plain(started.device, 20), ink.DIM)]))
-    if view.steps_known:
-        steps = f"/{count(started.steps)}" if started and started.steps else ""
-        parts.append((1, [("step ", ink.DIM), (f"{count(history.steps):>5}", ink.BRIGHT), (steps, ink.DIM)]))
-        parts.append((3, [(f"{rate(history.steps_per_s):>4}/s", ink.TEXT)]))
+        parts.append((9, [(safe(started.about, 80), colours.DIM)]))
+        parts.append((8, [(safe(started.device, 20), colours.DIM)]))
+    if view.has_steps:
+        steps = f"/{with_commas(started.steps)}" if started and started.steps else ""
+        parts.append(
+            (1, [("step ", colours.DIM), (f"{with_commas(history.steps):>5}", colours.BRIGHT), (steps, colours.DIM)])
+        )
+        parts.append((3, [(f"{per_second(history.steps_per_s):>4}/s", colours.TEXT)]))
         loss = history.shown_loss if history.losses.get(history.segment) else None
         bad = loss is not None and not math.isfinite(history.loss)
-        parts.append((2, [("loss ", ink.DIM), (f"{short(loss):<6}", ink.RED if bad else ink.BRIGHT)]))
-    # Of the stretch that is gone on with: an undo leaves later ones behind.
+        parts.append((2, [("loss ", colours.DIM), (f"{short(loss):<6}", colours.RED if bad else colours.BRIGHT)]))
+    # Of the current segment: an undo leaves later evaluations behind.
     newest = next((e for e in reversed(history.evaluations) if e.segment == history.segment), None)
     if newest is not None:
-        parts.append((4, [("val ", ink.DIM), (f"{short(newest.loss):<6}", ink.TEXT)]))
+        parts.append((4, [("val ", colours.DIM), (f"{short(newest.loss):<6}", colours.TEXT)]))
         if newest.accuracy is not None:
-            parts.append((5, [("acc ", ink.DIM), (f"{newest.accuracy:5.1%}", ink.TEXT)]))
-    memory, busy, heat = phrases(history)
-    parts += [(6, [(memory, ink.DIM)]), (6, [(busy, ink.DIM)]), (10, [(heat, ink.DIM)])]
-    if history.readings is not None and math.isfinite(cost := history.readings.watch_cost):
-        # Paced, readings are taken out of the waits: of the time between them they may well be a large share.
-        paced = history.knobs.get("pace", "max") != "max"
-        parts.append((7, [(f"watch {cost:.0%} in waits" if paced else f"watch {cost:.1%}", ink.DIM)]))
+            parts.append((5, [("acc ", colours.DIM), (f"{newest.accuracy:5.1%}", colours.TEXT)]))
+    memory, busy, heat = status_texts(history)
+    parts += [(6, [(memory, colours.DIM)]), (6, [(busy, colours.DIM)]), (10, [(heat, colours.DIM)])]
+    cost = history.readings.watch_cost if history.readings is not None else math.nan
+    # With a pace, readings are taken in the waiting times: their share of the time then says nothing.
+    if math.isfinite(cost) and history.knobs.get("pace", "max") == "max":
+        parts.append((7, [(f"watch {cost:.1%}", colours.DIM)]))
     if (taken := history.snapshot) is not None:
-        parts.append((11, [(f"undo {taken.used_bytes / 1e6:.0f}/{taken.budget_bytes / 1e6:.0f} MB", ink.DIM)]))
+        parts.append((11, [(f"undo {taken.used_bytes / 1e6:.0f}/{taken.budget_bytes / 1e6:.0f} MB", colours.DIM)]))
     return [(rank, part) for rank, part in parts if _width(part)]
 
 

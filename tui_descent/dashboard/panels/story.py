@@ -1,4 +1,4 @@
-"""What this run is about: the scenario's own words, for screens with room to spare."""
+"""The scenario panel: the run's title, size, device and story."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ from typing import Any
 
 from textual.strip import Strip
 
-from tui_descent.dashboard import ink
-from tui_descent.dashboard.figures import several
-from tui_descent.dashboard.panels.device import facts as device_facts
-from tui_descent.dashboard.panels.line import Line
-from tui_descent.dashboard.panels.strips import Panel, empty
-from tui_descent.dashboard.panels.view import View
-from tui_descent.dashboard.plain import plain
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.panels.panel import Panel, waiting_notice
+from tui_descent.dashboard.text.device_info import detail_lines
+from tui_descent.dashboard.text.line import Line
+from tui_descent.dashboard.text.numbers import plural
+from tui_descent.dashboard.text.safe_text import safe
+from tui_descent.dashboard.view import View
 
 
 class StoryPanel(Panel):
-    """Title, story and the run's plain facts."""
+    """Shown in the events view and on wide screens."""
 
-    pace_s = 1.0
-    about = "The scenario's title and story, and the run's size, device, versions and the memory it takes."
+    min_interval_s = 1.0
 
-    def cares(self, view: View) -> object:
-        """All but the layers and the device's readings is told once."""
+    def depends_on(self, view: View) -> object:
+        """Only layers and device readings change during a run."""
         return (
             view.history.started,
             view.history.structure,
@@ -33,27 +32,27 @@ class StoryPanel(Panel):
         )
 
     def heading(self, view: View) -> tuple[str, str]:
-        """A fixed title; the scenario's own stands inside."""
+        """The scenario's title is foreign text, so it is a row."""
         return "Scenario", ""
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
-        """Facts first: the story may be cut."""
+        """The story comes last, because it may be cut."""
         started = view.history.started
         if started is None:
-            return empty(view, width, height, "word of the trainer")
+            return waiting_notice(view, width, height, "message from the trainer")
         scenario: dict[str, Any] = started.scenario or {}
-        rows = [Line().put(plain(started.title, 200), ink.BRIGHT).strip(width)]
+        rows = [Line().add(safe(started.title, 200), colours.BRIGHT).to_strip(width)]
         facts = [
-            f"{several(view.history.parameters, 'parameter')} in {several(len(view.layers), 'layer')}",
-            f"{plain(started.device, 20)}, {several(started.threads, 'thread')}"
+            f"{plural(view.history.parameters, 'parameter')} in {plural(len(view.layers), 'layer')}",
+            f"{safe(started.device, 20)}, {plural(started.threads, 'thread')}"
             if started.threads > 1
-            else plain(started.device, 20),
-            " ".join(f"{plain(k, 20)} {plain(v, 20)}" for k, v in started.versions.items()),
+            else safe(started.device, 20),
+            " ".join(f"{safe(k, 20)} {safe(v, 20)}" for k, v in started.versions.items()),
         ]
-        facts += device_facts(view.history, width)
-        rows += [Line().put(fact, ink.DIM).strip(width) for fact in facts if fact]
-        rows.append(Line().strip(width))
+        facts += detail_lines(view.history, width)
+        rows += [Line().add(fact, colours.DIM).to_strip(width) for fact in facts if fact]
+        rows.append(Line().to_strip(width))
         for paragraph in str(scenario.get("story", "")).split("\n\n"):
-            lines = textwrap.wrap(plain(" ".join(paragraph.split()), 4000), max(10, width))
-            rows += [Line().put(line).strip(width) for line in lines] + [Line().strip(width)]
+            lines = textwrap.wrap(safe(" ".join(paragraph.split()), 4000), max(10, width))
+            rows += [Line().add(line).to_strip(width) for line in lines] + [Line().to_strip(width)]
         return rows[:height]

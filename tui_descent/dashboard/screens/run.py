@@ -1,117 +1,140 @@
-"""The one screen of a run: five views over its panels, drawn at the frame rate, and only what changed."""
+"""The screen of a run: five views over its panels, redrawn at the frame rate where something changed."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import msgspec
 from textual import events
 from textual.app import ComposeResult
-from textual.binding import BindingType
+from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
+from textual.message import Message
 from textual.screen import Screen
 from textual.widget import Widget
 
-from tui_descent.dashboard import actions
 from tui_descent.dashboard.bridge import Bridge
-from tui_descent.dashboard.panels.chain import ChainPanel
-from tui_descent.dashboard.panels.conversation import ConversationPanel
+from tui_descent.dashboard.dialogs.layer import LayerDialog
+from tui_descent.dashboard.panels.chain_rule import ChainRulePanel
 from tui_descent.dashboard.panels.curvature import CurvaturePanel
-from tui_descent.dashboard.panels.ending import EndingPanel
 from tui_descent.dashboard.panels.events import EventsPanel
+from tui_descent.dashboard.panels.footer import FooterPanel
 from tui_descent.dashboard.panels.gradients import GradientsPanel
 from tui_descent.dashboard.panels.heatmap import HeatmapPanel
 from tui_descent.dashboard.panels.loss import LossPanel
-from tui_descent.dashboard.panels.lowest import LowestPanel
-from tui_descent.dashboard.panels.names import moved, target_of
+from tui_descent.dashboard.panels.panel import Panel
 from tui_descent.dashboard.panels.sharpness import SharpnessPanel
+from tui_descent.dashboard.panels.smallest_curvature import SmallestCurvaturePanel
 from tui_descent.dashboard.panels.status import StatusPanel
 from tui_descent.dashboard.panels.story import StoryPanel
-from tui_descent.dashboard.panels.strips import Panel
+from tui_descent.dashboard.panels.trainer_log import TrainerLogPanel
 from tui_descent.dashboard.panels.updates import UpdatesPanel
-from tui_descent.dashboard.panels.view import View
 from tui_descent.dashboard.screens.too_small import MIN_HEIGHT, MIN_WIDTH, TooSmall
+from tui_descent.dashboard.text.layer_names import block_of, find_again
+from tui_descent.dashboard.view import View
 from tui_descent.protocol.commands import AnyCommand, TurnKnob, WatchCurvature
+from tui_descent.scenario.keys import KEYS
 from tui_descent.scenario.knobs import KNOBS
 
-if TYPE_CHECKING:
-    from tui_descent.dashboard.app import DescentApp
+# The views by name, as the stylesheet has them, with their titles, in the order of their keys 1-5.
+VIEWS = {
+    "overview": "overview",
+    "layers": "layers",
+    "events": "events",
+    "chain": "chain rule",
+    "curvature": "curvature",
+}
 
 
 class RunScreen(Screen[None]):
-    """Holds how the person wants to see the run; the run itself is the bridge's."""
+    """Holds the display settings; the run itself is in the bridge's history."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [*actions.bindings()]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding(
+            key,
+            f"app.press('{key}')",
+            binding.label,
+            show=False,
+            key_display=binding.shown,
+            tooltip=binding.description,
+        )
+        for binding in KEYS
+        for key in binding.keys
+    ]
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide"), (160, "-huge")]  # noqa: RUF012
     VERTICAL_BREAKPOINTS = [(0, "-low"), (30, "-tall")]  # noqa: RUF012
     AUTO_FOCUS = ""
 
+    class LeaveRequested(Message):
+        """The key for quitting was pressed."""
+
     def __init__(self, bridge: Bridge, *, name: str, log_path: Path | None = None) -> None:
         super().__init__()
         self.bridge = bridge
-        self.look = View(history=bridge.history, name=name)
+        self.view = View(history=bridge.history, name=name)
         self._log_path = log_path
         self._drawn: object = None
-        self._layers = bridge.history.layers  # that the selection is among
-        self._curious = False  # whether the run was asked for its curvature
+        self._layers = bridge.history.layers  # the layers that `view.selected` counts
+        self._curvature_requested = False
         self.add_class("view-overview")
 
     def compose(self) -> ComposeResult:
-        """All panels; the stylesheet says which are seen in which view and at which size."""
+        """All panels. The stylesheet decides which are shown in which view and at which size."""
         yield StatusPanel(id="status")
         with Horizontal(id="body"):
-            with Vertical(id="ledger"):
-                yield ChainPanel(id="chain")
-            with Vertical(id="bend"):
+            with Vertical(id="chain-column"):
+                yield ChainRulePanel(id="chain")
+            with Vertical(id="curvature-column"):
                 yield SharpnessPanel(id="sharpness")
-                yield LowestPanel(id="lowest")
+                yield SmallestCurvaturePanel(id="smallest-curvature")
                 yield CurvaturePanel(id="curvature")
-            with Vertical(id="time"):
+            with Vertical(id="time-column"):
                 yield LossPanel(id="loss")
                 yield HeatmapPanel(id="heatmap")
-            with Vertical(id="now"):
+            with Vertical(id="layers-column"):
                 yield GradientsPanel(id="gradients")
                 yield UpdatesPanel(id="updates")
-            with Vertical(id="more"):
+            with Vertical(id="events-column"):
                 yield EventsPanel(id="events")
                 yield StoryPanel(id="story")
-        yield EndingPanel(id="ending")
-        yield ConversationPanel(id="conversation")
+        yield TrainerLogPanel(id="trainer-log")
+        yield FooterPanel(id="footer")
         yield TooSmall(id="too-small")
 
     def draw(self) -> None:
-        """One frame, if anything is new since the last one."""
-        self._ask_for_curvature()
-        self._follow_layers()
-        key = (self.bridge.revision, self.look)
+        """One frame, if anything has changed since the last one."""
+        self._request_curvature()
+        self.follow_layers()
+        key = (self.bridge.revision, self.view)
         if key == self._drawn:
             return
         self._drawn = key
         bridge = self.bridge
-        self.look = replace(
-            self.look,
+        self.view = replace(
+            self.view,
             history=bridge.history,
             exchange=bridge.exchange,
             connected=bridge.connected,
             trouble=self._trouble(),
         )
-        up_to_date = [panel.show(self.look) for panel in self.query(Panel)]
-        self._drawn = (self.bridge.revision, self.look) if all(up_to_date) else None
+        up_to_date = [panel.show(self.view) for panel in self.query(Panel)]
+        self._drawn = (self.bridge.revision, self.view) if all(up_to_date) else None
 
-    def _follow_layers(self) -> None:
-        """The selected layer stays the one it is when others come or go."""
+    def follow_layers(self) -> None:
+        """Keep the same layer selected when layers are added or removed."""
         history = self.bridge.history
         if history.layers is not self._layers:
-            selected = moved(self.look.selected, self._layers, history.layers)
-            self.look, self._layers = replace(self.look, history=history, selected=selected), history.layers
+            selected = find_again(self.view.selected, self._layers, history.layers)
+            self.view, self._layers = replace(self.view, history=history, selected=selected), history.layers
 
-    def _ask_for_curvature(self) -> None:
-        """It is read while its view is open, and only then: it costs the trainer more than all the rest."""
+    def _request_curvature(self) -> None:
+        """Have the trainer measure the curvature while its view is open, and only then: it is expensive."""
         bridge, wanted = self.bridge, self.has_class("view-curvature")
-        if wanted != self._curious and bridge.connected and bridge.history.live and bridge.history.started is not None:
-            self._curious = wanted
+        possible = bridge.connected and bridge.history.live and bridge.history.started is not None
+        if wanted != self._curvature_requested and possible:
+            self._curvature_requested = wanted
             bridge.send(WatchCurvature(on=wanted))
 
     def _trouble(self) -> str:
@@ -121,30 +144,25 @@ class RunScreen(Screen[None]):
 
     @property
     def up_to_date(self) -> bool:
-        """Whether all that is known is drawn, also by panels that follow at their own pace."""
-        return self._drawn == (self.bridge.revision, self.look)
+        """Whether everything received is drawn, also by panels that redraw less often."""
+        return self._drawn == (self.bridge.revision, self.view)
 
     def on_resize(self, event: events.Resize) -> None:
-        """Say what is needed where the picture does not fit."""
+        """Below the smallest size, show only what size is needed."""
         small = event.size.width < MIN_WIDTH or event.size.height < MIN_HEIGHT
         self.set_class(small, "too-small")
 
-    def on_panel_room_changed(self) -> None:
-        """Draw at the next frame though the run has told nothing new."""
+    def on_panel_redraw_needed(self) -> None:
+        """Draw at the next frame although the history has not changed."""
         self._drawn = None
 
-    def action_press(self, place: int, pressed: str) -> None:
-        """A key of the table."""
-        self._follow_layers()
-        actions.press(self, place, pressed)
-
-    # What keys ask for.
+    # Knobs.
 
     def can_turn(self, knob: str) -> bool:
-        """Whether a knob can act in this run; if not, the reason goes on screen."""
+        """Whether a knob can act in this run; if not, the reason is shown."""
         history = self.bridge.history
-        if self.bridge.over:
-            self.bridge.refuse(self.bridge.over)
+        if self.bridge.unavailable:
+            self.bridge.refuse(self.bridge.unavailable)
             return False
         if knob in history.unavailable:
             self.bridge.refuse(f"{KNOBS[knob].title}: {history.unavailable[knob]}")
@@ -154,70 +172,79 @@ class RunScreen(Screen[None]):
             return False
         return True
 
-    def ask(self, command: AnyCommand) -> None:
+    def send(self, command: AnyCommand) -> None:
         """Send a command, unless its knob cannot act here."""
         if not isinstance(command, TurnKnob) or self.can_turn(command.knob):
             self.bridge.send(command)
 
-    def ask_for_target(self, command: TurnKnob) -> None:
-        """Send a turn for what is selected, where its knob can act on less than the whole net."""
+    def send_to_selection(self, command: TurnKnob) -> None:
+        """Send a change for the selected layer or block, where its knob can act on less than the whole net."""
         target = self.target_for(command.knob)
         if target is not None:
-            self.ask(msgspec.structs.replace(command, target=target))
+            self.send(msgspec.structs.replace(command, target=target))
 
-    def value(self, knob: str, target: str = "all") -> str:
-        """A knob's value, counting what is asked for already: a key pressed twice goes two steps."""
-        return self.bridge.expected(knob, target) or actions.value_of(self.bridge.history, knob, target)
+    def knob_value(self, knob: str, target: str = "all") -> str:
+        """A knob's value for the whole net or one block. Requests under way count: pressing twice goes two steps."""
+        if requested := self.bridge.requested_value(knob, target):
+            return requested
+        history = self.bridge.history
+        if target == "all":
+            return history.knobs.get(knob, "")
+        for turned in reversed(history.interventions):
+            if turned.knob == knob and turned.target in (target, "all") and turned.segment == history.segment:
+                return turned.new
+        states = history.started.knobs if history.started is not None else ()
+        return next((state.value for state in states if state.name == knob), "")
 
-    def target(self) -> str | None:
-        """What knobs act on; None, and the reason on screen, where the selected layer is in no block."""
-        if self.look.selected is None or self.look.selected >= len(self.look.layers):
+    def selected_block(self) -> str | None:
+        """The selected layer's block, `all` without a selection; outside any block None, and the reason is shown."""
+        if self.view.selected is None or self.view.selected >= len(self.view.layers):
             return "all"
-        layer = self.look.layers[self.look.selected]
-        target = target_of(layer)
-        if target is None:
-            self.bridge.refuse(f"{layer.name} lies in no block; escape selects the whole net")
-        return target
+        layer = self.view.layers[self.view.selected]
+        block = block_of(layer)
+        if block is None:
+            self.bridge.refuse(f"{layer.name} is not in a block; escape selects the whole net")
+        return block
 
     def target_for(self, knob: str) -> str | None:
-        """What one knob acts on: the selected layer, its block or the whole run, as the knob's table has it."""
+        """What a knob acts on with this selection: a layer, a block or `all`."""
         kind = KNOBS[knob].targets
-        if kind == "layer" and self.look.selected is not None and self.look.selected < len(self.look.layers):
-            return self.look.layers[self.look.selected].name
-        return "all" if kind == "net" else self.target()
+        if kind == "layer" and self.view.selected is not None and self.view.selected < len(self.view.layers):
+            return self.view.layers[self.view.selected].name
+        return "all" if kind == "net" else self.selected_block()
 
-    # How the person looks at it.
+    # Display settings.
 
     def toggle_log(self) -> None:
-        """Logarithmic or linear loss."""
-        self.look = replace(self.look, log=not self.look.log)
+        """Logarithmic or linear loss axis."""
+        self.view = replace(self.view, log=not self.view.log)
 
-    def toggle_window(self) -> None:
-        """Whole run or last steps."""
-        self.look = replace(self.look, recent=not self.look.recent)
+    def toggle_recent(self) -> None:
+        """Time axis of the whole run or of the last steps."""
+        self.view = replace(self.view, recent=not self.view.recent)
 
     def toggle_ghosts(self) -> None:
-        """What was left behind, shown or not."""
-        self.look = replace(self.look, ghosts=not self.look.ghosts)
+        """Show or hide the loss curves of undone steps."""
+        self.view = replace(self.view, ghosts=not self.view.ghosts)
 
     def show_view(self, view: str) -> None:
-        """One of the table's views; what scrolls in it has the focus."""
+        """Switch to one of `VIEWS`; a panel that scrolls gets the focus."""
         self._unzoom()
-        for name in actions.VIEWS:
+        for name in VIEWS:
             self.set_class(name == view, f"view-{name}")
-        scrolls: dict[str, type[Panel]] = {"events": EventsPanel, "chain": ChainPanel}
+        scrolls: dict[str, type[Panel]] = {"events": EventsPanel, "chain": ChainRulePanel}
         self.set_focus(self.query_one(scrolls[view]) if view in scrolls else None)
 
     def focus_next_panel(self) -> None:
-        """Round all panels that can be seen."""
+        """Focus the next visible panel."""
         self.focus_next(Panel)
 
     def zoom(self) -> None:
-        """The focused panel alone, and back."""
+        """Show the focused panel alone, or all panels again."""
         if self.has_class("zoomed"):
             self._unzoom()
             return
-        panel = self.focused if isinstance(self.focused, Panel) else next(p for p in self.query(Panel) if _seen(p))
+        panel = self.focused if isinstance(self.focused, Panel) else next(filter(_can_zoom, self.query(Panel)))
         self.set_focus(panel)
         self.add_class("zoomed")
         panel.add_class("zoomed-on")
@@ -229,42 +256,39 @@ class RunScreen(Screen[None]):
         for widget in self.query(".zoomed-on"):
             widget.remove_class("zoomed-on")
 
-    def move(self, up: int) -> None:
-        """Select the next layer towards the output, or scroll where there are no layers."""
-        if isinstance(self.focused, EventsPanel | ChainPanel):
+    def select_or_scroll(self, up: int) -> None:
+        """Select the next layer towards the output (+1) or the input (-1); scroll a focused panel that scrolls."""
+        if isinstance(self.focused, EventsPanel | ChainRulePanel):
             self.focused.scroll_by(up)
             self._drawn = None
             return
-        count = len(self.look.layers)
+        count = len(self.view.layers)
         if count:
-            now = self.look.selected
+            now = self.view.selected
             selected = (count - 1 if up < 0 else 0) if now is None else min(max(now + up, 0), count - 1)
-            self.look = replace(self.look, selected=selected)
+            self.view = replace(self.view, selected=selected)
 
     def clear_selection(self) -> None:
-        """No layer: knobs act on the whole net."""
+        """Select no layer: knobs act on the whole net."""
         if self.has_class("zoomed"):
             self._unzoom()
-        self.look = replace(self.look, selected=None)
+        self.view = replace(self.view, selected=None)
 
     def open_layer(self) -> None:
-        """All readings of the selected layer."""
-        from tui_descent.dashboard.dialogs.layer import LayerDialog
-
-        if not self.look.layers:
+        """Open the dialog of the selected layer, or of the last one."""
+        if not self.view.layers:
             self.bridge.refuse("the network is not built yet")
             return
-        layer = self.look.selected if self.look.selected is not None else len(self.look.layers) - 1
-        self.look = replace(self.look, selected=layer)
+        layer = self.view.selected if self.view.selected is not None else len(self.view.layers) - 1
+        self.view = replace(self.view, selected=layer)
         self.app.push_screen(LayerDialog(self.bridge, layer))
 
     def leave(self) -> None:
-        """Ask how, unless the run is over already."""
-        descent: DescentApp = self.app  # type: ignore[assignment]
-        descent.leave()
+        """Let the app ask whether to stop the run."""
+        self.post_message(self.LeaveRequested())
 
 
-def _seen(panel: Panel) -> bool:
-    """Whether it is one of the view's that can have the focus."""
+def _can_zoom(panel: Panel) -> bool:
+    """Whether a panel is visible and can have the focus."""
     nodes = panel.ancestors_with_self
     return panel.can_focus and all(node.display for node in nodes if isinstance(node, Widget))

@@ -1,4 +1,4 @@
-"""Shown instead of everything where there is no room for the picture."""
+"""The notice shown instead of the panels in a terminal that is too small."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ MIN_WIDTH, MIN_HEIGHT = 60, 20
 
 
 class TooSmall(Widget):
-    """What it needs and what it has."""
+    """The size needed and the actual size."""
 
     def render(self) -> Text:
-        """One line, in the middle by the stylesheet."""
         have = self.app.size
         return Text(f"needs {MIN_WIDTH}×{MIN_HEIGHT}, this is {have.width}×{have.height}", justify="center")

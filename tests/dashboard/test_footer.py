@@ -1,0 +1,101 @@
+"""The footer's lines: state and diagnosis, and the answer to the last request."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from factories import started, steps, turned
+
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.bridge import Exchange
+from tui_descent.dashboard.panels.diagnosis_line import diagnosis_line
+from tui_descent.dashboard.panels.footer import FooterPanel
+from tui_descent.dashboard.text.numbers import plural
+from tui_descent.dashboard.view import View
+from tui_descent.protocol.commands import RunSteps
+from tui_descent.protocol.events import AnyEvent, CommandDone, Diagnosed, RunEnded, StateChanged
+from tui_descent.telemetry.history import History
+
+FOUND = Diagnosed(segment=0, step=60, finding="healthy", sure=0.9, evidence={}, sentence="It trains.")
+
+
+def line_of(*events: AnyEvent) -> tuple[str, str]:
+    history = History()
+    for event in (started(), StateChanged(state="running"), steps(0, [1.0] * 80), *events):
+        history.apply(event)
+    word, _, text, _ = diagnosis_line(View(history=history, connected=True))
+    return word, text
+
+
+def test_a_diagnosis_is_shown_until_a_knob_is_changed() -> None:
+    assert line_of(FOUND) == ("healthy", "It trains.")
+    assert line_of(FOUND, turned(80, "30", "10", knob="pace")) == ("healthy", "It trains.")
+    assert line_of(FOUND, turned(80, "off", "on")) == ("re-evaluating", "since residual changed at step 80")
+    again = msgspec.structs.replace(FOUND, step=140)
+    assert line_of(FOUND, turned(80, "off", "on"), steps(80, [1.0] * 60), again) == ("healthy", "It trains.")
+
+
+def test_a_diagnosis_of_another_segment_is_not_shown() -> None:
+    assert line_of(msgspec.structs.replace(FOUND, segment=1)) == ("re-evaluating", "after an undo or redo")
+
+
+def test_a_lost_trainer_is_named_only_once() -> None:
+    lost = RunEnded(status="lost", step=80, reason="trainer lost (signal 9) at step 80")
+    assert line_of(lost) == ("trainer lost (signal 9) at step 80", "display frozen · q: quit")
+
+
+def test_a_script_that_failed_after_its_run_is_shown_in_red() -> None:
+    ended = RunEnded(status="finished", step=80, reason="the script then failed with exit code 1", exit_code=1)
+    assert line_of(ended) == ("finished", "at step 80: the script then failed with exit code 1 · q: quit")
+    assert colours.end_style(ended) == colours.GREEN, "without a log it does not count as a failure"
+    assert colours.end_style(msgspec.structs.replace(ended, log_path="/x/run.log")) == colours.RED
+
+
+@pytest.mark.parametrize("width", [60, 72, 78, 79, 100])
+def test_a_long_diagnosis_is_cut_but_keeps_its_advice(width: int) -> None:
+    long = "The loss stands at 2.06 though the gradient arrives. Try r residual."
+    found = msgspec.structs.replace(FOUND, finding="plateau", sure=0.7, sentence=long)
+    history = History()
+    for event in (started(), StateChanged(state="running"), steps(0, [1.0] * 80), found):
+        history.apply(event)
+    row = FooterPanel().draw(View(history=history), width, 3)[0].text.rstrip()
+    assert row.startswith(" plateau?  The loss stands at 2.06")
+    assert row.endswith(" Try r residual.")
+    assert ("…" in row) == (width < 79)
+    assert len(row) <= width
+
+
+@pytest.mark.parametrize("width", [60, 72, 80, 100, 120, 160])
+@pytest.mark.parametrize("back", ["; u goes back to step 123,456", "; u goes back to step 5", ""])
+def test_a_held_run_keeps_its_advice_at_every_width(width: int, back: str) -> None:
+    reason = f"loss is nan at step 6, first in blocks.1.linear, before the update{back}"
+    history = History()
+    for event in (started(), steps(0, [1.0] * 6), StateChanged(state="held", reason=reason)):
+        history.apply(event)
+    row = FooterPanel().draw(View(history=history, connected=True), width, 3)[0].text.rstrip()
+    assert row.endswith(f"{back.removeprefix('; ')} · space: resume · q: quit".removeprefix(" · "))
+    assert row.startswith(" held  loss is nan") or width < 80
+    assert ("before the update" in row) == (width >= len(f" held  {reason} · space: resume · q: quit"))
+    assert len(row) <= width
+
+
+def test_an_ended_run_keeps_the_quit_key() -> None:
+    history = History()
+    for event in (started(), steps(0, [1.0] * 6), RunEnded(status="failed", step=6, reason="no memory for it " * 9)):
+        history.apply(event)
+    row = FooterPanel().draw(View(history=history, connected=True), 80, 3)[0].text.rstrip()
+    assert row.startswith(" failed  at step 6: no memory")
+    assert row.endswith("… · q: quit")
+
+
+def test_the_answer_to_run_steps_names_the_first_step() -> None:
+    history = History()
+    for event in (started(), steps(0, [1.0] * 6)):
+        history.apply(event)
+    done = CommandDone(segment=0, step=6, client=7, request=3, what="1 step, then a pause")
+    look = View(history=history, exchange=Exchange(command=RunSteps(steps=1), reply=done))
+    assert FooterPanel().draw(look, 80, 3)[1].text.rstrip() == " running  1 step from step 6, then pause"
+
+
+def test_plural_adds_an_s_except_for_one() -> None:
+    assert [plural(n, "layer") for n in (0, 1, 2, 1200)] == ["0 layers", "1 layer", "2 layers", "1,200 layers"]

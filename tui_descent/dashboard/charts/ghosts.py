@@ -1,0 +1,94 @@
+"""Ghosts: the loss curves of undone steps, drawn dim behind the live curve, each labelled with what was undone."""
+
+from __future__ import annotations
+
+import math
+
+from rich.segment import Segment
+
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.charts import braille
+from tui_descent.dashboard.charts.axis import Axis
+from tui_descent.dashboard.charts.loss_curve import SMOOTH, Bins
+from tui_descent.dashboard.charts.time_axis import TimeAxis
+from tui_descent.dashboard.text.safe_text import safe
+from tui_descent.dashboard.view import View
+from tui_descent.telemetry.history import History
+
+LABEL_WIDTH, MAX_LABELS = 36, 3
+BLANK = (" ", "⠀")
+# A ghost widens the loss axis by this factor at most: one that diverged must not flatten the live curve.
+MAX_WIDENING = 10.0
+
+
+class Ghosts:
+    """Draws the ghosts, and caches the result: ghosts do not change."""
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._cells: braille.Cells = []
+
+    def draw_behind(self, cells: braille.Cells, view: View, time_axis: TimeAxis, axis: Axis, rows: int) -> None:
+        """Fill blank `cells` in place."""
+        history = view.history
+        if not view.ghosts or not history.ghosts:
+            return
+        key = (id(history), history.ghosts, time_axis.bin_width, time_axis.first, time_axis.columns, axis, rows)
+        if key != self._key:
+            self._key = key
+            curves = [
+                braille.Curve(_dots(bins, time_axis, axis, rows), colours.GHOST)
+                for bins in _visible_ghosts(view, time_axis)
+            ]
+            self._cells = braille.canvas(curves, time_axis.columns, rows)
+        for row, behind in zip(cells, self._cells, strict=True):
+            for column, cell in enumerate(behind):
+                if row[column].text in BLANK and cell.text not in BLANK:
+                    row[column] = cell
+        _label(cells, history, time_axis)
+
+
+def axis_values(view: View, time_axis: TimeAxis, low: float, high: float) -> list[float]:
+    """The ghosts' losses that the axis should include, given the lowest and highest live loss."""
+    if not view.ghosts:
+        return []
+    found = [v[SMOOTH] for bins in _visible_ghosts(view, time_axis) for _, v in bins if math.isfinite(v[SMOOTH])]
+    room = MAX_WIDENING * max(abs(low), abs(high))
+    return [v for v in found if (low / MAX_WIDENING if low > 0 else -room) <= v <= room]
+
+
+def _visible_ghosts(view: View, time_axis: TimeAxis) -> list[Bins]:
+    found = []
+    for ghost in view.history.ghosts:
+        pyramid = view.history.losses.get(ghost.segment)
+        if pyramid and ghost.last >= time_axis.first_step:
+            # One step earlier, so that it joins the live curve.
+            first = max(ghost.first - 1, time_axis.first_step)
+            found.append(pyramid.window(time_axis.steps_per_dot, first, ghost.last))
+    return found
+
+
+def _dots(bins: Bins, time_axis: TimeAxis, axis: Axis, rows: int) -> list[braille.Point]:
+    """Losses outside the axis become gaps: drawn at its edge they would look like a constant loss."""
+    top = 4 * rows - 1
+    return [
+        (time_axis.dot(bin_), axis.position(v[SMOOTH]) * top if axis.contains(v[SMOOTH]) else math.nan)
+        for bin_, v in bins
+    ]
+
+
+def _label(cells: braille.Cells, history: History, time_axis: TimeAxis) -> None:
+    """Write the newest ghosts' labels where they end, each in the topmost row with room for it."""
+    for ghost in history.ghosts[: -1 - MAX_LABELS : -1]:
+        end, text = time_axis.column(min(ghost.last, _end(time_axis))), safe(ghost.label, LABEL_WIDTH)
+        if end is None or ghost.last < time_axis.first_step:
+            continue
+        first = max(0, end - len(text))
+        room = slice(first, first + len(text))
+        row = next((row for row in cells if all(cell.text in BLANK for cell in row[room])), None)
+        if row is not None and room.stop <= time_axis.columns:
+            row[room] = [Segment(character, colours.FAINT) for character in text]
+
+
+def _end(time_axis: TimeAxis) -> int:
+    return (time_axis.first + time_axis.columns) * time_axis.bin_width - 1

@@ -1,0 +1,123 @@
+"""The time axis of loss and heat-map. A column is 2^k steps, so that new steps change only the newest column."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rich.segment import Segment
+
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.text.layer_names import layer_labels
+from tui_descent.dashboard.text.numbers import axis_step
+from tui_descent.dashboard.view import View
+from tui_descent.protocol.events import KnobTurned, Marked
+from tui_descent.telemetry.gradient_history import GradientHistory
+from tui_descent.telemetry.history import History
+from tui_descent.telemetry.pyramid import Pyramid
+
+RECENT_STEPS = 200
+MIN_GUTTER, MAX_GUTTER = 7, 12
+
+
+@dataclass(frozen=True, slots=True)
+class TimeAxis:
+    """`bin_width` is the number of steps per column; `first` is the bin number of the leftmost column."""
+
+    bin_width: int
+    first: int
+    columns: int
+    last_step: int
+
+    @classmethod
+    def of(cls, history: History, columns: int, *, recent: bool) -> TimeAxis:
+        """An axis over the whole run, or over at least its last `RECENT_STEPS` steps."""
+        columns, last = max(1, columns), max(0, (history.steps if recent else history.span) - 1)
+        # A scrolling axis moves by eighths of its width: moving by single columns would repaint everything each time.
+        page = max(1, columns // 8)
+        wanted = min(last + 1, RECENT_STEPS) if recent else last + 1
+        room = columns - page if recent and last + 1 > RECENT_STEPS else columns
+        width = 1
+        while -(-wanted // width) > max(1, room):
+            width *= 2
+        newest = last // width
+        first = 0 if newest < columns else -(-(newest - columns + 1) // page) * page
+        return cls(width, first, columns, max(0, history.steps - 1))
+
+    @property
+    def first_step(self) -> int:
+        """The first step of the leftmost column."""
+        return self.first * self.bin_width
+
+    @property
+    def steps_per_dot(self) -> int:
+        """Braille has two dots per column; when a column is a single step, only the first is used."""
+        return max(1, self.bin_width // 2)
+
+    def dot(self, bin_: int) -> int:
+        """The dot column of a bin of `steps_per_dot` steps."""
+        return (bin_ * self.steps_per_dot - self.first_step) // self.steps_per_dot * (2 if self.bin_width == 1 else 1)
+
+    def column(self, step: int) -> int | None:
+        """The column of a step, or None if the step is not on the axis."""
+        column = step // self.bin_width - self.first
+        return column if 0 <= column < self.columns else None
+
+    def ticks(self) -> dict[int, str]:
+        """Round step numbers by column, at least 12 columns apart."""
+        units = (m * 10**e for e in range(16) for m in (1, 2, 5))
+        unit = next(u for u in units if u / self.bin_width >= 12)
+        end = (self.first + self.columns) * self.bin_width
+        start = -(-self.first_step // unit) * unit
+        return {column: axis_step(s) for s in range(start, end, unit) if (column := self.column(s)) is not None}
+
+
+def gutter(view: View, width: int) -> int:
+    """Cells left of the first column, the same in every panel with this axis."""
+    longest = max((len(name) for name in layer_labels(view.layers, MAX_GUTTER)), default=0)
+    return min(max(longest + 2, MIN_GUTTER), MAX_GUTTER, max(MIN_GUTTER, width // 4))
+
+
+def marks(view: View, time_axis: TimeAxis) -> list[tuple[int, str]]:
+    """The segment's interventions and marks: column and text, such as `residual on`, in order."""
+    history = view.history
+    found: list[tuple[int, str]] = []
+    events: Iterable[KnobTurned | Marked] = sorted((*history.interventions, *history.marks), key=lambda e: e.step)
+    for event in events:
+        column = time_axis.column(event.step)
+        if event.segment != history.segment or column is None:
+            continue
+        if isinstance(event, Marked):
+            found.append((column, event.text))
+        elif event.knob != "pace":
+            found.append((column, f"{event.knob} {event.new}"))
+    return found
+
+
+def draw_marks(cells: list[list[Segment]], view: View, time_axis: TimeAxis) -> None:
+    """Draw a dashed line at each mark, over blank cells only."""
+    for column in {column for column, _ in marks(view, time_axis)}:
+        for row in cells:
+            if row[column].text == " ":
+                row[column] = Segment("┊", colours.MARK)
+
+
+class BinCache:
+    """Caches the completed bins of a history's pyramid; only the newest is read again each frame."""
+
+    def __init__(self) -> None:
+        self._key: tuple[Pyramid | GradientHistory, int, int] | None = None
+        self._bins: list[tuple[int, list[float]]] = []
+
+    def read(
+        self, pyramid: Pyramid | GradientHistory, width: int, first: int, last: int
+    ) -> list[tuple[int, list[float]]]:
+        """Return what `pyramid.window` returns."""
+        key = (pyramid, width, first)
+        if key != self._key or not self._bins or last < self._bins[-1][0] * width:
+            self._key, self._bins = key, pyramid.window(width, first, last)
+            return self._bins
+        newest = self._bins.pop()[0]
+        fresh = pyramid.window(width, max(first, newest * width), last)
+        self._bins += [bin_ for bin_ in fresh if not self._bins or bin_[0] > self._bins[-1][0]]
+        return self._bins

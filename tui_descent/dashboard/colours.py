@@ -1,0 +1,104 @@
+"""Colours for magnitude (cividis) and state (green, orange, red); everything else is grey on near-black."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+from rich.color import Color
+from rich.style import Style
+
+from tui_descent.protocol.events import RunEnded
+from tui_descent.protocol.exit_status import script_failed_after_run
+
+LEVELS = 24
+_CIVIDIS = ("00224e", "123570", "3b496c", "575d6d", "707173", "8a8678", "a59c74", "c3b369", "e1cc55", "fee838")
+
+BACKGROUND = "#0f1115"
+TEXT = Style.parse("#c9ced6")
+BRIGHT = Style.parse("bold #f0f3f7")
+DIM = Style.parse("#7d8590")
+FAINT = Style.parse("#4a5260")
+KEY = Style.parse("bold #e1cc55")
+NAME = Style.parse("bold #e1cc55")
+GREEN = Style.parse("#57ab7f")
+ORANGE = Style.parse("#e0883c")
+RED = Style.parse("bold #f0625d")
+MARK = Style.parse("#d9739a")
+CURVE = (245, 208, 82)
+BAND = (78, 100, 138)
+GHOST = (92, 84, 62)
+POINT = Style.parse("bold #f0f3f7")
+
+_STATES = {
+    "running": GREEN,
+    "finished": GREEN,
+    "held": ORANGE,
+    "stopping": ORANGE,
+    "paused": Style.parse("#e1cc55"),
+    "testing": Style.parse("#e1cc55"),
+    "diverged": RED,
+    "failed": RED,
+    "lost": RED,
+}
+
+
+def state_style(word: str) -> Style:
+    """The style of a run state's word; grey for neutral states."""
+    return _STATES.get(word, DIM)
+
+
+def end_style(ended: RunEnded) -> Style:
+    """The style of a run's ending: red also when only the script failed after the run."""
+    return state_style("failed" if script_failed_after_run(ended) else ended.status)
+
+
+def diagnosis_style(finding: str) -> Style:
+    return {"healthy": GREEN, "diverged": RED}.get(finding, ORANGE)
+
+
+def _mixed(level: int) -> tuple[int, int, int]:
+    place = level / (LEVELS - 1) * (len(_CIVIDIS) - 1)
+    low = min(int(place), len(_CIVIDIS) - 2)
+    a, b = (bytes.fromhex(_CIVIDIS[n]) for n in (low, low + 1))
+    r, g, b_ = (round(x + (y - x) * (place - low)) for x, y in zip(a, b, strict=True))
+    return r, g, b_
+
+
+PALETTE = tuple(Color.from_rgb(*_mixed(level)) for level in range(LEVELS))
+
+
+@cache
+def heat_cell(top: int | None, bottom: int | None) -> Style:
+    """The style of `▀`: upper half in one palette level, lower half in another. None is the background."""
+    ground = Color.parse(BACKGROUND)
+    return Style(
+        color=PALETTE[top] if top is not None else ground,
+        bgcolor=PALETTE[bottom] if bottom is not None else ground,
+    )
+
+
+@cache
+def level_style(level: int) -> Style:
+    """Text in a level's colour. The darkest levels cannot be read on near-black, so they are lightened."""
+    return Style(color=PALETTE[max(level, 4)])
+
+
+@cache
+def marked_cell(level: int | None) -> Style:
+    """An intervention mark on a heat-map cell."""
+    return Style(color=MARK.color, bgcolor=PALETTE[level] if level is not None else Color.parse(BACKGROUND))
+
+
+def level_of(log: float, low: int, high: int) -> int | None:
+    """The palette level of a log10 magnitude on a scale of decades; None for NaN."""
+    if math.isnan(log):
+        return None
+    place = (log - low) / (high - low) * LEVELS
+    return 0 if place < 0 else LEVELS - 1 if place >= LEVELS else int(place)
+
+
+def legend(width: int) -> str:
+    """The palette as Textual markup, for the legend in a panel's border."""
+    colours = [PALETTE[n * (LEVELS - 1) // max(1, width - 1)] for n in range(width)]
+    return "".join(f"[{c.triplet.hex}]█[/]" for c in colours if c.triplet is not None)

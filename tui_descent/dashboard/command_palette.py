@@ -1,0 +1,55 @@
+"""Textual's command palette, filled from the tables of key bindings and knobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from textual.command import DiscoveryHit, Hit, Hits, Provider
+
+from tui_descent.dashboard.actions import press
+from tui_descent.dashboard.screens.run import VIEWS, RunScreen
+from tui_descent.protocol.commands import TurnKnob
+from tui_descent.scenario.keys import KEYS
+from tui_descent.scenario.knobs import KNOBS, PACES
+
+# Text, help, and what the entry runs.
+Entry = tuple[str, str, Callable[[], None]]
+
+
+class CommandProvider(Provider):
+    """Every key's action and every choice of every knob, by name."""
+
+    async def discover(self) -> Hits:
+        """Before anything is typed: all entries."""
+        for text, help_, run in self._entries():
+            yield DiscoveryHit(text, run, help=help_)
+
+    async def search(self, query: str) -> Hits:
+        """The entries that match the query."""
+        matcher = self.matcher(query)
+        for text, help_, run in self._entries():
+            if (score := matcher.match(text)) > 0:
+                yield Hit(score, matcher.highlight(text), run, help=help_)
+
+    def _entries(self) -> Iterator[Entry]:
+        if isinstance(self.screen, RunScreen):
+            yield from _key_entries(self.screen)
+            yield from _knob_entries(self.screen)
+
+
+def _key_entries(screen: RunScreen) -> Iterator[Entry]:
+    for binding in KEYS:
+        if binding.action == "show_view":
+            for key, title in zip(binding.keys, VIEWS.values(), strict=True):
+                yield f"view: {title}  ({key})", binding.description, partial(press, screen, key)
+        else:
+            text = f"{binding.label}  ({binding.shown})"
+            yield text, binding.description, partial(press, screen, binding.keys[0])
+
+
+def _knob_entries(screen: RunScreen) -> Iterator[Entry]:
+    for knob in KNOBS.values():
+        for choice in knob.choices or (PACES if knob.kind == "pace" else ()):
+            turn = TurnKnob(knob=knob.name, value=choice)
+            yield f"{knob.name} = {choice}", f"{knob.title}: {knob.acts}", partial(screen.send_to_selection, turn)

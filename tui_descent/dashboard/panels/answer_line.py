@@ -1,0 +1,145 @@
+"""The footer's second line: the last request and its reply, or the last intervention and its effect."""
+
+from __future__ import annotations
+
+import math
+
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.panels.events import describe_change
+from tui_descent.dashboard.text.layer_names import block_of, layer_labels
+from tui_descent.dashboard.text.line import Line
+from tui_descent.dashboard.text.numbers import plural, scientific, short, with_commas
+from tui_descent.dashboard.text.safe_text import safe
+from tui_descent.dashboard.view import View
+from tui_descent.protocol.commands import (
+    AnyCommand,
+    CancelRangeTest,
+    Evaluate,
+    Mark,
+    Pause,
+    Redo,
+    Resume,
+    RunRangeTest,
+    RunSteps,
+    Stop,
+    TurnKnob,
+    Undo,
+    WatchCurvature,
+)
+from tui_descent.protocol.events import CommandDone, CommandRejected, KnobTurned, Rewound
+from tui_descent.scenario.knobs import text_of
+from tui_descent.telemetry.history import History
+
+# Before this many steps a change of the loss says nothing.
+MIN_STEPS_OF_EFFECT = 10
+
+
+def answer_line(view: View, width: int) -> Line:
+    """The line; where there is little room, less important parts are left out."""
+    exchange, line = view.exchange, Line().add(" ")
+    command, reply = exchange.command, exchange.reply
+    if exchange.refusal:
+        return line.add("not now  ", colours.ORANGE).add(safe(exchange.refusal))
+    if reply is None and command is not None:
+        return line.add("requested  ", colours.KEY).add(safe(describe(command))).add(" …", colours.DIM)
+    if isinstance(reply, CommandRejected):
+        what = safe(describe(command) if command else reply.knob)
+        return line.add("rejected  ", colours.ORANGE).add(what).add("  ").add(safe(reply.reason), colours.DIM)
+    if isinstance(reply, CommandDone):
+        return _done(line, view.history, command, reply, width)
+    newest = reply or (view.history.interventions[-1] if view.history.interventions else None)
+    if newest is None:
+        return line.add(_selection(view), colours.DIM)
+    line.add("applied ", colours.GREEN).add("at step ", colours.DIM).add(with_commas(newest.step), colours.BRIGHT)
+    line.add("  ").add(describe_change(newest))
+    # In order of importance, the least important first: it is dropped first when there is no room.
+    tail = [_output_change(newest), _loss_change(view.history, newest), safe(newest.note or "", 120)]
+    tail = [f" · {text}" for text in tail if text]
+    while tail and line.width + sum(map(len, tail)) > width:
+        tail.pop(0)
+    return line.add("".join(tail), colours.DIM)
+
+
+def describe(command: AnyCommand) -> str:
+    """A request in words."""
+    match command:
+        case TurnKnob():
+            return text_of(command)
+        case RunSteps():
+            return plural(command.steps, "step")
+        case Pause():
+            return "pause"
+        case Resume():
+            return "resume"
+        case Evaluate():
+            return "evaluation"
+        case Mark():
+            return "mark"
+        case Undo():
+            return "undo"
+        case Redo():
+            return "redo"
+        case WatchCurvature():
+            return "curvature" if command.on else "no curvature"
+        case RunRangeTest():
+            return "range test"
+        case CancelRangeTest():
+            return "cancel the range test"
+        case Stop():
+            return "stop"
+
+
+def _done(line: Line, history: History, command: AnyCommand | None, reply: CommandDone, width: int) -> Line:
+    step = with_commas(reply.step)
+    match command:
+        case Pause():
+            return line.add("paused  ", colours.GREEN).add(f"before step {step}", colours.DIM)
+        case Resume():
+            return line.add("resumed  ", colours.GREEN).add(f"at step {step}", colours.DIM)
+        case RunSteps():
+            steps = plural(command.steps, "step")
+            return line.add("running  ", colours.GREEN).add(steps).add(f" from step {step}, then pause", colours.DIM)
+    if (rewound := _rewound(history, reply)) is not None:
+        (word, _, what), (_, now, was) = rewound.words()[0].partition(": "), rewound.words()
+        line.add(word, colours.GREEN).add("  ").add(safe(what)).add(f"  {now}", colours.BRIGHT)
+        return line.add(f" ({was})" if line.width + len(was) + 3 <= width else "", colours.DIM)
+    return line.add("done  ", colours.GREEN).add(safe(reply.what)).add(f" at step {step}", colours.DIM)
+
+
+def _rewound(history: History, reply: CommandDone) -> Rewound | None:
+    """The undo or redo that a reply belongs to, if it belongs to one that changed the segment."""
+    newest = next((fact for fact in reversed(history.log) if isinstance(fact, Rewound)), None)
+    if newest is None or reply.what != newest.words()[0] or reply.segment != newest.segment:
+        return None
+    return newest
+
+
+def _output_change(turn: KnobTurned) -> str:
+    if turn.function_change is None:
+        return ""
+    if turn.function_change == 0:
+        return "outputs unchanged"
+    return f"outputs changed by {scientific(turn.function_change)}"
+
+
+def _loss_change(history: History, turn: KnobTurned) -> str:
+    """The smoothed loss before the intervention and now."""
+    pyramid = history.losses.get(turn.segment)
+    since = history.steps - turn.step
+    if turn.knob == "pace" or turn.segment != history.segment or pyramid is None or since < MIN_STEPS_OF_EFFECT:
+        return ""
+    before = pyramid.window(1, max(0, turn.step - 1), turn.step)
+    then = before[0][1][3] if before else math.nan
+    if not (math.isfinite(then) and math.isfinite(history.smooth_loss)):
+        return ""
+    return f"loss {short(then)} → {short(history.smooth_loss)} in {with_commas(since)} steps"
+
+
+def _selection(view: View) -> str:
+    if not view.layers:
+        return ""
+    if view.selected is None or not view.selected < len(view.layers):
+        blocks = " · a, r and n act on all blocks" if "residual" not in view.history.unavailable else ""
+        return f"↑ ↓ select a layer{blocks}"
+    name, block = layer_labels(view.layers, 40)[view.selected], block_of(view.layers[view.selected])
+    return f"{name} selected · a, r and n act on {safe(block)}" if block else f"{name} selected · not in a block"

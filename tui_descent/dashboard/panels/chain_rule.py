@@ -1,0 +1,194 @@
+"""The chain-rule panel: each block's gradient factor, from its parts and from autograd, and the product of all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich.segment import Segment
+from rich.style import Style
+from textual.strip import Strip
+
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.panels.layer_bars import log10
+from tui_descent.dashboard.panels.panel import Panel, notice, waiting_notice
+from tui_descent.dashboard.text.line import Line, merge_segments
+from tui_descent.dashboard.text.numbers import scientific, short, with_commas
+from tui_descent.dashboard.text.safe_text import safe, shorten
+from tui_descent.dashboard.view import View
+from tui_descent.protocol.events import LedgerEntry
+
+# Products below and above these are called vanishing and exploding, as in the diagnosis.
+VANISHES_BELOW, EXPLODES_ABOVE = 3e-3, 1 / 3e-3
+# A larger relative difference between the two computations cannot be rounding in float32.
+MAX_DISCREPANCY = 1e-3
+NUMBER_WIDTH, ERROR_WIDTH, FLAG_WIDTH = 9, 8, 11
+MAX_DECADES = 6
+
+
+class ChainRulePanel(Panel):
+    """By what factor each block changes the gradient, and the product of these factors."""
+
+    min_interval_s = 0.25
+    help_text = (
+        "The factor by which each block changes the gradient's norm on its way down, ‖∂L/∂in‖ / ‖∂L/∂out‖. By parts: "
+        "computed from the block's weights, slopes, norm and skip connection; beside it the value from autograd. "
+        "Error: the relative difference of the two vectors. The bar is the factor's logarithm: left of 1 the gradient "
+        f"shrinks. If all bars end between the ┊, the product stays within {VANISHES_BELOW:g} … {EXPLODES_ABOVE:.0f}. "
+        "Product: of the factors from the output down to this block. Measured once a second."
+    )
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._top = 0
+        self._shown = (0, 0, 0)
+        self._decades = 1
+
+    def scroll_by(self, rows: int) -> None:
+        """Scroll towards the output (positive) or the input."""
+        self._top = max(0, self._top - rows)
+        self.invalidate()
+
+    def heading(self, view: View) -> tuple[str, str]:
+        ledger = view.history.ledger
+        at = f" at step {with_commas(ledger.step)}" if ledger is not None and ledger.entries else ""
+        first, last, count = self._shown
+        position = f"blocks {first}-{last} of {count} from the output  [bold $primary]↑ ↓[/]"
+        title = f"Chain rule  [dim]‖∂L/∂in‖ / ‖∂L/∂out‖ of each block{at}[/dim]"
+        return title, position if last - first + 1 < count else ""
+
+    def depends_on(self, view: View) -> object:
+        """The newest chain-rule reading."""
+        ledger = view.history.ledger
+        place = (ledger.segment, ledger.step) if ledger is not None else None
+        return view.history, place, view.connected, view.history.state.state
+
+    def draw(self, view: View, width: int, height: int) -> list[Strip]:
+        ledger = view.history.ledger
+        if ledger is None or not ledger.entries:
+            self._shown = (0, 0, 0)
+            return _nothing_to_show(view, width, height)
+        downward = ledger.entries[::-1]
+        room = max(1, height - 2)
+        self._top = min(self._top, max(0, len(downward) - room))
+        shown = downward[self._top : self._top + room]
+        self._shown = (self._top + 1, self._top + len(shown), len(downward))
+        largest = max((abs(log) for e in downward if math.isfinite(log := log10(e.factor))), default=0.0)
+        self._decades = min(max(self._decades, math.ceil(largest)), MAX_DECADES)
+        names = min(max(len(safe(e.block)) for e in downward), max(8, width // 5))
+        layout = RowLayout(width, names, self._decades, len(downward))
+        flags = dict(found for found in (vanishing_at(downward), exploding_at(downward)) if found is not None)
+        lines = [layout.head(), *(layout.row(e, flags.get(e.block, "")) for e in shown)]
+        lines += [Line()] * (room - len(shown))
+        return [line.to_strip(width) for line in [*lines, conclusion(downward)]]
+
+
+def vanishing_at(downward: Sequence[LedgerEntry]) -> tuple[str, str] | None:
+    """The first block from the output at which the gradient has vanished, with its flag; None if there is none."""
+    found = next((e for e in downward if e.product is not None and e.product < VANISHES_BELOW), None)
+    return None if found is None else (found.block, "◀ vanishes")
+
+
+def exploding_at(downward: Sequence[LedgerEntry]) -> tuple[str, str] | None:
+    """The first block from the output at which the gradient has exploded, with its flag; None if there is none."""
+    found = next((e for e in downward if e.product is not None and e.product > EXPLODES_ABOVE), None)
+    return None if found is None else (found.block, "◀ explodes")
+
+
+def conclusion(downward: Sequence[LedgerEntry]) -> Line:
+    """What the factors amount to, in words."""
+    line = Line().add(" ")
+    off = max((e.discrepancy for e in downward if e.discrepancy is not None), default=0.0)
+    if off > MAX_DISCREPANCY:
+        line.add(f"the two computations differ by up to {scientific(off)}", colours.ORANGE).add(" · ", colours.DIM)
+    left = [e.product for e in downward if e.product is not None]
+    if (found := vanishing_at(downward)) is not None:
+        line.add(f"vanishes at {safe(found[0], 40)}", colours.ORANGE)
+        line.add(f": below it, less than {VANISHES_BELOW:g} of the gradient is left", colours.DIM)
+    elif (found := exploding_at(downward)) is not None:
+        line.add(f"explodes at {safe(found[0], 40)}", colours.ORANGE)
+        line.add(f": below it, the gradient is more than {EXPLODES_ABOVE:.0f} times as large", colours.DIM)
+    elif left:
+        line.add("flows", colours.GREEN).add(
+            f": the gradient at the first block is {short(left[-1])} times the output's", colours.DIM
+        )
+    else:
+        line.add("no gradient passed through the blocks", colours.ORANGE)
+    return line
+
+
+class RowLayout:
+    """The columns of the table, for a given width."""
+
+    def __init__(self, width: int, names: int, decades: int, blocks: int) -> None:
+        self._names, self._decades = names, decades
+        room = width - 1 - names - 3 * NUMBER_WIDTH - FLAG_WIDTH
+        self._error = ERROR_WIDTH if room - ERROR_WIDTH >= 9 else 0
+        # An odd width, so that a factor of 1 has its own column. Narrow screens have no bar.
+        room -= self._error + 2
+        self._bar = max(0, room - 1 + room % 2)
+        self._band = min(math.log10(EXPLODES_ABOVE) / max(1, blocks), decades)
+
+    def head(self) -> Line:
+        """The table's header, with the bar's scale."""
+        line = Line().add(" ").fit("block", self._names, colours.DIM)
+        line.add(f"{'by parts':>{NUMBER_WIDTH}}{'autograd':>{NUMBER_WIDTH}}", colours.DIM)
+        line.add(f"{'error':>{self._error}}" if self._error else "", colours.DIM)
+        if self._bar >= 9:
+            low, high, half = short(10.0**-self._decades), short(10.0**self._decades), self._bar // 2
+            low, high = (text.rstrip("0").rstrip(".") if "." in text else text for text in (low, high))
+            line.add(f"  {low:<{half}}1{high:>{half}}", colours.DIM)
+        else:
+            line.add(" " * (2 + self._bar))
+        return line.add(f"{'product':>{NUMBER_WIDTH}}", colours.DIM)
+
+    def row(self, entry: LedgerEntry, flag: str) -> Line:
+        """One block's row."""
+        name = shorten(safe(entry.block, 200), self._names)
+        line = Line().add(" ").fit(name, self._names, colours.BRIGHT if flag else colours.DIM)
+        log = log10(entry.factor)
+        style = colours.DIM if math.isnan(log) else colours.GREEN if abs(log) <= self._band else colours.ORANGE
+        line.add(f"{scientific(entry.factor):>{NUMBER_WIDTH}}", colours.TEXT)
+        line.add(f"{scientific(entry.autograd):>{NUMBER_WIDTH}}", colours.DIM)
+        if self._error:
+            error = "–" if entry.discrepancy is None else f"{entry.discrepancy:.0e}"
+            line.add(
+                f"{error:>{self._error}}",
+                colours.ORANGE if (entry.discrepancy or 0.0) > MAX_DISCREPANCY else colours.DIM,
+            )
+        line.add("  ").extend(self._draw_bar(log, style))
+        unhealthy = entry.product is not None and not VANISHES_BELOW <= entry.product <= EXPLODES_ABOVE
+        line.add(f"{scientific(entry.product):>{NUMBER_WIDTH}}", colours.ORANGE if unhealthy else colours.TEXT)
+        return line.add(f" {flag}", colours.ORANGE)
+
+    def _draw_bar(self, log: float, style: Style) -> list[Segment]:
+        """The bar, from the middle outwards in half cells, over the marks of the healthy range."""
+        half = self._bar // 2
+        cells = [Segment(" ", colours.FAINT)] * self._bar
+        if not self._bar:
+            return []
+        edge = round(self._band / self._decades * half)
+        for column in (half - edge, half + edge):
+            cells[column] = Segment("┊", colours.FAINT)
+        cells[half] = Segment("│", colours.DIM)
+        if not math.isnan(log):
+            halves = round(min(abs(log) / self._decades, 1.0) * 2 * half)
+            side = -1 if log < 0 else 1
+            for n in range(1, halves // 2 + 1):
+                cells[half + side * n] = Segment("█", style)
+            if halves % 2:
+                cells[half + side * (halves // 2 + 1)] = Segment("▌" if side > 0 else "▐", style)
+        return merge_segments(cells)
+
+
+def _nothing_to_show(view: View, width: int, height: int) -> list[Strip]:
+    blockless = "residual" in view.history.unavailable
+    if view.history.ledger is None and not blockless:
+        return waiting_notice(view, width, height, "chain-rule reading")
+    surface = blockless and view.history.started is not None and view.history.started.scenario is not None
+    lines = [
+        ("not available for this run", colours.TEXT),
+        ("the chain-rule view needs built-in blocks: Linear, activation, norm, skip", colours.DIM),
+        ("a surface has no blocks" if surface else "this net has none; 1 and 2 show its gradients", colours.DIM),
+    ]
+    return notice(lines, width, height)

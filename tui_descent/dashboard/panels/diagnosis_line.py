@@ -1,0 +1,104 @@
+"""The footer's first line: the run's state if it is not running, else the newest diagnosis."""
+
+from __future__ import annotations
+
+from rich.style import Style
+
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.text.layer_names import block_of
+from tui_descent.dashboard.text.numbers import with_commas
+from tui_descent.dashboard.text.safe_text import safe
+from tui_descent.dashboard.view import View
+from tui_descent.protocol.events import Diagnosed, RunEnded
+from tui_descent.scenario.claims import first_to_last_grad
+
+# The first block's share of the last block's gradient, below and above which the gradient vanishes and explodes.
+VANISHES_BELOW, EXPLODES_ABOVE = 1e-3, 1e3
+# Less certain diagnoses get a question mark: below this about one in six is wrong, above it nearly none.
+CERTAIN = 0.8
+QUIT = " · q: quit"
+
+# A word with its style, and a sentence with its style.
+Words = tuple[str, Style, str, Style]
+
+
+def diagnosis_line(view: View) -> Words:
+    """The line's word and sentence, with their styles."""
+    history = view.history
+    if history.ended is not None:
+        return _ended(history.ended)
+    if not view.connected:
+        if not view.trouble:
+            return "connecting", colours.DIM, "to the run's keeper", colours.DIM
+        return "disconnected", colours.RED, f"{safe(view.trouble)} · display frozen{QUIT}", colours.TEXT
+    state, reason = history.state.state, safe(history.state.reason)
+    style = colours.state_style(state)
+    if state == "held":
+        # The trainer's reason may name the keys already.
+        keys = "" if reason.endswith((", q leaves", QUIT)) else f" · space: resume{QUIT}"
+        return "held", style, f"{reason or 'at step ' + with_commas(history.steps)}{keys}", colours.TEXT
+    if state == "waiting":
+        more = history.started.steps if history.started is not None else None
+        resume = f"{with_commas(more)} more steps" if more else "more steps"
+        return "waiting", style, f"all steps done · space: {resume}{QUIT}", colours.TEXT
+    if state == "paused":
+        text = f"before step {with_commas(history.steps)} · space: resume · .: one step"
+        return "paused", style, text, colours.TEXT
+    if state == "importing torch":
+        return "importing torch…", colours.DIM, "takes a few seconds", colours.DIM
+    if state == "building":
+        return "building the network…", colours.DIM, "", colours.DIM
+    if state == "testing":
+        return "testing", style, f"{reason}; the run is restored afterwards", colours.TEXT
+    if state == "stopping":
+        return "stopping…", style, reason, colours.TEXT
+    found = history.diagnosis
+    if found is None:
+        return _gradient_flow(view)
+    if outdated := _outdated_by(view, found):
+        return "re-evaluating", colours.DIM, outdated, colours.DIM
+    word = f"{safe(found.finding, 40)}{'' if found.sure >= CERTAIN else '?'}"
+    return word, colours.diagnosis_style(found.finding), safe(found.sentence), colours.TEXT
+
+
+def _outdated_by(view: View, found: Diagnosed) -> str:
+    """What has changed since the diagnosis, so that it no longer holds; empty if nothing has."""
+    history = view.history
+    if found.segment != history.segment:
+        return "after an undo or redo"
+    turns = (turn for turn in reversed(history.interventions) if turn.segment == history.segment)
+    last = next((turn for turn in turns if turn.knob != "pace"), None)  # the pace does not change the training
+    if last is None or found.step >= last.step:
+        return ""
+    return f"since {safe(last.knob)} changed at step {with_commas(last.step)}"
+
+
+def _gradient_flow(view: View) -> Words:
+    readings = view.history.readings
+    ratio = first_to_last_grad(view.layers, readings) if readings else None
+    if ratio is None:
+        return "", colours.DIM, "", colours.DIM
+    blocks = [layer for layer in view.layers if layer.block is not None]
+    first, last = (safe(block_of(layer) or layer.name, 40) for layer in (blocks[0], blocks[-1]))
+    text = f"{first} gets {ratio:.2g}× that of {last}"
+    if ratio < VANISHES_BELOW:
+        return "gradient vanishes", colours.ORANGE, text, colours.TEXT
+    if ratio > EXPLODES_ABOVE:
+        return "gradient explodes", colours.ORANGE, text, colours.TEXT
+    return "gradient flows", colours.GREEN, text, colours.TEXT
+
+
+def _ended(ended: RunEnded) -> Words:
+    at, reason = f"at step {with_commas(ended.step)}", safe(ended.reason)
+    if ended.status == "lost":
+        if " at step " in reason:  # the keeper's reason is a whole sentence
+            return reason, colours.RED, f"display frozen{QUIT}", colours.TEXT
+        word = f"trainer lost ({reason})" if reason else "trainer lost"
+        return word, colours.RED, f"{at} · display frozen{QUIT}", colours.TEXT
+    facts = [at]
+    if ended.loss is not None:
+        facts.append(f"loss {ended.loss:.4g}")
+    if ended.accuracy is not None:
+        facts.append(f"accuracy {ended.accuracy:.1%}")
+    text = ", ".join(facts) + (f": {reason}" if reason else "") + QUIT
+    return ended.status, colours.end_style(ended), text, colours.TEXT

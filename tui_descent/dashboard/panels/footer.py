@@ -1,0 +1,42 @@
+"""The footer: the diagnosis, the answer to the last key, and the knobs with their keys."""
+
+from __future__ import annotations
+
+from rich.cells import cell_len, set_cell_size
+from textual.strip import Strip
+
+from tui_descent.dashboard.panels.answer_line import answer_line
+from tui_descent.dashboard.panels.diagnosis_line import diagnosis_line
+from tui_descent.dashboard.panels.knob_line import knob_line
+from tui_descent.dashboard.panels.panel import Panel
+from tui_descent.dashboard.text.line import Line
+from tui_descent.dashboard.view import View
+
+# What to do begins with one of these; it is kept when a sentence is too long.
+ADVICE = (" Try ", " Press ", "; u goes back ", " · u: ", " · space: ", "; space goes on", ". space tries", " · q: ")
+# Fewer cells of a sentence are not worth showing.
+MIN_CELLS = 12
+
+
+class FooterPanel(Panel, can_focus=False):
+    """Three rows, always visible."""
+
+    def draw(self, view: View, width: int, height: int) -> list[Strip]:
+        word, style, text, text_style = diagnosis_line(view)
+        first = Line().add(" ").add(word, style)
+        if text:
+            first.add("  " if word else "")
+            first.add(_keep_advice(text, width - first.width), text_style)
+        return [line.to_strip(width) for line in (first, answer_line(view, width), knob_line(view, width))]
+
+
+def _keep_advice(text: str, width: int) -> str:
+    """Shorten a sentence to `width` cells so that its advice remains, alone if need be."""
+    start = next((text.rindex(sign) for sign in ADVICE if sign in text), len(text))
+    sentence, advice = text[:start], text[start:]
+    if cell_len(text) <= width or not advice:
+        return text
+    room = width - cell_len(advice) - 1
+    if room < MIN_CELLS:
+        return advice.lstrip(" ;·.")
+    return f"{set_cell_size(sentence, room).rstrip(' .,:;')}…{advice}"

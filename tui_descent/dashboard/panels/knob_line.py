@@ -1,0 +1,100 @@
+"""The footer's third line: keys with their words and the knobs' current values, as many as fit, none of them cut."""
+
+from __future__ import annotations
+
+from rich.cells import cell_len
+from rich.style import Style
+
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.bridge import STOPPED_STATES
+from tui_descent.dashboard.text.layer_names import block_of
+from tui_descent.dashboard.text.line import Line
+from tui_descent.dashboard.text.safe_text import safe
+from tui_descent.dashboard.view import View
+from tui_descent.scenario.keys import KEYS, FooterEntry
+
+Parts = list[tuple[str, Style]]
+VALUE_WIDTH, SHORT_VALUE_WIDTH = 24, 14
+
+# By the key that is shown: the entry, and the knob whose value follows.
+ENTRIES: dict[str, tuple[FooterEntry, str | None]] = {
+    binding.footer.keys or binding.shown: (binding.footer, binding.knob) for binding in KEYS if binding.footer
+}
+
+
+def knob_line(view: View, width: int) -> Line:
+    """As many entries as fit with short words, by rank; then long words for as many of them as fit."""
+    over = not (view.history.live and view.connected)
+    keys = [key for key, (entry, _) in ENTRIES.items() if not (over and entry.live_only)]
+    stopped = view.history.state.state in STOPPED_STATES
+
+    def rank(key: str) -> float:
+        entry, knob = ENTRIES[key]
+        if key == "space" and stopped:
+            return 1.5  # the key to resume
+        # After the end knobs cannot be changed: keys that still act come first.
+        return entry.rank + (len(ENTRIES) if over and knob else 0)
+
+    selection = _selection(view)
+    full, short = ({key: _parts(view, key, full=full, over=over) for key in keys} for full in (True, False))
+    room = width - 1 - (cell_len(selection) + 2 if selection else 0)
+    shown = _fit(sorted(keys, key=rank), full, short, room)
+    line = Line().add(" ").add(selection, colours.NAME)
+    for key in keys:
+        if key in shown:
+            line.add("  " if line.width > 1 else "")
+            for text, style in shown[key]:
+                line.add(text, style)
+    return line
+
+
+def _fit(by_rank: list[str], full: dict[str, Parts], short: dict[str, Parts], room: int) -> dict[str, Parts]:
+    """The first entries that fit in their short form, and the first of these in their full form if that fits."""
+    room += 2  # there are no blanks before the first entry
+    shown: dict[str, Parts] = {}
+    for key in by_rank:
+        if (cells := _width(short[key])) > room:
+            break
+        room -= cells
+        shown[key] = short[key]
+    for key in shown:
+        more = _width(full[key]) - _width(short[key])
+        if more > room:
+            break
+        room -= more
+        shown[key] = full[key]
+    return shown
+
+
+def _width(parts: Parts) -> int:
+    """Cells, with the two blanks before an entry."""
+    return 2 + sum(cell_len(text) for text, _ in parts)
+
+
+def _selection(view: View) -> str:
+    if view.selected is None or view.selected >= len(view.layers):
+        return ""
+    return f"▸{safe(block_of(view.layers[view.selected]) or 'no block', 24)}"
+
+
+def _parts(view: View, key: str, *, full: bool, over: bool) -> Parts:
+    """Key, word and value: `r residual off`. A dash stands for the value of a knob that cannot act."""
+    history, (entry, knob) = view.history, ENTRIES[key]
+    word = entry.word if full else entry.short
+    if key == "space" and history.state.state in STOPPED_STATES:
+        word = "resume"
+    inactive = knob is not None and (over or knob in history.unavailable)
+    parts = [(key, colours.FAINT if inactive else colours.KEY), (f" {word}" if word else "", colours.DIM)]
+    if knob is not None:
+        value = "–" if knob in history.unavailable else history.knobs.get(knob, "…")
+        text = safe(value, VALUE_WIDTH) if full else safe(_shortened(value), SHORT_VALUE_WIDTH)
+        parts.append((f" {text}", colours.FAINT if inactive else colours.BRIGHT))
+    return parts
+
+
+def _shortened(value: str) -> str:
+    """Four digits of a number, or the first word of other values."""
+    try:
+        return f"{float(value):.4g}"
+    except ValueError:
+        return value.replace(",", " ").split(" ")[0]

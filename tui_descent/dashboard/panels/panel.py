@@ -1,0 +1,131 @@
+"""The base class of all panels: it keeps its rows and repaints only those that changed."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import ClassVar
+
+from rich.style import Style
+from textual.geometry import Region
+from textual.message import Message
+from textual.strip import Strip
+from textual.widget import Widget
+
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.text.line import Line
+from tui_descent.dashboard.text.safe_text import safe
+from tui_descent.dashboard.view import View
+
+
+class Panel(Widget, can_focus=True):
+    """Draws a `View` as rows. Drawing happens only in `show`, which the frame timer calls."""
+
+    help_text: ClassVar[str] = ""
+    # The least time between two redraws, unless a key or the size changed something: nobody reads numbers at 10 Hz.
+    min_interval_s: ClassVar[float] = 0.0
+
+    class RedrawNeeded(Message):
+        """The panel must be drawn although the history has not changed."""
+
+        def can_replace(self, message: Message) -> bool:
+            """Several of these are as good as one."""
+            return isinstance(message, Panel.RedrawNeeded)
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._rows: list[Strip] = []
+        self._drawn: object = None
+        self._settings: object = None
+        self._drawn_at_s = 0.0
+        self._heading = ("", "")
+
+    def draw(self, view: View, width: int, height: int) -> list[Strip]:
+        """Draw at most `height` rows of `width` cells."""
+        raise NotImplementedError
+
+    def heading(self, view: View) -> tuple[str, str]:
+        """The border's title and subtitle, as Textual markup. Must not contain foreign text."""
+        return "", ""
+
+    def depends_on(self, view: View) -> object:
+        """What the drawing depends on besides the size: while this is equal, nothing is drawn."""
+        return view, view.history.revision
+
+    def show(self, view: View) -> bool:
+        """Redraw if needed. Returns False if it must be called again because a redraw is not due yet."""
+        width, height = self.content_size
+        if not (
+            width and height and all(node.display for node in self.ancestors_with_self if isinstance(node, Widget))
+        ):
+            return True
+        wanted = (self.depends_on(view), width, height)
+        if wanted == self._drawn:
+            return True
+        settings = (view.selected, view.recent, view.log, view.connected, view.history.state.state, width, height)
+        if (
+            self._drawn is not None
+            and settings == self._settings
+            and monotonic() - self._drawn_at_s < self.min_interval_s
+        ):
+            return False
+        self._drawn, self._settings, self._drawn_at_s = wanted, settings, monotonic()
+        self._repaint(view, width, height)
+        return True
+
+    def _repaint(self, view: View, width: int, height: int) -> None:
+        base = Style(bgcolor=self.background_colors[1].rich_color)
+        rows = [strip.apply_style(base) for strip in self.draw(view, width, height)[:height]]
+        rows += [Line().to_strip(width, base)] * (height - len(rows))
+        # After `draw`, which may have widened the scale in the border. A new border repaints the whole panel.
+        heading = self.heading(view)
+        if heading != self._heading:
+            self._heading = heading
+            self.border_title, self.border_subtitle = heading
+        before, self._rows = self._rows, rows
+        if len(before) != height:
+            self.refresh()
+            return
+        changed = [Region(0, y, width, 1) for y in range(height) if before[y] != rows[y]]
+        if changed:
+            self.refresh(*changed)
+
+    def on_resize(self) -> None:
+        """Draw again in the new size."""
+        self.invalidate()
+        self.post_message(self.RedrawNeeded())
+
+    def on_show(self) -> None:
+        """Draw again: a hidden panel is not kept up to date."""
+        self.post_message(self.RedrawNeeded())
+
+    def invalidate(self) -> None:
+        """Draw again at the next frame."""
+        self._drawn = None
+
+    def render_line(self, y: int) -> Strip:
+        """One row, for Textual."""
+        if y < len(self._rows):
+            return self._rows[y]
+        return Strip.blank(self.content_size.width, Style(bgcolor=self.background_colors[1].rich_color))
+
+
+def notice(lines: list[tuple[str, Style]], width: int, height: int) -> list[Strip]:
+    """A message in the middle of an empty panel."""
+    top = max(0, (height - len(lines)) // 2)
+    rows = [Line().to_strip(width)] * top
+    rows += [
+        Line().add(" " * max(0, (width - len(text)) // 2)).add(text, style).to_strip(width) for text, style in lines
+    ]
+    return rows[:height]
+
+
+def waiting_notice(view: View, width: int, height: int, what: str, *, state: bool = False) -> list[Strip]:
+    """Why there is nothing to draw yet. Only the panel with `state` shows how far the run's start has come."""
+    if not view.connected and view.history.live:
+        return notice([(safe(view.trouble) or "connecting to the run…", colours.DIM)] if state else [], width, height)
+    starting = {"importing torch": "importing torch…", "building": "building the network…"}
+    first = "next" if view.history.segment else "first"
+    waiting = {"running": f"waiting for the {first} {what}…", "paused": f"paused before the {first} {what}"}
+    now = view.history.state.state
+    words = (starting[now] if state else "") if now in starting else waiting.get(now, f"no {what}")
+    return notice([(words, colours.DIM)], width, height)

@@ -1,0 +1,41 @@
+"""The trainer-log panel: the last lines of the log after a failure, above the footer; otherwise hidden."""
+
+from __future__ import annotations
+
+from textual.strip import Strip
+
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.panels.panel import Panel
+from tui_descent.dashboard.text.line import Line
+from tui_descent.dashboard.text.safe_text import safe
+from tui_descent.dashboard.view import View
+from tui_descent.protocol.exit_status import script_failed_after_run
+
+MAX_LINES = 8
+
+
+class TrainerLogPanel(Panel, can_focus=False):
+    """The last lines that the trainer printed."""
+
+    def show(self, view: View) -> bool:
+        """Appear when there are lines to show."""
+        tail = _tail(view)
+        if bool(tail) != self.display:
+            self.display = bool(tail)
+            self.styles.height = len(tail) + 2
+        return super().show(view)
+
+    def heading(self, view: View) -> tuple[str, str]:
+        """The log's path is foreign text, so it is a row."""
+        return "Last lines of the trainer's log", ""
+
+    def draw(self, view: View, width: int, height: int) -> list[Strip]:
+        return [Line().add(text, colours.TEXT).to_strip(width) for text in _tail(view)[-height:]]
+
+
+def _tail(view: View) -> list[str]:
+    ended = view.history.ended
+    if ended is None or not (ended.status in ("lost", "failed") or script_failed_after_run(ended)):
+        return []
+    lines = [safe(line) for line in ended.log_tail[-MAX_LINES:]]
+    return [*lines, f"full log: {safe(ended.log_path)}"] if ended.log_path else lines

@@ -1,0 +1,20 @@
+"""Make Textual use the terminal's real size."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def forget_exported_size() -> None:
+    """Remove COLUMNS and LINES from the environment when the terminal reports its size.
+
+    Textual would use these values, which a shell may have exported long ago, and ignore later resizes.
+    """
+    try:
+        columns, lines = os.get_terminal_size(sys.__stdout__.fileno())  # type: ignore[union-attr]
+    except (AttributeError, ValueError, OSError):
+        return
+    if columns and lines:
+        os.environ.pop("COLUMNS", None)
+        os.environ.pop("LINES", None)

@@ -1,0 +1,1 @@
+"""Text for the screen: numbers, layer names, safe text, one styled line."""

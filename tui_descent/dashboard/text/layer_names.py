@@ -1,0 +1,57 @@
+"""Layer names for the screen, and how a selected layer and its block are found."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from tui_descent.dashboard.text.safe_text import safe, shorten
+from tui_descent.protocol.events import Layer
+
+# Splits a module path before its numbers.
+BEFORE_NUMBER = re.compile(r"(?<=\.)(?=\d)")
+
+
+@lru_cache(maxsize=32)
+def layer_labels(layers: tuple[Layer, ...], width: int) -> tuple[str, ...]:
+    """The layers' module paths in at most `width` cells each.
+
+    What all have in common goes first: `blocks.12.linear` becomes `blocks.12` when every block has one `linear`, and
+    `blocks.12.norm` becomes `12.norm` when names are too long. Then the middle is cut out.
+    """
+    names = [safe(layer.name, 200) for layer in layers]
+    nested = [n for n, name in enumerate(names) if name.count(".") >= 2]
+    linears = [n for n in nested if not is_norm(layers[n])]
+    if len({names[n].rpartition(".")[2] for n in linears}) == 1:
+        names = _renamed(names, {n: names[n].rpartition(".")[0] for n in linears})
+    nested = [n for n, name in enumerate(names) if name.count(".") >= 2]
+    prefixes = {BEFORE_NUMBER.split(names[n], maxsplit=1)[0] for n in nested}
+    if len(prefixes) == 1 and any(len(names[n]) > width for n in nested):
+        (prefix,) = prefixes
+        names = _renamed(names, {n: names[n].removeprefix(prefix) for n in nested if prefix.endswith(".")})
+    return tuple(shorten(name, width) for name in names)
+
+
+def _renamed(names: list[str], shorter: dict[int, str]) -> list[str]:
+    """The names with the shorter ones in their places, or unchanged if two would then be the same."""
+    renamed = [shorter.get(n, name) for n, name in enumerate(names)]
+    return renamed if len(set(renamed)) == len(set(names)) else names
+
+
+def is_norm(layer: Layer) -> bool:
+    """Whether it is a normalisation layer, such as LayerNorm or BatchNorm2d."""
+    return "Norm" in layer.kind
+
+
+def find_again(selected: int | None, old: tuple[Layer, ...], new: tuple[Layer, ...]) -> int | None:
+    """The new index of a selected layer after layers changed; if it is gone, another layer of its block, or None."""
+    if selected is None or selected >= len(old):
+        return None
+    was = old[selected]
+    same_block = (n for n, layer in enumerate(new) if was.block is not None and layer.block == was.block)
+    return next((n for n, layer in enumerate(new) if layer.name == was.name), next(same_block, None))
+
+
+def block_of(layer: Layer) -> str | None:
+    """The name of the layer's block, as knobs take it: `blocks.3`. None outside any block."""
+    return ".".join(layer.name.split(".")[:2]) if layer.block is not None else None

@@ -1,0 +1,45 @@
+"""What every panel draws: the run's history and the display settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tui_descent.dashboard.bridge import Exchange
+from tui_descent.protocol.events import Layer
+from tui_descent.telemetry.history import History
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """The history, the connection, and the display settings.
+
+    `exchange`: the last request and its reply. `trouble`: what is wrong with the connection. `log`: a logarithmic loss
+    axis. `recent`: show the last steps instead of the whole run. `ghosts`: show the loss curves of undone steps.
+    `selected`: the index of the selected layer, in forward order.
+    """
+
+    history: History
+    name: str = ""
+    exchange: Exchange = field(default_factory=Exchange)
+    connected: bool = True
+    trouble: str = ""
+    log: bool = True
+    recent: bool = False
+    ghosts: bool = True
+    selected: int | None = None
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The net's current layers, in forward order; none before the net is built."""
+        return self.history.layers
+
+    def idle(self, layer: int) -> str:
+        """`frozen` or `unused` for a layer without a gradient in the newest reading, else empty."""
+        statuses = self.history.readings.statuses if self.history.readings else []
+        status = statuses[layer] if layer < len(statuses) else "used"
+        return "" if status == "used" else status
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether any step has been received."""
+        return bool(self.history.losses)
