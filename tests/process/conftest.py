@@ -10,7 +10,7 @@ from runs import WITHIN_S, Outcome, left_behind, run, temporary_home
 
 from tui_descent.scenario import presets
 
-CLAIMS = "test_presets_keep_their_claims.py"
+CLAIMS = "test_preset_keeps_its_claims"
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def start() -> Iterator[Start]:
 @pytest.fixture(scope="session", autouse=True)
 def verified(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Outcome]]]:
     """The claims of all presets, verified one run at a time in the background while other tests run."""
-    if not any(item.path.name == CLAIMS and "verified" in item.fixturenames for item in request.session.items):
+    if not any(getattr(item, "originalname", "") == CLAIMS for item in request.session.items):
         yield {}
         return
     with temporary_home() as home, ThreadPoolExecutor(1) as pool:
