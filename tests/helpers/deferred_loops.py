@@ -19,7 +19,7 @@ from tui_descent.protocol.events import LedgerTaken, Measured, MetricLogged
 from tui_descent.training.watch.watch import Watch
 
 
-class Slow(Arrival):
+class SlowArrival(Arrival):
     """Arrived only when it has been asked so many times."""
 
     asks = 3
@@ -31,8 +31,8 @@ class Slow(Arrival):
         super().__init__(columns)
         self._left = type(self).asks
         self._told = False
-        Slow.open += 1
-        Slow.most_open = max(Slow.most_open, Slow.open)
+        SlowArrival.open += 1
+        SlowArrival.most_open = max(SlowArrival.most_open, SlowArrival.open)
 
     @property
     def here(self) -> bool:
@@ -40,10 +40,10 @@ class Slow(Arrival):
         return self._left < 0
 
     def values(self) -> list[float]:
-        Slow.waited += self._left >= 0
+        SlowArrival.waited += self._left >= 0
         if not self._told:
             self._told = True
-            Slow.open -= 1
+            SlowArrival.open -= 1
         return super().values()
 
 
@@ -65,7 +65,7 @@ class Again:
 
 
 def train(
-    kept: FakeKeeper | None,
+    keeper: FakeKeeper | None,
     *,
     steps: int = 90,
     every: int = 7,
@@ -83,7 +83,7 @@ def train(
     run = Watch(
         net,
         optimizer,
-        link=kept.link if kept else None,
+        link=keeper.link if keeper else None,
         sampler=Sampler(every=every),
         again=again,
         plan=[] if plan is None else plan.items(),
@@ -108,16 +108,16 @@ def train(
 def told(folder: Path, **how: Any) -> tuple[list[Any], list[Any], list[Any], list[float]]:
     """Records without their times, readings, and the events that belong to steps."""
     folder.mkdir()
-    kept = FakeKeeper(folder)
+    keeper = FakeKeeper(folder)
     try:
-        losses = train(kept, **how)
-        steps = [(s.segment, s.step, s.loss, s.lr, s.skipped) for s in kept.steps()]
+        losses = train(keeper, **how)
+        steps = [(s.segment, s.step, s.loss, s.lr, s.skipped) for s in keeper.steps()]
         readings = [
-            (r.step, r.global_grad_norm, r.global_cosine, r.grad_norm_preclip, r.values) for r in kept.readings()
+            (r.step, r.global_grad_norm, r.global_cosine, r.grad_norm_preclip, r.values) for r in keeper.readings()
         ]
-        events = kept.events()
+        events = keeper.events()
     finally:
-        kept.close()
+        keeper.close()
     kinds = (Measured, LedgerTaken, MetricLogged)
     return steps, readings, [e for e in events if isinstance(e, kinds)], losses
 
@@ -139,7 +139,7 @@ BAD_AT = 5
 
 
 def steer_into(
-    kept: FakeKeeper | None,
+    keeper: FakeKeeper | None,
     optimizer_of: Callable[[nn.Module], torch.optim.Optimizer],
     *,
     bad_at: int = BAD_AT,
@@ -154,7 +154,9 @@ def steer_into(
     optimizer = optimizer_of(net)
     after = []
     batches = digit_batches(20)
-    with Watch(net, optimizer, link=kept.link if kept else None, sampler=Sampler(every=0), on_fault=on_fault) as run:
+    with Watch(
+        net, optimizer, link=keeper.link if keeper else None, sampler=Sampler(every=0), on_fault=on_fault
+    ) as run:
         for n in range(steps):
             each(n, run)
             loss = loss_of(net, batches[n % 20])
@@ -174,18 +176,18 @@ def steer_into(
     return net, optimizer, run, after
 
 
-def resumes(kept: FakeKeeper, *commands: Any) -> list[int]:
+def resumes(keeper: FakeKeeper, *commands: Any) -> list[int]:
     """What is ordered once the run stands; the numbers of steps that had been written by then."""
     stood: list[int] = []
-    wait = kept.link.wait
+    wait = keeper.link.wait
 
     def still(timeout_s: float | None) -> None:
         if timeout_s is None and not stood:
-            assert kept.link.ring is not None
-            stood.append(kept.link.ring._written)
+            assert keeper.link.ring is not None
+            stood.append(keeper.link.ring._written)
             for command in (*commands, Resume()):
-                kept.order(command)
+                keeper.send(command)
         wait(timeout_s)
 
-    kept.link.wait = still  # type: ignore[method-assign]
+    keeper.link.wait = still  # type: ignore[method-assign]
     return stood

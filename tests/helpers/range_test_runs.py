@@ -42,13 +42,13 @@ def setup_of(text: str, **optimizer: Any) -> Setup:
 class Run:
     """A run of the own loop's parts; what is asked is done before the step it is asked for."""
 
-    def __init__(self, kept: FakeKeeper, made: Setup, *, plan: dict[int, str] | None = None, **how: Any) -> None:
-        self.kept, self.setup = kept, made
-        kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there")
+    def __init__(self, keeper: FakeKeeper, made: Setup, *, plan: dict[int, str] | None = None, **how: Any) -> None:
+        self.keeper, self.setup = keeper, made
+        keeper.link.launch = msgspec.structs.replace(keeper.link.launch, socket="there")
         self.watch = Watch(
             made.model,
             made.optimizer,
-            link=kept.link,
+            link=keeper.link,
             plan=[(at, parse(turn)) for at, turn in (plan or {}).items()],
             about=ABOUT,
             is_scenario=True,
@@ -72,7 +72,7 @@ class Run:
         self.setup.optimizer.step()
         self.losses.append(loss.item())
         for command in asked:
-            self.kept.order(command)
+            self.keeper.send(command)
         self.watch.step(loss)
 
     def go(self, until: int, asked: dict[int, list[AnyCommand]] | None = None) -> list[float]:

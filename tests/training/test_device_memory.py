@@ -17,18 +17,18 @@ from tui_descent.training import device_memory as memory
 from tui_descent.training.watch.watch import Watch
 
 
-def test_the_memory_is_told_at_once_and_then_now_and_then(kept: FakeKeeper, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_is_told_at_once_and_then_now_and_then(keeper: FakeKeeper, monkeypatch: pytest.MonkeyPatch) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     monkeypatch.setattr(memory, "EVERY_S", 0.2)
     start_s, told = time.monotonic(), 0
-    with Watch(net, optimizer, link=kept.link, sampler=Sampler(every=0)) as run:
+    with Watch(net, optimizer, link=keeper.link, sampler=Sampler(every=0)) as run:
         while time.monotonic() < start_s + 0.5:
             loss_of(net, digit_batches(1)[0]).backward()
             optimizer.step()
             run.step(1.0)
             told += 1
-    taken = kept.events(DeviceTaken)
+    taken = keeper.events(DeviceTaken)
     most = 2 + (time.monotonic() - start_s) / 0.2
     assert 2 <= len(taken) <= most
     assert told > len(taken)

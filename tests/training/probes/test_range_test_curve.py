@@ -120,12 +120,12 @@ def test_looking_ahead_the_same_units_are_dropped_each_time() -> None:
     assert made.loss().item() != pytest.approx(found[0], abs=1e-3)  # another batch, other units
 
 
-def test_the_update_ahead_is_the_one_that_then_is_made(begin: Any) -> None:
+def test_the_update_ahead_is_the_one_that_then_is_made(start_run: Any) -> None:
     """On a surface the loss after the next update is what the look ahead says at s = 1."""
     _, scenario = presets.find("saddle")
-    run = begin(build(scenario, on=CPU))
+    run = start_run(build(scenario, on=CPU))
     run.go(6, {5: [RunRangeTest()]})
-    (found,) = run.kept.events(RangeTestCompleted)
+    (found,) = run.keeper.events(RangeTestCompleted)
     assert (found.step, found.ahead[0]) == (5, run.losses[5])
     run.go(7)
     assert found.ahead[SCALES.index(1.0)] == run.losses[6]

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from deferred_loops import BAD_AT, FUSED, Slow, fused, resumes, steer_into
+from deferred_loops import BAD_AT, FUSED, SlowArrival, fused, resumes, steer_into
 from fake_keeper import FakeKeeper
 from nets import copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
 from played_run import SCENARIO
@@ -31,7 +31,7 @@ from tui_descent.training.watch.watch import Watch
 @pytest.mark.parametrize("spoil", [math.nan, math.inf, "loss"], ids=str)
 @pytest.mark.parametrize("name", FUSED)
 def test_a_bad_update_of_a_fused_optimizer_is_none_and_none_is_made_until_the_run_is_held(
-    name: str, spoil: Any, far: None, slow: type[Slow]
+    name: str, spoil: Any, deferred_numbers: None, slow_arrivals: type[SlowArrival]
 ) -> None:
     net, optimizer, run, after = steer_into(None, lambda net: fused(name, net), spoil=spoil, hand=spoil == "loss")
     weights, state = after[BAD_AT - 1]
@@ -45,14 +45,16 @@ def test_a_bad_update_of_a_fused_optimizer_is_none_and_none_is_made_until_the_ru
     assert run.outcome == ("finished", "")
 
 
-def test_deferred_hold_names_the_step_and_follows_all_steps_made(far: None, slow: type[Slow], kept: FakeKeeper) -> None:
-    stood = resumes(kept)
-    steer_into(kept, lambda net: fused("adam", net))
-    records = kept.steps()
+def test_deferred_hold_names_the_step_and_follows_all_steps_made(
+    deferred_numbers: None, slow_arrivals: type[SlowArrival], keeper: FakeKeeper
+) -> None:
+    stood = resumes(keeper)
+    steer_into(keeper, lambda net: fused("adam", net))
+    records = keeper.steps()
     assert [r.step for r in records] == list(range(60))
     (held_at,) = stood
     assert [r.step for r in records if r.skipped] == list(range(BAD_AT, held_at))
-    (fault,) = kept.events(NotFinite)
+    (fault,) = keeper.events(NotFinite)
     since = held_at - BAD_AT - 1
     when = f"found {since} update{'s' * (since != 1)} later" if since else "found just after the update"
     assert fault.step == BAD_AT
@@ -64,14 +66,14 @@ def test_deferred_hold_names_the_step_and_follows_all_steps_made(far: None, slow
 
 @pytest.mark.parametrize("spoil", [math.nan, "loss"], ids=str)
 def test_where_it_cannot_be_stopped_the_last_good_moment_is_offered_and_an_undo_goes_there(
-    spoil: Any, far: None, slow: type[Slow], kept: FakeKeeper
+    spoil: Any, deferred_numbers: None, slow_arrivals: type[SlowArrival], keeper: FakeKeeper
 ) -> None:
     net = mlp()
     optimizer = torch.optim.RMSprop(net.parameters(), lr=1e-3)
-    kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there")  # so that snapshots are kept
+    keeper.link.launch = msgspec.structs.replace(keeper.link.launch, socket="there")  # so that snapshots are kept
     batches = digit_batches(20)
-    with Watch(net, optimizer, link=kept.link, sampler=Sampler(every=0), on_fault="hold") as run:
-        resumes(kept, Undo())
+    with Watch(net, optimizer, link=keeper.link, sampler=Sampler(every=0), on_fault="hold") as run:
+        resumes(keeper, Undo())
         start = copy_of(net)
         for n in range(40):
             loss = loss_of(net, batches[n % 20]) * (math.nan if spoil == "loss" and n == BAD_AT else 1)
@@ -82,7 +84,7 @@ def test_where_it_cannot_be_stopped_the_last_good_moment_is_offered_and_an_undo_
                 net.stem.weight.grad.fill_(math.nan)
             optimizer.step()
             run.step(loss)
-    events = kept.events()
+    events = keeper.events()
     (fault,) = [e for e in events if isinstance(e, NotFinite)]
     assert (fault.step, fault.layer) == (BAD_AT, "stem")
     assert f"at step {BAD_AT}, found" in fault.text
@@ -93,13 +95,15 @@ def test_where_it_cannot_be_stopped_the_last_good_moment_is_offered_and_an_undo_
     assert rewound.to_step == 1
     assert all(p.isfinite().all() for p in net.parameters())
     assert not same(copy_of(net), start)
-    records = kept.steps()
+    records = keeper.steps()
     assert [r.step for r in records] == list(range(40))
     assert {r.segment for r in records if r.step < rewound.from_step} == {0}
     assert {r.segment for r in records if r.step >= rewound.from_step} == {1}
 
 
-def test_a_first_update_with_momentum_is_looked_at_beforehand(far: None, slow: type[Slow]) -> None:
+def test_a_first_update_with_momentum_is_looked_at_beforehand(
+    deferred_numbers: None, slow_arrivals: type[SlowArrival]
+) -> None:
     net = mlp()
     optimizer = fused("momentum", net)
     with Watch(net, optimizer, link=None, on_fault="hold", is_scenario=True) as run:
@@ -120,13 +124,17 @@ def test_a_first_update_with_momentum_is_looked_at_beforehand(far: None, slow: t
 @pytest.mark.parametrize("come_late", [False, True], ids=["direct", "late"])
 @pytest.mark.parametrize("on_fault", ["hold", "end"])
 def test_an_overflow_under_a_scaler_is_a_skipped_step_and_no_fault(
-    on_fault: Any, come_late: bool, at_hand: Callable[[bool], None], slow: type[Slow], kept: FakeKeeper
+    on_fault: Any,
+    come_late: bool,
+    losses_at_once: Callable[[bool], None],
+    slow_arrivals: type[SlowArrival],
+    keeper: FakeKeeper,
 ) -> None:
-    at_hand(not come_late)
+    losses_at_once(not come_late)
     net = mlp()
     optimizer = fused("adamw", net)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    with Watch(net, optimizer, link=kept.link, sampler=Sampler(every=1), on_fault=on_fault) as run:
+    with Watch(net, optimizer, link=keeper.link, sampler=Sampler(every=1), on_fault=on_fault) as run:
         for n, batch in enumerate(digit_batches(20)):
             optimizer.zero_grad()
             loss = loss_of(net, batch)
@@ -141,15 +149,15 @@ def test_an_overflow_under_a_scaler_is_a_skipped_step_and_no_fault(
             run.step(loss)
             assert same(copy_of(net), weights) == (n in (BAD_AT, BAD_AT + 3))
     assert run.outcome == ("finished", "")
-    assert not kept.events(NotFinite)
-    assert [r.step for r in kept.steps() if r.skipped] == [BAD_AT, BAD_AT + 3]
-    assert [r.step for r in kept.readings()] == [n for n in range(20) if n not in (BAD_AT, BAD_AT + 3)]
+    assert not keeper.events(NotFinite)
+    assert [r.step for r in keeper.steps() if r.skipped] == [BAD_AT, BAD_AT + 3]
+    assert [r.step for r in keeper.readings()] == [n for n in range(20) if n not in (BAD_AT, BAD_AT + 3)]
     assert scaler.get_scale() == 2.0**8
 
 
 @pytest.mark.parametrize("bad_at", [BAD_AT, 59], ids=["midway", "the last step"])
 def test_without_a_viewer_the_run_ends_diverged_with_good_weights(
-    bad_at: int, far: None, slow: type[Slow], kept: FakeKeeper
+    bad_at: int, deferred_numbers: None, slow_arrivals: type[SlowArrival], keeper: FakeKeeper
 ) -> None:
     nets = []
 
@@ -158,23 +166,25 @@ def test_without_a_viewer_the_run_ends_diverged_with_good_weights(
         return fused("adam", net)
 
     with suppress(UnboundLocalError):
-        steer_into(kept, made, on_fault="end", bad_at=bad_at)
-    (ended,) = kept.events(RunEnded)
+        steer_into(keeper, made, on_fault="end", bad_at=bad_at)
+    (ended,) = keeper.events(RunEnded)
     assert ended.status == "diverged"
     assert ended.reason.startswith(f"the gradient that reaches the input is not finite at step {bad_at}, found")
     assert all(p.isfinite().all() for p in nets[0].parameters())
-    assert [r.step for r in kept.steps()] == list(range(ended.step))
+    assert [r.step for r in keeper.steps()] == list(range(ended.step))
 
 
-def test_a_loop_that_is_only_told_makes_its_own_update(far: None, slow: type[Slow], kept: FakeKeeper) -> None:
-    *_, after = steer_into(kept, lambda net: fused("sgd", net), on_fault="note")
+def test_a_loop_that_is_only_told_makes_its_own_update(
+    deferred_numbers: None, slow_arrivals: type[SlowArrival], keeper: FakeKeeper
+) -> None:
+    *_, after = steer_into(keeper, lambda net: fused("sgd", net), on_fault="note")
     assert not after[BAD_AT][0][0].isfinite().all()
-    noted = kept.events(NotFinite)
+    noted = keeper.events(NotFinite)
     assert noted[0].step == BAD_AT
-    assert not any(r.skipped for r in kept.steps())
+    assert not any(r.skipped for r in keeper.steps())
 
 
-def test_a_step_that_raises_leaves_the_optimizers_own_flag(far: None) -> None:
+def test_a_step_that_raises_leaves_the_optimizers_own_flag(deferred_numbers: None) -> None:
     net = mlp()
     optimizer = fused("adam", net)
     with Watch(net, optimizer, link=None, on_fault="hold") as run:
@@ -225,20 +235,20 @@ def test_updates_that_were_stopped_move_neither_counter_nor_schedule_of_a_scenar
     optimizer: Any,
     on_fault: Any,
     evaluate_every: int,
-    far: None,
-    slow: type[Slow],
-    kept: FakeKeeper,
+    deferred_numbers: None,
+    slow_arrivals: type[SlowArrival],
+    keeper: FakeKeeper,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(optimizers, "FUSED_ON", {"cpu"})
     setup, spoils = scenario_that_spoils(optimizer)
     assert setup.schedule is not None
-    resumes(kept)
+    resumes(keeper)
     evaluated = []
     with Watch(
         setup.model,
         setup.optimizer,
-        link=kept.link,
+        link=keeper.link,
         steering=Steering(setup.model, setup.optimizer, setup=setup, steps=500),
         sampler=Sampler(every=1),
         on_fault=on_fault,
@@ -250,16 +260,16 @@ def test_updates_that_were_stopped_move_neither_counter_nor_schedule_of_a_scenar
     passes = range(BAD_AT, BAD_AT + spoils.passes - made)  # which gave no update
     assert run.next_step == made
     assert setup.schedule.factor == setup.schedule.factor_at(made)
-    (fault,) = kept.events(NotFinite)
+    (fault,) = keeper.events(NotFinite)
     assert fault.step == BAD_AT
-    records = kept.steps()
+    records = keeper.steps()
     assert [r.step for r in records] == list(range(made))
     assert not any(r.skipped for r in records)
     # A plain loop that makes no update at the same passes.
     twin, _ = scenario_that_spoils(optimizer)
     assert twin.schedule is not None
     before: list[Tensor] = []
-    readings = iter(kept.readings())
+    readings = iter(keeper.readings())
     for n in range(spoils.passes):
         loss = twin.loss()
         twin.optimizer.zero_grad()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from deferred_loops import FUSED, Slow, fused, steer_into, told, train
+from deferred_loops import FUSED, SlowArrival, fused, steer_into, told, train
 from fake_keeper import FakeKeeper
 from nets import OPTIMIZERS, copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
 from torch import nn
@@ -28,12 +28,17 @@ from tui_descent.training.watch.watch import Watch
 @pytest.mark.parametrize("hand", [False, True], ids=["", "loss handed over"])
 @pytest.mark.parametrize("micro", [1, 3])
 def test_told_late_it_is_told_the_same_and_nothing_is_lost(
-    micro: int, hand: bool, far: None, slow: type[Slow], at_hand: Callable[[bool], None], tmp_path: Path
+    micro: int,
+    hand: bool,
+    deferred_numbers: None,
+    slow_arrivals: type[SlowArrival],
+    losses_at_once: Callable[[bool], None],
+    tmp_path: Path,
 ) -> None:
     how: dict[str, Any] = {"micro": micro, "hand": hand, "steps": 150 // micro}
-    at_hand(True)
+    losses_at_once(True)
     now = told(tmp_path / "now", **how)
-    at_hand(False)
+    losses_at_once(False)
     later = told(tmp_path / "later", **how)
     assert len(now[0]) == 150 // micro
     assert [step[1] for step in later[0]] == list(range(150 // micro))
@@ -41,11 +46,13 @@ def test_told_late_it_is_told_the_same_and_nothing_is_lost(
         assert repr(a) == repr(b)
     if micro == 1:
         assert [step[2] for step in later[0]] == later[3]
-    assert slow.open == 0, "whatever was set off has been read"
+    assert slow_arrivals.open == 0, "whatever was set off has been read"
 
 
 @pytest.mark.parametrize("name", [*FUSED, "rmsprop"])
-def test_watched_late_or_not_at_all_the_bits_are_the_same(name: str, far: None, slow: type[Slow]) -> None:
+def test_watched_late_or_not_at_all_the_bits_are_the_same(
+    name: str, deferred_numbers: None, slow_arrivals: type[SlowArrival]
+) -> None:
     def made(net: nn.Module) -> torch.optim.Optimizer:
         return OPTIMIZERS[name](net.parameters()) if name == "rmsprop" else fused(name, net)
 
@@ -93,7 +100,7 @@ def test_a_row_that_is_begun_outlasts_the_sending_of_those_before_it() -> None:
     assert arrived(rows) == [(1.0, 3.0, 0.0), (2.0, 6.0, 0.0)]
 
 
-def order_of(kept: FakeKeeper, link: Any) -> list[Any]:
+def order_of(keeper: FakeKeeper, link: Any) -> list[Any]:
     """Every event with the steps that had been written when it was told."""
     found: list[Any] = []
     emit = link.emit
@@ -112,31 +119,35 @@ def order_of(kept: FakeKeeper, link: Any) -> list[Any]:
 
 @pytest.mark.parametrize("every", [0, 3])
 def test_turns_and_marks_keep_their_place_among_the_steps(
-    every: int, far: None, slow: type[Slow], at_hand: Callable[[bool], None], tmp_path: Path
+    every: int,
+    deferred_numbers: None,
+    slow_arrivals: type[SlowArrival],
+    losses_at_once: Callable[[bool], None],
+    tmp_path: Path,
 ) -> None:
     seen = []
     for direct in (True, False):
-        at_hand(direct)
+        losses_at_once(direct)
         folder = tmp_path / str(direct)
         folder.mkdir()
-        kept = FakeKeeper(folder)
-        places = order_of(kept, kept.link)
+        keeper = FakeKeeper(folder)
+        places = order_of(keeper, keeper.link)
         net = mlp()
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         plan = [(17, TurnKnob(knob="lr", value="*2")), (17, TurnKnob(knob="lr", value="*2"))]
-        with Watch(net, optimizer, link=kept.link, plan=plan, sampler=Sampler(every=every)) as run:
+        with Watch(net, optimizer, link=keeper.link, plan=plan, sampler=Sampler(every=every)) as run:
             for n in range(50):
                 loss = loss_of(net, digit_batches(1)[0])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 if n == 30:
-                    kept.order(Mark(text="here"))
-                    kept.order(TurnKnob(knob="lr", value="0.01"))
+                    keeper.send(Mark(text="here"))
+                    keeper.send(TurnKnob(knob="lr", value="0.01"))
                 run.step(loss)
-        records = [(r.step, r.loss, r.lr) for r in kept.steps()]
+        records = [(r.step, r.loss, r.lr) for r in keeper.steps()]
         seen.append((places, records))
-        kept.close()
+        keeper.close()
     assert seen[0] == seen[1]
     turned = [(at, written) for kind, at, written in seen[1][0] if kind == "KnobTurned"]
     assert turned == [(17, 17), (17, 17), (31, 31)]
@@ -144,14 +155,18 @@ def test_turns_and_marks_keep_their_place_among_the_steps(
 
 @pytest.mark.parametrize("schedule", ["plateau", "cosine"])
 def test_a_schedule_moves_as_it_does_where_losses_are_at_hand(
-    schedule: str, far: None, slow: type[Slow], at_hand: Callable[[bool], None], tmp_path: Path
+    schedule: str,
+    deferred_numbers: None,
+    slow_arrivals: type[SlowArrival],
+    losses_at_once: Callable[[bool], None],
+    tmp_path: Path,
 ) -> None:
     rates = []
     for direct in (True, False):
-        at_hand(direct)
+        losses_at_once(direct)
         folder = tmp_path / str(direct)
         folder.mkdir()
-        kept = FakeKeeper(folder)
+        keeper = FakeKeeper(folder)
         _, scenario = presets.find("healthy")
         setup = build(scenario, on=torch.device("cpu"))
         steering = Steering(setup.model, setup.optimizer, setup=setup, steps=400)
@@ -159,7 +174,7 @@ def test_a_schedule_moves_as_it_does_where_losses_are_at_hand(
         with Watch(
             setup.model,
             setup.optimizer,
-            link=kept.link,
+            link=keeper.link,
             steering=steering,
             plan=[(3, turn)],
             is_scenario=True,
@@ -173,25 +188,25 @@ def test_a_schedule_moves_as_it_does_where_losses_are_at_hand(
                 loss.backward()
                 setup.optimizer.step()
                 run.step(loss)
-        rates.append([r.lr for r in kept.steps()])
-        kept.close()
+        rates.append([r.lr for r in keeper.steps()])
+        keeper.close()
     assert rates[0] == rates[1]
     assert len(set(rates[1])) > 1, "it has moved, and a plateau was met"
 
 
 @pytest.mark.parametrize("send_after_s", [0.0, math.inf], ids=["each row by itself", "rows together"])
 def test_what_waits_is_bounded_and_nothing_is_lost(
-    send_after_s: float, far: None, monkeypatch: pytest.MonkeyPatch, kept: FakeKeeper
+    send_after_s: float, deferred_numbers: None, monkeypatch: pytest.MonkeyPatch, keeper: FakeKeeper
 ) -> None:
     monkeypatch.setattr(losses_file, "SEND_AFTER_S", send_after_s)
     monkeypatch.setattr(results, "MOST_WAITING", 50)
-    monkeypatch.setattr(losses_file, "Arrival", Slow)
-    monkeypatch.setattr(results, "Arrival", Slow)
-    monkeypatch.setattr(Slow, "asks", 10**9)
-    Slow.waited = Slow.open = Slow.most_open = 0
-    losses = train(kept, steps=400, every=2)
-    assert Slow.waited > 0
-    assert Slow.most_open <= 52, "besides those that wait a step's row and its reading"
-    assert Slow.open == 0
-    assert [r.loss for r in kept.steps()] == losses
-    assert {r.step for r in kept.readings()} <= set(range(0, 400, 2))
+    monkeypatch.setattr(losses_file, "Arrival", SlowArrival)
+    monkeypatch.setattr(results, "Arrival", SlowArrival)
+    monkeypatch.setattr(SlowArrival, "asks", 10**9)
+    SlowArrival.waited = SlowArrival.open = SlowArrival.most_open = 0
+    losses = train(keeper, steps=400, every=2)
+    assert SlowArrival.waited > 0
+    assert SlowArrival.most_open <= 52, "besides those that wait a step's row and its reading"
+    assert SlowArrival.open == 0
+    assert [r.loss for r in keeper.steps()] == losses
+    assert {r.step for r in keeper.readings()} <= set(range(0, 400, 2))

@@ -45,11 +45,11 @@ class Run:
     """A scenario's run, played step by step, and every layer's numbers written down a second time."""
 
     def __init__(
-        self, kept: FakeKeeper | None, made: Setup, plan: dict[int, str] | None = None, sampler: Sampler | None = None
+        self, keeper: FakeKeeper | None, made: Setup, plan: dict[int, str] | None = None, sampler: Sampler | None = None
     ) -> None:
-        if kept is not None:
-            kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there", undo_budget=10**9)
-        self.made, self.kept, self.plan = made, kept, plan or {}
+        if keeper is not None:
+            keeper.link.launch = msgspec.structs.replace(keeper.link.launch, socket="there", undo_budget=10**9)
+        self.made, self.keeper, self.plan = made, keeper, plan or {}
         self.heard: list[list[str]] = []  # by update, the layers in the order in which they ran
         self.rows: list[dict[str, Row]] = []
         self.events: list[AnyEvent] = []
@@ -57,7 +57,7 @@ class Run:
         self.watch = Watch(
             made.model,
             made.optimizer,
-            link=None if kept is None else kept.link,
+            link=None if keeper is None else keeper.link,
             steering=steering_of(made),
             plan=[(at, parse(turn)) for at, turn in self.plan.items()],
             about=ABOUT,
@@ -90,8 +90,8 @@ class Run:
         self.heard.append(heard)
         self.losses.append(float(loss.detach()))
         for command in asked:
-            assert self.kept is not None
-            self.kept.order(command)
+            assert self.keeper is not None
+            self.keeper.send(command)
         self.watch.step(loss)
 
     def go(self, count: int, *asked: AnyCommand) -> None:
@@ -100,8 +100,8 @@ class Run:
             self.step(*(asked if n == count - 1 else ()))
 
     def told(self, kind: type[Any]) -> list[Any]:
-        assert self.kept is not None
-        self.events += self.kept.events()
+        assert self.keeper is not None
+        self.events += self.keeper.events()
         return [event for event in self.events if isinstance(event, kind)]
 
     def layers(self) -> dict[int, list[str]]:
@@ -112,11 +112,11 @@ class Run:
 
 
 @pytest.fixture
-def play(kept: FakeKeeper) -> Iterator[Callable[..., Run]]:
+def play(keeper: FakeKeeper) -> Iterator[Callable[..., Run]]:
     runs: list[Run] = []
 
     def start(*args: Any, **how: Any) -> Run:
-        runs.append(Run(kept, *args, **how))
+        runs.append(Run(keeper, *args, **how))
         return runs[-1]
 
     yield start
@@ -141,8 +141,8 @@ def test_every_row_is_its_layers_before_and_after_each_surgery(
     kind, turns = PLANS[plan]
     run = play(family(kind, optimizer={"name": optimizer, "lr": 0.01}, dtype=dtype), turns)
     run.go(11)
-    assert run.kept is not None
-    readings, layers = run.kept.readings(), run.layers()
+    assert run.keeper is not None
+    readings, layers = run.keeper.readings(), run.layers()
     assert [reading.step for reading in readings] == list(range(11))
     assert [reading.structure for reading in readings] == [0] * 3 + [1] * 4 + [2] * 4
     assert [(event.segment, event.step) for event in run.told(LayersChanged)] == [(0, 3), (0, 7)]
@@ -186,9 +186,9 @@ def test_a_norms_rows_equal_those_of_a_net_written_out_by_hand(play: Callable[..
         run.step()
         assert run.losses[-1] == pytest.approx(float(loss.detach()), rel=1e-12)
         turned.append((step, {name: (w, l2(array(w.grad))) for name, w in weights.items() if w.grad is not None}))
-    assert run.kept is not None
+    assert run.keeper is not None
     layers = run.layers()
-    for reading, (step, wanted) in zip(run.kept.readings(), turned, strict=True):
+    for reading, (step, wanted) in zip(run.keeper.readings(), turned, strict=True):
         names = layers[reading.structure]
         assert (sum(name.endswith("norm") for name in names)) == (3 if step >= 2 else 0)
         for n, name in enumerate(names):
@@ -223,8 +223,8 @@ def test_undone_the_rows_go_and_redone_they_are_back(play: Callable[..., Run]) -
     torch.manual_seed(4)
     run = play(family("mlp", **how), {4: TURN})
     run.go(9)
-    assert run.kept is not None
-    run.kept.order(Undo())
+    assert run.keeper is not None
+    run.keeper.send(Undo())
     run.go(1)
     assert run.watch.next_step == 4
     assert run.told(LayersChanged)[-1].segment == 1, "at once, whenever the next reading comes"
@@ -238,7 +238,7 @@ def test_undone_the_rows_go_and_redone_they_are_back(play: Callable[..., Run]) -
     ]
     order = [type(e) for e in run.events if isinstance(e, KnobTurned | Rewound | LayersChanged)]
     assert order == [KnobTurned, LayersChanged, Rewound, LayersChanged, Rewound, LayersChanged]
-    readings = run.kept.readings()
+    readings = run.keeper.readings()
     assert [(r.segment, r.step, r.structure) for r in readings] == [
         *((0, n, 0) for n in range(4)),
         *((0, n, 1) for n in range(4, 10)),
@@ -270,11 +270,11 @@ def test_readings_of_layers_that_came_leave_the_bits_as_they_are(where: str, hom
             run.watch.__exit__(None, None, None)
             return run.losses
         (home / name).mkdir()
-        kept = FakeKeeper(home / name)
-        run = Run(kept, made, plan, sampler)
+        keeper = FakeKeeper(home / name)
+        run = Run(keeper, made, plan, sampler)
         run.go(14)
         run.watch.__exit__(None, None, None)
-        kept.close()
+        keeper.close()
         return run.losses
 
     plain = losses("none", None)
@@ -300,7 +300,7 @@ def test_told_late_a_reading_has_the_rows_of_its_own_step(
     run.go(9)
     run.watch.control.settle()
     layers = run.layers()
-    readings = run.kept.readings()  # type: ignore[union-attr]
+    readings = run.keeper.readings()  # type: ignore[union-attr]
     assert [r.structure for r in readings] == [0] * 3 + [1] * 3 + [2] * 3
     for reading, heard, rows in zip(readings, run.heard, run.rows, strict=True):
         assert layers[reading.structure] == heard
@@ -313,23 +313,23 @@ def test_a_norm_that_came_in_can_be_frozen_and_says_so(play: Callable[..., Run])
     run.go(8)
     assert not run.told(CommandRejected)
     place = run.layers()[1].index("blocks.1.norm")
-    readings = run.kept.readings()[2:]  # type: ignore[union-attr]
+    readings = run.keeper.readings()[2:]  # type: ignore[union-attr]
     assert [r.statuses[place] for r in readings] == ["used"] * 2 + ["frozen"] * 2 + ["used"] * 2
     assert [r.values["grad_norm"][place] is None for r in readings] == [False] * 2 + [True] * 2 + [False] * 2
     for reading in readings:
         assert reading.statuses.count("frozen") == (reading.step in (4, 5))
 
 
-def test_of_a_keeper_that_does_not_read_it_is_told_all_the_same(kept: FakeKeeper) -> None:
+def test_of_a_keeper_that_does_not_read_it_is_told_all_the_same(keeper: FakeKeeper) -> None:
     """Anything else is dropped in the end; without this no reading that comes later could be told from others."""
     filler = Noted(step=0, text="x" * 1_000_000)
     for _ in range(30):
-        kept.link.emit(filler)
-    kept.link.emit(LayersChanged(segment=0, step=7, structure=1, parameters=0, layers=()))
+        keeper.link.emit(filler)
+    keeper.link.emit(LayersChanged(segment=0, step=7, structure=1, parameters=0, layers=()))
     told: list[AnyEvent] = []
     for _ in range(10_000):
-        told += kept.events()
-        kept.link.orders()  # which sends on what waits
+        told += keeper.events()
+        keeper.link.orders()  # which sends on what waits
     assert isinstance(told[-1], LayersChanged)
     assert 1 < len(told) < 30
 

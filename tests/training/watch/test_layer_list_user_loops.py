@@ -33,10 +33,12 @@ class Grows(nn.Module):
         return out
 
 
-def own(kept: FakeKeeper, net: nn.Module, turns: dict[int, str], change: Callable[[int], None]) -> list[ReadingsTaken]:
+def own(
+    keeper: FakeKeeper, net: nn.Module, turns: dict[int, str], change: Callable[[int], None]
+) -> list[ReadingsTaken]:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     plan = [(at, parse(turn)) for at, turn in turns.items()]
-    with Watch(net, optimizer, link=kept.link, plan=plan, sampler=Sampler(every=1)) as run:
+    with Watch(net, optimizer, link=keeper.link, plan=plan, sampler=Sampler(every=1)) as run:
         for step, batch in enumerate(digit_batches(9)):
             change(step)
             loss = loss_of(net, batch)
@@ -44,10 +46,10 @@ def own(kept: FakeKeeper, net: nn.Module, turns: dict[int, str], change: Callabl
             loss.backward()
             optimizer.step()
             run.step(loss)
-        return kept.readings()
+        return keeper.readings()
 
 
-def test_in_an_own_loop_a_norm_stands_where_it_runs_too(kept: FakeKeeper) -> None:
+def test_in_an_own_loop_a_norm_stands_where_it_runs_too(keeper: FakeKeeper) -> None:
     net = mlp(depth=3)
     heard: list[str] = []
 
@@ -64,8 +66,8 @@ def test_in_an_own_loop_a_norm_stands_where_it_runs_too(kept: FakeKeeper) -> Non
         listen(step)
 
     turns = {3: "norm=layer,where=pre,way=instant", 6: "norm=layer,where=post,way=instant"}
-    readings = own(kept, net, turns, change)
-    events = kept.events(LayersChanged)
+    readings = own(keeper, net, turns, change)
+    events = keeper.events(LayersChanged)
     assert [[layer.name for layer in event.layers] for event in events] == [order[3], order[6]]
     assert order[3][1:3] == ["blocks.0.norm", "blocks.0.linear"]
     assert order[6][1:3] == ["blocks.0.linear", "blocks.0.norm"]
@@ -73,7 +75,7 @@ def test_in_an_own_loop_a_norm_stands_where_it_runs_too(kept: FakeKeeper) -> Non
 
 
 def test_net_enlarged_beyond_the_spare_rows_keeps_its_old_rows(
-    kept: FakeKeeper,
+    keeper: FakeKeeper,
 ) -> None:
     net = Grows()
 
@@ -81,35 +83,35 @@ def test_net_enlarged_beyond_the_spare_rows_keeps_its_old_rows(
         if step == 2:
             net.more[1] = nn.Sequential(*(nn.Linear(8, 8) for _ in range(SPARE + 1)))
 
-    readings = own(kept, net, {4: "activation=gelu,way=instant"}, grow)
-    (event,) = kept.events(LayersChanged)  # the first of its two units is a block now
+    readings = own(keeper, net, {4: "activation=gelu,way=instant"}, grow)
+    (event,) = keeper.events(LayersChanged)  # the first of its two units is a block now
     assert [layer.name for layer in event.layers] == ["stem", "more.0", "head"]
     assert [len(reading.ages) for reading in readings] == [3] * 9
 
 
-def test_one_that_its_owner_makes_smaller_loses_the_row_at_the_next_turn(kept: FakeKeeper) -> None:
+def test_one_that_its_owner_makes_smaller_loses_the_row_at_the_next_turn(keeper: FakeKeeper) -> None:
     net = Grows()
 
     def shrink(step: int) -> None:
         if step == 2:
             net.more[0] = nn.Identity()
 
-    readings = own(kept, net, {4: "activation=gelu,way=instant"}, shrink)
-    (event,) = kept.events(LayersChanged)
+    readings = own(keeper, net, {4: "activation=gelu,way=instant"}, shrink)
+    (event,) = keeper.events(LayersChanged)
     assert [layer.name for layer in event.layers] == ["stem", "head"]
     assert [len(reading.ages) for reading in readings] == [3] * 4 + [2] * 5
 
 
 @pytest.mark.parametrize("told", ["by its optimizer", "in a second"])
 def test_a_layer_that_its_owner_swaps_for_two_is_followed(
-    told: str, kept: FakeKeeper, monkeypatch: pytest.MonkeyPatch
+    told: str, keeper: FakeKeeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net = Grows()
     if told == "in a second":
         monkeypatch.setattr(layer_list, "LOOK_EVERY_S", 0.0)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     norms = []
-    with Watch(net, optimizer, link=kept.link, sampler=Sampler(every=1)) as run:
+    with Watch(net, optimizer, link=keeper.link, sampler=Sampler(every=1)) as run:
         for step, batch in enumerate(digit_batches(9)):
             if step == 2:
                 net.more = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
@@ -122,8 +124,8 @@ def test_a_layer_that_its_owner_swaps_for_two_is_followed(
             norms.append(torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]).norm().item())
             optimizer.step()
             run.step(loss)
-        readings = kept.readings()
-    (event,) = kept.events(LayersChanged)
+        readings = keeper.readings()
+    (event,) = keeper.events(LayersChanged)
     assert [layer.name for layer in event.layers] == ["stem", "more.0", "more.1", "head"]
     assert [len(reading.ages) for reading in readings] == [3] * 3 + [4] * 6
     for reading, norm in list(zip(readings, norms, strict=True))[3:]:

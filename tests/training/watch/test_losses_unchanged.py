@@ -60,7 +60,7 @@ def bare(name: str) -> tuple[list[float], Setup, Tensor]:
     return [one(setup).item() for _ in range(STEPS)], setup, torch.get_rng_state()
 
 
-def watched(name: str, sampler: Sampler, kept: FakeKeeper, *, curved: bool) -> tuple[list[float], Setup, Tensor]:
+def watched(name: str, sampler: Sampler, keeper: FakeKeeper, *, curved: bool) -> tuple[list[float], Setup, Tensor]:
     setup = made(name)
     torch.manual_seed(5)
     losses = []
@@ -77,7 +77,7 @@ def watched(name: str, sampler: Sampler, kept: FakeKeeper, *, curved: bool) -> t
     with Watch(
         setup.model,
         setup.optimizer,
-        link=kept.link,
+        link=keeper.link,
         sampler=sampler,
         steering=steering,
         again=setup,
@@ -92,10 +92,10 @@ def watched(name: str, sampler: Sampler, kept: FakeKeeper, *, curved: bool) -> t
 
 @pytest.mark.parametrize("rate", [*RATES, "every 7 and the curvature"])
 @pytest.mark.parametrize("name", [*presets.names(), CONV])
-def test_every_presets_losses_are_the_same_at_any_rate(name: str, rate: str, kept: FakeKeeper) -> None:
+def test_every_presets_losses_are_the_same_at_any_rate(name: str, rate: str, keeper: FakeKeeper) -> None:
     curved = rate not in RATES
     plain_losses, plain, numbers = bare(name)
-    losses, setup, numbers_after = watched(name, RATES.get(rate, RATES["every 7"])(), kept, curved=curved)
+    losses, setup, numbers_after = watched(name, RATES.get(rate, RATES["every 7"])(), keeper, curved=curved)
     found, wanted = (torch.tensor(told, dtype=torch.float64) for told in (losses, plain_losses))
     assert bits(found) == bits(wanted), "NaN included: one of them is too hot"
     for found, wanted in zip(setup.model.parameters(), plain.model.parameters(), strict=True):
@@ -103,11 +103,11 @@ def test_every_presets_losses_are_the_same_at_any_rate(name: str, rate: str, kep
     for (*_, found), (*_, wanted) in zip(state_of(setup.optimizer), state_of(plain.optimizer), strict=True):
         assert bits(torch.as_tensor(found)) == bits(torch.as_tensor(wanted))
     assert torch.equal(numbers, numbers_after)
-    read = [reading.step for reading in kept.readings()]
+    read = [reading.step for reading in keeper.readings()]
     if "every" in rate:
         assert read == list(range(0, STEPS, 7 if "7" in rate else 1))
     assert read
-    assert bool(kept.events(CurvatureTaken)) == curved
+    assert bool(keeper.events(CurvatureTaken)) == curved
 
 
 NETS: dict[str, Callable[[], nn.Module]] = {"mlp": mlp, "conv": ConvNet, "transformer": Words}
@@ -179,8 +179,8 @@ LOOPS: dict[str, Loop] = {
 
 
 @contextlib.contextmanager
-def watching(net: nn.Module, optimizer: torch.optim.Optimizer, kept: FakeKeeper, sampler: Sampler) -> Iterator[Watch]:
-    with Watch(net, optimizer, link=kept.link, sampler=sampler) as run:
+def watching(net: nn.Module, optimizer: torch.optim.Optimizer, keeper: FakeKeeper, sampler: Sampler) -> Iterator[Watch]:
+    with Watch(net, optimizer, link=keeper.link, sampler=sampler) as run:
         yield run
 
 
@@ -189,7 +189,7 @@ def watching(net: nn.Module, optimizer: torch.optim.Optimizer, kept: FakeKeeper,
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("kind", NETS)
 def test_loops_of_ones_own_train_as_if_nobody_looked(
-    kind: str, loop: str, rate: str, *, fused: bool, kept: FakeKeeper
+    kind: str, loop: str, rate: str, *, fused: bool, keeper: FakeKeeper
 ) -> None:
     def made() -> tuple[nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(2)
@@ -199,13 +199,13 @@ def test_loops_of_ones_own_train_as_if_nobody_looked(
     plain, plain_optimizer = made()
     plain_losses = LOOPS[loop](None, plain, plain_optimizer)
     net, optimizer = made()
-    with watching(net, optimizer, kept, RATES[rate]()) as run:
+    with watching(net, optimizer, keeper, RATES[rate]()) as run:
         losses = LOOPS[loop](run.step, net, optimizer)
         assert run.next_step == STEPS
     assert losses == plain_losses
     assert same(copy_of(net), copy_of(plain))
     assert same_state(state_of(optimizer), state_of(plain_optimizer))
-    read = [reading.step for reading in kept.readings()]
+    read = [reading.step for reading in keeper.readings()]
     assert read == list(range(0, STEPS, 7 if "7" in rate else 1)) if "every" in rate else read
 
 
@@ -239,12 +239,12 @@ def adversaries(**watched: Any) -> tuple[list[float], list[Tensor]]:
 
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("who", ["generator", "critic"])
-def test_of_two_optimizers_in_turns_either_may_be_watched(who: str, rate: str, kept: FakeKeeper) -> None:
+def test_of_two_optimizers_in_turns_either_may_be_watched(who: str, rate: str, keeper: FakeKeeper) -> None:
     plain_losses, plain = adversaries()
-    losses, weights = adversaries(who=who, link=kept.link, sampler=RATES[rate]())
+    losses, weights = adversaries(who=who, link=keeper.link, sampler=RATES[rate]())
     assert losses == plain_losses
     assert same(weights, plain)
-    steps = kept.steps()
+    steps = keeper.steps()
     assert [record.step for record in steps] == list(range(STEPS))
     assert [record.loss for record in steps] == losses[who == "generator" :: 2]
 

@@ -97,42 +97,47 @@ def test_the_run_goes_on_as_if_the_dropped_batch_had_never_been(name: str) -> No
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_without_a_viewer_the_run_ends_diverged_with_good_weights(name: str, kept: FakeKeeper) -> None:
-    net, answers, run = train(name, "end", spoil_input_most, link=kept.link)
+def test_without_a_viewer_the_run_ends_diverged_with_good_weights(name: str, keeper: FakeKeeper) -> None:
+    net, answers, run = train(name, "end", spoil_input_most, link=keeper.link)
     assert answers == [True] * BAD_AT
     assert run.outcome is not None
     assert run.outcome[0] == "diverged"
-    (ended,) = kept.events(RunEnded)
+    (ended,) = keeper.events(RunEnded)
     assert (ended.status, ended.step) == ("diverged", BAD_AT)
     assert ended.reason.startswith("gradient of stem is not finite at step 3, before the update")
     assert all(p.isfinite().all() for p in net.parameters())
 
 
-def test_a_foreign_loop_is_told_and_not_stopped(kept: FakeKeeper) -> None:
-    net, answers, _ = train("sgd", "note", spoil_input_most, link=kept.link, is_scenario=False)
+def test_a_foreign_loop_is_told_and_not_stopped(keeper: FakeKeeper) -> None:
+    net, answers, _ = train("sgd", "note", spoil_input_most, link=keeper.link, is_scenario=False)
     assert answers == [True] * (BAD_AT + 3)
-    noted = kept.events(NotFinite)
+    noted = keeper.events(NotFinite)
     assert noted[0].step == BAD_AT
     assert noted[0].what == "gradient"
     assert "gradient of stem is not finite at step 3" in noted[0].text
     assert net.stem.weight.isnan().any(), "the loop's own update was made"
 
 
-def test_a_held_run_says_why_and_goes_on_when_told_and_records_the_update_as_skipped(kept: FakeKeeper) -> None:
+def test_a_held_run_says_why_and_goes_on_when_told_and_records_the_update_as_skipped(keeper: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    with Watch(net, optimizer, link=kept.link, on_fault="hold") as run:
+    with Watch(net, optimizer, link=keeper.link, on_fault="hold") as run:
         for n, batch in enumerate(digit_batches(4)):
             loss = loss_of(net, batch)
             optimizer.zero_grad()
             loss.backward()
             if n == 2:
                 spoil_all(net)
-                kept.order(Resume())  # heard only once the run stands still
+                keeper.send(Resume())  # heard only once the run stands still
             optimizer.step()
             run.step(loss)
-    assert [(record.step, record.skipped) for record in kept.steps()] == [(0, False), (1, False), (2, True), (3, False)]
-    events = kept.events()
+    assert [(record.step, record.skipped) for record in keeper.steps()] == [
+        (0, False),
+        (1, False),
+        (2, True),
+        (3, False),
+    ]
+    events = keeper.events()
     (done,) = [event for event in events if isinstance(event, CommandDone)]
     assert (done.step, done.what) == (2, "running")
 
@@ -190,11 +195,11 @@ def test_a_bad_loss_handed_over_before_backward_is_dropped(value: float) -> None
 
 
 @pytest.mark.parametrize("value", BAD.values(), ids=BAD.keys())
-def test_a_bad_loss_ends_an_unattended_run_before_the_update(value: float, kept: FakeKeeper) -> None:
+def test_a_bad_loss_ends_an_unattended_run_before_the_update(value: float, keeper: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     weights = copy_of(net)
-    with Watch(net, optimizer, link=kept.link, on_fault="end", is_scenario=True) as run:
+    with Watch(net, optimizer, link=keeper.link, on_fault="end", is_scenario=True) as run:
         loss = loss_of(net, digit_batches(1)[0]) * value
         run.loss(loss)
         pytest.fail("the run must have ended")
@@ -222,22 +227,22 @@ def test_looking_for_the_layer_changes_no_random_number() -> None:
     assert not any(module._forward_hooks for module in net.modules())
 
 
-def test_a_bad_loss_beside_good_gradients_is_found_just_after(kept: FakeKeeper) -> None:
+def test_a_bad_loss_beside_good_gradients_is_found_just_after(keeper: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    with Watch(net, optimizer, link=kept.link, on_fault="end") as run:
+    with Watch(net, optimizer, link=keeper.link, on_fault="end") as run:
         for n, batch in enumerate(digit_batches(4)):
             loss = loss_of(net, batch)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             run.step(loss if n < 2 else math.nan)
-    (ended,) = kept.events(RunEnded)
+    (ended,) = keeper.events(RunEnded)
     assert (ended.status, ended.step) == ("diverged", 3)
     assert ended.reason == "loss is nan at step 2, found just after the update"
 
 
-def test_of_a_large_first_layer_the_bias_tells_of_every_bad_number_that_comes_back(kept: FakeKeeper) -> None:
+def test_of_a_large_first_layer_the_bias_tells_of_every_bad_number_that_comes_back(keeper: FakeKeeper) -> None:
     """One δ that is no number spoils weight and bias alike, whatever the inputs."""
     for value in (math.nan, math.inf, -math.inf):
         net = nn.Sequential(nn.Linear(300, 300), nn.ReLU(), nn.Linear(300, 4))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from deferred_loops import FUSED, Again, Slow, fused
+from deferred_loops import FUSED, Again, SlowArrival, fused
 from fake_keeper import FakeKeeper
 from nets import OPTIMIZERS, ConvNet, Words, digit_batches, loss_of, mlp
 from torch import Tensor, nn
@@ -65,13 +65,18 @@ class NoLook(TorchDispatchMode):
 @pytest.mark.parametrize("clip", [None, 0.1])
 @pytest.mark.parametrize("name", [*FUSED, "rmsprop"])
 def test_fifty_watched_steps_with_every_tier_look_at_no_number(
-    name: str, clip: float | None, hand: bool, far: None, monkeypatch: pytest.MonkeyPatch, kept: FakeKeeper
+    name: str,
+    clip: float | None,
+    hand: bool,
+    deferred_numbers: None,
+    monkeypatch: pytest.MonkeyPatch,
+    keeper: FakeKeeper,
 ) -> None:
-    monkeypatch.setattr(losses, "Arrival", Slow)
-    monkeypatch.setattr(results, "Arrival", Slow)
-    monkeypatch.setattr(Slow, "asks", 2)
-    Slow.waited = 0
-    watched_steps(kept.link, torch.device("cpu"), name, clip, hand, NoLook)
+    monkeypatch.setattr(losses, "Arrival", SlowArrival)
+    monkeypatch.setattr(results, "Arrival", SlowArrival)
+    monkeypatch.setattr(SlowArrival, "asks", 2)
+    SlowArrival.waited = 0
+    watched_steps(keeper.link, torch.device("cpu"), name, clip, hand, NoLook)
 
 
 NETS: dict[str, Callable[[], nn.Module]] = {
@@ -82,14 +87,14 @@ NETS: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("kind", NETS)
 def test_nor_do_the_instruments_of_any_net(
-    kind: str, far: None, monkeypatch: pytest.MonkeyPatch, kept: FakeKeeper
+    kind: str, deferred_numbers: None, monkeypatch: pytest.MonkeyPatch, keeper: FakeKeeper
 ) -> None:
-    monkeypatch.setattr(losses, "Arrival", Slow)
-    monkeypatch.setattr(results, "Arrival", Slow)
-    monkeypatch.setattr(Slow, "asks", 2)
-    Slow.waited = 0
-    watched_steps(kept.link, torch.device("cpu"), "adam", None, True, NoLook, NETS[kind]())
-    assert len(kept.readings()) == 28
+    monkeypatch.setattr(losses, "Arrival", SlowArrival)
+    monkeypatch.setattr(results, "Arrival", SlowArrival)
+    monkeypatch.setattr(SlowArrival, "asks", 2)
+    SlowArrival.waited = 0
+    watched_steps(keeper.link, torch.device("cpu"), "adam", None, True, NoLook, NETS[kind]())
+    assert len(keeper.readings()) == 28
 
 
 def watched_steps(
@@ -115,7 +120,7 @@ def watched_steps(
                 optimizer.step()
                 run.step(loss)
                 run.log("mine", loss)
-        assert Slow.waited == 0, "only the end waits"
+        assert SlowArrival.waited == 0, "only the end waits"
 
 
 @contextmanager
@@ -132,13 +137,13 @@ def no_sync() -> Iterator[None]:
 @pytest.mark.parametrize("clip", [None, 0.1])
 @pytest.mark.parametrize("name", [*FUSED, "rmsprop"])
 def test_fifty_watched_steps_on_a_gpu_synchronise_nowhere(
-    name: str, clip: float | None, hand: bool, kept: FakeKeeper
+    name: str, clip: float | None, hand: bool, keeper: FakeKeeper
 ) -> None:
-    watched_steps(kept.link, torch.device("cuda"), name, clip, hand, no_sync)
-    records = kept.steps()
+    watched_steps(keeper.link, torch.device("cuda"), name, clip, hand, no_sync)
+    records = keeper.steps()
     assert [r.step for r in records] == list(range(56))
     assert all(math.isfinite(r.loss) for r in records)
-    assert len(kept.readings()) > 0
+    assert len(keeper.readings()) > 0
 
 
 LOOKS: dict[str, Callable[[Tensor], Any]] = {
