@@ -47,7 +47,7 @@ class SlowArrival(Arrival):
         return super().values()
 
 
-class Again:
+class BatchReplay:
     """The batch once more."""
 
     def __init__(self, net: nn.Module) -> None:
@@ -78,7 +78,7 @@ def train(
     torch.manual_seed(0)
     net = mlp(depth=3, activation="gelu", residual="on", norm="layer")
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
-    again, losses = Again(net), []
+    again, losses = BatchReplay(net), []
     batches = digit_batches(20)
     run = Watch(
         net,
@@ -105,7 +105,7 @@ def train(
     return [float(loss) for loss in losses]
 
 
-def told(folder: Path, **how: Any) -> tuple[list[Any], list[Any], list[Any], list[float]]:
+def recorded_run(folder: Path, **how: Any) -> tuple[list[Any], list[Any], list[Any], list[float]]:
     """Records without their times, readings, and the events that belong to steps."""
     folder.mkdir()
     keeper = FakeKeeper(folder)
@@ -138,7 +138,7 @@ FUSED = ("sgd", "momentum", "adam", "adamw")
 BAD_AT = 5
 
 
-def steer_into(
+def train_into_fault(
     keeper: FakeKeeper | None,
     optimizer_of: Callable[[nn.Module], torch.optim.Optimizer],
     *,
@@ -176,7 +176,7 @@ def steer_into(
     return net, optimizer, run, after
 
 
-def resumes(keeper: FakeKeeper, *commands: Any) -> list[int]:
+def resume_when_held(keeper: FakeKeeper, *commands: Any) -> list[int]:
     """What is ordered once the run stands; the numbers of steps that had been written by then."""
     stood: list[int] = []
     wait = keeper.link.wait

@@ -37,7 +37,7 @@ VALUES: dict[str, tuple[str, ...]] = {
 }
 
 
-class Foreign(nn.Module):
+class UserNet(nn.Module):
     """An own net with modules of many kinds."""
 
     def __init__(self) -> None:

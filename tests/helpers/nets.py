@@ -14,9 +14,9 @@ from tui_descent.scenario.validate import convert
 from tui_descent.training.setup.data import digits
 from tui_descent.training.setup.nets.mlp import Mlp
 
-Made = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
-OPTIMIZERS: dict[str, Made] = {
+OPTIMIZERS: dict[str, OptimizerFactory] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05),
     "momentum": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
     "adam": lambda p: torch.optim.Adam(p, lr=1e-3),
@@ -25,7 +25,7 @@ OPTIMIZERS: dict[str, Made] = {
 }
 
 
-class Failing(torch.optim.SGD):
+class FailingSGD(torch.optim.SGD):
     """Raises inside its step when told to, after the pre-hooks; and calls super().step()."""
 
     fails = False
@@ -62,7 +62,7 @@ class ConvNet(nn.Module):
         return out
 
 
-class Attends(nn.Module):
+class AttentionBlock(nn.Module):
     """A pre-norm block with torch's own attention, whose in_proj is the module's own weight."""
 
     def __init__(self, width: int) -> None:
@@ -81,13 +81,13 @@ class Attends(nn.Module):
         return out
 
 
-class Words(nn.Module):
+class PixelTransformer(nn.Module):
     """A transformer that reads a digit's pixels as 17 words; the head is tied to the embedding."""
 
     def __init__(self, width: int = 8) -> None:
         super().__init__()
         self.embed = nn.Embedding(17, width)
-        self.blocks = nn.ModuleList(Attends(width) for _ in range(3))
+        self.blocks = nn.ModuleList(AttentionBlock(width) for _ in range(3))
         self.head = nn.Linear(width, 17, bias=False)
         self.head.weight = self.embed.weight
 

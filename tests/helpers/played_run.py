@@ -96,7 +96,7 @@ class PlayedRun:
         return digest(self.undo.holders())
 
 
-def untouched(folder: Path, until: int, plan: dict[int, str] | None = None) -> list[float]:
+def losses_without_undo(folder: Path, until: int, plan: dict[int, str] | None = None) -> list[float]:
     """The losses of a run that nobody ever sent back."""
     folder.mkdir()
     keeper = FakeKeeper(folder)

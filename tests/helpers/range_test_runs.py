@@ -88,16 +88,16 @@ class Run:
         self.watch.__exit__(None, None, None)
 
 
-def nobody(where: str) -> None:
+def nothing_asked(where: str) -> None:
     """Nothing is asked meanwhile."""
 
 
-def alone(made: Setup, **how: Any) -> tuple[Steering, RangeTest]:
+def new_range_test(made: Setup, **how: Any) -> tuple[Steering, RangeTest]:
     steering = Steering(made.model, made.optimizer, setup=made, seed=1, steps=60, **how)
     return steering, RangeTest(steering, made)
 
 
-def trained(made: Setup, steps: int) -> None:
+def train_setup(made: Setup, steps: int) -> None:
     for _ in range(steps):
         made.optimizer.zero_grad()
         made.loss().backward()
@@ -111,7 +111,7 @@ SMALL = (
 )
 
 
-class Explodes(nn.Module):
+class NanAtLargeOutputs(nn.Module):
     """No number as soon as an output is large."""
 
     def forward(self, x: Tensor) -> Tensor:

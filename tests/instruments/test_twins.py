@@ -12,7 +12,7 @@ import pytest
 import torch
 from fake_keeper import FakeKeeper
 from float64_twins import WITHIN, Array, array, check_row, close, l2, own_weight
-from nets import OPTIMIZERS, Attends, ConvNet, Words, digit_batches, loss_of, mlp
+from nets import OPTIMIZERS, AttentionBlock, ConvNet, PixelTransformer, digit_batches, loss_of, mlp
 from torch import Tensor, nn
 
 from tui_descent.instruments.sampler import Sampler
@@ -24,14 +24,14 @@ from tui_descent.training.watch.watch import Watch
 NETS: dict[str, Any] = {
     "mlp": lambda: mlp(depth=4, activation="tanh", norm={"name": "layer", "where": "mid"}, residual="on"),
     "conv": ConvNet,
-    "transformer": Words,
+    "transformer": PixelTransformer,
 }
 EVERY = 7
 STEPS = 16
 
 
 def units_of(net: nn.Module) -> list[nn.Module]:
-    if isinstance(net, Words | Mlp):
+    if isinstance(net, PixelTransformer | Mlp):
         return list(net.blocks)
     return [m for m in net.body if list(m.parameters())]  # type: ignore[union-attr]
 
@@ -98,7 +98,7 @@ class Written:
     noise_scale: float | None
 
 
-class Again:
+class BatchReplay:
     """The batch under way once more; the watched net's, or its twin's."""
 
     def __init__(self, net: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
@@ -120,7 +120,7 @@ def gradients(net: nn.Module, loss: Tensor) -> Array:
     return np.concatenate([array(g).ravel() for g in found])
 
 
-def draws(net: nn.Module, batch: Again) -> tuple[float, float]:
+def draws(net: nn.Module, batch: BatchReplay) -> tuple[float, float]:
     """(|G|^2, tr Sigma) of one batch from its two halves, McCandlish et al. 2018, App. A, written out for b = B/2."""
     half = batch.size() // 2
     first, second = (gradients(net, batch.part(slice(n * half, (n + 1) * half))) for n in (0, 1))
@@ -158,7 +158,7 @@ class Trained:
     def run(self) -> None:
         batches = digit_batches(STEPS, size=64, dtype=self._dtype)
         steering = Steering(self.net, self.optimizer, clip=self.clip)
-        again = Again(self.net, batches[0])
+        again = BatchReplay(self.net, batches[0])
         sampler = Sampler(every=EVERY)
         previous: list[Array] = []
         with Watch(
@@ -179,7 +179,7 @@ class Trained:
                 run.step(loss)
 
     def _write(self, batch: tuple[Tensor, Tensor], raw: list[Array], previous: list[Array]) -> Written:
-        twin, again = self.twin, Again(self.twin, batch)
+        twin, again = self.twin, BatchReplay(self.twin, batch)
         chain, seen = boundary_norms(twin, batch), activations(twin, batch)
         self._draws.append(draws(twin, again))
         before = {name: array(w).copy() for name, w in self.named.items()}
@@ -297,14 +297,14 @@ def test_the_ledgers_factors_and_running_products_equal_the_twins(
 
 
 def test_tied_weights_are_counted_once_and_attention_by_its_in_proj(keeper: FakeKeeper) -> None:
-    net = Words()
+    net = PixelTransformer()
     optimizer = OPTIMIZERS["adam"](net.parameters())
     with Watch(net, optimizer, link=keeper.link, sampler=Sampler(every=1)) as run:
         loss = loss_of(net, digit_batches(1)[0])
         loss.backward()
         optimizer.step()
         grad = l2(array(net.embed.weight.grad))
-        projected = [l2(array(b.attention.in_proj_weight.grad)) for b in net.blocks if isinstance(b, Attends)]
+        projected = [l2(array(b.attention.in_proj_weight.grad)) for b in net.blocks if isinstance(b, AttentionBlock)]
         run.step(loss)
         ((started,), (reading,)) = keeper.events(RunStarted), keeper.readings()
     names = [layer.name for layer in started.layers]

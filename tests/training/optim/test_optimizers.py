@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from fake_keeper import FakeKeeper
-from nets import Made, copy_of, digit_batches, loss_of, mlp, same, state_of
+from nets import OptimizerFactory, copy_of, digit_batches, loss_of, mlp, same, state_of
 from torch import Tensor, nn
 
 from tui_descent.protocol.events import CommandRejected
@@ -32,7 +32,7 @@ from tui_descent.training.setup.build import build
 from tui_descent.training.watch.watch import Watch
 
 RATES = {"sgd": 0.05, "momentum": 0.02, "nesterov": 0.02, "rmsprop": 1e-3, "adam": 1e-3, "adamw": 1e-3, "muon": 1e-3}
-TWINS: dict[str, Made] = {
+TWINS: dict[str, OptimizerFactory] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, weight_decay=0.01),
     "momentum": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, weight_decay=0.01),
     "nesterov": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, nesterov=True, weight_decay=0.01),

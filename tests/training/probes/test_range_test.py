@@ -13,7 +13,7 @@ import torch
 from digests import digest
 from fake_keeper import FakeKeeper
 from nets import copy_of, digit_batches, loss_of, mlp, same
-from range_test_runs import SHUFFLED, SMALL, Explodes, alone, nobody, setup_of, trained
+from range_test_runs import SHUFFLED, SMALL, NanAtLargeOutputs, new_range_test, nothing_asked, setup_of, train_setup
 from torch import Tensor, nn
 
 from tui_descent.instruments.sampler import Sampler
@@ -88,7 +88,7 @@ def test_state_and_hooks_are_as_before(start_run: Any) -> None:
         with pytest.raises(ValueError, match="enough"):
             RangeTest(run.steering, run.setup).run(0, 7, stop)
         assert run.digest() == before
-    RangeTest(run.steering, run.setup).run(0, 7, nobody)
+    RangeTest(run.steering, run.setup).run(0, 7, nothing_asked)
     assert run.digest() == before
     assert [id(p) for p in run.setup.model.parameters()] == parameters
     assert {
@@ -112,13 +112,13 @@ class Fails(nn.Module):
 @pytest.mark.parametrize("at", [1, 5, 60, 150])
 def test_a_net_that_raises_is_put_back_and_says_so(at: int) -> None:
     made = setup_of(SHUFFLED)
-    trained(made, 3)
+    train_setup(made, 3)
     made.model = nn.Sequential(fails := Fails(), made.model)
-    steering, test = alone(made)
+    steering, test = new_range_test(made)
     before = digest([*steering.holders(), RandomState()])
     fails.at = at
     with pytest.raises(ValueError, match=r"^nothing was changed: the net raised RuntimeError: shape mismatch$"):
-        test.run(0, 3, nobody)
+        test.run(0, 3, nothing_asked)
     fails.at = 0
     assert digest([*steering.holders(), RandomState()]) == before
 
@@ -127,7 +127,7 @@ def test_what_is_hooked_onto_the_optimizer_hears_nothing_of_it(start_run: Any) -
     """No turned rate upon the sweep's own, and no hold at the gradients that it drives beyond all numbers."""
     made, other = (setup_of(SMALL, name="sgd", lr=0.05) for _ in range(2))
     for one in (made, other):
-        one.model = nn.Sequential(one.model, Explodes())
+        one.model = nn.Sequential(one.model, NanAtLargeOutputs())
         one.optimizer = torch.optim.SGD(one.model.parameters(), lr=0.05)
     run = start_run(made, plan={0: "lr=*3"})
     run.watch.control.on_fault = "hold"  # which would wait for ever
@@ -135,12 +135,12 @@ def test_what_is_hooked_onto_the_optimizer_hears_nothing_of_it(start_run: Any) -
     found = run.keeper.events()
     assert not [e for e in found if isinstance(e, NotFinite)]
     (swept,) = [e for e in found if isinstance(e, RangeTestCompleted)]
-    steering, test = alone(other)
+    steering, test = new_range_test(other)
     steering.rate.turn("*3")
     other.optimizer.param_groups[0]["lr"] = 0.05 * 3
-    trained(other, 1)
+    train_setup(other, 1)
     other.optimizer.param_groups[0]["lr"] = 0.05
-    twin = test.run(0, 1, nobody)
+    twin = test.run(0, 1, nothing_asked)
     assert msgspec.structs.replace(swept, seconds=0.0) == msgspec.structs.replace(twin, seconds=0.0)
     assert swept.ended_at is not None
     run.go(3)
@@ -179,11 +179,11 @@ def test_held_at_numbers_that_are_none_it_says_why_and_what_helps(start_run: Any
 
 def test_weights_that_are_no_numbers_are_told_and_left() -> None:
     made = setup_of(SHUFFLED)
-    _, test = alone(made)
+    _, test = new_range_test(made)
     with torch.no_grad():
         next(made.model.parameters())[0, 0] = math.nan
     with pytest.raises(ValueError, match="the next batch's loss is nan; u goes back to the last good state"):
-        test.run(0, 0, nobody)
+        test.run(0, 0, nothing_asked)
 
 
 def test_an_own_loop_says_why_it_has_none(keeper: FakeKeeper) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from fake_keeper import FakeKeeper
-from nets import Failing, copy_of, digit_batches, loss_of, mlp, same
+from nets import FailingSGD, copy_of, digit_batches, loss_of, mlp, same
 from torch.optim import lr_scheduler
 
 from tui_descent.protocol.commands import TurnKnob
@@ -166,7 +166,7 @@ def test_the_owners_rate_is_restored_after_the_run() -> None:
 @pytest.mark.parametrize("told", [False, True], ids=["at the next update", "at run.step"])
 def test_a_step_that_raised_does_not_leave_its_multiplied_rate(told: bool) -> None:
     net = mlp()
-    optimizer = Failing(net.parameters(), lr=0.1)
+    optimizer = FailingSGD(net.parameters(), lr=0.1)
     used: list[float] = []
     with Watch(net, optimizer, link=None, plan=[(1, parse("lr=*3"))]) as run:
         optimizer.register_step_pre_hook(lambda o, *_: used.append(o.param_groups[0]["lr"]))
@@ -188,7 +188,7 @@ def test_a_step_that_raised_does_not_leave_its_multiplied_rate(told: bool) -> No
 
 def test_a_step_that_raised_last_does_not_leave_its_multiplied_rate() -> None:
     net = mlp()
-    optimizer = Failing(net.parameters(), lr=0.1)
+    optimizer = FailingSGD(net.parameters(), lr=0.1)
 
     def loop() -> None:
         with Watch(net, optimizer, link=None, plan=[(0, parse("lr=*3"))]) as run:

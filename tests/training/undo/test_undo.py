@@ -16,7 +16,7 @@ from digests import digest_of
 from fake_keeper import FakeKeeper
 from net_families import setup as make_setup
 from nets import copy_of, digit_batches, loss_of, mlp, same
-from played_run import TURNS, PlayedRun, untouched
+from played_run import TURNS, PlayedRun, losses_without_undo
 
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.commands import Redo, Resume, TurnKnob, Undo
@@ -50,7 +50,7 @@ def play(keeper: FakeKeeper) -> Iterator[Callable[..., PlayedRun]]:
 
 
 def test_three_interventions_undone_are_as_if_they_never_were(play: Any, home: Path) -> None:
-    plain = untouched(home / "plain", 400)
+    plain = losses_without_undo(home / "plain", 400)
     run = play(TURNS)
     turned = run.go(400, Undo(), Undo(), Undo())
     assert turned[:100] == plain[:100]
@@ -62,7 +62,7 @@ def test_three_interventions_undone_are_as_if_they_never_were(play: Any, home: P
 
 
 def test_redone_they_are_as_if_they_had_never_been_undone(play: Any, home: Path) -> None:
-    through = untouched(home / "through", 450, TURNS)
+    through = losses_without_undo(home / "through", 450, TURNS)
     run = play(TURNS)
     run.go(400, Undo(), Undo(), Undo())
     run.go(150, Redo(), Redo(), Redo())
@@ -71,7 +71,7 @@ def test_redone_they_are_as_if_they_had_never_been_undone(play: Any, home: Path)
 
 
 def test_undone_redone_and_undone_again(play: Any, home: Path) -> None:
-    plain, through = untouched(home / "plain", 330), untouched(home / "through", 340, TURNS)
+    plain, through = losses_without_undo(home / "plain", 330), losses_without_undo(home / "through", 340, TURNS)
     run = play(TURNS)
     run.go(331, Undo(), Undo(), Undo())
     run.go(110, Redo(), Redo(), Redo())
@@ -85,7 +85,7 @@ def test_undone_redone_and_undone_again(play: Any, home: Path) -> None:
 
 
 def test_one_redone_of_three(play: Any, home: Path) -> None:
-    first = untouched(home / "first", 350, {100: TURNS[100]})
+    first = losses_without_undo(home / "first", 350, {100: TURNS[100]})
     run = play(TURNS)
     run.go(400, Undo(), Undo(), Undo(), Redo())
     assert run.watch.next_step == 200
@@ -94,7 +94,7 @@ def test_one_redone_of_three(play: Any, home: Path) -> None:
 
 @pytest.mark.parametrize("turn", ["activation=gelu", "residual=on"])
 def test_in_the_midst_of_a_transition(turn: str, play: Any, home: Path) -> None:
-    through, plain = untouched(home / "t", 120, {20: turn}), untouched(home / "p", 120)
+    through, plain = losses_without_undo(home / "t", 120, {20: turn}), losses_without_undo(home / "p", 120)
     run = play({20: turn})
     run.go(30, Undo())
     assert run.go(60, Redo()) == plain[20:60]
@@ -104,7 +104,7 @@ def test_in_the_midst_of_a_transition(turn: str, play: Any, home: Path) -> None:
 
 
 def test_an_undo_within_the_transition_begun_by_the_turn_before(play: Any, home: Path) -> None:
-    blended = untouched(home / "b", 100, {20: "activation=gelu"})
+    blended = losses_without_undo(home / "b", 100, {20: "activation=gelu"})
     run = play({20: "activation=gelu", 40: "activation=relu"})
     run.go(90, Undo())
     assert run.watch.next_step == 40

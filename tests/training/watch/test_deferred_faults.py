@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from deferred_loops import BAD_AT, FUSED, SlowArrival, fused, resumes, steer_into
+from deferred_loops import BAD_AT, FUSED, SlowArrival, fused, resume_when_held, train_into_fault
 from fake_keeper import FakeKeeper
 from nets import copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
 from played_run import SCENARIO
@@ -33,7 +33,7 @@ from tui_descent.training.watch.watch import Watch
 def test_a_bad_update_of_a_fused_optimizer_is_none_and_none_is_made_until_the_run_is_held(
     name: str, spoil: Any, deferred_numbers: None, slow_arrivals: type[SlowArrival]
 ) -> None:
-    net, optimizer, run, after = steer_into(None, lambda net: fused(name, net), spoil=spoil, hand=spoil == "loss")
+    net, optimizer, run, after = train_into_fault(None, lambda net: fused(name, net), spoil=spoil, hand=spoil == "loss")
     weights, state = after[BAD_AT - 1]
     still = [same(w, weights) and same_state(s, state) for w, s in after]
     going_on = still.index(False, BAD_AT)
@@ -48,8 +48,8 @@ def test_a_bad_update_of_a_fused_optimizer_is_none_and_none_is_made_until_the_ru
 def test_deferred_hold_names_the_step_and_follows_all_steps_made(
     deferred_numbers: None, slow_arrivals: type[SlowArrival], keeper: FakeKeeper
 ) -> None:
-    stood = resumes(keeper)
-    steer_into(keeper, lambda net: fused("adam", net))
+    stood = resume_when_held(keeper)
+    train_into_fault(keeper, lambda net: fused("adam", net))
     records = keeper.steps()
     assert [r.step for r in records] == list(range(60))
     (held_at,) = stood
@@ -73,7 +73,7 @@ def test_where_it_cannot_be_stopped_the_last_good_moment_is_offered_and_an_undo_
     keeper.link.launch = msgspec.structs.replace(keeper.link.launch, socket="there")  # so that snapshots are kept
     batches = digit_batches(20)
     with Watch(net, optimizer, link=keeper.link, sampler=Sampler(every=0), on_fault="hold") as run:
-        resumes(keeper, Undo())
+        resume_when_held(keeper, Undo())
         start = copy_of(net)
         for n in range(40):
             loss = loss_of(net, batches[n % 20]) * (math.nan if spoil == "loss" and n == BAD_AT else 1)
@@ -166,7 +166,7 @@ def test_without_a_viewer_the_run_ends_diverged_with_good_weights(
         return fused("adam", net)
 
     with suppress(UnboundLocalError):
-        steer_into(keeper, made, on_fault="end", bad_at=bad_at)
+        train_into_fault(keeper, made, on_fault="end", bad_at=bad_at)
     (ended,) = keeper.events(RunEnded)
     assert ended.status == "diverged"
     assert ended.reason.startswith(f"the gradient that reaches the input is not finite at step {bad_at}, found")
@@ -177,7 +177,7 @@ def test_without_a_viewer_the_run_ends_diverged_with_good_weights(
 def test_a_loop_that_is_only_told_makes_its_own_update(
     deferred_numbers: None, slow_arrivals: type[SlowArrival], keeper: FakeKeeper
 ) -> None:
-    *_, after = steer_into(keeper, lambda net: fused("sgd", net), on_fault="note")
+    *_, after = train_into_fault(keeper, lambda net: fused("sgd", net), on_fault="note")
     assert not after[BAD_AT][0][0].isfinite().all()
     noted = keeper.events(NotFinite)
     assert noted[0].step == BAD_AT
@@ -243,7 +243,7 @@ def test_updates_that_were_stopped_move_neither_counter_nor_schedule_of_a_scenar
     monkeypatch.setattr(optimizers, "FUSED_ON", {"cpu"})
     setup, spoils = scenario_that_spoils(optimizer)
     assert setup.schedule is not None
-    resumes(keeper)
+    resume_when_held(keeper)
     evaluated = []
     with Watch(
         setup.model,

@@ -1,4 +1,4 @@
-"""What a GPU tells only later, on a CPU: told late it is told the same, in its place."""
+"""Results that arrive later than their step, as on a GPU, are reported as if they had been there at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from deferred_loops import FUSED, SlowArrival, fused, steer_into, told, train
+from deferred_loops import FUSED, SlowArrival, fused, recorded_run, train, train_into_fault
 from fake_keeper import FakeKeeper
 from nets import OPTIMIZERS, copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
 from torch import nn
@@ -37,9 +37,9 @@ def test_told_late_it_is_told_the_same_and_nothing_is_lost(
 ) -> None:
     how: dict[str, Any] = {"micro": micro, "hand": hand, "steps": 150 // micro}
     losses_at_once(True)
-    now = told(tmp_path / "now", **how)
+    now = recorded_run(tmp_path / "now", **how)
     losses_at_once(False)
-    later = told(tmp_path / "later", **how)
+    later = recorded_run(tmp_path / "later", **how)
     assert len(now[0]) == 150 // micro
     assert [step[1] for step in later[0]] == list(range(150 // micro))
     for a, b in zip(now, later, strict=True):
@@ -56,7 +56,7 @@ def test_watched_late_or_not_at_all_the_bits_are_the_same(
     def made(net: nn.Module) -> torch.optim.Optimizer:
         return OPTIMIZERS[name](net.parameters()) if name == "rmsprop" else fused(name, net)
 
-    _, _, _, watched = steer_into(None, made, bad_at=-1, hand=True)
+    _, _, _, watched = train_into_fault(None, made, bad_at=-1, hand=True)
     net = mlp()
     optimizer = made(net)
     batches = digit_batches(20)
@@ -101,7 +101,7 @@ def test_a_row_that_is_begun_outlasts_the_sending_of_those_before_it() -> None:
 
 
 def order_of(keeper: FakeKeeper, link: Any) -> list[Any]:
-    """Every event with the steps that had been written when it was told."""
+    """Every event with the steps that had been written when it was recorded_run."""
     found: list[Any] = []
     emit = link.emit
 

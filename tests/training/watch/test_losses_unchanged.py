@@ -10,7 +10,7 @@ import pytest
 import torch
 from fake_keeper import FakeKeeper
 from net_families import setup as family
-from nets import ConvNet, Words, copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
+from nets import ConvNet, PixelTransformer, copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -110,7 +110,7 @@ def test_every_presets_losses_are_the_same_at_any_rate(name: str, rate: str, kee
     assert bool(keeper.events(CurvatureTaken)) == curved
 
 
-NETS: dict[str, Callable[[], nn.Module]] = {"mlp": mlp, "conv": ConvNet, "transformer": Words}
+NETS: dict[str, Callable[[], nn.Module]] = {"mlp": mlp, "conv": ConvNet, "transformer": PixelTransformer}
 Loop = Callable[[Callable[[Tensor], Any] | None, nn.Module, torch.optim.Optimizer], list[float]]
 
 

@@ -25,7 +25,7 @@ BAD = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 Spoil = Any
 
 
-class Again:
+class BatchReplay:
     """The batch again, of which the guard needs the forward pass alone."""
 
     def __init__(self, forward_again: Callable[[], Tensor]) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from deferred_loops import FUSED, Again, SlowArrival, fused
+from deferred_loops import FUSED, BatchReplay, SlowArrival, fused
 from fake_keeper import FakeKeeper
-from nets import OPTIMIZERS, ConvNet, Words, digit_batches, loss_of, mlp
+from nets import OPTIMIZERS, ConvNet, PixelTransformer, digit_batches, loss_of, mlp
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -82,7 +82,7 @@ def test_fifty_watched_steps_with_every_tier_look_at_no_number(
 NETS: dict[str, Callable[[], nn.Module]] = {
     kind: lambda kind=kind: mlp(depth=3, activation=kind, norm="rms")  # type: ignore[misc]
     for kind in ("gelu", "silu", "sigmoid", "tanh", "elu", "softplus", "leaky_relu")
-} | {"conv": ConvNet, "transformer": Words}
+} | {"conv": ConvNet, "transformer": PixelTransformer}
 
 
 @pytest.mark.parametrize("kind", NETS)
@@ -104,7 +104,7 @@ def watched_steps(
     net = (net or mlp(depth=3, activation="relu", residual="on", norm="layer")).to(on)
     optimizer = OPTIMIZERS[name](net.parameters()) if name == "rmsprop" else fused(name, net)
     steering = Steering(net, optimizer, clip=clip)
-    again = Again(net)
+    again = BatchReplay(net)
     batches = [(x.to(on), y.to(on)) for x, y in digit_batches(20)]
     with Watch(
         net, optimizer, link=link, steering=steering, sampler=Sampler(every=2), again=again, on_fault="hold"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from fake_keeper import FakeKeeper
-from nets import OPTIMIZERS, Made, copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
+from nets import OPTIMIZERS, OptimizerFactory, copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
 from torch import nn
 
 from tui_descent.instruments.sampler import Sampler
@@ -30,7 +30,7 @@ from tui_descent.training.watch.watch import Watch
 
 
 def train(
-    made: Made, *, watched: bool, keeper: FakeKeeper | None = None, steps: int = 20, dropout: bool = False
+    made: OptimizerFactory, *, watched: bool, keeper: FakeKeeper | None = None, steps: int = 20, dropout: bool = False
 ) -> tuple[nn.Module, torch.optim.Optimizer, list[float]]:
     torch.manual_seed(3)
     net: nn.Module = mlp(norm="layer")
