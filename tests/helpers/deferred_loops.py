@@ -85,7 +85,7 @@ def train(
         optimizer,
         link=keeper.link if keeper else None,
         sampler=Sampler(every=every),
-        again=again,
+        replay=again,
         plan=[] if plan is None else plan.items(),
     )
     with run:

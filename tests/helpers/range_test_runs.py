@@ -55,7 +55,7 @@ class Run:
             state=(made,),
             sampler=Sampler(every=1),
             steering=Steering(made.model, made.optimizer, setup=made, seed=1, steps=60, **how),
-            again=made,
+            replay=made,
         )
         self.losses: list[float] = []
         self.watch.__enter__()

@@ -211,7 +211,7 @@ def test_alpha_and_cosine_on_the_fragment_have_their_closed_forms(lr: float, kee
     net = Surface(SurfaceModel())
     optimizer = torch.optim.SGD(net.parameters(), lr=lr)
     again = SurfaceAgain(net)
-    with Watch(net, optimizer, link=keeper.link, sampler=Sampler(every=1), again=again) as run:
+    with Watch(net, optimizer, link=keeper.link, sampler=Sampler(every=1), replay=again) as run:
         for _ in range(5):
             loss = net()
             optimizer.zero_grad()

@@ -25,7 +25,7 @@ def test_alpha_of_a_clipped_step_is_of_the_slope_that_the_loss_has(limit: float,
     optimizer = torch.optim.SGD(net.parameters(), lr=lr)
     steering = Steering(net, optimizer, clip=limit)
     again, sampler = SurfaceAgain(net), Sampler(every=1)
-    with Watch(net, optimizer, link=keeper.link, sampler=sampler, steering=steering, again=again) as run:
+    with Watch(net, optimizer, link=keeper.link, sampler=sampler, steering=steering, replay=again) as run:
         loss = net()
         loss.backward()
         optimizer.step()

@@ -162,7 +162,7 @@ class Trained:
         sampler = Sampler(every=EVERY)
         previous: list[Array] = []
         with Watch(
-            self.net, self.optimizer, link=self.keeper.link, sampler=sampler, steering=steering, again=again
+            self.net, self.optimizer, link=self.keeper.link, sampler=sampler, steering=steering, replay=again
         ) as run:
             for step, batch in enumerate(batches):
                 again.batch = batch

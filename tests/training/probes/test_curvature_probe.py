@@ -68,7 +68,7 @@ def trained(
         sampler=sampler,
         steering=steering,
         plan=plan,
-        again=setup,
+        replay=setup,
         curvature=curvature_probe,
     )
     with run:

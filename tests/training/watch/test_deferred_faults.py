@@ -1,4 +1,4 @@
-"""What is no number on a GPU is known late: fused updates are stopped on the device, others are told of."""
+"""On a GPU a non-finite number is found later: fused updates are stopped on the device, others are reported."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from tui_descent.training.watch.watch import Watch
 
 @pytest.mark.parametrize("spoil", [math.nan, math.inf, "loss"], ids=str)
 @pytest.mark.parametrize("name", FUSED)
-def test_a_bad_update_of_a_fused_optimizer_is_none_and_none_is_made_until_the_run_is_held(
+def test_fused_optimizer_skips_every_update_from_the_non_finite_one_until_the_hold(
     name: str, spoil: Any, deferred_numbers: None, slow_arrivals: type[SlowArrival]
 ) -> None:
     net, optimizer, run, after = train_into_fault(None, lambda net: fused(name, net), spoil=spoil, hand=spoil == "loss")
     weights, state = after[BAD_AT - 1]
-    still = [same(w, weights) and same_state(s, state) for w, s in after]
-    going_on = still.index(False, BAD_AT)
-    assert going_on > BAD_AT, "the bad one at least was not made"
-    assert all(still[BAD_AT:going_on])
-    assert not any(still[going_on:]), "and so it went on"
+    unchanged = [same(w, weights) and same_state(s, state) for w, s in after]
+    resumed = unchanged.index(False, BAD_AT)
+    assert resumed > BAD_AT, "at least the non-finite update was skipped"
+    assert all(unchanged[BAD_AT:resumed])
+    assert not any(unchanged[resumed:]), "after the hold updates are made again"
     assert all(p.isfinite().all() for p in net.parameters())
     assert not hasattr(optimizer, "found_inf")
     assert run.outcome == ("finished", "")
@@ -60,12 +60,12 @@ def test_deferred_hold_names_the_step_and_follows_all_steps_made(
     assert fault.step == BAD_AT
     assert fault.text == (
         f"the gradient that reaches the input is not finite at step {BAD_AT}, {when}; "
-        "no update was made from there on: the weights are as they were"
+        "this update and all later ones were skipped: the weights are unchanged"
     )
 
 
 @pytest.mark.parametrize("spoil", [math.nan, "loss"], ids=str)
-def test_where_it_cannot_be_stopped_the_last_good_moment_is_offered_and_an_undo_goes_there(
+def test_unstoppable_update_offers_the_last_good_snapshot_and_undo_goes_there(
     spoil: Any, deferred_numbers: None, slow_arrivals: type[SlowArrival], keeper: FakeKeeper
 ) -> None:
     net = mlp()
@@ -88,7 +88,7 @@ def test_where_it_cannot_be_stopped_the_last_good_moment_is_offered_and_an_undo_
     (fault,) = [e for e in events if isinstance(e, NotFinite)]
     assert (fault.step, fault.layer) == (BAD_AT, "stem")
     assert f"at step {BAD_AT}, found" in fault.text
-    assert "the update was made and the weights of stem went bad" in fault.text
+    assert "the update was made and the weights of stem are now non-finite" in fault.text
     (held,) = [e for e in events if isinstance(e, StateChanged) and e.state == "held"]
     assert held.reason == f"{fault.text}; u goes back to step 1"
     (rewound,) = [e for e in events if isinstance(e, Rewound)]
@@ -101,7 +101,7 @@ def test_where_it_cannot_be_stopped_the_last_good_moment_is_offered_and_an_undo_
     assert {r.segment for r in records if r.step >= rewound.from_step} == {1}
 
 
-def test_a_first_update_with_momentum_is_looked_at_beforehand(
+def test_first_update_with_momentum_is_checked_before_it_is_made(
     deferred_numbers: None, slow_arrivals: type[SlowArrival]
 ) -> None:
     net = mlp()
@@ -117,20 +117,20 @@ def test_a_first_update_with_momentum_is_looked_at_beforehand(
             optimizer.step()
             assert run.step(loss) == (n > 0)
             assert same(copy_of(net), weights) == (n == 0)
-            assert bool(optimizer.state) == (n > 0), "no buffer that nothing has filled"
+            assert bool(optimizer.state) == (n > 0), "no momentum buffer is left uninitialised"
     assert run.next_step == 3
 
 
-@pytest.mark.parametrize("come_late", [False, True], ids=["direct", "late"])
+@pytest.mark.parametrize("deferred", [False, True], ids=["immediate", "deferred"])
 @pytest.mark.parametrize("on_fault", ["hold", "end"])
-def test_an_overflow_under_a_scaler_is_a_skipped_step_and_no_fault(
+def test_overflow_under_a_scaler_is_a_skipped_step_and_no_fault(
     on_fault: Any,
-    come_late: bool,
+    deferred: bool,
     losses_at_once: Callable[[bool], None],
     slow_arrivals: type[SlowArrival],
     keeper: FakeKeeper,
 ) -> None:
-    losses_at_once(not come_late)
+    losses_at_once(not deferred)
     net = mlp()
     optimizer = fused("adamw", net)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
@@ -141,7 +141,7 @@ def test_an_overflow_under_a_scaler_is_a_skipped_step_and_no_fault(
             scaler.scale(loss).backward()
             weights = copy_of(net)
             if n in (BAD_AT, BAD_AT + 3):
-                # The second where the guard does not look.
+                # The second one in a layer that the guard does not check.
                 layer = net.stem if n == BAD_AT else net.blocks[-1].linear
                 layer.weight.grad[0, 0] = math.inf
             scaler.step(optimizer)
@@ -156,7 +156,7 @@ def test_an_overflow_under_a_scaler_is_a_skipped_step_and_no_fault(
 
 
 @pytest.mark.parametrize("bad_at", [BAD_AT, 59], ids=["midway", "the last step"])
-def test_without_a_viewer_the_run_ends_diverged_with_good_weights(
+def test_unattended_run_ends_diverged_with_finite_weights(
     bad_at: int, deferred_numbers: None, slow_arrivals: type[SlowArrival], keeper: FakeKeeper
 ) -> None:
     nets = []
@@ -174,7 +174,7 @@ def test_without_a_viewer_the_run_ends_diverged_with_good_weights(
     assert [r.step for r in keeper.steps()] == list(range(ended.step))
 
 
-def test_a_loop_that_is_only_told_makes_its_own_update(
+def test_loop_that_is_only_notified_makes_its_own_update(
     deferred_numbers: None, slow_arrivals: type[SlowArrival], keeper: FakeKeeper
 ) -> None:
     *_, after = train_into_fault(keeper, lambda net: fused("sgd", net), on_fault="note")
@@ -184,7 +184,7 @@ def test_a_loop_that_is_only_told_makes_its_own_update(
     assert not any(r.skipped for r in keeper.steps())
 
 
-def test_a_step_that_raises_leaves_the_optimizers_own_flag(deferred_numbers: None) -> None:
+def test_found_inf_is_restored_after_a_step_that_raises(deferred_numbers: None) -> None:
     net = mlp()
     optimizer = fused("adam", net)
     with Watch(net, optimizer, link=None, on_fault="hold") as run:
@@ -204,8 +204,8 @@ def test_a_step_that_raises_leaves_the_optimizers_own_flag(deferred_numbers: Non
             assert not hasattr(optimizer, "found_inf")
 
 
-class Spoils(nn.Module):
-    """No numbers at one pass in training."""
+class NanAtOnePass(nn.Module):
+    """Outputs NaN at one forward pass in training."""
 
     def __init__(self, at: int) -> None:
         super().__init__()
@@ -218,20 +218,20 @@ class Spoils(nn.Module):
         return x * math.nan if self.passes == self.at + 1 else x
 
 
-def scenario_that_spoils(optimizer: dict[str, Any]) -> tuple[Setup, Spoils]:
-    """With a schedule and dropout; at its sixth pass there are no numbers."""
+def scenario_with_nan(optimizer: dict[str, Any]) -> tuple[Setup, NanAtOnePass]:
+    """A scenario with a schedule and dropout, whose sixth forward pass gives NaN."""
     torch.manual_seed(0)
     table = tomllib.loads(SCENARIO) | {"optimizer": optimizer}
     setup = build(from_table(table, source="test"), on=torch.device("cpu"))
-    spoils = Spoils(BAD_AT)
-    setup.model = nn.Sequential(setup.model, spoils)
-    return setup, spoils
+    nan_layer = NanAtOnePass(BAD_AT)
+    setup.model = nn.Sequential(setup.model, nan_layer)
+    return setup, nan_layer
 
 
 @pytest.mark.parametrize("evaluate_every", [0, 8], ids=["", "evaluated"])
 @pytest.mark.parametrize("on_fault", ["hold", "end"])
 @pytest.mark.parametrize("optimizer", [{"name": "adam", "lr": 2e-3}, {"name": "momentum", "lr": 0.05}], ids=str)
-def test_updates_that_were_stopped_move_neither_counter_nor_schedule_of_a_scenarios_loop(
+def test_stopped_updates_move_neither_step_nor_schedule_of_a_scenario_run(
     optimizer: Any,
     on_fault: Any,
     evaluate_every: int,
@@ -241,7 +241,7 @@ def test_updates_that_were_stopped_move_neither_counter_nor_schedule_of_a_scenar
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(optimizers, "FUSED_ON", {"cpu"})
-    setup, spoils = scenario_that_spoils(optimizer)
+    setup, nan_layer = scenario_with_nan(optimizer)
     assert setup.schedule is not None
     resume_when_held(keeper)
     evaluated = []
@@ -257,7 +257,7 @@ def test_updates_that_were_stopped_move_neither_counter_nor_schedule_of_a_scenar
     ) as run:
         loop.train(run, setup, steps=30, evaluate_every=evaluate_every, attended=False)
     made = 30 if on_fault == "hold" else BAD_AT
-    passes = range(BAD_AT, BAD_AT + spoils.passes - made)  # which gave no update
+    passes = range(BAD_AT, BAD_AT + nan_layer.passes - made)  # those that gave no update
     assert run.next_step == made
     assert setup.schedule.factor == setup.schedule.factor_at(made)
     (fault,) = keeper.events(NotFinite)
@@ -265,12 +265,12 @@ def test_updates_that_were_stopped_move_neither_counter_nor_schedule_of_a_scenar
     records = keeper.steps()
     assert [r.step for r in records] == list(range(made))
     assert not any(r.skipped for r in records)
-    # A plain loop that makes no update at the same passes.
-    twin, _ = scenario_that_spoils(optimizer)
+    # The twin: a plain loop that makes no update at the same passes.
+    twin, _ = scenario_with_nan(optimizer)
     assert twin.schedule is not None
     before: list[Tensor] = []
     readings = iter(keeper.readings())
-    for n in range(spoils.passes):
+    for n in range(nan_layer.passes):
         loss = twin.loss()
         twin.optimizer.zero_grad()
         loss.backward()
@@ -285,7 +285,7 @@ def test_updates_that_were_stopped_move_neither_counter_nor_schedule_of_a_scenar
         grads = [p.grad.clone() for p in twin.model.parameters() if p.grad is not None]
         assert reading.global_grad_norm == pytest.approx(math.hypot(*(g.norm().item() for g in grads)), rel=1e-5)
         if reading.step in (0, BAD_AT):
-            assert reading.global_cosine is None, "of the gradient before nothing is known"
+            assert reading.global_cosine is None, "there is no gradient to compare with"
         else:
             dot = sum(float((a * b).sum()) for a, b in zip(before, grads, strict=True))
             sizes = (math.hypot(*(g.norm().item() for g in gs)) for gs in (before, grads))

@@ -25,9 +25,9 @@ from tui_descent.training.watch import results
 from tui_descent.training.watch.watch import Watch
 
 
-@pytest.mark.parametrize("hand", [False, True], ids=["", "loss handed over"])
+@pytest.mark.parametrize("hand", [False, True], ids=["", "loss checked first"])
 @pytest.mark.parametrize("micro", [1, 3])
-def test_told_late_it_is_told_the_same_and_nothing_is_lost(
+def test_deferred_results_equal_immediate_ones_and_none_is_lost(
     micro: int,
     hand: bool,
     deferred_numbers: None,
@@ -46,11 +46,11 @@ def test_told_late_it_is_told_the_same_and_nothing_is_lost(
         assert repr(a) == repr(b)
     if micro == 1:
         assert [step[2] for step in later[0]] == later[3]
-    assert slow_arrivals.open == 0, "whatever was set off has been read"
+    assert slow_arrivals.open == 0, "every transfer that was started has been read"
 
 
 @pytest.mark.parametrize("name", [*FUSED, "rmsprop"])
-def test_watched_late_or_not_at_all_the_bits_are_the_same(
+def test_watching_with_deferred_results_keeps_weights_and_state_bitwise_equal(
     name: str, deferred_numbers: None, slow_arrivals: type[SlowArrival]
 ) -> None:
     def made(net: nn.Module) -> torch.optim.Optimizer:
@@ -75,37 +75,37 @@ def arrived(rows: losses_file.DeviceLosses) -> list[losses_file.Row]:
     return found
 
 
-def test_rows_go_together_while_steps_are_short_and_each_by_itself_when_they_are_long() -> None:
+def test_rows_are_sent_together_while_steps_are_short_and_singly_when_long() -> None:
     rows = losses_file.DeviceLosses(torch.device("cpu"))
     sent = []
     for n, now_s in enumerate((0.0, 0.01, 0.02, 0.035, 1.0, 2.0)):
-        rows.write(float(n), now_s)
+        rows.add_row(float(n), now_s)
         sent.append([row.loss for row in arrived(rows)])
     assert sent == [[0.0], [], [], [1.0, 2.0, 3.0], [4.0], [5.0]]
     for n in range(losses_file.ROWS):
-        rows.write(float(n), 2.0)
-    assert len(arrived(rows)) == losses_file.ROWS, "as many as there is room for, however short they were"
+        rows.add_row(float(n), 2.0)
+    assert len(arrived(rows)) == losses_file.ROWS, "a full buffer is sent at once"
 
 
-def test_a_row_that_is_begun_outlasts_the_sending_of_those_before_it() -> None:
+def test_unfinished_row_survives_sending_the_rows_before_it() -> None:
     rows = losses_file.DeviceLosses(torch.device("cpu"))
     weight = nn.Parameter(torch.zeros(2))
     for loss in (1.0, 2.0):
-        rows.check(torch.tensor(loss))
-        rows.look(torch.tensor([loss, -3 * loss]), torch.optim.SGD([weight]), stop=False)
+        rows.check_loss(torch.tensor(loss))
+        rows.check_gradient(torch.tensor([loss, -3 * loss]), torch.optim.SGD([weight]), stop=False)
         if loss == 2.0:
             rows._send()
-        rows.write(torch.tensor(loss), 0.0)
+        rows.add_row(torch.tensor(loss), 0.0)
     rows._send()
     assert arrived(rows) == [(1.0, 3.0, 0.0), (2.0, 6.0, 0.0)]
 
 
-def order_of(keeper: FakeKeeper, link: Any) -> list[Any]:
+def record_order(link: Any) -> list[Any]:
     """Every event with the steps that had been written when it was recorded_run."""
     found: list[Any] = []
     emit = link.emit
 
-    def told_now(event: Any, **more: Any) -> None:
+    def recording_emit(event: Any, **more: Any) -> None:
         if isinstance(event, KnobTurned | Marked | StateChanged | CommandDone):
             found.append((type(event).__name__, getattr(event, "step", None), steps()))
         emit(event, **more)
@@ -113,12 +113,12 @@ def order_of(keeper: FakeKeeper, link: Any) -> list[Any]:
     def steps() -> int:
         return link.ring._written if link.ring is not None else 0
 
-    link.emit = told_now
+    link.emit = recording_emit
     return found
 
 
 @pytest.mark.parametrize("every", [0, 3])
-def test_turns_and_marks_keep_their_place_among_the_steps(
+def test_interventions_and_marks_keep_their_place_among_the_steps(
     every: int,
     deferred_numbers: None,
     slow_arrivals: type[SlowArrival],
@@ -131,7 +131,7 @@ def test_turns_and_marks_keep_their_place_among_the_steps(
         folder = tmp_path / str(direct)
         folder.mkdir()
         keeper = FakeKeeper(folder)
-        places = order_of(keeper, keeper.link)
+        places = record_order(keeper.link)
         net = mlp()
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
         plan = [(17, TurnKnob(knob="lr", value="*2")), (17, TurnKnob(knob="lr", value="*2"))]
@@ -154,7 +154,7 @@ def test_turns_and_marks_keep_their_place_among_the_steps(
 
 
 @pytest.mark.parametrize("schedule", ["plateau", "cosine"])
-def test_a_schedule_moves_as_it_does_where_losses_are_at_hand(
+def test_schedule_moves_the_same_with_deferred_and_immediate_losses(
     schedule: str,
     deferred_numbers: None,
     slow_arrivals: type[SlowArrival],
@@ -191,11 +191,11 @@ def test_a_schedule_moves_as_it_does_where_losses_are_at_hand(
         rates.append([r.lr for r in keeper.steps()])
         keeper.close()
     assert rates[0] == rates[1]
-    assert len(set(rates[1])) > 1, "it has moved, and a plateau was met"
+    assert len(set(rates[1])) > 1, "the rate has moved"
 
 
-@pytest.mark.parametrize("send_after_s", [0.0, math.inf], ids=["each row by itself", "rows together"])
-def test_what_waits_is_bounded_and_nothing_is_lost(
+@pytest.mark.parametrize("send_after_s", [0.0, math.inf], ids=["each row singly", "rows together"])
+def test_waiting_results_are_bounded_and_none_is_lost(
     send_after_s: float, deferred_numbers: None, monkeypatch: pytest.MonkeyPatch, keeper: FakeKeeper
 ) -> None:
     monkeypatch.setattr(losses_file, "SEND_AFTER_S", send_after_s)
@@ -206,7 +206,7 @@ def test_what_waits_is_bounded_and_nothing_is_lost(
     SlowArrival.waited = SlowArrival.open = SlowArrival.most_open = 0
     losses = train(keeper, steps=400, every=2)
     assert SlowArrival.waited > 0
-    assert SlowArrival.most_open <= 52, "besides those that wait a step's row and its reading"
+    assert SlowArrival.most_open <= 52, "50 waiting results, one row and its reading"
     assert SlowArrival.open == 0
     assert [r.loss for r in keeper.steps()] == losses
     assert {r.step for r in keeper.readings()} <= set(range(0, 400, 2))

@@ -62,7 +62,7 @@ class Run:
             plan=[(at, parse(turn)) for at, turn in self.plan.items()],
             about=ABOUT,
             is_scenario=True,
-            again=made,
+            replay=made,
             state=(made,),
             sampler=sampler or Sampler(every=1),
         )
@@ -329,7 +329,7 @@ def test_of_a_keeper_that_does_not_read_it_is_told_all_the_same(keeper: FakeKeep
     told: list[AnyEvent] = []
     for _ in range(10_000):
         told += keeper.events()
-        keeper.link.orders()  # which sends on what waits
+        keeper.link.commands()  # which sends on what waits
     assert isinstance(told[-1], LayersChanged)
     assert 1 < len(told) < 30
 

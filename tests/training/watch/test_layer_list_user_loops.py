@@ -1,4 +1,4 @@
-"""Layers that come and go in a loop of one's own, by a knob or by its owner's hand: their rows in the readings."""
+"""User loops whose layers change, by a knob or by the loop itself: the rows of their readings."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.events import LayersChanged, ReadingsTaken
 from tui_descent.scenario.knobs import parse
 from tui_descent.training.watch import layer_list
-from tui_descent.training.watch.layer_list import SPARE
+from tui_descent.training.watch.layer_list import SPARE_ROWS
 from tui_descent.training.watch.watch import Watch
 
 
-class Grows(nn.Module):
-    """A net whose owner adds layers under way."""
+class GrowingNet(nn.Module):
+    """A net whose layers the loop changes during training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,24 +49,24 @@ def own(
         return keeper.readings()
 
 
-def test_in_an_own_loop_a_norm_stands_where_it_runs_too(keeper: FakeKeeper) -> None:
+def test_norm_added_to_a_user_loop_is_listed_where_it_runs(keeper: FakeKeeper) -> None:
     net = mlp(depth=3)
-    heard: list[str] = []
+    ran: list[str] = []
 
-    def listen(step: int) -> None:
-        heard.clear()
+    def record_order(step: int) -> None:
+        ran.clear()
         for name, module in net.named_modules():
             if list(module.parameters(recurse=False)) and step in (3, 6):
-                module.register_forward_pre_hook(lambda *_, n=name: heard.append(n))  # type: ignore[misc]
+                module.register_forward_pre_hook(lambda *_, n=name: ran.append(n))  # type: ignore[misc]
 
     order: dict[int, list[str]] = {}
 
     def change(step: int) -> None:
-        order[step - 1] = list(dict.fromkeys(heard))
-        listen(step)
+        order[step - 1] = list(dict.fromkeys(ran))
+        record_order(step)
 
     turns = {3: "norm=layer,where=pre,way=instant", 6: "norm=layer,where=post,way=instant"}
-    readings = own(keeper, net, turns, change)
+    readings = readings_of(keeper, net, turns, change)
     events = keeper.events(LayersChanged)
     assert [[layer.name for layer in event.layers] for event in events] == [order[3], order[6]]
     assert order[3][1:3] == ["blocks.0.norm", "blocks.0.linear"]
@@ -77,45 +77,45 @@ def test_in_an_own_loop_a_norm_stands_where_it_runs_too(keeper: FakeKeeper) -> N
 def test_net_enlarged_beyond_the_spare_rows_keeps_its_old_rows(
     keeper: FakeKeeper,
 ) -> None:
-    net = Grows()
+    net = GrowingNet()
 
     def grow(step: int) -> None:
         if step == 2:
-            net.more[1] = nn.Sequential(*(nn.Linear(8, 8) for _ in range(SPARE + 1)))
+            net.more[1] = nn.Sequential(*(nn.Linear(8, 8) for _ in range(SPARE_ROWS + 1)))
 
-    readings = own(keeper, net, {4: "activation=gelu,way=instant"}, grow)
+    readings = readings_of(keeper, net, {4: "activation=gelu,way=instant"}, grow)
     (event,) = keeper.events(LayersChanged)  # the first of its two units is a block now
     assert [layer.name for layer in event.layers] == ["stem", "more.0", "head"]
     assert [len(reading.ages) for reading in readings] == [3] * 9
 
 
-def test_one_that_its_owner_makes_smaller_loses_the_row_at_the_next_turn(keeper: FakeKeeper) -> None:
-    net = Grows()
+def test_layer_removed_by_the_loop_loses_its_row_at_the_next_intervention(keeper: FakeKeeper) -> None:
+    net = GrowingNet()
 
     def shrink(step: int) -> None:
         if step == 2:
             net.more[0] = nn.Identity()
 
-    readings = own(keeper, net, {4: "activation=gelu,way=instant"}, shrink)
+    readings = readings_of(keeper, net, {4: "activation=gelu,way=instant"}, shrink)
     (event,) = keeper.events(LayersChanged)
     assert [layer.name for layer in event.layers] == ["stem", "head"]
     assert [len(reading.ages) for reading in readings] == [3] * 4 + [2] * 5
 
 
-@pytest.mark.parametrize("told", ["by its optimizer", "in a second"])
-def test_a_layer_that_its_owner_swaps_for_two_is_followed(
-    told: str, keeper: FakeKeeper, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("noticed", ["by the optimizer", "by the clock"])
+def test_layer_that_the_loop_replaces_by_two_gets_two_rows(
+    noticed: str, keeper: FakeKeeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    net = Grows()
-    if told == "in a second":
-        monkeypatch.setattr(layer_list, "LOOK_EVERY_S", 0.0)
+    net = GrowingNet()
+    if noticed == "by the clock":
+        monkeypatch.setattr(layer_list, "COMPARE_EVERY_S", 0.0)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     norms = []
     with Watch(net, optimizer, link=keeper.link, sampler=Sampler(every=1)) as run:
         for step, batch in enumerate(digit_batches(9)):
             if step == 2:
                 net.more = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
-                if told == "by its optimizer":
+                if noticed == "by the optimizer":
                     optimizer.add_param_group({"params": list(net.more.parameters())})
             loss = loss_of(net, batch)
             optimizer.zero_grad()

@@ -80,7 +80,7 @@ def watched(name: str, sampler: Sampler, keeper: FakeKeeper, *, curved: bool) ->
         link=keeper.link,
         sampler=sampler,
         steering=steering,
-        again=setup,
+        replay=setup,
         curvature=curvature_probe,
     ) as run:
         run.begin_step()

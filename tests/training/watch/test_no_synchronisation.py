@@ -107,7 +107,7 @@ def watched_steps(
     again = BatchReplay(net)
     batches = [(x.to(on), y.to(on)) for x, y in digit_batches(20)]
     with Watch(
-        net, optimizer, link=link, steering=steering, sampler=Sampler(every=2), again=again, on_fault="hold"
+        net, optimizer, link=link, steering=steering, sampler=Sampler(every=2), replay=again, on_fault="hold"
     ) as run:
         for n in range(56):
             again.batch = batches[n % 20]
