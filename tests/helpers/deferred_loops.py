@@ -1,4 +1,4 @@
-"""Numbers that come late, on a CPU; loops whose losses are told late, and gradients spoilt in them."""
+"""Simulates on a CPU that results arrive late, as on a GPU; loops whose losses are deferred or become non-finite."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tui_descent.training.watch.watch import Watch
 
 
 class SlowArrival(Arrival):
-    """Arrived only when it has been asked so many times."""
+    """Arrives only after `here` was asked `asks` times. Counts those not read yet, and those that were waited for."""
 
     asks = 3
     waited = 0
@@ -30,7 +30,7 @@ class SlowArrival(Arrival):
     def __init__(self, columns: Any) -> None:
         super().__init__(columns)
         self._left = type(self).asks
-        self._told = False
+        self._was_read = False
         SlowArrival.open += 1
         SlowArrival.most_open = max(SlowArrival.most_open, SlowArrival.open)
 
@@ -41,14 +41,14 @@ class SlowArrival(Arrival):
 
     def values(self) -> list[float]:
         SlowArrival.waited += self._left >= 0
-        if not self._told:
-            self._told = True
+        if not self._was_read:
+            self._was_read = True
             SlowArrival.open -= 1
         return super().values()
 
 
 class BatchReplay:
-    """The batch once more."""
+    """Replays a batch for the instruments that need it."""
 
     def __init__(self, net: nn.Module) -> None:
         self.net = net
@@ -71,10 +71,9 @@ def train(
     every: int = 7,
     plan: dict[int, TurnKnob] | None = None,
     micro: int = 1,
-    around: Any = None,
-    hand: bool = False,
+    check: bool = False,
 ) -> list[float]:
-    """Its losses. `plan` turns knobs before updates; `around` is entered for everything but the loop's own work."""
+    """Train and return the losses. `plan` turns knobs before updates; `check` calls `run.loss` before `backward`."""
     torch.manual_seed(0)
     net = mlp(depth=3, activation="gelu", residual="on", norm="layer")
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
@@ -92,7 +91,7 @@ def train(
         for n in range(steps * micro):
             again.batch = batches[n % 20]
             loss = loss_of(net, again.batch)
-            if hand:
+            if check:
                 run.loss(loss)
             (loss / micro).backward()
             if n % micro == micro - 1:
@@ -106,7 +105,7 @@ def train(
 
 
 def recorded_run(folder: Path, **how: Any) -> tuple[list[Any], list[Any], list[Any], list[float]]:
-    """Records without their times, readings, and the events that belong to steps."""
+    """Train; returns the step records without times, the readings, the events that belong to steps, and the losses."""
     folder.mkdir()
     keeper = FakeKeeper(folder)
     try:
@@ -123,7 +122,7 @@ def recorded_run(folder: Path, **how: Any) -> tuple[list[Any], list[Any], list[A
 
 
 def fused(name: str, net: nn.Module) -> torch.optim.Optimizer:
-    """The optimizers whose update can be stopped on the device."""
+    """A fused optimizer, whose update can be stopped on the device."""
     if name == "adam":
         return torch.optim.Adam(net.parameters(), lr=1e-2, fused=True)
     if name == "adamw":
@@ -146,10 +145,10 @@ def train_into_fault(
     steps: int = 60,
     on_fault: Any = "hold",
     spoil: Any = math.nan,
-    hand: bool = False,
+    check: bool = False,
     each: Callable[[int, Watch], None] = lambda n, run: None,
 ) -> tuple[nn.Module, torch.optim.Optimizer, Watch, list[tuple[list[Tensor], list[Any]]]]:
-    """At `bad_at` all gradients are spoilt, or the loss itself; weights and state after every step."""
+    """Train; at `bad_at` make all gradients or the loss non-finite. Returns weights and state after every step too."""
     net = mlp()
     optimizer = optimizer_of(net)
     after = []
@@ -162,8 +161,8 @@ def train_into_fault(
             loss = loss_of(net, batches[n % 20])
             if n == bad_at and spoil == "loss":
                 loss = loss * math.inf
-            if hand:
-                assert run.loss(loss), "nothing is known yet"
+            if check:
+                assert run.loss(loss), "the host does not know of it yet"
             optimizer.zero_grad()
             loss.backward()
             if n == bad_at and spoil != "loss":
@@ -172,22 +171,22 @@ def train_into_fault(
                     p.grad.fill_(spoil)
             optimizer.step()
             after.append((copy_of(net), state_of(optimizer)))
-            assert run.step(loss), "as far as anybody knows yet"
+            assert run.step(loss), "the host does not know of it yet"
     return net, optimizer, run, after
 
 
 def resume_when_held(keeper: FakeKeeper, *commands: Any) -> list[int]:
-    """What is ordered once the run stands; the numbers of steps that had been written by then."""
-    stood: list[int] = []
+    """Once the run is held, send the commands and `Resume`. The list returned gets the steps written by then."""
+    written: list[int] = []
     wait = keeper.link.wait
 
-    def still(timeout_s: float | None) -> None:
-        if timeout_s is None and not stood:
+    def send_when_held(timeout_s: float | None) -> None:
+        if timeout_s is None and not written:
             assert keeper.link.ring is not None
-            stood.append(keeper.link.ring._written)
+            written.append(keeper.link.ring._written)
             for command in (*commands, Resume()):
                 keeper.send(command)
         wait(timeout_s)
 
-    keeper.link.wait = still  # type: ignore[method-assign]
-    return stood
+    keeper.link.wait = send_when_held  # type: ignore[method-assign]
+    return written

@@ -1,4 +1,4 @@
-"""The keeper's end of a real link, held by the test: what the loop wrote is read here, what is sent here it obeys."""
+"""The keeper's end of a real link, held by the test: it reads what the loop has written and sends commands."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ OPTIMIZERS: dict[str, OptimizerFactory] = {
 
 
 class FailingSGD(torch.optim.SGD):
-    """Raises inside its step when told to, after the pre-hooks; and calls super().step()."""
+    """With `fails`, raises inside its step, after the pre-hooks; calls super().step()."""
 
     fails = False
 
@@ -47,7 +47,7 @@ def mlp(
 
 
 class ConvNet(nn.Module):
-    """Images of digits through a foreign net: convolutions, a bounded and an unbounded activation, a linear head."""
+    """A net for images of digits: convolutions, bounded and unbounded activations, a linear head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class ConvNet(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """A pre-norm block with torch's own attention, whose in_proj is the module's own weight."""
+    """A pre-norm block with torch's attention, whose `in_proj_weight` is a parameter of the attention module itself."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class AttentionBlock(nn.Module):
 
 
 class PixelTransformer(nn.Module):
-    """A transformer that reads a digit's pixels as 17 words; the head is tied to the embedding."""
+    """A transformer that reads a digit's pixels as 17 tokens; the head is tied to the embedding."""
 
     def __init__(self, width: int = 8) -> None:
         super().__init__()
@@ -114,12 +114,12 @@ def copy_of(net: nn.Module) -> list[Tensor]:
 
 
 def same(a: list[Tensor], b: list[Tensor]) -> bool:
-    """Bit for bit."""
+    """Whether all tensors are bitwise equal."""
     return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def state_of(optimizer: torch.optim.Optimizer) -> list[tuple[int, str, Any]]:
-    """Everything the optimizer remembers, copied."""
+    """A copy of the optimizer state."""
     return [
         (n, key, value.clone() if isinstance(value, Tensor) else value)
         for n, inner in optimizer.state_dict()["state"].items()

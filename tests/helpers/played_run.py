@@ -1,4 +1,4 @@
-"""A run of the own loop's parts, played step by step; what is asked acts before the step it is asked for."""
+"""A scenario run, made step by step by the test."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ seed = 5
 
 
 class PlayedRun:
-    """A scenario run made of its parts. What is asked acts before the step it is asked for."""
+    """A scenario run. Commands are sent during one step and act before the next."""
 
     def __init__(self, keeper: FakeKeeper, plan: dict[int, str], *, budget: int = 256_000_000) -> None:
         keeper.link.launch = msgspec.structs.replace(keeper.link.launch, socket="there", undo_budget=budget)
@@ -85,7 +85,7 @@ class PlayedRun:
         self.watch.step(loss)
 
     def go(self, until: int, *asked: AnyCommand) -> list[float]:
-        """The losses of the steps before `until`; what is asked is done before step `until`."""
+        """Make the steps before `until`; the commands act before step `until`. Returns the losses."""
         self.losses = []
         while self.watch.next_step < until - 1:
             self.step()
@@ -97,7 +97,7 @@ class PlayedRun:
 
 
 def losses_without_undo(folder: Path, until: int, plan: dict[int, str] | None = None) -> list[float]:
-    """The losses of a run that nobody ever sent back."""
+    """The losses of a run without any undo."""
     folder.mkdir()
     keeper = FakeKeeper(folder)
     run = PlayedRun(keeper, plan or {})

@@ -1,4 +1,4 @@
-"""A run of the own loop's parts that a range test is asked of, and scenarios for it."""
+"""Scenario runs for range tests."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ ABOUT = RunStarted(
     run="", title="", name="", scenario={}, device="cpu", threads=1, parameters=0, layers=(), knobs=(), steps=60
 )
 
-
 SHUFFLED = SCENARIO.replace("steps = 500", "steps = 60")
-
 
 CPU = torch.device("cpu")
 
@@ -40,7 +38,7 @@ def setup_of(text: str, **optimizer: Any) -> Setup:
 
 
 class Run:
-    """A run of the own loop's parts; what is asked is done before the step it is asked for."""
+    """A scenario run, made step by step. Commands are sent during one step and act before the next."""
 
     def __init__(self, keeper: FakeKeeper, made: Setup, *, plan: dict[int, str] | None = None, **how: Any) -> None:
         self.keeper, self.setup = keeper, made
@@ -76,7 +74,7 @@ class Run:
         self.watch.step(loss)
 
     def go(self, until: int, asked: dict[int, list[AnyCommand]] | None = None) -> list[float]:
-        """Updates up to `until`; what is asked for step k is done before update k."""
+        """Make the updates before `until`; the commands `asked[k]` act before update k. Returns all losses so far."""
         while self.watch.next_step < until:
             self.step(*(asked or {}).get(self.watch.next_step + 1, ()))
         return self.losses
@@ -89,7 +87,7 @@ class Run:
 
 
 def nothing_asked(where: str) -> None:
-    """Nothing is asked meanwhile."""
+    """No command arrives during the range test."""
 
 
 def new_range_test(made: Setup, **how: Any) -> tuple[Steering, RangeTest]:
@@ -112,7 +110,7 @@ SMALL = (
 
 
 class NanAtLargeOutputs(nn.Module):
-    """No number as soon as an output is large."""
+    """NaN or infinite as soon as an output is large."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x / (x.abs().max() < 12)

@@ -1,3 +1,5 @@
+"""Fixtures of the training tests."""
+
 from __future__ import annotations
 
 import gc
@@ -30,7 +32,7 @@ def seeded() -> None:
 
 @pytest.fixture
 def keeper(home: Path) -> Iterator[FakeKeeper]:
-    gc.collect()  # what other tests have left to be closed is none of this one's
+    gc.collect()  # closes files that earlier tests have left open
     before = set(os.listdir("/dev/fd"))
     keeper = FakeKeeper(home)
     yield keeper
@@ -44,7 +46,7 @@ def start_run(keeper: FakeKeeper, home: Path) -> Iterator[Callable[..., Run]]:
     others: list[FakeKeeper] = []
 
     def start(made: Setup, **how: Any) -> Run:
-        if runs:  # a run beside the first
+        if runs:  # a second run has a keeper of its own
             folder = home / f"beside{len(runs)}"
             folder.mkdir()
             others.append(FakeKeeper(folder))
@@ -60,13 +62,13 @@ def start_run(keeper: FakeKeeper, home: Path) -> Iterator[Callable[..., Run]]:
 
 @pytest.fixture
 def deferred_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU's numbers are not to be looked at at once: sums are wide, as on a GPU."""
+    """Results of the CPU are deferred, as those of a GPU are."""
     monkeypatch.setattr(deferred, "FAR", {"cuda", "cpu"})
 
 
-@pytest.fixture(params=[(64, 0), (7, 3), (3, 9)], ids=["at once", "soon", "further and further behind"])
+@pytest.fixture(params=[(64, 0), (7, 3), (3, 9)], ids=["at once", "soon", "late"])
 def slow_arrivals(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[SlowArrival]:
-    """So many rows go together, and have come when asked for so many times."""
+    """How many rows are sent together, and how often they must be asked for until they have arrived."""
     rows, asks = request.param
     monkeypatch.setattr(losses, "ROWS", rows)
     monkeypatch.setattr(losses, "SEND_AFTER_S", 0.0 if asks == 0 else math.inf)
@@ -79,7 +81,7 @@ def slow_arrivals(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 def losses_at_once(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
-    """Whether losses are read at once; a GPU's instruments in either case."""
+    """A function that chooses whether losses are read at once or deferred."""
 
     def choose(yes: bool) -> None:
         made = losses.HostLosses if yes else lambda: losses.DeviceLosses(torch.device("cpu"))

@@ -33,7 +33,9 @@ from tui_descent.training.watch.watch import Watch
 def test_fused_optimizer_skips_every_update_from_the_non_finite_one_until_the_hold(
     name: str, spoil: Any, deferred_numbers: None, slow_arrivals: type[SlowArrival]
 ) -> None:
-    net, optimizer, run, after = train_into_fault(None, lambda net: fused(name, net), spoil=spoil, hand=spoil == "loss")
+    net, optimizer, run, after = train_into_fault(
+        None, lambda net: fused(name, net), spoil=spoil, check=spoil == "loss"
+    )
     weights, state = after[BAD_AT - 1]
     unchanged = [same(w, weights) and same_state(s, state) for w, s in after]
     resumed = unchanged.index(False, BAD_AT)
@@ -48,11 +50,11 @@ def test_fused_optimizer_skips_every_update_from_the_non_finite_one_until_the_ho
 def test_deferred_hold_names_the_step_and_follows_all_steps_made(
     deferred_numbers: None, slow_arrivals: type[SlowArrival], keeper: FakeKeeper
 ) -> None:
-    stood = resume_when_held(keeper)
+    written = resume_when_held(keeper)
     train_into_fault(keeper, lambda net: fused("adam", net))
     records = keeper.steps()
     assert [r.step for r in records] == list(range(60))
-    (held_at,) = stood
+    (held_at,) = written
     assert [r.step for r in records if r.skipped] == list(range(BAD_AT, held_at))
     (fault,) = keeper.events(NotFinite)
     since = held_at - BAD_AT - 1

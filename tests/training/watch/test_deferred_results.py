@@ -25,17 +25,17 @@ from tui_descent.training.watch import results
 from tui_descent.training.watch.watch import Watch
 
 
-@pytest.mark.parametrize("hand", [False, True], ids=["", "loss checked first"])
+@pytest.mark.parametrize("check", [False, True], ids=["", "loss checked first"])
 @pytest.mark.parametrize("micro", [1, 3])
 def test_deferred_results_equal_immediate_ones_and_none_is_lost(
     micro: int,
-    hand: bool,
+    check: bool,
     deferred_numbers: None,
     slow_arrivals: type[SlowArrival],
     losses_at_once: Callable[[bool], None],
     tmp_path: Path,
 ) -> None:
-    how: dict[str, Any] = {"micro": micro, "hand": hand, "steps": 150 // micro}
+    how: dict[str, Any] = {"micro": micro, "check": check, "steps": 150 // micro}
     losses_at_once(True)
     now = recorded_run(tmp_path / "now", **how)
     losses_at_once(False)
@@ -56,7 +56,7 @@ def test_watching_with_deferred_results_keeps_weights_and_state_bitwise_equal(
     def made(net: nn.Module) -> torch.optim.Optimizer:
         return OPTIMIZERS[name](net.parameters()) if name == "rmsprop" else fused(name, net)
 
-    _, _, _, watched = train_into_fault(None, made, bad_at=-1, hand=True)
+    _, _, _, watched = train_into_fault(None, made, bad_at=-1, check=True)
     net = mlp()
     optimizer = made(net)
     batches = digit_batches(20)
@@ -101,7 +101,7 @@ def test_unfinished_row_survives_sending_the_rows_before_it() -> None:
 
 
 def record_order(link: Any) -> list[Any]:
-    """Every event with the steps that had been written when it was recorded_run."""
+    """A list that fills with every event and the number of steps written when it was emitted."""
     found: list[Any] = []
     emit = link.emit
 

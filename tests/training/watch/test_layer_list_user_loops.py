@@ -33,7 +33,7 @@ class GrowingNet(nn.Module):
         return out
 
 
-def own(
+def readings_of(
     keeper: FakeKeeper, net: nn.Module, turns: dict[int, str], change: Callable[[int], None]
 ) -> list[ReadingsTaken]:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)

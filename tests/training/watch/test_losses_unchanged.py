@@ -1,4 +1,4 @@
-"""Watched at any rate or not at all, with the curvature or without: the losses are bitwise the same."""
+"""Losses are bitwise the same watched or not, at any reading rate, with or without curvature."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ RATES: dict[str, Callable[[], Sampler]] = {
     "budget 1 %": Sampler,
     "budget 50 %": lambda: Sampler(budget=0.5),
 }
-# A preset's own optimizer, data, clip; and a family that no preset is of yet.
+# All presets, and a net family that no preset uses yet.
 CONV = "conv with dropout"
 
 
 def made(name: str) -> Setup:
     if name == CONV:
         return family("conv", residual="on", norm="layer", dropout=0.2, optimizer={"name": "adamw", "lr": 1e-3})
-    # The curvature of all six of the transformer's blocks takes minutes.
+    # The curvature of the full transformer takes minutes.
     _, scenario = presets.find(name, overrides=["model.depth=1", "model.width=8"] if name == "transformer" else [])
     return build(scenario, on=torch.device("cpu"))
 
@@ -46,7 +46,7 @@ def bits(tensor: Tensor) -> bytes:
     return tensor.detach().numpy().tobytes()
 
 
-def one(setup: Setup) -> Tensor:
+def train_step(setup: Setup) -> Tensor:
     loss = setup.loss()
     setup.optimizer.zero_grad()
     loss.backward()
@@ -54,10 +54,10 @@ def one(setup: Setup) -> Tensor:
     return loss
 
 
-def bare(name: str) -> tuple[list[float], Setup, Tensor]:
+def unwatched(name: str) -> tuple[list[float], Setup, Tensor]:
     setup = made(name)
     torch.manual_seed(5)
-    return [one(setup).item() for _ in range(STEPS)], setup, torch.get_rng_state()
+    return [train_step(setup).item() for _ in range(STEPS)], setup, torch.get_rng_state()
 
 
 def watched(name: str, sampler: Sampler, keeper: FakeKeeper, *, curved: bool) -> tuple[list[float], Setup, Tensor]:
@@ -85,19 +85,19 @@ def watched(name: str, sampler: Sampler, keeper: FakeKeeper, *, curved: bool) ->
     ) as run:
         run.begin_step()
         for _ in range(STEPS):
-            losses.append((loss := one(setup)).item())
+            losses.append((loss := train_step(setup)).item())
             run.step(loss)
     return losses, setup, torch.get_rng_state()
 
 
 @pytest.mark.parametrize("rate", [*RATES, "every 7 and the curvature"])
 @pytest.mark.parametrize("name", [*presets.names(), CONV])
-def test_every_presets_losses_are_the_same_at_any_rate(name: str, rate: str, keeper: FakeKeeper) -> None:
+def test_losses_of_every_preset_are_the_same_at_any_rate(name: str, rate: str, keeper: FakeKeeper) -> None:
     curved = rate not in RATES
-    plain_losses, plain, numbers = bare(name)
+    plain_losses, plain, numbers = unwatched(name)
     losses, setup, numbers_after = watched(name, RATES.get(rate, RATES["every 7"])(), keeper, curved=curved)
-    found, wanted = (torch.tensor(told, dtype=torch.float64) for told in (losses, plain_losses))
-    assert bits(found) == bits(wanted), "NaN included: one of them is too hot"
+    found, wanted = (torch.tensor(values, dtype=torch.float64) for values in (losses, plain_losses))
+    assert bits(found) == bits(wanted), "NaN included: one preset diverges"
     for found, wanted in zip(setup.model.parameters(), plain.model.parameters(), strict=True):
         assert bits(found) == bits(wanted)
     for (*_, found), (*_, wanted) in zip(state_of(setup.optimizer), state_of(plain.optimizer), strict=True):
@@ -114,10 +114,10 @@ NETS: dict[str, Callable[[], nn.Module]] = {"mlp": mlp, "conv": ConvNet, "transf
 Loop = Callable[[Callable[[Tensor], Any] | None, nn.Module, torch.optim.Optimizer], list[float]]
 
 
-def mixed(*, scaled: bool) -> Loop:
+def mixed_precision(*, scaled: bool) -> Loop:
     """A loop in bfloat16 autocast, with a GradScaler or without."""
 
-    def loop(told: Callable[[Tensor], Any] | None, net: nn.Module, optimizer: torch.optim.Optimizer) -> list[float]:
+    def loop(run_step: Callable[[Tensor], Any] | None, net: nn.Module, optimizer: torch.optim.Optimizer) -> list[float]:
         scaler = torch.amp.GradScaler("cpu", enabled=scaled, init_scale=2.0**10, growth_interval=4)
         losses = []
         for batch in digit_batches(STEPS):
@@ -130,15 +130,17 @@ def mixed(*, scaled: bool) -> Loop:
             scaler.step(optimizer)
             scaler.update()
             losses.append(loss.item())
-            if told is not None:
-                told(loss)
+            if run_step is not None:
+                run_step(loss)
         return losses
 
     return loop
 
 
-def accumulating(told: Callable[[Tensor], Any] | None, net: nn.Module, optimizer: torch.optim.Optimizer) -> list[float]:
-    """Three batches an update."""
+def with_accumulation(
+    run_step: Callable[[Tensor], Any] | None, net: nn.Module, optimizer: torch.optim.Optimizer
+) -> list[float]:
+    """Three batches per update."""
     losses = []
     for n, batch in enumerate(digit_batches(3 * STEPS)):
         loss = loss_of(net, batch)
@@ -147,34 +149,36 @@ def accumulating(told: Callable[[Tensor], Any] | None, net: nn.Module, optimizer
         if n % 3 == 2:
             optimizer.step()
             optimizer.zero_grad()
-        if told is not None:
-            told(loss)
+        if run_step is not None:
+            run_step(loss)
     return losses
 
 
-def closing(told: Callable[[Tensor], Any] | None, net: nn.Module, optimizer: torch.optim.Optimizer) -> list[float]:
-    """The optimizer runs the passes itself."""
+def with_closure(
+    run_step: Callable[[Tensor], Any] | None, net: nn.Module, optimizer: torch.optim.Optimizer
+) -> list[float]:
+    """The optimizer runs forward and backward itself, through a closure."""
     losses = []
     for batch in digit_batches(STEPS):
 
-        def again(batch: tuple[Tensor, Tensor] = batch) -> Tensor:
+        def closure(batch: tuple[Tensor, Tensor] = batch) -> Tensor:
             optimizer.zero_grad()
             loss = loss_of(net, batch)
             loss.backward()
             return loss
 
-        loss = optimizer.step(again)  # type: ignore[arg-type]
+        loss = optimizer.step(closure)  # type: ignore[arg-type]
         losses.append(loss.item())
-        if told is not None:
-            told(loss)
+        if run_step is not None:
+            run_step(loss)
     return losses
 
 
 LOOPS: dict[str, Loop] = {
-    "bfloat16": mixed(scaled=False),
-    "bfloat16 and a scaler": mixed(scaled=True),
-    "three batches an update": accumulating,
-    "a closure": closing,
+    "bfloat16": mixed_precision(scaled=False),
+    "bfloat16 and a scaler": mixed_precision(scaled=True),
+    "three batches an update": with_accumulation,
+    "a closure": with_closure,
 }
 
 
@@ -188,7 +192,7 @@ def watching(net: nn.Module, optimizer: torch.optim.Optimizer, keeper: FakeKeepe
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("kind", NETS)
-def test_loops_of_ones_own_train_as_if_nobody_looked(
+def test_user_loops_train_bitwise_as_unwatched(
     kind: str, loop: str, rate: str, *, fused: bool, keeper: FakeKeeper
 ) -> None:
     def made() -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -209,8 +213,8 @@ def test_loops_of_ones_own_train_as_if_nobody_looked(
     assert read == list(range(0, STEPS, 7 if "7" in rate else 1)) if "every" in rate else read
 
 
-def adversaries(**watched: Any) -> tuple[list[float], list[Tensor]]:
-    """A generator and a critic, each with an optimizer of its own, in turns; the generator's may be watched."""
+def train_gan(**watched: Any) -> tuple[list[float], list[Tensor]]:
+    """A generator and a critic, trained in turns with one optimizer each, of which one may be watched."""
     torch.manual_seed(4)
     maker = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 64))
     critic = nn.Sequential(nn.Linear(64, 16), nn.LeakyReLU(0.2), nn.Linear(16, 1))
@@ -239,9 +243,9 @@ def adversaries(**watched: Any) -> tuple[list[float], list[Tensor]]:
 
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("who", ["generator", "critic"])
-def test_of_two_optimizers_in_turns_either_may_be_watched(who: str, rate: str, keeper: FakeKeeper) -> None:
-    plain_losses, plain = adversaries()
-    losses, weights = adversaries(who=who, link=keeper.link, sampler=RATES[rate]())
+def test_either_of_two_alternating_optimizers_can_be_watched(who: str, rate: str, keeper: FakeKeeper) -> None:
+    plain_losses, plain = train_gan()
+    losses, weights = train_gan(who=who, link=keeper.link, sampler=RATES[rate]())
     assert losses == plain_losses
     assert same(weights, plain)
     steps = keeper.steps()
@@ -249,7 +253,7 @@ def test_of_two_optimizers_in_turns_either_may_be_watched(who: str, rate: str, k
     assert [record.loss for record in steps] == losses[who == "generator" :: 2]
 
 
-def test_two_optimizers_at_once_are_refused_by_name() -> None:
+def test_list_of_optimizers_is_refused_and_named() -> None:
     net = mlp()
     pair = [torch.optim.Adam(net.stem.parameters()), torch.optim.SGD(net.head.parameters(), lr=0.1)]
     with pytest.raises(ValueError, match=r"takes one torch\.optim\.Optimizer; found list of 2: Adam, SGD; watch one"):

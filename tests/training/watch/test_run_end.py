@@ -1,4 +1,4 @@
-"""How a loop of one's own ends is told as it was."""
+"""The end of a user loop is reported as it happened."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tui_descent.protocol.events import RunEnded
 from tui_descent.training.watch.watch import Watch
 
 
-def test_a_loop_that_raises_has_failed_and_the_exception_goes_on(keeper: FakeKeeper) -> None:
+def test_loop_that_raises_is_reported_as_failed_and_the_exception_propagates(keeper: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
 
@@ -40,7 +40,7 @@ def test_a_loop_that_raises_has_failed_and_the_exception_goes_on(keeper: FakeKee
         ("no data", "failed", "SystemExit: no data"),
     ],
 )
-def test_a_loop_that_leaves_the_process_ends_as_its_code_says(
+def test_sys_exit_in_the_loop_ends_the_run_as_its_code_says(
     code: int | str | None, status: str, reason: str, keeper: FakeKeeper
 ) -> None:
     net = mlp()

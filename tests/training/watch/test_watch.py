@@ -1,4 +1,4 @@
-"""A watched loop trains as if nobody looked, and what is counted is what happened."""
+"""A watched loop trains bitwise as an unwatched one, and what is recorded is what happened."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ def train(
 
 @pytest.mark.parametrize("dropout", [False, True], ids=["plain", "dropout and batch norm"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_watched_at_every_step_or_not_the_bits_are_the_same(name: str, dropout: bool, keeper: FakeKeeper) -> None:
+def test_watching_every_step_leaves_weights_and_state_bitwise_equal(
+    name: str, dropout: bool, keeper: FakeKeeper
+) -> None:
     plain, plain_optimizer, plain_losses = train(OPTIMIZERS[name], watched=False, dropout=dropout)
     net, optimizer, losses = train(OPTIMIZERS[name], watched=True, keeper=keeper, dropout=dropout)
     assert len(keeper.readings()) == 20
@@ -70,7 +72,7 @@ def test_watched_at_every_step_or_not_the_bits_are_the_same(name: str, dropout: 
     assert optimizer.state_dict()["param_groups"] == plain_optimizer.state_dict()["param_groups"]
 
 
-def test_nothing_stays_on_the_loop_after_the_run() -> None:
+def test_no_hook_remains_after_the_run() -> None:
     net, optimizer, _ = train(OPTIMIZERS["adam"], watched=True)
     assert not optimizer._optimizer_step_pre_hooks
     assert not optimizer._optimizer_step_post_hooks
@@ -80,7 +82,7 @@ def test_nothing_stays_on_the_loop_after_the_run() -> None:
         assert not module._backward_hooks
 
 
-def test_the_forward_hooks_are_gone_after_the_first_step() -> None:
+def test_forward_hooks_are_removed_after_the_first_step() -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with Watch(net, optimizer, link=None, sampler=Sampler(budget=0.0)) as run:
@@ -104,7 +106,7 @@ def test_every_step_is_recorded_with_its_own_loss_and_rate(keeper: FakeKeeper) -
     assert times[0] >= 0
 
 
-def test_a_run_is_told_from_start_to_end(keeper: FakeKeeper) -> None:
+def test_run_is_reported_from_start_to_end(keeper: FakeKeeper) -> None:
     train(OPTIMIZERS["sgd"], watched=True, keeper=keeper)
     events = keeper.events()
     assert isinstance(events[0], RunStarted)
@@ -153,31 +155,31 @@ def test_several_updates_before_one_call_count_as_one_step_of_the_loop(keeper: F
     assert [record.step for record in keeper.steps()] == [0, 1, 2]
 
 
-class Calling(torch.optim.SGD):
-    """A subclass whose step calls the base's, so that the hooks fire twice."""
+class SubclassedSGD(torch.optim.SGD):
+    """Its step calls the base's, so that the hooks run twice."""
 
     def step(self, closure: Any = None) -> Any:
         return super().step(closure)
 
 
-class CallingAdam(torch.optim.Adam):
-    """The same of Adam."""
+class SubclassedAdam(torch.optim.Adam):
+    """Its step calls the base's, so that the hooks run twice."""
 
     def step(self, closure: Any = None) -> Any:
         return super().step(closure)
 
 
-def test_a_subclass_that_calls_its_base_makes_one_update_a_step(keeper: FakeKeeper) -> None:
+def test_subclass_that_calls_super_step_makes_one_update_a_step(keeper: FakeKeeper) -> None:
     plain, _, plain_losses = train(lambda p: torch.optim.SGD(p, lr=0.05), watched=False)
-    net, _, losses = train(lambda p: Calling(p, lr=0.05), watched=True, keeper=keeper)
+    net, _, losses = train(lambda p: SubclassedSGD(p, lr=0.05), watched=True, keeper=keeper)
     assert losses == plain_losses
     assert same(copy_of(net), copy_of(plain))
     assert [record.step for record in keeper.steps()] == list(range(20))
     assert [reading.step for reading in keeper.readings()] == list(range(20))
 
 
-class Decaying(torch.optim.SGD):
-    """Changes the weights itself before the base's step does."""
+class HalvingSGD(torch.optim.SGD):
+    """Halves the weights before the base's step."""
 
     def step(self, closure: Any = None) -> Any:
         with torch.no_grad():
@@ -187,9 +189,9 @@ class Decaying(torch.optim.SGD):
         return super().step(closure)
 
 
-def test_what_a_subclass_does_around_its_bases_step_is_in_the_update(keeper: FakeKeeper) -> None:
+def test_update_norm_includes_what_a_subclass_does_around_super_step(keeper: FakeKeeper) -> None:
     net = mlp()
-    optimizer = Decaying(net.parameters(), lr=0.1)
+    optimizer = HalvingSGD(net.parameters(), lr=0.1)
     with Watch(net, optimizer, link=keeper.link, sampler=Sampler(every=1)) as run:
         loss = loss_of(net, digit_batches(1)[0])
         loss.backward()
@@ -202,9 +204,9 @@ def test_what_a_subclass_does_around_its_bases_step_is_in_the_update(keeper: Fak
     assert reading.values["weight_norm"][0] == pytest.approx(before.double().norm().item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", [torch.optim.Adam, CallingAdam])
+@pytest.mark.parametrize("kind", [torch.optim.Adam, SubclassedAdam])
 @pytest.mark.parametrize("by_name", [False, True], ids=["positional", "by name"])
-def test_a_closure_is_watched(by_name: bool, kind: type[torch.optim.Optimizer], keeper: FakeKeeper) -> None:
+def test_closure_is_watched(by_name: bool, kind: type[torch.optim.Optimizer], keeper: FakeKeeper) -> None:
     calls = 0
 
     def run_with(optimizer: torch.optim.Optimizer, net: nn.Module, batch: Any) -> torch.Tensor:
@@ -246,7 +248,7 @@ def test_lbfgs_is_refused_by_name(make: Any) -> None:
         make(net, [torch.optim.SGD(net.parameters(), lr=0.1)])
 
 
-def test_a_metric_of_the_users_own_is_placed_at_the_next_step(keeper: FakeKeeper) -> None:
+def test_logged_metric_has_the_number_of_the_next_step(keeper: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with Watch(net, optimizer, link=keeper.link) as run:
@@ -305,7 +307,7 @@ def test_every_request_gets_one_reply_at_the_step_it_acts_on(keeper: FakeKeeper)
     assert [record.lr for record in keeper.steps()] == [0.1] * 3 + [0.2] * 3
 
 
-def test_stop_ends_the_loop_after_the_step_and_the_with_swallows_it(keeper: FakeKeeper) -> None:
+def test_stop_ends_the_loop_after_the_step_without_an_exception(keeper: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     made = 0
@@ -324,7 +326,7 @@ def test_stop_ends_the_loop_after_the_step_and_the_with_swallows_it(keeper: Fake
     assert (ended.status, ended.step, ended.reason) == ("stopped", 4, "asked to stop")
 
 
-def test_evaluation_leaves_weights_mode_and_random_numbers_alone(keeper: FakeKeeper) -> None:
+def test_evaluation_leaves_weights_mode_and_random_state_unchanged(keeper: FakeKeeper) -> None:
     from tui_descent.scenario import presets
     from tui_descent.training.setup.build import build
 
@@ -352,26 +354,26 @@ def test_evaluation_leaves_weights_mode_and_random_numbers_alone(keeper: FakeKee
 
 
 @pytest.mark.parametrize(
-    ("losses", "joined"), [((1e308, 1e308), math.inf), ((math.inf, -math.inf), math.nan), ((1.0, math.inf), math.inf)]
+    ("losses", "mean"), [((1e308, 1e308), math.inf), ((math.inf, -math.inf), math.nan), ((1.0, math.inf), math.inf)]
 )
-def test_losses_that_have_no_mean_do_not_end_the_loop(
-    losses: tuple[float, float], joined: float, keeper: FakeKeeper
+def test_losses_without_a_finite_mean_do_not_raise(
+    losses: tuple[float, float], mean: float, keeper: FakeKeeper
 ) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with Watch(net, optimizer, link=keeper.link) as run:
-        for n, told in enumerate((1.0, *losses)):
+        for n, loss in enumerate((1.0, *losses)):
             loss_of(net, digit_batches(1)[0]).backward()
             if n != 1:
                 optimizer.step()
-            run.step(told)
+            run.step(loss)
     (_, second) = keeper.steps()
-    assert second.loss == pytest.approx(joined, nan_ok=True)
+    assert second.loss == pytest.approx(mean, nan_ok=True)
 
 
-def test_a_net_that_holds_torchscript_is_watched(keeper: FakeKeeper) -> None:
+def test_net_with_torchscript_is_watched(keeper: FakeKeeper) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own, of TorchScript
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
         inner = torch.jit.script(nn.Sequential(nn.Linear(8, 8), nn.ReLU()))
     net = nn.Sequential(nn.Linear(4, 8), inner, nn.Linear(8, 2))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
