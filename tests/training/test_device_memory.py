@@ -23,7 +23,7 @@ def test_memory_is_reported_at_once_and_then_at_intervals(keeper: FakeKeeper, mo
     monkeypatch.setattr(memory, "EVERY_S", 0.2)
     start_s, steps = time.monotonic(), 0
     with Watch(net, optimizer, link=keeper.link, sampler=Sampler(every=0)) as run:
-        while time.monotonic() < start_s + 0.5:
+        while time.monotonic() < start_s + 1.5:
             loss_of(net, digit_batches(1)[0]).backward()
             optimizer.step()
             run.step(1.0)

@@ -64,7 +64,7 @@ class Progress:
         self.rewinds += 1
 
     def emit(self, event: AnyEvent, *, more: bool = False) -> None:
-        """Send an event to the keeper, if there is one; `more` events follow and are sent together."""
+        """Send an event to the keeper, if there is one; with `more`, together with the next event."""
         if self.link is not None:
             self.link.emit(event, more=more)
 

@@ -42,7 +42,7 @@ class NanGuard:
 
     @property
     def layers(self) -> Sequence[WatchedLayer]:
-        """In forward order."""
+        """The watched layers in forward order."""
         return self._layers
 
     @layers.setter
@@ -61,8 +61,8 @@ class NanGuard:
     def gradient_is_finite(self) -> bool:
         """Whether the input-most layer has a gradient and it is finite; for a large layer, its bias's gradient."""
         parameter = self._input_most
-        thawed = self._frozen is not None and self._frozen.grad is not None
-        if parameter is None or parameter.grad is None or thawed:
+        unfrozen = self._frozen is not None and self._frozen.grad is not None
+        if parameter is None or parameter.grad is None or unfrozen:
             parameter = self.find_input_most()
         if parameter is None or parameter.grad is None:
             return False

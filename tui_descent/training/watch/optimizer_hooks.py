@@ -182,7 +182,7 @@ class OptimizerHooks:
             if step_depth(optimizer) > 1:
                 return None
             self._depth = 1  # a step that raised never reaches its post-hook
-        if self._progress.fast_steps > 0 and len(args) == 1 and not kwargs and self._gradient_is_fine():
+        if self._progress.fast_steps > 0 and len(args) == 1 and not kwargs and self._gradient_is_finite():
             self._apply_rate()
             self.fast_s = time.perf_counter() - start_s
             return None
@@ -220,7 +220,7 @@ class OptimizerHooks:
             self._take_reading(self._tiers)
             self._tiers = None
 
-    def _gradient_is_fine(self) -> bool:
+    def _gradient_is_finite(self) -> bool:
         """Whether the gradient is finite. On CUDA the device checks it, and this is True until the result arrives."""
         if self._results.check_gradient(self._optimizer):
             return True
@@ -230,7 +230,7 @@ class OptimizerHooks:
         """Check the gradient. If it is not finite, drop the update; otherwise clip, measure and apply the rate."""
         step = self._progress.step
         self._guard.find_input_most()
-        if not self._gradient_is_fine():
+        if not self._gradient_is_finite():
             if (overflow := found_inf(self._optimizer)) is not None and bool(overflow):
                 self._dropped = True  # by a GradScaler: its fused step is a no-op now
                 return

@@ -105,7 +105,7 @@ class Results:
         return None if math.isfinite(value) else self._guard.loss_fault(self._progress.step, value)
 
     def check_gradient(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Let the device check the gradient before the update. False if the host has to do it now."""
+        """Let the device check the gradient before the update. Returns False if the host has to do it now."""
         if not self._losses.deferred:
             return False
         stop = self._stops and stoppable(optimizer)
