@@ -1,4 +1,4 @@
-"""Numbers that come late, on a CPU; loops whose losses are told late, and gradients spoilt in them."""
+"""Simulates on a CPU that results arrive late, as on a GPU; loops whose losses are deferred or become non-finite."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tui_descent.protocol.events import LedgerTaken, Measured, MetricLogged
 from tui_descent.training.watch.watch import Watch
 
 
-class Slow(Arrival):
-    """Arrived only when it has been asked so many times."""
+class SlowArrival(Arrival):
+    """Arrives only after `here` was asked `asks` times. Counts those not read yet, and those that were waited for."""
 
     asks = 3
     waited = 0
@@ -30,9 +30,9 @@ class Slow(Arrival):
     def __init__(self, columns: Any) -> None:
         super().__init__(columns)
         self._left = type(self).asks
-        self._told = False
-        Slow.open += 1
-        Slow.most_open = max(Slow.most_open, Slow.open)
+        self._was_read = False
+        SlowArrival.open += 1
+        SlowArrival.most_open = max(SlowArrival.most_open, SlowArrival.open)
 
     @property
     def here(self) -> bool:
@@ -40,15 +40,15 @@ class Slow(Arrival):
         return self._left < 0
 
     def values(self) -> list[float]:
-        Slow.waited += self._left >= 0
-        if not self._told:
-            self._told = True
-            Slow.open -= 1
+        SlowArrival.waited += self._left >= 0
+        if not self._was_read:
+            self._was_read = True
+            SlowArrival.open -= 1
         return super().values()
 
 
-class Again:
-    """The batch once more."""
+class BatchReplay:
+    """Replays a batch for the instruments that need it."""
 
     def __init__(self, net: nn.Module) -> None:
         self.net = net
@@ -65,34 +65,33 @@ class Again:
 
 
 def train(
-    kept: FakeKeeper | None,
+    keeper: FakeKeeper | None,
     *,
     steps: int = 90,
     every: int = 7,
     plan: dict[int, TurnKnob] | None = None,
     micro: int = 1,
-    around: Any = None,
-    hand: bool = False,
+    check: bool = False,
 ) -> list[float]:
-    """Its losses. `plan` turns knobs before updates; `around` is entered for everything but the loop's own work."""
+    """Train and return the losses. `plan` turns knobs before updates; `check` calls `run.loss` before `backward`."""
     torch.manual_seed(0)
     net = mlp(depth=3, activation="gelu", residual="on", norm="layer")
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
-    again, losses = Again(net), []
+    again, losses = BatchReplay(net), []
     batches = digit_batches(20)
     run = Watch(
         net,
         optimizer,
-        link=kept.link if kept else None,
+        link=keeper.link if keeper else None,
         sampler=Sampler(every=every),
-        again=again,
+        replay=again,
         plan=[] if plan is None else plan.items(),
     )
     with run:
         for n in range(steps * micro):
             again.batch = batches[n % 20]
             loss = loss_of(net, again.batch)
-            if hand:
+            if check:
                 run.loss(loss)
             (loss / micro).backward()
             if n % micro == micro - 1:
@@ -105,25 +104,25 @@ def train(
     return [float(loss) for loss in losses]
 
 
-def told(folder: Path, **how: Any) -> tuple[list[Any], list[Any], list[Any], list[float]]:
-    """Records without their times, readings, and the events that belong to steps."""
+def recorded_run(folder: Path, **how: Any) -> tuple[list[Any], list[Any], list[Any], list[float]]:
+    """Train; returns the step records without times, the readings, the events that belong to steps, and the losses."""
     folder.mkdir()
-    kept = FakeKeeper(folder)
+    keeper = FakeKeeper(folder)
     try:
-        losses = train(kept, **how)
-        steps = [(s.segment, s.step, s.loss, s.lr, s.skipped) for s in kept.steps()]
+        losses = train(keeper, **how)
+        steps = [(s.segment, s.step, s.loss, s.lr, s.skipped) for s in keeper.steps()]
         readings = [
-            (r.step, r.global_grad_norm, r.global_cosine, r.grad_norm_preclip, r.values) for r in kept.readings()
+            (r.step, r.global_grad_norm, r.global_cosine, r.grad_norm_preclip, r.values) for r in keeper.readings()
         ]
-        events = kept.events()
+        events = keeper.events()
     finally:
-        kept.close()
+        keeper.close()
     kinds = (Measured, LedgerTaken, MetricLogged)
     return steps, readings, [e for e in events if isinstance(e, kinds)], losses
 
 
 def fused(name: str, net: nn.Module) -> torch.optim.Optimizer:
-    """The optimizers whose update can be stopped on the device."""
+    """A fused optimizer, whose update can be stopped on the device."""
     if name == "adam":
         return torch.optim.Adam(net.parameters(), lr=1e-2, fused=True)
     if name == "adamw":
@@ -138,30 +137,32 @@ FUSED = ("sgd", "momentum", "adam", "adamw")
 BAD_AT = 5
 
 
-def steer_into(
-    kept: FakeKeeper | None,
+def train_into_fault(
+    keeper: FakeKeeper | None,
     optimizer_of: Callable[[nn.Module], torch.optim.Optimizer],
     *,
     bad_at: int = BAD_AT,
     steps: int = 60,
     on_fault: Any = "hold",
     spoil: Any = math.nan,
-    hand: bool = False,
+    check: bool = False,
     each: Callable[[int, Watch], None] = lambda n, run: None,
 ) -> tuple[nn.Module, torch.optim.Optimizer, Watch, list[tuple[list[Tensor], list[Any]]]]:
-    """At `bad_at` all gradients are spoilt, or the loss itself; weights and state after every step."""
+    """Train; at `bad_at` make all gradients or the loss non-finite. Returns weights and state after every step too."""
     net = mlp()
     optimizer = optimizer_of(net)
     after = []
     batches = digit_batches(20)
-    with Watch(net, optimizer, link=kept.link if kept else None, sampler=Sampler(every=0), on_fault=on_fault) as run:
+    with Watch(
+        net, optimizer, link=keeper.link if keeper else None, sampler=Sampler(every=0), on_fault=on_fault
+    ) as run:
         for n in range(steps):
             each(n, run)
             loss = loss_of(net, batches[n % 20])
             if n == bad_at and spoil == "loss":
                 loss = loss * math.inf
-            if hand:
-                assert run.loss(loss), "nothing is known yet"
+            if check:
+                assert run.loss(loss), "the host does not know of it yet"
             optimizer.zero_grad()
             loss.backward()
             if n == bad_at and spoil != "loss":
@@ -170,22 +171,22 @@ def steer_into(
                     p.grad.fill_(spoil)
             optimizer.step()
             after.append((copy_of(net), state_of(optimizer)))
-            assert run.step(loss), "as far as anybody knows yet"
+            assert run.step(loss), "the host does not know of it yet"
     return net, optimizer, run, after
 
 
-def resumes(kept: FakeKeeper, *commands: Any) -> list[int]:
-    """What is ordered once the run stands; the numbers of steps that had been written by then."""
-    stood: list[int] = []
-    wait = kept.link.wait
+def resume_when_held(keeper: FakeKeeper, *commands: Any) -> list[int]:
+    """Once the run is held, send the commands and `Resume`. The list returned gets the steps written by then."""
+    written: list[int] = []
+    wait = keeper.link.wait
 
-    def still(timeout_s: float | None) -> None:
-        if timeout_s is None and not stood:
-            assert kept.link.ring is not None
-            stood.append(kept.link.ring._written)
+    def send_when_held(timeout_s: float | None) -> None:
+        if timeout_s is None and not written:
+            assert keeper.link.ring is not None
+            written.append(keeper.link.ring._written)
             for command in (*commands, Resume()):
-                kept.order(command)
+                keeper.send(command)
         wait(timeout_s)
 
-    kept.link.wait = still  # type: ignore[method-assign]
-    return stood
+    keeper.link.wait = send_when_held  # type: ignore[method-assign]
+    return written

@@ -16,24 +16,24 @@ SIMPLE = (type(None), bool, int, float, complex, str, bytes)
 
 
 def digest(holders: Iterable[HoldsState]) -> str:
-    """SHA-256 over a snapshot taken of them now."""
+    """SHA-256 over a snapshot of the holders, taken now."""
     return digest_of(Snapshot(holders, segment=0, step=0))
 
 
 def digest_of(snapshot: Snapshot) -> str:
-    """References to a saved object are hashed as its place in the snapshot, all other objects by their class."""
+    """SHA-256 over a snapshot. References to saved objects are hashed by index, all other objects by class."""
     sha = hashlib.sha256()
-    places: dict[int, int] = {}
+    indices: dict[int, int] = {}
     for holder, state in snapshot.parts:
         if isinstance(holder, TorchState):
             for found, _ in state:
-                places.setdefault(id(found), len(places))
+                indices.setdefault(id(found), len(indices))
 
     def feed(value: Any) -> None:
         if isinstance(value, SIMPLE):
             sha.update(repr(value).encode())
-        elif (place := places.get(id(value))) is not None:
-            sha.update(b"@%d" % place)
+        elif (index := indices.get(id(value))) is not None:
+            sha.update(b"@%d" % index)
         elif isinstance(value, Tensor):
             sha.update(f"{value.dtype}{tuple(value.shape)}".encode())
             sha.update(value.detach().cpu().contiguous().flatten().numpy().tobytes())

@@ -1,4 +1,4 @@
-"""The keeper's end of a real link, held by the test: what the loop wrote is read here, what is sent here it obeys."""
+"""The keeper's end of a real link, held by the test: it reads what the loop has written and sends commands."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class FakeKeeper:
         found: list[AnyEvent] = [decode(from_trainer, body) for body in self._peer.receive()]
         return [event for event in found if kind is None or isinstance(event, kind)]
 
-    def order(self, command: AnyCommand) -> int:
+    def send(self, command: AnyCommand) -> int:
         self._requests += 1
         self._peer.send(ClientRequest(client=1, request=self._requests, source="send", command=command))
         self.ring.raise_flag()

@@ -14,9 +14,9 @@ from tui_descent.scenario.validate import convert
 from tui_descent.training.setup.data import digits
 from tui_descent.training.setup.nets.mlp import Mlp
 
-Made = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
-OPTIMIZERS: dict[str, Made] = {
+OPTIMIZERS: dict[str, OptimizerFactory] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05),
     "momentum": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
     "adam": lambda p: torch.optim.Adam(p, lr=1e-3),
@@ -25,8 +25,8 @@ OPTIMIZERS: dict[str, Made] = {
 }
 
 
-class Failing(torch.optim.SGD):
-    """Raises inside its step when told to, after the pre-hooks; and calls super().step()."""
+class FailingSGD(torch.optim.SGD):
+    """With `fails`, raises inside its step, after the pre-hooks; calls super().step()."""
 
     fails = False
 
@@ -47,7 +47,7 @@ def mlp(
 
 
 class ConvNet(nn.Module):
-    """Images of digits through a foreign net: convolutions, a bounded and an unbounded activation, a linear head."""
+    """A net for images of digits: convolutions, bounded and unbounded activations, a linear head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,8 +62,8 @@ class ConvNet(nn.Module):
         return out
 
 
-class Attends(nn.Module):
-    """A pre-norm block with torch's own attention, whose in_proj is the module's own weight."""
+class AttentionBlock(nn.Module):
+    """A pre-norm block with torch's attention, whose `in_proj_weight` is a parameter of the attention module itself."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -81,13 +81,13 @@ class Attends(nn.Module):
         return out
 
 
-class Words(nn.Module):
-    """A transformer that reads a digit's pixels as 17 words; the head is tied to the embedding."""
+class PixelTransformer(nn.Module):
+    """A transformer that reads a digit's pixels as 17 tokens; the head is tied to the embedding."""
 
     def __init__(self, width: int = 8) -> None:
         super().__init__()
         self.embed = nn.Embedding(17, width)
-        self.blocks = nn.ModuleList(Attends(width) for _ in range(3))
+        self.blocks = nn.ModuleList(AttentionBlock(width) for _ in range(3))
         self.head = nn.Linear(width, 17, bias=False)
         self.head.weight = self.embed.weight
 
@@ -114,12 +114,12 @@ def copy_of(net: nn.Module) -> list[Tensor]:
 
 
 def same(a: list[Tensor], b: list[Tensor]) -> bool:
-    """Bit for bit."""
+    """Whether all tensors are bitwise equal."""
     return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def state_of(optimizer: torch.optim.Optimizer) -> list[tuple[int, str, Any]]:
-    """Everything the optimizer remembers, copied."""
+    """A copy of the optimizer state."""
     return [
         (n, key, value.clone() if isinstance(value, Tensor) else value)
         for n, inner in optimizer.state_dict()["state"].items()

@@ -1,4 +1,4 @@
-"""A run of the own loop's parts, played step by step; what is asked acts before the step it is asked for."""
+"""A scenario run, made step by step by the test."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ seed = 5
 
 
 class PlayedRun:
-    """A scenario run made of its parts. What is asked acts before the step it is asked for."""
+    """A scenario run. Commands are sent during one step and act before the next."""
 
-    def __init__(self, kept: FakeKeeper, plan: dict[int, str], *, budget: int = 256_000_000) -> None:
-        kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there", undo_budget=budget)
-        self.kept = kept
+    def __init__(self, keeper: FakeKeeper, plan: dict[int, str], *, budget: int = 256_000_000) -> None:
+        keeper.link.launch = msgspec.structs.replace(keeper.link.launch, socket="there", undo_budget=budget)
+        self.keeper = keeper
         self.setup: Setup = build(from_text(SCENARIO, source="test"), on=torch.device("cpu"))
         self.watch = Watch(
             self.setup.model,
             self.setup.optimizer,
-            link=kept.link,
+            link=keeper.link,
             steering=Steering(self.setup.model, self.setup.optimizer, setup=self.setup, seed=5, steps=500, init="he"),
             plan=[(at, parse(turn)) for at, turn in plan.items()],
             about=ABOUT,
@@ -81,11 +81,11 @@ class PlayedRun:
         setup.optimizer.step()
         self.losses.append(loss.item())
         for command in asked:
-            self.kept.order(command)
+            self.keeper.send(command)
         self.watch.step(loss)
 
     def go(self, until: int, *asked: AnyCommand) -> list[float]:
-        """The losses of the steps before `until`; what is asked is done before step `until`."""
+        """Make the steps before `until`; the commands act before step `until`. Returns the losses."""
         self.losses = []
         while self.watch.next_step < until - 1:
             self.step()
@@ -96,12 +96,12 @@ class PlayedRun:
         return digest(self.undo.holders())
 
 
-def untouched(folder: Path, until: int, plan: dict[int, str] | None = None) -> list[float]:
-    """The losses of a run that nobody ever sent back."""
+def losses_without_undo(folder: Path, until: int, plan: dict[int, str] | None = None) -> list[float]:
+    """The losses of a run without any undo."""
     folder.mkdir()
-    kept = FakeKeeper(folder)
-    run = PlayedRun(kept, plan or {})
+    keeper = FakeKeeper(folder)
+    run = PlayedRun(keeper, plan or {})
     losses = run.go(until)
     run.watch.__exit__(None, None, None)
-    kept.close()
+    keeper.close()
     return losses

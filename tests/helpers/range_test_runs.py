@@ -1,4 +1,4 @@
-"""A run of the own loop's parts that a range test is asked of, and scenarios for it."""
+"""Scenario runs for range tests."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ ABOUT = RunStarted(
     run="", title="", name="", scenario={}, device="cpu", threads=1, parameters=0, layers=(), knobs=(), steps=60
 )
 
-
 SHUFFLED = SCENARIO.replace("steps = 500", "steps = 60")
-
 
 CPU = torch.device("cpu")
 
@@ -40,22 +38,22 @@ def setup_of(text: str, **optimizer: Any) -> Setup:
 
 
 class Run:
-    """A run of the own loop's parts; what is asked is done before the step it is asked for."""
+    """A scenario run, made step by step. Commands are sent during one step and act before the next."""
 
-    def __init__(self, kept: FakeKeeper, made: Setup, *, plan: dict[int, str] | None = None, **how: Any) -> None:
-        self.kept, self.setup = kept, made
-        kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there")
+    def __init__(self, keeper: FakeKeeper, made: Setup, *, plan: dict[int, str] | None = None, **how: Any) -> None:
+        self.keeper, self.setup = keeper, made
+        keeper.link.launch = msgspec.structs.replace(keeper.link.launch, socket="there")
         self.watch = Watch(
             made.model,
             made.optimizer,
-            link=kept.link,
+            link=keeper.link,
             plan=[(at, parse(turn)) for at, turn in (plan or {}).items()],
             about=ABOUT,
             is_scenario=True,
             state=(made,),
             sampler=Sampler(every=1),
             steering=Steering(made.model, made.optimizer, setup=made, seed=1, steps=60, **how),
-            again=made,
+            replay=made,
         )
         self.losses: list[float] = []
         self.watch.__enter__()
@@ -72,11 +70,11 @@ class Run:
         self.setup.optimizer.step()
         self.losses.append(loss.item())
         for command in asked:
-            self.kept.order(command)
+            self.keeper.send(command)
         self.watch.step(loss)
 
     def go(self, until: int, asked: dict[int, list[AnyCommand]] | None = None) -> list[float]:
-        """Updates up to `until`; what is asked for step k is done before update k."""
+        """Make the updates before `until`; the commands `asked[k]` act before update k. Returns all losses so far."""
         while self.watch.next_step < until:
             self.step(*(asked or {}).get(self.watch.next_step + 1, ()))
         return self.losses
@@ -88,16 +86,16 @@ class Run:
         self.watch.__exit__(None, None, None)
 
 
-def nobody(where: str) -> None:
-    """Nothing is asked meanwhile."""
+def nothing_asked(where: str) -> None:
+    """No command arrives during the range test."""
 
 
-def alone(made: Setup, **how: Any) -> tuple[Steering, RangeTest]:
+def new_range_test(made: Setup, **how: Any) -> tuple[Steering, RangeTest]:
     steering = Steering(made.model, made.optimizer, setup=made, seed=1, steps=60, **how)
     return steering, RangeTest(steering, made)
 
 
-def trained(made: Setup, steps: int) -> None:
+def train_setup(made: Setup, steps: int) -> None:
     for _ in range(steps):
         made.optimizer.zero_grad()
         made.loss().backward()
@@ -111,8 +109,8 @@ SMALL = (
 )
 
 
-class Explodes(nn.Module):
-    """No number as soon as an output is large."""
+class NanAtLargeOutputs(nn.Module):
+    """NaN or infinite as soon as an output is large."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x / (x.abs().max() < 12)

@@ -1,3 +1,5 @@
+"""Fixtures of the training tests."""
+
 from __future__ import annotations
 
 import gc
@@ -9,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from deferred_loops import Slow
+from deferred_loops import SlowArrival
 from fake_keeper import FakeKeeper
 from range_test_runs import Run
 
@@ -29,26 +31,26 @@ def seeded() -> None:
 
 
 @pytest.fixture
-def kept(home: Path) -> Iterator[FakeKeeper]:
-    gc.collect()  # what other tests have left to be closed is none of this one's
+def keeper(home: Path) -> Iterator[FakeKeeper]:
+    gc.collect()  # closes files that earlier tests have left open
     before = set(os.listdir("/dev/fd"))
-    kept = FakeKeeper(home)
-    yield kept
-    kept.close()
+    keeper = FakeKeeper(home)
+    yield keeper
+    keeper.close()
     assert set(os.listdir("/dev/fd")) == before
 
 
 @pytest.fixture
-def begin(kept: FakeKeeper, home: Path) -> Iterator[Callable[..., Run]]:
+def start_run(keeper: FakeKeeper, home: Path) -> Iterator[Callable[..., Run]]:
     runs: list[Run] = []
     others: list[FakeKeeper] = []
 
     def start(made: Setup, **how: Any) -> Run:
-        if runs:  # a run beside the first
+        if runs:  # a second run has a keeper of its own
             folder = home / f"beside{len(runs)}"
             folder.mkdir()
             others.append(FakeKeeper(folder))
-        runs.append(Run(others[-1] if others else kept, made, **how))
+        runs.append(Run(others[-1] if others else keeper, made, **how))
         return runs[-1]
 
     yield start
@@ -59,27 +61,27 @@ def begin(kept: FakeKeeper, home: Path) -> Iterator[Callable[..., Run]]:
 
 
 @pytest.fixture
-def far(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU's numbers are not to be looked at at once: sums are wide, as on a GPU."""
+def deferred_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results of the CPU are deferred, as those of a GPU are."""
     monkeypatch.setattr(deferred, "FAR", {"cuda", "cpu"})
 
 
-@pytest.fixture(params=[(64, 0), (7, 3), (3, 9)], ids=["at once", "soon", "further and further behind"])
-def slow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[Slow]:
-    """So many rows go together, and have come when asked for so many times."""
+@pytest.fixture(params=[(64, 0), (7, 3), (3, 9)], ids=["at once", "soon", "late"])
+def slow_arrivals(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[SlowArrival]:
+    """How many rows are sent together, and how often they must be asked for until they have arrived."""
     rows, asks = request.param
     monkeypatch.setattr(losses, "ROWS", rows)
     monkeypatch.setattr(losses, "SEND_AFTER_S", 0.0 if asks == 0 else math.inf)
-    monkeypatch.setattr(Slow, "asks", asks)
-    monkeypatch.setattr(losses, "Arrival", Slow)
-    monkeypatch.setattr(results, "Arrival", Slow)
-    Slow.waited = Slow.open = Slow.most_open = 0
-    return Slow
+    monkeypatch.setattr(SlowArrival, "asks", asks)
+    monkeypatch.setattr(losses, "Arrival", SlowArrival)
+    monkeypatch.setattr(results, "Arrival", SlowArrival)
+    SlowArrival.waited = SlowArrival.open = SlowArrival.most_open = 0
+    return SlowArrival
 
 
 @pytest.fixture
-def at_hand(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
-    """Whether losses are read at once; a GPU's instruments in either case."""
+def losses_at_once(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """A function that chooses whether losses are read at once or deferred."""
 
     def choose(yes: bool) -> None:
         made = losses.HostLosses if yes else lambda: losses.DeviceLosses(torch.device("cpu"))

@@ -180,11 +180,11 @@ def test_a_dead_channel_of_a_convolution_is_dead_everywhere() -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-22, 1e18])
-def test_cosines_equal_numpy_at_any_size(scale: float, kept: FakeKeeper) -> None:
+def test_cosines_equal_numpy_at_any_size(scale: float, keeper: FakeKeeper) -> None:
     net = mlp(depth=3, activation="tanh")
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3 / scale)
     wanted, previous = [], None
-    with Watch(net, optimizer, link=kept.link, sampler=Sampler(every=1)) as run:
+    with Watch(net, optimizer, link=keeper.link, sampler=Sampler(every=1)) as run:
         for batch in digit_batches(4):
             loss = scale * loss_of(net, batch)
             optimizer.zero_grad()
@@ -194,7 +194,7 @@ def test_cosines_equal_numpy_at_any_size(scale: float, kept: FakeKeeper) -> None
             previous = now
             optimizer.step()
             run.step(loss)
-        readings = kept.readings()
+        readings = keeper.readings()
     assert readings[0].global_cosine is None
     for reading, pair in zip(readings[1:], wanted[1:], strict=True):
         assert pair is not None
@@ -207,19 +207,19 @@ def test_cosines_equal_numpy_at_any_size(scale: float, kept: FakeKeeper) -> None
 
 
 @pytest.mark.parametrize("lr", [0.01, 0.1, 0.125, 0.2, 0.24, 0.26])
-def test_alpha_and_cosine_on_the_fragment_have_their_closed_forms(lr: float, kept: FakeKeeper) -> None:
+def test_alpha_and_cosine_on_the_fragment_have_their_closed_forms(lr: float, keeper: FakeKeeper) -> None:
     net = Surface(SurfaceModel())
     optimizer = torch.optim.SGD(net.parameters(), lr=lr)
     again = SurfaceAgain(net)
-    with Watch(net, optimizer, link=kept.link, sampler=Sampler(every=1), again=again) as run:
+    with Watch(net, optimizer, link=keeper.link, sampler=Sampler(every=1), replay=again) as run:
         for _ in range(5):
             loss = net()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             run.step(loss)
-        alphas = [e.value for e in kept.events(Measured) if e.name == "local_step"]
-        cosines = [r.global_cosine for r in kept.readings()]
+        alphas = [e.value for e in keeper.events(Measured) if e.name == "local_step"]
+        cosines = [r.global_cosine for r in keeper.readings()]
     first = alphas[0]
     assert first == pytest.approx(8 * lr - 1, rel=1e-9, abs=1e-9)
     if lr != 0.125:  # there the minimum is reached in one step, and what follows is 0/0
@@ -275,17 +275,17 @@ def test_alpha_equals_slopes_written_out(name: str) -> None:
     assert found["local_step"] == pytest.approx(-end / start, rel=1e-10)
 
 
-def test_the_ledger_is_told_with_every_reading_of_fixed_steps(kept: FakeKeeper) -> None:
+def test_the_ledger_is_told_with_every_reading_of_fixed_steps(keeper: FakeKeeper) -> None:
     net = mlp(depth=3, activation="gelu", residual="on")
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
-    with Watch(net, optimizer, link=kept.link, sampler=Sampler(every=2)) as run:
+    with Watch(net, optimizer, link=keeper.link, sampler=Sampler(every=2)) as run:
         for batch in digit_batches(7):
             loss = loss_of(net, batch)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             run.step(loss)
-        ledgers = kept.events(LedgerTaken)
+        ledgers = keeper.events(LedgerTaken)
     # The first step of a net whose layers are known only after its first pass has no boundaries yet.
     assert [ledger.step for ledger in ledgers] == [2, 4, 6]
     for ledger in ledgers:

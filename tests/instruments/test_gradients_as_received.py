@@ -19,19 +19,19 @@ from tui_descent.training.watch.watch import Watch
 
 
 @pytest.mark.parametrize("limit", [0.5, 3.0, 100.0])
-def test_alpha_of_a_clipped_step_is_of_the_slope_that_the_loss_has(limit: float, kept: FakeKeeper) -> None:
+def test_alpha_of_a_clipped_step_is_of_the_slope_that_the_loss_has(limit: float, keeper: FakeKeeper) -> None:
     # L = (2w − 3)², w₀ = 1: g = 4(2w − 3) = −4; clipped the step is η·min(4, limit).
     net, lr = Surface(SurfaceModel()), 0.1
     optimizer = torch.optim.SGD(net.parameters(), lr=lr)
     steering = Steering(net, optimizer, clip=limit)
     again, sampler = SurfaceAgain(net), Sampler(every=1)
-    with Watch(net, optimizer, link=kept.link, sampler=sampler, steering=steering, again=again) as run:
+    with Watch(net, optimizer, link=keeper.link, sampler=sampler, steering=steering, replay=again) as run:
         loss = net()
         loss.backward()
         optimizer.step()
         run.step(loss)
-        (alpha,) = [e.value for e in kept.events(Measured) if e.name == "local_step"]
-        (reading,) = kept.readings()
+        (alpha,) = [e.value for e in keeper.events(Measured) if e.name == "local_step"]
+        (reading,) = keeper.readings()
     step = lr * min(4.0, limit)
     assert alpha == pytest.approx(-(4 * (2 * (1 + step) - 3)) / -4, rel=1e-12)
     assert reading.grad_norm_preclip == pytest.approx(4.0, rel=1e-12)
@@ -42,14 +42,14 @@ def test_alpha_of_a_clipped_step_is_of_the_slope_that_the_loss_has(limit: float,
 @pytest.mark.parametrize("unscale", [False, True], ids=["", "unscaled by the loop"])
 @pytest.mark.parametrize("fused", [False, True], ids=["default", "fused"])
 def test_under_a_scaler_norms_are_those_of_the_loss_itself(
-    fused: bool, unscale: bool, clip: float | None, kept: FakeKeeper
+    fused: bool, unscale: bool, clip: float | None, keeper: FakeKeeper
 ) -> None:
     net, twin = mlp(), mlp()
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, fused=fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
     steering = Steering(net, optimizer, clip=clip)
     wanted = []
-    with Watch(net, optimizer, link=kept.link, sampler=Sampler(every=1), steering=steering) as run:
+    with Watch(net, optimizer, link=keeper.link, sampler=Sampler(every=1), steering=steering) as run:
         for batch in digit_batches(4):
             twin.load_state_dict(net.state_dict())
             wanted.append([l2(array(g)) for g in torch.autograd.grad(loss_of(twin, batch), list(twin.parameters()))])
@@ -61,7 +61,7 @@ def test_under_a_scaler_norms_are_those_of_the_loss_itself(
             scaler.step(optimizer)
             scaler.update()
             run.step(loss)
-        readings = kept.readings()
+        readings = keeper.readings()
     assert len(readings) == 4
     for reading, sizes in zip(readings, wanted, strict=True):
         total = math.hypot(*sizes)

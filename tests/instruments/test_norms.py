@@ -25,13 +25,13 @@ from tui_descent.training.watch.watch import Watch
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("clip", [None, 0.5], ids=["plain", "clipped"])
 def test_readings_equal_a_float64_twin_of_the_same_tensors(
-    name: str, clip: float | None, dtype: torch.dtype, kept: FakeKeeper
+    name: str, clip: float | None, dtype: torch.dtype, keeper: FakeKeeper
 ) -> None:
     net = mlp(dtype=dtype, depth=4, norm="layer")
     weights = [m.weight for m in net.modules() if isinstance(m, nn.Linear | nn.LayerNorm)]
     optimizer = OPTIMIZERS[name](net.parameters())
     twins = []
-    with Watch(net, optimizer, link=kept.link, sampler=Sampler(every=1)) as run:
+    with Watch(net, optimizer, link=keeper.link, sampler=Sampler(every=1)) as run:
         for batch in digit_batches(8, dtype=dtype):
             loss = loss_of(net, batch)
             optimizer.zero_grad()
@@ -44,7 +44,7 @@ def test_readings_equal_a_float64_twin_of_the_same_tensors(
             optimizer.step()
             twins.append((total, grads, before, [array(w) for w in weights]))
             run.step(loss)
-        readings = kept.readings()
+        readings = keeper.readings()
     assert [reading.step for reading in readings] == list(range(8))
     for reading, (total, grads, before, after) in zip(readings, twins, strict=True):
         assert close(reading.global_grad_norm, total, WITHIN[dtype])
@@ -102,12 +102,12 @@ class Written:
 
 
 @pytest.mark.parametrize(("name", "clip"), [("sgd", None), ("adam", None), ("adamw", 0.3)])
-def test_readings_equal_a_training_written_a_second_time(name: str, clip: float | None, kept: FakeKeeper) -> None:
+def test_readings_equal_a_training_written_a_second_time(name: str, clip: float | None, keeper: FakeKeeper) -> None:
     net = mlp(dtype=torch.float64, depth=4, activation="tanh", init="lecun")
     twin = Written([array(p) for p in net.parameters()], name, clip)
     optimizer = OPTIMIZERS[name](net.parameters())
     wanted = []
-    with Watch(net, optimizer, link=kept.link, sampler=Sampler(every=1)) as run:
+    with Watch(net, optimizer, link=keeper.link, sampler=Sampler(every=1)) as run:
         for x, y in digit_batches(10, dtype=torch.float64):
             loss = loss_of(net, (x, y))
             optimizer.zero_grad()
@@ -118,7 +118,7 @@ def test_readings_equal_a_training_written_a_second_time(name: str, clip: float 
             run.step(loss)
             before = [w.copy() for w in twin.w]
             wanted.append((*twin.step(array(x), y.numpy()), before, [w.copy() for w in twin.w]))
-        readings, steps = kept.readings(), kept.steps()
+        readings, steps = keeper.readings(), keeper.steps()
     for reading, step, (loss_value, grads, before, after) in zip(readings, steps, wanted, strict=True):
         assert math.isclose(step.loss, loss_value, rel_tol=1e-12)
         assert close(reading.global_grad_norm, l2(np.concatenate([g.ravel() for g in grads])), 1e-11)
@@ -193,16 +193,16 @@ def test_not_a_number_and_infinities_are_told_as_they_are() -> None:
     assert columns.update_norm == [0.0, 0.0, 0.0]
 
 
-def test_a_layer_without_a_gradient_has_no_gradient_reading(kept: FakeKeeper) -> None:
+def test_a_layer_without_a_gradient_has_no_gradient_reading(keeper: FakeKeeper) -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     net[0].requires_grad_(False)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    with Watch(net, optimizer, link=kept.link, sampler=Sampler(every=1)) as run:
+    with Watch(net, optimizer, link=keeper.link, sampler=Sampler(every=1)) as run:
         loss = net(torch.randn(3, 4)).square().sum()
         loss.backward()
         optimizer.step()
         run.step(loss)
-        (reading,) = kept.readings()
+        (reading,) = keeper.readings()
     assert reading.values["grad_norm"][0] is None
     assert reading.values["update_ratio"][0] is None
     assert reading.values["weight_norm"][0] is not None
@@ -211,18 +211,18 @@ def test_a_layer_without_a_gradient_has_no_gradient_reading(kept: FakeKeeper) ->
 
 
 @pytest.mark.parametrize("every", [1, 3, 10])
-def test_readings_fall_on_exactly_their_steps(every: int, kept: FakeKeeper) -> None:
+def test_readings_fall_on_exactly_their_steps(every: int, keeper: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    with Watch(net, optimizer, link=kept.link, sampler=Sampler(every=every, at=(5,))) as run:
+    with Watch(net, optimizer, link=keeper.link, sampler=Sampler(every=every, at=(5,))) as run:
         for batch in digit_batches(25):
             loss = loss_of(net, batch)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             run.step(loss)
-        found = [reading.step for reading in kept.readings()]
-        assert [record.step for record in kept.steps()] == list(range(25))
+        found = [reading.step for reading in keeper.readings()]
+        assert [record.step for record in keeper.steps()] == list(range(25))
     assert found == sorted({*range(0, 25, every), 5})
 
 
@@ -238,7 +238,7 @@ def test_a_built_in_nets_layers_are_registered_in_forward_order(where: str) -> N
     assert len(layers) == 6
 
 
-def test_the_layers_are_told_in_forward_order_and_shared_weights_once(kept: FakeKeeper) -> None:
+def test_the_layers_are_told_in_forward_order_and_shared_weights_once(keeper: FakeKeeper) -> None:
     class Crossed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -253,12 +253,12 @@ def test_the_layers_are_told_in_forward_order_and_shared_weights_once(kept: Fake
 
     net = Crossed()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    with Watch(net, optimizer, link=kept.link) as run:
+    with Watch(net, optimizer, link=keeper.link) as run:
         loss = net(torch.randn(3, 4)).square().sum()
         loss.backward()
         optimizer.step()
         run.step(loss)
-        (started, *_) = [event for event in kept.events() if hasattr(event, "layers")]
+        (started, *_) = [event for event in keeper.events() if hasattr(event, "layers")]
     names = [layer.name for layer in started.layers]
     assert names == ["first", "tied", "norm", "last"]
     assert [layer.params for layer in started.layers] == [20, 4, 8, 20]

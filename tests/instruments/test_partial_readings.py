@@ -46,7 +46,7 @@ def deep(layers: int) -> nn.Sequential:
 
 
 def readings(
-    kept: FakeKeeper, *, layers: int = 40, sampler: Sampler, steps: int = 14, plan: Iterable[tuple[int, str]] = ()
+    keeper: FakeKeeper, *, layers: int = 40, sampler: Sampler, steps: int = 14, plan: Iterable[tuple[int, str]] = ()
 ) -> list[ReadingsTaken]:
     """Of a run under Adam, held against its twin's weights at every step."""
     net = deep(layers)
@@ -54,7 +54,7 @@ def readings(
     turns = [(at, parse(text)) for at, text in plan]
     steering = Steering(net, optimizer)
     weights: list[list[torch.Tensor]] = []
-    with Watch(net, optimizer, link=kept.link, sampler=sampler, steering=steering, plan=turns) as run:
+    with Watch(net, optimizer, link=keeper.link, sampler=sampler, steering=steering, plan=turns) as run:
         run.begin_step()
         for n in range(steps):
             watched = [w.weight for w in structure(net).layers]
@@ -65,7 +65,7 @@ def readings(
             optimizer.step()
             run.step(loss)
         weights.append([w.detach().clone() for w in watched])
-    found = kept.readings()
+    found = keeper.readings()
     for reading in found:
         for n, age in enumerate(reading.ages):
             before, after = (array(weights[reading.step - age + k][n]) for k in (0, 1))
@@ -77,8 +77,8 @@ def readings(
     return found
 
 
-def test_thirds_take_turns_behind_a_first_whole_one_and_every_number_is_of_the_step_it_says(kept: FakeKeeper) -> None:
-    found = readings(kept, sampler=Within(), steps=17)
+def test_thirds_take_turns_behind_a_first_whole_one_and_every_number_is_of_the_step_it_says(keeper: FakeKeeper) -> None:
+    found = readings(keeper, sampler=Within(), steps=17)
     assert [reading.step for reading in found] == [0, 3, 6, 9, 12, 15]
     assert found[0].ages == [0] * 40
     ages = [[set(reading.ages[first::PARTS]) for first in range(PARTS)] for reading in found[1:]]
@@ -88,9 +88,9 @@ def test_thirds_take_turns_behind_a_first_whole_one_and_every_number_is_of_the_s
         assert None not in reading.values["grad_norm"], "gradients are all of this step"
 
 
-@pytest.mark.usefixtures("far", "slow")
-def test_told_late_the_thirds_are_the_same(kept: FakeKeeper) -> None:
-    found = readings(kept, sampler=Within(), steps=40)
+@pytest.mark.usefixtures("deferred_numbers", "slow_arrivals")
+def test_told_late_the_thirds_are_the_same(keeper: FakeKeeper) -> None:
+    found = readings(keeper, sampler=Within(), steps=40)
     assert [reading.step for reading in found] == list(range(0, 40, EVERY))[: len(found)]
     assert len(found) > 8
     ages = [max(reading.ages) for reading in found]
@@ -103,19 +103,21 @@ def test_told_late_the_thirds_are_the_same(kept: FakeKeeper) -> None:
     [(MANY_LAYERS, Within()), (40, Sampler(every=EVERY)), (40, Sampler(budget=0.0, at=range(0, 100, EVERY)))],
     ids=["few layers", "every third", "asked for"],
 )
-def test_few_layers_and_readings_that_were_asked_for_are_whole(kept: FakeKeeper, layers: int, sampler: Sampler) -> None:
-    found = readings(kept, layers=layers, sampler=sampler)
+def test_few_layers_and_readings_that_were_asked_for_are_whole(
+    keeper: FakeKeeper, layers: int, sampler: Sampler
+) -> None:
+    found = readings(keeper, layers=layers, sampler=sampler)
     assert [reading.step for reading in found] == [0, 3, 6, 9, 12]
     assert all(reading.ages == [0] * layers for reading in found)
 
 
-def test_a_paced_runs_readings_are_whole(kept: FakeKeeper) -> None:
-    found = readings(kept, sampler=Within(), plan=[(4, "pace=5000")])
+def test_a_paced_runs_readings_are_whole(keeper: FakeKeeper) -> None:
+    found = readings(keeper, sampler=Within(), plan=[(4, "pace=5000")])
     assert [max(reading.ages) for reading in found] == [0, EVERY, 0, 0, 0]
 
 
-def test_behind_a_turn_no_number_is_from_before_it(kept: FakeKeeper) -> None:
-    found = readings(kept, sampler=Within(), plan=[(6, "lr=*10"), (8, "weight_decay=0.1")])
+def test_behind_a_turn_no_number_is_from_before_it(keeper: FakeKeeper) -> None:
+    found = readings(keeper, sampler=Within(), plan=[(6, "lr=*10"), (8, "weight_decay=0.1")])
     assert [max(reading.ages) for reading in found] == [0, EVERY, 0, 0, EVERY]
 
 

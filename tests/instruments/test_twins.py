@@ -12,7 +12,7 @@ import pytest
 import torch
 from fake_keeper import FakeKeeper
 from float64_twins import WITHIN, Array, array, check_row, close, l2, own_weight
-from nets import OPTIMIZERS, Attends, ConvNet, Words, digit_batches, loss_of, mlp
+from nets import OPTIMIZERS, AttentionBlock, ConvNet, PixelTransformer, digit_batches, loss_of, mlp
 from torch import Tensor, nn
 
 from tui_descent.instruments.sampler import Sampler
@@ -24,14 +24,14 @@ from tui_descent.training.watch.watch import Watch
 NETS: dict[str, Any] = {
     "mlp": lambda: mlp(depth=4, activation="tanh", norm={"name": "layer", "where": "mid"}, residual="on"),
     "conv": ConvNet,
-    "transformer": Words,
+    "transformer": PixelTransformer,
 }
 EVERY = 7
 STEPS = 16
 
 
 def units_of(net: nn.Module) -> list[nn.Module]:
-    if isinstance(net, Words | Mlp):
+    if isinstance(net, PixelTransformer | Mlp):
         return list(net.blocks)
     return [m for m in net.body if list(m.parameters())]  # type: ignore[union-attr]
 
@@ -56,11 +56,13 @@ def boundary_norms(net: nn.Module, batch: tuple[Tensor, Tensor]) -> list[float]:
 def activations(net: nn.Module, batch: tuple[Tensor, Tensor]) -> list[tuple[nn.Module, Array, Array]]:
     """(module, input, output) of every activation, as the net is now."""
     seen: list[tuple[nn.Module, Array, Array]] = []
-    kept: dict[nn.Module, Array] = {}
+    inputs: dict[nn.Module, Array] = {}
     kinds = (nn.ReLU, nn.Tanh, nn.GELU)
     bends = [m for m in net.modules() if isinstance(m, kinds)]
-    handles = [m.register_forward_pre_hook(lambda m, a: kept.update({m: array(a[0]).copy()})) for m in bends]
-    handles += [m.register_forward_hook(lambda m, _, out: seen.append((m, kept[m], array(out).copy()))) for m in bends]
+    handles = [m.register_forward_pre_hook(lambda m, a: inputs.update({m: array(a[0]).copy()})) for m in bends]
+    handles += [
+        m.register_forward_hook(lambda m, _, out: seen.append((m, inputs[m], array(out).copy()))) for m in bends
+    ]
     with torch.no_grad():
         net(batch[0])
     for handle in handles:
@@ -96,7 +98,7 @@ class Written:
     noise_scale: float | None
 
 
-class Again:
+class BatchReplay:
     """The batch under way once more; the watched net's, or its twin's."""
 
     def __init__(self, net: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
@@ -118,7 +120,7 @@ def gradients(net: nn.Module, loss: Tensor) -> Array:
     return np.concatenate([array(g).ravel() for g in found])
 
 
-def draws(net: nn.Module, batch: Again) -> tuple[float, float]:
+def draws(net: nn.Module, batch: BatchReplay) -> tuple[float, float]:
     """(|G|^2, tr Sigma) of one batch from its two halves, McCandlish et al. 2018, App. A, written out for b = B/2."""
     half = batch.size() // 2
     first, second = (gradients(net, batch.part(slice(n * half, (n + 1) * half))) for n in (0, 1))
@@ -144,8 +146,8 @@ def net_of(kind: str, dtype: torch.dtype) -> nn.Module:
 class Trained:
     """A net trained under the instruments, and the steps that are due written down a second time."""
 
-    def __init__(self, kind: str, name: str, clip: float | None, dtype: torch.dtype, kept: FakeKeeper) -> None:
-        self.net, self.kept, self.clip = net_of(kind, dtype), kept, clip
+    def __init__(self, kind: str, name: str, clip: float | None, dtype: torch.dtype, keeper: FakeKeeper) -> None:
+        self.net, self.keeper, self.clip = net_of(kind, dtype), keeper, clip
         self.twin = NETS[kind]().to(dtype)  # of its own, since what is watched listens to every pass
         self.named = {name: own_weight(m) for name, m in self.net.named_modules() if list(m.parameters(recurse=False))}
         self.optimizer = OPTIMIZERS[name](self.net.parameters())
@@ -156,11 +158,11 @@ class Trained:
     def run(self) -> None:
         batches = digit_batches(STEPS, size=64, dtype=self._dtype)
         steering = Steering(self.net, self.optimizer, clip=self.clip)
-        again = Again(self.net, batches[0])
+        again = BatchReplay(self.net, batches[0])
         sampler = Sampler(every=EVERY)
         previous: list[Array] = []
         with Watch(
-            self.net, self.optimizer, link=self.kept.link, sampler=sampler, steering=steering, again=again
+            self.net, self.optimizer, link=self.keeper.link, sampler=sampler, steering=steering, replay=again
         ) as run:
             for step, batch in enumerate(batches):
                 again.batch = batch
@@ -177,7 +179,7 @@ class Trained:
                 run.step(loss)
 
     def _write(self, batch: tuple[Tensor, Tensor], raw: list[Array], previous: list[Array]) -> Written:
-        twin, again = self.twin, Again(self.twin, batch)
+        twin, again = self.twin, BatchReplay(self.twin, batch)
         chain, seen = boundary_norms(twin, batch), activations(twin, batch)
         self._draws.append(draws(twin, again))
         before = {name: array(w).copy() for name, w in self.named.items()}
@@ -218,14 +220,14 @@ dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["
 @pairs
 @pytest.mark.parametrize("kind", NETS)
 def test_all_readings_equal_their_twins_at_the_very_steps(
-    kind: str, name: str, clip: float | None, dtype: torch.dtype, kept: FakeKeeper
+    kind: str, name: str, clip: float | None, dtype: torch.dtype, keeper: FakeKeeper
 ) -> None:
-    trained = Trained(kind, name, clip, dtype, kept)
+    trained = Trained(kind, name, clip, dtype, keeper)
     trained.run()
     within = WITHIN[dtype]
-    events = kept.events()
+    events = keeper.events()
     (started,) = [e for e in events if isinstance(e, RunStarted)]
-    readings = kept.readings()
+    readings = keeper.readings()
     names = [layer.name for layer in started.layers]
     wanted_names = list(trained.named)
     assert sorted(names) == sorted(set(wanted_names) - {"head"}) if kind == "transformer" else names == wanted_names
@@ -279,11 +281,11 @@ def check_chain(reading: ReadingsTaken, chain: list[float], within: float, *, da
 @dtypes
 @pairs
 def test_the_ledgers_factors_and_running_products_equal_the_twins(
-    name: str, clip: float | None, dtype: torch.dtype, kept: FakeKeeper
+    name: str, clip: float | None, dtype: torch.dtype, keeper: FakeKeeper
 ) -> None:
-    trained = Trained("mlp", name, clip, dtype, kept)
+    trained = Trained("mlp", name, clip, dtype, keeper)
     trained.run()
-    ledgers = kept.events(LedgerTaken)
+    ledgers = keeper.events(LedgerTaken)
     assert [ledger.step for ledger in ledgers] == [7, 14]
     for ledger in ledgers:
         chain = trained.written[ledger.step].chain
@@ -294,17 +296,17 @@ def test_the_ledgers_factors_and_running_products_equal_the_twins(
             assert (entry.discrepancy or 0.0) < WITHIN[dtype]
 
 
-def test_tied_weights_are_counted_once_and_attention_by_its_in_proj(kept: FakeKeeper) -> None:
-    net = Words()
+def test_tied_weights_are_counted_once_and_attention_by_its_in_proj(keeper: FakeKeeper) -> None:
+    net = PixelTransformer()
     optimizer = OPTIMIZERS["adam"](net.parameters())
-    with Watch(net, optimizer, link=kept.link, sampler=Sampler(every=1)) as run:
+    with Watch(net, optimizer, link=keeper.link, sampler=Sampler(every=1)) as run:
         loss = loss_of(net, digit_batches(1)[0])
         loss.backward()
         optimizer.step()
         grad = l2(array(net.embed.weight.grad))
-        projected = [l2(array(b.attention.in_proj_weight.grad)) for b in net.blocks if isinstance(b, Attends)]
+        projected = [l2(array(b.attention.in_proj_weight.grad)) for b in net.blocks if isinstance(b, AttentionBlock)]
         run.step(loss)
-        ((started,), (reading,)) = kept.events(RunStarted), kept.readings()
+        ((started,), (reading,)) = keeper.events(RunStarted), keeper.readings()
     names = [layer.name for layer in started.layers]
     assert names.index("blocks.0.attention.out_proj") == names.index("blocks.0.attention") + 1, "in forward order"
     assert names.count("embed") == 1
@@ -333,11 +335,11 @@ class Forks(nn.Module):
         return out
 
 
-def test_frozen_and_unused_layers_are_told_as_such_step_by_step(kept: FakeKeeper) -> None:
+def test_frozen_and_unused_layers_are_told_as_such_step_by_step(keeper: FakeKeeper) -> None:
     net = Forks()
     net.base.requires_grad_(False)
     optimizer = OPTIMIZERS["sgd"](net.parameters())
-    with Watch(net, optimizer, link=kept.link, sampler=Sampler(every=1)) as run:
+    with Watch(net, optimizer, link=keeper.link, sampler=Sampler(every=1)) as run:
         for step, batch in enumerate(digit_batches(4)):
             net.leftwards = step % 2 == 0
             loss = loss_of(net, batch)
@@ -345,8 +347,8 @@ def test_frozen_and_unused_layers_are_told_as_such_step_by_step(kept: FakeKeeper
             loss.backward()
             optimizer.step()
             run.step(loss)
-        readings = kept.readings()
-        ((started),) = kept.events(RunStarted)
+        readings = keeper.readings()
+        ((started),) = keeper.events(RunStarted)
     names = [layer.name for layer in started.layers]
     for reading in readings:
         status = dict(zip(names, reading.statuses, strict=True))
@@ -359,11 +361,11 @@ def test_frozen_and_unused_layers_are_told_as_such_step_by_step(kept: FakeKeeper
             assert math.isfinite(values[used] or math.nan)
 
 
-def test_a_net_of_our_own_reads_every_tier_from_its_first_due_step(kept: FakeKeeper) -> None:
+def test_a_net_of_our_own_reads_every_tier_from_its_first_due_step(keeper: FakeKeeper) -> None:
     net = mlp(depth=3, activation="tanh", dtype=torch.float64)
     optimizer = OPTIMIZERS["adamw"](net.parameters())
     seen: dict[int, Array] = {}
-    with Watch(net, optimizer, link=kept.link, sampler=Sampler(every=EVERY)) as run:
+    with Watch(net, optimizer, link=keeper.link, sampler=Sampler(every=EVERY)) as run:
         for step, batch in enumerate(digit_batches(STEPS, dtype=torch.float64)):
             if step % EVERY == 0:
                 with torch.no_grad():
@@ -373,7 +375,7 @@ def test_a_net_of_our_own_reads_every_tier_from_its_first_due_step(kept: FakeKee
             loss.backward()
             optimizer.step()
             run.step(loss)
-        readings = kept.readings()
+        readings = keeper.readings()
     assert [r.step for r in readings] == [0, 7, 14]
     for reading in readings[1:]:
         assert close(reading.values["activation_std"][1], float(seen[reading.step].std()), 1e-12)

@@ -197,7 +197,7 @@ def test_a_second_watch_is_not_shown_and_a_warning_says_so_once(over: bool, tmp_
     )
     outcome = run("exec", "--json", "--headless", "--", sys.executable, str(path))
     assert (outcome.code, outcome.ended["status"], len(outcome.losses)) == (3, "finished", 40)
-    words = "this process has a run that is watched already: another watch() goes on unwatched"
+    words = "this process already has a watched run: a second watch() trains normally but is not shown"
     assert Path(outcome.ended["log_path"]).read_text().count(f"tui-descent: {words}\n") == 1
     notes = [(line["step"], line["level"], line["text"]) for line in outcome.events("note")]
     assert [note for note in notes if note[2] == words] == ([] if over else [(8, "warning", words)])
@@ -241,7 +241,7 @@ def test_without_a_writable_folder_a_loop_trains_without_being_watched(tmp_path:
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "the script goes on\n")
-    assert done.stderr.startswith("tui-descent: training goes on unwatched: ")
+    assert done.stderr.startswith("tui-descent: training continues unwatched: ")
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -1,6 +1,6 @@
-"""The trainer's line to its keeper: events and orders over a socket, steps and readings through shared memory.
+"""The trainer's connection to its keeper: events and commands over a socket, steps and readings in shared memory.
 
-Nothing here blocks the training loop: what the socket does not take waits in a bounded queue.
+Nothing here blocks the training loop: what the socket does not accept waits in a bounded queue.
 """
 
 from __future__ import annotations
@@ -32,46 +32,46 @@ from tui_descent.protocol.launch import (
 from tui_descent.protocol.readings import COLUMNS
 from tui_descent.protocol.ring import Ring
 
-MAX_WAITING = 8 << 20
-BEAT_S = 0.5
+MAX_QUEUED_BYTES = 8 << 20
+HEARTBEAT_S = 0.5
 
 
 class KeeperLink:
-    """One run's line; `file` is the ring's. `lost` once the keeper is gone."""
+    """The connection of one run. `ring_fd` is the descriptor of the shared memory."""
 
     def __init__(
-        self, sock: socket.socket, file: int, launch: Launch, keeper: subprocess.Popen[bytes] | None = None
+        self, sock: socket.socket, ring_fd: int, launch: Launch, keeper: subprocess.Popen[bytes] | None = None
     ) -> None:
         self.launch = launch
-        self._file = file
+        self._ring_fd = ring_fd
         self.ring: Ring | None = None
         self._peer = Peer(sock, limit=MAX_TO_VIEWER)
         self._keeper = keeper
 
     @classmethod
     def inherited(cls) -> KeeperLink | None:
-        """The line of the keeper that started this process; None if there is none or it is already taken."""
+        """The connection to the keeper that started this process; None if there is none or it is in use already."""
         folder = os.environ.get(ENV_FOLDER)
-        # A script may have closed them on its way here, or put other files in their place.
-        line, file = (find_fd(os.environ.get(name, "")) for name in (ENV_LINK, ENV_RING))
-        if not folder or line is None or file is None:
+        # A script that started this process may have closed the descriptors or reused their numbers.
+        link_fd, ring_fd = (find_fd(os.environ.get(name, "")) for name in (ENV_LINK, ENV_RING))
+        if not folder or link_fd is None or ring_fd is None:
             return None
         try:
             os.close(os.open(Path(folder) / CONNECTED_FILE, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-            return cls(socket.socket(fileno=line), file, Launch.read(Path(folder)))
+            return cls(socket.socket(fileno=link_fd), ring_fd, Launch.read(Path(folder)))
         except OSError:
             return None
 
     @classmethod
-    def to_own_keeper(cls, name: str) -> KeeperLink:
-        """Start a keeper for this loop. Raises `ChannelError` or `OSError` when the run cannot be served."""
+    def with_own_keeper(cls, name: str) -> KeeperLink:
+        """Start a keeper for this process. Raises `ChannelError` or `OSError` if that fails."""
         budget = undo_budget(None)
         run, folder = paths.new_run(name)
         launch = Launch(run=run, name=name, folder=str(folder), socket=str(paths.socket_path(run)), undo_budget=budget)
         launch.write()
-        with open_connection(launch) as (ours, theirs, file):
-            keeper = start_keeper(launch, trainer=(theirs, file))
-        return cls(ours, file, launch, keeper)
+        with open_connection(launch) as (ours, theirs, ring_fd):
+            keeper = start_keeper(launch, trainer=(theirs, ring_fd))
+        return cls(ours, ring_fd, launch, keeper)
 
     @property
     def lost(self) -> bool:
@@ -79,25 +79,25 @@ class KeeperLink:
         return self._peer.closed is not None
 
     def make_ring(self, layers: int) -> Ring:
-        """Lay out the shared memory, with room for readings of so many layers.
+        """Create the shared memory, with room for readings of so many layers.
 
-        Raises `OSError` when there is no room for it.
+        Raises `OSError` if there is not enough memory.
         """
-        self.ring = Ring.create(self._file, layers=layers, columns=len(COLUMNS))
+        self.ring = Ring.create(self._ring_fd, layers=layers, columns=len(COLUMNS))
         self.ring.beat(time.monotonic())
         return self.ring
 
     def emit(self, event: AnyEvent, *, more: bool = False) -> None:
-        """Send an event, with `more` behind it together with the next one.
+        """Send an event; with `more`, queue it and send it together with the next one.
 
-        While the keeper does not read, events beyond the bound are dropped rather than waited for; but never which
-        layers there are, since no reading after it could be told from others.
+        Once the queue is full, events are dropped. `LayersChanged` is never dropped: without it, the rows of later
+        readings would be assigned to the wrong layers.
         """
-        if self._peer.waiting < MAX_WAITING or isinstance(event, LayersChanged):
+        if self._peer.waiting < MAX_QUEUED_BYTES or isinstance(event, LayersChanged):
             (self._peer.queue if more else self._peer.send)(event)
 
-    def orders(self) -> list[ClientRequest]:
-        """The commands at hand."""
+    def commands(self) -> list[ClientRequest]:
+        """The commands that have arrived since the last call."""
         if self.ring is not None:
             self.ring.lower_flag()
         self._peer.flush()
@@ -108,17 +108,17 @@ class KeeperLink:
             return []
 
     def wait(self, timeout_s: float | None) -> None:
-        """Sleep until a command comes, the time is over or a heartbeat is due, whichever is first."""
+        """Sleep until a command arrives, the timeout expires or a heartbeat is due, whichever comes first."""
         if self.ring is not None:
             self.ring.beat(time.monotonic())
-        sleep_s = BEAT_S if timeout_s is None else min(BEAT_S, timeout_s)
+        sleep_s = HEARTBEAT_S if timeout_s is None else min(HEARTBEAT_S, timeout_s)
         if self.lost:
             time.sleep(sleep_s)
         else:
             select.select([self._peer.socket], [], [], sleep_s)
 
     def close(self) -> None:
-        """Send what is left, within bounds, and hang up; the keeper reads the ring to its end."""
+        """Send what is queued, for at most two seconds, and close. The keeper still reads the rest of the ring."""
         end_s = time.monotonic() + 2.0
         while self._peer.waiting and not self.lost and time.monotonic() < end_s:
             select.select([], [self._peer.socket], [], 0.1)
@@ -126,9 +126,9 @@ class KeeperLink:
         self._peer.close()
         if self.ring is not None:
             self.ring.close()
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        if self._ring_fd >= 0:
+            os.close(self._ring_fd)
+            self._ring_fd = -1
         if self._keeper is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._keeper.wait(5.0)

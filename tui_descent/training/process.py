@@ -26,10 +26,10 @@ from tui_descent.training.watch.watch import Watch
 
 
 def main() -> int:
-    """Train what the keeper asks for. What goes wrong is told to it; the traceback goes to the run's log."""
+    """Train the scenario that the keeper passed on. Errors are reported to it; tracebacks go to the run's log."""
     link = KeeperLink.inherited()
     if link is None or link.launch.scenario is None:
-        print("tui-descent: this process is started by a keeper; run `tui-descent run NAME`", file=sys.stderr)
+        print("tui-descent: this process is started by a keeper; use `tui-descent run NAME`", file=sys.stderr)
         return 2
     try:
         link.emit(StateChanged(state="building"))
@@ -53,7 +53,7 @@ def main() -> int:
                 evaluate_every=scenario.run.evaluate_every,
                 attended=link.launch.attended,
             )
-    except Exception:  # noqa: BLE001 - the process's edge: the run was told, the log gets the rest
+    except Exception:  # noqa: BLE001 - the process's edge: the keeper knows the reason, the log gets the traceback
         traceback.print_exc()
     return 0 if run.outcome is not None and run.outcome[0] in ("finished", "stopped", "diverged") else 1
 
@@ -97,7 +97,7 @@ def _watch(link: KeeperLink, scenario: Scenario, setup: build.Setup) -> Watch:
             versions={"torch": str(torch.__version__), "python": platform.python_version()},
         ),
         evaluate=lambda: evaluate(setup),
-        again=setup,
+        replay=setup,
         curvature=CurvatureProbe(
             setup.probe,
             setup.model,
@@ -112,7 +112,7 @@ def _watch(link: KeeperLink, scenario: Scenario, setup: build.Setup) -> Watch:
 
 
 def _stop_on_sigterm(run: Watch) -> None:
-    """A scenario's trainer ends in order, after the step in progress; a loop of the user's own keeps its handlers."""
+    """On SIGTERM, end after the step in progress. User loops keep their own signal handlers."""
 
     def stop(number: int, _: FrameType | None) -> None:
         run.control.mode.stop_reason = signal.Signals(number).name

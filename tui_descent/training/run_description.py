@@ -18,7 +18,7 @@ def describe(error: BaseException) -> str:
 
 
 def about_user_loop(name: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> RunStarted:
-    """The `RunStarted` event of a user loop, still without run id, layers and knobs."""
+    """The `RunStarted` event of a user loop. Run id, layers and knobs are filled in by `started`."""
     return RunStarted(
         run="",
         name=name,

@@ -1,4 +1,4 @@
-"""How a run comes to its end: asked for from inside a step, or by what the loop raised."""
+"""How a run ends: by `StopRun`, raised inside a step, or by any other exception of the loop."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from tui_descent.training.run_description import describe
 
 
 class StopRun(Exception):
-    """Ends the loop from inside a step; the `with` of the watch swallows it."""
+    """Ends the loop from inside a step. `Watch.__exit__` swallows it."""
 
     def __init__(self, status: Status, reason: str) -> None:
         super().__init__(reason)
@@ -16,7 +16,7 @@ class StopRun(Exception):
 
 
 def outcome(error: BaseException | None) -> tuple[Status, str]:
-    """The status and the reason of a run that this ended."""
+    """Status and reason of a run that ended with this exception, or with none."""
     if error is None:
         return "finished", ""
     if isinstance(error, StopRun):
@@ -24,5 +24,5 @@ def outcome(error: BaseException | None) -> tuple[Status, str]:
     if isinstance(error, KeyboardInterrupt):
         return "stopped", "interrupted"
     if isinstance(error, SystemExit) and error.code in (None, 0):
-        return "finished", ""  # a script that leaves as one that is content
+        return "finished", ""  # sys.exit() without an error code
     return "failed", describe(error)

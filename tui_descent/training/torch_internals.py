@@ -1,4 +1,4 @@
-"""The private parts of torch that this package relies on, each with its reason. No other file touches one."""
+"""The private parts of torch's optimizers that this package relies on. No other file touches them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _HOOKED_STEP = torch.optim.Optimizer.profile_hook_step(lambda: None).__code__
 def step_depth(optimizer: torch.optim.Optimizer) -> int:
     """How many of this optimizer's hooked `step` calls are on the stack: two where a subclass calls `super().step()`.
 
-    Step hooks run once per hooked call. The stack is the only thing that tells a nested call from a new step after one
-    that raised: a step that raises never reaches its post-hooks, so a counter kept by the hooks alone goes wrong there.
+    Step hooks run once per hooked call. A step that raises never reaches its post-hooks, so a counter kept by the hooks
+    alone goes wrong there. Only the call stack distinguishes a nested call from a new step after one that raised.
     """
     count = 0
     frame: FrameType | None = sys._getframe(1)
@@ -31,16 +31,16 @@ def step_depth(optimizer: torch.optim.Optimizer) -> int:
 
 @contextmanager
 def without_step_hooks(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Run `optimizer.step()` without any step hook inside; the same hooks are back afterwards, in the same order.
+    """Suspend all step hooks of the optimizer, whoever registered them, and restore them in the same order.
 
-    torch can add and remove single hooks but not suspend them, and the hooks may be anybody's.
+    torch's public API can add and remove a hook, but not suspend one.
     """
     tables: list[dict[int, Any]] = [optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks]
-    kept = [dict(table) for table in tables]
+    saved = [dict(table) for table in tables]
     for table in tables:
         table.clear()
     try:
         yield
     finally:
-        for table, hooks in zip(tables, kept, strict=True):
+        for table, hooks in zip(tables, saved, strict=True):
             table.update(hooks)

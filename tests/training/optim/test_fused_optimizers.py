@@ -9,7 +9,7 @@ import pytest
 import torch
 from net_families import setup, train
 from nets import copy_of, mlp
-from played_run import PlayedRun, untouched
+from played_run import PlayedRun, losses_without_undo
 from torch import nn
 
 from tui_descent.protocol.commands import Redo, Undo
@@ -95,10 +95,10 @@ def test_turned_in_every_way_it_learns_as_one_that_is_not_fused(name: str, monke
 
 @pytest.mark.parametrize("turn", ["norm=none", "optimizer=momentum", "init=xavier"])
 def test_undone_and_redone_the_bits_are_those_of_the_run_without_and_with_it(
-    turn: str, kept: Any, home: Path, fused_here: None
+    turn: str, keeper: Any, home: Path, fused_here: None
 ) -> None:
-    plain, through = untouched(home / "plain", 60), untouched(home / "through", 60, {20: turn})
-    run = PlayedRun(kept, {20: turn})
+    plain, through = losses_without_undo(home / "plain", 60), losses_without_undo(home / "through", 60, {20: turn})
+    run = PlayedRun(keeper, {20: turn})
     run.go(40, Undo())
     assert run.setup.optimizer.param_groups[0]["fused"]
     assert run.go(50, Redo()) == plain[20:50]

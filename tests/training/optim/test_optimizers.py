@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from fake_keeper import FakeKeeper
-from nets import Made, copy_of, digit_batches, loss_of, mlp, same, state_of
+from nets import OptimizerFactory, copy_of, digit_batches, loss_of, mlp, same, state_of
 from torch import Tensor, nn
 
 from tui_descent.protocol.events import CommandRejected
@@ -32,7 +32,7 @@ from tui_descent.training.setup.build import build
 from tui_descent.training.watch.watch import Watch
 
 RATES = {"sgd": 0.05, "momentum": 0.02, "nesterov": 0.02, "rmsprop": 1e-3, "adam": 1e-3, "adamw": 1e-3, "muon": 1e-3}
-TWINS: dict[str, Made] = {
+TWINS: dict[str, OptimizerFactory] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, weight_decay=0.01),
     "momentum": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, weight_decay=0.01),
     "nesterov": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, nesterov=True, weight_decay=0.01),
@@ -382,7 +382,7 @@ def test_a_setting_that_is_refused_says_why_and_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_user_loop_keeps_its_optimizer_class_and_its_fields_can_be_set(name: str, kept: FakeKeeper) -> None:
+def test_user_loop_keeps_its_optimizer_class_and_its_fields_can_be_set(name: str, keeper: FakeKeeper) -> None:
     net = mlp()
     optimizer = made(name, net)
     other = "sgd" if name == "adam" else "adam"
@@ -392,7 +392,7 @@ def test_user_loop_keeps_its_optimizer_class_and_its_fields_can_be_set(name: str
         fields["momentum"], wanted["momentum"] = momentum_of, 0.5
     if OPTIMIZERS[name].betas:
         fields["betas"], wanted["betas"] = betas_of, (0.8, 0.99)  # type: ignore[assignment]
-    with Watch(net, optimizer, link=kept.link) as run:
+    with Watch(net, optimizer, link=keeper.link) as run:
         for n, batch in enumerate(digit_batches(4)):
             loss = loss_of(net, batch)
             optimizer.zero_grad()
@@ -400,11 +400,11 @@ def test_user_loop_keeps_its_optimizer_class_and_its_fields_can_be_set(name: str
             optimizer.step()
             if n == 1:
                 for text in (f"optimizer={other}", f"optimizer={name}", "lr=*2", "weight_decay=0.25"):
-                    kept.order(parse(text))
+                    keeper.send(parse(text))
                 if "momentum" in fields:
-                    kept.order(parse("momentum=0.5"))
+                    keeper.send(parse("momentum=0.5"))
                 if "betas" in fields:
-                    kept.order(parse("betas=0.8/0.99"))
+                    keeper.send(parse("betas=0.8/0.99"))
             run.step(loss)
         assert run.optimizer is optimizer
         assert run.steering.rate.value == 2 * RATES[name]
@@ -412,7 +412,7 @@ def test_user_loop_keeps_its_optimizer_class_and_its_fields_can_be_set(name: str
         "your loop owns its optimizer, so its class cannot be changed from here; "
         "its learning rate, momentum, betas and weight decay can"
     )
-    assert [event.reason for event in kept.events(CommandRejected)] == [reason] * 2
+    assert [event.reason for event in keeper.events(CommandRejected)] == [reason] * 2
     states = {state.name: state for state in run.steering.states()}
     assert states["optimizer"].unavailable == reason
     assert {field: read(optimizer) for field, read in fields.items()} == wanted

@@ -148,19 +148,19 @@ def test_schedule_made_in_mid_run_equals_a_new_lambda_lr_bit_for_bit(name: str) 
     assert after(ours, lambda: schedule.step(1.0), 600) == after(theirs, scheduler.step, 600)
 
 
-def test_undo_restores_the_rates_of_a_run_bit_for_bit(kept: FakeKeeper) -> None:
-    kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there")
+def test_undo_restores_the_rates_of_a_run_bit_for_bit(keeper: FakeKeeper) -> None:
+    keeper.link.launch = msgspec.structs.replace(keeper.link.launch, socket="there")
     made = make_setup("mlp", optimizer={"name": "sgd", "lr": 0.3})
     steering = steering_of(made)  # of 40 steps
     used: list[float] = []
     made.optimizer.register_step_post_hook(lambda o, *_: used.append(o.param_groups[0]["lr"]))
     # The watch's own post-hook, which takes the multiplier off again, runs after this one.
     asked = {4: parse("schedule=cosine"), 7: parse("lr=*3"), 11: Undo(), 15: Undo()}
-    with Watch(made.model, made.optimizer, link=kept.link, steering=steering, about=ABOUT, is_scenario=True) as run:
+    with Watch(made.model, made.optimizer, link=keeper.link, steering=steering, about=ABOUT, is_scenario=True) as run:
         run.begin_step()
         for n in range(20):
             if n + 1 in asked:
-                kept.order(asked[n + 1])
+                keeper.send(asked[n + 1])
             step(made, run)
     cosine = [0.3 * factor(spec("cosine"), k, 36) for k in range(36)]
     twin = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.3)

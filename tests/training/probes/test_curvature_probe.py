@@ -49,13 +49,18 @@ def curving_of(setup: Setup, sampler: Sampler, **options: Any) -> CurvatureProbe
 
 
 def trained(
-    setup: Setup, kept: FakeKeeper | None, curvature_probe: CurvatureProbe | None, sampler: Sampler, *, steps: int = 18
+    setup: Setup,
+    keeper: FakeKeeper | None,
+    curvature_probe: CurvatureProbe | None,
+    sampler: Sampler,
+    *,
+    steps: int = 18,
 ) -> list[float]:
     """Losses, with a residual connection opened on the way where there are blocks."""
     steering = Steering(setup.model, setup.optimizer)
     plan = [(4, TurnKnob(knob="residual", value="on"))]
     losses = []
-    link = kept.link if kept else None
+    link = keeper.link if keeper else None
     run = Watch(
         setup.model,
         setup.optimizer,
@@ -63,7 +68,7 @@ def trained(
         sampler=sampler,
         steering=steering,
         plan=plan,
-        again=setup,
+        replay=setup,
         curvature=curvature_probe,
     )
     with run:
@@ -80,23 +85,23 @@ def trained(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_read_at_every_step_or_never_the_bits_are_the_same(name: str, kept: FakeKeeper) -> None:
+def test_read_at_every_step_or_never_the_bits_are_the_same(name: str, keeper: FakeKeeper) -> None:
     plain, read = made(name), made(name)
     before = torch.get_rng_state()
     losses = trained(plain, None, None, Sampler(budget=0.0))
     sampler = Sampler(every=1)
-    assert trained(read, kept, curving_of(read, sampler, at=range(100), on=True), sampler) == losses
+    assert trained(read, keeper, curving_of(read, sampler, at=range(100), on=True), sampler) == losses
     assert same(copy_of(read.model), copy_of(plain.model))
     assert same_state(state_of(read.optimizer), state_of(plain.optimizer))
     assert read.model.training == plain.model.training
     assert torch.equal(torch.get_rng_state(), before)
-    taken = kept.events(CurvatureTaken)
+    taken = keeper.events(CurvatureTaken)
     assert [event.step for event in taken] == list(range(19)), "before every update, and after the last"
 
 
-def told(kept: FakeKeeper) -> dict[str, list[Any]]:
-    events = kept.events()
-    readings: list[ReadingsTaken] = kept.readings()
+def told(keeper: FakeKeeper) -> dict[str, list[Any]]:
+    events = keeper.events()
+    readings: list[ReadingsTaken] = keeper.readings()
     return {
         "readings": [(r.step, repr(r.values), r.global_cosine) for r in readings],
         "ledgers": [e for e in events if isinstance(e, LedgerTaken)],
@@ -104,12 +109,12 @@ def told(kept: FakeKeeper) -> dict[str, list[Any]]:
     }
 
 
-def test_the_other_instruments_read_the_same_with_and_without_it(kept: FakeKeeper) -> None:
+def test_the_other_instruments_read_the_same_with_and_without_it(keeper: FakeKeeper) -> None:
     sampler, setup = Sampler(every=2), made("vanishing")
-    trained(setup, kept, curving_of(setup, sampler, at=range(100)), sampler)
-    with_it = told(kept)
+    trained(setup, keeper, curving_of(setup, sampler, at=range(100)), sampler)
+    with_it = told(keeper)
     assert all(with_it.values())
-    folder = kept.link.launch.path / "other"
+    folder = keeper.link.launch.path / "other"
     folder.mkdir()
     other = FakeKeeper(folder)
     try:
@@ -120,12 +125,12 @@ def test_the_other_instruments_read_the_same_with_and_without_it(kept: FakeKeepe
 
 
 @pytest.mark.parametrize("name", ["vanishing", "healthy"])
-def test_it_is_that_of_the_probe_batch_with_the_weights_before_the_update(name: str, kept: FakeKeeper) -> None:
+def test_it_is_that_of_the_probe_batch_with_the_weights_before_the_update(name: str, keeper: FakeKeeper) -> None:
     setup = made(name)
     steps = 6
     sampler = Sampler(budget=0.0)
-    trained(setup, kept, curving_of(setup, sampler, at=(0, steps)), sampler, steps=steps)
-    first, last = kept.events(CurvatureTaken)
+    trained(setup, keeper, curving_of(setup, sampler, at=(0, steps)), sampler, steps=steps)
+    first, last = keeper.events(CurvatureTaken)
     fresh = made(name)
     assert fresh.batches is not None
     data = fresh.batches.data
@@ -155,10 +160,10 @@ def test_it_is_that_of_the_probe_batch_with_the_weights_before_the_update(name: 
         assert last.edge == pytest.approx(wanted.lambda_max / 38_000, rel=1e-3)
 
 
-def test_it_is_told_as_plain_numbers_too(kept: FakeKeeper) -> None:
+def test_it_is_told_as_plain_numbers_too(keeper: FakeKeeper) -> None:
     setup, sampler = made("vanishing"), Sampler(budget=0.0)
-    trained(setup, kept, curving_of(setup, sampler, at=(3,)), sampler)
-    events = kept.events()
+    trained(setup, keeper, curving_of(setup, sampler, at=(3,)), sampler)
+    events = keeper.events()
     (taken,) = [e for e in events if isinstance(e, CurvatureTaken)]
     numbers = {e.name: e for e in events if isinstance(e, Measured)}
     assert set(numbers) == {"sharpness", "lambda_min", "stability_limit"}
@@ -174,10 +179,10 @@ def test_a_full_batch_is_probed_whole() -> None:
     assert setup.probe().item() == pytest.approx(setup.loss().item(), rel=1e-6)
 
 
-def test_unless_somebody_asks_nothing_is_read(kept: FakeKeeper) -> None:
+def test_unless_somebody_asks_nothing_is_read(keeper: FakeKeeper) -> None:
     setup, sampler = made("vanishing"), Sampler(every=1)
-    trained(setup, kept, curving_of(setup, sampler), sampler)
-    assert kept.events(CurvatureTaken) == []
+    trained(setup, keeper, curving_of(setup, sampler), sampler)
+    assert keeper.events(CurvatureTaken) == []
 
 
 def test_it_is_read_while_one_of_several_wants_it() -> None:
@@ -234,31 +239,31 @@ def test_what_torch_cannot_do_is_told_and_not_tried_again_until_asked() -> None:
     assert tries == [1]
 
 
-def test_weights_that_are_no_numbers_give_a_reading_that_is_none(kept: FakeKeeper) -> None:
+def test_weights_that_are_no_numbers_give_a_reading_that_is_none(keeper: FakeKeeper) -> None:
     setup = made("vanishing")
     with torch.no_grad():
         next(setup.model.parameters()).fill_(torch.nan)
     (taken, *_) = curving_of(setup, Sampler(), on=True).read(0, 0, paid=True)
     assert isinstance(taken, CurvatureTaken)
     assert taken.sharpness != taken.sharpness
-    kept.link.emit(taken)
-    (heard,) = kept.events(CurvatureTaken)
+    keeper.link.emit(taken)
+    (heard,) = keeper.events(CurvatureTaken)
     assert heard.hessian.lambda_min != heard.hessian.lambda_min
 
 
-def test_an_own_loop_is_told_why_it_has_none(kept: FakeKeeper) -> None:
+def test_an_own_loop_is_told_why_it_has_none(keeper: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    with Watch(net, optimizer, link=kept.link) as run:
+    with Watch(net, optimizer, link=keeper.link) as run:
         for n, batch in enumerate(digit_batches(3)):
             loss = loss_of(net, batch)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             if n == 1:
-                request = kept.order(WatchCurvature(on=True))
+                request = keeper.send(WatchCurvature(on=True))
             run.step(loss)
-    events = kept.events()
+    events = keeper.events()
     (reply,) = [e for e in events if isinstance(e, CommandRejected | CommandDone)]
     assert isinstance(reply, CommandRejected)
     assert reply.request == request

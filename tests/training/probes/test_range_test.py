@@ -13,7 +13,7 @@ import torch
 from digests import digest
 from fake_keeper import FakeKeeper
 from nets import copy_of, digit_batches, loss_of, mlp, same
-from range_test_runs import SHUFFLED, SMALL, Explodes, alone, nobody, setup_of, trained
+from range_test_runs import SHUFFLED, SMALL, NanAtLargeOutputs, new_range_test, nothing_asked, setup_of, train_setup
 from torch import Tensor, nn
 
 from tui_descent.instruments.sampler import Sampler
@@ -51,8 +51,8 @@ def normed_conv() -> Setup:
     ],
     ids=["adam cosine dropout shuffled", "changes under way", "muon", "batch norm"],
 )
-def test_the_run_goes_on_as_if_it_had_never_been_tested(made: Any, plan: Any, begin: Any) -> None:
-    plain, tested = begin(made(), plan=plan), begin(made(), plan=plan)
+def test_the_run_goes_on_as_if_it_had_never_been_tested(made: Any, plan: Any, start_run: Any) -> None:
+    plain, tested = start_run(made(), plan=plan), start_run(made(), plan=plan)
     torch.manual_seed(9)
     expected, end = plain.go(60), torch.get_rng_state()
     torch.manual_seed(9)
@@ -64,18 +64,18 @@ def test_the_run_goes_on_as_if_it_had_never_been_tested(made: Any, plan: Any, be
     assert tested.go(60, tests) == expected
     assert torch.equal(torch.get_rng_state(), end)
     assert same(copy_of(tested.setup.model), copy_of(plain.setup.model))
-    told = tested.kept.events(RangeTestCompleted)
+    told = tested.keeper.events(RangeTestCompleted)
     assert [e.step for e in told] == [1, 25, 26], "the last two are one"
     assert [e.ahead[0] for e in told] == [expected[e.step] for e in told], "at s = 0 the next update's own loss"
-    steps = [(r.step, r.loss, r.lr) for r in tested.kept.steps()]
-    assert steps == [(r.step, r.loss, r.lr) for r in plain.kept.steps()], "no step of the sweep is told"
-    read = [[(r.step, r.values, r.global_grad_norm) for r in run.kept.readings()] for run in (plain, tested)]
+    steps = [(r.step, r.loss, r.lr) for r in tested.keeper.steps()]
+    assert steps == [(r.step, r.loss, r.lr) for r in plain.keeper.steps()], "no step of the sweep is told"
+    read = [[(r.step, r.values, r.global_grad_norm) for r in run.keeper.readings()] for run in (plain, tested)]
     assert len(read[0]) >= 20
     assert read[0] == read[1]
 
 
-def test_state_and_hooks_are_as_before(begin: Any) -> None:
-    run = begin(setup_of(SHUFFLED))
+def test_state_and_hooks_are_as_before(start_run: Any) -> None:
+    run = start_run(setup_of(SHUFFLED))
     run.go(7)
     hooks = {name: list(found) for name, found in vars(run.setup.optimizer).items() if name.endswith("step_pre_hooks")}
     before, parameters = run.digest(), [id(p) for p in run.setup.model.parameters()]
@@ -88,7 +88,7 @@ def test_state_and_hooks_are_as_before(begin: Any) -> None:
         with pytest.raises(ValueError, match="enough"):
             RangeTest(run.steering, run.setup).run(0, 7, stop)
         assert run.digest() == before
-    RangeTest(run.steering, run.setup).run(0, 7, nobody)
+    RangeTest(run.steering, run.setup).run(0, 7, nothing_asked)
     assert run.digest() == before
     assert [id(p) for p in run.setup.model.parameters()] == parameters
     assert {
@@ -112,43 +112,43 @@ class Fails(nn.Module):
 @pytest.mark.parametrize("at", [1, 5, 60, 150])
 def test_a_net_that_raises_is_put_back_and_says_so(at: int) -> None:
     made = setup_of(SHUFFLED)
-    trained(made, 3)
+    train_setup(made, 3)
     made.model = nn.Sequential(fails := Fails(), made.model)
-    steering, test = alone(made)
+    steering, test = new_range_test(made)
     before = digest([*steering.holders(), RandomState()])
     fails.at = at
     with pytest.raises(ValueError, match=r"^nothing was changed: the net raised RuntimeError: shape mismatch$"):
-        test.run(0, 3, nobody)
+        test.run(0, 3, nothing_asked)
     fails.at = 0
     assert digest([*steering.holders(), RandomState()]) == before
 
 
-def test_what_is_hooked_onto_the_optimizer_hears_nothing_of_it(begin: Any) -> None:
+def test_what_is_hooked_onto_the_optimizer_hears_nothing_of_it(start_run: Any) -> None:
     """No turned rate upon the sweep's own, and no hold at the gradients that it drives beyond all numbers."""
     made, other = (setup_of(SMALL, name="sgd", lr=0.05) for _ in range(2))
     for one in (made, other):
-        one.model = nn.Sequential(one.model, Explodes())
+        one.model = nn.Sequential(one.model, NanAtLargeOutputs())
         one.optimizer = torch.optim.SGD(one.model.parameters(), lr=0.05)
-    run = begin(made, plan={0: "lr=*3"})
+    run = start_run(made, plan={0: "lr=*3"})
     run.watch.control.on_fault = "hold"  # which would wait for ever
     run.step(RunRangeTest())
-    found = run.kept.events()
+    found = run.keeper.events()
     assert not [e for e in found if isinstance(e, NotFinite)]
     (swept,) = [e for e in found if isinstance(e, RangeTestCompleted)]
-    steering, test = alone(other)
+    steering, test = new_range_test(other)
     steering.rate.turn("*3")
     other.optimizer.param_groups[0]["lr"] = 0.05 * 3
-    trained(other, 1)
+    train_setup(other, 1)
     other.optimizer.param_groups[0]["lr"] = 0.05
-    twin = test.run(0, 1, nobody)
+    twin = test.run(0, 1, nothing_asked)
     assert msgspec.structs.replace(swept, seconds=0.0) == msgspec.structs.replace(twin, seconds=0.0)
     assert swept.ended_at is not None
     run.go(3)
-    assert [r.lr for r in run.kept.steps()] == pytest.approx([0.15] * 3), "hooked on again"
+    assert [r.lr for r in run.keeper.steps()] == pytest.approx([0.15] * 3), "hooked on again"
 
 
-def test_no_instrument_listens_to_its_passes(begin: Any) -> None:
-    run = begin(setup_of(SHUFFLED))
+def test_no_instrument_listens_to_its_passes(start_run: Any) -> None:
+    run = start_run(setup_of(SHUFFLED))
 
     def listening(where: str = "") -> None:
         heard.append(sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in run.setup.model.modules()))
@@ -166,32 +166,32 @@ def test_no_instrument_listens_to_its_passes(begin: Any) -> None:
 # Where it cannot be.
 
 
-def test_held_at_numbers_that_are_none_it_says_why_and_what_helps(begin: Any) -> None:
-    run = begin(setup_of(SHUFFLED))
+def test_held_at_numbers_that_are_none_it_says_why_and_what_helps(start_run: Any) -> None:
+    run = start_run(setup_of(SHUFFLED))
     run.go(3)
     run.watch.control.on_fault = "hold"
-    run.kept.order(RunRangeTest())
-    run.kept.order(Resume())
+    run.keeper.send(RunRangeTest())
+    run.keeper.send(Resume())
     assert not run.watch.loss(math.nan)
-    (rejected,) = run.kept.events(CommandRejected)
+    (rejected,) = run.keeper.events(CommandRejected)
     assert rejected.reason == "a range test needs a finite loss; u goes back to the last good state"
 
 
 def test_weights_that_are_no_numbers_are_told_and_left() -> None:
     made = setup_of(SHUFFLED)
-    _, test = alone(made)
+    _, test = new_range_test(made)
     with torch.no_grad():
         next(made.model.parameters())[0, 0] = math.nan
     with pytest.raises(ValueError, match="the next batch's loss is nan; u goes back to the last good state"):
-        test.run(0, 0, nobody)
+        test.run(0, 0, nothing_asked)
 
 
-def test_an_own_loop_says_why_it_has_none(kept: FakeKeeper) -> None:
+def test_an_own_loop_says_why_it_has_none(keeper: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     twin = copy.deepcopy(net)
     other = torch.optim.Adam(twin.parameters(), lr=1e-3)
-    with Watch(net, optimizer, link=kept.link, sampler=Sampler(budget=0.0)) as run:
+    with Watch(net, optimizer, link=keeper.link, sampler=Sampler(budget=0.0)) as run:
         for n, batch in enumerate(digit_batches(6)):
             losses = []
             for model, updates in ((net, optimizer), (twin, other)):
@@ -202,7 +202,7 @@ def test_an_own_loop_says_why_it_has_none(kept: FakeKeeper) -> None:
                 losses.append(loss.item())
             assert losses[0] == losses[1]
             if n == 2:
-                kept.order(RunRangeTest())
+                keeper.send(RunRangeTest())
             run.step(losses[0])
-    (rejected,) = kept.events(CommandRejected)
+    (rejected,) = keeper.events(CommandRejected)
     assert rejected.reason == "a range test is not available for your own loop: its batches cannot be replayed"

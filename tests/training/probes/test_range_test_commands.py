@@ -30,40 +30,40 @@ def asking(run: Run, when: str, *commands: AnyCommand) -> None:
 
     def looked(where: str, carry_out: Any) -> None:
         while where == when and waiting:
-            run.kept.order(waiting.pop(0))
+            run.keeper.send(waiting.pop(0))
         look(where, carry_out)
 
     sweeping._look = looked  # type: ignore[method-assign]
 
 
-def test_it_tells_how_far_it_is_and_goes_back_to_the_state_before(begin: Any) -> None:
-    run = begin(setup_of(SHUFFLED))
+def test_it_tells_how_far_it_is_and_goes_back_to_the_state_before(start_run: Any) -> None:
+    run = start_run(setup_of(SHUFFLED))
     run.go(4, {3: [RunRangeTest()]})
-    states = run.kept.events(StateChanged)
+    states = run.keeper.events(StateChanged)
     testing = [n for n, e in enumerate(states) if e.state == "testing"]
     assert states[testing[0]].reason == f"batches 0/{STEPS}"
     assert states[testing[-1] + 1].state == "running"
 
 
-def test_it_is_given_up_once_nobody_wants_it(begin: Any) -> None:
-    run = begin(setup_of(SHUFFLED))
+def test_it_is_given_up_once_nobody_wants_it(start_run: Any) -> None:
+    run = start_run(setup_of(SHUFFLED))
     asking(run, "rates 12/100", CancelRangeTest())
     run.go(2)
     run.step(RunRangeTest())
-    found = run.kept.events()
+    found = run.keeper.events()
     (rejected,) = [e for e in found if isinstance(e, CommandRejected)]
     assert rejected.reason == f"cancelled at rates 12/{STEPS}; nothing was changed"
     assert [e.what for e in found if isinstance(e, CommandDone)] == ["range test cancelled"]
     assert not [e for e in found if isinstance(e, RangeTestCompleted)]
 
 
-def test_another_client_that_waits_keeps_it_going_and_is_answered(begin: Any) -> None:
-    run = begin(setup_of(SHUFFLED))
+def test_another_client_that_waits_keeps_it_going_and_is_answered(start_run: Any) -> None:
+    run = start_run(setup_of(SHUFFLED))
     run.go(2)
     asking(run, "rates 5/100", RunRangeTest(), Mark(text="in its midst"))
-    number = run.kept.order(RunRangeTest())
+    number = run.keeper.send(RunRangeTest())
     run.go(3)
-    found = run.kept.events()
+    found = run.keeper.events()
     done = [e for e in found if isinstance(e, CommandDone)]
     assert len([e for e in found if isinstance(e, RangeTestCompleted)]) == 1
     assert sorted(e.request for e in done) == [number, number + 1, number + 2]
@@ -71,52 +71,52 @@ def test_another_client_that_waits_keeps_it_going_and_is_answered(begin: Any) ->
     assert kinds == [Marked, RangeTestCompleted], "a mark waits for nothing"
 
 
-def test_a_turn_ends_it_and_acts_on_the_state_before_it(begin: Any) -> None:
-    run, other = begin(setup_of(SHUFFLED)), begin(setup_of(SHUFFLED))
+def test_a_turn_ends_it_and_acts_on_the_state_before_it(start_run: Any) -> None:
+    run, other = start_run(setup_of(SHUFFLED)), start_run(setup_of(SHUFFLED))
     turn = parse("lr=*2")
     torch.manual_seed(1)
     expected = other.go(30, {10: [turn]})
     asking(run, "rates 40/100", turn)
     torch.manual_seed(1)
     assert run.go(30, {10: [RunRangeTest()]}) == expected
-    found = run.kept.events()
+    found = run.keeper.events()
     (rejected,) = [e for e in found if isinstance(e, CommandRejected)]
     assert rejected.reason == f"cancelled by lr at rates 40/{STEPS}; nothing was changed"
     (turned,) = [e for e in found if isinstance(e, KnobTurned)]
     assert (turned.step, turned.old, turned.new) == (10, "0.00186603", "0.00373205")
 
 
-def test_stop_is_obeyed_in_its_midst(begin: Any) -> None:
-    run = begin(setup_of(SHUFFLED))
+def test_stop_is_obeyed_in_its_midst(start_run: Any) -> None:
+    run = start_run(setup_of(SHUFFLED))
     run.go(4)
     asking(run, "rates 3/100", Stop())
     with pytest.raises(StopRun):
         run.step(RunRangeTest())
-    (rejected,) = run.kept.events(CommandRejected)
+    (rejected,) = run.keeper.events(CommandRejected)
     assert rejected.reason == f"cancelled by stop at rates 3/{STEPS}; nothing was changed"
     assert run.watch.next_step == 5
 
 
-def test_what_came_in_one_batch_with_it_ends_it_too(begin: Any) -> None:
-    run = begin(setup_of(SHUFFLED))
+def test_what_came_in_one_batch_with_it_ends_it_too(start_run: Any) -> None:
+    run = start_run(setup_of(SHUFFLED))
     run.go(4)
     with pytest.raises(StopRun):
         run.step(RunRangeTest(), Stop())
-    assert [e.reason for e in run.kept.events(CommandRejected)] == [
+    assert [e.reason for e in run.keeper.events(CommandRejected)] == [
         f"cancelled by stop at batches 0/{STEPS}; nothing was changed"
     ]
 
 
-def test_none_under_way_is_no_error(begin: Any) -> None:
-    run = begin(setup_of(SHUFFLED))
+def test_none_under_way_is_no_error(start_run: Any) -> None:
+    run = start_run(setup_of(SHUFFLED))
     run.go(2, {1: [CancelRangeTest()]})
-    assert [e.what for e in run.kept.events(CommandDone)] == ["no range test is running"]
+    assert [e.what for e in run.keeper.events(CommandDone)] == ["no range test is running"]
 
 
-def test_adopting_is_an_ordinary_turn(begin: Any) -> None:
-    run = begin(setup_of(SHUFFLED))
+def test_adopting_is_an_ordinary_turn(start_run: Any) -> None:
+    run = start_run(setup_of(SHUFFLED))
     run.go(3, {2: [RunRangeTest()]})
-    (found,) = run.kept.events(RangeTestCompleted)
+    (found,) = run.keeper.events(RangeTestCompleted)
     run.go(5, {4: [TurnKnob(knob="lr", value=f"{found.suggestion:.3g}")]})
-    (turned,) = run.kept.events(KnobTurned)
+    (turned,) = run.keeper.events(KnobTurned)
     assert float(turned.new) == pytest.approx(found.suggestion, rel=1e-2)

@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 import torch
 from nets import loss_of
-from range_test_runs import CPU, SHUFFLED, SMALL, Explodes, alone, nobody, setup_of, trained
+from range_test_runs import (
+    CPU,
+    SHUFFLED,
+    SMALL,
+    NanAtLargeOutputs,
+    new_range_test,
+    nothing_asked,
+    setup_of,
+    train_setup,
+)
 from torch import nn
 
 from tui_descent.protocol.commands import RunRangeTest
@@ -54,11 +63,11 @@ OPTIMIZERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def test_the_sweeps_losses_are_those_of_a_plain_loop_at_these_rates(name: str, clip: float | None) -> None:
     spec, options = OPTIMIZERS[name]
     made = setup_of(SMALL, name=name, **spec)
-    trained(made, 5)
-    steering, test = alone(made, clip=clip)
+    train_setup(made, 5)
+    steering, test = new_range_test(made, clip=clip)
     steering.rate.turn("*4")  # the sweep's rates are not multiplied
     net, optimizer = twin_of(made, **options)
-    found = test.run(0, 5, nobody)
+    found = test.run(0, 5, nothing_asked)
     assert found.rate == pytest.approx(4 * spec["lr"])
     # The next batches, which the test left where they were.
     batches = [made.batches.next() for _ in range(len(found.rates) + 1)]  # type: ignore[union-attr]
@@ -88,11 +97,11 @@ def test_the_sweeps_losses_are_those_of_a_plain_loop_at_these_rates(name: str, c
 def test_looking_ahead_is_a_real_step_and_straight_on(name: str, clip: float | None, dtype: str) -> None:
     spec, options = OPTIMIZERS[name]
     made = setup_of(SMALL.replace("float64", dtype), name=name, **spec)
-    trained(made, 5)
-    steering, test = alone(made, clip=clip)
+    train_setup(made, 5)
+    steering, test = new_range_test(made, clip=clip)
     steering.rate.turn("*2")
     net, optimizer = twin_of(made, **options)
-    found = test.run(0, 5, nobody)
+    found = test.run(0, 5, nothing_asked)
     batch = made.batches.next()  # type: ignore[union-attr]
     start = [p.detach().clone() for p in net.parameters()]
     loss_of(net, batch).backward()
@@ -112,20 +121,20 @@ def test_looking_ahead_is_a_real_step_and_straight_on(name: str, clip: float | N
 
 def test_looking_ahead_the_same_units_are_dropped_each_time() -> None:
     made = setup_of(SHUFFLED)
-    trained(made, 5)
-    steering, _ = alone(made)
+    train_setup(made, 5)
+    steering, _ = new_range_test(made)
     made.optimizer.param_groups[0]["lr"] = 1e-12  # so small that the net is the same all along
     found = look_ahead(steering, made)
     assert found == pytest.approx([found[0]] * len(SCALES), abs=1e-6)
     assert made.loss().item() != pytest.approx(found[0], abs=1e-3)  # another batch, other units
 
 
-def test_the_update_ahead_is_the_one_that_then_is_made(begin: Any) -> None:
+def test_the_update_ahead_is_the_one_that_then_is_made(start_run: Any) -> None:
     """On a surface the loss after the next update is what the look ahead says at s = 1."""
     _, scenario = presets.find("saddle")
-    run = begin(build(scenario, on=CPU))
+    run = start_run(build(scenario, on=CPU))
     run.go(6, {5: [RunRangeTest()]})
-    (found,) = run.kept.events(RangeTestCompleted)
+    (found,) = run.keeper.events(RangeTestCompleted)
     assert (found.step, found.ahead[0]) == (5, run.losses[5])
     run.go(7)
     assert found.ahead[SCALES.index(1.0)] == run.losses[6]
@@ -134,8 +143,8 @@ def test_the_update_ahead_is_the_one_that_then_is_made(begin: Any) -> None:
 def test_a_rate_of_zero_moves_nothing() -> None:
     made = setup_of(SHUFFLED)
     made.optimizer.param_groups[0]["lr"] = 0.0
-    _, test = alone(made)
-    found = test.run(0, 0, nobody)
+    _, test = new_range_test(made)
+    found = test.run(0, 0, nothing_asked)
     assert (found.rate, found.ahead, found.scales) == (0.0, [], [])
     assert len(found.rates) > 50, "the sweep has rates of its own"
 
@@ -155,8 +164,8 @@ def quadratic(curvature: float, rates: list[float]) -> list[float]:
 def test_on_a_quadratic_the_loss_turns_at_two_over_the_curvature() -> None:
     _, scenario = presets.find("first-descent")  # (2w − 3)², w₀ = 1: λ = 8, ½λ(w − 1.5)²
     made = build(scenario, on=CPU)
-    _, test = alone(made)
-    found = test.run(0, 0, nobody)
+    _, test = new_range_test(made)
+    found = test.run(0, 0, nothing_asked)
     twin = [0.25 * loss for loss in quadratic(8.0, found.rates)]
     assert found.losses == pytest.approx(twin, rel=1e-9)
     assert found.smooth == pytest.approx(found.losses), "there is no noise to smooth away"
@@ -172,8 +181,8 @@ def test_on_the_working_preset_the_suggestion_is_a_good_rate() -> None:
     _, scenario = presets.find("healthy")
     torch.manual_seed(0)
     made = build(scenario, on=CPU)
-    _, test = alone(made)
-    suggestion = test.run(0, 0, nobody).suggestion
+    _, test = new_range_test(made)
+    suggestion = test.run(0, 0, nothing_asked).suggestion
     assert suggestion is not None
     reached = {}
     for lr in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1):
@@ -235,9 +244,9 @@ def test_noise_alone_is_flat() -> None:
 
 def test_numbers_that_are_none_end_the_sweep_and_are_not_kept() -> None:
     made = setup_of(SMALL, name="sgd", lr=0.05)
-    made.model = nn.Sequential(made.model, Explodes())
-    _, test = alone(made)
-    found = test.run(0, 0, nobody)
+    made.model = nn.Sequential(made.model, NanAtLargeOutputs())
+    _, test = new_range_test(made)
+    found = test.run(0, 0, nothing_asked)
     assert found.ended_at is not None
     assert found.ended_at > found.rates[-1]
     assert all(math.isfinite(v) for v in (*found.losses, *found.smooth, *found.still))
@@ -256,7 +265,7 @@ def test_groups_keep_their_ratio() -> None:
     made = setup_of(SMALL, name="sgd", lr=0.05)
     first, *rest = made.model.parameters()
     made.optimizer = torch.optim.SGD([{"params": [first], "lr": 0.1}, {"params": rest, "lr": 0.0}])
-    _, test = alone(made)
+    _, test = new_range_test(made)
     seen: list[list[float]] = []
     step = made.optimizer.step
 
@@ -265,6 +274,6 @@ def test_groups_keep_their_ratio() -> None:
         return step(*args, **kwargs)
 
     made.optimizer.step = watched  # type: ignore[method-assign]
-    test.run(0, 0, nobody)
+    test.run(0, 0, nothing_asked)
     assert len(seen) > 50
     assert all(second == 0.0 for _, second in seen)

@@ -21,12 +21,12 @@ Reply = KnobTurned | CommandDone | CommandRejected
 class Loop:
     """A small loop of its own; what is asked is at hand together before the next update."""
 
-    def __init__(self, kept: FakeKeeper) -> None:
+    def __init__(self, keeper: FakeKeeper) -> None:
         torch.manual_seed(0)
-        self.kept = kept
+        self.keeper = keeper
         self.model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
-        self.run = Watch(self.model, self.optimizer, link=kept.link)
+        self.run = Watch(self.model, self.optimizer, link=keeper.link)
         self.x = torch.randn(8, 4)
 
     def step(self, *asked: AnyCommand) -> list[Reply]:
@@ -35,14 +35,14 @@ class Loop:
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         for command in asked:
-            self.kept.order(command)
+            self.keeper.send(command)
         self.run.step(loss)
-        return [event for event in self.kept.events() if isinstance(event, Reply)]
+        return [event for event in self.keeper.events() if isinstance(event, Reply)]
 
 
 @pytest.fixture
-def loop(kept: FakeKeeper) -> Any:
-    made = Loop(kept)
+def loop(keeper: FakeKeeper) -> Any:
+    made = Loop(keeper)
     with made.run:
         made.step()
         yield made

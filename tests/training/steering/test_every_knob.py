@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from knob_turns import VALUES, Foreign, fingerprint, grouped, ids, refusal, steering_of, step
+from knob_turns import VALUES, UserNet, fingerprint, grouped, ids, refusal, steering_of, step
 from net_families import setup as make_setup
 from nets import OPTIMIZERS as FOREIGN_OPTIMIZERS
 from torch import nn
@@ -72,7 +72,7 @@ def test_a_knob_acts_in_a_user_loop_or_is_refused_with_the_reason(optimizer: str
         for text in texts:
             if text.startswith("activation@"):
                 text = "activation@blocks.1.2=silu,way=instant"
-            net = Foreign()
+            net = UserNet()
             made = FOREIGN_OPTIMIZERS[optimizer](net.parameters())
             with Watch(net, made, link=None, sampler=Sampler(every=1)) as run:
                 for n in range(6):
@@ -153,7 +153,7 @@ def test_a_change_that_fails_half_way_in_a_user_loop_is_rolled_back(
     knob: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The whole change is made, then it raises."""
-    data, net = make_setup("mlp"), Foreign()
+    data, net = make_setup("mlp"), UserNet()
     made = FOREIGN_OPTIMIZERS[optimizer](net.parameters())
     assert data.batches is not None
 

@@ -19,10 +19,10 @@ from tui_descent.training.undo.snapshot import Snapshot
 from tui_descent.training.watch.watch import Watch
 
 
-def trained(text: tuple[tuple[int, str], ...], kept: FakeKeeper | None = None, *, steps: int = 30) -> list[float]:
+def trained(text: tuple[tuple[int, str], ...], keeper: FakeKeeper | None = None, *, steps: int = 30) -> list[float]:
     made = make_setup("mlp", optimizer={"name": "adam", "lr": 3e-3})
     plan = [(at, parse(turn)) for at, turn in text]
-    link = kept.link if kept else None
+    link = keeper.link if keeper else None
     with Watch(made.model, made.optimizer, link=link, steering=steering_of(made), plan=plan) as run:
         run.begin_step()
         return [step(made, run) for _ in range(steps)]
@@ -54,12 +54,12 @@ PLAN = (
 )
 
 
-def test_what_was_recorded_replays_to_the_last_bit(kept: FakeKeeper) -> None:
-    found = trained(PLAN, kept)
-    turned = kept.events(KnobTurned)
+def test_what_was_recorded_replays_to_the_last_bit(keeper: FakeKeeper) -> None:
+    found = trained(PLAN, keeper)
+    turned = keeper.events(KnobTurned)
     assert [event.knob for event in turned] == [text.split("=")[0].split("@")[0] for _, text in PLAN]
     assert {event.knob for event in turned} == set(KNOBS)
-    assert not kept.events(CommandRejected)
+    assert not keeper.events(CommandRejected)
     record = tuple((event.step, text_of(event.again)) for event in turned)
     assert "residual=on,way=ramp" in record[2][1]
     assert "where=pre" in record[4][1]
@@ -68,9 +68,9 @@ def test_what_was_recorded_replays_to_the_last_bit(kept: FakeKeeper) -> None:
     assert trained(())[2:] != found[2:]
 
 
-def test_a_receipt_tells_what_changed_and_nothing_where_nothing_did(kept: FakeKeeper) -> None:
-    trained(((3, "residual=on"), (4, "residual=off,way=instant"), (5, "kick=0.1"), (6, "lr=*2")), kept)
-    ramp, instant, kick, rate = kept.events(KnobTurned)
+def test_a_receipt_tells_what_changed_and_nothing_where_nothing_did(keeper: FakeKeeper) -> None:
+    trained(((3, "residual=on"), (4, "residual=off,way=instant"), (5, "kick=0.1"), (6, "lr=*2")), keeper)
+    ramp, instant, kick, rate = keeper.events(KnobTurned)
     assert ramp.function_change == 0.0
     assert ramp.loss_before == ramp.loss_after
     for event in (instant, kick):
@@ -155,13 +155,13 @@ def test_dead_units_live_again_with_another_activation() -> None:
     assert cured > 1e-7
 
 
-def test_vanishing_gradients_come_back_with_a_residual_by_itself(kept: FakeKeeper) -> None:
+def test_vanishing_gradients_come_back_with_a_residual_by_itself(keeper: FakeKeeper) -> None:
     """20 sigmoid layers: first over last gradient under 1e-6, and over 1e-2 within 60 steps of residual=on, auto."""
 
     def ratio(turn: str | None) -> float:
         made = make_setup("mlp", optimizer={"name": "sgd", "lr": 0.1}, depth=20, width=32, activation="sigmoid")
         plan = [(5, parse(turn))] if turn else []
-        link = kept.link if turn else None
+        link = keeper.link if turn else None
         with Watch(made.model, made.optimizer, link=link, steering=steering_of(made), plan=plan) as run:
             run.begin_step()
             for _ in range(65):
@@ -171,11 +171,11 @@ def test_vanishing_gradients_come_back_with_a_residual_by_itself(kept: FakeKeepe
 
     assert ratio(None) < 1e-6
     assert ratio("residual=on") > 1e-2
-    (event,) = kept.events(KnobTurned)
+    (event,) = keeper.events(KnobTurned)
     assert (event.way, event.scale) == ("ramp", 20**-0.5)
 
 
-def test_what_changes_with_a_turn_is_told_with_it(kept: FakeKeeper) -> None:
+def test_what_changes_with_a_turn_is_told_with_it(keeper: FakeKeeper) -> None:
     made = make_setup("mlp", optimizer={"name": "momentum", "lr": 1e-2})
     texts = (
         "optimizer=adam",
@@ -188,12 +188,12 @@ def test_what_changes_with_a_turn_is_told_with_it(kept: FakeKeeper) -> None:
     plan = [(at, parse(text)) for at, text in enumerate(texts, 2)]
     steering = steering_of(made)
     states = []
-    with Watch(made.model, made.optimizer, link=kept.link, steering=steering, plan=plan) as run:
+    with Watch(made.model, made.optimizer, link=keeper.link, steering=steering, plan=plan) as run:
         run.begin_step()
         for _ in range(12):
             states.append({state.name: state for state in steering.states()})
             step(made, run)
-    turned = kept.events(KnobTurned)
+    turned = keeper.events(KnobTurned)
     adam, norm, one, schedule, sgd, rate = ({state.name: state for state in event.knobs} for event in turned)
     assert {"lr", "momentum", "betas"} <= set(adam)
     assert adam["betas"].value == "0.9/0.999"
@@ -213,7 +213,7 @@ def test_what_changes_with_a_turn_is_told_with_it(kept: FakeKeeper) -> None:
         assert {n: s for n, s in known.items() if n != "lr"} == {n: s for n, s in now.items() if n != "lr"}, event
 
 
-def test_another_optimizer_starts_at_the_rate_that_the_scenario_names_for_it(kept: FakeKeeper) -> None:
+def test_another_optimizer_starts_at_the_rate_that_the_scenario_names_for_it(keeper: FakeKeeper) -> None:
     made = make_setup("mlp", optimizer={"name": "sgd", "lr": 0.05, "rates": {"adam": 3e-3, "sgd": 0.02}})
     plan = [
         (1, parse("lr=*10")),  # turned for SGD, and so is gone with it
@@ -222,12 +222,12 @@ def test_another_optimizer_starts_at_the_rate_that_the_scenario_names_for_it(kep
         (4, parse("optimizer=rmsprop")),  # none is named: carried over
         (5, parse("optimizer=sgd")),
     ]
-    with Watch(made.model, made.optimizer, link=kept.link, steering=steering_of(made), plan=plan) as run:
+    with Watch(made.model, made.optimizer, link=keeper.link, steering=steering_of(made), plan=plan) as run:
         run.begin_step()
         for _ in range(6):
             step(made, run)
-    assert [record.lr for record in kept.steps()] == pytest.approx([0.05, 0.5, 3e-3, 6e-3, 6e-3, 0.02])
-    notes = [event.note.partition(";")[0] for event in kept.events(KnobTurned) if event.knob == "optimizer"]
+    assert [record.lr for record in keeper.steps()] == pytest.approx([0.05, 0.5, 3e-3, 6e-3, 6e-3, 0.02])
+    notes = [event.note.partition(";")[0] for event in keeper.events(KnobTurned) if event.knob == "optimizer"]
     assert notes == [
         "lr 0.5 → 0.003 (the scenario's rate for Adam)",
         "lr 0.006 stays: Adam and RMSprop use similar rates",
@@ -235,43 +235,43 @@ def test_another_optimizer_starts_at_the_rate_that_the_scenario_names_for_it(kep
     ]
 
 
-def test_by_value_too_an_undo_of_another_optimizer_has_the_rate_that_was_turned(kept: FakeKeeper) -> None:
+def test_by_value_too_an_undo_of_another_optimizer_has_the_rate_that_was_turned(keeper: FakeKeeper) -> None:
     made = make_setup("mlp", optimizer={"name": "sgd", "lr": 0.05, "rates": {"adam": 3e-3}})
-    kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there", undo_budget=1000)
+    keeper.link.launch = msgspec.structs.replace(keeper.link.launch, socket="there", undo_budget=1000)
     plan = [(1, parse("lr=*10")), (2, parse("optimizer=adam"))]
     with Watch(
-        made.model, made.optimizer, link=kept.link, steering=steering_of(made), plan=plan, is_scenario=True
+        made.model, made.optimizer, link=keeper.link, steering=steering_of(made), plan=plan, is_scenario=True
     ) as run:
         run.begin_step()
         for n in range(6):
             if n in (3, 4):
-                kept.order(Undo() if n == 3 else Redo())
+                keeper.send(Undo() if n == 3 else Redo())
             step(made, run)
-    assert all("by value only" in event.what for event in kept.events(CommandDone))
-    assert [record.lr for record in kept.steps()] == pytest.approx([0.05, 0.5, 3e-3, 3e-3, 0.5, 3e-3])
+    assert all("by value only" in event.what for event in keeper.events(CommandDone))
+    assert [record.lr for record in keeper.steps()] == pytest.approx([0.05, 0.5, 3e-3, 3e-3, 0.5, 3e-3])
 
 
-def test_back_to_the_first_optimizer_it_is_its_own_rate_where_any_is_named(kept: FakeKeeper) -> None:
+def test_back_to_the_first_optimizer_it_is_its_own_rate_where_any_is_named(keeper: FakeKeeper) -> None:
     made = make_setup("mlp", optimizer={"name": "sgd", "lr": 0.05, "rates": {"adam": 3e-3}})
     plan = [(1, parse("optimizer=adam")), (2, parse("optimizer=sgd"))]
-    with Watch(made.model, made.optimizer, link=kept.link, steering=steering_of(made), plan=plan) as run:
+    with Watch(made.model, made.optimizer, link=keeper.link, steering=steering_of(made), plan=plan) as run:
         run.begin_step()
         for _ in range(3):
             step(made, run)
-    assert [record.lr for record in kept.steps()] == pytest.approx([0.05, 3e-3, 0.05])
+    assert [record.lr for record in keeper.steps()] == pytest.approx([0.05, 3e-3, 0.05])
 
 
-def test_a_schedule_goes_on_from_the_rate_that_the_scenario_names(kept: FakeKeeper) -> None:
+def test_a_schedule_goes_on_from_the_rate_that_the_scenario_names(keeper: FakeKeeper) -> None:
     made = make_setup("mlp", optimizer={"name": "sgd", "lr": 0.1, "rates": {"adam": 1e-3}})
     plan = [(0, parse("schedule=step,every=2,gamma=0.5")), (3, parse("optimizer=adam"))]
     rates = []
-    with Watch(made.model, made.optimizer, link=kept.link, steering=steering_of(made), plan=plan) as run:
+    with Watch(made.model, made.optimizer, link=keeper.link, steering=steering_of(made), plan=plan) as run:
         run.begin_step()
         for _ in range(5):
             rates.append(run.steering.rate.value)
             step(made, run)
     assert rates == pytest.approx([0.1, 0.1, 0.05, 0.5e-3, 0.25e-3])
-    (note,) = [event.note for event in kept.events(KnobTurned) if event.knob == "optimizer"]
+    (note,) = [event.note for event in keeper.events(KnobTurned) if event.knob == "optimizer"]
     assert note.startswith("lr 0.05 → 0.0005 (the scenario's rate for Adam), 0.001, where the schedule has it; ")
 
 

@@ -35,11 +35,11 @@ def saddle(start: tuple[float, float], function: str = "saddle") -> Setup:
 
 
 def steps_to_leave(
-    start: tuple[float, float], plan: list[tuple[int, str]], kept: FakeKeeper | None = None, *, most: int = 2000
+    start: tuple[float, float], plan: list[tuple[int, str]], keeper: FakeKeeper | None = None, *, most: int = 2000
 ) -> int | None:
     made = saddle(start)
     turns = [(at, parse(text)) for at, text in plan]
-    link = kept.link if kept else None
+    link = keeper.link if keeper else None
     with Watch(made.model, made.optimizer, link=link, steering=steering_of(made), plan=turns, is_scenario=True) as run:
         run.begin_step()
         while run.next_step < most:
@@ -53,16 +53,16 @@ def steps_to_leave(
     return None
 
 
-def test_it_leaves_the_saddle_in_a_third_of_the_steps(kept: FakeKeeper) -> None:
+def test_it_leaves_the_saddle_in_a_third_of_the_steps(keeper: FakeKeeper) -> None:
     without = steps_to_leave((1.0, 1e-6), [])
     assert without == pytest.approx(693, abs=10), "as measured for the preset"
-    with_it = steps_to_leave((1.0, 1e-6), [(0, "kick=0.01")], kept)
+    with_it = steps_to_leave((1.0, 1e-6), [(0, "kick=0.01")], keeper)
     assert with_it is not None
     assert with_it == pytest.approx(693 - math.log(1e4) / math.log(1.02), abs=15)
     further = steps_to_leave((1.0, 1e-6), [(0, "kick=0.1,way=curvature")])
     assert further is not None
     assert further < with_it - 80
-    (turned,) = kept.events(KnobTurned)
+    (turned,) = keeper.events(KnobTurned)
     assert turned.way == "curvature", "the only way to push a point"
     assert turned.note.startswith("λmin = -2 on the probe batch")
     assert turned.loss_after - turned.loss_before == pytest.approx(-((0.01 + 1e-6) ** 2) + 0.01**4 / 4, rel=1e-3)
@@ -80,14 +80,14 @@ def test_the_saddle_presets_claims_name_the_kick() -> None:
 
 
 @pytest.mark.parametrize("start", [(0.0, math.sqrt(2)), (0.3, -1.4)])
-def test_where_nothing_curves_downward_it_is_refused(start: tuple[float, float], kept: FakeKeeper) -> None:
+def test_where_nothing_curves_downward_it_is_refused(start: tuple[float, float], keeper: FakeKeeper) -> None:
     made = saddle(start)
     before = copy_of(made.model)
     with Watch(
-        made.model, made.optimizer, link=kept.link, steering=steering_of(made), plan=[(0, parse("kick=0.1"))]
+        made.model, made.optimizer, link=keeper.link, steering=steering_of(made), plan=[(0, parse("kick=0.1"))]
     ) as r:
         r.begin_step()
-    (rejected,) = kept.events(CommandRejected)
+    (rejected,) = keeper.events(CommandRejected)
     assert rejected.reason.startswith("no curvature is negative here, so no direction leads off a ridge: λmin = 2 on")
     assert same(copy_of(made.model), before)
 
@@ -113,12 +113,12 @@ def full_hessian(made: Setup) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_on_a_net_it_is_the_lowest_eigenvector_of_the_whole_hessian(seed: int, kept: FakeKeeper) -> None:
+def test_on_a_net_it_is_the_lowest_eigenvector_of_the_whole_hessian(seed: int, keeper: FakeKeeper) -> None:
     made = make_setup("mlp", seed=seed, dtype="float64", depth=2, width=4, activation="tanh")
     hessian, gradient, before = full_hessian(made)
     theta, vectors = torch.linalg.eigh(hessian)
     plan = [(0, parse("kick=0.01,way=curvature"))]
-    with Watch(made.model, made.optimizer, link=kept.link, steering=steering_of(made), plan=plan) as run:
+    with Watch(made.model, made.optimizer, link=keeper.link, steering=steering_of(made), plan=plan) as run:
         run.begin_step()
     moved = torch.cat([(p.detach() - before[n]).flatten() for n, p in made.model.named_parameters()])
     whole = torch.cat([p.flatten() for p in before.values()]).norm()
@@ -126,7 +126,7 @@ def test_on_a_net_it_is_the_lowest_eigenvector_of_the_whole_hessian(seed: int, k
     rayleigh = (moved @ hessian @ moved / moved.dot(moved)).item()
     assert rayleigh == pytest.approx(theta[0].item(), rel=2e-2), "in one direction of the lowest"
     assert moved.dot(gradient) < 0
-    (turned,) = kept.events(KnobTurned)
+    (turned,) = keeper.events(KnobTurned)
     told = float(turned.note.split()[2])
     assert told == pytest.approx(theta[0].item(), rel=1e-2)
     assert turned.loss_after < turned.loss_before
@@ -151,11 +151,11 @@ def test_frozen_weights_stay_and_a_second_time_is_the_same_to_the_last_bit() -> 
     assert not same(ends[0], copy_of(make_setup("mlp", depth=2, width=8).model))
 
 
-def test_an_own_loop_is_told_why_not(kept: FakeKeeper) -> None:
+def test_an_own_loop_is_told_why_not(keeper: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with Watch(
-        net, optimizer, link=kept.link, plan=[(1, parse("kick=0.1,way=curvature")), (1, parse("kick=0.1"))]
+        net, optimizer, link=keeper.link, plan=[(1, parse("kick=0.1,way=curvature")), (1, parse("kick=0.1"))]
     ) as run:
         for batch in digit_batches(2):
             loss = loss_of(net, batch)
@@ -163,6 +163,6 @@ def test_an_own_loop_is_told_why_not(kept: FakeKeeper) -> None:
             loss.backward()
             optimizer.step()
             run.step(loss)
-    rejected, turned = (e for e in kept.events() if isinstance(e, CommandRejected | KnobTurned))
+    rejected, turned = (e for e in keeper.events() if isinstance(e, CommandRejected | KnobTurned))
     assert rejected.reason.startswith("an own loop gives no batch again and again")
     assert turned.way == "random"

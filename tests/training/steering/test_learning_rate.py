@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from fake_keeper import FakeKeeper
-from nets import Failing, copy_of, digit_batches, loss_of, mlp, same
+from nets import FailingSGD, copy_of, digit_batches, loss_of, mlp, same
 from torch.optim import lr_scheduler
 
 from tui_descent.protocol.commands import TurnKnob
@@ -110,15 +110,15 @@ def train(
 @pytest.mark.parametrize("scheduler_last", [False, True], ids=["before run.step", "after run.step"])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_rate_is_the_schedulers_times_the_multiplier_from_its_step_on(
-    name: str, scheduler_last: bool, kept: FakeKeeper
+    name: str, scheduler_last: bool, keeper: FakeKeeper
 ) -> None:
     plain, plain_own = train(SCHEDULES[name], scheduler_last=scheduler_last)
-    turned, own = train(SCHEDULES[name], plan=[(TURN_AT, parse(TURN))], link=kept.link, scheduler_last=scheduler_last)
+    turned, own = train(SCHEDULES[name], plan=[(TURN_AT, parse(TURN))], link=keeper.link, scheduler_last=scheduler_last)
     assert own == plain_own, "the schedule sees only its own values"
     assert turned[:TURN_AT] == plain[:TURN_AT]
     for found, base in zip(turned[TURN_AT:], plain[TURN_AT:], strict=True):
         assert found == pytest.approx([3 * rate for rate in base], rel=1e-12)
-    assert [record.lr for record in kept.steps()] == pytest.approx([rates[0] for rates in turned], rel=1e-12)
+    assert [record.lr for record in keeper.steps()] == pytest.approx([rates[0] for rates in turned], rel=1e-12)
 
 
 def test_an_exact_rate_is_met_and_multipliers_combine() -> None:
@@ -166,7 +166,7 @@ def test_the_owners_rate_is_restored_after_the_run() -> None:
 @pytest.mark.parametrize("told", [False, True], ids=["at the next update", "at run.step"])
 def test_a_step_that_raised_does_not_leave_its_multiplied_rate(told: bool) -> None:
     net = mlp()
-    optimizer = Failing(net.parameters(), lr=0.1)
+    optimizer = FailingSGD(net.parameters(), lr=0.1)
     used: list[float] = []
     with Watch(net, optimizer, link=None, plan=[(1, parse("lr=*3"))]) as run:
         optimizer.register_step_pre_hook(lambda o, *_: used.append(o.param_groups[0]["lr"]))
@@ -188,7 +188,7 @@ def test_a_step_that_raised_does_not_leave_its_multiplied_rate(told: bool) -> No
 
 def test_a_step_that_raised_last_does_not_leave_its_multiplied_rate() -> None:
     net = mlp()
-    optimizer = Failing(net.parameters(), lr=0.1)
+    optimizer = FailingSGD(net.parameters(), lr=0.1)
 
     def loop() -> None:
         with Watch(net, optimizer, link=None, plan=[(0, parse("lr=*3"))]) as run:
@@ -203,24 +203,24 @@ def test_a_step_that_raised_last_does_not_leave_its_multiplied_rate() -> None:
 
 
 @pytest.mark.parametrize("turn", ["lr=0.1", "lr=*2"])
-def test_a_rate_that_the_scheduler_holds_at_0_cannot_be_changed(turn: str, kept: FakeKeeper) -> None:
+def test_a_rate_that_the_scheduler_holds_at_0_cannot_be_changed(turn: str, keeper: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
-    with Watch(net, optimizer, link=kept.link, plan=[(1, parse(turn))]) as run:
+    with Watch(net, optimizer, link=keeper.link, plan=[(1, parse(turn))]) as run:
         for batch in digit_batches(3):
             loss = loss_of(net, batch)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             run.step(loss)
-    (rejected,) = kept.events(CommandRejected)
+    (rejected,) = keeper.events(CommandRejected)
     assert "learning rate at 0" in rejected.reason or "lr would become 0; allowed" in rejected.reason
-    assert {record.lr for record in kept.steps()} == {0.0}
+    assert {record.lr for record in keeper.steps()} == {0.0}
 
 
-def test_a_rate_out_of_range_changes_nothing(kept: FakeKeeper) -> None:
-    used, _ = train(SCHEDULES["none"], plan=[(3, parse("lr=*1e6")), (5, parse("lr=*1e6"))], link=kept.link)
-    (rejected,) = kept.events(CommandRejected)
+def test_a_rate_out_of_range_changes_nothing(keeper: FakeKeeper) -> None:
+    used, _ = train(SCHEDULES["none"], plan=[(3, parse("lr=*1e6")), (5, parse("lr=*1e6"))], link=keeper.link)
+    (rejected,) = keeper.events(CommandRejected)
     assert rejected.reason.startswith("lr would become 1e+10; allowed: a number > 0 and ≤ 1e+06")
     assert math.isclose(used[-1][0], 1e4)
 

@@ -154,7 +154,7 @@ def test_a_second_activation_before_the_first_has_arrived_ends_plain() -> None:
     assert [type(block.activation) for block in net.blocks] == [nn.SiLU] * 3
 
 
-def test_one_block_can_be_turned_alone(kept: FakeKeeper) -> None:
+def test_one_block_can_be_turned_alone(keeper: FakeKeeper) -> None:
     net = mlp(depth=4)
     knobs = steering(net)
     turned = knobs.turn(parse("activation@blocks.2=gelu,way=instant"))
@@ -175,18 +175,18 @@ def test_states_are_read_back_from_the_net() -> None:
     assert states == states | told
 
 
-def test_a_net_without_blocks_says_so(kept: FakeKeeper) -> None:
+def test_a_net_without_blocks_says_so(keeper: FakeKeeper) -> None:
     net = nn.Sequential(nn.Linear(64, 10))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     turns = [(1, parse("residual=on")), (1, parse("activation=gelu"))]
-    with Watch(net, optimizer, link=kept.link, plan=turns) as run:
+    with Watch(net, optimizer, link=keeper.link, plan=turns) as run:
         for batch in digit_batches(3):
             loss = loss_of(net, batch)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             run.step(loss)
-    events = kept.events()
+    events = keeper.events()
     (started,) = [event for event in events if isinstance(event, RunStarted)]
     reasons = {state.name: state.unavailable for state in started.knobs}
     assert reasons["lr"] is None
@@ -250,7 +250,7 @@ def test_parameters_and_their_optimizer_state_are_the_same_ones_after_surgery(ma
     assert plain(net)
 
 
-def test_losses_before_a_turn_are_those_of_the_run_without_it_bit_for_bit(kept: FakeKeeper) -> None:
+def test_losses_before_a_turn_are_those_of_the_run_without_it_bit_for_bit(keeper: FakeKeeper) -> None:
     def losses(plan: list[tuple[int, TurnKnob]], link: Any = None) -> list[float]:
         net = mlp(depth=6, activation="sigmoid")
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -266,19 +266,19 @@ def test_losses_before_a_turn_are_those_of_the_run_without_it_bit_for_bit(kept: 
         return found
 
     without = losses([])
-    turned = losses([(12, parse("residual=on"))], kept.link)
+    turned = losses([(12, parse("residual=on"))], keeper.link)
     assert turned[:12] == without[:12]
     assert turned[12] != without[12], "it acts from update 12 on"
-    (event,) = kept.events(KnobTurned)
+    (event,) = keeper.events(KnobTurned)
     assert (event.step, event.old, event.new, event.way) == (12, "off", "on", "ramp")
     assert event.scale == pytest.approx(6**-0.5)
 
 
-def test_two_turns_on_one_step_act_in_the_order_given(kept: FakeKeeper) -> None:
+def test_two_turns_on_one_step_act_in_the_order_given(keeper: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     plan = [(1, parse("lr=*2")), (1, parse("lr=0.3")), (0, parse("activation=gelu")), (1, parse("lr=*10"))]
-    with Watch(net, optimizer, link=kept.link, plan=plan) as run:
+    with Watch(net, optimizer, link=keeper.link, plan=plan) as run:
         run.control.between()
         for batch in digit_batches(2):
             loss = loss_of(net, batch)
@@ -286,6 +286,6 @@ def test_two_turns_on_one_step_act_in_the_order_given(kept: FakeKeeper) -> None:
             loss.backward()
             optimizer.step()
             run.step(loss)
-    events = kept.events(KnobTurned)
+    events = keeper.events(KnobTurned)
     assert [(e.step, e.new) for e in events] == [(0, "gelu"), (1, "0.2"), (1, "0.3"), (1, "3")]
     assert [e.id for e in events] == [1, 2, 3, 4]

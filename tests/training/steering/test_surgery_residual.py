@@ -118,7 +118,7 @@ def test_auto_cures_a_net_whose_gradient_vanishes(optimizer: Any) -> None:
     assert sum(after[-10:]) / 10 < 1.15
 
 
-class Foreign(nn.Module):
+class UserNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Linear(6, 8)
@@ -134,7 +134,7 @@ class Foreign(nn.Module):
 
 
 def test_foreign_blocks_keep_their_shape_and_the_others_say_why_they_are_none() -> None:
-    net = Foreign()
+    net = UserNet()
     torch.manual_seed(1)
     state = torch.get_rng_state()
     blocks, reasons = surgery.foreign_blocks(net, torch.randn(5, 6, generator=torch.Generator().manual_seed(0)))
@@ -191,7 +191,7 @@ def test_children_that_do_not_run_in_order_are_no_blocks() -> None:
 
 
 def test_a_skip_around_a_foreign_block_keeps_names_and_leaves_nothing_behind() -> None:
-    net = Foreign().eval()
+    net = UserNet().eval()
     x = torch.randn(5, 6)
     names, before, tree = list(net.state_dict()), net(x), repr(net)
     around = surgery.Around(net.body[1])
@@ -213,7 +213,7 @@ def test_a_skip_around_a_foreign_block_keeps_names_and_leaves_nothing_behind() -
 
 
 def test_a_copy_of_a_net_with_a_skip_has_its_own_and_a_file_of_it_can_be_read_again() -> None:
-    net = Foreign().eval()
+    net = UserNet().eval()
     x = torch.randn(5, 6)
     surgery.open_skip(surgery.Around(net.body[1]), 0.5, steps=1).finish()
     before = net(x)

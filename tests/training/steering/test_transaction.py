@@ -32,11 +32,11 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> list[Snapshot]:
     return taken
 
 
-def test_a_turn_copies_net_and_optimizer_once(kept: FakeKeeper, copies: list[Snapshot]) -> None:
-    kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there")
+def test_a_turn_copies_net_and_optimizer_once(keeper: FakeKeeper, copies: list[Snapshot]) -> None:
+    keeper.link.launch = msgspec.structs.replace(keeper.link.launch, socket="there")
     net = mlp()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
-    with Watch(net, optimizer, link=kept.link, plan=[(2, parse("kick=0.1")), (3, parse("lr=*2"))]) as run:
+    with Watch(net, optimizer, link=keeper.link, plan=[(2, parse("kick=0.1")), (3, parse("lr=*2"))]) as run:
         for n, batch in enumerate(digit_batches(4)):
             loss = loss_of(net, batch)
             optimizer.zero_grad()
@@ -45,7 +45,7 @@ def test_a_turn_copies_net_and_optimizer_once(kept: FakeKeeper, copies: list[Sna
             before = len(copies)
             run.step(loss)
             assert len(copies) - before == [1, 1, 1, 0][n], "the run's start, and each turn"
-    assert len(kept.events(KnobTurned)) == 2
+    assert len(keeper.events(KnobTurned)) == 2
 
 
 def test_where_no_snapshot_is_kept_a_turn_of_the_net_still_copies_it(copies: list[Snapshot]) -> None:
@@ -59,9 +59,9 @@ def test_where_no_snapshot_is_kept_a_turn_of_the_net_still_copies_it(copies: lis
 
 @pytest.mark.parametrize("socket", [None, "there"], ids=["with a copy of its own", "from the snapshot before it"])
 def test_a_turn_that_fails_within_an_accumulation_keeps_the_gradients(
-    socket: str | None, kept: FakeKeeper, monkeypatch: pytest.MonkeyPatch
+    socket: str | None, keeper: FakeKeeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept.link.launch = msgspec.structs.replace(kept.link.launch, socket=socket)
+    keeper.link.launch = msgspec.structs.replace(keeper.link.launch, socket=socket)
     net = mlp()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
 
@@ -74,7 +74,7 @@ def test_a_turn_that_fails_within_an_accumulation_keeps_the_gradients(
         raise RuntimeError("injected")
 
     monkeypatch.setattr("tui_descent.training.steering.surgery.kick", fails)
-    with Watch(net, optimizer, link=kept.link) as run:
+    with Watch(net, optimizer, link=keeper.link) as run:
         for n, batch in enumerate(digit_batches(6)):
             loss = loss_of(net, batch)
             loss.backward()
@@ -85,7 +85,7 @@ def test_a_turn_that_fails_within_an_accumulation_keeps_the_gradients(
             if n == 4:
                 grads = [(p.grad, p.grad.clone()) for p in net.parameters() if p.grad is not None]
                 before = copy_of(net), state_of(optimizer), torch.get_rng_state()
-                kept.order(parse("kick=0.1"))
+                keeper.send(parse("kick=0.1"))
                 run.control.between()
                 assert same(copy_of(net), before[0])
                 assert same_state(state_of(optimizer), before[1])
@@ -95,5 +95,5 @@ def test_a_turn_that_fails_within_an_accumulation_keeps_the_gradients(
                 for p, (grad, value) in zip(net.parameters(), grads, strict=True):
                     assert p.grad is grad
                     assert torch.equal(grad, value)
-    (rejected,) = kept.events(CommandRejected)
+    (rejected,) = keeper.events(CommandRejected)
     assert "injected" in rejected.reason

@@ -16,7 +16,7 @@ from digests import digest_of
 from fake_keeper import FakeKeeper
 from net_families import setup as make_setup
 from nets import copy_of, digit_batches, loss_of, mlp, same
-from played_run import TURNS, PlayedRun, untouched
+from played_run import TURNS, PlayedRun, losses_without_undo
 
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.commands import Redo, Resume, TurnKnob, Undo
@@ -37,11 +37,11 @@ from tui_descent.training.watch.watch import Watch
 
 
 @pytest.fixture
-def play(kept: FakeKeeper) -> Iterator[Callable[..., PlayedRun]]:
+def play(keeper: FakeKeeper) -> Iterator[Callable[..., PlayedRun]]:
     runs: list[PlayedRun] = []
 
     def start(plan: dict[int, str] | None = None, **how: Any) -> PlayedRun:
-        runs.append(PlayedRun(kept, plan or {}, **how))
+        runs.append(PlayedRun(keeper, plan or {}, **how))
         return runs[-1]
 
     yield start
@@ -50,19 +50,19 @@ def play(kept: FakeKeeper) -> Iterator[Callable[..., PlayedRun]]:
 
 
 def test_three_interventions_undone_are_as_if_they_never_were(play: Any, home: Path) -> None:
-    plain = untouched(home / "plain", 400)
+    plain = losses_without_undo(home / "plain", 400)
     run = play(TURNS)
     turned = run.go(400, Undo(), Undo(), Undo())
     assert turned[:100] == plain[:100]
     assert turned[100:] != plain[100:]
     assert run.watch.next_step == 100
     assert run.go(400) == plain[100:]
-    places = [(e.from_segment, e.from_step, e.to_step, e.segment) for e in run.kept.events(Rewound)]
+    places = [(e.from_segment, e.from_step, e.to_step, e.segment) for e in run.keeper.events(Rewound)]
     assert places == [(0, 400, 300, 1), (1, 300, 200, 2), (2, 200, 100, 3)]
 
 
 def test_redone_they_are_as_if_they_had_never_been_undone(play: Any, home: Path) -> None:
-    through = untouched(home / "through", 450, TURNS)
+    through = losses_without_undo(home / "through", 450, TURNS)
     run = play(TURNS)
     run.go(400, Undo(), Undo(), Undo())
     run.go(150, Redo(), Redo(), Redo())
@@ -71,7 +71,7 @@ def test_redone_they_are_as_if_they_had_never_been_undone(play: Any, home: Path)
 
 
 def test_undone_redone_and_undone_again(play: Any, home: Path) -> None:
-    plain, through = untouched(home / "plain", 330), untouched(home / "through", 340, TURNS)
+    plain, through = losses_without_undo(home / "plain", 330), losses_without_undo(home / "through", 340, TURNS)
     run = play(TURNS)
     run.go(331, Undo(), Undo(), Undo())
     run.go(110, Redo(), Redo(), Redo())
@@ -79,13 +79,13 @@ def test_undone_redone_and_undone_again(play: Any, home: Path) -> None:
     assert run.go(340) == through[331:]
     run.go(341, Undo(), Undo(), Undo())
     assert run.go(330) == plain[100:]
-    events = run.kept.events()
+    events = run.keeper.events()
     assert len([e for e in events if isinstance(e, Rewound)]) == 9
     assert all("value only" not in e.what for e in events if isinstance(e, CommandDone))
 
 
 def test_one_redone_of_three(play: Any, home: Path) -> None:
-    first = untouched(home / "first", 350, {100: TURNS[100]})
+    first = losses_without_undo(home / "first", 350, {100: TURNS[100]})
     run = play(TURNS)
     run.go(400, Undo(), Undo(), Undo(), Redo())
     assert run.watch.next_step == 200
@@ -94,7 +94,7 @@ def test_one_redone_of_three(play: Any, home: Path) -> None:
 
 @pytest.mark.parametrize("turn", ["activation=gelu", "residual=on"])
 def test_in_the_midst_of_a_transition(turn: str, play: Any, home: Path) -> None:
-    through, plain = untouched(home / "t", 120, {20: turn}), untouched(home / "p", 120)
+    through, plain = losses_without_undo(home / "t", 120, {20: turn}), losses_without_undo(home / "p", 120)
     run = play({20: turn})
     run.go(30, Undo())
     assert run.go(60, Redo()) == plain[20:60]
@@ -104,7 +104,7 @@ def test_in_the_midst_of_a_transition(turn: str, play: Any, home: Path) -> None:
 
 
 def test_an_undo_within_the_transition_begun_by_the_turn_before(play: Any, home: Path) -> None:
-    blended = untouched(home / "b", 100, {20: "activation=gelu"})
+    blended = losses_without_undo(home / "b", 100, {20: "activation=gelu"})
     run = play({20: "activation=gelu", 40: "activation=relu"})
     run.go(90, Undo())
     assert run.watch.next_step == 40
@@ -164,20 +164,20 @@ def test_nothing_to_undo_and_nothing_to_redo(play: Any) -> None:
     run = play()
     run.go(5, Undo(), Redo())
     assert run.watch.next_step == 5
-    reasons = [e.reason for e in run.kept.events(CommandRejected)]
+    reasons = [e.reason for e in run.keeper.events(CommandRejected)]
     assert reasons == ["nothing to undo: no intervention is in force", "nothing to redo"]
 
 
 def test_a_new_intervention_ends_what_could_be_redone(play: Any) -> None:
     run = play({5: "lr=*2"})
     run.go(10, Undo(), parse("lr=*3"), Redo())
-    assert [e.reason for e in run.kept.events(CommandRejected)] == ["nothing to redo"]
+    assert [e.reason for e in run.keeper.events(CommandRejected)] == ["nothing to redo"]
 
 
 def test_what_is_turned_but_not_learnt_from_is_no_intervention(play: Any) -> None:
     run = play()
     run.go(5, parse("pace=400"), Undo())
-    assert len(run.kept.events(CommandRejected)) == 1
+    assert len(run.keeper.events(CommandRejected)) == 1
     assert run.watch.steering.pace == 400
 
 
@@ -185,7 +185,7 @@ def test_over_the_budget_the_value_alone_goes_back(play: Any) -> None:
     run = play({5: "lr=*2"}, budget=1000)
     run.go(10, Undo(), Redo())
     assert run.watch.next_step == 10
-    events = run.kept.events()
+    events = run.keeper.events()
     assert not [e for e in events if isinstance(e, Rewound | SnapshotTaken)]
     done = [e.what for e in events if isinstance(e, CommandDone)]
     assert "by value only: the exact state takes" in done[0]
@@ -196,7 +196,7 @@ def test_over_the_budget_the_value_alone_goes_back(play: Any) -> None:
 def test_an_undo_by_value_is_announced_when_the_knob_is_turned(play: Any) -> None:
     run = play({5: "lr=*2"}, budget=1000)
     run.go(10, parse("activation=gelu"))
-    for turned in run.kept.events(KnobTurned):
+    for turned in run.keeper.events(KnobTurned):
         said = re.search(
             r"undo restores the value only: the exact state takes ([\d,]+) MB, the undo budget is 0 MB$", turned.note
         )
@@ -208,7 +208,7 @@ def test_without_a_budget_no_snapshot_is_kept(play: Any) -> None:
     run.go(10, parse("lr=*2"))
     run.go(12, Undo())
     assert run.undo.nbytes == 0
-    (done,) = run.kept.events(CommandDone)
+    (done,) = run.keeper.events(CommandDone)
     assert "by value only" in done.what
 
 
@@ -220,7 +220,7 @@ def test_without_memory_for_a_snapshot_the_run_goes_on(play: Any, monkeypatch: p
     run.go(10)
     monkeypatch.setattr(undo_stack, "Snapshot", full)
     run.go(12, parse("lr=*2"), Undo())
-    (done,) = run.kept.events(CommandDone)
+    (done,) = run.keeper.events(CommandDone)
     assert "by value only: there is no memory left for the exact state" in done.what
 
 
@@ -230,7 +230,7 @@ def test_a_refused_turn_takes_no_snapshot(play: Any, monkeypatch: pytest.MonkeyP
     taken: list[Any] = []
     monkeypatch.setattr(undo_stack, "Snapshot", lambda *args, **_: taken.append(args))
     run.go(5, TurnKnob(knob="lr", value="-1"), TurnKnob(knob="batch_size", value="no"), TurnKnob(knob="x", value="1"))
-    assert len(run.kept.events(CommandRejected)) == 3
+    assert len(run.keeper.events(CommandRejected)) == 3
     assert not taken
 
 
@@ -247,9 +247,9 @@ def test_a_turn_that_fails_half_way_is_put_back(budget: int, play: Any, monkeypa
         raise RuntimeError("injected")
 
     monkeypatch.setattr("tui_descent.training.steering.surgery.kick", fails)
-    run.kept.order(parse("kick=0.1"))
+    run.keeper.send(parse("kick=0.1"))
     run.watch.control.between()
-    (rejected,) = run.kept.events(CommandRejected)
+    (rejected,) = run.keeper.events(CommandRejected)
     assert "injected" in rejected.reason
     assert run.digest() == before
 
@@ -264,7 +264,7 @@ def test_the_budget_is_kept_and_the_oldest_snapshots_go_first(play: Any) -> None
         assert run.undo.nbytes <= run.undo.budget
     assert [t.before is None for t in run.undo._done] == [True, True, False, False, False]
     run.go(40, Undo(), Undo(), Undo(), Undo())
-    done = [e.what for e in run.kept.events(CommandDone)]
+    done = [e.what for e in run.keeper.events(CommandDone)]
     assert run.watch.next_step == 15
     assert ["by value only" in what for what in done] == [False, False, False, True]
 
@@ -277,22 +277,22 @@ def test_after_numbers_that_are_none_the_last_good_snapshot_comes_back(play: Any
     assert run.undo.take_periodic(0, 10) is not None
     run.go(15)
     run.watch.control.on_fault = "hold"
-    run.kept.order(Undo())
-    run.kept.order(Resume())
+    run.keeper.send(Undo())
+    run.keeper.send(Resume())
     assert not run.watch.loss(math.nan)
     assert run.watch.next_step == 10
     assert run.watch.progress.rewound
     assert run.digest() == good
-    told = [e.reason for e in run.kept.events(StateChanged) if e.state == "held"]
+    told = [e.reason for e in run.keeper.events(StateChanged) if e.state == "held"]
     assert told == []  # both commands were at hand before it had to stand still
 
 
-def test_a_foreign_loop_gets_model_and_optimizer_back_and_goes_on_counting(kept: FakeKeeper) -> None:
-    kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there")
+def test_a_foreign_loop_gets_model_and_optimizer_back_and_goes_on_counting(keeper: FakeKeeper) -> None:
+    keeper.link.launch = msgspec.structs.replace(keeper.link.launch, socket="there")
     net = mlp()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     seen: dict[int, list[torch.Tensor]] = {}
-    with Watch(net, optimizer, link=kept.link, sampler=Sampler(budget=0.0)) as run:
+    with Watch(net, optimizer, link=keeper.link, sampler=Sampler(budget=0.0)) as run:
         for n, batch in enumerate(digit_batches(12)):
             loss = loss_of(net, batch)
             optimizer.zero_grad()
@@ -300,28 +300,28 @@ def test_a_foreign_loop_gets_model_and_optimizer_back_and_goes_on_counting(kept:
             optimizer.step()
             seen[n + 1] = copy_of(net)
             if n == 3:
-                kept.order(parse("lr=*2"))
+                keeper.send(parse("lr=*2"))
             if n == 7:
-                kept.order(Undo())
+                keeper.send(Undo())
             run.step(loss)
             if n == 7:
                 assert same(copy_of(net), seen[4])
                 assert {float(s["step"]) for s in optimizer.state.values()} == {4.0}
                 assert run.steering.rate.value == 1e-3
         assert run.next_step == 12
-    (told,) = kept.events(Rewound)
+    (told,) = keeper.events(Rewound)
     assert (told.to_step, told.step, told.segment) == (4, 8, 1)
 
 
-def test_undo_while_held_within_a_step_brings_the_first_optimizer_back(kept: FakeKeeper) -> None:
-    kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there")
+def test_undo_while_held_within_a_step_brings_the_first_optimizer_back(keeper: FakeKeeper) -> None:
+    keeper.link.launch = msgspec.structs.replace(keeper.link.launch, socket="there")
     made = make_setup("mlp", optimizer={"name": "momentum", "lr": 0.01})
     steering = Steering(made.model, made.optimizer, setup=made, steps=40, init="he")
     about = RunStarted(
         run="", title="", name="", scenario={}, device="cpu", threads=1, parameters=0, layers=(), knobs=(), steps=40
     )
     with Watch(
-        made.model, made.optimizer, link=kept.link, steering=steering, about=about, is_scenario=True,
+        made.model, made.optimizer, link=keeper.link, steering=steering, about=about, is_scenario=True,
         on_fault="hold", plan=[(3, parse("optimizer=adam"))],
     ) as run:  # fmt: skip
         run.begin_step()
@@ -336,12 +336,12 @@ def test_undo_while_held_within_a_step_brings_the_first_optimizer_back(kept: Fak
                 for p in made.model.parameters():
                     p.grad.fill_(math.nan)
                 for command in (Undo(), Resume()):
-                    kept.order(command)
+                    keeper.send(command)
             made.optimizer.step()
             run.step(loss)
             if run.next_step == 3:
                 seen["optimizer"] = made.optimizer
         assert seen["held"] is not first
         assert seen["optimizer"] is made.optimizer is first
-    (told,) = kept.events(Rewound)
+    (told,) = keeper.events(Rewound)
     assert told.to_step == 3

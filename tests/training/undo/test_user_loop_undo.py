@@ -68,7 +68,7 @@ SCHEDULES: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
 
 def train(
     schedule: Callable[[torch.optim.Optimizer], Any],
-    kept: FakeKeeper | None,
+    keeper: FakeKeeper | None,
     *,
     named: bool = True,
     again: int | None = None,
@@ -85,7 +85,7 @@ def train(
     state = {"scheduler": scheduler} if named else {}
     rates: list[float] = []
     with Watch(
-        net, optimizer, link=kept.link if kept else None, state=user_holders(state), sampler=Sampler(every=3)
+        net, optimizer, link=keeper.link if keeper else None, state=user_holders(state), sampler=Sampler(every=3)
     ) as run:
         for n in order:
             loss = loss_of(net, batches[n])
@@ -94,38 +94,38 @@ def train(
             rates.append(optimizer.param_groups[0]["lr"])
             optimizer.step()
             scheduler.step(1.0) if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) else scheduler.step()
-            if kept is not None and n == TURN_AT - 1:
-                kept.order(parse("lr=*2"))
-            if kept is not None and n == UNDO_AT - 1:
-                kept.order(Undo())
+            if keeper is not None and n == TURN_AT - 1:
+                keeper.send(parse("lr=*2"))
+            if keeper is not None and n == UNDO_AT - 1:
+                keeper.send(Undo())
             run.step(loss)
         return rates, copy_of(net), run.next_step
 
 
 @pytest.fixture
-def kept_past(kept: FakeKeeper) -> FakeKeeper:
-    kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there")
-    return kept
+def keeper_with_undo(keeper: FakeKeeper) -> FakeKeeper:
+    keeper.link.launch = msgspec.structs.replace(keeper.link.launch, socket="there")
+    return keeper
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_the_scheduler_goes_back_and_the_loops_counter_and_data_go_on(name: str, kept_past: FakeKeeper) -> None:
-    rates, weights, count = train(SCHEDULES[name], kept_past)
+def test_the_scheduler_goes_back_and_the_loops_counter_and_data_go_on(name: str, keeper_with_undo: FakeKeeper) -> None:
+    rates, weights, count = train(SCHEDULES[name], keeper_with_undo)
     # The twin: a loop that never made the updates from the turn to the undo.
     expected, twin, _ = train(SCHEDULES[name], None, again=UNDO_AT)
     assert rates[UNDO_AT:] == expected[TURN_AT:]
     assert same(weights, twin)
     assert count == STEPS
-    (told,) = kept_past.events(Rewound)
+    (told,) = keeper_with_undo.events(Rewound)
     assert (told.to_step, told.step) == (TURN_AT, UNDO_AT)
 
 
-def test_undone_and_redone_to_the_last_bit(kept_past: FakeKeeper) -> None:
+def test_undone_and_redone_to_the_last_bit(keeper_with_undo: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     seen: dict[int, Any] = {}
     asked = {4: parse("betas=0.8/0.9"), 8: Undo(), 10: Redo()}
-    with Watch(net, optimizer, link=kept_past.link) as run:
+    with Watch(net, optimizer, link=keeper_with_undo.link) as run:
         for n, batch in enumerate(digit_batches(12), start=1):
             loss = loss_of(net, batch)
             optimizer.zero_grad()
@@ -133,30 +133,30 @@ def test_undone_and_redone_to_the_last_bit(kept_past: FakeKeeper) -> None:
             optimizer.step()
             seen[n] = copy_of(net), state_of(optimizer)
             if n in asked:
-                kept_past.order(asked[n])
+                keeper_with_undo.send(asked[n])
             run.step(loss)
             if n in (8, 10):
                 there = seen[4 if n == 8 else 8]
                 assert same(copy_of(net), there[0])
                 assert same_state(state_of(optimizer), there[1])
-    assert len(kept_past.events(Rewound)) == 2
+    assert len(keeper_with_undo.events(Rewound)) == 2
 
 
-def test_a_scheduler_that_is_not_named_goes_on(kept_past: FakeKeeper) -> None:
-    rates, _, _ = train(SCHEDULES["OneCycleLR"], kept_past, named=False)
+def test_a_scheduler_that_is_not_named_goes_on(keeper_with_undo: FakeKeeper) -> None:
+    rates, _, _ = train(SCHEDULES["OneCycleLR"], keeper_with_undo, named=False)
     expected, _, _ = train(SCHEDULES["OneCycleLR"], None)
     # Adam's own rate went back with Adam; the scheduler's count did not, and its next step says so.
     assert rates[UNDO_AT + 1 :] == expected[UNDO_AT + 1 :]
 
 
 def play(
-    kept: FakeKeeper, state: Mapping[str, object], look: Callable[[], Any], act: Callable[[], Any]
+    keeper: FakeKeeper, state: Mapping[str, object], look: Callable[[], Any], act: Callable[[], Any]
 ) -> dict[str, Any]:
     """`act` once a step; what `look` saw at the turn, before and after the undo, and after the redo."""
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
     seen: dict[str, Any] = {}
-    with Watch(net, optimizer, link=kept.link, state=user_holders(state), sampler=Sampler(budget=0.0)) as run:
+    with Watch(net, optimizer, link=keeper.link, state=user_holders(state), sampler=Sampler(budget=0.0)) as run:
         for n, batch in enumerate(digit_batches(8)):
             loss = loss_of(net, batch)
             optimizer.zero_grad()
@@ -165,17 +165,17 @@ def play(
             act()
             if n == 2:
                 seen["turn"] = look()
-                kept.order(parse("lr=*2"))
+                keeper.send(parse("lr=*2"))
             if n in (5, 6):
                 seen[f"before {n}"] = look()
-                kept.order(Undo() if n == 5 else Redo())
+                keeper.send(Undo() if n == 5 else Redo())
             run.step(loss)
             if n in (5, 6):
                 seen[f"after {n}"] = look()
     return seen
 
 
-def test_a_scaler_goes_back(kept_past: FakeKeeper) -> None:
+def test_a_scaler_goes_back(keeper_with_undo: FakeKeeper) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
 
     def act() -> None:
@@ -183,12 +183,12 @@ def test_a_scaler_goes_back(kept_past: FakeKeeper) -> None:
         scaler._found_inf_per_device = lambda optimizer: {}  # type: ignore[method-assign]
         scaler.update(scaler.get_scale() * 2)
 
-    seen = play(kept_past, {"scaler": scaler}, scaler.state_dict, act)
+    seen = play(keeper_with_undo, {"scaler": scaler}, scaler.state_dict, act)
     assert seen["after 5"] == seen["turn"] != seen["before 5"]
     assert seen["after 6"] == seen["before 5"]
 
 
-def test_a_net_a_dict_a_tensor_and_a_generator_go_back(kept_past: FakeKeeper) -> None:
+def test_a_net_a_dict_a_tensor_and_a_generator_go_back(keeper_with_undo: FakeKeeper) -> None:
     net, counts, tensor, generator = mlp(seed=3), {"seen": 0, "list": [1]}, torch.zeros(3), torch.Generator()
     averaged = AveragedModel(net)
 
@@ -208,7 +208,7 @@ def test_a_net_a_dict_a_tensor_and_a_generator_go_back(kept_past: FakeKeeper) ->
         ]
 
     named = {"averaged": averaged, "counts": counts, "tensor": tensor, "generator": generator}
-    seen = play(kept_past, named, look, act)
+    seen = play(keeper_with_undo, named, look, act)
     for turn, before, undone, redone in zip(
         seen["turn"], seen["before 5"], seen["after 5"], seen["after 6"], strict=True
     ):
@@ -232,11 +232,11 @@ class Stubborn(Warmup):
         super().load_state_dict(state)
 
 
-def test_one_that_will_not_go_back_leaves_all_as_it_was_and_is_told(kept_past: FakeKeeper) -> None:
+def test_one_that_will_not_go_back_leaves_all_as_it_was_and_is_told(keeper_with_undo: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
     good, bad = Warmup(optimizer), Stubborn(optimizer)
-    with Watch(net, optimizer, link=kept_past.link, state=user_holders({"good": good, "bad": bad})) as run:
+    with Watch(net, optimizer, link=keeper_with_undo.link, state=user_holders({"good": good, "bad": bad})) as run:
         for n, batch in enumerate(digit_batches(6)):
             loss = loss_of(net, batch)
             optimizer.zero_grad()
@@ -245,9 +245,9 @@ def test_one_that_will_not_go_back_leaves_all_as_it_was_and_is_told(kept_past: F
             good.step()
             bad.step()
             if n == 2:
-                kept_past.order(parse("lr=*2"))
+                keeper_with_undo.send(parse("lr=*2"))
             if n == 4:
-                kept_past.order(Undo())
+                keeper_with_undo.send(Undo())
             before = copy_of(net), good.count, bad.count
             run.step(loss)
             assert same(copy_of(net), before[0])
@@ -255,6 +255,6 @@ def test_one_that_will_not_go_back_leaves_all_as_it_was_and_is_told(kept_past: F
         undo = run.control.undo_stack
         assert undo is not None
         assert undo.in_force == (1,)
-    (rejected,) = kept_past.events(CommandRejected)
+    (rejected,) = keeper_with_undo.events(CommandRejected)
     assert 'state["bad"] raised KeyError' in rejected.reason
-    assert not kept_past.events(Rewound)
+    assert not keeper_with_undo.events(Rewound)

@@ -1,4 +1,4 @@
-"""What is no number on a GPU is known late: fused updates are stopped on the device, others are told of."""
+"""On a GPU a non-finite number is found later: fused updates are stopped on the device, others are reported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from deferred_loops import BAD_AT, FUSED, Slow, fused, resumes, steer_into
+from deferred_loops import BAD_AT, FUSED, SlowArrival, fused, resume_when_held, train_into_fault
 from fake_keeper import FakeKeeper
 from nets import copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
 from played_run import SCENARIO
@@ -30,48 +30,52 @@ from tui_descent.training.watch.watch import Watch
 
 @pytest.mark.parametrize("spoil", [math.nan, math.inf, "loss"], ids=str)
 @pytest.mark.parametrize("name", FUSED)
-def test_a_bad_update_of_a_fused_optimizer_is_none_and_none_is_made_until_the_run_is_held(
-    name: str, spoil: Any, far: None, slow: type[Slow]
+def test_fused_optimizer_skips_every_update_from_the_non_finite_one_until_the_hold(
+    name: str, spoil: Any, deferred_numbers: None, slow_arrivals: type[SlowArrival]
 ) -> None:
-    net, optimizer, run, after = steer_into(None, lambda net: fused(name, net), spoil=spoil, hand=spoil == "loss")
+    net, optimizer, run, after = train_into_fault(
+        None, lambda net: fused(name, net), spoil=spoil, check=spoil == "loss"
+    )
     weights, state = after[BAD_AT - 1]
-    still = [same(w, weights) and same_state(s, state) for w, s in after]
-    going_on = still.index(False, BAD_AT)
-    assert going_on > BAD_AT, "the bad one at least was not made"
-    assert all(still[BAD_AT:going_on])
-    assert not any(still[going_on:]), "and so it went on"
+    unchanged = [same(w, weights) and same_state(s, state) for w, s in after]
+    resumed = unchanged.index(False, BAD_AT)
+    assert resumed > BAD_AT, "at least the non-finite update was skipped"
+    assert all(unchanged[BAD_AT:resumed])
+    assert not any(unchanged[resumed:]), "after the hold updates are made again"
     assert all(p.isfinite().all() for p in net.parameters())
     assert not hasattr(optimizer, "found_inf")
     assert run.outcome == ("finished", "")
 
 
-def test_deferred_hold_names_the_step_and_follows_all_steps_made(far: None, slow: type[Slow], kept: FakeKeeper) -> None:
-    stood = resumes(kept)
-    steer_into(kept, lambda net: fused("adam", net))
-    records = kept.steps()
+def test_deferred_hold_names_the_step_and_follows_all_steps_made(
+    deferred_numbers: None, slow_arrivals: type[SlowArrival], keeper: FakeKeeper
+) -> None:
+    written = resume_when_held(keeper)
+    train_into_fault(keeper, lambda net: fused("adam", net))
+    records = keeper.steps()
     assert [r.step for r in records] == list(range(60))
-    (held_at,) = stood
+    (held_at,) = written
     assert [r.step for r in records if r.skipped] == list(range(BAD_AT, held_at))
-    (fault,) = kept.events(NotFinite)
+    (fault,) = keeper.events(NotFinite)
     since = held_at - BAD_AT - 1
     when = f"found {since} update{'s' * (since != 1)} later" if since else "found just after the update"
     assert fault.step == BAD_AT
     assert fault.text == (
         f"the gradient that reaches the input is not finite at step {BAD_AT}, {when}; "
-        "no update was made from there on: the weights are as they were"
+        "this update and all later ones were skipped: the weights are unchanged"
     )
 
 
 @pytest.mark.parametrize("spoil", [math.nan, "loss"], ids=str)
-def test_where_it_cannot_be_stopped_the_last_good_moment_is_offered_and_an_undo_goes_there(
-    spoil: Any, far: None, slow: type[Slow], kept: FakeKeeper
+def test_unstoppable_update_offers_the_last_good_snapshot_and_undo_goes_there(
+    spoil: Any, deferred_numbers: None, slow_arrivals: type[SlowArrival], keeper: FakeKeeper
 ) -> None:
     net = mlp()
     optimizer = torch.optim.RMSprop(net.parameters(), lr=1e-3)
-    kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there")  # so that snapshots are kept
+    keeper.link.launch = msgspec.structs.replace(keeper.link.launch, socket="there")  # so that snapshots are kept
     batches = digit_batches(20)
-    with Watch(net, optimizer, link=kept.link, sampler=Sampler(every=0), on_fault="hold") as run:
-        resumes(kept, Undo())
+    with Watch(net, optimizer, link=keeper.link, sampler=Sampler(every=0), on_fault="hold") as run:
+        resume_when_held(keeper, Undo())
         start = copy_of(net)
         for n in range(40):
             loss = loss_of(net, batches[n % 20]) * (math.nan if spoil == "loss" and n == BAD_AT else 1)
@@ -82,24 +86,26 @@ def test_where_it_cannot_be_stopped_the_last_good_moment_is_offered_and_an_undo_
                 net.stem.weight.grad.fill_(math.nan)
             optimizer.step()
             run.step(loss)
-    events = kept.events()
+    events = keeper.events()
     (fault,) = [e for e in events if isinstance(e, NotFinite)]
     assert (fault.step, fault.layer) == (BAD_AT, "stem")
     assert f"at step {BAD_AT}, found" in fault.text
-    assert "the update was made and the weights of stem went bad" in fault.text
+    assert "the update was made and the weights of stem are now non-finite" in fault.text
     (held,) = [e for e in events if isinstance(e, StateChanged) and e.state == "held"]
     assert held.reason == f"{fault.text}; u goes back to step 1"
     (rewound,) = [e for e in events if isinstance(e, Rewound)]
     assert rewound.to_step == 1
     assert all(p.isfinite().all() for p in net.parameters())
     assert not same(copy_of(net), start)
-    records = kept.steps()
+    records = keeper.steps()
     assert [r.step for r in records] == list(range(40))
     assert {r.segment for r in records if r.step < rewound.from_step} == {0}
     assert {r.segment for r in records if r.step >= rewound.from_step} == {1}
 
 
-def test_a_first_update_with_momentum_is_looked_at_beforehand(far: None, slow: type[Slow]) -> None:
+def test_first_update_with_momentum_is_checked_before_it_is_made(
+    deferred_numbers: None, slow_arrivals: type[SlowArrival]
+) -> None:
     net = mlp()
     optimizer = fused("momentum", net)
     with Watch(net, optimizer, link=None, on_fault="hold", is_scenario=True) as run:
@@ -113,27 +119,31 @@ def test_a_first_update_with_momentum_is_looked_at_beforehand(far: None, slow: t
             optimizer.step()
             assert run.step(loss) == (n > 0)
             assert same(copy_of(net), weights) == (n == 0)
-            assert bool(optimizer.state) == (n > 0), "no buffer that nothing has filled"
+            assert bool(optimizer.state) == (n > 0), "no momentum buffer is left uninitialised"
     assert run.next_step == 3
 
 
-@pytest.mark.parametrize("come_late", [False, True], ids=["direct", "late"])
+@pytest.mark.parametrize("deferred", [False, True], ids=["immediate", "deferred"])
 @pytest.mark.parametrize("on_fault", ["hold", "end"])
-def test_an_overflow_under_a_scaler_is_a_skipped_step_and_no_fault(
-    on_fault: Any, come_late: bool, at_hand: Callable[[bool], None], slow: type[Slow], kept: FakeKeeper
+def test_overflow_under_a_scaler_is_a_skipped_step_and_no_fault(
+    on_fault: Any,
+    deferred: bool,
+    losses_at_once: Callable[[bool], None],
+    slow_arrivals: type[SlowArrival],
+    keeper: FakeKeeper,
 ) -> None:
-    at_hand(not come_late)
+    losses_at_once(not deferred)
     net = mlp()
     optimizer = fused("adamw", net)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    with Watch(net, optimizer, link=kept.link, sampler=Sampler(every=1), on_fault=on_fault) as run:
+    with Watch(net, optimizer, link=keeper.link, sampler=Sampler(every=1), on_fault=on_fault) as run:
         for n, batch in enumerate(digit_batches(20)):
             optimizer.zero_grad()
             loss = loss_of(net, batch)
             scaler.scale(loss).backward()
             weights = copy_of(net)
             if n in (BAD_AT, BAD_AT + 3):
-                # The second where the guard does not look.
+                # The second one in a layer that the guard does not check.
                 layer = net.stem if n == BAD_AT else net.blocks[-1].linear
                 layer.weight.grad[0, 0] = math.inf
             scaler.step(optimizer)
@@ -141,15 +151,15 @@ def test_an_overflow_under_a_scaler_is_a_skipped_step_and_no_fault(
             run.step(loss)
             assert same(copy_of(net), weights) == (n in (BAD_AT, BAD_AT + 3))
     assert run.outcome == ("finished", "")
-    assert not kept.events(NotFinite)
-    assert [r.step for r in kept.steps() if r.skipped] == [BAD_AT, BAD_AT + 3]
-    assert [r.step for r in kept.readings()] == [n for n in range(20) if n not in (BAD_AT, BAD_AT + 3)]
+    assert not keeper.events(NotFinite)
+    assert [r.step for r in keeper.steps() if r.skipped] == [BAD_AT, BAD_AT + 3]
+    assert [r.step for r in keeper.readings()] == [n for n in range(20) if n not in (BAD_AT, BAD_AT + 3)]
     assert scaler.get_scale() == 2.0**8
 
 
 @pytest.mark.parametrize("bad_at", [BAD_AT, 59], ids=["midway", "the last step"])
-def test_without_a_viewer_the_run_ends_diverged_with_good_weights(
-    bad_at: int, far: None, slow: type[Slow], kept: FakeKeeper
+def test_unattended_run_ends_diverged_with_finite_weights(
+    bad_at: int, deferred_numbers: None, slow_arrivals: type[SlowArrival], keeper: FakeKeeper
 ) -> None:
     nets = []
 
@@ -158,23 +168,25 @@ def test_without_a_viewer_the_run_ends_diverged_with_good_weights(
         return fused("adam", net)
 
     with suppress(UnboundLocalError):
-        steer_into(kept, made, on_fault="end", bad_at=bad_at)
-    (ended,) = kept.events(RunEnded)
+        train_into_fault(keeper, made, on_fault="end", bad_at=bad_at)
+    (ended,) = keeper.events(RunEnded)
     assert ended.status == "diverged"
     assert ended.reason.startswith(f"the gradient that reaches the input is not finite at step {bad_at}, found")
     assert all(p.isfinite().all() for p in nets[0].parameters())
-    assert [r.step for r in kept.steps()] == list(range(ended.step))
+    assert [r.step for r in keeper.steps()] == list(range(ended.step))
 
 
-def test_a_loop_that_is_only_told_makes_its_own_update(far: None, slow: type[Slow], kept: FakeKeeper) -> None:
-    *_, after = steer_into(kept, lambda net: fused("sgd", net), on_fault="note")
+def test_loop_that_is_only_notified_makes_its_own_update(
+    deferred_numbers: None, slow_arrivals: type[SlowArrival], keeper: FakeKeeper
+) -> None:
+    *_, after = train_into_fault(keeper, lambda net: fused("sgd", net), on_fault="note")
     assert not after[BAD_AT][0][0].isfinite().all()
-    noted = kept.events(NotFinite)
+    noted = keeper.events(NotFinite)
     assert noted[0].step == BAD_AT
-    assert not any(r.skipped for r in kept.steps())
+    assert not any(r.skipped for r in keeper.steps())
 
 
-def test_a_step_that_raises_leaves_the_optimizers_own_flag(far: None) -> None:
+def test_found_inf_is_restored_after_a_step_that_raises(deferred_numbers: None) -> None:
     net = mlp()
     optimizer = fused("adam", net)
     with Watch(net, optimizer, link=None, on_fault="hold") as run:
@@ -194,8 +206,8 @@ def test_a_step_that_raises_leaves_the_optimizers_own_flag(far: None) -> None:
             assert not hasattr(optimizer, "found_inf")
 
 
-class Spoils(nn.Module):
-    """No numbers at one pass in training."""
+class NanAtOnePass(nn.Module):
+    """Outputs NaN at one forward pass in training."""
 
     def __init__(self, at: int) -> None:
         super().__init__()
@@ -208,37 +220,37 @@ class Spoils(nn.Module):
         return x * math.nan if self.passes == self.at + 1 else x
 
 
-def scenario_that_spoils(optimizer: dict[str, Any]) -> tuple[Setup, Spoils]:
-    """With a schedule and dropout; at its sixth pass there are no numbers."""
+def scenario_with_nan(optimizer: dict[str, Any]) -> tuple[Setup, NanAtOnePass]:
+    """A scenario with a schedule and dropout, whose sixth forward pass gives NaN."""
     torch.manual_seed(0)
     table = tomllib.loads(SCENARIO) | {"optimizer": optimizer}
     setup = build(from_table(table, source="test"), on=torch.device("cpu"))
-    spoils = Spoils(BAD_AT)
-    setup.model = nn.Sequential(setup.model, spoils)
-    return setup, spoils
+    nan_layer = NanAtOnePass(BAD_AT)
+    setup.model = nn.Sequential(setup.model, nan_layer)
+    return setup, nan_layer
 
 
 @pytest.mark.parametrize("evaluate_every", [0, 8], ids=["", "evaluated"])
 @pytest.mark.parametrize("on_fault", ["hold", "end"])
 @pytest.mark.parametrize("optimizer", [{"name": "adam", "lr": 2e-3}, {"name": "momentum", "lr": 0.05}], ids=str)
-def test_updates_that_were_stopped_move_neither_counter_nor_schedule_of_a_scenarios_loop(
+def test_stopped_updates_move_neither_step_nor_schedule_of_a_scenario_run(
     optimizer: Any,
     on_fault: Any,
     evaluate_every: int,
-    far: None,
-    slow: type[Slow],
-    kept: FakeKeeper,
+    deferred_numbers: None,
+    slow_arrivals: type[SlowArrival],
+    keeper: FakeKeeper,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(optimizers, "FUSED_ON", {"cpu"})
-    setup, spoils = scenario_that_spoils(optimizer)
+    setup, nan_layer = scenario_with_nan(optimizer)
     assert setup.schedule is not None
-    resumes(kept)
+    resume_when_held(keeper)
     evaluated = []
     with Watch(
         setup.model,
         setup.optimizer,
-        link=kept.link,
+        link=keeper.link,
         steering=Steering(setup.model, setup.optimizer, setup=setup, steps=500),
         sampler=Sampler(every=1),
         on_fault=on_fault,
@@ -247,20 +259,20 @@ def test_updates_that_were_stopped_move_neither_counter_nor_schedule_of_a_scenar
     ) as run:
         loop.train(run, setup, steps=30, evaluate_every=evaluate_every, attended=False)
     made = 30 if on_fault == "hold" else BAD_AT
-    passes = range(BAD_AT, BAD_AT + spoils.passes - made)  # which gave no update
+    passes = range(BAD_AT, BAD_AT + nan_layer.passes - made)  # those that gave no update
     assert run.next_step == made
     assert setup.schedule.factor == setup.schedule.factor_at(made)
-    (fault,) = kept.events(NotFinite)
+    (fault,) = keeper.events(NotFinite)
     assert fault.step == BAD_AT
-    records = kept.steps()
+    records = keeper.steps()
     assert [r.step for r in records] == list(range(made))
     assert not any(r.skipped for r in records)
-    # A plain loop that makes no update at the same passes.
-    twin, _ = scenario_that_spoils(optimizer)
+    # The twin: a plain loop that makes no update at the same passes.
+    twin, _ = scenario_with_nan(optimizer)
     assert twin.schedule is not None
     before: list[Tensor] = []
-    readings = iter(kept.readings())
-    for n in range(spoils.passes):
+    readings = iter(keeper.readings())
+    for n in range(nan_layer.passes):
         loss = twin.loss()
         twin.optimizer.zero_grad()
         loss.backward()
@@ -275,7 +287,7 @@ def test_updates_that_were_stopped_move_neither_counter_nor_schedule_of_a_scenar
         grads = [p.grad.clone() for p in twin.model.parameters() if p.grad is not None]
         assert reading.global_grad_norm == pytest.approx(math.hypot(*(g.norm().item() for g in grads)), rel=1e-5)
         if reading.step in (0, BAD_AT):
-            assert reading.global_cosine is None, "of the gradient before nothing is known"
+            assert reading.global_cosine is None, "there is no gradient to compare with"
         else:
             dot = sum(float((a * b).sum()) for a, b in zip(before, grads, strict=True))
             sizes = (math.hypot(*(g.norm().item() for g in gs)) for gs in (before, grads))

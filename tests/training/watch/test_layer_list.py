@@ -1,4 +1,4 @@
-"""Layers that a surgery, an undo or a redo brings and takes away: their rows in a run's readings, against twins."""
+"""Layers that surgery, undo and redo add and remove: their rows in the readings, checked against twins."""
 
 from __future__ import annotations
 
@@ -42,27 +42,27 @@ Row = tuple[Array, Array, Array]  # gradient, weight before, weight after
 
 
 class Run:
-    """A scenario's run, played step by step, and every layer's numbers written down a second time."""
+    """A scenario run, made step by step, that records every layer's numbers a second time."""
 
     def __init__(
-        self, kept: FakeKeeper | None, made: Setup, plan: dict[int, str] | None = None, sampler: Sampler | None = None
+        self, keeper: FakeKeeper | None, made: Setup, plan: dict[int, str] | None = None, sampler: Sampler | None = None
     ) -> None:
-        if kept is not None:
-            kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there", undo_budget=10**9)
-        self.made, self.kept, self.plan = made, kept, plan or {}
-        self.heard: list[list[str]] = []  # by update, the layers in the order in which they ran
+        if keeper is not None:
+            keeper.link.launch = msgspec.structs.replace(keeper.link.launch, socket="there", undo_budget=10**9)
+        self.made, self.keeper, self.plan = made, keeper, plan or {}
+        self.ran: list[list[str]] = []  # for each update, the layers in the order in which they ran
         self.rows: list[dict[str, Row]] = []
         self.events: list[AnyEvent] = []
         self.losses: list[float] = []
         self.watch = Watch(
             made.model,
             made.optimizer,
-            link=None if kept is None else kept.link,
+            link=None if keeper is None else keeper.link,
             steering=steering_of(made),
             plan=[(at, parse(turn)) for at, turn in self.plan.items()],
             about=ABOUT,
             is_scenario=True,
-            again=made,
+            replay=made,
             state=(made,),
             sampler=sampler or Sampler(every=1),
         )
@@ -72,9 +72,9 @@ class Run:
     def step(self, *asked: AnyCommand) -> None:
         made, model = self.made, self.made.model
         named = {n: m for n, m in model.named_modules() if list(m.parameters(recurse=False))}
-        heard: list[str] = []
+        ran: list[str] = []
         handles = [
-            m.register_forward_pre_hook(lambda *_, n=n: heard.append(n))  # type: ignore[misc]
+            m.register_forward_pre_hook(lambda *_, n=n: ran.append(n))  # type: ignore[misc]
             for n, m in named.items()
         ]
         loss = made.loss()
@@ -87,36 +87,36 @@ class Run:
         before = {n: (array(w.grad).copy(), array(w).copy()) for n, w in weights.items() if w.grad is not None}
         made.optimizer.step()
         self.rows.append({n: (*before[n], array(weights[n]).copy()) for n in before})
-        self.heard.append(heard)
+        self.ran.append(ran)
         self.losses.append(float(loss.detach()))
         for command in asked:
-            assert self.kept is not None
-            self.kept.order(command)
+            assert self.keeper is not None
+            self.keeper.send(command)
         self.watch.step(loss)
 
     def go(self, count: int, *asked: AnyCommand) -> None:
-        """What is asked is done behind the last of these updates."""
+        """Make `count` updates; the commands act after the last one."""
         for n in range(count):
             self.step(*(asked if n == count - 1 else ()))
 
-    def told(self, kind: type[Any]) -> list[Any]:
-        assert self.kept is not None
-        self.events += self.kept.events()
+    def events_of(self, kind: type[Any]) -> list[Any]:
+        assert self.keeper is not None
+        self.events += self.keeper.events()
         return [event for event in self.events if isinstance(event, kind)]
 
     def layers(self) -> dict[int, list[str]]:
-        """The names of every list of layers that was told, by its number."""
-        (start,) = self.told(RunStarted)
-        lists = {0: start.layers} | {event.structure: event.layers for event in self.told(LayersChanged)}
+        """The layer names of every list that was reported, by its number."""
+        (start,) = self.events_of(RunStarted)
+        lists = {0: start.layers} | {event.structure: event.layers for event in self.events_of(LayersChanged)}
         return {number: [layer.name for layer in layers] for number, layers in lists.items()}
 
 
 @pytest.fixture
-def play(kept: FakeKeeper) -> Iterator[Callable[..., Run]]:
+def play(keeper: FakeKeeper) -> Iterator[Callable[..., Run]]:
     runs: list[Run] = []
 
     def start(*args: Any, **how: Any) -> Run:
-        runs.append(Run(kept, *args, **how))
+        runs.append(Run(keeper, *args, **how))
         return runs[-1]
 
     yield start
@@ -135,22 +135,22 @@ PLANS = {
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("plan", PLANS)
-def test_every_row_is_its_layers_before_and_after_each_surgery(
+def test_every_row_belongs_to_its_layer_before_and_after_each_surgery(
     plan: str, optimizer: str, dtype: str, play: Callable[..., Run]
 ) -> None:
     kind, turns = PLANS[plan]
     run = play(family(kind, optimizer={"name": optimizer, "lr": 0.01}, dtype=dtype), turns)
     run.go(11)
-    assert run.kept is not None
-    readings, layers = run.kept.readings(), run.layers()
+    assert run.keeper is not None
+    readings, layers = run.keeper.readings(), run.layers()
     assert [reading.step for reading in readings] == list(range(11))
     assert [reading.structure for reading in readings] == [0] * 3 + [1] * 4 + [2] * 4
-    assert [(event.segment, event.step) for event in run.told(LayersChanged)] == [(0, 3), (0, 7)]
-    assert not run.told(CommandRejected)
+    assert [(event.segment, event.step) for event in run.events_of(LayersChanged)] == [(0, 3), (0, 7)]
+    assert not run.events_of(CommandRejected)
     within = WITHIN[torch.float64 if dtype == "float64" else torch.float32]
-    for reading, heard, rows in zip(readings, run.heard, run.rows, strict=True):
+    for reading, ran, rows in zip(readings, run.ran, run.rows, strict=True):
         names = layers[reading.structure]
-        assert names == heard
+        assert names == ran
         assert len(reading.ages) == len(names) == len(reading.statuses)
         for n, name in enumerate(names):
             check_row(reading, n, *rows[name], within)
@@ -160,7 +160,7 @@ def test_every_row_is_its_layers_before_and_after_each_surgery(
 
 
 def check_places(reading: ReadingsTaken, names: list[str]) -> None:
-    """What is said of a block or of an activation is said of the matrix, wherever a norm stands."""
+    """Values of a block or of an activation are in the row of its matrix, wherever its norm is."""
     factors = [names[n] for n, v in enumerate(reading.values.get("backprop_factor", [])) if v is not None]
     assert len({name.split(".")[1] for name in factors}) == len(factors)
     means = [names[n] for n, v in enumerate(reading.values.get("activation_mean", [])) if v is not None]
@@ -171,8 +171,8 @@ def check_places(reading: ReadingsTaken, names: list[str]) -> None:
         assert means
 
 
-def test_a_norms_rows_equal_those_of_a_net_written_out_by_hand(play: Callable[..., Run]) -> None:
-    """γ, β and all by straight autograd through the formula, of an MLP that is none of ours."""
+def test_rows_of_a_norm_equal_those_of_a_net_written_by_hand(play: Callable[..., Run]) -> None:
+    """The twin is an MLP with LayerNorm written as a formula; autograd gives its gradients, γ and β included."""
     run = play(family("mlp", optimizer={"name": "sgd", "lr": 0.05}, dtype="float64", activation="tanh"), {2: TURN})
     turned: list[tuple[int, dict[str, tuple[Tensor, float]]]] = []
     for step in range(6):
@@ -186,9 +186,9 @@ def test_a_norms_rows_equal_those_of_a_net_written_out_by_hand(play: Callable[..
         run.step()
         assert run.losses[-1] == pytest.approx(float(loss.detach()), rel=1e-12)
         turned.append((step, {name: (w, l2(array(w.grad))) for name, w in weights.items() if w.grad is not None}))
-    assert run.kept is not None
+    assert run.keeper is not None
     layers = run.layers()
-    for reading, (step, wanted) in zip(run.kept.readings(), turned, strict=True):
+    for reading, (step, wanted) in zip(run.keeper.readings(), turned, strict=True):
         names = layers[reading.structure]
         assert (sum(name.endswith("norm") for name in names)) == (3 if step >= 2 else 0)
         for n, name in enumerate(names):
@@ -214,7 +214,7 @@ def by_hand(weights: dict[str, Tensor], x: Tensor, *, depth: int) -> Tensor:
     return h @ weights["head.weight"].T + weights["head.bias"]
 
 
-def test_undone_the_rows_go_and_redone_they_are_back(play: Callable[..., Run]) -> None:
+def test_undo_removes_the_rows_and_redo_restores_them(play: Callable[..., Run]) -> None:
     how: dict[str, Any] = {"optimizer": {"name": "adam", "lr": 3e-3}, "dropout": 0.1}
     torch.manual_seed(4)
     plain = Run(None, family("mlp", **how), sampler=Sampler(budget=0.0))
@@ -223,22 +223,22 @@ def test_undone_the_rows_go_and_redone_they_are_back(play: Callable[..., Run]) -
     torch.manual_seed(4)
     run = play(family("mlp", **how), {4: TURN})
     run.go(9)
-    assert run.kept is not None
-    run.kept.order(Undo())
+    assert run.keeper is not None
+    run.keeper.send(Undo())
     run.go(1)
     assert run.watch.next_step == 4
-    assert run.told(LayersChanged)[-1].segment == 1, "at once, whenever the next reading comes"
+    assert run.events_of(LayersChanged)[-1].segment == 1, "at once, without waiting for the next reading"
     run.go(3, Redo())
     assert run.watch.next_step == 10
     run.go(2)
-    changes = [(e.segment, e.step, e.structure, len(e.layers)) for e in run.told(LayersChanged)]
+    changes = [(e.segment, e.step, e.structure, len(e.layers)) for e in run.events_of(LayersChanged)]
     assert changes == [(0, 4, 1, 8), (1, 4, 2, 5), (2, 10, 3, 8)]
-    assert [e.parameters for e in run.told(LayersChanged)] == [
+    assert [e.parameters for e in run.events_of(LayersChanged)] == [
         e + 3 * 32 * k for e, k in ((PLAIN, 1), (PLAIN, 0), (PLAIN, 1))
     ]
     order = [type(e) for e in run.events if isinstance(e, KnobTurned | Rewound | LayersChanged)]
     assert order == [KnobTurned, LayersChanged, Rewound, LayersChanged, Rewound, LayersChanged]
-    readings = run.kept.readings()
+    readings = run.keeper.readings()
     assert [(r.segment, r.step, r.structure) for r in readings] == [
         *((0, n, 0) for n in range(4)),
         *((0, n, 1) for n in range(4, 10)),
@@ -248,9 +248,9 @@ def test_undone_the_rows_go_and_redone_they_are_back(play: Callable[..., Run]) -
     layers = run.layers()
     assert layers[0] == layers[2]
     assert layers[1] == layers[3]
-    for reading, heard, rows in zip(readings, run.heard, run.rows, strict=True):
-        assert layers[reading.structure] == heard
-        for n, name in enumerate(heard):
+    for reading, ran, rows in zip(readings, run.ran, run.rows, strict=True):
+        assert layers[reading.structure] == ran
+        for n, name in enumerate(ran):
             check_row(reading, n, *rows[name], 1e-5)
 
 
@@ -258,7 +258,7 @@ PLAIN = 64 * 16 + 16 + 3 * (16 * 16 + 16) + 16 * 10 + 10
 
 
 @pytest.mark.parametrize("where", ["pre", "mid"])
-def test_readings_of_layers_that_came_leave_the_bits_as_they_are(where: str, home: Path) -> None:
+def test_reading_added_layers_leaves_losses_bitwise_equal(where: str, home: Path) -> None:
     plan = {3: f"norm=layer,where={where}", 8: "norm=none"}
 
     def losses(name: str, sampler: Sampler | None) -> list[float]:
@@ -270,11 +270,11 @@ def test_readings_of_layers_that_came_leave_the_bits_as_they_are(where: str, hom
             run.watch.__exit__(None, None, None)
             return run.losses
         (home / name).mkdir()
-        kept = FakeKeeper(home / name)
-        run = Run(kept, made, plan, sampler)
+        keeper = FakeKeeper(home / name)
+        run = Run(keeper, made, plan, sampler)
         run.go(14)
         run.watch.__exit__(None, None, None)
-        kept.close()
+        keeper.close()
         return run.losses
 
     plain = losses("none", None)
@@ -282,16 +282,16 @@ def test_readings_of_layers_that_came_leave_the_bits_as_they_are(where: str, hom
     assert losses("some", Sampler(every=5)) == plain
 
 
-def test_a_turn_that_changes_no_layer_and_one_that_fails_tell_of_none(play: Callable[..., Run]) -> None:
+def test_interventions_that_change_no_layer_or_fail_report_no_layers(play: Callable[..., Run]) -> None:
     turns = {1: "activation=tanh,way=blend", 2: "residual=on", 3: "dropout=0.1", 4: "lr=*2", 5: "norm=none"}
     run = play(family("mlp"), turns | {6: "norm@blocks.9=layer"})
     run.go(60)
-    assert not run.told(LayersChanged)
-    assert len(run.told(KnobTurned)) == 5
-    assert len(run.told(CommandRejected)) == 1
+    assert not run.events_of(LayersChanged)
+    assert len(run.events_of(KnobTurned)) == 5
+    assert len(run.events_of(CommandRejected)) == 1
 
 
-def test_told_late_a_reading_has_the_rows_of_its_own_step(
+def test_deferred_reading_has_the_rows_of_its_own_step(
     monkeypatch: pytest.MonkeyPatch, play: Callable[..., Run]
 ) -> None:
     """As on a GPU, where a reading arrives some steps after its update."""
@@ -300,50 +300,50 @@ def test_told_late_a_reading_has_the_rows_of_its_own_step(
     run.go(9)
     run.watch.control.settle()
     layers = run.layers()
-    readings = run.kept.readings()  # type: ignore[union-attr]
+    readings = run.keeper.readings()  # type: ignore[union-attr]
     assert [r.structure for r in readings] == [0] * 3 + [1] * 3 + [2] * 3
-    for reading, heard, rows in zip(readings, run.heard, run.rows, strict=True):
-        assert layers[reading.structure] == heard
-        for n, name in enumerate(heard):
+    for reading, ran, rows in zip(readings, run.ran, run.rows, strict=True):
+        assert layers[reading.structure] == ran
+        for n, name in enumerate(ran):
             check_row(reading, n, *rows[name], 1e-5)
 
 
-def test_a_norm_that_came_in_can_be_frozen_and_says_so(play: Callable[..., Run]) -> None:
+def test_added_norm_can_be_frozen_and_is_shown_as_frozen(play: Callable[..., Run]) -> None:
     run = play(family("mlp"), {2: TURN, 4: "freeze@blocks.1.norm=on", 6: "freeze=off"})
     run.go(8)
-    assert not run.told(CommandRejected)
+    assert not run.events_of(CommandRejected)
     place = run.layers()[1].index("blocks.1.norm")
-    readings = run.kept.readings()[2:]  # type: ignore[union-attr]
+    readings = run.keeper.readings()[2:]  # type: ignore[union-attr]
     assert [r.statuses[place] for r in readings] == ["used"] * 2 + ["frozen"] * 2 + ["used"] * 2
     assert [r.values["grad_norm"][place] is None for r in readings] == [False] * 2 + [True] * 2 + [False] * 2
     for reading in readings:
         assert reading.statuses.count("frozen") == (reading.step in (4, 5))
 
 
-def test_of_a_keeper_that_does_not_read_it_is_told_all_the_same(kept: FakeKeeper) -> None:
-    """Anything else is dropped in the end; without this no reading that comes later could be told from others."""
+def test_layer_change_is_never_dropped_for_a_keeper_that_does_not_read(keeper: FakeKeeper) -> None:
+    """Other events are dropped; without this one, later readings would be assigned to the wrong layers."""
     filler = Noted(step=0, text="x" * 1_000_000)
     for _ in range(30):
-        kept.link.emit(filler)
-    kept.link.emit(LayersChanged(segment=0, step=7, structure=1, parameters=0, layers=()))
-    told: list[AnyEvent] = []
+        keeper.link.emit(filler)
+    keeper.link.emit(LayersChanged(segment=0, step=7, structure=1, parameters=0, layers=()))
+    received: list[AnyEvent] = []
     for _ in range(10_000):
-        told += kept.events()
-        kept.link.orders()  # which sends on what waits
-    assert isinstance(told[-1], LayersChanged)
-    assert 1 < len(told) < 30
+        received += keeper.events()
+        keeper.link.commands()  # this also sends what is queued
+    assert isinstance(received[-1], LayersChanged)
+    assert 1 < len(received) < 30
 
 
-def test_a_fault_names_a_norm_that_came_in(play: Callable[..., Run]) -> None:
+def test_fault_names_an_added_norm(play: Callable[..., Run]) -> None:
     run = play(family("mlp"), {2: TURN})
     run.go(4)
     with torch.no_grad():
         run.made.model.get_parameter("blocks.1.norm.weight").fill_(math.inf)
     run.go(1)
-    assert run.told(NotFinite)[0].layer == "the weights of blocks.1.norm"
+    assert run.events_of(NotFinite)[0].layer == "the weights of blocks.1.norm"
 
 
-def test_a_conv_nets_dead_channels_are_counted_as_channels_though_a_norm_stands_before_the_activation() -> None:
+def test_dead_units_of_a_conv_net_are_channels_also_with_a_norm_before_the_activation() -> None:
     net = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 10))
     found = structure(net)
     assert [(a.row, found.layers[a.row].layer.kind) for a in found.activations] == [(0, "Conv2d")]

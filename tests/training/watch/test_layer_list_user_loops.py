@@ -1,4 +1,4 @@
-"""Layers that come and go in a loop of one's own, by a knob or by its owner's hand: their rows in the readings."""
+"""User loops whose layers change, by a knob or by the loop itself: the rows of their readings."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.events import LayersChanged, ReadingsTaken
 from tui_descent.scenario.knobs import parse
 from tui_descent.training.watch import layer_list
-from tui_descent.training.watch.layer_list import SPARE
+from tui_descent.training.watch.layer_list import SPARE_ROWS
 from tui_descent.training.watch.watch import Watch
 
 
-class Grows(nn.Module):
-    """A net whose owner adds layers under way."""
+class GrowingNet(nn.Module):
+    """A net whose layers the loop changes during training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,10 +33,12 @@ class Grows(nn.Module):
         return out
 
 
-def own(kept: FakeKeeper, net: nn.Module, turns: dict[int, str], change: Callable[[int], None]) -> list[ReadingsTaken]:
+def readings_of(
+    keeper: FakeKeeper, net: nn.Module, turns: dict[int, str], change: Callable[[int], None]
+) -> list[ReadingsTaken]:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     plan = [(at, parse(turn)) for at, turn in turns.items()]
-    with Watch(net, optimizer, link=kept.link, plan=plan, sampler=Sampler(every=1)) as run:
+    with Watch(net, optimizer, link=keeper.link, plan=plan, sampler=Sampler(every=1)) as run:
         for step, batch in enumerate(digit_batches(9)):
             change(step)
             loss = loss_of(net, batch)
@@ -44,28 +46,28 @@ def own(kept: FakeKeeper, net: nn.Module, turns: dict[int, str], change: Callabl
             loss.backward()
             optimizer.step()
             run.step(loss)
-        return kept.readings()
+        return keeper.readings()
 
 
-def test_in_an_own_loop_a_norm_stands_where_it_runs_too(kept: FakeKeeper) -> None:
+def test_norm_added_to_a_user_loop_is_listed_where_it_runs(keeper: FakeKeeper) -> None:
     net = mlp(depth=3)
-    heard: list[str] = []
+    ran: list[str] = []
 
-    def listen(step: int) -> None:
-        heard.clear()
+    def record_order(step: int) -> None:
+        ran.clear()
         for name, module in net.named_modules():
             if list(module.parameters(recurse=False)) and step in (3, 6):
-                module.register_forward_pre_hook(lambda *_, n=name: heard.append(n))  # type: ignore[misc]
+                module.register_forward_pre_hook(lambda *_, n=name: ran.append(n))  # type: ignore[misc]
 
     order: dict[int, list[str]] = {}
 
     def change(step: int) -> None:
-        order[step - 1] = list(dict.fromkeys(heard))
-        listen(step)
+        order[step - 1] = list(dict.fromkeys(ran))
+        record_order(step)
 
     turns = {3: "norm=layer,where=pre,way=instant", 6: "norm=layer,where=post,way=instant"}
-    readings = own(kept, net, turns, change)
-    events = kept.events(LayersChanged)
+    readings = readings_of(keeper, net, turns, change)
+    events = keeper.events(LayersChanged)
     assert [[layer.name for layer in event.layers] for event in events] == [order[3], order[6]]
     assert order[3][1:3] == ["blocks.0.norm", "blocks.0.linear"]
     assert order[6][1:3] == ["blocks.0.linear", "blocks.0.norm"]
@@ -73,47 +75,47 @@ def test_in_an_own_loop_a_norm_stands_where_it_runs_too(kept: FakeKeeper) -> Non
 
 
 def test_net_enlarged_beyond_the_spare_rows_keeps_its_old_rows(
-    kept: FakeKeeper,
+    keeper: FakeKeeper,
 ) -> None:
-    net = Grows()
+    net = GrowingNet()
 
     def grow(step: int) -> None:
         if step == 2:
-            net.more[1] = nn.Sequential(*(nn.Linear(8, 8) for _ in range(SPARE + 1)))
+            net.more[1] = nn.Sequential(*(nn.Linear(8, 8) for _ in range(SPARE_ROWS + 1)))
 
-    readings = own(kept, net, {4: "activation=gelu,way=instant"}, grow)
-    (event,) = kept.events(LayersChanged)  # the first of its two units is a block now
+    readings = readings_of(keeper, net, {4: "activation=gelu,way=instant"}, grow)
+    (event,) = keeper.events(LayersChanged)  # the first of its two units is a block now
     assert [layer.name for layer in event.layers] == ["stem", "more.0", "head"]
     assert [len(reading.ages) for reading in readings] == [3] * 9
 
 
-def test_one_that_its_owner_makes_smaller_loses_the_row_at_the_next_turn(kept: FakeKeeper) -> None:
-    net = Grows()
+def test_layer_removed_by_the_loop_loses_its_row_at_the_next_intervention(keeper: FakeKeeper) -> None:
+    net = GrowingNet()
 
     def shrink(step: int) -> None:
         if step == 2:
             net.more[0] = nn.Identity()
 
-    readings = own(kept, net, {4: "activation=gelu,way=instant"}, shrink)
-    (event,) = kept.events(LayersChanged)
+    readings = readings_of(keeper, net, {4: "activation=gelu,way=instant"}, shrink)
+    (event,) = keeper.events(LayersChanged)
     assert [layer.name for layer in event.layers] == ["stem", "head"]
     assert [len(reading.ages) for reading in readings] == [3] * 4 + [2] * 5
 
 
-@pytest.mark.parametrize("told", ["by its optimizer", "in a second"])
-def test_a_layer_that_its_owner_swaps_for_two_is_followed(
-    told: str, kept: FakeKeeper, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("noticed", ["by the optimizer", "by the clock"])
+def test_layer_that_the_loop_replaces_by_two_gets_two_rows(
+    noticed: str, keeper: FakeKeeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    net = Grows()
-    if told == "in a second":
-        monkeypatch.setattr(layer_list, "LOOK_EVERY_S", 0.0)
+    net = GrowingNet()
+    if noticed == "by the clock":
+        monkeypatch.setattr(layer_list, "COMPARE_EVERY_S", 0.0)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     norms = []
-    with Watch(net, optimizer, link=kept.link, sampler=Sampler(every=1)) as run:
+    with Watch(net, optimizer, link=keeper.link, sampler=Sampler(every=1)) as run:
         for step, batch in enumerate(digit_batches(9)):
             if step == 2:
                 net.more = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
-                if told == "by its optimizer":
+                if noticed == "by the optimizer":
                     optimizer.add_param_group({"params": list(net.more.parameters())})
             loss = loss_of(net, batch)
             optimizer.zero_grad()
@@ -122,8 +124,8 @@ def test_a_layer_that_its_owner_swaps_for_two_is_followed(
             norms.append(torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]).norm().item())
             optimizer.step()
             run.step(loss)
-        readings = kept.readings()
-    (event,) = kept.events(LayersChanged)
+        readings = keeper.readings()
+    (event,) = keeper.events(LayersChanged)
     assert [layer.name for layer in event.layers] == ["stem", "more.0", "more.1", "head"]
     assert [len(reading.ages) for reading in readings] == [3] * 3 + [4] * 6
     for reading, norm in list(zip(readings, norms, strict=True))[3:]:

@@ -1,4 +1,4 @@
-"""Watched at any rate or not at all, with the curvature or without: the losses are bitwise the same."""
+"""Losses are bitwise the same watched or not, at any reading rate, with or without curvature."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from fake_keeper import FakeKeeper
 from net_families import setup as family
-from nets import ConvNet, Words, copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
+from nets import ConvNet, PixelTransformer, copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,14 +30,14 @@ RATES: dict[str, Callable[[], Sampler]] = {
     "budget 1 %": Sampler,
     "budget 50 %": lambda: Sampler(budget=0.5),
 }
-# A preset's own optimizer, data, clip; and a family that no preset is of yet.
+# All presets, and a net family that no preset uses yet.
 CONV = "conv with dropout"
 
 
 def made(name: str) -> Setup:
     if name == CONV:
         return family("conv", residual="on", norm="layer", dropout=0.2, optimizer={"name": "adamw", "lr": 1e-3})
-    # The curvature of all six of the transformer's blocks takes minutes.
+    # The curvature of the full transformer takes minutes.
     _, scenario = presets.find(name, overrides=["model.depth=1", "model.width=8"] if name == "transformer" else [])
     return build(scenario, on=torch.device("cpu"))
 
@@ -46,7 +46,7 @@ def bits(tensor: Tensor) -> bytes:
     return tensor.detach().numpy().tobytes()
 
 
-def one(setup: Setup) -> Tensor:
+def train_step(setup: Setup) -> Tensor:
     loss = setup.loss()
     setup.optimizer.zero_grad()
     loss.backward()
@@ -54,13 +54,13 @@ def one(setup: Setup) -> Tensor:
     return loss
 
 
-def bare(name: str) -> tuple[list[float], Setup, Tensor]:
+def unwatched(name: str) -> tuple[list[float], Setup, Tensor]:
     setup = made(name)
     torch.manual_seed(5)
-    return [one(setup).item() for _ in range(STEPS)], setup, torch.get_rng_state()
+    return [train_step(setup).item() for _ in range(STEPS)], setup, torch.get_rng_state()
 
 
-def watched(name: str, sampler: Sampler, kept: FakeKeeper, *, curved: bool) -> tuple[list[float], Setup, Tensor]:
+def watched(name: str, sampler: Sampler, keeper: FakeKeeper, *, curved: bool) -> tuple[list[float], Setup, Tensor]:
     setup = made(name)
     torch.manual_seed(5)
     losses = []
@@ -77,47 +77,47 @@ def watched(name: str, sampler: Sampler, kept: FakeKeeper, *, curved: bool) -> t
     with Watch(
         setup.model,
         setup.optimizer,
-        link=kept.link,
+        link=keeper.link,
         sampler=sampler,
         steering=steering,
-        again=setup,
+        replay=setup,
         curvature=curvature_probe,
     ) as run:
         run.begin_step()
         for _ in range(STEPS):
-            losses.append((loss := one(setup)).item())
+            losses.append((loss := train_step(setup)).item())
             run.step(loss)
     return losses, setup, torch.get_rng_state()
 
 
 @pytest.mark.parametrize("rate", [*RATES, "every 7 and the curvature"])
 @pytest.mark.parametrize("name", [*presets.names(), CONV])
-def test_every_presets_losses_are_the_same_at_any_rate(name: str, rate: str, kept: FakeKeeper) -> None:
+def test_losses_of_every_preset_are_the_same_at_any_rate(name: str, rate: str, keeper: FakeKeeper) -> None:
     curved = rate not in RATES
-    plain_losses, plain, numbers = bare(name)
-    losses, setup, numbers_after = watched(name, RATES.get(rate, RATES["every 7"])(), kept, curved=curved)
-    found, wanted = (torch.tensor(told, dtype=torch.float64) for told in (losses, plain_losses))
-    assert bits(found) == bits(wanted), "NaN included: one of them is too hot"
+    plain_losses, plain, numbers = unwatched(name)
+    losses, setup, numbers_after = watched(name, RATES.get(rate, RATES["every 7"])(), keeper, curved=curved)
+    found, wanted = (torch.tensor(values, dtype=torch.float64) for values in (losses, plain_losses))
+    assert bits(found) == bits(wanted), "NaN included: one preset diverges"
     for found, wanted in zip(setup.model.parameters(), plain.model.parameters(), strict=True):
         assert bits(found) == bits(wanted)
     for (*_, found), (*_, wanted) in zip(state_of(setup.optimizer), state_of(plain.optimizer), strict=True):
         assert bits(torch.as_tensor(found)) == bits(torch.as_tensor(wanted))
     assert torch.equal(numbers, numbers_after)
-    read = [reading.step for reading in kept.readings()]
+    read = [reading.step for reading in keeper.readings()]
     if "every" in rate:
         assert read == list(range(0, STEPS, 7 if "7" in rate else 1))
     assert read
-    assert bool(kept.events(CurvatureTaken)) == curved
+    assert bool(keeper.events(CurvatureTaken)) == curved
 
 
-NETS: dict[str, Callable[[], nn.Module]] = {"mlp": mlp, "conv": ConvNet, "transformer": Words}
+NETS: dict[str, Callable[[], nn.Module]] = {"mlp": mlp, "conv": ConvNet, "transformer": PixelTransformer}
 Loop = Callable[[Callable[[Tensor], Any] | None, nn.Module, torch.optim.Optimizer], list[float]]
 
 
-def mixed(*, scaled: bool) -> Loop:
+def mixed_precision(*, scaled: bool) -> Loop:
     """A loop in bfloat16 autocast, with a GradScaler or without."""
 
-    def loop(told: Callable[[Tensor], Any] | None, net: nn.Module, optimizer: torch.optim.Optimizer) -> list[float]:
+    def loop(run_step: Callable[[Tensor], Any] | None, net: nn.Module, optimizer: torch.optim.Optimizer) -> list[float]:
         scaler = torch.amp.GradScaler("cpu", enabled=scaled, init_scale=2.0**10, growth_interval=4)
         losses = []
         for batch in digit_batches(STEPS):
@@ -130,15 +130,17 @@ def mixed(*, scaled: bool) -> Loop:
             scaler.step(optimizer)
             scaler.update()
             losses.append(loss.item())
-            if told is not None:
-                told(loss)
+            if run_step is not None:
+                run_step(loss)
         return losses
 
     return loop
 
 
-def accumulating(told: Callable[[Tensor], Any] | None, net: nn.Module, optimizer: torch.optim.Optimizer) -> list[float]:
-    """Three batches an update."""
+def with_accumulation(
+    run_step: Callable[[Tensor], Any] | None, net: nn.Module, optimizer: torch.optim.Optimizer
+) -> list[float]:
+    """Three batches per update."""
     losses = []
     for n, batch in enumerate(digit_batches(3 * STEPS)):
         loss = loss_of(net, batch)
@@ -147,40 +149,42 @@ def accumulating(told: Callable[[Tensor], Any] | None, net: nn.Module, optimizer
         if n % 3 == 2:
             optimizer.step()
             optimizer.zero_grad()
-        if told is not None:
-            told(loss)
+        if run_step is not None:
+            run_step(loss)
     return losses
 
 
-def closing(told: Callable[[Tensor], Any] | None, net: nn.Module, optimizer: torch.optim.Optimizer) -> list[float]:
-    """The optimizer runs the passes itself."""
+def with_closure(
+    run_step: Callable[[Tensor], Any] | None, net: nn.Module, optimizer: torch.optim.Optimizer
+) -> list[float]:
+    """The optimizer runs forward and backward itself, through a closure."""
     losses = []
     for batch in digit_batches(STEPS):
 
-        def again(batch: tuple[Tensor, Tensor] = batch) -> Tensor:
+        def closure(batch: tuple[Tensor, Tensor] = batch) -> Tensor:
             optimizer.zero_grad()
             loss = loss_of(net, batch)
             loss.backward()
             return loss
 
-        loss = optimizer.step(again)  # type: ignore[arg-type]
+        loss = optimizer.step(closure)  # type: ignore[arg-type]
         losses.append(loss.item())
-        if told is not None:
-            told(loss)
+        if run_step is not None:
+            run_step(loss)
     return losses
 
 
 LOOPS: dict[str, Loop] = {
-    "bfloat16": mixed(scaled=False),
-    "bfloat16 and a scaler": mixed(scaled=True),
-    "three batches an update": accumulating,
-    "a closure": closing,
+    "bfloat16": mixed_precision(scaled=False),
+    "bfloat16 and a scaler": mixed_precision(scaled=True),
+    "three batches an update": with_accumulation,
+    "a closure": with_closure,
 }
 
 
 @contextlib.contextmanager
-def watching(net: nn.Module, optimizer: torch.optim.Optimizer, kept: FakeKeeper, sampler: Sampler) -> Iterator[Watch]:
-    with Watch(net, optimizer, link=kept.link, sampler=sampler) as run:
+def watching(net: nn.Module, optimizer: torch.optim.Optimizer, keeper: FakeKeeper, sampler: Sampler) -> Iterator[Watch]:
+    with Watch(net, optimizer, link=keeper.link, sampler=sampler) as run:
         yield run
 
 
@@ -188,8 +192,8 @@ def watching(net: nn.Module, optimizer: torch.optim.Optimizer, kept: FakeKeeper,
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("kind", NETS)
-def test_loops_of_ones_own_train_as_if_nobody_looked(
-    kind: str, loop: str, rate: str, *, fused: bool, kept: FakeKeeper
+def test_user_loops_train_bitwise_as_unwatched(
+    kind: str, loop: str, rate: str, *, fused: bool, keeper: FakeKeeper
 ) -> None:
     def made() -> tuple[nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(2)
@@ -199,18 +203,18 @@ def test_loops_of_ones_own_train_as_if_nobody_looked(
     plain, plain_optimizer = made()
     plain_losses = LOOPS[loop](None, plain, plain_optimizer)
     net, optimizer = made()
-    with watching(net, optimizer, kept, RATES[rate]()) as run:
+    with watching(net, optimizer, keeper, RATES[rate]()) as run:
         losses = LOOPS[loop](run.step, net, optimizer)
         assert run.next_step == STEPS
     assert losses == plain_losses
     assert same(copy_of(net), copy_of(plain))
     assert same_state(state_of(optimizer), state_of(plain_optimizer))
-    read = [reading.step for reading in kept.readings()]
+    read = [reading.step for reading in keeper.readings()]
     assert read == list(range(0, STEPS, 7 if "7" in rate else 1)) if "every" in rate else read
 
 
-def adversaries(**watched: Any) -> tuple[list[float], list[Tensor]]:
-    """A generator and a critic, each with an optimizer of its own, in turns; the generator's may be watched."""
+def train_gan(**watched: Any) -> tuple[list[float], list[Tensor]]:
+    """A generator and a critic, trained in turns with one optimizer each, of which one may be watched."""
     torch.manual_seed(4)
     maker = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 64))
     critic = nn.Sequential(nn.Linear(64, 16), nn.LeakyReLU(0.2), nn.Linear(16, 1))
@@ -239,17 +243,17 @@ def adversaries(**watched: Any) -> tuple[list[float], list[Tensor]]:
 
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("who", ["generator", "critic"])
-def test_of_two_optimizers_in_turns_either_may_be_watched(who: str, rate: str, kept: FakeKeeper) -> None:
-    plain_losses, plain = adversaries()
-    losses, weights = adversaries(who=who, link=kept.link, sampler=RATES[rate]())
+def test_either_of_two_alternating_optimizers_can_be_watched(who: str, rate: str, keeper: FakeKeeper) -> None:
+    plain_losses, plain = train_gan()
+    losses, weights = train_gan(who=who, link=keeper.link, sampler=RATES[rate]())
     assert losses == plain_losses
     assert same(weights, plain)
-    steps = kept.steps()
+    steps = keeper.steps()
     assert [record.step for record in steps] == list(range(STEPS))
     assert [record.loss for record in steps] == losses[who == "generator" :: 2]
 
 
-def test_two_optimizers_at_once_are_refused_by_name() -> None:
+def test_list_of_optimizers_is_refused_and_named() -> None:
     net = mlp()
     pair = [torch.optim.Adam(net.stem.parameters()), torch.optim.SGD(net.head.parameters(), lr=0.1)]
     with pytest.raises(ValueError, match=r"takes one torch\.optim\.Optimizer; found list of 2: Adam, SGD; watch one"):

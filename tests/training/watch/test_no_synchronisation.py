@@ -1,4 +1,4 @@
-"""Nothing that watches waits for a number on the device."""
+"""Watching never waits for a number on the device."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from deferred_loops import FUSED, Again, Slow, fused
+from deferred_loops import FUSED, BatchReplay, SlowArrival, fused
 from fake_keeper import FakeKeeper
-from nets import OPTIMIZERS, ConvNet, Words, digit_batches, loss_of, mlp
+from nets import OPTIMIZERS, ConvNet, PixelTransformer, digit_batches, loss_of, mlp
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -22,35 +22,35 @@ from tui_descent.training.steering.steering import Steering
 from tui_descent.training.watch import losses, results
 from tui_descent.training.watch.watch import Watch
 
-# Reads on the host, results whose size hangs on numbers, and `torch.tensor`, which copies from unpinned memory.
+# Reads on the host, results whose size depends on values, and `torch.tensor`, which copies from unpinned memory.
 WAITS = {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "masked_select", "unique", "lift_fresh"}
 
 
-class NoLook(TorchDispatchMode):
-    """Raises where somebody wants a number on the host; the twin of torch.cuda.set_sync_debug_mode on a CPU."""
+class NoHostReads(TorchDispatchMode):
+    """Fails if a number is read on the host: what torch.cuda.set_sync_debug_mode checks, on a CPU."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._kept = {name: getattr(Tensor, name) for name in ("tolist", "cpu", "numpy")}
+        self._methods = {name: getattr(Tensor, name) for name in ("tolist", "cpu", "numpy")}
 
     def __enter__(self) -> Any:
-        for name, method in self._kept.items():
-            setattr(Tensor, name, self._but_for_arrivals(name, method))
+        for name, method in self._methods.items():
+            setattr(Tensor, name, self._allow_arrivals(name, method))
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        for name, method in self._kept.items():
+        for name, method in self._methods.items():
             setattr(Tensor, name, method)
         super().__exit__(*error)
 
     @staticmethod
-    def _but_for_arrivals(name: str, method: Any) -> Any:
-        def looked(tensor: Tensor) -> Any:
-            # These do not pass by the dispatcher; what has arrived in pinned memory may be read.
+    def _allow_arrivals(name: str, method: Any) -> Any:
+        def checked(tensor: Tensor) -> Any:
+            # These methods do not go through the dispatcher. Reading an `Arrival` is allowed: it is in pinned memory.
             assert sys._getframe(1).f_code is Arrival.values.__code__, f"{name} waits for the device"
             return method(tensor)
 
-        return looked
+        return checked
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.removeprefix("aten::")
@@ -61,61 +61,66 @@ class NoLook(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("hand", [False, True])
+@pytest.mark.parametrize("check", [False, True])
 @pytest.mark.parametrize("clip", [None, 0.1])
 @pytest.mark.parametrize("name", [*FUSED, "rmsprop"])
-def test_fifty_watched_steps_with_every_tier_look_at_no_number(
-    name: str, clip: float | None, hand: bool, far: None, monkeypatch: pytest.MonkeyPatch, kept: FakeKeeper
+def test_fifty_watched_steps_with_every_tier_read_no_number(
+    name: str,
+    clip: float | None,
+    check: bool,
+    deferred_numbers: None,
+    monkeypatch: pytest.MonkeyPatch,
+    keeper: FakeKeeper,
 ) -> None:
-    monkeypatch.setattr(losses, "Arrival", Slow)
-    monkeypatch.setattr(results, "Arrival", Slow)
-    monkeypatch.setattr(Slow, "asks", 2)
-    Slow.waited = 0
-    watched_steps(kept.link, torch.device("cpu"), name, clip, hand, NoLook)
+    monkeypatch.setattr(losses, "Arrival", SlowArrival)
+    monkeypatch.setattr(results, "Arrival", SlowArrival)
+    monkeypatch.setattr(SlowArrival, "asks", 2)
+    SlowArrival.waited = 0
+    watched_steps(keeper.link, torch.device("cpu"), name, clip, check, NoHostReads)
 
 
 NETS: dict[str, Callable[[], nn.Module]] = {
     kind: lambda kind=kind: mlp(depth=3, activation=kind, norm="rms")  # type: ignore[misc]
     for kind in ("gelu", "silu", "sigmoid", "tanh", "elu", "softplus", "leaky_relu")
-} | {"conv": ConvNet, "transformer": Words}
+} | {"conv": ConvNet, "transformer": PixelTransformer}
 
 
 @pytest.mark.parametrize("kind", NETS)
-def test_nor_do_the_instruments_of_any_net(
-    kind: str, far: None, monkeypatch: pytest.MonkeyPatch, kept: FakeKeeper
+def test_instruments_of_every_net_read_no_number(
+    kind: str, deferred_numbers: None, monkeypatch: pytest.MonkeyPatch, keeper: FakeKeeper
 ) -> None:
-    monkeypatch.setattr(losses, "Arrival", Slow)
-    monkeypatch.setattr(results, "Arrival", Slow)
-    monkeypatch.setattr(Slow, "asks", 2)
-    Slow.waited = 0
-    watched_steps(kept.link, torch.device("cpu"), "adam", None, True, NoLook, NETS[kind]())
-    assert len(kept.readings()) == 28
+    monkeypatch.setattr(losses, "Arrival", SlowArrival)
+    monkeypatch.setattr(results, "Arrival", SlowArrival)
+    monkeypatch.setattr(SlowArrival, "asks", 2)
+    SlowArrival.waited = 0
+    watched_steps(keeper.link, torch.device("cpu"), "adam", None, True, NoHostReads, NETS[kind]())
+    assert len(keeper.readings()) == 28
 
 
 def watched_steps(
-    link: Any, on: torch.device, name: str, clip: float | None, hand: bool, strict: Any, net: nn.Module | None = None
+    link: Any, on: torch.device, name: str, clip: float | None, check: bool, strict: Any, net: nn.Module | None = None
 ) -> None:
-    """Within `strict` everything but the first steps and the run's end."""
+    """Train 56 watched steps, all but the first and last few inside `strict`."""
     net = (net or mlp(depth=3, activation="relu", residual="on", norm="layer")).to(on)
     optimizer = OPTIMIZERS[name](net.parameters()) if name == "rmsprop" else fused(name, net)
     steering = Steering(net, optimizer, clip=clip)
-    again = Again(net)
+    again = BatchReplay(net)
     batches = [(x.to(on), y.to(on)) for x, y in digit_batches(20)]
     with Watch(
-        net, optimizer, link=link, steering=steering, sampler=Sampler(every=2), again=again, on_fault="hold"
+        net, optimizer, link=link, steering=steering, sampler=Sampler(every=2), replay=again, on_fault="hold"
     ) as run:
         for n in range(56):
             again.batch = batches[n % 20]
             with strict() if 4 <= n < 54 else nullcontext():
                 loss = loss_of(net, again.batch)
-                if hand:
+                if check:
                     run.loss(loss)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 run.step(loss)
                 run.log("mine", loss)
-        assert Slow.waited == 0, "only the end waits"
+        assert SlowArrival.waited == 0, "only the end waits"
 
 
 @contextmanager
@@ -127,21 +132,21 @@ def no_sync() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here: NoLook stands in for its own check")
-@pytest.mark.parametrize("hand", [False, True])
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: NoHostReads checks the same on a CPU")
+@pytest.mark.parametrize("check", [False, True])
 @pytest.mark.parametrize("clip", [None, 0.1])
 @pytest.mark.parametrize("name", [*FUSED, "rmsprop"])
-def test_fifty_watched_steps_on_a_gpu_synchronise_nowhere(
-    name: str, clip: float | None, hand: bool, kept: FakeKeeper
+def test_fifty_watched_steps_on_a_gpu_never_synchronise(
+    name: str, clip: float | None, check: bool, keeper: FakeKeeper
 ) -> None:
-    watched_steps(kept.link, torch.device("cuda"), name, clip, hand, no_sync)
-    records = kept.steps()
+    watched_steps(keeper.link, torch.device("cuda"), name, clip, check, no_sync)
+    records = keeper.steps()
     assert [r.step for r in records] == list(range(56))
     assert all(math.isfinite(r.loss) for r in records)
-    assert len(kept.readings()) > 0
+    assert len(keeper.readings()) > 0
 
 
-LOOKS: dict[str, Callable[[Tensor], Any]] = {
+READS: dict[str, Callable[[Tensor], Any]] = {
     "item": lambda x: x.sum().item(),
     "bool": lambda x: bool((x > 0).all()),
     "mask": lambda x: x[x > 0],
@@ -151,9 +156,9 @@ LOOKS: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
-@pytest.mark.parametrize("what", LOOKS)
-def test_the_stand_in_sees_a_look(what: str) -> None:
+@pytest.mark.parametrize("what", READS)
+def test_host_reads_are_detected(what: str) -> None:
     x = torch.ones(3)
-    with pytest.raises(AssertionError), NoLook():
-        LOOKS[what](x)
+    with pytest.raises(AssertionError), NoHostReads():
+        READS[what](x)
     assert x.tolist() == [1.0, 1.0, 1.0]

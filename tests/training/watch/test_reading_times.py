@@ -1,4 +1,4 @@
-"""When readings come, by the planner and the sampler together, on a clock of their own."""
+"""When readings are taken, by the hooks and the sampler together, on a simulated clock."""
 
 from __future__ import annotations
 
@@ -17,53 +17,53 @@ from tui_descent.training.watch.optimizer_hooks import OptimizerHooks
 NORMS_S, SIGNALS_S, SLOW_S = 3e-4, 1e-4, 2e-3
 
 
-class Taken(NamedTuple):
+class Reading(NamedTuple):
     step: int
     at_s: float
     tiers: Tiers
 
 
-class Deaf:
+class NoInstruments:
     def attach(self, **_: bool) -> None: ...
 
     def detach(self) -> None: ...
 
 
-class Clocked:
-    """A loop whose steps and readings take so long, planned as a real one's."""
+class SimulatedLoop:
+    """A loop on a simulated clock, whose readings are planned as those of a real one."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, budget: float = 0.01, rare_s: float = 3e-3) -> None:
-        self.now_s, self.pace, self.taken = 1000.0, None, list[Taken]()
+        self.now_s, self.pace, self.taken = 1000.0, None, list[Reading]()
         monkeypatch.setattr(optimizer_hooks, "time", types.SimpleNamespace(thread_time=lambda: self.now_s))
         self.sampler = Sampler(budget=budget)
         self._rare_s = rare_s
         self._steering = types.SimpleNamespace(pace=None)
         self._progress = Progress(None)
         mode = types.SimpleNamespace(pauses_after=lambda step, ahead: False)
-        others: dict[str, Any] = dict.fromkeys(("optimizer", "guard", "results", "again"))
+        others: dict[str, Any] = dict.fromkeys(("optimizer", "guard", "results", "replay"))
         self._hooks = OptimizerHooks(
             progress=self._progress,
             steering=self._steering,  # type: ignore[arg-type]
             sampler=self.sampler,
             control=types.SimpleNamespace(mode=mode),  # type: ignore[arg-type]
-            layers=types.SimpleNamespace(instruments=lambda look: Deaf()),  # type: ignore[arg-type]
+            layers=types.SimpleNamespace(instruments=lambda compare: NoInstruments()),  # type: ignore[arg-type]
             begin=lambda: None,
             **others,
         )
         self._busy_s, self._steps = 0.0, 0
 
-    def go(self, steps: int, step_s: float, *, pace: float | None = None) -> list[Taken]:
-        """The readings of so many steps more."""
+    def go(self, steps: int, step_s: float, *, pace: float | None = None) -> list[Reading]:
+        """Make so many more steps; returns their readings."""
         before = len(self.taken)
         self._steering.pace = pace
         for _ in range(steps):
             self._hooks.plan()
             took_s = step_s
-            tiers, self._hooks._now = self._hooks._now, None
+            tiers, self._hooks._tiers = self._hooks._tiers, None
             if tiers is not None:
                 costs_s = SIGNALS_S * tiers.signals, SLOW_S * tiers.slow, self._rare_s * tiers.rare
                 took_s += NORMS_S + sum(costs_s)
-                self.taken.append(Taken(self._progress.step, self.now_s, tiers))
+                self.taken.append(Reading(self._progress.step, self.now_s, tiers))
                 self.sampler.spent(took_s - step_s, tiers)
             self.now_s += max(took_s, 1 / pace if pace else 0.0)
             self._busy_s += took_s
@@ -78,10 +78,10 @@ class Clocked:
 @pytest.mark.parametrize(
     ("step_s", "a_second"), [(1.3e-3, 10.5), (0.02, 10.5), (0.06, 10.5), (0.1, 9.9), (0.15, 6.6), (1.0, 0.99)]
 )
-def test_cheap_readings_come_as_often_as_a_screen_draws_or_at_every_step_that_takes_longer(
+def test_cheap_readings_come_as_often_as_the_screen_draws_or_at_every_longer_step(
     step_s: float, a_second: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loop = Clocked(monkeypatch)
+    loop = SimulatedLoop(monkeypatch)
     loop.go(round(10 / step_s), step_s)
     taken = loop.go(round(60 / step_s), step_s)
     assert len(taken) / 60 == pytest.approx(a_second, rel=0.1)
@@ -92,25 +92,25 @@ def test_cheap_readings_come_as_often_as_a_screen_draws_or_at_every_step_that_ta
     assert loop.sampler.cost <= 0.0105
 
 
-def test_behind_the_dearest_reading_comes_no_silence_where_the_share_was_not_used(
+def test_an_expensive_reading_causes_no_long_gap_while_budget_is_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    loop = Clocked(monkeypatch, rare_s=0.3)
-    loop.go(25_000, 0.1)  # by then the rare tier's price is known
+    loop = SimulatedLoop(monkeypatch, rare_s=0.3)
+    loop.go(25_000, 0.1)  # by then the cost of the rare tier is known
     taken = loop.go(25_000, 0.1)
     rare = [n for n, t in enumerate(taken) if t.tiers.rare]
     assert rare
     assert max(b.at_s - a.at_s for a, b in pairwise(taken)) <= 1.0
-    assert all(b - a > 100 for a, b in pairwise(rare)), "nor is it read twice for having been planned ahead"
+    assert all(b - a > 100 for a, b in pairwise(rare)), "and planning ahead does not read it twice"
 
 
-def test_a_run_that_began_with_a_pace_knows_its_prices_when_it_goes_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    loop = Clocked(monkeypatch)
+def test_reading_costs_learned_while_paced_hold_at_full_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = SimulatedLoop(monkeypatch)
     paced = loop.go(6000, 0.01, pace=30.0)
-    assert len(paced) == 6000, "all of them out of waits"
+    assert len(paced) == 6000, "all of them during the waits"
     loop.go(6000, 0.01)
     taken = loop.go(6000, 0.01)
-    free = Clocked(monkeypatch)
+    free = SimulatedLoop(monkeypatch)
     free.go(12_000, 0.01)
     others = free.go(6000, 0.01)
     assert len(taken) == pytest.approx(len(others), rel=0.1)

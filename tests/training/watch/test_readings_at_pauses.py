@@ -1,4 +1,4 @@
-"""What is read where a run stands: behind single steps, at its end, behind a fault. The real loop, played."""
+"""Readings where a run pauses: after single steps, at its end and after a fault, with the real training loop."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def hooks(net: nn.Module) -> int:
 
 
 class PlayedRun:
-    """A scenario's run; whenever it stands still the next command is given, and when none is left it is stopped."""
+    """A scenario run. At every pause it gets the next command; when none is left, it is stopped."""
 
     def __init__(
         self,
-        kept: FakeKeeper,
+        keeper: FakeKeeper,
         commands: Sequence[AnyCommand] = (),
         *,
         steps: int,
@@ -45,28 +45,28 @@ class PlayedRun:
         sampler: Sampler | None = None,
         attended: bool = True,
     ) -> None:
-        kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there")
+        keeper.link.launch = msgspec.structs.replace(keeper.link.launch, socket="there")
         setup = build(from_text(SCENARIO, source="test"), on=torch.device("cpu"))
-        left, wait = list(commands), kept.link.wait
+        left, wait = list(commands), keeper.link.wait
         self.readings: list[ReadingsTaken] = []
         self.over = False
-        self.stood: list[int] = []
-        self.hooks: list[int] = []  # while it stood
+        self.paused_at: list[int] = []
+        self.hooks: list[int] = []  # at each pause
 
         def waited(timeout_s: float | None) -> None:
             if timeout_s is None and not self.over:
-                self.readings += kept.readings()
-                self.stood.append(run.next_step)
+                self.readings += keeper.readings()
+                self.paused_at.append(run.next_step)
                 self.hooks.append(hooks(setup.model))
                 self.over = not left
-                kept.order(left.pop(0) if left else Stop())
+                keeper.send(left.pop(0) if left else Stop())
             wait(timeout_s)
 
-        kept.link.wait = waited  # type: ignore[method-assign]
+        keeper.link.wait = waited  # type: ignore[method-assign]
         run = Watch(
             setup.model,
             setup.optimizer,
-            link=kept.link,
+            link=keeper.link,
             about=ABOUT,
             is_scenario=True,
             state=(setup,),
@@ -76,24 +76,24 @@ class PlayedRun:
             evaluate=lambda: evaluate(setup),
         )
         self.run = run
-        bad, asked, hand = set(spoilt), dict(at or {}), run.loss
+        bad, asked, check_loss = set(spoilt), dict(at or {}), run.loss
 
         def loss(value: torch.Tensor | float) -> bool:
             if run.next_step in asked:
-                kept.order(asked.pop(run.next_step))
+                keeper.send(asked.pop(run.next_step))
             if run.next_step in bad:
                 bad.remove(run.next_step)
                 value = float("nan")
-            return hand(value)
+            return check_loss(value)
 
         run.loss = loss  # type: ignore[method-assign]
         with run:
             train(run, setup, steps=steps, evaluate_every=evaluate_every, attended=attended)
-        self.readings += kept.readings()
-        self.done = kept.events(CommandDone)
+        self.readings += keeper.readings()
+        self.done = keeper.events(CommandDone)
 
-    def whole(self, step: int) -> bool:
-        """Whether the newest reading of a step has signals, activations, and every layer's weight of that step."""
+    def is_complete(self, step: int) -> bool:
+        """Whether the last reading of a step has signals, activations, and the weights of all layers at that step."""
         reading = [r for r in self.readings if r.step == step][-1]
         signals = any(factor is not None for factor in reading.values["backprop_factor"])
         return signals and "activation_std" in reading.values and not any(reading.ages)
@@ -103,65 +103,65 @@ STEP, SEVEN = RunSteps(steps=1), RunSteps(steps=7)
 
 
 @pytest.mark.parametrize("evaluate_every", [0, 1])
-def test_single_steps_at_the_end_are_each_made_and_read_whole(evaluate_every: int, kept: FakeKeeper) -> None:
-    played = PlayedRun(kept, [STEP, STEP, SEVEN, STEP], steps=20, evaluate_every=evaluate_every)
-    assert played.stood == [20, 21, 22, 29, 30]
+def test_single_steps_at_the_end_are_each_made_and_read_completely(evaluate_every: int, keeper: FakeKeeper) -> None:
+    played = PlayedRun(keeper, [STEP, STEP, SEVEN, STEP], steps=20, evaluate_every=evaluate_every)
+    assert played.paused_at == [20, 21, 22, 29, 30]
     cosines = {r.step: r.global_cosine for r in played.readings}
     assert {19, 20, 21, 28, 29} <= set(cosines)
     assert all(cosines[step] is not None for step in (20, 21, 28, 29)), "with the gradient of the step before"
-    assert all(played.whole(step) for step in (19, 20, 21, 28, 29))
+    assert all(played.is_complete(step) for step in (19, 20, 21, 28, 29))
     assert not any(played.hooks)
 
 
-def test_steps_asked_for_beyond_the_end_are_made_and_the_step_before_the_end_is_none_to_stand_behind(
-    kept: FakeKeeper,
+def test_steps_asked_for_beyond_the_end_are_made_without_a_pause_at_the_end(
+    keeper: FakeKeeper,
 ) -> None:
-    played = PlayedRun(kept, [STEP], steps=20, at={15: SEVEN})
-    assert played.stood == [23, 24], "the order comes during update 15, so that 16 is the first of seven"
+    played = PlayedRun(keeper, [STEP], steps=20, at={15: SEVEN})
+    assert played.paused_at == [23, 24], "the command comes during update 15, so that 16 is the first of seven"
     assert {22, 23} <= {r.step for r in played.readings}
     assert 19 not in {r.step for r in played.readings}
 
 
-def test_going_on_from_the_end_and_going_back_behind_it(kept: FakeKeeper) -> None:
-    played = PlayedRun(kept, [Resume(), Undo(), STEP, Resume()], steps=20)
-    assert played.stood[0] == 20
-    assert played.stood[1] == 40
+def test_run_resumes_from_its_end_and_undo_goes_back_to_it(keeper: FakeKeeper) -> None:
+    played = PlayedRun(keeper, [Resume(), Undo(), STEP, Resume()], steps=20)
+    assert played.paused_at[0] == 20
+    assert played.paused_at[1] == 40
     assert {19, 39} <= {r.step for r in played.readings}
-    assert all(played.whole(step) for step in (19, 39))
+    assert all(played.is_complete(step) for step in (19, 39))
 
 
-def test_redone_to_the_end_it_goes_on_at_once(kept: FakeKeeper) -> None:
+def test_redo_to_the_end_resumes_at_once(keeper: FakeKeeper) -> None:
     turn = TurnKnob(knob="lr", value="*2")
-    played = PlayedRun(kept, [turn, SEVEN, Undo(), STEP, Redo(), Resume()], steps=20)
-    assert played.stood == [20, 20, 27, 20, 21, 27, 47]
+    played = PlayedRun(keeper, [turn, SEVEN, Undo(), STEP, Redo(), Resume()], steps=20)
+    assert played.paused_at == [20, 20, 27, 20, 21, 27, 47]
 
 
-def test_behind_a_loss_that_is_no_number_the_step_is_read_as_if_it_were_the_first_time(kept: FakeKeeper) -> None:
-    at_the_end = PlayedRun(kept, [Resume()], steps=20, spoilt=frozenset({19}))
-    assert at_the_end.stood == [19, 20]
-    assert at_the_end.whole(19)
+def test_step_repeated_after_a_non_finite_loss_is_read_completely(keeper: FakeKeeper) -> None:
+    at_the_end = PlayedRun(keeper, [Resume()], steps=20, spoilt=frozenset({19}))
+    assert at_the_end.paused_at == [19, 20]
+    assert at_the_end.is_complete(19)
 
 
 @pytest.mark.parametrize("spoilt", [7, 13])
-def test_single_steps_go_on_behind_a_hold(spoilt: int, kept: FakeKeeper) -> None:
-    played = PlayedRun(kept, [STEP, STEP], steps=40, spoilt=frozenset({spoilt}), at={6: SEVEN})
-    assert played.stood[:3] == [spoilt, spoilt + 1, spoilt + 2]
-    assert played.whole(spoilt)
-    assert played.whole(spoilt + 1)
+def test_single_steps_continue_after_a_hold(spoilt: int, keeper: FakeKeeper) -> None:
+    played = PlayedRun(keeper, [STEP, STEP], steps=40, spoilt=frozenset({spoilt}), at={6: SEVEN})
+    assert played.paused_at[:3] == [spoilt, spoilt + 1, spoilt + 2]
+    assert played.is_complete(spoilt)
+    assert played.is_complete(spoilt + 1)
     assert not any(played.hooks[1:])
 
 
-def test_without_anybody_there_the_last_step_is_read_too_but_not_where_steps_were_named_or_no_budget_is(
+def test_last_step_of_an_unattended_run_is_read_only_with_a_budget(
     tmp_path: Path,
 ) -> None:
     def read(name: str, sampler: Sampler) -> list[int]:
         folder = tmp_path / name
         folder.mkdir()
-        kept = FakeKeeper(folder)
+        keeper = FakeKeeper(folder)
         try:
-            return [r.step for r in PlayedRun(kept, steps=200, sampler=sampler, attended=False).readings]
+            return [r.step for r in PlayedRun(keeper, steps=200, sampler=sampler, attended=False).readings]
         finally:
-            kept.close()
+            keeper.close()
 
     assert read("budget", Sampler())[-1] == 199
     assert read("named besides", Sampler(at=(3,)))[-1] == 199
@@ -169,25 +169,25 @@ def test_without_anybody_there_the_last_step_is_read_too_but_not_where_steps_wer
     assert read("none", Sampler(budget=0.0, at=(3,))) == [3]
 
 
-def test_a_loop_of_ones_own_that_drops_the_step_it_stands_behind_keeps_no_hooks(kept: FakeKeeper) -> None:
+def test_user_loop_that_drops_the_step_before_a_pause_keeps_no_hooks(keeper: FakeKeeper) -> None:
     net = mlp(depth=2)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
-    wait: Callable[[float | None], None] = kept.link.wait
+    wait: Callable[[float | None], None] = keeper.link.wait
 
     def waited(timeout_s: float | None) -> None:
         if timeout_s is None:
-            kept.order(Resume())
+            keeper.send(Resume())
         wait(timeout_s)
 
-    kept.link.wait = waited  # type: ignore[method-assign]
+    keeper.link.wait = waited  # type: ignore[method-assign]
     found = []
-    with Watch(net, optimizer, link=kept.link, on_fault="hold") as run:
+    with Watch(net, optimizer, link=keeper.link, on_fault="hold") as run:
         for n, batch in enumerate(digit_batches(60)):
             loss = loss_of(net, batch)
             optimizer.zero_grad()
             loss.backward()
             if n == 20:
-                kept.order(RunSteps(steps=3))
+                keeper.send(RunSteps(steps=3))
             if n == 23:
                 for parameter in net.parameters():
                     assert parameter.grad is not None
@@ -196,12 +196,12 @@ def test_a_loop_of_ones_own_that_drops_the_step_it_stands_behind_keeps_no_hooks(
             run.step(loss)
             found.append(hooks(net))
     assert found[22] > 0, "the last of the three is to be read"
-    assert [s.step for s in kept.steps() if s.skipped] == [23]
+    assert [s.step for s in keeper.steps() if s.skipped] == [23]
     assert not any(found[24:30])
 
 
-def test_what_is_read_while_a_run_stands_is_not_told_as_what_watching_takes_of_it(kept: FakeKeeper) -> None:
-    played = PlayedRun(kept, [*[STEP] * 60], steps=300)
+def test_readings_at_pauses_do_not_count_as_cost_of_watching(keeper: FakeKeeper) -> None:
+    played = PlayedRun(keeper, [*[STEP] * 60], steps=300)
     shares = [r.watch_cost for r in played.readings if r.step >= 300]
     assert len(shares) == 60
     assert max(shares) <= 0.3

@@ -1,4 +1,4 @@
-"""How a loop of one's own ends is told as it was."""
+"""The end of a user loop is reported as it happened."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tui_descent.protocol.events import RunEnded
 from tui_descent.training.watch.watch import Watch
 
 
-def test_a_loop_that_raises_has_failed_and_the_exception_goes_on(kept: FakeKeeper) -> None:
+def test_loop_that_raises_is_reported_as_failed_and_the_exception_propagates(keeper: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
 
     def loop() -> None:
-        with Watch(net, optimizer, link=kept.link) as run:
+        with Watch(net, optimizer, link=keeper.link) as run:
             loss = loss_of(net, digit_batches(1)[0])
             loss.backward()
             optimizer.step()
@@ -27,7 +27,7 @@ def test_a_loop_that_raises_has_failed_and_the_exception_goes_on(kept: FakeKeepe
 
     with pytest.raises(RuntimeError, match="boom"):
         loop()
-    (ended,) = kept.events(RunEnded)
+    (ended,) = keeper.events(RunEnded)
     assert (ended.status, ended.step, ended.reason) == ("failed", 1, "RuntimeError: boom")
 
 
@@ -40,11 +40,11 @@ def test_a_loop_that_raises_has_failed_and_the_exception_goes_on(kept: FakeKeepe
         ("no data", "failed", "SystemExit: no data"),
     ],
 )
-def test_a_loop_that_leaves_the_process_ends_as_its_code_says(
-    code: int | str | None, status: str, reason: str, kept: FakeKeeper
+def test_sys_exit_in_the_loop_ends_the_run_as_its_code_says(
+    code: int | str | None, status: str, reason: str, keeper: FakeKeeper
 ) -> None:
     net = mlp()
-    with pytest.raises(SystemExit), Watch(net, torch.optim.SGD(net.parameters(), lr=0.1), link=kept.link):
+    with pytest.raises(SystemExit), Watch(net, torch.optim.SGD(net.parameters(), lr=0.1), link=keeper.link):
         sys.exit(code)
-    (ended,) = kept.events(RunEnded)
+    (ended,) = keeper.events(RunEnded)
     assert (ended.status, ended.reason) == (status, reason)

@@ -1,4 +1,4 @@
-"""A watched loop trains as if nobody looked, and what is counted is what happened."""
+"""A watched loop trains bitwise as an unwatched one, and what is recorded is what happened."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from fake_keeper import FakeKeeper
-from nets import OPTIMIZERS, Made, copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
+from nets import OPTIMIZERS, OptimizerFactory, copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
 from torch import nn
 
 from tui_descent.instruments.sampler import Sampler
@@ -30,7 +30,7 @@ from tui_descent.training.watch.watch import Watch
 
 
 def train(
-    made: Made, *, watched: bool, kept: FakeKeeper | None = None, steps: int = 20, dropout: bool = False
+    made: OptimizerFactory, *, watched: bool, keeper: FakeKeeper | None = None, steps: int = 20, dropout: bool = False
 ) -> tuple[nn.Module, torch.optim.Optimizer, list[float]]:
     torch.manual_seed(3)
     net: nn.Module = mlp(norm="layer")
@@ -51,7 +51,7 @@ def train(
         for batch in digit_batches(steps):
             step(batch)
         return net, optimizer, losses
-    with Watch(net, optimizer, link=kept.link if kept else None, sampler=Sampler(every=1)) as run:
+    with Watch(net, optimizer, link=keeper.link if keeper else None, sampler=Sampler(every=1)) as run:
         for batch in digit_batches(steps):
             run.step(step(batch))
     return net, optimizer, losses
@@ -59,10 +59,12 @@ def train(
 
 @pytest.mark.parametrize("dropout", [False, True], ids=["plain", "dropout and batch norm"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_watched_at_every_step_or_not_the_bits_are_the_same(name: str, dropout: bool, kept: FakeKeeper) -> None:
+def test_watching_every_step_leaves_weights_and_state_bitwise_equal(
+    name: str, dropout: bool, keeper: FakeKeeper
+) -> None:
     plain, plain_optimizer, plain_losses = train(OPTIMIZERS[name], watched=False, dropout=dropout)
-    net, optimizer, losses = train(OPTIMIZERS[name], watched=True, kept=kept, dropout=dropout)
-    assert len(kept.readings()) == 20
+    net, optimizer, losses = train(OPTIMIZERS[name], watched=True, keeper=keeper, dropout=dropout)
+    assert len(keeper.readings()) == 20
     assert losses == plain_losses
     assert same(copy_of(net), copy_of(plain))
     assert same([b.clone() for b in net.buffers()], [b.clone() for b in plain.buffers()])
@@ -70,7 +72,7 @@ def test_watched_at_every_step_or_not_the_bits_are_the_same(name: str, dropout: 
     assert optimizer.state_dict()["param_groups"] == plain_optimizer.state_dict()["param_groups"]
 
 
-def test_nothing_stays_on_the_loop_after_the_run() -> None:
+def test_no_hook_remains_after_the_run() -> None:
     net, optimizer, _ = train(OPTIMIZERS["adam"], watched=True)
     assert not optimizer._optimizer_step_pre_hooks
     assert not optimizer._optimizer_step_post_hooks
@@ -80,7 +82,7 @@ def test_nothing_stays_on_the_loop_after_the_run() -> None:
         assert not module._backward_hooks
 
 
-def test_the_forward_hooks_are_gone_after_the_first_step() -> None:
+def test_forward_hooks_are_removed_after_the_first_step() -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with Watch(net, optimizer, link=None, sampler=Sampler(budget=0.0)) as run:
@@ -92,9 +94,9 @@ def test_the_forward_hooks_are_gone_after_the_first_step() -> None:
         assert not any(module._forward_pre_hooks for module in net.modules())
 
 
-def test_every_step_is_recorded_with_its_own_loss_and_rate(kept: FakeKeeper) -> None:
-    _, _, losses = train(OPTIMIZERS["sgd"], watched=True, kept=kept)
-    steps = kept.steps()
+def test_every_step_is_recorded_with_its_own_loss_and_rate(keeper: FakeKeeper) -> None:
+    _, _, losses = train(OPTIMIZERS["sgd"], watched=True, keeper=keeper)
+    steps = keeper.steps()
     assert [record.step for record in steps] == list(range(20))
     assert [record.loss for record in steps] == losses
     assert {record.lr for record in steps} == {0.05}
@@ -104,9 +106,9 @@ def test_every_step_is_recorded_with_its_own_loss_and_rate(kept: FakeKeeper) -> 
     assert times[0] >= 0
 
 
-def test_a_run_is_told_from_start_to_end(kept: FakeKeeper) -> None:
-    train(OPTIMIZERS["sgd"], watched=True, kept=kept)
-    events = kept.events()
+def test_run_is_reported_from_start_to_end(keeper: FakeKeeper) -> None:
+    train(OPTIMIZERS["sgd"], watched=True, keeper=keeper)
+    events = keeper.events()
     assert isinstance(events[0], RunStarted)
     assert events[0].parameters == 64 * 16 + 16 + 3 * (256 + 16 + 32) + 170
     assert isinstance(events[-1], RunEnded)
@@ -114,12 +116,12 @@ def test_a_run_is_told_from_start_to_end(kept: FakeKeeper) -> None:
 
 
 @pytest.mark.parametrize("micro", [2, 3, 5])
-def test_accumulated_gradients_are_one_step_with_the_mean_loss(micro: int, kept: FakeKeeper) -> None:
+def test_accumulated_gradients_are_one_step_with_the_mean_loss(micro: int, keeper: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     wanted, answers = [], []
     batches = digit_batches(4 * micro)
-    with Watch(net, optimizer, link=kept.link, sampler=Sampler(every=1)) as run:
+    with Watch(net, optimizer, link=keeper.link, sampler=Sampler(every=1)) as run:
         for n in range(4):
             losses = []
             optimizer.zero_grad()
@@ -133,16 +135,16 @@ def test_accumulated_gradients_are_one_step_with_the_mean_loss(micro: int, kept:
             wanted.append(math.fsum(losses) / micro)
         assert run.next_step == 4
     assert answers == ([False] * (micro - 1) + [True]) * 4
-    steps = kept.steps()
+    steps = keeper.steps()
     assert [record.step for record in steps] == [0, 1, 2, 3]
     assert [record.loss for record in steps] == pytest.approx(wanted, rel=1e-12)
-    assert [reading.step for reading in kept.readings()] == [0, 1, 2, 3]
+    assert [reading.step for reading in keeper.readings()] == [0, 1, 2, 3]
 
 
-def test_several_updates_before_one_call_count_as_one_step_of_the_loop(kept: FakeKeeper) -> None:
+def test_several_updates_before_one_call_count_as_one_step_of_the_loop(keeper: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    with Watch(net, optimizer, link=kept.link) as run:
+    with Watch(net, optimizer, link=keeper.link) as run:
         for batch in digit_batches(3):
             for _ in range(2):
                 loss = loss_of(net, batch)
@@ -150,34 +152,34 @@ def test_several_updates_before_one_call_count_as_one_step_of_the_loop(kept: Fak
                 loss.backward()
                 optimizer.step()
             run.step(loss)
-    assert [record.step for record in kept.steps()] == [0, 1, 2]
+    assert [record.step for record in keeper.steps()] == [0, 1, 2]
 
 
-class Calling(torch.optim.SGD):
-    """A subclass whose step calls the base's, so that the hooks fire twice."""
-
-    def step(self, closure: Any = None) -> Any:
-        return super().step(closure)
-
-
-class CallingAdam(torch.optim.Adam):
-    """The same of Adam."""
+class SubclassedSGD(torch.optim.SGD):
+    """Its step calls the base's, so that the hooks run twice."""
 
     def step(self, closure: Any = None) -> Any:
         return super().step(closure)
 
 
-def test_a_subclass_that_calls_its_base_makes_one_update_a_step(kept: FakeKeeper) -> None:
+class SubclassedAdam(torch.optim.Adam):
+    """Its step calls the base's, so that the hooks run twice."""
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
+def test_subclass_that_calls_super_step_makes_one_update_a_step(keeper: FakeKeeper) -> None:
     plain, _, plain_losses = train(lambda p: torch.optim.SGD(p, lr=0.05), watched=False)
-    net, _, losses = train(lambda p: Calling(p, lr=0.05), watched=True, kept=kept)
+    net, _, losses = train(lambda p: SubclassedSGD(p, lr=0.05), watched=True, keeper=keeper)
     assert losses == plain_losses
     assert same(copy_of(net), copy_of(plain))
-    assert [record.step for record in kept.steps()] == list(range(20))
-    assert [reading.step for reading in kept.readings()] == list(range(20))
+    assert [record.step for record in keeper.steps()] == list(range(20))
+    assert [reading.step for reading in keeper.readings()] == list(range(20))
 
 
-class Decaying(torch.optim.SGD):
-    """Changes the weights itself before the base's step does."""
+class HalvingSGD(torch.optim.SGD):
+    """Halves the weights before the base's step."""
 
     def step(self, closure: Any = None) -> Any:
         with torch.no_grad():
@@ -187,24 +189,24 @@ class Decaying(torch.optim.SGD):
         return super().step(closure)
 
 
-def test_what_a_subclass_does_around_its_bases_step_is_in_the_update(kept: FakeKeeper) -> None:
+def test_update_norm_includes_what_a_subclass_does_around_super_step(keeper: FakeKeeper) -> None:
     net = mlp()
-    optimizer = Decaying(net.parameters(), lr=0.1)
-    with Watch(net, optimizer, link=kept.link, sampler=Sampler(every=1)) as run:
+    optimizer = HalvingSGD(net.parameters(), lr=0.1)
+    with Watch(net, optimizer, link=keeper.link, sampler=Sampler(every=1)) as run:
         loss = loss_of(net, digit_batches(1)[0])
         loss.backward()
         before = net.stem.weight.detach().clone()
         optimizer.step()
         run.step(loss)
-        (reading,) = kept.readings()
+        (reading,) = keeper.readings()
     wanted = (net.stem.weight.detach() - before).double().norm().item()
     assert reading.values["update_norm"][0] == pytest.approx(wanted, rel=1e-5)
     assert reading.values["weight_norm"][0] == pytest.approx(before.double().norm().item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", [torch.optim.Adam, CallingAdam])
+@pytest.mark.parametrize("kind", [torch.optim.Adam, SubclassedAdam])
 @pytest.mark.parametrize("by_name", [False, True], ids=["positional", "by name"])
-def test_a_closure_is_watched(by_name: bool, kind: type[torch.optim.Optimizer], kept: FakeKeeper) -> None:
+def test_closure_is_watched(by_name: bool, kind: type[torch.optim.Optimizer], keeper: FakeKeeper) -> None:
     calls = 0
 
     def run_with(optimizer: torch.optim.Optimizer, net: nn.Module, batch: Any) -> torch.Tensor:
@@ -224,12 +226,12 @@ def test_a_closure_is_watched(by_name: bool, kind: type[torch.optim.Optimizer], 
     optimizer = kind(net.parameters(), lr=1e-3)  # type: ignore[call-arg]
     plain_losses = [run_with(plain_optimizer, plain, batch).item() for batch in digit_batches(10)]
     losses = []
-    with Watch(net, optimizer, link=kept.link, sampler=Sampler(every=1)) as run:
+    with Watch(net, optimizer, link=keeper.link, sampler=Sampler(every=1)) as run:
         for batch in digit_batches(10):
             loss = run_with(optimizer, net, batch)
             losses.append(loss.item())
             assert run.step(loss)
-        readings = kept.readings()
+        readings = keeper.readings()
     assert calls == 20
     assert losses == plain_losses
     assert same(copy_of(net), copy_of(plain))
@@ -246,10 +248,10 @@ def test_lbfgs_is_refused_by_name(make: Any) -> None:
         make(net, [torch.optim.SGD(net.parameters(), lr=0.1)])
 
 
-def test_a_metric_of_the_users_own_is_placed_at_the_next_step(kept: FakeKeeper) -> None:
+def test_logged_metric_has_the_number_of_the_next_step(keeper: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    with Watch(net, optimizer, link=kept.link) as run:
+    with Watch(net, optimizer, link=keeper.link) as run:
         for n, batch in enumerate(digit_batches(3)):
             loss = loss_of(net, batch)
             optimizer.zero_grad()
@@ -257,18 +259,18 @@ def test_a_metric_of_the_users_own_is_placed_at_the_next_step(kept: FakeKeeper) 
             optimizer.step()
             run.step(loss)
             run.log("x", torch.tensor(n * 0.5))
-    assert [(e.step, e.name, e.value) for e in kept.events(MetricLogged)] == [
+    assert [(e.step, e.name, e.value) for e in keeper.events(MetricLogged)] == [
         (1, "x", 0.0),
         (2, "x", 0.5),
         (3, "x", 1.0),
     ]
 
 
-def test_every_request_gets_one_reply_at_the_step_it_acts_on(kept: FakeKeeper) -> None:
+def test_every_request_gets_one_reply_at_the_step_it_acts_on(keeper: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     requests = {}
-    with Watch(net, optimizer, link=kept.link) as run:
+    with Watch(net, optimizer, link=keeper.link) as run:
         for n, batch in enumerate(digit_batches(6)):
             loss = loss_of(net, batch)
             optimizer.zero_grad()
@@ -287,9 +289,9 @@ def test_every_request_gets_one_reply_at_the_step_it_acts_on(kept: FakeKeeper) -
                     Pause(),
                     Resume(),
                 ):
-                    requests[kept.order(command)] = command
+                    requests[keeper.send(command)] = command
             run.step(loss)
-    events = kept.events()
+    events = keeper.events()
     replies = [e for e in events if isinstance(e, KnobTurned | CommandDone | CommandRejected)]
     assert sorted(e.request for e in replies) == sorted(requests)
     assert {e.step for e in replies} == {3}
@@ -302,14 +304,14 @@ def test_every_request_gets_one_reply_at_the_step_it_acts_on(kept: FakeKeeper) -
     assert by_request[6].reason == "no evaluation data"
     assert [e.text for e in events if isinstance(e, Marked)] == ["m" * 80]
     assert by_request[8].reason == "steps = 0; allowed: 1 to 10,000,000"
-    assert [record.lr for record in kept.steps()] == [0.1] * 3 + [0.2] * 3
+    assert [record.lr for record in keeper.steps()] == [0.1] * 3 + [0.2] * 3
 
 
-def test_stop_ends_the_loop_after_the_step_and_the_with_swallows_it(kept: FakeKeeper) -> None:
+def test_stop_ends_the_loop_after_the_step_without_an_exception(keeper: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     made = 0
-    with Watch(net, optimizer, link=kept.link) as run:
+    with Watch(net, optimizer, link=keeper.link) as run:
         for batch in digit_batches(10):
             loss = loss_of(net, batch)
             optimizer.zero_grad()
@@ -317,14 +319,14 @@ def test_stop_ends_the_loop_after_the_step_and_the_with_swallows_it(kept: FakeKe
             optimizer.step()
             made += 1
             if made == 4:
-                kept.order(Stop())
+                keeper.send(Stop())
             run.step(loss)
     assert made == 4
-    (ended,) = kept.events(RunEnded)
+    (ended,) = keeper.events(RunEnded)
     assert (ended.status, ended.step, ended.reason) == ("stopped", 4, "asked to stop")
 
 
-def test_evaluation_leaves_weights_mode_and_random_numbers_alone(kept: FakeKeeper) -> None:
+def test_evaluation_leaves_weights_mode_and_random_state_unchanged(keeper: FakeKeeper) -> None:
     from tui_descent.scenario import presets
     from tui_descent.training.setup.build import build
 
@@ -341,48 +343,48 @@ def test_evaluation_leaves_weights_mode_and_random_numbers_alone(kept: FakeKeepe
     out = setup.model(data.held_out_x)
     assert loss == pytest.approx(nn.functional.cross_entropy(out, data.held_out_y).item(), rel=1e-6)
     assert accuracy == pytest.approx((out.argmax(dim=1) == data.held_out_y).double().mean().item())
-    with Watch(setup.model, setup.optimizer, link=kept.link, evaluate=lambda: evaluate(setup)) as run:
+    with Watch(setup.model, setup.optimizer, link=keeper.link, evaluate=lambda: evaluate(setup)) as run:
         loss_tensor = setup.loss()
         loss_tensor.backward()
         setup.optimizer.step()
         run.step(loss_tensor)
-        kept.order(Evaluate())
+        keeper.send(Evaluate())
         run.control.between()
-    assert [e.step for e in kept.events(Evaluated)] == [1, 1], "once asked for, once at the end"
+    assert [e.step for e in keeper.events(Evaluated)] == [1, 1], "once asked for, once at the end"
 
 
 @pytest.mark.parametrize(
-    ("losses", "joined"), [((1e308, 1e308), math.inf), ((math.inf, -math.inf), math.nan), ((1.0, math.inf), math.inf)]
+    ("losses", "mean"), [((1e308, 1e308), math.inf), ((math.inf, -math.inf), math.nan), ((1.0, math.inf), math.inf)]
 )
-def test_losses_that_have_no_mean_do_not_end_the_loop(
-    losses: tuple[float, float], joined: float, kept: FakeKeeper
+def test_losses_without_a_finite_mean_do_not_raise(
+    losses: tuple[float, float], mean: float, keeper: FakeKeeper
 ) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    with Watch(net, optimizer, link=kept.link) as run:
-        for n, told in enumerate((1.0, *losses)):
+    with Watch(net, optimizer, link=keeper.link) as run:
+        for n, loss in enumerate((1.0, *losses)):
             loss_of(net, digit_batches(1)[0]).backward()
             if n != 1:
                 optimizer.step()
-            run.step(told)
-    (_, second) = kept.steps()
-    assert second.loss == pytest.approx(joined, nan_ok=True)
+            run.step(loss)
+    (_, second) = keeper.steps()
+    assert second.loss == pytest.approx(mean, nan_ok=True)
 
 
-def test_a_net_that_holds_torchscript_is_watched(kept: FakeKeeper) -> None:
+def test_net_with_torchscript_is_watched(keeper: FakeKeeper) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own, of TorchScript
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
         inner = torch.jit.script(nn.Sequential(nn.Linear(8, 8), nn.ReLU()))
     net = nn.Sequential(nn.Linear(4, 8), inner, nn.Linear(8, 2))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    with Watch(net, optimizer, link=kept.link, sampler=Sampler(every=1)) as run:
+    with Watch(net, optimizer, link=keeper.link, sampler=Sampler(every=1)) as run:
         for _ in range(3):
             loss = net(torch.randn(3, 4)).square().sum()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             run.step(loss)
-    (started,) = kept.events(RunStarted)
+    (started,) = keeper.events(RunStarted)
     assert {layer.name for layer in started.layers} == {"0", "1.0", "2"}
     norms = [p.grad.norm() for p in net.parameters() if p.grad is not None]
-    assert kept.readings()[-1].global_grad_norm == pytest.approx(float(torch.stack(norms).norm()), rel=1e-5)
+    assert keeper.readings()[-1].global_grad_norm == pytest.approx(float(torch.stack(norms).norm()), rel=1e-5)

@@ -61,7 +61,7 @@ class CommandHandler:
     def carry_out(self, batch: Batch) -> None:
         """Carry it out and reply to every request in it."""
         progress, order, command = self._progress, batch.order, batch.order.command
-        progress.stood = True
+        progress.interrupted = True
         try:
             if isinstance(command, TurnKnob):
                 self._turn(batch, command)

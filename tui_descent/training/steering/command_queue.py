@@ -58,7 +58,7 @@ class CommandQueue:
 
     def poll(self, link: KeeperLink) -> None:
         """Take what the keeper has sent."""
-        for order in link.orders():
+        for order in link.commands():
             self.put(order)
 
     def put(self, order: ClientRequest) -> None:

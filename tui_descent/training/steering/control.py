@@ -104,7 +104,7 @@ class Control:
                 self.handle_fault(fault)
             finally:
                 self._handling = False
-                self._results.release()
+                self._results.resume()
 
     def handle_fault(self, fault: Fault) -> bool:
         """Report it, then hold, end or go on; whether the update is to be dropped. Raises `StopRun`."""
@@ -136,7 +136,7 @@ class Control:
     def between(self) -> None:
         """Everything due before the next update. Raises `StopRun`."""
         progress, undo_stack, mode = self._progress, self.undo_stack, self.mode
-        progress.stood = False
+        progress.interrupted = False
         if self.steps_to_plan <= 0 or mode.stop_reason is not None or (undo_stack is not None and undo_stack.due):
             self.settle()
         while self.steps_to_plan <= 0:
@@ -182,7 +182,7 @@ class Control:
     def finish(self, error: BaseException | None) -> BaseException | None:
         """Report what is left; what ended the run, which may be a fault that is found only now."""
         if error is not None:
-            self._results.abandon()
+            self._results.report_after_error()
             return error
         try:
             self.settle()
@@ -211,7 +211,7 @@ class Control:
                     raise StopRun("stopped", "the keeper is gone")
                 mode.paused = False
             if mode.paused:
-                progress.stood = True
+                progress.interrupted = True
                 progress.set_state(*(("paused", "") if progress.rewound else still))
                 self._read_curvature(paused=True)
                 progress.report_memory()
@@ -236,4 +236,4 @@ class Control:
         with self._steering.muted():
             for event in curvature.read(progress.segment, progress.step, paid=not free):
                 progress.emit(event)
-        progress.stood = True
+        progress.interrupted = True

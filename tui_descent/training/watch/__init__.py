@@ -1,1 +1,1 @@
-"""What a training loop holds to be watched: `Watch`, `watch()`, and the hooks around each step."""
+"""Watching a training loop: `watch()`, `Watch`, and the hooks around each optimizer step."""

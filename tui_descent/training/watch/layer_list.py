@@ -1,4 +1,4 @@
-"""The layers that a run's readings have rows of, reported again when they change."""
+"""The list of layers that the rows of a run's readings follow. It is reported again whenever it changes."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from tui_descent.training.progress import Progress
 from tui_descent.training.steering.steering import Steering
 from tui_descent.training.watch.nan_guard import NanGuard
 
-# A net that its own loop has changed is looked for this often, and when its optimizer's parameters change in number.
-LOOK_EVERY_S = 1.0
-# Rows that such a change may add.
-SPARE = 16
+# A user loop may change its net at any time. The net is compared this often, and whenever the number of parameters in
+# the optimizer changes.
+COMPARE_EVERY_S = 1.0
+# How many rows such a change may add.
+SPARE_ROWS = 16
 
 
 class LayerList:
-    """Of one run. `net` is its structure as the instruments see it, None before the first forward pass.
+    """The layers of one run. `net` is the structure as the instruments see it, None before the first forward pass.
 
-    `structure` numbers the lists of `layers`; each reading carries that number. A reading has room for `room` rows: all
-    layers that our surgery can add. Of a net that its own loop has enlarged beyond that, only known layers show.
+    `structure` is the number of the current list of `layers`; each reading carries it. A reading has at most `max_rows`
+    rows, enough for all layers that surgery can add. If a user loop enlarges its net beyond that, only the layers known
+    before are shown.
     """
 
     def __init__(
@@ -33,46 +35,46 @@ class LayerList:
         self.net: NetStructure | None = None
         self.structure = 0
         self.layers: tuple[Layer, ...] = ()
-        self.room = 0
+        self.max_rows = 0
         self._model, self._order, self._guard = model, order, guard
         self._progress, self._steering = progress, steering
         self._version = -1
         self._reported: NetStructure | None = None
-        self._measuring: InstrumentSet | None = None
-        self._parameters: tuple[int, ...] = ()  # by identity: the instruments hold them
-        self._grouped = 0  # the optimizer's
-        self._looked_s = 0.0
+        self._instruments: InstrumentSet | None = None
+        self._parameters: tuple[int, ...] = ()  # the ids of the parameters that the instruments hold
+        self._in_optimizer = 0  # the number of parameters in the optimizer
+        self._compared_s = 0.0
 
     def begin(self) -> None:
-        """The run's first layers, in the order of the first forward pass if it was recorded, else as registered."""
+        """Make the first list: in the order of the first forward pass if that was recorded, else as registered."""
         net = structure(self._model, order=self._order.now(self._model))
-        self._take(net)
-        self.room = len(net.layers) + self._steering.norms_to_come + SPARE
+        self._set_net(net)
+        self.max_rows = len(net.layers) + self._steering.norms_to_come + SPARE_ROWS
         self._reported = net
 
-    def instruments(self, *, look: bool = False) -> InstrumentSet:
-        """The instruments of the net as it is now; `look` whether the loop itself has changed it."""
-        changed = look and self._changed_by_loop()
-        if self._measuring is None or changed or self._version != self._steering.version:
+    def instruments(self, *, compare: bool = False) -> InstrumentSet:
+        """The instruments of the current net. With `compare`, first check whether the loop itself has changed it."""
+        changed = compare and self._changed_by_loop()
+        if self._instruments is None or changed or self._version != self._steering.version:
             self._version = self._steering.version
             order = self._order.now(self._model)
             self.net = structure(self._model, order=order)
-            if len(self.net.layers) > self.room:
+            if len(self.net.layers) > self.max_rows:
                 self.net = structure(self._model, order=order, only={layer.name for layer in self.layers})
-            self._measuring = InstrumentSet(self.net, list(self._model.parameters()))
+            self._instruments = InstrumentSet(self.net, list(self._model.parameters()))
             self._parameters = tuple(map(id, self._model.parameters()))
-        return self._measuring
+        return self._instruments
 
     def _changed_by_loop(self) -> bool:
-        grouped = sum(len(group["params"]) for group in self._steering.context.optimizer.param_groups)
+        in_optimizer = sum(len(group["params"]) for group in self._steering.context.optimizer.param_groups)
         now_s = time.monotonic()
-        if grouped == self._grouped and now_s - self._looked_s < LOOK_EVERY_S:
+        if in_optimizer == self._in_optimizer and now_s - self._compared_s < COMPARE_EVERY_S:
             return False
-        self._grouped, self._looked_s = grouped, now_s
+        self._in_optimizer, self._compared_s = in_optimizer, now_s
         return tuple(map(id, self._model.parameters())) != self._parameters
 
     def report(self) -> None:
-        """Report the layers if they have changed: after surgery, an undo or a redo, and before a reading."""
+        """Report the layers if they have changed. Called after surgery, undo and redo, and before each reading."""
         if self.net is None:
             return
         self.instruments()
@@ -80,7 +82,7 @@ class LayerList:
         if net is self._reported:
             return
         self._reported = net
-        self._take(net)
+        self._set_net(net)
         if self.layers != before:
             self.structure += 1
             self._progress.emit(
@@ -92,6 +94,6 @@ class LayerList:
                 )
             )
 
-    def _take(self, net: NetStructure) -> None:
+    def _set_net(self, net: NetStructure) -> None:
         self.net, self._guard.layers = net, net.layers
         self.layers = tuple(watched.layer for watched in net.layers)

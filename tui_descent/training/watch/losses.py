@@ -1,7 +1,7 @@
-"""The numbers of each step: its loss, and on a device its gradient check.
+"""The loss of each step, and on CUDA the check of its gradient.
 
-On a CPU a loss is read as it is handed over. On CUDA nothing waits: losses and checks are written to a buffer on the
-device, sent to the host a few steps at a time, and read when they have arrived.
+On a CPU a loss is read at once. On CUDA nothing waits: losses and gradient checks are written to a buffer on the
+device, copied to the host a few steps at a time, and read when they have arrived.
 """
 
 from __future__ import annotations
@@ -16,15 +16,19 @@ from torch import Tensor, nn
 from tui_descent.instruments import deferred
 from tui_descent.instruments.deferred import Arrival
 
-# So many rows are sent to the host together, or fewer when the last ones were sent so long ago.
+# Rows are sent to the host when there are so many of them, or when the last ones were sent so long ago.
 ROWS = 64
 SEND_AFTER_S = 0.03
-# Their fused kernels leave weights and state alone where `found_inf` is 1.
+# The fused kernels of these classes leave weights and state unchanged where `found_inf` is 1.
 STOPPABLE = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
 
 
 class Row(NamedTuple):
-    """One call of `run.step`: `gradient` is the greatest |g|, 0 where none was looked at; `overflow` 1 or 0."""
+    """One call of `run.step`.
+
+    `gradient` is the largest |g| of the input-most gradient, 0 if none was checked. `overflow` is 1 if a GradScaler
+    found an overflow, else 0.
+    """
 
     loss: float
     gradient: float
@@ -32,41 +36,41 @@ class Row(NamedTuple):
 
 
 class HostLosses:
-    """Losses that are read at once; `rows` holds those that nobody has taken yet."""
+    """Losses that are read at once. `rows` holds those that have not been reported yet."""
 
     deferred = False
 
     def __init__(self) -> None:
         self.rows: deque[Row] = deque()
 
-    def check(self, loss: Tensor | float) -> float:
-        """The value of a loss before its update."""
+    def check_loss(self, loss: Tensor | float) -> float:
+        """The value of a loss, before its update."""
         return number(loss)
 
-    def look(self, grad: Tensor | None, optimizer: torch.optim.Optimizer, *, stop: bool) -> bool:
+    def check_gradient(self, grad: Tensor | None, optimizer: torch.optim.Optimizer, *, stop: bool) -> bool:
         """False: the guard reads the gradient itself."""
         return False
 
-    def let_go(self) -> None:
-        """Nothing is held."""
+    def restore_found_inf(self) -> None:
+        """Nothing to do: `found_inf` was not changed."""
 
-    def write(self, loss: Tensor | float, time_s: float) -> bool:
-        """One row. False: no device has checked it before the update."""
+    def add_row(self, loss: Tensor | float, time_s: float) -> bool:
+        """Add one row. False: its loss was not checked on a device before the update."""
         self.rows.append(Row(number(loss), 0.0, 0.0))
         return False
 
     def collect(self, *, wait: bool = False) -> None:
-        """All rows are here."""
+        """Nothing to do: all rows are on the host."""
 
-    def release(self) -> None:
-        """No update was stopped."""
+    def allow_updates(self) -> None:
+        """Nothing to do: no update was stopped."""
 
 
 class DeviceLosses:
-    """Losses and gradient checks on a device that is never waited for.
+    """Losses and gradient checks on a device, without waiting for it.
 
-    Where the optimizer is fused, a bad row turns its update into a no-op by `found_inf`, before the host has seen it.
-    All kernels go to the current stream, so a row that was sent may be overwritten at once.
+    With a fused optimizer, a row with a non-finite value turns its update into a no-op through `found_inf`, before the
+    host has seen it. All kernels run on the current stream, so a row that was sent may be overwritten at once.
     """
 
     deferred = True
@@ -76,69 +80,70 @@ class DeviceLosses:
         self._buffer = torch.zeros(ROWS, len(Row._fields), dtype=torch.float64, device=device)
         self._row = self._buffer.unbind()
         self._cells = [row.unbind() for row in self._row]
-        self._latch = torch.zeros((), device=device)  # 1 from a bad row on, until `release`
+        self._latch = torch.zeros((), device=device)  # 1 from the first non-finite row until `allow_updates`
         self._one = torch.ones((), device=device)
-        self._at = 0
+        self._at = 0  # the current row
         self._sent_s = -torch.inf
-        self._checked = self._looked = False  # the row under way: its loss is written, its gradient was looked at
-        self._under_way: deque[Arrival] = deque()  # sent and not read yet
-        self._kept: list[tuple[torch.optim.Optimizer, Tensor | None]] = []
+        self._loss_checked = self._gradient_checked = False  # of the current row
+        self._in_flight: deque[Arrival] = deque()  # sent and not read yet
+        self._replaced: list[tuple[torch.optim.Optimizer, Tensor | None]] = []  # optimizers and their own `found_inf`
 
-    def check(self, loss: Tensor | float) -> float:
-        """Write the loss before its update; 0, since its value is known only later."""
-        self._checked = True
+    def check_loss(self, loss: Tensor | float) -> float:
+        """Write the loss before its update. Returns 0, since its value is known only later."""
+        self._loss_checked = True
         self._write_loss(loss)
         return 0.0
 
     @torch.no_grad()
-    def look(self, grad: Tensor | None, optimizer: torch.optim.Optimizer, *, stop: bool) -> bool:
+    def check_gradient(self, grad: Tensor | None, optimizer: torch.optim.Optimizer, *, stop: bool) -> bool:
         """Check the input-most gradient before the update, and whether a GradScaler found an overflow.
 
-        `stop` makes the coming update a no-op on the device if the row is bad, or one was since `release`; then
-        `let_go`. An overflow under a scaler is not bad: its no-op is the scaler's own, and the next step is made.
+        With `stop`, the coming update becomes a no-op on the device if this row has a non-finite value, or if one has
+        had one since `allow_updates`; call `restore_found_inf` after the update. An overflow that a GradScaler found
+        does not count: the scaler skips that one update itself.
         """
-        _, greatest, overflow = self._cells[self._at]
+        _, largest, overflow = self._cells[self._at]
         if grad is not None:
             grad = grad._values() if grad.is_sparse else grad
             grad = torch.view_as_real(grad) if grad.is_complex() else grad
-            # The greatest of finite numbers is finite; their sum may not be.
-            if self._looked or grad.device != greatest.device:
+            # The maximum norm cannot overflow; a sum can.
+            if self._gradient_checked or grad.device != largest.device:
                 found = torch.linalg.vector_norm(grad, torch.inf, dtype=torch.float64)
-                torch.maximum(greatest, found.to(greatest.device, non_blocking=True), out=greatest)
+                torch.maximum(largest, found.to(largest.device, non_blocking=True), out=largest)
             else:
-                torch.linalg.vector_norm(grad, torch.inf, dtype=torch.float64, out=greatest)
-        self._looked = True
+                torch.linalg.vector_norm(grad, torch.inf, dtype=torch.float64, out=largest)
+        self._gradient_checked = True
         scalers = found_inf(optimizer)
         if scalers is not None:
             overflow.copy_(scalers.reshape(()), non_blocking=True)
         if stop:
-            self._kept.append((optimizer, scalers))
+            self._replaced.append((optimizer, scalers))
             optimizer.found_inf = self._skip_update(scalers)  # type: ignore[attr-defined]
         return True
 
     def _skip_update(self, scalers: Tensor | None) -> Tensor:
-        """1 where the coming update is to do nothing."""
+        """1 if the coming update is to be a no-op, else 0; shape ()."""
         row = self._row[self._at]
         if scalers is None:
-            # GradScaler's own kernel: sets the latch where a number of the row is not finite.
+            # GradScaler's own kernel: sets the latch if a value of the row is not finite.
             torch._amp_foreach_non_finite_check_and_unscale_([row], self._latch, self._one)
             return self._latch
-        bad = row.mul(0).sum()  # 0, or NaN where a number of the row is not finite; NaN counts as true
-        self._latch.logical_or_(torch.where(row[2] > 0, 0.0, bad))
+        non_finite = row.mul(0).sum()  # 0, or NaN if a value of the row is not finite; NaN counts as true
+        self._latch.logical_or_(torch.where(row[2] > 0, 0.0, non_finite))
         return torch.maximum(self._latch, scalers.to(self._latch.device))
 
-    def let_go(self) -> None:
-        """After the update, or when it raised: restore the optimizer's `found_inf`."""
-        while self._kept:
-            optimizer, before = self._kept.pop()
+    def restore_found_inf(self) -> None:
+        """Give the optimizer its own `found_inf` back, after the update or when it raised."""
+        while self._replaced:
+            optimizer, before = self._replaced.pop()
             if before is not None:
                 optimizer.found_inf = before  # type: ignore[attr-defined]
             else:
                 vars(optimizer).pop("found_inf", None)
 
-    def write(self, loss: Tensor | float, time_s: float) -> bool:
-        """Close the row under way; whether its loss was written before the update."""
-        checked, self._checked, self._looked = self._checked, False, False
+    def add_row(self, loss: Tensor | float, time_s: float) -> bool:
+        """Complete the current row. Returns whether its loss was written before the update."""
+        checked, self._loss_checked, self._gradient_checked = self._loss_checked, False, False
         if not checked:
             self._write_loss(loss)
         self._at += 1
@@ -148,16 +153,16 @@ class DeviceLosses:
         return checked
 
     def collect(self, *, wait: bool = False) -> None:
-        """Take the rows that have arrived; `wait` for one batch of them, which synchronises."""
-        if wait and not self._under_way:
+        """Move the rows that have arrived to `rows`. With `wait`, wait for one batch of them, which synchronises."""
+        if wait and not self._in_flight:
             self._send()
-        while self._under_way and (wait or self._under_way[0].here):
-            numbers = iter(self._under_way.popleft().values())
+        while self._in_flight and (wait or self._in_flight[0].here):
+            numbers = iter(self._in_flight.popleft().values())
             self.rows.extend(Row(*row) for row in zip(numbers, numbers, numbers, strict=True))
             wait = False
 
-    def release(self) -> None:
-        """Updates are made again."""
+    def allow_updates(self) -> None:
+        """From here on updates are made again."""
         self._latch.zero_()
 
     def _write_loss(self, loss: Tensor | float) -> None:
@@ -171,27 +176,27 @@ class DeviceLosses:
         if self._at == 0:
             return
         # `Arrival` copies the rows before they are overwritten.
-        self._under_way.append(Arrival([self._buffer[: self._at].reshape(-1)]))
-        begun = self._row[self._at].clone() if self._at < ROWS else None
+        self._in_flight.append(Arrival([self._buffer[: self._at].reshape(-1)]))
+        current = self._row[self._at].clone() if self._at < ROWS else None
         self._buffer.zero_()
-        if begun is not None:
-            self._row[0].copy_(begun)
+        if current is not None:
+            self._row[0].copy_(current)
         self._at = 0
 
 
 def losses_of(model: nn.Module) -> HostLosses | DeviceLosses:
-    """By the device of the model's first parameter."""
+    """The kind of losses for the device of the model's first parameter."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return DeviceLosses(device) if deferred.far(device) else HostLosses()
 
 
 def number(value: Tensor | float) -> float:
-    """A scalar's value; from a GPU this waits for it."""
+    """The value of a scalar. On a GPU this synchronises."""
     return float(value.item()) if isinstance(value, Tensor) else float(value)
 
 
 def mean(losses: list[float]) -> float:
-    """Also of non-finite losses, and of those whose sum overflows: no reason to raise in the midst of a step."""
+    """The mean; inf or NaN where `math.fsum` would raise, for non-finite losses and for a sum that overflows."""
     try:
         return math.fsum(losses) / len(losses)
     except (OverflowError, ValueError):
@@ -199,21 +204,21 @@ def mean(losses: list[float]) -> float:
 
 
 def found_inf(optimizer: torch.optim.Optimizer) -> Tensor | None:
-    """What a GradScaler sets on a fused optimizer: above 0 where gradients overflowed, and its step does nothing."""
+    """What a GradScaler sets on a fused optimizer: above 0 if a gradient overflowed, so that the step is skipped."""
     found = getattr(optimizer, "found_inf", None)
     return found if isinstance(found, Tensor) else None
 
 
 def stoppable(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether `found_inf` makes its update a no-op: torch's own fused kernels."""
+    """Whether `found_inf` can make its update a no-op: true of torch's own fused kernels."""
     return isinstance(optimizer, STOPPABLE) and all(group.get("fused") for group in optimizer.param_groups)
 
 
 def begins_momentum(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the coming update is a group's first with momentum: a no-op would leave its buffers uninitialised."""
+    """Whether the coming update is the first with momentum: a no-op would leave the momentum buffers uninitialised."""
     if not isinstance(optimizer, torch.optim.SGD):
         return False
     groups = (group["params"] for group in optimizer.param_groups if group["momentum"])
-    # torch's fused kernel takes a group whose buffers are all there or all missing.
+    # In torch's fused kernel either all buffers of a group exist or none.
     firsts = (next((p for p in parameters if p.grad is not None), None) for parameters in groups)
     return any(p is not None and optimizer.state.get(p, {}).get("momentum_buffer") is None for p in firsts)

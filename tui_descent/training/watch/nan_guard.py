@@ -1,4 +1,4 @@
-"""Finds NaN and infinity before they reach the weights, and names the step and the first bad layer."""
+"""Finds NaN and infinite values before they reach the weights, and names the step and the first layer affected."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from tui_descent.instruments.net_structure import WatchedLayer
 
-# Reading weights of more numbers than this takes a noticeable share of a step.
+# Summing the gradient of a weight with more elements than this takes a noticeable share of a step.
 LARGE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What went wrong at a step, in words for the screen."""
+    """What went wrong at a step; `text` is shown to the user."""
 
     step: int
     text: str
@@ -27,11 +27,14 @@ class Fault:
 
 
 class NanGuard:
-    """Looks at the loss and the input-most gradient of every step: together they saw every first non-finite event."""
+    """Checks the loss of every step, and the gradient of the input-most layer.
+
+    Backpropagation ends at the input-most layer, so a gradient that is non-finite in a later layer shows there too.
+    """
 
     def __init__(self, model: nn.Module, forward_again: Callable[[], object] | None = None) -> None:
         self._layers: Sequence[WatchedLayer] = ()
-        # The parameter to look at while no layer before it can have a gradient, and the last frozen one before it.
+        # The parameter to check while no layer before it can have a gradient, and the last frozen weight before it.
         self._input_most: nn.Parameter | None = None
         self._frozen: nn.Parameter | None = None
         self._model = model
@@ -39,104 +42,103 @@ class NanGuard:
 
     @property
     def layers(self) -> Sequence[WatchedLayer]:
-        """In forward order."""
+        """The watched layers in forward order."""
         return self._layers
 
     @layers.setter
     def layers(self, layers: Sequence[WatchedLayer]) -> None:
         self._layers = layers
-        self._input_most, self._frozen = next((_small(watched) for watched in layers), None), None
+        self._input_most, self._frozen = next((_to_check(watched) for watched in layers), None), None
 
-    def bad_loss(self, step: int, value: float, *, after: bool = False) -> Fault:
+    def loss_fault(self, step: int, value: float, *, after: bool = False) -> Fault:
         """The fault of a non-finite loss."""
         when = "found just after the update" if after else "before the update"
-        where = self._first_bad_layer()
+        where = self._first_non_finite()
         return Fault(
             step, f"loss is {value} at step {step}{f', first in {where}' if where else ''}, {when}", "loss", where
         )
 
-    def fine(self) -> bool:
-        """Whether the input-most gradient, of a large layer its bias's, is there and finite: one small read."""
+    def gradient_is_finite(self) -> bool:
+        """Whether the input-most layer has a gradient and it is finite; for a large layer, its bias's gradient."""
         parameter = self._input_most
-        thawed = self._frozen is not None and self._frozen.grad is not None
-        if parameter is None or parameter.grad is None or thawed:
-            parameter = self._find_input_most()
+        unfrozen = self._frozen is not None and self._frozen.grad is not None
+        if parameter is None or parameter.grad is None or unfrozen:
+            parameter = self.find_input_most()
         if parameter is None or parameter.grad is None:
             return False
         total: float = parameter.grad.sum().item()  # synchronises on a GPU
         return math.isfinite(total)
 
-    def refresh(self) -> None:
-        """Look for the input-most gradient again: the loop may have frozen or unfrozen layers."""
-        self._find_input_most()
+    def find_input_most(self) -> nn.Parameter | None:
+        """The first parameter that has a gradient: the loop may have frozen or unfrozen layers.
 
-    def _find_input_most(self) -> nn.Parameter | None:
-        """The first that has a gradient; remembered only where none before it can have one in the next step."""
+        It is remembered only if no layer before it can have a gradient at the next step.
+        """
         self._input_most = self._frozen = None
         first = next((n for n, watched in enumerate(self._layers) if watched.weight.grad is not None), None)
         if first is None:
             return None
-        parameter = _small(self._layers[first])
+        parameter = _to_check(self._layers[first])
         if not any(watched.weight.requires_grad for watched in self._layers[:first]):
             self._input_most = parameter
             self._frozen = self._layers[first - 1].weight if first else None
         return parameter
 
-    def bad_gradient(self, step: int) -> Fault | None:
-        """The fault of the input-most gradient, if it is not finite."""
+    def gradient_fault(self, step: int) -> Fault | None:
+        """The fault of a non-finite gradient in the input-most layer; None if it is finite."""
         first = next((w.weight.grad for w in self.layers if w.weight.grad is not None), None)
         if first is None or math.isfinite(first.sum().item()):  # synchronises on a GPU
             return None
         if bool(first.isfinite().all()):
-            return None  # finite numbers whose sum is not
+            return None  # the sum overflowed, the elements are finite
         bad = [w.layer.name for w in self.layers if w.weight.grad is not None and not _finite(w.weight.grad)]
-        # Backward comes from the output: the last layer in forward order was the first to go.
+        # Backpropagation starts at the output: the last layer in forward order became non-finite first.
         text = f"gradient of {bad[-1]} is not finite at step {step}, before the update"
         return Fault(step, text, "gradient", bad[-1])
 
-    def input_most(self) -> Tensor | None:
-        """The gradient of the input-most layer that has one, on its device."""
+    def input_most_gradient(self) -> Tensor | None:
+        """The weight gradient of the input-most layer that has one."""
         grads = (watched.weight.grad for watched in self.layers)
         return next((grad for grad in grads if grad is not None), None)
 
-    def found_later(self, step: int, loss: float | None, *, since: int, stopped: bool) -> Fault:
-        """The fault of a step that was found `since` updates later: of its `loss`, or with None of a gradient.
+    def deferred_fault(self, step: int, loss: float | None, *, since: int, stopped: bool) -> Fault:
+        """The fault of a step that was found `since` updates later; `loss` is None if it was a gradient.
 
-        `stopped`: the device had turned it and all after it into no-ops. Waits for the device.
+        `stopped`: the device has skipped this update and all later ones. Otherwise this waits for the device.
         """
         what = "the gradient that reaches the input is not finite" if loss is None else f"loss is {loss}"
         when = f"found {since} update{'s' * (since != 1)} later" if since else "found just after the update"
         where = None
         if stopped:
-            fate = "no update was made from there on: the weights are as they were"
-        elif (where := self._bad_weights()) is not None:
-            fate = f"the update was made and the weights of {where} went bad"
+            outcome = "this update and all later ones were skipped: the weights are unchanged"
+        elif (where := self._non_finite_weights()) is not None:
+            outcome = f"the update was made and the weights of {where} are now non-finite"
         else:
-            fate = "the update was made, the weights are still numbers"
+            outcome = "the update was made; all weights are still finite"
         kind: Literal["loss", "gradient"] = "gradient" if loss is None else "loss"
-        return Fault(step, f"{what} at step {step}, {when}; {fate}", kind, where)
+        return Fault(step, f"{what} at step {step}, {when}; {outcome}", kind, where)
 
-    def _bad_weights(self) -> str | None:
+    def _non_finite_weights(self) -> str | None:
         return next((w.layer.name for w in self.layers if not _finite(w.weight)), None)
 
-    def _first_bad_layer(self) -> str | None:
-        if (name := self._bad_weights()) is not None:
+    def _first_non_finite(self) -> str | None:
+        if (name := self._non_finite_weights()) is not None:
             return f"the weights of {name}"
-        return self._first_bad_output() if self._forward_again is not None else None
+        return self._first_non_finite_output() if self._forward_again is not None else None
 
-    def _first_bad_output(self) -> str | None:
-        """Run the forward pass once more and look at every module's output."""
+    def _first_non_finite_output(self) -> str | None:
+        """Repeat the forward pass: the name of the first module whose output is not finite."""
         found: list[str] = []
 
-        def look(name: str) -> Callable[..., None]:
+        def check(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, inputs: object, output: object) -> None:
                 if not found and isinstance(output, Tensor) and not _finite(output):
                     found.append(name)
 
             return hook
 
-        heard = ((n, m) for n, m in self._model.named_modules() if n and not isinstance(m, torch.jit.ScriptModule))
-        handles = [m.register_forward_hook(look(n)) for n, m in heard]
+        modules = ((n, m) for n, m in self._model.named_modules() if n and not isinstance(m, torch.jit.ScriptModule))
+        handles = [m.register_forward_hook(check(n)) for n, m in modules]
         try:
             assert self._forward_again is not None
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -147,12 +149,12 @@ class NanGuard:
         return found[0] if found else None
 
 
-def _small(watched: WatchedLayer) -> nn.Parameter:
-    """The layer's bias where its weight is large, else the weight."""
+def _to_check(watched: WatchedLayer) -> nn.Parameter:
+    """The parameter whose gradient is checked: the layer's bias if its weight is large, else the weight."""
     weight, bias = watched.weight, getattr(watched.module, "bias", None)
     # Weight and bias gradients share δ, so a non-finite value shows in both; the bias is cheaper to check.
-    few = isinstance(bias, nn.Parameter) and bias.requires_grad and weight.numel() > LARGE
-    return bias if few else weight  # type: ignore[return-value]
+    use_bias = isinstance(bias, nn.Parameter) and bias.requires_grad and weight.numel() > LARGE
+    return bias if use_bias else weight  # type: ignore[return-value]
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Writes readings into shared memory; what has no room there is sent as events."""
+"""Writes readings into shared memory, and sends those of their values as events that have no column there."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tui_descent.training.keeper_link import KeeperLink
 
 @dataclass(frozen=True, slots=True)
 class ReadingPlace:
-    """Where a reading belongs; `structure` numbers the list of layers that its rows are of."""
+    """The segment and step of a reading; `structure` is the number of the list of layers that its rows follow."""
 
     segment: int
     step: int
     structure: int
 
     def write(self, link: KeeperLink | None, sample: Sample, rare: dict[str, float], *, cost: float) -> None:
-        """Its rows, the values of the rare tier, the ledger; `cost` is the share of time that watching took so far."""
+        """Write the reading. `rare` holds the values of the rare tier, `cost` the share of time that watching took."""
         if link is None or link.ring is None:
             return
         link.ring.write_reading(

@@ -1,4 +1,4 @@
-"""Times the loop for the sampler: how long its steps take, and how much of that is ours."""
+"""Times the loop for the sampler: how long its steps take, and how much of that watching takes."""
 
 from __future__ import annotations
 
@@ -10,48 +10,48 @@ from tui_descent.training.steering.steering import Steering
 
 
 class StepTimer:
-    """Of one run, in CPU seconds of the training thread."""
+    """The times of one run, in CPU seconds of the training thread."""
 
     def __init__(self, sampler: Sampler, progress: Progress, steering: Steering) -> None:
         self._sampler, self._progress, self._steering = sampler, progress, steering
-        self._last = time.thread_time(), time.perf_counter()
-        self._steps = 0  # since the last look at the clock
-        self._own_s = self._own_fast_s = 0.0  # what watching took of them
+        self._last_s = time.thread_time(), time.perf_counter()
+        self._steps = 0  # since the last report
+        self._watching_s = self._watching_fast_s = 0.0  # since the last report
 
-    def count(self) -> None:
-        """One step more."""
+    def count_step(self) -> None:
+        """Count one more step."""
         self._steps += 1
 
-    def add_own(self, busy_s: float) -> None:
-        """Watching took the CPU time since `busy_s`, without a reading. Not counted while paused or paced."""
-        if not self._progress.stood and self._steering.pace is None:
-            self._own_s += time.thread_time() - busy_s
+    def add_step(self, busy_s: float) -> None:
+        """Watching a step without a reading took the CPU time since `busy_s`. Not counted while paused or paced."""
+        if not self._progress.interrupted and self._steering.pace is None:
+            self._watching_s += time.thread_time() - busy_s
 
-    def add_fast(self, start_s: float, hooks_s: float) -> None:
+    def add_fast_step(self, start_s: float, hooks_s: float) -> None:
         """Watching a fast step took the time since `start_s`, and `hooks_s` in the optimizer's hooks.
 
-        By the wall clock, which is cheaper to read than the CPU clock.
+        These are wall-clock times: the CPU clock takes longer to read.
         """
-        self._own_fast_s += time.perf_counter() - start_s + hooks_s
+        self._watching_fast_s += time.perf_counter() - start_s + hooks_s
 
-    def look(self) -> None:
-        """Between two steps: report to the sampler how long the steps since the last look took."""
+    def report(self) -> None:
+        """Report to the sampler how long the steps since the last report took. Called between two steps."""
         if not self._steps:
             return
-        busy_s, elapsed_s = self._since()
-        # The wall clock includes interruptions.
-        self._sampler.hooked(self._own_s + self._own_fast_s * min(1.0, busy_s / elapsed_s))
-        self._own_s = self._own_fast_s = 0.0
+        busy_s, elapsed_s = self._elapsed()
+        # Wall-clock time includes interruptions: scale it to CPU time.
+        self._sampler.hooked(self._watching_s + self._watching_fast_s * min(1.0, busy_s / elapsed_s))
+        self._watching_s = self._watching_fast_s = 0.0
         self._sampler.stepped(busy_s, steps=self._steps)
         self._steps = 0
 
     def restart(self) -> None:
-        """Something else than steps took time: count from here."""
-        self._since()
+        """Start timing from here: something other than training steps took the time since the last report."""
+        self._elapsed()
         self._steps = 0
         self._sampler.stood()
 
-    def _since(self) -> tuple[float, float]:
-        """CPU seconds of this thread and seconds since the last call."""
-        (busy_s, wall_s), self._last = self._last, (time.thread_time(), time.perf_counter())
-        return self._last[0] - busy_s, self._last[1] - wall_s
+    def _elapsed(self) -> tuple[float, float]:
+        """CPU seconds of this thread and wall-clock seconds since the last call."""
+        (busy_s, wall_s), self._last_s = self._last_s, (time.thread_time(), time.perf_counter())
+        return self._last_s[0] - busy_s, self._last_s[1] - wall_s

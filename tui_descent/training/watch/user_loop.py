@@ -1,4 +1,4 @@
-"""The way in for an own training loop: whom its watch talks to, and what is done when a number is none."""
+"""`watch()`: the entry point for user loops. It finds or starts the keeper and makes the `Watch`."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ from tui_descent.training.optim.optimizers import check_watchable
 from tui_descent.training.undo.user_state import user_holders
 from tui_descent.training.watch.watch import Watch
 
-SECOND = "this process has a run that is watched already: another watch() goes on unwatched"
+SECOND = "this process already has a watched run: a second watch() trains normally but is not shown"
 
 
-class Shown:
-    """The run of this process that `exec` shows. A fork of the process has none: the line is not its own."""
+class ShownRun:
+    """The run of this process that `exec` shows. A fork of the process has none: the connection is its parent's."""
 
     def __init__(self) -> None:
         self._pid = 0
         self._run: weakref.ref[Watch] | None = None
-        self._said = False
+        self._warned = False
 
     @property
-    def here(self) -> bool:
-        """Whether there is or was one."""
+    def exists(self) -> bool:
+        """Whether this process shows a run or has shown one."""
         return self._pid == os.getpid()
 
-    def take(self, run: Watch) -> None:
-        """Make it the one."""
-        self._pid, self._run, self._said = os.getpid(), weakref.ref(run), False
+    def set(self, run: Watch) -> None:
+        """Make `run` the one that is shown."""
+        self._pid, self._run, self._warned = os.getpid(), weakref.ref(run), False
 
-    def say_second(self) -> None:
-        """Tell of another watch(), once: in the script's output, and to the viewers while the run goes on."""
-        if self._said:
+    def warn_second(self) -> None:
+        """Warn of a second `watch()`, once: in the script's output, and to the viewers while the first run goes on."""
+        if self._warned:
             return
-        self._said = True
+        self._warned = True
         print(f"tui-descent: {SECOND}", file=sys.stderr)
         run = self._run() if self._run is not None else None
         if run is not None and run.outcome is None:
             run.progress.emit(Noted(step=run.next_step, text=SECOND, level="warning"))
 
 
-_shown = Shown()
+_shown = ShownRun()
 
 
 def watch(
@@ -61,25 +61,29 @@ def watch(
     watch_budget: float | None = None,
     state: Mapping[str, object] | None = None,
 ) -> Watch:
-    """Watch an own loop: under `tui-descent exec` on its dashboard, otherwise through a keeper of its own.
+    """Watch a user loop: on the dashboard of `tui-descent exec`, or through a keeper that this call starts.
 
-    The dashboard has room for one run a process: the first one's; another trains on unwatched, and that is said.
+    Under `exec`, one run per process is shown: the first. A second `watch()` trains normally; a warning says so.
 
-    `watch_every=N` measures every Nth step; otherwise readings take at most the share `watch_budget` of the time. With
-    neither, the command line's hold: 1 % unless told otherwise. `state={"scheduler": …, "scaler": …}` is what an undo
-    puts back beside model and optimizer: all with a `state_dict` to load, nets, tensors, dicts; the loop's counter
-    and data go on. Raises `ValueError` for what cannot be put back or watched; without a keeper the loop goes on alone.
+    `watch_every=N` takes a reading at every Nth step. Otherwise readings take at most the share `watch_budget` of the
+    time. Without either, the command line decides; its default is a budget of 1 %.
+
+    `state={"scheduler": …, "scaler": …}` lists what an undo restores besides model and optimizer: objects with
+    `state_dict` and `load_state_dict`, modules, tensors, dicts. The loop's own counter and data are not restored.
+
+    Raises `ValueError` for a `state` that cannot be restored and for an optimizer that cannot be watched. If no keeper
+    can be started, a message says so and the loop trains unwatched.
     """
     check_watchable(optimizer)
-    put_back = user_holders(state or {})
+    restored = user_holders(state or {})
     link = KeeperLink.inherited()
-    if link is None and _shown.here:
-        _shown.say_second()
+    if link is None and _shown.exists:
+        _shown.warn_second()
     elif link is None:
         try:
-            link = KeeperLink.to_own_keeper(name)
+            link = KeeperLink.with_own_keeper(name)
         except (ChannelError, OSError) as error:
-            print(f"tui-descent: training goes on unwatched: {error}", file=sys.stderr)
+            print(f"tui-descent: training continues unwatched: {error}", file=sys.stderr)
     launch = link.launch if link else None
     if launch is not None and watch_every is None and watch_budget is None:
         watch_every, watch_budget = launch.watch_every, launch.watch_budget
@@ -91,8 +95,8 @@ def watch(
         name=name,
         sampler=Sampler(every=watch_every, budget=DEFAULT_BUDGET if watch_budget is None else watch_budget),
         on_fault="hold" if launch is not None and launch.attended else "end" if under_exec else "note",
-        state=put_back,
+        state=restored,
     )
     if under_exec:
-        _shown.take(run)
+        _shown.set(run)
     return run

@@ -1,4 +1,4 @@
-"""Watch: what a training loop holds to be seen and steered.
+"""`Watch`: the object through which a training loop is watched and steered.
 
 with watch(model, optimizer, name="my run") as run:
     for batch in batches:
@@ -40,16 +40,16 @@ from tui_descent.training.watch.optimizer_hooks import OptimizerHooks
 from tui_descent.training.watch.results import Results
 from tui_descent.training.watch.step_timer import StepTimer
 
-# Fast steps in a row take at most so long, even if they turn out slower than expected.
-LONGEST_FAST_S = 0.4
+# Consecutive fast steps take at most this long, even if they are slower than expected.
+MAX_FAST_S = 0.4
 
 
 class Watch:
     """One watched run.
 
-    `on_fault`: a non-finite loss or gradient holds the run, ends it, or is only noted. `again` replays the step's
-    batch, for the instruments that need it; `curvature` reads the curvature. `about` describes a scenario's run, whose
-    loop (`is_scenario`) does not count a dropped update as a step. `state` is what else an undo restores.
+    `on_fault`: a non-finite loss or gradient holds the run, ends it, or is only noted. `replay` repeats the passes of
+    the current batch, for the instruments that need them; `curvature` reads the curvature. `about` describes a scenario
+    run, which (`is_scenario`) does not count a dropped update as a step. `state` is what an undo restores in addition.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Watch:
         plan: Iterable[tuple[int, TurnKnob]] = (),
         about: RunStarted | None = None,
         evaluate: Evaluation | None = None,
-        again: BatchAgain | None = None,
+        replay: BatchAgain | None = None,
         curvature: CurvatureProbe | None = None,
         is_scenario: bool = False,
         state: Iterable[HoldsState] = (),
@@ -77,13 +77,13 @@ class Watch:
         self._sampler = sampler = sampler or Sampler()
         self.steering = steering = steering or Steering(model, optimizer)
         self.progress = progress = Progress(link)
-        guard = NanGuard(model, again.forward_again if again is not None else None)
+        guard = NanGuard(model, replay.forward_again if replay is not None else None)
         losses, stops = losses_of(model), on_fault != "note"
         self._results = results = Results(progress, steering, guard, losses, stops=stops, is_scenario=is_scenario)
         self._order = ForwardOrder()
         self._layers = layers = LayerList(model, self._order, progress, steering, guard)
         undo_stack = None
-        if link is not None and link.launch.socket is not None:  # without anybody to ask, no snapshots are kept
+        if link is not None and link.launch.socket is not None:  # without a socket nobody can ask for an undo
             undo_stack = UndoStack(steering.context, tuple(state), link.launch.undo_budget, is_scenario)
         self.control = Control(
             progress,
@@ -97,17 +97,9 @@ class Watch:
             on_fault=on_fault,
             is_scenario=is_scenario,
         )
+        same_batch = None if replay is None else SameBatch(model, replay)
         self._hooks = OptimizerHooks(
-            optimizer,
-            progress=progress,
-            steering=steering,
-            control=self.control,
-            results=results,
-            layers=layers,
-            guard=guard,
-            sampler=sampler,
-            again=None if again is None else SameBatch(model, again),
-            begin=self._begin,
+            optimizer, progress, steering, self.control, results, layers, guard, sampler, same_batch, self._begin
         )
         self._timer = StepTimer(sampler, progress, steering)
         self._start_s = self._fast_until_s = time.perf_counter()
@@ -117,17 +109,17 @@ class Watch:
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The one that makes the updates."""
+        """The optimizer that makes the updates; a knob may have replaced the first one."""
         return self.steering.context.optimizer
 
     @property
     def next_step(self) -> int:
-        """The number of the next update; updates made so far."""
+        """The number of the next update, which is the number of updates made so far."""
         return self.progress.step
 
     @property
     def cost(self) -> float:
-        """The share of the training thread's time that watching took so far, as declared to the viewers."""
+        """The share of the training thread's time that watching has taken so far, as viewers see it."""
         return self._sampler.cost
 
     def __enter__(self) -> Self:
@@ -135,7 +127,7 @@ class Watch:
         if self._about is not None:
             self._begin()
         else:
-            # The forward order of a user's layers is known only once the net has run.
+            # The order of a user's layers is known only after the first forward pass.
             self._order.listen(self.model)
             self.steering.listen()
         self._start_s = time.perf_counter()
@@ -155,25 +147,25 @@ class Watch:
         return isinstance(ended_by, StopRun)
 
     def loss(self, loss: Tensor | float) -> bool:
-        """Check the loss before `backward()`: a non-finite one is held before it can do harm.
+        """Check the loss before `backward()`, so that a non-finite one never reaches the weights.
 
-        False when this batch is to be dropped. Raises `StopRun` when the run is to end.
+        Returns False if this batch is to be dropped. Raises `StopRun` if the run is to end.
         """
-        fault = self._results.check(loss)
+        fault = self._results.check_loss(loss)
         return fault is None or not self.control.handle_fault(fault)
 
     def step(self, loss: Tensor | float) -> bool:
-        """After the optimizer's step: record it, obey commands, keep the pace. False if no update was made.
+        """Record a step, after `optimizer.step()`; carry out commands and keep the pace.
 
-        Without an update since the last call the loss joins the next one's mean (gradient accumulation).
-        Raises `StopRun` when the run is to end.
+        Returns False if no update was made since the last call: then the loss joins the mean loss of the next step
+        (gradient accumulation). Raises `StopRun` if the run is to end.
         """
         start_s = time.perf_counter()
         progress, hooks = self.progress, self._hooks
-        if progress.fast_steps == 0 or hooks.made != 1:
-            return self._checked_step(loss, start_s)
-        # Nothing is due: record the step. A fault that is found here ends the fast steps.
-        hooks.made = 0
+        if progress.fast_steps == 0 or hooks.updates != 1:
+            return self._full_step(loss, start_s)
+        # A fast step: only record it. A fault that is found here ends the fast steps.
+        hooks.updates = 0
         progress.fast_steps -= 1
         self._results.add_step(loss, start_s - self._start_s, hooks.rate, made=True)
         self.steering.update_made()
@@ -181,50 +173,50 @@ class Watch:
         self.control.collect()
         ring = progress.ring
         assert ring is not None
-        self._timer.count()
-        self._timer.add_fast(start_s, hooks.own_s)
+        self._timer.count_step()
+        self._timer.add_fast_step(start_s, hooks.fast_s)
         if progress.fast_steps == 0 or ring.flagged() or start_s > self._fast_until_s:
             busy_s = time.thread_time()
-            self._timer.look()
+            self._timer.report()
             self._enter_next_step()
-            self._timer.add_own(busy_s)
+            self._timer.add_step(busy_s)
         return True
 
-    def _checked_step(self, loss: Tensor | float, start_s: float) -> bool:
-        """`step` where anything may be due."""
+    def _full_step(self, loss: Tensor | float, start_s: float) -> bool:
+        """`step`, with everything that a fast step leaves out."""
         busy_s = time.thread_time()
         self.progress.fast_steps = 0
         results, control, steering = self._results, self.control, self.steering
-        updates, dropped = self._hooks.take()
+        updates, dropped = self._hooks.take_updates()
         made, now_s = updates > 0, start_s - self._start_s
         if not made and not dropped:
             results.accumulate(loss, now_s)
             return False
         counted = made or not self._is_scenario
-        measured = results.measured
-        self._timer.count()
-        self._timer.look()
+        has_reading = results.has_reading
+        self._timer.count_step()
+        self._timer.report()
         results.add_step(loss, now_s, self._hooks.rate, made=made, counted=counted)
         if made:
             steering.update_made()
         if counted:
             control.completed()
         if steering.needs_loss:
-            control.settle()  # on a GPU this synchronises: plateau's next rate depends on this loss
+            control.settle()  # synchronises on CUDA: the plateau schedule's next rate depends on this loss
         else:
             control.collect()
         self._enter_next_step()
-        if not measured and not self._hooks.measures:
-            self._timer.add_own(busy_s)
+        if not has_reading and not self._hooks.measures:
+            self._timer.add_step(busy_s)
         return made
 
     def _enter_next_step(self) -> None:
-        """Everything due before the next step; then how many steps may go by with nothing but their record."""
+        """Do everything that is due before the next step; then decide how many of the next steps can be fast."""
         self.begin_step()
-        self.progress.fast_steps = self._steps_without_checks()
-        self._fast_until_s = time.perf_counter() + LONGEST_FAST_S
+        self.progress.fast_steps = self._count_fast_steps()
+        self._fast_until_s = time.perf_counter() + MAX_FAST_S
 
-    def _steps_without_checks(self) -> int:
+    def _count_fast_steps(self) -> int:
         control, hooks, steering, results = self.control, self._hooks, self.steering, self._results
         ready = self._layers.net is not None and hooks.planned and control.idle
         if not ready or hooks.measures or results.accumulating or steering.clips:
@@ -235,25 +227,25 @@ class Watch:
         return int(max(1, min(self._sampler.next_look, planned))) if planned >= 1 else 0
 
     def begin_step(self) -> None:
-        """Before the first forward pass; `step` does it before the others. Raises `StopRun`."""
+        """Call before the first forward pass; `step` does this for all later ones. Raises `StopRun` to end the run."""
         self.control.between()
         self.plan_step()
 
     def plan_step(self) -> None:
-        """Plan what is measured of the coming update: again where the run has paused since that was settled."""
+        """Plan what is measured at the coming update. Called again if the run has paused since it was planned."""
         self.progress.fast_steps = 0
         if self._layers.net is not None:
             self._hooks.plan()
-        if self.progress.stood:
+        if self.progress.interrupted:
             self._timer.restart()
 
     def log(self, name: str, value: Tensor | float) -> None:
-        """A metric of the user's own, placed at the step that comes next."""
+        """Report a metric of the user's, at the number of the next step."""
         progress, place = self.progress, self.progress.place
         self._results.log(value, lambda number: progress.emit(MetricLogged(name=name, value=number, **place)))
 
     def _begin(self) -> None:
-        """The layers are known: lay out the shared memory and report the run, once. Raises `RuntimeError`."""
+        """Once the layers are known: create the shared memory, report the run. Raises `RuntimeError` if that fails."""
         layers, progress, link = self._layers, self.progress, self.progress.link
         if layers.net is not None:
             return
@@ -261,7 +253,7 @@ class Watch:
         self.steering.heard()
         layers.begin()
         if link is not None:
-            progress.begin(self.model, layers=layers.room)
+            progress.create_ring(self.model, layers=layers.max_rows)
             about = self._about or about_user_loop(self.name, self.model, self.optimizer)
             progress.emit(started(about, link.launch.run, self.model, layers.layers, self.steering.states()))
             progress.set_state("running")
