@@ -193,7 +193,7 @@ class Observed:
             measuring.before_update()
         self.setup.optimizer.step()
         if due:
-            sample = measuring.after_update().now()
+            sample = measuring.after_update().result()
             record = ReadingRecord(
                 step=step,
                 segment=0,

@@ -61,7 +61,7 @@ def begin(kept: FakeKeeper, home: Path) -> Iterator[Callable[..., Run]]:
 @pytest.fixture
 def far(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU's numbers are not to be looked at at once: sums are wide, as on a GPU."""
-    monkeypatch.setattr(deferred, "FAR", {"cuda", "cpu"})
+    monkeypatch.setattr(deferred, "ASYNCHRONOUS", {"cuda", "cpu"})
 
 
 @pytest.fixture(params=[(64, 0), (7, 3), (3, 9)], ids=["at once", "soon", "further and further behind"])
@@ -71,8 +71,8 @@ def slow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> typ
     monkeypatch.setattr(losses, "ROWS", rows)
     monkeypatch.setattr(losses, "SEND_AFTER_S", 0.0 if asks == 0 else math.inf)
     monkeypatch.setattr(Slow, "asks", asks)
-    monkeypatch.setattr(losses, "Arrival", Slow)
-    monkeypatch.setattr(results, "Arrival", Slow)
+    monkeypatch.setattr(losses, "HostCopy", Slow)
+    monkeypatch.setattr(results, "HostCopy", Slow)
     Slow.waited = Slow.open = Slow.most_open = 0
     return Slow
 

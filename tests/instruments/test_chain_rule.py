@@ -56,7 +56,7 @@ def test_factors_equal_autograd_on_a_net_taken_apart(form: dict[str, Any], dtype
     boundaries.attach()
     loss_of(net, (x, y)).backward()
     boundaries.detach()
-    factors = boundaries.factors().now()
+    factors = boundaries.factors().result()
     wanted = boundary_norms_by_hand(net, x, y)
     assert len(factors) == 6
     within = 1e-5 if dtype == torch.float32 else 1e-12
@@ -71,7 +71,7 @@ def test_an_orthogonal_linear_net_has_factors_of_one() -> None:
     boundaries.attach()
     loss_of(net, digit_batches(1)[0]).backward()
     boundaries.detach()
-    assert boundaries.factors().now() == pytest.approx([1.0] * 8, abs=1e-6)
+    assert boundaries.factors().result() == pytest.approx([1.0] * 8, abs=1e-6)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
@@ -91,7 +91,7 @@ def test_the_ledger_agrees_with_autograd_and_sees_a_corrupted_factor(form: dict[
         if corrupt:
             with torch.no_grad():
                 net.blocks[2].linear.weight.mul_(1.05)
-        found = ledger.entries().now()
+        found = ledger.entries().result()
         assert found[0].product == pytest.approx(math.prod(e.factor or math.nan for e in found), rel=1e-9)
         return [e.discrepancy for e in found]
 
@@ -119,7 +119,7 @@ def read_activations(net: nn.Module, x: Tensor) -> dict[int, Any]:
     activations.attach()
     net(x)
     activations.detach()
-    return activations.read().now()
+    return activations.read().result()
 
 
 @pytest.mark.parametrize("inplace", [False, True])
@@ -154,7 +154,7 @@ def test_dead_units_are_only_told_over_enough_samples() -> None:
         activations.attach()
         net(x)
         activations.detach()
-        told.append(activations.read().now()[0].dead_fraction)
+        told.append(activations.read().result()[0].dead_fraction)
     assert told[:3] == [None] * 3
     z = net[0](torch.cat(xs))
     assert told[3] == pytest.approx(float((z <= 0).all(dim=0).double().mean()))
@@ -267,7 +267,7 @@ def test_alpha_equals_slopes_written_out(name: str) -> None:
     before = [p.detach().clone() for p in net.parameters()]
     again.before_update()
     optimizer.step()
-    found = again.after_update().now()
+    found = again.after_update().result()
     after = gradient(loss_of(net, batch), list(net.parameters()))
     moves = [(p.detach() - w).numpy() for p, w in zip(net.parameters(), before, strict=True)]
     start = math.fsum(float((g.numpy() * m).sum()) for g, m in zip(grads, moves, strict=True))
@@ -300,4 +300,4 @@ def test_an_empty_batch_has_no_activations() -> None:
     activations.attach()
     net(torch.zeros(0, 4))
     activations.detach()
-    assert activations.read().now() == {}
+    assert activations.read().result() == {}

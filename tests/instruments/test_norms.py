@@ -143,7 +143,7 @@ def test_norms_are_right_at_every_size_a_float32_can_have(exponent: int) -> None
         before = [array(layer.weight) for layer in net]  # type: ignore[arg-type]
         sample.before_update()
         optimizer.step()
-        grad_norms, columns, *_ = sample.after_update().now()
+        grad_norms, columns, *_ = sample.after_update().result()
         for p, norm in zip(net.parameters(), grad_norms, strict=True):
             assert close(norm, l2(array(p.grad)), 1e-5)  # type: ignore[arg-type]
         for row, (layer, old) in enumerate(zip(net, before, strict=True)):
@@ -163,7 +163,7 @@ def test_norms_of_half_precision_are_summed_with_more(dtype: torch.dtype) -> Non
     sample = Norms(structure(net).layers, list(net.parameters()))
     sample.before_update()
     torch.optim.SGD(net.parameters(), lr=0.5).step()
-    _, columns, *_ = sample.after_update().now()
+    _, columns, *_ = sample.after_update().result()
     for found in columns.grad_norm:
         assert found == pytest.approx(300.0, rel=1e-5), "a half-precision sum would stop growing"
 
@@ -176,7 +176,7 @@ def test_a_cosine_is_with_the_gradient_of_the_step_before_or_there_is_none() -> 
     sample.remember(step=3)
     for step, cosine in ((5, None), (4, 1.0)):
         sample.before_update(cosines=True, step=step)
-        assert sample.after_update().now().global_cosine == (None if cosine is None else pytest.approx(cosine))
+        assert sample.after_update().result().global_cosine == (None if cosine is None else pytest.approx(cosine))
 
 
 def test_not_a_number_and_infinities_are_told_as_they_are() -> None:
@@ -186,7 +186,7 @@ def test_not_a_number_and_infinities_are_told_as_they_are() -> None:
             p.grad = torch.full_like(p, value)
     sample = Norms(structure(net).layers, list(net.parameters()))
     sample.before_update()
-    _, columns, *_ = sample.after_update().now()
+    _, columns, *_ = sample.after_update().result()
     assert math.isnan(columns.grad_norm[0] or 0.0)
     assert math.isinf(columns.grad_norm[1] or 0.0)
     assert columns.grad_norm[2] == pytest.approx(4.0)

@@ -126,14 +126,14 @@ def test_as_long_as_no_reading_is_known_the_next_is_whole(lost: str) -> None:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     for step in range(4):
         loss_of(net, digit_batches(1)[0]).backward()
-        sample.before_update(step=step, partly=True)
+        sample.before_update(step=step, partial=True)
         optimizer.step()
         if step < 2 and lost == "the update raised":
             continue
         late = sample.after_update()
         if step < 2:
             continue
-        columns = late.now().layers
+        columns = late.result().layers
         assert min(columns.weight_norm) > 0
         assert columns.ages is None if step == 2 else set(columns.ages or ()) == {0, 1}
 
@@ -148,7 +148,7 @@ def test_no_gradient_is_held_on_to() -> None:
         held += [weakref.ref(p.grad) for p in net.parameters()]
         sample.before_update(step=step)
         optimizer.step()
-        sample.after_update().now()
+        sample.after_update().result()
         optimizer.zero_grad()
     assert not [one for one in held if one() is not None]
 
@@ -163,7 +163,7 @@ def test_a_parameter_of_no_numbers_has_norms_of_zero() -> None:
     for step in range(2):
         sample.before_update(step=step)
         optimizer.step()
-        norms, *_ = sample.after_update().now()
+        norms, *_ = sample.after_update().result()
         assert norms[-1] == 0.0
         assert norms[0] == pytest.approx(12**0.5)
 
@@ -177,9 +177,9 @@ def test_frozen_and_unused_layers_keep_their_marks() -> None:
     for step in range(3):
         optimizer.zero_grad()
         loss_of(net, digit_batches(1)[0]).backward()
-        sample.before_update(step=step, partly=True)
+        sample.before_update(step=step, partial=True)
         optimizer.step()
-        _, columns, *_ = sample.after_update().now()
+        _, columns, *_ = sample.after_update().result()
         assert [n for n, g in enumerate(columns.grad_norm) if g is None] == [
             n for n, u in enumerate(columns.update_norm) if u is None
         ]

@@ -1,6 +1,6 @@
 """Activations: their mean and spread, units that are dead, pairs that are saturated.
 
-During the pass only references are kept; afterwards all activations of one kind and shape are read together. φ′ is the
+During the pass only references are kept; afterwards all activations of one kind and shape are read combine. φ′ is the
 formula's, or for a module without one what autograd makes of the module itself.
 """
 
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tui_descent.instruments.activation_derivatives import FORMULAS, slope
-from tui_descent.instruments.deferred import Deferred, together
+from tui_descent.instruments.deferred import Deferred, combine
 from tui_descent.instruments.net_structure import WatchedActivation, WatchedLayer
 
-# A unit counts as dead only over this many samples, newest batches together (Lu et al. 2019, arXiv 1903.06733).
+# A unit counts as dead only over this many samples, newest batches combine (Lu et al. 2019, arXiv 1903.06733).
 DEAD_SAMPLES = 256
 # Saturated: φ′ under this part of its greatest value (Glorot & Bengio 2010). Bounded activations only.
 SATURATED = 0.1
@@ -87,7 +87,7 @@ class Activations:
             most = max(1, TOGETHER // max(1, self._seen[members[0]][0].numel()))
             parts += [self._read_group(members[k : k + most]) for k in range(0, len(members), most)]
         self._seen.clear()
-        every = together(parts)
+        every = combine(parts)
         return Deferred(every.columns, lambda values: {n: r for found in every.read(values) for n, r in found.items()})
 
     def _read_group(self, members: list[int]) -> Deferred[dict[int, ActivationReading]]:
@@ -121,7 +121,7 @@ class Activations:
         return Deferred(columns, read)
 
     def _dead(self, n: int, seen: Tensor, samples: int) -> Tensor | None:
-        """The share of units that live, a scalar, once enough samples were seen together."""
+        """The share of units that live, a scalar, once enough samples were seen combine."""
         kept = self._alive[n]
         kept.units = seen if kept.units is None or kept.units.shape != seen.shape else kept.units | seen
         kept.samples += samples

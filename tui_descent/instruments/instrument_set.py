@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from tui_descent.instruments.activations import ActivationReading, Activations
 from tui_descent.instruments.block_boundaries import BlockBoundaries
 from tui_descent.instruments.chain_rule_ledger import ChainRuleLedger
-from tui_descent.instruments.deferred import Deferred, together
+from tui_descent.instruments.deferred import Deferred, combine
 from tui_descent.instruments.net_structure import NetStructure
-from tui_descent.instruments.norms import Norms, NormsRead
+from tui_descent.instruments.norms import Norms, NormsReading
 from tui_descent.protocol.events import LayerStatus, LedgerEntry
 from tui_descent.protocol.readings import pack_rows
 
@@ -76,19 +76,19 @@ class InstrumentSet:
         *,
         grad_scale: Tensor | None = None,
         step: int = 0,
-        partly: bool = False,
+        partial: bool = False,
     ) -> None:
         """The gradients are there, clipped where they are to be, and the update is not made.
 
         `preclip` is the global norm before clipping, a scalar; `grad_scale` what a GradScaler still multiplies
-        gradients by, which norms are divided by. `partly`: a third of many layers' weights will do.
+        gradients by, which norms are divided by. `partial`: a third of many layers' weights will do.
         """
         self._preclip = preclip
         if self._signals or self._slow:
             self.detach()
         # With the weights the gradients came through, so now.
         self._entries = self._ledger.entries() if self._slow else NOTHING
-        self._norms.before_update(grad_scale, cosines=self._signals, step=step, partly=partly)
+        self._norms.before_update(grad_scale, cosines=self._signals, step=step, partial=partial)
 
     def after_update(self) -> Deferred[Sample]:
         """The update is made."""
@@ -99,14 +99,14 @@ class InstrumentSet:
         activations = self._activations.read() if self._slow else Deferred((), lambda _: {})
         preclip = () if self._preclip is None else (self._preclip.reshape(1),)
         clipped = Deferred(preclip, lambda values: values[0] if preclip else None)
-        parts = together((norms, entries, factors, activations, clipped))
+        parts = combine((norms, entries, factors, activations, clipped))
         tiers = 2 if self._slow else 1 if self._signals else 0
         return Deferred(parts.columns, lambda values: self._sample(tiers, *parts.read(values)))
 
     def _sample(
         self,
         tiers: int,
-        norms: NormsRead,
+        norms: NormsReading,
         entries: list[LedgerEntry],
         by_unit: list[float | None],
         activations: dict[int, ActivationReading],
@@ -117,7 +117,7 @@ class InstrumentSet:
         if tiers:
             factors = dict(zip((u.row for u in self._net.units), by_unit, strict=True)) if by_unit else {}
             columns.append([factors.get(n) for n in range(len(self._net.layers))])
-            columns.append([norms.cosines.get(place) for place in self._norms.places])
+            columns.append([norms.cosines.get(n) for n in self._norms.weight_indices])
         if activations:
             read = [activations.get(n) for n in range(len(self._net.layers))]
             columns += [

@@ -185,8 +185,8 @@ def test_what_waits_is_bounded_and_nothing_is_lost(
 ) -> None:
     monkeypatch.setattr(losses_file, "SEND_AFTER_S", send_after_s)
     monkeypatch.setattr(results, "MOST_WAITING", 50)
-    monkeypatch.setattr(losses_file, "Arrival", Slow)
-    monkeypatch.setattr(results, "Arrival", Slow)
+    monkeypatch.setattr(losses_file, "HostCopy", Slow)
+    monkeypatch.setattr(results, "HostCopy", Slow)
     monkeypatch.setattr(Slow, "asks", 10**9)
     Slow.waited = Slow.open = Slow.most_open = 0
     losses = train(kept, steps=400, every=2)

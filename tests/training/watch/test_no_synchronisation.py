@@ -16,7 +16,7 @@ from nets import OPTIMIZERS, ConvNet, Words, digit_batches, loss_of, mlp
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tui_descent.instruments.deferred import Arrival
+from tui_descent.instruments.deferred import HostCopy
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.training.steering.steering import Steering
 from tui_descent.training.watch import losses, results
@@ -47,7 +47,7 @@ class NoLook(TorchDispatchMode):
     def _but_for_arrivals(name: str, method: Any) -> Any:
         def looked(tensor: Tensor) -> Any:
             # These do not pass by the dispatcher; what has arrived in pinned memory may be read.
-            assert sys._getframe(1).f_code is Arrival.values.__code__, f"{name} waits for the device"
+            assert sys._getframe(1).f_code is HostCopy.values.__code__, f"{name} waits for the device"
             return method(tensor)
 
         return looked
@@ -67,8 +67,8 @@ class NoLook(TorchDispatchMode):
 def test_fifty_watched_steps_with_every_tier_look_at_no_number(
     name: str, clip: float | None, hand: bool, far: None, monkeypatch: pytest.MonkeyPatch, kept: FakeKeeper
 ) -> None:
-    monkeypatch.setattr(losses, "Arrival", Slow)
-    monkeypatch.setattr(results, "Arrival", Slow)
+    monkeypatch.setattr(losses, "HostCopy", Slow)
+    monkeypatch.setattr(results, "HostCopy", Slow)
     monkeypatch.setattr(Slow, "asks", 2)
     Slow.waited = 0
     watched_steps(kept.link, torch.device("cpu"), name, clip, hand, NoLook)
@@ -84,8 +84,8 @@ NETS: dict[str, Callable[[], nn.Module]] = {
 def test_nor_do_the_instruments_of_any_net(
     kind: str, far: None, monkeypatch: pytest.MonkeyPatch, kept: FakeKeeper
 ) -> None:
-    monkeypatch.setattr(losses, "Arrival", Slow)
-    monkeypatch.setattr(results, "Arrival", Slow)
+    monkeypatch.setattr(losses, "HostCopy", Slow)
+    monkeypatch.setattr(results, "HostCopy", Slow)
     monkeypatch.setattr(Slow, "asks", 2)
     Slow.waited = 0
     watched_steps(kept.link, torch.device("cpu"), "adam", None, True, NoLook, NETS[kind]())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tui_descent.instruments import deferred
-from tui_descent.instruments.deferred import Arrival
+from tui_descent.instruments.deferred import HostCopy
 
 # So many rows are sent to the host together, or fewer when the last ones were sent so long ago.
 ROWS = 64
@@ -81,7 +81,7 @@ class DeviceLosses:
         self._at = 0
         self._sent_s = -torch.inf
         self._checked = self._looked = False  # the row under way: its loss is written, its gradient was looked at
-        self._under_way: deque[Arrival] = deque()  # sent and not read yet
+        self._under_way: deque[HostCopy] = deque()  # sent and not read yet
         self._kept: list[tuple[torch.optim.Optimizer, Tensor | None]] = []
 
     def check(self, loss: Tensor | float) -> float:
@@ -151,7 +151,7 @@ class DeviceLosses:
         """Take the rows that have arrived; `wait` for one batch of them, which synchronises."""
         if wait and not self._under_way:
             self._send()
-        while self._under_way and (wait or self._under_way[0].here):
+        while self._under_way and (wait or self._under_way[0].ready):
             numbers = iter(self._under_way.popleft().values())
             self.rows.extend(Row(*row) for row in zip(numbers, numbers, numbers, strict=True))
             wait = False
@@ -170,8 +170,8 @@ class DeviceLosses:
     def _send(self) -> None:
         if self._at == 0:
             return
-        # `Arrival` copies the rows before they are overwritten.
-        self._under_way.append(Arrival([self._buffer[: self._at].reshape(-1)]))
+        # `HostCopy` copies the rows before they are overwritten.
+        self._under_way.append(HostCopy([self._buffer[: self._at].reshape(-1)]))
         begun = self._row[self._at].clone() if self._at < ROWS else None
         self._buffer.zero_()
         if begun is not None:
@@ -182,7 +182,7 @@ class DeviceLosses:
 def losses_of(model: nn.Module) -> HostLosses | DeviceLosses:
     """By the device of the model's first parameter."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return DeviceLosses(device) if deferred.far(device) else HostLosses()
+    return DeviceLosses(device) if deferred.is_asynchronous(device) else HostLosses()
 
 
 def number(value: Tensor | float) -> float:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from tui_descent.instruments.deferred import Deferred, together
+from tui_descent.instruments.deferred import Deferred, combine
 from tui_descent.instruments.instrument_set import InstrumentSet, Sample
 from tui_descent.instruments.same_batch import SameBatch
 from tui_descent.instruments.sampler import Sampler
@@ -282,7 +282,7 @@ class OptimizerHooks:
             preclip,
             grad_scale=clipping.grad_scale(self._optimizer),
             step=self._progress.step,
-            partly=not whole and self._steering.turned_at <= self._last_reading,
+            partial=not whole and self._steering.turned_at <= self._last_reading,
         )
 
     def _take_reading(self, tiers: Tiers) -> None:
@@ -298,7 +298,7 @@ class OptimizerHooks:
             place.write(progress.link, found, rare, cost=cost.cost)
 
         if tiers.rare and self._again is not None:
-            both: Deferred[Any] = together((sample, self._again.after_update()))
+            both: Deferred[Any] = combine((sample, self._again.after_update()))
             self._results.add_reading(both, lambda found: report(*found))
         else:
             self._results.add_reading(sample, lambda found: report(found, {}))

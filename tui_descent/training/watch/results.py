@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tui_descent.instruments.deferred import Arrival, Deferred
+from tui_descent.instruments.deferred import Deferred, HostCopy
 from tui_descent.training.progress import Progress
 from tui_descent.training.steering.steering import Steering
 from tui_descent.training.watch.losses import DeviceLosses, HostLosses, begins_momentum, mean, number, stoppable
@@ -40,13 +40,13 @@ class _Step(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    arrival: Arrival | None  # None where `report` needs no numbers any more
+    arrival: HostCopy | None  # None where `report` needs no numbers any more
     report: Callable[[list[float]], None]
     of_update: bool  # dropped where the update turned out to be none
 
     @property
     def here(self) -> bool:
-        return self.arrival is None or self.arrival.here
+        return self.arrival is None or self.arrival.ready
 
 
 class _Found(NamedTuple):
@@ -122,10 +122,10 @@ class Results:
     def add_reading(self, reading: Deferred[Any], report: Callable[[Any], None]) -> None:
         """Of the update just made; reported after its step."""
         if not self._losses.deferred:
-            found = reading.now()
+            found = reading.result()
             self._reading = _Reading(None, lambda _: report(found), of_update=True)
         else:
-            self._reading = _Reading(Arrival(reading.columns), lambda v: report(reading.read(v)), of_update=True)
+            self._reading = _Reading(HostCopy(reading.columns), lambda v: report(reading.read(v)), of_update=True)
 
     def accumulate(self, loss: Tensor | float, time_s: float) -> None:
         """A loss without an update: the loss of the next step is the mean with it."""
@@ -147,7 +147,7 @@ class Results:
     def log(self, value: Tensor | float, report: Callable[[float], None]) -> None:
         """A number of the user's own."""
         if self._losses.deferred and isinstance(value, Tensor):
-            arrival = Arrival([value.detach().reshape(1)])
+            arrival = HostCopy([value.detach().reshape(1)])
             self._waiting.append(_Reading(arrival, lambda v: report(v[0]), of_update=False))
         else:
             report(number(value))
