@@ -14,7 +14,7 @@ from nets import OPTIMIZERS, digit_batches, loss_of, mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tui_descent.instruments.activation_derivatives import FORMULAS, slope
+from tui_descent.instruments.activation_derivatives import FORMULAS, derivative
 from tui_descent.instruments.activations import DEAD_SAMPLES, Activations
 from tui_descent.instruments.block_boundaries import BlockBoundaries
 from tui_descent.instruments.chain_rule_ledger import ChainRuleLedger
@@ -107,7 +107,7 @@ def test_every_formula_of_a_slope_is_autograds(kind: type[nn.Module]) -> None:
     module = kind()
     z = torch.linspace(-6, 6, 4001, dtype=torch.float64, requires_grad=True)
     (wanted,) = torch.autograd.grad(module(z).sum(), z)
-    found = slope(module, z.detach())
+    found = derivative(module, z.detach())
     assert found is not None
     away = z.detach().abs() > 1e-9  # at a kink both sides are right
     assert torch.allclose(found[away], wanted[away], rtol=1e-10, atol=1e-12)

@@ -83,7 +83,7 @@ def test_steps_that_were_asked_for_are_taken_besides() -> None:
 def test_readings_keep_to_their_share_and_use_it(budget: float, cost: float) -> None:
     sampler = Sampler(budget=budget)
     taken = simulate(sampler, 20_000, step_s=1e-3, cost_s=cost)
-    sampler.stood()
+    sampler.paused()
     busy = 20_000 * 1e-3 + len(taken) * cost
     assert len(taken) * cost <= budget * busy + cost, "but for the first, which nobody could know the price of"
     assert len(taken) * cost >= 0.8 * budget * busy - 2 * cost

@@ -40,7 +40,7 @@ class Sampler:
         self._step_s, self._plain_steps = 0.0, 0  # running mean of a plain step
         self._outside_s = 0.0  # running mean of what a reading costs besides what its own clock says
         # Since the clock was last evaluated: time, steps, and each reading's own clock and tiers.
-        self._stretch_s, self._stretch_steps = 0.0, 0
+        self._recent_s, self._recent_steps = 0.0, 0
         self._read: list[tuple[float, Tiers]] = []
         self._planned = False
         # Since the start, and when the pace was last turned on or off.
@@ -123,22 +123,22 @@ class Sampler:
         """`steps` steps took `busy_s` of CPU time together, readings included."""
         self._steps_s += busy_s
         self._now_s += max(busy_s, steps * self._period_s)
-        self._stretch_s += busy_s
-        self._stretch_steps += steps
+        self._recent_s += busy_s
+        self._recent_steps += steps
         # The step before a reading keeps its gradient, which is part of the reading's cost.
-        before = self._planned and not self._read and self._stretch_steps == 1
-        slower = len(self._read) == 1 and self._stretch_steps <= 2 and self._step_s < SHORT_STEP_S
+        before = self._planned and not self._read and self._recent_steps == 1
+        slower = len(self._read) == 1 and self._recent_steps <= 2 and self._step_s < SHORT_STEP_S
         if not before and not (slower and self._step_known):
             self._evaluate()
 
-    def stood(self) -> None:
-        """The time since the last call of `stepped` is not that of steps."""
+    def paused(self) -> None:
+        """The time since the last call of `stepped` is not counted."""
         self._evaluate(complete=False)
 
     def _evaluate(self, *, complete: bool = True) -> None:
         """Learn what a plain step takes, or what the readings of the last few steps cost."""
-        plain_s = max(self._stretch_s - sum(own_s for own_s, _ in self._read), 0.0)
-        steps, self._stretch_s, self._stretch_steps = self._stretch_steps, 0.0, 0
+        plain_s = max(self._recent_s - sum(own_s for own_s, _ in self._read), 0.0)
+        steps, self._recent_s, self._recent_steps = self._recent_steps, 0.0, 0
         if complete and not (self._read and self._step_known):
             each_s = min(plain_s / steps, OUTLIER * self._step_s if self._plain_steps else math.inf)
             self._plain_steps += steps

@@ -45,7 +45,7 @@ class LayerList:
 
     def begin(self) -> None:
         """The run's first layers, in the order of the first forward pass if it was recorded, else as registered."""
-        net = structure(self._model, order=self._order.now(self._model))
+        net = structure(self._model, order=self._order.of(self._model))
         self._take(net)
         self.room = len(net.layers) + self._steering.norms_to_come + SPARE
         self._reported = net
@@ -55,7 +55,7 @@ class LayerList:
         changed = look and self._changed_by_loop()
         if self._measuring is None or changed or self._version != self._steering.version:
             self._version = self._steering.version
-            order = self._order.now(self._model)
+            order = self._order.of(self._model)
             self.net = structure(self._model, order=order)
             if len(self.net.layers) > self.room:
                 self.net = structure(self._model, order=order, only={layer.name for layer in self.layers})

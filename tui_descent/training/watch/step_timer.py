@@ -49,7 +49,7 @@ class StepTimer:
         """Something else than steps took time: count from here."""
         self._since()
         self._steps = 0
-        self._sampler.stood()
+        self._sampler.paused()
 
     def _since(self) -> tuple[float, float]:
         """CPU seconds of this thread and seconds since the last call."""

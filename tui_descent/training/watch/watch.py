@@ -136,7 +136,7 @@ class Watch:
             self._begin()
         else:
             # The forward order of a user's layers is known only once the net has run.
-            self._order.listen(self.model)
+            self._order.record(self.model)
             self.steering.listen()
         self._start_s = time.perf_counter()
         self._timer.restart()
