@@ -247,9 +247,7 @@ def lanczos(
         alpha = torch.dot(w.to(sum_dtype), basis[k - 1].to(sum_dtype))
         w = w - (basis[:k] @ w) @ basis[:k]
         w = w - (basis[:k] @ w) @ basis[:k]
-        diagonal, beta = torch.stack(
-            [alpha, torch.linalg.vector_norm(w, dtype=sum_dtype)]
-        ).tolist()  # one copy
+        diagonal, beta = torch.stack([alpha, torch.linalg.vector_norm(w, dtype=sum_dtype)]).tolist()  # one copy
         if not math.isfinite(diagonal + beta):
             return None
         tridiagonal[k - 1, k - 1] = diagonal
