@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from tui_descent.instruments.deferred import Deferred, is_asynchronous
-from tui_descent.instruments.float32_range import corrected, in_range, sum_dtype
+from tui_descent.instruments.float32_range import correct_norms, in_range, sum_dtype
 from tui_descent.instruments.net_structure import Unit
 
 
@@ -92,6 +92,6 @@ def l2_norm(tensor: Tensor) -> Tensor | float:
     if tensor.dtype == torch.float64 or in_range((size,), tensor.numel()):
         return size
     if tensor.device.type == "mps":  # has no float64
-        return corrected((size,), tensor.reshape(1, -1))[0]
+        return correct_norms((size,), tensor.reshape(1, -1))[0]
     exact: float = torch.linalg.vector_norm(tensor, dtype=torch.float64).item()
     return exact

@@ -12,10 +12,10 @@ from tui_descent.instruments.deferred import is_asynchronous
 
 
 def sum_dtype(tensor: Tensor) -> torch.dtype:
-    """What a tensor's numbers are summed in.
+    """The dtype of sums over a tensor's numbers.
 
-    float64 where the result cannot be checked and corrected without waiting for the device, and for float64 tensors;
-    else float32, which is faster and whose results `corrected` puts right.
+    float64 for float64 tensors, and on devices where checking a result would mean waiting for it; else float32, which
+    is faster, and whose results `correct_norms` checks.
     """
     return torch.float64 if tensor.dtype == torch.float64 or is_asynchronous(tensor.device) else torch.float32
 
@@ -37,7 +37,7 @@ def in_range(norms: Sequence[float], count: int) -> bool:
     return all(low < norm < high or norm != norm for norm in norms)
 
 
-def corrected(norms: Sequence[float], matrix: Tensor) -> Sequence[float]:
+def correct_norms(norms: Sequence[float], matrix: Tensor) -> Sequence[float]:
     """The L2 norms (k,) of the rows of a (k, n) matrix, from those that were summed in `sum_dtype`.
 
     Norms out of range are computed again as max|x|·‖x / max|x|‖. Waits for the device.
@@ -56,7 +56,7 @@ def corrected(norms: Sequence[float], matrix: Tensor) -> Sequence[float]:
     rows = [row for row in wrong if 0 < sizes[row] < math.inf]
     found = list(norms)
     if rows:
-        scaled = _over(matrix, largest, rows)
+        scaled = _divide_rows(matrix, largest, rows)
         for row, norm in zip(rows, torch.linalg.vector_norm(scaled, dim=1).tolist(), strict=True):
             found[row] = norm * sizes[row]
     return found
@@ -64,10 +64,10 @@ def corrected(norms: Sequence[float], matrix: Tensor) -> Sequence[float]:
 
 def scaled_rows(matrix: Tensor, rows: Sequence[int]) -> Tensor:
     """Some rows of a (k, n) matrix, each divided by its largest magnitude, which must be finite and not 0."""
-    return _over(matrix, _largest(matrix), rows)
+    return _divide_rows(matrix, _largest(matrix), rows)
 
 
-def _over(matrix: Tensor, divisors: Tensor, rows: Sequence[int]) -> Tensor:
+def _divide_rows(matrix: Tensor, divisors: Tensor, rows: Sequence[int]) -> Tensor:
     chosen = torch.tensor(rows, device=matrix.device)
     floats = matrix.float() if matrix.dtype in (torch.float16, torch.bfloat16) else matrix
     return floats[chosen] / divisors[chosen, None]

@@ -1,4 +1,4 @@
-"""Norms of gradients, weights and updates, layer by layer.
+"""Norms of gradients, weights and updates, layer by layer: `Norms` says which and when, `host_norms` computes them.
 
 Symbols: W a layer's weight (n entries), g = dL/dW as the optimizer receives it, Δ = W after the step − W before it.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tui_descent.instruments.deferred import Deferred, combine, is_asynchronous
-from tui_descent.instruments.float32_range import corrected, sum_dtype
+from tui_descent.instruments.float32_range import correct_norms, sum_dtype
 from tui_descent.instruments.gradient_cosines import GradientPair
 from tui_descent.instruments.net_structure import WatchedLayer
 from tui_descent.instruments.tensor_groups import TensorGroups
@@ -25,16 +25,16 @@ MANY_LAYERS, PARTS = 30, 3
 
 
 class LayerNorms(NamedTuple):
-    """The norms of one step, one value per layer in each column; None without a gradient. Sources: docs of `Norms`.
+    """The norms of one step: columns with one value per layer, None for a layer without a gradient.
 
     `ages`: how many steps ago a layer's weight norm, update norm and ratio were taken; None if all are of this step.
     """
 
-    grad_norm: Sequence[float | None]
-    grad_rms: Sequence[float | None]
-    weight_norm: Sequence[float]
-    update_norm: Sequence[float | None]
-    update_ratio: Sequence[float | None]  # None for vectors, too
+    grad_norm: Sequence[float | None]  # ‖g‖₂
+    grad_rms: Sequence[float | None]  # ‖g‖₂/√n
+    weight_norm: Sequence[float]  # ‖W‖₂, before the step
+    update_norm: Sequence[float | None]  # ‖Δ‖₂
+    update_ratio: Sequence[float | None]  # ‖Δ‖₂/(‖W‖₂ + 1e-12), for matrices only (You et al. 2017, arXiv 1708.03888)
     ages: Sequence[int] | None = None
 
 
@@ -73,8 +73,7 @@ class _Gradients(NamedTuple):
 class Norms:
     """Measures one step: call `before_update` in the optimizer's pre-hook, `after_update` in its post-hook.
 
-    For each layer ‖g‖₂ and ‖g‖₂/√n, ‖W‖₂ before the step, ‖Δ‖₂, and for matrices ‖Δ‖₂/(‖W‖₂ + 1e-12) (You et al. 2017,
-    arXiv 1708.03888). For each step whose predecessor was kept by `remember`, cos(g_t, g_{t−1}).
+    A cosine with the gradients of the step before needs a call of `remember` in the pre-hook of that step.
     """
 
     def __init__(self, watched: Sequence[WatchedLayer], parameters: Sequence[nn.Parameter]) -> None:
@@ -93,7 +92,7 @@ class Norms:
         self._weight_norms, self._update_norms = [0.0] * len(weights), [0.0] * len(weights)
         self._taken_at = [0] * len(weights)
         self._any_read = False
-        # The step under way: its gradients, the part whose weights were copied, and the copies.
+        # The step in progress: its gradients, the part whose weights were copied, and the copies.
         self._now: _Gradients | None = None
         self._pair: tuple[GradientPair, _Gradients] | None = None
         self._scale: Tensor | None = None
@@ -135,7 +134,7 @@ class Norms:
 
     @torch.no_grad()
     def remember(self, step: int = -1) -> None:
-        """Keep the gradients of `step` for the cosine of the next step."""
+        """Keep the gradients of update `step`, by default the one before update 0, for the cosine of the next one."""
         now = self._now if self._now is not None and self._now.matrices else self._gradients(only_norms=False)
         # A group of one tensor is a view of the gradient, which the next backward pass overwrites.
         matrices = now.groups.copy_views(now.matrices, name=self._memory_names[0])
@@ -150,7 +149,7 @@ class Norms:
         (before, rows), self._copies = self._copies, ([], [])
         self._now = self._pair = None  # or they would hold gradients that the loop has released
         weight_norms = row_norms(part.groups, before)
-        # W − W' in the memory of the copies, since more memory would evict the training's data from the cache.
+        # −Δ, in the memory of the copies: more memory would evict the training's data from the cache.
         torch._foreach_sub_(rows, part.weights)
         update_norms = row_norms(part.groups, before)
         scale = [] if self._scale is None else [self._scale.reshape(1)]
@@ -166,9 +165,8 @@ class Norms:
             self._weight_norms[part.layers], self._update_norms[part.layers] = weights, updates
             self._taken_at[part.layers] = [step] * len(weights)
             self._any_read = True
-            layers = self._layer_norms(
-                grad_norms, None if part is self._whole else [step - at for at in self._taken_at]
-            )
+            ages = None if part is self._whole else [step - at for at in self._taken_at]
+            layers = self._layer_norms(grad_norms, ages)
             if pair is None:
                 return NormsReading(grad_norms, layers, {}, None)
             cosines, global_cosine = pair[0].cosines(dots, norms, old)
@@ -215,7 +213,7 @@ def host_norms(matrices: Iterable[Tensor]) -> list[float]:
     norms: list[float] = []
     for matrix in matrices:
         summed = torch.linalg.vector_norm(matrix, dim=1, dtype=sum_dtype(matrix))  # (k,)
-        norms += corrected(summed.tolist(), matrix)
+        norms += correct_norms(summed.tolist(), matrix)
     return norms
 
 
