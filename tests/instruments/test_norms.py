@@ -168,6 +168,21 @@ def test_half_precision_norms_are_summed_in_float32(dtype: torch.dtype) -> None:
         assert found == pytest.approx(300.0, rel=1e-5), "a half-precision sum stops growing"
 
 
+def test_cosines_of_tiny_bfloat16_gradients_are_not_rounded_to_bfloat16() -> None:
+    net = nn.Sequential(nn.Linear(20, 30), nn.Linear(20, 30)).to(torch.bfloat16)
+    norms = Norms(structure(net).layers, list(net.parameters()))
+    grads = []
+    for step in range(2):
+        for p in net.parameters():
+            p.grad = (torch.randn(p.shape) * 1e-20).to(torch.bfloat16)
+        grads.append([p.grad.double().ravel() for p in net.parameters() if p.grad is not None])
+        norms.before_update(cosines=True, step=step)
+        norms.remember(step)
+    cosines = norms.after_update().result().cosines
+    for n, pair in enumerate(zip(*grads, strict=True)):
+        assert cosines[n] == pytest.approx(float(torch.cosine_similarity(*pair, dim=0, eps=0.0)), abs=1e-6)
+
+
 def test_cosine_needs_the_gradient_of_the_step_before() -> None:
     net = nn.Linear(4, 4)
     for p in net.parameters():

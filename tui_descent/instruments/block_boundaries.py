@@ -85,7 +85,7 @@ class BlockBoundaries:
 
 def l2_norm(tensor: Tensor) -> Tensor | float:
     """The L2 norm of a tensor, right at every size; on CUDA a float64 scalar on the device, else a float."""
-    norm = torch.linalg.vector_norm(tensor, dtype=sum_dtype(tensor))
+    norm: Tensor = torch.linalg.vector_norm(tensor, dtype=sum_dtype(tensor))
     if is_asynchronous(tensor.device):
         return norm
     size: float = norm.item()
