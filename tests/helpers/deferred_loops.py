@@ -12,14 +12,14 @@ from fake_keeper import FakeKeeper
 from nets import copy_of, digit_batches, loss_of, mlp, state_of
 from torch import Tensor, nn
 
-from tui_descent.instruments.deferred import Arrival
+from tui_descent.instruments.deferred import HostCopy
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.commands import Resume, TurnKnob
 from tui_descent.protocol.events import LedgerTaken, Measured, MetricLogged
 from tui_descent.training.watch.watch import Watch
 
 
-class SlowArrival(Arrival):
+class SlowArrival(HostCopy):
     """Arrives only after `here` was asked `asks` times. Counts those not read yet, and those that were waited for."""
 
     asks = 3
@@ -35,7 +35,7 @@ class SlowArrival(Arrival):
         SlowArrival.most_open = max(SlowArrival.most_open, SlowArrival.open)
 
     @property
-    def here(self) -> bool:
+    def ready(self) -> bool:
         self._left -= 1
         return self._left < 0
 

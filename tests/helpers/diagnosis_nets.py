@@ -137,7 +137,7 @@ def context_of_scenario(scenario: Scenario) -> RunContext:
 
 
 @dataclass(slots=True)
-class Seen:
+class RunData:
     """The losses of a run and its readings by step."""
 
     layers: tuple[Layer, ...]
@@ -154,23 +154,23 @@ class Observed:
         self.net = structure(self.setup.model)
         self.parameters = list(self.setup.model.parameters())
         self.measuring = InstrumentSet(self.net, self.parameters)
-        self.seen = Seen(tuple(w.layer for w in self.net.layers))
+        self.seen = RunData(tuple(w.layer for w in self.net.layers))
         self.step = 0
-        self._under_way: list[surgery.Transition] = []
+        self._transitions: list[surgery.Transition] = []
 
-    def run(self, steps: int, *, every: int) -> Seen:
+    def run(self, steps: int, *, every: int) -> RunData:
         for _ in range(steps):
-            self._under_way = [t for t in self._under_way if not t.advance()]
-            if not self._one(every):
+            self._transitions = [t for t in self._transitions if not t.advance()]
+            if not self._train_step(every):
                 break
         return self.seen
 
     def turn_residual_on(self) -> None:
         """As the knob does it: the branch scaled by 1/√depth, over 20 steps."""
         blocks = blocks_of(self.setup)
-        self._under_way = [surgery.open_skip(block, len(blocks) ** -0.5, steps=20) for block in blocks]
+        self._transitions = [surgery.open_skip(block, len(blocks) ** -0.5, steps=20) for block in blocks]
 
-    def _one(self, every: int) -> bool:
+    def _train_step(self, every: int) -> bool:
         step, seen, measuring = self.step, self.seen, self.measuring
         due = step % every == 0
         if due:
@@ -193,7 +193,7 @@ class Observed:
             measuring.before_update()
         self.setup.optimizer.step()
         if due:
-            sample = measuring.after_update().now()
+            sample = measuring.after_update().result()
             record = ReadingRecord(
                 step=step,
                 segment=0,

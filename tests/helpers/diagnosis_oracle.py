@@ -49,15 +49,15 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tried:
-    """The trials of a net: whether it diverged or rose without any change, and each repetition's gains by change."""
+class TrialGains:
+    """Whether the loss of a net diverged or rose without any change, and the gains by change, for each repetition."""
 
-    broke: bool
+    diverged: bool
     rose: bool
     gains: Sequence[dict[str, float]]
 
     def verdicts(self, scenario: Scenario) -> list[Verdict]:
-        return [judge(gains, scenario=scenario, broke=self.broke, rose=self.rose) for gains in self.gains]
+        return [judge(gains, scenario=scenario, diverged=self.diverged, rose=self.rose) for gains in self.gains]
 
 
 def settled(verdicts: Sequence[Verdict]) -> Verdict:
@@ -88,23 +88,23 @@ class Oracle:
         losses = train(self.end, after)
         first, last = sum(losses[:3]) / 3, sum(losses[-10:]) / 10
         guess = math.log(self.classes)
-        self.broke = not math.isfinite(losses[-1]) or len(losses) < after
-        self.rose = self.broke or last > 1.25 * max(first, guess)
+        self.diverged = not math.isfinite(losses[-1]) or len(losses) < after
+        self.rose = self.diverged or last > 1.25 * max(first, guess)
 
-    def tried(self, *, repeats: int = REPEATS) -> Tried:
+    def try_all(self, *, repeats: int = REPEATS) -> TrialGains:
         """Try everything, as one batch."""
         gains: list[dict[str, float]] = [{} for _ in range(repeats)]
-        if self.broke:
+        if self.diverged:
             for repetition in gains:
                 repetition["as is"] = -math.inf
         else:
             self._try({"as is": lambda oracle: (copy.deepcopy(oracle.end),)}, gains)
         if not all(repetition["as is"] > SURELY for repetition in gains):
             self._try(CHANGES, gains)
-        return Tried(broke=self.broke, rose=self.rose, gains=gains)
+        return TrialGains(diverged=self.diverged, rose=self.rose, gains=gains)
 
     def verdict(self) -> Verdict:
-        return settled(self.tried().verdicts(self.scenario))
+        return settled(self.try_all().verdicts(self.scenario))
 
     def state(self) -> Setup:
         """The state that a knob would change: the current one, or the start after an undo."""
@@ -137,22 +137,22 @@ class Oracle:
         return 1 - sum(losses[-TAIL:]) / TAIL / math.log(self.classes)
 
 
-def judge(gains: dict[str, float], *, scenario: Scenario, broke: bool, rose: bool) -> Verdict:
+def judge(gains: dict[str, float], *, scenario: Scenario, diverged: bool, rose: bool) -> Verdict:
     """Which findings follow from the gains."""
     as_is = gains["as is"]
     best = max(gains.values())
     if best < ESTABLISHED:
-        known = frozenset({"diverged", "diverging"}) if broke else frozenset[str]()
+        known = frozenset({"diverged", "diverging"}) if diverged else frozenset[str]()
         return Verdict(known, frozenset())
     if as_is >= HEALTHY * best:
         return Verdict(frozenset({"healthy"}), frozenset())
     cures = frozenset(n for n, g in gains.items() if n != "as is" and g >= CLEARLY * best and g > as_is + 0.1)
     findings = {"healthy"} if as_is >= ILL * best else set[str]()
-    findings |= {"diverged", "diverging"} if broke else set()
-    return Verdict(frozenset(findings | _meant(cures | _direction(gains, cures), scenario, rose)), cures)
+    findings |= {"diverged", "diverging"} if diverged else set()
+    return Verdict(frozenset(findings | _findings_of(cures | _best_scale(gains, cures), scenario, rose)), cures)
 
 
-def _direction(gains: dict[str, float], cures: frozenset[str]) -> frozenset[str]:
+def _best_scale(gains: dict[str, float], cures: frozenset[str]) -> frozenset[str]:
     """If redrawn weights are a cure and scaled ones are not: the scale that trains best, if any trains."""
     scales = {name: gains.get(name, -math.inf) for name in ("init/2", "init/4", "init*2", "init*4")}
     best = max(scales, key=scales.__getitem__)
@@ -160,8 +160,8 @@ def _direction(gains: dict[str, float], cures: frozenset[str]) -> frozenset[str]
     return frozenset({best} if unscaled and scales[best] > max(ESTABLISHED, gains["as is"] + 0.1) else ())
 
 
-def _meant(cures: frozenset[str], scenario: Scenario, rose: bool) -> set[str]:
-    """What is wrong if these changes are the cures."""
+def _findings_of(cures: frozenset[str], scenario: Scenario, rose: bool) -> set[str]:
+    """The findings that follow from these cures."""
     assert isinstance(scenario.model, MlpModel)
     activation, optimizer = scenario.model.activation.name, scenario.optimizer
     faster = bool(cures & {"lr*10", "lr*100", "lr*1000"})
@@ -210,7 +210,7 @@ def train(setup: Setup, steps: int, transitions: Sequence[surgery.Transition] = 
 Made = tuple[Setup, Sequence[surgery.Transition]] | tuple[Setup] | None
 
 
-def _rate(factor: float) -> Callable[[Oracle], Made]:
+def _scale_rate(factor: float) -> Callable[[Oracle], Made]:
     def change(oracle: Oracle) -> Made:
         setup = oracle.state()
         for group in setup.optimizer.param_groups:
@@ -220,14 +220,14 @@ def _rate(factor: float) -> Callable[[Oracle], Made]:
     return change
 
 
-def _undone(oracle: Oracle) -> Made:
+def _undo(oracle: Oracle) -> Made:
     setup = copy.deepcopy(oracle.start)
     for group in setup.optimizer.param_groups:
         group["lr"] /= 10
     return (setup,)
 
 
-def _scaled(factor: float) -> Callable[[Oracle], Made]:
+def _scale_weights(factor: float) -> Callable[[Oracle], Made]:
     def change(oracle: Oracle) -> Made:
         setup = copy.deepcopy(oracle.start)
         with torch.no_grad():
@@ -238,7 +238,7 @@ def _scaled(factor: float) -> Callable[[Oracle], Made]:
     return change
 
 
-def _redrawn(name: str) -> Callable[[Oracle], Made]:
+def _redraw_weights(name: str) -> Callable[[Oracle], Made]:
     def change(oracle: Oracle) -> Made:
         setup = copy.deepcopy(oracle.start)
         generator = torch.Generator().manual_seed(oracle.scenario.run.seed + 1 + REDRAWN * oracle.repetition)
@@ -251,7 +251,7 @@ def _redrawn(name: str) -> Callable[[Oracle], Made]:
     return change
 
 
-def _residual(oracle: Oracle) -> Made:
+def _add_residual(oracle: Oracle) -> Made:
     setup = oracle.state()
     blocks = blocks_of(setup)
     if any(block.skip is not None for block in blocks):
@@ -259,7 +259,7 @@ def _residual(oracle: Oracle) -> Made:
     return setup, [surgery.open_skip(block, len(blocks) ** -0.5, steps=20) for block in blocks]
 
 
-def _leaky(oracle: Oracle) -> Made:
+def _use_leaky_relu(oracle: Oracle) -> Made:
     setup = oracle.state()
     if not any(isinstance(block.activation, nn.ReLU) for block in blocks_of(setup)):
         return None
@@ -268,7 +268,7 @@ def _leaky(oracle: Oracle) -> Made:
     return (setup,)
 
 
-def _unbounded(oracle: Oracle) -> Made:
+def _use_unbounded(oracle: Oracle) -> Made:
     setup = oracle.state()
     if not any(isinstance(block.activation, nn.Tanh | nn.Sigmoid) for block in blocks_of(setup)):
         return None
@@ -277,7 +277,7 @@ def _unbounded(oracle: Oracle) -> Made:
     return (setup,)
 
 
-def _unbiased(oracle: Oracle) -> Made:
+def _zero_bias(oracle: Oracle) -> Made:
     setup = oracle.state()
     if not any(bool(block.linear.bias.abs().max() > 0.5) for block in blocks_of(setup)):
         return None
@@ -286,7 +286,7 @@ def _unbiased(oracle: Oracle) -> Made:
     return (setup,)
 
 
-def _normed(where: str) -> Callable[[Oracle], Made]:
+def _add_norm(where: str) -> Callable[[Oracle], Made]:
     def change(oracle: Oracle) -> Made:
         state = oracle.state()
         if any(block.norm is not None for block in blocks_of(state)):
@@ -300,13 +300,13 @@ def _normed(where: str) -> Callable[[Oracle], Made]:
     return change
 
 
-def _adam(oracle: Oracle) -> Made:
+def _use_adam(oracle: Oracle) -> Made:
     setup = oracle.state()
     setup.optimizer = torch.optim.Adam(setup.model.parameters(), lr=ADAMS)
     return (setup,)
 
 
-def _mapped(oracle: Oracle) -> Made:
+def _use_adam_mapped(oracle: Oracle) -> Made:
     """As the knob does it, with the converted rate."""
     setup, optimizer = oracle.state(), oracle.scenario.optimizer
     rate = map_rate(optimizer.name, "adam", optimizer.lr).lr
@@ -315,26 +315,26 @@ def _mapped(oracle: Oracle) -> Made:
 
 
 CHANGES: dict[str, Callable[[Oracle], Made]] = {
-    "lr*10": _rate(10.0),
-    "lr*100": _rate(100.0),
-    "lr*1000": _rate(1000.0),
-    "lr/10": _rate(0.1),
-    "lr/100": _rate(0.01),
-    "undo lr/10": _undone,
-    "residual": _residual,
-    "init he": _redrawn("he"),
-    "init xavier": _redrawn("xavier"),
-    "init/2": _scaled(0.5),
-    "init/4": _scaled(0.25),
-    "init*2": _scaled(2.0),
-    "init*4": _scaled(4.0),
-    "leaky_relu": _leaky,
-    "unbounded": _unbounded,
-    "bias 0": _unbiased,
-    "norm pre": _normed("pre"),
-    "norm mid": _normed("mid"),
-    "adam": _adam,
-    "adam mapped": _mapped,
+    "lr*10": _scale_rate(10.0),
+    "lr*100": _scale_rate(100.0),
+    "lr*1000": _scale_rate(1000.0),
+    "lr/10": _scale_rate(0.1),
+    "lr/100": _scale_rate(0.01),
+    "undo lr/10": _undo,
+    "residual": _add_residual,
+    "init he": _redraw_weights("he"),
+    "init xavier": _redraw_weights("xavier"),
+    "init/2": _scale_weights(0.5),
+    "init/4": _scale_weights(0.25),
+    "init*2": _scale_weights(2.0),
+    "init*4": _scale_weights(4.0),
+    "leaky_relu": _use_leaky_relu,
+    "unbounded": _use_unbounded,
+    "bias 0": _zero_bias,
+    "norm pre": _add_norm("pre"),
+    "norm mid": _add_norm("mid"),
+    "adam": _use_adam,
+    "adam mapped": _use_adam_mapped,
 }
 
 
@@ -342,9 +342,9 @@ def _as_json(first: int, end: int) -> str:
     """The oracle's gains for the nets of these seeds as JSON, one net a line."""
     lines = []
     for seed in range(first, end):
-        seen = Oracle(draw(seed)).tried()
-        gains = [{n: round(g, 4) if math.isfinite(g) else None for n, g in one.items()} for one in seen.gains]
-        lines.append(f'  "{seed}": {json.dumps({"broke": seen.broke, "rose": seen.rose, "gains": gains})}')
+        tried = Oracle(draw(seed)).try_all()
+        gains = [{n: round(g, 4) if math.isfinite(g) else None for n, g in one.items()} for one in tried.gains]
+        lines.append(f'  "{seed}": {json.dumps({"diverged": tried.diverged, "rose": tried.rose, "gains": gains})}')
     return "{\n" + ",\n".join(lines) + "\n}"
 
 

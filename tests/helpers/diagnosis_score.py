@@ -8,7 +8,7 @@ import statistics
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
-from diagnosis_nets import Seen, context_of_scenario
+from diagnosis_nets import RunData, context_of_scenario
 from diagnosis_oracle import Verdict, settled
 
 from tui_descent.protocol.events import Advice
@@ -20,19 +20,19 @@ ALL = frozenset({"lr", "activation", "residual", "pace", "norm", "optimizer", "i
 SURE = 0.8
 
 
-def diagnosis_of(scenario: Scenario, seen: Seen, *, may: Collection[str] = ALL) -> Diagnosis:
-    return Diagnosis(seen.layers, knobs=may, context=context_of_scenario(scenario))
+def diagnosis_of(scenario: Scenario, seen: RunData, *, knobs: Collection[str] = ALL) -> Diagnosis:
+    return Diagnosis(seen.layers, knobs=knobs, context=context_of_scenario(scenario))
 
 
-def feed(diagnosis: Diagnosis, seen: Seen, steps: Iterable[int], *, every: int = 1) -> None:
+def feed(diagnosis: Diagnosis, seen: RunData, steps: Iterable[int], *, every: int = 1) -> None:
     for step in steps:
         diagnosis.add_loss(step, seen.losses[step])
         if step % every == 0 and step in seen.readings:
             diagnosis.add_reading(seen.readings[step])
 
 
-def found(scenario: Scenario, seen: Seen, *, may: Collection[str] = ALL, every: int = 1) -> Finding | None:
-    diagnosis = diagnosis_of(scenario, seen, may=may)
+def finding_of(scenario: Scenario, seen: RunData, *, knobs: Collection[str] = ALL, every: int = 1) -> Finding | None:
+    diagnosis = diagnosis_of(scenario, seen, knobs=knobs)
     feed(diagnosis, seen, range(len(seen.losses)), every=every)
     return diagnosis.finding()
 

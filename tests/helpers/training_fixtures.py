@@ -63,7 +63,7 @@ def start_run(keeper: FakeKeeper, home: Path) -> Iterator[Callable[..., Run]]:
 @pytest.fixture
 def deferred_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Results of the CPU are deferred, as those of a GPU are."""
-    monkeypatch.setattr(deferred, "FAR", {"cuda", "cpu"})
+    monkeypatch.setattr(deferred, "ASYNCHRONOUS", {"cuda", "cpu"})
 
 
 @pytest.fixture(params=[(64, 0), (7, 3), (3, 9)], ids=["at once", "soon", "late"])
@@ -73,8 +73,8 @@ def slow_arrivals(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(losses, "ROWS", rows)
     monkeypatch.setattr(losses, "SEND_AFTER_S", 0.0 if asks == 0 else math.inf)
     monkeypatch.setattr(SlowArrival, "asks", asks)
-    monkeypatch.setattr(losses, "Arrival", SlowArrival)
-    monkeypatch.setattr(results, "Arrival", SlowArrival)
+    monkeypatch.setattr(losses, "HostCopy", SlowArrival)
+    monkeypatch.setattr(results, "HostCopy", SlowArrival)
     SlowArrival.waited = SlowArrival.open = SlowArrival.most_open = 0
     return SlowArrival
 

@@ -1,4 +1,4 @@
-"""The chain rule's factors, the ledger, activations, cosines, α and the noise scale, each against a twin of its own."""
+"""Chain-rule factors, ledger, activations, cosines, local step and noise scale, each against an independent twin."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nets import OPTIMIZERS, digit_batches, loss_of, mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tui_descent.instruments.activation_derivatives import FORMULAS, slope
+from tui_descent.instruments.activation_derivatives import FORMULAS, derivative
 from tui_descent.instruments.activations import DEAD_SAMPLES, Activations
 from tui_descent.instruments.block_boundaries import BlockBoundaries
 from tui_descent.instruments.chain_rule_ledger import ChainRuleLedger
@@ -39,7 +39,7 @@ FORMS: list[dict[str, Any]] = [
 
 
 def boundary_norms_by_hand(net: nn.Module, x: Tensor, y: Tensor) -> list[float]:
-    """The blocks one after the other, every boundary kept, one autograd.grad for all of them."""
+    """‖dL/dh‖ at every boundary: the blocks one after the other, then one `autograd.grad`."""
     at = [net.stem(x)]  # type: ignore[operator]
     for block in net.blocks:  # type: ignore[union-attr]
         at.append(block(at[-1]))
@@ -49,14 +49,14 @@ def boundary_norms_by_hand(net: nn.Module, x: Tensor, y: Tensor) -> list[float]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("form", FORMS, ids=str)
-def test_factors_equal_autograd_on_a_net_taken_apart(form: dict[str, Any], dtype: torch.dtype) -> None:
+def test_factors_equal_autograd_block_by_block(form: dict[str, Any], dtype: torch.dtype) -> None:
     net = mlp(dtype=dtype, depth=6, **form)
     boundaries = BlockBoundaries(structure(net).units)
     x, y = digit_batches(1, dtype=dtype)[0]
     boundaries.attach()
     loss_of(net, (x, y)).backward()
     boundaries.detach()
-    factors = boundaries.factors().now()
+    factors = boundaries.factors().result()
     wanted = boundary_norms_by_hand(net, x, y)
     assert len(factors) == 6
     within = 1e-5 if dtype == torch.float32 else 1e-12
@@ -65,20 +65,20 @@ def test_factors_equal_autograd_on_a_net_taken_apart(form: dict[str, Any], dtype
     assert math.prod(f for f in factors if f) == pytest.approx(wanted[0] / wanted[-1], rel=10 * within)
 
 
-def test_an_orthogonal_linear_net_has_factors_of_one() -> None:
+def test_orthogonal_linear_net_has_factors_of_one() -> None:
     net = mlp(depth=8, activation="identity", init="orthogonal")
     boundaries = BlockBoundaries(structure(net).units)
     boundaries.attach()
     loss_of(net, digit_batches(1)[0]).backward()
     boundaries.detach()
-    assert boundaries.factors().now() == pytest.approx([1.0] * 8, abs=1e-6)
+    assert boundaries.factors().result() == pytest.approx([1.0] * 8, abs=1e-6)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
-def test_the_ledger_agrees_with_autograd_and_sees_a_corrupted_factor(form: dict[str, Any]) -> None:
+def test_ledger_agrees_with_autograd_and_shows_a_corrupted_weight(form: dict[str, Any]) -> None:
     net = mlp(depth=5, **form)
     for block in net.blocks:
-        if block.norm is not None:  # away from γ = 1, where a missing γ would not show
+        if block.norm is not None:  # with γ = 1 a missing γ would not show
             nn.init.uniform_(block.norm.weight, 0.5, 1.5)
     batch = digit_batches(1)[0]
     blocks = [(u.name, u.module) for u in structure(net).units]
@@ -91,7 +91,7 @@ def test_the_ledger_agrees_with_autograd_and_sees_a_corrupted_factor(form: dict[
         if corrupt:
             with torch.no_grad():
                 net.blocks[2].linear.weight.mul_(1.05)
-        found = ledger.entries().now()
+        found = ledger.entries().result()
         assert found[0].product == pytest.approx(math.prod(e.factor or math.nan for e in found), rel=1e-9)
         return [e.discrepancy for e in found]
 
@@ -103,11 +103,11 @@ def test_the_ledger_agrees_with_autograd_and_sees_a_corrupted_factor(form: dict[
 
 
 @pytest.mark.parametrize("kind", FORMULAS, ids=lambda kind: kind.__name__)
-def test_every_formula_of_a_slope_is_autograds(kind: type[nn.Module]) -> None:
+def test_every_derivative_formula_equals_autograd(kind: type[nn.Module]) -> None:
     module = kind()
     z = torch.linspace(-6, 6, 4001, dtype=torch.float64, requires_grad=True)
     (wanted,) = torch.autograd.grad(module(z).sum(), z)
-    found = slope(module, z.detach())
+    found = derivative(module, z.detach())
     assert found is not None
     away = z.detach().abs() > 1e-9  # at a kink both sides are right
     assert torch.allclose(found[away], wanted[away], rtol=1e-10, atol=1e-12)
@@ -119,11 +119,11 @@ def read_activations(net: nn.Module, x: Tensor) -> dict[int, Any]:
     activations.attach()
     net(x)
     activations.detach()
-    return activations.read().now()
+    return activations.read().result()
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-def test_dead_units_and_moments_equal_a_count_in_numpy(inplace: bool) -> None:
+def test_dead_units_mean_and_std_equal_numpy(inplace: bool) -> None:
     torch.manual_seed(3)
     net = nn.Sequential(nn.Linear(8, 50), nn.ReLU(inplace=inplace), nn.Linear(50, 40), nn.ReLU(inplace=inplace))
     with torch.no_grad():
@@ -143,36 +143,36 @@ def test_dead_units_and_moments_equal_a_count_in_numpy(inplace: bool) -> None:
     assert 0.1 < readings[0].dead_fraction < 0.9
 
 
-def test_dead_units_are_only_told_over_enough_samples() -> None:
+def test_dead_units_need_enough_samples() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(8, 30), nn.ReLU())
     net_structure = structure(net)
     activations = Activations(net_structure.activations, net_structure.layers)
     xs = [torch.randn(DEAD_SAMPLES // 4, 8) for _ in range(4)]
-    told = []
+    fractions = []
     for x in xs:
         activations.attach()
         net(x)
         activations.detach()
-        told.append(activations.read().now()[0].dead_fraction)
-    assert told[:3] == [None] * 3
+        fractions.append(activations.read().result()[0].dead_fraction)
+    assert fractions[:3] == [None] * 3
     z = net[0](torch.cat(xs))
-    assert told[3] == pytest.approx(float((z <= 0).all(dim=0).double().mean()))
+    assert fractions[3] == pytest.approx(float((z <= 0).all(dim=0).double().mean()))
 
 
 @pytest.mark.parametrize(("kind", "greatest"), [(nn.Sigmoid, 0.25), (nn.Tanh, 1.0)])
-def test_saturated_pairs_equal_a_count_in_numpy(kind: type[nn.Module], greatest: float) -> None:
+def test_saturated_fraction_equals_numpy(kind: type[nn.Module], greatest: float) -> None:
     torch.manual_seed(1)
     net = nn.Sequential(nn.Linear(6, 32), kind(), nn.Linear(32, 2)).double()
     x = 6 * torch.randn(300, 6, dtype=torch.float64)
     found = read_activations(net, x)[0].saturated_fraction
     a = net[1](net[0](x)).detach().numpy()
-    bend = a * (1 - a) if kind is nn.Sigmoid else 1 - a**2
-    assert found == pytest.approx(float((bend < 0.1 * greatest).mean()), abs=1e-12)
+    derivatives = a * (1 - a) if kind is nn.Sigmoid else 1 - a**2
+    assert found == pytest.approx(float((derivatives < 0.1 * greatest).mean()), abs=1e-12)
     assert 0.2 < found < 0.9
 
 
-def test_a_dead_channel_of_a_convolution_is_dead_everywhere() -> None:
+def test_convolution_channel_is_one_unit() -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
     with torch.no_grad():
         net[0].bias.copy_(torch.tensor([0.0, -1e3, 0.0, -1e3]))  # type: ignore[operator]
@@ -180,7 +180,7 @@ def test_a_dead_channel_of_a_convolution_is_dead_everywhere() -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-22, 1e18])
-def test_cosines_equal_numpy_at_any_size(scale: float, keeper: FakeKeeper) -> None:
+def test_cosines_equal_numpy_at_any_gradient_size(scale: float, keeper: FakeKeeper) -> None:
     net = mlp(depth=3, activation="tanh")
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3 / scale)
     wanted, previous = [], None
@@ -207,7 +207,7 @@ def test_cosines_equal_numpy_at_any_size(scale: float, keeper: FakeKeeper) -> No
 
 
 @pytest.mark.parametrize("lr", [0.01, 0.1, 0.125, 0.2, 0.24, 0.26])
-def test_alpha_and_cosine_on_the_fragment_have_their_closed_forms(lr: float, keeper: FakeKeeper) -> None:
+def test_local_step_and_cosine_have_their_closed_forms_on_a_parabola(lr: float, keeper: FakeKeeper) -> None:
     net = Surface(SurfaceModel())
     optimizer = torch.optim.SGD(net.parameters(), lr=lr)
     again = SurfaceAgain(net)
@@ -222,11 +222,11 @@ def test_alpha_and_cosine_on_the_fragment_have_their_closed_forms(lr: float, kee
         cosines = [r.global_cosine for r in keeper.readings()]
     first = alphas[0]
     assert first == pytest.approx(8 * lr - 1, rel=1e-9, abs=1e-9)
-    if lr != 0.125:  # there the minimum is reached in one step, and what follows is 0/0
+    if lr != 0.125:  # there one step reaches the minimum, and later cosines are 0/0
         assert cosines[1:] == pytest.approx([math.copysign(1.0, 1 - 8 * lr)] * 4)
 
 
-def test_the_noise_scale_of_known_noise_comes_out() -> None:
+def test_noise_scale_equals_that_of_known_noise() -> None:
     # Samples with gradient G + noise of covariance σ²I in n dimensions: tr Σ/‖G‖² = nσ²/‖G‖².
     rng = np.random.default_rng(0)
     n, batch, sigma = 400, 64, 0.5
@@ -241,7 +241,7 @@ def test_the_noise_scale_of_known_noise_comes_out() -> None:
     assert scale.value == pytest.approx(n * sigma**2 / 9, rel=0.25)
 
 
-class DigitsAgain:
+class CurrentBatch:
     def __init__(self, net: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
         self.net, self.batch = net, batch
 
@@ -257,17 +257,17 @@ class DigitsAgain:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_alpha_equals_slopes_written_out(name: str) -> None:
+def test_local_step_equals_the_ratio_of_slopes(name: str) -> None:
     net = mlp(dtype=torch.float64, depth=3)
     batch = digit_batches(1, dtype=torch.float64)[0]
     optimizer = OPTIMIZERS[name](net.parameters())
-    again = SameBatch(net, DigitsAgain(net, batch))
+    again = SameBatch(net, CurrentBatch(net, batch))
     loss_of(net, batch).backward()
     grads = [p.grad.clone() for p in net.parameters()]  # type: ignore[union-attr]
     before = [p.detach().clone() for p in net.parameters()]
     again.before_update()
     optimizer.step()
-    found = again.after_update().now()
+    found = again.after_update().result()
     after = gradient(loss_of(net, batch), list(net.parameters()))
     moves = [(p.detach() - w).numpy() for p, w in zip(net.parameters(), before, strict=True)]
     start = math.fsum(float((g.numpy() * m).sum()) for g, m in zip(grads, moves, strict=True))
@@ -275,7 +275,7 @@ def test_alpha_equals_slopes_written_out(name: str) -> None:
     assert found["local_step"] == pytest.approx(-end / start, rel=1e-10)
 
 
-def test_the_ledger_is_told_with_every_reading_of_fixed_steps(keeper: FakeKeeper) -> None:
+def test_fixed_interval_readings_include_the_ledger(keeper: FakeKeeper) -> None:
     net = mlp(depth=3, activation="gelu", residual="on")
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
     with Watch(net, optimizer, link=keeper.link, sampler=Sampler(every=2)) as run:
@@ -286,18 +286,18 @@ def test_the_ledger_is_told_with_every_reading_of_fixed_steps(keeper: FakeKeeper
             optimizer.step()
             run.step(loss)
         ledgers = keeper.events(LedgerTaken)
-    # The first step of a net whose layers are known only after its first pass has no boundaries yet.
+    # At step 0 the layers of a user's net are not known before the pass.
     assert [ledger.step for ledger in ledgers] == [2, 4, 6]
     for ledger in ledgers:
         assert len(ledger.entries) == 3
         assert all(e.discrepancy is not None and e.discrepancy <= 1e-5 for e in ledger.entries)
 
 
-def test_an_empty_batch_has_no_activations() -> None:
+def test_empty_batch_has_no_activations() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     net_structure = structure(net)
     activations = Activations(net_structure.activations, net_structure.layers)
     activations.attach()
     net(torch.zeros(0, 4))
     activations.detach()
-    assert activations.read().now() == {}
+    assert activations.read().result() == {}

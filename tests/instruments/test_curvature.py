@@ -1,4 +1,4 @@
-"""Both ends of the Hessian's spectrum and its negative share, against an independent twin."""
+"""λmax, λmin and the negative share of the Hessian, against an independent twin."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tui_descent.training.setup.nets.surface import Surface
 
 @pytest.mark.parametrize("name", ["mlp", "conv", "transformer"])
 @pytest.mark.parametrize(("dtype", "within"), [(torch.float64, 1e-6), (torch.float32, 1e-5)])
-def test_both_ends_are_the_full_hessians(name: str, dtype: torch.dtype, within: float) -> None:
+def test_lanczos_finds_both_ends_of_the_full_hessian(name: str, dtype: torch.dtype, within: float) -> None:
     true = twin_eigenvalues(name)
     model, loss = problem(name, dtype)
     reading = Curvature(loss, list(model.parameters())).measure(tolerance=1e-4)
@@ -35,7 +35,7 @@ def test_both_ends_are_the_full_hessians(name: str, dtype: torch.dtype, within: 
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv", "transformer"])
-def test_the_default_tolerance_is_good_to_a_thousandth(name: str) -> None:
+def test_default_tolerance_is_accurate_to_a_thousandth(name: str) -> None:
     true = twin_eigenvalues(name)
     model, loss = problem(name, torch.float32)
     reading = Curvature(loss, list(model.parameters())).measure()
@@ -46,7 +46,7 @@ def test_the_default_tolerance_is_good_to_a_thousandth(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["mlp", "conv", "transformer"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_the_full_hessian_gives_the_same_ends_and_counts_the_negative_ones(name: str, dtype: torch.dtype) -> None:
+def test_full_hessian_gives_the_same_ends_and_counts_negative_eigenvalues(name: str, dtype: torch.dtype) -> None:
     true = twin_eigenvalues(name)
     model, loss = problem(name, dtype)
     reading = Curvature(loss, list(model.parameters())).measure(index=True)
@@ -59,7 +59,7 @@ def test_the_full_hessian_gives_the_same_ends_and_counts_the_negative_ones(name:
     assert reading.negative_fraction == pytest.approx(float(counted), abs=0.01)
 
 
-def test_the_residual_bounds_the_error() -> None:
+def test_residual_bounds_the_error() -> None:
     true = twin_eigenvalues("mlp")
     model, loss = problem("mlp", torch.float64)
     for most in (4, 8, 12, 16):
@@ -71,7 +71,7 @@ def test_the_residual_bounds_the_error() -> None:
             assert float((true - value).abs().min()) <= residual * max(abs(value), 0.01 * reading.lambda_max) + 1e-9
 
 
-def test_power_iteration_misses_the_negative_end_of_a_saddle_and_lanczos_does_not() -> None:
+def test_lanczos_finds_the_negative_end_that_power_iteration_misses() -> None:
     w, loss = quadratic(torch.linspace(-1, 3, 40, dtype=torch.float64))
     (gradient,) = torch.autograd.grad(loss(), w, create_graph=True)
     v = torch.randn(40, dtype=torch.float64)
@@ -82,7 +82,7 @@ def test_power_iteration_misses_the_negative_end_of_a_saddle_and_lanczos_does_no
     assert (reading.lambda_min, reading.lambda_max) == pytest.approx((-1, 3), rel=1e-6)
 
 
-def test_a_small_negative_end_is_found_behind_many_eigenvalues_next_to_zero() -> None:
+def test_small_negative_eigenvalue_is_found_among_many_near_zero() -> None:
     bulk = 1e-5 * torch.randn(4000, dtype=torch.float64)
     w, loss = quadratic(torch.cat([bulk, torch.tensor([-0.05, -0.03, 3.0, 17.0], dtype=torch.float64)]))
     instrument = Curvature(loss, [w])
@@ -92,21 +92,21 @@ def test_a_small_negative_end_is_found_behind_many_eigenvalues_next_to_zero() ->
         assert (reading.lambda_min, reading.lambda_max) == pytest.approx((-0.05, 17), rel=1e-3)
 
 
-def test_short_of_convergence_both_ends_lie_inside_the_spectrum_and_it_says_so() -> None:
+def test_unconverged_ends_lie_inside_the_spectrum() -> None:
     w, loss = quadratic(torch.linspace(-1, 3, 2000, dtype=torch.float64))
     reading = Curvature(loss, [w]).measure(max_products=5)
     assert not reading.converged
     assert -1 < reading.lambda_min < 0 < reading.lambda_max < 3
 
 
-def test_the_larger_end_may_be_the_negative_one() -> None:
+def test_negative_end_may_have_the_larger_magnitude() -> None:
     w, loss = quadratic(torch.linspace(-3, 1, 40, dtype=torch.float64))
     reading = Curvature(loss, [w]).measure(tolerance=1e-6)
     assert (reading.lambda_min, reading.lambda_max) == pytest.approx((-3, 1), rel=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
-def test_the_scale_of_the_loss_does_not_matter(scale: float) -> None:
+def test_scale_of_the_loss_does_not_matter(scale: float) -> None:
     w, loss = quadratic(torch.linspace(-1, 3, 40, dtype=torch.float64))
     reading = Curvature(lambda: scale * loss(), [w]).measure(tolerance=1e-6)
     assert reading.converged
@@ -124,7 +124,7 @@ def test_the_scale_of_the_loss_does_not_matter(scale: float) -> None:
     ],
 )
 @pytest.mark.parametrize("index", [False, True])
-def test_surfaces_have_the_curvature_that_one_computes_by_hand(
+def test_surfaces_have_the_curvature_computed_by_hand(
     function: SurfaceName, start: tuple[float, ...], eigenvalues: list[float], index: bool
 ) -> None:
     surface = Surface(SurfaceModel(function=function, start=start))
@@ -142,13 +142,13 @@ def test_surfaces_have_the_curvature_that_one_computes_by_hand(
 
 
 @pytest.mark.parametrize("negative", [0, 1, 7, 100])
-def test_the_negative_share_of_a_known_form_is_counted(negative: int) -> None:
+def test_negative_share_of_a_known_spectrum_is_exact(negative: int) -> None:
     eigenvalues = torch.cat([-torch.linspace(1e-3, 1, negative), torch.linspace(0, 2, 100 - negative)]).double()
     w, loss = quadratic(eigenvalues)
     assert Curvature(loss, [w]).measure(index=True).negative_fraction == negative / 100
 
 
-def test_above_the_limit_the_negative_share_is_estimated_and_says_so() -> None:
+def test_negative_share_of_a_large_hessian_is_estimated() -> None:
     for share in (0.0, 0.1, 0.4, 1.0):
         below = round(share * 3000)
         eigenvalues = torch.cat([-torch.linspace(0.05, 1, below), torch.linspace(0.05, 2, 3000 - below)]).double()
@@ -158,7 +158,7 @@ def test_above_the_limit_the_negative_share_is_estimated_and_says_so() -> None:
         assert reading.negative_fraction == pytest.approx(share, abs=0.04)
 
 
-def test_the_estimate_agrees_with_the_count_on_a_net(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_estimated_negative_share_agrees_with_the_count_on_a_net(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x, y = mlp(width=36), torch.randn(64, 6), torch.randint(4, (64,))
 
     def loss() -> Tensor:
@@ -183,33 +183,33 @@ def test_the_estimate_agrees_with_the_count_on_a_net(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv"])
-def test_a_warm_start_needs_fewer_products_than_a_cold_one(name: str) -> None:
+def test_warm_start_needs_fewer_products(name: str) -> None:
     model, loss = problem(name, torch.float32, steps=60)
     parameters = list(model.parameters())
-    kept = Curvature(loss, parameters)
-    kept.measure()
+    keeper = Curvature(loss, parameters)
+    keeper.measure()
     cold = warm = 0
     for n in range(8):
         train(model, loss, steps=1, lr=1e-3)
-        first, again = Curvature(loss, parameters, seed=n).measure(), kept.measure()
+        first, again = Curvature(loss, parameters, seed=n).measure(), keeper.measure()
         assert again.lambda_max == pytest.approx(first.lambda_max, rel=1e-3)
         assert again.lambda_min == pytest.approx(first.lambda_min, rel=1e-2)
         cold, warm = cold + first.products, warm + again.products
     assert warm < 0.75 * cold
 
 
-def test_a_warm_start_meets_directions_that_are_new() -> None:
+def test_warm_start_finds_new_directions() -> None:
     eigenvalues = torch.linspace(-1, 3, 300, dtype=torch.float64)
     w, loss = quadratic(eigenvalues)
     instrument = Curvature(loss, [w])
     instrument.measure()
-    # Orthogonal to both old ends, a new top and a new bottom.
+    # New largest and smallest eigenvalues, orthogonal to the old ones.
     eigenvalues[140], eigenvalues[150] = 3.5, -1.2
     reading = instrument.measure()
     assert (reading.lambda_min, reading.lambda_max) == pytest.approx((-1.2, 3.5), rel=1e-3)
 
 
-def test_the_preconditioned_hessian_has_a_warm_start_of_its_own() -> None:
+def test_preconditioned_hessian_has_its_own_warm_start() -> None:
     w, loss = quadratic(torch.linspace(1, 3, 300, dtype=torch.float64))
     scales = [torch.linspace(1, 2, 300, dtype=torch.float64)]
     instrument = Curvature(loss, [w])
@@ -219,13 +219,13 @@ def test_the_preconditioned_hessian_has_a_warm_start_of_its_own() -> None:
         assert reading.lambda_max == pytest.approx(12, rel=1e-3)
 
 
-def test_the_same_seed_gives_the_same_bits() -> None:
+def test_same_seed_gives_the_same_bits() -> None:
     model, loss = problem("mlp", torch.float32)
     one, two = (Curvature(loss, list(model.parameters()), seed=3).measure() for _ in range(2))
     assert one == two
 
 
-# --- parameters that take no part, and Hessians that end early
+# --- parameters that are left out, and spectra of few eigenvalues
 
 
 def test_frozen_and_unused_parameters_are_left_out() -> None:
@@ -240,7 +240,7 @@ def test_frozen_and_unused_parameters_are_left_out() -> None:
         assert (reading.lambda_min, reading.lambda_max) == pytest.approx((float(true[0]), float(true[-1])), rel=1e-6)
 
 
-def test_thawing_a_layer_starts_anew() -> None:
+def test_unfreezing_a_layer_discards_the_warm_start() -> None:
     model, loss = problem("mlp", torch.float64)
     first, *others = model.parameters()
     instrument = Curvature(loss, [first, *others])
@@ -252,7 +252,7 @@ def test_thawing_a_layer_starts_anew() -> None:
 
 
 @pytest.mark.parametrize("index", [False, True])
-def test_a_parameter_that_the_loss_is_linear_in_has_curvature_zero(index: bool) -> None:
+def test_linear_parameter_has_curvature_zero(index: bool) -> None:
     curved, linear = (nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(2))
     reading = Curvature(lambda: curved.square().sum() + linear.sum(), [curved, linear]).measure(index=index)
     assert reading.parameters == 6
@@ -261,7 +261,7 @@ def test_a_parameter_that_the_loss_is_linear_in_has_curvature_zero(index: bool) 
     assert (flat.lambda_min, flat.lambda_max, flat.converged) == (0, 0, True)
 
 
-def test_when_nothing_takes_part_the_reading_is_nan() -> None:
+def test_reading_without_parameters_is_nan() -> None:
     frozen = nn.Parameter(torch.ones(3), requires_grad=False)
     unused = nn.Parameter(torch.ones(3))
     for loss in (lambda: frozen.square().sum(), lambda: (unused * 0).sum().detach()):
@@ -272,7 +272,7 @@ def test_when_nothing_takes_part_the_reading_is_nan() -> None:
 
 
 @pytest.mark.parametrize("index", [False, True])
-def test_a_run_that_blew_up_gives_nan_and_not_an_error(index: bool) -> None:
+def test_nan_weights_give_nan_and_no_error(index: bool) -> None:
     model, loss = problem("mlp", torch.float32)
     next(model.parameters()).data.fill_(math.nan)
     reading = Curvature(loss, list(model.parameters())).measure(index=index)
@@ -282,7 +282,7 @@ def test_a_run_that_blew_up_gives_nan_and_not_an_error(index: bool) -> None:
     assert reading.negative_fraction is None
 
 
-def test_few_distinct_eigenvalues_end_lanczos_early_and_exactly() -> None:
+def test_few_distinct_eigenvalues_end_lanczos_early() -> None:
     for values in ([1.0], [-2.0, 5.0], [-1.0, 0.0, 4.0]):
         w, loss = quadratic(torch.tensor(values).double().repeat_interleave(30))
         reading = Curvature(loss, [w]).measure(tolerance=1e-9)

@@ -1,4 +1,4 @@
-"""Reading the curvature leaves weights, gradients, random numbers and settings as they were."""
+"""Measuring the curvature does not change weights, gradients, random numbers or settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from tui_descent.instruments.curvature import Curvature, preconditioner
 
 
-def test_measuring_leaves_the_run_bitwise_the_same() -> None:
+def test_measuring_does_not_change_the_losses() -> None:
     def losses(*, measuring: bool) -> list[float]:
         torch.manual_seed(7)
         model = nn.Sequential(nn.Linear(6, 10), nn.Tanh(), nn.Dropout(0.3), nn.Linear(10, 4))
@@ -19,7 +19,7 @@ def test_measuring_leaves_the_run_bitwise_the_same() -> None:
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
         # In training mode on purpose: the dropout draws random numbers.
         instrument = Curvature(lambda: F.cross_entropy(model(x), y), list(model.parameters()))
-        told = []
+        values = []
         for step in range(10):
             optimizer.zero_grad()
             loss = F.cross_entropy(model(x), y)
@@ -30,14 +30,14 @@ def test_measuring_leaves_the_run_bitwise_the_same() -> None:
                         index=step % 2 == 0, preconditioner=preconditioner(optimizer, list(model.parameters()))
                     )
             optimizer.step()
-            told.append(loss.item())
-        return told
+            values.append(loss.item())
+        return values
 
     assert losses(measuring=True) == losses(measuring=False)
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv", "transformer"])
-def test_weights_gradients_random_numbers_and_settings_stay(name: str) -> None:
+def test_measuring_does_not_change_weights_gradients_random_numbers_or_settings(name: str) -> None:
     model, loss = problem(name, torch.float32)
     kernels = torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled()
     for filled in (False, True):
@@ -55,7 +55,7 @@ def test_weights_gradients_random_numbers_and_settings_stay(name: str) -> None:
     assert (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled()) == kernels
 
 
-def test_it_measures_where_gradients_are_switched_off() -> None:
+def test_curvature_can_be_measured_under_no_grad() -> None:
     model, loss = problem("mlp", torch.float32)
     with torch.no_grad():
         reading = Curvature(loss, list(model.parameters())).measure()
@@ -65,7 +65,7 @@ def test_it_measures_where_gradients_are_switched_off() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", ["mlp", "conv", "transformer"])
-def test_on_a_gpu_the_reading_is_the_same_and_its_random_numbers_stay(name: str) -> None:
+def test_gpu_gives_the_same_reading_and_keeps_its_random_numbers(name: str) -> None:
     true = twin_eigenvalues(name)
     model, loss = problem(name, torch.float64, device="cuda")
 

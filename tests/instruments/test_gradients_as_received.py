@@ -1,4 +1,4 @@
-"""Readings are of the gradient that the optimizer receives: clipped by us, a GradScaler's factor taken out."""
+"""Readings are of the gradient that the optimizer receives: clipped, and without the factor of a GradScaler."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tui_descent.training.watch.watch import Watch
 
 
 @pytest.mark.parametrize("limit", [0.5, 3.0, 100.0])
-def test_alpha_of_a_clipped_step_is_of_the_slope_that_the_loss_has(limit: float, keeper: FakeKeeper) -> None:
+def test_local_step_of_a_clipped_step_uses_the_slope_of_the_loss(limit: float, keeper: FakeKeeper) -> None:
     # L = (2w − 3)², w₀ = 1: g = 4(2w − 3) = −4; clipped the step is η·min(4, limit).
     net, lr = Surface(SurfaceModel()), 0.1
     optimizer = torch.optim.SGD(net.parameters(), lr=lr)
@@ -41,9 +41,7 @@ def test_alpha_of_a_clipped_step_is_of_the_slope_that_the_loss_has(limit: float,
 @pytest.mark.parametrize("clip", [None, 0.3])
 @pytest.mark.parametrize("unscale", [False, True], ids=["", "unscaled by the loop"])
 @pytest.mark.parametrize("fused", [False, True], ids=["default", "fused"])
-def test_under_a_scaler_norms_are_those_of_the_loss_itself(
-    fused: bool, unscale: bool, clip: float | None, keeper: FakeKeeper
-) -> None:
+def test_grad_scaler_does_not_change_norms(fused: bool, unscale: bool, clip: float | None, keeper: FakeKeeper) -> None:
     net, twin = mlp(), mlp()
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, fused=fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)

@@ -1,4 +1,4 @@
-"""Norms against twins in float64 NumPy: of the same tensors, and of a whole training written a second time."""
+"""Norms against float64 NumPy: computed from the same tensors, and in a whole training written a second time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tui_descent.training.watch.watch import Watch
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("clip", [None, 0.5], ids=["plain", "clipped"])
-def test_readings_equal_a_float64_twin_of_the_same_tensors(
+def test_readings_equal_float64_norms_of_the_same_tensors(
     name: str, clip: float | None, dtype: torch.dtype, keeper: FakeKeeper
 ) -> None:
     net = mlp(dtype=dtype, depth=4, norm="layer")
@@ -53,8 +53,8 @@ def test_readings_equal_a_float64_twin_of_the_same_tensors(
             check_row(reading, n, g, w, w_next, WITHIN[dtype])
 
 
-class Written:
-    """The whole training a second time, by hand, in NumPy: tanh MLP, cross-entropy, the optimizer's own formula."""
+class NumpyTraining:
+    """The whole training by hand in NumPy: tanh MLP, cross-entropy, the optimizer's formula."""
 
     def __init__(self, weights: list[Array], optimizer: str, clip: float | None) -> None:
         self.w = [w.copy() for w in weights]
@@ -102,11 +102,11 @@ class Written:
 
 
 @pytest.mark.parametrize(("name", "clip"), [("sgd", None), ("adam", None), ("adamw", 0.3)])
-def test_readings_equal_a_training_written_a_second_time(name: str, clip: float | None, keeper: FakeKeeper) -> None:
+def test_readings_equal_those_of_a_training_in_numpy(name: str, clip: float | None, keeper: FakeKeeper) -> None:
     net = mlp(dtype=torch.float64, depth=4, activation="tanh", init="lecun")
-    twin = Written([array(p) for p in net.parameters()], name, clip)
+    twin = NumpyTraining([array(p) for p in net.parameters()], name, clip)
     optimizer = OPTIMIZERS[name](net.parameters())
-    wanted = []
+    expected = []
     with Watch(net, optimizer, link=keeper.link, sampler=Sampler(every=1)) as run:
         for x, y in digit_batches(10, dtype=torch.float64):
             loss = loss_of(net, (x, y))
@@ -117,9 +117,9 @@ def test_readings_equal_a_training_written_a_second_time(name: str, clip: float 
             optimizer.step()
             run.step(loss)
             before = [w.copy() for w in twin.w]
-            wanted.append((*twin.step(array(x), y.numpy()), before, [w.copy() for w in twin.w]))
+            expected.append((*twin.step(array(x), y.numpy()), before, [w.copy() for w in twin.w]))
         readings, steps = keeper.readings(), keeper.steps()
-    for reading, step, (loss_value, grads, before, after) in zip(readings, steps, wanted, strict=True):
+    for reading, step, (loss_value, grads, before, after) in zip(readings, steps, expected, strict=True):
         assert math.isclose(step.loss, loss_value, rel_tol=1e-12)
         assert close(reading.global_grad_norm, l2(np.concatenate([g.ravel() for g in grads])), 1e-11)
         for n in range(6):  # stem, four blocks, head: each a weight and a bias
@@ -131,7 +131,7 @@ EXPONENTS = (-42, -38, -30, -25, -20, -17, -16, -15, -14, -13, -12, 0, 12, 13, 1
 
 
 @pytest.mark.parametrize("exponent", EXPONENTS)
-def test_norms_are_right_at_every_size_a_float32_can_have(exponent: int) -> None:
+def test_norms_are_right_at_every_size_of_float32(exponent: int) -> None:
     net = nn.Sequential(nn.Linear(20, 30), nn.Linear(30, 10))
     for other in EXPONENTS:
         with torch.no_grad():
@@ -139,61 +139,76 @@ def test_norms_are_right_at_every_size_a_float32_can_have(exponent: int) -> None
                 p.copy_(torch.randn(p.shape, dtype=torch.float64) * 10.0**other)
                 p.grad = (torch.randn(p.shape, dtype=torch.float64) * 10.0**exponent).float()
         optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
-        sample = Norms(structure(net).layers, list(net.parameters()))
+        norms = Norms(structure(net).layers, list(net.parameters()))
         before = [array(layer.weight) for layer in net]  # type: ignore[arg-type]
-        sample.before_update()
+        norms.before_update()
         optimizer.step()
-        grad_norms, columns, *_ = sample.after_update().now()
+        grad_norms, columns, *_ = norms.after_update().result()
         for p, norm in zip(net.parameters(), grad_norms, strict=True):
             assert close(norm, l2(array(p.grad)), 1e-5)  # type: ignore[arg-type]
         for row, (layer, old) in enumerate(zip(net, before, strict=True)):
             g, delta = l2(array(layer.weight.grad)), l2(array(layer.weight) - old)  # type: ignore[arg-type]
             n = old.size
-            wanted = [g, g / math.sqrt(n), l2(old), delta, delta / (l2(old) + RATIO_FLOOR)]
-            for name, want in zip(COLUMNS, wanted, strict=False):
+            expected = [g, g / math.sqrt(n), l2(old), delta, delta / (l2(old) + RATIO_FLOOR)]
+            for name, value in zip(COLUMNS, expected, strict=False):
                 found = getattr(columns, name)[row]
-                assert close(found, want, 1e-5) or (found == want == 0), (name, found, want, other)
+                assert close(found, value, 1e-5) or (found == value == 0), (name, found, value, other)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_norms_of_half_precision_are_summed_with_more(dtype: torch.dtype) -> None:
+def test_half_precision_norms_are_summed_in_float32(dtype: torch.dtype) -> None:
     net = nn.Sequential(nn.Linear(300, 300), nn.Linear(300, 300)).to(dtype)
     for p in net.parameters():
         p.grad = torch.full_like(p, 1.0)
-    sample = Norms(structure(net).layers, list(net.parameters()))
-    sample.before_update()
+    norms = Norms(structure(net).layers, list(net.parameters()))
+    norms.before_update()
     torch.optim.SGD(net.parameters(), lr=0.5).step()
-    _, columns, *_ = sample.after_update().now()
+    _, columns, *_ = norms.after_update().result()
     for found in columns.grad_norm:
-        assert found == pytest.approx(300.0, rel=1e-5), "a half-precision sum would stop growing"
+        assert found == pytest.approx(300.0, rel=1e-5), "a half-precision sum stops growing"
 
 
-def test_a_cosine_is_with_the_gradient_of_the_step_before_or_there_is_none() -> None:
+def test_cosines_of_tiny_bfloat16_gradients_are_not_rounded_to_bfloat16() -> None:
+    net = nn.Sequential(nn.Linear(20, 30), nn.Linear(20, 30)).to(torch.bfloat16)
+    norms = Norms(structure(net).layers, list(net.parameters()))
+    grads = []
+    for step in range(2):
+        for p in net.parameters():
+            p.grad = (torch.randn(p.shape) * 1e-20).to(torch.bfloat16)
+        grads.append([p.grad.double().ravel() for p in net.parameters() if p.grad is not None])
+        norms.before_update(cosines=True, step=step)
+        norms.remember(step)
+    cosines = norms.after_update().result().cosines
+    for n, pair in enumerate(zip(*grads, strict=True)):
+        assert cosines[n] == pytest.approx(float(torch.cosine_similarity(*pair, dim=0, eps=0.0)), abs=1e-6)
+
+
+def test_cosine_needs_the_gradient_of_the_step_before() -> None:
     net = nn.Linear(4, 4)
     for p in net.parameters():
         p.grad = torch.ones_like(p)
-    sample = Norms(structure(net).layers, list(net.parameters()))
-    sample.remember(step=3)
+    norms = Norms(structure(net).layers, list(net.parameters()))
+    norms.remember(step=3)
     for step, cosine in ((5, None), (4, 1.0)):
-        sample.before_update(cosines=True, step=step)
-        assert sample.after_update().now().global_cosine == (None if cosine is None else pytest.approx(cosine))
+        norms.before_update(cosines=True, step=step)
+        assert norms.after_update().result().global_cosine == (None if cosine is None else pytest.approx(cosine))
 
 
-def test_not_a_number_and_infinities_are_told_as_they_are() -> None:
+def test_nan_and_infinite_norms_are_reported_as_they_are() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
     for layer, value in zip(net, (math.nan, math.inf, 1.0), strict=True):
         for p in layer.parameters():
             p.grad = torch.full_like(p, value)
-    sample = Norms(structure(net).layers, list(net.parameters()))
-    sample.before_update()
-    _, columns, *_ = sample.after_update().now()
+    norms = Norms(structure(net).layers, list(net.parameters()))
+    norms.before_update()
+    _, columns, *_ = norms.after_update().result()
     assert math.isnan(columns.grad_norm[0] or 0.0)
     assert math.isinf(columns.grad_norm[1] or 0.0)
     assert columns.grad_norm[2] == pytest.approx(4.0)
     assert columns.update_norm == [0.0, 0.0, 0.0]
 
 
-def test_a_layer_without_a_gradient_has_no_gradient_reading(keeper: FakeKeeper) -> None:
+def test_layer_without_gradient_has_no_gradient_reading(keeper: FakeKeeper) -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     net[0].requires_grad_(False)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -211,7 +226,7 @@ def test_a_layer_without_a_gradient_has_no_gradient_reading(keeper: FakeKeeper) 
 
 
 @pytest.mark.parametrize("every", [1, 3, 10])
-def test_readings_fall_on_exactly_their_steps(every: int, keeper: FakeKeeper) -> None:
+def test_readings_are_taken_at_exactly_the_requested_steps(every: int, keeper: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with Watch(net, optimizer, link=keeper.link, sampler=Sampler(every=every, at=(5,))) as run:
@@ -227,7 +242,7 @@ def test_readings_fall_on_exactly_their_steps(every: int, keeper: FakeKeeper) ->
 
 
 @pytest.mark.parametrize("where", ["pre", "mid", "post"])
-def test_a_built_in_nets_layers_are_registered_in_forward_order(where: str) -> None:
+def test_layers_of_a_built_in_net_are_in_forward_order(where: str) -> None:
     net = mlp(norm={"name": "layer", "where": where}, depth=2)
     ran: list[str] = []
     for name, module in net.named_modules():
@@ -238,8 +253,8 @@ def test_a_built_in_nets_layers_are_registered_in_forward_order(where: str) -> N
     assert len(layers) == 6
 
 
-def test_the_layers_are_told_in_forward_order_and_shared_weights_once(keeper: FakeKeeper) -> None:
-    class Crossed(nn.Module):
+def test_layers_are_reported_in_forward_order_and_shared_weights_once(keeper: FakeKeeper) -> None:
+    class OutOfOrder(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.last = nn.Linear(4, 4)
@@ -251,7 +266,7 @@ def test_the_layers_are_told_in_forward_order_and_shared_weights_once(keeper: Fa
         def forward(self, x: Tensor) -> Any:
             return self.last(self.norm(self.tied(self.first(x))))
 
-    net = Crossed()
+    net = OutOfOrder()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with Watch(net, optimizer, link=keeper.link) as run:
         loss = net(torch.randn(3, 4)).square().sum()

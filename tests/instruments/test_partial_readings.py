@@ -1,4 +1,4 @@
-"""With many layers a reading that is to cost little has a third of their weights; the others' are as old as told."""
+"""Partial readings of nets with many layers: a third of the weights each time, the others' norms with their age."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from tui_descent.training.steering.steering import Steering
 from tui_descent.training.watch.watch import Watch
 
 EVERY = 3
-OF_THE_WEIGHTS = ("weight_norm", "update_norm", "update_ratio")
+WEIGHT_COLUMNS = ("weight_norm", "update_norm", "update_ratio")
 
 
-class Within(Sampler):
-    """As one with a budget, that pays for every third update."""
+class EveryThirdStep(Sampler):
+    """A sampler with a budget for every third step."""
 
     def due(self, step: int, **how: Any) -> Tiers | None:
         return Tiers() if step % EVERY == 0 else None
@@ -39,7 +39,7 @@ class Within(Sampler):
 
 
 def deep(layers: int) -> nn.Sequential:
-    """With a vector (BatchNorm's) and a bias-free layer among them."""
+    """A net with BatchNorm, whose weight is a vector, and with a layer without bias."""
     torch.manual_seed(0)
     body = [part for _ in range(layers - 3) for part in (nn.Linear(12, 12), nn.Tanh())]
     return nn.Sequential(nn.Linear(64, 12), nn.BatchNorm1d(12), *body, nn.Linear(12, 10, bias=False))
@@ -48,13 +48,13 @@ def deep(layers: int) -> nn.Sequential:
 def readings(
     keeper: FakeKeeper, *, layers: int = 40, sampler: Sampler, steps: int = 14, plan: Iterable[tuple[int, str]] = ()
 ) -> list[ReadingsTaken]:
-    """Of a run under Adam, held against its twin's weights at every step."""
+    """The readings of a run with Adam, compared with the weights before and after each step."""
     net = deep(layers)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
-    turns = [(at, parse(text)) for at, text in plan]
+    knobs = [(at, parse(text)) for at, text in plan]
     steering = Steering(net, optimizer)
     weights: list[list[torch.Tensor]] = []
-    with Watch(net, optimizer, link=keeper.link, sampler=sampler, steering=steering, plan=turns) as run:
+    with Watch(net, optimizer, link=keeper.link, sampler=sampler, steering=steering, plan=knobs) as run:
         run.begin_step()
         for n in range(steps):
             watched = [w.weight for w in structure(net).layers]
@@ -71,117 +71,115 @@ def readings(
             before, after = (array(weights[reading.step - age + k][n]) for k in (0, 1))
             moved, size = l2(after - before), l2(before)
             ratio = None if before.ndim < 2 else moved / (size + 1e-12)
-            for name, want in zip(OF_THE_WEIGHTS, (size, moved, ratio), strict=True):
-                told = reading.values[name][n]
-                assert told == want or close(told, want, 1e-5), (name, reading.step, n, age)  # type: ignore[arg-type]
+            for name, expected in zip(WEIGHT_COLUMNS, (size, moved, ratio), strict=True):
+                value = reading.values[name][n]
+                assert value == expected or close(value, expected, 1e-5), (name, reading.step, n, age)  # type: ignore[arg-type]
     return found
 
 
-def test_thirds_take_turns_behind_a_first_whole_one_and_every_number_is_of_the_step_it_says(keeper: FakeKeeper) -> None:
-    found = readings(keeper, sampler=Within(), steps=17)
+def test_after_a_whole_reading_the_thirds_alternate_with_correct_ages(keeper: FakeKeeper) -> None:
+    found = readings(keeper, sampler=EveryThirdStep(), steps=17)
     assert [reading.step for reading in found] == [0, 3, 6, 9, 12, 15]
     assert found[0].ages == [0] * 40
     ages = [[set(reading.ages[first::PARTS]) for first in range(PARTS)] for reading in found[1:]]
     once, twice = {EVERY}, {2 * EVERY}
     assert ages == [[{0}, once, once], [once, {0}, twice], [twice, once, {0}], [{0}, twice, once], [once, {0}, twice]]
     for reading in found:
-        assert None not in reading.values["grad_norm"], "gradients are all of this step"
+        assert None not in reading.values["grad_norm"], "gradients are never partial"
 
 
 @pytest.mark.usefixtures("deferred_numbers", "slow_arrivals")
-def test_told_late_the_thirds_are_the_same(keeper: FakeKeeper) -> None:
-    found = readings(keeper, sampler=Within(), steps=40)
+def test_deferred_partial_readings_are_the_same(keeper: FakeKeeper) -> None:
+    found = readings(keeper, sampler=EveryThirdStep(), steps=40)
     assert [reading.step for reading in found] == list(range(0, 40, EVERY))[: len(found)]
     assert len(found) > 8
     ages = [max(reading.ages) for reading in found]
-    whole = ages.index(EVERY)  # those begun before the first was known
+    whole = ages.index(EVERY)  # those that began before the first one was read
     assert ages == [0] * whole + [EVERY] + [2 * EVERY] * (len(found) - whole - 1)
 
 
 @pytest.mark.parametrize(
     ("layers", "sampler"),
-    [(MANY_LAYERS, Within()), (40, Sampler(every=EVERY)), (40, Sampler(budget=0.0, at=range(0, 100, EVERY)))],
-    ids=["few layers", "every third", "asked for"],
+    [(MANY_LAYERS, EveryThirdStep()), (40, Sampler(every=EVERY)), (40, Sampler(budget=0.0, at=range(0, 100, EVERY)))],
+    ids=["few layers", "fixed interval", "fixed steps"],
 )
-def test_few_layers_and_readings_that_were_asked_for_are_whole(
-    keeper: FakeKeeper, layers: int, sampler: Sampler
-) -> None:
+def test_readings_of_few_layers_or_at_fixed_steps_are_whole(keeper: FakeKeeper, layers: int, sampler: Sampler) -> None:
     found = readings(keeper, layers=layers, sampler=sampler)
     assert [reading.step for reading in found] == [0, 3, 6, 9, 12]
     assert all(reading.ages == [0] * layers for reading in found)
 
 
-def test_a_paced_runs_readings_are_whole(keeper: FakeKeeper) -> None:
-    found = readings(keeper, sampler=Within(), plan=[(4, "pace=5000")])
+def test_readings_of_a_paced_run_are_whole(keeper: FakeKeeper) -> None:
+    found = readings(keeper, sampler=EveryThirdStep(), plan=[(4, "pace=5000")])
     assert [max(reading.ages) for reading in found] == [0, EVERY, 0, 0, 0]
 
 
-def test_behind_a_turn_no_number_is_from_before_it(keeper: FakeKeeper) -> None:
-    found = readings(keeper, sampler=Within(), plan=[(6, "lr=*10"), (8, "weight_decay=0.1")])
+def test_first_reading_after_an_intervention_is_whole(keeper: FakeKeeper) -> None:
+    found = readings(keeper, sampler=EveryThirdStep(), plan=[(6, "lr=*10"), (8, "weight_decay=0.1")])
     assert [max(reading.ages) for reading in found] == [0, EVERY, 0, 0, EVERY]
 
 
 @pytest.mark.parametrize("lost", ["never read", "the update raised"])
-def test_as_long_as_no_reading_is_known_the_next_is_whole(lost: str) -> None:
+def test_readings_are_whole_until_one_has_been_read(lost: str) -> None:
     net = deep(33)
-    sample = Norms(structure(net).layers, list(net.parameters()))
+    norms = Norms(structure(net).layers, list(net.parameters()))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     for step in range(4):
         loss_of(net, digit_batches(1)[0]).backward()
-        sample.before_update(step=step, partly=True)
+        norms.before_update(step=step, partial=True)
         optimizer.step()
         if step < 2 and lost == "the update raised":
             continue
-        late = sample.after_update()
+        deferred = norms.after_update()
         if step < 2:
             continue
-        columns = late.now().layers
+        columns = deferred.result().layers
         assert min(columns.weight_norm) > 0
         assert columns.ages is None if step == 2 else set(columns.ages or ()) == {0, 1}
 
 
-def test_no_gradient_is_held_on_to() -> None:
+def test_gradients_are_released_after_a_reading() -> None:
     net = nn.Sequential(nn.Linear(300, 300), nn.Linear(300, 300), nn.Linear(300, 7))
-    sample = Norms(structure(net).layers, list(net.parameters()))
+    norms = Norms(structure(net).layers, list(net.parameters()))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    held = []
+    grads = []
     for step in range(2):
         net(torch.randn(4, 300)).sum().backward()
-        held += [weakref.ref(p.grad) for p in net.parameters()]
-        sample.before_update(step=step)
+        grads += [weakref.ref(p.grad) for p in net.parameters()]
+        norms.before_update(step=step)
         optimizer.step()
-        sample.after_update().now()
+        norms.after_update().result()
         optimizer.zero_grad()
-    assert not [one for one in held if one() is not None]
+    assert not [grad for grad in grads if grad() is not None]
 
 
-def test_a_parameter_of_no_numbers_has_norms_of_zero() -> None:
+def test_empty_parameter_has_norms_of_zero() -> None:
     net = nn.Linear(4, 3)
     net.nothing = nn.Parameter(torch.empty(0, 3))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    sample = Norms(structure(net).layers, list(net.parameters()))
+    norms = Norms(structure(net).layers, list(net.parameters()))
     for p in net.parameters():
         p.grad = torch.ones_like(p)
     for step in range(2):
-        sample.before_update(step=step)
+        norms.before_update(step=step)
         optimizer.step()
-        norms, *_ = sample.after_update().now()
-        assert norms[-1] == 0.0
-        assert norms[0] == pytest.approx(12**0.5)
+        grad_norms, *_ = norms.after_update().result()
+        assert grad_norms[-1] == 0.0
+        assert grad_norms[0] == pytest.approx(12**0.5)
 
 
-def test_frozen_and_unused_layers_keep_their_marks() -> None:
+def test_frozen_layers_have_no_readings_in_partial_readings() -> None:
     net = deep(33)
     for p in net[2].parameters():  # type: ignore[union-attr]
         p.requires_grad_(False)
-    sample = Norms(structure(net).layers, list(net.parameters()))
+    norms = Norms(structure(net).layers, list(net.parameters()))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     for step in range(3):
         optimizer.zero_grad()
         loss_of(net, digit_batches(1)[0]).backward()
-        sample.before_update(step=step, partly=True)
+        norms.before_update(step=step, partial=True)
         optimizer.step()
-        _, columns, *_ = sample.after_update().now()
+        _, columns, *_ = norms.after_update().result()
         assert [n for n, g in enumerate(columns.grad_norm) if g is None] == [
             n for n, u in enumerate(columns.update_norm) if u is None
         ]

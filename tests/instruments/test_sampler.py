@@ -1,4 +1,4 @@
-"""When a reading is taken: on exactly the steps that were asked for, or within a share of the time."""
+"""When readings are taken: at exactly the requested steps, or within a share of the time."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def simulate(sampler: Sampler, steps: int, *, step_s: float, cost_s: float, peri
     return taken
 
 
-def looked_at_now_and_then(
+def simulate_with_looks(
     sampler: Sampler, steps: int, *, step_s: float, clock_s: float, outside_s: Sequence[float], noise: float = 0.0
 ) -> tuple[int, float, float]:
-    """A loop that tells the sampler its time only when it is worth a look, as a real one does.
+    """A loop that reports its time to the sampler only when a look is due, as a real one does.
 
-    A reading takes `clock_s` by its own clock, and its step and those after it `outside_s` longer. Gives the number of
-    readings, their true cost, and the whole time.
+    A reading takes `clock_s` by its own clock, and makes its step and those after it `outside_s` longer. Returns the
+    number of readings, their true cost, and the total time.
     """
     chance = random.Random(0)
     taken, spent, whole, since, count, left = 0, 0.0, 0.0, 0.0, 0, list[float]()
@@ -54,9 +54,9 @@ def looked_at_now_and_then(
 @pytest.mark.parametrize(
     "outside_s", [(), (6e-4,), (12e-4, 6e-4, 3e-4, 15e-5)], ids=["none", "in its step", "after it"]
 )
-def test_what_a_reading_costs_outside_its_own_clock_is_paid_for(outside_s: tuple[float, ...], noise: float) -> None:
+def test_cost_of_a_reading_outside_its_own_clock_is_charged(outside_s: tuple[float, ...], noise: float) -> None:
     sampler = Sampler(budget=0.01)
-    taken, spent, whole = looked_at_now_and_then(
+    taken, spent, whole = simulate_with_looks(
         sampler, 50_000, step_s=3e-3, clock_s=15e-4, outside_s=outside_s, noise=noise
     )
     assert taken > 100
@@ -65,54 +65,52 @@ def test_what_a_reading_costs_outside_its_own_clock_is_paid_for(outside_s: tuple
 
 
 @pytest.mark.parametrize("every", [1, 2, 7, 50])
-def test_a_fixed_rate_falls_on_its_multiples(every: int) -> None:
+def test_fixed_interval_reads_its_multiples(every: int) -> None:
     assert simulate(Sampler(every=every), 100, step_s=1e-3, cost_s=1.0) == list(range(0, 100, every))
 
 
-def test_a_budget_of_nothing_takes_none() -> None:
+def test_budget_of_zero_takes_no_readings() -> None:
     assert simulate(Sampler(budget=0.0), 100, step_s=1e-3, cost_s=1e-6) == []
     assert simulate(Sampler(every=0), 100, step_s=1e-3, cost_s=1e-6) == []
 
 
-def test_steps_that_were_asked_for_are_taken_besides() -> None:
+def test_extra_steps_are_read_in_addition() -> None:
     assert simulate(Sampler(budget=0.0, at=(3, 70)), 100, step_s=1e-3, cost_s=1.0) == [3, 70]
     assert simulate(Sampler(every=40, at=(3,)), 100, step_s=1e-3, cost_s=1.0) == [0, 3, 40, 80]
 
 
 @pytest.mark.parametrize(("budget", "cost"), [(0.001, 1e-4), (0.001, 1e-2), (0.01, 1e-3), (0.01, 1e-2), (0.1, 1e-3)])
-def test_readings_keep_to_their_share_and_use_it(budget: float, cost: float) -> None:
+def test_readings_stay_within_their_share_and_use_it(budget: float, cost: float) -> None:
     sampler = Sampler(budget=budget)
     taken = simulate(sampler, 20_000, step_s=1e-3, cost_s=cost)
-    sampler.stood()
+    sampler.paused()
     busy = 20_000 * 1e-3 + len(taken) * cost
-    assert len(taken) * cost <= budget * busy + cost, "but for the first, which nobody could know the price of"
+    assert len(taken) * cost <= budget * busy + cost, "except for the first one, whose cost is unknown"
     assert len(taken) * cost >= 0.8 * budget * busy - 2 * cost
-    assert 0.999 <= sampler.cost / (len(taken) * cost / busy) <= 1.1, "the share told is the share taken, never less"
+    assert 0.999 <= sampler.cost / (len(taken) * cost / busy) <= 1.1, "the declared share is the true one, never less"
 
 
 @pytest.mark.parametrize(("budget", "a_second"), [(0.0095, 10.5), (0.01, 10.5), (0.02, 21.0), (0.1, 105.0)])
-def test_cheap_readings_come_as_often_as_a_screen_draws_and_of_a_larger_share_in_proportion_oftener(
-    budget: float, a_second: float
-) -> None:
+def test_cheap_readings_come_at_the_rate_of_the_screen_or_of_a_larger_budget(budget: float, a_second: float) -> None:
     taken = simulate(Sampler(budget=budget), 20_000, step_s=1e-3, cost_s=1e-5)
     assert len(taken) == pytest.approx(20 * a_second, rel=0.02)
 
 
-def test_readings_that_come_late_for_want_of_a_look_do_not_come_seldomer() -> None:
-    taken, _, whole = looked_at_now_and_then(
+def test_readings_delayed_until_the_next_look_are_not_fewer() -> None:
+    taken, _, whole = simulate_with_looks(
         Sampler(budget=0.01), 20_000, step_s=1e-3, clock_s=1e-4, outside_s=(), noise=0.2
     )
     assert 10.2 <= taken / whole <= 10.6
 
 
-def test_a_share_that_was_not_used_is_not_saved_for_dearer_readings() -> None:
+def test_unused_share_is_not_saved_for_expensive_readings() -> None:
     sampler = Sampler(budget=0.01)
     simulate(sampler, 100_000, step_s=1e-3, cost_s=1e-5)
-    dear = simulate(sampler, 20_000, step_s=1e-3, cost_s=1e-2)
-    assert 0.8 * 0.01 * 20.0 <= len(dear) * 1e-2 <= 0.01 * 20.2 + 1e-2
+    expensive = simulate(sampler, 20_000, step_s=1e-3, cost_s=1e-2)
+    assert 0.8 * 0.01 * 20.0 <= len(expensive) * 1e-2 <= 0.01 * 20.2 + 1e-2
 
 
-def test_the_share_holds_at_every_moment_with_prices_that_vary() -> None:
+def test_share_holds_at_every_step_with_varying_costs() -> None:
     random_ = random.Random(0)
     sampler = Sampler(budget=0.02)
     spent = busy = 0.0
@@ -126,7 +124,7 @@ def test_the_share_holds_at_every_moment_with_prices_that_vary() -> None:
             assert spent <= 0.02 * busy + 1e-3
 
 
-def test_a_long_gap_between_two_steps_buys_one_reading() -> None:
+def test_long_gap_between_two_steps_allows_one_reading() -> None:
     sampler = Sampler(budget=0.01)
     simulate(sampler, 2000, step_s=1e-3, cost_s=2e-3)
     sampler.stepped(3600.0)
@@ -135,37 +133,37 @@ def test_a_long_gap_between_two_steps_buys_one_reading() -> None:
     assert 4 <= len(taken) <= 6, "one in 0.2 s, as before"
 
 
-def test_steps_that_become_ten_times_as_long_are_read_as_often() -> None:
+def test_readings_per_second_do_not_depend_on_the_step_time() -> None:
     sampler = Sampler(budget=0.01)
     for step_s in (1e-3, 10e-3, 1e-3):
         for seconds in (2, 20):  # the change is noticed in the first ones
-            taken, _, whole = looked_at_now_and_then(
+            taken, _, whole = simulate_with_looks(
                 sampler, round(seconds / step_s), step_s=step_s, clock_s=1e-4, outside_s=(), noise=0.2
             )
         assert 10.2 <= taken / whole <= 10.6
 
 
-def test_the_first_step_is_always_measured_within_a_budget() -> None:
+def test_first_step_is_always_read_within_a_budget() -> None:
     assert simulate(Sampler(budget=0.01), 1, step_s=1e-3, cost_s=1.0) == [0]
 
 
-def test_a_paced_run_is_measured_on_every_step_that_has_the_time() -> None:
+def test_paced_run_reads_every_step_that_has_the_time() -> None:
     assert simulate(Sampler(budget=0.01), 50, step_s=1e-3, cost_s=1e-3, period_s=1 / 30) == list(range(50))
     few = simulate(Sampler(budget=0.01), 50, step_s=1e-3, cost_s=0.1, period_s=1 / 30)
     assert len(few) <= 2, "a reading longer than half the wait would slow the pace"
 
 
-def test_readings_out_of_the_waits_of_a_paced_run_are_not_owed_when_it_runs_free() -> None:
+def test_readings_in_waits_of_a_paced_run_are_not_charged_later() -> None:
     sampler = Sampler(budget=0.01)
     assert len(simulate(sampler, 3000, step_s=1e-3, cost_s=1e-3, period_s=1 / 30)) == 3000
     assert sampler.cost == pytest.approx(0.5, rel=0.01)
     free = simulate(sampler, 20_000, step_s=1e-3, cost_s=1e-3)
     assert free[0] <= 200
-    assert 0.8 * 0.01 * 20.2 <= len(free) * 1e-3 <= 0.01 * 20.2 + 2e-3, "and no more than a reading is saved up"
-    assert 0.008 <= sampler.cost <= 0.0101, "what is told is of the run as it goes now"
+    assert 0.8 * 0.01 * 20.2 <= len(free) * 1e-3 <= 0.01 * 20.2 + 2e-3, "at most one reading is saved up"
+    assert 0.008 <= sampler.cost <= 0.0101, "the cost is that since the pace was turned off"
 
 
-def test_tiers_read_out_of_waits_are_not_owed_either() -> None:
+def test_tiers_read_in_waits_are_not_charged_later() -> None:
     sampler = Sampler(budget=0.01)
     for step in range(1000):
         tiers = sampler.due(step, period_s=1 / 30)
@@ -184,16 +182,16 @@ def test_tiers_read_out_of_waits_are_not_owed_either() -> None:
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])
-def test_readings_that_come_one_upon_another_are_all_declared(every: int) -> None:
+def test_costs_of_successive_readings_are_all_declared(every: int) -> None:
     sampler = Sampler(every=every)
-    _, spent, whole = looked_at_now_and_then(sampler, 3000, step_s=1e-3, clock_s=5e-4, outside_s=())
+    _, spent, whole = simulate_with_looks(sampler, 3000, step_s=1e-3, clock_s=5e-4, outside_s=())
     assert sampler.cost == pytest.approx(spent / whole, rel=0.03)
 
 
 def with_curvature(
     sampler: Sampler, steps: int, *, on: range, reading_s: float, curvature_s: float
 ) -> tuple[float, float]:
-    """Steps of a millisecond on a clock of their own; the time spent on readings and on the curvature."""
+    """Steps of a millisecond on a simulated clock. Returns the shares of readings and of the curvature."""
     now = spent = curved = 0.0
     for step in range(steps):
         sampler.curvature.want(step in on)
@@ -210,17 +208,17 @@ def with_curvature(
     return spent / now, curved / now
 
 
-def test_the_curvature_is_read_within_the_budget_and_only_while_it_is_wanted() -> None:
+def test_curvature_is_read_within_the_budget_and_only_while_wanted() -> None:
     readings, curvature = with_curvature(
         Sampler(budget=0.02), 100_000, on=range(20_000, 80_000), reading_s=2e-3, curvature_s=0.02
     )
-    assert 0 < curvature <= 0.2 * 0.02 * 0.6 + 0.02 / 100, "its share, but for the first"
+    assert 0 < curvature <= 0.2 * 0.02 * 0.6 + 0.02 / 100, "its share, except for the first reading"
     assert readings > 0.014
     assert readings + curvature <= 0.0205
     assert with_curvature(Sampler(budget=0.02), 20_000, on=range(0), reading_s=2e-3, curvature_s=1.0)[1] == 0.0
 
 
-def test_the_curvature_waits_ten_seconds_however_cheap_and_without_a_budget_for_ever() -> None:
+def test_cheap_curvature_is_read_every_ten_seconds_and_never_without_a_budget() -> None:
     sampler = Sampler(budget=1.0)
     sampler.curvature.want(True)
     for _ in range(1000):
@@ -228,14 +226,14 @@ def test_the_curvature_waits_ten_seconds_however_cheap_and_without_a_budget_for_
     sampler.curvature.took(1e-4, 100.0, paid=True)
     assert not sampler.curvature.due(109.0, paced=False)
     assert sampler.curvature.due(110.5, paced=False)
-    assert sampler.curvature.due(101.0, paced=True), "out of a wait it may come sooner"
+    assert sampler.curvature.due(101.0, paced=True), "in a wait it may be read sooner"
     none = Sampler(budget=0.0)
     none.curvature.want(True)
     assert not none.curvature.due(1e9, paced=False)
     assert not none.curvature.due(1e9, paced=True)
 
 
-def test_in_the_waits_of_a_paced_run_the_curvature_takes_a_tenth_at_most() -> None:
+def test_curvature_in_waits_takes_at_most_a_tenth_of_the_time() -> None:
     sampler = Sampler(budget=0.01)
     sampler.curvature.want(True)
     sampler.curvature.took(2.0, 100.0, paid=False)

@@ -1,4 +1,4 @@
-"""What step size the curvature allows: the limits and preconditioners against torch's own optimizers, that run."""
+"""Stability limits and preconditioners against torch's optimizers as they run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SGDS = {
 
 @pytest.mark.parametrize("formula", SGDS)
 @pytest.mark.parametrize("lr", [0.03, 0.5])
-def test_sgd_converges_just_under_its_limit_and_diverges_just_over(formula: str, lr: float) -> None:
+def test_sgd_converges_below_its_limit_and_diverges_above(formula: str, lr: float) -> None:
     def make(w: nn.Parameter) -> torch.optim.Optimizer:
         return torch.optim.SGD([w], lr=lr, **SGDS[formula])
 
@@ -53,7 +53,7 @@ def test_sgd_converges_just_under_its_limit_and_diverges_just_over(formula: str,
 
 
 def frozen_adaptive(kind: str, w: nn.Parameter, squares: Tensor, lr: float) -> torch.optim.Optimizer:
-    """torch's own optimizer with its second moment held still; Adam's at a step where bias correction has ended."""
+    """A torch optimizer with a constant second moment; Adam at a step without bias correction."""
     if kind.startswith("rmsprop"):
         optimizer = torch.optim.RMSprop([w], lr=lr, alpha=1.0, momentum=0.9 * kind.endswith("momentum"))
         optimizer.state[w] = {"step": torch.tensor(1e20), "square_avg": squares.clone()}
@@ -69,7 +69,7 @@ def frozen_adaptive(kind: str, w: nn.Parameter, squares: Tensor, lr: float) -> t
 @pytest.mark.parametrize(
     ("kind", "constant"), [("adam", 38.0), ("adamw", 38.0), ("rmsprop", 2.0), ("rmsprop momentum", 3.8)]
 )
-def test_an_adaptive_optimizer_turns_at_the_measured_preconditioned_curvature(kind: str, constant: float) -> None:
+def test_adaptive_optimizer_diverges_at_the_measured_preconditioned_curvature(kind: str, constant: float) -> None:
     torch.manual_seed(4)
     squares = torch.logspace(-4, 0, 12, dtype=torch.float64)
     w, loss = quadratic(torch.linspace(-0.0, 5, 12, dtype=torch.float64) + 0.2)
@@ -98,7 +98,7 @@ def test_an_adaptive_optimizer_turns_at_the_measured_preconditioned_curvature(ki
         assert (float(w.detach().norm()) > ends) == (factor > 1)
 
 
-def test_the_preconditioner_is_what_the_next_steps_divide_by() -> None:
+def test_preconditioner_equals_that_of_the_update() -> None:
     for make in (
         lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.9, 0.99)),
         lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.0, 0.99), amsgrad=True),
@@ -122,7 +122,7 @@ def test_the_preconditioner_is_what_the_next_steps_divide_by() -> None:
             torch.testing.assert_close(p.detach() - old, -0.01 * scale.square() * mean, rtol=1e-9, atol=1e-15)
 
 
-def test_what_the_optimizer_does_not_hold_is_not_moved_and_has_scale_zero() -> None:
+def test_parameters_without_optimizer_state_have_scale_zero() -> None:
     held, other, never = (nn.Parameter(torch.ones(2)) for _ in range(3))
     optimizer = torch.optim.Adam([held, never])
     held.grad = torch.tensor([1.0, 0.5])
@@ -134,11 +134,11 @@ def test_what_the_optimizer_does_not_hold_is_not_moved_and_has_scale_zero() -> N
     assert other not in optimizer.state
 
 
-def test_where_no_limit_is_known_none_is_claimed() -> None:
+def test_unknown_limits_are_none() -> None:
     def w() -> list[nn.Parameter]:
         return [nn.Parameter(torch.ones(1))]
 
-    class Mine(torch.optim.SGD):
+    class UserSgd(torch.optim.SGD):
         pass
 
     rates = [{"params": w(), "lr": 0.1}, {"params": w(), "lr": 0.2}]
@@ -150,7 +150,7 @@ def test_where_no_limit_is_known_none_is_claimed() -> None:
         torch.optim.SGD(w(), momentum=0.9, dampening=1.0),
         torch.optim.Adam(w(), weight_decay=0.1),
         torch.optim.RMSprop(w(), weight_decay=0.1),
-        Mine(w()),
+        UserSgd(w()),
     ):
         assert stability_limit(optimizer, 0.1) is None
     assert stability_limit(torch.optim.SGD(w()), 0.0) is None
@@ -169,12 +169,12 @@ def test_gradient_descent_settles_at_the_edge_of_stability() -> None:
     instrument = Curvature(lambda: F.mse_loss(model(x), y), list(model.parameters()))
     limit = stability_limit(optimizer, 1.0)
     assert limit is not None
-    seen = []
+    ratios = []
     for step in range(1200):
         optimizer.zero_grad()
         F.mse_loss(model(x), y).backward()
         optimizer.step()
         if step % 40 == 0:
-            seen.append(instrument.measure().lambda_max / limit.lambda_max)
-    assert seen[0] < 0.5
-    assert sum(seen[-10:]) / 10 == pytest.approx(1, abs=0.1)
+            ratios.append(instrument.measure().lambda_max / limit.lambda_max)
+    assert ratios[0] < 0.5
+    assert sum(ratios[-10:]) / 10 == pytest.approx(1, abs=0.1)

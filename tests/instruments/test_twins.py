@@ -1,4 +1,4 @@
-"""Every reading of a conv net and a transformer against straight autograd and NumPy in float64, at the very steps."""
+"""Every reading of an MLP, a conv net and a transformer against autograd and float64 NumPy, step by step."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def units_of(net: nn.Module) -> list[nn.Module]:
 
 
 def boundary_norms(net: nn.Module, batch: tuple[Tensor, Tensor]) -> list[float]:
-    """The net once more, by straight autograd: ‖dL/dh‖ at the input of every unit and after the last."""
+    """‖dL/dh‖ at the input of every unit and after the last, by one call of autograd."""
     at: list[Tensor] = []
 
     def entered(_: nn.Module, args: Any) -> Any:
@@ -54,7 +54,7 @@ def boundary_norms(net: nn.Module, batch: tuple[Tensor, Tensor]) -> list[float]:
 
 
 def activations(net: nn.Module, batch: tuple[Tensor, Tensor]) -> list[tuple[nn.Module, Array, Array]]:
-    """(module, input, output) of every activation, as the net is now."""
+    """(module, input, output) of every activation in a forward pass."""
     seen: list[tuple[nn.Module, Array, Array]] = []
     inputs: dict[nn.Module, Array] = {}
     kinds = (nn.ReLU, nn.Tanh, nn.GELU)
@@ -85,21 +85,21 @@ def check_activations(reading: ReadingsTaken, seen: list[tuple[nn.Module, Array,
 
 
 @dataclass(frozen=True)
-class Written:
-    """One step's numbers by straight autograd and NumPy."""
+class Expected:
+    """The numbers of one step by autograd and NumPy."""
 
-    raw: list[Array]  # gradients as the loss gave them
-    received: list[Array]  # and as the optimizer received them
+    raw: list[Array]  # gradients before clipping
+    received: list[Array]  # as the optimizer received them
     previous: list[Array]
-    own: dict[str, tuple[Array, Array]]  # by layer, its weight before and after
+    weights: dict[str, tuple[Array, Array]]  # by layer, before and after the step
     chain: list[float]
     seen: list[tuple[nn.Module, Array, Array]]
     local_step: float
     noise_scale: float | None
 
 
-class BatchReplay:
-    """The batch under way once more; the watched net's, or its twin's."""
+class CurrentBatch:
+    """The batch of the step in progress, for the watched net or its twin."""
 
     def __init__(self, net: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
         self.net, self.batch = net, batch
@@ -115,16 +115,16 @@ class BatchReplay:
 
 
 def gradients(net: nn.Module, loss: Tensor) -> Array:
-    """All of them, one below the other."""
+    """The whole gradient, flat."""
     found = torch.autograd.grad(loss, list(net.parameters()))
     return np.concatenate([array(g).ravel() for g in found])
 
 
-def draws(net: nn.Module, batch: BatchReplay) -> tuple[float, float]:
-    """(|G|^2, tr Sigma) of one batch from its two halves, McCandlish et al. 2018, App. A, written out for b = B/2."""
+def draws(net: nn.Module, batch: CurrentBatch) -> tuple[float, float]:
+    """(‖G‖², tr Σ) of one batch from its two halves: McCandlish et al. 2018, App. A, for b = B/2."""
     half = batch.size() // 2
     first, second = (gradients(net, batch.part(slice(n * half, (n + 1) * half))) for n in (0, 1))
-    # E|g_b|^2 = |G|^2 + tr Sigma/b: the halves' product has no noise of its own, their difference nothing else.
+    # E‖g_b‖² = ‖G‖² + tr Σ/b: the noise cancels in the product of the halves, the signal in their difference.
     return float(first @ second), float(((first - second) ** 2).sum()) * half / 2
 
 
@@ -138,27 +138,27 @@ def net_of(kind: str, dtype: torch.dtype) -> nn.Module:
     if kind == "conv":
         with torch.no_grad():
             net.body[0].bias[1] = -50.0  # a dead channel
-            net.body[2].weight.mul_(8)  # some of tanh's outputs at its ends
+            net.body[2].weight.mul_(8)  # saturates some tanh outputs
     assert isinstance(net, nn.Module)
     return net
 
 
 class Trained:
-    """A net trained under the instruments, and the steps that are due written down a second time."""
+    """A net trained with instruments; at each step with a reading, the expected numbers are computed from a twin."""
 
     def __init__(self, kind: str, name: str, clip: float | None, dtype: torch.dtype, keeper: FakeKeeper) -> None:
         self.net, self.keeper, self.clip = net_of(kind, dtype), keeper, clip
-        self.twin = NETS[kind]().to(dtype)  # of its own, since what is watched listens to every pass
+        self.twin = NETS[kind]().to(dtype)  # a net without instruments
         self.named = {name: own_weight(m) for name, m in self.net.named_modules() if list(m.parameters(recurse=False))}
         self.optimizer = OPTIMIZERS[name](self.net.parameters())
-        self.written: dict[int, Written] = {}
+        self.expected: dict[int, Expected] = {}
         self._draws: list[tuple[float, float]] = []
         self._dtype = dtype
 
     def run(self) -> None:
         batches = digit_batches(STEPS, size=64, dtype=self._dtype)
         steering = Steering(self.net, self.optimizer, clip=self.clip)
-        again = BatchReplay(self.net, batches[0])
+        again = CurrentBatch(self.net, batches[0])
         sampler = Sampler(every=EVERY)
         previous: list[Array] = []
         with Watch(
@@ -172,14 +172,14 @@ class Trained:
                 loss.backward()
                 raw = [array(p.grad).copy() for p in self.net.parameters()]
                 if step % EVERY == 0:
-                    self.written[step] = self._write(batch, raw, previous)
+                    self.expected[step] = self._expect(batch, raw, previous)
                 else:
                     self.optimizer.step()
                 previous = clipped(raw, self.clip)
                 run.step(loss)
 
-    def _write(self, batch: tuple[Tensor, Tensor], raw: list[Array], previous: list[Array]) -> Written:
-        twin, again = self.twin, BatchReplay(self.twin, batch)
+    def _expect(self, batch: tuple[Tensor, Tensor], raw: list[Array], previous: list[Array]) -> Expected:
+        twin, again = self.twin, CurrentBatch(self.twin, batch)
         chain, seen = boundary_norms(twin, batch), activations(twin, batch)
         self._draws.append(draws(twin, again))
         before = {name: array(w).copy() for name, w in self.named.items()}
@@ -190,7 +190,7 @@ class Trained:
         slope = float(np.concatenate([g.ravel() for g in raw]) @ move)
         ages = 0.9 ** np.arange(len(self._draws))[::-1]
         signal, noise = (float(ages @ [draw[n] for draw in self._draws]) for n in (0, 1))
-        return Written(
+        return Expected(
             raw,
             clipped(raw, self.clip),
             previous,
@@ -219,7 +219,7 @@ dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["
 @dtypes
 @pairs
 @pytest.mark.parametrize("kind", NETS)
-def test_all_readings_equal_their_twins_at_the_very_steps(
+def test_all_readings_equal_their_twins_step_by_step(
     kind: str, name: str, clip: float | None, dtype: torch.dtype, keeper: FakeKeeper
 ) -> None:
     trained = Trained(kind, name, clip, dtype, keeper)
@@ -231,29 +231,29 @@ def test_all_readings_equal_their_twins_at_the_very_steps(
     names = [layer.name for layer in started.layers]
     wanted_names = list(trained.named)
     assert sorted(names) == sorted(set(wanted_names) - {"head"}) if kind == "transformer" else names == wanted_names
-    assert [reading.step for reading in readings] == sorted(trained.written) == [0, 7, 14]
+    assert [reading.step for reading in readings] == sorted(trained.expected) == [0, 7, 14]
     places = {id(p): n for n, p in enumerate(trained.net.parameters())}
     for reading in readings:
-        wanted = trained.written[reading.step]
+        wanted = trained.expected[reading.step]
         check_whole(reading, wanted, clip, within)
         check_rare(reading.step, [e for e in events if isinstance(e, Measured)], wanted, within)
         for n, layer in enumerate(names):
             place = places[id(trained.named[layer])]
-            before, after = wanted.own[layer]
-            # Of a small move of float32 weights the move keeps fewer digits, but both sides take it from the same.
+            before, after = wanted.weights[layer]
+            # A small update of float32 weights has few digits, but both sides compute it from the same weights.
             check_row(reading, n, wanted.received[place], before, after, within)
             if reading.step:
                 found = reading.values["grad_cosine"][n]
                 assert found == pytest.approx(cosine(wanted.received[place], wanted.previous[place]), abs=within)
-        if reading.step:  # a foreign net's layers are known only after its first pass: no signals yet
+        if reading.step:  # at step 0 of a user's net the layers are not known before the pass
             check_chain(reading, wanted.chain, within, data_first=kind == "conv")
             check_activations(reading, wanted.seen, within)
     if clip is not None:
-        limits = [l2(whole(w.raw)) for w in trained.written.values()]
-        assert max(limits) > clip, "the clip must act somewhere"
+        limits = [l2(whole(w.raw)) for w in trained.expected.values()]
+        assert max(limits) > clip, "clipping must act at some step"
 
 
-def check_whole(reading: ReadingsTaken, wanted: Written, clip: float | None, within: float) -> None:
+def check_whole(reading: ReadingsTaken, wanted: Expected, clip: float | None, within: float) -> None:
     assert close(reading.global_grad_norm, l2(whole(wanted.received)), within)
     if clip is None:
         assert reading.grad_norm_preclip is None
@@ -264,15 +264,15 @@ def check_whole(reading: ReadingsTaken, wanted: Written, clip: float | None, wit
         assert reading.global_cosine == pytest.approx(expected, abs=within)
 
 
-def check_rare(step: int, told: list[Measured], wanted: Written, within: float) -> None:
-    found = {e.name: e.value for e in told if e.step == step}
+def check_rare(step: int, events: list[Measured], wanted: Expected, within: float) -> None:
+    found = {e.name: e.value for e in events if e.step == step}
     assert found["local_step"] == pytest.approx(wanted.local_step, rel=within, abs=within)
     assert found.get("noise_scale") == pytest.approx(wanted.noise_scale, rel=10 * within)
 
 
 def check_chain(reading: ReadingsTaken, chain: list[float], within: float, *, data_first: bool) -> None:
     factors = [f for f in reading.values["backprop_factor"] if f is not None]
-    chain = chain[data_first:]  # the input of the first convolution is data, which gets no gradient in the run itself
+    chain = chain[data_first:]  # the input of the first convolution is data without a gradient
     assert factors == pytest.approx([below / above for below, above in pairwise(chain)], rel=within)
     products = [math.prod(factors[n:]) for n in range(len(factors))]
     assert products == pytest.approx([below / chain[-1] for below in chain[:-1]], rel=within)
@@ -280,7 +280,7 @@ def check_chain(reading: ReadingsTaken, chain: list[float], within: float, *, da
 
 @dtypes
 @pairs
-def test_the_ledgers_factors_and_running_products_equal_the_twins(
+def test_ledger_factors_and_products_equal_the_twins(
     name: str, clip: float | None, dtype: torch.dtype, keeper: FakeKeeper
 ) -> None:
     trained = Trained("mlp", name, clip, dtype, keeper)
@@ -288,7 +288,7 @@ def test_the_ledgers_factors_and_running_products_equal_the_twins(
     ledgers = keeper.events(LedgerTaken)
     assert [ledger.step for ledger in ledgers] == [7, 14]
     for ledger in ledgers:
-        chain = trained.written[ledger.step].chain
+        chain = trained.expected[ledger.step].chain
         for n, entry in enumerate(ledger.entries):
             assert close(entry.factor, chain[n] / chain[n + 1], WITHIN[dtype])
             assert close(entry.autograd, chain[n] / chain[n + 1], WITHIN[dtype])
@@ -296,7 +296,7 @@ def test_the_ledgers_factors_and_running_products_equal_the_twins(
             assert (entry.discrepancy or 0.0) < WITHIN[dtype]
 
 
-def test_tied_weights_are_counted_once_and_attention_by_its_in_proj(keeper: FakeKeeper) -> None:
+def test_tied_weights_count_once_and_attention_is_measured_by_its_in_proj(keeper: FakeKeeper) -> None:
     net = PixelTransformer()
     optimizer = OPTIMIZERS["adam"](net.parameters())
     with Watch(net, optimizer, link=keeper.link, sampler=Sampler(every=1)) as run:
@@ -321,27 +321,27 @@ def test_tied_weights_are_counted_once_and_attention_by_its_in_proj(keeper: Fake
 
 
 class Forks(nn.Module):
-    """Two ways, of which a step takes one."""
+    """Two branches, of which each step uses one."""
 
     def __init__(self) -> None:
         super().__init__()
         self.base = nn.Linear(64, 8)
         self.left = nn.Linear(8, 10)
         self.right = nn.Linear(8, 10)
-        self.leftwards = True
+        self.use_left = True
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = (self.left if self.leftwards else self.right)(torch.tanh(self.base(x)))
+        out: Tensor = (self.left if self.use_left else self.right)(torch.tanh(self.base(x)))
         return out
 
 
-def test_frozen_and_unused_layers_are_told_as_such_step_by_step(keeper: FakeKeeper) -> None:
+def test_frozen_and_unused_layers_are_reported_at_each_step(keeper: FakeKeeper) -> None:
     net = Forks()
     net.base.requires_grad_(False)
     optimizer = OPTIMIZERS["sgd"](net.parameters())
     with Watch(net, optimizer, link=keeper.link, sampler=Sampler(every=1)) as run:
         for step, batch in enumerate(digit_batches(4)):
-            net.leftwards = step % 2 == 0
+            net.use_left = step % 2 == 0
             loss = loss_of(net, batch)
             optimizer.zero_grad()
             loss.backward()
@@ -361,7 +361,7 @@ def test_frozen_and_unused_layers_are_told_as_such_step_by_step(keeper: FakeKeep
             assert math.isfinite(values[used] or math.nan)
 
 
-def test_a_net_of_our_own_reads_every_tier_from_its_first_due_step(keeper: FakeKeeper) -> None:
+def test_built_in_net_has_all_readings(keeper: FakeKeeper) -> None:
     net = mlp(depth=3, activation="tanh", dtype=torch.float64)
     optimizer = OPTIMIZERS["adamw"](net.parameters())
     seen: dict[int, Array] = {}

@@ -1,1 +1,1 @@
-"""Measured things, one file each, and `sampler.py`, which says when."""
+"""Instruments: one file for each measured quantity, and `sampler.py` for when to measure."""

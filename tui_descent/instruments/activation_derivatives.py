@@ -1,4 +1,4 @@
-"""φ′ of every activation by its formula: the ledger's own road to the derivative, apart from autograd's."""
+"""φ′ of every activation by its formula, independent of autograd: the chain-rule ledger compares the two."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 
 
-def slope(module: nn.Module, z: Tensor) -> Tensor | None:
-    """φ′(z), elementwise, of z's shape; None for a module without a formula here."""
-    parts = [getattr(module, name, None) for name in ("old", "new")]
-    t = getattr(module, "t", None)
-    if isinstance(t, float) and isinstance(parts[0], nn.Module) and isinstance(parts[1], nn.Module):
-        old, new = slope(parts[0], z), slope(parts[1], z)
-        return None if old is None or new is None else (1 - t) * old + t * new
+def derivative(module: nn.Module, z: Tensor) -> Tensor | None:
+    """φ′(z), elementwise, in the shape of z; None for a module without a formula here."""
+    old, new, t = (getattr(module, name, None) for name in ("old", "new", "t"))
+    if isinstance(t, float) and isinstance(old, nn.Module) and isinstance(new, nn.Module):  # a blend of two
+        before, after = derivative(old, z), derivative(new, z)
+        return None if before is None or after is None else (1 - t) * before + t * after
     formula = FORMULAS.get(type(module))
     return None if formula is None else formula(module, z)
 
@@ -36,7 +35,7 @@ def _silu(_: nn.Module, z: Tensor) -> Tensor:
     return s * (1 + z * (1 - s))
 
 
-def _leaky(module: nn.Module, z: Tensor) -> Tensor:
+def _leaky_relu(module: nn.Module, z: Tensor) -> Tensor:
     below = float(getattr(module, "negative_slope", 0.0))
     return torch.where(z > 0, torch.ones_like(z), torch.full_like(z, below))
 
@@ -51,8 +50,8 @@ def _softplus(module: nn.Module, z: Tensor) -> Tensor:
 
 
 FORMULAS: dict[type[nn.Module], Callable[[nn.Module, Tensor], Tensor]] = {
-    nn.ReLU: _leaky,
-    nn.LeakyReLU: _leaky,
+    nn.ReLU: _leaky_relu,
+    nn.LeakyReLU: _leaky_relu,
     nn.GELU: _gelu,
     nn.SiLU: _silu,
     nn.Sigmoid: _sigmoid,

@@ -1,6 +1,7 @@
-"""The chain rule's factors: the size of dL/dh at every boundary between units, all from one backward pass.
+"""The chain rule's factors: the norm of dL/dh at every boundary between units, all from one backward pass.
 
-Tensor hooks, attached for the sampled step alone: a module's full-backward hook costs most of a step while it is idle.
+Hooks on tensors, attached only for the step that is read: a module's full backward hook would cost most of a step even
+while it does nothing.
 """
 
 from __future__ import annotations
@@ -10,71 +11,87 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from tui_descent.instruments.deferred import Deferred
+from tui_descent.instruments.deferred import Deferred, is_asynchronous
+from tui_descent.instruments.float32_range import correct_norms, in_range, sum_dtype
 from tui_descent.instruments.net_structure import Unit
-from tui_descent.instruments.tensor_groups import size_of
 
 
 class BlockBoundaries:
-    """dL/dh at the input of every unit and at the last one's output."""
+    """Measures dL/dh at the input of every unit and at the output of the last one."""
 
     def __init__(self, units: Sequence[Unit]) -> None:
         self.units = list(units)
         self._handles: list[RemovableHandle] = []
-        self._sizes: dict[int, Tensor | float] = {}
+        self._norms: dict[int, Tensor | float] = {}  # by boundary: n is the input of unit n
         self._passes = [0] * len(self.units)
 
     def attach(self) -> None:
-        """Listen to the next forward pass and its backward."""
+        """Measure the next forward pass and its backward pass."""
         self.detach()
-        self._sizes.clear()
+        self._norms.clear()
         self._passes = [0] * len(self.units)
         for n, unit in enumerate(self.units):
-            hook = partial(self._enter, n)
+            hook = partial(self._before_unit, n)
             self._handles.append(unit.module.register_forward_pre_hook(hook, with_kwargs=True))
         if self.units:
-            self._handles.append(self.units[-1].module.register_forward_hook(self._leave))
+            self._handles.append(self.units[-1].module.register_forward_hook(self._after_last_unit))
 
     def detach(self) -> None:
-        """Stop listening to forward passes; tensors already met still tell their gradient."""
+        """Remove the forward hooks; the gradients of tensors that were already seen are still measured."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
     def factors(self) -> Deferred[list[float | None]]:
-        """‖dL/dh_l‖_F / ‖dL/dh_{l+1}‖_F of each unit; their product telescopes from the last boundary to the first.
+        """‖dL/dh_l‖_F / ‖dL/dh_{l+1}‖_F of each unit; their product is ‖dL/dh_0‖_F / ‖dL/dh_L‖_F.
 
-        None where no signal came back or a unit ran more than once. Schoenholz et al. 2017, arXiv 1611.01232.
+        None where no gradient came back or a unit ran more than once. Schoenholz et al. 2017, arXiv 1611.01232.
         """
-        found, self._sizes = self._sizes, {}
+        norms, self._norms = self._norms, {}
         once = [passes == 1 for passes in self._passes]
-        on_device = {n: size for n, size in found.items() if isinstance(size, Tensor)}
-        on_host = {n: size for n, size in found.items() if not isinstance(size, Tensor)}
+        on_device = {n: norm for n, norm in norms.items() if isinstance(norm, Tensor)}
+        on_host = {n: norm for n, norm in norms.items() if not isinstance(norm, Tensor)}
 
         def read(values: Sequence[float]) -> list[float | None]:
-            arrived = on_host | dict(zip(on_device, values, strict=True))
-            signals = [arrived.get(n) if all(once[max(0, n - 1) : n + 1]) else None for n in range(len(once) + 1)]
+            known = on_host | dict(zip(on_device, values, strict=True))
+            # A boundary counts if the units on both of its sides ran once.
+            signals = [known.get(n) if all(once[max(0, n - 1) : n + 1]) else None for n in range(len(once) + 1)]
             return [None if below is None or not above else below / above for below, above in pairwise(signals)]
 
-        return Deferred([size.reshape(1) for size in on_device.values()], read)
+        return Deferred([norm.reshape(1) for norm in on_device.values()], read)
 
-    def _enter(self, n: int, module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before_unit(self, n: int, module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._passes[n] += 1
         first = args[0] if args else None
         if not isinstance(first, Tensor):
             first = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
-        self._listen(n, first)
+        self._measure_gradient_of(first, n)
 
-    def _leave(self, module: object, args: object, output: Any) -> None:
+    def _after_last_unit(self, module: object, args: object, output: Any) -> None:
         first = output[0] if isinstance(output, tuple) and output else output
-        self._listen(len(self.units), first if isinstance(first, Tensor) else None)
+        self._measure_gradient_of(first if isinstance(first, Tensor) else None, len(self.units))
 
-    def _listen(self, n: int, tensor: Tensor | None) -> None:
+    def _measure_gradient_of(self, tensor: Tensor | None, n: int) -> None:
         if tensor is not None and tensor.requires_grad:
-            tensor.register_hook(partial(self._keep, n))  # type: ignore[no-untyped-call]
+            tensor.register_hook(partial(self._measure, n))  # type: ignore[no-untyped-call]
 
-    def _keep(self, n: int, grad: Tensor) -> None:
-        self._sizes[n] = size_of(grad)  # here, where it lies in the cache: kept for later it would take memory
+    def _measure(self, n: int, grad: Tensor) -> None:
+        self._norms[n] = l2_norm(grad)  # while it is in the cache; keeping it until later would take memory
+
+
+def l2_norm(tensor: Tensor) -> Tensor | float:
+    """The L2 norm of a tensor, right at every size; on CUDA a float64 scalar on the device, else a float."""
+    norm: Tensor = torch.linalg.vector_norm(tensor, dtype=sum_dtype(tensor))
+    if is_asynchronous(tensor.device):
+        return norm
+    size: float = norm.item()
+    if tensor.dtype == torch.float64 or in_range((size,), tensor.numel()):
+        return size
+    if tensor.device.type == "mps":  # has no float64
+        return correct_norms((size,), tensor.reshape(1, -1))[0]
+    exact: float = torch.linalg.vector_norm(tensor, dtype=torch.float64).item()
+    return exact

@@ -1,7 +1,8 @@
-"""Curvature of the loss on a probe batch: both ends of the Hessian's spectrum, its share below zero, the step's limit.
+"""Curvature of the loss on a probe batch: λmax and λmin of the Hessian, its negative share, the limit of stable steps.
 
 Symbols: H the Hessian, n its order, P the optimizer's diagonal preconditioner, λ an eigenvalue and θ its Lanczos (Ritz)
-estimate, η learning rate, β momentum, τ dampening, κ weight decay. Lanczos, since power iteration sees one end only.
+estimate, η learning rate, β momentum, τ dampening, κ weight decay. Lanczos finds both ends of the spectrum; power
+iteration finds only the eigenvalue of the largest magnitude.
 """
 
 from __future__ import annotations
@@ -18,30 +19,33 @@ from torch.nn.functional import normalize
 
 from tui_descent.protocol.curvature_reading import RESIDUAL_FLOOR, CurvatureReading, How, StabilityLimit
 
-# λmin, λmax, their relative residuals in the same order, the negative share.
+# λmin, λmax, their relative residuals in the same order, and the negative share.
 _Ends = tuple[float, float, float, float, float | None]
 UNKNOWN: _Ends = (math.nan, math.nan, math.nan, math.nan, None)
-# Up to this order the negative share comes from the full Hessian: n products, n² numbers.
+# Up to this order the negative share is counted in the full Hessian: n products, n² numbers.
 FULL_UP_TO, COLUMNS_AT_ONCE = 1500, 32
-# An eigenvalue is negative below -this·max|λ|. Nearer to 0, where most of a net's are, 30 Lanczos steps cannot tell.
+# An eigenvalue counts as negative below -this·max|λ|. Most of a net's are closer to 0, where 30 Lanczos steps cannot
+# tell their sign.
 NEGATIVE: dict[How, float] = {"full Hessian": 1e-6, "Lanczos": 1e-2}
 QUADRATURES, QUADRATURE_PRODUCTS = 2, 30
-# The random part of a warm start: large enough to meet an eigenvector that is new, too small to delay the old ones.
+# The random part of a warm start: large enough to find a new eigenvector, too small to delay the known ones.
 NOISE = 0.1
 ADAPTIVE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop)
 
 
 class Curvature:
-    """Measures where the parameters are now; keeps random numbers of its own and the last eigenvectors to start from.
+    """Measures the curvature at the current parameters, starting from the eigenvectors of the last measurement.
 
-    `loss` computes the probe batch's loss anew, with the modules in eval mode: dropout would make H noise, batch norm
-    would move its buffers. RuntimeError without a second derivative: a compiled net, a cuDNN RNN. Memory: n a step.
+    `loss` computes the loss of the probe batch, with the modules in eval mode: dropout would add noise to H, and batch
+    norm would update its buffers. Raises RuntimeError without a second derivative, as in a compiled net or a cuDNN RNN.
+    Needs memory for n numbers per Lanczos step.
     """
 
     def __init__(self, loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter], *, seed: int = 0) -> None:
         self._loss = loss
         self._parameters = list(parameters)
         self._generator = torch.Generator().manual_seed(seed)
+        # By whether H was preconditioned: the ids of its parameters, and the sum of the two extreme eigenvectors (n,).
         self._last: dict[bool, tuple[list[int], Tensor]] = {}
 
     def measure(
@@ -52,9 +56,12 @@ class Curvature:
         tolerance: float = 1e-2,
         max_products: int = 40,
     ) -> CurvatureReading:
-        """Both ends until |Hv − θv| ≤ tolerance·|θ|; θ never lies outside the spectrum, so a negative one is proof.
+        """λmin and λmax, iterated until |Hv − θv| ≤ tolerance·|θ| or after `max_products` products with H.
 
-        `index` adds the negative share, at 60 products more or n. `preconditioner` is P^-½, from `preconditioner()`.
+        θ never lies outside the spectrum, so a negative θ proves a negative eigenvalue. `index` adds the negative share
+        (Dauphin et al. 2014, arXiv 1406.2572), for n products up to `FULL_UP_TO`, else for 60 more. `preconditioner` is
+        P^-½ from `preconditioner()`, and H is then P^-½HP^-½. Everything is NaN where a product is not finite or no
+        parameter takes part.
         """
         with _twice_differentiable(self._parameters):
             hessian = _Hessian(self._loss(), self._parameters, preconditioner)
@@ -75,63 +82,65 @@ class Curvature:
         )
 
     def lowest(self, *, tolerance: float = 1e-2, max_products: int = 60) -> Lowest | None:
-        """The most negative curvature and where it points; None where nothing takes part or a product is not finite."""
+        """The lowest eigenvalue and its direction; None if no parameter takes part or a product is not finite."""
         with _twice_differentiable(self._parameters):
             hessian = _Hessian(self._loss(), self._parameters, None)
             if not hessian.order:
                 return None
-            found = lanczos(hessian, self._random(hessian), most=max_products, tolerance=tolerance)
-            if found is None:
+            krylov = lanczos(hessian, self._random(hessian), max_products=max_products, tolerance=tolerance)
+            if krylov is None:
                 return None
-            vector = normalize(found.entries[:, 0].to(found.basis) @ found.basis, dim=0)
+            vector = normalize(krylov.vectors[:, 0].to(krylov.basis) @ krylov.basis, dim=0)
             return Lowest(
-                value=float(found.theta[0]),
-                residual=found.residuals[0],
+                value=float(krylov.theta[0]),
+                residual=krylov.residuals[0],
                 slope=hessian.slope(vector),
                 direction=hessian.by_parameter(vector, self._parameters),
                 products=hessian.products,
-                negative=bool(found.theta[0] < -NEGATIVE["full Hessian"] * found.theta.abs().max()),
+                negative=bool(krylov.theta[0] < -NEGATIVE["full Hessian"] * krylov.theta.abs().max()),
             )
 
-    def _ends(self, hessian: _Hessian, tolerance: float, most: int, index: bool) -> _Ends:
-        """By Lanczos from the sum of the last two extreme eigenvectors, where the same parameters still take part."""
+    def _ends(self, hessian: _Hessian, tolerance: float, max_products: int, index: bool) -> _Ends:
+        """By Lanczos, started at the sum of the last two extreme eigenvectors if the same parameters take part."""
         start = self._random(hessian)
-        taking_part = [id(p) for p in hessian.parameters]
-        kind = hessian.scale is not None
-        last, vector = self._last.get(kind, ([], start))
-        if last == taking_part:
-            start = normalize(vector, dim=0).to(start) + NOISE * normalize(start, dim=0)
-        found = lanczos(hessian, start, most=most, tolerance=tolerance) if hessian.order else None
-        if found is None:
+        parameters = [id(p) for p in hessian.parameters]
+        preconditioned = hessian.scale is not None
+        last_parameters, last_vectors = self._last.get(preconditioned, ([], start))
+        if last_parameters == parameters:
+            start = normalize(last_vectors, dim=0).to(start) + NOISE * normalize(start, dim=0)
+        krylov = lanczos(hessian, start, max_products=max_products, tolerance=tolerance) if hessian.order else None
+        if krylov is None:
             return UNKNOWN
-        self._last[kind] = taking_part, found.entries[:, [0, -1]].sum(1).to(start) @ found.basis
-        fraction = self._quadrature(hessian, float(found.theta.abs().max())) if index else None
-        return float(found.theta[0]), float(found.theta[-1]), *found.residuals, fraction
+        self._last[preconditioned] = parameters, krylov.vectors[:, [0, -1]].sum(1).to(start) @ krylov.basis
+        fraction = self._quadrature(hessian, float(krylov.theta.abs().max())) if index else None
+        return float(krylov.theta[0]), float(krylov.theta[-1]), *krylov.residuals, fraction
 
     def _random(self, hessian: _Hessian) -> Tensor:
-        """A uniform direction; drawn on the CPU, so the same on every device."""
+        """A uniformly distributed direction (n,), drawn on the CPU, so that it is the same on every device."""
         return torch.randn(hessian.order, generator=self._generator, dtype=torch.float64).to(hessian.like)
 
     def _quadrature(self, hessian: _Hessian, scale: float) -> float | None:
-        """Stochastic Lanczos quadrature (Ubaru 2017): the squares of the first entries are the θ's shares of n.
+        """The share of negative eigenvalues by stochastic Lanczos quadrature (Ubaru et al. 2017).
 
-        Averaged over the last third of the steps too: no product more, and it matters less where the θ happen to lie.
+        From a random start, the squared first entry of an eigenvector of the tridiagonal matrix estimates the share of
+        eigenvalues near its θ. The average over the last third of the steps needs no more products and depends less on
+        where the θ happen to lie. None where a product is not finite.
         """
         shares: list[Tensor] = []
         for _ in range(QUADRATURES):
-            found = lanczos(hessian, self._random(hessian), most=QUADRATURE_PRODUCTS, tolerance=-1.0)
-            if found is None:
+            krylov = lanczos(hessian, self._random(hessian), max_products=QUADRATURE_PRODUCTS, tolerance=-1.0)
+            if krylov is None:
                 return None
-            k = len(found.theta)
-            for size in range(2 * k // 3 + 1 if not found.exact else k, k + 1):
-                theta, entries = torch.linalg.eigh(found.tridiagonal[:size, :size])
-                shares.append(entries[0, theta < -NEGATIVE["Lanczos"] * scale].square().sum())
+            k = len(krylov.theta)
+            for size in range(2 * k // 3 + 1 if not krylov.exact else k, k + 1):
+                theta, vectors = torch.linalg.eigh(krylov.tridiagonal[:size, :size])
+                shares.append(vectors[0, theta < -NEGATIVE["Lanczos"] * scale].square().sum())
         return float(torch.stack(shares).mean())
 
 
 @contextmanager
 def _twice_differentiable(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Random numbers are as before when it is left."""
+    """Allows second derivatives, and restores the random number generators on exit."""
     cuda = sorted({p.device.index for p in parameters if p.device.type == "cuda"})
     # The other attention kernels have no second derivative.
     with torch.random.fork_rng(cuda, device_type="cuda"), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -139,10 +148,10 @@ def _twice_differentiable(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 class Lowest(NamedTuple):
-    """The lower end: λ and its relative residual, the loss' slope along its unit eigenvector v, and v by parameter.
+    """The lowest eigenvalue λ, its relative residual, and its unit eigenvector v; `slope` is the loss's along v.
 
-    None for parameters that take no part. `negative`: vᵀHv lies under 0 by more than rounding, so v is a way down
-    whether λ has converged or not.
+    `direction` is v by parameter, None for those that take no part. `negative`: vᵀHv is below 0 by more than rounding,
+    so the loss curves downwards along v, whether λ has converged or not.
     """
 
     value: float
@@ -154,9 +163,9 @@ class Lowest(NamedTuple):
 
 
 class _Hessian:
-    """v ↦ P^-½HP^-½v on flat vectors, by double backward (Pearlmutter 1994); the gradient's graph is built once.
+    """The product v ↦ P^-½HP^-½v on flat vectors (n,), by differentiating the gradient (Pearlmutter 1994).
 
-    Frozen parameters and those that the loss does not reach are left out.
+    The graph of the gradient is built once. Frozen parameters and those that the loss does not depend on are left out.
     """
 
     def __init__(self, loss: Tensor, parameters: Sequence[nn.Parameter], scales: Sequence[Tensor] | None) -> None:
@@ -171,8 +180,8 @@ class _Hessian:
         self._grads = [g for _, g in used]
         self._sizes = [p.numel() for p in self.parameters]
         self.order = sum(self._sizes)
-        wide = torch.float64 if any(p.dtype == torch.float64 for p in self.parameters) else torch.float32
-        self.like = torch.empty(0, dtype=wide, device=loss.device)
+        dtype = torch.float64 if any(p.dtype == torch.float64 for p in self.parameters) else torch.float32
+        self.like = torch.empty(0, dtype=dtype, device=loss.device)
         self.scale = None if scales is None else self._flat([scales[n] for n, _ in used])
 
     def __call__(self, v: Tensor) -> Tensor:
@@ -186,22 +195,22 @@ class _Hessian:
         if not curved:
             return torch.zeros_like(v)
         grads, vectors = zip(*curved, strict=True)
-        found = torch.autograd.grad(
+        products = torch.autograd.grad(
             grads, self.parameters, vectors, retain_graph=True, allow_unused=True, is_grads_batched=v.dim() == 2
         )
-        blocks = zip(self.parameters, found, strict=True)
+        blocks = zip(self.parameters, products, strict=True)
         product = self._flat([p.new_zeros(rows + p.shape) if h is None else h for p, h in blocks], rows)
         return product if self.scale is None else product * self.scale
 
     def slope(self, v: Tensor) -> float:
-        """The gradient's part along v, shape (n,)."""
+        """The slope of the loss along v, shape (n,): the dot product with the gradient."""
         return float(torch.dot(self._flat([g.detach() for g in self._grads]), v))
 
     def by_parameter(self, v: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
-        """Of v the part of each parameter, in its shape, dtype and place."""
-        parts = zip(self.parameters, v.split_with_sizes(self._sizes), strict=True)
-        found = {id(p): part.reshape(p.shape).to(p) for p, part in parts}
-        return [found.get(id(p)) for p in parameters]
+        """The part of v, shape (n,), that belongs to each parameter, in its shape and dtype; None without one."""
+        pieces = zip(self.parameters, v.split_with_sizes(self._sizes), strict=True)
+        by_id = {id(p): piece.reshape(p.shape).to(p) for p, piece in pieces}
+        return [by_id.get(id(p)) for p in parameters]
 
     def _flat(self, tensors: Sequence[Tensor], rows: tuple[int, ...] = ()) -> Tensor:
         flat = [t.detach().reshape(*rows, -1).to(self.like) for t in tensors]
@@ -209,51 +218,54 @@ class _Hessian:
 
 
 class Krylov(NamedTuple):
-    """k steps: basis (k, n), H in it (k, k), its eigenvalues θ ascending (k,) and eigenvectors (k, k), their errors."""
+    """The result of k Lanczos steps."""
 
-    basis: Tensor
-    tridiagonal: Tensor
-    theta: Tensor
-    entries: Tensor
-    residuals: tuple[float, float]
-    exact: bool
+    basis: Tensor  # (k, n), orthonormal rows
+    tridiagonal: Tensor  # (k, k): H in this basis
+    theta: Tensor  # (k,): its eigenvalues, ascending
+    vectors: Tensor  # (k, k): its eigenvectors, as columns
+    residuals: tuple[float, float]  # |Hv − θv| / |θ| of the lowest and of the highest
+    exact: bool  # the basis spans an invariant subspace
 
 
-def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, *, most: int, tolerance: float) -> Krylov | None:
-    """Until both residuals are within the tolerance, or `most` products; None where a product is not finite.
+def lanczos(
+    product: Callable[[Tensor], Tensor], start: Tensor, *, max_products: int, tolerance: float
+) -> Krylov | None:
+    """Lanczos steps from `start` (n,) until both residuals are within the tolerance, or `max_products` are made.
 
-    Full re-orthogonalisation, twice. When a step finds nothing new the space is invariant: a start with a random part
-    has then met every eigenvalue, and the ends are exact.
+    Every vector is orthogonalised twice against the whole basis. A step that finds no new direction means that the
+    subspace is invariant: a start with a random part has then met every eigenvalue, and both ends are exact. None where
+    a product is not finite.
     """
-    assert most >= 1
-    wide = start.dtype if start.device.type == "mps" else torch.float64
+    assert max_products >= 1
+    sum_dtype = start.dtype if start.device.type == "mps" else torch.float64
     basis = start.new_empty((min(8, len(start)), len(start)))
     basis[0] = start / torch.linalg.vector_norm(start)
-    tridiagonal = torch.zeros(most + 1, most + 1, dtype=torch.float64)
-    for k in range(1, most + 1):
+    tridiagonal = torch.zeros(max_products + 1, max_products + 1, dtype=torch.float64)
+    for k in range(1, max_products + 1):
         w = product(basis[k - 1])
-        alpha = torch.dot(w.to(wide), basis[k - 1].to(wide))
+        alpha = torch.dot(w.to(sum_dtype), basis[k - 1].to(sum_dtype))
         w = w - (basis[:k] @ w) @ basis[:k]
         w = w - (basis[:k] @ w) @ basis[:k]
-        diagonal, beta = torch.stack([alpha, torch.linalg.vector_norm(w, dtype=wide)]).tolist()  # the one read-back
+        diagonal, beta = torch.stack([alpha, torch.linalg.vector_norm(w, dtype=sum_dtype)]).tolist()  # one copy
         if not math.isfinite(diagonal + beta):
             return None
         tridiagonal[k - 1, k - 1] = diagonal
-        theta, entries = torch.linalg.eigh(tridiagonal[:k, :k])
+        theta, vectors = torch.linalg.eigh(tridiagonal[:k, :k])
         rounding = torch.finfo(w.dtype).eps * float(theta.abs().max())
         exact = k == len(start) or beta <= 10 * rounding
-        residuals = _relative(theta, entries[-1].abs() * (0.0 if exact else beta) + rounding)  # |Hv − θv| = |β_k s_k|
-        if exact or k == most or max(residuals) <= tolerance:
+        residuals = _relative(theta, vectors[-1].abs() * (0.0 if exact else beta) + rounding)  # |Hv − θv| = |β_k s_k|
+        if exact or k == max_products or max(residuals) <= tolerance:
             break
         tridiagonal[k - 1, k] = tridiagonal[k, k - 1] = beta
         if k == len(basis):
             basis = torch.cat([basis, torch.empty_like(basis)])
         basis[k] = w / beta
-    return Krylov(basis[:k], tridiagonal[:k, :k], theta, entries, residuals, exact)
+    return Krylov(basis[:k], tridiagonal[:k, :k], theta, vectors, residuals, exact)
 
 
 def _full(hessian: _Hessian) -> _Ends:
-    """Every eigenvalue of the symmetrised Hessian; the residual is what the symmetrising took away."""
+    """From every eigenvalue of the symmetrised Hessian; the residual is the norm of the asymmetric part."""
     unit = torch.eye(hessian.order, dtype=hessian.like.dtype, device=hessian.like.device)
     rows = [hessian(unit[n : n + COLUMNS_AT_ONCE]) for n in range(0, hessian.order, COLUMNS_AT_ONCE)]
     full = torch.cat(rows).cpu().double()  # (n, n)
@@ -261,27 +273,29 @@ def _full(hessian: _Hessian) -> _Ends:
         return UNKNOWN
     theta = torch.linalg.eigvalsh((full + full.T) / 2)
     error = torch.linalg.matrix_norm(full - full.T) / 2
-    below = theta < -NEGATIVE["full Hessian"] * theta.abs().max()
-    return float(theta[0]), float(theta[-1]), *_relative(theta, error), float(below.double().mean())
+    negative = theta < -NEGATIVE["full Hessian"] * theta.abs().max()
+    return float(theta[0]), float(theta[-1]), *_relative(theta, error), float(negative.double().mean())
 
 
 def _relative(theta: Tensor, errors: Tensor) -> tuple[float, float]:
+    """The errors of the lowest and the highest eigenvalue, relative to them, or to a floor where they are near 0."""
     relative = errors / theta.abs().clamp(min=RESIDUAL_FLOOR * float(theta.abs().max()) + 1e-300)
     return float(relative[0]), float(relative[-1])
 
 
 @torch.no_grad()
 def preconditioner(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> list[Tensor] | None:
-    """P^-½ of the last step, so that the update is −ηP⁻¹m; for Adam P = (1−β₁ᵗ)(√v̂ + ε) (Cohen 2022, 2207.14484).
+    """P^-½ of the last step, in the shapes of the parameters, with P defined by the update −ηP⁻¹m.
 
-    0 where nothing moves: no state, or P = 0. None before the first step, and for an optimizer whose P is not known.
+    For Adam P = (1−β₁ᵗ)(√v̂ + ε) (Cohen et al. 2022, arXiv 2207.14484). It is 0 where nothing moves: without optimizer
+    state or with P = 0. None before the first step, and for an optimizer whose P is not known.
     """
     if type(optimizer) not in ADAPTIVE:
         return None
     groups = {p: group for group in optimizer.param_groups for p in group["params"]}
-    moved = {p for p, state in optimizer.state.items() if p in groups and float(state.get("step", 0))}
-    roots = [_inverse_root(optimizer.state[p], groups[p]) if p in moved else torch.zeros_like(p) for p in parameters]
-    return roots if moved else None
+    stepped = {p for p, state in optimizer.state.items() if p in groups and float(state.get("step", 0))}
+    roots = [_inverse_root(optimizer.state[p], groups[p]) if p in stepped else torch.zeros_like(p) for p in parameters]
+    return roots if stepped else None
 
 
 def _inverse_root(state: dict[str, Any], group: dict[str, Any]) -> Tensor:
@@ -296,26 +310,28 @@ def _inverse_root(state: dict[str, Any], group: dict[str, Any]) -> Tensor:
 
 
 def stability_limit(optimizer: torch.optim.Optimizer, lr: float) -> StabilityLimit | None:
-    """Where −1 is a root of the step's characteristic polynomial on a quadratic; P held still, AdamW's decay left out.
+    """The largest eigenvalue of H (or of P^-½HP^-½) with which steps on a quadratic do not diverge.
 
-    v ← βv + (1−τ)g, w ← w − ηv, or − η(g + βv) for Nesterov; Adam's τ is β₁. Heavy ball: Cohen 2021, 2103.00065; Adam:
-    Cohen 2022, 2207.14484. None for another optimizer, groups that differ (of decays the largest counts), ascent,
-    τ ≥ 1, and decay inside an adaptive gradient: P⁻¹κ does not shift λ evenly.
+    There −1 is a root of the characteristic polynomial of v ← βv + (1−τ)g, w ← w − ηv, or w ← w − η(g + βv) for
+    Nesterov; Adam's τ is β₁, its P is taken as constant, and AdamW's decay is ignored. Heavy ball: Cohen et al. 2021,
+    arXiv 2103.00065; Adam: Cohen et al. 2022, arXiv 2207.14484.
+    None for other optimizers, maximisation, τ ≥ 1, parameter groups that differ in more than decay (the largest decay
+    counts), and decay inside an adaptive gradient, since P⁻¹κ shifts each λ differently.
     """
     groups, first, adaptive = optimizer.param_groups, optimizer.param_groups[0], type(optimizer) in ADAPTIVE
     if lr <= 0 or not (adaptive or type(optimizer) is torch.optim.SGD) or first["maximize"]:
         return None
     decay = 0.0 if first.get("decoupled_weight_decay") else max(float(group["weight_decay"]) for group in groups)
     beta = float(first["betas"][0] if (adam := "betas" in first) else first["momentum"])
-    damped = beta if adam else float(first.get("dampening", 0.0)) * bool(beta)
+    dampening = beta if adam else float(first.get("dampening", 0.0)) * bool(beta)
     differ = any(
         group | {"params": 0, "weight_decay": 0} != first | {"params": 0, "weight_decay": 0} for group in groups
     )
-    if damped >= 1 or differ or (decay and adaptive):
+    if dampening >= 1 or differ or (decay and adaptive):
         return None
-    value, formula = 2 * (1 + beta) / (lr * (1 - damped)), "2(1+β)/η" if beta else "2/η"
+    value, formula = 2 * (1 + beta) / (lr * (1 - dampening)), "2(1+β)/η" if beta else "2/η"
     if first.get("nesterov"):
         value, formula = value / (1 + 2 * beta), "2(1+β)/(η(1+2β))"
-    elif damped:
+    elif dampening:
         formula = "2(1+β₁)/((1−β₁)η)" if adam else "2(1+β)/((1−τ)η)"
     return StabilityLimit(lambda_max=value - decay, formula=formula + " − κ" * bool(decay), preconditioned=adaptive)

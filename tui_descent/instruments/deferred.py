@@ -1,7 +1,7 @@
-"""Numbers that are still on the device, and what is made of them once they are here: one copy for all, never a wait.
+"""Results whose numbers are still on the device: copied to the host all at once, without waiting for the device.
 
-On a CPU they are here at once. From a GPU they travel into pinned memory beside the training; whoever waits for them
-asks `Arrival.here` between two steps, which does not synchronise.
+On a CPU the numbers are there at once. From a GPU they are copied into pinned memory while the training goes on;
+`HostCopy.ready` says whether they have arrived, without synchronising.
 """
 
 from __future__ import annotations
@@ -14,18 +14,24 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
-# Kinds of devices whose numbers cannot be looked at without waiting for all that was asked of them before.
-FAR = {"cuda"}
+# Types of devices from which a number cannot be read without waiting for all work queued before it.
+ASYNCHRONOUS = {"cuda"}
 
 
-def far(device: torch.device) -> bool:
-    """Whether its numbers are to be read late, and sums made in float64 at once, since no second look is free."""
-    return device.type in FAR
+def is_asynchronous(device: torch.device) -> bool:
+    """Whether reading a number from the device waits for it.
+
+    There results are read later, and sums are made in float64, since they cannot be checked and made again.
+    """
+    return device.type in ASYNCHRONOUS
 
 
 @dataclass(frozen=True, slots=True)
 class Deferred(Generic[T]):
-    """A result of `columns`, (k,) each and on the device: `read` makes it of their numbers, one after the other."""
+    """A result to be computed on the host by `read` from the numbers of `columns`, (k,) each and on the device.
+
+    `read` takes the numbers of all columns, one column after the other. Without columns the result needs no numbers.
+    """
 
     columns: Sequence[Tensor]
     read: Callable[[Sequence[float]], T]
@@ -35,26 +41,26 @@ class Deferred(Generic[T]):
         """How many numbers `read` takes."""
         return sum(len(column) for column in self.columns)
 
-    def now(self) -> T:
-        """The result, waited for."""
-        return self.read(Arrival(self.columns).values() if self.columns else ())
+    def result(self) -> T:
+        """The result; waits for its numbers."""
+        return self.read(HostCopy(self.columns).values() if self.columns else ())
 
 
-def together(parts: Sequence[Deferred[T]]) -> Deferred[list[T]]:
-    """Several results as one: their columns one after the other."""
+def combine(parts: Sequence[Deferred[T]]) -> Deferred[list[T]]:
+    """Several results as one, so that their numbers are copied together."""
 
     def read(values: Sequence[float]) -> list[T]:
-        found, at = [], 0
+        results, at = [], 0
         for part in parts:
-            found.append(part.read(values[at : at + part.count]))
+            results.append(part.read(values[at : at + part.count]))
             at += part.count
-        return found
+        return results
 
     return Deferred([column for part in parts for column in part.columns], read)
 
 
-class Arrival:
-    """Columns' numbers on their way to the host, in float64 where one of them is."""
+class HostCopy:
+    """A copy of the columns' numbers to the host, started at once; float64 if one of the columns is."""
 
     def __init__(self, columns: Sequence[Tensor]) -> None:
         self._event: torch.cuda.Event | None = None
@@ -72,13 +78,13 @@ class Arrival:
         self._event.record()
 
     @property
-    def here(self) -> bool:
-        """Whether they have arrived."""
+    def ready(self) -> bool:
+        """Whether the numbers have arrived; does not wait."""
         return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
 
     def values(self) -> list[float]:
-        """The numbers; waits for those that have not arrived."""
-        if self._event is not None and not self.here:
+        """The numbers, one column after the other; waits until they have arrived."""
+        if self._event is not None and not self.ready:
             self._event.synchronize()
-        found: list[float] = self._host.tolist()
-        return found
+        numbers: list[float] = self._host.tolist()
+        return numbers

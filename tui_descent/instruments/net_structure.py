@@ -1,4 +1,4 @@
-"""What there is to measure in a module tree: layers with weights of their own, units the signal passes, activations."""
+"""What there is to measure in a net: layers with weights of their own, the units the signal passes, activations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from tui_descent.protocol.events import Layer
 
 CONTAINERS = (nn.Sequential, nn.ModuleList)
-# Elementwise modules whose input is a pre-activation; a `Blend` of two of them has `old` and `new`.
+# Elementwise modules whose input is a pre-activation. A `Blend` of two of them has `old`, `new` and `t`.
 ACTIVATIONS = (
     nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.ELU, nn.Softplus, nn.Identity,
     nn.ReLU6, nn.Hardswish, nn.Hardsigmoid, nn.Mish, nn.SELU, nn.CELU, nn.PReLU, nn.Softsign, nn.LogSigmoid,
@@ -20,7 +20,7 @@ ACTIVATIONS = (
 
 @dataclass(frozen=True, slots=True)
 class WatchedLayer:
-    """A module with weights of its own; `weight` is the one its readings are about."""
+    """A module with weights of its own; `weight` is the one that is measured."""
 
     layer: Layer
     module: nn.Module
@@ -29,7 +29,7 @@ class WatchedLayer:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One stretch of the net that the signal passes; `row` is its first layer with a matrix, if one has."""
+    """A part of the net that the signal passes; `row` is that of its first layer with a matrix, else of its first."""
 
     name: str
     module: nn.Module
@@ -38,7 +38,7 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class WatchedActivation:
-    """An activation and the layer it follows: the one with the matrix, though a norm stand between them."""
+    """An activation and the row of the layer it follows: the one with a matrix, even with a norm between the two."""
 
     module: nn.Module
     row: int
@@ -46,7 +46,7 @@ class WatchedActivation:
 
 @dataclass(frozen=True, slots=True)
 class NetStructure:
-    """A net as the instruments see it, rows in forward order."""
+    """A net as the instruments see it. Rows number the layers, in forward order."""
 
     layers: tuple[WatchedLayer, ...]
     units: tuple[Unit, ...]
@@ -58,24 +58,23 @@ def structure(
 ) -> NetStructure:
     """Every module with weights of its own (shared weights once), the units and the activations of a net.
 
-    `order` are module names as the first forward pass came to them; without it the order of registration counts.
-    With `only`, layers of other names are left out.
-    A layer's weight is its largest parameter, a matrix before a bias. Units are the weighted children of the outermost
-    `Sequential`s and `ModuleList`s.
+    `order` are the module names in forward order; without it the order of registration counts. With `only`, layers of
+    other names are left out. A layer's weight is its largest matrix, or its largest parameter if it has no matrix.
+    Units are the children with weights of the outermost `Sequential`s and `ModuleList`s.
     """
     place = {name: n for n, name in enumerate(order or ())}
 
-    def when(name: str) -> int:
-        # A part that is used without being called, as attention's `out_proj`, stands where the module it is in does.
+    def position(name: str) -> int:
+        # A module that is used without being called, as attention's `out_proj`, has the position of its parent.
         while name not in place and "." in name:
             name = name.rpartition(".")[0]
         return place.get(name, len(place))
 
-    units = sorted(_units(model), key=lambda unit: when(unit[0]))
-    number = {id(m): n for n, (_, module) in enumerate(units) for m in module.modules()} if len(units) > 1 else {}
+    units = sorted(_units(model), key=lambda unit: position(unit[0]))
+    block = {id(m): n for n, (_, module) in enumerate(units) for m in module.modules()} if len(units) > 1 else {}
     layers: list[WatchedLayer] = []
     seen: set[int] = set()
-    for name, module in sorted(model.named_modules(), key=lambda item: when(item[0])):
+    for name, module in sorted(model.named_modules(), key=lambda item: position(item[0])):
         own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
         if not own or (only is not None and (name or type(module).__name__.lower()) not in only):
             continue
@@ -84,7 +83,7 @@ def structure(
             name=name or type(module).__name__.lower(),
             kind=type(module).__name__,
             params=sum(p.numel() for p in own),
-            block=number.get(id(module)),
+            block=block.get(id(module)),
         )
         layers.append(WatchedLayer(layer, module, max(own, key=lambda p: (p.dim() >= 2, p.numel()))))
     rows = {id(watched.module): n for n, watched in enumerate(layers)}
@@ -92,9 +91,9 @@ def structure(
     inside = [(name, module, [rows[id(m)] for m in module.modules() if id(m) in rows]) for name, module in units]
     return NetStructure(
         layers=tuple(layers),
-        # So its factor stays where it was when a norm comes in.
+        # The row of a matrix: it stays the same when a norm is inserted.
         units=tuple(Unit(name, module, min(matrices.intersection(of) or of)) for name, module, of in inside if of),
-        activations=tuple(_activations(model, rows, matrices, when)),
+        activations=tuple(_activations(model, rows, matrices, position)),
     )
 
 
@@ -111,19 +110,19 @@ def _units(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]
 
 
 def _activations(
-    model: nn.Module, rows: dict[int, int], matrices: Collection[int], when: Callable[[str], int]
+    model: nn.Module, rows: dict[int, int], matrices: Collection[int], position: Callable[[str], int]
 ) -> Iterator[WatchedActivation]:
     row: int | None = None
-    for _, module in sorted(model.named_modules(), key=lambda item: when(item[0])):
-        here = rows.get(id(module))
-        if here is not None and (here in matrices or row not in matrices):
-            row = here
+    for _, module in sorted(model.named_modules(), key=lambda item: position(item[0])):
+        own_row = rows.get(id(module))
+        if own_row is not None and (own_row in matrices or row not in matrices):
+            row = own_row
         if row is not None and is_activation(module):
             yield WatchedActivation(module, row)
 
 
 def is_activation(module: nn.Module) -> bool:
-    """Whether it works on each number by itself, as φ does."""
+    """Whether a module is an elementwise activation, or a blend of two."""
     return isinstance(module, ACTIVATIONS) or (
         hasattr(module, "old") and hasattr(module, "new") and hasattr(module, "t")
     )

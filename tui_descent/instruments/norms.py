@@ -1,4 +1,4 @@
-"""Norms of gradients, weights and updates, layer by layer: few passes on the device and one read-back a sample.
+"""Norms of gradients, weights and updates, layer by layer: `Norms` says which and when, `host_norms` computes them.
 
 Symbols: W a layer's weight (n entries), g = dL/dW as the optimizer receives it, Δ = W after the step − W before it.
 """
@@ -6,45 +6,43 @@ Symbols: W a layer's weight (n entries), g = dL/dW as the optimizer receives it,
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from tui_descent.instruments.deferred import Deferred
+from tui_descent.instruments.deferred import Deferred, combine, is_asynchronous
+from tui_descent.instruments.float32_range import correct_norms, sum_dtype
+from tui_descent.instruments.gradient_cosines import GradientPair
 from tui_descent.instruments.net_structure import WatchedLayer
-from tui_descent.instruments.tensor_groups import TensorGroups, bounds, norms, safe, wide
+from tui_descent.instruments.tensor_groups import TensorGroups
 
+# Added to ‖W‖₂ in the update ratio, so that weights of zeros have one.
 RATIO_FLOOR = 1e-12
-# With more layers the weights are taken by thirds, every third layer's, where a reading is to cost little.
+# With more layers a partial reading takes the weights of every third layer only.
 MANY_LAYERS, PARTS = 30, 3
 
 
 class LayerNorms(NamedTuple):
-    """Norms of one step, columns of a number a layer; None where one has no gradient, the ratio for matrices alone.
+    """The norms of one step: columns with one value per layer, None for a layer without a gradient.
 
-    `ages` are the steps since a layer's weight norm, update norm and ratio were taken; None where all are of this one.
+    `ages`: how many steps ago a layer's weight norm, update norm and ratio were taken; None if all are of this step.
     """
 
-    grad_norm: Sequence[float | None]
-    grad_rms: Sequence[float | None]
-    weight_norm: Sequence[float]
-    update_norm: Sequence[float | None]
-    update_ratio: Sequence[float | None]
+    grad_norm: Sequence[float | None]  # ‖g‖₂
+    grad_rms: Sequence[float | None]  # ‖g‖₂/√n
+    weight_norm: Sequence[float]  # ‖W‖₂, before the step
+    update_norm: Sequence[float | None]  # ‖Δ‖₂
+    update_ratio: Sequence[float | None]  # ‖Δ‖₂/(‖W‖₂ + 1e-12), for matrices only (You et al. 2017, arXiv 1708.03888)
     ages: Sequence[int] | None = None
 
 
-class _Part(NamedTuple):
-    """Some of the layers: which, their weights, and how these fall into groups."""
+class NormsReading(NamedTuple):
+    """One reading. `grad_norms` has a value per parameter, None without a gradient; `cosines` are by parameter index.
 
-    cut: slice
-    weights: list[Tensor]
-    groups: TensorGroups
-
-
-class NormsRead(NamedTuple):
-    """One sample. By parameter: gradient norms, None without a gradient, and cos(g_t, g_{t−1}) where there is one."""
+    `cosines` is empty and `global_cosine` None if no gradients of the step before were kept.
+    """
 
     grad_norms: list[float | None]
     layers: LayerNorms
@@ -52,205 +50,172 @@ class NormsRead(NamedTuple):
     global_cosine: float | None
 
 
-class _Gradients(NamedTuple):
-    """All gradients of one step: whose they are, side by side if asked, their norms or on a GPU columns of these."""
+class _Part(NamedTuple):
+    """Some of the layers, as a slice of all, and their weights."""
 
-    of: tuple[int, ...]
+    layers: slice
+    weights: list[Tensor]
     groups: TensorGroups
-    rows: list[Tensor]
-    sizes: list[float]
-    columns: list[Tensor]
+
+
+class _Gradients(NamedTuple):
+    """The gradients of one step: the indices of their parameters, and their norms in the same order.
+
+    `matrices` has their numbers, (k, n) for each group; it is empty where only the norms were asked for.
+    """
+
+    parameters: tuple[int, ...]
+    groups: TensorGroups
+    matrices: list[Tensor]
+    norms: Deferred[list[float]]
 
 
 class Norms:
-    """One sample: `before_update` in the optimizer's pre-hook, `after_update` in its post-hook.
+    """Measures one step: call `before_update` in the optimizer's pre-hook, `after_update` in its post-hook.
 
-    `remember` keeps a step's gradients, so that the next sample has a cosine with them.
+    A cosine with the gradients of the step before needs a call of `remember` in the pre-hook of that step.
     """
 
     def __init__(self, watched: Sequence[WatchedLayer], parameters: Sequence[nn.Parameter]) -> None:
-        self.watched = list(watched)
         self._parameters = list(parameters)
-        self._place = {id(p): n for n, p in enumerate(self._parameters)}
-        weights: list[Tensor] = [w.weight for w in self.watched]
-        self._whole = _part(weights, slice(None))
-        cuts = [slice(first, None, PARTS) for first in range(PARTS)]
-        self._parts = [_part(weights, cut) for cut in cuts] if len(weights) > MANY_LAYERS else [self._whole]
-        self._taken: _Part | None = None
-        # What was last known of each layer's weight and its update, and at which step.
-        self._held, self._went = [0.0] * len(weights), [0.0] * len(weights)
-        self._at = [0] * len(weights)
-        self._known = False  # whether any reading is
-        self._turns = 0  # that parts have taken
-        self._step = 0
-        # Of each layer's weight: its place among the parameters, √n, and whether it is a matrix.
-        self._places = [self._place[id(weight)] for weight in weights]
-        self._roots = [math.sqrt(weight.numel()) for weight in weights]
+        weights: list[Tensor] = [w.weight for w in watched]
+        index = {id(p): n for n, p in enumerate(self._parameters)}
+        self._weight_indices = [index[id(weight)] for weight in weights]
+        self._roots = [math.sqrt(weight.numel()) for weight in weights]  # √n
         self._matrices = [weight.dim() >= 2 for weight in weights]
-        self._all = tuple(range(len(self._parameters)))
-        self._groups_of: dict[tuple[int, ...], TensorGroups] = {}
-        self._rooms = ("this", "that")  # the step's gradients, and those of the step before
+        # All layers, and the parts that partial readings take in turn.
+        self._whole = _part(weights, slice(None))
+        thirds = [slice(first, None, PARTS) for first in range(PARTS)]
+        self._parts = [_part(weights, third) for third in thirds] if len(weights) > MANY_LAYERS else [self._whole]
+        self._partial_readings = 0
+        # The last known norms of each layer's weight and update, and the step at which they were taken.
+        self._weight_norms, self._update_norms = [0.0] * len(weights), [0.0] * len(weights)
+        self._taken_at = [0] * len(weights)
+        self._any_read = False
+        # The step in progress: its gradients, the part whose weights were copied, and the copies.
         self._now: _Gradients | None = None
-        self._previous: _Gradients | None = None
-        self._previous_at = -1  # which update's they are
-        self._against: tuple[_Gradients, list[Tensor]] | None = None
-        self._before: list[Tensor] = []
+        self._pair: tuple[GradientPair, _Gradients] | None = None
         self._scale: Tensor | None = None
+        self._step = 0
+        self._part = self._whole
+        self._copies: tuple[list[Tensor], list[Tensor]] = [], []
+        # The gradients that were kept, and their step.
+        self._previous: _Gradients | None = None
+        self._previous_step = -1
+        self._memory_names = ("new gradients", "old gradients")  # swapped when gradients are kept
+        self._groups: tuple[tuple[int, ...], TensorGroups] = (), TensorGroups([])
+
+    @property
+    def weight_indices(self) -> Sequence[int]:
+        """The index of each layer's weight among the parameters."""
+        return self._weight_indices
 
     @torch.no_grad()
     def before_update(
-        self, grad_scale: Tensor | None = None, *, cosines: bool = False, step: int = 0, partly: bool = False
+        self, grad_scale: Tensor | None = None, *, cosines: bool = False, step: int = 0, partial: bool = False
     ) -> None:
-        """Take hold of the gradients and copy the weights; gradients are still multiplied by `grad_scale`, a scalar.
+        """Measure the gradients of update `step` and copy the weights.
 
-        `cosines` with the gradients that were remembered, if those were of the same parameters. `step` is the update's
-        number. `partly`: a third of many layers' weights will do, the others being those of earlier readings.
+        `grad_scale`, a scalar, is what the gradients are still multiplied by. `cosines` compares them with the kept
+        gradients of the step before. With `partial`, a third of the weights is enough if there are many layers.
         """
-        compared = cosines and self._previous is not None and self._previous_at == step - 1
-        self._now = now = self._gather() if compared else self._measure()
-        self._scale = grad_scale
-        self._against = None
-        if compared and self._previous is not None and self._previous.of == now.of and now.rows:
-            self._against = self._previous, now.groups.dots(now.rows, self._previous.rows)
-        # As long as nothing is known of the others it is a whole one: a reading may come to nothing.
-        partly = partly and self._known
-        self._taken = taken = self._parts[self._turns % len(self._parts)] if partly else self._whole
-        self._turns += partly
-        self._step = step
-        self._before = taken.groups.rows(taken.weights, room="before", copy=True)
+        previous = self._previous if cosines and self._previous_step == step - 1 else None
+        self._now = now = self._gradients(only_norms=previous is None)
+        self._pair = None
+        if previous is not None and previous.parameters == now.parameters and now.matrices:
+            self._pair = GradientPair(now.groups, now.matrices, previous.matrices), previous
+        self._scale, self._step = grad_scale, step
+        self._part = self._whole
+        # Readings are whole until one has been read: only then is something known of the other layers.
+        if partial and self._any_read:
+            self._part = self._parts[self._partial_readings % len(self._parts)]
+            self._partial_readings += 1
+        self._copies = self._part.groups.copy(self._part.weights)
 
     @torch.no_grad()
     def remember(self, step: int = -1) -> None:
-        """Keep this step's gradients for the next step's cosine; its number, by default that of the one before 0."""
-        self._previous_at = step
-        now = self._now if self._now is not None and self._now.rows else self._gather()
-        # A row of one is a view of the gradient, which the next step writes over.
-        kept = now.groups.own(now.rows, room=self._rooms[0])
-        self._previous, self._rooms = now._replace(rows=kept), self._rooms[::-1]
+        """Keep the gradients of update `step`, by default the one before update 0, for the cosine of the next one."""
+        now = self._now if self._now is not None and self._now.matrices else self._gradients(only_norms=False)
+        # A group of one tensor is a view of the gradient, which the next backward pass overwrites.
+        matrices = now.groups.copy_views(now.matrices, name=self._memory_names[0])
+        self._previous, self._previous_step = now._replace(matrices=matrices), step
+        self._memory_names = self._memory_names[::-1]
 
     @torch.no_grad()
-    def after_update(self) -> Deferred[NormsRead]:
-        """The update is made."""
-        taken, before, step = self._taken, self._before, self._step
-        assert taken is not None
-        held, held_columns = _looked_at(taken.groups, before)
-        # In the copies' own memory, or the pages of another would push the training's out of the cache: before − now
-        # has the norm of now − before.
-        torch._foreach_sub_(taken.groups.apart(before, taken.weights), taken.weights)
-        moved, moved_columns = _looked_at(taken.groups, before)
-        now, self._now, self._before = self._now, None, []
+    def after_update(self) -> Deferred[NormsReading]:
+        """Measure the update, and return the reading of the step."""
+        now, pair, part, step = self._now, self._pair, self._part, self._step
         assert now is not None
-        previous, products = self._against or (None, [])
+        (before, rows), self._copies = self._copies, ([], [])
+        self._now = self._pair = None  # or they would hold gradients that the loop has released
+        weight_norms = row_norms(part.groups, before)
+        # −Δ, in the memory of the copies: more memory would evict the training's data from the cache.
+        torch._foreach_sub_(rows, part.weights)
+        update_norms = row_norms(part.groups, before)
         scale = [] if self._scale is None else [self._scale.reshape(1)]
-        columns = [*now.columns, *held_columns, *moved_columns, *scale]
-        if previous is not None:
-            columns += [*previous.columns, *products]
+        old_norms: Deferred[list[float]] = Deferred((), list) if pair is None else pair[1].norms
+        products = Deferred(() if pair is None else pair[0].products, list)
+        numbers = combine((now.norms, weight_norms, update_norms, Deferred(scale, list), old_norms, products))
 
-        def read(values: Sequence[float]) -> NormsRead:
-            found = _Cut(values)
-            sizes = now.sizes or now.groups.in_order(found.next(len(now.of)))
-            weights = held or taken.groups.in_order(found.next(len(taken.weights)))
-            went = moved or taken.groups.in_order(found.next(len(taken.weights)))
-            factor = found.next(1)[0] if scale else 1.0
+        def read(values: Sequence[float]) -> NormsReading:
+            norms, weights, updates, factor, old, dots = numbers.read(values)
             grad_norms: list[float | None] = [None] * len(self._parameters)
-            for n, size in zip(now.of, sizes, strict=True):
-                grad_norms[n] = size / factor
-            self._know(taken, step, weights, went)
-            layers = self._layers([grad_norms[place] for place in self._places], self._ages(taken, step))
-            if previous is None:
-                return NormsRead(grad_norms, layers, {}, None)
-            old = previous.sizes or now.groups.in_order(found.next(len(now.of)))
-            return NormsRead(grad_norms, layers, *_cosines(now, previous, sizes, old, found.next(len(now.of))))
+            for n, norm in zip(now.parameters, norms, strict=True):
+                grad_norms[n] = norm / factor[0] if factor else norm
+            self._weight_norms[part.layers], self._update_norms[part.layers] = weights, updates
+            self._taken_at[part.layers] = [step] * len(weights)
+            self._any_read = True
+            ages = None if part is self._whole else [step - at for at in self._taken_at]
+            layers = self._layer_norms(grad_norms, ages)
+            if pair is None:
+                return NormsReading(grad_norms, layers, {}, None)
+            cosines, global_cosine = pair[0].cosines(dots, norms, old)
+            by_parameter = {n: c for n, c in zip(now.parameters, cosines, strict=True) if c is not None}
+            return NormsReading(grad_norms, layers, by_parameter, global_cosine)
 
-        return Deferred(columns, read)
+        return Deferred(numbers.columns, read)
 
-    @property
-    def places(self) -> Sequence[int]:
-        """Where each layer's weight stands among the parameters."""
-        return self._places
-
-    def _know(self, taken: _Part, step: int, held: Sequence[float], went: Sequence[float]) -> None:
-        self._known = True
-        self._held[taken.cut], self._went[taken.cut], self._at[taken.cut] = held, went, [step] * len(held)
-
-    def _ages(self, taken: _Part, step: int) -> Sequence[int] | None:
-        return None if taken is self._whole else [step - at for at in self._at]
-
-    def _layers(self, grads: list[float | None], ages: Sequence[int] | None) -> LayerNorms:
-        held, went = list(self._held), list(self._went)
-        ratios: list[float | None] = [u / (w + RATIO_FLOOR) for u, w in zip(went, held, strict=True)]
-        if not all(self._matrices):
-            ratios = [r if matrix else None for r, matrix in zip(ratios, self._matrices, strict=True)]
-        if None not in grads:
-            rms: list[float | None] = [g / root for g, root in zip(grads, self._roots, strict=True)]  # type: ignore[operator]
-            return LayerNorms(grads, rms, held, went, ratios, ages)
+    def _layer_norms(self, grad_norms: Sequence[float | None], ages: Sequence[int] | None) -> LayerNorms:
+        grads = [grad_norms[n] for n in self._weight_indices]
         rms = [None if g is None else g / root for g, root in zip(grads, self._roots, strict=True)]
-        moved = [None if g is None else u for g, u in zip(grads, went, strict=True)]
-        ratios = [None if g is None else r for g, r in zip(grads, ratios, strict=True)]
-        return LayerNorms(grads, rms, held, moved, ratios, ages)
+        updates = [None if g is None else u for g, u in zip(grads, self._update_norms, strict=True)]
+        ratios = [
+            u / (w + RATIO_FLOOR) if u is not None and matrix else None
+            for u, w, matrix in zip(updates, self._weight_norms, self._matrices, strict=True)
+        ]
+        return LayerNorms(grads, rms, list(self._weight_norms), updates, ratios, ages)
 
-    def _measure(self) -> _Gradients:
-        """The norms alone, where they are at hand."""
-        of, groups, grads = self._gradients()
-        if not grads or wide(grads[0]):
-            return self._gather()
-        return _Gradients(of, groups, [], groups.sizes(grads), [])
-
-    def _gather(self) -> _Gradients:
-        of, groups, grads = self._gradients()
-        rows = groups.rows(grads, room=self._rooms[0])
-        return _Gradients(of, groups, rows, *_looked_at(groups, rows))
-
-    def _gradients(self) -> tuple[tuple[int, ...], TensorGroups, list[Tensor]]:
-        """Those there are, whose, and how they fall into groups."""
-        known = [g for p in self._parameters if (g := p.grad) is not None]
-        grads = [g.to_dense() if g.is_sparse else g for g in known]
-        of = self._all
-        if len(grads) < len(of):
-            of = tuple(n for n, p in enumerate(self._parameters) if p.grad is not None)
-        if of not in self._groups_of:
-            self._groups_of = {of: TensorGroups(grads)}
-        return of, self._groups_of[of], grads
+    def _gradients(self, *, only_norms: bool) -> _Gradients:
+        """The gradients as they are now, and ‖g‖₂ of each."""
+        known = [(n, p.grad) for n, p in enumerate(self._parameters) if p.grad is not None]
+        parameters = tuple(n for n, _ in known)
+        grads = [g.to_dense() if g.is_sparse else g for _, g in known]
+        if self._groups[0] != parameters:
+            self._groups = parameters, TensorGroups(grads)
+        groups = self._groups[1]
+        if only_norms and grads and not is_asynchronous(grads[0].device):
+            norms = groups.in_order(host_norms(groups.chunks(grads)))
+            return _Gradients(parameters, groups, [], Deferred((), lambda _: norms))
+        matrices = groups.stack(grads, name=self._memory_names[0])
+        return _Gradients(parameters, groups, matrices, row_norms(groups, matrices))
 
 
-def _part(weights: Sequence[Tensor], cut: slice) -> _Part:
-    return _Part(cut, list(weights[cut]), TensorGroups(weights[cut]))
+def row_norms(groups: TensorGroups, matrices: Sequence[Tensor]) -> Deferred[list[float]]:
+    """The L2 norm of every row of the groups' (k, n) matrices, in the order of the tensors."""
+    if matrices and not is_asynchronous(matrices[0].device):
+        norms = groups.in_order(host_norms(matrices))
+        return Deferred((), lambda _: norms)
+    return Deferred([torch.linalg.vector_norm(m, dim=1, dtype=sum_dtype(m)) for m in matrices], groups.in_order)
 
 
-def _looked_at(groups: TensorGroups, rows: Sequence[Tensor]) -> tuple[list[float], list[Tensor]]:
-    """Norms in the tensors' own order, while the rows are in the cache; where that would wait, what will tell them."""
-    columns = norms(rows)
-    if not rows or wide(rows[0]):
-        return [], columns
-    return groups.exact(rows, [size for column in columns for size in column.tolist()]), []
+def host_norms(matrices: Iterable[Tensor]) -> list[float]:
+    """The L2 norm of every row, matrix by matrix, right at every size; waits for the device."""
+    norms: list[float] = []
+    for matrix in matrices:
+        summed = torch.linalg.vector_norm(matrix, dim=1, dtype=sum_dtype(matrix))  # (k,)
+        norms += correct_norms(summed.tolist(), matrix)
+    return norms
 
 
-class _Cut:
-    """Numbers handed out from the first to the last."""
-
-    def __init__(self, values: Sequence[float]) -> None:
-        self._values, self._at = values, 0
-
-    def next(self, count: int) -> Sequence[float]:
-        self._at += count
-        return self._values[self._at - count : self._at]
-
-
-def _cosines(
-    now: _Gradients, previous: _Gradients, new: Sequence[float], old: Sequence[float], told: Sequence[float]
-) -> tuple[dict[int, float], float | None]:
-    sizes = [a * b for a, b in zip(new, old, strict=True)]
-    products = now.groups.in_order(told)
-    most = max((row.shape[1] for row in now.rows), default=0)
-    if not (now.rows and wide(now.rows[0])) and not (safe(new, most) and safe(old, most)):
-        # Of rows scaled up or down the product is the cosine, however small the gradients.
-        low, high = bounds(most)
-        pairs = enumerate(zip(new, old, strict=True))
-        real = {n: both for n, both in pairs if 0 < both[0] < math.inf and 0 < both[1] < math.inf}
-        lost = {n for n, (a, b) in real.items() if not (low < a < high and low < b < high)}
-        for n, cosine in now.groups.cosines(now.rows, previous.rows, lost).items():
-            products[n] = cosine * sizes[n]
-    each = [p / size if size else 0.0 for p, size in zip(products, sizes, strict=True)]
-    size = math.hypot(*new) * math.hypot(*old)
-    by_parameter = {n: c for n, c, both in zip(now.of, each, sizes, strict=True) if both}
-    return by_parameter, math.fsum(products) / size if size else None
+def _part(weights: Sequence[Tensor], layers: slice) -> _Part:
+    return _Part(layers, list(weights[layers]), TensorGroups(weights[layers]))

@@ -1,4 +1,4 @@
-"""Instruments that need the gradient of a batch once more: the local step α and the gradient noise scale."""
+"""Instruments that compute the gradient of the same batch again: the local step α and the gradient noise scale."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tui_descent.instruments.deferred import Deferred
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Of the newest estimate in the moving averages of the noise scale's two halves.
-NOISE_MEMORY = 0.9
+# The decay of the moving averages of the noise scale's numerator and denominator.
+NOISE_DECAY = 0.9
 
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Random numbers and buffers are as before when it is left; `.grad` is nobody's business inside."""
+    """Restores the random number generators and the buffers on exit. Do not change `.grad` inside."""
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     buffers = [(b, b.clone()) for b in model.buffers()]
     with torch.random.fork_rng(devices=devices):
@@ -28,17 +28,17 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             with torch.no_grad():
-                for buffer, kept in buffers:
-                    buffer.copy_(kept)
+                for buffer, before in buffers:
+                    buffer.copy_(before)
 
 
 def gradient(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
-    """dL/dw without touching `.grad`; None for parameters the loss does not reach."""
+    """dL/dw for each parameter, without changing `.grad`; None where the loss does not depend on it."""
     return list(torch.autograd.grad(loss, list(parameters), allow_unused=True))
 
 
 def dot(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> Tensor:
-    """Σ a·b over all tensors, summed in float64, a (1,) on their device; what is missing counts as zero."""
+    """Σ a·b over all tensors in float64, (1,) on their device; None counts as zeros."""
     pairs = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
     if not pairs:
         like = next((x for x in (*a, *b) if x is not None), None)
@@ -47,9 +47,10 @@ def dot(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> Tensor:
 
 
 def local_step(slope_before: float, slope_after: float) -> float | None:
-    """α from f′(0) = g_t·Δ and f′(1) = g_{t+1}·Δ on one batch: −1 not moved, 0 the line's minimum, +1 the other wall.
+    """α = −f′(1)/f′(0), from the slopes f′(0) = g_t·Δ before and f′(1) = g_{t+1}·Δ after the step, on one batch.
 
-    Schneider et al. 2021 (Cockpit), arXiv 2102.06604. None where the update did not go downhill or up at all.
+    −1: not moved; 0: at the minimum along the step; +1: as high on the other side of the valley. None if f′(0) is 0.
+    Schneider et al. 2021 (Cockpit), arXiv 2102.06604.
     """
     return -slope_after / slope_before if slope_before else None
 
@@ -57,23 +58,21 @@ def local_step(slope_before: float, slope_after: float) -> float | None:
 class NoiseScale:
     """tr Σ / ‖G‖² from the gradients of a batch and of its halves (McCandlish et al. 2018, arXiv 1812.06162, App. A).
 
-    With B_small = B/2: ‖G‖² ≈ (B·‖g_B‖² − b·‖g_b‖²)/(B − b), tr Σ ≈ (‖g_b‖² − ‖g_B‖²)/(1/b − 1/B). One draw spreads
-    two- to threefold, so both are averaged over draws before they are divided.
+    With b = B/2: ‖G‖² ≈ (B·‖g_B‖² − b·‖g_b‖²)/(B − b), tr Σ ≈ (‖g_b‖² − ‖g_B‖²)/(1/b − 1/B). Single estimates differ
+    by a factor of two to three, so both are averaged over steps before they are divided.
     """
 
     def __init__(self) -> None:
         self._signal = 0.0
         self._noise = 0.0
-        self._weight = 0.0
 
     def add(self, whole: float, half: float, batch: int) -> None:
-        """Squared norms of the batch's gradient and (mean) of its halves', and the batch's size."""
+        """Add a step: ‖g_B‖², the mean ‖g_b‖² of both halves, and B in samples."""
         small = batch / 2
         signal = (batch * whole - small * half) / (batch - small)
         noise = (half - whole) / (1 / small - 1 / batch)
-        self._signal = NOISE_MEMORY * self._signal + (1 - NOISE_MEMORY) * signal
-        self._noise = NOISE_MEMORY * self._noise + (1 - NOISE_MEMORY) * noise
-        self._weight = NOISE_MEMORY * self._weight + (1 - NOISE_MEMORY)
+        self._signal = NOISE_DECAY * self._signal + (1 - NOISE_DECAY) * signal
+        self._noise = NOISE_DECAY * self._noise + (1 - NOISE_DECAY) * noise
 
     @property
     def value(self) -> float | None:
@@ -82,20 +81,20 @@ class NoiseScale:
 
 
 class BatchAgain(Protocol):
-    """The batch of the step under way, for whoever needs its gradient once more."""
+    """The batch of the step in progress, for computing its loss again."""
 
     def forward_again(self) -> Tensor:
-        """Its loss with the weights as they are now."""
+        """Its loss with the current weights."""
 
     def part(self, where: slice) -> Tensor | None:
-        """The mean loss of some of its samples; None where it has no samples."""
+        """The mean loss of some of its samples; None if the problem has no samples."""
 
     def size(self) -> int:
-        """How many samples it has."""
+        """The number of samples."""
 
 
 class SameBatch:
-    """The rare tier of one run: `before_update` in the optimizer's pre-hook, `after_update` in its post-hook."""
+    """The rare tier: call `before_update` in the optimizer's pre-hook, `after_update` in its post-hook."""
 
     def __init__(self, model: nn.Module, batch: BatchAgain) -> None:
         self._model = model
@@ -104,42 +103,42 @@ class SameBatch:
         self._noise = NoiseScale()
         self._grads: list[Tensor | None] = []
         self._weights: list[Tensor] = []
-        # Drawn and not read yet: ‖G‖² of the batch's gradient and of its halves', and the batch's size.
-        self._drawn: list[tuple[tuple[Tensor, Tensor, Tensor], int]] = []
+        # Squared norms of the gradients of a batch and of its halves, and the batch size; not read yet.
+        self._squares: list[tuple[tuple[Tensor, Tensor, Tensor], int]] = []
 
     @torch.no_grad()
     def before_update(self) -> None:
-        """Keep gradients and weights, and draw one more estimate of the noise scale."""
-        self._parameters = [p for p in self._model.parameters() if p.requires_grad]  # surgery brings and takes some
+        """Keep the gradients and weights, and measure the gradients of both halves of the batch."""
+        self._parameters = [p for p in self._model.parameters() if p.requires_grad]  # surgery may have changed them
         self._grads = [None if p.grad is None else p.grad.clone() for p in self._parameters]
         self._weights = [p.clone() for p in self._parameters]
         half = self._batch.size() // 2
         if half < 1:
             return
         with undisturbed(self._model), torch.enable_grad():
-            parts = [self._batch.part(slice(0, half)), self._batch.part(slice(half, 2 * half))]
-            first, second = (None if p is None else gradient(p, self._parameters) for p in parts)
+            losses = [self._batch.part(slice(0, half)), self._batch.part(slice(half, 2 * half))]
+            first, second = (None if loss is None else gradient(loss, self._parameters) for loss in losses)
         if first is None or second is None:
             return
         whole = [None if a is None or b is None else (a + b) / 2 for a, b in zip(first, second, strict=True)]
-        self._drawn.append(((dot(whole, whole), dot(first, first), dot(second, second)), 2 * half))
+        self._squares.append(((dot(whole, whole), dot(first, first), dot(second, second)), 2 * half))
 
     def after_update(self) -> Deferred[dict[str, float]]:
-        """`local_step` and `noise_scale`, as far as there are any. To be read in the order of the steps."""
+        """`local_step` and `noise_scale`, as far as they are known. Read the results in the order of the steps."""
         moves = [p.detach() - w for p, w in zip(self._parameters, self._weights, strict=True)]
         with undisturbed(self._model), torch.enable_grad():
             after = gradient(self._batch.forward_again(), self._parameters)
         columns = [dot(self._grads, moves), dot(after, moves)]
-        drawn, self._drawn = self._drawn, []
-        for sizes, _ in drawn:
-            columns += sizes
+        squares, self._squares = self._squares, []
+        for norms, _ in squares:
+            columns += norms
         self._grads, self._weights = [], []
 
         def read(values: Sequence[float]) -> dict[str, float]:
-            for n, (_, batch) in enumerate(drawn):
+            for n, (_, batch) in enumerate(squares):
                 whole, first, second = values[2 + 3 * n : 5 + 3 * n]
                 self._noise.add(whole, (first + second) / 2, batch)
-            found = {"local_step": local_step(values[0], values[1]), "noise_scale": self._noise.value}
-            return {name: value for name, value in found.items() if value is not None}
+            readings = {"local_step": local_step(values[0], values[1]), "noise_scale": self._noise.value}
+            return {name: value for name, value in readings.items() if value is not None}
 
         return Deferred(columns, read)

@@ -1,4 +1,4 @@
-"""When to take a reading: at exactly the steps that were asked for, or as often as a share of the time allows."""
+"""When to take a reading: at exactly the requested steps, or as often as a share of the time allows."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Sampler:
         self._step_s, self._plain_steps = 0.0, 0  # running mean of a plain step
         self._outside_s = 0.0  # running mean of what a reading costs besides what its own clock says
         # Since the clock was last evaluated: time, steps, and each reading's own clock and tiers.
-        self._stretch_s, self._stretch_steps = 0.0, 0
+        self._recent_s, self._recent_steps = 0.0, 0
         self._read: list[tuple[float, Tiers]] = []
         self._planned = False
         # Since the start, and when the pace was last turned on or off.
@@ -61,19 +61,19 @@ class Sampler:
             self._watching_before_s, self._time_before_s = self._watching_s, self.time_s
         self._period_s = period_s or 0.0
         if self._every is not None:
-            asked = step in self._at or (self._every > 0 and step % self._every == 0)
-            tiers = Tiers(True, True, True) if asked else None
+            requested = step in self._at or (self._every > 0 and step % self._every == 0)
+            tiers = Tiers(True, True, True) if requested else None
         elif self._budget <= 0:
             tiers = Tiers() if step in self._at else None
         else:
-            tiers = self._within_budget(asked=step in self._at, pauses=pauses)
+            tiers = self._within_budget(requested=step in self._at, pauses=pauses)
         if tiers is not None:
             self._planned = True
             for interval in self._intervals(tiers):
                 interval.begin(self._now_s)
         return tiers
 
-    def _within_budget(self, *, asked: bool, pauses: bool) -> Tiers | None:
+    def _within_budget(self, *, requested: bool, pauses: bool) -> Tiers | None:
         # Norms get what the others leave.
         self._norms.share = self._budget - sum(tier.used_share for tier in (*self._slower, self.curvature))
         wait_s = max(self._period_s - self._step_s, 0.0) if self._period_s else 0.0
@@ -82,7 +82,7 @@ class Sampler:
             ready = cost_s <= max(WAIT_USED * wait_s, PACED_SHARE * (self._now_s - self._norms.last_s))
         else:
             ready = self._now_s >= self._norms.next_s
-        if not (asked or pauses or ready):
+        if not (requested or pauses or ready):
             return None
         free = pauses or self._period_s > 0
         signals, slow, rare = (
@@ -115,30 +115,30 @@ class Sampler:
         self._read.append((own_s, tiers))
 
     def hooked(self, took_s: float) -> None:
-        """What watching took in steps without a reading: hooks, checks, records."""
+        """Hooks, checks and records of steps without a reading took `took_s`."""
         if self._step_known:  # start-up happens once
             self._hooks_s += took_s
 
     def stepped(self, busy_s: float, *, steps: int = 1) -> None:
-        """`steps` steps took `busy_s` of CPU time together, readings included."""
+        """`steps` steps took `busy_s` of CPU time in total, readings included."""
         self._steps_s += busy_s
         self._now_s += max(busy_s, steps * self._period_s)
-        self._stretch_s += busy_s
-        self._stretch_steps += steps
+        self._recent_s += busy_s
+        self._recent_steps += steps
         # The step before a reading keeps its gradient, which is part of the reading's cost.
-        before = self._planned and not self._read and self._stretch_steps == 1
-        slower = len(self._read) == 1 and self._stretch_steps <= 2 and self._step_s < SHORT_STEP_S
+        before = self._planned and not self._read and self._recent_steps == 1
+        slower = len(self._read) == 1 and self._recent_steps <= 2 and self._step_s < SHORT_STEP_S
         if not before and not (slower and self._step_known):
             self._evaluate()
 
-    def stood(self) -> None:
-        """The time since the last call of `stepped` is not that of steps."""
+    def paused(self) -> None:
+        """The time since the last call of `stepped` is not counted."""
         self._evaluate(complete=False)
 
     def _evaluate(self, *, complete: bool = True) -> None:
         """Learn what a plain step takes, or what the readings of the last few steps cost."""
-        plain_s = max(self._stretch_s - sum(own_s for own_s, _ in self._read), 0.0)
-        steps, self._stretch_s, self._stretch_steps = self._stretch_steps, 0.0, 0
+        plain_s = max(self._recent_s - sum(own_s for own_s, _ in self._read), 0.0)
+        steps, self._recent_s, self._recent_steps = self._recent_steps, 0.0, 0
         if complete and not (self._read and self._step_known):
             each_s = min(plain_s / steps, OUTLIER * self._step_s if self._plain_steps else math.inf)
             self._plain_steps += steps
@@ -153,7 +153,7 @@ class Sampler:
         self._read.clear()
 
     def _charge(self, cost_s: float, tiers: Tiers) -> None:
-        """Divide a reading's cost: tiers of known cost first, the rest to the new ones, else to the slowest."""
+        """Divide a reading's cost: known costs first, the rest to tiers of unknown cost, else to the slowest tier."""
         if self._period_s or not tiers.in_wait:  # a run that pauses had no use for the time
             self._readings_s += cost_s
         intervals = self._intervals(tiers)

@@ -10,7 +10,7 @@ from typing import get_args
 import msgspec
 import pytest
 from diagnosis_nets import Observed
-from diagnosis_score import ALL, diagnosis_of, feed, found, preset
+from diagnosis_score import ALL, diagnosis_of, feed, finding_of, preset
 from factories import reading_of
 
 from tui_descent.protocol.events import Layer, ReadingsTaken
@@ -20,7 +20,7 @@ from tui_descent.telemetry.diagnosis.advice import advice_for
 from tui_descent.telemetry.diagnosis.features import LONG_WINDOW, WINDOW, expected_loss
 from tui_descent.telemetry.diagnosis.findings import Name
 
-TODAY = frozenset(knobs.KNOBS)
+AVAILABLE = frozenset(knobs.KNOBS)
 
 
 # --- what it says and when
@@ -42,7 +42,7 @@ def test_nothing_is_found_in_the_first_steps_or_without_a_reading() -> None:
 def test_vanishing_preset_is_found_with_its_evidence_and_key() -> None:
     scenario = preset("vanishing")
     seen = Observed(scenario).run(WINDOW, every=10)
-    finding = found(scenario, seen, may=TODAY)
+    finding = finding_of(scenario, seen, knobs=AVAILABLE)
     assert finding is not None
     assert finding.layer == "blocks.0.linear"
     # Measured with both: accuracy .97 and .96 after 310 more steps.
@@ -70,10 +70,10 @@ def test_sentence_shows_the_product_if_the_first_gradient_is_not_small() -> None
 def test_only_available_knobs_are_advised() -> None:
     scenario = preset("plateau")
     seen = Observed(scenario).run(WINDOW, every=10)
-    for may in (ALL, TODAY, {"lr"}, {"optimizer"}, set[str]()):
-        finding = found(scenario, seen, may=may)
+    for allowed in (ALL, AVAILABLE, {"lr"}, {"optimizer"}, set[str]()):
+        finding = finding_of(scenario, seen, knobs=allowed)
         assert finding is not None
-        assert {a.knob for a in finding.advice} <= set(may)
+        assert {a.knob for a in finding.advice} <= set(allowed)
         assert sentence(finding).endswith(".")
 
 
@@ -89,7 +89,7 @@ def test_non_finite_loss_is_found_at_once(bad: float) -> None:
     assert finding.finding == "diverged"
     assert finding.evidence["step"] == 1.0
     assert finding.advice[0].knob == "undo"
-    without = Diagnosis(LAYERS, knobs=TODAY)
+    without = Diagnosis(LAYERS, knobs=AVAILABLE)
     without.add_loss(0, bad)
     finding = without.finding()
     assert finding is not None

@@ -8,7 +8,7 @@ from collections import Counter
 import msgspec
 import pytest
 from diagnosis_nets import Observed
-from diagnosis_score import diagnosis_of, feed, found, preset
+from diagnosis_score import diagnosis_of, feed, finding_of, preset
 
 from tui_descent.instruments.curvature import Curvature, stability_limit
 from tui_descent.keeper.diagnosis import LETTER_ENTROPY
@@ -17,7 +17,7 @@ from tui_descent.scenario.keys import KEYS
 from tui_descent.telemetry.diagnosis import Diagnosis, sentence
 from tui_descent.training.setup.data import text
 
-TODAY = frozenset(knobs.KNOBS)
+AVAILABLE = frozenset(knobs.KNOBS)
 # Presets with a problem from the first step on.
 NAMED = {
     "vanishing": {"vanishing"},
@@ -45,7 +45,7 @@ def test_problem_of_a_preset_is_found_within_sixty_steps(name: str, seed: int) -
     scenario = preset(name, seed=seed)
     seen = Observed(scenario).run(WITHIN, every=1)
     for every in (1, 7, 50):
-        finding = found(scenario, seen, may=TODAY | {"undo"}, every=every)
+        finding = finding_of(scenario, seen, knobs=AVAILABLE | {"undo"}, every=every)
         assert finding is not None
         assert finding.finding in NAMED[name], every
         assert finding.sure >= 0.6
@@ -89,7 +89,7 @@ def test_exploding_net_is_still_exploding_after_a_larger_rate() -> None:
 
 def test_finding_and_advice_fit_in_eighty_columns() -> None:
     scenario = preset("exploding")
-    finding = found(scenario, Observed(scenario).run(WITHIN, every=10), may=TODAY)
+    finding = finding_of(scenario, Observed(scenario).run(WITHIN, every=10), knobs=AVAILABLE)
     assert finding is not None
     assert sentence(finding).endswith(" Press n: LayerNorm before the activation.")
     assert len(f" {finding.finding}  {sentence(finding)}") <= 80
@@ -104,7 +104,7 @@ def test_every_preset_is_tested_here() -> None:
 def test_advice_can_be_sent_as_a_command() -> None:
     for name in NAMED:
         scenario = preset(name)
-        finding = found(scenario, Observed(scenario).run(WITHIN, every=10), may=TODAY)
+        finding = finding_of(scenario, Observed(scenario).run(WITHIN, every=10), knobs=AVAILABLE)
         assert finding is not None
         for advice in finding.advice:
             knobs.parse(f"{advice.knob}={advice.value}")

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from diagnosis_nets import HELD_OUT, TUNED_FROM, TUNING, Observed, changed, draw, scenario_of
-from diagnosis_oracle import AT, TRIAL, Oracle, Tried, Verdict, judge, settled
-from diagnosis_score import Score, found
+from diagnosis_oracle import AT, TRIAL, Oracle, TrialGains, Verdict, judge, settled
+from diagnosis_score import Score, finding_of
 
 from tui_descent.telemetry.diagnosis import Finding
 
@@ -23,19 +23,19 @@ STORED = Path(__file__).parent / "diagnosis_gains.json"
 
 
 def stored_verdicts(seed: int) -> list[Verdict]:
-    """The oracle's verdicts from its stored gains (`python tests/diagnosis_oracle.py 7000 7030` writes them)."""
+    """Verdicts from the stored gains, which `python tests/helpers/diagnosis_oracle.py 7000 7030` writes."""
     stored = json.loads(STORED.read_text())[str(seed)]
     gains = [{name: -math.inf if gain is None else gain for name, gain in one.items()} for one in stored["gains"]]
-    return Tried(broke=stored["broke"], rose=stored["rose"], gains=gains).verdicts(draw(seed))
+    return TrialGains(diverged=stored["diverged"], rose=stored["rose"], gains=gains).verdicts(draw(seed))
 
 
 def oracle_verdicts(seed: int) -> list[Verdict]:
-    return Oracle(draw(seed)).tried().verdicts(draw(seed))
+    return Oracle(draw(seed)).try_all().verdicts(draw(seed))
 
 
 def diagnosed(seed: int) -> Finding | None:
     scenario = draw(seed)
-    return found(scenario, Observed(scenario).run(AT, every=5))
+    return finding_of(scenario, Observed(scenario).run(AT, every=5))
 
 
 def both(seed: int) -> tuple[list[Verdict], Finding | None]:
@@ -111,8 +111,8 @@ HEALTHY = {
 
 def test_verdict_depends_only_on_gains() -> None:
     scenario = draw(0)
-    ill = judge({"as is": 0.0, "lr*10": 0.9, "residual": 0.1}, scenario=scenario, broke=False, rose=False)
+    ill = judge({"as is": 0.0, "lr*10": 0.9, "residual": 0.1}, scenario=scenario, diverged=False, rose=False)
     assert ill.findings == {"rate too small", "plateau"}
-    assert judge({"as is": 0.8, "lr*10": 0.9}, scenario=scenario, broke=False, rose=False).findings == {"healthy"}
-    assert judge({"as is": 0.0, "lr*10": 0.1}, scenario=scenario, broke=False, rose=False).findings == set()
+    assert judge({"as is": 0.8, "lr*10": 0.9}, scenario=scenario, diverged=False, rose=False).findings == {"healthy"}
+    assert judge({"as is": 0.0, "lr*10": 0.1}, scenario=scenario, diverged=False, rose=False).findings == set()
     assert TRIAL >= 150

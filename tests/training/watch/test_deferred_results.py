@@ -200,8 +200,8 @@ def test_waiting_results_are_bounded_and_none_is_lost(
 ) -> None:
     monkeypatch.setattr(losses_file, "SEND_AFTER_S", send_after_s)
     monkeypatch.setattr(results, "MOST_WAITING", 50)
-    monkeypatch.setattr(losses_file, "Arrival", SlowArrival)
-    monkeypatch.setattr(results, "Arrival", SlowArrival)
+    monkeypatch.setattr(losses_file, "HostCopy", SlowArrival)
+    monkeypatch.setattr(results, "HostCopy", SlowArrival)
     monkeypatch.setattr(SlowArrival, "asks", 10**9)
     SlowArrival.waited = SlowArrival.open = SlowArrival.most_open = 0
     losses = train(keeper, steps=400, every=2)

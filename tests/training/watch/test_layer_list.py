@@ -295,7 +295,7 @@ def test_deferred_reading_has_the_rows_of_its_own_step(
     monkeypatch: pytest.MonkeyPatch, play: Callable[..., Run]
 ) -> None:
     """As on a GPU, where a reading arrives some steps after its update."""
-    monkeypatch.setattr(deferred, "FAR", {"cuda", "cpu"})
+    monkeypatch.setattr(deferred, "ASYNCHRONOUS", {"cuda", "cpu"})
     run = play(family("mlp"), {3: TURN, 6: "norm=none"})
     run.go(9)
     run.watch.control.settle()

@@ -16,7 +16,7 @@ from nets import OPTIMIZERS, ConvNet, PixelTransformer, digit_batches, loss_of, 
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tui_descent.instruments.deferred import Arrival
+from tui_descent.instruments.deferred import HostCopy
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.training.steering.steering import Steering
 from tui_descent.training.watch import losses, results
@@ -46,8 +46,8 @@ class NoHostReads(TorchDispatchMode):
     @staticmethod
     def _allow_arrivals(name: str, method: Any) -> Any:
         def checked(tensor: Tensor) -> Any:
-            # These methods do not go through the dispatcher. Reading an `Arrival` is allowed: it is in pinned memory.
-            assert sys._getframe(1).f_code is Arrival.values.__code__, f"{name} waits for the device"
+            # These methods do not go through the dispatcher. Reading an `HostCopy` is allowed: it is in pinned memory.
+            assert sys._getframe(1).f_code is HostCopy.values.__code__, f"{name} waits for the device"
             return method(tensor)
 
         return checked
@@ -72,8 +72,8 @@ def test_fifty_watched_steps_with_every_tier_read_no_number(
     monkeypatch: pytest.MonkeyPatch,
     keeper: FakeKeeper,
 ) -> None:
-    monkeypatch.setattr(losses, "Arrival", SlowArrival)
-    monkeypatch.setattr(results, "Arrival", SlowArrival)
+    monkeypatch.setattr(losses, "HostCopy", SlowArrival)
+    monkeypatch.setattr(results, "HostCopy", SlowArrival)
     monkeypatch.setattr(SlowArrival, "asks", 2)
     SlowArrival.waited = 0
     watched_steps(keeper.link, torch.device("cpu"), name, clip, check, NoHostReads)
@@ -89,8 +89,8 @@ NETS: dict[str, Callable[[], nn.Module]] = {
 def test_instruments_of_every_net_read_no_number(
     kind: str, deferred_numbers: None, monkeypatch: pytest.MonkeyPatch, keeper: FakeKeeper
 ) -> None:
-    monkeypatch.setattr(losses, "Arrival", SlowArrival)
-    monkeypatch.setattr(results, "Arrival", SlowArrival)
+    monkeypatch.setattr(losses, "HostCopy", SlowArrival)
+    monkeypatch.setattr(results, "HostCopy", SlowArrival)
     monkeypatch.setattr(SlowArrival, "asks", 2)
     SlowArrival.waited = 0
     watched_steps(keeper.link, torch.device("cpu"), "adam", None, True, NoHostReads, NETS[kind]())

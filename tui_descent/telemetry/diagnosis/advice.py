@@ -1,6 +1,6 @@
 """Which knobs help against a finding, the best first, and whether an intervention follows the advice.
 
-The order comes from trying the knobs on randomly drawn nets (`tests/diagnosis_oracle.py`).
+The order comes from trying the knobs on randomly drawn nets (`tests/helpers/diagnosis_oracle.py`).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from tui_descent.instruments.deferred import far
+from tui_descent.instruments.deferred import is_asynchronous
 
 
 @torch.no_grad()
@@ -47,7 +47,7 @@ def global_norm(grads: list[Tensor]) -> Tensor:
     has float32 only.
     """
     device_type = grads[0].device.type
-    if device_type == "cpu" and not far(grads[0].device):
+    if device_type == "cpu" and not is_asynchronous(grads[0].device):
         norm = torch.nn.utils.get_total_norm(grads)
         # Between these bounds a float32 sum of squares neither underflows nor overflows.
         return norm if 1e-13 < float(norm) < 1e13 else _norm_float64(grads)

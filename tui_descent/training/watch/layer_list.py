@@ -47,7 +47,7 @@ class LayerList:
 
     def begin(self) -> None:
         """Make the first list: in the order of the first forward pass if that was recorded, else as registered."""
-        net = structure(self._model, order=self._order.now(self._model))
+        net = structure(self._model, order=self._order.of(self._model))
         self._set_net(net)
         self.max_rows = len(net.layers) + self._steering.norms_to_come + SPARE_ROWS
         self._reported = net
@@ -57,7 +57,7 @@ class LayerList:
         changed = compare and self._changed_by_loop()
         if self._instruments is None or changed or self._version != self._steering.version:
             self._version = self._steering.version
-            order = self._order.now(self._model)
+            order = self._order.of(self._model)
             self.net = structure(self._model, order=order)
             if len(self.net.layers) > self.max_rows:
                 self.net = structure(self._model, order=order, only={layer.name for layer in self.layers})

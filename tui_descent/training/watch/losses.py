@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tui_descent.instruments import deferred
-from tui_descent.instruments.deferred import Arrival
+from tui_descent.instruments.deferred import HostCopy
 
 # Rows are sent to the host when there are so many of them, or when the last ones were sent so long ago.
 ROWS = 64
@@ -85,7 +85,7 @@ class DeviceLosses:
         self._at = 0  # the current row
         self._sent_s = -torch.inf
         self._loss_checked = self._gradient_checked = False  # of the current row
-        self._in_flight: deque[Arrival] = deque()  # sent and not read yet
+        self._in_flight: deque[HostCopy] = deque()  # sent and not read yet
         self._replaced: list[tuple[torch.optim.Optimizer, Tensor | None]] = []  # optimizers and their own `found_inf`
 
     def check_loss(self, loss: Tensor | float) -> float:
@@ -156,7 +156,7 @@ class DeviceLosses:
         """Move the rows that have arrived to `rows`. With `wait`, wait for one batch of them, which synchronises."""
         if wait and not self._in_flight:
             self._send()
-        while self._in_flight and (wait or self._in_flight[0].here):
+        while self._in_flight and (wait or self._in_flight[0].ready):
             numbers = iter(self._in_flight.popleft().values())
             self.rows.extend(Row(*row) for row in zip(numbers, numbers, numbers, strict=True))
             wait = False
@@ -175,8 +175,8 @@ class DeviceLosses:
     def _send(self) -> None:
         if self._at == 0:
             return
-        # `Arrival` copies the rows before they are overwritten.
-        self._in_flight.append(Arrival([self._buffer[: self._at].reshape(-1)]))
+        # `HostCopy` copies the rows before they are overwritten.
+        self._in_flight.append(HostCopy([self._buffer[: self._at].reshape(-1)]))
         current = self._row[self._at].clone() if self._at < ROWS else None
         self._buffer.zero_()
         if current is not None:
@@ -187,7 +187,7 @@ class DeviceLosses:
 def losses_of(model: nn.Module) -> HostLosses | DeviceLosses:
     """The kind of losses for the device of the model's first parameter."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return DeviceLosses(device) if deferred.far(device) else HostLosses()
+    return DeviceLosses(device) if deferred.is_asynchronous(device) else HostLosses()
 
 
 def number(value: Tensor | float) -> float:

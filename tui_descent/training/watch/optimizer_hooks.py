@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from tui_descent.instruments.deferred import Deferred, together
+from tui_descent.instruments.deferred import Deferred, combine
 from tui_descent.instruments.instrument_set import InstrumentSet, Sample
 from tui_descent.instruments.same_batch import SameBatch
 from tui_descent.instruments.sampler import Sampler
@@ -279,7 +279,7 @@ class OptimizerHooks:
             preclip,
             grad_scale=clipping.grad_scale(self._optimizer),
             step=self._progress.step,
-            partly=not all_weights and self._steering.turned_at <= self._last_reading,
+            partial=not all_weights and self._steering.turned_at <= self._last_reading,
         )
 
     def _take_reading(self, tiers: Tiers) -> None:
@@ -295,7 +295,7 @@ class OptimizerHooks:
             place.write(progress.link, values, rare, cost=sampler.cost)
 
         if tiers.rare and self._replay is not None:
-            both: Deferred[Any] = together((sample, self._replay.after_update()))
+            both: Deferred[Any] = combine((sample, self._replay.after_update()))
             self._results.add_reading(both, lambda values: report(*values))
         else:
             self._results.add_reading(sample, lambda values: report(values, {}))

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tui_descent.instruments.deferred import Arrival, Deferred
+from tui_descent.instruments.deferred import Deferred, HostCopy
 from tui_descent.training.progress import Progress
 from tui_descent.training.steering.steering import Steering
 from tui_descent.training.watch.losses import DeviceLosses, HostLosses, begins_momentum, mean, number, stoppable
@@ -40,13 +40,13 @@ class _Step(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    arrival: Arrival | None  # None if `report` already has the numbers
+    arrival: HostCopy | None  # None if `report` already has the numbers
     report: Callable[[list[float]], None]
     of_update: bool  # dropped if the update turns out to have been skipped
 
     @property
-    def here(self) -> bool:
-        return self.arrival is None or self.arrival.here
+    def ready(self) -> bool:
+        return self.arrival is None or self.arrival.ready
 
 
 class _NonFinite(NamedTuple):
@@ -122,10 +122,10 @@ class Results:
     def add_reading(self, reading: Deferred[Any], report: Callable[[Any], None]) -> None:
         """Add the reading of the current update. It is reported after its step."""
         if not self._losses.deferred:
-            values = reading.now()
+            values = reading.result()
             self._reading = _Reading(None, lambda _: report(values), of_update=True)
         else:
-            self._reading = _Reading(Arrival(reading.columns), lambda v: report(reading.read(v)), of_update=True)
+            self._reading = _Reading(HostCopy(reading.columns), lambda v: report(reading.read(v)), of_update=True)
 
     def accumulate(self, loss: Tensor | float, time_s: float) -> None:
         """Add a loss without an update: it joins the mean loss of the next step."""
@@ -147,7 +147,7 @@ class Results:
     def log(self, value: Tensor | float, report: Callable[[float], None]) -> None:
         """Add a metric that the user logged."""
         if self._losses.deferred and isinstance(value, Tensor):
-            arrival = Arrival([value.detach().reshape(1)])
+            arrival = HostCopy([value.detach().reshape(1)])
             self._waiting.append(_Reading(arrival, lambda v: report(v[0]), of_update=False))
         else:
             report(number(value))
@@ -160,7 +160,7 @@ class Results:
         """
         self._losses.collect()
         while self._waiting:
-            if not self._is_here(self._waiting[0]):
+            if not self._is_ready(self._waiting[0]):
                 must_wait = wait or (self._non_finite is not None and self._stops)
                 if not must_wait and len(self._waiting) <= MOST_WAITING:
                     break
@@ -188,8 +188,8 @@ class Results:
                 pass
         self._uncount()
 
-    def _is_here(self, item: _Step | _Reading) -> bool:
-        return len(self._losses.rows) >= item.rows if isinstance(item, _Step) else item.here
+    def _is_ready(self, item: _Step | _Reading) -> bool:
+        return len(self._losses.rows) >= item.rows if isinstance(item, _Step) else item.ready
 
     def _wait_for(self, item: _Step | _Reading) -> None:
         """Wait until a step's rows are on the host. A reading needs no waiting here: taking its values does that."""

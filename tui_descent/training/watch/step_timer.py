@@ -49,7 +49,7 @@ class StepTimer:
         """Start timing from here: something other than training steps took the time since the last report."""
         self._elapsed()
         self._steps = 0
-        self._sampler.stood()
+        self._sampler.paused()
 
     def _elapsed(self) -> tuple[float, float]:
         """CPU seconds of this thread and wall-clock seconds since the last call."""

@@ -128,7 +128,7 @@ class Watch:
             self._begin()
         else:
             # The order of a user's layers is known only after the first forward pass.
-            self._order.listen(self.model)
+            self._order.record(self.model)
             self.steering.listen()
         self._start_s = time.perf_counter()
         self._timer.restart()
