@@ -12,7 +12,7 @@ from torch import nn
 from tui_descent.protocol.commands import AnyCommand, ClientRequest, Mark, Pause, Resume, TurnKnob
 from tui_descent.protocol.events import CommandDone, CommandRejected, KnobTurned
 from tui_descent.training.steering import command_queue as module
-from tui_descent.training.steering.command_queue import Batch, CommandQueue
+from tui_descent.training.steering.command_queue import CommandQueue, QueuedCommand
 from tui_descent.training.watch.watch import Watch
 
 Reply = KnobTurned | CommandDone | CommandRejected
@@ -83,8 +83,8 @@ def test_turns_of_two_clients_stay_two(loop: Loop) -> None:
     for client, source in ((1, "key"), (2, "key"), (2, "key"), (2, "send")):
         orders.put(ClientRequest(client=client, request=1, source=source, command=lr("*2")))  # type: ignore[arg-type]
     taken = []
-    while batch := orders.take(at_once=True):
-        taken.append((batch.order.client, batch.order.source, len(batch.earlier)))
+    while queued := orders.take(at_once=True):
+        taken.append((queued.request.client, queued.request.source, len(queued.merged)))
     assert taken == [(1, "key", 0), (2, "key", 1), (2, "send", 0)]
 
 
@@ -111,11 +111,11 @@ def order(command: AnyCommand, request: int = 1) -> ClientRequest:
 
 def flooded(orders: CommandQueue, took_s: float) -> None:
     """As many turns in quick succession as are made at once."""
-    for n in range(module.FREELY + 1):
+    for n in range(module.FREE_COUNT + 1):
         orders.put(order(lr("*2"), n))
-        batch = orders.take(at_once=False)
-        assert batch is not None, n
-        orders.made(batch, took_s)
+        queued = orders.take(at_once=False)
+        assert queued is not None, n
+        orders.add_cost(queued, took_s)
 
 
 def test_after_a_few_the_next_one_waits_in_proportion_to_what_they_cost(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,8 +130,8 @@ def test_after_a_few_the_next_one_waits_in_proportion_to_what_they_cost(monkeypa
     clock.now_s += 0.035
     assert orders.due(clock.now_s)
     both = orders.take(at_once=False)
-    assert isinstance(both, Batch)
-    assert (both.order.request, len(both.earlier)) == (21, 1)
+    assert isinstance(both, QueuedCommand)
+    assert (both.request.request, len(both.merged)) == (21, 1)
     assert orders.take(at_once=True) is None
 
 
@@ -141,11 +141,11 @@ def test_a_flood_takes_its_share_and_no_more(monkeypatch: pytest.MonkeyPatch) ->
     for n in range(2000):  # 200 a second, for ten seconds
         clock.now_s += 0.005
         orders.put(order(lr("*2" if n % 2 else "/2"), n))
-        while batch := orders.take(at_once=False):
-            answered += 1 + len(batch.earlier)
+        while queued := orders.take(at_once=False):
+            answered += 1 + len(queued.merged)
             spent_s += 0.001
-            orders.made(batch, 0.001)
-    assert spent_s < 10 * module.SHARE + (module.FREELY + 2) * 0.001
+            orders.add_cost(queued, 0.001)
+    assert spent_s < 10 * module.TIME_SHARE + (module.FREE_COUNT + 2) * 0.001
     assert answered > 1900
 
 
@@ -159,7 +159,7 @@ def test_nothing_else_ever_waits(other: AnyCommand) -> None:
     orders.put(order(lr("*2"), 3))
     assert orders.take(at_once=False) is None
     orders.put(order(other, 4))
-    assert [orders.take(at_once=False).order.request for _ in range(2)] == [3, 4]  # type: ignore[union-attr]
+    assert [orders.take(at_once=False).request.request for _ in range(2)] == [3, 4]  # type: ignore[union-attr]
 
 
 def test_no_turn_waits_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +167,7 @@ def test_no_turn_waits_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     flooded(orders, 60.0)
     orders.put(order(lr("*2")))
     assert orders.take(at_once=False) is None
-    clock.now_s += module.WAITS_S
+    clock.now_s += module.MAX_WAIT_S
     assert orders.take(at_once=False) is not None
 
 

@@ -125,15 +125,15 @@ def test_a_change_that_fails_half_way_is_rolled_back(
             step(made, run)
         steering.turn(parse("residual=on,way=gentle"))
         steering.advance()
-        probed = Steering._probed
+        probe = Steering._probe
 
         def fails(self: Steering, *, whole: bool) -> Any:
             if whole:
                 raise RuntimeError("injected")
-            return probed(self, whole=whole)
+            return probe(self, whole=whole)
 
         tried = 0
-        monkeypatch.setattr(Steering, "_probed", fails)
+        monkeypatch.setattr(Steering, "_probe", fails)
         for knob, texts in VALUES.items():
             for text in texts if KNOBS[knob].touches == "net" else ():
                 before = fingerprint(made.model, made.optimizer, steering)
@@ -201,7 +201,7 @@ def test_a_change_of_optimizer_that_fails_half_way_is_rolled_back(text: str, mon
         def fails(*_: Any, **__: Any) -> str:
             raise RuntimeError("injected")
 
-        monkeypatch.setattr("tui_descent.training.steering.knobs.optimizer.Turned", fails)
+        monkeypatch.setattr("tui_descent.training.steering.knobs.optimizer.KnobChange", fails)
         with pytest.raises(ValueError, match="injected"):
             steering.turn(parse(text), step=2)
         assert fingerprint(made.model, made.optimizer, steering) == before

@@ -91,12 +91,12 @@ def test_a_snapshot_taken_before_turns_is_restored_after_them(texts: tuple[str, 
         snapshot = Snapshot([*steering.holders(), RandomState()], segment=0, step=3)
         losses = [step(made, run) for _ in range(5)]
         snapshot.restore()
-        steering.restored()
+        steering.after_restore()
         for text in (*texts, "residual=on", "freeze@head=on", "init@stem=he", "kick=0.1", "clip=1"):
             steering.turn(parse(text), step=3)
         assert [step(made, run) for _ in range(5)] != losses
         snapshot.restore()
-        steering.restored()
+        steering.after_restore()
         assert run.optimizer is made.optimizer is first
         assert sorted(grouped(first)) == sorted(ids(made.model))
         assert [step(made, run) for _ in range(5)] == losses

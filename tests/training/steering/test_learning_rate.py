@@ -154,7 +154,7 @@ def test_the_owners_rate_is_restored_after_the_run() -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with Watch(net, optimizer, link=None, plan=[(0, parse("lr=*7"))]) as run:
-        run.control.between()
+        run.control.before_update()
         loss = loss_of(net, digit_batches(1)[0])
         loss.backward()
         optimizer.step()
@@ -192,7 +192,7 @@ def test_a_step_that_raised_last_does_not_leave_its_multiplied_rate() -> None:
 
     def loop() -> None:
         with Watch(net, optimizer, link=None, plan=[(0, parse("lr=*3"))]) as run:
-            run.control.between()
+            run.control.before_update()
             loss_of(net, digit_batches(1)[0]).backward()
             optimizer.fails = True
             optimizer.step()

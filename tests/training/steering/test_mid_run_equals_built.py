@@ -67,8 +67,8 @@ def go(made: Setup, turns: Turns, steps: int) -> tuple[Steering, list[float]]:
         made.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         made.optimizer.step()
-        steering.update_made()
-        steering.loss_known(loss.item())
+        steering.after_update()
+        steering.add_loss(loss.item())
         losses.append(loss.item())
     return steering, losses
 
@@ -107,7 +107,7 @@ def test_in_the_end_it_is_as_one_built_so(case: str, family: str) -> None:
         start, end = {"norm": "none"} | start, {"norm": "none"} | end
     made, built = make_setup(family, **start), make_setup(family, **(start | end))
     steering, losses = go(made, turns, turns[-1][0] + LONGEST)
-    assert not steering.context.under_way
+    assert not steering.context.transitions
     assert tree(made.model) == tree(built.model)
     assert type(made.optimizer) is type(built.optimizer)
     if "optimizer" not in str(turns):  # a swap's settings are told by its receipt

@@ -279,7 +279,7 @@ def test_two_turns_on_one_step_act_in_the_order_given(kept: FakeKeeper) -> None:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     plan = [(1, parse("lr=*2")), (1, parse("lr=0.3")), (0, parse("activation=gelu")), (1, parse("lr=*10"))]
     with Watch(net, optimizer, link=kept.link, plan=plan) as run:
-        run.control.between()
+        run.control.before_update()
         for batch in digit_batches(2):
             loss = loss_of(net, batch)
             optimizer.zero_grad()

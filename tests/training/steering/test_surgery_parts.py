@@ -166,7 +166,7 @@ def test_weights_drawn_anew_are_the_same_parameters_with_the_spread_of_the_formu
     made = setup(family, width=64, norm="layer")
     ids = {n: id(p) for n, p in made.model.named_parameters()}
     train(made, 3)
-    drawn = surgery.redraw(made.model, InitSpec(name=kind, bias=-2.0), generator())
+    drawn = surgery.reinitialize(made.model, InitSpec(name=kind, bias=-2.0), generator())
     assert set(drawn) == set(ids)
     assert {n: id(p) for n, p in made.model.named_parameters()} == ids
     for name, p in made.model.named_parameters():
@@ -182,21 +182,21 @@ def test_weights_drawn_anew_are_the_same_parameters_with_the_spread_of_the_formu
             for part in p.chunk(3):
                 torch.testing.assert_close(part @ part.T, torch.eye(64), atol=1e-5, rtol=0)
     again = setup(family, width=64, norm="layer")
-    surgery.redraw(again.model, InitSpec(name=kind, bias=-2.0), generator())
+    surgery.reinitialize(again.model, InitSpec(name=kind, bias=-2.0), generator())
     assert all(torch.equal(p, q) for p, q in zip(made.model.parameters(), again.model.parameters(), strict=True))
 
 
 def test_one_layer_is_drawn_alone_and_what_has_no_weights_is_refused() -> None:
     made = setup("mlp")
     before = {n: p.detach().clone() for n, p in made.model.named_parameters()}
-    drawn = surgery.redraw(made.model, InitSpec(), generator(5), layer="blocks.1")
+    drawn = surgery.reinitialize(made.model, InitSpec(), generator(5), layer="blocks.1")
     assert drawn == ["blocks.1.linear.weight", "blocks.1.linear.bias"]
     moved = [n for n, p in made.model.named_parameters() if not torch.equal(p, before[n])]
     assert moved == ["blocks.1.linear.weight"]
     with pytest.raises(ValueError, match=r"blocks.1.activation has no weights"):
-        surgery.redraw(made.model, InitSpec(), generator(), layer="blocks.1.activation")
+        surgery.reinitialize(made.model, InitSpec(), generator(), layer="blocks.1.activation")
     with pytest.raises(ValueError, match=r'no module "blocks\.9"'):
-        surgery.redraw(made.model, InitSpec(), generator(), layer="blocks.9")
+        surgery.reinitialize(made.model, InitSpec(), generator(), layer="blocks.9")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -29,7 +29,7 @@ def test_every_way_starts_at_the_old_function_and_ends_as_a_net_built_so(family:
     made = setup(family)
     x, _ = made.batches.next()  # type: ignore[union-attr]
     before = made.model(x)
-    scale = surgery.default_branch(way, 7)
+    scale = surgery.default_scale(way, 7)
     transitions = opened(made, way, scale)
     assert torch.equal(made.model(x), before)
     for t in transitions:
@@ -62,10 +62,10 @@ def test_a_transition_put_back_goes_on_as_it_did() -> None:
     transition = surgery.open_skip(block, 0.5, steps=20)
     for _ in range(7):
         transition.advance()
-    kept = (transition.made, block.skip, block.skip.gate, block.skip.branch)
+    kept = (transition.steps_done, block.skip, block.skip.gate, block.skip.branch)
     while not transition.advance():
         pass
-    transition.made, block.skip, block.skip.gate, block.skip.branch = kept
+    transition.steps_done, block.skip, block.skip.gate, block.skip.branch = kept
     transition.advance()
     assert block.skip.gate == pytest.approx(8 / 20)
     assert block.skip.branch == pytest.approx(1 - 8 / 20 * 0.5)
@@ -101,7 +101,7 @@ def test_the_default_way_is_gentle_to_a_working_net_where_an_instant_skip_wrecks
         now = sum(losses[-10:]) / 10
         chosen: Any = surgery.resolve_way(losses[0], now, 8) if way == "auto" else way
         assert chosen != "ramp"
-        scale = 1.0 if way == "instant" else surgery.default_branch(chosen, 8)
+        scale = 1.0 if way == "instant" else surgery.default_scale(chosen, 8)
         peaks[way] = max(train(made, 70, opened(made, chosen, scale)))
     assert peaks["auto"] < 1.5
     assert peaks["instant"] > 50
@@ -112,7 +112,7 @@ def test_auto_cures_a_net_whose_gradient_vanishes(optimizer: Any) -> None:
     made = setup("mlp", depth=20, width=32, activation="sigmoid", optimizer=optimizer)
     losses = train(made, 100)
     way: Any = surgery.resolve_way(losses[0], losses[-1], 20)
-    after = train(made, 80, opened(made, way, surgery.default_branch(way, 20)))
+    after = train(made, 80, opened(made, way, surgery.default_scale(way, 20)))
     assert losses[-1] > 2.2
     assert max(after) < 5
     assert sum(after[-10:]) / 10 < 1.15
@@ -194,7 +194,7 @@ def test_a_skip_around_a_foreign_block_keeps_names_and_leaves_nothing_behind() -
     net = Foreign().eval()
     x = torch.randn(5, 6)
     names, before, tree = list(net.state_dict()), net(x), repr(net)
-    around = surgery.Around(net.body[1])
+    around = surgery.UserBlock(net.body[1])
     opening = surgery.open_skip(around, 0.5, steps=4)
     assert torch.equal(net(x), before)
     opening.finish()
@@ -215,7 +215,7 @@ def test_a_skip_around_a_foreign_block_keeps_names_and_leaves_nothing_behind() -
 def test_a_copy_of_a_net_with_a_skip_has_its_own_and_a_file_of_it_can_be_read_again() -> None:
     net = Foreign().eval()
     x = torch.randn(5, 6)
-    surgery.open_skip(surgery.Around(net.body[1]), 0.5, steps=1).finish()
+    surgery.open_skip(surgery.UserBlock(net.body[1]), 0.5, steps=1).finish()
     before = net(x)
     file = io.BytesIO()
     torch.save(net, file)
@@ -232,7 +232,7 @@ def test_a_copy_of_a_net_with_a_skip_has_its_own_and_a_file_of_it_can_be_read_ag
 
 def test_hooks_on_a_foreign_block_hear_what_leaves_it_whenever_they_came() -> None:
     block, x, heard = nn.Linear(8, 8), torch.randn(5, 8), []
-    around = surgery.Around(block)
+    around = surgery.UserBlock(block)
     for skip in (None, Skip(0.5)):
         around.skip = skip
         block.register_forward_hook(lambda module, args, output: heard.append(output))
@@ -243,7 +243,7 @@ def test_hooks_on_a_foreign_block_hear_what_leaves_it_whenever_they_came() -> No
 def test_a_forward_that_the_user_has_set_is_joined_and_comes_back() -> None:
     block, x = nn.Linear(8, 8), torch.randn(5, 8)
     block.forward = own = lambda x: x.sin()  # type: ignore[assignment, method-assign]
-    around = surgery.Around(block)
+    around = surgery.UserBlock(block)
     around.skip = Skip(0.5)
     assert torch.equal(block(x), x + 0.5 * x.sin())
     around.skip = None
@@ -252,11 +252,11 @@ def test_a_forward_that_the_user_has_set_is_joined_and_comes_back() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, as its compiler is imported
 def test_a_skip_around_another_shape_and_a_compiled_net_are_refused() -> None:
-    around = surgery.Around(nn.Linear(8, 4))
+    around = surgery.UserBlock(nn.Linear(8, 4))
     around.skip = Skip(1.0)
     with pytest.raises(ValueError, match=r"output's shape \(5, 4\) is not its input's \(5, 8\)"):
         around.module(torch.randn(5, 8))
     with pytest.raises(ValueError, match=r"compiled by torch\.compile"):
-        surgery.Around(torch.compile(nn.Linear(8, 8)))  # type: ignore[arg-type]
+        surgery.UserBlock(torch.compile(nn.Linear(8, 8)))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"the net is compiled by torch\.jit"):
-        surgery.Around(torch.jit.script(nn.Linear(8, 8)))
+        surgery.UserBlock(torch.jit.script(nn.Linear(8, 8)))

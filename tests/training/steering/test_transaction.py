@@ -86,7 +86,7 @@ def test_a_turn_that_fails_within_an_accumulation_keeps_the_gradients(
                 grads = [(p.grad, p.grad.clone()) for p in net.parameters() if p.grad is not None]
                 before = copy_of(net), state_of(optimizer), torch.get_rng_state()
                 kept.order(parse("kick=0.1"))
-                run.control.between()
+                run.control.before_update()
                 assert same(copy_of(net), before[0])
                 assert same_state(state_of(optimizer), before[1])
                 assert torch.equal(torch.get_rng_state(), before[2])

@@ -347,7 +347,7 @@ def test_evaluation_leaves_weights_mode_and_random_numbers_alone(kept: FakeKeepe
         setup.optimizer.step()
         run.step(loss_tensor)
         kept.order(Evaluate())
-        run.control.between()
+        run.control.before_update()
     assert [e.step for e in kept.events(Evaluated)] == [1, 1], "once asked for, once at the end"
 
 

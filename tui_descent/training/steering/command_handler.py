@@ -25,9 +25,9 @@ from tui_descent.training.probes.curvature_probe import CurvatureProbe
 from tui_descent.training.probes.range_test import RangeTest
 from tui_descent.training.probes.range_test_run import RangeTestRun
 from tui_descent.training.progress import Progress, reply_to
-from tui_descent.training.steering.command_queue import Batch, CommandQueue
+from tui_descent.training.steering.command_queue import CommandQueue, QueuedCommand
 from tui_descent.training.steering.pace import RunMode
-from tui_descent.training.steering.steering import Steering, Turned
+from tui_descent.training.steering.steering import KnobChange, Steering
 from tui_descent.training.undo.snapshot import Snapshot
 from tui_descent.training.undo.undo_stack import WITHOUT_UNDO, UndoStack, undo_entry
 from tui_descent.training.watch.layer_list import LayerList
@@ -58,19 +58,19 @@ class CommandHandler:
         test = None if setup is None else RangeTest(steering, setup)
         self._range_test = None if test is None else RangeTestRun(test, progress, queue, mode)
 
-    def carry_out(self, batch: Batch) -> None:
+    def carry_out(self, queued: QueuedCommand) -> None:
         """Carry it out and reply to every request in it."""
-        progress, order, command = self._progress, batch.order, batch.order.command
+        progress, request, command = self._progress, queued.request, queued.request.command
         progress.stood = True
         try:
             if isinstance(command, TurnKnob):
-                self._turn(batch, command)
+                self._turn(queued, command)
             else:
-                progress.done(order, self._do(command, order.client))
+                progress.done(request, self._do(command, request.client))
         except ValueError as error:
-            for request in batch.earlier:
-                progress.reject(request, str(error), more=True)
-            progress.reject(order, str(error))
+            for merged in queued.merged:
+                progress.reject(merged, str(error), more=True)
+            progress.reject(request, str(error))
 
     def evaluate(self) -> tuple[float | None, float | None]:
         """Evaluate before the next update and report it: loss and accuracy; None where there is no data."""
@@ -87,43 +87,43 @@ class CommandHandler:
         place = self._progress if at is None else at
         self._progress.emit(self._undo_stack.event(reason, place.segment, place.step))
 
-    def _turn(self, batch: Batch, turn: TurnKnob) -> None:
-        progress, order = self._progress, batch.order
+    def _turn(self, queued: QueuedCommand, turn: TurnKnob) -> None:
+        progress, request = self._progress, queued.request
         self._steering.check(turn)
         undo_stack = None if turn.knob in WITHOUT_UNDO else self._undo_stack
         before = undo_stack.take(progress.segment, progress.step) if undo_stack is not None else None
-        rate, turned = self._steering.rate.value, self._apply(turn, before)
+        rate, change = self._steering.rate.value, self._apply(turn, before)
         if undo_stack is not None:
             rates = rate, self._steering.rate.value
-            entry = undo_entry(progress.interventions, progress.step, turn, turned, before, rates=rates)
-            turned = turned.noted(undo_stack.push(entry))
-        at_once = 1 + len(batch.earlier)
-        for request in batch.earlier:
+            entry = undo_entry(progress.interventions, progress.step, turn, change, before, rates=rates)
+            change = change.with_note(undo_stack.push(entry))
+        at_once = 1 + len(queued.merged)
+        for merged in queued.merged:
             what = f"one of {at_once} changes made together as intervention {progress.interventions}"
-            progress.done(request, what, more=True)
-        self._report_turn(order, turn, turned, turns=at_once)
+            progress.done(merged, what, more=True)
+        self._report_turn(request, turn, change, turns=at_once)
         if before is not None:
             self.report_snapshot(f"before intervention {progress.interventions}", at=before)
 
-    def _apply(self, turn: TurnKnob, before: Snapshot | None = None) -> Turned:
-        turned = self._steering.turn(turn, step=self._progress.step, before=before)
+    def _apply(self, turn: TurnKnob, before: Snapshot | None = None) -> KnobChange:
+        change = self._steering.turn(turn, step=self._progress.step, before=before)
         self._progress.interventions += 1
-        return turned
+        return change
 
-    def _report_turn(self, order: ClientRequest, turn: TurnKnob, turned: Turned, *, turns: int = 1) -> None:
+    def _report_turn(self, request: ClientRequest, turn: TurnKnob, change: KnobChange, *, turns: int = 1) -> None:
         self._progress.emit(
             KnobTurned(
                 id=self._progress.interventions,
-                source=order.source,
+                source=request.source,
                 knob=turn.knob,
                 target=turn.target,
-                old=turned.old,
-                new=turned.new,
+                old=change.old,
+                new=change.new,
                 value=turn.value,
                 parameters=turn.parameters,
                 turns=turns,
-                **turned.particulars(),
-                **reply_to(order),
+                **change.event_fields(),
+                **reply_to(request),
                 **self._progress.place,
             )
         )
@@ -137,10 +137,10 @@ class CommandHandler:
                 mode.pause()
                 return "paused"
             case Resume():
-                mode.go(progress.step)
+                mode.resume(progress.step)
                 return "running"
             case RunSteps():
-                mode.go(progress.step, command.steps)
+                mode.resume(progress.step, command.steps)
                 return f"{command.steps} step{'s' * (command.steps > 1)}, then a pause"
             case Evaluate():
                 if self._evaluation is None:
@@ -188,7 +188,7 @@ class CommandHandler:
         except ValueError:
             undo_stack.cancel(move)
             raise
-        self._steering.restored()
+        self._steering.after_restore()
         left, place = (progress.segment, progress.step), move.snapshot
         # A user loop goes on counting.
         progress.rewind(place.step if self._is_scenario else progress.step)

@@ -12,7 +12,7 @@ from tui_descent.protocol.events import NotFinite, State
 from tui_descent.training.probes.curvature_probe import CurvatureProbe
 from tui_descent.training.progress import Progress
 from tui_descent.training.steering.command_handler import CommandHandler, Evaluation
-from tui_descent.training.steering.command_queue import Batch, CommandQueue
+from tui_descent.training.steering.command_queue import CommandQueue, QueuedCommand
 from tui_descent.training.steering.pace import PaceTimer, RunMode
 from tui_descent.training.steering.steering import Steering
 from tui_descent.training.stop_run import StopRun
@@ -23,7 +23,7 @@ from tui_descent.training.watch.results import Results
 
 # What becomes of a run with a non-finite loss or gradient.
 OnFault = Literal["hold", "end", "note"]
-NOTED_EVERY = 1000
+REPORT_FAULT_EVERY = 1000
 
 
 class Control:
@@ -64,8 +64,8 @@ class Control:
             commands += [(at, RunRangeTest()) for at in progress.link.launch.range_test_at]
         self._plan = sorted(commands, key=lambda entry: entry[0])
         self._pace = PaceTimer()
-        self._noted_at: int | None = None
-        self._handling = False  # a fault that came with results
+        self._reported_at: int | None = None
+        self._handling_fault = False  # a fault that came with results
 
     @property
     def idle(self) -> bool:
@@ -74,7 +74,7 @@ class Control:
         return (
             progress.link is not None
             and progress.ring is not None
-            and not (mode.paused or progress.link.lost or steering.moving or self._queue.waiting)
+            and not (mode.paused or progress.link.lost or steering.in_transition or self._queue.waiting)
             and mode.steps_left is None
             and mode.stop_reason is None
             and steering.pace is None
@@ -86,33 +86,37 @@ class Control:
         """Updates until the next planned command; infinite without one."""
         return self._plan[0][0] - self._progress.step if self._plan else math.inf
 
-    def settle(self) -> None:
+    def report_all(self) -> None:
         """Report every step made so far: whatever comes next must not overtake them. Synchronises on a GPU."""
         self._progress.fast_steps = 0
         self._report(wait=True)
 
-    def collect(self) -> None:
+    def report_ready(self) -> None:
         """Report the steps whose numbers have arrived."""
         self._report(wait=False)
 
     def _report(self, *, wait: bool) -> None:
-        if self._handling:  # of a fault, before which everything was reported
+        if self._handling_fault:  # of a fault, before which everything was reported
             return
         while (fault := self._results.report(wait=wait)) is not None:
-            self._handling = True
+            self._handling_fault = True
             try:
                 self.handle_fault(fault)
             finally:
-                self._handling = False
+                self._handling_fault = False
                 self._results.release()
 
     def handle_fault(self, fault: Fault) -> bool:
         """Report it, then hold, end or go on; whether the update is to be dropped. Raises `StopRun`."""
-        self.settle()
+        self.report_all()
         progress = self._progress
-        if self.on_fault == "note" and self._noted_at is not None and fault.step < self._noted_at + NOTED_EVERY:
+        if (
+            self.on_fault == "note"
+            and self._reported_at is not None
+            and fault.step < self._reported_at + REPORT_FAULT_EVERY
+        ):
             return False  # bad weights stay bad: reported now and then, not with every step
-        self._noted_at = fault.step
+        self._reported_at = fault.step
         progress.emit(
             NotFinite(segment=progress.segment, step=fault.step, what=fault.what, layer=fault.layer, text=fault.text)
         )
@@ -123,25 +127,25 @@ class Control:
         self.hold(fault.text, broken=True)
         return True
 
-    def completed(self) -> None:
+    def count_update(self) -> None:
         """An update was made."""
         self._progress.step += 1
-        self.mode.made(self._progress.step)
+        self.mode.count_update(self._progress.step)
 
     def evaluate(self) -> tuple[float | None, float | None]:
         """Evaluate before the next update and report it: loss and accuracy; None where there is no data."""
-        self.settle()
+        self.report_all()
         return self._handler.evaluate()
 
-    def between(self) -> None:
+    def before_update(self) -> None:
         """Everything due before the next update. Raises `StopRun`."""
         progress, undo_stack, mode = self._progress, self.undo_stack, self.mode
         progress.stood = False
         if self.steps_to_plan <= 0 or mode.stop_reason is not None or (undo_stack is not None and undo_stack.due):
-            self.settle()
+            self.report_all()
         while self.steps_to_plan <= 0:
             _, command = self._plan.pop(0)
-            self._handler.carry_out(Batch(ClientRequest(client=0, request=0, source="plan", command=command)))
+            self._handler.carry_out(QueuedCommand(ClientRequest(client=0, request=0, source="plan", command=command)))
         if undo_stack is not None and undo_stack.take_periodic(progress.segment, progress.step):
             self._handler.report_snapshot("now and then" if progress.step else "the run's start")
         if progress.link is not None and progress.ring is not None:
@@ -151,7 +155,7 @@ class Control:
             alone = progress.link.lost and self._is_scenario
             slow = mode.paused or self._steering.pace is not None
             if slow or progress.ring.flagged() or alone or self._queue.due(now_s):
-                self._obey()
+                self._process_commands()
         if mode.stop_reason is not None:
             raise StopRun("stopped", mode.stop_reason)
         progress.rewound = False
@@ -168,15 +172,15 @@ class Control:
             self._progress.broken = True
             if (good := self.undo_stack.last_good()) is not None:
                 reason = f"{reason}; u goes back to step {good.step}"
-        self._obey(still=("held", reason))
+        self._process_commands(still=("held", reason))
         self._progress.broken = False
 
     def wait_at_end(self, steps: int) -> int:
         """All steps are made: wait until more are asked for, and give how many. Raises `StopRun`."""
-        if not self.mode.steps_left and not self.mode.onward:  # otherwise they were asked for before
+        if not self.mode.steps_left and not self.mode.continue_past_goal:  # otherwise they were asked for before
             self.mode.pause()
-            self._obey(still=("waiting", f"all steps made: space goes on for {steps} more, q leaves"))
-        self.mode.onward = False
+            self._process_commands(still=("waiting", f"all steps made: space goes on for {steps} more, q leaves"))
+        self.mode.continue_past_goal = False
         return self.mode.steps_left or steps
 
     def finish(self, error: BaseException | None) -> BaseException | None:
@@ -185,7 +189,7 @@ class Control:
             self._results.abandon()
             return error
         try:
-            self.settle()
+            self.report_all()
         except (StopRun, RuntimeError) as found:
             return found
         return None
@@ -196,16 +200,16 @@ class Control:
             self.undo_stack.close()
         self._progress.close()
 
-    def _obey(self, *, still: tuple[State, str] = ("paused", "")) -> None:
+    def _process_commands(self, *, still: tuple[State, str] = ("paused", "")) -> None:
         """Carry out the commands at hand; stay while paused or ahead of the pace."""
-        self.settle()
+        self.report_all()
         progress, mode, steering, link = self._progress, self.mode, self._steering, self._progress.link
         while link is not None and mode.stop_reason is None:
             self._queue.poll(link)
-            while batch := self._queue.take(at_once=mode.paused or steering.pace is not None):
+            while queued := self._queue.take(at_once=mode.paused or steering.pace is not None):
                 start_s = time.perf_counter()
-                self._handler.carry_out(batch)
-                self._queue.made(batch, time.perf_counter() - start_s)
+                self._handler.carry_out(queued)
+                self._queue.add_cost(queued, time.perf_counter() - start_s)
             if link.lost:
                 if self._is_scenario:
                     raise StopRun("stopped", "the keeper is gone")
@@ -219,10 +223,10 @@ class Control:
                 continue
             progress.set_state("running")
             # Single steps do not wait.
-            ahead_s = self._pace.ahead_s(None if mode.steps_left is not None else steering.pace)
-            if ahead_s <= 0:
+            wait_s = self._pace.wait_s(None if mode.steps_left is not None else steering.pace)
+            if wait_s <= 0:
                 return
-            link.wait(ahead_s)
+            link.wait(wait_s)
         if mode.stop_reason is not None:
             raise StopRun("stopped", mode.stop_reason)
 
@@ -232,7 +236,7 @@ class Control:
         free = paused or self._steering.pace is not None
         if curvature is None or not curvature.due(progress.step, paced=free, still=paused):
             return
-        self.settle()
+        self.report_all()
         with self._steering.muted():
             for event in curvature.read(progress.segment, progress.step, paid=not free):
                 progress.emit(event)

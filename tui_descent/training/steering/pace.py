@@ -14,7 +14,7 @@ class PaceTimer:
     def __init__(self) -> None:
         self._due_s = 0.0
 
-    def ahead_s(self, pace: float | None) -> float:
+    def wait_s(self, pace: float | None) -> float:
         """How long to wait before the next update; not at all without a pace. 0 means that it is made now."""
         if pace is None:
             self._due_s = 0.0
@@ -36,20 +36,20 @@ class RunMode:
         self.paused = False
         self.steps_left: int | None = None  # before it pauses
         self.goal = math.inf  # updates
-        self.onward = False  # asked to go on beyond the goal
+        self.continue_past_goal = False  # asked to go on beyond the goal
         self.stop_reason: str | None = None  # asked to end the run
 
     def pause(self) -> None:
         """Until somebody asks to go on."""
         self.paused, self.steps_left = True, None
 
-    def go(self, step: int, steps: int | None = None) -> None:
+    def resume(self, step: int, steps: int | None = None) -> None:
         """Go on from `step`, or make so many steps and pause. Raises `ValueError`."""
         if steps is not None and not 1 <= steps <= MAX_STEPS_AT_ONCE:
             raise ValueError(f"steps = {steps}; allowed: 1 to {MAX_STEPS_AT_ONCE:,}")
-        self.paused, self.steps_left, self.onward = False, steps, step == self.goal
+        self.paused, self.steps_left, self.continue_past_goal = False, steps, step == self.goal
 
-    def made(self, step: int) -> None:
+    def count_update(self, step: int) -> None:
         """An update was made; `step` is the next one's number."""
         if self.steps_left is not None:
             self.steps_left -= 1

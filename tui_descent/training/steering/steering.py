@@ -19,13 +19,13 @@ from tui_descent.training.optim.parameter_groups import fill_momentum_buffers
 from tui_descent.training.setup.build import Setup
 from tui_descent.training.setup.nets.block import Block
 from tui_descent.training.steering import surgery
-from tui_descent.training.steering.knobs.context import Knob, KnobContext, Turned
+from tui_descent.training.steering.knobs.context import Knob, KnobChange, KnobContext
 from tui_descent.training.steering.knobs.rate_multiplier import RateMultiplier
 from tui_descent.training.steering.knobs.table import knobs_of
 from tui_descent.training.steering.transaction import Transaction
 from tui_descent.training.undo.snapshot import HoldsState, Snapshot
 
-__all__ = ["RateMultiplier", "Steering", "Turned"]
+__all__ = ["KnobChange", "RateMultiplier", "Steering"]
 
 
 class Steering:
@@ -58,8 +58,8 @@ class Steering:
             clip=clip,
             init=init,
             blocks={name: m for name, m in model.named_modules() if isinstance(m, Block)},
-            no_blocks=f"residual acts on the blocks of a built-in net; {type(model).__name__} has none that can be "
-            "steered",
+            no_blocks_reason=f"residual acts on the blocks of a built-in net; {type(model).__name__} has none "
+            "that can be steered",
         )
         self._knobs = knobs_of(self.context)
         self._finder: surgery.BlockFinder | None = None
@@ -78,7 +78,7 @@ class Steering:
         return self.rate.multiplier != 1.0
 
     @property
-    def turned_at(self) -> int:
+    def last_change_step(self) -> int:
         """Before which update the last turn was made; 0 without any."""
         return self.context.step
 
@@ -88,32 +88,32 @@ class Steering:
         return self.context.pace
 
     @property
-    def clips(self) -> bool:
+    def clips_gradients(self) -> bool:
         """Whether gradients are clipped before the update."""
         return self.context.clip is not None
 
     @property
-    def norms_to_come(self) -> int:
+    def max_new_layers(self) -> int:
         """How many layers a surgery can add: a norm in each block that has none. All others leave the layers alone."""
         return sum(block.norm is None for block in self.context.blocks.values())
 
     @property
-    def moving(self) -> bool:
+    def in_transition(self) -> bool:
         """Whether a change is under way, which every update takes further."""
-        return bool(self.context.under_way)
+        return bool(self.context.transitions)
 
     @property
     def version(self) -> int:
         """Of the network's structure: grows when modules come or go."""
         return self.context.version
 
-    def watched(
+    def attach(
         self,
         follow: Callable[[torch.optim.Optimizer], None],
         muted: Callable[[], AbstractContextManager[None]],
     ) -> None:
         """Who follows a change of the optimizer, and how to keep the instruments off a turn's own passes."""
-        self.context.followers.append(follow)
+        self.context.optimizer_listeners.append(follow)
         follow(self.context.optimizer)
         self._muted = muted
 
@@ -130,7 +130,7 @@ class Steering:
         if (why := self._knobs[knobs.check(turn).knob].unavailable()) is not None:
             raise ValueError(why)
 
-    def turn(self, turn: TurnKnob, *, step: int = 0, before: Snapshot | None = None) -> Turned:
+    def turn(self, turn: TurnKnob, *, step: int = 0, before: Snapshot | None = None) -> KnobChange:
         """Turn one knob before update `step`; `before` is the snapshot taken for an undo, where there is one.
 
         Raises `ValueError`, with nothing changed, when it cannot be.
@@ -142,16 +142,16 @@ class Steering:
             return knob.turn(turn)
         states = self.states()
         with self._muted():
-            turned = self._whole_turn(knob, turn, row, step, before)
+            turned = self._turn_or_roll_back(knob, turn, row, step, before)
         one = turn.target != "all"
         changed = (now for now, then in zip(self.states(), states, strict=True) if now != then)
         return replace(turned, knobs=tuple(state for state in changed if one or state.name != turn.knob))
 
-    def _whole_turn(
+    def _turn_or_roll_back(
         self, knob: Knob, turn: TurnKnob, row: knobs.KnobSpec, step: int, snapshot: Snapshot | None
-    ) -> Turned:
+    ) -> KnobChange:
         """Change, probe, and put all back where either raises."""
-        before = self._probed(whole=False)
+        before = self._probe(whole=False)
         transaction = Transaction(self.context, snapshot)
         self.context.step = step
         try:
@@ -160,7 +160,7 @@ class Steering:
             if row.touches != "net" or before is None:
                 return turned
             self.context.advance(at_once=True)
-            after = self._probed(whole=True)
+            after = self._probe(whole=True)
             assert after is not None
             return _with_receipt(turned, before, after)
         except Exception as error:
@@ -174,7 +174,7 @@ class Steering:
         """What a snapshot of the run is taken of."""
         return self.context.holders()
 
-    def restored(self) -> None:
+    def after_restore(self) -> None:
         """A snapshot was restored: the net has changed, and the optimizer may be another object."""
         self.context.version += 1
         self.context.change_optimizer(self.context.optimizer)
@@ -189,13 +189,13 @@ class Steering:
         setup = self.context.setup
         return setup is not None and setup.schedule is not None and setup.schedule.needs_loss
 
-    def update_made(self) -> None:
+    def after_update(self) -> None:
         """An update was made, its turned rate taken off: the schedule moves on, unless it has to know the loss."""
         setup = self.context.setup
         if setup is not None and setup.schedule is not None and not setup.schedule.needs_loss:
             setup.schedule.step(math.nan)
 
-    def loss_known(self, loss: float) -> None:
+    def add_loss(self, loss: float) -> None:
         """The loss of an update is known, before any turn that comes after the update."""
         context = self.context
         if self.needs_loss:
@@ -206,7 +206,7 @@ class Steering:
             context.first_loss = loss
         context.losses.append(loss)
 
-    def move_back(self, updates: int) -> None:
+    def drop_updates(self, updates: int) -> None:
         """The last updates turned out to be none: the schedule goes back."""
         setup = self.context.setup
         if setup is not None and setup.schedule is not None and not self.needs_loss:
@@ -220,30 +220,30 @@ class Steering:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         return clipping.clip(parameters, self.context.clip, grad_scale=clipping.grad_scale(optimizer))
 
-    def heal(self) -> None:
+    def remove_rate_multiplier(self) -> None:
         """Between two steps: a step that raised never came to its post-hooks."""
-        self.context.rate.take_off()
+        self.context.rate.remove()
 
-    def listen(self) -> None:
+    def start_block_search(self) -> None:
         """An own net's first forward pass tells which of its modules can bear a skip."""
         if not self.context.blocks:
             try:
                 self._finder = surgery.BlockFinder(self.context.model)
             except ValueError as error:
-                self.context.no_blocks = f"residual: {error}"
+                self.context.no_blocks_reason = f"residual: {error}"
                 return
             self._finder.listen()
 
-    def heard(self) -> None:
+    def finish_block_search(self) -> None:
         """That pass is over."""
         if self._finder is None:
             return
         blocks, reasons = self._finder.found()
         self._finder = None
-        self.context.around = {name: surgery.Around(module) for name, module in blocks.items()}
+        self.context.user_blocks = {name: surgery.UserBlock(module) for name, module in blocks.items()}
         if not blocks and reasons:
             name, reason = next(iter(reasons.items()))
-            self.context.no_blocks += f"; {name}: {reason}"
+            self.context.no_blocks_reason += f"; {name}: {reason}"
 
     def _state(self, name: str) -> KnobState:
         knob = self._knobs[name]
@@ -251,7 +251,7 @@ class Steering:
             return KnobState(name=name, unavailable=why)
         return KnobState(name=name, value=knob.value())
 
-    def _probed(self, *, whole: bool) -> tuple[Tensor, float] | None:
+    def _probe(self, *, whole: bool) -> tuple[Tensor, float] | None:
         """Outputs and loss on the fixed samples, `whole` with a backward pass; None where there are none to be had."""
         setup, model = self.context.setup, self.context.model
         if setup is None:
@@ -269,7 +269,7 @@ class Steering:
             return outputs.detach().clone(), float(loss.detach())
 
 
-def _with_receipt(turned: Turned, before: tuple[Tensor, float], after: tuple[Tensor, float]) -> Turned:
+def _with_receipt(turned: KnobChange, before: tuple[Tensor, float], after: tuple[Tensor, float]) -> KnobChange:
     """What changed on the probe batch. Raises `ValueError` where numbers became none."""
     if math.isfinite(before[1]) and not math.isfinite(after[1]):
         raise ValueError(f"nothing was changed: the loss would be {after[1]}")

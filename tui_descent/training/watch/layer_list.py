@@ -47,7 +47,7 @@ class LayerList:
         """The run's first layers, in the order of the first forward pass if it was recorded, else as registered."""
         net = structure(self._model, order=self._order.now(self._model))
         self._take(net)
-        self.room = len(net.layers) + self._steering.norms_to_come + SPARE
+        self.room = len(net.layers) + self._steering.max_new_layers + SPARE
         self._reported = net
 
     def instruments(self, *, look: bool = False) -> InstrumentSet:

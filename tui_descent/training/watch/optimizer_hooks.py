@@ -93,7 +93,7 @@ class OptimizerHooks:
 
     def detach(self) -> None:
         """Hook off, and leave the optimizer's rates as its owner set them."""
-        self._steering.heal()
+        self._steering.remove_rate_multiplier()
         self._results.let_go()
         for handle in self._handles:
             handle.remove()
@@ -148,7 +148,7 @@ class OptimizerHooks:
 
     def take(self) -> tuple[int, bool]:
         """Since the last call: updates made, and whether one was dropped."""
-        self._steering.heal()
+        self._steering.remove_rate_multiplier()
         self._results.let_go()  # of a step that raised
         self._depth = 0
         taken = self.made, self._dropped
@@ -214,7 +214,7 @@ class OptimizerHooks:
         if self._depth > 0:
             return
         self._depth = 0
-        self._steering.rate.take_off()
+        self._steering.rate.remove()
         self._results.let_go()
         if self._dropped:
             return
@@ -272,7 +272,7 @@ class OptimizerHooks:
 
     def _apply_rate(self) -> None:
         self.rate = self._steering.rate.value
-        self._steering.rate.put_on()
+        self._steering.rate.apply()
 
     def _measure_before_update(self, preclip: Tensor | None) -> None:
         """All weights where that was asked for, costs no time, or follows a turn; otherwise a part of them."""
@@ -282,7 +282,7 @@ class OptimizerHooks:
             preclip,
             grad_scale=clipping.grad_scale(self._optimizer),
             step=self._progress.step,
-            partly=not whole and self._steering.turned_at <= self._last_reading,
+            partly=not whole and self._steering.last_change_step <= self._last_reading,
         )
 
     def _take_reading(self, tiers: Tiers) -> None:

@@ -111,9 +111,9 @@ class Watch:
         )
         self._timer = StepTimer(sampler, progress, steering)
         self._start_s = self._fast_until_s = time.perf_counter()
-        steering.watched(self._hooks.follow, self._hooks.muted)
+        steering.attach(self._hooks.follow, self._hooks.muted)
         if curvature is not None:
-            steering.watched(curvature.follow, self._hooks.muted)
+            steering.attach(curvature.follow, self._hooks.muted)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -137,7 +137,7 @@ class Watch:
         else:
             # The forward order of a user's layers is known only once the net has run.
             self._order.listen(self.model)
-            self.steering.listen()
+            self.steering.start_block_search()
         self._start_s = time.perf_counter()
         self._timer.restart()
         return self
@@ -176,9 +176,9 @@ class Watch:
         hooks.made = 0
         progress.fast_steps -= 1
         self._results.add_step(loss, start_s - self._start_s, hooks.rate, made=True)
-        self.steering.update_made()
+        self.steering.after_update()
         progress.step += 1
-        self.control.collect()
+        self.control.report_ready()
         ring = progress.ring
         assert ring is not None
         self._timer.count()
@@ -206,13 +206,13 @@ class Watch:
         self._timer.look()
         results.add_step(loss, now_s, self._hooks.rate, made=made, counted=counted)
         if made:
-            steering.update_made()
+            steering.after_update()
         if counted:
-            control.completed()
+            control.count_update()
         if steering.needs_loss:
-            control.settle()  # on a GPU this synchronises: plateau's next rate depends on this loss
+            control.report_all()  # on a GPU this synchronises: plateau's next rate depends on this loss
         else:
-            control.collect()
+            control.report_ready()
         self._enter_next_step()
         if not measured and not self._hooks.measures:
             self._timer.add_own(busy_s)
@@ -227,7 +227,7 @@ class Watch:
     def _steps_without_checks(self) -> int:
         control, hooks, steering, results = self.control, self._hooks, self.steering, self._results
         ready = self._layers.net is not None and hooks.planned and control.idle
-        if not ready or hooks.measures or results.accumulating or steering.clips:
+        if not ready or hooks.measures or results.accumulating or steering.clips_gradients:
             return 0
         if results.deferred and steering.needs_loss:
             return 0
@@ -236,7 +236,7 @@ class Watch:
 
     def begin_step(self) -> None:
         """Before the first forward pass; `step` does it before the others. Raises `StopRun`."""
-        self.control.between()
+        self.control.before_update()
         self.plan_step()
 
     def plan_step(self) -> None:
@@ -258,7 +258,7 @@ class Watch:
         if layers.net is not None:
             return
         self._order.stop()
-        self.steering.heard()
+        self.steering.finish_block_search()
         layers.begin()
         if link is not None:
             progress.begin(self.model, layers=layers.room)

@@ -16,7 +16,7 @@ from tui_descent.scenario.validate import nearest
 from tui_descent.training.setup.nets import parts
 from tui_descent.training.setup.nets.block import Block
 from tui_descent.training.steering import surgery
-from tui_descent.training.steering.knobs.context import KnobContext, Turned, common
+from tui_descent.training.steering.knobs.context import KnobChange, KnobContext, common_value
 from tui_descent.training.steering.surgery.residual import HasSkip, Way
 
 _ROTATED = 0.5**0.5
@@ -42,7 +42,7 @@ class ActivationKnob:
         kind = type(self._context.model).__name__
         return f"activation acts on modules such as nn.ReLU; {kind} has none that could be exchanged"
 
-    def turn(self, turn: TurnKnob) -> Turned:
+    def turn(self, turn: TurnKnob) -> KnobChange:
         """Blended over some updates, or exchanged at once."""
         places = self._targets(turn.target)
         way = turn.way or "blend"
@@ -52,16 +52,16 @@ class ActivationKnob:
         for place in places:
             if self._name(place) == name:
                 continue
-            self._context.settle("activation", place)
+            self._context.finish_transition("activation", place)
             new = parts.activation(self._spec(name))
             block = self._context.blocks.get(place)
             if block is not None:
                 transition = surgery.swap_activation(block, new, steps=steps)
             else:
                 transition = surgery.swap_module(self._context.model, place, new, steps=steps)
-            self._context.set_out("activation", place, transition)
-            self._context.wished["activation", place] = name
-        return Turned(old=old, new=self._of(places), way=way)
+            self._context.start_transition("activation", place, transition)
+            self._context.pending_values["activation", place] = name
+        return KnobChange(old=old, new=self._of(places), way=way)
 
     def _spec(self, name: Activation) -> ActivationSpec:
         """With what the scenario says of that kind, leaky_relu's slope, whichever the net began with."""
@@ -73,17 +73,17 @@ class ActivationKnob:
         context = self._context
         if context.blocks:
             return [name for name, block in context.blocks.items() if block.activation is not None]
-        under_way = [target for knob, target in context.under_way if knob == "activation"]
+        in_transition = [target for knob, target in context.transitions if knob == "activation"]
         return [
             name
             for name, module in context.model.named_modules()
-            if name in under_way
+            if name in in_transition
             or (
                 is_activation(module)
                 and not isinstance(module, nn.Identity)
                 and name
                 and not any(True for _ in module.parameters())
-                and not any(name.startswith(f"{place}.") for place in under_way)
+                and not any(name.startswith(f"{place}.") for place in in_transition)
             )
         ]
 
@@ -96,11 +96,11 @@ class ActivationKnob:
         return _one(target, places, "block" if self._context.blocks else "activation")
 
     def _of(self, places: Iterable[str]) -> str:
-        return common(self._name(place) for place in places)
+        return common_value(self._name(place) for place in places)
 
     def _name(self, place: str) -> str:
-        if ("activation", place) in self._context.under_way:
-            return self._context.wished["activation", place]
+        if ("activation", place) in self._context.transitions:
+            return self._context.pending_values["activation", place]
         block = self._context.blocks.get(place)
         module = self._context.model.get_submodule(place) if block is None else block.activation
         assert module is not None
@@ -119,9 +119,9 @@ class ResidualKnob:
 
     def unavailable(self) -> str | None:
         """A net without blocks, or a compiled one."""
-        return None if self._blocks() else self._context.no_blocks
+        return None if self._blocks() else self._context.no_blocks_reason
 
-    def turn(self, turn: TurnKnob) -> Turned:
+    def turn(self, turn: TurnKnob) -> KnobChange:
         """By the way asked for; `auto` stands for one of the others, which is told."""
         context, blocks = self._context, self._blocks()
         targets = list(blocks) if turn.target == "all" else _one(turn.target, blocks, "block")
@@ -132,16 +132,16 @@ class ResidualKnob:
         for target in targets:
             block = blocks[target]
             # The next one starts from the gate as it stands.
-            context.under_way.pop(("residual", target), None)
+            context.transitions.pop(("residual", target), None)
             if turn.value == "on":
-                context.set_out("residual", target, surgery.open_skip(block, scale, steps=steps, way=way))
+                context.start_transition("residual", target, surgery.open_skip(block, scale, steps=steps, way=way))
             elif block.skip is not None:
-                context.set_out("residual", target, surgery.close_skip(block, steps=steps, way=way))
-            context.wished["residual", target] = turn.value
-        return Turned(old=old, new=self._of(targets), way=way, scale=scale if turn.value == "on" else None)
+                context.start_transition("residual", target, surgery.close_skip(block, steps=steps, way=way))
+            context.pending_values["residual", target] = turn.value
+        return KnobChange(old=old, new=self._of(targets), way=way, scale=scale if turn.value == "on" else None)
 
     def _blocks(self) -> dict[str, HasSkip]:
-        return cast("dict[str, HasSkip]", self._context.blocks or self._context.around)
+        return cast("dict[str, HasSkip]", self._context.blocks or self._context.user_blocks)
 
     def _way(self, turn: TurnKnob, blocks: list[HasSkip]) -> Way:
         way = turn.way or "auto"
@@ -157,17 +157,17 @@ class ResidualKnob:
         return surgery.resolve_way(context.first_loss, now, len(self._blocks()))
 
     def _scale(self, turn: TurnKnob, way: str) -> float:
-        usual = surgery.default_branch(way, len(self._blocks()))
+        usual = surgery.default_scale(way, len(self._blocks()))
         if way == "rotation" and turn.scale not in (None, usual) and turn.value == "on":
             raise ValueError(f"scale = {turn.scale:g}; allowed: a rotation ends at 1/√2 = {usual!r}; or another way")
         return usual if turn.scale is None else turn.scale
 
     def _of(self, targets: Iterable[str]) -> str:
-        return common(self._name(target) for target in targets)
+        return common_value(self._name(target) for target in targets)
 
     def _name(self, target: str) -> str:
-        if ("residual", target) in self._context.under_way:
-            return self._context.wished["residual", target]
+        if ("residual", target) in self._context.transitions:
+            return self._context.pending_values["residual", target]
         return "off" if self._blocks()[target].skip is None else "on"
 
 
@@ -188,7 +188,7 @@ class NormKnob:
         kind = type(self._context.model).__name__
         return f"norm acts on the blocks of a built-in net; {kind} has none that can be steered"
 
-    def turn(self, turn: TurnKnob) -> Turned:
+    def turn(self, turn: TurnKnob) -> KnobChange:
         """At once; the optimizer takes over its weights, or lets go of them. Calibrated where the net does anything."""
         context = self._context
         names = list(context.blocks) if turn.target == "all" else _one(turn.target, context.blocks, "block")
@@ -202,11 +202,11 @@ class NormKnob:
         where = turn.where or (first.where if first.norm is not None else "pre")
         spec = msgspec.convert({"name": turn.value, "where": where}, NormSpec)
         changed = surgery.set_norm(context.model, blocks, spec, probe=probe if way == "calibrated" else None)
-        context.parameters_changed(changed)
+        context.update_parameters(changed)
         count = sum(p.numel() for p in (changed.added or changed.removed).values())
         note = f"{count} parameters {'came' if changed.added else 'went'}" if count else None
         none = turn.value == "none"
-        return Turned(
+        return KnobChange(
             old=old,
             new=self._of(blocks.values()),
             way=None if none else way,
@@ -222,7 +222,7 @@ class NormKnob:
             return surgery.norm_way(float(setup.probe()), float(setup.silent()))
 
     def _of(self, blocks: Iterable[Block]) -> str:
-        return common(_norm_name(block.norm) for block in blocks)
+        return common_value(_norm_name(block.norm) for block in blocks)
 
 
 def _norm_name(norm: nn.Module | None) -> str:

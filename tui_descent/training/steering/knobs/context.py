@@ -24,11 +24,11 @@ from tui_descent.training.undo.torch_state import TorchState
 RECENT = 10  # losses, whose mean is the loss now
 # Fields that an undo puts back by assignment. Not the pace; nor the version, which only grows: what was made for one
 # version must see that the net has changed.
-_UNDONE = ("optimizer", "clip", "init", "step", "kicked", "first_loss")
+_RESTORED_FIELDS = ("optimizer", "clip", "init", "step", "last_kick", "first_loss")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Turned:
+class KnobChange:
     """What a turn did, read back: the record keeps the resolved way, scale and place, so that it replays exactly."""
 
     old: str
@@ -42,11 +42,11 @@ class Turned:
     note: str | None = None
     knobs: tuple[KnobState, ...] = ()
 
-    def noted(self, more: str | None) -> Turned:
+    def with_note(self, more: str | None) -> KnobChange:
         """The same with `more` at the end of the note."""
         return self if more is None else replace(self, note="; ".join(filter(None, (self.note, more))))
 
-    def particulars(self) -> dict[str, Any]:
+    def event_fields(self) -> dict[str, Any]:
         """All but old and new, as `KnobTurned` takes it."""
         names = ("way", "scale", "where", "function_change", "loss_before", "loss_after", "note", "knobs")
         return {name: getattr(self, name) for name in names}
@@ -61,7 +61,7 @@ class Knob(Protocol):
     def unavailable(self) -> str | None:
         """Why it cannot act in this run; None where it can."""
 
-    def turn(self, turn: TurnKnob) -> Turned:
+    def turn(self, turn: TurnKnob) -> KnobChange:
         """Do it; the turn was checked against the table."""
 
 
@@ -69,8 +69,8 @@ class Knob(Protocol):
 class KnobContext:
     """One run as the knobs see it. `setup` is None in an own loop; `steps` how many updates the run is to make.
 
-    `version` counts changes of the net's structure. `wished` holds what blocks are on their way to, by knob and target.
-    `followers` are told of another optimizer.
+    `version` counts changes of the net's structure. `pending_values` holds what blocks are on their way to, by knob and
+    target. `optimizer_listeners` are told of another optimizer.
     """
 
     model: nn.Module
@@ -84,44 +84,44 @@ class KnobContext:
     init: str
     step: int = 0
     version: int = 0
-    kicked: str = "0"
+    last_kick: str = "0"
     blocks: dict[str, Block] = field(default_factory=dict)
-    around: dict[str, surgery.Around] = field(default_factory=dict)
-    no_blocks: str = ""
-    under_way: dict[tuple[str, str], surgery.Transition] = field(default_factory=dict)
-    wished: dict[tuple[str, str], str] = field(default_factory=dict)
-    followers: list[Callable[[torch.optim.Optimizer], None]] = field(default_factory=list)
+    user_blocks: dict[str, surgery.UserBlock] = field(default_factory=dict)
+    no_blocks_reason: str = ""
+    transitions: dict[tuple[str, str], surgery.Transition] = field(default_factory=dict)
+    pending_values: dict[tuple[str, str], str] = field(default_factory=dict)
+    optimizer_listeners: list[Callable[[torch.optim.Optimizer], None]] = field(default_factory=list)
     first_loss: float | None = None
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
 
     def holders(self) -> list[HoldsState]:
         """What holds the state of the run: model, optimizer, knobs, and a scenario's schedule and batches."""
-        skips = (around.skip for around in self.around.values())
+        skips = (around.skip for around in self.user_blocks.values())
         tensors = TorchState(self.model, self.optimizer, *skips)
         return [tensors, self] if self.setup is None else [tensors, self, self.setup]
 
     def state(self) -> dict[str, Any]:
         """What the knobs have set, and the changes under way."""
         return {
-            "fields": {name: getattr(self, name) for name in _UNDONE},
+            "fields": {name: getattr(self, name) for name in _RESTORED_FIELDS},
             "rate": self.rate.state(),
-            "skips": [(around, around.skip) for around in self.around.values()],
-            "under_way": [(key, change, change.state()) for key, change in self.under_way.items()],
-            "wished": dict(self.wished),
+            "skips": [(around, around.skip) for around in self.user_blocks.values()],
+            "transitions": [(key, change, change.state()) for key, change in self.transitions.items()],
+            "pending_values": dict(self.pending_values),
             "losses": list(self.losses),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Back to it; `Steering.restored` then tells the followers."""
+        """Back to it; `Steering.restored` then tells the optimizer_listeners."""
         for name, value in state["fields"].items():
             setattr(self, name, value)
         self.rate.restore(state["rate"])
         for around, skip in state["skips"]:
             around.skip = skip
-        self.under_way = {key: change for key, change, _ in state["under_way"]}
-        for _, change, made in state["under_way"]:
+        self.transitions = {key: change for key, change, _ in state["transitions"]}
+        for _, change, made in state["transitions"]:
             change.restore(made)
-        self.wished = dict(state["wished"])
+        self.pending_values = dict(state["pending_values"])
         self.losses = deque(state["losses"], maxlen=RECENT)
 
     def generator(self, knob: str) -> torch.Generator:
@@ -135,33 +135,33 @@ class KnobContext:
         self.rate.follow(optimizer)
         if self.setup is not None:
             self.setup.optimizer = optimizer
-        for follower in self.followers:
+        for follower in self.optimizer_listeners:
             follower(optimizer)
 
-    def parameters_changed(self, changed: surgery.Changed) -> None:
+    def update_parameters(self, changed: surgery.ParameterChanges) -> None:
         """The optimizer's parameters are the model's again, after surgery on the net."""
         replace_parameters(self.optimizer, self.model, changed)
         self.version += 1
 
-    def set_out(self, knob: str, target: str, transition: surgery.Transition) -> None:
+    def start_transition(self, knob: str, target: str, transition: surgery.Transition) -> None:
         """A change begins that `Steering.advance` carries on."""
-        self.under_way[knob, target] = transition
+        self.transitions[knob, target] = transition
         self.version += 1
 
-    def settle(self, knob: str, target: str) -> None:
+    def finish_transition(self, knob: str, target: str) -> None:
         """A change of the same part that is still under way ends before the next begins."""
-        if (transition := self.under_way.pop((knob, target), None)) is not None:
+        if (transition := self.transitions.pop((knob, target), None)) is not None:
             transition.finish()
 
     def advance(self, *, at_once: bool = False) -> None:
         """Take every change that is under way one update further; `at_once` only those that take no longer."""
-        for key, transition in list(self.under_way.items()):
+        for key, transition in list(self.transitions.items()):
             if (not at_once or transition.steps == 1) and transition.advance():
-                del self.under_way[key]
+                del self.transitions[key]
                 self.version += 1
 
 
-def common(values: Iterable[str]) -> str:
+def common_value(values: Iterable[str]) -> str:
     """The one value of all, or `mixed`."""
     distinct = list(dict.fromkeys(values))
     return distinct[0] if len(distinct) == 1 else "mixed"

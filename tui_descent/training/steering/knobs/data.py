@@ -6,7 +6,7 @@ from tui_descent.protocol.commands import TurnKnob
 from tui_descent.scenario.knobs import new_value
 from tui_descent.training.setup.data.batches import Batches
 from tui_descent.training.setup.data.text import Windows
-from tui_descent.training.steering.knobs.context import KnobContext, Turned, not_in_user_loop
+from tui_descent.training.steering.knobs.context import KnobChange, KnobContext, not_in_user_loop
 
 
 class BatchSizeKnob:
@@ -29,7 +29,7 @@ class BatchSizeKnob:
             return "a surface has no data, so no batches"
         return f"every batch is all {batches.size} samples; that was chosen with full = true" if batches.full else None
 
-    def turn(self, turn: TurnKnob) -> Turned:
+    def turn(self, turn: TurnKnob) -> KnobChange:
         """At most all samples there are."""
         batches, old = self._batches(), self.value()
         assert batches is not None
@@ -37,7 +37,7 @@ class BatchSizeKnob:
         if size > batches.largest:
             raise ValueError(f"batch_size = {size}; allowed: at most {batches.largest}")
         batches.size = size
-        return Turned(old=old, new=self.value())
+        return KnobChange(old=old, new=self.value())
 
     def _batches(self) -> Batches | Windows | None:
         return None if self._context.setup is None else self._context.setup.batches
@@ -57,8 +57,8 @@ class PaceKnob:
         """Any loop can be slowed down."""
         return None
 
-    def turn(self, turn: TurnKnob) -> Turned:
+    def turn(self, turn: TurnKnob) -> KnobChange:
         """At once."""
         old = self.value()
         self._context.pace = None if turn.value == "max" else float(turn.value)
-        return Turned(old=old, new=self.value())
+        return KnobChange(old=old, new=self.value())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tui_descent.protocol.commands import TurnKnob
-from tui_descent.training.steering.knobs.context import KnobContext, Turned
+from tui_descent.training.steering.knobs.context import KnobChange, KnobContext
 
 
 class RateKnob:
@@ -20,8 +20,8 @@ class RateKnob:
         """Every optimizer has a rate."""
         return None
 
-    def turn(self, turn: TurnKnob) -> Turned:
+    def turn(self, turn: TurnKnob) -> KnobChange:
         """Set the rate, to a number or relative to now."""
         old = self.value()
         self._context.rate.turn(turn.value)
-        return Turned(old=old, new=self.value())
+        return KnobChange(old=old, new=self.value())

@@ -10,7 +10,7 @@ from tui_descent.scenario.knobs import betas_text, new_value, pair, spec_of
 from tui_descent.scenario.optimizers import known_rate, map_rate
 from tui_descent.scenario.spec import ScheduleSpec
 from tui_descent.training.optim import optimizers, schedules
-from tui_descent.training.steering.knobs.context import KnobContext, Turned
+from tui_descent.training.steering.knobs.context import KnobChange, KnobContext
 
 LOOP_OWNS_OPTIMIZER = (
     "your loop owns its optimizer, so its class cannot be changed from here; "
@@ -33,11 +33,11 @@ class OptimizerKnob:
         """A user loop goes on calling the optimizer object that it made."""
         return None if self._context.setup is not None else LOOP_OWNS_OPTIMIZER
 
-    def turn(self, turn: TurnKnob) -> Turned:
+    def turn(self, turn: TurnKnob) -> KnobChange:
         """Replace the optimizer; the note tells how the rate was converted and which state was transferred."""
         context, old = self._context, self.value()
         if turn.value == old:
-            return Turned(old=old, new=old, note="it is that one already")
+            return KnobChange(old=old, new=old, note="it is that one already")
         assert context.setup is not None
         before, known = context.rate.value, known_rate(context.setup.scenario.optimizer, turn.value)
         swapped = optimizers.swap(context.optimizer, turn.value, lr=known, model=context.model)
@@ -51,7 +51,7 @@ class OptimizerKnob:
         rate = map_rate(old, turn.value, before, known=None if known is None else after).text
         if known is not None and not math.isclose(after, known):
             rate += f", {known:.3g}, where the schedule has it"
-        return Turned(old=old, new=self.value(), note=f"lr {rate}; {swapped.transferred}")
+        return KnobChange(old=old, new=self.value(), note=f"lr {rate}; {swapped.transferred}")
 
 
 class ScheduleKnob:
@@ -69,7 +69,7 @@ class ScheduleKnob:
         """A user loop has its own scheduler and no known end."""
         return None if self._context.setup is not None else LOOP_OWNS_SCHEDULE
 
-    def turn(self, turn: TurnKnob) -> Turned:
+    def turn(self, turn: TurnKnob) -> KnobChange:
         """Start the schedule now; the note describes its curve."""
         context, old = self._context, self.value()
         assert context.setup is not None
@@ -82,7 +82,7 @@ class ScheduleKnob:
             spec, context.optimizer, total_steps=total, from_step=context.step
         )
         note = curves.about(spec, total - context.step)
-        return Turned(old=old, new=self.value(), note=note)
+        return KnobChange(old=old, new=self.value(), note=note)
 
 
 class _Setting:
@@ -103,11 +103,11 @@ class _Setting:
             return str(error)
         return None
 
-    def turn(self, turn: TurnKnob) -> Turned:
+    def turn(self, turn: TurnKnob) -> KnobChange:
         """Set the option and read it back."""
         old = self._read()
         self._write(turn.value)
-        return Turned(old=old, new=self._read())
+        return KnobChange(old=old, new=self._read())
 
     def _read(self) -> str:
         raise NotImplementedError
@@ -163,7 +163,7 @@ class ClipKnob:
         """Gradients can be clipped before any optimizer's step."""
         return None
 
-    def turn(self, turn: TurnKnob) -> Turned:
+    def turn(self, turn: TurnKnob) -> KnobChange:
         """Set the limit, from the next step on."""
         context, old = self._context, self.value()
         if turn.value == "off":
@@ -172,4 +172,4 @@ class ClipKnob:
             raise ValueError(f"clip is off, so {turn.value} has nothing to change; allowed: a number > 0")
         else:
             context.clip = new_value(turn.value, context.clip or 0.0, knob="clip")
-        return Turned(old=old, new=self.value())
+        return KnobChange(old=old, new=self.value())

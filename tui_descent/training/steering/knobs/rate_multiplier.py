@@ -16,13 +16,13 @@ class RateMultiplier:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
-        self._kept: list[object] | None = None
+        self._base_rates: list[object] | None = None
         self.multiplier = 1.0
 
     @property
     def value(self) -> float:
         """The rate the next step will use: the first group's, times the multiplier."""
-        lr = self._kept[0] if self._kept is not None else self._optimizer.param_groups[0]["lr"]
+        lr = self._base_rates[0] if self._base_rates is not None else self._optimizer.param_groups[0]["lr"]
         return float(lr) * self.multiplier  # type: ignore[arg-type]
 
     def turn(self, text: str) -> None:
@@ -35,28 +35,28 @@ class RateMultiplier:
 
     def state(self) -> tuple[torch.optim.Optimizer, list[object] | None, float]:
         """Whose rates are multiplied, what they were where the factor is on, and the factor."""
-        return self._optimizer, self._kept, self.multiplier
+        return self._optimizer, self._base_rates, self.multiplier
 
     def restore(self, state: tuple[torch.optim.Optimizer, list[object] | None, float]) -> None:
         """Back to it; the rates themselves are the optimizer's state."""
-        self._optimizer, self._kept, self.multiplier = state
+        self._optimizer, self._base_rates, self.multiplier = state
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Apply to another optimizer from now on."""
-        self.take_off()
+        self.remove()
         self._optimizer = optimizer
 
-    def put_on(self) -> None:
+    def apply(self) -> None:
         """Multiply the rates, before the optimizer's step; first undo what a step that raised has left in place."""
-        self.take_off()
+        self.remove()
         if self.multiplier != 1.0:
-            self._kept = [group["lr"] for group in self._optimizer.param_groups]
+            self._base_rates = [group["lr"] for group in self._optimizer.param_groups]
             for group in self._optimizer.param_groups:
                 group["lr"] = group["lr"] * self.multiplier
 
-    def take_off(self) -> None:
+    def remove(self) -> None:
         """Restore the rates, after the optimizer's step."""
-        if self._kept is not None:
-            for group, lr in zip(self._optimizer.param_groups, self._kept, strict=True):
+        if self._base_rates is not None:
+            for group, lr in zip(self._optimizer.param_groups, self._base_rates, strict=True):
                 group["lr"] = lr
-            self._kept = None
+            self._base_rates = None

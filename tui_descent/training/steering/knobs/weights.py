@@ -14,7 +14,7 @@ from tui_descent.training.optim.parameter_groups import clear_state
 from tui_descent.training.setup.nets.block import Block
 from tui_descent.training.setup.nets.surface import Surface
 from tui_descent.training.steering import surgery
-from tui_descent.training.steering.knobs.context import KnobContext, Turned, common, not_in_user_loop
+from tui_descent.training.steering.knobs.context import KnobChange, KnobContext, common_value, not_in_user_loop
 
 _NO_LAYERS = "a surface has one point and no layers"
 
@@ -39,16 +39,16 @@ class InitKnob:
         """A surface's point is no weight matrix."""
         return _NO_LAYERS if isinstance(self._context.model, Surface) else None
 
-    def turn(self, turn: TurnKnob) -> Turned:
+    def turn(self, turn: TurnKnob) -> KnobChange:
         """What the optimizer remembered of them is dropped."""
         context, old = self._context, self.value()
         layer = None if turn.target == "all" else turn.target
         spec = convert(InitSpec, {"name": turn.value}, "init", [])
-        drawn = surgery.redraw(context.model, spec, context.generator("init"), layer=layer)
+        drawn = surgery.reinitialize(context.model, spec, context.generator("init"), layer=layer)
         named = dict(context.model.named_parameters())
         clear_state(context.optimizer, (named[name] for name in drawn))
         context.init = turn.value if layer is None or turn.value == old else "mixed"
-        return Turned(old=old, new=turn.value, note=f"{len(drawn)} tensors drawn")
+        return KnobChange(old=old, new=turn.value, note=f"{len(drawn)} tensors drawn")
 
 
 class FreezeKnob:
@@ -65,7 +65,7 @@ class FreezeKnob:
         """A surface has nothing beside its point."""
         return _NO_LAYERS if isinstance(self._context.model, Surface) else None
 
-    def turn(self, turn: TurnKnob) -> Turned:
+    def turn(self, turn: TurnKnob) -> KnobChange:
         """`off` without a layer lets all go that the optimizer would move."""
         context = self._context
         model = context.model
@@ -74,15 +74,15 @@ class FreezeKnob:
             for parameter in _trained(context).values():
                 parameter.requires_grad_(True)
             context.version += 1
-            return Turned(old=old, new=self.value())
+            return KnobChange(old=old, new=self.value())
         module = _layer(model, turn.target)
         old = self._of(module)
         (surgery.freeze if turn.value == "on" else surgery.unfreeze)(model, turn.target)
         context.version += 1
-        return Turned(old=old, new=self._of(module))
+        return KnobChange(old=old, new=self._of(module))
 
     def _of(self, module: nn.Module) -> str:
-        return common("off" if p.requires_grad else "on" for p in module.parameters())
+        return common_value("off" if p.requires_grad else "on" for p in module.parameters())
 
 
 class KickKnob:
@@ -93,13 +93,13 @@ class KickKnob:
 
     def value(self) -> str:
         """The last kick's size; 0 before the first."""
-        return self._context.kicked
+        return self._context.last_kick
 
     def unavailable(self) -> str | None:
         """Everything that is trained can be pushed."""
         return None
 
-    def turn(self, turn: TurnKnob) -> Turned:
+    def turn(self, turn: TurnKnob) -> KnobChange:
         """At once. `auto` is random, but on a surface, whose point is no weight matrix."""
         context, old = self._context, self.value()
         size = new_value(turn.value, float(old), knob="kick")
@@ -113,8 +113,8 @@ class KickKnob:
             raise ValueError(f"{_NO_LAYERS} to push at random; kick={turn.value},way=curvature pushes it")
         else:
             note = f"{len(surgery.kick(context.model, context.generator('kick'), size=size))} weight matrices pushed"
-        context.kicked = f"{size:.6g}"
-        return Turned(old=old, new=context.kicked, way=way, note=note)
+        context.last_kick = f"{size:.6g}"
+        return KnobChange(old=old, new=context.last_kick, way=way, note=note)
 
     def _down(self, size: float) -> str:
         """Along the eigenvector of λmin on the probe batch; a surface's point, whose norm means nothing, by `size`."""
@@ -151,7 +151,7 @@ class DropoutKnob:
         modules = [m for m in self._context.model.modules() if isinstance(m, _DropoutNd)]
         blocks = [m for m in self._context.model.modules() if isinstance(m, Block)]
         shares = [m.p for m in modules] + ([0.0] if any(b.dropout is None for b in blocks) else [])
-        return common(f"{share:.6g}" for share in shares) if shares else "0"
+        return common_value(f"{share:.6g}" for share in shares) if shares else "0"
 
     def unavailable(self) -> str | None:
         """Only blocks of a built-in net can get some; an own net has it or not."""
@@ -159,7 +159,7 @@ class DropoutKnob:
             return None
         return f"{type(self._context.model).__name__} has no nn.Dropout whose share could be set"
 
-    def turn(self, turn: TurnKnob) -> Turned:
+    def turn(self, turn: TurnKnob) -> KnobChange:
         """Everywhere the same."""
         old = self.value()
         if old == "mixed" and turn.value[0] in "*/":
@@ -167,7 +167,7 @@ class DropoutKnob:
         share = new_value(turn.value, 0.0 if old == "mixed" else float(old), knob="dropout")
         surgery.set_dropout(self._context.model, share)
         self._context.version += 1
-        return Turned(old=old, new=self.value())
+        return KnobChange(old=old, new=self.value())
 
 
 def _layer(model: nn.Module, path: str) -> nn.Module:

@@ -16,11 +16,11 @@ from tui_descent.training.setup.nets.block import Block, Where
 # The net's outputs on a batch, and their loss.
 Probe = Callable[[], tuple[Tensor, Tensor]]
 
-# A loss that has risen by no more is near enough; else up to LOOKS times so many passes bring it down.
-NEAR, PASSES_A_LOOK, LOOKS = 0.05, 5, 16
+# A loss that has risen by no more is near enough; else up to MAX_ROUNDS times so many passes bring it down.
+LOSS_TOLERANCE, PASSES_PER_ROUND, MAX_ROUNDS = 0.05, 5, 16
 
 
-class Before:
+class Calibration:
     """What stood at each place, and what the net answered, before the norms came."""
 
     def __init__(self, model: nn.Module, blocks: Mapping[str, Block], where: Where, probe: Probe) -> None:
@@ -34,7 +34,7 @@ class Before:
             else:
                 handles.append(module.register_forward_hook(partial(_keep_output, self._signals, name)))
         with torch.no_grad():
-            self._outputs, self._loss = self._answer()
+            self._outputs, self._loss = self._run()
         for handle in handles:
             handle.remove()
 
@@ -48,7 +48,7 @@ class Before:
         norms = {name: block.norm for name, block in self._blocks.items() if block.norm is not None}
         handles = [norm.register_forward_hook(partial(_fit_one, self._signals[name])) for name, norm in norms.items()]
         with torch.no_grad():
-            self._answer()
+            self._run()
         for handle in handles:
             handle.remove()
         with undisturbed(self._model):
@@ -58,7 +58,7 @@ class Before:
         spread = (self._outputs - self._outputs.mean(dim=0)).square().mean()
         if not (bool(spread > 0) and bool(self._loss.isfinite())):
             return  # nothing that could be kept
-        descent = torch.optim.LBFGS(weights, max_iter=PASSES_A_LOOK, line_search_fn="strong_wolfe")
+        descent = torch.optim.LBFGS(weights, max_iter=PASSES_PER_ROUND, line_search_fn="strong_wolfe")
 
         def off() -> Tensor:
             outputs, _ = self._probe()
@@ -69,8 +69,8 @@ class Before:
             return difference.detach()
 
         best, kept = self._now(), [weight.detach().clone() for weight in weights]
-        for _ in range(LOOKS):
-            if best <= self._loss + NEAR:
+        for _ in range(MAX_ROUNDS):
+            if best <= self._loss + LOSS_TOLERANCE:
                 break
             with torch.enable_grad():
                 descent.step(off)  # type: ignore[no-untyped-call]
@@ -86,7 +86,7 @@ class Before:
         with torch.no_grad():
             return self._probe()[1].detach()
 
-    def _answer(self) -> tuple[Tensor, Tensor]:
+    def _run(self) -> tuple[Tensor, Tensor]:
         """One pass that leaves random numbers and buffers alone."""
         with undisturbed(self._model):
             outputs, loss = self._probe()

@@ -10,10 +10,10 @@ from torch import nn
 from tui_descent.scenario.spec import NormSpec
 from tui_descent.training.setup.nets import parts
 from tui_descent.training.setup.nets.block import Block
-from tui_descent.training.steering.surgery.calibration import Before, Probe
-from tui_descent.training.steering.surgery.transition import Changed, parameters_changed
+from tui_descent.training.steering.surgery.calibration import Calibration, Probe
+from tui_descent.training.steering.surgery.transition import ParameterChanges, parameter_changes
 
-LEARNT = 0.9  # of the loss of outputs that are all 0: a net above it does nothing yet that is worth keeping
+LEARNED = 0.9  # of the loss of outputs that are all 0: a net above it does nothing yet that is worth keeping
 
 
 def norm_way(loss: float, silent: float) -> Literal["calibrated", "instant"]:
@@ -21,10 +21,12 @@ def norm_way(loss: float, silent: float) -> Literal["calibrated", "instant"]:
 
     A net that has learnt something keeps what it does; to one that is sick a norm that keeps it is no cure.
     """
-    return "calibrated" if loss < LEARNT * silent else "instant"
+    return "calibrated" if loss < LEARNED * silent else "instant"
 
 
-def set_norm(model: nn.Module, blocks: Mapping[str, Block], spec: NormSpec, *, probe: Probe | None = None) -> Changed:
+def set_norm(
+    model: nn.Module, blocks: Mapping[str, Block], spec: NormSpec, *, probe: Probe | None = None
+) -> ParameterChanges:
     """Give every one of the blocks the norm of the spec, or none; a block that has it already keeps it.
 
     With `probe`, the net's outputs on a batch and their loss in eval mode, the way is calibrated: γ and β are fitted so
@@ -37,12 +39,12 @@ def set_norm(model: nn.Module, blocks: Mapping[str, Block], spec: NormSpec, *, p
             raise ValueError(f'norm "{spec.where}" has no place in {name}; allowed: {", ".join(block.places)}')
     todo = {name: block for name, block in blocks.items() if not _has(block, spec)}
     before = dict(model.named_parameters())
-    stood = Before(model, todo, spec.where, probe) if probe is not None and spec.name != "none" and todo else None
+    stood = Calibration(model, todo, spec.where, probe) if probe is not None and spec.name != "none" and todo else None
     for block in todo.values():
         block.put_norm(_fresh(block, spec), spec.where)
     if stood is not None:
         stood.fit()
-    return parameters_changed(model, before)
+    return parameter_changes(model, before)
 
 
 def _has(block: Block, spec: NormSpec) -> bool:

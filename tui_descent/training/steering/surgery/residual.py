@@ -15,12 +15,12 @@ from tui_descent.training.steering.surgery.transition import Transition
 Way = Literal["instant", "ramp", "gentle", "rotation"]
 RESIDUAL_STEPS = 20
 WAY_STEPS: dict[str, int] = {"instant": 1, "ramp": RESIDUAL_STEPS, "gentle": 200, "rotation": 50}
-WORKS = 0.5  # a net works once its loss has fallen below this share of its start
-ROTATES = 10  # blocks: every rotated one takes the skip path's signal down by √2
+LEARNED_SHARE = 0.5  # a net works once its loss has fallen below this share of its start
+MAX_ROTATED = 10  # blocks: every rotated one takes the skip path's signal down by √2
 
 
 class HasSkip(Protocol):
-    """A block: a built-in one, or `Around` a foreign module."""
+    """A block: a built-in one, or `UserBlock` a foreign module."""
 
     skip: Skip | None
 
@@ -31,12 +31,12 @@ def resolve_way(loss_start: float, loss_now: float, depth: int) -> Literal["rota
     Digits, ReLU, W48, Adam 1e-3, at a loss under 0.1, highest loss on the way: 8 blocks instant 159…265, ramp 2.8…4.6,
     rotation 0.7…1.0; 20 blocks ramp 5.3…6.1, rotation 1.9…2.3, gentle 0.9…1.3.
     """
-    if not loss_now < WORKS * loss_start:
+    if not loss_now < LEARNED_SHARE * loss_start:
         return "ramp"
-    return "rotation" if depth <= ROTATES else "gentle"
+    return "rotation" if depth <= MAX_ROTATED else "gentle"
 
 
-def default_branch(way: str, depth: int) -> float:
+def default_scale(way: str, depth: int) -> float:
     """The branch's coefficient at the end: of a rotation 1/√2, else 1/√depth."""
     return math.sqrt(0.5) if way == "rotation" else float(depth**-0.5)
 
@@ -66,11 +66,11 @@ def _move(block: HasSkip, skip: Skip, end: tuple[float, float], *, steps: int, w
         if t == 1.0:
             skip.gate, skip.branch = end
         elif way == "rotation":
-            angle = _between(math.atan2(*start), math.atan2(*end), t)
-            length = _between(math.hypot(*start), math.hypot(*end), t)
+            angle = _lerp(math.atan2(*start), math.atan2(*end), t)
+            length = _lerp(math.hypot(*start), math.hypot(*end), t)
             skip.gate, skip.branch = length * math.sin(angle), length * math.cos(angle)
         else:
-            skip.gate, skip.branch = _between(start[0], end[0], t), _between(start[1], end[1], t)
+            skip.gate, skip.branch = _lerp(start[0], end[0], t), _lerp(start[1], end[1], t)
 
     def done() -> None:
         if remove:
@@ -79,5 +79,5 @@ def _move(block: HasSkip, skip: Skip, end: tuple[float, float], *, steps: int, w
     return Transition(steps, set_, done)
 
 
-def _between(a: float, b: float, t: float) -> float:
+def _lerp(a: float, b: float, t: float) -> float:
     return a + t * (b - a)

@@ -9,7 +9,7 @@ from torch import nn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Changed:
+class ParameterChanges:
     """Parameters by name that a change brought and took away, so that the caller can put the optimizer right."""
 
     added: dict[str, nn.Parameter] = field(default_factory=dict)
@@ -23,22 +23,22 @@ class Transition:
     """
 
     def __init__(self, steps: int, set_: Callable[[float], None], done: Callable[[], None]) -> None:
-        self.steps, self.made = steps, 0
+        self.steps, self.steps_done = steps, 0
         self._set, self._done = set_, done
 
     def state(self) -> int:
         """How far it is."""
-        return self.made
+        return self.steps_done
 
     def restore(self, state: int) -> None:
         """Back to it; what it has changed is the model's state."""
-        self.made = state
+        self.steps_done = state
 
     def advance(self) -> bool:
         """One update further; True when the end form is reached and nothing of the way there is left."""
-        self.made += 1
-        if self.made < self.steps:
-            self._set(self.made / self.steps)
+        self.steps_done += 1
+        if self.steps_done < self.steps:
+            self._set(self.steps_done / self.steps)
             return False
         self.finish()
         return True
@@ -49,11 +49,11 @@ class Transition:
         self._done()
 
 
-def parameters_changed(model: nn.Module, before: dict[str, nn.Parameter]) -> Changed:
+def parameter_changes(model: nn.Module, before: dict[str, nn.Parameter]) -> ParameterChanges:
     """What came and went since `before`, by identity."""
     now = dict(model.named_parameters())
     old, new = {id(p) for p in before.values()}, {id(p) for p in now.values()}
-    return Changed(
+    return ParameterChanges(
         added={name: p for name, p in now.items() if id(p) not in old},
         removed={name: p for name, p in before.items() if id(p) not in new},
     )

@@ -14,12 +14,12 @@ from tui_descent.training.setup.nets import parts
 from tui_descent.training.setup.nets.block import Block
 from tui_descent.training.steering.surgery.activation import module_at
 
-KICK = 0.01  # of a weight's norm
+DEFAULT_KICK = 0.01  # of a weight's norm
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _NormBase)
 
 
 @torch.no_grad()
-def redraw(model: nn.Module, spec: InitSpec, generator: Generator, *, layer: str | None = None) -> list[str]:
+def reinitialize(model: nn.Module, spec: InitSpec, generator: Generator, *, layer: str | None = None) -> list[str]:
     """Draw the weights of the net, or of the module `layer` and what is in it; returns what was drawn, by name.
 
     Linear, convolution and embedding weights, and the joint ones of attention map by map, are drawn; norms are set to
@@ -92,7 +92,7 @@ def kick(
     model: nn.Module,
     generator: Generator,
     *,
-    size: float = KICK,
+    size: float = DEFAULT_KICK,
     direction: Sequence[Tensor | None] | None = None,
     length: float | None = None,
     slope: float = 0.0,

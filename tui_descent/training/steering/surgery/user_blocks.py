@@ -20,7 +20,7 @@ from tui_descent.training.setup.nets.block import Skip
 CONTAINERS = (nn.Sequential, nn.ModuleList)
 
 
-class Around:
+class UserBlock:
     """A foreign module as a block: setting `skip` puts it around the module's `forward`, None takes it off.
 
     Raises `ValueError` for a module that is compiled or scripted.
