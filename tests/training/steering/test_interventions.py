@@ -272,7 +272,7 @@ def test_a_schedule_goes_on_from_the_rate_that_the_scenario_names(kept: FakeKeep
             step(made, run)
     assert rates == pytest.approx([0.1, 0.1, 0.05, 0.5e-3, 0.25e-3])
     (note,) = [event.note for event in kept.events(KnobTurned) if event.knob == "optimizer"]
-    assert note.startswith("lr 0.05 → 0.0005 (the scenario's rate for Adam), 0.001, where the schedule has it; ")
+    assert note.startswith("lr 0.05 → 0.0005 (the scenario's rate for Adam), 0.001 times the schedule's factor; ")
 
 
 def test_leaky_relu_has_the_slope_that_the_scenario_names_whatever_the_net_began_with() -> None:

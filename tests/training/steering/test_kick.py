@@ -64,7 +64,7 @@ def test_it_leaves_the_saddle_in_a_third_of_the_steps(kept: FakeKeeper) -> None:
     assert further < with_it - 80
     (turned,) = kept.events(KnobTurned)
     assert turned.way == "curvature", "the only way to push a point"
-    assert turned.note.startswith("λmin = -2 on the probe batch")
+    assert turned.note.startswith("λmin = -2 ± ")
     assert turned.loss_after - turned.loss_before == pytest.approx(-((0.01 + 1e-6) ** 2) + 0.01**4 / 4, rel=1e-3)
 
 
@@ -88,12 +88,14 @@ def test_where_nothing_curves_downward_it_is_refused(start: tuple[float, float],
     ) as r:
         r.begin_step()
     (rejected,) = kept.events(CommandRejected)
-    assert rejected.reason.startswith("no curvature is negative here, so no direction leads off a ridge: λmin = 2 on")
+    assert rejected.reason.startswith(
+        "no curvature is negative here, so there is no direction to kick along: λmin = 2 ± "
+    )
     assert same(copy_of(made.model), before)
 
 
 def test_a_point_is_not_pushed_at_random() -> None:
-    with pytest.raises(ValueError, match=r"a surface has one point.*kick=0.1,way=curvature pushes it"):
+    with pytest.raises(ValueError, match=r"a surface has one point.*use kick=0.1,way=curvature"):
         steering_of(saddle((1.0, 0.0))).turn(parse("kick=0.1,way=random"))
 
 
@@ -164,5 +166,5 @@ def test_an_own_loop_is_told_why_not(kept: FakeKeeper) -> None:
             optimizer.step()
             run.step(loss)
     rejected, turned = (e for e in kept.events() if isinstance(e, CommandRejected | KnobTurned))
-    assert rejected.reason.startswith("an own loop gives no batch again and again")
+    assert rejected.reason.startswith("not available for your own loop: its batches cannot be replayed")
     assert turned.way == "random"

@@ -190,10 +190,8 @@ def test_a_net_without_blocks_says_so(kept: FakeKeeper) -> None:
     (started,) = [event for event in events if isinstance(event, RunStarted)]
     reasons = {state.name: state.unavailable for state in started.knobs}
     assert reasons["lr"] is None
-    said = (
-        "residual acts on the blocks of a built-in net; Sequential has none that can be steered; 0: its output's shape"
-    )
-    assert reasons["residual"].startswith(said)
+    expected = "residual needs blocks that keep their input's shape; Sequential has none; 0: its output's shape"
+    assert reasons["residual"].startswith(expected)
     rejected = [event for event in events if isinstance(event, CommandRejected)]
     assert [event.reason for event in rejected] == [reasons["residual"], reasons["activation"]]
 

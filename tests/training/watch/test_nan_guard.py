@@ -134,7 +134,7 @@ def test_a_held_run_says_why_and_goes_on_when_told_and_records_the_update_as_ski
     assert [(record.step, record.skipped) for record in kept.steps()] == [(0, False), (1, False), (2, True), (3, False)]
     events = kept.events()
     (done,) = [event for event in events if isinstance(event, CommandDone)]
-    assert (done.step, done.what) == (2, "running")
+    assert (done.step, done.what) == (2, "resumed")
 
 
 def test_a_closure_whose_gradients_are_bad_makes_no_update() -> None:

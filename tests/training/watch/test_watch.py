@@ -321,7 +321,7 @@ def test_stop_ends_the_loop_after_the_step_and_the_with_swallows_it(kept: FakeKe
             run.step(loss)
     assert made == 4
     (ended,) = kept.events(RunEnded)
-    assert (ended.status, ended.step, ended.reason) == ("stopped", 4, "asked to stop")
+    assert (ended.status, ended.step, ended.reason) == ("stopped", 4, "stop requested")
 
 
 def test_evaluation_leaves_weights_mode_and_random_numbers_alone(kept: FakeKeeper) -> None:

@@ -7,7 +7,7 @@ from tui_descent.training.steering.knobs.context import KnobChange, KnobContext
 
 
 class RateKnob:
-    """Sets the rate of the next step; a schedule goes on below it, multiplied."""
+    """The learning rate, set by a multiplier that stays in force on top of any schedule."""
 
     def __init__(self, context: KnobContext) -> None:
         self._context = context
@@ -17,11 +17,11 @@ class RateKnob:
         return f"{self._context.rate.value:.6g}"
 
     def unavailable(self) -> str | None:
-        """Every optimizer has a rate."""
+        """Always available."""
         return None
 
     def turn(self, turn: TurnKnob) -> KnobChange:
-        """Set the rate, to a number or relative to now."""
+        """Set the rate, absolute or relative to the current one."""
         old = self.value()
         self._context.rate.turn(turn.value)
         return KnobChange(old=old, new=self.value())

@@ -1,4 +1,4 @@
-"""The knobs of the optimizer: its class, schedule, momentum, betas and weight decay, and gradient clipping."""
+"""The knobs for the optimizer's class, schedule, momentum, betas and weight decay, and for gradient clipping."""
 
 from __future__ import annotations
 
@@ -20,42 +20,42 @@ LOOP_OWNS_SCHEDULE = "not available for your own loop: it sets its own rate and 
 
 
 class OptimizerKnob:
-    """The optimizer's class; the rate is converted and the state transferred by `optimizers.swap`."""
+    """The optimizer's class. `optimizers.swap` converts the learning rate and transfers the state."""
 
     def __init__(self, context: KnobContext) -> None:
         self._context = context
 
     def value(self) -> str:
-        """The optimizer's name."""
+        """The optimizer's name in the knobs table."""
         return optimizers.name_of(self._context.optimizer)
 
     def unavailable(self) -> str | None:
-        """A user loop goes on calling the optimizer object that it made."""
+        """Not available in a user loop, which keeps calling the optimizer object that it made."""
         return None if self._context.setup is not None else LOOP_OWNS_OPTIMIZER
 
     def turn(self, turn: TurnKnob) -> KnobChange:
-        """Replace the optimizer; the note tells how the rate was converted and which state was transferred."""
+        """Replace the optimizer. The note says how the rate was converted and which state was transferred."""
         context, old = self._context, self.value()
         if turn.value == old:
-            return KnobChange(old=old, new=old, note="it is that one already")
+            return KnobChange(old=old, new=old, note="already set")
         assert context.setup is not None
-        before, known = context.rate.value, known_rate(context.setup.scenario.optimizer, turn.value)
+        rate_before, known = context.rate.value, known_rate(context.setup.scenario.optimizer, turn.value)
         swapped = optimizers.swap(context.optimizer, turn.value, lr=known, model=context.model)
         schedule = context.setup.schedule
-        moved = None if schedule is None else schedule.onto(swapped.optimizer)
+        schedule = None if schedule is None else schedule.onto(swapped.optimizer)
         context.change_optimizer(swapped.optimizer)
-        context.setup.schedule = moved
+        context.setup.schedule = schedule
         if known is not None:
-            context.rate.multiplier = 1.0  # it belonged to the old optimizer's rate
-        after = context.rate.value
-        rate = map_rate(old, turn.value, before, known=None if known is None else after).text
-        if known is not None and not math.isclose(after, known):
-            rate += f", {known:.3g}, where the schedule has it"
-        return KnobChange(old=old, new=self.value(), note=f"lr {rate}; {swapped.transferred}")
+            context.rate.multiplier = 1.0  # it was chosen for the old optimizer's rate
+        rate = context.rate.value
+        note = map_rate(old, turn.value, rate_before, known=None if known is None else rate).text
+        if known is not None and not math.isclose(rate, known):
+            note += f", {known:.3g} times the schedule's factor"
+        return KnobChange(old=old, new=self.value(), note=f"lr {note}; {swapped.transferred}")
 
 
 class ScheduleKnob:
-    """The schedule, from the base rate over the steps that are left; the learning-rate knob multiplies it."""
+    """The schedule, from the base rate over the remaining steps. The learning-rate knob multiplies it."""
 
     def __init__(self, context: KnobContext) -> None:
         self._context = context
@@ -66,11 +66,11 @@ class ScheduleKnob:
         return "constant" if setup is None or setup.schedule is None else setup.schedule.spec.name
 
     def unavailable(self) -> str | None:
-        """A user loop has its own scheduler and no known end."""
+        """Not available in a user loop, which has its own scheduler and no known end."""
         return None if self._context.setup is not None else LOOP_OWNS_SCHEDULE
 
     def turn(self, turn: TurnKnob) -> KnobChange:
-        """Start the schedule now; the note describes its curve."""
+        """Start the schedule at the next step. The note describes its curve."""
         context, old = self._context, self.value()
         assert context.setup is not None
         assert context.steps is not None
@@ -85,18 +85,18 @@ class ScheduleKnob:
         return KnobChange(old=old, new=self.value(), note=note)
 
 
-class _Setting:
-    """An option that some optimizers have and others do not."""
+class _OptimizerOption:
+    """A number that some optimizers have as an option and others do not."""
 
     def __init__(self, context: KnobContext) -> None:
         self._context = context
 
     def value(self) -> str:
-        """The option's number or numbers."""
+        """The option as text."""
         return self._read()
 
     def unavailable(self) -> str | None:
-        """Why this optimizer has no such option."""
+        """A reason if this optimizer has no such option."""
         try:
             self._read()
         except ValueError as error:
@@ -104,7 +104,7 @@ class _Setting:
         return None
 
     def turn(self, turn: TurnKnob) -> KnobChange:
-        """Set the option and read it back."""
+        """Set the option for all parameter groups."""
         old = self._read()
         self._write(turn.value)
         return KnobChange(old=old, new=self._read())
@@ -116,8 +116,8 @@ class _Setting:
         raise NotImplementedError
 
 
-class MomentumKnob(_Setting):
-    """Momentum μ of SGD, Nesterov and Muon."""
+class MomentumKnob(_OptimizerOption):
+    """The momentum μ of SGD, Nesterov and Muon."""
 
     def _read(self) -> str:
         return f"{optimizers.momentum_of(self._context.optimizer):.6g}"
@@ -127,7 +127,7 @@ class MomentumKnob(_Setting):
         optimizers.set_momentum(optimizer, new_value(text, optimizers.momentum_of(optimizer), knob="momentum"))
 
 
-class BetasKnob(_Setting):
+class BetasKnob(_OptimizerOption):
     """β₁ and β₂ of Adam, AdamW and Muon."""
 
     def _read(self) -> str:
@@ -137,8 +137,8 @@ class BetasKnob(_Setting):
         optimizers.set_betas(self._context.optimizer, pair(text))
 
 
-class WeightDecayKnob(_Setting):
-    """Weight decay λ, through the gradient or decoupled from it as the optimizer defines it."""
+class WeightDecayKnob(_OptimizerOption):
+    """The weight decay λ: part of the gradient or decoupled from it, as the optimizer defines it."""
 
     def _read(self) -> str:
         return f"{optimizers.weight_decay_of(self._context.optimizer):.6g}"
@@ -150,7 +150,7 @@ class WeightDecayKnob(_Setting):
 
 
 class ClipKnob:
-    """The largest global gradient norm, above which gradients are scaled down."""
+    """The limit of the global gradient norm, above which gradients are scaled down."""
 
     def __init__(self, context: KnobContext) -> None:
         self._context = context
@@ -160,16 +160,16 @@ class ClipKnob:
         return "off" if self._context.clip is None else f"{self._context.clip:.6g}"
 
     def unavailable(self) -> str | None:
-        """Gradients can be clipped before any optimizer's step."""
+        """Always available."""
         return None
 
     def turn(self, turn: TurnKnob) -> KnobChange:
-        """Set the limit, from the next step on."""
+        """Set the limit from the next step on."""
         context, old = self._context, self.value()
         if turn.value == "off":
             context.clip = None
         elif context.clip is None and turn.value[0] in "*/":
-            raise ValueError(f"clip is off, so {turn.value} has nothing to change; allowed: a number > 0")
+            raise ValueError(f"clip is off, so {turn.value} has nothing to scale; allowed: a number > 0")
         else:
             context.clip = new_value(turn.value, context.clip or 0.0, knob="clip")
         return KnobChange(old=old, new=self.value())

@@ -1,4 +1,4 @@
-"""The learning-rate knob's multiplier, applied on top of whatever rate a scheduler has set."""
+"""The learning-rate knob's multiplier, applied on top of the rate that a scheduler sets."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from tui_descent.scenario import knobs
 
 
 class RateMultiplier:
-    """A multiplier on the learning rate, put on before the optimizer's step and taken off after it.
+    """A multiplier on every group's learning rate, applied before the optimizer's step and removed after it.
 
-    Between two steps the groups hold the scheduler's own rates. So every scheduler stays right, and the multiplier
-    outlives the scheduler's next step.
+    Between two steps the groups hold the scheduler's own rates. So any scheduler keeps working, and the multiplier
+    survives the scheduler's next step.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
-        self._base_rates: list[object] | None = None
+        self._base_rates: list[object] | None = None  # while the multiplier is applied
         self.multiplier = 1.0
 
     @property
@@ -26,28 +26,28 @@ class RateMultiplier:
         return float(lr) * self.multiplier  # type: ignore[arg-type]
 
     def turn(self, text: str) -> None:
-        """Set the rate to `text`, a number, or `*2` or `/2` relative to now. Raises `ValueError` where it cannot."""
+        """Set the rate to `text`: a number, or `*2` or `/2` relative to the current rate. Raises `ValueError`."""
         value = knobs.new_value(text, self.value)
         base = float(self._optimizer.param_groups[0]["lr"])
         if base == 0:
-            raise ValueError("the schedule holds the learning rate at 0 now; no multiplier can change that")
+            raise ValueError("the schedule holds the learning rate at 0, which no multiplier can change")
         self.multiplier = value / base
 
     def state(self) -> tuple[torch.optim.Optimizer, list[object] | None, float]:
-        """Whose rates are multiplied, what they were where the factor is on, and the factor."""
+        """The optimizer, its rates without the multiplier while that is applied, and the multiplier."""
         return self._optimizer, self._base_rates, self.multiplier
 
     def restore(self, state: tuple[torch.optim.Optimizer, list[object] | None, float]) -> None:
-        """Back to it; the rates themselves are the optimizer's state."""
+        """Restore what `state` returned. The rates themselves belong to the optimizer's state."""
         self._optimizer, self._base_rates, self.multiplier = state
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
-        """Apply to another optimizer from now on."""
+        """Use another optimizer from now on."""
         self.remove()
         self._optimizer = optimizer
 
     def apply(self) -> None:
-        """Multiply the rates, before the optimizer's step; first undo what a step that raised has left in place."""
+        """Multiply the rates, before the optimizer's step. A multiplier left by a step that raised is removed first."""
         self.remove()
         if self.multiplier != 1.0:
             self._base_rates = [group["lr"] for group in self._optimizer.param_groups]

@@ -1,4 +1,4 @@
-"""Changes to the network itself, each with a stated change of function, made between two steps: one file each."""
+"""Changes to the network itself, made between two steps, each with a stated effect on its outputs. One file each."""
 
 from tui_descent.training.steering.surgery.activation import (
     BLEND_STEPS,
@@ -18,7 +18,7 @@ from tui_descent.training.steering.surgery.residual import (
     resolve_way,
 )
 from tui_descent.training.steering.surgery.transition import ParameterChanges, Transition
-from tui_descent.training.steering.surgery.user_blocks import BlockFinder, UserBlock, foreign_blocks
+from tui_descent.training.steering.surgery.user_blocks import BlockFinder, UserBlock
 from tui_descent.training.steering.surgery.weights import DEFAULT_KICK, freeze, kick, reinitialize, unfreeze
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
     "UserBlock",
     "close_skip",
     "default_scale",
-    "foreign_blocks",
     "freeze",
     "kick",
     "norm_way",

@@ -1,4 +1,4 @@
-"""A change spread over several updates, and what a change did to a net's parameters."""
+"""A change spread over several updates, and the parameters that a change added or removed."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from torch import nn
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParameterChanges:
-    """Parameters by name that a change brought and took away, so that the caller can put the optimizer right."""
+    """Parameters by name that a change of the net added and removed; the optimizer has to be adapted to it."""
 
     added: dict[str, nn.Parameter] = field(default_factory=dict)
     removed: dict[str, nn.Parameter] = field(default_factory=dict)
 
 
 class Transition:
-    """A change spread over `steps` updates: `advance` before each forward pass, `set(t)` with t from 1/steps to 1.
+    """A change spread over `steps` updates: `advance`, called before each forward pass, calls `set_(t)`.
 
-    `made` counts the updates so far; all else that it changes are attributes of modules and skips.
+    t goes from 1/steps to 1; `done` is called at the end. `steps_done` is the only state of its own: `set_` and `done`
+    change attributes of modules and skips.
     """
 
     def __init__(self, steps: int, set_: Callable[[float], None], done: Callable[[], None]) -> None:
@@ -27,15 +28,15 @@ class Transition:
         self._set, self._done = set_, done
 
     def state(self) -> int:
-        """How far it is."""
+        """The number of updates so far."""
         return self.steps_done
 
     def restore(self, state: int) -> None:
-        """Back to it; what it has changed is the model's state."""
+        """Restore what `state` returned. What the transition has changed belongs to the model's state."""
         self.steps_done = state
 
     def advance(self) -> bool:
-        """One update further; True when the end form is reached and nothing of the way there is left."""
+        """Continue by one update; True when the change is complete."""
         self.steps_done += 1
         if self.steps_done < self.steps:
             self._set(self.steps_done / self.steps)
@@ -44,13 +45,13 @@ class Transition:
         return True
 
     def finish(self) -> None:
-        """Go to the end form at once."""
+        """Complete the change at once."""
         self._set(1.0)
         self._done()
 
 
 def parameter_changes(model: nn.Module, before: dict[str, nn.Parameter]) -> ParameterChanges:
-    """What came and went since `before`, by identity."""
+    """Which parameter objects were added and removed since `before`."""
     now = dict(model.named_parameters())
     old, new = {id(p) for p in before.values()}, {id(p) for p in now.values()}
     return ParameterChanges(

@@ -1,8 +1,8 @@
-"""Blocks of a foreign net, and a skip around one by a `forward` of the module's own.
+"""Finds the blocks of a user's net, and adds a skip to one by overriding `forward` on the module object.
 
-It leaves names, `state_dict`, class and identity of every module as they are, and nothing behind when it is taken off.
-A wrapper would rename the parameters, and a hook sends each call the long way through torch's `Module.__call__`. What
-is compiled has its graph already and would not see it: refused.
+This keeps the names, `state_dict`, class and identity of every module, and leaves nothing behind when the skip is
+removed. A wrapper module would rename the parameters, and a hook would slow down each call through torch's
+`Module.__call__`. Compiled modules are refused: their graph exists already and would not see the override.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tui_descent.instruments.same_batch import undisturbed
 from tui_descent.training.setup.nets.block import Skip
 
 CONTAINERS = (nn.Sequential, nn.ModuleList)
 
 
 class UserBlock:
-    """A foreign module as a block: setting `skip` puts it around the module's `forward`, None takes it off.
+    """A module of a user's net as a block: setting `skip` adds it around the module's `forward`, None removes it.
 
     Raises `ValueError` for a module that is compiled or scripted.
     """
@@ -30,132 +29,118 @@ class UserBlock:
         refuse_compiled(module)
         self.module = module
         self._skip: Skip | None = None
-        self._own: Callable[..., Any] | None = None  # a forward that the user had set on this very module
+        self._user_forward: Callable[..., Any] | None = None  # one that the user had set on this module object
 
     @property
     def skip(self) -> Skip | None:
-        """What joins the module's input to its output."""
+        """The skip that adds the module's input to its output, None without one."""
         return self._skip
 
     @skip.setter
     def skip(self, skip: Skip | None) -> None:
         if skip is not None and self._skip is None:
-            self._own = vars(self.module).get("forward")
+            self._user_forward = vars(self.module).get("forward")
             self.module.forward = self._forward
         elif skip is None and self._skip is not None:
-            if self._own is None:
+            if self._user_forward is None:
                 del self.module.forward
             else:
-                self.module.forward = self._own
+                self.module.forward = self._user_forward
         self._skip = skip
 
     def _forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        # The module's own one is looked up anew each time: one kept here would be this very one in a copy of the net.
         module, skip = self.module, self._skip
         assert skip is not None
-        output = type(module).forward(module, *args, **kwargs) if self._own is None else self._own(*args, **kwargs)
+        if self._user_forward is not None:
+            output = self._user_forward(*args, **kwargs)
+        else:
+            # Looked up at each call: in a copy of the net, a bound method stored here would be the original module's.
+            output = type(module).forward(module, *args, **kwargs)
         x = args[0] if args else None
         if not isinstance(x, Tensor) or not isinstance(output, Tensor) or x.shape != output.shape:
-            raise ValueError(f"residual around {type(module).__name__}: {_shapes(x, output)}")
+            raise ValueError(f"residual around {type(module).__name__}: {_shape_problem(x, output)}")
         return skip.join(x, output)
 
 
 class BlockFinder:
-    """Listens to one forward pass for what can bear a skip: `listen` before it, `found` after it.
+    """Finds the blocks of a user's net during one forward pass: call `attach` before it and `finish` after it.
 
-    Blocks are the children with weights of the outermost `Sequential`s and `ModuleList`s that run once, in order, and
-    keep their input's shape.
+    Blocks are those children of the outermost `Sequential`s and `ModuleList`s that have weights, run once and in order,
+    and keep their input's shape. Raises `ValueError` for a net that is compiled or scripted.
     """
 
     def __init__(self, model: nn.Module) -> None:
         refuse_compiled(model)
-        self._model = model
         self._candidates = [(n, m) for n, m in _children(model) if not isinstance(m, torch.jit.ScriptModule)]
-        self._runs: dict[str, int] = {}
-        self._order: list[str] = []
+        self._calls: dict[str, int] = {}
+        self._call_order: list[str] = []
         self._versions: dict[str, int] = {}
         self._reasons = {
-            name: "it is TorchScript, which takes no hooks"
+            name: "it is TorchScript, which does not support hooks"
             for name, module in _children(model)
             if isinstance(module, torch.jit.ScriptModule)
         }
         self._handles: list[RemovableHandle] = []
 
-    def listen(self) -> None:
-        """Attach to the next pass."""
+    def attach(self) -> None:
+        """Register hooks for the next forward pass."""
         for name, module in self._candidates:
-            self._handles.append(module.register_forward_pre_hook(self._entering(name)))
-            self._handles.append(module.register_forward_hook(self._leaving(name)))
+            self._handles.append(module.register_forward_pre_hook(self._before_forward(name)))
+            self._handles.append(module.register_forward_hook(self._after_forward(name)))
 
-    def found(self) -> tuple[dict[str, nn.Module], dict[str, str]]:
-        """Blocks by name in forward order, and of the other children why each is none."""
+    def finish(self) -> tuple[dict[str, nn.Module], dict[str, str]]:
+        """Remove the hooks. Returns the blocks by name in forward order, and why each other child is not a block."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        if self._order != [name for name, _ in self._candidates if name in self._runs]:
+        if self._call_order != [name for name, _ in self._candidates if name in self._calls]:
             for name, _ in self._candidates:
-                self._reasons.setdefault(name, "the children do not run in their order")
+                self._reasons.setdefault(name, "the children do not run in the order in which they are registered")
         for name, _ in self._candidates:
-            if self._runs.get(name, 0) != 1:
-                self._reasons[name] = f"it ran {self._runs.get(name, 0)} times in one pass; a block runs once"
+            if self._calls.get(name, 0) != 1:
+                self._reasons[name] = f"it ran {self._calls.get(name, 0)} times in one forward pass; a block runs once"
         blocks = {name: module for name, module in self._candidates if name not in self._reasons}
         return blocks, self._reasons
 
-    def _entering(self, name: str) -> Any:
+    def _before_forward(self, name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            self._runs[name] = self._runs.get(name, 0) + 1
-            if self._runs[name] == 1:
-                self._order.append(name)
+            self._calls[name] = self._calls.get(name, 0) + 1
+            if self._calls[name] == 1:
+                self._call_order.append(name)
             if args and isinstance(args[0], Tensor):
                 self._versions[name] = _version(args[0])
 
         return hook
 
-    def _leaving(self, name: str) -> Any:
+    def _after_forward(self, name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             x = args[0] if args else None
             if not isinstance(x, Tensor) or not isinstance(output, Tensor) or x.shape != output.shape:
-                self._reasons[name] = _shapes(x, output)
+                self._reasons[name] = _shape_problem(x, output)
             elif not x.is_floating_point():
-                self._reasons[name] = "its input are whole numbers, which cannot be added to its output"
+                self._reasons[name] = "its input is not floating point"
             elif _version(x) != self._versions.get(name):
-                self._reasons[name] = "it changes its input in place, so there is nothing left to add"
+                self._reasons[name] = "it changes its input in place, so the input cannot be added afterwards"
 
         return hook
 
 
-@torch.no_grad()
-def foreign_blocks(model: nn.Module, *sample: Any) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """`BlockFinder.found` of one pass on `sample`, in eval mode, with random numbers and buffers left as they are."""
-    finder, modes = BlockFinder(model), {module: module.training for module in model.modules()}
-    finder.listen()
-    model.eval()
-    try:
-        with undisturbed(model):
-            model(*sample)
-    finally:
-        found = finder.found()
-        for module, mode in modes.items():
-            module.training = mode
-    return found
-
-
 def refuse_compiled(model: nn.Module) -> None:
-    """Raises `ValueError` where torch.compile or TorchScript holds the net or a part of it."""
+    """Raises `ValueError` if the net or a part of it is compiled by torch.compile or TorchScript."""
     for name, module in model.named_modules():
-        by = None
+        compiler = None
         if isinstance(module, torch.jit.ScriptModule):
-            by = "torch.jit"
+            compiler = "torch.jit"
         elif hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
-            by = "torch.compile"
-        if by is not None:
-            raise ValueError(f"{name or 'the net'} is compiled by {by}; its graph takes no more changes")
+            compiler = "torch.compile"
+        if compiler is not None:
+            raise ValueError(f"{name or 'the net'} is compiled by {compiler}; its graph cannot be changed")
 
 
 def _children(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    inside = isinstance(model, CONTAINERS)
+    in_container = isinstance(model, CONTAINERS)
     for name, child in model.named_children():
-        if not inside:
+        if not in_container:
             yield from _children(child, f"{prefix}{name}.")
         elif any(True for _ in child.parameters()):
             yield f"{prefix}{name}", child
@@ -165,8 +150,8 @@ def _version(x: Tensor) -> int:
     return 0 if x.is_inference() else x._version
 
 
-def _shapes(x: object, output: object) -> str:
+def _shape_problem(x: object, output: object) -> str:
     if not isinstance(x, Tensor) or not isinstance(output, Tensor):
         kind = type(output if isinstance(x, Tensor) else x).__name__
-        return f"it takes or gives a {kind}; a skip adds one tensor to another"
-    return f"its output's shape {tuple(output.shape)} is not its input's {tuple(x.shape)}"
+        return f"its input or output is a {kind}; a skip needs tensors"
+    return f"its output's shape {tuple(output.shape)} differs from its input's {tuple(x.shape)}"
