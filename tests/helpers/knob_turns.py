@@ -1,4 +1,4 @@
-"""A value or more of every knob, and what tests of turns need: a step, a refusal, a fingerprint."""
+"""Values for every knob, and helpers for tests of interventions: a step, the reason of a rejection, a fingerprint."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ VALUES: dict[str, tuple[str, ...]] = {
 
 
 class Foreign(nn.Module):
-    """An own net with modules of many kinds."""
+    """A user's net with modules of many kinds."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ def step(made: Setup, run: Watch) -> float:
 
 
 def refusal(steering: Steering, turn: TurnKnob, at: int) -> str | None:
-    """Turn it; the reason where that cannot be."""
+    """Turn the knob; the reason if that is rejected."""
     try:
         steering.turn(turn, step=at)
     except ValueError as error:
@@ -88,7 +88,7 @@ def grouped(optimizer: torch.optim.Optimizer) -> list[int]:
 
 
 def fingerprint(model: nn.Module, optimizer: torch.optim.Optimizer, steering: Steering) -> str:
-    """Everything a turn could change, bit by bit."""
+    """A hash of everything that an intervention could change."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
