@@ -127,10 +127,10 @@ def test_a_change_that_fails_half_way_is_rolled_back(
         steering.advance()
         probe = Steering._probe
 
-        def fails(self: Steering, *, whole: bool) -> Any:
-            if whole:
+        def fails(self: Steering, *, backward: bool) -> Any:
+            if backward:
                 raise RuntimeError("injected")
-            return probe(self, whole=whole)
+            return probe(self, backward=backward)
 
         tried = 0
         monkeypatch.setattr(Steering, "_probe", fails)

@@ -121,8 +121,8 @@ class Steering:
 
     def check(self, turn: TurnKnob) -> None:
         """Raises `ValueError` if the knobs table does not allow the command, or the knob is not available here."""
-        if (why := self._knobs[knobs.check(turn).knob].unavailable()) is not None:
-            raise ValueError(why)
+        if (reason := self._knobs[knobs.check(turn).knob].unavailable()) is not None:
+            raise ValueError(reason)
 
     def turn(self, turn: TurnKnob, *, step: int = 0, before: Snapshot | None = None) -> KnobChange:
         """Turn one knob before update `step`; `before` is the snapshot taken for an undo, if there is one.
@@ -146,7 +146,7 @@ class Steering:
         self, knob: Knob, turn: TurnKnob, row: knobs.KnobSpec, step: int, snapshot: Snapshot | None
     ) -> KnobChange:
         """Change and probe; roll back if either raises."""
-        before = self._probe(whole=False)
+        before = self._probe(backward=False)
         transaction = Transaction(self.context, snapshot)
         self.context.step = step
         try:
@@ -155,7 +155,7 @@ class Steering:
             if row.touches != "net" or before is None:
                 return change
             self.context.advance(at_once=True)
-            after = self._probe(whole=True)
+            after = self._probe(backward=True)
             assert after is not None
             return _with_effect(change, before, after)
         except Exception as error:
@@ -242,26 +242,26 @@ class Steering:
 
     def _state(self, name: str) -> KnobState:
         knob = self._knobs[name]
-        if (why := knob.unavailable()) is not None:
-            return KnobState(name=name, unavailable=why)
+        if (reason := knob.unavailable()) is not None:
+            return KnobState(name=name, unavailable=reason)
         return KnobState(name=name, value=knob.value())
 
-    def _probe(self, *, whole: bool) -> tuple[Tensor, float] | None:
-        """Outputs and loss on the fixed probe batch; with `whole` a backward pass is made too.
+    def _probe(self, *, backward: bool) -> tuple[Tensor, float] | None:
+        """Outputs and loss on the fixed probe batch; with `backward` a backward pass is made too.
 
-        None without a probe batch, and without `whole` if the net raises.
+        None without a probe batch, and without `backward` if the net raises.
         """
         setup, model = self.context.setup, self.context.model
         if setup is None:
             return None
-        with undisturbed(model), torch.set_grad_enabled(whole):
+        with undisturbed(model), torch.set_grad_enabled(backward):
             try:
                 outputs, loss = setup.probed()
-                if whole:
+                if backward:
                     trainable = [p for p in model.parameters() if p.requires_grad]
                     torch.autograd.grad(loss, trainable, allow_unused=True)
             except RuntimeError:
-                if whole:
+                if backward:
                     raise
                 return None  # the knob may be what repairs the net
             return outputs.detach().clone(), float(loss.detach())

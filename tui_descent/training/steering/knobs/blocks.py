@@ -16,7 +16,7 @@ from tui_descent.scenario.validate import nearest
 from tui_descent.training.setup.nets import parts
 from tui_descent.training.setup.nets.block import Block
 from tui_descent.training.steering import surgery
-from tui_descent.training.steering.knobs.context import KnobChange, KnobContext, common_value
+from tui_descent.training.steering.knobs.context import Knob, KnobChange, common_value
 from tui_descent.training.steering.surgery.residual import HasSkip, Way
 
 _ROTATED_GATE = 0.5**0.5  # where a rotation ends
@@ -25,14 +25,11 @@ _NAMES: dict[type[nn.Module], str] = {
 }
 
 
-class ActivationKnob:
+class ActivationKnob(Knob):
     """The activations of a built-in net's blocks, or the activation modules of a user's net.
 
     A path names a block of a built-in net, or an activation module of a user's net.
     """
-
-    def __init__(self, context: KnobContext) -> None:
-        self._context = context
 
     def value(self) -> str:
         """The name they all share, or `mixed`."""
@@ -110,11 +107,8 @@ class ActivationKnob:
         return _NAMES.get(type(module), type(module).__name__)
 
 
-class ResidualKnob:
+class ResidualKnob(Knob):
     """Skip connections y = x + scale·f(x) around the blocks of a built-in net or of a user's net."""
-
-    def __init__(self, context: KnobContext) -> None:
-        self._context = context
 
     def value(self) -> str:
         """`on`, `off` or `mixed`."""
@@ -176,11 +170,8 @@ class ResidualKnob:
         return "off" if self._blocks()[target].skip is None else "on"
 
 
-class NormKnob:
+class NormKnob(Knob):
     """The norm in the blocks of a built-in net, and its place in them."""
-
-    def __init__(self, context: KnobContext) -> None:
-        self._context = context
 
     def value(self) -> str:
         """`none`, `layer`, `rms` or `mixed`."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -56,15 +57,21 @@ class KnobChange:
         return {name: getattr(self, name) for name in names}
 
 
-class Knob(Protocol):
+class Knob(ABC):
     """One knob of one run."""
 
+    def __init__(self, context: KnobContext) -> None:
+        self._context = context
+
+    @abstractmethod
     def value(self) -> str:
         """The current setting, as text."""
 
     def unavailable(self) -> str | None:
         """Why the knob cannot be used in this run; None if it can."""
+        return None
 
+    @abstractmethod
     def turn(self, turn: TurnKnob) -> KnobChange:
         """Carry out a command that was checked against the knobs table.
 

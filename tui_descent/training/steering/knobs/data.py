@@ -6,14 +6,11 @@ from tui_descent.protocol.commands import TurnKnob
 from tui_descent.scenario.knobs import new_value
 from tui_descent.training.setup.data.batches import Batches
 from tui_descent.training.setup.data.text import Windows
-from tui_descent.training.steering.knobs.context import KnobChange, KnobContext, unavailable_in_user_loop
+from tui_descent.training.steering.knobs.context import Knob, KnobChange, unavailable_in_user_loop
 
 
-class BatchSizeKnob:
+class BatchSizeKnob(Knob):
     """The batch size, from the next batch on. The order of the epoch's samples stays."""
-
-    def __init__(self, context: KnobContext) -> None:
-        self._context = context
 
     def value(self) -> str:
         """Samples per batch."""
@@ -43,19 +40,12 @@ class BatchSizeKnob:
         return None if self._context.setup is None else self._context.setup.batches
 
 
-class PaceKnob:
+class PaceKnob(Knob):
     """The pace, in steps per second."""
-
-    def __init__(self, context: KnobContext) -> None:
-        self._context = context
 
     def value(self) -> str:
         """A number, or `max`."""
         return "max" if self._context.pace is None else f"{self._context.pace:g}"
-
-    def unavailable(self) -> str | None:
-        """Always available."""
-        return None
 
     def turn(self, turn: TurnKnob) -> KnobChange:
         """Set the pace at once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.scenario import schedules as curves
@@ -10,7 +11,7 @@ from tui_descent.scenario.knobs import betas_text, new_value, pair, spec_of
 from tui_descent.scenario.optimizers import known_rate, map_rate
 from tui_descent.scenario.spec import ScheduleSpec
 from tui_descent.training.optim import optimizers, schedules
-from tui_descent.training.steering.knobs.context import KnobChange, KnobContext
+from tui_descent.training.steering.knobs.context import Knob, KnobChange
 
 LOOP_OWNS_OPTIMIZER = (
     "your loop owns its optimizer, so its class cannot be changed from here; "
@@ -19,11 +20,8 @@ LOOP_OWNS_OPTIMIZER = (
 LOOP_OWNS_SCHEDULE = "not available for your own loop: it sets its own rate and has no known end"
 
 
-class OptimizerKnob:
+class OptimizerKnob(Knob):
     """The optimizer's class. `optimizers.swap` converts the learning rate and transfers the state."""
-
-    def __init__(self, context: KnobContext) -> None:
-        self._context = context
 
     def value(self) -> str:
         """The optimizer's name in the knobs table."""
@@ -54,11 +52,8 @@ class OptimizerKnob:
         return KnobChange(old=old, new=self.value(), note=f"lr {note}; {swapped.transferred}")
 
 
-class ScheduleKnob:
+class ScheduleKnob(Knob):
     """The schedule, from the base rate over the remaining steps. The learning-rate knob multiplies it."""
-
-    def __init__(self, context: KnobContext) -> None:
-        self._context = context
 
     def value(self) -> str:
         """The schedule's name."""
@@ -85,44 +80,34 @@ class ScheduleKnob:
         return KnobChange(old=old, new=self.value(), note=note)
 
 
-class _OptimizerOption:
+class _OptimizerOption(Knob):
     """A number that some optimizers have as an option and others do not."""
 
-    def __init__(self, context: KnobContext) -> None:
-        self._context = context
-
-    def value(self) -> str:
-        """The option as text."""
-        return self._read()
-
     def unavailable(self) -> str | None:
-        """A reason if this optimizer has no such option."""
+        """The reason that reading the option gives, if this optimizer has no such option."""
         try:
-            self._read()
+            self.value()
         except ValueError as error:
             return str(error)
         return None
 
     def turn(self, turn: TurnKnob) -> KnobChange:
         """Set the option for all parameter groups."""
-        old = self._read()
-        self._write(turn.value)
-        return KnobChange(old=old, new=self._read())
+        old = self.value()
+        self._set(turn.value)
+        return KnobChange(old=old, new=self.value())
 
-    def _read(self) -> str:
-        raise NotImplementedError
-
-    def _write(self, text: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _set(self, text: str) -> None: ...
 
 
 class MomentumKnob(_OptimizerOption):
     """The momentum μ of SGD, Nesterov and Muon."""
 
-    def _read(self) -> str:
+    def value(self) -> str:
         return f"{optimizers.momentum_of(self._context.optimizer):.6g}"
 
-    def _write(self, text: str) -> None:
+    def _set(self, text: str) -> None:
         optimizer = self._context.optimizer
         optimizers.set_momentum(optimizer, new_value(text, optimizers.momentum_of(optimizer), knob="momentum"))
 
@@ -130,38 +115,31 @@ class MomentumKnob(_OptimizerOption):
 class BetasKnob(_OptimizerOption):
     """β₁ and β₂ of Adam, AdamW and Muon."""
 
-    def _read(self) -> str:
+    def value(self) -> str:
         return betas_text(optimizers.betas_of(self._context.optimizer))
 
-    def _write(self, text: str) -> None:
+    def _set(self, text: str) -> None:
         optimizers.set_betas(self._context.optimizer, pair(text))
 
 
 class WeightDecayKnob(_OptimizerOption):
     """The weight decay λ: part of the gradient or decoupled from it, as the optimizer defines it."""
 
-    def _read(self) -> str:
+    def value(self) -> str:
         return f"{optimizers.weight_decay_of(self._context.optimizer):.6g}"
 
-    def _write(self, text: str) -> None:
+    def _set(self, text: str) -> None:
         optimizer = self._context.optimizer
         value = new_value(text, optimizers.weight_decay_of(optimizer), knob="weight_decay")
         optimizers.set_weight_decay(optimizer, value)
 
 
-class ClipKnob:
+class ClipKnob(Knob):
     """The limit of the global gradient norm, above which gradients are scaled down."""
-
-    def __init__(self, context: KnobContext) -> None:
-        self._context = context
 
     def value(self) -> str:
         """A number, or `off`."""
         return "off" if self._context.clip is None else f"{self._context.clip:.6g}"
-
-    def unavailable(self) -> str | None:
-        """Always available."""
-        return None
 
     def turn(self, turn: TurnKnob) -> KnobChange:
         """Set the limit from the next step on."""

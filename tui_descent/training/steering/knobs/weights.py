@@ -14,7 +14,13 @@ from tui_descent.training.optim.parameter_groups import clear_state
 from tui_descent.training.setup.nets.block import Block
 from tui_descent.training.setup.nets.surface import Surface
 from tui_descent.training.steering import surgery
-from tui_descent.training.steering.knobs.context import KnobChange, KnobContext, common_value, unavailable_in_user_loop
+from tui_descent.training.steering.knobs.context import (
+    Knob,
+    KnobChange,
+    KnobContext,
+    common_value,
+    unavailable_in_user_loop,
+)
 
 _NO_LAYERS = "a surface has one point and no layers"
 
@@ -25,11 +31,8 @@ def _optimized_parameters(context: KnobContext) -> dict[str, nn.Parameter]:
     return {name: p for name, p in context.model.named_parameters() if id(p) in held}
 
 
-class InitKnob:
+class InitKnob(Knob):
     """Re-initializes the weights of the net or of one layer, in place."""
-
-    def __init__(self, context: KnobContext) -> None:
-        self._context = context
 
     def value(self) -> str:
         """The initialization of the whole net: `own` for a user's net, `mixed` if one layer has another."""
@@ -51,11 +54,8 @@ class InitKnob:
         return KnobChange(old=old, new=turn.value, note=f"{len(drawn)} tensors re-initialized")
 
 
-class FreezeKnob:
+class FreezeKnob(Knob):
     """Stops training one layer's weights."""
-
-    def __init__(self, context: KnobContext) -> None:
-        self._context = context
 
     def value(self) -> str:
         """`on`, `off` or `mixed` over the whole net."""
@@ -85,19 +85,12 @@ class FreezeKnob:
         return common_value("off" if p.requires_grad else "on" for p in module.parameters())
 
 
-class KickKnob:
+class KickKnob(Knob):
     """Moves every weight matrix a little at random, or all weights along the direction of most negative curvature."""
-
-    def __init__(self, context: KnobContext) -> None:
-        self._context = context
 
     def value(self) -> str:
         """The size of the last kick; 0 before the first."""
         return self._context.last_kick
-
-    def unavailable(self) -> str | None:
-        """Always available."""
-        return None
 
     def turn(self, turn: TurnKnob) -> KnobChange:
         """Kick at once. `auto` means random; on a surface, whose point is not a weight matrix, it means curvature."""
@@ -143,11 +136,8 @@ class KickKnob:
         return note
 
 
-class DropoutKnob:
+class DropoutKnob(Knob):
     """The dropout probability, the same in all places."""
-
-    def __init__(self, context: KnobContext) -> None:
-        self._context = context
 
     def value(self) -> str:
         """The probability in all blocks, or in the `nn.Dropout` modules of a user's net."""
