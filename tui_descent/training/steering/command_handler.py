@@ -70,7 +70,7 @@ class CommandHandler:
             if isinstance(command, TurnKnob):
                 self._turn(queued, command)
             else:
-                progress.done(request, self._do(command, request.client))
+                progress.done(request, self._execute(command, request.client))
         except ValueError as error:
             for merged in queued.merged:
                 progress.reject(merged, str(error), more=True)
@@ -133,7 +133,7 @@ class CommandHandler:
         )
         self._layers.report()
 
-    def _do(self, command: AnyCommand, client: int) -> str:
+    def _execute(self, command: AnyCommand, client: int) -> str:
         """Returns what was done, in words. Raises `ValueError` with the reason if it cannot be done."""
         mode, progress = self._mode, self._progress
         match command:
