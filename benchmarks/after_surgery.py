@@ -88,8 +88,8 @@ def scenario_step(setup: Setup, steering: Steering) -> Step:
         setup.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         setup.optimizer.step()
-        steering.update_made()
-        steering.loss_known(loss.item())
+        steering.after_update()
+        steering.add_loss(loss.item())
 
     return step
 
@@ -120,9 +120,9 @@ def user_loop(activation: type[nn.Module], *, skips: bool) -> tuple[Step, Steeri
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     steering = Steering(model, optimizer)
     x, y = torch.randn(64, 64), torch.randint(0, 10, (64,))
-    steering.listen()
+    steering.start_block_search()
     model(x)
-    steering.heard()
+    steering.finish_block_search()
 
     def step() -> None:
         steering.advance()
@@ -130,8 +130,8 @@ def user_loop(activation: type[nn.Module], *, skips: bool) -> tuple[Step, Steeri
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        steering.update_made()
-        steering.loss_known(loss.item())
+        steering.after_update()
+        steering.add_loss(loss.item())
 
     return step, steering
 
@@ -175,7 +175,7 @@ def scenario_row(title: str, family: str, start: dict[str, Any], turns: tuple[st
         steering.turn(parse(text), step=5 + n)
         step()
     run_slice(step, WARM_UP)
-    assert not steering.context.under_way, title
+    assert not steering.context.transitions, title
     others = [scenario_step(*make(family, start | end)) for _ in range(2)]
     for other in others:
         run_slice(other, WARM_UP)
@@ -187,7 +187,7 @@ def user_row(text: str, start: type[nn.Module], end: type[nn.Module], *, skips: 
     step, steering = user_loop(start, skips=False)
     steering.turn(parse(text), step=0)
     run_slice(step, WARM_UP)
-    assert not steering.context.under_way, text
+    assert not steering.context.transitions, text
     others = [user_loop(end, skips=skips)[0] for _ in range(2)]
     for other in others:
         run_slice(other, WARM_UP)

@@ -95,7 +95,7 @@ def fingerprint(model: nn.Module, optimizer: torch.optim.Optimizer, steering: St
     digest.update(repr([(n, type(m).__name__, m.training) for n, m in model.named_modules()]).encode())
     digest.update(repr([(n, p.requires_grad) for n, p in model.named_parameters()]).encode())
     digest.update(repr([(b.skip, b.where) for b in steering.context.blocks.values()]).encode())
-    digest.update(repr([(key, t.made) for key, t in steering.context.under_way.items()]).encode())
+    digest.update(repr([(key, t.steps_done) for key, t in steering.context.transitions.items()]).encode())
     digest.update(repr([{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]).encode())
     digest.update(repr((id(optimizer), grouped(optimizer))).encode())
     for p in model.parameters():

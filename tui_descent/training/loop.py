@@ -43,7 +43,7 @@ def train(run: Watch, setup: Setup, *, steps: int, evaluate_every: int, attended
                 loss = None  # type: ignore[assignment]
                 setup.optimizer.zero_grad()
                 run.control.hold(failure)
-        run.control.settle()
+        run.control.report_all()
         if run.next_step < mode.goal:
             continue  # a GPU has just reported that it skipped the last updates
         if not attended:

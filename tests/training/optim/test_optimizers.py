@@ -258,8 +258,8 @@ def test_swap_says_when_no_state_is_transferred() -> None:
         _, old = trained(old_name)
         swapped = swap(old, new_name)
         assert not swapped.optimizer.state
-        assert swapped.transferred == "starts with an empty memory"
-    said = "starts with an empty memory: its first steps are up to ten times its rate"
+        assert swapped.transferred == "no optimizer state transferred"
+    said = "no optimizer state transferred: the first steps are up to ten times the learning rate"
     assert swap(trained("sgd")[1], "rmsprop").transferred == said
     assert swap(trained("adam")[1], "adamw").transferred == "keeps step, exp_avg, exp_avg_sq"
 

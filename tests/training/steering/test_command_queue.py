@@ -1,4 +1,4 @@
-"""Turns that wait together are one intervention, and every request still gets exactly one reply."""
+"""Changes that wait together become one intervention, and every request still gets exactly one reply."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import nn
 from tui_descent.protocol.commands import AnyCommand, ClientRequest, Mark, Pause, Resume, TurnKnob
 from tui_descent.protocol.events import CommandDone, CommandRejected, KnobTurned
 from tui_descent.training.steering import command_queue as module
-from tui_descent.training.steering.command_queue import Batch, CommandQueue
+from tui_descent.training.steering.command_queue import CommandQueue, QueuedCommand
 from tui_descent.training.watch.watch import Watch
 
 Reply = KnobTurned | CommandDone | CommandRejected
 
 
 class Loop:
-    """A small loop of its own; what is asked is at hand together before the next update."""
+    """A small user loop. The commands given to `step` arrive together before the next update."""
 
     def __init__(self, keeper: FakeKeeper) -> None:
         torch.manual_seed(0)
@@ -29,12 +29,12 @@ class Loop:
         self.run = Watch(self.model, self.optimizer, link=keeper.link)
         self.x = torch.randn(8, 4)
 
-    def step(self, *asked: AnyCommand) -> list[Reply]:
+    def step(self, *commands: AnyCommand) -> list[Reply]:
         loss = self.model(self.x).square().mean()
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        for command in asked:
+        for command in commands:
             self.keeper.send(command)
         self.run.step(loss)
         return [event for event in self.keeper.events() if isinstance(event, Reply)]
@@ -52,21 +52,21 @@ def lr(value: str) -> TurnKnob:
     return TurnKnob(knob="lr", value=value)
 
 
-def test_twenty_at_hand_together_are_one_with_twenty_replies(loop: Loop) -> None:
+def test_twenty_waiting_changes_become_one_with_twenty_replies(loop: Loop) -> None:
     replies = loop.step(*[lr("*1.25")] * 20)
     *earlier, last = replies
     assert [reply.request for reply in replies] == list(range(1, 21))
     assert all(isinstance(reply, CommandDone) and "one of 20 changes" in reply.what for reply in earlier)
     assert isinstance(last, KnobTurned)
     assert (last.id, last.turns, last.old, last.new) == (1, 20, "0.1", "8.67362")
-    assert last.step == loop.run.next_step  # it acts on the very next update
+    assert last.step == loop.run.next_step  # it applies to the very next update
     single = 0.1
     for _ in range(20):
         single *= 1.25
     assert loop.run.steering.rate.value == pytest.approx(single, rel=1e-14)
 
 
-def test_an_order_in_between_parts_them(loop: Loop) -> None:
+def test_changes_are_not_merged_across_another_command(loop: Loop) -> None:
     replies = loop.step(lr("*2"), lr("*2"), Mark(), lr("*2"), TurnKnob(knob="weight_decay", value="0.1"), lr("*2"))
     assert [reply.request for reply in replies] == [1, 2, 3, 4, 5, 6]
     turned = [(r.knob, r.old, r.new, r.turns) for r in replies if isinstance(r, KnobTurned)]
@@ -78,17 +78,17 @@ def test_an_order_in_between_parts_them(loop: Loop) -> None:
     ]
 
 
-def test_turns_of_two_clients_stay_two(loop: Loop) -> None:
+def test_changes_of_two_clients_are_not_merged(loop: Loop) -> None:
     orders = CommandQueue()
     for client, source in ((1, "key"), (2, "key"), (2, "key"), (2, "send")):
         orders.put(ClientRequest(client=client, request=1, source=source, command=lr("*2")))  # type: ignore[arg-type]
     taken = []
-    while batch := orders.take(at_once=True):
-        taken.append((batch.order.client, batch.order.source, len(batch.earlier)))
+    while queued := orders.take(at_once=True):
+        taken.append((queued.request.client, queued.request.source, len(queued.merged)))
     assert taken == [(1, "key", 0), (2, "key", 1), (2, "send", 0)]
 
 
-def test_together_they_are_made_or_refused(loop: Loop) -> None:
+def test_merged_changes_are_applied_or_rejected_together(loop: Loop) -> None:
     replies = loop.step(lr("*1e5"), lr("*10"), lr("*100"), lr("1e7"))
     assert [type(reply) for reply in replies] == [CommandDone, KnobTurned, CommandRejected, CommandRejected]
     replies = loop.step(lr("*2"), lr("*10"))
@@ -98,7 +98,7 @@ def test_together_they_are_made_or_refused(loop: Loop) -> None:
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """A clock that the test advances."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 100.0
@@ -109,18 +109,18 @@ def order(command: AnyCommand, request: int = 1) -> ClientRequest:
     return ClientRequest(client=1, request=request, source="key", command=command)
 
 
-def flooded(orders: CommandQueue, took_s: float) -> None:
-    """As many turns in quick succession as are made at once."""
-    for n in range(module.FREELY + 1):
+def use_up_free_changes(orders: CommandQueue, took_s: float) -> None:
+    """Make as many changes in quick succession as are made at once."""
+    for n in range(module.FREE_COUNT + 1):
         orders.put(order(lr("*2"), n))
-        batch = orders.take(at_once=False)
-        assert batch is not None, n
-        orders.made(batch, took_s)
+        queued = orders.take(at_once=False)
+        assert queued is not None, n
+        orders.add_cost(queued, took_s)
 
 
-def test_after_a_few_the_next_one_waits_in_proportion_to_what_they_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_the_free_changes_the_next_waits_in_proportion_to_their_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, orders = Clock(monkeypatch), CommandQueue()
-    flooded(orders, 0.0005)  # 64 ms each at a share of 1/128
+    use_up_free_changes(orders, 0.0005)  # 64 ms each at a share of 1/128
     orders.put(order(lr("*2"), 20))
     assert orders.take(at_once=False) is None
     assert not orders.due(clock.now_s)
@@ -130,47 +130,47 @@ def test_after_a_few_the_next_one_waits_in_proportion_to_what_they_cost(monkeypa
     clock.now_s += 0.035
     assert orders.due(clock.now_s)
     both = orders.take(at_once=False)
-    assert isinstance(both, Batch)
-    assert (both.order.request, len(both.earlier)) == (21, 1)
+    assert isinstance(both, QueuedCommand)
+    assert (both.request.request, len(both.merged)) == (21, 1)
     assert orders.take(at_once=True) is None
 
 
-def test_a_flood_takes_its_share_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flood_of_changes_takes_no_more_than_its_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, orders = Clock(monkeypatch), CommandQueue()
     spent_s, answered = 0.0, 0
     for n in range(2000):  # 200 a second, for ten seconds
         clock.now_s += 0.005
         orders.put(order(lr("*2" if n % 2 else "/2"), n))
-        while batch := orders.take(at_once=False):
-            answered += 1 + len(batch.earlier)
+        while queued := orders.take(at_once=False):
+            answered += 1 + len(queued.merged)
             spent_s += 0.001
-            orders.made(batch, 0.001)
-    assert spent_s < 10 * module.SHARE + (module.FREELY + 2) * 0.001
+            orders.add_cost(queued, 0.001)
+    assert spent_s < 10 * module.TIME_SHARE + (module.FREE_COUNT + 2) * 0.001
     assert answered > 1900
 
 
 @pytest.mark.parametrize("other", [Pause(), TurnKnob(knob="weight_decay", value="0.1"), TurnKnob(knob="x", value="1")])
-def test_nothing_else_ever_waits(other: AnyCommand) -> None:
+def test_no_other_command_waits(other: AnyCommand) -> None:
     orders = CommandQueue()
-    flooded(orders, 0.1)
+    use_up_free_changes(orders, 0.1)
     orders.put(order(other, 2))
     assert orders.take(at_once=False) is not None
-    # A turn that waits lets go as soon as something stands behind it.
+    # A waiting change is carried out as soon as another command arrives after it.
     orders.put(order(lr("*2"), 3))
     assert orders.take(at_once=False) is None
     orders.put(order(other, 4))
-    assert [orders.take(at_once=False).order.request for _ in range(2)] == [3, 4]  # type: ignore[union-attr]
+    assert [orders.take(at_once=False).request.request for _ in range(2)] == [3, 4]  # type: ignore[union-attr]
 
 
-def test_no_turn_waits_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_change_waits_longer_than_the_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, orders = Clock(monkeypatch), CommandQueue()
-    flooded(orders, 60.0)
+    use_up_free_changes(orders, 60.0)
     orders.put(order(lr("*2")))
     assert orders.take(at_once=False) is None
-    clock.now_s += module.WAITS_S
+    clock.now_s += module.MAX_WAIT_S
     assert orders.take(at_once=False) is not None
 
 
-def test_a_run_that_stands_still_makes_them_at_once(loop: Loop) -> None:
+def test_a_paused_run_carries_out_changes_at_once(loop: Loop) -> None:
     replies = loop.step(lr("*2"), Pause(), lr("*2"), lr("*2"), Resume(), lr("*2"))
     assert [reply.request for reply in replies][:5] == [1, 2, 3, 4, 5]

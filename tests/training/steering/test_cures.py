@@ -1,4 +1,4 @@
-"""Four sick nets and the keys that cure them, by the default way: how soon, how far, and what does not help."""
+"""Four nets that do not train, and the knobs that cure them in the default way: how fast, and what does not help."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ EXPLODING: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Course:
-    """Losses from the turn on, those before it, and the accuracy at the end."""
+    """Losses before and after the intervention, and the accuracy at the end."""
 
     before: list[float]
     after: list[float]
     accuracy: float
 
     def mean(self, first: int, end: int) -> float:
-        """Of updates so long after the turn; NaN where the run did not come so far."""
+        """The mean loss of updates first to end after the intervention; NaN if the run did not get that far."""
         part = self.after[first:end]
         return math.fsum(part) / len(part) if len(part) == end - first else math.nan
 
     def steps_below(self, level: float) -> float:
-        """After how many updates the mean of ten of them lies below it."""
+        """The number of updates until the mean of ten losses is below `level`."""
         ends = (n for n in range(10, len(self.after) + 1) if self.mean(n - 10, n) < level)
         return next(ends, math.inf)
 
@@ -62,7 +62,7 @@ def scenario_of(name: str, seed: int) -> Scenario:
 
 @functools.cache
 def course(name: str, turns: Sequence[str], seed: int, steps: int) -> Course:
-    """A run of a sick net with these turns, as a key or a script makes them, and `steps` updates after them."""
+    """A run of a net that does not train, with these interventions and `steps` updates after them."""
     scenario = scenario_of(name, seed)
     setup = build(scenario, on=torch.device("cpu"))
     at = TURN_AT.get(name, 150)
@@ -94,9 +94,9 @@ def course(name: str, turns: Sequence[str], seed: int, steps: int) -> Course:
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("name", "within"), [("vanishing", 35), ("vanishing under adam", 40)])
-def test_a_residual_halves_the_loss_of_twenty_sigmoid_layers(name: str, within: int, seed: int) -> None:
+def test_residual_halves_the_loss_of_twenty_sigmoid_layers(name: str, within: int, seed: int) -> None:
     cured = course(name, ("residual=on",), seed, 150)
-    assert min(cured.before[-60:]) > 2.1, "a guess among ten"
+    assert min(cured.before[-60:]) > 2.1, "no better than guessing one of ten"
     assert cured.steps_to_half() <= within
     assert max(cured.after) < 4.5
     assert cured.accuracy > 0.94
@@ -104,12 +104,12 @@ def test_a_residual_halves_the_loss_of_twenty_sigmoid_layers(name: str, within: 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("turn", ["lr=*10", "optimizer=adam", "init=xavier"])
-def test_neither_rate_nor_optimizer_nor_other_weights_cure_them(turn: str, seed: int) -> None:
+def test_neither_rate_nor_optimizer_nor_init_cures_vanishing_gradients(turn: str, seed: int) -> None:
     assert course("vanishing", (turn,), seed, 110).mean(90, 110) > 2.25
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_an_exploding_net_is_cured_by_a_norm_before_the_activation_or_by_weights_of_the_right_size(seed: int) -> None:
+def test_a_norm_before_the_activation_or_a_better_init_cures_an_exploding_net(seed: int) -> None:
     normed = course("exploding", ("norm=layer,where=mid",), seed, 60)
     assert normed.before[0] > 1e5
     assert math.fsum(normed.before[-20:]) / 20 > 1e3
@@ -119,12 +119,12 @@ def test_an_exploding_net_is_cured_by_a_norm_before_the_activation_or_by_weights
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_residual_does_not_cure_it(seed: int) -> None:
+def test_residual_does_not_cure_an_exploding_net(seed: int) -> None:
     assert course("exploding", ("residual=on",), seed, 110).mean(90, 110) > 20
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_dead_units_come_back_soonest_with_the_steepest_slope_below_zero(seed: int) -> None:
+def test_dead_units_recover_soonest_with_the_steepest_slope_below_zero(seed: int) -> None:
     half = {name: course("dead-relu", (f"activation={name}",), seed, 300) for name in ("leaky_relu", "silu", "gelu")}
     assert min(half["leaky_relu"].before[-60:]) > 2.2
     assert half["leaky_relu"].steps_to_half() <= 25

@@ -1,4 +1,4 @@
-"""Every knob on every family of nets with every optimizer: applied or refused, never partly applied."""
+"""Every knob on every family of nets with every optimizer: applied or rejected, never partly applied."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from tui_descent.scenario.optimizers import NAMES
 from tui_descent.training.steering.steering import Steering
 from tui_descent.training.watch.watch import Watch
 
-# All that a built-in net may refuse.
-REFUSABLE = ("betas", "momentum", "norm=layer,where=mid", "activation@blocks.1")
+# The only commands that a built-in net may reject.
+MAY_BE_REJECTED = ("betas", "momentum", "norm=layer,where=mid", "activation@blocks.1")
 
 # Muon needs a matrix between the first layer and the last; a conv net has none.
 CASES = [(f, o) for f in ("mlp", "conv", "transformer") for o in NAMES if (f, o) != ("conv", "muon")]
 
 
-def test_every_knob_of_the_table_is_tried_here() -> None:
+def test_values_cover_every_knob() -> None:
     assert set(VALUES) == set(KNOBS)
 
 
 @pytest.mark.parametrize(("family", "optimizer"), CASES)
-def test_a_knob_acts_or_is_refused_and_the_run_goes_on(family: str, optimizer: str) -> None:
+def test_a_knob_is_applied_or_rejected_and_the_run_goes_on(family: str, optimizer: str) -> None:
     for texts in VALUES.values():
         for text in texts:
             turn = parse(text)
@@ -49,7 +49,7 @@ def test_a_knob_acts_or_is_refused_and_the_run_goes_on(family: str, optimizer: s
                 before, old = fingerprint(made.model, made.optimizer, steering), made.optimizer
                 if (reason := refusal(steering, turn, run.next_step)) is not None:
                     assert len(reason) > 10
-                    assert text.startswith(REFUSABLE) or "muon" in text, f"{text}: {reason}"
+                    assert text.startswith(MAY_BE_REJECTED) or "muon" in text, f"{text}: {reason}"
                     assert fingerprint(made.model, made.optimizer, steering) == before
                     continue
                 assert sorted(grouped(made.optimizer)) == sorted(ids(made.model)), text
@@ -65,7 +65,7 @@ def test_a_knob_acts_or_is_refused_and_the_run_goes_on(family: str, optimizer: s
 
 
 @pytest.mark.parametrize("optimizer", FOREIGN_OPTIMIZERS)
-def test_a_knob_acts_in_a_user_loop_or_is_refused_with_the_reason(optimizer: str) -> None:
+def test_a_knob_in_a_user_loop_is_applied_or_rejected_with_a_reason(optimizer: str) -> None:
     data = make_setup("mlp")
     applied: set[str] = set()
     for knob, texts in VALUES.items():
@@ -125,15 +125,15 @@ def test_a_change_that_fails_half_way_is_rolled_back(
             step(made, run)
         steering.turn(parse("residual=on,way=gentle"))
         steering.advance()
-        probed = Steering._probed
+        probe = Steering._probe
 
-        def fails(self: Steering, *, whole: bool) -> Any:
-            if whole:
+        def fails(self: Steering, *, backward: bool) -> Any:
+            if backward:
                 raise RuntimeError("injected")
-            return probed(self, whole=whole)
+            return probe(self, backward=backward)
 
         tried = 0
-        monkeypatch.setattr(Steering, "_probed", fails)
+        monkeypatch.setattr(Steering, "_probe", fails)
         for knob, texts in VALUES.items():
             for text in texts if KNOBS[knob].touches == "net" else ():
                 before = fingerprint(made.model, made.optimizer, steering)
@@ -201,7 +201,7 @@ def test_a_change_of_optimizer_that_fails_half_way_is_rolled_back(text: str, mon
         def fails(*_: Any, **__: Any) -> str:
             raise RuntimeError("injected")
 
-        monkeypatch.setattr("tui_descent.training.steering.knobs.optimizer.Turned", fails)
+        monkeypatch.setattr("tui_descent.training.steering.knobs.optimizer.KnobChange", fails)
         with pytest.raises(ValueError, match="injected"):
             steering.turn(parse(text), step=2)
         assert fingerprint(made.model, made.optimizer, steering) == before

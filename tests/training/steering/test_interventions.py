@@ -1,4 +1,4 @@
-"""What single turns do, how they are recorded, and that a record replays to the last bit."""
+"""What single interventions do, how they are recorded, and that a record replays bit for bit."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ PLAN = (
 )
 
 
-def test_what_was_recorded_replays_to_the_last_bit(keeper: FakeKeeper) -> None:
+def test_recorded_interventions_replay_bit_for_bit(keeper: FakeKeeper) -> None:
     found = trained(PLAN, keeper)
     turned = keeper.events(KnobTurned)
     assert [event.knob for event in turned] == [text.split("=")[0].split("@")[0] for _, text in PLAN]
@@ -68,7 +68,7 @@ def test_what_was_recorded_replays_to_the_last_bit(keeper: FakeKeeper) -> None:
     assert trained(())[2:] != found[2:]
 
 
-def test_a_receipt_tells_what_changed_and_nothing_where_nothing_did(keeper: FakeKeeper) -> None:
+def test_the_reported_effect_is_zero_if_nothing_changed(keeper: FakeKeeper) -> None:
     trained(((3, "residual=on"), (4, "residual=off,way=instant"), (5, "kick=0.1"), (6, "lr=*2")), keeper)
     ramp, instant, kick, rate = keeper.events(KnobTurned)
     assert ramp.function_change == 0.0
@@ -81,7 +81,7 @@ def test_a_receipt_tells_what_changed_and_nothing_where_nothing_did(keeper: Fake
 
 
 @pytest.mark.parametrize("texts", [("optimizer=muon", "norm=layer"), ("norm=none", "optimizer=sgd"), ("schedule=wsd",)])
-def test_a_snapshot_taken_before_turns_is_restored_after_them(texts: tuple[str, ...]) -> None:
+def test_a_snapshot_is_restored_after_several_interventions(texts: tuple[str, ...]) -> None:
     made = make_setup("mlp", optimizer={"name": "adam", "lr": 1e-3}, norm="rms")
     steering, first = steering_of(made), made.optimizer
     with Watch(made.model, made.optimizer, link=None, steering=steering) as run:
@@ -91,18 +91,18 @@ def test_a_snapshot_taken_before_turns_is_restored_after_them(texts: tuple[str, 
         snapshot = Snapshot([*steering.holders(), RandomState()], segment=0, step=3)
         losses = [step(made, run) for _ in range(5)]
         snapshot.restore()
-        steering.restored()
+        steering.after_restore()
         for text in (*texts, "residual=on", "freeze@head=on", "init@stem=he", "kick=0.1", "clip=1"):
             steering.turn(parse(text), step=3)
         assert [step(made, run) for _ in range(5)] != losses
         snapshot.restore()
-        steering.restored()
+        steering.after_restore()
         assert run.optimizer is made.optimizer is first
         assert sorted(grouped(first)) == sorted(ids(made.model))
         assert [step(made, run) for _ in range(5)] == losses
 
 
-def test_clipping_holds_the_gradients_norm_to_its_limit() -> None:
+def test_clipping_limits_the_gradient_norm() -> None:
     made = make_setup("mlp", optimizer={"name": "sgd", "lr": 0.1})
     steering = steering_of(made)
     norms = []
@@ -118,7 +118,7 @@ def test_clipping_holds_the_gradients_norm_to_its_limit() -> None:
     assert norms[1] > 0.1
 
 
-def test_a_schedule_runs_over_the_steps_that_are_left() -> None:
+def test_a_new_schedule_covers_the_remaining_steps() -> None:
     made = make_setup("mlp", optimizer={"name": "sgd", "lr": 0.1})
     rates = []
     with Watch(
@@ -133,8 +133,8 @@ def test_a_schedule_runs_over_the_steps_that_are_left() -> None:
     assert rates[20:] == pytest.approx(expected, rel=1e-9)
 
 
-def test_dead_units_live_again_with_another_activation() -> None:
-    """Biases of −4 under relu let nothing through; leaky_relu, a hundredth a block."""
+def test_another_activation_revives_dead_units() -> None:
+    """With biases of −4, relu blocks all gradients; leaky_relu passes a hundredth per block."""
 
     def grads(turn: str | None) -> float:
         made = make_setup("mlp", optimizer={"name": "sgd", "lr": 0.05}, depth=4, init={"name": "he", "bias": -4.0})
@@ -155,8 +155,8 @@ def test_dead_units_live_again_with_another_activation() -> None:
     assert cured > 1e-7
 
 
-def test_vanishing_gradients_come_back_with_a_residual_by_itself(keeper: FakeKeeper) -> None:
-    """20 sigmoid layers: first over last gradient under 1e-6, and over 1e-2 within 60 steps of residual=on, auto."""
+def test_residual_with_the_default_way_restores_vanishing_gradients(keeper: FakeKeeper) -> None:
+    """20 sigmoid layers: the first gradient over the last is under 1e-6, and over 1e-2 60 steps after residual=on."""
 
     def ratio(turn: str | None) -> float:
         made = make_setup("mlp", optimizer={"name": "sgd", "lr": 0.1}, depth=20, width=32, activation="sigmoid")
@@ -175,7 +175,7 @@ def test_vanishing_gradients_come_back_with_a_residual_by_itself(keeper: FakeKee
     assert (event.way, event.scale) == ("ramp", 20**-0.5)
 
 
-def test_what_changes_with_a_turn_is_told_with_it(keeper: FakeKeeper) -> None:
+def test_an_intervention_reports_every_knob_that_it_changed(keeper: FakeKeeper) -> None:
     made = make_setup("mlp", optimizer={"name": "momentum", "lr": 1e-2})
     texts = (
         "optimizer=adam",
@@ -204,7 +204,7 @@ def test_what_changes_with_a_turn_is_told_with_it(keeper: FakeKeeper) -> None:
     assert sgd["momentum"].value == "0"
     assert sgd["betas"].unavailable
     assert rate == {}
-    # A viewer that takes in what it is told knows at each place what the trainer would answer there.
+    # A viewer that applies the events one by one knows the trainer's state at each of them.
     known = dict(states[0])
     for event in turned:
         known[event.knob] = KnobState(name=event.knob, value=event.new)
@@ -213,13 +213,13 @@ def test_what_changes_with_a_turn_is_told_with_it(keeper: FakeKeeper) -> None:
         assert {n: s for n, s in known.items() if n != "lr"} == {n: s for n, s in now.items() if n != "lr"}, event
 
 
-def test_another_optimizer_starts_at_the_rate_that_the_scenario_names_for_it(keeper: FakeKeeper) -> None:
+def test_a_new_optimizer_starts_at_the_rate_that_the_scenario_gives_it(keeper: FakeKeeper) -> None:
     made = make_setup("mlp", optimizer={"name": "sgd", "lr": 0.05, "rates": {"adam": 3e-3, "sgd": 0.02}})
     plan = [
-        (1, parse("lr=*10")),  # turned for SGD, and so is gone with it
+        (1, parse("lr=*10")),  # belongs to SGD, so it ends with SGD
         (2, parse("optimizer=adam")),
         (3, parse("lr=*2")),
-        (4, parse("optimizer=rmsprop")),  # none is named: carried over
+        (4, parse("optimizer=rmsprop")),  # the scenario gives no rate: converted
         (5, parse("optimizer=sgd")),
     ]
     with Watch(made.model, made.optimizer, link=keeper.link, steering=steering_of(made), plan=plan) as run:
@@ -235,7 +235,7 @@ def test_another_optimizer_starts_at_the_rate_that_the_scenario_names_for_it(kee
     ]
 
 
-def test_by_value_too_an_undo_of_another_optimizer_has_the_rate_that_was_turned(keeper: FakeKeeper) -> None:
+def test_undo_by_value_of_an_optimizer_change_restores_the_changed_rate(keeper: FakeKeeper) -> None:
     made = make_setup("mlp", optimizer={"name": "sgd", "lr": 0.05, "rates": {"adam": 3e-3}})
     keeper.link.launch = msgspec.structs.replace(keeper.link.launch, socket="there", undo_budget=1000)
     plan = [(1, parse("lr=*10")), (2, parse("optimizer=adam"))]
@@ -251,7 +251,7 @@ def test_by_value_too_an_undo_of_another_optimizer_has_the_rate_that_was_turned(
     assert [record.lr for record in keeper.steps()] == pytest.approx([0.05, 0.5, 3e-3, 3e-3, 0.5, 3e-3])
 
 
-def test_back_to_the_first_optimizer_it_is_its_own_rate_where_any_is_named(keeper: FakeKeeper) -> None:
+def test_returning_to_the_first_optimizer_restores_its_own_rate(keeper: FakeKeeper) -> None:
     made = make_setup("mlp", optimizer={"name": "sgd", "lr": 0.05, "rates": {"adam": 3e-3}})
     plan = [(1, parse("optimizer=adam")), (2, parse("optimizer=sgd"))]
     with Watch(made.model, made.optimizer, link=keeper.link, steering=steering_of(made), plan=plan) as run:
@@ -261,7 +261,7 @@ def test_back_to_the_first_optimizer_it_is_its_own_rate_where_any_is_named(keepe
     assert [record.lr for record in keeper.steps()] == pytest.approx([0.05, 3e-3, 0.05])
 
 
-def test_a_schedule_goes_on_from_the_rate_that_the_scenario_names(keeper: FakeKeeper) -> None:
+def test_a_schedule_continues_from_the_rate_that_the_scenario_gives(keeper: FakeKeeper) -> None:
     made = make_setup("mlp", optimizer={"name": "sgd", "lr": 0.1, "rates": {"adam": 1e-3}})
     plan = [(0, parse("schedule=step,every=2,gamma=0.5")), (3, parse("optimizer=adam"))]
     rates = []
@@ -272,10 +272,10 @@ def test_a_schedule_goes_on_from_the_rate_that_the_scenario_names(keeper: FakeKe
             step(made, run)
     assert rates == pytest.approx([0.1, 0.1, 0.05, 0.5e-3, 0.25e-3])
     (note,) = [event.note for event in keeper.events(KnobTurned) if event.knob == "optimizer"]
-    assert note.startswith("lr 0.05 → 0.0005 (the scenario's rate for Adam), 0.001, where the schedule has it; ")
+    assert note.startswith("lr 0.05 → 0.0005 (the scenario's rate for Adam), 0.001 times the schedule's factor; ")
 
 
-def test_leaky_relu_has_the_slope_that_the_scenario_names_whatever_the_net_began_with() -> None:
+def test_leaky_relu_gets_the_slope_that_the_scenario_gives() -> None:
     made = make_setup("mlp", activation={"name": "relu", "slope": 0.2})
     with Watch(
         made.model, made.optimizer, link=None, steering=steering_of(made), plan=[(1, parse("activation=leaky_relu"))]

@@ -1,4 +1,4 @@
-"""A push along the most negative curvature: where it points, what it does at a saddle, and where there is none."""
+"""A kick along the most negative curvature: its direction, its effect at a saddle, and where it is rejected."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tui_descent.training.setup.build import Setup, build
 from tui_descent.training.watch.watch import Watch
 
 SADDLE = Path(__file__).parents[3] / "presets" / "saddle.toml"
-GONE = -0.5  # of the two minima's -1
+LEFT = -0.5  # the loss at which the saddle is left; the two minima have -1
 
 
 def saddle(start: tuple[float, float], function: str = "saddle") -> Setup:
@@ -44,7 +44,7 @@ def steps_to_leave(
         run.begin_step()
         while run.next_step < most:
             loss = made.loss()
-            if loss.item() < GONE:
+            if loss.item() < LEFT:
                 return run.next_step
             made.optimizer.zero_grad()
             loss.backward()
@@ -53,7 +53,7 @@ def steps_to_leave(
     return None
 
 
-def test_it_leaves_the_saddle_in_a_third_of_the_steps(keeper: FakeKeeper) -> None:
+def test_a_kick_leaves_the_saddle_in_a_third_of_the_steps(keeper: FakeKeeper) -> None:
     without = steps_to_leave((1.0, 1e-6), [])
     assert without == pytest.approx(693, abs=10), "as measured for the preset"
     with_it = steps_to_leave((1.0, 1e-6), [(0, "kick=0.01")], keeper)
@@ -63,24 +63,24 @@ def test_it_leaves_the_saddle_in_a_third_of_the_steps(keeper: FakeKeeper) -> Non
     assert further is not None
     assert further < with_it - 80
     (turned,) = keeper.events(KnobTurned)
-    assert turned.way == "curvature", "the only way to push a point"
-    assert turned.note.startswith("λmin = -2 on the probe batch")
+    assert turned.way == "curvature", "the only way to kick a point"
+    assert turned.note.startswith("λmin = -2 ± ")
     assert turned.loss_after - turned.loss_before == pytest.approx(-((0.01 + 1e-6) ** 2) + 0.01**4 / 4, rel=1e-3)
 
 
-def test_from_the_ridge_itself_which_nobody_leaves_without() -> None:
+def test_a_kick_leaves_the_ridge_that_plain_descent_never_leaves() -> None:
     assert steps_to_leave((1.0, 0.0), [], most=3000) is None
     left = steps_to_leave((1.0, 0.0), [(100, "kick=0.01")])
     assert left is not None
     assert left < 400
 
 
-def test_the_saddle_presets_claims_name_the_kick() -> None:
+def test_the_claims_of_the_saddle_preset_use_the_kick() -> None:
     assert any("kick" in given for claim in read(SADDLE).claim for given in claim.given)
 
 
 @pytest.mark.parametrize("start", [(0.0, math.sqrt(2)), (0.3, -1.4)])
-def test_where_nothing_curves_downward_it_is_refused(start: tuple[float, float], keeper: FakeKeeper) -> None:
+def test_a_kick_is_rejected_if_no_curvature_is_negative(start: tuple[float, float], keeper: FakeKeeper) -> None:
     made = saddle(start)
     before = copy_of(made.model)
     with Watch(
@@ -88,17 +88,19 @@ def test_where_nothing_curves_downward_it_is_refused(start: tuple[float, float],
     ) as r:
         r.begin_step()
     (rejected,) = keeper.events(CommandRejected)
-    assert rejected.reason.startswith("no curvature is negative here, so no direction leads off a ridge: λmin = 2 on")
+    assert rejected.reason.startswith(
+        "no curvature is negative here, so there is no direction to kick along: λmin = 2 ± "
+    )
     assert same(copy_of(made.model), before)
 
 
-def test_a_point_is_not_pushed_at_random() -> None:
-    with pytest.raises(ValueError, match=r"a surface has one point.*kick=0.1,way=curvature pushes it"):
+def test_a_surface_rejects_a_random_kick() -> None:
+    with pytest.raises(ValueError, match=r"a surface has one point.*use kick=0.1,way=curvature"):
         steering_of(saddle((1.0, 0.0))).turn(parse("kick=0.1,way=random"))
 
 
 def full_hessian(made: Setup) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """The Hessian and the gradient of the probe loss, by plain double autograd."""
+    """The Hessian, the gradient of the probe loss, and the parameters, by plain autograd in float64."""
     named = {n: p.detach().clone() for n, p in made.model.named_parameters()}
     shapes = [(n, p.shape, p.numel()) for n, p in named.items()]
     x, y = made.batches.first(max(made.batches.size, 256))
@@ -113,7 +115,7 @@ def full_hessian(made: Setup) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_on_a_net_it_is_the_lowest_eigenvector_of_the_whole_hessian(seed: int, keeper: FakeKeeper) -> None:
+def test_the_kick_follows_the_lowest_eigenvector_of_the_full_hessian(seed: int, keeper: FakeKeeper) -> None:
     made = make_setup("mlp", seed=seed, dtype="float64", depth=2, width=4, activation="tanh")
     hessian, gradient, before = full_hessian(made)
     theta, vectors = torch.linalg.eigh(hessian)
@@ -124,24 +126,24 @@ def test_on_a_net_it_is_the_lowest_eigenvector_of_the_whole_hessian(seed: int, k
     whole = torch.cat([p.flatten() for p in before.values()]).norm()
     assert moved.norm().item() == pytest.approx(0.01 * whole.item(), rel=1e-9)
     rayleigh = (moved @ hessian @ moved / moved.dot(moved)).item()
-    assert rayleigh == pytest.approx(theta[0].item(), rel=2e-2), "in one direction of the lowest"
+    assert rayleigh == pytest.approx(theta[0].item(), rel=2e-2), "along an eigenvector of the lowest eigenvalue"
     assert moved.dot(gradient) < 0
     (turned,) = keeper.events(KnobTurned)
-    told = float(turned.note.split()[2])
-    assert told == pytest.approx(theta[0].item(), rel=1e-2)
+    reported = float(turned.note.split()[2])
+    assert reported == pytest.approx(theta[0].item(), rel=1e-2)
     assert turned.loss_after < turned.loss_before
     if theta[1] - theta[0] > 0.2 * abs(theta[0]):
         assert abs(torch.dot(moved / moved.norm(), vectors[:, 0]).item()) > 0.95
 
 
-def test_frozen_weights_stay_and_a_second_time_is_the_same_to_the_last_bit() -> None:
+def test_a_kick_leaves_frozen_weights_and_repeats_bit_for_bit() -> None:
     ends = []
     for _ in range(2):
         made = make_setup("mlp", depth=2, width=8)
         steering = steering_of(made)
         steering.turn(parse("freeze@head=on"))
         before = made.model.head.weight.detach().clone()
-        torch.rand(len(ends) + 1)  # other numbers drawn meanwhile change nothing
+        torch.rand(len(ends) + 1)  # random numbers drawn in between make no difference
         state = torch.get_rng_state()
         steering.turn(parse("kick=0.02,way=curvature"), step=5)
         assert torch.equal(torch.get_rng_state(), state)
@@ -151,7 +153,7 @@ def test_frozen_weights_stay_and_a_second_time_is_the_same_to_the_last_bit() -> 
     assert not same(ends[0], copy_of(make_setup("mlp", depth=2, width=8).model))
 
 
-def test_an_own_loop_is_told_why_not(keeper: FakeKeeper) -> None:
+def test_a_user_loop_rejects_a_curvature_kick_with_the_reason(keeper: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with Watch(
@@ -164,5 +166,5 @@ def test_an_own_loop_is_told_why_not(keeper: FakeKeeper) -> None:
             optimizer.step()
             run.step(loss)
     rejected, turned = (e for e in keeper.events() if isinstance(e, CommandRejected | KnobTurned))
-    assert rejected.reason.startswith("an own loop gives no batch again and again")
+    assert rejected.reason.startswith("not available for your own loop: its batches cannot be replayed")
     assert turned.way == "random"

@@ -29,8 +29,8 @@ class InverseRoot(lr_scheduler.LRScheduler):
         return [base / math.sqrt(1 + self.last_epoch) for base in self.base_lrs]
 
 
-class Plain:
-    """A user's scheduler, not torch's, that computes the next rate from the present one."""
+class ScaledSchedule:
+    """A user's scheduler, not torch's, that computes the next rate from the current one."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
@@ -40,7 +40,7 @@ class Plain:
             group["lr"] = max(1e-4, group["lr"] * 0.93)
 
 
-class Written(Plain):
+class AbsoluteSchedule(ScaledSchedule):
     """A user's scheduler that sets an absolute rate, at every third step only."""
 
     count = 0
@@ -64,9 +64,9 @@ SCHEDULES: dict[str, Schedule] = {
     "SequentialLR": lambda o: lr_scheduler.SequentialLR(
         o, [lr_scheduler.LinearLR(o), lr_scheduler.CosineAnnealingLR(o, T_max=STEPS)], milestones=[12]
     ),
-    "one's own of torch's kind": InverseRoot,
-    "one's own from the rate that stands": Plain,
-    "one's own that writes it": Written,
+    "a user's subclass of LRScheduler": InverseRoot,
+    "a user's scheduler that scales the rate": ScaledSchedule,
+    "a user's scheduler that sets the rate": AbsoluteSchedule,
     "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=3, factor=0.5),
 }
 
@@ -74,7 +74,7 @@ SCHEDULES: dict[str, Schedule] = {
 def train(
     schedule: Schedule, plan: Iterable[tuple[int, TurnKnob]] = (), link: Any = None, *, scheduler_last: bool = False
 ) -> tuple[list[list[float]], list[list[float]]]:
-    """The rates used by each update, and the scheduler's own after it; two groups of different rates.
+    """The rates used by each update, and the scheduler's own after it, for two groups with different rates.
 
     The scheduler is stepped before `run.step`, or after it with `scheduler_last`.
     """
@@ -98,7 +98,7 @@ def train(
             if scheduler_last:
                 run.step(loss)
             if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
-                scheduler.step(1.0 + n)  # never better
+                scheduler.step(1.0 + n)  # the loss never improves
             elif scheduler is not None:
                 scheduler.step()
             if not scheduler_last:
@@ -109,7 +109,7 @@ def train(
 
 @pytest.mark.parametrize("scheduler_last", [False, True], ids=["before run.step", "after run.step"])
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_the_rate_is_the_schedulers_times_the_multiplier_from_its_step_on(
+def test_the_rate_is_the_schedulers_rate_times_the_multiplier(
     name: str, scheduler_last: bool, keeper: FakeKeeper
 ) -> None:
     plain, plain_own = train(SCHEDULES[name], scheduler_last=scheduler_last)
@@ -121,7 +121,7 @@ def test_the_rate_is_the_schedulers_times_the_multiplier_from_its_step_on(
     assert [record.lr for record in keeper.steps()] == pytest.approx([rates[0] for rates in turned], rel=1e-12)
 
 
-def test_an_exact_rate_is_met_and_multipliers_combine() -> None:
+def test_an_absolute_rate_is_exact_and_multipliers_combine() -> None:
     plan = [(3, parse("lr=0.2")), (6, parse("lr=*2")), (9, parse("lr=/4")), (9, parse("lr=*1.25"))]
     used, own = train(SCHEDULES["none"], plan)
     first = [rates[0] for rates in used]
@@ -150,11 +150,11 @@ def test_the_update_uses_the_multiplied_rate() -> None:
     assert same(copy_of(net), copy_of(twin))
 
 
-def test_the_owners_rate_is_restored_after_the_run() -> None:
+def test_the_groups_hold_the_users_rate_between_steps_and_after_the_run() -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with Watch(net, optimizer, link=None, plan=[(0, parse("lr=*7"))]) as run:
-        run.control.between()
+        run.control.before_update()
         loss = loss_of(net, digit_batches(1)[0])
         loss.backward()
         optimizer.step()
@@ -163,8 +163,8 @@ def test_the_owners_rate_is_restored_after_the_run() -> None:
     assert optimizer.param_groups[0]["lr"] == 0.1
 
 
-@pytest.mark.parametrize("told", [False, True], ids=["at the next update", "at run.step"])
-def test_a_step_that_raised_does_not_leave_its_multiplied_rate(told: bool) -> None:
+@pytest.mark.parametrize("reported", [False, True], ids=["at the next update", "at run.step"])
+def test_a_step_that_raises_does_not_leave_the_multiplied_rate(reported: bool) -> None:
     net = mlp()
     optimizer = FailingSGD(net.parameters(), lr=0.1)
     used: list[float] = []
@@ -178,7 +178,7 @@ def test_a_step_that_raised_does_not_leave_its_multiplied_rate(told: bool) -> No
             try:
                 optimizer.step()
             except RuntimeError:
-                if not told:
+                if not reported:
                     continue
             run.step(loss)
             assert optimizer.param_groups[0]["lr"] == 0.1
@@ -186,13 +186,13 @@ def test_a_step_that_raised_does_not_leave_its_multiplied_rate(told: bool) -> No
     assert run.next_step == 4, "the update after a step that raised counts"
 
 
-def test_a_step_that_raised_last_does_not_leave_its_multiplied_rate() -> None:
+def test_a_last_step_that_raises_does_not_leave_the_multiplied_rate() -> None:
     net = mlp()
     optimizer = FailingSGD(net.parameters(), lr=0.1)
 
     def loop() -> None:
         with Watch(net, optimizer, link=None, plan=[(0, parse("lr=*3"))]) as run:
-            run.control.between()
+            run.control.before_update()
             loss_of(net, digit_batches(1)[0]).backward()
             optimizer.fails = True
             optimizer.step()
@@ -203,7 +203,7 @@ def test_a_step_that_raised_last_does_not_leave_its_multiplied_rate() -> None:
 
 
 @pytest.mark.parametrize("turn", ["lr=0.1", "lr=*2"])
-def test_a_rate_that_the_scheduler_holds_at_0_cannot_be_changed(turn: str, keeper: FakeKeeper) -> None:
+def test_a_rate_of_zero_cannot_be_multiplied(turn: str, keeper: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
     with Watch(net, optimizer, link=keeper.link, plan=[(1, parse(turn))]) as run:
@@ -225,7 +225,7 @@ def test_a_rate_out_of_range_changes_nothing(keeper: FakeKeeper) -> None:
     assert math.isclose(used[-1][0], 1e4)
 
 
-def test_a_tensor_rate_is_multiplied_too() -> None:
+def test_a_tensor_learning_rate_is_multiplied() -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=torch.tensor(0.1))
     used: list[float] = []

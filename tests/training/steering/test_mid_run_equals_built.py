@@ -1,4 +1,4 @@
-"""What a net is once all its changes are over: module by module the one that was built that way from the start."""
+"""Once its changes are complete, a net equals one that was built that way, module by module."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tui_descent.scenario.knobs import parse
 from tui_descent.training.setup.build import Setup
 from tui_descent.training.steering.steering import Steering
 
-LONGEST = 60  # updates after the last turn, more than a blend or a rotation takes
+UPDATES_AFTER = 60  # the last intervention; more than a blend or a rotation takes
 Turns = tuple[tuple[int, str], ...]
 
 CASES: dict[str, tuple[dict[str, Any], Turns, dict[str, Any]]] = {
@@ -25,15 +25,15 @@ CASES: dict[str, tuple[dict[str, Any], Turns, dict[str, Any]]] = {
     "dropout": ({}, ((2, "dropout=0.1"),), {"dropout": 0.1}),
     "no dropout": ({"dropout": 0.1}, ((2, "dropout=0"),), {"dropout": 0.0}),
     "optimizer": ({}, ((2, "optimizer=sgd"), (4, "optimizer=adam")), {}),
-    # One after another before the first is over.
+    # A second change before the first is complete.
     "a blend within a blend": (
         {},
         ((2, "activation=tanh"), (10, "activation=gelu"), (13, "activation=silu")),
         {"activation": "silu"},
     ),
     "there and back": ({"activation": "relu"}, ((2, "activation=tanh"), (10, "activation=relu")), {}),
-    "a ramp turned round": ({}, ((2, "residual=on,way=rotation"), (9, "residual=off,way=ramp")), {}),
-    "a ramp that goes on": (
+    "a rotation reversed by a ramp": ({}, ((2, "residual=on,way=rotation"), (9, "residual=off,way=ramp")), {}),
+    "a rotation continued by a ramp": (
         {},
         ((2, "residual=on,way=rotation"), (9, "residual=on,way=ramp")),
         {"residual": "on"},
@@ -55,7 +55,7 @@ CASES: dict[str, tuple[dict[str, Any], Turns, dict[str, Any]]] = {
 }
 
 
-def go(made: Setup, turns: Turns, steps: int) -> tuple[Steering, list[float]]:
+def train(made: Setup, turns: Turns, steps: int) -> tuple[Steering, list[float]]:
     steering = Steering(made.model, made.optimizer, setup=made, seed=3, steps=500)
     losses = []
     for step in range(steps):
@@ -67,8 +67,8 @@ def go(made: Setup, turns: Turns, steps: int) -> tuple[Steering, list[float]]:
         made.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         made.optimizer.step()
-        steering.update_made()
-        steering.loss_known(loss.item())
+        steering.after_update()
+        steering.add_loss(loss.item())
         losses.append(loss.item())
     return steering, losses
 
@@ -90,8 +90,8 @@ def tree(model: nn.Module) -> list[Any]:
     ]
 
 
-def learnt(made: Setup) -> list[Any]:
-    """What the optimizer moves, by name, and with which settings, but for the rate."""
+def optimizer_groups(made: Setup) -> list[Any]:
+    """Each group's parameters by name, and its settings without the learning rate."""
     names = {id(p): name for name, p in made.model.named_parameters()}
     return [
         ([names[id(p)] for p in group["params"]], {k: v for k, v in group.items() if k not in ("params", "lr")})
@@ -101,25 +101,25 @@ def learnt(made: Setup) -> list[Any]:
 
 @pytest.mark.parametrize("family", ["mlp", "conv", "transformer"])
 @pytest.mark.parametrize("case", CASES)
-def test_in_the_end_it_is_as_one_built_so(case: str, family: str) -> None:
+def test_a_changed_net_equals_one_built_that_way(case: str, family: str) -> None:
     start, turns, end = CASES[case]
-    if family == "transformer":  # its blocks have a norm of their own from the start
+    if family == "transformer":  # its blocks have a norm by default
         start, end = {"norm": "none"} | start, {"norm": "none"} | end
     made, built = make_setup(family, **start), make_setup(family, **(start | end))
-    steering, losses = go(made, turns, turns[-1][0] + LONGEST)
-    assert not steering.context.under_way
+    steering, losses = train(made, turns, turns[-1][0] + UPDATES_AFTER)
+    assert not steering.context.transitions
     assert tree(made.model) == tree(built.model)
     assert type(made.optimizer) is type(built.optimizer)
-    if "optimizer" not in str(turns):  # a swap's settings are told by its receipt
-        assert learnt(made) == learnt(built)
+    if "optimizer" not in str(turns):  # a new optimizer may have other settings
+        assert optimizer_groups(made) == optimizer_groups(built)
     assert {id(p) for p in made.optimizer.state} <= {id(p) for p in made.model.parameters()}
     assert all(map(torch.isfinite, map(torch.tensor, losses)))
 
 
-def test_a_blend_that_was_cut_short_replays_to_the_last_bit() -> None:
+def test_interrupted_transitions_replay_bit_for_bit() -> None:
     _, turns, _ = CASES["all at once"]
-    first, again = (go(make_setup("mlp"), turns, 40)[1] for _ in range(2))
+    first, again = (train(make_setup("mlp"), turns, 40)[1] for _ in range(2))
     assert first == again
-    without = go(make_setup("mlp"), turns[1:], 40)[1]
+    without = train(make_setup("mlp"), turns[1:], 40)[1]
     assert without[:2] == first[:2]
     assert without != first

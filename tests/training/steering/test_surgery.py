@@ -1,4 +1,4 @@
-"""The network changed while it trains: with a stated change of function, and nothing left of the way there."""
+"""The network changed during training: with the documented effect on its outputs, and no trace of the transition."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tui_descent.training.watch.watch import Watch
 
 
 def fixed(net: nn.Module) -> torch.optim.Optimizer:
-    """At a rate of almost nothing, so that only the surgery changes the function."""
+    """An optimizer with a tiny rate, so that only the surgery changes the outputs."""
     return torch.optim.SGD(net.parameters(), lr=1e-12)
 
 
@@ -36,7 +36,7 @@ def x() -> torch.Tensor:
     return torch.randn(50, 64, dtype=torch.float64)
 
 
-def test_a_blend_is_exactly_the_old_at_its_start_and_the_new_at_its_end() -> None:
+def test_a_blend_is_the_old_activation_at_its_start_and_the_new_one_at_its_end() -> None:
     z = torch.randn(1000) * 10
     blend = Blend(nn.ReLU(), nn.Sigmoid())
     assert torch.equal(blend(z), z.relu())
@@ -46,12 +46,12 @@ def test_a_blend_is_exactly_the_old_at_its_start_and_the_new_at_its_end() -> Non
     assert torch.allclose(blend(z), z.sigmoid())
 
 
-def test_a_blend_at_its_start_keeps_even_infinities_and_not_a_number() -> None:
+def test_a_blend_at_its_start_keeps_infinities() -> None:
     z = torch.tensor([float("inf"), -float("inf"), 1.0])
     assert torch.equal(Blend(nn.ReLU(), nn.Identity())(z), z.relu())
 
 
-def test_a_residual_opens_from_the_old_function_to_the_stated_one() -> None:
+def test_a_residual_opens_from_the_old_outputs_to_the_documented_ones() -> None:
     net = mlp(dtype=torch.float64, depth=4, activation="tanh")
     points, knobs = x(), steering(net)
     before = net(points)
@@ -63,10 +63,10 @@ def test_a_residual_opens_from_the_old_function_to_the_stated_one() -> None:
     twin = mlp(dtype=torch.float64, depth=4, activation="tanh", residual={"name": "on", "scale": 0.5})
     assert torch.equal(net(points), twin(points))
     knobs.advance()
-    assert torch.equal(net(points), twin(points)), "and there it stays"
+    assert torch.equal(net(points), twin(points)), "and it stays there"
 
 
-def test_a_residual_that_is_closed_is_gone() -> None:
+def test_a_closed_residual_leaves_no_skip() -> None:
     net = mlp(dtype=torch.float64, depth=4, residual="on")
     twin = mlp(dtype=torch.float64, depth=4)
     points, knobs = x(), steering(net)
@@ -80,7 +80,7 @@ def test_a_residual_that_is_closed_is_gone() -> None:
 
 
 @pytest.mark.parametrize("way", ["ramp", "instant"])
-def test_on_and_off_again_is_the_net_it_was(way: str) -> None:
+def test_residual_on_and_off_restores_the_net(way: str) -> None:
     net = mlp(dtype=torch.float64, depth=4)
     points, knobs = x(), steering(net)
     before = net(points)
@@ -94,7 +94,7 @@ def test_on_and_off_again_is_the_net_it_was(way: str) -> None:
     assert torch.equal(net(points), before)
 
 
-def test_a_ramp_turned_back_half_way_goes_on_from_where_it_stands() -> None:
+def test_a_ramp_reversed_half_way_continues_from_its_current_state() -> None:
     net = mlp(dtype=torch.float64, depth=4)
     points, knobs = x(), steering(net)
     knobs.turn(parse("residual=on"))
@@ -111,7 +111,7 @@ def test_a_ramp_turned_back_half_way_goes_on_from_where_it_stands() -> None:
 
 
 @pytest.mark.parametrize(("way", "steps"), [("blend", BLEND_STEPS), ("instant", 1)])
-def test_an_activation_becomes_the_new_one_and_nothing_else_is_left(way: str, steps: int) -> None:
+def test_an_activation_is_replaced_and_no_blend_is_left(way: str, steps: int) -> None:
     net = mlp(dtype=torch.float64, depth=3)
     twin = mlp(dtype=torch.float64, depth=3, activation="gelu")
     points, knobs = x(), steering(net)
@@ -128,7 +128,7 @@ def test_an_activation_becomes_the_new_one_and_nothing_else_is_left(way: str, st
     assert list(net.state_dict()) == list(twin.state_dict())
 
 
-def test_a_blend_changes_the_function_in_small_steps() -> None:
+def test_a_blend_changes_the_outputs_in_small_steps() -> None:
     net = mlp(dtype=torch.float64, depth=3)
     points, knobs = x(), steering(net)
     outputs = [net(points)]
@@ -140,21 +140,21 @@ def test_a_blend_changes_the_function_in_small_steps() -> None:
     assert max(jumps) < (outputs[-1] - outputs[0]).norm().item() / 5
 
 
-def test_a_second_activation_before_the_first_has_arrived_ends_plain() -> None:
+def test_a_new_activation_during_a_blend_leaves_no_blend_at_the_end() -> None:
     net = mlp(depth=3)
     knobs = steering(net)
     for name in ("sigmoid", "gelu", "tanh", "relu", "silu"):
         knobs.turn(parse(f"activation={name}"))
         for _ in range(5):
             knobs.advance()
-    assert sum(isinstance(module, Blend) for module in net.modules()) == 3, "one blend a block, never nested"
+    assert sum(isinstance(module, Blend) for module in net.modules()) == 3, "one blend per block, never nested"
     for _ in range(BLEND_STEPS):
         knobs.advance()
     assert plain(net)
     assert [type(block.activation) for block in net.blocks] == [nn.SiLU] * 3
 
 
-def test_one_block_can_be_turned_alone(keeper: FakeKeeper) -> None:
+def test_a_single_block_can_be_changed(keeper: FakeKeeper) -> None:
     net = mlp(depth=4)
     knobs = steering(net)
     turned = knobs.turn(parse("activation@blocks.2=gelu,way=instant"))
@@ -167,15 +167,15 @@ def test_one_block_can_be_turned_alone(keeper: FakeKeeper) -> None:
     assert states["activation"] == states["residual"] == "mixed"
 
 
-def test_states_are_read_back_from_the_net() -> None:
+def test_knob_states_are_read_from_the_net() -> None:
     states = {
         s.name: s.value for s in Steering(mlp(activation="tanh", residual="on"), fixed(mlp()), pace=30.0).states()
     }
-    told = {"lr": "1e-12", "activation": "tanh", "residual": "on", "pace": "30", "norm": "none", "dropout": "0"}
-    assert states == states | told
+    expected = {"lr": "1e-12", "activation": "tanh", "residual": "on", "pace": "30", "norm": "none", "dropout": "0"}
+    assert states == states | expected
 
 
-def test_a_net_without_blocks_says_so(keeper: FakeKeeper) -> None:
+def test_a_net_without_blocks_reports_why_knobs_are_unavailable(keeper: FakeKeeper) -> None:
     net = nn.Sequential(nn.Linear(64, 10))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     turns = [(1, parse("residual=on")), (1, parse("activation=gelu"))]
@@ -190,22 +190,20 @@ def test_a_net_without_blocks_says_so(keeper: FakeKeeper) -> None:
     (started,) = [event for event in events if isinstance(event, RunStarted)]
     reasons = {state.name: state.unavailable for state in started.knobs}
     assert reasons["lr"] is None
-    said = (
-        "residual acts on the blocks of a built-in net; Sequential has none that can be steered; 0: its output's shape"
-    )
-    assert reasons["residual"].startswith(said)
+    expected = "residual needs blocks that keep their input's shape; Sequential has none; 0: its output's shape"
+    assert reasons["residual"].startswith(expected)
     rejected = [event for event in events if isinstance(event, CommandRejected)]
     assert [event.reason for event in rejected] == [reasons["residual"], reasons["activation"]]
 
 
 @pytest.mark.parametrize(
-    ("target", "said"),
+    ("target", "message"),
     [("blocks.9", "no block"), ("block.1", 'did you mean "blocks.1"'), ("stem", "blocks are blocks.0")],
 )
-def test_a_block_that_is_not_there_changes_nothing(target: str, said: str) -> None:
+def test_an_unknown_block_changes_nothing(target: str, message: str) -> None:
     net = mlp(depth=4)
     knobs = steering(net)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         knobs.turn(TurnKnob(knob="residual", value="on", target=target))
     knobs.advance()
     assert all(block.skip is None for block in net.blocks)
@@ -216,7 +214,7 @@ TURNS = ["residual=on", "residual=on,way=instant", "activation=gelu", "activatio
 
 @pytest.mark.parametrize("turn", TURNS)
 @pytest.mark.parametrize("made", [torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop], ids=lambda m: m.__name__)
-def test_parameters_and_their_optimizer_state_are_the_same_ones_after_surgery(made: Any, turn: str) -> None:
+def test_surgery_keeps_parameter_objects_and_their_optimizer_state(made: Any, turn: str) -> None:
     net = mlp(depth=4)
     optimizer = made(net.parameters(), lr=1e-3)
     batches = digit_batches(80)
@@ -246,11 +244,11 @@ def test_parameters_and_their_optimizer_state_are_the_same_ones_after_surgery(ma
         after = [id(v) for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor)]
         assert after == tensors
         counts = {int(s["step"]) for s in optimizer.state.values()}
-        assert counts == {75}, "no state began anew"
+        assert counts == {75}, "no state was reset"
     assert plain(net)
 
 
-def test_losses_before_a_turn_are_those_of_the_run_without_it_bit_for_bit(keeper: FakeKeeper) -> None:
+def test_losses_before_an_intervention_equal_those_without_it(keeper: FakeKeeper) -> None:
     def losses(plan: list[tuple[int, TurnKnob]], link: Any = None) -> list[float]:
         net = mlp(depth=6, activation="sigmoid")
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -268,18 +266,18 @@ def test_losses_before_a_turn_are_those_of_the_run_without_it_bit_for_bit(keeper
     without = losses([])
     turned = losses([(12, parse("residual=on"))], keeper.link)
     assert turned[:12] == without[:12]
-    assert turned[12] != without[12], "it acts from update 12 on"
+    assert turned[12] != without[12], "it applies from update 12 on"
     (event,) = keeper.events(KnobTurned)
     assert (event.step, event.old, event.new, event.way) == (12, "off", "on", "ramp")
     assert event.scale == pytest.approx(6**-0.5)
 
 
-def test_two_turns_on_one_step_act_in_the_order_given(keeper: FakeKeeper) -> None:
+def test_interventions_at_one_step_are_made_in_the_given_order(keeper: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     plan = [(1, parse("lr=*2")), (1, parse("lr=0.3")), (0, parse("activation=gelu")), (1, parse("lr=*10"))]
     with Watch(net, optimizer, link=keeper.link, plan=plan) as run:
-        run.control.between()
+        run.control.before_update()
         for batch in digit_batches(2):
             loss = loss_of(net, batch)
             optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""Norms, weights, dropout and foreign activations changed in mid-run."""
+"""Norms, weights, dropout and the activations of user nets changed during a run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PLACES = [p for p in PLACES if p[0] != "transformer" or p[2] != "mid"]
 
 
 @pytest.mark.parametrize(("family", "kind", "where"), PLACES)
-def test_a_norm_put_in_is_as_one_built_in_and_taken_out_leaves_nothing(family: str, kind: Any, where: Any) -> None:
+def test_an_added_norm_equals_a_built_in_one_and_can_be_removed(family: str, kind: Any, where: Any) -> None:
     made, twin = setup(family), setup(family, norm={"name": kind, "where": where})
     x, _ = made.batches.next()  # type: ignore[union-attr]
     before, tree = made.model(x), repr(made.model)
@@ -53,7 +53,7 @@ def test_a_norm_put_in_is_as_one_built_in_and_taken_out_leaves_nothing(family: s
 
 
 def jump_of(made: Any, kind: Any, where: Any, way: str) -> float:
-    """By how much the loss on the probe batch rises as norms come in; the net itself is left alone."""
+    """By how much the loss on the probe batch rises when norms are added; the net itself is not changed."""
     net = copy.deepcopy(made)
     before = net.probe().item()
     probe = net.probed if way == "calibrated" else None
@@ -67,7 +67,7 @@ def test_a_calibrated_norm_hardly_changes_the_loss_of_a_working_relu_net(seed: i
     made = setup("mlp", seed=seed, depth=8, width=48)
     train(made, 250)
     assert made.probe().item() < 0.1
-    # What a sample's own size said is lost to it: only all norms together can make that good.
+    # A norm removes each sample's scale, which only all norms together can compensate.
     for kind in ("layer", "rms"):
         for where in ("pre", "mid", "post"):
             assert jump_of(made, kind, where, "calibrated") <= 0.1, (kind, where)
@@ -100,19 +100,19 @@ def test_a_calibrated_norm_hardly_changes_the_loss_where_an_instant_one_does(
     assert same(copy_of(made.model), before)
 
 
-def test_only_the_norms_weights_are_fitted_and_twice_to_the_same_bits() -> None:
+def test_calibration_fits_only_the_norms_and_is_deterministic() -> None:
     made = setup("mlp", depth=8, width=48)
     train(made, 100)
     nets = [copy.deepcopy(made) for _ in range(2)]
     for net in nets:
         surgery.set_norm(net.model, blocks_of(net), NormSpec(name="layer", where="pre"), probe=net.probed)
     assert same(*(copy_of(net.model) for net in nets))
-    kept = dict(nets[0].model.named_parameters())
-    assert all(torch.equal(p, kept[n]) for n, p in made.model.named_parameters())
+    keeper = dict(nets[0].model.named_parameters())
+    assert all(torch.equal(p, keeper[n]) for n, p in made.model.named_parameters())
 
 
 @pytest.mark.parametrize(("steps", "way"), [(250, "calibrated"), (0, "instant")])
-def test_the_default_way_is_the_one_that_suits_the_net(steps: int, way: str) -> None:
+def test_the_default_way_of_a_norm_depends_on_what_the_net_has_learned(steps: int, way: str) -> None:
     made = setup("mlp", depth=8, width=48)
     train(made, steps)
     turned = Steering(made.model, made.optimizer, setup=made).turn(TurnKnob(knob="norm", value="layer"))
@@ -124,21 +124,21 @@ def test_the_default_way_is_the_one_that_suits_the_net(steps: int, way: str) -> 
         assert turned.loss_after == pytest.approx(made.probe().item(), rel=1e-6)
 
 
-def test_a_norm_is_calibrated_where_there_is_something_to_keep() -> None:
+def test_norm_way_calibrates_only_a_net_that_has_learned_something() -> None:
     assert surgery.norm_way(0.9, 2.3) == surgery.norm_way(2.05, 2.3) == "calibrated"
     assert surgery.norm_way(2.3, 2.3) == surgery.norm_way(1e6, 2.3) == surgery.norm_way(math.nan, 2.3) == "instant"
     made = setup("mlp")
     assert made.silent().item() == pytest.approx(math.log(10), rel=1e-6)
 
 
-def test_the_calibration_of_one_norm_is_least_squares() -> None:
+def test_calibrating_one_norm_is_least_squares() -> None:
     made = setup("mlp", depth=1, dtype="float64", activation="tanh")
     x, _ = made.batches.next()  # type: ignore[union-attr]
     h = made.model.stem(x)  # type: ignore[operator]
 
     def probe() -> tuple[Tensor, Tensor]:
         outputs = made.model(x)
-        return outputs, outputs.new_zeros(())  # no loss that could rise: nothing more than least squares
+        return outputs, outputs.new_zeros(())  # a loss that never rises: L-BFGS has nothing to do
 
     surgery.set_norm(made.model, blocks_of(made), NormSpec(name="layer", where="pre"), probe=probe)
     norm = blocks_of(made)["blocks.0"].norm
@@ -150,23 +150,23 @@ def test_the_calibration_of_one_norm_is_least_squares() -> None:
         assert norm.bias[unit].item() == pytest.approx(wanted[1].item(), rel=1e-6, abs=1e-9)
 
 
-def test_a_change_of_kind_tells_both_and_a_place_that_is_not_there_is_refused() -> None:
+def test_replacing_a_norm_reports_both_and_an_impossible_place_is_rejected() -> None:
     made = setup("mlp", norm="layer")
     changed = surgery.set_norm(made.model, blocks_of(made), NormSpec(name="rms", where="mid"))
     assert list(changed.removed) == [f"blocks.{n}.norm.{p}" for n in range(3) for p in ("weight", "bias")]
     assert list(changed.added) == [f"blocks.{n}.norm.weight" for n in range(3)]
     made = setup("transformer")
-    with pytest.raises(ValueError, match=r'norm "mid" has no place in blocks\.0; allowed: pre, post'):
+    with pytest.raises(ValueError, match=r'where = "mid" is not possible in blocks\.0; allowed: pre, post'):
         surgery.set_norm(made.model, blocks_of(made), NormSpec(name="layer", where="mid"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", ["he", "xavier", "lecun", "orthogonal", "normal"])
-def test_weights_drawn_anew_are_the_same_parameters_with_the_spread_of_the_formula(family: str, kind: Any) -> None:
+def test_reinitialized_weights_are_the_same_parameters_with_the_spread_of_the_formula(family: str, kind: Any) -> None:
     made = setup(family, width=64, norm="layer")
     ids = {n: id(p) for n, p in made.model.named_parameters()}
     train(made, 3)
-    drawn = surgery.redraw(made.model, InitSpec(name=kind, bias=-2.0), generator())
+    drawn = surgery.reinitialize(made.model, InitSpec(name=kind, bias=-2.0), generator())
     assert set(drawn) == set(ids)
     assert {n: id(p) for n, p in made.model.named_parameters()} == ids
     for name, p in made.model.named_parameters():
@@ -182,25 +182,25 @@ def test_weights_drawn_anew_are_the_same_parameters_with_the_spread_of_the_formu
             for part in p.chunk(3):
                 torch.testing.assert_close(part @ part.T, torch.eye(64), atol=1e-5, rtol=0)
     again = setup(family, width=64, norm="layer")
-    surgery.redraw(again.model, InitSpec(name=kind, bias=-2.0), generator())
+    surgery.reinitialize(again.model, InitSpec(name=kind, bias=-2.0), generator())
     assert all(torch.equal(p, q) for p, q in zip(made.model.parameters(), again.model.parameters(), strict=True))
 
 
-def test_one_layer_is_drawn_alone_and_what_has_no_weights_is_refused() -> None:
+def test_one_layer_is_reinitialized_and_one_without_weights_is_rejected() -> None:
     made = setup("mlp")
     before = {n: p.detach().clone() for n, p in made.model.named_parameters()}
-    drawn = surgery.redraw(made.model, InitSpec(), generator(5), layer="blocks.1")
+    drawn = surgery.reinitialize(made.model, InitSpec(), generator(5), layer="blocks.1")
     assert drawn == ["blocks.1.linear.weight", "blocks.1.linear.bias"]
     moved = [n for n, p in made.model.named_parameters() if not torch.equal(p, before[n])]
     assert moved == ["blocks.1.linear.weight"]
     with pytest.raises(ValueError, match=r"blocks.1.activation has no weights"):
-        surgery.redraw(made.model, InitSpec(), generator(), layer="blocks.1.activation")
+        surgery.reinitialize(made.model, InitSpec(), generator(), layer="blocks.1.activation")
     with pytest.raises(ValueError, match=r'no module "blocks\.9"'):
-        surgery.redraw(made.model, InitSpec(), generator(), layer="blocks.9")
+        surgery.reinitialize(made.model, InitSpec(), generator(), layer="blocks.9")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_dropout_comes_and_goes_at_its_place(family: str) -> None:
+def test_dropout_is_added_and_removed_at_its_place(family: str) -> None:
     made, twin = setup(family), setup(family, dropout=0.3)
     tree = repr(made.model)
     names = surgery.set_dropout(made.model, 0.3)
@@ -214,7 +214,7 @@ def test_dropout_comes_and_goes_at_its_place(family: str) -> None:
     assert repr(made.model) == tree
 
 
-def test_a_foreign_nets_dropout_is_set_where_there_is_some() -> None:
+def test_only_existing_dropout_modules_of_a_user_net_are_set() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Dropout1d(0.1))
     assert surgery.set_dropout(net, 0.2) == ["1", "2"]
     assert (net[1].p, net[2].p) == (0.2, 0.2)
@@ -224,7 +224,7 @@ def test_a_foreign_nets_dropout_is_set_where_there_is_some() -> None:
         surgery.set_dropout(net, 1.0)
 
 
-def test_a_frozen_layer_stays_bit_for_bit_and_trains_again_when_let_go() -> None:
+def test_a_frozen_layer_stays_unchanged_and_trains_again_once_unfrozen() -> None:
     made = setup("mlp", optimizer={"name": "adamw", "lr": 1e-2, "weight_decay": 0.1})
     train(made, 3)
     held = surgery.freeze(made.model, "blocks.1")
@@ -239,17 +239,17 @@ def test_a_frozen_layer_stays_bit_for_bit_and_trains_again_when_let_go() -> None
     assert not any(torch.equal(p, before[n]) for n, p in made.model.named_parameters() if n in held)
 
 
-def test_the_last_layer_that_trains_cannot_be_frozen() -> None:
+def test_the_last_trainable_layer_cannot_be_frozen() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     surgery.freeze(net, "0")
-    with pytest.raises(ValueError, match="2 is all that still trains"):
+    with pytest.raises(ValueError, match="2 is the last layer that is not frozen"):
         surgery.freeze(net, "2")
     assert net[2].weight.requires_grad
     with pytest.raises(ValueError, match="1 has no weights"):
         surgery.freeze(net, "1")
 
 
-def test_a_kick_is_as_long_as_stated_and_repeats() -> None:
+def test_a_kick_has_the_documented_length_and_repeats() -> None:
     nets = [setup("mlp", width=64).model for _ in range(2)]
     before = {n: p.detach().clone() for n, p in nets[0].named_parameters()}
     for net in nets:
@@ -262,7 +262,7 @@ def test_a_kick_is_as_long_as_stated_and_repeats() -> None:
             assert moved[name] == pytest.approx((p - before[name]).norm().item(), rel=1e-3)
 
 
-def test_a_kick_along_a_direction_moves_all_together() -> None:
+def test_a_kick_along_a_direction_moves_all_parameters_together() -> None:
     net = setup("mlp", dtype="float64").model
     before = [p.detach().clone() for p in net.parameters()]
     direction = [torch.randn(p.shape, dtype=p.dtype, generator=generator(1)) for p in before]
@@ -271,12 +271,12 @@ def test_a_kick_along_a_direction_moves_all_together() -> None:
     whole, along = (torch.cat([t.flatten() for t in ts]) for ts in (before, direction))
     assert move.norm().item() == pytest.approx(0.1 * whole.norm().item())
     assert abs(torch.dot(move, along).item()) == pytest.approx((move.norm() * along.norm()).item())
-    with pytest.raises(ValueError, match="no length"):
+    with pytest.raises(ValueError, match="length is zero or not finite"):
         surgery.kick(net, generator(), direction=[torch.zeros_like(p) for p in before])
 
 
 class Shared(nn.Module):
-    """One activation object at two places, called three times."""
+    """One activation object under two paths, called three times."""
 
     def __init__(self, *, inplace: bool = False) -> None:
         super().__init__()
@@ -289,7 +289,7 @@ class Shared(nn.Module):
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-def test_a_shared_activation_is_replaced_everywhere_by_a_blend_that_leaves_nothing(inplace: bool) -> None:
+def test_a_shared_activation_is_replaced_everywhere_and_no_blend_is_left(inplace: bool) -> None:
     net, twin = Shared(inplace=inplace).double(), Shared().double()
     twin.load_state_dict(net.state_dict())
     x = torch.randn(9, 6, dtype=torch.float64)
@@ -322,7 +322,7 @@ def test_only_activations_are_replaced() -> None:
         surgery.replace_module(net, "c", nn.GELU())
 
 
-def test_a_blend_over_a_blend_begins_where_that_one_stands_and_ends_plain() -> None:
+def test_a_blend_during_a_blend_starts_at_its_current_state_and_leaves_none() -> None:
     made = setup("mlp", dtype="float64")
     x, _ = made.batches.next()  # type: ignore[union-attr]
     blocks = blocks_of(made).values()
@@ -347,7 +347,7 @@ def test_attention_has_no_activation_to_swap() -> None:
     assert isinstance(blocks_of(made)["blocks.1"].activation, nn.ReLU)
 
 
-def test_fans_of_convolution_and_embedding() -> None:
+def test_init_uses_the_fans_of_convolution_and_embedding() -> None:
     conv, table = torch.empty(64, 32, 3, 3), torch.empty(300, 64)
     parts.draw(conv, InitSpec(name="xavier"), generator())
     assert conv.std().item() == pytest.approx((2 / (32 * 9 + 64 * 9)) ** 0.5, rel=0.03)

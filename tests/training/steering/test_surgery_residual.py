@@ -1,4 +1,4 @@
-"""Skips opened and closed every way, around built-in and foreign blocks, and what `auto` stands for."""
+"""Skips opened and closed in every way, around built-in blocks and blocks of a user's net, and what `auto` means."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def opened(made: Any, way: Any, scale: float) -> list[Transition]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("way", surgery.WAY_STEPS)
-def test_every_way_starts_at_the_old_function_and_ends_as_a_net_built_so(family: str, way: Any) -> None:
+def test_every_way_starts_at_the_old_outputs_and_ends_as_a_net_built_that_way(family: str, way: Any) -> None:
     made = setup(family)
     x, _ = made.batches.next()  # type: ignore[union-attr]
     before = made.model(x)
-    scale = surgery.default_branch(way, 7)
+    scale = surgery.default_scale(way, 7)
     transitions = opened(made, way, scale)
     assert torch.equal(made.model(x), before)
     for t in transitions:
@@ -57,21 +57,21 @@ def test_a_rotation_keeps_the_sum_of_squares_at_one() -> None:
         assert block.skip.branch == pytest.approx(math.cos(n / 50 * math.pi / 4))
 
 
-def test_a_transition_put_back_goes_on_as_it_did() -> None:
+def test_a_restored_transition_continues_as_before() -> None:
     (block, *_) = setup("mlp").model.blocks  # type: ignore[misc]
     transition = surgery.open_skip(block, 0.5, steps=20)
     for _ in range(7):
         transition.advance()
-    kept = (transition.made, block.skip, block.skip.gate, block.skip.branch)
+    keeper = (transition.steps_done, block.skip, block.skip.gate, block.skip.branch)
     while not transition.advance():
         pass
-    transition.made, block.skip, block.skip.gate, block.skip.branch = kept
+    transition.steps_done, block.skip, block.skip.gate, block.skip.branch = keeper
     transition.advance()
     assert block.skip.gate == pytest.approx(8 / 20)
     assert block.skip.branch == pytest.approx(1 - 8 / 20 * 0.5)
 
 
-def test_a_skip_half_open_goes_on_from_where_it_stands_whatever_the_next_way() -> None:
+def test_a_half_open_skip_continues_from_its_current_state_in_any_way() -> None:
     (block, *_) = setup("mlp").model.blocks  # type: ignore[misc]
     first = surgery.open_skip(block, 0.5, steps=20)
     for _ in range(10):
@@ -88,12 +88,12 @@ def test_a_skip_half_open_goes_on_from_where_it_stands_whatever_the_next_way() -
     [(2.3, 0.1, 8, "rotation"), (2.3, 1.1, 10, "rotation"), (2.3, 0.1, 11, "gentle"), (2.3, 2.3, 20, "ramp"),
      (2.3, 2.3, 8, "ramp"), (2.3, math.nan, 8, "ramp"), (2.3, 1.15, 8, "ramp")],
 )  # fmt: skip
-def test_auto_asks_whether_the_net_works_and_how_deep_it_is(start: float, now: float, depth: int, way: str) -> None:
+def test_auto_depends_on_the_loss_and_the_depth(start: float, now: float, depth: int, way: str) -> None:
     assert surgery.resolve_way(start, now, depth) == way
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_default_way_is_gentle_to_a_working_net_where_an_instant_skip_wrecks_it(seed: int) -> None:
+def test_the_default_way_spares_a_trained_net_that_an_instant_skip_wrecks(seed: int) -> None:
     peaks = {}
     for way in ("auto", "instant"):
         made = setup("mlp", seed=seed, depth=8, width=48)
@@ -101,21 +101,29 @@ def test_the_default_way_is_gentle_to_a_working_net_where_an_instant_skip_wrecks
         now = sum(losses[-10:]) / 10
         chosen: Any = surgery.resolve_way(losses[0], now, 8) if way == "auto" else way
         assert chosen != "ramp"
-        scale = 1.0 if way == "instant" else surgery.default_branch(chosen, 8)
+        scale = 1.0 if way == "instant" else surgery.default_scale(chosen, 8)
         peaks[way] = max(train(made, 70, opened(made, chosen, scale)))
     assert peaks["auto"] < 1.5
     assert peaks["instant"] > 50
 
 
 @pytest.mark.parametrize("optimizer", [{"name": "sgd", "lr": 0.1}, {"name": "adam", "lr": 1e-3}], ids=["sgd", "adam"])
-def test_auto_cures_a_net_whose_gradient_vanishes(optimizer: Any) -> None:
+def test_auto_cures_vanishing_gradients(optimizer: Any) -> None:
     made = setup("mlp", depth=20, width=32, activation="sigmoid", optimizer=optimizer)
     losses = train(made, 100)
     way: Any = surgery.resolve_way(losses[0], losses[-1], 20)
-    after = train(made, 80, opened(made, way, surgery.default_branch(way, 20)))
+    after = train(made, 80, opened(made, way, surgery.default_scale(way, 20)))
     assert losses[-1] > 2.2
     assert max(after) < 5
     assert sum(after[-10:]) / 10 < 1.15
+
+
+def find_blocks(net: nn.Module, x: Tensor) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """What a `BlockFinder` finds during one forward pass."""
+    finder = surgery.BlockFinder(net)
+    finder.attach()
+    net(x)
+    return finder.finish()
 
 
 class UserNet(nn.Module):
@@ -133,19 +141,15 @@ class UserNet(nn.Module):
         return self.drop(h)
 
 
-def test_foreign_blocks_keep_their_shape_and_the_others_say_why_they_are_none() -> None:
+def test_blocks_of_a_user_net_keep_their_shape_and_other_children_give_a_reason() -> None:
     net = UserNet()
-    torch.manual_seed(1)
-    state = torch.get_rng_state()
-    blocks, reasons = surgery.foreign_blocks(net, torch.randn(5, 6, generator=torch.Generator().manual_seed(0)))
+    blocks, reasons = find_blocks(net, torch.randn(5, 6, generator=torch.Generator().manual_seed(0)))
     assert list(blocks) == ["body.0", "body.1", "body.2"]
-    assert reasons == {"body.3": "its output's shape (5, 4) is not its input's (5, 8)"}
-    assert torch.equal(torch.get_rng_state(), state)
-    assert net.training
+    assert reasons == {"body.3": "its output's shape (5, 4) differs from its input's (5, 8)"}
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
 
-class Bends(nn.Module):
+class InPlace(nn.Module):
     """Adds to its input in place."""
 
     def __init__(self) -> None:
@@ -160,19 +164,19 @@ class Bends(nn.Module):
 class Twice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(8, 8), Bends(), nn.LSTM(8, 8))
+        self.body = nn.Sequential(nn.Linear(8, 8), InPlace(), nn.LSTM(8, 8))
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.body[0](self.body[0](x))
         return self.body[2](self.body[1](h))[0]
 
 
-def test_what_cannot_bear_a_skip_says_so() -> None:
-    blocks, reasons = surgery.foreign_blocks(Twice(), torch.randn(5, 8))
+def test_children_that_cannot_have_a_skip_give_a_reason() -> None:
+    blocks, reasons = find_blocks(Twice(), torch.randn(5, 8))
     assert blocks == {}
-    assert reasons["body.0"] == "it ran 2 times in one pass; a block runs once"
+    assert reasons["body.0"] == "it ran 2 times in one forward pass; a block runs once"
     assert reasons["body.1"].startswith("it changes its input in place")
-    assert reasons["body.2"].startswith("it takes or gives a tuple")
+    assert reasons["body.2"].startswith("its input or output is a tuple")
 
 
 class Backwards(nn.Module):
@@ -184,18 +188,18 @@ class Backwards(nn.Module):
         return self.body[0](self.body[1](x))
 
 
-def test_children_that_do_not_run_in_order_are_no_blocks() -> None:
-    blocks, reasons = surgery.foreign_blocks(Backwards(), torch.randn(5, 8))
+def test_children_that_do_not_run_in_order_are_not_blocks() -> None:
+    blocks, reasons = find_blocks(Backwards(), torch.randn(5, 8))
     assert blocks == {}
-    assert set(reasons.values()) == {"the children do not run in their order"}
+    assert set(reasons.values()) == {"the children do not run in the order in which they are registered"}
 
 
-def test_a_skip_around_a_foreign_block_keeps_names_and_leaves_nothing_behind() -> None:
+def test_a_skip_in_a_user_net_keeps_names_and_is_removed_without_a_trace() -> None:
     net = UserNet().eval()
     x = torch.randn(5, 6)
     names, before, tree = list(net.state_dict()), net(x), repr(net)
-    around = surgery.Around(net.body[1])
-    opening = surgery.open_skip(around, 0.5, steps=4)
+    block_with_skip = surgery.UserBlock(net.body[1])
+    opening = surgery.open_skip(block_with_skip, 0.5, steps=4)
     assert torch.equal(net(x), before)
     opening.finish()
     assert list(net.state_dict()) == names
@@ -205,17 +209,17 @@ def test_a_skip_around_a_foreign_block_keeps_names_and_leaves_nothing_behind() -
     assert torch.equal(net(x), net.body[3](net.body[2](joined)))
     assert torch.equal(block(h), joined)
     assert (type(block), repr(net)) == (nn.Sequential, tree)
-    surgery.close_skip(around, steps=4).finish()
+    surgery.close_skip(block_with_skip, steps=4).finish()
     assert torch.equal(net(x), before)
     assert repr(net) == tree
     assert "forward" not in vars(block)
     assert not block._forward_hooks
 
 
-def test_a_copy_of_a_net_with_a_skip_has_its_own_and_a_file_of_it_can_be_read_again() -> None:
+def test_a_net_with_a_skip_can_be_copied_and_saved() -> None:
     net = UserNet().eval()
     x = torch.randn(5, 6)
-    surgery.open_skip(surgery.Around(net.body[1]), 0.5, steps=1).finish()
+    surgery.open_skip(surgery.UserBlock(net.body[1]), 0.5, steps=1).finish()
     before = net(x)
     file = io.BytesIO()
     torch.save(net, file)
@@ -230,33 +234,33 @@ def test_a_copy_of_a_net_with_a_skip_has_its_own_and_a_file_of_it_can_be_read_ag
         assert torch.equal(net(x), before)
 
 
-def test_hooks_on_a_foreign_block_hear_what_leaves_it_whenever_they_came() -> None:
-    block, x, heard = nn.Linear(8, 8), torch.randn(5, 8), []
-    around = surgery.Around(block)
+def test_hooks_on_a_user_block_see_its_output_with_the_skip() -> None:
+    block, x, outputs = nn.Linear(8, 8), torch.randn(5, 8), []
+    block_with_skip = surgery.UserBlock(block)
     for skip in (None, Skip(0.5)):
-        around.skip = skip
-        block.register_forward_hook(lambda module, args, output: heard.append(output))
+        block_with_skip.skip = skip
+        block.register_forward_hook(lambda module, args, output: outputs.append(output))
     left = block(x)
-    assert [torch.equal(output, left) for output in heard] == [True, True]
+    assert [torch.equal(output, left) for output in outputs] == [True, True]
 
 
-def test_a_forward_that_the_user_has_set_is_joined_and_comes_back() -> None:
+def test_a_forward_set_by_the_user_is_used_and_restored() -> None:
     block, x = nn.Linear(8, 8), torch.randn(5, 8)
     block.forward = own = lambda x: x.sin()  # type: ignore[assignment, method-assign]
-    around = surgery.Around(block)
-    around.skip = Skip(0.5)
+    block_with_skip = surgery.UserBlock(block)
+    block_with_skip.skip = Skip(0.5)
     assert torch.equal(block(x), x + 0.5 * x.sin())
-    around.skip = None
+    block_with_skip.skip = None
     assert block.forward is own
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, as its compiler is imported
-def test_a_skip_around_another_shape_and_a_compiled_net_are_refused() -> None:
-    around = surgery.Around(nn.Linear(8, 4))
-    around.skip = Skip(1.0)
-    with pytest.raises(ValueError, match=r"output's shape \(5, 4\) is not its input's \(5, 8\)"):
-        around.module(torch.randn(5, 8))
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # raised by torch when its compiler is imported
+def test_a_skip_is_rejected_for_a_changed_shape_and_a_compiled_net() -> None:
+    block_with_skip = surgery.UserBlock(nn.Linear(8, 4))
+    block_with_skip.skip = Skip(1.0)
+    with pytest.raises(ValueError, match=r"output's shape \(5, 4\) differs from its input's \(5, 8\)"):
+        block_with_skip.module(torch.randn(5, 8))
     with pytest.raises(ValueError, match=r"compiled by torch\.compile"):
-        surgery.Around(torch.compile(nn.Linear(8, 8)))  # type: ignore[arg-type]
+        surgery.UserBlock(torch.compile(nn.Linear(8, 8)))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"the net is compiled by torch\.jit"):
-        surgery.Around(torch.jit.script(nn.Linear(8, 8)))
+        surgery.UserBlock(torch.jit.script(nn.Linear(8, 8)))

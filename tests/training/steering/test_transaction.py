@@ -1,4 +1,4 @@
-"""A turn is put back whole from one copy of net and optimizer, and gradients half gathered stay."""
+"""A failed intervention is rolled back from one copy of net and optimizer; accumulated gradients stay."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tui_descent.training.watch.watch import Watch
 
 @pytest.fixture
 def copies(monkeypatch: pytest.MonkeyPatch) -> list[Snapshot]:
-    """Every snapshot that is taken."""
+    """All snapshots that were taken."""
     taken: list[Snapshot] = []
     init = Snapshot.__init__
 
@@ -32,7 +32,7 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> list[Snapshot]:
     return taken
 
 
-def test_a_turn_copies_net_and_optimizer_once(keeper: FakeKeeper, copies: list[Snapshot]) -> None:
+def test_an_intervention_copies_net_and_optimizer_once(keeper: FakeKeeper, copies: list[Snapshot]) -> None:
     keeper.link.launch = msgspec.structs.replace(keeper.link.launch, socket="there")
     net = mlp()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
@@ -44,11 +44,11 @@ def test_a_turn_copies_net_and_optimizer_once(keeper: FakeKeeper, copies: list[S
             optimizer.step()
             before = len(copies)
             run.step(loss)
-            assert len(copies) - before == [1, 1, 1, 0][n], "the run's start, and each turn"
+            assert len(copies) - before == [1, 1, 1, 0][n], "at the start of the run and before each intervention"
     assert len(keeper.events(KnobTurned)) == 2
 
 
-def test_where_no_snapshot_is_kept_a_turn_of_the_net_still_copies_it(copies: list[Snapshot]) -> None:
+def test_a_change_of_the_net_copies_it_even_without_an_undo_stack(copies: list[Snapshot]) -> None:
     made = make_setup("mlp")
     steering = Steering(made.model, made.optimizer, setup=made)
     steering.turn(parse("lr=*2"))
@@ -58,7 +58,7 @@ def test_where_no_snapshot_is_kept_a_turn_of_the_net_still_copies_it(copies: lis
 
 
 @pytest.mark.parametrize("socket", [None, "there"], ids=["with a copy of its own", "from the snapshot before it"])
-def test_a_turn_that_fails_within_an_accumulation_keeps_the_gradients(
+def test_a_failed_intervention_during_accumulation_keeps_the_gradients(
     socket: str | None, keeper: FakeKeeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keeper.link.launch = msgspec.structs.replace(keeper.link.launch, socket=socket)
@@ -86,7 +86,7 @@ def test_a_turn_that_fails_within_an_accumulation_keeps_the_gradients(
                 grads = [(p.grad, p.grad.clone()) for p in net.parameters() if p.grad is not None]
                 before = copy_of(net), state_of(optimizer), torch.get_rng_state()
                 keeper.send(parse("kick=0.1"))
-                run.control.between()
+                run.control.before_update()
                 assert same(copy_of(net), before[0])
                 assert same_state(state_of(optimizer), before[1])
                 assert torch.equal(torch.get_rng_state(), before[2])

@@ -248,7 +248,7 @@ def test_a_turn_that_fails_half_way_is_put_back(budget: int, play: Any, monkeypa
 
     monkeypatch.setattr("tui_descent.training.steering.surgery.kick", fails)
     run.keeper.send(parse("kick=0.1"))
-    run.watch.control.between()
+    run.watch.control.before_update()
     (rejected,) = run.keeper.events(CommandRejected)
     assert "injected" in rejected.reason
     assert run.digest() == before

@@ -298,7 +298,7 @@ def test_deferred_reading_has_the_rows_of_its_own_step(
     monkeypatch.setattr(deferred, "ASYNCHRONOUS", {"cuda", "cpu"})
     run = play(family("mlp"), {3: TURN, 6: "norm=none"})
     run.go(9)
-    run.watch.control.settle()
+    run.watch.control.report_all()
     layers = run.layers()
     readings = run.keeper.readings()  # type: ignore[union-attr]
     assert [r.structure for r in readings] == [0] * 3 + [1] * 3 + [2] * 3

@@ -138,7 +138,7 @@ def test_held_user_loop_resumes_on_command_and_records_the_update_as_skipped(kee
     ]
     events = keeper.events()
     (done,) = [event for event in events if isinstance(event, CommandDone)]
-    assert (done.step, done.what) == (2, "running")
+    assert (done.step, done.what) == (2, "resumed")
 
 
 def test_closure_with_non_finite_gradients_makes_no_update() -> None:

@@ -323,7 +323,7 @@ def test_stop_ends_the_loop_after_the_step_without_an_exception(keeper: FakeKeep
             run.step(loss)
     assert made == 4
     (ended,) = keeper.events(RunEnded)
-    assert (ended.status, ended.step, ended.reason) == ("stopped", 4, "asked to stop")
+    assert (ended.status, ended.step, ended.reason) == ("stopped", 4, "stop requested")
 
 
 def test_evaluation_leaves_weights_mode_and_random_state_unchanged(keeper: FakeKeeper) -> None:
@@ -349,7 +349,7 @@ def test_evaluation_leaves_weights_mode_and_random_state_unchanged(keeper: FakeK
         setup.optimizer.step()
         run.step(loss_tensor)
         keeper.send(Evaluate())
-        run.control.between()
+        run.control.before_update()
     assert [e.step for e in keeper.events(Evaluated)] == [1, 1], "once asked for, once at the end"
 
 

@@ -20,7 +20,7 @@ from tui_descent.training.run_description import describe_wrong_optimizer
 _BETAS = (0.9, 0.999)
 _FLAGS = ("maximize", "foreach", "fused", "capturable", "differentiable")
 # RMSprop divides by √v and corrects no bias; its first v is (1 − α)·g².
-_EMPTY = {"rmsprop": ": its first steps are up to ten times its rate"}
+_EMPTY = {"rmsprop": ": the first steps are up to ten times the learning rate"}
 _ADAMS = ("adam", "adamw", "muon")
 # Device types on which we make torch's fused optimizers: only these can drop a bad update on the device itself, without
 # the host waiting for it.
@@ -199,7 +199,7 @@ def swap(
     if weight_decay is not None:
         set_weight_decay(new, weight_decay)
     kept = _transfer_state(old, new)
-    text = f"keeps {', '.join(kept)}" if kept else f"starts with an empty memory{_EMPTY.get(name, '')}"
+    text = f"keeps {', '.join(kept)}" if kept else f"no optimizer state transferred{_EMPTY.get(name, '')}"
     return Swapped(optimizer=new, old_name=was, new_name=name, rate=rate, transferred=text)
 
 

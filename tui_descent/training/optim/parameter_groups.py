@@ -7,10 +7,10 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from tui_descent.training.steering.surgery.transition import Changed
+from tui_descent.training.steering.surgery.transition import ParameterChanges
 
 
-def replace_parameters(optimizer: torch.optim.Optimizer, model: nn.Module, changed: Changed) -> None:
+def replace_parameters(optimizer: torch.optim.Optimizer, model: nn.Module, changed: ParameterChanges) -> None:
     """Take removed parameters out with their state and add the new ones; all others keep group, state and identity.
 
     A new vector joins the first group that holds vectors only, usually the group without weight decay. Where there is

@@ -32,9 +32,9 @@ def look_ahead(steering: Steering, setup: Setup) -> list[float]:
     weights = [p for group in optimizer.param_groups for p in group["params"]]
     start = [p.detach().clone() for p in weights]
     steering.clip(optimizer)
-    steering.rate.put_on()
+    steering.rate.apply()
     optimizer.step()
-    steering.rate.take_off()
+    steering.rate.remove()
     with torch.no_grad():
         moves = [p - s for p, s in zip(weights, start, strict=True)]
         if not all(bool(d.isfinite().all()) for d in moves):

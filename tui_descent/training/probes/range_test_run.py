@@ -8,7 +8,7 @@ from collections.abc import Callable
 from tui_descent.protocol.commands import CancelRangeTest, ClientRequest, Mark, RunRangeTest, TurnKnob, WatchCurvature
 from tui_descent.training.probes.range_test import RangeTest
 from tui_descent.training.progress import Progress
-from tui_descent.training.steering.command_queue import Batch, CommandQueue
+from tui_descent.training.steering.command_queue import CommandQueue, QueuedCommand
 from tui_descent.training.steering.pace import RunMode
 
 PROGRESS_EVERY_S = 0.1
@@ -25,7 +25,7 @@ class RangeTestRun:
         self._joined: list[ClientRequest] = []
         self._report_s = 0.0
 
-    def run(self, client: int, carry_out: Callable[[Batch], None]) -> str:
+    def run(self, client: int, carry_out: Callable[[QueuedCommand], None]) -> str:
         """Make one and report it; what came of it, in words.
 
         `carry_out` is for commands that do not disturb it. Raises `ValueError` where it was not made to its end.
@@ -47,7 +47,7 @@ class RangeTestRun:
             progress.done(order, what)
         return what
 
-    def _look(self, where: str, carry_out: Callable[[Batch], None]) -> None:
+    def _look(self, where: str, carry_out: Callable[[QueuedCommand], None]) -> None:
         """Report progress and obey commands. Raises `ValueError` to give up."""
         progress, now_s = self._progress, time.monotonic()
         if self._mode.stop_reason is not None:
@@ -59,11 +59,11 @@ class RangeTestRun:
             progress.ring.beat(now_s)
             if progress.ring.flagged():
                 self._queue.poll(progress.link)
-        while batch := self._queue.take(at_once=True):
-            self._obey(batch, f"at {where}; nothing was changed", carry_out)
+        while queued := self._queue.take(at_once=True):
+            self._obey(queued, f"at {where}; nothing was changed", carry_out)
 
-    def _obey(self, batch: Batch, where: str, carry_out: Callable[[Batch], None]) -> None:
-        order, command = batch.order, batch.order.command
+    def _obey(self, queued: QueuedCommand, where: str, carry_out: Callable[[QueuedCommand], None]) -> None:
+        order, command = queued.request, queued.request.command
         if isinstance(command, CancelRangeTest):
             self._clients.discard(order.client)
             last = not self._clients
@@ -74,8 +74,8 @@ class RangeTestRun:
             self._clients.add(order.client)
             self._joined.append(order)
         elif isinstance(command, HARMLESS):
-            carry_out(batch)
+            carry_out(queued)
         else:
-            self._queue.put_back(batch)
+            self._queue.put_back(queued)
             word = command.knob if isinstance(command, TurnKnob) else type(command).__name__.lower()
             raise ValueError(f"cancelled by {word[:60]} {where}")

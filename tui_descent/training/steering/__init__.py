@@ -1,1 +1,1 @@
-"""Changing a run between two steps."""
+"""Changes a run between two steps: commands, knobs and surgery on the network."""

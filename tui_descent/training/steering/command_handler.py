@@ -1,4 +1,4 @@
-"""Carries out a run's commands. Each request gets exactly one reply: applied, done, or rejected with the reason."""
+"""Carries out a run's commands. Each request gets exactly one reply: applied, done, or rejected with a reason."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from tui_descent.training.probes.curvature_probe import CurvatureProbe
 from tui_descent.training.probes.range_test import RangeTest
 from tui_descent.training.probes.range_test_run import RangeTestRun
 from tui_descent.training.progress import Progress, reply_to
-from tui_descent.training.steering.command_queue import Batch, CommandQueue
+from tui_descent.training.steering.command_queue import CommandQueue, QueuedCommand
 from tui_descent.training.steering.pace import RunMode
-from tui_descent.training.steering.steering import Steering, Turned
+from tui_descent.training.steering.steering import KnobChange, Steering
 from tui_descent.training.undo.snapshot import Snapshot
 from tui_descent.training.undo.undo_stack import WITHOUT_UNDO, UndoStack, undo_entry
 from tui_descent.training.watch.layer_list import LayerList
@@ -36,7 +36,11 @@ Evaluation = Callable[[], tuple[float, float | None]]
 
 
 class CommandHandler:
-    """Of one run. `undo_stack` is None where no snapshots are kept, `evaluation` where there is no data for it."""
+    """Carries out the commands of one run.
+
+    `undo_stack` is None if no snapshots are kept, `evaluation` if there is no evaluation data, `curvature` in a user
+    loop.
+    """
 
     def __init__(
         self,
@@ -58,22 +62,22 @@ class CommandHandler:
         test = None if setup is None else RangeTest(steering, setup)
         self._range_test = None if test is None else RangeTestRun(test, progress, queue, mode)
 
-    def carry_out(self, batch: Batch) -> None:
-        """Carry it out and reply to every request in it."""
-        progress, order, command = self._progress, batch.order, batch.order.command
+    def carry_out(self, queued: QueuedCommand) -> None:
+        """Carry out one command, which may stand for several requests, and reply to each of them."""
+        progress, request, command = self._progress, queued.request, queued.request.command
         progress.interrupted = True
         try:
             if isinstance(command, TurnKnob):
-                self._turn(batch, command)
+                self._turn(queued, command)
             else:
-                progress.done(order, self._do(command, order.client))
+                progress.done(request, self._execute(command, request.client))
         except ValueError as error:
-            for request in batch.earlier:
-                progress.reject(request, str(error), more=True)
-            progress.reject(order, str(error))
+            for merged in queued.merged:
+                progress.reject(merged, str(error), more=True)
+            progress.reject(request, str(error))
 
     def evaluate(self) -> tuple[float | None, float | None]:
-        """Evaluate before the next update and report it: loss and accuracy; None where there is no data."""
+        """Evaluate before the next update and report it. Returns loss and accuracy, None without evaluation data."""
         if self._evaluation is None:
             return None, None
         with self._steering.muted():
@@ -82,65 +86,65 @@ class CommandHandler:
         return loss, accuracy
 
     def report_snapshot(self, reason: str, *, at: Snapshot | None = None) -> None:
-        """Report a snapshot, of now or of `at`."""
+        """Report a snapshot that was just taken, or the one given as `at`."""
         assert self._undo_stack is not None
-        place = self._progress if at is None else at
-        self._progress.emit(self._undo_stack.event(reason, place.segment, place.step))
+        taken = self._progress if at is None else at
+        self._progress.emit(self._undo_stack.event(reason, taken.segment, taken.step))
 
-    def _turn(self, batch: Batch, turn: TurnKnob) -> None:
-        progress, order = self._progress, batch.order
+    def _turn(self, queued: QueuedCommand, turn: TurnKnob) -> None:
+        progress, request = self._progress, queued.request
         self._steering.check(turn)
         undo_stack = None if turn.knob in WITHOUT_UNDO else self._undo_stack
         before = undo_stack.take(progress.segment, progress.step) if undo_stack is not None else None
-        rate, turned = self._steering.rate.value, self._apply(turn, before)
+        rate, change = self._steering.rate.value, self._apply(turn, before)
         if undo_stack is not None:
             rates = rate, self._steering.rate.value
-            entry = undo_entry(progress.interventions, progress.step, turn, turned, before, rates=rates)
-            turned = turned.noted(undo_stack.push(entry))
-        at_once = 1 + len(batch.earlier)
-        for request in batch.earlier:
-            what = f"one of {at_once} changes made together as intervention {progress.interventions}"
-            progress.done(request, what, more=True)
-        self._report_turn(order, turn, turned, turns=at_once)
+            entry = undo_entry(progress.interventions, progress.step, turn, change, before, rates=rates)
+            change = change.with_note(undo_stack.push(entry))
+        count = 1 + len(queued.merged)
+        for merged in queued.merged:
+            what = f"one of {count} changes merged into intervention {progress.interventions}"
+            progress.done(merged, what, more=True)
+        self._report_turn(request, turn, change, turns=count)
         if before is not None:
             self.report_snapshot(f"before intervention {progress.interventions}", at=before)
 
-    def _apply(self, turn: TurnKnob, before: Snapshot | None = None) -> Turned:
-        turned = self._steering.turn(turn, step=self._progress.step, before=before)
+    def _apply(self, turn: TurnKnob, before: Snapshot | None = None) -> KnobChange:
+        change = self._steering.turn(turn, step=self._progress.step, before=before)
         self._progress.interventions += 1
-        return turned
+        return change
 
-    def _report_turn(self, order: ClientRequest, turn: TurnKnob, turned: Turned, *, turns: int = 1) -> None:
+    def _report_turn(self, request: ClientRequest, turn: TurnKnob, change: KnobChange, *, turns: int = 1) -> None:
         self._progress.emit(
             KnobTurned(
                 id=self._progress.interventions,
-                source=order.source,
+                source=request.source,
                 knob=turn.knob,
                 target=turn.target,
-                old=turned.old,
-                new=turned.new,
+                old=change.old,
+                new=change.new,
                 value=turn.value,
                 parameters=turn.parameters,
                 turns=turns,
-                **turned.particulars(),
-                **reply_to(order),
+                **change.event_fields(),
+                **reply_to(request),
                 **self._progress.place,
             )
         )
         self._layers.report()
 
-    def _do(self, command: AnyCommand, client: int) -> str:
-        """What was done, in words. Raises `ValueError` where it cannot be."""
+    def _execute(self, command: AnyCommand, client: int) -> str:
+        """Returns what was done, in words. Raises `ValueError` with the reason if it cannot be done."""
         mode, progress = self._mode, self._progress
         match command:
             case Pause():
                 mode.pause()
                 return "paused"
             case Resume():
-                mode.go(progress.step)
-                return "running"
+                mode.resume(progress.step)
+                return "resumed"
             case RunSteps():
-                mode.go(progress.step, command.steps)
+                mode.resume(progress.step, command.steps)
                 return f"{command.steps} step{'s' * (command.steps > 1)}, then a pause"
             case Evaluate():
                 if self._evaluation is None:
@@ -162,13 +166,13 @@ class CommandHandler:
                 return "no range test is running"
             case Stop():
                 progress.set_state("stopping")
-                mode.stop_reason = "asked to stop"
+                mode.stop_reason = "stop requested"
                 return "stopping"
             case TurnKnob():
-                raise AssertionError("turned, not done")
+                raise AssertionError("handled by _turn")
 
     def _rewind(self, *, back: bool) -> str:
-        """Undo or redo: what was done, in words. Raises `ValueError` where it cannot be."""
+        """Undo or redo. Returns what was done, in words. Raises `ValueError` with the reason if it cannot be done."""
         undo_stack, progress = self._undo_stack, self._progress
         if undo_stack is None:
             raise ValueError("nothing to undo: this run keeps no snapshots")
@@ -188,16 +192,16 @@ class CommandHandler:
         except ValueError:
             undo_stack.cancel(move)
             raise
-        self._steering.restored()
-        left, place = (progress.segment, progress.step), move.snapshot
-        # A user loop goes on counting.
-        progress.rewind(place.step if self._is_scenario else progress.step)
+        self._steering.after_restore()
+        old_segment, old_step, snapshot = progress.segment, progress.step, move.snapshot
+        # A user loop keeps its own step count.
+        progress.rewind(snapshot.step if self._is_scenario else progress.step)
         progress.emit(
             Rewound(
-                from_segment=left[0],
-                from_step=left[1],
-                to_segment=place.segment,
-                to_step=place.step,
+                from_segment=old_segment,
+                from_step=old_step,
+                to_segment=snapshot.segment,
+                to_step=snapshot.step,
                 segment=progress.segment,
                 step=progress.step,
                 what=move.what,
@@ -210,7 +214,7 @@ class CommandHandler:
         return what
 
     def _test_rates(self, client: int) -> str:
-        """Make a range test: what came of it, in words. Raises `ValueError` where it cannot be made."""
+        """Make a range test. Returns its result, in words. Raises `ValueError` with the reason if it cannot be made."""
         if self._range_test is None:
             raise ValueError("a range test is not available for your own loop: its batches cannot be replayed")
         if self._progress.broken:

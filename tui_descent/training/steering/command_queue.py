@@ -1,4 +1,4 @@
-"""Commands in the order they came. Repeated turns of one knob are folded into one, and made only so often."""
+"""Commands in order of arrival. Repeated changes of one knob are merged into one, and limited in their rate."""
 
 from __future__ import annotations
 
@@ -12,94 +12,101 @@ from tui_descent.protocol.commands import ClientRequest, TurnKnob
 from tui_descent.scenario import knobs
 from tui_descent.training.keeper_link import KeeperLink
 
-# After a few turns of one knob in quick succession, further ones may take this share of the time; those that come
-# faster wait and are folded.
-SHARE = 1 / 128
-FREELY = 8
-WAITS_S = 0.25  # at most
+# The first FREE_COUNT changes of one knob in quick succession are made at once. Further ones may take TIME_SHARE of the
+# time; those that arrive faster wait, at most MAX_WAIT_S, and are merged.
+TIME_SHARE = 1 / 128
+FREE_COUNT = 8
+MAX_WAIT_S = 0.25
 
 
 @dataclass(slots=True)
-class Batch:
-    """What is carried out at once: `order`, standing for the requests `earlier` too. Each still gets its reply."""
+class QueuedCommand:
+    """One command to carry out. `request` also stands for the earlier requests in `merged`; each gets a reply."""
 
-    order: ClientRequest
-    earlier: list[ClientRequest] = field(default_factory=list)
+    request: ClientRequest
+    merged: list[ClientRequest] = field(default_factory=list)
 
-    def takes(self, order: ClientRequest) -> bool:
-        """Fold in the turn that follows directly, from the same client; False where it cannot be folded."""
-        ours, theirs = self.order.command, order.command
-        if not (isinstance(ours, TurnKnob) and isinstance(theirs, TurnKnob)):
+    def merge(self, request: ClientRequest) -> bool:
+        """Merge the next request of the same client into this one; False if they cannot be merged."""
+        first, then = self.request.command, request.command
+        if not (isinstance(first, TurnKnob) and isinstance(then, TurnKnob)):
             return False
-        if (order.client, order.source) != (self.order.client, self.order.source):
+        if (request.client, request.source) != (self.request.client, self.request.source):
             return False
-        both = knobs.combined(ours, theirs)
-        if both is None:
+        combined = knobs.combined(first, then)
+        if combined is None:
             return False
-        self.earlier.append(self.order)
-        self.order = msgspec.structs.replace(order, command=both)
+        self.merged.append(self.request)
+        self.request = msgspec.structs.replace(request, command=combined)
         return True
 
 
 class CommandQueue:
-    """Commands that wait to be carried out between two updates."""
+    """Commands that wait to be carried out between two updates.
+
+    The rate limit works like a leaky bucket: each change of a knob costs its time divided by TIME_SHARE, and the bucket
+    holds FREE_COUNT changes at the highest cost seen.
+    """
 
     def __init__(self) -> None:
-        self._batches: deque[Batch] = deque()
-        self._last: tuple[str, str] | None = None
-        self._level_s = 0.0  # when what was made so far is paid for
-        self._free_s = 0.0
-        self._highest_price_s = 0.0
+        self._commands: deque[QueuedCommand] = deque()
+        self._last: tuple[str, str] | None = None  # the knob and target of the last change
+        self._empty_s = 0.0  # when the bucket is empty again
+        self._ready_s = 0.0  # when the next change of the same knob may be made
+        self._highest_cost_s = 0.0
 
     @property
     def waiting(self) -> bool:
-        """Whether there is any."""
-        return bool(self._batches)
+        """Whether any command is waiting."""
+        return bool(self._commands)
 
     def poll(self, link: KeeperLink) -> None:
-        """Take what the keeper has sent."""
-        for order in link.commands():
-            self.put(order)
+        """Take over what the keeper has sent."""
+        for request in link.commands():
+            self.put(request)
 
-    def put(self, order: ClientRequest) -> None:
-        """One more, after the others."""
-        if not (self._batches and self._batches[-1].takes(order)):
-            self._batches.append(Batch(order))
+    def put(self, request: ClientRequest) -> None:
+        """Append a request, merged into the last command where possible."""
+        if not (self._commands and self._commands[-1].merge(request)):
+            self._commands.append(QueuedCommand(request))
 
-    def put_back(self, batch: Batch) -> None:
-        """One that was taken, ahead of all others."""
-        self._batches.appendleft(batch)
+    def put_back(self, queued: QueuedCommand) -> None:
+        """Put a command that was taken back to the front."""
+        self._commands.appendleft(queued)
 
     def due(self, now_s: float) -> bool:
-        """Whether one that was made to wait has waited long enough."""
-        return bool(self._batches) and now_s >= self._free_s
+        """Whether a command is waiting that may be carried out now."""
+        return bool(self._commands) and now_s >= self._ready_s
 
-    def take(self, *, at_once: bool) -> Batch | None:
-        """The next to be carried out. One that stands alone may have to wait for others like it, unless `at_once`."""
-        if not self._batches:
-            return None
-        if not at_once and len(self._batches) == 1 and self._waits(self._batches[0]):
-            return None
-        return self._batches.popleft()
+    def take(self, *, at_once: bool) -> QueuedCommand | None:
+        """The next command to carry out, None without one.
 
-    def made(self, batch: Batch, took_s: float) -> None:
-        """It was carried out. After a few of the same knob the next waits in proportion to what they cost."""
-        command = batch.order.command
-        if isinstance(command, TurnKnob) and _folds(command):
+        A single change of the knob that was changed last may have to wait, unless `at_once`.
+        """
+        if not self._commands:
+            return None
+        if not at_once and len(self._commands) == 1 and self._must_wait(self._commands[0]):
+            return None
+        return self._commands.popleft()
+
+    def add_cost(self, queued: QueuedCommand, took_s: float) -> None:
+        """Account for the time that carrying out a command took."""
+        command = queued.request.command
+        if isinstance(command, TurnKnob) and _mergeable(command):
             self._last = command.knob, command.target
-            now_s, price_s = time.monotonic(), min(WAITS_S, took_s / SHARE)
-            # A cheap turn after an expensive one has not used up the free ones.
-            self._highest_price_s = max(self._highest_price_s, price_s)
-            free_s = FREELY * self._highest_price_s
-            self._level_s = min(max(self._level_s, now_s), now_s + free_s) + price_s
-            self._free_s = min(self._level_s - free_s, now_s + WAITS_S)
+            now_s, cost_s = time.monotonic(), min(MAX_WAIT_S, took_s / TIME_SHARE)
+            # With the highest cost, a cheap change after an expensive one still finds room in the bucket.
+            self._highest_cost_s = max(self._highest_cost_s, cost_s)
+            capacity_s = FREE_COUNT * self._highest_cost_s
+            self._empty_s = min(max(self._empty_s, now_s), now_s + capacity_s) + cost_s
+            self._ready_s = min(self._empty_s - capacity_s, now_s + MAX_WAIT_S)
 
-    def _waits(self, batch: Batch) -> bool:
-        command = batch.order.command
-        again = isinstance(command, TurnKnob) and _folds(command) and (command.knob, command.target) == self._last
-        return again and time.monotonic() < self._free_s
+    def _must_wait(self, queued: QueuedCommand) -> bool:
+        command = queued.request.command
+        same = isinstance(command, TurnKnob) and _mergeable(command) and (command.knob, command.target) == self._last
+        return same and time.monotonic() < self._ready_s
 
 
-def _folds(turn: TurnKnob) -> bool:
+def _mergeable(turn: TurnKnob) -> bool:
     knob = knobs.KNOBS.get(turn.knob)
     return knob is not None and knob.combinable

@@ -10,7 +10,7 @@ import torch
 
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.events import SnapshotTaken
-from tui_descent.training.steering.knobs.context import KnobContext, Turned
+from tui_descent.training.steering.knobs.context import KnobChange, KnobContext
 from tui_descent.training.undo.memory_budget import bytes_needed, default_budget
 from tui_descent.training.undo.random_state import RandomState
 from tui_descent.training.undo.snapshot import HoldsState, Snapshot
@@ -237,7 +237,7 @@ class UndoStack:
 
 
 def undo_entry(
-    id_: int, step: int, command: TurnKnob, turned: Turned, before: Snapshot | None, *, rates: tuple[float, float]
+    id_: int, step: int, command: TurnKnob, turned: KnobChange, before: Snapshot | None, *, rates: tuple[float, float]
 ) -> UndoEntry:
     """The intervention `id_`, made before update `step`; `rates` are the learning rates before and after it."""
     # Another optimizer's rate is not always the old one's, mapped: the scenario may name it.

@@ -49,7 +49,7 @@ class LayerList:
         """Make the first list: in the order of the first forward pass if that was recorded, else as registered."""
         net = structure(self._model, order=self._order.of(self._model))
         self._set_net(net)
-        self.max_rows = len(net.layers) + self._steering.norms_to_come + SPARE_ROWS
+        self.max_rows = len(net.layers) + self._steering.max_new_layers + SPARE_ROWS
         self._reported = net
 
     def instruments(self, *, compare: bool = False) -> InstrumentSet:

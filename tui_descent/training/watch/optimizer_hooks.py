@@ -92,7 +92,7 @@ class OptimizerHooks:
 
     def detach(self) -> None:
         """Remove the hooks, and leave the optimizer with the learning rates that its owner set."""
-        self._steering.heal()
+        self._steering.remove_rate_multiplier()
         self._results.restore_found_inf()
         for handle in self._handles:
             handle.remove()
@@ -147,7 +147,7 @@ class OptimizerHooks:
 
     def take_updates(self) -> tuple[int, bool]:
         """Number of updates since the last call, and whether one was dropped."""
-        self._steering.heal()
+        self._steering.remove_rate_multiplier()
         self._results.restore_found_inf()  # a step that raised has not done so
         self._depth = 0
         taken = self.updates, self._dropped
@@ -211,7 +211,7 @@ class OptimizerHooks:
         if self._depth > 0:
             return
         self._depth = 0
-        self._steering.rate.take_off()
+        self._steering.rate.remove()
         self._results.restore_found_inf()
         if self._dropped:
             return
@@ -269,7 +269,7 @@ class OptimizerHooks:
 
     def _apply_rate(self) -> None:
         self.rate = self._steering.rate.value
-        self._steering.rate.put_on()
+        self._steering.rate.apply()
 
     def _measure_before_update(self, preclip: Tensor | None) -> None:
         """Measure all weights if asked to, if it takes no training time, or after an intervention; otherwise some."""
@@ -279,7 +279,7 @@ class OptimizerHooks:
             preclip,
             grad_scale=clipping.grad_scale(self._optimizer),
             step=self._progress.step,
-            partial=not all_weights and self._steering.turned_at <= self._last_reading,
+            partial=not all_weights and self._steering.last_change_step <= self._last_reading,
         )
 
     def _take_reading(self, tiers: Tiers) -> None:

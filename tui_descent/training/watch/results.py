@@ -220,7 +220,7 @@ class Results:
         if (ring := self._progress.ring) is not None:
             ring.write_step(step.step, loss, step.rate, step.time_s, step.segment, self._skipped)
         if not self._skipped:
-            self._steering.loss_known(loss)
+            self._steering.add_loss(loss)
 
     def _fault(self) -> Fault:
         found, self._non_finite = self._non_finite, None
@@ -236,4 +236,4 @@ class Results:
         updates, self._uncounted = self._uncounted, 0
         if updates:
             self._progress.uncount(updates)
-            self._steering.move_back(updates)
+            self._steering.drop_updates(updates)

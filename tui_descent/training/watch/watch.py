@@ -103,9 +103,9 @@ class Watch:
         )
         self._timer = StepTimer(sampler, progress, steering)
         self._start_s = self._fast_until_s = time.perf_counter()
-        steering.watched(self._hooks.follow, self._hooks.muted)
+        steering.attach(self._hooks.follow, self._hooks.muted)
         if curvature is not None:
-            steering.watched(curvature.follow, self._hooks.muted)
+            steering.attach(curvature.follow, self._hooks.muted)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -129,7 +129,7 @@ class Watch:
         else:
             # The order of a user's layers is known only after the first forward pass.
             self._order.record(self.model)
-            self.steering.listen()
+            self.steering.start_block_search()
         self._start_s = time.perf_counter()
         self._timer.restart()
         return self
@@ -168,9 +168,9 @@ class Watch:
         hooks.updates = 0
         progress.fast_steps -= 1
         self._results.add_step(loss, start_s - self._start_s, hooks.rate, made=True)
-        self.steering.update_made()
+        self.steering.after_update()
         progress.step += 1
-        self.control.collect()
+        self.control.report_ready()
         ring = progress.ring
         assert ring is not None
         self._timer.count_step()
@@ -198,13 +198,13 @@ class Watch:
         self._timer.report()
         results.add_step(loss, now_s, self._hooks.rate, made=made, counted=counted)
         if made:
-            steering.update_made()
+            steering.after_update()
         if counted:
-            control.completed()
+            control.count_update()
         if steering.needs_loss:
-            control.settle()  # synchronises on CUDA: the plateau schedule's next rate depends on this loss
+            control.report_all()  # synchronises on CUDA: the plateau schedule's next rate depends on this loss
         else:
-            control.collect()
+            control.report_ready()
         self._enter_next_step()
         if not has_reading and not self._hooks.measures:
             self._timer.add_step(busy_s)
@@ -219,7 +219,7 @@ class Watch:
     def _count_fast_steps(self) -> int:
         control, hooks, steering, results = self.control, self._hooks, self.steering, self._results
         ready = self._layers.net is not None and hooks.planned and control.idle
-        if not ready or hooks.measures or results.accumulating or steering.clips:
+        if not ready or hooks.measures or results.accumulating or steering.clips_gradients:
             return 0
         if results.deferred and steering.needs_loss:
             return 0
@@ -228,7 +228,7 @@ class Watch:
 
     def begin_step(self) -> None:
         """Call before the first forward pass; `step` does this for all later ones. Raises `StopRun` to end the run."""
-        self.control.between()
+        self.control.before_update()
         self.plan_step()
 
     def plan_step(self) -> None:
@@ -250,7 +250,7 @@ class Watch:
         if layers.net is not None:
             return
         self._order.stop()
-        self.steering.heard()
+        self.steering.finish_block_search()
         layers.begin()
         if link is not None:
             progress.create_ring(self.model, layers=layers.max_rows)

@@ -1,1 +1,1 @@
-"""The knobs of a run, a class each: its value, why it cannot act, and how it is turned."""
+"""The knobs of a run, one class each: its value, why it is not available, and what turning it does."""

@@ -1,4 +1,4 @@
-"""What stands in and around a net's blocks: activation, skip connection, normalisation."""
+"""The knobs that change a net's blocks: activation, residual and norm."""
 
 from __future__ import annotations
 
@@ -16,213 +16,214 @@ from tui_descent.scenario.validate import nearest
 from tui_descent.training.setup.nets import parts
 from tui_descent.training.setup.nets.block import Block
 from tui_descent.training.steering import surgery
-from tui_descent.training.steering.knobs.context import KnobContext, Turned, common
+from tui_descent.training.steering.knobs.context import Knob, KnobChange, common_value
 from tui_descent.training.steering.surgery.residual import HasSkip, Way
 
-_ROTATED = 0.5**0.5
+_ROTATED_GATE = 0.5**0.5  # where a rotation ends
 _NAMES: dict[type[nn.Module], str] = {
     type(parts.activation(ActivationSpec(name=name))): name for name in get_args(Activation)
 }
 
 
-class ActivationKnob:
-    """The activations of a built-in net's blocks, or an own net's activation modules."""
+class ActivationKnob(Knob):
+    """The activations of a built-in net's blocks, or the activation modules of a user's net.
 
-    def __init__(self, context: KnobContext) -> None:
-        self._context = context
+    A path names a block of a built-in net, or an activation module of a user's net.
+    """
 
     def value(self) -> str:
-        """The one of all, or `mixed`."""
-        return self._of(self._places())
+        """The name they all share, or `mixed`."""
+        return self._value_of(self._paths())
 
     def unavailable(self) -> str | None:
-        """An activation that is a function within `forward` cannot be reached."""
-        if self._places():
+        """Not available where activations are only functions called in `forward`."""
+        if self._paths():
             return None
         kind = type(self._context.model).__name__
-        return f"activation acts on modules such as nn.ReLU; {kind} has none that could be exchanged"
+        return f"activation replaces modules such as nn.ReLU; {kind} has none"
 
-    def turn(self, turn: TurnKnob) -> Turned:
-        """Blended over some updates, or exchanged at once."""
-        places = self._targets(turn.target)
+    def turn(self, turn: TurnKnob) -> KnobChange:
+        """Replace the activations, blended over some updates or at once."""
+        paths = self._targets(turn.target)
         way = turn.way or "blend"
         steps = surgery.BLEND_STEPS if way == "blend" else 1
         name: Activation = msgspec.convert(turn.value, Activation)
-        old = self._of(places)
-        for place in places:
-            if self._name(place) == name:
+        old = self._value_of(paths)
+        for path in paths:
+            if self._name(path) == name:
                 continue
-            self._context.settle("activation", place)
+            self._context.finish_transition("activation", path)
             new = parts.activation(self._spec(name))
-            block = self._context.blocks.get(place)
+            block = self._context.blocks.get(path)
             if block is not None:
                 transition = surgery.swap_activation(block, new, steps=steps)
             else:
-                transition = surgery.swap_module(self._context.model, place, new, steps=steps)
-            self._context.set_out("activation", place, transition)
-            self._context.wished["activation", place] = name
-        return Turned(old=old, new=self._of(places), way=way)
+                transition = surgery.swap_module(self._context.model, path, new, steps=steps)
+            self._context.start_transition("activation", path, transition)
+            self._context.pending_values["activation", path] = name
+        return KnobChange(old=old, new=self._value_of(paths), way=way)
 
     def _spec(self, name: Activation) -> ActivationSpec:
-        """With what the scenario says of that kind, leaky_relu's slope, whichever the net began with."""
+        """The scenario's activation settings, such as leaky_relu's slope, with another name."""
         setup = self._context.setup
-        said = getattr(setup.scenario.model, "activation", None) if setup is not None else None
-        return msgspec.structs.replace(said or ActivationSpec(), name=name)
+        spec = getattr(setup.scenario.model, "activation", None) if setup is not None else None
+        return msgspec.structs.replace(spec or ActivationSpec(), name=name)
 
-    def _places(self) -> list[str]:
+    def _paths(self) -> list[str]:
         context = self._context
         if context.blocks:
             return [name for name, block in context.blocks.items() if block.activation is not None]
-        under_way = [target for knob, target in context.under_way if knob == "activation"]
+        in_transition = [target for knob, target in context.transitions if knob == "activation"]
         return [
             name
             for name, module in context.model.named_modules()
-            if name in under_way
+            if name in in_transition
             or (
                 is_activation(module)
                 and not isinstance(module, nn.Identity)
                 and name
                 and not any(True for _ in module.parameters())
-                and not any(name.startswith(f"{place}.") for place in under_way)
+                and not any(name.startswith(f"{path}.") for path in in_transition)
             )
         ]
 
     def _targets(self, target: str) -> list[str]:
-        places = self._places()
+        paths = self._paths()
         if target == "all":
-            return places
-        if target in self._context.blocks and target not in places:
-            raise ValueError(f"{target} is attention; it has no activation")
-        return _one(target, places, "block" if self._context.blocks else "activation")
+            return paths
+        if target in self._context.blocks and target not in paths:
+            raise ValueError(f"{target} is an attention block; it has no activation")
+        return _single_target(target, paths, "block" if self._context.blocks else "activation")
 
-    def _of(self, places: Iterable[str]) -> str:
-        return common(self._name(place) for place in places)
+    def _value_of(self, paths: Iterable[str]) -> str:
+        return common_value(self._name(path) for path in paths)
 
-    def _name(self, place: str) -> str:
-        if ("activation", place) in self._context.under_way:
-            return self._context.wished["activation", place]
-        block = self._context.blocks.get(place)
-        module = self._context.model.get_submodule(place) if block is None else block.activation
+    def _name(self, path: str) -> str:
+        if ("activation", path) in self._context.transitions:
+            return self._context.pending_values["activation", path]
+        block = self._context.blocks.get(path)
+        module = self._context.model.get_submodule(path) if block is None else block.activation
         assert module is not None
         return _NAMES.get(type(module), type(module).__name__)
 
 
-class ResidualKnob:
-    """y = x + scale·f(x) around blocks, of a built-in net or of an own one."""
-
-    def __init__(self, context: KnobContext) -> None:
-        self._context = context
+class ResidualKnob(Knob):
+    """Skip connections y = x + scale·f(x) around the blocks of a built-in net or of a user's net."""
 
     def value(self) -> str:
         """`on`, `off` or `mixed`."""
-        return self._of(self._blocks())
+        return self._value_of(self._blocks())
 
     def unavailable(self) -> str | None:
-        """A net without blocks, or a compiled one."""
-        return None if self._blocks() else self._context.no_blocks
+        """Not available without blocks, as in a compiled net."""
+        return None if self._blocks() else self._context.no_blocks_reason
 
-    def turn(self, turn: TurnKnob) -> Turned:
-        """By the way asked for; `auto` stands for one of the others, which is told."""
+    def turn(self, turn: TurnKnob) -> KnobChange:
+        """Open or close the skips. The result names the way that `auto` chose."""
         context, blocks = self._context, self._blocks()
-        targets = list(blocks) if turn.target == "all" else _one(turn.target, blocks, "block")
-        old = self._of(targets)
+        targets = list(blocks) if turn.target == "all" else _single_target(turn.target, blocks, "block")
+        old = self._value_of(targets)
         way = self._way(turn, [blocks[t] for t in targets])
         scale = self._scale(turn, way)
         steps = surgery.WAY_STEPS[way]
         for target in targets:
             block = blocks[target]
-            # The next one starts from the gate as it stands.
-            context.under_way.pop(("residual", target), None)
+            # A new transition starts from the skip's current gate and branch.
+            context.transitions.pop(("residual", target), None)
             if turn.value == "on":
-                context.set_out("residual", target, surgery.open_skip(block, scale, steps=steps, way=way))
+                context.start_transition("residual", target, surgery.open_skip(block, scale, steps=steps, way=way))
             elif block.skip is not None:
-                context.set_out("residual", target, surgery.close_skip(block, steps=steps, way=way))
-            context.wished["residual", target] = turn.value
-        return Turned(old=old, new=self._of(targets), way=way, scale=scale if turn.value == "on" else None)
+                context.start_transition("residual", target, surgery.close_skip(block, steps=steps, way=way))
+            context.pending_values["residual", target] = turn.value
+        return KnobChange(old=old, new=self._value_of(targets), way=way, scale=scale if turn.value == "on" else None)
 
     def _blocks(self) -> dict[str, HasSkip]:
-        return cast("dict[str, HasSkip]", self._context.blocks or self._context.around)
+        return cast("dict[str, HasSkip]", self._context.blocks or self._context.user_blocks)
 
     def _way(self, turn: TurnKnob, blocks: list[HasSkip]) -> Way:
         way = turn.way or "auto"
         if way != "auto":
             return cast("Way", way)
-        if turn.value == "off":  # back by the way it came
-            rotated = all(block.skip is not None and block.skip.gate == _ROTATED for block in blocks)
+        if turn.value == "off":  # the way in which it was opened
+            rotated = all(block.skip is not None and block.skip.gate == _ROTATED_GATE for block in blocks)
             return "rotation" if rotated else "ramp"
         context = self._context
         if turn.scale is not None or context.first_loss is None:
             return "ramp"
-        now = sum(context.losses) / len(context.losses)
-        return surgery.resolve_way(context.first_loss, now, len(self._blocks()))
+        loss = sum(context.losses) / len(context.losses)
+        return surgery.resolve_way(context.first_loss, loss, len(self._blocks()))
 
     def _scale(self, turn: TurnKnob, way: str) -> float:
-        usual = surgery.default_branch(way, len(self._blocks()))
-        if way == "rotation" and turn.scale not in (None, usual) and turn.value == "on":
-            raise ValueError(f"scale = {turn.scale:g}; allowed: a rotation ends at 1/√2 = {usual!r}; or another way")
-        return usual if turn.scale is None else turn.scale
+        default = surgery.default_scale(way, len(self._blocks()))
+        if way == "rotation" and turn.scale not in (None, default) and turn.value == "on":
+            raise ValueError(
+                f"scale = {turn.scale:g}; a rotation always ends at 1/√2 = {default!r}; choose another way"
+            )
+        return default if turn.scale is None else turn.scale
 
-    def _of(self, targets: Iterable[str]) -> str:
-        return common(self._name(target) for target in targets)
+    def _value_of(self, targets: Iterable[str]) -> str:
+        return common_value(self._on_or_off(target) for target in targets)
 
-    def _name(self, target: str) -> str:
-        if ("residual", target) in self._context.under_way:
-            return self._context.wished["residual", target]
+    def _on_or_off(self, target: str) -> str:
+        if ("residual", target) in self._context.transitions:
+            return self._context.pending_values["residual", target]
         return "off" if self._blocks()[target].skip is None else "on"
 
 
-class NormKnob:
-    """A normalisation in every block of a built-in net, at one place."""
-
-    def __init__(self, context: KnobContext) -> None:
-        self._context = context
+class NormKnob(Knob):
+    """The norm in the blocks of a built-in net, and its place in them."""
 
     def value(self) -> str:
         """`none`, `layer`, `rms` or `mixed`."""
-        return self._of(self._context.blocks.values())
+        return self._value_of(self._context.blocks.values())
 
     def unavailable(self) -> str | None:
-        """Only built-in blocks have places for one."""
+        """Only the blocks of a built-in net have places for a norm."""
         if self._context.blocks:
             return None
         kind = type(self._context.model).__name__
-        return f"norm acts on the blocks of a built-in net; {kind} has none that can be steered"
+        return f"norm acts on the blocks of a built-in net; {kind} has none"
 
-    def turn(self, turn: TurnKnob) -> Turned:
-        """At once; the optimizer takes over its weights, or lets go of them. Calibrated where the net does anything."""
+    def turn(self, turn: TurnKnob) -> KnobChange:
+        """Add, replace or remove the norms at once, together with their parameters in the optimizer.
+
+        By default new norms are calibrated if the net has learned something.
+        """
         context = self._context
-        names = list(context.blocks) if turn.target == "all" else _one(turn.target, context.blocks, "block")
+        names = list(context.blocks) if turn.target == "all" else _single_target(turn.target, context.blocks, "block")
         blocks = {name: context.blocks[name] for name in names}
-        old = self._of(blocks.values())
+        old = self._value_of(blocks.values())
         probe = None if context.setup is None else context.setup.probed
         if turn.way == "calibrated" and probe is None:
-            raise ValueError("way = calibrated needs a batch again, and an own loop's cannot be asked for; use instant")
-        way = turn.way or self._way()
+            raise ValueError(
+                "way = calibrated is not available for your own loop: its batches cannot be replayed; use instant"
+            )
+        way = turn.way or self._default_way()
         first = next(iter(blocks.values()))
         where = turn.where or (first.where if first.norm is not None else "pre")
         spec = msgspec.convert({"name": turn.value, "where": where}, NormSpec)
         changed = surgery.set_norm(context.model, blocks, spec, probe=probe if way == "calibrated" else None)
-        context.parameters_changed(changed)
+        context.update_parameters(changed)
         count = sum(p.numel() for p in (changed.added or changed.removed).values())
-        note = f"{count} parameters {'came' if changed.added else 'went'}" if count else None
-        none = turn.value == "none"
-        return Turned(
+        note = f"{count} parameters {'added' if changed.added else 'removed'}" if count else None
+        removed = turn.value == "none"
+        return KnobChange(
             old=old,
-            new=self._of(blocks.values()),
-            way=None if none else way,
-            where=None if none else where,
+            new=self._value_of(blocks.values()),
+            way=None if removed else way,
+            where=None if removed else where,
             note=note,
         )
 
-    def _way(self) -> str:
+    def _default_way(self) -> str:
         setup = self._context.setup
         if setup is None:
             return "instant"
         with torch.no_grad():
             return surgery.norm_way(float(setup.probe()), float(setup.silent()))
 
-    def _of(self, blocks: Iterable[Block]) -> str:
-        return common(_norm_name(block.norm) for block in blocks)
+    def _value_of(self, blocks: Iterable[Block]) -> str:
+        return common_value(_norm_name(block.norm) for block in blocks)
 
 
 def _norm_name(norm: nn.Module | None) -> str:
@@ -231,7 +232,8 @@ def _norm_name(norm: nn.Module | None) -> str:
     return "rms" if isinstance(norm, nn.RMSNorm) else "layer"
 
 
-def _one(target: str, known: Iterable[str], kind: str) -> list[str]:
+def _single_target(target: str, known: Iterable[str], kind: str) -> list[str]:
+    """The target as a list of one. Raises `ValueError` for an unknown one."""
     names = list(known)
     if target not in names:
         raise ValueError(f'no {kind} "{target[:60]}"; {kind}s are {names[0]} …{nearest(target, names)}')

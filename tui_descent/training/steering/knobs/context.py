@@ -1,11 +1,12 @@
-"""What the knobs of one run stand on, and what a turn gives back."""
+"""What all knobs of a run share: the run's model, optimizer and settings, and the result of turning a knob."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,15 +22,19 @@ from tui_descent.training.steering.knobs.rate_multiplier import RateMultiplier
 from tui_descent.training.undo.snapshot import HoldsState
 from tui_descent.training.undo.torch_state import TorchState
 
-RECENT = 10  # losses, whose mean is the loss now
-# Fields that an undo puts back by assignment. Not the pace; nor the version, which only grows: what was made for one
-# version must see that the net has changed.
-_UNDONE = ("optimizer", "clip", "init", "step", "kicked", "first_loss")
+RECENT_LOSSES = 10  # their mean is the current loss
+# Fields that an undo restores by assignment. Not the pace, which does not affect training. Not the version either: it
+# only grows, so that whatever was built for an earlier version sees that the net has changed.
+_RESTORED_FIELDS = ("optimizer", "clip", "init", "step", "last_kick", "first_loss")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Turned:
-    """What a turn did, read back: the record keeps the resolved way, scale and place, so that it replays exactly."""
+class KnobChange:
+    """What turning a knob did. `old` and `new` are read back from the run.
+
+    `way`, `scale` and `where` are the ones used, not `auto`, so that the record replays exactly. `function_change` is
+    the largest change of an output on the probe batch. `knobs` are the other knobs whose state changed too.
+    """
 
     old: str
     new: str
@@ -42,35 +47,47 @@ class Turned:
     note: str | None = None
     knobs: tuple[KnobState, ...] = ()
 
-    def noted(self, more: str | None) -> Turned:
-        """The same with `more` at the end of the note."""
-        return self if more is None else replace(self, note="; ".join(filter(None, (self.note, more))))
+    def with_note(self, text: str | None) -> KnobChange:
+        """A copy with `text` appended to the note."""
+        return self if text is None else replace(self, note="; ".join(filter(None, (self.note, text))))
 
-    def particulars(self) -> dict[str, Any]:
-        """All but old and new, as `KnobTurned` takes it."""
+    def event_fields(self) -> dict[str, Any]:
+        """All fields of a `KnobTurned` event except old and new."""
         names = ("way", "scale", "where", "function_change", "loss_before", "loss_after", "note", "knobs")
         return {name: getattr(self, name) for name in names}
 
 
-class Knob(Protocol):
-    """One thing to turn. `turn` raises `ValueError` when it cannot be; what was changed by then is put back."""
+class Knob(ABC):
+    """One knob of one run."""
 
+    def __init__(self, context: KnobContext) -> None:
+        self._context = context
+
+    @abstractmethod
     def value(self) -> str:
-        """What it is set to."""
+        """The current setting, as text."""
 
     def unavailable(self) -> str | None:
-        """Why it cannot act in this run; None where it can."""
+        """Why the knob cannot be used in this run; None if it can."""
+        return None
 
-    def turn(self, turn: TurnKnob) -> Turned:
-        """Do it; the turn was checked against the table."""
+    @abstractmethod
+    def turn(self, turn: TurnKnob) -> KnobChange:
+        """Carry out a command that was checked against the knobs table.
+
+        Raises `ValueError` with the reason if that fails; the caller then rolls back.
+        """
 
 
 @dataclass(slots=True, kw_only=True)
 class KnobContext:
-    """One run as the knobs see it. `setup` is None in an own loop; `steps` how many updates the run is to make.
+    """The state of one run that its knobs read and change.
 
-    `version` counts changes of the net's structure. `wished` holds what blocks are on their way to, by knob and target.
-    `followers` are told of another optimizer.
+    `setup` and `steps`, the planned number of updates, are None in a user loop. `step` is the update before which a
+    knob was last turned. `version` grows with each change of the net's structure. `blocks` are a built-in net's blocks,
+    `user_blocks` those found in a user's net; `no_blocks_reason` says why there are none. `transitions` are the changes
+    in progress by (knob, target), `pending_values` the settings they lead to. `optimizer_listeners` are called with the
+    new optimizer when it is replaced. `losses` are the most recent ones.
     """
 
     model: nn.Module
@@ -84,89 +101,89 @@ class KnobContext:
     init: str
     step: int = 0
     version: int = 0
-    kicked: str = "0"
+    last_kick: str = "0"
     blocks: dict[str, Block] = field(default_factory=dict)
-    around: dict[str, surgery.Around] = field(default_factory=dict)
-    no_blocks: str = ""
-    under_way: dict[tuple[str, str], surgery.Transition] = field(default_factory=dict)
-    wished: dict[tuple[str, str], str] = field(default_factory=dict)
-    followers: list[Callable[[torch.optim.Optimizer], None]] = field(default_factory=list)
+    user_blocks: dict[str, surgery.UserBlock] = field(default_factory=dict)
+    no_blocks_reason: str = ""
+    transitions: dict[tuple[str, str], surgery.Transition] = field(default_factory=dict)
+    pending_values: dict[tuple[str, str], str] = field(default_factory=dict)
+    optimizer_listeners: list[Callable[[torch.optim.Optimizer], None]] = field(default_factory=list)
     first_loss: float | None = None
-    losses: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
+    losses: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_LOSSES))
 
     def holders(self) -> list[HoldsState]:
-        """What holds the state of the run: model, optimizer, knobs, and a scenario's schedule and batches."""
-        skips = (around.skip for around in self.around.values())
+        """What a snapshot consists of: model, optimizer, knobs, and a scenario's schedule and batches."""
+        skips = (block.skip for block in self.user_blocks.values())
         tensors = TorchState(self.model, self.optimizer, *skips)
         return [tensors, self] if self.setup is None else [tensors, self, self.setup]
 
     def state(self) -> dict[str, Any]:
-        """What the knobs have set, and the changes under way."""
+        """The knobs' settings and the transitions in progress."""
         return {
-            "fields": {name: getattr(self, name) for name in _UNDONE},
+            "fields": {name: getattr(self, name) for name in _RESTORED_FIELDS},
             "rate": self.rate.state(),
-            "skips": [(around, around.skip) for around in self.around.values()],
-            "under_way": [(key, change, change.state()) for key, change in self.under_way.items()],
-            "wished": dict(self.wished),
+            "skips": [(block, block.skip) for block in self.user_blocks.values()],
+            "transitions": [(key, change, change.state()) for key, change in self.transitions.items()],
+            "pending_values": dict(self.pending_values),
             "losses": list(self.losses),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Back to it; `Steering.restored` then tells the followers."""
+        """Restore what `state` returned. Then `Steering.after_restore` is due, which notifies the listeners."""
         for name, value in state["fields"].items():
             setattr(self, name, value)
         self.rate.restore(state["rate"])
-        for around, skip in state["skips"]:
-            around.skip = skip
-        self.under_way = {key: change for key, change, _ in state["under_way"]}
-        for _, change, made in state["under_way"]:
-            change.restore(made)
-        self.wished = dict(state["wished"])
-        self.losses = deque(state["losses"], maxlen=RECENT)
+        for block, skip in state["skips"]:
+            block.skip = skip
+        self.transitions = {key: transition for key, transition, _ in state["transitions"]}
+        for _, transition, steps_done in state["transitions"]:
+            transition.restore(steps_done)
+        self.pending_values = dict(state["pending_values"])
+        self.losses = deque(state["losses"], maxlen=RECENT_LOSSES)
 
     def generator(self, knob: str) -> torch.Generator:
-        """Random numbers of a turn: they hang on the run's seed, the step and the knob alone, so it can be replayed."""
+        """Random numbers for a knob; they depend only on the seed, the step and the knob, so that a replay is exact."""
         number = (self.seed * 1_000_003 + self.step) * len(KNOBS) + list(KNOBS).index(knob)
         return torch.Generator().manual_seed(number % 2**63)
 
     def change_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Another optimizer makes the updates from the next on."""
+        """Use another optimizer from the next update on."""
         self.optimizer = optimizer
         self.rate.follow(optimizer)
         if self.setup is not None:
             self.setup.optimizer = optimizer
-        for follower in self.followers:
-            follower(optimizer)
+        for listener in self.optimizer_listeners:
+            listener(optimizer)
 
-    def parameters_changed(self, changed: surgery.Changed) -> None:
-        """The optimizer's parameters are the model's again, after surgery on the net."""
+    def update_parameters(self, changed: surgery.ParameterChanges) -> None:
+        """Make the optimizer hold the model's parameters again, after a change of the net."""
         replace_parameters(self.optimizer, self.model, changed)
         self.version += 1
 
-    def set_out(self, knob: str, target: str, transition: surgery.Transition) -> None:
-        """A change begins that `Steering.advance` carries on."""
-        self.under_way[knob, target] = transition
+    def start_transition(self, knob: str, target: str, transition: surgery.Transition) -> None:
+        """Start a change that `advance` continues with every update."""
+        self.transitions[knob, target] = transition
         self.version += 1
 
-    def settle(self, knob: str, target: str) -> None:
-        """A change of the same part that is still under way ends before the next begins."""
-        if (transition := self.under_way.pop((knob, target), None)) is not None:
+    def finish_transition(self, knob: str, target: str) -> None:
+        """Complete a transition of the same part at once, if one is in progress."""
+        if (transition := self.transitions.pop((knob, target), None)) is not None:
             transition.finish()
 
     def advance(self, *, at_once: bool = False) -> None:
-        """Take every change that is under way one update further; `at_once` only those that take no longer."""
-        for key, transition in list(self.under_way.items()):
+        """Advance every transition by one update; with `at_once` only those that take a single update."""
+        for key, transition in list(self.transitions.items()):
             if (not at_once or transition.steps == 1) and transition.advance():
-                del self.under_way[key]
+                del self.transitions[key]
                 self.version += 1
 
 
-def common(values: Iterable[str]) -> str:
-    """The one value of all, or `mixed`."""
+def common_value(values: Iterable[str]) -> str:
+    """The value they all share, or `mixed`."""
     distinct = list(dict.fromkeys(values))
     return distinct[0] if len(distinct) == 1 else "mixed"
 
 
-def not_in_user_loop(what: str) -> str:
-    """The reason of knobs that only a scenario's run has."""
-    return f"an own loop {what}; a scenario's run can be turned so"
+def unavailable_in_user_loop(reason: str) -> str:
+    """Why a knob works only in scenario runs."""
+    return f"not available for your own loop: {reason}"

@@ -1,4 +1,4 @@
-"""How many samples a batch has, and how fast steps are made."""
+"""The knobs for the batch size and the pace."""
 
 from __future__ import annotations
 
@@ -6,59 +6,49 @@ from tui_descent.protocol.commands import TurnKnob
 from tui_descent.scenario.knobs import new_value
 from tui_descent.training.setup.data.batches import Batches
 from tui_descent.training.setup.data.text import Windows
-from tui_descent.training.steering.knobs.context import KnobContext, Turned, not_in_user_loop
+from tui_descent.training.steering.knobs.context import Knob, KnobChange, unavailable_in_user_loop
 
 
-class BatchSizeKnob:
-    """The next batch takes so many of the epoch's samples; those before stay taken."""
-
-    def __init__(self, context: KnobContext) -> None:
-        self._context = context
+class BatchSizeKnob(Knob):
+    """The batch size, from the next batch on. The order of the epoch's samples stays."""
 
     def value(self) -> str:
-        """Samples a batch."""
+        """Samples per batch."""
         batches = self._batches()
         return "" if batches is None else str(batches.size)
 
     def unavailable(self) -> str | None:
-        """An own loop draws its batches itself; a surface has none; a full batch has no size to choose."""
+        """A user loop, a surface and full-batch training have no batch size that could be set."""
         if self._context.setup is None:
-            return not_in_user_loop("draws its own batches")
+            return unavailable_in_user_loop("it draws its own batches")
         batches = self._batches()
         if batches is None:
             return "a surface has no data, so no batches"
-        return f"every batch is all {batches.size} samples; that was chosen with full = true" if batches.full else None
+        return f"every batch holds all {batches.size} samples (full = true)" if batches.full else None
 
-    def turn(self, turn: TurnKnob) -> Turned:
-        """At most all samples there are."""
+    def turn(self, turn: TurnKnob) -> KnobChange:
+        """Set the batch size. Raises `ValueError` for more samples than there are."""
         batches, old = self._batches(), self.value()
         assert batches is not None
         size = int(new_value(turn.value, batches.size, knob="batch_size"))
         if size > batches.largest:
             raise ValueError(f"batch_size = {size}; allowed: at most {batches.largest}")
         batches.size = size
-        return Turned(old=old, new=self.value())
+        return KnobChange(old=old, new=self.value())
 
     def _batches(self) -> Batches | Windows | None:
         return None if self._context.setup is None else self._context.setup.batches
 
 
-class PaceKnob:
-    """Steps a second."""
-
-    def __init__(self, context: KnobContext) -> None:
-        self._context = context
+class PaceKnob(Knob):
+    """The pace, in steps per second."""
 
     def value(self) -> str:
         """A number, or `max`."""
         return "max" if self._context.pace is None else f"{self._context.pace:g}"
 
-    def unavailable(self) -> str | None:
-        """Any loop can be slowed down."""
-        return None
-
-    def turn(self, turn: TurnKnob) -> Turned:
-        """At once."""
+    def turn(self, turn: TurnKnob) -> KnobChange:
+        """Set the pace at once."""
         old = self.value()
         self._context.pace = None if turn.value == "max" else float(turn.value)
-        return Turned(old=old, new=self.value())
+        return KnobChange(old=old, new=self.value())

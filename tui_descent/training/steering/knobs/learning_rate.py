@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from tui_descent.protocol.commands import TurnKnob
-from tui_descent.training.steering.knobs.context import KnobContext, Turned
+from tui_descent.training.steering.knobs.context import Knob, KnobChange
 
 
-class RateKnob:
-    """Sets the rate of the next step; a schedule goes on below it, multiplied."""
-
-    def __init__(self, context: KnobContext) -> None:
-        self._context = context
+class RateKnob(Knob):
+    """The learning rate, set by a multiplier that stays in force on top of any schedule."""
 
     def value(self) -> str:
         """The learning rate of the next step."""
         return f"{self._context.rate.value:.6g}"
 
-    def unavailable(self) -> str | None:
-        """Every optimizer has a rate."""
-        return None
-
-    def turn(self, turn: TurnKnob) -> Turned:
-        """Set the rate, to a number or relative to now."""
+    def turn(self, turn: TurnKnob) -> KnobChange:
+        """Set the rate, absolute or relative to the current one."""
         old = self.value()
         self._context.rate.turn(turn.value)
-        return Turned(old=old, new=self.value())
+        return KnobChange(old=old, new=self.value())

@@ -1,4 +1,4 @@
-"""The learning-rate knob's multiplier, applied on top of whatever rate a scheduler has set."""
+"""The learning-rate knob's multiplier, applied on top of the rate that a scheduler sets."""
 
 from __future__ import annotations
 
@@ -8,55 +8,55 @@ from tui_descent.scenario import knobs
 
 
 class RateMultiplier:
-    """A multiplier on the learning rate, put on before the optimizer's step and taken off after it.
+    """A multiplier on every group's learning rate, applied before the optimizer's step and removed after it.
 
-    Between two steps the groups hold the scheduler's own rates. So every scheduler stays right, and the multiplier
-    outlives the scheduler's next step.
+    Between two steps the groups hold the scheduler's own rates. So any scheduler keeps working, and the multiplier
+    survives the scheduler's next step.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
-        self._kept: list[object] | None = None
+        self._base_rates: list[object] | None = None  # while the multiplier is applied
         self.multiplier = 1.0
 
     @property
     def value(self) -> float:
         """The rate the next step will use: the first group's, times the multiplier."""
-        lr = self._kept[0] if self._kept is not None else self._optimizer.param_groups[0]["lr"]
+        lr = self._base_rates[0] if self._base_rates is not None else self._optimizer.param_groups[0]["lr"]
         return float(lr) * self.multiplier  # type: ignore[arg-type]
 
     def turn(self, text: str) -> None:
-        """Set the rate to `text`, a number, or `*2` or `/2` relative to now. Raises `ValueError` where it cannot."""
+        """Set the rate to `text`: a number, or `*2` or `/2` relative to the current rate. Raises `ValueError`."""
         value = knobs.new_value(text, self.value)
         base = float(self._optimizer.param_groups[0]["lr"])
         if base == 0:
-            raise ValueError("the schedule holds the learning rate at 0 now; no multiplier can change that")
+            raise ValueError("the schedule holds the learning rate at 0, which no multiplier can change")
         self.multiplier = value / base
 
     def state(self) -> tuple[torch.optim.Optimizer, list[object] | None, float]:
-        """Whose rates are multiplied, what they were where the factor is on, and the factor."""
-        return self._optimizer, self._kept, self.multiplier
+        """The optimizer, its rates without the multiplier while that is applied, and the multiplier."""
+        return self._optimizer, self._base_rates, self.multiplier
 
     def restore(self, state: tuple[torch.optim.Optimizer, list[object] | None, float]) -> None:
-        """Back to it; the rates themselves are the optimizer's state."""
-        self._optimizer, self._kept, self.multiplier = state
+        """Restore what `state` returned. The rates themselves belong to the optimizer's state."""
+        self._optimizer, self._base_rates, self.multiplier = state
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
-        """Apply to another optimizer from now on."""
-        self.take_off()
+        """Use another optimizer from now on."""
+        self.remove()
         self._optimizer = optimizer
 
-    def put_on(self) -> None:
-        """Multiply the rates, before the optimizer's step; first undo what a step that raised has left in place."""
-        self.take_off()
+    def apply(self) -> None:
+        """Multiply the rates, before the optimizer's step. A multiplier left by a step that raised is removed first."""
+        self.remove()
         if self.multiplier != 1.0:
-            self._kept = [group["lr"] for group in self._optimizer.param_groups]
+            self._base_rates = [group["lr"] for group in self._optimizer.param_groups]
             for group in self._optimizer.param_groups:
                 group["lr"] = group["lr"] * self.multiplier
 
-    def take_off(self) -> None:
+    def remove(self) -> None:
         """Restore the rates, after the optimizer's step."""
-        if self._kept is not None:
-            for group, lr in zip(self._optimizer.param_groups, self._kept, strict=True):
+        if self._base_rates is not None:
+            for group, lr in zip(self._optimizer.param_groups, self._base_rates, strict=True):
                 group["lr"] = lr
-            self._kept = None
+            self._base_rates = None

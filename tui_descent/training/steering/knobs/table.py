@@ -1,4 +1,4 @@
-"""Every row of the scenario's table with the class that turns it."""
+"""The class of every knob in the knobs table."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tui_descent.training.steering.knobs.weights import DropoutKnob, FreezeKnob,
 
 def knobs_of(context: KnobContext) -> dict[str, Knob]:
     """The knobs of one run by name, in the table's order."""
-    made: dict[str, Knob] = {
+    result: dict[str, Knob] = {
         "lr": RateKnob(context),
         "activation": ActivationKnob(context),
         "residual": ResidualKnob(context),
@@ -38,5 +38,5 @@ def knobs_of(context: KnobContext) -> dict[str, Knob]:
         "batch_size": BatchSizeKnob(context),
         "pace": PaceKnob(context),
     }
-    assert list(made) == list(KNOBS)
-    return made
+    assert list(result) == list(KNOBS)
+    return result

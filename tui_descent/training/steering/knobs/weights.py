@@ -1,4 +1,4 @@
-"""Weights drawn anew, frozen, pushed; and dropout between them."""
+"""The knobs that re-initialize, freeze or kick weights, and the dropout knob."""
 
 from __future__ import annotations
 
@@ -14,93 +14,86 @@ from tui_descent.training.optim.parameter_groups import clear_state
 from tui_descent.training.setup.nets.block import Block
 from tui_descent.training.setup.nets.surface import Surface
 from tui_descent.training.steering import surgery
-from tui_descent.training.steering.knobs.context import KnobContext, Turned, common, not_in_user_loop
+from tui_descent.training.steering.knobs.context import (
+    Knob,
+    KnobChange,
+    KnobContext,
+    common_value,
+    unavailable_in_user_loop,
+)
 
 _NO_LAYERS = "a surface has one point and no layers"
 
 
-def _trained(context: KnobContext) -> dict[str, nn.Parameter]:
-    """The parameters the optimizer moves, by name."""
+def _optimized_parameters(context: KnobContext) -> dict[str, nn.Parameter]:
+    """The parameters that the optimizer holds, by name."""
     held = {id(p) for group in context.optimizer.param_groups for p in group["params"]}
     return {name: p for name, p in context.model.named_parameters() if id(p) in held}
 
 
-class InitKnob:
-    """Weights of the net or of one layer, drawn anew in place."""
-
-    def __init__(self, context: KnobContext) -> None:
-        self._context = context
+class InitKnob(Knob):
+    """Re-initializes the weights of the net or of one layer, in place."""
 
     def value(self) -> str:
-        """The last one for the whole net; `own` as an own net was made, `mixed` after a layer of its own."""
+        """The initialization of the whole net: `own` for a user's net, `mixed` if one layer has another."""
         return self._context.init or "own"
 
     def unavailable(self) -> str | None:
-        """A surface's point is no weight matrix."""
+        """Not available for a surface, whose point is not a weight matrix."""
         return _NO_LAYERS if isinstance(self._context.model, Surface) else None
 
-    def turn(self, turn: TurnKnob) -> Turned:
-        """What the optimizer remembered of them is dropped."""
+    def turn(self, turn: TurnKnob) -> KnobChange:
+        """Draw new weights and drop their optimizer state."""
         context, old = self._context, self.value()
         layer = None if turn.target == "all" else turn.target
         spec = convert(InitSpec, {"name": turn.value}, "init", [])
-        drawn = surgery.redraw(context.model, spec, context.generator("init"), layer=layer)
+        drawn = surgery.reinitialize(context.model, spec, context.generator("init"), layer=layer)
         named = dict(context.model.named_parameters())
         clear_state(context.optimizer, (named[name] for name in drawn))
         context.init = turn.value if layer is None or turn.value == old else "mixed"
-        return Turned(old=old, new=turn.value, note=f"{len(drawn)} tensors drawn")
+        return KnobChange(old=old, new=turn.value, note=f"{len(drawn)} tensors re-initialized")
 
 
-class FreezeKnob:
-    """One layer's weights held as they are."""
-
-    def __init__(self, context: KnobContext) -> None:
-        self._context = context
+class FreezeKnob(Knob):
+    """Stops training one layer's weights."""
 
     def value(self) -> str:
-        """Of the whole net."""
+        """`on`, `off` or `mixed` over the whole net."""
         return self._of(self._context.model)
 
     def unavailable(self) -> str | None:
-        """A surface has nothing beside its point."""
+        """Not available for a surface, which has no layers."""
         return _NO_LAYERS if isinstance(self._context.model, Surface) else None
 
-    def turn(self, turn: TurnKnob) -> Turned:
-        """`off` without a layer lets all go that the optimizer would move."""
+    def turn(self, turn: TurnKnob) -> KnobChange:
+        """Freeze or unfreeze one layer. `off` without a target unfreezes all that the optimizer holds."""
         context = self._context
         model = context.model
         if turn.target == "all":
             old = self.value()
-            for parameter in _trained(context).values():
+            for parameter in _optimized_parameters(context).values():
                 parameter.requires_grad_(True)
             context.version += 1
-            return Turned(old=old, new=self.value())
+            return KnobChange(old=old, new=self.value())
         module = _layer(model, turn.target)
         old = self._of(module)
         (surgery.freeze if turn.value == "on" else surgery.unfreeze)(model, turn.target)
         context.version += 1
-        return Turned(old=old, new=self._of(module))
+        return KnobChange(old=old, new=self._of(module))
 
     def _of(self, module: nn.Module) -> str:
-        return common("off" if p.requires_grad else "on" for p in module.parameters())
+        return common_value("off" if p.requires_grad else "on" for p in module.parameters())
 
 
-class KickKnob:
-    """A small push: of every weight matrix at random, or of all weights along the most negative curvature."""
-
-    def __init__(self, context: KnobContext) -> None:
-        self._context = context
+class KickKnob(Knob):
+    """Moves every weight matrix a little at random, or all weights along the direction of most negative curvature."""
 
     def value(self) -> str:
-        """The last kick's size; 0 before the first."""
-        return self._context.kicked
+        """The size of the last kick; 0 before the first."""
+        return self._context.last_kick
 
-    def unavailable(self) -> str | None:
-        """Everything that is trained can be pushed."""
-        return None
-
-    def turn(self, turn: TurnKnob) -> Turned:
-        """At once. `auto` is random, but on a surface, whose point is no weight matrix."""
+    def turn(self, turn: TurnKnob) -> KnobChange:
+        """Kick at once. `auto` means random; on a surface, whose point is not a weight matrix, it means curvature."""
         context, old = self._context, self.value()
         size = new_value(turn.value, float(old), knob="kick")
         surface = isinstance(context.model, Surface)
@@ -108,27 +101,30 @@ class KickKnob:
         if way == "auto":
             way = "curvature" if surface else "random"
         if way == "curvature":
-            note = self._down(size)
+            note = self._kick_along_curvature(size)
         elif surface:
-            raise ValueError(f"{_NO_LAYERS} to push at random; kick={turn.value},way=curvature pushes it")
+            raise ValueError(f"{_NO_LAYERS} to kick at random; use kick={turn.value},way=curvature")
         else:
-            note = f"{len(surgery.kick(context.model, context.generator('kick'), size=size))} weight matrices pushed"
-        context.kicked = f"{size:.6g}"
-        return Turned(old=old, new=context.kicked, way=way, note=note)
+            note = f"kicked {len(surgery.kick(context.model, context.generator('kick'), size=size))} weight matrices"
+        context.last_kick = f"{size:.6g}"
+        return KnobChange(old=old, new=context.last_kick, way=way, note=note)
 
-    def _down(self, size: float) -> str:
-        """Along the eigenvector of λmin on the probe batch; a surface's point, whose norm means nothing, by `size`."""
+    def _kick_along_curvature(self, size: float) -> str:
+        """Move along the eigenvector of λmin on the probe batch, by `size` times the norm of all weights.
+
+        The norm of a surface's point means nothing; it moves by `size`. Returns the note.
+        """
         context = self._context
         if context.setup is None:
-            raise ValueError(not_in_user_loop("gives no batch again and again, on which the curvature could be read"))
+            raise ValueError(unavailable_in_user_loop("its batches cannot be replayed"))
         generator = context.generator("kick")
         instrument = Curvature(context.setup.probe, list(context.model.parameters()), seed=generator.initial_seed())
         lowest = instrument.lowest()
         if lowest is None:
-            raise ValueError("the curvature is not finite here; there is no direction to push along")
-        read = f"λmin = {lowest.value:.3g} on the probe batch, off by {lowest.residual:.0e}, {lowest.products} products"
+            raise ValueError("the curvature is not finite here, so there is no direction to kick along")
+        note = f"λmin = {lowest.value:.3g} ± {lowest.residual * abs(lowest.value):.1g} on the probe batch"
         if not lowest.negative:
-            raise ValueError(f"no curvature is negative here, so no direction leads off a ridge: {read}")
+            raise ValueError(f"no curvature is negative here, so there is no direction to kick along: {note}")
         surgery.kick(
             context.model,
             generator,
@@ -137,37 +133,34 @@ class KickKnob:
             length=size if isinstance(context.model, Surface) else None,
             slope=lowest.slope,
         )
-        return read
+        return note
 
 
-class DropoutKnob:
-    """The share of numbers set to 0 in training."""
-
-    def __init__(self, context: KnobContext) -> None:
-        self._context = context
+class DropoutKnob(Knob):
+    """The dropout probability, the same in all places."""
 
     def value(self) -> str:
-        """The share in all blocks, or wherever an own net has some."""
+        """The probability in all blocks, or in the `nn.Dropout` modules of a user's net."""
         modules = [m for m in self._context.model.modules() if isinstance(m, _DropoutNd)]
         blocks = [m for m in self._context.model.modules() if isinstance(m, Block)]
-        shares = [m.p for m in modules] + ([0.0] if any(b.dropout is None for b in blocks) else [])
-        return common(f"{share:.6g}" for share in shares) if shares else "0"
+        probabilities = [m.p for m in modules] + ([0.0] if any(b.dropout is None for b in blocks) else [])
+        return common_value(f"{p:.6g}" for p in probabilities) if probabilities else "0"
 
     def unavailable(self) -> str | None:
-        """Only blocks of a built-in net can get some; an own net has it or not."""
+        """Not available for a user's net without `nn.Dropout`: only built-in blocks can get one."""
         if any(isinstance(m, Block | _DropoutNd) for m in self._context.model.modules()):
             return None
-        return f"{type(self._context.model).__name__} has no nn.Dropout whose share could be set"
+        return f"{type(self._context.model).__name__} has no nn.Dropout"
 
-    def turn(self, turn: TurnKnob) -> Turned:
-        """Everywhere the same."""
+    def turn(self, turn: TurnKnob) -> KnobChange:
+        """Set the probability in all places."""
         old = self.value()
         if old == "mixed" and turn.value[0] in "*/":
-            raise ValueError(f"dropout is mixed; {turn.value} is relative to nothing; allowed: a share ≥ 0 and < 1")
-        share = new_value(turn.value, 0.0 if old == "mixed" else float(old), knob="dropout")
-        surgery.set_dropout(self._context.model, share)
+            raise ValueError(f"dropout is mixed, so {turn.value} has no value to scale; allowed: a number ≥ 0 and < 1")
+        p = new_value(turn.value, 0.0 if old == "mixed" else float(old), knob="dropout")
+        surgery.set_dropout(self._context.model, p)
         self._context.version += 1
-        return Turned(old=old, new=self.value())
+        return KnobChange(old=old, new=self.value())
 
 
 def _layer(model: nn.Module, path: str) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Changes to the network itself, each with a stated change of function, made between two steps: one file each."""
+"""Changes to the network itself, made between two steps, each with a stated effect on its outputs. One file each."""
 
 from tui_descent.training.steering.surgery.activation import (
     BLEND_STEPS,
@@ -7,38 +7,37 @@ from tui_descent.training.steering.surgery.activation import (
     swap_activation,
     swap_module,
 )
-from tui_descent.training.steering.surgery.blocks import Around, BlockFinder, foreign_blocks
 from tui_descent.training.steering.surgery.dropout import set_dropout
 from tui_descent.training.steering.surgery.norm import norm_way, set_norm
 from tui_descent.training.steering.surgery.residual import (
     RESIDUAL_STEPS,
     WAY_STEPS,
     close_skip,
-    default_branch,
+    default_scale,
     open_skip,
     resolve_way,
 )
-from tui_descent.training.steering.surgery.transition import Changed, Transition
-from tui_descent.training.steering.surgery.weights import KICK, freeze, kick, redraw, unfreeze
+from tui_descent.training.steering.surgery.transition import ParameterChanges, Transition
+from tui_descent.training.steering.surgery.user_blocks import BlockFinder, UserBlock
+from tui_descent.training.steering.surgery.weights import DEFAULT_KICK, freeze, kick, reinitialize, unfreeze
 
 __all__ = [
     "BLEND_STEPS",
-    "KICK",
+    "DEFAULT_KICK",
     "RESIDUAL_STEPS",
     "WAY_STEPS",
-    "Around",
     "Blend",
     "BlockFinder",
-    "Changed",
+    "ParameterChanges",
     "Transition",
+    "UserBlock",
     "close_skip",
-    "default_branch",
-    "foreign_blocks",
+    "default_scale",
     "freeze",
     "kick",
     "norm_way",
     "open_skip",
-    "redraw",
+    "reinitialize",
     "replace_module",
     "resolve_way",
     "set_dropout",

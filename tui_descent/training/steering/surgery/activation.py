@@ -1,4 +1,4 @@
-"""Activations replaced: at once, or by a blend of the old and the new that ends as the new one alone."""
+"""Replaces activations: at once, or by a blend of the old and the new one that ends as the new one alone."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class Blend(nn.Module):
         if self.t == 0.0:
             old: Tensor = self.old(z)
             return old
-        # A module that works in place must not spoil the other's input.
-        mixed: Tensor = (1 - self.t) * self.old(_own(self.old, z)) + self.t * self.new(_own(self.new, z))
-        return mixed
+        # A module that works in place must not overwrite the other's input.
+        blended: Tensor = (1 - self.t) * self.old(_input_for(self.old, z)) + self.t * self.new(_input_for(self.new, z))
+        return blended
 
 
 def swap_activation(block: Block, new: nn.Module, *, steps: int) -> Transition:
-    """A blend from the block's activation to `new`, which alone stands there at the end.
+    """Blend from the block's activation to `new`, which alone is left at the end.
 
-    Over a blend that is under way it begins from that one as it stands; the caller lets go of the earlier transition.
+    If a blend is in progress, the new one starts from its current state; the caller discards the earlier transition.
     Raises `ValueError` for a block without an activation.
     """
     old = block.activation
@@ -50,7 +50,7 @@ def swap_activation(block: Block, new: nn.Module, *, steps: int) -> Transition:
 
 
 def swap_module(model: nn.Module, path: str, new: nn.Module, *, steps: int) -> Transition:
-    """The same for an activation anywhere in a foreign net. Raises `ValueError` as `replace_module` does."""
+    """The same for an activation anywhere in a user's net. Raises `ValueError` as `replace_module` does."""
     old = module_at(model, path)
     blend = _blend(old, new)
     replace_module(model, path, blend)
@@ -66,16 +66,16 @@ def swap_module(model: nn.Module, path: str, new: nn.Module, *, steps: int) -> T
 
 
 def replace_module(model: nn.Module, path: str, new: nn.Module) -> list[str]:
-    """Put `new` where the activation at `path` stands; returns every path that changed.
+    """Replace the activation at `path` by `new`; returns every path that changed.
 
-    One module object that stands at several places, or is called several times, is replaced in all of them, since its
-    calls cannot be told apart. Raises `ValueError` where there is no such module or it is no activation.
+    A module object that is registered under several paths is replaced under all of them, since its calls cannot be
+    distinguished. Raises `ValueError` if there is no such module, or if it is not an activation.
     """
     old = module_at(model, path)
     if not is_activation(old):
         raise ValueError(f"{path} is a {type(old).__name__}; only an activation can be replaced")
     if old is model:
-        raise ValueError(f"the net itself is the {type(old).__name__}; there is nothing around it to put another into")
+        raise ValueError(f"the net itself is a {type(old).__name__}; it has no parent module in which to replace it")
     places = [
         (f"{name}.{slot}" if name else slot, parent, slot)
         for name, parent in model.named_modules()
@@ -88,7 +88,7 @@ def replace_module(model: nn.Module, path: str, new: nn.Module) -> list[str]:
 
 
 def module_at(model: nn.Module, path: str) -> nn.Module:
-    """The module of that name. Raises `ValueError` where there is none."""
+    """The module at `path`. Raises `ValueError` if there is none."""
     try:
         return model.get_submodule(path)
     except AttributeError:
@@ -100,5 +100,5 @@ def _blend(old: nn.Module, new: nn.Module) -> Blend:
     return Blend(old, new).train(old.training)
 
 
-def _own(module: nn.Module, z: Tensor) -> Tensor:
+def _input_for(module: nn.Module, z: Tensor) -> Tensor:
     return z.clone() if getattr(module, "inplace", False) else z

@@ -1,4 +1,4 @@
-"""A fresh norm's γ and β set so that the net does on a batch what it did before, as nearly as they can."""
+"""Fits the γ and β of new norms so that the net's outputs on a batch change as little as possible."""
 
 from __future__ import annotations
 
@@ -13,42 +13,45 @@ from tui_descent.instruments.same_batch import undisturbed
 from tui_descent.training.setup.nets import parts
 from tui_descent.training.setup.nets.block import Block, Where
 
-# The net's outputs on a batch, and their loss.
+# Returns the net's outputs on a batch, and their loss.
 Probe = Callable[[], tuple[Tensor, Tensor]]
 
-# A loss that has risen by no more is near enough; else up to LOOKS times so many passes bring it down.
-NEAR, PASSES_A_LOOK, LOOKS = 0.05, 5, 16
+# L-BFGS stops once the loss is at most LOSS_TOLERANCE above the old one, or after MAX_ROUNDS.
+LOSS_TOLERANCE, STEPS_PER_ROUND, MAX_ROUNDS = 0.05, 5, 16
 
 
-class Before:
-    """What stood at each place, and what the net answered, before the norms came."""
+class Calibration:
+    """The activations at each norm's place, and the net's outputs and loss, recorded before norms are added."""
 
     def __init__(self, model: nn.Module, blocks: Mapping[str, Block], where: Where, probe: Probe) -> None:
         self._model, self._blocks, self._probe = model, dict(blocks), probe
-        self._signals: dict[str, Tensor] = {}
+        self._activations: dict[str, Tensor] = {}
         handles = []
         for name, block in blocks.items():
-            module, before = _place(block, where)
-            if before:
-                handles.append(module.register_forward_pre_hook(partial(_keep_input, self._signals, name)))
+            module, at_input = _place(block, where)
+            if at_input:
+                handles.append(module.register_forward_pre_hook(partial(_keep_input, self._activations, name)))
             else:
-                handles.append(module.register_forward_hook(partial(_keep_output, self._signals, name)))
+                handles.append(module.register_forward_hook(partial(_keep_output, self._activations, name)))
         with torch.no_grad():
-            self._outputs, self._loss = self._answer()
+            self._outputs, self._loss = self._run()
         for handle in handles:
             handle.remove()
 
     def fit(self) -> None:
-        """Set γ and β of the norms that stand there now: block after block by least squares, then all together.
+        """Set γ and β of the norms that the blocks have now: one block after another, then all together.
 
-        In one pass each norm is fitted to what stood at its place, so that it also makes good what those below it could
-        not. A norm takes the size of each sample away, which no γ, β of a feature gives back: where that shows in the
-        loss, L-BFGS on the squared difference of the net's outputs brings the norms to make it good together.
+        First, in one forward pass, each norm is fitted by least squares to the recorded activation at its place, and so
+        also corrects what the norms before it could not. A norm removes the scale of each sample, which no γ and β of a
+        feature can restore. Where the loss shows that, L-BFGS then reduces the squared difference of the net's outputs
+        over all norms.
         """
         norms = {name: block.norm for name, block in self._blocks.items() if block.norm is not None}
-        handles = [norm.register_forward_hook(partial(_fit_one, self._signals[name])) for name, norm in norms.items()]
+        handles = [
+            norm.register_forward_hook(partial(_fit_one, self._activations[name])) for name, norm in norms.items()
+        ]
         with torch.no_grad():
-            self._answer()
+            self._run()
         for handle in handles:
             handle.remove()
         with undisturbed(self._model):
@@ -57,10 +60,10 @@ class Before:
     def _refine(self, weights: Sequence[nn.Parameter]) -> None:
         spread = (self._outputs - self._outputs.mean(dim=0)).square().mean()
         if not (bool(spread > 0) and bool(self._loss.isfinite())):
-            return  # nothing that could be kept
-        descent = torch.optim.LBFGS(weights, max_iter=PASSES_A_LOOK, line_search_fn="strong_wolfe")
+            return  # constant outputs or a non-finite loss: nothing to preserve
+        optimizer = torch.optim.LBFGS(weights, max_iter=STEPS_PER_ROUND, line_search_fn="strong_wolfe")
 
-        def off() -> Tensor:
+        def closure() -> Tensor:
             outputs, _ = self._probe()
             difference = (outputs - self._outputs).square().mean() / spread
             grads = torch.autograd.grad(difference, list(weights))
@@ -68,33 +71,33 @@ class Before:
                 weight.grad = grad
             return difference.detach()
 
-        best, kept = self._now(), [weight.detach().clone() for weight in weights]
-        for _ in range(LOOKS):
-            if best <= self._loss + NEAR:
+        best_loss, best_weights = self._current_loss(), [weight.detach().clone() for weight in weights]
+        for _ in range(MAX_ROUNDS):
+            if best_loss <= self._loss + LOSS_TOLERANCE:
                 break
             with torch.enable_grad():
-                descent.step(off)  # type: ignore[no-untyped-call]
-            # What brings the outputs nearer may raise the loss at first.
-            if (loss := self._now()) < best:
-                best, kept = loss, [weight.detach().clone() for weight in weights]
+                optimizer.step(closure)  # type: ignore[no-untyped-call]
+            # Smaller differences of the outputs may raise the loss at first.
+            if (loss := self._current_loss()) < best_loss:
+                best_loss, best_weights = loss, [weight.detach().clone() for weight in weights]
         with torch.no_grad():
-            for weight, value in zip(weights, kept, strict=True):
+            for weight, value in zip(weights, best_weights, strict=True):
                 weight.copy_(value)
                 weight.grad = None
 
-    def _now(self) -> Tensor:
+    def _current_loss(self) -> Tensor:
         with torch.no_grad():
             return self._probe()[1].detach()
 
-    def _answer(self) -> tuple[Tensor, Tensor]:
-        """One pass that leaves random numbers and buffers alone."""
+    def _run(self) -> tuple[Tensor, Tensor]:
+        """Outputs and loss of one pass that leaves random numbers and buffers unchanged."""
         with undisturbed(self._model):
             outputs, loss = self._probe()
         return outputs.clone(), loss
 
 
 def _place(block: Block, where: Where) -> tuple[nn.Module, bool]:
-    """A module at whose input (True) or output the place lies."""
+    """The module at whose input (True) or output (False) the norm's place is."""
     if where == "pre":
         return block.core, True
     if where == "mid":
@@ -105,24 +108,27 @@ def _place(block: Block, where: Where) -> tuple[nn.Module, bool]:
 
 
 def _fit_one(target: Tensor, norm: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-    """γ = cov(x̂, h)/var(x̂), β = mean h − γ·mean x̂; without a β, γ = Σx̂h/Σx̂². Fresh norms give x̂."""
+    """Least squares: γ = cov(x̂, h)/var(x̂), β = mean h − γ·mean x̂; without β, γ = Σx̂h/Σx̂².
+
+    x̂ is the output of the new norm, whose γ is 1 and β 0; h is the target, of the same shape.
+    """
     axis = 1 if isinstance(norm, parts.ChannelNorm | parts.ChannelRMSNorm) else -1
-    hat, h = (t.double().movedim(axis, -1).flatten(0, -2) for t in (output, target))  # (samples, features)
+    x, h = (t.double().movedim(axis, -1).flatten(0, -2) for t in (output, target))  # (samples, features)
     weight, bias = norm.weight, getattr(norm, "bias", None)
     assert isinstance(weight, nn.Parameter)
-    middle, aim = (hat.mean(dim=0), h.mean(dim=0)) if isinstance(bias, nn.Parameter) else (0.0, 0.0)
-    spread = (hat - middle).square().sum(dim=0)
-    gamma = ((hat - middle) * (h - aim)).sum(dim=0) / spread.clamp_min(torch.finfo(torch.float32).tiny)
+    x_mean, h_mean = (x.mean(dim=0), h.mean(dim=0)) if isinstance(bias, nn.Parameter) else (0.0, 0.0)
+    spread = (x - x_mean).square().sum(dim=0)
+    gamma = ((x - x_mean) * (h - h_mean)).sum(dim=0) / spread.clamp_min(torch.finfo(torch.float32).tiny)
     weight.copy_(gamma)
     if isinstance(bias, nn.Parameter):
-        bias.copy_(aim - gamma * middle)
+        bias.copy_(h_mean - gamma * x_mean)
     fitted: Tensor = norm.forward(args[0])
     return fitted
 
 
-def _keep_input(kept: dict[str, Tensor], name: str, module: object, args: tuple[Any, ...]) -> None:
-    kept[name] = args[0].detach().clone()
+def _keep_input(activations: dict[str, Tensor], name: str, module: object, args: tuple[Any, ...]) -> None:
+    activations[name] = args[0].detach().clone()
 
 
-def _keep_output(kept: dict[str, Tensor], name: str, module: object, args: object, output: Tensor) -> None:
-    kept[name] = output.detach().clone()
+def _keep_output(activations: dict[str, Tensor], name: str, module: object, args: object, output: Tensor) -> None:
+    activations[name] = output.detach().clone()

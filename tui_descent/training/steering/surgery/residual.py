@@ -1,7 +1,8 @@
-"""Residual connections opened and closed around blocks, of a built-in net or of a foreign one.
+"""Opens and closes skip connections around the blocks of a built-in net or of a user's net.
 
-A skip is y = gate·x + branch·f(x), closed at (0, 1). A ramp, gentle or not, goes in a straight line to (1, branch). A
-rotation turns to (sin π/4, cos π/4), that is (x + f(x))/√2, so that the sum of squares keeps at 1 on the way.
+A skip is y = gate·x + branch·f(x), closed at (gate, branch) = (0, 1). The ways "ramp" and "gentle" move both linearly
+to (1, scale). A "rotation" moves along the unit circle to (sin π/4, cos π/4), that is (x + f(x))/√2, so that
+gate² + branch² stays 1.
 """
 
 from __future__ import annotations
@@ -13,38 +14,39 @@ from tui_descent.training.setup.nets.block import Skip
 from tui_descent.training.steering.surgery.transition import Transition
 
 Way = Literal["instant", "ramp", "gentle", "rotation"]
-RESIDUAL_STEPS = 20
+RESIDUAL_STEPS = 20  # updates of a ramp
 WAY_STEPS: dict[str, int] = {"instant": 1, "ramp": RESIDUAL_STEPS, "gentle": 200, "rotation": 50}
-WORKS = 0.5  # a net works once its loss has fallen below this share of its start
-ROTATES = 10  # blocks: every rotated one takes the skip path's signal down by √2
+LEARNED_SHARE = 0.5  # a net has learned something once its loss is below this share of the first loss
+MAX_ROTATED = 10  # blocks; each rotation divides the signal of the skip path by √2
 
 
 class HasSkip(Protocol):
-    """A block: a built-in one, or `Around` a foreign module."""
+    """A block of a built-in net, or a `UserBlock`."""
 
     skip: Skip | None
 
 
 def resolve_way(loss_start: float, loss_now: float, depth: int) -> Literal["rotation", "gentle", "ramp"]:
-    """The way `auto` stands for: a working net is rotated, with more than 10 blocks ramped gently; any other ramped.
+    """The way that `auto` means: a rotation for a net that has learned something, `gentle` if that has over 10 blocks.
 
-    Digits, ReLU, W48, Adam 1e-3, at a loss under 0.1, highest loss on the way: 8 blocks instant 159…265, ramp 2.8…4.6,
-    rotation 0.7…1.0; 20 blocks ramp 5.3…6.1, rotation 1.9…2.3, gentle 0.9…1.3.
+    All other nets get a ramp. Measured on digits with ReLU, width 48, Adam at 1e-3 and a loss below 0.1, as the highest
+    loss during the transition: with 8 blocks instant 159 to 265, ramp 2.8 to 4.6, rotation 0.7 to 1.0; with 20 blocks
+    ramp 5.3 to 6.1, rotation 1.9 to 2.3, gentle 0.9 to 1.3.
     """
-    if not loss_now < WORKS * loss_start:
+    if not loss_now < LEARNED_SHARE * loss_start:
         return "ramp"
-    return "rotation" if depth <= ROTATES else "gentle"
+    return "rotation" if depth <= MAX_ROTATED else "gentle"
 
 
-def default_branch(way: str, depth: int) -> float:
-    """The branch's coefficient at the end: of a rotation 1/√2, else 1/√depth."""
+def default_scale(way: str, depth: int) -> float:
+    """The final factor of f(x): 1/√2 for a rotation, else 1/√depth."""
     return math.sqrt(0.5) if way == "rotation" else float(depth**-0.5)
 
 
 def open_skip(block: HasSkip, scale: float, *, steps: int, way: Way = "ramp") -> Transition:
-    """A skip that opens: the function is unchanged at first, x + scale·f(x) at the end, rotated (x + f(x))/√2.
+    """Open a skip: the outputs are unchanged at first; at the end they are x + scale·f(x), rotated (x + f(x))/√2.
 
-    One that is open, or under way, goes on from where it stands.
+    A skip that is already open, or opening, starts from its current gate and branch.
     """
     skip = block.skip if block.skip is not None else Skip(1.0, gate=0.0)
     block.skip = skip
@@ -53,24 +55,24 @@ def open_skip(block: HasSkip, scale: float, *, steps: int, way: Way = "ramp") ->
 
 
 def close_skip(block: HasSkip, *, steps: int, way: Way = "ramp") -> Transition:
-    """A skip that closes, to f(x) alone; the block is plain again at the end."""
+    """Close a skip, to f(x) alone; at the end the block has no skip."""
     assert block.skip is not None
     return _move(block, block.skip, (0.0, 1.0), steps=steps, way=way, remove=True)
 
 
 def _move(block: HasSkip, skip: Skip, end: tuple[float, float], *, steps: int, way: Way, remove: bool) -> Transition:
-    """From where the skip stands to `end` = (gate, branch): in a straight line, or by angle and length."""
+    """Move from the current (gate, branch) to `end`: linearly, or in polar coordinates for a rotation."""
     start = (skip.gate, skip.branch)
 
     def set_(t: float) -> None:
         if t == 1.0:
             skip.gate, skip.branch = end
         elif way == "rotation":
-            angle = _between(math.atan2(*start), math.atan2(*end), t)
-            length = _between(math.hypot(*start), math.hypot(*end), t)
+            angle = _lerp(math.atan2(*start), math.atan2(*end), t)
+            length = _lerp(math.hypot(*start), math.hypot(*end), t)
             skip.gate, skip.branch = length * math.sin(angle), length * math.cos(angle)
         else:
-            skip.gate, skip.branch = _between(start[0], end[0], t), _between(start[1], end[1], t)
+            skip.gate, skip.branch = _lerp(start[0], end[0], t), _lerp(start[1], end[1], t)
 
     def done() -> None:
         if remove:
@@ -79,5 +81,5 @@ def _move(block: HasSkip, skip: Skip, end: tuple[float, float], *, steps: int, w
     return Transition(steps, set_, done)
 
 
-def _between(a: float, b: float, t: float) -> float:
+def _lerp(a: float, b: float, t: float) -> float:
     return a + t * (b - a)

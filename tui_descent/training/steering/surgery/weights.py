@@ -1,4 +1,4 @@
-"""Weights themselves: drawn anew, frozen and let go, or pushed, in place: a `Parameter` stays the one it is."""
+"""Re-initializes, freezes, unfreezes and kicks weights in place: each stays the same `Parameter` object."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from tui_descent.training.setup.nets import parts
 from tui_descent.training.setup.nets.block import Block
 from tui_descent.training.steering.surgery.activation import module_at
 
-KICK = 0.01  # of a weight's norm
+DEFAULT_KICK = 0.01  # relative to a weight's norm
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _NormBase)
 
 
 @torch.no_grad()
-def redraw(model: nn.Module, spec: InitSpec, generator: Generator, *, layer: str | None = None) -> list[str]:
-    """Draw the weights of the net, or of the module `layer` and what is in it; returns what was drawn, by name.
+def reinitialize(model: nn.Module, spec: InitSpec, generator: Generator, *, layer: str | None = None) -> list[str]:
+    """Draw new weights for the net, or for the module `layer` and its children; returns the parameters' names.
 
-    Linear, convolution and embedding weights, and the joint ones of attention map by map, are drawn; norms are set to
-    1 and biases to 0, those before an activation in a block to the spec's `bias`. On the CPU in the generator's order,
-    so that the numbers do not depend on the device. Raises `ValueError` for a layer with nothing to draw.
+    Linear, convolution and embedding weights are drawn; attention's joint weight is drawn for q, k and v separately.
+    Norms are set to 1, biases to 0, and biases before a block's activation to the spec's `bias`. Numbers are drawn on
+    the CPU, so that they do not depend on the device. Raises `ValueError` for a layer without such weights.
     """
     root = model if layer is None else module_at(model, layer)
     biased = {id(b.core) for b in model.modules() if isinstance(b, Block) and b.activation is not None}
@@ -33,58 +33,58 @@ def redraw(model: nn.Module, spec: InitSpec, generator: Generator, *, layer: str
     seen: set[int] = set()
     for path, module in root.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            place = f"{path}.{name}" if path else f"{layer or ''}.{name}"
+            full_name = f"{path}.{name}" if path else f"{layer or ''}.{name}"
             if id(parameter) in seen:
                 continue
-            if _fill(module, name, place, parameter, spec, generator, spec.bias if id(module) in biased else 0.0):
+            if _fill(module, name, full_name, parameter, spec, generator, spec.bias if id(module) in biased else 0.0):
                 seen.add(id(parameter))
                 drawn.append(names[id(parameter)])
     if not drawn:
-        raise ValueError(f"{layer or type(model).__name__} has no weights that an init is made for")
+        raise ValueError(f"{layer or type(model).__name__} has no weights to initialize")
     return drawn
 
 
 def _fill(
-    module: nn.Module, name: str, place: str, p: nn.Parameter, spec: InitSpec, generator: Generator, bias: float
+    module: nn.Module, name: str, full_name: str, p: nn.Parameter, spec: InitSpec, generator: Generator, bias: float
 ) -> bool:
-    """Draw or fill one parameter; False for one of an unknown kind."""
+    """Draw or fill one parameter; False if it is of an unknown kind."""
     if isinstance(module, NORMS):
         p.fill_(1.0 if name == "weight" else 0.0)
     elif name.endswith("bias"):
         p.fill_(bias)
     elif p.dim() >= 2:
-        fresh = torch.empty(p.shape, dtype=p.dtype)
-        for part in fresh.chunk(3) if place.endswith(parts.JOINT) else (fresh,):
+        values = torch.empty(p.shape, dtype=p.dtype)
+        for part in values.chunk(3) if full_name.endswith(parts.JOINT) else (values,):
             parts.draw(part, spec, generator, lookup=isinstance(module, nn.Embedding))
-        p.copy_(fresh)
+        p.copy_(values)
     else:
         return False
     return True
 
 
 def freeze(model: nn.Module, layer: str) -> list[str]:
-    """Hold the layer's weights as they are; returns the parameters it holds now and did not before.
+    """Stop training the layer's weights; returns the names of the parameters that this changed.
 
-    Their gradients are set to None, which an optimizer passes over, decay and momentum included.
-    Raises `ValueError` where nothing would be left to train.
+    Their gradients are set to None, so that the optimizer skips them, weight decay and momentum included.
+    Raises `ValueError` if nothing would be left to train.
     """
-    held = _parameters(model, layer)
-    ids = {id(p) for p in held.values()}
+    parameters = _parameters(model, layer)
+    ids = {id(p) for p in parameters.values()}
     if not any(p.requires_grad and id(p) not in ids for p in model.parameters()):
-        raise ValueError(f"{layer} is all that still trains; a net with every layer frozen has no gradient")
-    changed = [name for name, p in held.items() if p.requires_grad]
-    for p in held.values():
+        raise ValueError(f"{layer} is the last layer that is not frozen; at least one has to be trained")
+    changed = [name for name, p in parameters.items() if p.requires_grad]
+    for p in parameters.values():
         p.requires_grad_(False)
         p.grad = None
     return changed
 
 
 def unfreeze(model: nn.Module, layer: str) -> list[str]:
-    """Let the layer's weights train again; returns the parameters that were held."""
-    held = {name: p for name, p in _parameters(model, layer).items() if not p.requires_grad}
-    for p in held.values():
+    """Train the layer's weights again; returns the names of the parameters that were frozen."""
+    frozen = {name: p for name, p in _parameters(model, layer).items() if not p.requires_grad}
+    for p in frozen.values():
         p.requires_grad_(True)
-    return list(held)
+    return list(frozen)
 
 
 @torch.no_grad()
@@ -92,16 +92,17 @@ def kick(
     model: nn.Module,
     generator: Generator,
     *,
-    size: float = KICK,
+    size: float = DEFAULT_KICK,
     direction: Sequence[Tensor | None] | None = None,
     length: float | None = None,
     slope: float = 0.0,
 ) -> dict[str, float]:
-    """A small push; returns by name the length of each weight's move, an L2 norm.
+    """Move the weights a little; returns the L2 norm of each parameter's move, by name.
 
-    Every weight with two dimensions or more moves by size·‖W‖/√n·N(0, 1), so by about size·‖W‖. Along a `direction`,
-    a tensor a parameter, all move together by `length`, else by size·‖θ‖: against the loss' `slope` along it, and where
-    that is 0 either way, as the generator says. Frozen weights stay.
+    Without a `direction`, each parameter W with two or more dimensions and n elements moves by size·‖W‖/√n·N(0, 1), so
+    by about size·‖W‖. With a `direction`, one tensor per parameter, all parameters θ move along it by `length`, or by
+    size·‖θ‖ without one. The sign is opposite to the loss' `slope` along the direction, random if that is 0. Frozen
+    weights stay. Raises `ValueError` for a direction of zero or non-finite length.
     """
     named = list(model.named_parameters())
     moves: list[Tensor | None]
@@ -112,12 +113,14 @@ def kick(
         ]
     else:
         along = [d if p.requires_grad else None for (_, p), d in zip(named, direction, strict=True)]
-        unit = float(torch.stack([d.double().norm() for d in along if d is not None] or [torch.zeros(())]).norm())
-        if not 0 < unit < float("inf"):
-            raise ValueError("the direction has no length; there is nothing to push along")
-        far = size * float(torch.stack([p.double().norm() for _, p in named]).norm()) if length is None else length
+        direction_norm = float(
+            torch.stack([d.double().norm() for d in along if d is not None] or [torch.zeros(())]).norm()
+        )
+        if not 0 < direction_norm < float("inf"):
+            raise ValueError("the direction's length is zero or not finite")
+        distance = size * float(torch.stack([p.double().norm() for _, p in named]).norm()) if length is None else length
         sign = -slope if slope else float(torch.rand((), generator=generator)) - 0.5
-        moves = [None if d is None else math.copysign(far / unit, sign) * d for d in along]
+        moves = [None if d is None else math.copysign(distance / direction_norm, sign) * d for d in along]
     for (_, p), move in zip(named, moves, strict=True):
         if move is not None:
             p.add_(move)
@@ -125,13 +128,13 @@ def kick(
 
 
 def _normal(p: Tensor, generator: Generator) -> Tensor:
-    # On the CPU, so that the numbers do not depend on the device.
+    # Drawn on the CPU, so that the numbers do not depend on the device.
     return torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device)
 
 
 def _parameters(model: nn.Module, layer: str) -> dict[str, nn.Parameter]:
-    inside = {id(p) for p in module_at(model, layer).parameters()}
-    found = {name: p for name, p in model.named_parameters() if id(p) in inside}
-    if not found:
-        raise ValueError(f"{layer} has no weights of its own")
-    return found
+    ids = {id(p) for p in module_at(model, layer).parameters()}
+    parameters = {name: p for name, p in model.named_parameters() if id(p) in ids}
+    if not parameters:
+        raise ValueError(f"{layer} has no weights")
+    return parameters
