@@ -85,7 +85,7 @@ def test_read_at_every_step_or_never_the_bits_are_the_same(name: str, kept: Fake
     before = torch.get_rng_state()
     losses = trained(plain, None, None, Sampler(budget=0.0))
     sampler = Sampler(every=1)
-    assert trained(read, kept, curving_of(read, sampler, at=range(100), on=True), sampler) == losses
+    assert trained(read, kept, curving_of(read, sampler, at_steps=range(100), watched=True), sampler) == losses
     assert same(copy_of(read.model), copy_of(plain.model))
     assert same_state(state_of(read.optimizer), state_of(plain.optimizer))
     assert read.model.training == plain.model.training
@@ -106,7 +106,7 @@ def told(kept: FakeKeeper) -> dict[str, list[Any]]:
 
 def test_the_other_instruments_read_the_same_with_and_without_it(kept: FakeKeeper) -> None:
     sampler, setup = Sampler(every=2), made("vanishing")
-    trained(setup, kept, curving_of(setup, sampler, at=range(100)), sampler)
+    trained(setup, kept, curving_of(setup, sampler, at_steps=range(100)), sampler)
     with_it = told(kept)
     assert all(with_it.values())
     folder = kept.link.launch.path / "other"
@@ -124,7 +124,7 @@ def test_it_is_that_of_the_probe_batch_with_the_weights_before_the_update(name: 
     setup = made(name)
     steps = 6
     sampler = Sampler(budget=0.0)
-    trained(setup, kept, curving_of(setup, sampler, at=(0, steps)), sampler, steps=steps)
+    trained(setup, kept, curving_of(setup, sampler, at_steps=(0, steps)), sampler, steps=steps)
     first, last = kept.events(CurvatureTaken)
     fresh = made(name)
     assert fresh.batches is not None
@@ -157,7 +157,7 @@ def test_it_is_that_of_the_probe_batch_with_the_weights_before_the_update(name: 
 
 def test_it_is_told_as_plain_numbers_too(kept: FakeKeeper) -> None:
     setup, sampler = made("vanishing"), Sampler(budget=0.0)
-    trained(setup, kept, curving_of(setup, sampler, at=(3,)), sampler)
+    trained(setup, kept, curving_of(setup, sampler, at_steps=(3,)), sampler)
     events = kept.events()
     (taken,) = [e for e in events if isinstance(e, CurvatureTaken)]
     numbers = {e.name: e for e in events if isinstance(e, Measured)}
@@ -184,33 +184,35 @@ def test_it_is_read_while_one_of_several_wants_it() -> None:
     setup = made("saddle")
     curvature_probe = curving_of(setup, Sampler(every=1, budget=0.01))
     assert not curvature_probe.due(0, paced=True)
-    assert curvature_probe.want(1, on=True) == curvature_probe.want(2, on=True) == "curvature is read"
+    assert curvature_probe.set_watching(1, on=True) == curvature_probe.set_watching(2, on=True) == "curvature is read"
     assert curvature_probe.due(0, paced=True)
-    assert curvature_probe.want(1, on=False) == "curvature is read"
+    assert curvature_probe.set_watching(1, on=False) == "curvature is read"
     assert curvature_probe.due(0, paced=False)
-    assert curvature_probe.want(2, on=False) == "curvature is no longer read"
+    assert curvature_probe.set_watching(2, on=False) == "curvature is no longer read"
     assert not curvature_probe.due(0, paced=True)
-    assert curvature_probe.want(3, on=False) == "curvature is no longer read", "asked by one who never wanted it"
+    assert curvature_probe.set_watching(3, on=False) == "curvature is no longer read", (
+        "asked by one who never wanted it"
+    )
 
 
 def test_standing_still_only_a_new_place_is_worth_a_reading() -> None:
     setup = made("saddle")
-    curvature_probe = curving_of(setup, Sampler(every=1, budget=0.01), on=True)
-    assert curvature_probe.due(5, paced=True, still=True)
+    curvature_probe = curving_of(setup, Sampler(every=1, budget=0.01), watched=True)
+    assert curvature_probe.due(5, paced=True, paused=True)
     curvature_probe.read(0, 5, paid=False)
     curvature_probe._sampler.curvature.last_s = -1e9  # as if long ago
-    assert not curvature_probe.due(5, paced=True, still=True)
-    assert curvature_probe.due(6, paced=True, still=True)
+    assert not curvature_probe.due(5, paced=True, paused=True)
+    assert curvature_probe.due(6, paced=True, paused=True)
     setup.optimizer.param_groups[0]["lr"] *= 2
-    assert curvature_probe.due(5, paced=True, still=True), "the limit is another one"
+    assert curvature_probe.due(5, paced=True, paused=True), "the limit is another one"
 
 
 def test_the_negative_share_comes_with_every_fourth_reading() -> None:
     setup = made("vanishing")
-    curvature_probe = curving_of(setup, Sampler(), on=True)
+    curvature_probe = curving_of(setup, Sampler(), watched=True)
     shares = [curvature_probe.read(0, n, paid=True)[0].hessian.negative_fraction for n in range(2 * COUNT_EVERY)]  # type: ignore[union-attr]
     assert [n for n, share in enumerate(shares) if share is not None] == [0, COUNT_EVERY]
-    few = curving_of(made("saddle"), Sampler(), on=True)
+    few = curving_of(made("saddle"), Sampler(), watched=True)
     assert all(few.read(0, n, paid=True)[0].hessian.negative_fraction == 0.5 for n in range(3))  # type: ignore[union-attr]
 
 
@@ -223,13 +225,15 @@ def test_what_torch_cannot_do_is_told_and_not_tried_again_until_asked() -> None:
         raise RuntimeError("no second derivative\nof this")
 
     sampler = Sampler()
-    curvature_probe = CurvatureProbe(refusing, setup.model, setup.optimizer, sampler=sampler, rate=lambda: 0.1, on=True)
+    curvature_probe = CurvatureProbe(
+        refusing, setup.model, setup.optimizer, sampler=sampler, rate=lambda: 0.1, watched=True
+    )
     assert curvature_probe.due(0, paced=True)
     (noted,) = curvature_probe.read(0, 0, paid=False)
     assert noted == Noted(step=0, text="the curvature could not be read: no second derivative", level="warning")
     sampler.curvature.last_s = -1e9
     assert not curvature_probe.due(1, paced=True)
-    curvature_probe.want(1, on=True)
+    curvature_probe.set_watching(1, on=True)
     assert curvature_probe.due(1, paced=True)
     assert tries == [1]
 
@@ -238,7 +242,7 @@ def test_weights_that_are_no_numbers_give_a_reading_that_is_none(kept: FakeKeepe
     setup = made("vanishing")
     with torch.no_grad():
         next(setup.model.parameters()).fill_(torch.nan)
-    (taken, *_) = curving_of(setup, Sampler(), on=True).read(0, 0, paid=True)
+    (taken, *_) = curving_of(setup, Sampler(), watched=True).read(0, 0, paid=True)
     assert isinstance(taken, CurvatureTaken)
     assert taken.sharpness != taken.sharpness
     kept.link.emit(taken)

@@ -24,16 +24,16 @@ from tui_descent.training.stop_run import StopRun
 
 def asking(run: Run, when: str, *commands: AnyCommand) -> None:
     """Have these come in when the test is there."""
-    sweeping = run.watch.control._handler._range_test
-    assert sweeping is not None
-    look, waiting = sweeping._look, [*commands]
+    range_test = run.watch.control._handler._range_test
+    assert range_test is not None
+    before_pass, waiting = range_test._before_pass, [*commands]
 
-    def looked(where: str, carry_out: Any) -> None:
-        while where == when and waiting:
+    def before_pass_with_commands(place: str, carry_out: Any) -> None:
+        while place == when and waiting:
             run.kept.order(waiting.pop(0))
-        look(where, carry_out)
+        before_pass(place, carry_out)
 
-    sweeping._look = looked  # type: ignore[method-assign]
+    range_test._before_pass = before_pass_with_commands  # type: ignore[method-assign]
 
 
 def test_it_tells_how_far_it_is_and_goes_back_to_the_state_before(begin: Any) -> None:

@@ -16,7 +16,7 @@ from tui_descent.protocol.commands import RunRangeTest
 from tui_descent.protocol.events import RangeTestCompleted
 from tui_descent.scenario import presets
 from tui_descent.training.probes.look_ahead import SCALES, look_ahead
-from tui_descent.training.probes.range_test import MEMORY, STEPS, Curve, judged, span
+from tui_descent.training.probes.range_test import SMOOTHING, STEPS, Curve, suggest_rate, rate_range
 from tui_descent.training.setup.build import Setup, build
 
 # The sweep against a twin.
@@ -78,8 +78,8 @@ def test_the_sweeps_losses_are_those_of_a_plain_loop_at_these_rates(name: str, c
     assert found.losses[:upto] == pytest.approx(losses[:upto], rel=1e-6)
     mean = 0.0
     for n, (loss, base) in enumerate(zip(found.losses, still[1:], strict=True), 1):
-        mean = MEMORY * mean + (1 - MEMORY) * (loss - base)
-        assert found.smooth[n - 1] == pytest.approx(found.level + mean / (1 - MEMORY**n), rel=1e-9)
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * (loss - base)
+        assert found.smooth[n - 1] == pytest.approx(found.level + mean / (1 - SMOOTHING**n), rel=1e-9)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -192,7 +192,7 @@ def test_on_the_working_preset_the_suggestion_is_a_good_rate() -> None:
 
 
 def curve(losses: list[float], *, still: float = 1.0, low: float = 1e-7, high: float = 1.0) -> Curve:
-    made = Curve(still=[still] * (STEPS + 1), memory=0.0)
+    made = Curve(still=[still] * (STEPS + 1), smoothing=0.0)
     for n, loss in enumerate(losses):
         if not made.add(low * (high / low) ** (n / (STEPS - 1)), loss):
             break
@@ -203,7 +203,7 @@ def test_a_valley_gives_a_tenth_of_its_rate() -> None:
     made = curve([1.0] * 40 + [1 - n / 50 for n in range(1, 31)] + [0.4 + n for n in range(1, 31)])
     assert made.ended_at == made.rates[-1]
     assert made.losses[-1] == 2.4, "over four times the best"
-    lowest, suggestion, words = judged(made)
+    lowest, suggestion, words = suggest_rate(made)
     assert (lowest, suggestion, words) == (made.rates[69], made.rates[69] / 10, "")
 
 
@@ -219,7 +219,7 @@ def test_a_valley_gives_a_tenth_of_its_rate() -> None:
     ],
 )
 def test_what_tells_nothing_gives_no_suggestion_and_says_so(losses: list[float], words: str) -> None:
-    _, suggestion, said = judged(curve(losses))
+    _, suggestion, said = suggest_rate(curve(losses))
     assert suggestion is None
     assert said.startswith(words)
 
@@ -230,7 +230,7 @@ def test_noise_alone_is_flat() -> None:
         made = Curve(still=[1.0] * (STEPS + 1))
         for n in range(STEPS):
             made.add(1e-7 * 10 ** (n * 7 / 99), 1.0 + 0.05 * float(torch.randn(())))
-        assert judged(made)[2].startswith(("flat", "unclear"))
+        assert suggest_rate(made)[2].startswith(("flat", "unclear"))
 
 
 def test_numbers_that_are_none_end_the_sweep_and_are_not_kept() -> None:
@@ -246,10 +246,10 @@ def test_numbers_that_are_none_end_the_sweep_and_are_not_kept() -> None:
 @pytest.mark.parametrize(("name", "size"), [("sgd", 1500**0.5), ("momentum", 10.0), ("adam", 1.0), ("muon", 1.0)])
 def test_the_span_is_of_the_optimizers_size_and_holds_the_present_rate(name: str, size: float) -> None:
     made = setup_of(SHUFFLED, name=name, lr=1e-2)
-    assert span(made.optimizer, 1e-2 * size) == pytest.approx((1e-7 * size, size))
-    assert span(made.optimizer, 1e-12) == pytest.approx((1e-13, size))
-    assert span(made.optimizer, 1e3) == pytest.approx((1e-7 * size, 1e4))
-    assert span(made.optimizer, 0.0) == pytest.approx((1e-7 * size, size))
+    assert rate_range(made.optimizer, 1e-2 * size) == pytest.approx((1e-7 * size, size))
+    assert rate_range(made.optimizer, 1e-12) == pytest.approx((1e-13, size))
+    assert rate_range(made.optimizer, 1e3) == pytest.approx((1e-7 * size, 1e4))
+    assert rate_range(made.optimizer, 0.0) == pytest.approx((1e-7 * size, size))
 
 
 def test_groups_keep_their_ratio() -> None:
