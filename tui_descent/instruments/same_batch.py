@@ -87,7 +87,7 @@ class BatchAgain(Protocol):
     def forward_again(self) -> Tensor:
         """Its loss with the weights as they are now."""
 
-    def part(self, where: slice) -> Tensor | None:
+    def loss_of_part(self, where: slice) -> Tensor | None:
         """The mean loss of some of its samples; None where it has no samples."""
 
     def size(self) -> int:
@@ -117,7 +117,7 @@ class SameBatch:
         if half < 1:
             return
         with undisturbed(self._model), torch.enable_grad():
-            parts = [self._batch.part(slice(0, half)), self._batch.part(slice(half, 2 * half))]
+            parts = [self._batch.loss_of_part(slice(0, half)), self._batch.loss_of_part(slice(half, 2 * half))]
             first, second = (None if p is None else gradient(p, self._parameters) for p in parts)
         if first is None or second is None:
             return

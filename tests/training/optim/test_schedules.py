@@ -132,7 +132,7 @@ def test_stepping_back_equals_lambda_lr_bit_for_bit(name: str) -> None:
     made = 0
     for forward, back in ((1, 1), (40, 7), (200, 150), (30, 1), (350, 17)):
         assert after(ours, lambda: schedule.step(1.0), forward) == expected[made : made + forward]
-        schedule.back(back)
+        schedule.step_back(back)
         made += forward - back
         assert rates_of(ours) == expected[made]
         assert schedule.factor == schedule.factor_at(made)
@@ -297,7 +297,7 @@ def test_schedule_continues_on_a_swapped_optimizer(name: str) -> None:
     swapped = swap(old, "adam")
     ratio = swapped.rate.lr / 0.1
     assert rates_of(swapped.optimizer) == pytest.approx([lr * ratio for lr in rates_of(old)], rel=1e-14)
-    moved = schedule.onto(swapped.optimizer)
+    moved = schedule.transfer_to(swapped.optimizer)
     assert rates_of(swapped.optimizer) == pytest.approx([lr * ratio for lr in rates_of(old)], rel=1e-14)
     assert moved.factor == pytest.approx(schedule.factor, rel=1e-14)
     for _ in range(25):

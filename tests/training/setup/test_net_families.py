@@ -144,7 +144,7 @@ def test_a_family_learns_and_is_evaluated(family: str) -> None:
 def test_a_batch_is_the_mean_of_its_halves(family: str) -> None:
     made = setup(family, dtype="float64")
     whole, size = made.loss(), made.size()
-    first, second = made.part(slice(0, size // 2)), made.part(slice(size // 2, size))
+    first, second = made.loss_of_part(slice(0, size // 2)), made.loss_of_part(slice(size // 2, size))
     assert first is not None
     assert second is not None
     assert ((first + second) / 2).item() == pytest.approx(whole.item(), rel=1e-12)

@@ -114,16 +114,16 @@ def test_the_default_scale_is_one_over_the_root_of_the_depth() -> None:
 
 def test_a_closed_skip_is_the_branch_alone_and_an_open_one_adds_the_input() -> None:
     x, fx = torch.randn(5, 8), torch.randn(5, 8)
-    assert torch.equal(Skip(1.0, gate=0.0).join(x, fx), fx)
-    assert torch.equal(Skip(1.0, gate=0.0).join(x * float("inf"), fx), fx)
-    assert torch.equal(Skip(1.0).join(x, fx), x + fx)
-    assert torch.equal(Skip(0.25).join(x, fx), x + 0.25 * fx)
-    assert torch.allclose(Skip(0.625, gate=0.5).join(x, fx), 0.5 * x + 0.625 * fx)
+    assert torch.equal(Skip(1.0, gate=0.0).combine(x, fx), fx)
+    assert torch.equal(Skip(1.0, gate=0.0).combine(x * float("inf"), fx), fx)
+    assert torch.equal(Skip(1.0).combine(x, fx), x + fx)
+    assert torch.equal(Skip(0.25).combine(x, fx), x + 0.25 * fx)
+    assert torch.allclose(Skip(0.625, gate=0.5).combine(x, fx), 0.5 * x + 0.625 * fx)
 
 
 def test_a_skip_carries_the_gradient_past_the_branch() -> None:
     x = torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
-    Skip(0.25).join(x, torch.zeros_like(x)).sum().backward()
+    Skip(0.25).combine(x, torch.zeros_like(x)).sum().backward()
     assert torch.equal(x.grad, torch.ones_like(x))  # type: ignore[arg-type]
 
 
@@ -171,14 +171,14 @@ def test_a_surface_and_its_slope_are_the_closed_form(name: str) -> None:
 )
 def test_weights_are_drawn_with_the_spread_of_the_formula(spec: InitSpec, std: float) -> None:
     weight = torch.empty(200, 300, dtype=torch.float64)
-    parts.draw(weight, spec, torch.Generator().manual_seed(0))
+    parts.init_weight(weight, spec, torch.Generator().manual_seed(0))
     assert weight.std().item() == pytest.approx(std, rel=0.02)
     assert abs(weight.mean().item()) < 4 * std / math.sqrt(weight.numel())
 
 
 def test_orthogonal_weights_are_orthogonal() -> None:
     weight = torch.empty(20, 30, dtype=torch.float64)
-    parts.draw(weight, InitSpec(name="orthogonal", gain=3.0), torch.Generator().manual_seed(0))
+    parts.init_weight(weight, InitSpec(name="orthogonal", gain=3.0), torch.Generator().manual_seed(0))
     assert torch.allclose(weight @ weight.T, 9 * torch.eye(20, dtype=torch.float64), atol=1e-12)
 
 

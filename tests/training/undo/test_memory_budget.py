@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tui_descent.training.undo import memory_budget
-from tui_descent.training.undo.memory_budget import ASSUMED_FREE, LARGEST, default_budget
+from tui_descent.training.undo.memory_budget import FALLBACK_FREE_BYTES, MAX_BUDGET_BYTES, default_budget
 
 CPU = torch.device("cpu")
 
@@ -25,7 +25,7 @@ def test_on_a_cpu_it_is_a_tenth_of_the_available_memory(tmp_path: Path, monkeypa
 
 def test_it_is_two_gigabytes_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     meminfo("MemAvailable:   1000000000 kB\n", tmp_path, monkeypatch)
-    assert default_budget(CPU) == LARGEST == 2_000_000_000
+    assert default_budget(CPU) == MAX_BUDGET_BYTES == 2_000_000_000
 
 
 @pytest.mark.parametrize("text", ["", "MemTotal: 5 kB\n", "MemAvailable:\n", "MemAvailable: many kB\n"])
@@ -33,7 +33,7 @@ def test_a_system_that_does_not_say_gets_a_fixed_one(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     meminfo(text, tmp_path, monkeypatch)
-    assert default_budget(CPU) == ASSUMED_FREE // 10 == 256_000_000
+    assert default_budget(CPU) == FALLBACK_FREE_BYTES // 10 == 256_000_000
     monkeypatch.setattr(memory_budget, "MEMINFO", tmp_path / "none")
     assert default_budget(CPU) == 256_000_000
 

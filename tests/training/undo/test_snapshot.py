@@ -191,8 +191,8 @@ def test_it_knows_its_size_and_whether_its_weights_are_finite() -> None:
     assert snapshot.nbytes == (3 * 2 + 2) * 4
     with torch.no_grad():
         net.weight[0, 0] = torch.nan
-    assert snapshot.finite()
-    assert not taken(net).finite()
+    assert snapshot.has_finite_weights()
+    assert not taken(net).has_finite_weights()
 
 
 def taken(*roots: object) -> Snapshot:

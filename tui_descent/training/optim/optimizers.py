@@ -28,7 +28,7 @@ FUSED_ON = {"cuda"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Swapped:
+class OptimizerSwap:
     """An optimizer that replaces another, how the rate was converted, and in words which state was transferred."""
 
     optimizer: torch.optim.Optimizer
@@ -153,7 +153,7 @@ def swap(
     betas: tuple[float, float] | None = None,
     weight_decay: float | None = None,
     model: nn.Module | None = None,
-) -> Swapped:
+) -> OptimizerSwap:
     r"""Make another optimizer over the same parameters, in the same groups and order; `old` stays as it is.
 
     `lr` is the first group's new base rate, by default converted by `map_rate`. The other groups keep their ratio to
@@ -200,7 +200,7 @@ def swap(
         set_weight_decay(new, weight_decay)
     kept = _transfer_state(old, new)
     text = f"keeps {', '.join(kept)}" if kept else f"starts with an empty memory{_EMPTY.get(name, '')}"
-    return Swapped(optimizer=new, old_name=was, new_name=name, rate=rate, transferred=text)
+    return OptimizerSwap(optimizer=new, old_name=was, new_name=name, rate=rate, transferred=text)
 
 
 def _new_rate(was: str, name: str, bases: list[float], lr: float | None) -> tuple[float, RateMapping]:

@@ -39,7 +39,7 @@ class Schedule(ABC):
         """Call after every update: sets the next update's rates. Only plateau reads the loss."""
 
     @abstractmethod
-    def back(self, updates: int) -> None:
+    def step_back(self, updates: int) -> None:
         """Take back the last updates, as if they had not been made."""
 
     @property
@@ -75,7 +75,7 @@ class Schedule(ABC):
             _write(group, "lr", rate)
             _write(group, "initial_lr", base)
 
-    def onto(self, optimizer: torch.optim.Optimizer) -> Schedule:
+    def transfer_to(self, optimizer: torch.optim.Optimizer) -> Schedule:
         """The same schedule at the same point on another optimizer, from that optimizer's base rates.
 
         Raises `ValueError` when it has another number of groups.
@@ -105,7 +105,7 @@ class ClosedForm(Schedule):
         self._updates += 1
         self._write_rates()
 
-    def back(self, updates: int) -> None:
+    def step_back(self, updates: int) -> None:
         self._updates -= updates
         self._write_rates()
 
@@ -160,7 +160,7 @@ class Plateau(Schedule):
             self._updates_without_progress = 0
             self._reduce()
 
-    def back(self, updates: int) -> None:
+    def step_back(self, updates: int) -> None:
         """Never called: plateau steps only once an update's loss is known, so nothing has to be taken back."""
         raise AssertionError("plateau has no updates to take back")
 

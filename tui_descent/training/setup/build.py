@@ -78,7 +78,7 @@ class Setup:
         x, y = self._batch
         return self.loss_function(self.model(x), y)
 
-    def part(self, where: slice) -> Tensor | None:
+    def loss_of_part(self, where: slice) -> Tensor | None:
         """The mean loss of a part of the same batch; None for a surface."""
         if self._batch is None or self.loss_function is None:
             return None
@@ -87,9 +87,9 @@ class Setup:
 
     def probe(self) -> Tensor:
         """The loss on the probe batch, in eval mode: always the first training samples, at least one batch of them."""
-        return self.probed()[1]
+        return self.probe_outputs_and_loss()[1]
 
-    def probed(self) -> tuple[Tensor, Tensor]:
+    def probe_outputs_and_loss(self) -> tuple[Tensor, Tensor]:
         """The net's outputs for the probe batch, and their loss. A surface's output is its loss."""
         if self.batches is None or self.loss_function is None:
             loss: Tensor = self.model()
@@ -108,11 +108,11 @@ class Setup:
         assert self.batches is not None
         return self.batches.first(max(self.batches.size, PROBE_SAMPLES))
 
-    def silent(self) -> Tensor:
+    def loss_of_zero_outputs(self) -> Tensor:
         """The loss on the probe batch if all outputs were 0. For cross-entropy it is that of a guess, ln(classes)."""
         assert self.batches is not None
         assert self.loss_function is not None
-        outputs, _ = self.probed()
+        outputs, _ = self.probe_outputs_and_loss()
         _, y = self._probe_batch()
         return self.loss_function(torch.zeros_like(outputs), y)
 
@@ -121,13 +121,13 @@ class Setup:
         return 0 if self._batch is None else len(self._batch[0])
 
 
-def threads(asked: int) -> int:
+def thread_count(asked: int) -> int:
     """The number of threads asked for; for 0, all cores but one, which is left for the dashboard."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return asked or max(1, cores - 1)
 
 
-def device(name: str, *, dtype: str) -> torch.device:
+def select_device(name: str, *, dtype: str) -> torch.device:
     """The device; `auto` prefers CUDA, then MPS, then the CPU. Raises `ValueError` if it is not available."""
     if name == "auto":
         if torch.cuda.is_available():
@@ -215,7 +215,7 @@ def _schedule(scenario: Scenario, optimizer: torch.optim.Optimizer) -> Schedule 
 
 def _loss_function(scenario: Scenario, data: DataSet) -> LossFunction:
     if scenario.loss is None or scenario.loss.name == "cross_entropy":
-        return _over_places if isinstance(scenario.data, TextData) else F.cross_entropy
+        return _cross_entropy_over_positions if isinstance(scenario.data, TextData) else F.cross_entropy
     classes = data.classes
 
     def mse(outputs: Tensor, y: Tensor) -> Tensor:
@@ -224,6 +224,6 @@ def _loss_function(scenario: Scenario, data: DataSet) -> LossFunction:
     return mse
 
 
-def _over_places(logits: Tensor, y: Tensor) -> Tensor:
+def _cross_entropy_over_positions(logits: Tensor, y: Tensor) -> Tensor:
     """Cross-entropy, averaged over all positions of all sequences: logits (B, T, V), targets (B, T)."""
     return F.cross_entropy(logits.flatten(0, 1), y.flatten())

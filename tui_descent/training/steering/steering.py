@@ -210,7 +210,7 @@ class Steering:
         """The last updates turned out to be none: the schedule goes back."""
         setup = self.context.setup
         if setup is not None and setup.schedule is not None and not self.needs_loss:
-            setup.schedule.back(updates)
+            setup.schedule.step_back(updates)
         self.context.version += 1  # the gradient that the instruments remember is that of no step
 
     def clip(self, optimizer: torch.optim.Optimizer) -> Tensor | None:
@@ -258,7 +258,7 @@ class Steering:
             return None
         with undisturbed(model), torch.set_grad_enabled(whole):
             try:
-                outputs, loss = setup.probed()
+                outputs, loss = setup.probe_outputs_and_loss()
                 if whole:
                     trained = [p for p in model.parameters() if p.requires_grad]
                     torch.autograd.grad(loss, trained, allow_unused=True)

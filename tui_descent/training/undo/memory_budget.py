@@ -7,15 +7,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-SHARE = 0.1  # of the free memory
-LARGEST = 2_000_000_000  # bytes
+BUDGET_SHARE = 0.1  # of the free memory
+MAX_BUDGET_BYTES = 2_000_000_000  # bytes
 MEMINFO = Path("/proc/meminfo")
-ASSUMED_FREE = 2_560_000_000  # bytes, where the system does not say
+FALLBACK_FREE_BYTES = 2_560_000_000  # bytes, where the system does not say
 
 
 def default_budget(device: torch.device) -> int:
     """Bytes for all snapshots together on `device`, from the memory that is free there now."""
-    return min(LARGEST, int(SHARE * free_bytes(device)))
+    return min(MAX_BUDGET_BYTES, int(BUDGET_SHARE * free_bytes(device)))
 
 
 def free_bytes(device: torch.device) -> int:
@@ -41,4 +41,4 @@ def _available_bytes() -> int:
         kibibytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
         return int(kibibytes) * 1024
     except (OSError, StopIteration, IndexError, ValueError):
-        return ASSUMED_FREE
+        return FALLBACK_FREE_BYTES

@@ -41,7 +41,7 @@ class Snapshot:
             if not isinstance(holder, UserState):
                 holder.restore(state)
 
-    def finite(self) -> bool:
+    def has_finite_weights(self) -> bool:
         """Whether every weight in it is finite."""
         saved = ((p, held) for holder, state in self.parts if isinstance(holder, TorchState) for p, held in state)
         return all(bool(held[0].isfinite().all()) for p, held in saved if isinstance(p, nn.Parameter))

@@ -50,7 +50,7 @@ def reachable(*roots: object) -> Iterator[tuple[Any, Any]]:
     waiting = deque(roots)
     while waiting:
         found = waiting.popleft()
-        if type(found) in _SIMPLE or id(found) in seen or (held := held_by(found)) is None:
+        if type(found) in _SIMPLE or id(found) in seen or (held := contents_of(found)) is None:
             continue
         seen.add(id(found))
         yield found, held
@@ -63,7 +63,7 @@ def reachable(*roots: object) -> Iterator[tuple[Any, Any]]:
             waiting.extend(_factor_counters(found))
 
 
-def held_by(found: object) -> Any:
+def contents_of(found: object) -> Any:
     """What an object holds, of a tensor its `requires_grad`; None for an object of a kind that is not saved."""
     match found:
         case Tensor():

@@ -142,7 +142,7 @@ class UndoStack:
         self._evict(entry.before)
         return None
 
-    def went_on(self) -> None:
+    def state_changed(self) -> None:
         """The state changes from here on: it is no longer that of the snapshot just restored."""
         self._current = None
 
@@ -190,7 +190,7 @@ class UndoStack:
     def last_good(self) -> Snapshot | None:
         """The newest snapshot whose weights are finite."""
         known = [*self._periodic, *(entry.before for entry in self._done if entry.before is not None)]
-        return next((s for s in sorted(known, key=lambda s: -s.step) if s.finite()), None)
+        return next((s for s in sorted(known, key=lambda s: -s.step) if s.has_finite_weights()), None)
 
     def close(self) -> None:
         """The run is over: free all snapshots."""

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from tui_descent.training.undo.torch_state import TorchState, held_by
+from tui_descent.training.undo.torch_state import TorchState, contents_of
 
 
 class HasStateDict(Protocol):
@@ -49,7 +49,7 @@ def user_holders(state: Mapping[str, object]) -> list[TorchState | UserState]:
     torch_objects: list[object] = []
     others: list[UserState] = []
     for name, found in state.items():
-        if held_by(found) is not None:
+        if contents_of(found) is not None:
             torch_objects.append(found)
         elif callable(getattr(found, "state_dict", None)) and callable(getattr(found, "load_state_dict", None)):
             others.append(UserState(name, found))  # type: ignore[arg-type]

@@ -52,7 +52,7 @@ class ConvNet(nn.Module):
 def _conv(channels: int, width: int, init: InitSpec, generator: Generator, *, bias: float = 0.0) -> nn.Conv2d:
     made = parts.empty(nn.Conv2d, channels, width, 3, padding=1)
     assert isinstance(made, nn.Conv2d)
-    parts.draw(made.weight, init, generator)
+    parts.init_weight(made.weight, init, generator)
     assert made.bias is not None
     nn.init.constant_(made.bias, bias)
     return made

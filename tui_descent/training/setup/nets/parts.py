@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from tui_descent.scenario.spec import ActivationSpec, InitSpec, NormSpec
 
 # Names of joint attention weights: the three matrices for queries, keys and values, stacked.
-JOINT = ("qkv.weight", "in_proj_weight")
+QKV_WEIGHT_NAMES = ("qkv.weight", "in_proj_weight")
 
 
 class ChannelNorm(nn.GroupNorm):
@@ -69,25 +69,25 @@ def linear(fan_in: int, fan_out: int, init: InitSpec, generator: Generator, *, b
     """A Linear layer initialised with the generator."""
     made = empty(nn.Linear, fan_in, fan_out)
     assert isinstance(made, nn.Linear)
-    draw(made.weight, init, generator)
+    init_weight(made.weight, init, generator)
     nn.init.constant_(made.bias, bias)
     return made
 
 
 @torch.no_grad()
-def draw(weight: Tensor, spec: InitSpec, generator: Generator, *, lookup: bool = False) -> None:
+def init_weight(weight: Tensor, spec: InitSpec, generator: Generator, *, embedding: bool = False) -> None:
     """Initialise a weight (out, in, …) in place.
 
     he: N(0, 2/in) (He et al. 2015, arXiv 1502.01852) · xavier: N(0, 2/(in+out)) (Glorot & Bengio 2010)
     · lecun: N(0, 1/in) · orthogonal (Saxe et al. 2014, arXiv 1312.6120) · normal: N(0, std²).
     `gain` multiplies the standard deviation. For a convolution, in and out are multiplied by the size of the kernel.
-    For an embedding (`lookup`, weight (rows, out)) in is 1, because one row is looked up at a time.
+    For an embedding (`embedding`, weight (rows, out)) in is 1, because one row is looked up at a time.
     """
     if spec.name == "orthogonal":
         nn.init.orthogonal_(weight, gain=spec.gain, generator=generator)
         return
     window = weight[0, 0].numel() if weight.dim() > 2 else 1
-    fan_out, fan_in = (weight.shape[1], 1) if lookup else (weight.shape[0] * window, weight.shape[1] * window)
+    fan_out, fan_in = (weight.shape[1], 1) if embedding else (weight.shape[0] * window, weight.shape[1] * window)
     std = {
         "he": (2 / fan_in) ** 0.5,
         "xavier": (2 / (fan_in + fan_out)) ** 0.5,

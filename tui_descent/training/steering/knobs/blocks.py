@@ -194,7 +194,7 @@ class NormKnob:
         names = list(context.blocks) if turn.target == "all" else _one(turn.target, context.blocks, "block")
         blocks = {name: context.blocks[name] for name in names}
         old = self._of(blocks.values())
-        probe = None if context.setup is None else context.setup.probed
+        probe = None if context.setup is None else context.setup.probe_outputs_and_loss
         if turn.way == "calibrated" and probe is None:
             raise ValueError("way = calibrated needs a batch again, and an own loop's cannot be asked for; use instant")
         way = turn.way or self._way()
@@ -219,7 +219,7 @@ class NormKnob:
         if setup is None:
             return "instant"
         with torch.no_grad():
-            return surgery.norm_way(float(setup.probe()), float(setup.silent()))
+            return surgery.norm_way(float(setup.probe()), float(setup.loss_of_zero_outputs()))
 
     def _of(self, blocks: Iterable[Block]) -> str:
         return common(_norm_name(block.norm) for block in blocks)

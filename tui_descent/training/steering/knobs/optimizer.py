@@ -42,7 +42,7 @@ class OptimizerKnob:
         before, known = context.rate.value, known_rate(context.setup.scenario.optimizer, turn.value)
         swapped = optimizers.swap(context.optimizer, turn.value, lr=known, model=context.model)
         schedule = context.setup.schedule
-        moved = None if schedule is None else schedule.onto(swapped.optimizer)
+        moved = None if schedule is None else schedule.transfer_to(swapped.optimizer)
         context.change_optimizer(swapped.optimizer)
         context.setup.schedule = moved
         if known is not None:

@@ -57,7 +57,7 @@ class Around:
         x = args[0] if args else None
         if not isinstance(x, Tensor) or not isinstance(output, Tensor) or x.shape != output.shape:
             raise ValueError(f"residual around {type(module).__name__}: {_shapes(x, output)}")
-        return skip.join(x, output)
+        return skip.combine(x, output)
 
 
 class BlockFinder:

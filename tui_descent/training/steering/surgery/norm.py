@@ -33,8 +33,8 @@ def set_norm(model: nn.Module, blocks: Mapping[str, Block], spec: NormSpec, *, p
     plain block has nothing to be fitted. Raises `ValueError` for a place that a block does not have.
     """
     for name, block in blocks.items():
-        if spec.name != "none" and spec.where not in block.places:
-            raise ValueError(f'norm "{spec.where}" has no place in {name}; allowed: {", ".join(block.places)}')
+        if spec.name != "none" and spec.where not in block.norm_places:
+            raise ValueError(f'norm "{spec.where}" has no place in {name}; allowed: {", ".join(block.norm_places)}')
     todo = {name: block for name, block in blocks.items() if not _has(block, spec)}
     before = dict(model.named_parameters())
     stood = Before(model, todo, spec.where, probe) if probe is not None and spec.name != "none" and todo else None

@@ -54,8 +54,8 @@ def _fill(
         p.fill_(bias)
     elif p.dim() >= 2:
         fresh = torch.empty(p.shape, dtype=p.dtype)
-        for part in fresh.chunk(3) if place.endswith(parts.JOINT) else (fresh,):
-            parts.draw(part, spec, generator, lookup=isinstance(module, nn.Embedding))
+        for part in fresh.chunk(3) if place.endswith(parts.QKV_WEIGHT_NAMES) else (fresh,):
+            parts.init_weight(part, spec, generator, embedding=isinstance(module, nn.Embedding))
         p.copy_(fresh)
     else:
         return False
