@@ -258,8 +258,8 @@ def test_swap_says_when_no_state_is_transferred() -> None:
         _, old = trained(old_name)
         swapped = swap(old, new_name)
         assert not swapped.optimizer.state
-        assert swapped.transferred == "starts with an empty memory"
-    said = "starts with an empty memory: its first steps are up to ten times its rate"
+        assert swapped.transferred == "starts without optimizer state"
+    said = "starts without optimizer state: its first steps are up to ten times the learning rate"
     assert swap(trained("sgd")[1], "rmsprop").transferred == said
     assert swap(trained("adam")[1], "adamw").transferred == "keeps step, exp_avg, exp_avg_sq"
 
@@ -308,7 +308,7 @@ def test_an_unknown_optimizer_can_be_swapped_when_a_rate_is_given() -> None:
     with pytest.raises(ValueError, match='no rate is known for the optimizer "adagrad"'):
         swap(old, "adam")
     swapped = swap(old, "adam", lr=1e-3)
-    assert swapped.rate.text == "0.01 → 0.001, as asked"
+    assert swapped.rate.text == "0.01 → 0.001, as requested"
     assert not swapped.optimizer.state
     with pytest.raises(ValueError, match="the learning rate is 0 in every group"):
         swap(torch.optim.SGD(net.parameters(), lr=0.0), "adam")
@@ -370,7 +370,7 @@ def test_a_setting_that_is_refused_says_why_and_changes_nothing() -> None:
         (lambda: set_momentum(adam, 0.5), "adam has betas, no momentum; try betas=…"),
         (lambda: momentum_of(made("rmsprop", mlp())), "rmsprop has no momentum to set; try optimizer=momentum"),
         (lambda: set_betas(sgd, (0.5, 0.5)), "momentum has momentum, no betas; try momentum=…"),
-        (lambda: betas_of(torch.optim.Muon([nn.Parameter(torch.ones(2, 2))])), "muon has no betas here"),
+        (lambda: betas_of(torch.optim.Muon([nn.Parameter(torch.ones(2, 2))])), "this muon has no betas"),
         (lambda: set_momentum(sgd, 1.0), "momentum = 1; allowed: a number ≥ 0 and < 1"),
         (lambda: set_betas(adam, (0.5, -0.1)), "betas = -0.1; allowed"),
         (lambda: set_weight_decay(adam, 11.0), "weight_decay = 11; allowed: a number ≥ 0 and ≤ 10"),
