@@ -273,7 +273,7 @@ def test_after_numbers_that_are_none_the_last_good_snapshot_comes_back(play: Any
     run = play()
     run.go(10)
     good = run.digest()
-    run.undo._period_ends_s = 0.0
+    run.undo._next_periodic_s = 0.0
     assert run.undo.take_periodic(0, 10) is not None
     run.go(15)
     run.watch.control.on_fault = "hold"
