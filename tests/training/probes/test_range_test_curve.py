@@ -16,7 +16,7 @@ from tui_descent.protocol.commands import RunRangeTest
 from tui_descent.protocol.events import RangeTestCompleted
 from tui_descent.scenario import presets
 from tui_descent.training.probes.look_ahead import SCALES, look_ahead
-from tui_descent.training.probes.range_test import SMOOTHING, STEPS, Curve, suggest_rate, rate_range
+from tui_descent.training.probes.range_test import SMOOTHING, STEPS, Curve, rate_range, suggest_rate
 from tui_descent.training.setup.build import Setup, build
 
 # The sweep against a twin.

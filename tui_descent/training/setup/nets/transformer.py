@@ -61,7 +61,7 @@ class Transformer(nn.Module):
         self.head = parts.linear(width, symbols, spec.init, generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens (B, T), with T at most the context → logits of the next token (B, T, V)."""
+        """Tokens (B, T), T at most the context → logits of the next token (B, T, V)."""
         h = self.tokens(x) + self.places(torch.arange(x.shape[1], device=x.device))
         logits: Tensor = self.head(self.blocks(h))
         return logits
@@ -86,7 +86,7 @@ def _block(
 
 
 def _embedding(rows: int, width: int, init: InitSpec, generator: Generator) -> nn.Embedding:
-    made = parts.empty(nn.Embedding, rows, width)
-    assert isinstance(made, nn.Embedding)
-    parts.init_weight(made.weight, init, generator, embedding=True)
-    return made
+    layer = parts.empty(nn.Embedding, rows, width)
+    assert isinstance(layer, nn.Embedding)
+    parts.init_weight(layer.weight, init, generator, embedding=True)
+    return layer
