@@ -28,7 +28,7 @@ def fused_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", [*STOPPABLE, "rmsprop", "muon"])
-def test_a_scenarios_optimizer_can_be_stopped_on_a_gpu_where_torch_has_such_a_one(
+def test_scenario_optimizer_is_fused_on_a_gpu_if_torch_has_a_fused_one(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = setup("mlp", optimizer={"name": name, "lr": 1e-3})
@@ -43,7 +43,7 @@ def test_a_scenarios_optimizer_can_be_stopped_on_a_gpu_where_torch_has_such_a_on
 
 
 @pytest.mark.parametrize("chosen", [{"fused": False}, {"foreach": True}, {"differentiable": True}], ids=str)
-def test_what_the_loop_chose_for_its_own_stays(chosen: Any, fused_here: None) -> None:
+def test_flags_chosen_by_the_user_are_kept_by_a_swap(chosen: Any, fused_here: None) -> None:
     own = torch.optim.Adam(mlp().parameters(), lr=1e-3, **chosen)
     new = swap(own, "sgd").optimizer
     assert not new.param_groups[0]["fused"]
@@ -83,7 +83,9 @@ def turned(name: str) -> tuple[list[float], Any]:
 
 
 @pytest.mark.parametrize("name", STOPPABLE)
-def test_turned_in_every_way_it_learns_as_one_that_is_not_fused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fused_optimizer_trains_as_an_unfused_one_through_every_intervention(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected, plain = turned(name)
     monkeypatch.setattr(optimizers, "FUSED_ON", {"cpu"})
     found, made = turned(name)
@@ -94,9 +96,7 @@ def test_turned_in_every_way_it_learns_as_one_that_is_not_fused(name: str, monke
 
 
 @pytest.mark.parametrize("turn", ["norm=none", "optimizer=momentum", "init=xavier"])
-def test_undone_and_redone_the_bits_are_those_of_the_run_without_and_with_it(
-    turn: str, kept: Any, home: Path, fused_here: None
-) -> None:
+def test_undo_and_redo_are_exact_with_a_fused_optimizer(turn: str, kept: Any, home: Path, fused_here: None) -> None:
     plain, through = untouched(home / "plain", 60), untouched(home / "through", 60, {20: turn})
     run = PlayedRun(kept, {20: turn})
     run.go(40, Undo())
@@ -106,7 +106,7 @@ def test_undone_and_redone_the_bits_are_those_of_the_run_without_and_with_it(
     run.watch.__exit__(None, None, None)
 
 
-def test_a_newcomers_buffer_is_as_if_there_were_none(fused_here: None) -> None:
+def test_zero_momentum_buffer_of_a_new_parameter_acts_as_no_buffer(fused_here: None) -> None:
     """torch's fused SGD itself refuses a group of which some have a buffer and some have none."""
     nets = [nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)) for _ in range(2)]
     nets[1].load_state_dict(nets[0].state_dict())

@@ -95,7 +95,7 @@ TWINS: list[tuple[ScheduleSpec, Twin]] = [
 # torch's SequentialLR itself calls its parts with an epoch, which torch has deprecated.
 @pytest.mark.filterwarnings("ignore:The epoch parameter")
 @pytest.mark.parametrize(("what", "twin"), TWINS, ids=[f"{n}-{s.name}" for n, (s, _) in enumerate(TWINS)])
-def test_rates_are_those_of_torchs_own_schedulers(what: ScheduleSpec, twin: Twin) -> None:
+def test_rates_equal_torch_schedulers(what: ScheduleSpec, twin: Twin) -> None:
     theirs, ours = sgd(), sgd()
     scheduler, schedule = twin(theirs), make_schedule(what, ours, total_steps=N, from_step=0)
     expected = after(theirs, scheduler.step, N - 1)
@@ -125,7 +125,7 @@ def test_rates_equal_lambda_lr_bit_for_bit(name: str, total: int) -> None:
 
 
 @pytest.mark.parametrize("name", CLOSED)
-def test_stepping_back_equals_lambda_lr_bit_for_bit(name: str) -> None:
+def test_step_back_equals_lambda_lr_bit_for_bit(name: str) -> None:
     theirs, ours = sgd(*RATES), sgd(*RATES)
     expected = after(theirs, torchs_lambda(theirs, spec(name), 600).step, 601)
     schedule = make_schedule(spec(name), ours, total_steps=600, from_step=0)
@@ -139,7 +139,7 @@ def test_stepping_back_equals_lambda_lr_bit_for_bit(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CLOSED)
-def test_schedule_made_in_mid_run_equals_a_new_lambda_lr_bit_for_bit(name: str) -> None:
+def test_schedule_started_during_a_run_equals_a_new_lambda_lr_bit_for_bit(name: str) -> None:
     theirs, ours = sgd(*RATES), sgd(*RATES)
     first = make_schedule(spec("warmup_cosine"), ours, total_steps=600, from_step=0)
     after(ours, lambda: first.step(1.0), 217)
@@ -174,7 +174,7 @@ def test_undo_restores_the_rates_of_a_run_bit_for_bit(kept: FakeKeeper) -> None:
 
 
 @pytest.mark.parametrize("name", CLOSED)
-def test_schedule_made_in_mid_run_covers_the_steps_left_from_the_base_rate(name: str) -> None:
+def test_schedule_started_during_a_run_covers_the_remaining_steps_from_the_base_rate(name: str) -> None:
     optimizer = sgd(0.3, 0.06)
     first = make_schedule(spec("cosine"), optimizer, total_steps=100, from_step=0)
     after(optimizer, lambda: first.step(1.0), 60)
@@ -269,7 +269,7 @@ def test_restored_schedule_continues_bit_for_bit(name: str, at: int) -> None:
     assert len({tuple(r) for r in expected}) > 1 or name == "constant"
 
 
-def test_restoring_another_schedules_state_is_refused_and_changes_nothing() -> None:
+def test_restoring_the_state_of_another_schedule_is_refused_and_changes_nothing() -> None:
     optimizer = sgd(0.3, 0.1)
     schedule = make_schedule(spec("cosine"), optimizer, total_steps=100, from_step=0)
     after(optimizer, lambda: schedule.step(1.0), 10)
@@ -315,7 +315,7 @@ USERS: dict[str, Twin] = {
 
 
 @pytest.mark.parametrize("name", USERS)
-def test_clip_settings_and_swap_do_not_disturb_a_users_scheduler(name: str) -> None:
+def test_clipping_options_and_swap_do_not_disturb_a_users_scheduler(name: str) -> None:
     def go(*, touched: bool) -> list[list[float]]:
         optimizer = sgd(0.3, 0.1)
         scheduler = USERS[name](optimizer)
@@ -336,7 +336,7 @@ def test_clip_settings_and_swap_do_not_disturb_a_users_scheduler(name: str) -> N
     assert len({tuple(r) for r in used}) > 2
 
 
-def test_a_tensor_rate_is_written_in_place() -> None:
+def test_tensor_rate_is_written_in_place() -> None:
     parameter = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.Adam([parameter], lr=torch.tensor(0.5, dtype=torch.float64), foreach=False)
     held = optimizer.param_groups[0]["lr"]

@@ -80,7 +80,7 @@ def trained(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_read_at_every_step_or_never_the_bits_are_the_same(name: str, kept: FakeKeeper) -> None:
+def test_reading_curvature_does_not_change_the_run(name: str, kept: FakeKeeper) -> None:
     plain, read = made(name), made(name)
     before = torch.get_rng_state()
     losses = trained(plain, None, None, Sampler(budget=0.0))
@@ -104,7 +104,7 @@ def told(kept: FakeKeeper) -> dict[str, list[Any]]:
     }
 
 
-def test_the_other_instruments_read_the_same_with_and_without_it(kept: FakeKeeper) -> None:
+def test_curvature_does_not_change_other_readings(kept: FakeKeeper) -> None:
     sampler, setup = Sampler(every=2), made("vanishing")
     trained(setup, kept, curving_of(setup, sampler, at_steps=range(100)), sampler)
     with_it = told(kept)
@@ -120,7 +120,7 @@ def test_the_other_instruments_read_the_same_with_and_without_it(kept: FakeKeepe
 
 
 @pytest.mark.parametrize("name", ["vanishing", "healthy"])
-def test_it_is_that_of_the_probe_batch_with_the_weights_before_the_update(name: str, kept: FakeKeeper) -> None:
+def test_curvature_is_of_the_probe_batch_before_the_update(name: str, kept: FakeKeeper) -> None:
     setup = made(name)
     steps = 6
     sampler = Sampler(budget=0.0)
@@ -155,7 +155,7 @@ def test_it_is_that_of_the_probe_batch_with_the_weights_before_the_update(name: 
         assert last.edge == pytest.approx(wanted.lambda_max / 38_000, rel=1e-3)
 
 
-def test_it_is_told_as_plain_numbers_too(kept: FakeKeeper) -> None:
+def test_curvature_is_also_emitted_as_measured_events(kept: FakeKeeper) -> None:
     setup, sampler = made("vanishing"), Sampler(budget=0.0)
     trained(setup, kept, curving_of(setup, sampler, at_steps=(3,)), sampler)
     events = kept.events()
@@ -169,18 +169,18 @@ def test_it_is_told_as_plain_numbers_too(kept: FakeKeeper) -> None:
     assert (numbers["stability_limit"].value, numbers["stability_limit"].how) == (pytest.approx(20), "2/η")
 
 
-def test_a_full_batch_is_probed_whole() -> None:
+def test_probe_batch_of_a_full_batch_run_is_the_full_batch() -> None:
     setup = made("edge-of-stability", "data.subset=400")
     assert setup.probe().item() == pytest.approx(setup.loss().item(), rel=1e-6)
 
 
-def test_unless_somebody_asks_nothing_is_read(kept: FakeKeeper) -> None:
+def test_curvature_is_not_read_unless_a_client_watches(kept: FakeKeeper) -> None:
     setup, sampler = made("vanishing"), Sampler(every=1)
     trained(setup, kept, curving_of(setup, sampler), sampler)
     assert kept.events(CurvatureTaken) == []
 
 
-def test_it_is_read_while_one_of_several_wants_it() -> None:
+def test_curvature_is_read_while_any_client_watches() -> None:
     setup = made("saddle")
     curvature_probe = curving_of(setup, Sampler(every=1, budget=0.01))
     assert not curvature_probe.due(0, paced=True)
@@ -195,7 +195,7 @@ def test_it_is_read_while_one_of_several_wants_it() -> None:
     )
 
 
-def test_standing_still_only_a_new_place_is_worth_a_reading() -> None:
+def test_paused_run_is_read_again_only_at_another_step_or_rate() -> None:
     setup = made("saddle")
     curvature_probe = curving_of(setup, Sampler(every=1, budget=0.01), watched=True)
     assert curvature_probe.due(5, paced=True, paused=True)
@@ -207,7 +207,7 @@ def test_standing_still_only_a_new_place_is_worth_a_reading() -> None:
     assert curvature_probe.due(5, paced=True, paused=True), "the limit is another one"
 
 
-def test_the_negative_share_comes_with_every_fourth_reading() -> None:
+def test_negative_fraction_is_part_of_every_fourth_reading() -> None:
     setup = made("vanishing")
     curvature_probe = curving_of(setup, Sampler(), watched=True)
     shares = [curvature_probe.read(0, n, paid=True)[0].hessian.negative_fraction for n in range(2 * COUNT_EVERY)]  # type: ignore[union-attr]
@@ -216,7 +216,7 @@ def test_the_negative_share_comes_with_every_fourth_reading() -> None:
     assert all(few.read(0, n, paid=True)[0].hessian.negative_fraction == 0.5 for n in range(3))  # type: ignore[union-attr]
 
 
-def test_what_torch_cannot_do_is_told_and_not_tried_again_until_asked() -> None:
+def test_failed_reading_warns_once_and_is_not_retried_until_asked() -> None:
     setup = made("saddle")
     tries = []
 
@@ -238,7 +238,7 @@ def test_what_torch_cannot_do_is_told_and_not_tried_again_until_asked() -> None:
     assert tries == [1]
 
 
-def test_weights_that_are_no_numbers_give_a_reading_that_is_none(kept: FakeKeeper) -> None:
+def test_non_finite_weights_give_a_nan_reading(kept: FakeKeeper) -> None:
     setup = made("vanishing")
     with torch.no_grad():
         next(setup.model.parameters()).fill_(torch.nan)
@@ -250,7 +250,7 @@ def test_weights_that_are_no_numbers_give_a_reading_that_is_none(kept: FakeKeepe
     assert heard.hessian.lambda_min != heard.hessian.lambda_min
 
 
-def test_an_own_loop_is_told_why_it_has_none(kept: FakeKeeper) -> None:
+def test_curvature_is_rejected_for_a_user_loop_with_the_reason(kept: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with Watch(net, optimizer, link=kept.link) as run:

@@ -51,7 +51,7 @@ def normed_conv() -> Setup:
     ],
     ids=["adam cosine dropout shuffled", "changes under way", "muon", "batch norm"],
 )
-def test_the_run_goes_on_as_if_it_had_never_been_tested(made: Any, plan: Any, begin: Any) -> None:
+def test_range_test_leaves_no_trace_in_the_run(made: Any, plan: Any, begin: Any) -> None:
     plain, tested = begin(made(), plan=plan), begin(made(), plan=plan)
     torch.manual_seed(9)
     expected, end = plain.go(60), torch.get_rng_state()
@@ -74,7 +74,7 @@ def test_the_run_goes_on_as_if_it_had_never_been_tested(made: Any, plan: Any, be
     assert read[0] == read[1]
 
 
-def test_state_and_hooks_are_as_before(begin: Any) -> None:
+def test_range_test_restores_state_and_hooks_even_if_it_is_ended(begin: Any) -> None:
     run = begin(setup_of(SHUFFLED))
     run.go(7)
     hooks = {name: list(found) for name, found in vars(run.setup.optimizer).items() if name.endswith("step_pre_hooks")}
@@ -110,7 +110,7 @@ class Fails(nn.Module):
 
 
 @pytest.mark.parametrize("at", [1, 5, 60, 150])
-def test_a_net_that_raises_is_put_back_and_says_so(at: int) -> None:
+def test_net_that_raises_is_restored_and_reported(at: int) -> None:
     made = setup_of(SHUFFLED)
     trained(made, 3)
     made.model = nn.Sequential(fails := Fails(), made.model)
@@ -123,7 +123,7 @@ def test_a_net_that_raises_is_put_back_and_says_so(at: int) -> None:
     assert digest([*steering.holders(), RandomState()]) == before
 
 
-def test_what_is_hooked_onto_the_optimizer_hears_nothing_of_it(begin: Any) -> None:
+def test_optimizer_hooks_do_not_run_during_a_range_test(begin: Any) -> None:
     """No turned rate upon the sweep's own, and no hold at the gradients that it drives beyond all numbers."""
     made, other = (setup_of(SMALL, name="sgd", lr=0.05) for _ in range(2))
     for one in (made, other):
@@ -147,7 +147,7 @@ def test_what_is_hooked_onto_the_optimizer_hears_nothing_of_it(begin: Any) -> No
     assert [r.lr for r in run.kept.steps()] == pytest.approx([0.15] * 3), "hooked on again"
 
 
-def test_no_instrument_listens_to_its_passes(begin: Any) -> None:
+def test_instruments_are_detached_during_a_range_test(begin: Any) -> None:
     run = begin(setup_of(SHUFFLED))
 
     def listening(where: str = "") -> None:
@@ -166,7 +166,7 @@ def test_no_instrument_listens_to_its_passes(begin: Any) -> None:
 # Where it cannot be.
 
 
-def test_held_at_numbers_that_are_none_it_says_why_and_what_helps(begin: Any) -> None:
+def test_range_test_of_a_run_held_at_nan_is_rejected_with_advice(begin: Any) -> None:
     run = begin(setup_of(SHUFFLED))
     run.go(3)
     run.watch.control.on_fault = "hold"
@@ -177,7 +177,7 @@ def test_held_at_numbers_that_are_none_it_says_why_and_what_helps(begin: Any) ->
     assert rejected.reason == "a range test needs a finite loss; u goes back to the last good state"
 
 
-def test_weights_that_are_no_numbers_are_told_and_left() -> None:
+def test_range_test_with_non_finite_weights_is_refused() -> None:
     made = setup_of(SHUFFLED)
     _, test = alone(made)
     with torch.no_grad():
@@ -186,7 +186,7 @@ def test_weights_that_are_no_numbers_are_told_and_left() -> None:
         test.run(0, 0, nobody)
 
 
-def test_an_own_loop_says_why_it_has_none(kept: FakeKeeper) -> None:
+def test_range_test_is_rejected_for_a_user_loop_with_the_reason(kept: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     twin = copy.deepcopy(net)

@@ -36,7 +36,7 @@ def asking(run: Run, when: str, *commands: AnyCommand) -> None:
     range_test._before_pass = before_pass_with_commands  # type: ignore[method-assign]
 
 
-def test_it_tells_how_far_it_is_and_goes_back_to_the_state_before(begin: Any) -> None:
+def test_range_test_reports_progress_and_then_the_previous_state(begin: Any) -> None:
     run = begin(setup_of(SHUFFLED))
     run.go(4, {3: [RunRangeTest()]})
     states = run.kept.events(StateChanged)
@@ -45,7 +45,7 @@ def test_it_tells_how_far_it_is_and_goes_back_to_the_state_before(begin: Any) ->
     assert states[testing[-1] + 1].state == "running"
 
 
-def test_it_is_given_up_once_nobody_wants_it(begin: Any) -> None:
+def test_range_test_ends_when_its_last_client_cancels(begin: Any) -> None:
     run = begin(setup_of(SHUFFLED))
     asking(run, "rates 12/100", CancelRangeTest())
     run.go(2)
@@ -57,7 +57,7 @@ def test_it_is_given_up_once_nobody_wants_it(begin: Any) -> None:
     assert not [e for e in found if isinstance(e, RangeTestCompleted)]
 
 
-def test_another_client_that_waits_keeps_it_going_and_is_answered(begin: Any) -> None:
+def test_range_test_continues_for_another_waiting_client(begin: Any) -> None:
     run = begin(setup_of(SHUFFLED))
     run.go(2)
     asking(run, "rates 5/100", RunRangeTest(), Mark(text="in its midst"))
@@ -71,7 +71,7 @@ def test_another_client_that_waits_keeps_it_going_and_is_answered(begin: Any) ->
     assert kinds == [Marked, RangeTestCompleted], "a mark waits for nothing"
 
 
-def test_a_turn_ends_it_and_acts_on_the_state_before_it(begin: Any) -> None:
+def test_intervention_ends_the_range_test_and_acts_on_the_state_before_it(begin: Any) -> None:
     run, other = begin(setup_of(SHUFFLED)), begin(setup_of(SHUFFLED))
     turn = parse("lr=*2")
     torch.manual_seed(1)
@@ -86,7 +86,7 @@ def test_a_turn_ends_it_and_acts_on_the_state_before_it(begin: Any) -> None:
     assert (turned.step, turned.old, turned.new) == (10, "0.00186603", "0.00373205")
 
 
-def test_stop_is_obeyed_in_its_midst(begin: Any) -> None:
+def test_stop_ends_a_range_test(begin: Any) -> None:
     run = begin(setup_of(SHUFFLED))
     run.go(4)
     asking(run, "rates 3/100", Stop())
@@ -97,7 +97,7 @@ def test_stop_is_obeyed_in_its_midst(begin: Any) -> None:
     assert run.watch.next_step == 5
 
 
-def test_what_came_in_one_batch_with_it_ends_it_too(begin: Any) -> None:
+def test_command_sent_together_with_a_range_test_ends_it(begin: Any) -> None:
     run = begin(setup_of(SHUFFLED))
     run.go(4)
     with pytest.raises(StopRun):
@@ -107,13 +107,13 @@ def test_what_came_in_one_batch_with_it_ends_it_too(begin: Any) -> None:
     ]
 
 
-def test_none_under_way_is_no_error(begin: Any) -> None:
+def test_cancel_without_a_range_test_is_no_error(begin: Any) -> None:
     run = begin(setup_of(SHUFFLED))
     run.go(2, {1: [CancelRangeTest()]})
     assert [e.what for e in run.kept.events(CommandDone)] == ["no range test is running"]
 
 
-def test_adopting_is_an_ordinary_turn(begin: Any) -> None:
+def test_suggestion_is_adopted_by_an_ordinary_intervention(begin: Any) -> None:
     run = begin(setup_of(SHUFFLED))
     run.go(3, {2: [RunRangeTest()]})
     (found,) = run.kept.events(RangeTestCompleted)

@@ -51,7 +51,7 @@ OPTIMIZERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("clip", [None, 0.3])
-def test_the_sweeps_losses_are_those_of_a_plain_loop_at_these_rates(name: str, clip: float | None) -> None:
+def test_range_test_losses_equal_a_plain_loop_at_the_same_rates(name: str, clip: float | None) -> None:
     spec, options = OPTIMIZERS[name]
     made = setup_of(SMALL, name=name, **spec)
     trained(made, 5)
@@ -85,7 +85,7 @@ def test_the_sweeps_losses_are_those_of_a_plain_loop_at_these_rates(name: str, c
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("clip", [None, 0.3])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_looking_ahead_is_a_real_step_and_straight_on(name: str, clip: float | None, dtype: str) -> None:
+def test_look_ahead_losses_lie_along_a_real_update(name: str, clip: float | None, dtype: str) -> None:
     spec, options = OPTIMIZERS[name]
     made = setup_of(SMALL.replace("float64", dtype), name=name, **spec)
     trained(made, 5)
@@ -110,7 +110,7 @@ def test_looking_ahead_is_a_real_step_and_straight_on(name: str, clip: float | N
         assert abs(loss - loss_of(net, batch).item()) <= 1e-6 * max(1.0, abs(loss)), scale
 
 
-def test_looking_ahead_the_same_units_are_dropped_each_time() -> None:
+def test_look_ahead_drops_the_same_units_at_every_scale() -> None:
     made = setup_of(SHUFFLED)
     trained(made, 5)
     steering, _ = alone(made)
@@ -120,7 +120,7 @@ def test_looking_ahead_the_same_units_are_dropped_each_time() -> None:
     assert made.loss().item() != pytest.approx(found[0], abs=1e-3)  # another batch, other units
 
 
-def test_the_update_ahead_is_the_one_that_then_is_made(begin: Any) -> None:
+def test_look_ahead_uses_the_update_that_the_run_then_makes(begin: Any) -> None:
     """On a surface the loss after the next update is what the look ahead says at s = 1."""
     _, scenario = presets.find("saddle")
     run = begin(build(scenario, on=CPU))
@@ -131,7 +131,7 @@ def test_the_update_ahead_is_the_one_that_then_is_made(begin: Any) -> None:
     assert found.ahead[SCALES.index(1.0)] == run.losses[6]
 
 
-def test_a_rate_of_zero_moves_nothing() -> None:
+def test_look_ahead_is_empty_at_a_rate_of_zero() -> None:
     made = setup_of(SHUFFLED)
     made.optimizer.param_groups[0]["lr"] = 0.0
     _, test = alone(made)
@@ -152,7 +152,7 @@ def quadratic(curvature: float, rates: list[float]) -> list[float]:
     return losses
 
 
-def test_on_a_quadratic_the_loss_turns_at_two_over_the_curvature() -> None:
+def test_lowest_rate_on_a_quadratic_is_just_below_two_over_the_curvature() -> None:
     _, scenario = presets.find("first-descent")  # (2w − 3)², w₀ = 1: λ = 8, ½λ(w − 1.5)²
     made = build(scenario, on=CPU)
     _, test = alone(made)
@@ -168,7 +168,7 @@ def test_on_a_quadratic_the_loss_turns_at_two_over_the_curvature() -> None:
     assert found.losses[-1] > 4 * min(found.losses)
 
 
-def test_on_the_working_preset_the_suggestion_is_a_good_rate() -> None:
+def test_suggestion_for_the_healthy_preset_is_a_good_rate() -> None:
     _, scenario = presets.find("healthy")
     torch.manual_seed(0)
     made = build(scenario, on=CPU)
@@ -199,7 +199,7 @@ def curve(losses: list[float], *, still: float = 1.0, low: float = 1e-7, high: f
     return made
 
 
-def test_a_valley_gives_a_tenth_of_its_rate() -> None:
+def test_suggestion_is_a_tenth_of_the_lowest_rate() -> None:
     made = curve([1.0] * 40 + [1 - n / 50 for n in range(1, 31)] + [0.4 + n for n in range(1, 31)])
     assert made.ended_at == made.rates[-1]
     assert made.losses[-1] == 2.4, "over four times the best"
@@ -218,13 +218,13 @@ def test_a_valley_gives_a_tenth_of_its_rate() -> None:
         ([1 - n / 200 for n in range(STEPS)], "the loss still falls at 1, the largest"),
     ],
 )
-def test_what_tells_nothing_gives_no_suggestion_and_says_so(losses: list[float], words: str) -> None:
+def test_unclear_curve_gives_a_reason_instead_of_a_suggestion(losses: list[float], words: str) -> None:
     _, suggestion, said = suggest_rate(curve(losses))
     assert suggestion is None
     assert said.startswith(words)
 
 
-def test_noise_alone_is_flat() -> None:
+def test_noise_alone_gives_no_suggestion() -> None:
     torch.manual_seed(0)
     for _ in range(50):
         made = Curve(still=[1.0] * (STEPS + 1))
@@ -233,7 +233,7 @@ def test_noise_alone_is_flat() -> None:
         assert suggest_rate(made)[2].startswith(("flat", "unclear"))
 
 
-def test_numbers_that_are_none_end_the_sweep_and_are_not_kept() -> None:
+def test_non_finite_loss_ends_the_range_test_and_is_not_kept() -> None:
     made = setup_of(SMALL, name="sgd", lr=0.05)
     made.model = nn.Sequential(made.model, Explodes())
     _, test = alone(made)
@@ -244,7 +244,7 @@ def test_numbers_that_are_none_end_the_sweep_and_are_not_kept() -> None:
 
 
 @pytest.mark.parametrize(("name", "size"), [("sgd", 1500**0.5), ("momentum", 10.0), ("adam", 1.0), ("muon", 1.0)])
-def test_the_span_is_of_the_optimizers_size_and_holds_the_present_rate(name: str, size: float) -> None:
+def test_rate_range_fits_the_optimizer_and_contains_the_present_rate(name: str, size: float) -> None:
     made = setup_of(SHUFFLED, name=name, lr=1e-2)
     assert rate_range(made.optimizer, 1e-2 * size) == pytest.approx((1e-7 * size, size))
     assert rate_range(made.optimizer, 1e-12) == pytest.approx((1e-13, size))
@@ -252,7 +252,7 @@ def test_the_span_is_of_the_optimizers_size_and_holds_the_present_rate(name: str
     assert rate_range(made.optimizer, 0.0) == pytest.approx((1e-7 * size, size))
 
 
-def test_groups_keep_their_ratio() -> None:
+def test_parameter_groups_keep_their_rate_ratio() -> None:
     made = setup_of(SMALL, name="sgd", lr=0.05)
     first, *rest = made.model.parameters()
     made.optimizer = torch.optim.SGD([{"params": [first], "lr": 0.1}, {"params": rest, "lr": 0.0}])

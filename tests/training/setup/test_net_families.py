@@ -23,12 +23,12 @@ from tui_descent.training.setup.nets.parts import ChannelNorm, ChannelRMSNorm
 FAMILIES = ["mlp", "conv", "transformer"]
 
 
-def test_the_symbols_are_printable_ascii_and_the_lines_end() -> None:
+def test_symbols_are_printable_ascii_and_line_feed() -> None:
     assert sorted(SYMBOLS) == ["\n", *(chr(n) for n in range(32, 127))]
     assert len(SYMBOLS) == COUNT
 
 
-def test_the_text_is_the_help_pages_and_its_tail_is_held_out() -> None:
+def test_text_is_the_help_pages_and_its_end_is_held_out() -> None:
     data = text.load(32)
     kept = [c for c in text.pages() if c in SYMBOLS]
     start = "".join(SYMBOLS[n] for n in data.x[:2000].tolist())
@@ -41,7 +41,7 @@ def test_the_text_is_the_help_pages_and_its_tail_is_held_out() -> None:
     assert data.held_out_x.shape == (128, 32)
 
 
-def test_windows_follow_the_text_and_only_the_seed_decides() -> None:
+def test_windows_are_parts_of_the_text_and_depend_only_on_the_seed() -> None:
     data = text.load(16)
     a, b, c = (Windows(data, batch_size=4, context=16, seed=seed) for seed in (1, 1, 2))
     x, y = a.next()
@@ -55,7 +55,7 @@ def test_windows_follow_the_text_and_only_the_seed_decides() -> None:
     assert torch.equal(a.next()[0], later)
 
 
-def test_no_place_sees_what_comes_after_it() -> None:
+def test_transformer_positions_do_not_see_later_tokens() -> None:
     net = setup("transformer", residual="on").model
     x = torch.randint(COUNT, (2, 12))
     changed = x.clone()
@@ -80,7 +80,7 @@ def attention_by_hand(w: dict[str, Tensor], n: int, h: Tensor, heads: int) -> Te
 
 @pytest.mark.parametrize("where", ["none", "pre", "post"])
 @pytest.mark.parametrize("residual", ["off", "on"])
-def test_the_transformer_is_the_formula(where: str, residual: str) -> None:
+def test_transformer_equals_the_formula(where: str, residual: str) -> None:
     norm = "none" if where == "none" else {"name": "layer", "where": where}
     net = setup("transformer", dtype="float64", residual=residual, norm=norm).model
     w = {name: p.detach() for name, p in net.named_parameters()}
@@ -99,7 +99,7 @@ def test_the_transformer_is_the_formula(where: str, residual: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["pre", "mid", "post"])
-def test_the_conv_net_is_the_formula(where: str) -> None:
+def test_conv_net_equals_the_formula(where: str) -> None:
     net = setup("conv", dtype="float64", residual="on", norm={"name": "layer", "where": where}).model
     w = {name: p.detach() for name, p in net.named_parameters()}
     x = torch.randn(5, 64, dtype=torch.float64)
@@ -114,7 +114,7 @@ def test_the_conv_net_is_the_formula(where: str) -> None:
     torch.testing.assert_close(net(x), h.mean(dim=(2, 3)) @ w["head.weight"].T + w["head.bias"])
 
 
-def test_norms_of_images_are_over_channels_and_places() -> None:
+def test_image_norms_are_over_channels_and_positions() -> None:
     x = torch.randn(2, 6, 4, 4, dtype=torch.float64)
     layer, rms = ChannelNorm(6).double()(x), ChannelRMSNorm(6).double()(x)
     torch.testing.assert_close(layer, F.layer_norm(x, (6, 4, 4)))
@@ -127,7 +127,7 @@ def test_norms_of_images_are_over_channels_and_places() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_family_learns_and_is_evaluated(family: str) -> None:
+def test_every_net_family_learns_and_is_evaluated(family: str) -> None:
     made = setup(family, residual="on", optimizer={"name": "adam", "lr": 1e-2})
     losses = train(made, 120)
     assert sum(losses[-20:]) / 20 < 0.75 * losses[0]
@@ -141,7 +141,7 @@ def test_a_family_learns_and_is_evaluated(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_batch_is_the_mean_of_its_halves(family: str) -> None:
+def test_batch_loss_is_the_mean_of_the_losses_of_its_halves(family: str) -> None:
     made = setup(family, dtype="float64")
     whole, size = made.loss(), made.size()
     first, second = made.loss_of_part(slice(0, size // 2)), made.loss_of_part(slice(size // 2, size))
@@ -151,7 +151,7 @@ def test_a_batch_is_the_mean_of_its_halves(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_instruments_see_every_family_and_change_nothing(family: str) -> None:
+def test_instruments_measure_every_net_family_without_changing_losses(family: str) -> None:
     watched, plain = (setup(family, residual="on", norm="layer") for _ in range(2))
     net = structure(watched.model)
     measuring = InstrumentSet(net, list(watched.model.parameters()))
@@ -173,7 +173,7 @@ def test_the_instruments_see_every_family_and_change_nothing(family: str) -> Non
 
 @pytest.mark.parametrize("slow", [False, True])
 @pytest.mark.parametrize("signals", [False, True])
-def test_every_set_of_tiers_has_its_own_columns_and_no_others(signals: bool, slow: bool) -> None:
+def test_each_choice_of_instruments_measures_its_own_columns_and_no_others(signals: bool, slow: bool) -> None:
     made = setup("mlp", activation="tanh")
     measuring = InstrumentSet(structure(made.model), list(made.model.parameters()))
     for step in range(3):
@@ -196,14 +196,14 @@ def test_every_set_of_tiers_has_its_own_columns_and_no_others(signals: bool, slo
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_same_seed_makes_the_same_net_and_leaves_the_global_numbers_alone(family: str) -> None:
+def test_same_seed_gives_the_same_net_and_training(family: str) -> None:
     a, b = setup(family, seed=3), setup(family, seed=3)
     assert all(torch.equal(p, q) for p, q in zip(a.model.parameters(), b.model.parameters(), strict=True))
     assert train(a, 3) == train(b, 3)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_dropout_stands_in_every_block_and_acts_only_in_training(family: str) -> None:
+def test_every_block_has_dropout_and_it_acts_only_in_training(family: str) -> None:
     made, without = setup(family, dropout=0.5), setup(family)
     assert not any(isinstance(m, nn.Dropout) for m in without.model.modules())
     assert sum(isinstance(m, nn.Dropout) for m in made.model.modules()) == len(made.model.blocks)  # type: ignore[arg-type]

@@ -66,7 +66,7 @@ def seen(net: Net) -> dict[str, Any]:
     }
 
 
-def test_it_restores_what_state_dict_leaves_out() -> None:
+def test_snapshot_restores_what_state_dict_leaves_out() -> None:
     net = Net()
     before, saved, snapshot = seen(net), copy.deepcopy(net.state_dict()), taken(net)
     change(net)
@@ -80,7 +80,7 @@ def test_it_restores_what_state_dict_leaves_out() -> None:
     assert seen(net) == before
 
 
-def test_it_can_be_restored_more_than_once_and_does_not_change_with_the_net() -> None:
+def test_snapshot_can_be_restored_more_than_once_and_is_independent_of_the_net() -> None:
     net = Net()
     before, snapshot = seen(net), taken(net)
     for _ in range(2):
@@ -90,7 +90,7 @@ def test_it_can_be_restored_more_than_once_and_does_not_change_with_the_net() ->
         assert seen(net) == before
 
 
-def test_every_object_stays_the_same_one() -> None:
+def test_restore_keeps_the_identity_of_every_object() -> None:
     net = Net()
     held = [*net.modules(), *net.parameters(), *net.buffers(), net.unregistered, net.counts, net.counts["seen"]]
     snapshot = taken(net)
@@ -100,7 +100,7 @@ def test_every_object_stays_the_same_one() -> None:
     assert [id(found) for found in there] == [id(found) for found in held]
 
 
-def test_a_skip_that_opens_further_is_restored_within_the_same_object() -> None:
+def test_skip_gate_is_restored_within_the_same_object() -> None:
     net = Net()
     net.block.skip = skip = Skip(1.0, gate=0.25)
     snapshot = taken(net)
@@ -110,7 +110,7 @@ def test_a_skip_that_opens_further_is_restored_within_the_same_object() -> None:
     assert skip.gate == 0.25
 
 
-def test_hooks_and_a_forward_set_on_a_module_are_left_alone() -> None:
+def test_restore_leaves_hooks_and_an_instance_forward_alone() -> None:
     net = Net()
     snapshot = taken(net)
     calls: list[str] = []
@@ -123,7 +123,7 @@ def test_hooks_and_a_forward_set_on_a_module_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD], ids=lambda kind: kind.__name__)
-def test_an_optimizer_goes_on_as_if_nothing_had_been_in_between(kind: Any) -> None:
+def test_restored_optimizer_repeats_the_same_updates(kind: Any) -> None:
     net, outside = mlp(), nn.Parameter(torch.ones(2))
     optimizer = kind([{"params": net.parameters()}, {"params": [outside], "lr": 0.5}], lr=0.01)
 
@@ -151,7 +151,7 @@ def test_an_optimizer_goes_on_as_if_nothing_had_been_in_between(kind: Any) -> No
     assert torch.equal(once_more, other)
 
 
-def test_torch_schedulers_are_restored_within_containers_too() -> None:
+def test_torch_schedulers_within_containers_are_restored() -> None:
     class Falling:
         calls = 0
 
@@ -178,14 +178,14 @@ def test_torch_schedulers_are_restored_within_containers_too() -> None:
     assert rates(6) == first
 
 
-def test_random_numbers_go_on_from_where_they_were() -> None:
+def test_random_numbers_repeat_after_restore() -> None:
     snapshot = Snapshot([RandomState()], segment=0, step=0)
     first = torch.rand(3)
     snapshot.restore()
     assert torch.equal(torch.rand(3), first)
 
 
-def test_it_knows_its_size_and_whether_its_weights_are_finite() -> None:
+def test_snapshot_knows_its_size_and_whether_its_weights_are_finite() -> None:
     net = nn.Linear(3, 2)
     snapshot = taken(net)
     assert snapshot.nbytes == (3 * 2 + 2) * 4

@@ -109,7 +109,7 @@ def kept_past(kept: FakeKeeper) -> FakeKeeper:
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_the_scheduler_goes_back_and_the_loops_counter_and_data_go_on(name: str, kept_past: FakeKeeper) -> None:
+def test_undo_restores_a_named_scheduler_but_not_the_loops_counter_and_data(name: str, kept_past: FakeKeeper) -> None:
     rates, weights, count = train(SCHEDULES[name], kept_past)
     # The twin: a loop that never made the updates from the turn to the undo.
     expected, twin, _ = train(SCHEDULES[name], None, again=UNDO_AT)
@@ -120,7 +120,7 @@ def test_the_scheduler_goes_back_and_the_loops_counter_and_data_go_on(name: str,
     assert (told.to_step, told.step) == (TURN_AT, UNDO_AT)
 
 
-def test_undone_and_redone_to_the_last_bit(kept_past: FakeKeeper) -> None:
+def test_undo_and_redo_restore_weights_and_adam_state_bit_for_bit(kept_past: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     seen: dict[int, Any] = {}
@@ -142,7 +142,7 @@ def test_undone_and_redone_to_the_last_bit(kept_past: FakeKeeper) -> None:
     assert len(kept_past.events(Rewound)) == 2
 
 
-def test_a_scheduler_that_is_not_named_goes_on(kept_past: FakeKeeper) -> None:
+def test_scheduler_that_is_not_named_is_not_restored(kept_past: FakeKeeper) -> None:
     rates, _, _ = train(SCHEDULES["OneCycleLR"], kept_past, named=False)
     expected, _, _ = train(SCHEDULES["OneCycleLR"], None)
     # Adam's own rate went back with Adam; the scheduler's count did not, and its next step says so.
@@ -175,7 +175,7 @@ def play(
     return seen
 
 
-def test_a_scaler_goes_back(kept_past: FakeKeeper) -> None:
+def test_undo_restores_a_grad_scaler(kept_past: FakeKeeper) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
 
     def act() -> None:
@@ -188,7 +188,7 @@ def test_a_scaler_goes_back(kept_past: FakeKeeper) -> None:
     assert seen["after 6"] == seen["before 5"]
 
 
-def test_a_net_a_dict_a_tensor_and_a_generator_go_back(kept_past: FakeKeeper) -> None:
+def test_undo_restores_a_named_net_dict_tensor_and_generator(kept_past: FakeKeeper) -> None:
     net, counts, tensor, generator = mlp(seed=3), {"seen": 0, "list": [1]}, torch.zeros(3), torch.Generator()
     averaged = AveragedModel(net)
 
@@ -216,7 +216,7 @@ def test_a_net_a_dict_a_tensor_and_a_generator_go_back(kept_past: FakeKeeper) ->
         assert redone == before
 
 
-def test_what_cannot_be_put_back_is_refused_by_name() -> None:
+def test_state_that_cannot_be_restored_is_refused_by_name() -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with pytest.raises(ValueError, match=r'state\["data"\] is a range_iterator, which has no state_dict'):
@@ -232,7 +232,7 @@ class Stubborn(Warmup):
         super().load_state_dict(state)
 
 
-def test_one_that_will_not_go_back_leaves_all_as_it_was_and_is_told(kept_past: FakeKeeper) -> None:
+def test_undo_is_rejected_with_nothing_changed_if_load_state_dict_raises(kept_past: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
     good, bad = Warmup(optimizer), Stubborn(optimizer)
