@@ -1,4 +1,4 @@
-"""Muon with AdamW: against torch's own two optimizers, and against Newton–Schulz in NumPy."""
+"""Muon with AdamW compared with torch's own two optimizers, and with Newton–Schulz in NumPy."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_hooks_closures_rates_and_missing_gradients_work_as_in_torch() -> None:
     assert fired == ["before", "after"]
     before, state = copy_of(net), state_of(optimizer)
     optimizer.zero_grad()
-    optimizer.step()  # a dropped update
+    optimizer.step()  # without gradients nothing changes
     assert same(copy_of(net), before)
     assert same_state(state_of(optimizer), state)
     closure()
@@ -174,9 +174,9 @@ def test_hooks_closures_rates_and_missing_gradients_work_as_in_torch() -> None:
 def test_parameter_added_later_uses_adamw() -> None:
     net = mlp()
     optimizer = Muon(net.parameters(), hidden=hidden_matrices(net), lr=0.01)
-    late = nn.Parameter(torch.ones(4, 4))
-    optimizer.add_param_group({"params": [late], "lr": 0.1})
-    late.grad = torch.ones(4, 4)
+    added = nn.Parameter(torch.ones(4, 4))
+    optimizer.add_param_group({"params": [added], "lr": 0.1})
+    added.grad = torch.ones(4, 4)
     optimizer.step()
-    assert set(optimizer.state[late]) == {"step", "exp_avg", "exp_avg_sq"}
-    assert late.detach().numpy() == pytest.approx(np.full((4, 4), 0.9))
+    assert set(optimizer.state[added]) == {"step", "exp_avg", "exp_avg_sq"}
+    assert added.detach().numpy() == pytest.approx(np.full((4, 4), 0.9))

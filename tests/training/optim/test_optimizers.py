@@ -1,4 +1,4 @@
-"""Named optimizers: torch's own bit for bit, settings changed in mid-run, and swaps with their state transfer."""
+"""Optimizers compared with torch's own bit for bit; options changed during a run; swaps with their state transfer."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_scenario_builds_its_optimizer_and_schedule(name: str) -> None:
 
 
 def grouped(net: nn.Module, name: str) -> torch.optim.Optimizer:
-    """Two groups at rates 2 : 1, with a key of the user's."""
+    """An optimizer with two groups at rates 2 : 1, each with an additional key `part` as a user may set it."""
     parameters = list(net.parameters())
     optimizer = made(name, net)
     whole = optimizer.param_groups.pop()
@@ -171,9 +171,9 @@ def test_related_optimizers_transfer_state_bit_for_bit(old_name: str, new_name: 
     net, old = trained(old_name, betas=(0.8, 0.99))
     swapped = swap(old, new_name)
     for parameter in net.parameters():
-        kept, found = old.state[parameter], swapped.optimizer.state[parameter]
-        assert set(found) == set(kept)
-        assert all(torch.equal(found[key], kept[key]) for key in kept)
+        before, after = old.state[parameter], swapped.optimizer.state[parameter]
+        assert set(after) == set(before)
+        assert all(torch.equal(after[key], before[key]) for key in before)
     twin_net = mlp()
     twin_net.load_state_dict(net.state_dict())
     twin = TWINS[new_name](twin_net.parameters())
@@ -261,8 +261,8 @@ def test_swap_reports_when_no_state_is_transferred() -> None:
         swapped = swap(old, new_name)
         assert not swapped.optimizer.state
         assert swapped.transferred == "starts without optimizer state"
-    said = "starts without optimizer state: its first steps are up to ten times the learning rate"
-    assert swap(trained("sgd")[1], "rmsprop").transferred == said
+    reason = "starts without optimizer state: its first steps are up to ten times the learning rate"
+    assert swap(trained("sgd")[1], "rmsprop").transferred == reason
     assert swap(trained("adam")[1], "adamw").transferred == "keeps step, exp_avg, exp_avg_sq"
 
 
@@ -283,7 +283,7 @@ def test_swap_keeps_common_options_unless_others_are_requested() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "fields", "said"),
+    ("name", "fields", "reason"),
     [
         ("adagrad", {}, 'no rate is known for the optimizer "adagrad"'),
         ("adam", {"momentum": 0.9}, "adam has betas, no momentum; try betas="),
@@ -298,8 +298,8 @@ def test_swap_keeps_common_options_unless_others_are_requested() -> None:
         ("muon", {}, "muon needs the model"),
     ],
 )
-def test_impossible_swap_is_refused_with_a_reason(name: str, fields: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_impossible_swap_is_refused_with_a_reason(name: str, fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
         swap(trained("momentum")[1], name, **fields)
 
 
@@ -368,7 +368,7 @@ def test_weight_decay_is_set_in_groups_that_have_it_or_in_all() -> None:
 
 def test_refused_option_gives_a_reason_and_changes_nothing() -> None:
     adam, sgd = made("adam", mlp()), made("momentum", mlp())
-    for ask, said in (
+    for call, reason in (
         (lambda: set_momentum(adam, 0.5), "adam has betas, no momentum; try betas=…"),
         (lambda: momentum_of(made("rmsprop", mlp())), "rmsprop has no momentum to set; try optimizer=momentum"),
         (lambda: set_betas(sgd, (0.5, 0.5)), "momentum has momentum, no betas; try momentum=…"),
@@ -378,8 +378,8 @@ def test_refused_option_gives_a_reason_and_changes_nothing() -> None:
         (lambda: set_weight_decay(adam, 11.0), "weight_decay = 11; allowed: a number ≥ 0 and ≤ 10"),
         (lambda: weight_decay_of(torch.optim.Rprop(mlp().parameters())), "rprop has no weight_decay"),
     ):
-        with pytest.raises(ValueError, match=said):
-            ask()
+        with pytest.raises(ValueError, match=reason):
+            call()
     assert (betas_of(adam), momentum_of(sgd), weight_decay_of(adam)) == ((0.9, 0.999), 0.9, 0.0)
 
 

@@ -1,4 +1,4 @@
-"""The curvature of a run while it trains: read at the right place, for whoever wants it, and never felt by the run."""
+"""Curvature readings during a run: at the right steps, while a client watches, without changing the run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def made(name: str, *overrides: str) -> Setup:
     return build(scenario, on=torch.device("cpu"))
 
 
-def curving_of(setup: Setup, sampler: Sampler, **options: Any) -> CurvatureProbe:
+def probe_of(setup: Setup, sampler: Sampler, **options: Any) -> CurvatureProbe:
     return CurvatureProbe(
         setup.probe,
         setup.model,
@@ -51,7 +51,7 @@ def curving_of(setup: Setup, sampler: Sampler, **options: Any) -> CurvatureProbe
 def trained(
     setup: Setup, kept: FakeKeeper | None, curvature_probe: CurvatureProbe | None, sampler: Sampler, *, steps: int = 18
 ) -> list[float]:
-    """Losses, with a residual connection opened on the way where there are blocks."""
+    """The losses of a run that turns on residual connections at step 4 if the net has blocks."""
     steering = Steering(setup.model, setup.optimizer)
     plan = [(4, TurnKnob(knob="residual", value="on"))]
     losses = []
@@ -85,16 +85,16 @@ def test_reading_curvature_does_not_change_the_run(name: str, kept: FakeKeeper) 
     before = torch.get_rng_state()
     losses = trained(plain, None, None, Sampler(budget=0.0))
     sampler = Sampler(every=1)
-    assert trained(read, kept, curving_of(read, sampler, at_steps=range(100), watched=True), sampler) == losses
+    assert trained(read, kept, probe_of(read, sampler, at_steps=range(100), watched=True), sampler) == losses
     assert same(copy_of(read.model), copy_of(plain.model))
     assert same_state(state_of(read.optimizer), state_of(plain.optimizer))
     assert read.model.training == plain.model.training
     assert torch.equal(torch.get_rng_state(), before)
     taken = kept.events(CurvatureTaken)
-    assert [event.step for event in taken] == list(range(19)), "before every update, and after the last"
+    assert [event.step for event in taken] == list(range(19)), "before every update and after the last one"
 
 
-def told(kept: FakeKeeper) -> dict[str, list[Any]]:
+def readings_of(kept: FakeKeeper) -> dict[str, list[Any]]:
     events = kept.events()
     readings: list[ReadingsTaken] = kept.readings()
     return {
@@ -106,15 +106,15 @@ def told(kept: FakeKeeper) -> dict[str, list[Any]]:
 
 def test_curvature_does_not_change_other_readings(kept: FakeKeeper) -> None:
     sampler, setup = Sampler(every=2), made("vanishing")
-    trained(setup, kept, curving_of(setup, sampler, at_steps=range(100)), sampler)
-    with_it = told(kept)
+    trained(setup, kept, probe_of(setup, sampler, at_steps=range(100)), sampler)
+    with_it = readings_of(kept)
     assert all(with_it.values())
     folder = kept.link.launch.path / "other"
     folder.mkdir()
     other = FakeKeeper(folder)
     try:
         trained(made("vanishing"), other, None, Sampler(every=2))
-        assert told(other) == with_it
+        assert readings_of(other) == with_it
     finally:
         other.close()
 
@@ -124,7 +124,7 @@ def test_curvature_is_of_the_probe_batch_before_the_update(name: str, kept: Fake
     setup = made(name)
     steps = 6
     sampler = Sampler(budget=0.0)
-    trained(setup, kept, curving_of(setup, sampler, at_steps=(0, steps)), sampler, steps=steps)
+    trained(setup, kept, probe_of(setup, sampler, at_steps=(0, steps)), sampler, steps=steps)
     first, last = kept.events(CurvatureTaken)
     fresh = made(name)
     assert fresh.batches is not None
@@ -157,16 +157,16 @@ def test_curvature_is_of_the_probe_batch_before_the_update(name: str, kept: Fake
 
 def test_curvature_is_also_emitted_as_measured_events(kept: FakeKeeper) -> None:
     setup, sampler = made("vanishing"), Sampler(budget=0.0)
-    trained(setup, kept, curving_of(setup, sampler, at_steps=(3,)), sampler)
+    trained(setup, kept, probe_of(setup, sampler, at_steps=(3,)), sampler)
     events = kept.events()
     (taken,) = [e for e in events if isinstance(e, CurvatureTaken)]
-    numbers = {e.name: e for e in events if isinstance(e, Measured)}
-    assert set(numbers) == {"sharpness", "lambda_min", "stability_limit"}
-    assert {e.step for e in numbers.values()} == {3}
-    assert numbers["sharpness"].value == taken.sharpness
-    assert numbers["lambda_min"].value == taken.hessian.lambda_min
-    assert taken.hessian.how in numbers["sharpness"].how
-    assert (numbers["stability_limit"].value, numbers["stability_limit"].how) == (pytest.approx(20), "2/η")
+    measured = {e.name: e for e in events if isinstance(e, Measured)}
+    assert set(measured) == {"sharpness", "lambda_min", "stability_limit"}
+    assert {e.step for e in measured.values()} == {3}
+    assert measured["sharpness"].value == taken.sharpness
+    assert measured["lambda_min"].value == taken.hessian.lambda_min
+    assert taken.hessian.how in measured["sharpness"].how
+    assert (measured["stability_limit"].value, measured["stability_limit"].how) == (pytest.approx(20), "2/η")
 
 
 def test_probe_batch_of_a_full_batch_run_is_the_full_batch() -> None:
@@ -176,13 +176,13 @@ def test_probe_batch_of_a_full_batch_run_is_the_full_batch() -> None:
 
 def test_curvature_is_not_read_unless_a_client_watches(kept: FakeKeeper) -> None:
     setup, sampler = made("vanishing"), Sampler(every=1)
-    trained(setup, kept, curving_of(setup, sampler), sampler)
+    trained(setup, kept, probe_of(setup, sampler), sampler)
     assert kept.events(CurvatureTaken) == []
 
 
 def test_curvature_is_read_while_any_client_watches() -> None:
     setup = made("saddle")
-    curvature_probe = curving_of(setup, Sampler(every=1, budget=0.01))
+    curvature_probe = probe_of(setup, Sampler(every=1, budget=0.01))
     assert not curvature_probe.due(0, paced=True)
     assert curvature_probe.set_watching(1, on=True) == curvature_probe.set_watching(2, on=True) == "curvature is read"
     assert curvature_probe.due(0, paced=True)
@@ -190,29 +190,27 @@ def test_curvature_is_read_while_any_client_watches() -> None:
     assert curvature_probe.due(0, paced=False)
     assert curvature_probe.set_watching(2, on=False) == "curvature is no longer read"
     assert not curvature_probe.due(0, paced=True)
-    assert curvature_probe.set_watching(3, on=False) == "curvature is no longer read", (
-        "asked by one who never wanted it"
-    )
+    assert curvature_probe.set_watching(3, on=False) == "curvature is no longer read", "a client that was not watching"
 
 
 def test_paused_run_is_read_again_only_at_another_step_or_rate() -> None:
     setup = made("saddle")
-    curvature_probe = curving_of(setup, Sampler(every=1, budget=0.01), watched=True)
+    curvature_probe = probe_of(setup, Sampler(every=1, budget=0.01), watched=True)
     assert curvature_probe.due(5, paced=True, paused=True)
     curvature_probe.read(0, 5, paid=False)
     curvature_probe._sampler.curvature.last_s = -1e9  # as if long ago
     assert not curvature_probe.due(5, paced=True, paused=True)
     assert curvature_probe.due(6, paced=True, paused=True)
     setup.optimizer.param_groups[0]["lr"] *= 2
-    assert curvature_probe.due(5, paced=True, paused=True), "the limit is another one"
+    assert curvature_probe.due(5, paced=True, paused=True), "the stability limit has changed"
 
 
 def test_negative_fraction_is_part_of_every_fourth_reading() -> None:
     setup = made("vanishing")
-    curvature_probe = curving_of(setup, Sampler(), watched=True)
+    curvature_probe = probe_of(setup, Sampler(), watched=True)
     shares = [curvature_probe.read(0, n, paid=True)[0].hessian.negative_fraction for n in range(2 * COUNT_EVERY)]  # type: ignore[union-attr]
     assert [n for n, share in enumerate(shares) if share is not None] == [0, COUNT_EVERY]
-    few = curving_of(made("saddle"), Sampler(), watched=True)
+    few = probe_of(made("saddle"), Sampler(), watched=True)
     assert all(few.read(0, n, paid=True)[0].hessian.negative_fraction == 0.5 for n in range(3))  # type: ignore[union-attr]
 
 
@@ -220,13 +218,13 @@ def test_failed_reading_warns_once_and_is_not_retried_until_asked() -> None:
     setup = made("saddle")
     tries = []
 
-    def refusing() -> Tensor:
+    def failing_loss() -> Tensor:
         tries.append(1)
         raise RuntimeError("no second derivative\nof this")
 
     sampler = Sampler()
     curvature_probe = CurvatureProbe(
-        refusing, setup.model, setup.optimizer, sampler=sampler, rate=lambda: 0.1, watched=True
+        failing_loss, setup.model, setup.optimizer, sampler=sampler, rate=lambda: 0.1, watched=True
     )
     assert curvature_probe.due(0, paced=True)
     (noted,) = curvature_probe.read(0, 0, paid=False)
@@ -242,12 +240,12 @@ def test_non_finite_weights_give_a_nan_reading(kept: FakeKeeper) -> None:
     setup = made("vanishing")
     with torch.no_grad():
         next(setup.model.parameters()).fill_(torch.nan)
-    (taken, *_) = curving_of(setup, Sampler(), watched=True).read(0, 0, paid=True)
+    (taken, *_) = probe_of(setup, Sampler(), watched=True).read(0, 0, paid=True)
     assert isinstance(taken, CurvatureTaken)
     assert taken.sharpness != taken.sharpness
     kept.link.emit(taken)
-    (heard,) = kept.events(CurvatureTaken)
-    assert heard.hessian.lambda_min != heard.hessian.lambda_min
+    (received,) = kept.events(CurvatureTaken)
+    assert received.hessian.lambda_min != received.hessian.lambda_min
 
 
 def test_curvature_is_rejected_for_a_user_loop_with_the_reason(kept: FakeKeeper) -> None:

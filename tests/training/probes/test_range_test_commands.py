@@ -1,4 +1,4 @@
-"""What is asked for in the midst of a range test, and what comes of its suggestion."""
+"""Commands during a range test, and adopting its suggestion."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tui_descent.training.probes.range_test import STEPS
 from tui_descent.training.stop_run import StopRun
 
 
-def asking(run: Run, when: str, *commands: AnyCommand) -> None:
-    """Have these come in when the test is there."""
+def send_during(run: Run, when: str, *commands: AnyCommand) -> None:
+    """Let these commands arrive when the test is at place `when`."""
     range_test = run.watch.control._handler._range_test
     assert range_test is not None
     before_pass, waiting = range_test._before_pass, [*commands]
@@ -47,7 +47,7 @@ def test_range_test_reports_progress_and_then_the_previous_state(begin: Any) -> 
 
 def test_range_test_ends_when_its_last_client_cancels(begin: Any) -> None:
     run = begin(setup_of(SHUFFLED))
-    asking(run, "rates 12/100", CancelRangeTest())
+    send_during(run, "rates 12/100", CancelRangeTest())
     run.go(2)
     run.step(RunRangeTest())
     found = run.kept.events()
@@ -60,7 +60,7 @@ def test_range_test_ends_when_its_last_client_cancels(begin: Any) -> None:
 def test_range_test_continues_for_another_waiting_client(begin: Any) -> None:
     run = begin(setup_of(SHUFFLED))
     run.go(2)
-    asking(run, "rates 5/100", RunRangeTest(), Mark(text="in its midst"))
+    send_during(run, "rates 5/100", RunRangeTest(), Mark(text="during the test"))
     number = run.kept.order(RunRangeTest())
     run.go(3)
     found = run.kept.events()
@@ -68,7 +68,7 @@ def test_range_test_continues_for_another_waiting_client(begin: Any) -> None:
     assert len([e for e in found if isinstance(e, RangeTestCompleted)]) == 1
     assert sorted(e.request for e in done) == [number, number + 1, number + 2]
     kinds = [type(e) for e in found if isinstance(e, Marked | RangeTestCompleted)]
-    assert kinds == [Marked, RangeTestCompleted], "a mark waits for nothing"
+    assert kinds == [Marked, RangeTestCompleted], "a mark does not wait for the test"
 
 
 def test_intervention_ends_the_range_test_and_acts_on_the_state_before_it(begin: Any) -> None:
@@ -76,7 +76,7 @@ def test_intervention_ends_the_range_test_and_acts_on_the_state_before_it(begin:
     turn = parse("lr=*2")
     torch.manual_seed(1)
     expected = other.go(30, {10: [turn]})
-    asking(run, "rates 40/100", turn)
+    send_during(run, "rates 40/100", turn)
     torch.manual_seed(1)
     assert run.go(30, {10: [RunRangeTest()]}) == expected
     found = run.kept.events()
@@ -89,7 +89,7 @@ def test_intervention_ends_the_range_test_and_acts_on_the_state_before_it(begin:
 def test_stop_ends_a_range_test(begin: Any) -> None:
     run = begin(setup_of(SHUFFLED))
     run.go(4)
-    asking(run, "rates 3/100", Stop())
+    send_during(run, "rates 3/100", Stop())
     with pytest.raises(StopRun):
         run.step(RunRangeTest())
     (rejected,) = run.kept.events(CommandRejected)

@@ -1,4 +1,4 @@
-"""The sweep over rates and the look ahead against twins that know nothing of the program; what is suggested."""
+"""Range test and look-ahead compared with plain torch loops; the suggested rate."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tui_descent.training.probes.look_ahead import SCALES, look_ahead
 from tui_descent.training.probes.range_test import SMOOTHING, STEPS, Curve, rate_range, suggest_rate
 from tui_descent.training.setup.build import Setup, build
 
-# The sweep against a twin.
+# Compared with a plain loop.
 
 
 def twin_of(made: Setup, kind: Any, **options: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """A copy of the net and a fresh optimizer of torch's that remembers the same."""
+    """A copy of the net, and a torch optimizer with a copy of the state."""
     net = copy.deepcopy(made.model)
     optimizer = kind(net.parameters(), lr=1.0, **options)
     state = copy.deepcopy(made.optimizer.state_dict())
@@ -32,7 +32,7 @@ def twin_of(made: Setup, kind: Any, **options: Any) -> tuple[nn.Module, torch.op
 
 
 def clipped(net: nn.Module, limit: float) -> None:
-    """To the norm itself; torch's own divides by a millionth more."""
+    """Clips to the exact norm; torch's own function adds 1e-6 to the divisor."""
     norm = math.sqrt(sum(float((p.grad**2).sum()) for p in net.parameters() if p.grad is not None))
     for p in net.parameters():
         if p.grad is not None and norm > limit:
@@ -56,11 +56,11 @@ def test_range_test_losses_equal_a_plain_loop_at_the_same_rates(name: str, clip:
     made = setup_of(SMALL, name=name, **spec)
     trained(made, 5)
     steering, test = alone(made, clip=clip)
-    steering.rate.turn("*4")  # the sweep's rates are not multiplied
+    steering.rate.turn("*4")  # the tested rates are not multiplied
     net, optimizer = twin_of(made, **options)
     found = test.run(0, 5, nobody)
     assert found.rate == pytest.approx(4 * spec["lr"])
-    # The next batches, which the test left where they were.
+    # The test has restored the batches, so these are the ones it used.
     batches = [made.batches.next() for _ in range(len(found.rates) + 1)]  # type: ignore[union-attr]
     still = [loss_of(net, batch).item() for batch in batches]
     losses = []
@@ -73,7 +73,7 @@ def test_range_test_losses_equal_a_plain_loop_at_the_same_rates(name: str, clip:
         optimizer.step()
         losses.append(loss_of(net, batches[n + 1]).item())
     assert found.still == pytest.approx(still[1:], rel=1e-9)
-    upto = next((n for n, loss in enumerate(losses) if loss > 20), len(losses))  # beyond, chaos
+    upto = next((n for n, loss in enumerate(losses) if loss > 20), len(losses))  # larger losses are chaotic
     assert upto > 50
     assert found.losses[:upto] == pytest.approx(losses[:upto], rel=1e-6)
     mean = 0.0
@@ -114,14 +114,14 @@ def test_look_ahead_drops_the_same_units_at_every_scale() -> None:
     made = setup_of(SHUFFLED)
     trained(made, 5)
     steering, _ = alone(made)
-    made.optimizer.param_groups[0]["lr"] = 1e-12  # so small that the net is the same all along
+    made.optimizer.param_groups[0]["lr"] = 1e-12  # so small that the net hardly changes
     found = look_ahead(steering, made)
     assert found == pytest.approx([found[0]] * len(SCALES), abs=1e-6)
-    assert made.loss().item() != pytest.approx(found[0], abs=1e-3)  # another batch, other units
+    assert made.loss().item() != pytest.approx(found[0], abs=1e-3)  # another batch and other dropped units
 
 
 def test_look_ahead_uses_the_update_that_the_run_then_makes(begin: Any) -> None:
-    """On a surface the loss after the next update is what the look ahead says at s = 1."""
+    """On a surface the loss after the next update is the look-ahead's loss at s = 1."""
     _, scenario = presets.find("saddle")
     run = begin(build(scenario, on=CPU))
     run.go(6, {5: [RunRangeTest()]})
@@ -137,10 +137,10 @@ def test_look_ahead_is_empty_at_a_rate_of_zero() -> None:
     _, test = alone(made)
     found = test.run(0, 0, nobody)
     assert (found.rate, found.ahead, found.scales) == (0.0, [], [])
-    assert len(found.rates) > 50, "the sweep has rates of its own"
+    assert len(found.rates) > 50, "the test has its own rates"
 
 
-# What it suggests.
+# The suggestion.
 
 
 def quadratic(curvature: float, rates: list[float]) -> list[float]:
@@ -159,7 +159,7 @@ def test_lowest_rate_on_a_quadratic_is_just_below_two_over_the_curvature() -> No
     found = test.run(0, 0, nobody)
     twin = [0.25 * loss for loss in quadratic(8.0, found.rates)]
     assert found.losses == pytest.approx(twin, rel=1e-9)
-    assert found.smooth == pytest.approx(found.losses), "there is no noise to smooth away"
+    assert found.smooth == pytest.approx(found.losses), "without noise nothing is smoothed"
     factor = found.rates[1] / found.rates[0]
     assert found.lowest is not None
     assert 2 / 8 / factor < found.lowest <= 2 / 8
@@ -203,12 +203,12 @@ def test_suggestion_is_a_tenth_of_the_lowest_rate() -> None:
     made = curve([1.0] * 40 + [1 - n / 50 for n in range(1, 31)] + [0.4 + n for n in range(1, 31)])
     assert made.ended_at == made.rates[-1]
     assert made.losses[-1] == 2.4, "over four times the best"
-    lowest, suggestion, words = suggest_rate(made)
-    assert (lowest, suggestion, words) == (made.rates[69], made.rates[69] / 10, "")
+    lowest, suggestion, reason = suggest_rate(made)
+    assert (lowest, suggestion, reason) == (made.rates[69], made.rates[69] / 10, "")
 
 
 @pytest.mark.parametrize(
-    ("losses", "words"),
+    ("losses", "start"),
     [
         ([1.0] * STEPS, "flat"),
         ([1.0] * 50 + [0.995] * 30 + [9.0] * 20, "flat"),
@@ -218,10 +218,10 @@ def test_suggestion_is_a_tenth_of_the_lowest_rate() -> None:
         ([1 - n / 200 for n in range(STEPS)], "the loss still falls at 1, the largest"),
     ],
 )
-def test_unclear_curve_gives_a_reason_instead_of_a_suggestion(losses: list[float], words: str) -> None:
-    _, suggestion, said = suggest_rate(curve(losses))
+def test_unclear_curve_gives_a_reason_instead_of_a_suggestion(losses: list[float], start: str) -> None:
+    _, suggestion, reason = suggest_rate(curve(losses))
     assert suggestion is None
-    assert said.startswith(words)
+    assert reason.startswith(start)
 
 
 def test_noise_alone_gives_no_suggestion() -> None:

@@ -1,4 +1,4 @@
-"""What is trained on: the digits that travel along, the drawn sets, and the order of the batches."""
+"""Training data: the shipped digits, the generated toy data, and the order of the batches."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_digits_have_the_class_counts_of_the_source() -> None:
     counts = Counter([*data.y.tolist(), *data.held_out_y.tolist()])
     assert [counts[n] for n in range(10)] == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
     held_out = Counter(data.held_out_y.tolist())
-    assert min(held_out.values()) > 20, "every class is among the held out"
+    assert min(held_out.values()) > 20, "every class is held out in part"
 
 
 def test_digits_are_centred_per_pixel_and_scaled_as_a_whole_by_the_training_part() -> None:
@@ -42,9 +42,9 @@ def test_digits_are_centred_per_pixel_and_scaled_as_a_whole_by_the_training_part
     assert data.x.mean(dim=0).abs().max() < 1e-5
     assert data.x.std().item() == pytest.approx(1.0, abs=1e-3)
     assert 0.9 < data.held_out_x.std().item() < 1.1
-    assert data.held_out_x.mean(dim=0).abs().max() > 1e-3, "the held out part must not set its own centre"
+    assert data.held_out_x.mean(dim=0).abs().max() > 1e-3, "the held-out part must not be centred by itself"
     spread = data.x.std(dim=0)
-    assert spread.max() > 1.5, "one scale for all pixels, not one each"
+    assert spread.max() > 1.5, "one scale for all pixels, not one per pixel"
 
 
 def test_pixels_were_integers_from_0_to_16() -> None:
@@ -110,7 +110,7 @@ def test_every_epoch_uses_every_sample_once_in_a_new_order(seed: int) -> None:
         epoch = torch.cat([batches.next()[0].flatten() for _ in range(3)])
         assert sorted(epoch.tolist()) == list(range(96))
         orders.append(tuple(epoch.tolist()))
-    assert len(set(orders)) == 5, "every epoch in an order of its own"
+    assert len(set(orders)) == 5, "every epoch has its own order"
 
 
 def test_incomplete_last_batch_is_dropped_and_no_sample_repeats() -> None:
@@ -122,7 +122,7 @@ def test_incomplete_last_batch_is_dropped_and_no_sample_repeats() -> None:
         values = torch.cat(epoch).tolist()
         assert len(set(values)) == len(values)
         seen.update(values)
-    assert len(seen) > 1437 * 0.99, "another part is left out each time"
+    assert len(seen) > 1437 * 0.99, "each epoch drops other samples"
 
 
 def test_inputs_keep_their_classes() -> None:

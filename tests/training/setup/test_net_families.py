@@ -1,4 +1,4 @@
-"""Conv net, transformer and text: against formulas written apart, and under the instruments."""
+"""Conv net, transformer and text data compared with independent formulas; every net family with all instruments."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ def attention_by_hand(w: dict[str, Tensor], n: int, h: Tensor, heads: int) -> Te
     size = width // heads
     for head in range(heads):
         s = slice(head * size, (head + 1) * size)
-        for place in range(t):
-            scores = (k[:, : place + 1, s] * q[:, place : place + 1, s]).sum(-1) / math.sqrt(size)
-            out[:, place, s] = (scores.softmax(-1)[..., None] * v[:, : place + 1, s]).sum(1)
+        for position in range(t):
+            scores = (k[:, : position + 1, s] * q[:, position : position + 1, s]).sum(-1) / math.sqrt(size)
+            out[:, position, s] = (scores.softmax(-1)[..., None] * v[:, : position + 1, s]).sum(1)
     return out @ w[f"blocks.{n}.attention.out.weight"].T + w[f"blocks.{n}.attention.out.bias"]
 
 
@@ -154,17 +154,17 @@ def test_batch_loss_is_the_mean_of_the_losses_of_its_halves(family: str) -> None
 def test_instruments_measure_every_net_family_without_changing_losses(family: str) -> None:
     watched, plain = (setup(family, residual="on", norm="layer") for _ in range(2))
     net = structure(watched.model)
-    measuring = InstrumentSet(net, list(watched.model.parameters()))
+    instruments = InstrumentSet(net, list(watched.model.parameters()))
     losses = []
     for _ in range(4):
-        measuring.attach(slow=True)
+        instruments.attach(slow=True)
         loss = watched.loss()
         losses.append(loss.item())
         watched.optimizer.zero_grad()
         loss.backward()
-        measuring.before_update()
+        instruments.before_update()
         watched.optimizer.step()
-        sample = measuring.after_update().now()
+        sample = instruments.after_update().now()
         assert len(sample.rows) == len(net.layers)
         assert len(sample.ledger) == (3 if family == "mlp" else 0)
     assert losses == train(plain, 4)
@@ -175,23 +175,23 @@ def test_instruments_measure_every_net_family_without_changing_losses(family: st
 @pytest.mark.parametrize("signals", [False, True])
 def test_each_choice_of_instruments_measures_its_own_columns_and_no_others(signals: bool, slow: bool) -> None:
     made = setup("mlp", activation="tanh")
-    measuring = InstrumentSet(structure(made.model), list(made.model.parameters()))
+    instruments = InstrumentSet(structure(made.model), list(made.model.parameters()))
     for step in range(3):
-        measuring.attach(signals=signals, slow=slow)
+        instruments.attach(signals=signals, slow=slow)
         loss = made.loss()
         made.optimizer.zero_grad()
         loss.backward()
-        measuring.before_update(step=step, partly=True)
-        measuring.remember(step)
+        instruments.before_update(step=step, partly=True)
+        instruments.remember(step)
         made.optimizer.step()
-        sample = measuring.after_update().now()
+        sample = instruments.after_update().now()
         record = ReadingRecord(step, 0, sample.global_grad_norm, 0.0, math.nan, sample.rows)
         found = set(unpack(record).values)
         always = {"grad_norm", "grad_rms", "weight_norm", "update_norm", "update_ratio"}
         cosines = {"backprop_factor"} | ({"grad_cosine"} if step else set())
-        bends = {"saturated_fraction", "activation_mean", "activation_std"}
+        slow_columns = {"saturated_fraction", "activation_mean", "activation_std"}
         assert always <= found
-        assert found - {"dead_fraction"} == always | (cosines if signals else set()) | (bends if slow else set())
+        assert found - {"dead_fraction"} == always | (cosines if signals else set()) | (slow_columns if slow else set())
         assert bool(sample.ledger) == slow == (sample.ledger is not None)
 
 

@@ -1,4 +1,4 @@
-"""The networks and surfaces against formulas written out by hand in float64."""
+"""Nets and surfaces compared with formulas written out in NumPy, in float64."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def array(tensor: Tensor) -> Array:
 
 
 def normed(h: Array, kind: str) -> Array:
-    """With γ = 1 and β = 0, as a fresh norm has them."""
+    """LayerNorm or RMSNorm with γ = 1 and β = 0, as in a new norm."""
     if kind == "layer":
         return (h - h.mean(axis=1, keepdims=True)) / np.sqrt(h.var(axis=1, keepdims=True) + 1e-5)
     return h / np.sqrt((h**2).mean(axis=1, keepdims=True) + np.finfo(np.float64).eps)
@@ -55,7 +55,7 @@ def by_hand(
     where: str = "pre",
     skip: tuple[float, float] | None = None,
 ) -> Array:
-    """`skip` is gate and scale."""
+    """The MLP's outputs for x; `skip` is (gate, scale)."""
     w = {name: array(p) for name, p in net.named_parameters()}
     phi = np.vectorize(ACTIVATIONS[activation])
     h = x @ w["stem.weight"].T + w["stem.bias"]

@@ -1,4 +1,4 @@
-"""The default memory for snapshots follows the free memory of the device they lie on."""
+"""The default memory budget for snapshots depends on the free memory of their device."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from tui_descent.training.undo.memory_budget import FALLBACK_FREE_BYTES, MAX_BUD
 CPU = torch.device("cpu")
 
 
-def meminfo(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def set_meminfo(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "meminfo").write_text(text)
     monkeypatch.setattr(memory_budget, "MEMINFO", folder / "meminfo")
 
 
 def test_cpu_budget_is_a_tenth_of_the_available_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    meminfo("MemTotal: 9999999 kB\nMemFree: 1 kB\nMemAvailable:   1000000 kB\n", tmp_path, monkeypatch)
+    set_meminfo("MemTotal: 9999999 kB\nMemFree: 1 kB\nMemAvailable:   1000000 kB\n", tmp_path, monkeypatch)
     assert default_budget(CPU) == 102_400_000
 
 
 def test_budget_is_at_most_two_gigabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    meminfo("MemAvailable:   1000000000 kB\n", tmp_path, monkeypatch)
+    set_meminfo("MemAvailable:   1000000000 kB\n", tmp_path, monkeypatch)
     assert default_budget(CPU) == MAX_BUDGET_BYTES == 2_000_000_000
 
 
@@ -32,7 +32,7 @@ def test_budget_is_at_most_two_gigabytes(tmp_path: Path, monkeypatch: pytest.Mon
 def test_budget_is_fixed_if_the_available_memory_is_unknown(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    meminfo(text, tmp_path, monkeypatch)
+    set_meminfo(text, tmp_path, monkeypatch)
     assert default_budget(CPU) == FALLBACK_FREE_BYTES // 10 == 256_000_000
     monkeypatch.setattr(memory_budget, "MEMINFO", tmp_path / "none")
     assert default_budget(CPU) == 256_000_000

@@ -1,4 +1,4 @@
-"""Undo and redo stand where the run stood: the bits that follow are those of a run that never had what was undone."""
+"""Undo and redo restore the exact state: the run then equals one without what was undone, bit for bit."""
 
 from __future__ import annotations
 
@@ -197,10 +197,10 @@ def test_undo_by_value_is_announced_when_the_knob_is_turned(play: Any) -> None:
     run = play({5: "lr=*2"}, budget=1000)
     run.go(10, parse("activation=gelu"))
     for turned in run.kept.events(KnobTurned):
-        said = re.search(
+        reason = re.search(
             r"undo restores the value only: the exact state takes ([\d,]+) MB, the undo budget is 0 MB$", turned.note
         )
-        assert said is not None
+        assert reason is not None
 
 
 def test_no_snapshot_is_kept_with_a_budget_of_zero(play: Any) -> None:
@@ -283,8 +283,8 @@ def test_undo_after_nan_restores_the_last_good_snapshot(play: Any) -> None:
     assert run.watch.next_step == 10
     assert run.watch.progress.rewound
     assert run.digest() == good
-    told = [e.reason for e in run.kept.events(StateChanged) if e.state == "held"]
-    assert told == []  # both commands were at hand before it had to stand still
+    held = [e.reason for e in run.kept.events(StateChanged) if e.state == "held"]
+    assert held == []  # both commands had arrived before the run was held
 
 
 def test_undo_in_a_user_loop_restores_model_and_optimizer_but_not_its_step_count(kept: FakeKeeper) -> None:
@@ -309,8 +309,8 @@ def test_undo_in_a_user_loop_restores_model_and_optimizer_but_not_its_step_count
                 assert {float(s["step"]) for s in optimizer.state.values()} == {4.0}
                 assert run.steering.rate.value == 1e-3
         assert run.next_step == 12
-    (told,) = kept.events(Rewound)
-    assert (told.to_step, told.step, told.segment) == (4, 8, 1)
+    (rewound,) = kept.events(Rewound)
+    assert (rewound.to_step, rewound.step, rewound.segment) == (4, 8, 1)
 
 
 def test_undo_while_held_within_a_step_restores_the_first_optimizer(kept: FakeKeeper) -> None:
@@ -343,5 +343,5 @@ def test_undo_while_held_within_a_step_restores_the_first_optimizer(kept: FakeKe
                 seen["optimizer"] = made.optimizer
         assert seen["held"] is not first
         assert seen["optimizer"] is made.optimizer is first
-    (told,) = kept.events(Rewound)
-    assert told.to_step == 3
+    (rewound,) = kept.events(Rewound)
+    assert rewound.to_step == 3

@@ -1,4 +1,4 @@
-"""Undo in a loop of the user's own: net, optimizer and what `state` names go back, its counter and data go on."""
+"""Undo in a user loop restores net, optimizer and what `state` names; the loop's counter and data go on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STEPS, TURN_AT, UNDO_AT = 14, 4, 9
 
 
 class Warmup:
-    """A scheduler of one's own that knows no torch: it writes the rate and can be saved."""
+    """A user's own scheduler, not derived from torch's: it sets the rate and has a state_dict."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
@@ -45,7 +45,7 @@ class Warmup:
 
 
 class Falling:
-    """A factor of LambdaLR that counts by itself."""
+    """A factor for LambdaLR that counts its calls."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -57,12 +57,12 @@ class Falling:
 
 SCHEDULES: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
     "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.02, total_steps=2 * STEPS),
-    "LambdaLR that counts": lambda o: lr_scheduler.LambdaLR(o, Falling()),
+    "LambdaLR that counts calls": lambda o: lr_scheduler.LambdaLR(o, Falling()),
     "SequentialLR": lambda o: lr_scheduler.SequentialLR(
         o, [lr_scheduler.LinearLR(o), lr_scheduler.CosineAnnealingLR(o, T_max=20)], milestones=[6]
     ),
     "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=1, factor=0.7),
-    "its own": Warmup,
+    "user-defined": Warmup,
 }
 
 
@@ -71,17 +71,18 @@ def train(
     kept: FakeKeeper | None,
     *,
     named: bool = True,
-    again: int | None = None,
+    skip_to: int | None = None,
 ) -> tuple[list[float], list[torch.Tensor], int]:
-    """Turn, undo, go on; or without a link the same updates with no turn, `again` those that an undo takes back.
+    """Train with an intervention and its undo; without a link, train without both.
 
-    Returns the rates that updates were made with, the weights at the end, and the loop's own count.
+    `skip_to` leaves out the updates from `TURN_AT` to it, which the undo takes back. Returns the rates of
+    all updates, the weights at the end, and the loop's step count.
     """
     net = mlp()
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
     scheduler = schedule(optimizer)
     batches = digit_batches(STEPS)
-    order = list(range(STEPS)) if again is None else [*range(TURN_AT), *range(again, STEPS)]
+    order = list(range(STEPS)) if skip_to is None else [*range(TURN_AT), *range(skip_to, STEPS)]
     state = {"scheduler": scheduler} if named else {}
     rates: list[float] = []
     with Watch(
@@ -103,29 +104,31 @@ def train(
 
 
 @pytest.fixture
-def kept_past(kept: FakeKeeper) -> FakeKeeper:
+def kept_for_undo(kept: FakeKeeper) -> FakeKeeper:
     kept.link.launch = msgspec.structs.replace(kept.link.launch, socket="there")
     return kept
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_undo_restores_a_named_scheduler_but_not_the_loops_counter_and_data(name: str, kept_past: FakeKeeper) -> None:
-    rates, weights, count = train(SCHEDULES[name], kept_past)
-    # The twin: a loop that never made the updates from the turn to the undo.
-    expected, twin, _ = train(SCHEDULES[name], None, again=UNDO_AT)
+def test_undo_restores_a_named_scheduler_but_not_the_loops_counter_and_data(
+    name: str, kept_for_undo: FakeKeeper
+) -> None:
+    rates, weights, count = train(SCHEDULES[name], kept_for_undo)
+    # The twin is a loop without the updates from the intervention to the undo.
+    expected, twin, _ = train(SCHEDULES[name], None, skip_to=UNDO_AT)
     assert rates[UNDO_AT:] == expected[TURN_AT:]
     assert same(weights, twin)
     assert count == STEPS
-    (told,) = kept_past.events(Rewound)
-    assert (told.to_step, told.step) == (TURN_AT, UNDO_AT)
+    (rewound,) = kept_for_undo.events(Rewound)
+    assert (rewound.to_step, rewound.step) == (TURN_AT, UNDO_AT)
 
 
-def test_undo_and_redo_restore_weights_and_adam_state_bit_for_bit(kept_past: FakeKeeper) -> None:
+def test_undo_and_redo_restore_weights_and_adam_state_bit_for_bit(kept_for_undo: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     seen: dict[int, Any] = {}
     asked = {4: parse("betas=0.8/0.9"), 8: Undo(), 10: Redo()}
-    with Watch(net, optimizer, link=kept_past.link) as run:
+    with Watch(net, optimizer, link=kept_for_undo.link) as run:
         for n, batch in enumerate(digit_batches(12), start=1):
             loss = loss_of(net, batch)
             optimizer.zero_grad()
@@ -133,26 +136,26 @@ def test_undo_and_redo_restore_weights_and_adam_state_bit_for_bit(kept_past: Fak
             optimizer.step()
             seen[n] = copy_of(net), state_of(optimizer)
             if n in asked:
-                kept_past.order(asked[n])
+                kept_for_undo.order(asked[n])
             run.step(loss)
             if n in (8, 10):
                 there = seen[4 if n == 8 else 8]
                 assert same(copy_of(net), there[0])
                 assert same_state(state_of(optimizer), there[1])
-    assert len(kept_past.events(Rewound)) == 2
+    assert len(kept_for_undo.events(Rewound)) == 2
 
 
-def test_scheduler_that_is_not_named_is_not_restored(kept_past: FakeKeeper) -> None:
-    rates, _, _ = train(SCHEDULES["OneCycleLR"], kept_past, named=False)
+def test_scheduler_that_is_not_named_is_not_restored(kept_for_undo: FakeKeeper) -> None:
+    rates, _, _ = train(SCHEDULES["OneCycleLR"], kept_for_undo, named=False)
     expected, _, _ = train(SCHEDULES["OneCycleLR"], None)
-    # Adam's own rate went back with Adam; the scheduler's count did not, and its next step says so.
+    # Undo restored Adam's rate, but not the scheduler's count; the scheduler's next step sets the rate again.
     assert rates[UNDO_AT + 1 :] == expected[UNDO_AT + 1 :]
 
 
 def play(
     kept: FakeKeeper, state: Mapping[str, object], look: Callable[[], Any], act: Callable[[], Any]
 ) -> dict[str, Any]:
-    """`act` once a step; what `look` saw at the turn, before and after the undo, and after the redo."""
+    """Calls `act` once a step. Returns what `look` returned at the intervention and around undo and redo."""
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
     seen: dict[str, Any] = {}
@@ -175,7 +178,7 @@ def play(
     return seen
 
 
-def test_undo_restores_a_grad_scaler(kept_past: FakeKeeper) -> None:
+def test_undo_restores_a_grad_scaler(kept_for_undo: FakeKeeper) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
 
     def act() -> None:
@@ -183,12 +186,12 @@ def test_undo_restores_a_grad_scaler(kept_past: FakeKeeper) -> None:
         scaler._found_inf_per_device = lambda optimizer: {}  # type: ignore[method-assign]
         scaler.update(scaler.get_scale() * 2)
 
-    seen = play(kept_past, {"scaler": scaler}, scaler.state_dict, act)
+    seen = play(kept_for_undo, {"scaler": scaler}, scaler.state_dict, act)
     assert seen["after 5"] == seen["turn"] != seen["before 5"]
     assert seen["after 6"] == seen["before 5"]
 
 
-def test_undo_restores_a_named_net_dict_tensor_and_generator(kept_past: FakeKeeper) -> None:
+def test_undo_restores_a_named_net_dict_tensor_and_generator(kept_for_undo: FakeKeeper) -> None:
     net, counts, tensor, generator = mlp(seed=3), {"seen": 0, "list": [1]}, torch.zeros(3), torch.Generator()
     averaged = AveragedModel(net)
 
@@ -208,7 +211,7 @@ def test_undo_restores_a_named_net_dict_tensor_and_generator(kept_past: FakeKeep
         ]
 
     named = {"averaged": averaged, "counts": counts, "tensor": tensor, "generator": generator}
-    seen = play(kept_past, named, look, act)
+    seen = play(kept_for_undo, named, look, act)
     for turn, before, undone, redone in zip(
         seen["turn"], seen["before 5"], seen["after 5"], seen["after 6"], strict=True
     ):
@@ -223,8 +226,8 @@ def test_state_that_cannot_be_restored_is_refused_by_name() -> None:
         watch(net, optimizer, state={"data": iter(range(3))})
 
 
-class Stubborn(Warmup):
-    """Will not go back."""
+class RefusesToLoad(Warmup):
+    """Raises when it should load an earlier state."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["count"] < self.count:
@@ -232,11 +235,11 @@ class Stubborn(Warmup):
         super().load_state_dict(state)
 
 
-def test_undo_is_rejected_with_nothing_changed_if_load_state_dict_raises(kept_past: FakeKeeper) -> None:
+def test_undo_is_rejected_with_nothing_changed_if_load_state_dict_raises(kept_for_undo: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
-    good, bad = Warmup(optimizer), Stubborn(optimizer)
-    with Watch(net, optimizer, link=kept_past.link, state=user_holders({"good": good, "bad": bad})) as run:
+    good, bad = Warmup(optimizer), RefusesToLoad(optimizer)
+    with Watch(net, optimizer, link=kept_for_undo.link, state=user_holders({"good": good, "bad": bad})) as run:
         for n, batch in enumerate(digit_batches(6)):
             loss = loss_of(net, batch)
             optimizer.zero_grad()
@@ -245,9 +248,9 @@ def test_undo_is_rejected_with_nothing_changed_if_load_state_dict_raises(kept_pa
             good.step()
             bad.step()
             if n == 2:
-                kept_past.order(parse("lr=*2"))
+                kept_for_undo.order(parse("lr=*2"))
             if n == 4:
-                kept_past.order(Undo())
+                kept_for_undo.order(Undo())
             before = copy_of(net), good.count, bad.count
             run.step(loss)
             assert same(copy_of(net), before[0])
@@ -255,6 +258,6 @@ def test_undo_is_rejected_with_nothing_changed_if_load_state_dict_raises(kept_pa
         undo = run.control.undo_stack
         assert undo is not None
         assert undo.in_force == (1,)
-    (rejected,) = kept_past.events(CommandRejected)
+    (rejected,) = kept_for_undo.events(CommandRejected)
     assert 'state["bad"] raised KeyError' in rejected.reason
-    assert not kept_past.events(Rewound)
+    assert not kept_for_undo.events(Rewound)

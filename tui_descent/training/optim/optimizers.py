@@ -226,8 +226,8 @@ def _check_requested(
             "sgd has no momentum" if name == "sgd" else f"{name} needs a momentum > 0"
         )
         raise ValueError(f"momentum = {momentum:g}; {reason}")
-    if betas is not None and (reason := refusal(name, "betas")) is not None:
-        raise ValueError(reason)
+    if betas is not None and (no_betas := refusal(name, "betas")) is not None:
+        raise ValueError(no_betas)
     if name == "muon" and any(group.get("maximize") for group in old.param_groups):
         raise ValueError("muon cannot maximize, and this optimizer does")
 
