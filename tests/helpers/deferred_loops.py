@@ -57,7 +57,7 @@ class BatchReplay:
     def forward_again(self) -> Tensor:
         return loss_of(self.net, self.batch)
 
-    def part(self, where: slice) -> Tensor | None:
+    def loss_of_part(self, where: slice) -> Tensor | None:
         return loss_of(self.net, (self.batch[0][where], self.batch[1][where]))
 
     def size(self) -> int:

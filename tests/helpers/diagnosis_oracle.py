@@ -244,7 +244,7 @@ def _redraw_weights(name: str) -> Callable[[Oracle], Made]:
         generator = torch.Generator().manual_seed(oracle.scenario.run.seed + 1 + REDRAWN * oracle.repetition)
         for module in setup.model.modules():
             if isinstance(module, nn.Linear):
-                parts.draw(module.weight, convert(InitSpec, {"name": name}, "", []), generator)  # type: ignore[arg-type]
+                parts.init_weight(module.weight, convert(InitSpec, {"name": name}, "", []), generator)  # type: ignore[arg-type]
                 nn.init.zeros_(module.bias)
         return (setup,)
 

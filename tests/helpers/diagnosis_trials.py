@@ -110,7 +110,7 @@ def _block(block: Block, p: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
 
     h = normed(_linear(p, f"{name}.linear", normed(x, "pre")), "mid")
     h = normed(h if block.activation is None else block.activation(h), "post")
-    return h if block.skip is None else block.skip.join(x, h)
+    return h if block.skip is None else block.skip.combine(x, h)
 
 
 def _linear(p: dict[str, Tensor], name: str, x: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ class SurfaceAgain:
     def forward_again(self) -> Tensor:
         return self.surface()
 
-    def part(self, where: slice) -> Tensor | None:
+    def loss_of_part(self, where: slice) -> Tensor | None:
         return None
 
     def size(self) -> int:

@@ -248,7 +248,7 @@ class CurrentBatch:
     def forward_again(self) -> Tensor:
         return loss_of(self.net, self.batch)
 
-    def part(self, where: slice) -> Tensor | None:
+    def loss_of_part(self, where: slice) -> Tensor | None:
         x, y = self.batch
         return loss_of(self.net, (x[where], y[where]))
 

@@ -107,7 +107,7 @@ class CurrentBatch:
     def forward_again(self) -> Tensor:
         return loss_of(self.net, self.batch)
 
-    def part(self, where: slice) -> Tensor:
+    def loss_of_part(self, where: slice) -> Tensor:
         return loss_of(self.net, (self.batch[0][where], self.batch[1][where]))
 
     def size(self) -> int:
@@ -123,7 +123,7 @@ def gradients(net: nn.Module, loss: Tensor) -> Array:
 def draws(net: nn.Module, batch: CurrentBatch) -> tuple[float, float]:
     """(‖G‖², tr Σ) of one batch from its two halves: McCandlish et al. 2018, App. A, for b = B/2."""
     half = batch.size() // 2
-    first, second = (gradients(net, batch.part(slice(n * half, (n + 1) * half))) for n in (0, 1))
+    first, second = (gradients(net, batch.loss_of_part(slice(n * half, (n + 1) * half))) for n in (0, 1))
     # E‖g_b‖² = ‖G‖² + tr Σ/b: the noise cancels in the product of the halves, the signal in their difference.
     return float(first @ second), float(((first - second) ** 2).sum()) * half / 2
 

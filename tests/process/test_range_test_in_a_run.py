@@ -74,7 +74,7 @@ def test_stop_and_cancel_work_during_a_range_test(slow: Attended) -> None:
         a.until_step(0)
         number = a.ask(RunRangeTest())
         a.until_event(StateChanged, state="testing")
-        assert b.do(CancelRangeTest()).what == "others wait for it: it goes on"  # type: ignore[union-attr]
+        assert b.do(CancelRangeTest()).what == "the range test continues: other clients wait for it"  # type: ignore[union-attr]
         joined = b.ask(RunRangeTest())
         assert isinstance(a.do(CancelRangeTest()), CommandDone)
         assert not a.replies(number), "the other viewer still wants the result"

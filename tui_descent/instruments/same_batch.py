@@ -86,7 +86,7 @@ class BatchAgain(Protocol):
     def forward_again(self) -> Tensor:
         """Its loss with the current weights."""
 
-    def part(self, where: slice) -> Tensor | None:
+    def loss_of_part(self, where: slice) -> Tensor | None:
         """The mean loss of some of its samples; None if the problem has no samples."""
 
     def size(self) -> int:
@@ -116,7 +116,7 @@ class SameBatch:
         if half < 1:
             return
         with undisturbed(self._model), torch.enable_grad():
-            losses = [self._batch.part(slice(0, half)), self._batch.part(slice(half, 2 * half))]
+            losses = [self._batch.loss_of_part(slice(0, half)), self._batch.loss_of_part(slice(half, 2 * half))]
             first, second = (None if loss is None else gradient(loss, self._parameters) for loss in losses)
         if first is None or second is None:
             return

@@ -34,8 +34,8 @@ def main() -> int:
     try:
         link.emit(StateChanged(state="building"))
         scenario = from_table(link.launch.scenario, source="launch", shortened=True)
-        torch.set_num_threads(build.threads(scenario.run.threads))
-        device = build.device(scenario.run.device, dtype=scenario.run.dtype)
+        torch.set_num_threads(build.thread_count(scenario.run.threads))
+        device = build.select_device(scenario.run.device, dtype=scenario.run.dtype)
         setup = build.build(scenario, on=device)
         run = _watch(link, scenario, setup)
     except (ValueError, RuntimeError, OSError) as error:
@@ -104,8 +104,8 @@ def _watch(link: KeeperLink, scenario: Scenario, setup: build.Setup) -> Watch:
             setup.optimizer,
             sampler=sampler,
             rate=lambda: steering.rate.value,
-            at=launch.curvature_at,
-            on=launch.curvature,
+            at_steps=launch.curvature_at,
+            watched=launch.curvature,
         ),
         is_scenario=True,
     )

@@ -1,4 +1,4 @@
-"""Clipping to a global norm, against NumPy in float64 and against torch."""
+"""Clipping to a global norm compared with NumPy in float64 and with torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tui_descent.training.optim.clipping import clip, global_norm
 SHAPES = ((7, 5), (5,), (3, 2, 4), (), (1, 1))
 
 
-def made(size: float, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> list[nn.Parameter]:
+def parameters_with_gradients(size: float, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> list[nn.Parameter]:
     generator = torch.Generator().manual_seed(seed)
     parameters = [nn.Parameter(torch.zeros(shape, dtype=dtype)) for shape in SHAPES]
     for parameter in parameters:
@@ -32,8 +32,8 @@ def flat(parameters: list[nn.Parameter]) -> np.ndarray:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("size", [1e-30, 1e-20, 1e-3, 1.0, 1e8, 1e19, 1e30])
 @pytest.mark.parametrize("share", [0.1, 0.999, 1.001, 10.0])
-def test_clipping_equals_numpys_at_every_gradient_size(dtype: torch.dtype, size: float, share: float) -> None:
-    parameters = made(size, dtype=dtype)
+def test_clipping_equals_numpy_at_every_gradient_size(dtype: torch.dtype, size: float, share: float) -> None:
+    parameters = parameters_with_gradients(size, dtype=dtype)
     before, bits = flat(parameters), grads(parameters)
     exact = float(np.sqrt(np.sum((before / size) ** 2)) * size)
     limit = exact * share
@@ -49,8 +49,8 @@ def test_clipping_equals_numpys_at_every_gradient_size(dtype: torch.dtype, size:
 
 
 @pytest.mark.parametrize("size", [0.01, 1.0, 1e3])
-def test_clipping_equals_torchs_except_for_torchs_1e_6(size: float) -> None:
-    ours, theirs = made(size), made(size)
+def test_clipping_equals_torch_except_for_its_epsilon(size: float) -> None:
+    ours, theirs = parameters_with_gradients(size), parameters_with_gradients(size)
     norm = clip(ours, 1.0)
     expected = torch.nn.utils.clip_grad_norm_(theirs, 1.0)
     assert norm is not None
@@ -59,8 +59,8 @@ def test_clipping_equals_torchs_except_for_torchs_1e_6(size: float) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_a_non_finite_norm_changes_nothing(bad: float) -> None:
-    parameters = made(5.0)
+def test_non_finite_norm_leaves_gradients_unchanged(bad: float) -> None:
+    parameters = parameters_with_gradients(5.0)
     assert parameters[0].grad is not None
     parameters[0].grad[2, 3] = bad
     bits = grads(parameters)
@@ -71,8 +71,8 @@ def test_a_non_finite_norm_changes_nothing(bad: float) -> None:
     assert torch.equal(grads(parameters)[0].nan_to_num(), bits[0].nan_to_num())
 
 
-def test_a_grad_scalers_factor_is_divided_out_of_the_norm() -> None:
-    scaled, plain = made(65536.0), made(1.0)
+def test_norm_is_divided_by_the_grad_scaler_factor() -> None:
+    scaled, plain = parameters_with_gradients(65536.0), parameters_with_gradients(1.0)
     a, b = clip(scaled, 2.0, grad_scale=torch.tensor(65536.0)), clip(plain, 2.0)
     assert a is not None
     assert b is not None
@@ -80,7 +80,7 @@ def test_a_grad_scalers_factor_is_divided_out_of_the_norm() -> None:
     assert flat(scaled) == pytest.approx(flat(plain) * 65536.0, rel=1e-6)
 
 
-def test_no_gradient_gives_none_and_zeros_stay() -> None:
+def test_clip_without_gradients_returns_none_and_keeps_zeros() -> None:
     assert clip([nn.Parameter(torch.ones(3))], 1.0) is None
     parameter = nn.Parameter(torch.ones(3))
     parameter.grad = torch.zeros(3)
@@ -90,8 +90,10 @@ def test_no_gradient_gives_none_and_zeros_stay() -> None:
     assert torch.equal(parameter.grad, torch.zeros(3))
 
 
-def test_mixed_types_are_clipped_together() -> None:
-    parameters = made(1.0, dtype=torch.float32) + made(1.0, dtype=torch.float64, seed=1)
+def test_gradients_of_different_dtypes_are_clipped_together() -> None:
+    parameters = parameters_with_gradients(1.0, dtype=torch.float32) + parameters_with_gradients(
+        1.0, dtype=torch.float64, seed=1
+    )
     before = flat(parameters)
     norm = clip(parameters, 0.5)
     assert norm is not None

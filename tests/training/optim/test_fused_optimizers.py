@@ -1,4 +1,4 @@
-"""A scenario's optimizer is torch's fused one on a GPU, here on a CPU: every turn does what it does to any other."""
+"""Scenario optimizers are fused on a GPU. Here they are fused on the CPU and behave as unfused ones do."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tui_descent.training.optim.optimizers import swap
 from tui_descent.training.steering.steering import Steering
 from tui_descent.training.watch.losses import stoppable
 
-STOPPABLE = ["sgd", "momentum", "nesterov", "adam", "adamw"]
+FUSED_NAMES = ["sgd", "momentum", "nesterov", "adam", "adamw"]
 
 
 @pytest.fixture
@@ -27,30 +27,30 @@ def fused_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimizers, "FUSED_ON", {"cpu"})
 
 
-@pytest.mark.parametrize("name", [*STOPPABLE, "rmsprop", "muon"])
-def test_a_scenarios_optimizer_can_be_stopped_on_a_gpu_where_torch_has_such_a_one(
+@pytest.mark.parametrize("name", [*FUSED_NAMES, "rmsprop", "muon"])
+def test_scenario_optimizer_is_fused_on_a_gpu_if_torch_has_a_fused_one(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = setup("mlp", optimizer={"name": name, "lr": 1e-3})
     assert not stoppable(plain.optimizer)
     monkeypatch.setattr(optimizers, "FUSED_ON", {"cpu"})
     made = setup("mlp", optimizer={"name": name, "lr": 1e-3})
-    assert stoppable(made.optimizer) == (name in STOPPABLE)
+    assert stoppable(made.optimizer) == (name in FUSED_NAMES)
     for old in (made, plain):
-        for new in STOPPABLE:
+        for new in FUSED_NAMES:
             if new != name:
                 assert stoppable(swap(old.optimizer, new, model=old.model).optimizer)
 
 
 @pytest.mark.parametrize("chosen", [{"fused": False}, {"foreach": True}, {"differentiable": True}], ids=str)
-def test_what_the_loop_chose_for_its_own_stays(chosen: Any, fused_here: None) -> None:
-    own = torch.optim.Adam(mlp().parameters(), lr=1e-3, **chosen)
-    new = swap(own, "sgd").optimizer
+def test_flags_chosen_by_the_user_are_kept_by_a_swap(chosen: Any, fused_here: None) -> None:
+    old = torch.optim.Adam(mlp().parameters(), lr=1e-3, **chosen)
+    new = swap(old, "sgd").optimizer
     assert not new.param_groups[0]["fused"]
     assert {key: new.param_groups[0][key] for key in chosen} == chosen
 
 
-# Newcomers, weights drawn anew, held ones and handed-over memories, all beside weights that have a past.
+# New, re-initialised and frozen parameters and transferred optimizer state, next to parameters with momentum.
 TURNS = {
     4: ["norm=layer,way=instant"],
     7: ["init@blocks.1=xavier"],
@@ -67,8 +67,8 @@ TURNS = {
 }
 
 
-def turned(name: str) -> tuple[list[float], Any]:
-    """Losses in float64 of a net that is turned in every way."""
+def losses_with_turns(name: str) -> tuple[list[float], Any]:
+    """The losses in float64 of a run with all interventions of `TURNS`, and its setup."""
     made = setup("mlp", optimizer={"name": name, "lr": 0.01}, dtype="float64")
     steering = Steering(made.model, made.optimizer, setup=made, seed=1, steps=40)
     losses = []
@@ -82,11 +82,13 @@ def turned(name: str) -> tuple[list[float], Any]:
     return losses, made
 
 
-@pytest.mark.parametrize("name", STOPPABLE)
-def test_turned_in_every_way_it_learns_as_one_that_is_not_fused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, plain = turned(name)
+@pytest.mark.parametrize("name", FUSED_NAMES)
+def test_fused_optimizer_trains_as_an_unfused_one_through_every_intervention(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, plain = losses_with_turns(name)
     monkeypatch.setattr(optimizers, "FUSED_ON", {"cpu"})
-    found, made = turned(name)
+    found, made = losses_with_turns(name)
     assert made.optimizer.param_groups[0]["fused"]
     assert found == pytest.approx(expected, rel=1e-8)
     for a, b in zip(copy_of(made.model), copy_of(plain.model), strict=True):
@@ -94,9 +96,7 @@ def test_turned_in_every_way_it_learns_as_one_that_is_not_fused(name: str, monke
 
 
 @pytest.mark.parametrize("turn", ["norm=none", "optimizer=momentum", "init=xavier"])
-def test_undone_and_redone_the_bits_are_those_of_the_run_without_and_with_it(
-    turn: str, keeper: Any, home: Path, fused_here: None
-) -> None:
+def test_undo_and_redo_are_exact_with_a_fused_optimizer(turn: str, keeper: Any, home: Path, fused_here: None) -> None:
     plain, through = losses_without_undo(home / "plain", 60), losses_without_undo(home / "through", 60, {20: turn})
     run = PlayedRun(keeper, {20: turn})
     run.go(40, Undo())
@@ -106,8 +106,8 @@ def test_undone_and_redone_the_bits_are_those_of_the_run_without_and_with_it(
     run.watch.__exit__(None, None, None)
 
 
-def test_a_newcomers_buffer_is_as_if_there_were_none(fused_here: None) -> None:
-    """torch's fused SGD itself refuses a group of which some have a buffer and some have none."""
+def test_zero_momentum_buffer_of_a_new_parameter_acts_as_no_buffer(fused_here: None) -> None:
+    """torch's fused SGD refuses a group in which only some parameters have a buffer."""
     nets = [nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)) for _ in range(2)]
     nets[1].load_state_dict(nets[0].state_dict())
     x = torch.randn(3, 4)

@@ -1,4 +1,4 @@
-"""Muon with AdamW: against torch's own two optimizers, and against Newton–Schulz in NumPy."""
+"""Muon with AdamW compared with torch's own two optimizers, and with Newton–Schulz in NumPy."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def names(net: nn.Module) -> set[str]:
     return {name for name, p in net.named_parameters() if id(p) in hidden}
 
 
-def test_hidden_matrices_lie_between_the_first_and_the_last_layer() -> None:
+def test_hidden_matrices_exclude_embeddings_and_the_first_and_last_layer() -> None:
     assert names(mlp(depth=2)) == {"blocks.0.linear.weight", "blocks.1.linear.weight"}
     layer = {"layer.self_attn.in_proj_weight", "layer.self_attn.out_proj.weight"}
     layer |= {"layer.linear1.weight", "layer.linear2.weight"}
@@ -47,7 +47,7 @@ def test_hidden_matrices_lie_between_the_first_and_the_last_layer() -> None:
 
 
 @pytest.mark.parametrize("net", [nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), nn.Conv2d(1, 1, 1)])
-def test_a_net_without_a_hidden_matrix_is_refused(net: nn.Module) -> None:
+def test_muon_refuses_a_net_without_a_hidden_matrix(net: nn.Module) -> None:
     with pytest.raises(
         ValueError, match=r"muon needs a weight matrix between the first layer and the last; .* try adamw"
     ):
@@ -56,7 +56,7 @@ def test_a_net_without_a_hidden_matrix_is_refused(net: nn.Module) -> None:
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("ratio", [1.0, 0.3])
-def test_both_parts_are_torchs_bit_for_bit(decay: float, ratio: float) -> None:
+def test_muon_and_adamw_parts_equal_torch_bit_for_bit(decay: float, ratio: float) -> None:
     ours, theirs = mlp(seed=1), mlp(seed=1)
     muon = Muon(ours.parameters(), hidden=hidden_matrices(ours), lr=0.01, weight_decay=decay, adamw_lr_ratio=ratio)
     hidden = hidden_matrices(theirs)
@@ -91,7 +91,7 @@ def orthogonal(matrix: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", [(12, 12), (20, 6), (6, 20)])
-def test_the_update_is_newton_schulz_of_the_momentum_scaled_to_adamws_size(shape: tuple[int, int]) -> None:
+def test_muon_update_is_newton_schulz_of_the_momentum_at_adamw_scale(shape: tuple[int, int]) -> None:
     weight = nn.Parameter(torch.zeros(shape, dtype=torch.float64))
     optimizer = Muon([weight], hidden=[weight], lr=0.1, momentum=0.95)
     generator = torch.Generator().manual_seed(5)
@@ -116,7 +116,7 @@ def run(net: nn.Module, optimizer: torch.optim.Optimizer, batches: list[tuple[Te
         optimizer.step()
 
 
-def test_state_dict_restores_it_bit_for_bit() -> None:
+def test_state_dict_restores_muon_bit_for_bit() -> None:
     batches = digit_batches(10)
     net = mlp(seed=1)
     optimizer = Muon(net.parameters(), hidden=hidden_matrices(net), lr=0.01)
@@ -133,7 +133,7 @@ def test_state_dict_restores_it_bit_for_bit() -> None:
     assert same_state(state_of(again), state_of(optimizer))
 
 
-def test_a_deep_copy_trains_on_independently_and_equally() -> None:
+def test_deep_copy_of_muon_trains_independently_with_equal_results() -> None:
     batches = digit_batches(6)
     net = mlp(seed=1)
     optimizer = Muon(net.parameters(), hidden=hidden_matrices(net), lr=0.01)
@@ -162,7 +162,7 @@ def test_hooks_closures_rates_and_missing_gradients_work_as_in_torch() -> None:
     assert fired == ["before", "after"]
     before, state = copy_of(net), state_of(optimizer)
     optimizer.zero_grad()
-    optimizer.step()  # a dropped update
+    optimizer.step()  # without gradients nothing changes
     assert same(copy_of(net), before)
     assert same_state(state_of(optimizer), state)
     closure()
@@ -171,12 +171,12 @@ def test_hooks_closures_rates_and_missing_gradients_work_as_in_torch() -> None:
     assert same(copy_of(net), before)
 
 
-def test_a_parameter_added_later_uses_adamw() -> None:
+def test_parameter_added_later_uses_adamw() -> None:
     net = mlp()
     optimizer = Muon(net.parameters(), hidden=hidden_matrices(net), lr=0.01)
-    late = nn.Parameter(torch.ones(4, 4))
-    optimizer.add_param_group({"params": [late], "lr": 0.1})
-    late.grad = torch.ones(4, 4)
+    added = nn.Parameter(torch.ones(4, 4))
+    optimizer.add_param_group({"params": [added], "lr": 0.1})
+    added.grad = torch.ones(4, 4)
     optimizer.step()
-    assert set(optimizer.state[late]) == {"step", "exp_avg", "exp_avg_sq"}
-    assert late.detach().numpy() == pytest.approx(np.full((4, 4), 0.9))
+    assert set(optimizer.state[added]) == {"step", "exp_avg", "exp_avg_sq"}
+    assert added.detach().numpy() == pytest.approx(np.full((4, 4), 0.9))

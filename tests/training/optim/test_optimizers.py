@@ -1,4 +1,4 @@
-"""Named optimizers: torch's own bit for bit, settings changed in mid-run, and swaps with their state transfer."""
+"""Optimizers compared with torch's own bit for bit; options changed during a run; swaps with their state transfer."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def run(net: nn.Module, optimizer: torch.optim.Optimizer, batches: list[tuple[Te
 
 
 @pytest.mark.parametrize("name", TWINS)
-def test_named_optimizer_trains_as_torchs_bit_for_bit(name: str) -> None:
+def test_named_optimizer_trains_as_torch_bit_for_bit(name: str) -> None:
     net, other = mlp(), mlp()
     ours, theirs = made(name, net, betas=(0.8, 0.99), weight_decay=0.01), TWINS[name](other.parameters())
     assert name_of(ours) == name_of(theirs) == name
@@ -97,14 +97,14 @@ def test_named_optimizer_trains_as_torchs_bit_for_bit(name: str) -> None:
         assert same(copy_of(net), copy_of(other))
 
 
-def test_momentum_has_the_usual_default() -> None:
+def test_default_momentum_per_optimizer() -> None:
     usual = {"sgd": 0.0, "momentum": 0.9, "nesterov": 0.9, "muon": 0.95}
     assert {name: momentum_of(made(name, mlp())) for name in usual} == usual
     assert momentum_of(made("muon", mlp(), momentum=0.8)) == 0.8
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_scenario_builds_its_optimizer_and_schedule(name: str) -> None:
+def test_scenario_builds_its_optimizer_and_schedule(name: str) -> None:
     text = f'title = "t"\ndata = "digits"\nmodel = "mlp"\n[optimizer]\nname = "{name}"\nlr = 0.001\nclip = 1.0\n'
     setup = build(from_text(text + '[schedule]\nname = "cosine"\n', source="x"), on=torch.device("cpu"))
     assert name_of(setup.optimizer) == name
@@ -114,7 +114,7 @@ def test_a_scenario_builds_its_optimizer_and_schedule(name: str) -> None:
 
 
 def grouped(net: nn.Module, name: str) -> torch.optim.Optimizer:
-    """Two groups at rates 2 : 1, with a key of the user's."""
+    """An optimizer with two groups at rates 2 : 1, each with an additional key `part` as a user may set it."""
     parameters = list(net.parameters())
     optimizer = made(name, net)
     whole = optimizer.param_groups.pop()
@@ -127,7 +127,9 @@ def grouped(net: nn.Module, name: str) -> torch.optim.Optimizer:
 @pytest.mark.parametrize("shape", NETS)
 @pytest.mark.parametrize("old_name", NAMES)
 @pytest.mark.parametrize("new_name", NAMES)
-def test_every_swap_keeps_parameters_groups_and_ratios_and_trains_on(shape: str, old_name: str, new_name: str) -> None:
+def test_every_swap_keeps_parameters_groups_and_rate_ratios_and_trains(
+    shape: str, old_name: str, new_name: str
+) -> None:
     net, batches = NETS[shape](), digit_batches(16)
     old = grouped(net, old_name)
     before = run(net, old, batches[:10])
@@ -169,9 +171,9 @@ def test_related_optimizers_transfer_state_bit_for_bit(old_name: str, new_name: 
     net, old = trained(old_name, betas=(0.8, 0.99))
     swapped = swap(old, new_name)
     for parameter in net.parameters():
-        kept, found = old.state[parameter], swapped.optimizer.state[parameter]
-        assert set(found) == set(kept)
-        assert all(torch.equal(found[key], kept[key]) for key in kept)
+        before, after = old.state[parameter], swapped.optimizer.state[parameter]
+        assert set(after) == set(before)
+        assert all(torch.equal(after[key], before[key]) for key in before)
     twin_net = mlp()
     twin_net.load_state_dict(net.state_dict())
     twin = TWINS[new_name](twin_net.parameters())
@@ -208,7 +210,7 @@ def test_momentum_to_adam_gives_the_state_of_equal_gradients() -> None:
 
 
 @pytest.mark.parametrize("name", ["momentum", "nesterov", "muon"])
-def test_first_step_of_adam_after_a_swap_is_about_its_rate_at_most(name: str) -> None:
+def test_first_adam_step_after_a_swap_is_at_most_about_its_rate(name: str) -> None:
     net, old = trained(name)
     new = swap(old, "adam", lr=1e-3).optimizer
     before = copy_of(net)
@@ -253,7 +255,7 @@ def test_rmsprop_to_adam_keeps_the_mean_square_and_starts_the_mean_at_zero() -> 
         assert (found["step"], bool(found["exp_avg"].any())) == (7, False)
 
 
-def test_swap_says_when_no_state_is_transferred() -> None:
+def test_swap_reports_when_no_state_is_transferred() -> None:
     for old_name, new_name in (("sgd", "adam"), ("sgd", "momentum"), ("rmsprop", "nesterov"), ("adam", "sgd")):
         _, old = trained(old_name)
         swapped = swap(old, new_name)
@@ -264,7 +266,7 @@ def test_swap_says_when_no_state_is_transferred() -> None:
     assert swap(trained("adam")[1], "adamw").transferred == "keeps step, exp_avg, exp_avg_sq"
 
 
-def test_swap_keeps_common_options_and_requested_ones_win() -> None:
+def test_swap_keeps_common_options_unless_others_are_requested() -> None:
     net = mlp()
     old = torch.optim.Adam(net.parameters(), lr=1e-3, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.02, amsgrad=True)
     run(net, old, digit_batches(3))
@@ -281,7 +283,7 @@ def test_swap_keeps_common_options_and_requested_ones_win() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "fields", "said"),
+    ("name", "fields", "reason"),
     [
         ("adagrad", {}, 'no rate is known for the optimizer "adagrad"'),
         ("adam", {"momentum": 0.9}, "adam has betas, no momentum; try betas="),
@@ -296,25 +298,25 @@ def test_swap_keeps_common_options_and_requested_ones_win() -> None:
         ("muon", {}, "muon needs the model"),
     ],
 )
-def test_an_impossible_swap_is_refused(name: str, fields: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_impossible_swap_is_refused_with_a_reason(name: str, fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
         swap(trained("momentum")[1], name, **fields)
 
 
-def test_an_unknown_optimizer_can_be_swapped_when_a_rate_is_given() -> None:
+def test_unknown_optimizer_can_be_swapped_if_a_rate_is_given() -> None:
     net = mlp()
     old = torch.optim.Adagrad(net.parameters(), lr=0.01)
     run(net, old, digit_batches(2))
     with pytest.raises(ValueError, match='no rate is known for the optimizer "adagrad"'):
         swap(old, "adam")
     swapped = swap(old, "adam", lr=1e-3)
-    assert swapped.rate.text == "0.01 → 0.001, as asked"
+    assert swapped.rate.text == "0.01 → 0.001, as requested"
     assert not swapped.optimizer.state
     with pytest.raises(ValueError, match="the learning rate is 0 in every group"):
         swap(torch.optim.SGD(net.parameters(), lr=0.0), "adam")
 
 
-def test_sgd_with_momentum_set_is_momentum_and_with_0_is_sgd_again() -> None:
+def test_setting_momentum_turns_sgd_into_momentum_and_back() -> None:
     net, other = mlp(), mlp()
     ours, theirs = made("sgd", net), torch.optim.SGD(other.parameters(), lr=0.05)
     batches = digit_batches(12)
@@ -334,7 +336,7 @@ def test_sgd_with_momentum_set_is_momentum_and_with_0_is_sgd_again() -> None:
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "muon"])
-def test_new_betas_keep_the_bias_corrected_averages(name: str) -> None:
+def test_set_betas_keeps_the_bias_corrected_averages(name: str) -> None:
     net, optimizer = trained(name)
     before = {p: numbers(optimizer, p) for p in net.parameters()}
     assert set_betas(optimizer, (0.9, 0.999)) == (0.9, 0.999)
@@ -350,7 +352,7 @@ def test_new_betas_keep_the_bias_corrected_averages(name: str) -> None:
     assert compared == (7 if name == "muon" else 10)
 
 
-def test_weight_decay_is_set_in_the_groups_that_decay_or_in_all() -> None:
+def test_weight_decay_is_set_in_groups_that_have_it_or_in_all() -> None:
     net = mlp()
     optimizer = torch.optim.AdamW(
         [{"params": net.stem.parameters(), "weight_decay": 0.0}, {"params": net.head.parameters()}], weight_decay=0.1
@@ -364,20 +366,20 @@ def test_weight_decay_is_set_in_the_groups_that_decay_or_in_all() -> None:
     assert [g["weight_decay"] for g in optimizer.param_groups] == [0.2, 0.2]
 
 
-def test_a_setting_that_is_refused_says_why_and_changes_nothing() -> None:
+def test_refused_option_gives_a_reason_and_changes_nothing() -> None:
     adam, sgd = made("adam", mlp()), made("momentum", mlp())
-    for ask, said in (
+    for call, reason in (
         (lambda: set_momentum(adam, 0.5), "adam has betas, no momentum; try betas=…"),
         (lambda: momentum_of(made("rmsprop", mlp())), "rmsprop has no momentum to set; try optimizer=momentum"),
         (lambda: set_betas(sgd, (0.5, 0.5)), "momentum has momentum, no betas; try momentum=…"),
-        (lambda: betas_of(torch.optim.Muon([nn.Parameter(torch.ones(2, 2))])), "muon has no betas here"),
+        (lambda: betas_of(torch.optim.Muon([nn.Parameter(torch.ones(2, 2))])), "this muon has no betas"),
         (lambda: set_momentum(sgd, 1.0), "momentum = 1; allowed: a number ≥ 0 and < 1"),
         (lambda: set_betas(adam, (0.5, -0.1)), "betas = -0.1; allowed"),
         (lambda: set_weight_decay(adam, 11.0), "weight_decay = 11; allowed: a number ≥ 0 and ≤ 10"),
         (lambda: weight_decay_of(torch.optim.Rprop(mlp().parameters())), "rprop has no weight_decay"),
     ):
-        with pytest.raises(ValueError, match=said):
-            ask()
+        with pytest.raises(ValueError, match=reason):
+            call()
     assert (betas_of(adam), momentum_of(sgd), weight_decay_of(adam)) == ((0.9, 0.999), 0.9, 0.0)
 
 

@@ -1,4 +1,4 @@
-"""Schedules against torch's own schedulers; restored bit for bit; made in mid-run."""
+"""Schedules compared with torch's own schedulers; restored bit for bit; started during a run."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def rates_of(optimizer: torch.optim.Optimizer) -> list[float]:
     return [float(group["lr"]) for group in optimizer.param_groups]
 
 
-def after(optimizer: torch.optim.Optimizer, step: Callable[[], None], count: int) -> list[list[float]]:
-    """The rates of `count` updates."""
+def rates_used(optimizer: torch.optim.Optimizer, step: Callable[[], None], count: int) -> list[list[float]]:
+    """The rates of the next `count` updates."""
     used = []
     for _ in range(count):
         used.append(rates_of(optimizer))
@@ -92,14 +92,14 @@ TWINS: list[tuple[ScheduleSpec, Twin]] = [
 ]
 
 
-# torch's SequentialLR itself calls its parts with an epoch, which torch has deprecated.
+# torch's SequentialLR calls its schedulers with an epoch, which torch has deprecated.
 @pytest.mark.filterwarnings("ignore:The epoch parameter")
 @pytest.mark.parametrize(("what", "twin"), TWINS, ids=[f"{n}-{s.name}" for n, (s, _) in enumerate(TWINS)])
-def test_rates_are_those_of_torchs_own_schedulers(what: ScheduleSpec, twin: Twin) -> None:
+def test_rates_equal_torch_schedulers(what: ScheduleSpec, twin: Twin) -> None:
     theirs, ours = sgd(), sgd()
     scheduler, schedule = twin(theirs), make_schedule(what, ours, total_steps=N, from_step=0)
-    expected = after(theirs, scheduler.step, N - 1)
-    used = after(ours, lambda: schedule.step(1.0), N - 1)
+    expected = rates_used(theirs, scheduler.step, N - 1)
+    used = rates_used(ours, lambda: schedule.step(1.0), N - 1)
     for k, (a, b) in enumerate(zip(used, expected, strict=True)):
         assert a == pytest.approx(b, abs=1e-12), k
         assert a[0] == BASE * factor(what, k, N)
@@ -120,32 +120,32 @@ def test_rates_equal_lambda_lr_bit_for_bit(name: str, total: int) -> None:
     theirs, ours = sgd(*RATES), sgd(*RATES)
     scheduler = torchs_lambda(theirs, spec(name), total)
     schedule = make_schedule(spec(name), ours, total_steps=total, from_step=0)
-    assert after(ours, lambda: schedule.step(1.0), 600) == after(theirs, scheduler.step, 600)
+    assert rates_used(ours, lambda: schedule.step(1.0), 600) == rates_used(theirs, scheduler.step, 600)
     assert base_rates(ours) == [group["initial_lr"] for group in theirs.param_groups] == list(RATES)
 
 
 @pytest.mark.parametrize("name", CLOSED)
-def test_stepping_back_equals_lambda_lr_bit_for_bit(name: str) -> None:
+def test_step_back_equals_lambda_lr_bit_for_bit(name: str) -> None:
     theirs, ours = sgd(*RATES), sgd(*RATES)
-    expected = after(theirs, torchs_lambda(theirs, spec(name), 600).step, 601)
+    expected = rates_used(theirs, torchs_lambda(theirs, spec(name), 600).step, 601)
     schedule = make_schedule(spec(name), ours, total_steps=600, from_step=0)
     made = 0
     for forward, back in ((1, 1), (40, 7), (200, 150), (30, 1), (350, 17)):
-        assert after(ours, lambda: schedule.step(1.0), forward) == expected[made : made + forward]
-        schedule.back(back)
+        assert rates_used(ours, lambda: schedule.step(1.0), forward) == expected[made : made + forward]
+        schedule.step_back(back)
         made += forward - back
         assert rates_of(ours) == expected[made]
         assert schedule.factor == schedule.factor_at(made)
 
 
 @pytest.mark.parametrize("name", CLOSED)
-def test_schedule_made_in_mid_run_equals_a_new_lambda_lr_bit_for_bit(name: str) -> None:
+def test_schedule_started_during_a_run_equals_a_new_lambda_lr_bit_for_bit(name: str) -> None:
     theirs, ours = sgd(*RATES), sgd(*RATES)
     first = make_schedule(spec("warmup_cosine"), ours, total_steps=600, from_step=0)
-    after(ours, lambda: first.step(1.0), 217)
+    rates_used(ours, lambda: first.step(1.0), 217)
     scheduler = torchs_lambda(theirs, spec(name), 600 - 217)
     schedule = make_schedule(spec(name), ours, total_steps=600, from_step=217)
-    assert after(ours, lambda: schedule.step(1.0), 600) == after(theirs, scheduler.step, 600)
+    assert rates_used(ours, lambda: schedule.step(1.0), 600) == rates_used(theirs, scheduler.step, 600)
 
 
 def test_undo_restores_the_rates_of_a_run_bit_for_bit(keeper: FakeKeeper) -> None:
@@ -154,7 +154,7 @@ def test_undo_restores_the_rates_of_a_run_bit_for_bit(keeper: FakeKeeper) -> Non
     steering = steering_of(made)  # of 40 steps
     used: list[float] = []
     made.optimizer.register_step_post_hook(lambda o, *_: used.append(o.param_groups[0]["lr"]))
-    # The watch's own post-hook, which takes the multiplier off again, runs after this one.
+    # The watch's own post-hook, which removes the multiplier, runs after this one.
     asked = {4: parse("schedule=cosine"), 7: parse("lr=*3"), 11: Undo(), 15: Undo()}
     with Watch(made.model, made.optimizer, link=keeper.link, steering=steering, about=ABOUT, is_scenario=True) as run:
         run.begin_step()
@@ -164,23 +164,23 @@ def test_undo_restores_the_rates_of_a_run_bit_for_bit(keeper: FakeKeeper) -> Non
             step(made, run)
     cosine = [0.3 * factor(spec("cosine"), k, 36) for k in range(36)]
     twin = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.3)
-    assert [r for (r,) in after(twin, torchs_lambda(twin, spec("cosine"), 36).step, 36)] == cosine
+    assert [r for (r,) in rates_used(twin, torchs_lambda(twin, spec("cosine"), 36).step, 36)] == cosine
     multiplier = 3 * cosine[3] / cosine[3]
     assert used[:4] == [0.3] * 4
     assert used[4:7] == cosine[:3]
     assert used[7:11] == [rate * multiplier for rate in cosine[3:7]]
-    assert used[11:15] == cosine[3:7], "the multiplier undone: back before update 7"
-    assert used[15:] == [0.3] * 5, "the schedule undone"
+    assert used[11:15] == cosine[3:7], "the multiplier is undone: back before update 7"
+    assert used[15:] == [0.3] * 5, "the schedule is undone"
 
 
 @pytest.mark.parametrize("name", CLOSED)
-def test_schedule_made_in_mid_run_covers_the_steps_left_from_the_base_rate(name: str) -> None:
+def test_schedule_started_during_a_run_covers_the_remaining_steps_from_the_base_rate(name: str) -> None:
     optimizer = sgd(0.3, 0.06)
     first = make_schedule(spec("cosine"), optimizer, total_steps=100, from_step=0)
-    after(optimizer, lambda: first.step(1.0), 60)
+    rates_used(optimizer, lambda: first.step(1.0), 60)
     assert rates_of(optimizer)[0] < 0.15
     second = make_schedule(spec(name), optimizer, total_steps=100, from_step=60)
-    used = after(optimizer, lambda: second.step(1.0), 50)  # 10 past the end
+    used = rates_used(optimizer, lambda: second.step(1.0), 50)  # 10 past the end
     for k, (a, b) in enumerate(used):
         assert a == 0.3 * factor(spec(name), k, 40)
         assert b == 0.06 * factor(spec(name), k, 40)
@@ -204,7 +204,7 @@ def test_plateau_lowers_the_rate_as_computed_by_hand() -> None:
     schedule = make_schedule(
         spec("plateau", patience=5, gamma=0.5, floor=0.2), optimizer, total_steps=1000, from_step=0
     )
-    used = after(optimizer, lambda: schedule.step(2.0), 40)
+    used = rates_used(optimizer, lambda: schedule.step(2.0), 40)
     # The first loss is the best; the sixth without progress lowers the rate, and every sixth after that.
     assert [r[0] for r in used] == [0.4] * 7 + [0.2] * 6 + [0.1] * 6 + [0.2 * 0.4] * 21
     assert used[-1] == pytest.approx([0.08, 0.02])
@@ -254,7 +254,7 @@ def test_restored_schedule_continues_bit_for_bit(name: str, at: int) -> None:
     optimizer = sgd(0.3, 0.07)
     schedule = make_schedule(what, optimizer, total_steps=120, from_step=20)
     go(schedule, optimizer, 0, at)
-    kept, before = json.loads(json.dumps(schedule.state())), rates_of(optimizer)  # plain values, through a file
+    kept, before = json.loads(json.dumps(schedule.state())), rates_of(optimizer)  # plain values survive JSON
     expected = go(schedule, optimizer, at, 100)
 
     schedule.restore(kept)  # back in time on the same optimizer
@@ -269,10 +269,10 @@ def test_restored_schedule_continues_bit_for_bit(name: str, at: int) -> None:
     assert len({tuple(r) for r in expected}) > 1 or name == "constant"
 
 
-def test_restoring_another_schedules_state_is_refused_and_changes_nothing() -> None:
+def test_restoring_the_state_of_another_schedule_is_refused_and_changes_nothing() -> None:
     optimizer = sgd(0.3, 0.1)
     schedule = make_schedule(spec("cosine"), optimizer, total_steps=100, from_step=0)
-    after(optimizer, lambda: schedule.step(1.0), 10)
+    rates_used(optimizer, lambda: schedule.step(1.0), 10)
     before = schedule.state()
     for wrong in (
         make_schedule(spec("step"), sgd(0.3, 0.1), total_steps=9, from_step=0),
@@ -297,13 +297,13 @@ def test_schedule_continues_on_a_swapped_optimizer(name: str) -> None:
     swapped = swap(old, "adam")
     ratio = swapped.rate.lr / 0.1
     assert rates_of(swapped.optimizer) == pytest.approx([lr * ratio for lr in rates_of(old)], rel=1e-14)
-    moved = schedule.onto(swapped.optimizer)
+    moved = schedule.transfer_to(swapped.optimizer)
     assert rates_of(swapped.optimizer) == pytest.approx([lr * ratio for lr in rates_of(old)], rel=1e-14)
     assert moved.factor == pytest.approx(schedule.factor, rel=1e-14)
     for _ in range(25):
-        for optimizer, at_work in ((old, schedule), (swapped.optimizer, moved)):
+        for optimizer, active in ((old, schedule), (swapped.optimizer, moved)):
             optimizer.step()
-            at_work.step(2.0)
+            active.step(2.0)
         assert rates_of(swapped.optimizer) == pytest.approx([lr * ratio for lr in rates_of(old)], rel=1e-14)
 
 
@@ -315,14 +315,14 @@ USERS: dict[str, Twin] = {
 
 
 @pytest.mark.parametrize("name", USERS)
-def test_clip_settings_and_swap_do_not_disturb_a_users_scheduler(name: str) -> None:
-    def go(*, touched: bool) -> list[list[float]]:
+def test_clipping_options_and_swap_do_not_disturb_a_users_scheduler(name: str) -> None:
+    def go(*, changed: bool) -> list[list[float]]:
         optimizer = sgd(0.3, 0.1)
         scheduler = USERS[name](optimizer)
         used = []
         for k in range(25):
             update(optimizer)
-            if touched and k == 9:
+            if changed and k == 9:
                 assert clip((p for g in optimizer.param_groups for p in g["params"]), 0.1) is not None
                 set_momentum(optimizer, 0.5)
                 set_weight_decay(optimizer, 0.1)
@@ -331,12 +331,12 @@ def test_clip_settings_and_swap_do_not_disturb_a_users_scheduler(name: str) -> N
             used.append(rates_of(optimizer))
         return used
 
-    used = go(touched=False)
-    assert go(touched=True) == used
+    used = go(changed=False)
+    assert go(changed=True) == used
     assert len({tuple(r) for r in used}) > 2
 
 
-def test_a_tensor_rate_is_written_in_place() -> None:
+def test_tensor_rate_is_written_in_place() -> None:
     parameter = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.Adam([parameter], lr=torch.tensor(0.5, dtype=torch.float64), foreach=False)
     held = optimizer.param_groups[0]["lr"]

@@ -1,4 +1,4 @@
-"""The curvature of a run while it trains: read at the right place, for whoever wants it, and never felt by the run."""
+"""Curvature readings during a run: at the right steps, while a client watches, without changing the run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def made(name: str, *overrides: str) -> Setup:
     return build(scenario, on=torch.device("cpu"))
 
 
-def curving_of(setup: Setup, sampler: Sampler, **options: Any) -> CurvatureProbe:
+def probe_of(setup: Setup, sampler: Sampler, **options: Any) -> CurvatureProbe:
     return CurvatureProbe(
         setup.probe,
         setup.model,
@@ -56,7 +56,7 @@ def trained(
     *,
     steps: int = 18,
 ) -> list[float]:
-    """Losses, with a residual connection opened on the way where there are blocks."""
+    """The losses of a run that turns on residual connections at step 4 if the net has blocks."""
     steering = Steering(setup.model, setup.optimizer)
     plan = [(4, TurnKnob(knob="residual", value="on"))]
     losses = []
@@ -85,21 +85,21 @@ def trained(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_read_at_every_step_or_never_the_bits_are_the_same(name: str, keeper: FakeKeeper) -> None:
+def test_reading_curvature_does_not_change_the_run(name: str, keeper: FakeKeeper) -> None:
     plain, read = made(name), made(name)
     before = torch.get_rng_state()
     losses = trained(plain, None, None, Sampler(budget=0.0))
     sampler = Sampler(every=1)
-    assert trained(read, keeper, curving_of(read, sampler, at=range(100), on=True), sampler) == losses
+    assert trained(read, keeper, probe_of(read, sampler, at_steps=range(100), watched=True), sampler) == losses
     assert same(copy_of(read.model), copy_of(plain.model))
     assert same_state(state_of(read.optimizer), state_of(plain.optimizer))
     assert read.model.training == plain.model.training
     assert torch.equal(torch.get_rng_state(), before)
     taken = keeper.events(CurvatureTaken)
-    assert [event.step for event in taken] == list(range(19)), "before every update, and after the last"
+    assert [event.step for event in taken] == list(range(19)), "before every update and after the last one"
 
 
-def told(keeper: FakeKeeper) -> dict[str, list[Any]]:
+def readings_of(keeper: FakeKeeper) -> dict[str, list[Any]]:
     events = keeper.events()
     readings: list[ReadingsTaken] = keeper.readings()
     return {
@@ -109,27 +109,27 @@ def told(keeper: FakeKeeper) -> dict[str, list[Any]]:
     }
 
 
-def test_the_other_instruments_read_the_same_with_and_without_it(keeper: FakeKeeper) -> None:
+def test_curvature_does_not_change_other_readings(keeper: FakeKeeper) -> None:
     sampler, setup = Sampler(every=2), made("vanishing")
-    trained(setup, keeper, curving_of(setup, sampler, at=range(100)), sampler)
-    with_it = told(keeper)
+    trained(setup, keeper, probe_of(setup, sampler, at_steps=range(100)), sampler)
+    with_it = readings_of(keeper)
     assert all(with_it.values())
     folder = keeper.link.launch.path / "other"
     folder.mkdir()
     other = FakeKeeper(folder)
     try:
         trained(made("vanishing"), other, None, Sampler(every=2))
-        assert told(other) == with_it
+        assert readings_of(other) == with_it
     finally:
         other.close()
 
 
 @pytest.mark.parametrize("name", ["vanishing", "healthy"])
-def test_it_is_that_of_the_probe_batch_with_the_weights_before_the_update(name: str, keeper: FakeKeeper) -> None:
+def test_curvature_is_of_the_probe_batch_before_the_update(name: str, keeper: FakeKeeper) -> None:
     setup = made(name)
     steps = 6
     sampler = Sampler(budget=0.0)
-    trained(setup, keeper, curving_of(setup, sampler, at=(0, steps)), sampler, steps=steps)
+    trained(setup, keeper, probe_of(setup, sampler, at_steps=(0, steps)), sampler, steps=steps)
     first, last = keeper.events(CurvatureTaken)
     fresh = made(name)
     assert fresh.batches is not None
@@ -160,98 +160,100 @@ def test_it_is_that_of_the_probe_batch_with_the_weights_before_the_update(name: 
         assert last.edge == pytest.approx(wanted.lambda_max / 38_000, rel=1e-3)
 
 
-def test_it_is_told_as_plain_numbers_too(keeper: FakeKeeper) -> None:
+def test_curvature_is_also_emitted_as_measured_events(keeper: FakeKeeper) -> None:
     setup, sampler = made("vanishing"), Sampler(budget=0.0)
-    trained(setup, keeper, curving_of(setup, sampler, at=(3,)), sampler)
+    trained(setup, keeper, probe_of(setup, sampler, at_steps=(3,)), sampler)
     events = keeper.events()
     (taken,) = [e for e in events if isinstance(e, CurvatureTaken)]
-    numbers = {e.name: e for e in events if isinstance(e, Measured)}
-    assert set(numbers) == {"sharpness", "lambda_min", "stability_limit"}
-    assert {e.step for e in numbers.values()} == {3}
-    assert numbers["sharpness"].value == taken.sharpness
-    assert numbers["lambda_min"].value == taken.hessian.lambda_min
-    assert taken.hessian.how in numbers["sharpness"].how
-    assert (numbers["stability_limit"].value, numbers["stability_limit"].how) == (pytest.approx(20), "2/η")
+    measured = {e.name: e for e in events if isinstance(e, Measured)}
+    assert set(measured) == {"sharpness", "lambda_min", "stability_limit"}
+    assert {e.step for e in measured.values()} == {3}
+    assert measured["sharpness"].value == taken.sharpness
+    assert measured["lambda_min"].value == taken.hessian.lambda_min
+    assert taken.hessian.how in measured["sharpness"].how
+    assert (measured["stability_limit"].value, measured["stability_limit"].how) == (pytest.approx(20), "2/η")
 
 
-def test_a_full_batch_is_probed_whole() -> None:
+def test_probe_batch_of_a_full_batch_run_is_the_full_batch() -> None:
     setup = made("edge-of-stability", "data.subset=400")
     assert setup.probe().item() == pytest.approx(setup.loss().item(), rel=1e-6)
 
 
-def test_unless_somebody_asks_nothing_is_read(keeper: FakeKeeper) -> None:
+def test_curvature_is_not_read_unless_a_client_watches(keeper: FakeKeeper) -> None:
     setup, sampler = made("vanishing"), Sampler(every=1)
-    trained(setup, keeper, curving_of(setup, sampler), sampler)
+    trained(setup, keeper, probe_of(setup, sampler), sampler)
     assert keeper.events(CurvatureTaken) == []
 
 
-def test_it_is_read_while_one_of_several_wants_it() -> None:
+def test_curvature_is_read_while_any_client_watches() -> None:
     setup = made("saddle")
-    curvature_probe = curving_of(setup, Sampler(every=1, budget=0.01))
+    curvature_probe = probe_of(setup, Sampler(every=1, budget=0.01))
     assert not curvature_probe.due(0, paced=True)
-    assert curvature_probe.want(1, on=True) == curvature_probe.want(2, on=True) == "curvature is read"
+    assert curvature_probe.set_watching(1, on=True) == curvature_probe.set_watching(2, on=True) == "curvature is read"
     assert curvature_probe.due(0, paced=True)
-    assert curvature_probe.want(1, on=False) == "curvature is read"
+    assert curvature_probe.set_watching(1, on=False) == "curvature is read"
     assert curvature_probe.due(0, paced=False)
-    assert curvature_probe.want(2, on=False) == "curvature is no longer read"
+    assert curvature_probe.set_watching(2, on=False) == "curvature is no longer read"
     assert not curvature_probe.due(0, paced=True)
-    assert curvature_probe.want(3, on=False) == "curvature is no longer read", "asked by one who never wanted it"
+    assert curvature_probe.set_watching(3, on=False) == "curvature is no longer read", "a client that was not watching"
 
 
-def test_standing_still_only_a_new_place_is_worth_a_reading() -> None:
+def test_paused_run_is_read_again_only_at_another_step_or_rate() -> None:
     setup = made("saddle")
-    curvature_probe = curving_of(setup, Sampler(every=1, budget=0.01), on=True)
-    assert curvature_probe.due(5, paced=True, still=True)
+    curvature_probe = probe_of(setup, Sampler(every=1, budget=0.01), watched=True)
+    assert curvature_probe.due(5, paced=True, paused=True)
     curvature_probe.read(0, 5, paid=False)
     curvature_probe._sampler.curvature.last_s = -1e9  # as if long ago
-    assert not curvature_probe.due(5, paced=True, still=True)
-    assert curvature_probe.due(6, paced=True, still=True)
+    assert not curvature_probe.due(5, paced=True, paused=True)
+    assert curvature_probe.due(6, paced=True, paused=True)
     setup.optimizer.param_groups[0]["lr"] *= 2
-    assert curvature_probe.due(5, paced=True, still=True), "the limit is another one"
+    assert curvature_probe.due(5, paced=True, paused=True), "the stability limit has changed"
 
 
-def test_the_negative_share_comes_with_every_fourth_reading() -> None:
+def test_negative_fraction_is_part_of_every_fourth_reading() -> None:
     setup = made("vanishing")
-    curvature_probe = curving_of(setup, Sampler(), on=True)
+    curvature_probe = probe_of(setup, Sampler(), watched=True)
     shares = [curvature_probe.read(0, n, paid=True)[0].hessian.negative_fraction for n in range(2 * COUNT_EVERY)]  # type: ignore[union-attr]
     assert [n for n, share in enumerate(shares) if share is not None] == [0, COUNT_EVERY]
-    few = curving_of(made("saddle"), Sampler(), on=True)
+    few = probe_of(made("saddle"), Sampler(), watched=True)
     assert all(few.read(0, n, paid=True)[0].hessian.negative_fraction == 0.5 for n in range(3))  # type: ignore[union-attr]
 
 
-def test_what_torch_cannot_do_is_told_and_not_tried_again_until_asked() -> None:
+def test_failed_reading_warns_once_and_is_not_retried_until_asked() -> None:
     setup = made("saddle")
     tries = []
 
-    def refusing() -> Tensor:
+    def failing_loss() -> Tensor:
         tries.append(1)
         raise RuntimeError("no second derivative\nof this")
 
     sampler = Sampler()
-    curvature_probe = CurvatureProbe(refusing, setup.model, setup.optimizer, sampler=sampler, rate=lambda: 0.1, on=True)
+    curvature_probe = CurvatureProbe(
+        failing_loss, setup.model, setup.optimizer, sampler=sampler, rate=lambda: 0.1, watched=True
+    )
     assert curvature_probe.due(0, paced=True)
     (noted,) = curvature_probe.read(0, 0, paid=False)
     assert noted == Noted(step=0, text="the curvature could not be read: no second derivative", level="warning")
     sampler.curvature.last_s = -1e9
     assert not curvature_probe.due(1, paced=True)
-    curvature_probe.want(1, on=True)
+    curvature_probe.set_watching(1, on=True)
     assert curvature_probe.due(1, paced=True)
     assert tries == [1]
 
 
-def test_weights_that_are_no_numbers_give_a_reading_that_is_none(keeper: FakeKeeper) -> None:
+def test_non_finite_weights_give_a_nan_reading(keeper: FakeKeeper) -> None:
     setup = made("vanishing")
     with torch.no_grad():
         next(setup.model.parameters()).fill_(torch.nan)
-    (taken, *_) = curving_of(setup, Sampler(), on=True).read(0, 0, paid=True)
+    (taken, *_) = probe_of(setup, Sampler(), watched=True).read(0, 0, paid=True)
     assert isinstance(taken, CurvatureTaken)
     assert taken.sharpness != taken.sharpness
     keeper.link.emit(taken)
-    (heard,) = keeper.events(CurvatureTaken)
-    assert heard.hessian.lambda_min != heard.hessian.lambda_min
+    (received,) = keeper.events(CurvatureTaken)
+    assert received.hessian.lambda_min != received.hessian.lambda_min
 
 
-def test_an_own_loop_is_told_why_it_has_none(keeper: FakeKeeper) -> None:
+def test_curvature_is_rejected_for_a_user_loop_with_the_reason(keeper: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with Watch(net, optimizer, link=keeper.link) as run:

@@ -1,4 +1,4 @@
-"""A range test leaves no trace in the run; where there can be none it says why."""
+"""A range test leaves no trace in the run; where it is not possible, the reply gives the reason."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tui_descent.training.watch.watch import Watch
 
 
 def normed_conv() -> Setup:
-    """A convolutional net whose batch norms count what they have seen."""
+    """A setup with a convolutional net whose batch norms have running statistics."""
     torch.manual_seed(3)
     made = setup_of(SHUFFLED)
     made.model = nn.Sequential(
@@ -38,7 +38,7 @@ def normed_conv() -> Setup:
     return made
 
 
-# Without a trace.
+# No trace.
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def normed_conv() -> Setup:
     ],
     ids=["adam cosine dropout shuffled", "changes under way", "muon", "batch norm"],
 )
-def test_the_run_goes_on_as_if_it_had_never_been_tested(made: Any, plan: Any, start_run: Any) -> None:
+def test_range_test_leaves_no_trace_in_the_run(made: Any, plan: Any, start_run: Any) -> None:
     plain, tested = start_run(made(), plan=plan), start_run(made(), plan=plan)
     torch.manual_seed(9)
     expected, end = plain.go(60), torch.get_rng_state()
@@ -64,17 +64,19 @@ def test_the_run_goes_on_as_if_it_had_never_been_tested(made: Any, plan: Any, st
     assert tested.go(60, tests) == expected
     assert torch.equal(torch.get_rng_state(), end)
     assert same(copy_of(tested.setup.model), copy_of(plain.setup.model))
-    told = tested.keeper.events(RangeTestCompleted)
-    assert [e.step for e in told] == [1, 25, 26], "the last two are one"
-    assert [e.ahead[0] for e in told] == [expected[e.step] for e in told], "at s = 0 the next update's own loss"
+    results = tested.keeper.events(RangeTestCompleted)
+    assert [e.step for e in results] == [1, 25, 26], "two requests at one step share a test"
+    assert [e.ahead[0] for e in results] == [expected[e.step] for e in results], (
+        "at s = 0 the loss of the next update's batch"
+    )
     steps = [(r.step, r.loss, r.lr) for r in tested.keeper.steps()]
-    assert steps == [(r.step, r.loss, r.lr) for r in plain.keeper.steps()], "no step of the sweep is told"
+    assert steps == [(r.step, r.loss, r.lr) for r in plain.keeper.steps()], "the test's own steps are not reported"
     read = [[(r.step, r.values, r.global_grad_norm) for r in run.keeper.readings()] for run in (plain, tested)]
     assert len(read[0]) >= 20
     assert read[0] == read[1]
 
 
-def test_state_and_hooks_are_as_before(start_run: Any) -> None:
+def test_range_test_restores_state_and_hooks_even_if_it_is_ended(start_run: Any) -> None:
     run = start_run(setup_of(SHUFFLED))
     run.go(7)
     hooks = {name: list(found) for name, found in vars(run.setup.optimizer).items() if name.endswith("step_pre_hooks")}
@@ -101,7 +103,7 @@ class Fails(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.at, self.passes = 0, itertools.count(1)  # an iterator, which no snapshot restores
+        self.at, self.passes = 0, itertools.count(1)  # snapshots do not restore iterators
 
     def forward(self, x: Tensor) -> Tensor:
         if next(self.passes) == self.at:
@@ -110,7 +112,7 @@ class Fails(nn.Module):
 
 
 @pytest.mark.parametrize("at", [1, 5, 60, 150])
-def test_a_net_that_raises_is_put_back_and_says_so(at: int) -> None:
+def test_net_that_raises_is_restored_and_reported(at: int) -> None:
     made = setup_of(SHUFFLED)
     train_setup(made, 3)
     made.model = nn.Sequential(fails := Fails(), made.model)
@@ -123,50 +125,50 @@ def test_a_net_that_raises_is_put_back_and_says_so(at: int) -> None:
     assert digest([*steering.holders(), RandomState()]) == before
 
 
-def test_what_is_hooked_onto_the_optimizer_hears_nothing_of_it(start_run: Any) -> None:
-    """No turned rate upon the sweep's own, and no hold at the gradients that it drives beyond all numbers."""
+def test_optimizer_hooks_do_not_run_during_a_range_test(start_run: Any) -> None:
+    """The tested rates are not multiplied, and gradients that become infinite do not hold the run."""
     made, other = (setup_of(SMALL, name="sgd", lr=0.05) for _ in range(2))
     for one in (made, other):
         one.model = nn.Sequential(one.model, NanAtLargeOutputs())
         one.optimizer = torch.optim.SGD(one.model.parameters(), lr=0.05)
     run = start_run(made, plan={0: "lr=*3"})
-    run.watch.control.on_fault = "hold"  # which would wait for ever
+    run.watch.control.on_fault = "hold"  # a held run would wait forever
     run.step(RunRangeTest())
     found = run.keeper.events()
     assert not [e for e in found if isinstance(e, NotFinite)]
-    (swept,) = [e for e in found if isinstance(e, RangeTestCompleted)]
+    (result,) = [e for e in found if isinstance(e, RangeTestCompleted)]
     steering, test = new_range_test(other)
     steering.rate.turn("*3")
     other.optimizer.param_groups[0]["lr"] = 0.05 * 3
     train_setup(other, 1)
     other.optimizer.param_groups[0]["lr"] = 0.05
     twin = test.run(0, 1, nothing_asked)
-    assert msgspec.structs.replace(swept, seconds=0.0) == msgspec.structs.replace(twin, seconds=0.0)
-    assert swept.ended_at is not None
+    assert msgspec.structs.replace(result, seconds=0.0) == msgspec.structs.replace(twin, seconds=0.0)
+    assert result.ended_at is not None
     run.go(3)
-    assert [r.lr for r in run.keeper.steps()] == pytest.approx([0.15] * 3), "hooked on again"
+    assert [r.lr for r in run.keeper.steps()] == pytest.approx([0.15] * 3), "the hooks are attached again"
 
 
-def test_no_instrument_listens_to_its_passes(start_run: Any) -> None:
+def test_instruments_are_detached_during_a_range_test(start_run: Any) -> None:
     run = start_run(setup_of(SHUFFLED))
 
-    def listening(where: str = "") -> None:
-        heard.append(sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in run.setup.model.modules()))
+    def count_hooks(where: str = "") -> None:
+        hook_counts.append(sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in run.setup.model.modules()))
 
-    heard: list[int] = []
+    hook_counts: list[int] = []
     run.go(3)
-    listening()
-    RangeTest(run.steering, run.setup).run(0, 3, listening)
-    listening()
-    assert heard[0] > 0
-    assert heard[-1] == heard[0]
-    assert set(heard[1:-1]) == {0}
+    count_hooks()
+    RangeTest(run.steering, run.setup).run(0, 3, count_hooks)
+    count_hooks()
+    assert hook_counts[0] > 0
+    assert hook_counts[-1] == hook_counts[0]
+    assert set(hook_counts[1:-1]) == {0}
 
 
-# Where it cannot be.
+# Not possible.
 
 
-def test_held_at_numbers_that_are_none_it_says_why_and_what_helps(start_run: Any) -> None:
+def test_range_test_of_a_run_held_at_nan_is_rejected_with_advice(start_run: Any) -> None:
     run = start_run(setup_of(SHUFFLED))
     run.go(3)
     run.watch.control.on_fault = "hold"
@@ -177,7 +179,7 @@ def test_held_at_numbers_that_are_none_it_says_why_and_what_helps(start_run: Any
     assert rejected.reason == "a range test needs a finite loss; u goes back to the last good state"
 
 
-def test_weights_that_are_no_numbers_are_told_and_left() -> None:
+def test_range_test_with_non_finite_weights_is_refused() -> None:
     made = setup_of(SHUFFLED)
     _, test = new_range_test(made)
     with torch.no_grad():
@@ -186,7 +188,7 @@ def test_weights_that_are_no_numbers_are_told_and_left() -> None:
         test.run(0, 0, nothing_asked)
 
 
-def test_an_own_loop_says_why_it_has_none(keeper: FakeKeeper) -> None:
+def test_range_test_is_rejected_for_a_user_loop_with_the_reason(keeper: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     twin = copy.deepcopy(net)

@@ -1,4 +1,4 @@
-"""What is asked for in the midst of a range test, and what comes of its suggestion."""
+"""Commands during a range test, and adopting its suggestion."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from tui_descent.training.probes.range_test import STEPS
 from tui_descent.training.stop_run import StopRun
 
 
-def asking(run: Run, when: str, *commands: AnyCommand) -> None:
-    """Have these come in when the test is there."""
-    sweeping = run.watch.control._handler._range_test
-    assert sweeping is not None
-    look, waiting = sweeping._look, [*commands]
+def send_during(run: Run, when: str, *commands: AnyCommand) -> None:
+    """Let these commands arrive when the test is at place `when`."""
+    range_test = run.watch.control._handler._range_test
+    assert range_test is not None
+    before_pass, waiting = range_test._before_pass, [*commands]
 
-    def looked(where: str, carry_out: Any) -> None:
-        while where == when and waiting:
+    def before_pass_with_commands(place: str, carry_out: Any) -> None:
+        while place == when and waiting:
             run.keeper.send(waiting.pop(0))
-        look(where, carry_out)
+        before_pass(place, carry_out)
 
-    sweeping._look = looked  # type: ignore[method-assign]
+    range_test._before_pass = before_pass_with_commands  # type: ignore[method-assign]
 
 
-def test_it_tells_how_far_it_is_and_goes_back_to_the_state_before(start_run: Any) -> None:
+def test_range_test_reports_progress_and_then_the_previous_state(start_run: Any) -> None:
     run = start_run(setup_of(SHUFFLED))
     run.go(4, {3: [RunRangeTest()]})
     states = run.keeper.events(StateChanged)
@@ -45,9 +45,9 @@ def test_it_tells_how_far_it_is_and_goes_back_to_the_state_before(start_run: Any
     assert states[testing[-1] + 1].state == "running"
 
 
-def test_it_is_given_up_once_nobody_wants_it(start_run: Any) -> None:
+def test_range_test_ends_when_its_last_client_cancels(start_run: Any) -> None:
     run = start_run(setup_of(SHUFFLED))
-    asking(run, "rates 12/100", CancelRangeTest())
+    send_during(run, "rates 12/100", CancelRangeTest())
     run.go(2)
     run.step(RunRangeTest())
     found = run.keeper.events()
@@ -57,10 +57,10 @@ def test_it_is_given_up_once_nobody_wants_it(start_run: Any) -> None:
     assert not [e for e in found if isinstance(e, RangeTestCompleted)]
 
 
-def test_another_client_that_waits_keeps_it_going_and_is_answered(start_run: Any) -> None:
+def test_range_test_continues_for_another_waiting_client(start_run: Any) -> None:
     run = start_run(setup_of(SHUFFLED))
     run.go(2)
-    asking(run, "rates 5/100", RunRangeTest(), Mark(text="in its midst"))
+    send_during(run, "rates 5/100", RunRangeTest(), Mark(text="during the test"))
     number = run.keeper.send(RunRangeTest())
     run.go(3)
     found = run.keeper.events()
@@ -68,15 +68,15 @@ def test_another_client_that_waits_keeps_it_going_and_is_answered(start_run: Any
     assert len([e for e in found if isinstance(e, RangeTestCompleted)]) == 1
     assert sorted(e.request for e in done) == [number, number + 1, number + 2]
     kinds = [type(e) for e in found if isinstance(e, Marked | RangeTestCompleted)]
-    assert kinds == [Marked, RangeTestCompleted], "a mark waits for nothing"
+    assert kinds == [Marked, RangeTestCompleted], "a mark does not wait for the test"
 
 
-def test_a_turn_ends_it_and_acts_on_the_state_before_it(start_run: Any) -> None:
+def test_intervention_ends_the_range_test_and_acts_on_the_state_before_it(start_run: Any) -> None:
     run, other = start_run(setup_of(SHUFFLED)), start_run(setup_of(SHUFFLED))
     turn = parse("lr=*2")
     torch.manual_seed(1)
     expected = other.go(30, {10: [turn]})
-    asking(run, "rates 40/100", turn)
+    send_during(run, "rates 40/100", turn)
     torch.manual_seed(1)
     assert run.go(30, {10: [RunRangeTest()]}) == expected
     found = run.keeper.events()
@@ -86,10 +86,10 @@ def test_a_turn_ends_it_and_acts_on_the_state_before_it(start_run: Any) -> None:
     assert (turned.step, turned.old, turned.new) == (10, "0.00186603", "0.00373205")
 
 
-def test_stop_is_obeyed_in_its_midst(start_run: Any) -> None:
+def test_stop_ends_a_range_test(start_run: Any) -> None:
     run = start_run(setup_of(SHUFFLED))
     run.go(4)
-    asking(run, "rates 3/100", Stop())
+    send_during(run, "rates 3/100", Stop())
     with pytest.raises(StopRun):
         run.step(RunRangeTest())
     (rejected,) = run.keeper.events(CommandRejected)
@@ -97,7 +97,7 @@ def test_stop_is_obeyed_in_its_midst(start_run: Any) -> None:
     assert run.watch.next_step == 5
 
 
-def test_what_came_in_one_batch_with_it_ends_it_too(start_run: Any) -> None:
+def test_command_sent_together_with_a_range_test_ends_it(start_run: Any) -> None:
     run = start_run(setup_of(SHUFFLED))
     run.go(4)
     with pytest.raises(StopRun):
@@ -107,13 +107,13 @@ def test_what_came_in_one_batch_with_it_ends_it_too(start_run: Any) -> None:
     ]
 
 
-def test_none_under_way_is_no_error(start_run: Any) -> None:
+def test_cancel_without_a_range_test_is_no_error(start_run: Any) -> None:
     run = start_run(setup_of(SHUFFLED))
     run.go(2, {1: [CancelRangeTest()]})
     assert [e.what for e in run.keeper.events(CommandDone)] == ["no range test is running"]
 
 
-def test_adopting_is_an_ordinary_turn(start_run: Any) -> None:
+def test_suggestion_is_adopted_by_an_ordinary_intervention(start_run: Any) -> None:
     run = start_run(setup_of(SHUFFLED))
     run.go(3, {2: [RunRangeTest()]})
     (found,) = run.keeper.events(RangeTestCompleted)

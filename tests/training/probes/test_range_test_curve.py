@@ -1,4 +1,4 @@
-"""The sweep over rates and the look ahead against twins that know nothing of the program; what is suggested."""
+"""Range test and look-ahead compared with plain torch loops; the suggested rate."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from tui_descent.protocol.commands import RunRangeTest
 from tui_descent.protocol.events import RangeTestCompleted
 from tui_descent.scenario import presets
 from tui_descent.training.probes.look_ahead import SCALES, look_ahead
-from tui_descent.training.probes.range_test import MEMORY, STEPS, Curve, judged, span
+from tui_descent.training.probes.range_test import SMOOTHING, STEPS, Curve, rate_range, suggest_rate
 from tui_descent.training.setup.build import Setup, build
 
-# The sweep against a twin.
+# Compared with a plain loop.
 
 
 def twin_of(made: Setup, kind: Any, **options: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """A copy of the net and a fresh optimizer of torch's that remembers the same."""
+    """A copy of the net, and a torch optimizer with a copy of the state."""
     net = copy.deepcopy(made.model)
     optimizer = kind(net.parameters(), lr=1.0, **options)
     state = copy.deepcopy(made.optimizer.state_dict())
@@ -41,7 +41,7 @@ def twin_of(made: Setup, kind: Any, **options: Any) -> tuple[nn.Module, torch.op
 
 
 def clipped(net: nn.Module, limit: float) -> None:
-    """To the norm itself; torch's own divides by a millionth more."""
+    """Clips to the exact norm; torch's own function adds 1e-6 to the divisor."""
     norm = math.sqrt(sum(float((p.grad**2).sum()) for p in net.parameters() if p.grad is not None))
     for p in net.parameters():
         if p.grad is not None and norm > limit:
@@ -60,16 +60,16 @@ OPTIMIZERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("clip", [None, 0.3])
-def test_the_sweeps_losses_are_those_of_a_plain_loop_at_these_rates(name: str, clip: float | None) -> None:
+def test_range_test_losses_equal_a_plain_loop_at_the_same_rates(name: str, clip: float | None) -> None:
     spec, options = OPTIMIZERS[name]
     made = setup_of(SMALL, name=name, **spec)
     train_setup(made, 5)
     steering, test = new_range_test(made, clip=clip)
-    steering.rate.turn("*4")  # the sweep's rates are not multiplied
+    steering.rate.turn("*4")  # the tested rates are not multiplied
     net, optimizer = twin_of(made, **options)
     found = test.run(0, 5, nothing_asked)
     assert found.rate == pytest.approx(4 * spec["lr"])
-    # The next batches, which the test left where they were.
+    # The test has restored the batches, so these are the ones it used.
     batches = [made.batches.next() for _ in range(len(found.rates) + 1)]  # type: ignore[union-attr]
     still = [loss_of(net, batch).item() for batch in batches]
     losses = []
@@ -82,19 +82,19 @@ def test_the_sweeps_losses_are_those_of_a_plain_loop_at_these_rates(name: str, c
         optimizer.step()
         losses.append(loss_of(net, batches[n + 1]).item())
     assert found.still == pytest.approx(still[1:], rel=1e-9)
-    upto = next((n for n, loss in enumerate(losses) if loss > 20), len(losses))  # beyond, chaos
+    upto = next((n for n, loss in enumerate(losses) if loss > 20), len(losses))  # larger losses are chaotic
     assert upto > 50
     assert found.losses[:upto] == pytest.approx(losses[:upto], rel=1e-6)
     mean = 0.0
     for n, (loss, base) in enumerate(zip(found.losses, still[1:], strict=True), 1):
-        mean = MEMORY * mean + (1 - MEMORY) * (loss - base)
-        assert found.smooth[n - 1] == pytest.approx(found.level + mean / (1 - MEMORY**n), rel=1e-9)
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * (loss - base)
+        assert found.smooth[n - 1] == pytest.approx(found.level + mean / (1 - SMOOTHING**n), rel=1e-9)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("clip", [None, 0.3])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_looking_ahead_is_a_real_step_and_straight_on(name: str, clip: float | None, dtype: str) -> None:
+def test_look_ahead_losses_lie_along_a_real_update(name: str, clip: float | None, dtype: str) -> None:
     spec, options = OPTIMIZERS[name]
     made = setup_of(SMALL.replace("float64", dtype), name=name, **spec)
     train_setup(made, 5)
@@ -119,18 +119,18 @@ def test_looking_ahead_is_a_real_step_and_straight_on(name: str, clip: float | N
         assert abs(loss - loss_of(net, batch).item()) <= 1e-6 * max(1.0, abs(loss)), scale
 
 
-def test_looking_ahead_the_same_units_are_dropped_each_time() -> None:
+def test_look_ahead_drops_the_same_units_at_every_scale() -> None:
     made = setup_of(SHUFFLED)
     train_setup(made, 5)
     steering, _ = new_range_test(made)
-    made.optimizer.param_groups[0]["lr"] = 1e-12  # so small that the net is the same all along
+    made.optimizer.param_groups[0]["lr"] = 1e-12  # so small that the net hardly changes
     found = look_ahead(steering, made)
     assert found == pytest.approx([found[0]] * len(SCALES), abs=1e-6)
-    assert made.loss().item() != pytest.approx(found[0], abs=1e-3)  # another batch, other units
+    assert made.loss().item() != pytest.approx(found[0], abs=1e-3)  # another batch and other dropped units
 
 
-def test_the_update_ahead_is_the_one_that_then_is_made(start_run: Any) -> None:
-    """On a surface the loss after the next update is what the look ahead says at s = 1."""
+def test_look_ahead_uses_the_update_that_the_run_then_makes(start_run: Any) -> None:
+    """On a surface the loss after the next update is the look-ahead's loss at s = 1."""
     _, scenario = presets.find("saddle")
     run = start_run(build(scenario, on=CPU))
     run.go(6, {5: [RunRangeTest()]})
@@ -140,16 +140,16 @@ def test_the_update_ahead_is_the_one_that_then_is_made(start_run: Any) -> None:
     assert found.ahead[SCALES.index(1.0)] == run.losses[6]
 
 
-def test_a_rate_of_zero_moves_nothing() -> None:
+def test_look_ahead_is_empty_at_a_rate_of_zero() -> None:
     made = setup_of(SHUFFLED)
     made.optimizer.param_groups[0]["lr"] = 0.0
     _, test = new_range_test(made)
     found = test.run(0, 0, nothing_asked)
     assert (found.rate, found.ahead, found.scales) == (0.0, [], [])
-    assert len(found.rates) > 50, "the sweep has rates of its own"
+    assert len(found.rates) > 50, "the test has its own rates"
 
 
-# What it suggests.
+# The suggestion.
 
 
 def quadratic(curvature: float, rates: list[float]) -> list[float]:
@@ -161,14 +161,14 @@ def quadratic(curvature: float, rates: list[float]) -> list[float]:
     return losses
 
 
-def test_on_a_quadratic_the_loss_turns_at_two_over_the_curvature() -> None:
+def test_lowest_rate_on_a_quadratic_is_just_below_two_over_the_curvature() -> None:
     _, scenario = presets.find("first-descent")  # (2w − 3)², w₀ = 1: λ = 8, ½λ(w − 1.5)²
     made = build(scenario, on=CPU)
     _, test = new_range_test(made)
     found = test.run(0, 0, nothing_asked)
     twin = [0.25 * loss for loss in quadratic(8.0, found.rates)]
     assert found.losses == pytest.approx(twin, rel=1e-9)
-    assert found.smooth == pytest.approx(found.losses), "there is no noise to smooth away"
+    assert found.smooth == pytest.approx(found.losses), "without noise nothing is smoothed"
     factor = found.rates[1] / found.rates[0]
     assert found.lowest is not None
     assert 2 / 8 / factor < found.lowest <= 2 / 8
@@ -177,7 +177,7 @@ def test_on_a_quadratic_the_loss_turns_at_two_over_the_curvature() -> None:
     assert found.losses[-1] > 4 * min(found.losses)
 
 
-def test_on_the_working_preset_the_suggestion_is_a_good_rate() -> None:
+def test_suggestion_for_the_healthy_preset_is_a_good_rate() -> None:
     _, scenario = presets.find("healthy")
     torch.manual_seed(0)
     made = build(scenario, on=CPU)
@@ -201,23 +201,23 @@ def test_on_the_working_preset_the_suggestion_is_a_good_rate() -> None:
 
 
 def curve(losses: list[float], *, still: float = 1.0, low: float = 1e-7, high: float = 1.0) -> Curve:
-    made = Curve(still=[still] * (STEPS + 1), memory=0.0)
+    made = Curve(still=[still] * (STEPS + 1), smoothing=0.0)
     for n, loss in enumerate(losses):
         if not made.add(low * (high / low) ** (n / (STEPS - 1)), loss):
             break
     return made
 
 
-def test_a_valley_gives_a_tenth_of_its_rate() -> None:
+def test_suggestion_is_a_tenth_of_the_lowest_rate() -> None:
     made = curve([1.0] * 40 + [1 - n / 50 for n in range(1, 31)] + [0.4 + n for n in range(1, 31)])
     assert made.ended_at == made.rates[-1]
     assert made.losses[-1] == 2.4, "over four times the best"
-    lowest, suggestion, words = judged(made)
-    assert (lowest, suggestion, words) == (made.rates[69], made.rates[69] / 10, "")
+    lowest, suggestion, reason = suggest_rate(made)
+    assert (lowest, suggestion, reason) == (made.rates[69], made.rates[69] / 10, "")
 
 
 @pytest.mark.parametrize(
-    ("losses", "words"),
+    ("losses", "start"),
     [
         ([1.0] * STEPS, "flat"),
         ([1.0] * 50 + [0.995] * 30 + [9.0] * 20, "flat"),
@@ -227,22 +227,22 @@ def test_a_valley_gives_a_tenth_of_its_rate() -> None:
         ([1 - n / 200 for n in range(STEPS)], "the loss still falls at 1, the largest"),
     ],
 )
-def test_what_tells_nothing_gives_no_suggestion_and_says_so(losses: list[float], words: str) -> None:
-    _, suggestion, said = judged(curve(losses))
+def test_unclear_curve_gives_a_reason_instead_of_a_suggestion(losses: list[float], start: str) -> None:
+    _, suggestion, reason = suggest_rate(curve(losses))
     assert suggestion is None
-    assert said.startswith(words)
+    assert reason.startswith(start)
 
 
-def test_noise_alone_is_flat() -> None:
+def test_noise_alone_gives_no_suggestion() -> None:
     torch.manual_seed(0)
     for _ in range(50):
         made = Curve(still=[1.0] * (STEPS + 1))
         for n in range(STEPS):
             made.add(1e-7 * 10 ** (n * 7 / 99), 1.0 + 0.05 * float(torch.randn(())))
-        assert judged(made)[2].startswith(("flat", "unclear"))
+        assert suggest_rate(made)[2].startswith(("flat", "unclear"))
 
 
-def test_numbers_that_are_none_end_the_sweep_and_are_not_kept() -> None:
+def test_non_finite_loss_ends_the_range_test_and_is_not_kept() -> None:
     made = setup_of(SMALL, name="sgd", lr=0.05)
     made.model = nn.Sequential(made.model, NanAtLargeOutputs())
     _, test = new_range_test(made)
@@ -253,15 +253,15 @@ def test_numbers_that_are_none_end_the_sweep_and_are_not_kept() -> None:
 
 
 @pytest.mark.parametrize(("name", "size"), [("sgd", 1500**0.5), ("momentum", 10.0), ("adam", 1.0), ("muon", 1.0)])
-def test_the_span_is_of_the_optimizers_size_and_holds_the_present_rate(name: str, size: float) -> None:
+def test_rate_range_fits_the_optimizer_and_contains_the_present_rate(name: str, size: float) -> None:
     made = setup_of(SHUFFLED, name=name, lr=1e-2)
-    assert span(made.optimizer, 1e-2 * size) == pytest.approx((1e-7 * size, size))
-    assert span(made.optimizer, 1e-12) == pytest.approx((1e-13, size))
-    assert span(made.optimizer, 1e3) == pytest.approx((1e-7 * size, 1e4))
-    assert span(made.optimizer, 0.0) == pytest.approx((1e-7 * size, size))
+    assert rate_range(made.optimizer, 1e-2 * size) == pytest.approx((1e-7 * size, size))
+    assert rate_range(made.optimizer, 1e-12) == pytest.approx((1e-13, size))
+    assert rate_range(made.optimizer, 1e3) == pytest.approx((1e-7 * size, 1e4))
+    assert rate_range(made.optimizer, 0.0) == pytest.approx((1e-7 * size, size))
 
 
-def test_groups_keep_their_ratio() -> None:
+def test_parameter_groups_keep_their_rate_ratio() -> None:
     made = setup_of(SMALL, name="sgd", lr=0.05)
     first, *rest = made.model.parameters()
     made.optimizer = torch.optim.SGD([{"params": [first], "lr": 0.1}, {"params": rest, "lr": 0.0}])

@@ -1,4 +1,4 @@
-"""What is trained on: the digits that travel along, the drawn sets, and the order of the batches."""
+"""Training data: the shipped digits, the generated toy data, and the order of the batches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def numbered(n: int) -> DataSet:
     return DataSet(x=x, y=torch.arange(n) % 3, held_out_x=x[:0], held_out_y=torch.arange(0), classes=3)
 
 
-def test_the_digits_are_1797_of_which_1437_train() -> None:
+def test_digits_have_1437_training_and_360_held_out_samples() -> None:
     data = digits.load(DigitsData())
     assert data.x.shape == (1437, 64)
     assert data.held_out_x.shape == (360, 64)
@@ -29,25 +29,25 @@ def test_the_digits_are_1797_of_which_1437_train() -> None:
     assert (data.classes, data.features) == (10, 64)
 
 
-def test_the_digits_are_those_of_the_source() -> None:
+def test_digits_have_the_class_counts_of_the_source() -> None:
     data = digits.load(DigitsData())
     counts = Counter([*data.y.tolist(), *data.held_out_y.tolist()])
     assert [counts[n] for n in range(10)] == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
     held_out = Counter(data.held_out_y.tolist())
-    assert min(held_out.values()) > 20, "every class is among the held out"
+    assert min(held_out.values()) > 20, "every class is held out in part"
 
 
-def test_the_digits_are_centred_by_the_training_part_and_scaled_once() -> None:
+def test_digits_are_centred_per_pixel_and_scaled_as_a_whole_by_the_training_part() -> None:
     data = digits.load(DigitsData())
     assert data.x.mean(dim=0).abs().max() < 1e-5
     assert data.x.std().item() == pytest.approx(1.0, abs=1e-3)
     assert 0.9 < data.held_out_x.std().item() < 1.1
-    assert data.held_out_x.mean(dim=0).abs().max() > 1e-3, "the held out part must not set its own centre"
+    assert data.held_out_x.mean(dim=0).abs().max() > 1e-3, "the held-out part must not be centred by itself"
     spread = data.x.std(dim=0)
-    assert spread.max() > 1.5, "one scale for all pixels, not one each"
+    assert spread.max() > 1.5, "one scale for all pixels, not one per pixel"
 
 
-def test_the_pixels_were_whole_numbers_from_0_to_16() -> None:
+def test_pixels_were_integers_from_0_to_16() -> None:
     data = digits.load(DigitsData())
     both = torch.cat([data.x, data.held_out_x]).double()
     smallest = both.min(dim=0).values
@@ -58,14 +58,14 @@ def test_the_pixels_were_whole_numbers_from_0_to_16() -> None:
     assert levels.max().round() == 16
 
 
-def test_a_subset_is_the_first_and_the_held_out_stay() -> None:
+def test_subset_is_the_first_samples_and_keeps_the_held_out_ones() -> None:
     whole, part = digits.load(DigitsData()), digits.load(DigitsData(subset=300))
     assert torch.equal(part.x, whole.x[:300])
     assert torch.equal(part.held_out_x, whole.held_out_x)
 
 
 @pytest.mark.parametrize("kind", TOYS)
-def test_a_drawn_set_comes_from_its_seed_alone(kind: type[ToyData]) -> None:
+def test_toy_data_depend_only_on_the_seed(kind: type[ToyData]) -> None:
     torch.manual_seed(1)
     a = toys.load(kind(), seed=3)
     torch.manual_seed(2)
@@ -78,7 +78,7 @@ def test_a_drawn_set_comes_from_its_seed_alone(kind: type[ToyData]) -> None:
 
 
 @pytest.mark.parametrize("kind", TOYS)
-def test_a_drawn_set_has_two_balanced_classes_and_a_fifth_held_out(kind: type[ToyData]) -> None:
+def test_toy_data_have_two_balanced_classes_and_a_fifth_held_out(kind: type[ToyData]) -> None:
     data = toys.load(kind(points=501), seed=0)
     assert data.x.shape == (401, 2)
     assert data.held_out_x.shape == (100, 2)
@@ -90,7 +90,7 @@ def test_a_drawn_set_has_two_balanced_classes_and_a_fifth_held_out(kind: type[To
     assert points.mean(dim=0).abs().max() < 1e-5
 
 
-def test_the_classes_of_each_set_are_where_they_should_be() -> None:
+def test_toy_classes_have_the_expected_shapes() -> None:
     circles = toys.load(CirclesData(noise=0.0), seed=0)
     radius = circles.x.norm(dim=1)
     assert radius[circles.y == 0].min() > radius[circles.y == 1].max()
@@ -103,17 +103,17 @@ def test_the_classes_of_each_set_are_where_they_should_be() -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 7])
-def test_every_epoch_takes_every_sample_once(seed: int) -> None:
+def test_every_epoch_uses_every_sample_once_in_a_new_order(seed: int) -> None:
     batches = Batches(numbered(96), batch_size=32, full=False, seed=seed)
     orders = []
     for _ in range(5):
         epoch = torch.cat([batches.next()[0].flatten() for _ in range(3)])
         assert sorted(epoch.tolist()) == list(range(96))
         orders.append(tuple(epoch.tolist()))
-    assert len(set(orders)) == 5, "every epoch in an order of its own"
+    assert len(set(orders)) == 5, "every epoch has its own order"
 
 
-def test_the_last_short_batch_is_left_out_and_nothing_comes_twice() -> None:
+def test_incomplete_last_batch_is_dropped_and_no_sample_repeats() -> None:
     batches = Batches(numbered(1437), batch_size=64, full=False, seed=0)
     seen: Counter[float] = Counter()
     for _ in range(3):
@@ -122,17 +122,17 @@ def test_the_last_short_batch_is_left_out_and_nothing_comes_twice() -> None:
         values = torch.cat(epoch).tolist()
         assert len(set(values)) == len(values)
         seen.update(values)
-    assert len(seen) > 1437 * 0.99, "another part is left out each time"
+    assert len(seen) > 1437 * 0.99, "each epoch drops other samples"
 
 
-def test_inputs_and_classes_stay_together() -> None:
+def test_inputs_keep_their_classes() -> None:
     batches = Batches(numbered(100), batch_size=7, full=False, seed=0)
     for _ in range(50):
         x, y = batches.next()
         assert torch.equal(x.flatten().long() % 3, y)
 
 
-def test_the_order_comes_from_the_seed_alone() -> None:
+def test_batch_order_depends_only_on_the_seed() -> None:
     a = Batches(numbered(100), batch_size=10, full=False, seed=1)
     torch.manual_seed(99)
     b = Batches(numbered(100), batch_size=10, full=False, seed=1)
@@ -141,13 +141,13 @@ def test_the_order_comes_from_the_seed_alone() -> None:
     assert first[0] == first[1] != first[2]
 
 
-def test_a_full_batch_is_all_of_it_in_place() -> None:
+def test_full_batch_is_the_whole_data_set_in_order() -> None:
     batches = Batches(numbered(50), batch_size=8, full=True, seed=0)
     for _ in range(3):
         assert batches.next()[0].flatten().tolist() == list(range(50))
 
 
-def test_a_batch_larger_than_the_set_is_the_set() -> None:
+def test_batch_size_is_limited_to_the_data_set() -> None:
     batches = Batches(numbered(20), batch_size=64, full=False, seed=0)
     for _ in range(3):
         assert sorted(batches.next()[0].flatten().tolist()) == list(range(20))

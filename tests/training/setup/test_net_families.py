@@ -1,4 +1,4 @@
-"""Conv net, transformer and text: against formulas written apart, and under the instruments."""
+"""Conv net, transformer and text data compared with independent formulas; every net family with all instruments."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from tui_descent.training.setup.nets.parts import ChannelNorm, ChannelRMSNorm
 FAMILIES = ["mlp", "conv", "transformer"]
 
 
-def test_the_symbols_are_printable_ascii_and_the_lines_end() -> None:
+def test_symbols_are_printable_ascii_and_line_feed() -> None:
     assert sorted(SYMBOLS) == ["\n", *(chr(n) for n in range(32, 127))]
     assert len(SYMBOLS) == COUNT
 
 
-def test_the_text_is_the_help_pages_and_its_tail_is_held_out() -> None:
+def test_text_is_the_help_pages_and_its_end_is_held_out() -> None:
     data = text.load(32)
-    kept = [c for c in text.pages() if c in SYMBOLS]
+    keeper = [c for c in text.pages() if c in SYMBOLS]
     start = "".join(SYMBOLS[n] for n in data.x[:2000].tolist())
-    assert start == "".join(kept[:2000])
-    assert 100_000 < len(data.x) == round(0.9 * len(kept))
-    tail = "".join(kept[len(data.x) :])
+    assert start == "".join(keeper[:2000])
+    assert 100_000 < len(data.x) == round(0.9 * len(keeper))
+    tail = "".join(keeper[len(data.x) :])
     for x, y in zip(data.held_out_x, data.held_out_y, strict=True):
         assert torch.equal(x[1:], y[:-1])
         assert "".join(SYMBOLS[n] for n in x.tolist()) in tail
     assert data.held_out_x.shape == (128, 32)
 
 
-def test_windows_follow_the_text_and_only_the_seed_decides() -> None:
+def test_windows_are_parts_of_the_text_and_depend_only_on_the_seed() -> None:
     data = text.load(16)
     a, b, c = (Windows(data, batch_size=4, context=16, seed=seed) for seed in (1, 1, 2))
     x, y = a.next()
@@ -55,7 +55,7 @@ def test_windows_follow_the_text_and_only_the_seed_decides() -> None:
     assert torch.equal(a.next()[0], later)
 
 
-def test_no_place_sees_what_comes_after_it() -> None:
+def test_transformer_positions_do_not_see_later_tokens() -> None:
     net = setup("transformer", residual="on").model
     x = torch.randint(COUNT, (2, 12))
     changed = x.clone()
@@ -72,15 +72,15 @@ def attention_by_hand(w: dict[str, Tensor], n: int, h: Tensor, heads: int) -> Te
     size = width // heads
     for head in range(heads):
         s = slice(head * size, (head + 1) * size)
-        for place in range(t):
-            scores = (k[:, : place + 1, s] * q[:, place : place + 1, s]).sum(-1) / math.sqrt(size)
-            out[:, place, s] = (scores.softmax(-1)[..., None] * v[:, : place + 1, s]).sum(1)
+        for position in range(t):
+            scores = (k[:, : position + 1, s] * q[:, position : position + 1, s]).sum(-1) / math.sqrt(size)
+            out[:, position, s] = (scores.softmax(-1)[..., None] * v[:, : position + 1, s]).sum(1)
     return out @ w[f"blocks.{n}.attention.out.weight"].T + w[f"blocks.{n}.attention.out.bias"]
 
 
 @pytest.mark.parametrize("where", ["none", "pre", "post"])
 @pytest.mark.parametrize("residual", ["off", "on"])
-def test_the_transformer_is_the_formula(where: str, residual: str) -> None:
+def test_transformer_equals_the_formula(where: str, residual: str) -> None:
     norm = "none" if where == "none" else {"name": "layer", "where": where}
     net = setup("transformer", dtype="float64", residual=residual, norm=norm).model
     w = {name: p.detach() for name, p in net.named_parameters()}
@@ -99,7 +99,7 @@ def test_the_transformer_is_the_formula(where: str, residual: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["pre", "mid", "post"])
-def test_the_conv_net_is_the_formula(where: str) -> None:
+def test_conv_net_equals_the_formula(where: str) -> None:
     net = setup("conv", dtype="float64", residual="on", norm={"name": "layer", "where": where}).model
     w = {name: p.detach() for name, p in net.named_parameters()}
     x = torch.randn(5, 64, dtype=torch.float64)
@@ -114,7 +114,7 @@ def test_the_conv_net_is_the_formula(where: str) -> None:
     torch.testing.assert_close(net(x), h.mean(dim=(2, 3)) @ w["head.weight"].T + w["head.bias"])
 
 
-def test_norms_of_images_are_over_channels_and_places() -> None:
+def test_image_norms_are_over_channels_and_positions() -> None:
     x = torch.randn(2, 6, 4, 4, dtype=torch.float64)
     layer, rms = ChannelNorm(6).double()(x), ChannelRMSNorm(6).double()(x)
     torch.testing.assert_close(layer, F.layer_norm(x, (6, 4, 4)))
@@ -127,7 +127,7 @@ def test_norms_of_images_are_over_channels_and_places() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_family_learns_and_is_evaluated(family: str) -> None:
+def test_every_net_family_learns_and_is_evaluated(family: str) -> None:
     made = setup(family, residual="on", optimizer={"name": "adam", "lr": 1e-2})
     losses = train(made, 120)
     assert sum(losses[-20:]) / 20 < 0.75 * losses[0]
@@ -141,30 +141,30 @@ def test_a_family_learns_and_is_evaluated(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_batch_is_the_mean_of_its_halves(family: str) -> None:
+def test_batch_loss_is_the_mean_of_the_losses_of_its_halves(family: str) -> None:
     made = setup(family, dtype="float64")
     whole, size = made.loss(), made.size()
-    first, second = made.part(slice(0, size // 2)), made.part(slice(size // 2, size))
+    first, second = made.loss_of_part(slice(0, size // 2)), made.loss_of_part(slice(size // 2, size))
     assert first is not None
     assert second is not None
     assert ((first + second) / 2).item() == pytest.approx(whole.item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_instruments_see_every_family_and_change_nothing(family: str) -> None:
+def test_instruments_measure_every_net_family_without_changing_losses(family: str) -> None:
     watched, plain = (setup(family, residual="on", norm="layer") for _ in range(2))
     net = structure(watched.model)
-    measuring = InstrumentSet(net, list(watched.model.parameters()))
+    instruments = InstrumentSet(net, list(watched.model.parameters()))
     losses = []
     for _ in range(4):
-        measuring.attach(slow=True)
+        instruments.attach(slow=True)
         loss = watched.loss()
         losses.append(loss.item())
         watched.optimizer.zero_grad()
         loss.backward()
-        measuring.before_update()
+        instruments.before_update()
         watched.optimizer.step()
-        sample = measuring.after_update().result()
+        sample = instruments.after_update().result()
         assert len(sample.rows) == len(net.layers)
         assert len(sample.ledger) == (3 if family == "mlp" else 0)
     assert losses == train(plain, 4)
@@ -173,37 +173,37 @@ def test_the_instruments_see_every_family_and_change_nothing(family: str) -> Non
 
 @pytest.mark.parametrize("slow", [False, True])
 @pytest.mark.parametrize("signals", [False, True])
-def test_every_set_of_tiers_has_its_own_columns_and_no_others(signals: bool, slow: bool) -> None:
+def test_each_choice_of_instruments_measures_its_own_columns_and_no_others(signals: bool, slow: bool) -> None:
     made = setup("mlp", activation="tanh")
-    measuring = InstrumentSet(structure(made.model), list(made.model.parameters()))
+    instruments = InstrumentSet(structure(made.model), list(made.model.parameters()))
     for step in range(3):
-        measuring.attach(signals=signals, slow=slow)
+        instruments.attach(signals=signals, slow=slow)
         loss = made.loss()
         made.optimizer.zero_grad()
         loss.backward()
-        measuring.before_update(step=step, partial=True)
-        measuring.remember(step)
+        instruments.before_update(step=step, partial=True)
+        instruments.remember(step)
         made.optimizer.step()
-        sample = measuring.after_update().result()
+        sample = instruments.after_update().result()
         record = ReadingRecord(step, 0, sample.global_grad_norm, 0.0, math.nan, sample.rows)
         found = set(unpack(record).values)
         always = {"grad_norm", "grad_rms", "weight_norm", "update_norm", "update_ratio"}
         cosines = {"backprop_factor"} | ({"grad_cosine"} if step else set())
-        bends = {"saturated_fraction", "activation_mean", "activation_std"}
+        slow_columns = {"saturated_fraction", "activation_mean", "activation_std"}
         assert always <= found
-        assert found - {"dead_fraction"} == always | (cosines if signals else set()) | (bends if slow else set())
+        assert found - {"dead_fraction"} == always | (cosines if signals else set()) | (slow_columns if slow else set())
         assert bool(sample.ledger) == slow == (sample.ledger is not None)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_same_seed_makes_the_same_net_and_leaves_the_global_numbers_alone(family: str) -> None:
+def test_same_seed_gives_the_same_net_and_training(family: str) -> None:
     a, b = setup(family, seed=3), setup(family, seed=3)
     assert all(torch.equal(p, q) for p, q in zip(a.model.parameters(), b.model.parameters(), strict=True))
     assert train(a, 3) == train(b, 3)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_dropout_stands_in_every_block_and_acts_only_in_training(family: str) -> None:
+def test_every_block_has_dropout_and_it_acts_only_in_training(family: str) -> None:
     made, without = setup(family, dropout=0.5), setup(family)
     assert not any(isinstance(m, nn.Dropout) for m in without.model.modules())
     assert sum(isinstance(m, nn.Dropout) for m in made.model.modules()) == len(made.model.blocks)  # type: ignore[arg-type]

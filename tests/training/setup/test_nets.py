@@ -1,4 +1,4 @@
-"""The networks and surfaces against formulas written out by hand in float64."""
+"""Nets and surfaces compared with formulas written out in NumPy, in float64."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def array(tensor: Tensor) -> Array:
 
 
 def normed(h: Array, kind: str) -> Array:
-    """With γ = 1 and β = 0, as a fresh norm has them."""
+    """LayerNorm or RMSNorm with γ = 1 and β = 0, as in a new norm."""
     if kind == "layer":
         return (h - h.mean(axis=1, keepdims=True)) / np.sqrt(h.var(axis=1, keepdims=True) + 1e-5)
     return h / np.sqrt((h**2).mean(axis=1, keepdims=True) + np.finfo(np.float64).eps)
@@ -55,7 +55,7 @@ def by_hand(
     where: str = "pre",
     skip: tuple[float, float] | None = None,
 ) -> Array:
-    """`skip` is gate and scale."""
+    """The MLP's outputs for x; `skip` is (gate, scale)."""
     w = {name: array(p) for name, p in net.named_parameters()}
     phi = np.vectorize(ACTIVATIONS[activation])
     h = x @ w["stem.weight"].T + w["stem.bias"]
@@ -81,49 +81,49 @@ def check(net: Mlp, **spec: Any) -> None:
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_the_net_is_the_formula_for_every_activation(activation: str) -> None:
+def test_mlp_equals_the_formula_for_every_activation(activation: str) -> None:
     check(mlp(dtype=torch.float64, depth=4, activation=activation), activation=activation)
 
 
 @pytest.mark.parametrize("where", ["pre", "mid", "post"])
 @pytest.mark.parametrize("norm", ["layer", "rms"])
-def test_the_net_is_the_formula_for_every_norm_and_place(norm: str, where: str) -> None:
+def test_mlp_equals_the_formula_for_every_norm_and_place(norm: str, where: str) -> None:
     spec = {"norm": norm, "where": where, "activation": "tanh"}
     check(mlp(dtype=torch.float64, activation="tanh", norm={"name": norm, "where": where}), **spec)
 
 
 @pytest.mark.parametrize("gate", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("scale", [1.0, 0.3])
-def test_the_net_is_the_formula_with_a_skip_at_every_gate(gate: float, scale: float) -> None:
+def test_mlp_equals_the_formula_for_every_skip_gate(gate: float, scale: float) -> None:
     net = mlp(dtype=torch.float64, depth=5, activation="sigmoid", residual={"name": "on", "scale": scale})
     for block in net.blocks:
         block.skip.gate, block.skip.branch = gate, 1 - gate + gate * scale
     check(net, activation="sigmoid", skip=(gate, scale))
 
 
-def test_a_norm_and_a_skip_together() -> None:
+def test_mlp_equals_the_formula_with_norm_and_skip() -> None:
     net = mlp(dtype=torch.float64, norm={"name": "rms", "where": "pre"}, residual="on", depth=9)
     check(net, norm="rms", where="pre", skip=(1.0, 1 / 3))
 
 
-def test_the_default_scale_is_one_over_the_root_of_the_depth() -> None:
+def test_default_residual_scale_is_one_over_the_root_of_the_depth() -> None:
     assert default_scale(25) == pytest.approx(0.2)
     net = mlp(residual="on", depth=4)
     assert [block.skip.branch for block in net.blocks] == [0.5] * 4
 
 
-def test_a_closed_skip_is_the_branch_alone_and_an_open_one_adds_the_input() -> None:
+def test_skip_with_gate_0_is_the_branch_and_with_gate_1_adds_the_input() -> None:
     x, fx = torch.randn(5, 8), torch.randn(5, 8)
-    assert torch.equal(Skip(1.0, gate=0.0).join(x, fx), fx)
-    assert torch.equal(Skip(1.0, gate=0.0).join(x * float("inf"), fx), fx)
-    assert torch.equal(Skip(1.0).join(x, fx), x + fx)
-    assert torch.equal(Skip(0.25).join(x, fx), x + 0.25 * fx)
-    assert torch.allclose(Skip(0.625, gate=0.5).join(x, fx), 0.5 * x + 0.625 * fx)
+    assert torch.equal(Skip(1.0, gate=0.0).combine(x, fx), fx)
+    assert torch.equal(Skip(1.0, gate=0.0).combine(x * float("inf"), fx), fx)
+    assert torch.equal(Skip(1.0).combine(x, fx), x + fx)
+    assert torch.equal(Skip(0.25).combine(x, fx), x + 0.25 * fx)
+    assert torch.allclose(Skip(0.625, gate=0.5).combine(x, fx), 0.5 * x + 0.625 * fx)
 
 
-def test_a_skip_carries_the_gradient_past_the_branch() -> None:
+def test_skip_passes_the_gradient_around_the_branch() -> None:
     x = torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
-    Skip(0.25).join(x, torch.zeros_like(x)).sum().backward()
+    Skip(0.25).combine(x, torch.zeros_like(x)).sum().backward()
     assert torch.equal(x.grad, torch.ones_like(x))  # type: ignore[arg-type]
 
 
@@ -143,7 +143,7 @@ SURFACES: dict[str, tuple[Callable[..., float], Callable[..., tuple[float, ...]]
 
 
 @pytest.mark.parametrize("name", SURFACES)
-def test_a_surface_and_its_slope_are_the_closed_form(name: str) -> None:
+def test_surface_and_its_gradient_equal_the_closed_form(name: str) -> None:
     assert set(SURFACES) == set(FUNCTIONS)
     value, slope = SURFACES[name]
     generator = np.random.default_rng(0)
@@ -169,27 +169,27 @@ def test_a_surface_and_its_slope_are_the_closed_form(name: str) -> None:
     ],
     ids=lambda s: f"{s.name} {s.gain:g}" if isinstance(s, InitSpec) else None,
 )
-def test_weights_are_drawn_with_the_spread_of_the_formula(spec: InitSpec, std: float) -> None:
+def test_initial_weights_have_the_standard_deviation_of_the_formula(spec: InitSpec, std: float) -> None:
     weight = torch.empty(200, 300, dtype=torch.float64)
-    parts.draw(weight, spec, torch.Generator().manual_seed(0))
+    parts.init_weight(weight, spec, torch.Generator().manual_seed(0))
     assert weight.std().item() == pytest.approx(std, rel=0.02)
     assert abs(weight.mean().item()) < 4 * std / math.sqrt(weight.numel())
 
 
 def test_orthogonal_weights_are_orthogonal() -> None:
     weight = torch.empty(20, 30, dtype=torch.float64)
-    parts.draw(weight, InitSpec(name="orthogonal", gain=3.0), torch.Generator().manual_seed(0))
+    parts.init_weight(weight, InitSpec(name="orthogonal", gain=3.0), torch.Generator().manual_seed(0))
     assert torch.allclose(weight @ weight.T, 9 * torch.eye(20, dtype=torch.float64), atol=1e-12)
 
 
-def test_only_the_blocks_biases_take_the_inits_bias() -> None:
+def test_initial_bias_applies_only_to_blocks() -> None:
     net = mlp(init={"name": "he", "bias": -4.0}, depth=2)
     assert torch.equal(net.blocks[0].linear.bias, torch.full((16,), -4.0))
     assert not net.stem.bias.any()
     assert not net.head.bias.any()
 
 
-def test_the_same_seed_makes_the_same_net_and_leaves_the_global_numbers_alone() -> None:
+def test_same_seed_gives_the_same_mlp_and_keeps_the_global_random_state() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
     a, b, c = mlp(seed=1), mlp(seed=1), mlp(seed=2)
@@ -199,7 +199,7 @@ def test_the_same_seed_makes_the_same_net_and_leaves_the_global_numbers_alone() 
     assert not torch.equal(a.stem.weight, c.stem.weight)
 
 
-def test_a_scenario_is_built_in_its_dtype_with_its_optimizer() -> None:
+def test_scenario_is_built_in_its_dtype_with_its_optimizer() -> None:
     from tui_descent.scenario import presets
 
     _, scenario = presets.find("healthy", overrides=["run.dtype=float64", "optimizer.lr=0.25"])
@@ -214,7 +214,7 @@ def test_a_scenario_is_built_in_its_dtype_with_its_optimizer() -> None:
     assert not torch.equal(first, setup.loss())
 
 
-def test_mean_squared_error_is_against_one_hot_targets() -> None:
+def test_mse_loss_uses_one_hot_targets() -> None:
     from tui_descent.scenario import presets
 
     _, scenario = presets.find("healthy", overrides=["loss=mse", "run.dtype=float64"])

@@ -56,7 +56,7 @@ def jump_of(made: Any, kind: Any, where: Any, way: str) -> float:
     """By how much the loss on the probe batch rises when norms are added; the net itself is not changed."""
     net = copy.deepcopy(made)
     before = net.probe().item()
-    probe = net.probed if way == "calibrated" else None
+    probe = net.probe_outputs_and_loss if way == "calibrated" else None
     surgery.set_norm(net.model, blocks_of(net), NormSpec(name=kind, where=where), probe=probe)
     assert all(p.grad is None for n, p in net.model.named_parameters() if ".norm." in n)
     return float(net.probe().item()) - float(before)
@@ -105,7 +105,9 @@ def test_calibration_fits_only_the_norms_and_is_deterministic() -> None:
     train(made, 100)
     nets = [copy.deepcopy(made) for _ in range(2)]
     for net in nets:
-        surgery.set_norm(net.model, blocks_of(net), NormSpec(name="layer", where="pre"), probe=net.probed)
+        surgery.set_norm(
+            net.model, blocks_of(net), NormSpec(name="layer", where="pre"), probe=net.probe_outputs_and_loss
+        )
     assert same(*(copy_of(net.model) for net in nets))
     keeper = dict(nets[0].model.named_parameters())
     assert all(torch.equal(p, keeper[n]) for n, p in made.model.named_parameters())
@@ -128,7 +130,7 @@ def test_norm_way_calibrates_only_a_net_that_has_learned_something() -> None:
     assert surgery.norm_way(0.9, 2.3) == surgery.norm_way(2.05, 2.3) == "calibrated"
     assert surgery.norm_way(2.3, 2.3) == surgery.norm_way(1e6, 2.3) == surgery.norm_way(math.nan, 2.3) == "instant"
     made = setup("mlp")
-    assert made.silent().item() == pytest.approx(math.log(10), rel=1e-6)
+    assert made.loss_of_zero_outputs().item() == pytest.approx(math.log(10), rel=1e-6)
 
 
 def test_calibrating_one_norm_is_least_squares() -> None:
@@ -349,7 +351,7 @@ def test_attention_has_no_activation_to_swap() -> None:
 
 def test_init_uses_the_fans_of_convolution_and_embedding() -> None:
     conv, table = torch.empty(64, 32, 3, 3), torch.empty(300, 64)
-    parts.draw(conv, InitSpec(name="xavier"), generator())
+    parts.init_weight(conv, InitSpec(name="xavier"), generator())
     assert conv.std().item() == pytest.approx((2 / (32 * 9 + 64 * 9)) ** 0.5, rel=0.03)
-    parts.draw(table, InitSpec(name="xavier"), generator(), lookup=True)
+    parts.init_weight(table, InitSpec(name="xavier"), generator(), embedding=True)
     assert table.std().item() == pytest.approx((2 / 65) ** 0.5, rel=0.03)

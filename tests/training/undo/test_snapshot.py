@@ -18,7 +18,7 @@ from tui_descent.training.undo.torch_state import TorchState
 
 
 class Net(nn.Module):
-    """A block, a batch norm, and state of every kind that a network can hold."""
+    """A net with every kind of state: a block, a batch norm, buffers, unregistered tensors, plain attributes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ def change(net: Net) -> None:
     with torch.no_grad():
         net.mask[0] = 0.0
         net.block.core.weight.add_(1.0)
-    net(torch.rand(4, 8))  # moves the running statistics and the count
+    net(torch.rand(4, 8))  # changes the running statistics and the count
     net.unregistered += 1
     net.block.put_norm(nn.LayerNorm(8), "post")
     net.block.activation = nn.GELU()
@@ -46,12 +46,12 @@ def change(net: Net) -> None:
     net.block.put_dropout(0.5)
     net.norm.eps = 0.1
     net.norm.weight.requires_grad_(False)
-    net.late = nn.Linear(2, 2)
-    net.counts["late"] = [1]
+    net.added = nn.Linear(2, 2)
+    net.counts["added"] = [1]
     net.eval()
 
 
-def seen(net: Net) -> dict[str, Any]:
+def state_of_net(net: Net) -> dict[str, Any]:
     return {
         "mask": net.mask.tolist(),
         "structure": repr(net),
@@ -66,53 +66,53 @@ def seen(net: Net) -> dict[str, Any]:
     }
 
 
-def test_it_restores_what_state_dict_leaves_out() -> None:
+def test_snapshot_restores_what_state_dict_leaves_out() -> None:
     net = Net()
-    before, saved, snapshot = seen(net), copy.deepcopy(net.state_dict()), taken(net)
+    before, saved, snapshot = state_of_net(net), copy.deepcopy(net.state_dict()), snapshot_of(net)
     change(net)
     net.load_state_dict(saved, strict=False)
-    left = {name for name, value in seen(net).items() if value != before[name]}
-    assert left == set(before), "the names of the weights, too, are those of the changed structure"
+    left = {name for name, value in state_of_net(net).items() if value != before[name]}
+    assert left == set(before), "the weights, too, have the names of the changed structure"
     for name in before["weights"]:
         if name in net.state_dict():
             assert net.state_dict()[name].tolist() == before["weights"][name]
     snapshot.restore()
-    assert seen(net) == before
+    assert state_of_net(net) == before
 
 
-def test_it_can_be_restored_more_than_once_and_does_not_change_with_the_net() -> None:
+def test_snapshot_can_be_restored_more_than_once_and_is_independent_of_the_net() -> None:
     net = Net()
-    before, snapshot = seen(net), taken(net)
+    before, snapshot = state_of_net(net), snapshot_of(net)
     for _ in range(2):
         change(net)
-        assert seen(net) != before
+        assert state_of_net(net) != before
         snapshot.restore()
-        assert seen(net) == before
+        assert state_of_net(net) == before
 
 
-def test_every_object_stays_the_same_one() -> None:
+def test_restore_keeps_the_identity_of_every_object() -> None:
     net = Net()
     held = [*net.modules(), *net.parameters(), *net.buffers(), net.unregistered, net.counts, net.counts["seen"]]
-    snapshot = taken(net)
+    snapshot = snapshot_of(net)
     change(net)
     snapshot.restore()
     there = [*net.modules(), *net.parameters(), *net.buffers(), net.unregistered, net.counts, net.counts["seen"]]
     assert [id(found) for found in there] == [id(found) for found in held]
 
 
-def test_a_skip_that_opens_further_is_restored_within_the_same_object() -> None:
+def test_skip_gate_is_restored_within_the_same_object() -> None:
     net = Net()
     net.block.skip = skip = Skip(1.0, gate=0.25)
-    snapshot = taken(net)
+    snapshot = snapshot_of(net)
     skip.gate, net.block.skip = 1.0, None
     snapshot.restore()
     assert net.block.skip is skip
     assert skip.gate == 0.25
 
 
-def test_hooks_and_a_forward_set_on_a_module_are_left_alone() -> None:
+def test_restore_leaves_hooks_and_an_instance_forward_alone() -> None:
     net = Net()
-    snapshot = taken(net)
+    snapshot = snapshot_of(net)
     calls: list[str] = []
     net.register_forward_hook(lambda *_: calls.append("hook"))
     forward = net.forward
@@ -123,7 +123,7 @@ def test_hooks_and_a_forward_set_on_a_module_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD], ids=lambda kind: kind.__name__)
-def test_an_optimizer_goes_on_as_if_nothing_had_been_in_between(kind: Any) -> None:
+def test_restored_optimizer_repeats_the_same_updates(kind: Any) -> None:
     net, outside = mlp(), nn.Parameter(torch.ones(2))
     optimizer = kind([{"params": net.parameters()}, {"params": [outside], "lr": 0.5}], lr=0.01)
 
@@ -137,7 +137,7 @@ def test_an_optimizer_goes_on_as_if_nothing_had_been_in_between(kind: Any) -> No
 
     train(3)
     groups, params = optimizer.param_groups, optimizer.param_groups[0]["params"]
-    snapshot = taken(net, optimizer)
+    snapshot = snapshot_of(net, optimizer)
     weights, other = train(3)
     optimizer.param_groups[0].update(lr=7.0)
     optimizer.param_groups[0]["params"].pop()
@@ -151,7 +151,7 @@ def test_an_optimizer_goes_on_as_if_nothing_had_been_in_between(kind: Any) -> No
     assert torch.equal(once_more, other)
 
 
-def test_torch_schedulers_are_restored_within_containers_too() -> None:
+def test_torch_schedulers_within_containers_are_restored() -> None:
     class Falling:
         calls = 0
 
@@ -172,28 +172,28 @@ def test_torch_schedulers_are_restored_within_containers_too() -> None:
         return found
 
     rates(2)
-    snapshot = taken({"schedulers": [both]})
+    snapshot = snapshot_of({"schedulers": [both]})
     first = rates(6)
     snapshot.restore()
     assert rates(6) == first
 
 
-def test_random_numbers_go_on_from_where_they_were() -> None:
+def test_random_numbers_repeat_after_restore() -> None:
     snapshot = Snapshot([RandomState()], segment=0, step=0)
     first = torch.rand(3)
     snapshot.restore()
     assert torch.equal(torch.rand(3), first)
 
 
-def test_it_knows_its_size_and_whether_its_weights_are_finite() -> None:
+def test_snapshot_knows_its_size_and_whether_its_weights_are_finite() -> None:
     net = nn.Linear(3, 2)
-    snapshot = taken(net)
+    snapshot = snapshot_of(net)
     assert snapshot.nbytes == (3 * 2 + 2) * 4
     with torch.no_grad():
         net.weight[0, 0] = torch.nan
-    assert snapshot.finite()
-    assert not taken(net).finite()
+    assert snapshot.has_finite_weights()
+    assert not snapshot_of(net).has_finite_weights()
 
 
-def taken(*roots: object) -> Snapshot:
+def snapshot_of(*roots: object) -> Snapshot:
     return Snapshot([TorchState(*roots)], segment=0, step=0)

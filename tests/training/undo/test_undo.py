@@ -1,4 +1,4 @@
-"""Undo and redo stand where the run stood: the bits that follow are those of a run that never had what was undone."""
+"""Undo and redo restore the exact state: the run then equals one without what was undone, bit for bit."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def play(keeper: FakeKeeper) -> Iterator[Callable[..., PlayedRun]]:
         run.watch.__exit__(None, None, None)
 
 
-def test_three_interventions_undone_are_as_if_they_never_were(play: Any, home: Path) -> None:
+def test_three_undone_interventions_leave_no_trace(play: Any, home: Path) -> None:
     plain = losses_without_undo(home / "plain", 400)
     run = play(TURNS)
     turned = run.go(400, Undo(), Undo(), Undo())
@@ -61,7 +61,7 @@ def test_three_interventions_undone_are_as_if_they_never_were(play: Any, home: P
     assert places == [(0, 400, 300, 1), (1, 300, 200, 2), (2, 200, 100, 3)]
 
 
-def test_redone_they_are_as_if_they_had_never_been_undone(play: Any, home: Path) -> None:
+def test_redo_of_three_interventions_equals_a_run_without_undo(play: Any, home: Path) -> None:
     through = losses_without_undo(home / "through", 450, TURNS)
     run = play(TURNS)
     run.go(400, Undo(), Undo(), Undo())
@@ -70,7 +70,7 @@ def test_redone_they_are_as_if_they_had_never_been_undone(play: Any, home: Path)
     assert run.go(450) == through[400:]
 
 
-def test_undone_redone_and_undone_again(play: Any, home: Path) -> None:
+def test_undo_after_redo_is_exact(play: Any, home: Path) -> None:
     plain, through = losses_without_undo(home / "plain", 330), losses_without_undo(home / "through", 340, TURNS)
     run = play(TURNS)
     run.go(331, Undo(), Undo(), Undo())
@@ -84,7 +84,7 @@ def test_undone_redone_and_undone_again(play: Any, home: Path) -> None:
     assert all("value only" not in e.what for e in events if isinstance(e, CommandDone))
 
 
-def test_one_redone_of_three(play: Any, home: Path) -> None:
+def test_one_redo_after_three_undos_is_exact(play: Any, home: Path) -> None:
     first = losses_without_undo(home / "first", 350, {100: TURNS[100]})
     run = play(TURNS)
     run.go(400, Undo(), Undo(), Undo(), Redo())
@@ -93,7 +93,7 @@ def test_one_redone_of_three(play: Any, home: Path) -> None:
 
 
 @pytest.mark.parametrize("turn", ["activation=gelu", "residual=on"])
-def test_in_the_midst_of_a_transition(turn: str, play: Any, home: Path) -> None:
+def test_undo_and_redo_are_exact_during_a_transition(turn: str, play: Any, home: Path) -> None:
     through, plain = losses_without_undo(home / "t", 120, {20: turn}), losses_without_undo(home / "p", 120)
     run = play({20: turn})
     run.go(30, Undo())
@@ -103,7 +103,7 @@ def test_in_the_midst_of_a_transition(turn: str, play: Any, home: Path) -> None:
     assert run.go(120) == plain[20:120]
 
 
-def test_an_undo_within_the_transition_begun_by_the_turn_before(play: Any, home: Path) -> None:
+def test_undo_during_a_transition_keeps_the_transition_before_it(play: Any, home: Path) -> None:
     blended = losses_without_undo(home / "b", 100, {20: "activation=gelu"})
     run = play({20: "activation=gelu", 40: "activation=relu"})
     run.go(90, Undo())
@@ -111,7 +111,7 @@ def test_an_undo_within_the_transition_begun_by_the_turn_before(play: Any, home:
     assert run.go(100) == blended[40:]
 
 
-def test_the_digest_is_of_the_whole_state(play: Any) -> None:
+def test_digest_covers_the_whole_state(play: Any) -> None:
     run = play()
     run.go(10)
     before = run.digest()
@@ -147,7 +147,7 @@ def test_the_digest_is_of_the_whole_state(play: Any) -> None:
     ],
     ids=["average", "betas", "state", "schedule", "batches", "mode", "dropout", "frozen", "random"],
 )
-def test_every_part_of_the_state_comes_back(spoil: Any, play: Any) -> None:
+def test_snapshot_restores_every_part_of_the_state(spoil: Any, play: Any) -> None:
     run = play()
     run.go(10)
     before = run.digest()
@@ -160,7 +160,7 @@ def test_every_part_of_the_state_comes_back(spoil: Any, play: Any) -> None:
     assert [id(p) for p in run.setup.model.parameters()] == parameters
 
 
-def test_nothing_to_undo_and_nothing_to_redo(play: Any) -> None:
+def test_undo_and_redo_without_interventions_are_rejected(play: Any) -> None:
     run = play()
     run.go(5, Undo(), Redo())
     assert run.watch.next_step == 5
@@ -168,20 +168,20 @@ def test_nothing_to_undo_and_nothing_to_redo(play: Any) -> None:
     assert reasons == ["nothing to undo: no intervention is in force", "nothing to redo"]
 
 
-def test_a_new_intervention_ends_what_could_be_redone(play: Any) -> None:
+def test_new_intervention_clears_the_redo_stack(play: Any) -> None:
     run = play({5: "lr=*2"})
     run.go(10, Undo(), parse("lr=*3"), Redo())
     assert [e.reason for e in run.keeper.events(CommandRejected)] == ["nothing to redo"]
 
 
-def test_what_is_turned_but_not_learnt_from_is_no_intervention(play: Any) -> None:
+def test_pace_change_cannot_be_undone(play: Any) -> None:
     run = play()
     run.go(5, parse("pace=400"), Undo())
     assert len(run.keeper.events(CommandRejected)) == 1
     assert run.watch.steering.pace == 400
 
 
-def test_over_the_budget_the_value_alone_goes_back(play: Any) -> None:
+def test_undo_over_budget_restores_the_value_only(play: Any) -> None:
     run = play({5: "lr=*2"}, budget=1000)
     run.go(10, Undo(), Redo())
     assert run.watch.next_step == 10
@@ -193,17 +193,17 @@ def test_over_the_budget_the_value_alone_goes_back(play: Any) -> None:
     assert (back.new, forth.new) == (first.old, first.new)
 
 
-def test_an_undo_by_value_is_announced_when_the_knob_is_turned(play: Any) -> None:
+def test_undo_by_value_is_announced_when_the_knob_is_turned(play: Any) -> None:
     run = play({5: "lr=*2"}, budget=1000)
     run.go(10, parse("activation=gelu"))
     for turned in run.keeper.events(KnobTurned):
-        said = re.search(
+        reason = re.search(
             r"undo restores the value only: the exact state takes ([\d,]+) MB, the undo budget is 0 MB$", turned.note
         )
-        assert said is not None
+        assert reason is not None
 
 
-def test_without_a_budget_no_snapshot_is_kept(play: Any) -> None:
+def test_no_snapshot_is_kept_with_a_budget_of_zero(play: Any) -> None:
     run = play(budget=0)
     run.go(10, parse("lr=*2"))
     run.go(12, Undo())
@@ -212,7 +212,7 @@ def test_without_a_budget_no_snapshot_is_kept(play: Any) -> None:
     assert "by value only" in done.what
 
 
-def test_without_memory_for_a_snapshot_the_run_goes_on(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_continues_if_there_is_no_memory_for_a_snapshot(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("injected")
 
@@ -224,7 +224,7 @@ def test_without_memory_for_a_snapshot_the_run_goes_on(play: Any, monkeypatch: p
     assert "by value only: there is no memory left for the exact state" in done.what
 
 
-def test_a_refused_turn_takes_no_snapshot(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejected_intervention_takes_no_snapshot(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run = play()
     run.go(4)
     taken: list[Any] = []
@@ -235,7 +235,7 @@ def test_a_refused_turn_takes_no_snapshot(play: Any, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("budget", [10**9, 1000], ids=["from the snapshot", "over the budget"])
-def test_a_turn_that_fails_half_way_is_put_back(budget: int, play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_intervention_is_rolled_back(budget: int, play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run = play(budget=budget)
     run.go(10)
     before = run.digest()
@@ -254,7 +254,7 @@ def test_a_turn_that_fails_half_way_is_put_back(budget: int, play: Any, monkeypa
     assert run.digest() == before
 
 
-def test_the_budget_is_kept_and_the_oldest_snapshots_go_first(play: Any) -> None:
+def test_budget_is_kept_by_dropping_the_oldest_snapshots(play: Any) -> None:
     run = play()
     run.go(2)  # Adam's averages are there now
     one = Snapshot(run.undo.holders(), segment=0, step=2).nbytes
@@ -269,11 +269,11 @@ def test_the_budget_is_kept_and_the_oldest_snapshots_go_first(play: Any) -> None
     assert ["by value only" in what for what in done] == [False, False, False, True]
 
 
-def test_after_numbers_that_are_none_the_last_good_snapshot_comes_back(play: Any) -> None:
+def test_undo_after_nan_restores_the_last_good_snapshot(play: Any) -> None:
     run = play()
     run.go(10)
     good = run.digest()
-    run.undo._period_ends_s = 0.0
+    run.undo._next_periodic_s = 0.0
     assert run.undo.take_periodic(0, 10) is not None
     run.go(15)
     run.watch.control.on_fault = "hold"
@@ -283,11 +283,11 @@ def test_after_numbers_that_are_none_the_last_good_snapshot_comes_back(play: Any
     assert run.watch.next_step == 10
     assert run.watch.progress.rewound
     assert run.digest() == good
-    told = [e.reason for e in run.keeper.events(StateChanged) if e.state == "held"]
-    assert told == []  # both commands were at hand before it had to stand still
+    held = [e.reason for e in run.keeper.events(StateChanged) if e.state == "held"]
+    assert held == []  # both commands had arrived before the run was held
 
 
-def test_a_foreign_loop_gets_model_and_optimizer_back_and_goes_on_counting(keeper: FakeKeeper) -> None:
+def test_undo_in_a_user_loop_restores_model_and_optimizer_but_not_its_step_count(keeper: FakeKeeper) -> None:
     keeper.link.launch = msgspec.structs.replace(keeper.link.launch, socket="there")
     net = mlp()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
@@ -309,11 +309,11 @@ def test_a_foreign_loop_gets_model_and_optimizer_back_and_goes_on_counting(keepe
                 assert {float(s["step"]) for s in optimizer.state.values()} == {4.0}
                 assert run.steering.rate.value == 1e-3
         assert run.next_step == 12
-    (told,) = keeper.events(Rewound)
-    assert (told.to_step, told.step, told.segment) == (4, 8, 1)
+    (rewound,) = keeper.events(Rewound)
+    assert (rewound.to_step, rewound.step, rewound.segment) == (4, 8, 1)
 
 
-def test_undo_while_held_within_a_step_brings_the_first_optimizer_back(keeper: FakeKeeper) -> None:
+def test_undo_while_held_within_a_step_restores_the_first_optimizer(keeper: FakeKeeper) -> None:
     keeper.link.launch = msgspec.structs.replace(keeper.link.launch, socket="there")
     made = make_setup("mlp", optimizer={"name": "momentum", "lr": 0.01})
     steering = Steering(made.model, made.optimizer, setup=made, steps=40, init="he")
@@ -343,5 +343,5 @@ def test_undo_while_held_within_a_step_brings_the_first_optimizer_back(keeper: F
                 seen["optimizer"] = made.optimizer
         assert seen["held"] is not first
         assert seen["optimizer"] is made.optimizer is first
-    (told,) = keeper.events(Rewound)
-    assert told.to_step == 3
+    (rewound,) = keeper.events(Rewound)
+    assert rewound.to_step == 3

@@ -1,4 +1,4 @@
-"""Undo in a loop of the user's own: net, optimizer and what `state` names go back, its counter and data go on."""
+"""Undo in a user loop restores net, optimizer and what `state` names; the loop's counter and data go on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STEPS, TURN_AT, UNDO_AT = 14, 4, 9
 
 
 class Warmup:
-    """A scheduler of one's own that knows no torch: it writes the rate and can be saved."""
+    """A user's own scheduler, not derived from torch's: it sets the rate and has a state_dict."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
@@ -45,7 +45,7 @@ class Warmup:
 
 
 class Falling:
-    """A factor of LambdaLR that counts by itself."""
+    """A factor for LambdaLR that counts its calls."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -57,12 +57,12 @@ class Falling:
 
 SCHEDULES: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
     "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.02, total_steps=2 * STEPS),
-    "LambdaLR that counts": lambda o: lr_scheduler.LambdaLR(o, Falling()),
+    "LambdaLR that counts calls": lambda o: lr_scheduler.LambdaLR(o, Falling()),
     "SequentialLR": lambda o: lr_scheduler.SequentialLR(
         o, [lr_scheduler.LinearLR(o), lr_scheduler.CosineAnnealingLR(o, T_max=20)], milestones=[6]
     ),
     "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=1, factor=0.7),
-    "its own": Warmup,
+    "user-defined": Warmup,
 }
 
 
@@ -71,17 +71,18 @@ def train(
     keeper: FakeKeeper | None,
     *,
     named: bool = True,
-    again: int | None = None,
+    skip_to: int | None = None,
 ) -> tuple[list[float], list[torch.Tensor], int]:
-    """Turn, undo, go on; or without a link the same updates with no turn, `again` those that an undo takes back.
+    """Train with an intervention and its undo; without a link, train without both.
 
-    Returns the rates that updates were made with, the weights at the end, and the loop's own count.
+    `skip_to` leaves out the updates from `TURN_AT` to it, which the undo takes back. Returns the rates of
+    all updates, the weights at the end, and the loop's step count.
     """
     net = mlp()
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
     scheduler = schedule(optimizer)
     batches = digit_batches(STEPS)
-    order = list(range(STEPS)) if again is None else [*range(TURN_AT), *range(again, STEPS)]
+    order = list(range(STEPS)) if skip_to is None else [*range(TURN_AT), *range(skip_to, STEPS)]
     state = {"scheduler": scheduler} if named else {}
     rates: list[float] = []
     with Watch(
@@ -109,18 +110,20 @@ def keeper_with_undo(keeper: FakeKeeper) -> FakeKeeper:
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_the_scheduler_goes_back_and_the_loops_counter_and_data_go_on(name: str, keeper_with_undo: FakeKeeper) -> None:
+def test_undo_restores_a_named_scheduler_but_not_the_loops_counter_and_data(
+    name: str, keeper_with_undo: FakeKeeper
+) -> None:
     rates, weights, count = train(SCHEDULES[name], keeper_with_undo)
-    # The twin: a loop that never made the updates from the turn to the undo.
-    expected, twin, _ = train(SCHEDULES[name], None, again=UNDO_AT)
+    # The twin is a loop without the updates from the intervention to the undo.
+    expected, twin, _ = train(SCHEDULES[name], None, skip_to=UNDO_AT)
     assert rates[UNDO_AT:] == expected[TURN_AT:]
     assert same(weights, twin)
     assert count == STEPS
-    (told,) = keeper_with_undo.events(Rewound)
-    assert (told.to_step, told.step) == (TURN_AT, UNDO_AT)
+    (rewound,) = keeper_with_undo.events(Rewound)
+    assert (rewound.to_step, rewound.step) == (TURN_AT, UNDO_AT)
 
 
-def test_undone_and_redone_to_the_last_bit(keeper_with_undo: FakeKeeper) -> None:
+def test_undo_and_redo_restore_weights_and_adam_state_bit_for_bit(keeper_with_undo: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     seen: dict[int, Any] = {}
@@ -133,7 +136,7 @@ def test_undone_and_redone_to_the_last_bit(keeper_with_undo: FakeKeeper) -> None
             optimizer.step()
             seen[n] = copy_of(net), state_of(optimizer)
             if n in asked:
-                keeper_with_undo.send(asked[n])
+                keeper_with_undo.order(asked[n])
             run.step(loss)
             if n in (8, 10):
                 there = seen[4 if n == 8 else 8]
@@ -142,17 +145,17 @@ def test_undone_and_redone_to_the_last_bit(keeper_with_undo: FakeKeeper) -> None
     assert len(keeper_with_undo.events(Rewound)) == 2
 
 
-def test_a_scheduler_that_is_not_named_goes_on(keeper_with_undo: FakeKeeper) -> None:
+def test_scheduler_that_is_not_named_is_not_restored(keeper_with_undo: FakeKeeper) -> None:
     rates, _, _ = train(SCHEDULES["OneCycleLR"], keeper_with_undo, named=False)
     expected, _, _ = train(SCHEDULES["OneCycleLR"], None)
-    # Adam's own rate went back with Adam; the scheduler's count did not, and its next step says so.
+    # Undo restored Adam's rate, but not the scheduler's count; the scheduler's next step sets the rate again.
     assert rates[UNDO_AT + 1 :] == expected[UNDO_AT + 1 :]
 
 
 def play(
     keeper: FakeKeeper, state: Mapping[str, object], look: Callable[[], Any], act: Callable[[], Any]
 ) -> dict[str, Any]:
-    """`act` once a step; what `look` saw at the turn, before and after the undo, and after the redo."""
+    """Calls `act` once a step. Returns what `look` returned at the intervention and around undo and redo."""
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
     seen: dict[str, Any] = {}
@@ -175,7 +178,7 @@ def play(
     return seen
 
 
-def test_a_scaler_goes_back(keeper_with_undo: FakeKeeper) -> None:
+def test_undo_restores_a_grad_scaler(keeper_with_undo: FakeKeeper) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
 
     def act() -> None:
@@ -188,7 +191,7 @@ def test_a_scaler_goes_back(keeper_with_undo: FakeKeeper) -> None:
     assert seen["after 6"] == seen["before 5"]
 
 
-def test_a_net_a_dict_a_tensor_and_a_generator_go_back(keeper_with_undo: FakeKeeper) -> None:
+def test_undo_restores_a_named_net_dict_tensor_and_generator(keeper_with_undo: FakeKeeper) -> None:
     net, counts, tensor, generator = mlp(seed=3), {"seen": 0, "list": [1]}, torch.zeros(3), torch.Generator()
     averaged = AveragedModel(net)
 
@@ -216,15 +219,15 @@ def test_a_net_a_dict_a_tensor_and_a_generator_go_back(keeper_with_undo: FakeKee
         assert redone == before
 
 
-def test_what_cannot_be_put_back_is_refused_by_name() -> None:
+def test_state_that_cannot_be_restored_is_refused_by_name() -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with pytest.raises(ValueError, match=r'state\["data"\] is a range_iterator, which has no state_dict'):
         watch(net, optimizer, state={"data": iter(range(3))})
 
 
-class Stubborn(Warmup):
-    """Will not go back."""
+class RefusesToLoad(Warmup):
+    """Raises when it should load an earlier state."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["count"] < self.count:
@@ -232,10 +235,10 @@ class Stubborn(Warmup):
         super().load_state_dict(state)
 
 
-def test_one_that_will_not_go_back_leaves_all_as_it_was_and_is_told(keeper_with_undo: FakeKeeper) -> None:
+def test_undo_is_rejected_with_nothing_changed_if_load_state_dict_raises(keeper_with_undo: FakeKeeper) -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
-    good, bad = Warmup(optimizer), Stubborn(optimizer)
+    good, bad = Warmup(optimizer), RefusesToLoad(optimizer)
     with Watch(net, optimizer, link=keeper_with_undo.link, state=user_holders({"good": good, "bad": bad})) as run:
         for n, batch in enumerate(digit_batches(6)):
             loss = loss_of(net, batch)
@@ -245,9 +248,9 @@ def test_one_that_will_not_go_back_leaves_all_as_it_was_and_is_told(keeper_with_
             good.step()
             bad.step()
             if n == 2:
-                keeper_with_undo.send(parse("lr=*2"))
+                keeper_with_undo.order(parse("lr=*2"))
             if n == 4:
-                keeper_with_undo.send(Undo())
+                keeper_with_undo.order(Undo())
             before = copy_of(net), good.count, bad.count
             run.step(loss)
             assert same(copy_of(net), before[0])

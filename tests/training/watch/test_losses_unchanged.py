@@ -71,7 +71,7 @@ def watched(name: str, sampler: Sampler, keeper: FakeKeeper, *, curved: bool) ->
         setup.optimizer,
         sampler=sampler,
         rate=lambda: float(rate),
-        at=(7,) if curved else (),
+        at_steps=(7,) if curved else (),
     )
     steering = Steering(setup.model, setup.optimizer)
     with Watch(

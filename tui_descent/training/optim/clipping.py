@@ -1,4 +1,4 @@
-"""Gradient clipping to a global norm, without waiting for the device."""
+"""Gradient clipping to a global norm, without synchronising with the GPU."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tui_descent.instruments.deferred import is_asynchronous
 def clip(parameters: Iterable[nn.Parameter], limit: float, *, grad_scale: Tensor | None = None) -> Tensor | None:
     """Scale all gradients in place by min(1, limit/‖g‖₂) and return the norm before, a scalar tensor.
 
-    Returns None where no parameter has a gradient. A norm at most `limit` leaves the gradients unchanged bit for bit,
-    and so does a non-finite norm, which the guard handles. Nothing is read back on CUDA. `grad_scale` is the factor by
+    Returns None if no parameter has a gradient. Gradients are unchanged bit for bit if the norm is at most `limit`, and
+    also if it is not finite, which the NaN guard handles. Does not synchronise on CUDA. `grad_scale` is the factor by
     which a GradScaler has multiplied the gradients. Pascanu et al. 2013, arXiv 1211.5063.
     """
     grads = [p.grad for p in parameters if p.grad is not None]
@@ -25,26 +25,26 @@ def clip(parameters: Iterable[nn.Parameter], limit: float, *, grad_scale: Tensor
     if grad_scale is not None:
         norm = norm / grad_scale.to(norm.device)
     factor = torch.where(norm.isfinite() & (norm > limit), limit / norm, torch.ones_like(norm))
-    by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    grouped: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for grad in grads:
-        by_kind.setdefault((grad.device, grad.dtype), []).append(grad)
-    for (device, dtype), members in by_kind.items():
+        grouped.setdefault((grad.device, grad.dtype), []).append(grad)
+    for (device, dtype), members in grouped.items():
         torch._foreach_mul_(members, factor.to(device, dtype))
     return norm
 
 
 def grad_scale(optimizer: torch.optim.Optimizer) -> Tensor | None:
-    """The factor by which a GradScaler has multiplied the gradients, where a fused optimizer is to divide by it."""
+    """The factor by which a GradScaler has multiplied the gradients, if it left the division to a fused optimizer."""
     scale = getattr(optimizer, "grad_scale", None)
     return scale if isinstance(scale, Tensor) else None
 
 
 @torch.no_grad()
 def global_norm(grads: list[Tensor]) -> Tensor:
-    """√Σ‖g‖² over all gradients, a scalar tensor on the first one's device, also where float32 squares overflow.
+    """√Σ‖g‖² over all gradients, a scalar tensor on the first one's device. Correct even if float32 squares overflow.
 
-    Summed in float64 on CUDA. On the CPU, where float64 takes ten times as long, only when float32 is out of range. MPS
-    has float32 only.
+    Summed in float64 on CUDA. On the CPU float64 takes ten times as long, so it is used only if float32 is out of
+    range. MPS has no float64.
     """
     device_type = grads[0].device.type
     if device_type == "cpu" and not is_asynchronous(grads[0].device):
@@ -56,8 +56,8 @@ def global_norm(grads: list[Tensor]) -> Tensor:
 
 def _norm_float64(grads: list[Tensor]) -> Tensor:
     norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in grads if g.device.type == "cpu"]
-    rest = [g for g in grads if g.device.type != "cpu"]
-    if rest:
-        norms += torch._foreach_norm(rest, 2.0, dtype=torch.float64)
+    on_devices = [g for g in grads if g.device.type != "cpu"]
+    if on_devices:
+        norms += torch._foreach_norm(on_devices, 2.0, dtype=torch.float64)
     norm: Tensor = torch.linalg.vector_norm(torch.stack([n.to(grads[0].device) for n in norms]))
     return norm

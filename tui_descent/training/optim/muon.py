@@ -22,7 +22,7 @@ class Muon(torch.optim.Optimizer):
 
     A group may hold both kinds of parameters. Its `lr` is Muon's rate; AdamW's is `adamw_lr_ratio` times that. A
     parameter's state is `momentum_buffer` (hidden) or `step`, `exp_avg`, `exp_avg_sq` (all others). Parameters added
-    later use AdamW. Raises `ValueError` when a hidden parameter is not a matrix.
+    later use AdamW. Raises `ValueError` if a hidden parameter is not a matrix.
     """
 
     def __init__(
@@ -38,17 +38,17 @@ class Muon(torch.optim.Optimizer):
         adamw_lr_ratio: float = MUON_ADAMW_RATIO,
     ) -> None:
         self._hidden = list(hidden)
-        self._set_up()
+        self._create_parts()
         options = {"momentum": momentum, "betas": betas, "weight_decay": weight_decay, "eps": eps}
         super().__init__(params, {"lr": lr, "adamw_lr_ratio": adamw_lr_ratio, **options})
 
     def is_hidden(self, parameter: Tensor) -> bool:
         """Whether Muon updates it; otherwise AdamW does."""
-        return id(parameter) in self._ids
+        return id(parameter) in self._hidden_ids
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update the parameters of both parts."""
+        """Update all parameters: the hidden matrices by Muon, the others by AdamW."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -62,19 +62,19 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _muon_part(self, group: dict[str, Any]) -> dict[str, Any]:
-        mine = [p for p in group["params"] if id(p) in self._ids]
-        return {"params": mine, "adjust_lr_fn": UPDATE_SCALING} | {
+        hidden = [p for p in group["params"] if id(p) in self._hidden_ids]
+        return {"params": hidden, "adjust_lr_fn": UPDATE_SCALING} | {
             k: group[k] for k in ("lr", "momentum", "weight_decay")
         }
 
     def _adamw_part(self, group: dict[str, Any]) -> dict[str, Any]:
-        mine = [p for p in group["params"] if id(p) not in self._ids]
+        others = [p for p in group["params"] if id(p) not in self._hidden_ids]
         rate = group["lr"] * group["adamw_lr_ratio"]
-        return {"params": mine, "lr": rate} | {k: group[k] for k in ("betas", "weight_decay", "eps")}
+        return {"params": others, "lr": rate} | {k: group[k] for k in ("betas", "weight_decay", "eps")}
 
-    def _set_up(self) -> None:
-        self._ids = {id(p) for p in self._hidden}
-        # Both are built on placeholders; `step` gives them their groups. torch's Muon checks here for matrices.
+    def _create_parts(self) -> None:
+        self._hidden_ids = {id(p) for p in self._hidden}
+        # Created with placeholders; `step` sets their groups. torch's Muon raises here if a parameter is not a matrix.
         self._muon = torch.optim.Muon(self._hidden or [torch.zeros(1, 1)])
         self._adamw = torch.optim.AdamW([torch.zeros(1)])
 
@@ -83,7 +83,7 @@ class Muon(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._set_up()
+        self._create_parts()
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
@@ -91,7 +91,7 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
 
     First and last in the order in which the model names its parameters. Convolutions count as layers but use AdamW,
     since `torch.optim.Muon` takes matrices only. Norm weights and parameters that are not named a weight, such as
-    learnt positions, use AdamW too. Raises `ValueError` when no matrix is left.
+    learnt positions, use AdamW too. Raises `ValueError` if no matrix is left.
     """
     layers: list[tuple[str, nn.Parameter]] = []
     excluded: set[int] = set()

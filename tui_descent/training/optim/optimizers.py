@@ -1,4 +1,4 @@
-"""Optimizers by name: made from a spec, recognised, read and set, and replaced in mid-run."""
+"""Optimizers by name: create them from a spec, name them, read and set their options, replace them during a run."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from tui_descent.training.run_description import describe_wrong_optimizer
 
 _BETAS = (0.9, 0.999)
 _FLAGS = ("maximize", "foreach", "fused", "capturable", "differentiable")
-# RMSprop divides by √v and corrects no bias; its first v is (1 − α)·g².
-_EMPTY = {"rmsprop": ": the first steps are up to ten times the learning rate"}
+# RMSprop divides by √v without bias correction, and its first v is (1 − α)·g², a hundredth of g².
+_WITHOUT_STATE = {"rmsprop": ": the first steps are up to ten times the learning rate"}
 _ADAMS = ("adam", "adamw", "muon")
-# Device types on which we make torch's fused optimizers: only these can drop a bad update on the device itself, without
-# the host waiting for it.
+# Device types on which optimizers are created fused: only torch's fused optimizers can skip a bad update on the device
+# itself, without synchronising.
 FUSED_ON = {"cuda"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Swapped:
-    """An optimizer that replaces another, how the rate was converted, and in words which state was transferred."""
+class OptimizerSwap:
+    """A new optimizer that replaces another. `rate` tells how the rate was converted, `transferred` which state was."""
 
     optimizer: torch.optim.Optimizer
     old_name: str
@@ -39,7 +39,7 @@ class Swapped:
 
 
 def make_optimizer(spec: OptimizerSpec, model: nn.Module) -> torch.optim.Optimizer:
-    """The spec's optimizer over all parameters. Raises `ValueError` when Muon finds no hidden matrix."""
+    """The spec's optimizer over all parameters. Raises `ValueError` if Muon finds no hidden matrix."""
     groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
     options: dict[str, Any] = {"lr": spec.lr, "weight_decay": spec.weight_decay}
     if spec.name in _ADAMS:
@@ -76,43 +76,43 @@ def name_of(optimizer: torch.optim.Optimizer) -> str:
 
 
 def momentum_of(optimizer: torch.optim.Optimizer) -> float:
-    """The first group's momentum. Raises `ValueError` with the reason when the optimizer has none."""
-    _refuse(optimizer, "momentum")
+    """The first group's momentum. Raises `ValueError` with the reason if the optimizer has none."""
+    _require_option(optimizer, "momentum")
     return float(optimizer.param_groups[0]["momentum"])
 
 
 def set_momentum(optimizer: torch.optim.Optimizer, value: float) -> float:
-    """Set momentum in all groups and read it back. Momentum buffers stay, but are dropped where SGD's becomes 0.
+    """Set momentum in all groups and return it. Momentum buffers are kept, except if SGD's momentum becomes 0.
 
-    Plain SGD becomes momentum that way, and back. Raises `ValueError`, with nothing changed, for a number outside
-    [0, 1).
+    A momentum > 0 turns plain SGD into `momentum`, 0 turns it back. Raises `ValueError`, with nothing changed, for a
+    number outside [0, 1).
     """
-    _refuse(optimizer, "momentum")
-    _check_share("momentum", value)
+    _require_option(optimizer, "momentum")
+    _check_unit_interval("momentum", value)
     for group in optimizer.param_groups:
         group["momentum"] = value
         if value == 0 and isinstance(optimizer, torch.optim.SGD):
-            for parameter in group["params"]:  # torch would keep them and reuse them, stale, once momentum is raised
+            for parameter in group["params"]:  # torch would reuse the stale buffers once momentum is raised
                 if parameter in optimizer.state:
                     optimizer.state[parameter].pop("momentum_buffer", None)
     return momentum_of(optimizer)
 
 
 def betas_of(optimizer: torch.optim.Optimizer) -> tuple[float, float]:
-    """The first group's betas. Raises `ValueError` with the reason when the optimizer has none."""
-    _refuse(optimizer, "betas")
+    """The first group's betas. Raises `ValueError` with the reason if the optimizer has none."""
+    _require_option(optimizer, "betas")
     first, second = optimizer.param_groups[0]["betas"]
     return float(first), float(second)
 
 
 def set_betas(optimizer: torch.optim.Optimizer, values: tuple[float, float]) -> tuple[float, float]:
-    """Set the betas in all groups and read them back; bias-corrected averages stay the same.
+    """Set the betas in all groups and return them. The bias-corrected averages stay the same.
 
     Raises `ValueError`, with nothing changed, for numbers outside [0, 1).
     """
-    _refuse(optimizer, "betas")
+    _require_option(optimizer, "betas")
     for value in values:
-        _check_share("betas", value)
+        _check_unit_interval("betas", value)
     first, second = values
     for group in optimizer.param_groups:
         old = float(group["betas"][0]), float(group["betas"][1])
@@ -124,18 +124,18 @@ def set_betas(optimizer: torch.optim.Optimizer, values: tuple[float, float]) -> 
 
 
 def weight_decay_of(optimizer: torch.optim.Optimizer) -> float:
-    """The weight decay of the first group that decays, else 0. Raises `ValueError` when the optimizer has none."""
-    _refuse_decay(optimizer)
+    """The first non-zero weight decay of a group, else 0. Raises `ValueError` if the optimizer has none."""
+    _require_weight_decay(optimizer)
     return next((float(g["weight_decay"]) for g in optimizer.param_groups if g["weight_decay"]), 0.0)
 
 
 def set_weight_decay(optimizer: torch.optim.Optimizer, value: float) -> float:
-    """Set weight decay in the groups that decay, or in all groups when none does, and read it back.
+    """Set weight decay in the groups that have it, or in all groups if none has, and return it.
 
-    Groups without decay, such as biases, so stay without. Raises `ValueError`, with nothing changed, for a number
+    So groups without decay, such as biases, stay without. Raises `ValueError`, with nothing changed, for a number
     outside [0, 10].
     """
-    _refuse_decay(optimizer)
+    _require_weight_decay(optimizer)
     if not (math.isfinite(value) and 0 <= value <= 10):
         raise ValueError(f"weight_decay = {value:g}; allowed: a number ≥ 0 and ≤ 10")
     groups = optimizer.param_groups
@@ -153,16 +153,16 @@ def swap(
     betas: tuple[float, float] | None = None,
     weight_decay: float | None = None,
     model: nn.Module | None = None,
-) -> Swapped:
-    r"""Make another optimizer over the same parameters, in the same groups and order; `old` stays as it is.
+) -> OptimizerSwap:
+    r"""Create another optimizer for the same parameters, in the same groups and order. `old` is not changed.
 
     `lr` is the first group's new base rate, by default converted by `map_rate`. The other groups keep their ratio to
-    it, and a rate that a schedule has moved keeps its factor. Betas, momentum and weight decay keep their numbers where
-    both optimizers have them; their meaning may change (SGD, RMSprop and Adam decay through the gradient, AdamW and
-    Muon decay the weights). Flags such as `foreach` stay where the new optimizer has them; without any it is fused on a
-    GPU. `model` tells Muon which matrices are hidden.
+    it, and a schedule's present factor is kept. Betas, momentum and weight decay keep their values if both optimizers
+    have them, though their meaning may change (SGD, RMSprop and Adam add weight decay to the gradient, AdamW and Muon
+    apply it to the weights). Flags such as `foreach` are kept if the new optimizer has them; without any flag it is
+    fused on a GPU. `model` tells Muon which matrices are hidden.
 
-    State is transferred as follows, ḡ being the mean gradient and v the mean squared gradient:
+    State is transferred as follows; ḡ is the mean gradient and v the mean squared gradient:
 
     | from \\ to | momentum, nesterov: ḡ/(1−μ) | Adam, AdamW: (1−β₁ᵗ)ḡ, (1−β₂ᵗ)v | RMSprop: v | Muon's matrices: ḡ |
     |---|---|---|---|---|
@@ -173,49 +173,51 @@ def swap(
     | Muon's matrices | ḡ | ḡ, v = ḡ², t = 1/(1−μ) | v = ḡ² + its mean | ḡ |
 
     v = ḡ² is what t equal gradients would give; with v = 0 Adam's first steps would be ten times too long. RMSprop has
-    no bias correction, so its v is kept as it is; "its mean" is the mean over the tensor. Parameters that Muon leaves
-    to AdamW are treated as AdamW's. No state is transferred from or to an optimizer that is not in the table.
+    no bias correction, so its v is not rescaled; "its mean" is the mean over the tensor. Parameters that Muon leaves to
+    AdamW are treated as AdamW's. No state is transferred from or to an optimizer that is not in the table.
 
-    Raises `ValueError` for an unknown name, for values out of range, and where no rate is known or all are 0.
+    Raises `ValueError` for an unknown name, for values out of range, and if no rate is known or all rates are 0.
     """
-    was, bases = name_of(old), base_rates(old)
-    _check_asked(old, name, momentum=momentum, betas=betas)
-    start, rate = _new_rate(was, name, bases, lr)
-    asked = {key: value for key, value in (("momentum", momentum), ("betas", betas)) if value is not None}
+    old_name, bases = name_of(old), base_rates(old)
+    _check_requested(old, name, momentum=momentum, betas=betas)
+    old_rate, rate = _new_rate(old_name, name, bases, lr)
+    requested = {key: value for key, value in (("momentum", momentum), ("betas", betas)) if value is not None}
     groups = []
     for group, base in zip(old.param_groups, bases, strict=True):
-        made: dict[str, Any] = {"params": list(group["params"]), "lr": rate.lr * (base / start)}
-        made |= _options(name, was, group) | asked
-        _check(made)
-        groups.append(made)
+        options: dict[str, Any] = {"params": list(group["params"]), "lr": rate.lr * (base / old_rate)}
+        options |= _options(name, old_name, group) | requested
+        _check_options(options)
+        groups.append(options)
     flags = {k: v for k in _FLAGS if (v := old.param_groups[0].get(k)) or (v is False and k == "fused")}
     new = _create(name, groups, {"lr": rate.lr} | flags, model)
-    for group, fresh, base in zip(old.param_groups, new.param_groups, bases, strict=True):
+    for group, new_group, base in zip(old.param_groups, new.param_groups, bases, strict=True):
         # Keys that the user has added to the group, such as parameter names.
-        fresh.update({k: v for k, v in group.items() if k not in old.defaults and k not in fresh})
+        new_group.update({k: v for k, v in group.items() if k not in old.defaults and k not in new_group})
         if "initial_lr" in group:
-            fresh["initial_lr"] = fresh["lr"]
-            fresh["lr"] = fresh["initial_lr"] * (float(group["lr"]) / base if base else 1.0)
+            new_group["initial_lr"] = new_group["lr"]
+            new_group["lr"] = new_group["initial_lr"] * (float(group["lr"]) / base if base else 1.0)
     if weight_decay is not None:
         set_weight_decay(new, weight_decay)
-    kept = _transfer_state(old, new)
-    text = f"keeps {', '.join(kept)}" if kept else f"no optimizer state transferred{_EMPTY.get(name, '')}"
-    return Swapped(optimizer=new, old_name=was, new_name=name, rate=rate, transferred=text)
+    entries = _transfer_state(old, new)
+    transferred = (
+        f"keeps {', '.join(entries)}" if entries else f"no optimizer state transferred{_WITHOUT_STATE.get(name, '')}"
+    )
+    return OptimizerSwap(optimizer=new, old_name=old_name, new_name=name, rate=rate, transferred=transferred)
 
 
-def _new_rate(was: str, name: str, bases: list[float], lr: float | None) -> tuple[float, RateMapping]:
-    """The first base rate that is not 0, and its conversion."""
-    start = next((base for base in bases if base), None)
-    if start is None:
+def _new_rate(old_name: str, name: str, bases: list[float], lr: float | None) -> tuple[float, RateMapping]:
+    """The first base rate that is not 0, and the rate it is converted to."""
+    old_rate = next((base for base in bases if base), None)
+    if old_rate is None:
         raise ValueError("the learning rate is 0 in every group, so there is no rate to convert")
     if lr is None:
-        return start, map_rate(was, name, start)
+        return old_rate, map_rate(old_name, name, old_rate)
     if not (math.isfinite(lr) and lr > 0):
         raise ValueError(f"lr = {lr:g}; allowed: a number > 0")
-    return start, RateMapping(lr, f"{start:.3g} → {lr:.3g}, as asked")
+    return old_rate, RateMapping(lr, f"{old_rate:.3g} → {lr:.3g}, as requested")
 
 
-def _check_asked(
+def _check_requested(
     old: torch.optim.Optimizer, name: str, *, momentum: float | None, betas: tuple[float, float] | None
 ) -> None:
     row = traits(name)
@@ -224,8 +226,8 @@ def _check_asked(
             "sgd has no momentum" if name == "sgd" else f"{name} needs a momentum > 0"
         )
         raise ValueError(f"momentum = {momentum:g}; {reason}")
-    if betas is not None and (why := refusal(name, "betas")) is not None:
-        raise ValueError(why)
+    if betas is not None and (no_betas := refusal(name, "betas")) is not None:
+        raise ValueError(no_betas)
     if name == "muon" and any(group.get("maximize") for group in old.param_groups):
         raise ValueError("muon cannot maximize, and this optimizer does")
 
@@ -236,17 +238,18 @@ def _create(
     if name == "muon":
         if model is None:
             raise ValueError("muon needs the model, to know which matrices are hidden")
-        known = {k: v for k, v in options.items() if k not in _FLAGS}
-        return Muon(groups, hidden=hidden_matrices(model), **known)
+        own_options = {k: v for k, v in options.items() if k not in _FLAGS}
+        return Muon(groups, hidden=hidden_matrices(model), **own_options)
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "rmsprop": torch.optim.RMSprop}
     kind: Any = kinds.get(name, torch.optim.SGD)
     # Only RMSprop takes no `fused` and only SGD takes no `capturable`.
-    without = {"rmsprop": "fused"}.get(name, "" if name in kinds else "capturable")
-    own = {"nesterov": True, "momentum": OPTIMIZERS[name].momentum} if name == "nesterov" else {}
+    unsupported = {"rmsprop": "fused"}.get(name, "" if name in kinds else "capturable")
+    defaults = {"nesterov": True, "momentum": OPTIMIZERS[name].momentum} if name == "nesterov" else {}
     groups = list(groups)
-    own |= {"fused": True} if _can_be_fused(groups, options) else {}
-    made: torch.optim.Optimizer = kind(groups, **{k: v for k, v in (own | options).items() if k != without})
-    return made
+    defaults |= {"fused": True} if _can_be_fused(groups, options) else {}
+    supported = {k: v for k, v in (defaults | options).items() if k != unsupported}
+    optimizer: torch.optim.Optimizer = kind(groups, **supported)
+    return optimizer
 
 
 def _can_be_fused(groups: list[dict[str, Any]], options: dict[str, Any]) -> bool:
@@ -256,26 +259,26 @@ def _can_be_fused(groups: list[dict[str, Any]], options: dict[str, Any]) -> bool
     return all(p.device.type in FUSED_ON and p.is_floating_point() for p in parameters)
 
 
-def _options(name: str, was: str, group: dict[str, Any]) -> dict[str, Any]:
-    """A new group's options: the old group's where both optimizers have them, else the new optimizer's defaults."""
-    made: dict[str, Any] = {"weight_decay": float(group.get("weight_decay", 0.0))}
-    same_adam = name in _ADAMS and was in _ADAMS and "betas" in group
+def _options(name: str, old_name: str, group: dict[str, Any]) -> dict[str, Any]:
+    """A new group's options: the old group's if both optimizers have them, else the new optimizer's defaults."""
+    options: dict[str, Any] = {"weight_decay": float(group.get("weight_decay", 0.0))}
+    same_adam = name in _ADAMS and old_name in _ADAMS and "betas" in group
     if name in _ADAMS:
-        made["betas"] = tuple(group["betas"]) if same_adam else _BETAS
+        options["betas"] = tuple(group["betas"]) if same_adam else _BETAS
     if same_adam:
-        made["eps"] = group["eps"]
+        options["eps"] = group["eps"]
         if name != "muon":
-            made["amsgrad"] = group.get("amsgrad", False)
+            options["amsgrad"] = group.get("amsgrad", False)
     if name in ("momentum", "nesterov", "muon"):
         family = ("muon",) if name == "muon" else ("momentum", "nesterov")
-        made["momentum"] = float(group["momentum"]) if was in family else OPTIMIZERS[name].momentum
-    if name == was == "rmsprop":
-        made |= {"alpha": group["alpha"], "eps": group["eps"]}
-    return made
+        options["momentum"] = float(group["momentum"]) if old_name in family else OPTIMIZERS[name].momentum
+    if name == old_name == "rmsprop":
+        options |= {"alpha": group["alpha"], "eps": group["eps"]}
+    return options
 
 
 def _transfer_state(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> list[str]:
-    kept: dict[str, None] = {}
+    transferred: dict[str, None] = {}  # the names of state entries, in order
     for before, after in zip(old.param_groups, new.param_groups, strict=True):
         for parameter in after["params"]:
             if parameter not in old.state:
@@ -284,8 +287,8 @@ def _transfer_state(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> l
             state = state_transfer.initial_state(_kind(new, parameter), after, averages, parameter)
             if state:
                 new.state[parameter] = state
-                kept |= dict.fromkeys(state)
-    return list(kept)
+                transferred |= dict.fromkeys(state)
+    return list(transferred)
 
 
 def _kind(optimizer: torch.optim.Optimizer, parameter: Tensor) -> state_transfer.StateKind:
@@ -300,28 +303,28 @@ def _kind(optimizer: torch.optim.Optimizer, parameter: Tensor) -> state_transfer
     return kinds.get(name_of(optimizer), "velocity" if isinstance(optimizer, torch.optim.SGD) else "none")
 
 
-def _refuse(optimizer: torch.optim.Optimizer, wanted: str) -> None:
+def _require_option(optimizer: torch.optim.Optimizer, option: str) -> None:
     name = name_of(optimizer)
-    if why := refusal(name, wanted):
-        raise ValueError(why)
-    if wanted not in optimizer.param_groups[0]:  # torch's own Muon has no AdamW part
-        raise ValueError(f"{name} has no {wanted} here")
+    if reason := refusal(name, option):
+        raise ValueError(reason)
+    if option not in optimizer.param_groups[0]:  # torch's own Muon has no AdamW part
+        raise ValueError(f"this {name} has no {option}")
 
 
-def _refuse_decay(optimizer: torch.optim.Optimizer) -> None:
+def _require_weight_decay(optimizer: torch.optim.Optimizer) -> None:
     if any("weight_decay" not in group for group in optimizer.param_groups):
         raise ValueError(f"{name_of(optimizer)} has no weight_decay")
 
 
-def _check(group: dict[str, Any]) -> None:
+def _check_options(group: dict[str, Any]) -> None:
     if "momentum" in group:
-        _check_share("momentum", group["momentum"])
+        _check_unit_interval("momentum", group["momentum"])
     for value in group.get("betas", ()):
-        _check_share("betas", value)
+        _check_unit_interval("betas", value)
     if not (math.isfinite(group["weight_decay"]) and group["weight_decay"] >= 0):
         raise ValueError(f"weight_decay = {group['weight_decay']:g}; allowed: a number ≥ 0")
 
 
-def _check_share(what: str, value: float) -> None:
+def _check_unit_interval(option: str, value: float) -> None:
     if not 0 <= value < 1:
-        raise ValueError(f"{what} = {value:g}; allowed: a number ≥ 0 and < 1")
+        raise ValueError(f"{option} = {value:g}; allowed: a number ≥ 0 and < 1")

@@ -11,10 +11,10 @@ from tui_descent.training.steering.surgery.transition import ParameterChanges
 
 
 def replace_parameters(optimizer: torch.optim.Optimizer, model: nn.Module, changed: ParameterChanges) -> None:
-    """Take removed parameters out with their state and add the new ones; all others keep group, state and identity.
+    """Remove parameters together with their state, and add new ones. All others keep their group and state.
 
-    A new vector joins the first group that holds vectors only, usually the group without weight decay. Where there is
-    none, and for matrices, it is the first group that holds a matrix. Within a group the model's order is kept.
+    A new vector joins the first group of vectors only, usually the group without weight decay. A matrix, or a vector if
+    there is no such group, joins the first group with a matrix. Within a group the model's order is kept.
     """
     removed = {id(p) for p in changed.removed.values()}
     groups = optimizer.param_groups
@@ -39,17 +39,17 @@ def clear_state(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parame
 
 
 def fill_momentum_buffers(optimizer: torch.optim.Optimizer) -> None:
-    """Give parameters without a momentum buffer one of zeros, where others of their group in a fused SGD have one.
+    """Add momentum buffers of zeros in groups of a fused SGD in which only some parameters have one.
 
-    torch's fused SGD takes a group in which all buffers are there or none is. A buffer of zeros leads to the same first
-    update as no buffer.
+    torch's fused SGD needs a group in which all parameters have a buffer or none has. The first update with a buffer of
+    zeros is the same as without one.
     """
     if not isinstance(optimizer, torch.optim.SGD):
         return
     for group in optimizer.param_groups:
         if not (group.get("fused") and group["momentum"]):
             continue
-        lacking = [p for p in group["params"] if optimizer.state.get(p, {}).get("momentum_buffer") is None]
-        if len(lacking) < len(group["params"]):
-            for parameter in lacking:
+        missing = [p for p in group["params"] if optimizer.state.get(p, {}).get("momentum_buffer") is None]
+        if len(missing) < len(group["params"]):
+            for parameter in missing:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

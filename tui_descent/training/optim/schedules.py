@@ -16,13 +16,12 @@ from tui_descent.scenario.spec import ScheduleSpec
 
 
 class Schedule(ABC):
-    """A schedule at work on an optimizer, made by `make_schedule`. Steps are the run's own, counted from 0.
+    """A schedule that sets an optimizer's rates, made by `make_schedule`. Steps are those of the run, from 0.
 
-    It writes the groups' `lr` and `initial_lr` (the base rate) and nothing else: momentum is left alone, in one_cycle
-    too.
+    It writes only the groups' `lr` and `initial_lr` (the base rate); one_cycle does not change momentum.
     """
 
-    needs_loss: ClassVar[bool]  # whether the next rate depends on the loss
+    needs_loss: ClassVar[bool]  # whether the rates depend on the loss
 
     def __init__(
         self, spec: ScheduleSpec, optimizer: torch.optim.Optimizer, *, from_step: int, total_steps: int
@@ -36,11 +35,11 @@ class Schedule(ABC):
 
     @abstractmethod
     def step(self, loss: float | torch.Tensor) -> None:
-        """Call after every update: sets the next update's rates. Only plateau reads the loss."""
+        """Set the next update's rates, after every update. Only plateau reads the loss."""
 
     @abstractmethod
-    def back(self, updates: int) -> None:
-        """Take back the last updates, as if they had not been made."""
+    def step_back(self, updates: int) -> None:
+        """Undo the last `updates` calls of `step`: these updates were skipped after all."""
 
     @property
     @abstractmethod
@@ -48,23 +47,23 @@ class Schedule(ABC):
         """The next update's rate as a multiple of the base rate."""
 
     def factor_at(self, step: int) -> float:
-        """The factor at a step of the run. Raises `ValueError` for plateau, which depends on losses to come."""
+        """The factor at a step of the run. Raises `ValueError` for plateau, which depends on future losses."""
         return schedules.resolved_factor(self._terms, step - self.from_step)
 
     def curve(self, *, points: int = 200) -> tuple[tuple[int, float], ...]:
-        """(step of the run, factor) from where the schedule starts to the end. Raises `ValueError` for plateau."""
+        """(step of the run, factor) from the schedule's start to its end. Raises `ValueError` for plateau."""
         part = schedules.curve(self.spec, self.total_steps - self.from_step, points=points)
         return tuple((self.from_step + k, value) for k, value in part)
 
     def state(self) -> dict[str, Any]:
-        """All that `restore` needs, as plain values: numbers, strings, lists."""
+        """The state for `restore`, in plain values: numbers, strings, lists."""
         rates = [float(group["lr"]) for group in self._optimizer.param_groups]
         return {"name": self.spec.name, "rates": rates, "base_rates": list(self._bases)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Return to the state of a schedule of the same spec and span: from here on the same rates bit for bit.
+        """Continue from `state` with the same rates bit for bit. It must be of a schedule with the same spec and steps.
 
-        Raises `ValueError`, with nothing changed, for another schedule's state or another number of groups.
+        Raises `ValueError`, with nothing changed, for another kind of schedule or another number of groups.
         """
         groups = self._optimizer.param_groups
         if state["name"] != self.spec.name or len(state["rates"]) != len(groups):
@@ -75,10 +74,10 @@ class Schedule(ABC):
             _write(group, "lr", rate)
             _write(group, "initial_lr", base)
 
-    def onto(self, optimizer: torch.optim.Optimizer) -> Schedule:
-        """The same schedule at the same point on another optimizer, from that optimizer's base rates.
+    def transfer_to(self, optimizer: torch.optim.Optimizer) -> Schedule:
+        """The same schedule at the same point for another optimizer, with that optimizer's base rates.
 
-        Raises `ValueError` when it has another number of groups.
+        Raises `ValueError` if it has another number of groups.
         """
         state, bases = self.state(), base_rates(optimizer)
         rates = [base * self.factor for base in bases]
@@ -105,7 +104,7 @@ class ClosedForm(Schedule):
         self._updates += 1
         self._write_rates()
 
-    def back(self, updates: int) -> None:
+    def step_back(self, updates: int) -> None:
         self._updates -= updates
         self._write_rates()
 
@@ -129,7 +128,7 @@ class ClosedForm(Schedule):
 class Plateau(Schedule):
     """Multiplies the rates by gamma, down to floor · base rate, when the smoothed loss has stopped falling.
 
-    The same rates as `torch.optim.lr_scheduler.ReduceLROnPlateau` on that loss, with all state explicit.
+    Gives the same rates as `torch.optim.lr_scheduler.ReduceLROnPlateau` on the smoothed loss.
     """
 
     needs_loss = True
@@ -144,7 +143,7 @@ class Plateau(Schedule):
         self._updates_without_progress = 0
 
     def step(self, loss: float | torch.Tensor) -> None:
-        """Read the loss, which waits for the device. A non-finite loss is ignored."""
+        """Reads the loss, which synchronises with the GPU. A non-finite loss is ignored."""
         value = loss.item() if isinstance(loss, torch.Tensor) else loss
         if not math.isfinite(value):
             return
@@ -160,9 +159,9 @@ class Plateau(Schedule):
             self._updates_without_progress = 0
             self._reduce()
 
-    def back(self, updates: int) -> None:
-        """Never called: plateau steps only once an update's loss is known, so nothing has to be taken back."""
-        raise AssertionError("plateau has no updates to take back")
+    def step_back(self, updates: int) -> None:
+        """Never called: plateau steps only when an update's loss is known, so it never has to step back."""
+        raise AssertionError("plateau does not step back")
 
     @property
     def factor(self) -> float:
@@ -196,10 +195,10 @@ class Plateau(Schedule):
 def make_schedule(
     spec: ScheduleSpec, optimizer: torch.optim.Optimizer, *, total_steps: int, from_step: int
 ) -> Schedule:
-    """The schedule over the updates from `from_step` to `total_steps`, starting now from the groups' base rates.
+    """The schedule over the updates from `from_step` to `total_steps`, from the groups' base rates.
 
-    The base rate is the one the optimizer was given, whatever an earlier schedule has made of it: after a cosine has
-    run down, `constant` is back at the base rate. Not for an optimizer whose rate a user's scheduler moves.
+    The base rate is the optimizer's original rate, whatever an earlier schedule has set: `constant` after a finished
+    cosine returns to the base rate. Not for an optimizer with a user's own scheduler.
     """
     for group, base in zip(optimizer.param_groups, base_rates(optimizer), strict=True):
         _write(group, "lr", base)

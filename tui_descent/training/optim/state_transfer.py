@@ -11,7 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-# How an optimizer keeps a parameter's past: `velocity` is SGD's momentum buffer, ḡ/(1−μ); `average` is Muon's, ḡ.
+# What an optimizer remembers of a parameter's gradients: `velocity` is SGD's momentum buffer, ḡ/(1−μ); `average` is
+# Muon's, ḡ.
 StateKind = Literal["velocity", "average", "adam", "rmsprop", "none"]
 
 
@@ -19,7 +20,8 @@ StateKind = Literal["velocity", "average", "adam", "rmsprop", "none"]
 class GradientAverages:
     """One parameter's past gradients: `mean` = `mean_weight`·ḡ, `square` = `square_weight`·v, each of its shape.
 
-    `max_square` is amsgrad's maximum of `square`. `steps` is t, or the averaging window 1/(1−μ) where none is counted.
+    `max_square` is amsgrad's maximum of `square`. `steps` is t, or the averaging window 1/(1−μ) for an
+    optimizer that does not count steps.
     """
 
     mean: Tensor | None = None
@@ -58,7 +60,7 @@ def read_averages(kind: StateKind, group: dict[str, Any], state: dict[str, Any])
 def initial_state(
     kind: StateKind, group: dict[str, Any], averages: GradientAverages, parameter: Tensor
 ) -> dict[str, Any]:
-    """The state with which an optimizer of this kind starts; empty where nothing can be transferred."""
+    """The state with which an optimizer of this kind starts; empty if nothing can be transferred."""
     if parameter.is_complex():
         return {}
     if kind == "velocity" and averages.mean is not None and group["momentum"] != 0:
@@ -106,8 +108,10 @@ def _adam_state(group: dict[str, Any], averages: GradientAverages, parameter: Te
         square = _scaled(averages.mean, 1 / averages.mean_weight).square_().mul_(second)
     state = {"step": _step_tensor(steps, group, parameter), "exp_avg": mean, "exp_avg_sq": square}
     if group.get("amsgrad"):
-        known = averages.max_square
-        state["max_exp_avg_sq"] = square.clone() if known is None else _scaled(known, second / averages.square_weight)
+        max_square = averages.max_square
+        state["max_exp_avg_sq"] = (
+            square.clone() if max_square is None else _scaled(max_square, second / averages.square_weight)
+        )
     return state
 
 
@@ -116,7 +120,7 @@ def _scaled(tensor: Tensor, factor: float) -> Tensor:
 
 
 def _step_tensor(steps: float, group: dict[str, Any], parameter: Tensor) -> Tensor:
-    # On the device and in the dtype in which torch itself keeps `step`.
+    # On the same device and in the same dtype as torch's own `step`.
     on_device = bool(group.get("capturable") or group.get("fused"))
     wide = torch.get_default_dtype() == torch.float64 and not group.get("fused")
     dtype = torch.float64 if wide else torch.float32

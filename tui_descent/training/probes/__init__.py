@@ -1,1 +1,1 @@
-"""Measurements that take passes of their own, between two steps."""
+"""Measurements between two steps that need their own forward and backward passes."""

@@ -1,4 +1,4 @@
-"""The curvature of one run: for whom it is read and when, always on one probe batch, and what is told of it."""
+"""The curvature readings of one run: who watches them, when one is due, and the events of a reading."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.curvature_reading import CurvatureReading
 from tui_descent.protocol.events import AnyEvent, CurvatureTaken, Measured, Noted
 
-# The negative share costs 60 products more, or n: it comes with every fourth reading, and always where n is so small.
+# The fraction of negative eigenvalues takes 60 more Hessian-vector products, or n if n is smaller. It is part of every
+# fourth reading; for a net with at most 100 parameters, of every reading.
 COUNT_EVERY, COUNT_ALWAYS_UP_TO = 4, 100
 
 
 class CurvatureProbe:
-    """Reads between two steps, with the weights before the next update.
+    """Reads the curvature between two steps, with the weights before the next update, always on the same batch.
 
-    `probe` computes the loss of the same samples each time; `rate` is the next update's. `at` are steps that are read
-    whatever the budget says, `on` whether it is wanted from the start. Client 0 is nobody who could leave.
+    `probe` computes the loss of that batch; `rate` returns the next update's learning rate. `at_steps` are read
+    whatever the budget. `watched` makes readings from the start, for a client 0 that never stops watching.
     """
 
     def __init__(
@@ -32,57 +33,61 @@ class CurvatureProbe:
         *,
         sampler: Sampler,
         rate: Callable[[], float],
-        at: Iterable[int] = (),
-        on: bool = False,
+        at_steps: Iterable[int] = (),
+        watched: bool = False,
     ) -> None:
         self._probe, self._model, self._optimizer = probe, model, optimizer
         self._sampler, self._rate = sampler, rate
-        self._at = frozenset(at)
-        self._wanted: set[int] = set()
+        self._at_steps = frozenset(at_steps)
+        self._watching: set[int] = set()
         self._instrument: Curvature | None = None
         self._parameters: list[nn.Parameter] = []
         self._readings = 0
         self._last: tuple[int, float] | None = None  # step and rate of the newest reading
-        if on:
-            self.want(0, on=True)
+        if watched:
+            self.set_watching(0, on=True)
 
     @property
-    def on(self) -> bool:
-        """Whether anybody may want a reading."""
-        return bool(self._wanted or self._at)
+    def may_read(self) -> bool:
+        """Whether any reading can still become due: a client watches, or steps are planned."""
+        return bool(self._watching or self._at_steps)
 
-    def want(self, client: int, *, on: bool) -> str:
-        """Note who wants it; what was done, in words."""
-        (self._wanted.add if on else self._wanted.discard)(client)
-        self._sampler.curvature.want(bool(self._wanted))
-        return "curvature is read" if self._wanted else "curvature is no longer read"
+    def set_watching(self, client: int, *, on: bool) -> str:
+        """Add or remove a client that watches the curvature. Returns the reply to it."""
+        (self._watching.add if on else self._watching.discard)(client)
+        self._sampler.curvature.want(bool(self._watching))
+        return "curvature is read" if self._watching else "curvature is no longer read"
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
-        """Another optimizer makes the updates from here on."""
+        """Use another optimizer's preconditioner and stability limit from now on."""
         self._optimizer = optimizer
 
-    def due(self, step: int, *, paced: bool, still: bool = False) -> bool:
-        """Whether to read before update `step`; `still` while the run stands, when only a new place is worth it."""
-        if step in self._at and (self._last is None or self._last[0] != step):
+    def due(self, step: int, *, paced: bool, paused: bool = False) -> bool:
+        """Whether to read before update `step`. The same step at the same rate is not read twice."""
+        if step in self._at_steps and (self._last is None or self._last[0] != step):
             return True
-        if not self._wanted or (self._last is not None and self._last == (step, self._rate())):
+        if not self._watching or (self._last is not None and self._last == (step, self._rate())):
             return False
-        return self._sampler.curvature.due(time.monotonic(), paced=paced or still)
+        return self._sampler.curvature.due(time.monotonic(), paced=paced or paused)
 
     def read(self, segment: int, step: int, *, paid: bool) -> list[AnyEvent]:
-        """Read now. What torch cannot do here is told, and not tried again until somebody asks."""
-        start_s, begun_s = time.thread_time(), time.perf_counter()
+        """Read now; `paid` counts the time against the budget, except at a step of `at_steps`.
+
+        If torch cannot differentiate the loss twice, the only event is a warning, and nothing is read until a client
+        asks again.
+        """
+        start_cpu_s, start_s = time.thread_time(), time.perf_counter()
         self._last = step, self._rate()
         try:
-            hessian, scaled = self._measured(count=step in self._at or self._readings % COUNT_EVERY == 0)
+            hessian, scaled = self._measure(count_negative=step in self._at_steps or self._readings % COUNT_EVERY == 0)
         except RuntimeError as error:
-            why = next(iter(str(error).splitlines()), "")[:200]
-            self._wanted.clear()
+            reason = next(iter(str(error).splitlines()), "")[:200]
+            self._watching.clear()
             self._sampler.curvature.want(False)
-            return [Noted(step=step, text=f"the curvature could not be read: {why}", level="warning")]
+            return [Noted(step=step, text=f"the curvature could not be read: {reason}", level="warning")]
         finally:
-            paid = paid and step not in self._at
-            self._sampler.curvature.took(time.thread_time() - start_s, time.monotonic(), paid=paid)
+            paid = paid and step not in self._at_steps
+            self._sampler.curvature.took(time.thread_time() - start_cpu_s, time.monotonic(), paid=paid)
         self._readings += 1
         taken = CurvatureTaken(
             segment=segment,
@@ -90,30 +95,31 @@ class CurvatureProbe:
             hessian=hessian,
             scaled=scaled,
             limit=stability_limit(self._optimizer, self._rate()),
-            seconds=time.perf_counter() - begun_s,
+            seconds=time.perf_counter() - start_s,
         )
-        return [taken, *numbers(taken)]
+        return [taken, *measured_events(taken)]
 
-    def _measured(self, *, count: bool) -> tuple[CurvatureReading, CurvatureReading | None]:
-        parameters = [p for p in self._model.parameters() if p.requires_grad]  # a frozen one does not move
+    def _measure(self, *, count_negative: bool) -> tuple[CurvatureReading, CurvatureReading | None]:
+        """The Hessian's reading, and the preconditioned Hessian's if the optimizer has a preconditioner."""
+        parameters = [p for p in self._model.parameters() if p.requires_grad]  # frozen parameters do not move
         if self._instrument is None or [id(p) for p in parameters] != [id(p) for p in self._parameters]:
             self._instrument, self._parameters = Curvature(self._probe, parameters), parameters
         few = sum(p.numel() for p in parameters) <= COUNT_ALWAYS_UP_TO
-        hessian = self._instrument.measure(index=count or few)
+        hessian = self._instrument.measure(index=count_negative or few)
         scales = preconditioner(self._optimizer, parameters)
         return hessian, None if scales is None else self._instrument.measure(preconditioner=scales)
 
 
-def numbers(taken: CurvatureTaken) -> list[Measured]:
-    """The reading as plain numbers, for whoever follows those."""
-    read, place = taken.hessian, {"segment": taken.segment, "step": taken.step}
-    how = f"{read.how}, {read.products} products"
-    found = [
-        Measured(name="sharpness", value=read.lambda_max, how=f"{how}, off by {read.residual_max:.0e}", **place),
-        Measured(name="lambda_min", value=read.lambda_min, how=f"{how}, off by {read.residual_min:.0e}", **place),
+def measured_events(taken: CurvatureTaken) -> list[Measured]:
+    """The reading's main numbers as `Measured` events."""
+    hessian, place = taken.hessian, {"segment": taken.segment, "step": taken.step}
+    how = f"{hessian.how}, {hessian.products} products, residual"
+    events = [
+        Measured(name="sharpness", value=hessian.lambda_max, how=f"{how} {hessian.residual_max:.0e}", **place),
+        Measured(name="lambda_min", value=hessian.lambda_min, how=f"{how} {hessian.residual_min:.0e}", **place),
     ]
     if taken.limit is not None:
-        kind = " of the preconditioned Hessian" if taken.limit.preconditioned else ""
-        how = f"{taken.limit.formula}{kind}"
-        found.append(Measured(name="stability_limit", value=taken.limit.lambda_max, how=how, **place))
-    return found
+        of_what = " of the preconditioned Hessian" if taken.limit.preconditioned else ""
+        how = f"{taken.limit.formula}{of_what}"
+        events.append(Measured(name="stability_limit", value=taken.limit.lambda_max, how=how, **place))
+    return events

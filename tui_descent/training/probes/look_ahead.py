@@ -1,4 +1,4 @@
-"""The loss along the update that comes next: L(θ + s·d), d being where the optimizer would go now, not the gradient."""
+"""The loss along the next update: L(θ + s·d), where d is the update the optimizer would make, not the gradient."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from tui_descent.instruments.same_batch import undisturbed
 from tui_descent.training.setup.build import Setup
 from tui_descent.training.steering.steering import Steering
 
-# The point itself, then doublings around the step's own length, s = 1.
+# Multiples s of the update: 0 is the present point, 1 the next update.
 SCALES = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 
 
 def look_ahead(steering: Steering, setup: Setup) -> list[float]:
-    """The next batch's loss at θ + s·d over `SCALES`; empty where d is 0.
+    """The next batch's loss at θ + s·d for each s of `SCALES`; empty if d is 0.
 
-    d = θ′ − θ of one real update: momentum, preconditioning, decay, clip and the turned rate are in it. Every forward
-    pass draws the same random numbers, so that dropout drops the same units. It makes the update and leaves weights,
-    optimizer and batches wherever that led: the caller puts them back. Nothing may be hooked onto the optimizer.
-    Raises `ValueError` where the loss or d is no number.
+    d = θ′ − θ of one real update, so it includes momentum, preconditioning, weight decay, clipping and the
+    learning-rate knob's multiplier. Every forward pass draws the same random numbers, so dropout drops the same units.
+
+    The caller has to restore weights, optimizer and batches afterwards, and to remove hooks on the optimizer before.
+    Raises `ValueError` if the loss or d is not finite.
     """
     model, optimizer = setup.model, setup.optimizer
     with undisturbed(model):
@@ -36,15 +37,15 @@ def look_ahead(steering: Steering, setup: Setup) -> list[float]:
     optimizer.step()
     steering.rate.remove()
     with torch.no_grad():
-        moves = [p - s for p, s in zip(weights, start, strict=True)]
-        if not all(bool(d.isfinite().all()) for d in moves):
-            raise ValueError("the next update is no number; a smaller rate or u helps")
-        if not any(bool(d.any()) for d in moves):
+        update = [p - s for p, s in zip(weights, start, strict=True)]
+        if not all(bool(d.isfinite().all()) for d in update):
+            raise ValueError("the next update is not finite; lower the learning rate, or press u to go back")
+        if not any(bool(d.any()) for d in update):
             return []
-        found = []
+        losses = []
         for scale in SCALES:
-            for p, s, d in zip(weights, start, moves, strict=True):
+            for p, s, d in zip(weights, start, update, strict=True):
                 torch.add(s, d, alpha=scale, out=p)
             with undisturbed(model):
-                found.append(setup.forward_again().item())
-    return found
+                losses.append(setup.forward_again().item())
+    return losses

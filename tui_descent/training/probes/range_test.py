@@ -1,6 +1,6 @@
-"""The learning-rate range test: the loss over an exponential sweep of the rate from here, everything put back exactly.
+"""The learning-rate range test: updates at rates that grow exponentially, after which the run's state is restored.
 
-Smith 2015, arXiv 1506.01186; exponential and smoothed as in fastai's finder.
+Smith 2015, arXiv 1506.01186; exponential and smoothed as in fastai's LR finder.
 """
 
 from __future__ import annotations
@@ -27,32 +27,33 @@ from tui_descent.training.undo.random_state import RandomState
 from tui_descent.training.undo.snapshot import Snapshot
 
 STEPS = 100
-# Of rates whose size is Adam's: there an update moves a weight by about the rate. At 1e-7 a float32 weight of size 1
-# stays where it is, and no net survives moves of 1. Other optimizers' rates lie higher by their size in the table.
+# The tested rates for Adam, whose updates move a weight by about the rate: 1e-7 does not change a float32 weight of
+# size 1, and moves of 1 destroy any net. For other optimizers both are multiplied by the size of their usual rate.
 LOW, HIGH = 1e-7, 1.0
-# The rate that a person has set is within the sweep, by a decade on both sides.
-AROUND = 10.0
-MEMORY = 0.9
-WORSE = 4.0
-# The first decade and a half, where a rate moves nothing: a minimum there is the batches' doing.
-QUIET = 20
-# A fall has to be a share of the loss, and so many times what its own average spreads.
-FALL, SURE = 0.01, 4.0
-Look = Callable[[str], None]
+# The present rate is tested too, with this factor to spare on both sides.
+MARGIN = 10.0
+SMOOTHING = 0.9  # of the exponential moving average
+STOP_FACTOR = 4.0  # the test ends when the smoothed loss exceeds this multiple of the smallest
+# The first decade and a half, where a rate changes nothing: a minimum there comes from differences between batches.
+IGNORED_POINTS = 20
+# The loss has to fall by at least this fraction of itself, and by this multiple of the moving average's spread.
+MIN_FALL, MIN_FALL_SPREADS = 0.01, 4.0
+# Called before each pass or update with the place, such as "rates 12/100". Raises `ValueError` to end the test.
+OnProgress = Callable[[str], None]
 
 
 @dataclass(slots=True, kw_only=True)
 class Curve:
-    """A sweep so far: `losses` and `smooth` belong to the update made at the rate beside them.
+    """The losses so far, one per tested rate.
 
-    `still` are the losses of the same batches with the weights as they are: the first one's, then one an update. What
-    is smoothed is how far a loss is from the one with still weights, so that batches that are hard or easy cancel out;
-    added to their mean it is a loss again. The moving average's bias is taken off, as fastai does; `memory` is 0 where
-    every batch is the same.
+    `losses[i]` and `smooth[i]` belong to the update at `rates[i]`. `still` are the losses of the same batches with the
+    weights from before the test: the first batch's, then one per update. The differences `losses − still` are smoothed,
+    so that hard and easy batches cancel out, and `level` is added again. As in fastai, the moving average's bias is
+    corrected. `smoothing` is 0 if every batch is the same.
     """
 
     still: list[float]
-    memory: float = MEMORY
+    smoothing: float = SMOOTHING
     rates: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     smooth: list[float] = field(default_factory=list)
@@ -62,98 +63,101 @@ class Curve:
 
     @property
     def level(self) -> float:
-        """The loss as it is: the mean over the batches."""
+        """The mean loss before the test."""
         return fmean(self.still)
 
     @property
-    def moved(self) -> list[float]:
-        """How far each loss is from that of the same batch with still weights."""
+    def differences(self) -> list[float]:
+        """`losses − still`: what the updates have changed in each batch's loss."""
         return [loss - still for loss, still in zip(self.losses, self.still[1:], strict=False)]
 
     def add(self, rate: float, loss: float) -> bool:
-        """One more point; False when there is no use in going on: not a number, or over four times the best.
+        """Add a point. False ends the test: the loss is not finite, or has grown too large.
 
-        And over the loss as it is: four times next to nothing is no trouble. What is no number is not kept.
+        Too large is above `STOP_FACTOR` times the smallest smoothed loss, and above `level`: four times almost 0 is
+        still a small loss. A non-finite loss is not added.
         """
         if not math.isfinite(loss):
             self.ended_at = rate
             return False
         self.rates.append(rate)
         self.losses.append(loss)
-        self._mean = self.memory * self._mean + (1 - self.memory) * self.moved[-1]
-        self._weight = self.memory * self._weight + 1 - self.memory
+        self._mean = self.smoothing * self._mean + (1 - self.smoothing) * self.differences[-1]
+        self._weight = self.smoothing * self._weight + 1 - self.smoothing
         self.smooth.append(self.level + self._mean / self._weight)
         best = min(self.smooth)
-        if self.smooth[-1] > max(best + (WORSE - 1) * abs(best), self.level + FALL * abs(self.level)):
+        if self.smooth[-1] > max(best + (STOP_FACTOR - 1) * abs(best), self.level + MIN_FALL * abs(self.level)):
             self.ended_at = rate
             return False
         return True
 
 
-def judged(curve: Curve) -> tuple[float | None, float | None, str]:
-    """The rate of the smoothed minimum, a tenth of it as the suggestion, and in words what stands against one.
+def suggest_rate(curve: Curve) -> tuple[float | None, float | None, str]:
+    """The rate with the smallest smoothed loss, a tenth of it as the suggestion, and the reason if there is none.
 
-    None where the loss rose at once, where it falls by no more than its batches spread, or where it still falls at the
-    sweep's end.
+    There is no suggestion if the loss rises at once, falls by no more than batches differ, or still falls at the
+    largest rate.
     """
-    if len(curve.rates) <= QUIET:
-        return None, None, f"too short: the loss blew up at {curve.ended_at:.2g} already, where rates should do nothing"
-    where = min(range(QUIET, len(curve.smooth)), key=curve.smooth.__getitem__)
-    lowest, fall = curve.rates[where], curve.level - curve.smooth[where]
-    # Differences of neighbours hold the spread twice and next to nothing of the fall; a moving average of independent
-    # numbers spreads √((1 − m)/(1 + m)) as much as they do.
-    recent = curve.moved[where - QUIET : where + 1]
-    spread = math.sqrt(fmean((b - a) ** 2 / 2 for a, b in pairwise(recent)) * (1 - curve.memory) / (1 + curve.memory))
-    if fall <= FALL * abs(curve.level):
+    if len(curve.rates) <= IGNORED_POINTS:
+        return None, None, f"too short: the loss blew up already at {curve.ended_at:.2g}, where rates should do nothing"
+    lowest_at = min(range(IGNORED_POINTS, len(curve.smooth)), key=curve.smooth.__getitem__)
+    lowest, fall = curve.rates[lowest_at], curve.level - curve.smooth[lowest_at]
+    # The spread of the moving average. Differences between neighbours have twice the variance of single points and
+    # contain almost nothing of the fall; averaging independent numbers reduces their spread by √((1 − m)/(1 + m)).
+    recent = curve.differences[lowest_at - IGNORED_POINTS : lowest_at + 1]
+    variance = fmean((b - a) ** 2 / 2 for a, b in pairwise(recent))
+    spread = math.sqrt(variance * (1 - curve.smoothing) / (1 + curve.smoothing))
+    if fall <= MIN_FALL * abs(curve.level):
         return None, None, "flat: no rate lowers the loss"
-    if curve.memory and fall <= SURE * spread:
+    if curve.smoothing and fall <= MIN_FALL_SPREADS * spread:
         return None, None, "unclear: the loss falls by no more than its batches differ"
-    if where == len(curve.rates) - 1 and curve.ended_at is None:
+    if lowest_at == len(curve.rates) - 1 and curve.ended_at is None:
         return lowest, None, f"the loss still falls at {lowest:.2g}, the largest rate tested"
     return lowest, lowest / 10, ""
 
 
-def span(optimizer: torch.optim.Optimizer, rate: float) -> tuple[float, float]:
-    """The lowest and the highest rate to test, by the optimizer's kind and around the present one."""
+def rate_range(optimizer: torch.optim.Optimizer, rate: float) -> tuple[float, float]:
+    """The lowest and the highest rate to test, for the kind of optimizer and its present rate."""
     row = OPTIMIZERS.get(name_of(optimizer))
     size = 1.0 if row is None else row.rate
     low, high = LOW * size, HIGH * size
-    return (min(low, rate / AROUND), max(high, rate * AROUND)) if rate > 0 else (low, high)
+    return (min(low, rate / MARGIN), max(high, rate * MARGIN)) if rate > 0 else (low, high)
 
 
 class RangeTest:
-    """Of a scenario's run: it needs further batches, and then the same ones again."""
+    """Runs range tests in a scenario run. It needs the batches to come, and afterwards the same ones again."""
 
     def __init__(self, steering: Steering, setup: Setup) -> None:
         self._steering, self._setup = steering, setup
 
-    def run(self, segment: int, step: int, look: Look) -> RangeTestCompleted:
-        """Sweep before update `step`; `look` is told how far it is before each pass or update, and raises to give up.
+    def run(self, segment: int, step: int, on_progress: OnProgress) -> RangeTestCompleted:
+        """Test the rates before update `step`. Afterwards the whole state is restored, also after an exception.
 
-        Takes memory for the exact state and, while it looks ahead, for the weights twice more. Whatever happens, all is
-        put back: weights, buffers, optimizer, schedule, batches, random numbers. Raises `ValueError` where it cannot be
-        made.
+        Takes memory for a snapshot and, during the look-ahead, for two more copies of the weights. Raises `ValueError`
+        if the test is not possible, or if `on_progress` does.
         """
-        begun_s, setup, steering = time.perf_counter(), self._setup, self._steering
+        start_s, setup, steering = time.perf_counter(), self._setup, self._steering
         rate = steering.rate.value
         with steering.muted(), without_step_hooks(setup.optimizer):
             try:
                 snapshot = Snapshot([*steering.holders(), RandomState()], segment=segment, step=step)
                 try:
-                    steering.advance()  # a change under way goes on before the next update
+                    steering.advance()  # a transition in progress continues before the next update
                     ahead = look_ahead(steering, setup)
                     snapshot.restore()
                     steering.advance()
-                    curve = Curve(still=self._still(look), memory=0.0 if self._always_the_same else MEMORY)
+                    curve = Curve(
+                        still=self._still_losses(on_progress), smoothing=0.0 if self._is_deterministic else SMOOTHING
+                    )
                     snapshot.restore()
                     steering.advance()
-                    self._sweep(curve, rate, look)
+                    self._test_rates(curve, rate, on_progress)
                 finally:
                     snapshot.restore()
             except RuntimeError as error:
                 line = next(iter(str(error).splitlines()), "")[:200]
                 raise ValueError(f"nothing was changed: the net raised {type(error).__name__}: {line}") from error
-        lowest, suggestion, words = judged(curve)
+        lowest, suggestion, reason = suggest_rate(curve)
         return RangeTestCompleted(
             segment=segment,
             step=step,
@@ -166,29 +170,30 @@ class RangeTest:
             ended_at=curve.ended_at,
             lowest=lowest,
             suggestion=suggestion,
-            words=words,
+            words=reason,
             scales=list(SCALES[: len(ahead)]),
             ahead=ahead,
-            seconds=time.perf_counter() - begun_s,
+            seconds=time.perf_counter() - start_s,
         )
 
-    def _still(self, look: Look) -> list[float]:
-        """The losses of the batches that the sweep will see, with the weights as they are."""
-        if self._always_the_same:
+    def _still_losses(self, on_progress: OnProgress) -> list[float]:
+        """The losses of the batches that the test will use, with the weights unchanged."""
+        if self._is_deterministic:
             return [self._setup.loss().item()] * (STEPS + 1)
-        found = []
+        losses = []
         for n in range(STEPS + 1):
-            look(f"batches {n}/{STEPS}")
-            found.append(self._setup.loss().item())  # with its graph: other kernels might draw other random numbers
-        return found
+            on_progress(f"batches {n}/{STEPS}")
+            # Not under no_grad: other kernels might then draw other random numbers.
+            losses.append(self._setup.loss().item())
+        return losses
 
-    def _sweep(self, curve: Curve, rate: float, look: Look) -> None:
+    def _test_rates(self, curve: Curve, rate: float, on_progress: OnProgress) -> None:
         setup, steering, optimizer = self._setup, self._steering, self._setup.optimizer
-        low, high = span(optimizer, rate)
-        ratios = _ratios(optimizer)
+        low, high = rate_range(optimizer, rate)
+        ratios = _group_ratios(optimizer)
         loss = setup.loss()
         for n in range(STEPS):
-            look(f"rates {n}/{STEPS}")
+            on_progress(f"rates {n}/{STEPS}")
             tested = low * (high / low) ** (n / (STEPS - 1))
             for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
                 group["lr"] = tested * ratio
@@ -201,15 +206,15 @@ class RangeTest:
                 return
 
     @property
-    def _always_the_same(self) -> bool:
-        """Whether the loss changes with the weights alone."""
+    def _is_deterministic(self) -> bool:
+        """Whether the loss depends on the weights alone: one batch, no dropout."""
         setup = self._setup
         drops = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in setup.model.modules())
         return (setup.batches is None or setup.batches.full) and not drops
 
 
-def _ratios(optimizer: torch.optim.Optimizer) -> list[float]:
-    """What each group's rate is of the first's; of the base rates where a schedule stands at 0."""
+def _group_ratios(optimizer: torch.optim.Optimizer) -> list[float]:
+    """Each group's rate divided by the first group's; by base rates if the schedule has set the first to 0."""
     rates = [float(group["lr"]) for group in optimizer.param_groups]
     rates = rates if rates[0] else base_rates(optimizer)
     return [rate / rates[0] if rates[0] else 1.0 for rate in rates]

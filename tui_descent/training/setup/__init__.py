@@ -1,1 +1,1 @@
-"""From a scenario to model, data and optimizer."""
+"""Builds model, data and optimizer from a scenario."""

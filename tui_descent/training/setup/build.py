@@ -37,7 +37,7 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(slots=True, kw_only=True)
 class Setup:
-    """Everything the training loop uses. A surface has no batches and no loss function: it is itself the loss."""
+    """What a scenario run trains with. A surface has no batches and no loss function, since it is itself the loss."""
 
     scenario: Scenario
     model: nn.Module
@@ -46,22 +46,22 @@ class Setup:
     batches: Batches | Windows | None
     loss_function: LossFunction | None
     schedule: Schedule | None = None  # None: constant learning rate
-    _batch: tuple[Tensor, Tensor] | None = None
+    _batch: tuple[Tensor, Tensor] | None = None  # the last one, inputs and targets
 
     def state(self) -> dict[str, Any]:
-        """The optimizer and schedule in use, where the schedule is, and which batches come next."""
+        """The optimizer and schedule in use, the schedule's own state, and the batches' state."""
         return {
             "optimizer": self.optimizer,
             "schedule": self.schedule,
-            "at": None if self.schedule is None else self.schedule.state(),
+            "schedule_state": None if self.schedule is None else self.schedule.state(),
             "batches": None if self.batches is None else self.batches.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Back to it; what the optimizer itself holds is put back before."""
+        """Return to `state`. The optimizer's own contents are restored separately, and earlier."""
         self.optimizer, self.schedule = state["optimizer"], state["schedule"]
         if self.schedule is not None:
-            self.schedule.restore(state["at"])
+            self.schedule.restore(state["schedule_state"])
         if self.batches is not None:
             self.batches.restore(state["batches"])
 
@@ -78,19 +78,19 @@ class Setup:
         x, y = self._batch
         return self.loss_function(self.model(x), y)
 
-    def part(self, where: slice) -> Tensor | None:
-        """The mean loss of a part of the same batch; None for a surface."""
+    def loss_of_part(self, where: slice) -> Tensor | None:
+        """The mean loss of some samples of the same batch; None for a surface."""
         if self._batch is None or self.loss_function is None:
             return None
         x, y = self._batch
         return self.loss_function(self.model(x[where]), y[where])
 
     def probe(self) -> Tensor:
-        """The loss on the probe batch, in eval mode: always the first training samples, at least one batch of them."""
-        return self.probed()[1]
+        """The loss of the probe batch in eval mode. It is always the first training samples, at least one batch."""
+        return self.probe_outputs_and_loss()[1]
 
-    def probed(self) -> tuple[Tensor, Tensor]:
-        """The net's outputs for the probe batch, and their loss. A surface's output is its loss."""
+    def probe_outputs_and_loss(self) -> tuple[Tensor, Tensor]:
+        """The net's outputs for the probe batch, and their loss, in eval mode. A surface's output is its loss."""
         if self.batches is None or self.loss_function is None:
             loss: Tensor = self.model()
             return loss, loss
@@ -108,11 +108,11 @@ class Setup:
         assert self.batches is not None
         return self.batches.first(max(self.batches.size, PROBE_SAMPLES))
 
-    def silent(self) -> Tensor:
-        """The loss on the probe batch if all outputs were 0. For cross-entropy it is that of a guess, ln(classes)."""
+    def loss_of_zero_outputs(self) -> Tensor:
+        """The probe batch's loss if all outputs were 0: with cross-entropy that of guessing, ln(classes)."""
         assert self.batches is not None
         assert self.loss_function is not None
-        outputs, _ = self.probed()
+        outputs, _ = self.probe_outputs_and_loss()
         _, y = self._probe_batch()
         return self.loss_function(torch.zeros_like(outputs), y)
 
@@ -121,14 +121,14 @@ class Setup:
         return 0 if self._batch is None else len(self._batch[0])
 
 
-def threads(asked: int) -> int:
-    """The number of threads asked for; for 0, all cores but one, which is left for the dashboard."""
+def thread_count(requested: int) -> int:
+    """The requested number of threads; for 0, all cores but one, which is left to the dashboard."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return asked or max(1, cores - 1)
+    return requested or max(1, cores - 1)
 
 
-def device(name: str, *, dtype: str) -> torch.device:
-    """The device; `auto` prefers CUDA, then MPS, then the CPU. Raises `ValueError` if it is not available."""
+def select_device(name: str, *, dtype: str) -> torch.device:
+    """The device called `name`; `auto` prefers CUDA, then MPS, then the CPU. Raises `ValueError` if unavailable."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -143,7 +143,7 @@ def device(name: str, *, dtype: str) -> torch.device:
 
 
 def build(scenario: Scenario, *, on: torch.device) -> Setup:
-    """Build the scenario on the device `on`, with its dtype."""
+    """Build the scenario on the device `on`, in its dtype. The same seed gives the same weights and batches."""
     run = scenario.run
     dtype = torch.float64 if run.dtype == "float64" else torch.float32
     torch.manual_seed(run.seed)
@@ -215,7 +215,7 @@ def _schedule(scenario: Scenario, optimizer: torch.optim.Optimizer) -> Schedule 
 
 def _loss_function(scenario: Scenario, data: DataSet) -> LossFunction:
     if scenario.loss is None or scenario.loss.name == "cross_entropy":
-        return _over_places if isinstance(scenario.data, TextData) else F.cross_entropy
+        return _cross_entropy_over_positions if isinstance(scenario.data, TextData) else F.cross_entropy
     classes = data.classes
 
     def mse(outputs: Tensor, y: Tensor) -> Tensor:
@@ -224,6 +224,6 @@ def _loss_function(scenario: Scenario, data: DataSet) -> LossFunction:
     return mse
 
 
-def _over_places(logits: Tensor, y: Tensor) -> Tensor:
+def _cross_entropy_over_positions(logits: Tensor, y: Tensor) -> Tensor:
     """Cross-entropy, averaged over all positions of all sequences: logits (B, T, V), targets (B, T)."""
     return F.cross_entropy(logits.flatten(0, 1), y.flatten())

@@ -159,7 +159,7 @@ class CommandHandler:
             case WatchCurvature():
                 if self._curvature is None:
                     raise ValueError("curvature is not available for your own loop: its batches cannot be replayed")
-                return self._curvature.want(client, on=command.on)
+                return self._curvature.set_watching(client, on=command.on)
             case RunRangeTest():
                 return self._test_rates(client)
             case CancelRangeTest():

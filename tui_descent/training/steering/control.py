@@ -78,7 +78,7 @@ class Control:
             and mode.steps_left is None
             and mode.stop_reason is None
             and steering.pace is None
-            and (self._curvature is None or not self._curvature.on)
+            and (self._curvature is None or not self._curvature.may_read)
         )
 
     @property
@@ -160,7 +160,7 @@ class Control:
             raise StopRun("stopped", mode.stop_reason)
         progress.rewound = False
         if undo_stack is not None:
-            undo_stack.went_on()
+            undo_stack.state_changed()
         self._steering.advance()
         self._read_curvature()
 
@@ -168,7 +168,7 @@ class Control:
         """Pause until a command says how to go on; `broken` offers the last good snapshot. Raises `StopRun`."""
         self.mode.pause()
         if broken and self.undo_stack is not None:
-            self.undo_stack.went_on()
+            self.undo_stack.state_changed()
             self._progress.broken = True
             if (good := self.undo_stack.last_good()) is not None:
                 reason = f"{reason}; u goes back to step {good.step}"
@@ -234,7 +234,7 @@ class Control:
         """Read the curvature if that is due. While the run is paused or paced, this takes no training time."""
         curvature, progress = self._curvature, self._progress
         free = paused or self._steering.pace is not None
-        if curvature is None or not curvature.due(progress.step, paced=free, still=paused):
+        if curvature is None or not curvature.due(progress.step, paced=free, paused=paused):
             return
         self.report_all()
         with self._steering.muted():

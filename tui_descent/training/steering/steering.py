@@ -205,7 +205,7 @@ class Steering:
         """A GPU reports late that it skipped the last `updates` updates: the schedule goes back."""
         setup = self.context.setup
         if setup is not None and setup.schedule is not None and not self.needs_loss:
-            setup.schedule.back(updates)
+            setup.schedule.step_back(updates)
         self.context.version += 1  # the gradient that the instruments remember belongs to no step
 
     def clip(self, optimizer: torch.optim.Optimizer) -> Tensor | None:
@@ -256,7 +256,7 @@ class Steering:
             return None
         with undisturbed(model), torch.set_grad_enabled(backward):
             try:
-                outputs, loss = setup.probed()
+                outputs, loss = setup.probe_outputs_and_loss()
                 if backward:
                     trainable = [p for p in model.parameters() if p.requires_grad]
                     torch.autograd.grad(loss, trainable, allow_unused=True)

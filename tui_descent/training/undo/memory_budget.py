@@ -1,4 +1,4 @@
-"""How much memory the snapshots of a run may take: a tenth of what is free where they lie, at most 2 GB."""
+"""The default memory budget for a run's snapshots: a tenth of the free memory of their device, at most 2 GB."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-SHARE = 0.1  # of the free memory
-LARGEST = 2_000_000_000  # bytes
+BUDGET_SHARE = 0.1  # of the free memory
+MAX_BUDGET_BYTES = 2_000_000_000
 MEMINFO = Path("/proc/meminfo")
-ASSUMED_FREE = 2_560_000_000  # bytes, where the system does not say
+FALLBACK_FREE_BYTES = 2_560_000_000  # if the system does not report its free memory
 
 
 def default_budget(device: torch.device) -> int:
-    """Bytes for all snapshots together on `device`, from the memory that is free there now."""
-    return min(LARGEST, int(SHARE * free_bytes(device)))
+    """Bytes for all snapshots on `device` together, from the memory that is free there now."""
+    return min(MAX_BUDGET_BYTES, int(BUDGET_SHARE * free_bytes(device)))
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free memory of a GPU, of Metal, or of the system."""
+    """Free memory of a CUDA GPU, of Metal, or else of the system."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
@@ -28,17 +28,17 @@ def free_bytes(device: torch.device) -> int:
 
 
 def bytes_needed(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """What a snapshot of them takes, without taking it."""
+    """The size of a snapshot of model and optimizer, without taking it."""
     tensors = [*model.parameters(), *model.buffers()]
     tensors += [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
     return sum(t.nbytes for t in tensors)
 
 
 def _available_bytes() -> int:
-    """`MemAvailable` of Linux: what can be had without swapping."""
+    """Linux's `MemAvailable`: the memory that programs can get without swapping."""
     try:
         lines = MEMINFO.read_text().splitlines()
         kibibytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
         return int(kibibytes) * 1024
     except (OSError, StopIteration, IndexError, ValueError):
-        return ASSUMED_FREE
+        return FALLBACK_FREE_BYTES

@@ -1,4 +1,4 @@
-"""The global random numbers: torch's on every device, Python's and NumPy's."""
+"""The state of the process's global random number generators: torch's on every device, Python's and NumPy's."""
 
 from __future__ import annotations
 
@@ -9,30 +9,34 @@ from typing import Any
 
 import torch
 
+Getter = Callable[[], Any]
+Setter = Callable[[Any], None]
+
 
 class RandomState:
-    """The generators that a process has one of."""
+    """The global generators as part of a snapshot."""
 
     def state(self) -> dict[str, Any]:
-        """Where each generator is, by name."""
+        """Each generator's state, by name."""
         return {name: get() for name, (get, _) in _generators().items()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Set each generator to its state."""
         generators = _generators()
-        for name, where in state.items():
-            generators[name][1](where)
+        for name, generator_state in state.items():
+            _, set_state = generators[name]
+            set_state(generator_state)
 
 
-def _generators() -> dict[str, tuple[Callable[[], Any], Callable[[Any], None]]]:
-    found: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
+def _generators() -> dict[str, tuple[Getter, Setter]]:
+    generators: dict[str, tuple[Getter, Setter]] = {
         "torch": (torch.get_rng_state, torch.set_rng_state),
         "python": (random.getstate, random.setstate),
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        found["cuda"] = (torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all)
+        generators["cuda"] = (torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all)
     if torch.backends.mps.is_available():
-        found["mps"] = (torch.mps.get_rng_state, torch.mps.set_rng_state)
-    if (numpy := sys.modules.get("numpy")) is not None:
-        found["numpy"] = (numpy.random.get_state, numpy.random.set_state)
-    return found
+        generators["mps"] = (torch.mps.get_rng_state, torch.mps.set_rng_state)
+    if (numpy := sys.modules.get("numpy")) is not None:  # not imported for this: a run may not use it
+        generators["numpy"] = (numpy.random.get_state, numpy.random.set_state)
+    return generators

@@ -1,4 +1,4 @@
-"""The exact state of a training loop before one update, as a list: each object that holds state, and its state."""
+"""A snapshot: the exact state of a training loop before one update, as a list of objects and their states."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class HoldsState(Protocol):
     """An object whose state belongs to a snapshot."""
 
     def state(self) -> Any:
-        """What `restore` needs, as often as wanted: nothing in it changes with the object."""
+        """The present state, for `restore`. It does not change when the object does."""
 
     def restore(self, state: Any, /) -> None:
-        """Be as when `state` was taken."""
+        """Return to `state`. May be called more than once with the same state."""
 
 
 class Snapshot:
-    """The state before update `step` of `segment`. Every object stays the same one, its contents return."""
+    """The state before update `step` of `segment`. `restore` keeps every object and replaces its contents."""
 
     def __init__(self, holders: Iterable[HoldsState], *, segment: int, step: int) -> None:
         self.segment = segment
@@ -31,9 +31,9 @@ class Snapshot:
         self.nbytes = sum(tensor.nbytes for tensor in self._tensors())
 
     def restore(self, *, user_state: bool = True) -> None:
-        """Put it all back, as often as wanted; without `user_state`, all but what is known by its `state_dict` alone.
+        """Restore all states; may be called more than once. `user_state=False` leaves `UserState` objects alone.
 
-        Raises `ValueError`, with nothing changed, when one of those does not load it.
+        Raises `ValueError`, with nothing changed, if a user's `load_state_dict` raises.
         """
         if user_state:
             self._load_user_state()
@@ -41,13 +41,14 @@ class Snapshot:
             if not isinstance(holder, UserState):
                 holder.restore(state)
 
-    def finite(self) -> bool:
-        """Whether every weight in it is finite."""
-        saved = ((p, held) for holder, state in self.parts if isinstance(holder, TorchState) for p, held in state)
-        return all(bool(held[0].isfinite().all()) for p, held in saved if isinstance(p, nn.Parameter))
+    def has_finite_weights(self) -> bool:
+        """Whether every saved parameter is finite."""
+        states = (state for holder, state in self.parts if isinstance(holder, TorchState))
+        weights = (saved[0] for state in states for obj, saved in state if isinstance(obj, nn.Parameter))
+        return all(bool(weight.isfinite().all()) for weight in weights)
 
     def _load_user_state(self) -> None:
-        """First, since foreign code may refuse: what was loaded by then is loaded back."""
+        """Load user state before everything else, since a user's code may raise; then undo the loads made so far."""
         loaded: list[tuple[UserState, Any]] = []
         try:
             for holder, state in self.parts:
@@ -61,9 +62,9 @@ class Snapshot:
             raise
 
     def _tensors(self) -> Iterator[Tensor]:
-        """The copies of model, optimizer and what the user named."""
+        """The saved copies of all tensors in model, optimizer and user state."""
         for holder, state in self.parts:
             if isinstance(holder, TorchState):
-                yield from (held[0] for found, held in state if isinstance(found, Tensor))
+                yield from (saved[0] for obj, saved in state if isinstance(obj, Tensor))
             elif isinstance(holder, UserState):
-                yield from (found for found, _ in reachable(state) if isinstance(found, Tensor))
+                yield from (obj for obj, _ in reachable(state) if isinstance(obj, Tensor))

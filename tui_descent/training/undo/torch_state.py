@@ -1,6 +1,7 @@
-"""What modules, optimizers, tensors and plain containers hold, saved so that it can be put back in place.
+"""Saves the contents of modules, optimizers, tensors and plain containers, and restores them into the same objects.
 
-`state_dict()` would not do: it leaves out a network's structure, non-persistent buffers, modes and plain attributes.
+`state_dict()` is not enough: it leaves out a network's structure, non-persistent buffers, train/eval modes and plain
+attributes.
 """
 
 from __future__ import annotations
@@ -20,105 +21,106 @@ State = list[tuple[Any, Any]]
 
 
 class TorchState:
-    """Everything below `roots`, through attributes and containers; each object once, whoever refers to it.
+    """The state of every object reachable from `roots` through attributes and containers, each object once.
 
-    Every object stays the same one: tensors get their numbers back by `copy_`, modules and optimizers their attributes,
-    so that whoever refers to one of them still refers to the right one. Gradients, hooks and a `forward` or `step` set
-    on an object are left alone. An object of another kind stays as it is: what changes in it is for its own `state()`.
+    Restoring keeps the objects, so references to them stay valid: tensors get their values back by `copy_`, modules and
+    optimizers their attributes. Gradients, hooks, and a `forward` or `step` set on an instance are left alone. Objects
+    of other kinds are not saved; an object whose own state matters needs its own `state()` and `restore()`.
     """
 
     def __init__(self, *roots: object) -> None:
         self._roots = roots
 
     def state(self) -> State:
-        """Each object with what it holds; a tensor with a copy of its numbers and its `requires_grad`."""
+        """Each object with its contents; for a tensor, a copy of its values and its `requires_grad`."""
         return [
-            (found, (found.detach().clone(), held) if isinstance(found, Tensor) else held)
-            for found, held in reachable(*self._roots)
+            (obj, (obj.detach().clone(), contents) if isinstance(obj, Tensor) else contents)
+            for obj, contents in reachable(*self._roots)
         ]
 
     @torch.no_grad()
     def restore(self, state: State) -> None:
-        """Put it all back."""
-        for found, held in state:
-            _put_back(found, held)
+        """Restore the contents of every object in `state`."""
+        for obj, saved in state:
+            _restore_contents(obj, saved)
 
 
 def reachable(*roots: object) -> Iterator[tuple[Any, Any]]:
-    """Each object below `roots` with what it holds, nothing copied but containers."""
+    """Each object reachable from `roots` with its contents. Containers are copied, tensors are not."""
     seen: set[int] = set()
     waiting = deque(roots)
     while waiting:
-        found = waiting.popleft()
-        if type(found) in _SIMPLE or id(found) in seen or (held := held_by(found)) is None:
+        obj = waiting.popleft()
+        if type(obj) in _SIMPLE or id(obj) in seen or (contents := contents_of(obj)) is None:
             continue
-        seen.add(id(found))
-        yield found, held
-        if isinstance(held, dict):
-            waiting.extend(held.keys())
-            waiting.extend(held.values())
-        elif isinstance(held, list | set):
-            waiting.extend(held)
-        if isinstance(found, LRScheduler):
-            waiting.extend(_factor_counters(found))
+        seen.add(id(obj))
+        yield obj, contents
+        if isinstance(contents, dict):
+            waiting.extend(contents.keys())
+            waiting.extend(contents.values())
+        elif isinstance(contents, list | set):
+            waiting.extend(contents)
+        if isinstance(obj, LRScheduler):
+            waiting.extend(_factor_attributes(obj))
 
 
-def held_by(found: object) -> Any:
-    """What an object holds, of a tensor its `requires_grad`; None for an object of a kind that is not saved."""
-    match found:
+def contents_of(obj: object) -> Any:
+    """An object's attributes or items; a tensor's `requires_grad`. None for kinds of objects that are not saved."""
+    match obj:
         case Tensor():
-            return found.requires_grad if found.is_leaf else None  # one with a history is a result, not state
+            return obj.requires_grad if obj.is_leaf else None  # a tensor with a graph is a result, not state
         case torch.Generator():
-            return found.get_state()
+            return obj.get_state()
         case dict():
-            return dict(found)
+            return dict(obj)
         case list() | deque() | tuple():
-            return list(found)
+            return list(obj)
         case set():
-            return set(found)
+            return set(obj)
         case nn.Module() | torch.optim.Optimizer() | LRScheduler():
-            return {name: value for name, value in vars(found).items() if not _left_alone(found, name)}
-        case _ if is_dataclass(found) and not isinstance(found, type):
-            if getattr(type(found), "__dataclass_params__").frozen:  # noqa: B009 - not in typeshed
+            return {name: value for name, value in vars(obj).items() if not _is_left_alone(obj, name)}
+        case _ if is_dataclass(obj) and not isinstance(obj, type):
+            if getattr(type(obj), "__dataclass_params__").frozen:  # noqa: B009 - not in typeshed
                 return None
-            return {f.name: getattr(found, f.name) for f in fields(found) if hasattr(found, f.name)}
+            return {f.name: getattr(obj, f.name) for f in fields(obj) if hasattr(obj, f.name)}
     return None
 
 
-def _put_back(found: Any, held: Any) -> None:
-    match found:
+def _restore_contents(obj: Any, saved: Any) -> None:
+    match obj:
         case Tensor():
-            numbers, requires_grad = held
-            found.grad = None
-            found.requires_grad_(False).copy_(numbers)
-            found.requires_grad_(requires_grad)
+            values, requires_grad = saved
+            obj.grad = None
+            obj.requires_grad_(False).copy_(values)
+            obj.requires_grad_(requires_grad)
         case torch.Generator():
-            found.set_state(held)
+            obj.set_state(saved)
         case dict() | set():
-            found.clear()
-            found.update(held)
+            obj.clear()
+            obj.update(saved)
         case list() | deque():
-            found.clear()
-            found.extend(held)
+            obj.clear()
+            obj.extend(saved)
         case nn.Module() | torch.optim.Optimizer() | LRScheduler():
-            attributes = vars(found)
-            for name in [name for name in attributes if name not in held and not _left_alone(found, name)]:
+            attributes = vars(obj)
+            for name in [name for name in attributes if name not in saved and not _is_left_alone(obj, name)]:
                 del attributes[name]
-            attributes.update(held)  # without nn.Module's __setattr__, which would register a part a second time
+            # Not by nn.Module's __setattr__, which would register submodules and parameters a second time.
+            attributes.update(saved)
         case tuple():
             pass
         case _:
-            for name, value in held.items():
-                setattr(found, name, value)
+            for name, value in saved.items():
+                setattr(obj, name, value)
 
 
-def _left_alone(found: object, name: str) -> bool:
-    if isinstance(found, nn.Module):
+def _is_left_alone(obj: object, name: str) -> bool:
+    if isinstance(obj, nn.Module):
         return name == "forward" or "_hooks" in name
-    return isinstance(found, torch.optim.Optimizer) and (name == "step" or "_hooks" in name)
+    return isinstance(obj, torch.optim.Optimizer) and (name == "step" or "_hooks" in name)
 
 
-def _factor_counters(scheduler: LRScheduler) -> list[dict[str, Any]]:
-    """The attributes of LambdaLR's and MultiplicativeLR's factors where these are objects, which may count."""
+def _factor_attributes(scheduler: LRScheduler) -> list[dict[str, Any]]:
+    """The attributes of LambdaLR's and MultiplicativeLR's factors if these are objects, which may count their calls."""
     factors = getattr(scheduler, "lr_lambdas", ())
     return [vars(factor) for factor in factors if hasattr(factor, "__dict__") and not isinstance(factor, FunctionType)]

@@ -1,4 +1,4 @@
-"""What a user's loop names to be put back besides model and optimizer: schedulers, scalers, averaged models, counts."""
+"""State that a user loop names for undo besides model and optimizer: schedulers, scalers, averaged models, counters."""
 
 from __future__ import annotations
 
@@ -6,56 +6,54 @@ import copy
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from tui_descent.training.undo.torch_state import TorchState, held_by
+from tui_descent.training.undo.torch_state import TorchState, contents_of
 
 
 class HasStateDict(Protocol):
-    """As a GradScaler is, and most schedulers that people write."""
+    """An object with `state_dict`, such as a GradScaler or a user's own scheduler."""
 
-    def state_dict(self) -> Any:
-        """All that `load_state_dict` needs."""
+    def state_dict(self) -> Any: ...
 
-    def load_state_dict(self, state: Any, /) -> Any:
-        """Back to it."""
+    def load_state_dict(self, state: Any, /) -> Any: ...
 
 
 class UserState:
-    """An object known by its `state_dict` alone, called `name` by the loop."""
+    """An object that is saved by its `state_dict`, under the `name` that the user's loop gave it."""
 
-    def __init__(self, name: str, held: HasStateDict) -> None:
+    def __init__(self, name: str, obj: HasStateDict) -> None:
         self._name = name
-        self._held = held
+        self._obj = obj
 
     def state(self) -> Any:
-        """A copy of its `state_dict`."""
-        return copy.deepcopy(self._held.state_dict())
+        """A copy of the object's `state_dict`."""
+        return copy.deepcopy(self._obj.state_dict())
 
     def restore(self, state: Any) -> None:
-        """Load it. Raises `ValueError`, with the object as it was, when it does not load."""
+        """Load `state`. Raises `ValueError`, with the object unchanged, if `load_state_dict` raises."""
         before = self.state()
         try:
-            self._held.load_state_dict(copy.deepcopy(state))
+            self._obj.load_state_dict(copy.deepcopy(state))
         except Exception as error:
-            self._held.load_state_dict(before)
+            self._obj.load_state_dict(before)
             raise ValueError(f'state["{self._name}"] raised {type(error).__name__}: {error}'[:300]) from error
 
 
 def user_holders(state: Mapping[str, object]) -> list[TorchState | UserState]:
-    """What holds the state of the objects that a loop named.
+    """The objects that save and restore what a user's loop named in `state`.
 
-    Models, optimizers, torch's schedulers, generators, tensors and containers are saved as they are, all others by
-    their `state_dict`. Raises `ValueError` for one that has neither.
+    Models, optimizers, torch's schedulers, generators, tensors and containers are saved by value, all other objects by
+    their `state_dict`. Raises `ValueError` for an object that allows neither.
     """
     torch_objects: list[object] = []
     others: list[UserState] = []
-    for name, found in state.items():
-        if held_by(found) is not None:
-            torch_objects.append(found)
-        elif callable(getattr(found, "state_dict", None)) and callable(getattr(found, "load_state_dict", None)):
-            others.append(UserState(name, found))  # type: ignore[arg-type]
+    for name, obj in state.items():
+        if contents_of(obj) is not None:
+            torch_objects.append(obj)
+        elif callable(getattr(obj, "state_dict", None)) and callable(getattr(obj, "load_state_dict", None)):
+            others.append(UserState(name, obj))  # type: ignore[arg-type]
         else:
             raise ValueError(
-                f'state["{name}"] is a {type(found).__name__}, which has no state_dict and load_state_dict; '
-                "allowed: what has both, a dict, list, tensor or torch.Generator (for a plain object: vars(it))"
+                f'state["{name}"] is a {type(obj).__name__}, which has no state_dict and load_state_dict; '
+                "allowed: an object with both, a dict, list, tensor or torch.Generator (else try vars(object))"
             )
     return [TorchState(*torch_objects), *others]

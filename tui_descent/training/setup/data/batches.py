@@ -1,4 +1,4 @@
-"""Data sets in memory, and batches drawn from them in an order that depends only on the seed."""
+"""Data sets in memory, and shuffled batches of them in an order that depends only on the seed."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class DataSet:
 
     @property
     def features(self) -> int:
-        """The number of features of an input."""
+        """Numbers per input."""
         return self.x.shape[1]
 
     def to(self, device: torch.device, dtype: torch.dtype) -> DataSet:
         """Copy the data to a device. Inputs are converted to `dtype`, unless they are character codes."""
-        inputs = dtype if self.x.is_floating_point() else self.x.dtype
+        input_dtype = dtype if self.x.is_floating_point() else self.x.dtype
         return DataSet(
-            x=self.x.to(device, inputs),
+            x=self.x.to(device, input_dtype),
             y=self.y.to(device),
-            held_out_x=self.held_out_x.to(device, inputs),
+            held_out_x=self.held_out_x.to(device, input_dtype),
             held_out_y=self.held_out_y.to(device),
             classes=self.classes,
         )
@@ -66,15 +66,15 @@ class Batches:
         if self._cursor + self.size > len(self._order):
             self._order = torch.randperm(len(self.data.x), generator=self._generator).to(self.data.x.device)
             self._cursor = 0
-        picked = self._order[self._cursor : self._cursor + self.size]
+        chosen = self._order[self._cursor : self._cursor + self.size]
         self._cursor += self.size
-        return self.data.x[picked], self.data.y[picked]
+        return self.data.x[chosen], self.data.y[chosen]
 
     def state(self) -> tuple[Tensor, Tensor, int, int]:
-        """What the coming batches depend on: generator, the epoch's order, how much of it is used up, batch size."""
+        """All that determines the next batches: generator, the epoch's order, the position in it, batch size."""
         return self._generator.get_state(), self._order, self._cursor, self.size
 
     def restore(self, state: tuple[Tensor, Tensor, int, int]) -> None:
-        """Go on as when `state` was taken."""
-        generator, self._order, self._cursor, self.size = state  # an order is never written into
+        """Continue with the same batches as after `state` was taken."""
+        generator, self._order, self._cursor, self.size = state  # not copied: an order is never changed in place
         self._generator.set_state(generator)

@@ -1,4 +1,4 @@
-"""The 1,797 hand-written digits shipped with the package (`DIGITS.md`: source and licence)."""
+"""The 1,797 hand-written digits shipped with the package. Source and licence: `DIGITS.md`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from tui_descent.scenario.spec import DigitsData
 from tui_descent.training.setup.data.batches import DataSet
 
-TRAIN = 1437
+TRAIN = 1437  # the rest is held out
 PIXELS = 64
 
 

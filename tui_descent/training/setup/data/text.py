@@ -15,7 +15,7 @@ from tui_descent.training.setup.data.batches import DataSet
 
 # Fixed, so that a net's shape does not depend on the Python version.
 SYMBOLS = "\n" + "".join(sorted(set(string.printable) - set(string.whitespace) | {" "}))
-HELD_OUT = 0.1  # this share at the end of the text
+HELD_OUT = 0.1  # fraction of the text, at its end
 HELD_OUT_WINDOWS = 128
 LARGEST_BATCH = 4096
 
@@ -23,10 +23,10 @@ LARGEST_BATCH = 4096
 def load(context: int) -> DataSet:
     """Character codes: x (n,) for training, and held-out windows (128, context) with the next character as target.
 
-    There are about 465,000 characters; all but line feeds and printable ASCII are left out.
-    Raises `ValueError` if this Python has no help pages.
+    There are about 465,000 characters, all printable ASCII or line feeds; others are left out. Raises `ValueError` if
+    this Python has no help pages.
     """
-    codes = torch.tensor([_NUMBER[c] for c in pages() if c in _NUMBER])
+    codes = torch.tensor([_CODES[c] for c in pages() if c in _CODES])
     cut = round(len(codes) * (1 - HELD_OUT))
     train, held_out = codes[:cut], codes[cut:]
     starts = torch.linspace(0, len(held_out) - context - 1, HELD_OUT_WINDOWS).long()
@@ -45,8 +45,8 @@ def pages() -> str:
 
 def windows(codes: Tensor, starts: Tensor, context: int) -> tuple[Tensor, Tensor]:
     """The windows that begin at `starts` (B,), and the same windows shifted by one: each (B, context)."""
-    places = starts[:, None] + torch.arange(context, device=starts.device)  # (B, T)
-    return codes[places], codes[places + 1]
+    positions = starts[:, None] + torch.arange(context, device=starts.device)  # (B, T)
+    return codes[positions], codes[positions + 1]
 
 
 class Windows:
@@ -77,13 +77,13 @@ class Windows:
         return windows(self.data.x, starts.to(self.data.x.device), self._context)
 
     def state(self) -> tuple[Tensor, int]:
-        """What the coming batches depend on: the generator and the batch size."""
+        """All that determines the next batches: the generator and the batch size."""
         return self._generator.get_state(), self.size
 
     def restore(self, state: tuple[Tensor, int]) -> None:
-        """Go on as when `state` was taken."""
+        """Continue with the same batches as after `state` was taken."""
         generator, self.size = state
         self._generator.set_state(generator)
 
 
-_NUMBER = {symbol: number for number, symbol in enumerate(SYMBOLS)}
+_CODES = {symbol: code for code, symbol in enumerate(SYMBOLS)}

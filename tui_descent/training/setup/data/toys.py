@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from tui_descent.scenario.spec import CirclesData, MoonsData, SpiralsData, ToyData, XorData
 from tui_descent.training.setup.data.batches import DataSet
 
-HELD_OUT = 0.2
+HELD_OUT = 0.2  # fraction of the points
 
 
 def load(spec: ToyData, *, seed: int) -> DataSet:
@@ -47,9 +47,9 @@ def _xor(y: Tensor, g: Generator) -> Tensor:
 
 
 def _spirals(y: Tensor, g: Generator) -> Tensor:
-    along = torch.rand(len(y), generator=g).sqrt()
-    angle = along * 3 * math.pi + y * math.pi
-    return torch.stack([along * angle.cos(), along * angle.sin()], dim=1)
+    radius = torch.rand(len(y), generator=g).sqrt()
+    angle = radius * 3 * math.pi + y * math.pi
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=1)
 
 
 _DRAW: dict[type[ToyData], Callable[[Tensor, Generator], Tensor]] = {

@@ -1,4 +1,4 @@
-"""A block of a net and its skip connection: the unit that activation, norm, dropout and residual knobs act on."""
+"""A block of a net and its skip connection: what the activation, norm, dropout and residual knobs act on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Skip:
     branch: float
     gate: float = 1.0
 
-    def join(self, x: Tensor, fx: Tensor) -> Tensor:
+    def combine(self, x: Tensor, fx: Tensor) -> Tensor:
         """The block's output from its input x and its branch f(x), which have the same shape."""
         if self.gate == 0.0 and self.branch == 1.0:
             return fx  # exact, even if x is infinite
@@ -30,9 +30,10 @@ class Block(nn.Module):
     """x → f(x), with an optional skip connection around it. The shape stays the same.
 
     f is norm "pre" → core → norm "mid" → activation → out → dropout → norm "post". Parts that are None are left out,
-    and the norm is at one of the three places. The core has the weights (Linear, Conv2d, attention); it is registered
-    under the name `kind`. `out` restores the width if the core changes it. With `sums_first` a "post" norm comes after
-    the skip: norm(x + f(x)), as in Vaswani et al. 2017, arXiv 1706.03762. `places` are the allowed places of the norm.
+    and the norm is at one of the three places, `where`. The core has the weights (Linear, Conv2d, attention); it is
+    registered under the name `kind`. `out` restores the width if the core changes it. With `norm_after_skip` a "post"
+    norm comes after the skip: norm(x + f(x)), as in Vaswani et al. 2017, arXiv 1706.03762. `norm_places` are the places
+    that the norm may have.
     """
 
     def __init__(
@@ -46,8 +47,8 @@ class Block(nn.Module):
         where: Where = "pre",
         skip: Skip | None = None,
         dropout: float = 0.0,
-        sums_first: bool = False,
-        places: tuple[Where, ...] = ("pre", "mid", "post"),
+        norm_after_skip: bool = False,
+        norm_places: tuple[Where, ...] = ("pre", "mid", "post"),
     ) -> None:
         super().__init__()
         self.norm: nn.Module | None
@@ -57,8 +58,8 @@ class Block(nn.Module):
         self.kind = kind
         self.where: Where = where
         self.skip = skip
-        self.sums_first = sums_first
-        self.places = places
+        self.norm_after_skip = norm_after_skip
+        self.norm_places = norm_places
         drop = nn.Dropout(dropout) if dropout else None
         self._register(core=core, activation=activation, out=out, dropout=drop, norm=norm)
 
@@ -83,8 +84,8 @@ class Block(nn.Module):
         """Register the parts in forward order, which is also the order of a run's layers. Absent parts become None."""
         parts: dict[str, nn.Module | None] = {}
         for name in ("core", "activation", "out", "dropout", "norm"):
-            known = self._modules.get(self.kind if name == "core" else name)
-            parts[name] = changed.get(name, known)
+            present = self._modules.get(self.kind if name == "core" else name)
+            parts[name] = changed.get(name, present)
         order = ["core", "activation", "out", "dropout"]
         order.insert({"pre": 0, "mid": 1, "post": 4}[self.where], "norm")
         self._modules.clear()
@@ -110,9 +111,9 @@ class Block(nn.Module):
             h = self.out(h)
         if self.dropout is not None:
             h = self.dropout(h)
-        last = norm if where == "post" else None
-        if last is not None and not self.sums_first:
-            h = last(h)
+        post_norm = norm if where == "post" else None
+        if post_norm is not None and not self.norm_after_skip:
+            h = post_norm(h)
         if self.skip is not None:
-            h = self.skip.join(x, h)
-        return last(h) if last is not None and self.sums_first else h
+            h = self.skip.combine(x, h)
+        return post_norm(h) if post_norm is not None and self.norm_after_skip else h

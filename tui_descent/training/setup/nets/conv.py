@@ -49,10 +49,10 @@ class ConvNet(nn.Module):
         return logits
 
 
-def _conv(channels: int, width: int, init: InitSpec, generator: Generator, *, bias: float = 0.0) -> nn.Conv2d:
-    made = parts.empty(nn.Conv2d, channels, width, 3, padding=1)
-    assert isinstance(made, nn.Conv2d)
-    parts.draw(made.weight, init, generator)
-    assert made.bias is not None
-    nn.init.constant_(made.bias, bias)
-    return made
+def _conv(channels_in: int, channels_out: int, init: InitSpec, generator: Generator, *, bias: float = 0.0) -> nn.Conv2d:
+    layer = parts.empty(nn.Conv2d, channels_in, channels_out, 3, padding=1)
+    assert isinstance(layer, nn.Conv2d)
+    parts.init_weight(layer.weight, init, generator)
+    assert layer.bias is not None
+    nn.init.constant_(layer.bias, bias)
+    return layer

@@ -1,4 +1,4 @@
-"""Parts of nets by name: activations, norms, linear layers, and the initialisation of weights."""
+"""Parts of nets by name: activations, norms and linear layers, and weight initialisation."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from tui_descent.scenario.spec import ActivationSpec, InitSpec, NormSpec
 
-# Names of joint attention weights: the three matrices for queries, keys and values, stacked.
-JOINT = ("qkv.weight", "in_proj_weight")
+# Endings of the names of attention weights that stack the three matrices for queries, keys and values.
+QKV_WEIGHT_NAMES = ("qkv.weight", "in_proj_weight")
 
 
 class ChannelNorm(nn.GroupNorm):
@@ -36,7 +36,7 @@ def activation(spec: ActivationSpec) -> nn.Module:
     """A new activation module."""
     if spec.name == "leaky_relu":
         return nn.LeakyReLU(spec.slope)
-    plain: dict[str, type[nn.Module]] = {
+    without_options: dict[str, type[nn.Module]] = {
         "relu": nn.ReLU,
         "gelu": nn.GELU,
         "silu": nn.SiLU,
@@ -46,7 +46,7 @@ def activation(spec: ActivationSpec) -> nn.Module:
         "softplus": nn.Softplus,
         "identity": nn.Identity,
     }
-    return plain[spec.name]()
+    return without_options[spec.name]()
 
 
 def norm(spec: NormSpec, width: int, *, images: bool = False) -> nn.Module | None:
@@ -59,35 +59,35 @@ def norm(spec: NormSpec, width: int, *, images: bool = False) -> nn.Module | Non
 
 
 def empty(kind: type[nn.Module], *args: int, **options: object) -> nn.Module:
-    """A module with uninitialised weights. Torch's global random numbers are not used."""
+    """A module with uninitialised weights, made without drawing from torch's global random numbers."""
     with torch.device("meta"):
         module = kind(*args, **options)
     return module.to_empty(device="cpu")
 
 
 def linear(fan_in: int, fan_out: int, init: InitSpec, generator: Generator, *, bias: float = 0.0) -> nn.Linear:
-    """A Linear layer initialised with the generator."""
-    made = empty(nn.Linear, fan_in, fan_out)
-    assert isinstance(made, nn.Linear)
-    draw(made.weight, init, generator)
-    nn.init.constant_(made.bias, bias)
-    return made
+    """A Linear layer (fan_in → fan_out), its weights drawn with the generator, its biases all `bias`."""
+    layer = empty(nn.Linear, fan_in, fan_out)
+    assert isinstance(layer, nn.Linear)
+    init_weight(layer.weight, init, generator)
+    nn.init.constant_(layer.bias, bias)
+    return layer
 
 
 @torch.no_grad()
-def draw(weight: Tensor, spec: InitSpec, generator: Generator, *, lookup: bool = False) -> None:
+def init_weight(weight: Tensor, spec: InitSpec, generator: Generator, *, embedding: bool = False) -> None:
     """Initialise a weight (out, in, …) in place.
 
     he: N(0, 2/in) (He et al. 2015, arXiv 1502.01852) · xavier: N(0, 2/(in+out)) (Glorot & Bengio 2010)
     · lecun: N(0, 1/in) · orthogonal (Saxe et al. 2014, arXiv 1312.6120) · normal: N(0, std²).
     `gain` multiplies the standard deviation. For a convolution, in and out are multiplied by the size of the kernel.
-    For an embedding (`lookup`, weight (rows, out)) in is 1, because one row is looked up at a time.
+    For an embedding with weight (rows, out), in is 1, because one row is looked up at a time.
     """
     if spec.name == "orthogonal":
         nn.init.orthogonal_(weight, gain=spec.gain, generator=generator)
         return
-    window = weight[0, 0].numel() if weight.dim() > 2 else 1
-    fan_out, fan_in = (weight.shape[1], 1) if lookup else (weight.shape[0] * window, weight.shape[1] * window)
+    kernel = weight[0, 0].numel() if weight.dim() > 2 else 1
+    fan_out, fan_in = (weight.shape[1], 1) if embedding else (weight.shape[0] * kernel, weight.shape[1] * kernel)
     std = {
         "he": (2 / fan_in) ** 0.5,
         "xavier": (2 / (fan_in + fan_out)) ** 0.5,

@@ -14,7 +14,7 @@ from tui_descent.training.setup.nets import parts
 from tui_descent.training.setup.nets.block import Block, Skip
 from tui_descent.training.setup.nets.mlp import default_scale
 
-WIDER = 4  # inner width of the MLP block, in units of W
+MLP_RATIO = 4  # inner width of the MLP block, in units of W
 
 
 class Attention(nn.Module):
@@ -26,7 +26,7 @@ class Attention(nn.Module):
         self.qkv = parts.linear(width, 3 * width, init, generator)
         with torch.no_grad():
             for part in self.qkv.weight.chunk(3):  # initialise the three W×W matrices separately
-                parts.draw(part, init, generator)
+                parts.init_weight(part, init, generator)
         self.out = parts.linear(width, width, init, generator)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,14 +54,14 @@ class Transformer(nn.Module):
         blocks: list[Block] = []
         for _ in range(spec.depth):
             blocks.append(_block(spec, Attention(width, spec.heads, spec.init, generator), None, None, "attention"))
-            up = parts.linear(width, WIDER * width, spec.init, generator, bias=spec.init.bias)
-            down = parts.linear(WIDER * width, width, spec.init, generator)
+            up = parts.linear(width, MLP_RATIO * width, spec.init, generator, bias=spec.init.bias)
+            down = parts.linear(MLP_RATIO * width, width, spec.init, generator)
             blocks.append(_block(spec, up, parts.activation(spec.activation), down, "up"))
         self.blocks = nn.Sequential(*blocks)
         self.head = parts.linear(width, symbols, spec.init, generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens (B, T), with T at most the context → logits of the next token (B, T, V)."""
+        """Tokens (B, T), T at most the context → logits of the next token (B, T, V)."""
         h = self.tokens(x) + self.places(torch.arange(x.shape[1], device=x.device))
         logits: Tensor = self.head(self.blocks(h))
         return logits
@@ -80,13 +80,13 @@ def _block(
         where=spec.norm.where,
         skip=Skip(scale) if spec.residual.name == "on" else None,
         dropout=spec.dropout,
-        sums_first=True,
-        places=("pre", "post"),
+        norm_after_skip=True,
+        norm_places=("pre", "post"),
     )
 
 
 def _embedding(rows: int, width: int, init: InitSpec, generator: Generator) -> nn.Embedding:
-    made = parts.empty(nn.Embedding, rows, width)
-    assert isinstance(made, nn.Embedding)
-    parts.draw(made.weight, init, generator, lookup=True)
-    return made
+    layer = parts.empty(nn.Embedding, rows, width)
+    assert isinstance(layer, nn.Embedding)
+    parts.init_weight(layer.weight, init, generator, embedding=True)
+    return layer

@@ -193,7 +193,7 @@ class NormKnob(Knob):
         names = list(context.blocks) if turn.target == "all" else _single_target(turn.target, context.blocks, "block")
         blocks = {name: context.blocks[name] for name in names}
         old = self._value_of(blocks.values())
-        probe = None if context.setup is None else context.setup.probed
+        probe = None if context.setup is None else context.setup.probe_outputs_and_loss
         if turn.way == "calibrated" and probe is None:
             raise ValueError(
                 "way = calibrated is not available for your own loop: its batches cannot be replayed; use instant"
@@ -220,7 +220,7 @@ class NormKnob(Knob):
         if setup is None:
             return "instant"
         with torch.no_grad():
-            return surgery.norm_way(float(setup.probe()), float(setup.silent()))
+            return surgery.norm_way(float(setup.probe()), float(setup.loss_of_zero_outputs()))
 
     def _value_of(self, blocks: Iterable[Block]) -> str:
         return common_value(_norm_name(block.norm) for block in blocks)

@@ -40,7 +40,7 @@ class OptimizerKnob(Knob):
         rate_before, known = context.rate.value, known_rate(context.setup.scenario.optimizer, turn.value)
         swapped = optimizers.swap(context.optimizer, turn.value, lr=known, model=context.model)
         schedule = context.setup.schedule
-        schedule = None if schedule is None else schedule.onto(swapped.optimizer)
+        schedule = None if schedule is None else schedule.transfer_to(swapped.optimizer)
         context.change_optimizer(swapped.optimizer)
         context.setup.schedule = schedule
         if known is not None:

@@ -102,7 +102,7 @@ def _place(block: Block, where: Where) -> tuple[nn.Module, bool]:
         return block.core, True
     if where == "mid":
         return (block.activation, True) if block.activation is not None else (block.core, False)
-    if block.sums_first:
+    if block.norm_after_skip:
         return block, False
     return [m for m in (block.core, block.activation, block.out, block.norm) if m is not None][-1], False
 

@@ -36,8 +36,10 @@ def set_norm(
     place that a block does not have.
     """
     for name, block in blocks.items():
-        if spec.name != "none" and spec.where not in block.places:
-            raise ValueError(f'where = "{spec.where}" is not possible in {name}; allowed: {", ".join(block.places)}')
+        if spec.name != "none" and spec.where not in block.norm_places:
+            raise ValueError(
+                f'where = "{spec.where}" is not possible in {name}; allowed: {", ".join(block.norm_places)}'
+            )
     to_change = {name: block for name, block in blocks.items() if not _has_norm(block, spec)}
     before = dict(model.named_parameters())
     calibration = None

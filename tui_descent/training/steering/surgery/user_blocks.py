@@ -59,7 +59,7 @@ class UserBlock:
         x = args[0] if args else None
         if not isinstance(x, Tensor) or not isinstance(output, Tensor) or x.shape != output.shape:
             raise ValueError(f"residual around {type(module).__name__}: {_shape_problem(x, output)}")
-        return skip.join(x, output)
+        return skip.combine(x, output)
 
 
 class BlockFinder:

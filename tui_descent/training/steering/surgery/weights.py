@@ -54,8 +54,8 @@ def _fill(
         p.fill_(bias)
     elif p.dim() >= 2:
         values = torch.empty(p.shape, dtype=p.dtype)
-        for part in values.chunk(3) if full_name.endswith(parts.JOINT) else (values,):
-            parts.draw(part, spec, generator, lookup=isinstance(module, nn.Embedding))
+        for part in values.chunk(3) if full_name.endswith(parts.QKV_WEIGHT_NAMES) else (values,):
+            parts.init_weight(part, spec, generator, embedding=isinstance(module, nn.Embedding))
         p.copy_(values)
     else:
         return False
