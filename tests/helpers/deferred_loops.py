@@ -54,7 +54,7 @@ class BatchReplay:
         self.net = net
         self.batch = digit_batches(1)[0]
 
-    def forward_again(self) -> Tensor:
+    def replay_forward(self) -> Tensor:
         return loss_of(self.net, self.batch)
 
     def loss_of_part(self, where: slice) -> Tensor | None:

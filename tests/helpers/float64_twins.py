@@ -54,7 +54,7 @@ class SurfaceAgain:
     def __init__(self, surface: Surface) -> None:
         self.surface = surface
 
-    def forward_again(self) -> Tensor:
+    def replay_forward(self) -> Tensor:
         return self.surface()
 
     def loss_of_part(self, where: slice) -> Tensor | None:

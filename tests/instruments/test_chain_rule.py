@@ -245,7 +245,7 @@ class CurrentBatch:
     def __init__(self, net: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
         self.net, self.batch = net, batch
 
-    def forward_again(self) -> Tensor:
+    def replay_forward(self) -> Tensor:
         return loss_of(self.net, self.batch)
 
     def loss_of_part(self, where: slice) -> Tensor | None:

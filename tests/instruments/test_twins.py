@@ -104,7 +104,7 @@ class CurrentBatch:
     def __init__(self, net: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
         self.net, self.batch = net, batch
 
-    def forward_again(self) -> Tensor:
+    def replay_forward(self) -> Tensor:
         return loss_of(self.net, self.batch)
 
     def loss_of_part(self, where: slice) -> Tensor:
@@ -197,7 +197,7 @@ class Trained:
             {name: (before[name], array(w).copy()) for name, w in self.named.items()},
             chain,
             seen,
-            -float(gradients(twin, again.forward_again()) @ move) / slope,
+            -float(gradients(twin, again.replay_forward()) @ move) / slope,
             noise / signal if signal > 0 else None,
         )
 

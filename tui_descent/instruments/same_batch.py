@@ -80,10 +80,10 @@ class NoiseScale:
         return self._noise / self._signal if self._signal > 0 else None
 
 
-class BatchAgain(Protocol):
+class ReplayableBatch(Protocol):
     """The batch of the step in progress, for computing its loss again."""
 
-    def forward_again(self) -> Tensor:
+    def replay_forward(self) -> Tensor:
         """Its loss with the current weights."""
 
     def loss_of_part(self, where: slice) -> Tensor | None:
@@ -96,7 +96,7 @@ class BatchAgain(Protocol):
 class SameBatch:
     """The rare tier: call `before_update` in the optimizer's pre-hook, `after_update` in its post-hook."""
 
-    def __init__(self, model: nn.Module, batch: BatchAgain) -> None:
+    def __init__(self, model: nn.Module, batch: ReplayableBatch) -> None:
         self._model = model
         self._batch = batch
         self._parameters: list[nn.Parameter] = []
@@ -127,7 +127,7 @@ class SameBatch:
         """`local_step` and `noise_scale`, as far as they are known. Read the results in the order of the steps."""
         moves = [p.detach() - w for p, w in zip(self._parameters, self._weights, strict=True)]
         with undisturbed(self._model), torch.enable_grad():
-            after = gradient(self._batch.forward_again(), self._parameters)
+            after = gradient(self._batch.replay_forward(), self._parameters)
         columns = [dot(self._grads, moves), dot(after, moves)]
         squares, self._squares = self._squares, []
         for norms, _ in squares:

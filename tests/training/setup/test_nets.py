@@ -209,7 +209,7 @@ def test_scenario_is_built_in_its_dtype_with_its_optimizer() -> None:
     assert setup.optimizer.param_groups[0]["lr"] == 0.25
     assert isinstance(scenario.model, MlpModel)
     assert len(setup.model.blocks) == scenario.model.depth  # type: ignore[arg-type]
-    first, again = setup.loss(), setup.forward_again()
+    first, again = setup.loss(), setup.replay_forward()
     assert torch.equal(first, again)
     assert not torch.equal(first, setup.loss())
 

@@ -27,8 +27,8 @@ Spoil = Any  # a function that makes gradients non-finite
 class BatchReplay:
     """Replays a batch; the guard needs only the forward pass."""
 
-    def __init__(self, forward_again: Callable[[], Tensor]) -> None:
-        self.forward_again = forward_again
+    def __init__(self, replay_forward: Callable[[], Tensor]) -> None:
+        self.replay_forward = replay_forward
 
     def part(self, where: slice) -> Tensor | None:
         return None

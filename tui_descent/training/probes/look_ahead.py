@@ -47,5 +47,5 @@ def look_ahead(steering: Steering, setup: Setup) -> list[float]:
             for p, s, d in zip(weights, start, update, strict=True):
                 torch.add(s, d, alpha=scale, out=p)
             with undisturbed(model):
-                losses.append(setup.forward_again().item())
+                losses.append(setup.replay_forward().item())
     return losses

@@ -69,9 +69,9 @@ class Setup:
         """The loss of the next batch, a scalar with a graph for `backward()`."""
         if self.batches is not None:
             self._batch = self.batches.next()
-        return self.forward_again()
+        return self.replay_forward()
 
-    def forward_again(self) -> Tensor:
+    def replay_forward(self) -> Tensor:
         """The loss of the same batch, computed again."""
         if self._batch is None or self.loss_function is None:
             return self.model()  # type: ignore[no-any-return]

@@ -32,13 +32,13 @@ class NanGuard:
     Backpropagation ends at the input-most layer, so a gradient that is non-finite in a later layer shows there too.
     """
 
-    def __init__(self, model: nn.Module, forward_again: Callable[[], object] | None = None) -> None:
+    def __init__(self, model: nn.Module, replay_forward: Callable[[], object] | None = None) -> None:
         self._layers: Sequence[WatchedLayer] = ()
         # The parameter to check while no layer before it can have a gradient, and the last frozen weight before it.
         self._input_most: nn.Parameter | None = None
         self._frozen: nn.Parameter | None = None
         self._model = model
-        self._forward_again = forward_again
+        self._replay_forward = replay_forward
 
     @property
     def layers(self) -> Sequence[WatchedLayer]:
@@ -124,7 +124,7 @@ class NanGuard:
     def _first_non_finite(self) -> str | None:
         if (name := self._non_finite_weights()) is not None:
             return f"the weights of {name}"
-        return self._first_non_finite_output() if self._forward_again is not None else None
+        return self._first_non_finite_output() if self._replay_forward is not None else None
 
     def _first_non_finite_output(self) -> str | None:
         """Repeat the forward pass: the name of the first module whose output is not finite."""
@@ -140,9 +140,9 @@ class NanGuard:
         modules = ((n, m) for n, m in self._model.named_modules() if n and not isinstance(m, torch.jit.ScriptModule))
         handles = [m.register_forward_hook(check(n)) for n, m in modules]
         try:
-            assert self._forward_again is not None
+            assert self._replay_forward is not None
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                self._forward_again()
+                self._replay_forward()
         finally:
             for handle in handles:
                 handle.remove()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tui_descent.instruments.forward_order import ForwardOrder
-from tui_descent.instruments.same_batch import BatchAgain, SameBatch
+from tui_descent.instruments.same_batch import ReplayableBatch, SameBatch
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.events import MetricLogged, RunEnded, RunStarted, Status
@@ -65,7 +65,7 @@ class Watch:
         plan: Iterable[tuple[int, TurnKnob]] = (),
         about: RunStarted | None = None,
         evaluate: Evaluation | None = None,
-        replay: BatchAgain | None = None,
+        replay: ReplayableBatch | None = None,
         curvature: CurvatureProbe | None = None,
         is_scenario: bool = False,
         state: Iterable[HoldsState] = (),
@@ -77,7 +77,7 @@ class Watch:
         self._sampler = sampler = sampler or Sampler()
         self.steering = steering = steering or Steering(model, optimizer)
         self.progress = progress = Progress(link)
-        guard = NanGuard(model, replay.forward_again if replay is not None else None)
+        guard = NanGuard(model, replay.replay_forward if replay is not None else None)
         losses, stops = losses_of(model), on_fault != "note"
         self._results = results = Results(progress, steering, guard, losses, stops=stops, is_scenario=is_scenario)
         self._order = ForwardOrder()
