@@ -1,4 +1,7 @@
-"""Verify the claims of presets: a headless run for each set of interventions that a claim requires."""
+"""Verify the claims of presets: a headless run for each set of interventions that a claim requires.
+
+`scenario/claims.py` judges whether a claim holds.
+"""
 
 from __future__ import annotations
 

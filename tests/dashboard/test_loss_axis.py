@@ -11,7 +11,7 @@ from fake_run import view
 
 from tui_descent.dashboard.charts.axis import Axis, log_axis
 from tui_descent.dashboard.charts.time_axis import gutter
-from tui_descent.dashboard.panels.loss import POINT_DISTANCE, LossPanel
+from tui_descent.dashboard.panels.loss_chart import POINT_DISTANCE, LossPanel
 from tui_descent.protocol.events import AnyEvent, Evaluated
 
 

@@ -13,14 +13,14 @@ from factories import history_of, layers, reading, started, steps, turned, vanis
 from fake_run import view
 
 from tui_descent.dashboard.charts.axis import Axis, log_axis
+from tui_descent.dashboard.charts.band_and_line import LossCurve
 from tui_descent.dashboard.charts.braille import Cells
 from tui_descent.dashboard.charts.log_scale import LogScale
-from tui_descent.dashboard.charts.loss_curve import LossCurve
 from tui_descent.dashboard.charts.time_axis import RECENT_STEPS, BinCache, TimeAxis, gutter
 from tui_descent.dashboard.panels.gradients import GradientsPanel
 from tui_descent.dashboard.panels.heatmap import HeatmapPanel, layers_of_row, row_names
 from tui_descent.dashboard.panels.knob_line import ENTRIES, knob_line
-from tui_descent.dashboard.panels.loss import LossPanel
+from tui_descent.dashboard.panels.loss_chart import LossPanel
 from tui_descent.dashboard.panels.status import StatusPanel
 from tui_descent.dashboard.panels.updates import UpdatesPanel
 from tui_descent.dashboard.text.device_info import detail_lines, sparkline, status_texts

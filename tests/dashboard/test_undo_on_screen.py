@@ -19,7 +19,7 @@ from tui_descent.dashboard.panels.events import EventsPanel, describe
 from tui_descent.dashboard.panels.footer import FooterPanel
 from tui_descent.dashboard.panels.gradients import GradientsPanel
 from tui_descent.dashboard.panels.heatmap import HeatmapPanel
-from tui_descent.dashboard.panels.loss import LossPanel
+from tui_descent.dashboard.panels.loss_chart import LossPanel
 from tui_descent.dashboard.panels.status import StatusPanel
 from tui_descent.dashboard.view import View
 from tui_descent.protocol.commands import AnyCommand, Redo, Undo

@@ -17,7 +17,7 @@ from range_test_runs import Run
 
 from tui_descent.instruments import deferred
 from tui_descent.training.setup.build import Setup
-from tui_descent.training.watch import losses, results, watch
+from tui_descent.training.watch import loss_readback, results, watch
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -70,10 +70,10 @@ def deferred_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
 def slow_arrivals(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[SlowArrival]:
     """How many rows are sent together, and how often they must be asked for until they have arrived."""
     rows, asks = request.param
-    monkeypatch.setattr(losses, "ROWS", rows)
-    monkeypatch.setattr(losses, "SEND_AFTER_S", 0.0 if asks == 0 else math.inf)
+    monkeypatch.setattr(loss_readback, "ROWS", rows)
+    monkeypatch.setattr(loss_readback, "SEND_AFTER_S", 0.0 if asks == 0 else math.inf)
     monkeypatch.setattr(SlowArrival, "asks", asks)
-    monkeypatch.setattr(losses, "HostCopy", SlowArrival)
+    monkeypatch.setattr(loss_readback, "HostCopy", SlowArrival)
     monkeypatch.setattr(results, "HostCopy", SlowArrival)
     SlowArrival.waited = SlowArrival.open = SlowArrival.most_open = 0
     return SlowArrival
@@ -84,7 +84,7 @@ def losses_at_once(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """A function that chooses whether losses are read at once or deferred."""
 
     def choose(yes: bool) -> None:
-        made = losses.HostLosses if yes else lambda: losses.DeviceLosses(torch.device("cpu"))
+        made = loss_readback.HostLosses if yes else lambda: loss_readback.DeviceLosses(torch.device("cpu"))
         monkeypatch.setattr(watch, "losses_of", lambda model: made())
 
     return choose

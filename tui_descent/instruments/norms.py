@@ -1,4 +1,4 @@
-"""Norms of gradients, weights and updates, layer by layer: `Norms` says which and when, `host_norms` computes them.
+"""Norms of gradients, weights and updates, layer by layer: `host_norms` on a CPU and `row_norms` on a GPU compute them.
 
 Symbols: W a layer's weight (n entries), g = dL/dW as the optimizer receives it, Δ = W after the step − W before it.
 """

@@ -1,4 +1,4 @@
-"""Claims of a preset, checked from the events of a run."""
+"""Checks the claims of a preset against the events of a run. `verify.py` makes the runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The table of knobs. Keys, help, palette, command line and validation are made from its rows, in this order."""
+"""The table of knobs: names, values, ranges and options. Validation, dialogs, palette and command line use its rows.
+
+The keys are in `keys.py`; the classes that act are in `training/steering/knobs/`.
+"""
 
 from __future__ import annotations
 

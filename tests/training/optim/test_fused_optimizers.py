@@ -17,7 +17,7 @@ from tui_descent.scenario.knobs import parse
 from tui_descent.training.optim import optimizers
 from tui_descent.training.optim.optimizers import swap
 from tui_descent.training.steering.steering import Steering
-from tui_descent.training.watch.losses import stoppable
+from tui_descent.training.watch.loss_readback import stoppable
 
 FUSED_NAMES = ["sgd", "momentum", "nesterov", "adam", "adamw"]
 

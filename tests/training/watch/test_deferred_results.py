@@ -20,8 +20,7 @@ from tui_descent.protocol.events import CommandDone, KnobTurned, Marked, StateCh
 from tui_descent.scenario import presets
 from tui_descent.training.setup.build import build
 from tui_descent.training.steering.steering import Steering
-from tui_descent.training.watch import losses as losses_file
-from tui_descent.training.watch import results
+from tui_descent.training.watch import loss_readback, results
 from tui_descent.training.watch.watch import Watch
 
 
@@ -68,7 +67,7 @@ def test_watching_with_deferred_results_keeps_weights_and_state_bitwise_equal(
         assert same_state(state_of(optimizer), watched[n][1])
 
 
-def arrived(rows: losses_file.DeviceLosses) -> list[losses_file.Row]:
+def arrived(rows: loss_readback.DeviceLosses) -> list[loss_readback.Row]:
     rows.collect()
     found = [*rows.rows]
     rows.rows.clear()
@@ -76,19 +75,19 @@ def arrived(rows: losses_file.DeviceLosses) -> list[losses_file.Row]:
 
 
 def test_rows_are_sent_together_while_steps_are_short_and_singly_when_long() -> None:
-    rows = losses_file.DeviceLosses(torch.device("cpu"))
+    rows = loss_readback.DeviceLosses(torch.device("cpu"))
     sent = []
     for n, now_s in enumerate((0.0, 0.01, 0.02, 0.035, 1.0, 2.0)):
         rows.add_row(float(n), now_s)
         sent.append([row.loss for row in arrived(rows)])
     assert sent == [[0.0], [], [], [1.0, 2.0, 3.0], [4.0], [5.0]]
-    for n in range(losses_file.ROWS):
+    for n in range(loss_readback.ROWS):
         rows.add_row(float(n), 2.0)
-    assert len(arrived(rows)) == losses_file.ROWS, "a full buffer is sent at once"
+    assert len(arrived(rows)) == loss_readback.ROWS, "a full buffer is sent at once"
 
 
 def test_unfinished_row_survives_sending_the_rows_before_it() -> None:
-    rows = losses_file.DeviceLosses(torch.device("cpu"))
+    rows = loss_readback.DeviceLosses(torch.device("cpu"))
     weight = nn.Parameter(torch.zeros(2))
     for loss in (1.0, 2.0):
         rows.check_loss(torch.tensor(loss))
@@ -198,9 +197,9 @@ def test_schedule_moves_the_same_with_deferred_and_immediate_losses(
 def test_waiting_results_are_bounded_and_none_is_lost(
     send_after_s: float, deferred_numbers: None, monkeypatch: pytest.MonkeyPatch, keeper: FakeKeeper
 ) -> None:
-    monkeypatch.setattr(losses_file, "SEND_AFTER_S", send_after_s)
+    monkeypatch.setattr(loss_readback, "SEND_AFTER_S", send_after_s)
     monkeypatch.setattr(results, "MOST_WAITING", 50)
-    monkeypatch.setattr(losses_file, "HostCopy", SlowArrival)
+    monkeypatch.setattr(loss_readback, "HostCopy", SlowArrival)
     monkeypatch.setattr(results, "HostCopy", SlowArrival)
     monkeypatch.setattr(SlowArrival, "asks", 10**9)
     SlowArrival.waited = SlowArrival.open = SlowArrival.most_open = 0

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tui_descent.instruments.deferred import HostCopy
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.training.steering.steering import Steering
-from tui_descent.training.watch import losses, results
+from tui_descent.training.watch import loss_readback, results
 from tui_descent.training.watch.watch import Watch
 
 # Reads on the host, results whose size depends on values, and `torch.tensor`, which copies from unpinned memory.
@@ -72,7 +72,7 @@ def test_fifty_watched_steps_with_every_tier_read_no_number(
     monkeypatch: pytest.MonkeyPatch,
     keeper: FakeKeeper,
 ) -> None:
-    monkeypatch.setattr(losses, "HostCopy", SlowArrival)
+    monkeypatch.setattr(loss_readback, "HostCopy", SlowArrival)
     monkeypatch.setattr(results, "HostCopy", SlowArrival)
     monkeypatch.setattr(SlowArrival, "asks", 2)
     SlowArrival.waited = 0
@@ -89,7 +89,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
 def test_instruments_of_every_net_read_no_number(
     kind: str, deferred_numbers: None, monkeypatch: pytest.MonkeyPatch, keeper: FakeKeeper
 ) -> None:
-    monkeypatch.setattr(losses, "HostCopy", SlowArrival)
+    monkeypatch.setattr(loss_readback, "HostCopy", SlowArrival)
     monkeypatch.setattr(results, "HostCopy", SlowArrival)
     monkeypatch.setattr(SlowArrival, "asks", 2)
     SlowArrival.waited = 0

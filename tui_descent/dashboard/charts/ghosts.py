@@ -9,7 +9,7 @@ from rich.segment import Segment
 from tui_descent.dashboard import colours
 from tui_descent.dashboard.charts import braille
 from tui_descent.dashboard.charts.axis import Axis
-from tui_descent.dashboard.charts.loss_curve import SMOOTH, Bins
+from tui_descent.dashboard.charts.band_and_line import SMOOTH, Bins
 from tui_descent.dashboard.charts.time_axis import TimeAxis
 from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.dashboard.view import View

@@ -1,4 +1,4 @@
-"""What happens between two updates: commands, pauses and the pace; and what follows a non-finite number."""
+"""What happens between two updates: commands, pauses and the pace; and what a NaN or infinity does to the run."""
 
 from __future__ import annotations
 

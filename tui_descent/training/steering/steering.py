@@ -20,7 +20,7 @@ from tui_descent.training.setup.build import Setup
 from tui_descent.training.setup.nets.block import Block
 from tui_descent.training.steering import surgery
 from tui_descent.training.steering.knobs.context import Knob, KnobChange, KnobContext
-from tui_descent.training.steering.knobs.rate_multiplier import RateMultiplier
+from tui_descent.training.steering.knobs.learning_rate import RateMultiplier
 from tui_descent.training.steering.knobs.table import knobs_of
 from tui_descent.training.steering.transaction import Transaction
 from tui_descent.training.undo.snapshot import HoldsState, Snapshot

@@ -1,5 +1,7 @@
 """Saves the contents of modules, optimizers, tensors and plain containers, and restores them into the same objects.
 
+An optimizer's state (Adam's averages, momentum buffers) is part of its contents, as weights are part of a module's.
+
 `state_dict()` is not enough: it leaves out a network's structure, non-persistent buffers, train/eval modes and plain
 attributes.
 """

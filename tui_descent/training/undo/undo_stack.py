@@ -1,4 +1,7 @@
-"""The undo stack of one run: snapshots before interventions, at the start and periodically, within a memory budget."""
+"""The undo stack of one run: snapshots before interventions, at the start and periodically, within a memory budget.
+
+It decides which snapshot an undo goes back to. `command_handler.py` then restores it, by `Snapshot.restore`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Finds NaN and infinite values before they reach the weights, and names the step and the first layer affected."""
+"""Finds NaN and infinite values before they reach the weights, and names the step and the first layer affected.
+
+`Results` has the losses checked, `OptimizerHooks` the gradients. `Control.handle_fault` acts on what is found: it holds
+the run, ends it, or only notes the fault. On CUDA the checks run on the device, in `loss_readback.py`.
+"""
 
 from __future__ import annotations
 
@@ -50,8 +54,10 @@ class NanGuard:
         self._layers = layers
         self._input_most, self._frozen = next((_to_check(watched) for watched in layers), None), None
 
-    def loss_fault(self, step: int, value: float, *, after: bool = False) -> Fault:
-        """The fault of a non-finite loss."""
+    def loss_fault(self, step: int, value: float, *, after: bool = False) -> Fault | None:
+        """The fault of a loss that is not finite; None if it is finite. `after` the update was made."""
+        if math.isfinite(value):
+            return None
         when = "found just after the update" if after else "before the update"
         where = self._first_non_finite()
         return Fault(

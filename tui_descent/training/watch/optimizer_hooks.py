@@ -27,7 +27,7 @@ from tui_descent.training.steering.control import Control
 from tui_descent.training.steering.steering import Steering
 from tui_descent.training.torch_internals import step_depth
 from tui_descent.training.watch.layer_list import LayerList
-from tui_descent.training.watch.losses import found_inf
+from tui_descent.training.watch.loss_readback import found_inf
 from tui_descent.training.watch.nan_guard import NanGuard
 from tui_descent.training.watch.reading_writer import ReadingPlace
 from tui_descent.training.watch.results import Results

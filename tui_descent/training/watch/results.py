@@ -19,7 +19,7 @@ from torch import Tensor
 from tui_descent.instruments.deferred import Deferred, HostCopy
 from tui_descent.training.progress import Progress
 from tui_descent.training.steering.steering import Steering
-from tui_descent.training.watch.losses import DeviceLosses, HostLosses, begins_momentum, mean, number, stoppable
+from tui_descent.training.watch.loss_readback import DeviceLosses, HostLosses, begins_momentum, mean, number, stoppable
 from tui_descent.training.watch.nan_guard import Fault, NanGuard
 
 # The most steps and readings that wait to be reported. Beyond that, the oldest one is waited for.
@@ -102,7 +102,7 @@ class Results:
     def check_loss(self, loss: Tensor | float) -> Fault | None:
         """Check the loss of the current step before its update. On CUDA a non-finite one is found later."""
         value = self._losses.check_loss(loss)
-        return None if math.isfinite(value) else self._guard.loss_fault(self._progress.step, value)
+        return self._guard.loss_fault(self._progress.step, value)
 
     def check_gradient(self, optimizer: torch.optim.Optimizer) -> bool:
         """Let the device check the gradient before the update. Returns False if the host has to do it now."""
@@ -230,7 +230,9 @@ class Results:
         if self._losses.deferred:
             return self._guard.deferred_fault(found.step, found.loss, since=since, stopped=found.stopped)
         assert found.loss is not None
-        return self._guard.loss_fault(found.step, found.loss, after=True)
+        fault = self._guard.loss_fault(found.step, found.loss, after=True)
+        assert fault is not None
+        return fault
 
     def _uncount(self) -> None:
         updates, self._uncounted = self._uncounted, 0

@@ -34,7 +34,7 @@ from tui_descent.training.stop_run import StopRun, outcome
 from tui_descent.training.undo.snapshot import HoldsState
 from tui_descent.training.undo.undo_stack import UndoStack
 from tui_descent.training.watch.layer_list import LayerList
-from tui_descent.training.watch.losses import losses_of
+from tui_descent.training.watch.loss_readback import losses_of
 from tui_descent.training.watch.nan_guard import NanGuard
 from tui_descent.training.watch.optimizer_hooks import OptimizerHooks
 from tui_descent.training.watch.results import Results

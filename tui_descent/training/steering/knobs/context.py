@@ -18,7 +18,7 @@ from tui_descent.training.optim.parameter_groups import replace_parameters
 from tui_descent.training.setup.build import Setup
 from tui_descent.training.setup.nets.block import Block
 from tui_descent.training.steering import surgery
-from tui_descent.training.steering.knobs.rate_multiplier import RateMultiplier
+from tui_descent.training.steering.knobs.learning_rate import RateMultiplier
 from tui_descent.training.undo.snapshot import HoldsState
 from tui_descent.training.undo.torch_state import TorchState
 
@@ -142,7 +142,10 @@ class KnobContext:
         self.losses = deque(state["losses"], maxlen=RECENT_LOSSES)
 
     def generator(self, knob: str) -> torch.Generator:
-        """Random numbers for a knob; they depend only on the seed, the step and the knob, so that a replay is exact."""
+        """Random numbers for a knob; they depend only on the seed, the step and the knob, so that a replay is exact.
+
+        A new knob in the table changes those of all others.
+        """
         number = (self.seed * 1_000_003 + self.step) * len(KNOBS) + list(KNOBS).index(knob)
         return torch.Generator().manual_seed(number % 2**63)
 

@@ -1,20 +1,65 @@
-"""The learning-rate knob."""
+"""The learning rate as a person has set it: a multiplier on the rate that a scheduler sets.
+
+`RateKnob` in `optimizer.py` turns it; `watch/optimizer_hooks.py` applies it before each update and removes it after.
+"""
 
 from __future__ import annotations
 
-from tui_descent.protocol.commands import TurnKnob
-from tui_descent.training.steering.knobs.context import Knob, KnobChange
+import torch
+
+from tui_descent.scenario import knobs
 
 
-class RateKnob(Knob):
-    """The learning rate, set by a multiplier that stays in force on top of any schedule."""
+class RateMultiplier:
+    """A multiplier on every group's learning rate, applied before the optimizer's step and removed after it.
 
-    def value(self) -> str:
-        """The learning rate of the next step."""
-        return f"{self._context.rate.value:.6g}"
+    Between two steps the groups hold the scheduler's own rates. So any scheduler keeps working, and the multiplier
+    survives the scheduler's next step.
+    """
 
-    def turn(self, turn: TurnKnob) -> KnobChange:
-        """Set the rate, absolute or relative to the current one."""
-        old = self.value()
-        self._context.rate.turn(turn.value)
-        return KnobChange(old=old, new=self.value())
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._base_rates: list[object] | None = None  # while the multiplier is applied
+        self.multiplier = 1.0
+
+    @property
+    def value(self) -> float:
+        """The rate the next step will use: the first group's, times the multiplier."""
+        lr = self._base_rates[0] if self._base_rates is not None else self._optimizer.param_groups[0]["lr"]
+        return float(lr) * self.multiplier  # type: ignore[arg-type]
+
+    def turn(self, text: str) -> None:
+        """Set the rate to `text`: a number, or `*2` or `/2` relative to the current rate. Raises `ValueError`."""
+        value = knobs.new_value(text, self.value)
+        base = float(self._optimizer.param_groups[0]["lr"])
+        if base == 0:
+            raise ValueError("the schedule holds the learning rate at 0, which no multiplier can change")
+        self.multiplier = value / base
+
+    def state(self) -> tuple[torch.optim.Optimizer, list[object] | None, float]:
+        """The optimizer, its rates without the multiplier while that is applied, and the multiplier."""
+        return self._optimizer, self._base_rates, self.multiplier
+
+    def restore(self, state: tuple[torch.optim.Optimizer, list[object] | None, float]) -> None:
+        """Restore what `state` returned. The rates themselves belong to the optimizer's state."""
+        self._optimizer, self._base_rates, self.multiplier = state
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Use another optimizer from now on."""
+        self.remove()
+        self._optimizer = optimizer
+
+    def apply(self) -> None:
+        """Multiply the rates, before the optimizer's step. A multiplier left by a step that raised is removed first."""
+        self.remove()
+        if self.multiplier != 1.0:
+            self._base_rates = [group["lr"] for group in self._optimizer.param_groups]
+            for group in self._optimizer.param_groups:
+                group["lr"] = group["lr"] * self.multiplier
+
+    def remove(self) -> None:
+        """Restore the rates, after the optimizer's step."""
+        if self._base_rates is not None:
+            for group, lr in zip(self._optimizer.param_groups, self._base_rates, strict=True):
+                group["lr"] = lr
+            self._base_rates = None

@@ -1,4 +1,4 @@
-"""The knobs for the optimizer's class, schedule, momentum, betas and weight decay, and for gradient clipping."""
+"""The knobs of the optimizer: learning rate, class, momentum, betas, weight decay, schedule and clipping."""
 
 from __future__ import annotations
 
@@ -18,6 +18,20 @@ LOOP_OWNS_OPTIMIZER = (
     "its learning rate, momentum, betas and weight decay can"
 )
 LOOP_OWNS_SCHEDULE = "not available for your own loop: it sets its own rate and has no known end"
+
+
+class RateKnob(Knob):
+    """The learning rate, set by a multiplier that stays in force on top of any schedule."""
+
+    def value(self) -> str:
+        """The learning rate of the next step."""
+        return f"{self._context.rate.value:.6g}"
+
+    def turn(self, turn: TurnKnob) -> KnobChange:
+        """Set the rate, absolute or relative to the current one."""
+        old = self.value()
+        self._context.rate.turn(turn.value)
+        return KnobChange(old=old, new=self.value())
 
 
 class OptimizerKnob(Knob):

@@ -1,4 +1,4 @@
-"""The class of every knob in the knobs table."""
+"""Which class acts for each knob of `scenario/knob_table.py`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from tui_descent.scenario.knobs import KNOBS
 from tui_descent.training.steering.knobs.blocks import ActivationKnob, NormKnob, ResidualKnob
 from tui_descent.training.steering.knobs.context import Knob, KnobContext
 from tui_descent.training.steering.knobs.data import BatchSizeKnob, PaceKnob
-from tui_descent.training.steering.knobs.learning_rate import RateKnob
 from tui_descent.training.steering.knobs.optimizer import (
     BetasKnob,
     ClipKnob,
     MomentumKnob,
     OptimizerKnob,
+    RateKnob,
     ScheduleKnob,
     WeightDecayKnob,
 )

@@ -9,8 +9,8 @@ from textual.strip import Strip
 
 from tui_descent.dashboard import colours
 from tui_descent.dashboard.charts.axis import Axis, axis_over, numbered_rows
+from tui_descent.dashboard.charts.band_and_line import MAX, MIN, SMOOTH, LossCurve
 from tui_descent.dashboard.charts.ghosts import Ghosts, axis_values
-from tui_descent.dashboard.charts.loss_curve import MAX, MIN, SMOOTH, LossCurve
 from tui_descent.dashboard.charts.time_axis import RECENT_STEPS, BinCache, TimeAxis, draw_marks, gutter
 from tui_descent.dashboard.charts.time_labels import time_row
 from tui_descent.dashboard.charts.time_plot import scale_words

@@ -1,4 +1,4 @@
-"""The loss curve as braille cells. Columns that can no longer change are drawn only once."""
+"""The band and the smoothed line of the loss chart as braille cells. Columns that cannot change are drawn only once."""
 
 from __future__ import annotations
 
