@@ -215,7 +215,7 @@ async def test_schedule_dialog_rejects_wrong_parameters() -> None:
         await dashboard.press(*["backspace"] * 8, "shift+tab", "up", "end", "up", "tab", *typed("decay=5000"), "enter")
         await dashboard.shows("5,000 updates; allowed: at most the remaining steps")
         await dashboard.press("escape", "s", "end")
-        await dashboard.shows("no curve to foretell")
+        await dashboard.shows("no curve to predict")
         await dashboard.press("escape", "m")
         await dashboard.wait_until(lambda: bool(dashboard.keeper.received))
         assert dashboard.keeper.received == [Mark()]

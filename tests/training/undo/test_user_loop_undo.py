@@ -136,7 +136,7 @@ def test_undo_and_redo_restore_weights_and_adam_state_bit_for_bit(keeper_with_un
             optimizer.step()
             seen[n] = copy_of(net), state_of(optimizer)
             if n in asked:
-                keeper_with_undo.order(asked[n])
+                keeper_with_undo.send(asked[n])
             run.step(loss)
             if n in (8, 10):
                 there = seen[4 if n == 8 else 8]
@@ -248,9 +248,9 @@ def test_undo_is_rejected_with_nothing_changed_if_load_state_dict_raises(keeper_
             good.step()
             bad.step()
             if n == 2:
-                keeper_with_undo.order(parse("lr=*2"))
+                keeper_with_undo.send(parse("lr=*2"))
             if n == 4:
-                keeper_with_undo.order(Undo())
+                keeper_with_undo.send(Undo())
             before = copy_of(net), good.count, bad.count
             run.step(loss)
             assert same(copy_of(net), before[0])
