@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from tui_descent.scenario.optimizers import MUON_ADAMW_RATIO
 
-# Scales Muon's update by 0.2·√max(rows, columns), so that its RMS is the usual one of AdamW, and one learning rate suits
-# both (Liu et al. 2025, arXiv 2502.16982).
+# Scales Muon's update by 0.2·√max(rows, columns), so that its RMS is the usual one of AdamW, and one learning rate
+# suits both (Liu et al. 2025, arXiv 2502.16982).
 UPDATE_SCALING = "match_rms_adamw"
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)

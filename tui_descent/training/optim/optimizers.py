@@ -188,8 +188,8 @@ def swap(
     that Muon updates by AdamW count as AdamW's. No state is transferred from or to an optimizer that is not in the
     table.
 
-    Raises `ValueError` for an unknown `name`, for values out of range, if the rate cannot be converted, and if the rates
-    of all groups are 0.
+    Raises `ValueError` for an unknown `name`, for values out of range, if the rate cannot be converted, and if the
+    rates of all groups are 0.
     """
     old_name, bases = name_of(old), base_rates(old)
     _check_requested(old, name, momentum=momentum, betas=betas)
@@ -219,7 +219,7 @@ def swap(
 
 
 def _new_rate(old_name: str, name: str, bases: list[float], lr: float | None) -> tuple[float, RateMapping]:
-    """The first group's base rate that is not 0, and the new rate for it: `lr`, or converted if `lr` is None."""
+    """The first base rate that is not 0, and the new rate for it. The new rate is `lr` if given, else converted."""
     old_rate = next((base for base in bases if base), None)
     if old_rate is None:
         raise ValueError("the learning rate is 0 in every group, so there is no rate to convert")
@@ -242,7 +242,7 @@ def _check_requested(
     if betas is not None and (no_betas := refusal(name, "betas")) is not None:
         raise ValueError(no_betas)
     if name == "muon" and any(group.get("maximize") for group in old.param_groups):
-        raise ValueError("muon cannot maximize, and this optimizer does")
+        raise ValueError("muon has no maximize option, which this optimizer uses")
 
 
 def _create(
