@@ -143,8 +143,8 @@ class Steering:
         with self._muted():
             change = self._turn_or_roll_back(knob, turn, row, step, before)
         changed = (new for new, old in zip(self.states(), old_states, strict=True) if new != old)
-        # `change` contains this knob's own value. If only one layer was changed, that is the layer's value, so the value
-        # for the whole net is listed too.
+        # `change` contains this knob's own value. If only one layer was changed, that is the value of the layer, so the
+        # value for the whole net is listed too.
         one_layer = turn.target != "all"
         return replace(change, knobs=tuple(state for state in changed if one_layer or state.name != turn.knob))
 

@@ -89,8 +89,8 @@ class KnobContext:
     before which a knob was last turned. `version` is increased by each change of the net's structure. `blocks` are the
     blocks of a built-in net by name, `user_blocks` those found in a user's net; `no_blocks_reason` says why there are
     none. `transitions` are the transitions (changes spread over several updates) in progress by (knob, target), and
-    `pending_values` the values they end at. `optimizer_listeners` are called with the new optimizer when it is replaced.
-    `losses` are the most recent losses.
+    `pending_values` the values they end at. `optimizer_listeners` are called with the new optimizer when it is
+    replaced. `losses` are the most recent losses.
     """
 
     model: nn.Module

@@ -71,8 +71,8 @@ def swap_module(model: nn.Module, path: str, new: nn.Module, *, steps: int) -> T
 def replace_module(model: nn.Module, path: str, new: nn.Module) -> list[str]:
     """Replace the activation at `path` by `new`; returns every path that changed.
 
-    If the same module object is registered under several paths, it is replaced under all of them, since its calls cannot
-    be distinguished. Raises `ValueError` if there is no such module, or if it is not an activation.
+    If the same module object is registered under several paths, it is replaced under all of them, since its calls
+    cannot be distinguished. Raises `ValueError` if there is no such module, or if it is not an activation.
     """
     old = module_at(model, path)
     if not is_activation(old):

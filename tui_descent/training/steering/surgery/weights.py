@@ -23,9 +23,9 @@ def reinitialize(model: nn.Module, spec: InitSpec, generator: Generator, *, laye
     """Draw new weights for the net, or for the module `layer` and its children; returns the parameters' names.
 
     Linear, convolution and embedding weights are drawn; attention's joint weight is drawn separately for queries, keys
-    and values. Weights of norm layers are set to 1, and biases to 0, except that biases of a block with an activation
-    are set to `spec.bias`. Numbers are drawn on the CPU, so that they do not depend on the device. Raises `ValueError`
-    for a layer without such weights.
+    and values. Weights of norm layers are set to 1. Biases are set to 0; the bias of a block's core is set to
+    `spec.bias` if the block has an activation. Numbers are drawn on the CPU, so that they do not depend on the device.
+    Raises `ValueError` for a layer without such weights.
     """
     root = model if layer is None else module_at(model, layer)
     biased = {id(b.core) for b in model.modules() if isinstance(b, Block) and b.activation is not None}
@@ -66,7 +66,7 @@ def _fill(
 def freeze(model: nn.Module, layer: str) -> list[str]:
     """Stop training the layer's weights; returns the names of the parameters that this changed.
 
-    Their gradients are set to None, so that the optimizer skips them: it applies no weight decay and no momentum either.
+    Their gradients are set to None, so that the optimizer skips them and applies neither weight decay nor momentum.
     Raises `ValueError` if nothing would be left to train.
     """
     parameters = _parameters(model, layer)
@@ -101,10 +101,10 @@ def kick(
     """Move the weights a little. Returns the L2 norm of each parameter's move, by name.
 
     Without a `direction`, each parameter W with two or more dimensions and n elements moves by size·‖W‖/√n·N(0, 1), so
-    by about size·‖W‖. `direction` has one tensor per parameter, or None for a parameter that does not move. With it, all
-    parameters θ move along this direction by `length`, or by size·‖θ‖ if no `length` is given. The sign is opposite to
-    `slope`, the slope of the loss along the direction; it is random if `slope` is 0. Frozen weights do not move. Raises
-    `ValueError` if the length of the direction is zero or not finite.
+    by about size·‖W‖. `direction` has one tensor per parameter, or None for a parameter that does not move. With it,
+    all parameters θ move along this direction by `length`, or by size·‖θ‖ if no `length` is given. The sign is opposite
+    to `slope`, the slope of the loss along the direction; it is random if `slope` is 0. Frozen weights do not move.
+    Raises `ValueError` if the length of the direction is zero or not finite.
     """
     named = list(model.named_parameters())
     moves: list[Tensor | None]
