@@ -166,14 +166,13 @@ def swap(
 ) -> OptimizerSwap:
     r"""Create another optimizer for the same parameters, in the same groups and order. `old` is not changed.
 
-    `lr` is the new base rate of the first group; by default `map_rate` converts the old one. The rates of the other
-    groups keep their ratio to it, and the present factor of a schedule is kept. Betas, momentum and weight decay keep
-    their values if both optimizers have them. Their meaning may change: SGD, RMSprop and Adam add weight decay to the
-    gradient, AdamW and Muon apply it to the weights. Flags such as `foreach` are kept if the new optimizer has them; if
-    the old one has no such flag, the new one is fused on a GPU. Muon needs `model` to know which matrices are hidden.
+    `lr` is the new base rate of the first group; by default `map_rate` converts the old one. Other groups keep their
+    ratio to it, and a schedule's present factor is kept. Betas, momentum and weight decay keep their values if both
+    optimizers have them. Their meaning may change: SGD, RMSprop and Adam add weight decay to the gradient, AdamW and
+    Muon apply it to the weights. Flags such as `foreach` are kept if the new optimizer has them; without any flag it is
+    fused on a GPU. Muon needs `model` to know which matrices are hidden.
 
-    State is transferred as follows. ḡ is the mean gradient, v the mean squared gradient, t the number of updates, and μ
-    the momentum:
+    State is transferred as follows. ḡ is the mean gradient, v the mean squared gradient, t the number of updates:
 
     | from \\ to | momentum, nesterov: ḡ/(1−μ) | Adam, AdamW: (1−β₁ᵗ)ḡ, (1−β₂ᵗ)v | RMSprop: v | Muon's matrices: ḡ |
     |---|---|---|---|---|
@@ -184,12 +183,10 @@ def swap(
     | Muon's matrices | ḡ | ḡ, v = ḡ², t = 1/(1−μ) | v = ḡ² + its mean | ḡ |
 
     v = ḡ² is the result of t equal gradients; with v = 0 Adam's first steps would be ten times too long. RMSprop has no
-    bias correction, so its v is not rescaled. "Its mean" is the mean of ḡ² over the elements of the tensor. Parameters
-    that Muon updates by AdamW count as AdamW's. No state is transferred from or to an optimizer that is not in the
-    table.
+    bias correction, so its v is not rescaled. "Its mean" is the mean of ḡ² over the tensor. Parameters that Muon
+    updates by AdamW count as AdamW's. No state is transferred from or to an optimizer that is not in the table.
 
-    Raises `ValueError` for an unknown `name`, for values out of range, if the rate cannot be converted, and if the
-    rates of all groups are 0.
+    Raises `ValueError` for an unknown `name`, for values out of range, and if no rate is known or all rates are 0.
     """
     old_name, bases = name_of(old), base_rates(old)
     _check_requested(old, name, momentum=momentum, betas=betas)
