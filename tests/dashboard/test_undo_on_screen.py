@@ -208,10 +208,10 @@ def test_the_answer_to_undo_names_what_was_undone_and_the_new_step(width: int, w
     answer = FooterPanel().draw(look, width, 3)[1].text.rstrip()
     assert answer.startswith(" undone  residual off → on  now at step 40 of segment 1")
     assert answer.endswith("(was at 100 of segment 0)") == was
-    by_value = msgspec.structs.replace(done, what="undone: lr 1 → 2; by value only: no room", segment=0)
+    by_value = msgspec.structs.replace(done, what="undone: lr 1 → 2; only the value was restored: no room", segment=0)
     look = replace(view(EARLIER[:4]), exchange=Exchange(command=Undo(), reply=by_value))
     answer = FooterPanel().draw(look, 120, 3)[1].text.rstrip()
-    assert answer == " done  undone: lr 1 → 2; by value only: no room at step 40"
+    assert answer == " done  undone: lr 1 → 2; only the value was restored: no room at step 40"
 
 
 def test_the_status_line_shows_the_undo_memory() -> None:

@@ -26,7 +26,7 @@ def test_curvature_is_measured_until_the_viewer_that_asked_disconnects(home: Pat
         assert first.limit.lambda_max == 200.0
         b.until_event(CurvatureTaken)
         a.close()
-        gone = b.until_event(CommandDone, what="curvature is no longer read")
+        gone = b.until_event(CommandDone, what="curvature is no longer measured")
         assert gone.client == a.client
         b.until_step(gone.step + 150)
         assert b.events(CurvatureTaken)[-1].step <= gone.step

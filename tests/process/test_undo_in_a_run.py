@@ -115,11 +115,11 @@ def test_a_state_over_the_budget_is_undone_by_value_and_both_answers_say_so() ->
         turned = viewer.do(parse("lr=*2"))
         assert isinstance(turned, KnobTurned)
         assert turned.note is not None
-        assert "undo restores the value only: the exact state takes" in turned.note
+        assert "an undo will restore only the value: the exact state takes" in turned.note
         paused_at(viewer, 5)
         undone = viewer.do(Undo())
         assert isinstance(undone, CommandDone)
-        assert "by value only: the exact state takes" in undone.what
+        assert "only the value was restored: the exact state takes" in undone.what
         assert undone.step == turned.step + 5
         assert viewer.events(KnobTurned)[-1].new == turned.old
     finally:

@@ -1,4 +1,4 @@
-"""φ′ of every activation by its formula, independent of autograd: the chain-rule ledger compares the two."""
+"""The derivative φ′ of every activation, by its formula. The chain-rule ledger compares it with autograd."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 
 def derivative(module: nn.Module, z: Tensor) -> Tensor | None:
-    """φ′(z), elementwise, in the shape of z; None for a module without a formula here."""
+    """φ′(z), elementwise, in the shape of z; None if no formula for the module is known here."""
     old, new, t = (getattr(module, name, None) for name in ("old", "new", "t"))
-    if isinstance(t, float) and isinstance(old, nn.Module) and isinstance(new, nn.Module):  # a blend of two
+    if isinstance(t, float) and isinstance(old, nn.Module) and isinstance(new, nn.Module):  # a `Blend`
         before, after = derivative(old, z), derivative(new, z)
         return None if before is None or after is None else (1 - t) * before + t * after
     formula = FORMULAS.get(type(module))

@@ -1,7 +1,7 @@
-"""Activations: their mean and standard deviation, dead units, saturated pairs of unit and sample.
+"""Measures activations: their mean and standard deviation, the dead units, and the share of saturated outputs.
 
-During the pass only references are kept; afterwards all activations of one kind and shape are measured together. φ′
-comes from the formula, or from autograd for a module without one.
+The hooks only keep references to the tensors. After the forward pass, all activations of one kind and shape are
+measured together. The derivative φ′ comes from a formula, or from autograd for a module without a formula.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ DEAD_SAMPLES = 256
 # Saturated: φ′ is below this fraction of its maximum (Glorot & Bengio 2010). Only for bounded activations.
 SATURATED = 0.1
 MAX_DERIVATIVE: dict[type[nn.Module], float] = {nn.Sigmoid: 0.25, nn.Tanh: 1.0}
-# How many numbers are measured at a time: more do not fit into the cache, and need new memory from the system.
+# At most this many numbers are measured in one operation: more do not fit into the cache, and would need new memory.
 CHUNK = 1 << 15
 
 
 @dataclass(slots=True)
 class _Alive:
-    """Which units, (units,), had φ′ ≠ 0 on one of the last samples, and the number of these samples."""
+    """The samples seen since the last result: their number, and which units had φ′ ≠ 0 on any of them, (units,)."""
 
     units: Tensor | None = None
     samples: int = 0
@@ -39,7 +39,11 @@ class _Alive:
 
 @dataclass(frozen=True, slots=True)
 class ActivationReading:
-    """The activation after one layer at one step; a fraction is None where it does not apply or needs more samples."""
+    """The activation after one layer at one step.
+
+    `dead_fraction` is a share of the units, None until enough samples were seen. `saturated_fraction` is a share of all
+    outputs, None for activations that cannot saturate.
+    """
 
     mean: float
     std: float
@@ -48,7 +52,7 @@ class ActivationReading:
 
 
 class Activations:
-    """Measures the activations of a forward pass in training, without changing it."""
+    """Measures the activations of a training forward pass. The pass itself is not changed."""
 
     def __init__(self, watched: Sequence[WatchedActivation], layers: Sequence[WatchedLayer]) -> None:
         self._watched = list(watched)
@@ -74,7 +78,7 @@ class Activations:
 
     @torch.no_grad()
     def read(self) -> Deferred[dict[int, ActivationReading]]:
-        """The readings of the pass, by row of the layer."""
+        """The readings of the pass. The keys are the layers' row numbers."""
         groups: dict[object, list[int]] = {}
         for n, (z, _) in self._seen.items():
             if not z.numel():
@@ -126,7 +130,7 @@ class Activations:
         return Deferred(columns, read)
 
     def _alive_fraction(self, n: int, alive: Tensor, samples: int) -> Tensor | None:
-        """The fraction of units that are not dead, a scalar; None until there are enough samples."""
+        """The share of units that are not dead, a scalar; None until `DEAD_SAMPLES` samples were seen."""
         total = self._alive[n]
         total.units = alive if total.units is None or total.units.shape != alive.shape else total.units | alive
         total.samples += samples
@@ -144,7 +148,7 @@ class Activations:
             return
         if n not in self._seen:
             self._seen[n] = (args[0].detach(), output.detach())
-        elif self._seen[n][1] is args[0]:  # in place: the input was kept
+        elif self._seen[n][1] is args[0]:  # an in-place module, whose input `_keep_input` has saved
             self._seen[n] = (self._seen[n][0], output.detach().clone())
 
 

@@ -1,7 +1,7 @@
-"""The chain rule's factors: the norm of dL/dh at every boundary between units, all from one backward pass.
+"""The factors of the chain rule: the norm of dL/dh at every boundary between units, measured in one backward pass.
 
-Hooks on tensors, attached only for the step that is read: a module's full backward hook would cost most of a step even
-while it does nothing.
+The hooks are on tensors and are attached only for a measured step. A module's full backward hook would slow down every
+step, even when it does nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class BlockBoundaries:
     def __init__(self, units: Sequence[Unit]) -> None:
         self.units = list(units)
         self._handles: list[RemovableHandle] = []
-        self._norms: dict[int, Tensor | float] = {}  # by boundary: n is the input of unit n
+        self._norms: dict[int, Tensor | float] = {}  # key n: ‖dL/dh‖ at the input of unit n
         self._passes = [0] * len(self.units)
 
     def attach(self) -> None:
@@ -41,7 +41,7 @@ class BlockBoundaries:
             self._handles.append(self.units[-1].module.register_forward_hook(self._after_last_unit))
 
     def detach(self) -> None:
-        """Remove the forward hooks; the gradients of tensors that were already seen are still measured."""
+        """Remove the forward hooks. Gradients of tensors that already have a hook are still measured."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -49,7 +49,8 @@ class BlockBoundaries:
     def factors(self) -> Deferred[list[float | None]]:
         """‖dL/dh_l‖_F / ‖dL/dh_{l+1}‖_F of each unit; their product is ‖dL/dh_0‖_F / ‖dL/dh_L‖_F.
 
-        None where no gradient came back or a unit ran more than once. Schoenholz et al. 2017, arXiv 1611.01232.
+        A factor is None if no gradient reached the unit, or if it ran more than once. Source: Schoenholz et al. 2017,
+        arXiv 1611.01232.
         """
         norms, self._norms = self._norms, {}
         once = [passes == 1 for passes in self._passes]
@@ -80,18 +81,18 @@ class BlockBoundaries:
             tensor.register_hook(partial(self._measure, n))  # type: ignore[no-untyped-call]
 
     def _measure(self, n: int, grad: Tensor) -> None:
-        self._norms[n] = l2_norm(grad)  # while it is in the cache; keeping it until later would take memory
+        self._norms[n] = l2_norm(grad)  # now, while `grad` is in the cache; keeping `grad` would take memory
 
 
 def l2_norm(tensor: Tensor) -> Tensor | float:
-    """The L2 norm of a tensor, right at every size; on CUDA a float64 scalar on the device, else a float."""
+    """The L2 norm, correct for numbers of any size. On CUDA a float64 scalar on the device, otherwise a float."""
     norm: Tensor = torch.linalg.vector_norm(tensor, dtype=sum_dtype(tensor))
     if is_asynchronous(tensor.device):
         return norm
     size: float = norm.item()
     if tensor.dtype == torch.float64 or in_range((size,), tensor.numel()):
         return size
-    if tensor.device.type == "mps":  # has no float64
+    if tensor.device.type == "mps":  # MPS has no float64
         return correct_norms((size,), tensor.reshape(1, -1))[0]
     exact: float = torch.linalg.vector_norm(tensor, dtype=torch.float64).item()
     return exact

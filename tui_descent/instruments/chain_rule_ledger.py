@@ -1,6 +1,7 @@
-"""The chain-rule ledger: dL/dx of each block from dL/dy by closed forms, Wᵀ(φ′ ⊙ δ) + skip and the norm, no autograd.
+"""The chain-rule ledger: dL/dx of each block, computed from dL/dy by formulas instead of autograd.
 
-Next to it is what autograd found at the same boundaries, and the discrepancy between the two.
+The formulas are Wᵀ(φ′ ⊙ δ) for the Linear and the activation, plus those of the skip and of the norm layer. The ledger
+compares the results with autograd's at the same boundaries.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ class Skip(Protocol):
 
 
 class Block(Protocol):
-    """A Linear and an activation. The norm is before the Linear ("pre"), between both ("mid") or last ("post")."""
+    """A Linear and an activation. `where` is the place of the norm layer: before the Linear ("pre"), between the Linear
+    and the activation ("mid"), or after the activation ("post").
+    """
 
     linear: nn.Linear
     activation: nn.Module
@@ -51,7 +54,7 @@ class _Pass:
 
 
 class ChainRuleLedger:
-    """Measures one forward and backward pass; `entries` afterwards, first block first."""
+    """Measures one forward and backward pass of the `blocks`, which are (name, module) in forward order."""
 
     def __init__(self, blocks: Sequence[tuple[str, nn.Module]]) -> None:
         self._blocks = list(blocks)
@@ -72,7 +75,7 @@ class ChainRuleLedger:
             ]
 
     def detach(self) -> None:
-        """Remove the forward hooks; the gradients of tensors that were already seen are still kept."""
+        """Remove the forward hooks. Gradients of tensors that already have a hook are still kept."""
         for tensors in self._passes:
             for handle in tensors.handles:
                 handle.remove()
@@ -80,17 +83,17 @@ class ChainRuleLedger:
 
     @torch.no_grad()
     def entries(self) -> Deferred[list[LedgerEntry]]:
-        """One entry per block; empty if no pass was measured.
+        """One entry per block, in forward order; empty if no pass was measured. Call it after the backward pass.
 
-        With dx the closed form's dL/dx: `factor` ‖dx‖/‖dL/dy‖, `autograd` the same by autograd, `discrepancy`
-        ‖dx − autograd's‖/‖autograd's‖, `product` the factors from the last block to this one. None where one is not
-        known.
+        Let dx be dL/dx by the formulas and dx′ be dL/dx by autograd. Then `factor` is ‖dx‖/‖dL/dy‖, `autograd` is
+        ‖dx′‖/‖dL/dy‖, `discrepancy` is ‖dx − dx′‖/‖dx′‖, and `product` is the product of the factors from the last
+        block to this one. A value that is not known is None.
         """
         passes, self._passes = self._passes, []
         if all(tensors.dy is None for tensors in passes):
             passes = []
         columns: list[Tensor] = []
-        # Of each block, the columns of ‖dL/dy‖, ‖dL/dx‖ by autograd, ‖dx‖ and ‖dx − dL/dx‖.
+        # For each block, the indices of the columns with ‖dL/dy‖, ‖dx′‖, ‖dx‖ and ‖dx − dx′‖.
         blocks: list[tuple[str, list[int | None]]] = []
         for (name, block), tensors in reversed(list(zip(self._blocks, passes, strict=False))):
             dx = self._dx(cast(Block, block), tensors)
@@ -122,11 +125,11 @@ class ChainRuleLedger:
         return Deferred(columns, read)
 
     def _dx(self, block: Block, tensors: _Pass) -> Tensor | None:
-        """dL/dx of a block from dL/dy, part by part, in float64; None where a part is not known."""
+        """dL/dx of a block from dL/dy, in float64; None if a tensor or a derivative is not known."""
         if tensors.dy is None or tensors.x is None or tensors.z is None or tensors.a is None or tensors.h is None:
             return None
         if block.dropout is not None:
-            return None  # its mask is not known
+            return None  # the dropout mask is not known
         dy = tensors.dy.double()
         skip: Skip | None = block.skip
         gate, branch = (0.0, 1.0) if skip is None else (skip.gate, skip.branch)
@@ -139,7 +142,7 @@ class ChainRuleLedger:
         delta = slopes * delta  # φ′ ⊙ δ
         if block.norm is not None and block.where == "mid":
             delta = norm_backward(block.norm, tensors.h.double(), delta)
-        delta = delta @ block.linear.weight.double()  # Wᵀδ, a row per sample
+        delta = delta @ block.linear.weight.double()  # Wᵀδ, one row per sample
         if block.norm is not None and block.where == "pre":
             delta = norm_backward(block.norm, tensors.x.double(), delta)
         return gate * dy + delta
@@ -172,7 +175,7 @@ def _before_block(tensors: _Pass, module: object, args: tuple[Any, ...]) -> None
 
 
 def _after_linear(tensors: _Pass, module: object, args: object, output: Tensor) -> None:
-    tensors.h = output.detach().clone()  # an activation may work in place on it
+    tensors.h = output.detach().clone()  # copied, since the activation may change it in place
 
 
 def _after_activation(tensors: _Pass, module: object, args: tuple[Any, ...], output: Tensor) -> None:

@@ -1,7 +1,9 @@
-"""Curvature of the loss on a probe batch: λmax and λmin of the Hessian, its negative share, the limit of stable steps.
+"""Curvature of the loss on a probe batch: the extreme eigenvalues of the Hessian, its share of negative eigenvalues,
+and the largest eigenvalue at which the optimizer's steps are stable.
 
-Symbols: H the Hessian, n its order, P the optimizer's diagonal preconditioner, λ an eigenvalue and θ its Lanczos (Ritz)
-estimate, η learning rate, β momentum, τ dampening, κ weight decay. Lanczos finds both ends of the spectrum; power
+Symbols: H is the Hessian, n the number of its rows, P the optimizer's diagonal preconditioner, λ an eigenvalue, θ the
+Ritz value that estimates it in Lanczos iteration, η the learning rate, β momentum, τ dampening, κ weight decay.
+A product is one Hessian-vector product. Lanczos iteration is used because it finds both extreme eigenvalues; power
 iteration finds only the eigenvalue of the largest magnitude.
 """
 
@@ -19,13 +21,13 @@ from torch.nn.functional import normalize
 
 from tui_descent.protocol.curvature_reading import RESIDUAL_FLOOR, CurvatureReading, How, StabilityLimit
 
-# λmin, λmax, their relative residuals in the same order, and the negative share.
+# λmin, λmax, the relative residual of each, and the share of negative eigenvalues (None if it was not measured).
 _Ends = tuple[float, float, float, float, float | None]
 UNKNOWN: _Ends = (math.nan, math.nan, math.nan, math.nan, None)
-# Up to this order the negative share is counted in the full Hessian: n products, n² numbers.
+# With at most this many parameters, negative eigenvalues are counted in the full Hessian, which takes n products.
 FULL_UP_TO, COLUMNS_AT_ONCE = 1500, 32
-# An eigenvalue counts as negative below -this·max|λ|. Most of a net's are closer to 0, where 30 Lanczos steps cannot
-# tell their sign.
+# An eigenvalue counts as negative if it is below −NEGATIVE·max|λ|. Most eigenvalues of a net are closer to 0 than
+# that, and 30 Lanczos steps cannot determine their sign.
 NEGATIVE: dict[How, float] = {"full Hessian": 1e-6, "Lanczos": 1e-2}
 QUADRATURES, QUADRATURE_PRODUCTS = 2, 30
 # The random part of a warm start: large enough to find a new eigenvector, too small to delay the known ones.
@@ -36,16 +38,17 @@ ADAPTIVE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop)
 class Curvature:
     """Measures the curvature at the current parameters, starting from the eigenvectors of the last measurement.
 
-    `loss` computes the loss of the probe batch, with the modules in eval mode: dropout would add noise to H, and batch
-    norm would update its buffers. Raises RuntimeError without a second derivative, as in a compiled net or a cuDNN RNN.
-    Needs memory for n numbers per Lanczos step.
+    `loss` computes the loss of the probe batch, with the modules in eval mode: in training mode dropout would add noise
+    to H, and batch norm would update its buffers. The methods raise RuntimeError if the loss has no second derivative,
+    as in a compiled net or a cuDNN RNN. They need memory for n numbers per Lanczos step.
     """
 
     def __init__(self, loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter], *, seed: int = 0) -> None:
         self._loss = loss
         self._parameters = list(parameters)
         self._generator = torch.Generator().manual_seed(seed)
-        # By whether H was preconditioned: the ids of its parameters, and the sum of the two extreme eigenvectors (n,).
+        # The key is whether H was preconditioned. The value is the ids of the parameters of H, and the sum of its two
+        # extreme eigenvectors, (n,).
         self._last: dict[bool, tuple[list[int], Tensor]] = {}
 
     def measure(
@@ -56,12 +59,13 @@ class Curvature:
         tolerance: float = 1e-2,
         max_products: int = 40,
     ) -> CurvatureReading:
-        """λmin and λmax, iterated until |Hv − θv| ≤ tolerance·|θ| or after `max_products` products with H.
+        """Measure λmin and λmax. The iteration ends at |Hv − θv| ≤ tolerance·|θ|, or after `max_products` products.
 
-        θ never lies outside the spectrum, so a negative θ proves a negative eigenvalue. `index` adds the negative share
-        (Dauphin et al. 2014, arXiv 1406.2572), for n products up to `FULL_UP_TO`, else for 60 more. `preconditioner` is
-        P^-½ from `preconditioner()`, and H is then P^-½HP^-½. Everything is NaN where a product is not finite or no
-        parameter takes part.
+        A Ritz value θ never lies outside the spectrum, so a negative θ proves that an eigenvalue is negative. With
+        `index` the share of negative eigenvalues is measured too (Dauphin et al. 2014, arXiv 1406.2572). This costs n
+        products for n ≤ `FULL_UP_TO` parameters, otherwise 60 more. `preconditioner` is P^-½, as returned by
+        `preconditioner()`; P^-½HP^-½ is then measured instead of H. All results are NaN if a product is not finite or
+        the loss depends on no parameter.
         """
         with _twice_differentiable(self._parameters):
             hessian = _Hessian(self._loss(), self._parameters, preconditioner)
@@ -82,7 +86,10 @@ class Curvature:
         )
 
     def lowest(self, *, tolerance: float = 1e-2, max_products: int = 60) -> Lowest | None:
-        """The lowest eigenvalue and its direction; None if no parameter takes part or a product is not finite."""
+        """The lowest eigenvalue and its eigenvector.
+
+        None if the loss depends on no parameter or a product is not finite.
+        """
         with _twice_differentiable(self._parameters):
             hessian = _Hessian(self._loss(), self._parameters, None)
             if not hessian.order:
@@ -101,7 +108,10 @@ class Curvature:
             )
 
     def _ends(self, hessian: _Hessian, tolerance: float, max_products: int, index: bool) -> _Ends:
-        """By Lanczos, started at the sum of the last two extreme eigenvectors if the same parameters take part."""
+        """The extreme eigenvalues by Lanczos iteration.
+
+        Starts from the sum of the previous two extreme eigenvectors if the parameters are the same.
+        """
         start = self._random(hessian)
         parameters = [id(p) for p in hessian.parameters]
         preconditioned = hessian.scale is not None
@@ -116,15 +126,16 @@ class Curvature:
         return float(krylov.theta[0]), float(krylov.theta[-1]), *krylov.residuals, fraction
 
     def _random(self, hessian: _Hessian) -> Tensor:
-        """A uniformly distributed direction (n,), drawn on the CPU, so that it is the same on every device."""
+        """A random direction (n,), uniformly distributed. Drawn on the CPU, so that it is the same on every device."""
         return torch.randn(hessian.order, generator=self._generator, dtype=torch.float64).to(hessian.like)
 
     def _quadrature(self, hessian: _Hessian, scale: float) -> float | None:
         """The share of negative eigenvalues by stochastic Lanczos quadrature (Ubaru et al. 2017).
 
         From a random start, the squared first entry of an eigenvector of the tridiagonal matrix estimates the share of
-        eigenvalues near its θ. The average over the last third of the steps needs no more products and depends less on
-        where the θ happen to lie. None where a product is not finite.
+        eigenvalues near its Ritz value θ. The estimate is averaged over the last third of the steps: this needs no
+        additional products, and depends less on where the Ritz values happen to lie. None if a product is not finite.
+        `scale` is max|θ|.
         """
         shares: list[Tensor] = []
         for _ in range(QUADRATURES):
@@ -142,16 +153,17 @@ class Curvature:
 def _twice_differentiable(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     """Allows second derivatives, and restores the random number generators on exit."""
     cuda = sorted({p.device.index for p in parameters if p.device.type == "cuda"})
-    # The other attention kernels have no second derivative.
+    # Among the attention kernels, only MATH has a second derivative.
     with torch.random.fork_rng(cuda, device_type="cuda"), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         yield
 
 
 class Lowest(NamedTuple):
-    """The lowest eigenvalue λ, its relative residual, and its unit eigenvector v; `slope` is the loss's along v.
+    """The lowest eigenvalue λ (`value`), its relative residual, and its unit eigenvector v.
 
-    `direction` is v by parameter, None for those that take no part. `negative`: vᵀHv is below 0 by more than rounding,
-    so the loss curves downwards along v, whether λ has converged or not.
+    `slope` is the slope of the loss along v. `direction` is v split into one tensor per parameter, with None for a
+    parameter that the loss does not depend on. `negative` means that vᵀHv is below 0 by more than rounding errors, so
+    the loss curves downwards along v, whether λ has converged or not.
     """
 
     value: float
@@ -163,9 +175,10 @@ class Lowest(NamedTuple):
 
 
 class _Hessian:
-    """The product v ↦ P^-½HP^-½v on flat vectors (n,), by differentiating the gradient (Pearlmutter 1994).
+    """Multiplies a flat vector v, (n,), by H, or by P^-½HP^-½ with `scales`, which are P^-½ by parameter.
 
-    The graph of the gradient is built once. Frozen parameters and those that the loss does not depend on are left out.
+    The product is the derivative of the gradient along v (Pearlmutter 1994). The graph of the gradient is built once.
+    Frozen parameters and those that the loss does not depend on are left out.
     """
 
     def __init__(self, loss: Tensor, parameters: Sequence[nn.Parameter], scales: Sequence[Tensor] | None) -> None:
@@ -203,11 +216,14 @@ class _Hessian:
         return product if self.scale is None else product * self.scale
 
     def slope(self, v: Tensor) -> float:
-        """The slope of the loss along v, shape (n,): the dot product with the gradient."""
+        """The slope of the loss along v, shape (n,): the dot product of v and the gradient."""
         return float(torch.dot(self._flat([g.detach() for g in self._grads]), v))
 
     def by_parameter(self, v: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
-        """The part of v, shape (n,), that belongs to each parameter, in its shape and dtype; None without one."""
+        """Split v, shape (n,), into one tensor per parameter, in its shape and dtype.
+
+        None for a parameter that is not part of the Hessian.
+        """
         pieces = zip(self.parameters, v.split_with_sizes(self._sizes), strict=True)
         by_id = {id(p): piece.reshape(p.shape).to(p) for p, piece in pieces}
         return [by_id.get(id(p)) for p in parameters]
@@ -222,20 +238,19 @@ class Krylov(NamedTuple):
 
     basis: Tensor  # (k, n), orthonormal rows
     tridiagonal: Tensor  # (k, k): H in this basis
-    theta: Tensor  # (k,): its eigenvalues, ascending
-    vectors: Tensor  # (k, k): its eigenvectors, as columns
-    residuals: tuple[float, float]  # |Hv − θv| / |θ| of the lowest and of the highest
+    theta: Tensor  # (k,): the Ritz values, which are the eigenvalues of `tridiagonal`, ascending
+    vectors: Tensor  # (k, k): the eigenvectors of `tridiagonal`, as columns
+    residuals: tuple[float, float]  # |Hv − θv| / |θ| for the lowest and for the highest θ
     exact: bool  # the basis spans an invariant subspace
 
 
 def lanczos(
     product: Callable[[Tensor], Tensor], start: Tensor, *, max_products: int, tolerance: float
 ) -> Krylov | None:
-    """Lanczos steps from `start` (n,) until both residuals are within the tolerance, or `max_products` are made.
+    """Lanczos steps from `start` (n,) until both residuals are within `tolerance`, or `max_products` are made.
 
-    Every vector is orthogonalised twice against the whole basis. A step that finds no new direction means that the
-    subspace is invariant: a start with a random part has then met every eigenvalue, and both ends are exact. None where
-    a product is not finite.
+    Every vector is orthogonalised twice against the whole basis. If a step finds no new direction, the subspace is
+    invariant: with a random part in `start`, both extreme eigenvalues are then exact. None if a product is not finite.
     """
     assert max_products >= 1
     sum_dtype = start.dtype if start.device.type == "mps" else torch.float64
@@ -247,7 +262,7 @@ def lanczos(
         alpha = torch.dot(w.to(sum_dtype), basis[k - 1].to(sum_dtype))
         w = w - (basis[:k] @ w) @ basis[:k]
         w = w - (basis[:k] @ w) @ basis[:k]
-        diagonal, beta = torch.stack([alpha, torch.linalg.vector_norm(w, dtype=sum_dtype)]).tolist()  # one copy
+        diagonal, beta = torch.stack([alpha, torch.linalg.vector_norm(w, dtype=sum_dtype)]).tolist()
         if not math.isfinite(diagonal + beta):
             return None
         tridiagonal[k - 1, k - 1] = diagonal
@@ -265,7 +280,7 @@ def lanczos(
 
 
 def _full(hessian: _Hessian) -> _Ends:
-    """From every eigenvalue of the symmetrised Hessian; the residual is the norm of the asymmetric part."""
+    """Results from all eigenvalues of the symmetrised Hessian. The norm of its asymmetric part is the residual."""
     unit = torch.eye(hessian.order, dtype=hessian.like.dtype, device=hessian.like.device)
     rows = [hessian(unit[n : n + COLUMNS_AT_ONCE]) for n in range(0, hessian.order, COLUMNS_AT_ONCE)]
     full = torch.cat(rows).cpu().double()  # (n, n)
@@ -278,17 +293,20 @@ def _full(hessian: _Hessian) -> _Ends:
 
 
 def _relative(theta: Tensor, errors: Tensor) -> tuple[float, float]:
-    """The errors of the lowest and the highest eigenvalue, relative to them, or to a floor where they are near 0."""
+    """The relative errors of the lowest and the highest eigenvalue, from their absolute `errors` (k,) or ().
+
+    An eigenvalue near 0 is replaced by a floor in the denominator.
+    """
     relative = errors / theta.abs().clamp(min=RESIDUAL_FLOOR * float(theta.abs().max()) + 1e-300)
     return float(relative[0]), float(relative[-1])
 
 
 @torch.no_grad()
 def preconditioner(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> list[Tensor] | None:
-    """P^-½ of the last step, in the shapes of the parameters, with P defined by the update −ηP⁻¹m.
+    """P^-½ of the last step, one tensor per parameter in its shape. P is defined by the update −ηP⁻¹m.
 
-    For Adam P = (1−β₁ᵗ)(√v̂ + ε) (Cohen et al. 2022, arXiv 2207.14484). It is 0 where nothing moves: without optimizer
-    state or with P = 0. None before the first step, and for an optimizer whose P is not known.
+    For Adam P = (1−β₁ᵗ)(√v̂ + ε) (Cohen et al. 2022, arXiv 2207.14484). P^-½ is set to 0 for a parameter without
+    optimizer state, and where P = 0. None before the first step, and for an optimizer with an unknown P.
     """
     if type(optimizer) not in ADAPTIVE:
         return None
@@ -310,13 +328,15 @@ def _inverse_root(state: dict[str, Any], group: dict[str, Any]) -> Tensor:
 
 
 def stability_limit(optimizer: torch.optim.Optimizer, lr: float) -> StabilityLimit | None:
-    """The largest eigenvalue of H (or of P^-½HP^-½) with which steps on a quadratic do not diverge.
+    """The largest eigenvalue of H (or of P^-½HP^-½) at which steps on a quadratic loss do not diverge.
 
-    There −1 is a root of the characteristic polynomial of v ← βv + (1−τ)g, w ← w − ηv, or w ← w − η(g + βv) for
-    Nesterov; Adam's τ is β₁, its P is taken as constant, and AdamW's decay is ignored. Heavy ball: Cohen et al. 2021,
-    arXiv 2103.00065; Adam: Cohen et al. 2022, arXiv 2207.14484.
-    None for other optimizers, maximisation, τ ≥ 1, parameter groups that differ in more than decay (the largest decay
-    counts), and decay inside an adaptive gradient, since P⁻¹κ shifts each λ differently.
+    At this eigenvalue, −1 is a root of the characteristic polynomial of the update: v ← βv + (1−τ)g, w ← w − ηv, or
+    w ← w − η(g + βv) for Nesterov. For Adam τ is β₁, P is assumed to be constant, and AdamW's decay is ignored.
+    Sources: Cohen et al. 2021, arXiv 2103.00065 (heavy ball); Cohen et al. 2022, arXiv 2207.14484 (Adam).
+
+    The limit is None for other optimizers, for maximisation, and for τ ≥ 1. It is None if the parameter groups differ
+    in more than weight decay (if only in decay, the largest one is used). It is None if an adaptive optimizer adds
+    weight decay to the gradient, since P⁻¹κ shifts each λ differently.
     """
     groups, first, adaptive = optimizer.param_groups, optimizer.param_groups[0], type(optimizer) in ADAPTIVE
     if lr <= 0 or not (adaptive or type(optimizer) is torch.optim.SGD) or first["maximize"]:

@@ -1,7 +1,7 @@
-"""Results whose numbers are still on the device: copied to the host all at once, without waiting for the device.
+"""Results with numbers that are still on the device. They are copied to the host together, without synchronising.
 
-On a CPU the numbers are there at once. From a GPU they are copied into pinned memory while the training goes on;
-`HostCopy.ready` says whether they have arrived, without synchronising.
+On a CPU the numbers are available at once. From a GPU they are copied into pinned memory while training continues;
+`HostCopy.ready` says whether they have arrived.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ ASYNCHRONOUS = {"cuda"}
 def is_asynchronous(device: torch.device) -> bool:
     """Whether reading a number from the device waits for it.
 
-    There results are read later, and sums are made in float64, since they cannot be checked and made again.
+    On such a device results are read later. Sums are computed in float64 there, since checking a float32 sum and
+    repeating it would mean waiting.
     """
     return device.type in ASYNCHRONOUS
 
 
 @dataclass(frozen=True, slots=True)
 class Deferred(Generic[T]):
-    """A result to be computed on the host by `read` from the numbers of `columns`, (k,) each and on the device.
+    """A result that `read` computes on the host from the numbers in `columns`, tensors (k,) on the device.
 
-    `read` takes the numbers of all columns, one column after the other. Without columns the result needs no numbers.
+    `read` takes the numbers of all columns in one sequence, one column after the other. If there are no columns, the
+    result needs no numbers from the device.
     """
 
     columns: Sequence[Tensor]
@@ -42,12 +44,12 @@ class Deferred(Generic[T]):
         return sum(len(column) for column in self.columns)
 
     def result(self) -> T:
-        """The result; waits for its numbers."""
+        """The result. Waits until its numbers are on the host."""
         return self.read(HostCopy(self.columns).values() if self.columns else ())
 
 
 def combine(parts: Sequence[Deferred[T]]) -> Deferred[list[T]]:
-    """Several results as one, so that their numbers are copied together."""
+    """Combine several results into one, so that all their numbers are copied together."""
 
     def read(values: Sequence[float]) -> list[T]:
         results, at = [], 0
@@ -60,7 +62,7 @@ def combine(parts: Sequence[Deferred[T]]) -> Deferred[list[T]]:
 
 
 class HostCopy:
-    """A copy of the columns' numbers to the host, started at once; float64 if one of the columns is."""
+    """A copy of the columns' numbers to the host. It starts at once. It is float64 if one of the columns is float64."""
 
     def __init__(self, columns: Sequence[Tensor]) -> None:
         self._event: torch.cuda.Event | None = None
@@ -79,11 +81,11 @@ class HostCopy:
 
     @property
     def ready(self) -> bool:
-        """Whether the numbers have arrived; does not wait."""
+        """Whether the numbers have arrived. Does not wait."""
         return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
 
     def values(self) -> list[float]:
-        """The numbers, one column after the other; waits until they have arrived."""
+        """The numbers, one column after the other. Waits until they have arrived."""
         if self._event is not None and not self.ready:
             self._event.synchronize()
         numbers: list[float] = self._host.tolist()

@@ -1,4 +1,4 @@
-"""Norms whose squares are too small or too large for a float32 sum: found, and computed from scaled numbers."""
+"""Finds L2 norms whose squares are out of range for a float32 sum, and computes them again from scaled numbers."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from tui_descent.instruments.deferred import is_asynchronous
 def sum_dtype(tensor: Tensor) -> torch.dtype:
     """The dtype of sums over a tensor's numbers.
 
-    float64 for float64 tensors, and on devices where checking a result would mean waiting for it; else float32, which
-    is faster, and whose results `correct_norms` checks.
+    float64 for float64 tensors, and on devices where checking a result would mean waiting for it. Otherwise float32,
+    which is faster; `correct_norms` then checks the results.
     """
     return torch.float64 if tensor.dtype == torch.float64 or is_asynchronous(tensor.device) else torch.float32
 
 
 def limits(count: int) -> tuple[float, float]:
-    """The norms between which a float32 sum of `count` squares is right to 1e-6, relatively.
+    """The lowest and the highest norm for which a float32 sum of `count` squares has a relative error below 1e-6.
 
-    A square below the least normal number, 1.2e-38, may be lost: that is less than 1e-6 of the squared norm if the norm
-    is above 2e-16·√count.
+    Squares below the smallest normal number, 1.2e-38, may be lost. If the norm is above 2e-16·√count, the lost squares
+    are less than 1e-6 of the squared norm.
     """
     return 2e-16 * math.sqrt(count), 1e18
 
 
 def in_range(norms: Sequence[float], count: int) -> bool:
-    """Whether float32 sums of `count` squares have given these norms right. A NaN is right as it is."""
+    """Whether norms are correct if they were computed as float32 sums of `count` squares. NaN counts as correct."""
     low, high = limits(count)
     if not norms or (low < min(norms) and max(norms) < high):
-        return True  # min and max may pass over a NaN, and stop at one
+        return True  # with a NaN, min and max may or may not return it, so the slower check below decides
     return all(low < norm < high or norm != norm for norm in norms)
 
 
 def correct_norms(norms: Sequence[float], matrix: Tensor) -> Sequence[float]:
-    """The L2 norms (k,) of the rows of a (k, n) matrix, from those that were summed in `sum_dtype`.
+    """The correct L2 norms of the k rows of a (k, n) matrix. `norms` are those computed in `sum_dtype`.
 
-    Norms out of range are computed again as max|x|·‖x / max|x|‖. Waits for the device.
+    Norms that are out of range are computed again as max|x|·‖x / max|x|‖. Waits for the device.
     """
     if matrix.dtype == torch.float64 or in_range(norms, matrix.shape[1]) or not matrix.numel():
         return norms
     low, high = limits(matrix.shape[1])
     wrong = [row for row, norm in enumerate(norms) if not (low < norm < high or norm != norm)]
     if not any(norms[row] for row in wrong):
-        # A norm of 0 is most often one of zeros: updates too small to change float32 weights.
+        # Most often a row with norm 0 is all zeros: an update too small to change float32 weights.
         part = matrix[wrong[0] : wrong[-1] + 1] if wrong[-1] - wrong[0] < len(wrong) else matrix[wrong]
         if part.amax().item() == 0.0 == part.amin().item():
             return norms
@@ -63,7 +63,7 @@ def correct_norms(norms: Sequence[float], matrix: Tensor) -> Sequence[float]:
 
 
 def scaled_rows(matrix: Tensor, rows: Sequence[int]) -> Tensor:
-    """Some rows of a (k, n) matrix, each divided by its largest magnitude, which must be finite and not 0."""
+    """Some rows of a (k, n) matrix, each divided by its largest magnitude. This must be finite and not 0."""
     return _divide_rows(matrix, _largest(matrix), rows)
 
 

@@ -19,12 +19,12 @@ class ForwardOrder:
         self._handles: list[RemovableHandle] = []
 
     def record(self, model: nn.Module) -> None:
-        """Record all forward passes until `stop`."""
+        """Record all forward passes until `stop` is called."""
         self._known = frozenset(name for name, _ in model.named_modules())
         self._handles = [
             module.register_forward_pre_hook(self._hook(name))
             for name, module in model.named_modules()
-            if not isinstance(module, torch.jit.ScriptModule)  # which takes no hooks
+            if not isinstance(module, torch.jit.ScriptModule)  # it does not support these hooks
         ]
 
     def stop(self) -> None:
@@ -33,9 +33,9 @@ class ForwardOrder:
         self._handles.clear()
 
     def of(self, model: nn.Module) -> list[str] | None:
-        """The names of the model's modules in order; None if no pass was recorded.
+        """The names of the model's modules in forward order; None if no pass was recorded.
 
-        A module that was added since the recording comes after the child that is registered before it.
+        A module that was added since the recording is placed after the child registered just before it.
         """
         if not self.names:
             return None

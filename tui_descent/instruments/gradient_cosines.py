@@ -1,6 +1,7 @@
-"""cos(g_t, g_{t−1}): the cosine between the gradients of two successive steps, for each parameter and for all at once.
+"""cos(g_t, g_{t−1}): the cosine between the gradients of two successive steps, for each parameter and for all together.
 
-Near 0 gradients are noisy, near +1 the steps are small, towards −1 the parameters bounce between two sides of a valley.
+A cosine near 0 means noisy gradients, near +1 small steps; towards −1 the parameters oscillate between two sides of a
+valley.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from tui_descent.instruments.deferred import is_asynchronous
 from tui_descent.instruments.float32_range import in_range, limits, scaled_rows
 from tui_descent.instruments.tensor_groups import TensorGroups
 
-# How many numbers are made float64 at a time.
+# At most this many numbers are converted to float64 at a time.
 FLOAT64_AT_A_TIME = 1 << 24
 
 
 class GradientPair:
-    """The gradients of two successive steps, as the matrices of `groups`: (k, n) for each group of k parameters.
+    """The gradients of two successive steps, `new` and `old`: one (k, n) matrix for each group of k parameters.
 
-    `products` are the dot products Σ g_t·g_{t−1} of each pair of rows, a column (k,) a group.
+    `products` holds one tensor (k,) per group: the dot product Σ g_t·g_{t−1} of each parameter.
     """
 
     def __init__(self, groups: TensorGroups, new: Sequence[Tensor], old: Sequence[Tensor]) -> None:
@@ -35,9 +36,10 @@ class GradientPair:
     def cosines(
         self, products: Sequence[float], new_norms: Sequence[float], old_norms: Sequence[float]
     ) -> tuple[list[float | None], float | None]:
-        """The cosine of each parameter and of the whole gradient; None where a norm is 0.
+        """The cosine of each parameter, and of the whole gradient; None if one of the two norms is 0.
 
-        `products` are the numbers of the columns, the norms are those of both steps in the order of the parameters.
+        `products` are the numbers in `self.products`, one group after the other. `new_norms` and `old_norms` are the L2
+        norms of the gradients of both steps, one per parameter, in the order of the parameters.
         """
         dots = self._groups.in_order(products)
         sizes = [a * b for a, b in zip(new_norms, old_norms, strict=True)]
@@ -48,7 +50,7 @@ class GradientPair:
         return cosines, math.fsum(dots) / size if size else None
 
     def _out_of_range(self, new_norms: Sequence[float], old_norms: Sequence[float]) -> set[int]:
-        """The parameters whose products may be lost in a float32 sum."""
+        """The indices of the parameters whose dot products may be inexact, since they were summed in float32."""
         if is_asynchronous(self._new[0].device):
             return set()  # summed in float64
         longest = max(matrix.shape[1] for matrix in self._new)
@@ -60,7 +62,10 @@ class GradientPair:
         return {n for n, pair in finite.items() if not all(low < norm < high for norm in pair)}
 
     def _scaled_cosines(self, of: Collection[int]) -> dict[int, float]:
-        """The cosines of some parameters, from rows scaled by their largest number. Waits for the device."""
+        """The cosines of the parameters with the indices `of`, from rows scaled by their largest magnitude.
+
+        Waits for the device.
+        """
         found: dict[int, float] = {}
         for x, y, group in zip(self._new, self._old, self._groups.groups, strict=True):
             rows = [row for row, n in enumerate(group) if n in of]

@@ -1,7 +1,7 @@
-"""All instruments of a net: which of them measure a step, and the rows of numbers they make together.
+"""All instruments of a net. Chooses which of them measure a step, and combines their results into one row per layer.
 
-Call `attach` before the forward pass, `before_update` in the optimizer's pre-hook, `after_update` in its post-hook. A
-cosine needs the gradient of the step before: call `remember` in that step's pre-hook.
+Call `attach` before the forward pass, `before_update` in the optimizer's pre-hook and `after_update` in its post-hook.
+A cosine needs the gradient of the previous step: call `remember` in the pre-hook of that step.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from tui_descent.protocol.readings import pack_rows
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The readings of one step: a row per layer (`pack_rows`), the numbers of the whole net, the ledger if it was due.
+    """The readings of one step: numbers of the whole net, one row per layer (see `pack_rows`), and the ledger if it was
+    due.
 
-    Gradients are those that the optimizer received; `grad_norm_preclip` is their global norm before the clip knob
-    acted, None without one.
+    Gradients are those that the optimizer received, after clipping. `grad_norm_preclip` is their global norm before
+    clipping, None if clipping is off.
     """
 
     global_grad_norm: float
@@ -39,7 +40,7 @@ class Sample:
 
 
 class InstrumentSet:
-    """The instruments of one net; a changed structure needs a new set."""
+    """The instruments of one net. When the net's structure changes, a new set is needed."""
 
     def __init__(self, net: NetStructure, parameters: Sequence[nn.Parameter]) -> None:
         self._net = net
@@ -49,11 +50,11 @@ class InstrumentSet:
         blocks = [(u.name, u.module) for u in net.units if hasattr(u.module, "skip") and hasattr(u.module, "linear")]
         self._ledger, self._has_blocks = ChainRuleLedger(blocks), bool(blocks)
         self._entries: Deferred[list[LedgerEntry]] = NOTHING
-        self._signals = self._slow = False  # the tiers that are measured besides norms
+        self._signals = self._slow = False  # whether these tiers are measured, in addition to norms
         self._preclip: Tensor | None = None
 
     def attach(self, *, signals: bool = True, slow: bool = False) -> None:
-        """Measure the next pass: `signals` adds boundaries and cosines, `slow` activations and the ledger."""
+        """Measure the next pass. `signals` adds boundaries and cosines, `slow` adds activations and the ledger."""
         self._signals, self._slow = signals, slow
         if signals:
             self._boundaries.attach()
@@ -81,13 +82,13 @@ class InstrumentSet:
     ) -> None:
         """Measure the gradients of update `step`, after clipping.
 
-        `preclip` is their global norm before clipping, `grad_scale` what a GradScaler has multiplied them by, both
-        scalars. With `partial`, a third of the weights is enough if there are many layers.
+        `preclip` is their global norm before clipping, and `grad_scale` the factor by which a GradScaler has multiplied
+        them; both are scalar tensors. With `partial`, only a third of the weights is measured if there are many layers.
         """
         self._preclip = preclip
         if self._signals or self._slow:
             self.detach()
-        # Now, since the ledger needs the weights of the backward pass.
+        # Computed now, since the ledger needs the weights as they were in the backward pass.
         self._entries = self._ledger.entries() if self._slow else NOTHING
         self._norms.before_update(grad_scale, cosines=self._signals, step=step, partial=partial)
 
@@ -129,7 +130,7 @@ class InstrumentSet:
             ]
         rows = pack_rows(columns, statuses=self._statuses(norms.layers.grad_norm), ages=ages)
         global_norm = math.hypot(*(norm for norm in norms.grad_norms if norm is not None))
-        # An empty ledger means that the net has no blocks; None that no ledger was due or no pass was seen.
+        # An empty ledger means that the net has no blocks. None means that no ledger was due or no pass was measured.
         ledger = entries if entries or (tiers == 2 and not self._has_blocks) else None
         return Sample(global_norm, norms.global_cosine, rows, ledger, preclip)
 

@@ -1,4 +1,6 @@
-"""What there is to measure in a net: layers with weights of their own, the units the signal passes, activations."""
+"""What can be measured in a net: its layers, its units (the parts that the signal passes one after another), and its
+activations.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ ACTIVATIONS = (
 
 @dataclass(frozen=True, slots=True)
 class WatchedLayer:
-    """A module with weights of its own; `weight` is the one that is measured."""
+    """A module with weights of its own. `weight` is the parameter that is measured."""
 
     layer: Layer
     module: nn.Module
@@ -29,7 +31,9 @@ class WatchedLayer:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A part of the net that the signal passes; `row` is that of its first layer with a matrix, else of its first."""
+    """A part of the net that the signal passes. `row` is the row number of its first layer with a matrix, or of its
+    first layer if none has a matrix.
+    """
 
     name: str
     module: nn.Module
@@ -38,7 +42,7 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class WatchedActivation:
-    """An activation and the row of the layer it follows: the one with a matrix, even with a norm between the two."""
+    """An activation, and the row number of the layer it follows. A norm layer between the two is skipped."""
 
     module: nn.Module
     row: int
@@ -46,7 +50,7 @@ class WatchedActivation:
 
 @dataclass(frozen=True, slots=True)
 class NetStructure:
-    """A net as the instruments see it. Rows number the layers, in forward order."""
+    """A net as the instruments see it. A row number is an index into `layers`, which are in forward order."""
 
     layers: tuple[WatchedLayer, ...]
     units: tuple[Unit, ...]
@@ -56,16 +60,17 @@ class NetStructure:
 def structure(
     model: nn.Module, *, order: Sequence[str] | None = None, only: Collection[str] | None = None
 ) -> NetStructure:
-    """Every module with weights of its own (shared weights once), the units and the activations of a net.
+    """Find the layers, units and activations of a net.
 
-    `order` are the module names in forward order; without it the order of registration counts. With `only`, layers of
-    other names are left out. A layer's weight is its largest matrix, or its largest parameter if it has no matrix.
-    Units are the children with weights of the outermost `Sequential`s and `ModuleList`s.
+    `order` are the module names in forward order; by default the order of registration is used. With `only`, layers
+    with other names are left out. A layer is a module with weights of its own; a shared weight belongs to the first
+    layer that has it. The layer's `weight` is its largest matrix, or its largest parameter if it has no matrix. Units
+    are the children with weights of the outermost `Sequential`s and `ModuleList`s.
     """
     place = {name: n for n, name in enumerate(order or ())}
 
     def position(name: str) -> int:
-        # A module that is used without being called, as attention's `out_proj`, has the position of its parent.
+        # A module that is used without being called, such as attention's `out_proj`, has the position of its parent.
         while name not in place and "." in name:
             name = name.rpartition(".")[0]
         return place.get(name, len(place))
@@ -91,7 +96,7 @@ def structure(
     inside = [(name, module, [rows[id(m)] for m in module.modules() if id(m) in rows]) for name, module in units]
     return NetStructure(
         layers=tuple(layers),
-        # The row of a matrix: it stays the same when a norm is inserted.
+        # A row with a matrix is preferred: it stays the first one when a norm layer is inserted.
         units=tuple(Unit(name, module, min(matrices.intersection(of) or of)) for name, module, of in inside if of),
         activations=tuple(_activations(model, rows, matrices, position)),
     )
@@ -102,7 +107,7 @@ def _units(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]
     for name, child in model.named_children():
         path = f"{prefix}{name}"
         if isinstance(child, torch.jit.ScriptModule):
-            continue  # takes no hooks
+            continue  # it does not support hooks
         if inside and any(True for _ in child.parameters()):
             yield path, child
         elif not inside:
@@ -122,7 +127,7 @@ def _activations(
 
 
 def is_activation(module: nn.Module) -> bool:
-    """Whether a module is an elementwise activation, or a blend of two."""
+    """Whether a module is an elementwise activation, or a `Blend` of two activations."""
     return isinstance(module, ACTIVATIONS) or (
         hasattr(module, "old") and hasattr(module, "new") and hasattr(module, "t")
     )

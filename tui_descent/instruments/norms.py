@@ -1,6 +1,6 @@
-"""Norms of gradients, weights and updates, layer by layer: `host_norms` on a CPU and `row_norms` on a GPU compute them.
+"""L2 norms of gradients, weights and updates, by layer. `host_norms` computes them on a CPU, `row_norms` on a GPU.
 
-Symbols: W a layer's weight (n entries), g = dL/dW as the optimizer receives it, Δ = W after the step − W before it.
+Symbols: W is a layer's weight with n entries, g = dL/dW as the optimizer receives it, Δ = W after the step − W before.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from tui_descent.instruments.gradient_cosines import GradientPair
 from tui_descent.instruments.net_structure import WatchedLayer
 from tui_descent.instruments.tensor_groups import TensorGroups
 
-# Added to ‖W‖₂ in the update ratio, so that weights of zeros have one.
+# Added to ‖W‖₂ in the update ratio, so that the ratio is defined if all weights are 0.
 RATIO_FLOOR = 1e-12
-# With more layers a partial reading takes the weights of every third layer only.
+# With more than `MANY_LAYERS` layers, a partial reading measures the weights of every third layer only.
 MANY_LAYERS, PARTS = 30, 3
 
 
 class LayerNorms(NamedTuple):
-    """The norms of one step: columns with one value per layer, None for a layer without a gradient.
+    """The norms of one step. Each column has one value per layer, None for a layer without a gradient.
 
-    `ages`: how many steps ago a layer's weight norm, update norm and ratio were taken; None if all are of this step.
+    `ages` says how many steps ago the weight norm, update norm and ratio of each layer were measured. It is None if all
+    of them were measured at this step.
     """
 
     grad_norm: Sequence[float | None]  # ‖g‖₂
@@ -39,9 +40,10 @@ class LayerNorms(NamedTuple):
 
 
 class NormsReading(NamedTuple):
-    """One reading. `grad_norms` has a value per parameter, None without a gradient; `cosines` are by parameter index.
+    """The result for one step. `grad_norms` has one value per parameter, None for a parameter without a gradient.
 
-    `cosines` is empty and `global_cosine` None if no gradients of the step before were kept.
+    The keys of `cosines` are parameter indices. `cosines` is empty and `global_cosine` is None if no gradients of the
+    previous step were kept.
     """
 
     grad_norms: list[float | None]
@@ -51,7 +53,7 @@ class NormsReading(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """Some of the layers, as a slice of all, and their weights."""
+    """Some of the layers, selected by the slice `layers`, and their weights."""
 
     layers: slice
     weights: list[Tensor]
@@ -59,9 +61,9 @@ class _Part(NamedTuple):
 
 
 class _Gradients(NamedTuple):
-    """The gradients of one step: the indices of their parameters, and their norms in the same order.
+    """The gradients of one step. `parameters` are the indices of their parameters; `norms` is in the same order.
 
-    `matrices` has their numbers, (k, n) for each group; it is empty where only the norms were asked for.
+    `matrices` holds the gradients themselves, one (k, n) matrix per group. It is empty if only norms were requested.
     """
 
     parameters: tuple[int, ...]
@@ -73,7 +75,7 @@ class _Gradients(NamedTuple):
 class Norms:
     """Measures one step: call `before_update` in the optimizer's pre-hook, `after_update` in its post-hook.
 
-    A cosine with the gradients of the step before needs a call of `remember` in the pre-hook of that step.
+    A cosine needs the gradients of the previous step: call `remember` in the pre-hook of that step.
     """
 
     def __init__(self, watched: Sequence[WatchedLayer], parameters: Sequence[nn.Parameter]) -> None:
@@ -83,12 +85,12 @@ class Norms:
         self._weight_indices = [index[id(weight)] for weight in weights]
         self._roots = [math.sqrt(weight.numel()) for weight in weights]  # √n
         self._matrices = [weight.dim() >= 2 for weight in weights]
-        # All layers, and the parts that partial readings take in turn.
+        # All layers, and the parts that partial readings measure in turn.
         self._whole = _part(weights, slice(None))
         thirds = [slice(first, None, PARTS) for first in range(PARTS)]
         self._parts = [_part(weights, third) for third in thirds] if len(weights) > MANY_LAYERS else [self._whole]
         self._partial_readings = 0
-        # The last known norms of each layer's weight and update, and the step at which they were taken.
+        # The last known norms of each layer's weight and update, and the step at which they were measured.
         self._weight_norms, self._update_norms = [0.0] * len(weights), [0.0] * len(weights)
         self._taken_at = [0] * len(weights)
         self._any_read = False
@@ -116,8 +118,9 @@ class Norms:
     ) -> None:
         """Measure the gradients of update `step` and copy the weights.
 
-        `grad_scale`, a scalar, is what the gradients are still multiplied by. `cosines` compares them with the kept
-        gradients of the step before. With `partial`, a third of the weights is enough if there are many layers.
+        `grad_scale`, a scalar tensor, is the factor by which a GradScaler has multiplied the gradients. With `cosines`,
+        they are compared with the gradients of the previous step, if these were kept. With `partial`, only a third of
+        the weights is measured if there are many layers.
         """
         previous = self._previous if cosines and self._previous_step == step - 1 else None
         self._now = now = self._gradients(only_norms=previous is None)
@@ -126,7 +129,7 @@ class Norms:
             self._pair = GradientPair(now.groups, now.matrices, previous.matrices), previous
         self._scale, self._step = grad_scale, step
         self._part = self._whole
-        # Readings are whole until one has been read: only then is something known of the other layers.
+        # A partial reading repeats the last values of the other layers, so a whole reading has to come first.
         if partial and self._any_read:
             self._part = self._parts[self._partial_readings % len(self._parts)]
             self._partial_readings += 1
@@ -134,7 +137,7 @@ class Norms:
 
     @torch.no_grad()
     def remember(self, step: int = -1) -> None:
-        """Keep the gradients of update `step`, by default the one before update 0, for the cosine of the next one."""
+        """Keep the gradients of update `step` for the cosine of the next one. By default the next one is update 0."""
         now = self._now if self._now is not None and self._now.matrices else self._gradients(only_norms=False)
         # A group of one tensor is a view of the gradient, which the next backward pass overwrites.
         matrices = now.groups.copy_views(now.matrices, name=self._memory_names[0])
@@ -143,13 +146,13 @@ class Norms:
 
     @torch.no_grad()
     def after_update(self) -> Deferred[NormsReading]:
-        """Measure the update, and return the reading of the step."""
+        """Measure the update, and return the result for the step."""
         now, pair, part, step = self._now, self._pair, self._part, self._step
         assert now is not None
         (before, rows), self._copies = self._copies, ([], [])
-        self._now = self._pair = None  # or they would hold gradients that the loop has released
+        self._now = self._pair = None  # otherwise they would keep gradients alive that the loop has released
         weight_norms = row_norms(part.groups, before)
-        # −Δ, in the memory of the copies: more memory would evict the training's data from the cache.
+        # Computes −Δ in the memory of the copies. New memory would evict the training's data from the cache.
         torch._foreach_sub_(rows, part.weights)
         update_norms = row_norms(part.groups, before)
         scale = [] if self._scale is None else [self._scale.reshape(1)]
@@ -186,7 +189,7 @@ class Norms:
         return LayerNorms(grads, rms, list(self._weight_norms), updates, ratios, ages)
 
     def _gradients(self, *, only_norms: bool) -> _Gradients:
-        """The gradients as they are now, and ‖g‖₂ of each."""
+        """The current gradients, and ‖g‖₂ of each."""
         known = [(n, p.grad) for n, p in enumerate(self._parameters) if p.grad is not None]
         parameters = tuple(n for n, _ in known)
         grads = [g.to_dense() if g.is_sparse else g for _, g in known]
@@ -209,7 +212,7 @@ def row_norms(groups: TensorGroups, matrices: Sequence[Tensor]) -> Deferred[list
 
 
 def host_norms(matrices: Iterable[Tensor]) -> list[float]:
-    """The L2 norm of every row, matrix by matrix, right at every size; waits for the device."""
+    """The L2 norm of every row, matrix by matrix, correct for numbers of any size. Waits for the device."""
     norms: list[float] = []
     for matrix in matrices:
         summed = torch.linalg.vector_norm(matrix, dim=1, dtype=sum_dtype(matrix))  # (k,)

@@ -1,4 +1,4 @@
-"""Instruments that compute the gradient of the same batch again: the local step α and the gradient noise scale."""
+"""The instruments that compute the gradient of a batch a second time: local step α and gradient noise scale."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def gradient(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor | 
 
 
 def dot(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> Tensor:
-    """Σ a·b over all tensors in float64, (1,) on their device; None counts as zeros."""
+    """Σ a·b over all pairs of tensors, in float64, as a tensor (1,) on their device. None counts as zeros."""
     pairs = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
     if not pairs:
         like = next((x for x in (*a, *b) if x is not None), None)
@@ -47,10 +47,11 @@ def dot(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> Tensor:
 
 
 def local_step(slope_before: float, slope_after: float) -> float | None:
-    """α = −f′(1)/f′(0), from the slopes f′(0) = g_t·Δ before and f′(1) = g_{t+1}·Δ after the step, on one batch.
+    """α = −f′(1)/f′(0), where f(s) is the loss of one batch at the fraction s of the step Δ.
 
-    −1: not moved; 0: at the minimum along the step; +1: as high on the other side of the valley. None if f′(0) is 0.
-    Schneider et al. 2021 (Cockpit), arXiv 2102.06604.
+    The slopes are f′(0) = g_t·Δ before the step and f′(1) = g_{t+1}·Δ after it. α = −1 means that the slope is the same
+    after the step, 0 that the step ends at the minimum along Δ, and +1 that it ends equally high on the other side of
+    the valley. None if f′(0) is 0. Source: Schneider et al. 2021 (Cockpit), arXiv 2102.06604.
     """
     return -slope_after / slope_before if slope_before else None
 
@@ -58,8 +59,9 @@ def local_step(slope_before: float, slope_after: float) -> float | None:
 class NoiseScale:
     """tr Σ / ‖G‖² from the gradients of a batch and of its halves (McCandlish et al. 2018, arXiv 1812.06162, App. A).
 
-    With b = B/2: ‖G‖² ≈ (B·‖g_B‖² − b·‖g_b‖²)/(B − b), tr Σ ≈ (‖g_b‖² − ‖g_B‖²)/(1/b − 1/B). Single estimates differ
-    by a factor of two to three, so both are averaged over steps before they are divided.
+    G is the true gradient, Σ the covariance of the gradients of single samples, and g_B the gradient of a batch of B
+    samples. With b = B/2: ‖G‖² ≈ (B·‖g_B‖² − b·‖g_b‖²)/(B − b), tr Σ ≈ (‖g_b‖² − ‖g_B‖²)/(1/b − 1/B). Single estimates
+    differ by a factor of two to three, so both are averaged over steps before they are divided.
     """
 
     def __init__(self) -> None:
@@ -67,7 +69,7 @@ class NoiseScale:
         self._noise = 0.0
 
     def add(self, whole: float, half: float, batch: int) -> None:
-        """Add a step: ‖g_B‖², the mean ‖g_b‖² of both halves, and B in samples."""
+        """Add a step: `whole` is ‖g_B‖², `half` the mean ‖g_b‖² of both halves, `batch` the number of samples B."""
         small = batch / 2
         signal = (batch * whole - small * half) / (batch - small)
         noise = (half - whole) / (1 / small - 1 / batch)
@@ -76,25 +78,25 @@ class NoiseScale:
 
     @property
     def value(self) -> float | None:
-        """In samples; None until the averaged ‖G‖² is positive."""
+        """The noise scale, in samples; None until the averaged ‖G‖² is positive."""
         return self._noise / self._signal if self._signal > 0 else None
 
 
 class ReplayableBatch(Protocol):
-    """The batch of the step in progress, for computing its loss again."""
+    """The batch of the current step. Its loss can be computed again."""
 
     def replay_forward(self) -> Tensor:
-        """Its loss with the current weights."""
+        """The loss of the batch with the current weights."""
 
     def loss_of_part(self, where: slice) -> Tensor | None:
-        """The mean loss of some of its samples; None if the problem has no samples."""
+        """The mean loss of the samples `where`; None for a loss without data."""
 
     def size(self) -> int:
-        """The number of samples."""
+        """The number of samples in the batch."""
 
 
 class SameBatch:
-    """The rare tier: call `before_update` in the optimizer's pre-hook, `after_update` in its post-hook."""
+    """Measures the tier `rare`: call `before_update` in the optimizer's pre-hook, `after_update` in its post-hook."""
 
     def __init__(self, model: nn.Module, batch: ReplayableBatch) -> None:
         self._model = model
@@ -103,12 +105,12 @@ class SameBatch:
         self._noise = NoiseScale()
         self._grads: list[Tensor | None] = []
         self._weights: list[Tensor] = []
-        # Squared norms of the gradients of a batch and of its halves, and the batch size; not read yet.
+        # Not returned yet: the squared gradient norms of a batch and of its two halves, and the batch size.
         self._squares: list[tuple[tuple[Tensor, Tensor, Tensor], int]] = []
 
     @torch.no_grad()
     def before_update(self) -> None:
-        """Keep the gradients and weights, and measure the gradients of both halves of the batch."""
+        """Keep the gradients and weights, and compute the gradients of both halves of the batch."""
         self._parameters = [p for p in self._model.parameters() if p.requires_grad]  # surgery may have changed them
         self._grads = [None if p.grad is None else p.grad.clone() for p in self._parameters]
         self._weights = [p.clone() for p in self._parameters]
@@ -124,7 +126,10 @@ class SameBatch:
         self._squares.append(((dot(whole, whole), dot(first, first), dot(second, second)), 2 * half))
 
     def after_update(self) -> Deferred[dict[str, float]]:
-        """`local_step` and `noise_scale`, as far as they are known. Read the results in the order of the steps."""
+        """`local_step` and `noise_scale`; one that is not known is left out.
+
+        The results of several steps have to be read in the order of the steps.
+        """
         moves = [p.detach() - w for p, w in zip(self._parameters, self._weights, strict=True)]
         with undisturbed(self._model), torch.enable_grad():
             after = gradient(self._batch.replay_forward(), self._parameters)

@@ -1,4 +1,4 @@
-"""When to take a reading: at exactly the requested steps, or as often as a share of the time allows."""
+"""Decides when a reading is taken: exactly at the requested steps, or as often as a given share of the time allows."""
 
 from __future__ import annotations
 
@@ -7,27 +7,32 @@ from collections.abc import Iterable
 
 from tui_descent.instruments.tiers import READINGS_IN_MEAN, CurvatureSchedule, Interval, Tiers
 
-# The default budget buys at most as many readings a second as the screen shows. A larger one buys more in proportion.
+# With the default budget, readings are at least APART_S apart: the screen shows no more. With a larger budget they may
+# be closer, in proportion.
 DEFAULT_BUDGET, APART_S = 0.01, 0.095
-# The tiers beyond norms: at most this often, and at most this share of the budget.
+# For the tiers signals, slow and rare: the least time between two readings (s), and the largest share of the budget.
 SLOWER_TIERS = ((0.1, 0.06), (1.0, 0.06), (10.0, 0.03))
-# In a paced run a reading may take this part of a step's wait, or this part of the time since the last reading.
+# In a paced run a reading may take this fraction of the wait before the next step, or this fraction of the time since
+# the last reading.
 WAIT_USED, PACED_SHARE = 0.5, 0.1
-# The clock is looked at after this time or this many steps, even when no reading is due.
+# Elapsed time is checked at least after this time or this many steps, even if no reading is due.
 LOOK_EVERY_S, LOOK_EVERY_STEPS = 0.2, 150
-# The mean time of a plain step is over about this many steps, and is trusted after the first few.
+# The mean time of a step without a reading is a running mean over about STEPS_IN_MEAN steps. It is used once it covers
+# TRUSTED_AFTER steps.
 STEPS_IN_MEAN, TRUSTED_AFTER = 64, 8
-# A time counts as at most this many times the mean: an evaluation between two steps does not make the steps longer.
+# A time is limited to this many times the mean, so that an evaluation between two steps hardly changes the mean.
 OUTLIER = 4.0
-# Short steps are slower for a while after a reading, which has evicted the training's data from the cache.
+# Steps shorter than SHORT_STEP_S are slower for about SLOWER_AFTER steps after a reading, since the reading has evicted
+# the training's data from the cache.
 SHORT_STEP_S, SLOWER_AFTER = 5e-3, 3
 
 
 class Sampler:
-    """Plans readings: every `every` steps, or as many as take the share `budget` of the time; `at` are extra steps.
+    """Plans readings: one at every `every`-th step, or as many as take the share `budget` of the time.
 
-    Time is CPU seconds of the training thread, in a paced run the period of its steps. `due` is asked once for each
-    step that is not on the fast path, one step ahead, since a cosine needs the gradient of the step before.
+    `at` are the numbers of additional steps to read. Time is measured in CPU seconds of the training thread; in a paced
+    run, a step takes at least its period. `due` is called once for each step that is not a fast step. It is called one
+    step ahead, since a cosine needs the gradient of the previous step.
     """
 
     def __init__(self, *, every: int | None = None, budget: float = DEFAULT_BUDGET, at: Iterable[int] = ()) -> None:
@@ -35,15 +40,16 @@ class Sampler:
         self._norms = Interval(APART_S * min(1.0, DEFAULT_BUDGET / budget) if budget > 0 else math.inf, budget)
         self._slower = [Interval(every_s, share * budget) for every_s, share in SLOWER_TIERS]
         self.curvature = CurvatureSchedule(budget)
-        self._period_s = 0.0  # of a paced run's steps, else 0
+        self._period_s = 0.0  # the period of the steps in a paced run, otherwise 0
         self._now_s = 0.0
-        self._step_s, self._plain_steps = 0.0, 0  # running mean of a plain step
-        self._outside_s = 0.0  # running mean of what a reading costs besides what its own clock says
-        # Since the clock was last evaluated: time, steps, and each reading's own clock and tiers.
+        # A plain step is one without a reading. The running mean of its time, and the number of plain steps so far.
+        self._step_s, self._plain_steps = 0.0, 0
+        self._outside_s = 0.0  # running mean of the time that a reading costs outside its own measured time
+        # Since the last `_evaluate`: CPU time, steps, and the own measured time and the tiers of each reading.
         self._recent_s, self._recent_steps = 0.0, 0
         self._read: list[tuple[float, Tiers]] = []
         self._planned = False
-        # Since the start, and when the pace was last turned on or off.
+        # CPU seconds since the start, and the values they had when the pace was last turned on or off.
         self._steps_s = self._readings_s = self._hooks_s = 0.0
         self._watching_before_s = self._time_before_s = 0.0
 
@@ -53,9 +59,10 @@ class Sampler:
         return self._every is not None or bool(self._at)
 
     def due(self, step: int, *, period_s: float | None, pauses: bool = False) -> Tiers | None:
-        """Plan update `step`: what to read, or None.
+        """Plan update `step`: the tiers to measure, or None for no reading.
 
-        `period_s` is the time that a paced run has for a step; `pauses`: the run pauses after this update.
+        `period_s` is the time between two steps of a paced run, None if the run is not paced. `pauses` means that the
+        run pauses after this update.
         """
         if (period_s is None) != (self._period_s == 0.0):
             self._watching_before_s, self._time_before_s = self._watching_s, self.time_s
@@ -74,7 +81,7 @@ class Sampler:
         return tiers
 
     def _within_budget(self, *, requested: bool, pauses: bool) -> Tiers | None:
-        # Norms get what the others leave.
+        # Norms get the part of the budget that the other readings do not use.
         self._norms.share = self._budget - sum(tier.used_share for tier in (*self._slower, self.curvature))
         wait_s = max(self._period_s - self._step_s, 0.0) if self._period_s else 0.0
         if wait_s:
@@ -91,7 +98,7 @@ class Sampler:
         return Tiers(signals or free, slow or pauses, rare, in_wait=pauses or (ready and wait_s > 0))
 
     def steps_to_reading(self, step: int) -> float:
-        """Number of updates from `step` to the next fixed one; infinite without any."""
+        """Number of updates from `step` to the next one with a fixed reading; infinite if there is none."""
         first = min((at for at in self._at if at >= step), default=math.inf)
         if self._every is not None and self._every > 0:
             first = min(first, -(-step // self._every) * self._every)
@@ -110,33 +117,36 @@ class Sampler:
         return max(1, min(LOOK_EVERY_STEPS, math.ceil(look_s / max(self._step_s, 1e-9))))
 
     def spent(self, own_s: float, tiers: Tiers = Tiers()) -> None:  # noqa: B008 - immutable
-        """The step in progress was read, which took `own_s` by its own clock."""
+        """Record that the current step was read. `own_s` is the time that the reading itself measured."""
         self._planned = False
         self._read.append((own_s, tiers))
 
     def hooked(self, took_s: float) -> None:
-        """Hooks, checks and records of steps without a reading took `took_s`."""
-        if self._step_known:  # start-up happens once
+        """Record that hooks, checks and records of steps without a reading took `took_s`."""
+        if self._step_known:  # the cost of starting up, which occurs only once, is not counted
             self._hooks_s += took_s
 
     def stepped(self, busy_s: float, *, steps: int = 1) -> None:
-        """`steps` steps took `busy_s` of CPU time in total, readings included."""
+        """Record that `steps` steps took `busy_s` of CPU time in total, readings included."""
         self._steps_s += busy_s
         self._now_s += max(busy_s, steps * self._period_s)
         self._recent_s += busy_s
         self._recent_steps += steps
-        # The step before a reading keeps its gradient, which is part of the reading's cost.
+        # The step before a reading has to copy its gradient. This is part of the reading's cost.
         before = self._planned and not self._read and self._recent_steps == 1
         slower = len(self._read) == 1 and self._recent_steps <= 2 and self._step_s < SHORT_STEP_S
         if not before and not (slower and self._step_known):
             self._evaluate()
 
     def paused(self) -> None:
-        """The time since the last call of `stepped` is not counted."""
+        """Ignore the time since the last call of `stepped`."""
         self._evaluate(complete=False)
 
     def _evaluate(self, *, complete: bool = True) -> None:
-        """Learn what a plain step takes, or what the readings of the last few steps cost."""
+        """Update the mean time of a step without a reading, or the cost of the readings of the last few steps.
+
+        `complete` is False if other work than training has interrupted these steps.
+        """
         plain_s = max(self._recent_s - sum(own_s for own_s, _ in self._read), 0.0)
         steps, self._recent_s, self._recent_steps = self._recent_steps, 0.0, 0
         if complete and not (self._read and self._step_known):
@@ -144,7 +154,7 @@ class Sampler:
             self._plain_steps += steps
             self._step_s += (each_s - self._step_s) * min(1.0, steps / min(self._plain_steps, STEPS_IN_MEAN))
         elif complete and len(self._read) == 1:
-            # Hooks inside the passes and cache misses after them are outside the reading's own clock.
+            # The reading's own time does not include hooks inside the passes and cache misses after them.
             most_s = OUTLIER * self._read[0][0] + self._step_s
             longer_s = min(max(plain_s - steps * self._step_s, -self._step_s), most_s)
             self._outside_s += (longer_s - self._outside_s) / READINGS_IN_MEAN
@@ -153,8 +163,12 @@ class Sampler:
         self._read.clear()
 
     def _charge(self, cost_s: float, tiers: Tiers) -> None:
-        """Divide a reading's cost: known costs first, the rest to tiers of unknown cost, else to the slowest tier."""
-        if self._period_s or not tiers.in_wait:  # a run that pauses had no use for the time
+        """Divide a reading's cost among its tiers.
+
+        Tiers with a known mean cost are charged this cost. The rest is charged to the tiers of unknown cost, or to the
+        slowest tier if all costs are known.
+        """
+        if self._period_s or not tiers.in_wait:  # otherwise the run pauses after the reading, so no time was lost
             self._readings_s += cost_s
         intervals = self._intervals(tiers)
         others = [interval for interval in intervals if not interval.cost_s] or intervals[-1:]
@@ -184,6 +198,6 @@ class Sampler:
 
     @property
     def cost(self) -> float:
-        """The share of the time that watching has taken since the pace was turned on or off, waits not included."""
+        """The share of the CPU time that watching has taken since the pace was last turned on or off."""
         time_s = self.time_s - self._time_before_s
         return (self._watching_s - self._watching_before_s) / time_s if time_s else 0.0

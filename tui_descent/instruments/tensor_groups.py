@@ -1,8 +1,8 @@
-"""Many small tensors in few operations: tensors of one shape become the rows of one matrix.
+"""Measures many small tensors in few operations: tensors of one shape become the rows of one matrix.
 
-A net of 200 equal layers is then measured with as many operations as one layer takes. A large tensor forms a group of
-its own, so that it need not be copied. On a CPU the matrices keep their memory from one call to the next: freed memory
-goes back to the system, and getting it again page by page takes longer than the copy.
+A net of 200 equal layers is then measured with as many operations as a single layer. A large tensor forms a group of
+its own, so that it does not have to be copied. On a CPU the memory of the matrices is reused at every call: freed
+memory would go back to the system, and to allocate it again would take longer than the copy.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-# Up to this many numbers an operation takes longer to start than to run.
+# For tensors of up to this many numbers, an operation takes longer to start than to run.
 SMALL = 1 << 16
 # The size of a chunk: it fits into the cache without evicting the training's data.
 CHUNK_BYTES = 1 << 18
-# The memory that one `TensorGroups` keeps. Matrices beyond it are allocated each time.
+# The most memory that one `TensorGroups` keeps for reuse. Matrices beyond this are allocated at each call.
 KEPT_BYTES = 32 << 20
 
 
 class TensorGroups:
     """Groups of tensors with the same shape, dtype and device; k tensors of n numbers make a (k, n) matrix.
 
-    Every list of tensors passed to a method must have the shapes of `like`, in the same order. Gradients are off when
-    a method is called.
+    Every list of tensors passed to a method must have the shapes of `like`, in the same order. The methods must be
+    called under `torch.no_grad()`.
     """
 
     def __init__(self, like: Sequence[Tensor]) -> None:
@@ -32,12 +32,12 @@ class TensorGroups:
         for n, tensor in enumerate(like):
             small = tensor.numel() <= SMALL
             by_kind.setdefault((tensor.shape, tensor.dtype, tensor.device) if small else n, []).append(n)
-        self._groups = list(by_kind.values())  # each the indices of its tensors
+        self._groups = list(by_kind.values())  # for each group, the indices of its tensors
         self._chunks: list[list[int]] = []
         for group in self._groups:
             size = max(1, CHUNK_BYTES // max(1, like[group[0]].nbytes))
             self._chunks += [group[start : start + size] for start in range(0, len(group), size)]
-        # The row of each tensor when the matrices of all groups are put one below the other.
+        # The row of each tensor if the matrices of all groups are concatenated vertically.
         self._rows = [0] * len(like)
         for row, n in enumerate(n for group in self._groups for n in group):
             self._rows[n] = row
@@ -51,11 +51,11 @@ class TensorGroups:
         return self._groups
 
     def in_order(self, values: Sequence[float]) -> list[float]:
-        """Bring one value a row, over all matrices, into the order of the tensors."""
+        """Sort `values`, one per row of all matrices, into the order of the tensors."""
         return [values[row] for row in self._rows]
 
     def chunks(self, tensors: Sequence[Tensor]) -> Iterator[Tensor]:
-        """All rows in few matrices, each small enough for the cache; a matrix is valid until the next one."""
+        """All rows in a few matrices, each small enough for the cache. Each matrix may overwrite the one before it."""
         for members in self._chunks:
             first = tensors[members[0]]
             if len(members) == 1:
@@ -66,21 +66,21 @@ class TensorGroups:
             yield _fill(matrix, [tensors[n] for n in members])
 
     def stack(self, tensors: Sequence[Tensor], *, name: str) -> list[Tensor]:
-        """One matrix a group, in the memory of that name; of a group of one tensor it is a view of the tensor."""
+        """One matrix per group, in the memory called `name`. For a group of one tensor it is a view of the tensor."""
         return [
             tensors[group[0]].reshape(1, -1) if len(group) == 1 else self._copy_group(name, n, tensors)
             for n, group in enumerate(self._groups)
         ]
 
     def copy_views(self, matrices: Sequence[Tensor], *, name: str) -> list[Tensor]:
-        """The matrices of `stack`, with views copied into the memory of that name, so that they outlast the tensors."""
+        """The `matrices` of `stack`, with views of tensors replaced by copies in the memory called `name`."""
         return [
             self.memory(name, n, matrix.shape, matrix).copy_(matrix) if len(group) == 1 else matrix
             for n, (matrix, group) in enumerate(zip(matrices, self._groups, strict=True))
         ]
 
     def copy(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Copies: one matrix a group, and views of their rows in the shapes and the order of the tensors."""
+        """Copy all tensors. Returns one matrix per group, and views of its rows in the tensors' shapes and order."""
         matrices = [self._copy_group("copy", n, tensors) for n in range(len(self._groups))]
         if self._copied_rows is not None:
             return matrices, self._copied_rows
@@ -91,7 +91,10 @@ class TensorGroups:
         return matrices, views
 
     def memory(self, name: str, key: object, shape: Sequence[int], like: Tensor) -> Tensor:
-        """Uninitialised memory of `like`'s dtype and device; on a CPU the same at every call, up to `KEPT_BYTES`."""
+        """Uninitialised memory of `like`'s dtype and device.
+
+        On a CPU the memory of a `name` and `key` is reused at every call, up to `KEPT_BYTES` in total.
+        """
         kept = self._memory.get((name, key))
         if kept is not None:
             return kept

@@ -1,23 +1,25 @@
-"""What a reading includes, and how far apart readings of one kind are."""
+"""The tiers of a reading (what it measures), and the time between readings of one tier."""
 
 from __future__ import annotations
 
 import math
 from typing import NamedTuple
 
-# Costs are averaged over about this many readings. The second replaces the first, which met cold caches.
+# Costs are averaged over about this many readings. The second cost replaces the first one, which is too high since the
+# caches were cold.
 READINGS_IN_MEAN = 8
-# The curvature: at most this often, within this share of the budget; in the waits of a paced run at most this often,
-# within this share of the time.
+# The least time between two curvature readings, and their largest share of the budget. In a paced or paused run, the
+# least time between two of them, and their largest share of that time.
 CURVATURE_EVERY_S, CURVATURE_SHARE = 10.0, 0.2
 CURVATURE_PACED_EVERY_S, CURVATURE_PACED_SHARE = 0.5, 0.1
 
 
 class Tiers(NamedTuple):
-    """What a reading includes besides norms.
+    """What a reading measures in addition to norms.
 
-    `signals`: boundary signals and cosines; `slow`: activations and the chain-rule ledger; `rare`: the same batch
-    again. `in_wait`: the run waits or pauses after this step, so the reading is not charged to the budget.
+    `signals` are block boundaries and gradient cosines, `slow` are activations and the chain-rule ledger, and `rare`
+    are the instruments that repeat the batch. `in_wait` means that the run waits or pauses after this step, so the
+    reading is not charged to the budget.
     """
 
     signals: bool = False
@@ -27,9 +29,9 @@ class Tiers(NamedTuple):
 
 
 class Interval:
-    """The time between readings of one kind: at least `every_s`, and long enough that they take at most `share` of it.
+    """The time between readings of one tier: at least `every_s`, and so long that they take at most `share` of it.
 
-    A reading is paid for afterwards: the next one is due once the share has earned what the last one cost.
+    The next reading is due when `share` times the time since the last reading has reached the cost of the last one.
     """
 
     def __init__(self, every_s: float, share: float) -> None:
@@ -51,20 +53,23 @@ class Interval:
         return min(self.cost_s / self.every_s, self.share)
 
     def begin(self, now_s: float) -> None:
-        """A reading is taken at `now_s`. One that is a little late does not delay the ones after it."""
+        """Record that a reading is taken at `now_s`. One that is a little late does not delay the following ones."""
         late_s = now_s - self.next_s
         self.last_s = self.next_s if 0 <= late_s < self.every_s else now_s
-        self._unpaid_s = self.cost_s  # until it is known
+        self._unpaid_s = self.cost_s  # an estimate, until `charge` gives the cost
 
     def charge(self, cost_s: float, *, paid: bool) -> None:
-        """The last reading cost `cost_s`, `paid` from the budget or else taken in a wait."""
+        """Record that the last reading cost `cost_s`. `paid` is False if it is not charged to the budget."""
         self._unpaid_s = cost_s if paid else 0.0
         self._readings += 1
         self.cost_s += (cost_s - self.cost_s) / max(1, min(self._readings - 1, READINGS_IN_MEAN))
 
 
 class CurvatureSchedule(Interval):
-    """When the curvature is read. Its share is reserved while it is `wanted`; `took_s` is what it took so far."""
+    """Decides when the curvature is measured. Its share of the budget is reserved while it is `wanted`.
+
+    `took_s` is the total CPU time of all curvature readings so far.
+    """
 
     def __init__(self, budget: float) -> None:
         super().__init__(CURVATURE_EVERY_S, CURVATURE_SHARE * budget)
@@ -73,15 +78,15 @@ class CurvatureSchedule(Interval):
 
     @property
     def used_share(self) -> float:
-        """The share of the time that is reserved for it."""
+        """The share of the time that is reserved for curvature readings."""
         return self.share if self.wanted else 0.0
 
     def want(self, on: bool) -> None:
-        """Reserve its share from now on, or no longer."""
+        """Reserve the share for curvature readings from now on, or stop reserving it."""
         self.wanted = on
 
     def due(self, now_s: float, *, paced: bool) -> bool:
-        """Whether to read it now, in the waits of a `paced` run or from its share of the budget."""
+        """Whether to measure the curvature now: within its share of the budget, or in the waits of a `paced` run."""
         if not self.share:
             return False
         if paced:
@@ -90,7 +95,7 @@ class CurvatureSchedule(Interval):
         return now_s >= self.next_s
 
     def took(self, cost_s: float, now_s: float, *, paid: bool) -> None:
-        """It was read between two steps, `paid` from the budget or else taken in a wait."""
+        """Record that the curvature was measured. `paid` is False if the time is not charged to the budget."""
         self.begin(now_s)
         self.charge(cost_s, paid=paid)
         self.took_s += cost_s

@@ -1,4 +1,4 @@
-"""The memory that training takes: torch's own figures on a GPU, the process's resident memory on a CPU."""
+"""The memory that training uses: torch's own figures on a GPU, the process's resident memory on a CPU."""
 
 from __future__ import annotations
 

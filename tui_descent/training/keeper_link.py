@@ -1,6 +1,6 @@
 """The trainer's connection to its keeper: events and commands over a socket, steps and readings in shared memory.
 
-Nothing here blocks the training loop: what the socket does not accept waits in a bounded queue.
+Sending never blocks the training loop: what the socket does not accept waits in a bounded queue.
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ class KeeperLink:
 
     @classmethod
     def inherited(cls) -> KeeperLink | None:
-        """The connection to the keeper that started this process; None if there is none or it is in use already."""
+        """The connection to the keeper that started this process.
+
+        None if no keeper started it, or if the connection is already in use.
+        """
         folder = os.environ.get(ENV_FOLDER)
         # A script that started this process may have closed the descriptors or reused their numbers.
         link_fd, ring_fd = (find_fd(os.environ.get(name, "")) for name in (ENV_LINK, ENV_RING))
@@ -75,11 +78,11 @@ class KeeperLink:
 
     @property
     def lost(self) -> bool:
-        """Whether the keeper is gone."""
+        """Whether the connection to the keeper is lost."""
         return self._peer.closed is not None
 
     def make_ring(self, layers: int) -> Ring:
-        """Create the shared memory, with room for readings of so many layers.
+        """Create the shared memory, with room for readings of `layers` layers.
 
         Raises `OSError` if there is not enough memory.
         """

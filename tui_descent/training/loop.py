@@ -10,17 +10,20 @@ from tui_descent.training.watch.watch import Watch
 
 
 def train(run: Watch, setup: Setup, *, steps: int, evaluate_every: int, attended: bool) -> None:
-    """Make `steps` updates. With `attended`, pause at an error and wait at the end. Raises `StopRun` to end early."""
+    """Make `steps` updates, and evaluate every `evaluate_every` steps (0: never).
+
+    With `attended`, an error pauses the run, and at the end the run waits for commands. Raises `StopRun` to end early.
+    """
     mode = run.control.mode
     mode.goal = steps
     run.begin_step()
-    replan = False  # the last step was dropped: plan it again
+    replan = False  # whether the coming step was planned before, since its last attempt was dropped
     while True:
         while run.next_step < mode.goal:
             if run.progress.rewound:
                 run.begin_step()
             elif replan or mode.pauses_after(run.next_step):
-                run.plan_step()  # the pause may have been asked for after this step was planned
+                run.plan_step()  # the pause may have been requested after this step was planned
             replan = True
             if evaluate_every and run.next_step % evaluate_every == 0 and run.next_step > 0:
                 run.control.evaluate()
@@ -38,7 +41,7 @@ def train(run: Watch, setup: Setup, *, steps: int, evaluate_every: int, attended
                 if not attended:
                     raise
                 failure = _advice(error)
-            # Not inside `except`: there the exception's traceback keeps the failed step's tensors alive.
+            # After `except`, since inside it the exception's traceback keeps the failed step's tensors alive.
             if failure is not None:
                 loss = None  # type: ignore[assignment]
                 setup.optimizer.zero_grad()

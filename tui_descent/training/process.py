@@ -26,7 +26,10 @@ from tui_descent.training.watch.watch import Watch
 
 
 def main() -> int:
-    """Train the scenario that the keeper passed on. Errors are reported to it; tracebacks go to the run's log."""
+    """Train the scenario received from the keeper. Errors are reported to the keeper; tracebacks go to the run's log.
+
+    Returns the exit code.
+    """
     link = KeeperLink.inherited()
     if link is None or link.launch.scenario is None:
         print("tui-descent: this process is started by a keeper; use `tui-descent run NAME`", file=sys.stderr)
@@ -53,7 +56,7 @@ def main() -> int:
                 evaluate_every=scenario.run.evaluate_every,
                 attended=link.launch.attended,
             )
-    except Exception:  # noqa: BLE001 - the process's edge: the keeper knows the reason, the log gets the traceback
+    except Exception:  # noqa: BLE001 - last handler of the process: the keeper knows the reason, the log gets the traceback
         traceback.print_exc()
     return 0 if run.outcome is not None and run.outcome[0] in ("finished", "stopped", "diverged") else 1
 
@@ -112,7 +115,7 @@ def _watch(link: KeeperLink, scenario: Scenario, setup: build.Setup) -> Watch:
 
 
 def _stop_on_sigterm(run: Watch) -> None:
-    """On SIGTERM, end after the step in progress. User loops keep their own signal handlers."""
+    """On SIGTERM, end the run after the current step. User loops keep their own signal handlers."""
 
     def stop(number: int, _: FrameType | None) -> None:
         run.control.mode.stop_reason = signal.Signals(number).name

@@ -21,18 +21,18 @@ class Progress:
     def __init__(self, link: KeeperLink | None) -> None:
         self.link = link
         self.segment = self.step = 0
-        self.segments = 0  # undos and redos so far
-        self.rewinds = 0  # how often `step` has jumped: undo, redo, updates that the device skipped
+        self.segments = 0  # the number of undos and redos so far
+        self.rewinds = 0  # how often `step` has jumped: at an undo or redo, or when the device skipped updates
         self.interventions = 0
         self.fast_steps = 0  # how many of the next steps only need recording
-        self.interrupted = False  # something besides pacing took time between the last two updates
+        self.interrupted = False  # something other than pacing took time between the last two updates
         self.rewound = False  # an undo or redo has happened since the last update
         self.broken = False  # held at a non-finite number: undo goes back to the last good snapshot
         self.state: tuple[State, str] | None = None
         self._memory: DeviceMemory | None = None
 
     def create_ring(self, model: nn.Module, *, layers: int) -> None:
-        """Create the shared memory with room for so many layers. Raises `RuntimeError` if that fails."""
+        """Create the shared memory, with room for readings of `layers` layers. Raises `RuntimeError` if that fails."""
         if self.link is None:
             return
         try:
@@ -48,18 +48,18 @@ class Progress:
 
     @property
     def place(self) -> dict[str, Any]:
-        """Segment and step, as events carry them."""
+        """Segment and step, as keyword arguments for an event."""
         return {"segment": self.segment, "step": self.step}
 
     def rewind(self, segment_step: int) -> None:
-        """Start another segment at this step, after an undo or a redo."""
+        """Start a new segment at the step `segment_step`, after an undo or a redo."""
         self.segments += 1
         self.segment, self.step = self.segments, segment_step
         self.rewinds += 1
         self.rewound, self.broken = True, False
 
     def uncount(self, updates: int) -> None:
-        """Take updates off the count that the device turned out to have skipped."""
+        """Subtract `updates` from the step count: the device turned out to have skipped them."""
         self.step -= updates
         self.rewinds += 1
 
@@ -69,13 +69,16 @@ class Progress:
             self.link.emit(event, more=more)
 
     def set_state(self, state: State, reason: str = "") -> None:
-        """Report what the run is doing now, once."""
+        """Report what the run is doing now, if this has changed."""
         if self.state != (state, reason):
             self.state = (state, reason)
             self.emit(StateChanged(state=state, reason=reason))
 
     def done(self, request: ClientRequest, what: str, *, more: bool = False) -> None:
-        """Reply to a command that has been carried out. A single turned knob is reported by `KnobTurned` instead."""
+        """Reply to a command that has been carried out; `what` is the answer shown to the user.
+
+        For `TurnKnob`, the event `KnobTurned` is the reply instead.
+        """
         self.emit(CommandDone(what=what, **reply_to(request), **self.place), more=more)
 
     def reject(self, request: ClientRequest, reason: str, *, more: bool = False) -> None:
@@ -85,7 +88,7 @@ class Progress:
         self.emit(rejected, more=more)
 
     def report_memory(self) -> None:
-        """Report the memory that training takes, every few seconds."""
+        """Report the memory that training uses, at most every few seconds."""
         now_s = time.monotonic()
         if self._memory is not None and now_s >= self._memory.due_s:
             self.emit(self._memory.measure(self.segment, self.step, now_s))
@@ -97,5 +100,5 @@ class Progress:
 
 
 def reply_to(request: ClientRequest) -> dict[str, Any]:
-    """Client and request number, as replies carry them."""
+    """Client and request number, as keyword arguments for a reply."""
     return {"client": request.client, "request": request.request}

@@ -18,7 +18,7 @@ def describe(error: BaseException) -> str:
 
 
 def about_user_loop(name: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> RunStarted:
-    """The `RunStarted` event of a user loop. Run id, layers and knobs are filled in by `started`."""
+    """The `RunStarted` event of a user loop. `started` fills in the run id, the layers and the knobs."""
     return RunStarted(
         run="",
         name=name,
@@ -35,7 +35,7 @@ def about_user_loop(name: str, model: nn.Module, optimizer: torch.optim.Optimize
 
 
 def position(model: nn.Module) -> tuple[float, ...] | None:
-    """The parameters of a model that has at most two, otherwise None."""
+    """The values of the parameters, if the model has at most two numbers as parameters; otherwise None."""
     parameters = list(model.parameters())
     if sum(p.numel() for p in parameters) > 2:
         return None

@@ -1,4 +1,4 @@
-"""How a run ends: by `StopRun`, raised inside a step, or by any other exception of the loop."""
+"""How a run ends: normally, by the exception `StopRun` raised inside a step, or by any other exception of the loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class StopRun(Exception):
 
 
 def outcome(error: BaseException | None) -> tuple[Status, str]:
-    """Status and reason of a run that ended with this exception, or with none."""
+    """Status and reason of a run that ended with the exception `error`, or without an exception."""
     if error is None:
         return "finished", ""
     if isinstance(error, StopRun):

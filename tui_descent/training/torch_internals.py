@@ -17,8 +17,8 @@ _HOOKED_STEP = torch.optim.Optimizer.profile_hook_step(lambda: None).__code__
 def step_depth(optimizer: torch.optim.Optimizer) -> int:
     """How many of this optimizer's hooked `step` calls are on the stack: two where a subclass calls `super().step()`.
 
-    Step hooks run once per hooked call. A step that raises never reaches its post-hooks, so a counter kept by the hooks
-    alone goes wrong there. Only the call stack distinguishes a nested call from a new step after one that raised.
+    Step hooks run once per hooked call. If a step raises, its post-hooks do not run, so a counter kept by the hooks
+    alone would then be wrong. Only the call stack distinguishes a nested call from a new step after one that raised.
     """
     count = 0
     frame: FrameType | None = sys._getframe(1)

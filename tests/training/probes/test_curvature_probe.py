@@ -189,13 +189,17 @@ def test_curvature_is_read_while_any_client_watches() -> None:
     setup = made("saddle")
     curvature_probe = probe_of(setup, Sampler(every=1, budget=0.01))
     assert not curvature_probe.due(0, paced=True)
-    assert curvature_probe.set_watching(1, on=True) == curvature_probe.set_watching(2, on=True) == "curvature is read"
+    assert (
+        curvature_probe.set_watching(1, on=True) == curvature_probe.set_watching(2, on=True) == "curvature is measured"
+    )
     assert curvature_probe.due(0, paced=True)
-    assert curvature_probe.set_watching(1, on=False) == "curvature is read"
+    assert curvature_probe.set_watching(1, on=False) == "curvature is measured"
     assert curvature_probe.due(0, paced=False)
-    assert curvature_probe.set_watching(2, on=False) == "curvature is no longer read"
+    assert curvature_probe.set_watching(2, on=False) == "curvature is no longer measured"
     assert not curvature_probe.due(0, paced=True)
-    assert curvature_probe.set_watching(3, on=False) == "curvature is no longer read", "a client that was not watching"
+    assert curvature_probe.set_watching(3, on=False) == "curvature is no longer measured", (
+        "a client that was not watching"
+    )
 
 
 def test_paused_run_is_read_again_only_at_another_step_or_rate() -> None:
@@ -233,7 +237,7 @@ def test_failed_reading_warns_once_and_is_not_retried_until_asked() -> None:
     )
     assert curvature_probe.due(0, paced=True)
     (noted,) = curvature_probe.read(0, 0, paid=False)
-    assert noted == Noted(step=0, text="the curvature could not be read: no second derivative", level="warning")
+    assert noted == Noted(step=0, text="the curvature could not be measured: no second derivative", level="warning")
     sampler.curvature.last_s = -1e9
     assert not curvature_probe.due(1, paced=True)
     curvature_probe.set_watching(1, on=True)

@@ -247,7 +247,7 @@ def test_undo_by_value_of_an_optimizer_change_restores_the_changed_rate(keeper: 
             if n in (3, 4):
                 keeper.send(Undo() if n == 3 else Redo())
             step(made, run)
-    assert all("by value only" in event.what for event in keeper.events(CommandDone))
+    assert all("only the value was restored" in event.what for event in keeper.events(CommandDone))
     assert [record.lr for record in keeper.steps()] == pytest.approx([0.05, 0.5, 3e-3, 3e-3, 0.5, 3e-3])
 
 

@@ -165,7 +165,7 @@ def test_undo_and_redo_without_interventions_are_rejected(play: Any) -> None:
     run.go(5, Undo(), Redo())
     assert run.watch.next_step == 5
     reasons = [e.reason for e in run.keeper.events(CommandRejected)]
-    assert reasons == ["nothing to undo: no intervention is in force", "nothing to redo"]
+    assert reasons == ["nothing to undo: no intervention is in effect", "nothing to redo"]
 
 
 def test_new_intervention_clears_the_redo_stack(play: Any) -> None:
@@ -188,7 +188,7 @@ def test_undo_over_budget_restores_the_value_only(play: Any) -> None:
     events = run.keeper.events()
     assert not [e for e in events if isinstance(e, Rewound | SnapshotTaken)]
     done = [e.what for e in events if isinstance(e, CommandDone)]
-    assert "by value only: the exact state takes" in done[0]
+    assert "only the value was restored: the exact state takes" in done[0]
     first, back, forth = [e for e in events if isinstance(e, KnobTurned)]
     assert (back.new, forth.new) == (first.old, first.new)
 
@@ -198,7 +198,8 @@ def test_undo_by_value_is_announced_when_the_knob_is_turned(play: Any) -> None:
     run.go(10, parse("activation=gelu"))
     for turned in run.keeper.events(KnobTurned):
         reason = re.search(
-            r"undo restores the value only: the exact state takes ([\d,]+) MB, the undo budget is 0 MB$", turned.note
+            r"an undo will restore only the value: the exact state takes ([\d,]+) MB, the undo budget is 0 MB$",
+            turned.note,
         )
         assert reason is not None
 
@@ -209,7 +210,7 @@ def test_no_snapshot_is_kept_with_a_budget_of_zero(play: Any) -> None:
     run.go(12, Undo())
     assert run.undo.nbytes == 0
     (done,) = run.keeper.events(CommandDone)
-    assert "by value only" in done.what
+    assert "only the value was restored" in done.what
 
 
 def test_run_continues_if_there_is_no_memory_for_a_snapshot(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +222,7 @@ def test_run_continues_if_there_is_no_memory_for_a_snapshot(play: Any, monkeypat
     monkeypatch.setattr(undo_stack, "Snapshot", full)
     run.go(12, parse("lr=*2"), Undo())
     (done,) = run.keeper.events(CommandDone)
-    assert "by value only: there is no memory left for the exact state" in done.what
+    assert "only the value was restored: no memory is left for the exact state" in done.what
 
 
 def test_rejected_intervention_takes_no_snapshot(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +267,7 @@ def test_budget_is_kept_by_dropping_the_oldest_snapshots(play: Any) -> None:
     run.go(40, Undo(), Undo(), Undo(), Undo())
     done = [e.what for e in run.keeper.events(CommandDone)]
     assert run.watch.next_step == 15
-    assert ["by value only" in what for what in done] == [False, False, False, True]
+    assert ["only the value was restored" in what for what in done] == [False, False, False, True]
 
 
 def test_undo_after_nan_restores_the_last_good_snapshot(play: Any) -> None:

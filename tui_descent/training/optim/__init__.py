@@ -1,1 +1,1 @@
-"""Optimizers, schedules, clipping, and an optimizer's state when it or the model changes."""
+"""Optimizers, schedules, clipping, and what happens to optimizer state when the optimizer or the model changes."""

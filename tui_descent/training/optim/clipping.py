@@ -12,11 +12,12 @@ from tui_descent.instruments.deferred import is_asynchronous
 
 @torch.no_grad()
 def clip(parameters: Iterable[nn.Parameter], limit: float, *, grad_scale: Tensor | None = None) -> Tensor | None:
-    """Scale all gradients in place by min(1, limit/‖g‖₂) and return the norm before, a scalar tensor.
+    """Scale all gradients in place by min(1, limit/‖g‖₂). Returns the global norm before clipping, a scalar tensor.
 
-    Returns None if no parameter has a gradient. Gradients are unchanged bit for bit if the norm is at most `limit`, and
-    also if it is not finite, which the NaN guard handles. Does not synchronise on CUDA. `grad_scale` is the factor by
-    which a GradScaler has multiplied the gradients. Pascanu et al. 2013, arXiv 1211.5063.
+    Returns None if no parameter has a gradient. Gradients are unchanged bit for bit if the norm is at most `limit`.
+    They are also unchanged if the norm is not finite; the NaN guard handles this. Does not synchronise on CUDA.
+    `grad_scale` is the factor by which a GradScaler has multiplied the gradients. Source: Pascanu et al. 2013, arXiv
+    1211.5063.
     """
     grads = [p.grad for p in parameters if p.grad is not None]
     if not grads:
@@ -41,10 +42,10 @@ def grad_scale(optimizer: torch.optim.Optimizer) -> Tensor | None:
 
 @torch.no_grad()
 def global_norm(grads: list[Tensor]) -> Tensor:
-    """√Σ‖g‖² over all gradients, a scalar tensor on the first one's device. Correct even if float32 squares overflow.
+    """√Σ‖g‖² over all gradients, a scalar tensor on the first one's device.
 
-    Summed in float64 on CUDA. On the CPU float64 takes ten times as long, so it is used only if float32 is out of
-    range. MPS has no float64.
+    On CUDA and the CPU it is correct even if float32 squares overflow. On CUDA the sum is computed in float64. On the
+    CPU float64 takes ten times as long, so it is used only if float32 is out of range. MPS has no float64.
     """
     device_type = grads[0].device.type
     if device_type == "cpu" and not is_asynchronous(grads[0].device):

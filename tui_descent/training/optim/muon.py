@@ -10,19 +10,19 @@ from torch import Tensor, nn
 
 from tui_descent.scenario.optimizers import MUON_ADAMW_RATIO
 
-# Scales the update by 0.2·√max(rows, columns), so that it has AdamW's usual RMS and one rate serves both parts
-# (Liu et al. 2025, arXiv 2502.16982).
+# Scales Muon's update by 0.2·√max(rows, columns), so that its RMS is the usual one of AdamW, and one learning rate
+# suits both (Liu et al. 2025, arXiv 2502.16982).
 UPDATE_SCALING = "match_rms_adamw"
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
 class Muon(torch.optim.Optimizer):
-    """`torch.optim.Muon` on the parameters in `hidden`, `torch.optim.AdamW` on all others, in one set of groups.
+    """Applies `torch.optim.Muon` to the parameters in `hidden`, and `torch.optim.AdamW` to all others.
 
-    A group may hold both kinds of parameters. Its `lr` is Muon's rate; AdamW's is `adamw_lr_ratio` times that. A
-    parameter's state is `momentum_buffer` (hidden) or `step`, `exp_avg`, `exp_avg_sq` (all others). Parameters added
-    later use AdamW. Raises `ValueError` if a hidden parameter is not a matrix.
+    A parameter group may contain both kinds of parameters. Its `lr` is Muon's rate; AdamW's rate is `adamw_lr_ratio`
+    times `lr`. The state of a hidden parameter is `momentum_buffer`, that of the others is `step`, `exp_avg` and
+    `exp_avg_sq`. Parameters added later use AdamW. Raises `ValueError` if a hidden parameter is not a matrix.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "adamw_lr_ratio": adamw_lr_ratio, **options})
 
     def is_hidden(self, parameter: Tensor) -> bool:
-        """Whether Muon updates it; otherwise AdamW does."""
+        """Whether Muon updates the parameter; otherwise AdamW does."""
         return id(parameter) in self._hidden_ids
 
     @torch.no_grad()
@@ -87,11 +87,11 @@ class Muon(torch.optim.Optimizer):
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The weights to which Muon applies: matrices, except those of embeddings and of the first and the last layer.
+    """The weights that Muon updates: matrices, except those of embeddings and of the first and the last layer.
 
-    First and last in the order in which the model names its parameters. Convolutions count as layers but use AdamW,
-    since `torch.optim.Muon` takes matrices only. Norm weights and parameters that are not named a weight, such as
-    learnt positions, use AdamW too. Raises `ValueError` if no matrix is left.
+    The first and the last layer are those in the order of the model's parameters. Convolutions count as layers but use
+    AdamW, since `torch.optim.Muon` takes matrices only. Weights of norm layers, and parameters without "weight" in
+    their name, such as learnt positions, use AdamW too. Raises `ValueError` if no matrix is left.
     """
     layers: list[tuple[str, nn.Parameter]] = []
     excluded: set[int] = set()

@@ -22,14 +22,17 @@ _FLAGS = ("maximize", "foreach", "fused", "capturable", "differentiable")
 # RMSprop divides by √v without bias correction, and its first v is (1 − α)·g², a hundredth of g².
 _WITHOUT_STATE = {"rmsprop": ": the first steps are up to ten times the learning rate"}
 _ADAMS = ("adam", "adamw", "muon")
-# Device types on which optimizers are created fused: only torch's fused optimizers can skip a bad update on the device
-# itself, without synchronising.
+# Device types on which fused optimizers are created. Only torch's fused optimizers can skip a non-finite update on the
+# device itself, without synchronising.
 FUSED_ON = {"cuda"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerSwap:
-    """A new optimizer that replaces another. `rate` tells how the rate was converted, `transferred` which state was."""
+    """A new optimizer that replaces another one.
+
+    `rate` is how the learning rate was converted. `transferred` says, for the user, which state was transferred.
+    """
 
     optimizer: torch.optim.Optimizer
     old_name: str
@@ -39,7 +42,10 @@ class OptimizerSwap:
 
 
 def make_optimizer(spec: OptimizerSpec, model: nn.Module) -> torch.optim.Optimizer:
-    """The spec's optimizer over all parameters. Raises `ValueError` if Muon finds no hidden matrix."""
+    """Create the optimizer of `spec` for all parameters of the model.
+
+    Raises `ValueError` for Muon if the model has no hidden matrix.
+    """
     groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
     options: dict[str, Any] = {"lr": spec.lr, "weight_decay": spec.weight_decay}
     if spec.name in _ADAMS:
@@ -59,7 +65,7 @@ def check_watchable(optimizer: object) -> None:
 
 
 def name_of(optimizer: torch.optim.Optimizer) -> str:
-    """Its name in the table of optimizers, else its class name in lower case."""
+    """The optimizer's name in the table of optimizers, or its class name in lower case if it is not in the table."""
     group = optimizer.param_groups[0] if optimizer.param_groups else {}
     if isinstance(optimizer, Muon | torch.optim.Muon):
         return "muon"
@@ -84,8 +90,8 @@ def momentum_of(optimizer: torch.optim.Optimizer) -> float:
 def set_momentum(optimizer: torch.optim.Optimizer, value: float) -> float:
     """Set momentum in all groups and return it. Momentum buffers are kept, except if SGD's momentum becomes 0.
 
-    A momentum > 0 turns plain SGD into `momentum`, 0 turns it back. Raises `ValueError`, with nothing changed, for a
-    number outside [0, 1).
+    With a momentum > 0, plain `sgd` becomes the optimizer called `momentum`; with 0 it becomes `sgd` again. Raises
+    `ValueError`, with nothing changed, for a number outside [0, 1).
     """
     _require_option(optimizer, "momentum")
     _check_unit_interval("momentum", value)
@@ -106,7 +112,8 @@ def betas_of(optimizer: torch.optim.Optimizer) -> tuple[float, float]:
 
 
 def set_betas(optimizer: torch.optim.Optimizer, values: tuple[float, float]) -> tuple[float, float]:
-    """Set the betas in all groups and return them. The bias-corrected averages stay the same.
+    """Set the betas in all groups and return them. Adam's averages are rescaled, so that their bias-corrected values
+    stay the same.
 
     Raises `ValueError`, with nothing changed, for numbers outside [0, 1).
     """
@@ -124,7 +131,10 @@ def set_betas(optimizer: torch.optim.Optimizer, values: tuple[float, float]) -> 
 
 
 def weight_decay_of(optimizer: torch.optim.Optimizer) -> float:
-    """The first non-zero weight decay of a group, else 0. Raises `ValueError` if the optimizer has none."""
+    """The first weight decay of a group that is not 0; 0 if all are 0.
+
+    Raises `ValueError` if the optimizer has no such option.
+    """
     _require_weight_decay(optimizer)
     return next((float(g["weight_decay"]) for g in optimizer.param_groups if g["weight_decay"]), 0.0)
 
@@ -132,8 +142,8 @@ def weight_decay_of(optimizer: torch.optim.Optimizer) -> float:
 def set_weight_decay(optimizer: torch.optim.Optimizer, value: float) -> float:
     """Set weight decay in the groups that have it, or in all groups if none has, and return it.
 
-    So groups without decay, such as biases, stay without. Raises `ValueError`, with nothing changed, for a number
-    outside [0, 10].
+    Groups without weight decay, such as the one of the biases, therefore stay without it. Raises `ValueError`, with
+    nothing changed, for a number outside [0, 10].
     """
     _require_weight_decay(optimizer)
     if not (math.isfinite(value) and 0 <= value <= 10):
@@ -156,13 +166,13 @@ def swap(
 ) -> OptimizerSwap:
     r"""Create another optimizer for the same parameters, in the same groups and order. `old` is not changed.
 
-    `lr` is the first group's new base rate, by default converted by `map_rate`. The other groups keep their ratio to
-    it, and a schedule's present factor is kept. Betas, momentum and weight decay keep their values if both optimizers
-    have them, though their meaning may change (SGD, RMSprop and Adam add weight decay to the gradient, AdamW and Muon
-    apply it to the weights). Flags such as `foreach` are kept if the new optimizer has them; without any flag it is
-    fused on a GPU. `model` tells Muon which matrices are hidden.
+    `lr` is the new base rate of the first group; by default `map_rate` converts the old one. Other groups keep their
+    ratio to it, and a schedule's present factor is kept. Betas, momentum and weight decay keep their values if both
+    optimizers have them. Their meaning may change: SGD, RMSprop and Adam add weight decay to the gradient, AdamW and
+    Muon apply it to the weights. Flags such as `foreach` are kept if the new optimizer has them; without any flag it is
+    fused on a GPU. Muon needs `model` to know which matrices are hidden.
 
-    State is transferred as follows; ḡ is the mean gradient and v the mean squared gradient:
+    State is transferred as follows. ḡ is the mean gradient, v the mean squared gradient, t the number of updates:
 
     | from \\ to | momentum, nesterov: ḡ/(1−μ) | Adam, AdamW: (1−β₁ᵗ)ḡ, (1−β₂ᵗ)v | RMSprop: v | Muon's matrices: ḡ |
     |---|---|---|---|---|
@@ -172,11 +182,11 @@ def swap(
     | RMSprop | empty | v, t; ḡ = 0 | v, t | empty |
     | Muon's matrices | ḡ | ḡ, v = ḡ², t = 1/(1−μ) | v = ḡ² + its mean | ḡ |
 
-    v = ḡ² is what t equal gradients would give; with v = 0 Adam's first steps would be ten times too long. RMSprop has
-    no bias correction, so its v is not rescaled; "its mean" is the mean over the tensor. Parameters that Muon leaves to
-    AdamW are treated as AdamW's. No state is transferred from or to an optimizer that is not in the table.
+    v = ḡ² is the result of t equal gradients; with v = 0 Adam's first steps would be ten times too long. RMSprop has no
+    bias correction, so its v is not rescaled. "Its mean" is the mean of ḡ² over the tensor. Parameters that Muon
+    updates by AdamW count as AdamW's. No state is transferred from or to an optimizer that is not in the table.
 
-    Raises `ValueError` for an unknown name, for values out of range, and if no rate is known or all rates are 0.
+    Raises `ValueError` for an unknown `name`, for values out of range, and if no rate is known or all rates are 0.
     """
     old_name, bases = name_of(old), base_rates(old)
     _check_requested(old, name, momentum=momentum, betas=betas)
@@ -206,7 +216,7 @@ def swap(
 
 
 def _new_rate(old_name: str, name: str, bases: list[float], lr: float | None) -> tuple[float, RateMapping]:
-    """The first base rate that is not 0, and the rate it is converted to."""
+    """The first base rate that is not 0, and the new rate for it. The new rate is `lr` if given, else converted."""
     old_rate = next((base for base in bases if base), None)
     if old_rate is None:
         raise ValueError("the learning rate is 0 in every group, so there is no rate to convert")
@@ -229,7 +239,7 @@ def _check_requested(
     if betas is not None and (no_betas := refusal(name, "betas")) is not None:
         raise ValueError(no_betas)
     if name == "muon" and any(group.get("maximize") for group in old.param_groups):
-        raise ValueError("muon cannot maximize, and this optimizer does")
+        raise ValueError("muon has no maximize option, which this optimizer uses")
 
 
 def _create(
@@ -260,7 +270,7 @@ def _can_be_fused(groups: list[dict[str, Any]], options: dict[str, Any]) -> bool
 
 
 def _options(name: str, old_name: str, group: dict[str, Any]) -> dict[str, Any]:
-    """A new group's options: the old group's if both optimizers have them, else the new optimizer's defaults."""
+    """The options of a new group: those of the old group if both optimizers have them, otherwise the defaults."""
     options: dict[str, Any] = {"weight_decay": float(group.get("weight_decay", 0.0))}
     same_adam = name in _ADAMS and old_name in _ADAMS and "betas" in group
     if name in _ADAMS:

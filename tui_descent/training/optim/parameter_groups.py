@@ -11,10 +11,11 @@ from tui_descent.training.steering.surgery.transition import ParameterChanges
 
 
 def replace_parameters(optimizer: torch.optim.Optimizer, model: nn.Module, changed: ParameterChanges) -> None:
-    """Remove parameters together with their state, and add new ones. All others keep their group and state.
+    """Make the optimizer hold the model's parameters again, after those in `changed` were removed and added.
 
-    A new vector joins the first group of vectors only, usually the group without weight decay. A matrix, or a vector if
-    there is no such group, joins the first group with a matrix. Within a group the model's order is kept.
+    Removed parameters lose their state. All others keep their group and state. A new vector joins the first group that
+    contains only vectors, usually the group without weight decay. If there is no such group, it joins the first group
+    with a matrix, as a new matrix does. Within a group the model's order is kept.
     """
     removed = {id(p) for p in changed.removed.values()}
     groups = optimizer.param_groups
@@ -41,8 +42,8 @@ def clear_state(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parame
 def fill_momentum_buffers(optimizer: torch.optim.Optimizer) -> None:
     """Add momentum buffers of zeros in groups of a fused SGD in which only some parameters have one.
 
-    torch's fused SGD needs a group in which all parameters have a buffer or none has. The first update with a buffer of
-    zeros is the same as without one.
+    torch's fused SGD requires that in each group either all parameters have a buffer or none has. The first update with
+    a buffer of zeros is the same as without a buffer.
     """
     if not isinstance(optimizer, torch.optim.SGD):
         return

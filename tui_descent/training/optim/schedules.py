@@ -1,6 +1,6 @@
-"""Learning-rate schedules of a scenario run: after every update they write each parameter group's rate.
+"""Learning-rate schedules of a scenario run. After every update a schedule sets the rate of each parameter group.
 
-The closed forms are those of scenario/schedules.py, so the curve that is drawn is the curve that is run.
+The formulas are those of scenario/schedules.py, so the drawn curve and the rates in use are the same.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from tui_descent.scenario.spec import ScheduleSpec
 
 
 class Schedule(ABC):
-    """A schedule that sets an optimizer's rates, made by `make_schedule`. Steps are those of the run, from 0.
+    """A schedule that sets the learning rates of an optimizer. `make_schedule` creates it.
 
-    It writes only the groups' `lr` and `initial_lr` (the base rate); one_cycle does not change momentum.
+    `from_step` and `total_steps` are step numbers of the run, counted from 0. The schedule changes only the groups'
+    `lr` and `initial_lr` (the base rate); one_cycle does not change momentum.
     """
 
     needs_loss: ClassVar[bool]  # whether the rates depend on the loss
@@ -35,11 +36,11 @@ class Schedule(ABC):
 
     @abstractmethod
     def step(self, loss: float | torch.Tensor) -> None:
-        """Set the next update's rates, after every update. Only plateau reads the loss."""
+        """Set the rates of the next update; to be called after every update. Only plateau uses the loss."""
 
     @abstractmethod
     def step_back(self, updates: int) -> None:
-        """Undo the last `updates` calls of `step`: these updates were skipped after all."""
+        """Undo the last `updates` calls of `step`, because the device turned out to have skipped these updates."""
 
     @property
     @abstractmethod
@@ -47,11 +48,11 @@ class Schedule(ABC):
         """The next update's rate as a multiple of the base rate."""
 
     def factor_at(self, step: int) -> float:
-        """The factor at a step of the run. Raises `ValueError` for plateau, which depends on future losses."""
+        """The factor at step `step` of the run. Raises `ValueError` for plateau, which depends on future losses."""
         return schedules.resolved_factor(self._terms, step - self.from_step)
 
     def curve(self, *, points: int = 200) -> tuple[tuple[int, float], ...]:
-        """(step of the run, factor) from the schedule's start to its end. Raises `ValueError` for plateau."""
+        """Pairs (step of the run, factor) from the schedule's start to its end. Raises `ValueError` for plateau."""
         part = schedules.curve(self.spec, self.total_steps - self.from_step, points=points)
         return tuple((self.from_step + k, value) for k, value in part)
 
@@ -61,9 +62,10 @@ class Schedule(ABC):
         return {"name": self.spec.name, "rates": rates, "base_rates": list(self._bases)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from `state` with the same rates bit for bit. It must be of a schedule with the same spec and steps.
+        """Continue from `state`, with the same rates bit for bit.
 
-        Raises `ValueError`, with nothing changed, for another kind of schedule or another number of groups.
+        The state must come from a schedule with the same spec and the same steps. Raises `ValueError`, with nothing
+        changed, if it comes from another kind of schedule or has another number of groups.
         """
         groups = self._optimizer.param_groups
         if state["name"] != self.spec.name or len(state["rates"]) != len(groups):
@@ -77,7 +79,7 @@ class Schedule(ABC):
     def transfer_to(self, optimizer: torch.optim.Optimizer) -> Schedule:
         """The same schedule at the same point for another optimizer, with that optimizer's base rates.
 
-        Raises `ValueError` if it has another number of groups.
+        Raises `ValueError` if `optimizer` has another number of groups.
         """
         state, bases = self.state(), base_rates(optimizer)
         rates = [base * self.factor for base in bases]
@@ -89,7 +91,7 @@ class Schedule(ABC):
 
 
 class ClosedForm(Schedule):
-    """All schedules but plateau: update k runs at base rate · factor(k)."""
+    """All schedules except plateau: the rate of update k is base rate · factor(k)."""
 
     needs_loss = False
 
@@ -143,7 +145,7 @@ class Plateau(Schedule):
         self._updates_without_progress = 0
 
     def step(self, loss: float | torch.Tensor) -> None:
-        """Reads the loss, which synchronises with the GPU. A non-finite loss is ignored."""
+        """Set the rates of the next update. Reads the loss, which waits for the GPU. A non-finite loss is ignored."""
         value = loss.item() if isinstance(loss, torch.Tensor) else loss
         if not math.isfinite(value):
             return
@@ -160,12 +162,12 @@ class Plateau(Schedule):
             self._reduce()
 
     def step_back(self, updates: int) -> None:
-        """Never called: plateau steps only when an update's loss is known, so it never has to step back."""
+        """Never called: plateau steps only when the loss of an update is known, so no step has to be undone."""
         raise AssertionError("plateau does not step back")
 
     @property
     def factor(self) -> float:
-        """The first group's rate over its base rate; 1 where that is 0."""
+        """The first group's rate divided by its base rate; 1 if the base rate is 0."""
         base = self._bases[0]
         return float(self._optimizer.param_groups[0]["lr"]) / base if base else 1.0
 
@@ -195,10 +197,10 @@ class Plateau(Schedule):
 def make_schedule(
     spec: ScheduleSpec, optimizer: torch.optim.Optimizer, *, total_steps: int, from_step: int
 ) -> Schedule:
-    """The schedule over the updates from `from_step` to `total_steps`, from the groups' base rates.
+    """Create the schedule for the updates from `from_step` to `total_steps`, starting from the groups' base rates.
 
-    The base rate is the optimizer's original rate, whatever an earlier schedule has set: `constant` after a finished
-    cosine returns to the base rate. Not for an optimizer with a user's own scheduler.
+    The base rate is the optimizer's original rate, whatever rate an earlier schedule has set: `constant` after a
+    finished cosine returns to the base rate. Must not be used with an optimizer that has a user's own scheduler.
     """
     for group, base in zip(optimizer.param_groups, base_rates(optimizer), strict=True):
         _write(group, "lr", base)
@@ -213,7 +215,7 @@ def base_rates(optimizer: torch.optim.Optimizer) -> list[float]:
 
 
 def _write(group: dict[str, Any], key: str, value: float) -> None:
-    # A rate kept in a tensor is written in place: a captured CUDA graph reads that very tensor.
+    # A rate that is a tensor is changed in place, since a captured CUDA graph reads this tensor object.
     if isinstance(group.get(key), torch.Tensor):
         group[key].fill_(value)
     else:

@@ -1,4 +1,4 @@
-"""Optimizer state transfer: one parameter's state in one optimizer becomes its state in another.
+"""Optimizer state transfer: converts one parameter's state in one optimizer into its state in another.
 
 ḡ is the mean gradient, v the mean squared gradient, t the number of updates made, μ the momentum, β₁ and β₂ the betas.
 """
@@ -11,17 +11,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-# What an optimizer remembers of a parameter's gradients: `velocity` is SGD's momentum buffer, ḡ/(1−μ); `average` is
-# Muon's, ḡ.
+# Which averages of a parameter's gradients an optimizer keeps. `velocity` is SGD's momentum buffer, ḡ/(1−μ); `average`
+# is Muon's momentum buffer, ḡ; `adam` keeps ḡ and v; `rmsprop` keeps v.
 StateKind = Literal["velocity", "average", "adam", "rmsprop", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradientAverages:
-    """One parameter's past gradients: `mean` = `mean_weight`·ḡ, `square` = `square_weight`·v, each of its shape.
+    """Averages of one parameter's past gradients: `mean` = `mean_weight`·ḡ and `square` = `square_weight`·v.
 
-    `max_square` is amsgrad's maximum of `square`. `steps` is t, or the averaging window 1/(1−μ) for an
-    optimizer that does not count steps.
+    The tensors have the shape of the parameter. `max_square` is amsgrad's maximum of `square`. `steps` is t, or the
+    averaging window 1/(1−μ) for an optimizer that does not count steps.
     """
 
     mean: Tensor | None = None
@@ -33,7 +33,7 @@ class GradientAverages:
 
 
 def read_averages(kind: StateKind, group: dict[str, Any], state: dict[str, Any]) -> GradientAverages:
-    """A parameter's averages from its optimizer state; the group's options give their weights."""
+    """Read a parameter's averages from its optimizer state. Their weights are computed from the options in `group`."""
     if kind == "velocity":
         momentum = float(group["momentum"])
         if momentum == 0 or state.get("momentum_buffer") is None:
@@ -60,7 +60,7 @@ def read_averages(kind: StateKind, group: dict[str, Any], state: dict[str, Any])
 def initial_state(
     kind: StateKind, group: dict[str, Any], averages: GradientAverages, parameter: Tensor
 ) -> dict[str, Any]:
-    """The state with which an optimizer of this kind starts; empty if nothing can be transferred."""
+    """The state with which an optimizer of this `kind` starts; empty if nothing can be transferred."""
     if parameter.is_complex():
         return {}
     if kind == "velocity" and averages.mean is not None and group["momentum"] != 0:
@@ -72,7 +72,8 @@ def initial_state(
             square = _scaled(averages.square, 1 / averages.square_weight)
         elif averages.mean is not None:
             square = _scaled(averages.mean, 1 / averages.mean_weight).square_()
-            # Where ḡ crosses 0, ḡ² underestimates v. RMSprop has no bias correction, so a floor keeps its steps small.
+            # Where ḡ is near 0, ḡ² underestimates v, and RMSprop would make too large steps. Adding the mean of ḡ²
+            # prevents this.
             square.add_(square.mean())
         else:
             return {}

@@ -1,4 +1,4 @@
-"""The curvature readings of one run: who watches them, when one is due, and the events of a reading."""
+"""The curvature readings of one run: which clients watch them, when one is due, and the events that report them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.curvature_reading import CurvatureReading
 from tui_descent.protocol.events import AnyEvent, CurvatureTaken, Measured, Noted
 
-# The fraction of negative eigenvalues takes 60 more Hessian-vector products, or n if n is smaller. It is part of every
-# fourth reading; for a net with at most 100 parameters, of every reading.
+# To measure the share of negative eigenvalues takes many more Hessian-vector products, so only every fourth reading
+# includes it. For a net with at most 100 parameters every reading includes it.
 COUNT_EVERY, COUNT_ALWAYS_UP_TO = 4, 100
 
 
 class CurvatureProbe:
-    """Reads the curvature between two steps, with the weights before the next update, always on the same batch.
+    """Measures the curvature between two steps, with the weights before the next update, always on the same batch.
 
-    `probe` computes the loss of that batch; `rate` returns the next update's learning rate. `at_steps` are read
-    whatever the budget. `watched` makes readings from the start, for a client 0 that never stops watching.
+    `probe` computes the loss of this batch; `rate` returns the learning rate of the next update. At the steps
+    `at_steps` the curvature is measured regardless of the budget. With `watched`, client 0 watches from the start.
     """
 
     def __init__(
@@ -49,21 +49,21 @@ class CurvatureProbe:
 
     @property
     def may_read(self) -> bool:
-        """Whether any reading can still become due: a client watches, or steps are planned."""
+        """Whether any reading can become due: a client watches, or the run was started with `at_steps`."""
         return bool(self._watching or self._at_steps)
 
     def set_watching(self, client: int, *, on: bool) -> str:
-        """Add or remove a client that watches the curvature. Returns the reply to it."""
+        """Add or remove a client that watches the curvature. Returns the reply to the client."""
         (self._watching.add if on else self._watching.discard)(client)
         self._sampler.curvature.want(bool(self._watching))
-        return "curvature is read" if self._watching else "curvature is no longer read"
+        return "curvature is measured" if self._watching else "curvature is no longer measured"
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Use another optimizer's preconditioner and stability limit from now on."""
         self._optimizer = optimizer
 
     def due(self, step: int, *, paced: bool, paused: bool = False) -> bool:
-        """Whether to read before update `step`. The same step at the same rate is not read twice."""
+        """Whether to measure before update `step`. At one step the same rate is not measured twice."""
         if step in self._at_steps and (self._last is None or self._last[0] != step):
             return True
         if not self._watching or (self._last is not None and self._last == (step, self._rate())):
@@ -71,10 +71,10 @@ class CurvatureProbe:
         return self._sampler.curvature.due(time.monotonic(), paced=paced or paused)
 
     def read(self, segment: int, step: int, *, paid: bool) -> list[AnyEvent]:
-        """Read now; `paid` counts the time against the budget, except at a step of `at_steps`.
+        """Measure now, and return the events to send.
 
-        If torch cannot differentiate the loss twice, the only event is a warning, and nothing is read until a client
-        asks again.
+        With `paid`, the time is charged to the budget, except at a step in `at_steps`. If torch cannot differentiate
+        the loss twice, the only event is a warning, and nothing is measured until a client asks again.
         """
         start_cpu_s, start_s = time.thread_time(), time.perf_counter()
         self._last = step, self._rate()
@@ -84,7 +84,7 @@ class CurvatureProbe:
             reason = next(iter(str(error).splitlines()), "")[:200]
             self._watching.clear()
             self._sampler.curvature.want(False)
-            return [Noted(step=step, text=f"the curvature could not be read: {reason}", level="warning")]
+            return [Noted(step=step, text=f"the curvature could not be measured: {reason}", level="warning")]
         finally:
             paid = paid and step not in self._at_steps
             self._sampler.curvature.took(time.thread_time() - start_cpu_s, time.monotonic(), paid=paid)
@@ -100,7 +100,7 @@ class CurvatureProbe:
         return [taken, *measured_events(taken)]
 
     def _measure(self, *, count_negative: bool) -> tuple[CurvatureReading, CurvatureReading | None]:
-        """The Hessian's reading, and the preconditioned Hessian's if the optimizer has a preconditioner."""
+        """Measure the Hessian, and the preconditioned Hessian if the optimizer has a preconditioner, else None."""
         parameters = [p for p in self._model.parameters() if p.requires_grad]  # frozen parameters do not move
         if self._instrument is None or [id(p) for p in parameters] != [id(p) for p in self._parameters]:
             self._instrument, self._parameters = Curvature(self._probe, parameters), parameters

@@ -17,10 +17,11 @@ SCALES = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 def look_ahead(steering: Steering, setup: Setup) -> list[float]:
     """The next batch's loss at θ + s·d for each s of `SCALES`; empty if d is 0.
 
-    d = θ′ − θ of one real update, so it includes momentum, preconditioning, weight decay, clipping and the
-    learning-rate knob's multiplier. Every forward pass draws the same random numbers, so dropout drops the same units.
+    d = θ′ − θ is the change by one real update, so it includes momentum, preconditioning, weight decay, clipping and
+    the multiplier of the learning-rate knob. Every forward pass draws the same random numbers, so that dropout drops
+    the same units.
 
-    The caller has to restore weights, optimizer and batches afterwards, and to remove hooks on the optimizer before.
+    The caller has to remove hooks from the optimizer before, and to restore weights, optimizer and batches afterwards.
     Raises `ValueError` if the loss or d is not finite.
     """
     model, optimizer = setup.model, setup.optimizer

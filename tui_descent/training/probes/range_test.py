@@ -1,6 +1,6 @@
-"""The learning-rate range test: updates at rates that grow exponentially, after which the run's state is restored.
+"""The learning-rate range test: makes updates at exponentially growing rates, then restores the state of the run.
 
-Smith 2015, arXiv 1506.01186; exponential and smoothed as in fastai's LR finder.
+Source: Smith 2015, arXiv 1506.01186, with exponential growth and smoothing as in fastai's LR finder.
 """
 
 from __future__ import annotations
@@ -27,18 +27,20 @@ from tui_descent.training.undo.random_state import RandomState
 from tui_descent.training.undo.snapshot import Snapshot
 
 STEPS = 100
-# The tested rates for Adam, whose updates move a weight by about the rate: 1e-7 does not change a float32 weight of
-# size 1, and moves of 1 destroy any net. For other optimizers both are multiplied by the size of their usual rate.
+# The range of rates for Adam, which changes a weight by about the rate: 1e-7 does not change a float32 weight of size
+# 1, and changes of 1 destroy any net. For other optimizers both limits are multiplied by their `rate` in `OPTIMIZERS`.
 LOW, HIGH = 1e-7, 1.0
-# The present rate is tested too, with this factor to spare on both sides.
+# The range is extended to contain the present rate, with at least this factor on both sides.
 MARGIN = 10.0
-SMOOTHING = 0.9  # of the exponential moving average
+SMOOTHING = 0.9  # the decay of the exponential moving average
 STOP_FACTOR = 4.0  # the test ends when the smoothed loss exceeds this multiple of the smallest
-# The first decade and a half, where a rate changes nothing: a minimum there comes from differences between batches.
+# The first points cover a decade and a half of rates too small to have an effect. A minimum there only shows
+# differences between batches.
 IGNORED_POINTS = 20
-# The loss has to fall by at least this fraction of itself, and by this multiple of the moving average's spread.
+# The loss has to fall by more than this fraction of itself, and by more than this multiple of the moving average's
+# standard deviation.
 MIN_FALL, MIN_FALL_SPREADS = 0.01, 4.0
-# Called before each pass or update with the place, such as "rates 12/100". Raises `ValueError` to end the test.
+# Called before each pass or update with the progress, such as "rates 12/100". It raises `ValueError` to end the test.
 OnProgress = Callable[[str], None]
 
 
@@ -46,10 +48,10 @@ OnProgress = Callable[[str], None]
 class Curve:
     """The losses so far, one per tested rate.
 
-    `losses[i]` and `smooth[i]` belong to the update at `rates[i]`. `still` are the losses of the same batches with the
-    weights from before the test: the first batch's, then one per update. The differences `losses − still` are smoothed,
-    so that hard and easy batches cancel out, and `level` is added again. As in fastai, the moving average's bias is
-    corrected. `smoothing` is 0 if every batch is the same.
+    `losses[i]` and `smooth[i]` are measured after the update at `rates[i]`. `still` are the losses of the same batches
+    with the weights from before the test: first that of the first batch, then one per update. The differences
+    `losses − still` are smoothed, so that hard and easy batches have no effect; `smooth` is `level` plus the smoothed
+    differences. As in fastai, the bias of the moving average is corrected. `smoothing` is 0 if every batch is the same.
     """
 
     still: list[float]
@@ -68,14 +70,14 @@ class Curve:
 
     @property
     def differences(self) -> list[float]:
-        """`losses − still`: what the updates have changed in each batch's loss."""
+        """`losses − still`: how much the updates have changed the loss of each batch."""
         return [loss - still for loss, still in zip(self.losses, self.still[1:], strict=False)]
 
     def add(self, rate: float, loss: float) -> bool:
-        """Add a point. False ends the test: the loss is not finite, or has grown too large.
+        """Add a point. Returns False if the test has to end: the loss is not finite, or has become too large.
 
-        Too large is above `STOP_FACTOR` times the smallest smoothed loss, and above `level`: four times almost 0 is
-        still a small loss. A non-finite loss is not added.
+        A loss is too large if it is above `STOP_FACTOR` times the smallest smoothed loss and also above `level`. (Four
+        times a loss near 0 is still a small loss.) A non-finite loss is not added.
         """
         if not math.isfinite(loss):
             self.ended_at = rate
@@ -93,31 +95,33 @@ class Curve:
 
 
 def suggest_rate(curve: Curve) -> tuple[float | None, float | None, str]:
-    """The rate with the smallest smoothed loss, a tenth of it as the suggestion, and the reason if there is none.
+    """Returns the rate with the smallest smoothed loss, a tenth of it as the suggestion, and the reason if there is no
+    suggestion.
 
-    There is no suggestion if the loss rises at once, falls by no more than batches differ, or still falls at the
-    largest rate.
+    There is no suggestion if the loss rises at once, if it falls by no more than it varies between batches, or if it
+    still falls at the largest rate.
     """
     if len(curve.rates) <= IGNORED_POINTS:
-        return None, None, f"too short: the loss blew up already at {curve.ended_at:.2g}, where rates should do nothing"
+        return None, None, f"too short: the loss blew up at the rate {curve.ended_at:.2g}, normally too small to matter"
     lowest_at = min(range(IGNORED_POINTS, len(curve.smooth)), key=curve.smooth.__getitem__)
     lowest, fall = curve.rates[lowest_at], curve.level - curve.smooth[lowest_at]
-    # The spread of the moving average. Differences between neighbours have twice the variance of single points and
-    # contain almost nothing of the fall; averaging independent numbers reduces their spread by √((1 − m)/(1 + m)).
+    # `spread` is the standard deviation of the moving average. It is estimated from the differences between
+    # neighbouring points, which have twice the variance of single points and hardly contain the fall. A moving average
+    # with decay m reduces the standard deviation of independent numbers by the factor √((1 − m)/(1 + m)).
     recent = curve.differences[lowest_at - IGNORED_POINTS : lowest_at + 1]
     variance = fmean((b - a) ** 2 / 2 for a, b in pairwise(recent))
     spread = math.sqrt(variance * (1 - curve.smoothing) / (1 + curve.smoothing))
     if fall <= MIN_FALL * abs(curve.level):
         return None, None, "flat: no rate lowers the loss"
     if curve.smoothing and fall <= MIN_FALL_SPREADS * spread:
-        return None, None, "unclear: the loss falls by no more than its batches differ"
+        return None, None, "unclear: the loss falls by no more than it varies between batches"
     if lowest_at == len(curve.rates) - 1 and curve.ended_at is None:
         return lowest, None, f"the loss still falls at {lowest:.2g}, the largest rate tested"
     return lowest, lowest / 10, ""
 
 
 def rate_range(optimizer: torch.optim.Optimizer, rate: float) -> tuple[float, float]:
-    """The lowest and the highest rate to test, for the kind of optimizer and its present rate."""
+    """The lowest and the highest rate to test with this kind of optimizer at the present `rate`."""
     row = OPTIMIZERS.get(name_of(optimizer))
     size = 1.0 if row is None else row.rate
     low, high = LOW * size, HIGH * size
@@ -125,16 +129,16 @@ def rate_range(optimizer: torch.optim.Optimizer, rate: float) -> tuple[float, fl
 
 
 class RangeTest:
-    """Runs range tests in a scenario run. It needs the batches to come, and afterwards the same ones again."""
+    """Runs range tests in a scenario run. A test uses coming batches, which have to be replayed afterwards."""
 
     def __init__(self, steering: Steering, setup: Setup) -> None:
         self._steering, self._setup = steering, setup
 
     def run(self, segment: int, step: int, on_progress: OnProgress) -> RangeTestCompleted:
-        """Test the rates before update `step`. Afterwards the whole state is restored, also after an exception.
+        """Test the rates before update `step`. The whole state is restored afterwards, even if an exception was raised.
 
-        Takes memory for a snapshot and, during the look-ahead, for two more copies of the weights. Raises `ValueError`
-        if the test is not possible, or if `on_progress` does.
+        Needs memory for a snapshot and, during the look-ahead, for two more copies of the weights. Raises `ValueError`
+        if the test is not possible, or if `on_progress` raises it.
         """
         start_s, setup, steering = time.perf_counter(), self._setup, self._steering
         rate = steering.rate.value
@@ -183,7 +187,7 @@ class RangeTest:
         losses = []
         for n in range(STEPS + 1):
             on_progress(f"batches {n}/{STEPS}")
-            # Not under no_grad: other kernels might then draw other random numbers.
+            # Not under no_grad: torch might then choose other kernels, which draw other random numbers.
             losses.append(self._setup.loss().item())
         return losses
 
@@ -207,14 +211,14 @@ class RangeTest:
 
     @property
     def _is_deterministic(self) -> bool:
-        """Whether the loss depends on the weights alone: one batch, no dropout."""
+        """Whether the loss depends only on the weights: every batch is the same and there is no dropout."""
         setup = self._setup
         drops = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in setup.model.modules())
         return (setup.batches is None or setup.batches.full) and not drops
 
 
 def _group_ratios(optimizer: torch.optim.Optimizer) -> list[float]:
-    """Each group's rate divided by the first group's; by base rates if the schedule has set the first to 0."""
+    """Each group's rate divided by the first group's. If the schedule has set the latter to 0, base rates are used."""
     rates = [float(group["lr"]) for group in optimizer.param_groups]
     rates = rates if rates[0] else base_rates(optimizer)
     return [rate / rates[0] if rates[0] else 1.0 for rate in rates]

@@ -1,4 +1,4 @@
-"""A range test during a run: the clients that wait for it, its progress, and the commands that end it early."""
+"""Range tests during a run: the clients that wait for a result, the progress, and commands that end a test early."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tui_descent.training.steering.command_queue import CommandQueue, QueuedComm
 from tui_descent.training.steering.pace import RunMode
 
 PROGRESS_EVERY_S = 0.1
-# Commands that do not touch any state used by the test.
+# Commands that do not change any state used by the test.
 HARMLESS = (Mark, WatchCurvature)
 
 
@@ -21,14 +21,15 @@ class RangeTestRun:
 
     def __init__(self, test: RangeTest, progress: Progress, queue: CommandQueue, mode: RunMode) -> None:
         self._test, self._progress, self._queue, self._mode = test, progress, queue, mode
-        self._clients: set[int] = set()  # that wait for the result
-        self._waiting: list[ClientRequest] = []  # requests for a test that came during it
+        self._clients: set[int] = set()  # the clients that wait for the result
+        self._waiting: list[ClientRequest] = []  # requests for a range test that arrived during the test
         self._next_report_s = 0.0
 
     def run(self, client: int, carry_out: Callable[[QueuedCommand], None]) -> str:
         """Run a test for `client` and report its result. Returns the reply to the request.
 
-        `carry_out` executes the harmless commands. Raises `ValueError` if the test did not finish.
+        `carry_out` executes the `HARMLESS` commands that arrive during the test. Raises `ValueError` with the reason if
+        the test did not finish.
         """
         progress, state_before = self._progress, self._progress.state
         self._clients, self._waiting, self._next_report_s = {client}, [], 0.0
@@ -42,7 +43,7 @@ class RangeTestRun:
             if state_before is not None:
                 progress.set_state(*state_before)
         progress.emit(result)
-        reply = "range test: " + (result.words or f"{result.suggestion:.2g} suggested, f shows it")
+        reply = "range test: " + (result.words or f"{result.suggestion:.2g} suggested; press f to see it")
         for request in self._waiting:
             progress.done(request, reply)
         return reply

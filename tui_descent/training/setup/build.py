@@ -1,4 +1,7 @@
-"""Build everything a scenario describes: device, data, net, loss function, optimizer. The seed determines them all."""
+"""Builds everything that a scenario describes: device, data, net, loss function and optimizer.
+
+The seed determines all random numbers.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +33,14 @@ from tui_descent.training.setup.nets.mlp import Mlp
 from tui_descent.training.setup.nets.surface import Surface
 from tui_descent.training.setup.nets.transformer import Transformer
 
-# Curvature is measured on at least this many samples; with fewer, single samples dominate it.
+# Curvature is measured on at least this many samples; with fewer, single samples would dominate it.
 PROBE_SAMPLES = 256
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(slots=True, kw_only=True)
 class Setup:
-    """What a scenario run trains with. A surface has no batches and no loss function, since it is itself the loss."""
+    """The objects of a scenario run. A surface has no batches and no loss function, since its output is the loss."""
 
     scenario: Scenario
     model: nn.Module
@@ -45,8 +48,8 @@ class Setup:
     device: torch.device
     batches: Batches | Windows | None
     loss_function: LossFunction | None
-    schedule: Schedule | None = None  # None: constant learning rate
-    _batch: tuple[Tensor, Tensor] | None = None  # the last one, inputs and targets
+    schedule: Schedule | None = None  # None for a constant learning rate
+    _batch: tuple[Tensor, Tensor] | None = None  # inputs and targets of the last batch
 
     def state(self) -> dict[str, Any]:
         """The optimizer and schedule in use, the schedule's own state, and the batches' state."""
@@ -58,7 +61,7 @@ class Setup:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Return to `state`. The optimizer's own contents are restored separately, and earlier."""
+        """Return to `state`. The contents of the optimizer have to be restored separately, and before this."""
         self.optimizer, self.schedule = state["optimizer"], state["schedule"]
         if self.schedule is not None:
             self.schedule.restore(state["schedule_state"])
@@ -79,14 +82,17 @@ class Setup:
         return self.loss_function(self.model(x), y)
 
     def loss_of_part(self, where: slice) -> Tensor | None:
-        """The mean loss of some samples of the same batch; None for a surface."""
+        """The mean loss of the samples `where` of the same batch; None for a surface."""
         if self._batch is None or self.loss_function is None:
             return None
         x, y = self._batch
         return self.loss_function(self.model(x[where]), y[where])
 
     def probe(self) -> Tensor:
-        """The loss of the probe batch in eval mode. It is always the first training samples, at least one batch."""
+        """The loss of the probe batch in eval mode.
+
+        The probe batch are always the first training samples: as many as a batch has, but at least `PROBE_SAMPLES`.
+        """
         return self.probe_outputs_and_loss()[1]
 
     def probe_outputs_and_loss(self) -> tuple[Tensor, Tensor]:
@@ -109,7 +115,7 @@ class Setup:
         return self.batches.first(max(self.batches.size, PROBE_SAMPLES))
 
     def loss_of_zero_outputs(self) -> Tensor:
-        """The probe batch's loss if all outputs were 0: with cross-entropy that of guessing, ln(classes)."""
+        """The loss of the probe batch if all outputs were 0. With cross-entropy it is ln(classes), as for guessing."""
         assert self.batches is not None
         assert self.loss_function is not None
         outputs, _ = self.probe_outputs_and_loss()
@@ -122,7 +128,7 @@ class Setup:
 
 
 def thread_count(requested: int) -> int:
-    """The requested number of threads; for 0, all cores but one, which is left to the dashboard."""
+    """The requested number of threads. For 0 it is the number of cores minus one, which is left to the dashboard."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return requested or max(1, cores - 1)
 

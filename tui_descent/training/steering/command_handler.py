@@ -38,8 +38,8 @@ Evaluation = Callable[[], tuple[float, float | None]]
 class CommandHandler:
     """Carries out the commands of one run.
 
-    `undo_stack` is None if no snapshots are kept, `evaluation` if there is no evaluation data, `curvature` in a user
-    loop.
+    `undo_stack` is None if no snapshots are kept. `evaluation` is None if there is no evaluation data. `curvature` is
+    None in a user loop.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class CommandHandler:
         self._range_test = None if test is None else RangeTestRun(test, progress, queue, mode)
 
     def carry_out(self, queued: QueuedCommand) -> None:
-        """Carry out one command, which may stand for several requests, and reply to each of them."""
+        """Carry out one command. Several requests may have been merged into it; each gets a reply."""
         progress, request, command = self._progress, queued.request, queued.request.command
         progress.interrupted = True
         try:
@@ -86,7 +86,7 @@ class CommandHandler:
         return loss, accuracy
 
     def report_snapshot(self, reason: str, *, at: Snapshot | None = None) -> None:
-        """Report a snapshot that was just taken, or the one given as `at`."""
+        """Report a snapshot: `at`, or one that was just taken. `reason` is the occasion for it."""
         assert self._undo_stack is not None
         taken = self._progress if at is None else at
         self._progress.emit(self._undo_stack.event(reason, taken.segment, taken.step))
@@ -134,7 +134,10 @@ class CommandHandler:
         self._layers.report()
 
     def _execute(self, command: AnyCommand, client: int) -> str:
-        """Returns what was done, in words. Raises `ValueError` with the reason if it cannot be done."""
+        """Carry out a command other than `TurnKnob`. Returns what was done, as text for the user.
+
+        Raises `ValueError` with the reason if it cannot be done.
+        """
         mode, progress = self._mode, self._progress
         match command:
             case Pause():
@@ -172,7 +175,10 @@ class CommandHandler:
                 raise AssertionError("handled by _turn")
 
     def _rewind(self, *, back: bool) -> str:
-        """Undo or redo. Returns what was done, in words. Raises `ValueError` with the reason if it cannot be done."""
+        """Undo (`back`) or redo. Returns what was done, as text for the user.
+
+        Raises `ValueError` with the reason if it cannot be done.
+        """
         undo_stack, progress = self._undo_stack, self._progress
         if undo_stack is None:
             raise ValueError("nothing to undo: this run keeps no snapshots")
@@ -214,7 +220,10 @@ class CommandHandler:
         return what
 
     def _test_rates(self, client: int) -> str:
-        """Make a range test. Returns its result, in words. Raises `ValueError` with the reason if it cannot be made."""
+        """Run a range test. Returns its result as text for the user.
+
+        Raises `ValueError` with the reason if the test is not possible or did not finish.
+        """
         if self._range_test is None:
             raise ValueError("a range test is not available for your own loop: its batches cannot be replayed")
         if self._progress.broken:

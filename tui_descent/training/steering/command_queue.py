@@ -1,4 +1,4 @@
-"""Commands in order of arrival. Repeated changes of one knob are merged into one, and limited in their rate."""
+"""A queue of commands in order of arrival. Repeated changes of one knob are merged, and their rate is limited."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tui_descent.protocol.commands import ClientRequest, TurnKnob
 from tui_descent.scenario import knobs
 from tui_descent.training.keeper_link import KeeperLink
 
-# The first FREE_COUNT changes of one knob in quick succession are made at once. Further ones may take TIME_SHARE of the
-# time; those that arrive faster wait, at most MAX_WAIT_S, and are merged.
+# The first FREE_COUNT changes of one knob in quick succession are made at once. Further changes may take the share
+# TIME_SHARE of the time. Those that arrive faster wait, for at most MAX_WAIT_S, and are merged.
 TIME_SHARE = 1 / 128
 FREE_COUNT = 8
 MAX_WAIT_S = 0.25
@@ -21,13 +21,13 @@ MAX_WAIT_S = 0.25
 
 @dataclass(slots=True)
 class QueuedCommand:
-    """One command to carry out. `request` also stands for the earlier requests in `merged`; each gets a reply."""
+    """One command to carry out. The earlier requests in `merged` were merged into `request`; each gets a reply."""
 
     request: ClientRequest
     merged: list[ClientRequest] = field(default_factory=list)
 
     def merge(self, request: ClientRequest) -> bool:
-        """Merge the next request of the same client into this one; False if they cannot be merged."""
+        """Merge the next request into this one. Returns False if they cannot be merged."""
         first, then = self.request.command, request.command
         if not (isinstance(first, TurnKnob) and isinstance(then, TurnKnob)):
             return False
@@ -61,27 +61,27 @@ class CommandQueue:
         return bool(self._commands)
 
     def poll(self, link: KeeperLink) -> None:
-        """Take over what the keeper has sent."""
+        """Add the commands that the keeper has sent."""
         for request in link.commands():
             self.put(request)
 
     def put(self, request: ClientRequest) -> None:
-        """Append a request, merged into the last command where possible."""
+        """Append a request, or merge it into the last command if possible."""
         if not (self._commands and self._commands[-1].merge(request)):
             self._commands.append(QueuedCommand(request))
 
     def put_back(self, queued: QueuedCommand) -> None:
-        """Put a command that was taken back to the front."""
+        """Return a command from `take` to the front of the queue."""
         self._commands.appendleft(queued)
 
     def due(self, now_s: float) -> bool:
-        """Whether a command is waiting that may be carried out now."""
+        """Whether a command is waiting and may be carried out now."""
         return bool(self._commands) and now_s >= self._ready_s
 
     def take(self, *, at_once: bool) -> QueuedCommand | None:
-        """The next command to carry out, None without one.
+        """Remove and return the next command to carry out; None if there is none.
 
-        A single change of the knob that was changed last may have to wait, unless `at_once`.
+        If the only waiting command changes the same knob as the last change, it may have to wait, unless `at_once`.
         """
         if not self._commands:
             return None
@@ -90,12 +90,12 @@ class CommandQueue:
         return self._commands.popleft()
 
     def add_cost(self, queued: QueuedCommand, took_s: float) -> None:
-        """Account for the time that carrying out a command took."""
+        """Add the time that carrying out a command took to the rate limit."""
         command = queued.request.command
         if isinstance(command, TurnKnob) and _mergeable(command):
             self._last = command.knob, command.target
             now_s, cost_s = time.monotonic(), min(MAX_WAIT_S, took_s / TIME_SHARE)
-            # With the highest cost, a cheap change after an expensive one still finds room in the bucket.
+            # The capacity uses the highest cost, so that there is still room for a cheap change after an expensive one.
             self._highest_cost_s = max(self._highest_cost_s, cost_s)
             capacity_s = FREE_COUNT * self._highest_cost_s
             self._empty_s = min(max(self._empty_s, now_s), now_s + capacity_s) + cost_s

@@ -1,4 +1,4 @@
-"""What happens between two updates: commands, pauses and the pace; and what a NaN or infinity does to the run."""
+"""Controls the run between two updates: commands, pauses, the pace, and what happens at a non-finite value."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ REPORT_FAULT_EVERY = 1000  # steps
 
 
 class Control:
-    """Controls one run between its updates, in a fixed order, so that a run can be repeated exactly."""
+    """Controls one run between its updates. Everything is done in a fixed order, so that a run can be repeated exactly.
+
+    `plan` are knobs to turn, each with the step before which it is turned.
+    """
 
     def __init__(
         self,
@@ -69,7 +72,7 @@ class Control:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is in progress: only the plan, the clock or the keeper's flag can bring something to do."""
+        """Whether nothing has to be done between steps until the plan, the clock or the keeper's flag requires it."""
         progress, mode, steering = self._progress, self.mode, self._steering
         return (
             progress.link is not None
@@ -83,11 +86,11 @@ class Control:
 
     @property
     def steps_to_plan(self) -> float:
-        """Updates until the next planned command; infinite without one."""
+        """The number of updates until the next planned command; infinite if there is none."""
         return self._plan[0][0] - self._progress.step if self._plan else math.inf
 
     def report_all(self) -> None:
-        """Report every step made so far, so that later events come after them. Synchronises on a GPU."""
+        """Report all steps made so far, so that later events are sent after them. Synchronises on a GPU."""
         self._progress.fast_steps = 0
         self._report(wait=True)
 
@@ -96,7 +99,7 @@ class Control:
         self._report(wait=False)
 
     def _report(self, *, wait: bool) -> None:
-        if self._handling_fault:  # everything before the fault has been reported
+        if self._handling_fault:  # everything before the fault has already been reported
             return
         while (fault := self._results.report(wait=wait)) is not None:
             self._handling_fault = True
@@ -107,7 +110,10 @@ class Control:
                 self._results.resume()
 
     def handle_fault(self, fault: Fault) -> bool:
-        """Report the fault, then hold, end or go on. Returns whether to drop the update. Raises `StopRun`."""
+        """Report the fault, then hold the run, end it, or continue. Returns whether to drop the update.
+
+        Raises `StopRun` if the run has to end.
+        """
         self.report_all()
         progress = self._progress
         if (
@@ -115,7 +121,7 @@ class Control:
             and self._reported_at is not None
             and fault.step < self._reported_at + REPORT_FAULT_EVERY
         ):
-            return False  # weights that are NaN stay NaN: reported now and then, not at every step
+            return False  # NaN weights stay NaN, so this is reported only every `REPORT_FAULT_EVERY` steps
         self._reported_at = fault.step
         progress.emit(
             NotFinite(segment=progress.segment, step=fault.step, what=fault.what, layer=fault.layer, text=fault.text)
@@ -138,7 +144,7 @@ class Control:
         return self._handler.evaluate()
 
     def before_update(self) -> None:
-        """Do everything that is due before the next update. Raises `StopRun`."""
+        """Do everything that is due before the next update. Raises `StopRun` if the run has to end."""
         progress, undo_stack, mode = self._progress, self.undo_stack, self.mode
         progress.interrupted = False
         if self.steps_to_plan <= 0 or mode.stop_reason is not None or (undo_stack is not None and undo_stack.due):
@@ -165,7 +171,10 @@ class Control:
         self._read_curvature()
 
     def hold(self, reason: str, *, broken: bool = False) -> None:
-        """Pause until a command says how to go on; `broken` offers the last good snapshot. Raises `StopRun`."""
+        """Hold the run until a command continues or ends it. With `broken`, an undo returns to the last good snapshot.
+
+        Raises `StopRun` if the run has to end.
+        """
         self.mode.pause()
         if broken and self.undo_stack is not None:
             self.undo_stack.state_changed()
@@ -176,15 +185,21 @@ class Control:
         self._progress.broken = False
 
     def wait_at_end(self, steps: int) -> int:
-        """All steps are done: wait until more are asked for, and return how many. Raises `StopRun`."""
-        if not self.mode.steps_left and not self.mode.continue_past_goal:  # else they were asked for before
+        """Wait at the end until more steps are requested. Returns their number, which is `steps` by default.
+
+        Raises `StopRun` if the run has to end.
+        """
+        if not self.mode.steps_left and not self.mode.continue_past_goal:  # otherwise they were requested before
             self.mode.pause()
             self._process_commands(paused_as=("waiting", f"all steps done; space: {steps} more steps, q: quit"))
         self.mode.continue_past_goal = False
         return self.mode.steps_left or steps
 
     def finish(self, error: BaseException | None) -> BaseException | None:
-        """Report what is left. Returns what ended the run, which may be a fault that shows only now."""
+        """Report the remaining results. Returns the exception that ended the run, or None.
+
+        `error` is the exception raised by the loop. Without one, a fault that is found only now may end the run.
+        """
         if error is not None:
             self._results.report_after_error()
             return error
@@ -195,13 +210,16 @@ class Control:
         return None
 
     def close(self) -> None:
-        """The run is over: free the snapshots and close the link."""
+        """Free the snapshots and close the link, after the end of the run."""
         if self.undo_stack is not None:
             self.undo_stack.close()
         self._progress.close()
 
     def _process_commands(self, *, paused_as: tuple[State, str] = ("paused", "")) -> None:
-        """Carry out the commands that have arrived; wait while paused or ahead of the pace."""
+        """Carry out the commands that have arrived. Wait while the run is paused, or until the pace allows a step.
+
+        `paused_as` is the state, with its reason, to report while the run is paused.
+        """
         self.report_all()
         progress, mode, steering, link = self._progress, self.mode, self._steering, self._progress.link
         while link is not None and mode.stop_reason is None:
@@ -231,7 +249,7 @@ class Control:
             raise StopRun("stopped", mode.stop_reason)
 
     def _read_curvature(self, *, paused: bool = False) -> None:
-        """Read the curvature if that is due. While the run is paused or paced, this takes no training time."""
+        """Measure the curvature if this is due. While paused or paced, the time is not charged to the budget."""
         curvature, progress = self._curvature, self._progress
         free = paused or self._steering.pace is not None
         if curvature is None or not curvature.due(progress.step, paced=free, paused=paused):

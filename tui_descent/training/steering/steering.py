@@ -1,4 +1,6 @@
-"""Turns knobs between two steps: checks the command, changes the run, probes the result and reads the value back."""
+"""Turns knobs between two steps: checks the command, changes the run, tests the result on a probe batch, and reads the
+new value back.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,7 @@ class Steering:
         )
         self._knobs = knobs_of(self.context)
         self._block_finder: surgery.BlockFinder | None = None
-        # Keeps the instruments from measuring passes that are not part of a step.
+        # Returns a context in which the instruments do not measure, for passes that are not part of a step.
         self._muted: Callable[[], AbstractContextManager[None]] = nullcontext
         assert set(self._knobs) == set(knobs.KNOBS)
 
@@ -73,7 +75,7 @@ class Steering:
 
     @property
     def last_change_step(self) -> int:
-        """The update before which a knob was last turned; 0 if none was."""
+        """The number of the update before which a knob was last turned; 0 if no knob was turned."""
         return self.context.step
 
     @property
@@ -88,17 +90,17 @@ class Steering:
 
     @property
     def max_new_layers(self) -> int:
-        """How many layers the knobs can add: a norm in each block that has none. No other knob adds layers."""
+        """How many layers the knobs can add: a norm layer in each block without one. Only the norm knob adds layers."""
         return sum(block.norm is None for block in self.context.blocks.values())
 
     @property
     def in_transition(self) -> bool:
-        """Whether a change that takes several updates is in progress."""
+        """Whether a transition, that is a change spread over several updates, is in progress."""
         return bool(self.context.transitions)
 
     @property
     def version(self) -> int:
-        """The version of the network's structure; it grows with each change."""
+        """The version number of the network's structure. It is increased by each change."""
         return self.context.version
 
     def attach(
@@ -106,7 +108,10 @@ class Steering:
         on_optimizer: Callable[[torch.optim.Optimizer], None],
         muted: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        """Call `on_optimizer` with the optimizer now and whenever it is replaced; `muted` mutes the instruments."""
+        """Call `on_optimizer` with the optimizer now, and again whenever the optimizer is replaced.
+
+        `muted` returns a context in which the instruments do not measure.
+        """
         self.context.optimizer_listeners.append(on_optimizer)
         on_optimizer(self.context.optimizer)
         self._muted = muted
@@ -138,14 +143,15 @@ class Steering:
         with self._muted():
             change = self._turn_or_roll_back(knob, turn, row, step, before)
         changed = (new for new, old in zip(self.states(), old_states, strict=True) if new != old)
-        # The change itself gives the knob's own value, but not what one layer's change made of the whole net's.
+        # `change` contains this knob's own value. If only one layer was changed, that is the value of the layer, so the
+        # value for the whole net is listed too.
         one_layer = turn.target != "all"
         return replace(change, knobs=tuple(state for state in changed if one_layer or state.name != turn.knob))
 
     def _turn_or_roll_back(
         self, knob: Knob, turn: TurnKnob, row: knobs.KnobSpec, step: int, snapshot: Snapshot | None
     ) -> KnobChange:
-        """Change and probe; roll back if either raises."""
+        """Change the run and test the result on the probe batch. If either raises, roll back."""
         before = self._probe(backward=False)
         transaction = Transaction(self.context, snapshot)
         self.context.step = step
@@ -166,32 +172,32 @@ class Steering:
             raise ValueError(f"nothing was changed: the net raised {type(error).__name__}: {line}") from error
 
     def holders(self) -> list[HoldsState]:
-        """What a snapshot of the run consists of."""
+        """The objects whose states make up a snapshot of the run."""
         return self.context.holders()
 
     def after_restore(self) -> None:
-        """To be called when a snapshot was restored: the net has changed, and perhaps the optimizer object too."""
+        """To be called after a snapshot was restored, which changes the net and perhaps the optimizer object."""
         self.context.version += 1
         self.context.change_optimizer(self.context.optimizer)
 
     def advance(self) -> None:
-        """Continue every change in progress by one update; called before each forward pass."""
+        """Advance every transition by one update. To be called before each forward pass."""
         self.context.advance()
 
     @property
     def needs_loss(self) -> bool:
-        """Whether the next update's rate depends on this one's loss, as in the plateau schedule."""
+        """Whether the rate of the next update depends on the loss of this update, as in the plateau schedule."""
         setup = self.context.setup
         return setup is not None and setup.schedule is not None and setup.schedule.needs_loss
 
     def after_update(self) -> None:
-        """To be called after each update: steps the schedule, unless that needs the loss."""
+        """To be called after each update: steps the schedule, unless the schedule needs the loss."""
         setup = self.context.setup
         if setup is not None and setup.schedule is not None and not setup.schedule.needs_loss:
             setup.schedule.step(math.nan)
 
     def add_loss(self, loss: float) -> None:
-        """Take an update's loss, in order, before any knob is turned that follows the update."""
+        """Record the loss of an update. To be called in order, and before any later knob is turned."""
         context = self.context
         if self.needs_loss:
             assert context.setup is not None
@@ -202,11 +208,11 @@ class Steering:
         context.losses.append(loss)
 
     def drop_updates(self, updates: int) -> None:
-        """A GPU reports late that it skipped the last `updates` updates: the schedule goes back."""
+        """To be called when a GPU reports later that it skipped the last `updates` updates: steps the schedule back."""
         setup = self.context.setup
         if setup is not None and setup.schedule is not None and not self.needs_loss:
             setup.schedule.step_back(updates)
-        self.context.version += 1  # the gradient that the instruments remember belongs to no step
+        self.context.version += 1  # so that the instruments forget the gradient of a skipped update
 
     def clip(self, optimizer: torch.optim.Optimizer) -> Tensor | None:
         """Clip the gradients. Returns their global norm before clipping; None if clipping is off."""
@@ -216,7 +222,7 @@ class Steering:
         return clipping.clip(parameters, self.context.clip, grad_scale=clipping.grad_scale(optimizer))
 
     def remove_rate_multiplier(self) -> None:
-        """Remove a multiplier left in place by a step that raised, which never reached its post-hooks."""
+        """Remove the multiplier if a step has raised, since its post-hook, which removes it, was not called."""
         self.context.rate.remove()
 
     def start_block_search(self) -> None:
@@ -230,7 +236,7 @@ class Steering:
             self._block_finder.attach()
 
     def finish_block_search(self) -> None:
-        """The first forward pass is over: keep the blocks found, or the reason why there are none."""
+        """To be called after the first forward pass. Keeps the blocks found, or the reason why there are none."""
         if self._block_finder is None:
             return
         blocks, reasons = self._block_finder.finish()
@@ -247,9 +253,10 @@ class Steering:
         return KnobState(name=name, value=knob.value())
 
     def _probe(self, *, backward: bool) -> tuple[Tensor, float] | None:
-        """Outputs and loss on the fixed probe batch; with `backward` a backward pass is made too.
+        """Outputs and loss on the probe batch, which is always the same. With `backward`, run a backward pass too.
 
-        None without a probe batch, and without `backward` if the net raises.
+        None if there is no probe batch. If the net raises an exception, it is passed on with `backward`; otherwise the
+        result is None.
         """
         setup, model = self.context.setup, self.context.model
         if setup is None:
@@ -263,12 +270,15 @@ class Steering:
             except RuntimeError:
                 if backward:
                     raise
-                return None  # the knob may be what repairs the net
+                return None  # not an error: turning the knob may repair the net
             return outputs.detach().clone(), float(loss.detach())
 
 
 def _with_effect(change: KnobChange, before: tuple[Tensor, float], after: tuple[Tensor, float]) -> KnobChange:
-    """Add the effect on the probe batch. Raises `ValueError` if the loss became non-finite."""
+    """Add the effect on the probe batch to `change`. Raises `ValueError` if the loss became non-finite.
+
+    `before` and `after` are the outputs and the loss on the probe batch.
+    """
     if math.isfinite(before[1]) and not math.isfinite(after[1]):
         raise ValueError(f"nothing was changed: the loss would become {after[1]}")
     moved = float((after[0] - before[0]).abs().max())

@@ -1,4 +1,4 @@
-"""Makes an intervention atomic: saves everything that it may change, and restores that if it fails."""
+"""Makes an intervention atomic: saves everything that it may change, and restores everything if it fails."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from tui_descent.training.undo.snapshot import Snapshot
 
 
 class Transaction:
-    """The state of a run before an intervention: a snapshot, the random-number state and the gradients.
+    """The state of a run before an intervention: a snapshot, the state of the random number generators, the gradients.
 
-    Gradients matter because an intervention may come in the middle of gradient accumulation. `before` is the snapshot
-    taken for an undo; without one, a snapshot is taken here.
+    Gradients are saved because an intervention may occur in the middle of gradient accumulation. `before` is the
+    snapshot that was taken for an undo; if there is none, a snapshot is taken here.
     """
 
     def __init__(self, context: KnobContext, before: Snapshot | None = None) -> None:
@@ -24,7 +24,8 @@ class Transaction:
 
     def roll_back(self) -> None:
         """Restore everything."""
-        # The intervention did not touch the objects that a user loop named in `state=`, and they might fail to load.
+        # Objects that a user loop passed as `state=` are skipped: the intervention did not change them, and their
+        # `load_state_dict` might raise.
         self._before.restore(user_state=False)
         for parameter, grad in self._grads:
             parameter.grad = grad

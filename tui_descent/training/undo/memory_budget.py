@@ -14,7 +14,7 @@ FALLBACK_FREE_BYTES = 2_560_000_000  # if the system does not report its free me
 
 
 def default_budget(device: torch.device) -> int:
-    """Bytes for all snapshots on `device` together, from the memory that is free there now."""
+    """The budget in bytes for all snapshots together, from the memory that is free on `device` now."""
     return min(MAX_BUDGET_BYTES, int(BUDGET_SHARE * free_bytes(device)))
 
 
@@ -28,7 +28,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def bytes_needed(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """The size of a snapshot of model and optimizer, without taking it."""
+    """The size in bytes of a snapshot of model and optimizer. No snapshot is taken."""
     tensors = [*model.parameters(), *model.buffers()]
     tensors += [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
     return sum(t.nbytes for t in tensors)

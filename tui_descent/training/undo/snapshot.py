@@ -15,7 +15,7 @@ class HoldsState(Protocol):
     """An object whose state belongs to a snapshot."""
 
     def state(self) -> Any:
-        """The present state, for `restore`. It does not change when the object does."""
+        """A copy of the present state, for `restore`. It does not change when the object changes."""
 
     def restore(self, state: Any, /) -> None:
         """Return to `state`. May be called more than once with the same state."""
@@ -31,7 +31,7 @@ class Snapshot:
         self.nbytes = sum(tensor.nbytes for tensor in self._tensors())
 
     def restore(self, *, user_state: bool = True) -> None:
-        """Restore all states; may be called more than once. `user_state=False` leaves `UserState` objects alone.
+        """Restore all states; may be called more than once. With `user_state=False`, `UserState` objects are skipped.
 
         Raises `ValueError`, with nothing changed, if a user's `load_state_dict` raises.
         """
@@ -48,7 +48,7 @@ class Snapshot:
         return all(bool(weight.isfinite().all()) for weight in weights)
 
     def _load_user_state(self) -> None:
-        """Load user state before everything else, since a user's code may raise; then undo the loads made so far."""
+        """Load user state before everything else, since a user's code may raise. Then undo the loads made so far."""
         loaded: list[tuple[UserState, Any]] = []
         try:
             for holder, state in self.parts:

@@ -1,9 +1,9 @@
 """Saves the contents of modules, optimizers, tensors and plain containers, and restores them into the same objects.
 
-An optimizer's state (Adam's averages, momentum buffers) is part of its contents, as weights are part of a module's.
+The contents of a module include its weights, those of an optimizer its state (Adam's averages, momentum buffers).
 
-`state_dict()` is not enough: it leaves out a network's structure, non-persistent buffers, train/eval modes and plain
-attributes.
+`state_dict()` is not enough, since it does not contain a network's structure, non-persistent buffers, train/eval modes
+and plain attributes.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ State = list[tuple[Any, Any]]
 class TorchState:
     """The state of every object reachable from `roots` through attributes and containers, each object once.
 
-    Restoring keeps the objects, so references to them stay valid: tensors get their values back by `copy_`, modules and
-    optimizers their attributes. Gradients, hooks, and a `forward` or `step` set on an instance are left alone. Objects
-    of other kinds are not saved; an object whose own state matters needs its own `state()` and `restore()`.
+    Restoring keeps the objects themselves, so that references to them stay valid: the values of tensors are restored by
+    `copy_`, modules and optimizers by setting their attributes. Hooks, and a `forward` or `step` set on an instance,
+    are neither saved nor changed. The gradients of restored tensors are set to None. Objects of other kinds are not
+    saved; they need a `state()` and a `restore()` of their own.
     """
 
     def __init__(self, *roots: object) -> None:
@@ -67,7 +68,7 @@ def reachable(*roots: object) -> Iterator[tuple[Any, Any]]:
 
 
 def contents_of(obj: object) -> Any:
-    """An object's attributes or items; a tensor's `requires_grad`. None for kinds of objects that are not saved."""
+    """The attributes or items of an object; for a tensor, its `requires_grad`. None for an object that is not saved."""
     match obj:
         case Tensor():
             return obj.requires_grad if obj.is_leaf else None  # a tensor with a graph is a result, not state
@@ -123,6 +124,6 @@ def _is_left_alone(obj: object, name: str) -> bool:
 
 
 def _factor_attributes(scheduler: LRScheduler) -> list[dict[str, Any]]:
-    """The attributes of LambdaLR's and MultiplicativeLR's factors if these are objects, which may count their calls."""
+    """The attributes of the factors of a LambdaLR or MultiplicativeLR, for factors that are objects with a state."""
     factors = getattr(scheduler, "lr_lambdas", ())
     return [vars(factor) for factor in factors if hasattr(factor, "__dict__") and not isinstance(factor, FunctionType)]

@@ -19,16 +19,17 @@ from tui_descent.training.undo.random_state import RandomState
 from tui_descent.training.undo.snapshot import HoldsState, Snapshot
 
 PERIOD_S = 30.0
-PERIODIC_SHARE = 0.01  # of the time: the most that periodic snapshots may take
-# Knobs that do not change what is learnt, so there is nothing to undo.
+PERIODIC_SHARE = 0.01  # the largest share of the time that periodic snapshots may take
+# Knobs that do not change the training state, so there is nothing to undo.
 WITHOUT_UNDO = frozenset({"pace"})
 
 
 @dataclass(slots=True, eq=False)
 class UndoEntry:
-    """One intervention with the snapshot `before` it and, once undone, the snapshot `after` it for a redo.
+    """One intervention that can be undone and redone.
 
-    Without a snapshot only the knob's value is restored, by `undo_turns` and `redo_turns`; `reason` says why.
+    `before` is the snapshot taken before it. `after` is the one taken when it was undone, for a redo. If there is no
+    snapshot, only the knob's value is restored, by the commands `undo_turns` or `redo_turns`; `reason` says why.
     """
 
     id: int
@@ -43,7 +44,10 @@ class UndoEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rewind:
-    """What an undo (`back`) or a redo has to do: restore `snapshot`, or turn knobs by `turns` if there is none."""
+    """What an undo (`back` is True) or a redo has to do: restore `snapshot`, or carry out `turns` if there is none.
+
+    `what` describes it for the user.
+    """
 
     what: str
     back: bool
@@ -56,8 +60,9 @@ class Rewind:
 class UndoStack:
     """The snapshots of one run, and the interventions that can be undone and redone.
 
-    `user_state` holds what a user loop named. `budget_asked` is the memory for all snapshots in bytes; None for the
-    default on the model's device. `with_random_state` is set for scenario runs only: a user's random numbers go on.
+    `user_state` holds what a user loop passed as `state=`. `budget_asked` is the memory budget for all snapshots in
+    bytes, None for the default on the model's device. `with_random_state` is True for scenario runs only: in a user
+    loop the random number generators are not rewound.
     """
 
     context: KnobContext
@@ -65,15 +70,18 @@ class UndoStack:
     budget_asked: int | None = None
     with_random_state: bool = True
     _done: list[UndoEntry] = field(default_factory=list)  # in effect, oldest first
-    _undone: list[UndoEntry] = field(default_factory=list)  # the last one is redone first
+    _undone: list[UndoEntry] = field(default_factory=list)  # can be redone, the last one first
     _periodic: list[Snapshot] = field(default_factory=list)
-    _current: Snapshot | None = None  # equals the present state: restored, with no update or intervention since
+    # The snapshot that was restored last, until the next update or intervention. It equals the present state.
+    _current: Snapshot | None = None
     _next_periodic_s: float = 0.0
     _refusal: str = ""  # why the last `take` returned None
 
     @functools.cached_property
     def budget(self) -> int:
-        """Bytes for all snapshots. Measured for the first snapshot, when training has already taken its memory."""
+        """The budget in bytes for all snapshots. The default is computed at the first snapshot, when training has
+        already allocated its memory.
+        """
         if self.budget_asked is not None:
             return self.budget_asked
         return default_budget(next((p.device for p in self.context.model.parameters()), torch.device("cpu")))
@@ -109,7 +117,7 @@ class UndoStack:
                     return snapshot
             self._refusal = f"the exact state takes {_mb(needed)}, the undo budget is {_mb(self.budget)}"
         except (MemoryError, torch.OutOfMemoryError):
-            self._refusal = f"there is no memory left for the exact state, which takes {_mb(needed)}"
+            self._refusal = f"no memory is left for the exact state, which takes {_mb(needed)}"
         return None
 
     def take_periodic(self, segment: int, step: int) -> Snapshot | None:
@@ -127,62 +135,63 @@ class UndoStack:
         return snapshot if snapshot in self._periodic else None
 
     def event(self, reason: str, segment: int, step: int) -> SnapshotTaken:
-        """The event that a snapshot was taken before update `step`."""
+        """The event for a snapshot that was taken before update `step`. `reason` is the occasion for it."""
         return SnapshotTaken(
             segment=segment, step=step, reason=reason, used_bytes=self.nbytes, budget_bytes=self.budget
         )
 
     def push(self, entry: UndoEntry) -> str | None:
-        """Add a new intervention; the undone ones can no longer be redone.
+        """Add a new intervention. Interventions that were undone can then no longer be redone.
 
-        Returns a note if an undo will not restore the exact state.
+        Returns a note for the user if an undo will not restore the exact state, otherwise None.
         """
         self._undone.clear()
         self._done.append(entry)
         self._current = None
         if entry.before is None:
             entry.reason = self._refusal
-            return f"undo restores the value only: {entry.reason}"
+            return f"an undo will restore only the value: {entry.reason}"
         self._evict(entry.before)
         return None
 
     def state_changed(self) -> None:
-        """The state no longer equals the snapshot that was restored last."""
+        """To be called after a change: the state no longer equals the snapshot that was restored last."""
         self._current = None
 
     def undo(self, segment: int, step: int, *, broken: bool) -> Rewind:
-        """Undo the last intervention in effect.
+        """Plan the undo of the last intervention in effect. The caller carries it out.
 
-        If the numbers are `broken` (not finite) and the last good snapshot is newer, go back to that one instead.
-        Raises `ValueError` if there is nothing to undo.
+        `broken` means that the loss or a gradient is not finite. If the last good snapshot is then newer than the
+        intervention, the undo goes back to this snapshot. Raises `ValueError` if there is nothing to undo.
         """
         last = self._done[-1] if self._done else None
         good = self.last_good() if broken else None
         if good is not None and (last is None or (good is not last.before and good.step >= last.step)):
             return self._rewind_to(good, "the steps since the last good snapshot", back=True)
         if last is None:
-            raise ValueError("nothing to undo: no intervention is in force")
+            raise ValueError("nothing to undo: no intervention is in effect")
         if last.before is None:
             self._undone.append(self._done.pop())
-            what = f"{last.label}; by value only: {last.reason}"
+            what = f"{last.label}; only the value was restored: {last.reason}"
             return Rewind(what=what, back=True, entry=last, turns=last.undo_turns)
         last.after = self.take(segment, step)
         self._undone.append(self._done.pop())
         return self._rewind_to(last.before, last.label, back=True, entry=last)
 
     def redo(self) -> Rewind:
-        """Return to the state in which the last undo was made. Raises `ValueError` if nothing was undone."""
+        """Plan the return to the state before the last undo. Raises `ValueError` if there is nothing to redo."""
         if not self._undone:
             raise ValueError("nothing to redo")
         entry = self._undone.pop()
         self._done.append(entry)
         after, entry.after = entry.after, None
         if after is None:
-            return Rewind(what=f"{entry.label}; by value only", back=False, entry=entry, turns=entry.redo_turns)
+            what = f"{entry.label}; only the value was restored"
+            return Rewind(what=what, back=False, entry=entry, turns=entry.redo_turns)
         return self._rewind_to(after, entry.label, back=False, entry=entry)
 
     def cancel(self, rewind: Rewind) -> None:
-        """Take back an undo or redo whose restoring failed."""
+        """Revert the stack to its state before `rewind`, which could not be carried out."""
         self._current = None
         if rewind.entry is None:
             return
@@ -206,26 +215,29 @@ class UndoStack:
         self._periodic.clear()
 
     def _rewind_to(self, snapshot: Snapshot, what: str, *, back: bool, entry: UndoEntry | None = None) -> Rewind:
-        # Later periodic snapshots belong to steps that are abandoned.
+        # Later periodic snapshots are dropped, since they belong to steps that the rewind abandons.
         self._periodic = [s for s in self._periodic if s.segment <= snapshot.segment and s.step <= snapshot.step]
         self._current = snapshot
         self._evict(snapshot)
         return Rewind(what=what, back=back, entry=entry, snapshot=snapshot)
 
     def _all(self) -> list[Snapshot]:
-        """Each snapshot once, since entries may share one."""
+        """All snapshots. One that several entries share is listed once."""
         snapshots: list[Snapshot | None] = [*self._periodic, self._current]
         for entry in (*self._done, *self._undone):
             snapshots += [entry.before, entry.after]
         return list({id(s): s for s in snapshots if s is not None}.values())
 
     def _evict(self, keep: Snapshot | None) -> None:
-        """Drop snapshots until the budget is kept, or only `keep` is left."""
+        """Drop snapshots until the rest fits into the budget, or only `keep` is left."""
         while self.nbytes > self.budget and self._drop_one(keep):
             pass
 
     def _drop_one(self, keep: Snapshot | None) -> bool:
-        """Drop a periodic snapshot, else one for a redo, else the oldest for an undo. False if there is none."""
+        """Drop one snapshot other than `keep`; returns False if there is none.
+
+        Periodic snapshots are dropped first, then those for a redo, then the oldest one for an undo.
+        """
 
         def droppable(snapshot: Snapshot | None) -> bool:
             return snapshot is not None and snapshot is not keep
@@ -248,8 +260,8 @@ class UndoStack:
 def undo_entry(
     id_: int, step: int, command: TurnKnob, turned: KnobChange, before: Snapshot | None, *, rates: tuple[float, float]
 ) -> UndoEntry:
-    """The intervention `id_`, made before update `step`; `rates` are the learning rates before and after it."""
-    # Converting a rate to another optimizer and back need not give the old rate: a scenario may name the rate.
+    """The entry for intervention `id_`, made before update `step`; `rates` are the learning rates before and after."""
+    # If a scenario specifies the rate of the new optimizer, converting the rate back would not give the old rate.
     lr_before, lr_after = (
         (TurnKnob(knob="lr", value=repr(rate)),) if command.knob == "optimizer" else () for rate in rates
     )

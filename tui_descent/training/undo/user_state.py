@@ -1,4 +1,7 @@
-"""State that a user loop names for undo besides model and optimizer: schedulers, scalers, averaged models, counters."""
+"""The objects that a user loop passes as `state=`, so that an undo restores them in addition to model and optimizer.
+
+Examples are schedulers, GradScalers, averaged models and counters.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ class HasStateDict(Protocol):
 
 
 class UserState:
-    """An object that is saved by its `state_dict`, under the `name` that the user's loop gave it."""
+    """Saves one object by its `state_dict`. `name` is its key in `state=`."""
 
     def __init__(self, name: str, obj: HasStateDict) -> None:
         self._name = name
@@ -39,10 +42,10 @@ class UserState:
 
 
 def user_holders(state: Mapping[str, object]) -> list[TorchState | UserState]:
-    """The objects that save and restore what a user's loop named in `state`.
+    """Create the objects that save and restore everything in `state`, which a user loop passed to `watch()`.
 
-    Models, optimizers, torch's schedulers, generators, tensors and containers are saved by value, all other objects by
-    their `state_dict`. Raises `ValueError` for an object that allows neither.
+    Models, optimizers, torch's schedulers, generators, tensors and containers are saved by copying their contents, all
+    other objects by their `state_dict`. Raises `ValueError` for an object for which neither is possible.
     """
     torch_objects: list[object] = []
     others: list[UserState] = []

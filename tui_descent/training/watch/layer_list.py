@@ -1,4 +1,4 @@
-"""The list of layers that the rows of a run's readings follow. It is reported again whenever it changes."""
+"""The list of layers of a run: row n of a reading belongs to layer n. The list is reported whenever it changes."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ from tui_descent.training.progress import Progress
 from tui_descent.training.steering.steering import Steering
 from tui_descent.training.watch.nan_guard import NanGuard
 
-# A user loop may change its net at any time. The net is compared this often, and whenever the number of parameters in
-# the optimizer changes.
+# A user loop may change its net at any time. The net is checked for changes this often, and whenever the number of
+# parameters in the optimizer changes.
 COMPARE_EVERY_S = 1.0
-# How many rows such a change may add.
+# A user loop may add this many layers to its net before the rows run out.
 SPARE_ROWS = 16
 
 
 class LayerList:
     """The layers of one run. `net` is the structure as the instruments see it, None before the first forward pass.
 
-    `structure` is the number of the current list of `layers`; each reading carries it. A reading has at most `max_rows`
-    rows, enough for all layers that surgery can add. If a user loop enlarges its net beyond that, only the layers known
-    before are shown.
+    `structure` counts the changes of `layers`; each reading contains this number. A reading has at most `max_rows`
+    rows, enough for all layers that surgery can add. If a user loop adds more layers, the new ones are not shown.
     """
 
     def __init__(
@@ -46,14 +45,14 @@ class LayerList:
         self._compared_s = 0.0
 
     def begin(self) -> None:
-        """Make the first list: in the order of the first forward pass if that was recorded, else as registered."""
+        """Create the first list, in the order of the recorded forward pass, or in registration order without one."""
         net = structure(self._model, order=self._order.of(self._model))
         self._set_net(net)
         self.max_rows = len(net.layers) + self._steering.max_new_layers + SPARE_ROWS
         self._reported = net
 
     def instruments(self, *, compare: bool = False) -> InstrumentSet:
-        """The instruments of the current net. With `compare`, first check whether the loop itself has changed it."""
+        """The instruments of the current net. With `compare`, first check whether the user's loop has changed it."""
         changed = compare and self._changed_by_loop()
         if self._instruments is None or changed or self._version != self._steering.version:
             self._version = self._steering.version

@@ -1,7 +1,7 @@
-"""The loss of each step, and on CUDA the check of its gradient.
+"""Reads the loss of each step, and on CUDA also checks the gradient.
 
-On a CPU a loss is read at once. On CUDA nothing waits: losses and gradient checks are written to a buffer on the
-device, copied to the host a few steps at a time, and read when they have arrived.
+On a CPU a loss is read at once. On CUDA nothing waits for the device: losses and gradient checks are written to a
+buffer on the device, copied to the host a few steps at a time, and read when they have arrived.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tui_descent.instruments import deferred
 from tui_descent.instruments.deferred import HostCopy
 
-# Rows are sent to the host when there are so many of them, or when the last ones were sent so long ago.
+# Rows are sent to the host when there are ROWS of them, or SEND_AFTER_S after the last ones were sent.
 ROWS = 64
 SEND_AFTER_S = 0.03
 # The fused kernels of these classes leave weights and state unchanged where `found_inf` is 1.
@@ -24,10 +24,10 @@ STOPPABLE = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.A
 
 
 class Row(NamedTuple):
-    """One call of `run.step`.
+    """The numbers of one call of `run.step`.
 
-    `gradient` is the largest |g| of the input-most gradient, 0 if none was checked. `overflow` is 1 if a GradScaler
-    found an overflow, else 0.
+    `gradient` is the largest |g| in the gradient of the input-most layer, 0 if it was not checked. `overflow` is 1 if a
+    GradScaler found an overflow, else 0.
     """
 
     loss: float
@@ -48,14 +48,14 @@ class HostLosses:
         return number(loss)
 
     def check_gradient(self, grad: Tensor | None, optimizer: torch.optim.Optimizer, *, stop: bool) -> bool:
-        """False: the guard reads the gradient itself."""
+        """Does nothing and returns False: the NaN guard checks the gradient instead."""
         return False
 
     def restore_found_inf(self) -> None:
         """Nothing to do: `found_inf` was not changed."""
 
     def add_row(self, loss: Tensor | float, time_s: float) -> bool:
-        """Add one row. False: its loss was not checked on a device before the update."""
+        """Add one row. Returns False, since its loss was not checked on a device before the update."""
         self.rows.append(Row(number(loss), 0.0, 0.0))
         return False
 
@@ -69,8 +69,8 @@ class HostLosses:
 class DeviceLosses:
     """Losses and gradient checks on a device, without waiting for it.
 
-    With a fused optimizer, a row with a non-finite value turns its update into a no-op through `found_inf`, before the
-    host has seen it. All kernels run on the current stream, so a row that was sent may be overwritten at once.
+    If a row has a non-finite value and the optimizer is fused, `found_inf` makes the optimizer skip the update before
+    the host has read the row. All kernels run on the current stream, so a row that was sent may be overwritten at once.
     """
 
     deferred = True
@@ -84,23 +84,23 @@ class DeviceLosses:
         self._one = torch.ones((), device=device)
         self._at = 0  # the current row
         self._sent_s = -torch.inf
-        self._loss_checked = self._gradient_checked = False  # of the current row
+        self._loss_checked = self._gradient_checked = False  # for the current row
         self._in_flight: deque[HostCopy] = deque()  # sent and not read yet
         self._replaced: list[tuple[torch.optim.Optimizer, Tensor | None]] = []  # optimizers and their own `found_inf`
 
     def check_loss(self, loss: Tensor | float) -> float:
-        """Write the loss before its update. Returns 0, since its value is known only later."""
+        """Write the loss before its update. Returns 0, since the value of the loss is known only later."""
         self._loss_checked = True
         self._write_loss(loss)
         return 0.0
 
     @torch.no_grad()
     def check_gradient(self, grad: Tensor | None, optimizer: torch.optim.Optimizer, *, stop: bool) -> bool:
-        """Check the input-most gradient before the update, and whether a GradScaler found an overflow.
+        """Check `grad`, the input-most gradient, before the update, and whether a GradScaler found an overflow.
 
-        With `stop`, the coming update becomes a no-op on the device if this row has a non-finite value, or if one has
-        had one since `allow_updates`; call `restore_found_inf` after the update. An overflow that a GradScaler found
-        does not count: the scaler skips that one update itself.
+        With `stop`, the device skips the coming update if this row, or an earlier row since `allow_updates`, has a
+        non-finite value. Call `restore_found_inf` after the update. An overflow found by a GradScaler does not count as
+        a non-finite value: the scaler skips that one update itself. Returns True.
         """
         _, largest, overflow = self._cells[self._at]
         if grad is not None:
@@ -122,7 +122,7 @@ class DeviceLosses:
         return True
 
     def _skip_update(self, scalers: Tensor | None) -> Tensor:
-        """1 if the coming update is to be a no-op, else 0; shape ()."""
+        """1 if the device has to skip the coming update, else 0; shape (). `scalers` is a GradScaler's `found_inf`."""
         row = self._row[self._at]
         if scalers is None:
             # GradScaler's own kernel: sets the latch if a value of the row is not finite.
@@ -133,7 +133,7 @@ class DeviceLosses:
         return torch.maximum(self._latch, scalers.to(self._latch.device))
 
     def restore_found_inf(self) -> None:
-        """Give the optimizer its own `found_inf` back, after the update or when it raised."""
+        """Give the optimizer its own `found_inf` back, after an update or if the update raised."""
         while self._replaced:
             optimizer, before = self._replaced.pop()
             if before is not None:
@@ -153,7 +153,7 @@ class DeviceLosses:
         return checked
 
     def collect(self, *, wait: bool = False) -> None:
-        """Move the rows that have arrived to `rows`. With `wait`, wait for one batch of them, which synchronises."""
+        """Move the rows that have arrived to `rows`. With `wait`, wait for the next rows in flight."""
         if wait and not self._in_flight:
             self._send()
         while self._in_flight and (wait or self._in_flight[0].ready):
@@ -162,7 +162,7 @@ class DeviceLosses:
             wait = False
 
     def allow_updates(self) -> None:
-        """From here on updates are made again."""
+        """Stop skipping updates, after a non-finite value was handled."""
         self._latch.zero_()
 
     def _write_loss(self, loss: Tensor | float) -> None:
@@ -185,7 +185,7 @@ class DeviceLosses:
 
 
 def losses_of(model: nn.Module) -> HostLosses | DeviceLosses:
-    """The kind of losses for the device of the model's first parameter."""
+    """Create `DeviceLosses` if the model is on a GPU that works asynchronously, else `HostLosses`."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return DeviceLosses(device) if deferred.is_asynchronous(device) else HostLosses()
 
@@ -196,7 +196,7 @@ def number(value: Tensor | float) -> float:
 
 
 def mean(losses: list[float]) -> float:
-    """The mean; inf or NaN where `math.fsum` would raise, for non-finite losses and for a sum that overflows."""
+    """The mean. For non-finite losses and sums that overflow, where `math.fsum` raises, it is inf or NaN."""
     try:
         return math.fsum(losses) / len(losses)
     except (OverflowError, ValueError):
@@ -204,18 +204,21 @@ def mean(losses: list[float]) -> float:
 
 
 def found_inf(optimizer: torch.optim.Optimizer) -> Tensor | None:
-    """What a GradScaler sets on a fused optimizer: above 0 if a gradient overflowed, so that the step is skipped."""
+    """The tensor that a GradScaler sets on a fused optimizer: above 0 if a gradient overflowed; the step is skipped."""
     found = getattr(optimizer, "found_inf", None)
     return found if isinstance(found, Tensor) else None
 
 
 def stoppable(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether `found_inf` can make its update a no-op: true of torch's own fused kernels."""
+    """Whether `found_inf` can make the optimizer skip an update. This is true of torch's own fused kernels."""
     return isinstance(optimizer, STOPPABLE) and all(group.get("fused") for group in optimizer.param_groups)
 
 
 def begins_momentum(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the coming update is the first with momentum: a no-op would leave the momentum buffers uninitialised."""
+    """Whether the coming update is the first one with momentum.
+
+    If it were skipped on the device, the momentum buffers would stay uninitialised.
+    """
     if not isinstance(optimizer, torch.optim.SGD):
         return False
     groups = (group["params"] for group in optimizer.param_groups if group["momentum"])

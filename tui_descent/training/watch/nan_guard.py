@@ -1,7 +1,7 @@
-"""Finds NaN and infinite values before they reach the weights, and names the step and the first layer affected.
+"""Finds NaN and infinite values before they reach the weights, and reports the step and the first layer affected.
 
-`Results` has the losses checked, `OptimizerHooks` the gradients. `Control.handle_fault` acts on what is found: it holds
-the run, ends it, or only notes the fault. On CUDA the checks run on the device, in `loss_readback.py`.
+`Results` calls the check of the losses, `OptimizerHooks` that of the gradients. `Control.handle_fault` then holds the
+run, ends it, or only reports the fault. On CUDA the checks run on the device, in `loss_readback.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tui_descent.instruments.net_structure import WatchedLayer
 
-# Summing the gradient of a weight with more elements than this takes a noticeable share of a step.
+# If a weight has more elements than this, summing its gradient takes a noticeable share of a step.
 LARGE = 1 << 16
 
 
@@ -33,12 +33,13 @@ class Fault:
 class NanGuard:
     """Checks the loss of every step, and the gradient of the input-most layer.
 
-    Backpropagation ends at the input-most layer, so a gradient that is non-finite in a later layer shows there too.
+    The input-most layer is the first layer in forward order that has a gradient. Backpropagation ends there, so a
+    non-finite gradient of a later layer makes this gradient non-finite too.
     """
 
     def __init__(self, model: nn.Module, replay_forward: Callable[[], object] | None = None) -> None:
         self._layers: Sequence[WatchedLayer] = ()
-        # The parameter to check while no layer before it can have a gradient, and the last frozen weight before it.
+        # The parameter to check, remembered while all layers before it are frozen, and the last of the frozen weights.
         self._input_most: nn.Parameter | None = None
         self._frozen: nn.Parameter | None = None
         self._model = model
@@ -55,7 +56,7 @@ class NanGuard:
         self._input_most, self._frozen = next((_to_check(watched) for watched in layers), None), None
 
     def loss_fault(self, step: int, value: float, *, after: bool = False) -> Fault | None:
-        """The fault of a loss that is not finite; None if it is finite. `after` the update was made."""
+        """The fault if the loss `value` is not finite; None if it is finite. `after`: the update was already made."""
         if math.isfinite(value):
             return None
         when = "found just after the update" if after else "before the update"
@@ -65,7 +66,7 @@ class NanGuard:
         )
 
     def gradient_is_finite(self) -> bool:
-        """Whether the input-most layer has a gradient and it is finite; for a large layer, its bias's gradient."""
+        """Whether the input-most layer has a gradient and it is finite. In a large layer only the bias is checked."""
         parameter = self._input_most
         unfrozen = self._frozen is not None and self._frozen.grad is not None
         if parameter is None or parameter.grad is None or unfrozen:
@@ -76,9 +77,9 @@ class NanGuard:
         return math.isfinite(total)
 
     def find_input_most(self) -> nn.Parameter | None:
-        """The first parameter that has a gradient: the loop may have frozen or unfrozen layers.
+        """Find the parameter to check again, since the loop may have frozen or unfrozen layers; None without gradients.
 
-        It is remembered only if no layer before it can have a gradient at the next step.
+        The parameter is remembered only if no layer before it can have a gradient at the next step.
         """
         self._input_most = self._frozen = None
         first = next((n for n, watched in enumerate(self._layers) if watched.weight.grad is not None), None)
@@ -91,7 +92,7 @@ class NanGuard:
         return parameter
 
     def gradient_fault(self, step: int) -> Fault | None:
-        """The fault of a non-finite gradient in the input-most layer; None if it is finite."""
+        """The fault if the weight gradient of the input-most layer is not finite; None if it is finite."""
         first = next((w.weight.grad for w in self.layers if w.weight.grad is not None), None)
         if first is None or math.isfinite(first.sum().item()):  # synchronises on a GPU
             return None
@@ -103,14 +104,14 @@ class NanGuard:
         return Fault(step, text, "gradient", bad[-1])
 
     def input_most_gradient(self) -> Tensor | None:
-        """The weight gradient of the input-most layer that has one."""
+        """The weight gradient of the input-most layer; None if no layer has a gradient."""
         grads = (watched.weight.grad for watched in self.layers)
         return next((grad for grad in grads if grad is not None), None)
 
     def deferred_fault(self, step: int, loss: float | None, *, since: int, stopped: bool) -> Fault:
-        """The fault of a step that was found `since` updates later; `loss` is None if it was a gradient.
+        """A fault that was found `since` updates after the step. `loss` is None if a gradient was not finite.
 
-        `stopped`: the device has skipped this update and all later ones. Otherwise this waits for the device.
+        `stopped` means that the device has skipped this update and all later ones. Otherwise this waits for the device.
         """
         what = "the gradient that reaches the input is not finite" if loss is None else f"loss is {loss}"
         when = f"found {since} update{'s' * (since != 1)} later" if since else "found just after the update"
@@ -133,7 +134,7 @@ class NanGuard:
         return self._first_non_finite_output() if self._replay_forward is not None else None
 
     def _first_non_finite_output(self) -> str | None:
-        """Repeat the forward pass: the name of the first module whose output is not finite."""
+        """Repeat the forward pass. Returns the name of the first module with a non-finite output."""
         found: list[str] = []
 
         def check(name: str) -> Callable[..., None]:

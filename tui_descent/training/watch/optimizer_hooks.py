@@ -1,6 +1,6 @@
-"""The hooks around the optimizer's step: check the gradient, take readings, apply the rate multiplier.
+"""The hooks around the optimizer's step. They check the gradient, take readings, and apply the rate multiplier.
 
-In the pre-hook the gradients exist, wherever the loop calls `zero_grad`.
+The gradients exist in the pre-hook, no matter where the loop calls `zero_grad`.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ Kwargs = dict[str, Any]
 
 
 class OptimizerHooks:
-    """The hooks of one run. `begin` is called before the first reading, when the order of the layers is known.
+    """The hooks of one run. They call `begin` before the first reading, when the order of the layers is known.
 
-    Whether a step is measured is planned one step ahead, since a cosine needs the gradient of the step before.
+    Whether a step is measured is planned one step ahead, since a cosine needs the gradient of the previous step.
     """
 
     def __init__(
@@ -59,19 +59,19 @@ class OptimizerHooks:
         self._progress, self._steering, self._control = progress, steering, control
         self._results, self._layers, self._guard, self._sampler = results, layers, guard, sampler
         self._replay, self._begin = replay, begin
-        self.updates = 0  # since `take_updates`
-        self.rate = math.nan  # of the last update
-        self.fast_s = 0.0  # what the hooks took of the current fast step
-        self._dropped = False
+        self.updates = 0  # the number of updates since the last `take_updates`
+        self.rate = math.nan  # the learning rate of the last update
+        self.fast_s = 0.0  # the time that the hooks took in the current fast step
+        self._dropped = False  # whether an update was dropped since the last `take_updates`
         self._instruments: InstrumentSet | None = None
         self._handles: list[RemovableHandle] = []
         self._hooked: WeakSet[torch.optim.Optimizer] = WeakSet()
-        self._depth = 0  # of nested step calls
+        self._depth = 0  # the number of nested step calls
         self._planned: int | None = None  # the step that `_tiers` belongs to
         self._rewinds = 0
         self._tiers: Tiers | None = None  # what to measure at the planned step
-        self._next_tiers: Tiers | None = None  # and at the one after it
-        self._cost_s = 0.0  # of the current reading
+        self._next_tiers: Tiers | None = None  # what to measure at the step after it
+        self._cost_s = 0.0  # the time that the current reading took so far
         self._last_reading = -1  # the last step whose reading was reported
 
     def attach(self) -> None:
@@ -83,7 +83,7 @@ class OptimizerHooks:
         ]
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
-        """Follow the run to another optimizer."""
+        """Use another optimizer, which the run has switched to."""
         self._optimizer = optimizer
         self._progress.fast_steps = 0
         # The old optimizer keeps its hooks: the run may be held inside its step, while torch iterates over them.
@@ -133,7 +133,7 @@ class OptimizerHooks:
 
     @contextmanager
     def muted(self) -> Iterator[None]:
-        """Detach the instruments inside: for forward and backward passes that do not belong to the step."""
+        """A context with the instruments detached, for forward and backward passes that do not belong to the step."""
         tiers = self._tiers if self._planned == self._progress.step else None
         if tiers is None or self._instruments is None:
             yield
@@ -146,16 +146,16 @@ class OptimizerHooks:
             self._instruments.attach(signals=tiers.signals, slow=tiers.slow)
 
     def take_updates(self) -> tuple[int, bool]:
-        """Number of updates since the last call, and whether one was dropped."""
+        """The number of updates since the last call, and whether one was dropped. Resets both."""
         self._steering.remove_rate_multiplier()
-        self._results.restore_found_inf()  # a step that raised has not done so
+        self._results.restore_found_inf()  # if the step raised, its post-hook has not done so
         self._depth = 0
         taken = self.updates, self._dropped
         self.updates, self._dropped = 0, False
         return taken
 
     def _discard_plan(self) -> None:
-        """After an undo or redo: the plan and the instruments' memory belong to steps that were undone."""
+        """Discard the plan and the instruments after an undo or redo: they belong to steps that were undone."""
         if self._instruments is not None:
             self._instruments.detach()
         self._instruments = self._tiers = self._next_tiers = self._planned = None
@@ -195,7 +195,7 @@ class OptimizerHooks:
             self._before_update()
             return None
 
-        def watched() -> Any:  # the gradients exist only after the closure has run
+        def watched() -> Any:  # with a closure, the gradients exist only after it has run
             loss = closure()
             self._before_update()
             return loss
@@ -232,13 +232,14 @@ class OptimizerHooks:
         self._guard.find_input_most()
         if not self._gradient_is_finite():
             if (overflow := found_inf(self._optimizer)) is not None and bool(overflow):
-                self._dropped = True  # by a GradScaler: its fused step is a no-op now
+                self._dropped = True  # the GradScaler makes the fused optimizer skip this update
                 return
             fault = self._guard.gradient_fault(step)
             if fault is not None and self._control.handle_fault(fault):
                 self._drop_update()
                 return
-        # The cosine of the next step needs this gradient. After a pause every single step is measured.
+        # The cosine of the next step needs this gradient. If the run pauses now, the next step may be a single step,
+        # which is always measured.
         remember = self._pauses() or (self._next_tiers is not None and self._next_tiers.signals)
         if self._tiers is not None or remember:
             self._instruments = self._instruments or self._current_instruments()
@@ -249,7 +250,7 @@ class OptimizerHooks:
             self._replay.before_update()  # before clipping: the slope of the loss needs the unclipped gradient
             self._cost_s += time.thread_time() - start_s
         preclip = self._steering.clip(self._optimizer)
-        # After clipping: all other readings are of the gradient that the optimizer receives.
+        # All other instruments measure the gradient after clipping, which is the one that the optimizer receives.
         if self._tiers is not None or remember:
             start_s = time.thread_time()
             assert self._instruments is not None
@@ -272,7 +273,11 @@ class OptimizerHooks:
         self._steering.rate.apply()
 
     def _measure_before_update(self, preclip: Tensor | None) -> None:
-        """Measure all weights if asked to, if it takes no training time, or after an intervention; otherwise some."""
+        """Measure gradients and weights.
+
+        All weights are measured if readings are at fixed steps, if the run is paced or pauses, and after an
+        intervention. Otherwise a third of them is enough.
+        """
         assert self._instruments is not None
         all_weights = self._sampler.fixed or self._steering.pace is not None or self._pauses()
         self._instruments.before_update(

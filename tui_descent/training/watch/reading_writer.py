@@ -1,4 +1,4 @@
-"""Writes readings into shared memory, and sends those of their values as events that have no column there."""
+"""Writes readings into shared memory. Values that have no column there are sent as events."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from tui_descent.training.keeper_link import KeeperLink
 
 @dataclass(frozen=True, slots=True)
 class ReadingPlace:
-    """The segment and step of a reading; `structure` is the number of the list of layers that its rows follow."""
+    """The segment and step of a reading. `structure` is the number of the list of layers that its rows belong to."""
 
     segment: int
     step: int
     structure: int
 
     def write(self, link: KeeperLink | None, sample: Sample, rare: dict[str, float], *, cost: float) -> None:
-        """Write the reading. `rare` holds the values of the rare tier, `cost` the share of time that watching took."""
+        """Write a reading: `sample`, and `rare`, the values of the tier `rare` by name.
+
+        `cost` is the share of the time that watching takes.
+        """
         if link is None or link.ring is None:
             return
         link.ring.write_reading(

@@ -1,7 +1,7 @@
 """The queue of results: losses and readings are reported in step order, once they are on the host.
 
-On a CPU they are there at once. On CUDA they arrive later, and only `report(wait=True)` waits for them. It is called
-before anything that must be reported after them: an intervention, a pause, the end.
+On a CPU they are available at once. On CUDA they arrive later, and only `report(wait=True)` waits for them. It is
+called before events that must be reported after these results: an intervention, a pause, the end of the run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tui_descent.training.steering.steering import Steering
 from tui_descent.training.watch.loss_readback import DeviceLosses, HostLosses, begins_momentum, mean, number, stoppable
 from tui_descent.training.watch.nan_guard import Fault, NanGuard
 
-# The most steps and readings that wait to be reported. Beyond that, the oldest one is waited for.
+# At most this many steps and readings wait to be reported. If there are more, `report` waits for the oldest one.
 MOST_WAITING = 1000
 
 
@@ -31,18 +31,18 @@ class _Step(NamedTuple):
     step: int
     rate: float
     time_s: float
-    rows: int  # its loss is the mean of so many rows
+    rows: int  # the number of rows; their mean loss is the loss of the step
     made: bool  # an update was made, as far as the host knows
-    counted: bool  # it is a step of the run
-    stoppable: bool  # a non-finite row turns its update into a no-op on the device
-    checked: bool  # its loss was checked before the update
+    counted: bool  # the step counts as a step of the run
+    stoppable: bool  # the device skips the update if a row is not finite
+    checked: bool  # the loss was checked before the update
 
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
     arrival: HostCopy | None  # None if `report` already has the numbers
     report: Callable[[list[float]], None]
-    of_update: bool  # dropped if the update turns out to have been skipped
+    of_update: bool  # the reading is dropped if the update turns out to have been skipped
 
     @property
     def ready(self) -> bool:
@@ -51,16 +51,16 @@ class _Reading:
 
 class _NonFinite(NamedTuple):
     step: int
-    loss: float | None  # None if it was the gradient
-    stopped: bool  # the device skipped its update
+    loss: float | None  # None if the gradient was not finite
+    stopped: bool  # the device skipped the update
 
 
 class Results:
     """The results of one run's steps.
 
-    With `stops`, a non-finite number holds or ends the run. Until the host knows of it, a fused optimizer on a device
-    skips the updates from that step on. A scenario run (`is_scenario`) neither counts nor reports skipped updates; a
-    user loop reports them as skipped steps.
+    With `stops`, a non-finite loss or gradient holds or ends the run. From that step on, a fused optimizer on a device
+    skips its updates until the fault was handled. A scenario run (`is_scenario`) neither counts nor reports skipped
+    updates; a user loop reports them as skipped steps.
     """
 
     def __init__(
@@ -76,13 +76,13 @@ class Results:
         self._progress, self._steering, self._guard, self._losses = progress, steering, guard, losses
         self._stops, self._is_scenario = stops, is_scenario
         self._waiting: deque[_Step | _Reading] = deque()
-        self._rows = 0  # of the current step so far
-        self._stoppable = False  # the current update
-        self._reading: _Reading | None = None  # of the current update
+        self._rows = 0  # the number of rows of the current step so far
+        self._stoppable = False  # whether the device can skip the current update
+        self._reading: _Reading | None = None  # the reading of the current update
         self._skipped = False  # whether the last reported step was skipped
-        self._stopping = False  # the device skips updates
-        self._uncounted = 0  # skipped updates that are to be taken off the count
-        self._non_finite: _NonFinite | None = None  # found and not returned yet
+        self._stopping = False  # whether the device skips updates
+        self._uncounted = 0  # skipped updates that still have to be subtracted from the step count
+        self._non_finite: _NonFinite | None = None  # the first fault that was found and not returned yet
 
     @property
     def deferred(self) -> bool:
@@ -91,7 +91,7 @@ class Results:
 
     @property
     def accumulating(self) -> bool:
-        """Whether there are losses that wait for an update (gradient accumulation)."""
+        """Whether losses were added since the last update (gradient accumulation)."""
         return self._rows > 0
 
     @property
@@ -100,7 +100,7 @@ class Results:
         return self._reading is not None
 
     def check_loss(self, loss: Tensor | float) -> Fault | None:
-        """Check the loss of the current step before its update. On CUDA a non-finite one is found later."""
+        """Check the loss of the current step before its update. On CUDA a non-finite loss is found later."""
         value = self._losses.check_loss(loss)
         return self._guard.loss_fault(self._progress.step, value)
 
@@ -110,17 +110,17 @@ class Results:
             return False
         stop = self._stops and stoppable(optimizer)
         if stop and begins_momentum(optimizer):
-            return False  # the check on the host synchronises, but only once a run
+            return False  # the check on the host synchronises, but this happens only once per run
         self._losses.check_gradient(self._guard.input_most_gradient(), optimizer, stop=stop)
         self._stoppable = stop
         return True
 
     def restore_found_inf(self) -> None:
-        """Give the optimizer its own `found_inf` back, after the update or when it raised."""
+        """Give the optimizer its own `found_inf` back, after an update or if the update raised."""
         self._losses.restore_found_inf()
 
     def add_reading(self, reading: Deferred[Any], report: Callable[[Any], None]) -> None:
-        """Add the reading of the current update. It is reported after its step."""
+        """Add the reading of the current update. It is reported after the step."""
         if not self._losses.deferred:
             values = reading.result()
             self._reading = _Reading(None, lambda _: report(values), of_update=True)
@@ -128,12 +128,12 @@ class Results:
             self._reading = _Reading(HostCopy(reading.columns), lambda v: report(reading.read(v)), of_update=True)
 
     def accumulate(self, loss: Tensor | float, time_s: float) -> None:
-        """Add a loss without an update: it joins the mean loss of the next step."""
+        """Add a loss without an update. It becomes part of the mean loss of the next step."""
         self._losses.add_row(loss, time_s)
         self._rows += 1
 
     def add_step(self, loss: Tensor | float, time_s: float, rate: float, *, made: bool, counted: bool = True) -> None:
-        """Add a step that has ended. `counted` is False if it was dropped and its number is used again."""
+        """Add a completed step. `counted` is False if the step was dropped and its number will be used again."""
         checked = self._losses.add_row(loss, time_s)
         place = self._progress.segment, self._progress.step
         self._waiting.append(
@@ -153,10 +153,10 @@ class Results:
             report(number(value))
 
     def report(self, *, wait: bool = False) -> Fault | None:
-        """Report what is on the host; with `wait`, everything.
+        """Report the results that are on the host; with `wait`, wait for all others and report them too.
 
-        Returns the fault of the first non-finite number, for the caller to handle before the next call. If faults stop
-        the run, everything has been reported by then.
+        Returns the fault of the first non-finite number. The caller has to handle it before the next call. If faults
+        stop the run, all results have been reported when a fault is returned.
         """
         self._losses.collect()
         while self._waiting:
@@ -192,7 +192,7 @@ class Results:
         return len(self._losses.rows) >= item.rows if isinstance(item, _Step) else item.ready
 
     def _wait_for(self, item: _Step | _Reading) -> None:
-        """Wait until a step's rows are on the host. A reading needs no waiting here: taking its values does that."""
+        """Wait until a step's rows are on the host. For a reading nothing is done here: reading its values waits."""
         while isinstance(item, _Step) and len(self._losses.rows) < item.rows:
             self._losses.collect(wait=True)
 
@@ -200,7 +200,7 @@ class Results:
         rows = [self._losses.rows.popleft() for _ in range(step.rows)]
         last, finite = rows[-1], math.isfinite
         loss = last.loss if len(rows) == 1 else mean([row.loss for row in rows])
-        overflow = last.overflow > 0  # the GradScaler skips this step: no fault, whatever the numbers
+        overflow = last.overflow > 0  # the GradScaler skips this step, so non-finite numbers are not a fault
         bad_gradient = not overflow and not finite(last.gradient)
         if step.stoppable and (bad_gradient or (step.checked and not overflow and not finite(last.loss))):
             self._stopping = True

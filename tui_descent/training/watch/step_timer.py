@@ -1,4 +1,4 @@
-"""Times the loop for the sampler: how long its steps take, and how much of that watching takes."""
+"""Measures for the sampler how long the loop's steps take, and how much of this time watching takes."""
 
 from __future__ import annotations
 
@@ -23,23 +23,26 @@ class StepTimer:
         self._steps += 1
 
     def add_step(self, busy_s: float) -> None:
-        """Watching a step without a reading took the CPU time since `busy_s`. Not counted while paused or paced."""
+        """Add the cost of watching a step without a reading: the CPU time since `busy_s`.
+
+        It is not counted while the run is paused or paced.
+        """
         if not self._progress.interrupted and self._steering.pace is None:
             self._watching_s += time.thread_time() - busy_s
 
     def add_fast_step(self, start_s: float, hooks_s: float) -> None:
-        """Watching a fast step took the time since `start_s`, and `hooks_s` in the optimizer's hooks.
+        """Add the cost of watching a fast step: the time since `start_s`, plus `hooks_s` in the optimizer's hooks.
 
-        These are wall-clock times: the CPU clock takes longer to read.
+        These are wall-clock times, since reading the CPU clock takes longer.
         """
         self._watching_fast_s += time.perf_counter() - start_s + hooks_s
 
     def report(self) -> None:
-        """Report to the sampler how long the steps since the last report took. Called between two steps."""
+        """Report to the sampler how long the steps since the last report took. To be called between two steps."""
         if not self._steps:
             return
         busy_s, elapsed_s = self._elapsed()
-        # Wall-clock time includes interruptions: scale it to CPU time.
+        # Wall-clock time includes time in which other processes ran: scale it to CPU time.
         self._sampler.hooked(self._watching_s + self._watching_fast_s * min(1.0, busy_s / elapsed_s))
         self._watching_s = self._watching_fast_s = 0.0
         self._sampler.stepped(busy_s, steps=self._steps)

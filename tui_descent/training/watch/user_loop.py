@@ -1,4 +1,4 @@
-"""`watch()`: the entry point for user loops. It finds or starts the keeper and makes the `Watch`."""
+"""`watch()`: the entry point for user loops. It finds or starts the keeper and creates the `Watch`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SECOND = "this process already has a watched run: a second watch() trains normal
 
 
 class ShownRun:
-    """The run of this process that `exec` shows. A fork of the process has none: the connection is its parent's."""
+    """The run of this process that `exec` shows. A forked child has none: the connection belongs to its parent."""
 
     def __init__(self) -> None:
         self._pid = 0
@@ -39,7 +39,7 @@ class ShownRun:
         self._pid, self._run, self._warned = os.getpid(), weakref.ref(run), False
 
     def warn_second(self) -> None:
-        """Warn of a second `watch()`, once: in the script's output, and to the viewers while the first run goes on."""
+        """Warn once of a second `watch()`: in the script's output, and to viewers if the first run has not ended."""
         if self._warned:
             return
         self._warned = True
@@ -63,12 +63,13 @@ def watch(
 ) -> Watch:
     """Watch a user loop: on the dashboard of `tui-descent exec`, or through a keeper that this call starts.
 
-    Under `exec`, one run per process is shown: the first. A second `watch()` trains normally; a warning says so.
+    Under `exec`, only the first run of a process is shown. A loop with a second `watch()` trains normally but is not
+    shown; a warning says so.
 
-    `watch_every=N` takes a reading at every Nth step. Otherwise readings take at most the share `watch_budget` of the
-    time. Without either, the command line decides; its default is a budget of 1 %.
+    With `watch_every=N` a reading is taken at every Nth step. Otherwise readings take at most the share `watch_budget`
+    of the time. If neither is given, the options of the command line apply; their default is a budget of 1 %.
 
-    `state={"scheduler": …, "scaler": …}` lists what an undo restores besides model and optimizer: objects with
+    `state={"scheduler": …, "scaler": …}` lists what an undo restores in addition to model and optimizer: objects with
     `state_dict` and `load_state_dict`, modules, tensors, dicts. The loop's own counter and data are not restored.
 
     Raises `ValueError` for a `state` that cannot be restored and for an optimizer that cannot be watched. If no keeper

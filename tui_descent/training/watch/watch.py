@@ -40,16 +40,18 @@ from tui_descent.training.watch.optimizer_hooks import OptimizerHooks
 from tui_descent.training.watch.results import Results
 from tui_descent.training.watch.step_timer import StepTimer
 
-# Consecutive fast steps take at most this long, even if they are slower than expected.
+# A series of fast steps takes at most about this long, even if they are slower than expected.
 MAX_FAST_S = 0.4
 
 
 class Watch:
     """One watched run.
 
-    `on_fault`: a non-finite loss or gradient holds the run, ends it, or is only noted. `replay` repeats the passes of
-    the current batch, for the instruments that need them; `curvature` reads the curvature. `about` describes a scenario
-    run, which (`is_scenario`) does not count a dropped update as a step. `state` is what an undo restores in addition.
+    `on_fault` says whether a non-finite loss or gradient holds the run, ends it, or is only reported. `plan` are knobs
+    to turn, with the steps before which they are turned. `replay` repeats the passes of the current batch, for the
+    instruments that need this. `about` is the `RunStarted` event of a scenario run; a user loop has none. In a scenario
+    run (`is_scenario`) a dropped update does not count as a step. An undo restores the objects in `state` in addition
+    to the model and the optimizer.
     """
 
     def __init__(
@@ -109,7 +111,7 @@ class Watch:
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer that makes the updates; a knob may have replaced the first one."""
+        """The optimizer that makes the updates. The optimizer knob may have replaced the original one."""
         return self.steering.context.optimizer
 
     @property
@@ -119,7 +121,7 @@ class Watch:
 
     @property
     def cost(self) -> float:
-        """The share of the training thread's time that watching has taken so far, as viewers see it."""
+        """The share of the training thread's time that watching takes, as shown to viewers."""
         return self._sampler.cost
 
     def __enter__(self) -> Self:
@@ -147,24 +149,24 @@ class Watch:
         return isinstance(ended_by, StopRun)
 
     def loss(self, loss: Tensor | float) -> bool:
-        """Check the loss before `backward()`, so that a non-finite one never reaches the weights.
+        """Check the loss before `backward()`, so that a non-finite loss never reaches the weights.
 
-        Returns False if this batch is to be dropped. Raises `StopRun` if the run is to end.
+        Returns False if the batch has to be dropped. Raises `StopRun` if the run has to end.
         """
         fault = self._results.check_loss(loss)
         return fault is None or not self.control.handle_fault(fault)
 
     def step(self, loss: Tensor | float) -> bool:
-        """Record a step, after `optimizer.step()`; carry out commands and keep the pace.
+        """Record a step, carry out commands and keep the pace. To be called after `optimizer.step()`.
 
-        Returns False if no update was made since the last call: then the loss joins the mean loss of the next step
-        (gradient accumulation). Raises `StopRun` if the run is to end.
+        Returns False if no update was made since the last call. The loss then becomes part of the mean loss of the next
+        step (gradient accumulation). Raises `StopRun` if the run has to end.
         """
         start_s = time.perf_counter()
         progress, hooks = self.progress, self._hooks
         if progress.fast_steps == 0 or hooks.updates != 1:
             return self._full_step(loss, start_s)
-        # A fast step: only record it. A fault that is found here ends the fast steps.
+        # A fast step is only recorded. A fault that is found here ends the series of fast steps.
         hooks.updates = 0
         progress.fast_steps -= 1
         self._results.add_step(loss, start_s - self._start_s, hooks.rate, made=True)
@@ -183,7 +185,7 @@ class Watch:
         return True
 
     def _full_step(self, loss: Tensor | float, start_s: float) -> bool:
-        """`step`, with everything that a fast step leaves out."""
+        """Do everything that `step` does, including what it leaves out in a fast step."""
         busy_s = time.thread_time()
         self.progress.fast_steps = 0
         results, control, steering = self._results, self.control, self.steering
@@ -227,12 +229,15 @@ class Watch:
         return int(max(1, min(self._sampler.next_look, planned))) if planned >= 1 else 0
 
     def begin_step(self) -> None:
-        """Call before the first forward pass; `step` does this for all later ones. Raises `StopRun` to end the run."""
+        """Prepare the next step. Called before the first forward pass; `step` calls it before all later ones.
+
+        Raises `StopRun` if the run has to end.
+        """
         self.control.before_update()
         self.plan_step()
 
     def plan_step(self) -> None:
-        """Plan what is measured at the coming update. Called again if the run has paused since it was planned."""
+        """Plan what is measured at the coming update. Called again if the run has paused since the last plan."""
         self.progress.fast_steps = 0
         if self._layers.net is not None:
             self._hooks.plan()
@@ -240,12 +245,15 @@ class Watch:
             self._timer.restart()
 
     def log(self, name: str, value: Tensor | float) -> None:
-        """Report a metric of the user's, at the number of the next step."""
+        """Report a metric that the user's loop has computed. It is shown at the number of the next step."""
         progress, place = self.progress, self.progress.place
         self._results.log(value, lambda number: progress.emit(MetricLogged(name=name, value=number, **place)))
 
     def _begin(self) -> None:
-        """Once the layers are known: create the shared memory, report the run. Raises `RuntimeError` if that fails."""
+        """Create the shared memory and report the run, as soon as the layers are known. Later calls do nothing.
+
+        Raises `RuntimeError` if the shared memory cannot be created.
+        """
         layers, progress, link = self._layers, self.progress, self.progress.link
         if layers.net is not None:
             return

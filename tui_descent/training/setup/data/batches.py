@@ -10,9 +10,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSet:
-    """Inputs (n, features) and class numbers (n,) for training, and the same held out.
+    """Inputs `x` (n, features) and class numbers `y` (n,) for training, and the same for the held-out data.
 
-    For text, `x` and `y` are character codes (n,), and the held-out data are windows (windows, context).
+    For text, `x` and `y` are character codes (n,), and the held-out ones are windows (number of windows, context).
     """
 
     x: Tensor
@@ -23,7 +23,7 @@ class DataSet:
 
     @property
     def features(self) -> int:
-        """Numbers per input."""
+        """The number of features of each input."""
         return self.x.shape[1]
 
     def to(self, device: torch.device, dtype: torch.dtype) -> DataSet:
@@ -39,7 +39,10 @@ class DataSet:
 
 
 class Batches:
-    """Endless batches. Every epoch is shuffled with its own generator; an incomplete last batch is dropped."""
+    """Endless batches. Every epoch is shuffled, with a generator of its own. An incomplete last batch is dropped.
+
+    With `full`, every batch contains all samples in their original order.
+    """
 
     def __init__(self, data: DataSet, *, batch_size: int, full: bool, seed: int) -> None:
         self.data = data
@@ -71,10 +74,10 @@ class Batches:
         return self.data.x[chosen], self.data.y[chosen]
 
     def state(self) -> tuple[Tensor, Tensor, int, int]:
-        """All that determines the next batches: generator, the epoch's order, the position in it, batch size."""
+        """Everything that determines the next batches: generator, order of the epoch, position in it, batch size."""
         return self._generator.get_state(), self._order, self._cursor, self.size
 
     def restore(self, state: tuple[Tensor, Tensor, int, int]) -> None:
-        """Continue with the same batches as after `state` was taken."""
+        """Continue with the same batches as those that followed the call of `state`."""
         generator, self._order, self._cursor, self.size = state  # not copied: an order is never changed in place
         self._generator.set_state(generator)

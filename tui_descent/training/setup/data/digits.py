@@ -10,14 +10,15 @@ import torch
 from tui_descent.scenario.spec import DigitsData
 from tui_descent.training.setup.data.batches import DataSet
 
-TRAIN = 1437  # the rest is held out
+TRAIN = 1437  # the number of training samples; the rest is held out
 PIXELS = 64
 
 
 def load(spec: DigitsData) -> DataSet:
-    """Load the digits: pixels / 16, minus each pixel's training mean, divided by the overall standard deviation.
+    """Load the digits. Inputs are float32, (n, 64).
 
-    Inputs are float32, (n, 64).
+    Pixels are divided by 16; then the training mean of each pixel is subtracted, and all are divided by the standard
+    deviation of the training data.
     """
     raw = bytearray(lzma.decompress((Path(__file__).parent / "digits.xz").read_bytes()))
     table = torch.frombuffer(raw, dtype=torch.uint8).view(-1, PIXELS + 1)  # (1797, 65)

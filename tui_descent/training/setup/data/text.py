@@ -1,6 +1,6 @@
-"""Text that needs no download: Python's help pages (`pydoc_data.topics`), and random windows of them.
+"""Text data without a download: Python's help pages (`pydoc_data.topics`), and batches of random windows of this text.
 
-The pages differ between Python versions, so a seed reproduces batches only with the same version.
+The pages differ between Python versions, so a seed reproduces batches only with the same Python version.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ LARGEST_BATCH = 4096
 
 
 def load(context: int) -> DataSet:
-    """Character codes: x (n,) for training, and held-out windows (128, context) with the next character as target.
+    """Load the text as character codes: `x` (n,) for training, and held-out windows (128, context).
 
-    There are about 465,000 characters, all printable ASCII or line feeds; others are left out. Raises `ValueError` if
-    this Python has no help pages.
+    The target of each character is the next one. There are about 465,000 characters, all of them printable ASCII or
+    line feeds; others are left out. Raises `ValueError` if this Python has no help pages.
     """
     codes = torch.tensor([_CODES[c] for c in pages() if c in _CODES])
     cut = round(len(codes) * (1 - HELD_OUT))
@@ -44,13 +44,13 @@ def pages() -> str:
 
 
 def windows(codes: Tensor, starts: Tensor, context: int) -> tuple[Tensor, Tensor]:
-    """The windows that begin at `starts` (B,), and the same windows shifted by one: each (B, context)."""
+    """The windows of `codes` (n,) that begin at `starts` (B,), and the windows shifted by one: each (B, context)."""
     positions = starts[:, None] + torch.arange(context, device=starts.device)  # (B, T)
     return codes[positions], codes[positions + 1]
 
 
 class Windows:
-    """Endless batches of windows at random positions, drawn with its own generator."""
+    """Endless batches of windows at random positions, drawn from a generator of its own."""
 
     def __init__(self, data: DataSet, *, batch_size: int, context: int, seed: int) -> None:
         self.data = data
@@ -66,22 +66,22 @@ class Windows:
         return LARGEST_BATCH
 
     def first(self, count: int) -> tuple[Tensor, Tensor]:
-        """Adjacent windows from the beginning of the text: `count` of them, or as many as fit."""
+        """`count` adjacent windows from the beginning of the text, or as many as there are."""
         fit = (len(self.data.x) - 1) // self._context
         starts = torch.arange(min(count, fit), device=self.data.x.device) * self._context
         return windows(self.data.x, starts, self._context)
 
     def next(self) -> tuple[Tensor, Tensor]:
-        """The next batch: characters and the ones that follow them, each (size, context)."""
+        """The next batch: character codes, and for each the code of the next character; both (size, context)."""
         starts = torch.randint(len(self.data.x) - self._context, (self.size,), generator=self._generator)
         return windows(self.data.x, starts.to(self.data.x.device), self._context)
 
     def state(self) -> tuple[Tensor, int]:
-        """All that determines the next batches: the generator and the batch size."""
+        """Everything that determines the next batches: the state of the generator, and the batch size."""
         return self._generator.get_state(), self.size
 
     def restore(self, state: tuple[Tensor, int]) -> None:
-        """Continue with the same batches as after `state` was taken."""
+        """Continue with the same batches as those that followed the call of `state`."""
         generator, self.size = state
         self._generator.set_state(generator)
 

@@ -15,7 +15,7 @@ HELD_OUT = 0.2  # fraction of the points
 
 
 def load(spec: ToyData, *, seed: int) -> DataSet:
-    """Generate `points` points with Gaussian noise, half of each class; a fifth is held out."""
+    """Generate `spec.points` points with Gaussian noise, half of them in each class. A fifth is held out."""
     g = torch.Generator().manual_seed(seed)
     y = torch.arange(spec.points) % 2  # (n,)
     x = _DRAW[type(spec)](y, g)  # (n, 2)

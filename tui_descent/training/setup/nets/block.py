@@ -1,4 +1,4 @@
-"""A block of a net and its skip connection: what the activation, norm, dropout and residual knobs act on."""
+"""A block of a net and its skip connection. The activation, norm, dropout and residual knobs change blocks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Where = Literal["pre", "mid", "post"]
 
 @dataclass(slots=True)
 class Skip:
-    """y = gate·x + branch·f(x). With gate 0 and branch 1 it has no effect: y = f(x)."""
+    """A skip connection y = gate·x + branch·f(x). With gate 0 and branch 1 it has no effect: y = f(x)."""
 
     branch: float
     gate: float = 1.0
@@ -27,13 +27,13 @@ class Skip:
 
 
 class Block(nn.Module):
-    """x → f(x), with an optional skip connection around it. The shape stays the same.
+    """x → f(x), with an optional skip connection around f. Output and input have the same shape.
 
-    f is norm "pre" → core → norm "mid" → activation → out → dropout → norm "post". Parts that are None are left out,
-    and the norm is at one of the three places, `where`. The core has the weights (Linear, Conv2d, attention); it is
-    registered under the name `kind`. `out` restores the width if the core changes it. With `norm_after_skip` a "post"
-    norm comes after the skip: norm(x + f(x)), as in Vaswani et al. 2017, arXiv 1706.03762. `norm_places` are the places
-    that the norm may have.
+    f is norm "pre" → core → norm "mid" → activation → out → dropout → norm "post". Parts that are None are left out.
+    There is at most one norm layer; `where` is its place, and `norm_places` are the places that it may have. The core
+    contains the weights (Linear, Conv2d, attention) and is registered under the name `kind`. `out` restores the width
+    if the core changes it. With `norm_after_skip` a "post" norm layer comes after the skip: norm(x + f(x)), as in
+    Vaswani et al. 2017, arXiv 1706.03762.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Block(nn.Module):
         return core
 
     def put_norm(self, norm: nn.Module | None, where: Where) -> None:
-        """Replace the norm, or remove it. Afterwards the block equals one that was built that way."""
+        """Replace the norm layer, or remove it with None. The result is as if the block had been built this way."""
         self.where = where
         self._register(norm=norm)
 
@@ -81,7 +81,10 @@ class Block(nn.Module):
         self._register(dropout=drop)
 
     def _register(self, **changed: nn.Module | None) -> None:
-        """Register the parts in forward order, which is also the order of a run's layers. Absent parts become None."""
+        """Register the parts in forward order, so that the layers of a run are listed in this order.
+
+        `changed` are the parts to replace, by name. Parts that are None become plain attributes.
+        """
         parts: dict[str, nn.Module | None] = {}
         for name in ("core", "activation", "out", "dropout", "norm"):
             present = self._modules.get(self.kind if name == "core" else name)

@@ -15,8 +15,8 @@ from tui_descent.training.setup.nets.mlp import default_scale
 class ConvNet(nn.Module):
     """stem Conv3×3(1, W) → D blocks of activation(Conv3×3(W, W)) → mean over positions → head Linear(W, classes).
 
-    Norms are over channels and positions together: `layer` is a GroupNorm with one group (Wu & He 2018, arXiv
-    1803.08494), `rms` is the same without subtracting the mean.
+    Norm layers normalise over channels and positions together: `layer` is a GroupNorm with one group (Wu & He 2018,
+    arXiv 1803.08494), `rms` is the same without subtracting the mean.
     """
 
     def __init__(self, spec: ConvModel, *, features: int, classes: int, generator: Generator) -> None:

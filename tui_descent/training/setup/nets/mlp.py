@@ -39,5 +39,5 @@ class Mlp(nn.Module):
 
 
 def default_scale(depth: int) -> float:
-    """1/√D. With it the sum of D branches has the magnitude of a single one."""
+    """1/√D. With this factor the sum of D branches has about the magnitude of a single branch."""
     return float(depth**-0.5)

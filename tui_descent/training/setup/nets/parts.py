@@ -1,4 +1,4 @@
-"""Parts of nets by name: activations, norms and linear layers, and weight initialisation."""
+"""Creates parts of nets: activations, norm layers and linear layers, and initialises weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from tui_descent.scenario.spec import ActivationSpec, InitSpec, NormSpec
 
-# Endings of the names of attention weights that stack the three matrices for queries, keys and values.
+# How the names of attention weights end that contain the three matrices for queries, keys and values.
 QKV_WEIGHT_NAMES = ("qkv.weight", "in_proj_weight")
 
 
@@ -22,8 +22,8 @@ class ChannelNorm(nn.GroupNorm):
 class ChannelRMSNorm(nn.RMSNorm):
     """RMSNorm for images (B, C, H, W), over channels and positions together, with one gain per channel.
 
-    Normalising each position separately would remove the differences in magnitude between positions, which carry
-    information, and gains per channel could not restore them.
+    The magnitudes of different positions carry information. Normalising each position separately would remove it, and
+    gains per channel could not restore it.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def activation(spec: ActivationSpec) -> nn.Module:
 
 
 def norm(spec: NormSpec, width: int, *, images: bool = False) -> nn.Module | None:
-    """A new norm over the last dimension, for `images` over channels and positions. None for the name `none`."""
+    """A new norm layer over the last dimension, or with `images` over channels and positions. None for `none`."""
     if spec.name == "none":
         return None
     if images:
@@ -59,14 +59,14 @@ def norm(spec: NormSpec, width: int, *, images: bool = False) -> nn.Module | Non
 
 
 def empty(kind: type[nn.Module], *args: int, **options: object) -> nn.Module:
-    """A module with uninitialised weights, made without drawing from torch's global random numbers."""
+    """A module with uninitialised weights. No numbers are drawn from torch's global random number generator."""
     with torch.device("meta"):
         module = kind(*args, **options)
     return module.to_empty(device="cpu")
 
 
 def linear(fan_in: int, fan_out: int, init: InitSpec, generator: Generator, *, bias: float = 0.0) -> nn.Linear:
-    """A Linear layer (fan_in → fan_out), its weights drawn with the generator, its biases all `bias`."""
+    """A Linear layer (fan_in → fan_out) with weights drawn from `generator` and all biases equal to `bias`."""
     layer = empty(nn.Linear, fan_in, fan_out)
     assert isinstance(layer, nn.Linear)
     init_weight(layer.weight, init, generator)

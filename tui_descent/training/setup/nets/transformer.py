@@ -41,9 +41,10 @@ class Attention(nn.Module):
 class Transformer(nn.Module):
     """Token + position embedding → D layers of two blocks, attention and MLP → head Linear(W, V).
 
-    `blocks` alternates: `blocks.0` is the first layer's attention, `blocks.1` its MLP, which is Linear(W, 4W) →
-    activation → Linear(4W, W). Each of the 2·D blocks has its own residual connection, norm and dropout. A "pre" norm
-    comes before the attention or MLP, a "post" norm after the skip: norm(x + f(x)). There is no norm before the head.
+    Attention and MLP alternate in `blocks`: `blocks.0` is the attention of the first layer, `blocks.1` its MLP. An MLP
+    is Linear(W, 4W) → activation → Linear(4W, W). Each of the 2·D blocks has its own residual connection, norm layer
+    and dropout. A "pre" norm layer comes before the attention or MLP, a "post" norm layer after the skip:
+    norm(x + f(x)). There is no norm layer before the head.
     """
 
     def __init__(self, spec: TransformerModel, *, symbols: int, generator: Generator) -> None:

@@ -1,4 +1,4 @@
-"""The knobs that change a net's blocks: activation, residual and norm."""
+"""The knobs that change a net's blocks: activation, residual and norm layer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tui_descent.training.steering import surgery
 from tui_descent.training.steering.knobs.context import Knob, KnobChange, common_value
 from tui_descent.training.steering.surgery.residual import HasSkip, Way
 
-_ROTATED_GATE = 0.5**0.5  # where a rotation ends
+_ROTATED_GATE = 0.5**0.5  # the gate of a skip after a rotation
 _NAMES: dict[type[nn.Module], str] = {
     type(parts.activation(ActivationSpec(name=name))): name for name in get_args(Activation)
 }
@@ -28,22 +28,22 @@ _NAMES: dict[type[nn.Module], str] = {
 class ActivationKnob(Knob):
     """The activations of a built-in net's blocks, or the activation modules of a user's net.
 
-    A path names a block of a built-in net, or an activation module of a user's net.
+    A path is the name of a block in a built-in net, or of an activation module in a user's net.
     """
 
     def value(self) -> str:
-        """The name they all share, or `mixed`."""
+        """The name of the activation if all are the same, otherwise `mixed`."""
         return self._value_of(self._paths())
 
     def unavailable(self) -> str | None:
-        """Not available where activations are only functions called in `forward`."""
+        """Not available if the net has no activation modules, but only calls functions in `forward`."""
         if self._paths():
             return None
         kind = type(self._context.model).__name__
         return f"activation replaces modules such as nn.ReLU; {kind} has none"
 
     def turn(self, turn: TurnKnob) -> KnobChange:
-        """Replace the activations, blended over some updates or at once."""
+        """Replace the activations, at once or by a transition over `BLEND_STEPS` updates."""
         paths = self._targets(turn.target)
         way = turn.way or "blend"
         steps = surgery.BLEND_STEPS if way == "blend" else 1
@@ -115,11 +115,11 @@ class ResidualKnob(Knob):
         return self._value_of(self._blocks())
 
     def unavailable(self) -> str | None:
-        """Not available without blocks, as in a compiled net."""
+        """Not available if the net has no blocks. In a compiled net none can be found."""
         return None if self._blocks() else self._context.no_blocks_reason
 
     def turn(self, turn: TurnKnob) -> KnobChange:
-        """Open or close the skips. The result names the way that `auto` chose."""
+        """Open or close the skips. The result contains the way that was chosen for `auto`."""
         context, blocks = self._context, self._blocks()
         targets = list(blocks) if turn.target == "all" else _single_target(turn.target, blocks, "block")
         old = self._value_of(targets)
@@ -128,7 +128,7 @@ class ResidualKnob(Knob):
         steps = surgery.WAY_STEPS[way]
         for target in targets:
             block = blocks[target]
-            # A new transition starts from the skip's current gate and branch.
+            # An unfinished transition is discarded; the new one starts from the skip's current gate and branch.
             context.transitions.pop(("residual", target), None)
             if turn.value == "on":
                 context.start_transition("residual", target, surgery.open_skip(block, scale, steps=steps, way=way))
@@ -144,7 +144,7 @@ class ResidualKnob(Knob):
         way = turn.way or "auto"
         if way != "auto":
             return cast("Way", way)
-        if turn.value == "off":  # the way in which it was opened
+        if turn.value == "off":  # a skip is closed in the way in which it was opened
             rotated = all(block.skip is not None and block.skip.gate == _ROTATED_GATE for block in blocks)
             return "rotation" if rotated else "ramp"
         context = self._context
@@ -171,23 +171,24 @@ class ResidualKnob(Knob):
 
 
 class NormKnob(Knob):
-    """The norm in the blocks of a built-in net, and its place in them."""
+    """The norm layer in each block of a built-in net, and its place in the block."""
 
     def value(self) -> str:
         """`none`, `layer`, `rms` or `mixed`."""
         return self._value_of(self._context.blocks.values())
 
     def unavailable(self) -> str | None:
-        """Only the blocks of a built-in net have places for a norm."""
+        """Available only for built-in nets, since only their blocks have a place for a norm layer."""
         if self._context.blocks:
             return None
         kind = type(self._context.model).__name__
         return f"norm acts on the blocks of a built-in net; {kind} has none"
 
     def turn(self, turn: TurnKnob) -> KnobChange:
-        """Add, replace or remove the norms at once, together with their parameters in the optimizer.
+        """Add, replace or remove norm layers at once, together with their parameters in the optimizer.
 
-        By default new norms are calibrated if the net has learned something.
+        By default, once the net has learned something (see `norm_way`), new norm layers are calibrated: initialised so
+        that the net's outputs hardly change.
         """
         context = self._context
         names = list(context.blocks) if turn.target == "all" else _single_target(turn.target, context.blocks, "block")
@@ -233,7 +234,7 @@ def _norm_name(norm: nn.Module | None) -> str:
 
 
 def _single_target(target: str, known: Iterable[str], kind: str) -> list[str]:
-    """The target as a list of one. Raises `ValueError` for an unknown one."""
+    """A list with only `target`. Raises `ValueError` if it is not one of the `known` names."""
     names = list(known)
     if target not in names:
         raise ValueError(f'no {kind} "{target[:60]}"; {kind}s are {names[0]} …{nearest(target, names)}')

@@ -23,17 +23,19 @@ from tui_descent.training.undo.snapshot import HoldsState
 from tui_descent.training.undo.torch_state import TorchState
 
 RECENT_LOSSES = 10  # their mean is the current loss
-# Fields that an undo restores by assignment. Not the pace, which does not affect training. Not the version either: it
-# only grows, so that whatever was built for an earlier version sees that the net has changed.
+# Fields that an undo restores by assignment. The pace is not one of them, since it does not affect training. Neither is
+# the version: it is only ever increased, so that objects built for an earlier version notice that the net has changed.
 _RESTORED_FIELDS = ("optimizer", "clip", "init", "step", "last_kick", "first_loss")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnobChange:
-    """What turning a knob did. `old` and `new` are read back from the run.
+    """The result of turning a knob. `old` and `new` are its values, read back from the run.
 
-    `way`, `scale` and `where` are the ones used, not `auto`, so that the record replays exactly. `function_change` is
-    the largest change of an output on the probe batch. `knobs` are the other knobs whose state changed too.
+    `way`, `scale` and `where` are the settings used, never `auto`, so that the change can be replayed exactly.
+    `function_change` is the largest change of an output on the probe batch; `loss_before` and `loss_after` are the
+    losses on this batch. `knobs` are other states that changed too. If only one layer was changed, they include this
+    knob's value for the whole net.
     """
 
     old: str
@@ -48,7 +50,7 @@ class KnobChange:
     knobs: tuple[KnobState, ...] = ()
 
     def with_note(self, text: str | None) -> KnobChange:
-        """A copy with `text` appended to the note."""
+        """A copy with `text` appended to the note; None appends nothing."""
         return self if text is None else replace(self, note="; ".join(filter(None, (self.note, text))))
 
     def event_fields(self) -> dict[str, Any]:
@@ -73,7 +75,7 @@ class Knob(ABC):
 
     @abstractmethod
     def turn(self, turn: TurnKnob) -> KnobChange:
-        """Carry out a command that was checked against the knobs table.
+        """Carry out a command that has been checked against the knobs table.
 
         Raises `ValueError` with the reason if that fails; the caller then rolls back.
         """
@@ -83,11 +85,12 @@ class Knob(ABC):
 class KnobContext:
     """The state of one run that its knobs read and change.
 
-    `setup` and `steps`, the planned number of updates, are None in a user loop. `step` is the update before which a
-    knob was last turned. `version` grows with each change of the net's structure. `blocks` are a built-in net's blocks,
-    `user_blocks` those found in a user's net; `no_blocks_reason` says why there are none. `transitions` are the changes
-    in progress by (knob, target), `pending_values` the settings they lead to. `optimizer_listeners` are called with the
-    new optimizer when it is replaced. `losses` are the most recent ones.
+    In a user loop `setup` and `steps`, the planned number of updates, are None. `step` is the number of the update
+    before which a knob was last turned. `version` is increased by each change of the net's structure. `blocks` are the
+    blocks of a built-in net by name, `user_blocks` those found in a user's net; `no_blocks_reason` says why there are
+    none. `transitions` are the transitions (changes spread over several updates) in progress by (knob, target), and
+    `pending_values` the values they end at. `optimizer_listeners` are called with the new optimizer when it is
+    replaced. `losses` are the most recent losses.
     """
 
     model: nn.Module
@@ -112,7 +115,7 @@ class KnobContext:
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_LOSSES))
 
     def holders(self) -> list[HoldsState]:
-        """What a snapshot consists of: model, optimizer, knobs, and a scenario's schedule and batches."""
+        """The objects whose states make up a snapshot: model, optimizer, knobs, and a scenario's `Setup`."""
         skips = (block.skip for block in self.user_blocks.values())
         tensors = TorchState(self.model, self.optimizer, *skips)
         return [tensors, self] if self.setup is None else [tensors, self, self.setup]
@@ -129,7 +132,7 @@ class KnobContext:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Restore what `state` returned. Then `Steering.after_restore` is due, which notifies the listeners."""
+        """Restore what `state` returned. `Steering.after_restore` has to be called next; it notifies the listeners."""
         for name, value in state["fields"].items():
             setattr(self, name, value)
         self.rate.restore(state["rate"])
@@ -142,9 +145,9 @@ class KnobContext:
         self.losses = deque(state["losses"], maxlen=RECENT_LOSSES)
 
     def generator(self, knob: str) -> torch.Generator:
-        """Random numbers for a knob; they depend only on the seed, the step and the knob, so that a replay is exact.
+        """A generator of random numbers for a knob, seeded by the run's seed, the step and the knob.
 
-        A new knob in the table changes those of all others.
+        A replay therefore draws the same numbers. Adding a knob to the table changes the numbers of all knobs.
         """
         number = (self.seed * 1_000_003 + self.step) * len(KNOBS) + list(KNOBS).index(knob)
         return torch.Generator().manual_seed(number % 2**63)
@@ -159,17 +162,17 @@ class KnobContext:
             listener(optimizer)
 
     def update_parameters(self, changed: surgery.ParameterChanges) -> None:
-        """Make the optimizer hold the model's parameters again, after a change of the net."""
+        """Update the optimizer's parameters after a change of the net."""
         replace_parameters(self.optimizer, self.model, changed)
         self.version += 1
 
     def start_transition(self, knob: str, target: str, transition: surgery.Transition) -> None:
-        """Start a change that `advance` continues with every update."""
+        """Start a transition. `advance` then continues it at every update."""
         self.transitions[knob, target] = transition
         self.version += 1
 
     def finish_transition(self, knob: str, target: str) -> None:
-        """Complete a transition of the same part at once, if one is in progress."""
+        """Complete the transition of this knob and target at once, if one is in progress."""
         if (transition := self.transitions.pop((knob, target), None)) is not None:
             transition.finish()
 
@@ -182,11 +185,11 @@ class KnobContext:
 
 
 def common_value(values: Iterable[str]) -> str:
-    """The value they all share, or `mixed`."""
+    """The value if all `values` are equal, otherwise `mixed`."""
     distinct = list(dict.fromkeys(values))
     return distinct[0] if len(distinct) == 1 else "mixed"
 
 
 def unavailable_in_user_loop(reason: str) -> str:
-    """Why a knob works only in scenario runs."""
+    """The text for a knob that is not available in a user loop."""
     return f"not available for your own loop: {reason}"

@@ -10,7 +10,7 @@ from tui_descent.training.steering.knobs.context import Knob, KnobChange, unavai
 
 
 class BatchSizeKnob(Knob):
-    """The batch size, from the next batch on. The order of the epoch's samples stays."""
+    """The batch size, changed from the next batch on. The order of the samples in the epoch stays the same."""
 
     def value(self) -> str:
         """Samples per batch."""
@@ -18,7 +18,7 @@ class BatchSizeKnob(Knob):
         return "" if batches is None else str(batches.size)
 
     def unavailable(self) -> str | None:
-        """A user loop, a surface and full-batch training have no batch size that could be set."""
+        """Not available in a user loop, on a surface, or in full-batch training: there is no batch size to set."""
         if self._context.setup is None:
             return unavailable_in_user_loop("it draws its own batches")
         batches = self._batches()
@@ -27,7 +27,7 @@ class BatchSizeKnob(Knob):
         return f"every batch holds all {batches.size} samples (full = true)" if batches.full else None
 
     def turn(self, turn: TurnKnob) -> KnobChange:
-        """Set the batch size. Raises `ValueError` for more samples than there are."""
+        """Set the batch size. Raises `ValueError` if it is above the largest one possible."""
         batches, old = self._batches(), self.value()
         assert batches is not None
         size = int(new_value(turn.value, batches.size, knob="batch_size"))

@@ -1,6 +1,7 @@
-"""The learning rate as a person has set it: a multiplier on the rate that a scheduler sets.
+"""The multiplier by which a person changes the learning rate that a scheduler sets.
 
-`RateKnob` in `optimizer.py` turns it; `watch/optimizer_hooks.py` applies it before each update and removes it after.
+`RateKnob` in `optimizer.py` sets the multiplier. `watch/optimizer_hooks.py` applies it before each update and removes
+it after the update.
 """
 
 from __future__ import annotations
@@ -13,23 +14,26 @@ from tui_descent.scenario import knobs
 class RateMultiplier:
     """A multiplier on every group's learning rate, applied before the optimizer's step and removed after it.
 
-    Between two steps the groups hold the scheduler's own rates. So any scheduler keeps working, and the multiplier
-    survives the scheduler's next step.
+    Between two steps the groups contain the scheduler's own rates. Therefore any scheduler keeps working, and the
+    multiplier stays in effect when the scheduler makes its next step.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
-        self._base_rates: list[object] | None = None  # while the multiplier is applied
+        self._base_rates: list[object] | None = None  # the groups' own rates while the multiplier is applied
         self.multiplier = 1.0
 
     @property
     def value(self) -> float:
-        """The rate the next step will use: the first group's, times the multiplier."""
+        """The learning rate of the next step: the first group's rate times the multiplier."""
         lr = self._base_rates[0] if self._base_rates is not None else self._optimizer.param_groups[0]["lr"]
         return float(lr) * self.multiplier  # type: ignore[arg-type]
 
     def turn(self, text: str) -> None:
-        """Set the rate to `text`: a number, or `*2` or `/2` relative to the current rate. Raises `ValueError`."""
+        """Set the rate to `text`: a number, or `*2` or `/2` relative to the current rate.
+
+        Raises `ValueError` for any other text, and if the schedule has set the rate to 0.
+        """
         value = knobs.new_value(text, self.value)
         base = float(self._optimizer.param_groups[0]["lr"])
         if base == 0:
@@ -37,7 +41,7 @@ class RateMultiplier:
         self.multiplier = value / base
 
     def state(self) -> tuple[torch.optim.Optimizer, list[object] | None, float]:
-        """The optimizer, its rates without the multiplier while that is applied, and the multiplier."""
+        """The optimizer, its own rates (None if the multiplier is not applied now), and the multiplier."""
         return self._optimizer, self._base_rates, self.multiplier
 
     def restore(self, state: tuple[torch.optim.Optimizer, list[object] | None, float]) -> None:
@@ -50,7 +54,7 @@ class RateMultiplier:
         self._optimizer = optimizer
 
     def apply(self) -> None:
-        """Multiply the rates, before the optimizer's step. A multiplier left by a step that raised is removed first."""
+        """Multiply the rates, before the optimizer's step. If the last step raised, its multiplier is removed first."""
         self.remove()
         if self.multiplier != 1.0:
             self._base_rates = [group["lr"] for group in self._optimizer.param_groups]

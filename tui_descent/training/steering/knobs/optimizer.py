@@ -1,4 +1,4 @@
-"""The knobs of the optimizer: learning rate, class, momentum, betas, weight decay, schedule and clipping."""
+"""The optimizer's knobs: learning rate, optimizer class, momentum, betas, weight decay, schedule and clipping."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ LOOP_OWNS_SCHEDULE = "not available for your own loop: it sets its own rate and 
 
 
 class RateKnob(Knob):
-    """The learning rate, set by a multiplier that stays in force on top of any schedule."""
+    """The learning rate. It is set by a multiplier on the rate of the schedule, which stays in effect."""
 
     def value(self) -> str:
         """The learning rate of the next step."""
         return f"{self._context.rate.value:.6g}"
 
     def turn(self, turn: TurnKnob) -> KnobChange:
-        """Set the rate, absolute or relative to the current one."""
+        """Set the rate to a number, or relative to the current rate."""
         old = self.value()
         self._context.rate.turn(turn.value)
         return KnobChange(old=old, new=self.value())
@@ -42,7 +42,7 @@ class OptimizerKnob(Knob):
         return optimizers.name_of(self._context.optimizer)
 
     def unavailable(self) -> str | None:
-        """Not available in a user loop, which keeps calling the optimizer object that it made."""
+        """Not available in a user loop, since the loop keeps calling the optimizer object that it created."""
         return None if self._context.setup is not None else LOOP_OWNS_OPTIMIZER
 
     def turn(self, turn: TurnKnob) -> KnobChange:
@@ -58,7 +58,7 @@ class OptimizerKnob(Knob):
         context.change_optimizer(swapped.optimizer)
         context.setup.schedule = schedule
         if known is not None:
-            context.rate.multiplier = 1.0  # it was chosen for the old optimizer's rate
+            context.rate.multiplier = 1.0  # the old multiplier was chosen for the old optimizer
         rate = context.rate.value
         note = map_rate(old, turn.value, rate_before, known=None if known is None else rate).text
         if known is not None and not math.isclose(rate, known):
@@ -67,7 +67,7 @@ class OptimizerKnob(Knob):
 
 
 class ScheduleKnob(Knob):
-    """The schedule, from the base rate over the remaining steps. The learning-rate knob multiplies it."""
+    """The schedule. It starts at the base rate and covers the remaining steps. The learning-rate knob multiplies it."""
 
     def value(self) -> str:
         """The schedule's name."""
@@ -75,7 +75,7 @@ class ScheduleKnob(Knob):
         return "constant" if setup is None or setup.schedule is None else setup.schedule.spec.name
 
     def unavailable(self) -> str | None:
-        """Not available in a user loop, which has its own scheduler and no known end."""
+        """Not available in a user loop, since the loop has its own scheduler and no known number of steps."""
         return None if self._context.setup is not None else LOOP_OWNS_SCHEDULE
 
     def turn(self, turn: TurnKnob) -> KnobChange:
@@ -95,10 +95,10 @@ class ScheduleKnob(Knob):
 
 
 class _OptimizerOption(Knob):
-    """A number that some optimizers have as an option and others do not."""
+    """An option that not all optimizers have."""
 
     def unavailable(self) -> str | None:
-        """The reason that reading the option gives, if this optimizer has no such option."""
+        """The reason, if this optimizer does not have the option."""
         try:
             self.value()
         except ValueError as error:
@@ -137,7 +137,7 @@ class BetasKnob(_OptimizerOption):
 
 
 class WeightDecayKnob(_OptimizerOption):
-    """The weight decay λ: part of the gradient or decoupled from it, as the optimizer defines it."""
+    """The weight decay λ. The optimizer either adds it to the gradient or applies it to the weights directly."""
 
     def value(self) -> str:
         return f"{optimizers.weight_decay_of(self._context.optimizer):.6g}"
@@ -149,7 +149,7 @@ class WeightDecayKnob(_OptimizerOption):
 
 
 class ClipKnob(Knob):
-    """The limit of the global gradient norm, above which gradients are scaled down."""
+    """The limit of the global gradient norm. If the norm is above it, the gradients are scaled down."""
 
     def value(self) -> str:
         """A number, or `off`."""

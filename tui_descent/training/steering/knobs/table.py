@@ -1,4 +1,4 @@
-"""Which class acts for each knob of `scenario/knob_table.py`."""
+"""The class that implements each knob of `scenario/knob_table.py`."""
 
 from __future__ import annotations
 

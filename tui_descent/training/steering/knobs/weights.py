@@ -35,7 +35,7 @@ class InitKnob(Knob):
     """Re-initializes the weights of the net or of one layer, in place."""
 
     def value(self) -> str:
-        """The initialization of the whole net: `own` for a user's net, `mixed` if one layer has another."""
+        """The initialization of the whole net: `own` for a user's net, `mixed` if layers differ."""
         return self._context.init or "own"
 
     def unavailable(self) -> str | None:
@@ -43,7 +43,7 @@ class InitKnob(Knob):
         return _NO_LAYERS if isinstance(self._context.model, Surface) else None
 
     def turn(self, turn: TurnKnob) -> KnobChange:
-        """Draw new weights and drop their optimizer state."""
+        """Draw new weights, and drop the optimizer state of the old ones."""
         context, old = self._context, self.value()
         layer = None if turn.target == "all" else turn.target
         spec = convert(InitSpec, {"name": turn.value}, "init", [])
@@ -58,7 +58,7 @@ class FreezeKnob(Knob):
     """Stops training one layer's weights."""
 
     def value(self) -> str:
-        """`on`, `off` or `mixed` over the whole net."""
+        """`on` if the whole net is frozen, `off` if nothing is, otherwise `mixed`."""
         return self._of(self._context.model)
 
     def unavailable(self) -> str | None:
@@ -66,7 +66,7 @@ class FreezeKnob(Knob):
         return _NO_LAYERS if isinstance(self._context.model, Surface) else None
 
     def turn(self, turn: TurnKnob) -> KnobChange:
-        """Freeze or unfreeze one layer. `off` without a target unfreezes all that the optimizer holds."""
+        """Freeze or unfreeze one layer. `off` without a target unfreezes all parameters that the optimizer holds."""
         context = self._context
         model = context.model
         if turn.target == "all":
@@ -86,14 +86,14 @@ class FreezeKnob(Knob):
 
 
 class KickKnob(Knob):
-    """Moves every weight matrix a little at random, or all weights along the direction of most negative curvature."""
+    """Kicks weights: moves each weight matrix a little at random, or all weights along the most negative curvature."""
 
     def value(self) -> str:
-        """The size of the last kick; 0 before the first."""
+        """The size of the last kick; 0 if there was none."""
         return self._context.last_kick
 
     def turn(self, turn: TurnKnob) -> KnobChange:
-        """Kick at once. `auto` means random; on a surface, whose point is not a weight matrix, it means curvature."""
+        """Kick at once. The way `auto` means random; on a surface, which has no weight matrix, it means curvature."""
         context, old = self._context, self.value()
         size = new_value(turn.value, float(old), knob="kick")
         surface = isinstance(context.model, Surface)
@@ -110,9 +110,10 @@ class KickKnob(Knob):
         return KnobChange(old=old, new=context.last_kick, way=way, note=note)
 
     def _kick_along_curvature(self, size: float) -> str:
-        """Move along the eigenvector of λmin on the probe batch, by `size` times the norm of all weights.
+        """Move all weights along the eigenvector of λmin on the probe batch, by `size` times their L2 norm.
 
-        The norm of a surface's point means nothing; it moves by `size`. Returns the note.
+        On a surface the distance is `size` itself, since the norm of the point has no meaning there. Returns the note
+        for the user.
         """
         context = self._context
         if context.setup is None:
@@ -137,7 +138,7 @@ class KickKnob(Knob):
 
 
 class DropoutKnob(Knob):
-    """The dropout probability, the same in all places."""
+    """The dropout probability, set to the same value everywhere in the net."""
 
     def value(self) -> str:
         """The probability in all blocks, or in the `nn.Dropout` modules of a user's net."""
@@ -153,7 +154,7 @@ class DropoutKnob(Knob):
         return f"{type(self._context.model).__name__} has no nn.Dropout"
 
     def turn(self, turn: TurnKnob) -> KnobChange:
-        """Set the probability in all places."""
+        """Set the probability everywhere in the net."""
         old = self.value()
         if old == "mixed" and turn.value[0] in "*/":
             raise ValueError(f"dropout is mixed, so {turn.value} has no value to scale; allowed: a number ≥ 0 and < 1")

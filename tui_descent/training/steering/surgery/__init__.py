@@ -1,4 +1,6 @@
-"""Changes to the network itself, made between two steps, each with a stated effect on its outputs. One file each."""
+"""Surgery: changes to the network itself between two steps. Each kind of change is one file, which states its effect on
+the network's outputs.
+"""
 
 from tui_descent.training.steering.surgery.activation import (
     BLEND_STEPS,

@@ -1,4 +1,4 @@
-"""Replaces activations: at once, or by a blend of the old and the new one that ends as the new one alone."""
+"""Replaces activations, at once or by a transition from the old activation to the new one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BLEND_STEPS = 50
 
 
 class Blend(nn.Module):
-    """(1 − t)·old(z) + t·new(z): exactly `old` at t = 0."""
+    """The activation during a transition: (1 − t)·old(z) + t·new(z). At t = 0 it equals `old` exactly."""
 
     def __init__(self, old: nn.Module, new: nn.Module) -> None:
         super().__init__()
@@ -23,16 +23,16 @@ class Blend(nn.Module):
         if self.t == 0.0:
             old: Tensor = self.old(z)
             return old
-        # A module that works in place must not overwrite the other's input.
+        # An in-place module must not overwrite the input of the other one.
         blended: Tensor = (1 - self.t) * self.old(_input_for(self.old, z)) + self.t * self.new(_input_for(self.new, z))
         return blended
 
 
 def swap_activation(block: Block, new: nn.Module, *, steps: int) -> Transition:
-    """Blend from the block's activation to `new`, which alone is left at the end.
+    """Start a transition from the block's activation to `new`. At the end only `new` remains.
 
-    If a blend is in progress, the new one starts from its current state; the caller discards the earlier transition.
-    Raises `ValueError` for a block without an activation.
+    If another transition is in progress, the new one starts from its current state; the caller has to discard the
+    earlier transition. Raises `ValueError` for a block without an activation.
     """
     old = block.activation
     if not isinstance(old, nn.Module):
@@ -50,7 +50,10 @@ def swap_activation(block: Block, new: nn.Module, *, steps: int) -> Transition:
 
 
 def swap_module(model: nn.Module, path: str, new: nn.Module, *, steps: int) -> Transition:
-    """The same for an activation anywhere in a user's net. Raises `ValueError` as `replace_module` does."""
+    """Do the same as `swap_activation` for the activation at `path` in a user's net.
+
+    Raises `ValueError` in the same cases as `replace_module`.
+    """
     old = module_at(model, path)
     blend = _blend(old, new)
     replace_module(model, path, blend)
@@ -68,8 +71,8 @@ def swap_module(model: nn.Module, path: str, new: nn.Module, *, steps: int) -> T
 def replace_module(model: nn.Module, path: str, new: nn.Module) -> list[str]:
     """Replace the activation at `path` by `new`; returns every path that changed.
 
-    A module object that is registered under several paths is replaced under all of them, since its calls cannot be
-    distinguished. Raises `ValueError` if there is no such module, or if it is not an activation.
+    If the same module object is registered under several paths, it is replaced under all of them, since its calls
+    cannot be distinguished. Raises `ValueError` if there is no such module, or if it is not an activation.
     """
     old = module_at(model, path)
     if not is_activation(old):

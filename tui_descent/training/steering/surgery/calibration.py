@@ -1,4 +1,4 @@
-"""Fits the γ and β of new norms so that the net's outputs on a batch change as little as possible."""
+"""Calibrates new norm layers: fits their γ and β so that the net's outputs on a batch change as little as possible."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from tui_descent.training.setup.nets.block import Block, Where
 # Returns the net's outputs on a batch, and their loss.
 Probe = Callable[[], tuple[Tensor, Tensor]]
 
-# L-BFGS stops once the loss is at most LOSS_TOLERANCE above the old one, or after MAX_ROUNDS.
+# L-BFGS stops when the loss is at most LOSS_TOLERANCE above the loss before the change, or after MAX_ROUNDS.
 LOSS_TOLERANCE, STEPS_PER_ROUND, MAX_ROUNDS = 0.05, 5, 16
 
 
 class Calibration:
-    """The activations at each norm's place, and the net's outputs and loss, recorded before norms are added."""
+    """Records, before norm layers are added, the activations at the place of each one, and the net's outputs and loss.
+
+    `fit`, called after they were added, uses these to fit the norm layers.
+    """
 
     def __init__(self, model: nn.Module, blocks: Mapping[str, Block], where: Where, probe: Probe) -> None:
         self._model, self._blocks, self._probe = model, dict(blocks), probe
@@ -39,12 +42,12 @@ class Calibration:
             handle.remove()
 
     def fit(self) -> None:
-        """Set γ and β of the norms that the blocks have now: one block after another, then all together.
+        """Set γ and β of the norm layers that the blocks have now: one block after another, then all together.
 
-        First, in one forward pass, each norm is fitted by least squares to the recorded activation at its place, and so
-        also corrects what the norms before it could not. A norm removes the scale of each sample, which no γ and β of a
-        feature can restore. Where the loss shows that, L-BFGS then reduces the squared difference of the net's outputs
-        over all norms.
+        First, in one forward pass, each norm layer is fitted by least squares to the recorded activation at its place,
+        so it also corrects errors that earlier norm layers have left. A norm layer removes the scale of each sample,
+        which γ and β cannot restore, since they are the same for all samples. If the loss is still too high because of
+        this, L-BFGS then minimises the squared difference of the net's outputs over γ and β of all norm layers.
         """
         norms = {name: block.norm for name, block in self._blocks.items() if block.norm is not None}
         handles = [
@@ -77,7 +80,7 @@ class Calibration:
                 break
             with torch.enable_grad():
                 optimizer.step(closure)  # type: ignore[no-untyped-call]
-            # Smaller differences of the outputs may raise the loss at first.
+            # The loss may rise at first, although the difference of the outputs falls. The best weights are kept.
             if (loss := self._current_loss()) < best_loss:
                 best_loss, best_weights = loss, [weight.detach().clone() for weight in weights]
         with torch.no_grad():
@@ -90,14 +93,14 @@ class Calibration:
             return self._probe()[1].detach()
 
     def _run(self) -> tuple[Tensor, Tensor]:
-        """Outputs and loss of one pass that leaves random numbers and buffers unchanged."""
+        """Outputs and loss of one forward pass, without a change of random number generators and buffers."""
         with undisturbed(self._model):
             outputs, loss = self._probe()
         return outputs.clone(), loss
 
 
 def _place(block: Block, where: Where) -> tuple[nn.Module, bool]:
-    """The module at whose input (True) or output (False) the norm's place is."""
+    """Where the norm layer is placed: a module, and True for its input or False for its output."""
     if where == "pre":
         return block.core, True
     if where == "mid":
@@ -108,9 +111,10 @@ def _place(block: Block, where: Where) -> tuple[nn.Module, bool]:
 
 
 def _fit_one(target: Tensor, norm: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-    """Least squares: γ = cov(x̂, h)/var(x̂), β = mean h − γ·mean x̂; without β, γ = Σx̂h/Σx̂².
+    """Fit one norm layer by least squares: γ = cov(x̂, h)/var(x̂), β = mean h − γ·mean x̂; without β, γ = Σx̂h/Σx̂².
 
-    x̂ is the output of the new norm, whose γ is 1 and β 0; h is the target, of the same shape.
+    x̂ is the output of the new norm layer, which still has γ = 1 and β = 0. h is the target, of the same shape. Returns
+    the output after the fit.
     """
     axis = 1 if isinstance(norm, parts.ChannelNorm | parts.ChannelRMSNorm) else -1
     x, h = (t.double().movedim(axis, -1).flatten(0, -2) for t in (output, target))  # (samples, features)

@@ -9,10 +9,10 @@ from tui_descent.training.setup.nets.block import Block
 
 
 def set_dropout(model: nn.Module, p: float) -> list[str]:
-    """Set the dropout probability p; returns the names of the dropout modules that have it.
+    """Set the dropout probability `p`. Returns the names of the dropout modules that now have it.
 
-    Blocks of a built-in net gain or lose their `nn.Dropout`. In a user's net only existing modules are set. Raises
-    `ValueError` for a user's net without any, and for p outside 0 ≤ p < 1.
+    In a built-in net, each block gets an `nn.Dropout`, or loses it if `p` is 0. In a user's net only existing dropout
+    modules are changed. Raises `ValueError` for a user's net without dropout modules, and for p outside 0 ≤ p < 1.
     """
     if not 0 <= p < 1:
         raise ValueError(f"dropout = {p:g}; allowed: a number ≥ 0 and < 1")

@@ -1,4 +1,4 @@
-"""Adds, removes or replaces the norms of blocks during a run."""
+"""Adds, removes or replaces the norm layers of blocks during a run."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from tui_descent.training.setup.nets.block import Block
 from tui_descent.training.steering.surgery.calibration import Calibration, Probe
 from tui_descent.training.steering.surgery.transition import ParameterChanges, parameter_changes
 
-LEARNED = 0.9  # a net whose loss is below this share of that of all-zero outputs has learned something
+LEARNED = 0.9  # a net has learned something if its loss is below this fraction of the loss of all-zero outputs
 
 
 def norm_way(loss: float, loss_of_zeros: float) -> Literal["calibrated", "instant"]:
-    """How a norm is added by default, from the net's loss and the loss of all-zero outputs.
+    """How a norm layer is added by default, given the net's loss and the loss of all-zero outputs.
 
-    A net that has learned something keeps its outputs. One that has not would not be helped by keeping them.
+    If the net has learned something, its outputs should be kept, so the norm layer is calibrated. Otherwise there is
+    nothing to keep.
     """
     return "calibrated" if loss < LEARNED * loss_of_zeros else "instant"
 
@@ -27,13 +28,13 @@ def norm_way(loss: float, loss_of_zeros: float) -> Literal["calibrated", "instan
 def set_norm(
     model: nn.Module, blocks: Mapping[str, Block], spec: NormSpec, *, probe: Probe | None = None
 ) -> ParameterChanges:
-    """Give each of the blocks the norm of the spec, or none; a block that already has it keeps it.
+    """Give each of the `blocks` the norm layer of `spec`, or remove it if `spec` names none.
 
-    With `probe`, which returns the net's outputs on a batch and their loss in eval mode, the norms are calibrated: γ
-    and β are fitted so that the outputs hardly change. Without it, γ = 1 and β = 0. Measured on digits with a plain
-    ReLU net of depth 8 and width 48 at a loss of 0.006: the loss on the batch rises by at most 0.05 (by 0.2 to 1.9
-    without calibration). Removing a norm is never calibrated, as nothing is left to fit. Raises `ValueError` for a
-    place that a block does not have.
+    A block that already has this norm layer keeps it. `probe` returns the net's outputs on a batch and their loss in
+    eval mode. With `probe`, new norm layers are calibrated: γ and β are fitted so that the outputs hardly change.
+    Without it, γ = 1 and β = 0. Measured on digits with a plain ReLU net of depth 8 and width 48 at a loss of 0.006:
+    the loss on the batch rises by at most 0.05 (without calibration by 0.2 to 1.9). Removing a norm layer leaves
+    nothing to fit. Raises `ValueError` if a block has no place `spec.where`.
     """
     for name, block in blocks.items():
         if spec.name != "none" and spec.where not in block.norm_places:
@@ -61,7 +62,7 @@ def _has_norm(block: Block, spec: NormSpec) -> bool:
 def _new_norm(block: Block, spec: NormSpec) -> nn.Module | None:
     weight = next(p for p in block.core.parameters() if p.dim() >= 2)
     images = weight.dim() == 4
-    # The core's input is as wide as the block. A "mid" norm is as wide as the core's output.
+    # A "mid" norm layer has the width of the core's output, all others that of the block, which is the core's input.
     width = weight.shape[0] if spec.where == "mid" else weight.shape[1]
     norm = parts.norm(spec, width, images=images)
     return None if norm is None else norm.to(weight.device, weight.dtype).train(block.training)

@@ -1,8 +1,8 @@
 """Opens and closes skip connections around the blocks of a built-in net or of a user's net.
 
-A skip is y = gate·x + branch·f(x), closed at (gate, branch) = (0, 1). The ways "ramp" and "gentle" move both linearly
-to (1, scale). A "rotation" moves along the unit circle to (sin π/4, cos π/4), that is (x + f(x))/√2, so that
-gate² + branch² stays 1.
+A skip is y = gate·x + branch·f(x). It is closed at (gate, branch) = (0, 1). The ways "ramp" and "gentle" change both
+numbers linearly to (1, scale), "instant" at once. A "rotation" moves (gate, branch) along the unit circle to
+(sin π/4, cos π/4), so that gate² + branch² stays 1; it ends at y = (x + f(x))/√2.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from tui_descent.training.setup.nets.block import Skip
 from tui_descent.training.steering.surgery.transition import Transition
 
 Way = Literal["instant", "ramp", "gentle", "rotation"]
-RESIDUAL_STEPS = 20  # updates of a ramp
+RESIDUAL_STEPS = 20  # the number of updates of a ramp
 WAY_STEPS: dict[str, int] = {"instant": 1, "ramp": RESIDUAL_STEPS, "gentle": 200, "rotation": 50}
-LEARNED_SHARE = 0.5  # a net has learned something once its loss is below this share of the first loss
-MAX_ROTATED = 10  # blocks; each rotation divides the signal of the skip path by √2
+LEARNED_SHARE = 0.5  # a net has learned something if its loss is below this fraction of the first loss
+# A rotation is chosen for at most this many blocks, since each rotation divides the signal of the skip path by √2.
+MAX_ROTATED = 10
 
 
 class HasSkip(Protocol):
@@ -27,11 +28,12 @@ class HasSkip(Protocol):
 
 
 def resolve_way(loss_start: float, loss_now: float, depth: int) -> Literal["rotation", "gentle", "ramp"]:
-    """The way that `auto` means: a rotation for a net that has learned something, `gentle` if that has over 10 blocks.
+    """The way that `auto` stands for, given the first loss, the current loss and the number of blocks (`depth`).
 
-    All other nets get a ramp. Measured on digits with ReLU, width 48, Adam at 1e-3 and a loss below 0.1, as the highest
-    loss during the transition: with 8 blocks instant 159 to 265, ramp 2.8 to 4.6, rotation 0.7 to 1.0; with 20 blocks
-    ramp 5.3 to 6.1, rotation 1.9 to 2.3, gentle 0.9 to 1.3.
+    A net that has learned nothing gets a ramp. Otherwise it gets a rotation, or `gentle` if it has more than 10 blocks.
+    The highest loss during the transition, measured on digits with ReLU, width 48, Adam at 1e-3 and a loss below 0.1
+    before it: with 8 blocks instant 159 to 265, ramp 2.8 to 4.6, rotation 0.7 to 1.0; with 20 blocks ramp 5.3 to 6.1,
+    rotation 1.9 to 2.3, gentle 0.9 to 1.3.
     """
     if not loss_now < LEARNED_SHARE * loss_start:
         return "ramp"
@@ -39,14 +41,15 @@ def resolve_way(loss_start: float, loss_now: float, depth: int) -> Literal["rota
 
 
 def default_scale(way: str, depth: int) -> float:
-    """The final factor of f(x): 1/√2 for a rotation, else 1/√depth."""
+    """The factor of f(x) at the end: 1/√2 for a rotation, else 1/√depth, where `depth` is the number of blocks."""
     return math.sqrt(0.5) if way == "rotation" else float(depth**-0.5)
 
 
 def open_skip(block: HasSkip, scale: float, *, steps: int, way: Way = "ramp") -> Transition:
-    """Open a skip: the outputs are unchanged at first; at the end they are x + scale·f(x), rotated (x + f(x))/√2.
+    """Start a transition that opens a skip. The block's output changes from f(x) to x + scale·f(x), with a rotation to
+    (x + f(x))/√2.
 
-    A skip that is already open, or opening, starts from its current gate and branch.
+    If the skip is already open or partly open, the transition starts from its current gate and branch.
     """
     skip = block.skip if block.skip is not None else Skip(1.0, gate=0.0)
     block.skip = skip
@@ -55,13 +58,13 @@ def open_skip(block: HasSkip, scale: float, *, steps: int, way: Way = "ramp") ->
 
 
 def close_skip(block: HasSkip, *, steps: int, way: Way = "ramp") -> Transition:
-    """Close a skip, to f(x) alone; at the end the block has no skip."""
+    """Start a transition that closes a skip. At the end the block's output is f(x), and its skip is removed."""
     assert block.skip is not None
     return _move(block, block.skip, (0.0, 1.0), steps=steps, way=way, remove=True)
 
 
 def _move(block: HasSkip, skip: Skip, end: tuple[float, float], *, steps: int, way: Way, remove: bool) -> Transition:
-    """Move from the current (gate, branch) to `end`: linearly, or in polar coordinates for a rotation."""
+    """A transition from the current (gate, branch) to `end`: linear, or in polar coordinates for a rotation."""
     start = (skip.gate, skip.branch)
 
     def set_(t: float) -> None:

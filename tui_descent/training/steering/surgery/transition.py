@@ -1,4 +1,4 @@
-"""A change spread over several updates, and the parameters that a change added or removed."""
+"""Transitions, which are changes spread over several updates, and the parameters that a change added or removed."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from torch import nn
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParameterChanges:
-    """Parameters by name that a change of the net added and removed; the optimizer has to be adapted to it."""
+    """The parameters, by name, that a change of the net has added and removed. The optimizer has to follow."""
 
     added: dict[str, nn.Parameter] = field(default_factory=dict)
     removed: dict[str, nn.Parameter] = field(default_factory=dict)
 
 
 class Transition:
-    """A change spread over `steps` updates: `advance`, called before each forward pass, calls `set_(t)`.
+    """A change spread over `steps` updates.
 
-    t goes from 1/steps to 1; `done` is called at the end. `steps_done` is the only state of its own: `set_` and `done`
-    change attributes of modules and skips.
+    `advance` is called before each forward pass. It calls `set_(t)`, with t from 1/steps to 1, and finally `done()`.
+    Both functions change attributes of modules and skips, which are saved elsewhere. The only state of the transition
+    itself is `steps_done`.
     """
 
     def __init__(self, steps: int, set_: Callable[[float], None], done: Callable[[], None]) -> None:
@@ -32,11 +33,11 @@ class Transition:
         return self.steps_done
 
     def restore(self, state: int) -> None:
-        """Restore what `state` returned. What the transition has changed belongs to the model's state."""
+        """Restore what `state` returned. The changes made by the transition are part of the model's state."""
         self.steps_done = state
 
     def advance(self) -> bool:
-        """Continue by one update; True when the change is complete."""
+        """Continue by one update. Returns True when the transition is complete."""
         self.steps_done += 1
         if self.steps_done < self.steps:
             self._set(self.steps_done / self.steps)
@@ -45,7 +46,7 @@ class Transition:
         return True
 
     def finish(self) -> None:
-        """Complete the change at once."""
+        """Complete the transition at once."""
         self._set(1.0)
         self._done()
 

@@ -1,8 +1,8 @@
-"""Finds the blocks of a user's net, and adds a skip to one by overriding `forward` on the module object.
+"""Finds the blocks of a user's net, and adds a skip to a block by overriding `forward` on the module object.
 
-This keeps the names, `state_dict`, class and identity of every module, and leaves nothing behind when the skip is
-removed. A wrapper module would rename the parameters, and a hook would slow down each call through torch's
-`Module.__call__`. Compiled modules are refused: their graph exists already and would not see the override.
+The override does not change the names, `state_dict`, class and identity of any module, and nothing is left of it when
+the skip is removed. A wrapper module would rename the parameters, and a hook would slow down each call through torch's
+`Module.__call__`. Compiled modules are refused, since their graph already exists and would not contain the override.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ CONTAINERS = (nn.Sequential, nn.ModuleList)
 
 
 class UserBlock:
-    """A module of a user's net as a block: setting `skip` adds it around the module's `forward`, None removes it.
+    """A module of a user's net, used as a block.
 
+    Setting `skip` to a `Skip` adds it around the module's `forward`; setting it to None removes the skip.
     Raises `ValueError` for a module that is compiled or scripted.
     """
 
@@ -29,11 +30,11 @@ class UserBlock:
         refuse_compiled(module)
         self.module = module
         self._skip: Skip | None = None
-        self._user_forward: Callable[..., Any] | None = None  # one that the user had set on this module object
+        self._user_forward: Callable[..., Any] | None = None  # a `forward` that the user had set on this object
 
     @property
     def skip(self) -> Skip | None:
-        """The skip that adds the module's input to its output, None without one."""
+        """The skip that adds the module's input to its output; None if there is no skip."""
         return self._skip
 
     @skip.setter
@@ -65,8 +66,8 @@ class UserBlock:
 class BlockFinder:
     """Finds the blocks of a user's net during one forward pass: call `attach` before it and `finish` after it.
 
-    Blocks are those children of the outermost `Sequential`s and `ModuleList`s that have weights, run once and in order,
-    and keep their input's shape. Raises `ValueError` for a net that is compiled or scripted.
+    A child of an outermost `Sequential` or `ModuleList` is a block if it has weights, runs once and in the order of
+    registration, and its output has the shape of its input. Raises `ValueError` for a net that is compiled or scripted.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -89,7 +90,9 @@ class BlockFinder:
             self._handles.append(module.register_forward_hook(self._after_forward(name)))
 
     def finish(self) -> tuple[dict[str, nn.Module], dict[str, str]]:
-        """Remove the hooks. Returns the blocks by name in forward order, and why each other child is not a block."""
+        """Remove the hooks. Returns the blocks by name in forward order, and for the other children by name the reason
+        why they are not blocks.
+        """
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

@@ -1,4 +1,4 @@
-"""Re-initializes, freezes, unfreezes and kicks weights in place: each stays the same `Parameter` object."""
+"""Re-initializes, freezes, unfreezes and kicks weights in place, so that the `Parameter` objects stay the same."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _NormBase)
 def reinitialize(model: nn.Module, spec: InitSpec, generator: Generator, *, layer: str | None = None) -> list[str]:
     """Draw new weights for the net, or for the module `layer` and its children; returns the parameters' names.
 
-    Linear, convolution and embedding weights are drawn; attention's joint weight is drawn for q, k and v separately.
-    Norms are set to 1, biases to 0, and biases before a block's activation to the spec's `bias`. Numbers are drawn on
-    the CPU, so that they do not depend on the device. Raises `ValueError` for a layer without such weights.
+    Linear, convolution and embedding weights are drawn; attention's joint weight is drawn separately for queries, keys
+    and values. Weights of norm layers are set to 1. Biases are set to 0; the bias of a block's core is set to
+    `spec.bias` if the block has an activation. Numbers are drawn on the CPU, so that they do not depend on the device.
+    Raises `ValueError` for a layer without such weights.
     """
     root = model if layer is None else module_at(model, layer)
     biased = {id(b.core) for b in model.modules() if isinstance(b, Block) and b.activation is not None}
@@ -47,7 +48,7 @@ def reinitialize(model: nn.Module, spec: InitSpec, generator: Generator, *, laye
 def _fill(
     module: nn.Module, name: str, full_name: str, p: nn.Parameter, spec: InitSpec, generator: Generator, bias: float
 ) -> bool:
-    """Draw or fill one parameter; False if it is of an unknown kind."""
+    """Draw or fill one parameter. Returns False if its kind is unknown."""
     if isinstance(module, NORMS):
         p.fill_(1.0 if name == "weight" else 0.0)
     elif name.endswith("bias"):
@@ -65,7 +66,7 @@ def _fill(
 def freeze(model: nn.Module, layer: str) -> list[str]:
     """Stop training the layer's weights; returns the names of the parameters that this changed.
 
-    Their gradients are set to None, so that the optimizer skips them, weight decay and momentum included.
+    Their gradients are set to None, so that the optimizer skips them and applies neither weight decay nor momentum.
     Raises `ValueError` if nothing would be left to train.
     """
     parameters = _parameters(model, layer)
@@ -97,12 +98,13 @@ def kick(
     length: float | None = None,
     slope: float = 0.0,
 ) -> dict[str, float]:
-    """Move the weights a little; returns the L2 norm of each parameter's move, by name.
+    """Move the weights a little. Returns the L2 norm of each parameter's move, by name.
 
     Without a `direction`, each parameter W with two or more dimensions and n elements moves by size·‖W‖/√n·N(0, 1), so
-    by about size·‖W‖. With a `direction`, one tensor per parameter, all parameters θ move along it by `length`, or by
-    size·‖θ‖ without one. The sign is opposite to the loss' `slope` along the direction, random if that is 0. Frozen
-    weights stay. Raises `ValueError` for a direction of zero or non-finite length.
+    by about size·‖W‖. `direction` has one tensor per parameter, or None for a parameter that does not move. With it,
+    all parameters θ move along this direction by `length`, or by size·‖θ‖ if no `length` is given. The sign is opposite
+    to `slope`, the slope of the loss along the direction; it is random if `slope` is 0. Frozen weights do not move.
+    Raises `ValueError` if the length of the direction is zero or not finite.
     """
     named = list(model.named_parameters())
     moves: list[Tensor | None]
