@@ -20,5 +20,5 @@ format: ## fix what the linter can fix, and format
 	$(PY)/ruff check --fix .
 	$(PY)/ruff format .
 
-heavy: ## the tests that take minutes each
+heavy: ## the tests that take minutes each, and further cases of the usual ones
 	$(PY)/pytest -m heavy
