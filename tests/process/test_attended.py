@@ -311,7 +311,7 @@ def test_two_hundred_commands_at_once_get_one_reply_each(start: Start) -> None:
     assert float(turns[-1].new) == pytest.approx(float(turns[0].old), rel=1e-5)
 
 
-@pytest.mark.parametrize("pace", [None, 60.0])
+@pytest.mark.parametrize("pace", [None, pytest.param(60.0, marks=pytest.mark.heavy)])
 def test_a_thousand_commands_in_one_write_are_answered_within_two_seconds(start: Start, pace: float | None) -> None:
     run = start("healthy", "run.steps=10000000", pace=pace)
     viewer = run.viewer()

@@ -99,7 +99,11 @@ def test_without_a_terminal_it_prints_one_note_a_chart_and_a_summary(ended: dict
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
+    [
+        (signal.SIGINT, 130),
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.heavy),  # usual: test_pty.py
+    ],
     ids=["SIGINT", "SIGTERM", "SIGHUP"],
 )
 def test_a_signal_ends_the_run_properly(number: signal.Signals, code: int, home: Path) -> None:

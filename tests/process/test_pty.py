@@ -15,7 +15,6 @@ import pytest
 from terminal import Terminal
 
 COMMAND = [sys.executable, "-m", "tui_descent"]
-SIZES = [(120, 40), (80, 24)]
 
 
 @pytest.fixture
@@ -26,8 +25,9 @@ def terminal(request: pytest.FixtureRequest) -> Iterator[Terminal]:
     opened.close()
 
 
-def started(*arguments: str, columns: int = 120, rows: int = 40) -> pytest.param:
-    return pytest.param((columns, rows, *arguments), id=f"{columns}x{rows}")
+def started(*arguments: str, columns: int = 120, rows: int = 40, heavy: bool = False) -> pytest.param:
+    marks = pytest.mark.heavy if heavy else ()
+    return pytest.param((columns, rows, *arguments), id=f"{columns}x{rows}", marks=marks)
 
 
 def step_of(text: str) -> int:
@@ -76,7 +76,9 @@ def restored(terminal: Terminal) -> bool:
     )
 
 
-@pytest.mark.parametrize("terminal", [started("vanishing", columns=c, rows=r) for c, r in SIZES], indirect=True)
+@pytest.mark.parametrize(
+    "terminal", [started("vanishing", heavy=True), started("vanishing", columns=80, rows=24)], indirect=True
+)
 def test_the_vanishing_gradient_is_visible_and_one_key_cures_it(terminal: Terminal) -> None:
     terminal.wait("running")
     terminal.wait(lambda text: step_of(text) >= 30)
@@ -149,7 +151,10 @@ def test_a_killed_trainer_is_shown_within_a_second_and_the_screen_stays(terminal
 
 
 @pytest.mark.parametrize("terminal", [started("healthy")], indirect=True)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGHUP, *(pytest.param(n, marks=pytest.mark.heavy) for n in (signal.SIGTERM, signal.SIGINT))],
+)
 def test_signals_restore_the_terminal(terminal: Terminal, number: signal.Signals) -> None:
     terminal.wait(lambda text: step_of(text) >= 3)
     terminal.child.kill(number)
@@ -237,7 +242,13 @@ def test_a_script_that_fails_after_its_run_is_reported_and_its_output_kept(tmp_p
         terminal.close()
 
 
-@pytest.mark.parametrize("exported", [{}, {"COLUMNS": "80", "LINES": "24"}], ids=["", "a size exported"])
+@pytest.mark.parametrize(
+    "exported",
+    [
+        pytest.param({}, id="", marks=pytest.mark.heavy),
+        pytest.param({"COLUMNS": "80", "LINES": "24"}, id="a size exported"),
+    ],
+)
 def test_a_too_small_terminal_shows_the_size_it_needs_until_it_is_enlarged(exported: dict[str, str]) -> None:
     terminal = Terminal([*COMMAND, "vanishing"], columns=50, rows=12, env=exported)
     try:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import time
+from pathlib import Path
+
 from attended import Start
 
 from tui_descent.protocol.commands import Mark, RunSteps, TurnKnob
@@ -31,7 +35,16 @@ def test_readings_continue_after_the_pace_is_set_to_max(start: Start) -> None:
     viewer = run.viewer()
     viewer.until_step(200)
     turned = viewer.do(TurnKnob(knob="pace", value="max"))
+    begun_s, cpu_begun_s = time.monotonic(), cpu_s(run.trainer)
     viewer.until_step(turned.step + 4000, 60)
+    # On a loaded machine the trainer may lose the processor while the clock of the watching runs.
+    cpu_share = (cpu_s(run.trainer) - cpu_begun_s) / (time.monotonic() - begun_s)
     after = [r for r in viewer.events(ReadingsTaken) if r.step >= turned.step]
     assert len(after) >= 3, "readings must continue within the budget"
-    assert after[-1].watch_cost < 0.06
+    assert after[-1].watch_cost < 0.06 / min(cpu_share, 1.0)
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -22,7 +22,10 @@ from tui_descent.training.watch.watch import Watch
 MAY_BE_REJECTED = ("betas", "momentum", "norm=layer,where=mid", "activation@blocks.1")
 
 # Muon needs a matrix between the first layer and the last; a conv net has none.
-CASES = [(f, o) for f in ("mlp", "conv", "transformer") for o in NAMES if (f, o) != ("conv", "muon")]
+ALL_CASES = [(f, o) for f in ("mlp", "conv", "transformer") for o in NAMES if (f, o) != ("conv", "muon")]
+USUAL_CASES = {*(("mlp", o) for o in NAMES), ("conv", "sgd"), ("conv", "adam"), ("transformer", "adamw")}
+USUAL_CASES.add(("transformer", "muon"))
+CASES = [pytest.param(*case, marks=() if case in USUAL_CASES else pytest.mark.heavy) for case in ALL_CASES]
 
 
 def test_values_cover_every_knob() -> None:

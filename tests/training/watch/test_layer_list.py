@@ -132,8 +132,15 @@ PLANS = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(
+    ("optimizer", "dtype"),
+    [
+        ("sgd", "float32"),
+        ("adamw", "float64"),
+        pytest.param("sgd", "float64", marks=pytest.mark.heavy),
+        pytest.param("adamw", "float32", marks=pytest.mark.heavy),
+    ],
+)
 @pytest.mark.parametrize("plan", PLANS)
 def test_every_row_belongs_to_its_layer_before_and_after_each_surgery(
     plan: str, optimizer: str, dtype: str, play: Callable[..., Run]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -54,6 +55,7 @@ def train_step(setup: Setup) -> Tensor:
     return loss
 
 
+@functools.cache
 def unwatched(name: str) -> tuple[list[float], Setup, Tensor]:
     setup = made(name)
     torch.manual_seed(5)
@@ -90,8 +92,18 @@ def watched(name: str, sampler: Sampler, keeper: FakeKeeper, *, curved: bool) ->
     return losses, setup, torch.get_rng_state()
 
 
-@pytest.mark.parametrize("rate", [*RATES, "every 7 and the curvature"])
-@pytest.mark.parametrize("name", [*presets.names(), CONV])
+CURVED = "every 7 and the curvature"
+EXPENSIVE_CURVATURE = ("transformer", CONV)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [
+        pytest.param(name, rate, marks=pytest.mark.heavy if rate == CURVED and name in EXPENSIVE_CURVATURE else ())
+        for name in (*presets.names(), CONV)
+        for rate in (*RATES, CURVED)
+    ],
+)
 def test_losses_of_every_preset_are_the_same_at_any_rate(name: str, rate: str, keeper: FakeKeeper) -> None:
     curved = rate not in RATES
     plain_losses, plain, numbers = unwatched(name)
@@ -188,21 +200,37 @@ def watching(net: nn.Module, optimizer: torch.optim.Optimizer, keeper: FakeKeepe
         yield run
 
 
-@pytest.mark.parametrize("fused", [False, True], ids=["default", "fused"])
-@pytest.mark.parametrize("rate", RATES)
+def made_with_adamw(kind: str, *, fused: bool) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(2)
+    net = NETS[kind]()
+    return net, torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.1, fused=fused)
+
+
+@functools.cache
+def unwatched_loop(kind: str, loop: str, *, fused: bool) -> tuple[list[float], nn.Module, torch.optim.Optimizer]:
+    net, optimizer = made_with_adamw(kind, fused=fused)
+    return LOOPS[loop](None, net, optimizer), net, optimizer
+
+
+@pytest.mark.parametrize(
+    ("fused", "rate"),
+    [
+        *(pytest.param(False, rate, id=f"default-{rate}") for rate in RATES),
+        *(
+            pytest.param(
+                True, rate, id=f"fused-{rate}", marks=() if rate in ("every 1", "budget 1 %") else pytest.mark.heavy
+            )
+            for rate in RATES
+        ),
+    ],
+)
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("kind", NETS)
 def test_user_loops_train_bitwise_as_unwatched(
     kind: str, loop: str, rate: str, *, fused: bool, keeper: FakeKeeper
 ) -> None:
-    def made() -> tuple[nn.Module, torch.optim.Optimizer]:
-        torch.manual_seed(2)
-        net = NETS[kind]()
-        return net, torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.1, fused=fused)
-
-    plain, plain_optimizer = made()
-    plain_losses = LOOPS[loop](None, plain, plain_optimizer)
-    net, optimizer = made()
+    plain_losses, plain, plain_optimizer = unwatched_loop(kind, loop, fused=fused)
+    net, optimizer = made_with_adamw(kind, fused=fused)
     with watching(net, optimizer, keeper, RATES[rate]()) as run:
         losses = LOOPS[loop](run.step, net, optimizer)
         assert run.next_step == STEPS

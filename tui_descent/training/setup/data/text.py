@@ -26,7 +26,9 @@ def load(context: int) -> DataSet:
     The target of each character is the next one. There are about 465,000 characters, all of them printable ASCII or
     line feeds; others are left out. Raises `ValueError` if this Python has no help pages.
     """
-    codes = torch.tensor([_CODES[c] for c in pages() if c in _CODES])
+    ascii_codes = torch.frombuffer(bytearray(pages(), "ascii", "ignore"), dtype=torch.uint8)
+    codes = _CODES[ascii_codes.int()]
+    codes = codes[codes >= 0]
     cut = round(len(codes) * (1 - HELD_OUT))
     train, held_out = codes[:cut], codes[cut:]
     starts = torch.linspace(0, len(held_out) - context - 1, HELD_OUT_WINDOWS).long()
@@ -86,4 +88,4 @@ class Windows:
         self._generator.set_state(generator)
 
 
-_CODES = {symbol: code for code, symbol in enumerate(SYMBOLS)}
+_CODES = torch.tensor([SYMBOLS.find(chr(n)) for n in range(128)])  # by ASCII code; -1: left out
