@@ -92,7 +92,7 @@ def test_folder_open_to_other_users_is_refused(home: Path, bits: int) -> None:
     folder = home / "open"
     folder.mkdir()
     folder.chmod(bits)
-    with pytest.raises(ChannelError, match="open to other users; chmod 700 it"):
+    with pytest.raises(ChannelError, match="open to other users; run chmod 700 on it"):
         listen(folder / "a.sock")
     assert mode(folder) == bits
     assert list(folder.iterdir()) == []
@@ -110,7 +110,7 @@ def test_folder_of_another_user_is_refused(home: Path) -> None:
 
 def test_error_says_that_the_folder_cannot_be_made(home: Path) -> None:
     (home / "file").write_text("")
-    with pytest.raises(ChannelError, match=r"cannot make the folder .*set TUI_DESCENT_HOME"):
+    with pytest.raises(ChannelError, match=r"cannot create the folder .*set TUI_DESCENT_HOME"):
         private_folder(home / "file" / "sockets")
 
 
@@ -148,7 +148,7 @@ def test_closing_one_end_closes_the_other_without_raising(pair: tuple[Peer, Peer
     a.close()
     got = b.receive() + b.receive()
     assert len(got) == 1, "what was sent before the end still counts"
-    assert b.closed == "the other end closed"
+    assert b.closed == "the other end closed the connection"
     b.send(Hello(version=1))
     b.flush()
     assert b.receive() == []

@@ -90,7 +90,7 @@ def traits(name: str) -> OptimizerTraits:
     """An optimizer's properties. Raises `ValueError`, which lists the known names."""
     if name not in OPTIMIZERS:
         hint = nearest(name, OPTIMIZERS)
-        raise ValueError(f'unknown optimizer "{name[:40]}"; known: {", ".join(OPTIMIZERS)}{hint}')
+        raise ValueError(f'no rate is known for the optimizer "{name[:40]}"; known: {", ".join(OPTIMIZERS)}{hint}')
     return OPTIMIZERS[name]
 
 
