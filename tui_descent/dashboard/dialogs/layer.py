@@ -33,7 +33,7 @@ DEFINITIONS: dict[str, tuple[str, str, str]] = {
     "backprop_factor": ("‖∂L/∂h‖ in/out", "none", "chain-rule factor; healthy near 1"),
     "grad_cosine": ("cos(g, prev g)", "none", "0: noisy, +1: too slow, -1: oscillating"),
     "dead_fraction": ("dead", "share", "units with slope 0 on all of 256 or more samples"),
-    "saturated_fraction": ("saturated", "share", "outputs whose slope is < 1/10 of the largest"),
+    "saturated_fraction": ("saturated", "share", "outputs with slope < 1/10 of the largest"),
     "activation_mean": ("mean a", "activation", "mean of the activation's outputs"),
     "activation_std": ("std a", "activation", "standard deviation of the activation's outputs"),
 }
