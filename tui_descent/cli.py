@@ -1,4 +1,4 @@
-"""The command line. Expensive imports are inside the commands that need them."""
+"""The command line. Slow imports are inside the functions that need them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ DESCRIPTION = """See and steer gradient descent from a terminal.
 
   tui-descent                    pick a preset
   tui-descent vanishing          start a preset and open the dashboard
-  tui-descent my-run.toml        the same for your own scenario file"""
+  tui-descent my-run.toml        start your own scenario file"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command `tui-descent`; returns its exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
     if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-        args.insert(0, "run")  # NAME or FILE.toml alone
+        args.insert(0, "run")  # the first word is a NAME or FILE.toml
     try:
         code = _command(args)
         sys.stdout.flush()  # so that a broken pipe is caught here
@@ -86,21 +86,21 @@ def _add_run(commands: Any) -> None:
         "--set", metavar="PLACE=VALUE", action="append", default=[], help="override one value of the scenario"
     )
     run.add_argument(
-        "--at", metavar="STEP:KNOB=VALUE", action="append", default=[], help="change a knob before that update"
+        "--at", metavar="STEP:KNOB=VALUE", action="append", default=[], help="change a knob before update STEP"
     )
     run.add_argument("--threads", metavar="N", help="CPU threads of the trainer; affects the last bits of results")
     run.add_argument(
         "--curvature",
         action="store_true",
-        help="measure the largest and smallest Hessian eigenvalue at the start, at the end and, within the budget, "
-        'every 10 s or more; --json prints {"event":"curvature",…}',
+        help="measure the largest and smallest Hessian eigenvalue at the start, at the end and, as the budget allows, "
+        'every 10 s or less often; --json prints {"event":"curvature",…}',
     )
     run.add_argument(
         "--range-test",
         metavar="STEP",
         action="append",
         default=[],
-        help="run a learning-rate range test before that update and restore the state; "
+        help="run a learning-rate range test before update STEP, then restore the state; "
         '--json prints {"event":"range_test",…}',
     )
     _add_watch_options(run)
@@ -126,16 +126,16 @@ def _add_watch_options(parser: argparse.ArgumentParser) -> None:
         "--watch-budget",
         metavar="SHARE",
         default="1%",
-        help="largest share of the time for readings (default 1%%, up to ten readings per second)",
+        help="the largest part of the run time that readings may take (default 1%%); at most ten readings per second",
     )
-    parser.add_argument("--watch-every", metavar="N", help="take a reading at every Nth step instead")
+    parser.add_argument("--watch-every", metavar="N", help="take a reading at every Nth step, whatever it costs")
     parser.add_argument(
         "--undo-budget",
         metavar="SIZE",
-        help="memory for the snapshots that u restores, as in 256MB (auto: a tenth of the device's free memory, "
-        "at most 2GB); for a larger state u restores only the knob's value",
+        help="memory for the snapshots that the key u restores, as in 256MB (auto: a tenth of the device's free "
+        "memory, at most 2GB); if one snapshot needs more, u restores only the knob's value",
     )
-    parser.add_argument("--runs-dir", metavar="DIR", help="folder for runs")
+    parser.add_argument("--runs-dir", metavar="DIR", help="folder in which each run gets a folder of its own")
 
 
 def _add_presets(commands: Any) -> None:
@@ -150,8 +150,10 @@ def _add_presets(commands: Any) -> None:
         epilog=f"metrics for claims:\n{metrics}",
     )
     presets.add_argument("name", nargs="?", metavar="NAME")
-    presets.add_argument("--verify", action="store_true", help="run the claims of this preset, or of all presets")
-    presets.add_argument("--seeds", metavar="N", help="number of seeds to verify with (default 1)", default="1")
+    presets.add_argument("--verify", action="store_true", help="check the claims of this preset, or of all presets")
+    presets.add_argument(
+        "--seeds", metavar="N", help="number of seeds to check the claims with (default 1)", default="1"
+    )
     presets.set_defaults(command=_presets)
 
 
@@ -237,7 +239,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _step(option: str, text: str) -> int:
     if not (text.isascii() and text.isdecimal()):
-        raise ValueError(f"{option} {text}: allowed: a step, 0 or more")
+        raise ValueError(f"{option} {text}: allowed: a step number ≥ 0")
     return int(text)
 
 
@@ -366,14 +368,14 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _watch_options(args: argparse.Namespace) -> tuple[float, int | None]:
-    """`--watch-budget` (`1%` or `0.01`) as a share, and `--watch-every`. Raises `ValueError`."""
+    """The values of `--watch-budget` (`1%` and `0.01` both give 0.01) and `--watch-every`. Raises `ValueError`."""
     text = args.watch_budget
     try:
         budget = float(text[:-1]) / 100 if text.endswith("%") else float(text)
     except ValueError:
         budget = -1.0
     if not 0 <= budget <= 1:
-        raise ValueError(f"--watch-budget {text}: allowed: a share from 0 to 100%")
+        raise ValueError(f"--watch-budget {text}: allowed: 0 to 100%")
     every = args.watch_every
     if every is not None and not (every.isdecimal() and int(every) >= 1):
         raise ValueError(f"--watch-every {every}: allowed: a whole number ≥ 1")
@@ -390,7 +392,7 @@ def _headless(args: argparse.Namespace) -> bool:
 
 
 def on_a_terminal() -> bool:
-    """Whether the dashboard can be shown on stdin and stdout."""
+    """Whether stdin and stdout are a terminal that can show the dashboard."""
     return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
 
 

@@ -1,4 +1,4 @@
-"""A run without the dashboard: the keeper in the foreground, and printers for its events (JSON, or progress)."""
+"""A run without the dashboard: the keeper runs in the foreground, and its events are printed as JSON or as progress."""
 
 from __future__ import annotations
 
@@ -39,14 +39,17 @@ CHART_ROWS = 14
 
 
 def run(launch: Launch, *, json: bool = False, listen: Callable[[AnyEvent], None] | None = None) -> int:
-    """Run to the end; returns the exit code. `listen` receives the events instead of a printer."""
+    """Run to the end; returns the exit code.
+
+    If `listen` is given, it is called with the events, and none is printed.
+    """
     printer = listen or (JsonPrinter() if json else Progress())
     code, caught = 1, 0
 
     def guarded(event: AnyEvent) -> None:
         try:
             printer(event)
-        except BrokenPipeError:  # nobody reads our output any more
+        except BrokenPipeError:  # the process that read our output has gone
             _silence()
             keeper.stop("the output pipe was closed")
 
@@ -82,7 +85,7 @@ class JsonPrinter:
         self._lines = JsonLines()
 
     def __call__(self, event: AnyEvent) -> None:
-        """Print the event's lines and flush, since a reader may be waiting for them."""
+        """Print the event's lines and flush, because a reader may be waiting for them."""
         text = "".join(line + "\n" for line in self._lines.lines(event))
         if text:
             sys.stdout.write(text)
@@ -90,7 +93,7 @@ class JsonPrinter:
 
 
 class Progress:
-    """Prints a progress line on stderr, and at the end a summary and a chart of the loss on stdout."""
+    """Prints a progress line on stderr; at the end, prints a chart of the loss and a summary on stdout."""
 
     def __init__(self) -> None:
         self._history = History()

@@ -1,4 +1,4 @@
-"""Folders for runs and sockets. `TUI_DESCENT_HOME`, if set, contains all of them."""
+"""Folders for runs and sockets. If `TUI_DESCENT_HOME` is set, all of them are in that folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ APP = "tui-descent"
 
 
 def runs_folder(chosen: str | None = None) -> Path:
-    """The folder for runs: `chosen`, else from the environment, else in the user's data folder."""
+    """The folder for runs: `chosen`, or else one from the environment, or else one in the user's data folder."""
     if chosen or (chosen := os.environ.get("TUI_DESCENT_RUNS_DIR")):
         return Path(chosen).expanduser().absolute()
     if home := os.environ.get("TUI_DESCENT_HOME"):
@@ -25,7 +25,7 @@ def runs_folder(chosen: str | None = None) -> Path:
 
 
 def socket_path(run: str) -> Path:
-    """The path of a run's socket. If it would be too long for a socket, it is in a short folder in /tmp instead."""
+    """The path of a run's socket. If that path would be too long, the socket is in a folder in /tmp instead."""
     if home := os.environ.get("TUI_DESCENT_HOME"):
         folder = Path(home).expanduser().absolute() / "sockets"
     else:
@@ -40,7 +40,7 @@ def socket_path(run: str) -> Path:
 
 
 def new_run(name: str, chosen: str | None = None) -> tuple[str, Path]:
-    """Create a run's folder with mode 0700; returns the new run's id and folder. Raises `ChannelError`."""
+    """Create a run's folder with mode 0700; returns the run's id and the folder. Raises `ChannelError`."""
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:40] or "run"
     run = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     folder = runs_folder(chosen)

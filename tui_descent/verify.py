@@ -1,4 +1,4 @@
-"""Verify the claims of presets: a headless run for each set of interventions that a claim requires.
+"""Verify the claims of presets. Claims with the same interventions share one headless run.
 
 `scenario/claims.py` judges whether a claim holds.
 """

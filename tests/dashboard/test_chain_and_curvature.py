@@ -100,11 +100,11 @@ async def test_chain_rule_and_curvature_views_say_why_they_are_empty() -> None:
     async with open_dashboard((120, 40), EARLIER) as dashboard:
         dashboard.keeper.publish(LedgerTaken(segment=0, step=30, entries=[]))
         await dashboard.press("4")
-        await dashboard.shows("not available for this run", "this net has none")
+        await dashboard.shows("not available for this run", "this net has no such blocks")
     user_loop = started(scenario=None, knobs=(KnobState(name="residual", unavailable="Net has none"),))
     async with open_dashboard((120, 40), [user_loop, StateChanged(state="running")]) as dashboard:
         await dashboard.press("4")
-        await dashboard.shows("not available for this run", "Linear, activation, norm, skip")
+        await dashboard.shows("not available for this run", "Linear, activation, norm layer, skip")
         await dashboard.press("5")
         await dashboard.shows("not available for your own loop", "cannot be replayed")
 
@@ -146,10 +146,10 @@ def test_curvature_numbers_show_their_method_and_error() -> None:
     found = text(CurvaturePanel(), view(curved(20, 3.0, 1e-5, 2.0, residual_min=9.0)), 100, 6).splitlines()
     assert "3.000 ± 3e-06" in found[0]
     assert "1.5× the limit: steps grow" in found[1]
-    assert "not converged: zero within the error" in found[2]
+    assert "not converged; zero within the error" in found[2]
     assert "not measured yet" in found[3]
     whole = text(CurvaturePanel(), view(curved(20, 3.0, 1.0, None, how="full Hessian", residual_min=0.0)), 100, 6)
-    assert "full Hessian, exact: positive, a minimum" in whole
+    assert "exact, from the full Hessian; positive in every direction" in whole
     assert "not known for this optimizer" in whole
 
 
@@ -159,9 +159,9 @@ def test_the_limit_of_an_adaptive_optimizer_applies_to_the_scaled_hessian() -> N
     assert "after the first step" in text(CurvaturePanel(), view(plain), 100, 6)
     scaled = msgspec.structs.replace(plain, scaled=eigenvalues(19_000.0, -5.0))
     found = text(CurvaturePanel(), view(scaled), 100, 6)
-    assert "scaled λmax is 0.5× the limit: stable" in found
+    assert "precond. λmax is 0.5× the limit: stable" in found
     assert "28 Hessian-vector products" in found
-    assert "scaled by the optimizer" in SharpnessPanel().heading(view(scaled))[1]
+    assert "preconditioned" in SharpnessPanel().heading(view(scaled))[1]
 
 
 def test_sharpness_panel_draws_the_limit_and_the_readings() -> None:

@@ -197,10 +197,10 @@ async def test_schedule_dialog_draws_the_curve_and_takes_parameters() -> None:
         await dashboard.shows("residual off")
         await dashboard.press("s", "down", "down", "down")
         await dashboard.shows(
-            "Schedule for the remaining 1,970 steps", "half a cosine to 0 over", "rate over steps", "warmup=0.1"
+            "Schedule for the remaining 1,970 steps", "half a cosine to 0 over", "learning rate by step", "warmup=0.1"
         )
         await dashboard.press("tab", *typed("warmup=985 floor=0.5"))
-        await dashboard.shows("up from 0.04 of the base rate over 985 updates", "half a cosine to 0.5 of")
+        await dashboard.shows("up from 0.04 of the base rate over 985 steps", "half a cosine to 0.5 of")
         await dashboard.press("enter")
         await dashboard.wait_until(lambda: bool(dashboard.keeper.received))
         parameters = (("warmup", 985), ("floor", 0.5))
@@ -215,7 +215,7 @@ async def test_schedule_dialog_rejects_wrong_parameters() -> None:
         await dashboard.press(*["backspace"] * 8, "shift+tab", "up", "end", "up", "tab", *typed("decay=5000"), "enter")
         await dashboard.shows("5,000 updates; allowed: at most the remaining steps")
         await dashboard.press("escape", "s", "end")
-        await dashboard.shows("no curve to predict")
+        await dashboard.shows("the curve cannot be predicted")
         await dashboard.press("escape", "m")
         await dashboard.wait_until(lambda: bool(dashboard.keeper.received))
         assert dashboard.keeper.received == [Mark()]
@@ -306,7 +306,7 @@ def test_schedule_curve_has_the_shape_of_the_schedule(base: float | None) -> Non
     assert foot.split() == [
         "now,",
         "500",
-        *("rate over steps" if base else "factor of the base rate over steps").split(),
+        *("learning rate by step" if base else "factor on the base rate by step").split(),
         "1500",
     ]
     assert next(row.split("│")[0].strip() for row in rows if row.startswith(" " * 4)) == ("0.02" if base else "1.00")

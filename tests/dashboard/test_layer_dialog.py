@@ -67,7 +67,7 @@ async def test_a_late_viewer_gets_older_values_and_an_undo_removes_them() -> Non
         await dashboard.press("down", "down", "enter")
         await dashboard.shows("measured at", "at step 39: outputs")
         dashboard.keeper.publish(back)
-        await dashboard.shows("no reading yet")
+        await dashboard.shows("no reading since")
         assert "saturated" not in shown(dashboard)
         dashboard.keeper.publish(quick(20, segment=1), steps(20, [1.0], segment=1))
         await dashboard.wait_until(lambda: shown(dashboard)["measured at"][0] == "20")

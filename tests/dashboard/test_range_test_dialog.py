@@ -225,7 +225,7 @@ async def test_a_user_loop_shows_why_it_has_no_range_test() -> None:
     async with open_dashboard((120, 40), [started(scenario=None), StateChanged(state="running")]) as dashboard:
         await dashboard.shows("● running")
         await dashboard.press("f")
-        await dashboard.shows("not now", "not available for your own loop, its batches cannot be replayed")
+        await dashboard.shows("not now", "not available for your own loop: its batches cannot be replayed")
         assert dashboard.keeper.received == []
 
 

@@ -119,7 +119,7 @@ def test_request_is_passed_on_with_the_number_of_its_client(harness: Harness) ->
 def test_other_protocol_version_is_refused_and_both_are_named(harness: Harness) -> None:
     client = harness.connect(Hello(version=VERSION + 41))
     assert harness.received(client) == [
-        Refused(reason=f"this run speaks protocol {VERSION}, the viewer {VERSION + 41}")
+        Refused(reason=f"this run uses protocol {VERSION}, the viewer uses protocol {VERSION + 41}")
     ]
     assert client.closed
     assert harness.viewers.attached == 0
@@ -127,7 +127,7 @@ def test_other_protocol_version_is_refused_and_both_are_named(harness: Harness) 
 
 def test_request_before_hello_is_refused(harness: Harness) -> None:
     client = harness.connect(PAUSE, HELLO)
-    assert harness.received(client) == [Refused(reason="a request before hello")]
+    assert harness.received(client) == [Refused(reason="a request was sent before Hello")]
     assert client.closed
     assert harness.orders == []
 

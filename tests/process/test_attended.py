@@ -87,7 +87,7 @@ def test_two_viewers_steer_one_run(start: Start) -> None:
         TurnKnob(knob="residual", value="on", scale=-1.0): "scale = -1; allowed: a number > 0 and ≤ 10",
         TurnKnob(knob="residual", value="on", way="leap"): 'way = "leap"; allowed: auto, ramp, gentle',
         TurnKnob(knob="activation", value="gelu", target="blocks.99"): 'no block "blocks.99"; blocks are blocks.0 …',
-        TurnKnob(knob="pace", value="0"): "pace = 0; allowed: steps a second > 0",
+        TurnKnob(knob="pace", value="0"): "pace = 0; allowed: a number of steps per second > 0",
         RunSteps(steps=0): "steps = 0; allowed: 1 to 10,000,000",
     }.items():
         rejected = a.do(command)
@@ -176,7 +176,7 @@ def test_invalid_bytes_are_refused_and_affect_nobody_else(start: Start) -> None:
     wrong = run.viewer(hello=False)
     wrong.peer.send({"say": "hello", "version": 99})
     wrong.until_closed(10)
-    assert wrong.heard == [Refused(reason="this run speaks protocol 2, the viewer 99")]
+    assert wrong.heard == [Refused(reason="this run uses protocol 2, the viewer uses protocol 99")]
     good.until_step(last_told(good) + 100)
     assert sorted(losses(good)) == list(range(last_told(good) + 1)), "no update was missed"
     assert isinstance(good.do(Mark()), CommandDone)

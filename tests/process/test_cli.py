@@ -87,7 +87,7 @@ USAGE = {
     "at without step": (["healthy", "--at", "residual=on"], "expected STEP:knob=value, as in 150:residual=on"),
     "at an unknown knob": (["healthy", "--at", "3:resid=on"], 'unknown knob "resid"'),
     "at a bad value": (["healthy", "--at", "3:lr=-1"], "lr = -1; allowed: a number > 0"),
-    "watch budget": (["healthy", "--watch-budget", "200%"], "--watch-budget 200%: allowed: a share from 0 to 100%"),
+    "watch budget": (["healthy", "--watch-budget", "200%"], "--watch-budget 200%: allowed: 0 to 100%"),
     "watch every": (["healthy", "--watch-every", "0"], "--watch-every 0: allowed: a whole number ≥ 1"),
     "exec's watch every": (["exec", "--watch-every", "x", "--", "true"], "--watch-every x: allowed: a whole number"),
     "undo budget": (["healthy", "--undo-budget", "lots"], "--undo-budget 'lots': allowed: a size, as in 256MB or 2GB"),

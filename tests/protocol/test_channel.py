@@ -148,7 +148,7 @@ def test_closing_one_end_closes_the_other_without_raising(pair: tuple[Peer, Peer
     a.close()
     got = b.receive() + b.receive()
     assert len(got) == 1, "what was sent before the end still counts"
-    assert b.closed == "the other end closed"
+    assert b.closed == "the other end closed the connection"
     b.send(Hello(version=1))
     b.flush()
     assert b.receive() == []

@@ -175,7 +175,7 @@ def test_a_partial_frame_waits_for_the_rest() -> None:
 
 @pytest.mark.parametrize("length", [0, MAX_FROM_VIEWER + 1, 2**31, 2**32 - 1])
 def test_an_invalid_length_is_an_error_before_the_body_arrives(length: int) -> None:
-    with pytest.raises(FrameError, match=f"a frame of {length} bytes; allowed are 1 to {MAX_FROM_VIEWER}"):
+    with pytest.raises(FrameError, match=f"a frame of {length} bytes; allowed: 1 to {MAX_FROM_VIEWER}"):
         FrameReader(MAX_FROM_VIEWER).feed(HEADER.pack(length))
 
 

@@ -33,8 +33,8 @@ def test_the_factors_lie_within_the_measured_ranges() -> None:
         ("sgd", "adam", 0.1, "0.1 → 0.0026 (÷39: Adam's steps are larger)"),
         ("adamw", "sgd", 0.001, "0.001 → 0.039 (×39: SGD's steps are smaller)"),
         ("sgd", "nesterov", 0.1, "0.1 → 0.026 (÷3.9: Nesterov's steps are larger)"),
-        ("adam", "muon", 0.00123, "0.00123 stays: Adam and Muon use similar rates"),
-        ("adam", "adam", 0.00123, "0.00123 stays"),
+        ("adam", "muon", 0.00123, "0.00123 unchanged: Adam and Muon use similar rates"),
+        ("adam", "adam", 0.00123, "0.00123 unchanged"),
     ],
 )
 def test_a_conversion_describes_itself(old: str, new: str, lr: float, text: str) -> None:
@@ -47,7 +47,7 @@ def test_a_rate_given_by_the_scenario_takes_precedence(old: str, lr: float) -> N
     assert known.lr == 0.003
     assert known.text == f"{lr:.2g} → 0.003 (the scenario's rate for Adam)"
     assert map_rate("adam", "adam", lr, known=0.003).lr == lr, "the optimizer does not change"
-    assert map_rate(old, "adam", 0.003, known=0.003).text == "0.003 stays (the scenario's rate for Adam)"
+    assert map_rate(old, "adam", 0.003, known=0.003).text == "0.003 unchanged (the scenario's rate for Adam)"
 
 
 def test_an_unknown_optimizer_is_an_error_that_names_the_known_ones() -> None:
@@ -58,8 +58,8 @@ def test_an_unknown_optimizer_is_an_error_that_names_the_known_ones() -> None:
 
 
 def test_a_refusal_says_what_can_be_set_instead() -> None:
-    assert refusal("adam", "momentum") == "adam has betas, no momentum; try betas=…"
-    assert refusal("nesterov", "betas") == "nesterov has momentum, no betas; try momentum=…"
+    assert refusal("adam", "momentum") == "adam has betas instead of momentum; try betas=…"
+    assert refusal("nesterov", "betas") == "nesterov has momentum instead of betas; try momentum=…"
     assert refusal("rmsprop", "betas") == "rmsprop has no betas to set; try optimizer=adam"
     assert refusal("lbfgs", "momentum") == "lbfgs has no momentum to set; try optimizer=momentum"
     assert [
@@ -89,5 +89,5 @@ def test_an_invalid_optimizer_table_names_place_and_allowed_values(text: str, pl
 
 
 def test_a_surface_has_no_matrices_for_muon() -> None:
-    with pytest.raises(ScenarioError, match=r"optimizer\.name: muon needs weight matrices; a surface has"):
+    with pytest.raises(ScenarioError, match=r"optimizer\.name: muon needs weight matrices; a test surface has"):
         from_text('title = "t"\nmodel = "surface"\noptimizer = "muon"', source="x")

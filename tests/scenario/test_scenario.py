@@ -82,12 +82,12 @@ CASES: list[tuple[str, str, str, str]] = [
         "plan[0].at",
         "found 1000; allowed: less than run.steps = 1000",
     ),
-    ("plan without turn", "[[plan]]\nat = 3", "plan[0].turn", "missing; allowed: a text"),
+    ("plan without turn", "[[plan]]\nat = 3", "plan[0].turn", "missing; allowed: text"),
     (
         "claim without a condition",
         '[[claim]]\nmetric = "loss"',
         "claim[0]",
-        "has no condition; give below, above or equals",
+        "has no condition; add below, above or equals",
     ),
     ("claim's metric", '[[claim]]\nmetric = "los"\nbelow = 1', "claim[0].metric", 'found "los"; allowed: loss,'),
     ("claim's given", '[[claim]]\nmetric = "loss"\nbelow = 1\ngiven = ["x"]', "claim[0].given[0]", "expected STEP:"),
@@ -126,10 +126,10 @@ def test_an_unknown_data_or_model_name_is_an_error(table: str, name: str, said: 
 @pytest.mark.parametrize(
     ("text", "place", "said"),
     [
-        ("", "title", "missing; allowed: a text of 1 to 200 characters"),
-        ('title = ""\nmodel = "surface"', "title", 'found ""; allowed: a text of 1 to 200 characters'),
-        (f'title = "{"x" * 300}"\nmodel = "surface"', "title", "…; allowed: a text of 1 to 200 characters"),
-        ("title = 3", "title", "found 3; allowed: a text"),
+        ("", "title", "missing; allowed: text of 1 to 200 characters"),
+        ('title = ""\nmodel = "surface"', "title", 'found ""; allowed: text of 1 to 200 characters'),
+        (f'title = "{"x" * 300}"\nmodel = "surface"', "title", "…; allowed: text of 1 to 200 characters"),
+        ("title = 3", "title", "found 3; allowed: text"),
         ('title = "t"', "model", "missing; allowed: a table"),
         ('title = "t"\n[model]\ndepth = 3', "model.name", "found nothing; allowed: mlp, conv, transformer, surface"),
         ('title = "t"\nmodel = 3', "model", "found 3; allowed: a table"),
@@ -137,8 +137,8 @@ def test_an_unknown_data_or_model_name_is_an_error(table: str, name: str, said: 
         (SURFACE + "start = [1.0, 2.0]", "model.start", "found 2 values; allowed: 1 for fragment"),
         (SURFACE + 'function = "saddle"', "model.start", "found 1 values; allowed: 2 for saddle"),
         (SURFACE + "start = []", "model.start", "found 0 values; allowed: 1 to 2"),
-        (SURFACE + '[data]\nname = "digits"', "data", "a surface takes no data; remove the table"),
-        (SURFACE + '[loss]\nname = "mse"', "loss", "a surface is itself the loss; remove the table"),
+        (SURFACE + '[data]\nname = "digits"', "data", "a test surface does not accept data; remove the table"),
+        (SURFACE + '[loss]\nname = "mse"', "loss", "a test surface is itself the loss; remove the table"),
         (SURFACE + '[[plan]]\nat = 1\nturn = "residual=on"', "plan[0].turn", "residual needs a network with blocks"),
         (CONV.replace("digits", "moons"), "data.name", 'found "moons"; allowed for a conv: digits'),
         (TEXT.replace('"text"', '"digits"'), "data.name", 'found "digits"; allowed for a transformer: text'),
@@ -232,7 +232,9 @@ def test_random_values_give_a_clear_error_or_a_scenario(seed: int) -> None:
 def test_a_byte_order_mark_is_reported(home: Path) -> None:
     path = home / "a.toml"
     path.write_bytes(b"\xef\xbb\xbf" + SMALL.encode())
-    with pytest.raises(ScenarioError, match=r"a\.toml: starts with a byte-order mark; save it as UTF-8 without BOM"):
+    with pytest.raises(
+        ScenarioError, match=r"a\.toml: starts with a byte-order mark \(BOM\); save it as UTF-8 without BOM"
+    ):
         read(path)
 
 

@@ -54,7 +54,9 @@ def test_a_curve_includes_both_ends_and_matches_factor(name: str) -> None:
 
 def test_plateau_has_no_curve() -> None:
     for ask in (lambda s: factor(s, 3, 100), lambda s: curve(s, 100)):
-        with pytest.raises(ValueError, match="plateau has no curve to predict: its rate depends on future losses"):
+        with pytest.raises(
+            ValueError, match="plateau: the curve cannot be predicted, because it depends on future losses"
+        ):
             ask(ScheduleSpec(name="plateau"))
 
 
@@ -80,12 +82,12 @@ def test_every_schedule_is_described_in_one_phrase(name: str) -> None:
         (
             'name = "cosine"\nwarmup = 5',
             "schedule.warmup",
-            "cosine takes no warmup; allowed: leave it out, or a schedule with it: warmup_cosine, one_cycle, wsd",
+            "cosine does not accept warmup; leave it out, or use a schedule with warmup: warmup_cosine, one_cycle, wsd",
         ),
         (
             "gamma = 0.5",
             "schedule.gamma",
-            "constant takes no gamma; allowed: leave it out, or a schedule with it: step,",
+            "constant does not accept gamma; leave it out, or use a schedule with gamma: step,",
         ),
         ('name = "wsd"\nwarmup = 101', "schedule.warmup", "found 101 updates; allowed: at most run.steps = 100"),
         (

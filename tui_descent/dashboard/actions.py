@@ -1,4 +1,4 @@
-"""What each key does: the handlers that the table of key bindings names. The command palette runs them too."""
+"""What each key does: one handler for every action in the table of key bindings. The command palette runs them too."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Handler = Callable[[RunScreen, KeyBinding, str], None]
 
 
 def press(screen: RunScreen, key: str) -> None:
-    """Run the handler of a key, given by Textual's name for it."""
+    """Run the handler of a key. `key` is Textual's name for it."""
     screen.follow_layers()
     binding = BINDING_OF[key]
     HANDLERS[binding.action](screen, binding, key)
@@ -116,7 +116,7 @@ def _range_test(screen: RunScreen, binding: KeyBinding, key: str) -> None:
     if started is None:
         screen.bridge.refuse("the network is not built yet")
     elif started.scenario is None:
-        screen.bridge.refuse("range test: not available for your own loop, its batches cannot be replayed")
+        screen.bridge.refuse("range test: not available for your own loop: its batches cannot be replayed")
     else:
         screen.app.push_screen(RangeTestDialog(screen.bridge), _send_answer(screen, "lr"))
 
@@ -160,11 +160,11 @@ def _set_pace(screen: RunScreen, candidates: list[str]) -> None:
         screen.send(TurnKnob(knob="pace", value=candidates[0]))
     elif screen.can_turn("pace"):
         now = screen.knob_value("pace")
-        screen.bridge.refuse(f"the pace is already {now}; it goes from {PACES[0]} to {PACES[-1]} steps per second")
+        screen.bridge.refuse(f"the pace is already {now}; it ranges from {PACES[0]} to {PACES[-1]} steps per second")
 
 
 def _steps_per_s(pace: str) -> float:
-    """Infinite for `max`, and for text that is not a number."""
+    """The pace as a number; infinite for `max` and for text that is not a number."""
     try:
         return float(pace)
     except ValueError:

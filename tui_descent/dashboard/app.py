@@ -1,4 +1,7 @@
-"""The dashboard app: connects, redraws the run screen on a timer, and quits with the run's exit code."""
+"""The dashboard app.
+
+It connects to the keeper, redraws the run screen on a timer, and quits with the run's exit code.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ EXIT_CODES: dict[Status, int] = {"finished": 0, "stopped": 0, "diverged": 0, "fa
 
 
 class DescentApp(App[int]):
-    """One viewer of one run."""
+    """The dashboard of one run; to the keeper it is one viewer."""
 
     CSS_PATH = Path(__file__).parent / "dashboard.tcss"
     COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {CommandProvider}
@@ -45,7 +48,7 @@ class DescentApp(App[int]):
         self._signals = Signals()
 
     async def on_mount(self) -> None:
-        """Show the screen first, then connect, so that the first frame does not wait."""
+        """Show the screen before connecting, so that the first frame does not wait for the connection."""
         self.register_theme(THEME)
         self.theme = THEME.name
         self._signals.install(asyncio.get_running_loop(), self.exit)
@@ -54,7 +57,7 @@ class DescentApp(App[int]):
         self.set_interval(1 / self.fps, self.frame)
 
     async def on_unmount(self) -> None:
-        """Close the connection and give the signals back."""
+        """Close the connection and restore the signal handlers."""
         self._signals.restore()
         if self._bridge_task is not None:
             self._bridge_task.cancel()
@@ -69,14 +72,14 @@ class DescentApp(App[int]):
             self.exit(self.exit_code())
 
     def exit_code(self) -> int:
-        """The exit code of the command line for how the run ended."""
+        """The exit code of the command line. It depends on how the run ended."""
         ended = self.bridge.history.ended
         if ended is not None:
             return exit_code(ended, EXIT_CODES)
         return 0 if self.bridge.connected else EXIT_CODES["lost"]
 
     def action_press(self, key: str) -> None:
-        """A key of the run screen, by Textual's name."""
+        """Handle a key of the run screen. `key` is Textual's name for it."""
         actions.press(self.run_screen, key)
 
     def on_run_screen_leave_requested(self) -> None:

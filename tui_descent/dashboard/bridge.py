@@ -1,6 +1,6 @@
-"""The dashboard's connection to the keeper: events update one `History`, requests go out and are matched with replies.
+"""The dashboard's connection to the keeper: received events update a `History`, requests are matched with replies.
 
-A lost connection is a state that the screen shows, never an exception.
+If the connection is lost, the screen shows that; no exception is raised.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tui_descent.protocol.events import (
 from tui_descent.telemetry.history import History
 
 Reply = KnobTurned | CommandDone | CommandRejected
-# States in which the run makes no steps until it is resumed.
+# In these states the run makes no steps until it is resumed.
 STOPPED_STATES = frozenset({"paused", "held", "waiting"})
 NOT_CONNECTED = "not connected to the run"
 CONNECT_TIMEOUT_S = 10.0
@@ -33,7 +33,10 @@ RETRY_S = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exchange:
-    """The last request and its reply, or why a key sent no request. `command` is None for another viewer's change."""
+    """The last request and its reply, or the reason why a key sent no request.
+
+    `command` is None if the reply belongs to another viewer's request.
+    """
 
     command: AnyCommand | None = None
     reply: Reply | None = None
@@ -41,7 +44,7 @@ class Exchange:
 
 
 class Bridge:
-    """Holds the history. `revision` changes with everything a viewer could see; the frame timer compares it."""
+    """Holds the run's history. The frame timer redraws when `revision` has changed."""
 
     def __init__(self, socket: Path, *, name: str = "viewer") -> None:
         self.socket = socket
@@ -58,7 +61,7 @@ class Bridge:
 
     @property
     def revision(self) -> tuple[int, int, int]:
-        """Compare it to find out whether anything changed, the history object itself included."""
+        """A value that changes when anything to be drawn changes, including the history object itself."""
         return id(self.history), self.history.revision, self._changes
 
     async def run(self) -> None:
@@ -82,7 +85,7 @@ class Bridge:
             try:
                 return await asyncio.open_unix_connection(self.socket)
             except (FileNotFoundError, ConnectionRefusedError):
-                # The keeper has just been started and may not have made its socket yet.
+                # The keeper has only just been started and may not have created its socket yet.
                 if asyncio.get_running_loop().time() > end:
                     raise
             await asyncio.sleep(RETRY_S)
@@ -121,13 +124,13 @@ class Bridge:
 
     @property
     def unavailable(self) -> str:
-        """Why no request can be sent now; empty when one can."""
+        """Why no request can be sent now; empty if requests can be sent."""
         if not self.history.live:
             return "the run has ended"
         return "" if self.connected else NOT_CONNECTED
 
     def send(self, command: AnyCommand, source: Source = "key") -> int | None:
-        """Send a request; returns the number its reply will carry, or None when it cannot be sent."""
+        """Send a request. Returns the number that its reply will carry, or None if the request cannot be sent."""
         if self._writer is None or self.unavailable:
             self.refuse(self.unavailable or NOT_CONNECTED)
             return None
@@ -140,18 +143,18 @@ class Bridge:
         return self._requests
 
     def awaits_reply(self, request: int) -> bool:
-        """Whether a request has no reply yet."""
+        """Whether the request is still without a reply."""
         return request in self._unanswered
 
     def requested_value(self, knob: str, target: str) -> str | None:
-        """The value in the newest request for a knob that has no reply yet."""
+        """The value in the newest unanswered request for a knob; None if there is no such request."""
         for command in reversed(self._unanswered.values()):
             if isinstance(command, TurnKnob) and (command.knob, command.target) == (knob, target):
                 return command.value
         return None
 
     def refuse(self, reason: str) -> None:
-        """Answer a key without sending a request."""
+        """Show why a key sends no request."""
         self.exchange = Exchange(refusal=reason)
         self._changes += 1
 

@@ -49,7 +49,7 @@ def state_style(word: str) -> Style:
 
 
 def end_style(ended: RunEnded) -> Style:
-    """The style of a run's ending: red also when only the script failed after the run."""
+    """The style for the end of a run. It is also red if the run ended well but its script failed afterwards."""
     return state_style("failed" if script_failed_after_run(ended) else ended.status)
 
 
@@ -70,7 +70,7 @@ PALETTE = tuple(Color.from_rgb(*_mixed(level)) for level in range(LEVELS))
 
 @cache
 def heat_cell(top: int | None, bottom: int | None) -> Style:
-    """The style of `▀`: upper half in one palette level, lower half in another. None is the background."""
+    """The style of `▀` with palette levels for its upper and lower half; None is the background colour."""
     ground = Color.parse(BACKGROUND)
     return Style(
         color=PALETTE[top] if top is not None else ground,
@@ -80,13 +80,16 @@ def heat_cell(top: int | None, bottom: int | None) -> Style:
 
 @cache
 def level_style(level: int) -> Style:
-    """Text in a level's colour. The darkest levels cannot be read on near-black, so they are lightened."""
+    """The style for text in a level's colour.
+
+    The darkest levels are lightened, because they cannot be read on near-black.
+    """
     return Style(color=PALETTE[max(level, 4)])
 
 
 @cache
 def marked_cell(level: int | None) -> Style:
-    """An intervention mark on a heat-map cell."""
+    """The style for an intervention mark on a heat-map cell."""
     return Style(color=MARK.color, bgcolor=PALETTE[level] if level is not None else Color.parse(BACKGROUND))
 
 

@@ -13,15 +13,15 @@ from tui_descent.protocol.commands import TurnKnob
 from tui_descent.scenario.keys import KEYS
 from tui_descent.scenario.knobs import KNOBS, PACES
 
-# Text, help, and what the entry runs.
+# The entry's text, its help text, and the function that it runs.
 Entry = tuple[str, str, Callable[[], None]]
 
 
 class CommandProvider(Provider):
-    """Every key's action and every choice of every knob, by name."""
+    """Offers every key's action and every choice of every knob."""
 
     async def discover(self) -> Hits:
-        """Before anything is typed: all entries."""
+        """All entries, which are shown before anything is typed."""
         for text, help_, run in self._entries():
             yield DiscoveryHit(text, run, help=help_)
 

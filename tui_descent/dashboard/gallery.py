@@ -1,4 +1,7 @@
-"""The preset gallery: presets on the left, the highlighted one's story and claims on the right."""
+"""The preset gallery.
+
+The list of presets is on the left, the highlighted preset's story and claims are on the right.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +95,7 @@ class GalleryApp(App[str | None]):
 
 
 def pick() -> str | None:
-    """Let the user choose a preset; None when they quit."""
+    """Let the user choose a preset. Returns its name, or None if they quit."""
     forget_exported_size()
     return GalleryApp().run()
 
@@ -117,7 +120,7 @@ def _story(name: str, found: Scenario | str) -> Text:
         return Text("\n".join(safe(line) for line in found.splitlines()), style=colours.ORANGE)
     text = Text()
     text.append(safe(found.title), style=colours.BRIGHT)
-    facts = f"{about(found)} · {found.optimizer.name}, rate {found.optimizer.lr:g} · {found.run.steps:,} steps"
+    facts = f"{about(found)} · {found.optimizer.name}, learning rate {found.optimizer.lr:g} · {found.run.steps:,} steps"
     text.append(f"\n{facts}\n\n", style=colours.DIM)
     for paragraph in textwrap.dedent(found.story).strip().split("\n\n"):
         text.append(safe(" ".join(paragraph.split()), 4000) + "\n\n", style=colours.TEXT)

@@ -1,4 +1,4 @@
-"""Quit on SIGINT, SIGTERM and SIGHUP. Textual does not handle them, so the terminal would not be restored."""
+"""Quit on SIGINT, SIGTERM and SIGHUP. Textual does not handle these, and the terminal would not be restored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# When the terminal is gone, Textual's writer thread has died and shutdown blocks on its full queue.
+# If the terminal has been closed, Textual's writer thread is dead, and Textual's shutdown blocks on its full queue.
 EXIT_TIMEOUT_S = 3.0
 
 
@@ -22,9 +22,9 @@ class Signals:
         self._before: dict[int, Any] = {}
 
     def install(self, loop: asyncio.AbstractEventLoop, leave: Callable[[int], None]) -> None:
-        """On signal n call `leave(128 + n)` in the event loop; if the process does not end in time, exit hard.
+        """On signal n call `leave(128 + n)` in the event loop. If the process does not end in time, end it at once.
 
-        `loop.add_signal_handler` would not do: the loop may be blocked in a write.
+        `loop.add_signal_handler` is not used, because it cannot act while the event loop is blocked in a write.
         """
         if threading.current_thread() is not threading.main_thread():
             return

@@ -9,7 +9,7 @@ import sys
 def forget_exported_size() -> None:
     """Remove COLUMNS and LINES from the environment when the terminal reports its size.
 
-    Textual would use these values, which a shell may have exported long ago, and ignore later resizes.
+    A shell may have exported these values long ago. Textual would use them and ignore later resizes.
     """
     try:
         columns, lines = os.get_terminal_size(sys.__stdout__.fileno())  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""The Textual theme, for its own widgets: dialogs, lists, input fields, the command palette."""
+"""The theme for Textual's own widgets: dialogs, lists, input fields, the command palette."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every panel draws: the run's history and the display settings."""
+"""The data that every panel draws: the run's history and the display settings."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tui_descent.telemetry.history import History
 class View:
     """The history, the connection, and the display settings.
 
-    `exchange`: the last request and its reply. `trouble`: what is wrong with the connection. `log`: a logarithmic loss
-    axis. `recent`: show the last steps instead of the whole run. `ghosts`: show the loss curves of undone steps.
+    `exchange`: the last request and its reply. `trouble`: what is wrong with the connection. `log`: the loss axis is
+    logarithmic. `recent`: show the last steps instead of the whole run. `ghosts`: show the loss curves of undone steps.
     `selected`: the index of the selected layer, in forward order.
     """
 
@@ -30,11 +30,11 @@ class View:
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """The net's current layers, in forward order; none before the net is built."""
+        """The net's current layers, in forward order; empty before the net is built."""
         return self.history.layers
 
     def idle(self, layer: int) -> str:
-        """`frozen` or `unused` for a layer without a gradient in the newest reading, else empty."""
+        """`frozen` or `unused` for a layer without a gradient in the newest reading; empty for other layers."""
         statuses = self.history.readings.statuses if self.history.readings else []
         status = statuses[layer] if layer < len(statuses) else "used"
         return "" if status == "used" else status

@@ -1,1 +1,4 @@
-"""One small process a run: owns the socket, the history and the clock; starts and outlives the trainer. No torch."""
+"""The keeper: one small process per run, without torch.
+
+It owns the socket and the history, starts the trainer and outlives it.
+"""

@@ -1,6 +1,6 @@
-"""Runs the diagnosis in the keeper: takes in a run's events, adds events that say what is wrong.
+"""Runs the diagnosis in the keeper: reads a run's events and adds events that say what is wrong.
 
-It needs nothing but events, so it costs the trainer no time.
+The diagnosis needs only events, so it costs the trainer no time.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from tui_descent.protocol.events import (
 from tui_descent.telemetry.diagnosis import Diagnosis, Finding, RunContext, sentence
 
 EVERY_STEPS = 10
-REPEAT_S = 2.0  # the same finding is published again, with new evidence, at most this often
-# The entropy of single letters of the text data, in nats: the loss of a net that has learnt only letter frequencies.
+REPEAT_S = 2.0  # the least time before the same finding is published again with new evidence
+# The loss of a net that has learnt only letter frequencies: the entropy of single letters of the text data, in nats.
 LETTER_ENTROPY = 3.24
 # Knobs that do not change what is learnt.
 NEUTRAL_KNOBS = ("pace",)
@@ -41,12 +41,12 @@ class DiagnosisEvents:
         self._diagnosis: Diagnosis | None = None
         self._published: Finding | None = None
         self._published_s = 0.0
-        self._last_check = 0  # the step
+        self._last_check = 0  # the step of the last check
         self._step = 0
         self._segment = 0
 
     def after(self, event: AnyEvent) -> Iterator[AnyEvent]:
-        """Take in one event; yields the events to publish after it."""
+        """Process one event; yields the events to publish after it."""
         if isinstance(event, RunStarted):
             knobs = [k.name for k in event.knobs if k.unavailable is None]
             self._diagnosis = Diagnosis(event.layers, knobs=knobs, context=context_of(event.scenario))
@@ -61,7 +61,7 @@ class DiagnosisEvents:
             case NotFinite():
                 self._segment, self._step = event.segment, event.step
                 self._diagnosis.add_loss(event.step, math.nan)
-                self._last_check = event.step + 1  # so that the next line checks at once
+                self._last_check = event.step + 1  # so that the next line makes the check at once
                 yield from self._check(self._diagnosis)
             case ReadingsTaken():
                 self._diagnosis.add_reading(event)
@@ -82,7 +82,7 @@ class DiagnosisEvents:
                 pass
 
     def _check(self, diagnosis: Diagnosis) -> Iterator[AnyEvent]:
-        """Every few steps: the outcome of the last intervention, and the finding if it is new."""
+        """Once in EVERY_STEPS steps, yield the outcome of the last intervention, and the finding if it is new."""
         if self._last_check <= self._step < self._last_check + EVERY_STEPS:
             return
         self._last_check = self._step
@@ -114,12 +114,12 @@ class DiagnosisEvents:
 
 
 def _essence(found: Finding | None) -> tuple[Any, ...] | None:
-    """What makes a finding a different one; the numbers of its evidence do not."""
+    """The parts of a finding whose change makes it a new finding. New numbers in its evidence do not."""
     return None if found is None else (found.finding, found.layer, found.advice, found.evidence.get("curvature"))
 
 
 def context_of(scenario: Mapping[str, Any] | None) -> RunContext:
-    """What a scenario says about a run; nothing is known of a user loop."""
+    """What the diagnosis can learn from the scenario. For a user loop, which has none, this is empty."""
     if scenario is None:
         return RunContext()
     model, data, optimizer = scenario["model"], scenario.get("data"), scenario["optimizer"]["name"]

@@ -1,6 +1,6 @@
-"""How a run ends: by itself, at a stop request, or because the trainer died. Makes the `RunEnded` that says which.
+"""Builds the `RunEnded` event: the run ended by itself, at a stop request, or because the trainer died.
 
-Whether the trainer's process is alive is asked in `trainer.py`.
+`trainer.py` checks whether the trainer's process is alive.
 """
 
 from __future__ import annotations
@@ -20,33 +20,37 @@ KILL_AFTER_S = 3.0  # from SIGTERM to SIGKILL
 
 
 class Ending:
-    """The stop request, the trainer's own report of its end, and what became of its process."""
+    """Keeps the stop request and the trainer's own report of its end, until the trainer's process has exited."""
 
     def __init__(self, launch: Launch) -> None:
         self._launch = launch
         self._stop_reason = ""
         self._stop_requested_s: float | None = None
         self._signalled = False
-        # Sent by the trainer; published only when the process is gone and all its steps are published.
+        # The trainer's own `RunEnded`. It is published only when the process has exited and all its steps are
+        # published.
         self.reported: RunEnded | None = None
 
     @property
     def stop_requested(self) -> bool:
-        """Whether the trainer was asked to stop."""
+        """Whether the trainer has been asked to stop."""
         return self._stop_requested_s is not None
 
     @property
     def script_goes_on(self) -> bool:
-        """Whether the run is over, but its process is a user's script, which may do more after its loop."""
+        """Whether the run has ended but its process, a user's script, may still be running code after its loop."""
         return self.reported is not None and self._launch.command is not None
 
     def request_stop(self, reason: str) -> None:
-        """The trainer is being asked to stop; only the first reason counts."""
+        """Record that the trainer is asked to stop. Only the first reason is kept."""
         if self._stop_requested_s is None:
             self._stop_requested_s, self._stop_reason = time.monotonic(), reason
 
     def enforce_stop(self, trainer: Trainer) -> None:
-        """Signal a trainer that does not obey the stop request. A script that goes on after its run is left alone."""
+        """Signal a trainer that does not obey the stop request.
+
+        A script that still runs after its loop is not signalled.
+        """
         assert self._stop_requested_s is not None
         if self.script_goes_on:
             return
@@ -58,7 +62,7 @@ class Ending:
             trainer.signal(signal.SIGTERM)
 
     def event(self, trainer: Trainer, step: int) -> RunEnded:
-        """The run's last event, once the trainer has exited before update `step`."""
+        """The run's last event, for a trainer that has exited before update `step`."""
         code = trainer.exit_code()
         if self.reported is not None:
             return self._reported_end(self.reported, code)

@@ -1,7 +1,7 @@
-"""One ordered stream of events from the two channels of a trainer: the ring in shared memory and the socket.
+"""Merges the two channels of a trainer, the ring in shared memory and the socket, into one ordered stream of events.
 
-Losses and readings come through the ring, all other events through the socket. What happened at step k comes after
-update k - 1 and before update k; the readings of step k come after update k.
+Losses and readings come through the ring, all other events through the socket. An event of step k is placed after
+update k - 1 and before update k; the readings of step k are placed after update k.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from tui_descent.telemetry.history import History
 
 
 class EventStream:
-    """Merges the ring and the socket. `history` gives the run's current segment and step: apply each event to it
-    before taking the next one.
+    """Merges the ring and the socket.
+
+    `history` gives the run's current segment and step. Apply each event to it before you ask for the next event.
     """
 
     def __init__(self, history: History) -> None:
-        self.ring: Ring | None = None  # opened when the run has started
+        self.ring: Ring | None = None  # opened at the `RunStarted` event
         self._history = history
-        self._steps: list[StepRecord] = []  # read from the ring, not published yet
+        self._steps: list[StepRecord] = []  # those read from the ring but not published yet
         self._readings: list[ReadingRecord] = []
         self._steps_read = 0
         self._steps_missed = 0
@@ -32,15 +33,15 @@ class EventStream:
         self._warned_of_readings = False
 
     def new_events(self, trainer: Trainer) -> Iterator[AnyEvent]:
-        """Everything new. Raises `ChannelError` if the ring cannot be opened.
+        """Yield all new events. Raises `ChannelError` if the ring cannot be opened.
 
-        The ring is read first: an event that was sent before an update in the ring has arrived by then.
+        The ring is read before the socket. An event that was sent before an update in the ring has then arrived.
         """
         yield from self._read_ring()
         steps_read = self._steps_read
         events = _receive(trainer)
         for n, event in enumerate(events):
-            # An event without a step keeps its place before the next event that has one.
+            # An event without a step number is placed like the next event that has one.
             placed = next((e for e in events[n:] if hasattr(e, "step")), None)
             if placed is None:
                 yield from self._publish_steps(steps_read)
@@ -53,12 +54,12 @@ class EventStream:
                 )
             if isinstance(event, RunStarted):
                 self.ring = trainer.ring()
-                self.ring.raise_flag()  # for requests sent while there was no flag to raise
+                self.ring.raise_flag()  # requests may have been sent before there was a flag to raise
             yield event
         yield from self._publish_steps(steps_read)
 
     def last_events(self) -> Iterator[AnyEvent]:
-        """What is left in the ring of a trainer that has exited."""
+        """Yield what is left in the ring after the trainer has exited."""
         yield from self._read_ring()
         yield from self._publish_steps(self._steps_read)
 
@@ -80,7 +81,7 @@ class EventStream:
             yield Noted(step=self._history.steps, text=text, level="warning")
 
     def _publish_steps(self, end: int) -> Iterator[AnyEvent]:
-        """The first `end` updates of all that were read, as far as they are not published yet, and their readings."""
+        """Publish the updates read so far, up to number `end`, that have not been published, with their readings."""
         count = max(0, end - (self._steps_read - len(self._steps)))
         steps, self._steps = self._steps[:count], self._steps[count:]
         yield from _consecutive(steps)
@@ -93,7 +94,7 @@ class EventStream:
 
 
 def _receive(trainer: Trainer) -> list[AnyEvent]:
-    """The events in the socket; a malformed one closes it."""
+    """The events that have arrived in the socket. A malformed event closes it."""
     events: list[AnyEvent] = []
     try:
         for body in trainer.link.receive():

@@ -1,6 +1,6 @@
-"""Readings of the GPU from NVIDIA's driver: utilisation, memory, power, temperature. Missing ones never fail a run.
+"""Readings of the GPU from NVIDIA's driver: utilisation, memory, power, temperature. A run works without them, too.
 
-`pynvml` (extra `gpu`) is imported at the first event about a GPU, so never on a machine without one.
+`pynvml` (extra `gpu`) is imported at the first event about a GPU, so it is never imported on a machine without one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NUMBER = re.compile(r"\s*[+-]?\d+")
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """Why there are no readings of a GPU, in words for the user."""
+    """Why there are no readings of a GPU. The user reads this text."""
 
     reason: str
 
@@ -32,7 +32,7 @@ def _pynvml() -> Any:
 
 
 class Gpus:
-    """The machine's NVIDIA GPUs. `nvml` imports the module; `env` is the trainer's environment, as far as known."""
+    """The machine's NVIDIA GPUs. `nvml` imports the `pynvml` module. `env` stands for the trainer's environment."""
 
     def __init__(self, nvml: Callable[[], Any] = _pynvml, env: Mapping[str, str] = os.environ) -> None:
         self._import = nvml
@@ -42,7 +42,10 @@ class Gpus:
         self._reported_reason = ""
 
     def complete(self, event: DeviceTaken) -> Iterator[AnyEvent]:
-        """The event with the driver's readings. If there are none, a note says why, once."""
+        """Yield the event with the driver's readings added.
+
+        If there are none, first yield a note that says why, but once.
+        """
         if not event.device.startswith("cuda"):
             yield event
             return
@@ -56,7 +59,7 @@ class Gpus:
         yield event
 
     def read(self, taken: DeviceTaken) -> Gpu | Unreadable:
-        """The driver's readings of the GPU that the event is about; None for each that the driver does not give."""
+        """The driver's readings of the event's GPU. A value that the driver does not give is None."""
         key = taken.device, taken.uuid
         if key not in self._handles:
             self._handles[key] = self._find(taken)
@@ -78,7 +81,7 @@ class Gpus:
         )
 
     def _query(self, query: Callable[..., Any], *args: Any) -> Any:
-        """The driver's answer, or None if it has none: a MIG instance has no utilisation, for example."""
+        """The driver's answer, or None if it has no answer. For example, a MIG instance has no utilisation."""
         try:
             return query(*args)
         except self._nvml.NVMLError:
@@ -102,7 +105,7 @@ class Gpus:
             return Unreadable(f"{taken.device}: {error}")
 
     def _by_uuid(self, uuid: str) -> Any:
-        # torch gives the UUID without its prefix, which differs between a whole GPU and a MIG instance.
+        # torch gives the UUID without its prefix. The prefix is different for a whole GPU and for a MIG instance.
         names = [uuid] if uuid.startswith(("GPU-", "MIG-")) else [f"GPU-{uuid}", f"MIG-{uuid}"]
         for name in names[:-1]:
             handle = self._query(self._nvml.nvmlDeviceGetHandleByUUID, name)
@@ -123,7 +126,7 @@ class Gpus:
         by_number = listed is None or not listed.startswith(("GPU-", "MIG-"))
         kinds = {_text(nvml.nvmlDeviceGetName(h)) for h in handles}
         if by_number and len(kinds) > 1 and self._env.get(ORDER) != "PCI_BUS_ID":
-            # CUDA counts from the fastest GPU, the driver in the order of the bus: the same only if all are alike.
+            # CUDA numbers GPUs from the fastest, the driver in bus order. The numbers agree only if all GPUs are alike.
             return Unreadable(f"cannot tell which of {len(handles)} different GPUs is {device}; set {ORDER}=PCI_BUS_ID")
         return nvml.nvmlDeviceGetHandleByUUID(shown[index])
 
@@ -156,11 +159,11 @@ def _named(entry: str, prefix: str, uuids: Sequence[str]) -> str | None:
     if not entry.startswith(prefix):
         return None
     if prefix == "MIG-":
-        return entry  # the driver's list has whole GPUs only
+        return entry  # cannot be looked up, because `uuids` has only whole GPUs
     alike = [uuid for uuid in uuids if uuid.startswith(entry)]
     return alike[0] if len(alike) == 1 else None
 
 
 def _text(value: str | bytes) -> str:
-    """Older releases of pynvml return bytes."""
+    """The value as text; older releases of pynvml return bytes."""
     return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -1,6 +1,7 @@
 """The keeper's loop: publishes the trainer's events, passes viewers' requests on, and notices how the run ends.
 
-Runs in the foreground for a headless run and as a process of its own for a dashboard. One thread, one selector.
+The loop runs in the foreground for a headless run, and in a separate process for a dashboard. It uses one thread and
+one selector.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from tui_descent.telemetry.history import History
 TICK_S = 1 / 30
 SILENT_AFTER_S = 5.0
 FIRST_VIEWER_WITHIN_S = 30.0
-LAST_EVENT_WITHIN_S = 2.0  # how long viewers have to take the last event
+LAST_EVENT_WITHIN_S = 2.0  # how long the keeper waits for viewers to read the last event
 
 
 class Keeper:
-    """One run's keeper. `on_event` is called with every event too: that is how a headless run prints."""
+    """One run's keeper. It calls `on_event`, if given, with every event; a headless run prints them that way."""
 
     def __init__(self, launch: Launch, *, on_event: Callable[[AnyEvent], None] | None = None) -> None:
         self.launch = launch
@@ -47,12 +48,12 @@ class Keeper:
         self._selector = selectors.DefaultSelector()
         self._viewers: Viewers | None = None
         self._trainer: Trainer | None = None
-        self._stop_reason = ""  # set when a stop is wanted, also by a signal handler
+        self._stop_reason = ""  # why the run must stop; may be set by a signal handler
         self._silent = False
         self._started_s = time.monotonic()
 
     def run(self, start_trainer: Callable[[], Trainer]) -> RunEnded:
-        """Run until the trainer has exited and every viewer has the last event.
+        """Run until the trainer has exited and every viewer has received the last event.
 
         Raises `ChannelError` if the socket cannot be opened and `OSError` if the trainer cannot be started.
         """
@@ -82,7 +83,7 @@ class Keeper:
     def stop(self, reason: str) -> None:
         """Ask the trainer to stop after the current step. A trainer that does not obey is killed.
 
-        Safe in a signal handler: the next tick does the work.
+        It can be called in a signal handler, because the next tick does the work.
         """
         self._stop_reason = self._stop_reason or reason
 
@@ -111,7 +112,7 @@ class Keeper:
             self._ending.request_stop(self._stop_reason)
             self._publish(StateChanged(state="stopping", reason=self._stop_reason))
             trainer.link.queue(ClientRequest(client=0, request=0, source="send", command=Stop()))
-        exited = trainer.exited()  # before the last read, so that nothing written before the exit is missed
+        exited = trainer.exited()  # checked before reading, so that what was written before the exit is read
         if trainer.link.waiting:
             trainer.link.flush()
             if self._stream.ring is not None:
@@ -142,7 +143,7 @@ class Keeper:
                 self._publish(StateChanged(state="stopping", reason="the loop has ended; its script is still running"))
 
     def _report_silence(self, trainer: Trainer) -> None:
-        """Say so when the trainer's heartbeat stops and when it comes back."""
+        """Report when the trainer's heartbeat stops and when it returns."""
         if self._stream.ring is None or self._ending.reported is not None or trainer.link.closed:
             return
         silent_s = time.monotonic() - self._stream.ring.heartbeat()
@@ -157,7 +158,7 @@ class Keeper:
             self._publish(Noted(step=self.history.steps, text="the trainer responds again"))
 
     def _stop_without_viewers(self) -> None:
-        """A run whose dashboard has gone, or never came, stops."""
+        """Stop a run if its last viewer has left or if no viewer has connected in time."""
         viewers = self._viewers
         if viewers is None or viewers.attached:
             return
@@ -170,7 +171,7 @@ class Keeper:
         self._publish_new_events(trainer)
         for event in self._stream.last_events():
             self._publish(event)
-        for rejected in self._requests.reject_unanswered("the run ended before this could be done"):
+        for rejected in self._requests.reject_unanswered("the run ended before this request was carried out"):
             self._publish(rejected)
         self._publish(self._ending.event(trainer, self.history.steps))
 
@@ -190,10 +191,12 @@ class Keeper:
             self._on_event(event)
 
     def _flush_viewers(self, trainer: Trainer) -> None:
-        """Wait until every viewer has taken the last event, but not for long."""
+        """Wait until every viewer has received the last event, for at most LAST_EVENT_WITHIN_S."""
         until_s = time.monotonic() + LAST_EVENT_WITHIN_S
         if trainer.exit_fd is not None:
-            self._selector.unregister(trainer.exit_fd)  # always readable now
+            self._selector.unregister(
+                trainer.exit_fd
+            )  # it stays readable after the exit, so the selector would not wait
         while self._viewers is not None and self._viewers.waiting and time.monotonic() < until_s:
             self._viewers.maintain()
             self._wait(TICK_S)

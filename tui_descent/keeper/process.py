@@ -1,4 +1,4 @@
-"""The keeper as a process of its own, started by a dashboard or by a user loop.
+"""The keeper's own process, started by a dashboard or by a user loop.
 
 `python -m tui_descent.keeper.process FOLDER [--parent SOCKET RING]`; SOCKET and RING are inherited file descriptors.
 """
@@ -21,7 +21,7 @@ from tui_descent.protocol.launch import PARENT_OPTION, Launch
 
 
 def main(argv: list[str]) -> int:
-    """Run the keeper of one run. Its errors go to stderr, which is the run's log."""
+    """Run the keeper of one run. Errors go to stderr, which is redirected to the run's log."""
     folder = Path(argv[0])
     try:
         launch = Launch.read(folder)

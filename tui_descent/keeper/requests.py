@@ -1,4 +1,4 @@
-"""Viewers' requests on their way to the trainer. Each gets exactly one reply: from the trainer, or a rejection here."""
+"""Passes viewers' requests on to the trainer. Each gets exactly one reply: the trainer's, or a rejection from here."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ MAX_QUEUED_BYTES = 1 << 20
 
 
 class Requests:
-    """Queues requests for the trainer and remembers those without a reply. `history` gives the current step."""
+    """Queues requests for the trainer and remembers which have no reply yet. `history` gives the current step."""
 
     def __init__(self, history: History) -> None:
         self._history = history
         self._unanswered: dict[tuple[int, int], ClientRequest] = {}  # by client and request
-        self._curvature_viewers: set[int] = set()  # clients that look at the curvature
+        self._curvature_viewers: set[int] = set()  # clients whose curvature view is open
 
     def pass_on(self, order: ClientRequest, link: Peer) -> CommandRejected | None:
         """Queue a request for the trainer. Returns a rejection if the trainer cannot take it."""
@@ -28,11 +28,11 @@ class Requests:
             (self._curvature_viewers.add if order.command.on else self._curvature_viewers.discard)(order.client)
         if order.request:
             self._unanswered[order.client, order.request] = order
-        link.queue(order)  # not sent at once, so that requests that come together arrive together
+        link.queue(order)  # sent at the next flush, so that requests made together arrive together
         return None
 
     def reject(self, order: ClientRequest, reason: str) -> CommandRejected:
-        """The reply to a request that is not carried out."""
+        """The reply to a request that will not be carried out."""
         return CommandRejected(
             client=order.client,
             request=order.request,
@@ -44,16 +44,16 @@ class Requests:
         )
 
     def reject_unanswered(self, reason: str) -> list[CommandRejected]:
-        """Replies to all requests that have none."""
+        """Rejections of all requests that have no reply yet."""
         return [self.reject(order, reason) for order in self._unanswered.values()]
 
     def note_reply(self, event: AnyEvent) -> None:
-        """If this event is the reply to a request, the request is answered."""
+        """Forget the request that this event replies to, if it is a reply."""
         if isinstance(event, KnobTurned | CommandDone | CommandRejected):
             self._unanswered.pop((event.client, event.request), None)
 
     def cleanup_after(self, client: int) -> ClientRequest | None:
-        """What to ask of the trainer when this viewer has left: to stop measuring what only this viewer looked at."""
+        """The request to send to the trainer when this viewer has left: to stop measuring the curvature for it."""
         if client not in self._curvature_viewers:
             return None
         return ClientRequest(client=client, request=0, source="send", command=WatchCurvature(on=False))

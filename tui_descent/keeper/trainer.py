@@ -1,4 +1,4 @@
-"""The trainer as its keeper sees it: a process to watch, a socket, a ring and a log file."""
+"""The keeper's side of the trainer: its process, its socket, its ring and its log file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOG_TAIL_BYTES = 8192
 
 
 class Trainer:
-    """The process that trains: started by this keeper (`process`), or this keeper's `parent`.
+    """The process that trains. It is a `process` started by this keeper, or this keeper's `parent`.
 
     `file` is the descriptor of the ring's shared memory.
     """
@@ -42,7 +42,7 @@ class Trainer:
         command = launch.command or (sys.executable, "-m", "tui_descent.training.process", launch.folder)
         with open_connection(launch) as (ours, theirs, file), (launch.path / LOG_FILE).open("ab") as log:
             handed = {ENV_FOLDER: launch.folder, ENV_LINK: describe_fd(theirs.fileno()), ENV_RING: describe_fd(file)}
-            # A session of its own: the terminal's ctrl+c is the keeper's to pass on, as a Stop.
+            # In its own session it does not receive the terminal's ctrl+c. The keeper handles that and sends a Stop.
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -56,11 +56,11 @@ class Trainer:
 
     @classmethod
     def adopt(cls, link: socket.socket, file: int, *, parent: int) -> Trainer:
-        """The user loop that started this keeper."""
+        """The trainer for a user loop that has started this keeper."""
         return cls(link, file, process=None, parent=parent)
 
     def ring(self) -> Ring:
-        """The ring, once the trainer has laid it out. Raises `ChannelError` if it cannot be read."""
+        """Open the ring, after the trainer has created it. Raises `ChannelError` if it cannot be read."""
         try:
             return Ring.open(self._file)
         except (OSError, ValueError) as error:
@@ -68,17 +68,17 @@ class Trainer:
 
     @property
     def exit_fd(self) -> int | None:
-        """A file descriptor that becomes readable when the process exits; None where the system has no pidfd."""
+        """A file descriptor that becomes readable when the process exits; None if the system does not support this."""
         return self._pidfd
 
     def exited(self) -> bool:
-        """Whether the process is gone. The keeper asks this at every tick."""
+        """Whether the process has exited. The keeper checks this at every tick."""
         if self.process is not None:
             return self.process.poll() is not None
         return self.link.closed is not None or os.getppid() != self._parent
 
     def exit_code(self) -> int | None:
-        """As in `subprocess`: negative for a signal. None for a user loop, whose exit code only its parent gets."""
+        """The exit code, negative for a signal. None for a user loop, because only its parent process gets the code."""
         return self.process.returncode if self.process is not None else None
 
     def signal(self, number: signal.Signals) -> None:

@@ -1,4 +1,7 @@
-"""The run's viewers: a bounded queue of events for each. A slow viewer loses events, never slows down the keeper."""
+"""The run's viewers, each with a bounded queue of events.
+
+A slow viewer loses events and does not slow the keeper down.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ MAX_VIEWERS = 64
 
 
 class Viewer:
-    """One client. `overflowed`: its queue was dropped; a fresh history is sent as soon as it reads again."""
+    """One client. `overflowed`: its queue was dropped, so it is sent a new history as soon as it reads again."""
 
     def __init__(self, peer: Peer, number: int) -> None:
         self.peer = peer
@@ -29,7 +32,7 @@ class Viewer:
 
 
 class Viewers:
-    """All clients of one run, on one selector.
+    """All clients of one run; they share one selector.
 
     A new client is sent what `history` returns. `on_request` is called with each request, `on_leave` with the number of
     a client that has left.
@@ -45,7 +48,7 @@ class Viewers:
         on_request: Callable[[ClientRequest], None],
         on_leave: Callable[[int], None] = lambda number: None,
     ) -> None:
-        self.seen = 0  # clients that ever said hello
+        self.seen = 0  # how many clients have ever sent Hello
         self._numbers = 0
         self._listener = listener
         self._selector = selector
@@ -58,12 +61,12 @@ class Viewers:
 
     @property
     def attached(self) -> int:
-        """How many viewers are attached: those that have said hello."""
+        """How many viewers are attached, that is, have sent Hello."""
         return sum(v.welcomed for v in self._all.values())
 
     @property
     def waiting(self) -> int:
-        """How many bytes are queued, for all of them."""
+        """How many bytes are queued for all clients together."""
         return sum(v.peer.waiting for v in self._all.values())
 
     def accept(self) -> None:
@@ -81,7 +84,7 @@ class Viewers:
         self._selector.register(sock, selectors.EVENT_READ, lambda: self._receive(viewer))
 
     def publish(self, event: AnyEvent) -> None:
-        """Send one event to every viewer that keeps up."""
+        """Send one event to every viewer whose queue has not overflowed."""
         for viewer in list(self._all.values()):
             if not viewer.welcomed or viewer.overflowed:
                 continue
@@ -91,7 +94,7 @@ class Viewers:
                 viewer.overflowed = True
 
     def maintain(self) -> None:
-        """Flush the queues, send a fresh history where it is due, drop clients that are gone or never said hello."""
+        """Flush the queues, send a new history after an overflow, drop clients that are gone or have not sent Hello."""
         now_s = time.monotonic()
         for viewer in list(self._all.values()):
             viewer.peer.flush()
@@ -113,14 +116,14 @@ class Viewers:
     def _handle(self, viewer: Viewer, message: Hello | Request) -> None:
         if isinstance(message, Hello):
             if message.version != VERSION:
-                raise FrameError(f"this run speaks protocol {VERSION}, the viewer {message.version}")
+                raise FrameError(f"this run uses protocol {VERSION}, the viewer uses protocol {message.version}")
             if not viewer.welcomed:
                 viewer.welcomed = True
                 self.seen += 1
                 viewer.peer.send(Welcome(version=VERSION, client=viewer.number, run=self._run))
                 viewer.peer.send(self._history())
         elif not viewer.welcomed:
-            raise FrameError("a request before hello")
+            raise FrameError("a request was sent before Hello")
         else:
             self._on_request(
                 ClientRequest(

@@ -1,1 +1,4 @@
-"""What the processes exchange: commands in, events out. Imports the standard library and msgspec only."""
+"""The messages between the processes: commands to a run, events from it.
+
+Imports the standard library and msgspec only.
+"""

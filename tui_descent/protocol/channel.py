@@ -1,4 +1,4 @@
-"""Unix sockets that carry framed messages. A closed or broken peer shows in `Peer.closed`, never as an exception."""
+"""Unix sockets that carry framed messages. A lost connection sets `Peer.closed`; it never raises an exception."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHUNK = 1 << 16
 
 
 class ChannelError(Exception):
-    """A socket or folder that cannot be used; the text says what to do."""
+    """A socket or folder cannot be used. The message says what to do."""
 
 
 class Peer:
@@ -48,7 +48,7 @@ class Peer:
                 self.closed = error.strerror or "broken"
                 break
             if not data:
-                self.closed = "the other end closed"
+                self.closed = "the other end closed the connection"
                 break
             bodies += self._reader.feed(data)
             if len(data) < CHUNK:
@@ -61,7 +61,7 @@ class Peer:
         self.flush()
 
     def queue(self, message: Any) -> None:
-        """Queue a message for the next `flush`, so that several are sent together as far as the socket accepts them."""
+        """Queue a message for the next `flush`, so that several messages are sent together."""
         if self.closed is None:
             self._out.append(frame(message))
             self.waiting += len(self._out[-1])
@@ -89,7 +89,7 @@ class Peer:
                 self._sent = 0
 
     def _join(self) -> None:
-        """Join small frames at the front of the queue: one system call per frame costs more than the copy."""
+        """Join small frames at the front of the queue, because a system call per frame costs more than the copy."""
         if self._sent or len(self._out) < 2:
             return
         parts, size = [self._out.popleft()], 0
@@ -105,7 +105,7 @@ class Peer:
 def listen(path: Path) -> socket.socket:
     """A listening socket with mode 0600 in a folder with mode 0700. Raises `ChannelError`.
 
-    The socket file of a dead process is replaced; that of a live one is an error.
+    The socket file of a process that has exited is replaced. If the process is alive, that is an error.
     """
     check_path(path)
     private_folder(path.parent)
@@ -129,7 +129,7 @@ def check_path(path: Path) -> None:
 
 
 def private_folder(folder: Path) -> None:
-    """Make the folder with mode 0700. Raises `ChannelError` if it belongs to another user or others may enter it."""
+    """Create the folder with mode 0700. Raises `ChannelError` if it belongs to another user or is open to others."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()

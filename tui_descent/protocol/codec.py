@@ -23,7 +23,7 @@ to_trainer: msgspec.msgpack.Decoder[ClientRequest] = msgspec.msgpack.Decoder(Cli
 
 
 class FrameError(Exception):
-    """Bytes that are not a valid frame or message of this protocol; the text says what was found."""
+    """The bytes are not a valid frame or message of this protocol. The text says what was found."""
 
 
 def frame(message: Any) -> bytes:
@@ -40,13 +40,16 @@ class FrameReader:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The bodies completed by `data`. Raises `FrameError` for a length of 0 or above the limit."""
+        """Add `data`; returns the frame bodies that are now complete.
+
+        Raises `FrameError` for a length of 0 or above `limit`.
+        """
         self._buffer += data
         bodies, at = [], 0
         while len(self._buffer) - at >= HEADER.size:
             (length,) = HEADER.unpack_from(self._buffer, at)
             if not 0 < length <= self.limit:
-                raise FrameError(f"a frame of {length} bytes; allowed are 1 to {self.limit}")
+                raise FrameError(f"a frame of {length} bytes; allowed: 1 to {self.limit}")
             if len(self._buffer) - at - HEADER.size < length:
                 break
             at += HEADER.size
@@ -60,7 +63,7 @@ T = TypeVar("T")
 
 
 def decode(decoder: msgspec.msgpack.Decoder[T], body: bytes) -> T:
-    """The message in a frame body. Raises `FrameError` if the decoder does not accept it."""
+    """Decode the message in a frame body. Raises `FrameError` if the decoder does not accept it."""
     try:
         return decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

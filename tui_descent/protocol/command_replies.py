@@ -1,4 +1,4 @@
-"""Replies to commands, as events: a knob was changed, a command was carried out, or it was rejected."""
+"""Events that reply to commands: a knob was changed, a command was carried out, or it was rejected."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class KnobTurned(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", t
     `old` and `new` are read back from the run and may be rounded; `value` is the exact value that was requested.
     `way`, `scale` and `where` are resolved, never `auto`. `parameters` belong to the value. `turns` is the number of
     requests that were combined into this intervention. `note` describes side effects. `knobs` are all knobs whose
-    value has changed; a change of one layer is listed with the whole net's value.
+    value has changed. They have their values for the whole net, even if only one layer was changed.
 
     `function_change` is the largest absolute change of the net's outputs on a fixed batch of training samples, before
-    the next update. `loss_before` and `loss_after` are the loss on that batch. A gradual change shows only its
-    immediate effect in these three.
+    the next update. `loss_before` and `loss_after` are the loss on that batch. For a gradual change, these three show
+    only the immediate effect.
     """
 
     id: int
@@ -45,7 +45,7 @@ class KnobTurned(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", t
 
     @property
     def again(self) -> TurnKnob:
-        """The command that has bitwise the same effect if given before the same update."""
+        """A command that has bitwise the same effect if it is carried out before the same update."""
         return TurnKnob(
             knob=self.knob,
             target=self.target,

@@ -1,4 +1,4 @@
-"""The commands a run accepts. Each gets exactly one reply: an event with the same `request` number."""
+"""The commands that a run accepts. Each gets exactly one reply: an event with the same `request` number."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class TurnKnob(Command, frozen=True, kw_only=True, tag="turn"):
 
 
 class Pause(Command, frozen=True, kw_only=True, tag="pause"):
-    """Pause before the next step, until `Resume` or `RunSteps`."""
+    """Pause before the next step. `Resume` or `RunSteps` ends the pause."""
 
 
 class Resume(Command, frozen=True, kw_only=True, tag="resume"):
-    """Continue. At the end of a run: train for the same number of steps again."""
+    """Continue a paused run. A run at its end trains for the same number of steps again."""
 
 
 class RunSteps(Command, frozen=True, kw_only=True, tag="steps"):
@@ -53,7 +53,7 @@ class Mark(Command, frozen=True, kw_only=True, tag="mark"):
 
 
 class Undo(Command, frozen=True, kw_only=True, tag="undo"):
-    """Back to the exact state before the last intervention; after a non-finite loss, to the last good snapshot."""
+    """Restore the exact state before the last intervention; after a non-finite loss, restore the last good snapshot."""
 
 
 class Redo(Command, frozen=True, kw_only=True, tag="redo"):
@@ -61,9 +61,9 @@ class Redo(Command, frozen=True, kw_only=True, tag="redo"):
 
 
 class WatchCurvature(Command, frozen=True, kw_only=True, tag="curvature"):
-    """Measure the curvature from now on, every 10 to 60 s as the budget allows.
+    """Measure the curvature from now on, every 10 to 60 s, depending on the budget.
 
-    It ends with `on = False` or when the client disconnects.
+    The same command with `on = False` ends this, and so does the end of the client's connection.
     """
 
     on: bool
@@ -77,7 +77,7 @@ class RunRangeTest(Command, frozen=True, kw_only=True, tag="run_range_test"):
 
 
 class CancelRangeTest(Command, frozen=True, kw_only=True, tag="cancel_range_test"):
-    """Withdraw this client's request for a range test; the test stops when no client wants it."""
+    """Withdraw this client's request for a range test. The test stops if no other client has requested it."""
 
 
 class Stop(Command, frozen=True, kw_only=True, tag="stop"):
@@ -108,7 +108,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag_field="say", tag="hel
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, tag_field="say", tag="request"):
-    """A viewer's command; the reply carries the same `request` number."""
+    """A command from a viewer. The reply has the same `request` number."""
 
     request: int
     command: AnyCommand

@@ -1,4 +1,8 @@
-"""Results of measuring the curvature. H: Hessian, n: its order, P: the optimizer's preconditioner, η: learning rate."""
+"""Results of measuring the curvature.
+
+H is the Hessian, n is its order, P is the optimizer's preconditioner, η is the learning rate, θ is an eigenvalue's
+estimate and v its vector.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,15 @@ from typing import Literal
 import msgspec
 
 How = Literal["full Hessian", "Lanczos"]
-# Residuals are relative to |θ|, but at least to this share of max|θ|. With a share of 1e-2, an estimate near the many
-# eigenvalues around 0 would count as converged before it has reached the negative one.
+# Residuals are relative to |θ|, or to this fraction of max|θ| if that is larger. With a fraction of 1e-2, an estimate
+# near the many eigenvalues around 0 would count as converged before it has reached the negative eigenvalue.
 RESIDUAL_FLOOR = 1e-4
 
 
 class CurvatureReading(msgspec.Struct, frozen=True, kw_only=True):
     """Largest and smallest eigenvalue of H or of P^-½HP^-½; NaN if no parameter affects the loss or H is not finite.
 
-    `negative_fraction` is the share of eigenvalues below -`negative_below`·max|λ|. `parameters` is n, the number of
+    `negative_fraction` is the fraction of eigenvalues below -`negative_below`·max|λ|. `parameters` is n, the number of
     parameters that affect the loss. `products` counts Hessian-vector products. Residuals |Hv − θv| are relative to |θ|.
     """
 
@@ -37,7 +41,7 @@ class CurvatureReading(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def error_min(self) -> float:
-        """The same for the smallest eigenvalue."""
+        """|Hv − θv| for the smallest eigenvalue. A true eigenvalue lies within this distance."""
         return self.residual_min * max(abs(self.lambda_min), RESIDUAL_FLOOR * self._largest)
 
     @property
@@ -48,7 +52,7 @@ class CurvatureReading(msgspec.Struct, frozen=True, kw_only=True):
 class StabilityLimit(msgspec.Struct, frozen=True, kw_only=True):
     """The largest λmax for which the optimizer's steps on a quadratic do not grow.
 
-    `preconditioned`: it applies to the preconditioned Hessian.
+    If `preconditioned`, this is the λmax of the preconditioned Hessian.
     """
 
     lambda_max: float

@@ -1,4 +1,4 @@
-"""Events: everything a run reports. They are facts, named in the past tense, and the only output of a run.
+"""Events are everything that a run reports, and its only output. They are named in the past tense.
 
 Units: seconds in `*_s`; norms are L2. Steps are counted from 0; `(segment, step)` identifies a position in a run.
 """
@@ -58,10 +58,10 @@ class RunStarted(Event, frozen=True, kw_only=True, tag="run_started"):
 
 
 class LayersChanged(Event, frozen=True, kw_only=True, tag="layers"):
-    """From update `step` on the net has other layers, because of an intervention, an undo or a redo.
+    """From update `step` on, the net has other layers, because of an intervention, an undo or a redo.
 
     `layers` are all current layers in forward order, `parameters` is the net's total. `structure` is the number of this
-    list; the list of `RunStarted` has number 0. A reading carries the number of the list that its rows belong to.
+    list; the list in `RunStarted` has number 0. A reading has the number of the list that its rows belong to.
     """
 
     segment: int
@@ -72,7 +72,7 @@ class LayersChanged(Event, frozen=True, kw_only=True, tag="layers"):
 
 
 class StateChanged(Event, frozen=True, kw_only=True, tag="state"):
-    """The state of the run, with the reason if it is not obvious."""
+    """The new state of the run, with a reason if that is not obvious."""
 
     state: State
     reason: str = ""
@@ -81,7 +81,7 @@ class StateChanged(Event, frozen=True, kw_only=True, tag="state"):
 class StepsCompleted(Event, frozen=True, kw_only=True, tag="steps"):
     """Consecutive updates `first`, `first + 1`, …. `times_s` are measured from the run's start.
 
-    `skipped` are the steps at which no update was made.
+    `skipped` are the steps at which the optimizer made no update.
     """
 
     segment: int
@@ -115,11 +115,12 @@ class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReadingsTaken(Event, frozen=True, kw_only=True, tag="reading"):
-    """The readings of all layers at one step: `values` by metric, in the order of the list of layers `structure`.
+    """The readings of all layers at one step. `values` has one list per metric; row i belongs to layer i.
 
-    A value is None if the metric does not apply. Expensive metrics are present only at the steps at which they were
-    measured. Gradients are those the optimizer received. `global_grad_norm` is √Σ‖g‖² over them; `grad_norm_preclip` is
-    the same before the `clip` knob, None if that is off. `ages` are the steps since a layer's value was measured.
+    The layers are those of the list with number `structure`. A value is None if the metric does not apply. Expensive
+    metrics are present only at the steps at which they were measured. Gradients are those that the optimizer received.
+    `global_grad_norm` is √Σ‖g‖² over all layers. `grad_norm_preclip` is that norm before clipping, None without
+    clipping. `ages` are the numbers of steps since each layer's weights were measured.
     """
 
     segment: int
@@ -135,7 +136,10 @@ class ReadingsTaken(Event, frozen=True, kw_only=True, tag="reading"):
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the driver reports about a GPU, for all its processes; None if not reported. `utilisation` is 0…1."""
+    """What the driver reports about a GPU, summed over all processes on it.
+
+    A value is None if it is not reported. `utilisation` is 0…1.
+    """
 
     name: str
     utilisation: float | None = None
@@ -146,9 +150,9 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class DeviceTaken(Event, frozen=True, kw_only=True, tag="device"):
-    """Memory used on the training device, about once a second; on a CPU the process's resident memory.
+    """The memory in use on the training device; on a CPU this is the process's resident memory.
 
-    `uuid` identifies the GPU. The keeper uses it to fill in `gpu`.
+    It is measured about once a second. `uuid` identifies the GPU. The keeper uses it to fill in `gpu`.
     """
 
     segment: int
@@ -171,7 +175,7 @@ class LedgerTaken(Event, frozen=True, kw_only=True, tag="ledger"):
 class Measured(Event, frozen=True, kw_only=True, tag="measured"):
     """A value for the whole net that is measured rarely: `local_step`, `noise_scale`, `sharpness`, `lambda_min`, …
 
-    `how` names the method and its convergence, where these vary.
+    `how` names the method and says whether it converged, for values for which this varies.
     """
 
     segment: int
@@ -185,7 +189,7 @@ class CurvatureTaken(Event, frozen=True, kw_only=True, tag="curvature"):
     """The curvature of the loss on a fixed probe batch, with the weights before update `step`.
 
     `hessian` is measured on the Hessian itself. `scaled` is measured on the preconditioned Hessian of an adaptive
-    optimizer, if the `limit` refers to that one. `limit` is None for optimizers without a known limit. `seconds` is the
+    optimizer, if the `limit` refers to that. `limit` is None for optimizers without a known limit. `seconds` is the
     wall time that the measurement took.
     """
 
@@ -203,7 +207,7 @@ class CurvatureTaken(Event, frozen=True, kw_only=True, tag="curvature"):
 
     @property
     def limited(self) -> float | None:
-        """The λmax to compare with the limit; None if there is no limit or that λmax was not measured."""
+        """The λmax that the limit applies to; None if there is no limit or this λmax was not measured."""
         if self.limit is None:
             return None
         read = self.scaled if self.limit.preconditioned else self.hessian
@@ -211,12 +215,12 @@ class CurvatureTaken(Event, frozen=True, kw_only=True, tag="curvature"):
 
     @property
     def edge(self) -> float | None:
-        """That λmax divided by the limit. Steps along its direction shrink below 1 and grow above 1."""
+        """`limited` divided by the limit. Below 1, steps along that direction shrink; above 1, they grow."""
         return None if self.limit is None or self.limited is None else self.limited / self.limit.lambda_max
 
 
 class Advice(msgspec.Struct, frozen=True):
-    """A suggested change: a knob, its new value, and the key for it."""
+    """A suggested change: a knob, its new value, and the key to press."""
 
     knob: str
     value: str
@@ -237,7 +241,7 @@ class Diagnosed(Event, frozen=True, kw_only=True, tag="diagnosis"):
 
 
 class PredictionChecked(Event, frozen=True, kw_only=True, tag="outcome"):
-    """The predicted and the actual result of an intervention. `held`: the prediction was right."""
+    """The predicted and the actual result of an intervention. `held`: whether the prediction was right."""
 
     segment: int
     step: int
@@ -265,7 +269,7 @@ class MetricLogged(Event, frozen=True, kw_only=True, tag="metric"):
 
 
 class NotFinite(Event, frozen=True, kw_only=True, tag="not_finite"):
-    """A loss or gradient became non-finite. `layer` is the first layer affected, if known."""
+    """The loss or a gradient became NaN or infinite. `layer` is the first layer affected, if known."""
 
     segment: int
     step: int
@@ -333,7 +337,7 @@ AnyEvent = (
 
 
 class Welcome(Event, frozen=True, kw_only=True, tag="welcome"):
-    """The keeper's first frame to a viewer. Replies to this viewer carry the `client` number."""
+    """The keeper's first frame to a viewer. Replies to this viewer have its number, `client`."""
 
     version: int
     client: int
@@ -347,7 +351,11 @@ class Refused(Event, frozen=True, kw_only=True, tag="refused"):
 
 
 class LevelSent(msgspec.Struct, frozen=True, kw_only=True):
-    """One level of a `Pyramid`: bins of `width` steps, bytes of an `array('d')`, channels contiguous within a bin."""
+    """One level of a `Pyramid`, with bins of `width` steps.
+
+    `bins` are the bytes of an `array('q')`, `counts` and `values` those of an `array('d')`. `values` has all channels
+    of the first bin, then those of the next.
+    """
 
     width: int
     bins: bytes
@@ -359,8 +367,8 @@ class HistorySent(Event, frozen=True, kw_only=True, tag="history"):
     """Everything a viewer needs to draw the run so far. The live stream continues right after it.
 
     `line` are interventions, marks and evaluations, with the segment that each belongs to after undos. `rows` names the
-    channels of each segment's `grads`: its current layers, then those it had before. `smoothed` is the state of the
-    moving average of the loss.
+    channels of each segment's `grads`: first the current layers, then layers that were removed. `smoothed` is the state
+    of the moving average of the loss.
     """
 
     facts: list[AnyEvent]

@@ -1,4 +1,4 @@
-"""How a process's exit status is described, and which exit code the command returns for it."""
+"""Describes how a process exited, and chooses the exit code that the command returns."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ FAILED = 1
 
 
 def describe_exit(code: int | None) -> str:
-    """`signal 9`, `exit code 3`, or `cause unknown` if only the parent process knows it."""
+    """`signal 9`, `exit code 3`, or, without a code, `cause unknown`."""
     if code is None:
         return "cause unknown"
     return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
 def describe_script_failure(code: int) -> str:
-    """How a script failed after its run had ended."""
+    """Say how a script failed after its run had ended."""
     return f"the script {'was then ended by' if code < 0 else 'then failed with'} {describe_exit(code)}"
 
 
 def script_failed_after_run(ended: RunEnded) -> bool:
     """Whether the run ended well and its script failed afterwards."""
-    # A log is kept only after a failure.
+    # The log is kept only after a failure.
     return ended.status not in ("failed", "lost") and ended.log_path is not None
 
 
 def exit_code(ended: RunEnded, usual: Mapping[Status, int]) -> int:
-    """The exit code for a run's end: `usual` by its status.
+    """The exit code for a run's end: the code in `usual` for its status.
 
-    A failed script's own code (128 + N for signal N, as in a shell) replaces a usual code of 0 or 1.
+    If a script failed, its own code (128 + N for signal N, as in a shell) replaces a usual code of 0 or 1.
     """
     code, script_code = usual[ended.status], ended.exit_code
     if not script_code or ended.log_path is None or code not in (0, FAILED):

@@ -7,7 +7,7 @@ import fcntl
 import os
 import socket
 
-# Shell redirections use low numbers, so they cannot clash with descriptors from here on.
+# Shell redirections use low numbers, so descriptors from this number on cannot clash with them.
 FIRST_FD = 64
 
 

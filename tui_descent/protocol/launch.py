@@ -1,4 +1,4 @@
-"""Settings of one run, stored in its folder. The command line writes them; keeper and trainer read them."""
+"""The settings of one run, stored in its folder. The command line writes them; keeper and trainer read them."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "M
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of one run. It runs the user's `command` if given, otherwise it trains the scenario.
 
-    `attended`: a person watches. The run then waits at its end, is held on a failure, and ends when the last viewer
-    leaves. `pace` is in steps per second, None for full speed. `watch_at` forces readings at these steps. `curvature`
-    measures the curvature from the start on; `curvature_at` measures it at these steps.
-    `range_test_at` are the steps before which a range test runs. `undo_budget` is the memory for all snapshots
-    together, in bytes; 0 keeps none, None takes a share of what is free on their device.
+    If `attended`, a person watches: the run waits at its end, is held on a failure, and stops when the last viewer
+    leaves. `pace` is in steps per second, None for full speed. At the steps `watch_at`, readings are always measured.
+    With `curvature`, the curvature is measured from the start on; `curvature_at` are steps at which it is always
+    measured. `range_test_at` are the steps before which a range test runs. `undo_budget` is the memory for all
+    snapshots together, in bytes; with 0 there are no snapshots, with None it depends on the device's free memory.
     """
 
     run: str
@@ -68,7 +68,10 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def undo_budget(asked: str | None) -> int | None:
-    """Bytes from `256MB` as asked, else as the environment says; None for `auto`, the default. Raises `ValueError`."""
+    """Convert a size such as `256MB` to bytes; None for `auto`, the default. Raises `ValueError`.
+
+    If `asked` is None, the size comes from the environment variable.
+    """
     where, text = ("--undo-budget", asked) if asked is not None else (ENV_UNDO_BUDGET, os.environ.get(ENV_UNDO_BUDGET))
     if not text or text.strip() == "auto":
         return None
@@ -84,9 +87,10 @@ PARENT_OPTION = "--parent"
 
 @contextlib.contextmanager
 def open_connection(launch: Launch) -> Iterator[tuple[socket.socket, socket.socket, int]]:
-    """Our socket, the other process's socket and the ring's file descriptor, for a process started inside the `with`.
+    """Our socket, the other process's socket and the ring's file descriptor. Start that process inside the `with`.
 
-    At the end their socket is closed here. Ours and the file are closed only on an exception. Raises `OSError`.
+    On leaving, the other process's socket is closed here. Our socket and the ring's descriptor are closed only on an
+    exception. Raises `OSError`.
     """
     with contextlib.ExitStack() as failed:
         ours, theirs = socket_pair()
@@ -101,7 +105,7 @@ def open_connection(launch: Launch) -> Iterator[tuple[socket.socket, socket.sock
 def start_keeper(launch: Launch, *, trainer: tuple[socket.socket, int] | None = None) -> subprocess.Popen[bytes]:
     """Start a keeper in its own session, so that closing the terminal does not end it. Raises `OSError`.
 
-    `trainer` is given if the caller is the trainer: the keeper's socket and the file descriptor of the shared ring.
+    If the caller is the trainer, `trainer` is the keeper's socket and the file descriptor of the shared ring.
     """
     command = [sys.executable, "-m", "tui_descent.keeper.process", launch.folder]
     shared = [] if trainer is None else [trainer[0].fileno(), trainer[1]]

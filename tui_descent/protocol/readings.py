@@ -22,7 +22,7 @@ COLUMNS = (
     "activation_std",
 )
 STATUSES: tuple[LayerStatus, ...] = ("used", "frozen", "unused")
-# The first number of a row holds one bit for each column that applies, two bits of status, and the age in steps.
+# The first number of a row has one bit for each column that applies, then two bits of status, then the age in steps.
 _STATUS_AT = len(COLUMNS)
 _AGE_AT = _STATUS_AT + 2
 _STATUS_BITS = {status: n << _STATUS_AT for n, status in enumerate(STATUSES)}
@@ -31,7 +31,10 @@ _STATUS_BITS = {status: n << _STATUS_AT for n, status in enumerate(STATUSES)}
 def pack_rows(
     columns: Sequence[Sequence[float | None]], *, statuses: Sequence[LayerStatus], ages: Sequence[int] | None = None
 ) -> list[tuple[float, ...]]:
-    """One row per layer, from columns with one value per layer. None and missing last columns do not apply."""
+    """Convert columns with one value per layer to one row per layer.
+
+    A column does not apply to a layer if its value is None, or if the column is missing at the end of `columns`.
+    """
     bits = [_STATUS_BITS[status] for status in statuses]
     if ages is not None:
         bits = [b | age << _AGE_AT for b, age in zip(bits, ages, strict=True)]
@@ -48,7 +51,7 @@ def pack_rows(
 
 
 def pack_row(values: Sequence[float | None], *, status: LayerStatus = "used", age: int = 0) -> tuple[float, ...]:
-    """One layer's row. None and missing last values do not apply."""
+    """One layer's row. A column does not apply if its value is None or missing at the end."""
     return pack_rows([[value] for value in values], statuses=[status], ages=[age])[0]
 
 

@@ -1,7 +1,7 @@
 """Shared memory between the trainer (writer) and the keeper (reader): two ring buffers and the command flag.
 
-Both processes map one unnamed file. It exists until both have ended. On Linux it is in memory, because a write to a
-page that the kernel has just written back to disk takes 35 µs, and much longer on a network file system. The trainer
+Both processes map one unnamed file, which exists until both have ended. On Linux it is in memory. In a file on disk, a
+write to a page that the kernel has just written back takes 35 µs, and much longer on a network file system. The trainer
 reserves the whole size at the start, because a missing page would raise SIGBUS at a later step. There is one writer and
 one reader. A record is valid once its number has been written.
 """
@@ -29,21 +29,25 @@ HEADER_BYTES = 4096
 # Offsets in the header. The trainer writes both; the keeper only sets FLAG.
 HEARTBEAT, FLAG = 256, 512
 
-# number + 1, step, loss, lr, time_s, segment, skipped, number + 1. It is written from front to back. The reader checks
-# the last number before and the first number after reading; the record is valid if both are the expected one.
+# The fields of a step: number + 1, step, loss, lr, time_s, segment, skipped, number + 1. They are written in this
+# order. The reader checks the last number before reading and the first number after it. The record is valid if both are
+# the expected number.
 STEP = struct.Struct("<QqdddiIQ")
 NUMBER_AT = STEP.size - 8
 STEP_CAPACITY = 1 << 17
-# As many readings as fit into READINGS_BYTES, within these bounds. A fast loop can make a thousand per second.
+# The ring has room for as many readings as fit into READINGS_BYTES, within these bounds. A fast loop can take a
+# thousand readings per second.
 READINGS_BYTES = 4 << 20
 FEWEST_READINGS, MOST_READINGS = 32, 1024
-# number + 1, step, segment, rows, structure, global_grad_norm, watch_cost, global_cosine, grad_norm_preclip
+# The fields before the rows of a reading: number + 1, step, segment, number of rows, structure, global_grad_norm,
+# watch_cost, global_cosine, grad_norm_preclip.
 READING_HEAD = struct.Struct("<QqiIIdddd")
 _pack_step = STEP.pack_into
 _head = struct.Struct("<IIIIII")
 _word = struct.Struct("<Q")
 _real = struct.Struct("<d")
-# MADV_POPULATE_WRITE of Linux 5.14, which Python does not name: map all pages now, so that no step waits for one.
+# MADV_POPULATE_WRITE, since Linux 5.14; Python has no name for it. It maps all pages at once, so that no step has to
+# wait for a page.
 _POPULATE_WRITE = 23
 
 
@@ -59,7 +63,7 @@ class StepRecord(msgspec.Struct, frozen=True):
 
 
 class ReadingRecord(msgspec.Struct, frozen=True):
-    """One reading: `1 + columns` numbers per layer. The first is a bit set that `readings.py` defines.
+    """One reading: `1 + columns` numbers per layer. The first of these is a bit set, defined in `readings.py`.
 
     `structure` is the number of the list of layers that the rows belong to.
     """
@@ -70,14 +74,14 @@ class ReadingRecord(msgspec.Struct, frozen=True):
     watch_cost: float
     global_cosine: float  # NaN if not measured
     rows: list[tuple[float, ...]]
-    grad_norm_preclip: float = math.nan  # NaN without clipping
+    grad_norm_preclip: float = math.nan  # NaN if clipping is off
     structure: int = 0
 
 
 def ring_file(folder: Path) -> int:
     """A file descriptor for a new ring: in memory if the system supports it, otherwise an unnamed file in `folder`.
 
-    The process that starts the other one creates it and passes it on. Raises `OSError`.
+    Of the two processes, the one that starts the other creates the file and passes it on. Raises `OSError`.
     """
     if hasattr(os, "memfd_create"):
         with contextlib.suppress(OSError):  # a sandbox may not allow it
@@ -88,7 +92,7 @@ def ring_file(folder: Path) -> int:
 
 
 class Ring:
-    """The mapped file: `create` it in the trainer, `open` it in the keeper. A reading has at most `layers` rows."""
+    """The mapped file. The trainer calls `create`, the keeper `open`. A reading has at most `layers` rows."""
 
     def __init__(self, memory: mmap.mmap) -> None:
         self._memory = memory
@@ -96,7 +100,7 @@ class Ring:
         if magic != MAGIC or layout != LAYOUT:
             raise ValueError(f"the shared memory is not a ring of layout {LAYOUT}")
         self._row = struct.Struct(f"<{1 + self.columns}d")
-        self._rows = struct.Struct("<")  # as many rows as the last reading had
+        self._rows = struct.Struct("<")  # packs all rows of a reading with as many rows as the last one
         self._slot_bytes = READING_HEAD.size + self.layers * self._row.size
         self._readings_at = HEADER_BYTES + self._steps * STEP.size
         self._written = 0
@@ -135,7 +139,7 @@ class Ring:
     # The trainer's side.
 
     def write_step(self, step: int, loss: float, lr: float, time_s: float, segment: int, skipped: bool) -> None:
-        """Append one update. The oldest is overwritten if the ring is full."""
+        """Append one update. If the ring is full, the oldest update is overwritten."""
         at = HEADER_BYTES + self._written % self._steps * STEP.size
         self._written += 1
         _pack_step(self._memory, at, self._written, step, loss, lr, time_s, segment, skipped, self._written)
@@ -152,7 +156,7 @@ class Ring:
         grad_norm_preclip: float | None = None,
         structure: int = 0,
     ) -> None:
-        """Append one reading, with one row per layer of the list number `structure`."""
+        """Append one reading, with one row per layer of the list with number `structure`."""
         assert len(rows) <= self.layers
         if self._rows.size != len(rows) * self._row.size:
             self._rows = struct.Struct(f"<{len(rows) * (1 + self.columns)}d")
@@ -173,13 +177,13 @@ class Ring:
         return self._memory[FLAG] != 0
 
     def lower_flag(self) -> None:
-        """Clear the command flag. Do so before reading commands: one sent meanwhile sets it again."""
+        """Clear the command flag. Do this before reading commands, because a command sent meanwhile sets it again."""
         self._memory[FLAG] = 0
 
     # The keeper's side.
 
     def raise_flag(self) -> None:
-        """Set the command flag, after sending commands, so that the trainer reads them."""
+        """Set the command flag, so that the trainer reads its commands. Call it after sending them."""
         self._memory[FLAG] = 1
 
     def heartbeat(self) -> float:
@@ -187,7 +191,7 @@ class Ring:
         return float(_real.unpack_from(self._memory, HEARTBEAT)[0])
 
     def read_steps(self, *, limit: int = 4096) -> list[StepRecord]:
-        """The next unread updates, at most `limit`. `missed` counts those overwritten before they were read."""
+        """The next unread updates, at most `limit` of them. `missed` counts updates that were overwritten unread."""
         found: list[StepRecord] = []
         while len(found) < limit:
             at = HEADER_BYTES + (self._read % self._steps) * STEP.size
@@ -207,12 +211,14 @@ class Ring:
     def _skip_to_oldest(self, number: int) -> None:
         # The slot has already been overwritten, so all records up to one ring before `number` are lost. Skip half a
         # ring more; otherwise the writer would overtake the reader again at once.
-        oldest = max(number - self._steps + self._steps // 2, self._read + 1)  # never backwards, whatever `number` is
+        oldest = max(
+            number - self._steps + self._steps // 2, self._read + 1
+        )  # at least one record is skipped, whatever `number` is
         self.missed += oldest - self._read
         self._read = oldest
 
     def read_readings(self) -> Iterator[ReadingRecord]:
-        """The unread readings, oldest first. `missed_readings` counts those overwritten before they were read."""
+        """The unread readings, oldest first. `missed_readings` counts readings that were overwritten unread."""
         number = self._readings_read + 1
         while (held := self._reading_number((number - 1) % self._readings)) >= number:
             if held > number:  # the slot has already been overwritten

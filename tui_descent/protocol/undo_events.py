@@ -6,7 +6,7 @@ import msgspec
 
 
 class KnobState(msgspec.Struct, frozen=True, kw_only=True):
-    """A knob's current value, read back from the run, or why it is not available."""
+    """A knob's current value, read back from the run, or the reason why the knob is not available."""
 
     name: str
     value: str = ""
@@ -14,9 +14,9 @@ class KnobState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SnapshotTaken(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="snapshot"):
-    """The exact state before update `step` was kept for undo.
+    """The exact state before update `step` was stored, so that undo can restore it.
 
-    All snapshots together take `used_bytes` of `budget_bytes` memory.
+    All snapshots together use `used_bytes` of the `budget_bytes` they may use.
     """
 
     segment: int
@@ -39,8 +39,9 @@ class Ghost(msgspec.Struct, frozen=True, kw_only=True):
 class Rewound(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="rewound"):
     """The state before update `to_step` of `to_segment` was restored. The run continues as `segment`.
 
-    The next update is `step`. It equals `to_step`, except in a user loop, whose step counter continues. `what` was
-    undone, or redone if `back` is False. `in_force` are the ids of the interventions that are still in effect.
+    The next update is `step`. It equals `to_step`, except in a user loop, whose step counter is not rewound. `what` is
+    the intervention that was undone, or redone if `back` is False. `in_force` are the ids of the interventions that are
+    still in effect.
     """
 
     from_segment: int
@@ -55,9 +56,9 @@ class Rewound(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=
     knobs: tuple[KnobState, ...] = ()
 
     def words(self) -> tuple[str, str, str]:
-        """What was undone or redone, the current position, and the earlier one."""
+        """What was undone or redone, the position now, and the position before the undo or redo."""
         what = f"{'undone' if self.back else 'redone'}: {self.what}"
         now = f"now at step {self.step:,} of segment {self.segment}"
-        if self.step != self.to_step:  # a user loop's step counter continues
+        if self.step != self.to_step:  # a user loop's step counter is not rewound
             now = f"state of step {self.to_step:,}, {now}"
         return what, now, f"was at {self.from_step:,} of segment {self.from_segment}"

@@ -21,20 +21,20 @@ from tui_descent.protocol.events import (
 from tui_descent.scenario.spec import Claim
 
 METRICS = {
-    "loss": "training loss of update `at`; without `at`, the final loss of the run",
+    "loss": "training loss of update `at`; if `at` is left out, the final loss of the run",
     "loss_mean": "mean training loss of the 20 updates before `at`",
-    "loss_ratio": "loss_mean over the loss of update 0",
+    "loss_ratio": "loss_mean divided by the loss of update 0",
     "accuracy": "held-out accuracy at the run's end",
     "first_to_last_grad": "grad_rms of the first block's weight divided by the last block's, at `at`",
     "global_grad_norm": "L2 norm of all gradients as the optimizer receives them, at `at`",
-    "grad_norm_preclip": "the same before clipping, at `at`; only while clip is on",
+    "grad_norm_preclip": "L2 norm of all gradients before clipping, at `at`; only while clipping is on",
     "update_ratio": "median over the layers of ‖Δ‖/‖W‖, at `at`",
     "sharpness": "largest Hessian eigenvalue λmax on the probe batch, with the weights before update `at`",
-    "lambda_min": "smallest Hessian eigenvalue, measured the same way; negative at a saddle",
-    "negative_fraction": "share of negative Hessian eigenvalues, measured the same way",
+    "lambda_min": "smallest Hessian eigenvalue, measured as `sharpness`; negative at a saddle",
+    "negative_fraction": "share of negative Hessian eigenvalues, measured as `sharpness`",
     "stability_limit": "the λmax above which this optimizer's steps grow; 2/η for plain gradient descent",
-    "edge": "λmax divided by that limit (Adam, RMSprop: of the preconditioned Hessian); 1 is the edge of stability",
-    "position": "the surface's first parameter after the last update",
+    "edge": "λmax / stability_limit (Adam, RMSprop: λmax of the preconditioned Hessian); 1 is the edge of stability",
+    "position": "the first parameter of a test surface after the last update",
     "status": "how the run ended: finished, diverged, failed, stopped",
     "steps": "number of updates",
 }
@@ -43,7 +43,7 @@ NEEDS_CURVATURE = frozenset({"sharpness", "lambda_min", "negative_fraction", "st
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """A claim, the value found, and whether the claim holds."""
+    """A claim, the value that was found in the run, and whether the claim holds."""
 
     claim: Claim
     found: float | str | None
@@ -72,7 +72,7 @@ def claim_text(claim: Claim) -> str:
 
 
 class Transcript:
-    """The values of one run that claims refer to, collected from its events."""
+    """Collects the values that claims refer to from the events of one run."""
 
     def __init__(self, events: Iterable[AnyEvent] = ()) -> None:
         self.losses: dict[int, float] = {}
@@ -105,7 +105,7 @@ class Transcript:
                 pass
 
     def metric(self, name: str, at: int | None) -> float | str | None:
-        """A metric's value; None if the run has none."""
+        """A metric's value; None if the run has no value for it."""
         if name in NEEDS_READING:
             return self._reading_metric(name, at)
         if name in NEEDS_CURVATURE:
@@ -153,7 +153,7 @@ class Transcript:
 
 
 def first_to_last_grad(layers: Sequence[Layer], reading: ReadingsTaken) -> float | None:
-    """grad_rms of the first block's weights divided by the last block's. `layers` are the rows of the reading.
+    """grad_rms of the first block's weights divided by that of the last block. `layers` are the rows of the reading.
 
     None if there are fewer than two blocks or the last value is 0.
     """
@@ -166,7 +166,7 @@ def first_to_last_grad(layers: Sequence[Layer], reading: ReadingsTaken) -> float
 
 
 def _weight_of(layers: Sequence[Layer], block: int) -> int:
-    """The index of the block's largest layer: its weight matrix, not its norm."""
+    """The index of the block's largest layer, which is its weight matrix and not its normalisation layer."""
     return max((n for n, layer in enumerate(layers) if layer.block == block), key=lambda n: layers[n].params)
 
 

@@ -10,9 +10,10 @@ RATE_STEP = 1.25
 
 
 class FooterEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """A binding in the footer: its word, and a shorter one for narrow screens. Rank 0 is the last to be left out.
+    """The footer's entry for a binding: a word, and a shorter one for narrow screens.
 
-    `keys` replaces the binding's own key where one entry stands for two keys. `live_only`: only while the run is live.
+    Where there is little room, the entry with the highest `rank` is left out first. `keys` is shown instead of the
+    binding's own key if one entry stands for two keys. A `live_only` entry is shown only while the run is live.
     """
 
     word: str
@@ -23,10 +24,10 @@ class FooterEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KeyBinding(msgspec.Struct, frozen=True):
-    """A key with its description and its action, which is the name of a handler in `dashboard/actions.py`.
+    """A key, its description and its action. `action` is the name of a handler in `dashboard/actions.py`.
 
-    `keys` are Textual's names of the key and its synonyms. `command` is what the action "send" sends. `knob` is the
-    knob that is changed; `more_knobs` are others that its dialog leads to.
+    `shown` is the key as the screen shows it. `keys` are Textual's names for it and its synonyms. The action "send"
+    sends `command`. `knob` is the knob that the key changes; its dialog also offers the knobs `more_knobs`.
     """
 
     shown: str
@@ -83,7 +84,7 @@ KEYS: tuple[KeyBinding, ...] = (
         "a",
         ("a",),
         "activation",
-        "choose the activation of all blocks or the selected one",
+        "choose the activation of all blocks or of the selected block",
         "choose_activation",
         knob="activation",
         footer=FooterEntry(word="act", rank=5),
@@ -92,7 +93,7 @@ KEYS: tuple[KeyBinding, ...] = (
         "r",
         ("r",),
         "residual",
-        "residual connections on or off, in all blocks or the selected one",
+        "switch residual connections on or off, in all blocks or the selected block",
         "toggle_residual",
         knob="residual",
         footer=FooterEntry(word="residual", short="res", rank=3),
@@ -101,7 +102,7 @@ KEYS: tuple[KeyBinding, ...] = (
         "n",
         ("n",),
         "norm",
-        "choose the normalisation of all blocks or the selected one",
+        "choose the normalisation of all blocks or of the selected block",
         "choose",
         knob="norm",
         footer=FooterEntry(word="norm", short="norm", rank=9),
@@ -110,7 +111,7 @@ KEYS: tuple[KeyBinding, ...] = (
         "o",
         ("o",),
         "optimizer",
-        "switch optimizer (converts the learning rate); momentum, betas",
+        "switch optimizer (converting the learning rate), or set momentum or betas",
         "choose",
         knob="optimizer",
         more_knobs=("momentum", "betas"),
@@ -126,9 +127,21 @@ KEYS: tuple[KeyBinding, ...] = (
         footer=FooterEntry(word="schedule", rank=11),
     ),
     KeyBinding(
-        "i", ("i",), "init", "re-initialise weights, of the whole net or the selected layer", "choose", knob="init"
+        "i",
+        ("i",),
+        "init",
+        "re-initialise the weights of the whole net or of the selected layer",
+        "choose",
+        knob="init",
     ),
-    KeyBinding("c", ("c",), "clip", "clip the gradient to a global norm, or off", "type_number", knob="clip"),
+    KeyBinding(
+        "c",
+        ("c",),
+        "clip",
+        "set the largest global gradient norm for clipping, or switch clipping off",
+        "type_number",
+        knob="clip",
+    ),
     KeyBinding("b", ("b",), "batch size", "change the batch size", "type_number", knob="batch_size"),
     KeyBinding("w", ("w",), "weight decay", "change the weight decay", "type_number", knob="weight_decay"),
     KeyBinding("d", ("d",), "dropout", "change the dropout rate", "type_number", knob="dropout"),
@@ -136,7 +149,7 @@ KEYS: tuple[KeyBinding, ...] = (
         "x",
         ("x",),
         "freeze",
-        "freeze or unfreeze the selected layer; without one, unfreeze all",
+        "freeze or unfreeze the selected layer; if none is selected, unfreeze all",
         "toggle_freeze",
         knob="freeze",
     ),
@@ -144,7 +157,7 @@ KEYS: tuple[KeyBinding, ...] = (
         "k",
         ("k",),
         "kick",
-        "push all weights by 1 % at random; on a surface the same as K",
+        "move the weights in a random direction by 1 % of their norm; on a test surface, same as K",
         "send",
         knob="kick",
         command=TurnKnob(knob="kick", value="0.01"),
@@ -153,7 +166,7 @@ KEYS: tuple[KeyBinding, ...] = (
         "K",
         ("K",),
         "kick down",
-        "push all weights by 1 % along the most negative curvature",
+        "move the weights 1 % in the direction of the most negative curvature",
         "send",
         knob="kick",
         command=TurnKnob(knob="kick", value="0.01", way="curvature"),
@@ -172,12 +185,14 @@ KEYS: tuple[KeyBinding, ...] = (
         "u",
         ("u",),
         "undo",
-        "undo the last intervention; after NaN, to the last good step",
+        "undo the last change; after a NaN, return to the last good step",
         "send",
         command=Undo(),
         footer=FooterEntry(word="undo", short="undo", rank=4, live_only=True),
     ),
-    KeyBinding("U", ("U",), "redo", "go forward again to where the last undo was made", "send", command=Redo()),
+    KeyBinding(
+        "U", ("U",), "redo", "redo: return to the state in which the last undo was made", "send", command=Redo()
+    ),
     KeyBinding("g", ("g",), "ghosts", "show or hide the loss curves of undone steps", "toggle_ghosts"),
     KeyBinding(
         "space",
@@ -188,20 +203,22 @@ KEYS: tuple[KeyBinding, ...] = (
         footer=FooterEntry(word="pause", rank=6, live_only=True),
     ),
     KeyBinding(".", ("full_stop",), "one step", "run one step, then pause", "send", command=RunSteps(steps=1)),
-    KeyBinding(">", ("greater_than_sign",), "N steps", "run N steps, then pause", "run_steps"),
+    KeyBinding(">", ("greater_than_sign",), "N steps", "ask for a number of steps, run them, then pause", "run_steps"),
     KeyBinding(
         "f",
         ("f",),
         "range test",
-        "find a learning rate: try a hundred, then restore the run",
+        "try a hundred learning rates, look ahead along the next update, restore the run",
         "range_test",
         command=RunRangeTest(),
         footer=FooterEntry(word="range test", short="range", rank=12, live_only=True),
     ),
     KeyBinding("m", ("m",), "mark", "mark the current step on the time axis", "send", command=Mark()),
     KeyBinding("e", ("e",), "evaluate", "evaluate on the held-out data now", "send", command=Evaluate()),
-    KeyBinding("y", ("y",), "log/linear", "loss axis: logarithmic or linear", "toggle_log"),
-    KeyBinding("t", ("t",), "time", "time axis: the whole run or the last 200 steps", "toggle_recent"),
+    KeyBinding("y", ("y",), "log/linear", "switch the loss axis between logarithmic and linear", "toggle_log"),
+    KeyBinding(
+        "t", ("t",), "time", "switch the time axis between the whole run and the last 200 steps", "toggle_recent"
+    ),
     KeyBinding("tab", ("tab",), "focus", "focus the next panel", "focus_next_panel"),
     KeyBinding("z", ("z",), "zoom", "show the focused panel alone, or all panels again", "zoom"),
     KeyBinding(
@@ -209,7 +226,7 @@ KEYS: tuple[KeyBinding, ...] = (
             "1-5",
             ("1", "2", "3", "4", "5"),
             "views",
-            "overview · layers · events · chain rule · curvature",
+            "show a view: overview, layers, events, chain rule or curvature",
             "show_view",
         ),
         footer=FooterEntry(word="views", rank=7),
@@ -218,7 +235,7 @@ KEYS: tuple[KeyBinding, ...] = (
         "?",
         ("question_mark",),
         "help",
-        "all keys, and what the panels show",
+        "show all keys, and what the panels show",
         "help",
         footer=FooterEntry(word="help", short="help", rank=1),
     ),
@@ -227,15 +244,23 @@ KEYS: tuple[KeyBinding, ...] = (
         "q",
         ("q", "ctrl+c"),
         "quit",
-        "stop the run and quit, or stay",
+        "stop the run and quit (asks first)",
         "leave",
         footer=FooterEntry(word="quit", short="quit", rank=0),
     ),
-    KeyBinding("↑", ("up",), "layer up", "select the layer above; in events and chain rule, scroll", "up"),
-    KeyBinding("↓", ("down",), "layer down", "select the layer below; in events and chain rule, scroll", "down"),
-    KeyBinding("enter", ("enter",), "one layer", "all readings of the selected layer", "open_layer"),
-    KeyBinding("escape", ("escape",), "whole net", "select no layer: knobs act on the whole net", "clear_selection"),
-    KeyBinding("ctrl+z", ("ctrl+z",), "suspend", "return to the shell; fg comes back", "suspend"),
+    KeyBinding(
+        "↑", ("up",), "layer up", "select the layer above; in the events and chain-rule panels, scroll up", "up"
+    ),
+    KeyBinding(
+        "↓", ("down",), "layer down", "select the layer below; in the events and chain-rule panels, scroll down", "down"
+    ),
+    KeyBinding("enter", ("enter",), "one layer", "show all readings of the selected layer", "open_layer"),
+    KeyBinding(
+        "escape", ("escape",), "whole net", "clear the selection, so that knobs act on the whole net", "clear_selection"
+    ),
+    KeyBinding(
+        "ctrl+z", ("ctrl+z",), "suspend", "return to the shell; the command fg brings the dashboard back", "suspend"
+    ),
 )
 BINDING_OF = {name: binding for binding in KEYS for name in binding.keys}
 

@@ -1,6 +1,6 @@
 """The table of knobs: names, values, ranges and options. Validation, dialogs, palette and command line use its rows.
 
-The keys are in `keys.py`; the classes that act are in `training/steering/knobs/`.
+The keys are in `keys.py`; the classes that carry out the changes are in `training/steering/knobs/`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class KnobSpec(msgspec.Struct, frozen=True, kw_only=True):
     `values` and `acts` are help texts: the allowed values, and when and how a change takes effect.
     A number lies between `low` and `high`; `includes_low` and `includes_high` say whether the bounds are allowed.
     `choices` are the allowed words; a number knob may have some too. `ways` and `places` are the allowed values of the
-    options `way` and `where`; the first way is the default. `one_layer_values` require a target layer.
-    `needs` names what a run must have for this knob. `touches` names what a change may affect: no probe is needed for
-    "run". If `combinable`, consecutive commands may be combined into one with the same result.
-    `parameters` lists the parameters of each choice; with the choice's name they are the fields of a `spec`.
+    options `way` and `where`; the first way is the default. `one_layer_values` are the values that require a target
+    layer. `needs` names what a run must have for this knob. `touches` names what a change may affect; for "run" the
+    effect on the net need not be measured. If `combinable`, consecutive commands may be combined into one with the
+    same result. `parameters` lists the parameters of each choice; a `spec` has them and the choice's name as fields.
     """
 
     name: str
@@ -56,8 +56,8 @@ _ROWS = (
         name="lr",
         title="learning rate",
         kind="number",
-        values="a number > 0, or *1.25, /10 relative to now",
-        acts="from the next step on; multiplies the schedule, so it survives the schedule's next step",
+        values="a number > 0, or relative to the current rate: *1.25, /10",
+        acts="from the next step on; the rest of the schedule is scaled by the same factor",
         high=1e6,
         needs="optimizer",
         combinable=True,
@@ -66,7 +66,7 @@ _ROWS = (
         name="activation",
         title="activation",
         kind="choice",
-        values="one of the activations; way blend (over 50 steps) or instant",
+        values="one of the activations; `way`: blend (over 50 steps) or instant",
         acts="blend mixes old and new over 50 steps; instant swaps them",
         choices=get_args(Activation),
         ways=("blend", "instant"),
@@ -78,10 +78,10 @@ _ROWS = (
         name="residual",
         title="residual connection",
         kind="choice",
-        values="off or on; way auto, ramp (20 steps), gentle (200), rotation (50) or instant; scale of the branch, "
-        "1/√depth by default",
-        acts="on: y = x + scale·f(x) around every block; rotation ends at (x + f(x))/√2. auto: ramp; once the loss has "
-        "halved, rotation, or gentle with more than 10 blocks",
+        values="off or on; `way`: auto, ramp (20 steps), gentle (200 steps), rotation (50 steps) or instant; "
+        "`scale` of the branch: 1/√depth by default",
+        acts="on: y = x + scale·f(x) around every block; rotation ends at (x + f(x))/√2. auto means ramp; "
+        "once the loss has halved it means rotation, or gentle with more than 10 blocks",
         choices=("off", "on"),
         ways=("auto", "ramp", "gentle", "rotation", "instant"),
         takes_scale=True,
@@ -93,9 +93,9 @@ _ROWS = (
         name="norm",
         title="normalisation",
         kind="choice",
-        values="none, layer or rms; where pre, mid or post; way calibrated or instant",
-        acts="at once; calibrated fits γ and β to keep the outputs (default for a net that has learnt something); "
-        "instant starts at γ = 1, β = 0 (default otherwise)",
+        values="none, layer or rms; `where`: pre, mid or post; `way`: calibrated or instant",
+        acts="from the next step on; calibrated fits γ and β to keep the outputs (default for a net that has learnt "
+        "something); instant starts at γ = 1, β = 0 (default otherwise)",
         choices=get_args(Norm),
         ways=("calibrated", "instant"),
         places=("pre", "mid", "post"),
@@ -107,8 +107,8 @@ _ROWS = (
         name="dropout",
         title="dropout",
         kind="number",
-        values="a share ≥ 0 and < 1",
-        acts="from the next step on, in every block; 0 removes it",
+        values="a number ≥ 0 and < 1",
+        acts="from the next step on, in every block; 0 removes dropout",
         high=1.0,
         includes_low=True,
         includes_high=False,
@@ -120,8 +120,8 @@ _ROWS = (
         title="initialisation",
         kind="choice",
         values="one of the initialisations",
-        acts="re-initialises the weights from the run's seed and the step; biases become 0 and their optimizer state "
-        "is reset",
+        acts="at once; the new weights depend only on the run's seed and the step; biases become 0; their optimizer "
+        "state is reset",
         choices=get_args(Init),
         targets="layer",
         needs="net",
@@ -131,8 +131,8 @@ _ROWS = (
         name="freeze",
         title="freeze",
         kind="choice",
-        values="on or off, for one layer; off for all",
-        acts="a frozen layer keeps its weights and passes the gradient on",
+        values="on or off for one layer; only off for all layers",
+        acts="from the next step on; a frozen layer keeps its weights but still passes the gradient on",
         choices=("off", "on"),
         one_layer_values=("on",),
         targets="layer",
@@ -143,9 +143,10 @@ _ROWS = (
         name="kick",
         title="kick",
         kind="number",
-        values="a size > 0 and ≤ 1, relative to the weights' norm; way auto, random or curvature",
-        acts="once; random pushes every weight matrix, from the run's seed and the step; curvature pushes all weights "
-        "downhill along the most negative curvature of the probe batch (on a surface the size is absolute)",
+        values="a size > 0 and ≤ 1, relative to the weights' norm; `way`: auto, random or curvature",
+        acts="moves the weights once; random moves every weight matrix in a direction that depends only on the run's "
+        "seed and the step; curvature moves all weights downhill in the direction of the most negative curvature, "
+        "measured on the probe batch (on a test surface the size is absolute)",
         high=1.0,
         ways=("auto", "random", "curvature"),
         needs="net",
@@ -156,7 +157,7 @@ _ROWS = (
         title="optimizer",
         kind="choice",
         values="one of the optimizers",
-        acts="from the next step on; the learning rate is converted or taken from the scenario, and the state "
+        acts="from the next step on; the learning rate is converted or taken from the scenario; the optimizer state "
         "is transferred",
         choices=get_args(Optimizer),
         needs="optimizer",
@@ -166,8 +167,8 @@ _ROWS = (
         name="schedule",
         title="schedule",
         kind="choice",
-        values="one of the schedules, with its warmup, start, every, gamma, decay, floor, patience",
-        acts="starts now from the base rate, over the remaining steps",
+        values="one of the schedules, with its parameters: warmup, start, every, gamma, decay, floor, patience",
+        acts="starts now at the base rate and covers the remaining steps",
         choices=get_args(Schedule),
         parameters={name: tuple(fields) for name, fields in FIELDS.items()},
         spec=ScheduleSpec,
@@ -200,7 +201,7 @@ _ROWS = (
         title="weight decay",
         kind="number",
         values="a number ≥ 0",
-        acts="from the next step on, in the parameter groups with weight decay, or in all if none has any",
+        acts="from the next step on, in the parameter groups that have weight decay, or in all groups if none has",
         high=10.0,
         includes_low=True,
         needs="optimizer",
@@ -211,8 +212,8 @@ _ROWS = (
         name="clip",
         title="gradient clipping",
         kind="number",
-        values="the largest global norm, a number > 0, or off",
-        acts="from the next step on; readings show the clipped gradient and its global norm before clipping",
+        values="the largest global gradient norm, a number > 0, or off",
+        acts="from the next step on; readings show the clipped gradient, and the global norm before clipping",
         choices=("off",),
         high=1e6,
         needs="optimizer",
@@ -233,7 +234,7 @@ _ROWS = (
         name="pace",
         title="pace",
         kind="pace",
-        values="steps a second, or max",
+        values="steps per second, or max",
         acts="at once",
         choices=("max",),
         high=1e6,

@@ -1,7 +1,7 @@
 """Knob commands as text: parse, check and write them. The table of knobs is in `knob_table.py`.
 
-The same text form is used everywhere: `knob[@target]=value[,way=…][,scale=…][,where=…]`. Parameters of the value
-follow it: `schedule=warmup_cosine,warmup=100,floor=0.1`. A comma ends a value, so two betas are written `0.9/0.95`.
+The same text form is used everywhere: `knob[@target]=value[,way=…][,scale=…][,where=…]`. Parameters follow the value
+they belong to: `schedule=warmup_cosine,warmup=100,floor=0.1`. A comma ends a value, so betas are written `0.9/0.95`.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _OPTIONS = ("way", "scale", "where")
 
 
 def parse(text: str) -> TurnKnob:
-    """A checked command from its text form. Raises `ValueError` with what is allowed."""
+    """Parse and check a command in text form. Raises `ValueError`, which says what is allowed."""
     head, sign, tail = text.strip().partition("=")
     name, _, target = head.strip().partition("@")
     if name not in KNOBS:
         raise ValueError(f'unknown knob "{name[:40]}"; allowed: {", ".join(KNOBS)}{nearest(name, KNOBS)}')
     if not sign or not tail.strip():
-        raise ValueError(f"expected {name}=value; {name} takes {KNOBS[name].values}")
+        raise ValueError(f"expected {name}=value; allowed values: {KNOBS[name].values}")
     value, *options = (part.strip() for part in tail.split(","))
     found: dict[str, str] = {}
     parameters: list[tuple[str, int | float]] = []
@@ -67,7 +67,7 @@ def parse(text: str) -> TurnKnob:
 
 
 def parse_at(text: str) -> tuple[int, TurnKnob]:
-    """Parse `STEP:knob=value`, the form that `--at` takes. Raises `ValueError`."""
+    """Parse `STEP:knob=value`, the form used by `--at`. Raises `ValueError`."""
     at, sign, command = text.partition(":")
     if not sign or not at.strip().isdecimal():
         raise ValueError(f'expected STEP:knob=value, as in 150:residual=on; found "{text[:60]}"')
@@ -75,7 +75,7 @@ def parse_at(text: str) -> tuple[int, TurnKnob]:
 
 
 def text_of(command: TurnKnob) -> str:
-    """The text form; `parse` reads it back."""
+    """The text form of a command, the inverse of `parse`."""
     target = "" if command.target == "all" else f"@{command.target}"
     way = f",way={command.way}" if command.way else ""
     scale = f",scale={command.scale!r}" if command.scale is not None else ""
@@ -85,40 +85,40 @@ def text_of(command: TurnKnob) -> str:
 
 
 def check(command: TurnKnob) -> TurnKnob:
-    """Return the command unchanged if the knob accepts it. Raises `ValueError` with what is allowed."""
+    """Return the command unchanged if the knob accepts it. Raises `ValueError`, which says what is allowed."""
     knob = KNOBS.get(command.knob)
     if knob is None:
         raise ValueError(f'unknown knob "{command.knob[:40]}"; allowed: {", ".join(KNOBS)}')
     _check_value(command.value, knob)
     spec_of(command)
     if command.way is not None and command.way not in knob.ways:
-        allowed = f"allowed: {', '.join(knob.ways)}" if knob.ways else f"{knob.name} takes no way"
+        allowed = f"allowed: {', '.join(knob.ways)}" if knob.ways else f"{knob.name} does not accept `way`"
         raise ValueError(f'way = "{command.way[:40]}"; {allowed}')
     if command.scale is not None and not (knob.takes_scale and 0 < command.scale <= 10):
-        allowed = "allowed: a number > 0 and ≤ 10" if knob.takes_scale else f"{knob.name} takes no scale"
+        allowed = "allowed: a number > 0 and ≤ 10" if knob.takes_scale else f"{knob.name} does not accept `scale`"
         raise ValueError(f"scale = {command.scale:g}; {allowed}")
     if command.where is not None and command.where not in knob.places:
-        allowed = f"allowed: {', '.join(knob.places)}" if knob.places else f"{knob.name} takes no where"
+        allowed = f"allowed: {', '.join(knob.places)}" if knob.places else f"{knob.name} does not accept `where`"
         raise ValueError(f'where = "{command.where[:40]}"; {allowed}')
     if command.target != "all" and knob.targets == "net":
-        raise ValueError(f"{knob.name} takes no target; it acts on the whole run")
+        raise ValueError(f"{knob.name} does not accept a target; it acts on the whole run")
     if command.target == "all" and command.value in knob.one_layer_values:
         raise ValueError(f"{knob.name}={command.value} needs a layer; allowed: {knob.name}@LAYER={command.value}")
     return command
 
 
 def spec_of(command: TurnKnob) -> Any:
-    """The value and its parameters as the scenario's struct; None if the knob has no such struct.
+    """The value and its parameters as a struct of the scenario; None if there is no such struct for the knob.
 
-    Raises `ValueError` with what is allowed.
+    Raises `ValueError`, which says what is allowed.
     """
     knob = KNOBS[command.knob]
     takes = knob.parameters.get(command.value, ())
     given = dict(command.parameters)
     for name in given:
         if name not in takes:
-            allowed = f"allowed: {', '.join(takes)}{nearest(name, takes)}" if takes else "it takes no parameters"
-            raise ValueError(f'{knob.name}={command.value} takes no "{name[:40]}"; {allowed}')
+            allowed = f"allowed: {', '.join(takes)}{nearest(name, takes)}" if takes else "allowed: no parameters"
+            raise ValueError(f'{knob.name}={command.value} does not accept "{name[:40]}"; {allowed}')
     if len(given) < len(command.parameters):
         raise ValueError(f"{knob.name}={command.value}: a parameter is given twice")
     if knob.spec is None:
@@ -131,7 +131,7 @@ def spec_of(command: TurnKnob) -> Any:
 
 
 def combined(first: TurnKnob, then: TurnKnob) -> TurnKnob | None:
-    """One command with the same result as `first` followed by `then`, or None if there is none.
+    """One command with the same result as `first` followed by `then`, or None if there is no such command.
 
     Relative changes are multiplied: twenty times `*1.25` become `*86.7…`. An exact value replaces an earlier one.
     """
@@ -141,7 +141,7 @@ def combined(first: TurnKnob, then: TurnKnob) -> TurnKnob | None:
     try:
         check(first), check(then)
         if then.value[0] not in "*/":
-            # A relative change might have been rejected on its own; an exact value that passed `check` would not.
+            # A relative change may still be rejected when it is applied; an exact value that passed `check` is not.
             return then if first.value[0] not in "*/" else None
         value = _factor_of(first.value) * _factor_of(then.value)
         sign = "*" if first.value[0] in "*/" else ""
@@ -151,7 +151,7 @@ def combined(first: TurnKnob, then: TurnKnob) -> TurnKnob | None:
 
 
 def _factor_of(text: str) -> float:
-    """`*1.25` and `1.25` as 1.25, `/2` as 0.5."""
+    """The number in `*1.25` or `1.25`; for `/2` its reciprocal, 0.5."""
     return 1 / float(text[1:]) if text[0] == "/" else float(text.removeprefix("*"))
 
 
@@ -162,7 +162,7 @@ def _check_value(value: str, knob: KnobSpec) -> None:
         _factor_or_value(value, knob)
     elif knob.kind == "pace":
         if not 0 < _number(value, "pace") <= knob.high:
-            raise ValueError(f'pace = {value[:40]}; allowed: steps a second > 0, or "max"')
+            raise ValueError(f'pace = {value[:40]}; allowed: a number of steps per second > 0, or "max"')
     elif knob.kind == "pair":
         pair(value)
     else:
@@ -194,7 +194,7 @@ def pair(text: str) -> tuple[float, float]:
 
 
 def betas_text(betas: tuple[float, float]) -> str:
-    """The text form; `pair` reads it back."""
+    """The text form of two betas, the inverse of `pair`."""
     return f"{betas[0]:.6g}/{betas[1]:.6g}"
 
 

@@ -11,15 +11,16 @@ from tui_descent.scenario.validate import nearest
 
 NAMES: tuple[str, ...] = get_args(Optimizer)
 
-# A Muon optimizer uses AdamW for some parameters. Its updates are scaled so that AdamW's rate fits both parts.
+# A Muon optimizer uses AdamW for some parameters. Muon's own updates are scaled so that AdamW's rate fits both parts.
 MUON_ADAMW_RATIO = 1.0
 
 
 class OptimizerTraits(msgspec.Struct, frozen=True, kw_only=True):
     """Properties of one optimizer.
 
-    `rate` is the magnitude of its good learning rates relative to Adam's. `momentum` is its default, None if it has
-    none. `decoupled_decay`: weight decay acts on the weights directly, not through the gradient.
+    `rate` is the typical ratio of this optimizer's good learning rates to Adam's. `momentum` is the default, None if
+    the optimizer has no momentum. `decoupled_decay`: weight decay acts on the weights directly, not through the
+    gradient.
     """
 
     title: str
@@ -29,9 +30,10 @@ class OptimizerTraits(msgspec.Struct, frozen=True, kw_only=True):
     decoupled_decay: bool = False
 
 
-# Measured on the digits: good rates of SGD : momentum : Adam lie between 15 : 4 : 1 and 100 : 25 : 1. These are the
-# geometric means, √(15·100) and √(4·25). Muon, scaled to AdamW's update, reached its lowest loss at AdamW's best rate
-# on four of four MLPs (depth × width 4×32, 4×64, 8×32, 2×128; four rates per decade; median of three seeds).
+# Measured on the digits: the ratio of good rates, SGD : momentum : Adam, lies between 15 : 4 : 1 and 100 : 25 : 1. The
+# constants below are the geometric means, √(15·100) and √(4·25). Muon, scaled to AdamW's update, reached its lowest
+# loss at AdamW's best rate on four of four MLPs (depth × width 4×32, 4×64, 8×32, 2×128; four rates per decade; median
+# of three seeds).
 _SGD, _MOMENTUM = 1500**0.5, 10.0
 OPTIMIZERS: dict[str, OptimizerTraits] = {
     "sgd": OptimizerTraits(title="SGD", rate=_SGD, momentum=0.0),
@@ -54,17 +56,18 @@ class RateMapping(msgspec.Struct, frozen=True):
 def map_rate(old: str, new: str, lr: float, *, known: float | None = None) -> RateMapping:
     """The rate with which `new` makes steps about as large as `old` does with `lr`.
 
-    It is `lr` times a constant factor, so schedules are not affected. It is a starting point, good to half a decade.
-    `known`, the scenario's rate for `new`, takes precedence. Raises `ValueError` for an unknown name.
+    The result is `lr` times a constant factor, so the shape of a schedule does not change. It is a starting point,
+    right to about half a decade. If the scenario gives a rate for `new`, that rate, `known`, is returned instead.
+    Raises `ValueError` for an unknown name.
     """
     before, after = traits(old), traits(new)
     mapped = lr * (after.rate / before.rate)
     if old == new:
-        return RateMapping(lr, f"{lr:.3g} stays")
+        return RateMapping(lr, f"{lr:.3g} unchanged")
     if known is None and before.rate == after.rate:
-        return RateMapping(lr, f"{lr:.3g} stays: {before.title} and {after.title} use similar rates")
+        return RateMapping(lr, f"{lr:.3g} unchanged: {before.title} and {after.title} use similar rates")
     if known is not None:
-        change = f"{lr:.3g} stays" if lr == known else f"{lr:.3g} → {known:.3g}"
+        change = f"{lr:.3g} unchanged" if lr == known else f"{lr:.3g} → {known:.3g}"
         return RateMapping(known, f"{change} (the scenario's rate for {after.title})")
     smaller = after.rate < before.rate
     factor = before.rate / after.rate if smaller else after.rate / before.rate
@@ -74,9 +77,9 @@ def map_rate(old: str, new: str, lr: float, *, known: float | None = None) -> Ra
 
 
 def known_rate(spec: OptimizerSpec, name: str) -> float | None:
-    """The scenario's rate for an optimizer, or None.
+    """The scenario's rate for the optimizer `name`, or None.
 
-    If the scenario names rates for other optimizers, its `lr` counts as the rate of the one it starts with.
+    If the scenario gives any `rates`, its `lr` is the rate for the optimizer it starts with.
     """
     named: float | None = getattr(spec.rates, name, None)
     lr_counts = name == spec.name and spec.rates != RatesSpec()
@@ -84,7 +87,7 @@ def known_rate(spec: OptimizerSpec, name: str) -> float | None:
 
 
 def traits(name: str) -> OptimizerTraits:
-    """An optimizer's properties. Raises `ValueError` with the known names."""
+    """An optimizer's properties. Raises `ValueError`, which lists the known names."""
     if name not in OPTIMIZERS:
         hint = nearest(name, OPTIMIZERS)
         raise ValueError(f'no rate is known for the optimizer "{name[:40]}"; known: {", ".join(OPTIMIZERS)}{hint}')
@@ -97,15 +100,15 @@ def possessive(name: str) -> str:
 
 
 def refusal(name: str, wanted: str) -> str | None:
-    """Why `momentum` or `betas` (`wanted`) cannot be set on the optimizer; None if it can."""
+    """Why `wanted`, momentum or betas, cannot be set on the optimizer; None if it can be set."""
     row = OPTIMIZERS.get(name)
     has_momentum = row is not None and row.momentum is not None
     has_betas = row is not None and row.betas
     if has_momentum if wanted == "momentum" else has_betas:
         return None
     if wanted == "momentum" and has_betas:
-        return f"{name} has betas, no momentum; try betas=…"
+        return f"{name} has betas instead of momentum; try betas=…"
     if wanted == "betas" and has_momentum:
-        return f"{name} has momentum, no betas; try momentum=…"
+        return f"{name} has momentum instead of betas; try momentum=…"
     instead = "optimizer=momentum" if wanted == "momentum" else "optimizer=adam"
     return f"{name} has no {wanted} to set; try {instead}"

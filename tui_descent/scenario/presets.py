@@ -1,4 +1,4 @@
-"""Find the shipped scenarios: next to the package in a checkout, inside it in a wheel."""
+"""Find the shipped scenarios. In a checkout they are beside the package, in a wheel inside it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tui_descent.scenario.toml import ScenarioError, read
 from tui_descent.scenario.validate import Problem, nearest
 
 PACKAGE = Path(__file__).resolve().parent.parent
-# In teaching order: what a gradient step is, a run that works, then what can go wrong.
+# The order is for teaching: what a gradient step is, a run that works, then what can go wrong.
 ORDER = (
     "first-descent", "healthy", "vanishing", "exploding", "dead-relu", "plateau", "saddle", "too-hot",
     "edge-of-stability", "transformer",
@@ -23,13 +23,13 @@ def folder() -> Path:
 
 
 def names() -> list[str]:
-    """All presets in teaching order; those missing from ORDER come last."""
+    """All presets in the order of `ORDER`; presets that are not in it come last."""
     found = {path.stem for path in folder().glob("*.toml")}
     return [n for n in ORDER if n in found] + sorted(found - set(ORDER))
 
 
 def path_of(name: str) -> Path:
-    """The preset's file. Raises `ScenarioError`, with the closest name, if there is none."""
+    """The preset's file. If there is none, raises `ScenarioError`, which suggests the closest name."""
     if name in (known := names()):
         return folder() / f"{name}.toml"
     text = f"no such preset or file; presets: {', '.join(known)}{nearest(name, known)}"
@@ -37,7 +37,7 @@ def path_of(name: str) -> Path:
 
 
 def find(name_or_file: str, *, overrides: Iterable[str] = ()) -> tuple[str, Scenario]:
-    """The short name and the scenario of a preset or a `.toml` file. Raises `ScenarioError`."""
+    """Read a preset or a `.toml` file; returns its short name and the scenario. Raises `ScenarioError`."""
     if name_or_file.endswith(".toml") or "/" in name_or_file:
         path = Path(name_or_file)
         return path.stem, read(path, overrides=overrides)

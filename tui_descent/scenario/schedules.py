@@ -1,7 +1,7 @@
 """Closed forms of the learning-rate schedules: the factor on the base rate at every update, in plain Python.
 
-Update k of n (k from 0) uses factor(k) × the base rate. The numbers equal those of `torch.optim.lr_scheduler` where it
-has the same schedule. From update n on the last value is kept; torch's schedulers would continue or raise there.
+Update k of n (k starts at 0) uses factor(k) × the base rate. Where `torch.optim.lr_scheduler` has the same schedule,
+the numbers are equal. From update n on the factor stays at its last value; torch's schedulers would continue or raise.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ FIELDS: dict[str, dict[str, float | int]] = {
 }
 _ALL = tuple(dict.fromkeys(field for fields in FIELDS.values() for field in fields))
 
-# For plateau the loss has stopped falling when, smoothed over SMOOTHED_OVER updates, it is less than the share
-# PROGRESS below its best.
+# The plateau schedule smooths the loss over SMOOTHED_OVER updates. The loss counts as falling when it is below its best
+# value by at least the fraction PROGRESS.
 SMOOTHED_OVER = 50
 PROGRESS = 0.01
 
@@ -34,7 +34,8 @@ PROGRESS = 0.01
 class ResolvedSchedule(msgspec.Struct, frozen=True, kw_only=True):
     """A schedule over `total` updates with all defaults filled in.
 
-    `warmup`, `every`, `decay` and `patience` are in updates; `start` and `floor` are shares of the base rate.
+    `warmup`, `every`, `decay` and `patience` are numbers of updates; `start` and `floor` are fractions of the base
+    rate.
     """
 
     name: str
@@ -49,7 +50,7 @@ class ResolvedSchedule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def resolve_schedule(spec: ScheduleSpec, total: int) -> ResolvedSchedule:
-    """Resolve the spec for `total` updates (at least 1). Lengths are cut to fit."""
+    """Fill in the defaults for `total` updates (at least 1). Lengths are cut to at most `total`."""
     total = max(1, total)
     given = {f: default if (v := getattr(spec, f)) is None else v for f, default in FIELDS[spec.name].items()}
     for field in ("warmup", "decay", "every"):
@@ -71,9 +72,9 @@ def factor(spec: ScheduleSpec, step: int, total: int) -> float:
 
 
 def resolved_factor(t: ResolvedSchedule, step: int) -> float:
-    """Like `factor`, for a resolved schedule."""
+    """The factor on the base rate for update `step`. Raises `ValueError` for plateau."""
     if t.name not in _FORMULAS:
-        raise ValueError(f"{t.name} has no curve to predict: its rate depends on future losses")
+        raise ValueError(f"{t.name}: the curve cannot be predicted, because it depends on future losses")
     return _FORMULAS[t.name](t, min(max(step, 0), t.total))
 
 
@@ -89,25 +90,26 @@ def about(spec: ScheduleSpec, total: int) -> str:
     """Describe the curve over `total` updates in one phrase."""
     t = resolve_schedule(spec, total)
     low = f"{t.floor:.3g} of the base rate" if t.floor >= 1e-3 else "nearly 0" if t.floor else "0"
-    rise = f"up from {t.start:.2g} of the base rate over {t.warmup:,} updates, " if t.warmup else ""
+    rise = f"up from {t.start:.2g} of the base rate over {t.warmup:,} steps, " if t.warmup else ""
     least = f", at least {low}" if t.floor else ""
     return {
-        "constant": "always the base rate",
-        "step": f"×{t.gamma:g} every {t.every:,} updates{least}",
-        "cosine": f"half a cosine from the base rate to {low} over {t.total:,} updates",
-        "warmup_cosine": f"{rise}half a cosine to {low} over {t.total - t.warmup:,}",
-        "one_cycle": f"{rise}down to {low} over {t.total - t.warmup:,}; momentum is not changed",
-        "wsd": f"{rise}constant for {t.total - t.warmup - t.decay:,}, then linearly to {low} over {t.decay:,}",
+        "constant": "the base rate at every step",
+        "step": f"×{t.gamma:g} every {t.every:,} steps{least}",
+        "cosine": f"half a cosine from the base rate to {low} over {t.total:,} steps",
+        "warmup_cosine": f"{rise}then half a cosine to {low} over {t.total - t.warmup:,} steps",
+        "one_cycle": f"{rise}then down to {low} over {t.total - t.warmup:,} steps; momentum is not changed",
+        "wsd": f"{rise}constant for {t.total - t.warmup - t.decay:,} steps, "
+        f"then linear to {low} over {t.decay:,} steps",
         "plateau": f"×{t.gamma:g} whenever the smoothed loss has not fallen by {PROGRESS:.0%} "
-        f"in {t.patience:,} updates{least}; depends on the loss",
+        f"in {t.patience:,} steps{least}; depends on the loss",
     }[t.name]
 
 
 def problems(spec: ScheduleSpec, total: int | None, *, whole: str = "run.steps") -> list[tuple[str, str]]:
-    """Combinations of valid fields that the schedule does not allow, as (field, message).
+    """Fields that do not fit the schedule or one another, as (field, message).
 
-    `total` is the number of updates, None for a run that was shortened: lengths are then cut to fit instead of
-    reported. `whole` names that total in messages.
+    `total` is the number of updates, and `whole` is its name in messages. For a run that was shortened `total` is None:
+    its lengths are cut to fit, so they are not reported.
     """
     takes = FIELDS[spec.name]
     found = []
@@ -115,7 +117,7 @@ def problems(spec: ScheduleSpec, total: int | None, *, whole: str = "run.steps")
         if getattr(spec, field) is not None and field not in takes:
             owners = ", ".join(name for name, fields in FIELDS.items() if field in fields)
             found.append(
-                (field, f"{spec.name} takes no {field}; allowed: leave it out, or a schedule with it: {owners}")
+                (field, f"{spec.name} does not accept {field}; leave it out, or use a schedule with {field}: {owners}")
             )
     if found or total is None:
         return found
@@ -161,7 +163,7 @@ def _warmup_cosine(t: ResolvedSchedule, k: int) -> float:
 
 
 def _one_cycle(t: ResolvedSchedule, k: int) -> float:
-    # As in torch, the maximum is at update warmup − 1 and the end at update n − 1.
+    # As in torch, the maximum is at update warmup − 1, and the floor is reached at update n − 1.
     top, end = t.warmup - 1, t.total - 1
     if k <= top:
         return _half_cosine(t.start, 1.0, k / top) if top > 0 else 1.0

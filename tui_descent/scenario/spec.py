@@ -55,7 +55,7 @@ class XorData(ToyData, frozen=True, kw_only=True, tag="xor"):
 
 
 class SpiralsData(ToyData, frozen=True, kw_only=True, tag="spirals"):
-    """Two spirals wound into each other."""
+    """Two interleaved spirals."""
 
 
 class TextData(Spec, frozen=True, kw_only=True, tag_field="name", tag="text"):
@@ -69,7 +69,7 @@ SYMBOLS = 96  # the characters of a text: printable ASCII and the line feed
 
 
 class ActivationSpec(Spec, frozen=True, kw_only=True):
-    """An activation. `slope` is leaky_relu's for z < 0; it also applies after a change to leaky_relu."""
+    """An activation. `slope` is the slope of leaky_relu for z < 0; a later change to leaky_relu uses it too."""
 
     name: Activation = "relu"
     slope: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.01
@@ -85,7 +85,7 @@ class InitSpec(Spec, frozen=True, kw_only=True):
 
 
 class NormSpec(Spec, frozen=True, kw_only=True):
-    """A normalisation and its place: pre (before the Linear), mid (after it) or post (after the activation)."""
+    """A normalisation and its place: pre (before the linear layer), mid (after it) or post (after the activation)."""
 
     name: Norm = "none"
     where: Literal["pre", "mid", "post"] = "pre"
@@ -147,13 +147,13 @@ Model = MlpModel | ConvModel | TransformerModel | SurfaceModel
 
 
 class LossSpec(Spec, frozen=True, kw_only=True):
-    """The loss function; a surface takes none."""
+    """The loss function. A test surface is itself the loss, so it does not accept one."""
 
     name: Literal["cross_entropy", "mse"] = "cross_entropy"
 
 
 class RatesSpec(Spec, frozen=True, kw_only=True):
-    """Good learning rates for this data and net, by optimizer. A change to an optimizer starts with its rate."""
+    """Good learning rates for this data and net, by optimizer. They are used when a knob changes the optimizer."""
 
     sgd: Positive | None = None
     momentum: Positive | None = None
@@ -168,8 +168,9 @@ class OptimizerSpec(Spec, frozen=True, kw_only=True):
     """An optimizer and its settings.
 
     `momentum` is for momentum, nesterov and muon; None means the default (0.9; muon 0.95). `betas` are for adam, adamw
-    and muon. `clip` is the largest global gradient norm, None for no clipping. `rates` are used when a knob changes to
-    that optimizer; without them the current rate is converted. If any is given, a change back to `name` uses `lr`.
+    and muon. `clip` is the largest global gradient norm, None for no clipping. If a knob changes the optimizer, the new
+    one uses its rate in `rates`, or the converted current rate. If any rate is given, a change back to `name` uses
+    `lr`.
     """
 
     name: Optimizer = "sgd"
@@ -184,7 +185,8 @@ class OptimizerSpec(Spec, frozen=True, kw_only=True):
 class ScheduleSpec(Spec, frozen=True, kw_only=True):
     """A learning-rate schedule. `scenario/schedules.py` has the formulas and the defaults for None.
 
-    A length is a share of the steps (0.1) or a number of steps (60). `start` and `floor` are shares of the base rate.
+    A length is a fraction of the steps (0.1) or a number of steps (60). `start` and `floor` are fractions of the base
+    rate.
     """
 
     name: Schedule = "constant"
@@ -198,7 +200,10 @@ class ScheduleSpec(Spec, frozen=True, kw_only=True):
 
 
 class RunSpec(Spec, frozen=True, kw_only=True):
-    """How the scenario is run. `threads = 0` uses all cores but one; the number affects the last bits of results."""
+    """How the scenario is run.
+
+    `threads = 0` uses all cores but one. The number of threads affects the last bits of the results.
+    """
 
     steps: Count = 1000
     pace: Annotated[float, msgspec.Meta(gt=0, le=1e6)] | Literal["max"] = 30.0
@@ -210,7 +215,7 @@ class RunSpec(Spec, frozen=True, kw_only=True):
 
 
 class Claim(Spec, frozen=True, kw_only=True):
-    """A promise about a metric, at step `at` or at the end. `given` are interventions made in that run."""
+    """A promise about a metric, at step `at` or at the end of a run with the interventions `given`."""
 
     metric: str
     at: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)] | None = None

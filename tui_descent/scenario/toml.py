@@ -1,4 +1,4 @@
-"""Read and check scenario files. Every error names the file and the place."""
+"""Read and check scenario files. Every error message names the file and the place in it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ScenarioError(ValueError):
 
 
 def read(path: Path, *, overrides: Iterable[str] = ()) -> Scenario:
-    """Read a scenario from a file, with `place=value` overrides. Raises `ScenarioError`."""
+    """Read a scenario from a file and apply overrides of the form `place=value`. Raises `ScenarioError`."""
     return from_text(_text(path), source=str(path), overrides=overrides)
 
 
@@ -46,7 +46,7 @@ def from_table(
 ) -> Scenario:
     """Read a scenario from a table of plain values. Raises `ScenarioError`.
 
-    `shortened`: an earlier override has shortened the run, so steps beyond its end are not errors.
+    `shortened`: an earlier override may have shortened the run, so steps beyond its end are not errors.
     """
     plain: dict[str, Any] = msgspec.to_builtins(table)
     overrides = tuple(overrides)
@@ -64,7 +64,7 @@ def from_table(
 
 
 def to_table(scenario: Scenario) -> dict[str, Any]:
-    """The scenario as plain values; `from_table` reads them back."""
+    """The scenario as a table of plain values, the inverse of `from_table`."""
     table: dict[str, Any] = _without_none(msgspec.to_builtins(scenario))
     return table
 
@@ -89,9 +89,9 @@ def _text(path: Path) -> str:
     except (OSError, ValueError) as error:
         raise ScenarioError(source, [Problem("", f"cannot be read: {error}")]) from None
     if len(data) > MAX_BYTES:
-        raise ScenarioError(source, [Problem("", f"larger than {MAX_BYTES:,} bytes; a scenario is a page of text")])
+        raise ScenarioError(source, [Problem("", f"larger than {MAX_BYTES:,} bytes, the limit for a scenario file")])
     if data.startswith(b"\xef\xbb\xbf"):
-        raise ScenarioError(source, [Problem("", "starts with a byte-order mark; save it as UTF-8 without BOM")])
+        raise ScenarioError(source, [Problem("", "starts with a byte-order mark (BOM); save it as UTF-8 without BOM")])
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -119,7 +119,7 @@ def _override(table: dict[str, Any], text: str) -> None:
 
 
 def _combinations(s: Scenario, *, whole: bool) -> list[Problem]:
-    """Problems of values that are valid one by one but not together."""
+    """Problems with values that are valid by themselves but not in combination."""
     found: list[Problem] = []
     if isinstance(s.model, SurfaceModel):
         found += _surface_problems(s, s.model)
@@ -146,7 +146,9 @@ def _combinations(s: Scenario, *, whole: bool) -> list[Problem]:
             text = f"found {planned.at}; allowed: less than run.steps = {s.run.steps}"
             found.append(Problem(f"plan[{n}].at", text))
         if knobs.KNOBS[command.knob].needs == "blocks" and isinstance(s.model, SurfaceModel):
-            found.append(Problem(f"plan[{n}].turn", f"{command.knob} needs a network with blocks; a surface has none"))
+            found.append(
+                Problem(f"plan[{n}].turn", f"{command.knob} needs a network with blocks; a test surface has no blocks")
+            )
     for n, claim in enumerate(s.claim):
         found += _claim_problems(s, n, whole=whole)
         if claim.metric not in METRICS:
@@ -156,7 +158,7 @@ def _combinations(s: Scenario, *, whole: bool) -> list[Problem]:
 
 
 def _family_problems(s: Scenario) -> list[Problem]:
-    """Problems of a network type with its data and its own fields."""
+    """Problems that depend on the type of the network: its data and its own fields."""
     found: list[Problem] = []
     data = "" if s.data is None else type(s.data).__struct_config__.tag
     if isinstance(s.model, ConvModel):
@@ -178,11 +180,11 @@ def _family_problems(s: Scenario) -> list[Problem]:
 def _surface_problems(s: Scenario, model: SurfaceModel) -> list[Problem]:
     found = []
     if s.data is not None:
-        found.append(Problem("data", "a surface takes no data; remove the table"))
+        found.append(Problem("data", "a test surface does not accept data; remove the table"))
     if s.loss is not None:
-        found.append(Problem("loss", "a surface is itself the loss; remove the table"))
+        found.append(Problem("loss", "a test surface is itself the loss; remove the table"))
     if s.optimizer.name == "muon":
-        found.append(Problem("optimizer.name", "muon needs weight matrices; a surface has none"))
+        found.append(Problem("optimizer.name", "muon needs weight matrices; a test surface has no matrices"))
     want = SURFACE_PARAMETERS[model.function]
     if len(model.start) != want:
         text = f"found {len(model.start)} values; allowed: {want} for {model.function}"
@@ -194,7 +196,7 @@ def _claim_problems(s: Scenario, n: int, *, whole: bool) -> list[Problem]:
     claim, place = s.claim[n], f"claim[{n}]"
     found = []
     if claim.below is None and claim.above is None and claim.equals is None:
-        found.append(Problem(place, "has no condition; give below, above or equals"))
+        found.append(Problem(place, "has no condition; add below, above or equals"))
     if whole and claim.at is not None and claim.at > s.run.steps:
         found.append(Problem(f"{place}.at", f"found {claim.at}; allowed: at most run.steps = {s.run.steps}"))
     for k, text in enumerate(claim.given):

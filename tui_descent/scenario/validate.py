@@ -1,4 +1,7 @@
-"""Convert a TOML table to a struct and report all errors: place, what was found, what is allowed, the closest word."""
+"""Convert a TOML table to a struct.
+
+Reports every error: its place, what was found, what is allowed, the closest word.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 def escape_controls(text: str) -> str:
-    """Text from a file or a user, safe to print: control characters are escaped."""
+    """Make text from a file or a user safe to print: escape control characters."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
@@ -52,7 +55,7 @@ def convert(kind: Any, value: Any, place: str, problems: list[Problem]) -> Any:
 
 
 def nearest(word: Any, words: Iterable[Any]) -> str:
-    """` — did you mean …?` with the closest of `words`, or an empty string."""
+    """The text ` — did you mean …?` with the closest of `words`, or an empty string if none is close."""
     hits = difflib.get_close_matches(str(word), [str(w) for w in words], n=1, cutoff=0.5)
     return f' — did you mean "{hits[0]}"?' if hits else ""
 
@@ -142,7 +145,7 @@ def _allowed(kind: Any, meta: msgspec.Meta | None) -> str:
         return "a table"
     if get_origin(kind) is tuple:
         return "a list"
-    noun = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}.get(kind, str(kind))
+    noun = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(kind, str(kind))
     if meta is None:
         return noun
     bounds = [

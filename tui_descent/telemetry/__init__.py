@@ -1,1 +1,4 @@
-"""A run's past: bounded histories, JSON lines, the diagnosis. Imports only `protocol` and `scenario`."""
+"""What is derived from a run's events: bounded histories, JSON lines, the diagnosis.
+
+Imports only `protocol` and `scenario`.
+"""

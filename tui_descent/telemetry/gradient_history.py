@@ -1,4 +1,4 @@
-"""Every layer's gradient over the steps of one segment, while layers come and go."""
+"""The gradient of every layer over the steps of one segment, in which layers may be added and removed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from tui_descent.protocol.events import Layer, LevelSent
 from tui_descent.telemetry.pyramid import Merge, Pyramid
 
-MAX_BINS = 512  # bins of each level, for up to MAX_LAYERS layers
-MAX_LAYERS = 250  # with more layers there are fewer bins, which bounds the memory
-# Smaller gradients are drawn as this one: float64 norms go down to 1e-300, a colour scale does not.
+MAX_BINS = 512  # the number of bins of each level, for up to MAX_LAYERS layers
+MAX_LAYERS = 250  # more layers than this have fewer bins, so that the memory is bounded
+# Smaller gradients are drawn like this one: norms in float64 may be as small as 1e-300, too small for a colour scale.
 LOG_FLOOR = -40.0
 
 
@@ -18,7 +18,7 @@ class GradientHistory:
     """log10 of `grad_rms` for each layer, as a pyramid with one channel a layer.
 
     The first `shown` of the `names` are the current layers in forward order. The others are layers that were removed;
-    their past is kept in case they come back.
+    their values are kept in case these layers are added again.
     """
 
     def __init__(self, names: Sequence[str], *, shown: int | None = None, pyramid: Pyramid | None = None) -> None:
@@ -27,35 +27,35 @@ class GradientHistory:
         self.pyramid = pyramid or Pyramid(_merges(self.names), capacity=_capacity(self.names))
 
     def add(self, step: int, rms: Sequence[float | None]) -> None:
-        """One reading: a number for each current layer."""
+        """Add one reading, with a number for each current layer."""
         removed = [math.nan] * (len(self.names) - self.shown)
         self.pyramid.add(step, [*map(log_magnitude, rms), *removed])
 
     def with_layers(self, layers: Sequence[Layer]) -> GradientHistory:
-        """The same past for other current layers. A layer that was never there has no past."""
+        """The same history for other current layers. A layer that is new has no values."""
         names = tuple(layer.name for layer in layers)
         if names == self.names[: self.shown]:
             return self
         current, channel = set(names), {name: n for n, name in enumerate(self.names)}
-        # At most as many removed layers as there are current ones, so that the memory is bounded.
+        # At most as many removed layers are kept as there are current ones, so that the memory is bounded.
         channels = (*names, *[name for name in self.names if name not in current][: len(names)])
         sources = [channel.get(name) for name in channels]
         pyramid = self.pyramid.remapped(sources, _merges(channels), capacity=_capacity(channels))
         return GradientHistory(channels, shown=len(names), pyramid=pyramid)
 
     def before(self, step: int) -> GradientHistory:
-        """The part before this step."""
+        """The part of the history before this step."""
         return GradientHistory(self.names, shown=self.shown, pyramid=self.pyramid.before(step))
 
     def window(self, width: int, first: int, last: int) -> list[tuple[int, list[float]]]:
-        """As `Pyramid.window`, for the current layers."""
+        """The same as `Pyramid.window`, but only for the current layers."""
         return [(bin_, values[: self.shown]) for bin_, values in self.pyramid.window(width, first, last)]
 
     def __bool__(self) -> bool:
         return bool(self.pyramid)
 
     def send(self) -> list[LevelSent]:
-        """The bins as bytes; the `names` are sent beside them."""
+        """The bins as bytes. They do not include `names`, which are sent separately."""
         return self.pyramid.send()
 
     def nbytes(self) -> int:

@@ -1,4 +1,7 @@
-"""Everything known of a run's past, built from its events alone. The keeper and every viewer have one each. Bounded."""
+"""Everything that is known about a run so far, built from its events alone. Its size is bounded.
+
+The keeper and every viewer have one each.
+"""
 
 from __future__ import annotations
 
@@ -46,10 +49,10 @@ from tui_descent.telemetry.newest_readings import NewestReadings, move_rows
 from tui_descent.telemetry.pyramid import Pyramid, device_pyramid, loss_pyramid
 from tui_descent.telemetry.smoothing import WINDOW, SmoothedLoss
 
-MAX_ENTRIES = 500  # of the log, and of evaluations, interventions and marks each
-# When there are more, the one closest to its neighbours is dropped, so that they still span the run.
+MAX_ENTRIES = 500  # of the log; the same limit holds for evaluations, for interventions and for marks
+# If there are more, the reading that is closest to its neighbours is dropped, so that the rest still spans the run.
 MAX_CURVATURES = 512
-# Abandoned stretches that are still shown, and those of them whose gradients are kept for redo.
+# How many ghosts (undone steps) are still shown, and for how many of these the gradients are kept for redo.
 MAX_GHOSTS = 8
 MAX_GHOSTS_WITH_GRADS = 2
 
@@ -57,13 +60,15 @@ Placed = TypeVar("Placed", Marked, Evaluated, CurvatureTaken, ReadingsTaken, Led
 
 
 class History:
-    """Everything that a viewer draws. `revision` grows with every event, so a panel can tell if it must redraw."""
+    """Everything that a viewer draws. `revision` grows with every event, so that a panel knows when to redraw."""
 
     def __init__(self) -> None:
         self.started: RunStarted | None = None
         self.layers_changed: LayersChanged | None = None
         self.layers: tuple[Layer, ...] = ()  # the current ones, in forward order
-        self.structure = 0  # counts changes of the layers; a reading says which layers its rows are for
+        self.structure = (
+            0  # the number of the current list of layers; a reading has the number of the list that its rows are for
+        )
         self.parameters = 0
         self.state = StateChanged(state="importing torch")
         self.ended: RunEnded | None = None
@@ -103,21 +108,21 @@ class History:
 
     @property
     def shown_loss(self) -> float:
-        """The loss to show as a number: the smoothed one, or the last one where that is not finite."""
+        """The loss to show as a number: the smoothed loss, or the last loss if that is not finite."""
         return self.smooth_loss if math.isfinite(self.loss) else self.loss
 
     @property
     def live(self) -> bool:
-        """Whether the run goes on."""
+        """Whether the run has not ended yet."""
         return self.ended is None
 
     @property
     def span(self) -> int:
-        """How many steps the time axis spans, ghosts included."""
+        """How many steps the time axis covers, including ghosts."""
         return max(self.steps, *(ghost.last + 1 for ghost in self.ghosts), 0)
 
     def apply(self, event: AnyEvent) -> None:
-        """Take in one event. Gaps between steps, NaN and infinities are valid."""
+        """Update the history with one event. Gaps between steps, NaN and infinities are valid."""
         self.revision += 1
         match event:
             case StepsCompleted():
@@ -128,7 +133,7 @@ class History:
                 self._change_layers(event)
             case StateChanged():
                 changed = (event.state, event.reason) != (self.state.state, self.state.reason)
-                changed = changed and self.state.state != "testing"  # after a range test the state is as before
+                changed = changed and self.state.state != "testing"  # a range test restores the state from before it
                 self.state = event
                 self._speed_since = None
                 if event.state in ("paused", "held", "waiting", "ended"):
@@ -178,7 +183,10 @@ class History:
                 self._log(event)
 
     def _log(self, entry: LogEntry) -> None:
-        """Add to the log. When it is full, evaluations are dropped first if they are more than half of it."""
+        """Add to the log.
+
+        If it is full, the oldest entry is dropped, or the oldest evaluation if most are evaluations.
+        """
         self.log.append(entry)
         if len(self.log) > MAX_ENTRIES:
             often = sum(isinstance(known, Evaluated) for known in self.log) > MAX_ENTRIES // 2
@@ -193,12 +201,12 @@ class History:
     def _rewind(self, event: Rewound) -> None:
         """Start a new segment at an earlier step (undo) or at a later one of a ghost (redo).
 
-        It begins with a copy of the past up to that step. The stretch that is left becomes a ghost.
+        The new segment begins with a copy of the history up to that step. The steps that are abandoned become a ghost.
         """
         before = {e.id for e in self.interventions if e.segment == self.segment and e.knob != "pace"}
         in_force = set(event.in_force)
         changed = max(before ^ in_force, default=None)  # the intervention that is undone or redone
-        fork = event.step  # where the old and the new line part
+        fork = event.step  # the first step at which the abandoned and the new steps differ
         if not event.back:
             fork = next((e.step for e in self.interventions if e.id == changed), event.step)
         source = event.from_segment if event.back or event.to_segment not in self.losses else event.to_segment
@@ -214,12 +222,12 @@ class History:
         live += [(g.segment, event.step) for g in self.ghosts if g not in ghosts]
 
         def still_valid(fact: Placed | None) -> Placed | None:
-            """The fact as one of the new segment, or None if it is not part of that segment's past."""
+            """The event, moved to the new segment; None if it is not part of what the new segment begins with."""
             if fact is None or not any(fact.segment == segment and fact.step < end for segment, end in live):
                 return None
             return msgspec.structs.replace(fact, segment=event.segment)
 
-        # Of the current values only those that are part of the new segment's past stay.
+        # Only current values from steps that the new segment begins with are kept.
         self.readings, self.ledger = self.newest_readings.rewind(still_valid), still_valid(self.ledger)
         self.measured = {
             name: fact for name, known in self.measured.items() if (fact := still_valid(known)) is not None
@@ -271,7 +279,7 @@ class History:
         self.started = event
         self.layers, self.parameters = event.layers, event.parameters
         self._update_knobs(event.knobs)
-        # Without batches a loss has no noise to smooth away, and an average would only lag behind.
+        # Without batches the loss has no noise to smooth away, and an average would only lag behind the loss.
         self._smoothing_window = 1.0 if event.scenario is not None and event.scenario.get("data") is None else WINDOW
 
     def _steps(self, event: StepsCompleted) -> None:
@@ -289,12 +297,12 @@ class History:
         self.loss, self.lr = event.losses[-1], event.lrs[-1]
         if "lr" in self.knobs and math.isfinite(self.lr):
             self.knobs["lr"] = (
-                f"{self.lr:.6g}"  # may change without `KnobTurned`: a schedule or another optimizer moves it
+                f"{self.lr:.6g}"  # the rate may change without a `KnobTurned` event: by the schedule or a new optimizer
             )
         self._update_speed(event.times_s[-1])
 
     def _update_speed(self, time_s: float) -> None:
-        """Steps per second, over about the last second of the trainer's clock."""
+        """Measure the steps per second, over about the last second of the trainer's clock."""
         if self._speed_since is None or time_s < self._speed_since[0] or self.steps < self._speed_since[1]:
             self._speed_since = (time_s, self.steps)
             return
@@ -306,7 +314,7 @@ class History:
     def _readings(self, event: ReadingsTaken) -> None:
         rms, layers = event.values.get("grad_rms", []), self.layers
         if event.structure != self.structure or len(rms) not in (0, len(layers)):
-            return  # rows of layers that are not known
+            return  # the rows belong to a list of layers that is not known here
         self.readings = event
         self.newest_readings.add(event)
         if rms:
@@ -367,7 +375,7 @@ class History:
         *past, last = sent.facts
         for fact in past:
             if isinstance(fact, StateChanged | Rewound):
-                history._log(fact)  # an old state, not the current one
+                history._log(fact)  # it is in the past, so it must not be applied
             else:
                 history.apply(fact)
         if isinstance(last, StateChanged):

@@ -1,4 +1,4 @@
-"""Events as lines of JSON, for scripts: one object a line; NaN and infinities are strings."""
+"""Events as lines of JSON, for scripts: one object per line. NaN and infinities are strings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VERSION = 1
 
 
 class JsonLines:
-    """Turns a run's events into lines. Keeps the net's layers, because readings are written by layer name."""
+    """Turns a run's events into lines. It remembers the net's layers, because readings are written by layer name."""
 
     def __init__(self) -> None:
         self._layers: tuple[Layer, ...] = ()
@@ -36,7 +36,7 @@ class JsonLines:
         self._first = True
 
     def lines(self, event: AnyEvent) -> Iterator[str]:
-        """The lines of one event: none for a `CommandDone`, one a step for `StepsCompleted`, else one."""
+        """The lines of one event: none for a `CommandDone`, one per step for a `StepsCompleted`, one for others."""
         for table in self._tables(event):
             if self._first:
                 table = {"v": VERSION, **table}

@@ -1,4 +1,4 @@
-"""Which events a run's log shows."""
+"""The types of events that a run's log shows."""
 
 from __future__ import annotations
 

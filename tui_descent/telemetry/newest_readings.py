@@ -1,4 +1,4 @@
-"""The newest value of every metric. A reading has only the metrics that were due at its step."""
+"""The newest value of every metric. A single reading has only the metrics that were due at its step."""
 
 from __future__ import annotations
 
@@ -13,28 +13,31 @@ T = TypeVar("T")
 
 
 class NewestReadings:
-    """For each metric the newest reading that has it; all of one segment, all with the rows of the same layers."""
+    """For each metric, the newest reading that has it. All are from one segment; their rows are for the same layers."""
 
     def __init__(self) -> None:
         self._newest: dict[str, ReadingsTaken] = {}
 
     def add(self, reading: ReadingsTaken) -> None:
-        """Take in a reading. The first one of another segment replaces all earlier ones."""
+        """Add a reading. The first reading of another segment replaces all earlier readings."""
         if any(known.segment != reading.segment for known in self._newest.values()):
             self._newest.clear()
         self._newest |= dict.fromkeys(reading.values, reading)
 
     def of(self, segment: int) -> Mapping[str, ReadingsTaken]:
-        """The readings by metric if they are of this segment; right after an undo there may be none."""
+        """The readings of this segment by metric. Right after an undo there may be none."""
         return {metric: reading for metric, reading in self._newest.items() if reading.segment == segment}
 
     def change_layers(self, old: Sequence[Layer], new: Sequence[Layer], structure: int) -> None:
-        """Move the readings to the rows of other layers."""
+        """Rearrange the rows of all readings for the `new` layers."""
         moved = {r.step: move_rows(r, old, new, structure) for r in self._newest.values()}
         self._newest = {metric: moved[reading.step] for metric, reading in self._newest.items()}
 
     def rewind(self, still_valid: Callable[[ReadingsTaken], ReadingsTaken | None]) -> ReadingsTaken | None:
-        """Replace each reading by what `still_valid` returns, drop those with None; returns the newest one left."""
+        """Replace each reading by what `still_valid` returns; None drops it.
+
+        Returns the newest reading that is left.
+        """
         known = {r.step: r for r in self._newest.values()}
         self._newest.clear()
         kept = [moved for _, r in sorted(known.items()) if (moved := still_valid(r)) is not None]
@@ -43,7 +46,10 @@ class NewestReadings:
         return kept[-1] if kept else None
 
     def older(self, newest: ReadingsTaken | None) -> list[ReadingsTaken]:
-        """What the newest reading lacks, oldest first. Adding these and then the newest one gives the same state."""
+        """Readings with the metrics that the newest reading lacks, oldest first.
+
+        To add these and then the newest reading to an empty object gives the same state.
+        """
         newest_step = newest.step if newest is not None else None
         kept = {r.step: r for r in self._newest.values() if r.step != newest_step}
         return [
@@ -53,7 +59,7 @@ class NewestReadings:
 
 
 def move_rows(reading: ReadingsTaken, old: Sequence[Layer], new: Sequence[Layer], structure: int) -> ReadingsTaken:
-    """A reading of the `old` layers with one row for each of the `new` ones. A layer that is new has no values."""
+    """Convert a reading of the `old` layers to one row for each of the `new` layers. An added layer has no values."""
     row = {layer.name: n for n, layer in enumerate(old)}
     sources = [row.get(layer.name) for layer in new]
 

@@ -30,7 +30,10 @@ _MERGES: dict[Merge, Callable[[float, float, float, float], float]] = {
 
 
 class Level:
-    """Bins of one width. `bins[n]` is a bin's first step / width; its channels are contiguous in `values`."""
+    """Bins of one width.
+
+    `bins[n]` is the first step of bin n divided by the width; `values` has its channels in a row.
+    """
 
     def __init__(self, width: int) -> None:
         self.width = width
@@ -55,7 +58,7 @@ class Pyramid:
         return len(self.merges)
 
     def add(self, step: int, values: Sequence[float]) -> None:
-        """One step's values. Steps come in order; a repeated step is merged into its bin."""
+        """Add one step's values. Steps must come in order; a repeated step is merged into its bin."""
         assert len(values) == self.channels
         self._push(0, step, array("d", values), 1.0)
 
@@ -70,7 +73,7 @@ class Pyramid:
         # A new bin closes the previous one, and a closed bin is merged into the level above.
         if level.bins:
             if k + 1 == len(self.levels):
-                # A level above is worth its memory only when this one begins to drop bins.
+                # The level above is created only when this level is about to drop bins.
                 if len(level.bins) >= self.capacity:
                     self._grow(k)
             else:
@@ -83,13 +86,13 @@ class Pyramid:
     def _trim(self, k: int) -> None:
         """Drop old bins that the level above covers."""
         level = self.levels[k]
-        # Only when a quarter over capacity: that bounds how often bins are moved and how much extra memory is held.
+        # Bins are dropped only when a quarter too many are held. That bounds both the copying and the extra memory.
         if len(level.bins) >= self.capacity + max(1, self.capacity // 4) and k + 1 < len(self.levels):
             cut = len(level.bins) - self.capacity
             del level.bins[:cut], level.counts[:cut], level.values[: cut * self.channels]
 
     def _grow(self, k: int, *, open_: int = 0) -> None:
-        """Add a level above, made of this level's bins except the newest `open_`, which are not closed yet."""
+        """Add a level above level k, built from its bins except the newest `open_` bins, which are not complete."""
         level, c = self.levels[k], self.channels
         self.levels.append(Level(level.width * 2))
         for n, bin_ in enumerate(level.bins[: len(level.bins) - open_]):
@@ -105,7 +108,7 @@ class Pyramid:
         )
 
     def before(self, step: int) -> Pyramid:
-        """A pyramid of the steps before this one, each at the finest resolution still known."""
+        """A pyramid of the steps before this one. Each step has the finest resolution that is still known for it."""
         cut = Pyramid(self.merges, capacity=self.capacity)
         cut.levels = []
         c, end = self.channels, step
@@ -127,7 +130,7 @@ class Pyramid:
         return cut
 
     def _merge_up(self, below: Level, level: Level) -> None:
-        """Add the closed bins of the level below that this shortened level lacks."""
+        """Add the complete bins of the level below that this shortened level lacks."""
         c, known = self.channels, (level.bins[-1] + 1) * level.width if level.bins else -1
         for n, bin_ in enumerate(below.bins[:-1]):
             if bin_ * below.width < known:
@@ -144,8 +147,8 @@ class Pyramid:
     def remapped(self, sources: Sequence[int | None], merges: Sequence[Merge], *, capacity: int) -> Pyramid:
         """A pyramid of the same steps with other channels.
 
-        `sources` gives for each of them its number here, or None for a new channel, whose past is NaN. With a smaller
-        `capacity` old steps are kept at a coarser resolution.
+        `sources` gives, for each new channel, the number of the channel here that it is copied from, or None to fill it
+        with NaN. With a smaller `capacity`, old steps are kept at a coarser resolution.
         """
         made = Pyramid(merges, capacity=capacity)
         assert len(sources) == made.channels
@@ -159,7 +162,7 @@ class Pyramid:
                     other.values[channel :: made.channels] = level.values[source :: self.channels]
             made.levels.append(other)
         k = 0
-        while k < len(made.levels):  # which may grow
+        while k < len(made.levels):  # the number of levels may grow
             if k + 1 == len(made.levels) and len(made.levels[k].bins) > capacity:
                 made._grow(k, open_=1)
             made._trim(k)
@@ -167,7 +170,7 @@ class Pyramid:
         return made
 
     def newest(self) -> list[float]:
-        """The last step's values, or those of the finest bin that holds it; NaN when empty."""
+        """The values of the last step, or of the finest bin that contains it; NaN if the pyramid is empty."""
         finest = next((level for level in self.levels if level.bins), self.levels[0])
         return list(finest.values[-self.channels :]) or [math.nan] * self.channels
 
@@ -175,15 +178,15 @@ class Pyramid:
         return any(level.bins for level in self.levels)
 
     def first_step(self) -> int:
-        """The earliest step still known at any resolution; 0 when empty."""
+        """The earliest step that is still known at any resolution; 0 if the pyramid is empty."""
         top = self.levels[-1]
         return top.bins[0] * top.width if top.bins else 0
 
     def window(self, width: int, first: int, last: int) -> list[tuple[int, list[float]]]:
         """Bins of `width` steps (a power of two) that overlap steps first..last, as `(bin number, values)` in order.
 
-        Read from the coarsest level that is fine enough and reaches back to `first`. If there is none, a coarser
-        level's bins are returned, each under the number of the first bin that it covers.
+        The values come from the coarsest level that is fine enough and reaches back to `first`. If there is no such
+        level, they come from a coarser one; each of its bins has the number of the first bin that it covers.
         """
         assert width & (width - 1) == 0
         level = self._level_for(width, first)
@@ -213,7 +216,7 @@ class Pyramid:
         return next((lv for lv in self.levels if lv.bins and lv.bins[0] * lv.width <= first), self.levels[-1])
 
     def _bins(self, level: Level) -> Iterator[tuple[int, float, array[float]]]:
-        """A level's own bins, then what the levels below have not merged into it yet."""
+        """A level's own bins, then the newest bins of the levels below, which are not merged into it yet."""
         c = self.channels
         for n, bin_ in enumerate(level.bins):
             yield bin_, level.counts[n], level.values[n * c : (n + 1) * c]
@@ -232,7 +235,7 @@ class Pyramid:
         ]
 
     def receive(self, levels: Sequence[LevelSent]) -> None:
-        """Replace the contents by a pyramid that was sent."""
+        """Replace the contents by a pyramid from `send`."""
         self.levels = []
         for sent in levels:
             level = Level(sent.width)
@@ -247,10 +250,10 @@ class Pyramid:
 
 
 def loss_pyramid() -> Pyramid:
-    """Channels: smallest, largest and mean loss; mean of the smoothed loss."""
+    """A pyramid with the channels smallest, largest and mean loss, and mean smoothed loss."""
     return Pyramid(("min", "max", "mean", "mean"), capacity=LOSS_BINS)
 
 
 def device_pyramid() -> Pyramid:
-    """Channels: largest memory in use, in bytes; mean utilisation of the GPU, 0…1."""
+    """A pyramid with the channels largest memory in use, in bytes, and mean utilisation of the GPU, 0…1."""
     return Pyramid(("max", "mean"), capacity=DEVICE_BINS)

@@ -1,10 +1,11 @@
-"""The smoothed loss: a moving average that starts again after a jump. Nothing else in the program smooths a loss.
+"""The smoothed loss: a moving average that restarts after a jump. Every smoothed training loss comes from here.
 
 m ← m + (loss − m)/n with n = 1 + step/10, at most 20.
 
-A jump is five losses in a row that are all far above, or all far below, the value of m before them. Then m starts again
-as their mean with n = 5, and n grows from there as at the start of a run. Far means a factor of more than two, and of
-more than e^(2½ d), where d is the running mean of |ln(loss / previous loss)|: noise between batches is no jump.
+A jump is five losses in a row that are all far above, or all far below, the value of m before them. Then m restarts as
+the mean of the five with n = 5, and n grows from there as at the start of a run. "Far" means that the ratio is more
+than two, and more than e^(2½ d), where d is the running mean of |ln(loss / previous loss)|. So noise between batches is
+not taken for a jump.
 """
 
 from __future__ import annotations
@@ -14,27 +15,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 WINDOW = 20.0
-STEPS_PER_N = 10  # in a young run, n grows by 1 every so many steps
+STEPS_PER_N = 10  # at the start of a run, n grows by 1 in this many steps
 FAR, DEVIATIONS = math.log(2), 2.5
 JUMP_STEPS = 5
 
 
 @dataclass(slots=True)
 class SmoothedLoss:
-    """The average m and what the next one depends on."""
+    """The average m, as `value`, and what its next value depends on."""
 
     value: float = math.nan
     start: int = 0  # the step at which n was 1
     deviation: float = 0.0  # running mean of |ln(loss / previous loss)|
-    log_loss: float = math.nan  # of the last loss
-    jump: list[float] = field(default_factory=list)  # m before a jump not confirmed yet, then the losses since
+    log_loss: float = math.nan  # ln of the last loss
+    jump: list[float] = field(
+        default_factory=list
+    )  # m before a possible jump, then the losses since; empty if there is none
 
     def add(self, step: int, loss: float, window: float = WINDOW) -> float:
-        """Take in a finite loss and return the average over about `window` steps."""
+        """Add a finite loss; returns the average over about `window` steps."""
         value, previous = self.value, self.log_loss
         n = 1 + (step - self.start) / STEPS_PER_N
         n = window if n > window else n
-        if value / 2 < loss < value * 2 and n > 1 and not self.jump:  # the common case: surely no jump
+        if value / 2 < loss < value * 2 and n > 1 and not self.jump:  # the common case, which cannot be a jump
             self.value = value + (loss - value) / n
         elif math.isnan(value) or n <= 1:
             self.value = loss
@@ -52,7 +55,7 @@ class SmoothedLoss:
         return self.value
 
     def rewind(self, step: int, value: float, loss: float) -> None:
-        """Go back to before update `step`, when the average was `value` and the last loss `loss`."""
+        """Return to the state before update `step`, when the average was `value` and the last loss was `loss`."""
         if step < self.start + STEPS_PER_N * (JUMP_STEPS - 1):
             self.start = 0
         self.value, self.log_loss, self.jump = value, math.log(loss) if loss > 0 else math.nan, []
@@ -76,7 +79,7 @@ class SmoothedLoss:
         return len(self.jump) > JUMP_STEPS
 
     def _side(self, loss: float, level: float) -> int:
-        """1 if the loss is far above the level, -1 if far below, else 0; also 0 where the ratio means nothing."""
+        """1 if the loss is far above the level, -1 if far below, otherwise 0; also 0 if their ratio has no meaning."""
         far, ratio = max(FAR, DEVIATIONS * self.deviation), _log_ratio(loss, level)
         return (ratio > far) - (ratio < -far)
 

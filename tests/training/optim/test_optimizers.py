@@ -286,7 +286,7 @@ def test_swap_keeps_common_options_unless_others_are_requested() -> None:
     ("name", "fields", "reason"),
     [
         ("adagrad", {}, 'no rate is known for the optimizer "adagrad"'),
-        ("adam", {"momentum": 0.9}, "adam has betas, no momentum; try betas="),
+        ("adam", {"momentum": 0.9}, "adam has betas instead of momentum; try betas="),
         ("momentum", {"betas": (0.9, 0.9)}, "momentum has momentum, no betas"),
         ("momentum", {"momentum": 1.0}, "momentum = 1; allowed: a number ≥ 0 and < 1"),
         ("nesterov", {"momentum": 0.0}, "momentum = 0; nesterov needs a momentum > 0"),
@@ -369,9 +369,9 @@ def test_weight_decay_is_set_in_groups_that_have_it_or_in_all() -> None:
 def test_refused_option_gives_a_reason_and_changes_nothing() -> None:
     adam, sgd = made("adam", mlp()), made("momentum", mlp())
     for call, reason in (
-        (lambda: set_momentum(adam, 0.5), "adam has betas, no momentum; try betas=…"),
+        (lambda: set_momentum(adam, 0.5), "adam has betas instead of momentum; try betas=…"),
         (lambda: momentum_of(made("rmsprop", mlp())), "rmsprop has no momentum to set; try optimizer=momentum"),
-        (lambda: set_betas(sgd, (0.5, 0.5)), "momentum has momentum, no betas; try momentum=…"),
+        (lambda: set_betas(sgd, (0.5, 0.5)), "momentum has momentum instead of betas; try momentum=…"),
         (lambda: betas_of(torch.optim.Muon([nn.Parameter(torch.ones(2, 2))])), "this muon has no betas"),
         (lambda: set_momentum(sgd, 1.0), "momentum = 1; allowed: a number ≥ 0 and < 1"),
         (lambda: set_betas(adam, (0.5, -0.1)), "betas = -0.1; allowed"),

@@ -209,7 +209,7 @@ def test_plateau_lowers_the_rate_as_computed_by_hand() -> None:
     assert [r[0] for r in used] == [0.4] * 7 + [0.2] * 6 + [0.1] * 6 + [0.2 * 0.4] * 21
     assert used[-1] == pytest.approx([0.08, 0.02])
     assert schedule.factor == pytest.approx(0.2)
-    with pytest.raises(ValueError, match="plateau has no curve to predict"):
+    with pytest.raises(ValueError, match="plateau: the curve cannot be predicted"):
         schedule.factor_at(3)
 
 

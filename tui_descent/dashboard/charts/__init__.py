@@ -1,1 +1,1 @@
-"""Charts as rows of styled cells: axes, curves, ghosts. They draw a `View`; they hold no widgets."""
+"""Charts as rows of styled cells: axes, curves, ghosts. They draw a `View` and contain no widgets."""

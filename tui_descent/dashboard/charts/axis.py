@@ -13,15 +13,15 @@ from tui_descent.dashboard import colours
 from tui_descent.dashboard.text.line import Line, merge_segments
 from tui_descent.dashboard.text.numbers import axis_number
 
-# Larger values are drawn at the end of the axis: their differences overflow.
+# Larger values are drawn at the end of the axis, because their differences could overflow.
 HUGE = 1e300
 NICE = (1.0, 2.0, 5.0)
-# Numbers for an axis that fewer than FEW of the NICE ones fall on.
+# An axis on which fewer than FEW multiples of NICE lie has multiples of FINER instead.
 FEW, FINER = 4, (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
 MOST_DIGITS = 7
 # From this many decades on, only powers of ten are written.
 MANY_DECADES = 3
-# Limits are rounded to these finer numbers, so that few rows stay empty.
+# The ends of an axis are rounded to multiples of these, so that few rows stay empty.
 LIMITS = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
 
 
@@ -35,7 +35,7 @@ class Axis:
 
     @classmethod
     def linear(cls, low: float, high: float) -> Axis:
-        """An axis with limits rounded outward, to a quarter of the range's 1-2-5 step, so that they rarely change."""
+        """A linear axis. Its limits are rounded outward, so that they rarely change."""
         low, high = (min(max(v, -HUGE), HUGE) for v in (low, high))
         if not high - low > 1e-9 * max(abs(low), abs(high)):
             pad = abs(high) * 0.1 or 1.0
@@ -45,7 +45,10 @@ class Axis:
         return cls(bottom, top, False)
 
     def position(self, value: float) -> float:
-        """0 at the bottom to 1 at the top, clamped; NaN for values it cannot show. A log axis has 0 at the bottom."""
+        """0 at the bottom to 1 at the top, clamped; NaN for values that cannot be shown.
+
+        A log axis shows 0 at the bottom.
+        """
         if self.log:
             if value == 0:
                 return 0.0
@@ -64,11 +67,14 @@ class Axis:
         return self.low - slack <= value <= self.high + slack
 
     def row(self, value: float, rows: int) -> int:
-        """The text row, counted from the top, of the value's braille dot; the value must have a position."""
+        """The text row of the value's braille dot, counted from the top. The value's position must not be NaN."""
         return rows - 1 - round(self.position(value) * (4 * rows - 1)) // 4
 
     def labels(self, rows: int, *, width: int = MOST_DIGITS + 8) -> dict[int, str]:
-        """The numbers to write, by row from the top; no text twice, and `width` cells at most where possible."""
+        """The numbers to write, by row from the top.
+
+        No text occurs twice; texts have at most `width` cells if possible.
+        """
         found: dict[int, float] = {}
         # With few rows, adjacent rows may both have a number.
         gap = 1 if rows > 8 else 0
@@ -78,7 +84,7 @@ class Axis:
                 found[row] = value
         texts = [axis_number(value) for value in found.values()]
         near, digits = math.inf if self.log else (self.high - self.low) / (4 * rows), 2
-        # More digits until each number is accurate to its row.
+        # Add digits until each number differs from its value by less than a row.
         while digits <= MOST_DIGITS and any(
             abs(float(t) - v) > near for t, v in zip(texts, found.values(), strict=True)
         ):
@@ -92,7 +98,7 @@ class Axis:
         return {row: text for text, (_, row) in best.items()}
 
     def _weight(self, value: float) -> int:
-        """The order in which numbers get a row: powers of ten, then fives, twos, the rest."""
+        """The order in which numbers get a row: powers of ten, then fives, then twos, then the rest."""
         if not self.log:
             return 0
         mantissa = value / 10.0 ** math.floor(math.log10(value) + 1e-9)
@@ -113,14 +119,14 @@ class Axis:
         return found if len(found) >= FEW or rows < 2 * FEW else self._multiples(FINER)
 
     def _multiples(self, nice: tuple[float, ...], *, every: int = 1) -> list[float]:
-        """`nice` times every `every`-th power of ten, where it lies on the log axis."""
+        """The multiples of powers of ten by `nice` that lie on the log axis; only every `every`-th power is used."""
         exponents = range(math.floor(self.low), math.ceil(self.high) + 1)
         found = [m * 10.0**e for e in exponents for m in nice if e > -300 and e % every == 0]
         return [v for v in found if self.low - 1e-9 <= math.log10(v) <= self.high + 1e-9]
 
 
 def numbered_rows(cells: list[list[Segment]], numbers: Mapping[int, str], left: int, width: int) -> list[Strip]:
-    """A chart's rows, with the axis numbers, by row, right-aligned in the `left` cells before it."""
+    """A chart's rows. The axis numbers, given by row, are right-aligned in the `left` cells before the chart."""
     return [
         Line().add(f"{numbers.get(y, ''):>{left - 1}} ", colours.DIM).extend(merge_segments(row)).to_strip(width)
         for y, row in enumerate(cells)
@@ -128,7 +134,7 @@ def numbered_rows(cells: list[list[Segment]], numbers: Mapping[int, str], left: 
 
 
 def axis_over(values: Sequence[float], *, log: bool) -> Axis:
-    """An axis over finite values: logarithmic if `log`, none is negative and one is positive; else linear."""
+    """An axis over finite values. It is logarithmic if `log` is set, no value is negative and one is positive."""
     positive = [v for v in values if v > 0]
     if log and positive and min(values) >= 0:
         return log_axis(min(positive), max(positive))

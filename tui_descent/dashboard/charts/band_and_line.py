@@ -11,7 +11,7 @@ from tui_descent.dashboard.charts.time_axis import TimeAxis
 
 # Channels of the loss pyramid.
 MIN, MAX, _, SMOOTH = range(4)
-# This many dots without a step are a gap, unless bins are usually as far apart.
+# More than this many dots without a step leave a gap in the curve, unless bins are usually that far apart.
 GAP_DOTS = 4
 
 Bins = list[tuple[int, list[float]]]
@@ -26,7 +26,7 @@ class LossCurve:
         self._final = 0
 
     def cells(self, bins: Bins, time_axis: TimeAxis, axis: Axis, rows: int) -> braille.Cells:
-        """One segment per cell, so that the caller can draw marks over it; the rows may be modified."""
+        """Draw the curves with one segment per cell. The caller may modify the rows, for example to draw marks."""
         key = (time_axis.bin_width, time_axis.first, time_axis.columns, axis, rows, bins[0][0] if bins else None)
         if key != self._key:
             self._key, self._final = key, 0
@@ -39,12 +39,12 @@ class LossCurve:
             for row, cells in zip(self._cells, fresh, strict=True):
                 row[self._final : right] = cells[self._final - left : right - left]
         if len(bins) >= 2:
-            # Everything left of the last but one bin is final.
+            # Everything to the left of the second-last bin is final.
             self._final = max(self._final, time_axis.dot(bins[-2][0]) // 2)
         return [list(row) for row in self._cells]
 
     def _first_needed(self, bins: Bins, time_axis: TimeAxis) -> int:
-        """The index of the last bin left of the columns to redraw, where the new line begins."""
+        """The index of the bin where the redrawn line begins: the last one to the left of the columns to redraw."""
         n = len(bins) - 1
         while n > 0 and time_axis.dot(bins[n][0]) >= 2 * self._final:
             n -= 1
@@ -65,7 +65,7 @@ def _dot_curves(bins: Bins, time_axis: TimeAxis, axis: Axis, rows: int, left: in
                 usual_distance = x - before
         before = x
         low, high = axis.position(values[MIN]) * top, axis.position(values[MAX]) * top
-        # Up and down in turn, so that neighbouring bins are joined at their near ends.
+        # The line goes up in one bin and down in the next, so that neighbouring bins are joined at their near ends.
         band += [(x, low), (x, high)] if bin_ % 2 else [(x, high), (x, low)]
         smooth.append((x, axis.position(values[SMOOTH]) * top))
     return [braille.Curve(band, colours.BAND), braille.Curve(smooth, colours.CURVE)]

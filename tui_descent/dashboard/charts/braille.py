@@ -1,7 +1,7 @@
 """Braille curves as rows of styled segments, and a plain-text loss chart. Only this file imports plotext.
 
-plotext 6.1 aborts the process on NaN and raises on infinities, so series are clipped and cut at their gaps first. Its
-figure is global and not thread-safe: draw only from the event loop.
+plotext 6.1 aborts the process on NaN and raises on infinities, so curves are first clipped, and split where they have
+gaps. Its figure is global and not thread-safe: draw only from the event loop.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def ascii_chart(
     low, high = min(y for _, y in finite), max(y for _, y in finite)
     axis = axis_over([low, high], log=True)
     first, last = min(x for x, _ in finite), max(x for x, _ in finite)
-    # In plain ASCII a character is one dot, but x and y are counted in dots of 2 × 4 per cell here too.
+    # Also for plain ASCII, where a character is a single dot, x and y are in units of 2 × 4 dots per cell.
     across = (2 * columns - 1) / ((last - first) or 1.0)
     dots = [((x - first) * across, axis.position(y) * (4 * rows - 1)) for x, y in finite]
     lines = _draw_rows([Curve(reduced(dots), (255, 255, 255))], columns, rows, "*" if ascii_only else "braille")
@@ -84,20 +84,21 @@ def _height(point: Point) -> float:
 
 
 def _draw_rows(curves: Sequence[Curve], columns: int, rows: int, marker: str) -> list[str]:
-    """Rows of ANSI text. A canvas below plotext's minimum is blank."""
+    """Rows of ANSI text. If the canvas is smaller than plotext's minimum, they are blank."""
     if columns < 2 or rows < 2:
         return [" " * max(0, columns)] * max(0, rows)
-    # Imported here: it takes 0.2 s, and the first frame has no curve yet.
+    # Imported here because the import takes 0.2 s and the first frame has no curve yet.
     import plotext
 
-    # Without this, sizes are clamped to the terminal's.
+    # Without this call, sizes are limited to that of the terminal.
     plotext.terminal.limit(False, False)
     figure = plotext.figure
     figure.clear()
     figure.plot_size(columns, rows)
     figure.canvas("default")
     figure.axes(False)
-    # plotext puts a limit in the middle of the outermost cell; half a cell inwards, x = k falls on dot k.
+    # plotext places an axis limit in the middle of the outermost cell. With limits moved inwards by half a cell, x = k
+    # falls on dot k.
     for side, limits in ((0, (0.5, 2 * columns - 1.5)), (1, (1.5, 4 * rows - 2.5))):
         figure.ruler(side, 0).lim(*limits)
         for end in (0, 1):

@@ -17,19 +17,19 @@ from tui_descent.telemetry.history import History
 
 LABEL_WIDTH, MAX_LABELS = 36, 3
 BLANK = (" ", "⠀")
-# A ghost widens the loss axis by this factor at most: one that diverged must not flatten the live curve.
+# Ghosts widen the loss axis by at most this factor, so that a ghost that diverged does not flatten the live curve.
 MAX_WIDENING = 10.0
 
 
 class Ghosts:
-    """Draws the ghosts, and caches the result: ghosts do not change."""
+    """Draws the ghosts. The result is cached, because ghosts do not change."""
 
     def __init__(self) -> None:
         self._key: object = None
         self._cells: braille.Cells = []
 
     def draw_behind(self, cells: braille.Cells, view: View, time_axis: TimeAxis, axis: Axis, rows: int) -> None:
-        """Fill blank `cells` in place."""
+        """Draw the ghosts into those of the `cells` that are blank."""
         history = view.history
         if not view.ghosts or not history.ghosts:
             return
@@ -62,14 +62,14 @@ def _visible_ghosts(view: View, time_axis: TimeAxis) -> list[Bins]:
     for ghost in view.history.ghosts:
         pyramid = view.history.losses.get(ghost.segment)
         if pyramid and ghost.last >= time_axis.first_step:
-            # One step earlier, so that it joins the live curve.
+            # Begin one step earlier, so that the ghost joins the live curve.
             first = max(ghost.first - 1, time_axis.first_step)
             found.append(pyramid.window(time_axis.steps_per_dot, first, ghost.last))
     return found
 
 
 def _dots(bins: Bins, time_axis: TimeAxis, axis: Axis, rows: int) -> list[braille.Point]:
-    """Losses outside the axis become gaps: drawn at its edge they would look like a constant loss."""
+    """The points of a ghost. Losses outside the axis become gaps; at its edge they would look like a constant loss."""
     top = 4 * rows - 1
     return [
         (time_axis.dot(bin_), axis.position(v[SMOOTH]) * top if axis.contains(v[SMOOTH]) else math.nan)

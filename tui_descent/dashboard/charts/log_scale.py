@@ -11,7 +11,10 @@ MAX_DECADES = 30
 
 
 class LogScale:
-    """The lowest and highest exponent of ten. It starts over in a new segment: undone values may have been huge."""
+    """The lowest and highest exponent of ten.
+
+    The scale is reset in a new segment, because undone values may have been huge.
+    """
 
     def __init__(self, low: int, high: int) -> None:
         self._start = (low, high)
@@ -20,13 +23,13 @@ class LogScale:
         self.low, self.high = low, high
 
     def reset_for(self, history: History) -> None:
-        """Start over if the history or its segment is another one."""
+        """Reset the scale if the history or its segment has changed."""
         if self._history is not history or self._segment != history.segment:
             self._history, self._segment = history, history.segment
             self.low, self.high = self._start
 
     def widen(self, logs: Iterable[float], floor: float) -> None:
-        """Widen the scale to include these log10 magnitudes. Those at the floor or below do not count."""
+        """Widen the scale to include these log10 magnitudes. Values at or below `floor` are ignored."""
         for log in logs:
             if log > floor and math.isfinite(log):
                 self.high = max(self.high, math.ceil(log))

@@ -1,4 +1,4 @@
-"""The time axis of loss and heat-map. A column is 2^k steps, so that new steps change only the newest column."""
+"""The time axis of loss chart and heat-map. A column is 2^k steps, so that new steps change only the newest column."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class TimeAxis:
     def of(cls, history: History, columns: int, *, recent: bool) -> TimeAxis:
         """An axis over the whole run, or over at least its last `RECENT_STEPS` steps."""
         columns, last = max(1, columns), max(0, (history.steps if recent else history.span) - 1)
-        # A scrolling axis moves by eighths of its width: moving by single columns would repaint everything each time.
+        # The axis scrolls by an eighth of its width at a time. To scroll by single columns would repaint everything
+        # each time.
         page = max(1, columns // 8)
         wanted = min(last + 1, RECENT_STEPS) if recent else last + 1
         room = columns - page if recent and last + 1 > RECENT_STEPS else columns
@@ -73,7 +74,7 @@ class TimeAxis:
 
 
 def gutter(view: View, width: int) -> int:
-    """Cells left of the first column, the same in every panel with this axis."""
+    """The number of cells left of the first column. It is the same in every panel with this axis."""
     longest = max((len(name) for name in layer_labels(view.layers, MAX_GUTTER)), default=0)
     return min(max(longest + 2, MIN_GUTTER), MAX_GUTTER, max(MIN_GUTTER, width // 4))
 
@@ -103,7 +104,7 @@ def draw_marks(cells: list[list[Segment]], view: View, time_axis: TimeAxis) -> N
 
 
 class BinCache:
-    """Caches the completed bins of a history's pyramid; only the newest is read again each frame."""
+    """Caches the completed bins of a history's pyramid. Only the newest bin is read again in each frame."""
 
     def __init__(self) -> None:
         self._key: tuple[Pyramid | GradientHistory, int, int] | None = None

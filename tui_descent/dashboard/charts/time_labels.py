@@ -30,7 +30,7 @@ def time_row(view: View, time_axis: TimeAxis, left: int, width: int) -> Strip:
             taken[column + n] = True
         return True
 
-    # The newest first: they matter most when there is no room for all.
+    # The newest names are written first, because there may not be room for all.
     for column, text in reversed(marks(view, time_axis)):
         label = "▲ " + "".join(c if cell_len(c) == 1 else "·" for c in safe(text, 28))
         if write(column, label, colours.MARK):
@@ -38,7 +38,7 @@ def time_row(view: View, time_axis: TimeAxis, left: int, width: int) -> Strip:
         if not (write(column - len(label) + 1, label[2:] + " ▲", colours.MARK) if column >= len(label) else False):
             write(column, "▲", colours.MARK)
     for column, text in time_axis.ticks().items():
-        # Kept away from names: `mark 600` would read as one.
+        # Step numbers keep a distance from names, because `mark 600` would look like one text.
         write(column, text, colours.DIM, TICK_DISTANCE)
     row = merge_segments([Segment(character, style) for character, style in cells])
     return Line().add(" " * left).extend(row).to_strip(width)

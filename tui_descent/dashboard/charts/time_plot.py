@@ -1,4 +1,4 @@
-"""Occasional readings over the loss panel's time axis: curves, step lines and intervention marks."""
+"""Plots readings that come rarely, over the loss chart's time axis: curves, step lines and intervention marks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ Points = Sequence[tuple[int, float]]
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Values by step, joined by lines. `style` is that of the dots at the readings, drawn while these are few."""
+    """Values by step, joined by lines.
+
+    While there are few readings, each has a dot in the style `style`.
+    """
 
     points: Points
     colour: braille.Rgb
@@ -68,7 +71,7 @@ def time_plot(
 
 def _dots(points: Points, time_axis: TimeAxis, axis: Axis, rows: int) -> list[braille.Point]:
     right, top = 2 * time_axis.columns - 1, 4 * rows - 1
-    # A reading taken before the next update has a step number one past the last completed step.
+    # The step number of a reading before the next update is one more than that of the last completed step.
     return braille.reduced(
         [
             (float(min((step - time_axis.first_step) * 2 // time_axis.bin_width, right)), axis.position(value) * top)

@@ -15,9 +15,9 @@ from tui_descent.dashboard.charts import braille
 from tui_descent.dashboard.charts.axis import Axis, log_axis, numbered_rows
 from tui_descent.dashboard.text.line import Line, merge_segments
 
-# Cells left of the plot, unless a number needs more.
+# The number of cells left of the plot; a longer number on the axis widens it.
 GUTTER = 7
-# From this ratio of highest to lowest loss on, the y axis is logarithmic.
+# Above this ratio of highest to lowest loss the y axis is logarithmic.
 LOG_FROM_RATIO = 8.0
 
 
@@ -86,7 +86,7 @@ class _Row:
         self.cells = [Segment(" ", colours.DIM)] * columns
 
     def add(self, start: int, text: str, style: Style) -> bool:
-        """Write a text if it fits, with a blank to other text; returns whether it did."""
+        """Write a text if there is room for it with a blank on both sides. Returns whether it was written."""
         end = start + len(text)
         around = self.cells[max(0, start - 1) : end + 1]
         if start < 0 or end > len(self.cells) or any(cell.text != " " for cell in around):
@@ -99,7 +99,10 @@ class _Row:
 
 
 def _names(markers: Sequence[Marker], columns: int) -> list[Segment]:
-    """A triangle at each marker with the name right or left of it. Earlier markers take precedence."""
+    """A triangle at each marker, with the name to the right or left.
+
+    If names collide, the first marker's is written.
+    """
     row = _Row(columns)
     for marker in reversed(markers):
         row.cells[_column(marker.x, columns)] = Segment("▲", marker.style)

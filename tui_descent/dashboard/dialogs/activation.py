@@ -1,4 +1,4 @@
-"""The activation dialog: each with its formula, its derivative and where it is used."""
+"""The activation dialog lists each activation with its formula, its derivative and where it is used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tui_descent.scenario.knobs import KNOBS
 
 # Formula, derivative, and where it is used.
 FORMULAS: dict[str, tuple[str, str, str]] = {
-    "relu": ("max(0, z)", "1 if z > 0, else 0", "hidden layers; a unit is dead if z stays < 0"),
+    "relu": ("max(0, z)", "1 if z > 0, else 0", "hidden layers; a unit whose z stays below 0 is dead"),
     "leaky_relu": ("max(a·z, z), a = 0.01", "1 if z > 0, else a", "like relu, but no unit dies"),
     "gelu": ("z·Φ(z)", "Φ(z) + z·φ(z)", "transformers"),
     "silu": ("z·σ(z)", "σ(z)·(1 + z·(1 − σ(z)))", "convolutional nets, language models"),
@@ -22,7 +22,7 @@ FORMULAS: dict[str, tuple[str, str, str]] = {
     "tanh": ("tanh z", "1 − tanh² z ≤ 1", "recurrent nets; saturates at both ends"),
     "elu": ("z if z > 0, else eᶻ − 1", "1 if z > 0, else eᶻ", "hidden layers; mean near 0"),
     "softplus": ("ln(1 + eᶻ)", "σ(z)", "positive outputs; a smooth relu"),
-    "identity": ("z", "1", "no nonlinearity: the whole net is linear"),
+    "identity": ("z", "1", "no nonlinearity"),
 }
 
 
@@ -34,7 +34,7 @@ class ActivationDialog(Dialog[str]):
         self._now, self._target = now, target
 
     def compose(self) -> ComposeResult:
-        """The list starts at the current activation."""
+        """Build the dialog with the current activation highlighted."""
         where = "of all blocks" if self._target == "all" else f"of {safe(self._target, 40)}"
         choices = KNOBS["activation"].choices
         with Vertical(classes="dialog choice") as box:

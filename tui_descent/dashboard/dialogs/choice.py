@@ -1,4 +1,4 @@
-"""The dialog for choosing a knob's value from a list; it may lead on to the number of a related knob."""
+"""The dialog for choosing a knob's value from a list. The list may also offer to set related knobs."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from tui_descent.scenario.knobs import KNOBS, KnobSpec, parse
 from tui_descent.scenario.optimizers import OPTIMIZERS, known_rate, map_rate
 from tui_descent.scenario.spec import OptimizerSpec
 
-OTHER = "knob:"  # an answer with this prefix names another knob
+OTHER = "knob:"  # an answer that starts with this is the name of a related knob to set
 INITS = {
     "he": "N(0, 2/in); for relu and similar",
     "xavier": "N(0, 2/(in + out)); for tanh and sigmoid",
     "lecun": "N(0, 1/in); keeps the variance of a linear layer",
-    "orthogonal": "a rotation: all singular values 1",
+    "orthogonal": "a rotation: all singular values are 1",
     "normal": "N(0, 0.02²), independent of the width",
 }
 NORMS = {
     "none": "no normalisation",
     "layer": "LayerNorm: mean 0 and variance 1 over the features",
-    "rms": "RMSNorm: divides by the root mean square, keeps the mean",
+    "rms": "RMSNorm: divides by the root mean square, does not subtract the mean",
 }
 
 
 class ChoiceDialog(Dialog[str]):
-    """Answers with the chosen value and the options typed after it, or with `knob:NAME` for one of `more_knobs`.
+    """Answers with the chosen value and the options typed in the field, or with `knob:NAME` for one of `more_knobs`.
 
     `lr` is the current learning rate, if known; `spec` is the optimizer in the scenario.
     """
@@ -50,7 +50,7 @@ class ChoiceDialog(Dialog[str]):
         self._lr, self._spec = lr, spec or OptimizerSpec()
 
     def compose(self) -> ComposeResult:
-        """The list starts at the current value."""
+        """Build the dialog with the current value highlighted."""
         where = "" if self._target == "all" else f" of {safe(self._target, 40)}"
         choices = self._knob.choices
         with Vertical(classes="dialog choice") as box:
@@ -99,5 +99,5 @@ class ChoiceDialog(Dialog[str]):
 
 
 def _options(knob: KnobSpec) -> str:
-    """The options that can be typed after the value; by default the trainer chooses them for the net."""
+    """The options that can be typed; if left out, the trainer picks values that suit the net."""
     return f"where={'|'.join(knob.places)} way={'|'.join(knob.ways)}"

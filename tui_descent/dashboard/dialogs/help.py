@@ -1,4 +1,4 @@
-"""The help dialog: all keys, from their table, and what each panel shows."""
+"""The help dialog: all keys, taken from the table of key bindings, and what each panel shows."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from tui_descent.dashboard import colours
 from tui_descent.dashboard.bridge import Bridge
 from tui_descent.dashboard.dialogs.dialog import Dialog
 from tui_descent.dashboard.text.layer_names import block_of, find_again
-from tui_descent.dashboard.text.numbers import scientific, with_commas
+from tui_descent.dashboard.text.numbers import plural, scientific, with_commas
 from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.protocol.events import LayerStatus
 
@@ -25,17 +25,17 @@ DEFINITIONS: dict[str, tuple[str, str, str]] = {
     "grad_rms": (
         "rms ∂L/∂W",
         "loss/weight",
-        "‖∂L/∂W‖ / √number of weights",
+        "‖∂L/∂W‖ / √(number of weights)",
     ),
     "weight_norm": ("‖W‖", "weight", "L2 norm of the layer's weights"),
-    "update_norm": ("‖ΔW‖", "weight", "L2 norm of this step's update"),
+    "update_norm": ("‖ΔW‖", "weight", "L2 norm of the step's update"),
     "update_ratio": ("‖ΔW‖/‖W‖", "none", "healthy between 1e-4 and 1e-2"),
-    "backprop_factor": ("‖∂L/∂h‖ in/out", "none", "chain-rule factor; near 1 is healthy"),
-    "grad_cosine": ("cos(g, prev g)", "none", "0 noisy, +1 too slow, -1 oscillating"),
-    "dead_fraction": ("dead", "share", "units with slope 0 on 256 samples or more"),
-    "saturated_fraction": ("saturated", "share", "outputs with < 1/10 of the largest slope"),
+    "backprop_factor": ("‖∂L/∂h‖ in/out", "none", "chain-rule factor; healthy near 1"),
+    "grad_cosine": ("cos(g, prev g)", "none", "0: noisy, +1: too slow, -1: oscillating"),
+    "dead_fraction": ("dead", "share", "units with slope 0 on all of 256 or more samples"),
+    "saturated_fraction": ("saturated", "share", "outputs with slope < 1/10 of the largest"),
     "activation_mean": ("mean a", "activation", "mean of the activation's outputs"),
-    "activation_std": ("std a", "activation", "standard deviation of these outputs"),
+    "activation_std": ("std a", "activation", "standard deviation of the activation's outputs"),
 }
 
 ORDER = {metric: n for n, metric in enumerate(DEFINITIONS)}
@@ -45,12 +45,12 @@ LOW_SCREEN, NARROW_SCREEN = 30, 100
 # Why a layer has no gradient.
 IDLE: dict[LayerStatus, str] = {
     "frozen": "its weights are frozen",
-    "unused": "the loss of this step does not depend on it",
+    "unused": "the loss of this step does not depend on its weights",
 }
 
 
 class LayerDialog(Dialog[None]):
-    """Follows the run while open; up and down go to the neighbouring layers."""
+    """Shows new readings as they arrive; the arrow keys go to the neighbouring layers."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter,q", "cancel", show=False),
@@ -70,12 +70,12 @@ class LayerDialog(Dialog[None]):
             yield Static(id="readings")
 
     def on_mount(self) -> None:
-        """Refresh four times a second: faster numbers cannot be read."""
+        """Refresh four times a second; nobody could read numbers that change faster."""
         self._refresh()
         self.set_interval(0.25, self._refresh)
 
     def action_go(self, up: int) -> None:
-        """The next layer towards the output, or back."""
+        """Go `up` layers towards the output; negative values go towards the input."""
         self._layer = min(max(self._layer + up, 0), len(self._layers) - 1)
         self._refresh()
 
@@ -89,7 +89,7 @@ class LayerDialog(Dialog[None]):
             self._layer, self._layers = index, history.layers
         layer, readings = self._layers[self._layer], history.readings
         if readings is not None and readings.segment != history.segment:
-            readings = None  # from before an undo or redo
+            readings = None  # they are from before an undo or redo
         box = self.query_one(VerticalScroll)
         box.border_title = safe(layer.name, 60).replace("[", "(")
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style=colours.DIM, expand=True)
@@ -130,9 +130,9 @@ class LayerDialog(Dialog[None]):
                 what = f"at step {with_commas(taken.step)}: {what}"
             row(symbol, scientific(value), unit, what)
         if readings is None:
-            row("measured at", "–", "step", "no reading yet after the undo or redo")
+            row("measured at", "–", "step", "no reading since the undo or redo")
         else:
             age = readings.ages[self._layer] if self._layer < len(readings.ages) else 0
-            note = f"‖W‖, ‖ΔW‖ and their ratio: {with_commas(age)} steps earlier" if age else "the newest reading"
+            note = f"‖W‖, ‖ΔW‖ and their ratio: measured {plural(age, 'step')} earlier" if age else "the newest reading"
             row("measured at", with_commas(readings.step), "step", note)
         self.query_one("#readings", Static).update(table)

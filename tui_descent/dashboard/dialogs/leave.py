@@ -14,18 +14,18 @@ from tui_descent.dashboard import colours
 from tui_descent.dashboard.dialogs.dialog import Dialog
 
 CHOICES = (
-    ("s", "stop", "finish this step, end the run, quit"),
+    ("s", "stop", "finish this step, end the run and quit"),
     ("escape  c", "stay", "keep the run and this screen open"),
 )
 
 
 class LeaveDialog(Dialog[bool]):
-    """Answers with True for stop."""
+    """Answers with True if the run shall stop."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("s", "stop", show=False), Binding("c,q", "cancel", show=False)]
 
     def compose(self) -> ComposeResult:
-        """The two choices and what each does."""
+        """A table of the two choices and what they do."""
         with Vertical(classes="dialog") as box:
             box.border_title = "Quit this run?"
             table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))

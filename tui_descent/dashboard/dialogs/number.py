@@ -17,7 +17,10 @@ MAX_STEPS = 10_000_000
 
 
 class NumberDialog(Dialog[str]):
-    """Answers with the typed text. While `check` raises ValueError it shows the reason and stays open."""
+    """Answers with the typed text.
+
+    If `check` raises `ValueError` for it, the dialog shows the reason and stays open.
+    """
 
     def __init__(self, title: str, hint: str, check: Callable[[str], object]) -> None:
         super().__init__()
@@ -44,14 +47,14 @@ class NumberDialog(Dialog[str]):
 
 
 def knob_dialog(knob: str, now: str) -> NumberDialog:
-    """For a knob's value, in every form the knob takes."""
+    """Dialog to type a knob's value, in any form the knob accepts."""
     row = KNOBS[knob]
-    hint = f"now {safe(now or '…', 40)}; {row.values}"
+    hint = f"now {safe(now or '…', 40)}; allowed: {row.values}"
     return NumberDialog(row.title.capitalize(), hint, lambda text: check(TurnKnob(knob=knob, value=text)))
 
 
 def steps_dialog() -> NumberDialog:
-    """For the number of steps to run before pausing."""
+    """Dialog to type the number of steps to run before the next pause."""
     return NumberDialog("Run N steps, then pause", "a whole number of steps, such as 100", _steps)
 
 

@@ -1,4 +1,4 @@
-"""The range-test dialog: requests a test, follows it and shows the result; enter takes the suggested rate."""
+"""The range-test dialog requests a range test and shows its progress and result; enter sets the suggested rate."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class RangeTestDialog(Dialog[str]):
                 self._rejection = self._bridge.exchange.refusal
 
     def action_take_suggestion(self) -> None:
-        """Answer with the suggestion, which is then set like any learning rate."""
+        """Answer with the suggested rate. The caller then sets it like any learning rate."""
         if self._result is not None and self._result.suggestion is not None:
             self.dismiss(f"{self._result.suggestion:.3g}")
 
@@ -96,7 +96,7 @@ class RangeTestDialog(Dialog[str]):
         result = self._result
         if result is not None:
             box.border_title = (
-                f"Learning rates  [dim]before step {with_commas(result.step)}, the run was restored[/dim]"
+                f"Learning rates  [dim]tested before step {with_commas(result.step)}; the run has been restored[/dim]"
             )
         take = (
             f"enter sets lr={result.suggestion:.3g} · " if result is not None and result.suggestion is not None else ""
@@ -106,7 +106,10 @@ class RangeTestDialog(Dialog[str]):
         self.query_one("#result-text", Static).update(text)
 
     def _take_reply(self, request: int, history: History) -> None:
-        """Take the result, which arrives just before the reply, or the reason of a rejection."""
+        """Once the request has its reply, store the result or the reason for the rejection.
+
+        The result arrives just before the reply.
+        """
         if not (history.live and self._bridge.connected):
             self._rejection, self._request = self._bridge.unavailable, None
         if self._bridge.awaits_reply(request):
@@ -122,12 +125,12 @@ class RangeTestDialog(Dialog[str]):
 
 
 def _identity(swept: RangeTestCompleted | None) -> object:
-    """Identifies a result. The object itself may differ: a history can be received again."""
+    """The key of a result. The objects cannot be compared by identity, because a history can be received again."""
     return None if swept is None else (swept.segment, swept.step, swept.seconds)
 
 
 def still_valid(history: History) -> RangeTestCompleted | None:
-    """The newest result, if the run is stopped at its step and no knob was turned since."""
+    """The newest result, if the run is still stopped at its step and no knob has been turned since; otherwise None."""
     result = history.swept
     if result is None or history.state.state not in STOPPED_STATES:
         return None
@@ -142,7 +145,7 @@ def still_valid(history: History) -> RangeTestCompleted | None:
 
 
 def result_text(result: RangeTestCompleted | None) -> Text:
-    """Both results in numbers, a line each."""
+    """The results of range test and look-ahead in numbers, one line for each."""
     text = Text(no_wrap=False)
     if result is None:
         return Text("\n")

@@ -1,6 +1,6 @@
 """The schedule dialog: the learning-rate curve of the highlighted schedule over the remaining steps.
 
-The run continues meanwhile, so the curve is redrawn from the current step.
+The run continues while the dialog is open, so the curve is redrawn as the current step changes.
 """
 
 from __future__ import annotations
@@ -48,11 +48,14 @@ class ScheduleDialog(Dialog[TurnKnob]):
 
     @property
     def _base(self) -> float | None:
-        """The base learning rate, known only under a constant schedule: others multiply it by a factor."""
+        """The base learning rate.
+
+        It is known only while the schedule is constant; other schedules multiply it by a factor.
+        """
         return _number(self._bridge.history.knobs.get("lr", "")) if self._now == "constant" else None
 
     def compose(self) -> ComposeResult:
-        """The list, the curve of the highlighted schedule, its parameters."""
+        """The list of schedules, the curve of the highlighted one, and a field for its parameters."""
         choices = KNOBS["schedule"].choices
         with Vertical(classes="dialog schedule") as box:
             box.border_subtitle = "enter applies · tab for parameters · escape cancels"
@@ -65,7 +68,7 @@ class ScheduleDialog(Dialog[TurnKnob]):
             names.highlighted = choices.index(self._now) if self._now in choices else 0
 
     def on_mount(self) -> None:
-        """Follow the run."""
+        """Start to follow the run's current step."""
         self._follow_run()
         self.set_interval(REFRESH_S, self._follow_run)
 
@@ -139,7 +142,10 @@ class ScheduleDialog(Dialog[TurnKnob]):
 
 
 def curve(spec: ScheduleSpec, step: int, remaining: int, base: float | None, width: int, height: int) -> Text:
-    """The learning rate over the next `remaining` steps in `height` rows; relative to the base rate if that is None."""
+    """The learning rate over the next `remaining` steps, in `height` rows.
+
+    If `base` is None, the factor on the base rate.
+    """
     rows, columns = height - 1, width - GUTTER - 1
     text, unit = Text(no_wrap=True), base or 1.0
     try:
@@ -159,7 +165,7 @@ def curve(spec: ScheduleSpec, step: int, remaining: int, base: float | None, wid
             text.append(segment.text, segment.style or colours.TEXT)
         text.append("\n")
     first, last = f"now, {axis_step(step)}", axis_step(step + remaining)
-    what = "rate over steps" if base is not None else "factor of the base rate over steps"
+    what = "learning rate by step" if base is not None else "factor on the base rate by step"
     between = max(1, columns - len(first) - len(last))
     text.append(f"{'':{GUTTER}} {first}{what:^{between}}{last}", colours.DIM)
     return text

@@ -30,12 +30,12 @@ from tui_descent.protocol.events import CommandDone, CommandRejected, KnobTurned
 from tui_descent.scenario.knobs import text_of
 from tui_descent.telemetry.history import History
 
-# Before this many steps a change of the loss says nothing.
+# The change of the loss is shown only after this many steps; earlier it is mostly noise.
 MIN_STEPS_OF_EFFECT = 10
 
 
 def answer_line(view: View, width: int) -> Line:
-    """The line; where there is little room, less important parts are left out."""
+    """Build the line. If it is too long, the least important parts are left out."""
     exchange, line = view.exchange, Line().add(" ")
     command, reply = exchange.command, exchange.reply
     if exchange.refusal:
@@ -52,7 +52,7 @@ def answer_line(view: View, width: int) -> Line:
         return line.add(_selection(view), colours.DIM)
     line.add("applied ", colours.GREEN).add("at step ", colours.DIM).add(with_commas(newest.step), colours.BRIGHT)
     line.add("  ").add(describe_change(newest))
-    # In order of importance, the least important first: it is dropped first when there is no room.
+    # The least important part comes first, because it is dropped first when there is no room.
     tail = [_output_change(newest), _loss_change(view.history, newest), safe(newest.note or "", 120)]
     tail = [f" · {text}" for text in tail if text]
     while tail and line.width + sum(map(len, tail)) > width:
@@ -107,8 +107,8 @@ def _done(line: Line, history: History, command: AnyCommand | None, reply: Comma
 
 
 def _rewound(history: History, reply: CommandDone) -> Rewound | None:
-    """The undo or redo that a reply belongs to, if it belongs to one that changed the segment."""
-    newest = next((fact for fact in reversed(history.log) if isinstance(fact, Rewound)), None)
+    """The undo or redo that this is the reply to; None if it is the reply to another command."""
+    newest = next((event for event in reversed(history.log) if isinstance(event, Rewound)), None)
     if newest is None or reply.what != newest.words()[0] or reply.segment != newest.segment:
         return None
     return newest
@@ -123,7 +123,7 @@ def _output_change(turn: KnobTurned) -> str:
 
 
 def _loss_change(history: History, turn: KnobTurned) -> str:
-    """The smoothed loss before the intervention and now."""
+    """The smoothed loss before the intervention and the smoothed loss now; empty if too few steps have been made."""
     pyramid = history.losses.get(turn.segment)
     since = history.steps - turn.step
     if turn.knob == "pace" or turn.segment != history.segment or pyramid is None or since < MIN_STEPS_OF_EFFECT:
@@ -142,4 +142,8 @@ def _selection(view: View) -> str:
         blocks = " · a, r and n act on all blocks" if "residual" not in view.history.unavailable else ""
         return f"↑ ↓ select a layer{blocks}"
     name, block = layer_labels(view.layers, 40)[view.selected], block_of(view.layers[view.selected])
-    return f"{name} selected · a, r and n act on {safe(block)}" if block else f"{name} selected · not in a block"
+    return (
+        f"{name} selected · a, r and n act on {safe(block)}"
+        if block
+        else f"{name} selected · it does not belong to a block"
+    )

@@ -1,4 +1,4 @@
-"""The chain-rule panel: each block's gradient factor, from its parts and from autograd, and the product of all."""
+"""The chain-rule panel: each block's gradient factor, computed in two ways, and the product of the factors."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tui_descent.dashboard.text.safe_text import safe, shorten
 from tui_descent.dashboard.view import View
 from tui_descent.protocol.events import LedgerEntry
 
-# Products below and above these are called vanishing and exploding, as in the diagnosis.
+# Below and above these products the gradient is said to vanish and to explode, as in the diagnosis.
 VANISHES_BELOW, EXPLODES_ABOVE = 3e-3, 1 / 3e-3
-# A larger relative difference between the two computations cannot be rounding in float32.
+# Rounding in float32 cannot explain a larger relative difference between the two computations.
 MAX_DISCREPANCY = 1e-3
 NUMBER_WIDTH, ERROR_WIDTH, FLAG_WIDTH = 9, 8, 11
 MAX_DECADES = 6
@@ -31,11 +31,12 @@ class ChainRulePanel(Panel):
 
     min_interval_s = 0.25
     help_text = (
-        "The factor by which each block changes the gradient's norm on its way down, ‖∂L/∂in‖ / ‖∂L/∂out‖. By parts: "
-        "computed from the block's weights, slopes, norm and skip connection; beside it the value from autograd. "
-        "Error: the relative difference of the two vectors. The bar is the factor's logarithm: left of 1 the gradient "
-        f"shrinks. If all bars end between the ┊, the product stays within {VANISHES_BELOW:g} … {EXPLODES_ABOVE:.0f}. "
-        "Product: of the factors from the output down to this block. Measured once a second."
+        "The factor by which each block changes the gradient's norm in the backward pass, ‖∂L/∂in‖ / ‖∂L/∂out‖. By "
+        "parts: computed from the block's weights, activation slopes, normalisation and skip connection. Autograd: the "
+        "same factor from autograd. Error: relative difference between the two gradient vectors at the block's input. "
+        "The bar is the factor's logarithm: left of 1 the gradient shrinks. If all bars end between the ┊, the product "
+        f"stays within {VANISHES_BELOW:g} … {EXPLODES_ABOVE:.0f}. Product: all factors from the output down to this "
+        "block, multiplied. Measured once a second."
     )
 
     def __init__(self, *, id: str | None = None) -> None:
@@ -53,7 +54,7 @@ class ChainRulePanel(Panel):
         ledger = view.history.ledger
         at = f" at step {with_commas(ledger.step)}" if ledger is not None and ledger.entries else ""
         first, last, count = self._shown
-        position = f"blocks {first}-{last} of {count} from the output  [bold $primary]↑ ↓[/]"
+        position = f"blocks {first}-{last} of {count}, counted from the output  [bold $primary]↑ ↓[/]"
         title = f"Chain rule  [dim]‖∂L/∂in‖ / ‖∂L/∂out‖ of each block{at}[/dim]"
         return title, position if last - first + 1 < count else ""
 
@@ -96,7 +97,7 @@ def exploding_at(downward: Sequence[LedgerEntry]) -> tuple[str, str] | None:
 
 
 def conclusion(downward: Sequence[LedgerEntry]) -> Line:
-    """What the factors amount to, in words."""
+    """The last row: whether the gradient vanishes, explodes or flows, in words."""
     line = Line().add(" ")
     off = max((e.discrepancy for e in downward if e.discrepancy is not None), default=0.0)
     if off > MAX_DISCREPANCY:
@@ -110,7 +111,7 @@ def conclusion(downward: Sequence[LedgerEntry]) -> Line:
         line.add(f": below it, the gradient is more than {EXPLODES_ABOVE:.0f} times as large", colours.DIM)
     elif left:
         line.add("flows", colours.GREEN).add(
-            f": the gradient at the first block is {short(left[-1])} times the output's", colours.DIM
+            f": the gradient at the first block is {short(left[-1])} times that at the output", colours.DIM
         )
     else:
         line.add("no gradient passed through the blocks", colours.ORANGE)
@@ -124,7 +125,7 @@ class RowLayout:
         self._names, self._decades = names, decades
         room = width - 1 - names - 3 * NUMBER_WIDTH - FLAG_WIDTH
         self._error = ERROR_WIDTH if room - ERROR_WIDTH >= 9 else 0
-        # An odd width, so that a factor of 1 has its own column. Narrow screens have no bar.
+        # The width is odd, so that a factor of 1 has its own column. Narrow screens have no bar.
         room -= self._error + 2
         self._bar = max(0, room - 1 + room % 2)
         self._band = min(math.log10(EXPLODES_ABOVE) / max(1, blocks), decades)
@@ -162,7 +163,7 @@ class RowLayout:
         return line.add(f" {flag}", colours.ORANGE)
 
     def _draw_bar(self, log: float, style: Style) -> list[Segment]:
-        """The bar, from the middle outwards in half cells, over the marks of the healthy range."""
+        """The bar, in half cells outwards from the middle. It covers the marks of the healthy range."""
         half = self._bar // 2
         cells = [Segment(" ", colours.FAINT)] * self._bar
         if not self._bar:
@@ -188,7 +189,12 @@ def _nothing_to_show(view: View, width: int, height: int) -> list[Strip]:
     surface = blockless and view.history.started is not None and view.history.started.scenario is not None
     lines = [
         ("not available for this run", colours.TEXT),
-        ("the chain-rule view needs built-in blocks: Linear, activation, norm, skip", colours.DIM),
-        ("a surface has no blocks" if surface else "this net has none; 1 and 2 show its gradients", colours.DIM),
+        ("the chain-rule view needs built-in blocks: Linear, activation, norm layer, skip", colours.DIM),
+        (
+            "a test surface has no blocks"
+            if surface
+            else "this net has no such blocks; views 1 and 2 show its gradients",
+            colours.DIM,
+        ),
     ]
     return notice(lines, width, height)

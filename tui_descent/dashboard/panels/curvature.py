@@ -28,7 +28,7 @@ class CurvaturePanel(Panel):
     help_text = (
         "The newest curvature reading: largest and smallest eigenvalue of the Hessian, each ± its residual |Hv − λv|, "
         "computed by Lanczos iteration on Hessian-vector products or, up to 1,500 parameters, from the full Hessian. "
-        "Below 0: the share of negative eigenvalues, measured with every fourth reading."
+        "The row 'below 0' is the share of negative eigenvalues, measured with every fourth reading."
     )
 
     def heading(self, view: View) -> tuple[str, str]:
@@ -46,8 +46,8 @@ class CurvaturePanel(Panel):
         taken, read = found[-1], found[-1].hessian
         lines = [_eigenvalue("λmax", read.lambda_max, read.error_max, method(read, read.residual_max))]
         if taken.scaled is not None:
-            words = f"{method(taken.scaled, taken.scaled.residual_max)}; of the Hessian as scaled by the optimizer"
-            lines.append(_eigenvalue("scaled", taken.scaled.lambda_max, taken.scaled.error_max, words))
+            words = f"{method(taken.scaled, taken.scaled.residual_max)}; λmax of the preconditioned Hessian"
+            lines.append(_eigenvalue("precond.", taken.scaled.lambda_max, taken.scaled.error_max, words))
         lines.append(_limit(taken, width))
         lowest = _eigenvalue("λmin", read.lambda_min, read.error_min, method(read, read.residual_min))
         lines += [lowest.add(*_meaning_of_lambda_min(read)), _negative_share(found), _cost(taken)]
@@ -57,9 +57,9 @@ class CurvaturePanel(Panel):
 def method(read: CurvatureReading, residual: float) -> str:
     """How an eigenvalue was computed, and whether it has converged."""
     if math.isnan(residual):
-        return f"{read.how}: not a number"
+        return f"{read.how}: NaN"
     if read.how == "full Hessian":
-        return "full Hessian, exact"
+        return "exact, from the full Hessian"
     return f"Lanczos, {'converged' if residual <= 1e-2 else 'not converged'}"
 
 
@@ -78,10 +78,12 @@ def _limit(taken: CurvatureTaken, width: int) -> Line:
         return _row("limit", "–").add("not known for this optimizer", colours.DIM)
     line = _row("limit", short(taken.limit.lambda_max))
     words, stable = limit_verdict(taken)
-    which = "scaled λmax" if taken.limit.preconditioned else "λmax"
-    line.add(f"{which} is " if words else "for the scaled λmax, known after the first step", colours.DIM)
+    which = "precond. λmax" if taken.limit.preconditioned else "λmax"
+    line.add(f"{which} is " if words else "precond. λmax is known after the first step", colours.DIM)
     line.add(words, colours.GREEN if stable else colours.ORANGE)
-    formula = f"  = {safe(taken.limit.formula, 40)}"  # also in the sharpness panel's border
+    formula = (
+        f"  = {safe(taken.limit.formula, 40)}"  # left out if there is no room; the sharpness panel's border has it too
+    )
     return line.add(formula if line.width + len(formula) <= width else "", colours.DIM)
 
 
@@ -90,10 +92,10 @@ def _meaning_of_lambda_min(read: CurvatureReading) -> tuple[str, Style]:
     if not math.isfinite(low):
         return "", colours.DIM
     if low < -error:
-        return ": negative, a saddle direction", colours.ORANGE
+        return "; the loss curves downwards", colours.ORANGE
     if low <= error:
-        return ": zero within the error", colours.DIM
-    return ": positive, a minimum", colours.GREEN
+        return "; zero within the error", colours.DIM
+    return "; positive in every direction", colours.GREEN
 
 
 def _negative_share(found: list[CurvatureTaken]) -> Line:
@@ -104,7 +106,7 @@ def _negative_share(found: list[CurvatureTaken]) -> Line:
     line = _row("below 0", f"{read.negative_fraction:.1%}")
     how = "counted" if read.how == "full Hessian" else "estimated by Lanczos"
     threshold = read.negative_below * max(abs(read.lambda_max), abs(read.lambda_min))
-    line.add(f"of {with_commas(read.parameters)} below -{threshold:.0e}, {how}", colours.DIM)
+    line.add(f"of {with_commas(read.parameters)} are below -{threshold:.0e}, {how}", colours.DIM)
     return line.add("" if latest is found[-1] else f" at step {with_commas(latest.step)}", colours.DIM)
 
 

@@ -1,4 +1,4 @@
-"""The curvature readings that three panels draw."""
+"""The curvature readings, shared by the three panels of the curvature view."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def curvature_readings(view: View) -> list[CurvatureTaken]:
 
 
 def reading_key(view: View) -> object:
-    """Changes when a panel of these readings must be redrawn."""
+    """A value that changes when the panels of the curvature view must be redrawn."""
     history, taken = view.history, view.history.curvatures
     turned = (len(history.interventions), len(history.marks), history.state.state)
     return history, len(taken), taken[-1].step if taken else None, turned, view.connected, view.log, view.recent
@@ -28,7 +28,10 @@ def nothing_to_show(view: View, width: int, height: int) -> list[Strip]:
     if started is not None and started.scenario is None:
         lines = [
             ("not available for your own loop", colours.TEXT),
-            ("it needs the same batch again and again, and the batches of a loop cannot be replayed", colours.DIM),
+            (
+                "the curvature needs the same batch many times, but the batches of your loop cannot be replayed",
+                colours.DIM,
+            ),
         ]
         return notice(lines, width, height)
     if not view.history.live:

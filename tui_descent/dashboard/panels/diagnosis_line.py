@@ -12,13 +12,14 @@ from tui_descent.dashboard.view import View
 from tui_descent.protocol.events import Diagnosed, RunEnded
 from tui_descent.scenario.claims import first_to_last_grad
 
-# The first block's share of the last block's gradient, below and above which the gradient vanishes and explodes.
+# The gradient of the first block divided by that of the last block. The gradient is said to vanish below the first
+# limit and to explode above the second.
 VANISHES_BELOW, EXPLODES_ABOVE = 1e-3, 1e3
-# Less certain diagnoses get a question mark: below this about one in six is wrong, above it nearly none.
+# Diagnoses that are less certain get a question mark. About one in six of these is wrong, and hardly any of the others.
 CERTAIN = 0.8
 QUIT = " · q: quit"
 
-# A word with its style, and a sentence with its style.
+# A word and its style, then a sentence and its style.
 Words = tuple[str, Style, str, Style]
 
 
@@ -62,7 +63,7 @@ def diagnosis_line(view: View) -> Words:
 
 
 def _outdated_by(view: View, found: Diagnosed) -> str:
-    """What has changed since the diagnosis, so that it no longer holds; empty if nothing has."""
+    """Why the diagnosis is outdated: what has changed since; empty if it still holds."""
     history = view.history
     if found.segment != history.segment:
         return "after an undo or redo"

@@ -31,15 +31,15 @@ from tui_descent.protocol.events import (
 from tui_descent.telemetry.log import LogEntry
 
 STEP_WIDTH = 8
-SEGMENT_WIDTH = 4  # once an undo has started another segment
+SEGMENT_WIDTH = 4  # added after the first undo, when there are several segments
 
 
 class EventsPanel(Panel):
     """Everything that happened in the run apart from its steps."""
 
     help_text = (
-        "Interventions, rejections, held-out loss, diagnoses, marks and notes, each with its step, newest at the "
-        "bottom. An undo or redo starts a new segment, whose number is then written before the step: 1·150."
+        "Interventions, rejections, held-out loss, diagnoses, marks and notes, each with its step; the newest "
+        "is at the bottom. An undo or redo starts a new segment; its number is written before the step: 1·150."
     )
 
     def __init__(self, *, id: str | None = None) -> None:
@@ -74,7 +74,7 @@ class EventsPanel(Panel):
 
 
 def describe(fact: LogEntry) -> tuple[str, Style]:
-    """A fact as a sentence and its colour."""
+    """An event as a sentence, and the sentence's colour."""
     match fact:
         case KnobTurned():
             return f"{describe_change(fact)}{_measured_effect(fact)}", colours.MARK
@@ -110,7 +110,7 @@ def describe(fact: LogEntry) -> tuple[str, Style]:
 
 
 def describe_change(event: KnobTurned) -> str:
-    """`residual off → on, ramp`, with target and source unless they are the whole net and a key."""
+    """`residual off → on, ramp`. The target is added unless it is the whole net, the source unless it is a key."""
     target = "" if event.target == "all" else f" of {safe(event.target, 40)}"
     way = f", {safe(event.way, 30)}" if event.way else ""
     source = {"plan": " (plan)", "send": " (sent)"}.get(event.source, "")
@@ -119,7 +119,7 @@ def describe_change(event: KnobTurned) -> str:
 
 
 def _measured_effect(event: KnobTurned) -> str:
-    """The note, as in `; lr 0.1 → 0.0026 (÷39)`, and the immediate change of outputs and loss on the probe batch."""
+    """The event's note, as in `; lr 0.1 → 0.0026 (÷39)`, then the immediate effect on the probe batch."""
     note = f"; {safe(event.note, 120)}" if event.note else ""
     if event.function_change is None:
         return note
@@ -132,7 +132,10 @@ def _measured_effect(event: KnobTurned) -> str:
 
 
 def _step_labels(facts: list[LogEntry], *, with_segment: bool) -> list[str]:
-    """`150`, or `1·150` with a segment number. A fact without a segment is in that of the fact before it."""
+    """`150`, or `1·150` with a segment number.
+
+    An event without a segment number belongs to the segment of the event before it.
+    """
     labels, segment = [], 0
     for fact in facts:
         segment, step = getattr(fact, "segment", segment), getattr(fact, "step", None)

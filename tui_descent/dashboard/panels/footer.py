@@ -12,9 +12,9 @@ from tui_descent.dashboard.panels.panel import Panel
 from tui_descent.dashboard.text.line import Line
 from tui_descent.dashboard.view import View
 
-# What to do begins with one of these; it is kept when a sentence is too long.
+# Advice on what to do begins with one of these. It is kept when a sentence has to be cut.
 ADVICE = (" Try ", " Press ", "; u goes back ", " · u: ", " · space: ", "; space goes on", ". space tries", " · q: ")
-# Fewer cells of a sentence are not worth showing.
+# A sentence is left out if fewer than this many cells of it would be shown.
 MIN_CELLS = 12
 
 
@@ -31,7 +31,7 @@ class FooterPanel(Panel, can_focus=False):
 
 
 def _keep_advice(text: str, width: int) -> str:
-    """Shorten a sentence to `width` cells so that its advice remains, alone if need be."""
+    """Shorten a sentence to `width` cells but keep its advice; if nothing else fits, return only the advice."""
     start = next((text.rindex(sign) for sign in ADVICE if sign in text), len(text))
     sentence, advice = text[:start], text[start:]
     if cell_len(text) <= width or not advice:

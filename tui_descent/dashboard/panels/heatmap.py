@@ -1,4 +1,4 @@
-"""The gradient-flow heat-map: layer × time of log10 grad_rms, output at the top, up to two layers per text row."""
+"""The gradient-flow heat-map: log10 grad_rms by layer and time. The output is at the top; a text row has two halves."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class HeatmapPanel(Panel):
 
     min_interval_s = 0.35
     help_text = (
-        "Root-mean-square gradient of each layer's weights over time, output at the top, input at the bottom, on the "
-        "loss chart's time axis. Dark is small, bright is large; the scale is in the border, and only an undo or redo "
-        "narrows it. Unit: loss per unit of weight."
+        "Root-mean-square gradient of each layer's weights over time, with the output at the top and the input at the "
+        "bottom. The time axis is that of the loss chart. Dark is small, bright is large; the border shows the scale. "
+        "The scale widens as needed and shrinks only after an undo or redo. Unit: loss per unit of weight."
     )
 
     def __init__(self, *, id: str | None = None) -> None:
@@ -79,7 +79,10 @@ class HeatmapPanel(Panel):
         return rows
 
     def _picture(self, bins: Bins, time_axis: TimeAxis, half_rows: int) -> list[Levels]:
-        """Palette levels by column. A column without a reading repeats the one before, up to twice the usual gap."""
+        """Palette levels by column.
+
+        A column without a reading repeats the column before it, as long as the gap is at most twice the usual one.
+        """
         shape = (half_rows, self._scale.low, self._scale.high)
         by_column = {bin_ - time_axis.first: values for bin_, values in bins}
         newest = time_axis.last_step // time_axis.bin_width - time_axis.first
@@ -109,7 +112,7 @@ def _usual_gap(bins: Bins) -> int:
 
 
 def column_levels(values: list[float], scale: LogScale, half_rows: int) -> Levels:
-    """Palette levels of one column by half row, output first. More layers than half rows are averaged."""
+    """Palette levels of one column by half row, output first. Layers that share a half row are averaged."""
     upward, count = values[::-1], len(values)
     levels: list[int | None] = []
     for half in range(half_rows):
@@ -132,7 +135,7 @@ def row_names(view: View, height: int, width: int) -> list[tuple[str, bool]]:
     names = layer_labels(view.layers, width)
     count = len(names)
     rows = [("", view.selected in layers_of_row(y, height, count)) for y in range(height)]
-    # First the selected layer and both ends, then as many as do not touch, norms last.
+    # First the selected layer and both ends, then others where there is room, normalisation layers last.
     ends = [n for n in (view.selected, count - 1, 0) if n is not None and n < count]
     others = sorted(range(count - 2, 0, -1), key=lambda n: is_norm(view.layers[n]))
     gap = 1 if count >= height else 0

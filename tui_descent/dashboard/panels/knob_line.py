@@ -1,4 +1,7 @@
-"""The footer's third line: keys with their words and the knobs' current values, as many as fit, none of them cut."""
+"""The footer's third line: keys with their words and the knobs' current values.
+
+Entries that do not fit are left out.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,14 @@ from tui_descent.scenario.keys import KEYS, FooterEntry
 Parts = list[tuple[str, Style]]
 VALUE_WIDTH, SHORT_VALUE_WIDTH = 24, 14
 
-# By the key that is shown: the entry, and the knob whose value follows.
+# By the key that is shown: the entry, and the knob whose value is shown after the word.
 ENTRIES: dict[str, tuple[FooterEntry, str | None]] = {
     binding.footer.keys or binding.shown: (binding.footer, binding.knob) for binding in KEYS if binding.footer
 }
 
 
 def knob_line(view: View, width: int) -> Line:
-    """As many entries as fit with short words, by rank; then long words for as many of them as fit."""
+    """Add entries with short words, by rank, until the line is full; then use long words where there is room."""
     over = not (view.history.live and view.connected)
     keys = [key for key, (entry, _) in ENTRIES.items() if not (over and entry.live_only)]
     stopped = view.history.state.state in STOPPED_STATES
@@ -32,7 +35,7 @@ def knob_line(view: View, width: int) -> Line:
         entry, knob = ENTRIES[key]
         if key == "space" and stopped:
             return 1.5  # the key to resume
-        # After the end knobs cannot be changed: keys that still act come first.
+        # After the run's end knobs cannot be changed, so keys that still do something come first.
         return entry.rank + (len(ENTRIES) if over and knob else 0)
 
     selection = _selection(view)
@@ -49,7 +52,7 @@ def knob_line(view: View, width: int) -> Line:
 
 
 def _fit(by_rank: list[str], full: dict[str, Parts], short: dict[str, Parts], room: int) -> dict[str, Parts]:
-    """The first entries that fit in their short form, and the first of these in their full form if that fits."""
+    """Add entries in their short form until one does not fit, then switch them to their full form in the same way."""
     room += 2  # there are no blanks before the first entry
     shown: dict[str, Parts] = {}
     for key in by_rank:
@@ -67,7 +70,7 @@ def _fit(by_rank: list[str], full: dict[str, Parts], short: dict[str, Parts], ro
 
 
 def _width(parts: Parts) -> int:
-    """Cells, with the two blanks before an entry."""
+    """The width in cells, including the two blanks before an entry."""
     return 2 + sum(cell_len(text) for text, _ in parts)
 
 
@@ -78,7 +81,7 @@ def _selection(view: View) -> str:
 
 
 def _parts(view: View, key: str, *, full: bool, over: bool) -> Parts:
-    """Key, word and value: `r residual off`. A dash stands for the value of a knob that cannot act."""
+    """Key, word and value: `r residual off`. A knob that is not available has a dash as its value."""
     history, (entry, knob) = view.history, ENTRIES[key]
     word = entry.word if full else entry.short
     if key == "space" and history.state.state in STOPPED_STATES:

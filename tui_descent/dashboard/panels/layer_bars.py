@@ -18,12 +18,12 @@ from tui_descent.dashboard.view import View
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 NUMBER = 8
-# A reading older than both is shown with its step.
+# A reading that is older than both limits is shown with its step.
 STALE_STEPS, STALE_S = 10, 2.0
 
 
 class LayerBarsPanel(Panel):
-    """One bar per layer, of the newest reading of `metric`."""
+    """One bar per layer: its value of `metric` in the newest reading."""
 
     min_interval_s = 0.25
     metric: ClassVar[str] = ""
@@ -43,7 +43,7 @@ class LayerBarsPanel(Panel):
         return [self.bar(view, layer, values[layer], width).to_strip(width) for layer in rows_of(view, height)]
 
     def fit_scale(self, view: View, values: list[float | None]) -> None:
-        """Adapt the scale to all values, before the first bar is drawn."""
+        """Adapt the scale to all values. Called before the bars are drawn."""
 
     def bar(self, view: View, layer: int, value: float | None, width: int) -> Line:
         """One layer's row."""
@@ -51,7 +51,11 @@ class LayerBarsPanel(Panel):
 
 
 def rows_of(view: View, height: int) -> list[int]:
-    """The layers to show, output first. If not all fit: those around the selected one, or evenly spread, norms last."""
+    """The layers to show, output first.
+
+    If not all fit, these are the layers around the selected one. Without a selection they are spread evenly, and
+    normalisation layers are shown only if there is room left.
+    """
     count = len(view.layers)
     upward = list(range(count - 1, -1, -1))
     if count <= height:
@@ -72,14 +76,14 @@ def _spread(layers: list[int], room: int) -> list[int]:
 
 
 def reading_key(view: View) -> object:
-    """Changes when the bars must be redrawn."""
+    """A value that changes when the bars must be redrawn."""
     readings = view.history.readings
     newest = (readings.segment, readings.step, readings.structure) if readings else None
     return view.history, newest, reading_time(view)
 
 
 def reading_time(view: View) -> str:
-    """`now`, or the step of a reading that is older."""
+    """`now`, or the step of the newest reading if that is old."""
     readings, history = view.history.readings, view.history
     if readings is None:
         return "now"
@@ -96,9 +100,9 @@ def label_width(view: View, width: int) -> int:
 def bar_line(
     view: View, layer: int, share: float, value: float | None, style: Style, *, width: int, ticks: Mapping[int, str]
 ) -> Line:
-    """Name, bar and number; `frozen` or `unused` instead of a number that does not exist.
+    """A layer's name, bar and number. `frozen` or `unused` replaces the number of a layer without a gradient.
 
-    `share` is the bar's length from 0 to 1. `ticks` are characters of the scale by column.
+    `share` is the bar's length, 0 to 1. `ticks` are characters to draw over the bar, by column.
     """
     names = label_width(view, width)
     chosen = layer == view.selected

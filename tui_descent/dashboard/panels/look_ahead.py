@@ -1,4 +1,4 @@
-"""The look-ahead panel: loss along the next update."""
+"""The look-ahead panel: the loss along the direction of the next update."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tui_descent.dashboard.panels.range_test_result import RangeTestResultPanel
 from tui_descent.dashboard.view import View
 from tui_descent.protocol.range_test import RangeTestCompleted
 
-# The y axis ends above the losses of the smaller steps by this multiple of their magnitude.
+# The y axis ends this multiple of their magnitude above the losses of the smallest steps.
 HEADROOM = 3.0
 FRACTIONS = {0.0: "0", 0.125: "⅛", 0.25: "¼", 0.5: "½"}
 
@@ -22,13 +22,14 @@ class LookAheadPanel(RangeTestResultPanel):
     """The loss at multiples of the next update."""
 
     help_text = (
-        "Loss of the next batch at θ + s·d, where d is the optimizer's next update, with momentum, preconditioning, "
-        "decay and clipping. ▲ next marks s = 1. If the loss still falls at larger s, a larger learning rate is "
-        "possible; if it has risen at s = 1, a smaller one is needed."
+        "Loss of the next batch at θ + s·d, where θ are the current weights and d is the optimizer's next update, with "
+        "momentum, preconditioning, weight decay and clipping. ▲ next marks s = 1. If the loss still falls beyond "
+        "s = 1, a larger learning rate is possible. If the loss at s = 1 is higher than at s = 0, a smaller learning "
+        "rate is needed."
     )
 
     def heading(self, view: View) -> tuple[str, str]:
-        return "Look ahead  [dim]loss by s[/dim]", "s × the next update"
+        return "Look ahead  [dim]loss at s[/dim]", "s × the next update"
 
     def plot(self, result: RangeTestCompleted, width: int, height: int) -> list[Strip]:
         if not result.ahead:

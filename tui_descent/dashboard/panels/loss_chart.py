@@ -17,7 +17,8 @@ from tui_descent.dashboard.charts.time_plot import scale_words
 from tui_descent.dashboard.panels.panel import Panel, waiting_notice
 from tui_descent.dashboard.view import View
 
-# Held-out points must not cover the curve: at most one in this many columns, and at least this far apart.
+# Held-out points must not cover the curve: at most one point in POINT_EVERY columns, at least POINT_DISTANCE columns
+# from the next.
 POINT_EVERY, POINT_DISTANCE = 5, 3
 
 
@@ -25,9 +26,10 @@ class LossPanel(Panel):
     """The training loss of every update."""
 
     help_text = (
-        "Training loss of every update. Dim: lowest and highest loss of the steps in a column. Bright: smoothed loss "
-        "(moving average over 20 steps; it follows a jump within five). ○ loss on held-out data. ┊ an intervention. "
-        "Faint: undone steps (g hides them). Unit: nats for cross-entropy."
+        "Training loss of every update. Dim: range from the lowest to the highest loss of the steps in a column. "
+        "Bright: smoothed loss (moving average over 20 steps; after a jump it restarts and catches up within five "
+        "steps). ○ loss on held-out data. ┊ an intervention. Faint: undone steps (g hides them). Unit: nats for "
+        "cross-entropy."
     )
 
     def __init__(self, *, id: str | None = None) -> None:
@@ -68,7 +70,7 @@ class LossPanel(Panel):
 
 
 def _held_out(view: View, time_axis: TimeAxis) -> list[tuple[int, float]]:
-    """Held-out losses by column: the first in every few columns, so that points do not move, and the newest."""
+    """Held-out losses by column: the first of every few columns and the newest. The first does not move later."""
     firsts: dict[int, tuple[int, float]] = {}
     newest: tuple[int, float] | None = None
     for e in view.history.evaluations:

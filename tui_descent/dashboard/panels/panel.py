@@ -21,14 +21,14 @@ class Panel(Widget, can_focus=True):
     """Draws a `View` as rows. Drawing happens only in `show`, which the frame timer calls."""
 
     help_text: ClassVar[str] = ""
-    # The least time between two redraws, unless a key or the size changed something: nobody reads numbers at 10 Hz.
+    # The least time between two redraws, because nobody can read numbers at 10 Hz. A key or a new size redraws at once.
     min_interval_s: ClassVar[float] = 0.0
 
     class RedrawNeeded(Message):
         """The panel must be drawn although the history has not changed."""
 
         def can_replace(self, message: Message) -> bool:
-            """Several of these are as good as one."""
+            """Messages of this kind that are still waiting may be merged into one."""
             return isinstance(message, Panel.RedrawNeeded)
 
     def __init__(self, *, id: str | None = None) -> None:
@@ -44,15 +44,15 @@ class Panel(Widget, can_focus=True):
         raise NotImplementedError
 
     def heading(self, view: View) -> tuple[str, str]:
-        """The border's title and subtitle, as Textual markup. Must not contain foreign text."""
+        """The border's title and subtitle, as Textual markup. Text from users or files must not be part of it."""
         return "", ""
 
     def depends_on(self, view: View) -> object:
-        """What the drawing depends on besides the size: while this is equal, nothing is drawn."""
+        """A value on which the drawing depends. While it and the size stay the same, the panel is not redrawn."""
         return view, view.history.revision
 
     def show(self, view: View) -> bool:
-        """Redraw if needed. Returns False if it must be called again because a redraw is not due yet."""
+        """Redraw if needed. Returns False if a redraw is needed but not due yet, so `show` must be called again."""
         width, height = self.content_size
         if not (
             width and height and all(node.display for node in self.ancestors_with_self if isinstance(node, Widget))
@@ -76,7 +76,8 @@ class Panel(Widget, can_focus=True):
         base = Style(bgcolor=self.background_colors[1].rich_color)
         rows = [strip.apply_style(base) for strip in self.draw(view, width, height)[:height]]
         rows += [Line().to_strip(width, base)] * (height - len(rows))
-        # After `draw`, which may have widened the scale in the border. A new border repaints the whole panel.
+        # The heading is read after `draw`, which may widen the scale shown in it. Textual repaints the whole panel for
+        # a new heading.
         heading = self.heading(view)
         if heading != self._heading:
             self._heading = heading
@@ -90,16 +91,16 @@ class Panel(Widget, can_focus=True):
             self.refresh(*changed)
 
     def on_resize(self) -> None:
-        """Draw again in the new size."""
+        """Redraw in the new size."""
         self.invalidate()
         self.post_message(self.RedrawNeeded())
 
     def on_show(self) -> None:
-        """Draw again: a hidden panel is not kept up to date."""
+        """Redraw, because a hidden panel is not kept up to date."""
         self.post_message(self.RedrawNeeded())
 
     def invalidate(self) -> None:
-        """Draw again at the next frame."""
+        """Redraw at the next frame."""
         self._drawn = None
 
     def render_line(self, y: int) -> Strip:
@@ -120,7 +121,7 @@ def notice(lines: list[tuple[str, Style]], width: int, height: int) -> list[Stri
 
 
 def waiting_notice(view: View, width: int, height: int, what: str, *, state: bool = False) -> list[Strip]:
-    """Why there is nothing to draw yet. Only the panel with `state` shows how far the run's start has come."""
+    """Say why there is nothing to draw yet. With `state` it also says what the starting run is doing now."""
     if not view.connected and view.history.live:
         return notice([(safe(view.trouble) or "connecting to the run…", colours.DIM)] if state else [], width, height)
     starting = {"importing torch": "importing torch…", "building": "building the network…"}

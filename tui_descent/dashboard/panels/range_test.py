@@ -1,4 +1,4 @@
-"""The range-test panel: loss by learning rate."""
+"""The range-test panel: the loss against the learning rate."""
 
 from __future__ import annotations
 
@@ -14,21 +14,26 @@ from tui_descent.dashboard.text.numbers import axis_number
 from tui_descent.dashboard.view import View
 from tui_descent.protocol.range_test import RangeTestCompleted
 
-# The y axis ends above the present loss by this multiple of the possible gain, or by half of the loss.
+# The y axis ends above the current loss by GAINS times the largest decrease found, or by HALF of the loss if that is
+# more.
 GAINS, HALF = 3.0, 0.5
+# From this width on, the longer heading fits.
+WIDE = 50
 
 
 class RangeTestPanel(RangeTestResultPanel):
-    """The loss after one update at each of a hundred learning rates; a log axis for the rates."""
+    """The loss after one update at each of a hundred learning rates, on a logarithmic axis of learning rates."""
 
     help_text = (
         "Loss of the next batch after an update at each of a hundred growing learning rates; the run is restored "
         "afterwards. Each loss is compared with the same batch's loss at the current weights, so that hard and easy "
-        "batches cancel out. Dim: each batch. Bright: smoothed (0.9). ▲ lowest; ▲ try, the suggestion, a tenth of it."
+        "batches cancel out. Dim: each batch. Bright: exponential moving average, factor 0.9. ▲ lowest: the rate "
+        "with the lowest loss. ▲ try: the suggested rate, a tenth of that."
     )
 
     def heading(self, view: View) -> tuple[str, str]:
-        return "Range test  [dim]loss by rate, log[/dim]", "⣿ each batch  ━ smooth"
+        axes = "loss against learning rate (log)" if self.content_size.width >= WIDE else "loss by learning rate"
+        return f"Range test  [dim]{axes}[/dim]", "⣿ each batch  ━ smooth"
 
     def plot(self, result: RangeTestCompleted, width: int, height: int) -> list[Strip]:
         if not result.rates:

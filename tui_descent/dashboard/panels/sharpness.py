@@ -15,7 +15,8 @@ from tui_descent.dashboard.panels.panel import Panel
 from tui_descent.dashboard.view import View
 from tui_descent.protocol.events import CurvatureTaken
 
-# A limit beyond this multiple of the curve is left off a linear axis: the curve would be flat.
+# If the limit is more than this multiple of the curve's maximum, a linear axis does not include it: the curve would
+# look flat.
 MAX_LIMIT_RATIO = 4.0
 
 
@@ -25,9 +26,9 @@ class SharpnessPanel(Panel):
     min_interval_s = 0.25
     help_text = (
         "λmax, the largest curvature of the loss in any direction, over time; measured on a fixed probe batch while "
-        "this view is open. ─ the limit above which steps in that direction grow: 2/η for gradient descent with "
-        "learning rate η. For Adam and RMSprop the limit applies to the Hessian as they scale it (bright); the plain "
-        "one is dim. Unit: loss per weight²."
+        "this view is open. ─ stability limit: above it, steps in that direction grow. It is 2/η for gradient descent "
+        "with learning rate η. For Adam and RMSprop the limit applies to the preconditioned Hessian (bright); λmax of "
+        "the plain Hessian is dim. Unit: loss per weight²."
     )
 
     def __init__(self, *, id: str | None = None) -> None:
@@ -43,7 +44,7 @@ class SharpnessPanel(Panel):
             return title, "━ λmax"
         limit = f"─ limit {newest.limit.formula}"
         if newest.limit.preconditioned:
-            return title, f"━ scaled by the optimizer  [dim]━ plain[/dim]  {limit}"
+            return title, f"━ preconditioned  [dim]━ plain Hessian[/dim]  {limit}"
         return title, f"━ λmax  {limit}"
 
     def depends_on(self, view: View) -> object:
@@ -73,7 +74,7 @@ def _axis(values: list[float], limits: list[float], *, log: bool) -> Axis:
 
 
 def limit_verdict(taken: CurvatureTaken) -> tuple[str, bool]:
-    """How λmax compares with its limit, in words, and whether that is stable."""
+    """How λmax compares with its limit, in words, and whether steps are stable."""
     if taken.edge is None:
         return "", True
     ratio = f"{taken.edge:.3g}× the limit"

@@ -1,4 +1,4 @@
-"""The smallest-curvature panel: λmin over time. Below zero it is a saddle direction."""
+"""The smallest-curvature panel: λmin over time. If λmin is negative, its eigenvector is a saddle direction."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ class SmallestCurvaturePanel(Panel):
 
     min_interval_s = 0.25
     help_text = (
-        "λmin, the smallest curvature of the loss, on a linear axis with a line at zero. Clearly negative while the "
-        "gradient is small: a saddle, not a minimum. Near a minimum it is zero within the error."
+        "λmin, the smallest curvature of the loss, on a linear axis with a line at zero. If it is clearly "
+        "negative while the gradient is small, the run is at a saddle. At a minimum it is not negative, "
+        "within the error."
     )
 
     def heading(self, view: View) -> tuple[str, str]:
-        return "Smallest curvature  [dim]λmin  linear[/dim]", "below ─ 0: a saddle direction"
+        return "Smallest curvature  [dim]λmin  linear[/dim]", "below the line at 0: a saddle direction"
 
     def depends_on(self, view: View) -> object:
         """The newest reading and the time axis."""

@@ -23,7 +23,10 @@ class StatusPanel(Panel, can_focus=False):
     """One row, always visible."""
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
-        """The state is at the right edge. Of the rest, what does not fit is left out by rank."""
+        """The state is at the right edge.
+
+        If the other parts do not all fit, those with the highest ranks are left out.
+        """
         word, style = state_of(view)
         end = Line().add("● ", style).add(word, style).add(" ")
         room = width - end.width  # each part takes two more cells: the blanks between parts and at both ends
@@ -70,7 +73,7 @@ def _parts(view: View) -> list[tuple[int, Part]]:
         loss = history.shown_loss if history.losses.get(history.segment) else None
         bad = loss is not None and not math.isfinite(history.loss)
         parts.append((2, [("loss ", colours.DIM), (f"{short(loss):<6}", colours.RED if bad else colours.BRIGHT)]))
-    # Of the current segment: an undo leaves later evaluations behind.
+    # Only evaluations of the current segment count: an undo does not keep the later ones.
     newest = next((e for e in reversed(history.evaluations) if e.segment == history.segment), None)
     if newest is not None:
         parts.append((4, [("val ", colours.DIM), (f"{short(newest.loss):<6}", colours.TEXT)]))
@@ -79,7 +82,7 @@ def _parts(view: View) -> list[tuple[int, Part]]:
     memory, busy, heat = status_texts(history)
     parts += [(6, [(memory, colours.DIM)]), (6, [(busy, colours.DIM)]), (10, [(heat, colours.DIM)])]
     cost = history.readings.watch_cost if history.readings is not None else math.nan
-    # With a pace, readings are taken in the waiting times: their share of the time then says nothing.
+    # While a pace limits the run, readings are measured while it waits, so they cost no training time.
     if math.isfinite(cost) and history.knobs.get("pace", "max") == "max":
         parts.append((7, [(f"watch {cost:.1%}", colours.DIM)]))
     if (taken := history.snapshot) is not None:

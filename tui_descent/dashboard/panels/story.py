@@ -32,11 +32,14 @@ class StoryPanel(Panel):
         )
 
     def heading(self, view: View) -> tuple[str, str]:
-        """The scenario's title is foreign text, so it is a row."""
+        """The border has a fixed title.
+
+        The scenario's own title is a row, because borders must not contain user text.
+        """
         return "Scenario", ""
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
-        """The story comes last, because it may be cut."""
+        """The story comes last, so that it is what is cut if there is too little room."""
         started = view.history.started
         if started is None:
             return waiting_notice(view, width, height, "message from the trainer")

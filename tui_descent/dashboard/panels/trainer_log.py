@@ -18,7 +18,7 @@ class TrainerLogPanel(Panel, can_focus=False):
     """The last lines that the trainer printed."""
 
     def show(self, view: View) -> bool:
-        """Appear when there are lines to show."""
+        """Show the panel if there are lines to show; hide it otherwise."""
         tail = _tail(view)
         if bool(tail) != self.display:
             self.display = bool(tail)
@@ -26,7 +26,7 @@ class TrainerLogPanel(Panel, can_focus=False):
         return super().show(view)
 
     def heading(self, view: View) -> tuple[str, str]:
-        """The log's path is foreign text, so it is a row."""
+        """The log's path is a row, because borders must not contain text from outside the program."""
         return "Last lines of the trainer's log", ""
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:

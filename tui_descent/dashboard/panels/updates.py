@@ -14,7 +14,7 @@ from tui_descent.dashboard.text.numbers import power_of_ten
 from tui_descent.dashboard.view import View
 
 HEALTHY_LOW, HEALTHY_HIGH = -4, -2
-# Fixed, so that the healthy range does not move; values outside are a full or an empty bar with their number.
+# The scale is fixed, so that the healthy range does not move. Values outside it have a full or an empty bar.
 SCALE = LogScale(-8, 0)
 
 
@@ -23,8 +23,9 @@ class UpdatesPanel(LayerBarsPanel):
 
     metric = "update_ratio"
     help_text = (
-        "‖ΔW‖ / ‖W‖ of the update in the newest reading, without unit. Between 1e-4 and 1e-2 (dotted lines) is healthy "
-        "and green. Below, the layer hardly learns; above, its updates are too large: orange, with a ! at the end."
+        "‖ΔW‖ / ‖W‖ of the update in the newest reading; dimensionless. Values between 1e-4 and 1e-2 (dotted lines) "
+        "are healthy and green. Below that range the layer hardly learns; above it, its updates are too large. Both "
+        "are orange, with a ! at the end."
     )
 
     def heading(self, view: View) -> tuple[str, str]:
@@ -34,7 +35,7 @@ class UpdatesPanel(LayerBarsPanel):
         )
 
     def bar(self, view: View, layer: int, value: float | None, width: int) -> Line:
-        # Two cells at the end are kept for the mark of an unhealthy value.
+        # Two cells at the end are reserved for the mark of an unhealthy value.
         room = bar_room(view, width - 2)
         ticks = {min(room - 1, int(SCALE.position(edge) * room)): "┊" for edge in (HEALTHY_LOW, HEALTHY_HIGH)}
         log = log10(value)

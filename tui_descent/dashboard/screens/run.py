@@ -1,4 +1,4 @@
-"""The screen of a run: five views over its panels, redrawn at the frame rate where something changed."""
+"""The screen of a run: its panels in five views. Panels that changed are redrawn at the frame rate."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from tui_descent.protocol.commands import AnyCommand, TurnKnob, WatchCurvature
 from tui_descent.scenario.keys import KEYS
 from tui_descent.scenario.knobs import KNOBS
 
-# The views by name, as the stylesheet has them, with their titles, in the order of their keys 1-5.
+# The titles of the views by the names that the stylesheet uses, in the order of the keys 1-5.
 VIEWS = {
     "overview": "overview",
     "layers": "layers",
@@ -76,7 +76,7 @@ class RunScreen(Screen[None]):
         self.view = View(history=bridge.history, name=name)
         self._log_path = log_path
         self._drawn: object = None
-        self._layers = bridge.history.layers  # the layers that `view.selected` counts
+        self._layers = bridge.history.layers  # the list of layers that `view.selected` is an index of
         self._curvature_requested = False
         self.add_class("view-overview")
 
@@ -104,7 +104,7 @@ class RunScreen(Screen[None]):
         yield TooSmall(id="too-small")
 
     def draw(self) -> None:
-        """One frame, if anything has changed since the last one."""
+        """Draw one frame if anything has changed since the last one."""
         self._request_curvature()
         self.follow_layers()
         key = (self.bridge.revision, self.view)
@@ -130,7 +130,7 @@ class RunScreen(Screen[None]):
             self.view, self._layers = replace(self.view, history=history, selected=selected), history.layers
 
     def _request_curvature(self) -> None:
-        """Have the trainer measure the curvature while its view is open, and only then: it is expensive."""
+        """Make the trainer measure the curvature only while the curvature view is open, because it is expensive."""
         bridge, wanted = self.bridge, self.has_class("view-curvature")
         possible = bridge.connected and bridge.history.live and bridge.history.started is not None
         if wanted != self._curvature_requested and possible:
@@ -138,17 +138,17 @@ class RunScreen(Screen[None]):
             bridge.send(WatchCurvature(on=wanted))
 
     def _trouble(self) -> str:
-        """What is wrong with the connection, and where to read more."""
+        """What is wrong with the connection, and the path of the log."""
         where = f" (log: {self._log_path})" if self._log_path is not None else ""
         return f"{self.bridge.trouble}{where}" if self.bridge.trouble else ""
 
     @property
     def up_to_date(self) -> bool:
-        """Whether everything received is drawn, also by panels that redraw less often."""
+        """Whether everything received has been drawn, including by panels that redraw less often."""
         return self._drawn == (self.bridge.revision, self.view)
 
     def on_resize(self, event: events.Resize) -> None:
-        """Below the smallest size, show only what size is needed."""
+        """If the terminal is too small, show only the size that is needed."""
         small = event.size.width < MIN_WIDTH or event.size.height < MIN_HEIGHT
         self.set_class(small, "too-small")
 
@@ -159,7 +159,7 @@ class RunScreen(Screen[None]):
     # Knobs.
 
     def can_turn(self, knob: str) -> bool:
-        """Whether a knob can act in this run; if not, the reason is shown."""
+        """Whether a knob is available in this run. If it is not, the footer shows why."""
         history = self.bridge.history
         if self.bridge.unavailable:
             self.bridge.refuse(self.bridge.unavailable)
@@ -173,18 +173,21 @@ class RunScreen(Screen[None]):
         return True
 
     def send(self, command: AnyCommand) -> None:
-        """Send a command, unless its knob cannot act here."""
+        """Send a command, unless its knob is not available in this run."""
         if not isinstance(command, TurnKnob) or self.can_turn(command.knob):
             self.bridge.send(command)
 
     def send_to_selection(self, command: TurnKnob) -> None:
-        """Send a change for the selected layer or block, where its knob can act on less than the whole net."""
+        """Send a change for the selected layer or block; for the whole net if the knob cannot act on a part."""
         target = self.target_for(command.knob)
         if target is not None:
             self.send(msgspec.structs.replace(command, target=target))
 
     def knob_value(self, knob: str, target: str = "all") -> str:
-        """A knob's value for the whole net or one block. Requests under way count: pressing twice goes two steps."""
+        """A knob's value for the whole net or one block.
+
+        A requested value counts before its reply has come, so that a key pressed twice makes two changes.
+        """
         if requested := self.bridge.requested_value(knob, target):
             return requested
         history = self.bridge.history
@@ -197,17 +200,20 @@ class RunScreen(Screen[None]):
         return next((state.value for state in states if state.name == knob), "")
 
     def selected_block(self) -> str | None:
-        """The selected layer's block, `all` without a selection; outside any block None, and the reason is shown."""
+        """The selected layer's block, or `all` if no layer is selected.
+
+        If the layer is not in a block, returns None and shows why.
+        """
         if self.view.selected is None or self.view.selected >= len(self.view.layers):
             return "all"
         layer = self.view.layers[self.view.selected]
         block = block_of(layer)
         if block is None:
-            self.bridge.refuse(f"{layer.name} is not in a block; escape selects the whole net")
+            self.bridge.refuse(f"{layer.name} is not in a block; press escape to act on the whole net")
         return block
 
     def target_for(self, knob: str) -> str | None:
-        """What a knob acts on with this selection: a layer, a block or `all`."""
+        """The target for a knob with the current selection: a layer, a block or `all`. None as in `selected_block`."""
         kind = KNOBS[knob].targets
         if kind == "layer" and self.view.selected is not None and self.view.selected < len(self.view.layers):
             return self.view.layers[self.view.selected].name
@@ -216,11 +222,11 @@ class RunScreen(Screen[None]):
     # Display settings.
 
     def toggle_log(self) -> None:
-        """Logarithmic or linear loss axis."""
+        """Switch the loss axis between logarithmic and linear."""
         self.view = replace(self.view, log=not self.view.log)
 
     def toggle_recent(self) -> None:
-        """Time axis of the whole run or of the last steps."""
+        """Switch the time axis between the whole run and the last steps."""
         self.view = replace(self.view, recent=not self.view.recent)
 
     def toggle_ghosts(self) -> None:
@@ -228,7 +234,7 @@ class RunScreen(Screen[None]):
         self.view = replace(self.view, ghosts=not self.view.ghosts)
 
     def show_view(self, view: str) -> None:
-        """Switch to one of `VIEWS`; a panel that scrolls gets the focus."""
+        """Switch to one of `VIEWS`. If it has a panel that scrolls, that panel gets the focus."""
         self._unzoom()
         for name in VIEWS:
             self.set_class(name == view, f"view-{name}")
@@ -257,7 +263,10 @@ class RunScreen(Screen[None]):
             widget.remove_class("zoomed-on")
 
     def select_or_scroll(self, up: int) -> None:
-        """Select the next layer towards the output (+1) or the input (-1); scroll a focused panel that scrolls."""
+        """Select the next layer towards the output (+1) or the input (-1).
+
+        If the focused panel scrolls, scroll it instead.
+        """
         if isinstance(self.focused, EventsPanel | ChainRulePanel):
             self.focused.scroll_by(up)
             self._drawn = None
@@ -269,13 +278,13 @@ class RunScreen(Screen[None]):
             self.view = replace(self.view, selected=selected)
 
     def clear_selection(self) -> None:
-        """Select no layer: knobs act on the whole net."""
+        """Clear the selection, so that knobs act on the whole net."""
         if self.has_class("zoomed"):
             self._unzoom()
         self.view = replace(self.view, selected=None)
 
     def open_layer(self) -> None:
-        """Open the dialog of the selected layer, or of the last one."""
+        """Open the dialog of the selected layer; if none is selected, select the last layer first."""
         if not self.view.layers:
             self.bridge.refuse("the network is not built yet")
             return
@@ -284,7 +293,7 @@ class RunScreen(Screen[None]):
         self.app.push_screen(LayerDialog(self.bridge, layer))
 
     def leave(self) -> None:
-        """Let the app ask whether to stop the run."""
+        """Request to quit; the app asks whether to stop the run."""
         self.post_message(self.LeaveRequested())
 
 

@@ -9,7 +9,7 @@ MIN_WIDTH, MIN_HEIGHT = 60, 20
 
 
 class TooSmall(Widget):
-    """The size needed and the actual size."""
+    """Shows the size needed and the actual size."""
 
     def render(self) -> Text:
         have = self.app.size

@@ -13,7 +13,7 @@ MEMORY, BUSY = 0, 1
 
 
 def status_texts(history: History) -> tuple[str, str, str]:
-    """`mem 1.2 GB`, `GPU 87 %` and `61 °C 240 W`; empty where not known."""
+    """`mem 1.2 GB`, `GPU 87 %` and `61 °C 240 W`; a text is empty if its values are not known."""
     taken = history.device
     if taken is None:
         return "", "", ""
@@ -30,7 +30,7 @@ def status_texts(history: History) -> tuple[str, str, str]:
 
 
 def detail_lines(history: History, width: int) -> list[str]:
-    """Current and peak memory, the GPU, and a sparkline of each over the run."""
+    """Current and peak memory, the GPU's memory, and sparklines of memory and GPU load over the run."""
     taken = history.device
     if taken is None:
         return []
@@ -51,7 +51,10 @@ def detail_lines(history: History, width: int) -> list[str]:
 
 
 def sparkline(history: History, channel: int, columns: int) -> str:
-    """One row over the segment's steps, from 0 to the largest value, or to 1 for GPU load."""
+    """One row of bars over the segment's steps.
+
+    The scale goes from 0 to the largest value, for GPU load from 0 to 1.
+    """
     pyramid = history.devices.get(history.segment)
     if not pyramid:
         return ""
@@ -64,7 +67,7 @@ def sparkline(history: History, channel: int, columns: int) -> str:
         return ""
     drawn, last = "", " "
     for n in range(max(known) + 1):
-        # Readings come once a second; a column may be shorter and then repeats the last one.
+        # Readings come once a second. A column without a reading repeats the last one.
         last = _EIGHTHS[min(7, int(known[n] / top * 8))] if n in known else last
         drawn += last
     return drawn

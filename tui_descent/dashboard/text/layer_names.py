@@ -1,4 +1,4 @@
-"""Layer names for the screen, and how a selected layer and its block are found."""
+"""Layer names for the screen; finds a layer's block, and the selected layer after layers have changed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import lru_cache
 from tui_descent.dashboard.text.safe_text import safe, shorten
 from tui_descent.protocol.events import Layer
 
-# Splits a module path before its numbers.
+# Matches the places in a module path just before a number.
 BEFORE_NUMBER = re.compile(r"(?<=\.)(?=\d)")
 
 
@@ -16,8 +16,9 @@ BEFORE_NUMBER = re.compile(r"(?<=\.)(?=\d)")
 def layer_labels(layers: tuple[Layer, ...], width: int) -> tuple[str, ...]:
     """The layers' module paths in at most `width` cells each.
 
-    What all have in common goes first: `blocks.12.linear` becomes `blocks.12` when every block has one `linear`, and
-    `blocks.12.norm` becomes `12.norm` when names are too long. Then the middle is cut out.
+    Parts that all names share are removed first: `blocks.12.linear` becomes `blocks.12` if every block has one
+    `linear`, and `blocks.12.norm` becomes `12.norm` if names are too long. Names that are still too long are cut in the
+    middle.
     """
     names = [safe(layer.name, 200) for layer in layers]
     nested = [n for n, name in enumerate(names) if name.count(".") >= 2]
@@ -33,7 +34,7 @@ def layer_labels(layers: tuple[Layer, ...], width: int) -> tuple[str, ...]:
 
 
 def _renamed(names: list[str], shorter: dict[int, str]) -> list[str]:
-    """The names with the shorter ones in their places, or unchanged if two would then be the same."""
+    """Replace names by the shorter ones; if two names would become equal, return the names unchanged."""
     renamed = [shorter.get(n, name) for n, name in enumerate(names)]
     return renamed if len(set(renamed)) == len(set(names)) else names
 
@@ -44,7 +45,10 @@ def is_norm(layer: Layer) -> bool:
 
 
 def find_again(selected: int | None, old: tuple[Layer, ...], new: tuple[Layer, ...]) -> int | None:
-    """The new index of a selected layer after layers changed; if it is gone, another layer of its block, or None."""
+    """The selected layer's index after the layers have changed.
+
+    If the layer no longer exists, the index of another layer of its block, or None.
+    """
     if selected is None or selected >= len(old):
         return None
     was = old[selected]
@@ -53,5 +57,5 @@ def find_again(selected: int | None, old: tuple[Layer, ...], new: tuple[Layer, .
 
 
 def block_of(layer: Layer) -> str | None:
-    """The name of the layer's block, as knobs take it: `blocks.3`. None outside any block."""
+    """The name of the layer's block, as in a knob's target: `blocks.3`. None if the layer is in no block."""
     return ".".join(layer.name.split(".")[:2]) if layer.block is not None else None

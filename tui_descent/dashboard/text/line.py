@@ -20,7 +20,10 @@ class Line:
         self.width = 0
 
     def add(self, text: str, style: Style = colours.TEXT) -> Line:
-        """Append text. It joins the segment before if it looks the same: each change of style costs twenty bytes."""
+        """Append text.
+
+        Text in the same style joins the previous segment, because each change of style costs twenty bytes.
+        """
         if not text:
             return self
         self.width += cell_len(text)
@@ -42,7 +45,7 @@ class Line:
         return self
 
     def pad_to(self, column: int) -> Line:
-        """Append blanks up to a column."""
+        """Append blanks up to this column."""
         return self.add(" " * (column - self.width))
 
     def to_strip(self, width: int, style: Style | None = None) -> Strip:
@@ -54,12 +57,12 @@ class Line:
 
 
 def _looks_the_same(before: Style, text: str, style: Style) -> bool:
-    """Whether `text` may be drawn in the style before it. A blank has no colour unless its background is set."""
+    """Whether `text` looks the same in the style `before`. A blank does, unless one style has a background."""
     return style == before or (text.isspace() and before.bgcolor is None and style.bgcolor is None)
 
 
 def merge_segments(cells: list[Segment]) -> list[Segment]:
-    """Merge neighbours of the same style: fewer bytes to the terminal."""
+    """Merge neighbours of the same style, which sends fewer bytes to the terminal."""
     merged: list[Segment] = []
     for cell in cells:
         if merged and merged[-1].style == cell.style:

@@ -6,7 +6,7 @@ import math
 
 
 def scientific(value: float | None) -> str:
-    """Two digits and an exponent: `3.1e-09`."""
+    """Format with two digits and an exponent: `3.1e-09`."""
     if value is None:
         return "–"
     if value == 0:
@@ -32,7 +32,7 @@ def short(value: float | None) -> str:
 
 
 def axis_number(value: float, *, digits: int = 1) -> str:
-    """A number for a vertical axis: `2.00`, `0.05`, `0.015`, `1e-6`, `40`; with more digits `1.2e5`, `1.002`."""
+    """A number for a vertical axis: `2.00`, `0.05`, `0.015`, `1e-6`, `40`; with larger `digits` `1.2e5`, `1.002`."""
     size = abs(value)
     if value == 0:
         return "0"
@@ -51,7 +51,7 @@ def axis_number(value: float, *, digits: int = 1) -> str:
 
 
 def power_of_ten(exponent: int) -> str:
-    """The end of a scale of decades: `1e-10`, `0.1`, `1`, `10`."""
+    """A power of ten, for the ends of a logarithmic scale: `1e-10`, `0.1`, `1`, `10`."""
     return {-1: "0.1", 0: "1", 1: "10"}.get(exponent, f"1e{exponent}")
 
 
@@ -81,7 +81,7 @@ def byte_size(count: int) -> str:
 
 
 def per_second(steps_per_s: float) -> str:
-    """Steps per second, in three digits: `1,200`, `30`, `2.5`."""
+    """Format steps per second: `1,200`, `30`, `2.5`."""
     if steps_per_s >= 99.5 or steps_per_s == 0:
         return f"{steps_per_s:,.0f}"
     return f"{steps_per_s:.0f}" if steps_per_s >= 10 else f"{steps_per_s:.1f}"

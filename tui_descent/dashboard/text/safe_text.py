@@ -1,11 +1,11 @@
-"""Make foreign text safe to draw: run names, reasons and log lines may contain terminal control codes."""
+"""Make text from outside safe to draw: run names, reasons and log lines may contain terminal control codes."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
-# CSI, OSC and two-character escapes with their payload, so that no `[31m` remains in the text.
+# Matches CSI, OSC and two-character escapes including their parameters, so that no `[31m` remains in the text.
 _ESCAPES = re.compile(r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|(?:\x1b\[|\x9b)[0-9;:<=>?]*[ -/]*[@-~]?|\x1b[ -~]?")
 # Categories of invisible characters: control, format (bidi, zero width), surrogate, private use, unassigned.
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn"})
@@ -19,7 +19,7 @@ def safe(text: str, limit: int = 400) -> str:
 
 
 def shorten(text: str, width: int) -> str:
-    """`text` in at most `width` characters, cut in the middle: the end of a module path says more than its start."""
+    """Cut `text` in the middle to at most `width` characters. The end of a module path is kept: it says most."""
     if len(text) <= width:
         return text
     if width <= 1:
