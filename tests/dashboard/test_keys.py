@@ -242,7 +242,7 @@ async def test_schedule_dialog_follows_the_run() -> None:
     async with open_dashboard((80, 24), EARLIER) as dashboard:
         await dashboard.shows("Gradient flow")
         await dashboard.press("s", "down", "down")
-        await dashboard.shows("Schedule for the remaining 1,970 steps", "now, 30", "over 1,970 updates")
+        await dashboard.shows("Schedule for the remaining 1,970 steps", "now, 30", "over 1,970 steps")
         dashboard.keeper.publish(steps(30, [2.3] * 470))
         await dashboard.shows("Schedule for the remaining 1,500 steps", "now, 500", "over 1,500 updates")
         await dashboard.press("enter")

@@ -96,8 +96,8 @@ def about(spec: ScheduleSpec, total: int) -> str:
         "constant": "the base rate at every step",
         "step": f"×{t.gamma:g} every {t.every:,} steps{least}",
         "cosine": f"half a cosine from the base rate to {low} over {t.total:,} steps",
-        "warmup_cosine": f"{rise}then half a cosine to {low} over {t.total - t.warmup:,} steps",
-        "one_cycle": f"{rise}then down to {low} over {t.total - t.warmup:,} steps; momentum is not changed",
+        "warmup_cosine": f"{rise}half a cosine to {low} over {t.total - t.warmup:,} steps",
+        "one_cycle": f"{rise}down to {low} over {t.total - t.warmup:,} steps; momentum is not changed",
         "wsd": f"{rise}constant for {t.total - t.warmup - t.decay:,} steps, "
         f"then linear to {low} over {t.decay:,} steps",
         "plateau": f"×{t.gamma:g} whenever the smoothed loss has not fallen by {PROGRESS:.0%} "
