@@ -197,10 +197,10 @@ async def test_schedule_dialog_draws_the_curve_and_takes_parameters() -> None:
         await dashboard.shows("residual off")
         await dashboard.press("s", "down", "down", "down")
         await dashboard.shows(
-            "Schedule for the remaining 1,970 steps", "half a cosine to 0 over", "rate by step", "warmup=0.1"
+            "Schedule for the remaining 1,970 steps", "half a cosine to 0 in", "rate by step", "warmup=0.1"
         )
         await dashboard.press("tab", *typed("warmup=985 floor=0.5"))
-        await dashboard.shows("up from 0.04 of the base rate over 985 steps", "half a cosine to 0.5 of")
+        await dashboard.shows("up from 0.04 of the base rate in 985 steps", "half a cosine to 0.5 of")
         await dashboard.press("enter")
         await dashboard.wait_until(lambda: bool(dashboard.keeper.received))
         parameters = (("warmup", 985), ("floor", 0.5))
