@@ -197,10 +197,10 @@ async def test_schedule_dialog_draws_the_curve_and_takes_parameters() -> None:
         await dashboard.shows("residual off")
         await dashboard.press("s", "down", "down", "down")
         await dashboard.shows(
-            "Schedule for the remaining 1,970 steps", "half a cosine to 0 over", "learning rate by step", "warmup=0.1"
+            "Schedule for the remaining 1,970 steps", "half a cosine to 0 in", "rate by step", "warmup=0.1"
         )
         await dashboard.press("tab", *typed("warmup=985 floor=0.5"))
-        await dashboard.shows("up from 0.04 of the base rate over 985 steps", "half a cosine to 0.5 of")
+        await dashboard.shows("up from 0.04 of the base rate in 985 steps", "half a cosine to 0.5 of")
         await dashboard.press("enter")
         await dashboard.wait_until(lambda: bool(dashboard.keeper.received))
         parameters = (("warmup", 985), ("floor", 0.5))
@@ -242,9 +242,9 @@ async def test_schedule_dialog_follows_the_run() -> None:
     async with open_dashboard((80, 24), EARLIER) as dashboard:
         await dashboard.shows("Gradient flow")
         await dashboard.press("s", "down", "down")
-        await dashboard.shows("Schedule for the remaining 1,970 steps", "now, 30", "over 1,970 updates")
+        await dashboard.shows("Schedule for the remaining 1,970 steps", "now, 30", "over 1,970 steps")
         dashboard.keeper.publish(steps(30, [2.3] * 470))
-        await dashboard.shows("Schedule for the remaining 1,500 steps", "now, 500", "over 1,500 updates")
+        await dashboard.shows("Schedule for the remaining 1,500 steps", "now, 500", "over 1,500 steps")
         await dashboard.press("enter")
         await dashboard.wait_until(lambda: bool(dashboard.keeper.received))
 

@@ -33,8 +33,8 @@ def test_the_factors_lie_within_the_measured_ranges() -> None:
         ("sgd", "adam", 0.1, "0.1 → 0.0026 (÷39: Adam's steps are larger)"),
         ("adamw", "sgd", 0.001, "0.001 → 0.039 (×39: SGD's steps are smaller)"),
         ("sgd", "nesterov", 0.1, "0.1 → 0.026 (÷3.9: Nesterov's steps are larger)"),
-        ("adam", "muon", 0.00123, "0.00123 unchanged: Adam and Muon use similar rates"),
-        ("adam", "adam", 0.00123, "0.00123 unchanged"),
+        ("adam", "muon", 0.00123, "0.00123 kept: Adam and Muon use similar rates"),
+        ("adam", "adam", 0.00123, "0.00123 kept"),
     ],
 )
 def test_a_conversion_describes_itself(old: str, new: str, lr: float, text: str) -> None:
@@ -47,7 +47,7 @@ def test_a_rate_given_by_the_scenario_takes_precedence(old: str, lr: float) -> N
     assert known.lr == 0.003
     assert known.text == f"{lr:.2g} → 0.003 (the scenario's rate for Adam)"
     assert map_rate("adam", "adam", lr, known=0.003).lr == lr, "the optimizer does not change"
-    assert map_rate(old, "adam", 0.003, known=0.003).text == "0.003 unchanged (the scenario's rate for Adam)"
+    assert map_rate(old, "adam", 0.003, known=0.003).text == "0.003 kept (the scenario's rate for Adam)"
 
 
 def test_an_unknown_optimizer_is_an_error_that_names_the_known_ones() -> None:

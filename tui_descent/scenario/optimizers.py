@@ -63,11 +63,11 @@ def map_rate(old: str, new: str, lr: float, *, known: float | None = None) -> Ra
     before, after = traits(old), traits(new)
     mapped = lr * (after.rate / before.rate)
     if old == new:
-        return RateMapping(lr, f"{lr:.3g} unchanged")
+        return RateMapping(lr, f"{lr:.3g} kept")
     if known is None and before.rate == after.rate:
-        return RateMapping(lr, f"{lr:.3g} unchanged: {before.title} and {after.title} use similar rates")
+        return RateMapping(lr, f"{lr:.3g} kept: {before.title} and {after.title} use similar rates")
     if known is not None:
-        change = f"{lr:.3g} unchanged" if lr == known else f"{lr:.3g} → {known:.3g}"
+        change = f"{lr:.3g} kept" if lr == known else f"{lr:.3g} → {known:.3g}"
         return RateMapping(known, f"{change} (the scenario's rate for {after.title})")
     smaller = after.rate < before.rate
     factor = before.rate / after.rate if smaller else after.rate / before.rate

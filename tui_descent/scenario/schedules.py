@@ -90,16 +90,15 @@ def about(spec: ScheduleSpec, total: int) -> str:
     """Describe the curve over `total` updates in one phrase."""
     t = resolve_schedule(spec, total)
     low = f"{t.floor:.3g} of the base rate" if t.floor >= 1e-3 else "nearly 0" if t.floor else "0"
-    rise = f"up from {t.start:.2g} of the base rate over {t.warmup:,} steps, " if t.warmup else ""
+    rise = f"up from {t.start:.2g} of the base rate in {t.warmup:,} steps, " if t.warmup else ""
     least = f", at least {low}" if t.floor else ""
     return {
         "constant": "the base rate at every step",
         "step": f"×{t.gamma:g} every {t.every:,} steps{least}",
         "cosine": f"half a cosine from the base rate to {low} over {t.total:,} steps",
-        "warmup_cosine": f"{rise}then half a cosine to {low} over {t.total - t.warmup:,} steps",
-        "one_cycle": f"{rise}then down to {low} over {t.total - t.warmup:,} steps; momentum is not changed",
-        "wsd": f"{rise}constant for {t.total - t.warmup - t.decay:,} steps, "
-        f"then linear to {low} over {t.decay:,} steps",
+        "warmup_cosine": f"{rise}half a cosine to {low} in {t.total - t.warmup:,} steps",
+        "one_cycle": f"{rise}down to {low} in {t.total - t.warmup:,} steps; momentum is not changed",
+        "wsd": f"{rise}constant for {t.total - t.warmup - t.decay:,} steps, then linear to {low} in {t.decay:,} steps",
         "plateau": f"×{t.gamma:g} whenever the smoothed loss has not fallen by {PROGRESS:.0%} "
         f"in {t.patience:,} steps{least}; depends on the loss",
     }[t.name]

@@ -230,7 +230,7 @@ def test_a_new_optimizer_starts_at_the_rate_that_the_scenario_gives_it(keeper: F
     notes = [event.note.partition(";")[0] for event in keeper.events(KnobTurned) if event.knob == "optimizer"]
     assert notes == [
         "lr 0.5 → 0.003 (the scenario's rate for Adam)",
-        "lr 0.006 unchanged: Adam and RMSprop use similar rates",
+        "lr 0.006 kept: Adam and RMSprop use similar rates",
         "lr 0.006 → 0.02 (the scenario's rate for SGD)",
     ]
 

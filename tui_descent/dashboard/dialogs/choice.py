@@ -25,7 +25,7 @@ INITS = {
 NORMS = {
     "none": "no normalisation",
     "layer": "LayerNorm: mean 0 and variance 1 over the features",
-    "rms": "RMSNorm: divides by the root mean square, does not subtract the mean",
+    "rms": "RMSNorm: root mean square 1 over the features",
 }
 
 
