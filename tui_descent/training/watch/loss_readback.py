@@ -205,7 +205,7 @@ def mean(losses: list[float]) -> float:
 
 def found_inf(optimizer: torch.optim.Optimizer) -> Tensor | None:
     """The tensor that a GradScaler sets on a fused optimizer: above 0 if a gradient overflowed; the step is skipped."""
-    found = getattr(optimizer, "found_inf", None)
+    found = vars(optimizer).get("found_inf")
     return found if isinstance(found, Tensor) else None
 
 

@@ -69,12 +69,11 @@ class NanGuard:
         """Whether the input-most layer has a gradient and it is finite. In a large layer only the bias is checked."""
         parameter = self._input_most
         unfrozen = self._frozen is not None and self._frozen.grad is not None
-        if parameter is None or parameter.grad is None or unfrozen:
+        grad = parameter.grad if parameter is not None else None
+        if grad is None or unfrozen:
             parameter = self.find_input_most()
-        if parameter is None or parameter.grad is None:
-            return False
-        total: float = parameter.grad.sum().item()  # synchronises on a GPU
-        return math.isfinite(total)
+            grad = parameter.grad if parameter is not None else None
+        return grad is not None and math.isfinite(grad.sum().item())  # synchronises on a GPU
 
     def find_input_most(self) -> nn.Parameter | None:
         """Find the parameter to check again, since the loop may have frozen or unfrozen layers; None without gradients.

@@ -183,7 +183,7 @@ class OptimizerHooks:
                 return None
             self._depth = 1  # a step that raised never reaches its post-hook
         if self._progress.fast_steps > 0 and len(args) == 1 and not kwargs and self._gradient_is_finite():
-            self._apply_rate()
+            self.rate = self._steering.rate.apply()
             self.fast_s = time.perf_counter() - start_s
             return None
         self._progress.fast_steps = 0
@@ -259,7 +259,7 @@ class OptimizerHooks:
             if remember:
                 self._instruments.remember(step)
             self._cost_s += time.thread_time() - start_s
-        self._apply_rate()
+        self.rate = self._steering.rate.apply()
 
     def _drop_update(self) -> None:
         self._dropped = True
@@ -267,10 +267,6 @@ class OptimizerHooks:
         for group in self._optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
-
-    def _apply_rate(self) -> None:
-        self.rate = self._steering.rate.value
-        self._steering.rate.apply()
 
     def _measure_before_update(self, preclip: Tensor | None) -> None:
         """Measure gradients and weights.

@@ -144,6 +144,20 @@ class Results:
             self._waiting.append(self._reading)
             self._reading = None
 
+    def report_fast(self, loss: Tensor | float, time_s: float, rate: float) -> bool:
+        """Report a fast step right away: its loss is on the host, and nothing waits in the queue.
+
+        Returns False, with nothing done, if the step has to go through the queue: on CUDA, or with a non-finite loss.
+        """
+        if self._losses.deferred:
+            return False
+        value, progress = number(loss), self._progress
+        if not math.isfinite(value) or progress.ring is None:
+            return False
+        progress.ring.write_step(progress.step, value, rate, time_s, progress.segment, False)
+        self._steering.add_loss(value)
+        return True
+
     def log(self, value: Tensor | float, report: Callable[[float], None]) -> None:
         """Add a metric that the user logged."""
         if self._losses.deferred and isinstance(value, Tensor):

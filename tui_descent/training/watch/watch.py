@@ -169,10 +169,14 @@ class Watch:
         # A fast step is only recorded. A fault that is found here ends the series of fast steps.
         hooks.updates = 0
         progress.fast_steps -= 1
-        self._results.add_step(loss, start_s - self._start_s, hooks.rate, made=True)
+        now_s = start_s - self._start_s
+        reported = self._results.report_fast(loss, now_s, hooks.rate)
+        if not reported:
+            self._results.add_step(loss, now_s, hooks.rate, made=True)
         self.steering.after_update()
         progress.step += 1
-        self.control.report_ready()
+        if not reported:
+            self.control.report_ready()
         ring = progress.ring
         assert ring is not None
         self._timer.count_step()

@@ -53,13 +53,19 @@ class RateMultiplier:
         self.remove()
         self._optimizer = optimizer
 
-    def apply(self) -> None:
-        """Multiply the rates, before the optimizer's step. If the last step raised, its multiplier is removed first."""
+    def apply(self) -> float:
+        """Multiply the rates, before the optimizer's step. Returns the first group's rate, multiplied.
+
+        If the last step raised, its multiplier is removed first.
+        """
         self.remove()
+        groups = self._optimizer.param_groups
+        rate = float(groups[0]["lr"]) * self.multiplier
         if self.multiplier != 1.0:
-            self._base_rates = [group["lr"] for group in self._optimizer.param_groups]
-            for group in self._optimizer.param_groups:
+            self._base_rates = [group["lr"] for group in groups]
+            for group in groups:
                 group["lr"] = group["lr"] * self.multiplier
+        return rate
 
     def remove(self) -> None:
         """Restore the rates, after the optimizer's step."""
