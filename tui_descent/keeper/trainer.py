@@ -1,4 +1,4 @@
-"""The keeper's side of the trainer: its process, its socket, its ring and its log file."""
+"""The keeper's side of the trainer: its socket, its ring, its log file, and whether its process has died."""
 
 from __future__ import annotations
 

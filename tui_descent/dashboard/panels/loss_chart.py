@@ -1,4 +1,7 @@
-"""The loss chart: raw range dim, smoothed loss bright, held-out loss as points, interventions as dashed lines."""
+"""The loss chart: raw range dim, smoothed loss bright, held-out loss as points, interventions as dashed lines.
+
+Band and smoothed line are drawn by `charts/band_and_line.py`.
+"""
 
 from __future__ import annotations
 

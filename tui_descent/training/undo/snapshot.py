@@ -1,4 +1,8 @@
-"""A snapshot: the exact state of a training loop before one update, as a list of objects and their states."""
+"""A snapshot: the exact state of a training loop before one update, as a list of objects and their states.
+
+Model and optimizer, with state such as Adam's averages, are saved and restored by `torch_state.py`. Which objects a
+snapshot covers is said in `KnobContext.holders` (`steering/knobs/context.py`).
+"""
 
 from __future__ import annotations
 
