@@ -30,7 +30,7 @@ def limits(count: int) -> tuple[float, float]:
 
 
 def in_range(norms: Sequence[float], count: int) -> bool:
-    """Whether norms are correct if they were computed as float32 sums of `count` squares. NaN counts as correct."""
+    """Whether no norm over- or underflowed when each was the float32 sum of `count` squares. NaN counts as correct."""
     low, high = limits(count)
     if not norms or (low < min(norms) and max(norms) < high):
         return True  # with a NaN, min and max may or may not return it, so the slower check below decides

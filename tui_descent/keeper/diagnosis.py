@@ -114,7 +114,7 @@ class DiagnosisEvents:
 
 
 def _essence(found: Finding | None) -> tuple[Any, ...] | None:
-    """The parts of a finding whose change makes it a new finding. New numbers in its evidence do not."""
+    """The parts of a finding that identify it. Changed numbers in its evidence do not make it a new finding."""
     return None if found is None else (found.finding, found.layer, found.advice, found.evidence.get("curvature"))
 
 

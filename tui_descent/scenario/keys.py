@@ -157,7 +157,7 @@ KEYS: tuple[KeyBinding, ...] = (
         "k",
         ("k",),
         "kick",
-        "move the weights in a random direction by 1 % of their norm; on a test surface, same as K",
+        "move the weights in a random direction by 1 % of their norm; on a test surface (no net), same as K",
         "send",
         knob="kick",
         command=TurnKnob(knob="kick", value="0.01"),
@@ -190,9 +190,7 @@ KEYS: tuple[KeyBinding, ...] = (
         command=Undo(),
         footer=FooterEntry(word="undo", short="undo", rank=4, live_only=True),
     ),
-    KeyBinding(
-        "U", ("U",), "redo", "redo: return to the state in which the last undo was made", "send", command=Redo()
-    ),
+    KeyBinding("U", ("U",), "redo", "redo: return to the state just before the last undo", "send", command=Redo()),
     KeyBinding("g", ("g",), "ghosts", "show or hide the loss curves of undone steps", "toggle_ghosts"),
     KeyBinding(
         "space",

@@ -1,4 +1,4 @@
-"""Descriptions of a run: a user loop, the final position on a surface, an exception."""
+"""Describes, for events, a user loop, the final position on a test surface, or an exception."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The time axis of loss chart and heat-map. A column is 2^k steps, so that new steps change only the newest column."""
+"""The time axis of loss chart and heat-map. A column covers a block of 2^k steps.
+
+New steps change only the newest column, until k grows.
+"""
 
 from __future__ import annotations
 

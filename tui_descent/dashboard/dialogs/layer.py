@@ -32,7 +32,7 @@ DEFINITIONS: dict[str, tuple[str, str, str]] = {
     "update_ratio": ("‖ΔW‖/‖W‖", "none", "healthy between 1e-4 and 1e-2"),
     "backprop_factor": ("‖∂L/∂h‖ in/out", "none", "chain-rule factor; healthy near 1"),
     "grad_cosine": ("cos(g, prev g)", "none", "0: noisy, +1: too slow, -1: oscillating"),
-    "dead_fraction": ("dead", "share", "units with slope 0 on all of 256 or more samples"),
+    "dead_fraction": ("dead", "share", "units with slope 0 on every sample (of 256 or more)"),
     "saturated_fraction": ("saturated", "share", "outputs with slope < 1/10 of the largest"),
     "activation_mean": ("mean a", "activation", "mean of the activation's outputs"),
     "activation_std": ("std a", "activation", "standard deviation of the activation's outputs"),

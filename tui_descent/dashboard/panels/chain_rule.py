@@ -34,7 +34,8 @@ class ChainRulePanel(Panel):
         "The factor by which each block changes the gradient's norm in the backward pass, ‖∂L/∂in‖ / ‖∂L/∂out‖. By "
         "parts: computed from the block's weights, activation slopes, normalisation and skip connection. Autograd: the "
         "same factor from autograd. Error: relative difference between the two gradient vectors at the block's input. "
-        "The bar is the factor's logarithm: left of 1 the gradient shrinks. If all bars end between the ┊, the product "
+        "The bar is the factor's logarithm: left of 1 the gradient shrinks. The ┊ are set for this number of "
+        "blocks: if all bars end between them, the product "
         f"stays within {VANISHES_BELOW:g} … {EXPLODES_ABOVE:.0f}. Product: all factors from the output down to this "
         "block, multiplied. Measured once a second."
     )

@@ -154,7 +154,7 @@ def _started_too_fast(f: Features) -> bool:
 
 
 def _no_gradient(f: Features) -> tuple[Name, float]:
-    """Why there is no gradient: units dead from the start, weights too small, or killed by updates."""
+    """Why there is no gradient: units dead from the start, units killed by updates, or weights too small."""
     first = f.first_product
     if f.first_dead is not None and f.first_dead > ALL_DEAD:
         return "dead units", 0.95

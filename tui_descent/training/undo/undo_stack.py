@@ -161,8 +161,8 @@ class UndoStack:
     def undo(self, segment: int, step: int, *, broken: bool) -> Rewind:
         """Plan the undo of the last intervention in effect. The caller carries it out.
 
-        `broken` means that the loss or a gradient is not finite. If the last good snapshot is then newer than the
-        intervention, the undo goes back to this snapshot. Raises `ValueError` if there is nothing to undo.
+        `broken` means that the loss or a gradient is not finite. If it is set, and the last good snapshot is newer than
+        the intervention, the undo goes back to that snapshot instead. Raises `ValueError` if there is nothing to undo.
         """
         last = self._done[-1] if self._done else None
         good = self.last_good() if broken else None

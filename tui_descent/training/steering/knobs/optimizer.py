@@ -21,7 +21,7 @@ LOOP_OWNS_SCHEDULE = "not available for your own loop: it sets its own rate and 
 
 
 class RateKnob(Knob):
-    """The learning rate. It is set by a multiplier on the rate of the schedule, which stays in effect."""
+    """The learning rate. The knob multiplies the schedule's rate; the schedule stays in effect."""
 
     def value(self) -> str:
         """The learning rate of the next step."""

@@ -93,7 +93,7 @@ class KickKnob(Knob):
         return self._context.last_kick
 
     def turn(self, turn: TurnKnob) -> KnobChange:
-        """Kick at once. The way `auto` means random; on a surface, which has no weight matrix, it means curvature."""
+        """Kick at once. `auto` means `random`, or `curvature` on a test surface, which has no weight matrix."""
         context, old = self._context, self.value()
         size = new_value(turn.value, float(old), knob="kick")
         surface = isinstance(context.model, Surface)
