@@ -287,7 +287,7 @@ def test_swap_keeps_common_options_unless_others_are_requested() -> None:
     [
         ("adagrad", {}, 'no rate is known for the optimizer "adagrad"'),
         ("adam", {"momentum": 0.9}, "adam has betas instead of momentum; try betas="),
-        ("momentum", {"betas": (0.9, 0.9)}, "momentum has momentum, no betas"),
+        ("momentum", {"betas": (0.9, 0.9)}, "momentum has momentum instead of betas"),
         ("momentum", {"momentum": 1.0}, "momentum = 1; allowed: a number ≥ 0 and < 1"),
         ("nesterov", {"momentum": 0.0}, "momentum = 0; nesterov needs a momentum > 0"),
         ("sgd", {"momentum": 0.5}, "momentum = 0.5; sgd has no momentum"),

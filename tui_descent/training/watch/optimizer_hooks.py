@@ -212,7 +212,8 @@ class OptimizerHooks:
             return
         self._depth = 0
         self._steering.rate.remove()
-        self._results.restore_found_inf()
+        if self._results.deferred:
+            self._results.restore_found_inf()
         if self._dropped:
             return
         self.updates += 1
@@ -222,9 +223,9 @@ class OptimizerHooks:
 
     def _gradient_is_finite(self) -> bool:
         """Whether the gradient is finite. On CUDA the device checks it, and this is True until the result arrives."""
-        if self._results.check_gradient(self._optimizer):
+        if self._results.deferred and self._results.check_gradient(self._optimizer):
             return True
-        return found_inf(self._optimizer) is None and self._guard.gradient_is_finite()
+        return "found_inf" not in vars(self._optimizer) and self._guard.gradient_is_finite()
 
     def _before_update(self) -> None:
         """Check the gradient. If it is not finite, drop the update; otherwise clip, measure and apply the rate."""

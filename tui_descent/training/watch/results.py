@@ -75,6 +75,7 @@ class Results:
     ) -> None:
         self._progress, self._steering, self._guard, self._losses = progress, steering, guard, losses
         self._stops, self._is_scenario = stops, is_scenario
+        self.deferred = losses.deferred  # whether numbers arrive later than their step
         self._waiting: deque[_Step | _Reading] = deque()
         self._rows = 0  # the number of rows of the current step so far
         self._stoppable = False  # whether the device can skip the current update
@@ -83,11 +84,6 @@ class Results:
         self._stopping = False  # whether the device skips updates
         self._uncounted = 0  # skipped updates that still have to be subtracted from the step count
         self._non_finite: _NonFinite | None = None  # the first fault that was found and not returned yet
-
-    @property
-    def deferred(self) -> bool:
-        """Whether results arrive later than their step."""
-        return self._losses.deferred
 
     @property
     def accumulating(self) -> bool:
@@ -149,7 +145,7 @@ class Results:
 
         Returns False, with nothing done, if the step has to go through the queue: on CUDA, or with a non-finite loss.
         """
-        if self._losses.deferred:
+        if self.deferred:
             return False
         value, progress = number(loss), self._progress
         if not math.isfinite(value) or progress.ring is None:

@@ -31,10 +31,11 @@ class StepTimer:
             self._watching_s += time.thread_time() - busy_s
 
     def add_fast_step(self, start_s: float, hooks_s: float) -> None:
-        """Add the cost of watching a fast step: the time since `start_s`, plus `hooks_s` in the optimizer's hooks.
+        """Count a fast step and what watching it cost: the time since `start_s`, plus `hooks_s` in the hooks.
 
         These are wall-clock times, since reading the CPU clock takes longer.
         """
+        self._steps += 1
         self._watching_fast_s += time.perf_counter() - start_s + hooks_s
 
     def report(self) -> None:

@@ -179,7 +179,6 @@ class Watch:
             self.control.report_ready()
         ring = progress.ring
         assert ring is not None
-        self._timer.count_step()
         self._timer.add_fast_step(start_s, hooks.fast_s)
         if progress.fast_steps == 0 or ring.flagged() or start_s > self._fast_until_s:
             busy_s = time.thread_time()
