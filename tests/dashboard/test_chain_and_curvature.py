@@ -137,9 +137,9 @@ async def test_curvature_is_requested_once_the_net_is_built() -> None:
 
 async def test_a_rejected_curvature_request_is_shown() -> None:
     async with open_dashboard((120, 40), EARLIER) as dashboard:
-        dashboard.keeper.reject = "an own loop's cannot be asked for"
+        dashboard.keeper.reject = "not available for your own loop"
         await dashboard.press("5")
-        await dashboard.shows("rejected", "an own loop's cannot be asked for")
+        await dashboard.shows("rejected", "not available for your own loop")
 
 
 def test_curvature_numbers_show_their_method_and_error() -> None:
