@@ -17,6 +17,7 @@ from tui_descent.instruments.activations import ActivationReading, Activations
 from tui_descent.instruments.block_boundaries import BlockBoundaries
 from tui_descent.instruments.chain_rule_ledger import ChainRuleLedger
 from tui_descent.instruments.deferred import Deferred, combine
+from tui_descent.instruments.failures import Failures
 from tui_descent.instruments.net_structure import NetStructure
 from tui_descent.instruments.norms import Norms, NormsReading
 from tui_descent.protocol.events import LayerStatus, LedgerEntry
@@ -40,10 +41,13 @@ class Sample:
 
 
 class InstrumentSet:
-    """The instruments of one net. When the net's structure changes, a new set is needed."""
+    """The instruments of one net. When the net's structure changes, a new set is needed.
 
-    def __init__(self, net: NetStructure, parameters: Sequence[nn.Parameter]) -> None:
-        self._net = net
+    An instrument that raises is added to `failures` and no longer used.
+    """
+
+    def __init__(self, net: NetStructure, parameters: Sequence[nn.Parameter], failures: Failures | None = None) -> None:
+        self._net, self._failures = net, failures or Failures()
         self._norms = Norms(net.layers, parameters)
         self._boundaries = BlockBoundaries(net.units)
         self._activations = Activations(net.activations, net.layers)

@@ -6,6 +6,7 @@ import time
 
 from torch import nn
 
+from tui_descent.instruments.failures import Failures
 from tui_descent.instruments.forward_order import ForwardOrder
 from tui_descent.instruments.instrument_set import InstrumentSet
 from tui_descent.instruments.net_structure import NetStructure, structure
@@ -29,14 +30,20 @@ class LayerList:
     """
 
     def __init__(
-        self, model: nn.Module, order: ForwardOrder, progress: Progress, steering: Steering, guard: NanGuard
+        self,
+        model: nn.Module,
+        order: ForwardOrder,
+        progress: Progress,
+        steering: Steering,
+        guard: NanGuard,
+        failures: Failures,
     ) -> None:
         self.net: NetStructure | None = None
         self.structure = 0
         self.layers: tuple[Layer, ...] = ()
         self.max_rows = 0
         self._model, self._order, self._guard = model, order, guard
-        self._progress, self._steering = progress, steering
+        self._progress, self._steering, self._failures = progress, steering, failures
         self._version = -1
         self._reported: NetStructure | None = None
         self._instruments: InstrumentSet | None = None
@@ -60,7 +67,7 @@ class LayerList:
             self.net = structure(self._model, order=order)
             if len(self.net.layers) > self.max_rows:
                 self.net = structure(self._model, order=order, only={layer.name for layer in self.layers})
-            self._instruments = InstrumentSet(self.net, list(self._model.parameters()))
+            self._instruments = InstrumentSet(self.net, list(self._model.parameters()), self._failures)
             self._parameters = tuple(map(id, self._model.parameters()))
         return self._instruments
 

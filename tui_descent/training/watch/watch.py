@@ -17,11 +17,12 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from tui_descent.instruments.failures import Failures
 from tui_descent.instruments.forward_order import ForwardOrder
 from tui_descent.instruments.same_batch import ReplayableBatch, SameBatch
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.commands import TurnKnob
-from tui_descent.protocol.events import MetricLogged, RunEnded, RunStarted, Status
+from tui_descent.protocol.events import MetricLogged, Noted, RunEnded, RunStarted, Status
 from tui_descent.training.keeper_link import KeeperLink
 from tui_descent.training.optim.optimizers import check_watchable
 from tui_descent.training.probes.curvature_probe import CurvatureProbe
@@ -79,11 +80,12 @@ class Watch:
         self._sampler = sampler = sampler or Sampler()
         self.steering = steering = steering or Steering(model, optimizer)
         self.progress = progress = Progress(link)
+        self.failures = Failures(self._report_failure)
         guard = NanGuard(model, replay.replay_forward if replay is not None else None)
         losses, stops = losses_of(model), on_fault != "note"
         self._results = results = Results(progress, steering, guard, losses, stops=stops, is_scenario=is_scenario)
         self._order = ForwardOrder()
-        self._layers = layers = LayerList(model, self._order, progress, steering, guard)
+        self._layers = layers = LayerList(model, self._order, progress, steering, guard, self.failures)
         undo_stack = None
         if link is not None and link.launch.socket is not None:  # without a socket nobody can ask for an undo
             undo_stack = UndoStack(steering.context, tuple(state), link.launch.undo_budget, is_scenario)
@@ -268,6 +270,9 @@ class Watch:
             about = self._about or about_user_loop(self.name, self.model, self.optimizer)
             progress.emit(started(about, link.launch.run, self.model, layers.layers, self.steering.states()))
             progress.set_state("running")
+
+    def _report_failure(self, text: str) -> None:
+        self.progress.emit(Noted(step=self.progress.step, text=text, level="warning"))
 
     def _end(self, status: Status, reason: str) -> None:
         progress = self.progress
