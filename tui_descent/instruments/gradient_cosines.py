@@ -38,8 +38,8 @@ class GradientPair:
     ) -> tuple[list[float | None], float | None]:
         """The cosine of each parameter, and of the whole gradient; None if one of the two norms is 0.
 
-        `products` are the numbers in `self.products`, one group after the other. `new_norms` and `old_norms` are the L2
-        norms of the gradients of both steps, one per parameter, in the order of the parameters.
+        `products` are the numbers in `self.products`, one group of tensors after the other. `new_norms` and
+        `old_norms` are the L2 norms of the gradients of both steps, one per parameter, in the order of the parameters.
         """
         dots = self._groups.in_order(products)
         sizes = [a * b for a, b in zip(new_norms, old_norms, strict=True)]

@@ -81,7 +81,7 @@ class EventStream:
             yield Noted(step=self._history.steps, text=text, level="warning")
 
     def _publish_steps(self, end: int) -> Iterator[AnyEvent]:
-        """Publish the updates read so far, up to number `end`, that have not been published, with their readings."""
+        """Publish the updates up to number `end` that were read but not yet published, with their readings."""
         count = max(0, end - (self._steps_read - len(self._steps)))
         steps, self._steps = self._steps[:count], self._steps[count:]
         yield from _consecutive(steps)

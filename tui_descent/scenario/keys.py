@@ -206,7 +206,7 @@ KEYS: tuple[KeyBinding, ...] = (
         "f",
         ("f",),
         "range test",
-        "try a hundred learning rates, look ahead along the next update, restore the run",
+        "try a hundred learning rates, show the loss along the next update, restore the run",
         "range_test",
         command=RunRangeTest(),
         footer=FooterEntry(word="range test", short="range", rank=12, live_only=True),

@@ -163,7 +163,7 @@ def _family_problems(s: Scenario) -> list[Problem]:
     data = "" if s.data is None else type(s.data).__struct_config__.tag
     if isinstance(s.model, ConvModel):
         if s.data is not None and not isinstance(s.data, DigitsData):
-            found.append(Problem("data.name", f'found "{data}"; allowed for a conv: digits'))
+            found.append(Problem("data.name", f'found "{data}"; a conv net can only be trained on the data set digits'))
     elif isinstance(s.model, TransformerModel):
         if s.data is not None and not isinstance(s.data, TextData):
             found.append(Problem("data.name", f'found "{data}"; allowed for a transformer: text'))

@@ -22,7 +22,7 @@ from tui_descent.training.steering.knobs.context import (
     unavailable_in_user_loop,
 )
 
-_NO_LAYERS = "a surface has one point and no layers"
+_NO_LAYERS = "a test surface has no layers, only one point that moves"
 
 
 def _optimized_parameters(context: KnobContext) -> dict[str, nn.Parameter]:
