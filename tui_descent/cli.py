@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tui_descent.import_path  # noqa: F401 - before all other imports
+
+# isort: split
 import argparse
 import os
 import re
@@ -298,6 +301,7 @@ def _launch(
     from tui_descent.protocol.launch import Launch, undo_budget
     from tui_descent.scenario.toml import to_table
 
+    folder = None
     try:
         budget = undo_budget(args.undo_budget)
         run, folder = paths.new_run(name, args.runs_dir)
@@ -313,6 +317,10 @@ def _launch(
         )
         launch.write()
     except (ChannelError, OSError, ValueError) as error:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, UnicodeEncodeError):
+            return _usage(f"{error.object[:80]!a}: not valid UTF-8; rename it")
         return _usage(str(error))
     if headless:
         from tui_descent import headless as runner

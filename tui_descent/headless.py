@@ -28,6 +28,7 @@ from tui_descent.protocol.events import (
 )
 from tui_descent.protocol.exit_status import exit_code
 from tui_descent.protocol.launch import Launch
+from tui_descent.protocol.run_lock import keep_folder
 from tui_descent.scenario.validate import escape_controls
 from tui_descent.telemetry.history import History
 from tui_descent.telemetry.jsonl import JsonLines
@@ -76,10 +77,12 @@ def run(launch: Launch, *, json: bool = False, listen: Callable[[AnyEvent], None
             code = code or (0 if isinstance(unprinted, BrokenPipeError) else 1)
         if ended.log_path is not None and not listen:
             _print_failure(ended)
+            keep_folder(launch.path)
         else:
             clear(launch.path)
     except (ChannelError, OSError) as error:
         output.say(f"tui-descent: {error}")
+        clear(launch.path)
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
