@@ -321,6 +321,8 @@ def _launch(
             shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, UnicodeEncodeError):
             return _usage(f"{error.object[:80]!a}: not valid UTF-8; rename it")
+        if isinstance(error, OSError):
+            return _usage(f"cannot write {error.filename}: {error.strerror}")
         return _usage(str(error))
     if headless:
         from tui_descent import headless as runner

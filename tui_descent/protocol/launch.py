@@ -61,9 +61,13 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     def write(self) -> None:
         """Write the settings into the run's folder. Raises `OSError`, and `ValueError` for text that is not UTF-8."""
         content = msgspec.json.encode(self)
-        file = os.open(self.path / LAUNCH_FILE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        with open(file, "wb") as opened:
-            opened.write(content)
+        path = self.path / LAUNCH_FILE
+        try:
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+            with open(file, "wb") as opened:
+                opened.write(content)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
 
     @classmethod
     def read(cls, folder: Path) -> Launch:
