@@ -31,7 +31,7 @@ def main() -> None:
         step += 1
         if steps is None:
             link.wait(0.05)
-            stopped = any(isinstance(request.command, Stop) for request in link.commands())
+            stopped = any(isinstance(request.command, Stop) for request in link.commands()) or link.lost
     reason = "" if status == "finished" else "it → failed"
     link.emit(RunEnded(status="stopped" if stopped else status, step=step, loss=0.5, reason=reason))  # type: ignore[arg-type]
     link.close()

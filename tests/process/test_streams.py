@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import select
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tiny_trainer
-from runs import TUI, WITHIN_S, environment, temporary_home
+from runs import TUI, WITHIN_S, Live, children, environment, temporary_home
 
 COMMAND = " ".join(TUI)
 TINY = f"-- {TUI[0]} {tiny_trainer.__file__}"
@@ -151,3 +153,16 @@ def test_without_any_stream_the_exit_code_is_right(home: Path) -> None:
     ):
         assert Ended(f"{arguments} <&- >&- 2>&-", None, {}).code == code
     assert not (home / "runs").exists()
+
+
+def test_what_a_killed_run_leaves_is_removed_at_the_next_start(home: Path) -> None:
+    with Live("exec", "--json", "--", TUI[0], tiny_trainer.__file__) as live:
+        live.until(lambda line: line["event"] == "step")
+        (trainer,) = children(live.process.pid)
+        watched = os.pidfd_open(trainer)
+        live.process.kill()
+        select.select([watched], [], [], WITHIN_S)
+        os.close(watched)
+    assert len(list((home / "runs").iterdir())) == 1
+    assert Ended(SHORT, None, {}).code == 0
+    assert list((home / "runs").iterdir()) == []
