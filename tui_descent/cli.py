@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import tui_descent.import_path  # noqa: F401 - before all other imports
+
+# isort: split
 import argparse
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from tui_descent import __version__
+from tui_descent import __version__, output
 
 if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
+
     from tui_descent.protocol.launch import Launch
     from tui_descent.scenario.spec import Scenario
 
@@ -30,15 +36,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     if args and args[0] not in COMMANDS and not args[0].startswith("-"):
         args.insert(0, "run")  # the first word is a NAME or FILE.toml
+    if "stdout" in output.prepare():
+        if "--json" in args:
+            return _usage("stdout is closed; --json prints to it")
+        output.say("tui-descent: stdout is closed: results are not printed")
     try:
         code = _command(args)
-        sys.stdout.flush()  # so that a broken pipe is caught here
-        return code
     except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        code = 130
+    except SystemExit as ending:  # from argparse
+        code = ending.code if isinstance(ending.code, int) else USAGE
+    except OSError as error:
+        output.discard(sys.stdout)
+        return _cannot_print(error)
+    unwritten = output.flush()
+    return code if unwritten is None else code or _cannot_print(unwritten)
+
+
+def _cannot_print(error: OSError) -> int:
+    if error.filename is not None:
+        output.say(f"tui-descent: {error}")
+    elif not isinstance(error, BrokenPipeError):  # the reader of a pipe that has gone, as `head` does, needs no message
+        output.say(f"tui-descent: cannot write to stdout: {error.strerror or error}")
+    return 1
 
 
 def _command(args: list[str]) -> int:
@@ -163,6 +183,14 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **kwargs})
 
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        print(self.format_help(), end="", file=file)  # argparse itself ignores errors of the stream
+
+    def error(self, message: str) -> NoReturn:
+        output.draw(self.format_usage())
+        output.say(f"{self.prog}: error: {message}")
+        raise SystemExit(USAGE)
+
 
 class _Version(argparse.Action):
     """`--version`: the installed versions, read without importing the packages."""
@@ -189,6 +217,7 @@ def _gallery() -> int:
         return _print_presets()
     from tui_descent.dashboard.gallery import pick
 
+    output.draw_on_stdout()
     chosen = pick()
     return 0 if chosen is None else main(["run", chosen])
 
@@ -210,10 +239,7 @@ def _run(args: argparse.Namespace) -> int:
         name, scenario = presets.find(args.name, overrides=overrides)
         for at, text in plan:
             if at >= scenario.run.steps:
-                print(
-                    f"tui-descent: --at {at}:{text} has no effect: the run has only {scenario.run.steps} steps",
-                    file=sys.stderr,
-                )
+                output.say(f"tui-descent: --at {at}:{text} has no effect: the run has only {scenario.run.steps} steps")
         range_test_at = tuple(_step("--range-test", text) for text in args.range_test)
         budget, every = _watch_options(args)
     except ScenarioError as error:
@@ -238,9 +264,14 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _step(option: str, text: str) -> int:
-    if not (text.isascii() and text.isdecimal()):
-        raise ValueError(f"{option} {text}: allowed: a step number ≥ 0")
-    return int(text)
+    if (step := _whole(text)) is None:
+        raise ValueError(f"{option} {text[:40]}: allowed: a step number ≥ 0")
+    return step
+
+
+def _whole(text: str) -> int | None:
+    """A whole number of at most 15 digits; None for any other text."""
+    return int(text) if re.fullmatch("[0-9]{1,15}", text) else None
 
 
 def _exec(args: argparse.Namespace) -> int:
@@ -270,6 +301,7 @@ def _launch(
     from tui_descent.protocol.launch import Launch, undo_budget
     from tui_descent.scenario.toml import to_table
 
+    folder = None
     try:
         budget = undo_budget(args.undo_budget)
         run, folder = paths.new_run(name, args.runs_dir)
@@ -285,6 +317,12 @@ def _launch(
         )
         launch.write()
     except (ChannelError, OSError, ValueError) as error:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, UnicodeEncodeError):
+            return _usage(f"{error.object[:80]!a}: not valid UTF-8; rename it")
+        if isinstance(error, OSError):
+            return _usage(f"cannot write {error.filename}: {error.strerror}")
         return _usage(str(error))
     if headless:
         from tui_descent import headless as runner
@@ -300,6 +338,7 @@ def _dashboard(launch: Launch) -> int:
     from tui_descent.dashboard.app import run_dashboard
 
     assert launch.socket is not None
+    output.draw_on_stdout()
     try:
         return run_dashboard(Path(launch.socket), name=launch.name, log_path=launch.path / LOG_FILE)
     finally:
@@ -320,9 +359,9 @@ def _presets(args: argparse.Namespace) -> int:
         if args.verify:
             from tui_descent.verify import verify
 
-            seeds = int(args.seeds) if args.seeds.isdecimal() else 0
-            if seeds < 1:
-                return _usage(f"--seeds {args.seeds}: allowed: a whole number ≥ 1")
+            seeds = _whole(args.seeds)
+            if not seeds:
+                return _usage(f"--seeds {args.seeds[:40]}: allowed: a whole number ≥ 1")
             return verify([args.name] if args.name else presets.names(), seeds=seeds)
         if args.name is None:
             return _print_presets()
@@ -360,8 +399,7 @@ def _check(args: argparse.Namespace) -> int:
     try:
         scenario = read(Path(args.file))
     except ScenarioError as error:
-        for line in str(error).splitlines():
-            print(line, file=sys.stderr)
+        output.say(*str(error).splitlines())
         return USAGE
     print(escape_controls(f"{args.file}: valid scenario: {scenario.title}"))
     return 0
@@ -375,18 +413,20 @@ def _watch_options(args: argparse.Namespace) -> tuple[float, int | None]:
     except ValueError:
         budget = -1.0
     if not 0 <= budget <= 1:
-        raise ValueError(f"--watch-budget {text}: allowed: 0 to 100%")
-    every = args.watch_every
-    if every is not None and not (every.isdecimal() and int(every) >= 1):
-        raise ValueError(f"--watch-every {every}: allowed: a whole number ≥ 1")
-    return budget, None if every is None else int(every)
+        raise ValueError(f"--watch-budget {text[:40]}: allowed: 0 to 100%")
+    if args.watch_every is None:
+        return budget, None
+    every = _whole(args.watch_every)
+    if not every:
+        raise ValueError(f"--watch-every {args.watch_every[:40]}: allowed: a whole number ≥ 1")
+    return budget, every
 
 
 def _headless(args: argparse.Namespace) -> bool:
     if args.headless or args.json:
         return True
     if not on_a_terminal():
-        print("tui-descent: no terminal; running headless", file=sys.stderr)
+        output.say("tui-descent: no terminal; running headless")
         return True
     return False
 
@@ -397,6 +437,5 @@ def on_a_terminal() -> bool:
 
 
 def _usage(*lines: str) -> int:
-    for line in lines:
-        print(f"tui-descent: {line}", file=sys.stderr)
+    output.say(*(f"tui-descent: {line}" for line in lines))
     return USAGE

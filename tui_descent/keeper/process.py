@@ -18,12 +18,14 @@ from tui_descent.keeper.keeper import Keeper
 from tui_descent.keeper.trainer import Trainer
 from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.launch import PARENT_OPTION, Launch
+from tui_descent.protocol.run_lock import hold_lock, keep_folder, release_lock
 
 
 def main(argv: list[str]) -> int:
     """Run the keeper of one run. Errors go to stderr, which is redirected to the run's log."""
     folder = Path(argv[0])
     try:
+        hold_lock(folder)
         launch = Launch.read(folder)
         keeper = Keeper(launch)
 
@@ -43,6 +45,8 @@ def main(argv: list[str]) -> int:
         return 1
     if ended.status in ("finished", "stopped") and ended.log_path is None:
         clear(folder)
+    else:
+        keep_folder(folder)
     return 0
 
 
@@ -50,6 +54,7 @@ def clear(folder: Path) -> None:
     """Remove the folder of a run that ended well."""
     with contextlib.suppress(OSError):
         shutil.rmtree(folder)
+    release_lock(folder)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,23 @@ import os
 import signal
 import socket
 import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tui_descent.protocol.channel import ChannelError, Peer
 from tui_descent.protocol.codec import MAX_TO_VIEWER
 from tui_descent.protocol.inherited_fds import describe_fd
-from tui_descent.protocol.launch import ENV_FOLDER, ENV_LINK, ENV_RING, LOG_FILE, Launch, open_connection
+from tui_descent.protocol.launch import (
+    ENV_FOLDER,
+    ENV_LINK,
+    ENV_RING,
+    LOG_FILE,
+    Launch,
+    command_environment,
+    module_command,
+    module_environment,
+    open_connection,
+)
 from tui_descent.protocol.ring import Ring
 
 LOG_LINES = 12
@@ -39,7 +49,8 @@ class Trainer:
     @classmethod
     def start(cls, launch: Launch) -> Trainer:
         """Start the scenario's trainer or the user's command; its output goes to the run's log. Raises `OSError`."""
-        command = launch.command or (sys.executable, "-m", "tui_descent.training.process", launch.folder)
+        command: Sequence[str] = launch.command or module_command("tui_descent.training.process", launch.folder)
+        environment = command_environment() if launch.command else module_environment()
         with open_connection(launch) as (ours, theirs, file), (launch.path / LOG_FILE).open("ab") as log:
             handed = {ENV_FOLDER: launch.folder, ENV_LINK: describe_fd(theirs.fileno()), ENV_RING: describe_fd(file)}
             # In its own session it does not receive the terminal's ctrl+c. The keeper handles that and sends a Stop.
@@ -48,7 +59,7 @@ class Trainer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=os.environ | handed | {"PYTHONUNBUFFERED": "1"},
+                env=environment | handed | {"PYTHONUNBUFFERED": "1"},
                 pass_fds=[theirs.fileno(), file],
                 start_new_session=True,
             )

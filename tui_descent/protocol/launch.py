@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import socket
@@ -58,13 +59,28 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
         return Path(self.folder)
 
     def write(self) -> None:
-        """Write the settings into the run's folder. Raises `OSError`."""
-        (self.path / LAUNCH_FILE).write_bytes(msgspec.json.encode(self))
+        """Write the settings into the run's folder. Raises `OSError`, and `ValueError` for text that is not UTF-8."""
+        content = msgspec.json.encode(self)
+        path = self.path / LAUNCH_FILE
+        try:
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+            with open(file, "wb") as opened:
+                opened.write(content)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
 
     @classmethod
     def read(cls, folder: Path) -> Launch:
-        """Read the settings from the run's folder. Raises `OSError` or `msgspec.DecodeError`."""
-        return msgspec.json.decode((folder / LAUNCH_FILE).read_bytes(), type=cls)
+        """Read the settings from the run's folder. Raises `OSError` or `msgspec.DecodeError`.
+
+        They contain a command to run, so those that another user can have written are refused.
+        """
+        path = folder / LAUNCH_FILE
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+            found = os.fstat(file.fileno())
+            if found.st_uid != os.getuid() or found.st_mode & 0o022:
+                raise PermissionError(errno.EPERM, "another user can have written this file", str(path))
+            return msgspec.json.decode(file.read(), type=cls)
 
 
 def undo_budget(asked: str | None) -> int | None:
@@ -83,6 +99,29 @@ def undo_budget(asked: str | None) -> int | None:
 
 
 PARENT_OPTION = "--parent"
+_ENV_PATH = "TUI_DESCENT_PYTHONPATH"  # the PYTHONPATH for the user's command
+
+
+def module_command(module: str, *arguments: str) -> list[str]:
+    """The command that runs one of our modules. With `-P`, Python does not import files of the current folder."""
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def module_environment() -> dict[str, str]:
+    """The environment for `module_command`. An empty entry of PYTHONPATH, the current folder to Python, is left out."""
+    environment = dict(os.environ)
+    path = environment.get("PYTHONPATH", "")
+    if path and "" in (entries := path.split(os.pathsep)):
+        environment |= {"PYTHONPATH": os.pathsep.join(filter(None, entries)), _ENV_PATH: path}
+    return environment
+
+
+def command_environment() -> dict[str, str]:
+    """The environment for the user's command: the one that we were started with."""
+    environment = dict(os.environ)
+    if (path := environment.pop(_ENV_PATH, None)) is not None:
+        environment["PYTHONPATH"] = path
+    return environment
 
 
 @contextlib.contextmanager
@@ -107,7 +146,7 @@ def start_keeper(launch: Launch, *, trainer: tuple[socket.socket, int] | None = 
 
     If the caller is the trainer, `trainer` is the keeper's socket and the file descriptor of the shared ring.
     """
-    command = [sys.executable, "-m", "tui_descent.keeper.process", launch.folder]
+    command = module_command("tui_descent.keeper.process", launch.folder)
     shared = [] if trainer is None else [trainer[0].fileno(), trainer[1]]
     if shared:
         command += [PARENT_OPTION, *map(str, shared)]
@@ -117,6 +156,7 @@ def start_keeper(launch: Launch, *, trainer: tuple[socket.socket, int] | None = 
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            env=module_environment(),
             pass_fds=shared,
             start_new_session=True,
         )

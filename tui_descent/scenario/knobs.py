@@ -7,6 +7,7 @@ they belong to: `schedule=warmup_cosine,warmup=100,floor=0.1`. A comma ends a va
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import msgspec
@@ -48,7 +49,7 @@ def parse(text: str) -> TurnKnob:
     for option in options:
         key, _, given = (part.strip() for part in option.partition("="))
         if key in takes:
-            parameters.append((key, int(given) if given.isascii() and given.isdecimal() else _number(given, key)))
+            parameters.append((key, int(given) if re.fullmatch("[0-9]{1,15}", given) else _number(given, key)))
         elif key in _OPTIONS:
             found[key] = given
         else:
@@ -69,7 +70,7 @@ def parse(text: str) -> TurnKnob:
 def parse_at(text: str) -> tuple[int, TurnKnob]:
     """Parse `STEP:knob=value`, the form used by `--at`. Raises `ValueError`."""
     at, sign, command = text.partition(":")
-    if not sign or not at.strip().isdecimal():
+    if not sign or not re.fullmatch("[0-9]{1,15}", at.strip()):
         raise ValueError(f'expected STEP:knob=value, as in 150:residual=on; found "{text[:60]}"')
     return int(at), parse(command)
 

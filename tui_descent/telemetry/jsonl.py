@@ -28,9 +28,13 @@ VERSION = 1
 
 
 class JsonLines:
-    """Turns a run's events into lines. It remembers the net's layers, because readings are written by layer name."""
+    """Turns a run's events into lines. It remembers the net's layers, because readings are written by layer name.
 
-    def __init__(self) -> None:
+    Control characters are written by number, with `only_ascii` every character that is not ASCII.
+    """
+
+    def __init__(self, *, only_ascii: bool = False) -> None:
+        self._only_ascii = only_ascii
         self._layers: tuple[Layer, ...] = ()
         self._structure = 0
         self._first = True
@@ -41,7 +45,8 @@ class JsonLines:
             if self._first:
                 table = {"v": VERSION, **table}
                 self._first = False
-            yield json.dumps(_plain(table), ensure_ascii=False, separators=(",", ":"))
+            line = json.dumps(_plain(table), ensure_ascii=self._only_ascii, separators=(",", ":"))
+            yield line if line.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line)
 
     def _tables(self, event: AnyEvent) -> Iterator[dict[str, Any]]:
         match event:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from tui_descent import paths
-from tui_descent.protocol.channel import Peer
+from tui_descent.protocol.channel import ChannelError, Peer
 from tui_descent.protocol.codec import MAX_TO_VIEWER, FrameError, decode, to_trainer
 from tui_descent.protocol.commands import ClientRequest
 from tui_descent.protocol.events import AnyEvent, LayersChanged
@@ -31,6 +31,7 @@ from tui_descent.protocol.launch import (
 )
 from tui_descent.protocol.readings import COLUMNS
 from tui_descent.protocol.ring import Ring
+from tui_descent.protocol.run_lock import hold_lock, release_lock
 
 MAX_QUEUED_BYTES = 8 << 20
 HEARTBEAT_S = 0.5
@@ -61,6 +62,7 @@ class KeeperLink:
             return None
         try:
             os.close(os.open(Path(folder) / CONNECTED_FILE, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            hold_lock(Path(folder))
             return cls(socket.socket(fileno=link_fd), ring_fd, Launch.read(Path(folder)))
         except OSError:
             return None
@@ -68,7 +70,10 @@ class KeeperLink:
     @classmethod
     def with_own_keeper(cls, name: str) -> KeeperLink:
         """Start a keeper for this process. Raises `ChannelError` or `OSError` if that fails."""
-        budget = undo_budget(None)
+        try:
+            budget = undo_budget(None)
+        except ValueError as error:
+            raise ChannelError(str(error)) from None
         run, folder = paths.new_run(name)
         launch = Launch(run=run, name=name, folder=str(folder), socket=str(paths.socket_path(run)), undo_budget=budget)
         launch.write()
@@ -135,3 +140,4 @@ class KeeperLink:
         if self._keeper is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._keeper.wait(5.0)
+        release_lock(self.launch.path)

@@ -11,6 +11,7 @@ from types import FrameType
 import torch
 
 from tui_descent.instruments.sampler import Sampler
+from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.events import RunEnded, RunStarted, StateChanged
 from tui_descent.scenario import knobs
 from tui_descent.scenario.spec import Scenario, SurfaceModel, about
@@ -56,6 +57,8 @@ def main() -> int:
                 evaluate_every=scenario.run.evaluate_every,
                 attended=link.launch.attended,
             )
+    except ChannelError:
+        pass  # the reason has been reported to the keeper
     except Exception:  # noqa: BLE001 - last handler of the process: the keeper knows the reason, the log gets the traceback
         traceback.print_exc()
     return 0 if run.outcome is not None and run.outcome[0] in ("finished", "stopped", "diverged") else 1

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from typing import Any
 
 import torch
 from torch import nn
 
+from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.commands import ClientRequest, TurnKnob
-from tui_descent.protocol.events import AnyEvent, CommandDone, CommandRejected, State, StateChanged
+from tui_descent.protocol.events import AnyEvent, CommandDone, CommandRejected, RunEnded, State, StateChanged
 from tui_descent.protocol.ring import Ring
 from tui_descent.training.device_memory import DeviceMemory
 from tui_descent.training.keeper_link import KeeperLink
@@ -32,13 +34,21 @@ class Progress:
         self._memory: DeviceMemory | None = None
 
     def create_ring(self, model: nn.Module, *, layers: int) -> None:
-        """Create the shared memory, with room for readings of `layers` layers. Raises `RuntimeError` if that fails."""
+        """Create the shared memory, with room for readings of `layers` layers.
+
+        If that fails, reports the run as failed, closes the connection and raises `ChannelError`.
+        """
         if self.link is None:
             return
         try:
             self.link.make_ring(layers)
         except OSError as error:
-            raise RuntimeError(f"cannot create the shared memory of the run: {error}") from error
+            advice = "check ulimit -f" if error.errno == errno.EFBIG else "free some memory"
+            reason = f"no room for the run's shared memory: {error.strerror}; {advice}"
+            self.link.emit(RunEnded(status="failed", step=self.step, reason=reason))
+            self.link.close()
+            self.link = None
+            raise ChannelError(reason) from error
         self._memory = DeviceMemory(next((p.device for p in model.parameters()), torch.device("cpu")))
 
     @property

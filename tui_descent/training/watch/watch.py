@@ -9,6 +9,7 @@ with watch(model, optimizer, name="my run") as run:
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable
 from types import TracebackType
@@ -21,6 +22,7 @@ from tui_descent.instruments.failures import Failures
 from tui_descent.instruments.forward_order import ForwardOrder
 from tui_descent.instruments.same_batch import ReplayableBatch, SameBatch
 from tui_descent.instruments.sampler import Sampler
+from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.events import MetricLogged, Noted, RunEnded, RunStarted, Status
 from tui_descent.training.keeper_link import KeeperLink
@@ -257,7 +259,7 @@ class Watch:
     def _begin(self) -> None:
         """Create the shared memory and report the run, as soon as the layers are known. Later calls do nothing.
 
-        Raises `RuntimeError` if the shared memory cannot be created.
+        If the shared memory cannot be created, a scenario run raises `ChannelError`; a user loop goes on unwatched.
         """
         layers, progress, link = self._layers, self.progress, self.progress.link
         if layers.net is not None:
@@ -266,7 +268,13 @@ class Watch:
         self.steering.finish_block_search()
         layers.begin()
         if link is not None:
-            progress.create_ring(self.model, layers=layers.max_rows)
+            try:
+                progress.create_ring(self.model, layers=layers.max_rows)
+            except ChannelError as error:
+                if self._is_scenario:
+                    raise
+                print(f"tui-descent: training continues unwatched: {error}", file=sys.stderr)
+                return
             about = self._about or about_user_loop(self.name, self.model, self.optimizer)
             progress.emit(started(about, link.launch.run, self.model, layers.layers, self.steering.states()))
             progress.set_state("running")
