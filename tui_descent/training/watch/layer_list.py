@@ -97,6 +97,7 @@ class LayerList:
         if net is self._reported and not_measured == self._not_measured:
             return
         self._reported, self._not_measured = net, dict(not_measured)
+        self._compared_s = 0.0  # a lazy parameter may have got its shape: compare before the next reading
         self._set_net(net)
         if self.layers != before:
             self.structure += 1
