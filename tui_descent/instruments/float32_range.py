@@ -76,12 +76,12 @@ def scaled_norms(matrix: Tensor, rows: Sequence[int]) -> list[float]:
     return norms
 
 
-def pieces_of_rows(rows: Sequence[int], length: int) -> Iterator[tuple[slice, slice]]:
-    """Divides rows of `length` numbers into pieces of at most `PIECE` numbers: (places in `rows`, columns)."""
-    at_once = max(1, PIECE // max(1, length))
+def pieces_of_rows(rows: Sequence[int], length: int, size: int = PIECE) -> Iterator[tuple[slice, slice]]:
+    """Divides rows of `length` numbers into pieces of at most `size` numbers: (places in `rows`, columns)."""
+    at_once = max(1, size // max(1, length))
     for first in range(0, len(rows), at_once):
-        for start in range(0, length, PIECE):
-            yield slice(first, min(first + at_once, len(rows))), slice(start, min(start + PIECE, length))
+        for start in range(0, length, size):
+            yield slice(first, min(first + at_once, len(rows))), slice(start, min(start + size, length))
 
 
 def as_float64(matrix: Tensor, rows: Sequence[int], columns: slice) -> Tensor:

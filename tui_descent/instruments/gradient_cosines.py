@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tui_descent.instruments.deferred import is_asynchronous
 from tui_descent.instruments.float32_range import in_range, limits
-from tui_descent.instruments.row_sums import PRODUCTS, exact_cosines, product_dtype, row_products
+from tui_descent.instruments.row_sums import exact_cosines, product_dtype, products_shape, row_products
 from tui_descent.instruments.tensor_groups import TensorGroups
 
 
@@ -25,7 +25,7 @@ class GradientPair:
 
     def __init__(self, groups: TensorGroups, new: Sequence[Tensor], old: Sequence[Tensor]) -> None:
         self._groups, self._new, self._old = groups, new, old
-        self.products = [self._products(x, y) for x, y in zip(new, old, strict=True)]
+        self.products = [self._products(n, x, y) for n, (x, y) in enumerate(zip(new, old, strict=True))]
 
     def cosines(
         self, products: Sequence[float], new_norms: Sequence[float], old_norms: Sequence[float]
@@ -46,12 +46,12 @@ class GradientPair:
         weighted = (c * (a / new) * (b / old) for c, (_, a, b) in zip(cosines, pairs, strict=True) if c is not None)
         return cosines, math.fsum(weighted)
 
-    def _products(self, x: Tensor, y: Tensor) -> Tensor:
+    def _products(self, n: int, x: Tensor, y: Tensor) -> Tensor:
         if is_asynchronous(x.device):
             return row_products(x, y)
-        dtype = product_dtype(x)
-        memory = self._groups.memory("products", (dtype, x.device), (PRODUCTS,), x, dtype=dtype)
-        return row_products(x, y, memory)
+        shape, dtype = products_shape(x), product_dtype(x)
+        key = n if shape == x.shape else dtype
+        return row_products(x, y, self._groups.memory("products", key, shape, x, dtype=dtype))
 
     def _out_of_range(self, new_norms: Sequence[float], old_norms: Sequence[float]) -> dict[int, float]:
         """The cosines of the parameters whose dot products may be inexact, computed again in float64, by index.

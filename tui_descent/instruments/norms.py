@@ -65,16 +65,20 @@ class NormsReading(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """Some of the layers, by row number, and their weights. `summed`: no weight has to be converted to float32."""
+    """Some of the layers, by row number, and their weights.
+
+    `any_complex`: some weights are complex. `summed`: no weight has to be converted to float32.
+    """
 
     rows: Sequence[int]
-    weights: list[nn.Parameter]
+    weights: Sequence[Tensor]
     groups: TensorGroups
-    summed: bool = True
+    any_complex: bool
+    summed: bool
 
-    def real_weights(self) -> list[Tensor]:
+    def real_weights(self) -> Sequence[Tensor]:
         """The weights as real numbers."""
-        return [real_view(weight) for weight in self.weights]
+        return [real_view(weight) for weight in self.weights] if self.any_complex else self.weights
 
 
 class _Gradients(NamedTuple):
@@ -212,13 +216,16 @@ class Norms:
         # The gradients that were kept, and their step.
         self._previous: _Gradients | None = None
         self._previous_step = -1
-        # What the gradients of the last reading were: parameters, dtypes, layouts and devices.
+        # What the gradients of the last reading were: parameters, dtypes and layouts.
         self._gradient_kinds: tuple[object, ...] = ()
         self._groups = TensorGroups([])
         self._all_real = self._on_host = True
 
-    def _weight_kinds(self) -> list[object]:
-        return [(type(p), p.dtype, p.shape, p.device) for p in self._weights]
+    def _weight_kinds(self) -> tuple[object, ...]:
+        # Called at every reading. When a net is moved to another device, all of its weights are.
+        weights = self._weights
+        device = weights[0].device if weights else None
+        return [type(p) for p in weights], [p.dtype for p in weights], [p.shape for p in weights], device
 
     def _changed(self) -> bool:
         """Whether the loop has changed what can be measured, or how."""
@@ -308,7 +315,7 @@ class Norms:
         known = [(n, grad) for n, p in self._measured if (grad := p.grad) is not None]
         parameters = tuple(n for n, _ in known)
         grads: list[Tensor] = [grad for _, grad in known]
-        kinds = parameters, [(g.dtype, g.layout, g.device) for g in grads]
+        kinds = parameters, [g.dtype for g in grads], [g.layout for g in grads]
         if kinds != self._gradient_kinds:
             self._gradient_kinds = kinds
             self._all_real = not any(g.layout is not torch.strided or g.is_complex() for g in grads)
@@ -360,5 +367,6 @@ def _deferred(groups: TensorGroups, by_group: Sequence[Tensor | list[float]]) ->
 
 
 def _part(rows: Sequence[int], weights: Sequence[nn.Parameter]) -> _Part:
-    groups = TensorGroups([real_view(weight) for weight in weights])
-    return _Part(rows, list(weights), groups, all(real_view(weight).dtype in SUMMED for weight in weights))
+    real = [real_view(weight) for weight in weights]
+    any_complex, summed = any(w.is_complex() for w in weights), all(w.dtype in SUMMED for w in real)
+    return _Part(rows, list(weights), TensorGroups(real), any_complex, summed)

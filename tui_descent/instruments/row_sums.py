@@ -82,27 +82,30 @@ def device_difference_norms(x: Tensor, y: Tensor) -> Tensor:
 def row_products(x: Tensor, y: Tensor, memory: Tensor | None = None) -> Tensor:
     """Σ x·y of each pair of rows of two (k, n) matrices of one dtype, (k,) in float64 (in float32 on MPS).
 
-    `memory` has room for `PRODUCTS` numbers in `product_dtype`. It is not used on a GPU.
+    On a CPU, the products are written to `memory`, which has the shape of `products_shape` and the dtype of
+    `product_dtype`.
     """
     if is_asynchronous(x.device):
         pairs = zip(*(torch.split(m, FLOAT64_AT_A_TIME, dim=1) for m in (x, y)), strict=True)
         return torch.stack([(a.double() * b.double()).sum(dim=1) for a, b in pairs]).sum(dim=0)
-    dtype = product_dtype(x)
-    memory = x.new_empty(min(x.numel(), PRODUCTS), dtype=dtype) if memory is None else memory
-    wide = torch.float32 if x.device.type == "mps" else torch.float64
-    k, n = x.shape
-    at_once = max(1, PRODUCTS // max(1, n))  # rows
-    sums = []
-    for first in range(0, k, at_once):
-        parts = []
-        for start in range(0, n, PRODUCTS):
-            a = x[first : first + at_once, start : start + PRODUCTS]
-            b = y[first : first + at_once, start : start + PRODUCTS]
-            product = memory[: a.numel()].view(a.shape)
-            # torch adds in pairs: over this many products the error is below 1e-6 of Σ|x·y|.
-            parts.append(torch.mul(a.to(dtype), b.to(dtype), out=product).sum(dim=1))
-        sums.append(parts[0].to(wide) if len(parts) == 1 else torch.stack(parts).to(wide).sum(dim=0))
-    return sums[0] if len(sums) == 1 else torch.cat(sums)
+    dtype, wide = product_dtype(x), torch.float32 if x.device.type == "mps" else torch.float64
+    if memory is None:
+        memory = x.new_empty(products_shape(x), dtype=dtype)
+    if memory.shape == x.shape:
+        # torch adds in pairs: over this many products the error is below 1e-6 of Σ|x·y|.
+        return torch.mul(x, y, out=memory).sum(dim=1)
+    sums = x.new_zeros(len(x), dtype=wide)
+    for rows, columns in pieces_of_rows(range(len(x)), x.shape[1], PRODUCTS):
+        a, b = (m[rows, columns].to(dtype) for m in (x, y))
+        sums[rows] += torch.mul(a, b, out=memory[0, : a.numel()].view(a.shape)).sum(dim=1)
+    return sums
+
+
+def products_shape(x: Tensor) -> tuple[int, int]:
+    """The shape of the memory that `row_products` needs: that of x (k, n) itself if its rows are short."""
+    rows, length = x.shape
+    short = length <= PRODUCTS and x.dtype in SUMMED
+    return (rows, length) if short else (1, PRODUCTS)
 
 
 def product_dtype(tensor: Tensor) -> torch.dtype:
