@@ -80,11 +80,14 @@ def structure(
     units = sorted(_units(model), key=lambda unit: position(unit[0]))
     block = {id(m): n for n, (_, module) in enumerate(units) for m in module.modules()} if len(units) > 1 else {}
     layers: list[WatchedLayer] = []
+    # The net itself has no path. Its name is that of its class, in capitals if a child has the other name.
+    root = type(model).__name__
+    root = root if dict(model.named_modules()).get(root.lower()) else root.lower()
     seen: set[int] = set()
     for name, module in sorted(model.named_modules(), key=lambda item: position(item[0])):
         own = [(of, p) for of, p in module.named_parameters(recurse=False) if id(p) not in seen]
         seen.update(id(p) for _, p in own)
-        weights, path = _weights(own), name or type(module).__name__.lower()
+        weights, path = _weights(own), name or root
         for of, weight in weights:
             layer = Layer(
                 name=path if len(weights) == 1 else f"{path}.{of}",

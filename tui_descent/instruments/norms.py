@@ -175,24 +175,41 @@ class Norms:
 
     def _leave_out_failing(self) -> bool:
         """Measure every parameter on its own, and leave out those that raise. Returns whether there are any."""
-        names = {n: f"layer {w.layer.name}" for n, w in zip(self._weight_indices, self._watched, strict=True)}
-        failed = False
+        known = len(self._failed)
         for n, parameter in self._measured:
             try:
                 for tensor in (parameter, parameter.grad):
                     if tensor is not None:
                         float(l2_norm(tensor))
             except Exception as error:  # noqa: BLE001 - whatever it is, the other layers can be measured
-                failed = True
-                self._failed[n] = f"reading it raised {type(error).__name__}"
-                self._failures.add(f"the norms of {names.get(n, 'a parameter')}", error)
-        if failed:
-            self._examine()
-        return failed
+                self._leave_out(n, error)
+        if len(self._failed) == known:
+            return False
+        self._examine()
+        return True
+
+    def _leave_out(self, n: int, error: Exception) -> str:
+        """Measure parameter `n` no longer. Returns the reason that its layer gets."""
+        rows = (w.layer.name for index, w in zip(self._weight_indices, self._watched, strict=True) if index == n)
+        name = next(rows, None)
+        self._failures.add("the norms of a parameter" if name is None else f"the norms of layer {name}", error)
+        self._failed[n] = f"reading it raised {type(error).__name__}"
+        return self._failed[n]
+
+    def _why_not_measured(self, n: int, parameter: nn.Parameter) -> str | None:
+        if n in self._failed:
+            return self._failed[n]
+        try:
+            reason = why_not_measured(parameter)
+            if reason is None:
+                real_view(parameter)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other layers can be measured
+            return self._leave_out(n, error)
+        return reason
 
     def _examine(self) -> None:
         """Find out what can be measured. Called again when a parameter has changed; then older readings are dropped."""
-        reasons = {n: self._failed.get(n) or why_not_measured(p) for n, p in enumerate(self._parameters)}
+        reasons = {n: self._why_not_measured(n, p) for n, p in enumerate(self._parameters)}
         self._reasons = {n: reason for n, reason in reasons.items() if reason is not None}
         self.not_measured = {row: self._reasons[n] for row, n in enumerate(self._weight_indices) if n in self._reasons}
         self._measured = [(n, p) for n, p in enumerate(self._parameters) if n not in self._reasons]
@@ -230,9 +247,7 @@ class Norms:
     def _changed(self) -> bool:
         """Whether the loop has changed what can be measured, or how."""
         return self._weight_kinds() != self._kinds or any(
-            why_not_measured(self._parameters[n]) != reason
-            for n, reason in self._reasons.items()
-            if n not in self._failed
+            self._why_not_measured(n, self._parameters[n]) != reason for n, reason in self._reasons.items()
         )
 
     def _before_update(self, *, cosines: bool, partial: bool) -> None:

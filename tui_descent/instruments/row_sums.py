@@ -91,7 +91,7 @@ def row_products(x: Tensor, y: Tensor, memory: Tensor | None = None) -> Tensor:
     dtype, wide = product_dtype(x), torch.float32 if x.device.type == "mps" else torch.float64
     if memory is None:
         memory = x.new_empty(products_shape(x), dtype=dtype)
-    if memory.shape == x.shape:
+    if dtype == x.dtype and memory.shape == x.shape:
         # torch adds in pairs: over this many products the error is below 1e-6 of Σ|x·y|.
         return torch.mul(x, y, out=memory).sum(dim=1)
     sums = x.new_zeros(len(x), dtype=wide)
