@@ -11,13 +11,12 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from tui_descent.instruments.deferred import Deferred, is_asynchronous
-from tui_descent.instruments.float32_range import correct_norms, in_range, sum_dtype
+from tui_descent.instruments.deferred import Deferred
 from tui_descent.instruments.net_structure import Unit
+from tui_descent.instruments.row_sums import l2_norm
 
 
 class BlockBoundaries:
@@ -82,17 +81,3 @@ class BlockBoundaries:
 
     def _measure(self, n: int, grad: Tensor) -> None:
         self._norms[n] = l2_norm(grad)  # now, while `grad` is in the cache; keeping `grad` would take memory
-
-
-def l2_norm(tensor: Tensor) -> Tensor | float:
-    """The L2 norm, correct for numbers of any size. On CUDA a float64 scalar on the device, otherwise a float."""
-    norm: Tensor = torch.linalg.vector_norm(tensor, dtype=sum_dtype(tensor))
-    if is_asynchronous(tensor.device):
-        return norm
-    size: float = norm.item()
-    if tensor.dtype == torch.float64 or in_range((size,), tensor.numel()):
-        return size
-    if tensor.device.type == "mps":  # MPS has no float64
-        return correct_norms((size,), tensor.reshape(1, -1))[0]
-    exact: float = torch.linalg.vector_norm(tensor, dtype=torch.float64).item()
-    return exact

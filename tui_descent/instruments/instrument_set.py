@@ -48,7 +48,7 @@ class InstrumentSet:
 
     def __init__(self, net: NetStructure, parameters: Sequence[nn.Parameter], failures: Failures | None = None) -> None:
         self._net, self._failures = net, failures or Failures()
-        self._norms = Norms(net.layers, parameters)
+        self._norms = Norms(net.layers, parameters, self._failures)
         self._boundaries = BlockBoundaries(net.units)
         self._activations = Activations(net.activations, net.layers)
         blocks = [(u.name, u.module) for u in net.units if hasattr(u.module, "skip") and hasattr(u.module, "linear")]
@@ -56,6 +56,11 @@ class InstrumentSet:
         self._entries: Deferred[list[LedgerEntry]] = NOTHING
         self._signals = self._slow = False  # whether these tiers are measured, in addition to norms
         self._preclip: Tensor | None = None
+
+    @property
+    def not_measured(self) -> dict[int, str]:
+        """Why layers are not measured, by row number."""
+        return self._norms.not_measured
 
     def attach(self, *, signals: bool = True, slow: bool = False) -> None:
         """Measure the next pass. `signals` adds boundaries and cosines, `slow` adds activations and the ledger."""
@@ -139,9 +144,16 @@ class InstrumentSet:
         return Sample(global_norm, norms.global_cosine, rows, ledger, preclip)
 
     def _statuses(self, grad_norms: Sequence[float | None]) -> Sequence[LayerStatus]:
+        not_measured = self.not_measured
         return [
-            "used" if norm is not None else "unused" if watched.weight.requires_grad else "frozen"
-            for norm, watched in zip(grad_norms, self._net.layers, strict=True)
+            "not measured"
+            if row in not_measured
+            else "used"
+            if norm is not None
+            else "unused"
+            if watched.weight.requires_grad
+            else "frozen"
+            for row, (norm, watched) in enumerate(zip(grad_norms, self._net.layers, strict=True))
         ]
 
 

@@ -20,7 +20,7 @@ from tui_descent.protocol.undo_events import Rewound as Rewound
 from tui_descent.protocol.undo_events import SnapshotTaken as SnapshotTaken
 
 State = Literal["importing torch", "building", "running", "paused", "held", "waiting", "testing", "stopping", "ended"]
-LayerStatus = Literal["used", "frozen", "unused"]
+LayerStatus = Literal["used", "frozen", "unused", "not measured"]
 Status = Literal["finished", "diverged", "failed", "stopped", "lost"]
 
 
@@ -29,12 +29,17 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
 
 
 class Layer(msgspec.Struct, frozen=True, kw_only=True):
-    """A module with its own weights, named by its module path. `block` is the number of the block it belongs to."""
+    """A module with its own weights, named by its module path. `block` is the number of the block it belongs to.
+
+    A module with several weights, such as an LSTM, has one layer for each, named `module.weight`. `not_measured` says
+    why the weight's numbers are not measured, None if they are.
+    """
 
     name: str
     kind: str
     params: int
     block: int | None = None
+    not_measured: str | None = None
 
 
 class RunStarted(Event, frozen=True, kw_only=True, tag="run_started"):

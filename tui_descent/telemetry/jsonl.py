@@ -76,6 +76,7 @@ class JsonLines:
         layers = self._layers if event.structure == self._structure else ()
         rows = [
             {"name": layer.name}
+            | ({} if layer.not_measured is None else {"not_measured": layer.not_measured})
             | {metric: values[n] for metric, values in event.values.items() if values[n] is not None}
             | {"age": event.ages[n]}
             for n, layer in enumerate(layers)
@@ -142,6 +143,9 @@ def _table(event: AnyEvent) -> dict[str, Any]:
     table: dict[str, Any] = msgspec.to_builtins(event)
     for private in ("client", "request"):
         table.pop(private, None)
+    for layer in table.get("layers", ()):
+        if layer["not_measured"] is None:
+            del layer["not_measured"]
     if table.get("turns") == 1:
         del table["turns"]
     return {key: value for key, value in table.items() if value not in (None, [], ()) or key == "layers"}

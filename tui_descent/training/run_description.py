@@ -8,6 +8,7 @@ import msgspec
 import torch
 from torch import nn
 
+from tui_descent.instruments.not_measured import count_numbers, why_not_measured
 from tui_descent.protocol.events import KnobState, Layer, RunStarted
 
 
@@ -35,9 +36,9 @@ def about_user_loop(name: str, model: nn.Module, optimizer: torch.optim.Optimize
 
 
 def position(model: nn.Module) -> tuple[float, ...] | None:
-    """The values of the parameters, if the model has at most two numbers as parameters; otherwise None."""
+    """The values of the parameters, if they are at most two real numbers; otherwise None."""
     parameters = list(model.parameters())
-    if sum(p.numel() for p in parameters) > 2:
+    if count_numbers(parameters) > 2 or any(p.is_complex() or why_not_measured(p) for p in parameters):
         return None
     return tuple(v for p in parameters for v in p.detach().flatten().tolist())
 
@@ -55,5 +56,5 @@ def started(
     about: RunStarted, run: str, model: nn.Module, layers: tuple[Layer, ...], knobs: tuple[KnobState, ...]
 ) -> RunStarted:
     """Complete the event `about` with the run's id, layers and knobs."""
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = count_numbers(model.parameters())
     return msgspec.structs.replace(about, run=run, parameters=parameters, layers=layers, knobs=knobs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -59,7 +61,7 @@ class FreezeKnob(Knob):
 
     def value(self) -> str:
         """`on` if the whole net is frozen, `off` if nothing is, otherwise `mixed`."""
-        return self._of(self._context.model)
+        return self._of(self._context.model.parameters())
 
     def unavailable(self) -> str | None:
         """Not available for a surface, which has no layers."""
@@ -75,14 +77,14 @@ class FreezeKnob(Knob):
                 parameter.requires_grad_(True)
             context.version += 1
             return KnobChange(old=old, new=self.value())
-        module = _layer(model, turn.target)
-        old = self._of(module)
+        parameters = surgery.parameters_of(model, turn.target).values()
+        old = self._of(parameters)
         (surgery.freeze if turn.value == "on" else surgery.unfreeze)(model, turn.target)
         context.version += 1
-        return KnobChange(old=old, new=self._of(module))
+        return KnobChange(old=old, new=self._of(parameters))
 
-    def _of(self, module: nn.Module) -> str:
-        return common_value("off" if p.requires_grad else "on" for p in module.parameters())
+    def _of(self, parameters: Iterable[nn.Parameter]) -> str:
+        return common_value("off" if p.requires_grad else "on" for p in parameters)
 
 
 class KickKnob(Knob):
@@ -162,10 +164,3 @@ class DropoutKnob(Knob):
         surgery.set_dropout(self._context.model, p)
         self._context.version += 1
         return KnobChange(old=old, new=self.value())
-
-
-def _layer(model: nn.Module, path: str) -> nn.Module:
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        raise ValueError(f'no layer "{path[:60]}" in {type(model).__name__}') from None
