@@ -21,6 +21,7 @@ from tui_descent.protocol.events import (
     Noted,
     ReadingsTaken,
     RunEnded,
+    State,
     StateChanged,
     Status,
 )
@@ -138,6 +139,30 @@ async def test_a_held_run_says_why_and_what_to_press() -> None:
     async with open_dashboard((80, 24), EARLIER) as dashboard:
         dashboard.keeper.publish(steps(60, [math.nan]), StateChanged(state="held", reason="loss is nan"))
         await dashboard.shows("● held", "loss is nan · space: resume", "space resume", "loss nan")
+
+
+@pytest.mark.parametrize("state", ["running", "paused", "held", "waiting", "testing", "stopping"])
+async def test_a_silent_trainer_is_shown_in_every_state_and_keys_answer(state: State) -> None:
+    async with open_dashboard((80, 24), EARLIER) as dashboard:
+        before = StateChanged(state=state, reason="loss is nan")
+        dashboard.keeper.publish(before)
+        await dashboard.shows(f"● {state}")
+        dashboard.keeper.publish(StateChanged(state=state, reason="the trainer has not responded", silent_s=4))
+        await dashboard.shows("● no word for 4 s", "suspended or busy with one step", "q: quit")
+        dashboard.keeper.publish(StateChanged(state=state, reason="the trainer has not responded", silent_s=12))
+        await dashboard.shows("● no word for 12 s")
+        dashboard.keeper.replies = False
+        await dashboard.press("plus")
+        await dashboard.shows("requested  lr=*1.25")
+        dashboard.keeper.publish(before)
+        await dashboard.shows(f"● {state}")
+        assert "no word" not in dashboard.text()
+
+
+@pytest.mark.parametrize("state", ["importing torch", "building"])
+async def test_a_silent_trainer_is_shown_before_the_first_step(state: State) -> None:
+    async with open_dashboard((80, 24), [StateChanged(state=state, silent_s=7)]) as dashboard:
+        await dashboard.shows(f"● {state}", "no word for 7 s")
 
 
 async def test_a_net_of_two_hundred_layers() -> None:

@@ -134,9 +134,10 @@ class History:
             case StateChanged():
                 changed = (event.state, event.reason) != (self.state.state, self.state.reason)
                 changed = changed and self.state.state != "testing"  # a range test restores the state from before it
+                changed = changed and not event.silent_s and not self.state.silent_s  # the same state, with or without
                 self.state = event
                 self._speed_since = None
-                if event.state in ("paused", "held", "waiting", "ended"):
+                if event.silent_s or event.state in ("paused", "held", "waiting", "ended"):
                     self.steps_per_s = 0.0
                 if changed and event.state in ("held", "waiting"):
                     self._log(event)

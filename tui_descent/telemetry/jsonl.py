@@ -137,8 +137,9 @@ def _table(event: AnyEvent) -> dict[str, Any]:
     table: dict[str, Any] = msgspec.to_builtins(event)
     for private in ("client", "request"):
         table.pop(private, None)
-    if table.get("turns") == 1:
-        del table["turns"]
+    for name, usual in (("turns", 1), ("silent_s", 0)):
+        if table.get(name) == usual:
+            del table[name]
     return {key: value for key, value in table.items() if value not in (None, [], ()) or key == "layers"}
 
 

@@ -18,6 +18,8 @@ VANISHES_BELOW, EXPLODES_ABOVE = 1e-3, 1e3
 # Diagnoses that are less certain get a question mark. About one in six of these is wrong, and hardly any of the others.
 CERTAIN = 0.8
 QUIT = " · q: quit"
+# The states before the first step. They take seconds, in which the trainer has no reason to report anything.
+STARTING = frozenset({"importing torch", "building"})
 
 # A word and its style, then a sentence and its style.
 Words = tuple[str, Style, str, Style]
@@ -33,7 +35,10 @@ def diagnosis_line(view: View) -> Words:
             return "connecting", colours.DIM, "to the run's keeper", colours.DIM
         return "disconnected", colours.RED, f"{safe(view.trouble)} · display frozen{QUIT}", colours.TEXT
     state, reason = history.state.state, safe(history.state.reason)
-    style = colours.state_style(state)
+    style, silent_s = colours.state_style(state), history.state.silent_s
+    if silent_s and state not in STARTING:
+        text = f"the trainer is suspended or busy with one step; keys act when it goes on{QUIT}"
+        return f"no word for {silent_s} s", colours.ORANGE, text, colours.TEXT
     if state == "held":
         # The trainer's reason may name the keys already.
         keys = "" if reason.endswith((", q leaves", QUIT)) else f" · space: resume{QUIT}"
@@ -45,10 +50,12 @@ def diagnosis_line(view: View) -> Words:
     if state == "paused":
         text = f"before step {with_commas(history.steps)} · space: resume · .: one step"
         return "paused", style, text, colours.TEXT
+    so_far = f"no word for {silent_s} s" if silent_s else ""
     if state == "importing torch":
-        return "importing torch…", colours.DIM, "takes a few seconds", colours.DIM
+        usual = "takes a few seconds"
+        return "importing torch…", colours.DIM, f"{so_far}; it usually {usual}" if so_far else usual, colours.DIM
     if state == "building":
-        return "building the network…", colours.DIM, "", colours.DIM
+        return "building the network…", colours.DIM, so_far, colours.DIM
     if state == "testing":
         return "testing", style, f"{reason}; the run is restored afterwards", colours.TEXT
     if state == "stopping":
