@@ -99,6 +99,36 @@ async def test_quitting_stops_the_run_only_after_confirmation() -> None:
     assert dashboard.app.return_value == 0
 
 
+@pytest.mark.parametrize("key", ["q", "ctrl+c", "ctrl+q"])
+async def test_every_key_for_quitting_asks(key: str) -> None:
+    async with open_dashboard((80, 24), EARLIER) as dashboard:
+        await dashboard.press(key)
+        await dashboard.shows("Quit this run?")
+        await dashboard.press(key)
+        await dashboard.wait_until(lambda: "Quit this run?" not in dashboard.text())
+        assert dashboard.app.is_running
+        assert dashboard.keeper.received == []
+        dashboard.keeper.publish(RunEnded(status="finished", step=60))
+        await dashboard.shows("● finished")
+        await dashboard.press(key)
+        await dashboard.wait_until(lambda: dashboard.app.return_value is not None)
+    assert dashboard.app.return_value == 0
+
+
+@pytest.mark.parametrize("key", ["ctrl+c", "ctrl+q"])
+async def test_quitting_in_a_dialog_closes_only_the_dialog(key: str) -> None:
+    async with open_dashboard((100, 30), EARLIER) as dashboard:
+        await dashboard.shows("● running")
+        for opening in ("l", "a", "i", "s", "f", "o", "enter", "greater_than_sign", "question_mark", "ctrl+p"):
+            await dashboard.press(opening)
+            await dashboard.wait_until(lambda: dashboard.app.screen is not dashboard.app.run_screen)
+            await dashboard.press(key)
+            await dashboard.wait_until(lambda: dashboard.app.screen is dashboard.app.run_screen)
+        assert dashboard.app.is_running
+        await dashboard.press(key)
+        await dashboard.shows("Quit this run?")
+
+
 async def test_a_small_terminal_shows_the_size_needed() -> None:
     async with open_dashboard((50, 12), EARLIER) as dashboard:
         await dashboard.shows("needs 60×20, this is 50×12")
