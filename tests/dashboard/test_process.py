@@ -76,7 +76,11 @@ MODES = [
     b"\x1b[<u",
     b"\x1b[?1004l",
 ]
-STALLED = [(ALONE, signal.SIGTERM), (ALONE, signal.SIGHUP), (ALONE, signal.SIGINT), (GALLERY, signal.SIGTERM)]
+STALLED = [
+    pytest.param(ALONE, signal.SIGTERM, id="run-SIGTERM"),
+    pytest.param(GALLERY, signal.SIGHUP, id="gallery-SIGHUP"),
+    pytest.param(ALONE, signal.SIGINT, id="run-SIGINT", marks=pytest.mark.heavy),
+]
 
 
 class Started:
