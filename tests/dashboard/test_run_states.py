@@ -178,7 +178,7 @@ async def test_a_silent_trainer_is_shown_in_every_state_and_keys_answer(state: S
         dashboard.keeper.publish(before)
         await dashboard.shows(f"● {state}")
         dashboard.keeper.publish(StateChanged(state=state, reason="the trainer has not responded", silent_s=4))
-        await dashboard.shows("● no word for 4 s", "suspended or busy with one step", "q: quit")
+        await dashboard.shows("● no word for 4 s", "the trainer is suspended or in a long step · q: quit")
         dashboard.keeper.publish(StateChanged(state=state, reason="the trainer has not responded", silent_s=12))
         await dashboard.shows("● no word for 12 s")
         dashboard.keeper.replies = False

@@ -170,7 +170,8 @@ class Keeper:
             before, self._before_silence = self._before_silence, None
             if state.silent_s:  # it has not reported a new state since
                 self._publish(before if before.state == state.state else StateChanged(state=state.state))
-            self._publish(Noted(step=self.history.steps, text="the trainer responds again"))
+            if before.state not in ("importing torch", "building"):  # these take seconds without a word
+                self._publish(Noted(step=self.history.steps, text="the trainer responds again"))
 
     def _step_s(self) -> float:
         """How long a step takes at present: the median of the last three, 0 before that."""

@@ -37,7 +37,7 @@ def diagnosis_line(view: View) -> Words:
     state, reason = history.state.state, safe(history.state.reason)
     style, silent_s = colours.state_style(state), history.state.silent_s
     if silent_s and state not in STARTING:
-        text = f"the trainer is suspended or busy with one step; keys act when it goes on{QUIT}"
+        text = f"the trainer is suspended or in a long step{QUIT}"
         return f"no word for {silent_s} s", colours.ORANGE, text, colours.TEXT
     if state == "held":
         # The trainer's reason may name the keys already.
