@@ -43,6 +43,7 @@ from tui_descent.protocol.events import (
     StepsMissed,
 )
 from tui_descent.protocol.undo_events import Ghost
+from tui_descent.scenario.knobs import NEUTRAL_KNOBS
 from tui_descent.telemetry.gradient_history import GradientHistory
 from tui_descent.telemetry.log import LogEntry
 from tui_descent.telemetry.newest_readings import NewestReadings, move_rows
@@ -204,7 +205,7 @@ class History:
 
         The new segment begins with a copy of the history up to that step. The steps that are abandoned become a ghost.
         """
-        before = {e.id for e in self.interventions if e.segment == self.segment and e.knob != "pace"}
+        before = {e.id for e in self.interventions if e.segment == self.segment and e.knob not in NEUTRAL_KNOBS}
         in_force = set(event.in_force)
         changed = max(before ^ in_force, default=None)  # the intervention that is undone or redone
         fork = event.step  # the first step at which the abandoned and the new steps differ

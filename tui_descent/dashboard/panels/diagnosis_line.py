@@ -11,6 +11,7 @@ from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.dashboard.view import View
 from tui_descent.protocol.events import Diagnosed, RunEnded
 from tui_descent.scenario.claims import first_to_last_grad
+from tui_descent.scenario.knobs import NEUTRAL_KNOBS
 
 # The gradient of the first block divided by that of the last block. The gradient is said to vanish below the first
 # limit and to explode above the second.
@@ -75,7 +76,7 @@ def _outdated_by(view: View, found: Diagnosed) -> str:
     if found.segment != history.segment:
         return "after an undo or redo"
     turns = (turn for turn in reversed(history.interventions) if turn.segment == history.segment)
-    last = next((turn for turn in turns if turn.knob != "pace"), None)  # the pace does not change the training
+    last = next((turn for turn in turns if turn.knob not in NEUTRAL_KNOBS), None)
     if last is None or found.step >= last.step:
         return ""
     return f"since {safe(last.knob)} changed at step {with_commas(last.step)}"
