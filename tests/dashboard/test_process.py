@@ -86,7 +86,7 @@ STALLED = [
 class Started:
     """A program in a terminal of its own, once it has drawn. `modes` are the terminal's settings from before."""
 
-    def __init__(self, tmp_path: Path, script: str = ALONE) -> None:
+    def __init__(self, tmp_path: Path, script: str = ALONE, **env: str) -> None:
         self.master, self.slave = pty.openpty()
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("4H", 40, 120, 0, 0))
         self.before = termios.tcgetattr(self.slave)
@@ -96,14 +96,14 @@ class Started:
             stdout=self.slave,
             stderr=self.slave,
             start_new_session=True,
-            env={**os.environ, "TERM": "xterm-256color"},
+            env={**os.environ, "TERM": "xterm-256color", **env},
         )
-        seen = b""
+        self.seen = b""
         end = time.monotonic() + 20
-        while b"connecting to the run" not in seen and b"Show a preset" not in seen:
-            assert time.monotonic() < end, seen[-500:]
+        while b"connecting to the run" not in self.seen and b"Show a preset" not in self.seen:
+            assert time.monotonic() < end, self.seen[-500:]
             if select.select([self.master], [], [], 0.1)[0]:
-                seen += os.read(self.master, 65536)
+                self.seen += os.read(self.master, 65536)
 
     def stall(self) -> None:
         """Fill the terminal's buffer, which nobody reads, and let the program draw into it."""
@@ -163,6 +163,16 @@ def test_a_signal_restores_a_terminal_that_takes_no_more_output(started: Started
     assert termios.tcgetattr(started.slave) == started.before
     last = drained(started.master)[-300:]
     assert all(mode in last for mode in MODES), last
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252"])
+def test_the_screen_is_drawn_in_utf_8_whatever_the_locale(tmp_path: Path, encoding: str) -> None:
+    started = Started(tmp_path, GALLERY, PYTHONIOENCODING=encoding)
+    started.process.send_signal(signal.SIGTERM)
+    started.seen += drained(started.master)
+    started.close()
+    assert "╭".encode() in started.seen
+    assert b"\\u" not in started.seen
 
 
 def test_the_deadline_is_cancelled_if_the_app_ends_in_time(tmp_path: Path) -> None:

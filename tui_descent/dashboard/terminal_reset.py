@@ -23,11 +23,9 @@ class TerminalReset:
     """Remembers the terminal's settings when it is created."""
 
     def __init__(self) -> None:
-        self._attributes: list[Any] | None = None
-        self._name: str | None = None
+        self._before: tuple[str, list[Any]] | None = None
         with contextlib.suppress(OSError, termios.error):
-            self._attributes = termios.tcgetattr(INPUT)
-            self._name = os.ttyname(OUTPUT)
+            self._before = os.ttyname(OUTPUT), termios.tcgetattr(INPUT)
 
     def reset(self, wake: signal.Signals) -> None:
         """Restore the settings, drop the output that still waits, and switch off what Textual switched on.
@@ -35,15 +33,16 @@ class TerminalReset:
         Takes at most WITHIN_S. `wake` is a signal with a handler: it interrupts a thread that is blocked in a write,
         which would keep all others from writing. Afterwards this process can write nothing more to stderr.
         """
-        if self._name is None:
+        if self._before is None:
             return
+        name, attributes = self._before
         # A process in the background would be stopped by this signal when it changes the settings.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
         with contextlib.suppress(OSError, termios.error):
             # A descriptor of our own: not blocking, without an effect on those of other processes.
-            terminal = os.open(self._name, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
+            terminal = os.open(name, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
             os.dup2(os.open(os.devnull, os.O_WRONLY), OUTPUT)
-            termios.tcsetattr(terminal, termios.TCSANOW, self._attributes)
+            termios.tcsetattr(terminal, termios.TCSANOW, attributes)
             for thread in threading.enumerate():
                 if thread is not threading.current_thread() and thread.ident is not None:
                     signal.pthread_kill(thread.ident, wake)
