@@ -432,8 +432,11 @@ def _headless(args: argparse.Namespace) -> bool:
 
 
 def on_a_terminal() -> bool:
-    """Whether stdin and stdout are a terminal that can show the dashboard."""
-    return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+    """Whether stdin, stdout and stderr are a terminal that can show the dashboard. It is drawn on stderr."""
+    streams = (sys.stdin, sys.stdout, sys.stderr)
+    return all(stream is not None and stream.isatty() for stream in streams) and (
+        os.environ.get("TERM", "") not in ("", "dumb")
+    )
 
 
 def _usage(*lines: str) -> int:

@@ -117,17 +117,22 @@ class Progress:
         self._live = sys.stderr.isatty()
         self._drawn_s = 0.0
         self._width = 0
+        self._silent = False
         self._begun_s = time.monotonic()
 
     def __call__(self, event: AnyEvent) -> None:
         """Print an event, or update the progress line."""
         self._history.apply(event)
+        self._silent = self._silent and bool(self._history.state.silent_s)
         match event:
             case RunEnded():
                 self._clear()
                 self._summary(event)
             case StateChanged(state="importing torch" | "building"):
                 self._line(f"{event.state}…", always=True)
+            case StateChanged() if event.silent_s and not self._silent and self._history.started is not None:
+                self._silent = True
+                self._say(f"step {self._history.steps}: no word from the trainer for {event.silent_s} s")
             case KnobTurned():
                 way = f", {event.way}" if event.way else ""
                 self._say(f"step {event.step}: {event.knob} {event.old} → {event.new}{way}")
@@ -148,7 +153,7 @@ class Progress:
         h = self._history
         total = h.started.steps if h.started else None
         rate = f"{h.steps_per_s:,.0f} steps/s" if h.steps_per_s else ""
-        left = ""
+        left = f"no word for {h.state.silent_s} s" if h.state.silent_s else ""
         loss = f"loss {h.shown_loss:.4g}" if h.steps else ""
         if total and h.steps_per_s:
             left = f"ETA {max(0, total - h.steps) / h.steps_per_s:,.0f} s"

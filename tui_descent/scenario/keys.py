@@ -240,7 +240,7 @@ KEYS: tuple[KeyBinding, ...] = (
     KeyBinding("ctrl+p", ("ctrl+p",), "palette", "find any action or knob by name", "command_palette"),
     KeyBinding(
         "q",
-        ("q", "ctrl+c"),
+        ("q", "ctrl+c", "ctrl+q"),
         "quit",
         "stop the run and quit (asks first)",
         "leave",

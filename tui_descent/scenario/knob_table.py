@@ -243,3 +243,5 @@ _ROWS = (
     ),
 )
 KNOBS: dict[str, KnobSpec] = {row.name: row for row in _ROWS}
+# Knobs that do not change what is learnt: a change needs no mark in the charts, and there is nothing to undo.
+NEUTRAL_KNOBS = frozenset({"pace"})

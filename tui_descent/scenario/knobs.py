@@ -13,11 +13,12 @@ from typing import Any
 import msgspec
 
 from tui_descent.protocol.commands import TurnKnob
-from tui_descent.scenario.knob_table import KNOBS, PACES, KnobSpec
+from tui_descent.scenario.knob_table import KNOBS, NEUTRAL_KNOBS, PACES, KnobSpec
 from tui_descent.scenario.validate import Problem, convert, nearest
 
 __all__ = [
     "KNOBS",
+    "NEUTRAL_KNOBS",
     "PACES",
     "KnobSpec",
     "betas_text",

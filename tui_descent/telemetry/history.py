@@ -43,6 +43,7 @@ from tui_descent.protocol.events import (
     StepsMissed,
 )
 from tui_descent.protocol.undo_events import Ghost
+from tui_descent.scenario.knobs import NEUTRAL_KNOBS
 from tui_descent.telemetry.gradient_history import GradientHistory
 from tui_descent.telemetry.log import LogEntry
 from tui_descent.telemetry.newest_readings import NewestReadings, move_rows
@@ -134,9 +135,10 @@ class History:
             case StateChanged():
                 changed = (event.state, event.reason) != (self.state.state, self.state.reason)
                 changed = changed and self.state.state != "testing"  # a range test restores the state from before it
+                changed = changed and not event.silent_s and not self.state.silent_s  # the same state, with or without
                 self.state = event
                 self._speed_since = None
-                if event.state in ("paused", "held", "waiting", "ended"):
+                if event.silent_s or event.state in ("paused", "held", "waiting", "ended"):
                     self.steps_per_s = 0.0
                 if changed and event.state in ("held", "waiting"):
                     self._log(event)
@@ -203,7 +205,7 @@ class History:
 
         The new segment begins with a copy of the history up to that step. The steps that are abandoned become a ghost.
         """
-        before = {e.id for e in self.interventions if e.segment == self.segment and e.knob != "pace"}
+        before = {e.id for e in self.interventions if e.segment == self.segment and e.knob not in NEUTRAL_KNOBS}
         in_force = set(event.in_force)
         changed = max(before ^ in_force, default=None)  # the intervention that is undone or redone
         fork = event.step  # the first step at which the abandoned and the new steps differ

@@ -146,8 +146,9 @@ def _table(event: AnyEvent) -> dict[str, Any]:
     for layer in table.get("layers", ()):
         if layer["not_measured"] is None:
             del layer["not_measured"]
-    if table.get("turns") == 1:
-        del table["turns"]
+    for name, usual in (("turns", 1), ("silent_s", 0)):
+        if table.get(name) == usual:
+            del table[name]
     return {key: value for key, value in table.items() if value not in (None, [], ()) or key == "layers"}
 
 

@@ -158,11 +158,16 @@ class RunScreen(Screen[None]):
 
     # Knobs.
 
+    def can_send(self) -> bool:
+        """Whether requests can be sent. If not, the footer shows why."""
+        if self.bridge.unavailable:
+            self.bridge.refuse(self.bridge.unavailable)
+        return not self.bridge.unavailable
+
     def can_turn(self, knob: str) -> bool:
         """Whether a knob is available in this run. If it is not, the footer shows why."""
         history = self.bridge.history
-        if self.bridge.unavailable:
-            self.bridge.refuse(self.bridge.unavailable)
+        if not self.can_send():
             return False
         if knob in history.unavailable:
             self.bridge.refuse(f"{KNOBS[knob].title}: {history.unavailable[knob]}")

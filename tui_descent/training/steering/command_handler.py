@@ -21,6 +21,7 @@ from tui_descent.protocol.commands import (
     WatchCurvature,
 )
 from tui_descent.protocol.events import Evaluated, KnobTurned, Marked, Rewound
+from tui_descent.scenario.knobs import NEUTRAL_KNOBS
 from tui_descent.training.probes.curvature_probe import CurvatureProbe
 from tui_descent.training.probes.range_test import RangeTest
 from tui_descent.training.probes.range_test_run import RangeTestRun
@@ -29,7 +30,7 @@ from tui_descent.training.steering.command_queue import CommandQueue, QueuedComm
 from tui_descent.training.steering.pace import RunMode
 from tui_descent.training.steering.steering import KnobChange, Steering
 from tui_descent.training.undo.snapshot import Snapshot
-from tui_descent.training.undo.undo_stack import WITHOUT_UNDO, UndoStack, undo_entry
+from tui_descent.training.undo.undo_stack import UndoStack, undo_entry
 from tui_descent.training.watch.layer_list import LayerList
 
 Evaluation = Callable[[], tuple[float, float | None]]
@@ -94,7 +95,7 @@ class CommandHandler:
     def _turn(self, queued: QueuedCommand, turn: TurnKnob) -> None:
         progress, request = self._progress, queued.request
         self._steering.check(turn)
-        undo_stack = None if turn.knob in WITHOUT_UNDO else self._undo_stack
+        undo_stack = None if turn.knob in NEUTRAL_KNOBS else self._undo_stack
         before = undo_stack.take(progress.segment, progress.step) if undo_stack is not None else None
         rate, change = self._steering.rate.value, self._apply(turn, before)
         if undo_stack is not None:

@@ -20,8 +20,6 @@ from tui_descent.training.undo.snapshot import HoldsState, Snapshot
 
 PERIOD_S = 30.0
 PERIODIC_SHARE = 0.01  # the largest share of the time that periodic snapshots may take
-# Knobs that do not change the training state, so there is nothing to undo.
-WITHOUT_UNDO = frozenset({"pace"})
 
 
 @dataclass(slots=True, eq=False)
