@@ -32,8 +32,11 @@ class Progress:
         self._memory: DeviceMemory | None = None
 
     def create_ring(self, model: nn.Module, *, layers: int) -> None:
-        """Create the shared memory, with room for readings of `layers` layers. Raises `RuntimeError` if that fails."""
-        if self.link is None:
+        """Create the shared memory, with room for readings of `layers` layers. Raises `RuntimeError` if that fails.
+
+        If the script has closed the connection already, there is none, and training goes on unwatched.
+        """
+        if self.link is None or not self.link.connected:
             return
         try:
             self.link.make_ring(layers)
