@@ -364,7 +364,10 @@ class LevelSent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MetricSent(msgspec.Struct, frozen=True, kw_only=True):
-    """One metric of a user's loop: its newest value, with its step, and its curve. No levels: only its name is known."""
+    """One metric of a user's loop: its newest value, with its step, and its curve.
+
+    Without levels, only its name is known.
+    """
 
     name: str
     step: int
