@@ -60,6 +60,7 @@ MAX_METRIC_BYTES = 256 << 10
 METRICS_AT_ONCE = 5_000
 METRICS_EVERY_S = 0.03
 HEARTBEAT_S = 0.5
+CLOSE_WITHIN_S = 2.0  # how long the end waits for a slow keeper
 
 
 class KeeperLink:
@@ -258,11 +259,12 @@ class KeeperLink:
         self._poll(select.POLLIN, sleep_s)
 
     def close(self) -> None:
-        """Send what is queued, for at most two seconds, and close. The keeper still reads the rest of the ring."""
+        """Send what is queued, for at most `CLOSE_WITHIN_S`, and close. The keeper still reads the rest of the ring."""
         if self._closed:
             return
         self._closed = True
-        end_s = time.monotonic() + 2.0
+        _links.discard(self)
+        end_s = time.monotonic() + CLOSE_WITHIN_S
         self.send()
         while (self._peer.waiting or self._metrics) and not self.lost and time.monotonic() < end_s:
             self._poll(select.POLLOUT, 0.1)
@@ -311,7 +313,8 @@ _links: weakref.WeakSet[KeeperLink] = weakref.WeakSet()
 
 def _detach_all() -> None:
     for link in list(_links):
-        link.detach()
+        with contextlib.suppress(OSError):
+            link.detach()
 
 
 os.register_at_fork(after_in_child=_detach_all)

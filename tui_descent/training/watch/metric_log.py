@@ -36,8 +36,7 @@ class MetricLog:
         try:
             self._add(_text(name), value)
         except Exception as error:  # noqa: BLE001 - `value` may be any object, and a metric must not end the training
-            with suppress(Exception):
-                self._refuse(name, error)
+            self._refuse(name, error)
 
     def send(self, *, wait: bool = False) -> None:
         """Send what waits: metrics that have arrived from a GPU and, with `wait`, those that have not."""
@@ -77,7 +76,9 @@ class MetricLog:
         if shown in self._refused or len(self._refused) >= MAX_NOTES:
             return
         self._refused.add(shown)
-        reason = next(iter(str(error).splitlines()), "")[:120] or type(error).__name__
+        reason = type(error).__name__
+        with suppress(Exception):  # the text of a foreign exception may raise, too
+            reason = next(iter(str(error).splitlines()), "")[:120] or reason
         text = f"metric {shown} not recorded: {reason}"
         self._progress.emit(Noted(step=self._progress.step, text=text, level="warning"))
 
