@@ -124,7 +124,8 @@ def test_replies_come_before_the_metrics_that_wait(keeper: FakeKeeper, monkeypat
         arrived: list[Any] = []
         while not any(isinstance(event, CommandDone) for event in arrived):
             keeper.link.send()
-            assert (new := keeper.events())
+            new = keeper.events()
+            assert new
             arrived += new
         assert sum(isinstance(event, MetricLogged) for event in arrived) < 15_000
 
@@ -368,7 +369,7 @@ def test_forked_process_trains_on_and_the_run_stays_with_its_parent(keeper: Fake
                     sys.exit(7)
                 if leaves_by == "os._exit":
                     os._exit(7)
-    except BaseException:  # noqa: BLE001 - the child must not go on with pytest
+    except BaseException:
         if child == 0:
             os._exit(7)
         raise

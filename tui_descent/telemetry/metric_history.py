@@ -105,9 +105,11 @@ def thinned(evaluations: list[Evaluated], most: int) -> list[Evaluated]:
     """The evaluations, or about half of them if there are more than `most`: evenly spaced, and the newest."""
     if len(evaluations) <= most:
         return evaluations
-    span = abs(evaluations[-1].step - evaluations[0].step)
-    kept = evaluations[:1]
-    for one in evaluations[1:-1]:
-        if abs(one.step - kept[-1].step) * most >= 2 * span:
+    first, half = evaluations[0].step, most // 2
+    width = max(1, abs(evaluations[-1].step - first) / half)
+    kept: list[Evaluated] = []
+    for one in evaluations[:-1]:  # the first of each of `half` equal parts of the run
+        part = abs(one.step - first) // width
+        if not kept or part != abs(kept[-1].step - first) // width or one.segment != kept[-1].segment:
             kept.append(one)
     return [*kept[1 - most :], evaluations[-1]]

@@ -56,7 +56,7 @@ MAX_QUEUED_BYTES = 8 << 20
 KEPT = (RunStarted, RunEnded, CommandDone, CommandRejected, KnobTurned, LayersChanged, Rewound, StateChanged)
 # Metrics wait in a queue of their own, so that other events come first. They are sent together.
 MAX_METRICS = 20_000
-MAX_METRIC_BYTES = 256 << 10
+MAX_METRIC_BYTES = 64 << 10
 METRICS_AT_ONCE = 5_000
 METRICS_EVERY_S = 0.03
 HEARTBEAT_S = 0.5
