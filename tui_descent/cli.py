@@ -109,6 +109,7 @@ def _add_run(commands: Any) -> None:
         "--at", metavar="STEP:KNOB=VALUE", action="append", default=[], help="change a knob before update STEP"
     )
     run.add_argument("--threads", metavar="N", help="CPU threads of the trainer; affects the last bits of results")
+    run.add_argument("--force", action="store_true", help="run even if there seems to be too little memory")
     run.add_argument(
         "--curvature",
         action="store_true",
@@ -246,6 +247,8 @@ def _run(args: argparse.Namespace) -> int:
         return _usage(*str(error).splitlines())
     except ValueError as error:
         return _usage(str(error))
+    if not args.force and (reason := _memory_refusal(scenario)) is not None:
+        return _usage(f"{name} {reason}; make the net or the batches smaller, or use --force")
     headless = _headless(args)
     attended_pace = None if scenario.run.pace == "max" else float(scenario.run.pace)
     return _launch(
@@ -260,7 +263,22 @@ def _run(args: argparse.Namespace) -> int:
         curvature=args.curvature,
         curvature_at=(0, scenario.run.steps) if args.curvature else (),
         range_test_at=range_test_at,
+        force=args.force,
     )
+
+
+def _memory_refusal(scenario: Scenario) -> str | None:
+    """Why the run does not fit into memory.
+
+    This process has no torch, so the trainer checks what has to fit on a GPU. The weights are made on the host.
+    """
+    from tui_descent.free_memory import free_bytes
+    from tui_descent.scenario.memory import memory_needed, refusal
+
+    device = scenario.run.device
+    on_gpu = device.startswith("cuda") or (device == "auto" and Path("/dev/nvidia0").exists())
+    need = memory_needed(scenario)
+    return refusal(need.of_weights() if on_gpu else need, free_bytes())
 
 
 def _step(option: str, text: str) -> int:

@@ -20,6 +20,7 @@ from tui_descent.keeper.gpu import Gpus
 from tui_descent.keeper.trainer import Trainer
 from tui_descent.protocol import codec
 from tui_descent.protocol.channel import ChannelError, Peer, listen
+from tui_descent.protocol.codec import encode
 from tui_descent.protocol.commands import ClientRequest, Hello, Pause, Request, Stop
 from tui_descent.protocol.events import (
     AnyEvent,
@@ -33,6 +34,7 @@ from tui_descent.protocol.events import (
     MetricLogged,
     Noted,
     ReadingsTaken,
+    RunEnded,
     RunStarted,
     StateChanged,
     StepsCompleted,
@@ -456,3 +458,47 @@ def test_silence_before_the_first_step(
     trainer.run_while(play)
     assert silences(trainer) == expected
     assert not any(isinstance(event, Noted) for event in trainer.events), "starting takes its time"
+
+
+@pytest.mark.parametrize("lost", ["end", "end and metrics", "everything after the start"])
+def test_end_that_was_only_left_in_the_shared_memory_is_reported(lost: str) -> None:
+    trainer = ScriptedTrainer()
+    trainer.start()
+    trainer.steps(50)
+    end = RunEnded(status="finished", step=50, loss=0.25)
+    left = [end]
+    if lost == "end and metrics":
+        left.insert(0, Noted(step=50, text="7 metrics dropped: …", level="warning"))
+    if lost != "everything after the start":
+        trainer.peer.send(MetricLogged(segment=0, step=50, name="x", value=1.0))
+    trainer.ring.write_last_events(encode(left))
+    trainer.peer.close()
+    assert trainer.run() == end
+    assert [event for event in trainer.events if isinstance(event, RunEnded)] == [end]
+    assert sum(isinstance(event, Noted) for event in trainer.events) == len(left) - 1
+    assert trainer.published_steps() == list(range(50))
+
+
+@pytest.mark.parametrize("garbage", [b"", b"\x91", b"\xff" * 40, b"\x91\x81\xa5event\xa4none"])
+def test_garbage_in_the_place_of_the_last_events_is_a_lost_trainer(garbage: bytes) -> None:
+    trainer = ScriptedTrainer()
+    trainer.start()
+    trainer.steps(5)
+    trainer.ring.write_last_events(garbage)
+    trainer.peer.close()
+    assert trainer.run().status == "lost"
+    assert trainer.published_steps() == list(range(5))
+
+
+def test_bursts_of_metrics_stand_between_their_steps() -> None:
+    trainer = ScriptedTrainer()
+    trainer.start()
+    for _ in range(10):
+        trainer.steps(20)
+        for n in range(300):
+            trainer.peer.queue(MetricLogged(segment=0, step=trainer.step, name=f"m{n % 9}", value=n))
+        trainer.peer.flush()
+    trainer.ended()
+    trainer.run()
+    assert sum(isinstance(event, MetricLogged) for event in trainer.events) == 3000
+    assert in_order(trainer.events)

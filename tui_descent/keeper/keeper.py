@@ -149,6 +149,9 @@ class Keeper:
             self._selector.unregister(trainer.link.socket)
             if self._ending.script_goes_on and not trainer.exited():
                 self._publish(StateChanged(state="stopping", reason="the loop has ended; its script is still running"))
+            elif self._ending.reported is None and self.launch.command is not None and not trainer.exited():
+                text = "the script has closed the connection: losses are shown, keys have no effect"
+                self._publish(Noted(step=self.history.steps, text=text, level="warning"))
 
     def _report_silence(self, trainer: Trainer) -> None:
         """Report when nothing more comes from the trainer, neither events nor its heartbeat, and when it returns."""
@@ -191,7 +194,10 @@ class Keeper:
     def _end(self, trainer: Trainer) -> None:
         self._publish_new_events(trainer)
         for event in self._stream.last_events():
-            self._publish(event)
+            if isinstance(event, RunEnded):
+                self._ending.reported = self._ending.reported or event
+            else:
+                self._publish(event)
         for rejected in self._requests.reject_unanswered("the run ended before this request was carried out"):
             self._publish(rejected)
         self._publish(self._ending.event(trainer, self.history.steps))

@@ -10,7 +10,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from tui_descent.protocol.codec import FrameError, FrameReader, frame
+from tui_descent.protocol.codec import HEADER, FrameError, FrameReader, frame
 from tui_descent.protocol.private_folder import ChannelError, private_folder
 
 # A socket path may have 104 bytes on macOS and 108 on Linux, including the terminating zero.
@@ -63,6 +63,18 @@ class Peer:
             self._out.append(frame(message))
             self.waiting += len(self._out[-1])
 
+    def waiting_bodies(self) -> list[bytes]:
+        """The bodies of the queued frames; a frame that has been sent in part is one of them."""
+        bodies: list[bytes] = []
+        for number, frames in enumerate(self._out):
+            at = 0
+            while at < len(frames):
+                body = at + HEADER.size
+                at = body + HEADER.unpack_from(frames, at)[0]
+                if number or at > self._sent:
+                    bodies.append(frames[body:at])
+        return bodies
+
     def drop_waiting(self) -> None:
         """Drop the queued messages, except one that has been sent in part."""
         while len(self._out) > (1 if self._sent else 0):
@@ -97,6 +109,11 @@ class Peer:
     def close(self) -> None:
         self.closed = self.closed or "closed here"
         self.socket.close()
+
+    def abandon(self, reason: str) -> None:
+        """Use the socket no more, without closing its descriptor: the number may refer to another file by now."""
+        self.closed = self.closed or reason
+        self.socket.detach()
 
 
 def listen(path: Path) -> socket.socket:

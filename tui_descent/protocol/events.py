@@ -372,6 +372,18 @@ class LevelSent(msgspec.Struct, frozen=True, kw_only=True):
     values: bytes
 
 
+class MetricSent(msgspec.Struct, frozen=True, kw_only=True):
+    """One metric of a user's loop: its newest value, with its step, and its curve.
+
+    Without levels, only its name is known.
+    """
+
+    name: str
+    step: int
+    value: float
+    levels: list[LevelSent]
+
+
 class HistorySent(Event, frozen=True, kw_only=True, tag="history"):
     """Everything a viewer needs to draw the run so far. The live stream continues right after it.
 
@@ -391,6 +403,7 @@ class HistorySent(Event, frozen=True, kw_only=True, tag="history"):
     smoothed: tuple[float, ...]
     steps_per_s: float
     devices: dict[int, list[LevelSent]] = {}
+    metrics: dict[int, list[MetricSent]] = {}
     ghosts: tuple[Ghost, ...] = ()
     line: list[KnobTurned | Marked | Evaluated] = []
     snapshot: SnapshotTaken | None = None

@@ -34,7 +34,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     leaves. `pace` is in steps per second, None for full speed. At the steps `watch_at`, readings are always measured.
     With `curvature`, the curvature is measured from the start on; `curvature_at` are steps at which it is always
     measured. `range_test_at` are the steps before which a range test runs. `undo_budget` is the memory for all
-    snapshots together, in bytes; with 0 there are no snapshots, with None it depends on the device's free memory.
+    snapshots together, in bytes; with 0 there are no snapshots, with None it depends on the device's free memory. With
+    `force`, the run starts even if it does not seem to fit into memory.
     """
 
     run: str
@@ -53,6 +54,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     curvature_at: tuple[int, ...] = ()
     range_test_at: tuple[int, ...] = ()
     undo_budget: int | None = None
+    force: bool = False
 
     @property
     def path(self) -> Path:

@@ -36,9 +36,10 @@ class Progress:
     def create_ring(self, model: nn.Module, *, layers: int) -> None:
         """Create the shared memory, with room for readings of `layers` layers.
 
-        If that fails, reports the run as failed, closes the connection and raises `ChannelError`.
+        If that fails, reports the run as failed, closes the connection and raises `ChannelError`. If the script has
+        closed the connection already, there is none, and training goes on unwatched.
         """
-        if self.link is None:
+        if self.link is None or not self.link.connected:
             return
         try:
             self.link.make_ring(layers)

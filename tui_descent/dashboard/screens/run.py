@@ -1,4 +1,4 @@
-"""The screen of a run: its panels in five views. Panels that changed are redrawn at the frame rate."""
+"""The screen of a run: its panels in six views. Panels that changed are redrawn at the frame rate."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from tui_descent.dashboard.panels.footer import FooterPanel
 from tui_descent.dashboard.panels.gradients import GradientsPanel
 from tui_descent.dashboard.panels.heatmap import HeatmapPanel
 from tui_descent.dashboard.panels.loss_chart import LossPanel
+from tui_descent.dashboard.panels.metrics import MetricsPanel
 from tui_descent.dashboard.panels.panel import Panel
 from tui_descent.dashboard.panels.sharpness import SharpnessPanel
 from tui_descent.dashboard.panels.smallest_curvature import SmallestCurvaturePanel
@@ -38,13 +39,14 @@ from tui_descent.protocol.commands import AnyCommand, TurnKnob, WatchCurvature
 from tui_descent.scenario.keys import KEYS
 from tui_descent.scenario.knobs import KNOBS
 
-# The titles of the views by the names that the stylesheet uses, in the order of the keys 1-5.
+# The titles of the views by the names that the stylesheet uses, in the order of the keys 1-6.
 VIEWS = {
     "overview": "overview",
     "layers": "layers",
     "events": "events",
     "chain": "chain rule",
     "curvature": "curvature",
+    "metrics": "metrics",
 }
 
 
@@ -90,6 +92,8 @@ class RunScreen(Screen[None]):
                 yield SharpnessPanel(id="sharpness")
                 yield SmallestCurvaturePanel(id="smallest-curvature")
                 yield CurvaturePanel(id="curvature")
+            with Vertical(id="metrics-column"):
+                yield MetricsPanel(id="metrics")
             with Vertical(id="time-column"):
                 yield LossPanel(id="loss")
                 yield HeatmapPanel(id="heatmap")
@@ -243,7 +247,11 @@ class RunScreen(Screen[None]):
         self._unzoom()
         for name in VIEWS:
             self.set_class(name == view, f"view-{name}")
-        scrolls: dict[str, type[Panel]] = {"events": EventsPanel, "chain": ChainRulePanel}
+        scrolls: dict[str, type[Panel]] = {
+            "events": EventsPanel,
+            "chain": ChainRulePanel,
+            "metrics": MetricsPanel,
+        }
         self.set_focus(self.query_one(scrolls[view]) if view in scrolls else None)
 
     def focus_next_panel(self) -> None:
@@ -272,7 +280,7 @@ class RunScreen(Screen[None]):
 
         If the focused panel scrolls, scroll it instead.
         """
-        if isinstance(self.focused, EventsPanel | ChainRulePanel):
+        if isinstance(self.focused, EventsPanel | ChainRulePanel | MetricsPanel):
             self.focused.scroll_by(up)
             self._drawn = None
             return

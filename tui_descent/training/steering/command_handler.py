@@ -34,6 +34,7 @@ from tui_descent.training.undo.undo_stack import UndoStack, undo_entry
 from tui_descent.training.watch.layer_list import LayerList
 
 Evaluation = Callable[[], tuple[float, float | None]]
+NO_EVALUATION = 'in your own loop, call run.log("val_loss", loss) instead'
 
 
 class CommandHandler:
@@ -152,7 +153,7 @@ class CommandHandler:
                 return f"{command.steps} step{'s' * (command.steps > 1)}, then a pause"
             case Evaluate():
                 if self._evaluation is None:
-                    raise ValueError("no evaluation data")
+                    raise ValueError(NO_EVALUATION)
                 self.evaluate()
                 return "evaluated"
             case Mark():

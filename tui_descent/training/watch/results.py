@@ -154,14 +154,6 @@ class Results:
         self._steering.add_loss(value)
         return True
 
-    def log(self, value: Tensor | float, report: Callable[[float], None]) -> None:
-        """Add a metric that the user logged."""
-        if self._losses.deferred and isinstance(value, Tensor):
-            arrival = HostCopy([value.detach().reshape(1)])
-            self._waiting.append(_Reading(arrival, lambda v: report(v[0]), of_update=False))
-        else:
-            report(number(value))
-
     def report(self, *, wait: bool = False) -> Fault | None:
         """Report the results that are on the host; with `wait`, wait for all others and report them too.
 
