@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
+from tui_descent.end_report import print_end
 from tui_descent.keeper.keeper import Keeper
 from tui_descent.keeper.process import clear
 from tui_descent.keeper.trainer import Trainer
@@ -36,6 +37,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 REDRAW_S = 0.1
 REPORT_S = 10.0
 CHART_ROWS = 14
+# A second signal ends a script at once. Some programs send each signal twice, to the process and to its group.
+SECOND_SIGNAL_AFTER_S = 0.5
 
 
 def run(launch: Launch, *, json: bool = False, listen: Callable[[AnyEvent], None] | None = None) -> int:
@@ -44,7 +47,7 @@ def run(launch: Launch, *, json: bool = False, listen: Callable[[AnyEvent], None
     If `listen` is given, it is called with the events, and none is printed.
     """
     printer = listen or (JsonPrinter() if json else Progress())
-    code, caught = 1, 0
+    code, caught, caught_s = 1, 0, 0.0
 
     def guarded(event: AnyEvent) -> None:
         try:
@@ -56,17 +59,23 @@ def run(launch: Launch, *, json: bool = False, listen: Callable[[AnyEvent], None
     keeper = Keeper(launch, on_event=guarded)
 
     def stop(number: int, _: FrameType | None) -> None:
-        nonlocal caught
-        caught = number
-        keeper.stop(signal.Signals(number).name)
+        nonlocal caught, caught_s
+        if not caught:
+            caught, caught_s = number, time.monotonic()
+            keeper.stop(signal.Signals(number).name)
+        elif launch.command is not None and time.monotonic() > caught_s + SECOND_SIGNAL_AFTER_S:
+            keeper.kill(signal.Signals(number).name)  # the script saves for too long
 
-    old = {number: signal.signal(number, stop) for number in SIGNALS}
+    # Under nohup, SIGHUP stays ignored.
+    handled = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+    old = {number: signal.signal(number, stop) for number in handled}
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it is ignored, the trainer's exit code cannot be read
     try:
         ended = keeper.run(lambda: Trainer.start(launch))
         code = 128 + caught if caught and ended.status == "stopped" else exit_code(ended, EXIT_CODES)
-        if ended.log_path is not None and not listen:
-            _print_failure(ended)
-        else:
+        if (ended.log_path is not None or launch.command is not None) and not listen:
+            print_end(ended)
+        if ended.log_path is None or listen:
             clear(launch.path)
     except (ChannelError, OSError) as error:
         print(f"tui-descent: {error}", file=sys.stderr)
@@ -197,14 +206,6 @@ def _curve(history: History, *, columns: int) -> list[tuple[float, float]]:
     while history.steps / width > 2 * columns:
         width *= 2
     return [(bin_ * width, values[2]) for bin_, values in pyramid.window(width, 0, history.steps)]
-
-
-def _print_failure(ended: RunEnded) -> None:
-    for line in ended.log_tail:
-        print(f"  | {escape_controls(line)}", file=sys.stderr)
-    print(f"tui-descent: {escape_controls(ended.reason)}", file=sys.stderr)
-    if ended.log_path:
-        print(f"tui-descent: the trainer's output is in {ended.log_path}", file=sys.stderr)
 
 
 def _silence() -> None:
