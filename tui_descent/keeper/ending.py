@@ -89,11 +89,12 @@ class Ending:
         if self.reported is not None:
             return self._reported_end(self.reported, code)
         if self.stop_requested:
-            ended = RunEnded(status="stopped", step=step, reason=self._stop_reason)
-            if code and self._forced:
-                ended = msgspec.structs.replace(ended, reason=f"{ended.reason}; the trainer had to be killed")
-            return self._reported_end(ended, code)
-        if self._is_script and code is not None and (ended := self._script_end(code, step, started)) is not None:
+            killed = "; the trainer had to be killed" if code and self._forced else ""
+            return self._reported_end(
+                RunEnded(status="stopped", step=step, reason=f"{self._stop_reason}{killed}"), code
+            )
+        ended = self._script_end(code, step, started) if self._is_script and code is not None else None
+        if ended is not None:
             return self._with_log(ended) if code else self._with_output(ended)
         if not self._is_script and code is not None and -code in STOP_SIGNALS:
             return RunEnded(status="stopped", step=step, reason=signal.Signals(-code).name, exit_code=code)

@@ -192,7 +192,7 @@ class Keeper:
         for event in self._stream.new_events(trainer):
             if isinstance(event, RunEnded):
                 self._ending.reported = event
-            elif isinstance(event, StateChanged) and event.state == "stopping":
+            elif isinstance(event, StateChanged) and event.state == "stopping" and self.launch.command is not None:
                 self._ending.obeyed = True
                 self._publish_goes_on()
             elif isinstance(event, DeviceTaken):

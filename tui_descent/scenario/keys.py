@@ -221,10 +221,10 @@ KEYS: tuple[KeyBinding, ...] = (
     KeyBinding("z", ("z",), "zoom", "show the focused panel alone, or all panels again", "zoom"),
     KeyBinding(
         *(
-            "1-5",
-            ("1", "2", "3", "4", "5"),
+            "1-7",
+            ("1", "2", "3", "4", "5", "7"),
             "views",
-            "show a view: overview, layers, events, chain rule or curvature",
+            "show a view: overview, layers, events, chain rule, curvature or what a script prints",
             "show_view",
         ),
         footer=FooterEntry(word="views", rank=7),
@@ -247,10 +247,14 @@ KEYS: tuple[KeyBinding, ...] = (
         footer=FooterEntry(word="quit", short="quit", rank=0),
     ),
     KeyBinding(
-        "↑", ("up",), "layer up", "select the layer above; in the events and chain-rule panels, scroll up", "up"
+        "↑", ("up",), "layer up", "select the layer above; in the events, chain-rule and output panels, scroll up", "up"
     ),
     KeyBinding(
-        "↓", ("down",), "layer down", "select the layer below; in the events and chain-rule panels, scroll down", "down"
+        "↓",
+        ("down",),
+        "layer down",
+        "select the layer below; in the events, chain-rule and output panels, scroll down",
+        "down",
     ),
     KeyBinding("enter", ("enter",), "one layer", "show all readings of the selected layer", "open_layer"),
     KeyBinding(

@@ -18,6 +18,7 @@ VANISHES_BELOW, EXPLODES_ABOVE = 1e-3, 1e3
 # Diagnoses that are less certain get a question mark. About one in six of these is wrong, and hardly any of the others.
 CERTAIN = 0.8
 QUIT = " · q: quit"
+KILL = " · q: kill it"
 
 # A word and its style, then a sentence and its style.
 Words = tuple[str, Style, str, Style]
@@ -52,7 +53,9 @@ def diagnosis_line(view: View) -> Words:
     if state == "testing":
         return "testing", style, f"{reason}; the run is restored afterwards", colours.TEXT
     if state == "stopping":
-        return "stopping…", style, reason, colours.TEXT
+        return "stopping…", style, f"{reason}{KILL if view.stopping else ''}", colours.TEXT
+    if history.started is None and reason:  # a script's `watch()` that cannot be reached
+        return "not shown", colours.ORANGE, reason, colours.TEXT
     found = history.diagnosis
     if found is None:
         return _gradient_flow(view)

@@ -248,9 +248,10 @@ class Watch:
         """End a run that was never left, when the interpreter exits."""
         if os.getpid() != process:  # the run belongs to the parent of this forked process
             return
-        error = self.control.stopped_by or (None if hasattr(sys, "ps1") else getattr(sys, "last_value", None))
+        uncaught = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
+        error: BaseException | None = self.control.stopped_by or uncaught
         with contextlib.suppress(RuntimeError):
-            self.__exit__(type(error), error, None)
+            self.__exit__(None if error is None else type(error), error, None)
 
     def _enter_next_step(self) -> None:
         """Do everything that is due before the next step; then decide how many of the next steps can be fast."""
