@@ -90,7 +90,7 @@ class Bridge:
             return
         try:
             await self._read(reader, self._writer)
-            self._disconnect("the keeper closed the connection" if self.history.ended else KEEPER_GONE)
+            self._disconnect(KEEPER_GONE if self._keeper_gone() else "the keeper closed the connection")
         except (OSError, codec.FrameError) as error:
             self._disconnect(str(error))
         finally:
