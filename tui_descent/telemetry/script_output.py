@@ -19,8 +19,6 @@ _PARTS = re.compile(
     r"|(?P<control>[\x00-\x1f\x7f-\x9f])"
     r"|(?P<text>[^\x00-\x1f\x7f-\x9f]+)"
 )
-# A state of a line that was overwritten later: everything before a carriage return that more text follows.
-_OVERWRITTEN = re.compile(rb"[^\r\n]*\r+(?=[^\r\n])")
 
 
 def shown_lines(text: str) -> list[str]:
@@ -81,7 +79,12 @@ def _control_sequence(lines: list[str], row: int, column: int, sequence: str, pa
 
 def without_overwritten(data: bytes) -> bytes:
     """Printed bytes without the states of progress bars that were overwritten later."""
-    return _OVERWRITTEN.sub(b"", data)
+    return b"\n".join(_last_state(line) if b"\r" in line else line for line in data.split(b"\n"))
+
+
+def _last_state(line: bytes) -> bytes:
+    text = line.rstrip(b"\r")
+    return line[text.rfind(b"\r") + 1 :]
 
 
 def last_lines(path: Path, count: int) -> tuple[str, ...]:
