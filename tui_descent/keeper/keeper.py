@@ -90,7 +90,7 @@ class Keeper:
                 ended = self._serve(self._trainer)
             except (ChannelError, OSError) as error:
                 what = "cannot be started" if self._trainer is None else "cannot be reached"
-                reason = f"the trainer {what}: {error}"
+                reason = f"the trainer {what}: {getattr(error, 'strerror', None) or error}"
                 self._publish(ended := RunEnded(status="failed", step=self.history.steps, reason=reason))
             self._flush_viewers()
             return ended
