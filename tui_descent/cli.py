@@ -300,14 +300,30 @@ def _exec(args: argparse.Namespace) -> int:
     if shutil.which(args.argv[0]) is None:
         return _usage(f"{args.argv[0]}: command not found; example: tui-descent exec -- python train.py")
     name = next((Path(word).stem for word in args.argv if word.endswith(".py")), Path(args.argv[0]).name)
+    headless = _headless(args)
     return _launch(
         args,
         name=name,
-        headless=_headless(args),
+        headless=headless,
         command=tuple(args.argv),
+        terminal_size=_script_terminal_size(headless=headless),
         watch_budget=budget,
         watch_every=every,
     )
+
+
+def _script_terminal_size(*, headless: bool) -> tuple[int, int]:
+    """Columns and rows for the script's own terminal: those of the output panel, or headless those of the terminal."""
+    from tui_descent.dashboard.terminal_size import script_size
+
+    for stream in (sys.__stdout__, sys.__stderr__):
+        try:
+            columns, rows = os.get_terminal_size(stream.fileno())  # type: ignore[union-attr]
+        except (AttributeError, ValueError, OSError):
+            continue
+        if columns and rows:
+            return (columns, rows) if headless else script_size(columns, rows)
+    return 80, 24
 
 
 def _launch(
@@ -350,15 +366,35 @@ def _launch(
 
 
 def _dashboard(launch: Launch) -> int:
-    from tui_descent.protocol.launch import LOG_FILE, start_keeper
-
-    keeper = start_keeper(launch)  # first, so that it starts while the dashboard is imported
-    from tui_descent.dashboard.app import run_dashboard
+    """Start a keeper and open the dashboard. What can go wrong before that is an error of one line."""
+    from tui_descent.protocol.channel import ChannelError, listen
+    from tui_descent.protocol.exit_status import describe_exit
+    from tui_descent.protocol.launch import KEEPER_LOG_FILE, LOG_FILE, start_keeper
+    from tui_descent.telemetry.script_output import last_lines
 
     assert launch.socket is not None
     output.draw_on_stdout()
+    socket = Path(launch.socket)
     try:
-        return run_dashboard(Path(launch.socket), name=launch.name, log_path=launch.path / LOG_FILE)
+        # Opened here, so that a refused folder is found now. The keeper inherits it.
+        with listen(socket) as listener:
+            keeper = start_keeper(launch, listener=listener)  # it starts while the dashboard is imported
+    except (ChannelError, OSError) as error:
+        return _not_started(launch, str(error))
+    from tui_descent.dashboard.app import run_dashboard
+
+    if keeper.poll() is not None:
+        why = last_lines(launch.path / KEEPER_LOG_FILE, 1) or (describe_exit(keeper.returncode),)
+        socket.unlink(missing_ok=True)
+        return _not_started(launch, f"the run's keeper ended while it was starting: {why[0]}")
+    try:
+        return run_dashboard(
+            socket,
+            name=launch.name,
+            log_path=launch.path / LOG_FILE,
+            script=launch.command is not None,
+            keeper_gone=lambda: keeper.poll() is not None,
+        )
     finally:
         # The keeper ends the run when the last viewer disconnects. Wait for it, so that no process is left.
         import subprocess
@@ -367,6 +403,11 @@ def _dashboard(launch: Launch) -> int:
             keeper.wait(20)
         except subprocess.TimeoutExpired:
             keeper.terminate()
+
+
+def _not_started(launch: Launch, why: str) -> int:
+    shutil.rmtree(launch.path, ignore_errors=True)
+    return _usage(why)
 
 
 def _presets(args: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from tui_descent import output
+from tui_descent.end_report import print_end
 from tui_descent.keeper.keeper import Keeper
 from tui_descent.keeper.process import clear
 from tui_descent.keeper.trainer import Trainer
@@ -38,6 +39,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 REDRAW_S = 0.1
 REPORT_S = 10.0
 CHART_ROWS = 14
+# A second signal ends a script at once. Some programs send each signal twice, to the process and to its group.
+SECOND_SIGNAL_AFTER_S = 0.5
 
 
 def run(launch: Launch, *, json: bool = False, listen: Callable[[AnyEvent], None] | None = None) -> int:
@@ -46,7 +49,7 @@ def run(launch: Launch, *, json: bool = False, listen: Callable[[AnyEvent], None
     If `listen` is given, it is called with the events, and none is printed.
     """
     printer = listen or (JsonPrinter() if json else Progress())
-    code, caught = 1, 0
+    code, caught, caught_s = 1, 0, 0.0
     unprinted: OSError | None = None
 
     def guarded(event: AnyEvent) -> None:
@@ -63,11 +66,17 @@ def run(launch: Launch, *, json: bool = False, listen: Callable[[AnyEvent], None
     keeper = Keeper(launch, on_event=guarded)
 
     def stop(number: int, _: FrameType | None) -> None:
-        nonlocal caught
-        caught = number
-        keeper.stop(signal.Signals(number).name)
+        nonlocal caught, caught_s
+        if not caught:
+            caught, caught_s = number, time.monotonic()
+            keeper.stop(signal.Signals(number).name)
+        elif launch.command is not None and time.monotonic() > caught_s + SECOND_SIGNAL_AFTER_S:
+            keeper.kill(signal.Signals(number).name)  # the script saves for too long
 
-    old = {number: signal.signal(number, stop) for number in SIGNALS}
+    # Under nohup, SIGHUP stays ignored.
+    handled = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+    old = {number: signal.signal(number, stop) for number in handled}
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it is ignored, the trainer's exit code cannot be read
     try:
         ended = keeper.run(lambda: Trainer.start(launch))
         code = 128 + caught if caught and ended.status == "stopped" else exit_code(ended, EXIT_CODES)
@@ -75,8 +84,9 @@ def run(launch: Launch, *, json: bool = False, listen: Callable[[AnyEvent], None
         if unprinted is not None:
             output.say(f"tui-descent: {_lost_output(unprinted)}; the run {ended.status} at step {ended.step:,}")
             code = code or (0 if isinstance(unprinted, BrokenPipeError) else 1)
+        if (ended.log_path is not None or launch.command is not None) and not listen:
+            print_end(ended)
         if ended.log_path is not None and not listen:
-            _print_failure(ended)
             keep_folder(launch.path)
         else:
             clear(launch.path)
@@ -219,9 +229,3 @@ def _curve(history: History, *, columns: int) -> list[tuple[float, float]]:
     while history.steps / width > 2 * columns:
         width *= 2
     return [(bin_ * width, values[2]) for bin_, values in pyramid.window(width, 0, history.steps)]
-
-
-def _print_failure(ended: RunEnded) -> None:
-    output.say(*(f"  | {line}" for line in ended.log_tail), f"tui-descent: {ended.reason}")
-    if ended.log_path:
-        output.say(f"tui-descent: the trainer's output is in {ended.log_path}")

@@ -6,7 +6,9 @@ It connects to the keeper, redraws the run screen on a timer, and quits with the
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,6 +25,7 @@ from tui_descent.dashboard.dialogs.leave import LeaveDialog
 from tui_descent.dashboard.screens.run import RunScreen
 from tui_descent.dashboard.signals import Signals, run_app
 from tui_descent.dashboard.theme import THEME
+from tui_descent.end_report import print_end, print_trouble
 from tui_descent.protocol.commands import Stop
 from tui_descent.protocol.events import Status
 from tui_descent.protocol.exit_status import exit_code
@@ -32,7 +35,11 @@ EXIT_CODES: dict[Status, int] = {"finished": 0, "stopped": 0, "diverged": 0, "fa
 
 
 class DescentApp(App[int]):
-    """The dashboard of one run; to the keeper it is one viewer."""
+    """The dashboard of one run; to the keeper it is one viewer.
+
+    `log_path`: the file with what the trainer prints. `script`: the trainer is a user's script, which may save for as
+    long as it needs after a stop. `keeper_gone` says whether the keeper's process has exited.
+    """
 
     CSS_PATH = Path(__file__).parent / "dashboard.tcss"
     COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {CommandProvider}
@@ -48,12 +55,15 @@ class DescentApp(App[int]):
         fps: float = 10.0,
         log_path: Path | None = None,
         signals: Signals | None = None,
+        script: bool = False,
+        keeper_gone: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__()
-        self.bridge = Bridge(socket, name="dashboard")
+        self.bridge = Bridge(socket, name="dashboard", keeper_gone=keeper_gone)
+        self._is_script = script
         self.run_name = name
         self.fps = fps
-        self.run_screen = RunScreen(self.bridge, name=name, log_path=log_path)
+        self.run_screen = RunScreen(self.bridge, name=name, log_path=log_path, script=script)
         self._bridge_task: asyncio.Task[None] | None = None
         self._stop_deadline_s: float | None = None
         self._signals = signals
@@ -106,6 +116,9 @@ class DescentApp(App[int]):
         """Quit when the run is over; otherwise ask."""
         if not self.bridge.history.live or not self.bridge.connected:
             self.exit(self.exit_code())
+        elif self._is_script and self._stop_deadline_s is not None:  # it still runs, and the user does not want to wait
+            self.bridge.send(Stop(kill=True))
+            self._stop_deadline_s = self._loop_time() + STOP_TIMEOUT_S
         else:
             self.push_screen(LeaveDialog(), self._leave_answered)
 
@@ -115,18 +128,34 @@ class DescentApp(App[int]):
         if self.bridge.send(Stop()) is None:
             self.exit(self.exit_code())
             return
-        self._stop_deadline_s = self._loop_time() + STOP_TIMEOUT_S
+        self._stop_deadline_s = math.inf if self._is_script else self._loop_time() + STOP_TIMEOUT_S
+        self.run_screen.view = replace(self.run_screen.view, stopping=self._is_script)
 
     @staticmethod
     def _loop_time() -> float:
         return asyncio.get_running_loop().time()
 
 
-def run_dashboard(socket: Path, *, name: str, fps: float = 10.0, log_path: Path | None = None) -> int:
-    """Show a run until the user quits; returns the exit code."""
+def run_dashboard(
+    socket: Path,
+    *,
+    name: str,
+    fps: float = 10.0,
+    log_path: Path | None = None,
+    script: bool = False,
+    keeper_gone: Callable[[], bool] = lambda: False,
+) -> int:
+    """Show a run until the user quits, then print how it ended if that matters; returns the exit code."""
     signals = Signals()
-    app = DescentApp(socket, name=name, fps=fps, log_path=log_path, signals=signals)
+    app = DescentApp(
+        socket, name=name, fps=fps, log_path=log_path, script=script, keeper_gone=keeper_gone, signals=signals
+    )
     code = run_app(app, signals)
     if signals.caught is not None:
         return 128 + signals.caught
+    ended, trouble = app.bridge.history.ended, app.bridge.trouble
+    if ended is not None and (ended.status in ("failed", "lost") or ended.log_path is not None or script):
+        print_end(ended)
+    elif ended is None and code == EXIT_CODES["lost"] and trouble:
+        print_trouble(trouble, log_path if script else None)
     return code if code is not None else app.return_code or 0

@@ -6,11 +6,20 @@ If the connection is lost, the screen shows that; no exception is raised.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tui_descent.protocol import codec
-from tui_descent.protocol.commands import AnyCommand, Hello, Request, Source, TurnKnob, WatchCurvature
+from tui_descent.protocol.commands import (
+    AnyCommand,
+    Hello,
+    Request,
+    ResizeTerminal,
+    Source,
+    TurnKnob,
+    WatchCurvature,
+)
 from tui_descent.protocol.events import (
     CommandDone,
     CommandRejected,
@@ -24,6 +33,9 @@ from tui_descent.protocol.events import (
 from tui_descent.telemetry.history import History
 
 Reply = KnobTurned | CommandDone | CommandRejected
+# The dashboard sends these by itself; no key asks for them, so the footer does not show them.
+UNASKED = (WatchCurvature, ResizeTerminal)
+KEEPER_GONE = "the run's keeper has ended unexpectedly"
 # In these states the run makes no steps until it is resumed.
 STOPPED_STATES = frozenset({"paused", "held", "waiting"})
 NOT_CONNECTED = "not connected to the run"
@@ -44,11 +56,15 @@ class Exchange:
 
 
 class Bridge:
-    """Holds the run's history. The frame timer redraws when `revision` has changed."""
+    """Holds the run's history. The frame timer redraws when `revision` has changed.
 
-    def __init__(self, socket: Path, *, name: str = "viewer") -> None:
+    `keeper_gone` says whether the keeper's process has exited, if that can be known.
+    """
+
+    def __init__(self, socket: Path, *, name: str = "viewer", keeper_gone: Callable[[], bool] = lambda: False) -> None:
         self.socket = socket
         self.name = name
+        self._keeper_gone = keeper_gone
         self.history = History()
         self.connected = False
         self.trouble = ""
@@ -69,11 +85,12 @@ class Bridge:
         try:
             reader, self._writer = await self._connect()
         except OSError as error:
-            self._disconnect(f"no run at {self.socket.name}: {error.strerror or error}")
+            why = f"no run at {self.socket.name}: {error.strerror or error}"
+            self._disconnect(KEEPER_GONE if self._keeper_gone() else why)
             return
         try:
             await self._read(reader, self._writer)
-            self._disconnect("the keeper closed the connection")
+            self._disconnect(KEEPER_GONE if self._keeper_gone() else "the keeper closed the connection")
         except (OSError, codec.FrameError) as error:
             self._disconnect(str(error))
         finally:
@@ -86,7 +103,7 @@ class Bridge:
                 return await asyncio.open_unix_connection(self.socket)
             except (FileNotFoundError, ConnectionRefusedError):
                 # The keeper has only just been started and may not have created its socket yet.
-                if asyncio.get_running_loop().time() > end:
+                if self._keeper_gone() or asyncio.get_running_loop().time() > end:
                     raise
             await asyncio.sleep(RETRY_S)
 
@@ -116,8 +133,8 @@ class Bridge:
 
     def _take_reply(self, reply: Reply) -> None:
         command = self._unanswered.pop(reply.request, None) if reply.client == self.client else None
-        if isinstance(command, WatchCurvature) and isinstance(reply, CommandDone):
-            return  # the curvature view shows the result
+        if isinstance(command, UNASKED) and isinstance(reply, CommandDone):
+            return
         # Other viewers' interventions are shown too, but not their other replies.
         if command is not None or isinstance(reply, KnobTurned):
             self.exchange = Exchange(command=command, reply=reply)
@@ -137,7 +154,7 @@ class Bridge:
         self._requests += 1
         self._writer.write(codec.frame(Request(request=self._requests, command=command, source=source)))
         self._unanswered[self._requests] = command
-        if not isinstance(command, WatchCurvature):
+        if not isinstance(command, UNASKED):
             self.exchange = Exchange(command=command)
         self._changes += 1
         return self._requests

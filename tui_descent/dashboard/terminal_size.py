@@ -1,4 +1,4 @@
-"""Make Textual use the terminal's real size."""
+"""Make Textual use the terminal's real size, and give a script the size of the part in which its output is shown."""
 
 from __future__ import annotations
 
@@ -18,3 +18,11 @@ def forget_exported_size() -> None:
     if columns and lines:
         os.environ.pop("COLUMNS", None)
         os.environ.pop("LINES", None)
+
+
+def script_size(columns: int, rows: int) -> tuple[int, int]:
+    """Columns and rows for a script's own terminal, if the dashboard has `columns` and `rows`.
+
+    It is the size of the output panel: without the status line, the footer and the panel's border.
+    """
+    return max(20, columns - 2), max(5, rows - 6)

@@ -15,7 +15,8 @@ class View:
 
     `exchange`: the last request and its reply. `trouble`: what is wrong with the connection. `log`: the loss axis is
     logarithmic. `recent`: show the last steps instead of the whole run. `ghosts`: show the loss curves of undone steps.
-    `selected`: the index of the selected layer, in forward order.
+    `selected`: the index of the selected layer, in forward order. `output`: the newest lines that the script has
+    printed, while they are shown. `stopping`: the user has asked to stop, and the script has not ended yet.
     """
 
     history: History
@@ -27,6 +28,8 @@ class View:
     recent: bool = False
     ghosts: bool = True
     selected: int | None = None
+    output: tuple[str, ...] = ()
+    stopping: bool = False
 
     @property
     def layers(self) -> tuple[Layer, ...]:

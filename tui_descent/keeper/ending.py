@@ -13,10 +13,14 @@ import msgspec
 from tui_descent.keeper.trainer import Trainer, log_tail
 from tui_descent.protocol.events import RunEnded
 from tui_descent.protocol.exit_status import describe_exit, describe_script_failure
-from tui_descent.protocol.launch import LOG_FILE, Launch
+from tui_descent.protocol.launch import CONNECTED_FILE, LAUNCHED, LAUNCHED_FILE, LOG_FILE, Launch
 
 TERMINATE_AFTER_S = 10.0  # from a stop request to SIGTERM
 KILL_AFTER_S = 3.0  # from SIGTERM to SIGKILL
+# A trainer that one of these ends before it can handle them has been stopped, not lost.
+STOP_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+NEVER_CALLED = 'this script never called watch(): see "Watch a loop of your own" in the README'
+NO_STEPS = "watch() was called, but the script never called run.step()"
 
 
 class Ending:
@@ -24,9 +28,13 @@ class Ending:
 
     def __init__(self, launch: Launch) -> None:
         self._launch = launch
+        self._is_script = launch.command is not None
         self._stop_reason = ""
         self._stop_requested_s: float | None = None
+        self._kill_requested_s: float | None = None
         self._signalled = False
+        # Whether the trainer has reported that it is stopping. A script may then save for as long as it needs.
+        self.obeyed = False
         # The trainer's own `RunEnded`. It is published only when the process has exited and all its steps are
         # published.
         self.reported: RunEnded | None = None
@@ -38,37 +46,58 @@ class Ending:
 
     @property
     def script_goes_on(self) -> bool:
-        """Whether the run has ended but its process, a user's script, may still be running code after its loop."""
-        return self.reported is not None and self._launch.command is not None
+        """Whether the loop has ended but its process, a user's script, may still be running code after it."""
+        return self._is_script and (self.obeyed or self.reported is not None)
+
+    @property
+    def _forced(self) -> bool:
+        """Whether the trainer was signalled because it did not obey in time, and not because a person wanted it."""
+        return self._signalled and self._kill_requested_s is None
 
     def request_stop(self, reason: str) -> None:
         """Record that the trainer is asked to stop. Only the first reason is kept."""
         if self._stop_requested_s is None:
             self._stop_requested_s, self._stop_reason = time.monotonic(), reason
 
-    def enforce_stop(self, trainer: Trainer) -> None:
+    def request_kill(self, reason: str) -> None:
+        """Record that the trainer shall be ended by signals, whatever it is doing."""
+        self.request_stop(reason)
+        self._kill_requested_s = self._kill_requested_s or time.monotonic()
+
+    def enforce_stop(self, trainer: Trainer, *, attached: int) -> None:
         """Signal a trainer that does not obey the stop request.
 
-        A script that still runs after its loop is not signalled.
+        A script that still runs after its loop is not signalled, unless this was requested. As long as viewers are
+        attached, a person decides whether to wait for a script.
         """
         assert self._stop_requested_s is not None
-        if self.script_goes_on:
-            return
         overdue_s = time.monotonic() - self._stop_requested_s - TERMINATE_AFTER_S
-        self._signalled = overdue_s > 0
-        if overdue_s > KILL_AFTER_S:
-            trainer.signal(signal.SIGKILL)
-        elif overdue_s > 0:
-            trainer.signal(signal.SIGTERM)
+        if self._kill_requested_s is not None:
+            overdue_s = time.monotonic() - self._kill_requested_s
+        elif self.script_goes_on or (self._is_script and attached):
+            return
+        if overdue_s >= 0:
+            self._signalled = True
+            trainer.signal(signal.SIGKILL if overdue_s > KILL_AFTER_S else signal.SIGTERM)
 
-    def event(self, trainer: Trainer, step: int) -> RunEnded:
-        """The run's last event, for a trainer that has exited before update `step`."""
+    def event(self, trainer: Trainer, step: int, *, started: bool = True) -> RunEnded:
+        """The run's last event, for a trainer that has exited before update `step`.
+
+        `started`: whether the trainer has reported its net.
+        """
         code = trainer.exit_code()
         if self.reported is not None:
             return self._reported_end(self.reported, code)
         if self.stop_requested:
-            reason = f"{self._stop_reason}; the trainer had to be killed" if code else self._stop_reason
-            return RunEnded(status="stopped", step=step, reason=reason, exit_code=code)
+            killed = "; the trainer had to be killed" if code and self._forced else ""
+            return self._reported_end(
+                RunEnded(status="stopped", step=step, reason=f"{self._stop_reason}{killed}"), code
+            )
+        ended = self._script_end(code, step, started) if self._is_script and code is not None else None
+        if ended is not None:
+            return self._with_log(ended) if code else self._with_output(ended)
+        if not self._is_script and code is not None and -code in STOP_SIGNALS:
+            return RunEnded(status="stopped", step=step, reason=signal.Signals(-code).name, exit_code=code)
         return self._with_log(
             RunEnded(
                 status="lost",
@@ -78,14 +107,35 @@ class Ending:
             )
         )
 
+    def _script_end(self, code: int, step: int, started: bool) -> RunEnded | None:
+        """The end of a script whose run has not reported its end; None if it was lost during its run."""
+        folder = self._launch.path
+        if (folder / CONNECTED_FILE).exists():
+            if code == 0 and not started:
+                return RunEnded(status="finished", step=0, reason=NO_STEPS, exit_code=0)
+            if code <= 0:
+                return None
+            reason = f"the script ended with exit code {code}"
+            return RunEnded(status="failed", step=step, reason=reason, exit_code=code)
+        launched = (folder / LAUNCHED_FILE).exists()
+        reason = LAUNCHED if launched else NEVER_CALLED
+        if code:
+            ended = f"the script {'was ended by' if code < 0 else 'failed with'} {describe_exit(code)}"
+            reason = f"{LAUNCHED}; {describe_script_failure(code)}" if launched else f"{ended} before it called watch()"
+        return RunEnded(status="failed" if code else "finished", step=step, reason=reason, exit_code=code)
+
     def _reported_end(self, ended: RunEnded, code: int | None) -> RunEnded:
         ended = msgspec.structs.replace(ended, exit_code=code)
         if ended.status == "failed":
             return self._with_log(ended)
-        if code and self._launch.command is not None and not self._signalled:  # the script failed after its run
+        if code and self._is_script and not self._forced:  # the script failed after its run
             reasons = filter(None, [ended.reason, describe_script_failure(code)])
             return self._with_log(msgspec.structs.replace(ended, reason="; ".join(reasons)))
-        return ended
+        return self._with_output(ended)
+
+    def _with_output(self, ended: RunEnded) -> RunEnded:
+        """With the last lines of a script that has printed anything. Its log is then kept."""
+        return self._with_log(ended) if self._is_script and log_tail(self._launch.path) else ended
 
     def _with_log(self, ended: RunEnded) -> RunEnded:
         folder = self._launch.path

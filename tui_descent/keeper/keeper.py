@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import selectors
 import signal
+import socket
 import time
 from collections import deque
 from collections.abc import Callable
@@ -22,10 +23,10 @@ from tui_descent.keeper.gpu import Gpus
 from tui_descent.keeper.requests import Requests
 from tui_descent.keeper.trainer import Trainer
 from tui_descent.keeper.viewers import Viewers
-from tui_descent.protocol.channel import listen
-from tui_descent.protocol.commands import ClientRequest, Stop
+from tui_descent.protocol.channel import ChannelError, listen
+from tui_descent.protocol.commands import ClientRequest, ResizeTerminal, Stop
 from tui_descent.protocol.events import AnyEvent, DeviceTaken, Noted, RunEnded, StateChanged, StepsCompleted
-from tui_descent.protocol.launch import Launch
+from tui_descent.protocol.launch import CONNECTED_FILE, LAUNCHED, LAUNCHED_FILE, Launch
 from tui_descent.telemetry.history import History
 
 TICK_S = 1 / 30
@@ -33,14 +34,27 @@ SILENT_AFTER_S = 3.5
 STARTS_WITHIN_S = 4.5  # the same before the first step, while torch is imported and the network is built
 SILENT_AFTER_STEPS = 3.0  # a run of slow steps is silent only after the time of this many steps
 FIRST_VIEWER_WITHIN_S = 30.0
+LOOK_EVERY_S = 0.5  # how often to look for a `watch()` in a process that a launcher started
+STOPPED_BY_VIEWER = "stopped by a viewer"
+GOES_ON = "the loop has ended; its script is still running"
 LAST_EVENT_WITHIN_S = 2.0  # how long the keeper waits for viewers to read the last event
 
 
 class Keeper:
-    """One run's keeper. It calls `on_event`, if given, with every event; a headless run prints them that way."""
+    """One run's keeper. It calls `on_event`, if given, with every event; a headless run prints them that way.
 
-    def __init__(self, launch: Launch, *, on_event: Callable[[AnyEvent], None] | None = None) -> None:
+    `listener` is the socket for viewers, if the caller has opened it; else `run` opens the one at `launch.socket`.
+    """
+
+    def __init__(
+        self,
+        launch: Launch,
+        *,
+        on_event: Callable[[AnyEvent], None] | None = None,
+        listener: socket.socket | None = None,
+    ) -> None:
         self.launch = launch
+        self._listener = listener
         self.history = History()
         self.ended: RunEnded | None = None
         self._stream = EventStream(self.history)
@@ -52,7 +66,10 @@ class Keeper:
         self._selector = selectors.DefaultSelector()
         self._viewers: Viewers | None = None
         self._trainer: Trainer | None = None
-        self._stop_reason = ""  # why the run must stop; may be set by a signal handler
+        # Set by signal handlers: why the run must stop or be killed, or why the keeper must leave it.
+        self._stop_reason = self._kill_reason = self._leave_reason = ""
+        self._launched_looked_s = 0.0
+        self._is_launched = False  # `watch()` was called in a process that cannot be reached
         self._step_times_s: deque[float] = deque(maxlen=4)
         self._before_silence: StateChanged | None = None  # the state from before, while the trainer is silent
         self._started_s = self._heard_s = time.monotonic()
@@ -60,11 +77,11 @@ class Keeper:
     def run(self, start_trainer: Callable[[], Trainer]) -> RunEnded:
         """Run until the trainer has exited and every viewer has received the last event.
 
-        Raises `ChannelError` if the socket cannot be opened and `OSError` if the trainer cannot be started.
+        Raises `ChannelError` if the socket cannot be opened.
         """
         if self.launch.socket is not None:
             self._viewers = Viewers(
-                listen(Path(self.launch.socket)),
+                self._listener or listen(Path(self.launch.socket)),
                 self._selector,
                 run=self.launch.run,
                 history=self.history.send,
@@ -73,17 +90,29 @@ class Keeper:
             )
         try:
             self._publish(StateChanged(state="importing torch"))
-            self._trainer = trainer = start_trainer()
-            self._selector.register(trainer.link.socket, selectors.EVENT_READ, lambda: None)
-            if trainer.exit_fd is not None:
-                self._selector.register(trainer.exit_fd, selectors.EVENT_READ, lambda: None)
-            while self.ended is None:
-                self._wait(TICK_S)
-                self._tick(trainer)
-            self._flush_viewers(trainer)
-            return self.ended
+            try:
+                self._trainer = start_trainer()
+                ended = self._serve(self._trainer)
+            except (ChannelError, OSError) as error:
+                what = "cannot be started" if self._trainer is None else "cannot be reached"
+                reason = f"the trainer {what}: {getattr(error, 'strerror', None) or error}"
+                self._publish(ended := RunEnded(status="failed", step=self.history.steps, reason=reason))
+            self._flush_viewers()
+            return ended
         finally:
             self._close()
+
+    def _serve(self, trainer: Trainer) -> RunEnded:
+        """Publish and pass on until the trainer has exited."""
+        self._selector.register(trainer.link.socket, selectors.EVENT_READ, lambda: None)
+        if trainer.exit_fd is not None:
+            self._selector.register(trainer.exit_fd, selectors.EVENT_READ, lambda: None)
+        while self.ended is None:
+            self._wait(TICK_S)
+            self._tick(trainer)
+        if trainer.exit_fd is not None:  # it stays readable after the exit, so the selector would not wait
+            self._selector.unregister(trainer.exit_fd)
+        return self.ended
 
     def stop(self, reason: str) -> None:
         """Ask the trainer to stop after the current step. A trainer that does not obey is killed.
@@ -92,8 +121,30 @@ class Keeper:
         """
         self._stop_reason = self._stop_reason or reason
 
+    def kill(self, reason: str) -> None:
+        """End the trainer at once, by signals. It can be called in a signal handler."""
+        self._kill_reason = self._kill_reason or reason
+
+    def leave(self, reason: str) -> None:
+        """End the keeper but not the trainer, which goes on unwatched. It can be called in a signal handler."""
+        self._leave_reason = self._leave_reason or reason
+
+    def resize_terminal(self, columns: int, rows: int) -> None:
+        """Give the terminal of a user's script another size."""
+        if self._trainer is not None and self._trainer.script is not None:
+            self._trainer.script.set_size(columns, rows)
+
     def order(self, order: ClientRequest) -> None:
-        """Pass a viewer's request on to the trainer, or reject it."""
+        """Pass a viewer's request on to the trainer, or carry it out or reject it here."""
+        match order.command:
+            case ResizeTerminal(columns=columns, rows=rows):
+                self.resize_terminal(columns, rows)
+                self._publish(self._requests.done(order, f"terminal of {columns}×{rows}"))
+                return
+            case Stop(kill=kill) if self.ended is None and (kill or self._ending.script_goes_on):
+                (self._ending.request_kill if kill else self._ending.request_stop)(STOPPED_BY_VIEWER)
+                self._publish(self._requests.done(order, "kill" if kill else "stop"))
+                return
         if self._trainer is None or self.ended is not None:
             rejected: AnyEvent | None = self._requests.reject(order, "the run has ended")
         else:
@@ -101,7 +152,9 @@ class Keeper:
         if rejected is not None:
             self._publish(rejected)
         elif isinstance(order.command, Stop):
-            self._ending.request_stop("stopped by a viewer")
+            self._ending.request_stop(STOPPED_BY_VIEWER)
+            if self.launch.command is not None:
+                self._publish(StateChanged(state="stopping", reason="the script has not reached its next step yet"))
 
     def _viewer_left(self, client: int) -> None:
         order = self._requests.cleanup_after(client)
@@ -117,6 +170,8 @@ class Keeper:
             self._ending.request_stop(self._stop_reason)
             self._publish(StateChanged(state="stopping", reason=self._stop_reason))
             trainer.link.queue(ClientRequest(client=0, request=0, source="send", command=Stop()))
+        if self._kill_reason:
+            self._ending.request_kill(self._kill_reason)
         exited = trainer.exited()  # checked before reading, so that what was written before the exit is read
         if trainer.link.waiting:
             trainer.link.flush()
@@ -124,10 +179,15 @@ class Keeper:
                 self._stream.ring.raise_flag()
         self._publish_new_events(trainer)
         self._report_silence(trainer)
+        self._report_launched()
         if exited:
             self._end(trainer)
+        elif self._leave_reason:
+            text = f"the keeper was ended by {self._leave_reason}; training goes on unwatched"
+            self._reject_unanswered()
+            self._publish(RunEnded(status="lost", step=self.history.steps, reason=text))
         elif self._ending.stop_requested:
-            self._ending.enforce_stop(trainer)
+            self._ending.enforce_stop(trainer, attached=0 if self._viewers is None else self._viewers.attached)
         elif self.launch.attended:
             self._stop_without_viewers()
         if self._viewers is not None:
@@ -140,6 +200,9 @@ class Keeper:
                 self._step_times_s.extend(event.times_s[-4:])
             if isinstance(event, RunEnded):
                 self._ending.reported = event
+            elif isinstance(event, StateChanged) and event.state == "stopping" and self.launch.command is not None:
+                self._ending.obeyed = True
+                self._publish_goes_on()
             elif isinstance(event, DeviceTaken):
                 for completed in self._gpus.complete(event):
                     self._publish(completed)
@@ -148,10 +211,25 @@ class Keeper:
         if trainer.link.closed and trainer.link.socket in self._selector.get_map():
             self._selector.unregister(trainer.link.socket)
             if self._ending.script_goes_on and not trainer.exited():
-                self._publish(StateChanged(state="stopping", reason="the loop has ended; its script is still running"))
+                self._publish_goes_on()
             elif self._ending.reported is None and self.launch.command is not None and not trainer.exited():
                 text = "the script has closed the connection: losses are shown, keys have no effect"
                 self._publish(Noted(step=self.history.steps, text=text, level="warning"))
+
+    def _publish_goes_on(self) -> None:
+        if self.history.state.reason != GOES_ON:
+            self._publish(StateChanged(state="stopping", reason=GOES_ON))
+
+    def _report_launched(self) -> None:
+        """Say it when `watch()` was called in a process that has not inherited the connection to this keeper."""
+        now_s = time.monotonic()
+        if self.launch.command is None or self._is_launched or now_s < self._launched_looked_s + LOOK_EVERY_S:
+            return
+        self._launched_looked_s, folder = now_s, self.launch.path
+        if (folder / LAUNCHED_FILE).exists() and not (folder / CONNECTED_FILE).exists():
+            self._is_launched = True
+            self._publish(Noted(step=0, text=LAUNCHED, level="warning"))
+            self._publish(StateChanged(state="running", reason=LAUNCHED))
 
     def _report_silence(self, trainer: Trainer) -> None:
         """Report when nothing more comes from the trainer, neither events nor its heartbeat, and when it returns."""
@@ -198,9 +276,12 @@ class Keeper:
                 self._ending.reported = self._ending.reported or event
             else:
                 self._publish(event)
+        self._reject_unanswered()
+        self._publish(self._ending.event(trainer, self.history.steps, started=self.history.started is not None))
+
+    def _reject_unanswered(self) -> None:
         for rejected in self._requests.reject_unanswered("the run ended before this request was carried out"):
             self._publish(rejected)
-        self._publish(self._ending.event(trainer, self.history.steps))
 
     def _publish(self, event: AnyEvent) -> None:
         self._send(event)
@@ -217,15 +298,22 @@ class Keeper:
         if self._on_event is not None:
             self._on_event(event)
 
-    def _flush_viewers(self, trainer: Trainer) -> None:
-        """Wait until every viewer has received the last event, for at most LAST_EVENT_WITHIN_S."""
+    def _flush_viewers(self) -> None:
+        """Wait until every viewer has received the last event, for at most LAST_EVENT_WITHIN_S.
+
+        An attended run that has ended before its first viewer has connected waits for that one first.
+        """
+        viewers = self._viewers
+        if viewers is None:
+            return
+        first_until_s = self._started_s + FIRST_VIEWER_WITHIN_S
+        awaited = self.launch.attended and not self._ending.stop_requested
+        while awaited and not viewers.seen and not self._stop_reason and time.monotonic() < first_until_s:
+            viewers.maintain()
+            self._wait(TICK_S)
         until_s = time.monotonic() + LAST_EVENT_WITHIN_S
-        if trainer.exit_fd is not None:
-            self._selector.unregister(
-                trainer.exit_fd
-            )  # it stays readable after the exit, so the selector would not wait
-        while self._viewers is not None and self._viewers.waiting and time.monotonic() < until_s:
-            self._viewers.maintain()
+        while viewers.waiting and time.monotonic() < until_s:
+            viewers.maintain()
             self._wait(TICK_S)
 
     def _close(self) -> None:
@@ -234,8 +322,8 @@ class Keeper:
             assert self.launch.socket is not None
             Path(self.launch.socket).unlink(missing_ok=True)
         if self._trainer is not None:
-            self._trainer.signal(signal.SIGKILL)
             if self._trainer.process is not None:
+                self._trainer.signal(signal.SIGKILL)
                 with contextlib.suppress(Exception):
                     self._trainer.process.wait(5)
             self._trainer.close()

@@ -1,6 +1,7 @@
 """The keeper's own process, started by a dashboard or by a user loop.
 
-`python -m tui_descent.keeper.process FOLDER [--parent SOCKET RING]`; SOCKET and RING are inherited file descriptors.
+`python -m tui_descent.keeper.process FOLDER [--parent SOCKET RING | --listener SOCKET]`; SOCKET and RING are inherited
+file descriptors.
 """
 
 from __future__ import annotations
@@ -22,28 +23,31 @@ from tui_descent.protocol.run_lock import hold_lock, keep_folder, release_lock
 
 
 def main(argv: list[str]) -> int:
-    """Run the keeper of one run. Errors go to stderr, which is redirected to the run's log."""
-    folder = Path(argv[0])
+    """Run the keeper of one run. Errors go to stderr, which is redirected to the keeper's log."""
+    folder, option, shared = Path(argv[0]), argv[1:2], [int(text) for text in argv[2:]]
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it is ignored, the trainer's exit code cannot be read
     try:
         hold_lock(folder)
         launch = Launch.read(folder)
-        keeper = Keeper(launch)
+        is_child = option == [PARENT_OPTION]
+        keeper = Keeper(launch, listener=None if is_child or not shared else socket.socket(fileno=shared[0]))
 
         def stop(number: int, _: FrameType | None) -> None:
-            keeper.stop(signal.Signals(number).name)
+            # A user's loop that has started this keeper must not end with it, as at a logout.
+            (keeper.leave if is_child else keeper.stop)(signal.Signals(number).name)
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, stop)
-        if len(argv) == 4 and argv[1] == PARENT_OPTION:
+        if is_child:
             parent = os.getppid()
-            link, file = socket.socket(fileno=int(argv[2])), int(argv[3])
+            link, file = socket.socket(fileno=shared[0]), shared[1]
             ended = keeper.run(lambda: Trainer.adopt(link, file, parent=parent))
         else:
             ended = keeper.run(lambda: Trainer.start(launch))
     except (ChannelError, OSError) as error:
         print(f"keeper: {error}", file=sys.stderr)
         return 1
-    if ended.status in ("finished", "stopped") and ended.log_path is None:
+    if ended.log_path is None and (is_child or ended.status in ("finished", "stopped")):
         clear(folder)
     else:
         keep_folder(folder)

@@ -31,6 +31,11 @@ class Requests:
         link.queue(order)  # sent at the next flush, so that requests made together arrive together
         return None
 
+    def done(self, order: ClientRequest, what: str) -> CommandDone:
+        """The reply to a request that the keeper itself has carried out."""
+        place = {"segment": self._history.segment, "step": self._history.steps}
+        return CommandDone(client=order.client, request=order.request, what=what, **place)
+
     def reject(self, order: ClientRequest, reason: str) -> CommandRejected:
         """The reply to a request that will not be carried out."""
         return CommandRejected(

@@ -1,4 +1,8 @@
-"""The keeper's side of the trainer: its socket, its ring, its log file, and whether its process has died."""
+"""The keeper's side of the trainer: its socket, its ring, and whether its process has died.
+
+A scenario's trainer is a child of this process. A user's script is started by a process that holds its terminal
+(`script_terminal.py`), so that it survives this one.
+"""
 
 from __future__ import annotations
 
@@ -7,68 +11,130 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 from tui_descent.protocol.channel import ChannelError, Peer
-from tui_descent.protocol.codec import MAX_TO_VIEWER
-from tui_descent.protocol.inherited_fds import describe_fd
+from tui_descent.protocol.codec import MAX_TO_VIEWER, FrameError, decode
+from tui_descent.protocol.inherited_fds import describe_fd, socket_pair
 from tui_descent.protocol.launch import (
     ENV_FOLDER,
     ENV_LINK,
     ENV_RING,
+    KEEPER_LOG_FILE,
     LOG_FILE,
     Launch,
-    command_environment,
     module_command,
     module_environment,
     open_connection,
 )
 from tui_descent.protocol.ring import Ring
+from tui_descent.protocol.script_terminal import MAX_BYTES, SendSignal, SetSize, to_keeper
+from tui_descent.telemetry.script_output import last_lines
 
 LOG_LINES = 12
-LOG_TAIL_BYTES = 8192
+
+
+class Script:
+    """The keeper's side of a user's script: `process` holds its terminal and reports its exit over `control`."""
+
+    def __init__(self, control: socket.socket, process: subprocess.Popen[bytes]) -> None:
+        self.control = Peer(control, limit=MAX_BYTES)
+        self.process = process
+        self.exit_code: int | None = None
+
+    @classmethod
+    def start(cls, launch: Launch, env: dict[str, str], inherited: list[int]) -> Script:
+        """Start the command of a run on a terminal of its own. Raises `OSError`."""
+        assert launch.command is not None
+        ours, theirs = socket_pair()
+        with theirs, (launch.path / KEEPER_LOG_FILE).open("ab") as log:
+            numbers = map(str, (theirs.fileno(), *inherited, *launch.terminal_size))
+            try:
+                process = subprocess.Popen(
+                    module_command(_TERMINAL_MODULE, launch.folder, *numbers, *launch.command),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=env,
+                    pass_fds=[theirs.fileno(), *inherited],
+                    start_new_session=True,
+                )
+            except OSError:
+                ours.close()
+                raise
+        return cls(ours, process)
+
+    def exited(self) -> bool:
+        """Whether the script has exited, or the process that holds its terminal has been killed."""
+        try:
+            for body in self.control.receive():
+                self.exit_code = decode(to_keeper, body).code
+        except FrameError as error:
+            self.control.closed = str(error)
+        return self.exit_code is not None or self.control.closed is not None
+
+    def set_size(self, columns: int, rows: int) -> None:
+        """Give the terminal another size."""
+        self.control.send(SetSize(columns=columns, rows=rows))
+
+    def signal(self, number: signal.Signals) -> None:
+        self.control.send(SendSignal(number=number))
+
+    def close(self) -> None:
+        self.control.close()
+        # It ends at once, unless the script has left children that use the terminal.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(0.5)
+
+
+_TERMINAL_MODULE = "tui_descent.keeper.script_terminal"
 
 
 class Trainer:
-    """The process that trains. It is a `process` started by this keeper, or this keeper's `parent`.
+    """The process that trains. It is a `process` or a `script` started by this keeper, or this keeper's `parent`.
 
     `file` is the descriptor of the ring's shared memory.
     """
 
     def __init__(
-        self, link: socket.socket, file: int, *, process: subprocess.Popen[bytes] | None, parent: int | None
+        self,
+        link: socket.socket,
+        file: int,
+        *,
+        process: subprocess.Popen[bytes] | None = None,
+        script: Script | None = None,
+        parent: int | None = None,
     ) -> None:
         self.link = Peer(link, limit=MAX_TO_VIEWER)
         self._file = file
-        self.process = process
+        self.process, self.script = process, script
         self._parent = parent
-        self.pid = process.pid if process else parent or 0
-        self._pidfd = _pidfd(self.pid)
+        self._pidfd = None if script is not None else _pidfd(process.pid if process else parent or 0)
 
     @classmethod
     def start(cls, launch: Launch) -> Trainer:
         """Start the scenario's trainer or the user's command; its output goes to the run's log. Raises `OSError`."""
-        command: Sequence[str] = launch.command or module_command("tui_descent.training.process", launch.folder)
-        environment = command_environment() if launch.command else module_environment()
         with open_connection(launch) as (ours, theirs, file), (launch.path / LOG_FILE).open("ab") as log:
             handed = {ENV_FOLDER: launch.folder, ENV_LINK: describe_fd(theirs.fileno()), ENV_RING: describe_fd(file)}
+            if launch.command is not None:
+                script = Script.start(launch, module_environment() | handed, [theirs.fileno(), file])
+                return cls(ours, file, script=script)
             # In its own session it does not receive the terminal's ctrl+c. The keeper handles that and sends a Stop.
             process = subprocess.Popen(
-                command,
+                module_command("tui_descent.training.process", launch.folder),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environment | handed | {"PYTHONUNBUFFERED": "1"},
+                env=module_environment() | handed | {"PYTHONUNBUFFERED": "1"},
                 pass_fds=[theirs.fileno(), file],
                 start_new_session=True,
             )
-        return cls(ours, file, process=process, parent=None)
+        return cls(ours, file, process=process)
 
     @classmethod
     def adopt(cls, link: socket.socket, file: int, *, parent: int) -> Trainer:
         """The trainer for a user loop that has started this keeper."""
-        return cls(link, file, process=None, parent=parent)
+        return cls(link, file, parent=parent)
 
     def ring(self) -> Ring:
         """Open the ring, after the trainer has created it. Raises `ChannelError` if it cannot be read."""
@@ -80,25 +146,33 @@ class Trainer:
     @property
     def exit_fd(self) -> int | None:
         """A file descriptor that becomes readable when the process exits; None if the system does not support this."""
-        return self._pidfd
+        return self.script.control.fileno() if self.script is not None else self._pidfd
 
     def exited(self) -> bool:
         """Whether the process has exited. The keeper checks this at every tick."""
+        if self.script is not None:
+            return self.script.exited()
         if self.process is not None:
             return self.process.poll() is not None
         return self.link.closed is not None or os.getppid() != self._parent
 
     def exit_code(self) -> int | None:
         """The exit code, negative for a signal. None for a user loop, because only its parent process gets the code."""
+        if self.script is not None:
+            return self.script.exit_code
         return self.process.returncode if self.process is not None else None
 
     def signal(self, number: signal.Signals) -> None:
-        """Signal a trainer that this keeper started, and its children. A user loop is never signalled."""
-        if self.process is not None and self.process.poll() is None:
+        """Signal a trainer that this keeper started, and its children. A keeper's parent is never signalled."""
+        if self.script is not None:
+            self.script.signal(number)
+        elif self.process is not None and self.process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
 
     def close(self) -> None:
+        if self.script is not None:
+            self.script.close()
         self.link.close()
         os.close(self._file)
         if self._pidfd is not None:
@@ -108,14 +182,7 @@ class Trainer:
 
 def log_tail(folder: Path) -> tuple[str, ...]:
     """The last lines that the trainer printed."""
-    try:
-        with (folder / LOG_FILE).open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - LOG_TAIL_BYTES))
-            text = file.read().decode("utf-8", errors="replace")
-    except OSError:
-        return ()
-    return tuple(line[:500] for line in text.splitlines()[-LOG_LINES:])
+    return tuple(line[:500] for line in last_lines(folder / LOG_FILE, LOG_LINES))
 
 
 def _pidfd(pid: int) -> int | None:

@@ -81,7 +81,16 @@ class CancelRangeTest(Command, frozen=True, kw_only=True, tag="cancel_range_test
 
 
 class Stop(Command, frozen=True, kw_only=True, tag="stop"):
-    """End the run after the step in progress."""
+    """End the run after the step in progress; a script goes on after its loop. `kill`: end the process at once."""
+
+    kill: bool = False
+
+
+class ResizeTerminal(Command, frozen=True, kw_only=True, tag="resize"):
+    """Give the terminal of a user's script another size. Other runs have no terminal, and nothing changes."""
+
+    columns: int
+    rows: int
 
 
 AnyCommand = (
@@ -97,6 +106,7 @@ AnyCommand = (
     | RunRangeTest
     | CancelRangeTest
     | Stop
+    | ResizeTerminal
 )
 
 

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 
 from tui_descent.protocol.events import RunEnded, Status
 
-FAILED = 1
-
 
 def describe_exit(code: int | None) -> str:
     """`signal 9`, `exit code 3`, or, without a code, `cause unknown`."""
@@ -23,16 +21,16 @@ def describe_script_failure(code: int) -> str:
 
 def script_failed_after_run(ended: RunEnded) -> bool:
     """Whether the run ended well and its script failed afterwards."""
-    # The log is kept only after a failure.
-    return ended.status not in ("failed", "lost") and ended.log_path is not None
+    return ended.status not in ("failed", "lost") and ended.log_path is not None and bool(ended.exit_code)
 
 
 def exit_code(ended: RunEnded, usual: Mapping[Status, int]) -> int:
     """The exit code for a run's end: the code in `usual` for its status.
 
-    If a script failed, its own code (128 + N for signal N, as in a shell) replaces a usual code of 0 or 1.
+    If a script failed, its own code replaces it (128 + N for signal N, as in a shell). `lost` keeps its code, since
+    that trainer has not ended by itself.
     """
     code, script_code = usual[ended.status], ended.exit_code
-    if not script_code or ended.log_path is None or code not in (0, FAILED):
+    if not script_code or ended.log_path is None or ended.status == "lost":
         return code
     return script_code if script_code > 0 else 128 - script_code

@@ -22,7 +22,11 @@ from tui_descent.protocol.ring import ring_file
 ENV_FOLDER = "TUI_DESCENT_RUN"
 ENV_LINK = "TUI_DESCENT_LINK"
 ENV_RING = "TUI_DESCENT_RING"
-LAUNCH_FILE, LOG_FILE, CONNECTED_FILE = "launch.json", "run.log", "claimed"
+# Files in the run's folder. `run.log` has what the trainer or the script prints. `claimed` exists after `watch()` has
+# connected, `launched` after it was called in a process that has not inherited the connection.
+LAUNCH_FILE, LOG_FILE, KEEPER_LOG_FILE = "launch.json", "run.log", "keeper.log"
+CONNECTED_FILE, LAUNCHED_FILE = "claimed", "launched"
+LAUNCHED = "watch() was called in a process that a launcher started; exec cannot reach it"
 ENV_UNDO_BUDGET = "TUI_DESCENT_UNDO_BUDGET"
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -36,6 +40,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     measured. `range_test_at` are the steps before which a range test runs. `undo_budget` is the memory for all
     snapshots together, in bytes; with 0 there are no snapshots, with None it depends on the device's free memory. With
     `force`, the run starts even if it does not seem to fit into memory.
+    `terminal_size` are the columns and rows of the terminal on which the `command` runs.
     """
 
     run: str
@@ -55,6 +60,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     range_test_at: tuple[int, ...] = ()
     undo_budget: int | None = None
     force: bool = False
+    terminal_size: tuple[int, int] = (80, 24)
 
     @property
     def path(self) -> Path:
@@ -100,7 +106,6 @@ def undo_budget(asked: str | None) -> int | None:
     return int(float(found[1]) * unit)
 
 
-PARENT_OPTION = "--parent"
 _ENV_PATH = "TUI_DESCENT_PYTHONPATH"  # the PYTHONPATH for the user's command
 
 
@@ -126,6 +131,9 @@ def command_environment() -> dict[str, str]:
     return environment
 
 
+PARENT_OPTION, LISTENER_OPTION = "--parent", "--listener"
+
+
 @contextlib.contextmanager
 def open_connection(launch: Launch) -> Iterator[tuple[socket.socket, socket.socket, int]]:
     """Our socket, the other process's socket and the ring's file descriptor. Start that process inside the `with`.
@@ -143,16 +151,23 @@ def open_connection(launch: Launch) -> Iterator[tuple[socket.socket, socket.sock
         failed.pop_all()
 
 
-def start_keeper(launch: Launch, *, trainer: tuple[socket.socket, int] | None = None) -> subprocess.Popen[bytes]:
+def start_keeper(
+    launch: Launch, *, trainer: tuple[socket.socket, int] | None = None, listener: socket.socket | None = None
+) -> subprocess.Popen[bytes]:
     """Start a keeper in its own session, so that closing the terminal does not end it. Raises `OSError`.
 
-    If the caller is the trainer, `trainer` is the keeper's socket and the file descriptor of the shared ring.
+    If the caller is the trainer, `trainer` is the keeper's socket and the file descriptor of the shared ring. If the
+    caller has opened the socket for viewers, `listener` is that socket.
     """
     command = module_command("tui_descent.keeper.process", launch.folder)
-    shared = [] if trainer is None else [trainer[0].fileno(), trainer[1]]
-    if shared:
+    shared: list[int] = []
+    if trainer is not None:
+        shared = [trainer[0].fileno(), trainer[1]]
         command += [PARENT_OPTION, *map(str, shared)]
-    with (launch.path / LOG_FILE).open("ab") as log:
+    elif listener is not None:
+        shared = [listener.fileno()]
+        command += [LISTENER_OPTION, *map(str, shared)]
+    with (launch.path / KEEPER_LOG_FILE).open("ab") as log:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

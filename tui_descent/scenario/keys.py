@@ -221,10 +221,10 @@ KEYS: tuple[KeyBinding, ...] = (
     KeyBinding("z", ("z",), "zoom", "show the focused panel alone, or all panels again", "zoom"),
     KeyBinding(
         *(
-            "1-6",
-            ("1", "2", "3", "4", "5", "6"),
+            "1-7",
+            ("1", "2", "3", "4", "5", "6", "7"),
             "views",
-            "show a view: overview, layers, events, chain rule, curvature or metrics",
+            "show a view: overview, layers, events, chain rule, curvature, metrics or what a script prints",
             "show_view",
         ),
         footer=FooterEntry(word="views", rank=7),

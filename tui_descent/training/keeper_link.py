@@ -12,6 +12,7 @@ import os
 import select
 import socket
 import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -43,6 +44,8 @@ from tui_descent.protocol.launch import (
     ENV_FOLDER,
     ENV_LINK,
     ENV_RING,
+    LAUNCHED,
+    LAUNCHED_FILE,
     Launch,
     open_connection,
     start_keeper,
@@ -324,3 +327,17 @@ def _detach_all() -> None:
 
 
 os.register_at_fork(after_in_child=_detach_all)
+
+
+def is_launched_under_exec() -> bool:
+    """Whether `exec` has started a launcher that started this process, without passing on the connection.
+
+    The run's keeper is told by a file in the run's folder, and the user by a message. The loop trains unwatched.
+    """
+    folder = os.environ.get(ENV_FOLDER)
+    if not folder or not Path(folder).is_dir() or find_fd(os.environ.get(ENV_LINK, "")) is not None:
+        return False
+    with contextlib.suppress(OSError):  # only the first of several processes says it
+        os.close(os.open(Path(folder) / LAUNCHED_FILE, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        print(f"tui-descent: training continues unwatched: {LAUNCHED}", file=sys.stderr)
+    return True

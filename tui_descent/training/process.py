@@ -38,6 +38,7 @@ def main() -> int:
     if link is None or link.launch.scenario is None:
         print("tui-descent: this process is started by a keeper; use `tui-descent run NAME`", file=sys.stderr)
         return 2
+    stop = StopOnSignal()
     try:
         link.emit(StateChanged(state="building"))
         scenario = from_table(link.launch.scenario, source="launch", shortened=True)
@@ -54,7 +55,7 @@ def main() -> int:
         return 1
     try:
         with run:
-            _stop_on_sigterm(run)
+            stop.watch(run)
             train(
                 run,
                 setup,
@@ -132,13 +133,26 @@ def _watch(link: KeeperLink, scenario: Scenario, setup: build.Setup) -> Watch:
     )
 
 
-def _stop_on_sigterm(run: Watch) -> None:
-    """On SIGTERM, end the run after the current step. User loops keep their own signal handlers."""
+class StopOnSignal:
+    """On SIGTERM or SIGHUP, end the run after the current step. User loops keep their own signal handlers."""
 
-    def stop(number: int, _: FrameType | None) -> None:
-        run.control.mode.stop_reason = signal.Signals(number).name
+    def __init__(self) -> None:
+        self._caught = ""
+        self._run: Watch | None = None
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # SIGHUP is ignored under nohup
+                signal.signal(number, self._stop)
 
-    signal.signal(signal.SIGTERM, stop)
+    def watch(self, run: Watch) -> None:
+        """Stop `run` at the next signal, or at once if one came while it was built."""
+        self._run = run
+        if self._caught:
+            run.control.mode.stop_reason = self._caught
+
+    def _stop(self, number: int, _: FrameType | None) -> None:
+        self._caught = signal.Signals(number).name
+        if self._run is not None:
+            self._run.control.mode.stop_reason = self._caught
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from tui_descent.protocol.commands import (
     Mark,
     Pause,
     Redo,
+    ResizeTerminal,
     Resume,
     RunRangeTest,
     RunSteps,
@@ -86,7 +87,9 @@ def describe(command: AnyCommand) -> str:
         case CancelRangeTest():
             return "cancel the range test"
         case Stop():
-            return "stop"
+            return "kill" if command.kill else "stop"
+        case ResizeTerminal():
+            return "terminal size"
 
 
 def _done(line: Line, history: History, command: AnyCommand | None, reply: CommandDone, width: int) -> Line:

@@ -21,6 +21,7 @@ CERTAIN = 0.8
 QUIT = " · q: quit"
 # The states before the first step. They take seconds, in which the trainer has no reason to report anything.
 STARTING = frozenset({"importing torch", "building"})
+KILL = " · q: kill it"
 
 # A word and its style, then a sentence and its style.
 Words = tuple[str, Style, str, Style]
@@ -60,7 +61,9 @@ def diagnosis_line(view: View) -> Words:
     if state == "testing":
         return "testing", style, f"{reason}; the run is restored afterwards", colours.TEXT
     if state == "stopping":
-        return "stopping…", style, reason, colours.TEXT
+        return "stopping…", style, f"{reason}{KILL if view.stopping else ''}", colours.TEXT
+    if history.started is None and reason:  # a script's `watch()` that cannot be reached
+        return "not shown", colours.ORANGE, reason, colours.TEXT
     found = history.diagnosis
     if found is None:
         return _gradient_flow(view)

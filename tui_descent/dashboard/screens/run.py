@@ -1,4 +1,4 @@
-"""The screen of a run: its panels in six views. Panels that changed are redrawn at the frame rate."""
+"""The screen of a run: its panels in seven views. Panels that changed are redrawn at the frame rate."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from tui_descent.dashboard.panels.gradients import GradientsPanel
 from tui_descent.dashboard.panels.heatmap import HeatmapPanel
 from tui_descent.dashboard.panels.loss_chart import LossPanel
 from tui_descent.dashboard.panels.metrics import MetricsPanel
+from tui_descent.dashboard.panels.output import OutputPanel
 from tui_descent.dashboard.panels.panel import Panel
 from tui_descent.dashboard.panels.sharpness import SharpnessPanel
 from tui_descent.dashboard.panels.smallest_curvature import SmallestCurvaturePanel
@@ -33,13 +34,15 @@ from tui_descent.dashboard.panels.story import StoryPanel
 from tui_descent.dashboard.panels.trainer_log import TrainerLogPanel
 from tui_descent.dashboard.panels.updates import UpdatesPanel
 from tui_descent.dashboard.screens.too_small import MIN_HEIGHT, MIN_WIDTH, TooSmall
+from tui_descent.dashboard.terminal_size import script_size
 from tui_descent.dashboard.text.layer_names import block_of, find_again
 from tui_descent.dashboard.view import View
-from tui_descent.protocol.commands import AnyCommand, TurnKnob, WatchCurvature
+from tui_descent.protocol.commands import AnyCommand, ResizeTerminal, TurnKnob, WatchCurvature
 from tui_descent.scenario.keys import KEYS
 from tui_descent.scenario.knobs import KNOBS
+from tui_descent.telemetry.script_output import ScriptOutput
 
-# The titles of the views by the names that the stylesheet uses, in the order of the keys 1-6.
+# The titles of the views by the names that the stylesheet uses, in the order of the keys 1-7.
 VIEWS = {
     "overview": "overview",
     "layers": "layers",
@@ -47,6 +50,7 @@ VIEWS = {
     "chain": "chain rule",
     "curvature": "curvature",
     "metrics": "metrics",
+    "output": "output",
 }
 
 
@@ -72,11 +76,13 @@ class RunScreen(Screen[None]):
     class LeaveRequested(Message):
         """The key for quitting was pressed."""
 
-    def __init__(self, bridge: Bridge, *, name: str, log_path: Path | None = None) -> None:
+    def __init__(self, bridge: Bridge, *, name: str, log_path: Path | None = None, script: bool = False) -> None:
         super().__init__()
         self.bridge = bridge
         self.view = View(history=bridge.history, name=name)
-        self._log_path = log_path
+        self._output = None if log_path is None else ScriptOutput(log_path)
+        self._script_size: tuple[int, int] | None = None
+        self._is_script = script
         self._drawn: object = None
         self._layers = bridge.history.layers  # the list of layers that `view.selected` is an index of
         self._curvature_requested = False
@@ -103,6 +109,8 @@ class RunScreen(Screen[None]):
             with Vertical(id="events-column"):
                 yield EventsPanel(id="events")
                 yield StoryPanel(id="story")
+            with Vertical(id="output-column"):
+                yield OutputPanel(id="output")
         yield TrainerLogPanel(id="trainer-log")
         yield FooterPanel(id="footer")
         yield TooSmall(id="too-small")
@@ -110,7 +118,11 @@ class RunScreen(Screen[None]):
     def draw(self) -> None:
         """Draw one frame if anything has changed since the last one."""
         self._request_curvature()
+        if self._is_script:
+            self._resize_script_terminal()
         self.follow_layers()
+        if self._output is not None and self.has_class("view-output"):
+            self.view = replace(self.view, output=self._output.lines())
         key = (self.bridge.revision, self.view)
         if key == self._drawn:
             return
@@ -121,7 +133,7 @@ class RunScreen(Screen[None]):
             history=bridge.history,
             exchange=bridge.exchange,
             connected=bridge.connected,
-            trouble=self._trouble(),
+            trouble=bridge.trouble,
         )
         up_to_date = [panel.show(self.view) for panel in self.query(Panel)]
         self._drawn = (self.bridge.revision, self.view) if all(up_to_date) else None
@@ -141,10 +153,12 @@ class RunScreen(Screen[None]):
             self._curvature_requested = wanted
             bridge.send(WatchCurvature(on=wanted))
 
-    def _trouble(self) -> str:
-        """What is wrong with the connection, and the path of the log."""
-        where = f" (log: {self._log_path})" if self._log_path is not None else ""
-        return f"{self.bridge.trouble}{where}" if self.bridge.trouble else ""
+    def _resize_script_terminal(self) -> None:
+        """Give the script's terminal the size of the output panel."""
+        wanted, bridge = script_size(*self.size), self.bridge
+        if wanted != self._script_size and not bridge.unavailable and not self.has_class("too-small"):
+            self._script_size = wanted
+            bridge.send(ResizeTerminal(columns=wanted[0], rows=wanted[1]))
 
     @property
     def up_to_date(self) -> bool:
@@ -251,6 +265,7 @@ class RunScreen(Screen[None]):
             "events": EventsPanel,
             "chain": ChainRulePanel,
             "metrics": MetricsPanel,
+            "output": OutputPanel,
         }
         self.set_focus(self.query_one(scrolls[view]) if view in scrolls else None)
 
@@ -280,7 +295,7 @@ class RunScreen(Screen[None]):
 
         If the focused panel scrolls, scroll it instead.
         """
-        if isinstance(self.focused, EventsPanel | ChainRulePanel | MetricsPanel):
+        if isinstance(self.focused, EventsPanel | ChainRulePanel | MetricsPanel | OutputPanel):
             self.focused.scroll_by(up)
             self._drawn = None
             return

@@ -12,6 +12,7 @@ from tui_descent.protocol.commands import (
     Mark,
     Pause,
     Redo,
+    ResizeTerminal,
     Resume,
     RunRangeTest,
     RunSteps,
@@ -175,6 +176,8 @@ class CommandHandler:
                 return "stopping"
             case TurnKnob():
                 raise AssertionError("handled by _turn")
+            case ResizeTerminal():
+                raise AssertionError("handled by the keeper")
 
     def _rewind(self, *, back: bool) -> str:
         """Undo (`back`) or redo. Returns what was done, as text for the user.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, NoReturn
 
 from tui_descent.protocol.commands import AnyCommand, ClientRequest, RunRangeTest, TurnKnob
-from tui_descent.protocol.events import NotFinite, State
+from tui_descent.protocol.events import NotFinite, State, Status
 from tui_descent.training.probes.curvature_probe import CurvatureProbe
 from tui_descent.training.progress import Progress
 from tui_descent.training.steering.command_handler import CommandHandler, Evaluation
@@ -69,6 +69,7 @@ class Control:
         self._pace = PaceTimer()
         self._reported_at: int | None = None
         self._handling_fault = False
+        self.stopped_by: StopRun | None = None  # the `StopRun` that was raised last
 
     @property
     def idle(self) -> bool:
@@ -129,7 +130,7 @@ class Control:
         if self.on_fault == "note":
             return False
         if self.on_fault == "end":
-            raise StopRun("diverged", fault.text)
+            self._stop("diverged", fault.text)
         self.hold(fault.text, broken=True)
         return True
 
@@ -163,7 +164,7 @@ class Control:
             if slow or progress.ring.flagged() or keeper_gone or self._queue.due(now_s):
                 self._process_commands()
         if mode.stop_reason is not None:
-            raise StopRun("stopped", mode.stop_reason)
+            self._stop("stopped", mode.stop_reason)
         progress.rewound = False
         if undo_stack is not None:
             undo_stack.state_changed()
@@ -215,6 +216,16 @@ class Control:
             self.undo_stack.close()
         self._progress.close()
 
+    def _stop(self, status: Status, reason: str) -> NoReturn:
+        """Raise `StopRun`, after telling the keeper that a user's loop has obeyed.
+
+        A framework may catch it and save, which takes as long as it takes.
+        """
+        self.stopped_by = StopRun(status, reason)
+        if not self._is_scenario:
+            self._progress.set_state("stopping", reason)
+        raise self.stopped_by
+
     def _process_commands(self, *, paused_as: tuple[State, str] = ("paused", "")) -> None:
         """Carry out the commands that have arrived. Wait while the run is paused, or until the pace allows a step.
 
@@ -230,7 +241,7 @@ class Control:
                 self._queue.add_cost(queued, time.perf_counter() - start_s)
             if link.lost:
                 if self._is_scenario:
-                    raise StopRun("stopped", "the keeper has exited")
+                    self._stop("stopped", "the keeper has exited")
                 mode.paused = False
             if mode.paused:
                 progress.interrupted = True
@@ -246,7 +257,7 @@ class Control:
                 return
             link.wait(wait_s)
         if mode.stop_reason is not None:
-            raise StopRun("stopped", mode.stop_reason)
+            self._stop("stopped", mode.stop_reason)
 
     def _read_curvature(self, *, paused: bool = False) -> None:
         """Measure the curvature if this is due. While paused or paced, the time is not charged to the budget."""

@@ -13,7 +13,7 @@ from torch import nn
 from tui_descent.instruments.sampler import DEFAULT_BUDGET, Sampler
 from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.events import Noted
-from tui_descent.training.keeper_link import KeeperLink
+from tui_descent.training.keeper_link import KeeperLink, is_launched_under_exec
 from tui_descent.training.optim.optimizers import check_watchable
 from tui_descent.training.undo.user_state import user_holders
 from tui_descent.training.watch.watch import Watch
@@ -80,7 +80,7 @@ def watch(
     link = KeeperLink.inherited()
     if link is None and _shown.exists:
         _shown.warn_second()
-    elif link is None:
+    elif link is None and not is_launched_under_exec():
         try:
             link = KeeperLink.with_own_keeper(name)
         except (ChannelError, OSError) as error:

@@ -9,6 +9,9 @@ with watch(model, optimizer, name="my run") as run:
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -111,6 +114,8 @@ class Watch:
         )
         self._timer = StepTimer(sampler, progress, steering)
         self._start_s = self._fast_until_s = time.perf_counter()
+        self._entered = False
+        self._first_loss: Tensor | float | None = None  # of a first step that nothing has watched: see `_enter_late`
         steering.attach(self._hooks.follow, self._hooks.muted)
         if curvature is not None:
             steering.attach(curvature.follow, self._hooks.muted)
@@ -131,6 +136,11 @@ class Watch:
         return self._sampler.cost
 
     def __enter__(self) -> Self:
+        if self._entered:
+            return self
+        self._entered = True
+        if self._about is None:  # a framework may never leave it, and a script without `with` cannot
+            atexit.register(self._end_at_exit, os.getpid())
         self._hooks.attach()
         if self._about is not None:
             self._begin()
@@ -145,8 +155,13 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
+        atexit.unregister(self._end_at_exit)
+        if self.outcome is not None:
+            return False
         self._hooks.detach()
         self._order.stop()
+        if self._first_loss is not None:
+            self._begin()
         ended_by = self.control.finish(error)
         self.outcome = outcome(ended_by)
         self._end(*self.outcome)
@@ -195,6 +210,9 @@ class Watch:
 
     def _full_step(self, loss: Tensor | float, start_s: float) -> bool:
         """Do everything that `step` does, including what it leaves out in a fast step."""
+        if not self._entered:
+            self._enter_late(loss)
+            return True
         busy_s = time.thread_time()
         self.progress.fast_steps = 0
         results, control, steering = self._results, self.control, self.steering
@@ -220,6 +238,23 @@ class Watch:
         if not has_reading and not self._hooks.measures:
             self._timer.add_step(busy_s)
         return made
+
+    def _enter_late(self, loss: Tensor | float) -> None:
+        """Begin at the first step, if the run was not entered by `with`. It then ends with the process.
+
+        The step is recorded before the next update, when the layers are known.
+        """
+        self.__enter__()
+        self._first_loss = loss.detach() if isinstance(loss, Tensor) else loss
+
+    def _end_at_exit(self, process: int) -> None:
+        """End a run that was never left, when the interpreter exits."""
+        if os.getpid() != process:  # the run belongs to the parent of this forked process
+            return
+        uncaught = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
+        error: BaseException | None = self.control.stopped_by or uncaught
+        with contextlib.suppress(RuntimeError):
+            self.__exit__(None if error is None else type(error), error, None)
 
     def _enter_next_step(self) -> None:
         """Do everything that is due before the next step; then decide how many of the next steps can be fast."""
@@ -284,6 +319,11 @@ class Watch:
             about = self._about or about_user_loop(self.name, self.model, self.optimizer)
             progress.emit(started(about, link.launch.run, self.model, layers.layers, self.steering.states()))
             progress.set_state("running")
+        if self._first_loss is not None:
+            loss, self._first_loss = self._first_loss, None
+            self._results.add_step(loss, 0.0, float(self.optimizer.param_groups[0].get("lr") or 0.0), made=True)
+            self.control.count_update()
+            self.control.report_ready()
 
     def _report_failure(self, text: str) -> None:
         self.progress.emit(Noted(step=self.progress.step, text=text, level="warning"))
