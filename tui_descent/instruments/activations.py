@@ -152,13 +152,10 @@ class Activations:
 
     def _report_gaps(self) -> None:
         """Say why activations were not heard, if there is a reason other than that the net did not use them."""
-        unheard = [
-            part for w, part in zip(self._watched, self._parts, strict=True) if not self._hooks.was_called(w.module)
-        ]
-        if unheard and self._hooks.reason is not None:
-            self._failures.leave_out(PART, self._hooks.reason)
-        elif unheard and len(unheard) == len(self._watched):
-            self._failures.leave_out(PART, "their modules were not called in a measured step")
+        if self._watched and (reason := self._hooks.silence("their modules")) is not None:
+            self._failures.leave_out(PART, reason)
+        elif self._hooks.reason is not None and not all(self._hooks.was_called(w.module) for w in self._watched):
+            self._failures.leave_out(PART, f"some of their modules run {self._hooks.reason}")
 
     def _read_members(self, members: list[int]) -> list[Deferred[dict[int, ActivationReading]]]:
         """The readings of a group. If that raises, each is read alone, to find those that are to be switched off."""

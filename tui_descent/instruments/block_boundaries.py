@@ -78,14 +78,15 @@ class BlockBoundaries:
     def _report_gaps(self) -> None:
         if not self.units:
             return
+        if (reason := self._hooks.silence("the blocks")) is not None:
+            self._failures.leave_out(PART, reason)
         if not any(self._passes):
-            self._failures.leave_out(PART, self._hooks.reason or "the blocks were not called in a measured step")
             return
         for n, unit in enumerate(self.units):
             if self._passes[n] > 1:
                 self._failures.leave_out(PART, f"{unit.name} ran {self._passes[n]} times in one step")
             elif self._passes[n] == 0 and self._hooks.reason is not None:
-                self._failures.leave_out(PART, f"{unit.name} is {self._hooks.reason}")
+                self._failures.leave_out(PART, f"{unit.name} runs {self._hooks.reason}")
             elif self._norms.count(n) > 1:
                 self._failures.leave_out(PART, f"several backward passes went through {unit.name} in one step")
 

@@ -47,6 +47,7 @@ class ModuleHooks:
 
     def __init__(self, failures: Failures | None = None, *, every_pass: bool = False) -> None:
         self.reason: str | None = None
+        self._silent = 0
         self._failures = Failures() if failures is None else failures
         self._every_pass = every_pass
         # By the id of the module. A listener's instrument holds its module, so an id cannot be used again.
@@ -74,6 +75,19 @@ class ModuleHooks:
     def was_called(self, module: nn.Module) -> bool:
         """Whether a call of this module has been heard since `attach`."""
         return id(module) in self._first_calls
+
+    def silence(self, whose: str) -> str | None:
+        """Why none of the modules was called in this measured step; None if one was. To be asked once per step.
+
+        `whose` names the modules in the plural, for the answer. The first silent step has no reason: in a user loop,
+        the instruments are attached after its forward pass.
+        """
+        self._silent = 0 if self._first_calls else self._silent + 1
+        if self._silent < 2:
+            return None
+        if self.reason is None and _has_compiled():
+            return f"{whose} run inside a part compiled by torch.compile"
+        return f"{whose} run {self.reason}" if self.reason else f"{whose} are not called in a training step"
 
     def attach(self) -> None:
         """Start to listen."""
@@ -209,13 +223,19 @@ def version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+def _has_compiled() -> bool:
+    """Whether torch.compile has compiled something in this process."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return dynamo is not None and bool(dynamo.counters.get("frames"))
+
+
 @cache
 def _keep_out_of_graphs() -> None:
-    """Tell torch.compile to leave our functions alone. It would compile hooks, which it meets between compiled parts.
+    """Tell torch.compile to leave our functions alone. It meets hooks between compiled parts, and would compile them.
 
     `torch.compiler.disable` does the same for a single function, but then each call takes ten times as long.
     """
-    sys.modules["torch._dynamo"].trace_rules.add("tui_descent.instruments")
+    sys.modules["torch._dynamo"].trace_rules.add(__name__.partition(".")[0])
 
 
 def _warning_filter() -> tuple[Any, ...]:

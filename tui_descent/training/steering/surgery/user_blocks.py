@@ -108,6 +108,11 @@ class BlockFinder:
                 self._reasons[name] = f"it ran {calls} times in one forward pass; a block runs once"
                 if calls == 0 and self._hooks.reason is not None:
                     self._reasons[name] = f"it ran {self._hooks.reason}"
+        for name, module in self._candidates:
+            try:
+                refuse_compiled(module)  # the loop may have compiled it meanwhile
+            except ValueError as error:
+                self._reasons[name] = str(error)
         blocks = {name: module for name, module in self._candidates if name not in self._reasons}
         return blocks, self._reasons
 
