@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from tui_descent.instruments.activation_derivatives import FORMULAS, derivative
 from tui_descent.instruments.deferred import Deferred, combine
 from tui_descent.instruments.failures import Failures
-from tui_descent.instruments.module_hooks import Args, Kwargs, ModuleHooks, plain, version
+from tui_descent.instruments.module_hooks import Args, Kwargs, ModuleHooks, plain, version, why_not_plain
 from tui_descent.instruments.net_structure import WatchedActivation, WatchedLayer
 
 PART = "the activations"
@@ -89,6 +89,7 @@ class Activations:
         self._complete: set[int] = set()  # the activations whose first call has returned
         # Activations whose tensors are changed in place, by themselves or by a later operation: they have to be copied.
         self._changing: set[int] = set()
+        self._reasons: set[str] = set()  # reported reasons why activations cannot be measured
         self._hooks = ModuleHooks(failures)
         for n, w in enumerate(self._watched):
             if getattr(w.module, "inplace", False):
@@ -240,12 +241,15 @@ class Activations:
 
     def _ordinary(self, n: int, value: object) -> Tensor | None:
         """The value as an ordinary real tensor; None, with a report, if it is not one."""
-        reason = f"a {type(value).__name__} is not an ordinary tensor"
         if isinstance(value, Tensor) and (tensor := plain(value)) is not None:
             if not tensor.is_complex():
                 return tensor
             reason = "its numbers are complex"
-        self._failures.leave_out(self._parts[n], reason)
+        else:
+            reason = why_not_plain(value)
+        if reason not in self._reasons:  # often it is the same in all layers: then one report is enough
+            self._reasons.add(reason)
+            self._failures.leave_out(self._parts[n], reason)
         return None
 
 
@@ -264,8 +268,11 @@ def _slopes(module: nn.Module, z: Tensor) -> Tensor | None:
     """
     if "forward" in vars(module):
         return None  # set by the user on this object
-    if not any(True for _ in module.parameters()):  # otherwise both have to have the same dtype
-        z = z if z.dtype.itemsize >= 4 else z.float()
+    weight = next(module.parameters(), None)
+    if weight is not None:
+        z = z.to(weight.dtype)  # they differ under autocast
+    elif z.dtype.itemsize < 4:
+        z = z.float()
     slopes = derivative(module, z)
     if slopes is None and type(module).__module__.startswith(("torch.nn.", "tui_descent.")):
         slopes = torch.stack([_derivative_by_autograd(module, one) for one in z])

@@ -61,6 +61,8 @@ class GradientHooks(Generic[K, V]):
         # With `create_graph=True` operations on gradients are recorded, and so would ours be.
         values = self._inner_values if torch.is_grad_enabled() else self._values
         try:
+            if torch._C._functorch.is_legacy_batchedtensor(grad):
+                return  # `is_grads_batched=True`: rows of a Jacobian
             with torch.no_grad():
                 ordinary = plain(grad)
                 values.setdefault(key, []).append(None if ordinary is None else self._measure(ordinary))

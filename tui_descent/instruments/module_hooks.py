@@ -56,8 +56,6 @@ class ModuleHooks:
         # For each module called since `attach`, the backward pass in which its first call took place: -1 if it was not
         # called in a backward pass, as the repetitions of activation checkpointing are.
         self._first_calls: dict[int, int] = {}
-        self._attached = False
-        self._handles: list[RemovableHandle] = []
 
     def on_input(self, module: nn.Module, listener: OnInput, part: str) -> None:
         """Call `listener` with the positional arguments of each call of `module`, before its `forward`.
@@ -91,57 +89,20 @@ class ModuleHooks:
 
     def attach(self) -> None:
         """Start to listen."""
-        self.detach()
         self._first_calls.clear()
         self.reason = None
-        if not (self._inputs or self._outputs):
-            return
-        self._attached = True
-        if "torch._dynamo" in sys.modules:
-            _keep_out_of_graphs()
-            warnings.filters.insert(0, _WARNING_FILTER)  # type: ignore[attr-defined] # a list, whatever the stubs say
-            handler = sys.modules["torch._dynamo"].callback_handler
-            handler.register_start_callback(self._before_compiling)
-            handler.register_end_callback(self._after_compiling)
-        self._register()
+        if (self._inputs or self._outputs) and self not in _GLOBAL.listening:
+            _GLOBAL.listening.append(self)
+            _GLOBAL.update()
 
     def detach(self) -> None:
         """Stop to listen."""
-        if not self._attached:
-            return
-        self._attached = False
-        self._unregister()
-        if "torch._dynamo" in sys.modules:
-            handler = sys.modules["torch._dynamo"].callback_handler
-            with suppress(ValueError):  # `torch._dynamo.reset()` removes them too
-                handler.remove_start_callback(self._before_compiling)
-            with suppress(ValueError):
-                handler.remove_end_callback(self._after_compiling)
-            with suppress(ValueError):  # absent if the loop has changed the list
-                warnings.filters.remove(_WARNING_FILTER)  # type: ignore[attr-defined]
+        if self in _GLOBAL.listening:
+            _GLOBAL.listening.remove(self)
+            _GLOBAL.update()
 
-    def _register(self) -> None:
-        if self._inputs:
-            self._handles.append(torch_module.register_module_forward_pre_hook(self._before_forward))
-        if self._outputs:
-            handle = torch_module.register_module_forward_hook(self._after_forward, with_kwargs=True)
-            self._handles.append(handle)
-
-    def _unregister(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-            torch_module._global_forward_hooks_with_kwargs.pop(handle.id, None)  # torch forgets to
-        self._handles.clear()
-
-    def _before_compiling(self, _: object) -> None:
-        self.reason = "inside a part compiled by torch.compile"
-        self._unregister()
-
-    def _after_compiling(self, _: object) -> None:
-        if self._attached and not self._handles:
-            self._register()
-
-    def _before_forward(self, module: nn.Module, args: Args) -> None:
+    def call_on_input(self, module: nn.Module, args: Args) -> None:
+        """Call the listeners of one call of a module, before its `forward`."""
         listeners = self._inputs.get(id(module))
         if listeners is not None and self._is_first_pass(id(module)):
             for listener in tuple(listeners):
@@ -151,7 +112,8 @@ class ModuleHooks:
                     listeners.remove(listener)
                     self._failures.add(listener.part, error)
 
-    def _after_forward(self, module: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> None:
+    def call_on_output(self, module: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> None:
+        """Call the listeners of one call of a module, after its `forward`."""
         listeners = self._outputs.get(id(module))
         if listeners is not None and self._is_first_pass(id(module)):
             for listener in tuple(listeners):
@@ -204,6 +166,17 @@ def plain(tensor: Tensor) -> Tensor | None:
     return tensor.detach()
 
 
+def why_not_plain(value: object) -> str:
+    """Why a value, for which `plain` returns None or which is no tensor, cannot be measured."""
+    if not isinstance(value, Tensor):
+        return f"its input or output is a {type(value).__name__}, not a tensor"
+    if torch._C._len_torch_dispatch_stack():
+        return "it runs under a TorchDispatchMode"
+    if type(value) not in (Tensor, nn.Parameter):
+        return f"its input or output is a {type(value).__name__}"
+    return f"its input or output is a {value.layout} tensor of {value.dtype}".replace("torch.", "")
+
+
 def first_tensor(value: object) -> Tensor | None:
     """The first floating-point or complex tensor in a tensor, tuple, list or dict, at any depth; None if none is there.
 
@@ -227,6 +200,73 @@ def _has_compiled() -> bool:
     """Whether torch.compile has compiled something in this process."""
     dynamo = sys.modules.get("torch._dynamo.utils")
     return dynamo is not None and bool(dynamo.counters.get("frames"))
+
+
+class _GlobalHooks:
+    """The two hooks that torch calls for every module, registered while somebody is listening."""
+
+    def __init__(self) -> None:
+        self.listening: list[ModuleHooks] = []
+        self._handles: list[RemovableHandle] = []
+        self._compiler: Any = (
+            None  # torch's `callback_handler` while we listen to the start and the end of a compilation
+        )
+
+    def update(self) -> None:
+        """Register or remove the hooks."""
+        if not self.listening:
+            self._unregister()
+            if self._compiler is not None:
+                with suppress(ValueError):  # `torch._dynamo.reset()` removes them too
+                    self._compiler.remove_start_callback(self._before_compiling)
+                with suppress(ValueError):
+                    self._compiler.remove_end_callback(self._after_compiling)
+                with suppress(ValueError):  # the loop may have replaced the list
+                    warnings.filters.remove(_WARNING_FILTER)  # type: ignore[attr-defined] # the stubs have a Sequence
+                self._compiler = None
+            return
+        if self._compiler is None and "torch._dynamo" in sys.modules:
+            _keep_out_of_graphs()
+            self._compiler = sys.modules["torch._dynamo"].callback_handler
+            self._compiler.register_start_callback(self._before_compiling)
+            self._compiler.register_end_callback(self._after_compiling)
+            warnings.filters.insert(0, _WARNING_FILTER)  # type: ignore[attr-defined]
+        self._register()
+
+    def _register(self) -> None:
+        if not self._handles:
+            self._handles = [
+                torch_module.register_module_forward_pre_hook(_before_forward),
+                torch_module.register_module_forward_hook(_after_forward, with_kwargs=True),
+            ]
+
+    def _unregister(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+            torch_module._global_forward_hooks_with_kwargs.pop(handle.id, None)  # torch forgets to
+        self._handles = []
+
+    def _before_compiling(self, _: object) -> None:
+        for hooks in self.listening:
+            hooks.reason = "inside a part compiled by torch.compile"
+        self._unregister()
+
+    def _after_compiling(self, _: object) -> None:
+        if self.listening:
+            self._register()
+
+
+_GLOBAL = _GlobalHooks()
+
+
+def _before_forward(module: nn.Module, args: Args) -> None:
+    for hooks in tuple(_GLOBAL.listening):
+        hooks.call_on_input(module, args)
+
+
+def _after_forward(module: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> None:
+    for hooks in tuple(_GLOBAL.listening):
+        hooks.call_on_output(module, args, kwargs, output)
 
 
 @cache
