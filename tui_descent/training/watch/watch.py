@@ -91,7 +91,7 @@ class Watch:
         losses, stops = losses_of(model), on_fault != "note"
         self._results = results = Results(progress, steering, guard, losses, stops=stops, is_scenario=is_scenario)
         self._metrics = MetricLog(progress)
-        self._order = ForwardOrder()
+        self._order = ForwardOrder(self.failures)
         self._layers = layers = LayerList(model, self._order, progress, steering, guard, self.failures)
         undo_stack = None
         if link is not None and link.launch.socket is not None:  # without a socket nobody can ask for an undo
@@ -160,6 +160,7 @@ class Watch:
             return False
         self._hooks.detach()
         self._order.stop()
+        self.steering.finish_block_search()
         if self._first_loss is not None:
             self._begin()
         ended_by = self.control.finish(error)
