@@ -15,7 +15,6 @@ from tui_descent.scenario.spec import OptimizerSpec
 from tui_descent.training.optim import state_transfer
 from tui_descent.training.optim.muon import Muon, hidden_matrices
 from tui_descent.training.optim.schedules import base_rates
-from tui_descent.training.run_description import describe_wrong_optimizer
 
 _BETAS = (0.9, 0.999)
 _FLAGS = ("maximize", "foreach", "fused", "capturable", "differentiable")
@@ -54,14 +53,6 @@ def make_optimizer(spec: OptimizerSpec, model: nn.Module) -> torch.optim.Optimiz
         default = OPTIMIZERS[spec.name].momentum
         options["momentum"] = default if spec.momentum is None else spec.momentum
     return _create(spec.name, groups, options, model)
-
-
-def check_watchable(optimizer: object) -> None:
-    """Raises `ValueError` for an optimizer whose updates cannot be watched."""
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise ValueError(f"watch() takes one torch.optim.Optimizer; found {describe_wrong_optimizer(optimizer)}")
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise ValueError("LBFGS cannot be watched: one step makes many updates, each at its own rate")
 
 
 def name_of(optimizer: torch.optim.Optimizer) -> str:
