@@ -15,6 +15,7 @@ from tui_descent.dashboard.text.line import Line
 from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.dashboard.view import View
 from tui_descent.scenario.keys import KEYS, FooterEntry
+from tui_descent.scenario.optimizers import all_rates_text
 
 Parts = list[tuple[str, Style]]
 VALUE_WIDTH, SHORT_VALUE_WIDTH = 24, 14
@@ -90,7 +91,11 @@ def _parts(view: View, key: str, *, full: bool, over: bool) -> Parts:
     parts = [(key, colours.FAINT if inactive else colours.KEY), (f" {word}" if word else "", colours.DIM)]
     if knob is not None:
         value = "–" if knob in history.unavailable else history.knobs.get(knob, "…")
-        text = safe(value, VALUE_WIDTH) if full else safe(_shortened(value), SHORT_VALUE_WIDTH)
+        short = _shortened(value)
+        if knob == "lr" and history.rates is not None and knob not in history.unavailable:
+            value = all_rates_text(history.rates.rates)
+            short = value.replace(" ", "") if cell_len(value) > SHORT_VALUE_WIDTH else value
+        text = safe(value, VALUE_WIDTH) if full else safe(short, SHORT_VALUE_WIDTH)
         parts.append((f" {text}", colours.FAINT if inactive else colours.BRIGHT))
     return parts
 

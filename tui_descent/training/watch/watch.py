@@ -9,6 +9,7 @@ with watch(model, optimizer, name="my run") as run:
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -23,7 +24,7 @@ from tui_descent.instruments.forward_order import ForwardOrder
 from tui_descent.instruments.same_batch import ReplayableBatch, SameBatch
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.commands import TurnKnob
-from tui_descent.protocol.events import MetricLogged, Noted, RunEnded, RunStarted, Status
+from tui_descent.protocol.events import MetricLogged, Noted, RatesChanged, RunEnded, RunStarted, Status
 from tui_descent.training.keeper_link import KeeperLink
 from tui_descent.training.probes.curvature_probe import CurvatureProbe
 from tui_descent.training.progress import Progress
@@ -46,6 +47,7 @@ from tui_descent.training.watch.step_timer import StepTimer
 
 # A series of fast steps takes at most about this long, even if they are slower than expected.
 MAX_FAST_S = 0.4
+RATES_EVERY_S = 1.0
 
 
 class Watch:
@@ -85,7 +87,7 @@ class Watch:
         self.steering = steering = steering or Steering(model, steered_optimizers(optimizer))
         self.progress = progress = Progress(link)
         self.failures = Failures(self._report_failure)
-        guard = NanGuard(model, replay.replay_forward if replay is not None else None)
+        self._guard = guard = NanGuard(model, replay.replay_forward if replay is not None else None)
         losses, stops = losses_of(model), on_fault != "note"
         self._results = results = Results(progress, steering, guard, losses, stops=stops, is_scenario=is_scenario)
         self._order = ForwardOrder()
@@ -122,6 +124,8 @@ class Watch:
         )
         self._misuse = Misuse(model, steering.optimizers, progress)
         self._gave_up = False
+        self._rates: dict[str, list[float]] = {}  # as last reported
+        self._rates_due_s, self._rates_after = -math.inf, 0
         self._timer = StepTimer(sampler, progress, steering)
         self._start_s = self._fast_until_s = time.perf_counter()
         steering.attach(self._hooks.follow, self._hooks.muted)
@@ -269,8 +273,23 @@ class Watch:
     def _enter_next_step(self) -> None:
         """Do everything that is due before the next step; then decide how many of the next steps can be fast."""
         self.begin_step()
+        self._report_rates()
         self.progress.fast_steps = self._count_fast_steps()
         self._fast_until_s = time.perf_counter() + MAX_FAST_S
+
+    def _report_rates(self) -> None:
+        """Report the rates if there are several: after an intervention, and once a second if the loop changes them."""
+        optimizers, interventions = self.steering.optimizers, self.progress.interventions
+        if len(optimizers) == 1 and len(optimizers[0].optimizer.param_groups) == 1:
+            return
+        now_s = time.monotonic()
+        if interventions == self._rates_after and now_s < self._rates_due_s:
+            return
+        self._rates_after, self._rates_due_s = interventions, now_s + RATES_EVERY_S
+        rates = {one.name: list(one.rate.rates) for one in optimizers}
+        if rates != self._rates:
+            self._rates = rates
+            self.progress.emit(RatesChanged(rates=rates, **self.progress.place))
 
     def _count_fast_steps(self) -> int:
         control, hooks, steering, results = self.control, self._hooks, self.steering, self._results
@@ -334,9 +353,8 @@ class Watch:
         self._order.stop()
         self.steering.finish_block_search()
         layers.begin()
-        assert layers.net is not None
         with self.failures.guard("the check of the optimizer's parameters"):
-            self._misuse.begin(layers.net.layers)
+            self._misuse.begin(self._guard.layers)
         if link is not None:
             progress.create_ring(self.model, layers=layers.max_rows)
             about = self._about or about_user_loop(
@@ -344,6 +362,7 @@ class Watch:
             )
             progress.emit(started(about, link.launch.run, self.model, layers.layers, self.steering.states()))
             progress.set_state("running")
+            self._report_rates()
 
     def _report_failure(self, text: str) -> None:
         self.progress.emit(Noted(step=self.progress.step, text=text, level="warning"))

@@ -73,7 +73,7 @@ class RateMultiplier:
         """Why there is no rate to change; None if a group has one."""
         if self._own_rates():
             return None
-        return f"{type(self._optimizer).__name__} has no lr in its parameter groups: it sets its own rate"
+        return f"{type(self._optimizer).__name__} has no lr in its groups: it sets its own rate"
 
     def state(self) -> tuple[torch.optim.Optimizer, list[_Applied], float]:
         """The optimizer, its own rates if the multiplier is applied now, and the multiplier."""

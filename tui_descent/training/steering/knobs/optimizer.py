@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -12,14 +12,12 @@ import torch
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.scenario import schedules as curves
 from tui_descent.scenario.knobs import betas_text, new_value, pair, spec_of
-from tui_descent.scenario.optimizers import known_rate, map_rate
+from tui_descent.scenario.optimizers import known_rate, map_rate, rates_text
 from tui_descent.scenario.spec import ScheduleSpec
 from tui_descent.training.optim import optimizers, schedules
 from tui_descent.training.steering.knobs.context import Knob, KnobChange
 from tui_descent.training.steering.steered_optimizer import SteeredOptimizer
 
-# The rates of at most this many parameter groups are all shown.
-MOST_RATES = 3
 LOOP_OWNS_OPTIMIZER = (
     "your loop owns its optimizer, so its class cannot be changed from here; "
     "its learning rate, momentum, betas and weight decay can"
@@ -45,7 +43,11 @@ class _PerOptimizer(Knob):
     def unavailable(self) -> str | None:
         """The reason, if no optimizer of the run has the setting."""
         reasons = [self._refusal(one) for one in self._context.optimizers]
-        return None if None in reasons else reasons[0]
+        if None in reasons:
+            return None
+        reason = reasons[0] or ""
+        # A loop owns its optimizer's class, so advice to change it would be wrong.
+        return reason if self._context.setup is not None else reason.partition("; try optimizer=")[0]
 
     def value(self) -> str:
         """The common value of all optimizers that have the setting, or the value of each."""
@@ -116,9 +118,8 @@ class RateKnob(_PerOptimizer):
             )
             first = change.each[0]
             return replace(change, old=first[1], new=first[2]).with_note(", ".join(parts))
-        if len(after[0]) > 1:
-            text = f"{len(after[0])} groups: {rates_text(before[0])} → {rates_text(after[0])}"
-            return change.with_note(text)
+        if len(set(after[0])) > 1:
+            return change.with_note(f"{len(after[0])} groups: {rates_text(before[0])} → {rates_text(after[0])}")
         return change
 
     def _refusal(self, one: SteeredOptimizer) -> str | None:
@@ -286,15 +287,6 @@ class ClipKnob(_PerOptimizer):
         if text == "off" or one.clip is None:
             return text == "off" and one.clip is None
         return new_value(text, one.clip, knob="clip") == one.clip
-
-
-def rates_text(rates: Sequence[float]) -> str:
-    """The rates of parameter groups as text: all if they are few, otherwise the first and the range."""
-    if len(set(rates)) == 1:
-        return f"{rates[0]:.3g}"
-    if len(rates) <= MOST_RATES:
-        return " / ".join(f"{rate:.3g}" for rate in rates)
-    return f"{rates[0]:.3g} ({min(rates):.3g} to {max(rates):.3g})"
 
 
 def _reason(read: Callable[[torch.optim.Optimizer], object], one: SteeredOptimizer) -> str | None:
