@@ -265,13 +265,20 @@ class OptimizerHooks(ScalerListener):
 
     def _due(self, *, ahead: int = 0) -> Tiers | None:
         """What to measure at the coming step, or `ahead` steps later."""
-        if READINGS in self._failures:
+        if not self._reads:
             return None
         step, pace = self._progress.step + ahead, self._steering.pace
         return self._sampler.due(step, period_s=1 / pace if pace else None, pauses=self._pauses(ahead))
 
+    @property
+    def _reads(self) -> bool:
+        return READINGS not in self._failures and HOOKS not in self._failures
+
     def _switch_off_readings(self, error: Exception) -> None:
         self._failures.add(READINGS, error)
+        self._stop_reading()
+
+    def _stop_reading(self) -> None:
         self._tiers = self._next_tiers = None
         if self._planned is not None or self._layers.net is not None:
             self._planned, self._rewinds = self._progress.step, self._progress.rewinds
@@ -291,7 +298,7 @@ class OptimizerHooks(ScalerListener):
             self._steering.remove_rate_multiplier()
         with suppress(Exception):
             self._results.restore_found_inf()
-        self._switch_off_readings(error)
+        self._stop_reading()
 
     def _pre_hook(self, optimizer: torch.optim.Optimizer, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
         hooked = self._by_id.get(id(optimizer))
@@ -439,7 +446,7 @@ class OptimizerHooks(ScalerListener):
         # The cosine of the next step needs this gradient. If the run pauses now, the next step may be a single step,
         # which is always measured.
         remember = self._pauses() or (self._next_tiers is not None and self._next_tiers.signals)
-        if (self._tiers is not None or remember) and self._ready and READINGS not in self._failures:
+        if (self._tiers is not None or remember) and self._ready and self._reads:
             self._measure(
                 functools.partial(self._measure_gradient, hooked, preclip, remember=remember, copy_weights=copy_weights)
             )

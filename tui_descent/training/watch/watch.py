@@ -169,7 +169,7 @@ class Watch:
     ) -> bool:
         self._hooks.detach()
         self._order.stop()
-        self._misuse.finish(self._hooks.updates)
+        self._misuse.finish(0 if self._gave_up else self._hooks.updates)
         try:
             ended_by = self.control.finish(error)
         except Exception as own_error:
@@ -334,8 +334,8 @@ class Watch:
             self.control.obey()
         except StopRun:
             raise
-        except Exception as error:  # noqa: BLE001 - see `_give_up`
-            self.failures.add("the commands", error)
+        except Exception:  # noqa: BLE001 - see `_give_up`
+            return
 
     def log(self, name: str, value: Tensor | float) -> None:
         """Report a metric that the user's loop has computed. It is shown at the number of the next step."""
