@@ -106,8 +106,10 @@ class CommandHandler:
         self._steering.check(turn)
         if self._steering.is_set(turn):  # no intervention, so nothing to undo
             where = "" if turn.target == "all" else f" of {turn.target}"
+            relative = turn.value[0] in "*/"
+            value = next(s.value for s in self._steering.states() if s.name == turn.knob) if relative else turn.value
             for merged in (*queued.merged, request):
-                progress.done(merged, f"{turn.knob}{where} is {turn.value} already", more=merged is not request)
+                progress.done(merged, f"{turn.knob}{where} is {value} already", more=merged is not request)
             return
         undo_stack = None if turn.knob in WITHOUT_UNDO else self._undo_stack
         before = undo_stack.take(progress.segment, progress.step) if undo_stack is not None else None
