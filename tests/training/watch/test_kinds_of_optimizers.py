@@ -417,13 +417,13 @@ def test_several_updates_of_one_optimizer_are_one_step(calls: int, keeper: FakeK
 
 
 GROUPS: dict[str, tuple[list[float], str, list[float], str]] = {
-    "two": ([3e-3, 1e-3], "lr=0.01", [1e-2, 1e-2 / 3], "2 groups: 0.003 / 0.001 → 0.01 / 0.00333"),
-    "first is 0": ([0.0, 2e-3, 1e-3], "lr=*2", [0.0, 4e-3, 2e-3], "3 groups: 0 / 0.002 / 0.001 → 0 / 0.004 / 0.002"),
+    "two": ([3e-3, 1e-3], "lr=0.01", [1e-2, 1e-2 / 3], "now 2 groups 0.01 / 0.00333"),
+    "first is 0": ([0.0, 2e-3, 1e-3], "lr=*2", [0.0, 4e-3, 2e-3], "now 3 groups 0 / 0.004 / 0.002"),
     "many": (
         [1e-3, 2e-3, 4e-3, 8e-3],
         "lr=/2",
         [5e-4, 1e-3, 2e-3, 4e-3],
-        "4 groups: 0.001 (0.001 to 0.008) → 0.0005 (0.0005 to 0.004)",
+        "now 4 groups 0.0005 (0.0005 to 0.004)",
     ),
 }
 

@@ -12,7 +12,7 @@ import torch
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.scenario import schedules as curves
 from tui_descent.scenario.knobs import betas_text, new_value, pair, spec_of
-from tui_descent.scenario.optimizers import known_rate, map_rate, rates_text
+from tui_descent.scenario.optimizers import all_rates_text, known_rate, map_rate
 from tui_descent.scenario.spec import ScheduleSpec
 from tui_descent.training.optim import optimizers, schedules
 from tui_descent.training.steering.knobs.context import Knob, KnobChange
@@ -107,20 +107,13 @@ class RateKnob(_PerOptimizer):
 
     def turn(self, turn: TurnKnob) -> KnobChange:
         """Set the rate to a number, or relative to the current rate. The note lists the rates if there are several."""
-        chosen = self._having(self._context.targeted(turn.target))
-        before = [one.rate.rates for one in chosen]
         change = super().turn(turn)
-        after = [one.rate.rates for one in chosen]
-        if len(chosen) > 1:
-            parts = (
-                f"{one.name} {rates_text(old)} → {rates_text(new)}"
-                for one, old, new in zip(chosen, before, after, strict=True)
-            )
-            first = change.each[0]
-            return replace(change, old=first[1], new=first[2]).with_note(", ".join(parts))
-        if len(set(after[0])) > 1:
-            return change.with_note(f"{len(after[0])} groups: {rates_text(before[0])} → {rates_text(after[0])}")
-        return change
+        rates = {one.name: one.rate.rates for one in self._having(self._context.targeted(turn.target))}
+        if len(rates) > 1:
+            _, old, new = change.each[0]
+            change = replace(change, old=old, new=new)
+        several = len({rate for groups in rates.values() for rate in groups}) > 1
+        return change.with_note(f"now {all_rates_text(rates)}") if several or len(rates) > 1 else change
 
     def _refusal(self, one: SteeredOptimizer) -> str | None:
         return one.rate.refusal()
