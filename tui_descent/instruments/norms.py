@@ -119,6 +119,9 @@ class Norms:
         self._step = 0
         self._copies: tuple[list[Tensor], list[Tensor]] = [], []
         self._memory_names = ("new gradients", "old gradients")  # swapped when gradients are kept
+        # The gradients that were kept, and their step.
+        self._previous: _Gradients | None = None
+        self._previous_step = -1
         self._examine()
 
     @property
@@ -127,16 +130,41 @@ class Norms:
         return self._weight_indices
 
     def before_update(
-        self, grad_scale: Tensor | None = None, *, cosines: bool = False, step: int = 0, partial: bool = False
+        self,
+        grad_scale: Tensor | None = None,
+        *,
+        cosines: bool = False,
+        step: int = 0,
+        partial: bool = False,
+        copy_weights: bool = True,
     ) -> None:
         """Measure the gradients of update `step` and copy the weights.
+
+        `copy_weights` is False if they were copied already: before an earlier update of the same step, whose gradients
+        these ones replace, or before a closure was run.
 
         `grad_scale`, a scalar tensor, is the factor by which a GradScaler has multiplied the gradients. With `cosines`,
         they are compared with the gradients of the previous step, if these were kept. With `partial`, only a third of
         the weights is measured if there are many layers.
         """
         self._scale, self._step = grad_scale, step
-        self._repeat_without_failing(lambda: self._before_update(cosines=cosines, partial=partial))
+        self._repeat_without_failing(
+            lambda: self._before_update(cosines=cosines, partial=partial, copy_weights=copy_weights)
+        )
+
+    def copy_weights(self, *, partial: bool = False) -> None:
+        """Copy the weights before the update. With `partial`, only a third of them if there are many layers."""
+
+        def copy() -> None:
+            if self._changed():
+                self._examine()
+            self._copy_weights(partial=partial)
+
+        self._repeat_without_failing(copy)
+
+    def forget(self) -> None:
+        """Drop the gradients that were kept for the next cosine."""
+        self._previous, self._previous_step = None, -1
 
     def remember(self, step: int = -1) -> None:
         """Keep the gradients of update `step` for the cosine of the next one. By default the next one is update 0."""
@@ -230,9 +258,7 @@ class Norms:
         self._update_norms: list[float | None] = [None] * len(self._watched)
         self._taken_at = [0] * len(self._watched)
         self._any_read = False
-        # The gradients that were kept, and their step.
-        self._previous: _Gradients | None = None
-        self._previous_step = -1
+        self.forget()
         # What the gradients of the last reading were: parameters, dtypes and layouts.
         self._gradient_kinds: tuple[object, ...] = ()
         self._groups = TensorGroups([])
@@ -250,14 +276,18 @@ class Norms:
             self._why_not_measured(n, self._parameters[n]) != reason for n, reason in self._reasons.items()
         )
 
-    def _before_update(self, *, cosines: bool, partial: bool) -> None:
-        if self._changed():
+    def _before_update(self, *, cosines: bool, partial: bool, copy_weights: bool) -> None:
+        if changed := self._changed():
             self._examine()
         previous = self._previous if cosines and self._previous_step == self._step - 1 else None
         self._now = now = self._gradients(only_norms=previous is None)
         self._pair = None
         if previous is not None and previous.groups is now.groups and now.matrices:
             self._pair = GradientPair(now.groups, now.matrices, previous.matrices), previous
+        if copy_weights or changed:
+            self._copy_weights(partial=partial)
+
+    def _copy_weights(self, *, partial: bool) -> None:
         self._part = self._whole
         # A partial reading repeats the last values of the other layers, so a whole reading has to come first.
         if partial and self._any_read:
@@ -309,7 +339,7 @@ class Norms:
         if part.summed:
             if rows:
                 # Computes −Δ in the memory of the copies. New memory would evict the training's data from the cache.
-                torch._foreach_sub_(rows, weights)
+                torch._foreach_sub_(rows, list(weights))
             return row_norms(part.groups, before)
         # In bfloat16 the difference would be rounded to three digits.
         after = part.groups.stack(weights, name="after")

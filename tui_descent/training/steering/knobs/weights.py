@@ -29,7 +29,7 @@ _NO_LAYERS = "a test surface has no layers, only one point that moves"
 
 def _optimized_parameters(context: KnobContext) -> dict[str, nn.Parameter]:
     """The parameters that the optimizer holds, by name."""
-    held = {id(p) for group in context.optimizer.param_groups for p in group["params"]}
+    held = {id(p) for one in context.optimizers for p in one.parameters()}
     return {name: p for name, p in context.model.named_parameters() if id(p) in held}
 
 
@@ -51,7 +51,8 @@ class InitKnob(Knob):
         spec = convert(InitSpec, {"name": turn.value}, "init", [])
         drawn = surgery.reinitialize(context.model, spec, context.generator("init"), layer=layer)
         named = dict(context.model.named_parameters())
-        clear_state(context.optimizer, (named[name] for name in drawn))
+        for one in context.optimizers:
+            clear_state(one.optimizer, (named[name] for name in drawn))
         context.init = turn.value if layer is None or turn.value == old else "mixed"
         return KnobChange(old=old, new=turn.value, note=f"{len(drawn)} tensors re-initialized")
 
@@ -66,6 +67,12 @@ class FreezeKnob(Knob):
     def unavailable(self) -> str | None:
         """Not available for a surface, which has no layers."""
         return _NO_LAYERS if isinstance(self._context.model, Surface) else None
+
+    def is_set(self, turn: TurnKnob) -> bool:
+        """Whether the layer, or every parameter that the optimizer holds, is frozen or trained already."""
+        if turn.target != "all":
+            return self._of(surgery.parameters_of(self._context.model, turn.target).values()) == turn.value
+        return all(p.requires_grad for p in _optimized_parameters(self._context).values())
 
     def turn(self, turn: TurnKnob) -> KnobChange:
         """Freeze or unfreeze one layer. `off` without a target unfreezes all parameters that the optimizer holds."""
@@ -154,6 +161,11 @@ class DropoutKnob(Knob):
         if any(isinstance(m, Block | _DropoutNd) for m in self._context.model.modules()):
             return None
         return f"{type(self._context.model).__name__} has no nn.Dropout"
+
+    def is_set(self, turn: TurnKnob) -> bool:
+        """Whether all of the net has this probability."""
+        old = self.value()
+        return old != "mixed" and new_value(turn.value, float(old), knob="dropout") == float(old)
 
     def turn(self, turn: TurnKnob) -> KnobChange:
         """Set the probability everywhere in the net."""
