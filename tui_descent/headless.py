@@ -76,7 +76,8 @@ def run(launch: Launch, *, json: bool = False, listen: Callable[[AnyEvent], None
             output.say(f"tui-descent: {_lost_output(unprinted)}; the run {ended.status} at step {ended.step:,}")
             code = code or (0 if isinstance(unprinted, BrokenPipeError) else 1)
         if ended.log_path is not None and not listen:
-            _print_failure(ended)
+            # The log of a scenario's trainer has our own traceback: of use only if the reason is not known.
+            _print_failure(ended, with_log=launch.scenario is None or ended.status == "lost")
             keep_folder(launch.path)
         else:
             clear(launch.path)
@@ -216,7 +217,9 @@ def _curve(history: History, *, columns: int) -> list[tuple[float, float]]:
     return [(bin_ * width, values[2]) for bin_, values in pyramid.window(width, 0, history.steps)]
 
 
-def _print_failure(ended: RunEnded) -> None:
-    output.say(*(f"  | {line}" for line in ended.log_tail), f"tui-descent: {ended.reason}")
+def _print_failure(ended: RunEnded, *, with_log: bool) -> None:
+    if with_log:
+        output.say(*(f"  | {line}" for line in ended.log_tail))
+    output.say(f"tui-descent: {ended.reason}")
     if ended.log_path:
         output.say(f"tui-descent: the trainer's output is in {ended.log_path}")
