@@ -302,6 +302,7 @@ def _launch(
     from tui_descent.protocol.launch import Launch, undo_budget
     from tui_descent.scenario.toml import to_table
 
+    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # of a file whose name is not UTF-8
     folder = None
     try:
         budget = undo_budget(args.undo_budget)

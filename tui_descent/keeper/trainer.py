@@ -25,6 +25,7 @@ from tui_descent.protocol.launch import (
     open_connection,
 )
 from tui_descent.protocol.ring import Ring
+from tui_descent.protocol.run_lock import lock_fds
 
 LOG_LINES = 12
 LOG_TAIL_BYTES = 8192
@@ -60,7 +61,7 @@ class Trainer:
                 stdout=log,
                 stderr=log,
                 env=environment | handed | {"PYTHONUNBUFFERED": "1"},
-                pass_fds=[theirs.fileno(), file],
+                pass_fds=[theirs.fileno(), file, *lock_fds(launch.path)],
                 start_new_session=True,
             )
         return cls(ours, file, process=process, parent=None)
