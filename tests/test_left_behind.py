@@ -16,7 +16,7 @@ import pytest
 from tui_descent import paths
 from tui_descent.protocol import run_lock
 from tui_descent.protocol.inherited_fds import find_fd
-from tui_descent.protocol.launch import LOG_FILE, Launch
+from tui_descent.protocol.launch import LAUNCH_FILE, LOG_FILE, Launch
 from tui_descent.protocol.run_lock import LOCK_FILE, create_lock, hold_lock, keep_folder, left_behind, release_lock
 
 # Creates a run with a socket, prints both paths, and waits to be killed.
@@ -73,6 +73,17 @@ def test_folder_and_socket_of_a_killed_run_are_removed(killed: tuple[Path, Path]
     assert new.exists()
     assert paths.new_run("z")[0] != run
     assert new.exists(), "its process is alive: this one"
+
+
+@pytest.mark.parametrize("missing", ["settings", "socket", "both"])
+def test_a_run_that_was_killed_at_its_very_start_or_end_is_removed(missing: str, killed: tuple[Path, Path]) -> None:
+    folder, path = killed
+    if missing in ("settings", "both"):
+        (folder / LAUNCH_FILE).unlink()
+    if missing in ("socket", "both"):
+        path.unlink()
+    paths.new_run("y")
+    assert not folder.exists()
 
 
 def test_a_run_that_is_alive_is_left_alone(home: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -134,6 +135,15 @@ def test_help_and_errors_are_readable_in_any_encoding(
     assert len(text) > 50
     assert "\\u" not in text
     assert "\\x" not in text
+
+
+def test_a_pipe_that_was_made_non_blocking_waits_for_its_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    with open(read_end), open(write_end, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        output.prepare()
+        assert os.get_blocking(write_end)
 
 
 CODES = "1\x1b[2J\r\x9b2J\u202e"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
 
 import pytest
 
-from tui_descent import paths
+from tui_descent import cli, paths
+from tui_descent.cli import main
 from tui_descent.protocol.channel import MAX_PATH, ChannelError, listen
 from tui_descent.protocol.launch import Launch
 from tui_descent.protocol.run_lock import LOCK_FILE
@@ -95,3 +97,89 @@ def test_launch_settings_are_read_as_they_were_written(home: Path) -> None:
     )
     launch.write()
     assert Launch.read(folder) == launch
+
+
+UNUSABLE = {
+    "another user's": "~nosuch/x",
+    "not UTF-8": "/tmp/\udcff",
+    "a file": "/dev/null",
+    "below a file": "/dev/null/x",
+    "not writable": "/proc/x",
+    "too long": "/tmp/" + "x" * 300,
+    "much too long": "/tmp/" + "x/" * 3000,
+    "a link to nothing": "{home}/dangling",
+    "below a link to nothing": "{home}/dangling/x/y",
+    "a link to itself": "{home}/loop",
+    "with codes for the terminal": "/dev/null/\x1b[2J",
+}
+
+
+@pytest.mark.parametrize("variable", ["TUI_DESCENT_HOME", "TUI_DESCENT_RUNS_DIR"])
+@pytest.mark.parametrize("value", UNUSABLE.values(), ids=UNUSABLE.keys())
+def test_an_unusable_folder_is_one_line_and_exit_2(
+    value: str, variable: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "dangling").symlink_to("/nosuch/x")
+    (home / "loop").symlink_to("loop")
+    monkeypatch.setenv(variable, value.format(home=home))
+    assert main(["first-descent", "--headless"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith("tui-descent: ")
+    assert line.isprintable()
+    assert "give another path" in line or "choose another with --runs-dir" in line
+
+
+@pytest.mark.parametrize("kind", ["a file", "open to others", "a link to nothing"])
+def test_an_unusable_socket_folder_is_found_before_anything_is_started(
+    kind: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sockets = home / "sockets"
+    if kind == "a file":
+        sockets.write_text("")
+    elif kind == "open to others":
+        sockets.mkdir()
+        sockets.chmod(0o755)
+    else:
+        sockets.symlink_to("/nosuch/x")
+    monkeypatch.setattr(cli, "on_a_terminal", lambda: True)
+    assert main(["first-descent"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(sockets) in line
+    assert "set TUI_DESCENT_HOME" in line or "run chmod 700 on it" in line
+    assert list((home / "runs").iterdir()) == []
+
+
+def test_a_relative_home_is_below_the_current_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("TUI_DESCENT_HOME", "mine")
+    _, folder = paths.new_run("x")
+    assert folder.parent == home / "mine" / "runs"
+
+
+def test_a_relative_home_below_a_folder_that_is_gone_is_one_clear_error(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = home / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    monkeypatch.setenv("TUI_DESCENT_HOME", "mine")
+    with pytest.raises(ChannelError, match="the current folder does not exist; give another path"):
+        paths.new_run("x")
+
+
+@pytest.mark.parametrize("code", [errno.EFBIG, errno.ENOSPC, errno.EDQUOT])
+def test_settings_that_cannot_be_written_are_one_line_and_exit_2(
+    code: int, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(launch: Launch) -> None:
+        raise OSError(code, os.strerror(code), str(launch.path / "launch.json"))
+
+    monkeypatch.setattr(Launch, "write", refuse)
+    assert main(["first-descent", "--headless"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tui-descent: cannot write ")
+    assert line.endswith(f"launch.json: {os.strerror(code)}")
+    assert list((home / "runs").iterdir()) == []

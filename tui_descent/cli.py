@@ -11,6 +11,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args and args[0] not in COMMANDS and not args[0].startswith("-"):
         args.insert(0, "run")  # the first word is a NAME or FILE.toml
     if "stdout" in output.prepare():
-        if "--json" in args:
+        if "--json" in takewhile(lambda word: word != "--", args):
             return _usage("stdout is closed; --json prints to it")
         output.say("tui-descent: stdout is closed: results are not printed")
     try:
@@ -335,6 +336,7 @@ def _launch(
     from tui_descent.protocol.launch import Launch, undo_budget
     from tui_descent.scenario.toml import to_table
 
+    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # of a file whose name is not UTF-8
     folder = None
     try:
         budget = undo_budget(args.undo_budget)

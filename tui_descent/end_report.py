@@ -8,9 +8,10 @@ from tui_descent import output
 from tui_descent.protocol.events import RunEnded
 
 
-def print_end(ended: RunEnded) -> None:
+def print_end(ended: RunEnded, *, with_log: bool = True) -> None:
     """Print the last lines and the reason on stderr, with the file that has the whole output if it is kept."""
-    output.say(*(f"  | {line}" for line in ended.log_tail))
+    if with_log:
+        output.say(*(f"  | {line}" for line in ended.log_tail))
     if ended.reason:
         output.say(f"tui-descent: {ended.reason}")
     if ended.log_path and ended.log_tail:

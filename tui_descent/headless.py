@@ -85,7 +85,8 @@ def run(launch: Launch, *, json: bool = False, listen: Callable[[AnyEvent], None
             output.say(f"tui-descent: {_lost_output(unprinted)}; the run {ended.status} at step {ended.step:,}")
             code = code or (0 if isinstance(unprinted, BrokenPipeError) else 1)
         if (ended.log_path is not None or launch.command is not None) and not listen:
-            print_end(ended)
+            # The log of a scenario's trainer has our own traceback: of use only if the reason is not known.
+            print_end(ended, with_log=launch.scenario is None or ended.status == "lost")
         if ended.log_path is not None and not listen:
             keep_folder(launch.path)
         else:

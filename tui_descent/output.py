@@ -47,6 +47,8 @@ def prepare() -> list[str]:
     for printed in (sys.stdout, sys.stderr):
         if isinstance(printed, io.TextIOWrapper):
             printed.reconfigure(errors=TEXT)
+            with contextlib.suppress(OSError):  # another program may have made it non-blocking: writes could then fail
+                os.set_blocking(printed.fileno(), True)
     return closed
 
 

@@ -85,8 +85,9 @@ def remove_left_behind(runs: Path) -> None:
 
 
 def _remove_run(folder: Path) -> None:
-    if socket := Launch.read(folder).socket:
-        remove_dead_socket(Path(socket))
+    with contextlib.suppress(FileNotFoundError):  # no settings yet, or no socket any more
+        if socket := Launch.read(folder).socket:
+            remove_dead_socket(Path(socket))
     log = folder / LOG_FILE
     if log.exists() and log.stat().st_size:
         keep_folder(folder)

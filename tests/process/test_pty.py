@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tiny_trainer
 from terminal import Terminal
 
 COMMAND = [sys.executable, "-m", "tui_descent"]
@@ -277,3 +278,22 @@ def test_the_gallery_starts_the_chosen_preset() -> None:
         assert terminal.ended() == 0
     finally:
         terminal.close()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_utf8_gets_its_own_characters_even_if_stderr_is_elsewhere(encoding: str, home: Path) -> None:
+    command = " ".join([*COMMAND, "exec", "--", sys.executable, tiny_trainer.__file__])
+    terminal = Terminal(
+        ["bash", "-c", f"exec {command} 2>{home / 'stderr'}"], columns=80, rows=24, env={"PYTHONIOENCODING": encoding}
+    )
+    text = terminal.wait("running")
+    assert "f?nf" not in text
+    assert "\\u" not in text
+    assert "+- " in text, "the panels have borders"
+    shown = bytes(terminal.raw).decode(encoding)
+    assert ("f\xfcnf -> l" if encoding == "latin-1" else "funf > l").replace("->", ">") in shown
+    terminal.press("q")
+    terminal.wait("stay")
+    terminal.press("s")
+    assert terminal.ended() == 0
+    assert (home / "stderr").read_text() == ""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import select
+import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tiny_trainer
-from runs import TUI, WITHIN_S, Live, children, environment, temporary_home
+from runs import TUI, WITHIN_S, environment, temporary_home
 
 COMMAND = " ".join(TUI)
 TINY = f"-- {TUI[0]} {tiny_trainer.__file__}"
@@ -155,14 +155,14 @@ def test_without_any_stream_the_exit_code_is_right(home: Path) -> None:
     assert not (home / "runs").exists()
 
 
-def test_what_a_killed_run_leaves_is_removed_at_the_next_start(home: Path) -> None:
-    with Live("exec", "--json", "--", TUI[0], tiny_trainer.__file__) as live:
-        live.until(lambda line: line["event"] == "step")
-        (trainer,) = children(live.process.pid)
-        watched = os.pidfd_open(trainer)
-        live.process.kill()
-        select.select([watched], [], [], WITHIN_S)
-        os.close(watched)
-    assert len(list((home / "runs").iterdir())) == 1
-    assert Ended(SHORT, None, {}).code == 0
+def test_a_scenario_file_may_have_a_name_that_is_not_utf8(home: Path) -> None:
+    path = os.fsdecode(os.fsencode(home) + b"/r\xe9seau.toml")
+    Path(path).write_text("title = 1")
+    run = Ended(f"{shlex.quote(path)} --headless", None, {})
+    assert run.code == 2
+    assert "r\\udce9seau.toml: title: found 1" in run.stderr
+    script = os.fsdecode(os.fsencode(home) + b"/\xe9t\xe9.py")
+    run = Ended(f"exec --headless -- {TUI[0]} {shlex.quote(script)}", None, {})
+    assert run.code == 2
+    assert "not valid UTF-8; rename it" in run.stderr
     assert list((home / "runs").iterdir()) == []

@@ -28,6 +28,7 @@ from tui_descent.protocol.launch import (
     open_connection,
 )
 from tui_descent.protocol.ring import Ring
+from tui_descent.protocol.run_lock import lock_fds
 from tui_descent.protocol.script_terminal import MAX_BYTES, SendSignal, SetSize, to_keeper
 from tui_descent.telemetry.script_output import last_lines
 
@@ -56,7 +57,7 @@ class Script:
                     stdout=log,
                     stderr=log,
                     env=env,
-                    pass_fds=[theirs.fileno(), *inherited],
+                    pass_fds=[theirs.fileno(), *inherited, *lock_fds(launch.path)],
                     start_new_session=True,
                 )
             except OSError:
@@ -126,7 +127,7 @@ class Trainer:
                 stdout=log,
                 stderr=log,
                 env=module_environment() | handed | {"PYTHONUNBUFFERED": "1"},
-                pass_fds=[theirs.fileno(), file],
+                pass_fds=[theirs.fileno(), file, *lock_fds(launch.path)],
                 start_new_session=True,
             )
         return cls(ours, file, process=process)

@@ -34,6 +34,12 @@ def hold_lock(folder: Path) -> None:
         _hold(folder, os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CLOEXEC))
 
 
+def lock_fds(folder: Path) -> list[int]:
+    """The descriptor of the lock if this process holds it, for a child process that shall hold it too."""
+    file = find_fd(_held.get(folder, ""))
+    return [] if file is None else [file]
+
+
 def release_lock(folder: Path) -> None:
     """Release the lock, if this process holds it."""
     file = find_fd(_held.pop(folder, ""))

@@ -1,0 +1,46 @@
+"""What a killed headless run leaves behind is removed at the next start, but not while its trainer is alive."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from pathlib import Path
+
+import tiny_trainer
+from runs import TUI, WITHIN_S, Live, children, run
+
+from tui_descent.paths import new_run
+
+
+def wait_for_end(pid: int) -> None:
+    watched = os.pidfd_open(pid)
+    select.select([watched], [], [], WITHIN_S)
+    os.close(watched)
+
+
+def test_what_a_killed_run_leaves_is_removed_at_the_next_start(home: Path) -> None:
+    with Live("exec", "--json", "--", TUI[0], tiny_trainer.__file__) as live:
+        live.until(lambda line: line["event"] == "step")
+        (trainer,) = children(live.process.pid)
+        live.process.kill()
+        wait_for_end(trainer)
+    assert len(list((home / "runs").iterdir())) == 1
+    assert run("exec", "--headless", "--", TUI[0], tiny_trainer.__file__, "3").code == 0
+    assert list((home / "runs").iterdir()) == []
+
+
+def test_the_folder_of_a_script_that_is_still_running_is_kept(home: Path) -> None:
+    with Live("exec", "--json", "--", TUI[0], "-c", "import time; time.sleep(600)") as live:
+        live.until(lambda line: line["event"] == "state")
+        while not (script := children(live.process.pid)):
+            assert live.process.poll() is None
+        (folder,) = (home / "runs").iterdir()
+        live.process.kill()
+        live.process.wait(WITHIN_S)
+        new_run("x", str(home / "runs"))
+        assert folder.exists()
+        os.kill(script[0], signal.SIGKILL)
+        wait_for_end(script[0])
+        new_run("x", str(home / "runs"))
+        assert not folder.exists()
