@@ -13,9 +13,9 @@ from tui_descent.telemetry.history import History
 class View:
     """The history, the connection, and the display settings.
 
-    `exchange`: the last request and its reply. `trouble`: what is wrong with the connection. `log`: the loss axis is
-    logarithmic. `recent`: show the last steps instead of the whole run. `ghosts`: show the loss curves of undone steps.
-    `selected`: the index of the selected layer, in forward order.
+    `exchange`: the last request and its reply. `trouble`: what is wrong with the connection. `keeper_silent_s`: as in
+    the bridge. `log`: the loss axis is logarithmic. `recent`: show the last steps instead of the whole run. `ghosts`:
+    show the loss curves of undone steps. `selected`: the index of the selected layer, in forward order.
     """
 
     history: History
@@ -23,10 +23,16 @@ class View:
     exchange: Exchange = field(default_factory=Exchange)
     connected: bool = True
     trouble: str = ""
+    keeper_silent_s: int = 0
     log: bool = True
     recent: bool = False
     ghosts: bool = True
     selected: int | None = None
+
+    @property
+    def silent_s(self) -> int:
+        """For how many seconds nothing has come from the keeper, or from the trainer; 0 as long as both respond."""
+        return self.keeper_silent_s or self.history.state.silent_s
 
     @property
     def layers(self) -> tuple[Layer, ...]:

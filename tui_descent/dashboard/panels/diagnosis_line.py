@@ -36,10 +36,14 @@ def diagnosis_line(view: View) -> Words:
             return "connecting", colours.DIM, "to the run's keeper", colours.DIM
         return "disconnected", colours.RED, f"{safe(view.trouble)} · display frozen{QUIT}", colours.TEXT
     state, reason = history.state.state, safe(history.state.reason)
-    style, silent_s = colours.state_style(state), history.state.silent_s
+    style, silent_s = colours.state_style(state), view.silent_s
     if silent_s and state not in STARTING:
-        text = f"the trainer is suspended or in a long step{QUIT}"
-        return f"no word for {silent_s} s", colours.ORANGE, text, colours.TEXT
+        if view.keeper_silent_s:
+            text = f"the run's keeper is suspended{QUIT}"
+            return f"no word for {silent_s} s", colours.ORANGE, text, colours.TEXT
+        ours = history.started is None or history.started.scenario is not None
+        text = "the trainer is suspended or in a long step" if ours else "your loop has not called run.step since"
+        return f"no word for {silent_s} s", colours.ORANGE, f"{text}{QUIT}", colours.TEXT
     if state == "held":
         # The trainer's reason may name the keys already.
         keys = "" if reason.endswith((", q leaves", QUIT)) else f" · space: resume{QUIT}"

@@ -107,11 +107,13 @@ class RunScreen(Screen[None]):
         """Draw one frame if anything has changed since the last one."""
         self._request_curvature()
         self.follow_layers()
-        key = (self.bridge.revision, self.view)
+        bridge = self.bridge
+        if bridge.keeper_silent_s != self.view.keeper_silent_s:
+            self.view = replace(self.view, keeper_silent_s=bridge.keeper_silent_s)
+        key = (bridge.revision, self.view)
         if key == self._drawn:
             return
         self._drawn = key
-        bridge = self.bridge
         self.view = replace(
             self.view,
             history=bridge.history,
