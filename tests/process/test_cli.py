@@ -175,9 +175,7 @@ def test_a_closed_output_pipe_gives_no_traceback(args: list[str], buffered: str)
 
 
 @pytest.mark.parametrize("piped", [0, 1, 2])
-def test_no_dashboard_unless_stdin_stdout_and_stderr_are_a_terminal(
-    piped: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dashboard_needs_a_terminal_as_stdin_stdout_and_stderr(piped: int, monkeypatch: pytest.MonkeyPatch) -> None:
     master, slave = pty.openpty()
     monkeypatch.setenv("TERM", "xterm")
     with contextlib.ExitStack() as opened:

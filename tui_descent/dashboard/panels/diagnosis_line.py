@@ -55,12 +55,12 @@ def diagnosis_line(view: View) -> Words:
     if state == "paused":
         text = f"before step {with_commas(history.steps)} · space: resume · .: one step"
         return "paused", style, text, colours.TEXT
-    so_far = f"no word for {silent_s} s" if silent_s else ""
+    so_far, so_far_style = (f"no word for {silent_s} s", colours.TEXT) if silent_s else ("", colours.DIM)
     if state == "importing torch":
         usual = "takes a few seconds"
-        return "importing torch…", colours.DIM, f"{so_far}; it usually {usual}" if so_far else usual, colours.DIM
+        return "importing torch…", colours.DIM, f"{so_far}; it usually {usual}" if so_far else usual, so_far_style
     if state == "building":
-        return "building the network…", colours.DIM, so_far, colours.DIM
+        return "building the network…", colours.DIM, so_far, so_far_style
     if state == "testing":
         return "testing", style, f"{reason}; the run is restored afterwards", colours.TEXT
     if state == "stopping":
