@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import tempfile
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from driver import open_dashboard, wait_until
 from factories import reading, started, steps, vanishing
 from fake_run import FakeKeeper
 
+from tui_descent.dashboard import bridge
 from tui_descent.dashboard.app import DescentApp
 from tui_descent.protocol.commands import Stop
 from tui_descent.protocol.events import (
@@ -187,6 +190,35 @@ async def test_a_silent_trainer_is_shown_in_every_state_and_keys_answer(state: S
         dashboard.keeper.publish(before)
         await dashboard.shows(f"● {state}")
         assert "no word" not in dashboard.text()
+
+
+async def test_a_silent_keeper_is_shown_until_it_sends_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_dashboard((80, 24), EARLIER) as dashboard:
+        await dashboard.shows("● running")
+        assert dashboard.app.bridge.history.steps_per_s >= bridge.STEPS_PER_S
+        late_s = time.monotonic() + 9
+        monkeypatch.setattr(bridge, "time", SimpleNamespace(monotonic=lambda: late_s))
+        await dashboard.shows("● no word for 9 s", "the run's keeper is suspended")
+        dashboard.keeper.publish(steps(60, [2.3]))
+        await dashboard.shows("● running")
+        assert "no word" not in dashboard.text()
+
+
+@pytest.mark.parametrize("state", ["paused", "held", "waiting"])
+async def test_a_keeper_with_nothing_to_send_is_not_silent(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_dashboard((80, 24), [*EARLIER, StateChanged(state=state, reason="loss is nan")]) as dashboard:
+        await dashboard.shows(f"● {state}")
+        late_s = time.monotonic() + 900
+        monkeypatch.setattr(bridge, "time", SimpleNamespace(monotonic=lambda: late_s))
+        await dashboard.press("y")
+        await dashboard.drawn()
+        assert "no word" not in dashboard.text()
+
+
+async def test_a_user_loop_that_calls_nothing_is_not_called_a_trainer() -> None:
+    silent = StateChanged(state="running", reason="the trainer has not responded for 400 s", silent_s=400)
+    async with open_dashboard((80, 24), [started(scenario=None), StateChanged(state="running"), silent]) as dashboard:
+        await dashboard.shows("no word for 400 s  your loop has not called run.step since · q: quit")
 
 
 @pytest.mark.parametrize("state", ["importing torch", "building"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from runs import TUI, run
 
 from tui_descent import __version__
+from tui_descent.cli import on_a_terminal
 from tui_descent.scenario import presets
 
 QUICK_S = 5.0  # measured: 0.15 s
@@ -169,3 +172,20 @@ def test_a_closed_output_pipe_gives_no_traceback(args: list[str], buffered: str)
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize("piped", [0, 1, 2])
+def test_dashboard_needs_a_terminal_as_stdin_stdout_and_stderr(piped: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    master, slave = pty.openpty()
+    monkeypatch.setenv("TERM", "xterm")
+    with contextlib.ExitStack() as opened:
+        opened.callback(os.close, master)
+        terminal = opened.enter_context(os.fdopen(slave, "r"))
+        pipe = opened.enter_context(open(os.devnull))
+        for name in ("stdin", "stdout", "stderr"):
+            monkeypatch.setattr(sys, name, terminal)
+        assert on_a_terminal()
+        monkeypatch.setattr(sys, ("stdin", "stdout", "stderr")[piped], pipe)
+        assert not on_a_terminal()
+        monkeypatch.setattr(sys, ("stdin", "stdout", "stderr")[piped], None)
+        assert not on_a_terminal(), "closed"

@@ -6,6 +6,7 @@ If the connection is lost, the screen shows that; no exception is raised.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,8 @@ STOPPED_STATES = frozenset({"paused", "held", "waiting"})
 NOT_CONNECTED = "not connected to the run"
 CONNECT_TIMEOUT_S = 10.0
 RETRY_S = 0.05
+# A run that makes at least STEPS_PER_S reports something in this time: its steps, or that the trainer is silent.
+KEEPER_SILENT_AFTER_S, STEPS_PER_S = 6.0, 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +73,7 @@ class Bridge:
         self.trouble = ""
         self.exchange = Exchange()
         self.client: int | None = None
+        self._heard_s = 0.0  # when the keeper sent something last
         self._changes = 0
         self._requests = 0
         self._unanswered: dict[int, AnyCommand] = {}
@@ -112,6 +116,7 @@ class Bridge:
         self.connected = True
         frames = codec.FrameReader(codec.MAX_TO_VIEWER)
         while data := await reader.read(256 * 1024):
+            self._heard_s = time.monotonic()
             for body in frames.feed(data):
                 self._take(codec.decode(codec.to_viewer, body))
 
@@ -138,6 +143,13 @@ class Bridge:
         # Other viewers' interventions are shown too, but not their other replies.
         if command is not None or isinstance(reply, KnobTurned):
             self.exchange = Exchange(command=command, reply=reply)
+
+    @property
+    def keeper_silent_s(self) -> int:
+        """For how many seconds nothing has come from the keeper although the run makes steps; 0 if that is normal."""
+        history, silent_s = self.history, time.monotonic() - self._heard_s
+        expected = self.connected and history.state.state == "running" and history.steps_per_s >= STEPS_PER_S
+        return int(silent_s) if expected and silent_s >= KEEPER_SILENT_AFTER_S else 0
 
     @property
     def unavailable(self) -> str:

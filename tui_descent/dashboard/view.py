@@ -13,10 +13,11 @@ from tui_descent.telemetry.history import History
 class View:
     """The history, the connection, and the display settings.
 
-    `exchange`: the last request and its reply. `trouble`: what is wrong with the connection. `log`: the loss axis is
-    logarithmic. `recent`: show the last steps instead of the whole run. `ghosts`: show the loss curves of undone steps.
-    `selected`: the index of the selected layer, in forward order. `output`: the newest lines that the script has
-    printed, while they are shown. `stopping`: the user has asked to stop, and the script has not ended yet.
+    `exchange`: the last request and its reply. `trouble`: what is wrong with the connection. `keeper_silent_s`: as in
+    the bridge. `log`: the loss axis is logarithmic. `recent`: show the last steps instead of the whole run. `ghosts`:
+    show the loss curves of undone steps. `selected`: the index of the selected layer, in forward order. `output`: the
+    newest lines that the script has printed, while they are shown. `stopping`: the user has asked to stop, and the
+    script has not ended yet.
     """
 
     history: History
@@ -24,12 +25,18 @@ class View:
     exchange: Exchange = field(default_factory=Exchange)
     connected: bool = True
     trouble: str = ""
+    keeper_silent_s: int = 0
     log: bool = True
     recent: bool = False
     ghosts: bool = True
     selected: int | None = None
     output: tuple[str, ...] = ()
     stopping: bool = False
+
+    @property
+    def silent_s(self) -> int:
+        """For how many seconds nothing has come from the keeper, or from the trainer; 0 as long as both respond."""
+        return self.keeper_silent_s or self.history.state.silent_s
 
     @property
     def layers(self) -> tuple[Layer, ...]:

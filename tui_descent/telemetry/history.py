@@ -139,15 +139,7 @@ class History:
             case LayersChanged():
                 self._change_layers(event)
             case StateChanged():
-                changed = (event.state, event.reason) != (self.state.state, self.state.reason)
-                changed = changed and self.state.state != "testing"  # a range test restores the state from before it
-                changed = changed and not event.silent_s and not self.state.silent_s  # the same state, with or without
-                self.state = event
-                self._speed_since = None
-                if event.silent_s or event.state in ("paused", "held", "waiting", "ended"):
-                    self.steps_per_s = 0.0
-                if changed and event.state in ("held", "waiting"):
-                    self._log(event)
+                self._change_state(event)
             case RunStarted():
                 self._start(event)
             case RunEnded():
@@ -195,6 +187,16 @@ class History:
                 pass
             case CommandRejected() | Noted() | StepsMissed():
                 self._log(event)
+
+    def _change_state(self, event: StateChanged) -> None:
+        before, self.state, self._speed_since = self.state, event, None
+        if event.silent_s or event.state in ("paused", "held", "waiting", "ended"):
+            self.steps_per_s = 0.0
+        # A range test, and the trainer's silence, are followed by the state from before.
+        returned = before.state == "testing" or event.silent_s or before.silent_s
+        changed = (event.state, event.reason) != (before.state, before.reason)
+        if changed and not returned and event.state in ("held", "waiting"):
+            self._log(event)
 
     def _log(self, entry: LogEntry) -> None:
         """Add to the log.

@@ -37,10 +37,14 @@ def diagnosis_line(view: View) -> Words:
             return "connecting", colours.DIM, "to the run's keeper", colours.DIM
         return "disconnected", colours.RED, f"{safe(view.trouble)} · display frozen{QUIT}", colours.TEXT
     state, reason = history.state.state, safe(history.state.reason)
-    style, silent_s = colours.state_style(state), history.state.silent_s
+    style, silent_s = colours.state_style(state), view.silent_s
     if silent_s and state not in STARTING:
-        text = f"the trainer is suspended or in a long step{QUIT}"
-        return f"no word for {silent_s} s", colours.ORANGE, text, colours.TEXT
+        if view.keeper_silent_s:
+            text = f"the run's keeper is suspended{QUIT}"
+            return f"no word for {silent_s} s", colours.ORANGE, text, colours.TEXT
+        ours = history.started is None or history.started.scenario is not None
+        text = "the trainer is suspended or in a long step" if ours else "your loop has not called run.step since"
+        return f"no word for {silent_s} s", colours.ORANGE, f"{text}{QUIT}", colours.TEXT
     if state == "held":
         # The trainer's reason may name the keys already.
         keys = "" if reason.endswith((", q leaves", QUIT)) else f" · space: resume{QUIT}"
@@ -52,12 +56,12 @@ def diagnosis_line(view: View) -> Words:
     if state == "paused":
         text = f"before step {with_commas(history.steps)} · space: resume · .: one step"
         return "paused", style, text, colours.TEXT
-    so_far = f"no word for {silent_s} s" if silent_s else ""
+    so_far, so_far_style = (f"no word for {silent_s} s", colours.TEXT) if silent_s else ("", colours.DIM)
     if state == "importing torch":
         usual = "takes a few seconds"
-        return "importing torch…", colours.DIM, f"{so_far}; it usually {usual}" if so_far else usual, colours.DIM
+        return "importing torch…", colours.DIM, f"{so_far}; it usually {usual}" if so_far else usual, so_far_style
     if state == "building":
-        return "building the network…", colours.DIM, so_far, colours.DIM
+        return "building the network…", colours.DIM, so_far, so_far_style
     if state == "testing":
         return "testing", style, f"{reason}; the run is restored afterwards", colours.TEXT
     if state == "stopping":

@@ -121,13 +121,15 @@ class RunScreen(Screen[None]):
         if self._is_script:
             self._resize_script_terminal()
         self.follow_layers()
+        bridge = self.bridge
+        if bridge.keeper_silent_s != self.view.keeper_silent_s:
+            self.view = replace(self.view, keeper_silent_s=bridge.keeper_silent_s)
         if self._output is not None and self.has_class("view-output"):
             self.view = replace(self.view, output=self._output.lines())
-        key = (self.bridge.revision, self.view)
+        key = (bridge.revision, self.view)
         if key == self._drawn:
             return
         self._drawn = key
-        bridge = self.bridge
         self.view = replace(
             self.view,
             history=bridge.history,
