@@ -309,7 +309,7 @@ class Norms:
         if part.summed:
             if rows:
                 # Computes −Δ in the memory of the copies. New memory would evict the training's data from the cache.
-                torch._foreach_sub_(rows, weights)
+                torch._foreach_sub_(rows, list(weights))
             return row_norms(part.groups, before)
         # In bfloat16 the difference would be rounded to three digits.
         after = part.groups.stack(weights, name="after")

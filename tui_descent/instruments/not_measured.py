@@ -1,4 +1,4 @@
-"""Says which parameters cannot be measured, and why."""
+"""Says which parameters cannot be measured, and why; what can be said about a tensor of any kind."""
 
 from __future__ import annotations
 
@@ -26,6 +26,22 @@ def why_not_measured(parameter: Tensor) -> str | None:
     if not (parameter.is_floating_point() or parameter.is_complex()):
         return f"its weights are integers ({dtype})"
     return None if parameter.numel() else "it is empty: it has no numbers"
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether all numbers of a tensor are finite, as far as they can be read. Waits for the device."""
+    if tensor.is_sparse:
+        tensor = tensor.coalesce().values()
+    return why_not_measured(tensor) is not None or bool(tensor.isfinite().all())
+
+
+def size_in_bytes(tensor: Tensor) -> int:
+    """The memory of a tensor's numbers; 0 if it has no shape yet."""
+    if is_lazy(tensor):
+        return 0
+    if tensor.is_sparse:
+        return tensor._values().nbytes + tensor._indices().nbytes
+    return tensor.numel() * tensor.element_size()
 
 
 def count_numbers(parameters: Iterable[Tensor]) -> int:
