@@ -31,10 +31,10 @@ NOT_MEASURED = {
     "bool": {"integers.codes": "its weights are integers (bool)"},
     "quantized": {"quantized": "its weights are quantized (qint8)"},
     "sparse weight": {"sparsematrix": "its weights are a sparse tensor"},
-    "meta": {"unused": "it is on the meta device, which holds no numbers"},
-    "lazy": {"unused": "its shape is not known before its first forward pass"},
+    "meta": {"unused": "it is on the meta device, without numbers"},
+    "lazy": {"unused": "it has no shape before its first pass"},
     "empty": {"condition": "it is empty: it has no numbers", "empty": "it is empty: it has no numbers"},
-    "wrapper subclass": {"wrapperweight": "a TwoTensor is a tensor subclass that keeps its numbers elsewhere"},
+    "wrapper subclass": {"wrapperweight": "a TwoTensor keeps its numbers elsewhere"},
 }
 # By net: the rows of modules with several weights.
 ROWS = {

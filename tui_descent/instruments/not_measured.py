@@ -13,11 +13,11 @@ def why_not_measured(parameter: Tensor) -> str | None:
     """Why the numbers of a parameter cannot be read, to complete "not measured: …"; None if they can be read."""
     kind = type(parameter)
     if is_lazy(parameter):
-        return "its shape is not known before its first forward pass"
+        return "it has no shape before its first pass"
     if kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
-        return f"a {kind.__name__} is a tensor subclass that keeps its numbers elsewhere"
+        return f"a {kind.__name__} keeps its numbers elsewhere"
     if parameter.is_meta:
-        return "it is on the meta device, which holds no numbers"
+        return "it is on the meta device, without numbers"
     dtype = str(parameter.dtype).removeprefix("torch.")
     if parameter.is_quantized:
         return f"its weights are quantized ({dtype})"
