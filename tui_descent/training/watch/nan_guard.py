@@ -55,7 +55,8 @@ class NanGuard:
     @layers.setter
     def layers(self, layers: Sequence[WatchedLayer]) -> None:
         self._layers = layers
-        self._input_most, self._frozen = next((_to_check(watched) for watched in layers), None), None
+        readable = (watched for watched in layers if watched.layer.not_measured is None)
+        self._input_most, self._frozen = next(map(_to_check, readable), None), None
 
     def loss_fault(self, step: int, value: float, *, after: bool = False) -> Fault | None:
         """The fault if the loss `value` is not finite; None if it is finite. `after`: the update was already made."""
