@@ -30,7 +30,7 @@ NOT_MEASURED = {
     "uint8": {"integers.codes": "its weights are integers (uint8)"},
     "bool": {"integers.codes": "its weights are integers (bool)"},
     "quantized": {"quantized": "its weights are quantized (qint8)"},
-    "sparse weight": {"sparsematrix": "its weights are a sparse tensor"},
+    "sparse weight": {"sparsematrix": "its weights are not a dense tensor (sparse_coo)"},
     "meta": {"unused": "it is on the meta device, without numbers"},
     "lazy": {"unused": "it has no shape before its first pass"},
     "empty": {"condition": "it is empty: it has no numbers", "empty": "it is empty: it has no numbers"},

@@ -21,8 +21,9 @@ def why_not_measured(parameter: Tensor) -> str | None:
     dtype = str(parameter.dtype).removeprefix("torch.")
     if parameter.is_quantized:
         return f"its weights are quantized ({dtype})"
-    if parameter.layout is not torch.strided:
-        return "its weights are a sparse tensor"
+    if parameter.layout is not torch.strided or parameter.is_nested:
+        layout = "nested" if parameter.is_nested else str(parameter.layout).removeprefix("torch.").lstrip("_")
+        return f"its weights are not a dense tensor ({layout})"
     if not (parameter.is_floating_point() or parameter.is_complex()):
         return f"its weights are integers ({dtype})"
     return None if parameter.numel() else "it is empty: it has no numbers"
@@ -42,6 +43,12 @@ def size_in_bytes(tensor: Tensor) -> int:
     if tensor.is_sparse:
         return tensor._values().nbytes + tensor._indices().nbytes
     return tensor.numel() * tensor.element_size()
+
+
+def identity(parameter: Tensor) -> object:
+    """A value that changes when the parameter becomes another object, or is measured in another way."""
+    sized = not is_lazy(parameter) and not parameter.is_nested
+    return id(parameter), type(parameter), parameter.dtype.is_floating_point, parameter.shape if sized else None
 
 
 def count_numbers(parameters: Iterable[Tensor]) -> int:
