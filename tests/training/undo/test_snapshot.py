@@ -204,6 +204,7 @@ def snapshot_of(*roots: object) -> Snapshot:
 UNUSUAL_STATES = [
     "sparse weight",
     "lazy",
+    "nested",
     "lazy until the seventh pass",
     "strides",
     "int8",
@@ -213,7 +214,9 @@ UNUSUAL_STATES = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor", "ignore:Initializing zero-element")
+@pytest.mark.filterwarnings(
+    "ignore:torch.quantize_per_tensor", "ignore:Initializing zero-element", "ignore:The PyTorch API of nested"
+)
 @pytest.mark.parametrize("name", [*UNUSUAL_STATES, "complex64", "0-d", "subclass"])
 def test_parameters_of_every_kind_are_saved_and_restored(name: str) -> None:
     net = UNUSUAL[name]()
@@ -229,7 +232,9 @@ def test_parameters_of_every_kind_are_saved_and_restored(name: str) -> None:
     snapshot.restore()
     for n, p in net.named_parameters():
         old = before[n]
-        if old is not None:
+        if old is not None and old.is_nested:
+            assert all(torch.equal(x, y) for x, y in zip(p.unbind(), old.unbind(), strict=True))
+        elif old is not None:
             assert torch.equal(p.to_dense() if p.is_sparse else p, old.to_dense() if old.is_sparse else old)
 
 

@@ -59,7 +59,7 @@ def global_norm(grads: list[Tensor]) -> Tensor:
     grads = [real_view(g.coalesce().values() if g.is_sparse else g) for g in grads]
     if device_type == "cpu" and not is_asynchronous(grads[0].device):
         if any(g.numel() > LARGE or g.dtype not in SUMMED for g in grads):
-            return torch.tensor(math.hypot(*(float(l2_norm(g)) for g in grads)), dtype=torch.float64)
+            return grads[0].new_tensor(math.hypot(*(float(l2_norm(g)) for g in grads)), dtype=torch.float64)
         norm = torch.nn.utils.get_total_norm(grads)
         # Between these bounds a float32 sum of squares neither underflows nor overflows.
         return norm if 1e-13 < float(norm) < 1e13 else _norm_float64(grads)

@@ -99,10 +99,11 @@ def _copy(tensor: Tensor) -> Tensor | None:
 
 
 def _copy_into(tensor: Tensor, values: Tensor) -> None:
-    if tensor.shape != values.shape:  # the loop has replaced its `.data`
+    dense = tensor.layout is torch.strided and not tensor.is_nested
+    if dense and tensor.shape != values.shape:  # the loop has replaced its `.data`
         tensor.data = values.clone()
         return
-    if tensor.layout is torch.strided:
+    if dense:
         for dim, stride in enumerate(tensor.stride()):
             if stride == 0 and tensor.shape[dim] > 1:  # an expanded tensor has each of these numbers once in memory
                 tensor, values = tensor.narrow(dim, 0, 1), values.narrow(dim, 0, 1)
