@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 from driver import open_dashboard
 from factories import reading, started, steps
 from fake_run import view
@@ -67,3 +68,37 @@ async def test_layer_dialog_says_why_there_is_no_gradient() -> None:
         await dashboard.press("up")
         await dashboard.shows("does not depend on it")
         assert "‖W‖" in text
+
+
+WHY = "its weights are integers (int8)"
+
+
+def run_with_a_layer_that_is_not_measured() -> list[AnyEvent]:
+    """Four layers; the second one holds integers."""
+    whole = started(2)
+    second = msgspec.structs.replace(whole.layers[1], not_measured=WHY)
+    start = msgspec.structs.replace(whole, layers=(whole.layers[0], second, *whole.layers[2:]))
+    statuses: list[LayerStatus] = ["used", "not measured", "used", "used"]
+
+    def taken(step: int) -> ReadingsTaken:
+        values = {name: [column[0], None, *column[2:]] for name, column in reading(step, 0.5, 2).values.items()}
+        return msgspec.structs.replace(reading(step, 0.5, 2), values=values, statuses=statuses)
+
+    return [start, *[event for n in range(40) for event in (taken(n), steps(n, [1.0]))]]
+
+
+def test_layer_that_is_not_measured_has_a_mark_in_every_panel() -> None:
+    look = view(run_with_a_layer_that_is_not_measured())
+    for panel, width in ((GradientsPanel(), 60), (UpdatesPanel(), 60), (HeatmapPanel(), 80)):
+        rows = [strip.text for strip in panel.draw(look, width, 4)]
+        assert ["n/a" in row for row in rows] == [False, False, True, False]
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+async def test_layer_dialog_says_why_a_layer_is_not_measured(size: tuple[int, int]) -> None:
+    async with open_dashboard(size, run_with_a_layer_that_is_not_measured()) as dashboard:
+        await dashboard.drawn()
+        await dashboard.press("up", "up", "enter")
+        await dashboard.shows("not measured", WHY)
+        rows = [row for row in dashboard.text().splitlines() if "‖∂L/∂W‖" in row or "not measured" in row]
+        assert all("n/a" in row for row in rows if "│" in row), rows

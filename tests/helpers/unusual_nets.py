@@ -88,6 +88,19 @@ class WithUnusedChild(nn.Module):
         return self.head(x)  # type: ignore[no-any-return]
 
 
+class Nested(nn.Module):
+    """A frozen parameter that is a list of matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        matrices = torch.nested.nested_tensor([torch.randn(2, 32), torch.randn(3, 32)])
+        self.matrices = nn.Parameter(matrices, requires_grad=False)
+        self.head = nn.Linear(5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x @ torch.cat(self.matrices.unbind()).T)  # type: ignore[no-any-return]
+
+
 class LateLazy(nn.Module):
     """A lazy layer gets its shape in the seventh pass."""
 
@@ -256,6 +269,7 @@ UNUSUAL: dict[str, Callable[[], nn.Module]] = {
     "float8": lambda: Integers(torch.float8_e4m3fn),
     "quantized": Quantized,
     "sparse weight": SparseMatrix,
+    "nested": Nested,
     "meta": lambda: WithUnusedChild(nn.Linear(3, 4, device="meta")),
     "lazy": lambda: WithUnusedChild(nn.LazyConv2d(3, 4)),
     "lazy until the seventh pass": LateLazy,

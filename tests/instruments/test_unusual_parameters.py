@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from fake_keeper import FakeKeeper
 from float64_twins import Array, close, l2
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import TorchDispatchMode
 from unusual_nets import UNUSUAL, SubclassTensor, plain
 
 from tui_descent.instruments import norms as norms_module
@@ -30,11 +31,12 @@ NOT_MEASURED = {
     "uint8": {"integers.codes": "its weights are integers (uint8)"},
     "bool": {"integers.codes": "its weights are integers (bool)"},
     "quantized": {"quantized": "its weights are quantized (qint8)"},
-    "sparse weight": {"sparsematrix": "its weights are a sparse tensor"},
-    "meta": {"unused": "it is on the meta device, which holds no numbers"},
-    "lazy": {"unused": "its shape is not known before its first forward pass"},
+    "sparse weight": {"sparsematrix": "its weights are not a dense tensor (sparse_coo)"},
+    "nested": {"nested": "its weights are not a dense tensor (nested)"},
+    "meta": {"unused": "it is on the meta device, without numbers"},
+    "lazy": {"unused": "it has no shape before its first pass"},
     "empty": {"condition": "it is empty: it has no numbers", "empty": "it is empty: it has no numbers"},
-    "wrapper subclass": {"wrapperweight": "a TwoTensor is a tensor subclass that keeps its numbers elsewhere"},
+    "wrapper subclass": {"wrapperweight": "a TwoTensor keeps its numbers elsewhere"},
 }
 # By net: the rows of modules with several weights.
 ROWS = {
@@ -121,6 +123,8 @@ def assert_same(watched: Trained, plain_run: Trained) -> None:
     for a, b in zip(watched.parameters, plain_run.parameters, strict=True):
         if a is None or b is None or a.is_meta:
             assert a is b or (a is not None and a.is_meta)
+        elif a.is_nested:
+            assert all(torch.equal(x, y) for x, y in zip(a.unbind(), b.unbind(), strict=True))
         elif a.is_sparse:
             assert torch.equal(a.to_dense(), b.to_dense())
         else:
@@ -179,7 +183,10 @@ def check_rows(
 
 
 @pytest.mark.filterwarnings(
-    "ignore:torch.quantize_per_tensor", "ignore:Initializing zero-element", "ignore:LSTM with projections"
+    "ignore:torch.quantize_per_tensor",
+    "ignore:Initializing zero-element",
+    "ignore:LSTM with projections",
+    "ignore:The PyTorch API of nested",
 )
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_every_parameter_is_measured_or_marked_and_the_training_is_the_same(name: str, keeper: FakeKeeper) -> None:
@@ -216,6 +223,30 @@ def test_readings_do_not_call_the_functions_of_a_tensor_subclass(monkeypatch: py
     norms.remember(0)
     norms.after_update().result()
     assert set(SubclassTensor.calls) <= {"__get__", "dim", "numel", "is_floating_point"}
+
+
+@pytest.mark.parametrize("cosines", [False, True])
+def test_readings_are_not_seen_by_modes_of_the_user(cosines: bool) -> None:
+    net = plain()
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    norms = norms_module.Norms(structure(net).layers, list(net.parameters()))
+    seen: list[str] = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(func))
+            return func(*args, **kwargs or {})
+
+    norms.remember(0)
+    with Recorder(), torch.device("meta"):
+        norms.before_update(step=1, cosines=cosines)
+        norms.remember(1)
+        deferred = norms.after_update()
+    assert seen == []
+    reading = deferred.result()
+    assert reading.global_cosine == (pytest.approx(1.0) if cosines else None)
+    assert reading.grad_norms[0] == pytest.approx(512**0.5)
 
 
 def to_double(step: int, net: nn.Module) -> None:

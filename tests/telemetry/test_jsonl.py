@@ -229,3 +229,11 @@ def test_range_test_is_one_line_with_its_curves() -> None:
     assert (line["rates"], line["losses"], line["ahead"]) == ([0.01, 0.1], [2.2, 2.0], [2.3, "inf"])
     assert line["words"] == "flat"
     assert "suggestion" not in line
+
+
+def test_layer_that_is_not_measured_says_why() -> None:
+    why = "its weights are integers (int8)"
+    layers = (STARTED.layers[0], msgspec.structs.replace(STARTED.layers[1], not_measured=why), *STARTED.layers[2:])
+    started, reading = lines(msgspec.structs.replace(STARTED, layers=layers), READING)
+    assert [layer.get("not_measured") for layer in started["layers"]] == [None, why, None]
+    assert [layer.get("not_measured") for layer in reading["layers"]] == [None, why, None]

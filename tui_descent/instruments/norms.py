@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import _disable_current_modes
 
 from tui_descent.instruments.deferred import Deferred, combine, is_asynchronous
 from tui_descent.instruments.failures import Failures
@@ -67,7 +70,8 @@ class NormsReading(NamedTuple):
 class _Part(NamedTuple):
     """Some of the layers, by row number, and their weights.
 
-    `any_complex`: some weights are complex. `summed`: no weight has to be converted to float32.
+    `any_complex`: some weights are complex. `summed`: no weight has to be converted to float32. `kinds`: their dtypes
+    and shapes.
     """
 
     rows: Sequence[int]
@@ -75,10 +79,16 @@ class _Part(NamedTuple):
     groups: TensorGroups
     any_complex: bool
     summed: bool
+    kinds: tuple[object, ...]
 
     def real_weights(self) -> Sequence[Tensor]:
         """The weights as real numbers."""
         return [real_view(weight) for weight in self.weights] if self.any_complex else self.weights
+
+    @property
+    def changed(self) -> bool:
+        """Whether the loop has changed the dtype, shape or device of a weight."""
+        return _kinds(self.weights) != self.kinds
 
 
 class _Gradients(NamedTuple):
@@ -156,9 +166,10 @@ class Norms:
         """Copy the weights before the update. With `partial`, only a third of them if there are many layers."""
 
         def copy() -> None:
-            if self._changed():
+            self._choose_part(partial=partial)
+            if self._changed(self._part):
                 self._examine()
-            self._copy_weights(partial=partial)
+            self._copies = self._part.groups.copy(self._part.real_weights())
 
         self._repeat_without_failing(copy)
 
@@ -177,7 +188,7 @@ class Norms:
             try:
                 return self._after_update(self._part)
             except Exception:
-                if not self._changed() and not self._leave_out_failing():
+                if not self._whole.changed and not self._leave_out_failing():
                     raise
                 self._copies = [], []
                 return self._after_update(_part([], []))
@@ -191,9 +202,10 @@ class Norms:
     def _repeat_without_failing(self, measure: Callable[[], T]) -> T:
         """Call `measure`. If it raises, leave out the parameters that cannot be measured, and call it again.
 
-        A tensor subclass of the user's and a mode such as `torch.device` see none of these operations.
+        A tensor subclass of the user's and a mode such as `FlopCounterMode` see none of these operations.
         """
-        with torch.no_grad(), torch._C.DisableTorchFunction():
+        modes = _disable_current_modes() if torch._C._len_torch_dispatch_stack() else nullcontext()
+        with torch.no_grad(), torch._C.DisableTorchFunction(), modes:
             try:
                 return measure()
             except Exception:
@@ -243,8 +255,7 @@ class Norms:
         self._measured = [(n, p) for n, p in enumerate(self._parameters) if n not in self._reasons]
         rows = [row for row in range(len(self._watched)) if row not in self.not_measured]
         weights = [self._watched[row].weight for row in rows]
-        self._weights = weights
-        self._kinds = self._weight_kinds()
+        self._lazy = [p for p in self._parameters if is_lazy(p)]
         numbers = dict(zip(rows, (weight.numel() for weight in weights), strict=True))
         self._roots = [math.sqrt(numbers.get(row, 1)) for row in range(len(self._watched))]  # √n
         self._matrices = [row in numbers and w.weight.dim() >= 2 for row, w in enumerate(self._watched)]
@@ -264,20 +275,14 @@ class Norms:
         self._groups = TensorGroups([])
         self._all_real = self._on_host = True
 
-    def _weight_kinds(self) -> tuple[object, ...]:
-        # Called at every reading. When a net is moved to another device, all of its weights are.
-        weights = self._weights
-        device = weights[0].device if weights else None
-        return [type(p) for p in weights], [p.dtype for p in weights], [p.shape for p in weights], device
-
-    def _changed(self) -> bool:
-        """Whether the loop has changed what can be measured, or how."""
-        return self._weight_kinds() != self._kinds or any(
-            self._why_not_measured(n, self._parameters[n]) != reason for n, reason in self._reasons.items()
-        )
+    def _changed(self, part: _Part) -> bool:
+        """Whether the loop has changed the weights of a part, or a lazy parameter has got its shape."""
+        return part.changed or (bool(self._lazy) and not all(is_lazy(p) for p in self._lazy))
 
     def _before_update(self, *, cosines: bool, partial: bool, copy_weights: bool) -> None:
-        if changed := self._changed():
+        if copy_weights:
+            self._choose_part(partial=partial)
+        if changed := self._changed(self._part):
             self._examine()
         previous = self._previous if cosines and self._previous_step == self._step - 1 else None
         self._now = now = self._gradients(only_norms=previous is None)
@@ -285,18 +290,16 @@ class Norms:
         if previous is not None and previous.groups is now.groups and now.matrices:
             self._pair = GradientPair(now.groups, now.matrices, previous.matrices), previous
         if copy_weights or changed:
-            self._copy_weights(partial=partial)
+            self._copies = self._part.groups.copy(self._part.real_weights())
 
-    def _copy_weights(self, *, partial: bool) -> None:
-        self._part = self._whole
+    def _choose_part(self, *, partial: bool) -> None:
         # A partial reading repeats the last values of the other layers, so a whole reading has to come first.
-        if partial and self._any_read:
-            self._part = self._parts[self._partial_readings % len(self._parts)]
-            self._partial_readings += 1
-        self._copies = self._part.groups.copy(self._part.real_weights())
+        partial = partial and self._any_read
+        self._part = self._parts[self._partial_readings % len(self._parts)] if partial else self._whole
+        self._partial_readings += partial
 
     def _remember(self, step: int) -> None:
-        if self._now is None and self._changed():
+        if self._now is None and self._changed(self._whole):
             self._examine()
         now = self._now if self._now is not None and self._now.matrices else self._gradients(only_norms=False)
         # A group of one tensor is a view of the gradient, which the next backward pass overwrites.
@@ -414,4 +417,10 @@ def _deferred(groups: TensorGroups, by_group: Sequence[Tensor | list[float]]) ->
 def _part(rows: Sequence[int], weights: Sequence[nn.Parameter]) -> _Part:
     real = [real_view(weight) for weight in weights]
     any_complex, summed = any(w.is_complex() for w in weights), all(w.dtype in SUMMED for w in real)
-    return _Part(rows, list(weights), TensorGroups(real), any_complex, summed)
+    return _Part(rows, list(weights), TensorGroups(real), any_complex, summed, _kinds(weights))
+
+
+def _kinds(weights: Sequence[Tensor]) -> tuple[object, ...]:
+    # Called at every reading. When a net is moved to another device, all of its weights are.
+    device = weights[0].device if weights else None
+    return [type(p) for p in weights], [p.dtype for p in weights], [p.shape for p in weights], device

@@ -114,3 +114,36 @@ def test_clipping_on_cuda_does_not_synchronise() -> None:
     assert norm is not None
     assert float(norm) == pytest.approx(1e22)
     assert float(global_norm([p.grad for p in parameters if p.grad is not None])) == pytest.approx(1.0)
+
+
+KINDS = {
+    "complex": lambda: torch.randn(5, 4, dtype=torch.cfloat),
+    "conjugate": lambda: torch.randn(5, 4, dtype=torch.cfloat).conj(),
+    "sparse": lambda: torch.randn(5, 4).relu().to_sparse(),
+    "sparse with repeated indices": lambda: torch.sparse_coo_tensor(
+        [[0, 2, 2, 4]], torch.randn(4, 4), (5, 4), check_invariants=True
+    ),
+    "bfloat16": lambda: torch.randn(500, 400).bfloat16(),
+    "large": lambda: torch.full((1000, 1100), 0.1),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_every_kind_are_clipped_to_the_limit(kind: str) -> None:
+    parameter, other = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(3))
+    first = KINDS[kind]()
+    parameter.data = torch.zeros(first.shape, dtype=first.dtype)
+    parameter.grad, other.grad = first.clone(), torch.randn(3)
+
+    def numbers() -> np.ndarray:
+        assert parameter.grad is not None
+        grad = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
+        wide = grad.resolve_conj().to(torch.complex128)
+        return np.concatenate([wide.numpy().ravel(), np.asarray(other.grad, dtype=np.complex128)])
+
+    before = numbers()
+    norm = clip([parameter, other], 0.5)
+    assert norm is not None
+    assert float(norm) == pytest.approx(np.linalg.norm(before), rel=1e-5)
+    within = 1e-2 if kind == "bfloat16" else 1e-5
+    np.testing.assert_allclose(numbers(), before * 0.5 / np.linalg.norm(before), rtol=within, atol=1e-9)

@@ -11,7 +11,10 @@ import torch
 from net_families import setup, train
 from nets import copy_of, same
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from unusual_nets import UNUSUAL
 
+from tui_descent.instruments.net_structure import structure
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.scenario.spec import InitSpec, NormSpec
 from tui_descent.training.setup.nets import parts
@@ -355,3 +358,50 @@ def test_init_uses_the_fans_of_convolution_and_embedding() -> None:
     assert conv.std().item() == pytest.approx((2 / (32 * 9 + 64 * 9)) ** 0.5, rel=0.03)
     parts.init_weight(table, InitSpec(name="xavier"), generator(), embedding=True)
     assert table.std().item() == pytest.approx((2 / 65) ** 0.5, rel=0.03)
+
+
+def lstm() -> nn.Module:
+    return UNUSUAL["lstm"]()
+
+
+def attention() -> nn.Module:
+    return UNUSUAL["attention with other keys and values"]()
+
+
+def parameter_list() -> nn.Module:
+    return UNUSUAL["parameter list and dict"]()
+
+
+ONE_OF_SEVERAL = [
+    (lstm, "rnn.weight_hh_l0"), (attention, "attention.k_proj_weight"), (parameter_list, "matrices.1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("build", "weight"), ONE_OF_SEVERAL)
+def test_one_weight_of_a_module_is_frozen_and_initialized_alone(build: Any, weight: str) -> None:
+    net = build()
+    assert weight in [watched.layer.name for watched in structure(net).layers]
+    assert surgery.freeze(net, weight) == [weight]
+    assert [n for n, p in net.named_parameters() if not p.requires_grad] == [weight]
+    assert surgery.unfreeze(net, weight) == [weight]
+    before = {n: p.detach().clone() for n, p in net.named_parameters()}
+    assert surgery.reinitialize(net, InitSpec(), generator(), layer=weight) == [weight]
+    assert [n for n, p in net.named_parameters() if not torch.equal(p, before[n])] == [weight]
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor", "ignore:Initializing zero-element")
+@pytest.mark.parametrize("name", ["int8", "quantized", "sparse weight", "meta", "lazy", "strides", "empty"])
+def test_weights_without_numbers_to_change_are_left_out(name: str) -> None:
+    net = UNUSUAL[name]()
+    fixed = {n: p.detach().clone() for n, p in net.named_parameters() if not is_lazy(p) and not p.requires_grad}
+    drawn = surgery.reinitialize(net, InitSpec(), generator())
+    kicked = surgery.kick(net, generator())
+    assert "head.weight" in drawn
+    assert "head.weight" in kicked
+    for n, p in net.named_parameters():
+        if n in fixed:
+            assert n not in drawn
+            assert torch.equal(p.to_dense() if p.is_sparse else p, fixed[n].to_dense() if p.is_sparse else fixed[n])
+    for layer in ("codes", "weight", "unused"):
+        if layer in dict(net.named_parameters()):
+            assert surgery.unfreeze(net, layer) in ([], [layer])

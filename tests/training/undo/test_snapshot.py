@@ -9,7 +9,9 @@ import pytest
 import torch
 from nets import copy_of, digit_batches, loss_of, mlp, same
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim.lr_scheduler import LambdaLR, SequentialLR, StepLR
+from unusual_nets import UNUSUAL
 
 from tui_descent.training.setup.nets.block import Block, Skip
 from tui_descent.training.undo.random_state import RandomState
@@ -197,3 +199,49 @@ def test_snapshot_knows_its_size_and_whether_its_weights_are_finite() -> None:
 
 def snapshot_of(*roots: object) -> Snapshot:
     return Snapshot([TorchState(*roots)], segment=0, step=0)
+
+
+UNUSUAL_STATES = [
+    "sparse weight",
+    "lazy",
+    "nested",
+    "lazy until the seventh pass",
+    "strides",
+    "int8",
+    "quantized",
+    "meta",
+    "empty",
+]
+
+
+@pytest.mark.filterwarnings(
+    "ignore:torch.quantize_per_tensor", "ignore:Initializing zero-element", "ignore:The PyTorch API of nested"
+)
+@pytest.mark.parametrize("name", [*UNUSUAL_STATES, "complex64", "0-d", "subclass"])
+def test_parameters_of_every_kind_are_saved_and_restored(name: str) -> None:
+    net = UNUSUAL[name]()
+    net(torch.randn(4, 32))
+    before = {n: None if is_lazy(p) or p.is_meta else p.detach().clone() for n, p in net.named_parameters()}
+    snapshot = snapshot_of(net)
+    assert snapshot.nbytes > 0
+    assert snapshot.has_finite_weights()
+    with torch.no_grad():
+        for p in net.parameters():
+            if not is_lazy(p) and p.requires_grad:
+                p.add_(1)
+    snapshot.restore()
+    for n, p in net.named_parameters():
+        old = before[n]
+        if old is not None and old.is_nested:
+            assert all(torch.equal(x, y) for x, y in zip(p.unbind(), old.unbind(), strict=True))
+        elif old is not None:
+            assert torch.equal(p.to_dense() if p.is_sparse else p, old.to_dense() if old.is_sparse else old)
+
+
+def test_parameter_whose_data_has_another_shape_gets_its_old_data_back() -> None:
+    net = nn.Linear(6, 4)
+    before = net.weight.detach().clone()
+    snapshot = snapshot_of(net)
+    net.weight.data = net.weight.data[:2] + 1
+    snapshot.restore()
+    assert torch.equal(net.weight, before)

@@ -11,6 +11,7 @@ import torch
 from fake_keeper import FakeKeeper
 from nets import OPTIMIZERS, copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
 from torch import Tensor, nn
+from unusual_nets import UNUSUAL
 
 from tui_descent.instruments.net_structure import structure
 from tui_descent.protocol.commands import Resume
@@ -260,3 +261,56 @@ def test_bias_of_a_large_first_layer_shows_every_non_finite_gradient(keeper: Fak
         found = guard.gradient_fault(5)
         assert found is not None
         assert (found.step, found.layer) == (5, "0")
+
+
+def spectral() -> nn.Module:
+    return UNUSUAL["complex64"]()
+
+
+def embedding() -> nn.Module:
+    return UNUSUAL["sparse gradient"]()
+
+
+def empty_first() -> nn.Module:
+    """The first layer is empty, so its gradient is always finite."""
+    net = UNUSUAL["empty"]()
+    assert structure(net).layers[0].weight.numel() == 0
+    return net
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+@pytest.mark.parametrize("bad", [None, *BAD], ids=str)
+@pytest.mark.parametrize("build", [spectral, embedding, empty_first], ids=["complex", "sparse", "empty"])
+def test_gradients_of_every_kind_are_checked(build: Callable[[], nn.Module], bad: str | None) -> None:
+    net, guard = build(), None
+    net(torch.randn(8, 32)).sum().backward()
+    guard = NanGuard(net)
+    guard.layers = structure(net).layers
+    first = next(w.weight.grad for w in guard.layers if w.weight.grad is not None and w.weight.numel())
+    assert first is not None
+    if bad is not None:
+        (first._values() if first.is_sparse else first).view(-1)[2] = BAD[bad]
+    for _ in range(2):  # the second time the parameter to check is known
+        assert guard.gradient_is_finite() == (bad is None)
+    fault = guard.gradient_fault(7)
+    assert (fault is None) == (bad is None)
+    if fault is not None:
+        assert (fault.what, fault.step) == ("gradient", 7)
+        assert fault.layer in {w.layer.name for w in guard.layers}
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor", "ignore:Initializing zero-element")
+@pytest.mark.parametrize("name", ["complex64", "quantized", "sparse weight", "meta", "lazy", "empty", "int8"])
+def test_place_of_a_non_finite_loss_is_searched_among_weights_of_every_kind(name: str) -> None:
+    net = UNUSUAL[name]()
+    guard = NanGuard(net)
+    guard.layers = structure(net).layers
+    fault = guard.loss_fault(3, math.nan)
+    assert fault is not None
+    assert fault.layer is None
+    with torch.no_grad():
+        weight = guard.layers[-1].weight if guard.layers[-1].layer.not_measured is None else guard.layers[0].weight
+        weight.view(-1)[0] = math.nan
+    fault = guard.loss_fault(3, math.nan)
+    assert fault is not None
+    assert fault.layer is not None

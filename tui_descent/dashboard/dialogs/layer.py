@@ -113,8 +113,9 @@ class LayerDialog(Dialog[None]):
         status: str = statuses[self._layer] if self._layer < len(statuses) else "used"
         idle = IDLE.get(status)
         if layer.not_measured is not None:
-            status, idle = "n/a", f"not measured: {safe(layer.not_measured, 100)}"
-        if idle is not None:
+            status, idle = "n/a", safe(layer.not_measured, 100)
+            row("not measured", status, "", idle, colours.DIM)
+        elif idle is not None:
             row("status", status, "", idle, colours.DIM)
         tiers = history.newest_readings.of(history.segment)
         for metric in sorted(tiers, key=lambda metric: ORDER.get(metric, len(ORDER))):

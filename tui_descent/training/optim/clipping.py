@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from tui_descent.instruments.deferred import is_asynchronous
+from tui_descent.instruments.row_sums import SUMMED, l2_norm, real_view
+
+# A gradient with more numbers is summed in parts.
+LARGE = 1 << 16
 
 
 @torch.no_grad()
@@ -28,7 +33,9 @@ def clip(parameters: Iterable[nn.Parameter], limit: float, *, grad_scale: Tensor
     factor = torch.where(norm.isfinite() & (norm > limit), limit / norm, torch.ones_like(norm))
     grouped: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for grad in grads:
-        grouped.setdefault((grad.device, grad.dtype), []).append(grad)
+        numbers = grad._values() if grad.is_sparse else grad
+        # The factor is real, so a lazily conjugated gradient is scaled through its conjugate.
+        grouped.setdefault((grad.device, grad.dtype), []).append(numbers.conj() if numbers.is_conj() else numbers)
     for (device, dtype), members in grouped.items():
         torch._foreach_mul_(members, factor.to(device, dtype))
     return norm
@@ -45,10 +52,14 @@ def global_norm(grads: list[Tensor]) -> Tensor:
     """√Σ‖g‖² over all gradients, a scalar tensor on the first one's device.
 
     On CUDA and the CPU it is correct even if float32 squares overflow. On CUDA the sum is computed in float64. On the
-    CPU float64 takes ten times as long, so it is used only if float32 is out of range. MPS has no float64.
+    CPU float64 takes ten times as long, so it is used only if float32 is out of range, or for large gradients, whose
+    float32 sum is inexact. MPS has no float64.
     """
     device_type = grads[0].device.type
+    grads = [real_view(g.coalesce().values() if g.is_sparse else g) for g in grads]
     if device_type == "cpu" and not is_asynchronous(grads[0].device):
+        if any(g.numel() > LARGE or g.dtype not in SUMMED for g in grads):
+            return grads[0].new_tensor(math.hypot(*(float(l2_norm(g)) for g in grads)), dtype=torch.float64)
         norm = torch.nn.utils.get_total_norm(grads)
         # Between these bounds a float32 sum of squares neither underflows nor overflows.
         return norm if 1e-13 < float(norm) < 1e13 else _norm_float64(grads)

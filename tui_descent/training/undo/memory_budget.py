@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tui_descent.instruments.not_measured import size_in_bytes
+
 BUDGET_SHARE = 0.1  # of the free memory
 MAX_BUDGET_BYTES = 2_000_000_000
 MEMINFO = Path("/proc/meminfo")
@@ -32,7 +34,7 @@ def bytes_needed(model: nn.Module, *optimizers: torch.optim.Optimizer) -> int:
     tensors = [*model.parameters(), *model.buffers()]
     states = (state for optimizer in optimizers for state in optimizer.state.values() if isinstance(state, dict))
     tensors += [t for state in states for t in state.values() if isinstance(t, Tensor)]
-    return sum(t.nbytes for t in tensors)
+    return sum(size_in_bytes(t) for t in tensors)
 
 
 def _available_bytes() -> int:

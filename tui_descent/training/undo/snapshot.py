@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from tui_descent.instruments.not_measured import all_finite, size_in_bytes
 from tui_descent.training.undo.torch_state import TorchState, reachable
 from tui_descent.training.undo.user_state import UserState
 
@@ -32,7 +33,7 @@ class Snapshot:
         self.segment = segment
         self.step = step
         self.parts = [(holder, holder.state()) for holder in holders]
-        self.nbytes = sum(tensor.nbytes for tensor in self._tensors())
+        self.nbytes = sum(size_in_bytes(tensor) for tensor in self._tensors())
 
     def restore(self, *, user_state: bool = True) -> None:
         """Restore all states; may be called more than once. With `user_state=False`, `UserState` objects are skipped.
@@ -49,7 +50,7 @@ class Snapshot:
         """Whether every saved parameter is finite."""
         states = (state for holder, state in self.parts if isinstance(holder, TorchState))
         weights = (saved[0] for state in states for obj, saved in state if isinstance(obj, nn.Parameter))
-        return all(bool(weight.isfinite().all()) for weight in weights)
+        return all(weight is None or all_finite(weight) for weight in weights)
 
     def _load_user_state(self) -> None:
         """Load user state before everything else, since a user's code may raise. Then undo the loads made so far."""
@@ -69,6 +70,6 @@ class Snapshot:
         """The saved copies of all tensors in model, optimizer and user state."""
         for holder, state in self.parts:
             if isinstance(holder, TorchState):
-                yield from (saved[0] for obj, saved in state if isinstance(obj, Tensor))
+                yield from (saved[0] for obj, saved in state if isinstance(obj, Tensor) and saved[0] is not None)
             elif isinstance(holder, UserState):
                 yield from (obj for obj, _ in reachable(state) if isinstance(obj, Tensor))

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim.lr_scheduler import LRScheduler
 
 _SIMPLE = frozenset({type(None), bool, int, float, complex, str, bytes})
@@ -35,9 +36,12 @@ class TorchState:
         self._roots = roots
 
     def state(self) -> State:
-        """Each object with its contents; for a tensor, a copy of its values and its `requires_grad`."""
+        """Each object with its contents; for a tensor, a copy of its values and its `requires_grad`.
+
+        A lazy parameter without a shape has no values, so restoring leaves it as it is.
+        """
         return [
-            (obj, (obj.detach().clone(), contents) if isinstance(obj, Tensor) else contents)
+            (obj, (_copy(obj), contents) if isinstance(obj, Tensor) else contents)
             for obj, contents in reachable(*self._roots)
         ]
 
@@ -89,12 +93,32 @@ def contents_of(obj: object) -> Any:
     return None
 
 
+def _copy(tensor: Tensor) -> Tensor | None:
+    """A copy of a tensor's values; None if it has none yet."""
+    return None if is_lazy(tensor) else tensor.detach().clone()
+
+
+def _copy_into(tensor: Tensor, values: Tensor) -> None:
+    dense = tensor.layout is torch.strided and not tensor.is_nested
+    if dense and tensor.shape != values.shape:  # the loop has replaced its `.data`
+        tensor.data = values.clone()
+        return
+    if dense:
+        for dim, stride in enumerate(tensor.stride()):
+            if stride == 0 and tensor.shape[dim] > 1:  # an expanded tensor has each of these numbers once in memory
+                tensor, values = tensor.narrow(dim, 0, 1), values.narrow(dim, 0, 1)
+    tensor.copy_(values)
+
+
 def _restore_contents(obj: Any, saved: Any) -> None:
     match obj:
+        case Tensor() if is_lazy(obj):
+            pass
         case Tensor():
             values, requires_grad = saved
             obj.grad = None
-            obj.requires_grad_(False).copy_(values)
+            if values is not None:
+                _copy_into(obj.requires_grad_(False), values)
             obj.requires_grad_(requires_grad)
         case torch.Generator():
             obj.set_state(saved)

@@ -6,13 +6,12 @@ import time
 
 import msgspec
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from tui_descent.instruments.failures import Failures
 from tui_descent.instruments.forward_order import ForwardOrder
 from tui_descent.instruments.instrument_sets import InstrumentSets
 from tui_descent.instruments.net_structure import NetStructure, structure
-from tui_descent.instruments.not_measured import count_numbers
+from tui_descent.instruments.not_measured import count_numbers, identity
 from tui_descent.protocol.events import Layer, LayersChanged
 from tui_descent.training.progress import Progress
 from tui_descent.training.steering.steering import Steering
@@ -90,8 +89,7 @@ class LayerList:
         return self._identities() != self._parameters
 
     def _identities(self) -> list[object]:
-        """The identities and shapes of the parameters. A lazy one gets its shape later."""
-        return [(id(p), None if is_lazy(p) else p.shape) for p in self._model.parameters()]
+        return [identity(p) for p in self._model.parameters()]
 
     def report(self) -> None:
         """Report the layers if they have changed. Called after surgery, undo and redo, and before each reading."""

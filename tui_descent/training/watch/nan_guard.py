@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tui_descent.instruments.net_structure import WatchedLayer
-from tui_descent.instruments.not_measured import why_not_measured
+from tui_descent.instruments.not_measured import all_finite
 
 # If a weight has more elements than this, summing its gradient takes a noticeable share of a step.
 LARGE = 1 << 16
@@ -55,7 +55,8 @@ class NanGuard:
     @layers.setter
     def layers(self, layers: Sequence[WatchedLayer]) -> None:
         self._layers = layers
-        self._input_most, self._frozen = next((_to_check(watched) for watched in layers), None), None
+        readable = (watched for watched in layers if watched.layer.not_measured is None)
+        self._input_most, self._frozen = next(map(_to_check, readable), None), None
 
     def loss_fault(self, step: int, value: float, *, after: bool = False) -> Fault | None:
         """The fault if the loss `value` is not finite; None if it is finite. `after`: the update was already made."""
@@ -97,9 +98,9 @@ class NanGuard:
         first = next((w.weight.grad for w in self.layers if _has_gradient(w.weight)), None)
         if first is None or cmath.isfinite(first.sum().item()):  # synchronises on a GPU
             return None
-        if _finite(first):
+        if all_finite(first):
             return None  # the sum overflowed, the elements are finite
-        bad = [w.layer.name for w in self.layers if w.weight.grad is not None and not _finite(w.weight.grad)]
+        bad = [w.layer.name for w in self.layers if w.weight.grad is not None and not all_finite(w.weight.grad)]
         # Backpropagation starts at the output: the last layer in forward order became non-finite first.
         text = f"gradient of {bad[-1]} is not finite at step {step}, before the update"
         return Fault(step, text, "gradient", bad[-1])
@@ -126,7 +127,7 @@ class NanGuard:
         return Fault(step, f"{what} at step {step}, {when}; {outcome}", kind, where)
 
     def _non_finite_weights(self) -> str | None:
-        return next((w.layer.name for w in self.layers if not _finite(w.weight)), None)
+        return next((w.layer.name for w in self.layers if not all_finite(w.weight)), None)
 
     def _first_non_finite(self) -> str | None:
         if (name := self._non_finite_weights()) is not None:
@@ -139,7 +140,7 @@ class NanGuard:
 
         def check(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, inputs: object, output: object) -> None:
-                if not found and isinstance(output, Tensor) and not _finite(output):
+                if not found and isinstance(output, Tensor) and not all_finite(output):
                     found.append(name)
 
             return hook
@@ -168,10 +169,3 @@ def _has_gradient(weight: nn.Parameter) -> bool:
     """Whether a weight has a gradient that can be checked: an empty one tells nothing about the other layers."""
     grad = weight.grad
     return grad is not None and not grad.is_meta and grad.numel() > 0
-
-
-def _finite(tensor: Tensor) -> bool:
-    """Whether all numbers are finite, as far as they can be read."""
-    if tensor.layout is not torch.strided:
-        tensor = tensor.to_dense()
-    return why_not_measured(tensor) is not None or bool(tensor.isfinite().all())
