@@ -162,11 +162,15 @@ class KeeperLink:
             return
         self._step = metric.step
         if len(self._metrics) >= MAX_METRICS:
-            self._dropped += 1
+            self.drop_metric()
         else:
             self._metrics.append(metric)
         if self.metrics_due:
             self.send()
+
+    def drop_metric(self) -> None:
+        """Count one more metric that is not sent."""
+        self._dropped += 1
 
     @property
     def metrics_due(self) -> bool:
