@@ -44,6 +44,9 @@ ENDS = {
     "interrupted": "if step == 7: __import__('signal').raise_signal(2)",
     "crashing": "if step == 7: __import__('os').kill(__import__('os').getpid(), 11)",
     "not a number": "if step == 7: model[0].weight.data.fill_(float('nan'))",
+    "closing files": "if step == 7: __import__('os').closerange(3, 1024)",
+    "forking": "if step == 7 and not __import__('os').fork(): __import__('sys').exit(0)",
+    "logging too much": "if step == 39: [run.log(f'metric {k:0100}', k) for k in range(30_000)]",
 }
 
 # After the `with`, when the run is over.
@@ -122,6 +125,19 @@ def test_a_script_that_dies_is_lost_and_not_finished(name: str, why: str, execut
     assert outcome.ended["status"] == "lost"
     assert outcome.ended["reason"] == f"trainer lost ({why}) at step 8"
     assert len(outcome.losses) == 8, "every completed step is told"
+
+
+@pytest.mark.parametrize("name", ["closing files", "forking", "logging too much"])
+def test_a_script_that_makes_it_hard_to_send_is_watched_until_it_ends(name: str, executed: dict[str, Outcome]) -> None:
+    outcome = executed[name]
+    assert (outcome.code, outcome.ended["status"], outcome.ended["step"]) == (0, "finished", 40)
+    assert outcome.losses == executed["good"].losses
+    notes = [note["text"] for note in outcome.events("note")]
+    if name == "closing files":
+        assert notes == ["the script has closed the connection: losses are shown, keys have no effect"]
+    if name == "logging too much":
+        dropped = int(notes[-1].split()[0].replace(",", "")) if notes else 0
+        assert len(outcome.events("metric")) + dropped == 30_000
 
 
 def test_the_exit_code_of_a_script_decides_how_its_run_ended(executed: dict[str, Outcome]) -> None:

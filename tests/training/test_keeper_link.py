@@ -21,11 +21,13 @@ from fake_keeper import FakeKeeper
 from nets import digit_batches, loss_of, mlp
 from torch import nn
 
+from tui_descent.instruments.deferred import HostCopy
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.codec import decode, from_ring
 from tui_descent.protocol.commands import Mark
 from tui_descent.protocol.events import AnyEvent, CommandDone, MetricLogged, Noted, RunEnded, RunStarted
 from tui_descent.training import keeper_link
+from tui_descent.training.watch import metric_log
 from tui_descent.training.watch.watch import Watch
 
 
@@ -110,6 +112,48 @@ def test_keeper_that_does_not_read_learns_of_the_end_and_of_what_was_dropped(
     metrics = [event for event in arrived if isinstance(event, MetricLogged)]
     assert len(metrics) + count_dropped([*arrived, *left]) == count
     assert count < 60_000 or count_dropped(left) > 0
+
+
+def test_loop_that_keeps_logging_too_much_is_told_while_it_runs(keeper: FakeKeeper) -> None:
+    net, optimizer, run = start(keeper)
+    events: list[Any] = []
+    with run:
+        train(net, optimizer, run, 2)
+        for _ in range(4):
+            for n in range(40_000):
+                run.log("x", n)
+            events += keeper.events()
+        told = [event.text for event in events if isinstance(event, Noted)]
+        assert 1 <= len(told) <= 3
+        newest = [event.value for event in events if isinstance(event, MetricLogged)][-1]
+        assert newest > 15_000, "the oldest ones are dropped"
+        while keeper.events():
+            keeper.link.send()
+
+
+def test_metrics_on_a_gpu_are_bounded_and_not_waited_for(
+    keeper: FakeKeeper, deferred_numbers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = []
+
+    class NeverReady(HostCopy):
+        ready = False  # type: ignore[assignment]
+
+        def values(self) -> list[float]:
+            waits.append(1)
+            return super().values()
+
+    monkeypatch.setattr(metric_log, "HostCopy", NeverReady)
+    net, optimizer, run = start(keeper)
+    with run:
+        train(net, optimizer, run, 2)
+        for n in range(2000):
+            run.log("x", torch.tensor(float(n)))
+        assert not waits
+    events = keeper.events()
+    values = [event.value for event in events if isinstance(event, MetricLogged)]
+    assert values == [float(n) for n in range(metric_log.MAX_ARRIVING)]
+    assert len(values) + count_dropped(events) == 2000
 
 
 def test_replies_come_before_the_metrics_that_wait(keeper: FakeKeeper, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,9 +180,7 @@ class History:
             case RatesChanged():
                 self.rates = event
             case MetricLogged():
-                self.metrics.setdefault(event.segment, MetricHistory()).add(event)
-                if (evaluated := held_out_loss(event)) is not None:
-                    self._add_evaluation(evaluated)
+                self._add_metric(event)
             case CommandDone():
                 pass
             case CommandRejected() | Noted() | StepsMissed():
@@ -226,15 +224,7 @@ class History:
         if not event.back:
             fork = next((e.step for e in self.interventions if e.id == changed), event.step)
         source = event.from_segment if event.back or event.to_segment not in self.losses else event.to_segment
-        for kept in (self.losses, self.devices):
-            if (pyramid := kept.get(source)) is not None:
-                kept[event.segment] = pyramid.before(event.step)
-        if (metrics := self.metrics.get(source)) is not None:
-            self.metrics[event.segment] = metrics.before(event.step)
-        if (grads := self.grads.get(source)) is not None:
-            # The layers may differ at that step: then a `LayersChanged` follows.
-            self.grads[event.segment] = grads.before(event.step).with_layers(self.layers)
-
+        self._copy_curves(source, event)
         ghosts = [g for g in self.ghosts if event.back or changed is None or g.undone != changed]
         live = [(event.from_segment, fork), (event.to_segment, event.step)]
         live += [(g.segment, event.step) for g in self.ghosts if g not in ghosts]
@@ -276,6 +266,17 @@ class History:
         self._speed_since = None
         self._log(event)
 
+    def _copy_curves(self, source: int, event: Rewound) -> None:
+        """Begin the curves of the new segment with those of segment `source` up to its first step."""
+        for kept in (self.losses, self.devices):
+            if (pyramid := kept.get(source)) is not None:
+                kept[event.segment] = pyramid.before(event.step)
+        if (metrics := self.metrics.get(source)) is not None:
+            self.metrics[event.segment] = metrics.before(event.step)
+        if (grads := self.grads.get(source)) is not None:
+            # The layers may differ at that step: then a `LayersChanged` follows.
+            self.grads[event.segment] = grads.before(event.step).with_layers(self.layers)
+
     def _forget_segments(self) -> None:
         shown = [self.segment, *(g.segment for g in self.ghosts[::-1])]
         with_grads = MAX_GHOSTS_WITH_GRADS
@@ -283,6 +284,21 @@ class History:
         for kept, count in bounds:
             for segment in kept.keys() - set(shown[: count + 1]):
                 del kept[segment]
+
+    def _change_state(self, event: StateChanged) -> None:
+        changed = (event.state, event.reason) != (self.state.state, self.state.reason)
+        changed = changed and self.state.state != "testing"  # a range test restores the state from before it
+        self.state = event
+        self._speed_since = None
+        if event.state in ("paused", "held", "waiting", "ended"):
+            self.steps_per_s = 0.0
+        if changed and event.state in ("held", "waiting"):
+            self._log(event)
+
+    def _add_metric(self, event: MetricLogged) -> None:
+        self.metrics.setdefault(event.segment, MetricHistory()).add(event)
+        if (evaluated := held_out_loss(event)) is not None:
+            self._add_evaluation(evaluated)
 
     def _add_evaluation(self, event: Evaluated) -> None:
         known = self.evaluations

@@ -165,16 +165,24 @@ class KeeperLink:
                 self.send()
 
     def log(self, metric: MetricLogged) -> None:
-        """Queue a metric, and send the queue if that was not done in the last `METRICS_EVERY_S`. For any thread."""
+        """Queue a metric, and send the queue if that was not done in the last `METRICS_EVERY_S`. For any thread.
+
+        If too many wait, the oldest one is dropped.
+        """
         if self.lost:
             return
         self._step = metric.step
-        if len(self._metrics) >= MAX_METRICS:
-            self._dropped += 1
-        else:
-            self._metrics.append(metric)
+        self._metrics.append(metric)
+        if len(self._metrics) > MAX_METRICS:
+            with contextlib.suppress(IndexError):  # another thread may have sent them meanwhile
+                self._metrics.popleft()
+                self.drop_metric()
         if self.metrics_due:
             self.send()
+
+    def drop_metric(self) -> None:
+        """Count one more metric that is not sent."""
+        self._dropped += 1
 
     @property
     def metrics_due(self) -> bool:
@@ -221,12 +229,14 @@ class KeeperLink:
                 peer.flush()
                 if peer.waiting >= MAX_METRIC_BYTES:
                     break
-            peer.queue(metrics.popleft())
+            try:
+                peer.queue(metrics.popleft())
+            except IndexError:  # another thread dropped the oldest ones
+                break
 
     def _report_dropped(self, *, at_end: bool = False) -> None:
-        """Report how many metrics were dropped so far: the first time, when the number has doubled, and at the end."""
-        news = self._dropped > self._dropped_reported
-        if news and (at_end or (not self._metrics and self._dropped >= 2 * self._dropped_reported)):
+        """Report how many metrics were dropped so far: at first, when there are ten times as many, and at the end."""
+        if self._dropped > self._dropped_reported and (at_end or self._dropped >= 10 * self._dropped_reported):
             self._dropped_reported = self._dropped
             self._peer.queue(self._dropped_note())
 

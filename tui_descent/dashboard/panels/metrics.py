@@ -18,11 +18,11 @@ from tui_descent.dashboard.view import View
 from tui_descent.telemetry.metric_history import MAX_COUNTED, Metric, MetricHistory
 
 # Rows of one metric: its name and value, then its chart.
-FEWEST_ROWS, MOST_ROWS = 4, 16
+FEWEST_ROWS = 4
 TWO_COLUMNS_FROM = 100  # cells
 COLUMN_GAP = 2
 # Above this ratio of largest to smallest value the axis is logarithmic, if the loss axis is.
-LOG_FROM_RATIO = 30.0
+LOG_FROM_RATIO = 1000.0
 
 
 class MetricsPanel(Panel):
@@ -57,7 +57,7 @@ class MetricsPanel(Panel):
         columns = 2 if width >= TWO_COLUMNS_FROM and len(names) > 1 else 1
         lines = -(-len(names) // columns)
         room = height - 1  # the time axis is below the last charts
-        each = min(max(room // lines, FEWEST_ROWS), MOST_ROWS, max(1, room))
+        each = min(max(room // lines, FEWEST_ROWS), max(1, room))
         shown = min(max(1, room // each), lines)
         self._top = min(self._top, lines - shown)
         first, end = self._top * columns, min((self._top + shown) * columns, len(names))

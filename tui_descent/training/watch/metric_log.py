@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import threading
-from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -17,16 +16,21 @@ from tui_descent.training.progress import Progress
 
 MAX_NAME = 200  # characters
 MAX_NOTES = 10  # of refused metrics
-MAX_ARRIVING = 1000
+MAX_ARRIVING = 500  # more are dropped, because training would wait for them
+
+# Takes a copy that is on its way to the host, and what to call with its numbers.
+WaitFor = Callable[[HostCopy, Callable[[list[float]], None]], None]
 
 
 class MetricLog:
-    """Sends metrics to the keeper. A value on a GPU is sent when it has arrived on the host."""
+    """Sends metrics to the keeper. A value on a GPU is passed to `wait_for` and sent when it is on the host.
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._arriving: deque[tuple[str, dict[str, Any], HostCopy]] = deque()
-        self._reading = threading.Lock()
+    With `wait_for=None` it is read at once, which waits for the GPU.
+    """
+
+    def __init__(self, progress: Progress, wait_for: WaitFor | None) -> None:
+        self._progress, self._wait_for = progress, wait_for
+        self._arriving = 0
         self._refused: set[str] = set()
 
     def add(self, name: object, value: object) -> None:
@@ -38,38 +42,38 @@ class MetricLog:
         except Exception as error:  # noqa: BLE001 - `value` may be any object, and a metric must not end the training
             self._refuse(name, error)
 
-    def send(self, *, wait: bool = False) -> None:
-        """Send what waits: metrics that have arrived from a GPU and, with `wait`, those that have not."""
-        self._collect(wait=wait)
+    def send(self) -> None:
+        """Send the metrics that wait for it, if that is due."""
         link = self._progress.link
         if link is not None and link.metrics_due:
             link.send()
 
-    def _collect(self, *, wait: bool = False) -> None:
-        if not self._arriving or not self._reading.acquire(blocking=False):
-            return
-        try:
-            while self._arriving and (wait or self._arriving[0][2].ready):
-                name, place, arrival = self._arriving.popleft()
-                self._send(name, arrival.values()[0], place)
-        finally:
-            self._reading.release()
-
     def _add(self, name: str, value: object) -> None:
         place = self._progress.place
-        if isinstance(value, Tensor) and is_asynchronous(value.device):
+        if self._wait_for is not None and isinstance(value, Tensor) and is_asynchronous(value.device):
             if value.numel() != 1 or value.is_complex():
                 raise TypeError(f"a tensor of shape {tuple(value.shape)} and type {value.dtype}")
-            if len(self._arriving) < MAX_ARRIVING:
-                with torch.no_grad():
-                    self._arriving.append((name, place, HostCopy([value.detach().reshape(1)])))
-            self._collect()
+            self._send_later(name, value, place, self._wait_for)
         else:
             self._send(name, _number(value), place)
 
     def _send(self, name: str, value: float, place: dict[str, Any]) -> None:
         if self._progress.link is not None:
-            self._progress.link.log(MetricLogged(name=name, value=float(value), **place))
+            self._progress.link.log(MetricLogged(name=name, value=value, **place))
+
+    def _send_later(self, name: str, value: Tensor, place: dict[str, Any], wait_for: WaitFor) -> None:
+        if self._arriving >= MAX_ARRIVING:
+            if self._progress.link is not None:
+                self._progress.link.drop_metric()
+            return
+
+        def arrived(numbers: list[float]) -> None:
+            self._arriving -= 1
+            self._send(name, float(numbers[0]), place)
+
+        self._arriving += 1
+        with torch.no_grad():
+            wait_for(HostCopy([value.detach().reshape(1)]), arrived)
 
     def _refuse(self, name: object, error: Exception) -> None:
         shown = name[:60] if type(name) is str else type(name).__name__

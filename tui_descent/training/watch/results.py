@@ -28,6 +28,7 @@ from tui_descent.training.watch.loss_readback import (
     readable,
     stoppable,
 )
+from tui_descent.training.watch.metric_log import MetricLog
 from tui_descent.training.watch.nan_guard import Fault, NanGuard
 
 # At most this many steps and readings wait to be reported. If there are more, `report` waits for the oldest one.
@@ -89,6 +90,7 @@ class Results:
     ) -> None:
         self._progress, self._steering, self._guard, self._losses = progress, steering, guard, losses
         self._stops, self._is_scenario = stops, is_scenario
+        self.metrics = MetricLog(progress, self._add_metric if losses.deferred else None)
         self.deferred = losses.deferred  # whether numbers arrive later than their step
         self._waiting: deque[_Step | _Reading] = deque()
         self._rows = 0  # the number of rows of the current step so far
@@ -193,6 +195,9 @@ class Results:
         progress.ring.write_step(progress.step, value, rate, time_s, progress.segment, False)
         self._steering.add_loss(value)
         return True
+
+    def _add_metric(self, arrival: HostCopy, report: Callable[[list[float]], None]) -> None:
+        self._waiting.append(_Reading(arrival, report, of_update=False))
 
     def report(self, *, wait: bool = False) -> Fault | None:
         """Report the results that are on the host; with `wait`, wait for all others and report them too.

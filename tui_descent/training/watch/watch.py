@@ -43,7 +43,6 @@ from tui_descent.training.undo.undo_stack import UndoStack
 from tui_descent.training.watch.arguments import listed, steered_optimizers
 from tui_descent.training.watch.layer_list import LayerList
 from tui_descent.training.watch.loss_readback import losses_of
-from tui_descent.training.watch.metric_log import MetricLog
 from tui_descent.training.watch.misuse import Misuse
 from tui_descent.training.watch.nan_guard import NanGuard
 from tui_descent.training.watch.optimizer_hooks import OptimizerHooks
@@ -95,7 +94,6 @@ class Watch:
         self._guard = guard = NanGuard(model, replay.replay_forward if replay is not None else None)
         losses, stops = losses_of(model), on_fault != "note"
         self._results = results = Results(progress, steering, guard, losses, stops=stops, is_scenario=is_scenario)
-        self._metrics = MetricLog(progress)
         self._order = ForwardOrder(self.failures)
         self._layers = layers = LayerList(model, self._order, progress, steering, guard, self.failures)
         undo_stack = None
@@ -311,7 +309,7 @@ class Watch:
 
     def _enter_next_step(self) -> None:
         """Do everything that is due before the next step; then decide how many of the next steps can be fast."""
-        self._metrics.send()
+        self._results.metrics.send()
         self.begin_step()
         self._report_rates()
         self.progress.fast_steps = self._count_fast_steps()
@@ -383,7 +381,7 @@ class Watch:
         May be called from any thread, at any time; it never waits and never raises. `val_loss` is drawn as the held-out
         loss. What is not one number is not recorded, and a note says so.
         """
-        self._metrics.add(name, value)
+        self._results.metrics.add(name, value)
 
     def _begin(self) -> None:
         """Create the shared memory and report the run, as soon as the layers are known. Later calls do nothing.
@@ -425,7 +423,6 @@ class Watch:
         progress = self.progress
         if progress.link is None:
             return
-        self._metrics.send(wait=status != "failed")
         loss, accuracy = self.control.evaluate() if status != "failed" else (None, None)
         where: tuple[float, ...] | None = None
         with self.failures.guard("the final position"):
