@@ -127,13 +127,17 @@ class Watch:
         return self._sampler.cost
 
     def __enter__(self) -> Self:
-        self._hooks.attach()
-        if self._about is not None:
-            self._begin()
-        else:
-            # The order of a user's layers is known only after the first forward pass.
-            self._order.record(self.model)
-            self.steering.start_block_search()
+        try:
+            self._hooks.attach()
+            if self._about is not None:
+                self._begin()
+            else:
+                # The order of a user's layers is known only after the first forward pass.
+                self._order.record(self.model)
+                self.steering.start_block_search()
+        except BaseException:
+            self._detach()
+            raise
         self._start_s = time.perf_counter()
         self._timer.restart()
         return self
@@ -141,15 +145,19 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        self._hooks.detach()
-        self._order.stop()
-        self.steering.finish_block_search()
+        self._detach()
         ended_by = self.control.finish(error)
         self.outcome = outcome(ended_by)
         self._end(*self.outcome)
         if error is None and ended_by is not None and not isinstance(ended_by, StopRun):
             raise ended_by
         return isinstance(ended_by, StopRun)
+
+    def _detach(self) -> None:
+        """Remove everything of ours from the user's objects and from torch."""
+        self._hooks.detach()
+        self._order.stop()
+        self.steering.finish_block_search()
 
     def loss(self, loss: Tensor | float) -> bool:
         """Check the loss before `backward()`, so that a non-finite loss never reaches the weights.
