@@ -189,7 +189,7 @@ def version(tensor: Tensor) -> int:
 def _has_compiled() -> bool:
     """Whether torch.compile has compiled something in this process."""
     dynamo = sys.modules.get("torch._dynamo.utils")
-    return dynamo is not None and bool(dynamo.counters.get("frames"))
+    return dynamo is not None and bool(dynamo.counters.get("frames") or dynamo.counters.get("stats"))
 
 
 class _GlobalHooks:

@@ -157,20 +157,24 @@ class Watch:
         if self._entered:
             return self
         self._entered = True
-        if self._about is not None:
-            self._hooks.attach()
-            self._begin()
-        else:
-            # A framework may never leave the run, and a script without `with` cannot.
-            atexit.register(self._end_at_exit, os.getpid())
-            self._misuse.listen()
-            with self.failures.guard("the optimizer hooks"):
+        try:
+            if self._about is not None:
                 self._hooks.attach()
-            # The order of a user's layers is known only after the first forward pass.
-            with self.failures.guard("the order of the layers"):
-                self._order.record(self.model)
-            with self.failures.guard("the search for blocks"):
-                self.steering.start_block_search()
+                self._begin()
+            else:
+                # A framework may never leave the run, and a script without `with` cannot.
+                atexit.register(self._end_at_exit, os.getpid())
+                self._misuse.listen()
+                with self.failures.guard("the optimizer hooks"):
+                    self._hooks.attach()
+                # The order of a user's layers is known only after the first forward pass.
+                with self.failures.guard("the order of the layers"):
+                    self._order.record(self.model)
+                with self.failures.guard("the search for blocks"):
+                    self.steering.start_block_search()
+        except BaseException:
+            self._detach()
+            raise
         self._start_s = time.perf_counter()
         self._timer.restart()
         return self
@@ -181,9 +185,7 @@ class Watch:
         atexit.unregister(self._end_at_exit)
         if self.outcome is not None:
             return False
-        self._hooks.detach()
-        self._order.stop()
-        self.steering.finish_block_search()
+        self._detach()
         self._misuse.finish(0 if self._gave_up else self._hooks.updates)
         try:
             if self._first_loss is not None:
@@ -199,6 +201,12 @@ class Watch:
         if error is None and ended_by is not None and not isinstance(ended_by, StopRun):
             raise ended_by
         return isinstance(ended_by, StopRun)
+
+    def _detach(self) -> None:
+        """Remove everything of ours from the user's objects and from torch."""
+        self._hooks.detach()
+        self._order.stop()
+        self.steering.finish_block_search()
 
     def loss(self, loss: Tensor | float) -> bool:
         """Check the loss before `backward()`, so that a non-finite loss never reaches the weights.
