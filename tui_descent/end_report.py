@@ -7,16 +7,25 @@ from pathlib import Path
 
 from tui_descent.protocol.events import RunEnded
 from tui_descent.scenario.validate import escape_controls
+from tui_descent.telemetry.script_output import last_lines
+
+LINES = 12
 
 
-def print_end(ended: RunEnded) -> None:
-    """Print the last lines and the reason on stderr, with the file that has the whole output if it is kept."""
-    for line in ended.log_tail:
-        print(f"  | {escape_controls(line)}", file=sys.stderr)
+def print_end(ended: RunEnded, script_log: Path | None = None) -> None:
+    """Print the last lines and the reason on stderr, with the file that has the whole output.
+
+    `script_log` is the file to which a user's script printed; its last lines are shown also after a success.
+    """
+    lines, path = ended.log_tail, ended.log_path
+    if not lines and script_log is not None:
+        lines, path = last_lines(script_log, LINES), str(script_log)
+    for line in lines:
+        print(f"  | {escape_controls(line[:500])}", file=sys.stderr)
     if ended.reason:
         print(f"tui-descent: {escape_controls(ended.reason)}", file=sys.stderr)
-    if ended.log_path and ended.log_tail:
-        print(f"tui-descent: the trainer's output is in {escape_controls(ended.log_path)}", file=sys.stderr)
+    if path and lines:
+        print(f"tui-descent: the trainer's output is in {escape_controls(path)}", file=sys.stderr)
 
 
 def print_trouble(trouble: str, log_path: Path | None) -> None:

@@ -12,7 +12,7 @@ from types import FrameType
 
 from tui_descent.end_report import print_end
 from tui_descent.keeper.keeper import Keeper
-from tui_descent.keeper.process import clear
+from tui_descent.keeper.process import clear, keeps_log
 from tui_descent.keeper.trainer import Trainer
 from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.events import (
@@ -27,7 +27,7 @@ from tui_descent.protocol.events import (
     Status,
 )
 from tui_descent.protocol.exit_status import exit_code
-from tui_descent.protocol.launch import Launch
+from tui_descent.protocol.launch import LOG_FILE, Launch
 from tui_descent.scenario.validate import escape_controls
 from tui_descent.telemetry.history import History
 from tui_descent.telemetry.jsonl import JsonLines
@@ -74,8 +74,8 @@ def run(launch: Launch, *, json: bool = False, listen: Callable[[AnyEvent], None
         ended = keeper.run(lambda: Trainer.start(launch))
         code = 128 + caught if caught and ended.status == "stopped" else exit_code(ended, EXIT_CODES)
         if (ended.log_path is not None or launch.command is not None) and not listen:
-            print_end(ended)
-        if ended.log_path is None or listen:
+            print_end(ended, launch.path / LOG_FILE if launch.command is not None else None)
+        if listen or not keeps_log(launch, ended):
             clear(launch.path)
     except (ChannelError, OSError) as error:
         print(f"tui-descent: {error}", file=sys.stderr)
