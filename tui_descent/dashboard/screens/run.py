@@ -11,6 +11,7 @@ from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
+from textual.geometry import Size
 from textual.message import Message
 from textual.screen import Screen
 from textual.widget import Widget
@@ -152,7 +153,7 @@ class RunScreen(Screen[None]):
     def _resize_script_terminal(self) -> None:
         """Give the script's terminal the size of the output panel."""
         wanted, bridge = script_size(*self.size), self.bridge
-        if wanted != self._script_size and not bridge.unavailable and not self.has_class("too-small"):
+        if wanted != self._script_size and not bridge.unavailable and not is_too_small(self.size):
             self._script_size = wanted
             bridge.send(ResizeTerminal(columns=wanted[0], rows=wanted[1]))
 
@@ -163,8 +164,7 @@ class RunScreen(Screen[None]):
 
     def on_resize(self, event: events.Resize) -> None:
         """If the terminal is too small, show only the size that is needed."""
-        small = event.size.width < MIN_WIDTH or event.size.height < MIN_HEIGHT
-        self.set_class(small, "too-small")
+        self.set_class(is_too_small(event.size), "too-small")
 
     def on_panel_redraw_needed(self) -> None:
         """Draw at the next frame although the history has not changed."""
@@ -309,6 +309,11 @@ class RunScreen(Screen[None]):
     def leave(self) -> None:
         """Request to quit; the app asks whether to stop the run."""
         self.post_message(self.LeaveRequested())
+
+
+def is_too_small(size: Size) -> bool:
+    """Whether the panels do not fit."""
+    return size.width < MIN_WIDTH or size.height < MIN_HEIGHT
 
 
 def _can_zoom(panel: Panel) -> bool:
