@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -147,6 +148,20 @@ def test_a_command_that_cannot_be_run_is_reported(tmp_path: Path) -> None:
     ended, printed, _ = run(str(broken))
     assert (ended.status, ended.exit_code) == ("failed", 127)
     assert "cannot run" in printed
+
+
+def test_a_system_without_terminals_is_reported() -> None:
+    text = (
+        "import os, sys; os.openpty = lambda: os.open('/nowhere', 0); from tui_descent.keeper import script_terminal; "
+    )
+    launch = launch_of("true")
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        numbers = [str(theirs.fileno()), "0", "0", "80", "24"]
+        command = [sys.executable, "-c", f"{text}sys.exit(script_terminal.main(sys.argv[1:]))", launch.folder, *numbers]
+        assert subprocess.run([*command, "true"], pass_fds=[theirs.fileno()], check=False).returncode == 1
+        assert b"code" in ours.recv(1000)
+    assert (launch.path / LOG_FILE).read_text().startswith("tui-descent: cannot open a terminal (pty) for the script: ")
 
 
 def test_output_is_kept_up_to_its_last_byte_and_in_full() -> None:

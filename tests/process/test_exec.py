@@ -263,8 +263,9 @@ def test_an_unknown_command_is_a_clear_error() -> None:
     assert "Traceback" not in outcome.stderr
 
 
-def test_stop_ends_the_loop_but_not_the_script(tmp_path: Path) -> None:
-    path = write(tmp_path, "long", steps=10_000_000)
+@pytest.mark.parametrize("kind", ["with", "framework"])
+def test_stop_ends_the_loop_but_not_the_script(kind: str, tmp_path: Path) -> None:
+    path = write(tmp_path, "long", steps=10_000_000, text=SCRIPT if kind == "with" else OTHER["in a framework"])
     done = tmp_path / "done"
     path.write_text(path.read_text() + f"open({str(done)!r}, 'w').write(str(step))\n")
     with Live("exec", "--json", "--headless", "--", sys.executable, str(path)) as live:

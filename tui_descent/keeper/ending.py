@@ -19,7 +19,7 @@ TERMINATE_AFTER_S = 10.0  # from a stop request to SIGTERM
 KILL_AFTER_S = 3.0  # from SIGTERM to SIGKILL
 # A trainer that one of these ends before it can handle them has been stopped, not lost.
 STOP_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
-NEVER_CALLED = 'this script never called watch(): see "Watch a loop of your own" in the README'
+NEVER_CALLED = "this script never called watch(): see the README"
 NO_STEPS = "watch() was called, but the script never called run.step()"
 
 
