@@ -99,6 +99,7 @@ async def test_a_second_q_kills_a_script_that_still_saves() -> None:
         await dashboard.shows("Quit this run?")
         await dashboard.press("s")
         await dashboard.wait_until(lambda: Stop() in keeper.received)
+        await dashboard.shows("waiting for the script's next step · q: kill it")
         keeper.publish(StateChanged(state="stopping", reason=GOES_ON))
         await dashboard.shows("the loop has ended; its script is still running · q: kill it")
         assert dashboard.app.return_value is None

@@ -34,6 +34,9 @@ def diagnosis_line(view: View) -> Words:
             return "connecting", colours.DIM, "to the run's keeper", colours.DIM
         return "disconnected", colours.RED, f"{safe(view.trouble)} · display frozen{QUIT}", colours.TEXT
     state, reason = history.state.state, safe(history.state.reason)
+    if view.stopping and state != "stopping":
+        text = f"waiting for the script's next step{KILL}"
+        return "stopping…", colours.state_style("stopping"), text, colours.TEXT
     style = colours.state_style(state)
     if state == "held":
         # The trainer's reason may name the keys already.
