@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from typing import ClassVar
 
 import msgspec
@@ -52,6 +53,9 @@ VIEWS = {
     "output": "output",
 }
 
+# How often the file with the script's output is read, while it is shown.
+OUTPUT_EVERY_S = 0.2
+
 
 class RunScreen(Screen[None]):
     """Holds the display settings; the run itself is in the bridge's history."""
@@ -80,6 +84,7 @@ class RunScreen(Screen[None]):
         self.bridge = bridge
         self.view = View(history=bridge.history, name=name)
         self._output = None if log_path is None else ScriptOutput(log_path)
+        self._output_due_s = 0.0
         self._script_size: tuple[int, int] | None = None
         self._is_script = script
         self._drawn: object = None
@@ -118,7 +123,8 @@ class RunScreen(Screen[None]):
         if self._is_script:
             self._resize_script_terminal()
         self.follow_layers()
-        if self._output is not None and self.has_class("view-output"):
+        if self._output is not None and self.has_class("view-output") and monotonic() >= self._output_due_s:
+            self._output_due_s = monotonic() + OUTPUT_EVERY_S
             self.view = replace(self.view, output=self._output.lines())
         key = (self.bridge.revision, self.view)
         if key == self._drawn:
