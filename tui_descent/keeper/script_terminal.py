@@ -34,7 +34,7 @@ LAST_OUTPUT_WITHIN_S = 0.5
 # How often to look whether a script that has closed its terminal has opened it again.
 REOPENED_S = 0.5
 # Nobody can type, so reading from the terminal gives the end of the input. Each read takes one of these.
-END_OF_INPUT = b"\x04" * 64
+END_OF_INPUT = b"\x04" * 8
 
 
 class ScriptTerminal:
