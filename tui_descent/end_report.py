@@ -6,16 +6,26 @@ from pathlib import Path
 
 from tui_descent import output
 from tui_descent.protocol.events import RunEnded
+from tui_descent.telemetry.script_output import last_lines
+
+LINES = 12
 
 
-def print_end(ended: RunEnded, *, with_log: bool = True) -> None:
-    """Print the last lines and the reason on stderr, with the file that has the whole output if it is kept."""
+def print_end(ended: RunEnded, script_log: Path | None = None, *, with_log: bool = True) -> None:
+    """Print the last lines and the reason on stderr, with the file that has the whole output.
+
+    `script_log` is the file to which a user's script printed; its last lines are shown also after a success. Without
+    `with_log` no lines are printed: the log of a scenario's trainer has our own traceback.
+    """
+    lines, path = ended.log_tail, ended.log_path
+    if not lines and script_log is not None:
+        lines, path = last_lines(script_log, LINES), str(script_log)
     if with_log:
-        output.say(*(f"  | {line}" for line in ended.log_tail))
+        output.say(*(f"  | {line[:500]}" for line in lines))
     if ended.reason:
         output.say(f"tui-descent: {ended.reason}")
-    if ended.log_path and ended.log_tail:
-        output.say(f"tui-descent: the trainer's output is in {ended.log_path}")
+    if path and lines:
+        output.say(f"tui-descent: the trainer's output is in {path}")
 
 
 def print_trouble(trouble: str, log_path: Path | None) -> None:

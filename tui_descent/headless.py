@@ -13,7 +13,7 @@ from types import FrameType
 from tui_descent import output
 from tui_descent.end_report import print_end
 from tui_descent.keeper.keeper import Keeper
-from tui_descent.keeper.process import clear
+from tui_descent.keeper.process import clear, keeps_log
 from tui_descent.keeper.trainer import Trainer
 from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.events import (
@@ -28,7 +28,7 @@ from tui_descent.protocol.events import (
     Status,
 )
 from tui_descent.protocol.exit_status import exit_code
-from tui_descent.protocol.launch import Launch
+from tui_descent.protocol.launch import LOG_FILE, Launch
 from tui_descent.protocol.run_lock import keep_folder
 from tui_descent.scenario.validate import escape_controls
 from tui_descent.telemetry.history import History
@@ -86,8 +86,9 @@ def run(launch: Launch, *, json: bool = False, listen: Callable[[AnyEvent], None
             code = code or (0 if isinstance(unprinted, BrokenPipeError) else 1)
         if (ended.log_path is not None or launch.command is not None) and not listen:
             # The log of a scenario's trainer has our own traceback: of use only if the reason is not known.
-            print_end(ended, with_log=launch.scenario is None or ended.status == "lost")
-        if ended.log_path is not None and not listen:
+            script_log = launch.path / LOG_FILE if launch.command is not None else None
+            print_end(ended, script_log, with_log=launch.scenario is None or ended.status == "lost")
+        if not listen and keeps_log(launch, ended):
             keep_folder(launch.path)
         else:
             clear(launch.path)

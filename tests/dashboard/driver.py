@@ -87,13 +87,17 @@ async def open_dashboard(
     *,
     replies: bool = True,
     min_interval_s: float = 0.0,
+    **options: Any,
 ) -> AsyncIterator[Dashboard]:
-    """A dashboard connected to a fake keeper that has published `before`. Panels redraw without a minimum interval."""
+    """A dashboard connected to a fake keeper that has published `before`. Panels redraw without a minimum interval.
+
+    `options` are those of the app.
+    """
     # A socket's path may have no more than about a hundred characters.
     with tempfile.TemporaryDirectory(prefix="d") as folder:
         socket = Path(folder) / "s"
         async with FakeKeeper(socket, before=before, replies=replies) as keeper:
-            app = DescentApp(socket, name="vanishing", fps=50)
+            app = DescentApp(socket, name="vanishing", fps=50, **options)
             async with app.run_test(size=size) as pilot:
                 dashboard = Dashboard(app, pilot, keeper)
                 for panel in app.run_screen.query(Panel):

@@ -17,6 +17,7 @@ from tui_descent.protocol.commands import (
     Mark,
     Pause,
     Request,
+    ResizeTerminal,
     Resume,
     RunSteps,
     Stop,
@@ -132,7 +133,7 @@ class FakeKeeper:
                 self.publish(Evaluated(segment=0, step=step, loss=2.3, accuracy=0.1))
             case RunSteps():
                 self.publish(Noted(step=step, text=f"{command.steps} steps"))
-            case WatchCurvature():
+            case WatchCurvature() | ResizeTerminal():
                 pass
             case Stop():
                 self.publish(

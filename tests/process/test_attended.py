@@ -359,13 +359,14 @@ def test_a_keeper_that_gets_sigterm_ends_the_run_properly(start: Start, home: Pa
     assert list((home / "runs").iterdir()) == []
 
 
-def test_a_trainer_that_gets_sigterm_finishes_its_step(start: Start) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_trainer_that_gets_a_signal_finishes_its_step(number: signal.Signals, start: Start) -> None:
     run = start("vanishing", "run.steps=1000000", pace=30.0)
     viewer = run.viewer()
     viewer.until_step(5)
-    os.kill(run.trainer, signal.SIGTERM)
+    os.kill(run.trainer, number)
     ended = viewer.until_event(RunEnded, within_s=10)
-    assert (ended.status, ended.reason, ended.exit_code) == ("stopped", "SIGTERM", 0)
+    assert (ended.status, ended.reason, ended.exit_code) == ("stopped", number.name, 0)
     assert ended.loss is not None
     assert sorted(losses(viewer)) == list(range(ended.step))
 

@@ -49,6 +49,27 @@ ENDS = {
     "logging too much": "if step == 39: [run.log(f'metric {k:0100}', k) for k in range(30_000)]",
 }
 
+# Other scripts: without `with`, and with a framework that catches the exception that ends the loop.
+OTHER = {
+    "without with": SCRIPT.replace(
+        'with watch(model, optimizer, name="my run") as run:', 'run = watch(model, optimizer, name="my run")\nif True:'
+    ),
+    "in a child": """\
+import subprocess, sys
+if len(sys.argv) == 1:
+    sys.exit(subprocess.call([sys.executable, __file__, "child"]))
+"""
+    + SCRIPT
+    + "raise SystemExit(6)\n",
+    "in a framework": SCRIPT.replace(
+        'with watch(model, optimizer, name="my run") as run:',
+        'run = watch(model, optimizer, name="my run").__enter__()\ntry:\n  if True:',
+    ).replace(
+        'print("the script',
+        'except BaseException as error:\n    print("saving after", type(error).__name__)\nprint("the script',
+    ),
+}
+
 # After the `with`, when the run is over.
 THEN = {
     "raising late": 'raise RuntimeError("no room for the plots")',
@@ -80,9 +101,10 @@ def executed() -> Iterator[dict[str, Outcome]]:
             for path in (
                 *(write(home, name, then=then) for name, then in ENDS.items()),
                 *(write(home, name, text=SCRIPT + then + "\n") for name, then in THEN.items()),
+                *(write(home, name, text=text, then=ENDS["not a number"]) for name, text in OTHER.items()),
             )
         ]
-        yield dict(zip([*ENDS, *THEN], together(*commands, home=home), strict=True))
+        yield dict(zip([*ENDS, *THEN, *OTHER], together(*commands, home=home), strict=True))
 
 
 def test_a_script_is_watched_until_it_ends(executed: dict[str, Outcome]) -> None:
@@ -177,13 +199,43 @@ def test_a_script_that_fails_after_its_run_has_failed(
     assert f"tui-descent: the trainer's output is in {outcome.ended['log_path']}" in outcome.stderr
 
 
-def test_nothing_is_kept_of_a_successful_script(executed: dict[str, Outcome]) -> None:
+def test_the_output_of_a_successful_script_is_shown_at_the_end_and_kept(executed: dict[str, Outcome]) -> None:
     good = executed["good"]
     assert "log_path" not in good.ended
-    (started,) = good.events("run_started")
+    last, where = good.stderr.splitlines()
+    assert last == "  | the script goes on"
+    assert where.startswith("tui-descent: the trainer's output is in ")
+    assert Path(where.rpartition(" in ")[2]).read_text() == "the script goes on\n"
+
+
+def test_nothing_is_kept_of_a_script_that_printed_nothing(executed: dict[str, Outcome]) -> None:
+    (started,) = executed["without with"].events("run_started")
     late = Path(executed["exiting late"].ended["log_path"])
     assert late.parent.parent.is_dir()
     assert not (late.parent.parent / started["run"]).exists()
+
+
+def test_a_run_without_with_ends_with_its_script(executed: dict[str, Outcome]) -> None:
+    outcome = executed["without with"]
+    assert (outcome.code, outcome.ended["status"], outcome.ended["step"]) == (3, "diverged", 8)
+    assert len(outcome.losses) == 8
+    assert outcome.losses == executed["good"].losses[:8]
+
+
+def test_a_watch_in_a_child_process_is_reported_plainly(executed: dict[str, Outcome]) -> None:
+    outcome = executed["in a child"]
+    words = "watch() was called in a process that a launcher started; exec cannot reach it"
+    assert (outcome.code, outcome.ended["status"]) == (6, "failed")
+    assert outcome.ended["reason"] == f"{words}; the script then failed with exit code 6"
+    assert outcome.ended["log_tail"] == [f"tui-descent: training continues unwatched: {words}", "the script goes on"]
+    assert [line["text"] for line in outcome.events("note")] == [words]
+    assert "lost" not in outcome.stdout + outcome.stderr
+
+
+def test_a_framework_that_catches_the_stop_has_obeyed(executed: dict[str, Outcome]) -> None:
+    outcome = executed["in a framework"]
+    assert (outcome.code, outcome.ended["status"], outcome.ended["step"]) == (3, "diverged", 8)
+    assert outcome.stderr.splitlines()[:2] == ["  | saving after StopRun", "  | the script goes on"]
 
 
 def test_a_script_with_a_non_finite_loss_ends_diverged(executed: dict[str, Outcome]) -> None:
@@ -194,13 +246,14 @@ def test_a_script_with_a_non_finite_loss_ends_diverged(executed: dict[str, Outco
     assert len(outcome.losses) == 8
 
 
-def test_a_script_that_never_calls_watch_is_lost_at_step_0(tmp_path: Path) -> None:
+def test_a_script_that_never_calls_watch_is_told_so(tmp_path: Path) -> None:
     path = tmp_path / "idle.py"
     path.write_text('print("nothing to see")\n')
     outcome = run("exec", "--json", "--headless", "--", sys.executable, "-u", str(path), "--epochs", "3")
-    assert outcome.code == 4
-    assert outcome.ended["reason"] == "trainer lost (exit code 0) at step 0"
-    assert outcome.ended["log_tail"] == ["nothing to see"]
+    assert (outcome.code, outcome.ended["status"]) == (0, "finished")
+    assert outcome.ended["reason"].startswith("this script never called watch(): see ")
+    assert "  | nothing to see" in outcome.stderr
+    assert "this script never called watch(): see " in outcome.stderr
 
 
 @pytest.mark.parametrize("over", [False, True], ids=["while the first goes on", "when it is over"])
@@ -226,8 +279,9 @@ def test_an_unknown_command_is_a_clear_error() -> None:
     assert "Traceback" not in outcome.stderr
 
 
-def test_stop_ends_the_loop_but_not_the_script(tmp_path: Path) -> None:
-    path = write(tmp_path, "long", steps=10_000_000)
+@pytest.mark.parametrize("kind", ["with", "framework"])
+def test_stop_ends_the_loop_but_not_the_script(kind: str, tmp_path: Path) -> None:
+    path = write(tmp_path, "long", steps=10_000_000, text=SCRIPT if kind == "with" else OTHER["in a framework"])
     done = tmp_path / "done"
     path.write_text(path.read_text() + f"open({str(done)!r}, 'w').write(str(step))\n")
     with Live("exec", "--json", "--headless", "--", sys.executable, str(path)) as live:
@@ -261,7 +315,8 @@ def test_without_a_writable_folder_a_loop_trains_without_being_watched(tmp_path:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_loop_whose_keeper_is_killed_continues_training(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_loop_whose_keeper_is_ended_continues_training(number: signal.Signals, tmp_path: Path) -> None:
     path = write(tmp_path, "alone", steps=4_000, then="if step in (50, 3_999): print(step, flush=True)")
     with subprocess.Popen(
         [sys.executable, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -269,7 +324,7 @@ def test_a_loop_whose_keeper_is_killed_continues_training(tmp_path: Path) -> Non
         assert loop.stdout is not None
         assert loop.stdout.readline() == "50\n"
         (keeper,) = children(loop.pid)
-        os.kill(keeper, signal.SIGKILL)
+        os.kill(keeper, number)
         out, errors = loop.communicate(timeout=WITHIN_S)
     assert (loop.returncode, out) == (0, "3999\nthe script goes on\n")
     assert "Traceback" not in errors

@@ -154,8 +154,8 @@ def run_dashboard(
     if signals.caught is not None:
         return 128 + signals.caught
     ended, trouble = app.bridge.history.ended, app.bridge.trouble
-    if ended is not None and (ended.status in ("failed", "lost") or ended.log_path is not None or script):
-        print_end(ended)
+    if ended is not None and (ended.log_path is not None or ended.status == "failed" or script):
+        print_end(ended, log_path if script else None)
     elif ended is None and code == EXIT_CODES["lost"] and trouble:
         print_trouble(trouble, log_path if script else None)
     return code if code is not None else app.return_code or 0

@@ -19,7 +19,7 @@ TERMINATE_AFTER_S = 10.0  # from a stop request to SIGTERM
 KILL_AFTER_S = 3.0  # from SIGTERM to SIGKILL
 # A trainer that one of these ends before it can handle them has been stopped, not lost.
 STOP_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
-NEVER_CALLED = 'this script never called watch(): see "Watch a loop of your own" in the README'
+NEVER_CALLED = "this script never called watch(): see the README"
 NO_STEPS = "watch() was called, but the script never called run.step()"
 
 
@@ -95,7 +95,7 @@ class Ending:
             )
         ended = self._script_end(code, step, started) if self._is_script and code is not None else None
         if ended is not None:
-            return self._with_log(ended) if code else self._with_output(ended)
+            return self._with_log(ended) if code else ended
         if not self._is_script and code is not None and -code in STOP_SIGNALS:
             return RunEnded(status="stopped", step=step, reason=signal.Signals(-code).name, exit_code=code)
         return self._with_log(
@@ -131,11 +131,7 @@ class Ending:
         if code and self._is_script and not self._forced:  # the script failed after its run
             reasons = filter(None, [ended.reason, describe_script_failure(code)])
             return self._with_log(msgspec.structs.replace(ended, reason="; ".join(reasons)))
-        return self._with_output(ended)
-
-    def _with_output(self, ended: RunEnded) -> RunEnded:
-        """With the last lines of a script that has printed anything. Its log is then kept."""
-        return self._with_log(ended) if self._is_script and log_tail(self._launch.path) else ended
+        return ended
 
     def _with_log(self, ended: RunEnded) -> RunEnded:
         folder = self._launch.path

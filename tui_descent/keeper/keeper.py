@@ -153,8 +153,6 @@ class Keeper:
             self._publish(rejected)
         elif isinstance(order.command, Stop):
             self._ending.request_stop(STOPPED_BY_VIEWER)
-            if self.launch.command is not None:
-                self._publish(StateChanged(state="stopping", reason="the script has not reached its next step yet"))
 
     def _viewer_left(self, client: int) -> None:
         order = self._requests.cleanup_after(client)

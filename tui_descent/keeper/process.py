@@ -16,8 +16,9 @@ from pathlib import Path
 from types import FrameType
 
 from tui_descent.keeper.keeper import Keeper
-from tui_descent.keeper.trainer import Trainer
+from tui_descent.keeper.trainer import Trainer, log_tail
 from tui_descent.protocol.channel import ChannelError
+from tui_descent.protocol.events import RunEnded
 from tui_descent.protocol.launch import PARENT_OPTION, Launch
 from tui_descent.protocol.run_lock import hold_lock, keep_folder, release_lock
 
@@ -47,11 +48,16 @@ def main(argv: list[str]) -> int:
     except (ChannelError, OSError) as error:
         print(f"keeper: {error}", file=sys.stderr)
         return 1
-    if ended.log_path is None and (is_child or ended.status in ("finished", "stopped")):
+    if not keeps_log(launch, ended) and (is_child or ended.status in ("finished", "stopped")):
         clear(folder)
     else:
         keep_folder(folder)
     return 0
+
+
+def keeps_log(launch: Launch, ended: RunEnded) -> bool:
+    """Whether the run's folder stays: after a failure, and if a user's script has printed anything."""
+    return ended.log_path is not None or (launch.command is not None and bool(log_tail(launch.path)))
 
 
 def clear(folder: Path) -> None:

@@ -28,12 +28,13 @@ from tui_descent.protocol.launch import LOG_FILE, command_environment
 from tui_descent.protocol.script_terminal import MAX_BYTES, ScriptExited, SendSignal, SetSize, to_terminal
 
 CHUNK = 1 << 16
+NOT_RUN = 127  # the exit code of a shell for a command that it cannot run
 # How long to wait for the last output after the script has exited, if children of the script keep its terminal open.
 LAST_OUTPUT_WITHIN_S = 0.5
 # How often to look whether a script that has closed its terminal has opened it again.
 REOPENED_S = 0.5
 # Nobody can type, so reading from the terminal gives the end of the input. Each read takes one of these.
-END_OF_INPUT = b"\x04" * 64
+END_OF_INPUT = b"\x04" * 8
 
 
 class ScriptTerminal:
@@ -71,7 +72,7 @@ class ScriptTerminal:
         end_s = time.monotonic() + LAST_OUTPUT_WITHIN_S
         while self._reading and time.monotonic() < end_s:
             self._wait(LAST_OUTPUT_WITHIN_S)
-        code = 127 if self._script is None else self._script.returncode
+        code = NOT_RUN if self._script is None else self._script.returncode
         self._control.send(ScriptExited(code=code))
         while self._reading:
             self._wait(None)
@@ -162,7 +163,13 @@ def main(argv: list[str]) -> int:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
     peer = Peer(socket.socket(fileno=control), limit=MAX_BYTES)
-    terminal = ScriptTerminal(peer, OutputLog(folder / LOG_FILE), size=(columns, rows))
+    log = OutputLog(folder / LOG_FILE)
+    try:
+        terminal = ScriptTerminal(peer, log, size=(columns, rows))
+    except OSError as error:
+        log.write(f"tui-descent: cannot open a terminal (pty) for the script: {error.strerror}\n".encode())
+        peer.send(ScriptExited(code=NOT_RUN))
+        return 1
     terminal.run(command, (link, ring))
     return 0
 

@@ -285,16 +285,6 @@ class History:
             for segment in kept.keys() - set(shown[: count + 1]):
                 del kept[segment]
 
-    def _change_state(self, event: StateChanged) -> None:
-        changed = (event.state, event.reason) != (self.state.state, self.state.reason)
-        changed = changed and self.state.state != "testing"  # a range test restores the state from before it
-        self.state = event
-        self._speed_since = None
-        if event.state in ("paused", "held", "waiting", "ended"):
-            self.steps_per_s = 0.0
-        if changed and event.state in ("held", "waiting"):
-            self._log(event)
-
     def _add_metric(self, event: MetricLogged) -> None:
         self.metrics.setdefault(event.segment, MetricHistory()).add(event)
         if (evaluated := held_out_loss(event)) is not None:

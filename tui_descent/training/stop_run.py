@@ -6,11 +6,15 @@ from tui_descent.protocol.events import Status
 from tui_descent.training.run_description import describe
 
 
-class StopRun(Exception):
-    """Ends the loop from inside a step. `Watch.__exit__` swallows it."""
+class StopRun(SystemExit):
+    """Ends the loop from inside a step. `Watch.__exit__` swallows it.
+
+    Without a `with`, it ends the script, with exit code 0 unless the script catches it.
+    """
 
     def __init__(self, status: Status, reason: str) -> None:
         super().__init__(reason)
+        self.code = 0
         self.status = status
         self.reason = reason
 

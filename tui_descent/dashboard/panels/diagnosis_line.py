@@ -37,6 +37,9 @@ def diagnosis_line(view: View) -> Words:
             return "connecting", colours.DIM, "to the run's keeper", colours.DIM
         return "disconnected", colours.RED, f"{safe(view.trouble)} · display frozen{QUIT}", colours.TEXT
     state, reason = history.state.state, safe(history.state.reason)
+    if view.stopping and state != "stopping":
+        text = f"waiting for the script's next step{KILL}"
+        return "stopping…", colours.state_style("stopping"), text, colours.TEXT
     style, silent_s = colours.state_style(state), view.silent_s
     if silent_s and state not in STARTING:
         if view.keeper_silent_s:

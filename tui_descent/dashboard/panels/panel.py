@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from time import monotonic
 from typing import ClassVar
 
@@ -124,6 +125,10 @@ def waiting_notice(view: View, width: int, height: int, what: str, *, state: boo
     """Say why there is nothing to draw yet. With `state` it also says what the starting run is doing now."""
     if not view.connected and view.history.live:
         return notice([(safe(view.trouble) or "connecting to the run…", colours.DIM)] if state else [], width, height)
+    history = view.history
+    reason = history.ended.reason if history.ended is not None else history.state.reason
+    if state and history.started is None and reason:  # the whole reason: the footer may have no room for it
+        return notice([(line, colours.TEXT) for line in textwrap.wrap(safe(reason), max(10, width))], width, height)
     starting = {"importing torch": "importing torch…", "building": "building the network…"}
     first = "next" if view.history.segment else "first"
     waiting = {"running": f"waiting for the {first} {what}…", "paused": f"paused before the {first} {what}"}

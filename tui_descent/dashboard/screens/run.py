@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from typing import ClassVar
 
 import msgspec
@@ -11,6 +12,7 @@ from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
+from textual.geometry import Size
 from textual.message import Message
 from textual.screen import Screen
 from textual.widget import Widget
@@ -53,6 +55,9 @@ VIEWS = {
     "output": "output",
 }
 
+# How often the file with the script's output is read, while it is shown.
+OUTPUT_EVERY_S = 0.2
+
 
 class RunScreen(Screen[None]):
     """Holds the display settings; the run itself is in the bridge's history."""
@@ -81,6 +86,7 @@ class RunScreen(Screen[None]):
         self.bridge = bridge
         self.view = View(history=bridge.history, name=name)
         self._output = None if log_path is None else ScriptOutput(log_path)
+        self._output_due_s = 0.0
         self._script_size: tuple[int, int] | None = None
         self._is_script = script
         self._drawn: object = None
@@ -124,7 +130,8 @@ class RunScreen(Screen[None]):
         bridge = self.bridge
         if bridge.keeper_silent_s != self.view.keeper_silent_s:
             self.view = replace(self.view, keeper_silent_s=bridge.keeper_silent_s)
-        if self._output is not None and self.has_class("view-output"):
+        if self._output is not None and self.has_class("view-output") and monotonic() >= self._output_due_s:
+            self._output_due_s = monotonic() + OUTPUT_EVERY_S
             self.view = replace(self.view, output=self._output.lines())
         key = (bridge.revision, self.view)
         if key == self._drawn:
@@ -158,7 +165,7 @@ class RunScreen(Screen[None]):
     def _resize_script_terminal(self) -> None:
         """Give the script's terminal the size of the output panel."""
         wanted, bridge = script_size(*self.size), self.bridge
-        if wanted != self._script_size and not bridge.unavailable and not self.has_class("too-small"):
+        if wanted != self._script_size and not bridge.unavailable and not is_too_small(self.size):
             self._script_size = wanted
             bridge.send(ResizeTerminal(columns=wanted[0], rows=wanted[1]))
 
@@ -169,8 +176,7 @@ class RunScreen(Screen[None]):
 
     def on_resize(self, event: events.Resize) -> None:
         """If the terminal is too small, show only the size that is needed."""
-        small = event.size.width < MIN_WIDTH or event.size.height < MIN_HEIGHT
-        self.set_class(small, "too-small")
+        self.set_class(is_too_small(event.size), "too-small")
 
     def on_panel_redraw_needed(self) -> None:
         """Draw at the next frame although the history has not changed."""
@@ -325,6 +331,11 @@ class RunScreen(Screen[None]):
     def leave(self) -> None:
         """Request to quit; the app asks whether to stop the run."""
         self.post_message(self.LeaveRequested())
+
+
+def is_too_small(size: Size) -> bool:
+    """Whether the panels do not fit."""
+    return size.width < MIN_WIDTH or size.height < MIN_HEIGHT
 
 
 def _can_zoom(panel: Panel) -> bool:
