@@ -93,7 +93,12 @@ class CommandHandler:
 
     def _turn(self, queued: QueuedCommand, turn: TurnKnob) -> None:
         progress, request = self._progress, queued.request
-        self._steering.check(turn)
+        if self._steering.is_present(turn):
+            what = f"{turn.knob}{'' if turn.target == 'all' else f' of {turn.target}'} is {turn.value} already"
+            for merged in queued.merged:
+                progress.done(merged, what, more=True)
+            progress.done(request, what)
+            return
         undo_stack = None if turn.knob in WITHOUT_UNDO else self._undo_stack
         before = undo_stack.take(progress.segment, progress.step) if undo_stack is not None else None
         rate, change = self._steering.rate.value, self._apply(turn, before)

@@ -27,6 +27,8 @@ from tui_descent.training.steering.knobs.table import knobs_of
 from tui_descent.training.steering.transaction import Transaction
 from tui_descent.training.undo.snapshot import HoldsState, Snapshot
 
+MAX_LISTED = 64  # modules that a knob's state names
+
 __all__ = ["KnobChange", "RateMultiplier", "Steering"]
 
 
@@ -60,10 +62,10 @@ class Steering:
             clip=clip,
             init=init,
             blocks={name: m for name, m in model.named_modules() if isinstance(m, Block)},
-            no_blocks_reason=f"residual needs blocks that keep their input's shape; {type(model).__name__} has none",
+            no_blocks_reason="no block keeps its input's shape",
         )
         self._knobs = knobs_of(self.context)
-        self._block_finder: surgery.BlockFinder | None = None
+        self._observer: surgery.ForwardObserver | None = None
         # Returns a context in which the instruments do not measure, for passes that are not part of a step.
         self._muted: Callable[[], AbstractContextManager[None]] = nullcontext
         assert set(self._knobs) == set(knobs.KNOBS)
@@ -128,6 +130,11 @@ class Steering:
         """Raises `ValueError` if the knobs table does not allow the command, or the knob is not available here."""
         if (reason := self._knobs[knobs.check(turn).knob].unavailable()) is not None:
             raise ValueError(reason)
+
+    def is_present(self, turn: TurnKnob) -> bool:
+        """Whether the command asks for what is already the case. Raises `ValueError` as `check` does."""
+        self.check(turn)
+        return self._knobs[turn.knob].is_present(turn)
 
     def turn(self, turn: TurnKnob, *, step: int = 0, before: Snapshot | None = None) -> KnobChange:
         """Turn one knob before update `step`; `before` is the snapshot taken for an undo, if there is one.
@@ -225,32 +232,42 @@ class Steering:
         """Remove the multiplier if a step has raised, since its post-hook, which removes it, was not called."""
         self.context.rate.remove()
 
-    def start_block_search(self) -> None:
-        """Look for blocks in a user's net during its first forward pass."""
+    def start_observing(self) -> None:
+        """Observe a user's net in its first forward pass: which parts of it the knobs can change."""
         if not self.context.blocks:
             try:
-                self._block_finder = surgery.BlockFinder(self.context.model)
+                self._observer = surgery.ForwardObserver(self.context.model)
             except ValueError as error:
-                self.context.no_blocks_reason = f"residual: {error}"
+                self.context.no_blocks_reason = str(error)
                 return
-            self._block_finder.attach()
+            self._observer.attach()
 
-    def finish_block_search(self) -> None:
-        """To be called after the first forward pass. Keeps the blocks found, or the reason why there are none."""
-        if self._block_finder is None:
+    def finish_observing(self) -> None:
+        """To be called after the first forward pass. Keeps what was observed, or the reason why there are no blocks.
+
+        Raises what was raised while observing, after the hooks have been removed.
+        """
+        observer, self._observer = self._observer, None
+        if observer is None:
             return
-        blocks, reasons = self._block_finder.finish()
-        self._block_finder = None
-        self.context.user_blocks = {name: surgery.UserBlock(module) for name, module in blocks.items()}
-        if not blocks and reasons:
-            name, reason = next(iter(reasons.items()))
+        seen = self.context.observation = observer.finish()
+        self.context.user_blocks = {name: surgery.UserBlock(module) for name, module in seen.blocks.items()}
+        if not seen.blocks and seen.reasons:
+            name, reason = next(iter(seen.reasons.items()))
             self.context.no_blocks_reason += f"; {name}: {reason}"
+        if observer.error is not None:
+            raise observer.error
 
     def _state(self, name: str) -> KnobState:
         knob = self._knobs[name]
         if (reason := knob.unavailable()) is not None:
             return KnobState(name=name, unavailable=reason)
-        return KnobState(name=name, value=knob.value())
+        return KnobState(
+            name=name,
+            value=knob.value(),
+            acts_on=knob.acts_on()[:MAX_LISTED],
+            left_alone=tuple(knob.leaves_alone().items())[:MAX_LISTED],
+        )
 
     def _probe(self, *, backward: bool) -> tuple[Tensor, float] | None:
         """Outputs and loss on the probe batch, which is always the same. With `backward`, run a backward pass too.

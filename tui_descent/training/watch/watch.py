@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -133,7 +134,7 @@ class Watch:
         else:
             # The order of a user's layers is known only after the first forward pass.
             self._order.record(self.model)
-            self.steering.start_block_search()
+            self.steering.start_observing()
         self._start_s = time.perf_counter()
         self._timer.restart()
         return self
@@ -143,6 +144,8 @@ class Watch:
     ) -> bool:
         self._hooks.detach()
         self._order.stop()
+        with suppress(Exception):  # only if no step was made: the hooks have to be removed
+            self.steering.finish_observing()
         ended_by = self.control.finish(error)
         self.outcome = outcome(ended_by)
         self._end(*self.outcome)
@@ -263,7 +266,8 @@ class Watch:
         if layers.net is not None:
             return
         self._order.stop()
-        self.steering.finish_block_search()
+        with self.failures.guard("the search for blocks and hidden activations"):
+            self.steering.finish_observing()
         layers.begin()
         if link is not None:
             progress.create_ring(self.model, layers=layers.max_rows)

@@ -73,6 +73,23 @@ class Knob(ABC):
         """Why the knob cannot be used in this run; None if it can."""
         return None
 
+    def acts_on(self) -> tuple[str, ...]:
+        """The parts of a user's net that a change of the whole net changes; empty if that is plain."""
+        return ()
+
+    def leaves_alone(self) -> dict[str, str]:
+        """The parts of a user's net that the knob might be thought to change, with the reason why it does not."""
+        return {}
+
+    def is_present(self, turn: TurnKnob) -> bool:
+        """Whether the command asks for what is already the case, so that there is nothing to change."""
+        value = self.value()
+        if turn.target != "all" or turn.parameters or turn.scale is not None or turn.where is not None:
+            return False
+        if KNOBS[turn.knob].kind == "number" and turn.value not in KNOBS[turn.knob].choices:
+            return turn.value[0] not in "*/" and value == f"{float(turn.value):.6g}"
+        return turn.value == value
+
     @abstractmethod
     def turn(self, turn: TurnKnob) -> KnobChange:
         """Carry out a command that has been checked against the knobs table.
@@ -88,7 +105,7 @@ class KnobContext:
     In a user loop `setup` and `steps`, the planned number of updates, are None. `step` is the number of the update
     before which a knob was last turned. `version` is increased by each change of the net's structure. `blocks` are the
     blocks of a built-in net by name, `user_blocks` those found in a user's net; `no_blocks_reason` says why there are
-    none. `transitions` are the transitions (changes spread over several updates) in progress by (knob, target), and
+    none. `observation` is what the first forward pass of a user's net has shown. `transitions` are the transitions (changes spread over several updates) in progress by (knob, target), and
     `pending_values` the values they end at. `optimizer_listeners` are called with the new optimizer when it is
     replaced. `losses` are the most recent losses.
     """
@@ -108,6 +125,7 @@ class KnobContext:
     blocks: dict[str, Block] = field(default_factory=dict)
     user_blocks: dict[str, surgery.UserBlock] = field(default_factory=dict)
     no_blocks_reason: str = ""
+    observation: surgery.Observation = field(default_factory=surgery.Observation)
     transitions: dict[tuple[str, str], surgery.Transition] = field(default_factory=dict)
     pending_values: dict[tuple[str, str], str] = field(default_factory=dict)
     optimizer_listeners: list[Callable[[torch.optim.Optimizer], None]] = field(default_factory=list)

@@ -42,6 +42,10 @@ class InitKnob(Knob):
         """Not available for a surface, whose point is not a weight matrix."""
         return _NO_LAYERS if isinstance(self._context.model, Surface) else None
 
+    def is_present(self, turn: TurnKnob) -> bool:
+        """Never: each time, other weights are drawn."""
+        return False
+
     def turn(self, turn: TurnKnob) -> KnobChange:
         """Draw new weights, and drop the optimizer state of the old ones."""
         context, old = self._context, self.value()
@@ -64,6 +68,13 @@ class FreezeKnob(Knob):
     def unavailable(self) -> str | None:
         """Not available for a surface, which has no layers."""
         return _NO_LAYERS if isinstance(self._context.model, Surface) else None
+
+    def is_present(self, turn: TurnKnob) -> bool:
+        """Whether all these weights are frozen already, or none is."""
+        context = self._context
+        if turn.target == "all":
+            return all(p.requires_grad for p in _optimized_parameters(context).values())
+        return self._of(_layer(context.model, turn.target)) == turn.value
 
     def turn(self, turn: TurnKnob) -> KnobChange:
         """Freeze or unfreeze one layer. `off` without a target unfreezes all parameters that the optimizer holds."""
@@ -91,6 +102,10 @@ class KickKnob(Knob):
     def value(self) -> str:
         """The size of the last kick; 0 if there was none."""
         return self._context.last_kick
+
+    def is_present(self, turn: TurnKnob) -> bool:
+        """Never: each kick moves the weights."""
+        return False
 
     def turn(self, turn: TurnKnob) -> KnobChange:
         """Kick at once. `auto` means `random`, or `curvature` on a test surface, which has no weight matrix."""

@@ -11,6 +11,7 @@ from tui_descent.training.steering.surgery.activation import (
 )
 from tui_descent.training.steering.surgery.dropout import set_dropout
 from tui_descent.training.steering.surgery.norm import norm_way, set_norm
+from tui_descent.training.steering.surgery.observer import ForwardObserver, Observation
 from tui_descent.training.steering.surgery.residual import (
     RESIDUAL_STEPS,
     WAY_STEPS,
@@ -20,7 +21,7 @@ from tui_descent.training.steering.surgery.residual import (
     resolve_way,
 )
 from tui_descent.training.steering.surgery.transition import ParameterChanges, Transition
-from tui_descent.training.steering.surgery.user_blocks import BlockFinder, UserBlock
+from tui_descent.training.steering.surgery.user_blocks import UserBlock
 from tui_descent.training.steering.surgery.weights import DEFAULT_KICK, freeze, kick, reinitialize, unfreeze
 
 __all__ = [
@@ -29,7 +30,8 @@ __all__ = [
     "RESIDUAL_STEPS",
     "WAY_STEPS",
     "Blend",
-    "BlockFinder",
+    "ForwardObserver",
+    "Observation",
     "ParameterChanges",
     "Transition",
     "UserBlock",
