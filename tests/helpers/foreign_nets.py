@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -276,7 +277,7 @@ class Pinn(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         sizes = [1, 16, 16, 16]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.act, self.head = nn.Tanh(), nn.Linear(16, 1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -103,6 +103,8 @@ def _done(line: Line, history: History, command: AnyCommand | None, reply: Comma
         (word, _, what), (_, now, was) = rewound.words()[0].partition(": "), rewound.words()
         line.add(word, colours.GREEN).add("  ").add(safe(what)).add(f"  {now}", colours.BRIGHT)
         return line.add(f" ({was})" if line.width + len(was) + 3 <= width else "", colours.DIM)
+    if isinstance(command, TurnKnob):
+        return line.add("nothing to change  ", colours.GREEN).add(safe(reply.what))
     return line.add("done  ", colours.GREEN).add(safe(reply.what)).add(f" at step {step}", colours.DIM)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -144,8 +143,7 @@ class Watch:
     ) -> bool:
         self._hooks.detach()
         self._order.stop()
-        with suppress(Exception):  # only if no step was made: the hooks have to be removed
-            self.steering.finish_observing()
+        self.steering.close()
         ended_by = self.control.finish(error)
         self.outcome = outcome(ended_by)
         self._end(*self.outcome)
@@ -256,6 +254,16 @@ class Watch:
         """Report a metric that the user's loop has computed. It is shown at the number of the next step."""
         progress, place = self.progress, self.progress.place
         self._results.log(value, lambda number: progress.emit(MetricLogged(name=name, value=number, **place)))
+
+    def plain(self, model: nn.Module | None = None) -> nn.Module:
+        """A deep copy of `model` without anything of this package, to be saved with `torch.save`.
+
+        It has bitwise the same outputs; without a `model` it is the watched one. After a change of its structure, such
+        as a residual connection, a file with the net itself can be loaded only where this package is installed. A block
+        with a skip becomes an `fx.GraphModule`, and the names of its weights get the prefix `block.`. Raises
+        `ValueError` that says what cannot be made plain, such as a blend of activations that has not ended.
+        """
+        return self.steering.plain(model)
 
     def _begin(self) -> None:
         """Create the shared memory and report the run, as soon as the layers are known. Later calls do nothing.

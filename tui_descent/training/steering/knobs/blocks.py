@@ -43,9 +43,8 @@ class ActivationKnob(Knob):
             return None
         if left := self.leaves_alone():
             name, reason = next(iter(left.items()))
-            others = f", and {len(left) - 1} more" if len(left) > 1 else ""
-            return f"none is hidden: {name[-24:]} is {reason.partition(':')[0]}{others}"
-        return "no activation modules; calls like F.relu cannot be changed"
+            return f"none is hidden; {name[-20:]}: {reason.partition(' (')[0]}"
+        return "no activation modules; F.relu etc. cannot be changed"
 
     def acts_on(self) -> tuple[str, ...]:
         """The hidden activation modules of a user's net."""
@@ -87,7 +86,7 @@ class ActivationKnob(Knob):
         note = f"{_listed(paths)}; {left} left alone" if left else _listed(paths)
         if steps == 1:
             return note
-        return f"{note}; until the blend ends, run.plain(model) raises and saved models need tui_descent"
+        return f"{note}; models saved before step {self._context.step + steps} need tui_descent"
 
     def _spec(self, name: Activation) -> ActivationSpec:
         """The scenario's activation settings, such as leaky_relu's slope, with another name."""
@@ -127,7 +126,7 @@ class ActivationKnob(Knob):
             return inside
         for name, reason in self.leaves_alone().items():
             if name == target or name.startswith(f"{target}."):
-                raise ValueError(f"{name} is left alone: {reason}")
+                raise ValueError(f"left alone: {reason}")
         return _single_target(target, paths, "activation")
 
     def _value_of(self, paths: Iterable[str]) -> str:
@@ -191,7 +190,7 @@ class ResidualKnob(Knob):
     def _note(self, targets: list[str], value: str) -> str:
         """Which blocks of a user's net were changed, and what that means for files with the net."""
         note = f"{_listed(targets)}; {len(self._own())} left alone" if self._own() else _listed(targets)
-        return f"{note}; save run.plain(model): saved models now need tui_descent" if value == "on" else note
+        return f"{note}; saved models need tui_descent, run.plain(model) does not" if value == "on" else note
 
     def _targets(self, target: str) -> list[str]:
         """The blocks to change. Raises `ValueError` if there are none."""
@@ -199,7 +198,7 @@ class ResidualKnob(Knob):
         targets = list(blocks) if target == "all" else _single_target(target, blocks, "block")
         open_to_change = [name for name in targets if name not in self._own()]
         if not open_to_change:
-            raise ValueError(f"{targets[0]} {OWN_SKIP}" if target != "all" else f"each block {OWN_SKIP}")
+            raise ValueError(f"{'each block' if target == 'all' else 'it'} {OWN_SKIP}")
         return open_to_change
 
     def _own(self) -> set[str]:

@@ -12,6 +12,7 @@ from tui_descent.training.steering.surgery.activation import (
 from tui_descent.training.steering.surgery.dropout import set_dropout
 from tui_descent.training.steering.surgery.norm import norm_way, set_norm
 from tui_descent.training.steering.surgery.observer import ForwardObserver, Observation
+from tui_descent.training.steering.surgery.plain import plain
 from tui_descent.training.steering.surgery.residual import (
     RESIDUAL_STEPS,
     WAY_STEPS,
@@ -41,6 +42,7 @@ __all__ = [
     "kick",
     "norm_way",
     "open_skip",
+    "plain",
     "reinitialize",
     "replace_module",
     "resolve_way",

@@ -15,17 +15,18 @@ from torch.autograd.graph import Node, get_gradient_edge
 
 # Operations that only move numbers, or scale and shift them by constants or parameters.
 _MOVES = frozenset(
-    """View UnsafeView ReshapeAlias Unsqueeze Squeeze Expand Permute Transpose T Slice Select Split SplitWithSizes Unbind
-    Clone ToCopy Alias AsStrided AsStridedScatter Cat Stack Repeat Index IndexSelect Gather ConstantPadNd Roll Flip
-    CopySlices Neg Rsub Clamp MaskedFill NativeDropout FusedDropout Contiguous Unflatten Flatten Reshape""".split()
+    "View UnsafeView ReshapeAlias Unsqueeze Squeeze Expand Permute Transpose T Slice Select Split SplitWithSizes "  # noqa: SIM905
+    "Unbind Clone ToCopy Alias AsStrided Cat Stack Repeat Index IndexSelect Gather ConstantPadNd Roll Flip CopySlices "
+    "Neg Rsub Clamp MaskedFill NativeDropout FusedDropout".split()
 )
-_SCALES = frozenset("Mul Div Add Sub".split())
-_SUMS = frozenset("Add Sub".split())
-_PRODUCTS = frozenset("Mul Div Bmm Mm Mv Dot Baddbmm Addcmul Addcdiv Lerp".split())
+_SCALES = frozenset(("Mul", "Div", "Add", "Sub"))
+_SUMS = frozenset(("Add", "Sub"))
+_PRODUCTS = frozenset(("Mul", "Div", "Bmm", "Mm", "Mv", "Dot", "Baddbmm", "Addcmul", "Addcdiv", "Lerp"))
 # Operations that may have a parameter as operand without being a layer of their own.
-_ELEMENTWISE = _MOVES | _SCALES | frozenset("Lerp Addcmul Addcdiv PreluKernel Where Pow Maximum Minimum IndexPut".split())
+_ELEMENTWISE = _MOVES | _SCALES | {"Lerp", "Addcmul", "Addcdiv", "PreluKernel", "Where", "Pow", "Maximum", "Minimum"}
 # Layers, even where their weights are frozen and so do not appear in the graph.
 _LAYERS = re.compile(r"Addmm|Addbmm|Addmv|Linear|Convolution|SlowConv|Embedding|Rnn")
+_NORMS = re.compile(r"LayerNorm|BatchNorm|GroupNorm|RmsNorm")
 
 
 def node_of(tensor: Tensor) -> Node | None:
@@ -37,10 +38,17 @@ class ForwardGraph:
     """The graph behind `outputs`, the nodes of what a net returned.
 
     `parameters` are the ids of the net's parameters. `computed` are nodes known to depend on the data, such as the
-    outputs of modules.
+    outputs of modules. `data` are tensors outside the graph, such as the net's inputs.
     """
 
-    def __init__(self, outputs: Iterable[Node], parameters: Collection[int], computed: Collection[Node] = ()) -> None:
+    def __init__(
+        self,
+        outputs: Iterable[Node],
+        parameters: Collection[int],
+        computed: Collection[Node] = (),
+        data: Iterable[Tensor] = (),
+    ) -> None:
+        self._storages = {tensor.untyped_storage().data_ptr() for tensor in data}
         self._operands: dict[Node, list[Node | None]] = {}
         self._users: dict[Node, list[Node]] = {}
         waiting = [*outputs, *computed]
@@ -80,8 +88,8 @@ class ForwardGraph:
         """Whether this tensor multiplies another one that depends on the data.
 
         It is no gate if the other tensor is computed from it, as in squeeze-and-excitation: there the other one is the
-        gate. A factor outside the graph counts for an activation that is `bounded`, like a sigmoid; for others it may be
-        a mask or a dropout.
+        gate. The data themselves count only as a factor of an activation that is `bounded`, like a sigmoid; for others
+        they may be a mask.
         """
         moved = self._moved(node)
         for one in moved:
@@ -90,7 +98,7 @@ class ForwardGraph:
                     continue
                 for other in self._operands[user]:
                     if other is None:
-                        if bounded and _has_tensor_factor(user):
+                        if bounded and self._has_data_factor(user):
                             return True
                     elif other in self._data and other not in moved and not self._depends(other, node):
                         return True
@@ -104,6 +112,9 @@ class ForwardGraph:
         if output not in self._operands or x not in self._operands:
             return False
         moved = self._moved(x, scaled=True)
+        while (normed := self._normed(x)) is not None:  # h + block(norm(h))
+            x = normed
+            moved |= self._moved(x, scaled=True)
         after = self._after(output, other_outputs)
         for one in moved:
             for user in self._users.get(one, ()):
@@ -129,9 +140,9 @@ class ForwardGraph:
         while waiting:
             node = waiting.pop()
             operands = self._operands.get(node, [])
-            if _name(node) in _SUMS and None in operands and any(operand in self._data for operand in operands):
-                if tuple(node._input_metadata[0].shape) == shape:  # type: ignore[attr-defined]
-                    return True
+            is_sum = _name(node) in _SUMS and None in operands and any(operand in self._data for operand in operands)
+            if is_sum and tuple(node._input_metadata[0].shape) == shape:  # type: ignore[attr-defined]
+                return True
             for operand in operands:
                 if operand is not None and operand not in seen:
                     seen.add(operand)
@@ -156,6 +167,18 @@ class ForwardGraph:
         if name in ("Mm", "Bmm", "Mv"):  # the product of a tensor and a weight, which may be frozen
             return any(operand is None or operand not in self._data for operand in operands)
         return any(operand is not None and operand not in self._data for operand in operands)
+
+    def _has_data_factor(self, product: Node) -> bool:
+        """Whether a factor outside the graph is part of the data. Not known after the backward pass, which frees it."""
+        for name in ("_saved_other", "_saved_self"):
+            try:
+                saved = getattr(product, name, None)
+            except RuntimeError:
+                return False
+            is_tensor = isinstance(saved, Tensor) and saved.numel() > 1
+            if is_tensor and saved.untyped_storage().data_ptr() in self._storages:
+                return True
+        return False
 
     def _moved(self, node: Node, *, scaled: bool = False) -> set[Node]:
         """The node and everything that is the same tensor, up to its shape and constant factors and terms.
@@ -193,6 +216,13 @@ class ForwardGraph:
                     waiting.append(operand)
         return False
 
+    def _normed(self, node: Node) -> Node | None:
+        """The input of a norm layer with the output `node`; None for another operation, or outside the graph."""
+        operands = self._operands.get(node, [])
+        if _NORMS.search(_name(node)):
+            return operands[0]
+        return self._normed(operands[0]) if _name(node) in _MOVES and len(operands) == 1 and operands[0] else None
+
     def _after(self, node: Node, until: Collection[Node]) -> set[Node]:
         found, waiting = {node}, [node]
         while waiting:
@@ -222,15 +252,3 @@ def _time(node: Node) -> int:
 
 def _is_leaf(node: Node) -> bool:
     return node.name().endswith("AccumulateGrad")
-
-
-def _has_tensor_factor(node: Node) -> bool:
-    """Whether the factor outside the graph is a tensor with more than one entry. True if that cannot be known."""
-    for name in ("_saved_other", "_saved_self"):
-        try:
-            saved = getattr(node, name, None)
-        except RuntimeError:  # backward has freed it
-            return True
-        if isinstance(saved, Tensor) and not saved.requires_grad and saved.numel() > 1:
-            return True
-    return False

@@ -44,12 +44,15 @@ _FUNCTIONS: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = (
 def recognise(z: Tensor, y: Tensor) -> str | None:
     """The name of the elementwise function with y = f(z), for tensors of the same shape.
 
-    None if none of the known functions fits, or if the numbers do not decide between two of them.
+    If several fit, it is the more common one: ReLU for numbers below 6, where it equals ReLU6. None if no function is
+    known that fits, or if several fit only because all numbers have the same sign.
     """
     if z.numel() < MIN_SAMPLE or not z.is_floating_point() or z.dtype != y.dtype:
         return None
     z, y = z.detach().cpu(), y.detach().cpu()
     rounding = 64 if z.dtype in (torch.float32, torch.float64) else 2
     tolerance = rounding * torch.finfo(z.dtype).eps * max(1.0, float(z.abs().max()))
-    fits = {name for name, function in _FUNCTIONS if float((function(z) - y).abs().max()) <= tolerance}
-    return fits.pop() if len(fits) == 1 else None
+    fits = [name for name, function in _FUNCTIONS if float((function(z) - y).abs().max()) <= tolerance]
+    if not fits or (len(set(fits)) > 1 and not (bool((z < 0).any()) and bool((z > 0).any()))):
+        return None
+    return fits[0]

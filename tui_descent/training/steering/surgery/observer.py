@@ -19,15 +19,15 @@ from torch.utils.hooks import RemovableHandle
 from tui_descent.instruments.net_structure import is_activation
 from tui_descent.training.steering.surgery.forward_graph import ForwardGraph, node_of, nodes_of
 from tui_descent.training.steering.surgery.known_functions import BOUNDED, SAMPLE, recognise
-from tui_descent.training.steering.surgery.weights import NORMS
 from tui_descent.training.steering.surgery.user_blocks import CONTAINERS, refuse_compiled, shape_problem
+from tui_descent.training.steering.surgery.weights import NORMS
 
 # Why an activation is left alone.
 OUTPUT = "the net's output"
-GATE = "a gate: it multiplies another tensor"
-UNKNOWN = "what it computes is not known"
-HAS_WEIGHTS = "it has weights of its own"
-UNSEEN = "perhaps a gate: no gradient passes through it"
+GATE = "a gate (it multiplies another tensor)"
+UNKNOWN = "a function that is not known"
+HAS_WEIGHTS = "an activation with weights"
+UNSEEN = "perhaps a gate (no gradient passes through it)"
 # Activations with bounded values, which gates and outputs need.
 _BOUNDED = (nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.Hardtanh, nn.Softsign, nn.ReLU6)
 # Elementwise modules of torch that `is_activation` does not list.
@@ -87,7 +87,7 @@ class ForwardObserver:
         children = dict(_children(model))
         self._candidates = {n: m for n, m in children.items() if not isinstance(m, torch.jit.ScriptModule)}
         scripted = children.keys() - self._candidates.keys()
-        self._found = Observation(reasons=dict.fromkeys(scripted, "it is TorchScript, which does not support hooks"))
+        self._found = Observation(reasons=dict.fromkeys(scripted, "it is TorchScript"))
         self._activations = {name: m for name, m in self._modules.items() if name and _may_be_activation(m)}
         self._handles: list[RemovableHandle] = []
         self._stack: list[_Call] = []  # the calls in progress
@@ -96,6 +96,7 @@ class ForwardObserver:
         self._counts: dict[str, int] = {}  # the calls of each candidate, in the order of the first calls
         self._passes: dict[str, int] = {}  # the calls of each module from outside the net
         self._top_of: dict[str, str] = {}  # the module whose call from outside the net led to this module
+        self._data: list[Tensor] = []  # inputs and outputs of modules outside the graph, until the pass is judged
         self._same_shape: set[str] = set()
         self._judged: set[str] = set()
         self._judged_nets: set[str] = set()
@@ -117,17 +118,19 @@ class ForwardObserver:
             self._judge(self._recomputed, only_blocks=True)
         except Exception as error:  # noqa: BLE001 - the user's training must go on
             self.error = error
-        self._calls, self._recomputed, self._stack = [], [], []
+        self._calls, self._recomputed, self._stack, self._data = [], [], [], []
         self._judge_rest()
         found = self._found
+        if self.error is not None:
+            found.reasons = dict.fromkeys(self._candidates, "the first forward pass could not be observed")
         if list(self._counts) != [name for name in self._candidates if name in self._counts]:
             for name in self._candidates:
-                found.reasons.setdefault(name, "the children do not run in the order in which they are registered")
+                found.reasons.setdefault(name, "children run in another order than registered")
         for name in self._candidates:
             runs, top = self._counts.get(name, 0), self._top_of.get(name, name)
-            passes = self._passes[top] if runs else 1
+            passes = self._passes.get(top, 1)
             if runs != passes:
-                found.reasons[name] = f"it ran {runs / passes:.3g} times in one forward pass; a block runs once"
+                found.reasons[name] = f"it runs {runs / passes:.3g} times in a pass, not once"
         found.blocks = {name: module for name, module in self._candidates.items() if name not in found.reasons}
         # The input of a first block may be outside the graph, as the data are.
         classes = {type(self._modules[name]) for name in found.own_skips} - {nn.Sequential}
@@ -164,6 +167,7 @@ class ForwardObserver:
     def _record(self, call: _Call, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         name, call.is_top = call.name, not self._stack
         top = name if call.is_top else self._stack[0].name
+        tensors = [leaf for leaf in pytree.tree_leaves((args, output)) if isinstance(leaf, Tensor)]
         call.outputs = list(nodes_of(leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)))
         if torch._C._current_graph_task_id() != -1:  # a backward pass is in progress
             self._recomputed.append(call)
@@ -180,10 +184,12 @@ class ForwardObserver:
         if top in self._judged_nets:
             return
         self._calls.append(call)
+        self._data += [tensor for tensor in tensors if not tensor.requires_grad and tensor.is_floating_point()]
         if call.is_top and name in self._nets and call.outputs:
             self._judged_nets.add(name)
             calls, self._calls = self._calls, []
             self._judge(calls)
+            self._data.clear()
 
     def _check_block(self, call: _Call, x: Tensor | None, output: Any) -> None:
         reasons, name = self._found.reasons, call.name
@@ -194,7 +200,7 @@ class ForwardObserver:
         elif not x.is_floating_point():
             reasons[name] = "its input is not floating point"
         elif _version(x) != call.version:
-            reasons[name] = "it changes its input in place, so the input cannot be added afterwards"
+            reasons[name] = "it changes its input in place"
 
     def _recognise(self, call: _Call, output: Tensor, *, is_same: bool) -> None:
         assert call.sample is not None
@@ -210,7 +216,8 @@ class ForwardObserver:
         if not outputs:
             return
         computed = {node for call in calls if ".parametrizations." not in call.name for node in call.outputs}
-        graph = ForwardGraph(outputs, self._parameters, computed)
+        data = [tensor for tensor in self._data if tensor.layout == torch.strided]
+        graph = ForwardGraph(outputs, self._parameters, computed, data)
         by_name: dict[str, list[_Call]] = {}
         for call in calls:
             by_name.setdefault(call.name, []).append(call)
