@@ -11,6 +11,7 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from tui_descent.dashboard.dialogs.dialog import Dialog
+from tui_descent.dashboard.text.numbers import plural
 from tui_descent.dashboard.text.safe_text import safe, shorten
 from tui_descent.scenario.knobs import KNOBS
 
@@ -26,7 +27,7 @@ FORMULAS: dict[str, tuple[str, str, str]] = {
     "softplus": ("ln(1 + eᶻ)", "σ(z)", "positive outputs; a smooth relu"),
     "identity": ("z", "1", "no nonlinearity"),
 }
-WIDTH = 70  # columns inside the dialog
+WIDTH = 66  # columns inside the dialog
 OTHER_ROWS = 18  # rows of the screen that the list of activations and the borders take
 
 
@@ -50,6 +51,8 @@ class ActivationDialog(Dialog[str]):
     def compose(self) -> ComposeResult:
         """Build the dialog with the current activation highlighted."""
         where = "of all blocks" if self._target == "all" else f"of {safe(self._target, 40)}"
+        if self._acts_on and self._target == "all":
+            where = f"of {plural(len(self._acts_on), 'hidden module')}"
         choices = KNOBS["activation"].choices
         with Vertical(classes="dialog choice") as box:
             box.border_title = f"Activation {where.replace('[', '(')}"
@@ -66,17 +69,16 @@ class ActivationDialog(Dialog[str]):
     def _modules(self) -> str:
         """Which modules will change and which will not, in as many rows as the screen has room for."""
         rows = max(2, self.app.size.height - OTHER_ROWS)
-        left = [f"  left alone  {_module(name)}: {safe(reason, 46)}" for name, reason in self._left_alone]
         count = f"  changes {len(self._acts_on)}: "
         names = textwrap.wrap(", ".join(map(_module, self._acts_on)), WIDTH - len(count))
-        shown_left = min(len(left), max(1, rows - len(names)))
+        shown_left = min(len(self._left_alone), max(1, rows - len(names)))
         shown = min(len(names), rows - shown_left)
         lines = [(count if n == 0 else " " * len(count)) + names[n] for n in range(shown)]
         if shown < len(names):
             lines[-1] = f"{lines[-1].rstrip(',')} …"
-        lines += left[:shown_left]
-        if shown_left < len(left):
-            lines[-1] = f"  left alone  {len(left) - shown_left + 1} more gates and outputs"
+        lines += [_left(name, reason) for name, reason in self._left_alone[:shown_left]]
+        if shown_left < len(self._left_alone):
+            lines[-1] = f"  leaves {len(self._left_alone) - shown_left + 1} more gates and outputs"
         return "\n".join(lines)
 
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
@@ -91,6 +93,12 @@ class ActivationDialog(Dialog[str]):
 
 def _module(name: str) -> str:
     return shorten(safe(name, 200), 36)
+
+
+def _left(name: str, reason: str) -> str:
+    """`leaves main.4: the net's output`."""
+    short = safe(reason.partition(" (")[0], 40)
+    return f"  leaves {shorten(safe(name, 200), WIDTH - 11 - len(short))}: {short}"
 
 
 def _row(name: str, now: str) -> Text:

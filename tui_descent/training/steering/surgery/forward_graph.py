@@ -141,7 +141,7 @@ class ForwardGraph:
             node = waiting.pop()
             operands = self._operands.get(node, [])
             is_sum = _name(node) in _SUMS and None in operands and any(operand in self._data for operand in operands)
-            if is_sum and tuple(node._input_metadata[0].shape) == shape:  # type: ignore[attr-defined]
+            if is_sum and tuple(node._input_metadata[0].shape) == shape:
                 return True
             for operand in operands:
                 if operand is not None and operand not in seen:
@@ -151,7 +151,7 @@ class ForwardGraph:
 
     def _reads_data(self, node: Node, parameters: Collection[int]) -> bool:
         if _is_leaf(node):
-            return id(node.variable) not in parameters  # type: ignore[attr-defined]
+            return id(node.variable) not in parameters
         operands = self._operands[node]
         if any(operand in self._data for operand in operands):
             return True
@@ -175,8 +175,9 @@ class ForwardGraph:
                 saved = getattr(product, name, None)
             except RuntimeError:
                 return False
-            is_tensor = isinstance(saved, Tensor) and saved.numel() > 1
-            if is_tensor and saved.untyped_storage().data_ptr() in self._storages:
+            if not isinstance(saved, Tensor) or saved.numel() <= 1:
+                continue
+            if saved.untyped_storage().data_ptr() in self._storages:
                 return True
         return False
 
@@ -247,7 +248,7 @@ def _name(node: Node) -> str:
 
 def _time(node: Node) -> int:
     """When the operation was recorded. Leaves, which have no operation, come first."""
-    return -1 if _is_leaf(node) else node._sequence_nr()  # type: ignore[attr-defined]
+    return -1 if _is_leaf(node) else node._sequence_nr()
 
 
 def _is_leaf(node: Node) -> bool:

@@ -244,6 +244,7 @@ class ForwardObserver:
         """Judge the activations outside the graph, as in a frozen part: one that cannot be a gate counts as hidden."""
         for name in self._activations.keys() - self._judged:
             self._leave(name, UNSEEN if self._is_bounded(name) else None)
+        self._found.left = {name: self._found.left[name] for name in self._modules if name in self._found.left}
         for name in self._found.custom:  # a recognised module is replaced as a whole
             for inner in [inner for inner in self._found.left if inner.startswith(f"{name}.")]:
                 del self._found.left[inner]
