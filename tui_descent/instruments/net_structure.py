@@ -106,11 +106,9 @@ def _units(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]
     inside = isinstance(model, CONTAINERS)
     for name, child in model.named_children():
         path = f"{prefix}{name}"
-        if isinstance(child, torch.jit.ScriptModule):
-            continue  # it does not support hooks
         if inside and any(True for _ in child.parameters()):
             yield path, child
-        elif not inside:
+        elif not inside and not isinstance(child, torch.jit.ScriptModule):  # calls inside it run no hooks
             yield from _units(child, f"{path}.")
 
 

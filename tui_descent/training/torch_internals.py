@@ -1,15 +1,14 @@
-"""The private parts of torch's optimizers and modules that this package relies on. No other file touches them."""
+"""The private parts of torch's optimizers that this package relies on. No other file touches them."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 import torch
-from torch.nn.modules import module as torch_module
 
 # torch wraps every `step` method in a function that runs the step hooks; all these wrappers share one code object.
 _HOOKED_STEP = torch.optim.Optimizer.profile_hook_step(lambda: None).__code__
@@ -28,20 +27,6 @@ def step_depth(optimizer: torch.optim.Optimizer) -> int:
         count += frame.f_code is _HOOKED_STEP and frame.f_locals["args"][:1] == (optimizer,)
         frame = frame.f_back
     return count
-
-
-def on_every_forward(hook: Callable[..., None]) -> Callable[[], None]:
-    """Call `hook(module, args, kwargs, output)` after each forward pass of any module; returns how to stop that.
-
-    The handle of torch's global hook does not remove its entry in the table of hooks with keyword arguments.
-    """
-    handle = torch_module.register_module_forward_hook(hook, with_kwargs=True)
-
-    def stop() -> None:
-        handle.remove()
-        torch_module._global_forward_hooks_with_kwargs.pop(handle.id, None)
-
-    return stop
 
 
 @contextmanager

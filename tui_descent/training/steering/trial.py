@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from tui_descent.training.torch_internals import on_every_forward
+from tui_descent.instruments.module_hooks import Args, Kwargs, ModuleHooks
 from tui_descent.training.undo.random_state import RandomState
 from tui_descent.training.undo.torch_state import unchanged
 
@@ -40,23 +40,22 @@ class Trial:
         self._model = model
         self._nets = _nets(model)
         self._passes: dict[int, _Pass] = {}  # by the index of the net
-        self._missing: dict[int, int] = {}  # the nets to listen to: id and index
-        self._stop: Callable[[], None] | None = None
+        self._missing: set[int] = set()  # the nets whose inputs are still to be kept
         self._next_s = 0.0
+        self._hooks = ModuleHooks()
+        for index, net in enumerate(self._nets):
+            self._hooks.on_output(net, partial(self._after, index), "trying changes on the last inputs")
 
     def listen(self) -> None:
         """Keep the inputs of the next pass, if there are none of the last second. Call `stop_listening` after it."""
         if time.monotonic() < self._next_s:
             return
-        self._missing = {id(net): index for index, net in enumerate(self._nets)}
-        if self._stop is None:
-            self._stop = on_every_forward(self._after)
+        self._missing = set(range(len(self._nets)))
+        self._hooks.attach()
 
     def stop_listening(self) -> None:
         """Remove the hook."""
-        if self._stop is not None:
-            self._stop()
-            self._stop = None
+        self._hooks.detach()
 
     def forget(self) -> None:
         """Free the inputs."""
@@ -89,16 +88,16 @@ class Trial:
         with autocast, torch.enable_grad():  # a net may differentiate in its forward pass
             return net(*seen.args, **seen.kwargs)
 
-    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if id(module) not in self._missing or not torch.is_grad_enabled():
+    def _after(self, index: int, args: Args, kwargs: Kwargs, output: Any) -> None:
+        if index not in self._missing:
             return
-        index = self._missing.pop(id(module))
+        self._missing.discard(index)
         self._next_s = time.monotonic() + KEEP_S
         try:
             inputs = args, kwargs
             if sum(t.nbytes for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor)) <= MAX_BYTES:
                 args, kwargs = pytree.tree_map_only(Tensor, _detached, inputs)
-                device = next((p.device.type for p in module.parameters()), "cpu")
+                device = next((p.device.type for p in self._nets[index].parameters()), "cpu")
                 on = torch.is_autocast_enabled(device)
                 self._passes[index] = _Pass(args, kwargs, (device, torch.get_autocast_dtype(device)) if on else None)
         except Exception:  # noqa: BLE001 - without inputs a change is not tried

@@ -294,7 +294,9 @@ class OptimizerHooks:
         place = ReadingPlace(progress.segment, progress.step, self._layers.structure)
         sample: Deferred[Any] = self._instruments.after_update()
 
-        def report(values: Sample, rare: dict[str, float]) -> None:
+        def report(values: Sample | None, rare: dict[str, float]) -> None:
+            if values is None:
+                return  # the norms have been switched off
             self._last_reading = place.step
             place.write(progress.link, values, rare, cost=sampler.cost)
 

@@ -84,7 +84,7 @@ class Watch:
         guard = NanGuard(model, replay.replay_forward if replay is not None else None)
         losses, stops = losses_of(model), on_fault != "note"
         self._results = results = Results(progress, steering, guard, losses, stops=stops, is_scenario=is_scenario)
-        self._order = ForwardOrder()
+        self._order = ForwardOrder(self.failures)
         self._layers = layers = LayerList(model, self._order, progress, steering, guard, self.failures)
         undo_stack = None
         if link is not None and link.launch.socket is not None:  # without a socket nobody can ask for an undo

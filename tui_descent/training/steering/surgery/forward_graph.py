@@ -151,7 +151,7 @@ class ForwardGraph:
 
     def _reads_data(self, node: Node, parameters: Collection[int]) -> bool:
         if _is_leaf(node):
-            return id(node.variable) not in parameters
+            return id(node.variable) not in parameters  # type: ignore[attr-defined]
         operands = self._operands[node]
         if any(operand in self._data for operand in operands):
             return True

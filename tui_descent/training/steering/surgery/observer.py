@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
-from torch.nn.modules import module as torch_module
 from torch.utils import _pytree as pytree
-from torch.utils.hooks import RemovableHandle
 
+from tui_descent.instruments.module_hooks import Args, Kwargs, ModuleHooks, version
 from tui_descent.instruments.net_structure import is_activation
 from tui_descent.training.steering.surgery.forward_graph import ForwardGraph, node_of, nodes_of
 from tui_descent.training.steering.surgery.known_functions import BOUNDED, SAMPLE, recognise
@@ -79,7 +79,6 @@ class ForwardObserver:
         refuse_compiled(model)
         self.error: Exception | None = None  # what was raised while observing; nothing is observed after it
         self._modules = dict(model.named_modules())
-        self._names = {id(module): name for name, module in self._modules.items()}
         self._parameters = {id(p) for p in model.parameters()}
         # The nets that are called as a whole: `model`, or each net in a dict or list of nets.
         several = isinstance(model, nn.ModuleDict | nn.ModuleList)
@@ -89,7 +88,10 @@ class ForwardObserver:
         scripted = children.keys() - self._candidates.keys()
         self._found = Observation(reasons=dict.fromkeys(scripted, "it is TorchScript"))
         self._activations = {name: m for name, m in self._modules.items() if name and _may_be_activation(m)}
-        self._handles: list[RemovableHandle] = []
+        self._hooks = ModuleHooks(every_pass=True)
+        for name, module in self._modules.items():
+            self._hooks.on_input(module, partial(self._before, name), "the observation of the net")
+            self._hooks.on_output(module, partial(self._after, name), "the observation of the net")
         self._stack: list[_Call] = []  # the calls in progress
         self._calls: list[_Call] = []  # the calls that have not been judged yet
         self._recomputed: list[_Call] = []  # calls of checkpointed modules, repeated by the backward pass
@@ -102,17 +104,12 @@ class ForwardObserver:
         self._judged_nets: set[str] = set()
 
     def attach(self) -> None:
-        """Register hooks for the next forward pass. They are torch's global ones, so that the modules stay clean."""
-        self._handles = [
-            torch_module.register_module_forward_pre_hook(self._before),
-            torch_module.register_module_forward_hook(self._after, always_call=True),
-        ]
+        """Start to listen."""
+        self._hooks.attach()
 
     def finish(self) -> Observation:
-        """Remove the hooks. Returns what was seen."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        """Stop to listen. Returns what was seen."""
+        self._hooks.detach()
         try:
             self._judge(self._calls)
             self._judge(self._recomputed, only_blocks=True)
@@ -123,48 +120,57 @@ class ForwardObserver:
         found = self._found
         if self.error is not None:
             found.reasons = dict.fromkeys(self._candidates, "the first forward pass could not be observed")
+        for name, module in self._candidates.items():
+            try:
+                refuse_compiled(module)  # the loop may have compiled it meanwhile
+            except ValueError as error:
+                found.reasons[name] = str(error)
         if list(self._counts) != [name for name in self._candidates if name in self._counts]:
             for name in self._candidates:
                 found.reasons.setdefault(name, "children run in another order than registered")
         for name in self._candidates:
+            if name in found.reasons:
+                continue
             runs, top = self._counts.get(name, 0), self._top_of.get(name, name)
             passes = self._passes.get(top, 1)
             if runs != passes:
-                found.reasons[name] = f"it runs {runs / passes:.3g} times in a pass, not once"
+                why = f"it runs {self._hooks.reason}" if not runs and self._hooks.reason else None
+                found.reasons[name] = why or f"it runs {runs / passes:.3g} times in a pass, not once"
         found.blocks = {name: module for name, module in self._candidates.items() if name not in found.reasons}
         # The input of a first block may be outside the graph, as the data are.
         classes = {type(self._modules[name]) for name in found.own_skips} - {nn.Sequential}
         found.own_skips = {n for n, block in found.blocks.items() if n in found.own_skips or type(block) in classes}
         return found
 
-    def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        name = self._names.get(id(module))
-        if name is None or self.error is not None or not (self._stack or torch.is_grad_enabled()):
-            return  # without gradients it is a validation pass
+    def _before(self, name: str, args: Args) -> None:
+        if name in self._nets:
+            self._stack.clear()  # an earlier call raised
+        trains = bool(self._stack) or torch.is_grad_enabled()  # otherwise it is a validation pass
+        if self.error is not None or not trains or _in_transform():
+            return
         try:
             call = _Call(name)
             if args and isinstance(args[0], Tensor):
                 x = args[0]
-                call.version, call.x, call.shape = _version(x), node_of(x), tuple(x.shape)
-                if name in self._activations and not _is_known(module):
+                call.version, call.x, call.shape = version(x), node_of(x), tuple(x.shape)
+                if name in self._activations and not _is_known(self._modules[name]):
                     call.sample = x.detach().flatten()[:SAMPLE].clone()
             self._stack.append(call)
         except Exception as error:  # noqa: BLE001
             self.error = error
 
-    def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        name = self._names.get(id(module))
-        if name is None or self.error is not None:
+    def _after(self, name: str, args: Args, kwargs: Kwargs, output: Any) -> None:
+        if self.error is not None or _in_transform():
             return
         try:
             while self._stack and self._stack[-1].name != name:
                 self._stack.pop()  # a call that raised
             if self._stack:
-                self._record(self._stack.pop(), module, args, output)
+                self._record(self._stack.pop(), args, output)
         except Exception as error:  # noqa: BLE001
             self.error = error
 
-    def _record(self, call: _Call, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _record(self, call: _Call, args: Args, output: Any) -> None:
         name, call.is_top = call.name, not self._stack
         top = name if call.is_top else self._stack[0].name
         tensors = [leaf for leaf in pytree.tree_leaves((args, output)) if isinstance(leaf, Tensor)]
@@ -199,7 +205,7 @@ class ForwardObserver:
             reasons[name] = "it is a norm layer"
         elif not x.is_floating_point():
             reasons[name] = "its input is not floating point"
-        elif _version(x) != call.version:
+        elif version(x) != call.version:
             reasons[name] = "it changes its input in place"
 
     def _recognise(self, call: _Call, output: Tensor, *, is_same: bool) -> None:
@@ -302,5 +308,8 @@ def _children(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modu
             yield f"{prefix}{name}", child
 
 
-def _version(x: Tensor) -> int:
-    return 0 if x.is_inference() else x._version
+def _in_transform() -> bool:
+    """Whether a transform of `torch.func` or a trace of `torch.jit` is running, whose tensors are not the real ones."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    return bool(torch._C._get_tracing_state())
