@@ -117,8 +117,9 @@ def _type_number(screen: RunScreen, binding: KeyBinding, key: str) -> None:
 
 def _ask_number(screen: RunScreen, knob: str) -> None:
     if screen.can_turn(knob):
-        now = screen.bridge.history.knobs.get(knob, "")
-        screen.app.push_screen(knob_dialog(knob, now), _send_answer(screen, knob))
+        now, rates = screen.bridge.history.knobs.get(knob, ""), screen.bridge.history.rates
+        known = rates.rates if knob == "lr" and rates is not None else None
+        screen.app.push_screen(knob_dialog(knob, now, known), _send_answer(screen, knob))
 
 
 def _range_test(screen: RunScreen, binding: KeyBinding, key: str) -> None:

@@ -59,12 +59,14 @@ class InstrumentSet:
         blocks = [(u.name, u.module) for u in net.units if is_block(u.module)]
         self._ledger, self._has_blocks = ChainRuleLedger(blocks, self._failures), bool(blocks)
         self._entries: Deferred[list[LedgerEntry]] = NOTHING
+        self._entries_due = False  # whether the ledger has to be computed before the next update
         self._signals = self._slow = False  # whether these tiers are measured, in addition to norms
         self._preclip: Tensor | None = None
 
     def attach(self, *, signals: bool = True, slow: bool = False) -> None:
         """Measure the next pass. `signals` adds boundaries and cosines, `slow` adds activations and the ledger."""
         self._signals, self._slow = signals, slow
+        self._entries, self._entries_due = NOTHING, slow
         if signals:
             self._run(FACTORS, self._boundaries.attach)
         if slow:
@@ -84,6 +86,14 @@ class InstrumentSet:
         """Keep the gradients of `step` for the cosine of the next step."""
         self._run(NORMS, lambda: self._norms.remember(step))
 
+    def forget(self) -> None:
+        """Drop the gradients that were kept for the next cosine."""
+        self._norms.forget()
+
+    def copy_weights(self, *, partial: bool = False) -> None:
+        """Copy the weights now. `before_update` is then called with `copy_weights=False`."""
+        self._norms.copy_weights(partial=partial)
+
     def before_update(
         self,
         preclip: Tensor | None = None,
@@ -91,8 +101,10 @@ class InstrumentSet:
         grad_scale: Tensor | None = None,
         step: int = 0,
         partial: bool = False,
+        copy_weights: bool = True,
     ) -> None:
-        """Measure the gradients of update `step`, after clipping.
+        """Measure the gradients of update `step`, after clipping. If it is called again before `after_update`, the new
+        gradients replace the old ones; with `copy_weights=False`, the weights stay those before the first update.
 
         `preclip` is their global norm before clipping, and `grad_scale` the factor by which a GradScaler has multiplied
         them; both are scalar tensors. With `partial`, only a third of the weights is measured if there are many layers.
@@ -100,10 +112,14 @@ class InstrumentSet:
         self._preclip = preclip
         if self._signals or self._slow:
             self.detach()
-        # Computed now, since the ledger needs the weights as they were in the backward pass.
-        self._entries = self._deferred(LEDGER, self._ledger.entries, NOTHING) if self._slow else NOTHING
+        if self._entries_due:
+            # Computed now, since the ledger needs the weights as they were in the backward pass.
+            self._entries, self._entries_due = self._deferred(LEDGER, self._ledger.entries, NOTHING), False
         self._run(
-            NORMS, lambda: self._norms.before_update(grad_scale, cosines=self._signals, step=step, partial=partial)
+            NORMS,
+            lambda: self._norms.before_update(
+                grad_scale, cosines=self._signals, step=step, partial=partial, copy_weights=copy_weights
+            ),
         )
 
     def after_update(self) -> Deferred[Sample | None]:

@@ -114,9 +114,18 @@ class Norms:
 
     @torch.no_grad()
     def before_update(
-        self, grad_scale: Tensor | None = None, *, cosines: bool = False, step: int = 0, partial: bool = False
+        self,
+        grad_scale: Tensor | None = None,
+        *,
+        cosines: bool = False,
+        step: int = 0,
+        partial: bool = False,
+        copy_weights: bool = True,
     ) -> None:
         """Measure the gradients of update `step` and copy the weights.
+
+        `copy_weights` is False if they were copied already: before an earlier update of the same step, whose gradients
+        these ones replace, or before a closure was run.
 
         `grad_scale`, a scalar tensor, is the factor by which a GradScaler has multiplied the gradients. With `cosines`,
         they are compared with the gradients of the previous step, if these were kept. With `partial`, only a third of
@@ -128,12 +137,22 @@ class Norms:
         if previous is not None and previous.parameters == now.parameters and now.matrices:
             self._pair = GradientPair(now.groups, now.matrices, previous.matrices), previous
         self._scale, self._step = grad_scale, step
+        if copy_weights:
+            self.copy_weights(partial=partial)
+
+    @torch.no_grad()
+    def copy_weights(self, *, partial: bool = False) -> None:
+        """Copy the weights before the update. With `partial`, only a third of them if there are many layers."""
         self._part = self._whole
         # A partial reading repeats the last values of the other layers, so a whole reading has to come first.
         if partial and self._any_read:
             self._part = self._parts[self._partial_readings % len(self._parts)]
             self._partial_readings += 1
         self._copies = self._part.groups.copy(self._part.weights)
+
+    def forget(self) -> None:
+        """Drop the gradients that were kept for the next cosine."""
+        self._previous, self._previous_step = None, -1
 
     @torch.no_grad()
     def remember(self, step: int = -1) -> None:

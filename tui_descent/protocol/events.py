@@ -100,6 +100,18 @@ class StepsMissed(Event, frozen=True, kw_only=True, tag="steps_missed"):
     count: int
 
 
+class RatesChanged(Event, frozen=True, kw_only=True, tag="rates"):
+    """The learning rates before update `step`, if the run has several optimizers or parameter groups.
+
+    `rates` has the rates of each optimizer's groups, by the name of the optimizer; the only optimizer of a run has the
+    name "". They are reported after an intervention, and at most about once a second if the loop changes them.
+    """
+
+    segment: int
+    step: int
+    rates: dict[str, list[float]]
+
+
 class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One block's chain-rule factor ‖dL/dx‖/‖dL/dy‖ for input x and output y.
 
@@ -314,6 +326,7 @@ AnyEvent = (
     | StateChanged
     | StepsCompleted
     | StepsMissed
+    | RatesChanged
     | ReadingsTaken
     | DeviceTaken
     | LedgerTaken

@@ -31,6 +31,8 @@ __all__ = [
 ]
 
 _OPTIONS = ("way", "scale", "where")
+# How a command names one of several optimizers, as in `lr@optimizer.g=*0.5`.
+OPTIMIZER = "optimizer."
 
 
 def parse(text: str) -> TurnKnob:
@@ -102,6 +104,9 @@ def check(command: TurnKnob) -> TurnKnob:
         raise ValueError(f'where = "{command.where[:40]}"; {allowed}')
     if command.target != "all" and knob.targets == "net":
         raise ValueError(f"{knob.name} does not accept a target; it acts on the whole run")
+    if command.target != "all" and knob.targets == "optimizer" and not command.target.startswith(OPTIMIZER):
+        allowed = f"{knob.name}@{OPTIMIZER}NAME, if the run has several optimizers"
+        raise ValueError(f'{knob.name} does not accept the target "{command.target[:40]}"; allowed: {allowed}')
     if command.target == "all" and command.value in knob.one_layer_values:
         raise ValueError(f"{knob.name}={command.value} needs a layer; allowed: {knob.name}@LAYER={command.value}")
     return command

@@ -33,6 +33,7 @@ from tui_descent.protocol.events import (
     NotFinite,
     PredictionChecked,
     RangeTestCompleted,
+    RatesChanged,
     ReadingsTaken,
     Rewound,
     RunEnded,
@@ -82,6 +83,7 @@ class History:
         self.steps_per_s = 0.0
         self.losses: dict[int, Pyramid] = {}
         self.grads: dict[int, GradientHistory] = {}
+        self.rates: RatesChanged | None = None  # if there are several optimizers or parameter groups
         self.readings: ReadingsTaken | None = None
         self.newest_readings = NewestReadings()
         self.device: DeviceTaken | None = None
@@ -177,6 +179,8 @@ class History:
                 self._rewind(event)
             case SnapshotTaken():
                 self.snapshot = event
+            case RatesChanged():
+                self.rates = event
             case CommandDone() | MetricLogged():
                 pass
             case CommandRejected() | Noted() | StepsMissed():
@@ -351,7 +355,7 @@ class History:
         if self.layers_changed is not None:
             facts.append(self.layers_changed)
         facts += [*self.log, *self.curvatures, *self.newest_readings.older(self.readings)]
-        newest: list[AnyEvent | None] = [self.readings, self.device, self.ledger, *self.measured.values()]
+        newest: list[AnyEvent | None] = [self.rates, self.readings, self.device, self.ledger, *self.measured.values()]
         facts += [event for event in newest if event is not None]
         facts.append(self.ended if self.ended is not None else self.state)
         return HistorySent(

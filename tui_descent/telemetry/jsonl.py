@@ -96,6 +96,8 @@ def _steps(event: StepsCompleted) -> Iterator[dict[str, Any]]:
             "lr": event.lrs[n],
             "time_s": round(event.times_s[n], 6),
         }
+        if math.isnan(event.lrs[n]):
+            del table["lr"]  # the optimizer sets its own rate
         yield table | {"skipped": True} if step in event.skipped else table
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from tui_descent.protocol.commands import ClientRequest, TurnKnob
-from tui_descent.protocol.events import AnyEvent, CommandDone, CommandRejected, State, StateChanged
+from tui_descent.protocol.events import AnyEvent, CommandDone, CommandRejected, Noted, State, StateChanged
 from tui_descent.protocol.ring import Ring
 from tui_descent.training.device_memory import DeviceMemory
 from tui_descent.training.keeper_link import KeeperLink
+
+MOST_NOTES = 100  # different messages of one run
 
 
 class Progress:
@@ -29,6 +31,7 @@ class Progress:
         self.rewound = False  # an undo or redo has happened since the last update
         self.broken = False  # held at a non-finite number: undo goes back to the last good snapshot
         self.state: tuple[State, str] | None = None
+        self._noted: set[str] = set()
         self._memory: DeviceMemory | None = None
 
     def create_ring(self, model: nn.Module, *, layers: int) -> None:
@@ -67,6 +70,12 @@ class Progress:
         """Send an event to the keeper, if there is one; with `more`, together with the next event."""
         if self.link is not None:
             self.link.emit(event, more=more)
+
+    def note(self, text: str, level: Literal["info", "warning"] = "warning") -> None:
+        """Put a message into the event log; the same text only once."""
+        if text not in self._noted and len(self._noted) < MOST_NOTES:
+            self._noted.add(text)
+            self.emit(Noted(step=self.step, text=text, level=level))
 
     def set_state(self, state: State, reason: str = "") -> None:
         """Report what the run is doing now, if this has changed."""

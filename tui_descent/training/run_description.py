@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tui_descent.protocol.events import KnobState, Layer, RunStarted
+from tui_descent.training.several_nets import describe_net
 
 OUR_NOTE = "tui-descent: "  # how the notes begin that this package adds to a user's exception
 
@@ -20,13 +21,13 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}{f': {lines[0][:300]}' if lines else ''}{''.join(notes)}"
 
 
-def about_user_loop(name: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> RunStarted:
+def about_user_loop(name: str, model: nn.Module, *optimizers: torch.optim.Optimizer) -> RunStarted:
     """The `RunStarted` event of a user loop. `started` fills in the run id, the layers and the knobs."""
     return RunStarted(
         run="",
         name=name,
         title=name,
-        about=f"your own loop · {type(model).__name__} · {type(optimizer).__name__}",
+        about=f"your own loop · {describe_net(model)} · {', '.join(type(one).__name__ for one in optimizers)}",
         scenario=None,
         device=next((str(p.device) for p in model.parameters()), "cpu"),
         threads=torch.get_num_threads(),
@@ -48,9 +49,8 @@ def position(model: nn.Module) -> tuple[float, ...] | None:
 def describe_wrong_optimizer(optimizer: object) -> str:
     """Describe an object that was passed instead of an optimizer, for an error message."""
     found = type(optimizer).__name__
-    if isinstance(optimizer, list | tuple) and optimizer:
-        names = ", ".join(type(one).__name__ for one in optimizer)
-        return f"{found} of {len(optimizer)}: {names}; watch one of them, with the model it trains"
+    if isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer):
+        return f"the class {optimizer.__name__}; create the optimizer first"
     return found
 
 

@@ -244,8 +244,10 @@ def test_lbfgs_is_refused_by_name(make: Any) -> None:
     net = mlp()
     with pytest.raises(ValueError, match="LBFGS cannot be watched"):
         make(net, torch.optim.LBFGS(net.parameters()))
-    with pytest.raises(ValueError, match=r"watch\(\) takes one torch\.optim\.Optimizer; found list"):
-        make(net, [torch.optim.SGD(net.parameters(), lr=0.1)])
+    with pytest.raises(ValueError, match="LBFGS cannot be watched"):
+        make(net, [torch.optim.SGD(net.parameters(), lr=0.1), torch.optim.LBFGS(net.parameters())])
+    with pytest.raises(ValueError, match=r"watch\(\) takes torch\.optim\.Optimizer objects; found dict"):
+        make(net, [{"lr": 0.1}])
 
 
 def test_logged_metric_has_the_number_of_the_next_step(keeper: FakeKeeper) -> None:

@@ -217,7 +217,7 @@ class RunScreen(Screen[None]):
         kind = KNOBS[knob].targets
         if kind == "layer" and self.view.selected is not None and self.view.selected < len(self.view.layers):
             return self.view.layers[self.view.selected].name
-        return "all" if kind == "net" else self.selected_block()
+        return "all" if kind in ("net", "optimizer") else self.selected_block()
 
     # Display settings.
 

@@ -25,9 +25,11 @@ from tui_descent.training.probes.curvature_probe import CurvatureProbe
 from tui_descent.training.probes.range_test import RangeTest
 from tui_descent.training.probes.range_test_run import RangeTestRun
 from tui_descent.training.progress import Progress, reply_to
+from tui_descent.training.run_description import describe
 from tui_descent.training.steering.command_queue import CommandQueue, QueuedCommand
 from tui_descent.training.steering.pace import RunMode
 from tui_descent.training.steering.steering import KnobChange, Steering
+from tui_descent.training.stop_run import StopRun
 from tui_descent.training.undo.snapshot import Snapshot
 from tui_descent.training.undo.undo_stack import WITHOUT_UNDO, UndoStack, undo_entry
 from tui_descent.training.watch.layer_list import LayerList
@@ -75,6 +77,14 @@ class CommandHandler:
             for merged in queued.merged:
                 progress.reject(merged, str(error), more=True)
             progress.reject(request, str(error))
+        except StopRun:
+            raise
+        except Exception as error:
+            if self._is_scenario:
+                raise
+            for merged in queued.merged:
+                progress.reject(merged, describe(error), more=True)
+            progress.reject(request, describe(error))
 
     def evaluate(self) -> tuple[float | None, float | None]:
         """Evaluate before the next update and report it. Returns loss and accuracy, None without evaluation data."""
@@ -93,11 +103,13 @@ class CommandHandler:
 
     def _turn(self, queued: QueuedCommand, turn: TurnKnob) -> None:
         progress, request = self._progress, queued.request
-        if self._steering.is_present(turn):
-            what = f"{turn.knob}{'' if turn.target == 'all' else f' of {turn.target}'} is {turn.value} already"
-            for merged in queued.merged:
-                progress.done(merged, what, more=True)
-            progress.done(request, what)
+        self._steering.check(turn)
+        if self._steering.is_set(turn):  # no intervention, so nothing to undo
+            where = "" if turn.target == "all" else f" of {turn.target}"
+            relative = turn.value[0] in "*/"
+            value = next(s.value for s in self._steering.states() if s.name == turn.knob) if relative else turn.value
+            for merged in (*queued.merged, request):
+                progress.done(merged, f"{turn.knob}{where} is {value} already", more=merged is not request)
             return
         undo_stack = None if turn.knob in WITHOUT_UNDO else self._undo_stack
         before = undo_stack.take(progress.segment, progress.step) if undo_stack is not None else None

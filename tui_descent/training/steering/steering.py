@@ -5,7 +5,7 @@ new value back.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
@@ -21,30 +21,32 @@ from tui_descent.training.optim.parameter_groups import fill_momentum_buffers
 from tui_descent.training.run_description import describe
 from tui_descent.training.setup.build import Setup
 from tui_descent.training.setup.nets.block import Block
+from tui_descent.training.several_nets import SeveralNets
 from tui_descent.training.steering import surgery
 from tui_descent.training.steering.knobs.context import Knob, KnobChange, KnobContext
 from tui_descent.training.steering.knobs.learning_rate import RateMultiplier
 from tui_descent.training.steering.knobs.table import knobs_of
+from tui_descent.training.steering.steered_optimizer import SteeredOptimizer
 from tui_descent.training.steering.transaction import Transaction
 from tui_descent.training.steering.trial import Trial, problem
 from tui_descent.training.undo.snapshot import HoldsState, Snapshot
 
 MAX_LISTED = 64  # modules that a knob's state names
 
-__all__ = ["KnobChange", "RateMultiplier", "Steering"]
+__all__ = ["KnobChange", "RateMultiplier", "SteeredOptimizer", "Steering"]
 
 
 class Steering:
     """The knobs of one run. `pace` is in steps per second, None for full speed.
 
     `setup`, `seed` and `steps` come from a scenario. A user loop has none, and knobs that need them are not available
-    there. `clip` and `init` are the initial settings.
+    there. `clip` and `init` are the initial settings. `optimizer` is a sequence if several optimizers train the net.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | Sequence[SteeredOptimizer],
         *,
         pace: float | None = None,
         setup: Setup | None = None,
@@ -55,13 +57,13 @@ class Steering:
     ) -> None:
         self.context = KnobContext(
             model=model,
-            optimizer=optimizer,
-            rate=RateMultiplier(optimizer),
+            optimizers=[SteeredOptimizer(optimizer, clip=clip)]
+            if isinstance(optimizer, torch.optim.Optimizer)
+            else list(optimizer),
             pace=pace,
             setup=setup,
             seed=seed,
             steps=steps,
-            clip=clip,
             init=init,
             blocks={name: m for name, m in model.named_modules() if isinstance(m, Block)},
             no_blocks_reason="no block keeps its input's shape",
@@ -76,8 +78,13 @@ class Steering:
 
     @property
     def rate(self) -> RateMultiplier:
-        """The learning rate and its multiplier."""
+        """The learning rate and its multiplier; those of the first optimizer if there are several."""
         return self.context.rate
+
+    @property
+    def optimizers(self) -> Sequence[SteeredOptimizer]:
+        """The optimizers that train the net, usually one."""
+        return self.context.optimizers
 
     @property
     def last_change_step(self) -> int:
@@ -92,7 +99,7 @@ class Steering:
     @property
     def clips_gradients(self) -> bool:
         """Whether gradients are clipped before each update."""
-        return self.context.clip is not None
+        return any(one.clip is not None for one in self.context.optimizers)
 
     @property
     def max_new_layers(self) -> int:
@@ -135,10 +142,9 @@ class Steering:
         if (reason := self._knobs[knobs.check(turn).knob].unavailable()) is not None:
             raise ValueError(reason)
 
-    def is_present(self, turn: TurnKnob) -> bool:
-        """Whether the command asks for what is already the case. Raises `ValueError` as `check` does."""
-        self.check(turn)
-        return self._knobs[turn.knob].is_present(turn)
+    def is_set(self, turn: TurnKnob) -> bool:
+        """Whether a checked command asks for the present value. Raises `ValueError` if it cannot be carried out."""
+        return self._knobs[turn.knob].is_set(turn)
 
     def turn(self, turn: TurnKnob, *, step: int = 0, before: Snapshot | None = None) -> KnobChange:
         """Turn one knob before update `step`; `before` is the snapshot taken for an undo, if there is one.
@@ -169,7 +175,8 @@ class Steering:
         self.context.step = step
         try:
             change = knob.turn(turn)
-            fill_momentum_buffers(self.context.optimizer)
+            for one in self.context.optimizers:
+                fill_momentum_buffers(one.optimizer)
             if tried is not None:
                 self._try_again(tried)
             if row.touches == "net":
@@ -211,6 +218,8 @@ class Steering:
 
         Raises `ValueError` if that is not possible, or if the copy behaves differently on the last inputs.
         """
+        if model is None and isinstance(self.context.model, SeveralNets):
+            raise ValueError("several nets are watched; pass one of them, as in run.plain(model)")
         copy = surgery.plain(self.context.model if model is None else model)
         if model is None or model is self.context.model:
             try:
@@ -279,16 +288,17 @@ class Steering:
             setup.schedule.step_back(updates)
         self.context.version += 1  # so that the instruments forget the gradient of a skipped update
 
-    def clip(self, optimizer: torch.optim.Optimizer) -> Tensor | None:
-        """Clip the gradients. Returns their global norm before clipping; None if clipping is off."""
-        if self.context.clip is None:
+    @staticmethod
+    def clip(one: SteeredOptimizer) -> Tensor | None:
+        """Clip an optimizer's gradients. Returns their global norm before clipping; None if clipping is off."""
+        if one.clip is None:
             return None
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        return clipping.clip(parameters, self.context.clip, grad_scale=clipping.grad_scale(optimizer))
+        return clipping.clip(one.parameters(), one.clip, grad_scale=clipping.grad_scale(one.optimizer))
 
     def remove_rate_multiplier(self) -> None:
-        """Remove the multiplier if a step has raised, since its post-hook, which removes it, was not called."""
-        self.context.rate.remove()
+        """Remove the multipliers if a step has raised, since its post-hook, which removes them, was not called."""
+        for one in self.context.optimizers:
+            one.rate.remove()
 
     def start_observing(self) -> None:
         """Observe a user's net in its first forward pass: which parts of it the knobs can change."""

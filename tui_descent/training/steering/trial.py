@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tui_descent.instruments.module_hooks import Args, Kwargs, ModuleHooks
+from tui_descent.training.several_nets import whole_nets
 from tui_descent.training.undo.random_state import RandomState
 from tui_descent.training.undo.torch_state import unchanged
 
@@ -38,7 +39,7 @@ class Trial:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._nets = _nets(model)
+        self._nets = list(whole_nets(model).values())
         self._passes: dict[int, _Pass] = {}  # by the index of the net
         self._missing: set[int] = set()  # the nets whose inputs are still to be kept
         self._next_s = 0.0
@@ -74,7 +75,7 @@ class Trial:
         random_state = RandomState().state()
         try:
             with unchanged(model):
-                for index, net in enumerate(_nets(model)):
+                for index, net in enumerate(whole_nets(model).values()):
                     if (seen := self._passes.get(index)) is not None:
                         outputs += _tensors(self._forward(net, seen))
         finally:
@@ -109,11 +110,6 @@ def problem(before: list[Tensor], after: list[Tensor]) -> str | None:
     if all(bool(t.isfinite().all()) for t in before) and not all(bool(t.isfinite().all()) for t in after):
         return "the outputs would be non-finite"
     return None
-
-
-def _nets(model: nn.Module) -> list[nn.Module]:
-    """The nets that are called as a whole."""
-    return list(model.children()) if isinstance(model, nn.ModuleDict | nn.ModuleList) else [model]
 
 
 def _tensors(output: Any) -> list[Tensor]:

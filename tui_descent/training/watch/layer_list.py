@@ -8,7 +8,7 @@ from torch import nn
 
 from tui_descent.instruments.failures import Failures
 from tui_descent.instruments.forward_order import ForwardOrder
-from tui_descent.instruments.instrument_set import InstrumentSet
+from tui_descent.instruments.instrument_sets import InstrumentSets
 from tui_descent.instruments.net_structure import NetStructure, structure
 from tui_descent.protocol.events import Layer, LayersChanged
 from tui_descent.training.progress import Progress
@@ -46,7 +46,7 @@ class LayerList:
         self._progress, self._steering, self._failures = progress, steering, failures
         self._version = -1
         self._reported: NetStructure | None = None
-        self._instruments: InstrumentSet | None = None
+        self._instruments: InstrumentSets | None = None
         self._parameters: tuple[int, ...] = ()  # the ids of the parameters that the instruments hold
         self._in_optimizer = 0  # the number of parameters in the optimizer
         self._compared_s = 0.0
@@ -58,7 +58,7 @@ class LayerList:
         self.max_rows = len(net.layers) + self._steering.max_new_layers + SPARE_ROWS
         self._reported = net
 
-    def instruments(self, *, compare: bool = False) -> InstrumentSet:
+    def instruments(self, *, compare: bool = False) -> InstrumentSets:
         """The instruments of the current net. With `compare`, first check whether the user's loop has changed it."""
         changed = compare and self._changed_by_loop()
         if self._instruments is None or changed or self._version != self._steering.version:
@@ -67,12 +67,17 @@ class LayerList:
             self.net = structure(self._model, order=order)
             if len(self.net.layers) > self.max_rows:
                 self.net = structure(self._model, order=order, only={layer.name for layer in self.layers})
-            self._instruments = InstrumentSet(self.net, list(self._model.parameters()), self._failures)
+            optimized = [list(one.parameters()) for one in self._steering.optimizers]
+            self._instruments = InstrumentSets(
+                self.net, list(self._model.parameters()), self._failures, optimized=optimized
+            )
             self._parameters = tuple(map(id, self._model.parameters()))
         return self._instruments
 
     def _changed_by_loop(self) -> bool:
-        in_optimizer = sum(len(group["params"]) for group in self._steering.context.optimizer.param_groups)
+        in_optimizer = sum(
+            len(group["params"]) for one in self._steering.optimizers for group in one.optimizer.param_groups
+        )
         now_s = time.monotonic()
         if in_optimizer == self._in_optimizer and now_s - self._compared_s < COMPARE_EVERY_S:
             return False

@@ -6,6 +6,7 @@ run, ends it, or only reports the fault. On CUDA the checks run on the device, i
 
 from __future__ import annotations
 
+import cmath
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ class NanGuard:
         if grad is None or unfrozen:
             parameter = self.find_input_most()
             grad = parameter.grad if parameter is not None else None
-        return grad is not None and math.isfinite(grad.sum().item())  # synchronises on a GPU
+        return grad is not None and cmath.isfinite(grad.sum().item())  # synchronises on a GPU
 
     def find_input_most(self) -> nn.Parameter | None:
         """Find the parameter to check again, since the loop may have frozen or unfrozen layers; None without gradients.
@@ -93,9 +94,9 @@ class NanGuard:
     def gradient_fault(self, step: int) -> Fault | None:
         """The fault if the weight gradient of the input-most layer is not finite; None if it is finite."""
         first = next((w.weight.grad for w in self.layers if w.weight.grad is not None), None)
-        if first is None or math.isfinite(first.sum().item()):  # synchronises on a GPU
+        if first is None or cmath.isfinite(first.sum().item()):  # synchronises on a GPU
             return None
-        if bool(first.isfinite().all()):
+        if _finite(first):
             return None  # the sum overflowed, the elements are finite
         bad = [w.layer.name for w in self.layers if w.weight.grad is not None and not _finite(w.weight.grad)]
         # Backpropagation starts at the output: the last layer in forward order became non-finite first.
@@ -164,4 +165,6 @@ def _to_check(watched: WatchedLayer) -> nn.Parameter:
 
 
 def _finite(tensor: Tensor) -> bool:
+    if tensor.is_sparse:
+        tensor = tensor._values()
     return bool(tensor.isfinite().all())

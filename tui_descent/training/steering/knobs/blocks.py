@@ -54,8 +54,8 @@ class ActivationKnob(Knob):
         """The other activation modules of a user's net."""
         return {} if self._context.blocks else dict(self._context.observation.left)
 
-    def is_present(self, turn: TurnKnob) -> bool:
-        """Whether all these activations are of this kind already, or on the way to it."""
+    def is_set(self, turn: TurnKnob) -> bool:
+        """Whether all targets have, or are changing to, this activation."""
         return self._value_of(self._targets(turn.target)) == turn.value
 
     def turn(self, turn: TurnKnob) -> KnobChange:
@@ -163,9 +163,10 @@ class ResidualKnob(Knob):
         """The blocks of a user's net that have their own skip."""
         return dict.fromkeys(sorted(self._own()), OWN_SKIP)
 
-    def is_present(self, turn: TurnKnob) -> bool:
-        """Whether all these blocks have a skip already, or have none, or are on the way to it."""
-        return turn.scale is None and self._value_of(self._targets(turn.target)) == turn.value
+    def is_set(self, turn: TurnKnob) -> bool:
+        """Whether all targets have, or are changing to, this value. A scale or a way asks for more than the value."""
+        plain = turn.value == "off" or (turn.scale is None and turn.way in (None, "auto"))
+        return plain and self._value_of(self._targets(turn.target)) == turn.value
 
     def turn(self, turn: TurnKnob) -> KnobChange:
         """Open or close the skips. The result contains the way that was chosen for `auto`."""
@@ -252,12 +253,14 @@ class NormKnob(Knob):
             return None
         return "only built-in nets have a place for new norm layers"
 
-    def is_present(self, turn: TurnKnob) -> bool:
-        """Whether all these blocks have this norm layer at this place already."""
+    def is_set(self, turn: TurnKnob) -> bool:
+        """Whether all targets have this norm layer, in this place. A way asks for new ones."""
         blocks = self._context.blocks
         names = list(blocks) if turn.target == "all" else _single_target(turn.target, blocks, "block")
-        same_place = turn.where is None or all(blocks[name].where == turn.where for name in names)
-        return self._value_of(blocks[name] for name in names) == turn.value and (same_place or turn.value == "none")
+        chosen = [blocks[name] for name in names]
+        there = turn.where is None or all(block.where == turn.where for block in chosen)
+        none = turn.value == "none"
+        return self._value_of(chosen) == turn.value and (none or (turn.way is None and there))
 
     def turn(self, turn: TurnKnob) -> KnobChange:
         """Add, replace or remove norm layers at once, together with their parameters in the optimizer.

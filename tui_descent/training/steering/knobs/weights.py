@@ -27,7 +27,7 @@ _NO_LAYERS = "a surface has one point and no layers"
 
 def _optimized_parameters(context: KnobContext) -> dict[str, nn.Parameter]:
     """The parameters that the optimizer holds, by name."""
-    held = {id(p) for group in context.optimizer.param_groups for p in group["params"]}
+    held = {id(p) for one in context.optimizers for p in one.parameters()}
     return {name: p for name, p in context.model.named_parameters() if id(p) in held}
 
 
@@ -42,10 +42,6 @@ class InitKnob(Knob):
         """Not available for a surface, whose point is not a weight matrix."""
         return _NO_LAYERS if isinstance(self._context.model, Surface) else None
 
-    def is_present(self, turn: TurnKnob) -> bool:
-        """Never: each time, other weights are drawn."""
-        return False
-
     def turn(self, turn: TurnKnob) -> KnobChange:
         """Draw new weights, and drop the optimizer state of the old ones."""
         context, old = self._context, self.value()
@@ -53,7 +49,8 @@ class InitKnob(Knob):
         spec = convert(InitSpec, {"name": turn.value}, "init", [])
         drawn = surgery.reinitialize(context.model, spec, context.generator("init"), layer=layer)
         named = dict(context.model.named_parameters())
-        clear_state(context.optimizer, (named[name] for name in drawn))
+        for one in context.optimizers:
+            clear_state(one.optimizer, (named[name] for name in drawn))
         context.init = turn.value if layer is None or turn.value == old else "mixed"
         return KnobChange(old=old, new=turn.value, note=f"{len(drawn)} tensors re-initialized")
 
@@ -69,12 +66,11 @@ class FreezeKnob(Knob):
         """Not available for a surface, which has no layers."""
         return _NO_LAYERS if isinstance(self._context.model, Surface) else None
 
-    def is_present(self, turn: TurnKnob) -> bool:
-        """Whether all these weights are frozen already, or none is."""
-        context = self._context
-        if turn.target == "all":
-            return all(p.requires_grad for p in _optimized_parameters(context).values())
-        return self._of(_layer(context.model, turn.target)) == turn.value
+    def is_set(self, turn: TurnKnob) -> bool:
+        """Whether the layer, or every parameter that the optimizer holds, is frozen or trained already."""
+        if turn.target != "all":
+            return self._of(_layer(self._context.model, turn.target)) == turn.value
+        return all(p.requires_grad for p in _optimized_parameters(self._context).values())
 
     def turn(self, turn: TurnKnob) -> KnobChange:
         """Freeze or unfreeze one layer. `off` without a target unfreezes all parameters that the optimizer holds."""
@@ -102,10 +98,6 @@ class KickKnob(Knob):
     def value(self) -> str:
         """The size of the last kick; 0 if there was none."""
         return self._context.last_kick
-
-    def is_present(self, turn: TurnKnob) -> bool:
-        """Never: each kick moves the weights."""
-        return False
 
     def turn(self, turn: TurnKnob) -> KnobChange:
         """Kick at once. `auto` means `random`, or `curvature` on a test surface, which has no weight matrix."""
@@ -167,6 +159,11 @@ class DropoutKnob(Knob):
         if any(isinstance(m, Block | _DropoutNd) for m in self._context.model.modules()):
             return None
         return f"{type(self._context.model).__name__} has no nn.Dropout"
+
+    def is_set(self, turn: TurnKnob) -> bool:
+        """Whether all of the net has this probability."""
+        old = self.value()
+        return old != "mixed" and new_value(turn.value, float(old), knob="dropout") == float(old)
 
     def turn(self, turn: TurnKnob) -> KnobChange:
         """Set the probability everywhere in the net."""

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from tui_descent.instruments.module_hooks import Args, Kwargs, ModuleHooks, version
 from tui_descent.instruments.net_structure import is_activation
+from tui_descent.training.several_nets import whole_nets
 from tui_descent.training.steering.surgery.forward_graph import ForwardGraph, node_of, nodes_of
 from tui_descent.training.steering.surgery.known_functions import BOUNDED, SAMPLE, recognise
 from tui_descent.training.steering.surgery.user_blocks import CONTAINERS, refuse_compiled, shape_problem
@@ -80,9 +81,7 @@ class ForwardObserver:
         self.error: Exception | None = None  # what was raised while observing; nothing is observed after it
         self._modules = dict(model.named_modules())
         self._parameters = {id(p) for p in model.parameters()}
-        # The nets that are called as a whole: `model`, or each net in a dict or list of nets.
-        several = isinstance(model, nn.ModuleDict | nn.ModuleList)
-        self._nets = {name for name, _ in model.named_children()} if several else {""}
+        self._nets = whole_nets(model).keys()
         children = dict(_children(model))
         self._candidates = {n: m for n, m in children.items() if not isinstance(m, torch.jit.ScriptModule)}
         scripted = children.keys() - self._candidates.keys()
