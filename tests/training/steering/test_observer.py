@@ -179,7 +179,7 @@ def test_an_activation_class_of_the_users_own_is_recognised_by_what_it_computes(
 ) -> None:
     found = seen_in(nn.Sequential(nn.Linear(6, 32), module, nn.Linear(32, 1)), 20, 6)
     assert found.custom == ({"1": name} if name else {})
-    assert found.left == ({"1": "a function that is not known"} if isinstance(module, Snake) else {})
+    assert found.left == ({"1": "unknown function"} if isinstance(module, Snake) else {})
 
 
 class InPlaceRelu(nn.Module):
@@ -203,7 +203,7 @@ def test_what_is_no_known_function_is_not_called_an_activation(dtype: torch.dtyp
     x = torch.randn(20, 6, dtype=dtype)
     found = observe(net, lambda: net(x))  # type: ignore[no-any-return]
     assert found.custom == {"1": "relu"}
-    assert found.left == {"3": "a function that is not known"}
+    assert found.left == {"3": "unknown function"}
 
 
 def test_frozen_parts_leave_alone_what_may_be_a_gate() -> None:

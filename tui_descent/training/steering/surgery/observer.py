@@ -26,7 +26,7 @@ from tui_descent.training.steering.surgery.weights import NORMS
 # Why an activation is left alone.
 OUTPUT = "the net's output"
 GATE = "a gate (it multiplies another tensor)"
-UNKNOWN = "a function that is not known"
+UNKNOWN = "unknown function"
 HAS_WEIGHTS = "an activation with weights"
 UNSEEN = "perhaps a gate (no gradient passes through it)"
 # Activations with bounded values, which gates and outputs need.
