@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from tui_descent.instruments.module_hooks import Args, Kwargs, ModuleHooks
 from tui_descent.training.several_nets import whole_nets
+from tui_descent.training.steering.surgery.observer import tensors_in
 from tui_descent.training.undo.random_state import RandomState
 from tui_descent.training.undo.torch_state import unchanged
 
@@ -113,8 +114,7 @@ def problem(before: list[Tensor], after: list[Tensor]) -> str | None:
 
 
 def _tensors(output: Any) -> list[Tensor]:
-    leaves = pytree.tree_leaves(output)
-    return [t.detach() for t in leaves if isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex())]
+    return [t.detach() for t in tensors_in(output) if t.is_floating_point() or t.is_complex()]
 
 
 def _detached(x: Tensor) -> Tensor:

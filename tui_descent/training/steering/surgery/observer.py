@@ -5,7 +5,7 @@ It only listens. Nothing is run again, and no tensor is kept after the pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
-from torch.utils import _pytree as pytree
 
 from tui_descent.instruments.module_hooks import Args, Kwargs, ModuleHooks, version
 from tui_descent.instruments.net_structure import is_activation
@@ -98,6 +97,8 @@ class ForwardObserver:
         self._passes: dict[str, int] = {}  # the calls of each module from outside the net
         self._top_of: dict[str, str] = {}  # the module whose call from outside the net led to this module
         self._data: list[Tensor] = []  # inputs and outputs of modules outside the graph, until the pass is judged
+        self._adds_input: dict[str, bool] = {}  # of each block whose input is in the graph
+        self._adds_from_outside: dict[str, bool] = {}  # of the others, whether they add something of the same shape
         self._same_shape: set[str] = set()
         self._judged: set[str] = set()
         self._judged_nets: set[str] = set()
@@ -136,9 +137,7 @@ class ForwardObserver:
                 why = f"it runs {self._hooks.reason}" if not runs and self._hooks.reason else None
                 found.reasons[name] = why or f"it runs {runs / passes:.3g} times in a pass, not once"
         found.blocks = {name: module for name, module in self._candidates.items() if name not in found.reasons}
-        # The input of a first block may be outside the graph, as the data are.
-        classes = {type(self._modules[name]) for name in found.own_skips} - {nn.Sequential}
-        found.own_skips = {n for n, block in found.blocks.items() if n in found.own_skips or type(block) in classes}
+        found.own_skips = {name for name in found.blocks if self._has_own_skip(name)}
         return found
 
     def _before(self, name: str, args: Args) -> None:
@@ -172,8 +171,8 @@ class ForwardObserver:
     def _record(self, call: _Call, args: Args, output: Any) -> None:
         name, call.is_top = call.name, not self._stack
         top = name if call.is_top else self._stack[0].name
-        tensors = [leaf for leaf in pytree.tree_leaves((args, output)) if isinstance(leaf, Tensor)]
-        call.outputs = list(nodes_of(leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)))
+        returned = list(tensors_in(output))
+        call.outputs = list(nodes_of(returned))
         if torch._C._current_graph_task_id() != -1:  # a backward pass is in progress
             self._recomputed.append(call)
             return
@@ -189,7 +188,11 @@ class ForwardObserver:
         if top in self._judged_nets:
             return
         self._calls.append(call)
-        self._data += [tensor for tensor in tensors if not tensor.requires_grad and tensor.is_floating_point()]
+        self._data += [
+            tensor
+            for tensor in (*tensors_in(args), *returned)
+            if not tensor.requires_grad and tensor.is_floating_point()
+        ]
         if call.is_top and name in self._nets and call.outputs:
             self._judged_nets.add(name)
             calls, self._calls = self._calls, []
@@ -218,6 +221,7 @@ class ForwardObserver:
     def _judge(self, calls: list[_Call], *, only_blocks: bool = False) -> None:
         """Judge the activations and blocks among these calls, which make up one pass."""
         outputs = [node for call in calls if call.is_top for node in call.outputs]
+        outputs = outputs or [node for call in calls for node in call.outputs]  # it returned something unknown
         if not outputs:
             return
         computed = {node for call in calls if ".parametrizations." not in call.name for node in call.outputs}
@@ -270,11 +274,19 @@ class ForwardObserver:
         for name, call in calls.items():
             output = call.outputs[0]
             if call.x is None:
-                adds = graph.adds_from_outside(output, call.shape)
+                self._adds_from_outside.setdefault(name, graph.adds_from_outside(output, call.shape))
             else:
-                adds = graph.adds_input(call.x, output, ends - {output})
-            if adds:
-                self._found.own_skips.add(name)
+                self._adds_input.setdefault(name, graph.adds_input(call.x, output, ends - {output}))
+
+    def _has_own_skip(self, name: str) -> bool:
+        """Whether a block adds its input. If that is outside the graph, as the data are, other blocks of its class say."""
+        if name in self._adds_input:
+            return self._adds_input[name]
+        kind = type(self._modules[name])
+        others = [adds for other, adds in self._adds_input.items() if type(self._modules[other]) is kind]
+        if others and kind is not nn.Sequential:
+            return any(others)
+        return self._adds_from_outside.get(name, False)
 
     def _is_net(self, name: str) -> bool:
         layers = sum(any(True for _ in m.parameters(recurse=False)) for m in self._modules[name].modules())
@@ -282,6 +294,21 @@ class ForwardObserver:
 
     def _is_bounded(self, name: str) -> bool:
         return isinstance(self._activations[name], _BOUNDED) or self._found.custom.get(name) in BOUNDED
+
+
+def tensors_in(value: object, depth: int = 4) -> Iterator[Tensor]:
+    """The tensors in nested containers, dataclasses and other objects, as nets return them."""
+    if isinstance(value, Tensor):
+        yield value
+    elif depth and not isinstance(value, str | bytes | nn.Module | type):
+        if isinstance(value, Mapping):
+            parts: Iterable[object] = value.values()
+        elif isinstance(value, list | tuple | set):
+            parts = value
+        else:
+            parts = getattr(value, "__dict__", {}).values()
+        for part in parts:
+            yield from tensors_in(part, depth - 1)
 
 
 def _is_known(module: nn.Module) -> bool:
