@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -321,6 +323,52 @@ def test_a_first_block_on_the_data_themselves_is_found_to_add_them(
 ) -> None:
     width = shape[1] if len(shape) == 4 else shape[-1]
     assert seen_in(nn.Sequential(block(width), nn.Flatten(), nn.LazyLinear(1)), *shape).own_skips == {"0"}
+
+
+@dataclass
+class Output:
+    logits: Tensor
+    labels: Tensor | None = None
+
+
+class Named(dict[str, Any]):
+    """As Hugging Face's `ModelOutput`."""
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda y: Output(y),
+        lambda y: Named(logits=y),
+        lambda y: [("logits", y)],
+        lambda y: torch.distributions.Normal(y, y, validate_args=False),
+        lambda y: {"a": {"b": (y, None)}},
+    ],
+)
+def test_the_output_is_found_in_what_the_net_returns(wrap: Callable[[Tensor], Any]) -> None:
+    net = Ends(nn.Sigmoid(), wrap)
+    observer = ForwardObserver(net)
+    observer.attach()
+    net(torch.randn(4, 6))
+    assert observer.finish().left == {"last": "the net's output"}
+
+
+class Adapted(nn.Module):
+    """As LoRA: a frozen layer and a small trained one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base, self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 2), nn.Linear(2, 8)
+        self.base.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.b(self.a(x))  # type: ignore[no-any-return]
+
+
+def test_a_frozen_branch_is_no_skip() -> None:
+    net = nn.Sequential(Adapted(), nn.ReLU(), Adapted(), nn.ReLU(), nn.Linear(8, 1))
+    found = seen_in(net, 4, 8)
+    assert (list(found.blocks), found.own_skips) == (["0", "2"], set())
 
 
 def test_an_error_while_observing_ends_the_observation_and_not_the_pass(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,11 +188,8 @@ class ForwardObserver:
         if top in self._judged_nets:
             return
         self._calls.append(call)
-        self._data += [
-            tensor
-            for tensor in (*tensors_in(args), *returned)
-            if not tensor.requires_grad and tensor.is_floating_point()
-        ]
+        outside = (tensor for tensor in (*tensors_in(args), *returned) if not tensor.requires_grad)
+        self._data += [tensor for tensor in outside if tensor.is_floating_point()]
         if call.is_top and name in self._nets and call.outputs:
             self._judged_nets.add(name)
             calls, self._calls = self._calls, []
@@ -279,7 +276,7 @@ class ForwardObserver:
                 self._adds_input.setdefault(name, graph.adds_input(call.x, output, ends - {output}))
 
     def _has_own_skip(self, name: str) -> bool:
-        """Whether a block adds its input. If that is outside the graph, as the data are, other blocks of its class say."""
+        """Whether a block adds its input. If the input is outside the graph, other blocks of its class say it."""
         if name in self._adds_input:
             return self._adds_input[name]
         kind = type(self._modules[name])
@@ -306,7 +303,7 @@ def tensors_in(value: object, depth: int = 4) -> Iterator[Tensor]:
         elif isinstance(value, list | tuple | set):
             parts = value
         else:
-            parts = getattr(value, "__dict__", {}).values()
+            parts, depth = getattr(value, "__dict__", {}).values(), 1
         for part in parts:
             yield from tensors_in(part, depth - 1)
 
