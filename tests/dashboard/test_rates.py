@@ -59,3 +59,11 @@ def test_viewer_that_comes_later_knows_the_rates(name: str) -> None:
 )
 def test_dialog_says_what_a_typed_rate_sets(rates: dict[str, list[float]], text: str, result: str) -> None:
     assert _scaled_rates(rates, text) == result
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_optimizer_without_a_rate_has_its_own(width: int) -> None:
+    history = History()
+    reason = "Adafactor has no lr in its groups: it sets its own rate"
+    history.apply(started(knobs=(KnobState(name="lr", unavailable=reason),)))
+    assert " rate its own  " in knob_line(View(history=history, connected=True), width).to_strip(width).text

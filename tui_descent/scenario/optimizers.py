@@ -12,6 +12,8 @@ from tui_descent.scenario.validate import nearest
 
 # The rates of at most this many parameter groups are all shown.
 MOST_RATES = 3
+# The end of the reason why an optimizer's rate cannot be changed.
+OWN_RATE = "it sets its own rate"
 NAMES: tuple[str, ...] = get_args(Optimizer)
 
 # A Muon optimizer uses AdamW for some parameters. Muon's own updates are scaled so that AdamW's rate fits both parts.

@@ -15,7 +15,7 @@ import torch
 _HOOKED_STEP = torch.optim.Optimizer.profile_hook_step(lambda: None).__code__
 
 
-def step_depth(*optimizers: torch.optim.Optimizer) -> int:
+def step_depth(*optimizers: object) -> int:
     """How many hooked `step` calls of these optimizers are on the stack.
 
     There are two where a subclass calls `super().step()`, or where an optimizer calls the one that it wraps.

@@ -465,3 +465,43 @@ def test_present_value_is_no_intervention(command: str, keeper: FakeKeeper) -> N
     knob, _, value = command.partition("=")
     shown = {"*1": "0.01", "/1": "0.01"}.get(value, value)
     assert answers == [f"{knob} is {shown} already"]
+
+
+@pytest.mark.parametrize("updates", [99, 100, 150])
+def test_many_updates_without_a_reported_loss_are_said_once(updates: int, keeper: FakeKeeper) -> None:
+    net = make_net()
+    optimizer = adamw(net)
+    with Watch(net, optimizer, link=keeper.link) as run:
+        for _ in range(2):
+            for _ in range(updates + 1):
+                loss_of(net, torch.ones(2, 4)).backward()
+                optimizer.step()
+            run.step(1.0)
+    said = [event.text for event in keeper.events(Noted)]
+    assert said == ["100 updates without a run.step(loss): together they count as one step"] * (updates >= 100)
+
+
+@pytest.mark.parametrize("inside", ["undo", "redo", "again"])
+def test_update_dropped_in_a_hold_is_not_counted_after_an_undo(
+    inside: str, keeper: FakeKeeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = make_net()
+    optimizer = adamw(net)
+    with Watch(net, optimizer, link=keeper.link, on_fault="hold") as run:
+
+        def hold(*args: object, **kwargs: object) -> None:
+            for _ in range(("undo", "redo", "again").index(inside) + 1):
+                run.steering.after_restore()  # as after an undo while the run is held
+
+        monkeypatch.setattr(run.control, "hold", hold)
+        for n, x in enumerate(inputs()):
+            loss = loss_of(net, x)
+            optimizer.zero_grad()
+            loss.backward()
+            if n == 3:
+                net[0].weight.grad[0, 0] = float("nan")
+            before = [p.clone() for p in net.parameters()]
+            optimizer.step()
+            assert run.step(loss) == (n != 3)
+            assert all(torch.equal(p, b) for p, b in zip(net.parameters(), before, strict=True)) == (n == 3)
+    assert [r.skipped for r in keeper.steps()] == [n == 3 for n in range(STEPS)]

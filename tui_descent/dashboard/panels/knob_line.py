@@ -17,7 +17,7 @@ from tui_descent.dashboard.text.line import Line
 from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.dashboard.view import View
 from tui_descent.scenario.keys import KEYS, FooterEntry
-from tui_descent.scenario.optimizers import all_rates_text
+from tui_descent.scenario.optimizers import OWN_RATE, all_rates_text
 
 Parts = list[tuple[str, Style]]
 VALUE_WIDTH, SHORT_VALUE_WIDTH, RATES_WIDTH = 24, 14, 40
@@ -97,6 +97,8 @@ def _parts(view: View, key: str, *, full: bool, over: bool) -> Parts:
         if knob == "lr" and history.rates is not None and knob not in history.unavailable:
             rates = history.rates.rates
             text = safe(all_rates_text(rates), RATES_WIDTH) if full else _short_rates(rates)
+        if knob == "lr" and history.unavailable.get(knob, "").endswith(OWN_RATE):
+            text = "its own"
         parts.append((f" {text}", colours.FAINT if inactive else colours.BRIGHT))
     return parts
 

@@ -37,17 +37,15 @@ def unwrap(wrapper: object) -> torch.optim.Optimizer:
     return found
 
 
-def hookable(optimizer: torch.optim.Optimizer, wrapper: object = None) -> tuple[torch.optim.Optimizer, ...]:
-    """The optimizer and those of its wrappers that run step hooks, the optimizer first. `wrapper` is the outermost."""
-    found: list[Any] = [optimizer]
-    seen = {id(optimizer)}
-    while wrapper is not None and id(wrapper) not in seen:
-        seen.add(id(wrapper))
-        if has_hooks(wrapper):
-            found.append(wrapper)
-        inside = [one for one in _inside(wrapper) if id(one) not in seen]
-        wrapper = inside[0] if len(inside) == 1 else None
-    return tuple(found)
+def with_wrappers(optimizer: torch.optim.Optimizer, wrapper: object = None) -> tuple[Any, ...]:
+    """The optimizer and the objects around it. `wrapper` is the outermost one; it is left out if it holds another."""
+    around: list[object] = []
+    while wrapper is not None and wrapper is not optimizer and not any(wrapper is one for one in around):
+        around.append(wrapper)
+        inside = _inside(wrapper)
+        found = any(one is optimizer for one in inside)
+        wrapper = optimizer if found else inside[0] if len(inside) == 1 else None
+    return (optimizer, *around) if wrapper is optimizer else (optimizer,)
 
 
 def has_hooks(obj: object) -> bool:

@@ -155,7 +155,9 @@ class Steering:
         row, knob = knobs.KNOBS[turn.knob], self._knobs[turn.knob]
         if row.touches == "run":
             self.context.step = step
-            return knob.turn(turn)
+            change = knob.turn(turn)
+            # If only one of several optimizers was changed, the value of the whole run is listed too.
+            return change if turn.target == "all" else replace(change, knobs=(self._state(turn.knob),))
         old_states = self.states()
         with self._muted():
             change = self._turn_or_roll_back(knob, turn, row, step, before)

@@ -26,7 +26,7 @@ from tui_descent.instruments.same_batch import SameBatch
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.instruments.tiers import Tiers
 from tui_descent.training.optim import clipping
-from tui_descent.training.optim.wrapped_optimizers import hookable
+from tui_descent.training.optim.wrapped_optimizers import has_hooks, with_wrappers
 from tui_descent.training.progress import Progress
 from tui_descent.training.steering.control import Control
 from tui_descent.training.steering.steered_optimizer import SteeredOptimizer
@@ -41,6 +41,8 @@ from tui_descent.training.watch.results import Results
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
+# After so many updates without a `run.step`, a note says so.
+MANY_UPDATES = 100
 # The parts that can be switched off, as the user sees them.
 HOOKS, READINGS, GRADIENT_CHECK = "the optimizer hooks", "the readings", "the gradient check"
 
@@ -53,9 +55,7 @@ class _Hooked:
 
     __slots__ = ("depth", "dropped", "guard", "measured", "n", "objects", "optimizer", "rate", "steered")
 
-    def __init__(
-        self, n: int, steered: SteeredOptimizer, guard: NanGuard, objects: tuple[torch.optim.Optimizer, ...]
-    ) -> None:
+    def __init__(self, n: int, steered: SteeredOptimizer, guard: NanGuard, objects: tuple[Any, ...]) -> None:
         self.n, self.steered, self.guard, self.objects = n, steered, guard, objects
         self.optimizer, self.rate = steered.optimizer, steered.rate
         self.depth = 0  # the number of nested step calls
@@ -124,21 +124,22 @@ class OptimizerHooks(ScalerListener):
         steered = list(self._steering.optimizers)
         self.per_step, several = len(steered), len(steered) > 1
         self._spans = self._spans or several
-        before = {one.n: one.guard for one in self._hooked}
-        self._hooked, self._by_id, self._guarded = [], {}, None
+        before, self._hooked, self._by_id, self._guarded = self._hooked, [], {}, None
         for n, one in enumerate(steered):
-            wrapper = self._wrapped[n] if n < len(self._wrapped) else None
-            objects = hookable(one.optimizer, wrapper)
-            guard = before.get(n) or (NanGuard(self._steering.context.model) if several else self._guard)
-            hooked = _Hooked(n, one, guard, objects)
+            # The run may be held inside the optimizer's step, so its state is kept.
+            hooked = next((known for known in before if known.optimizer is one.optimizer), None)
+            if hooked is None:
+                wrapper = self._wrapped[n] if n < len(self._wrapped) else None
+                guard = NanGuard(self._steering.context.model) if several else self._guard
+                hooked = _Hooked(n, one, guard, with_wrappers(one.optimizer, wrapper))
             self._hooked.append(hooked)
-            self._by_id |= {id(each): hooked for each in objects}
+            self._by_id |= {id(each): hooked for each in hooked.objects}
         self._progress.fast_steps = 0
         if not self._attached:
             return
         # An old optimizer keeps its hooks: the run may be held inside its step, while torch iterates over them.
         for hooked in self._hooked:
-            for each in hooked.objects:
+            for each in filter(has_hooks, hooked.objects):
                 if id(each._optimizer_step_pre_hooks) not in self._tables:
                     self._tables[id(each._optimizer_step_pre_hooks)] = each
                     self._handles += [
@@ -334,6 +335,8 @@ class OptimizerHooks(ScalerListener):
         hooked.dropped = False
         if HOOKS in self._failures:
             return None
+        if self.updates == MANY_UPDATES:
+            self._progress.note(f"{MANY_UPDATES} updates without a run.step(loss): together they count as one step")
         if not self.planned and self._ready:  # the first step of a user loop: its layers are known only now
             self._begin()
             self.plan()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tui_descent.instruments.deferred import is_asynchronous
 from tui_descent.scenario import knobs
+from tui_descent.scenario.optimizers import OWN_RATE
 
 # A rate that is a tensor on a GPU is read at most this often, since reading it waits for the device.
 READ_AGAIN_S = 1.0
@@ -73,7 +74,7 @@ class RateMultiplier:
         """Why there is no rate to change; None if a group has one."""
         if self._own_rates():
             return None
-        return f"{type(self._optimizer).__name__} has no lr in its groups: it sets its own rate"
+        return f"{type(self._optimizer).__name__} has no lr in its groups: {OWN_RATE}"
 
     def state(self) -> tuple[torch.optim.Optimizer, list[_Applied], float]:
         """The optimizer, its own rates if the multiplier is applied now, and the multiplier."""
