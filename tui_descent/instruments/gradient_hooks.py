@@ -58,14 +58,20 @@ class GradientHooks(Generic[K, V]):
         return len(self._values.get(key) or self._inner_values.get(key, []))
 
     def _on_gradient(self, key: K, part: str, grad: Tensor) -> None:
-        # With `create_graph=True` operations on gradients are recorded, and so would ours be.
-        values = self._inner_values if torch.is_grad_enabled() else self._values
         try:
             if torch._C._functorch.is_legacy_batchedtensor(grad):
                 return  # `is_grads_batched=True`: rows of a Jacobian
-            with torch.no_grad():
-                ordinary = plain(grad)
-                values.setdefault(key, []).append(None if ordinary is None else self._measure(ordinary))
+            if (
+                torch.is_grad_enabled()
+            ):  # `create_graph=True`: operations on gradients are recorded, and so would ours be
+                with torch.no_grad():
+                    self._add(self._inner_values, key, grad)
+            else:
+                self._add(self._values, key, grad)
         except Exception as error:  # noqa: BLE001 - it must not end the user's training
-            values.pop(key, None)
+            self._values.pop(key, None)
             self._failures.add(part, error)
+
+    def _add(self, values: dict[K, list[V | None]], key: K, grad: Tensor) -> None:
+        ordinary = plain(grad)
+        values.setdefault(key, []).append(None if ordinary is None else self._measure(ordinary))

@@ -51,8 +51,8 @@ class ModuleHooks:
         self._failures = Failures() if failures is None else failures
         self._every_pass = every_pass
         # By the id of the module. A listener's instrument holds its module, so an id cannot be used again.
-        self._inputs: dict[int, list[_Listener]] = {}
-        self._outputs: dict[int, list[_Listener]] = {}
+        self.inputs: dict[int, list[_Listener]] = {}
+        self.outputs: dict[int, list[_Listener]] = {}
         # For each module called since `attach`, the backward pass in which its first call took place: -1 if it was not
         # called in a backward pass, as the repetitions of activation checkpointing are.
         self._first_calls: dict[int, int] = {}
@@ -63,12 +63,12 @@ class ModuleHooks:
         `part` is the name of what is measured, for the message if the listener fails.
         """
         if part not in self._failures:
-            self._inputs.setdefault(id(module), []).append(_Listener(listener, part))
+            self.inputs.setdefault(id(module), []).append(_Listener(listener, part))
 
     def on_output(self, module: nn.Module, listener: OnOutput, part: str) -> None:
         """Call `listener` with the arguments, the keyword arguments and the output of each call of `module`."""
         if part not in self._failures:
-            self._outputs.setdefault(id(module), []).append(_Listener(listener, part))
+            self.outputs.setdefault(id(module), []).append(_Listener(listener, part))
 
     def was_called(self, module: nn.Module) -> bool:
         """Whether a call of this module has been heard since `attach`."""
@@ -91,7 +91,7 @@ class ModuleHooks:
         """Start to listen."""
         self._first_calls.clear()
         self.reason = None
-        if (self._inputs or self._outputs) and self not in _GLOBAL.listening:
+        if (self.inputs or self.outputs) and self not in _GLOBAL.listening:
             _GLOBAL.listening.append(self)
             _GLOBAL.update()
 
@@ -101,27 +101,17 @@ class ModuleHooks:
             _GLOBAL.listening.remove(self)
             _GLOBAL.update()
 
-    def call_on_input(self, module: nn.Module, args: Args) -> None:
-        """Call the listeners of one call of a module, before its `forward`."""
-        listeners = self._inputs.get(id(module))
-        if listeners is not None and self._is_first_pass(id(module)):
-            for listener in tuple(listeners):
-                try:
-                    listener.call(args)
-                except Exception as error:  # noqa: BLE001 - it must not end the user's training
-                    listeners.remove(listener)
-                    self._failures.add(listener.part, error)
-
-    def call_on_output(self, module: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> None:
-        """Call the listeners of one call of a module, after its `forward`."""
-        listeners = self._outputs.get(id(module))
-        if listeners is not None and self._is_first_pass(id(module)):
-            for listener in tuple(listeners):
-                try:
-                    listener.call(args, kwargs, output)
-                except Exception as error:  # noqa: BLE001 - it must not end the user's training
-                    listeners.remove(listener)
-                    self._failures.add(listener.part, error)
+    def call(self, table: dict[int, list[_Listener]], module: int, *values: Any) -> None:
+        """Call the listeners of one call of a module, which `table` holds."""
+        if not self._is_first_pass(module):
+            return
+        listeners = table[module]
+        for listener in tuple(listeners):
+            try:
+                listener.call(*values)
+            except Exception as error:  # noqa: BLE001 - it must not end the user's training
+                listeners.remove(listener)
+                self._failures.add(listener.part, error)
 
     def _is_first_pass(self, module: int) -> bool:
         """Whether the present call of a module counts: it trains, and it does not repeat an earlier call."""
@@ -163,7 +153,7 @@ def plain(tensor: Tensor) -> Tensor | None:
         or torch._C._functorch.is_legacy_batchedtensor(tensor)
     ):
         return None
-    return tensor.detach()
+    return tensor.detach() if tensor.requires_grad else tensor
 
 
 def why_not_plain(value: object) -> str:
@@ -199,7 +189,7 @@ def version(tensor: Tensor) -> int:
 def _has_compiled() -> bool:
     """Whether torch.compile has compiled something in this process."""
     dynamo = sys.modules.get("torch._dynamo.utils")
-    return dynamo is not None and bool(dynamo.counters.get("frames"))
+    return dynamo is not None and bool(dynamo.counters.get("frames") or dynamo.counters.get("stats"))
 
 
 class _GlobalHooks:
@@ -207,6 +197,9 @@ class _GlobalHooks:
 
     def __init__(self) -> None:
         self.listening: list[ModuleHooks] = []
+        # By the id of a module, who listens to it. For most modules nobody does: then a call costs one look-up.
+        self.by_input: dict[int, list[ModuleHooks]] = {}
+        self.by_output: dict[int, list[ModuleHooks]] = {}
         self._handles: list[RemovableHandle] = []
         self._compiler: Any = (
             None  # torch's `callback_handler` while we listen to the start and the end of a compilation
@@ -214,6 +207,13 @@ class _GlobalHooks:
 
     def update(self) -> None:
         """Register or remove the hooks."""
+        self.by_input.clear()
+        self.by_output.clear()
+        for hooks in self.listening:
+            for module in hooks.inputs:
+                self.by_input.setdefault(module, []).append(hooks)
+            for module in hooks.outputs:
+                self.by_output.setdefault(module, []).append(hooks)
         if not self.listening:
             self._unregister()
             if self._compiler is not None:
@@ -257,16 +257,21 @@ class _GlobalHooks:
 
 
 _GLOBAL = _GlobalHooks()
+_BY_INPUT, _BY_OUTPUT = _GLOBAL.by_input, _GLOBAL.by_output
 
 
 def _before_forward(module: nn.Module, args: Args) -> None:
-    for hooks in tuple(_GLOBAL.listening):
-        hooks.call_on_input(module, args)
+    listening = _BY_INPUT.get(id(module))
+    if listening is not None:
+        for hooks in tuple(listening):
+            hooks.call(hooks.inputs, id(module), args)
 
 
 def _after_forward(module: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> None:
-    for hooks in tuple(_GLOBAL.listening):
-        hooks.call_on_output(module, args, kwargs, output)
+    listening = _BY_OUTPUT.get(id(module))
+    if listening is not None:
+        for hooks in tuple(listening):
+            hooks.call(hooks.outputs, id(module), args, kwargs, output)
 
 
 @cache

@@ -148,18 +148,22 @@ class Watch:
         return self._sampler.cost
 
     def __enter__(self) -> Self:
-        if self._about is not None:
-            self._hooks.attach()
-            self._begin()
-        else:
-            self._misuse.listen()
-            with self.failures.guard("the optimizer hooks"):
+        try:
+            if self._about is not None:
                 self._hooks.attach()
-            # The order of a user's layers is known only after the first forward pass.
-            with self.failures.guard("the order of the layers"):
-                self._order.record(self.model)
-            with self.failures.guard("the search for blocks and hidden activations"):
-                self.steering.start_observing()
+                self._begin()
+            else:
+                self._misuse.listen()
+                with self.failures.guard("the optimizer hooks"):
+                    self._hooks.attach()
+                # The order of a user's layers is known only after the first forward pass.
+                with self.failures.guard("the order of the layers"):
+                    self._order.record(self.model)
+                with self.failures.guard("the search for blocks and hidden activations"):
+                    self.steering.start_observing()
+        except BaseException:
+            self._detach()
+            raise
         self._start_s = time.perf_counter()
         self._timer.restart()
         return self
@@ -167,9 +171,7 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        self._hooks.detach()
-        self._order.stop()
-        self.steering.close()
+        self._detach()
         self._misuse.finish(0 if self._gave_up else self._hooks.updates)
         try:
             ended_by = self.control.finish(error)
@@ -183,6 +185,12 @@ class Watch:
         if error is None and ended_by is not None and not isinstance(ended_by, StopRun):
             raise ended_by
         return isinstance(ended_by, StopRun)
+
+    def _detach(self) -> None:
+        """Remove everything of ours from the user's objects and from torch."""
+        self._hooks.detach()
+        self._order.stop()
+        self.steering.close()
 
     def loss(self, loss: Tensor | float) -> bool:
         """Check the loss before `backward()`, so that a non-finite loss never reaches the weights.
