@@ -20,6 +20,8 @@ from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.events import Noted, ReadingsTaken
 from tui_descent.training.watch.watch import Watch
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, in torch.func
+
 Call = Callable[[nn.Module, Tensor], Tensor]
 STEPS = 3
 
@@ -366,7 +368,6 @@ def test_no_hook_stays_on_a_tensor_that_the_loop_keeps(keeper: FakeKeeper) -> No
             assert not x._backward_hooks
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("compiled", [torch.jit.script, lambda block: torch.jit.trace(block, torch.randn(2, 8))])
 def test_scripted_and_traced_blocks_are_measured(compiled: Any, keeper: FakeKeeper) -> None:
     def made() -> nn.Module:

@@ -12,6 +12,7 @@ from fake_keeper import FakeKeeper
 from nets import digit_batches, loss_of, mlp
 from played_run import ABOUT, SCENARIO
 from torch import nn
+from torch.nn.modules import module as torch_module
 
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.commands import AnyCommand, Redo, Resume, RunSteps, Stop, TurnKnob, Undo
@@ -27,7 +28,9 @@ NONE = frozenset[int]()
 
 
 def hooks(net: nn.Module) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules())
+    """The number of hooks on the net's modules and of global module hooks."""
+    own = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules())
+    return own + len(torch_module._global_forward_hooks) + len(torch_module._global_forward_pre_hooks)
 
 
 class PlayedRun:

@@ -86,11 +86,12 @@ def test_forward_hooks_are_removed_after_the_first_step() -> None:
     net = mlp()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with Watch(net, optimizer, link=None, sampler=Sampler(budget=0.0)) as run:
-        assert net.stem._forward_pre_hooks
+        assert torch.nn.modules.module._global_forward_pre_hooks
         loss = loss_of(net, digit_batches(1)[0])
         loss.backward()
         optimizer.step()
         run.step(loss)
+        assert not torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
         assert not any(module._forward_pre_hooks for module in net.modules())
 
 
