@@ -15,7 +15,7 @@ from tui_descent.telemetry.history import History
 CASES = {
     "two groups": ({"": [0.003, 0.001]}, "2 groups 0.003 / 0.001", "0.003/0.001"),
     "equal groups": ({"": [0.1, 0.1]}, "0.1", "0.1"),
-    "three groups": ({"": [0.01, 0.001, 0.0001]}, "3 groups 0.01 / 0.001 / 0.0001", "0.01 +2"),
+    "three groups": ({"": [0.01, 0.001, 0.0001]}, "3 groups 0.01 / 0.001 / 0.0001", "0.01/0.001/0.0001"),
     "many groups": ({"": [0.01 * 0.5**n for n in range(12)]}, "12 groups 0.01 (4.88e-06 to 0.01)", "0.01 +11"),
     "two optimizers": ({"g": [2e-4], "d": [4e-4]}, "g 0.0002, d 0.0004", "0.0002/0.0004"),
     "one without a rate": ({"g": [2e-4], "d": []}, "g 0.0002, d its own", "0.0002"),

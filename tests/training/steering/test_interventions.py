@@ -50,7 +50,7 @@ PLAN = (
     (20, "momentum=0.7"),
     (21, "freeze@head=on"),
     (24, "freeze=off"),
-    (25, "pace=100000"),
+    (25, "pace=5000"),
 )
 
 

@@ -20,7 +20,8 @@ from tui_descent.scenario.keys import KEYS, FooterEntry
 from tui_descent.scenario.optimizers import OWN_RATE, all_rates_text
 
 Parts = list[tuple[str, Style]]
-VALUE_WIDTH, SHORT_VALUE_WIDTH, RATES_WIDTH = 24, 14, 40
+VALUE_WIDTH, SHORT_VALUE_WIDTH = 24, 14
+RATES_WIDTH, SHORT_RATES_WIDTH = 40, 18
 
 # By the key that is shown: the entry, and the knob whose value is shown after the word.
 ENTRIES: dict[str, tuple[FooterEntry, str | None]] = {
@@ -107,7 +108,7 @@ def _short_rates(rates: Mapping[str, Sequence[float]]) -> str:
     """All rates if they fit, otherwise the first one and how many others there are: `0.001 +5`."""
     each = [rate for groups in rates.values() for rate in dict.fromkeys(groups)]
     text = "/".join(f"{rate:.3g}" for rate in each)
-    return text if len(text) <= SHORT_VALUE_WIDTH else f"{each[0]:.3g} +{len(each) - 1}"
+    return text if len(text) <= SHORT_RATES_WIDTH else f"{each[0]:.3g} +{len(each) - 1}"
 
 
 def _shortened(value: str) -> str:

@@ -95,8 +95,7 @@ class RateMultiplier:
 
         If the last step raised, its multiplier is removed first.
         """
-        if self._applied:
-            self.remove()
+        self.remove()
         groups, multiplier = self._optimizer.param_groups, self.multiplier
         rate = groups[0].get("lr") if groups else None
         if type(rate) is not float or not rate:
@@ -114,9 +113,10 @@ class RateMultiplier:
                     self._applied.append(_Applied(group, own, group["lr"], 0))
         return rate * multiplier
 
-    @torch.no_grad()
     def remove(self) -> None:
         """Restore the rates, after the optimizer's step. A rate that the script has set meanwhile is kept."""
+        if not self._applied:
+            return
         applied, self._applied = self._applied, []
         for group, own, multiplied, version in applied:
             if group.get("lr") is not multiplied:
@@ -124,7 +124,8 @@ class RateMultiplier:
             if not isinstance(multiplied, Tensor):
                 group["lr"] = own
             elif multiplied._version == version:
-                multiplied.copy_(own)
+                with torch.no_grad():
+                    multiplied.copy_(own)
 
     def _own_rates(self) -> list[float]:
         """The rates of the groups that have one, without the multiplier."""
