@@ -120,9 +120,9 @@ def user_loop(activation: type[nn.Module], *, skips: bool) -> tuple[Step, Steeri
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     steering = Steering(model, optimizer)
     x, y = torch.randn(64, 64), torch.randint(0, 10, (64,))
-    steering.start_block_search()
+    steering.start_observing()
     model(x)
-    steering.finish_block_search()
+    steering.finish_observing()
 
     def step() -> None:
         steering.advance()

@@ -60,8 +60,18 @@ def _run_steps(screen: RunScreen, binding: KeyBinding, key: str) -> None:
 def _choose_activation(screen: RunScreen, binding: KeyBinding, key: str) -> None:
     target = screen.selected_block()
     if target is not None and screen.can_turn("activation"):
-        dialog = ActivationDialog(screen.knob_value("activation", target), target)
+        state = screen.bridge.history.initial_state("activation")
+        dialog = ActivationDialog(
+            screen.knob_value("activation", target),
+            target,
+            acts_on=tuple(name for name in state.acts_on if _is_inside(name, target)),
+            left_alone=tuple(entry for entry in state.left_alone if _is_inside(entry[0], target)),
+        )
         screen.app.push_screen(dialog, _send_answer(screen, "activation", target))
+
+
+def _is_inside(module: str, target: str) -> bool:
+    return target == "all" or module == target or module.startswith(f"{target}.")
 
 
 def _choose(screen: RunScreen, binding: KeyBinding, key: str) -> None:

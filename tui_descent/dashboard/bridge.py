@@ -26,6 +26,7 @@ from tui_descent.protocol.events import (
     CommandRejected,
     HistorySent,
     KnobTurned,
+    Noted,
     Refused,
     RunStarted,
     ToViewer,
@@ -183,8 +184,11 @@ class Bridge:
         return None
 
     def refuse(self, reason: str) -> None:
-        """Show why a key sends no request."""
+        """Show why a key sends no request, and add that to the events."""
         self.exchange = Exchange(refusal=reason)
+        newest = self.history.log[-1] if self.history.log else None
+        if self.history.live and not (isinstance(newest, Noted) and newest.text == reason):
+            self.history.apply(Noted(step=self.history.steps, text=reason, level="warning"))
         self._changes += 1
 
     def _disconnect(self, reason: str) -> None:

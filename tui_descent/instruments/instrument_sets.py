@@ -98,8 +98,7 @@ class InstrumentSets:
     def after_update(self, measured: Collection[int] = (0,)) -> Deferred[Sample | None]:
         """Measure the updates of the optimizers `measured`, and return all readings of the step.
 
-        The layers of the others have made no update. Their rows have no values. The result is None if the norms have
-        been switched off.
+        The layers of the others have made no update. Their rows have no values. None if the norms are switched off.
         """
         if len(self._sets) == 1:
             return self._sets[0].after_update()

@@ -6,11 +6,17 @@ import msgspec
 
 
 class KnobState(msgspec.Struct, frozen=True, kw_only=True):
-    """A knob's current value, read back from the run, or the reason why the knob is not available."""
+    """A knob's current value, read back from the run, or the reason why the knob is not available.
+
+    For a user's net, `acts_on` are the modules that it changes, and `left_alone` those that it does not, each with the
+    reason.
+    """
 
     name: str
     value: str = ""
     unavailable: str | None = None
+    acts_on: tuple[str, ...] = ()
+    left_alone: tuple[tuple[str, str], ...] = ()
 
 
 class SnapshotTaken(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="snapshot"):

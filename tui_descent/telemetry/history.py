@@ -206,6 +206,11 @@ class History:
             often = sum(isinstance(known, Evaluated) for known in self.log) > MAX_ENTRIES // 2
             del self.log[next(n for n, known in enumerate(self.log) if isinstance(known, Evaluated) or not often)]
 
+    def initial_state(self, knob: str) -> KnobState:
+        """A knob's state at the start of the run."""
+        states = self.started.knobs if self.started is not None else ()
+        return next((state for state in states if state.name == knob), KnobState(name=knob))
+
     def _update_knobs(self, states: Iterable[KnobState]) -> None:
         for state in states:
             here, away = (self.knobs, self.unavailable) if state.unavailable is None else (self.unavailable, self.knobs)

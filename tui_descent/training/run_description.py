@@ -12,11 +12,14 @@ from tui_descent.instruments.not_measured import count_numbers, why_not_measured
 from tui_descent.protocol.events import KnobState, Layer, RunStarted
 from tui_descent.training.several_nets import describe_net
 
+OUR_NOTE = "tui-descent: "  # how the notes begin that this package adds to a user's exception
+
 
 def describe(error: BaseException) -> str:
-    """An exception as one line."""
+    """An exception as one line, with the notes that this package has added to it."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    notes = [f"; {note.removeprefix(OUR_NOTE)}" for note in getattr(error, "__notes__", ()) if OUR_NOTE in note[:20]]
+    return f"{type(error).__name__}{f': {lines[0][:300]}' if lines else ''}{''.join(notes)}"
 
 
 def about_user_loop(name: str, model: nn.Module, *optimizers: torch.optim.Optimizer) -> RunStarted:

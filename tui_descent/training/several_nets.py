@@ -39,6 +39,12 @@ def as_one_net(model: object) -> nn.Module:
     return SeveralNets(nets)
 
 
+def whole_nets(model: nn.Module) -> dict[str, nn.Module]:
+    """The nets that a loop calls as a whole, by the names of their modules: `model`, or each of several nets."""
+    several = isinstance(model, SeveralNets | nn.ModuleDict | nn.ModuleList)
+    return dict(model.named_children()) if several else {"": model}
+
+
 def describe_net(model: nn.Module) -> str:
     """The class of a net, or the classes of several nets that are watched as one."""
     if isinstance(model, SeveralNets):

@@ -119,11 +119,13 @@ def test_auto_cures_vanishing_gradients(optimizer: Any) -> None:
 
 
 def find_blocks(net: nn.Module, x: Tensor) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """What a `BlockFinder` finds during one forward pass."""
-    finder = surgery.BlockFinder(net)
-    finder.attach()
+    """The blocks and reasons that are found during one forward pass."""
+    observer = surgery.ForwardObserver(net)
+    observer.attach()
     net(x)
-    return finder.finish()
+    found = observer.finish()
+    assert observer.error is None
+    return found.blocks, found.reasons
 
 
 class UserNet(nn.Module):
@@ -197,8 +199,8 @@ class Twice(nn.Module):
 def test_children_that_cannot_have_a_skip_give_a_reason() -> None:
     blocks, reasons = find_blocks(Twice(), torch.randn(5, 8))
     assert blocks == {}
-    assert reasons["body.0"] == "it ran 2 times in one forward pass; a block runs once"
-    assert reasons["body.1"].startswith("it changes its input in place")
+    assert reasons["body.0"] == "it runs 2 times in a pass, not once"
+    assert reasons["body.1"] == "it changes its input in place"
     assert reasons["body.2"].startswith("its input or output is a tuple")
 
 
@@ -214,7 +216,7 @@ class Backwards(nn.Module):
 def test_children_that_do_not_run_in_order_are_not_blocks() -> None:
     blocks, reasons = find_blocks(Backwards(), torch.randn(5, 8))
     assert blocks == {}
-    assert set(reasons.values()) == {"the children do not run in the order in which they are registered"}
+    assert set(reasons.values()) == {"children run in another order than registered"}
 
 
 def test_a_skip_in_a_user_net_keeps_names_and_is_removed_without_a_trace() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Vertical
@@ -9,7 +11,8 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from tui_descent.dashboard.dialogs.dialog import Dialog
-from tui_descent.dashboard.text.safe_text import safe
+from tui_descent.dashboard.text.numbers import plural
+from tui_descent.dashboard.text.safe_text import safe, shorten
 from tui_descent.scenario.knobs import KNOBS
 
 # Formula, derivative, and where it is used.
@@ -24,18 +27,32 @@ FORMULAS: dict[str, tuple[str, str, str]] = {
     "softplus": ("ln(1 + eᶻ)", "σ(z)", "positive outputs; a smooth relu"),
     "identity": ("z", "1", "no nonlinearity"),
 }
+WIDTH = 66  # columns inside the dialog
+OTHER_ROWS = 18  # rows of the screen that the list of activations and the borders take
 
 
 class ActivationDialog(Dialog[str]):
-    """Answers with the chosen name."""
+    """Answers with the chosen name.
 
-    def __init__(self, now: str, target: str) -> None:
+    `acts_on` are the modules of a user's net that will change, `left_alone` those that will not, with the reason.
+    """
+
+    def __init__(
+        self,
+        now: str,
+        target: str,
+        *,
+        acts_on: tuple[str, ...] = (),
+        left_alone: tuple[tuple[str, str], ...] = (),
+    ) -> None:
         super().__init__()
-        self._now, self._target = now, target
+        self._now, self._target, self._acts_on, self._left_alone = now, target, acts_on, left_alone
 
     def compose(self) -> ComposeResult:
         """Build the dialog with the current activation highlighted."""
         where = "of all blocks" if self._target == "all" else f"of {safe(self._target, 40)}"
+        if self._acts_on and self._target == "all":
+            where = f"of {plural(len(self._acts_on), 'hidden module')}"
         choices = KNOBS["activation"].choices
         with Vertical(classes="dialog choice") as box:
             box.border_title = f"Activation {where.replace('[', '(')}"
@@ -44,8 +61,25 @@ class ActivationDialog(Dialog[str]):
             choice_list = OptionList(*(Option(_row(name, self._now), id=name) for name in choices))
             yield choice_list
             yield Static("", id="use", classes="dim", markup=False)
+            if self._acts_on:
+                yield Static(self._modules(), classes="dim", markup=False)
             now = self._now.split(" ")[0].split("(")[0]
             choice_list.highlighted = choices.index(now) if now in choices else 0
+
+    def _modules(self) -> str:
+        """Which modules will change and which will not, in as many rows as the screen has room for."""
+        rows = max(2, self.app.size.height - OTHER_ROWS)
+        count = f"  changes {len(self._acts_on)}: "
+        names = textwrap.wrap(", ".join(map(_module, self._acts_on)), WIDTH - len(count))
+        shown_left = min(len(self._left_alone), max(1, rows - len(names)))
+        shown = min(len(names), rows - shown_left)
+        lines = [(count if n == 0 else " " * len(count)) + names[n] for n in range(shown)]
+        if shown < len(names):
+            lines[-1] = f"{lines[-1].rstrip(',')} …"
+        lines += [_left(name, reason) for name, reason in self._left_alone[:shown_left]]
+        if shown_left < len(self._left_alone):
+            lines[-1] = f"  leaves {len(self._left_alone) - shown_left + 1} more gates and outputs"
+        return "\n".join(lines)
 
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
         """Show where the highlighted activation is used."""
@@ -55,6 +89,16 @@ class ActivationDialog(Dialog[str]):
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """Answer with the chosen name."""
         self.dismiss(event.option.id)
+
+
+def _module(name: str) -> str:
+    return shorten(safe(name, 200), 36)
+
+
+def _left(name: str, reason: str) -> str:
+    """`leaves main.4: the net's output`."""
+    short = safe(reason.partition(" (")[0], 40)
+    return f"  leaves {shorten(safe(name, 200), WIDTH - 11 - len(short))}: {short}"
 
 
 def _row(name: str, now: str) -> Text:

@@ -106,6 +106,8 @@ def _done(line: Line, history: History, command: AnyCommand | None, reply: Comma
         (word, _, what), (_, now, was) = rewound.words()[0].partition(": "), rewound.words()
         line.add(word, colours.GREEN).add("  ").add(safe(what)).add(f"  {now}", colours.BRIGHT)
         return line.add(f" ({was})" if line.width + len(was) + 3 <= width else "", colours.DIM)
+    if isinstance(command, TurnKnob):
+        return line.add("nothing to change  ", colours.GREEN).add(safe(reply.what))
     return line.add("done  ", colours.GREEN).add(safe(reply.what)).add(f" at step {step}", colours.DIM)
 
 
@@ -138,15 +140,23 @@ def _loss_change(history: History, turn: KnobTurned) -> str:
     return f"loss {short(then)} → {short(history.smooth_loss)} in {with_commas(since)} steps"
 
 
+def _block_keys(history: History) -> str:
+    """The keys that change blocks in this run, as in `a and r act`; empty if there are none."""
+    knobs = {"a": "activation", "r": "residual", "n": "norm"}
+    keys = [k for k, knob in knobs.items() if knob not in history.unavailable and history.knobs.get(knob) != "own"]
+    if len(keys) < 2:
+        return f"{keys[0]} acts" if keys else ""
+    return f"{', '.join(keys[:-1])} and {keys[-1]} act"
+
+
 def _selection(view: View) -> str:
     if not view.layers:
         return ""
     if view.selected is None or not view.selected < len(view.layers):
-        blocks = " · a, r and n act on all blocks" if "residual" not in view.history.unavailable else ""
-        return f"↑ ↓ select a layer{blocks}"
+        keys = _block_keys(view.history)
+        return f"↑ ↓ select a layer · {keys} on all blocks" if keys else "↑ ↓ select a layer"
     name, block = layer_labels(view.layers, 40)[view.selected], block_of(view.layers[view.selected])
-    return (
-        f"{name} selected · a, r and n act on {safe(block)}"
-        if block
-        else f"{name} selected · it does not belong to a block"
-    )
+    if block is None:
+        return f"{name} selected · it does not belong to a block"
+    keys = _block_keys(view.history)
+    return f"{name} selected · {keys} on {safe(block)}" if keys else f"{name} selected"

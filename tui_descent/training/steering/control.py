@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from typing import Literal, NoReturn
 
 from tui_descent.protocol.commands import AnyCommand, ClientRequest, RunRangeTest, TurnKnob
-from tui_descent.protocol.events import KnobTurned, NotFinite, State, Status
+from tui_descent.protocol.events import KnobTurned, Noted, NotFinite, State, Status
 from tui_descent.training.probes.curvature_probe import CurvatureProbe
 from tui_descent.training.progress import Progress
-from tui_descent.training.run_description import describe
+from tui_descent.training.run_description import OUR_NOTE, describe
 from tui_descent.training.steering.command_handler import CommandHandler, Evaluation
 from tui_descent.training.steering.command_queue import CommandQueue, QueuedCommand
 from tui_descent.training.steering.pace import PaceTimer, RunMode
@@ -235,12 +235,22 @@ class Control:
         """
         if error is not None:
             self._results.report_after_error()
+            self._name_likely_cause(error)
             return error
         try:
             self.report_all()
         except (StopRun, RuntimeError) as late_error:
             return late_error
         return None
+
+    def _name_likely_cause(self, error: BaseException) -> None:
+        """If the loop raised just after a change of its net, say so in the error and in the event log."""
+        progress = self._progress
+        cause = self._steering.likely_cause(progress.step)
+        if cause is None or isinstance(error, StopRun) or not isinstance(error, Exception):
+            return
+        error.add_note(f"{OUR_NOTE}{cause}")
+        progress.emit(Noted(step=progress.step, text=f"{type(error).__name__}; {cause}", level="error"))
 
     def close(self) -> None:
         """Free the snapshots and close the link, after the end of the run."""

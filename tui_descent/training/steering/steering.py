@@ -18,15 +18,20 @@ from tui_descent.protocol.events import KnobState
 from tui_descent.scenario import knobs
 from tui_descent.training.optim import clipping
 from tui_descent.training.optim.parameter_groups import fill_momentum_buffers
+from tui_descent.training.run_description import describe
 from tui_descent.training.setup.build import Setup
 from tui_descent.training.setup.nets.block import Block
+from tui_descent.training.several_nets import SeveralNets
 from tui_descent.training.steering import surgery
 from tui_descent.training.steering.knobs.context import Knob, KnobChange, KnobContext
 from tui_descent.training.steering.knobs.learning_rate import RateMultiplier
 from tui_descent.training.steering.knobs.table import knobs_of
 from tui_descent.training.steering.steered_optimizer import SteeredOptimizer
 from tui_descent.training.steering.transaction import Transaction
+from tui_descent.training.steering.trial import Trial, problem
 from tui_descent.training.undo.snapshot import HoldsState, Snapshot
+
+MAX_LISTED = 64  # modules that a knob's state names
 
 __all__ = ["KnobChange", "RateMultiplier", "SteeredOptimizer", "Steering"]
 
@@ -61,10 +66,12 @@ class Steering:
             steps=steps,
             init=init,
             blocks={name: m for name, m in model.named_modules() if isinstance(m, Block)},
-            no_blocks_reason=f"residual needs blocks that keep their input's shape; {type(model).__name__} has none",
+            no_blocks_reason="no block keeps its input's shape",
         )
         self._knobs = knobs_of(self.context)
-        self._block_finder: surgery.BlockFinder | None = None
+        self._trial = Trial(model)
+        self._last_change: tuple[int, str] | None = None  # the last change of the net: its step, and what it was
+        self._observer: surgery.ForwardObserver | None = None
         # Returns a context in which the instruments do not measure, for passes that are not part of a step.
         self._muted: Callable[[], AbstractContextManager[None]] = nullcontext
         assert set(self._knobs) == set(knobs.KNOBS)
@@ -165,12 +172,17 @@ class Steering:
     ) -> KnobChange:
         """Change the run and test the result on the probe batch. If either raises, roll back."""
         before = self._probe(backward=False)
+        tried = self._try(turn)
         transaction = Transaction(self.context, snapshot)
         self.context.step = step
         try:
             change = knob.turn(turn)
             for one in self.context.optimizers:
                 fill_momentum_buffers(one.optimizer)
+            if tried is not None:
+                self._try_again(tried)
+            if row.touches == "net":
+                self._last_change = step, f"{turn.knob} {change.old} → {change.new}"
             if row.touches != "net" or before is None:
                 return change
             self.context.advance(at_once=True)
@@ -184,17 +196,68 @@ class Steering:
             line = next(iter(str(error).splitlines()), "")[:200]
             raise ValueError(f"nothing was changed: the net raised {type(error).__name__}: {line}") from error
 
+    def _try(self, turn: TurnKnob) -> list[Tensor] | None:
+        """The outputs of a user's net on the last inputs; None if that is not possible, or of no use for this knob."""
+        if self.context.setup is not None or knobs.KNOBS[turn.knob].touches != "net" or turn.knob == "freeze":
+            return None
+        try:
+            return self._trial.run()
+        except Exception:  # noqa: BLE001 - the inputs are of no use, for example because their memory was freed
+            return None
+
+    def _try_again(self, before: list[Tensor]) -> None:
+        """Try the changed net, with all transitions at their ends. Raises `ValueError` if the change must not stay."""
+        try:
+            with self.context.transitions_at_end():
+                after = self._trial.run()
+        except Exception as error:
+            raise ValueError(f"nothing was changed: the net would raise {describe(error)}") from error
+        if after is not None and (reason := problem(before, after)) is not None:
+            raise ValueError(f"nothing was changed: {reason}")
+
+    def plain(self, model: nn.Module | None) -> nn.Module:
+        """A deep copy of `model`, or of the run's net, without anything of this package.
+
+        Raises `ValueError` if that is not possible, or if the copy behaves differently on the last inputs.
+        """
+        if model is None and isinstance(self.context.model, SeveralNets):
+            raise ValueError("several nets are watched; pass one of them, as in run.plain(model)")
+        copy = surgery.plain(self.context.model if model is None else model)
+        if model is None or model is self.context.model:
+            try:
+                outputs, expected = self._trial.run(copy), self._trial.run()
+            except Exception as error:
+                raise ValueError(f"the plain copy raises {describe(error)}") from error
+            same = zip(outputs or (), expected or (), strict=True)
+            if not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in same):
+                raise ValueError("the plain copy has other outputs")
+        return copy
+
+    def likely_cause(self, step: int) -> str | None:
+        """What may have made the user's step raise: a change of the net just before it, or one in transition."""
+        if self.context.setup is not None or self._last_change is None:
+            return None
+        at, what = self._last_change
+        return f"likely cause: {what}, at step {at}" if step - at <= 1 or self.in_transition else None
+
+    def listen_to_inputs(self) -> None:
+        """Keep the inputs of the coming forward pass of a user's net, to try changes on them."""
+        if self.context.setup is None:
+            self._trial.listen()
+
     def holders(self) -> list[HoldsState]:
         """The objects whose states make up a snapshot of the run."""
         return self.context.holders()
 
     def after_restore(self) -> None:
         """To be called after a snapshot was restored, which changes the net and perhaps the optimizer object."""
+        self._last_change = None
         self.context.version += 1
         self.context.change_optimizer(self.context.optimizer)
 
     def advance(self) -> None:
         """Advance every transition by one update. To be called before each forward pass."""
+        self._trial.stop_listening()
         self.context.advance()
 
     @property
@@ -239,32 +302,53 @@ class Steering:
         for one in self.context.optimizers:
             one.rate.remove()
 
-    def start_block_search(self) -> None:
-        """Look for blocks in a user's net during its first forward pass."""
+    def start_observing(self) -> None:
+        """Observe a user's net in its first forward pass: which parts of it the knobs can change."""
         if not self.context.blocks:
             try:
-                self._block_finder = surgery.BlockFinder(self.context.model)
+                self._observer = surgery.ForwardObserver(self.context.model)
             except ValueError as error:
-                self.context.no_blocks_reason = f"residual: {error}"
+                self.context.no_blocks_reason = str(error)
                 return
-            self._block_finder.attach()
+            self._observer.attach()
+            self._trial.listen()
 
-    def finish_block_search(self) -> None:
-        """To be called after the first forward pass. Keeps the blocks found, or the reason why there are none."""
-        if self._block_finder is None:
+    def finish_observing(self) -> None:
+        """To be called after the first forward pass. Keeps what was observed, or the reason why there are no blocks.
+
+        Raises what was raised while observing, after the hooks have been removed.
+        """
+        observer, self._observer = self._observer, None
+        self._trial.stop_listening()
+        if observer is None:
             return
-        blocks, reasons = self._block_finder.finish()
-        self._block_finder = None
-        self.context.user_blocks = {name: surgery.UserBlock(module) for name, module in blocks.items()}
-        if not blocks and reasons:
-            name, reason = next(iter(reasons.items()))
-            self.context.no_blocks_reason += f"; {name}: {reason}"
+        seen = self.context.observation = observer.finish()
+        self.context.user_blocks = {name: surgery.UserBlock(module) for name, module in seen.blocks.items()}
+        others = [(name, reason) for name, reason in seen.reasons.items() if "shape" not in reason]
+        if not seen.reasons:
+            self.context.no_blocks_reason = "the net has no Sequential or ModuleList"
+        elif len(others) == len(seen.reasons):
+            self.context.no_blocks_reason = f"no blocks; {others[0][0]}: {others[0][1]}"
+        if observer.error is not None:
+            raise observer.error
+
+    def close(self) -> None:
+        """Remove all hooks, and free what was kept for trials."""
+        self._trial.forget()
+        if self._observer is not None:
+            self._observer.finish()
+            self._observer = None
 
     def _state(self, name: str) -> KnobState:
         knob = self._knobs[name]
         if (reason := knob.unavailable()) is not None:
             return KnobState(name=name, unavailable=reason)
-        return KnobState(name=name, value=knob.value())
+        return KnobState(
+            name=name,
+            value=knob.value(),
+            acts_on=knob.acts_on()[:MAX_LISTED],
+            left_alone=tuple(knob.leaves_alone().items())[:MAX_LISTED],
+        )
 
     def _probe(self, *, backward: bool) -> tuple[Tensor, float] | None:
         """Outputs and loss on the probe batch, which is always the same. With `backward`, run a backward pass too.

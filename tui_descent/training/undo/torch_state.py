@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from types import FunctionType
 from typing import Any
@@ -50,6 +51,25 @@ class TorchState:
         """Restore the contents of every object in `state`."""
         for obj, saved in state:
             _restore_contents(obj, saved)
+
+
+@contextmanager
+def unchanged(*roots: object) -> Iterator[None]:
+    """Restores every object reachable from `roots` on exit, except for the values and gradients of parameters.
+
+    This is for a forward pass that does not belong to the training. It may change buffers, attributes and containers.
+    """
+    found = [(obj, contents) for obj, contents in reachable(*roots) if not isinstance(obj, nn.Parameter)]
+    copies = [(obj, obj.detach().clone()) for obj, _ in found if isinstance(obj, Tensor)]
+    try:
+        yield
+    finally:
+        for obj, contents in found:
+            if not isinstance(obj, Tensor):
+                _restore_contents(obj, contents)
+        with torch.no_grad():
+            for obj, copy in copies:
+                obj.copy_(copy)
 
 
 def reachable(*roots: object) -> Iterator[tuple[Any, Any]]:

@@ -199,6 +199,8 @@ class OptimizerHooks(ScalerListener):
             start_s = time.thread_time()
             self._instruments = self._current_instruments()
             self._instruments.attach(signals=self._tiers.signals, slow=self._tiers.slow)
+            if self._tiers.signals or self._tiers.slow:
+                self._steering.listen_to_inputs()
             self._cost_s += time.thread_time() - start_s
 
     @contextmanager

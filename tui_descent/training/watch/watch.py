@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tui_descent.instruments.failures import Failures
 from tui_descent.instruments.forward_order import ForwardOrder
@@ -170,8 +170,8 @@ class Watch:
                 # The order of a user's layers is known only after the first forward pass.
                 with self.failures.guard("the order of the layers"):
                     self._order.record(self.model)
-                with self.failures.guard("the search for blocks"):
-                    self.steering.start_block_search()
+                with self.failures.guard("the search for blocks and hidden activations"):
+                    self.steering.start_observing()
         except BaseException:
             self._detach()
             raise
@@ -206,7 +206,7 @@ class Watch:
         """Remove everything of ours from the user's objects and from torch."""
         self._hooks.detach()
         self._order.stop()
-        self.steering.finish_block_search()
+        self.steering.close()
 
     def loss(self, loss: Tensor | float) -> bool:
         """Check the loss before `backward()`, so that a non-finite loss never reaches the weights.
@@ -391,6 +391,16 @@ class Watch:
         """
         self._results.metrics.add(name, value)
 
+    def plain(self, model: nn.Module | None = None) -> nn.Module:
+        """A deep copy of `model` without anything of this package, to be saved with `torch.save`.
+
+        It has bitwise the same outputs; without a `model` it is the watched one. After a change of its structure, such
+        as a residual connection, a file with the net itself can be loaded only where this package is installed. A block
+        with a skip becomes an `fx.GraphModule`, and the names of its weights get the prefix `block.`. Raises
+        `ValueError` that says what cannot be made plain, such as a blend of activations that has not ended.
+        """
+        return self.steering.plain(model)
+
     def _begin(self) -> None:
         """Create the shared memory and report the run, as soon as the layers are known. Later calls do nothing.
 
@@ -400,7 +410,8 @@ class Watch:
         if layers.net is not None:
             return
         self._order.stop()
-        self.steering.finish_block_search()
+        with self.failures.guard("the search for blocks and hidden activations"):
+            self.steering.finish_observing()
         layers.begin()
         with self.failures.guard("the check of the optimizer's parameters"):
             self._misuse.begin(self._guard.layers)

@@ -19,6 +19,7 @@ from tui_descent.training.steering import surgery
 from tui_descent.training.steering.knobs.context import Knob, KnobChange, common_value
 from tui_descent.training.steering.surgery.residual import HasSkip, Way
 
+OWN_SKIP = "adds its input in its own code"
 _ROTATED_GATE = 0.5**0.5  # the gate of a skip after a rotation
 _NAMES: dict[type[nn.Module], str] = {
     type(parts.activation(ActivationSpec(name=name))): name for name in get_args(Activation)
@@ -26,9 +27,10 @@ _NAMES: dict[type[nn.Module], str] = {
 
 
 class ActivationKnob(Knob):
-    """The activations of a built-in net's blocks, or the activation modules of a user's net.
+    """The activations of a built-in net's blocks, or the hidden activation modules of a user's net.
 
-    A path is the name of a block in a built-in net, or of an activation module in a user's net.
+    A path is the name of a block in a built-in net, or of an activation module in a user's net. In a user's net an
+    activation that is a gate or the net's output is left alone: what follows needs its range.
     """
 
     def value(self) -> str:
@@ -36,11 +38,21 @@ class ActivationKnob(Knob):
         return self._value_of(self._paths())
 
     def unavailable(self) -> str | None:
-        """Not available if the net has no activation modules, but only calls functions in `forward`."""
+        """Not available if the net has no hidden activation modules, for example because it only calls functions."""
         if self._paths():
             return None
-        kind = type(self._context.model).__name__
-        return f"activation replaces modules such as nn.ReLU; {kind} has none"
+        if left := self.leaves_alone():
+            name, reason = next(iter(left.items()))
+            return f"none is hidden; {name[-20:]}: {reason.partition(' (')[0]}"
+        return "no activation modules; F.relu etc. cannot be changed"
+
+    def acts_on(self) -> tuple[str, ...]:
+        """The hidden activation modules of a user's net."""
+        return () if self._context.blocks else tuple(self._paths())
+
+    def leaves_alone(self) -> dict[str, str]:
+        """The other activation modules of a user's net."""
+        return {} if self._context.blocks else dict(self._context.observation.left)
 
     def is_set(self, turn: TurnKnob) -> bool:
         """Whether all targets have, or are changing to, this activation."""
@@ -65,7 +77,16 @@ class ActivationKnob(Knob):
                 transition = surgery.swap_module(self._context.model, path, new, steps=steps)
             self._context.start_transition("activation", path, transition)
             self._context.pending_values["activation", path] = name
-        return KnobChange(old=old, new=self._value_of(paths), way=way)
+        note = None if self._context.blocks else self._note(paths, steps)
+        return KnobChange(old=old, new=self._value_of(paths), way=way, note=note)
+
+    def _note(self, paths: list[str], steps: int) -> str:
+        """Which modules of a user's net were changed, and from when on the net consists of plain modules again."""
+        left = len(self.leaves_alone())
+        note = f"{_listed(paths)}; {left} left alone" if left else _listed(paths)
+        if steps == 1:
+            return note
+        return f"{note}; models saved before step {self._context.step + steps} need tui_descent"
 
     def _spec(self, name: Activation) -> ActivationSpec:
         """The scenario's activation settings, such as leaky_relu's slope, with another name."""
@@ -77,27 +98,36 @@ class ActivationKnob(Knob):
         context = self._context
         if context.blocks:
             return [name for name, block in context.blocks.items() if block.activation is not None]
-        in_transition = [target for knob, target in context.transitions if knob == "activation"]
+        seen = context.observation
+        whole = {*seen.custom, *(target for knob, target in context.transitions if knob == "activation")}
         return [
             name
             for name, module in context.model.named_modules()
-            if name in in_transition
+            if name in whole
             or (
                 is_activation(module)
                 and not isinstance(module, nn.Identity)
                 and name
                 and not any(True for _ in module.parameters())
-                and not any(name.startswith(f"{path}.") for path in in_transition)
+                and not any(name.startswith(f"{path}.") for path in whole)
             )
+            if name not in seen.left
         ]
 
     def _targets(self, target: str) -> list[str]:
         paths = self._paths()
         if target == "all":
             return paths
-        if target in self._context.blocks and target not in paths:
-            raise ValueError(f"{target} is an attention block; it has no activation")
-        return _single_target(target, paths, "block" if self._context.blocks else "activation")
+        if self._context.blocks:
+            if target in self._context.blocks and target not in paths:
+                raise ValueError(f"{target} is an attention block; it has no activation")
+            return _single_target(target, paths, "block")
+        if inside := [path for path in paths if path == target or path.startswith(f"{target}.")]:
+            return inside
+        for name, reason in self.leaves_alone().items():
+            if name == target or name.startswith(f"{target}."):
+                raise ValueError(f"left alone: {reason}")
+        return _single_target(target, paths, "activation")
 
     def _value_of(self, paths: Iterable[str]) -> str:
         return common_value(self._name(path) for path in paths)
@@ -108,31 +138,39 @@ class ActivationKnob(Knob):
         block = self._context.blocks.get(path)
         module = self._context.model.get_submodule(path) if block is None else block.activation
         assert module is not None
-        return _NAMES.get(type(module), type(module).__name__)
+        return _NAMES.get(type(module)) or self._context.observation.custom.get(path) or type(module).__name__
 
 
 class ResidualKnob(Knob):
-    """Skip connections y = x + scale·f(x) around the blocks of a built-in net or of a user's net."""
+    """Skip connections y = x + scale·f(x) around the blocks of a built-in net or of a user's net.
+
+    A block of a user's net that adds its input in its own code is left alone.
+    """
 
     def value(self) -> str:
-        """`on`, `off` or `mixed`."""
+        """`on`, `off` or `mixed`; `own` if the blocks add their input in their own code."""
         return self._value_of(self._blocks())
 
     def unavailable(self) -> str | None:
         """Not available if the net has no blocks. In a compiled net none can be found."""
         return None if self._blocks() else self._context.no_blocks_reason
 
+    def acts_on(self) -> tuple[str, ...]:
+        """The blocks of a user's net that can get a skip."""
+        return tuple(name for name in self._context.user_blocks if name not in self._own())
+
+    def leaves_alone(self) -> dict[str, str]:
+        """The blocks of a user's net that have their own skip."""
+        return dict.fromkeys(sorted(self._own()), OWN_SKIP)
+
     def is_set(self, turn: TurnKnob) -> bool:
         """Whether all targets have, or are changing to, this value. A scale or a way asks for more than the value."""
-        blocks = self._blocks()
-        targets = list(blocks) if turn.target == "all" else _single_target(turn.target, blocks, "block")
         plain = turn.value == "off" or (turn.scale is None and turn.way in (None, "auto"))
-        return plain and self._value_of(targets) == turn.value
+        return plain and self._value_of(self._targets(turn.target)) == turn.value
 
     def turn(self, turn: TurnKnob) -> KnobChange:
         """Open or close the skips. The result contains the way that was chosen for `auto`."""
-        context, blocks = self._context, self._blocks()
-        targets = list(blocks) if turn.target == "all" else _single_target(turn.target, blocks, "block")
+        context, blocks, targets = self._context, self._blocks(), self._targets(turn.target)
         old = self._value_of(targets)
         way = self._way(turn, [blocks[t] for t in targets])
         scale = self._scale(turn, way)
@@ -146,7 +184,26 @@ class ResidualKnob(Knob):
             elif block.skip is not None:
                 context.start_transition("residual", target, surgery.close_skip(block, steps=steps, way=way))
             context.pending_values["residual", target] = turn.value
-        return KnobChange(old=old, new=self._value_of(targets), way=way, scale=scale if turn.value == "on" else None)
+        scale_used = scale if turn.value == "on" else None
+        note = None if context.blocks else self._note(targets, turn.value)
+        return KnobChange(old=old, new=self._value_of(targets), way=way, scale=scale_used, note=note)
+
+    def _note(self, targets: list[str], value: str) -> str:
+        """Which blocks of a user's net were changed, and what that means for files with the net."""
+        note = f"{_listed(targets)}; {len(self._own())} left alone" if self._own() else _listed(targets)
+        return f"{note}; saved models need tui_descent, run.plain(model) does not" if value == "on" else note
+
+    def _targets(self, target: str) -> list[str]:
+        """The blocks to change. Raises `ValueError` if there are none."""
+        blocks = self._blocks()
+        targets = list(blocks) if target == "all" else _single_target(target, blocks, "block")
+        open_to_change = [name for name in targets if name not in self._own()]
+        if not open_to_change:
+            raise ValueError(f"{'each block' if target == 'all' else 'it'} {OWN_SKIP}")
+        return open_to_change
+
+    def _own(self) -> set[str]:
+        return self._context.observation.own_skips & self._context.user_blocks.keys()
 
     def _blocks(self) -> dict[str, HasSkip]:
         return cast("dict[str, HasSkip]", self._context.blocks or self._context.user_blocks)
@@ -162,10 +219,10 @@ class ResidualKnob(Knob):
         if turn.scale is not None or context.first_loss is None:
             return "ramp"
         loss = sum(context.losses) / len(context.losses)
-        return surgery.resolve_way(context.first_loss, loss, len(self._blocks()))
+        return surgery.resolve_way(context.first_loss, loss, len(self._targets("all")))
 
     def _scale(self, turn: TurnKnob, way: str) -> float:
-        default = surgery.default_scale(way, len(self._blocks()))
+        default = surgery.default_scale(way, len(self._targets("all")))
         if way == "rotation" and turn.scale not in (None, default) and turn.value == "on":
             raise ValueError(
                 f"scale = {turn.scale:g}; a rotation always ends at 1/√2 = {default!r}; choose another way"
@@ -176,6 +233,8 @@ class ResidualKnob(Knob):
         return common_value(self._on_or_off(target) for target in targets)
 
     def _on_or_off(self, target: str) -> str:
+        if target in self._own():
+            return "own"
         if ("residual", target) in self._context.transitions:
             return self._context.pending_values["residual", target]
         return "off" if self._blocks()[target].skip is None else "on"
@@ -192,8 +251,7 @@ class NormKnob(Knob):
         """Available only for built-in nets, since only their blocks have a place for a norm layer."""
         if self._context.blocks:
             return None
-        kind = type(self._context.model).__name__
-        return f"norm acts on the blocks of a built-in net; {kind} has none"
+        return "only built-in nets have a place for new norm layers"
 
     def is_set(self, turn: TurnKnob) -> bool:
         """Whether all targets have this norm layer, in this place. A way asks for new ones."""
@@ -251,6 +309,12 @@ def _norm_name(norm: nn.Module | None) -> str:
     if norm is None:
         return "none"
     return "rms" if isinstance(norm, nn.RMSNorm) else "layer"
+
+
+def _listed(names: list[str]) -> str:
+    """`2 modules: act.0, act.1`, or the first and the last of many."""
+    count = f"{len(names)} module{'s' * (len(names) > 1)}: "
+    return count + (", ".join(names) if len(names) < 3 else f"{names[0]} … {names[-1]}")
 
 
 def _single_target(target: str, known: Iterable[str], kind: str) -> list[str]:

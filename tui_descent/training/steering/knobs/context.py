@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -76,6 +77,14 @@ class Knob(ABC):
         """Why the knob cannot be used in this run; None if it can."""
         return None
 
+    def acts_on(self) -> tuple[str, ...]:
+        """The parts of a user's net that a change of the whole net changes; empty if that is plain."""
+        return ()
+
+    def leaves_alone(self) -> dict[str, str]:
+        """The parts of a user's net that the knob might be thought to change, with the reason why it does not."""
+        return {}
+
     def is_set(self, turn: TurnKnob) -> bool:
         """Whether the command asks for the present value, so that there is nothing to do.
 
@@ -98,8 +107,9 @@ class KnobContext:
     In a user loop `setup` and `steps`, the planned number of updates, are None. `optimizers` are the optimizers that
     train the net, usually one. `step` is the number of the update before which a knob was last turned. `version` is
     increased by each change of the net's structure. `blocks` are the blocks of a built-in net by name, `user_blocks`
-    those found in a user's net; `no_blocks_reason` says why there are none. `transitions` are the transitions (changes
-    spread over several updates) in progress by (knob, target), and `pending_values` the values they end at.
+    those found in a user's net; `no_blocks_reason` says why there are none. `observation` is what the first forward
+    pass of a user's net has shown. `transitions` are the transitions (changes spread over several updates) in progress
+    by (knob, target), and `pending_values` the values they end at.
     `optimizer_listeners` are called with the new optimizer when it is replaced. `losses` are the most recent losses.
     """
 
@@ -116,6 +126,7 @@ class KnobContext:
     blocks: dict[str, Block] = field(default_factory=dict)
     user_blocks: dict[str, surgery.UserBlock] = field(default_factory=dict)
     no_blocks_reason: str = ""
+    observation: surgery.Observation = field(default_factory=surgery.Observation)
     transitions: dict[tuple[str, str], surgery.Transition] = field(default_factory=dict)
     pending_values: dict[tuple[str, str], str] = field(default_factory=dict)
     optimizer_listeners: list[Callable[[torch.optim.Optimizer], None]] = field(default_factory=list)
@@ -204,6 +215,18 @@ class KnobContext:
         """Complete the transition of this knob and target at once, if one is in progress."""
         if (transition := self.transitions.pop((knob, target), None)) is not None:
             transition.finish()
+
+    @contextmanager
+    def transitions_at_end(self) -> Iterator[None]:
+        """A context in which every transition in progress is at its end."""
+        transitions = list(self.transitions.values())
+        for transition in transitions:
+            transition.show(1.0)
+        try:
+            yield
+        finally:
+            for transition in transitions:
+                transition.show(transition.steps_done / transition.steps)
 
     def advance(self, *, at_once: bool = False) -> None:
         """Advance every transition by one update; with `at_once` only those that take a single update."""

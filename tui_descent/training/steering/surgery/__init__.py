@@ -11,6 +11,8 @@ from tui_descent.training.steering.surgery.activation import (
 )
 from tui_descent.training.steering.surgery.dropout import set_dropout
 from tui_descent.training.steering.surgery.norm import norm_way, set_norm
+from tui_descent.training.steering.surgery.observer import ForwardObserver, Observation
+from tui_descent.training.steering.surgery.plain import plain
 from tui_descent.training.steering.surgery.residual import (
     RESIDUAL_STEPS,
     WAY_STEPS,
@@ -20,7 +22,7 @@ from tui_descent.training.steering.surgery.residual import (
     resolve_way,
 )
 from tui_descent.training.steering.surgery.transition import ParameterChanges, Transition
-from tui_descent.training.steering.surgery.user_blocks import BlockFinder, UserBlock
+from tui_descent.training.steering.surgery.user_blocks import UserBlock
 from tui_descent.training.steering.surgery.weights import (
     DEFAULT_KICK,
     freeze,
@@ -36,7 +38,8 @@ __all__ = [
     "RESIDUAL_STEPS",
     "WAY_STEPS",
     "Blend",
-    "BlockFinder",
+    "ForwardObserver",
+    "Observation",
     "ParameterChanges",
     "Transition",
     "UserBlock",
@@ -47,6 +50,7 @@ __all__ = [
     "norm_way",
     "open_skip",
     "parameters_of",
+    "plain",
     "reinitialize",
     "replace_module",
     "resolve_way",

@@ -12,7 +12,7 @@ BLEND_STEPS = 50
 
 
 class Blend(nn.Module):
-    """The activation during a transition: (1 − t)·old(z) + t·new(z). At t = 0 it equals `old` exactly."""
+    """The activation during a transition: (1 − t)·old(z) + t·new(z). At t = 0 and t = 1 it is exactly one of them."""
 
     def __init__(self, old: nn.Module, new: nn.Module) -> None:
         super().__init__()
@@ -23,6 +23,9 @@ class Blend(nn.Module):
         if self.t == 0.0:
             old: Tensor = self.old(z)
             return old
+        if self.t == 1.0:
+            new: Tensor = self.new(z)
+            return new
         # An in-place module must not overwrite the input of the other one.
         blended: Tensor = (1 - self.t) * self.old(_input_for(self.old, z)) + self.t * self.new(_input_for(self.new, z))
         return blended
@@ -72,10 +75,10 @@ def replace_module(model: nn.Module, path: str, new: nn.Module) -> list[str]:
     """Replace the activation at `path` by `new`; returns every path that changed.
 
     If the same module object is registered under several paths, it is replaced under all of them, since its calls
-    cannot be distinguished. Raises `ValueError` if there is no such module, or if it is not an activation.
+    cannot be distinguished. Raises `ValueError` if there is no such module, or if it has weights.
     """
     old = module_at(model, path)
-    if not is_activation(old):
+    if any(True for _ in old.parameters()):
         raise ValueError(f"{path} is a {type(old).__name__}; only an activation can be replaced")
     if old is model:
         raise ValueError(f"the net itself is a {type(old).__name__}; it has no parent module in which to replace it")
@@ -104,4 +107,5 @@ def _blend(old: nn.Module, new: nn.Module) -> Blend:
 
 
 def _input_for(module: nn.Module, z: Tensor) -> Tensor:
-    return z.clone() if getattr(module, "inplace", False) else z
+    known = is_activation(module) and not isinstance(module, Blend)
+    return z if known and not getattr(module, "inplace", False) else z.clone()

@@ -68,8 +68,8 @@ def _move(block: HasSkip, skip: Skip, end: tuple[float, float], *, steps: int, w
     start = (skip.gate, skip.branch)
 
     def set_(t: float) -> None:
-        if t == 1.0:
-            skip.gate, skip.branch = end
+        if t in (0.0, 1.0):
+            skip.gate, skip.branch = end if t else start
         elif way == "rotation":
             angle = _lerp(math.atan2(*start), math.atan2(*end), t)
             length = _lerp(math.hypot(*start), math.hypot(*end), t)

@@ -45,6 +45,10 @@ class Transition:
         self.finish()
         return True
 
+    def show(self, t: float) -> None:
+        """Set the net to the state at `t`, without advancing."""
+        self._set(t)
+
     def finish(self) -> None:
         """Complete the transition at once."""
         self._set(1.0)

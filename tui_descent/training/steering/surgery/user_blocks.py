@@ -1,4 +1,4 @@
-"""Finds the blocks of a user's net, and adds a skip to a block by overriding `forward` on the module object.
+"""Adds a skip to a block of a user's net by overriding `forward` on the module object.
 
 The override does not change the names, `state_dict`, class and identity of any module, and nothing is left of it when
 the skip is removed. A wrapper module would rename the parameters, and a hook would slow down each call through torch's
@@ -7,14 +7,12 @@ the skip is removed. A wrapper module would rename the parameters, and a hook wo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tui_descent.instruments.module_hooks import Args, Kwargs, ModuleHooks, version
 from tui_descent.training.setup.nets.block import Skip
 
 CONTAINERS = (nn.Sequential, nn.ModuleList)
@@ -60,81 +58,8 @@ class UserBlock:
             output = type(module).forward(module, *args, **kwargs)
         x = args[0] if args else None
         if not isinstance(x, Tensor) or not isinstance(output, Tensor) or x.shape != output.shape:
-            raise ValueError(f"residual around {type(module).__name__}: {_shape_problem(x, output)}")
+            raise ValueError(f"residual around {type(module).__name__}: {shape_problem(x, output)}")
         return skip.combine(x, output)
-
-
-class BlockFinder:
-    """Finds the blocks of a user's net during one forward pass: call `attach` before it and `finish` after it.
-
-    If there are several passes between the two, as with gradient accumulation, the last one decides. Passes without
-    gradients do not count.
-
-    A child of an outermost `Sequential` or `ModuleList` is a block if it has weights, runs once and in the order of
-    registration, and its output has the shape of its input. Raises `ValueError` for a net that is compiled or scripted.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        refuse_compiled(model)
-        self._candidates = [(n, m) for n, m in _children(model) if not isinstance(m, torch.jit.ScriptModule)]
-        self._calls: dict[str, int] = {}
-        self._call_order: list[str] = []
-        self._versions: dict[str, int] = {}
-        self._reasons = {
-            name: "it is TorchScript, which does not support hooks"
-            for name, module in _children(model)
-            if isinstance(module, torch.jit.ScriptModule)
-        }
-        self._hooks = ModuleHooks()
-        self._hooks.on_input(model, self._start_pass, "the search for blocks")
-        for name, module in self._candidates:
-            self._hooks.on_input(module, partial(self._before_forward, name), f"the search for blocks at {name}")
-            self._hooks.on_output(module, partial(self._after_forward, name), f"the search for blocks at {name}")
-
-    def attach(self) -> None:
-        """Listen to the next forward pass."""
-        self._hooks.attach()
-
-    def finish(self) -> tuple[dict[str, nn.Module], dict[str, str]]:
-        """Stop to listen. Returns the blocks by name in forward order, and for the other children by name the reason
-        why they are not blocks.
-        """
-        self._hooks.detach()
-        if self._call_order != [name for name, _ in self._candidates if name in self._calls]:
-            for name, _ in self._candidates:
-                self._reasons.setdefault(name, "the children do not run in the order in which they are registered")
-        for name, _ in self._candidates:
-            if (calls := self._calls.get(name, 0)) != 1:
-                self._reasons[name] = f"it ran {calls} times in one forward pass; a block runs once"
-                if calls == 0 and self._hooks.reason is not None:
-                    self._reasons[name] = f"it ran {self._hooks.reason}"
-        for name, module in self._candidates:
-            try:
-                refuse_compiled(module)  # the loop may have compiled it meanwhile
-            except ValueError as error:
-                self._reasons[name] = str(error)
-        blocks = {name: module for name, module in self._candidates if name not in self._reasons}
-        return blocks, self._reasons
-
-    def _start_pass(self, args: Args) -> None:
-        self._calls.clear()
-        self._call_order.clear()
-
-    def _before_forward(self, name: str, args: Args) -> None:
-        self._calls[name] = self._calls.get(name, 0) + 1
-        if self._calls[name] == 1:
-            self._call_order.append(name)
-        if args and isinstance(args[0], Tensor):
-            self._versions[name] = version(args[0])
-
-    def _after_forward(self, name: str, args: Args, kwargs: Kwargs, output: Any) -> None:
-        x = args[0] if args else None
-        if not isinstance(x, Tensor) or not isinstance(output, Tensor) or x.shape != output.shape:
-            self._reasons[name] = _shape_problem(x, output)
-        elif not x.is_floating_point():
-            self._reasons[name] = "its input is not floating point"
-        elif version(x) != self._versions.get(name):
-            self._reasons[name] = "it changes its input in place, so the input cannot be added afterwards"
 
 
 def refuse_compiled(model: nn.Module) -> None:
@@ -149,16 +74,8 @@ def refuse_compiled(model: nn.Module) -> None:
             raise ValueError(f"{name or 'the net'} is compiled by {compiler}; its graph cannot be changed")
 
 
-def _children(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    in_container = isinstance(model, CONTAINERS)
-    for name, child in model.named_children():
-        if not in_container:
-            yield from _children(child, f"{prefix}{name}.")
-        elif any(True for _ in child.parameters()):
-            yield f"{prefix}{name}", child
-
-
-def _shape_problem(x: object, output: object) -> str:
+def shape_problem(x: object, output: object) -> str:
+    """Why a module with this input and output cannot have a skip."""
     if not isinstance(x, Tensor) or not isinstance(output, Tensor):
         kind = type(output if isinstance(x, Tensor) else x).__name__
         return f"its input or output is a {kind}; a skip needs tensors"
