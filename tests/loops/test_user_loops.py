@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import pickle
+import pickletools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -61,6 +62,11 @@ def saved(model: nn.Module) -> bytes:
     except Exception as error:  # noqa: BLE001 - some nets cannot be pickled, watched or not
         return f"{type(error).__name__}: {error}".encode()
     return file.getvalue()
+
+
+def operations(file: bytes) -> int:
+    """How many operations the pickle has. Their bytes differ, since storages are named by their addresses."""
+    return sum(1 for _ in pickletools.genops(file)) if file.startswith(b"\x80") else len(file)
 
 
 def unwrapped(optimizer: Any) -> Any:
@@ -205,8 +211,11 @@ def train(name: str, kind: type[Unwatched], **how: Any) -> Trained:
 
 @functools.cache
 def unwatched(name: str) -> Trained:
-    torch._dynamo.reset()
-    return train(name, Unwatched)
+    # Twice: the first time, TorchScript profiles, and Python interns names, which changes losses and files.
+    for _ in range(2):
+        torch._dynamo.reset()
+        trained = train(name, Unwatched)
+    return trained
 
 
 @pytest.fixture
@@ -229,12 +238,13 @@ def test_a_watched_loop_trains_as_an_unwatched_one_and_nothing_is_left(name: str
     assert torch.equal(found.numbers, plain.numbers)
     for file, wanted in zip(found.files, plain.files, strict=True):
         assert b"tui_descent" not in file
-        assert len(file) == len(wanted)
+        assert operations(file) == operations(wanted)
     assert hooks_on(found.net, found.optimizers) == hooks_on(plain.net, plain.optimizers)
     assert [len(hooks) for hooks in GLOBAL_HOOKS] == hooks_before
     ended = keeper_of_watch.events(RunEnded)
     assert [event.status for event in ended] == ["finished"]
-    assert ended[0].step == len(found.updates)
+    assert sum(not step.skipped for step in keeper_of_watch.steps()) == len(found.updates)
+    assert ended[0].step == (len(found.losses) if name == "scaler_that_skips_updates" else len(found.updates))
 
 
 @pytest.mark.parametrize("name", LOOPS)
@@ -248,7 +258,7 @@ def test_readings_of_a_user_loop_are_those_of_float64(name: str, keeper_of_watch
     for reading in keeper_of_watch.readings():
         update = found.updates[reading.step]
         for n, layer in enumerate(lists[reading.structure]):
-            path = f"{layer.name}.weight"
+            path = layer.name if layer.name in update else f"{layer.name}.weight"
             if path not in update or path not in parameters or reading.statuses[n] != "used":
                 continue
             grad, before, after = update[path]
@@ -265,7 +275,7 @@ def test_readings_of_a_user_loop_are_those_of_float64(name: str, keeper_of_watch
                     f"{where}: {wanted}"
                 )
             compared += 1
-    assert compared >= (0 if name == "lora_adapters" else len(found.updates)), "at least one layer at each step"
+    assert compared >= len(found.updates), "at least one layer at each step"
 
 
 @pytest.mark.parametrize("name", LOOPS)

@@ -276,9 +276,19 @@ def hf_trainer_by_a_callback(watch: Watching) -> nn.Module:
 
 
 @user_loop
-def scripted_submodule_and_float64_midrun(watch: Watching) -> nn.Module:
+def scripted_submodule(watch: Watching) -> nn.Module:
     inner = torch.jit.script(nn.Sequential(nn.Linear(16, 16), nn.Tanh()))
     model = nn.Sequential(nn.Linear(8, 16), inner, nn.Linear(16, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    with watch(model, optimizer) as run:
+        for _ in range(STEPS):
+            run.step(train_step(model, optimizer))
+    return model
+
+
+@user_loop
+def float64_from_the_middle_on(watch: Watching) -> nn.Module:
+    model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     with watch(model, optimizer) as run:
         for step in range(STEPS):
