@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import math
 import os
 import sys
 import time
@@ -28,7 +27,7 @@ from tui_descent.instruments.same_batch import ReplayableBatch, SameBatch
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.commands import TurnKnob
-from tui_descent.protocol.events import Noted, RatesChanged, RunEnded, RunStarted, Status
+from tui_descent.protocol.events import Noted, RunEnded, RunStarted, Status
 from tui_descent.training.keeper_link import KeeperLink
 from tui_descent.training.probes.curvature_probe import CurvatureProbe
 from tui_descent.training.progress import Progress
@@ -46,12 +45,12 @@ from tui_descent.training.watch.loss_readback import losses_of
 from tui_descent.training.watch.misuse import Misuse
 from tui_descent.training.watch.nan_guard import NanGuard
 from tui_descent.training.watch.optimizer_hooks import OptimizerHooks
+from tui_descent.training.watch.rate_report import RateReport
 from tui_descent.training.watch.results import Results
 from tui_descent.training.watch.step_timer import StepTimer
 
 # A series of fast steps takes at most about this long, even if they are slower than expected.
 MAX_FAST_S = 0.4
-RATES_EVERY_S = 1.0
 
 
 class Watch:
@@ -112,24 +111,14 @@ class Watch:
             is_scenario=is_scenario,
         )
         same_batch = None if replay is None else SameBatch(model, replay)
+        optimizers = tuple(listed(optimizer).values())
         self._hooks = OptimizerHooks(
-            progress,
-            steering,
-            self.control,
-            results,
-            layers,
-            guard,
-            sampler,
-            same_batch,
-            self._begin,
-            self.failures,
-            tuple(listed(optimizer).values()),
-            is_scenario,
-        )
+            progress, steering, self.control, results, layers, guard, sampler, same_batch, self._begin, self.failures,
+            optimizers, is_scenario,
+        )  # fmt: skip
         self._misuse = Misuse(model, steering.optimizers, progress)
         self._gave_up = False
-        self._rates: dict[str, list[float]] = {}  # as last reported
-        self._rates_due_s, self._rates_after = -math.inf, 0
+        self._rates = RateReport(progress, steering)
         self._timer = StepTimer(sampler, progress, steering)
         self._start_s = self._fast_until_s = time.perf_counter()
         self._entered = False
@@ -319,23 +308,9 @@ class Watch:
         """Do everything that is due before the next step; then decide how many of the next steps can be fast."""
         self._results.metrics.send()
         self.begin_step()
-        self._report_rates()
+        self._rates.report_if_due()
         self.progress.fast_steps = self._count_fast_steps()
         self._fast_until_s = time.perf_counter() + MAX_FAST_S
-
-    def _report_rates(self) -> None:
-        """Report the rates if there are several: after an intervention, and once a second if the loop changes them."""
-        optimizers, interventions = self.steering.optimizers, self.progress.interventions
-        if len(optimizers) == 1 and len(optimizers[0].optimizer.param_groups) == 1:
-            return
-        now_s = time.monotonic()
-        if interventions == self._rates_after and now_s < self._rates_due_s:
-            return
-        self._rates_after, self._rates_due_s = interventions, now_s + RATES_EVERY_S
-        rates = {one.name: list(one.rate.rates) for one in optimizers}
-        if rates != self._rates:
-            self._rates = rates
-            self.progress.emit(RatesChanged(rates=rates, **self.progress.place))
 
     def _count_fast_steps(self) -> int:
         control, hooks, steering, results = self.control, self._hooks, self.steering, self._results
@@ -428,7 +403,7 @@ class Watch:
             )
             progress.emit(started(about, link.launch.run, self.model, layers.layers, self.steering.states()))
             progress.set_state("running")
-            self._report_rates()
+            self._rates.report_if_due()
         if self._first_loss is not None:
             loss, self._first_loss = self._first_loss, None
             self._results.add_step(loss, 0.0, self.steering.rate.value, made=True)
