@@ -134,14 +134,7 @@ class History:
             case LayersChanged():
                 self._change_layers(event)
             case StateChanged():
-                changed = (event.state, event.reason) != (self.state.state, self.state.reason)
-                changed = changed and self.state.state != "testing"  # a range test restores the state from before it
-                self.state = event
-                self._speed_since = None
-                if event.state in ("paused", "held", "waiting", "ended"):
-                    self.steps_per_s = 0.0
-                if changed and event.state in ("held", "waiting"):
-                    self._log(event)
+                self._change_state(event)
             case RunStarted():
                 self._start(event)
             case RunEnded():
@@ -185,6 +178,16 @@ class History:
                 pass
             case CommandRejected() | Noted() | StepsMissed():
                 self._log(event)
+
+    def _change_state(self, event: StateChanged) -> None:
+        changed = (event.state, event.reason) != (self.state.state, self.state.reason)
+        changed = changed and self.state.state != "testing"  # a range test restores the state from before it
+        self.state = event
+        self._speed_since = None
+        if event.state in ("paused", "held", "waiting", "ended"):
+            self.steps_per_s = 0.0
+        if changed and event.state in ("held", "waiting"):
+            self._log(event)
 
     def _log(self, entry: LogEntry) -> None:
         """Add to the log.

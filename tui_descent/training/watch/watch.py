@@ -9,7 +9,6 @@ with watch(model, optimizer, name="my run") as run:
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -24,7 +23,7 @@ from tui_descent.instruments.forward_order import ForwardOrder
 from tui_descent.instruments.same_batch import ReplayableBatch, SameBatch
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.commands import TurnKnob
-from tui_descent.protocol.events import MetricLogged, Noted, RatesChanged, RunEnded, RunStarted, Status
+from tui_descent.protocol.events import MetricLogged, Noted, RunEnded, RunStarted, Status
 from tui_descent.training.keeper_link import KeeperLink
 from tui_descent.training.probes.curvature_probe import CurvatureProbe
 from tui_descent.training.progress import Progress
@@ -42,12 +41,12 @@ from tui_descent.training.watch.loss_readback import losses_of
 from tui_descent.training.watch.misuse import Misuse
 from tui_descent.training.watch.nan_guard import NanGuard
 from tui_descent.training.watch.optimizer_hooks import OptimizerHooks
+from tui_descent.training.watch.rate_report import RateReport
 from tui_descent.training.watch.results import Results
 from tui_descent.training.watch.step_timer import StepTimer
 
 # A series of fast steps takes at most about this long, even if they are slower than expected.
 MAX_FAST_S = 0.4
-RATES_EVERY_S = 1.0
 
 
 class Watch:
@@ -108,7 +107,7 @@ class Watch:
             is_scenario=is_scenario,
         )
         same_batch = None if replay is None else SameBatch(model, replay)
-        self._hooks = OptimizerHooks(
+        parts = (
             progress,
             steering,
             self.control,
@@ -119,13 +118,11 @@ class Watch:
             same_batch,
             self._begin,
             self.failures,
-            tuple(listed(optimizer).values()),
-            is_scenario,
         )
+        self._hooks = OptimizerHooks(*parts, tuple(listed(optimizer).values()), is_scenario)
         self._misuse = Misuse(model, steering.optimizers, progress)
         self._gave_up = False
-        self._rates: dict[str, list[float]] = {}  # as last reported
-        self._rates_due_s, self._rates_after = -math.inf, 0
+        self._rates = RateReport(steering, progress)
         self._timer = StepTimer(sampler, progress, steering)
         self._start_s = self._fast_until_s = time.perf_counter()
         steering.attach(self._hooks.follow, self._hooks.muted)
@@ -273,23 +270,9 @@ class Watch:
     def _enter_next_step(self) -> None:
         """Do everything that is due before the next step; then decide how many of the next steps can be fast."""
         self.begin_step()
-        self._report_rates()
+        self._rates.report()
         self.progress.fast_steps = self._count_fast_steps()
         self._fast_until_s = time.perf_counter() + MAX_FAST_S
-
-    def _report_rates(self) -> None:
-        """Report the rates if there are several: after an intervention, and once a second if the loop changes them."""
-        optimizers, interventions = self.steering.optimizers, self.progress.interventions
-        if len(optimizers) == 1 and len(optimizers[0].optimizer.param_groups) == 1:
-            return
-        now_s = time.monotonic()
-        if interventions == self._rates_after and now_s < self._rates_due_s:
-            return
-        self._rates_after, self._rates_due_s = interventions, now_s + RATES_EVERY_S
-        rates = {one.name: list(one.rate.rates) for one in optimizers}
-        if rates != self._rates:
-            self._rates = rates
-            self.progress.emit(RatesChanged(rates=rates, **self.progress.place))
 
     def _count_fast_steps(self) -> int:
         control, hooks, steering, results = self.control, self._hooks, self.steering, self._results
@@ -362,7 +345,7 @@ class Watch:
             )
             progress.emit(started(about, link.launch.run, self.model, layers.layers, self.steering.states()))
             progress.set_state("running")
-            self._report_rates()
+            self._rates.report()
 
     def _report_failure(self, text: str) -> None:
         self.progress.emit(Noted(step=self.progress.step, text=text, level="warning"))
