@@ -7,9 +7,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 # torch wraps every `step` method in a function that runs the step hooks; all these wrappers share one code object.
 _HOOKED_STEP = torch.optim.Optimizer.profile_hook_step(lambda: None).__code__
@@ -48,6 +50,22 @@ def without_step_hooks(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     finally:
         for table, hooks in zip(tables, saved, strict=True):
             table.update(hooks)
+
+
+def compiler_loaded() -> bool:
+    """Whether torch's compiler is loaded, which `torch.compile` does and which takes seconds."""
+    return "torch._dynamo" in sys.modules
+
+
+def not_compiled(function: Function) -> Function:
+    """The function, marked so that torch does not compile it as a part of a compiled optimizer step.
+
+    Without the compiler nothing is done, since marking a function would load it.
+    """
+    if not compiler_loaded():
+        return function
+    marked: Function = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    return marked
 
 
 class ScalerListener:

@@ -281,8 +281,10 @@ def test_either_of_two_alternating_optimizers_can_be_watched(who: str, rate: str
     assert [record.loss for record in steps] == losses[who == "generator" :: 2]
 
 
-def test_list_of_optimizers_is_refused_and_named() -> None:
+@pytest.mark.parametrize("wrong", [nn.Linear(2, 1), "adam", {"lr": 0.1}])
+def test_list_with_something_else_than_optimizers_is_refused_and_named(wrong: object) -> None:
     net = mlp()
-    pair = [torch.optim.Adam(net.stem.parameters()), torch.optim.SGD(net.head.parameters(), lr=0.1)]
-    with pytest.raises(ValueError, match=r"takes one torch\.optim\.Optimizer; found list of 2: Adam, SGD; watch one"):
+    pair = [torch.optim.Adam(net.stem.parameters()), wrong]
+    found = type(wrong).__name__
+    with pytest.raises(ValueError, match=rf"takes torch\.optim\.Optimizer objects; found {found}"):
         watch(net, pair)  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ from tui_descent.training.steering.control import Control
 from tui_descent.training.steering.steered_optimizer import SteeredOptimizer
 from tui_descent.training.steering.steering import Steering
 from tui_descent.training.stop_run import StopRun
-from tui_descent.training.torch_internals import ScalerListener, step_depth
+from tui_descent.training.torch_internals import ScalerListener, compiler_loaded, not_compiled, step_depth
 from tui_descent.training.watch.layer_list import LayerList
 from tui_descent.training.watch.loss_readback import found_inf
 from tui_descent.training.watch.nan_guard import NanGuard
@@ -102,6 +102,7 @@ class OptimizerHooks(ScalerListener):
         self._instruments: InstrumentSets | None = None
         self._attached = False
         self._checks_gradients = True
+        self._uncompiled = False  # whether torch is told not to compile the hooks
         self._handles: list[RemovableHandle] = []
         # Optimizers with hooks, by the id of their table of hooks: a wrapper may share the table of the inner one.
         self._tables: dict[int, torch.optim.Optimizer] = {}
@@ -137,28 +138,33 @@ class OptimizerHooks(ScalerListener):
         self._progress.fast_steps = 0
         if not self._attached:
             return
+        self._uncompiled = compiler_loaded()
+        pre_hook, post_hook = not_compiled(self._pre_hook), not_compiled(self._post_hook)
         # An old optimizer keeps its hooks: the run may be held inside its step, while torch iterates over them.
         for hooked in self._hooked:
             for each in filter(has_hooks, hooked.objects):
                 if id(each._optimizer_step_pre_hooks) not in self._tables:
                     self._tables[id(each._optimizer_step_pre_hooks)] = each
                     self._handles += [
-                        each.register_step_pre_hook(self._pre_hook),
-                        each.register_step_post_hook(self._post_hook),
+                        each.register_step_pre_hook(pre_hook),
+                        each.register_step_post_hook(post_hook),
                     ]
 
     def detach(self) -> None:
         """Remove the hooks, and leave the optimizers with the learning rates that their owner set."""
         self._attached = False
         self.ignore_scalers()
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._tables.clear()
+        self._remove_hooks()
         with self._failures.guard(HOOKS):
             self._steering.remove_rate_multiplier()
             self._results.restore_found_inf()
         self._detach_instruments()
+
+    def _remove_hooks(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._tables.clear()
 
     @property
     def failed(self) -> bool:
@@ -224,6 +230,9 @@ class OptimizerHooks(ScalerListener):
         """The number of updates since the last call, and whether one was dropped. Resets both."""
         self._steering.remove_rate_multiplier()
         self._results.restore_found_inf()  # if the step raised, its post-hook has not done so
+        if not self._uncompiled and self._attached and compiler_loaded():  # the loop may have compiled its step
+            self._remove_hooks()
+            self.follow()
         taken = self.updates, self._dropped
         self.updates, self._dropped = 0, False
         measured = [one.n for one in self._hooked if one.measured]

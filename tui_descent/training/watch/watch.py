@@ -111,14 +111,12 @@ class Watch:
             is_scenario=is_scenario,
         )
         same_batch = None if replay is None else SameBatch(model, replay)
-        optimizers = tuple(listed(optimizer).values())
-        self._hooks = OptimizerHooks(
-            progress, steering, self.control, results, layers, guard, sampler, same_batch, self._begin, self.failures,
-            optimizers, is_scenario,
-        )  # fmt: skip
+        control, failures = self.control, self.failures
+        parts = progress, steering, control, results, layers, guard, sampler, same_batch, self._begin, failures
+        self._hooks = OptimizerHooks(*parts, tuple(listed(optimizer).values()), is_scenario)
         self._misuse = Misuse(model, steering.optimizers, progress)
         self._gave_up = False
-        self._rates = RateReport(progress, steering)
+        self._rates = RateReport(steering, progress)
         self._timer = StepTimer(sampler, progress, steering)
         self._start_s = self._fast_until_s = time.perf_counter()
         self._entered = False
@@ -308,7 +306,7 @@ class Watch:
         """Do everything that is due before the next step; then decide how many of the next steps can be fast."""
         self._results.metrics.send()
         self.begin_step()
-        self._rates.report_if_due()
+        self._rates.report()
         self.progress.fast_steps = self._count_fast_steps()
         self._fast_until_s = time.perf_counter() + MAX_FAST_S
 
@@ -403,7 +401,7 @@ class Watch:
             )
             progress.emit(started(about, link.launch.run, self.model, layers.layers, self.steering.states()))
             progress.set_state("running")
-            self._rates.report_if_due()
+            self._rates.report()
         if self._first_loss is not None:
             loss, self._first_loss = self._first_loss, None
             self._results.add_step(loss, 0.0, self.steering.rate.value, made=True)
