@@ -1,10 +1,10 @@
 """Overhead of watching: a plain loop, the same loop watched with a real keeper, and two common alternatives.
 
-The variants alternate in short slices of time, so that a machine that slows down affects all. The ratio is that of
-their total times; its range is over ten parts of the run. Plain and watched use one net, with the watch off and on.
-A/A compares it with another, equal net and shows the noise. Readings per second are counted afterwards, in one
-continuous loop. With one CPU thread, times are CPU seconds of the thread, which other programs on the machine disturb
-less.
+The variants alternate in short slices of time. The ratio is the median over all rounds, each comparing slices that
+ran next to one another: a machine that is slow for a while affects both. Its range is over ten parts of the run. Plain
+and watched use one net, with the watch off and on. A/A compares it with another, equal net and shows the noise.
+Readings per second are counted afterwards, in one continuous loop. With one CPU thread, times are CPU seconds of the
+thread, which other programs on the machine disturb less.
 
     python benchmarks/overhead.py --workloads W1,W2 --seconds 60
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -33,7 +34,7 @@ from tui_descent.training.watch.watch import Watch
 
 Step = Callable[[int], Tensor]
 PARTS = 10
-SLICE_S = 0.5
+SLICE_S = 0.15
 COUNTED_S = 5.0  # readings are counted for this long
 # Steps before each slice that are not timed: switching hooks or nets is not part of the overhead.
 SETTLING = 3
@@ -203,21 +204,25 @@ def reading_rate(run: Watch, watched: Step, steps: int) -> float:
 
 
 def ratio(variants: dict[str, Timed], name: str) -> str:
-    """Plain time divided by the variant's time, with the third lowest and third highest of ten parts of the run."""
-    base = variants["plain"].seconds
-    other = variants[name].seconds
-    size = len(other) // PARTS
-    parts = sorted(sum(base[k * size : (k + 1) * size]) / sum(other[k * size : (k + 1) * size]) for k in range(PARTS))
-    return f"{sum(base) / sum(other):.3f} [{parts[2]:.3f} … {parts[-3]:.3f}]"
+    """The median of `ratios`, with the third lowest and third highest of ten parts of the run."""
+    rounds = ratios(variants, name)
+    size = len(rounds) // PARTS
+    parts = sorted(statistics.median(rounds[k * size : (k + 1) * size]) for k in range(PARTS))
+    return f"{statistics.median(rounds):.3f} [{parts[2]:.3f} … {parts[-3]:.3f}]"
+
+
+def ratios(variants: dict[str, Timed], name: str) -> list[float]:
+    """Plain time divided by the variant's time, in each round."""
+    pairs = zip(variants["plain"].seconds, variants[name].seconds, strict=True)
+    return [plain_s / variant_s for plain_s, variant_s in pairs]
 
 
 def row(name: str, variants: dict[str, Timed], readings: Readings, *, fused: bool) -> str:
     """One line of the table."""
-    watched_s = sum(variants["watched"].seconds)
-    plain_s = sum(variants["plain"].seconds)
     cells = [f"{name} {'fused' if fused else 'default'}", workloads.TITLES[name]]
     cells += [ratio(variants, v) if v in variants else "–" for v in ("plain again", "watched")]
-    cells += [f"{1 - plain_s / watched_s:.4f}", f"{readings.declared:.4f}", f"{readings.per_second:.1f}"]
+    cost = 1 - statistics.median(ratios(variants, "watched"))
+    cells += [f"{cost:.4f}", f"{readings.declared:.4f}", f"{readings.per_second:.1f}"]
     cells += [ratio(variants, v) if v in variants else "–" for v in ("norm loop", "histograms")]
     return "| " + " | ".join(cells) + " |"
 

@@ -11,6 +11,7 @@ import pytest
 from tui_descent import paths
 from tui_descent.protocol.channel import MAX_PATH, ChannelError, listen
 from tui_descent.protocol.launch import Launch
+from tui_descent.protocol.run_lock import LOCK_FILE
 
 
 def test_tui_descent_home_contains_everything(home: Path) -> None:
@@ -55,7 +56,7 @@ def test_a_run_name_cannot_escape_the_folder_of_runs(home: Path, name: str) -> N
     run, folder = paths.new_run(name)
     assert folder.parent == home / "runs"
     assert folder.resolve().parent == (home / "runs").resolve()
-    assert [path for path in home.rglob("*")] == [home / "runs", folder]  # noqa: C416
+    assert [path for path in home.rglob("*")] == [home / "runs", folder, folder / LOCK_FILE]  # noqa: C416
     assert run.isascii()
     assert run.replace("-", "").replace("_", "").isalnum()
     assert not run.startswith("-")
@@ -73,7 +74,9 @@ def test_a_socket_path_that_is_too_long_falls_back_to_tmp(home: Path, monkeypatc
 
 def test_a_folder_that_is_not_writable_is_a_clear_error(home: Path) -> None:
     (home / "file").write_text("")
-    with pytest.raises(ChannelError, match=r"cannot write to .*file.*; choose another with --runs-dir"):
+    with pytest.raises(
+        ChannelError, match=r"cannot create the folder .*file is not a folder; choose another with --runs-dir"
+    ):
         paths.new_run("x", str(home / "file"))
 
 

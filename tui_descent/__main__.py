@@ -2,6 +2,9 @@
 
 import sys
 
+if not sys.flags.safe_path:
+    sys.path.pop(0)  # the current folder, whose files are not ours to import
+
 from tui_descent.cli import main
 
 sys.exit(main())

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import tui_descent.import_path  # noqa: F401 - before all other imports
+
+# isort: split
 import argparse
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from tui_descent import __version__
+from tui_descent import __version__, output
 
 if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
+
     from tui_descent.protocol.launch import Launch
     from tui_descent.scenario.spec import Scenario
 
@@ -30,15 +36,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     if args and args[0] not in COMMANDS and not args[0].startswith("-"):
         args.insert(0, "run")  # the first word is a NAME or FILE.toml
+    if "stdout" in output.prepare():
+        if "--json" in args:
+            return _usage("stdout is closed; --json prints to it")
+        output.say("tui-descent: stdout is closed: results are not printed")
     try:
         code = _command(args)
-        sys.stdout.flush()  # so that a broken pipe is caught here
-        return code
     except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        code = 130
+    except SystemExit as ending:  # from argparse
+        code = ending.code if isinstance(ending.code, int) else USAGE
+    except OSError as error:
+        output.discard(sys.stdout)
+        return _cannot_print(error)
+    unwritten = output.flush()
+    return code if unwritten is None else code or _cannot_print(unwritten)
+
+
+def _cannot_print(error: OSError) -> int:
+    if error.filename is not None:
+        output.say(f"tui-descent: {error}")
+    elif not isinstance(error, BrokenPipeError):  # the reader of a pipe that has gone, as `head` does, needs no message
+        output.say(f"tui-descent: cannot write to stdout: {error.strerror or error}")
+    return 1
 
 
 def _command(args: list[str]) -> int:
@@ -89,6 +109,7 @@ def _add_run(commands: Any) -> None:
         "--at", metavar="STEP:KNOB=VALUE", action="append", default=[], help="change a knob before update STEP"
     )
     run.add_argument("--threads", metavar="N", help="CPU threads of the trainer; affects the last bits of results")
+    run.add_argument("--force", action="store_true", help="run even if there seems to be too little memory")
     run.add_argument(
         "--curvature",
         action="store_true",
@@ -163,6 +184,14 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **kwargs})
 
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        print(self.format_help(), end="", file=file)  # argparse itself ignores errors of the stream
+
+    def error(self, message: str) -> NoReturn:
+        output.draw(self.format_usage())
+        output.say(f"{self.prog}: error: {message}")
+        raise SystemExit(USAGE)
+
 
 class _Version(argparse.Action):
     """`--version`: the installed versions, read without importing the packages."""
@@ -189,6 +218,7 @@ def _gallery() -> int:
         return _print_presets()
     from tui_descent.dashboard.gallery import pick
 
+    output.draw_on_stdout()
     chosen = pick()
     return 0 if chosen is None else main(["run", chosen])
 
@@ -210,16 +240,15 @@ def _run(args: argparse.Namespace) -> int:
         name, scenario = presets.find(args.name, overrides=overrides)
         for at, text in plan:
             if at >= scenario.run.steps:
-                print(
-                    f"tui-descent: --at {at}:{text} has no effect: the run has only {scenario.run.steps} steps",
-                    file=sys.stderr,
-                )
+                output.say(f"tui-descent: --at {at}:{text} has no effect: the run has only {scenario.run.steps} steps")
         range_test_at = tuple(_step("--range-test", text) for text in args.range_test)
         budget, every = _watch_options(args)
     except ScenarioError as error:
         return _usage(*str(error).splitlines())
     except ValueError as error:
         return _usage(str(error))
+    if not args.force and (reason := _memory_refusal(scenario)) is not None:
+        return _usage(f"{name} {reason}; make the net or the batches smaller, or use --force")
     headless = _headless(args)
     attended_pace = None if scenario.run.pace == "max" else float(scenario.run.pace)
     return _launch(
@@ -234,13 +263,33 @@ def _run(args: argparse.Namespace) -> int:
         curvature=args.curvature,
         curvature_at=(0, scenario.run.steps) if args.curvature else (),
         range_test_at=range_test_at,
+        force=args.force,
     )
 
 
+def _memory_refusal(scenario: Scenario) -> str | None:
+    """Why the run does not fit into memory.
+
+    This process has no torch, so the trainer checks what has to fit on a GPU. The weights are made on the host.
+    """
+    from tui_descent.free_memory import free_bytes
+    from tui_descent.scenario.memory import memory_needed, refusal
+
+    device = scenario.run.device
+    on_gpu = device.startswith("cuda") or (device == "auto" and Path("/dev/nvidia0").exists())
+    need = memory_needed(scenario)
+    return refusal(need.of_weights() if on_gpu else need, free_bytes())
+
+
 def _step(option: str, text: str) -> int:
-    if not (text.isascii() and text.isdecimal()):
-        raise ValueError(f"{option} {text}: allowed: a step number ≥ 0")
-    return int(text)
+    if (step := _whole(text)) is None:
+        raise ValueError(f"{option} {text[:40]}: allowed: a step number ≥ 0")
+    return step
+
+
+def _whole(text: str) -> int | None:
+    """A whole number of at most 15 digits; None for any other text."""
+    return int(text) if re.fullmatch("[0-9]{1,15}", text) else None
 
 
 def _exec(args: argparse.Namespace) -> int:
@@ -286,6 +335,7 @@ def _launch(
     from tui_descent.protocol.launch import Launch, undo_budget
     from tui_descent.scenario.toml import to_table
 
+    folder = None
     try:
         budget = undo_budget(args.undo_budget)
         run, folder = paths.new_run(name, args.runs_dir)
@@ -301,6 +351,12 @@ def _launch(
         )
         launch.write()
     except (ChannelError, OSError, ValueError) as error:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, UnicodeEncodeError):
+            return _usage(f"{error.object[:80]!a}: not valid UTF-8; rename it")
+        if isinstance(error, OSError):
+            return _usage(f"cannot write {error.filename}: {error.strerror}")
         return _usage(str(error))
     if headless:
         from tui_descent import headless as runner
@@ -317,6 +373,7 @@ def _dashboard(launch: Launch) -> int:
     from tui_descent.telemetry.script_output import last_lines
 
     assert launch.socket is not None
+    output.draw_on_stdout()
     socket = Path(launch.socket)
     try:
         # Opened here, so that a refused folder is found now. The keeper inherits it.
@@ -361,9 +418,9 @@ def _presets(args: argparse.Namespace) -> int:
         if args.verify:
             from tui_descent.verify import verify
 
-            seeds = int(args.seeds) if args.seeds.isdecimal() else 0
-            if seeds < 1:
-                return _usage(f"--seeds {args.seeds}: allowed: a whole number ≥ 1")
+            seeds = _whole(args.seeds)
+            if not seeds:
+                return _usage(f"--seeds {args.seeds[:40]}: allowed: a whole number ≥ 1")
             return verify([args.name] if args.name else presets.names(), seeds=seeds)
         if args.name is None:
             return _print_presets()
@@ -401,8 +458,7 @@ def _check(args: argparse.Namespace) -> int:
     try:
         scenario = read(Path(args.file))
     except ScenarioError as error:
-        for line in str(error).splitlines():
-            print(line, file=sys.stderr)
+        output.say(*str(error).splitlines())
         return USAGE
     print(escape_controls(f"{args.file}: valid scenario: {scenario.title}"))
     return 0
@@ -416,28 +472,32 @@ def _watch_options(args: argparse.Namespace) -> tuple[float, int | None]:
     except ValueError:
         budget = -1.0
     if not 0 <= budget <= 1:
-        raise ValueError(f"--watch-budget {text}: allowed: 0 to 100%")
-    every = args.watch_every
-    if every is not None and not (every.isdecimal() and int(every) >= 1):
-        raise ValueError(f"--watch-every {every}: allowed: a whole number ≥ 1")
-    return budget, None if every is None else int(every)
+        raise ValueError(f"--watch-budget {text[:40]}: allowed: 0 to 100%")
+    if args.watch_every is None:
+        return budget, None
+    every = _whole(args.watch_every)
+    if not every:
+        raise ValueError(f"--watch-every {args.watch_every[:40]}: allowed: a whole number ≥ 1")
+    return budget, every
 
 
 def _headless(args: argparse.Namespace) -> bool:
     if args.headless or args.json:
         return True
     if not on_a_terminal():
-        print("tui-descent: no terminal; running headless", file=sys.stderr)
+        output.say("tui-descent: no terminal; running headless")
         return True
     return False
 
 
 def on_a_terminal() -> bool:
-    """Whether stdin and stdout are a terminal that can show the dashboard."""
-    return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
+    """Whether stdin, stdout and stderr are a terminal that can show the dashboard. It is drawn on stderr."""
+    streams = (sys.stdin, sys.stdout, sys.stderr)
+    return all(stream is not None and stream.isatty() for stream in streams) and (
+        os.environ.get("TERM", "") not in ("", "dumb")
+    )
 
 
 def _usage(*lines: str) -> int:
-    for line in lines:
-        print(f"tui-descent: {line}", file=sys.stderr)
+    output.say(*(f"tui-descent: {line}" for line in lines))
     return USAGE

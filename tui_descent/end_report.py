@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+from tui_descent import output
 from tui_descent.protocol.events import RunEnded
-from tui_descent.scenario.validate import escape_controls
 from tui_descent.telemetry.script_output import last_lines
 
 LINES = 12
@@ -20,19 +19,15 @@ def print_end(ended: RunEnded, script_log: Path | None = None) -> None:
     lines, path = ended.log_tail, ended.log_path
     if not lines and script_log is not None:
         lines, path = last_lines(script_log, LINES), str(script_log)
-    for line in lines:
-        print(f"  | {escape_controls(line[:500])}", file=sys.stderr)
+    output.say(*(f"  | {line[:500]}" for line in lines))
     if ended.reason:
-        print(f"tui-descent: {escape_controls(ended.reason)}", file=sys.stderr)
+        output.say(f"tui-descent: {ended.reason}")
     if path and lines:
-        print(f"tui-descent: the trainer's output is in {escape_controls(path)}", file=sys.stderr)
+        output.say(f"tui-descent: the trainer's output is in {path}")
 
 
 def print_trouble(trouble: str, log_path: Path | None) -> None:
     """Print why the connection to a run was lost, and where the output of a script is that may still be running."""
-    print(f"tui-descent: {escape_controls(trouble)}", file=sys.stderr)
+    output.say(f"tui-descent: {trouble}")
     if log_path is not None and log_path.exists():
-        print(
-            f"tui-descent: the script may still be running; its output is in {escape_controls(str(log_path))}",
-            file=sys.stderr,
-        )
+        output.say(f"tui-descent: the script may still be running; its output is in {log_path}")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
+from tui_descent import output
 from tui_descent.end_report import print_end
 from tui_descent.keeper.keeper import Keeper
 from tui_descent.keeper.process import clear, keeps_log
@@ -28,6 +29,7 @@ from tui_descent.protocol.events import (
 )
 from tui_descent.protocol.exit_status import exit_code
 from tui_descent.protocol.launch import LOG_FILE, Launch
+from tui_descent.protocol.run_lock import keep_folder
 from tui_descent.scenario.validate import escape_controls
 from tui_descent.telemetry.history import History
 from tui_descent.telemetry.jsonl import JsonLines
@@ -48,13 +50,18 @@ def run(launch: Launch, *, json: bool = False, listen: Callable[[AnyEvent], None
     """
     printer = listen or (JsonPrinter() if json else Progress())
     code, caught, caught_s = 1, 0, 0.0
+    unprinted: OSError | None = None
 
     def guarded(event: AnyEvent) -> None:
+        nonlocal unprinted
         try:
             printer(event)
-        except BrokenPipeError:  # the process that read our output has gone
-            _silence()
-            keeper.stop("the output pipe was closed")
+        except OSError as error:
+            if listen:
+                raise
+            output.discard(sys.stdout)
+            unprinted = error
+            keeper.stop(_lost_output(error))
 
     keeper = Keeper(launch, on_event=guarded)
 
@@ -73,25 +80,36 @@ def run(launch: Launch, *, json: bool = False, listen: Callable[[AnyEvent], None
     try:
         ended = keeper.run(lambda: Trainer.start(launch))
         code = 128 + caught if caught and ended.status == "stopped" else exit_code(ended, EXIT_CODES)
+        unprinted = unprinted or (None if listen else output.flush())
+        if unprinted is not None:
+            output.say(f"tui-descent: {_lost_output(unprinted)}; the run {ended.status} at step {ended.step:,}")
+            code = code or (0 if isinstance(unprinted, BrokenPipeError) else 1)
         if (ended.log_path is not None or launch.command is not None) and not listen:
             print_end(ended, launch.path / LOG_FILE if launch.command is not None else None)
-        if listen or not keeps_log(launch, ended):
+        if keeps_log(launch, ended) and not listen:
+            keep_folder(launch.path)
+        else:
             clear(launch.path)
     except (ChannelError, OSError) as error:
-        print(f"tui-descent: {error}", file=sys.stderr)
+        output.say(f"tui-descent: {error}")
+        clear(launch.path)
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
     return code
+
+
+def _lost_output(error: OSError) -> str:
+    if isinstance(error, BrokenPipeError):  # the process that read our output has gone
+        return "the output pipe was closed"
+    return f"cannot write to stdout: {error.strerror or error}"
 
 
 class JsonPrinter:
     """Prints events as JSON on stdout, one object per line."""
 
     def __init__(self) -> None:
-        self._lines = JsonLines()
+        self._lines = JsonLines(only_ascii=not output.is_utf8(sys.stdout))
 
     def __call__(self, event: AnyEvent) -> None:
         """Print the event's lines and flush, because a reader may be waiting for them."""
@@ -109,17 +127,22 @@ class Progress:
         self._live = sys.stderr.isatty()
         self._drawn_s = 0.0
         self._width = 0
+        self._silent = False
         self._begun_s = time.monotonic()
 
     def __call__(self, event: AnyEvent) -> None:
         """Print an event, or update the progress line."""
         self._history.apply(event)
+        self._silent = self._silent and bool(self._history.state.silent_s)
         match event:
             case RunEnded():
                 self._clear()
                 self._summary(event)
             case StateChanged(state="importing torch" | "building"):
                 self._line(f"{event.state}…", always=True)
+            case StateChanged() if event.silent_s and not self._silent and self._history.started is not None:
+                self._silent = True
+                self._say(f"step {self._history.steps}: no word from the trainer for {event.silent_s} s")
             case KnobTurned():
                 way = f", {event.way}" if event.way else ""
                 self._say(f"step {event.step}: {event.knob} {event.old} → {event.new}{way}")
@@ -140,13 +163,12 @@ class Progress:
         h = self._history
         total = h.started.steps if h.started else None
         rate = f"{h.steps_per_s:,.0f} steps/s" if h.steps_per_s else ""
-        left = ""
+        left = f"no word for {h.state.silent_s} s" if h.state.silent_s else ""
+        loss = f"loss {h.shown_loss:.4g}" if h.steps else ""
         if total and h.steps_per_s:
             left = f"ETA {max(0, total - h.steps) / h.steps_per_s:,.0f} s"
         return "  ".join(
-            part
-            for part in (f"step {h.steps:,}{f'/{total:,}' if total else ''}", f"loss {h.shown_loss:.4g}", rate, left)
-            if part
+            part for part in (f"step {h.steps:,}{f'/{total:,}' if total else ''}", loss, rate, left) if part
         )
 
     def _line(self, text: str, *, always: bool = False) -> None:
@@ -155,18 +177,18 @@ class Progress:
             return
         self._drawn_s = now_s
         if self._live:
-            print("\r" + text.ljust(self._width), end="", file=sys.stderr, flush=True)
-            self._width = len(text)
+            output.draw("\r" + text.ljust(self._width))
+            self._width = len(text) + 2  # without UTF-8, `…` becomes three characters
         elif not always:
-            print(text, file=sys.stderr, flush=True)
+            output.say(text)
 
     def _say(self, text: str) -> None:
         self._clear()
-        print(escape_controls(text), file=sys.stderr, flush=True)
+        output.say(text)
 
     def _clear(self) -> None:
         if self._live and self._width:
-            print("\r" + " " * self._width + "\r", end="", file=sys.stderr, flush=True)
+            output.draw("\r" + " " * self._width + "\r")
             self._width = 0
 
     def _summary(self, ended: RunEnded) -> None:
@@ -184,7 +206,8 @@ class Progress:
         if points := _curve(h, columns=width):
             from tui_descent.dashboard.charts.braille import ascii_chart
 
-            print(ascii_chart(points, width, CHART_ROWS, title="training loss"))
+            plain = not output.is_utf8(sys.stdout)
+            print(ascii_chart(points, width, CHART_ROWS, title="training loss", ascii_only=plain))
         print(escape_controls(" · ".join(facts)))
         if ended.reason:
             print(f"  {escape_controls(ended.reason)}")
@@ -206,9 +229,3 @@ def _curve(history: History, *, columns: int) -> list[tuple[float, float]]:
     while history.steps / width > 2 * columns:
         width *= 2
     return [(bin_ * width, values[2]) for bin_, values in pyramid.window(width, 0, history.steps)]
-
-
-def _silence() -> None:
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, sys.stdout.fileno())
-    os.close(devnull)

@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
-from tui_descent import headless, paths
+from tui_descent import headless, output, paths
 from tui_descent.protocol.launch import Launch
 from tui_descent.scenario import knobs, presets
 from tui_descent.scenario.claims import NEEDS_CURVATURE, NEEDS_READING, Transcript, Verdict, judge
@@ -28,7 +27,7 @@ def verify(names: Sequence[str], *, seeds: int) -> int:
                 broken += not verdict.holds
                 print(f"{name:<18} seed {seed}  {verdict}", flush=True)
     if broken:
-        print(f"tui-descent: broken claims: {broken}", file=sys.stderr)
+        output.say(f"tui-descent: broken claims: {broken}")
     return 1 if broken else 0
 
 

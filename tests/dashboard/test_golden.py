@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from driver import compare, open_dashboard
-from factories import curved, ledger, started, vanishing
+from factories import curved, ledger, logged, started, steps, vanishing
 
 from tui_descent.protocol.events import RunEnded, StateChanged
 
@@ -38,6 +39,22 @@ async def test_curvature_screen(size: tuple[int, int]) -> None:
         await dashboard.press("5")
         await dashboard.drawn()
         compare(f"curvature-{size[0]}x{size[1]}", dashboard.text())
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+async def test_metrics_screen(size: tuple[int, int]) -> None:
+    async with open_dashboard(size, [*vanishing(420), *logged(420)]) as dashboard:
+        await dashboard.press("6")
+        await dashboard.drawn()
+        compare(f"metrics-{size[0]}x{size[1]}", dashboard.text())
+
+
+async def test_metrics_screen_without_metrics_says_how_to_log() -> None:
+    own_loop = msgspec.structs.replace(started(), scenario=None, name="train")
+    async with open_dashboard((80, 24), [own_loop, StateChanged(state="running"), steps(0, [1.0] * 50)]) as dashboard:
+        await dashboard.press("6")
+        await dashboard.drawn()
+        compare("metrics-empty-80x24", dashboard.text())
 
 
 async def test_events_screen() -> None:

@@ -12,10 +12,13 @@ from textual.widgets import OptionList
 
 from tui_descent.dashboard import actions
 from tui_descent.dashboard.dialogs.layer import DEFINITIONS
+from tui_descent.dashboard.dialogs.number import NumberDialog
 from tui_descent.dashboard.dialogs.schedule import curve
 from tui_descent.protocol.commands import AnyCommand, Evaluate, Mark, Pause, Resume, RunSteps, TurnKnob
 from tui_descent.protocol.events import KnobState, RunEnded, RunStarted, StateChanged
+from tui_descent.scenario import schedules
 from tui_descent.scenario.keys import KEYS
+from tui_descent.scenario.knobs import KNOBS
 from tui_descent.scenario.spec import ScheduleSpec
 
 EARLIER = vanishing(30)
@@ -207,6 +210,19 @@ async def test_schedule_dialog_draws_the_curve_and_takes_parameters() -> None:
         assert dashboard.keeper.received == [TurnKnob(knob="schedule", value="warmup_cosine", parameters=parameters)]
 
 
+@pytest.mark.parametrize("size", [(60, 20), (80, 24), (120, 40)])
+async def test_schedule_dialog_shows_the_axis_of_every_schedule(size: tuple[int, int]) -> None:
+    async with open_dashboard(size, EARLIER) as dashboard:
+        await dashboard.shows("residual off" if size[0] > 60 else "Loss")
+        await dashboard.press("s")
+        for schedule in KNOBS["schedule"].choices[:-1]:  # the curve of the last one depends on the loss
+            about = schedules.about(ScheduleSpec(name=schedule), 1970)[:20]  # type: ignore[arg-type]
+            await dashboard.shows(about, "now, 30", "2,000")
+            await dashboard.pilot.pause()
+            assert "now, 30" in dashboard.text(), dashboard.text()
+            await dashboard.press("down")
+
+
 async def test_schedule_dialog_rejects_wrong_parameters() -> None:
     async with open_dashboard((80, 24), EARLIER) as dashboard:
         await dashboard.shows("Gradient flow")
@@ -247,6 +263,58 @@ async def test_schedule_dialog_follows_the_run() -> None:
         await dashboard.shows("Schedule for the remaining 1,500 steps", "now, 500", "over 1,500 steps")
         await dashboard.press("enter")
         await dashboard.wait_until(lambda: bool(dashboard.keeper.received))
+
+
+USER_LOOP = (KnobState(name="lr", value="0.1"), KnobState(name="optimizer", unavailable="your loop owns its optimizer"))
+
+
+@pytest.mark.parametrize(
+    ("more", "typing", "command"),
+    [
+        ([("momentum", None), ("betas", "sgd has no betas")], [*typed("0.9")], turn("momentum", "0.9")),
+        (
+            [("momentum", "adam has none"), ("betas", None)],
+            [*"0", "full_stop", *"8/0", "full_stop", "9"],
+            turn("betas", "0.8/0.9"),
+        ),
+        ([("momentum", None), ("betas", None)], [*typed("0.5")], turn("momentum", "0.5")),
+    ],
+)
+async def test_momentum_and_betas_can_be_set_where_the_optimizer_cannot_be_changed(
+    more: list[tuple[str, str | None]], typing: list[str], command: TurnKnob
+) -> None:
+    knobs = (*USER_LOOP, *(KnobState(name=name, value="0", unavailable=reason) for name, reason in more))
+    async with open_dashboard(
+        (80, 24), [started(scenario=None, knobs=knobs), StateChanged(state="running")]
+    ) as dashboard:
+        await dashboard.shows("● running")
+        await dashboard.press("o")
+        await dashboard.shows("Your loop owns its optimizer")
+        choices = dashboard.app.screen.query_one(OptionList)
+        assert [option.id for option in choices.options] == [f"knob:{name}" for name, reason in more if reason is None]
+        await dashboard.press("enter", *("slash" if key == "/" else key for key in typing), "enter")
+        await dashboard.wait_until(lambda: bool(dashboard.keeper.received))
+        assert dashboard.keeper.received == [command]
+
+
+async def test_optimizer_key_says_why_if_nothing_of_it_can_be_set() -> None:
+    knobs = (*USER_LOOP, *(KnobState(name=name, unavailable="none") for name in ("momentum", "betas")))
+    async with open_dashboard(
+        (80, 24), [started(scenario=None, knobs=knobs), StateChanged(state="running")]
+    ) as dashboard:
+        await dashboard.shows("● running")
+        await dashboard.press("o")
+        await dashboard.shows("not now", "your loop owns its optimizer")
+
+
+@pytest.mark.parametrize("knob", ["momentum", "betas", "weight_decay"])
+async def test_palette_asks_for_the_value_of_a_number_knob(knob: str) -> None:
+    async with open_dashboard((100, 30), EARLIER) as dashboard:
+        await dashboard.shows("● running")
+        await dashboard.press("ctrl+p", *("underscore" if c == "_" else c for c in knob), "space", "equals_sign")
+        await dashboard.shows(f"{knob} = …")
+        await dashboard.press("enter")
+        await dashboard.wait_until(lambda: isinstance(dashboard.app.screen, NumberDialog))
 
 
 @pytest.mark.parametrize("key", ["o", "n", "i", "a"])

@@ -21,6 +21,7 @@ from tui_descent.protocol.events import (
     Noted,
     ReadingsTaken,
     RunEnded,
+    State,
     StateChanged,
     Status,
 )
@@ -98,6 +99,36 @@ async def test_quitting_stops_the_run_only_after_confirmation() -> None:
     assert dashboard.app.return_value == 0
 
 
+@pytest.mark.parametrize("key", ["q", "ctrl+c", "ctrl+q"])
+async def test_every_key_for_quitting_asks(key: str) -> None:
+    async with open_dashboard((80, 24), EARLIER) as dashboard:
+        await dashboard.press(key)
+        await dashboard.shows("Quit this run?")
+        await dashboard.press(key)
+        await dashboard.wait_until(lambda: "Quit this run?" not in dashboard.text())
+        assert dashboard.app.is_running
+        assert dashboard.keeper.received == []
+        dashboard.keeper.publish(RunEnded(status="finished", step=60))
+        await dashboard.shows("● finished")
+        await dashboard.press(key)
+        await dashboard.wait_until(lambda: dashboard.app.return_value is not None)
+    assert dashboard.app.return_value == 0
+
+
+@pytest.mark.parametrize("key", ["ctrl+c", "ctrl+q"])
+async def test_quitting_in_a_dialog_closes_only_the_dialog(key: str) -> None:
+    async with open_dashboard((100, 30), EARLIER) as dashboard:
+        await dashboard.shows("● running")
+        for opening in ("l", "s", "f", "enter", "ctrl+p"):
+            await dashboard.press(opening)
+            await dashboard.wait_until(lambda: dashboard.app.screen is not dashboard.app.run_screen)
+            await dashboard.press(key)
+            await dashboard.wait_until(lambda: dashboard.app.screen is dashboard.app.run_screen)
+        assert dashboard.app.is_running
+        await dashboard.press(key)
+        await dashboard.shows("Quit this run?")
+
+
 async def test_a_small_terminal_shows_the_size_needed() -> None:
     async with open_dashboard((50, 12), EARLIER) as dashboard:
         await dashboard.shows("needs 60×20, this is 50×12")
@@ -138,6 +169,30 @@ async def test_a_held_run_says_why_and_what_to_press() -> None:
     async with open_dashboard((80, 24), EARLIER) as dashboard:
         dashboard.keeper.publish(steps(60, [math.nan]), StateChanged(state="held", reason="loss is nan"))
         await dashboard.shows("● held", "loss is nan · space: resume", "space resume", "loss nan")
+
+
+@pytest.mark.parametrize("state", ["running", "paused", "held", "waiting", "testing", "stopping"])
+async def test_a_silent_trainer_is_shown_in_every_state_and_keys_answer(state: State) -> None:
+    async with open_dashboard((80, 24), EARLIER) as dashboard:
+        before = StateChanged(state=state, reason="loss is nan")
+        dashboard.keeper.publish(before)
+        await dashboard.shows(f"● {state}")
+        dashboard.keeper.publish(StateChanged(state=state, reason="the trainer has not responded", silent_s=4))
+        await dashboard.shows("● no word for 4 s", "the trainer is suspended or in a long step · q: quit")
+        dashboard.keeper.publish(StateChanged(state=state, reason="the trainer has not responded", silent_s=12))
+        await dashboard.shows("● no word for 12 s")
+        dashboard.keeper.replies = False
+        await dashboard.press("plus")
+        await dashboard.shows("requested  lr=*1.25")
+        dashboard.keeper.publish(before)
+        await dashboard.shows(f"● {state}")
+        assert "no word" not in dashboard.text()
+
+
+@pytest.mark.parametrize("state", ["importing torch", "building"])
+async def test_a_silent_trainer_is_shown_before_the_first_step(state: State) -> None:
+    async with open_dashboard((80, 24), [StateChanged(state=state, silent_s=7)]) as dashboard:
+        await dashboard.shows(f"● {state}", "no word for 7 s")
 
 
 async def test_a_net_of_two_hundred_layers() -> None:

@@ -18,6 +18,7 @@ from tui_descent.protocol.events import (
     Layer,
     LedgerEntry,
     LedgerTaken,
+    MetricLogged,
     ReadingsTaken,
     Rewound,
     RunStarted,
@@ -196,6 +197,21 @@ def fall_at(step: int, cure: int) -> float:
     """The factor of a layer: 0.35 before the cure, 0.97 twenty steps after it."""
     open_ = min(1.0, max(0.0, (step - cure) / 20))
     return 0.35 ** (1 - open_) * 0.97**open_
+
+
+def logged(until: int) -> list[AnyEvent]:
+    """What a user's loop might log: a loss, an accuracy, a rate, and a value that is NaN at the end."""
+    found: list[AnyEvent] = []
+    for step in range(0, until, 5):
+        share = step / until
+        found.append(MetricLogged(segment=0, step=step, name="train/accuracy", value=0.95 - 0.8 * math.exp(-4 * share)))
+        found.append(MetricLogged(segment=0, step=step, name="grad scale", value=65536.0 / 2 ** (step // 100)))
+        if step % 50 == 0:
+            found.append(MetricLogged(segment=0, step=step, name="val_loss", value=2.4 - 1.5 * share))
+        if step % 20 == 0:
+            value = math.nan if step >= until - 60 else 10.0 ** (-4 * share)
+            found.append(MetricLogged(segment=0, step=step, name="kl", value=value))
+    return found
 
 
 def history_of(events: Iterable[AnyEvent]) -> History:

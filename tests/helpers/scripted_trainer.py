@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from threading import Event, Thread
+from threading import Condition, Event, Thread
 
 from factories import started
 
@@ -54,11 +54,19 @@ class ScriptedTrainer:
         self.step = 0
         self.events: list[AnyEvent] = []
         self.listening = Event()
+        self._published = Condition()
         self.keeper = Keeper(self.launch, on_event=self._receive)
 
     def _receive(self, event: AnyEvent) -> None:
-        self.events.append(event)
+        with self._published:
+            self.events.append(event)
+            self._published.notify_all()
         self.listening.set()  # the first event comes when the socket is there
+
+    def until(self, wanted: Callable[[AnyEvent], bool]) -> None:
+        """Wait until the keeper has published an event that is `wanted`."""
+        with self._published:
+            assert self._published.wait_for(lambda: any(map(wanted, self.events)), WITHIN_S), self.events
 
     def start(self) -> None:
         self.peer.send(started(run=self.launch.run, name="scripted", scenario=None, layers=self.layers, knobs=()))

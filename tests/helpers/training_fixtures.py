@@ -17,7 +17,7 @@ from range_test_runs import Run
 
 from tui_descent.instruments import deferred
 from tui_descent.training.setup.build import Setup
-from tui_descent.training.watch import loss_readback, results, watch
+from tui_descent.training.watch import loss_readback, metric_log, results, watch
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -75,6 +75,7 @@ def slow_arrivals(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(SlowArrival, "asks", asks)
     monkeypatch.setattr(loss_readback, "HostCopy", SlowArrival)
     monkeypatch.setattr(results, "HostCopy", SlowArrival)
+    monkeypatch.setattr(metric_log, "HostCopy", SlowArrival)
     SlowArrival.waited = SlowArrival.open = SlowArrival.most_open = 0
     return SlowArrival
 

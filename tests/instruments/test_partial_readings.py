@@ -153,7 +153,7 @@ def test_gradients_are_released_after_a_reading() -> None:
     assert not [grad for grad in grads if grad() is not None]
 
 
-def test_empty_parameter_has_norms_of_zero() -> None:
+def test_empty_parameter_is_not_measured() -> None:
     net = nn.Linear(4, 3)
     net.nothing = nn.Parameter(torch.empty(0, 3))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -164,7 +164,8 @@ def test_empty_parameter_has_norms_of_zero() -> None:
         norms.before_update(step=step)
         optimizer.step()
         grad_norms, *_ = norms.after_update().result()
-        assert grad_norms[-1] == 0.0
+        assert grad_norms[-1] is None
+        assert norms.not_measured == {1: "it is empty: it has no numbers"}
         assert grad_norms[0] == pytest.approx(12**0.5)
 
 

@@ -7,6 +7,7 @@ import select
 import signal
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,12 @@ from factories import turned
 from scripted_trainer import WITHIN_S, ScriptedTrainer
 
 from tui_descent.keeper import ending
+from tui_descent.keeper import keeper as keeper_module
 from tui_descent.keeper.gpu import Gpus
 from tui_descent.keeper.trainer import Trainer
 from tui_descent.protocol import codec
 from tui_descent.protocol.channel import ChannelError, Peer, listen
+from tui_descent.protocol.codec import encode
 from tui_descent.protocol.commands import ClientRequest, Hello, Pause, Request, Stop
 from tui_descent.protocol.events import (
     AnyEvent,
@@ -25,11 +28,14 @@ from tui_descent.protocol.events import (
     CommandRejected,
     DeviceTaken,
     Evaluated,
+    HistorySent,
     KnobTurned,
     LayersChanged,
     MetricLogged,
     Noted,
     ReadingsTaken,
+    RunEnded,
+    RunStarted,
     StateChanged,
     StepsCompleted,
     StepsMissed,
@@ -345,3 +351,154 @@ def test_missing_gpu_driver_is_noted_once_and_memory_is_still_published() -> Non
     assert [type(event) for event in published] == [Noted, DeviceTaken, DeviceTaken, DeviceTaken]
     assert isinstance(published[0], Noted)
     assert "no readings of the GPU: nvidia-ml-py" in published[0].text
+
+
+class Clock:
+    """The keeper's clock. It stands still until the test advances it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = time.monotonic()
+        self._asked = threading.Semaphore(0)
+        monkeypatch.setattr(keeper_module, "time", self)
+
+    def monotonic(self) -> float:
+        self._asked.release()
+        return self.now_s
+
+    def advance(self, seconds: float) -> None:
+        """Advance the clock and wait until the keeper has looked at it in two ticks."""
+        self.now_s += seconds
+        while self._asked.acquire(blocking=False):
+            pass
+        for _ in range(2):
+            assert self._asked.acquire(timeout=WITHIN_S)
+
+
+def silences(trainer: ScriptedTrainer) -> list[tuple[str, int]]:
+    """The states that were published while the trainer was silent, and for how long it was."""
+    changes = (event for event in trainer.events if isinstance(event, StateChanged))
+    return [(change.state, change.silent_s) for change in changes if change.silent_s]
+
+
+STATES = [
+    StateChanged(state="running"),
+    StateChanged(state="paused"),
+    StateChanged(state="held", reason="loss is nan"),
+    StateChanged(state="testing", reason="rates 3/100"),
+]
+
+
+@pytest.mark.parametrize("state", STATES, ids=lambda state: state.state)
+def test_silent_trainer_is_reported_and_its_state_returns(state: StateChanged, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = ScriptedTrainer()
+    clock = Clock(monkeypatch)
+
+    def play() -> None:
+        trainer.start()
+        trainer.steps(40)
+        trainer.peer.send(state)
+        trainer.until(lambda event: event == state)
+        trainer.until(lambda event: isinstance(event, StepsCompleted))
+        for _ in range(3):
+            clock.advance(3)
+        trainer.ring.beat(clock.now_s)
+        trainer.until(lambda event: isinstance(event, Noted))
+        trainer.ended()
+
+    trainer.run_while(play)
+    assert silences(trainer) == [(state.state, 6), (state.state, 9)]
+    *_, restored, note, _ = trainer.events
+    assert restored == state
+    assert note == Noted(step=40, text="the trainer responds again")
+    logged = [entry for entry in trainer.keeper.history.log if isinstance(entry, StateChanged)]
+    assert logged == ([state] if state.state == "held" else []), "silence adds nothing to the log"
+
+
+def test_run_of_slow_steps_is_not_silent_before_the_time_of_three_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = ScriptedTrainer()
+    clock = Clock(monkeypatch)
+
+    def play() -> None:
+        trainer.start()
+        for step in range(5):
+            trainer.ring.write_step(step, 1.0, 0.1, step * 20.0, 0, False)
+        trainer.until(lambda event: isinstance(event, StepsCompleted) and event.first + len(event.losses) == 5)
+        clock.advance(59)
+        assert silences(trainer) == []
+        clock.advance(2)
+        trainer.ended()
+
+    trainer.run_while(play)
+    assert silences(trainer) == [("running", 61)]
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        pytest.param(False, [("importing torch", 5)], id="scenario"),
+        pytest.param(True, [], id="a script may take its time before watch()"),
+    ],
+)
+def test_silence_before_the_first_step(
+    script: bool, expected: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = ScriptedTrainer(attended=True, script=script)
+    clock = Clock(monkeypatch)
+
+    def play() -> None:
+        viewer = attach(trainer)
+        until(viewer, HistorySent)
+        clock.advance(4)
+        clock.advance(1)
+        trainer.start()
+        until(viewer, RunStarted)
+        viewer.close()
+        assert isinstance(order_of(trainer).command, Stop)
+
+    trainer.run_while(play)
+    assert silences(trainer) == expected
+    assert not any(isinstance(event, Noted) for event in trainer.events), "starting takes its time"
+
+
+@pytest.mark.parametrize("lost", ["end", "end and metrics", "everything after the start"])
+def test_end_that_was_only_left_in_the_shared_memory_is_reported(lost: str) -> None:
+    trainer = ScriptedTrainer()
+    trainer.start()
+    trainer.steps(50)
+    end = RunEnded(status="finished", step=50, loss=0.25)
+    left = [end]
+    if lost == "end and metrics":
+        left.insert(0, Noted(step=50, text="7 metrics dropped: …", level="warning"))
+    if lost != "everything after the start":
+        trainer.peer.send(MetricLogged(segment=0, step=50, name="x", value=1.0))
+    trainer.ring.write_last_events(encode(left))
+    trainer.peer.close()
+    assert trainer.run() == end
+    assert [event for event in trainer.events if isinstance(event, RunEnded)] == [end]
+    assert sum(isinstance(event, Noted) for event in trainer.events) == len(left) - 1
+    assert trainer.published_steps() == list(range(50))
+
+
+@pytest.mark.parametrize("garbage", [b"", b"\x91", b"\xff" * 40, b"\x91\x81\xa5event\xa4none"])
+def test_garbage_in_the_place_of_the_last_events_is_a_lost_trainer(garbage: bytes) -> None:
+    trainer = ScriptedTrainer()
+    trainer.start()
+    trainer.steps(5)
+    trainer.ring.write_last_events(garbage)
+    trainer.peer.close()
+    assert trainer.run().status == "lost"
+    assert trainer.published_steps() == list(range(5))
+
+
+def test_bursts_of_metrics_stand_between_their_steps() -> None:
+    trainer = ScriptedTrainer()
+    trainer.start()
+    for _ in range(10):
+        trainer.steps(20)
+        for n in range(300):
+            trainer.peer.queue(MetricLogged(segment=0, step=trainer.step, name=f"m{n % 9}", value=n))
+        trainer.peer.flush()
+    trainer.ended()
+    trainer.run()
+    assert sum(isinstance(event, MetricLogged) for event in trainer.events) == 3000
+    assert in_order(trainer.events)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import random
+import resource
 import selectors
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tui_descent.keeper import viewers as module
-from tui_descent.keeper.viewers import MAX_VIEWERS, MAX_WAITING, Viewers
+from tui_descent.keeper.viewers import MAX_VIEWERS, MAX_WAITING, MAX_WITHOUT_HELLO, Viewers
 from tui_descent.protocol.channel import Peer, listen
 from tui_descent.protocol.codec import HEADER, MAX_TO_VIEWER, VERSION, decode, frame, to_viewer
 from tui_descent.protocol.commands import ClientRequest, Hello, Mark, Pause, Request, TurnKnob
@@ -251,16 +255,75 @@ def test_slow_viewer_is_sent_a_fresh_history_and_then_the_events(harness: Harnes
     assert harness.received(slow) == [Noted(step=0, text="live again")]
 
 
-def test_viewers_beyond_the_limit_are_closed_and_the_others_stay(harness: Harness) -> None:
+def test_viewers_beyond_the_limit_are_told_so_and_the_others_stay(harness: Harness) -> None:
     clients = [harness.connect(HELLO) for _ in range(MAX_VIEWERS)]
-    extra = harness.connect(HELLO)
-    assert extra.receive() == []
-    assert extra.closed
+    for _ in range(3):
+        extra = harness.connect(HELLO)
+        assert harness.received(extra) == [
+            Refused(reason="full: 64 viewers are attached already; close one of them first")
+        ]
+        assert extra.closed
     assert harness.viewers.attached == MAX_VIEWERS
     clients[0].close()
     harness.run()
     late = harness.connect(HELLO)
     assert isinstance(harness.received(late)[0], Welcome)
+
+
+def test_connections_without_hello_are_bounded_and_keep_no_viewer_out(harness: Harness) -> None:
+    silent = [harness.connect() for _ in range(MAX_WITHOUT_HELLO + 3)]
+    assert [client.receive() for client in silent] == [[]] * len(silent)
+    assert sum(client.closed is not None for client in silent) == 3
+    silent[0].send(HELLO)
+    harness.run()
+    assert isinstance(harness.received(silent[0])[0], Welcome)
+    assert isinstance(harness.received(harness.connect(HELLO))[0], Welcome)
+
+
+@pytest.mark.parametrize("spare", [0, 1, 2])
+def test_no_descriptor_left_stops_accepting_for_a_while(
+    harness: Harness, spare: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The keeper has room for `spare` connections. The others wait in the listener's queue."""
+    waiting = [socket.socket(socket.AF_UNIX) for _ in range(spare + 2)]
+    clients = [Peer(sock, limit=MAX_TO_VIEWER) for sock in waiting]
+    harness.clients += clients
+    for client in clients:
+        client.socket.connect(str(harness.path))
+        client.send(HELLO)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = [os.open(os.devnull, os.O_RDONLY) for _ in range(spare + 1)]
+    for fd in lowest_free:
+        os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free[-1], hard))
+    try:
+        rounds = 0
+        while (ready := harness.selector.select(0)) and rounds < 50:
+            rounds += 1
+            for key, _ in ready:
+                key.data()
+        harness.viewers.maintain()
+        assert rounds < 10, "it spins"
+        assert harness.viewers.attached == spare
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert harness.selector.select(0) == []
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + module.ACCEPT_AGAIN_S))
+    harness.viewers.maintain()
+    harness.run()
+    assert harness.viewers.attached == spare + 2
+    harness.publish("x")
+    for client in clients:
+        assert harness.received(client)[-1] == Noted(step=0, text="x")
+
+
+def test_closing_while_no_connection_is_accepted(home: Path) -> None:
+    harness = Harness(home / "sockets" / "r2.sock")
+    harness.viewers._listener.close()
+    harness.viewers.accept()
+    harness.viewers.close()
+    assert not harness.selector.get_map()
+    harness.selector.close()
 
 
 def test_only_a_client_that_said_hello_counts_as_seen(harness: Harness) -> None:

@@ -140,10 +140,14 @@ def test_an_unknown_data_or_model_name_is_an_error(table: str, name: str, said: 
         (SURFACE + '[data]\nname = "digits"', "data", "a test surface does not accept data; remove the table"),
         (SURFACE + '[loss]\nname = "mse"', "loss", "a test surface is itself the loss; remove the table"),
         (SURFACE + '[[plan]]\nat = 1\nturn = "residual=on"', "plan[0].turn", "residual needs a network with blocks"),
-        (CONV.replace("digits", "moons"), "data.name", 'found "moons"; allowed for a conv: digits'),
+        (
+            CONV.replace("digits", "moons"),
+            "data.name",
+            'found "moons"; a conv net can only be trained on the data set digits',
+        ),
         (TEXT.replace('"text"', '"digits"'), "data.name", 'found "digits"; allowed for a transformer: text'),
         (SMALL.replace("digits", "text"), "data.name", 'found "text"; only a transformer can use it'),
-        (CONV.replace("digits", "text"), "data.name", "allowed for a conv: digits"),
+        (CONV.replace("digits", "text"), "data.name", "a conv net can only be trained on the data set digits"),
         (TEXT + "heads = 3", "model.heads", "found 3; allowed: a divisor of model.width = 32"),
         (
             TEXT + 'norm = { name = "rms", where = "mid" }',

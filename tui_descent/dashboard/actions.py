@@ -67,24 +67,26 @@ def _choose_activation(screen: RunScreen, binding: KeyBinding, key: str) -> None
 def _choose(screen: RunScreen, binding: KeyBinding, key: str) -> None:
     assert binding.knob is not None
     knob = binding.knob
-    target = screen.target_for(knob)
-    if target is None or not screen.can_turn(knob):
+    target, history = screen.target_for(knob), screen.bridge.history
+    # In a user loop the optimizer's class cannot be changed, but its momentum can.
+    only_more = knob in history.unavailable and any(more not in history.unavailable for more in binding.more_knobs)
+    if target is None or not (screen.can_send() if only_more else screen.can_turn(knob)):
         return
 
     def answered(choice: str | None) -> None:
         if choice and choice.startswith(OTHER):
-            _ask_number(screen, choice.removeprefix(OTHER))
+            ask_number(screen, choice.removeprefix(OTHER))
         elif choice:
             screen.send(msgspec.structs.replace(parse(f"{knob}={choice}"), target=target))
 
-    history = screen.bridge.history
     scenario = (history.started.scenario if history.started is not None else None) or {}
     spec: OptimizerSpec | None = convert(OptimizerSpec, scenario.get("optimizer", {}), "", [])
     dialog = ChoiceDialog(
         knob,
         screen.knob_value(knob, target),
         target,
-        more_knobs=binding.more_knobs,
+        more_knobs=tuple(more for more in binding.more_knobs if not only_more or more not in history.unavailable),
+        unavailable=history.unavailable.get(knob, ""),
         lr=history.knobs.get("lr", ""),
         spec=spec,
     )
@@ -102,13 +104,15 @@ def _choose_schedule(screen: RunScreen, binding: KeyBinding, key: str) -> None:
 
 def _type_number(screen: RunScreen, binding: KeyBinding, key: str) -> None:
     assert binding.knob is not None
-    _ask_number(screen, binding.knob)
+    ask_number(screen, binding.knob)
 
 
-def _ask_number(screen: RunScreen, knob: str) -> None:
+def ask_number(screen: RunScreen, knob: str) -> None:
+    """Ask for a knob's new value and send it."""
     if screen.can_turn(knob):
-        now = screen.bridge.history.knobs.get(knob, "")
-        screen.app.push_screen(knob_dialog(knob, now), _send_answer(screen, knob))
+        now, rates = screen.bridge.history.knobs.get(knob, ""), screen.bridge.history.rates
+        known = rates.rates if knob == "lr" and rates is not None else None
+        screen.app.push_screen(knob_dialog(knob, now, known), _send_answer(screen, knob))
 
 
 def _range_test(screen: RunScreen, binding: KeyBinding, key: str) -> None:

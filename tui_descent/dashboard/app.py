@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import ClassVar
 
 from textual.app import App
+from textual.binding import Binding, BindingType
 from textual.command import Provider
+from textual.screen import ModalScreen
 
 from tui_descent.dashboard import actions
 from tui_descent.dashboard.bridge import Bridge
 from tui_descent.dashboard.command_palette import CommandProvider
+from tui_descent.dashboard.dialogs.dialog import Dialog
 from tui_descent.dashboard.dialogs.leave import LeaveDialog
 from tui_descent.dashboard.screens.run import RunScreen
-from tui_descent.dashboard.signals import Signals
-from tui_descent.dashboard.terminal_size import forget_exported_size
+from tui_descent.dashboard.signals import Signals, run_app
 from tui_descent.dashboard.theme import THEME
 from tui_descent.end_report import print_end, print_trouble
 from tui_descent.protocol.commands import Stop
@@ -43,6 +45,7 @@ class DescentApp(App[int]):
     COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {CommandProvider}
     TITLE = "tui-descent"
     ENABLE_COMMAND_PALETTE = True
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("ctrl+c,ctrl+q", "quit", show=False, priority=True)]
 
     def __init__(
         self,
@@ -51,6 +54,7 @@ class DescentApp(App[int]):
         name: str,
         fps: float = 10.0,
         log_path: Path | None = None,
+        signals: Signals | None = None,
         script: bool = False,
         keeper_gone: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -62,20 +66,20 @@ class DescentApp(App[int]):
         self.run_screen = RunScreen(self.bridge, name=name, log_path=log_path, script=script)
         self._bridge_task: asyncio.Task[None] | None = None
         self._stop_deadline_s: float | None = None
-        self._signals = Signals()
+        self._signals = signals
 
     async def on_mount(self) -> None:
         """Show the screen before connecting, so that the first frame does not wait for the connection."""
         self.register_theme(THEME)
         self.theme = THEME.name
-        self._signals.install(asyncio.get_running_loop(), self.exit)
+        if self._signals is not None:
+            self._signals.attach(self.exit)
         await self.push_screen(self.run_screen)
         self._bridge_task = asyncio.create_task(self.bridge.run(), name="bridge")
         self.set_interval(1 / self.fps, self.frame)
 
     async def on_unmount(self) -> None:
-        """Close the connection and restore the signal handlers."""
-        self._signals.restore()
+        """Close the connection."""
         if self._bridge_task is not None:
             self._bridge_task.cancel()
             await asyncio.gather(self._bridge_task, return_exceptions=True)
@@ -98,6 +102,15 @@ class DescentApp(App[int]):
     def action_press(self, key: str) -> None:
         """Handle a key of the run screen. `key` is Textual's name for it."""
         actions.press(self.run_screen, key)
+
+    async def action_quit(self) -> None:
+        """Ask whether to quit, or close the open dialog. Textual's ctrl+q would end the run at once."""
+        if isinstance(self.screen, Dialog):
+            self.screen.action_cancel()
+        elif isinstance(self.screen, ModalScreen):  # the palette
+            self.screen.dismiss(None)
+        else:
+            self.run_screen.leave()
 
     def on_run_screen_leave_requested(self) -> None:
         """Quit when the run is over; otherwise ask."""
@@ -133,9 +146,13 @@ def run_dashboard(
     keeper_gone: Callable[[], bool] = lambda: False,
 ) -> int:
     """Show a run until the user quits, then print how it ended if that matters; returns the exit code."""
-    forget_exported_size()
-    app = DescentApp(socket, name=name, fps=fps, log_path=log_path, script=script, keeper_gone=keeper_gone)
-    code = app.run()
+    signals = Signals()
+    app = DescentApp(
+        socket, name=name, fps=fps, log_path=log_path, script=script, keeper_gone=keeper_gone, signals=signals
+    )
+    code = run_app(app, signals)
+    if signals.caught is not None:
+        return 128 + signals.caught
     ended, trouble = app.bridge.history.ended, app.bridge.trouble
     if ended is not None and (ended.log_path is not None or ended.status == "failed" or script):
         print_end(ended, log_path if script else None)

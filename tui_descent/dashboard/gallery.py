@@ -17,7 +17,7 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from tui_descent.dashboard import colours
-from tui_descent.dashboard.terminal_size import forget_exported_size
+from tui_descent.dashboard.signals import Signals, run_app
 from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.dashboard.theme import THEME
 from tui_descent.scenario import presets
@@ -44,8 +44,9 @@ class GalleryApp(App[str | None]):
         Binding("k", "up", show=False),
     ]
 
-    def __init__(self) -> None:
+    def __init__(self, signals: Signals | None = None) -> None:
         super().__init__()
+        self._signals = signals
         self._known = {name: _read(name) for name in presets.names()}
 
     def compose(self) -> ComposeResult:
@@ -64,6 +65,8 @@ class GalleryApp(App[str | None]):
 
     def on_mount(self) -> None:
         """Set the titles and focus the list."""
+        if self._signals is not None:
+            self._signals.attach(lambda code: self.exit(return_code=code))
         self.register_theme(THEME)
         self.theme = THEME.name
         names = self.query_one(OptionList)
@@ -95,9 +98,12 @@ class GalleryApp(App[str | None]):
 
 
 def pick() -> str | None:
-    """Let the user choose a preset. Returns its name, or None if they quit."""
-    forget_exported_size()
-    return GalleryApp().run()
+    """Let the user choose a preset. Returns its name, or None if they quit. A signal ends the process."""
+    signals = Signals()
+    chosen = run_app(GalleryApp(signals), signals)
+    if signals.caught is not None:
+        raise SystemExit(128 + signals.caught)
+    return chosen
 
 
 def _read(name: str) -> Scenario | str:

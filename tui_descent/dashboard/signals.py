@@ -3,43 +3,85 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
+
+from textual.app import App
+
+from tui_descent.dashboard.terminal_reset import TerminalReset
+from tui_descent.dashboard.terminal_size import forget_exported_size
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# If the terminal has been closed, Textual's writer thread is dead, and Textual's shutdown blocks on its full queue.
+# If the terminal takes no more output, Textual's shutdown blocks, because its queue of output is full.
 EXIT_TIMEOUT_S = 3.0
+
+Result = TypeVar("Result")
 
 
 class Signals:
-    """Signal handlers, active from `install` to `restore`."""
+    """Signal handlers, active inside the `with` block. An app calls `attach` when it has an event loop.
+
+    On signal n the app is left with `128 + n`. If it has not ended within EXIT_TIMEOUT_S, the terminal is restored and
+    the process ends at once.
+    """
 
     def __init__(self) -> None:
+        self.caught: int | None = None
         self._before: dict[int, Any] = {}
+        self._leave: Callable[[], object] | None = None
+        self._deadline: threading.Timer | None = None
 
-    def install(self, loop: asyncio.AbstractEventLoop, leave: Callable[[int], None]) -> None:
-        """On signal n call `leave(128 + n)` in the event loop. If the process does not end in time, end it at once.
+    def __enter__(self) -> Signals:
+        # `loop.add_signal_handler` is not used, because it cannot act while the event loop is blocked in a write.
+        terminal = TerminalReset()
 
-        `loop.add_signal_handler` is not used, because it cannot act while the event loop is blocked in a write.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            return
+        def end() -> None:
+            assert self.caught is not None
+            terminal.reset(signal.Signals(self.caught))
+            os._exit(128 + self.caught)
 
         def handler(number: int, _: FrameType | None) -> None:
-            last = threading.Timer(EXIT_TIMEOUT_S, os._exit, (128 + number,))
-            last.daemon = True
-            last.start()
-            loop.call_soon_threadsafe(leave, 128 + number)
+            if self.caught is not None:
+                return
+            self.caught = number
+            self._deadline = threading.Timer(EXIT_TIMEOUT_S, end)
+            self._deadline.daemon = True
+            self._deadline.start()
+            if self._leave is not None:
+                self._leave()
 
         for number in SIGNALS:
             self._before[number] = signal.signal(number, handler)
+        return self
 
-    def restore(self) -> None:
-        """Put the previous handlers back."""
+    def attach(self, leave: Callable[[int], None]) -> None:
+        """Call `leave(128 + n)` in the running event loop at a signal, also at one that has come already."""
+        loop = asyncio.get_running_loop()
+        self._leave = lambda: loop.call_soon_threadsafe(lambda: leave(128 + (self.caught or 0)))
+        if self.caught is not None:
+            self._leave()
+
+    def __exit__(self, *_: object) -> None:
         for number, before in self._before.items():
             signal.signal(number, before)
-        self._before.clear()
+        self._leave = None
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline.join()  # if it is ending the process already, let it: the terminal is not restored before
+
+
+def run_app(app: App[Result], signals: Signals) -> Result | None:
+    """Run an app in the terminal's real size until it exits; returns its result, None after a signal or an error."""
+    forget_exported_size()
+    if isinstance(sys.__stderr__, io.TextIOWrapper):
+        # Terminals understand UTF-8 even if the locale has another encoding, which has no characters for the charts.
+        sys.__stderr__.reconfigure(encoding="utf-8", errors="replace")
+    with signals:
+        result = app.run()
+    return None if signals.caught is not None else result

@@ -37,10 +37,13 @@ class View:
         return self.history.layers
 
     def idle(self, layer: int) -> str:
-        """`frozen` or `unused` for a layer without a gradient in the newest reading; empty for other layers."""
+        """`frozen`, `unused` or `n/a` for a layer without a gradient in the newest reading; empty for other layers.
+
+        `n/a` stands for a layer that is not measured.
+        """
         statuses = self.history.readings.statuses if self.history.readings else []
         status = statuses[layer] if layer < len(statuses) else "used"
-        return "" if status == "used" else status
+        return {"used": "", "not measured": "n/a"}.get(status, status)
 
     @property
     def has_steps(self) -> bool:

@@ -24,7 +24,11 @@ def _sigmoid(_: nn.Module, z: Tensor) -> Tensor:
     return s * (1 - s)
 
 
-def _gelu(_: nn.Module, z: Tensor) -> Tensor:
+def _gelu(module: nn.Module, z: Tensor) -> Tensor:
+    if getattr(module, "approximate", "none") == "tanh":  # z·(1 + tanh u)/2 with u = √(2/π)·(z + 0.044715·z³), ibid.
+        slope = math.sqrt(2 / math.pi)
+        tanh = torch.tanh(slope * (z + 0.044715 * z**3))
+        return (1 + tanh + z * (1 - tanh**2) * slope * (1 + 3 * 0.044715 * z**2)) / 2
     # z·Φ(z): Φ + z·φ (Hendrycks & Gimpel 2016, arXiv 1606.08415)
     cdf = 0.5 * (1 + torch.erf(z / math.sqrt(2)))
     return cdf + z * torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)

@@ -7,18 +7,22 @@ measured together. The derivative φ′ comes from a formula, or from autograd f
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch.nn.parameter import is_lazy
 
 from tui_descent.instruments.activation_derivatives import FORMULAS, derivative
 from tui_descent.instruments.deferred import Deferred, combine
+from tui_descent.instruments.failures import Failures
+from tui_descent.instruments.module_hooks import Args, Kwargs, ModuleHooks, plain, version, why_not_plain
 from tui_descent.instruments.net_structure import WatchedActivation, WatchedLayer
+
+PART = "the activations"
 
 # A unit is dead if φ′ = 0 on at least this many samples, over several batches (Lu et al. 2019, arXiv 1903.06733).
 DEAD_SAMPLES = 256
@@ -51,46 +55,82 @@ class ActivationReading:
     saturated_fraction: float | None
 
 
-class Activations:
-    """Measures the activations of a training forward pass. The pass itself is not changed."""
+@dataclass(slots=True)
+class _Seen:
+    """One call of an activation. The versions tell whether a tensor was changed in place afterwards."""
 
-    def __init__(self, watched: Sequence[WatchedActivation], layers: Sequence[WatchedLayer]) -> None:
+    z: Tensor  # input
+    z_version: int
+    a: Tensor | None = None  # output
+    a_version: int = 0
+
+    @property
+    def unchanged(self) -> bool:
+        return self.a is not None and version(self.z) == self.z_version and version(self.a) == self.a_version
+
+
+class Activations:
+    """Measures the activations of a training forward pass. The pass itself is not changed.
+
+    If a module runs several times, the first time is measured: its place in the forward order decides which layer it
+    follows.
+    """
+
+    def __init__(
+        self, watched: Sequence[WatchedActivation], layers: Sequence[WatchedLayer], failures: Failures | None = None
+    ) -> None:
         self._watched = list(watched)
-        self._channels_first = [layers[w.row].weight.dim() > 2 for w in self._watched]
+        self._failures = failures = Failures() if failures is None else failures
+        self._parts = [f"{PART} after {layers[w.row].layer.name}" for w in self._watched]
+        weights = [layers[w.row].weight for w in self._watched]
+        self._channels_first = [not is_lazy(weight) and weight.dim() > 2 for weight in weights]
         self._alive = [_Alive() for _ in self._watched]
-        self._handles: list[RemovableHandle] = []
-        self._seen: dict[int, tuple[Tensor, Tensor]] = {}  # by activation: its input z and its output
+        self._seen: dict[int, _Seen] = {}  # by activation
+        self._complete: set[int] = set()  # the activations whose first call has returned
+        # Activations whose tensors are changed in place, by themselves or by a later operation: they have to be copied.
+        self._changing: set[int] = set()
+        self._reasons: set[str] = set()  # reported reasons why activations cannot be measured
+        self._hooks = ModuleHooks(failures)
+        for n, w in enumerate(self._watched):
+            if getattr(w.module, "inplace", False):
+                self._changing.add(n)
+            self._hooks.on_output(w.module, partial(self._keep_output, n), self._parts[n])
+        self._listen_to_inputs(self._changing)
 
     def attach(self) -> None:
         """Measure the next forward pass."""
-        self.detach()
         self._seen.clear()
-        for n, w in enumerate(self._watched):
-            if getattr(w.module, "inplace", False):  # it overwrites its input
-                self._handles.append(w.module.register_forward_pre_hook(partial(self._keep_input, n)))
-            self._handles.append(w.module.register_forward_hook(partial(self._keep_output, n)))
+        self._complete.clear()
+        self._hooks.attach()
 
     def detach(self) -> None:
-        """Remove the hooks."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        """Remove the hooks. What they have kept stays for `read`."""
+        self._hooks.detach()
 
     @torch.no_grad()
     def read(self) -> Deferred[dict[int, ActivationReading]]:
-        """The readings of the pass. The keys are the layers' row numbers."""
+        """The readings of the pass. The keys are the layers' row numbers.
+
+        An activation is left out if it was not called or has no ordinary numbers, or if its input or output was changed
+        in place before this call; then both are copied from the next pass on.
+        """
+        self._report_gaps()
         groups: dict[object, list[int]] = {}
-        for n, (z, _) in self._seen.items():
-            if not z.numel():
+        for n in self._take_unchanged():
+            seen, module = self._seen[n], self._watched[n].module
+            if not seen.z.numel():
                 continue  # an empty batch has no activations
-            module = self._watched[n].module
-            small = type(module) in FORMULAS and z.numel() <= CHUNK
-            key = (type(module), module.extra_repr(), z.shape, z.dtype, self._channels_first[n]) if small else n
+            small = type(module) in FORMULAS and seen.z.numel() <= CHUNK
+            z, a = seen.z, seen.a
+            assert a is not None
+            kind = (type(module), module.extra_repr(), self._channels_first[n])
+            key = (*kind, z.shape, z.dtype, z.device, a.shape, a.dtype, a.device) if small else n
             groups.setdefault(key, []).append(n)
         parts = []
         for members in groups.values():
-            size = max(1, CHUNK // max(1, self._seen[members[0]][0].numel()))
-            parts += [self._read_group(members[k : k + size]) for k in range(0, len(members), size)]
+            size = max(1, CHUNK // max(1, self._seen[members[0]].z.numel()))
+            for k in range(0, len(members), size):
+                parts += self._read_members(members[k : k + size])
         self._seen.clear()
         groups_read = combine(parts)
 
@@ -99,13 +139,42 @@ class Activations:
 
         return Deferred(groups_read.columns, read)
 
+    def _take_unchanged(self) -> list[int]:
+        """The activations whose tensors still have the numbers of the forward pass."""
+        unchanged = [n for n, seen in self._seen.items() if seen.unchanged]
+        changed = {n for n, seen in self._seen.items() if seen.a is not None and not seen.unchanged}
+        self._listen_to_inputs(changed - self._changing)
+        self._changing |= changed
+        return unchanged
+
+    def _listen_to_inputs(self, activations: Iterable[int]) -> None:
+        for n in activations:
+            self._hooks.on_input(self._watched[n].module, partial(self._keep_input, n), self._parts[n])
+
+    def _report_gaps(self) -> None:
+        """Say why activations were not heard, if there is a reason other than that the net did not use them."""
+        if self._watched and (reason := self._hooks.silence("their modules")) is not None:
+            self._failures.leave_out(PART, reason)
+        elif self._hooks.reason is not None and not all(self._hooks.was_called(w.module) for w in self._watched):
+            self._failures.leave_out(PART, f"some of their modules run {self._hooks.reason}")
+
+    def _read_members(self, members: list[int]) -> list[Deferred[dict[int, ActivationReading]]]:
+        """The readings of a group. If that raises, each is read alone, to find those that are to be switched off."""
+        try:
+            return [self._read_group(members)]
+        except Exception as error:  # noqa: BLE001 - it must not end the user's training
+            if len(members) > 1:
+                return [reading for n in members for reading in self._read_members([n])]
+            self._failures.add(self._parts[members[0]], error)
+            return []
+
     def _read_group(self, members: list[int]) -> Deferred[dict[int, ActivationReading]]:
         module = self._watched[members[0]].module
-        z = torch.stack([self._seen[n][0] for n in members])  # (k, samples…, units) or (k, samples, units, places…)
-        a = torch.stack([self._seen[n][1] for n in members])
-        slopes = derivative(module, z)  # φ′(z)
+        z = torch.stack([self._seen[n].z for n in members])  # (k, samples…, units) or (k, samples, units, places…)
+        a = torch.stack([t for n in members if (t := self._seen[n].a) is not None])
+        slopes = _slopes(module, z)
         if slopes is None:
-            slopes = torch.stack([_derivative_by_autograd(module, one) for one in z])
+            return self._means(members, a)
         by_unit = slopes.movedim(2, -1) if self._channels_first[members[0]] and slopes.dim() > 3 else slopes
         by_unit = by_unit.reshape(len(members), -1, by_unit.shape[-1])  # (k, samples, units)
         alive = by_unit.abs().amax(dim=1) != 0  # (k, units); ten times as fast as `any`
@@ -114,10 +183,7 @@ class Activations:
         maximum = MAX_DERIVATIVE.get(type(module))
         if maximum is not None:
             columns.append((slopes.flatten(1) < SATURATED * maximum).to(_sum_dtype(slopes)).mean(dim=1))
-        outputs = a.flatten(1).to(_sum_dtype(a))
-        means = outputs.mean(dim=1)
-        # Two passes over a copy: as exact as `std`, and ten times as fast.
-        columns += [means, torch.linalg.vector_norm(outputs.sub_(means[:, None]), dim=1) / math.sqrt(outputs.shape[1])]
+        columns += _mean_and_std(a)
 
         def read(values: Sequence[float]) -> dict[int, ActivationReading]:
             numbers = iter(values)
@@ -129,6 +195,18 @@ class Activations:
 
         return Deferred(columns, read)
 
+    def _means(self, members: list[int], a: Tensor) -> Deferred[dict[int, ActivationReading]]:
+        """The readings of activations whose derivative is not known."""
+
+        def read(values: Sequence[float]) -> dict[int, ActivationReading]:
+            means, stds = values[: len(members)], values[len(members) :]
+            rows = (self._watched[n].row for n in members)
+            return {
+                row: ActivationReading(mean, std, None, None) for row, mean, std in zip(rows, means, stds, strict=True)
+            }
+
+        return Deferred(_mean_and_std(a), read)
+
     def _alive_fraction(self, n: int, alive: Tensor, samples: int) -> Tensor | None:
         """The share of units that are not dead, a scalar; None until `DEAD_SAMPLES` samples were seen."""
         total = self._alive[n]
@@ -139,17 +217,66 @@ class Activations:
         self._alive[n] = _Alive()
         return total.units.to(_sum_dtype(total.units)).mean()
 
-    def _keep_input(self, n: int, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if n not in self._seen and torch.is_grad_enabled():
-            self._seen[n] = (args[0].detach().clone(), args[0])
+    def _keep_input(self, n: int, args: Args) -> None:
+        if n not in self._seen and (z := self._ordinary(n, args[0] if args else None)) is not None:
+            self._seen[n] = _Seen(z.clone(), 0)
 
-    def _keep_output(self, n: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if not isinstance(output, Tensor) or not torch.is_grad_enabled():
+    def _keep_output(self, n: int, args: Args, kwargs: Kwargs, output: Any) -> None:
+        if n in self._complete:
+            return
+        self._complete.add(n)
+        if (a := self._ordinary(n, output)) is None:
+            self._seen.pop(n, None)
             return
         if n not in self._seen:
-            self._seen[n] = (args[0].detach(), output.detach())
-        elif self._seen[n][1] is args[0]:  # an in-place module, whose input `_keep_input` has saved
-            self._seen[n] = (self._seen[n][0], output.detach().clone())
+            z = self._ordinary(n, args[0] if args else next(iter(kwargs.values()), None))
+            if z is None:
+                return
+            # If the module changed its input in place, the version before that is not known; −1 differs from any.
+            same = bool(z.numel()) and z.data_ptr() == a.data_ptr()
+            in_place = same and not isinstance(self._watched[n].module, nn.Identity)
+            self._seen[n] = _Seen(z, -1 if in_place else version(z))
+        a = a.clone() if n in self._changing else a
+        self._seen[n].a, self._seen[n].a_version = a, version(a)
+
+    def _ordinary(self, n: int, value: object) -> Tensor | None:
+        """The value as an ordinary real tensor; None, with a report, if it is not one."""
+        if isinstance(value, Tensor) and (tensor := plain(value)) is not None:
+            if not tensor.is_complex():
+                return tensor
+            reason = "its numbers are complex"
+        else:
+            reason = why_not_plain(value)
+        if reason not in self._reasons:  # often it is the same in all layers: then one report is enough
+            self._reasons.add(reason)
+            self._failures.leave_out(self._parts[n], reason)
+        return None
+
+
+def _mean_and_std(a: Tensor) -> list[Tensor]:
+    """Mean and standard deviation of each of the k activations in a tensor (k, …), two columns (k,)."""
+    outputs = a.flatten(1).to(_sum_dtype(a)) if a.dim() > 1 else a[:, None].to(_sum_dtype(a))
+    means = outputs.mean(dim=1)
+    # Two passes over a copy: as exact as `std`, and ten times as fast.
+    return [means, torch.linalg.vector_norm(outputs.sub_(means[:, None]), dim=1) / math.sqrt(outputs.shape[1])]
+
+
+def _slopes(module: nn.Module, z: Tensor) -> Tensor | None:
+    """φ′(z) of k inputs z (k, …), in float32 or float64; None if it is not known.
+
+    A module of the user's own is not asked for it: each call might count, or draw random numbers.
+    """
+    if "forward" in vars(module):
+        return None  # set by the user on this object
+    weight = next(module.parameters(), None)
+    if weight is not None:
+        z = z.to(weight.dtype)  # they differ under autocast
+    elif z.dtype.itemsize < 4:
+        z = z.float()
+    slopes = derivative(module, z)
+    if slopes is None and type(module).__module__.startswith(("torch.nn.", "tui_descent.")):
+        slopes = torch.stack([_derivative_by_autograd(module, one) for one in z])
+    return slopes if slopes is None or slopes.dim() > 1 else slopes[:, None]
 
 
 def _sum_dtype(tensor: Tensor) -> torch.dtype:

@@ -1,7 +1,7 @@
 """The factors of the chain rule: the norm of dL/dh at every boundary between units, measured in one backward pass.
 
-The hooks are on tensors and are attached only for a measured step. A module's full backward hook would slow down every
-step, even when it does nothing.
+The gradients are read by hooks on tensors. A module's full backward hook would slow down every step, even when it does
+nothing.
 """
 
 from __future__ import annotations
@@ -11,48 +11,57 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
-from tui_descent.instruments.deferred import Deferred, is_asynchronous
-from tui_descent.instruments.float32_range import correct_norms, in_range, sum_dtype
+from tui_descent.instruments.deferred import Deferred
+from tui_descent.instruments.failures import Failures
+from tui_descent.instruments.gradient_hooks import GradientHooks
+from tui_descent.instruments.module_hooks import Args, Kwargs, ModuleHooks, first_tensor, version
 from tui_descent.instruments.net_structure import Unit
+from tui_descent.instruments.row_sums import l2_norm
+
+PART = "the chain-rule factors"
 
 
 class BlockBoundaries:
-    """Measures dL/dh at the input of every unit and at the output of the last one."""
+    """Measures dL/dh at the input of every unit and at the output of the last one.
 
-    def __init__(self, units: Sequence[Unit]) -> None:
+    The signal h is the first floating-point tensor among a unit's arguments, and in the output of the last one.
+    """
+
+    def __init__(self, units: Sequence[Unit], failures: Failures | None = None) -> None:
         self.units = list(units)
-        self._handles: list[RemovableHandle] = []
-        self._norms: dict[int, Tensor | float] = {}  # key n: ‖dL/dh‖ at the input of unit n
+        self._failures = failures = Failures() if failures is None else failures
+        self._parts = [f"{PART} at {unit.name}" for unit in self.units]
+        self._hooks = ModuleHooks(failures)
+        for n, unit in enumerate(self.units):
+            self._hooks.on_input(unit.module, partial(self._before_unit, n), self._parts[n])
+            self._hooks.on_output(unit.module, partial(self._after_unit, n), self._parts[n])
+        self._norms: GradientHooks[int, Tensor | float] = GradientHooks(l2_norm, failures)  # key n: at input of unit n
         self._passes = [0] * len(self.units)
+        self._no_input: set[int] = set()  # the units that got no tensor as a positional argument
 
     def attach(self) -> None:
         """Measure the next forward pass and its backward pass."""
-        self.detach()
         self._norms.clear()
         self._passes = [0] * len(self.units)
-        for n, unit in enumerate(self.units):
-            hook = partial(self._before_unit, n)
-            self._handles.append(unit.module.register_forward_pre_hook(hook, with_kwargs=True))
-        if self.units:
-            self._handles.append(self.units[-1].module.register_forward_hook(self._after_last_unit))
+        self._no_input.clear()
+        self._hooks.attach()
 
     def detach(self) -> None:
-        """Remove the forward hooks. Gradients of tensors that already have a hook are still measured."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        """Remove the hooks. What they have measured is kept for `factors`."""
+        self._hooks.detach()
+        self._norms.detach()
 
     def factors(self) -> Deferred[list[float | None]]:
         """‖dL/dh_l‖_F / ‖dL/dh_{l+1}‖_F of each unit; their product is ‖dL/dh_0‖_F / ‖dL/dh_L‖_F.
 
-        A factor is None if no gradient reached the unit, or if it ran more than once. Source: Schoenholz et al. 2017,
-        arXiv 1611.01232.
+        A factor is None if no gradient reached the unit, if several did, or if the unit ran more than once. Source:
+        Schoenholz et al. 2017, arXiv 1611.01232.
         """
-        norms, self._norms = self._norms, {}
+        norms = {n: norm for n in range(len(self.units) + 1) if (norm := self._norms.get(n)) is not None}
+        self._report_gaps()
+        self._norms.clear()
         once = [passes == 1 for passes in self._passes]
         on_device = {n: norm for n, norm in norms.items() if isinstance(norm, Tensor)}
         on_host = {n: norm for n, norm in norms.items() if not isinstance(norm, Tensor)}
@@ -65,34 +74,31 @@ class BlockBoundaries:
 
         return Deferred([norm.reshape(1) for norm in on_device.values()], read)
 
-    def _before_unit(self, n: int, module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _report_gaps(self) -> None:
+        if not self.units:
+            return
+        if (reason := self._hooks.silence("the blocks")) is not None:
+            self._failures.leave_out(PART, reason)
+        if not any(self._passes):
+            return
+        for n, unit in enumerate(self.units):
+            if self._passes[n] > 1:
+                self._failures.leave_out(PART, f"{unit.name} ran {self._passes[n]} times in one step")
+            elif self._passes[n] == 0 and self._hooks.reason is not None:
+                self._failures.leave_out(PART, f"{unit.name} runs {self._hooks.reason}")
+            elif self._norms.count(n) > 1:
+                self._failures.leave_out(PART, f"several backward passes went through {unit.name} in one step")
+
+    def _before_unit(self, n: int, args: Args) -> None:
         self._passes[n] += 1
-        first = args[0] if args else None
-        if not isinstance(first, Tensor):
-            first = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
-        self._measure_gradient_of(first, n)
+        if (signal := first_tensor(args)) is None:
+            self._no_input.add(n)
+        self._norms.listen(n, signal, self._parts[n])
 
-    def _after_last_unit(self, module: object, args: object, output: Any) -> None:
-        first = output[0] if isinstance(output, tuple) and output else output
-        self._measure_gradient_of(first if isinstance(first, Tensor) else None, len(self.units))
-
-    def _measure_gradient_of(self, tensor: Tensor | None, n: int) -> None:
-        if tensor is not None and tensor.requires_grad:
-            tensor.register_hook(partial(self._measure, n))  # type: ignore[no-untyped-call]
-
-    def _measure(self, n: int, grad: Tensor) -> None:
-        self._norms[n] = l2_norm(grad)  # now, while `grad` is in the cache; keeping `grad` would take memory
-
-
-def l2_norm(tensor: Tensor) -> Tensor | float:
-    """The L2 norm, correct for numbers of any size. On CUDA a float64 scalar on the device, otherwise a float."""
-    norm: Tensor = torch.linalg.vector_norm(tensor, dtype=sum_dtype(tensor))
-    if is_asynchronous(tensor.device):
-        return norm
-    size: float = norm.item()
-    if tensor.dtype == torch.float64 or in_range((size,), tensor.numel()):
-        return size
-    if tensor.device.type == "mps":  # MPS has no float64
-        return correct_norms((size,), tensor.reshape(1, -1))[0]
-    exact: float = torch.linalg.vector_norm(tensor, dtype=torch.float64).item()
-    return exact
+    def _after_unit(self, n: int, args: Args, kwargs: Kwargs, output: Any) -> None:
+        # Only now the keyword arguments are known. One that was changed in place may have been changed by the unit, and
+        # would then not be the unit's input any more.
+        if n in self._no_input and (signal := first_tensor(kwargs)) is not None and not version(signal):
+            self._norms.listen(n, signal, self._parts[n])
+        if n == len(self.units) - 1:
+            self._norms.listen(n + 1, first_tensor(output), self._parts[n])

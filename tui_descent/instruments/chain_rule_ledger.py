@@ -6,18 +6,22 @@ compares the results with autograd's at the same boundaries.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from tui_descent.instruments.activation_derivatives import derivative
 from tui_descent.instruments.deferred import Deferred
+from tui_descent.instruments.failures import Failures
+from tui_descent.instruments.gradient_hooks import GradientHooks
+from tui_descent.instruments.module_hooks import Args, Kwargs, ModuleHooks, first_tensor, plain, version
 from tui_descent.protocol.events import LedgerEntry
+
+PART = "the chain-rule ledger"
 
 
 class Skip(Protocol):
@@ -40,46 +44,56 @@ class Block(Protocol):
     dropout: nn.Module | None
 
 
+class _Kept(NamedTuple):
+    """A tensor of the forward pass. Its numbers are lost if it was changed in place since then."""
+
+    tensor: Tensor
+    version: int
+
+    @property
+    def unchanged(self) -> Tensor | None:
+        return self.tensor if version(self.tensor) == self.version else None
+
+
 @dataclass(slots=True)
 class _Pass:
-    """The tensors of one block in one forward and backward pass, (B, W) each."""
+    """The tensors of one block in one forward pass, (B, W) each."""
 
-    x: Tensor | None = None  # input
+    calls: int = 0
+    x: _Kept | None = None  # input
     h: Tensor | None = None  # after the Linear
-    z: Tensor | None = None  # before the activation
-    a: Tensor | None = None  # after the activation
-    dy: Tensor | None = None  # dL/dy
-    dx: Tensor | None = None  # dL/dx by autograd
-    handles: list[RemovableHandle] = field(default_factory=list)
+    z: _Kept | None = None  # before the activation
+    a: _Kept | None = None  # after the activation
 
 
 class ChainRuleLedger:
     """Measures one forward and backward pass of the `blocks`, which are (name, module) in forward order."""
 
-    def __init__(self, blocks: Sequence[tuple[str, nn.Module]]) -> None:
+    def __init__(self, blocks: Sequence[tuple[str, nn.Module]], failures: Failures | None = None) -> None:
         self._blocks = list(blocks)
+        self._failures = failures = Failures() if failures is None else failures
+        self._parts = [f"{PART} of {name}" for name, _ in self._blocks]
         self._passes: list[_Pass] = []
+        # Keys: the number of the block, and "dx" for dL/dx or "dy" for dL/dy.
+        self._gradients: GradientHooks[tuple[int, str], Tensor] = GradientHooks(lambda grad: grad, failures)
+        self._hooks = hooks = ModuleHooks(failures)
+        for n, ((_, module), part) in enumerate(zip(self._blocks, self._parts, strict=True)):
+            block = cast(Block, module)
+            hooks.on_input(module, partial(self._before_block, n), part)
+            hooks.on_output(block.linear, partial(self._after_linear, n), part)
+            hooks.on_output(block.activation, partial(self._after_activation, n), part)
+            hooks.on_output(module, partial(self._after_block, n), part)
 
     def attach(self) -> None:
         """Measure the next pass."""
-        self.detach()
         self._passes = [_Pass() for _ in self._blocks]
-        for (_, block), tensors in zip(self._blocks, self._passes, strict=True):
-            assert isinstance(block.linear, nn.Module)
-            assert isinstance(block.activation, nn.Module)
-            tensors.handles = [
-                block.register_forward_pre_hook(partial(_before_block, tensors)),
-                block.linear.register_forward_hook(partial(_after_linear, tensors)),
-                block.activation.register_forward_hook(partial(_after_activation, tensors)),
-                block.register_forward_hook(partial(_after_block, tensors)),
-            ]
+        self._gradients.clear()
+        self._hooks.attach()
 
     def detach(self) -> None:
-        """Remove the forward hooks. Gradients of tensors that already have a hook are still kept."""
-        for tensors in self._passes:
-            for handle in tensors.handles:
-                handle.remove()
-            tensors.handles = []
+        """Remove the hooks. What they have kept stays for `entries`."""
+        self._hooks.detach()
+        self._gradients.detach()
 
     @torch.no_grad()
     def entries(self) -> Deferred[list[LedgerEntry]]:
@@ -90,16 +104,24 @@ class ChainRuleLedger:
         block to this one. A value that is not known is None.
         """
         passes, self._passes = self._passes, []
-        if all(tensors.dy is None for tensors in passes):
+        gradients = [(self._gradients.get((n, "dy")), self._gradients.get((n, "dx"))) for n in range(len(passes))]
+        self._gradients.clear()
+        if all(dy is None for dy, _ in gradients):
             passes = []
         columns: list[Tensor] = []
         # For each block, the indices of the columns with ‖dL/dy‖, ‖dx′‖, ‖dx‖ and ‖dx − dx′‖.
         blocks: list[tuple[str, list[int | None]]] = []
-        for (name, block), tensors in reversed(list(zip(self._blocks, passes, strict=False))):
-            dx = self._dx(cast(Block, block), tensors)
-            difference = None if dx is None or tensors.dx is None else dx - tensors.dx.double()
+        for n in reversed(range(len(passes))):
+            (name, block), (dy, autograd), dx = self._blocks[n], gradients[n], None
+            if passes[n].calls > 1:  # the tensors kept are of one call, and the gradients perhaps of another
+                self._failures.leave_out(PART, f"{name} ran {passes[n].calls} times in one step")
+                dy = autograd = None
+            elif dy is not None and self._parts[n] not in self._failures:
+                with self._failures.guard(self._parts[n]):
+                    dx = self._dx(cast(Block, block), passes[n], dy)
+            difference = None if dx is None or autograd is None else dx - autograd.double()
             places: list[int | None] = []
-            for tensor in (tensors.dy, tensors.dx, dx, difference):
+            for tensor in (dy, autograd, dx, difference):
                 places.append(None if tensor is None else len(columns))
                 if tensor is not None:
                     columns.append(tensor.double().square().sum().sqrt().reshape(1))
@@ -124,19 +146,20 @@ class ChainRuleLedger:
 
         return Deferred(columns, read)
 
-    def _dx(self, block: Block, tensors: _Pass) -> Tensor | None:
+    def _dx(self, block: Block, tensors: _Pass, dy: Tensor) -> Tensor | None:
         """dL/dx of a block from dL/dy, in float64; None if a tensor or a derivative is not known."""
-        if tensors.dy is None or tensors.x is None or tensors.z is None or tensors.a is None or tensors.h is None:
+        x, z, a = (None if kept is None else kept.unchanged for kept in (tensors.x, tensors.z, tensors.a))
+        if x is None or z is None or a is None or tensors.h is None:
             return None
         if block.dropout is not None:
             return None  # the dropout mask is not known
-        dy = tensors.dy.double()
+        dy = dy.double()
         skip: Skip | None = block.skip
         gate, branch = (0.0, 1.0) if skip is None else (skip.gate, skip.branch)
         delta = branch * dy
         if block.norm is not None and block.where == "post":
-            delta = norm_backward(block.norm, tensors.a.double(), delta)
-        slopes = derivative(block.activation, tensors.z.double())
+            delta = norm_backward(block.norm, a.double(), delta)
+        slopes = derivative(block.activation, z.double())
         if slopes is None:
             return None
         delta = slopes * delta  # φ′ ⊙ δ
@@ -144,8 +167,37 @@ class ChainRuleLedger:
             delta = norm_backward(block.norm, tensors.h.double(), delta)
         delta = delta @ block.linear.weight.double()  # Wᵀδ, one row per sample
         if block.norm is not None and block.where == "pre":
-            delta = norm_backward(block.norm, tensors.x.double(), delta)
+            delta = norm_backward(block.norm, x.double(), delta)
         return gate * dy + delta
+
+    def _before_block(self, n: int, args: Args) -> None:
+        tensors = self._passes[n]
+        tensors.calls += 1
+        tensors.x = _keep(first_tensor(args))
+        self._gradients.listen((n, "dx"), first_tensor(args), self._parts[n])
+
+    def _after_linear(self, n: int, args: Args, kwargs: Kwargs, output: Tensor) -> None:
+        kept = _keep(output)
+        self._passes[n].h = None if kept is None else kept.tensor.clone()  # the activation may change it in place
+
+    def _after_activation(self, n: int, args: Args, kwargs: Kwargs, output: Tensor) -> None:
+        self._passes[n].z, self._passes[n].a = _keep(first_tensor(args)), _keep(output)
+
+    def _after_block(self, n: int, args: Args, kwargs: Kwargs, output: Tensor) -> None:
+        self._gradients.listen((n, "dy"), first_tensor(output), self._parts[n])
+
+
+def is_block(module: nn.Module) -> bool:
+    """Whether the ledger's formulas hold for a module: whether it is one of our `Block`s around a Linear."""
+    names = ("linear", "activation", "norm", "where", "skip", "dropout")
+    known = all(hasattr(module, name) for name in names)
+    return known and isinstance(module.linear, nn.Linear) and isinstance(module.activation, nn.Module)
+
+
+def _keep(tensor: Tensor | None) -> _Kept | None:
+    if tensor is None or (ordinary := plain(tensor)) is None or ordinary.is_complex():
+        return None
+    return _Kept(ordinary, version(ordinary))
 
 
 def norm_backward(norm: nn.Module, x: Tensor, delta: Tensor) -> Tensor:
@@ -166,29 +218,3 @@ def norm_backward(norm: nn.Module, x: Tensor, delta: Tensor) -> Tensor:
     size = (x.square().mean(dim=-1, keepdim=True) + eps).sqrt()
     hat = x / size
     return (d - hat * (d * hat).mean(dim=-1, keepdim=True)) / size
-
-
-def _before_block(tensors: _Pass, module: object, args: tuple[Any, ...]) -> None:
-    tensors.x = args[0].detach()
-    if args[0].requires_grad:
-        args[0].register_hook(_keep_gradient(tensors, "dx"))
-
-
-def _after_linear(tensors: _Pass, module: object, args: object, output: Tensor) -> None:
-    tensors.h = output.detach().clone()  # copied, since the activation may change it in place
-
-
-def _after_activation(tensors: _Pass, module: object, args: tuple[Any, ...], output: Tensor) -> None:
-    tensors.z, tensors.a = args[0].detach(), output.detach()
-
-
-def _after_block(tensors: _Pass, module: object, args: object, output: Tensor) -> None:
-    if output.requires_grad:
-        output.register_hook(_keep_gradient(tensors, "dy"))  # type: ignore[no-untyped-call]
-
-
-def _keep_gradient(tensors: _Pass, name: str) -> Callable[[Tensor], None]:
-    def keep(grad: Tensor) -> None:
-        setattr(tensors, name, grad)
-
-    return keep

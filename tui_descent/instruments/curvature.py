@@ -62,10 +62,10 @@ class Curvature:
         """Measure λmin and λmax. The iteration ends at |Hv − θv| ≤ tolerance·|θ|, or after `max_products` products.
 
         A Ritz value θ never lies outside the spectrum, so a negative θ proves that an eigenvalue is negative. With
-        `index` the share of negative eigenvalues is measured too (Dauphin et al. 2014, arXiv 1406.2572). This costs n
-        products for n ≤ `FULL_UP_TO` parameters, otherwise 60 more. `preconditioner` is P^-½, as returned by
-        `preconditioner()`; P^-½HP^-½ is then measured instead of H. All results are NaN if a product is not finite or
-        the loss depends on no parameter.
+        `index` the share of negative eigenvalues is measured too (Dauphin et al. 2014, arXiv 1406.2572). With
+        n ≤ `FULL_UP_TO` parameters the whole measurement costs n products; with more, the share costs 60 additional
+        products. `preconditioner` is P^-½, as returned by `preconditioner()`; P^-½HP^-½ is then measured instead of H.
+        All results are NaN if a product is not finite or the loss depends on no parameter.
         """
         with _twice_differentiable(self._parameters):
             hessian = _Hessian(self._loss(), self._parameters, preconditioner)
@@ -110,7 +110,7 @@ class Curvature:
     def _ends(self, hessian: _Hessian, tolerance: float, max_products: int, index: bool) -> _Ends:
         """The extreme eigenvalues by Lanczos iteration.
 
-        Starts from the sum of the previous two extreme eigenvectors if the parameters are the same.
+        Starts from the sum of the two extreme eigenvectors of the last measurement, if it had the same parameters.
         """
         start = self._random(hessian)
         parameters = [id(p) for p in hessian.parameters]

@@ -40,7 +40,7 @@ class Deferred(Generic[T]):
 
     @property
     def count(self) -> int:
-        """How many numbers `read` takes."""
+        """How many numbers have to be passed to `read`."""
         return sum(len(column) for column in self.columns)
 
     def result(self) -> T:

@@ -16,6 +16,7 @@ class Failures:
     def __init__(self, report: Callable[[str], None] = lambda text: None) -> None:
         self._report = report
         self._off: set[str] = set()
+        self._left_out: set[str] = set()
 
     def __contains__(self, part: object) -> bool:
         """Whether this part is switched off."""
@@ -29,6 +30,14 @@ class Failures:
         line = next(iter(str(error).splitlines()), "")[:200]
         with suppress(Exception):  # the report must not raise into the loop either
             self._report(f"switched off: {part} ({type(error).__name__}{': ' if line else ''}{line}); training goes on")
+
+    def leave_out(self, part: str, reason: str) -> None:
+        """Report the first time that a part, which works, cannot measure something in this run."""
+        if part in self._left_out:
+            return
+        self._left_out.add(part)
+        with suppress(Exception):
+            self._report(f"not measured: {part}: {reason}")
 
     @contextmanager
     def guard(self, part: str) -> Iterator[None]:

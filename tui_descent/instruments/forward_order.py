@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from functools import partial
 
-import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
+
+from tui_descent.instruments.failures import Failures
+from tui_descent.instruments.module_hooks import Args, ModuleHooks
 
 
 class ForwardOrder:
     """`names` are the modules of one net, in the order in which they were first called."""
 
-    def __init__(self) -> None:
+    def __init__(self, failures: Failures | None = None) -> None:
         self.names: list[str] = []
+        self._failures = failures
         self._known: frozenset[str] = frozenset()
-        self._handles: list[RemovableHandle] = []
+        self._hooks = ModuleHooks()
 
     def record(self, model: nn.Module) -> None:
         """Record all forward passes until `stop` is called."""
         self._known = frozenset(name for name, _ in model.named_modules())
-        self._handles = [
-            module.register_forward_pre_hook(self._hook(name))
-            for name, module in model.named_modules()
-            if not isinstance(module, torch.jit.ScriptModule)  # it does not support these hooks
-        ]
+        self._hooks = ModuleHooks(self._failures, every_pass=True)
+        for name, module in model.named_modules():
+            self._hooks.on_input(module, partial(self._called, name), "the forward order of the layers")
+        self._hooks.attach()
 
     def stop(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        """Stop to record."""
+        self._hooks.detach()
 
     def of(self, model: nn.Module) -> list[str] | None:
         """The names of the model's modules in forward order; None if no pass was recorded.
@@ -54,9 +53,6 @@ class ForwardOrder:
                 previous = ends.get(path, previous)
         return sorted((name for name, _ in model.named_modules() if name in place), key=place.__getitem__)
 
-    def _hook(self, name: str) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            if name not in self.names:
-                self.names.append(name)
-
-        return hook
+    def _called(self, name: str, args: Args) -> None:
+        if name not in self.names:
+            self.names.append(name)

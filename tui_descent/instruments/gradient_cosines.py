@@ -7,17 +7,14 @@ valley.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from tui_descent.instruments.deferred import is_asynchronous
-from tui_descent.instruments.float32_range import in_range, limits, scaled_rows
+from tui_descent.instruments.float32_range import in_range, limits
+from tui_descent.instruments.row_sums import exact_cosines, product_dtype, products_shape, row_products
 from tui_descent.instruments.tensor_groups import TensorGroups
-
-# At most this many numbers are converted to float64 at a time.
-FLOAT64_AT_A_TIME = 1 << 24
 
 
 class GradientPair:
@@ -28,59 +25,54 @@ class GradientPair:
 
     def __init__(self, groups: TensorGroups, new: Sequence[Tensor], old: Sequence[Tensor]) -> None:
         self._groups, self._new, self._old = groups, new, old
-        self.products = [
-            _row_products(x, y, None if is_asynchronous(x.device) else groups.memory("products", n, x.shape, x))
-            for n, (x, y) in enumerate(zip(new, old, strict=True))
-        ]
+        self.products = [self._products(n, x, y) for n, (x, y) in enumerate(zip(new, old, strict=True))]
 
     def cosines(
         self, products: Sequence[float], new_norms: Sequence[float], old_norms: Sequence[float]
     ) -> tuple[list[float | None], float | None]:
         """The cosine of each parameter, and of the whole gradient; None if one of the two norms is 0.
 
-        `products` are the numbers in `self.products`, one group after the other. `new_norms` and `old_norms` are the L2
-        norms of the gradients of both steps, one per parameter, in the order of the parameters.
+        `products` are the numbers in `self.products`, one group of tensors after the other. `new_norms` and
+        `old_norms` are the L2 norms of the gradients of both steps, one per parameter, in the order of the parameters.
         """
         dots = self._groups.in_order(products)
-        sizes = [a * b for a, b in zip(new_norms, old_norms, strict=True)]
-        for n, cosine in self._scaled_cosines(self._out_of_range(new_norms, old_norms)).items():
-            dots[n] = cosine * sizes[n]
-        cosines = [dot / size if size else None for dot, size in zip(dots, sizes, strict=True)]
-        size = math.hypot(*new_norms) * math.hypot(*old_norms)
-        return cosines, math.fsum(dots) / size if size else None
+        pairs = list(zip(dots, new_norms, old_norms, strict=True))
+        cosines = [dot / (a * b) if a and b and a * b else None for dot, a, b in pairs]
+        for n, cosine in self._out_of_range(new_norms, old_norms).items():
+            cosines[n] = cosine
+        new, old = math.hypot(*new_norms), math.hypot(*old_norms)
+        if not new or not old:
+            return cosines, None
+        weighted = (c * (a / new) * (b / old) for c, (_, a, b) in zip(cosines, pairs, strict=True) if c is not None)
+        return cosines, math.fsum(weighted)
 
-    def _out_of_range(self, new_norms: Sequence[float], old_norms: Sequence[float]) -> set[int]:
-        """The indices of the parameters whose dot products may be inexact, since they were summed in float32."""
-        if is_asynchronous(self._new[0].device):
-            return set()  # summed in float64
+    def _products(self, n: int, x: Tensor, y: Tensor) -> Tensor:
+        if is_asynchronous(x.device):
+            return row_products(x, y)
+        shape, dtype = products_shape(x), product_dtype(x)
+        key = n if shape == x.shape else dtype
+        return row_products(x, y, self._groups.memory("products", key, shape, x, dtype=dtype))
+
+    def _out_of_range(self, new_norms: Sequence[float], old_norms: Sequence[float]) -> dict[int, float]:
+        """The cosines of the parameters whose dot products may be inexact, computed again in float64, by index.
+
+        On a device that is not waited for, products are summed in float64 at once, and none is computed again.
+        """
         longest = max(matrix.shape[1] for matrix in self._new)
         if in_range(new_norms, longest) and in_range(old_norms, longest):
-            return set()
-        low, high = limits(longest)
-        pairs = enumerate(zip(new_norms, old_norms, strict=True))
-        finite = {n: pair for n, pair in pairs if all(0 < norm < math.inf for norm in pair)}
-        return {n for n, pair in finite.items() if not all(low < norm < high for norm in pair)}
-
-    def _scaled_cosines(self, of: Collection[int]) -> dict[int, float]:
-        """The cosines of the parameters with the indices `of`, from rows scaled by their largest magnitude.
-
-        Waits for the device.
-        """
+            return {}
         found: dict[int, float] = {}
         for x, y, group in zip(self._new, self._old, self._groups.groups, strict=True):
-            rows = [row for row, n in enumerate(group) if n in of]
+            if is_asynchronous(x.device):
+                continue
+            low, high = limits(x.shape[1], x.dtype)
+            pairs = [(new_norms[n], old_norms[n]) for n in group]
+            rows = [
+                row
+                for row, pair in enumerate(pairs)
+                if all(0 < norm < math.inf for norm in pair) and not all(low < norm < high for norm in pair)
+            ]
             if rows:
-                x, y = scaled_rows(x, rows), scaled_rows(y, rows)
-                norms = torch.linalg.vector_norm(x, dim=1) * torch.linalg.vector_norm(y, dim=1)
-                found |= zip((group[row] for row in rows), (_row_products(x, y) / norms).tolist(), strict=True)
+                new, old = ([pairs[row][k] for row in rows] for k in (0, 1))
+                found |= zip((group[row] for row in rows), exact_cosines(x, y, rows, new, old), strict=True)
         return found
-
-
-def _row_products(x: Tensor, y: Tensor, memory: Tensor | None = None) -> Tensor:
-    """Σ x·y of each pair of rows, (k,)."""
-    if is_asynchronous(x.device):
-        parts = zip(*(torch.split(m, FLOAT64_AT_A_TIME, dim=1) for m in (x, y)), strict=True)
-        return torch.stack([(a.double() * b.double()).sum(dim=1) for a, b in parts]).sum(dim=0)
-    if len(x) == 1:
-        return torch.dot(x[0], y[0]).reshape(1)
-    return torch.mul(x, y, out=memory).sum(dim=1)

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
+from tui_descent.instruments.not_measured import count_numbers, why_not_measured
 from tui_descent.protocol.events import Layer
 
 CONTAINERS = (nn.Sequential, nn.ModuleList)
@@ -22,7 +24,7 @@ ACTIVATIONS = (
 
 @dataclass(frozen=True, slots=True)
 class WatchedLayer:
-    """A module with weights of its own. `weight` is the parameter that is measured."""
+    """A weight, the module that it belongs to, and the row that shows it."""
 
     layer: Layer
     module: nn.Module
@@ -63,9 +65,9 @@ def structure(
     """Find the layers, units and activations of a net.
 
     `order` are the module names in forward order; by default the order of registration is used. With `only`, layers
-    with other names are left out. A layer is a module with weights of its own; a shared weight belongs to the first
-    layer that has it. The layer's `weight` is its largest matrix, or its largest parameter if it has no matrix. Units
-    are the children with weights of the outermost `Sequential`s and `ModuleList`s.
+    with other names are left out. A layer is a module with weights of its own; a module with several, such as an LSTM,
+    has one layer for each, named `module.weight`. A shared weight belongs to the first layer that has it. Units are the
+    children with weights of the outermost `Sequential`s and `ModuleList`s.
     """
     place = {name: n for n, name in enumerate(order or ())}
 
@@ -78,21 +80,28 @@ def structure(
     units = sorted(_units(model), key=lambda unit: position(unit[0]))
     block = {id(m): n for n, (_, module) in enumerate(units) for m in module.modules()} if len(units) > 1 else {}
     layers: list[WatchedLayer] = []
+    # The net itself has no path. Its name is that of its class, in capitals if a child has the other name.
+    root = type(model).__name__
+    root = root if dict(model.named_modules()).get(root.lower()) else root.lower()
     seen: set[int] = set()
     for name, module in sorted(model.named_modules(), key=lambda item: position(item[0])):
-        own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
-        if not own or (only is not None and (name or type(module).__name__.lower()) not in only):
-            continue
-        seen.update(id(p) for p in own)
-        layer = Layer(
-            name=name or type(module).__name__.lower(),
-            kind=type(module).__name__,
-            params=sum(p.numel() for p in own),
-            block=block.get(id(module)),
-        )
-        layers.append(WatchedLayer(layer, module, max(own, key=lambda p: (p.dim() >= 2, p.numel()))))
-    rows = {id(watched.module): n for n, watched in enumerate(layers)}
-    matrices = frozenset(n for n, watched in enumerate(layers) if watched.weight.dim() >= 2)
+        own = [(of, p) for of, p in module.named_parameters(recurse=False) if id(p) not in seen]
+        seen.update(id(p) for _, p in own)
+        weights, path = _weights(own), name or root
+        for of, weight in weights:
+            layer = Layer(
+                name=path if len(weights) == 1 else f"{path}.{of}",
+                kind=type(module).__name__,
+                params=count_numbers([weight] if len(weights) > 1 else (p for _, p in own)),
+                block=block.get(id(module)),
+                not_measured=why_not_measured(weight),
+            )
+            if only is None or layer.name in only:
+                layers.append(WatchedLayer(layer, module, weight))
+    rows: dict[int, int] = {}
+    for n, watched in enumerate(layers):
+        rows.setdefault(id(watched.module), n)
+    matrices = frozenset(n for n, watched in enumerate(layers) if _is_matrix(watched.weight))
     inside = [(name, module, [rows[id(m)] for m in module.modules() if id(m) in rows]) for name, module in units]
     return NetStructure(
         layers=tuple(layers),
@@ -102,15 +111,28 @@ def structure(
     )
 
 
+def _weights(own: Sequence[tuple[str, nn.Parameter]]) -> Sequence[tuple[str, nn.Parameter]]:
+    """Those of a module's own parameters that are shown: its matrices, or if it has none, its vectors, but no biases.
+
+    If it has nothing else, its largest bias is shown.
+    """
+    weights = [(name, p) for name, p in own if "bias" not in name]
+    matrices = [(name, p) for name, p in weights if _is_matrix(p)]
+    return matrices or weights or sorted(own, key=lambda item: count_numbers(item[1:]))[-1:]
+
+
+def _is_matrix(parameter: nn.Parameter) -> bool:
+    """Whether it has at least two dimensions. The shape of a lazy one is not known; it will most often be a matrix."""
+    return is_lazy(parameter) or parameter.dim() >= 2
+
+
 def _units(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     inside = isinstance(model, CONTAINERS)
     for name, child in model.named_children():
         path = f"{prefix}{name}"
-        if isinstance(child, torch.jit.ScriptModule):
-            continue  # it does not support hooks
         if inside and any(True for _ in child.parameters()):
             yield path, child
-        elif not inside:
+        elif not inside and not isinstance(child, torch.jit.ScriptModule):  # calls inside it run no hooks
             yield from _units(child, f"{path}.")
 
 

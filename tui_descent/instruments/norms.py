@@ -1,4 +1,4 @@
-"""L2 norms of gradients, weights and updates, by layer. `host_norms` computes them on a CPU, `row_norms` on a GPU.
+"""L2 norms of gradients, weights and updates, by layer.
 
 Symbols: W is a layer's weight with n entries, g = dL/dW as the optimizer receives it, Δ = W after the step − W before.
 """
@@ -6,18 +6,29 @@ Symbols: W is a layer's weight with n entries, g = dL/dW as the optimizer receiv
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from tui_descent.instruments.deferred import Deferred, combine, is_asynchronous
-from tui_descent.instruments.float32_range import correct_norms, sum_dtype
+from tui_descent.instruments.failures import Failures
+from tui_descent.instruments.float32_range import sum_dtype
 from tui_descent.instruments.gradient_cosines import GradientPair
 from tui_descent.instruments.net_structure import WatchedLayer
+from tui_descent.instruments.not_measured import why_not_measured
+from tui_descent.instruments.row_sums import (
+    SUMMED,
+    device_difference_norms,
+    difference_norms,
+    host_norms,
+    l2_norm,
+    real_view,
+)
 from tui_descent.instruments.tensor_groups import TensorGroups
 
+T = TypeVar("T")
 # Added to ‖W‖₂ in the update ratio, so that the ratio is defined if all weights are 0.
 RATIO_FLOOR = 1e-12
 # With more than `MANY_LAYERS` layers, a partial reading measures the weights of every third layer only.
@@ -25,15 +36,16 @@ MANY_LAYERS, PARTS = 30, 3
 
 
 class LayerNorms(NamedTuple):
-    """The norms of one step. Each column has one value per layer, None for a layer without a gradient.
+    """The norms of one step. Each column has one value per layer.
 
-    `ages` says how many steps ago the weight norm, update norm and ratio of each layer were measured. It is None if all
-    of them were measured at this step.
+    A value is None if the layer is not measured. Only `weight_norm` has a value for a layer without a gradient. `ages`
+    says how many steps ago the weight norm, update norm and ratio of each layer were measured. It is None if all of
+    them were measured at this step.
     """
 
     grad_norm: Sequence[float | None]  # ‖g‖₂
     grad_rms: Sequence[float | None]  # ‖g‖₂/√n
-    weight_norm: Sequence[float]  # ‖W‖₂, before the step
+    weight_norm: Sequence[float | None]  # ‖W‖₂, before the step
     update_norm: Sequence[float | None]  # ‖Δ‖₂
     update_ratio: Sequence[float | None]  # ‖Δ‖₂/(‖W‖₂ + 1e-12), for matrices only (You et al. 2017, arXiv 1708.03888)
     ages: Sequence[int] | None = None
@@ -53,11 +65,20 @@ class NormsReading(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """Some of the layers, selected by the slice `layers`, and their weights."""
+    """Some of the layers, by row number, and their weights.
 
-    layers: slice
-    weights: list[Tensor]
+    `any_complex`: some weights are complex. `summed`: no weight has to be converted to float32.
+    """
+
+    rows: Sequence[int]
+    weights: Sequence[Tensor]
     groups: TensorGroups
+    any_complex: bool
+    summed: bool
+
+    def real_weights(self) -> Sequence[Tensor]:
+        """The weights as real numbers."""
+        return [real_view(weight) for weight in self.weights] if self.any_complex else self.weights
 
 
 class _Gradients(NamedTuple):
@@ -76,100 +97,234 @@ class Norms:
     """Measures one step: call `before_update` in the optimizer's pre-hook, `after_update` in its post-hook.
 
     A cosine needs the gradients of the previous step: call `remember` in the pre-hook of that step.
+
+    A complex number counts as one entry with its magnitude; cosines are those of the real and imaginary parts. The loop
+    may change the dtype, device or shape of a parameter at any time. `not_measured` says, by row number, why layers are
+    not measured: their numbers cannot be read, or measuring them raised an exception, which is added to `failures`.
     """
 
-    def __init__(self, watched: Sequence[WatchedLayer], parameters: Sequence[nn.Parameter]) -> None:
-        self._parameters = list(parameters)
-        weights: list[Tensor] = [w.weight for w in watched]
+    def __init__(
+        self, watched: Sequence[WatchedLayer], parameters: Sequence[nn.Parameter], failures: Failures | None = None
+    ) -> None:
+        self._parameters, self._watched = list(parameters), list(watched)
+        self._failures = failures or Failures()
         index = {id(p): n for n, p in enumerate(self._parameters)}
-        self._weight_indices = [index[id(weight)] for weight in weights]
-        self._roots = [math.sqrt(weight.numel()) for weight in weights]  # √n
-        self._matrices = [weight.dim() >= 2 for weight in weights]
-        # All layers, and the parts that partial readings measure in turn.
-        self._whole = _part(weights, slice(None))
-        thirds = [slice(first, None, PARTS) for first in range(PARTS)]
-        self._parts = [_part(weights, third) for third in thirds] if len(weights) > MANY_LAYERS else [self._whole]
+        self._weight_indices = [index[id(w.weight)] for w in self._watched]
+        self._failed: dict[int, str] = {}  # by parameter: the exception that was raised
         self._partial_readings = 0
-        # The last known norms of each layer's weight and update, and the step at which they were measured.
-        self._weight_norms, self._update_norms = [0.0] * len(weights), [0.0] * len(weights)
-        self._taken_at = [0] * len(weights)
-        self._any_read = False
         # The step in progress: its gradients, the part whose weights were copied, and the copies.
         self._now: _Gradients | None = None
         self._pair: tuple[GradientPair, _Gradients] | None = None
         self._scale: Tensor | None = None
         self._step = 0
-        self._part = self._whole
         self._copies: tuple[list[Tensor], list[Tensor]] = [], []
+        self._memory_names = ("new gradients", "old gradients")  # swapped when gradients are kept
         # The gradients that were kept, and their step.
         self._previous: _Gradients | None = None
         self._previous_step = -1
-        self._memory_names = ("new gradients", "old gradients")  # swapped when gradients are kept
-        self._groups: tuple[tuple[int, ...], TensorGroups] = (), TensorGroups([])
+        self._examine()
 
     @property
     def weight_indices(self) -> Sequence[int]:
         """The index of each layer's weight among the parameters."""
         return self._weight_indices
 
-    @torch.no_grad()
     def before_update(
-        self, grad_scale: Tensor | None = None, *, cosines: bool = False, step: int = 0, partial: bool = False
+        self,
+        grad_scale: Tensor | None = None,
+        *,
+        cosines: bool = False,
+        step: int = 0,
+        partial: bool = False,
+        copy_weights: bool = True,
     ) -> None:
         """Measure the gradients of update `step` and copy the weights.
+
+        `copy_weights` is False if they were copied already: before an earlier update of the same step, whose gradients
+        these ones replace, or before a closure was run.
 
         `grad_scale`, a scalar tensor, is the factor by which a GradScaler has multiplied the gradients. With `cosines`,
         they are compared with the gradients of the previous step, if these were kept. With `partial`, only a third of
         the weights is measured if there are many layers.
         """
-        previous = self._previous if cosines and self._previous_step == step - 1 else None
+        self._scale, self._step = grad_scale, step
+        self._repeat_without_failing(
+            lambda: self._before_update(cosines=cosines, partial=partial, copy_weights=copy_weights)
+        )
+
+    def copy_weights(self, *, partial: bool = False) -> None:
+        """Copy the weights before the update. With `partial`, only a third of them if there are many layers."""
+
+        def copy() -> None:
+            if self._changed():
+                self._examine()
+            self._copy_weights(partial=partial)
+
+        self._repeat_without_failing(copy)
+
+    def forget(self) -> None:
+        """Drop the gradients that were kept for the next cosine."""
+        self._previous, self._previous_step = None, -1
+
+    def remember(self, step: int = -1) -> None:
+        """Keep the gradients of update `step` for the cosine of the next one. By default the next one is update 0."""
+        self._repeat_without_failing(lambda: self._remember(step))
+
+    def after_update(self) -> Deferred[NormsReading]:
+        """Measure the update, and return the result for the step."""
+
+        def measure() -> Deferred[NormsReading]:
+            try:
+                return self._after_update(self._part)
+            except Exception:
+                if not self._changed() and not self._leave_out_failing():
+                    raise
+                self._copies = [], []
+                return self._after_update(_part([], []))
+
+        try:
+            return self._repeat_without_failing(measure)
+        finally:  # otherwise they would keep gradients alive that the loop has released
+            self._now = self._pair = None
+            self._copies = [], []
+
+    def _repeat_without_failing(self, measure: Callable[[], T]) -> T:
+        """Call `measure`. If it raises, leave out the parameters that cannot be measured, and call it again.
+
+        A tensor subclass of the user's and a mode such as `torch.device` see none of these operations.
+        """
+        with torch.no_grad(), torch._C.DisableTorchFunction():
+            try:
+                return measure()
+            except Exception:
+                if not self._leave_out_failing():
+                    raise
+                return measure()
+
+    def _leave_out_failing(self) -> bool:
+        """Measure every parameter on its own, and leave out those that raise. Returns whether there are any."""
+        known = len(self._failed)
+        for n, parameter in self._measured:
+            try:
+                for tensor in (parameter, parameter.grad):
+                    if tensor is not None:
+                        float(l2_norm(tensor))
+            except Exception as error:  # noqa: BLE001 - whatever it is, the other layers can be measured
+                self._leave_out(n, error)
+        if len(self._failed) == known:
+            return False
+        self._examine()
+        return True
+
+    def _leave_out(self, n: int, error: Exception) -> str:
+        """Measure parameter `n` no longer. Returns the reason that its layer gets."""
+        rows = (w.layer.name for index, w in zip(self._weight_indices, self._watched, strict=True) if index == n)
+        name = next(rows, None)
+        self._failures.add("the norms of a parameter" if name is None else f"the norms of layer {name}", error)
+        self._failed[n] = f"reading it raised {type(error).__name__}"
+        return self._failed[n]
+
+    def _why_not_measured(self, n: int, parameter: nn.Parameter) -> str | None:
+        if n in self._failed:
+            return self._failed[n]
+        try:
+            reason = why_not_measured(parameter)
+            if reason is None:
+                real_view(parameter)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other layers can be measured
+            return self._leave_out(n, error)
+        return reason
+
+    def _examine(self) -> None:
+        """Find out what can be measured. Called again when a parameter has changed; then older readings are dropped."""
+        reasons = {n: self._why_not_measured(n, p) for n, p in enumerate(self._parameters)}
+        self._reasons = {n: reason for n, reason in reasons.items() if reason is not None}
+        self.not_measured = {row: self._reasons[n] for row, n in enumerate(self._weight_indices) if n in self._reasons}
+        self._measured = [(n, p) for n, p in enumerate(self._parameters) if n not in self._reasons]
+        rows = [row for row in range(len(self._watched)) if row not in self.not_measured]
+        weights = [self._watched[row].weight for row in rows]
+        self._weights = weights
+        self._kinds = self._weight_kinds()
+        numbers = dict(zip(rows, (weight.numel() for weight in weights), strict=True))
+        self._roots = [math.sqrt(numbers.get(row, 1)) for row in range(len(self._watched))]  # √n
+        self._matrices = [row in numbers and w.weight.dim() >= 2 for row, w in enumerate(self._watched)]
+        # All layers, and the parts that partial readings measure in turn.
+        self._part = self._whole = _part(rows, weights)
+        self._parts = [self._whole]
+        if len(rows) > MANY_LAYERS:
+            self._parts = [_part(rows[first::PARTS], weights[first::PARTS]) for first in range(PARTS)]
+        # The last known norms of each layer's weight and update, and the step at which they were measured.
+        self._weight_norms: list[float | None] = [None] * len(self._watched)
+        self._update_norms: list[float | None] = [None] * len(self._watched)
+        self._taken_at = [0] * len(self._watched)
+        self._any_read = False
+        self.forget()
+        # What the gradients of the last reading were: parameters, dtypes and layouts.
+        self._gradient_kinds: tuple[object, ...] = ()
+        self._groups = TensorGroups([])
+        self._all_real = self._on_host = True
+
+    def _weight_kinds(self) -> tuple[object, ...]:
+        # Called at every reading. When a net is moved to another device, all of its weights are.
+        weights = self._weights
+        device = weights[0].device if weights else None
+        return [type(p) for p in weights], [p.dtype for p in weights], [p.shape for p in weights], device
+
+    def _changed(self) -> bool:
+        """Whether the loop has changed what can be measured, or how."""
+        return self._weight_kinds() != self._kinds or any(
+            self._why_not_measured(n, self._parameters[n]) != reason for n, reason in self._reasons.items()
+        )
+
+    def _before_update(self, *, cosines: bool, partial: bool, copy_weights: bool) -> None:
+        if changed := self._changed():
+            self._examine()
+        previous = self._previous if cosines and self._previous_step == self._step - 1 else None
         self._now = now = self._gradients(only_norms=previous is None)
         self._pair = None
-        if previous is not None and previous.parameters == now.parameters and now.matrices:
+        if previous is not None and previous.groups is now.groups and now.matrices:
             self._pair = GradientPair(now.groups, now.matrices, previous.matrices), previous
-        self._scale, self._step = grad_scale, step
+        if copy_weights or changed:
+            self._copy_weights(partial=partial)
+
+    def _copy_weights(self, *, partial: bool) -> None:
         self._part = self._whole
         # A partial reading repeats the last values of the other layers, so a whole reading has to come first.
         if partial and self._any_read:
             self._part = self._parts[self._partial_readings % len(self._parts)]
             self._partial_readings += 1
-        self._copies = self._part.groups.copy(self._part.weights)
+        self._copies = self._part.groups.copy(self._part.real_weights())
 
-    @torch.no_grad()
-    def remember(self, step: int = -1) -> None:
-        """Keep the gradients of update `step` for the cosine of the next one. By default the next one is update 0."""
+    def _remember(self, step: int) -> None:
+        if self._now is None and self._changed():
+            self._examine()
         now = self._now if self._now is not None and self._now.matrices else self._gradients(only_norms=False)
         # A group of one tensor is a view of the gradient, which the next backward pass overwrites.
         matrices = now.groups.copy_views(now.matrices, name=self._memory_names[0])
         self._previous, self._previous_step = now._replace(matrices=matrices), step
         self._memory_names = self._memory_names[::-1]
 
-    @torch.no_grad()
-    def after_update(self) -> Deferred[NormsReading]:
-        """Measure the update, and return the result for the step."""
-        now, pair, part, step = self._now, self._pair, self._part, self._step
+    def _after_update(self, part: _Part) -> Deferred[NormsReading]:
+        now, pair, step = self._now, self._pair, self._step
         assert now is not None
-        (before, rows), self._copies = self._copies, ([], [])
-        self._now = self._pair = None  # otherwise they would keep gradients alive that the loop has released
+        before, rows = self._copies
         weight_norms = row_norms(part.groups, before)
-        # Computes −Δ in the memory of the copies. New memory would evict the training's data from the cache.
-        torch._foreach_sub_(rows, part.weights)
-        update_norms = row_norms(part.groups, before)
+        update_norms = self._update_norms_of(part, before, rows)
         scale = [] if self._scale is None else [self._scale.reshape(1)]
         old_norms: Deferred[list[float]] = Deferred((), list) if pair is None else pair[1].norms
         products = Deferred(() if pair is None else pair[0].products, list)
         numbers = combine((now.norms, weight_norms, update_norms, Deferred(scale, list), old_norms, products))
+        whole = part is self._whole
 
         def read(values: Sequence[float]) -> NormsReading:
             norms, weights, updates, factor, old, dots = numbers.read(values)
             grad_norms: list[float | None] = [None] * len(self._parameters)
             for n, norm in zip(now.parameters, norms, strict=True):
                 grad_norms[n] = norm / factor[0] if factor else norm
-            self._weight_norms[part.layers], self._update_norms[part.layers] = weights, updates
-            self._taken_at[part.layers] = [step] * len(weights)
-            self._any_read = True
-            ages = None if part is self._whole else [step - at for at in self._taken_at]
-            layers = self._layer_norms(grad_norms, ages)
+            for row, weight, update in zip(part.rows, weights, updates, strict=True):
+                self._weight_norms[row], self._update_norms[row], self._taken_at[row] = weight, update, step
+            self._any_read = self._any_read or whole
+            layers = self._layer_norms(grad_norms, None if whole else [step - at for at in self._taken_at])
             if pair is None:
                 return NormsReading(grad_norms, layers, {}, None)
             cosines, global_cosine = pair[0].cosines(dots, norms, old)
@@ -178,25 +333,43 @@ class Norms:
 
         return Deferred(numbers.columns, read)
 
+    def _update_norms_of(self, part: _Part, before: list[Tensor], rows: list[Tensor]) -> Deferred[list[float]]:
+        """‖Δ‖₂ of each weight of a part. `before` and `rows` are the copies of its weights, which are overwritten."""
+        weights = part.real_weights()
+        if part.summed:
+            if rows:
+                # Computes −Δ in the memory of the copies. New memory would evict the training's data from the cache.
+                torch._foreach_sub_(rows, list(weights))
+            return row_norms(part.groups, before)
+        # In bfloat16 the difference would be rounded to three digits.
+        after = part.groups.stack(weights, name="after")
+        return _deferred(part.groups, [_difference_norms(x, y) for x, y in zip(before, after, strict=True)])
+
     def _layer_norms(self, grad_norms: Sequence[float | None], ages: Sequence[int] | None) -> LayerNorms:
         grads = [grad_norms[n] for n in self._weight_indices]
         rms = [None if g is None else g / root for g, root in zip(grads, self._roots, strict=True)]
         updates = [None if g is None else u for g, u in zip(grads, self._update_norms, strict=True)]
         ratios = [
-            u / (w + RATIO_FLOOR) if u is not None and matrix else None
+            u / (w + RATIO_FLOOR) if u is not None and w is not None and matrix else None
             for u, w, matrix in zip(updates, self._weight_norms, self._matrices, strict=True)
         ]
         return LayerNorms(grads, rms, list(self._weight_norms), updates, ratios, ages)
 
     def _gradients(self, *, only_norms: bool) -> _Gradients:
         """The current gradients, and ‖g‖₂ of each."""
-        known = [(n, p.grad) for n, p in enumerate(self._parameters) if p.grad is not None]
+        known = [(n, grad) for n, p in self._measured if (grad := p.grad) is not None]
         parameters = tuple(n for n, _ in known)
-        grads = [g.to_dense() if g.is_sparse else g for _, g in known]
-        if self._groups[0] != parameters:
-            self._groups = parameters, TensorGroups(grads)
-        groups = self._groups[1]
-        if only_norms and grads and not is_asynchronous(grads[0].device):
+        grads: list[Tensor] = [grad for _, grad in known]
+        kinds = parameters, [g.dtype for g in grads], [g.layout for g in grads]
+        if kinds != self._gradient_kinds:
+            self._gradient_kinds = kinds
+            self._all_real = not any(g.layout is not torch.strided or g.is_complex() for g in grads)
+            self._on_host = not any(is_asynchronous(g.device) for g in grads)
+            self._groups = TensorGroups([real_view(g) for g in grads])
+        if not self._all_real:
+            grads = [real_view(g) for g in grads]
+        groups = self._groups
+        if only_norms and self._on_host:
             norms = groups.in_order(host_norms(groups.chunks(grads)))
             return _Gradients(parameters, groups, [], Deferred((), lambda _: norms))
         matrices = groups.stack(grads, name=self._memory_names[0])
@@ -205,20 +378,40 @@ class Norms:
 
 def row_norms(groups: TensorGroups, matrices: Sequence[Tensor]) -> Deferred[list[float]]:
     """The L2 norm of every row of the groups' (k, n) matrices, in the order of the tensors."""
-    if matrices and not is_asynchronous(matrices[0].device):
-        norms = groups.in_order(host_norms(matrices))
-        return Deferred((), lambda _: norms)
-    return Deferred([torch.linalg.vector_norm(m, dim=1, dtype=sum_dtype(m)) for m in matrices], groups.in_order)
+    return _deferred(groups, [_norms_of_rows(matrix) for matrix in matrices])
 
 
-def host_norms(matrices: Iterable[Tensor]) -> list[float]:
-    """The L2 norm of every row, matrix by matrix, correct for numbers of any size. Waits for the device."""
-    norms: list[float] = []
-    for matrix in matrices:
-        summed = torch.linalg.vector_norm(matrix, dim=1, dtype=sum_dtype(matrix))  # (k,)
-        norms += correct_norms(summed.tolist(), matrix)
-    return norms
+def _norms_of_rows(matrix: Tensor) -> Tensor | list[float]:
+    if is_asynchronous(matrix.device):
+        norms: Tensor = torch.linalg.vector_norm(matrix, dim=1, dtype=sum_dtype(matrix))
+        return norms
+    return host_norms([matrix])
 
 
-def _part(weights: Sequence[Tensor], layers: slice) -> _Part:
-    return _Part(layers, list(weights[layers]), TensorGroups(weights[layers]))
+def _difference_norms(x: Tensor, y: Tensor) -> Tensor | list[float]:
+    if x.dtype in SUMMED:
+        return _norms_of_rows(x.sub_(y))
+    return device_difference_norms(x, y) if is_asynchronous(x.device) else difference_norms(x, y)
+
+
+def _deferred(groups: TensorGroups, by_group: Sequence[Tensor | list[float]]) -> Deferred[list[float]]:
+    """The values of all rows in the order of the tensors. Each group's values are on the device or on the host."""
+    columns = [values for values in by_group if isinstance(values, Tensor)]
+
+    def read(numbers: Sequence[float]) -> list[float]:
+        arrived = iter(numbers)
+        return groups.in_order(
+            [
+                v
+                for values in by_group
+                for v in ([next(arrived) for _ in values] if isinstance(values, Tensor) else values)
+            ]
+        )
+
+    return Deferred(columns, read)
+
+
+def _part(rows: Sequence[int], weights: Sequence[nn.Parameter]) -> _Part:
+    real = [real_view(weight) for weight in weights]
+    any_complex, summed = any(w.is_complex() for w in weights), all(w.dtype in SUMMED for w in real)
+    return _Part(rows, list(weights), TensorGroups(real), any_complex, summed)

@@ -78,7 +78,7 @@ class NoiseScale:
 
     @property
     def value(self) -> float | None:
-        """The noise scale, in samples; None until the averaged ‖G‖² is positive."""
+        """The noise scale, in samples; None until the averaged estimate of ‖G‖², which can be negative, is positive."""
         return self._noise / self._signal if self._signal > 0 else None
 
 

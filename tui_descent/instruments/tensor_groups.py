@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from tui_descent.instruments.row_sums import one_row
+
 # For tensors of up to this many numbers, an operation takes longer to start than to run.
 SMALL = 1 << 16
 # The size of a chunk: it fits into the cache without evicting the training's data.
@@ -59,9 +61,10 @@ class TensorGroups:
         for members in self._chunks:
             first = tensors[members[0]]
             if len(members) == 1:
-                yield first.reshape(1, -1)
+                yield one_row(first)
                 continue
-            memory = self.memory("chunk", first.dtype, (CHUNK_BYTES // first.element_size(),), first)
+            key = (first.dtype, first.device)
+            memory = self.memory("chunk", key, (CHUNK_BYTES // first.element_size(),), first)
             matrix = memory[: len(members) * first.numel()].view(len(members), first.numel())
             yield _fill(matrix, [tensors[n] for n in members])
 
@@ -90,15 +93,17 @@ class TensorGroups:
             self._copied_rows = views
         return matrices, views
 
-    def memory(self, name: str, key: object, shape: Sequence[int], like: Tensor) -> Tensor:
-        """Uninitialised memory of `like`'s dtype and device.
+    def memory(
+        self, name: str, key: object, shape: Sequence[int], like: Tensor, *, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """Uninitialised memory on `like`'s device, by default of its dtype.
 
         On a CPU the memory of a `name` and `key` is reused at every call, up to `KEPT_BYTES` in total.
         """
         kept = self._memory.get((name, key))
         if kept is not None:
             return kept
-        made = like.new_empty(tuple(shape))
+        made = like.new_empty(tuple(shape), dtype=dtype)
         if like.device.type == "cpu" and self._kept_bytes + made.nbytes <= KEPT_BYTES:
             self._memory[name, key] = made
             self._kept_bytes += made.nbytes

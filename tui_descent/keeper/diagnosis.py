@@ -24,14 +24,13 @@ from tui_descent.protocol.events import (
     SnapshotTaken,
     StepsCompleted,
 )
+from tui_descent.scenario.knobs import NEUTRAL_KNOBS
 from tui_descent.telemetry.diagnosis import Diagnosis, Finding, RunContext, sentence
 
 EVERY_STEPS = 10
 REPEAT_S = 2.0  # the least time before the same finding is published again with new evidence
 # The loss of a net that has learnt only letter frequencies: the entropy of single letters of the text data, in nats.
 LETTER_ENTROPY = 3.24
-# Knobs that do not change what is learnt.
-NEUTRAL_KNOBS = ("pace",)
 
 
 class DiagnosisEvents:

@@ -6,10 +6,12 @@ update k - 1 and before update k; the readings of step k are placed after update
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 from tui_descent.keeper.trainer import Trainer
-from tui_descent.protocol.codec import FrameError, decode, from_trainer
+from tui_descent.protocol.codec import FrameError, decode, from_ring, from_trainer
 from tui_descent.protocol.events import AnyEvent, Noted, RunStarted, StepsCompleted, StepsMissed
 from tui_descent.protocol.readings import unpack
 from tui_descent.protocol.ring import ReadingRecord, Ring, StepRecord
@@ -40,28 +42,36 @@ class EventStream:
         yield from self._read_ring()
         steps_read = self._steps_read
         events = _receive(trainer)
-        for n, event in enumerate(events):
-            # An event without a step number is placed like the next event that has one.
-            placed = next((e for e in events[n:] if hasattr(e, "step")), None)
+        yield from self._read_ring()
+        known: object = None  # the place of the event before
+        for event, placed in zip(events, _places(events), strict=True):
             if placed is None:
                 yield from self._publish_steps(steps_read)
             else:
-                yield from self._read_ring()
                 segment = self._steps[-1].segment if self._steps else self._history.segment
                 place = (getattr(placed, "segment", segment), placed.step)
-                yield from self._publish_steps(
-                    self._steps_read - sum((r.segment, r.step) >= place for r in self._steps)
-                )
+                if place != known:  # a script may log thousands of metrics at one step
+                    known = place
+                    later = sum((r.segment, r.step) >= place for r in self._steps)
+                    yield from self._publish_steps(self._steps_read - later)
             if isinstance(event, RunStarted):
                 self.ring = trainer.ring()
                 self.ring.raise_flag()  # requests may have been sent before there was a flag to raise
+                yield from self._read_ring()
+                known = None
             yield event
         yield from self._publish_steps(steps_read)
 
     def last_events(self) -> Iterator[AnyEvent]:
-        """Yield what is left in the ring after the trainer has exited."""
+        """Yield what is left in the ring after the trainer has exited.
+
+        The trainer leaves its `RunEnded` there too, in case it could not be sent.
+        """
         yield from self._read_ring()
         yield from self._publish_steps(self._steps_read)
+        body = self.ring.last_events() if self.ring is not None else b""
+        with contextlib.suppress(FrameError):  # the trainer may have died while it wrote them
+            yield from decode(from_ring, body) if body else ()
 
     def _read_ring(self) -> Iterator[AnyEvent]:
         ring = self.ring
@@ -81,7 +91,7 @@ class EventStream:
             yield Noted(step=self._history.steps, text=text, level="warning")
 
     def _publish_steps(self, end: int) -> Iterator[AnyEvent]:
-        """Publish the updates read so far, up to number `end`, that have not been published, with their readings."""
+        """Publish the updates up to number `end` that were read but not yet published, with their readings."""
         count = max(0, end - (self._steps_read - len(self._steps)))
         steps, self._steps = self._steps[:count], self._steps[count:]
         yield from _consecutive(steps)
@@ -102,6 +112,16 @@ def _receive(trainer: Trainer) -> list[AnyEvent]:
     except FrameError as error:
         trainer.link.closed = str(error)
     return events
+
+
+def _places(events: list[AnyEvent]) -> list[Any]:
+    """For each event the one that says where it is placed: itself, or the next one that has a step; None if none."""
+    places: list[Any] = []
+    placed: AnyEvent | None = None
+    for event in reversed(events):
+        placed = event if hasattr(event, "step") else placed
+        places.append(placed)
+    return places[::-1]
 
 
 def _consecutive(records: list[StepRecord]) -> Iterator[StepsCompleted]:

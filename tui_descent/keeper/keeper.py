@@ -11,7 +11,9 @@ import selectors
 import signal
 import socket
 import time
+from collections import deque
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 from tui_descent.keeper.diagnosis import DiagnosisEvents
@@ -23,12 +25,14 @@ from tui_descent.keeper.trainer import Trainer
 from tui_descent.keeper.viewers import Viewers
 from tui_descent.protocol.channel import ChannelError, listen
 from tui_descent.protocol.commands import ClientRequest, ResizeTerminal, Stop
-from tui_descent.protocol.events import AnyEvent, DeviceTaken, Noted, RunEnded, StateChanged
+from tui_descent.protocol.events import AnyEvent, DeviceTaken, Noted, RunEnded, StateChanged, StepsCompleted
 from tui_descent.protocol.launch import CONNECTED_FILE, LAUNCHED, LAUNCHED_FILE, Launch
 from tui_descent.telemetry.history import History
 
 TICK_S = 1 / 30
-SILENT_AFTER_S = 5.0
+SILENT_AFTER_S = 3.5
+STARTS_WITHIN_S = 4.5  # the same before the first step, while torch is imported and the network is built
+SILENT_AFTER_STEPS = 3.0  # a run of slow steps is silent only after the time of this many steps
 FIRST_VIEWER_WITHIN_S = 30.0
 LOOK_EVERY_S = 0.5  # how often to look for a `watch()` in a process that a launcher started
 STOPPED_BY_VIEWER = "stopped by a viewer"
@@ -66,8 +70,9 @@ class Keeper:
         self._stop_reason = self._kill_reason = self._leave_reason = ""
         self._launched_looked_s = 0.0
         self._is_launched = False  # `watch()` was called in a process that cannot be reached
-        self._silent = False
-        self._started_s = time.monotonic()
+        self._step_times_s: deque[float] = deque(maxlen=4)
+        self._before_silence: StateChanged | None = None  # the state from before, while the trainer is silent
+        self._started_s = self._heard_s = time.monotonic()
 
     def run(self, start_trainer: Callable[[], Trainer]) -> RunEnded:
         """Run until the trainer has exited and every viewer has received the last event.
@@ -188,6 +193,9 @@ class Keeper:
 
     def _publish_new_events(self, trainer: Trainer) -> None:
         for event in self._stream.new_events(trainer):
+            self._heard_s = time.monotonic()
+            if isinstance(event, StepsCompleted):
+                self._step_times_s.extend(event.times_s[-4:])
             if isinstance(event, RunEnded):
                 self._ending.reported = event
             elif isinstance(event, StateChanged) and event.state == "stopping" and self.launch.command is not None:
@@ -202,6 +210,9 @@ class Keeper:
             self._selector.unregister(trainer.link.socket)
             if self._ending.script_goes_on and not trainer.exited():
                 self._publish_goes_on()
+            elif self._ending.reported is None and self.launch.command is not None and not trainer.exited():
+                text = "the script has closed the connection: losses are shown, keys have no effect"
+                self._publish(Noted(step=self.history.steps, text=text, level="warning"))
 
     def _publish_goes_on(self) -> None:
         if self.history.state.reason != GOES_ON:
@@ -219,19 +230,32 @@ class Keeper:
             self._publish(StateChanged(state="running", reason=LAUNCHED))
 
     def _report_silence(self, trainer: Trainer) -> None:
-        """Report when the trainer's heartbeat stops and when it returns."""
-        if self._stream.ring is None or self._ending.reported is not None or trainer.link.closed:
+        """Report when nothing more comes from the trainer, neither events nor its heartbeat, and when it returns."""
+        if self._ending.reported is not None or trainer.link.closed:
             return
-        silent_s = time.monotonic() - self._stream.ring.heartbeat()
-        if silent_s >= SILENT_AFTER_S:
-            self._silent = True
-            reason = f"the trainer has not responded for {int(silent_s)} s"
-            if self.history.state.reason != reason:
-                self._publish(StateChanged(state=self.history.state.state, reason=reason))
-        elif self._silent:
-            self._silent = False
-            self._publish(StateChanged(state=self.history.state.state))
-            self._publish(Noted(step=self.history.steps, text="the trainer responds again"))
+        ring, state, now_s, silent_after_s = self._stream.ring, self.history.state, time.monotonic(), STARTS_WITHIN_S
+        if ring is not None:
+            self._heard_s = max(self._heard_s, ring.heartbeat())
+            silent_after_s = max(SILENT_AFTER_S, SILENT_AFTER_STEPS * self._step_s())
+        elif not self.launch.attended or self.launch.command is not None:
+            return  # a script may take its time before it calls `watch()`
+        silent_s = now_s - self._heard_s
+        if silent_s >= (SILENT_AFTER_S if self._before_silence is not None else silent_after_s):
+            self._before_silence = self._before_silence or state
+            if state.silent_s != int(silent_s):
+                reason = f"the trainer has not responded for {int(silent_s)} s"
+                self._publish(StateChanged(state=state.state, reason=reason, silent_s=int(silent_s)))
+        elif self._before_silence is not None:
+            before, self._before_silence = self._before_silence, None
+            if state.silent_s:  # it has not reported a new state since
+                self._publish(before if before.state == state.state else StateChanged(state=state.state))
+            if before.state not in ("importing torch", "building"):  # these take seconds without a word
+                self._publish(Noted(step=self.history.steps, text="the trainer responds again"))
+
+    def _step_s(self) -> float:
+        """How long a step takes at present: the median of the last three, 0 before that."""
+        times = [b - a for a, b in pairwise(self._step_times_s)]
+        return sorted(times)[1] if len(times) == 3 else 0.0
 
     def _stop_without_viewers(self) -> None:
         """Stop a run if its last viewer has left or if no viewer has connected in time."""
@@ -246,7 +270,10 @@ class Keeper:
     def _end(self, trainer: Trainer) -> None:
         self._publish_new_events(trainer)
         for event in self._stream.last_events():
-            self._publish(event)
+            if isinstance(event, RunEnded):
+                self._ending.reported = self._ending.reported or event
+            else:
+                self._publish(event)
         self._reject_unanswered()
         self._publish(self._ending.event(trainer, self.history.steps, started=self.history.started is not None))
 

@@ -20,6 +20,7 @@ from tui_descent.keeper.trainer import Trainer, log_tail
 from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.events import RunEnded
 from tui_descent.protocol.launch import PARENT_OPTION, Launch
+from tui_descent.protocol.run_lock import hold_lock, keep_folder, release_lock
 
 
 def main(argv: list[str]) -> int:
@@ -27,6 +28,7 @@ def main(argv: list[str]) -> int:
     folder, option, shared = Path(argv[0]), argv[1:2], [int(text) for text in argv[2:]]
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it is ignored, the trainer's exit code cannot be read
     try:
+        hold_lock(folder)
         launch = Launch.read(folder)
         is_child = option == [PARENT_OPTION]
         keeper = Keeper(launch, listener=None if is_child or not shared else socket.socket(fileno=shared[0]))
@@ -48,6 +50,8 @@ def main(argv: list[str]) -> int:
         return 1
     if not keeps_log(launch, ended) and (is_child or ended.status in ("finished", "stopped")):
         clear(folder)
+    else:
+        keep_folder(folder)
     return 0
 
 
@@ -60,6 +64,7 @@ def clear(folder: Path) -> None:
     """Remove the folder of a run that ended well."""
     with contextlib.suppress(OSError):
         shutil.rmtree(folder)
+    release_lock(folder)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 from tui_descent.protocol.channel import ChannelError, Peer
@@ -24,6 +23,8 @@ from tui_descent.protocol.launch import (
     KEEPER_LOG_FILE,
     LOG_FILE,
     Launch,
+    module_command,
+    module_environment,
     open_connection,
 )
 from tui_descent.protocol.ring import Ring
@@ -50,7 +51,7 @@ class Script:
             numbers = map(str, (theirs.fileno(), *inherited, *launch.terminal_size))
             try:
                 process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", _TERMINAL_MODULE, launch.folder, *numbers, *launch.command],
+                    module_command(_TERMINAL_MODULE, launch.folder, *numbers, *launch.command),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -116,15 +117,15 @@ class Trainer:
         with open_connection(launch) as (ours, theirs, file), (launch.path / LOG_FILE).open("ab") as log:
             handed = {ENV_FOLDER: launch.folder, ENV_LINK: describe_fd(theirs.fileno()), ENV_RING: describe_fd(file)}
             if launch.command is not None:
-                script = Script.start(launch, os.environ | handed, [theirs.fileno(), file])
+                script = Script.start(launch, module_environment() | handed, [theirs.fileno(), file])
                 return cls(ours, file, script=script)
             # In its own session it does not receive the terminal's ctrl+c. The keeper handles that and sends a Stop.
             process = subprocess.Popen(
-                [sys.executable, "-m", "tui_descent.training.process", launch.folder],
+                module_command("tui_descent.training.process", launch.folder),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=os.environ | handed | {"PYTHONUNBUFFERED": "1"},
+                env=module_environment() | handed | {"PYTHONUNBUFFERED": "1"},
                 pass_fds=[theirs.fileno(), file],
                 start_new_session=True,
             )

@@ -18,6 +18,8 @@ from tui_descent.protocol.events import AnyEvent, HistorySent, Refused, Welcome
 MAX_WAITING = 4 * 1024 * 1024
 HELLO_WITHIN_S = 5.0
 MAX_VIEWERS = 64
+MAX_WITHOUT_HELLO = 64  # connections that have not said what they are; they are closed after HELLO_WITHIN_S
+ACCEPT_AGAIN_S = 1.0  # how long no connection is accepted if the process has no descriptor left for one
 
 
 class Viewer:
@@ -57,6 +59,7 @@ class Viewers:
         self._on_request = on_request
         self._on_leave = on_leave
         self._all: dict[int, Viewer] = {}
+        self._accept_again_s: float | None = None
         selector.register(listener, selectors.EVENT_READ, self.accept)
 
     @property
@@ -70,12 +73,17 @@ class Viewers:
         return sum(v.peer.waiting for v in self._all.values())
 
     def accept(self) -> None:
-        """Accept a connection."""
+        """Accept a connection. It counts as a viewer once it has sent Hello."""
         try:
             sock, _ = self._listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionError):
+            return  # the client has gone again
         except OSError:
+            # Out of descriptors: the connection stays in the listener's queue, so the selector would not wait any more.
+            self._selector.unregister(self._listener)
+            self._accept_again_s = time.monotonic() + ACCEPT_AGAIN_S
             return
-        if len(self._all) >= MAX_VIEWERS:
+        if len(self._all) - self.attached >= MAX_WITHOUT_HELLO:
             sock.close()
             return
         self._numbers += 1
@@ -96,6 +104,9 @@ class Viewers:
     def maintain(self) -> None:
         """Flush the queues, send a new history after an overflow, drop clients that are gone or have not sent Hello."""
         now_s = time.monotonic()
+        if self._accept_again_s is not None and now_s >= self._accept_again_s:
+            self._accept_again_s = None
+            self._selector.register(self._listener, selectors.EVENT_READ, self.accept)
         for viewer in list(self._all.values()):
             viewer.peer.flush()
             if viewer.overflowed and not viewer.peer.waiting:
@@ -117,6 +128,8 @@ class Viewers:
         if isinstance(message, Hello):
             if message.version != VERSION:
                 raise FrameError(f"this run uses protocol {VERSION}, the viewer uses protocol {message.version}")
+            if not viewer.welcomed and self.attached >= MAX_VIEWERS:
+                raise FrameError(f"full: {MAX_VIEWERS} viewers are attached already; close one of them first")
             if not viewer.welcomed:
                 viewer.welcomed = True
                 self.seen += 1
@@ -149,5 +162,6 @@ class Viewers:
         for viewer in list(self._all.values()):
             viewer.peer.flush()
             self._drop(viewer)
-        self._selector.unregister(self._listener)
+        if self._accept_again_s is None:
+            self._selector.unregister(self._listener)
         self._listener.close()

@@ -10,15 +10,12 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from tui_descent.protocol.codec import FrameError, FrameReader, frame
+from tui_descent.protocol.codec import HEADER, FrameError, FrameReader, frame
+from tui_descent.protocol.private_folder import ChannelError, private_folder
 
 # A socket path may have 104 bytes on macOS and 108 on Linux, including the terminating zero.
 MAX_PATH = 103
 CHUNK = 1 << 16
-
-
-class ChannelError(Exception):
-    """A socket or folder cannot be used. The message says what to do."""
 
 
 class Peer:
@@ -66,6 +63,18 @@ class Peer:
             self._out.append(frame(message))
             self.waiting += len(self._out[-1])
 
+    def waiting_bodies(self) -> list[bytes]:
+        """The bodies of the queued frames; a frame that has been sent in part is one of them."""
+        bodies: list[bytes] = []
+        for number, frames in enumerate(self._out):
+            at = 0
+            while at < len(frames):
+                body = at + HEADER.size
+                at = body + HEADER.unpack_from(frames, at)[0]
+                if number or at > self._sent:
+                    bodies.append(frames[body:at])
+        return bodies
+
     def drop_waiting(self) -> None:
         """Drop the queued messages, except one that has been sent in part."""
         while len(self._out) > (1 if self._sent else 0):
@@ -101,6 +110,11 @@ class Peer:
         self.closed = self.closed or "closed here"
         self.socket.close()
 
+    def abandon(self, reason: str) -> None:
+        """Use the socket no more, without closing its descriptor: the number may refer to another file by now."""
+        self.closed = self.closed or reason
+        self.socket.detach()
+
 
 def listen(path: Path) -> socket.socket:
     """A listening socket with mode 0600 in a folder with mode 0700. Raises `ChannelError`.
@@ -128,17 +142,10 @@ def check_path(path: Path) -> None:
         )
 
 
-def private_folder(folder: Path) -> None:
-    """Create the folder with mode 0700. Raises `ChannelError` if it belongs to another user or is open to others."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.stat()
-    except OSError as error:
-        raise ChannelError(f"cannot create the folder {folder}: {error.strerror}; set TUI_DESCENT_HOME") from None
-    if found.st_uid != os.getuid():
-        raise ChannelError(f"the folder {folder} belongs to another user; set TUI_DESCENT_HOME to one of yours")
-    if stat.S_IMODE(found.st_mode) & 0o077:
-        raise ChannelError(f"the folder {folder} is open to other users; run chmod 700 on it")
+def remove_dead_socket(path: Path) -> None:
+    """Remove the socket file of a process that has exited. Raises `OSError` if there is none."""
+    if stat.S_ISSOCK(path.lstat().st_mode) and not _alive(path):
+        path.unlink()
 
 
 def _bind(sock: socket.socket, path: Path) -> None:
@@ -167,4 +174,4 @@ def _alive(path: Path) -> bool:
         return True
 
 
-__all__ = ["ChannelError", "FrameError", "Peer", "check_path", "listen", "private_folder"]
+__all__ = ["ChannelError", "FrameError", "Peer", "check_path", "listen", "private_folder", "remove_dead_socket"]

@@ -19,6 +19,7 @@ _encoder = msgspec.msgpack.Encoder()
 from_viewer: msgspec.msgpack.Decoder[FromViewer] = msgspec.msgpack.Decoder(FromViewer)
 to_viewer: msgspec.msgpack.Decoder[ToViewer] = msgspec.msgpack.Decoder(ToViewer)
 from_trainer: msgspec.msgpack.Decoder[AnyEvent] = msgspec.msgpack.Decoder(AnyEvent)
+from_ring: msgspec.msgpack.Decoder[list[AnyEvent]] = msgspec.msgpack.Decoder(list[AnyEvent])
 to_trainer: msgspec.msgpack.Decoder[ClientRequest] = msgspec.msgpack.Decoder(ClientRequest)
 
 
@@ -28,8 +29,26 @@ class FrameError(Exception):
 
 def frame(message: Any) -> bytes:
     """Encode one message as a frame."""
-    body = _encoder.encode(message)
+    body = encode(message)
     return HEADER.pack(len(body)) + body
+
+
+def encode(message: Any) -> bytes:
+    """Encode one message, or a list of messages. Characters that UTF-8 cannot encode become question marks."""
+    try:
+        return _encoder.encode(message)
+    except UnicodeEncodeError:  # a lone surrogate, as in a file name that is not UTF-8
+        return _encoder.encode(_encodable(msgspec.to_builtins(message, builtin_types=(bytes,))))
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_encodable(inner) for inner in value]
+    return value
 
 
 class FrameReader:

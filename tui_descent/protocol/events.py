@@ -20,7 +20,7 @@ from tui_descent.protocol.undo_events import Rewound as Rewound
 from tui_descent.protocol.undo_events import SnapshotTaken as SnapshotTaken
 
 State = Literal["importing torch", "building", "running", "paused", "held", "waiting", "testing", "stopping", "ended"]
-LayerStatus = Literal["used", "frozen", "unused"]
+LayerStatus = Literal["used", "frozen", "unused", "not measured"]
 Status = Literal["finished", "diverged", "failed", "stopped", "lost"]
 
 
@@ -29,12 +29,17 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
 
 
 class Layer(msgspec.Struct, frozen=True, kw_only=True):
-    """A module with its own weights, named by its module path. `block` is the number of the block it belongs to."""
+    """A module with its own weights, named by its module path. `block` is the number of the block it belongs to.
+
+    A module with several weights, such as an LSTM, has one layer for each, named `module.weight`. `not_measured` says
+    why the weight's numbers are not measured, None if they are.
+    """
 
     name: str
     kind: str
     params: int
     block: int | None = None
+    not_measured: str | None = None
 
 
 class RunStarted(Event, frozen=True, kw_only=True, tag="run_started"):
@@ -72,10 +77,14 @@ class LayersChanged(Event, frozen=True, kw_only=True, tag="layers"):
 
 
 class StateChanged(Event, frozen=True, kw_only=True, tag="state"):
-    """The new state of the run, with a reason if that is not obvious."""
+    """The new state of the run, with a reason if that is not obvious.
+
+    `silent_s` is for how many seconds nothing has come from the trainer; 0 as long as it responds.
+    """
 
     state: State
     reason: str = ""
+    silent_s: int = 0
 
 
 class StepsCompleted(Event, frozen=True, kw_only=True, tag="steps"):
@@ -98,6 +107,18 @@ class StepsMissed(Event, frozen=True, kw_only=True, tag="steps_missed"):
     segment: int
     step: int
     count: int
+
+
+class RatesChanged(Event, frozen=True, kw_only=True, tag="rates"):
+    """The learning rates before update `step`, if the run has several optimizers or parameter groups.
+
+    `rates` has the rates of each optimizer's groups, by the name of the optimizer; the only optimizer of a run has the
+    name "". They are reported after an intervention, and at most about once a second if the loop changes them.
+    """
+
+    segment: int
+    step: int
+    rates: dict[str, list[float]]
 
 
 class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -314,6 +335,7 @@ AnyEvent = (
     | StateChanged
     | StepsCompleted
     | StepsMissed
+    | RatesChanged
     | ReadingsTaken
     | DeviceTaken
     | LedgerTaken
@@ -363,6 +385,18 @@ class LevelSent(msgspec.Struct, frozen=True, kw_only=True):
     values: bytes
 
 
+class MetricSent(msgspec.Struct, frozen=True, kw_only=True):
+    """One metric of a user's loop: its newest value, with its step, and its curve.
+
+    Without levels, only its name is known.
+    """
+
+    name: str
+    step: int
+    value: float
+    levels: list[LevelSent]
+
+
 class HistorySent(Event, frozen=True, kw_only=True, tag="history"):
     """Everything a viewer needs to draw the run so far. The live stream continues right after it.
 
@@ -382,6 +416,7 @@ class HistorySent(Event, frozen=True, kw_only=True, tag="history"):
     smoothed: tuple[float, ...]
     steps_per_s: float
     devices: dict[int, list[LevelSent]] = {}
+    metrics: dict[int, list[MetricSent]] = {}
     ghosts: tuple[Ghost, ...] = ()
     line: list[KnobTurned | Marked | Evaluated] = []
     snapshot: SnapshotTaken | None = None

@@ -1,9 +1,14 @@
-"""Pass open file descriptors to a child process by number: the keeper and the trainer share a socket and a ring."""
+"""Open file descriptors, as the keeper and the trainer share them.
+
+They are passed to a child process by number. A user's script may close descriptors that it does not know, and use their
+numbers again. A number is therefore used or closed only while it still refers to our file.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import mmap
 import os
 import socket
 
@@ -39,3 +44,38 @@ def find_fd(text: str) -> int | None:
         file = int(text.partition(":")[0])
         return file if describe_fd(file) == text else None
     return None
+
+
+def close_fd(text: str) -> None:
+    """Close the descriptor from the text of `describe_fd`, unless it has been closed or refers to another file."""
+    if (file := find_fd(text)) is not None:
+        os.close(file)
+
+
+def map_file(file: int, size: int) -> tuple[mmap.mmap, str | None]:
+    """Map the file, and describe the descriptor that the mapping keeps for itself, for `close_mapping`."""
+    # Python duplicates the descriptor for the mapping, to the lowest free number.
+    lowest = os.dup(file)
+    os.close(lowest)
+    memory = mmap.mmap(file, size)
+    own = describe_fd(file).partition(":")[2]
+    mapping = f"{lowest}:{own}"
+    return memory, mapping if find_fd(mapping) is not None else None
+
+
+def close_mapping(memory: mmap.mmap, mapping: str | None) -> None:
+    """Close a mapping from `map_file`.
+
+    This closes the mapping's own descriptor. If its number refers to another file now, that file stays open.
+    """
+    saved = None
+    number = int(mapping.partition(":")[0]) if mapping is not None else -1
+    if mapping is not None and find_fd(mapping) is None:
+        with contextlib.suppress(OSError):  # the number is free
+            saved = os.dup(number), os.get_inheritable(number)
+    with contextlib.suppress(BufferError):
+        memory.close()
+    if saved is not None:
+        copy, inheritable = saved
+        os.dup2(copy, number, inheritable)
+        os.close(copy)

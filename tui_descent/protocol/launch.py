@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import socket
@@ -37,7 +38,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     leaves. `pace` is in steps per second, None for full speed. At the steps `watch_at`, readings are always measured.
     With `curvature`, the curvature is measured from the start on; `curvature_at` are steps at which it is always
     measured. `range_test_at` are the steps before which a range test runs. `undo_budget` is the memory for all
-    snapshots together, in bytes; with 0 there are no snapshots, with None it depends on the device's free memory.
+    snapshots together, in bytes; with 0 there are no snapshots, with None it depends on the device's free memory. With
+    `force`, the run starts even if it does not seem to fit into memory.
     `terminal_size` are the columns and rows of the terminal on which the `command` runs.
     """
 
@@ -57,6 +59,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     curvature_at: tuple[int, ...] = ()
     range_test_at: tuple[int, ...] = ()
     undo_budget: int | None = None
+    force: bool = False
     terminal_size: tuple[int, int] = (80, 24)
 
     @property
@@ -64,13 +67,28 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
         return Path(self.folder)
 
     def write(self) -> None:
-        """Write the settings into the run's folder. Raises `OSError`."""
-        (self.path / LAUNCH_FILE).write_bytes(msgspec.json.encode(self))
+        """Write the settings into the run's folder. Raises `OSError`, and `ValueError` for text that is not UTF-8."""
+        content = msgspec.json.encode(self)
+        path = self.path / LAUNCH_FILE
+        try:
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+            with open(file, "wb") as opened:
+                opened.write(content)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
 
     @classmethod
     def read(cls, folder: Path) -> Launch:
-        """Read the settings from the run's folder. Raises `OSError` or `msgspec.DecodeError`."""
-        return msgspec.json.decode((folder / LAUNCH_FILE).read_bytes(), type=cls)
+        """Read the settings from the run's folder. Raises `OSError` or `msgspec.DecodeError`.
+
+        They contain a command to run, so those that another user can have written are refused.
+        """
+        path = folder / LAUNCH_FILE
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+            found = os.fstat(file.fileno())
+            if found.st_uid != os.getuid() or found.st_mode & 0o022:
+                raise PermissionError(errno.EPERM, "another user can have written this file", str(path))
+            return msgspec.json.decode(file.read(), type=cls)
 
 
 def undo_budget(asked: str | None) -> int | None:
@@ -86,6 +104,31 @@ def undo_budget(asked: str | None) -> int | None:
     if found is None or unit is None:
         raise ValueError(f"{where} {text[:40]!a}: allowed: a size, as in 256MB or 2GB, or auto; 0 keeps no snapshots")
     return int(float(found[1]) * unit)
+
+
+_ENV_PATH = "TUI_DESCENT_PYTHONPATH"  # the PYTHONPATH for the user's command
+
+
+def module_command(module: str, *arguments: str) -> list[str]:
+    """The command that runs one of our modules. With `-P`, Python does not import files of the current folder."""
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def module_environment() -> dict[str, str]:
+    """The environment for `module_command`. An empty entry of PYTHONPATH, the current folder to Python, is left out."""
+    environment = dict(os.environ)
+    path = environment.get("PYTHONPATH", "")
+    if path and "" in (entries := path.split(os.pathsep)):
+        environment |= {"PYTHONPATH": os.pathsep.join(filter(None, entries)), _ENV_PATH: path}
+    return environment
+
+
+def command_environment() -> dict[str, str]:
+    """The environment for the user's command: the one that we were started with."""
+    environment = dict(os.environ)
+    if (path := environment.pop(_ENV_PATH, None)) is not None:
+        environment["PYTHONPATH"] = path
+    return environment
 
 
 PARENT_OPTION, LISTENER_OPTION = "--parent", "--listener"
@@ -116,7 +159,7 @@ def start_keeper(
     If the caller is the trainer, `trainer` is the keeper's socket and the file descriptor of the shared ring. If the
     caller has opened the socket for viewers, `listener` is that socket.
     """
-    command = [sys.executable, "-m", "tui_descent.keeper.process", launch.folder]
+    command = module_command("tui_descent.keeper.process", launch.folder)
     shared: list[int] = []
     if trainer is not None:
         shared = [trainer[0].fileno(), trainer[1]]
@@ -130,6 +173,7 @@ def start_keeper(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            env=module_environment(),
             pass_fds=shared,
             start_new_session=True,
         )

@@ -21,7 +21,7 @@ COLUMNS = (
     "activation_mean",
     "activation_std",
 )
-STATUSES: tuple[LayerStatus, ...] = ("used", "frozen", "unused")
+STATUSES: tuple[LayerStatus, ...] = ("used", "frozen", "unused", "not measured")
 # The first number of a row has one bit for each column that applies, then two bits of status, then the age in steps.
 _STATUS_AT = len(COLUMNS)
 _AGE_AT = _STATUS_AT + 2

@@ -21,13 +21,14 @@ from pathlib import Path
 
 import msgspec
 
-from tui_descent.protocol.inherited_fds import move_to_high_fd
+from tui_descent.protocol.inherited_fds import close_mapping, map_file, move_to_high_fd
 
 MAGIC = 0x7D1E5CE7
-LAYOUT = 4
+LAYOUT = 5
 HEADER_BYTES = 4096
-# Offsets in the header. The trainer writes both; the keeper only sets FLAG.
-HEARTBEAT, FLAG = 256, 512
+# Offsets in the header. The trainer writes all of them; the keeper only sets FLAG. LAST_EVENTS is a length and as many
+# bytes: the events that must reach the keeper even if the socket is full or closed.
+HEARTBEAT, FLAG, LAST_EVENTS = 256, 512, 1024
 
 # The fields of a step: number + 1, step, loss, lr, time_s, segment, skipped, number + 1. They are written in this
 # order. The reader checks the last number before reading and the first number after it. The record is valid if both are
@@ -45,6 +46,7 @@ READING_HEAD = struct.Struct("<QqiIIdddd")
 _pack_step = STEP.pack_into
 _head = struct.Struct("<IIIIII")
 _word = struct.Struct("<Q")
+MOST_LAST_BYTES = HEADER_BYTES - LAST_EVENTS - _word.size
 _real = struct.Struct("<d")
 # MADV_POPULATE_WRITE, since Linux 5.14; Python has no name for it. It maps all pages at once, so that no step has to
 # wait for a page.
@@ -94,8 +96,9 @@ def ring_file(folder: Path) -> int:
 class Ring:
     """The mapped file. The trainer calls `create`, the keeper `open`. A reading has at most `layers` rows."""
 
-    def __init__(self, memory: mmap.mmap) -> None:
+    def __init__(self, memory: mmap.mmap, mapping: str | None = None) -> None:
         self._memory = memory
+        self._mapping = mapping  # the descriptor that `memory` keeps, as `describe_fd` gives it
         magic, layout, self._steps, self._readings, self.layers, self.columns = _head.unpack_from(memory, 0)
         if magic != MAGIC or layout != LAYOUT:
             raise ValueError(f"the shared memory is not a ring of layout {LAYOUT}")
@@ -124,12 +127,12 @@ class Ring:
             os.posix_fallocate(file, 0, size)
         else:
             os.ftruncate(file, size)
-        memory = mmap.mmap(file, size)
+        memory, mapping = map_file(file, size)
         if sys.platform == "linux":
             with contextlib.suppress(OSError):
                 memory.madvise(_POPULATE_WRITE)
         _head.pack_into(memory, 0, MAGIC, LAYOUT, steps, readings, layers, columns)
-        return cls(memory)
+        return cls(memory, mapping)
 
     @classmethod
     def open(cls, file: int) -> Ring:
@@ -180,7 +183,27 @@ class Ring:
         """Clear the command flag. Do this before reading commands, because a command sent meanwhile sets it again."""
         self._memory[FLAG] = 0
 
+    def write_last_events(self, body: bytes) -> None:
+        """Leave the encoded last events, at most `MOST_LAST_BYTES`. A second call replaces the first one's."""
+        assert len(body) <= MOST_LAST_BYTES
+        _word.pack_into(self._memory, LAST_EVENTS, 0)
+        at = LAST_EVENTS + _word.size
+        self._memory[at : at + len(body)] = body
+        _word.pack_into(self._memory, LAST_EVENTS, len(body))
+
+    def detach(self) -> None:
+        """Write into private memory from now on. A forked process calls this: the ring belongs to its parent."""
+        shared, self._memory = self._memory, mmap.mmap(-1, len(self._memory))
+        close_mapping(shared, self._mapping)
+        self._mapping = None
+
     # The keeper's side.
+
+    def last_events(self) -> bytes:
+        """What the trainer left with `write_last_events`; empty if nothing."""
+        size = min(_word.unpack_from(self._memory, LAST_EVENTS)[0], MOST_LAST_BYTES)
+        at = LAST_EVENTS + _word.size
+        return self._memory[at : at + size]
 
     def raise_flag(self) -> None:
         """Set the command flag, so that the trainer reads its commands. Call it after sending them."""
@@ -246,5 +269,4 @@ class Ring:
         return int(_word.unpack_from(self._memory, self._readings_at + slot * self._slot_bytes)[0])
 
     def close(self) -> None:
-        with contextlib.suppress(BufferError):
-            self._memory.close()
+        close_mapping(self._memory, self._mapping)

@@ -206,7 +206,7 @@ KEYS: tuple[KeyBinding, ...] = (
         "f",
         ("f",),
         "range test",
-        "try a hundred learning rates, look ahead along the next update, restore the run",
+        "try a hundred learning rates, show the loss along the next update, restore the run",
         "range_test",
         command=RunRangeTest(),
         footer=FooterEntry(word="range test", short="range", rank=12, live_only=True),
@@ -222,9 +222,9 @@ KEYS: tuple[KeyBinding, ...] = (
     KeyBinding(
         *(
             "1-7",
-            ("1", "2", "3", "4", "5", "7"),
+            ("1", "2", "3", "4", "5", "6", "7"),
             "views",
-            "show a view: overview, layers, events, chain rule, curvature or what a script prints",
+            "show a view: overview, layers, events, chain rule, curvature, metrics or what a script prints",
             "show_view",
         ),
         footer=FooterEntry(word="views", rank=7),
@@ -240,20 +240,24 @@ KEYS: tuple[KeyBinding, ...] = (
     KeyBinding("ctrl+p", ("ctrl+p",), "palette", "find any action or knob by name", "command_palette"),
     KeyBinding(
         "q",
-        ("q", "ctrl+c"),
+        ("q", "ctrl+c", "ctrl+q"),
         "quit",
         "stop the run and quit (asks first)",
         "leave",
         footer=FooterEntry(word="quit", short="quit", rank=0),
     ),
     KeyBinding(
-        "↑", ("up",), "layer up", "select the layer above; in the events, chain-rule and output panels, scroll up", "up"
+        "↑",
+        ("up",),
+        "layer up",
+        "select the layer above; in panels that scroll, scroll up",
+        "up",
     ),
     KeyBinding(
         "↓",
         ("down",),
         "layer down",
-        "select the layer below; in the events, chain-rule and output panels, scroll down",
+        "select the layer below; in panels that scroll, scroll down",
         "down",
     ),
     KeyBinding("enter", ("enter",), "one layer", "show all readings of the selected layer", "open_layer"),

@@ -44,7 +44,7 @@ class KnobSpec(msgspec.Struct, frozen=True, kw_only=True):
     places: tuple[str, ...] = ()
     takes_scale: bool = False
     one_layer_values: tuple[str, ...] = ()
-    targets: Literal["net", "block", "layer"] = "net"
+    targets: Literal["net", "block", "layer", "optimizer"] = "net"
     needs: Literal["optimizer", "blocks", "net", "loop"] = "loop"
     touches: Literal["run", "optimizer", "net"] = "run"
     combinable: bool = False
@@ -60,6 +60,7 @@ _ROWS = (
         values="a number > 0, or relative to the current rate: *1.25, /10",
         acts="from the next step on; the rest of the schedule is scaled by the same factor",
         high=1e6,
+        targets="optimizer",
         needs="optimizer",
         combinable=True,
     ),
@@ -185,6 +186,7 @@ _ROWS = (
         high=1.0,
         includes_low=True,
         includes_high=False,
+        targets="optimizer",
         needs="optimizer",
         touches="optimizer",
     ),
@@ -194,6 +196,7 @@ _ROWS = (
         kind="pair",
         values="two numbers ≥ 0 and < 1 separated by a slash, as in 0.9/0.95",
         acts="from the next step on; the running averages are kept",
+        targets="optimizer",
         needs="optimizer",
         touches="optimizer",
     ),
@@ -205,6 +208,7 @@ _ROWS = (
         acts="from the next step on, in the parameter groups that have weight decay, or in all groups if none has",
         high=10.0,
         includes_low=True,
+        targets="optimizer",
         needs="optimizer",
         touches="optimizer",
         combinable=True,
@@ -217,6 +221,7 @@ _ROWS = (
         acts="from the next step on; readings show the clipped gradient, and the global norm before clipping",
         choices=("off",),
         high=1e6,
+        targets="optimizer",
         needs="optimizer",
         combinable=True,
     ),
@@ -243,3 +248,5 @@ _ROWS = (
     ),
 )
 KNOBS: dict[str, KnobSpec] = {row.name: row for row in _ROWS}
+# Knobs that do not change what is learnt: a change needs no mark in the charts, and there is nothing to undo.
+NEUTRAL_KNOBS = frozenset({"pace"})

@@ -7,16 +7,18 @@ they belong to: `schedule=warmup_cosine,warmup=100,floor=0.1`. A comma ends a va
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import msgspec
 
 from tui_descent.protocol.commands import TurnKnob
-from tui_descent.scenario.knob_table import KNOBS, PACES, KnobSpec
+from tui_descent.scenario.knob_table import KNOBS, NEUTRAL_KNOBS, PACES, KnobSpec
 from tui_descent.scenario.validate import Problem, convert, nearest
 
 __all__ = [
     "KNOBS",
+    "NEUTRAL_KNOBS",
     "PACES",
     "KnobSpec",
     "betas_text",
@@ -31,6 +33,8 @@ __all__ = [
 ]
 
 _OPTIONS = ("way", "scale", "where")
+# How a command names one of several optimizers, as in `lr@optimizer.g=*0.5`.
+OPTIMIZER = "optimizer."
 
 
 def parse(text: str) -> TurnKnob:
@@ -48,7 +52,7 @@ def parse(text: str) -> TurnKnob:
     for option in options:
         key, _, given = (part.strip() for part in option.partition("="))
         if key in takes:
-            parameters.append((key, int(given) if given.isascii() and given.isdecimal() else _number(given, key)))
+            parameters.append((key, int(given) if re.fullmatch("[0-9]{1,15}", given) else _number(given, key)))
         elif key in _OPTIONS:
             found[key] = given
         else:
@@ -69,7 +73,7 @@ def parse(text: str) -> TurnKnob:
 def parse_at(text: str) -> tuple[int, TurnKnob]:
     """Parse `STEP:knob=value`, the form used by `--at`. Raises `ValueError`."""
     at, sign, command = text.partition(":")
-    if not sign or not at.strip().isdecimal():
+    if not sign or not re.fullmatch("[0-9]{1,15}", at.strip()):
         raise ValueError(f'expected STEP:knob=value, as in 150:residual=on; found "{text[:60]}"')
     return int(at), parse(command)
 
@@ -102,6 +106,9 @@ def check(command: TurnKnob) -> TurnKnob:
         raise ValueError(f'where = "{command.where[:40]}"; {allowed}')
     if command.target != "all" and knob.targets == "net":
         raise ValueError(f"{knob.name} does not accept a target; it acts on the whole run")
+    if command.target != "all" and knob.targets == "optimizer" and not command.target.startswith(OPTIMIZER):
+        allowed = f"{knob.name}@{OPTIMIZER}NAME, if the run has several optimizers"
+        raise ValueError(f'{knob.name} does not accept the target "{command.target[:40]}"; allowed: {allowed}')
     if command.target == "all" and command.value in knob.one_layer_values:
         raise ValueError(f"{knob.name}={command.value} needs a layer; allowed: {knob.name}@LAYER={command.value}")
     return command

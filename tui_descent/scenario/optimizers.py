@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import get_args
 
 import msgspec
@@ -9,6 +10,10 @@ import msgspec
 from tui_descent.scenario.spec import Optimizer, OptimizerSpec, RatesSpec
 from tui_descent.scenario.validate import nearest
 
+# The rates of at most this many parameter groups are all shown.
+MOST_RATES = 3
+# The end of the reason why an optimizer's rate cannot be changed.
+OWN_RATE = "it sets its own rate"
 NAMES: tuple[str, ...] = get_args(Optimizer)
 
 # A Muon optimizer uses AdamW for some parameters. Muon's own updates are scaled so that AdamW's rate fits both parts.
@@ -112,3 +117,22 @@ def refusal(name: str, wanted: str) -> str | None:
         return f"{name} has momentum instead of betas; try momentum=…"
     instead = "optimizer=momentum" if wanted == "momentum" else "optimizer=adam"
     return f"{name} has no {wanted} to set; try {instead}"
+
+
+def rates_text(rates: Sequence[float]) -> str:
+    """The rates of an optimizer's parameter groups: one if all are equal, all if they are few, else first and range."""
+    if not rates:
+        return "its own"
+    if len(set(rates)) == 1:
+        return f"{rates[0]:.3g}"
+    if len(rates) <= MOST_RATES:
+        return " / ".join(f"{rate:.3g}" for rate in rates)
+    return f"{rates[0]:.3g} ({min(rates):.3g} to {max(rates):.3g})"
+
+
+def all_rates_text(rates: Mapping[str, Sequence[float]]) -> str:
+    """The rates of all optimizers of a run by name, as in `g 0.002, d 0.001`, or of one: `2 groups 0.3 / 0.1`."""
+    if len(rates) == 1:
+        (groups,) = rates.values()
+        return f"{len(groups)} groups {rates_text(groups)}" if len(set(groups)) > 1 else rates_text(groups)
+    return ", ".join(f"{name} {rates_text(groups)}" for name, groups in rates.items())

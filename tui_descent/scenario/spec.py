@@ -223,7 +223,7 @@ class Claim(Spec, frozen=True, kw_only=True):
     above: float | None = None
     equals: float | str | None = None
     within: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    given: tuple[str, ...] = ()
+    given: Annotated[tuple[str, ...], msgspec.Meta(max_length=1000)] = ()
 
 
 class PlannedIntervention(Spec, frozen=True, kw_only=True):
@@ -240,14 +240,14 @@ class Scenario(Spec, frozen=True, kw_only=True):
     title: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
     theme: str = ""
     story: str = ""
-    claim: tuple[Claim, ...] = ()
+    claim: Annotated[tuple[Claim, ...], msgspec.Meta(max_length=1000)] = ()
     data: Data | None = None
     model: Model
     loss: LossSpec | None = None
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     run: RunSpec = RunSpec()
-    plan: tuple[PlannedIntervention, ...] = ()
+    plan: Annotated[tuple[PlannedIntervention, ...], msgspec.Meta(max_length=1000)] = ()
 
 
 def about(scenario: Scenario) -> str:

@@ -12,19 +12,23 @@ import msgspec
 from tui_descent.scenario import knobs, schedules
 from tui_descent.scenario.claims import METRICS
 from tui_descent.scenario.spec import ConvModel, DigitsData, Scenario, SurfaceModel, TextData, TransformerModel
-from tui_descent.scenario.validate import Problem, convert, nearest
+from tui_descent.scenario.toml_limits import excess
+from tui_descent.scenario.validate import MAX_SHOWN, Problem, convert, escape_controls, nearest, shorten
 
 MAX_BYTES = 1_000_000
 SURFACE_PARAMETERS = {"fragment": 1, "valley": 2, "saddle": 2, "monkey_saddle": 2, "rosenbrock": 2}
 
 
 class ScenarioError(ValueError):
-    """An invalid scenario: the file and all its problems."""
+    """An invalid scenario: the file and all its problems. The message has the first `MAX_SHOWN` of them."""
 
     def __init__(self, source: str, problems: Iterable[Problem]) -> None:
-        self.source = source
+        self.source = escape_controls(shorten(source, 200))
         self.problems = tuple(problems)
-        super().__init__("\n".join(f"{source}: {p}" for p in self.problems))
+        lines = [f"{self.source}: {p}" for p in self.problems[:MAX_SHOWN]]
+        if (more := len(self.problems) - len(lines)) > 0:
+            lines.append(f"{self.source}: … and {more:,} more")
+        super().__init__("\n".join(lines))
 
 
 def read(path: Path, *, overrides: Iterable[str] = ()) -> Scenario:
@@ -34,10 +38,12 @@ def read(path: Path, *, overrides: Iterable[str] = ()) -> Scenario:
 
 def from_text(text: str, *, source: str, overrides: Iterable[str] = ()) -> Scenario:
     """Read a scenario from TOML text. Raises `ScenarioError`."""
+    if (found := excess(text)) is not None:
+        raise ScenarioError(source, [Problem("", f"not valid TOML: {found}")])
     try:
         table = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
-        raise ScenarioError(source, [Problem("", f"not valid TOML: {error}")]) from None
+    except (RecursionError, ValueError) as error:
+        raise ScenarioError(source, [Problem("", f"not valid TOML: {shorten(str(error), 200)}")]) from None
     return from_table(table, source=source, overrides=overrides)
 
 
@@ -103,6 +109,8 @@ def _override(table: dict[str, Any], text: str) -> None:
     source = f"--set {text}"
     if not sign or not place:
         raise ScenarioError(source, [Problem("", "expected place=value, as in data.batch_size=128")])
+    if (found := excess(f"{place} = {value}")) is not None:
+        raise ScenarioError(source, [Problem("", found.partition(": ")[2])])
     try:
         item = tomllib.loads(f"x = {value}")["x"]
     except (ValueError, RecursionError):
@@ -152,7 +160,7 @@ def _combinations(s: Scenario, *, whole: bool) -> list[Problem]:
     for n, claim in enumerate(s.claim):
         found += _claim_problems(s, n, whole=whole)
         if claim.metric not in METRICS:
-            text = f'found "{claim.metric}"; allowed: {", ".join(METRICS)}{nearest(claim.metric, METRICS)}'
+            text = f'found "{shorten(claim.metric, 60)}"; allowed: {", ".join(METRICS)}{nearest(claim.metric, METRICS)}'
             found.append(Problem(f"claim[{n}].metric", text))
     return found
 
@@ -163,7 +171,7 @@ def _family_problems(s: Scenario) -> list[Problem]:
     data = "" if s.data is None else type(s.data).__struct_config__.tag
     if isinstance(s.model, ConvModel):
         if s.data is not None and not isinstance(s.data, DigitsData):
-            found.append(Problem("data.name", f'found "{data}"; allowed for a conv: digits'))
+            found.append(Problem("data.name", f'found "{data}"; a conv net can only be trained on the data set digits'))
     elif isinstance(s.model, TransformerModel):
         if s.data is not None and not isinstance(s.data, TextData):
             found.append(Problem("data.name", f'found "{data}"; allowed for a transformer: text'))

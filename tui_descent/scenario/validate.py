@@ -15,6 +15,7 @@ import msgspec
 
 # A name alone may replace a table: `activation = "gelu"` means `activation = { name = "gelu" }`.
 SHORTHAND = "name"
+MAX_SHOWN = 20  # problems of one scenario
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -24,12 +25,17 @@ class Problem(msgspec.Struct, frozen=True):
     text: str
 
     def __str__(self) -> str:
-        return escape_controls(f"{self.place}: {self.text}" if self.place else self.text)
+        return escape_controls(f"{shorten(self.place, 200)}: {self.text}" if self.place else self.text)
 
 
 def escape_controls(text: str) -> str:
     """Make text from a file or a user safe to print: escape control characters."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def shorten(text: str, limit: int) -> str:
+    """The first characters of `text` if it is longer than `limit`."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def convert(kind: Any, value: Any, place: str, problems: list[Problem]) -> Any:
@@ -56,7 +62,7 @@ def convert(kind: Any, value: Any, place: str, problems: list[Problem]) -> Any:
 
 def nearest(word: Any, words: Iterable[Any]) -> str:
     """The text ` — did you mean …?` with the closest of `words`, or an empty string if none is close."""
-    hits = difflib.get_close_matches(str(word), [str(w) for w in words], n=1, cutoff=0.5)
+    hits = difflib.get_close_matches(str(word)[:60], [str(w) for w in words], n=1, cutoff=0.5)
     return f' — did you mean "{hits[0]}"?' if hits else ""
 
 
@@ -79,7 +85,9 @@ def _table(
                 )
             )
             any_kind = {f.encode_name: None for s in structs for f in msgspec.structs.fields(s)}
-            problems += [_unknown(key, any_kind, place) for key in table if key not in any_kind]
+            for key in table:
+                if key not in any_kind:
+                    _report_unknown(key, any_kind, place, problems)
             return None
         struct = by_tag[tag]
     fields = {f.encode_name: f for f in msgspec.structs.fields(struct)}
@@ -87,7 +95,7 @@ def _table(
     before = len(problems)
     for key, item in table.items():
         if key not in fields:
-            problems.append(_unknown(key, fields, place))
+            _report_unknown(key, fields, place, problems)
             continue
         inner = place if short else _join(place, key)
         kept[fields[key].name] = convert(fields[key].type, item, inner, problems)
@@ -97,9 +105,10 @@ def _table(
     return struct(**kept) if len(problems) == before else None
 
 
-def _unknown(key: str, known: Collection[str], place: str) -> Problem:
+def _report_unknown(key: str, known: Collection[str], place: str, problems: list[Problem]) -> None:
     allowed = ", ".join(known) or "none"
-    return Problem(_join(place, key), f"unknown key; allowed here: {allowed}{nearest(key, known)}")
+    hint = nearest(key, known) if len(problems) < MAX_SHOWN else ""  # the search is slow, and only these are shown
+    problems.append(Problem(_join(place, key), f"unknown key; allowed here: {allowed}{hint}"))
 
 
 def _array(kind: Any, meta: Any, value: list[Any], place: str, problems: list[Problem]) -> Any:
@@ -167,10 +176,12 @@ def _show(value: Any) -> str:
         return "a table"
     if isinstance(value, list):
         return "a list"
+    if isinstance(value, int) and value.bit_length() > 1000:  # Python refuses to write out a very long number
+        return f"a number of {value.bit_length():,} bits"
     text = f'"{value}"' if isinstance(value, str) else str(value)
     return text if len(text) <= 60 else text[:57] + "…"
 
 
 def _join(place: str, key: str) -> str:
-    key = key if key.isidentifier() else ascii(key[:40])
+    key = shorten(key, 40) if key.isidentifier() else ascii(key[:40])
     return f"{place}.{key}" if place else key

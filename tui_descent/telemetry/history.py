@@ -33,6 +33,7 @@ from tui_descent.protocol.events import (
     NotFinite,
     PredictionChecked,
     RangeTestCompleted,
+    RatesChanged,
     ReadingsTaken,
     Rewound,
     RunEnded,
@@ -43,13 +44,17 @@ from tui_descent.protocol.events import (
     StepsMissed,
 )
 from tui_descent.protocol.undo_events import Ghost
+from tui_descent.scenario.knobs import NEUTRAL_KNOBS
 from tui_descent.telemetry.gradient_history import GradientHistory
 from tui_descent.telemetry.log import LogEntry
+from tui_descent.telemetry.metric_history import MetricHistory, held_out_loss, thinned
 from tui_descent.telemetry.newest_readings import NewestReadings, move_rows
 from tui_descent.telemetry.pyramid import Pyramid, device_pyramid, loss_pyramid
 from tui_descent.telemetry.smoothing import WINDOW, SmoothedLoss
 
-MAX_ENTRIES = 500  # of the log; the same limit holds for evaluations, for interventions and for marks
+# Entries of the log; the same limit holds for evaluations, for interventions and for marks. Of too many evaluations
+# every second one is dropped, so that the rest still spans the run.
+MAX_ENTRIES = 500
 # If there are more, the reading that is closest to its neighbours is dropped, so that the rest still spans the run.
 MAX_CURVATURES = 512
 # How many ghosts (undone steps) are still shown, and for how many of these the gradients are kept for redo.
@@ -82,11 +87,13 @@ class History:
         self.steps_per_s = 0.0
         self.losses: dict[int, Pyramid] = {}
         self.grads: dict[int, GradientHistory] = {}
+        self.rates: RatesChanged | None = None  # if there are several optimizers or parameter groups
         self.readings: ReadingsTaken | None = None
         self.newest_readings = NewestReadings()
         self.device: DeviceTaken | None = None
         self.devices: dict[int, Pyramid] = {}
-        self.evaluations: deque[Evaluated] = deque(maxlen=MAX_ENTRIES)
+        self.metrics: dict[int, MetricHistory] = {}
+        self.evaluations: list[Evaluated] = []
         self.interventions: deque[KnobTurned] = deque(maxlen=MAX_ENTRIES)
         self.marks: deque[Marked] = deque(maxlen=MAX_ENTRIES)
         self.log: list[LogEntry] = []  # in the order of events
@@ -134,9 +141,10 @@ class History:
             case StateChanged():
                 changed = (event.state, event.reason) != (self.state.state, self.state.reason)
                 changed = changed and self.state.state != "testing"  # a range test restores the state from before it
+                changed = changed and not event.silent_s and not self.state.silent_s  # the same state, with or without
                 self.state = event
                 self._speed_since = None
-                if event.state in ("paused", "held", "waiting", "ended"):
+                if event.silent_s or event.state in ("paused", "held", "waiting", "ended"):
                     self.steps_per_s = 0.0
                 if changed and event.state in ("held", "waiting"):
                     self._log(event)
@@ -153,7 +161,7 @@ class History:
                 self.interventions.append(event)
                 self._log(event)
             case Evaluated():
-                self.evaluations.append(event)
+                self._add_evaluation(event)
                 self._log(event)
             case Marked():
                 self.marks.append(event)
@@ -177,7 +185,13 @@ class History:
                 self._rewind(event)
             case SnapshotTaken():
                 self.snapshot = event
-            case CommandDone() | MetricLogged():
+            case RatesChanged():
+                self.rates = event
+            case MetricLogged():
+                self.metrics.setdefault(event.segment, MetricHistory()).add(event)
+                if (evaluated := held_out_loss(event)) is not None:
+                    self._add_evaluation(evaluated)
+            case CommandDone():
                 pass
             case CommandRejected() | Noted() | StepsMissed():
                 self._log(event)
@@ -203,7 +217,7 @@ class History:
 
         The new segment begins with a copy of the history up to that step. The steps that are abandoned become a ghost.
         """
-        before = {e.id for e in self.interventions if e.segment == self.segment and e.knob != "pace"}
+        before = {e.id for e in self.interventions if e.segment == self.segment and e.knob not in NEUTRAL_KNOBS}
         in_force = set(event.in_force)
         changed = max(before ^ in_force, default=None)  # the intervention that is undone or redone
         fork = event.step  # the first step at which the abandoned and the new steps differ
@@ -213,6 +227,8 @@ class History:
         for kept in (self.losses, self.devices):
             if (pyramid := kept.get(source)) is not None:
                 kept[event.segment] = pyramid.before(event.step)
+        if (metrics := self.metrics.get(source)) is not None:
+            self.metrics[event.segment] = metrics.before(event.step)
         if (grads := self.grads.get(source)) is not None:
             # The layers may differ at that step: then a `LayersChanged` follows.
             self.grads[event.segment] = grads.before(event.step).with_layers(self.layers)
@@ -237,7 +253,7 @@ class History:
             return [still_valid(fact) or fact for fact in facts]
 
         self.marks = deque(moved(self.marks), maxlen=MAX_ENTRIES)
-        self.evaluations = deque(moved(self.evaluations), maxlen=MAX_ENTRIES)
+        self.evaluations = moved(self.evaluations)
         self.curvatures = moved(self.curvatures)
         self.interventions = deque(
             (msgspec.structs.replace(e, segment=event.segment) if e.id in in_force else e for e in self.interventions),
@@ -260,9 +276,18 @@ class History:
 
     def _forget_segments(self) -> None:
         shown = [self.segment, *(g.segment for g in self.ghosts[::-1])]
-        for kept, count in ((self.losses, MAX_GHOSTS), (self.grads, MAX_GHOSTS_WITH_GRADS), (self.devices, 0)):
+        with_grads = MAX_GHOSTS_WITH_GRADS
+        bounds = (self.losses, MAX_GHOSTS), (self.grads, with_grads), (self.metrics, with_grads), (self.devices, 0)
+        for kept, count in bounds:
             for segment in kept.keys() - set(shown[: count + 1]):
                 del kept[segment]
+
+    def _add_evaluation(self, event: Evaluated) -> None:
+        known = self.evaluations
+        if known and (known[-1].segment, known[-1].step) == (event.segment, event.step):
+            known.pop()  # logged again in the same step: the newest counts
+        known.append(event)
+        self.evaluations = thinned(known, MAX_ENTRIES)
 
     def _add_curvature(self, event: CurvatureTaken) -> None:
         kept = self.curvatures
@@ -346,7 +371,7 @@ class History:
         if self.layers_changed is not None:
             facts.append(self.layers_changed)
         facts += [*self.log, *self.curvatures, *self.newest_readings.older(self.readings)]
-        newest: list[AnyEvent | None] = [self.readings, self.device, self.ledger, *self.measured.values()]
+        newest: list[AnyEvent | None] = [self.rates, self.readings, self.device, self.ledger, *self.measured.values()]
         facts += [event for event in newest if event is not None]
         facts.append(self.ended if self.ended is not None else self.state)
         return HistorySent(
@@ -355,6 +380,7 @@ class History:
             grads={s: g.send() for s, g in self.grads.items()},
             rows={s: g.names for s, g in self.grads.items()},
             devices={s: p.send() for s, p in self.devices.items()},
+            metrics={s: m.send() for s, m in self.metrics.items()},
             ghosts=self.ghosts,
             line=[*self.interventions, *self.marks, *self.evaluations],
             snapshot=self.snapshot,
@@ -393,9 +419,10 @@ class History:
         for segment, levels in sent.devices.items():
             history.devices[segment] = device_pyramid()
             history.devices[segment].receive(levels)
+        history.metrics = {segment: MetricHistory.receive(metrics) for segment, metrics in sent.metrics.items()}
         history.ghosts, history.snapshot = sent.ghosts, sent.snapshot
         history.interventions = deque((e for e in sent.line if isinstance(e, KnobTurned)), maxlen=MAX_ENTRIES)
-        history.evaluations = deque((e for e in sent.line if isinstance(e, Evaluated)), maxlen=MAX_ENTRIES)
+        history.evaluations = [e for e in sent.line if isinstance(e, Evaluated)]
         history.marks = deque((e for e in sent.line if isinstance(e, Marked)), maxlen=MAX_ENTRIES)
         history.segment, history.steps = sent.segment, sent.steps
         history.smoothed = SmoothedLoss.receive(sent.smoothed)

@@ -28,9 +28,13 @@ VERSION = 1
 
 
 class JsonLines:
-    """Turns a run's events into lines. It remembers the net's layers, because readings are written by layer name."""
+    """Turns a run's events into lines. It remembers the net's layers, because readings are written by layer name.
 
-    def __init__(self) -> None:
+    Control characters are written by number, with `only_ascii` every character that is not ASCII.
+    """
+
+    def __init__(self, *, only_ascii: bool = False) -> None:
+        self._only_ascii = only_ascii
         self._layers: tuple[Layer, ...] = ()
         self._structure = 0
         self._first = True
@@ -41,7 +45,8 @@ class JsonLines:
             if self._first:
                 table = {"v": VERSION, **table}
                 self._first = False
-            yield json.dumps(_plain(table), ensure_ascii=False, separators=(",", ":"))
+            line = json.dumps(_plain(table), ensure_ascii=self._only_ascii, separators=(",", ":"))
+            yield line if line.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in line)
 
     def _tables(self, event: AnyEvent) -> Iterator[dict[str, Any]]:
         match event:
@@ -71,6 +76,7 @@ class JsonLines:
         layers = self._layers if event.structure == self._structure else ()
         rows = [
             {"name": layer.name}
+            | ({} if layer.not_measured is None else {"not_measured": layer.not_measured})
             | {metric: values[n] for metric, values in event.values.items() if values[n] is not None}
             | {"age": event.ages[n]}
             for n, layer in enumerate(layers)
@@ -96,6 +102,8 @@ def _steps(event: StepsCompleted) -> Iterator[dict[str, Any]]:
             "lr": event.lrs[n],
             "time_s": round(event.times_s[n], 6),
         }
+        if math.isnan(event.lrs[n]):
+            del table["lr"]  # the optimizer sets its own rate
         yield table | {"skipped": True} if step in event.skipped else table
 
 
@@ -137,8 +145,12 @@ def _table(event: AnyEvent) -> dict[str, Any]:
     table: dict[str, Any] = msgspec.to_builtins(event)
     for private in ("client", "request"):
         table.pop(private, None)
-    if table.get("turns") == 1:
-        del table["turns"]
+    for layer in table.get("layers", ()):
+        if layer["not_measured"] is None:
+            del layer["not_measured"]
+    for name, usual in (("turns", 1), ("silent_s", 0)):
+        if table.get(name) == usual:
+            del table[name]
     return {key: value for key, value in table.items() if value not in (None, [], ()) or key == "layers"}
 
 

@@ -1,25 +1,44 @@
 """The trainer's connection to its keeper: events and commands over a socket, steps and readings in shared memory.
 
-Sending never blocks the training loop: what the socket does not accept waits in a bounded queue.
+Sending never blocks the training loop: what the socket does not accept waits in a bounded queue. The end of the run is
+also left in the shared memory, so that it arrives in any case.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import socket
 import subprocess
 import sys
+import threading
 import time
+import weakref
+from collections import deque
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from tui_descent import paths
-from tui_descent.protocol.channel import Peer
-from tui_descent.protocol.codec import MAX_TO_VIEWER, FrameError, decode, to_trainer
+from tui_descent.protocol.channel import ChannelError, Peer
+from tui_descent.protocol.codec import MAX_TO_VIEWER, FrameError, decode, encode, from_trainer, to_trainer
 from tui_descent.protocol.commands import ClientRequest
-from tui_descent.protocol.events import AnyEvent, LayersChanged
-from tui_descent.protocol.inherited_fds import find_fd
+from tui_descent.protocol.events import (
+    AnyEvent,
+    CommandDone,
+    CommandRejected,
+    KnobTurned,
+    LayersChanged,
+    MetricLogged,
+    Noted,
+    Rewound,
+    RunEnded,
+    RunStarted,
+    StateChanged,
+)
+from tui_descent.protocol.inherited_fds import close_fd, describe_fd, find_fd
 from tui_descent.protocol.launch import (
     CONNECTED_FILE,
     ENV_FOLDER,
@@ -33,23 +52,48 @@ from tui_descent.protocol.launch import (
     undo_budget,
 )
 from tui_descent.protocol.readings import COLUMNS
-from tui_descent.protocol.ring import Ring
+from tui_descent.protocol.ring import MOST_LAST_BYTES, Ring
+from tui_descent.protocol.run_lock import hold_lock, release_lock
 
 MAX_QUEUED_BYTES = 8 << 20
+# Events that are never dropped: the start and the end, replies to commands, and what later events refer to.
+KEPT = (RunStarted, RunEnded, CommandDone, CommandRejected, KnobTurned, LayersChanged, Rewound, StateChanged)
+# Metrics wait in a queue of their own, so that other events come first. They are sent together.
+MAX_METRICS = 20_000
+MAX_METRIC_BYTES = 64 << 10
+METRICS_AT_ONCE = 5_000
+METRICS_EVERY_S = 0.03
 HEARTBEAT_S = 0.5
+CLOSE_WITHIN_S = 2.0  # how long the end waits for a slow keeper
 
 
 class KeeperLink:
-    """The connection of one run. `ring_fd` is the descriptor of the shared memory."""
+    """The connection of one run. `ring_fd` is the descriptor of the shared memory.
+
+    Events are sent by whichever thread holds `_sending`. A thread that finds it held leaves its event in a queue, which
+    the holder empties before it returns. So no thread waits for another, and a signal handler may log, too.
+
+    The user's script may close our descriptors. The link is then lost, and training goes on. A forked process has no
+    link: it belongs to its parent.
+    """
 
     def __init__(
         self, sock: socket.socket, ring_fd: int, launch: Launch, keeper: subprocess.Popen[bytes] | None = None
     ) -> None:
         self.launch = launch
-        self._ring_fd = ring_fd
         self.ring: Ring | None = None
         self._peer = Peer(sock, limit=MAX_TO_VIEWER)
-        self._keeper = keeper
+        self._socket, self._ring_fd = describe_fd(sock.fileno()), describe_fd(ring_fd)
+        self._keeper, self._forked, self._closed = keeper, False, False
+        self._sending = threading.Lock()
+        self._events: deque[AnyEvent] = deque()  # not encoded yet
+        self._metrics: deque[MetricLogged] = deque()
+        self._metrics_sent_s = -math.inf
+        self._started = False  # metrics are sent after `RunStarted`
+        self._dropped = self._dropped_reported = 0  # metrics
+        self._step = 0  # of the newest metric
+        self._ended: RunEnded | None = None
+        _links.add(self)
 
     @classmethod
     def inherited(cls) -> KeeperLink | None:
@@ -64,6 +108,7 @@ class KeeperLink:
             return None
         try:
             os.close(os.open(Path(folder) / CONNECTED_FILE, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            hold_lock(Path(folder))
             return cls(socket.socket(fileno=link_fd), ring_fd, Launch.read(Path(folder)))
         except OSError:
             return None
@@ -71,7 +116,10 @@ class KeeperLink:
     @classmethod
     def with_own_keeper(cls, name: str) -> KeeperLink:
         """Start a keeper for this process. Raises `ChannelError` or `OSError` if that fails."""
-        budget = undo_budget(None)
+        try:
+            budget = undo_budget(None)
+        except ValueError as error:
+            raise ChannelError(str(error)) from None
         run, folder = paths.new_run(name)
         launch = Launch(run=run, name=name, folder=str(folder), socket=str(paths.socket_path(run)), undo_budget=budget)
         launch.write()
@@ -84,31 +132,129 @@ class KeeperLink:
         """Whether the connection to the keeper is lost."""
         return self._peer.closed is not None
 
+    @property
+    def connected(self) -> bool:
+        """Whether the socket can be used. If its number refers to another file now, it is not touched again."""
+        if not self.lost and find_fd(self._socket) is None:
+            self._peer.abandon("the script has closed the connection")
+        return not self.lost
+
     def make_ring(self, layers: int) -> Ring:
         """Create the shared memory, with room for readings of `layers` layers.
 
-        Raises `OSError` if there is not enough memory.
+        Raises `OSError` if there is not enough memory, or if the script has closed its descriptor.
         """
-        self.ring = Ring.create(self._ring_fd, layers=layers, columns=len(COLUMNS))
+        file = find_fd(self._ring_fd)
+        if file is None:
+            raise OSError("its file descriptor has been closed")
+        self.ring = Ring.create(file, layers=layers, columns=len(COLUMNS))
         self.ring.beat(time.monotonic())
         return self.ring
 
     def emit(self, event: AnyEvent, *, more: bool = False) -> None:
         """Send an event; with `more`, queue it and send it together with the next one.
 
-        Once the queue is full, events are dropped. `LayersChanged` is never dropped: without it, the rows of later
-        readings would be assigned to the wrong layers.
+        When too many bytes wait, events are dropped, except those in `KEPT`.
         """
-        if self._peer.waiting < MAX_QUEUED_BYTES or isinstance(event, LayersChanged):
-            (self._peer.queue if more else self._peer.send)(event)
+        if isinstance(event, RunEnded):
+            self._ended = event
+            self._leave_last_events([event])
+        if not self.lost:
+            self._events.append(event)
+            if not more:
+                self.send()
+
+    def log(self, metric: MetricLogged) -> None:
+        """Queue a metric, and send the queue if that was not done in the last `METRICS_EVERY_S`. For any thread."""
+        if self.lost:
+            return
+        self._step = metric.step
+        if len(self._metrics) >= MAX_METRICS:
+            self._dropped += 1
+        else:
+            self._metrics.append(metric)
+        if self.metrics_due:
+            self.send()
+
+    @property
+    def metrics_due(self) -> bool:
+        """Whether metrics wait to be sent, and none were sent in the last `METRICS_EVERY_S`."""
+        waiting = bool(self._metrics) and self._started
+        return waiting and time.monotonic() - self._metrics_sent_s >= METRICS_EVERY_S
+
+    def send(self) -> None:
+        """Send what is queued, as far as the socket accepts it. Never waits. For any thread."""
+        again = True
+        while again and self._sending.acquire(blocking=False):
+            try:
+                self._send()
+            finally:
+                self._sending.release()
+            again = bool(self._events)  # added by a thread that found the lock held
+
+    def _send(self) -> None:
+        peer, events, metrics = self._peer, self._events, self._metrics
+        if not self.connected:
+            events.clear()
+            metrics.clear()
+            return
+        self._queue_metrics()
+        while events:
+            event = events.popleft()
+            if isinstance(event, RunEnded):
+                self._report_dropped(at_end=True)
+            if peer.waiting < MAX_QUEUED_BYTES or isinstance(event, KEPT):
+                peer.queue(event)
+            self._started = self._started or isinstance(event, RunStarted | RunEnded)
+        self._queue_metrics()
+        self._report_dropped()
+        peer.flush()
+
+    def _queue_metrics(self) -> None:
+        """Pass metrics on to the socket while only few bytes wait there, so that other events need not wait long."""
+        peer, metrics = self._peer, self._metrics
+        if not self._started or not metrics:
+            return
+        self._metrics_sent_s = time.monotonic()
+        for _ in range(min(METRICS_AT_ONCE, len(metrics))):
+            if peer.waiting >= MAX_METRIC_BYTES:
+                peer.flush()
+                if peer.waiting >= MAX_METRIC_BYTES:
+                    break
+            peer.queue(metrics.popleft())
+
+    def _report_dropped(self, *, at_end: bool = False) -> None:
+        """Report how many metrics were dropped so far: the first time, when the number has doubled, and at the end."""
+        news = self._dropped > self._dropped_reported
+        if news and (at_end or (not self._metrics and self._dropped >= 2 * self._dropped_reported)):
+            self._dropped_reported = self._dropped
+            self._peer.queue(self._dropped_note())
+
+    def _dropped_note(self) -> Noted:
+        step = self._ended.step if self._ended is not None else self._step
+        what = "metric" if self._dropped == 1 else "metrics"
+        text = f"{self._dropped:,} {what} dropped: run.log is called more often than metrics can be sent"
+        return Noted(step=step, text=text, level="warning")
+
+    def _leave_last_events(self, events: list[AnyEvent]) -> None:
+        """Leave events in the shared memory, for a keeper that the socket does not reach."""
+        if self.ring is None:
+            return
+        body = encode(events)
+        if len(body) > MOST_LAST_BYTES:
+            body = encode(
+                [replace(e, reason=e.reason[:400], position=None) if isinstance(e, RunEnded) else e for e in events]
+            )
+        if len(body) <= MOST_LAST_BYTES:
+            self.ring.write_last_events(body)
 
     def commands(self) -> list[ClientRequest]:
         """The commands that have arrived since the last call."""
         if self.ring is not None:
             self.ring.lower_flag()
-        self._peer.flush()
+        self.send()
         try:
-            return [decode(to_trainer, body) for body in self._peer.receive()]
+            return [decode(to_trainer, body) for body in self._peer.receive()] if self.connected else []
         except FrameError as error:
             self._peer.closed = str(error)
             return []
@@ -118,26 +264,69 @@ class KeeperLink:
         if self.ring is not None:
             self.ring.beat(time.monotonic())
         sleep_s = HEARTBEAT_S if timeout_s is None else min(HEARTBEAT_S, timeout_s)
-        if self.lost:
-            time.sleep(sleep_s)
-        else:
-            select.select([self._peer.socket], [], [], sleep_s)
+        self._poll(select.POLLIN, sleep_s)
 
     def close(self) -> None:
-        """Send what is queued, for at most two seconds, and close. The keeper still reads the rest of the ring."""
-        end_s = time.monotonic() + 2.0
-        while self._peer.waiting and not self.lost and time.monotonic() < end_s:
-            select.select([], [self._peer.socket], [], 0.1)
-            self._peer.flush()
-        self._peer.close()
+        """Send what is queued, for at most `CLOSE_WITHIN_S`, and close. The keeper still reads the rest of the ring."""
+        if self._closed:
+            return
+        self._closed = True
+        _links.discard(self)
+        end_s = time.monotonic() + CLOSE_WITHIN_S
+        self.send()
+        while (self._peer.waiting or self._metrics) and not self.lost and time.monotonic() < end_s:
+            self._poll(select.POLLOUT, 0.1)
+            self.send()
+        if self._sending.acquire(timeout=1.0):  # and not released: nothing is sent from here on
+            self._report_unsent()
+        if self.connected:
+            self._peer.close()
         if self.ring is not None:
             self.ring.close()
-        if self._ring_fd >= 0:
-            os.close(self._ring_fd)
-            self._ring_fd = -1
-        if self._keeper is not None:
+        close_fd(self._ring_fd)
+        if self._keeper is not None and not self._forked:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._keeper.wait(5.0)
+        release_lock(self.launch.path)
+
+    def _report_unsent(self) -> None:
+        """Leave in the shared memory how many metrics the keeper did not receive."""
+        unsent = [decode(from_trainer, body) for body in self._peer.waiting_bodies()]
+        self._dropped += len(self._metrics) + sum(isinstance(event, MetricLogged) for event in unsent)
+        if self._dropped > self._dropped_reported and self._ended is not None:
+            self._leave_last_events([self._dropped_note(), self._ended])
+
+    def _poll(self, what: int, timeout_s: float) -> None:
+        if not self.connected:
+            time.sleep(timeout_s)
+            return
+        waiting = select.poll()
+        waiting.register(self._peer.socket, what)
+        waiting.poll(timeout_s * 1000)
+
+    def detach(self) -> None:
+        """Leave the connection to the parent process, in a forked child."""
+        self._forked, self._sending = True, threading.Lock()
+        self._events.clear()
+        self._metrics.clear()
+        if self.connected:
+            self._peer.socket.close()
+        self._peer.closed = self._peer.closed or "this is a forked process"
+        close_fd(self._ring_fd)
+        if self.ring is not None:
+            self.ring.detach()
+
+
+_links: weakref.WeakSet[KeeperLink] = weakref.WeakSet()
+
+
+def _detach_all() -> None:
+    for link in list(_links):
+        with contextlib.suppress(OSError):
+            link.detach()
+
+
+os.register_at_fork(after_in_child=_detach_all)
 
 
 def is_launched_under_exec() -> bool:

@@ -10,9 +10,12 @@ from types import FrameType
 
 import torch
 
+from tui_descent import free_memory
 from tui_descent.instruments.sampler import Sampler
+from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.events import RunEnded, RunStarted, StateChanged
 from tui_descent.scenario import knobs
+from tui_descent.scenario.memory import memory_needed, refusal
 from tui_descent.scenario.spec import Scenario, SurfaceModel, about
 from tui_descent.scenario.toml import from_table
 from tui_descent.training.keeper_link import KeeperLink
@@ -22,6 +25,7 @@ from tui_descent.training.probes.evaluation import evaluate
 from tui_descent.training.run_description import describe
 from tui_descent.training.setup import build
 from tui_descent.training.steering.steering import Steering
+from tui_descent.training.undo import memory_budget
 from tui_descent.training.watch.watch import Watch
 
 
@@ -40,6 +44,8 @@ def main() -> int:
         scenario = from_table(link.launch.scenario, source="launch", shortened=True)
         torch.set_num_threads(build.thread_count(scenario.run.threads))
         device = build.select_device(scenario.run.device, dtype=scenario.run.dtype)
+        if not link.launch.force:
+            _check_memory(scenario, device, undo_budget=link.launch.undo_budget, undo=link.launch.socket is not None)
         setup = build.build(scenario, on=device)
         run = _watch(link, scenario, setup)
     except (ValueError, RuntimeError, OSError) as error:
@@ -57,9 +63,21 @@ def main() -> int:
                 evaluate_every=scenario.run.evaluate_every,
                 attended=link.launch.attended,
             )
+    except ChannelError:
+        pass  # the reason has been reported to the keeper
     except Exception:  # noqa: BLE001 - last handler of the process: the keeper knows the reason, the log gets the traceback
         traceback.print_exc()
     return 0 if run.outcome is not None and run.outcome[0] in ("finished", "stopped", "diverged") else 1
+
+
+def _check_memory(scenario: Scenario, device: torch.device, *, undo: bool, undo_budget: int | None) -> None:
+    """Raises `ValueError` if the run does not fit into the device's free memory."""
+    free = memory_budget.free_bytes(device) if device.type != "cpu" else free_memory.free_bytes()
+    budget = 0 if not undo else memory_budget.default_budget(device) if undo_budget is None else undo_budget
+    where = "memory" if device.type == "cpu" else f"{device.type.upper()} memory"
+    reason = refusal(memory_needed(scenario, undo_budget=budget), free, where)
+    if reason is not None:
+        raise ValueError(f"the run {reason}; make the net or the batches smaller, or use --force")
 
 
 def _watch(link: KeeperLink, scenario: Scenario, setup: build.Setup) -> Watch:

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import time
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.commands import ClientRequest, TurnKnob
-from tui_descent.protocol.events import AnyEvent, CommandDone, CommandRejected, State, StateChanged
+from tui_descent.protocol.events import (
+    AnyEvent,
+    CommandDone,
+    CommandRejected,
+    Noted,
+    RunEnded,
+    State,
+    StateChanged,
+)
 from tui_descent.protocol.ring import Ring
 from tui_descent.training.device_memory import DeviceMemory
 from tui_descent.training.keeper_link import KeeperLink
+
+MOST_NOTES = 100  # different messages of one run
 
 
 class Progress:
@@ -29,16 +41,26 @@ class Progress:
         self.rewound = False  # an undo or redo has happened since the last update
         self.broken = False  # held at a non-finite number: undo goes back to the last good snapshot
         self.state: tuple[State, str] | None = None
+        self._noted: set[str] = set()
         self._memory: DeviceMemory | None = None
 
     def create_ring(self, model: nn.Module, *, layers: int) -> None:
-        """Create the shared memory, with room for readings of `layers` layers. Raises `RuntimeError` if that fails."""
-        if self.link is None:
+        """Create the shared memory, with room for readings of `layers` layers.
+
+        If that fails, reports the run as failed, closes the connection and raises `ChannelError`. If the script has
+        closed the connection already, there is none, and training goes on unwatched.
+        """
+        if self.link is None or not self.link.connected:
             return
         try:
             self.link.make_ring(layers)
         except OSError as error:
-            raise RuntimeError(f"cannot create the shared memory of the run: {error}") from error
+            advice = "check ulimit -f" if error.errno == errno.EFBIG else "free some memory"
+            reason = f"no room for the run's shared memory: {error.strerror}; {advice}"
+            self.link.emit(RunEnded(status="failed", step=self.step, reason=reason))
+            self.link.close()
+            self.link = None
+            raise ChannelError(reason) from error
         self._memory = DeviceMemory(next((p.device for p in model.parameters()), torch.device("cpu")))
 
     @property
@@ -67,6 +89,12 @@ class Progress:
         """Send an event to the keeper, if there is one; with `more`, together with the next event."""
         if self.link is not None:
             self.link.emit(event, more=more)
+
+    def note(self, text: str, level: Literal["info", "warning"] = "warning") -> None:
+        """Put a message into the event log; the same text only once."""
+        if text not in self._noted and len(self._noted) < MOST_NOTES:
+            self._noted.add(text)
+            self.emit(Noted(step=self.step, text=text, level=level))
 
     def set_state(self, state: State, reason: str = "") -> None:
         """Report what the run is doing now, if this has changed."""

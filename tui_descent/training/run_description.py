@@ -8,7 +8,9 @@ import msgspec
 import torch
 from torch import nn
 
+from tui_descent.instruments.not_measured import count_numbers, why_not_measured
 from tui_descent.protocol.events import KnobState, Layer, RunStarted
+from tui_descent.training.several_nets import describe_net
 
 
 def describe(error: BaseException) -> str:
@@ -17,13 +19,13 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
-def about_user_loop(name: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> RunStarted:
+def about_user_loop(name: str, model: nn.Module, *optimizers: torch.optim.Optimizer) -> RunStarted:
     """The `RunStarted` event of a user loop. `started` fills in the run id, the layers and the knobs."""
     return RunStarted(
         run="",
         name=name,
         title=name,
-        about=f"your own loop · {type(model).__name__} · {type(optimizer).__name__}",
+        about=f"your own loop · {describe_net(model)} · {', '.join(type(one).__name__ for one in optimizers)}",
         scenario=None,
         device=next((str(p.device) for p in model.parameters()), "cpu"),
         threads=torch.get_num_threads(),
@@ -35,9 +37,9 @@ def about_user_loop(name: str, model: nn.Module, optimizer: torch.optim.Optimize
 
 
 def position(model: nn.Module) -> tuple[float, ...] | None:
-    """The values of the parameters, if the model has at most two numbers as parameters; otherwise None."""
+    """The values of the parameters, if they are at most two real numbers; otherwise None."""
     parameters = list(model.parameters())
-    if sum(p.numel() for p in parameters) > 2:
+    if count_numbers(parameters) > 2 or any(p.is_complex() or why_not_measured(p) for p in parameters):
         return None
     return tuple(v for p in parameters for v in p.detach().flatten().tolist())
 
@@ -45,9 +47,8 @@ def position(model: nn.Module) -> tuple[float, ...] | None:
 def describe_wrong_optimizer(optimizer: object) -> str:
     """Describe an object that was passed instead of an optimizer, for an error message."""
     found = type(optimizer).__name__
-    if isinstance(optimizer, list | tuple) and optimizer:
-        names = ", ".join(type(one).__name__ for one in optimizer)
-        return f"{found} of {len(optimizer)}: {names}; watch one of them, with the model it trains"
+    if isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer):
+        return f"the class {optimizer.__name__}; create the optimizer first"
     return found
 
 
@@ -55,5 +56,5 @@ def started(
     about: RunStarted, run: str, model: nn.Module, layers: tuple[Layer, ...], knobs: tuple[KnobState, ...]
 ) -> RunStarted:
     """Complete the event `about` with the run's id, layers and knobs."""
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = count_numbers(model.parameters())
     return msgspec.structs.replace(about, run=run, parameters=parameters, layers=layers, knobs=knobs)

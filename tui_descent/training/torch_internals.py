@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -14,8 +15,10 @@ import torch
 _HOOKED_STEP = torch.optim.Optimizer.profile_hook_step(lambda: None).__code__
 
 
-def step_depth(optimizer: torch.optim.Optimizer) -> int:
-    """How many of this optimizer's hooked `step` calls are on the stack: two where a subclass calls `super().step()`.
+def step_depth(*optimizers: object) -> int:
+    """How many hooked `step` calls of these optimizers are on the stack.
+
+    There are two where a subclass calls `super().step()`, or where an optimizer calls the one that it wraps.
 
     Step hooks run once per hooked call. If a step raises, its post-hooks do not run, so a counter kept by the hooks
     alone would then be wrong. Only the call stack distinguishes a nested call from a new step after one that raised.
@@ -24,7 +27,8 @@ def step_depth(optimizer: torch.optim.Optimizer) -> int:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         # The first positional argument of torch's wrapper is the optimizer.
-        count += frame.f_code is _HOOKED_STEP and frame.f_locals["args"][:1] == (optimizer,)
+        if frame.f_code is _HOOKED_STEP and (args := frame.f_locals["args"]):
+            count += any(args[0] is optimizer for optimizer in optimizers)
         frame = frame.f_back
     return count
 
@@ -44,3 +48,48 @@ def without_step_hooks(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     finally:
         for table, hooks in zip(tables, saved, strict=True):
             table.update(hooks)
+
+
+class ScalerListener:
+    """Learns of each `GradScaler.step`. The scaler does not step the optimizer if a gradient has overflowed, so that no
+    hook of the optimizer runs, and torch reports it nowhere else.
+
+    While there are listeners, the class has a `step` that calls its own one in between.
+    """
+
+    def before_scaler_step(self, optimizer: object) -> None:
+        """Called before a scaler steps `optimizer`, or skips its update."""
+
+    def after_scaler_step(self) -> None:
+        """Called after it, unless an exception was raised."""
+
+    def listen_to_scalers(self) -> None:
+        """Call the two methods above from now on."""
+        if self not in _listeners:
+            _listeners.append(self)
+        scaler: Any = torch.amp.GradScaler
+        if scaler.step is not _heard_step:
+            _own_step.append(scaler.step)
+            scaler.step = functools.update_wrapper(_heard_step, scaler.step)
+
+    def ignore_scalers(self) -> None:
+        """Do not call them any more."""
+        if self in _listeners:
+            _listeners.remove(self)
+        scaler: Any = torch.amp.GradScaler
+        # If somebody else has replaced the method meanwhile, ours stays inside and does nothing.
+        if not _listeners and scaler.step is _heard_step:
+            scaler.step = _own_step.pop()
+
+
+_listeners: list[ScalerListener] = []
+_own_step: list[Callable[..., Any]] = []
+
+
+def _heard_step(scaler: torch.amp.GradScaler, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+    for listener in _listeners:
+        listener.before_scaler_step(optimizer)
+    result = _own_step[-1](scaler, optimizer, *args, **kwargs)
+    for listener in _listeners:
+        listener.after_scaler_step()
+    return result

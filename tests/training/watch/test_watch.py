@@ -244,8 +244,10 @@ def test_lbfgs_is_refused_by_name(make: Any) -> None:
     net = mlp()
     with pytest.raises(ValueError, match="LBFGS cannot be watched"):
         make(net, torch.optim.LBFGS(net.parameters()))
-    with pytest.raises(ValueError, match=r"watch\(\) takes one torch\.optim\.Optimizer; found list"):
-        make(net, [torch.optim.SGD(net.parameters(), lr=0.1)])
+    with pytest.raises(ValueError, match="LBFGS cannot be watched"):
+        make(net, [torch.optim.SGD(net.parameters(), lr=0.1), torch.optim.LBFGS(net.parameters())])
+    with pytest.raises(ValueError, match=r"watch\(\) takes torch\.optim\.Optimizer objects; found dict"):
+        make(net, [{"lr": 0.1}])
 
 
 def test_logged_metric_has_the_number_of_the_next_step(keeper: FakeKeeper) -> None:
@@ -301,7 +303,7 @@ def test_every_request_gets_one_reply_at_the_step_it_acts_on(keeper: FakeKeeper)
     assert by_request[3].reason.startswith('unknown knob "nope"')
     assert by_request[4].reason.startswith('no block "blocks.77"; blocks are blocks.0')
     assert (by_request[5].old, by_request[5].new, by_request[5].way) == ("off", "on", "instant")
-    assert by_request[6].reason == "no evaluation data"
+    assert by_request[6].reason == 'in your own loop, call run.log("val_loss", loss) instead'
     assert [e.text for e in events if isinstance(e, Marked)] == ["m" * 80]
     assert by_request[8].reason == "steps = 0; allowed: 1 to 10,000,000"
     assert [record.lr for record in keeper.steps()] == [0.1] * 3 + [0.2] * 3

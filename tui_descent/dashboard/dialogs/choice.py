@@ -32,7 +32,8 @@ NORMS = {
 class ChoiceDialog(Dialog[str]):
     """Answers with the chosen value and the options typed in the field, or with `knob:NAME` for one of `more_knobs`.
 
-    `lr` is the current learning rate, if known; `spec` is the optimizer in the scenario.
+    `lr` is the current learning rate, if known; `spec` is the optimizer in the scenario. If the knob itself is not
+    available, `unavailable` says why, and only `more_knobs` can be chosen.
     """
 
     def __init__(
@@ -44,15 +45,17 @@ class ChoiceDialog(Dialog[str]):
         more_knobs: tuple[str, ...] = (),
         lr: str = "",
         spec: OptimizerSpec | None = None,
+        unavailable: str = "",
     ) -> None:
         super().__init__()
         self._knob, self._now, self._target, self._more_knobs = KNOBS[knob], now, target, more_knobs
+        self._unavailable = unavailable
         self._lr, self._spec = lr, spec or OptimizerSpec()
 
     def compose(self) -> ComposeResult:
         """Build the dialog with the current value highlighted."""
         where = "" if self._target == "all" else f" of {safe(self._target, 40)}"
-        choices = self._knob.choices
+        choices = () if self._unavailable else self._knob.choices
         with Vertical(classes="dialog choice") as box:
             box.border_title = f"{self._knob.title.capitalize()}{where}".replace("[", "(")
             options = "tab for options · " if self._knob.places else ""
@@ -61,7 +64,8 @@ class ChoiceDialog(Dialog[str]):
             rows += [Option(Text(f"  set {KNOBS[k].title} …"), id=f"{OTHER}{k}") for k in self._more_knobs]
             choice_list = OptionList(*rows)
             yield choice_list
-            yield Static(f"{self._knob.acts[0].upper()}{self._knob.acts[1:]}", classes="dim acts", markup=False)
+            about = self._unavailable or self._knob.acts
+            yield Static(safe(f"{about[0].upper()}{about[1:]}"), classes="dim acts", markup=False)
             if self._knob.places:
                 yield Input(max_length=60, placeholder=_options(self._knob))
                 yield Static("", classes="why", markup=False)

@@ -1,4 +1,4 @@
-"""The base class of all dialogs: a box in the middle; escape closes it without an answer."""
+"""The base class of all dialogs: a box in the middle; escape, ctrl+c and ctrl+q close it without an answer."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ Answer = TypeVar("Answer")
 class Dialog(ModalScreen[Answer | None], Generic[Answer]):
     """Answers with a value, or with None when cancelled."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "cancel", "cancel", show=False),
-        Binding("ctrl+c", "cancel", "cancel", show=False),
-    ]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "cancel", "cancel", show=False)]
 
     def action_cancel(self) -> None:
         """Close without an answer."""

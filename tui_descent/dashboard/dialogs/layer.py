@@ -17,7 +17,6 @@ from tui_descent.dashboard.dialogs.dialog import Dialog
 from tui_descent.dashboard.text.layer_names import block_of, find_again
 from tui_descent.dashboard.text.numbers import plural, scientific, with_commas
 from tui_descent.dashboard.text.safe_text import safe
-from tui_descent.protocol.events import LayerStatus
 
 # By metric: symbol, unit, definition. Unknown metrics are shown by their name.
 DEFINITIONS: dict[str, tuple[str, str, str]] = {
@@ -43,7 +42,7 @@ ORDER = {metric: n for n, metric in enumerate(DEFINITIONS)}
 LOW_SCREEN, NARROW_SCREEN = 30, 100
 
 # Why a layer has no gradient.
-IDLE: dict[LayerStatus, str] = {
+IDLE: dict[str, str] = {
     "frozen": "its weights are frozen",
     "unused": "the loss of this step does not depend on its weights",
 }
@@ -111,8 +110,10 @@ class LayerDialog(Dialog[None]):
             f"{safe(layer.kind, 40)}, {with_commas(layer.params)} parameters, {safe(block)}",
         )
         statuses = readings.statuses if readings else []
-        status = statuses[self._layer] if self._layer < len(statuses) else "used"
+        status: str = statuses[self._layer] if self._layer < len(statuses) else "used"
         idle = IDLE.get(status)
+        if layer.not_measured is not None:
+            status, idle = "n/a", f"not measured: {safe(layer.not_measured, 100)}"
         if idle is not None:
             row("status", status, "", idle, colours.DIM)
         tiers = history.newest_readings.of(history.segment)

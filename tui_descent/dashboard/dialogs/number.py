@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 from textual.app import ComposeResult
 from textual.containers import Vertical
@@ -11,7 +12,8 @@ from textual.widgets import Input, Static
 from tui_descent.dashboard.dialogs.dialog import Dialog
 from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.protocol.commands import TurnKnob
-from tui_descent.scenario.knobs import KNOBS, check
+from tui_descent.scenario.knobs import KNOBS, check, new_value
+from tui_descent.scenario.optimizers import all_rates_text
 
 MAX_STEPS = 10_000_000
 
@@ -19,12 +21,15 @@ MAX_STEPS = 10_000_000
 class NumberDialog(Dialog[str]):
     """Answers with the typed text.
 
-    If `check` raises `ValueError` for it, the dialog shows the reason and stays open.
+    If `check` raises `ValueError` for it, the dialog shows the reason and stays open. `result` says what the typed text
+    would do, while it is being typed.
     """
 
-    def __init__(self, title: str, hint: str, check: Callable[[str], object]) -> None:
+    def __init__(
+        self, title: str, hint: str, check: Callable[[str], object], result: Callable[[str], str] | None = None
+    ) -> None:
         super().__init__()
-        self._title, self._hint, self._check = title, hint, check
+        self._title, self._hint, self._check, self._result = title, hint, check, result
 
     def compose(self) -> ComposeResult:
         """The hint, the input field, and room for an error."""
@@ -34,6 +39,17 @@ class NumberDialog(Dialog[str]):
             yield Static(self._hint, classes="dim", markup=False)
             yield Input(max_length=40)
             yield Static("", classes="why", markup=False)
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """Show what the text would do, if it is valid."""
+        if self._result is None:
+            return
+        try:
+            self._check(event.value.strip())
+            text = self._result(event.value.strip())
+        except ValueError:
+            text = ""
+        self.query_one(".why", Static).update(safe(text))
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Check the text; close if it is valid."""
@@ -46,11 +62,23 @@ class NumberDialog(Dialog[str]):
         self.dismiss(text)
 
 
-def knob_dialog(knob: str, now: str) -> NumberDialog:
-    """Dialog to type a knob's value, in any form the knob accepts."""
+def knob_dialog(knob: str, now: str, rates: Mapping[str, Sequence[float]] | None = None) -> NumberDialog:
+    """Dialog to type a knob's value, in any form the knob accepts.
+
+    `rates` are the learning rates of several optimizers or parameter groups. All are multiplied by the same factor.
+    """
     row = KNOBS[knob]
-    hint = f"now {safe(now or '…', 40)}; allowed: {row.values}"
-    return NumberDialog(row.title.capitalize(), hint, lambda text: check(TurnKnob(knob=knob, value=text)))
+    now = all_rates_text(rates) if rates else now
+    hint = f"now {safe(now or '…', 60)}; allowed: {row.values}"
+    result = functools.partial(_scaled_rates, rates) if rates else None
+    return NumberDialog(row.title.capitalize(), hint, lambda text: check(TurnKnob(knob=knob, value=text)), result)
+
+
+def _scaled_rates(rates: Mapping[str, Sequence[float]], text: str) -> str:
+    """What a new learning rate makes of all rates. An exact rate is the first group's that is not 0."""
+    first = next((rate for groups in rates.values() for rate in groups if rate), 0.0)
+    factor = new_value(text, first) / first if first else 1.0
+    return f"sets {all_rates_text({name: [rate * factor for rate in groups] for name, groups in rates.items()})}"
 
 
 def steps_dialog() -> NumberDialog:

@@ -22,6 +22,7 @@ from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.dashboard.view import View
 from tui_descent.protocol.commands import CancelRangeTest, RunRangeTest
 from tui_descent.protocol.events import CommandRejected, KnobTurned, RangeTestCompleted, Rewound
+from tui_descent.scenario.knobs import NEUTRAL_KNOBS
 from tui_descent.telemetry.history import History
 
 REFRESH_S = 0.1
@@ -139,7 +140,7 @@ def still_valid(history: History) -> RangeTestCompleted | None:
     for fact in reversed(history.log):
         if isinstance(fact, RangeTestCompleted):
             return result
-        if isinstance(fact, Rewound) or (isinstance(fact, KnobTurned) and fact.knob != "pace"):
+        if isinstance(fact, Rewound) or (isinstance(fact, KnobTurned) and fact.knob not in NEUTRAL_KNOBS):
             return None
     return None
 

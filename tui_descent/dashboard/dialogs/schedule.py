@@ -144,7 +144,7 @@ class ScheduleDialog(Dialog[TurnKnob]):
 def curve(spec: ScheduleSpec, step: int, remaining: int, base: float | None, width: int, height: int) -> Text:
     """The learning rate over the next `remaining` steps, in `height` rows.
 
-    If `base` is None, the factor on the base rate.
+    If `base` is None, the factor by which the schedule multiplies the base rate.
     """
     rows, columns = height - 1, width - GUTTER - 1
     text, unit = Text(no_wrap=True), base or 1.0

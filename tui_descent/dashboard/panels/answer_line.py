@@ -28,7 +28,7 @@ from tui_descent.protocol.commands import (
     WatchCurvature,
 )
 from tui_descent.protocol.events import CommandDone, CommandRejected, KnobTurned, Rewound
-from tui_descent.scenario.knobs import text_of
+from tui_descent.scenario.knobs import NEUTRAL_KNOBS, text_of
 from tui_descent.telemetry.history import History
 
 # The change of the loss is shown only after this many steps; earlier it is mostly noise.
@@ -129,7 +129,7 @@ def _loss_change(history: History, turn: KnobTurned) -> str:
     """The smoothed loss before the intervention and the smoothed loss now; empty if too few steps have been made."""
     pyramid = history.losses.get(turn.segment)
     since = history.steps - turn.step
-    if turn.knob == "pace" or turn.segment != history.segment or pyramid is None or since < MIN_STEPS_OF_EFFECT:
+    if turn.knob in NEUTRAL_KNOBS or turn.segment != history.segment or pyramid is None or since < MIN_STEPS_OF_EFFECT:
         return ""
     before = pyramid.window(1, max(0, turn.step - 1), turn.step)
     then = before[0][1][3] if before else math.nan

@@ -34,8 +34,8 @@ class ChainRulePanel(Panel):
         "The factor by which each block changes the gradient's norm in the backward pass, ‖∂L/∂in‖ / ‖∂L/∂out‖. By "
         "parts: computed from the block's weights, activation slopes, normalisation and skip connection. Autograd: the "
         "same factor from autograd. Error: relative difference between the two gradient vectors at the block's input. "
-        "The bar is the factor's logarithm: left of 1 the gradient shrinks. The ┊ are set for this number of "
-        "blocks: if all bars end between them, the product "
+        "The bar is the factor's logarithm: left of 1 the gradient shrinks. The two ┊ mark the healthy range of one "
+        "factor: if every bar ends between them, the product of all factors "
         f"stays within {VANISHES_BELOW:g} … {EXPLODES_ABOVE:.0f}. Product: all factors from the output down to this "
         "block, multiplied. Measured once a second."
     )
@@ -164,7 +164,7 @@ class RowLayout:
         return line.add(f" {flag}", colours.ORANGE)
 
     def _draw_bar(self, log: float, style: Style) -> list[Segment]:
-        """The bar, in half cells outwards from the middle. It covers the marks of the healthy range."""
+        """The bar, in half cells outwards from the middle. It is drawn over the marks of the healthy range."""
         half = self._bar // 2
         cells = [Segment(" ", colours.FAINT)] * self._bar
         if not self._bar:

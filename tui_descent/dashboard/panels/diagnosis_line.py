@@ -11,6 +11,7 @@ from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.dashboard.view import View
 from tui_descent.protocol.events import Diagnosed, RunEnded
 from tui_descent.scenario.claims import first_to_last_grad
+from tui_descent.scenario.knobs import NEUTRAL_KNOBS
 
 # The gradient of the first block divided by that of the last block. The gradient is said to vanish below the first
 # limit and to explode above the second.
@@ -18,6 +19,8 @@ VANISHES_BELOW, EXPLODES_ABOVE = 1e-3, 1e3
 # Diagnoses that are less certain get a question mark. About one in six of these is wrong, and hardly any of the others.
 CERTAIN = 0.8
 QUIT = " · q: quit"
+# The states before the first step. They take seconds, in which the trainer has no reason to report anything.
+STARTING = frozenset({"importing torch", "building"})
 KILL = " · q: kill it"
 
 # A word and its style, then a sentence and its style.
@@ -37,7 +40,10 @@ def diagnosis_line(view: View) -> Words:
     if view.stopping and state != "stopping":
         text = f"waiting for the script's next step{KILL}"
         return "stopping…", colours.state_style("stopping"), text, colours.TEXT
-    style = colours.state_style(state)
+    style, silent_s = colours.state_style(state), history.state.silent_s
+    if silent_s and state not in STARTING:
+        text = f"the trainer is suspended or in a long step{QUIT}"
+        return f"no word for {silent_s} s", colours.ORANGE, text, colours.TEXT
     if state == "held":
         # The trainer's reason may name the keys already.
         keys = "" if reason.endswith((", q leaves", QUIT)) else f" · space: resume{QUIT}"
@@ -49,10 +55,12 @@ def diagnosis_line(view: View) -> Words:
     if state == "paused":
         text = f"before step {with_commas(history.steps)} · space: resume · .: one step"
         return "paused", style, text, colours.TEXT
+    so_far = f"no word for {silent_s} s" if silent_s else ""
     if state == "importing torch":
-        return "importing torch…", colours.DIM, "takes a few seconds", colours.DIM
+        usual = "takes a few seconds"
+        return "importing torch…", colours.DIM, f"{so_far}; it usually {usual}" if so_far else usual, colours.DIM
     if state == "building":
-        return "building the network…", colours.DIM, "", colours.DIM
+        return "building the network…", colours.DIM, so_far, colours.DIM
     if state == "testing":
         return "testing", style, f"{reason}; the run is restored afterwards", colours.TEXT
     if state == "stopping":
@@ -74,7 +82,7 @@ def _outdated_by(view: View, found: Diagnosed) -> str:
     if found.segment != history.segment:
         return "after an undo or redo"
     turns = (turn for turn in reversed(history.interventions) if turn.segment == history.segment)
-    last = next((turn for turn in turns if turn.knob != "pace"), None)  # the pace does not change the training
+    last = next((turn for turn in turns if turn.knob not in NEUTRAL_KNOBS), None)
     if last is None or found.step >= last.step:
         return ""
     return f"since {safe(last.knob)} changed at step {with_commas(last.step)}"

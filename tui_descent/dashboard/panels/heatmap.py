@@ -149,7 +149,7 @@ def row_names(view: View, height: int, width: int) -> list[tuple[str, bool]]:
 
 
 def idle_word(view: View, layers: range) -> str:
-    """`frozen` or `unused` if all of a row's layers are."""
+    """The word for a layer without a gradient, if it is the same for all of a row's layers."""
     words = {view.idle(layer) for layer in layers}
     return words.pop() if len(words) == 1 else ""
 

@@ -5,6 +5,8 @@ Entries that do not fit are left out.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from rich.cells import cell_len
 from rich.style import Style
 
@@ -15,9 +17,10 @@ from tui_descent.dashboard.text.line import Line
 from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.dashboard.view import View
 from tui_descent.scenario.keys import KEYS, FooterEntry
+from tui_descent.scenario.optimizers import OWN_RATE, all_rates_text
 
 Parts = list[tuple[str, Style]]
-VALUE_WIDTH, SHORT_VALUE_WIDTH = 24, 14
+VALUE_WIDTH, SHORT_VALUE_WIDTH, RATES_WIDTH = 24, 14, 40
 
 # By the key that is shown: the entry, and the knob whose value is shown after the word.
 ENTRIES: dict[str, tuple[FooterEntry, str | None]] = {
@@ -91,8 +94,20 @@ def _parts(view: View, key: str, *, full: bool, over: bool) -> Parts:
     if knob is not None:
         value = "–" if knob in history.unavailable else history.knobs.get(knob, "…")
         text = safe(value, VALUE_WIDTH) if full else safe(_shortened(value), SHORT_VALUE_WIDTH)
+        if knob == "lr" and history.rates is not None and knob not in history.unavailable:
+            rates = history.rates.rates
+            text = safe(all_rates_text(rates), RATES_WIDTH) if full else _short_rates(rates)
+        if knob == "lr" and history.unavailable.get(knob, "").endswith(OWN_RATE):
+            text = "its own"
         parts.append((f" {text}", colours.FAINT if inactive else colours.BRIGHT))
     return parts
+
+
+def _short_rates(rates: Mapping[str, Sequence[float]]) -> str:
+    """All rates if they fit, otherwise the first one and how many others there are: `0.001 +5`."""
+    each = [rate for groups in rates.values() for rate in dict.fromkeys(groups)]
+    text = "/".join(f"{rate:.3g}" for rate in each)
+    return text if len(text) <= SHORT_VALUE_WIDTH else f"{each[0]:.3g} +{len(each) - 1}"
 
 
 def _shortened(value: str) -> str:

@@ -100,7 +100,7 @@ def label_width(view: View, width: int) -> int:
 def bar_line(
     view: View, layer: int, share: float, value: float | None, style: Style, *, width: int, ticks: Mapping[int, str]
 ) -> Line:
-    """A layer's name, bar and number. `frozen` or `unused` replaces the number of a layer without a gradient.
+    """A layer's name, bar and number. A word such as `frozen` replaces the number of a layer without a gradient.
 
     `share` is the bar's length, 0 to 1. `ticks` are characters to draw over the bar, by column.
     """

@@ -25,10 +25,10 @@ class RangeTestPanel(RangeTestResultPanel):
     """The loss after one update at each of a hundred learning rates, on a logarithmic axis of learning rates."""
 
     help_text = (
-        "Loss of the next batch after an update at each of a hundred growing learning rates; the run is restored "
-        "afterwards. Each loss is compared with the same batch's loss at the current weights, so that hard and easy "
-        "batches cancel out. Dim: each batch. Bright: exponential moving average, factor 0.9. ▲ lowest: the rate "
-        "with the lowest loss. ▲ try: the suggested rate, a tenth of that."
+        "A hundred updates, each with a larger learning rate than the one before. After each: the loss of the next "
+        "batch, minus the same batch's loss at the weights before the test, so that hard and easy "
+        "batches cancel out. The run is restored afterwards. Dim: each batch. Bright: exponential moving average, "
+        "factor 0.9. ▲ lowest: the rate with the lowest loss. ▲ try: the suggested rate, a tenth of that."
     )
 
     def heading(self, view: View) -> tuple[str, str]:

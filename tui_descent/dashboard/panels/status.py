@@ -9,6 +9,7 @@ from rich.style import Style
 from textual.strip import Strip
 
 from tui_descent.dashboard import colours
+from tui_descent.dashboard.panels.diagnosis_line import STARTING
 from tui_descent.dashboard.panels.panel import Panel
 from tui_descent.dashboard.text.device_info import status_texts
 from tui_descent.dashboard.text.line import Line
@@ -53,6 +54,8 @@ def state_of(view: View) -> tuple[str, Style]:
         if history.started is None and not view.trouble:
             return "connecting", colours.DIM
         return "disconnected", colours.state_style("lost")
+    if history.state.silent_s and history.state.state not in STARTING:
+        return f"no word for {history.state.silent_s} s", colours.ORANGE
     return history.state.state, colours.state_style(history.state.state)
 
 

@@ -24,8 +24,8 @@ class UpdatesPanel(LayerBarsPanel):
     metric = "update_ratio"
     help_text = (
         "‖ΔW‖ / ‖W‖ of the update in the newest reading; dimensionless. Values between 1e-4 and 1e-2 (dotted lines) "
-        "are healthy and green. Below that range the layer hardly learns; above it, its updates are too large. Both "
-        "are orange, with a ! at the end."
+        "are healthy and green. Below that range the layer hardly learns; above it, its updates are too large. Bars "
+        "outside the range are orange, with a ! at the end."
     )
 
     def heading(self, view: View) -> tuple[str, str]:

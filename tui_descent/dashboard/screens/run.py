@@ -1,4 +1,4 @@
-"""The screen of a run: its panels in several views. Panels that changed are redrawn at the frame rate."""
+"""The screen of a run: its panels in seven views. Panels that changed are redrawn at the frame rate."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from tui_descent.dashboard.panels.footer import FooterPanel
 from tui_descent.dashboard.panels.gradients import GradientsPanel
 from tui_descent.dashboard.panels.heatmap import HeatmapPanel
 from tui_descent.dashboard.panels.loss_chart import LossPanel
+from tui_descent.dashboard.panels.metrics import MetricsPanel
 from tui_descent.dashboard.panels.output import OutputPanel
 from tui_descent.dashboard.panels.panel import Panel
 from tui_descent.dashboard.panels.sharpness import SharpnessPanel
@@ -43,13 +44,14 @@ from tui_descent.scenario.keys import KEYS
 from tui_descent.scenario.knobs import KNOBS
 from tui_descent.telemetry.script_output import ScriptOutput
 
-# The titles of the views by the names that the stylesheet uses, in the order of their keys.
+# The titles of the views by the names that the stylesheet uses, in the order of the keys 1-7.
 VIEWS = {
     "overview": "overview",
     "layers": "layers",
     "events": "events",
     "chain": "chain rule",
     "curvature": "curvature",
+    "metrics": "metrics",
     "output": "output",
 }
 
@@ -102,6 +104,8 @@ class RunScreen(Screen[None]):
                 yield SharpnessPanel(id="sharpness")
                 yield SmallestCurvaturePanel(id="smallest-curvature")
                 yield CurvaturePanel(id="curvature")
+            with Vertical(id="metrics-column"):
+                yield MetricsPanel(id="metrics")
             with Vertical(id="time-column"):
                 yield LossPanel(id="loss")
                 yield HeatmapPanel(id="heatmap")
@@ -178,11 +182,16 @@ class RunScreen(Screen[None]):
 
     # Knobs.
 
+    def can_send(self) -> bool:
+        """Whether requests can be sent. If not, the footer shows why."""
+        if self.bridge.unavailable:
+            self.bridge.refuse(self.bridge.unavailable)
+        return not self.bridge.unavailable
+
     def can_turn(self, knob: str) -> bool:
         """Whether a knob is available in this run. If it is not, the footer shows why."""
         history = self.bridge.history
-        if self.bridge.unavailable:
-            self.bridge.refuse(self.bridge.unavailable)
+        if not self.can_send():
             return False
         if knob in history.unavailable:
             self.bridge.refuse(f"{KNOBS[knob].title}: {history.unavailable[knob]}")
@@ -237,7 +246,7 @@ class RunScreen(Screen[None]):
         kind = KNOBS[knob].targets
         if kind == "layer" and self.view.selected is not None and self.view.selected < len(self.view.layers):
             return self.view.layers[self.view.selected].name
-        return "all" if kind == "net" else self.selected_block()
+        return "all" if kind in ("net", "optimizer") else self.selected_block()
 
     # Display settings.
 
@@ -258,7 +267,12 @@ class RunScreen(Screen[None]):
         self._unzoom()
         for name in VIEWS:
             self.set_class(name == view, f"view-{name}")
-        scrolls: dict[str, type[Panel]] = {"events": EventsPanel, "chain": ChainRulePanel, "output": OutputPanel}
+        scrolls: dict[str, type[Panel]] = {
+            "events": EventsPanel,
+            "chain": ChainRulePanel,
+            "metrics": MetricsPanel,
+            "output": OutputPanel,
+        }
         self.set_focus(self.query_one(scrolls[view]) if view in scrolls else None)
 
     def focus_next_panel(self) -> None:
@@ -287,7 +301,7 @@ class RunScreen(Screen[None]):
 
         If the focused panel scrolls, scroll it instead.
         """
-        if isinstance(self.focused, EventsPanel | ChainRulePanel | OutputPanel):
+        if isinstance(self.focused, EventsPanel | ChainRulePanel | MetricsPanel | OutputPanel):
             self.focused.scroll_by(up)
             self._drawn = None
             return

@@ -15,7 +15,6 @@ from tui_descent.scenario.spec import OptimizerSpec
 from tui_descent.training.optim import state_transfer
 from tui_descent.training.optim.muon import Muon, hidden_matrices
 from tui_descent.training.optim.schedules import base_rates
-from tui_descent.training.run_description import describe_wrong_optimizer
 
 _BETAS = (0.9, 0.999)
 _FLAGS = ("maximize", "foreach", "fused", "capturable", "differentiable")
@@ -54,14 +53,6 @@ def make_optimizer(spec: OptimizerSpec, model: nn.Module) -> torch.optim.Optimiz
         default = OPTIMIZERS[spec.name].momentum
         options["momentum"] = default if spec.momentum is None else spec.momentum
     return _create(spec.name, groups, options, model)
-
-
-def check_watchable(optimizer: object) -> None:
-    """Raises `ValueError` for an optimizer whose updates cannot be watched."""
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise ValueError(f"watch() takes one torch.optim.Optimizer; found {describe_wrong_optimizer(optimizer)}")
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise ValueError("LBFGS cannot be watched: one step makes many updates, each at its own rate")
 
 
 def name_of(optimizer: torch.optim.Optimizer) -> str:
@@ -107,8 +98,11 @@ def set_momentum(optimizer: torch.optim.Optimizer, value: float) -> float:
 def betas_of(optimizer: torch.optim.Optimizer) -> tuple[float, float]:
     """The first group's betas. Raises `ValueError` with the reason if the optimizer has none."""
     _require_option(optimizer, "betas")
-    first, second = optimizer.param_groups[0]["betas"]
-    return float(first), float(second)
+    betas = optimizer.param_groups[0]["betas"]
+    if not isinstance(betas, list | tuple) or len(betas) != 2:
+        count = f"{len(betas)} betas" if isinstance(betas, list | tuple) else "betas of another kind"
+        raise ValueError(f"{name_of(optimizer)} has {count}; only a pair can be set")
+    return float(betas[0]), float(betas[1])
 
 
 def set_betas(optimizer: torch.optim.Optimizer, values: tuple[float, float]) -> tuple[float, float]:
@@ -123,7 +117,8 @@ def set_betas(optimizer: torch.optim.Optimizer, values: tuple[float, float]) -> 
     first, second = values
     for group in optimizer.param_groups:
         old = float(group["betas"][0]), float(group["betas"][1])
-        for parameter in group["params"]:
+        # Others may use their averages without bias correction, so that nothing has to be rescaled.
+        for parameter in group["params"] if name_of(optimizer) in _ADAMS else ():
             if "exp_avg" in (state := optimizer.state.get(parameter, {})):
                 state_transfer.rescale_for_betas(state, old, (first, second))
         group["betas"] = (first, second)
@@ -314,15 +309,16 @@ def _kind(optimizer: torch.optim.Optimizer, parameter: Tensor) -> state_transfer
 
 
 def _require_option(optimizer: torch.optim.Optimizer, option: str) -> None:
+    """Raises `ValueError` unless every parameter group has the option; an optimizer not in the table may have any."""
     name = name_of(optimizer)
-    if reason := refusal(name, option):
+    if name in OPTIMIZERS and (reason := refusal(name, option)):
         raise ValueError(reason)
-    if option not in optimizer.param_groups[0]:  # torch's own Muon has no AdamW part
-        raise ValueError(f"this {name} has no {option}")
+    if any(group.get(option) is None for group in optimizer.param_groups):  # torch's own Muon has no AdamW part
+        raise ValueError(f"this {name} has no {option}" if name in OPTIMIZERS else f"{name} has no {option}")
 
 
 def _require_weight_decay(optimizer: torch.optim.Optimizer) -> None:
-    if any("weight_decay" not in group for group in optimizer.param_groups):
+    if any(group.get("weight_decay") is None for group in optimizer.param_groups):
         raise ValueError(f"{name_of(optimizer)} has no weight_decay")
 
 

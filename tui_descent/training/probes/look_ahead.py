@@ -33,7 +33,7 @@ def look_ahead(steering: Steering, setup: Setup) -> list[float]:
         loss.backward()  # type: ignore[no-untyped-call]
     weights = [p for group in optimizer.param_groups for p in group["params"]]
     start = [p.detach().clone() for p in weights]
-    steering.clip(optimizer)
+    steering.clip(steering.optimizers[0])
     steering.rate.apply()
     optimizer.step()
     steering.rate.remove()

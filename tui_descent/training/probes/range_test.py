@@ -203,7 +203,7 @@ class RangeTest:
                 group["lr"] = tested * ratio
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            steering.clip(optimizer)
+            steering.clip(steering.optimizers[0])
             optimizer.step()
             loss = setup.loss()
             if not curve.add(tested, loss.item()):

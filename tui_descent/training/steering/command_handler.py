@@ -22,18 +22,22 @@ from tui_descent.protocol.commands import (
     WatchCurvature,
 )
 from tui_descent.protocol.events import Evaluated, KnobTurned, Marked, Rewound
+from tui_descent.scenario.knobs import NEUTRAL_KNOBS
 from tui_descent.training.probes.curvature_probe import CurvatureProbe
 from tui_descent.training.probes.range_test import RangeTest
 from tui_descent.training.probes.range_test_run import RangeTestRun
 from tui_descent.training.progress import Progress, reply_to
+from tui_descent.training.run_description import describe
 from tui_descent.training.steering.command_queue import CommandQueue, QueuedCommand
 from tui_descent.training.steering.pace import RunMode
 from tui_descent.training.steering.steering import KnobChange, Steering
+from tui_descent.training.stop_run import StopRun
 from tui_descent.training.undo.snapshot import Snapshot
-from tui_descent.training.undo.undo_stack import WITHOUT_UNDO, UndoStack, undo_entry
+from tui_descent.training.undo.undo_stack import UndoStack, undo_entry
 from tui_descent.training.watch.layer_list import LayerList
 
 Evaluation = Callable[[], tuple[float, float | None]]
+NO_EVALUATION = 'in your own loop, call run.log("val_loss", loss) instead'
 
 
 class CommandHandler:
@@ -76,6 +80,14 @@ class CommandHandler:
             for merged in queued.merged:
                 progress.reject(merged, str(error), more=True)
             progress.reject(request, str(error))
+        except StopRun:
+            raise
+        except Exception as error:
+            if self._is_scenario:
+                raise
+            for merged in queued.merged:
+                progress.reject(merged, describe(error), more=True)
+            progress.reject(request, describe(error))
 
     def evaluate(self) -> tuple[float | None, float | None]:
         """Evaluate before the next update and report it. Returns loss and accuracy, None without evaluation data."""
@@ -95,7 +107,14 @@ class CommandHandler:
     def _turn(self, queued: QueuedCommand, turn: TurnKnob) -> None:
         progress, request = self._progress, queued.request
         self._steering.check(turn)
-        undo_stack = None if turn.knob in WITHOUT_UNDO else self._undo_stack
+        if self._steering.is_set(turn):  # no intervention, so nothing to undo
+            where = "" if turn.target == "all" else f" of {turn.target}"
+            relative = turn.value[0] in "*/"
+            value = next(s.value for s in self._steering.states() if s.name == turn.knob) if relative else turn.value
+            for merged in (*queued.merged, request):
+                progress.done(merged, f"{turn.knob}{where} is {value} already", more=merged is not request)
+            return
+        undo_stack = None if turn.knob in NEUTRAL_KNOBS else self._undo_stack
         before = undo_stack.take(progress.segment, progress.step) if undo_stack is not None else None
         rate, change = self._steering.rate.value, self._apply(turn, before)
         if undo_stack is not None:
@@ -152,7 +171,7 @@ class CommandHandler:
                 return f"{command.steps} step{'s' * (command.steps > 1)}, then a pause"
             case Evaluate():
                 if self._evaluation is None:
-                    raise ValueError("no evaluation data")
+                    raise ValueError(NO_EVALUATION)
                 self.evaluate()
                 return "evaluated"
             case Mark():

@@ -8,12 +8,14 @@ from collections.abc import Iterable
 from typing import Literal, NoReturn
 
 from tui_descent.protocol.commands import AnyCommand, ClientRequest, RunRangeTest, TurnKnob
-from tui_descent.protocol.events import NotFinite, State, Status
+from tui_descent.protocol.events import KnobTurned, NotFinite, State, Status
 from tui_descent.training.probes.curvature_probe import CurvatureProbe
 from tui_descent.training.progress import Progress
+from tui_descent.training.run_description import describe
 from tui_descent.training.steering.command_handler import CommandHandler, Evaluation
 from tui_descent.training.steering.command_queue import CommandQueue, QueuedCommand
 from tui_descent.training.steering.pace import PaceTimer, RunMode
+from tui_descent.training.steering.steered_optimizer import SteeredOptimizer
 from tui_descent.training.steering.steering import Steering
 from tui_descent.training.stop_run import StopRun
 from tui_descent.training.undo.undo_stack import UndoStack
@@ -143,6 +145,36 @@ class Control:
         """Evaluate before the next update and report it. Returns loss and accuracy, None without evaluation data."""
         self.report_all()
         return self._handler.evaluate()
+
+    def take_back_clip(self, one: SteeredOptimizer, error: Exception) -> None:
+        """Switch clipping off again, since it has raised `error` inside of the optimizer's step."""
+        old, one.clip = f"{one.clip:.6g}", None
+        self._progress.interventions += 1
+        self._progress.emit(
+            KnobTurned(
+                id=self._progress.interventions,
+                source="key",
+                knob="clip",
+                target=one.target,
+                old=old,
+                new="off",
+                value="off",
+                note=f"taken back: clipping raised {describe(error)}",
+                client=0,
+                request=0,
+                **self._progress.place,
+            )
+        )
+
+    def obey(self) -> None:
+        """Carry out the commands that have arrived, without an update. Raises `StopRun` if the run has to end."""
+        progress = self._progress
+        if progress.ring is not None:
+            progress.ring.beat(time.monotonic())
+            if self.mode.paused or progress.ring.flagged():
+                self._process_commands()
+        if self.mode.stop_reason is not None:
+            raise StopRun("stopped", self.mode.stop_reason)
 
     def before_update(self) -> None:
         """Do everything that is due before the next update. Raises `StopRun` if the run has to end."""

@@ -5,7 +5,7 @@ new value back.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
@@ -24,23 +24,24 @@ from tui_descent.training.steering import surgery
 from tui_descent.training.steering.knobs.context import Knob, KnobChange, KnobContext
 from tui_descent.training.steering.knobs.learning_rate import RateMultiplier
 from tui_descent.training.steering.knobs.table import knobs_of
+from tui_descent.training.steering.steered_optimizer import SteeredOptimizer
 from tui_descent.training.steering.transaction import Transaction
 from tui_descent.training.undo.snapshot import HoldsState, Snapshot
 
-__all__ = ["KnobChange", "RateMultiplier", "Steering"]
+__all__ = ["KnobChange", "RateMultiplier", "SteeredOptimizer", "Steering"]
 
 
 class Steering:
     """The knobs of one run. `pace` is in steps per second, None for full speed.
 
     `setup`, `seed` and `steps` come from a scenario. A user loop has none, and knobs that need them are not available
-    there. `clip` and `init` are the initial settings.
+    there. `clip` and `init` are the initial settings. `optimizer` is a sequence if several optimizers train the net.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | Sequence[SteeredOptimizer],
         *,
         pace: float | None = None,
         setup: Setup | None = None,
@@ -51,13 +52,13 @@ class Steering:
     ) -> None:
         self.context = KnobContext(
             model=model,
-            optimizer=optimizer,
-            rate=RateMultiplier(optimizer),
+            optimizers=[SteeredOptimizer(optimizer, clip=clip)]
+            if isinstance(optimizer, torch.optim.Optimizer)
+            else list(optimizer),
             pace=pace,
             setup=setup,
             seed=seed,
             steps=steps,
-            clip=clip,
             init=init,
             blocks={name: m for name, m in model.named_modules() if isinstance(m, Block)},
             no_blocks_reason=f"residual needs blocks that keep their input's shape; {type(model).__name__} has none",
@@ -70,8 +71,13 @@ class Steering:
 
     @property
     def rate(self) -> RateMultiplier:
-        """The learning rate and its multiplier."""
+        """The learning rate and its multiplier; those of the first optimizer if there are several."""
         return self.context.rate
+
+    @property
+    def optimizers(self) -> Sequence[SteeredOptimizer]:
+        """The optimizers that train the net, usually one."""
+        return self.context.optimizers
 
     @property
     def last_change_step(self) -> int:
@@ -86,7 +92,7 @@ class Steering:
     @property
     def clips_gradients(self) -> bool:
         """Whether gradients are clipped before each update."""
-        return self.context.clip is not None
+        return any(one.clip is not None for one in self.context.optimizers)
 
     @property
     def max_new_layers(self) -> int:
@@ -129,6 +135,10 @@ class Steering:
         if (reason := self._knobs[knobs.check(turn).knob].unavailable()) is not None:
             raise ValueError(reason)
 
+    def is_set(self, turn: TurnKnob) -> bool:
+        """Whether a checked command asks for the present value. Raises `ValueError` if it cannot be carried out."""
+        return self._knobs[turn.knob].is_set(turn)
+
     def turn(self, turn: TurnKnob, *, step: int = 0, before: Snapshot | None = None) -> KnobChange:
         """Turn one knob before update `step`; `before` is the snapshot taken for an undo, if there is one.
 
@@ -138,7 +148,9 @@ class Steering:
         row, knob = knobs.KNOBS[turn.knob], self._knobs[turn.knob]
         if row.touches == "run":
             self.context.step = step
-            return knob.turn(turn)
+            change = knob.turn(turn)
+            # If only one of several optimizers was changed, the value of the whole run is listed too.
+            return change if turn.target == "all" else replace(change, knobs=(self._state(turn.knob),))
         old_states = self.states()
         with self._muted():
             change = self._turn_or_roll_back(knob, turn, row, step, before)
@@ -157,7 +169,8 @@ class Steering:
         self.context.step = step
         try:
             change = knob.turn(turn)
-            fill_momentum_buffers(self.context.optimizer)
+            for one in self.context.optimizers:
+                fill_momentum_buffers(one.optimizer)
             if row.touches != "net" or before is None:
                 return change
             self.context.advance(at_once=True)
@@ -214,16 +227,17 @@ class Steering:
             setup.schedule.step_back(updates)
         self.context.version += 1  # so that the instruments forget the gradient of a skipped update
 
-    def clip(self, optimizer: torch.optim.Optimizer) -> Tensor | None:
-        """Clip the gradients. Returns their global norm before clipping; None if clipping is off."""
-        if self.context.clip is None:
+    @staticmethod
+    def clip(one: SteeredOptimizer) -> Tensor | None:
+        """Clip an optimizer's gradients. Returns their global norm before clipping; None if clipping is off."""
+        if one.clip is None:
             return None
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        return clipping.clip(parameters, self.context.clip, grad_scale=clipping.grad_scale(optimizer))
+        return clipping.clip(one.parameters(), one.clip, grad_scale=clipping.grad_scale(one.optimizer))
 
     def remove_rate_multiplier(self) -> None:
-        """Remove the multiplier if a step has raised, since its post-hook, which removes it, was not called."""
-        self.context.rate.remove()
+        """Remove the multipliers if a step has raised, since its post-hook, which removes them, was not called."""
+        for one in self.context.optimizers:
+            one.rate.remove()
 
     def start_block_search(self) -> None:
         """Look for blocks in a user's net during its first forward pass."""

@@ -18,7 +18,7 @@ class Transaction:
         self._context = context
         self._before = before or Snapshot(context.holders(), segment=0, step=context.step)
         self._optimizer = context.optimizer
-        optimized = [p for group in context.optimizer.param_groups for p in group["params"]]
+        optimized = [p for one in context.optimizers for p in one.parameters()]
         self._grads = [(p, p.grad) for p in {id(p): p for p in (*context.model.parameters(), *optimized)}.values()]
         self._random = RandomState().state()
 

@@ -27,10 +27,11 @@ def free_bytes(device: torch.device) -> int:
     return _available_bytes()
 
 
-def bytes_needed(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """The size in bytes of a snapshot of model and optimizer. No snapshot is taken."""
+def bytes_needed(model: nn.Module, *optimizers: torch.optim.Optimizer) -> int:
+    """The size in bytes of a snapshot of model and optimizers. No snapshot is taken."""
     tensors = [*model.parameters(), *model.buffers()]
-    tensors += [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
+    states = (state for optimizer in optimizers for state in optimizer.state.values() if isinstance(state, dict))
+    tensors += [t for state in states for t in state.values() if isinstance(t, Tensor)]
     return sum(t.nbytes for t in tensors)
 
 

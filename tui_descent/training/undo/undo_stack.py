@@ -20,8 +20,6 @@ from tui_descent.training.undo.snapshot import HoldsState, Snapshot
 
 PERIOD_S = 30.0
 PERIODIC_SHARE = 0.01  # the largest share of the time that periodic snapshots may take
-# Knobs that do not change the training state, so there is nothing to undo.
-WITHOUT_UNDO = frozenset({"pace"})
 
 
 @dataclass(slots=True, eq=False)
@@ -109,7 +107,7 @@ class UndoStack:
         """A snapshot of the present state; None if it does not fit into the budget or the memory."""
         if self._current is not None:
             return self._current
-        needed = bytes_needed(self.context.model, self.context.optimizer)
+        needed = bytes_needed(self.context.model, *(one.optimizer for one in self.context.optimizers))
         try:
             if needed <= self.budget:
                 snapshot = Snapshot(self.holders(), segment=segment, step=step)
@@ -266,12 +264,12 @@ def undo_entry(
         (TurnKnob(knob="lr", value=repr(rate)),) if command.knob == "optimizer" else () for rate in rates
     )
     target = "" if command.target == "all" else f" of {command.target}"
-    return UndoEntry(
-        id=id_,
-        step=step,
-        label=f"{command.knob}{target} {turned.old} → {turned.new}",
-        undo_turns=(TurnKnob(knob=command.knob, value=turned.old, target=command.target), *lr_before),
-        redo_turns=(
+    # One command for each of several optimizers that were changed.
+    back = [TurnKnob(knob=command.knob, value=old, target=one) for one, old, _ in turned.each]
+    again = [TurnKnob(knob=command.knob, value=new, target=one) for one, _, new in turned.each]
+    if not turned.each:
+        back = [TurnKnob(knob=command.knob, value=turned.old, target=command.target)]
+        again = [
             TurnKnob(
                 knob=command.knob,
                 value=turned.new,
@@ -280,9 +278,14 @@ def undo_entry(
                 scale=turned.scale,
                 where=turned.where,
                 parameters=command.parameters,
-            ),
-            *lr_after,
-        ),
+            )
+        ]
+    return UndoEntry(
+        id=id_,
+        step=step,
+        label=f"{command.knob}{target} {turned.old} → {turned.new}",
+        undo_turns=(*back, *lr_before),
+        redo_turns=(*again, *lr_after),
         before=before,
     )
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 
+import msgspec
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from tui_descent.instruments.failures import Failures
 from tui_descent.instruments.forward_order import ForwardOrder
-from tui_descent.instruments.instrument_set import InstrumentSet
+from tui_descent.instruments.instrument_sets import InstrumentSets
 from tui_descent.instruments.net_structure import NetStructure, structure
+from tui_descent.instruments.not_measured import count_numbers
 from tui_descent.protocol.events import Layer, LayersChanged
 from tui_descent.training.progress import Progress
 from tui_descent.training.steering.steering import Steering
@@ -46,19 +49,21 @@ class LayerList:
         self._progress, self._steering, self._failures = progress, steering, failures
         self._version = -1
         self._reported: NetStructure | None = None
-        self._instruments: InstrumentSet | None = None
-        self._parameters: tuple[int, ...] = ()  # the ids of the parameters that the instruments hold
+        self._not_measured: dict[int, str] = {}  # the reasons that were reported, by row
+        self._instruments: InstrumentSets | None = None
+        self._parameters: list[object] = []  # what identifies the parameters that the instruments hold
         self._in_optimizer = 0  # the number of parameters in the optimizer
         self._compared_s = 0.0
 
     def begin(self) -> None:
         """Create the first list, in the order of the recorded forward pass, or in registration order without one."""
         net = structure(self._model, order=self._order.of(self._model))
+        self._not_measured = {row: why for row, w in enumerate(net.layers) if (why := w.layer.not_measured) is not None}
         self._set_net(net)
         self.max_rows = len(net.layers) + self._steering.max_new_layers + SPARE_ROWS
         self._reported = net
 
-    def instruments(self, *, compare: bool = False) -> InstrumentSet:
+    def instruments(self, *, compare: bool = False) -> InstrumentSets:
         """The instruments of the current net. With `compare`, first check whether the user's loop has changed it."""
         changed = compare and self._changed_by_loop()
         if self._instruments is None or changed or self._version != self._steering.version:
@@ -67,27 +72,37 @@ class LayerList:
             self.net = structure(self._model, order=order)
             if len(self.net.layers) > self.max_rows:
                 self.net = structure(self._model, order=order, only={layer.name for layer in self.layers})
-            self._instruments = InstrumentSet(self.net, list(self._model.parameters()), self._failures)
-            self._parameters = tuple(map(id, self._model.parameters()))
+            optimized = [list(one.parameters()) for one in self._steering.optimizers]
+            self._instruments = InstrumentSets(
+                self.net, list(self._model.parameters()), self._failures, optimized=optimized
+            )
+            self._parameters = self._identities()
         return self._instruments
 
     def _changed_by_loop(self) -> bool:
-        in_optimizer = sum(len(group["params"]) for group in self._steering.context.optimizer.param_groups)
+        in_optimizer = sum(
+            len(group["params"]) for one in self._steering.optimizers for group in one.optimizer.param_groups
+        )
         now_s = time.monotonic()
         if in_optimizer == self._in_optimizer and now_s - self._compared_s < COMPARE_EVERY_S:
             return False
         self._in_optimizer, self._compared_s = in_optimizer, now_s
-        return tuple(map(id, self._model.parameters())) != self._parameters
+        return self._identities() != self._parameters
+
+    def _identities(self) -> list[object]:
+        """The identities and shapes of the parameters. A lazy one gets its shape later."""
+        return [(id(p), None if is_lazy(p) else p.shape) for p in self._model.parameters()]
 
     def report(self) -> None:
         """Report the layers if they have changed. Called after surgery, undo and redo, and before each reading."""
         if self.net is None:
             return
-        self.instruments()
+        not_measured = self.instruments().not_measured
         net, before = self.net, self.layers
-        if net is self._reported:
+        if net is self._reported and not_measured == self._not_measured:
             return
-        self._reported = net
+        self._reported, self._not_measured = net, dict(not_measured)
+        self._compared_s = 0.0  # a lazy parameter may have got its shape: compare before the next reading
         self._set_net(net)
         if self.layers != before:
             self.structure += 1
@@ -95,11 +110,14 @@ class LayerList:
                 LayersChanged(
                     **self._progress.place,
                     structure=self.structure,
-                    parameters=sum(p.numel() for p in self._model.parameters()),
+                    parameters=count_numbers(self._model.parameters()),
                     layers=self.layers,
                 )
             )
 
     def _set_net(self, net: NetStructure) -> None:
         self.net, self._guard.layers = net, net.layers
-        self.layers = tuple(watched.layer for watched in net.layers)
+        self.layers = tuple(
+            msgspec.structs.replace(watched.layer, not_measured=self._not_measured.get(row))
+            for row, watched in enumerate(net.layers)
+        )

@@ -59,6 +59,10 @@ class HostLosses:
         self.rows.append(Row(number(loss), 0.0, 0.0))
         return False
 
+    def drop_rows(self) -> None:
+        """Drop the rows that were not reported."""
+        self.rows.clear()
+
     def collect(self, *, wait: bool = False) -> None:
         """Nothing to do: all rows are on the host."""
 
@@ -152,6 +156,12 @@ class DeviceLosses:
             self._send()
         return checked
 
+    def drop_rows(self) -> None:
+        """Drop the rows that were not reported."""
+        while self._at or self._in_flight:
+            self.collect(wait=True)
+        self.rows.clear()
+
     def collect(self, *, wait: bool = False) -> None:
         """Move the rows that have arrived to `rows`. With `wait`, wait for the next rows in flight."""
         if wait and not self._in_flight:
@@ -193,6 +203,27 @@ def losses_of(model: nn.Module) -> HostLosses | DeviceLosses:
 def number(value: Tensor | float) -> float:
     """The value of a scalar. On a GPU this synchronises."""
     return float(value.item()) if isinstance(value, Tensor) else float(value)
+
+
+def readable(loss: object) -> tuple[Tensor | float | None, str]:
+    """A number to show for a loss that is not one number, and what was found.
+
+    The mean of a tensor with several elements, the real part of a complex number; None if there is no such number.
+    """
+    if not isinstance(loss, Tensor):
+        return None, type(loss).__name__
+    what = f"a {str(loss.dtype).removeprefix('torch.')} tensor of shape {tuple(loss.shape)}"
+    try:
+        value = loss.detach()
+        value = value.real if value.is_complex() else value
+        if not value.numel():
+            return None, what
+        return (
+            value.double().mean() if value.device.type != "mps" else value.float().mean(),
+            f"{what}: its mean is shown",
+        )
+    except Exception:  # noqa: BLE001 - a tensor of another kind
+        return None, what
 
 
 def mean(losses: list[float]) -> float:

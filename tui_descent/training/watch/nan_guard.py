@@ -6,6 +6,7 @@ run, ends it, or only reports the fault. On CUDA the checks run on the device, i
 
 from __future__ import annotations
 
+import cmath
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tui_descent.instruments.net_structure import WatchedLayer
+from tui_descent.instruments.not_measured import why_not_measured
 
 # If a weight has more elements than this, summing its gradient takes a noticeable share of a step.
 LARGE = 1 << 16
@@ -73,7 +75,7 @@ class NanGuard:
         if grad is None or unfrozen:
             parameter = self.find_input_most()
             grad = parameter.grad if parameter is not None else None
-        return grad is not None and math.isfinite(grad.sum().item())  # synchronises on a GPU
+        return grad is not None and cmath.isfinite(grad.sum().item())  # synchronises on a GPU
 
     def find_input_most(self) -> nn.Parameter | None:
         """Find the parameter to check again, since the loop may have frozen or unfrozen layers; None without gradients.
@@ -81,7 +83,7 @@ class NanGuard:
         The parameter is remembered only if no layer before it can have a gradient at the next step.
         """
         self._input_most = self._frozen = None
-        first = next((n for n, watched in enumerate(self._layers) if watched.weight.grad is not None), None)
+        first = next((n for n, watched in enumerate(self._layers) if _has_gradient(watched.weight)), None)
         if first is None:
             return None
         parameter = _to_check(self._layers[first])
@@ -92,10 +94,10 @@ class NanGuard:
 
     def gradient_fault(self, step: int) -> Fault | None:
         """The fault if the weight gradient of the input-most layer is not finite; None if it is finite."""
-        first = next((w.weight.grad for w in self.layers if w.weight.grad is not None), None)
-        if first is None or math.isfinite(first.sum().item()):  # synchronises on a GPU
+        first = next((w.weight.grad for w in self.layers if _has_gradient(w.weight)), None)
+        if first is None or cmath.isfinite(first.sum().item()):  # synchronises on a GPU
             return None
-        if bool(first.isfinite().all()):
+        if _finite(first):
             return None  # the sum overflowed, the elements are finite
         bad = [w.layer.name for w in self.layers if w.weight.grad is not None and not _finite(w.weight.grad)]
         # Backpropagation starts at the output: the last layer in forward order became non-finite first.
@@ -104,8 +106,7 @@ class NanGuard:
 
     def input_most_gradient(self) -> Tensor | None:
         """The weight gradient of the input-most layer; None if no layer has a gradient."""
-        grads = (watched.weight.grad for watched in self.layers)
-        return next((grad for grad in grads if grad is not None), None)
+        return next((watched.weight.grad for watched in self.layers if _has_gradient(watched.weight)), None)
 
     def deferred_fault(self, step: int, loss: float | None, *, since: int, stopped: bool) -> Fault:
         """A fault that was found `since` updates after the step. `loss` is None if a gradient was not finite.
@@ -163,5 +164,14 @@ def _to_check(watched: WatchedLayer) -> nn.Parameter:
     return bias if use_bias else weight  # type: ignore[return-value]
 
 
+def _has_gradient(weight: nn.Parameter) -> bool:
+    """Whether a weight has a gradient that can be checked: an empty one tells nothing about the other layers."""
+    grad = weight.grad
+    return grad is not None and not grad.is_meta and grad.numel() > 0
+
+
 def _finite(tensor: Tensor) -> bool:
-    return bool(tensor.isfinite().all())
+    """Whether all numbers are finite, as far as they can be read."""
+    if tensor.layout is not torch.strided:
+        tensor = tensor.to_dense()
+    return why_not_measured(tensor) is not None or bool(tensor.isfinite().all())

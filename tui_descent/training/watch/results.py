@@ -19,11 +19,24 @@ from torch import Tensor
 from tui_descent.instruments.deferred import Deferred, HostCopy
 from tui_descent.training.progress import Progress
 from tui_descent.training.steering.steering import Steering
-from tui_descent.training.watch.loss_readback import DeviceLosses, HostLosses, begins_momentum, mean, number, stoppable
+from tui_descent.training.watch.loss_readback import (
+    DeviceLosses,
+    HostLosses,
+    begins_momentum,
+    mean,
+    number,
+    readable,
+    stoppable,
+)
 from tui_descent.training.watch.nan_guard import Fault, NanGuard
 
 # At most this many steps and readings wait to be reported. If there are more, `report` waits for the oldest one.
 MOST_WAITING = 1000
+# At most this many losses are kept for the next update.
+MOST_LOSSES = 10_000
+# After this many steps in a row without an update a warning is given.
+MANY_SKIPPED = 20
+WHY_SKIPPED = "each time a gradient was not finite"
 
 
 class _Step(NamedTuple):
@@ -36,6 +49,7 @@ class _Step(NamedTuple):
     counted: bool  # the step counts as a step of the run
     stoppable: bool  # the device skips the update if a row is not finite
     checked: bool  # the loss was checked before the update
+    readable: bool  # `run.step` was given a number
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +93,8 @@ class Results:
         self._waiting: deque[_Step | _Reading] = deque()
         self._rows = 0  # the number of rows of the current step so far
         self._stoppable = False  # whether the device can skip the current update
+        self._unreadable = False  # whether a loss of the current step is not a number
+        self._last_skipped, self._skipped_in_a_row = -2, 0
         self._reading: _Reading | None = None  # the reading of the current update
         self._skipped = False  # whether the last reported step was skipped
         self._stopping = False  # whether the device skips updates
@@ -100,14 +116,17 @@ class Results:
         value = self._losses.check_loss(loss)
         return self._guard.loss_fault(self._progress.step, value)
 
-    def check_gradient(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Let the device check the gradient before the update. Returns False if the host has to do it now."""
+    def check_gradient(self, optimizer: torch.optim.Optimizer, guard: NanGuard) -> bool:
+        """Let the device check the gradient before the update. Returns False if the host has to do it now.
+
+        `guard` knows the layers of this optimizer.
+        """
         if not self._losses.deferred:
             return False
         stop = self._stops and stoppable(optimizer)
         if stop and begins_momentum(optimizer):
             return False  # the check on the host synchronises, but this happens only once per run
-        self._losses.check_gradient(self._guard.input_most_gradient(), optimizer, stop=stop)
+        self._losses.check_gradient(guard.input_most_gradient(), optimizer, stop=stop)
         self._stoppable = stop
         return True
 
@@ -123,19 +142,37 @@ class Results:
         else:
             self._reading = _Reading(HostCopy(reading.columns), lambda v: report(reading.read(v)), of_update=True)
 
+    def drop_reading(self) -> None:
+        """Drop the reading of the current step: it does not cover all of its updates."""
+        self._reading = None
+
     def accumulate(self, loss: Tensor | float, time_s: float) -> None:
         """Add a loss without an update. It becomes part of the mean loss of the next step."""
-        self._losses.add_row(loss, time_s)
+        if self._rows >= MOST_LOSSES:  # the loop makes no updates at all
+            self.report(wait=True)
+            self._losses.drop_rows()
+            self._rows = 0
+        self._add_row(loss, time_s)
         self._rows += 1
 
     def add_step(self, loss: Tensor | float, time_s: float, rate: float, *, made: bool, counted: bool = True) -> None:
         """Add a completed step. `counted` is False if the step was dropped and its number will be used again."""
-        checked = self._losses.add_row(loss, time_s)
+        checked = self._add_row(loss, time_s)
         place = self._progress.segment, self._progress.step
         self._waiting.append(
-            _Step(*place, rate, time_s, self._rows + 1, made, counted, self._stoppable, checked=checked)
+            _Step(
+                *place,
+                rate,
+                time_s,
+                self._rows + 1,
+                made,
+                counted,
+                self._stoppable,
+                checked=checked,
+                readable=not self._unreadable,
+            )
         )
-        self._rows, self._stoppable = 0, False
+        self._rows, self._stoppable, self._unreadable = 0, False, False
         if self._reading is not None:
             self._waiting.append(self._reading)
             self._reading = None
@@ -147,20 +184,15 @@ class Results:
         """
         if self.deferred:
             return False
-        value, progress = number(loss), self._progress
+        try:
+            value, progress = number(loss), self._progress
+        except Exception:  # noqa: BLE001 - not a number; `add_step` reports it
+            return False
         if not math.isfinite(value) or progress.ring is None:
             return False
         progress.ring.write_step(progress.step, value, rate, time_s, progress.segment, False)
         self._steering.add_loss(value)
         return True
-
-    def log(self, value: Tensor | float, report: Callable[[float], None]) -> None:
-        """Add a metric that the user logged."""
-        if self._losses.deferred and isinstance(value, Tensor):
-            arrival = HostCopy([value.detach().reshape(1)])
-            self._waiting.append(_Reading(arrival, lambda v: report(v[0]), of_update=False))
-        else:
-            report(number(value))
 
     def report(self, *, wait: bool = False) -> Fault | None:
         """Report the results that are on the host; with `wait`, wait for all others and report them too.
@@ -198,6 +230,18 @@ class Results:
                 pass
         self._uncount()
 
+    def _add_row(self, loss: Tensor | float, time_s: float) -> bool:
+        """Add a loss to the rows. Returns whether it was checked on the device before the update."""
+        try:
+            return self._losses.add_row(loss, time_s)
+        except Exception:  # noqa: BLE001 - what a user passes must not end their training
+            value, found = readable(loss)
+            self._progress.note(f"run.step() takes the loss, one number; found {found}")
+            if value is None:
+                self._unreadable = True
+                value = math.nan
+            return self._losses.add_row(value, time_s)
+
     def _is_ready(self, item: _Step | _Reading) -> bool:
         return len(self._losses.rows) >= item.rows if isinstance(item, _Step) else item.ready
 
@@ -222,7 +266,7 @@ class Results:
             self._uncounted += 1
         else:
             self._write(step, loss)
-        bad_loss = step.made and not overflow and not finite(loss)
+        bad_loss = step.made and not overflow and not finite(loss) and step.readable
         if (bad_gradient or bad_loss) and self._non_finite is None:
             self._non_finite = _NonFinite(step.step, loss if bad_loss else None, stopped)
 
@@ -231,6 +275,11 @@ class Results:
             ring.write_step(step.step, loss, step.rate, step.time_s, step.segment, self._skipped)
         if not self._skipped:
             self._steering.add_loss(loss)
+            return
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if step.step == self._last_skipped + 1 else 1
+        self._last_skipped = step.step
+        if self._skipped_in_a_row == MANY_SKIPPED and not self._stopping:
+            self._progress.note(f"no update was made in the last {MANY_SKIPPED} steps: {WHY_SKIPPED}")
 
     def _fault(self) -> Fault:
         found, self._non_finite = self._non_finite, None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -14,10 +14,13 @@ from tui_descent.instruments.sampler import DEFAULT_BUDGET, Sampler
 from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.events import Noted
 from tui_descent.training.keeper_link import KeeperLink, is_launched_under_exec
-from tui_descent.training.optim.optimizers import check_watchable
+from tui_descent.training.several_nets import as_one_net
 from tui_descent.training.undo.user_state import user_holders
+from tui_descent.training.watch.arguments import steered_optimizers
 from tui_descent.training.watch.watch import Watch
 
+Nets = nn.Module | Mapping[str, nn.Module] | Sequence[nn.Module]
+Optimizers = torch.optim.Optimizer | Mapping[str, torch.optim.Optimizer] | Sequence[torch.optim.Optimizer]
 SECOND = "this process already has a watched run: a second watch() trains normally but is not shown"
 
 
@@ -53,8 +56,8 @@ _shown = ShownRun()
 
 
 def watch(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    model: Nets,
+    optimizer: Optimizers,
     *,
     name: str = "run",
     watch_every: int | None = None,
@@ -69,13 +72,18 @@ def watch(
     With `watch_every=N` a reading is taken at every Nth step. Otherwise readings take at most the share `watch_budget`
     of the time. If neither is given, the options of the command line apply; their default is a budget of 1 %.
 
+    Several nets and optimizers are passed as a dict or list: `watch({"g": G, "d": D}, {"g": opt_g, "d": opt_d})`. A
+    command can then name an optimizer, as in `lr@optimizer.g=*0.5`; in a list they are `optimizer.0`, `optimizer.1`, ….
+    An optimizer may also be a wrapper, such as Accelerate's or Fabric's.
+
     `state={"scheduler": …, "scaler": …}` lists what an undo restores in addition to model and optimizer: objects with
     `state_dict` and `load_state_dict`, modules, tensors, dicts. The loop's own counter and data are not restored.
 
-    Raises `ValueError` for a `state` that cannot be restored and for an optimizer that cannot be watched. If no keeper
-    can be started, a message says so and the loop trains unwatched.
+    Raises `ValueError` for a `state` that cannot be restored and for an optimizer that cannot be watched. Later nothing
+    of ours raises into the loop, except to end the run: a part that fails is switched off, and a note says so. If no
+    keeper can be started, a message says so and the loop trains unwatched.
     """
-    check_watchable(optimizer)
+    as_one_net(model), steered_optimizers(optimizer)  # raise now, before a keeper is started
     restored = user_holders(state or {})
     link = KeeperLink.inherited()
     if link is None and _shown.exists:

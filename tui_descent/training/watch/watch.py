@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import os
 import sys
 import time
@@ -19,27 +20,31 @@ from types import TracebackType
 from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tui_descent.instruments.failures import Failures
 from tui_descent.instruments.forward_order import ForwardOrder
 from tui_descent.instruments.same_batch import ReplayableBatch, SameBatch
 from tui_descent.instruments.sampler import Sampler
+from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.commands import TurnKnob
-from tui_descent.protocol.events import MetricLogged, Noted, RunEnded, RunStarted, Status
+from tui_descent.protocol.events import Noted, RatesChanged, RunEnded, RunStarted, Status
 from tui_descent.training.keeper_link import KeeperLink
-from tui_descent.training.optim.optimizers import check_watchable
 from tui_descent.training.probes.curvature_probe import CurvatureProbe
 from tui_descent.training.progress import Progress
 from tui_descent.training.run_description import about_user_loop, position, started
+from tui_descent.training.several_nets import as_one_net
 from tui_descent.training.steering.command_handler import Evaluation
 from tui_descent.training.steering.control import Control, OnFault
 from tui_descent.training.steering.steering import Steering
 from tui_descent.training.stop_run import StopRun, outcome
 from tui_descent.training.undo.snapshot import HoldsState
 from tui_descent.training.undo.undo_stack import UndoStack
+from tui_descent.training.watch.arguments import listed, steered_optimizers
 from tui_descent.training.watch.layer_list import LayerList
 from tui_descent.training.watch.loss_readback import losses_of
+from tui_descent.training.watch.metric_log import MetricLog
+from tui_descent.training.watch.misuse import Misuse
 from tui_descent.training.watch.nan_guard import NanGuard
 from tui_descent.training.watch.optimizer_hooks import OptimizerHooks
 from tui_descent.training.watch.results import Results
@@ -47,11 +52,13 @@ from tui_descent.training.watch.step_timer import StepTimer
 
 # A series of fast steps takes at most about this long, even if they are slower than expected.
 MAX_FAST_S = 0.4
+RATES_EVERY_S = 1.0
 
 
 class Watch:
     """One watched run.
 
+    `model` and `optimizer` are what `watch()` takes: one of each, or a dict or list of them.
     `on_fault` says whether a non-finite loss or gradient holds the run, ends it, or is only reported. `plan` are knobs
     to turn, with the steps before which they are turned. `replay` repeats the passes of the current batch, for the
     instruments that need this. `about` is the `RunStarted` event of a scenario run; a user loop has none. In a scenario
@@ -61,8 +68,8 @@ class Watch:
 
     def __init__(
         self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        model: object,
+        optimizer: object,
         *,
         link: KeeperLink | None,
         name: str = "run",
@@ -77,18 +84,19 @@ class Watch:
         is_scenario: bool = False,
         state: Iterable[HoldsState] = (),
     ) -> None:
-        check_watchable(optimizer)
-        self.model, self.name = model, name
+        model, self.name = as_one_net(model), name
+        self.model = model
         self.outcome: tuple[Status, str] | None = None
         self._about, self._is_scenario = about, is_scenario
         self._sampler = sampler = sampler or Sampler()
-        self.steering = steering = steering or Steering(model, optimizer)
+        self.steering = steering = steering or Steering(model, steered_optimizers(optimizer))
         self.progress = progress = Progress(link)
         self.failures = Failures(self._report_failure)
-        guard = NanGuard(model, replay.replay_forward if replay is not None else None)
+        self._guard = guard = NanGuard(model, replay.replay_forward if replay is not None else None)
         losses, stops = losses_of(model), on_fault != "note"
         self._results = results = Results(progress, steering, guard, losses, stops=stops, is_scenario=is_scenario)
-        self._order = ForwardOrder()
+        self._metrics = MetricLog(progress)
+        self._order = ForwardOrder(self.failures)
         self._layers = layers = LayerList(model, self._order, progress, steering, guard, self.failures)
         undo_stack = None
         if link is not None and link.launch.socket is not None:  # without a socket nobody can ask for an undo
@@ -107,8 +115,23 @@ class Watch:
         )
         same_batch = None if replay is None else SameBatch(model, replay)
         self._hooks = OptimizerHooks(
-            optimizer, progress, steering, self.control, results, layers, guard, sampler, same_batch, self._begin
+            progress,
+            steering,
+            self.control,
+            results,
+            layers,
+            guard,
+            sampler,
+            same_batch,
+            self._begin,
+            self.failures,
+            tuple(listed(optimizer).values()),
+            is_scenario,
         )
+        self._misuse = Misuse(model, steering.optimizers, progress)
+        self._gave_up = False
+        self._rates: dict[str, list[float]] = {}  # as last reported
+        self._rates_due_s, self._rates_after = -math.inf, 0
         self._timer = StepTimer(sampler, progress, steering)
         self._start_s = self._fast_until_s = time.perf_counter()
         self._entered = False
@@ -119,7 +142,7 @@ class Watch:
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer that makes the updates. The optimizer knob may have replaced the original one."""
+        """The optimizer that makes the updates; the first one of several. The optimizer knob may have replaced it."""
         return self.steering.context.optimizer
 
     @property
@@ -136,15 +159,20 @@ class Watch:
         if self._entered:
             return self
         self._entered = True
-        if self._about is None:  # a framework may never leave it, and a script without `with` cannot
-            atexit.register(self._end_at_exit, os.getpid())
-        self._hooks.attach()
         if self._about is not None:
+            self._hooks.attach()
             self._begin()
         else:
+            # A framework may never leave the run, and a script without `with` cannot.
+            atexit.register(self._end_at_exit, os.getpid())
+            self._misuse.listen()
+            with self.failures.guard("the optimizer hooks"):
+                self._hooks.attach()
             # The order of a user's layers is known only after the first forward pass.
-            self._order.record(self.model)
-            self.steering.start_block_search()
+            with self.failures.guard("the order of the layers"):
+                self._order.record(self.model)
+            with self.failures.guard("the search for blocks"):
+                self.steering.start_block_search()
         self._start_s = time.perf_counter()
         self._timer.restart()
         return self
@@ -157,9 +185,17 @@ class Watch:
             return False
         self._hooks.detach()
         self._order.stop()
-        if self._first_loss is not None:
-            self._begin()
-        ended_by = self.control.finish(error)
+        self.steering.finish_block_search()
+        self._misuse.finish(0 if self._gave_up else self._hooks.updates)
+        try:
+            if self._first_loss is not None:
+                self._begin()
+            ended_by = self.control.finish(error)
+        except Exception as own_error:
+            if self._is_scenario:
+                raise
+            self.failures.add("the last results", own_error)
+            ended_by = error
         self.outcome = outcome(ended_by)
         self._end(*self.outcome)
         if error is None and ended_by is not None and not isinstance(ended_by, StopRun):
@@ -171,8 +207,16 @@ class Watch:
 
         Returns False if the batch has to be dropped. Raises `StopRun` if the run has to end.
         """
-        fault = self._results.check_loss(loss)
-        return fault is None or not self.control.handle_fault(fault)
+        if self._gave_up:
+            return True
+        try:
+            fault = self._results.check_loss(loss)
+            return fault is None or not self.control.handle_fault(fault)
+        except StopRun:
+            raise
+        except Exception as error:  # noqa: BLE001 - nothing of ours may end the user's training
+            self._give_up(error)
+            return True
 
     def step(self, loss: Tensor | float) -> bool:
         """Record a step, carry out commands and keep the pace. To be called after `optimizer.step()`.
@@ -182,27 +226,32 @@ class Watch:
         """
         start_s = time.perf_counter()
         progress, hooks = self.progress, self._hooks
-        if progress.fast_steps == 0 or hooks.updates != 1:
-            return self._full_step(loss, start_s)
-        # A fast step is only recorded. A fault that is found here ends the series of fast steps.
-        hooks.updates = 0
-        progress.fast_steps -= 1
-        now_s = start_s - self._start_s
-        reported = self._results.report_fast(loss, now_s, hooks.rate)
-        if not reported:
-            self._results.add_step(loss, now_s, hooks.rate, made=True)
-        self.steering.after_update()
-        progress.step += 1
-        if not reported:
-            self.control.report_ready()
-        ring = progress.ring
-        assert ring is not None
-        self._timer.add_fast_step(start_s, hooks.fast_s)
-        if progress.fast_steps == 0 or ring.flagged() or start_s > self._fast_until_s:
-            busy_s = time.thread_time()
-            self._timer.report()
-            self._enter_next_step()
-            self._timer.add_step(busy_s)
+        try:
+            if progress.fast_steps == 0 or hooks.updates != hooks.per_step:
+                return self._full_step(loss, start_s)
+            # A fast step is only recorded. A fault that is found here ends the series of fast steps.
+            hooks.updates = 0
+            progress.fast_steps -= 1
+            now_s = start_s - self._start_s
+            reported = self._results.report_fast(loss, now_s, hooks.rate)
+            if not reported:
+                self._results.add_step(loss, now_s, hooks.rate, made=True)
+            self.steering.after_update()
+            progress.step += 1
+            if not reported:
+                self.control.report_ready()
+            ring = progress.ring
+            assert ring is not None
+            self._timer.add_fast_step(start_s, hooks.fast_s)
+            if progress.fast_steps == 0 or ring.flagged() or start_s > self._fast_until_s:
+                busy_s = time.thread_time()
+                self._timer.report()
+                self._enter_next_step()
+                self._timer.add_step(busy_s)
+        except StopRun:
+            raise
+        except Exception as error:  # noqa: BLE001 - nothing of ours may end the user's training
+            self._give_up(error)
         return True
 
     def _full_step(self, loss: Tensor | float, start_s: float) -> bool:
@@ -212,11 +261,18 @@ class Watch:
             return True
         busy_s = time.thread_time()
         self.progress.fast_steps = 0
+        if self._gave_up:
+            self._obey_without_watching()
+            return True
         results, control, steering = self._results, self.control, self.steering
         updates, dropped = self._hooks.take_updates()
         made, now_s = updates > 0, start_s - self._start_s
+        if not self._is_scenario:
+            self._begin()
+            self._misuse.step(loss, updates, skipped=dropped)
         if not made and not dropped:
             results.accumulate(loss, now_s)
+            control.obey()
             return False
         counted = made or not self._is_scenario
         has_reading = results.has_reading
@@ -255,14 +311,30 @@ class Watch:
 
     def _enter_next_step(self) -> None:
         """Do everything that is due before the next step; then decide how many of the next steps can be fast."""
+        self._metrics.send()
         self.begin_step()
+        self._report_rates()
         self.progress.fast_steps = self._count_fast_steps()
         self._fast_until_s = time.perf_counter() + MAX_FAST_S
+
+    def _report_rates(self) -> None:
+        """Report the rates if there are several: after an intervention, and once a second if the loop changes them."""
+        optimizers, interventions = self.steering.optimizers, self.progress.interventions
+        if len(optimizers) == 1 and len(optimizers[0].optimizer.param_groups) == 1:
+            return
+        now_s = time.monotonic()
+        if interventions == self._rates_after and now_s < self._rates_due_s:
+            return
+        self._rates_after, self._rates_due_s = interventions, now_s + RATES_EVERY_S
+        rates = {one.name: list(one.rate.rates) for one in optimizers}
+        if rates != self._rates:
+            self._rates = rates
+            self.progress.emit(RatesChanged(rates=rates, **self.progress.place))
 
     def _count_fast_steps(self) -> int:
         control, hooks, steering, results = self.control, self._hooks, self.steering, self._results
         ready = self._layers.net is not None and hooks.planned and control.idle
-        if not ready or hooks.measures or results.accumulating or steering.clips_gradients:
+        if not ready or hooks.failed or hooks.measures or results.accumulating or steering.clips_gradients:
             return 0
         if results.deferred and steering.needs_loss:
             return 0
@@ -285,15 +357,38 @@ class Watch:
         if self.progress.interrupted:
             self._timer.restart()
 
+    def _give_up(self, error: Exception) -> None:
+        """Stop watching after an error of ours. Training goes on, and only the command to stop is still obeyed."""
+        if self._is_scenario:
+            raise error
+        self.progress.fast_steps = 0
+        if not self._gave_up:
+            self._gave_up = True
+            self.failures.add("watching this loop", error)
+            for stop in (self._hooks.detach, self._order.stop, self._misuse.ignore):
+                with contextlib.suppress(Exception):
+                    stop()
+
+    def _obey_without_watching(self) -> None:
+        try:
+            self.control.obey()
+        except StopRun:
+            raise
+        except Exception:  # noqa: BLE001 - see `_give_up`
+            return
+
     def log(self, name: str, value: Tensor | float) -> None:
-        """Report a metric that the user's loop has computed. It is shown at the number of the next step."""
-        progress, place = self.progress, self.progress.place
-        self._results.log(value, lambda number: progress.emit(MetricLogged(name=name, value=number, **place)))
+        """Report a metric that the user's loop has computed. It is shown at the number of the next step.
+
+        May be called from any thread, at any time; it never waits and never raises. `val_loss` is drawn as the held-out
+        loss. What is not one number is not recorded, and a note says so.
+        """
+        self._metrics.add(name, value)
 
     def _begin(self) -> None:
         """Create the shared memory and report the run, as soon as the layers are known. Later calls do nothing.
 
-        Raises `RuntimeError` if the shared memory cannot be created.
+        If the shared memory cannot be created, a scenario run raises `ChannelError`; a user loop goes on unwatched.
         """
         layers, progress, link = self._layers, self.progress, self.progress.link
         if layers.net is not None:
@@ -301,14 +396,25 @@ class Watch:
         self._order.stop()
         self.steering.finish_block_search()
         layers.begin()
+        with self.failures.guard("the check of the optimizer's parameters"):
+            self._misuse.begin(self._guard.layers)
         if link is not None:
-            progress.create_ring(self.model, layers=layers.max_rows)
-            about = self._about or about_user_loop(self.name, self.model, self.optimizer)
+            try:
+                progress.create_ring(self.model, layers=layers.max_rows)
+            except ChannelError as error:
+                if self._is_scenario:
+                    raise
+                print(f"tui-descent: training continues unwatched: {error}", file=sys.stderr)
+                return
+            about = self._about or about_user_loop(
+                self.name, self.model, *(one.optimizer for one in self.steering.optimizers)
+            )
             progress.emit(started(about, link.launch.run, self.model, layers.layers, self.steering.states()))
             progress.set_state("running")
+            self._report_rates()
         if self._first_loss is not None:
             loss, self._first_loss = self._first_loss, None
-            self._results.add_step(loss, 0.0, float(self.optimizer.param_groups[0].get("lr") or 0.0), made=True)
+            self._results.add_step(loss, 0.0, self.steering.rate.value, made=True)
             self.control.count_update()
             self.control.report_ready()
 
@@ -319,8 +425,11 @@ class Watch:
         progress = self.progress
         if progress.link is None:
             return
+        self._metrics.send(wait=status != "failed")
         loss, accuracy = self.control.evaluate() if status != "failed" else (None, None)
-        where = position(self.model)
+        where: tuple[float, ...] | None = None
+        with self.failures.guard("the final position"):
+            where = position(self.model)
         progress.emit(
             RunEnded(status=status, step=progress.step, loss=loss, accuracy=accuracy, reason=reason, position=where)
         )

@@ -42,6 +42,10 @@ class ActivationKnob(Knob):
         kind = type(self._context.model).__name__
         return f"activation replaces modules such as nn.ReLU; {kind} has none"
 
+    def is_set(self, turn: TurnKnob) -> bool:
+        """Whether all targets have, or are changing to, this activation."""
+        return self._value_of(self._targets(turn.target)) == turn.value
+
     def turn(self, turn: TurnKnob) -> KnobChange:
         """Replace the activations, at once or by a transition over `BLEND_STEPS` updates."""
         paths = self._targets(turn.target)
@@ -118,6 +122,13 @@ class ResidualKnob(Knob):
         """Not available if the net has no blocks. In a compiled net none can be found."""
         return None if self._blocks() else self._context.no_blocks_reason
 
+    def is_set(self, turn: TurnKnob) -> bool:
+        """Whether all targets have, or are changing to, this value. A scale or a way asks for more than the value."""
+        blocks = self._blocks()
+        targets = list(blocks) if turn.target == "all" else _single_target(turn.target, blocks, "block")
+        plain = turn.value == "off" or (turn.scale is None and turn.way in (None, "auto"))
+        return plain and self._value_of(targets) == turn.value
+
     def turn(self, turn: TurnKnob) -> KnobChange:
         """Open or close the skips. The result contains the way that was chosen for `auto`."""
         context, blocks = self._context, self._blocks()
@@ -183,6 +194,15 @@ class NormKnob(Knob):
             return None
         kind = type(self._context.model).__name__
         return f"norm acts on the blocks of a built-in net; {kind} has none"
+
+    def is_set(self, turn: TurnKnob) -> bool:
+        """Whether all targets have this norm layer, in this place. A way asks for new ones."""
+        blocks = self._context.blocks
+        names = list(blocks) if turn.target == "all" else _single_target(turn.target, blocks, "block")
+        chosen = [blocks[name] for name in names]
+        there = turn.where is None or all(block.where == turn.where for block in chosen)
+        none = turn.value == "none"
+        return self._value_of(chosen) == turn.value and (none or (turn.way is None and there))
 
     def turn(self, turn: TurnKnob) -> KnobChange:
         """Add, replace or remove norm layers at once, together with their parameters in the optimizer.

@@ -19,13 +19,14 @@ from tui_descent.training.setup.build import Setup
 from tui_descent.training.setup.nets.block import Block
 from tui_descent.training.steering import surgery
 from tui_descent.training.steering.knobs.learning_rate import RateMultiplier
+from tui_descent.training.steering.steered_optimizer import SteeredOptimizer
 from tui_descent.training.undo.snapshot import HoldsState
 from tui_descent.training.undo.torch_state import TorchState
 
 RECENT_LOSSES = 10  # their mean is the current loss
 # Fields that an undo restores by assignment. The pace is not one of them, since it does not affect training. Neither is
 # the version: it is only ever increased, so that objects built for an earlier version notice that the net has changed.
-_RESTORED_FIELDS = ("optimizer", "clip", "init", "step", "last_kick", "first_loss")
+_RESTORED_FIELDS = ("init", "step", "last_kick", "first_loss")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +36,8 @@ class KnobChange:
     `way`, `scale` and `where` are the settings used, never `auto`, so that the change can be replayed exactly.
     `function_change` is the largest change of an output on the probe batch; `loss_before` and `loss_after` are the
     losses on this batch. `knobs` are other states that changed too. If only one layer was changed, they include this
-    knob's value for the whole net.
+    knob's value for the whole net. If several optimizers were changed, `each` has the target, the old and the new value
+    of each of them.
     """
 
     old: str
@@ -48,6 +50,7 @@ class KnobChange:
     loss_after: float | None = None
     note: str | None = None
     knobs: tuple[KnobState, ...] = ()
+    each: tuple[tuple[str, str, str], ...] = ()
 
     def with_note(self, text: str | None) -> KnobChange:
         """A copy with `text` appended to the note; None appends nothing."""
@@ -73,6 +76,13 @@ class Knob(ABC):
         """Why the knob cannot be used in this run; None if it can."""
         return None
 
+    def is_set(self, turn: TurnKnob) -> bool:
+        """Whether the command asks for the present value, so that there is nothing to do.
+
+        False if this is not known before the command is carried out. Raises `ValueError` as `turn` does.
+        """
+        return False
+
     @abstractmethod
     def turn(self, turn: TurnKnob) -> KnobChange:
         """Carry out a command that has been checked against the knobs table.
@@ -85,22 +95,20 @@ class Knob(ABC):
 class KnobContext:
     """The state of one run that its knobs read and change.
 
-    In a user loop `setup` and `steps`, the planned number of updates, are None. `step` is the number of the update
-    before which a knob was last turned. `version` is increased by each change of the net's structure. `blocks` are the
-    blocks of a built-in net by name, `user_blocks` those found in a user's net; `no_blocks_reason` says why there are
-    none. `transitions` are the transitions (changes spread over several updates) in progress by (knob, target), and
-    `pending_values` the values they end at. `optimizer_listeners` are called with the new optimizer when it is
-    replaced. `losses` are the most recent losses.
+    In a user loop `setup` and `steps`, the planned number of updates, are None. `optimizers` are the optimizers that
+    train the net, usually one. `step` is the number of the update before which a knob was last turned. `version` is
+    increased by each change of the net's structure. `blocks` are the blocks of a built-in net by name, `user_blocks`
+    those found in a user's net; `no_blocks_reason` says why there are none. `transitions` are the transitions (changes
+    spread over several updates) in progress by (knob, target), and `pending_values` the values they end at.
+    `optimizer_listeners` are called with the new optimizer when it is replaced. `losses` are the most recent losses.
     """
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer
-    rate: RateMultiplier
+    optimizers: list[SteeredOptimizer]
     pace: float | None
     setup: Setup | None
     seed: int
     steps: int | None
-    clip: float | None
     init: str
     step: int = 0
     version: int = 0
@@ -114,17 +122,38 @@ class KnobContext:
     first_loss: float | None = None
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT_LOSSES))
 
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer; the first one if there are several."""
+        return self.optimizers[0].optimizer
+
+    @property
+    def rate(self) -> RateMultiplier:
+        """The rate multiplier of `optimizer`."""
+        return self.optimizers[0].rate
+
+    def targeted(self, target: str) -> list[SteeredOptimizer]:
+        """The optimizers that a command's target names. Raises `ValueError`, which says what is allowed."""
+        if target == "all":
+            return self.optimizers
+        if found := [one for one in self.optimizers if one.target == target]:
+            return found
+        if len(self.optimizers) == 1:
+            raise ValueError(f'no optimizer "{target[:40]}": this run has one optimizer, so leave the target out')
+        names = ", ".join(one.target for one in self.optimizers)
+        raise ValueError(f'no optimizer "{target[:40]}"; allowed: {names}')
+
     def holders(self) -> list[HoldsState]:
         """The objects whose states make up a snapshot: model, optimizer, knobs, and a scenario's `Setup`."""
         skips = (block.skip for block in self.user_blocks.values())
-        tensors = TorchState(self.model, self.optimizer, *skips)
+        tensors = TorchState(self.model, *(one.optimizer for one in self.optimizers), *skips)
         return [tensors, self] if self.setup is None else [tensors, self, self.setup]
 
     def state(self) -> dict[str, Any]:
         """The knobs' settings and the transitions in progress."""
         return {
             "fields": {name: getattr(self, name) for name in _RESTORED_FIELDS},
-            "rate": self.rate.state(),
+            "optimizers": [one.state() for one in self.optimizers],
             "skips": [(block, block.skip) for block in self.user_blocks.values()],
             "transitions": [(key, change, change.state()) for key, change in self.transitions.items()],
             "pending_values": dict(self.pending_values),
@@ -135,7 +164,8 @@ class KnobContext:
         """Restore what `state` returned. `Steering.after_restore` has to be called next; it notifies the listeners."""
         for name, value in state["fields"].items():
             setattr(self, name, value)
-        self.rate.restore(state["rate"])
+        for one, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            one.restore(saved)
         for block, skip in state["skips"]:
             block.skip = skip
         self.transitions = {key: transition for key, transition, _ in state["transitions"]}
@@ -153,9 +183,8 @@ class KnobContext:
         return torch.Generator().manual_seed(number % 2**63)
 
     def change_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Use another optimizer from the next update on."""
-        self.optimizer = optimizer
-        self.rate.follow(optimizer)
+        """Use another optimizer from the next update on, in place of the first one."""
+        self.optimizers[0].follow(optimizer)
         if self.setup is not None:
             self.setup.optimizer = optimizer
         for listener in self.optimizer_listeners:

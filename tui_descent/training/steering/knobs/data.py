@@ -26,6 +26,11 @@ class BatchSizeKnob(Knob):
             return "a surface has no data, so no batches"
         return f"every batch holds all {batches.size} samples (full = true)" if batches.full else None
 
+    def is_set(self, turn: TurnKnob) -> bool:
+        """Whether the batches have this size."""
+        batches = self._batches()
+        return batches is not None and new_value(turn.value, batches.size, knob="batch_size") == batches.size
+
     def turn(self, turn: TurnKnob) -> KnobChange:
         """Set the batch size. Raises `ValueError` if it is above the largest one possible."""
         batches, old = self._batches(), self.value()
@@ -46,6 +51,10 @@ class PaceKnob(Knob):
     def value(self) -> str:
         """A number, or `max`."""
         return "max" if self._context.pace is None else f"{self._context.pace:g}"
+
+    def is_set(self, turn: TurnKnob) -> bool:
+        """Whether this is the present pace."""
+        return self._context.pace == (None if turn.value == "max" else float(turn.value))
 
     def turn(self, turn: TurnKnob) -> KnobChange:
         """Set the pace at once."""

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
 
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.scenario import schedules as curves
 from tui_descent.scenario.knobs import betas_text, new_value, pair, spec_of
-from tui_descent.scenario.optimizers import known_rate, map_rate
+from tui_descent.scenario.optimizers import all_rates_text, known_rate, map_rate
 from tui_descent.scenario.spec import ScheduleSpec
 from tui_descent.training.optim import optimizers, schedules
 from tui_descent.training.steering.knobs.context import Knob, KnobChange
+from tui_descent.training.steering.steered_optimizer import SteeredOptimizer
 
 LOOP_OWNS_OPTIMIZER = (
     "your loop owns its optimizer, so its class cannot be changed from here; "
@@ -20,18 +25,116 @@ LOOP_OWNS_OPTIMIZER = (
 LOOP_OWNS_SCHEDULE = "not available for your own loop: it sets its own rate and has no known end"
 
 
-class RateKnob(Knob):
-    """The learning rate. The knob multiplies the schedule's rate; the schedule stays in effect."""
+class _PerOptimizer(Knob):
+    """A setting that each optimizer of a run has for itself. Without a target, a command changes it in all of them."""
+
+    @abstractmethod
+    def _refusal(self, one: SteeredOptimizer) -> str | None:
+        """Why an optimizer does not have the setting; None if it has it."""
+
+    @abstractmethod
+    def _value(self, one: SteeredOptimizer) -> str:
+        """An optimizer's present setting."""
+
+    @abstractmethod
+    def _set(self, one: SteeredOptimizer, text: str) -> None:
+        """Change it. Raises `ValueError` with the reason."""
+
+    def unavailable(self) -> str | None:
+        """The reason, if no optimizer of the run has the setting."""
+        reasons = [self._refusal(one) for one in self._context.optimizers]
+        if None in reasons:
+            return None
+        reason = reasons[0] or ""
+        # A loop owns its optimizer's class, so advice to change it would be wrong.
+        return reason if self._context.setup is not None else reason.partition("; try optimizer=")[0]
 
     def value(self) -> str:
-        """The learning rate of the next step."""
-        return f"{self._context.rate.value:.6g}"
+        """The common value of all optimizers that have the setting, or the value of each."""
+        return self._values(self._having(self._context.optimizers))
 
     def turn(self, turn: TurnKnob) -> KnobChange:
-        """Set the rate to a number, or relative to the current rate."""
-        old = self.value()
-        self._context.rate.turn(turn.value)
-        return KnobChange(old=old, new=self.value())
+        """Change the setting of the target, or of all optimizers that have it."""
+        targets = self._context.targeted(turn.target)
+        chosen = self._having(targets)
+        if not chosen:
+            raise ValueError(self._refusal(targets[0]) or "")
+        old, before = self._values(chosen), [self._value(one) for one in chosen]
+        settings = [(one, one.clip, one.rate.multiplier) for one in chosen]
+        try:
+            self._change(chosen, turn.value)
+        except ValueError:
+            for one, clip, multiplier in settings:
+                one.clip, one.rate.multiplier = clip, multiplier
+            raise
+        changed = [
+            (one.target, was, self._value(one)) for one, was in zip(chosen, before, strict=True) if len(chosen) > 1
+        ]
+        return KnobChange(old=old, new=self._values(chosen), each=tuple(changed))
+
+    def is_set(self, turn: TurnKnob) -> bool:
+        """Whether every targeted optimizer has this value already."""
+        chosen = self._having(self._context.targeted(turn.target))
+        return bool(chosen) and all(self._is_set(one, turn.value) for one in chosen)
+
+    def _change(self, chosen: list[SteeredOptimizer], text: str) -> None:
+        for one in chosen:
+            self._set(one, text)
+
+    def _is_set(self, one: SteeredOptimizer, text: str) -> bool:
+        return text == self._value(one)
+
+    def _having(self, optimizers: list[SteeredOptimizer]) -> list[SteeredOptimizer]:
+        return [one for one in optimizers if self._refusal(one) is None]
+
+    def _values(self, chosen: list[SteeredOptimizer]) -> str:
+        values = [self._value(one) for one in chosen]
+        if len(set(values)) == 1:
+            return values[0]
+        return ", ".join(f"{one.name} {value}" for one, value in zip(chosen, values, strict=True))
+
+
+class RateKnob(_PerOptimizer):
+    """The learning rate. The knob multiplies the rates that the schedule or the script has set; both stay in effect.
+
+    All parameter groups of an optimizer are multiplied by the same factor. Without a target, so are all optimizers: an
+    exact rate is the one that the first optimizer gets.
+    """
+
+    def value(self) -> str:
+        """The learning rate of the next step; the first optimizer's if there are several."""
+        return self._value(self._having(self._context.optimizers)[0])
+
+    def turn(self, turn: TurnKnob) -> KnobChange:
+        """Set the rate to a number, or relative to the current rate. The note lists the rates if there are several."""
+        change = super().turn(turn)
+        rates = {one.name: one.rate.rates for one in self._having(self._context.targeted(turn.target))}
+        if len(rates) > 1:
+            _, old, new = change.each[0]
+            change = replace(change, old=old, new=new)
+        several = len({rate for groups in rates.values() for rate in groups}) > 1
+        return change.with_note(f"now {all_rates_text(rates)}") if several or len(rates) > 1 else change
+
+    def _refusal(self, one: SteeredOptimizer) -> str | None:
+        return one.rate.refusal()
+
+    def _value(self, one: SteeredOptimizer) -> str:
+        return f"{one.rate.value:.6g}"
+
+    def _set(self, one: SteeredOptimizer, text: str) -> None:
+        one.rate.turn(text)
+
+    def _change(self, chosen: list[SteeredOptimizer], text: str) -> None:
+        first, *others = chosen
+        before = first.rate.multiplier
+        first.rate.turn(text)
+        factor = text if text[:1] in ("*", "/") else f"*{first.rate.multiplier / before!r}"
+        for one in others:
+            one.rate.turn(factor)
+
+    def _is_set(self, one: SteeredOptimizer, text: str) -> bool:
+        value = one.rate.value
+        return value > 0 and new_value(text, value) == value
 
 
 class OptimizerKnob(Knob):
@@ -45,11 +148,13 @@ class OptimizerKnob(Knob):
         """Not available in a user loop, since the loop keeps calling the optimizer object that it created."""
         return None if self._context.setup is not None else LOOP_OWNS_OPTIMIZER
 
+    def is_set(self, turn: TurnKnob) -> bool:
+        """Whether this is the present optimizer."""
+        return turn.value == self.value()
+
     def turn(self, turn: TurnKnob) -> KnobChange:
         """Replace the optimizer. The note says how the rate was converted and which state was transferred."""
         context, old = self._context, self.value()
-        if turn.value == old:
-            return KnobChange(old=old, new=old, note="already set")
         assert context.setup is not None
         rate_before, known = context.rate.value, known_rate(context.setup.scenario.optimizer, turn.value)
         swapped = optimizers.swap(context.optimizer, turn.value, lr=known, model=context.model)
@@ -78,6 +183,10 @@ class ScheduleKnob(Knob):
         """Not available in a user loop, since the loop has its own scheduler and no known number of steps."""
         return None if self._context.setup is not None else LOOP_OWNS_SCHEDULE
 
+    def is_set(self, turn: TurnKnob) -> bool:
+        """Whether the rate is constant already. Any other schedule starts anew."""
+        return turn.value == self.value() == "constant"
+
     def turn(self, turn: TurnKnob) -> KnobChange:
         """Start the schedule at the next step. The note describes its curve."""
         context, old = self._context, self.value()
@@ -94,74 +203,89 @@ class ScheduleKnob(Knob):
         return KnobChange(old=old, new=self.value(), note=note)
 
 
-class _OptimizerOption(Knob):
-    """An option that not all optimizers have."""
+class MomentumKnob(_PerOptimizer):
+    """The momentum μ of SGD, Nesterov and Muon, and of others that have one."""
 
-    def unavailable(self) -> str | None:
-        """The reason, if this optimizer does not have the option."""
-        try:
-            self.value()
-        except ValueError as error:
-            return str(error)
-        return None
+    def _refusal(self, one: SteeredOptimizer) -> str | None:
+        return _reason(optimizers.momentum_of, one)
 
-    def turn(self, turn: TurnKnob) -> KnobChange:
-        """Set the option for all parameter groups."""
-        old = self.value()
-        self._set(turn.value)
-        return KnobChange(old=old, new=self.value())
+    def _value(self, one: SteeredOptimizer) -> str:
+        return f"{optimizers.momentum_of(one.optimizer):.6g}"
 
-    @abstractmethod
-    def _set(self, text: str) -> None: ...
+    def _set(self, one: SteeredOptimizer, text: str) -> None:
+        optimizers.set_momentum(one.optimizer, self._number(one, text))
 
+    def _is_set(self, one: SteeredOptimizer, text: str) -> bool:
+        value = self._number(one, text)
+        return all(group.get("momentum") == value for group in one.optimizer.param_groups)
 
-class MomentumKnob(_OptimizerOption):
-    """The momentum μ of SGD, Nesterov and Muon."""
-
-    def value(self) -> str:
-        return f"{optimizers.momentum_of(self._context.optimizer):.6g}"
-
-    def _set(self, text: str) -> None:
-        optimizer = self._context.optimizer
-        optimizers.set_momentum(optimizer, new_value(text, optimizers.momentum_of(optimizer), knob="momentum"))
+    @staticmethod
+    def _number(one: SteeredOptimizer, text: str) -> float:
+        return new_value(text, optimizers.momentum_of(one.optimizer), knob="momentum")
 
 
-class BetasKnob(_OptimizerOption):
-    """β₁ and β₂ of Adam, AdamW and Muon."""
+class BetasKnob(_PerOptimizer):
+    """β₁ and β₂ of Adam, AdamW and Muon, and of others that have two betas."""
 
-    def value(self) -> str:
-        return betas_text(optimizers.betas_of(self._context.optimizer))
+    def _refusal(self, one: SteeredOptimizer) -> str | None:
+        return _reason(optimizers.betas_of, one)
 
-    def _set(self, text: str) -> None:
-        optimizers.set_betas(self._context.optimizer, pair(text))
+    def _value(self, one: SteeredOptimizer) -> str:
+        return betas_text(optimizers.betas_of(one.optimizer))
+
+    def _set(self, one: SteeredOptimizer, text: str) -> None:
+        optimizers.set_betas(one.optimizer, pair(text))
+
+    def _is_set(self, one: SteeredOptimizer, text: str) -> bool:
+        return all(tuple(group.get("betas", ())) == pair(text) for group in one.optimizer.param_groups)
 
 
-class WeightDecayKnob(_OptimizerOption):
+class WeightDecayKnob(_PerOptimizer):
     """The weight decay λ. The optimizer either adds it to the gradient or applies it to the weights directly."""
 
-    def value(self) -> str:
-        return f"{optimizers.weight_decay_of(self._context.optimizer):.6g}"
+    def _refusal(self, one: SteeredOptimizer) -> str | None:
+        return _reason(optimizers.weight_decay_of, one)
 
-    def _set(self, text: str) -> None:
-        optimizer = self._context.optimizer
-        value = new_value(text, optimizers.weight_decay_of(optimizer), knob="weight_decay")
-        optimizers.set_weight_decay(optimizer, value)
+    def _value(self, one: SteeredOptimizer) -> str:
+        return f"{optimizers.weight_decay_of(one.optimizer):.6g}"
+
+    def _set(self, one: SteeredOptimizer, text: str) -> None:
+        value = new_value(text, optimizers.weight_decay_of(one.optimizer), knob="weight_decay")
+        optimizers.set_weight_decay(one.optimizer, value)
+
+    def _is_set(self, one: SteeredOptimizer, text: str) -> bool:
+        value = new_value(text, optimizers.weight_decay_of(one.optimizer), knob="weight_decay")
+        groups = one.optimizer.param_groups
+        return all(g["weight_decay"] == value for g in [g for g in groups if g["weight_decay"]] or groups)
 
 
-class ClipKnob(Knob):
-    """The limit of the global gradient norm. If the norm is above it, the gradients are scaled down."""
+class ClipKnob(_PerOptimizer):
+    """The limit of the gradient norm of one optimizer. If the norm is above it, its gradients are scaled down."""
 
-    def value(self) -> str:
-        """A number, or `off`."""
-        return "off" if self._context.clip is None else f"{self._context.clip:.6g}"
+    def _refusal(self, one: SteeredOptimizer) -> str | None:
+        return None
 
-    def turn(self, turn: TurnKnob) -> KnobChange:
-        """Set the limit from the next step on."""
-        context, old = self._context, self.value()
-        if turn.value == "off":
-            context.clip = None
-        elif context.clip is None and turn.value[0] in "*/":
-            raise ValueError(f"clip is off, so {turn.value} has nothing to scale; allowed: a number > 0")
+    def _value(self, one: SteeredOptimizer) -> str:
+        return "off" if one.clip is None else f"{one.clip:.6g}"
+
+    def _set(self, one: SteeredOptimizer, text: str) -> None:
+        if text == "off":
+            one.clip = None
+        elif one.clip is None and text[0] in "*/":
+            raise ValueError(f"clip is off, so {text} has nothing to scale; allowed: a number > 0")
         else:
-            context.clip = new_value(turn.value, context.clip or 0.0, knob="clip")
-        return KnobChange(old=old, new=self.value())
+            one.clip = new_value(text, one.clip or 0.0, knob="clip")
+
+    def _is_set(self, one: SteeredOptimizer, text: str) -> bool:
+        if text == "off" or one.clip is None:
+            return text == "off" and one.clip is None
+        return new_value(text, one.clip, knob="clip") == one.clip
+
+
+def _reason(read: Callable[[torch.optim.Optimizer], object], one: SteeredOptimizer) -> str | None:
+    """The reason if an option cannot be read, since the optimizer does not have it."""
+    try:
+        read(one.optimizer)
+    except ValueError as error:
+        return str(error)
+    return None

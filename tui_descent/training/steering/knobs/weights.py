@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -22,12 +24,12 @@ from tui_descent.training.steering.knobs.context import (
     unavailable_in_user_loop,
 )
 
-_NO_LAYERS = "a surface has one point and no layers"
+_NO_LAYERS = "a test surface has no layers, only one point that moves"
 
 
 def _optimized_parameters(context: KnobContext) -> dict[str, nn.Parameter]:
     """The parameters that the optimizer holds, by name."""
-    held = {id(p) for group in context.optimizer.param_groups for p in group["params"]}
+    held = {id(p) for one in context.optimizers for p in one.parameters()}
     return {name: p for name, p in context.model.named_parameters() if id(p) in held}
 
 
@@ -49,7 +51,8 @@ class InitKnob(Knob):
         spec = convert(InitSpec, {"name": turn.value}, "init", [])
         drawn = surgery.reinitialize(context.model, spec, context.generator("init"), layer=layer)
         named = dict(context.model.named_parameters())
-        clear_state(context.optimizer, (named[name] for name in drawn))
+        for one in context.optimizers:
+            clear_state(one.optimizer, (named[name] for name in drawn))
         context.init = turn.value if layer is None or turn.value == old else "mixed"
         return KnobChange(old=old, new=turn.value, note=f"{len(drawn)} tensors re-initialized")
 
@@ -59,11 +62,17 @@ class FreezeKnob(Knob):
 
     def value(self) -> str:
         """`on` if the whole net is frozen, `off` if nothing is, otherwise `mixed`."""
-        return self._of(self._context.model)
+        return self._of(self._context.model.parameters())
 
     def unavailable(self) -> str | None:
         """Not available for a surface, which has no layers."""
         return _NO_LAYERS if isinstance(self._context.model, Surface) else None
+
+    def is_set(self, turn: TurnKnob) -> bool:
+        """Whether the layer, or every parameter that the optimizer holds, is frozen or trained already."""
+        if turn.target != "all":
+            return self._of(surgery.parameters_of(self._context.model, turn.target).values()) == turn.value
+        return all(p.requires_grad for p in _optimized_parameters(self._context).values())
 
     def turn(self, turn: TurnKnob) -> KnobChange:
         """Freeze or unfreeze one layer. `off` without a target unfreezes all parameters that the optimizer holds."""
@@ -75,14 +84,14 @@ class FreezeKnob(Knob):
                 parameter.requires_grad_(True)
             context.version += 1
             return KnobChange(old=old, new=self.value())
-        module = _layer(model, turn.target)
-        old = self._of(module)
+        parameters = surgery.parameters_of(model, turn.target).values()
+        old = self._of(parameters)
         (surgery.freeze if turn.value == "on" else surgery.unfreeze)(model, turn.target)
         context.version += 1
-        return KnobChange(old=old, new=self._of(module))
+        return KnobChange(old=old, new=self._of(parameters))
 
-    def _of(self, module: nn.Module) -> str:
-        return common_value("off" if p.requires_grad else "on" for p in module.parameters())
+    def _of(self, parameters: Iterable[nn.Parameter]) -> str:
+        return common_value("off" if p.requires_grad else "on" for p in parameters)
 
 
 class KickKnob(Knob):
@@ -153,6 +162,11 @@ class DropoutKnob(Knob):
             return None
         return f"{type(self._context.model).__name__} has no nn.Dropout"
 
+    def is_set(self, turn: TurnKnob) -> bool:
+        """Whether all of the net has this probability."""
+        old = self.value()
+        return old != "mixed" and new_value(turn.value, float(old), knob="dropout") == float(old)
+
     def turn(self, turn: TurnKnob) -> KnobChange:
         """Set the probability everywhere in the net."""
         old = self.value()
@@ -162,10 +176,3 @@ class DropoutKnob(Knob):
         surgery.set_dropout(self._context.model, p)
         self._context.version += 1
         return KnobChange(old=old, new=self.value())
-
-
-def _layer(model: nn.Module, path: str) -> nn.Module:
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        raise ValueError(f'no layer "{path[:60]}" in {type(model).__name__}') from None

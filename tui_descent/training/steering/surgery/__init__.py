@@ -21,7 +21,14 @@ from tui_descent.training.steering.surgery.residual import (
 )
 from tui_descent.training.steering.surgery.transition import ParameterChanges, Transition
 from tui_descent.training.steering.surgery.user_blocks import BlockFinder, UserBlock
-from tui_descent.training.steering.surgery.weights import DEFAULT_KICK, freeze, kick, reinitialize, unfreeze
+from tui_descent.training.steering.surgery.weights import (
+    DEFAULT_KICK,
+    freeze,
+    kick,
+    parameters_of,
+    reinitialize,
+    unfreeze,
+)
 
 __all__ = [
     "BLEND_STEPS",
@@ -39,6 +46,7 @@ __all__ = [
     "kick",
     "norm_way",
     "open_skip",
+    "parameters_of",
     "reinitialize",
     "replace_module",
     "resolve_way",

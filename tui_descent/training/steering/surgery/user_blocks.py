@@ -8,12 +8,13 @@ the skip is removed. A wrapper module would rename the parameters, and a hook wo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from tui_descent.instruments.module_hooks import Args, Kwargs, ModuleHooks, version
 from tui_descent.training.setup.nets.block import Skip
 
 CONTAINERS = (nn.Sequential, nn.ModuleList)
@@ -66,6 +67,9 @@ class UserBlock:
 class BlockFinder:
     """Finds the blocks of a user's net during one forward pass: call `attach` before it and `finish` after it.
 
+    If there are several passes between the two, as with gradient accumulation, the last one decides. Passes without
+    gradients do not count.
+
     A child of an outermost `Sequential` or `ModuleList` is a block if it has weights, runs once and in the order of
     registration, and its output has the shape of its input. Raises `ValueError` for a net that is compiled or scripted.
     """
@@ -81,51 +85,56 @@ class BlockFinder:
             for name, module in _children(model)
             if isinstance(module, torch.jit.ScriptModule)
         }
-        self._handles: list[RemovableHandle] = []
+        self._hooks = ModuleHooks()
+        self._hooks.on_input(model, self._start_pass, "the search for blocks")
+        for name, module in self._candidates:
+            self._hooks.on_input(module, partial(self._before_forward, name), f"the search for blocks at {name}")
+            self._hooks.on_output(module, partial(self._after_forward, name), f"the search for blocks at {name}")
 
     def attach(self) -> None:
-        """Register hooks for the next forward pass."""
-        for name, module in self._candidates:
-            self._handles.append(module.register_forward_pre_hook(self._before_forward(name)))
-            self._handles.append(module.register_forward_hook(self._after_forward(name)))
+        """Listen to the next forward pass."""
+        self._hooks.attach()
 
     def finish(self) -> tuple[dict[str, nn.Module], dict[str, str]]:
-        """Remove the hooks. Returns the blocks by name in forward order, and for the other children by name the reason
+        """Stop to listen. Returns the blocks by name in forward order, and for the other children by name the reason
         why they are not blocks.
         """
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._hooks.detach()
         if self._call_order != [name for name, _ in self._candidates if name in self._calls]:
             for name, _ in self._candidates:
                 self._reasons.setdefault(name, "the children do not run in the order in which they are registered")
         for name, _ in self._candidates:
-            if self._calls.get(name, 0) != 1:
-                self._reasons[name] = f"it ran {self._calls.get(name, 0)} times in one forward pass; a block runs once"
+            if (calls := self._calls.get(name, 0)) != 1:
+                self._reasons[name] = f"it ran {calls} times in one forward pass; a block runs once"
+                if calls == 0 and self._hooks.reason is not None:
+                    self._reasons[name] = f"it ran {self._hooks.reason}"
+        for name, module in self._candidates:
+            try:
+                refuse_compiled(module)  # the loop may have compiled it meanwhile
+            except ValueError as error:
+                self._reasons[name] = str(error)
         blocks = {name: module for name, module in self._candidates if name not in self._reasons}
         return blocks, self._reasons
 
-    def _before_forward(self, name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            self._calls[name] = self._calls.get(name, 0) + 1
-            if self._calls[name] == 1:
-                self._call_order.append(name)
-            if args and isinstance(args[0], Tensor):
-                self._versions[name] = _version(args[0])
+    def _start_pass(self, args: Args) -> None:
+        self._calls.clear()
+        self._call_order.clear()
 
-        return hook
+    def _before_forward(self, name: str, args: Args) -> None:
+        self._calls[name] = self._calls.get(name, 0) + 1
+        if self._calls[name] == 1:
+            self._call_order.append(name)
+        if args and isinstance(args[0], Tensor):
+            self._versions[name] = version(args[0])
 
-    def _after_forward(self, name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            x = args[0] if args else None
-            if not isinstance(x, Tensor) or not isinstance(output, Tensor) or x.shape != output.shape:
-                self._reasons[name] = _shape_problem(x, output)
-            elif not x.is_floating_point():
-                self._reasons[name] = "its input is not floating point"
-            elif _version(x) != self._versions.get(name):
-                self._reasons[name] = "it changes its input in place, so the input cannot be added afterwards"
-
-        return hook
+    def _after_forward(self, name: str, args: Args, kwargs: Kwargs, output: Any) -> None:
+        x = args[0] if args else None
+        if not isinstance(x, Tensor) or not isinstance(output, Tensor) or x.shape != output.shape:
+            self._reasons[name] = _shape_problem(x, output)
+        elif not x.is_floating_point():
+            self._reasons[name] = "its input is not floating point"
+        elif version(x) != self._versions.get(name):
+            self._reasons[name] = "it changes its input in place, so the input cannot be added afterwards"
 
 
 def refuse_compiled(model: nn.Module) -> None:
@@ -147,10 +156,6 @@ def _children(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modu
             yield from _children(child, f"{prefix}{name}.")
         elif any(True for _ in child.parameters()):
             yield f"{prefix}{name}", child
-
-
-def _version(x: Tensor) -> int:
-    return 0 if x.is_inference() else x._version
 
 
 def _shape_problem(x: object, output: object) -> str:

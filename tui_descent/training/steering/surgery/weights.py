@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from tui_descent.instruments.not_measured import why_not_measured
 from tui_descent.scenario.spec import InitSpec
 from tui_descent.training.setup.nets import parts
 from tui_descent.training.setup.nets.block import Block
@@ -20,13 +21,17 @@ NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _NormBase)
 
 @torch.no_grad()
 def reinitialize(model: nn.Module, spec: InitSpec, generator: Generator, *, layer: str | None = None) -> list[str]:
-    """Draw new weights for the net, or for the module `layer` and its children; returns the parameters' names.
+    """Draw new weights for the net, or for `layer`, a module with its children or one weight; returns the parameters'
+    names.
 
     Linear, convolution and embedding weights are drawn; attention's joint weight is drawn separately for queries, keys
     and values. Weights of norm layers are set to 1. Biases are set to 0; the bias of a block's core is set to
     `spec.bias` if the block has an activation. Numbers are drawn on the CPU, so that they do not depend on the device.
     Raises `ValueError` for a layer without such weights.
     """
+    one = None if layer is None else dict(model.named_parameters()).get(layer)
+    if one is not None:
+        layer = str(layer).rpartition(".")[0]
     root = model if layer is None else module_at(model, layer)
     biased = {id(b.core) for b in model.modules() if isinstance(b, Block) and b.activation is not None}
     names = {id(p): name for name, p in model.named_parameters()}
@@ -35,7 +40,7 @@ def reinitialize(model: nn.Module, spec: InitSpec, generator: Generator, *, laye
     for path, module in root.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             full_name = f"{path}.{name}" if path else f"{layer or ''}.{name}"
-            if id(parameter) in seen:
+            if id(parameter) in seen or (one is not None and parameter is not one):
                 continue
             if _fill(module, name, full_name, parameter, spec, generator, spec.bias if id(module) in biased else 0.0):
                 seen.add(id(parameter))
@@ -48,7 +53,9 @@ def reinitialize(model: nn.Module, spec: InitSpec, generator: Generator, *, laye
 def _fill(
     module: nn.Module, name: str, full_name: str, p: nn.Parameter, spec: InitSpec, generator: Generator, bias: float
 ) -> bool:
-    """Draw or fill one parameter. Returns False if its kind is unknown."""
+    """Draw or fill one parameter. Returns False if its kind is unknown, or if it holds no real or complex numbers."""
+    if why_not_measured(p) is not None:
+        return False
     if isinstance(module, NORMS):
         p.fill_(1.0 if name == "weight" else 0.0)
     elif name.endswith("bias"):
@@ -69,7 +76,7 @@ def freeze(model: nn.Module, layer: str) -> list[str]:
     Their gradients are set to None, so that the optimizer skips them and applies neither weight decay nor momentum.
     Raises `ValueError` if nothing would be left to train.
     """
-    parameters = _parameters(model, layer)
+    parameters = parameters_of(model, layer)
     ids = {id(p) for p in parameters.values()}
     if not any(p.requires_grad and id(p) not in ids for p in model.parameters()):
         raise ValueError(f"{layer} is the last layer that is not frozen; at least one has to be trained")
@@ -82,7 +89,9 @@ def freeze(model: nn.Module, layer: str) -> list[str]:
 
 def unfreeze(model: nn.Module, layer: str) -> list[str]:
     """Train the layer's weights again; returns the names of the parameters that were frozen."""
-    frozen = {name: p for name, p in _parameters(model, layer).items() if not p.requires_grad}
+    # Integers cannot have a gradient.
+    trainable = {n: p for n, p in parameters_of(model, layer).items() if p.is_floating_point() or p.is_complex()}
+    frozen = {name: p for name, p in trainable.items() if not p.requires_grad}
     for p in frozen.values():
         p.requires_grad_(True)
     return list(frozen)
@@ -110,7 +119,9 @@ def kick(
     moves: list[Tensor | None]
     if direction is None:
         moves = [
-            size * p.norm() / p.numel() ** 0.5 * _normal(p, generator) if p.requires_grad and p.dim() >= 2 else None
+            size * p.norm() / p.numel() ** 0.5 * _normal(p, generator)
+            if p.requires_grad and why_not_measured(p) is None and p.dim() >= 2
+            else None
             for _, p in named
         ]
     else:
@@ -134,8 +145,18 @@ def _normal(p: Tensor, generator: Generator) -> Tensor:
     return torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device)
 
 
-def _parameters(model: nn.Module, layer: str) -> dict[str, nn.Parameter]:
-    ids = {id(p) for p in module_at(model, layer).parameters()}
+def parameters_of(model: nn.Module, layer: str) -> dict[str, nn.Parameter]:
+    """The parameters of the module `layer`, by name; or that one weight, if `layer` is the path of a weight.
+
+    Raises `ValueError` if there is no such layer, or if it has no weights.
+    """
+    weight = dict(model.named_parameters()).get(layer)
+    if weight is not None:
+        return {layer: weight}
+    try:
+        ids = {id(p) for p in model.get_submodule(layer).parameters()}
+    except AttributeError:
+        raise ValueError(f'no layer "{layer[:60]}" in {type(model).__name__}') from None
     parameters = {name: p for name, p in model.named_parameters() if id(p) in ids}
     if not parameters:
         raise ValueError(f"{layer} has no weights")

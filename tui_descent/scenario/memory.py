@@ -1,0 +1,116 @@
+"""Estimates the memory that a scenario needs, from its sizes alone: nothing is built."""
+
+from __future__ import annotations
+
+import msgspec
+
+from tui_descent.scenario.spec import (
+    SYMBOLS,
+    ConvModel,
+    DigitsData,
+    MlpModel,
+    Scenario,
+    SurfaceModel,
+    TextData,
+    TransformerModel,
+)
+
+DIGIT_PIXELS, DIGIT_CLASSES, DIGIT_SAMPLES = 64, 10, 1437
+TOY_INPUTS, TOY_CLASSES = 2, 2
+# How many numbers an optimizer keeps per parameter. Muon keeps two for parameters that are not hidden matrices, but
+# those are few in a large net.
+STATE_PER_PARAMETER = {"sgd": 0, "momentum": 1, "nesterov": 1, "rmsprop": 1, "adam": 2, "adamw": 2, "muon": 1}
+
+
+class MemoryNeed(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes that a run needs at least."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    snapshots: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of them together."""
+        return self.weights + self.gradients + self.optimizer + self.snapshots + self.activations
+
+    def of_weights(self) -> MemoryNeed:
+        """What the weights alone need."""
+        return MemoryNeed(weights=self.weights, gradients=0, optimizer=0, snapshots=0, activations=0)
+
+
+def memory_needed(scenario: Scenario, *, undo_budget: int = 0) -> MemoryNeed:
+    """A lower bound of the memory for training.
+
+    A snapshot holds the weights and the optimizer's state. None is taken if it is larger than `undo_budget` bytes.
+    """
+    item = 8 if scenario.run.dtype == "float64" else 4
+    weights = parameter_count(scenario) * item
+    optimizer = weights * STATE_PER_PARAMETER[scenario.optimizer.name]
+    snapshot = weights + optimizer
+    return MemoryNeed(
+        weights=weights,
+        gradients=weights,
+        optimizer=optimizer,
+        snapshots=snapshot if snapshot <= undo_budget else 0,
+        activations=_activation_count(scenario) * item,
+    )
+
+
+def refusal(need: MemoryNeed, free: int | None, where: str = "memory") -> str | None:
+    """Why a run does not fit into the free memory, in bytes; None if it fits, or if the free memory is not known."""
+    if free is None or need.total <= free:
+        return None
+    fields = sorted(msgspec.structs.asdict(need).items(), key=lambda field: -field[1])
+    parts = ", ".join(f"{name} {_size(size)}" for name, size in fields if size * 20 >= need.total)
+    return f"needs at least {_size(need.total)} of {where} ({parts}); {_size(free)} is free"
+
+
+def parameter_count(scenario: Scenario) -> int:
+    """The number of parameters of the scenario's net."""
+    model, (inputs, classes) = scenario.model, _ends(scenario)
+    if isinstance(model, SurfaceModel):
+        return len(model.start)
+    width = model.width
+    norm = {"none": 0, "layer": 2 * width, "rms": width}[model.norm.name]
+    head = classes * (width + 1)
+    match model:
+        case MlpModel():
+            return width * (inputs + 1) + model.depth * (width * (width + 1) + norm) + head
+        case ConvModel():
+            return width * (9 + 1) + model.depth * (width * (9 * width + 1) + norm) + head
+        case TransformerModel():
+            attention = 4 * width * (width + 1)
+            mlp = 4 * width * (width + 1) + width * (4 * width + 1)
+            return width * (SYMBOLS + model.context) + model.depth * (attention + mlp + 2 * norm) + head
+
+
+def _ends(scenario: Scenario) -> tuple[int, int]:
+    """How many inputs and classes the net has."""
+    if isinstance(scenario.data, TextData):
+        return SYMBOLS, SYMBOLS
+    return (DIGIT_PIXELS, DIGIT_CLASSES) if isinstance(scenario.data, DigitsData) else (TOY_INPUTS, TOY_CLASSES)
+
+
+def _activation_count(scenario: Scenario) -> int:
+    """How many numbers autograd keeps at least of one forward pass: the input of each layer."""
+    model, data = scenario.model, scenario.data
+    if isinstance(model, SurfaceModel) or data is None:
+        return 0
+    samples = data.batch_size
+    if not isinstance(data, TextData) and data.full:
+        samples = data.subset or DIGIT_SAMPLES if isinstance(data, DigitsData) else data.points * 4 // 5
+    match model:
+        case MlpModel():
+            per_sample = model.width
+        case ConvModel():
+            per_sample = model.width * DIGIT_PIXELS
+        case TransformerModel():  # of the attention: input, queries, keys, values, output; of the MLP: input, 4 hidden
+            per_sample = 10 * model.width * model.context
+    return samples * per_sample * model.depth
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.0f} MB"
