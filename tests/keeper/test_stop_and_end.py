@@ -17,7 +17,8 @@ from tui_descent.keeper.trainer import Trainer
 from tui_descent.protocol import codec
 from tui_descent.protocol.channel import ChannelError, Peer, listen
 from tui_descent.protocol.commands import AnyCommand, Hello, Request, ResizeTerminal, Stop
-from tui_descent.protocol.events import CommandDone, HistorySent, RunEnded, StateChanged, ToViewer
+from tui_descent.protocol.events import CommandDone, HistorySent, Noted, RunEnded, StateChanged, ToViewer
+from tui_descent.protocol.launch import CONNECTED_FILE
 from tui_descent.telemetry.history import History
 
 
@@ -286,3 +287,29 @@ def test_a_scenario_ended_by_a_signal_before_it_could_handle_it_is_stopped(
     trainer.peer.close()
     ended = trainer.run()
     assert (ended.status, ended.reason) == ("stopped", number.name)
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["dies at once", "goes on"])
+def test_a_script_that_closes_its_connection_and_goes_on_is_reported(
+    ends: bool, monkeypatch: pytest.MonkeyPatch, connect: Connect
+) -> None:
+    monkeypatch.setattr(keeper, "CLOSED_AFTER_S", 0.05)
+    over: list[bool] = [True] if ends else []
+    monkeypatch.setattr(Trainer, "exited", lambda self: self.link.closed is not None and bool(over))
+    monkeypatch.setattr(Trainer, "exit_code", lambda _: -9)
+    trainer = ScriptedTrainer(attended=True, script=True)
+    (trainer.launch.path / CONNECTED_FILE).touch()
+
+    def play() -> None:
+        viewer = connect(trainer)
+        trainer.start()
+        while trainer.keeper.history.started is None:
+            select.select([], [], [], 0.01)
+        trainer.peer.close()
+        if not ends:
+            viewer.until(lambda m: isinstance(m, Noted) and "keys have no effect" in m.text)
+            over.append(True)
+        viewer.until(lambda m: isinstance(m, RunEnded))
+
+    assert trainer.run_while(play).status == "lost"
+    assert len([event for event in trainer.events if isinstance(event, Noted)]) == (0 if ends else 1)

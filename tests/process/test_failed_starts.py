@@ -19,7 +19,7 @@ import pytest
 from runs import TUI, WITHIN_S, Live, children, environment, run
 from terminal import Terminal
 
-from tui_descent import cli
+from tui_descent import cli, output
 from tui_descent.paths import new_run, socket_path
 from tui_descent.protocol import launch as launches
 from tui_descent.protocol.launch import Launch
@@ -122,6 +122,7 @@ def test_a_keeper_that_ends_while_it_starts_is_an_error_of_one_line(
         return keeper
 
     monkeypatch.setattr(launches, "start_keeper", dead_keeper)
+    monkeypatch.setattr(output, "draw_on_stdout", lambda: None)
     name, folder = new_run("dead")
     launch = Launch(run=name, name="dead", folder=str(folder), socket=str(socket_path(name)), attended=True)
     launch.write()

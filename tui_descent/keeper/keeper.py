@@ -34,6 +34,7 @@ SILENT_AFTER_S = 3.5
 STARTS_WITHIN_S = 4.5  # the same before the first step, while torch is imported and the network is built
 SILENT_AFTER_STEPS = 3.0  # a run of slow steps is silent only after the time of this many steps
 FIRST_VIEWER_WITHIN_S = 30.0
+CLOSED_AFTER_S = 1.0  # how long a script may run without its connection before this is reported
 LOOK_EVERY_S = 0.5  # how often to look for a `watch()` in a process that a launcher started
 STOPPED_BY_VIEWER = "stopped by a viewer"
 GOES_ON = "the loop has ended; its script is still running"
@@ -69,6 +70,7 @@ class Keeper:
         # Set by signal handlers: why the run must stop or be killed, or why the keeper must leave it.
         self._stop_reason = self._kill_reason = self._leave_reason = ""
         self._launched_looked_s = 0.0
+        self._closed_s: float | None = None  # when the trainer's connection was closed
         self._is_launched = False  # `watch()` was called in a process that cannot be reached
         self._step_times_s: deque[float] = deque(maxlen=4)
         self._before_silence: StateChanged | None = None  # the state from before, while the trainer is silent
@@ -178,6 +180,8 @@ class Keeper:
         self._publish_new_events(trainer)
         self._report_silence(trainer)
         self._report_launched()
+        if not exited:
+            self._report_closed()
         if exited:
             self._end(trainer)
         elif self._leave_reason:
@@ -208,11 +212,18 @@ class Keeper:
                 self._publish(event)
         if trainer.link.closed and trainer.link.socket in self._selector.get_map():
             self._selector.unregister(trainer.link.socket)
+            self._closed_s = time.monotonic()
             if self._ending.script_goes_on and not trainer.exited():
                 self._publish_goes_on()
-            elif self._ending.reported is None and self.launch.command is not None and not trainer.exited():
-                text = "the script has closed the connection: losses are shown, keys have no effect"
-                self._publish(Noted(step=self.history.steps, text=text, level="warning"))
+
+    def _report_closed(self) -> None:
+        """Report a script that has closed its connection and goes on. One that has died is reported as such."""
+        waited_s = 0.0 if self._closed_s is None else time.monotonic() - self._closed_s
+        is_watched = self._stream.ring is not None and not self._ending.script_goes_on
+        if waited_s > CLOSED_AFTER_S and self.launch.command is not None and is_watched:
+            self._closed_s = None
+            text = "the script has closed the connection: losses are shown, keys have no effect"
+            self._publish(Noted(step=self.history.steps, text=text, level="warning"))
 
     def _publish_goes_on(self) -> None:
         if self.history.state.reason != GOES_ON:

@@ -25,6 +25,7 @@ from tui_descent.keeper.output_log import OutputLog
 from tui_descent.protocol.channel import Peer
 from tui_descent.protocol.codec import FrameError, decode
 from tui_descent.protocol.launch import LOG_FILE, command_environment
+from tui_descent.protocol.run_lock import hold_lock, keep_folder
 from tui_descent.protocol.script_terminal import MAX_BYTES, ScriptExited, SendSignal, SetSize, to_terminal
 
 CHUNK = 1 << 16
@@ -58,6 +59,7 @@ class ScriptTerminal:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wakeup.detach(), warn_on_full_buffer=False)
         self._script: subprocess.Popen[bytes] | None = None
+        self.left_alone = False  # whether the keeper has exited before the script
 
     def run(self, command: Sequence[str], inherited: Sequence[int]) -> None:
         """Run the script to its end. Then keep the terminal open as long as children of the script use it."""
@@ -72,6 +74,7 @@ class ScriptTerminal:
         end_s = time.monotonic() + LAST_OUTPUT_WITHIN_S
         while self._reading and time.monotonic() < end_s:
             self._wait(LAST_OUTPUT_WITHIN_S)
+        self.left_alone = self._control.closed is not None
         code = NOT_RUN if self._script is None else self._script.returncode
         self._control.send(ScriptExited(code=code))
         while self._reading:
@@ -157,6 +160,7 @@ def _to_foreground() -> None:
 def main(argv: list[str]) -> int:
     """Run one script. Returns 0 when it has ended, whatever its exit code."""
     folder, (control, link, ring, columns, rows), command = Path(argv[0]), map(int, argv[1:6]), argv[6:]
+    hold_lock(folder)  # the folder is in use as long as the script runs, also without a keeper
     # The end of this process would end the script, so at a logout the script decides. Handlers, unlike SIG_IGN, are not
     # inherited by the script.
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
@@ -171,6 +175,8 @@ def main(argv: list[str]) -> int:
         peer.send(ScriptExited(code=NOT_RUN))
         return 1
     terminal.run(command, (link, ring))
+    if terminal.left_alone:
+        keep_folder(folder)  # it has the script's output
     return 0
 
 
