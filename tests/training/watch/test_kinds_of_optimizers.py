@@ -505,3 +505,30 @@ def test_update_dropped_in_a_hold_is_not_counted_after_an_undo(
             assert run.step(loss) == (n != 3)
             assert all(torch.equal(p, b) for p, b in zip(net.parameters(), before, strict=True)) == (n == 3)
     assert [r.skipped for r in keeper.steps()] == [n == 3 for n in range(STEPS)]
+
+
+class Mixed(torch.optim.Optimizer):
+    """Updates matrices with an optimizer inside, and vectors itself: it is no wrapper."""
+
+    def __init__(self, params: Any, inside: Callable[[Any], torch.optim.Optimizer]) -> None:
+        super().__init__(params, {"lr": 0.05})
+        held = [p for group in self.param_groups for p in group["params"]]
+        self.inside = inside([p for p in held if p.dim() > 1])
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        self.inside.step()
+        for p in (p for group in self.param_groups for p in group["params"] if p.dim() < 2):
+            p.sub_(p.grad, alpha=self.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("inside", [torch.optim.Muon, torch.optim.Adam, torch.optim.Adagrad])
+def test_optimizer_that_uses_another_one_for_a_part_is_watched_itself(inside: Any, keeper: FakeKeeper) -> None:
+    net, alone = make_net(), make_net()
+    train(alone, Mixed(alone.parameters(), inside), None)
+    optimizer = Mixed(net.parameters(), inside)
+    with Watch(net, optimizer, link=keeper.link) as run:
+        assert run.optimizer is optimizer
+        train(net, optimizer, run)
+    assert weights(net) == weights(alone)
+    assert [r.lr for r in keeper.steps()] == [0.05] * STEPS

@@ -290,7 +290,7 @@ def test_reading_added_layers_leaves_losses_bitwise_equal(where: str, home: Path
 
 
 def test_interventions_that_change_no_layer_or_fail_report_no_layers(play: Callable[..., Run]) -> None:
-    turns = {1: "activation=tanh,way=blend", 2: "residual=on", 3: "dropout=0.1", 4: "lr=*2", 5: "norm=none"}
+    turns = {1: "activation=tanh,way=blend", 2: "residual=on", 3: "dropout=0.1", 4: "lr=*2", 5: "init=xavier"}
     run = play(family("mlp"), turns | {6: "norm@blocks.9=layer"})
     run.go(60)
     assert not run.events_of(LayersChanged)

@@ -20,7 +20,8 @@ def unwrap(wrapper: object) -> torch.optim.Optimizer:
     while True:
         inside = [one for one in _inside(found) if id(one) not in seen]
         if has_hooks(found):
-            inside = [one for one in inside if _parameters(one) & _parameters(found)]
+            # An optimizer that uses another one for some of its parameters, as Muon does, is no wrapper of it.
+            inside = [one for one in inside if _parameters(one) >= _parameters(found)]
             if len(inside) != 1:
                 break
         elif len(inside) > 1:
