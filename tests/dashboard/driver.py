@@ -17,7 +17,7 @@ from textual.pilot import Pilot
 
 from tui_descent.dashboard.app import DescentApp
 from tui_descent.dashboard.panels.panel import Panel
-from tui_descent.protocol.events import AnyEvent
+from tui_descent.protocol.events import AnyEvent, Noted
 from tui_descent.telemetry.history import History
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -62,7 +62,9 @@ class Dashboard:
 def _progress(history: History) -> tuple[object, ...]:
     """Equal on both sides once every event has arrived. Revisions cannot be compared."""
     readings = history.readings.step if history.readings else None
-    counts = (history.steps, len(history.log), len(history.evaluations), readings)
+    # The dashboard adds its own refusals to its log, as warnings.
+    logged = sum(not (isinstance(entry, Noted) and entry.level == "warning") for entry in history.log)
+    counts = (history.steps, logged, len(history.evaluations), readings)
     return (*counts, history.state, history.ended, history.started is None)
 
 

@@ -175,7 +175,7 @@ def main(argv: list[str]) -> int:
         peer.send(ScriptExited(code=NOT_RUN))
         return 1
     terminal.run(command, (link, ring))
-    if terminal.left_alone:
+    if terminal.left_alone and (folder / LOG_FILE).stat().st_size:
         keep_folder(folder)  # it has the script's output
     return 0
 
