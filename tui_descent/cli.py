@@ -493,8 +493,8 @@ def _headless(args: argparse.Namespace) -> bool:
 
 
 def on_a_terminal() -> bool:
-    """Whether stdin, stdout and stderr are a terminal that can show the dashboard. It is drawn on stderr."""
-    streams = (sys.stdin, sys.stdout, sys.stderr)
+    """Whether stdin and stdout are a terminal that can show the dashboard."""
+    streams = (sys.stdin, sys.stdout)
     return all(stream is not None and stream.isatty() for stream in streams) and (
         os.environ.get("TERM", "") not in ("", "dumb")
     )

@@ -165,16 +165,6 @@ def test_a_signal_restores_a_terminal_that_takes_no_more_output(started: Started
     assert all(mode in last for mode in MODES), last
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252"])
-def test_the_screen_is_drawn_in_utf_8_whatever_the_locale(tmp_path: Path, encoding: str) -> None:
-    started = Started(tmp_path, GALLERY, PYTHONIOENCODING=encoding)
-    started.process.send_signal(signal.SIGTERM)
-    started.seen += drained(started.master)
-    started.close()
-    assert "╭".encode() in started.seen
-    assert b"\\u" not in started.seen
-
-
 def test_the_deadline_is_cancelled_if_the_app_ends_in_time(tmp_path: Path) -> None:
     process = subprocess.run([sys.executable, "-c", IN_TIME], capture_output=True, text=True, timeout=60, check=False)
     assert (process.returncode, process.stdout) == (0, "143 still here\n"), process.stderr

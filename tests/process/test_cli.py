@@ -174,18 +174,18 @@ def test_a_closed_output_pipe_gives_no_traceback(args: list[str], buffered: str)
     assert (done.returncode, done.stderr) == (1, b"")
 
 
-@pytest.mark.parametrize("piped", [0, 1, 2])
-def test_dashboard_needs_a_terminal_as_stdin_stdout_and_stderr(piped: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("piped", [0, 1])
+def test_dashboard_needs_a_terminal_as_stdin_and_stdout(piped: int, monkeypatch: pytest.MonkeyPatch) -> None:
     master, slave = pty.openpty()
     monkeypatch.setenv("TERM", "xterm")
     with contextlib.ExitStack() as opened:
         opened.callback(os.close, master)
         terminal = opened.enter_context(os.fdopen(slave, "r"))
         pipe = opened.enter_context(open(os.devnull))
-        for name in ("stdin", "stdout", "stderr"):
+        for name in ("stdin", "stdout"):
             monkeypatch.setattr(sys, name, terminal)
         assert on_a_terminal()
-        monkeypatch.setattr(sys, ("stdin", "stdout", "stderr")[piped], pipe)
+        monkeypatch.setattr(sys, ("stdin", "stdout")[piped], pipe)
         assert not on_a_terminal()
-        monkeypatch.setattr(sys, ("stdin", "stdout", "stderr")[piped], None)
+        monkeypatch.setattr(sys, ("stdin", "stdout")[piped], None)
         assert not on_a_terminal(), "closed"

@@ -214,7 +214,7 @@ def test_a_user_loop_is_shown_and_its_learning_rate_changed(tmp_path: Path) -> N
         text = terminal.wait(lambda text: re.search(r"applied at step\s+[\d,]+", text) is not None)
         assert "0.1 → 1" in text
         terminal.press("r")
-        terminal.wait("residual needs blocks that keep their input's shape")
+        terminal.wait("no block keeps its input's shape")
         terminal.press("q")
         terminal.wait("stay")
         terminal.press("s")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -79,9 +77,6 @@ class Signals:
 def run_app(app: App[Result], signals: Signals) -> Result | None:
     """Run an app in the terminal's real size until it exits; returns its result, None after a signal or an error."""
     forget_exported_size()
-    if isinstance(sys.__stderr__, io.TextIOWrapper):
-        # Terminals understand UTF-8 even if the locale has another encoding, which has no characters for the charts.
-        sys.__stderr__.reconfigure(encoding="utf-8", errors="replace")
     with signals:
         result = app.run()
     return None if signals.caught is not None else result

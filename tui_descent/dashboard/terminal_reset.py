@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import termios
 import threading
 import time
@@ -16,7 +17,7 @@ RESET = (
     b"\x1b[?1000l\x1b[?1003l\x1b[?1015l\x1b[?1006l\x1b[?1016l\x1b[<u\x1b[?1049l\x1b[?25h\x1b[?1004l"
 )
 WITHIN_S = 0.5
-INPUT, OUTPUT = 0, 2  # Textual reads from stdin and writes to stderr
+INPUT = 0
 
 
 class TerminalReset:
@@ -24,14 +25,15 @@ class TerminalReset:
 
     def __init__(self) -> None:
         self._before: tuple[str, list[Any]] | None = None
+        self._output = 2 if sys.__stderr__ is None else sys.__stderr__.fileno()  # Textual draws on it
         with contextlib.suppress(OSError, termios.error):
-            self._before = os.ttyname(OUTPUT), termios.tcgetattr(INPUT)
+            self._before = os.ttyname(self._output), termios.tcgetattr(INPUT)
 
     def reset(self, wake: signal.Signals) -> None:
         """Restore the settings, drop the output that still waits, and switch off what Textual switched on.
 
         Takes at most WITHIN_S. `wake` is a signal with a handler: it interrupts a thread that is blocked in a write,
-        which would keep all others from writing. Afterwards this process can write nothing more to stderr.
+        which would keep all others from writing. Afterwards this process can draw nothing more.
         """
         if self._before is None:
             return
@@ -41,7 +43,7 @@ class TerminalReset:
         with contextlib.suppress(OSError, termios.error):
             # A descriptor of our own: not blocking, without an effect on those of other processes.
             terminal = os.open(name, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), OUTPUT)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._output)
             termios.tcsetattr(terminal, termios.TCSANOW, attributes)
             for thread in threading.enumerate():
                 if thread is not threading.current_thread() and thread.ident is not None:
