@@ -405,6 +405,11 @@ def _dashboard(launch: Launch) -> int:
             keeper.wait(20)
         except subprocess.TimeoutExpired:
             keeper.terminate()
+            try:
+                keeper.wait(2)
+            except subprocess.TimeoutExpired:  # it is suspended
+                keeper.kill()
+                output.say("tui-descent: the run's keeper did not respond; it was killed")
 
 
 def _not_started(launch: Launch, why: str) -> int:

@@ -16,10 +16,10 @@ from pathlib import Path
 from types import FrameType
 
 from tui_descent.keeper.keeper import Keeper
-from tui_descent.keeper.trainer import Trainer, log_tail
+from tui_descent.keeper.trainer import Trainer
 from tui_descent.protocol.channel import ChannelError
 from tui_descent.protocol.events import RunEnded
-from tui_descent.protocol.launch import PARENT_OPTION, Launch
+from tui_descent.protocol.launch import LOG_FILE, PARENT_OPTION, Launch
 from tui_descent.protocol.run_lock import hold_lock, keep_folder, release_lock
 
 
@@ -57,7 +57,14 @@ def main(argv: list[str]) -> int:
 
 def keeps_log(launch: Launch, ended: RunEnded) -> bool:
     """Whether the run's folder stays: after a failure, and if a user's script has printed anything."""
-    return ended.log_path is not None or (launch.command is not None and bool(log_tail(launch.path)))
+    return ended.log_path is not None or (launch.command is not None and _printed(launch.path))
+
+
+def _printed(folder: Path) -> bool:
+    try:
+        return (folder / LOG_FILE).stat().st_size > 0
+    except OSError:
+        return False
 
 
 def clear(folder: Path) -> None:

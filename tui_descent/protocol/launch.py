@@ -101,7 +101,7 @@ def undo_budget(asked: str | None) -> int | None:
         return None
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", text.strip())
     unit = _UNITS.get(found[2].upper()) if found else None
-    if found is None or unit is None:
+    if found is None or unit is None or len(found[1]) > 30:
         raise ValueError(f"{where} {text[:40]!a}: allowed: a size, as in 256MB or 2GB, or auto; 0 keeps no snapshots")
     return int(float(found[1]) * unit)
 

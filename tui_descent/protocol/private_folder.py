@@ -23,7 +23,7 @@ def private_folder(folder: Path, *, advice: str = ADVICE) -> None:
 
     `advice` says how to choose another folder.
     """
-    if os.path.exists(folder) and (found := folder.stat()).st_uid == os.getuid() and found.st_mode & 0o077:
+    if os.path.isdir(folder) and (found := folder.stat()).st_uid == os.getuid() and found.st_mode & 0o077:
         raise ChannelError(f"the folder {folder} is open to other users; run chmod 700 on it")
     protected_folder(folder, advice=advice)
     if folder.stat().st_uid != os.getuid():

@@ -12,7 +12,8 @@ MAX_WORD = 300  # characters of a number or a bare key
 _TOKEN = re.compile(
     r'''(?P<string>"""(?:[^"\\]++|\\.|"{1,2}(?!"))*+"{3,5}|\'\'\'(?:[^\']++|\'{1,2}(?!\'))*+\'{3,5}'''
     r"""|"(?:[^"\\\n]++|\\.)*+"|'[^'\n]*+')"""
-    r"|(?P<comment>\#[^\n]*+)|(?P<word>[\w+-]++)|(?P<dot>\.)|(?P<open>[\[{])|(?P<close>[\]}])|(?P<space>[ \t]++)|.",
+    r"|(?P<comment>\#[^\n]*+)|(?P<word>[\w+-]++)|(?P<dot>\.)|(?P<open>[\[{])|(?P<close>[\]}])|(?P<space>[ \t]++)"
+    r"|(?P<unclosed>[\x22'])|.",
     re.DOTALL,
 )
 
@@ -23,6 +24,8 @@ def excess(text: str) -> str | None:
     after_dot = False
     for token in _TOKEN.finditer(text):
         kind = token.lastgroup
+        if kind == "unclosed":  # the parser reports it; searching on would be quadratic
+            return None
         if kind in ("string", "word"):
             parts = parts + 1 if after_dot else 1
             if kind == "word" and len(token[0]) > MAX_WORD:

@@ -123,8 +123,8 @@ def _read_end(path: Path) -> bytes:
     if size <= TAIL_BYTES:
         return data
     # It begins inside a line. A line longer than the tail is shown from where it begins here.
-    _, newline, rest = data.partition(b"\n")
-    return rest if newline and rest else data
+    _, *rest = re.split(rb"[\r\n]", data, maxsplit=1)  # a bar that \n follows only at its end is a line of states
+    return rest[0] if rest and rest[0] else data
 
 
 def _shown_end(data: bytes) -> list[str]:

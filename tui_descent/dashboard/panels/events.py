@@ -120,7 +120,7 @@ def describe_change(event: KnobTurned) -> str:
 
 def _measured_effect(event: KnobTurned) -> str:
     """The event's note, as in `; lr 0.1 → 0.0026 (÷39)`, then the immediate effect on the probe batch."""
-    note = f"; {safe(event.note, 120)}" if event.note else ""
+    note = f"; {safe(event.note, 300)}" if event.note else ""
     if event.function_change is None:
         return note
     if event.function_change == 0:

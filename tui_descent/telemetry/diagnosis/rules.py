@@ -56,7 +56,7 @@ def apply_rules(f: Features, context: RunContext) -> tuple[Name, float] | None:
         return _no_gradient(f)
     if expected is not None:
         # With saturated units, or with steps far too small, one fall does not promise another.
-        halting = f.saturated > SATURATED or _too_small(f, context.optimizer in ADAPTIVE) > FAR_TOO_SMALL
+        halting = f.saturated > SATURATED or _too_small(f, context.optimizer) > FAR_TOO_SMALL
         good = EXPECTED_GOOD if f.long_fall else EXPECTED_GOOD_FLAT
         if expected > good or (f.now > EXPECTED_GOOD * f.guess and halting):
             name, sure = _stuck(f, context)
@@ -70,7 +70,7 @@ def apply_rules(f: Features, context: RunContext) -> tuple[Name, float] | None:
         # A fall down to the guess needs no look at the input: it does not show that the gradient arrives.
         share, falls = STUCK_TEXT, f.slope < FALLING_SLOPE and (f.product is None or f.product > VANISHED)
     else:
-        falls = f.fall > FLAT
+        falls = f.fall > FLAT or f.slope < FALLING_SLOPE  # a slow but certain fall, as during a warm-up
     if f.now > f.guess - (1 - share) * size and not falls:
         return _stuck(f, context)
     if (classes or context.guess is not None) and f.now > ABOVE_GUESS * f.guess:
@@ -116,7 +116,7 @@ def _stuck(f: Features, context: RunContext) -> tuple[Name, float]:
     if f.product == 0 or f.dead > ALL_DEAD:
         return _no_gradient(f)
     lost = _decades(vanished / f.product) if f.product else 0.0
-    too_small = _too_small(f, adaptive)
+    too_small = _too_small(f, context.optimizer)
     # If both: the one further beyond its threshold. P has many factors, so a quarter of its decades counts.
     if too_small > max(0.0, lost / 4) and (adaptive or lost > 0):
         return "rate too small", _sure(10**too_small)
@@ -142,10 +142,14 @@ def _stuck(f: Features, context: RunContext) -> tuple[Name, float]:
     return ("saturated" if f.saturated > SATURATED else "plateau"), 0.6
 
 
-def _too_small(f: Features, adaptive: bool) -> float:
+def _too_small(f: Features, optimizer: str | None) -> float:
     """By how many decades the steps are too small; 0 if they are not, or if that is not known."""
-    size, least = (f.update_ratio, SMALL_UPDATE) if adaptive else (f.step_per_grad, SMALL_STEP)
-    return 0.0 if size is None or _started_too_fast(f) else max(0.0, _decades(least / max(size, 1e-9)))
+    measures = [(f.update_ratio, SMALL_UPDATE)] if optimizer is None or optimizer in ADAPTIVE else []
+    if optimizer not in ADAPTIVE:  # of an unknown optimizer, as in a user's loop, both have to be too small
+        measures.append((f.step_per_grad, SMALL_STEP))
+    if _started_too_fast(f) or any(size is None for size, _ in measures):
+        return 0.0
+    return max(0.0, min(_decades(least / max(size, 1e-9)) for size, least in measures if size is not None))
 
 
 def _started_too_fast(f: Features) -> bool:

@@ -346,11 +346,14 @@ class OptimizerHooks(ScalerListener):
             return None
         if self.updates == MANY_UPDATES:
             self._progress.note(f"{MANY_UPDATES} updates without a run.step(loss): together they count as one step")
-        if not self.planned and self._ready:  # the first step of a user loop: its layers are known only now
+        closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
+        # At the first step of a user loop its layers are known only now. With a closure they are known only after it
+        # has run, which is too late for a reading of this step.
+        unknown = callable(closure) and self._layers.net is None and not self.updates
+        if not unknown and not self.planned and self._ready:
             self._begin()
             self.plan()
         self._update_guards()
-        closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
         if not callable(closure):
             self._before_update(hooked)
             return None
@@ -361,6 +364,8 @@ class OptimizerHooks(ScalerListener):
         def watched(*args: Any, **kwargs: Any) -> Any:
             loss = closure(*args, **kwargs)
             try:  # with a closure, the gradients exist only after it has run; an optimizer may call it several times
+                if self._layers.net is None and self._ready:
+                    self._begin()
                 self._before_update(hooked, copy_weights=False)
             except StopRun:
                 raise

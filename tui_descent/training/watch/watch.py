@@ -261,6 +261,10 @@ class Watch:
         updates, dropped = self._hooks.take_updates()
         made, now_s = updates > 0, start_s - self._start_s
         if not self._is_scenario:
+            if self._layers.net is None and not self._order.names and not updates and self._first_loss is None:
+                # Entered between an update and its `step`, as in a callback: no forward pass was seen yet.
+                self._keep_first(loss)
+                return True
             self._begin()
             self._misuse.step(loss, updates, skipped=dropped)
         if not made and not dropped:
@@ -291,6 +295,9 @@ class Watch:
         The step is recorded before the next update, when the layers are known.
         """
         self.__enter__()
+        self._keep_first(loss)
+
+    def _keep_first(self, loss: Tensor | float) -> None:
         self._first_loss = loss.detach() if isinstance(loss, Tensor) else loss
 
     def _end_at_exit(self, process: int) -> None:
