@@ -95,7 +95,7 @@ def test_a_kick_is_rejected_if_no_curvature_is_negative(start: tuple[float, floa
 
 
 def test_a_surface_rejects_a_random_kick() -> None:
-    with pytest.raises(ValueError, match=r"a surface has one point.*use kick=0.1,way=curvature"):
+    with pytest.raises(ValueError, match=r"no layers to kick at random; use kick=0.1,way=curvature"):
         steering_of(saddle((1.0, 0.0))).turn(parse("kick=0.1,way=random"))
 
 

@@ -153,25 +153,25 @@ def test_blocks_of_a_user_net_keep_their_shape_and_other_children_give_a_reason(
 
 def test_passes_without_gradients_and_earlier_passes_do_not_count_as_calls_of_a_block() -> None:
     net, x = UserNet(), torch.randn(5, 6)
-    finder = surgery.BlockFinder(net)
-    finder.attach()
+    observer = surgery.ForwardObserver(net)
+    observer.attach()
     with torch.no_grad():
         net(x)
     for _ in range(3):  # gradient accumulation
         net(x).sum().backward()
-    assert list(finder.finish()[0]) == ["body.0", "body.1", "body.2"]
+    assert list(observer.finish().blocks) == ["body.0", "body.1", "body.2"]
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # raised by torch when its compiler is imported
 def test_a_block_that_was_compiled_after_the_search_began_gives_a_reason() -> None:
     net = UserNet()
-    finder = surgery.BlockFinder(net)
-    finder.attach()
+    observer = surgery.ForwardObserver(net)
+    observer.attach()
     net.body[1].compile(backend="eager")
     net(torch.randn(5, 6))
-    blocks, reasons = finder.finish()
-    assert list(blocks) == ["body.0", "body.2"]
-    assert reasons["body.1"] == "the net is compiled by torch.compile; its graph cannot be changed"
+    found = observer.finish()
+    assert list(found.blocks) == ["body.0", "body.2"]
+    assert found.reasons["body.1"] == "the net is compiled by torch.compile; its graph cannot be changed"
 
 
 class InPlace(nn.Module):

@@ -112,7 +112,7 @@ class KickKnob(Knob):
         if way == "curvature":
             note = self._kick_along_curvature(size)
         elif surface:
-            raise ValueError(f"{_NO_LAYERS} to kick at random; use kick={turn.value},way=curvature")
+            raise ValueError(f"a test surface has no layers to kick at random; use kick={turn.value},way=curvature")
         else:
             note = f"kicked {len(surgery.kick(context.model, context.generator('kick'), size=size))} weight matrices"
         context.last_kick = f"{size:.6g}"
