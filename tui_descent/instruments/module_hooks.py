@@ -106,12 +106,20 @@ class ModuleHooks:
         if not self._is_first_pass(module):
             return
         listeners = table[module]
-        for listener in tuple(listeners):
-            try:
-                listener.call(*values)
-            except Exception as error:  # noqa: BLE001 - it must not end the user's training
-                listeners.remove(listener)
-                self._failures.add(listener.part, error)
+        compiling: Any = None
+        if _GLOBAL.compiler is not None:
+            # Otherwise torch would compile the functions of the standard library that the listeners call.
+            compiling = torch._C._dynamo.eval_frame.set_eval_frame(None)
+        try:
+            for listener in tuple(listeners):
+                try:
+                    listener.call(*values)
+                except Exception as error:  # noqa: BLE001 - it must not end the user's training
+                    listeners.remove(listener)
+                    self._failures.add(listener.part, error)
+        finally:
+            if compiling is not None:
+                torch._C._dynamo.eval_frame.set_eval_frame(compiling)
 
     def _is_first_pass(self, module: int) -> bool:
         """Whether the present call of a module counts: it trains, and it does not repeat an earlier call."""
@@ -201,7 +209,7 @@ class _GlobalHooks:
         self.by_input: dict[int, list[ModuleHooks]] = {}
         self.by_output: dict[int, list[ModuleHooks]] = {}
         self._handles: list[RemovableHandle] = []
-        self._compiler: Any = (
+        self.compiler: Any = (
             None  # torch's `callback_handler` while we listen to the start and the end of a compilation
         )
 
@@ -216,20 +224,20 @@ class _GlobalHooks:
                 self.by_output.setdefault(module, []).append(hooks)
         if not self.listening:
             self._unregister()
-            if self._compiler is not None:
+            if self.compiler is not None:
                 with suppress(ValueError):  # `torch._dynamo.reset()` removes them too
-                    self._compiler.remove_start_callback(self._before_compiling)
+                    self.compiler.remove_start_callback(self._before_compiling)
                 with suppress(ValueError):
-                    self._compiler.remove_end_callback(self._after_compiling)
+                    self.compiler.remove_end_callback(self._after_compiling)
                 with suppress(ValueError):  # the loop may have replaced the list
                     warnings.filters.remove(_WARNING_FILTER)  # type: ignore[attr-defined] # the stubs have a Sequence
-                self._compiler = None
+                self.compiler = None
             return
-        if self._compiler is None and "torch._dynamo" in sys.modules:
+        if self.compiler is None and "torch._dynamo" in sys.modules:
             _keep_out_of_graphs()
-            self._compiler = sys.modules["torch._dynamo"].callback_handler
-            self._compiler.register_start_callback(self._before_compiling)
-            self._compiler.register_end_callback(self._after_compiling)
+            self.compiler = sys.modules["torch._dynamo"].callback_handler
+            self.compiler.register_start_callback(self._before_compiling)
+            self.compiler.register_end_callback(self._after_compiling)
             warnings.filters.insert(0, _WARNING_FILTER)  # type: ignore[attr-defined]
         self._register()
 
