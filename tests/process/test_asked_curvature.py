@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from attended import Attended
 from runs import run
 
@@ -11,6 +12,7 @@ from tui_descent.protocol.commands import Pause, Stop, WatchCurvature
 from tui_descent.protocol.events import CommandDone, CurvatureTaken, StateChanged
 
 
+@pytest.mark.heavy
 def test_curvature_is_measured_until_the_viewer_that_asked_disconnects(home: Path) -> None:
     live = Attended("saddle", "run.steps=1000000", pace=100.0)
     try:

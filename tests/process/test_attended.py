@@ -237,6 +237,7 @@ def test_a_killed_trainer_is_reported_within_a_second_with_its_last_step(start: 
     assert list((home / "sockets").iterdir()) == []
 
 
+@pytest.mark.heavy
 def test_a_suspended_trainer_is_reported_as_silent_and_loses_nothing(start: Start) -> None:
     run = start("vanishing", "run.steps=1000000", pace=100.0)
     viewer = run.viewer()
@@ -333,6 +334,7 @@ def test_a_thousand_commands_in_one_write_are_answered_within_two_seconds(start:
     assert float(turns[-1].new) == pytest.approx(old * (1.25 / 1.24) ** 500, rel=1e-5)
 
 
+@pytest.mark.heavy
 def test_commands_not_carried_out_before_the_end_are_rejected(start: Start) -> None:
     run = start("healthy", "run.steps=10000000", pace=1.0)
     viewer = run.viewer()

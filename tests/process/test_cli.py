@@ -159,7 +159,7 @@ def test_the_python_module_is_the_command() -> None:
     assert run("--help").stdout.startswith("usage: tui-descent ")
 
 
-@pytest.mark.parametrize("args", [[], ["presets"], ["presets", "vanishing"]])
+@pytest.mark.parametrize("args", [[], ["presets"], pytest.param(["presets", "vanishing"], marks=pytest.mark.heavy)])
 @pytest.mark.parametrize("buffered", ["", "1"])
 def test_a_closed_output_pipe_gives_no_traceback(args: list[str], buffered: str) -> None:
     reader, writer = os.pipe()

@@ -256,7 +256,11 @@ def test_a_script_that_never_calls_watch_is_told_so(tmp_path: Path) -> None:
     assert "this script never called watch(): see " in outcome.stderr
 
 
-@pytest.mark.parametrize("over", [False, True], ids=["while the first goes on", "when it is over"])
+@pytest.mark.parametrize(
+    "over",
+    [False, pytest.param(True, marks=pytest.mark.heavy)],
+    ids=["while the first goes on", "when it is over"],
+)
 def test_a_second_watch_is_not_shown_and_a_warning_says_so_once(over: bool, tmp_path: Path) -> None:
     second = """with watch(nn.Linear(1, 1), torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)): pass"""
     again = f"for _ in range(2):\n    {second}\nraise SystemExit(3)\n"  # its log is kept
@@ -279,7 +283,7 @@ def test_an_unknown_command_is_a_clear_error() -> None:
     assert "Traceback" not in outcome.stderr
 
 
-@pytest.mark.parametrize("kind", ["with", "framework"])
+@pytest.mark.parametrize("kind", [pytest.param("with", marks=pytest.mark.heavy), "framework"])
 def test_stop_ends_the_loop_but_not_the_script(kind: str, tmp_path: Path) -> None:
     path = write(tmp_path, "long", steps=10_000_000, text=SCRIPT if kind == "with" else OTHER["in a framework"])
     done = tmp_path / "done"
@@ -315,7 +319,7 @@ def test_without_a_writable_folder_a_loop_trains_without_being_watched(tmp_path:
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGKILL, marks=pytest.mark.heavy), signal.SIGTERM])
 def test_a_loop_whose_keeper_is_ended_continues_training(number: signal.Signals, tmp_path: Path) -> None:
     path = write(tmp_path, "alone", steps=4_000, then="if step in (50, 3_999): print(step, flush=True)")
     with subprocess.Popen(

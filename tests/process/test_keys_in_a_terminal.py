@@ -76,6 +76,7 @@ def test_a_paste_of_ten_kilobytes_changes_nothing(terminal: Terminal, viewer: Vi
     assert not [m for m in viewer.heard if isinstance(m, KnobTurned | CommandRejected)]
 
 
+@pytest.mark.heavy
 def test_a_key_takes_effect_and_shows_on_screen_soon(terminal: Terminal, viewer: Viewer) -> None:
     for n, key in enumerate("-+" * 5):
         before = rate(terminal.text())

@@ -8,6 +8,7 @@ import scale
 MORE_BYTES = 64e6
 
 
+@pytest.mark.heavy
 def test_watching_a_thousand_layers_takes_little_memory() -> None:
     plain, watched = (scale.in_a_process(1000, 12, watched=watched) for watched in (False, True))
     assert plain["peak_bytes"] > 0

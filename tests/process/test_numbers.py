@@ -100,6 +100,7 @@ def thrice() -> Iterator[list[Outcome]]:
         )
 
 
+@pytest.mark.heavy
 def test_the_same_seed_gives_bitwise_the_same_run(thrice: list[Outcome]) -> None:
     first, _, again = thrice
     assert first.code == again.code == 0

@@ -174,6 +174,7 @@ def test_a_diverging_run_is_held_before_the_update(terminal: Terminal) -> None:
 
 
 @pytest.mark.parametrize("terminal", [started("first-descent", "--pace", "20")], indirect=True)
+@pytest.mark.heavy
 def test_a_preset_waits_at_its_end_and_can_be_continued(terminal: Terminal) -> None:
     terminal.wait(lambda text: "● waiting" in text and step_of(text) == 10)
     terminal.press("space")
@@ -265,6 +266,7 @@ def test_a_too_small_terminal_shows_the_size_it_needs_until_it_is_enlarged(expor
         terminal.close()
 
 
+@pytest.mark.heavy
 def test_the_gallery_starts_the_chosen_preset() -> None:
     terminal = Terminal(COMMAND, columns=100, rows=30)
     try:

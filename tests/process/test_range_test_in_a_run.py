@@ -29,6 +29,7 @@ def losses(viewer: Viewer) -> dict[int, float]:
     return {e.first + n: loss for e in viewer.events(StepsCompleted) for n, loss in enumerate(e.losses)}
 
 
+@pytest.mark.heavy
 def test_a_range_test_does_not_change_the_run_and_every_viewer_gets_the_result(home: Path) -> None:
     plain = run("run", "healthy", "--json", *(word for o in OPTIONS for word in ("--set", o)), home=home).losses
     live = Attended("healthy", *OPTIONS)

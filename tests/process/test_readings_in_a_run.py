@@ -6,6 +6,7 @@ import os
 import time
 from pathlib import Path
 
+import pytest
 from attended import Start
 
 from tui_descent.protocol.commands import Mark, RunSteps, TurnKnob
@@ -30,6 +31,7 @@ def test_a_complete_reading_is_taken_where_single_steps_end(start: Start) -> Non
     assert not any(age for r in readings for age in r.ages)
 
 
+@pytest.mark.heavy
 def test_readings_continue_after_the_pace_is_set_to_max(start: Start) -> None:
     run = start("healthy", "run.steps=1000000", pace=100.0)
     viewer = run.viewer()

@@ -87,6 +87,7 @@ def test_held_out_nets_have_other_sizes_and_rates_than_the_tuning_pool() -> None
     assert {draw(seed).model.depth for seed in FEW} <= set(HELD_OUT.depths)  # type: ignore[union-attr]
 
 
+@pytest.mark.heavy
 def test_oracle_finds_a_planted_problem_and_no_other() -> None:
     """Checks the oracle itself on nets whose problem was put in by hand."""
     base = scenario_of(HEALTHY)

@@ -25,6 +25,7 @@ def trials_of(oracle: Oracle) -> dict[str, Trial]:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.heavy
 def test_batched_trials_have_the_losses_of_single_ones(seed: int) -> None:
     oracle = oracle_of(seed)
     for oracle.repetition in (0, 1):
