@@ -21,7 +21,6 @@ KILL_AFTER_S = 3.0  # from SIGTERM to SIGKILL
 STOP_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 NEVER_CALLED = "this script never called watch(): see the README"
 NO_STEPS = "watch() was called, but the script never called run.step()"
-CLOSED = "the script closed the connection: its steps are not shown"
 
 
 class Ending:
@@ -94,11 +93,7 @@ class Ending:
             return self._reported_end(
                 RunEnded(status="stopped", step=step, reason=f"{self._stop_reason}{killed}"), code
             )
-        ended = (
-            self._script_end(code, step, started=started, closed=trainer.link.closed is not None)
-            if self._is_script and code is not None
-            else None
-        )
+        ended = self._script_end(code, step, started=started) if self._is_script and code is not None else None
         if ended is not None:
             return self._with_log(ended) if code else ended
         if not self._is_script and code is not None and -code in STOP_SIGNALS:
@@ -112,13 +107,12 @@ class Ending:
             )
         )
 
-    def _script_end(self, code: int, step: int, *, started: bool, closed: bool) -> RunEnded | None:
+    def _script_end(self, code: int, step: int, *, started: bool) -> RunEnded | None:
         """The end of a script whose run has not reported its end; None if it was lost during its run."""
         folder = self._launch.path
         if (folder / CONNECTED_FILE).exists():
             if code == 0 and not started:
-                reason = CLOSED if closed else NO_STEPS
-                return RunEnded(status="finished", step=0, reason=reason, exit_code=0)
+                return RunEnded(status="finished", step=0, reason=NO_STEPS, exit_code=0)
             if code <= 0:
                 return None
             reason = f"the script ended with exit code {code}"

@@ -57,7 +57,7 @@ class Progress:
         except OSError as error:
             advice = "check ulimit -f" if error.errno == errno.EFBIG else "free some memory"
             reason = f"no room for the run's shared memory: {error.strerror}; {advice}"
-            if self.link.launch.scenario is not None:
+            if self.link.launch.command is None:
                 self.link.emit(RunEnded(status="failed", step=self.step, reason=reason))
             else:  # the script goes on, and ends with its own exit code
                 self.link.emit(Noted(step=self.step, text=f"the run is not shown: {reason}", level="warning"))

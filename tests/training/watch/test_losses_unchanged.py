@@ -238,7 +238,11 @@ def test_user_loops_train_bitwise_as_unwatched(
     assert same(copy_of(net), copy_of(plain))
     assert same_state(state_of(optimizer), state_of(plain_optimizer))
     read = [reading.step for reading in keeper.readings()]
-    assert read == list(range(0, STEPS, 7 if "7" in rate else 1)) if "every" in rate else read
+    if "every" in rate:
+        # With a closure the layers are known only after its first call, too late for a reading of step 0.
+        assert read == list(range(0, STEPS, 7 if "7" in rate else 1))[loop == "a closure" :]
+    else:
+        assert read
 
 
 def train_gan(**watched: Any) -> tuple[list[float], list[Tensor]]:

@@ -37,7 +37,7 @@ class SimulatedLoop:
         monkeypatch.setattr(optimizer_hooks, "time", types.SimpleNamespace(thread_time=lambda: self.now_s))
         self.sampler = Sampler(budget=budget)
         self._rare_s = rare_s
-        self._steering = types.SimpleNamespace(pace=None)
+        self._steering = types.SimpleNamespace(pace=None, listen_to_inputs=lambda: None)
         self._progress = Progress(None)
         mode = types.SimpleNamespace(pauses_after=lambda step, ahead: False)
         others: dict[str, Any] = dict.fromkeys(("guard", "results", "replay"))

@@ -212,7 +212,7 @@ class OptimizerHooks(ScalerListener):
     @contextmanager
     def muted(self) -> Iterator[None]:
         """A context with the instruments detached, for forward and backward passes that do not belong to the step."""
-        tiers = self._tiers if self._planned == self._progress.step else None
+        tiers = self._tiers if self._attached and self._planned == self._progress.step else None
         if tiers is None or self._instruments is None:
             yield
             return
