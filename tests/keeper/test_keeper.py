@@ -354,7 +354,7 @@ def test_missing_gpu_driver_is_noted_once_and_memory_is_still_published() -> Non
 
 
 class Clock:
-    """The keeper's clock. It stands still until the test advances it."""
+    """The keeper's clock. It does not advance until the test advances it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = time.monotonic()

@@ -112,7 +112,7 @@ class Trained:
 
 
 class Unwatched:
-    """Stands in for a run. The loop trains as without us."""
+    """A stand-in for a run, with which the loop trains unwatched."""
 
     def __init__(self, trained: Trained, model: Any, optimizer: Any, **_: Any) -> None:
         self.trained = trained

@@ -46,7 +46,7 @@ class View:
     def idle(self, layer: int) -> str:
         """`frozen`, `unused` or `n/a` for a layer without a gradient in the newest reading; empty for other layers.
 
-        `n/a` stands for a layer that is not measured.
+        `n/a` means that a layer is not measured.
         """
         statuses = self.history.readings.statuses if self.history.readings else []
         status = statuses[layer] if layer < len(statuses) else "used"

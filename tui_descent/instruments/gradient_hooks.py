@@ -27,7 +27,7 @@ class GradientHooks(Generic[K, V]):
     def __init__(self, measure: Callable[[Tensor], V], failures: Failures) -> None:
         self._measure, self._failures = measure, failures
         self._handles: list[RemovableHandle] = []
-        # By key: what was measured, once per gradient. None stands for a gradient that cannot be measured.
+        # By key: what was measured, once per gradient. None means that a gradient cannot be measured.
         self._values: dict[K, list[V | None]] = {}
         self._inner_values: dict[K, list[V | None]] = {}  # of gradients that are part of a graph
 

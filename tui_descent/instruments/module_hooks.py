@@ -178,7 +178,7 @@ def why_not_plain(value: object) -> str:
 def first_tensor(value: object) -> Tensor | None:
     """The first floating-point or complex tensor in a tensor, tuple, list or dict, at any depth; None if none is there.
 
-    It stands for the signal: token numbers, masks and the like are integers or come later.
+    It is taken as the signal: token numbers, masks and the like are integers or come later.
     """
     if isinstance(value, Tensor):
         return value if value.is_floating_point() or value.is_complex() else None

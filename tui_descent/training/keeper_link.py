@@ -342,7 +342,7 @@ os.register_at_fork(after_in_child=_detach_all)
 def is_launched_under_exec() -> bool:
     """Whether `exec` has started a launcher that started this process, without passing on the connection.
 
-    The run's keeper is told by a file in the run's folder, and the user by a message. The loop trains unwatched.
+    A file in the run's folder tells the run's keeper, and a message tells the user. The loop trains unwatched.
     """
     folder = os.environ.get(ENV_FOLDER)
     if not folder or not Path(folder).is_dir() or find_fd(os.environ.get(ENV_LINK, "")) is not None:

@@ -184,7 +184,7 @@ class ScheduleKnob(Knob):
         return None if self._context.setup is not None else LOOP_OWNS_SCHEDULE
 
     def is_set(self, turn: TurnKnob) -> bool:
-        """Whether the rate is constant already. Any other schedule starts anew."""
+        """Whether the rate is constant already. Any other schedule starts again from its first step."""
         return turn.value == self.value() == "constant"
 
     def turn(self, turn: TurnKnob) -> KnobChange:

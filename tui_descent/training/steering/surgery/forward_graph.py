@@ -1,6 +1,6 @@
 """The autograd graph of one forward pass: which activations are hidden, and which blocks already add their input.
 
-A node is an autograd `Node`, which stands for the tensor that its operation computed. The graph runs from the net's
+A node is an autograd `Node`, which represents the tensor that its operation computed. The graph runs from the net's
 outputs back to its inputs; it ends where no gradient is needed.
 """
 
