@@ -22,6 +22,7 @@ from tui_descent.protocol.undo_events import SnapshotTaken as SnapshotTaken
 State = Literal["importing torch", "building", "running", "paused", "held", "waiting", "testing", "stopping", "ended"]
 LayerStatus = Literal["used", "frozen", "unused", "not measured"]
 Status = Literal["finished", "diverged", "failed", "stopped", "lost"]
+FindingKind = Literal["wiring", "numerics", "dynamics"]
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
@@ -248,11 +249,45 @@ class Advice(msgspec.Struct, frozen=True):
     key: str
 
 
-class Diagnosed(Event, frozen=True, kw_only=True, tag="diagnosis"):
-    """A finding about the run: what is wrong, in which layer, how sure (0…1), the evidence, and advice, best first."""
+class LoopObserved(Event, frozen=True, kw_only=True, tag="loop"):
+    """What the graph of a user loop's loss shows about the loop; sent once, after the first updates.
+
+    `loss_function` is the last operation with a meaning of its own, such as "cross_entropy" or "mse". `classes` is the
+    number of classes of a cross-entropy. `batch` is the number of samples that the net got. None where it is unknown.
+    """
 
     segment: int
     step: int
+    loss_function: str | None = None
+    classes: int | None = None
+    batch: int | None = None
+
+
+class WiringFound(Event, frozen=True, kw_only=True, tag="wiring"):
+    """A fact about how loop, net and optimizer are connected, such as weights that no optimizer holds.
+
+    `fault` is one of the findings in `telemetry/diagnosis/wiring.py`. `present` is False once it no longer holds.
+    `evidence` has the numbers and names of its sentence.
+    """
+
+    segment: int
+    step: int
+    fault: str
+    present: bool = True
+    layer: str | None = None
+    evidence: dict[str, float | str] = {}
+
+
+class Diagnosed(Event, frozen=True, kw_only=True, tag="diagnosis"):
+    """A finding about the run: what is wrong, in which layer, how sure (0…1), the evidence, and advice, best first.
+
+    `kind`: whether it is a fact about the wiring, about NaN and infinity, or a judgement of how the loss and the
+    gradients develop.
+    """
+
+    segment: int
+    step: int
+    kind: FindingKind = "dynamics"
     finding: str
     layer: str | None = None
     sure: float
@@ -290,13 +325,22 @@ class MetricLogged(Event, frozen=True, kw_only=True, tag="metric"):
 
 
 class NotFinite(Event, frozen=True, kw_only=True, tag="not_finite"):
-    """The loss or a gradient became NaN or infinite. `layer` is the first layer affected, if known."""
+    """The loss or a gradient became NaN or infinite. `layer` is the first layer affected, if known.
+
+    `cause` says where the first non-finite value came from, "" if that is not known. `operation` is the operation that
+    made it, such as `sqrt`, if it was found. `loss` is the loss of the step. `weights_finite` is whether all weights
+    are still finite, None if that was not checked.
+    """
 
     segment: int
     step: int
     what: Literal["loss", "gradient"]
     layer: str | None
     text: str
+    cause: Literal["", "weights", "batch", "forward", "loss function", "backward"] = ""
+    operation: str = ""
+    loss: float | None = None
+    weights_finite: bool | None = None
 
 
 class Marked(Event, frozen=True, kw_only=True, tag="mark"):
@@ -342,6 +386,8 @@ AnyEvent = (
     | CurvatureTaken
     | RangeTestCompleted
     | Measured
+    | LoopObserved
+    | WiringFound
     | Diagnosed
     | PredictionChecked
     | Evaluated

@@ -26,6 +26,7 @@ from tui_descent.protocol.events import (
     Layer,
     LayersChanged,
     LedgerTaken,
+    LoopObserved,
     Marked,
     Measured,
     MetricLogged,
@@ -42,6 +43,7 @@ from tui_descent.protocol.events import (
     StateChanged,
     StepsCompleted,
     StepsMissed,
+    WiringFound,
 )
 from tui_descent.protocol.undo_events import Ghost
 from tui_descent.scenario.knobs import NEUTRAL_KNOBS
@@ -181,7 +183,7 @@ class History:
                 self.rates = event
             case MetricLogged():
                 self._add_metric(event)
-            case CommandDone():
+            case CommandDone() | LoopObserved() | WiringFound():
                 pass
             case CommandRejected() | Noted() | StepsMissed():
                 self._log(event)
