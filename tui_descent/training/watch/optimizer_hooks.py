@@ -108,6 +108,7 @@ class OptimizerHooks(ScalerListener):
         self._tables: dict[int, torch.optim.Optimizer] = {}
         self._planned: int | None = None  # the step that `_tiers` belongs to
         self._rewinds = 0
+        self._interventions = -1  # how many there were when the sampler was last told of a change
         self._tiers: Tiers | None = None  # what to measure at the planned step
         self._next_tiers: Tiers | None = None  # what to measure at the step after it
         self._cost_s = 0.0  # the time that the current reading took so far
@@ -193,6 +194,10 @@ class OptimizerHooks(ScalerListener):
         if self._rewinds != self._progress.rewinds:
             self._rewinds = self._progress.rewinds
             self._discard_plan()
+            self._interventions = -1
+        if self._interventions != self._progress.interventions:
+            self._interventions = self._progress.interventions
+            self._sampler.restart(step)
         if self._planned != step:  # otherwise the step was dropped, and its plan still holds
             if self._tiers is not None and self._instruments is not None:
                 self._instruments.detach()  # still attached, since their step was dropped
@@ -516,9 +521,11 @@ class OptimizerHooks(ScalerListener):
     def _partial(self) -> bool:
         """Whether a third of the weights is enough.
 
-        All weights are measured if readings are at fixed steps, if the run is paced or pauses, and after an
-        intervention.
+        All weights are measured if readings are at fixed steps, if the run is paced or pauses, and soon after the start
+        and each intervention.
         """
+        if self._tiers is not None and self._tiers.complete:
+            return False
         all_weights = self._sampler.fixed or self._steering.pace is not None or self._pauses()
         return not all_weights and self._steering.last_change_step <= self._last_reading
 
