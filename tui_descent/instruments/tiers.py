@@ -8,8 +8,8 @@ from typing import NamedTuple
 # Costs are averaged over about this many readings. The second cost replaces the first one, which is too high since the
 # caches were cold.
 READINGS_IN_MEAN = 8
-# The steps of the readings after the start and each intervention. How many interventions in a row may have them, and the
-# share of the time that they may take if there are more.
+# The steps of the readings after the start and each intervention. How many interventions in a row may have them, and
+# the share of the time that they may take if there are more.
 AFTER_CHANGE = (1, 2, 5, 10, 20, 35, 50)
 MOST_CHANGES, CHANGES_SHARE = 3, 0.02
 # The least time between two curvature readings, and their largest share of the budget. In a paced or paused run, the

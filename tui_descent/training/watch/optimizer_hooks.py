@@ -111,6 +111,7 @@ class OptimizerHooks(ScalerListener):
         self._interventions = -1  # how many there were when the sampler was last told of a change
         self._tiers: Tiers | None = None  # what to measure at the planned step
         self._next_tiers: Tiers | None = None  # what to measure at the step after it
+        self._muted = False  # whether the instruments are detached until the end of a `muted` context
         self._cost_s = 0.0  # the time that the current reading took so far
         self._last_reading = -1  # the last step whose reading was reported
         self._in_scaler: tuple[int, bool] | None = None  # updates and drops before the scaler's step
@@ -218,13 +219,15 @@ class OptimizerHooks(ScalerListener):
     def muted(self) -> Iterator[None]:
         """A context with the instruments detached, for forward and backward passes that do not belong to the step."""
         tiers = self._tiers if self._attached and self._planned == self._progress.step else None
-        if tiers is None or self._instruments is None:
+        if tiers is None or self._instruments is None or self._muted:
             yield
             return
         self._detach_instruments()
+        self._muted = True
         try:
             yield
         finally:
+            self._muted = False
             try:
                 self._instruments = self._current_instruments()  # surgery may have replaced them
                 self._instruments.attach(signals=tiers.signals, slow=tiers.slow)
