@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,19 @@ SPYING = (
     f"{HEAVY_MODULES!r})), file=sys.stderr)); sys.argv = ['tui-descent', *sys.argv[1:]]; "
     "from tui_descent.cli import main; sys.exit(main())"
 )
+
+ENTRY_POINT = Path(sys.executable).with_name("tui-descent")
+# Runs the entry point, and sends itself a signal when a module is imported.
+SIGNALLED = """
+import os, runpy, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {where!r}:
+            os.kill(os.getpid(), {number})
+sys.meta_path.insert(0, Finder())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 @pytest.mark.parametrize(
@@ -50,8 +64,7 @@ def test_informational_commands_are_quick_and_import_nothing_heavy(args: list[st
 
 
 def test_the_entry_point_is_the_same_command() -> None:
-    script = Path(sys.executable).with_name("tui-descent")
-    by_name, by_module = run("--version", command=[str(script)]), run("--version")
+    by_name, by_module = run("--version", command=[str(ENTRY_POINT)]), run("--version")
     assert by_name.stdout == by_module.stdout
     versions = dict(line.rsplit(" ", 1) for line in by_name.stdout.splitlines())
     assert set(versions) == {"tui-descent", "torch", "textual", "plotext", "Python"}
@@ -189,3 +202,18 @@ def test_dashboard_needs_a_terminal_as_stdin_and_stdout(piped: int, monkeypatch:
         assert not on_a_terminal()
         monkeypatch.setattr(sys, ("stdin", "stdout")[piped], None)
         assert not on_a_terminal(), "closed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("where", ["tui_descent.output", "msgspec", "tui_descent.scenario.presets"])
+def test_a_signal_during_an_import_ends_it_quietly(number: signal.Signals, where: str) -> None:
+    importing = SIGNALLED.format(where=where, number=int(number))
+    done = run("presets", command=(sys.executable, "-c", importing, str(ENTRY_POINT)))
+    assert (done.code, done.stdout, done.stderr) == (128 + number, "", "")
+
+
+def test_under_nohup_a_hangup_does_not_end_the_command() -> None:
+    importing = SIGNALLED.format(where="msgspec", number=int(signal.SIGHUP))
+    done = run("presets", command=("nohup", sys.executable, "-c", importing, str(ENTRY_POINT)))
+    assert done.code == 0
+    assert done.stdout
