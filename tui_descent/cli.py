@@ -376,8 +376,7 @@ def _launch(
         return _usage(str(error))
     if headless:
         return runner.run(launch, json=args.json)
-    with interrupts.raised():
-        return _dashboard(launch)
+    return _dashboard(launch)
 
 
 def _dashboard(launch: Launch) -> int:
@@ -390,20 +389,26 @@ def _dashboard(launch: Launch) -> int:
     assert launch.socket is not None
     output.draw_on_stdout()
     socket = Path(launch.socket)
+    keeper = None
     try:
-        # Opened here, so that a refused folder is found now. The keeper inherits it.
-        with listen(socket) as listener:
-            keeper = start_keeper(launch, listener=listener)  # it starts while the dashboard is imported
+        with interrupts.deferred():
+            # Opened here, so that a refused folder is found now. The keeper inherits it.
+            with listen(socket) as listener:
+                keeper = start_keeper(launch, listener=listener)  # it starts while the dashboard is imported
+            from tui_descent.dashboard.app import run_dashboard
     except (ChannelError, OSError) as error:
         return _not_started(launch, str(error))
-    code = LOST
+    except SystemExit:  # a signal
+        if keeper is not None:
+            keeper.terminate()
+            _end_keeper(launch, keeper)
+        raise
+    if keeper.poll() is not None:
+        why = last_lines(launch.path / KEEPER_LOG_FILE, 1) or (describe_exit(keeper.returncode),)
+        socket.unlink(missing_ok=True)
+        return _not_started(launch, f"the run's keeper ended while it was starting: {why[0]}")
+    code = None
     try:
-        from tui_descent.dashboard.app import run_dashboard
-
-        if keeper.poll() is not None:
-            why = last_lines(launch.path / KEEPER_LOG_FILE, 1) or (describe_exit(keeper.returncode),)
-            socket.unlink(missing_ok=True)
-            return _not_started(launch, f"the run's keeper ended while it was starting: {why[0]}")
         code = run_dashboard(
             socket,
             name=launch.name,
@@ -412,14 +417,11 @@ def _dashboard(launch: Launch) -> int:
             keeper_gone=lambda: keeper.poll() is not None,
         )
         return code
-    except SystemExit:  # a signal, before there was a dashboard
-        keeper.terminate()
-        raise
     finally:
         _end_keeper(launch, keeper, was_silent=code == LOST and keeper.poll() is None)
 
 
-def _end_keeper(launch: Launch, keeper: subprocess.Popen[bytes], *, was_silent: bool) -> None:
+def _end_keeper(launch: Launch, keeper: subprocess.Popen[bytes], *, was_silent: bool = False) -> None:
     """Wait for the keeper, which ends the run when its last viewer has left, so that no process is left behind."""
     from subprocess import TimeoutExpired
 

@@ -21,19 +21,22 @@ def end_at_once() -> None:
 
 
 @contextlib.contextmanager
-def raised() -> Iterator[None]:
-    """Inside the `with`, a signal raises `SystemExit`, so that what was started is ended first.
+def deferred() -> Iterator[None]:
+    """Inside the `with`, signals wait; a signal that came raises `SystemExit` at its end.
 
     Without `end_at_once` before, nothing changes.
     """
     if signal.getsignal(signal.SIGTERM) is not _end:
         yield
         return
-    _handle(_raise)
+    caught: list[int] = []
+    _handle(lambda number, _: caught.append(number))
     try:
         yield
     finally:
         _handle(_end)
+    if caught:
+        raise SystemExit(128 + caught[0])
 
 
 def _handle(handler: Any) -> None:
@@ -44,7 +47,3 @@ def _handle(handler: Any) -> None:
 
 def _end(number: int, _: FrameType | None) -> None:
     os._exit(128 + number)
-
-
-def _raise(number: int, _: FrameType | None) -> None:
-    raise SystemExit(128 + number)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import TUI, run
+from runs import ENTRY_POINT, TUI, run, signalled
 
 from tui_descent import __version__
 from tui_descent.cli import on_a_terminal
@@ -25,19 +25,6 @@ SPYING = (
     f"{HEAVY_MODULES!r})), file=sys.stderr)); sys.argv = ['tui-descent', *sys.argv[1:]]; "
     "from tui_descent.cli import main; sys.exit(main())"
 )
-
-ENTRY_POINT = Path(sys.executable).with_name("tui-descent")
-# Runs the entry point, and sends itself a signal when a module is imported.
-SIGNALLED = """
-import os, runpy, sys
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        if name == {where!r}:
-            os.kill(os.getpid(), {number})
-sys.meta_path.insert(0, Finder())
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 
 
 @pytest.mark.parametrize(
@@ -207,13 +194,11 @@ def test_dashboard_needs_a_terminal_as_stdin_and_stdout(piped: int, monkeypatch:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("where", ["tui_descent.output", "msgspec", "tui_descent.scenario.presets"])
 def test_a_signal_during_an_import_ends_it_quietly(number: signal.Signals, where: str) -> None:
-    importing = SIGNALLED.format(where=where, number=int(number))
-    done = run("presets", command=(sys.executable, "-c", importing, str(ENTRY_POINT)))
+    done = run("presets", command=signalled(number, where))
     assert (done.code, done.stdout, done.stderr) == (128 + number, "", "")
 
 
 def test_under_nohup_a_hangup_does_not_end_the_command() -> None:
-    importing = SIGNALLED.format(where="msgspec", number=int(signal.SIGHUP))
-    done = run("presets", command=("nohup", sys.executable, "-c", importing, str(ENTRY_POINT)))
+    done = run("presets", command=("nohup", *signalled(signal.SIGHUP, "msgspec")))
     assert done.code == 0
     assert done.stdout

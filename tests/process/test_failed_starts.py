@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import TUI, WITHIN_S, Live, children, environment, run
+from runs import TUI, WITHIN_S, Live, children, environment, left_behind, run, signalled
 from terminal import Terminal
 
 from tui_descent import cli, output
@@ -111,6 +111,18 @@ def test_a_refused_socket_folder_is_an_error_of_one_line(kind: str, home: Path, 
     assert list((home / "runs").iterdir()) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.heavy)])
+def test_a_signal_while_the_dashboard_is_imported_ends_the_run(
+    number: signal.Signals, home: Path, opened: list[Terminal]
+) -> None:
+    command = signalled(number, "tui_descent.dashboard.app")
+    opened.append(Terminal([*command, "vanishing"], columns=80, rows=24))
+    assert opened[0].ended() == 128 + number
+    assert opened[0].text().strip() == ""
+    assert left_behind(home) == []
+    assert list((home / "runs").iterdir()) == []
+
+
 @pytest.mark.parametrize("how", ["exit 3", "kill -9 $$", "echo no memory >&2; exit 1"])
 def test_a_keeper_that_ends_while_it_starts_is_an_error_of_one_line(
     how: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -151,6 +163,20 @@ def test_a_killed_keeper_is_shown_and_the_script_goes_on(home: Path, opened: lis
     assert "tui-descent: the script may still be running; its output is in " in shell(terminal)
     assert select.select([ended], [], [], WITHIN_S)[0]
     os.close(ended)
+
+
+def test_a_suspended_keeper_is_shown_and_leaving_it_ends_the_run(home: Path, opened: list[Terminal]) -> None:
+    terminal = start(opened, "exec", "--", "sh", "-c", f"while ! test -e {home}/go; do sleep 0.05; done")
+    terminal.wait("importing torch")
+    (keeper,) = children(terminal.child.pid)
+    os.kill(keeper, signal.SIGSTOP)
+    terminal.wait("the run's keeper does not respond (suspended?) · q: quit")
+    (home / "go").touch()
+    terminal.press("q")
+    assert terminal.ended() == 4
+    assert "tui-descent: the run's keeper has not responded for " in shell(terminal)
+    assert "tui-descent: the keeper responds again; it has ended the run\n" in shell(terminal)
+    assert left_behind(home) == []
 
 
 @pytest.mark.parametrize("signals", [1, 2])

@@ -33,6 +33,7 @@ class Ending:
         self._stop_requested_s: float | None = None
         self._kill_requested_s: float | None = None
         self._signalled = False
+        self._ended_early = False
         # Whether the trainer has reported that it is stopping. A script may then save for as long as it needs.
         self.obeyed = False
         # The trainer's own `RunEnded`. It is published only when the process has exited and all its steps are
@@ -64,13 +65,17 @@ class Ending:
         self.request_stop(reason)
         self._kill_requested_s = self._kill_requested_s or time.monotonic()
 
-    def enforce_stop(self, trainer: Trainer, *, attached: int) -> None:
-        """Signal a trainer that does not obey the stop request.
+    def enforce_stop(self, trainer: Trainer, *, attached: int, started: bool = True) -> None:
+        """Signal a trainer that does not obey the stop request, or that has not `started` the run yet.
 
         A script that still runs after its loop is not signalled, unless this was requested. As long as viewers are
         attached, a person decides whether to wait for a script.
         """
         assert self._stop_requested_s is not None
+        if not started and not self._is_script and not self._ended_early:
+            # It would obey only after it has imported torch and built the network. It has nothing to save yet.
+            self._ended_early = True
+            trainer.signal(signal.SIGTERM)
         overdue_s = time.monotonic() - self._stop_requested_s - TERMINATE_AFTER_S
         if self._kill_requested_s is not None:
             overdue_s = time.monotonic() - self._kill_requested_s

@@ -189,7 +189,8 @@ class Keeper:
             self._reject_unanswered()
             self._publish(RunEnded(status="lost", step=self.history.steps, reason=text))
         elif self._ending.stop_requested:
-            self._ending.enforce_stop(trainer, attached=0 if self._viewers is None else self._viewers.attached)
+            attached = 0 if self._viewers is None else self._viewers.attached
+            self._ending.enforce_stop(trainer, attached=attached, started=self.history.started is not None)
         elif self.launch.attended:
             self._stop_without_viewers()
         if self._viewers is not None:
