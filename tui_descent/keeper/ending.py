@@ -13,14 +13,14 @@ import msgspec
 from tui_descent.keeper.trainer import Trainer, log_tail
 from tui_descent.protocol.events import RunEnded
 from tui_descent.protocol.exit_status import describe_exit, describe_script_failure
-from tui_descent.protocol.launch import CONNECTED_FILE, LAUNCHED, LAUNCHED_FILE, LOG_FILE, Launch
+from tui_descent.protocol.launch import CONNECTED_FILE, LOG_FILE, Launch, unreachable
 
 TERMINATE_AFTER_S = 10.0  # from a stop request to SIGTERM
 KILL_AFTER_S = 3.0  # from SIGTERM to SIGKILL
 # A trainer that one of these ends before it can handle them has been stopped, not lost.
 STOP_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 NEVER_CALLED = "this script never called watch(): see the README"
-NO_STEPS = "watch() was called, but the script never called run.step()"
+NO_STEPS = "watch() was called, but no run.step() followed in the same process"
 
 
 class Ending:
@@ -115,18 +115,18 @@ class Ending:
     def _script_end(self, code: int, step: int, *, started: bool) -> RunEnded | None:
         """The end of a script whose run has not reported its end; None if it was lost during its run."""
         folder = self._launch.path
-        if (folder / CONNECTED_FILE).exists():
+        why = "" if started else unreachable(folder)
+        if not why and (folder / CONNECTED_FILE).exists():
             if code == 0 and not started:
                 return RunEnded(status="finished", step=0, reason=NO_STEPS, exit_code=0)
             if code <= 0:
                 return None
             reason = f"the script ended with exit code {code}"
             return RunEnded(status="failed", step=step, reason=reason, exit_code=code)
-        launched = (folder / LAUNCHED_FILE).exists()
-        reason = LAUNCHED if launched else NEVER_CALLED
+        reason = why or NEVER_CALLED
         if code:
             ended = f"the script {'was ended by' if code < 0 else 'failed with'} {describe_exit(code)}"
-            reason = f"{LAUNCHED}; {describe_script_failure(code)}" if launched else f"{ended} before it called watch()"
+            reason = f"{why}; {describe_script_failure(code)}" if why else f"{ended} before it called watch()"
         return RunEnded(status="failed" if code else "finished", step=step, reason=reason, exit_code=code)
 
     def _reported_end(self, ended: RunEnded, code: int | None) -> RunEnded:
