@@ -24,11 +24,22 @@ from tui_descent.paths import new_run, socket_path
 from tui_descent.protocol import launch as launches
 from tui_descent.protocol.launch import Launch
 
+BROKEN = {
+    "OSError: libtorch_cpu.so: no such file": "raise OSError('libtorch_cpu.so: no such file')",
+    "'torch' is not a package": "",
+    "RuntimeError: two": "raise RuntimeError('two\\nlines')",
+}
 
-@pytest.fixture
-def broken_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so: cannot open shared object file')\n")
+
+_FIRST, *_OTHERS = BROKEN
+
+
+@pytest.fixture(params=[_FIRST, *(pytest.param(why, marks=pytest.mark.heavy) for why in _OTHERS)])
+def broken_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """A torch that cannot be imported; returns the reason."""
+    (tmp_path / "torch.py").write_text(f"{BROKEN[request.param]}\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return str(request.param)
 
 
 @pytest.fixture
@@ -49,16 +60,31 @@ def shell(terminal: Terminal) -> str:
     return bytes(terminal.raw).rpartition(b"\x1b[?1049l")[2].decode(errors="replace").replace("\r\n", "\n")
 
 
-def test_a_trainer_that_dies_before_the_dashboard_has_connected(broken_torch: None, opened: list[Terminal]) -> None:
+def test_a_torch_that_cannot_be_imported_is_one_line(broken_torch: str, opened: list[Terminal]) -> None:
     terminal = start(opened, "first-descent")
-    terminal.wait("trainer lost (exit code 1) at step 0")
-    text = terminal.wait("ImportError: libcudart.so: cannot open shared object file")
-    assert "disconnected" not in text
+    terminal.wait("failed  at step 0: torch could not be")
+    text = terminal.wait("Why the run failed")
+    assert "Try python -c 'import torch' · q: quit" in text
+    assert broken_torch in " ".join(text.replace("│", " ").split())
+    assert "Traceback" not in text
     terminal.press("q")
-    assert terminal.ended() == 4
-    assert "  | ImportError: libcudart.so: cannot open" in shell(terminal)
-    assert "tui-descent: trainer lost (exit code 1) at step 0\n" in shell(terminal)
-    assert "tui-descent: the trainer's output is in " in shell(terminal)
+    assert terminal.ended() == 1
+    reason, path = shell(terminal).splitlines()[-2:]
+    assert "tui-descent: torch could not be imported: " in reason
+    assert broken_torch in reason
+    assert reason.endswith(". Try python -c 'import torch'")
+    assert path.startswith("tui-descent: the trainer's output is in ")
+    assert "Traceback" in Path(path.partition(" is in ")[2]).read_text()
+    assert "Traceback" not in shell(terminal)
+
+
+def test_headless_a_torch_that_cannot_be_imported_is_one_line(broken_torch: str) -> None:
+    done = run("first-descent", "--headless")
+    assert done.code == 1
+    assert broken_torch in done.stderr
+    assert "Try python -c 'import torch'" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "the trainer's output is in " in done.stderr
 
 
 @pytest.mark.parametrize(

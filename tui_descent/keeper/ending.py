@@ -132,7 +132,9 @@ class Ending:
     def _reported_end(self, ended: RunEnded, code: int | None) -> RunEnded:
         ended = msgspec.structs.replace(ended, exit_code=code)
         if ended.status == "failed":
-            return self._with_log(ended)
+            ended = self._with_log(ended)
+            # The log of a scenario's trainer has our own traceback; the reason is known without it.
+            return ended if self._is_script else msgspec.structs.replace(ended, log_tail=())
         if code and self._is_script and not self._forced:  # the script failed after its run
             reasons = filter(None, [ended.reason, describe_script_failure(code)])
             return self._with_log(msgspec.structs.replace(ended, reason="; ".join(reasons)))
