@@ -26,7 +26,7 @@ from tui_descent.protocol.launch import Launch
 
 BROKEN = {
     "OSError: libtorch_cpu.so: no such file": "raise OSError('libtorch_cpu.so: no such file')",
-    "'torch' is not a package": "",
+    "cannot import name 'nn' from 'torch'": "",
     "RuntimeError: two": "raise RuntimeError('two\\nlines')",
 }
 
