@@ -231,7 +231,7 @@ def test_signals_that_the_parent_ignores_do_not_change_the_exit_code(
 ) -> None:
     text = f"import os, signal, sys; signal.signal({int(ignored)}, signal.SIG_IGN); os.execv(sys.executable, {TUI!r} + "
     for args, code, own in (
-        (("first-descent", "--json"), 4, 1),
+        (("first-descent", "--json"), 1, 1),
         (("exec", "--json", "--", "sh", "-c", "exit 7"), 7, 7),
     ):
         outcome = run(command=[sys.executable, "-c", f"{text}{args!r})"])
