@@ -329,7 +329,8 @@ class NotFinite(Event, frozen=True, kw_only=True, tag="not_finite"):
 
     `cause` says where the first non-finite value came from, "" if that is not known. `operation` is the operation that
     made it, such as `sqrt`, if it was found. `loss` is the loss of the step. `weights_finite` is whether all weights
-    are still finite, None if that was not checked.
+    and running statistics are still finite, None if that was not checked. `then` is what the run does now: it holds,
+    it ends, or it goes on as if nothing had happened.
     """
 
     segment: int
@@ -341,6 +342,7 @@ class NotFinite(Event, frozen=True, kw_only=True, tag="not_finite"):
     operation: str = ""
     loss: float | None = None
     weights_finite: bool | None = None
+    then: Literal["hold", "end", "note"] = "note"
 
 
 class Marked(Event, frozen=True, kw_only=True, tag="mark"):
