@@ -110,7 +110,7 @@ def test_user_loop_is_notified_and_not_stopped(keeper: FakeKeeper) -> None:
     noted = keeper.events(NotFinite)
     assert noted[0].step == BAD_AT
     assert noted[0].what == "gradient"
-    assert re.fullmatch(rf"{FIRST_LAYER}; now stem.weight is nan", noted[0].text)
+    assert re.fullmatch(rf"{FIRST_LAYER}; now the weight of stem is nan", noted[0].text)
     assert (noted[0].cause, noted[0].layer, noted[0].weights_finite) == ("backward", "stem", False)
     assert net.stem.weight.isnan().any(), "the loop's own update was made"
 

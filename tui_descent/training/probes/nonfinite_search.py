@@ -116,11 +116,19 @@ def kind_of(tensor: Tensor) -> Kind:
 
 
 def non_finite_in(batch: object) -> str | None:
-    """What is non-finite in a batch, such as "nan in sample 3"; None if all its numbers are finite."""
+    """What is wrong with a batch, as in "the batch has nan in sample 3"; None if all its numbers are finite."""
     for tensor in tensors_in(batch):
         if kind := kind_of(tensor):
-            return f"{kind}{_which_sample(tensor)}"
+            return f"the batch has {kind}{_which_sample(tensor)}"
     return None
+
+
+def weight_origin(name: str, kind: Kind) -> Origin:
+    """The origin of a value that a parameter or buffer already had."""
+    layer, _, short = name.rpartition(".")
+    return Origin(
+        "weights", layer or name, words=f"the {short} of {layer} is {kind}" if layer else f"{short} is {kind}"
+    )
 
 
 def _which_sample(tensor: Tensor) -> str:
@@ -249,9 +257,8 @@ def _from_outside(source: _Source, model: nn.Module, batch: object) -> Origin:
     for tensors in (model.named_parameters(), model.named_buffers()):
         for name, tensor in tensors:
             if _storage(tensor) == place:
-                layer, _, short = name.rpartition(".")
-                return Origin("weights", layer or name, words=f"{short} has {source.kind}")
-    return Origin("batch", words=non_finite_in(batch) or non_finite_in(source.tensor) or source.kind)
+                return weight_origin(name, source.kind)
+    return Origin("batch", words=non_finite_in(batch) or non_finite_in(source.tensor) or "")
 
 
 def _search_backward(

@@ -149,7 +149,7 @@ def possible_causes(nodes: Iterable[Any], *, loss_is_finite: bool) -> dict[str, 
     names = {node_operation(node) for node in nodes}
     own = {node_operation(node): f"the backward pass of {node_operation(node)}" for node in nodes if _is_own(node)}
     if not loss_is_finite:
-        found = {name: words.replace(" at ", " of ") for name, words in _INFINITE.items()}
+        found = {name: words.replace(" at ", " of ") for name, words in _INFINITE.items() if name not in SOFTMAX}
         found |= {name: f"{name} of a negative number" for name in ("sqrt", "pow")}
         return {name: words for name, words in found.items() if name in names}
     known = _SINGULAR | _INFINITE if names & _DISCARDS else _SINGULAR

@@ -140,6 +140,7 @@ class Control:
         """
         fault = self._report_fault(fault)
         if self.on_fault == "note":
+            self._progress.broken = self._progress.broken or fault.weights_finite is False
             return False
         if self.on_fault == "end":
             self._stop("diverged", fault.text)
@@ -162,6 +163,8 @@ class Control:
                 text=fault.text,
                 cause=fault.cause,
                 operation=fault.operation,
+                where=fault.where,
+                value=fault.value,
                 loss=fault.loss,
                 weights_finite=fault.weights_finite,
                 then=self.on_fault,

@@ -13,13 +13,15 @@ from tui_descent.training.probes.nonfinite_search import Cause, Kind, Origin
 class LayerGradients:
     """Which layers of an optimizer had a non-finite weight gradient and which a finite one, in forward order.
 
-    `kind` is the worst value among them.
+    `kind` is the worst value among them. `from_input`: the last bad layer's bias has a finite gradient, so that NaN in
+    its weight's gradient δ·x comes from the layer's input x.
     """
 
     bad: tuple[str, ...]
     finite: tuple[str, ...]  # those after the last bad layer
     before: tuple[str, ...]  # those before it
     kind: Kind
+    from_input: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,41 +46,43 @@ class Fault:
     cause: Cause = ""
     operation: str = ""
 
+    where: str = ""
 
-def describe(fault: Fault, origin: Origin | None) -> str:
-    """The sentence: what is not finite, since which step, and where that comes from."""
-    return f"{_what(fault)}{_where(fault, origin)}"
+    @property
+    def value(self) -> str:
+        """The non-finite value: "nan", "inf" or "-inf"; "not finite" if it is not known which."""
+        if self.what == "loss":
+            return str(self.loss)
+        return (self.gradients.kind if self.gradients is not None else "") or "not finite"
 
 
-def _what(fault: Fault) -> str:
+def lead(fault: Fault) -> str:
+    """The first part of the sentence: what is not finite, since which step."""
     if fault.what == "loss":
-        return f"loss is {fault.loss} at step {fault.step}"
-    kind = (fault.gradients.kind if fault.gradients is not None else "") or "not finite"
+        return f"loss is {fault.value} at step {fault.step}"
     known = fault.loss is not None and math.isfinite(fault.loss)
-    return f"gradient is {kind.lstrip('-')} at step {fault.step}{f', loss {fault.loss:.3g}' if known else ''}"
+    return f"gradient is {fault.value} at step {fault.step}{f', loss {fault.loss:.3g}' if known else ''}"
 
 
-def _where(fault: Fault, origin: Origin | None) -> str:
-    if origin is None:
-        return _which_layers(fault.gradients) if fault.what == "gradient" and fault.gradients is not None else ""
-    where = origin.layer or "the net"
+def where(fault: Fault, origin: Origin | None) -> str:
+    """The second part: where that comes from; empty if nothing is known of it."""
+    gradients = fault.gradients
+    if origin is None or not origin.cause:
+        return _which_layers(gradients) if fault.what == "gradient" and gradients is not None else ""
+    layer = origin.layer or "the net"
     match origin.cause:
-        case "weights":
-            return f": {where}.{origin.words}"
-        case "batch":
-            return f": the batch has {origin.words}"
         case "loss function" if origin.words.endswith("?"):
-            return f": from the loss function ({origin.words})"
-        case "loss function" if origin.words:
-            return f": {origin.words} in the loss function"
+            return f"from the loss function ({origin.words})"
         case "loss function":
-            return ": from the loss function"
-        case "forward" | "backward":
-            return f": {origin.words} in {where}" if origin.operation else f": {origin.words}"
-    return ""
+            return f"{origin.words} in the loss function" if origin.words else "from the loss function"
+        case _ if origin.operation:
+            known = gradients if origin.layer is None else None
+            between = f", between {known.finite[0]} and {known.bad[-1]}" if known is not None and known.finite else ""
+            return f"{origin.words} in {layer}{between}"
+    return origin.words
 
 
 def _which_layers(gradients: LayerGradients) -> str:
     if gradients.finite or gradients.before:
-        return f" in {', '.join(gradients.bad[:2])}{', …' if len(gradients.bad) > 2 else ''}"
-    return " in every layer" if len(gradients.bad) > 1 else ""
+        return f"only in {', '.join(gradients.bad[:2])}{', …' if len(gradients.bad) > 2 else ''}"
+    return "in every layer" if len(gradients.bad) > 1 else ""

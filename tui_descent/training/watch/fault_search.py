@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from tui_descent.instruments.failures import Failures
-from tui_descent.training.probes.nonfinite_search import Origin, nodes_of, search
+from tui_descent.training.probes.nonfinite_search import Origin, nodes_of, non_finite_in, search
 from tui_descent.training.probes.operation_names import node_operation, possible_causes
 from tui_descent.training.several_nets import whole_nets
-from tui_descent.training.watch.fault import Fault, describe
+from tui_descent.training.watch.fault import Fault, lead, where
 from tui_descent.training.watch.nan_guard import nan_buffer, non_finite_weights
 
 PART = "the search for the first NaN"
@@ -73,7 +73,7 @@ class FaultSearch:
             return self._explained(fault)
         except Exception as error:  # noqa: BLE001 - the fault itself must be reported
             self._failures.add("the cause of a NaN", error)
-            return replace(fault, text=describe(fault, None))
+            return replace(fault, text=lead(fault))
 
     def _explained(self, fault: Fault) -> Fault:
         weights, buffer = non_finite_weights(self._model), nan_buffer(self._model)
@@ -85,20 +85,23 @@ class FaultSearch:
                 origin = self._run_again(fault)
         if origin is None:
             origin = self._from_gradients(fault)
-        text = describe(fault, origin)
+        found = where(fault, origin)
+        text = f"{lead(fault)}{f': {found}' if found else ''}"
         if not fault.updated:
             text += ", before the update"
         elif fault.what == "loss" and fault.gradients is None:
             text += ", found just after the update"
-        damage = weights if weights is not None and fault.weights is None and fault.updated else buffer
+        damage = weights if fault.weights is None and fault.updated else None
+        damage = damage or buffer
         if damage is not None and damage != origin:
-            text += f"; now {damage.layer}.{damage.words}"
+            text += f"; now {damage.words}"
         cause, layer, operation = ("", None, "") if origin is None else (origin.cause, origin.layer, origin.operation)
-        if not cause and fault.gradients is not None:
+        if fault.what == "gradient" and fault.gradients and (not cause or (cause == "backward" and layer is None)):
             layer = fault.gradients.bad[-1]
         return replace(
             fault,
             text=text,
+            where=found,
             layer=layer,
             cause=cause,
             operation=operation,
@@ -137,13 +140,14 @@ class FaultSearch:
             return None
         if gives_loss:  # the passes are fine, so the loop has changed the loss or the gradients after them
             return Origin("")
+        if (words := non_finite_in(self._batch)) is not None:
+            return Origin("batch", words=words)
         # The net is fine, so what follows it is not; unless the loop ran it in another precision than we did.
         nodes = self._nodes()
         if any(node_operation(node) == "to_copy" for node in nodes):
             return None
-        if fault.what == "loss" or (fault.gradients is not None and not fault.gradients.finite):
-            return self._suspect(fault, nodes)
-        return None
+        after_net = fault.what == "loss" or (fault.gradients is not None and not fault.gradients.finite)
+        return self._suspect(fault, nodes) if after_net else None
 
     @contextmanager
     def _weights_before(self) -> Iterator[None]:
@@ -162,20 +166,22 @@ class FaultSearch:
         gradients = fault.gradients
         if fault.what == "loss" or gradients is None:
             return None
+        last = gradients.bad[-1]
+        if gradients.from_input and gradients.bad == (last,) and not gradients.before:
+            return Origin("batch", words=f"the input of {last}, the first layer, is not finite")
+        if gradients.from_input:
+            return Origin("forward", last, words=f"the input of {last} is not finite")
         if gradients.finite:
-            words = f"it arises between {gradients.finite[0]} and {gradients.bad[-1]}"
-            return Origin("backward", gradients.bad[-1], words=words)
-        if gradients.before or not gradients.bad:
-            return None
-        nodes = self._nodes()
-        if nodes and not self._causes(fault, nodes):
-            return None  # no operation after the last layer can have made it: perhaps the loop changed the gradients
-        return self._suspect(fault, nodes)
+            return Origin("backward", last, words=f"it arises between {gradients.finite[0]} and {last}")
+        return None if gradients.before else self._suspect(fault, self._nodes())
 
     def _suspect(self, fault: Fault, nodes: list[Any]) -> Origin:
+        """What comes after the last layer, as far as the loss's graph does not exclude it."""
+        if not nodes:  # the loop has passed a number
+            return Origin("loss function", words="or clipping?" if fault.what == "gradient" else "")
         causes = self._causes(fault, nodes)
-        if not nodes:
-            return Origin("loss function", words="sqrt, log or division at 0?" if fault.what == "gradient" else "")
+        if not causes and fault.what == "gradient":
+            return Origin("")  # none of these operations can have made it: the loop may have changed the gradients
         words = " or ".join(list(causes.values())[:2])
         operation = next(iter(causes)) if len(causes) == 1 else ""
         return Origin("loss function", operation=operation, words=f"{words}?" if words else "")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tui_descent.instruments.net_structure import WatchedLayer
 from tui_descent.instruments.not_measured import all_finite
-from tui_descent.training.probes.nonfinite_search import Kind, Origin, kind_of
+from tui_descent.training.probes.nonfinite_search import Kind, Origin, kind_of, weight_origin
 from tui_descent.training.watch.fault import Fault, LayerGradients
 
 # If a weight has more elements than this, summing its gradient takes a noticeable share of a step.
@@ -96,9 +96,8 @@ class NanGuard:
         )
 
     def _layer_gradients(self) -> LayerGradients:
-        kinds: list[tuple[str, Kind]] = [
-            (w.layer.name, kind_of(w.weight.grad)) for w in self.layers if w.weight.grad is not None
-        ]
+        layers = [watched for watched in self.layers if watched.weight.grad is not None]
+        kinds: list[tuple[str, Kind]] = [(w.layer.name, kind_of(w.weight.grad)) for w in layers]  # type: ignore[arg-type]
         bad = [n for n, (_, kind) in enumerate(kinds) if kind]
         worst: Kind = "nan" if any(kind == "nan" for _, kind in kinds) else "inf"
         # Backpropagation starts at the output: the last layer in forward order became non-finite first.
@@ -107,6 +106,7 @@ class NanGuard:
             finite=tuple(name for name, _ in kinds[bad[-1] + 1 :]),
             before=tuple(name for name, kind in kinds[: bad[-1]] if not kind),
             kind=worst,
+            from_input=kinds[bad[-1]][1] == "nan" and _bias_is_finite(layers[bad[-1]]),
         )
 
     def input_most_gradient(self) -> Tensor | None:
@@ -144,19 +144,14 @@ def non_finite_weights(model: nn.Module) -> Origin | None:
     """The first parameter that is not finite: its module, and what is wrong with it; None if all are finite."""
     for name, parameter in model.named_parameters():
         if kind := kind_of(parameter):
-            return _origin(name, kind)
+            return weight_origin(name, kind)
     return None
 
 
 def nan_buffer(model: nn.Module) -> Origin | None:
     """The first buffer with NaN, such as the running mean of a batch norm. Infinities may be a mask."""
     named = ((name, kind_of(buffer)) for name, buffer in model.named_buffers())
-    return next((_origin(name, "nan") for name, kind in named if kind == "nan"), None)
-
-
-def _origin(name: str, kind: Kind) -> Origin:
-    layer, _, short = name.rpartition(".")
-    return Origin("weights", layer or name, words=f"{short} is {kind}" if layer else f"is {kind}")
+    return next((weight_origin(name, "nan") for name, kind in named if kind == "nan"), None)
 
 
 def _to_check(watched: WatchedLayer) -> nn.Parameter:
@@ -165,6 +160,14 @@ def _to_check(watched: WatchedLayer) -> nn.Parameter:
     # Weight and bias gradients share δ, so a non-finite value shows in both; the bias is cheaper to check.
     use_bias = isinstance(bias, nn.Parameter) and bias.requires_grad and weight.numel() > LARGE
     return bias if use_bias else weight  # type: ignore[return-value]
+
+
+def _bias_is_finite(watched: WatchedLayer) -> bool:
+    """Whether a layer that multiplies its input by its weight has a bias with a finite gradient."""
+    bias = getattr(watched.module, "bias", None)
+    grad = bias.grad if isinstance(bias, nn.Parameter) else None
+    linear = isinstance(watched.module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    return linear and grad is not None and all_finite(grad)
 
 
 def _has_gradient(weight: nn.Parameter) -> bool:
