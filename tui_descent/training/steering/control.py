@@ -144,8 +144,7 @@ class Control:
             return False
         if self.on_fault == "end":
             self._stop("diverged", fault.text)
-        drops = "; space drops this batch" if fault.weights_finite and not fault.updated else ""
-        self.hold(f"{fault.text}{drops}", broken=True)
+        self.hold(fault.text, broken=True, dropped=bool(fault.weights_finite) and not fault.updated)
         return True
 
     def _report_fault(self, fault: Fault) -> Fault:
@@ -239,17 +238,20 @@ class Control:
         self._steering.advance()
         self._read_curvature()
 
-    def hold(self, reason: str, *, broken: bool = False) -> None:
+    def hold(self, reason: str, *, broken: bool = False, dropped: bool = False) -> None:
         """Hold the run until a command continues or ends it. With `broken`, an undo returns to the last good snapshot.
 
-        Raises `StopRun` if the run has to end.
+        `dropped`: the update of a bad batch was not made, so that the run can go on without it. Raises `StopRun` if the
+        run has to end.
         """
         self.mode.pause()
+        reason += "; space drops this batch" if dropped else ""
         if broken and self.undo_stack is not None:
             self.undo_stack.state_changed()
             self._progress.broken = True
             if (good := self.undo_stack.last_good()) is not None:
-                reason = f"{reason}; u goes back to step {good.step}"
+                reason += f"; u goes back to step {good.step}"
+        reason += " · q: quit" if dropped else ""
         self._process_commands(paused_as=("held", reason))
         self._progress.broken = False
 

@@ -168,7 +168,7 @@ class FaultSearch:
             return None
         last = gradients.bad[-1]
         if gradients.from_input and gradients.bad == (last,) and not gradients.before:
-            return Origin("batch", words=f"the input of {last}, the first layer, is not finite")
+            return Origin("batch", last, words=f"the input of {last}, the first layer, is not finite")
         if gradients.from_input:
             return Origin("forward", last, words=f"the input of {last} is not finite")
         if gradients.finite:

@@ -106,7 +106,7 @@ class NanGuard:
             finite=tuple(name for name, _ in kinds[bad[-1] + 1 :]),
             before=tuple(name for name, kind in kinds[: bad[-1]] if not kind),
             kind=worst,
-            from_input=kinds[bad[-1]][1] == "nan" and _bias_is_finite(layers[bad[-1]]),
+            from_input=_input_is_bad(layers[bad[-1]]),
         )
 
     def input_most_gradient(self) -> Tensor | None:
@@ -162,12 +162,17 @@ def _to_check(watched: WatchedLayer) -> nn.Parameter:
     return bias if use_bias else weight  # type: ignore[return-value]
 
 
-def _bias_is_finite(watched: WatchedLayer) -> bool:
-    """Whether a layer that multiplies its input by its weight has a bias with a finite gradient."""
-    bias = getattr(watched.module, "bias", None)
-    grad = bias.grad if isinstance(bias, nn.Parameter) else None
-    linear = isinstance(watched.module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    return linear and grad is not None and all_finite(grad)
+def _input_is_bad(watched: WatchedLayer) -> bool:
+    """Whether the gradients of a layer y = W·x + b show that x is not finite.
+
+    They are δ for the bias and δ·x for the weight. So δ is finite if the bias's gradient is, and an element of x that
+    is not finite makes the weight's gradient non-finite for all outputs.
+    """
+    bias, grad = getattr(watched.module, "bias", None), watched.weight.grad
+    multiplies = isinstance(watched.module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    if not multiplies or not isinstance(bias, nn.Parameter) or grad is None or bias.grad is None:
+        return False
+    return len(grad) > 1 and all_finite(bias.grad) and bool((~grad.isfinite()).all(0).any())
 
 
 def _has_gradient(weight: nn.Parameter) -> bool:
