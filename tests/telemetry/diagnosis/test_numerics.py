@@ -50,6 +50,9 @@ def test_first_advice_loses_least() -> None:
     assert numerics_finding(event(**BATCH), available=frozenset()).advice == (DROP,)
     assert numerics_finding(event(**WEIGHT), available=ALL).advice == (UNDO,), "a dropped batch does not help weights"
     assert numerics_finding(event(**OVERFLOW), available=ALL, rising=True).advice == (UNDO, SLOWER)
+    assert numerics_finding(event(**OVERFLOW), available=ALL).advice == (UNDO,), "the next batch overflows too"
+    half = OVERFLOW | {"where": "matmul overflows in float16 in blocks.3"}
+    assert numerics_finding(event(**half), available=ALL).advice == (DROP, UNDO)
 
 
 @pytest.mark.parametrize("changed", [SQRT, BATCH, OVERFLOW, WEIGHT], ids=["sqrt", "batch", "overflow", "weight"])

@@ -50,7 +50,7 @@ def numerics_finding(
     diverged = rising and _can_be_overflow(event)
     advice: list[Advice] = []
     broken = event.weights_finite is False
-    if event.then == "hold" and not broken and not diverged:
+    if event.then == "hold" and not broken and not diverged and not _grew_too_large(event.where):
         advice.append(DROP)
     if event.then != "end" and "undo" in available and (broken or event.then == "hold"):
         advice.append(UNDO)
@@ -78,6 +78,11 @@ def numerics_finding(
         evidence=evidence,
         advice=tuple(advice),
     )
+
+
+def _grew_too_large(where: str) -> bool:
+    """Whether numbers of the full range overflowed: then the next batch overflows too."""
+    return "overflows" in where and "float16" not in where
 
 
 def _can_be_overflow(event: NotFinite) -> bool:

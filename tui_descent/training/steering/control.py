@@ -144,7 +144,7 @@ class Control:
             return False
         if self.on_fault == "end":
             self._stop("diverged", fault.text)
-        self.hold(fault.text, broken=True, dropped=bool(fault.weights_finite) and not fault.updated)
+        self.hold(fault.text, broken=True, dropped=fault.batch_can_be_dropped)
         return True
 
     def _report_fault(self, fault: Fault) -> Fault:

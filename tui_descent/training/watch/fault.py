@@ -49,6 +49,15 @@ class Fault:
     where: str = ""
 
     @property
+    def batch_can_be_dropped(self) -> bool:
+        """Whether the run can go on without this batch: no damage is done, and the next one can be better.
+
+        Weights that let a full-range number overflow do so with the next batch too.
+        """
+        too_large = "overflows" in self.where and "float16" not in self.where
+        return bool(self.weights_finite) and not self.updated and not too_large
+
+    @property
     def value(self) -> str:
         """The non-finite value: "nan", "inf" or "-inf"; "not finite" if it is not known which."""
         if self.what == "loss":
