@@ -257,7 +257,6 @@ TRUTHS: dict[str, Callable[[Facts], bool]] = {
     "plateau": lambda f: abs(f.fall) < 0.06 and f.median_ratio() > 1e-4,
     "diverging": lambda f: _rose(f, 1.5) and f.last_loss > 0.8 * f.losses[0],
     "rate too small": lambda f: abs(f.fall) < 0.05 and f.median_ratio() < 1e-5,
-    "rate at the edge": lambda f: f.fall > 0.5,
     "healthy": lambda f: f.fall > 0.3,
     "converged": _is_level,
     "not clear": lambda f: True,

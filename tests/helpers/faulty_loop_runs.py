@@ -176,10 +176,10 @@ class Outcome:
 
     @property
     def named(self) -> bool:
-        """Whether what is to be said was said: wiring and numerics in time, everything else as the last verdict."""
+        """Whether what is to be said was said: wiring and numerics in time, a problem as the last verdict."""
         if self.loop.kind in ("wiring", "numerics"):
             return all(self.first_said.get(one, 10**9) <= self.since + WITHIN for one in self.loop.finds)
-        return self.final in self.loop.finds
+        return self.final in (self.loop.true if self.loop.kind == "healthy" else self.loop.finds)
 
     @property
     def false(self) -> list[Diagnosed]:

@@ -42,7 +42,7 @@ def draw(model: nn.Module, std: float, *, only: Callable[[str], bool] = lambda n
 # Vanishing
 
 
-@loop_with("dynamics", "vanishing")
+@loop_with("dynamics", "vanishing", also="constant output")
 def deep_sigmoid_mlp(watch: Watching, steps: int) -> None:
     model = mlp(64, *[32] * 12, 10, activation=nn.Sigmoid)
     supervised(watch, steps, model, torch.optim.SGD(model.parameters(), lr=0.1), flat_digits())
@@ -74,7 +74,7 @@ def deep_tanh_net_with_small_weights(watch: Watching, steps: int) -> None:
     supervised(watch, steps, model, torch.optim.SGD(model.parameters(), lr=0.05), line(), F.mse_loss)
 
 
-@loop_with("dynamics", "vanishing")
+@loop_with("dynamics", "vanishing", also="constant output")
 def deep_sigmoid_conv_net(watch: Watching, steps: int) -> None:
     parts: list[nn.Module] = [nn.Conv2d(1, 8, 3, padding=1), nn.Sigmoid()]
     for _ in range(8):
@@ -150,7 +150,7 @@ def leaky_autoencoder_drawn_too_large(watch: Watching, steps: int) -> None:
 # Dead units
 
 
-@loop_with("dynamics", "dead units", also="plateau", harmful="lr=*10")
+@loop_with("dynamics", "dead units", also="constant output", harmful="lr=*10")
 def biases_that_start_far_below_zero(watch: Watching, steps: int) -> None:
     model = mlp(64, 64, 64, 10)
     for n in (0, 2):
@@ -158,7 +158,7 @@ def biases_that_start_far_below_zero(watch: Watching, steps: int) -> None:
     supervised(watch, steps, model, torch.optim.Adam(model.parameters(), lr=1e-3), flat_digits())
 
 
-@loop_with("dynamics", "dead units", "diverging", also="plateau", harmful="lr=*10")
+@loop_with("dynamics", "dead units", "diverging", also="constant output", harmful="lr=*10")
 def first_updates_kill_the_units(watch: Watching, steps: int) -> None:
     model = mlp(64, 64, 64, 64, 64, 10)
     supervised(watch, steps, model, torch.optim.Adam(model.parameters(), lr=0.3), flat_digits())
@@ -172,7 +172,7 @@ def relu_on_the_output_of_a_regression_below_zero(watch: Watching, steps: int) -
     supervised(watch, steps, model, torch.optim.Adam(model.parameters(), lr=0.01), (x, t), F.mse_loss)
 
 
-@loop_with("dynamics", "dead units", also="plateau, constant output, vanishing", harmful="lr=*10")
+@loop_with("dynamics", "dead units", also="constant output, vanishing", harmful="lr=*10")
 def functional_net_whose_hidden_layer_is_dead(watch: Watching, steps: int) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -187,7 +187,7 @@ def functional_net_whose_hidden_layer_is_dead(watch: Watching, steps: int) -> No
     supervised(watch, steps, model, torch.optim.SGD(model.parameters(), lr=0.05), line(), F.mse_loss)
 
 
-@loop_with("dynamics", "dead units", also="plateau, constant output, input scale", harmful="lr=*10")
+@loop_with("dynamics", "dead units", also="constant output", harmful="lr=*10")
 def conv_net_with_a_dead_second_layer(watch: Watching, steps: int) -> None:
     model = nn.Sequential(
         nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 10)
@@ -199,19 +199,21 @@ def conv_net_with_a_dead_second_layer(watch: Watching, steps: int) -> None:
 # Saturated
 
 
-@loop_with("dynamics", "saturated", also="plateau, exploding")
-def tanh_net_drawn_too_large(watch: Watching, steps: int) -> None:
-    model = mlp(64, 48, 48, 48, 10, activation=nn.Tanh)
-    draw(model, 2.0, only=lambda name: not name.startswith("6"))
-    supervised(watch, steps, model, torch.optim.SGD(model.parameters(), lr=0.003), flat_digits())
+@loop_with("dynamics", "saturated", also="vanishing, constant output")
+def tanh_net_whose_biases_are_far_too_large(watch: Watching, steps: int) -> None:
+    model = mlp(64, 48, 48, 10, activation=nn.Tanh)
+    for n in (0, 2):
+        nn.init.constant_(model[n].bias, 5.0)
+    supervised(watch, steps, model, torch.optim.SGD(model.parameters(), lr=0.05), flat_digits())
 
 
-@loop_with("dynamics", "saturated", also="plateau, exploding, vanishing, input scale")
-def sigmoid_net_on_raw_ages_and_incomes(watch: Watching, steps: int) -> None:
+@loop_with("dynamics", "saturated", also="vanishing, constant output")
+def sigmoid_net_on_years_of_birth(watch: Watching, steps: int) -> None:
+    """Features whose mean is far larger than their deviation, as years since 1900."""
     x, y = line()
-    x = 60 * x + 40
+    x = 8 * x + 80
     model = mlp(8, 32, 32, 1, activation=nn.Sigmoid)
-    draw(model, 1.5, only=lambda name: name.startswith("0"))
+    draw(model, 1.0, only=lambda name: name.startswith("0"))
     supervised(watch, steps, model, torch.optim.SGD(model.parameters(), lr=0.01), (x, y), F.mse_loss)
 
 
@@ -224,20 +226,20 @@ def tanh_net_saturated_by_its_first_updates(watch: Watching, steps: int) -> None
 # Weights decaying
 
 
-@loop_with("dynamics", "weights decaying")
+@loop_with("dynamics", "weights decaying", also="constant output")
 def adam_with_a_decay_of_one(watch: Watching, steps: int) -> None:
     model = mlp(32, 48, 48, 10)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, weight_decay=1.0)
     supervised(watch, steps, model, optimizer, blobs())
 
 
-@loop_with("dynamics", "weights decaying")
+@loop_with("dynamics", "weights decaying", also="constant output")
 def adamw_with_a_decay_of_a_hundred(watch: Watching, steps: int) -> None:
     model = ConvNet()
     supervised(watch, steps, model, torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=100.0), digits())
 
 
-@loop_with("dynamics", "weights decaying")
+@loop_with("dynamics", "weights decaying", also="constant output")
 def sgd_with_a_decay_of_three(watch: Watching, steps: int) -> None:
     model = mlp(8, 32, 32, 1, activation=nn.Tanh)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=3.0)
@@ -323,7 +325,7 @@ def regression_with_rmsprop_at_three_tenths(watch: Watching, steps: int) -> None
     supervised(watch, steps, model, torch.optim.RMSprop(model.parameters(), lr=0.3), (x, y), F.mse_loss)
 
 
-# Rates that are too small, or as large as they may be
+# Rates that are too small
 
 
 @loop_with("dynamics", "rate too small", harmful="lr=/10, init, residual")
@@ -349,19 +351,3 @@ def autoencoder_with_adamw_at_a_millionth(watch: Watching, steps: int) -> None:
     x, _ = flat_digits()
     model = Autoencoder()
     supervised(watch, steps, model, torch.optim.AdamW(model.parameters(), lr=1e-7), (x, x), F.mse_loss)
-
-
-@loop_with("dynamics", "rate at the edge", also="healthy", harmful="lr=*10, init")
-def least_squares_that_bounces_between_two_walls(watch: Watching, steps: int) -> None:
-    x, y = line(256)
-    x = x * torch.tensor([3.0, 1, 1, 1, 1, 1, 1, 1])
-    model = nn.Linear(8, 1)
-    largest = 2 * torch.linalg.eigvalsh(x.T @ x / len(x))[-1].item()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.998 / largest)
-    with watch(model, optimizer) as run:
-        for _ in range(steps):
-            loss = F.mse_loss(model(x), y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            run.step(loss)

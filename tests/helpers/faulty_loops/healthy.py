@@ -365,3 +365,20 @@ def word_vectors_of_a_bag_of_words(watch: Watching, steps: int) -> None:
     model = Bag()
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
     supervised(watch, steps, model, optimizer, (ids, labels), F.binary_cross_entropy_with_logits)
+
+
+@loop_with("healthy", "healthy", also="converged, rate at the edge", harmful="lr=*10, init")
+def least_squares_that_bounces_between_two_walls(watch: Watching, steps: int) -> None:
+    """Just below the largest rate that is stable. Without the curvature nobody has to see that."""
+    x, y = line(256)
+    x = x * torch.tensor([3.0, 1, 1, 1, 1, 1, 1, 1])
+    model = nn.Linear(8, 1)
+    largest = 2 * torch.linalg.eigvalsh(x.T @ x / len(x))[-1].item()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.998 / largest)
+    with watch(model, optimizer) as run:
+        for _ in range(steps):
+            loss = F.mse_loss(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            run.step(loss)

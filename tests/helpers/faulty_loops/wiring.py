@@ -55,8 +55,10 @@ def supervised(
 
 # Parameters and optimizer
 
+WEIGHT_NORM = "0, 2, 0.parametrizations.weight.original0, 0.parametrizations.weight.original1"
 
-@loop_with("wiring", "untrained parameters", "foreign parameters", also="healthy", layers="fc")
+
+@loop_with("wiring", "foreign parameters", also="untrained parameters, healthy", layers="fc")
 def conv_net_with_a_new_head_after_the_optimizer(watch: Watching, steps: int) -> None:
     model = ConvNet(classes=100)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
@@ -78,14 +80,14 @@ def autoencoder_of_which_only_the_decoder_is_optimized(watch: Watching, steps: i
     supervised(watch, steps, model, optimizer, (x, x), F.mse_loss)
 
 
-@loop_with("wiring", "untrained parameters", "foreign parameters", layers="0, 2, 4")
+@loop_with("wiring", "foreign parameters", also="untrained parameters", layers="0, 2, 4")
 def optimizer_of_a_net_that_was_copied(watch: Watching, steps: int) -> None:
     model = mlp(32, 64, 64, 10)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     supervised(watch, steps, copy.deepcopy(model), optimizer, blobs())
 
 
-@loop_with("wiring", "untrained parameters", "foreign parameters", also="healthy, converged", layers="0, 2")
+@loop_with("wiring", "foreign parameters", also="untrained parameters, healthy, converged", layers=WEIGHT_NORM)
 def weight_norm_added_after_the_optimizer(watch: Watching, steps: int) -> None:
     model = mlp(8, 32, 32, 1, activation=nn.Tanh)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
@@ -94,7 +96,7 @@ def weight_norm_added_after_the_optimizer(watch: Watching, steps: int) -> None:
     supervised(watch, steps, model, optimizer, line(), F.mse_loss)
 
 
-@loop_with("wiring", "untrained parameters", "foreign parameters", layers="tok, pos, head, ln")
+@loop_with("wiring", "foreign parameters", also="untrained parameters", layers="tok, pos, head, ln")
 def gpt_built_again_after_the_optimizer(watch: Watching, steps: int) -> None:
     optimizer = torch.optim.AdamW(Gpt().parameters(), lr=3e-3)
     model, ids = Gpt(), tokens()
@@ -131,7 +133,7 @@ def conv_net_whose_features_run_under_no_grad(watch: Watching, steps: int) -> No
     supervised(watch, steps, model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), digits())
 
 
-@loop_with("wiring", "gradient cut", also="healthy", layers="0, 1, 2")
+@loop_with("wiring", "gradient cut", also="healthy", layers="layers.0, layers.1")
 def features_scaled_through_data(watch: Watching, steps: int) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
