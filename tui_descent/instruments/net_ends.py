@@ -1,5 +1,5 @@
-"""Measures what goes into a net and what comes out of it: whether the output depends on the sample, how large the inputs
-are, and whether a batch norm gets a single sample.
+"""Measures what goes into a net and what comes out of it: whether the output depends on the sample, how large the
+inputs are, and whether a batch norm gets a single sample.
 
 The numbers are computed in the forward pass itself, since a later operation may change a tensor in place.
 """
@@ -24,7 +24,7 @@ from tui_descent.instruments.net_structure import WatchedLayer
 
 PART = "the inputs and outputs of the net"
 # At most this many numbers of a tensor are measured: all samples, and an even choice of each one's numbers.
-MOST_NUMBERS = 1 << 18
+MOST_NUMBERS = 1 << 16
 # Layers for which the scale of their input does not matter.
 _ANY_SCALE = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.Embedding, nn.EmbeddingBag)
 
@@ -77,7 +77,9 @@ class NetEnds:
         self._calls: dict[str, _Call] = {}
         self._inputs: dict[str, Tensor] = {}  # (2,): sum of squares, number of non-zero inputs
         self._norms: dict[str, bool] = {}  # by name: whether it got one sample
-        self.batch: int | None = None  # the number of samples of the first net's last measured pass
+        # Of the last measured pass of a net: the number of samples, and the softmax or sigmoid that it ends with.
+        self.batch: int | None = None
+        self.last: tuple[str, int] | None = None
         for name, net in nets.items():
             self._hooks.on_output(net, partial(self._after_net, name), PART)
             own = {id(module) for module in net.modules()}
@@ -133,7 +135,7 @@ class NetEnds:
         ordinary = plain(made)
         if ordinary is None or ordinary.is_complex():
             return
-        self.batch = len(made)
+        self.batch, self.last = len(made), last_operation(made)
         rows = _rows(ordinary)
         inputs = _some(given.detach()) if given.layout is torch.strided and not given.is_nested else None
         numbers = torch.stack(
@@ -145,7 +147,7 @@ class NetEnds:
         )
         # One output number for each sample, as of a regression, may well be constant for a while.
         samples = len(rows) if rows.shape[1] > 1 else 1
-        self._calls[name] = _Call(samples, numbers, last_operation(made))
+        self._calls[name] = _Call(samples, numbers, self.last)
 
     @torch.no_grad()
     def _before_first(self, name: str, args: Args) -> None:
