@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from tui_descent.protocol.events import Advice
+from tui_descent.protocol.events import Advice, FindingKind
 
 Name = Literal[
     "vanishing", "exploding", "diverged", "diverging", "dead units", "saturated", "plateau", "saddle",
@@ -36,6 +36,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """What is wrong, or "healthy". `sure` is 0…1. The best piece of `advice` comes first; there may be none."""
 
     finding: Name
+    kind: FindingKind = "dynamics"
     layer: str | None = None
     sure: float
     evidence: dict[str, float | str] = {}
