@@ -187,7 +187,7 @@ def words(finding: Finding) -> str:
     """One line for the screen, without advice."""
     evidence, layer = finding.evidence, shortened(finding.layer or "the net")
     parts: dict[str, str] = {"layer": layer}
-    match finding.finding:
+    match str(finding.finding):
         case "foreign parameters" | "untrained parameters":
             one = evidence["absent"] == 1
             parts["absent"] = f"{layer} is" if one else f"{evidence['absent']:.0f} layers are"

@@ -519,5 +519,6 @@ class Wiring:
 def _number(loss: object) -> float | None:
     """The loss as a number, if reading it does not wait for a device."""
     if isinstance(loss, Tensor):
-        return None if is_asynchronous(loss.device) or loss.numel() != 1 else float(loss.detach())
+        waits = is_asynchronous(loss.device)
+        return None if waits or loss.numel() != 1 or loss.is_complex() else float(loss.detach())
     return float(loss) if isinstance(loss, int | float) else None
