@@ -210,6 +210,35 @@ def another_optimizer(net: Any, optimizer: Any) -> tuple[Any, Any]:
     return net, optimizer
 
 
+def copied_back(share: float) -> Callable[[int, nn.Module, Any], None]:
+    """Loads a running mean of the weights into the net after each step."""
+    mean: list[Tensor] = []
+
+    def after(step: int, net: nn.Module, optimizer: Any) -> None:
+        if not step:
+            mean[:] = [p.detach().clone() for p in net.parameters()]
+        with torch.no_grad():
+            for p, m in zip(net.parameters(), mean, strict=True):
+                p.copy_(m.lerp_(p, share))
+
+    return after
+
+
+def resets(net: Any, optimizer: Any) -> tuple[Any, Any]:
+    """An optimizer whose step ends by loading the first weights; the hook is called after ours."""
+    first = [p.detach().clone() for p in net.parameters()]
+    own = optimizer.step
+
+    def step(*args: Any, **kwargs: Any) -> None:
+        own(*args, **kwargs)
+        with torch.no_grad():
+            for p, value in zip(net.parameters(), first, strict=True):
+                p.copy_(value)
+
+    optimizer.step = step
+    return net, optimizer
+
+
 # The loop, the fault, and its layer.
 FAULTS: dict[str, tuple[Loop, str, str | None]] = {
     "copy": (Loop(mlp, prepared=lambda net, o: (copy.deepcopy(net), o)), "foreign parameters", "0"),
@@ -258,6 +287,13 @@ FAULTS: dict[str, tuple[Loop, str, str | None]] = {
     "rounded away": (Loop(lambda: mlp().bfloat16(), optimizer=sgd(1e-12), loss=half), "no update", None),
     "rounded away in float32": (Loop(mlp, optimizer=sgd(1e-30)), "no update", None),
     "rounded away in a conv net": (Loop(conv, optimizer=sgd(1e-25), batch=images), "no update", None),
+    "average copied back": (Loop(mlp, after=copied_back(0.001)), "no update", "0"),
+    "first weights loaded again": (Loop(conv, batch=images, after=copied_back(0.0)), "no update", "0"),
+    "weights set back before run.step": (
+        Loop(Lstm, batch=tokens, loss=next_token, prepared=resets),
+        "no update",
+        "embedding",
+    ),
     "not cleared": (Loop(mlp, clear=nothing), "gradients not cleared", "4"),
     "not cleared in a conv net": (
         Loop(conv, clear=nothing, batch=images, optimizer=sgd(1e-3)),
@@ -365,7 +401,7 @@ def test_fault_is_found_alone_and_the_loop_is_unchanged(name: str, keeper: FakeK
     assert [loss.hex() for loss in found_losses] == [loss.hex() for loss in losses]
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), plain.parameters(), strict=True))
     assert torch.equal(numbers, torch.get_rng_state())
-    assert not any(p._backward_hooks for p in net.parameters())
+    assert all(p._backward_hooks is None and p._post_accumulate_grad_hooks is None for p in net.parameters())
     found = facts(keeper)
     assert [(f.fault, f.layer, f.present) for f in found] == [(fault, layer, True)]
     assert found[0].step < STEPS
@@ -499,6 +535,38 @@ class Lazily(nn.Module):
         return self.head(h + self.aux(x) if self.calls > 12 else h)
 
 
+def by_autograd(loss: Tensor, optimizer: Any) -> None:
+    parameters = optimizer.param_groups[0]["params"]
+    for p, grad in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        p.grad = grad
+
+
+def copied_by_autograd(loss: Tensor, optimizer: Any) -> None:
+    parameters = optimizer.param_groups[0]["params"]
+    for p, grad in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+        p.grad.copy_(grad)
+
+
+def surgery(loss: Tensor, optimizer: Any) -> None:
+    """Two gradients that are combined, as by PCGrad."""
+    parameters = optimizer.param_groups[0]["params"]
+    grads = []
+    for factor in (1.0, 2.0):
+        optimizer.zero_grad()
+        (factor * loss).backward(retain_graph=True)
+        grads.append([p.grad.clone() for p in parameters])
+    for p, one, other in zip(parameters, *grads, strict=True):
+        p.grad = one + other
+
+
+def clamp(step: int, net: nn.Module, optimizer: Any) -> None:
+    with torch.no_grad():
+        for p in net.parameters():
+            p.clamp_(-0.1, 0.1)
+
+
 one_hot = F.one_hot(torch.arange(8), 2000).float()
 HEALTHY: dict[str, Loop] = {
     "plain": Loop(mlp),
@@ -508,6 +576,9 @@ HEALTHY: dict[str, Loop] = {
     "zero head": Loop(mlp, prepared=zero_head),
     "cleared at every second step": clear_at_every_second_step(),
     "head used later": Loop(Lazily),
+    "gradients assigned": Loop(mlp, clear=nothing, backward=by_autograd),
+    "gradients copied": Loop(mlp, clear=nothing, backward=copied_by_autograd),
+    "gradients combined": Loop(mlp, clear=nothing, backward=surgery),
     "log_softmax and nll_loss": Loop(lambda: mlp(nn.LogSoftmax(1)), loss=lambda net, x, y: F.nll_loss(net(x), y)),
     "log_softmax twice": Loop(lambda: mlp(nn.LogSoftmax(1)), shown=Tensor.item),
     "softmax and its logarithm": Loop(
@@ -525,6 +596,8 @@ HEALTHY: dict[str, Loop] = {
         lambda: mlp(), loss=lambda net, x, y: F.cross_entropy(net(x / 255), y),
         batch=lambda: (255 * torch.rand(8, 6), torch.randint(0, 3, (8,))),
     ),
+    "only biases train": Loop(mlp, prepared=frozen("0.weight", "2.weight", "4.weight")),
+    "weights clipped": Loop(mlp, after=clamp),
     "batch norm in evaluation mode": Loop(
         conv, batch=lambda: images(1), prepared=lambda net, o: (net.eval(), o), optimizer=sgd(0.01)
     ),

@@ -16,6 +16,7 @@ NAME_WIDTH = 16  # longer names of layers are shortened at the front
 SMALL_RATE = 1e-5  # below it, a larger rate is advised where updates are rounded away
 QUESTION = "The net ends in a {gets}. Does your loss apply {gets} itself?"
 QUESTION_SURE = 0.6
+TAKEN_BACK = "Each update of {layer} is taken back before the next one."
 
 RULES: tuple[Rule, ...] = (
     Rule(
@@ -96,11 +97,14 @@ RULES: tuple[Rule, ...] = (
     Rule(
         finding="no update",
         kind="wiring",
-        condition="every update so far was exactly 0, in 3 readings, although the gradients and the rate are not 0",
-        threshold="3 readings with gradients above 1e-6 (below, a run is so close to a minimum that this is normal)",
+        condition="every update so far was exactly 0, in 3 readings, although the gradients and the rate are not 0; or "
+        "each update is taken back before the next one",
+        threshold="3 readings with gradients above 1e-6 (below, a run is so close to a minimum that this is normal); "
+        "less than 5 % of 3 measured updates in a row is left at the next one",
         sentence="Gradients arrive, but no update changes a weight: lr {rate:.2g} in {dtype}.",
         check="The update column shows 0 in every layer.",
-        helps="a larger rate; float32 weights, whose steps are 65,536 times as fine as those of bfloat16",
+        helps="a larger rate; float32 weights, whose steps are 65,536 times as fine as those of bfloat16; not loading "
+        "averaged or older weights into the net that is trained",
         useless="another initialisation",
     ),
     Rule(
@@ -162,7 +166,7 @@ RULES: tuple[Rule, ...] = (
         kind="wiring",
         condition="weights have requires_grad=False; whole numbers, as of quantised layers, do not count",
         threshold="none",
-        sentence="{frozen:.0f} of {layers:.0f} layers are frozen.",
+        sentence="{frozen:.0f} of {layers:.0f} layers {are} frozen.",
         check="Their rows in the layer list are marked as frozen.",
         helps="key x, if they are in the optimizer; nothing, if this is meant, as when only a new head is trained",
     ),
@@ -201,6 +205,10 @@ def words(finding: Finding) -> str:
         case "rate zero":
             all_layers = evidence["layers"] == evidence["of"]
             parts["of"] = "" if all_layers else f"of {evidence['layers']:.0f} of {evidence['of']:.0f} layers "
+        case "no update" if "left" in evidence:
+            return TAKEN_BACK.format_map(parts)
+        case "frozen layers":
+            parts["are"] = "is" if evidence["frozen"] == 1 else "are"
         case "softmax twice" if evidence.get("question"):
             return QUESTION.format_map(evidence)
         case "softmax twice":
@@ -225,7 +233,7 @@ def _advice(event: WiringFound, *, user_loop: bool) -> list[Advice]:
             return [Advice("freeze", "off", "x")]
         case "rate zero" if not user_loop and event.layer is None:
             return [Advice("schedule", "constant", "s")]
-        case "no update" if float(evidence["rate"]) < SMALL_RATE:
+        case "no update" if float(evidence.get("rate", SMALL_RATE)) < SMALL_RATE:
             return [Advice("lr", "*1000", "]")]
         case "batch norm of one sample" if not user_loop:
             return [Advice("batch_size", "32", "b")]

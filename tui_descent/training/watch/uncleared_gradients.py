@@ -18,9 +18,9 @@ class UnclearedGradients:
     """Follows the gradient of one weight from update to update.
 
     Call `attach` before the forward pass. When the weight's module is called, a hook is put on the weight, which
-    `before_update` removes, so that nothing hangs on the weight between two steps. The hook sees whether `.grad` is
-    still the tensor of the last update and was not written since: each backward pass counts as one write. `in_a_row`
-    is for how many updates in a row that was so.
+    `before_update` removes, so that nothing hangs on the weight between two steps. The hook is called each time that
+    autograd has added to `.grad`. It sees whether `.grad` is still the tensor of the last update, and whether nothing
+    but these additions has written to it. `in_a_row` is for how many updates in a row that was so.
     """
 
     def __init__(self, watched: WatchedLayer, failures: Failures) -> None:
@@ -44,6 +44,8 @@ class UnclearedGradients:
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
+            if not self._weight._post_accumulate_grad_hooks:
+                self._weight._post_accumulate_grad_hooks = None  # torch leaves an empty dict
 
     def before_update(self) -> None:
         """The optimizer is about to use the gradient."""
@@ -54,17 +56,16 @@ class UnclearedGradients:
 
     def _called(self, args: Args) -> None:
         if self._handle is None:
-            self._handle = self._weight.register_hook(self._before_adding)  # type: ignore[no-untyped-call]
+            self._handle = self._weight.register_post_accumulate_grad_hook(self._added)
 
-    def _before_adding(self, grad: Tensor) -> None:
-        """A gradient has arrived, and is not yet added to `.grad`."""
+    def _added(self, weight: Tensor) -> None:
+        """Autograd has added a gradient to `.grad`."""
         try:
             self._fired += 1
-            now = _identity(self._weight)
-            if now is None or now != self._kept:
+            now, before = _identity(self._weight), self._kept
+            if now is None or before is None or now != (before[0], before[1] + 1):
                 self._cleared = True
-            else:
-                self._kept = now[0], now[1] + 1  # as it will be once this gradient was added in place
+            self._kept = now
         except Exception as error:  # noqa: BLE001 - it must not end the user's training
             self._cleared = True
             self._failures.add(PART, error)

@@ -27,6 +27,7 @@ from tui_descent.training.steering.steered_optimizer import SteeredOptimizer
 from tui_descent.training.steering.steering import Steering
 from tui_descent.training.watch.layer_list import LayerList
 from tui_descent.training.watch.other_optimizers import OtherOptimizers
+from tui_descent.training.watch.overwritten_weights import OverwrittenWeights, can_be_compared
 from tui_descent.training.watch.uncleared_gradients import UnclearedGradients, can_be_followed
 from tui_descent.training.watch.unheld_weights import UnheldWeights
 
@@ -93,6 +94,7 @@ class Wiring:
         self._zero_rates: dict[tuple[int, int], int] = {}  # updates in a row with rate 0, by optimizer and group
         self._unheld = UnheldWeights()
         self._uncleared: UnclearedGradients | None = None
+        self._overwritten: OverwrittenWeights | None = None
         self._follows_gradient = not is_scenario
         self._losses = self._most_losses = 0  # losses since the last update, and the most so far
         self._observed = is_scenario  # whether `LoopObserved` was sent
@@ -163,6 +165,8 @@ class Wiring:
             self._updates += [0] * (len(optimizers) - len(self._updates))
             self._updates[n] += 1
             self._look_at_gradients()
+            if self._overwritten is not None and not n:
+                self._overwritten.before_update(self._progress.step)
             self._count_zero_rates(n, optimizers[n])
 
     def read(self) -> Deferred[Ends]:
@@ -175,6 +179,9 @@ class Wiring:
             with self._checks():
                 if sample is not None:
                     self._check_updates(sample)
+                    if (one := self._overwritten) is not None and one.row < len(sample.rows):
+                        fresh = row_value(sample.rows[one.row], "age") == 0
+                        one.measured(step, row_value(sample.rows[one.row], "update_norm") if fresh else None)
                 self._check_ends(step, ends)
         return sample
 
@@ -228,8 +235,10 @@ class Wiring:
             if self._looks_left == 0:
                 self.others.ignore()
                 self._stop_following()
+                self._overwritten = None
             elif self._follows_gradient:
                 self._follow_gradient()
+                self._follow_weight()
 
     def _set(self, fault: str, layer: str | None, evidence: Evidence | None, *, keep: bool = False) -> None:
         """Report a fact if it is new, or if its layer or its evidence has changed; without evidence, that it has ended.
@@ -267,6 +276,7 @@ class Wiring:
         if known:
             added = {id(w.weight): w.weight for w in net.layers if id(w.weight) not in known}
             self._without_gradient |= {key: weight for key, weight in added.items() if weight.requires_grad}
+        self._overwritten = None
         self._net, before = net, self._ends
         self._ends = NetEnds(whole_nets(self._model), net.layers, self._failures)
         self._ends.batch, self._ends.last = before.batch, before.last
@@ -312,9 +322,11 @@ class Wiring:
             self._set("gradients not cleared", self._uncleared.name, evidence, keep=True)
         elif self._uncleared is not None and not self._uncleared.in_a_row:
             self._set("gradients not cleared", None, None)
+        if (one := self._overwritten) is not None and one.in_a_row >= READINGS:
+            self._set("no update", one.name, {"left": one.left}, keep=True)
 
     def _check_frozen(self, layers: Sequence[WatchedLayer], held: Sequence[set[int]]) -> None:
-        frozen = [w for w in layers if not w.weight.requires_grad]
+        frozen = [w for w in layers if not any(p.requires_grad for p in w.module.parameters(recurse=False))]
         in_optimizer = sum(any(id(w.weight) in those for those in held) for w in frozen)
         evidence = {"frozen": float(len(frozen)), "layers": float(len(layers)), "in_optimizer": float(in_optimizer)}
         self._set("frozen layers", frozen[0].layer.name if frozen else None, dict(evidence) if frozen else None)
@@ -508,6 +520,15 @@ class Wiring:
             self._uncleared = UnclearedGradients(watched, self._failures)
         if self._uncleared is not None:
             self._uncleared.attach()
+
+    def _follow_weight(self) -> None:
+        """Choose the weight whose updates are followed."""
+        if self._overwritten is None and self._net is not None:
+            held = {id(p) for p in self._steering.optimizers[0].parameters()}
+            for row, w in enumerate(self._net.layers):
+                if id(w.weight) in held and w.weight.requires_grad and can_be_compared(w.weight):
+                    self._overwritten = OverwrittenWeights(w, row)
+                    return
 
     def _stop_following(self) -> None:
         self._follows_gradient = False
