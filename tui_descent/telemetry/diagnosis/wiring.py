@@ -154,7 +154,7 @@ RULES: tuple[Rule, ...] = (
         finding="constant output",
         kind="wiring",
         condition="the output is the same for all samples of a batch whose samples differ, in 3 measured steps after "
-        "at least 10 updates; with at least 2 samples and 2 output numbers",
+        "at least 10 updates; with at least 2 samples and 2 output numbers; gives way to vanishing and dead units",
         threshold="standard deviation over the samples at most 1e-6 of the rms",
         sentence="The net's output is the same for all {samples:.0f} samples.",
         check="Print the output of a batch: all rows are equal. Look for dead units in the layers before.",
@@ -171,6 +171,8 @@ RULES: tuple[Rule, ...] = (
         helps="key x, if they are in the optimizer; nothing, if this is meant, as when only a new head is trained",
     ),
 )
+# Facts that a judgement of the gradients may explain, such as vanishing or dead units. They give way to it.
+SYMPTOMS = frozenset({"constant output"})
 _SENTENCES = {rule.finding: rule.sentence for rule in RULES}
 
 

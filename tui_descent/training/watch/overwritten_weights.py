@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tui_descent.instruments.deferred import is_asynchronous
 from tui_descent.instruments.module_hooks import plain
 from tui_descent.instruments.net_structure import WatchedLayer
 
@@ -46,5 +47,5 @@ class OverwrittenWeights:
 
 
 def can_be_compared(weight: nn.Parameter) -> bool:
-    """Whether a weight is small enough to be copied, and has ordinary numbers on the CPU."""
-    return weight.device.type == "cpu" and weight.numel() <= MOST_NUMBERS and plain(weight) is not None
+    """Whether a weight is small enough to be copied, and has ordinary numbers that can be read without waiting."""
+    return not is_asynchronous(weight.device) and weight.numel() <= MOST_NUMBERS and plain(weight) is not None

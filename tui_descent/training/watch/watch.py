@@ -94,9 +94,9 @@ class Watch:
         self._guard = guard = NanGuard(model, replay.replay_forward if replay is not None else None)
         losses, stops = losses_of(model), on_fault != "note"
         self._results = results = Results(progress, steering, guard, losses, stops=stops, is_scenario=is_scenario)
-        self._order = order = ForwardOrder(self.failures)
-        self._layers = layers = LayerList(model, order, progress, steering, guard, self.failures)
-        self._wiring = wiring = Wiring(model, steering, layers, order, progress, self.failures, is_scenario=is_scenario)
+        self._order = ForwardOrder(self.failures)
+        self._layers = layers = LayerList(model, self._order, progress, steering, guard, self.failures)
+        self._wiring = wiring = Wiring(model, steering, layers, progress, self.failures, is_scenario=is_scenario)
         undo_stack = None
         if link is not None and link.launch.socket is not None:  # without a socket nobody can ask for an undo
             undo_stack = UndoStack(steering.context, tuple(state), link.launch.undo_budget, is_scenario)
@@ -117,11 +117,10 @@ class Watch:
         parts = progress, steering, control, results, layers, guard, sampler, same_batch, self._begin, failures
         self._hooks = OptimizerHooks(*parts, tuple(listed(optimizer).values()), is_scenario, wiring)
         self._misuse = Misuse(model, progress)
-        self._gave_up = False
+        self._gave_up = self._entered = False
         self._rates = RateReport(steering, progress)
         self._timer = StepTimer(sampler, progress, steering)
         self._start_s = self._fast_until_s = time.perf_counter()
-        self._entered = False
         self._first_loss: Tensor | float | None = None  # of a first step that nothing has watched: see `_enter_late`
         steering.attach(self._hooks.follow, self._hooks.muted)
         if curvature is not None:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from tui_descent.instruments.deferred import Deferred, is_asynchronous
 from tui_descent.instruments.failures import Failures
-from tui_descent.instruments.forward_order import ForwardOrder
 from tui_descent.instruments.instrument_set import Sample
 from tui_descent.instruments.loss_graph import LossGraph, read_loss_graph
 from tui_descent.instruments.net_ends import Ends, NetEnds
@@ -67,21 +66,19 @@ class Wiring:
         model: nn.Module,
         steering: Steering,
         layers: LayerList,
-        order: ForwardOrder,
         progress: Progress,
         failures: Failures,
         *,
         is_scenario: bool,
     ) -> None:
-        self._model, self._steering, self._layers, self._order = model, steering, layers, order
+        self._model, self._steering, self._layers = model, steering, layers
         self._progress, self._failures, self._is_scenario = progress, failures, is_scenario
-        self._present: dict[str, tuple[str | None, Evidence]] = {}
+        self._present: dict[str, tuple[str | None, Evidence]] = {}  # layer and evidence of each fact
         self.others = OtherOptimizers(steering)
         self._looks_left = LOOKS
         self._stopped = False
         self._measures = False  # whether inputs and outputs are measured at the current step, without a reading
-        first = next(model.parameters(), None)
-        self._asynchronous = first is not None and is_asynchronous(first.device)
+        self._asynchronous = any(is_asynchronous(p.device) for p in model.parameters())
         self._due = False  # whether everything is checked after the current update
         self._rewinds = 0
         self._net: NetStructure | None = None  # the net that the following belongs to
@@ -98,8 +95,6 @@ class Wiring:
         self._follows_gradient = not is_scenario
         self._losses = self._most_losses = 0  # losses since the last update, and the most so far
         self._observed = is_scenario  # whether `LoopObserved` was sent
-        self._graph: LossGraph | None = None
-        self._first_loss: float | None = None
         self._constant: dict[str, int] = {}  # readings in a row, by net
         self._scaled: dict[str, int] = {}  # readings in a row with inputs that are too large or too small, by layer
         self._lone_norms = 0
@@ -368,7 +363,7 @@ class Wiring:
                 self._set("no gradient", None, {"updates": float(seen)}, keep=True)
             return
         self._set("no gradient", None, None)
-        cut = self._cut(layers, held) if self._order.names else None
+        cut = self._cut(layers, held) if self._layers.order.names and self._without_gradient else None
         if cut is None:
             self._set("gradient cut", None, None)
         else:
@@ -382,7 +377,7 @@ class Wiring:
         optimizer trains and that were called.
         """
         modules = dict(self._model.named_modules())
-        called = {id(modules[name]) for name in self._order.names if name in modules}
+        called = {id(modules[name]) for name in self._layers.order.names if name in modules}
         for n, those in enumerate(held):
             if n >= len(self._updates) or self._updates[n] < CUT_AFTER:
                 continue
