@@ -44,8 +44,8 @@ class UnclearedGradients:
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
-            if not self._weight._post_accumulate_grad_hooks:
-                self._weight._post_accumulate_grad_hooks = None  # torch leaves an empty dict
+            if not self._weight._post_accumulate_grad_hooks:  # torch leaves an empty dict
+                self._weight._post_accumulate_grad_hooks = None  # type: ignore[assignment]
 
     def before_update(self) -> None:
         """The optimizer is about to use the gradient."""
@@ -56,7 +56,7 @@ class UnclearedGradients:
 
     def _called(self, args: Args) -> None:
         if self._handle is None:
-            self._handle = self._weight.register_post_accumulate_grad_hook(self._added)
+            self._handle = self._weight.register_post_accumulate_grad_hook(self._added)  # type: ignore[no-untyped-call]
 
     def _added(self, weight: Tensor) -> None:
         """Autograd has added a gradient to `.grad`."""
