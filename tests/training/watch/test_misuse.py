@@ -12,8 +12,9 @@ from fake_keeper import FakeKeeper
 from torch import Tensor, nn
 
 from tui_descent.protocol.events import Noted, RunStarted, StateChanged, WiringFound
+from tui_descent.training.watch.optimizer_facts import UNCHANGED
 from tui_descent.training.watch.watch import Watch
-from tui_descent.training.watch.wiring import MANY_LOSSES, MANY_SKIPPED, READINGS
+from tui_descent.training.watch.wiring import MANY_LOSSES, MANY_SKIPPED
 
 BEFORE = "run.step() comes before optimizer.step(): each update is shown with the next one's loss"
 
@@ -152,7 +153,7 @@ def test_optimizer_of_another_net_is_said(name: str, keeper: FakeKeeper) -> None
     net = make_net()
     optimizer = make(net)
     with Watch(net, optimizer, link=keeper.link) as run:
-        for _ in range(READINGS + 2):
+        for _ in range(UNCHANGED + 2):
             loss = loss_of(net)
             optimizer.zero_grad()
             loss.backward()
@@ -170,7 +171,7 @@ def test_frozen_layers_are_not_missing(keeper: FakeKeeper) -> None:
     net[0].requires_grad_(False)
     optimizer = torch.optim.SGD(net[2].parameters(), lr=0.1)
     with Watch(net, optimizer, link=keeper.link) as run:
-        for _ in range(READINGS + 2):
+        for _ in range(UNCHANGED + 2):
             optimizer.zero_grad()
             loss_of(net).backward()
             optimizer.step()
