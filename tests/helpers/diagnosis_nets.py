@@ -11,7 +11,7 @@ import torch
 
 from tui_descent.instruments.instrument_set import InstrumentSet
 from tui_descent.instruments.net_structure import structure
-from tui_descent.keeper.diagnosis import context_of
+from tui_descent.telemetry.diagnosis.situation import context_of
 from tui_descent.protocol.events import Layer, ReadingsTaken
 from tui_descent.protocol.readings import unpack
 from tui_descent.protocol.ring import ReadingRecord

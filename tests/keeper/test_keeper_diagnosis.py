@@ -7,7 +7,7 @@ import math
 import pytest
 from factories import curved, reading_of, started, steps
 
-from tui_descent.keeper.diagnosis import LETTER_ENTROPY, DiagnosisEvents, context_of
+from tui_descent.keeper.diagnosis import DiagnosisEvents
 from tui_descent.protocol.events import (
     Diagnosed,
     KnobState,
@@ -16,6 +16,7 @@ from tui_descent.protocol.events import (
 )
 from tui_descent.scenario import presets
 from tui_descent.scenario.toml import to_table
+from tui_descent.telemetry.diagnosis.situation import LETTER_ENTROPY, context_of
 
 
 def start_of(preset: str) -> RunStarted:

@@ -222,7 +222,7 @@ def test_random_values_give_a_clear_error_or_a_scenario(seed: int) -> None:
     _, whole = presets.find("vanishing")
     places = [(t, k) for t, inner in to_table(whole).items() if isinstance(inner, dict) for k in inner]
     places += [
-        ("", k) for k in ("title", "theme", "story", "claim", "plan", "data", "model", "loss", "run", "optimizer")
+        ("", k) for k in ("title", "theme", "story", "remedy", "claim", "plan", "data", "model", "loss", "run", "optimizer")
     ]
     for _ in range(200):
         overrides = [
