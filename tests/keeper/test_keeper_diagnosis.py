@@ -9,6 +9,7 @@ from factories import curved, reading_of, started, steps
 
 from tui_descent.keeper.diagnosis import DiagnosisEvents
 from tui_descent.protocol.events import (
+    AnyEvent,
     Diagnosed,
     KnobState,
     Layer,
@@ -28,13 +29,16 @@ def start_of(preset: str) -> RunStarted:
 
 
 def findings(diagnosis: DiagnosisEvents, loss: float, at: range) -> list[str]:
-    reading = reading_of(
-        at.start,
-        {"backprop_factor": [1.0, 1.0], "update_norm": [0.01, 0.01], "grad_norm": [0.1, 0.1]},
-        global_grad_norm=0.2,
-    )
-    published = list(diagnosis.after(reading))
-    published += diagnosis.after(steps(at.start, [loss] * len(at)))
+    published: list[AnyEvent] = []
+    for step in at:
+        if step % 5 == 0:
+            values: dict[str, list[float | None]] = {
+                "backprop_factor": [1.0, 1.0],
+                "update_norm": [0.01, 0.01],
+                "grad_norm": [0.1, 0.1],
+            }
+            published += diagnosis.after(reading_of(step, values, global_grad_norm=0.2))
+        published += diagnosis.after(steps(step, [loss]))
     return [event.finding for event in published if isinstance(event, Diagnosed)]
 
 

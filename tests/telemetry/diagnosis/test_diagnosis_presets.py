@@ -11,10 +11,10 @@ from diagnosis_nets import Observed
 from diagnosis_score import diagnosis_of, feed, finding_of, preset
 
 from tui_descent.instruments.curvature import Curvature, stability_limit
-from tui_descent.telemetry.diagnosis.situation import LETTER_ENTROPY
 from tui_descent.scenario import knobs, presets
 from tui_descent.scenario.keys import KEYS
 from tui_descent.telemetry.diagnosis import Diagnosis, sentence
+from tui_descent.telemetry.diagnosis.situation import LETTER_ENTROPY
 from tui_descent.training.setup.data import text
 
 AVAILABLE = frozenset(knobs.KNOBS)

@@ -21,6 +21,7 @@ from tui_descent.telemetry.diagnosis.features import (
     FeatureExtractor,
     Features,
     newest_of,
+    values_of,
 )
 from tui_descent.telemetry.diagnosis.findings import FINE, NEUTRAL, Finding, Outcome
 from tui_descent.telemetry.diagnosis.numerics import numerics_finding
@@ -202,14 +203,14 @@ class Diagnosis:
             if self._other is None or self._other[0] != name:
                 self._other = name, count
             changed_at = self._said_at or 0
-            if count - self._other[1] < HOLD or count - changed_at < CHANGE_EVERY:
+            # A judgement that is less sure now is not a new one.
+            hold = HOLD if name not in (None, "not clear") else CHANGE_EVERY
+            if count - self._other[1] < hold or count - changed_at < CHANGE_EVERY:
                 return
         if name is None:
             self._said = None
             return
-        if said is not None and said.finding != name:
-            self._said_at, self._other = count, None
-        elif said is None:
+        if (said is not None and said.finding != name) or said is None:
             self._said_at, self._other = count, None
         self._said = self._made(name, sure, features)
         self._check_prediction()
@@ -306,7 +307,7 @@ class Diagnosis:
             "first": f.first,
             "run_first": f.run_first,
             "product": f.product,
-            "update": f.update_ratio,
+            "update": max(values_of(self._readings[-1], "update_ratio"), default=None),
             "cosine": f.cosine,
             "kept": f.kept if name == "weights decaying" else None,
             "edge": None if f.curvature is None else f.curvature.edge,
@@ -324,7 +325,7 @@ class Diagnosis:
                 row = self._silent_row()
         if name == "diverging":
             shown["risen"] = float(f.now > 1.2 * max(f.first, f.guess))
-        if f.product is not None and VANISHED < f.product:
+        if f.product is not None and f.product > VANISHED:
             shown["arrives"] = 1.0
         rms = self._readings[-1].values.get("grad_rms", [])
         ends = [rms[n] for n in rows[:: max(1, len(rows) - 1)] if n < len(rms)]
@@ -353,4 +354,4 @@ def _trend(f: Features) -> str:
 def _gradients(f: Features) -> str:
     if f.product is None:
         return "no finding in the gradients"
-    return "gradients arrive" if f.product > VANISHED else f"backpropagation ×{f.product:.1e}"
+    return "gradients arrive" if f.product > VANISHED else f"backprop ×{f.product:.1e}"

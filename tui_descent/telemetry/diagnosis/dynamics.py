@@ -17,7 +17,7 @@ RULES: tuple[Rule, ...] = (
         "the first gradient over the last, of layers of one shape.",
         threshold=f"product below {r.VANISHED:g} ({TUNED}); for sigmoid blocks below {r.SIGMOID_FACTOR}^blocks, since "
         "the slope of a sigmoid is at most 1/4",
-        sentence="{layer} gets {first_to_last_grad:.1e} of {last}'s gradient.",
+        sentence="{layer} gets {first_to_last_grad:.0e} of {last}'s gradient.",
         check="The heat map is dark at the first layers; press 2 for the factors of the chain rule.",
         helps="residual connections, a norm; weights of the right size if they were drawn too small",
         useless="a larger learning rate: many times almost nothing is still almost nothing",
@@ -25,9 +25,9 @@ RULES: tuple[Rule, ...] = (
     Rule(
         finding="exploding",
         kind="dynamics",
-        condition="The loss started far above that of a guess, it is still high, and the gradient grows on its way back.",
+        condition="The loss started far above that of a guess, is still high, and the gradient grows on its way back.",
         threshold=f"first loss above {r.HUGE:g} times that of a guess, product above {r.GROWN:g} ({TUNED})",
-        sentence="The gradient grows ×{product:.1e} from last to first layer.",
+        sentence="Gradient grows ×{product:.1e}.",
         check="The heat map is brightest at the first layers; the loss starts far above ln(classes).",
         helps="a norm between each layer and its activation; weights drawn with a smaller scale",
         useless="a smaller learning rate, and residual connections, which add a path and leave the first one as it is",
@@ -37,7 +37,7 @@ RULES: tuple[Rule, ...] = (
         kind="dynamics",
         condition="The loss is stuck, and no unit of a layer passes a gradient, or every gradient is exactly 0.",
         threshold=f"more than {r.ALL_DEAD:.0%} of a layer's units have slope 0 on every sample (Lu 2019, 1903.06733)",
-        sentence="{share:.0%} of the units in {layer} are dead.",
+        sentence="{share:.0%} of {layer}'s units are dead.",
         check="Open the layer (enter): its dead fraction and the histogram of its inputs, left of 0.",
         helps="an activation with a slope below 0, such as leaky_relu; residual connections around deep dead layers; "
         "undo, if updates killed the units",
@@ -50,7 +50,7 @@ RULES: tuple[Rule, ...] = (
         "activation.",
         threshold=f"more than {r.SATURATED:.0%} of a layer's outputs have less than a tenth of the largest slope "
         "(Glorot & Bengio 2010)",
-        sentence="{share:.0%} of the outputs of {layer} are saturated.",
+        sentence="{share:.0%} of {layer}'s outputs are saturated.",
         check="Open the layer (enter): its saturated fraction; outputs near the activation's limits.",
         helps="smaller weights, an activation without limits, residual connections, a norm",
         useless="a larger learning rate, which saturates more units",
@@ -58,9 +58,9 @@ RULES: tuple[Rule, ...] = (
     Rule(
         finding="weights decaying",
         kind="dynamics",
-        condition="The loss is stuck, weight decay is on, and the weights have shrunk since the start and still shrink.",
+        condition="The loss is stuck, weight decay is on, and the weights have shrunk since the start and still do.",
         threshold=f"the median layer's weight norm is below {r.DECAYED:.0%} of the run's first one",
-        sentence="Weights shrank to {kept:.0%} of their size; loss stuck at {loss:.3g}.",
+        sentence="Weights shrank to {kept:.0%}; loss {loss:.3g}.",
         check="Open a layer (enter): its weight norm falls while the loss does not.",
         helps="less weight decay",
         useless="another optimizer, which decays the weights in the same way",
@@ -81,7 +81,7 @@ RULES: tuple[Rule, ...] = (
         kind="dynamics",
         condition="The loss does not fall, and the curvature is negative in one direction.",
         threshold="smallest Hessian eigenvalue below −1 % of the largest",
-        sentence="Loss stuck at {loss:.3g} on a saddle: negative curvature.",
+        sentence="Loss stuck at {loss:.3g} on a saddle.",
         check="Press 5: λmin is below 0.",
         helps="a larger learning rate, momentum or Adam; a small push along the negative curvature (k)",
         useless="a smaller learning rate",
@@ -93,7 +93,7 @@ RULES: tuple[Rule, ...] = (
         "no longer arrives.",
         threshold=f"loss above {r.RISEN:g} times the first one and {r.ABOVE_GUESS:g} times that of a guess, or first "
         f"updates above {r.LARGE_UPDATE:.0%} of the weights ({TUNED})",
-        sentence="Updates too large: loss {loss:.3g} after {run_first:.3g}.",
+        sentence="Loss rose from {first:.3g} to {loss:.3g}.",
         check="The loss rises; the update bars are far right of their band.",
         helps="going back, then a smaller learning rate; clipping",
         useless="a smaller learning rate alone, once the updates have spoilt the weights",
@@ -104,7 +104,7 @@ RULES: tuple[Rule, ...] = (
         condition="The loss is stuck or falls very slowly, and the updates are small compared to the weights.",
         threshold=f"update below {r.SMALL_UPDATE:g} of the weights (about 1e-3 is usual: Karpathy, CS231n); for plain "
         f"SGD a step below {r.SMALL_STEP:g} times the gradient ({TUNED})",
-        sentence="Small steps: updates ≤ {update:.1e} of the weights; loss {loss:.3g}.",
+        sentence="Updates are {update:.1e} of the weights.",
         check="The update bars are far left of their band.",
         helps="a larger learning rate",
         useless="another optimizer: its rate is converted, so it stays too small",
@@ -131,10 +131,10 @@ RULES: tuple[Rule, ...] = (
     Rule(
         finding="converged",
         kind="dynamics",
-        condition="The loss is tiny, or a small part of its first value, and level.",
-        threshold=f"loss below {r.TINY:.0%} of a guess, or below {r.FLOOR:.0%} of the first one; no fall over "
-        f"{LONG_WINDOW} steps",
-        sentence="Loss level at {loss:.3g}, from {run_first:.3g}: little left to learn.",
+        condition="The loss is level, and it is tiny or has fallen far.",
+        threshold=f"no significant fall over {LONG_WINDOW} steps (slope above {r.LEVEL_SLOPE:g} standard errors); loss "
+        f"below {r.TINY:.0%} of a guess, or below {r.FALLEN:.0%} of the first one",
+        sentence="Loss level at {loss:.3g}, from {run_first:.3g}.",
         check="The loss is small and its line is level.",
         helps="nothing has to be done; a smaller learning rate lowers the noise",
     ),
@@ -142,18 +142,18 @@ RULES: tuple[Rule, ...] = (
         finding="not clear",
         kind="dynamics",
         condition="The numbers do not prove any of the others.",
-        threshold=f"the best judgement is less than {r.CLEAR:.0%} sure; or a smaller loss need not mean a better fit, as "
-        "in GANs, with negative losses, or with a loss function that is not known",
+        threshold=f"the best judgement is less than {r.CLEAR:.0%} sure; or a smaller loss need not mean a better fit, "
+        "as in GANs, with negative losses, or with a loss function that is not known",
         sentence="Loss {trend}; {gradients}.",
         check="Look at the loss over the whole run (t) and at the heat map.",
         helps="more steps; the learning-rate range test (f)",
     ),
 )
 
-BY_PRODUCT = "Backpropagation multiplies the gradient by {product:.1e}."
+BY_PRODUCT = "Backprop scales the gradient by {product:.1e}."
 ALL_ZERO = "Every gradient is exactly 0; the loss stays at {loss:.3g}."
 ALL_ZERO_IN = "Every gradient is exactly 0: all outputs of {layer} are 0."
-NOT_RISEN = "The first updates were too large; loss stuck at {loss:.3g}."
+NOT_RISEN = "First updates too large: loss {loss:.3g}."
 STUCK_AT = "Loss stuck at {loss:.3g}."
 FLAT = "Flat at {loss:.3g}: a minimum or a saddle? Press 5 for the curvature."
 UNKNOWN = "unknown"  # as evidence: nobody has asked for it

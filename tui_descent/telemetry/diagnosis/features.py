@@ -6,6 +6,7 @@ g is the loss of a guess that ignores the input, ln C for C classes. P is the pr
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -156,7 +157,7 @@ class FeatureExtractor:
         if len(sizes) < LIKE_LAYERS or len(sizes) < len(self.alike) or not sizes[-1]:
             return None
         ratio = sizes[0] / sizes[-1]
-        steps = list(zip(sizes, sizes[1:], strict=False))
+        steps = list(itertools.pairwise(sizes))
         with_trend = sum((later > earlier) == (ratio < 1) for earlier, later in steps)
         return ratio if with_trend >= GROWS_SHARE * len(steps) else 1.0
 

@@ -64,15 +64,17 @@ def advice_words(advice: Advice) -> str:
             kind = {"layer": "LayerNorm", "rms": "RMSNorm"}.get(plain, plain)
             return f"Press {key}: {kind}{' before the activation' if 'where=mid' in value else ''}."
         case "init":
-            return f"Press {key}: re-initialise ({value})."
+            return f"Press {key}: init {value}."
         case "lr":
             tens = len(value) - 2 if value.startswith("*10") else 1  # the key multiplies by 10
             times = f" {tens} times" if tens > 1 else ""
             return f"Press {key}{times}: lr {value.replace('*', '×').replace('/', '÷')}."
         case "weight_decay":
-            return f"Press {key}: weight decay {value}."
+            return f"Press {key}: decay {value}."
         case "kick":
             return f"Press {key}: a small push."
+        case "activation":
+            return f"Press {key}: {plain}."
         case "freeze":
             return f"Press {key}: unfreeze."
         case knob:

@@ -13,6 +13,7 @@ from tui_descent.telemetry.diagnosis.findings import Name
 from tui_descent.telemetry.diagnosis.situation import RunContext
 
 CLEAR = 0.6  # a judgement that is less sure is not said: "not clear"
+FAIR = 0.7  # how sure a judgement is that rests on one condition without a scale
 ENOUGH_READINGS = 7  # with fewer, a judgement is less sure
 
 # The loss, in units of g.
@@ -23,9 +24,12 @@ EXPECTED_GOOD_FLAT = 0.55  # the same for a loss that does not fall any more
 STUCK = 0.81  # above it: almost nothing was learnt
 STUCK_TEXT = 0.95  # the same for text, whose loss cannot come close to 0
 STEADY_FALL = 0.07  # over three windows: the loss is still improving
+CLEAR_FALL = 0.2  # over three windows: the loss clearly falls
+NOT_FALLEN = 0.9  # of the run's first loss: it has not fallen
 ABOVE, FALLING = 1.1, 0.07  # a loss above 1.1 that falls by 7 % in a third of a window is still improving
 TINY = 0.02  # below it nothing is left to learn
-FLOOR = 0.1  # without a known g: of the first loss
+FALLEN = 0.5  # of the run's first loss: it has fallen far
+LEVEL_SLOPE = -2.5  # of the line through three windows, in standard errors: the loss is level
 
 FLAT = 0.02  # where g is not known: a loss that falls by less in a third of a window is stuck
 VANISHED_LOSS = 1e-3  # of a surface's first loss
@@ -48,7 +52,7 @@ def apply_rules(f: Features, context: RunContext) -> tuple[Name, float] | None:
 
     None while a loss above that of a guess comes down: that is not healthy yet, but nothing is wrong any more.
     """
-    if not context.loss_means_fit or f.now < -1e-6 * abs(f.guess) and not context.surface:
+    if not context.loss_means_fit or (f.now < -1e-6 * abs(f.guess) and not context.surface):
         return _by_gradients(f)
     return _by_loss(f, context)
 
@@ -86,7 +90,9 @@ def _by_loss(f: Features, context: RunContext) -> tuple[Name, float] | None:
             name, sure = _stuck(f, context)
             return name, min(sure, _sure(expected / EXPECTED_GOOD, decades=0.1))
         level = max(f.expected or 0.0, f.now + 2 * f.noise, 1e-300)
-        return _training(f, context, _sure(EXPECTED_GOOD * f.guess / level, decades=0.1))
+        sure = _sure(EXPECTED_GOOD * f.guess / level, decades=0.1)
+        clearly = (f.long_fall or 0.0) > CLEAR_FALL * f.guess
+        return _training(f, context, max(sure, FAIR) if clearly else sure)
     share = STUCK
     if classes:
         falls = f.fall > FALLING and f.now > ABOVE * f.guess
@@ -103,6 +109,14 @@ def _by_loss(f: Features, context: RunContext) -> tuple[Name, float] | None:
         return "saddle", 0.8
     if flat_surface(f, context):
         return "not clear", 0.5
+    if (
+        not falls
+        and f.slope > ESCAPING_SLOPE
+        and f.now > NOT_FALLEN * f.run_first
+        and f.now > TINY * size
+        and not context.surface
+    ):
+        return "not clear", 0.5  # it began low, and has not fallen since
     return _training(f, context, _sure(share * f.guess / f.now, decades=0.3) if f.now > 0 else 1.0)
 
 
@@ -126,15 +140,14 @@ def _training(f: Features, context: RunContext, sure: float) -> tuple[Name, floa
     edge = None if f.curvature is None else f.curvature.edge
     if edge is not None and edge >= EDGE:
         return "rate at the edge", 0.8
-    known = context.classes is not None
-    low = f.now < TINY * f.guess if known else f.now < FLOOR * abs(f.run_first)
-    flat = f.long_slope is not None and f.long_slope > -SIGNIFICANT_FLAT
-    if low and (flat or f.long_slope is None) and not context.surface:
-        return ("converged", sure) if flat else ("healthy", sure)
-    return "healthy", sure
-
-
-SIGNIFICANT_FLAT = 2.5
+    level = f.slope > FALLING_SLOPE and f.fall < FLAT if f.long_slope is None else f.long_slope > LEVEL_SLOPE
+    if context.surface or not level:
+        return "healthy", sure
+    # The loss is level. It is at its floor if that is low; otherwise nothing shows whether it could fall further.
+    tiny = TINY * f.guess if context.classes is not None else 0.0
+    if f.now < max(tiny, FALLEN * f.run_first):
+        return "converged", max(sure, FAIR)
+    return "not clear", 0.5
 
 
 def _on_a_saddle(f: Features) -> bool:
@@ -156,25 +169,25 @@ def _stuck(f: Features, context: RunContext) -> tuple[Name, float]:
     if too_small > max(0.0, lost / 4) and (adaptive or lost > 0):
         return "rate too small", _sure(10**too_small)
     if lost > 0 and f.saturated > SATURATED and PASSED < (f.first_product or 0.0) < GROWN:
-        return "diverging", 0.6  # the gradient arrived at first; then the updates saturated the units
+        return "diverging", FAIR  # the gradient arrived at first; then the updates saturated the units
     if lost > 0:
         return "vanishing", _sure(10**lost)
     if f.saturated > SATURATED and (f.first_product or 0.0) > EXPLODED:
-        return "exploding", 0.6
+        return "exploding", FAIR
     if _on_a_saddle(f):
         # A gradient that grows on its way back gives large curvatures of both signs.
-        return ("exploding", 0.6) if (f.product or 0.0) > EXPLODED else ("saddle", 0.8)
+        return ("exploding", FAIR) if (f.product or 0.0) > EXPLODED else ("saddle", 0.8)
     if too_small > 0:
         return "rate too small", _sure(10**too_small)
     if _started_too_fast(f):
-        return "diverging", 0.6
+        return "diverging", FAIR
     escaping = f.slope < ESCAPING_SLOPE
     steady = context.classes is not None and (f.long_fall or 0.0) > STEADY_FALL * f.guess
     if f.saturated <= SATURATED and (escaping or steady):
-        return "healthy", 0.6
+        return "healthy", FAIR
     if f.dead > MANY_DEAD:
-        return "dead units", 0.6
-    return ("saturated" if f.saturated > SATURATED else "plateau"), 0.6
+        return "dead units", FAIR
+    return ("saturated" if f.saturated > SATURATED else "plateau"), FAIR
 
 
 def _too_small(f: Features, context: RunContext) -> float:

@@ -144,7 +144,7 @@ def remedies_of(texts: Sequence[str]) -> tuple[Advice, ...]:
             command = commands.parse(text)
         except ValueError:
             continue
-        knob, _, value = text.partition("=")
+        value = text.partition("=")[2]
         found.append(Advice(command.knob, value.strip(), key_of(command.knob, command.value)))
     return tuple(found)
 
