@@ -41,6 +41,8 @@ MIN_STEPS, MIN_READINGS = 50, 5
 CHECK_EVERY, RARELY_FROM, CHECK_RARELY = 10, 300, 50
 # Another judgement counts once it has been the same for HOLD steps, and only CHANGE_EVERY steps after the last change.
 HOLD, CHANGE_EVERY = 30, 100
+# One that is less sure than CERTAIN needs FIRM_STEPS steps, and has to be the same FIRM times in a row.
+CERTAIN, FIRM_STEPS, FIRM = 0.8, 100, 3
 FIRST_STEPS = 3  # their mean is a run's first loss
 FINITE_AGAIN = 20  # finite losses after which a NaN is over
 MAX_LOSS = 1e100  # larger losses count as this one, whose square does not overflow
@@ -79,8 +81,8 @@ class Diagnosis:
         self._finite = 0  # losses since the last one that was not finite
         self._curvature: Curvature | None = None
         self._said: Finding | None = None  # the judgement of the loss and the gradients
-        self._said_at: int | None = None  # the step count of the last change
-        self._other: tuple[str | None, int] | None = None  # another judgement, and the step count of its first time
+        self._said_at = 0  # the step count of the last change
+        self._others: deque[str | None] = deque(maxlen=CHANGE_EVERY)  # the newest judgements, as long as they differ from what was said
         self._forget_readings()
 
     def _forget_readings(self) -> None:
@@ -197,23 +199,34 @@ class Diagnosis:
             return
         name, sure = self._judgement(features)
         said, count = self._said, self._step_count
-        if name == (None if said is None else said.finding):
-            self._other = None
-        elif said is not None and not at_once:
-            if self._other is None or self._other[0] != name:
-                self._other = name, count
-            changed_at = self._said_at or 0
-            # A judgement that is less sure now is not a new one.
-            hold = HOLD if name not in (None, "not clear") else CHANGE_EVERY
-            if count - self._other[1] < hold or count - changed_at < CHANGE_EVERY:
-                return
+        if said is not None and name == said.finding:
+            self._others.clear()
+        elif not at_once:
+            self._others.append(name)
+            if said is None:
+                if name is None or (sure < CERTAIN and (count < FIRM_STEPS or not self._is_firm(name))):
+                    return
+            else:
+                # What is wrong does not end because it is less sure now.
+                unclear = name in (None, "not clear") and said.finding not in FINE
+                if len(self._others) * CHECK_EVERY <= (CHANGE_EVERY if unclear else HOLD):
+                    return
+                if count - self._said_at < CHANGE_EVERY:
+                    return
+                if not self._is_firm(name):
+                    name, sure = "not clear", 0.5
         if name is None:
             self._said = None
             return
-        if (said is not None and said.finding != name) or said is None:
-            self._said_at, self._other = count, None
+        if said is None or name != said.finding:
+            self._said_at = count
+            self._others.clear()
         self._said = self._made(name, sure, features)
         self._check_prediction()
+
+    def _is_firm(self, name: str | None) -> bool:
+        """Whether the newest judgements are the same."""
+        return len(self._others) >= FIRM and all(other == name for other in list(self._others)[-FIRM:])
 
     def _judgement(self, f: Features) -> tuple[str | None, float]:
         judged = apply_rules(f, self.context)

@@ -49,6 +49,7 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     noise: float  # standard deviation of the losses about their line
     expected: float | None  # the loss to come, extrapolated from the long window
     long_fall: float | None  # over the long window; 0 if that could be noise
+    long_fell: float | None  # over the long window, by the line through it
     long_slope: float | None  # of the line through the long window, in standard errors
     steps: int  # since the window's start
     readings: int  # since the window's start
@@ -125,6 +126,7 @@ class FeatureExtractor:
             noise=noise,
             expected=expected_loss(losses, guess) if long else None,
             long_fall=long_fall(losses, guess) if long else None,
+            long_fell=-long_slope * LONG_WINDOW if long else None,
             long_slope=long_slope / max(long_error, 1e-300) if long else None,
             steps=steps,
             readings=taken,

@@ -24,11 +24,12 @@ EXPECTED_GOOD_FLAT = 0.55  # the same for a loss that does not fall any more
 STUCK = 0.81  # above it: almost nothing was learnt
 STUCK_TEXT = 0.95  # the same for text, whose loss cannot come close to 0
 STEADY_FALL = 0.07  # over three windows: the loss is still improving
+SLOW_FALL = 0.05  # over three windows: small steps bring the loss down
 CLEAR_FALL = 0.2  # over three windows: the loss clearly falls
 NOT_FALLEN = 0.9  # of the run's first loss: it has not fallen
 ABOVE, FALLING = 1.1, 0.07  # a loss above 1.1 that falls by 7 % in a third of a window is still improving
 TINY = 0.02  # below it nothing is left to learn
-FALLEN = 0.5  # of the run's first loss: it has fallen far
+FALLEN = 0.15  # of the run's first loss, or of g if that is lower: it has fallen far
 LEVEL_SLOPE = -2.5  # of the line through three windows, in standard errors: the loss is level
 
 FLAT = 0.02  # where g is not known: a loss that falls by less in a third of a window is stuck
@@ -41,6 +42,7 @@ SIGMOID_FACTOR = 0.3  # a sigmoid block multiplies the gradient by about ¼ at m
 ALL_DEAD, MANY_DEAD, SATURATED = 0.95, 0.9, 0.5  # shares of a layer's units
 SMALL_UPDATE, LARGE_UPDATE = 6e-4, 0.05  # ‖Δ‖ over the norm of weights as large as Xavier's
 SMALL_STEP = 0.009  # ‖Δ‖/‖g‖ of SGD: η, or η/(1 − β) with momentum
+NO_RATE_HELPS = 3.0  # decades by which the gradient has vanished
 PASSED, FAR_TOO_SMALL = 0.1, 0.5  # P of a gradient that arrives; decades by which steps are far too small
 EDGE, BOUNCING = 0.95, -0.8  # sharpness over the stability limit; cosine of one gradient with the next
 SMALL_WEIGHTS = 0.6  # √width · rms of a square weight: Xavier's is 1, He's 1.4
@@ -91,6 +93,8 @@ def _by_loss(f: Features, context: RunContext) -> tuple[Name, float] | None:
             return name, min(sure, _sure(expected / EXPECTED_GOOD, decades=0.1))
         level = max(f.expected or 0.0, f.now + 2 * f.noise, 1e-300)
         sure = _sure(EXPECTED_GOOD * f.guess / level, decades=0.1)
+        if f.now > EXPECTED_GOOD * f.guess and f.fall < FLAT and f.slope > FALLING_SLOPE:
+            return "not clear", 0.5  # it fell a while ago, and has been level since
         clearly = (f.long_fall or 0.0) > CLEAR_FALL * f.guess
         return _training(f, context, max(sure, FAIR) if clearly else sure)
     share = STUCK
@@ -144,8 +148,8 @@ def _training(f: Features, context: RunContext, sure: float) -> tuple[Name, floa
     if context.surface or not level:
         return "healthy", sure
     # The loss is level. It is at its floor if that is low; otherwise nothing shows whether it could fall further.
-    tiny = TINY * f.guess if context.classes is not None else 0.0
-    if f.now < max(tiny, FALLEN * f.run_first):
+    known = context.classes is not None
+    if f.now < max(TINY * f.guess if known else 0.0, FALLEN * min(f.run_first, f.guess)):
         return "converged", max(sure, FAIR)
     return "not clear", 0.5
 
@@ -166,8 +170,8 @@ def _stuck(f: Features, context: RunContext) -> tuple[Name, float]:
     lost = _decades(vanished / f.product) if f.product else 0.0
     too_small = _too_small(f, context)
     # If both: the one further beyond its threshold. P has many factors, so a quarter of its decades counts.
-    if too_small > max(0.0, lost / 4) and (adaptive or lost > 0):
-        return "rate too small", _sure(10**too_small)
+    if too_small > max(0.0, lost / 4) and lost < NO_RATE_HELPS and (adaptive or lost > 0):
+        return _slow(f, too_small)
     if lost > 0 and f.saturated > SATURATED and PASSED < (f.first_product or 0.0) < GROWN:
         return "diverging", FAIR  # the gradient arrived at first; then the updates saturated the units
     if lost > 0:
@@ -178,8 +182,8 @@ def _stuck(f: Features, context: RunContext) -> tuple[Name, float]:
         # A gradient that grows on its way back gives large curvatures of both signs.
         return ("exploding", FAIR) if (f.product or 0.0) > EXPLODED else ("saddle", 0.8)
     if too_small > 0:
-        return "rate too small", _sure(10**too_small)
-    if _started_too_fast(f):
+        return _slow(f, too_small)
+    if _started_too_fast(f) and f.now > NOT_FALLEN * min(f.guess, f.run_first):
         return "diverging", FAIR
     escaping = f.slope < ESCAPING_SLOPE
     steady = context.classes is not None and (f.long_fall or 0.0) > STEADY_FALL * f.guess
@@ -188,6 +192,13 @@ def _stuck(f: Features, context: RunContext) -> tuple[Name, float]:
     if f.dead > MANY_DEAD:
         return "dead units", FAIR
     return ("saturated" if f.saturated > SATURATED else "plateau"), FAIR
+
+
+def _slow(f: Features, too_small: float) -> tuple[Name, float]:
+    """Steps that are too small, unless the loss comes down with them."""
+    if f.long_fell is not None and f.long_fell > SLOW_FALL * abs(f.guess):
+        return "not clear", 0.5
+    return "rate too small", _sure(10**too_small)
 
 
 def _too_small(f: Features, context: RunContext) -> float:
