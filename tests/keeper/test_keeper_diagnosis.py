@@ -45,9 +45,9 @@ def findings(diagnosis: DiagnosisEvents, loss: float, at: range) -> list[str]:
 def test_saddle_is_found_once_the_curvature_is_known() -> None:
     diagnosis = DiagnosisEvents()
     assert not list(diagnosis.after(start_of("plateau")))
-    assert findings(diagnosis, 2.3, range(60)) == ["plateau"]
-    assert not list(diagnosis.after(curved(50, 3.0, -0.5, 40.0)))
-    assert findings(diagnosis, 2.3, range(60, 80)) == ["saddle"]
+    assert findings(diagnosis, 2.3, range(140)) == ["plateau"]
+    assert not list(diagnosis.after(curved(140, 3.0, -0.5, 40.0)))
+    assert findings(diagnosis, 2.3, range(140, 160)) == ["saddle"]
 
 
 def test_edge_of_stability_is_found_once_the_curvature_is_known() -> None:

@@ -82,7 +82,9 @@ class Diagnosis:
         self._curvature: Curvature | None = None
         self._said: Finding | None = None  # the judgement of the loss and the gradients
         self._said_at = 0  # the step count of the last change
-        self._others: deque[str | None] = deque(maxlen=CHANGE_EVERY)  # the newest judgements, as long as they differ from what was said
+        self._others: deque[str | None] = deque(
+            maxlen=CHANGE_EVERY
+        )  # the newest judgements, as long as they differ from what was said
         self._forget_readings()
 
     def _forget_readings(self) -> None:
@@ -285,7 +287,7 @@ class Diagnosis:
             large = reading is not None and exploded(first_loss, self._guess, self._extractor.product(reading))
             if large:
                 advice = [*(a for a in advice if a.knob != "lr"), *exploding_advice(self.context)]
-        return msgspec.structs.replace(found, advice=usable(advice, self.context, self._available))
+        return msgspec.structs.replace(found, advice=usable(advice, self.context, self._available | {"resume"}))
 
     @property
     def _guess(self) -> float:
