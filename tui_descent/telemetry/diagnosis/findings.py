@@ -44,8 +44,8 @@ def short(name: object) -> str:
 
 def filled(template: str, finding: Finding) -> str:
     """A sentence with the finding's layer and evidence filled in. A number that is missing is shown as `nan`."""
-    names = {key: short(value) for key, value in finding.evidence.items() if isinstance(value, str)}
-    return template.format_map(_Missing(finding.evidence | names | {"layer": short(finding.layer or "the net")}))
+    names = {"layer": short(finding.layer or "the net"), "last": short(finding.evidence.get("last"))}
+    return template.format_map(_Missing(finding.evidence | names))
 
 
 class _Missing(dict[str, float | str]):
@@ -60,6 +60,10 @@ def advice_words(advice: Advice) -> str:
     match advice.knob:
         case "undo":
             return f"Press {key} to go back."
+        case "resume":
+            return f"Press {key} to drop this batch."
+        case "schedule" | "batch_size":
+            return f"Press {key}: {advice.knob.replace('_', ' ')} {plain}."
         case "norm":
             kind = {"layer": "LayerNorm", "rms": "RMSNorm"}.get(plain, plain)
             return f"Press {key}: {kind}{' before the activation' if 'where=mid' in value else ''}."

@@ -6,6 +6,7 @@ part that failed is switched off, and training goes on. Only `StopRun` leaves it
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import time
@@ -33,6 +34,8 @@ from tui_descent.training.steering.steered_optimizer import SteeredOptimizer
 from tui_descent.training.steering.steering import Steering
 from tui_descent.training.stop_run import StopRun
 from tui_descent.training.torch_internals import ScalerListener, compiler_loaded, not_compiled, step_depth
+from tui_descent.training.watch.fault import Fault
+from tui_descent.training.watch.fault_search import FaultSearch
 from tui_descent.training.watch.layer_list import LayerList
 from tui_descent.training.watch.loss_readback import found_inf
 from tui_descent.training.watch.nan_guard import NanGuard
@@ -80,6 +83,7 @@ class OptimizerHooks(ScalerListener):
         layers: LayerList,
         guard: NanGuard,
         sampler: Sampler,
+        search: FaultSearch,
         replay: SameBatch | None,
         begin: Callable[[], None],
         failures: Failures | None = None,
@@ -88,6 +92,8 @@ class OptimizerHooks(ScalerListener):
     ) -> None:
         self._progress, self._steering, self._control = progress, steering, control
         self._results, self._layers, self._guard, self._sampler = results, layers, guard, sampler
+        self._search = search
+        self._fault: Fault | None = None  # the first fault of a gradient since the last `take_fault`
         self._replay, self._begin, self._failures = replay, begin, failures or Failures()
         self._wrapped, self._is_scenario = wrapped, is_scenario
         self.per_step = 1  # the number of updates in a fast step: one by each optimizer
@@ -433,9 +439,9 @@ class OptimizerHooks(ScalerListener):
         self._failures.add(GRADIENT_CHECK, error)
 
     def _gradient_fault(self, hooked: _Hooked) -> bool:
-        """Check the gradient. If it is not finite, the run is held, ended, or the fault is only reported.
+        """Check the gradient. A fault is handled at the next `run.step`, when the loss is known: see `take_fault`.
 
-        Returns whether the update has to be dropped. Raises `StopRun` if the run has to end.
+        Returns whether the update has to be dropped.
         """
         if not self._checks_gradients:
             return False
@@ -446,11 +452,24 @@ class OptimizerHooks(ScalerListener):
             if (overflow := found_inf(hooked.optimizer)) is not None and bool(overflow):
                 self._dropped = hooked.dropped = True  # the GradScaler makes the fused optimizer skip this update
                 return False
-            fault = hooked.guard.gradient_fault(self._progress.step)
+            drops = self._control.drops_updates
+            if self._fault is None and self._control.reports(self._progress.step):
+                self._fault = hooked.guard.gradient_fault(self._progress.step)
+                if self._fault is None:
+                    return False
+                if not drops:
+                    self._fault = dataclasses.replace(self._fault, updated=True)
+                    self._search.keep_weights()
+                return drops
+            return drops and hooked.guard.gradient_fault(self._progress.step) is not None
         except Exception as error:  # noqa: BLE001 - see the module's docstring
             self._stop_checking(error)
             return False
-        return fault is not None and self._control.handle_fault(fault)
+
+    def take_fault(self) -> Fault | None:
+        """The fault of a gradient since the last call, if there was one that is to be reported."""
+        fault, self._fault = self._fault, None
+        return fault
 
     def _before_update(self, hooked: _Hooked, *, copy_weights: bool = True) -> None:
         """Check the gradient. If it is not finite, drop the update; otherwise clip, measure and apply the rate."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from tui_descent.instruments.deferred import Deferred, HostCopy
 from tui_descent.training.progress import Progress
 from tui_descent.training.steering.steering import Steering
+from tui_descent.training.watch.fault import Fault
 from tui_descent.training.watch.loss_readback import (
     DeviceLosses,
     HostLosses,
@@ -29,7 +30,7 @@ from tui_descent.training.watch.loss_readback import (
     stoppable,
 )
 from tui_descent.training.watch.metric_log import MetricLog
-from tui_descent.training.watch.nan_guard import Fault, NanGuard
+from tui_descent.training.watch.nan_guard import NanGuard
 
 # At most this many steps and readings wait to be reported. If there are more, `report` waits for the oldest one.
 MOST_WAITING = 1000
@@ -294,7 +295,7 @@ class Results:
         if self._losses.deferred:
             return self._guard.deferred_fault(found.step, found.loss, since=since, stopped=found.stopped)
         assert found.loss is not None
-        fault = self._guard.loss_fault(found.step, found.loss, after=True)
+        fault = self._guard.loss_fault(found.step, found.loss, updated=True)
         assert fault is not None
         return fault
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import os
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -40,8 +42,10 @@ from tui_descent.training.stop_run import StopRun, outcome
 from tui_descent.training.undo.snapshot import HoldsState
 from tui_descent.training.undo.undo_stack import UndoStack
 from tui_descent.training.watch.arguments import listed, steered_optimizers
+from tui_descent.training.watch.fault import Fault
+from tui_descent.training.watch.fault_search import FaultSearch
 from tui_descent.training.watch.layer_list import LayerList
-from tui_descent.training.watch.loss_readback import losses_of
+from tui_descent.training.watch.loss_readback import losses_of, number
 from tui_descent.training.watch.misuse import Misuse
 from tui_descent.training.watch.nan_guard import NanGuard
 from tui_descent.training.watch.optimizer_hooks import OptimizerHooks
@@ -90,7 +94,7 @@ class Watch:
         self.steering = steering = steering or Steering(model, steered_optimizers(optimizer))
         self.progress = progress = Progress(link)
         self.failures = Failures(self._report_failure)
-        self._guard = guard = NanGuard(model, replay.replay_forward if replay is not None else None)
+        self._guard = guard = NanGuard(model)
         losses, stops = losses_of(model), on_fault != "note"
         self._results = results = Results(progress, steering, guard, losses, stops=stops, is_scenario=is_scenario)
         self._order = ForwardOrder(self.failures)
@@ -98,6 +102,9 @@ class Watch:
         undo_stack = None
         if link is not None and link.launch.socket is not None:  # without a socket nobody can ask for an undo
             undo_stack = UndoStack(steering.context, tuple(state), link.launch.undo_budget, is_scenario)
+        self._search = search = FaultSearch(
+            model, self.failures, replay=None if replay is None else replay.replay_forward, muted=steering.muted
+        )
         self.control = Control(
             progress,
             steering,
@@ -108,11 +115,12 @@ class Watch:
             curvature=curvature,
             evaluation=evaluate,
             on_fault=on_fault,
+            explain=search.explain,
             is_scenario=is_scenario,
         )
         same_batch = None if replay is None else SameBatch(model, replay)
         control, failures = self.control, self.failures
-        parts = progress, steering, control, results, layers, guard, sampler, same_batch, self._begin, failures
+        parts = progress, steering, control, results, layers, guard, sampler, search, same_batch, self._begin, failures
         self._hooks = OptimizerHooks(*parts, tuple(listed(optimizer).values()), is_scenario)
         self._misuse = Misuse(model, steering.optimizers, progress)
         self._gave_up = False
@@ -177,7 +185,8 @@ class Watch:
         try:
             if self._first_loss is not None:
                 self._begin()
-            ended_by = self.control.finish(error)
+            fault = self._hooks.take_fault()  # of an update that no `step` followed
+            ended_by = self.control.finish(error, self._with_loss(fault, None) if fault is not None else None)
         except Exception as own_error:
             if self._is_scenario:
                 raise
@@ -195,33 +204,48 @@ class Watch:
         self._order.stop()
         self.steering.close()
 
-    def loss(self, loss: Tensor | float) -> bool:
+    def loss(self, loss: Tensor | float, *, batch: object = None) -> bool:
         """Check the loss before `backward()`, so that a non-finite loss never reaches the weights.
 
-        Returns False if the batch has to be dropped. Raises `StopRun` if the run has to end.
+        Returns False if the batch has to be dropped. `batch` is as in `step`. Raises `StopRun` if the run has to end.
         """
         if self._gave_up:
             return True
         try:
             fault = self._results.check_loss(loss)
-            return fault is None or not self.control.handle_fault(fault)
+            if fault is None or not self.control.reports(fault.step):
+                return True
+            with self._search.offered(loss, batch):
+                return not self.control.handle_fault(fault)
         except StopRun:
             raise
         except Exception as error:  # noqa: BLE001 - nothing of ours may end the user's training
             self._give_up(error)
             return True
 
-    def step(self, loss: Tensor | float) -> bool:
+    def step(self, loss: Tensor | float, *, batch: object = None) -> bool:
         """Record a step, carry out commands and keep the pace. To be called after `optimizer.step()`.
 
         Returns False if no update was made since the last call. The loss then becomes part of the mean loss of the next
         step (gradient accumulation). Raises `StopRun` if the run has to end.
+
+        `batch` is used only if the loss or a gradient is not finite: the batch is run again to name the operation and
+        the layer where the first NaN or infinity arose. It can be
+
+        - the net's input, or a tuple or list that begins with it, as in `(x, y)`: the net is called with `x`;
+        - a dict of keyword arguments of the net;
+        - a function that computes the loss again, as in `lambda: loss_fn(model(x), y)`. Only then can an operation in
+          the loss function be named for certain.
+
+        Random numbers, buffers, gradients and weights are afterwards as they were. With several nets or on a GPU, only
+        a function is run again. The batch is not kept.
         """
         start_s = time.perf_counter()
         progress, hooks = self.progress, self._hooks
         try:
             if progress.fast_steps == 0 or hooks.updates != hooks.per_step:
-                return self._full_step(loss, start_s)
+                with self._search.offered(loss, batch):
+                    return self._full_step(loss, start_s)
             # A fast step is only recorded. A fault that is found here ends the series of fast steps.
             hooks.updates = 0
             progress.fast_steps -= 1
@@ -232,7 +256,8 @@ class Watch:
             self.steering.after_update()
             progress.step += 1
             if not reported:
-                self.control.report_ready()
+                with self._search.offered(loss, batch):
+                    self.control.report_ready()
             ring = progress.ring
             assert ring is not None
             self._timer.add_fast_step(start_s, hooks.fast_s)
@@ -267,6 +292,8 @@ class Watch:
                 return True
             self._begin()
             self._misuse.step(loss, updates, skipped=dropped)
+        if (fault := self._hooks.take_fault()) is not None:
+            control.handle_fault(self._with_loss(fault, loss))
         if not made and not dropped:
             results.accumulate(loss, now_s)
             control.obey()
@@ -288,6 +315,15 @@ class Watch:
         if not has_reading and not self._hooks.measures:
             self._timer.add_step(busy_s)
         return made
+
+    @staticmethod
+    def _with_loss(fault: Fault, loss: Tensor | float | None) -> Fault:
+        """The fault of a gradient, now that the loss of its step is known. If that is not finite, it came first."""
+        try:
+            value = None if loss is None else number(loss)
+        except Exception:  # noqa: BLE001 - what a user passes must not end their training
+            value = None
+        return replace(fault, loss=value, what="gradient" if value is None or math.isfinite(value) else "loss")
 
     def _enter_late(self, loss: Tensor | float) -> None:
         """Begin at the first step, if the run was not entered by `with`. It then ends with the process.
