@@ -17,9 +17,9 @@ LETTER_ENTROPY = 3.24
 ADAPTIVE = frozenset({"adam", "adamw", "rmsprop"})
 # Losses that are never negative and small only if the net predicts well, so that their direction means something.
 KNOWN_LOSSES = frozenset(
-    {"cross_entropy", "nll", "nll_loss", "mse", "l1", "smooth_l1", "huber", "binary_cross_entropy", "bce", "kl_div"}
+    {"cross_entropy", "bce", "bce_with_logits", "mse", "l1", "smooth_l1", "huber", "ctc"}
+    | {"multi_margin", "multilabel_margin", "soft_margin"}
 )
-KNOWN_LOSSES |= {"bce_with_logits", "binary_cross_entropy_with_logits", "multi_margin", "hinge", "ctc"}
 
 
 class RunContext(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,7 +90,7 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
         """With what the graph of a user loop's loss shows."""
         if not self.user_loop:
             return self
-        entropy = seen.loss_function in ("cross_entropy", "nll", "nll_loss")
+        entropy = seen.loss_function == "cross_entropy"
         classes = seen.classes if entropy and seen.classes and seen.classes > 1 else None
         fit = (seen.loss_function or "") in KNOWN_LOSSES and not self.several_optimizers
         return msgspec.structs.replace(self, loss_means_fit=fit, classes=classes)

@@ -13,6 +13,8 @@ def sentence(finding: Finding) -> str:
     """One line for the screen: the finding, then the first piece of advice."""
     if finding.kind == "dynamics":
         text = dynamics.words(finding)
+    elif finding.kind == "wiring":
+        text = wiring.words(finding)
     else:
         text = filled(_SENTENCES.get(finding.finding, finding.finding), finding)
     return f"{text} {advice_words(finding.advice[0])}" if finding.advice else text

@@ -11,7 +11,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ from tui_descent.training.watch.loss_readback import found_inf
 from tui_descent.training.watch.nan_guard import NanGuard
 from tui_descent.training.watch.reading_writer import ReadingPlace
 from tui_descent.training.watch.results import Results
+from tui_descent.training.watch.wiring import Wiring
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
@@ -89,13 +90,14 @@ class OptimizerHooks(ScalerListener):
         failures: Failures | None = None,
         wrapped: tuple[object, ...] = (),
         is_scenario: bool = False,
+        wiring: Wiring | None = None,
     ) -> None:
         self._progress, self._steering, self._control = progress, steering, control
         self._results, self._layers, self._guard, self._sampler = results, layers, guard, sampler
         self._search = search
         self._fault: Fault | None = None  # the first fault of a gradient since the last `take_fault`
         self._replay, self._begin, self._failures = replay, begin, failures or Failures()
-        self._wrapped, self._is_scenario = wrapped, is_scenario
+        self._wrapped, self._is_scenario, self._wiring = wrapped, is_scenario, wiring
         self.per_step = 1  # the number of updates in a fast step: one by each optimizer
         self.updates = 0  # the number of updates since the last `take_updates`
         self.rate = math.nan  # the learning rate of the last update
@@ -118,6 +120,7 @@ class OptimizerHooks(ScalerListener):
         self._next_tiers: Tiers | None = None  # what to measure at the step after it
         self._cost_s = 0.0  # the time that the current reading took so far
         self._last_reading = -1  # the last step whose reading was reported
+        self._has_closure = False  # whether the last update had one
         self._in_scaler: tuple[int, bool] | None = None  # updates and drops before the scaler's step
 
     def attach(self) -> None:
@@ -213,11 +216,18 @@ class OptimizerHooks(ScalerListener):
             self._instruments.attach(signals=self._tiers.signals, slow=self._tiers.slow)
             if self._tiers.signals or self._tiers.slow:
                 self._steering.listen_to_inputs()
+            if self._tiers.slow and self._wiring is not None:
+                self._wiring.attach()
             self._cost_s += time.thread_time() - start_s
 
     @contextmanager
     def muted(self) -> Iterator[None]:
         """A context with the instruments detached, for forward and backward passes that do not belong to the step."""
+        with self._wiring.muted() if self._wiring is not None else nullcontext(), self._muted():
+            yield
+
+    @contextmanager
+    def _muted(self) -> Iterator[None]:
         tiers = self._tiers if self._attached and self._planned == self._progress.step else None
         if tiers is None or self._instruments is None:
             yield
@@ -360,6 +370,7 @@ class OptimizerHooks(ScalerListener):
             self._begin()
             self.plan()
         self._update_guards()
+        self._has_closure = callable(closure)
         if not callable(closure):
             self._before_update(hooked)
             return None
@@ -488,6 +499,8 @@ class OptimizerHooks(ScalerListener):
             self._measure(
                 functools.partial(self._measure_gradient, hooked, preclip, remember=remember, copy_weights=copy_weights)
             )
+        if self._wiring is not None and (self._tiers is not None or self._wiring.looks):
+            self._wiring.before_update(hooked.n, closure=self._has_closure)
         rate = hooked.rate.apply()
         if not hooked.n:
             self.rate = rate
@@ -570,6 +583,9 @@ class OptimizerHooks(ScalerListener):
         progress, sampler = self._progress, self._sampler
         place = ReadingPlace(progress.segment, progress.step, self._layers.structure)
         sample: Deferred[Any] = self._instruments.after_update(measured)
+        if tiers.slow and self._wiring is not None:
+            wiring, pair = self._wiring, combine((sample, self._wiring.read()))
+            sample = Deferred(pair.columns, lambda numbers: wiring.report(place.step, *pair.read(numbers)))
 
         def report(values: Sample | None, rare: dict[str, float]) -> None:
             if values is None:
@@ -578,7 +594,7 @@ class OptimizerHooks(ScalerListener):
             place.write(progress.link, values, rare, cost=sampler.cost)
 
         if tiers.rare and self._replay is not None:
-            both: Deferred[Any] = combine((sample, self._replay.after_update()))
+            both = combine((sample, self._replay.after_update()))
             self._results.add_reading(both, lambda values: report(*values))
         else:
             self._results.add_reading(sample, lambda values: report(values, {}))

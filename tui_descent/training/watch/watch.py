@@ -52,6 +52,7 @@ from tui_descent.training.watch.optimizer_hooks import OptimizerHooks
 from tui_descent.training.watch.rate_report import RateReport
 from tui_descent.training.watch.results import Results
 from tui_descent.training.watch.step_timer import StepTimer
+from tui_descent.training.watch.wiring import Wiring
 
 # A series of fast steps takes at most about this long, even if they are slower than expected.
 MAX_FAST_S = 0.4
@@ -99,6 +100,7 @@ class Watch:
         self._results = results = Results(progress, steering, guard, losses, stops=stops, is_scenario=is_scenario)
         self._order = ForwardOrder(self.failures)
         self._layers = layers = LayerList(model, self._order, progress, steering, guard, self.failures)
+        self._wiring = wiring = Wiring(model, steering, layers, progress, self.failures, is_scenario=is_scenario)
         undo_stack = None
         if link is not None and link.launch.socket is not None:  # without a socket nobody can ask for an undo
             undo_stack = UndoStack(steering.context, tuple(state), link.launch.undo_budget, is_scenario)
@@ -121,13 +123,12 @@ class Watch:
         same_batch = None if replay is None else SameBatch(model, replay)
         control, failures = self.control, self.failures
         parts = progress, steering, control, results, layers, guard, sampler, search, same_batch, self._begin, failures
-        self._hooks = OptimizerHooks(*parts, tuple(listed(optimizer).values()), is_scenario)
-        self._misuse = Misuse(model, steering.optimizers, progress)
-        self._gave_up = False
+        self._hooks = OptimizerHooks(*parts, tuple(listed(optimizer).values()), is_scenario, wiring)
+        self._misuse = Misuse(model, progress)
+        self._gave_up = self._entered = False
         self._rates = RateReport(steering, progress)
         self._timer = StepTimer(sampler, progress, steering)
         self._start_s = self._fast_until_s = time.perf_counter()
-        self._entered = False
         self._first_loss: Tensor | float | None = None  # of a first step that nothing has watched: see `_enter_late`
         steering.attach(self._hooks.follow, self._hooks.muted)
         if curvature is not None:
@@ -159,7 +160,7 @@ class Watch:
             else:
                 # A framework may never leave the run, and a script without `with` cannot.
                 atexit.register(self._end_at_exit, os.getpid())
-                self._misuse.listen()
+                self._wiring.start()
                 with self.failures.guard("the optimizer hooks"):
                     self._hooks.attach()
                 # The order of a user's layers is known only after the first forward pass.
@@ -201,6 +202,7 @@ class Watch:
     def _detach(self) -> None:
         """Remove everything of ours from the user's objects and from torch."""
         self._hooks.detach()
+        self._wiring.stop()
         self._order.stop()
         self.steering.close()
 
@@ -292,6 +294,8 @@ class Watch:
                 return True
             self._begin()
             self._misuse.step(loss, updates, skipped=dropped)
+        in_a_row = 0 if made and not results.deferred else results.skipped_in_a_row + (dropped and not made)
+        self._wiring.step(loss, updates, skipped=dropped, skipped_in_a_row=in_a_row)
         if (fault := self._hooks.take_fault()) is not None:
             control.handle_fault(self._with_loss(fault, loss))
         if not made and not dropped:
@@ -358,7 +362,7 @@ class Watch:
         ready = self._layers.net is not None and hooks.planned and control.idle
         if not ready or hooks.failed or hooks.measures or results.accumulating or steering.clips_gradients:
             return 0
-        if results.deferred and steering.needs_loss:
+        if self._wiring.looks or (results.deferred and steering.needs_loss):
             return 0
         planned = min(control.steps_to_plan, self._sampler.steps_to_reading(self.next_step) - 1)
         return int(max(1, min(self._sampler.next_look, planned))) if planned >= 1 else 0
@@ -387,7 +391,7 @@ class Watch:
         if not self._gave_up:
             self._gave_up = True
             self.failures.add("watching this loop", error)
-            for stop in (self._hooks.detach, self._order.stop, self._misuse.ignore):
+            for stop in (self._hooks.detach, self._order.stop, self._wiring.stop):
                 with contextlib.suppress(Exception):
                     stop()
 
@@ -429,8 +433,6 @@ class Watch:
         with self.failures.guard("the search for blocks and hidden activations"):
             self.steering.finish_observing()
         layers.begin()
-        with self.failures.guard("the check of the optimizer's parameters"):
-            self._misuse.begin(self._guard.layers)
         if link is not None:
             try:
                 progress.create_ring(self.model, layers=layers.max_rows)
