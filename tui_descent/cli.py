@@ -485,6 +485,8 @@ def _print_preset(scenario: Scenario, path: Path) -> None:
     from tui_descent.scenario.claims import claim_text
 
     print(f"{scenario.title}\n{scenario.theme}\n\n{scenario.story.strip()}\n")
+    if scenario.remedy:
+        print(f"remedy: {', or '.join(scenario.remedy)}")
     for claim in scenario.claim:
         at = "" if claim.at is None else f" at step {claim.at}"
         given = f" after {', '.join(claim.given)}" if claim.given else ""
