@@ -63,7 +63,7 @@ class Wiring:
         self._by_loss = None if is_scenario else LossFacts(facts, progress)
         self._by_optimizer = OptimizerFacts(facts, model, steering, layers.order)
         self._looks_left = LOOKS
-        self._stopped = False
+        self._stopped = self._muted = False
         self._measures = False  # whether inputs and outputs are measured at the current step, without a reading
         self._asynchronous = any(is_asynchronous(p.device) for p in model.parameters())
         self._due = False  # whether everything is checked after the current update
@@ -106,13 +106,17 @@ class Wiring:
     @contextmanager
     def muted(self) -> Iterator[None]:
         """A context with the hooks removed, for passes that do not belong to the step."""
-        ends, uncleared = self._ends_attached, self._uncleared
+        if self._muted:
+            yield
+            return
+        ends, uncleared, self._muted = self._ends_attached, self._uncleared, True
         self._ends.detach()
         if uncleared is not None:
             uncleared.detach()
         try:
             yield
         finally:
+            self._muted = False
             if ends and self._ends_attached:
                 self._ends.attach()
             if uncleared is not None and uncleared is self._uncleared and self.looks:
