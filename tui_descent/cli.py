@@ -239,15 +239,17 @@ def _run(args: argparse.Namespace) -> int:
             overrides.append(f'run.pace="{args.pace}"' if args.pace == "max" else f"run.pace={args.pace}")
         plan = tuple((at, knobs.text_of(command)) for at, command in map(knobs.parse_at, args.at))
         name, scenario = presets.find(args.name, overrides=overrides)
-        for at, text in plan:
-            if at >= scenario.run.steps:
-                output.say(f"tui-descent: --at {at}:{text} has no effect: the run has only {scenario.run.steps} steps")
         range_test_at = tuple(_step("--range-test", text) for text in args.range_test)
         budget, every = _watch_options(args)
     except ScenarioError as error:
         return _usage(*str(error).splitlines())
     except ValueError as error:
         return _usage(str(error))
+    steps = scenario.run.steps
+    beyond = [f"--at {at}:{text}" for at, text in plan if at >= steps]
+    beyond += [f"--range-test {at}" for at in range_test_at if at >= steps]
+    for option in beyond:
+        output.say(f"tui-descent: {option} has no effect: the run's steps are 0 to {steps - 1:,}")
     if not args.force and (reason := _memory_refusal(scenario)) is not None:
         return _usage(f"{name} {reason}; make the net or the batches smaller, or use --force")
     headless = _headless(args)
@@ -257,13 +259,13 @@ def _run(args: argparse.Namespace) -> int:
         name=name,
         headless=headless,
         scenario=scenario,
-        plan=plan,
+        plan=tuple(entry for entry in plan if entry[0] < steps),
         pace=attended_pace if not headless or args.pace is not None else None,
         watch_budget=budget,
         watch_every=every,
         curvature=args.curvature,
-        curvature_at=(0, scenario.run.steps) if args.curvature else (),
-        range_test_at=range_test_at,
+        curvature_at=(0, steps) if args.curvature else (),
+        range_test_at=tuple(at for at in range_test_at if at < steps),
         force=args.force,
     )
 

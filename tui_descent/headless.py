@@ -26,6 +26,7 @@ from tui_descent.protocol.events import (
     RunEnded,
     StateChanged,
     Status,
+    StepsCompleted,
 )
 from tui_descent.protocol.exit_status import exit_code
 from tui_descent.protocol.launch import LOG_FILE, Launch
@@ -130,13 +131,18 @@ class Progress:
         self._drawn_s = 0.0
         self._width = 0
         self._silent = False
-        self._begun_s = time.monotonic()
+        self._first_step_s: float | None = None
+        self._last_step_s = 0.0
 
     def __call__(self, event: AnyEvent) -> None:
         """Print an event, or update the progress line."""
         self._history.apply(event)
         self._silent = self._silent and bool(self._history.state.silent_s)
         match event:
+            case StepsCompleted():
+                self._first_step_s = event.times_s[0] if self._first_step_s is None else self._first_step_s
+                self._last_step_s = event.times_s[-1]
+                self._line(self._text())
             case RunEnded():
                 self._clear()
                 self._summary(event)
@@ -197,8 +203,7 @@ class Progress:
         h = self._history
         name = h.started.name if h.started else "run"
         width = _width()
-        seconds = time.monotonic() - self._begun_s
-        facts = [f"{name}: {ended.status}", f"{ended.step:,} steps in {seconds:.1f} s"]
+        facts = [f"{name}: {ended.status}", f"{ended.step:,} step{'s' * (ended.step != 1)}{self._seconds()}"]
         if ended.loss is not None:
             facts.append(f"loss {ended.loss:.6g}")
         if ended.accuracy is not None:
@@ -213,6 +218,11 @@ class Progress:
         print(escape_controls(" · ".join(facts)))
         if ended.reason:
             print(f"  {escape_controls(ended.reason)}")
+
+    def _seconds(self) -> str:
+        """The time from the first step to the last, as in ` in 2.1 s`. The start of torch is not part of it."""
+        seconds = self._last_step_s - (self._first_step_s or 0.0)
+        return f" in {seconds:.{1 if seconds >= 1 else 3}f} s" if seconds > 0 else ""
 
 
 def _width() -> int:

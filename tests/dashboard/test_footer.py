@@ -76,6 +76,11 @@ def test_a_held_run_keeps_its_advice_at_every_width(width: int, back: str) -> No
     assert row.endswith(f"{back.removeprefix('; ')} · space: resume · q: quit".removeprefix(" · "))
     assert row.startswith(" held  loss is nan") or width < 80
     assert ("before the update" in row) == (width >= len(f" held  {reason} · space: resume · q: quit"))
+    if "…" in row:
+        kept = row.removeprefix(" held  ").partition("…")[0]
+        assert reason.startswith(kept)
+        assert reason[len(kept)] in " ,;", "a sentence is cut between words"
+        assert not kept.endswith(" before the"), "or before a clause, if most of it is kept"
     assert len(row) <= width
 
 

@@ -207,6 +207,7 @@ HANDLERS: dict[str, Handler] = {
     "show_view": lambda screen, binding, key: screen.show_view(list(VIEWS)[binding.keys.index(key)]),
     "toggle_log": lambda screen, binding, key: screen.toggle_log(),
     "toggle_recent": lambda screen, binding, key: screen.toggle_recent(),
+    "toggle_events": lambda screen, binding, key: screen.toggle_events(),
     "toggle_ghosts": lambda screen, binding, key: screen.toggle_ghosts(),
     "focus_next_panel": lambda screen, binding, key: screen.focus_next_panel(),
     "zoom": lambda screen, binding, key: screen.zoom(),

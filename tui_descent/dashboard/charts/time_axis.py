@@ -12,7 +12,7 @@ from rich.segment import Segment
 
 from tui_descent.dashboard import colours
 from tui_descent.dashboard.text.layer_names import layer_labels
-from tui_descent.dashboard.text.numbers import axis_step
+from tui_descent.dashboard.text.numbers import axis_step, shown_value
 from tui_descent.dashboard.view import View
 from tui_descent.protocol.events import KnobTurned, Marked
 from tui_descent.scenario.knobs import NEUTRAL_KNOBS
@@ -95,7 +95,7 @@ def marks(view: View, time_axis: TimeAxis) -> list[tuple[int, str]]:
         if isinstance(event, Marked):
             found.append((column, event.text))
         elif event.knob not in NEUTRAL_KNOBS:
-            found.append((column, f"{event.knob} {event.new}"))
+            found.append((column, f"{event.knob} {shown_value(event.knob, event.new)}"))
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from tui_descent.dashboard import colours
-from tui_descent.dashboard.panels.events import describe_change
+from tui_descent.dashboard.panels.event_lines import describe_change
 from tui_descent.dashboard.text.layer_names import block_of, layer_labels
 from tui_descent.dashboard.text.line import Line
 from tui_descent.dashboard.text.numbers import plural, scientific, short, with_commas

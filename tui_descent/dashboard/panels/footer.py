@@ -16,6 +16,8 @@ from tui_descent.dashboard.view import View
 ADVICE = (" Try ", " Press ", "; u goes back ", " · u: ", " · space: ", "; space goes on", ". space tries", " · q: ")
 # A sentence is left out if fewer than this many cells of it would be shown.
 MIN_CELLS = 12
+# A sentence is cut before a clause if this share of its room is used nevertheless, else before a word.
+CLAUSES_SHARE = 0.4
 
 
 class FooterPanel(Panel, can_focus=False):
@@ -39,4 +41,14 @@ def _keep_advice(text: str, width: int) -> str:
     room = width - cell_len(advice) - 1
     if room < MIN_CELLS:
         return advice.lstrip(" ;·.")
-    return f"{set_cell_size(sentence, room).rstrip(' .,:;')}…{advice}"
+    return f"{_whole_words(sentence, room)}…{advice}"
+
+
+def _whole_words(sentence: str, room: int) -> str:
+    """The clauses of the sentence that fit into `room` cells, or the words, if clauses alone would be little."""
+    part = set_cell_size(sentence, room)
+    if sentence[len(part) :][:1] not in ("", " "):
+        words, _, rest = part.rpartition(" ")
+        part = words if 2 * cell_len(rest) < room else part
+    clauses = part.rpartition(", ")[0]
+    return (clauses if cell_len(clauses) > CLAUSES_SHARE * room else part).rstrip(" .,:;")

@@ -17,11 +17,15 @@ MAX_LINES = 8
 class TrainerLogPanel(Panel, can_focus=False):
     """The last lines that the trainer printed."""
 
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._shown = 0
+
     def show(self, view: View) -> bool:
         """Show the panel if there are lines to show; hide it otherwise."""
-        tail = _tail(view)
-        if bool(tail) != self.display:
-            self.display = bool(tail)
+        tail = _tail(view, self.screen.size.width - 2)
+        if bool(tail) != self.display or len(tail) != self._shown:
+            self.display, self._shown = bool(tail), len(tail)
             self.styles.height = len(tail) + 2
         return super().show(view)
 
@@ -30,12 +34,14 @@ class TrainerLogPanel(Panel, can_focus=False):
         return "Last lines of the trainer's log", ""
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
-        return [Line().add(text, colours.TEXT).to_strip(width) for text in _tail(view)[-height:]]
+        return [Line().add(text, colours.TEXT).to_strip(width) for text in _tail(view, width)[-height:]]
 
 
-def _tail(view: View) -> list[str]:
+def _tail(view: View, width: int) -> list[str]:
+    """The last lines, then the log's path, which may take several rows so that it can be copied."""
     ended = view.history.ended
     if ended is None or not (ended.status in ("lost", "failed") or script_failed_after_run(ended)):
         return []
     lines = [safe(line) for line in ended.log_tail[-MAX_LINES:]]
-    return [*lines, f"full log: {safe(ended.log_path)}"] if ended.log_path else lines
+    path = f"full log: {safe(ended.log_path)}" if ended.log_path and lines else ""
+    return [*lines, *(path[n : n + width] for n in range(0, len(path), max(1, width)))]

@@ -264,6 +264,10 @@ class RunScreen(Screen[None]):
         """Show or hide the loss curves of undone steps."""
         self.view = replace(self.view, ghosts=not self.view.ghosts)
 
+    def toggle_events(self) -> None:
+        """Show all events, or only changes, findings and errors."""
+        self.view = replace(self.view, all_events=not self.view.all_events)
+
     def show_view(self, view: str) -> None:
         """Switch to one of `VIEWS`. If it has a panel that scrolls, that panel gets the focus."""
         self._unzoom()

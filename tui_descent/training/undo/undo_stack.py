@@ -165,7 +165,7 @@ class UndoStack:
         last = self._done[-1] if self._done else None
         good = self.last_good() if broken else None
         if good is not None and (last is None or (good is not last.before and good.step >= last.step)):
-            return self._rewind_to(good, "the steps since the last good snapshot", back=True)
+            return self._rewind_to(good, f"the steps since step {good.step:,}", back=True)
         if last is None:
             raise ValueError("nothing to undo: no intervention is in effect")
         if last.before is None:
