@@ -1,4 +1,4 @@
-"""Options of `tui-descent run` that would have no effect."""
+"""Options of `tui-descent run` that would have no effect, and a preset's file for a scenario of one's own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from tui_descent import cli, headless
 from tui_descent.protocol.launch import Launch
+from tui_descent.scenario import presets
 
 
 @pytest.fixture
@@ -48,3 +49,18 @@ def test_steps_within_a_longer_run_cause_no_message(launched: list[Launch], caps
     )
     assert capsys.readouterr().err == ""
     assert (launched[0].plan, launched[0].range_test_at) == (((5999, "lr=1"),), (5999,))
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_a_presets_toml_is_a_file_that_check_accepts(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["presets", name, "--toml"]) == 0
+    mine = tmp_path / "mine.toml"
+    mine.write_text(capsys.readouterr().out, encoding="utf-8")
+    assert cli.main(["check", str(mine)]) == 0
+
+
+def test_toml_needs_a_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["presets", "--toml"]) == 2
+    assert "--toml needs the name of a preset" in capsys.readouterr().err

@@ -168,10 +168,14 @@ def _add_presets(commands: Any) -> None:
         "presets",
         help="list the presets, or show one with its story, claims and TOML",
         description="List the presets, or show one with its story, claims and TOML.\n\n"
-        "  tui-descent presets\n  tui-descent presets vanishing\n  tui-descent presets vanishing --verify --seeds 3",
+        "  tui-descent presets\n  tui-descent presets vanishing\n  tui-descent presets vanishing --toml > my-run.toml\n"
+        "  tui-descent presets vanishing --verify --seeds 3",
         epilog=f"metrics for claims:\n{metrics}",
     )
     presets.add_argument("name", nargs="?", metavar="NAME")
+    presets.add_argument(
+        "--toml", action="store_true", help="print only the file of this preset, to be edited into a scenario file"
+    )
     presets.add_argument("--verify", action="store_true", help="check the claims of this preset, or of all presets")
     presets.add_argument(
         "--seeds", metavar="N", help="number of seeds to check the claims with (default 1)", default="1"
@@ -432,7 +436,10 @@ def _presets(args: argparse.Namespace) -> int:
                 return _usage(f"--seeds {args.seeds[:40]}: allowed: a whole number ≥ 1")
             return verify([args.name] if args.name else presets.names(), seeds=seeds)
         if args.name is None:
-            return _print_presets()
+            return _usage("--toml needs the name of a preset") if args.toml else _print_presets()
+        if args.toml:
+            print(presets.path_of(args.name).read_text(encoding="utf-8"), end="")
+            return 0
         _, scenario = presets.find(args.name)
         _print_preset(scenario, presets.path_of(args.name))
     except ScenarioError as error:

@@ -212,7 +212,7 @@ def test_the_answer_to_undo_names_what_was_undone_and_the_new_step(width: int, w
     by_value = msgspec.structs.replace(done, what="undone: lr 1 → 2; only the value was restored: no room", segment=0)
     look = replace(view(EARLIER[:4]), exchange=Exchange(command=Undo(), reply=by_value))
     answer = FooterPanel().draw(look, 120, 3)[1].text.rstrip()
-    assert answer == " done  undone: lr 1 → 2; only the value was restored: no room at step 40"
+    assert answer == " done at step 40  undone: lr 1 → 2; only the value was restored: no room"
 
 
 @pytest.mark.parametrize(("used", "shown"), [(0, ""), (12, ""), (120, "undo snapshots 120 MB of 256 MB")])

@@ -121,7 +121,7 @@ class DescentApp(App[int]):
             self.bridge.send(Stop(kill=True))
             self._stop_deadline_s = self._loop_time() + STOP_TIMEOUT_S
         else:
-            self.push_screen(LeaveDialog(), self._leave_answered)
+            self.push_screen(LeaveDialog(script=self._is_script), self._leave_answered)
 
     def _leave_answered(self, stop: bool | None) -> None:
         if not stop:

@@ -50,5 +50,5 @@ def _whole_words(sentence: str, room: int) -> str:
     if sentence[len(part) :][:1] not in ("", " "):
         words, _, rest = part.rpartition(" ")
         part = words if 2 * cell_len(rest) < room else part
-    clauses = part.rpartition(", ")[0]
+    clauses = max((part.rpartition(sign)[0] for sign in (", ", " · ")), key=len)
     return (clauses if cell_len(clauses) > CLAUSES_SHARE * room else part).rstrip(" .,:;")
