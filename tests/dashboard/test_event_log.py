@@ -41,17 +41,17 @@ FOUND = Diagnosed(segment=0, step=60, finding="plateau", sure=0.9, sentence="Los
 
 def test_evaluations_in_a_row_are_one_line() -> None:
     losses = [0.41 - 0.0036 * n for n in range(26)]
-    assert sentences(evaluated(*losses)) == ["1,300 held-out loss 0.4100 → 0.3200, accuracy 92.5%, ×26"]
-    assert sentences(evaluated(0.41)) == ["50 held-out loss 0.4100, accuracy 90.0%"]
+    assert sentences(evaluated(*losses)) == ["1,300 held-out loss 0.41 → 0.32, accuracy 92.5%, ×26"]
+    assert sentences(evaluated(0.41)) == ["50 held-out loss 0.41, accuracy 90.0%"]
 
 
 def test_everything_between_evaluations_stays_visible_and_splits_their_line() -> None:
     turn = turned(160, "0.1", "0.01", knob="lr")
     log: list[LogEntry] = [*evaluated(2.0, 1.5, 1.0), turn, *evaluated(0.9, 0.8, first=200), FOUND]
     assert sentences(log) == [
-        "150 held-out loss 2.000 → 1.000, accuracy 90.2%, ×3",
+        "150 held-out loss 2 → 1, accuracy 90.2%, ×3",
         "160 lr 0.1 → 0.01",
-        "250 held-out loss 0.9000 → 0.8000, accuracy 90.1%, ×2",
+        "250 held-out loss 0.9 → 0.8, accuracy 90.1%, ×2",
         "60 plateau: Loss stuck.",
     ]
 
@@ -101,7 +101,7 @@ async def test_e_leaves_out_evaluations_and_says_so_in_the_title() -> None:
     events: list[AnyEvent] = [started(), steps(0, [2.0] * 101), *evaluated(2.0, 1.9)]
     async with open_dashboard((80, 24), [*events, FOUND]) as dashboard:
         await dashboard.press("3")
-        await dashboard.shows("all E", "held-out loss 2.000 → 1.900", "plateau: Loss stuck.")
+        await dashboard.shows("all E", "held-out loss 2 → 1.9", "plateau: Loss stuck.")
         await dashboard.press("E")
         await dashboard.shows("changes, findings, errors E", "plateau: Loss stuck.")
         assert "held-out" not in dashboard.text()

@@ -30,7 +30,7 @@ DEFINITIONS: dict[str, tuple[str, str, str]] = {
     "update_norm": ("‖ΔW‖", "weight", "L2 norm of the step's update"),
     "update_ratio": ("‖ΔW‖/‖W‖", "none", "of a weight matrix; usual: 1e-4 to 1e-2"),
     "backprop_factor": ("‖∂L/∂h‖ in/out", "none", "chain-rule factor; healthy near 1"),
-    "grad_cosine": ("cos(g, prev g)", "none", "0: noisy, +1: too slow, -1: oscillating"),
+    "grad_cosine": ("cos(g, prev g)", "none", "0: noise, +1: same direction, -1: oscillating"),
     "dead_fraction": ("dead", "share", "units with slope 0 on every sample (of 256 or more)"),
     "saturated_fraction": ("saturated", "share", "outputs with slope < 1/10 of the largest"),
     "activation_mean": ("mean a", "activation", "mean of the activation's outputs"),

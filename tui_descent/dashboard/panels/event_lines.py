@@ -89,9 +89,9 @@ def is_important(fact: LogEntry) -> bool:
 def describe_evaluations(evaluated: list[Evaluated]) -> str:
     """The first and the last loss of evaluations without another event between them, and the last accuracy."""
     first, last = evaluated[0], evaluated[-1]
-    before = f"{short(first.loss)} → " if len(evaluated) > 1 else ""
+    before = f"{first.loss:.3g} → " if len(evaluated) > 1 else ""
     accuracy = f", accuracy {last.accuracy:.1%}" if last.accuracy is not None else ""
-    return f"held-out loss {before}{short(last.loss)}{accuracy}"
+    return f"held-out loss {before}{last.loss:.3g}{accuracy}"
 
 
 def describe(fact: LogEntry) -> tuple[str, Style]:
