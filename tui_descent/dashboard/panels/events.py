@@ -43,6 +43,12 @@ class EventsPanel(Panel):
         shown = "all" if view.all_events else "changes, findings, errors"
         return f"Events  [dim]{where}  what[/dim]  {shown} [bold $primary]E[/]", "newest at the bottom"
 
+    def depends_on(self, view: View) -> object:
+        """The log, which grows much less often than the run makes steps."""
+        history = view.history
+        newest = history.log[-1] if history.log else None
+        return history, len(history.log), newest, history.ended, history.segment, view.all_events
+
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
         log, ended = view.history.log, view.history.ended
         with_segment = view.history.segment > 0
