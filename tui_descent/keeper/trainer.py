@@ -92,7 +92,7 @@ _TERMINAL_MODULE = "tui_descent.keeper.script_terminal"
 
 
 # torch warns when it finds no NumPy. Nothing here needs it, and the warning would begin the log of a lost trainer.
-_NO_NUMPY_WARNING = "-Wignore:Failed to initialize NumPy:UserWarning"
+NO_NUMPY_WARNING = "-Wignore:Failed to initialize NumPy:UserWarning"
 
 
 class Trainer:
@@ -126,7 +126,7 @@ class Trainer:
                 return cls(ours, file, script=script)
             # In its own session it does not receive the terminal's ctrl+c. The keeper handles that and sends a Stop.
             process = subprocess.Popen(
-                module_command("tui_descent.training.process", launch.folder, python_options=(_NO_NUMPY_WARNING,)),
+                module_command("tui_descent.training.process", launch.folder, python_options=(NO_NUMPY_WARNING,)),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
