@@ -31,6 +31,7 @@ from tui_descent.protocol.events import (
 from tui_descent.protocol.exit_status import exit_code
 from tui_descent.protocol.launch import LOG_FILE, Launch
 from tui_descent.protocol.run_lock import keep_folder
+from tui_descent.scenario.knobs import shown_value
 from tui_descent.scenario.validate import escape_controls
 from tui_descent.telemetry.history import History
 from tui_descent.telemetry.jsonl import JsonLines
@@ -153,7 +154,8 @@ class Progress:
                 self._say(f"step {self._history.steps}: no word from the trainer for {event.silent_s} s")
             case KnobTurned():
                 way = f", {event.way}" if event.way else ""
-                self._say(f"step {event.step}: {event.knob} {event.old} → {event.new}{way}")
+                old, new = (shown_value(event.knob, value) for value in (event.old, event.new))
+                self._say(f"step {event.step}: {event.knob} {old} → {new}{way}")
             case CommandRejected():
                 self._say(f"step {event.step}: {event.knob or 'command'} rejected: {event.reason}")
             case Rewound():

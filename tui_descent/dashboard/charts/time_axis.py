@@ -12,10 +12,10 @@ from rich.segment import Segment
 
 from tui_descent.dashboard import colours
 from tui_descent.dashboard.text.layer_names import layer_labels
-from tui_descent.dashboard.text.numbers import axis_step, shown_value
+from tui_descent.dashboard.text.numbers import axis_step
 from tui_descent.dashboard.view import View
 from tui_descent.protocol.events import KnobTurned, Marked
-from tui_descent.scenario.knobs import NEUTRAL_KNOBS
+from tui_descent.scenario.knobs import NEUTRAL_KNOBS, shown_value
 from tui_descent.telemetry.gradient_history import GradientHistory
 from tui_descent.telemetry.history import History
 from tui_descent.telemetry.pyramid import Pyramid

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from rich.style import Style
 
 from tui_descent.dashboard import colours
-from tui_descent.dashboard.text.numbers import plural, short, shown_value, with_commas
+from tui_descent.dashboard.text.numbers import plural, short, with_commas
 from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.protocol.events import (
     CommandRejected,
@@ -24,6 +24,7 @@ from tui_descent.protocol.events import (
     StateChanged,
     StepsMissed,
 )
+from tui_descent.scenario.knobs import shown_value
 from tui_descent.telemetry.log import LogEntry
 
 # A message is counted instead of repeated if it is among so many last lines, with no intervention since.

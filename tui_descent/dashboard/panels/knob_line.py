@@ -14,10 +14,10 @@ from tui_descent.dashboard import colours
 from tui_descent.dashboard.bridge import STOPPED_STATES
 from tui_descent.dashboard.text.layer_names import block_of
 from tui_descent.dashboard.text.line import Line
-from tui_descent.dashboard.text.numbers import shown_value
 from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.dashboard.view import View
 from tui_descent.scenario.keys import KEYS, FooterEntry
+from tui_descent.scenario.knobs import shown_value
 from tui_descent.scenario.optimizers import OWN_RATE, all_rates_text
 
 Parts = list[tuple[str, Style]]

@@ -85,13 +85,3 @@ def per_second(steps_per_s: float) -> str:
     if steps_per_s >= 99.5 or steps_per_s == 0:
         return f"{steps_per_s:,.0f}"
     return f"{steps_per_s:.0f}" if steps_per_s >= 10 else f"{steps_per_s:.1f}"
-
-
-def shown_value(knob: str, value: str) -> str:
-    """A knob's value for the screen. A learning rate has at most four digits: `0.1953`."""
-    if knob != "lr":
-        return value
-    try:
-        return f"{float(value):.4g}"
-    except ValueError:
-        return value
