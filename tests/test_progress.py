@@ -9,7 +9,7 @@ import pytest
 from factories import started
 
 from tui_descent import headless
-from tui_descent.protocol.events import AnyEvent, MetricLogged, Noted, StateChanged, StepsCompleted
+from tui_descent.protocol.events import AnyEvent, MetricLogged, Noted, RunEnded, StateChanged, StepsCompleted
 from tui_descent.telemetry.jsonl import JsonLines
 
 
@@ -42,6 +42,20 @@ def test_the_loss_of_the_first_step_is_shown_whatever_it_is(
     progress(started(scenario=None, steps=60))
     progress(steps(loss))
     assert capsys.readouterr().err.splitlines()[-1] == f"step 1/60  {shown}"
+
+
+def test_the_summary_counts_from_the_first_step_to_the_last(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = headless.Progress()
+    for event in (StateChanged(state="importing torch"), started(steps=3), steps(2.0)):
+        progress(event)
+    progress(StepsCompleted(segment=0, first=1, losses=[1.0, 0.5], lrs=[0.1] * 2, times_s=[0.5, 2.25], skipped=[]))
+    progress(RunEnded(status="finished", step=3))
+    assert capsys.readouterr().out.splitlines()[-1] == "vanishing: finished · 3 steps in 2.2 s"
+
+
+def test_the_summary_of_a_run_without_steps_has_no_time(capsys: pytest.CaptureFixture[str]) -> None:
+    headless.Progress()(RunEnded(status="failed", step=0, reason="cuda is not available"))
+    assert capsys.readouterr().out.splitlines() == ["run: failed · 0 steps", "  cuda is not available"]
 
 
 TEXTS = ("a\x1b[2Jb", "\x9b2J", "\x7f\x00\r\n", "\u202eabc", "\udcff", "\U000e0001", "plain")

@@ -180,10 +180,14 @@ def _add_presets(commands: Any) -> None:
         "presets",
         help="list the presets, or show one with its story, claims and TOML",
         description="List the presets, or show one with its story, claims and TOML.\n\n"
-        "  tui-descent presets\n  tui-descent presets vanishing\n  tui-descent presets vanishing --verify --seeds 3",
+        "  tui-descent presets\n  tui-descent presets vanishing\n  tui-descent presets vanishing --toml > my-run.toml\n"
+        "  tui-descent presets vanishing --verify --seeds 3",
         epilog=f"metrics for claims:\n{metrics}",
     )
     presets.add_argument("name", nargs="?", metavar="NAME")
+    presets.add_argument(
+        "--toml", action="store_true", help="print only the file of this preset, to be edited into a scenario file"
+    )
     presets.add_argument("--verify", action="store_true", help="check the claims of this preset, or of all presets")
     presets.add_argument(
         "--seeds", metavar="N", help="number of seeds to check the claims with (default 1)", default="1"
@@ -251,15 +255,17 @@ def _run(args: argparse.Namespace) -> int:
             overrides.append(f'run.pace="{args.pace}"' if args.pace == "max" else f"run.pace={args.pace}")
         plan = tuple((at, knobs.text_of(command)) for at, command in map(knobs.parse_at, args.at))
         name, scenario = presets.find(args.name, overrides=overrides)
-        for at, text in plan:
-            if at >= scenario.run.steps:
-                output.say(f"tui-descent: --at {at}:{text} has no effect: the run has only {scenario.run.steps} steps")
         range_test_at = tuple(_step("--range-test", text) for text in args.range_test)
         budget, every = _watch_options(args)
     except ScenarioError as error:
         return _usage(*str(error).splitlines())
     except ValueError as error:
         return _usage(str(error))
+    steps = scenario.run.steps
+    beyond = [f"--at {at}:{text}" for at, text in plan if at >= steps]
+    beyond += [f"--range-test {at}" for at in range_test_at if at >= steps]
+    for option in beyond:
+        output.say(f"tui-descent: {option} has no effect: the run's steps are 0 to {steps - 1:,}")
     if not args.force and (reason := _memory_refusal(scenario)) is not None:
         return _usage(f"{name} {reason}; make the net or the batches smaller, or use --force")
     headless = _headless(args)
@@ -269,13 +275,13 @@ def _run(args: argparse.Namespace) -> int:
         name=name,
         headless=headless,
         scenario=scenario,
-        plan=plan,
+        plan=tuple(entry for entry in plan if entry[0] < steps),
         pace=attended_pace if not headless or args.pace is not None else None,
         watch_budget=budget,
         watch_every=every,
         curvature=args.curvature,
-        curvature_at=(0, scenario.run.steps) if args.curvature else (),
-        range_test_at=range_test_at,
+        curvature_at=(0, steps) if args.curvature else (),
+        range_test_at=tuple(at for at in range_test_at if at < steps),
         force=args.force,
     )
 
@@ -464,7 +470,10 @@ def _presets(args: argparse.Namespace) -> int:
                 return _usage(f"--seeds {args.seeds[:40]}: allowed: a whole number ≥ 1")
             return verify([args.name] if args.name else presets.names(), seeds=seeds)
         if args.name is None:
-            return _print_presets()
+            return _usage("--toml needs the name of a preset") if args.toml else _print_presets()
+        if args.toml:
+            print(presets.path_of(args.name).read_text(encoding="utf-8"), end="")
+            return 0
         _, scenario = presets.find(args.name)
         _print_preset(scenario, presets.path_of(args.name))
     except ScenarioError as error:

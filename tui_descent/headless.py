@@ -26,10 +26,12 @@ from tui_descent.protocol.events import (
     RunEnded,
     StateChanged,
     Status,
+    StepsCompleted,
 )
 from tui_descent.protocol.exit_status import exit_code
 from tui_descent.protocol.launch import LOG_FILE, Launch
 from tui_descent.protocol.run_lock import keep_folder
+from tui_descent.scenario.knobs import shown_value
 from tui_descent.scenario.validate import escape_controls
 from tui_descent.telemetry.history import History
 from tui_descent.telemetry.jsonl import JsonLines
@@ -130,13 +132,18 @@ class Progress:
         self._drawn_s = 0.0
         self._width = 0
         self._silent = False
-        self._begun_s = time.monotonic()
+        self._first_step_s: float | None = None
+        self._last_step_s = 0.0
 
     def __call__(self, event: AnyEvent) -> None:
         """Print an event, or update the progress line."""
         self._history.apply(event)
         self._silent = self._silent and bool(self._history.state.silent_s)
         match event:
+            case StepsCompleted():
+                self._first_step_s = event.times_s[0] if self._first_step_s is None else self._first_step_s
+                self._last_step_s = event.times_s[-1]
+                self._line(self._text())
             case RunEnded():
                 self._clear()
                 self._summary(event)
@@ -147,7 +154,8 @@ class Progress:
                 self._say(f"step {self._history.steps}: no word from the trainer for {event.silent_s} s")
             case KnobTurned():
                 way = f", {event.way}" if event.way else ""
-                self._say(f"step {event.step}: {event.knob} {event.old} → {event.new}{way}")
+                old, new = (shown_value(event.knob, value) for value in (event.old, event.new))
+                self._say(f"step {event.step}: {event.knob} {old} → {new}{way}")
             case CommandRejected():
                 self._say(f"step {event.step}: {event.knob or 'command'} rejected: {event.reason}")
             case Rewound():
@@ -197,8 +205,7 @@ class Progress:
         h = self._history
         name = h.started.name if h.started else "run"
         width = _width()
-        seconds = time.monotonic() - self._begun_s
-        facts = [f"{name}: {ended.status}", f"{ended.step:,} steps in {seconds:.1f} s"]
+        facts = [f"{name}: {ended.status}", f"{ended.step:,} step{'s' * (ended.step != 1)}{self._seconds()}"]
         if ended.loss is not None:
             facts.append(f"loss {ended.loss:.6g}")
         if ended.accuracy is not None:
@@ -213,6 +220,11 @@ class Progress:
         print(escape_controls(" · ".join(facts)))
         if ended.reason:
             print(f"  {escape_controls(ended.reason)}")
+
+    def _seconds(self) -> str:
+        """The time from the first step to the last, as in ` in 2.1 s`. The start of torch is not part of it."""
+        seconds = self._last_step_s - (self._first_step_s or 0.0)
+        return f" in {seconds:.{1 if seconds >= 1 else 3}f} s" if seconds > 0 else ""
 
 
 def _width() -> int:

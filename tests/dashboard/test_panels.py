@@ -150,13 +150,13 @@ def test_a_log_scale_only_widens_and_ignores_the_floor() -> None:
 
 
 def test_unhealthy_updates_are_marked_besides_their_colour() -> None:
-    events = [started(2), reading(0, 1.0, 2, top=2e-4)]
-    good = [s.text.rstrip() for s in UpdatesPanel().draw(view(events), 50, 4)]
-    assert all(
-        not line.endswith("!")
-        for line in [s.text for s in UpdatesPanel().draw(view([started(2), reading(0, 1.0, 2, top=2e-2)]), 50, 4)]
-    )
-    assert all(line.endswith("!") for line in good)
+    def marked(fall: float, top: float) -> list[bool]:
+        rows = UpdatesPanel().draw(view([started(2), reading(0, fall, 2, top=top)]), 50, 4)
+        return [row.text.endswith("!") for row in rows]
+
+    assert marked(1.0, 2e-2) == [False] * 4
+    assert marked(1e-3, 2e-2) == [False, False, True, True], "the lower layers hardly move"
+    assert marked(1.0, 20.0) == [True] * 4, "the updates are larger than the weights"
 
 
 def test_layer_labels_drop_common_parts_then_cut_the_middle() -> None:

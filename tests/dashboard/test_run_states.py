@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 from driver import open_dashboard, text_of, wait_until
 from factories import reading, started, steps, vanishing
@@ -354,3 +355,16 @@ async def test_panels_with_a_redraw_interval_catch_up() -> None:
         await dashboard.shows("gradient flows", "blocks.0 gets 0.14×")
         await dashboard.shows(f"inlet     {2e-2 * 0.9**21:11.1e}"[-7:])
         await dashboard.drawn()
+
+
+async def test_the_whole_path_of_the_log_is_shown_and_no_panel_for_an_empty_log() -> None:
+    path = f"/home/somebody/{'a-long-folder-name/' * 6}run.log"
+    ended = RunEnded(status="failed", step=60, reason="KeyError: 'x'", log_tail=("KeyError: 'x'",), log_path=path)
+    async with open_dashboard((80, 24), [*EARLIER, ended]) as dashboard:
+        await dashboard.shows("Last lines of the trainer's log", "full log: /home/somebody/")
+        rows = [row.strip("│ ") for row in dashboard.text().splitlines() if row.startswith("│")]
+        assert f"full log: {path}" in "".join(rows)
+    empty = msgspec.structs.replace(ended, log_tail=())
+    async with open_dashboard((80, 24), [*EARLIER, empty]) as dashboard:
+        await dashboard.shows("KeyError: 'x'", "Gradient flow")
+        assert "Last lines" not in dashboard.text()

@@ -15,7 +15,8 @@ from tui_descent.dashboard import colours
 from tui_descent.dashboard.bridge import Exchange
 from tui_descent.dashboard.charts.axis import Axis
 from tui_descent.dashboard.charts.time_axis import TimeAxis, gutter
-from tui_descent.dashboard.panels.events import EventsPanel, describe
+from tui_descent.dashboard.panels.event_lines import describe
+from tui_descent.dashboard.panels.events import EventsPanel
 from tui_descent.dashboard.panels.footer import FooterPanel
 from tui_descent.dashboard.panels.gradients import GradientsPanel
 from tui_descent.dashboard.panels.heatmap import HeatmapPanel
@@ -211,13 +212,15 @@ def test_the_answer_to_undo_names_what_was_undone_and_the_new_step(width: int, w
     by_value = msgspec.structs.replace(done, what="undone: lr 1 → 2; only the value was restored: no room", segment=0)
     look = replace(view(EARLIER[:4]), exchange=Exchange(command=Undo(), reply=by_value))
     answer = FooterPanel().draw(look, 120, 3)[1].text.rstrip()
-    assert answer == " done  undone: lr 1 → 2; only the value was restored: no room at step 40"
+    assert answer == " done at step 40  undone: lr 1 → 2; only the value was restored: no room"
 
 
-def test_the_status_line_shows_the_undo_memory() -> None:
-    taken = SnapshotTaken(segment=0, step=0, reason="", used_bytes=12_000_000, budget_bytes=256_000_000)
+@pytest.mark.parametrize(("used", "shown"), [(0, ""), (12, ""), (120, "undo snapshots 120 MB of 256 MB")])
+def test_the_status_line_shows_the_undo_memory_once_it_may_run_out(used: int, shown: str) -> None:
+    taken = SnapshotTaken(segment=0, step=0, reason="", used_bytes=used * 10**6, budget_bytes=256_000_000)
     (line,) = StatusPanel().draw(view([*EARLIER, taken]), 200, 1)
-    assert "undo 12/256 MB " in line.text
+    assert shown in line.text
+    assert ("undo" in line.text) is bool(shown)
 
 
 @pytest.mark.parametrize(("key", "command"), [("u", Undo()), ("U", Redo())])

@@ -56,7 +56,7 @@ def test_a_thousand_keys_in_one_write_take_effect_within_two_seconds(terminal: T
     after = before / 1.25**10
     begun_s = time.monotonic()
     terminal.child.send("-+" * 495 + "-" * 10)
-    terminal.wait(lambda text: rate(text) == pytest.approx(after, rel=1e-5), within=20)
+    terminal.wait(lambda text: rate(text) == float(f"{after:.4g}"), within=20)
     took_s = time.monotonic() - begun_s
     viewer.until(lambda m: isinstance(m, KnobTurned) and float(m.new) == pytest.approx(after, rel=1e-5))
     turns = viewer.events(KnobTurned)

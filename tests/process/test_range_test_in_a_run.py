@@ -46,7 +46,7 @@ def test_a_range_test_does_not_change_the_run_and_every_viewer_gets_the_result(h
         told = [e.reason for e in a.events(StateChanged) if e.state == "testing"]
         assert told[0] == "batches 0/100"
         assert found.suggestion is not None
-        assert done.what == f"range test: {found.suggestion:.2g} suggested; press f to see it"
+        assert done.what == f"range test: {found.suggestion:.3g} suggested; press f to see it"
         late = History.receive(live.viewer().until_event(HistorySent))
         assert late.swept == found
         assert late.steps == at, "its steps do not count as steps of the run"

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from tui_descent.protocol.commands import TurnKnob
-from tui_descent.scenario.knobs import KNOBS, check, combined, new_value, parse, parse_at, text_of
+from tui_descent.scenario.knobs import KNOBS, check, combined, new_value, parse, parse_at, shown_value, text_of
 
 GOOD = {
     "lr=0.1": TurnKnob(knob="lr", value="0.1"),
@@ -265,3 +265,18 @@ def test_parameters_of_a_struct_are_checked_as_strictly_as_text() -> None:
     for parameters in ((("warmup", 3),), (("floor", 2.0),), (("floor", math.nan),), (("floor", 0.1), ("floor", 0.2))):
         with pytest.raises(ValueError, match=r"floor|warmup|twice"):
             check(TurnKnob(knob="schedule", value="cosine", parameters=parameters))
+
+
+@pytest.mark.parametrize(
+    ("knob", "value", "shown"),
+    [
+        ("lr", "0.195312", "0.1953"),
+        ("lr", "1.23456e-05", "1.235e-05"),
+        ("lr", "0.1", "0.1"),
+        ("lr", "its own", "its own"),
+        ("batch_size", "12345", "12345"),
+        ("activation", "relu", "relu"),
+    ],
+)
+def test_a_learning_rate_is_shown_with_four_digits(knob: str, value: str, shown: str) -> None:
+    assert shown_value(knob, value) == shown

@@ -20,6 +20,7 @@ from tui_descent.scenario.spec import (
     about,
 )
 from tui_descent.scenario.toml import MAX_BYTES, ScenarioError, from_table, read, to_table
+from tui_descent.scenario.validate import nearest
 
 
 def test_omitted_values_have_defaults() -> None:
@@ -98,6 +99,7 @@ CASES: list[tuple[str, str, str, str]] = [
         "found 1001; allowed: at most",
     ),
 ]
+DATA_NAMES = ("digits", "moons", "circles", "xor", "spirals", "text")
 IN_DATA: list[tuple[str, str, str, str]] = [
     ("data", "data", "imagenet", 'found "imagenet"; allowed: digits, moons, circles, xor, spirals, text'),
     ("nearest data", "data", "moon", 'did you mean "moons"?'),
@@ -112,6 +114,24 @@ def test_an_error_names_the_place_what_was_found_and_what_is_allowed(text: str, 
     found = problems(base + text if text.startswith("[") else base)
     assert list(found) == [place]
     assert said in found[place]
+
+
+@pytest.mark.parametrize(
+    ("typed", "words", "meant"),
+    [
+        ("moon", DATA_NAMES, "moons"),
+        ("spiral", DATA_NAMES, "spirals"),
+        ("SGD", ("sgd", "adam"), "sgd"),
+        ("rsmprop", ("sgd", "rmsprop"), "rmsprop"),
+        ("batch", ("name", "batch_size"), "batch_size"),
+        ("mnist", DATA_NAMES, ""),
+        ("cifar", DATA_NAMES, ""),
+        ("swish", ("silu", "sigmoid"), ""),
+        ("x", ("xor", "xavier"), ""),
+    ],
+)
+def test_only_a_similar_word_is_suggested(typed: str, words: tuple[str, ...], meant: str) -> None:
+    assert nearest(typed, words) == (f' — did you mean "{meant}"?' if meant else "")
 
 
 @pytest.mark.parametrize(("table", "name", "said"), [c[1:] for c in IN_DATA], ids=[c[0] for c in IN_DATA])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -18,7 +19,7 @@ from tui_descent.dashboard.screens.run import VIEWS, RunScreen
 from tui_descent.protocol.commands import Pause, Resume, RunSteps, TurnKnob
 from tui_descent.scenario.keys import BINDING_OF, KeyBinding
 from tui_descent.scenario.knobs import PACES, parse
-from tui_descent.scenario.spec import OptimizerSpec
+from tui_descent.scenario.spec import ActivationSpec, OptimizerSpec
 from tui_descent.scenario.validate import convert
 
 Handler = Callable[[RunScreen, KeyBinding, str], None]
@@ -64,10 +65,19 @@ def _choose_activation(screen: RunScreen, binding: KeyBinding, key: str) -> None
         dialog = ActivationDialog(
             screen.knob_value("activation", target),
             target,
+            slope=_leaky_slope(screen),
             acts_on=tuple(name for name in state.acts_on if _is_inside(name, target)),
             left_alone=tuple(entry for entry in state.left_alone if _is_inside(entry[0], target)),
         )
         screen.app.push_screen(dialog, _send_answer(screen, "activation", target))
+
+
+def _leaky_slope(screen: RunScreen) -> float:
+    """The slope that leaky_relu gets in this run: the scenario's, or the usual one."""
+    started = screen.bridge.history.started
+    model: dict[str, Any] = ((started.scenario if started is not None else None) or {}).get("model", {})
+    found = convert(ActivationSpec, model.get("activation", {}), "", [])
+    return found.slope if isinstance(found, ActivationSpec) else ActivationSpec().slope
 
 
 def _is_inside(module: str, target: str) -> bool:
@@ -207,6 +217,7 @@ HANDLERS: dict[str, Handler] = {
     "show_view": lambda screen, binding, key: screen.show_view(list(VIEWS)[binding.keys.index(key)]),
     "toggle_log": lambda screen, binding, key: screen.toggle_log(),
     "toggle_recent": lambda screen, binding, key: screen.toggle_recent(),
+    "toggle_events": lambda screen, binding, key: screen.toggle_events(),
     "toggle_ghosts": lambda screen, binding, key: screen.toggle_ghosts(),
     "focus_next_panel": lambda screen, binding, key: screen.focus_next_panel(),
     "zoom": lambda screen, binding, key: screen.zoom(),

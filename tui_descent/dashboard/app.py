@@ -17,7 +17,7 @@ from textual.binding import Binding, BindingType
 from textual.command import Provider
 from textual.screen import ModalScreen
 
-from tui_descent.dashboard import actions
+from tui_descent.dashboard import actions, colours
 from tui_descent.dashboard.bridge import Bridge
 from tui_descent.dashboard.command_palette import CommandProvider
 from tui_descent.dashboard.dialogs.dialog import Dialog
@@ -72,6 +72,7 @@ class DescentApp(App[int]):
         """Show the screen before connecting, so that the first frame does not wait for the connection."""
         self.register_theme(THEME)
         self.theme = THEME.name
+        colours.choose_palette(self.console.color_system)
         if self._signals is not None:
             self._signals.attach(self.exit)
         await self.push_screen(self.run_screen)
@@ -123,7 +124,7 @@ class DescentApp(App[int]):
             self.bridge.send(Stop(kill=True))
             self._stop_deadline_s = self._loop_time() + STOP_TIMEOUT_S
         else:
-            self.push_screen(LeaveDialog(), self._leave_answered)
+            self.push_screen(LeaveDialog(script=self._is_script), self._leave_answered)
 
     def _leave_answered(self, stop: bool | None) -> None:
         if not stop:

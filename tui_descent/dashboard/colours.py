@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import NamedTuple
 
 from rich.color import Color
 from rich.style import Style
@@ -67,7 +68,36 @@ def _mixed(level: int) -> tuple[int, int, int]:
     return r, g, b_
 
 
-PALETTE = tuple(Color.from_rgb(*_mixed(level)) for level in range(LEVELS))
+# A ramp among the 256 colours of a terminal without true colour, from dark to bright. The colours that are nearest to
+# cividis would be teal, olive and pink there, and not in the order of their lightness.
+_RAMP_256 = (233, 235, 236, 238, 239, 241, 242, 244, 246, 144, 185, 227)
+
+
+class Palette(NamedTuple):
+    """The colours of the levels; `darkest_text` is the lowest level in which text can be read on near-black."""
+
+    colours: tuple[Color, ...]
+    darkest_text: int
+
+
+TRUE_COLOUR = Palette(tuple(Color.from_rgb(*_mixed(level)) for level in range(LEVELS)), darkest_text=4)
+# In true colour each of them is exactly the colour with its number, so it is not replaced by another one.
+COLOURS_256 = Palette(
+    tuple(
+        Color.from_triplet(Color.from_ansi(_RAMP_256[level * len(_RAMP_256) // LEVELS]).get_truecolor())
+        for level in range(LEVELS)
+    ),
+    darkest_text=8,
+)
+_palette = TRUE_COLOUR
+
+
+def choose_palette(colour_system: str | None) -> None:
+    """Use the palette for a terminal's `colour_system`, as rich names it: `truecolor`, `256`, `standard`."""
+    global _palette
+    _palette = COLOURS_256 if colour_system == "256" else TRUE_COLOUR
+    for cached in (heat_cell, level_style, marked_cell):
+        cached.cache_clear()
 
 
 @cache
@@ -75,8 +105,8 @@ def heat_cell(top: int | None, bottom: int | None) -> Style:
     """The style of `▀` with palette levels for its upper and lower half; None is the background colour."""
     ground = Color.parse(BACKGROUND)
     return Style(
-        color=PALETTE[top] if top is not None else ground,
-        bgcolor=PALETTE[bottom] if bottom is not None else ground,
+        color=_palette.colours[top] if top is not None else ground,
+        bgcolor=_palette.colours[bottom] if bottom is not None else ground,
     )
 
 
@@ -86,13 +116,13 @@ def level_style(level: int) -> Style:
 
     The darkest levels are lightened, because they cannot be read on near-black.
     """
-    return Style(color=PALETTE[max(level, 4)])
+    return Style(color=_palette.colours[max(level, _palette.darkest_text)])
 
 
 @cache
 def marked_cell(level: int | None) -> Style:
     """The style for an intervention mark on a heat-map cell."""
-    return Style(color=MARK.color, bgcolor=PALETTE[level] if level is not None else Color.parse(BACKGROUND))
+    return Style(color=MARK.color, bgcolor=_palette.colours[level] if level is not None else Color.parse(BACKGROUND))
 
 
 def level_of(log: float, low: int, high: int) -> int | None:
@@ -105,5 +135,5 @@ def level_of(log: float, low: int, high: int) -> int | None:
 
 def legend(width: int) -> str:
     """The palette as Textual markup, for the legend in a panel's border."""
-    colours = [PALETTE[n * (LEVELS - 1) // max(1, width - 1)] for n in range(width)]
+    colours = [_palette.colours[n * (LEVELS - 1) // max(1, width - 1)] for n in range(width)]
     return "".join(f"[{c.triplet.hex}]█[/]" for c in colours if c.triplet is not None)

@@ -28,8 +28,8 @@ from tui_descent.scenario.toml import ScenarioError
 OWN = """\
 Run your own scenario:
   tui-descent FILE.toml
-Show a preset's file:
-  tui-descent presets NAME"""
+Print a preset's file:
+  tui-descent presets NAME --toml"""
 
 
 class GalleryApp(App[str | None]):
@@ -42,6 +42,8 @@ class GalleryApp(App[str | None]):
         Binding("escape,q,ctrl+c", "quit_gallery", "quit", show=False),
         Binding("j", "down", show=False),
         Binding("k", "up", show=False),
+        Binding("pagedown", "scroll(1)", show=False, priority=True),
+        Binding("pageup", "scroll(-1)", show=False, priority=True),
     ]
 
     def __init__(self, signals: Signals | None = None) -> None:
@@ -96,6 +98,11 @@ class GalleryApp(App[str | None]):
     def action_up(self) -> None:
         self.query_one(OptionList).action_cursor_up()
 
+    def action_scroll(self, pages: int) -> None:
+        """Scroll the preset's text; the list is short enough without."""
+        box = self.query_one("#preset", VerticalScroll)
+        (box.scroll_page_down if pages > 0 else box.scroll_page_up)(animate=False)
+
 
 def pick() -> str | None:
     """Let the user choose a preset. Returns its name, or None if they quit. A signal ends the process."""
@@ -141,7 +148,7 @@ def _story(name: str, found: Scenario | str) -> Text:
 
 def _foot() -> Text:
     text = Text(no_wrap=True, overflow="ellipsis")
-    for key, what in (("↑ ↓", "choose"), ("enter", "start"), ("q", "quit")):
+    for key, what in (("↑ ↓", "choose"), ("enter", "start"), ("pgup pgdn", "scroll the text"), ("q", "quit")):
         text.append(f" {key}", style=colours.KEY)
         text.append(f" {what} ", style=colours.DIM)
     return text

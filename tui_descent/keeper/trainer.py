@@ -91,6 +91,10 @@ class Script:
 _TERMINAL_MODULE = "tui_descent.keeper.script_terminal"
 
 
+# torch warns when it finds no NumPy. Nothing here needs it, and the warning would begin the log of a lost trainer.
+NO_NUMPY_WARNING = "-Wignore:Failed to initialize NumPy:UserWarning"
+
+
 class Trainer:
     """The process that trains. It is a `process` or a `script` started by this keeper, or this keeper's `parent`.
 
@@ -122,7 +126,7 @@ class Trainer:
                 return cls(ours, file, script=script)
             # In its own session it does not receive the terminal's ctrl+c. The keeper handles that and sends a Stop.
             process = subprocess.Popen(
-                module_command("tui_descent.training.process", launch.folder),
+                module_command("tui_descent.training.process", launch.folder, python_options=(NO_NUMPY_WARNING,)),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

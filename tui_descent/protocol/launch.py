@@ -9,7 +9,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +118,9 @@ def undo_budget(asked: str | None) -> int | None:
 _ENV_PATH = "TUI_DESCENT_PYTHONPATH"  # the PYTHONPATH for the user's command
 
 
-def module_command(module: str, *arguments: str) -> list[str]:
+def module_command(module: str, *arguments: str, python_options: Sequence[str] = ()) -> list[str]:
     """The command that runs one of our modules. With `-P`, Python does not import files of the current folder."""
-    return [sys.executable, "-P", "-m", module, *arguments]
+    return [sys.executable, "-P", *python_options, "-m", module, *arguments]
 
 
 def module_environment() -> dict[str, str]:

@@ -215,6 +215,13 @@ KEYS: tuple[KeyBinding, ...] = (
     ),
     KeyBinding("m", ("m",), "mark", "mark the current step on the time axis", "send", command=Mark()),
     KeyBinding("e", ("e",), "evaluate", "evaluate on the held-out data now", "send", command=Evaluate()),
+    KeyBinding(
+        "E",
+        ("E",),
+        "events",
+        "event log (view 3): show everything, or only changes, findings and errors",
+        "toggle_events",
+    ),
     KeyBinding("y", ("y",), "log/linear", "switch the loss axis between logarithmic and linear", "toggle_log"),
     KeyBinding(
         "t", ("t",), "time", "switch the time axis between the whole run and the last 200 steps", "toggle_recent"

@@ -28,6 +28,7 @@ __all__ = [
     "pair",
     "parse",
     "parse_at",
+    "shown_value",
     "spec_of",
     "text_of",
 ]
@@ -203,6 +204,16 @@ def pair(text: str) -> tuple[float, float]:
 def betas_text(betas: tuple[float, float]) -> str:
     """The text form of two betas, the inverse of `pair`."""
     return f"{betas[0]:.6g}/{betas[1]:.6g}"
+
+
+def shown_value(knob: str, value: str) -> str:
+    """A knob's value to be shown. A learning rate has at most four digits: `0.1953`."""
+    if knob != "lr":
+        return value
+    try:
+        return f"{float(value):.4g}"
+    except ValueError:
+        return value
 
 
 def _factor_or_value(text: str, knob: KnobSpec) -> float:

@@ -16,6 +16,9 @@ import msgspec
 # A name alone may replace a table: `activation = "gelu"` means `activation = { name = "gelu" }`.
 SHORTHAND = "name"
 MAX_SHOWN = 20  # problems of one scenario
+# A word is suggested for a wrong one if it begins with it, or if they are as similar as this: "sgdd" and "sgd" are,
+# "mnist" and "moons" are not.
+MIN_PREFIX, MIN_SIMILARITY = 3, 0.7
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -62,7 +65,10 @@ def convert(kind: Any, value: Any, place: str, problems: list[Problem]) -> Any:
 
 def nearest(word: Any, words: Iterable[Any]) -> str:
     """The text ` — did you mean …?` with the closest of `words`, or an empty string if none is close."""
-    hits = difflib.get_close_matches(str(word)[:60], [str(w) for w in words], n=1, cutoff=0.5)
+    known = [str(w) for w in words]
+    typed = str(word)[:60].lower()
+    hits = [w for w in known if len(typed) >= MIN_PREFIX and w.startswith(typed)]
+    hits += difflib.get_close_matches(typed, known, n=1, cutoff=MIN_SIMILARITY)
     return f' — did you mean "{hits[0]}"?' if hits else ""
 
 

@@ -42,17 +42,18 @@ def main() -> int:
     try:
         link.emit(StateChanged(state="building"))
         scenario = from_table(link.launch.scenario, source="launch", shortened=True)
-        torch.set_num_threads(build.thread_count(scenario.run.threads))
         device = build.select_device(scenario.run.device, dtype=scenario.run.dtype)
         if not link.launch.force:
             _check_memory(scenario, device, undo_budget=link.launch.undo_budget, undo=link.launch.socket is not None)
+    except ValueError as error:  # its message is for the user: no traceback
+        return _failed(link, str(error))
+    try:
+        torch.set_num_threads(build.thread_count(scenario.run.threads))
         setup = build.build(scenario, on=device)
         run = _watch(link, scenario, setup)
     except (ValueError, RuntimeError, OSError) as error:
         traceback.print_exc()
-        link.emit(RunEnded(status="failed", step=0, reason=describe(error)))
-        link.close()
-        return 1
+        return _failed(link, describe(error))
     try:
         with run:
             stop.watch(run)
@@ -68,6 +69,13 @@ def main() -> int:
     except Exception:  # noqa: BLE001 - last handler of the process: the keeper knows the reason, the log gets the traceback
         traceback.print_exc()
     return 0 if run.outcome is not None and run.outcome[0] in ("finished", "stopped", "diverged") else 1
+
+
+def _failed(link: KeeperLink, reason: str) -> int:
+    """Report that the run could not start; returns the exit code."""
+    link.emit(RunEnded(status="failed", step=0, reason=reason))
+    link.close()
+    return 1
 
 
 def _check_memory(scenario: Scenario, device: torch.device, *, undo: bool, undo_budget: int | None) -> None:

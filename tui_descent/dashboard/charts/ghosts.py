@@ -11,7 +11,7 @@ from tui_descent.dashboard.charts import braille
 from tui_descent.dashboard.charts.axis import Axis
 from tui_descent.dashboard.charts.band_and_line import SMOOTH, Bins
 from tui_descent.dashboard.charts.time_axis import TimeAxis
-from tui_descent.dashboard.text.safe_text import safe
+from tui_descent.dashboard.text.safe_text import cut, safe
 from tui_descent.dashboard.view import View
 from tui_descent.telemetry.history import History
 
@@ -80,7 +80,7 @@ def _dots(bins: Bins, time_axis: TimeAxis, axis: Axis, rows: int) -> list[braill
 def _label(cells: braille.Cells, history: History, time_axis: TimeAxis) -> None:
     """Write the newest ghosts' labels where they end, each in the topmost row with room for it."""
     for ghost in history.ghosts[: -1 - MAX_LABELS : -1]:
-        end, text = time_axis.column(min(ghost.last, _end(time_axis))), safe(ghost.label, LABEL_WIDTH)
+        end, text = time_axis.column(min(ghost.last, _end(time_axis))), cut(safe(ghost.label), LABEL_WIDTH)
         if end is None or ghost.last < time_axis.first_step:
             continue
         first = max(0, end - len(text))

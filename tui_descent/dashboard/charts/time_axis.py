@@ -15,7 +15,7 @@ from tui_descent.dashboard.text.layer_names import layer_labels
 from tui_descent.dashboard.text.numbers import axis_step
 from tui_descent.dashboard.view import View
 from tui_descent.protocol.events import KnobTurned, Marked
-from tui_descent.scenario.knobs import NEUTRAL_KNOBS
+from tui_descent.scenario.knobs import NEUTRAL_KNOBS, shown_value
 from tui_descent.telemetry.gradient_history import GradientHistory
 from tui_descent.telemetry.history import History
 from tui_descent.telemetry.pyramid import Pyramid
@@ -95,7 +95,7 @@ def marks(view: View, time_axis: TimeAxis) -> list[tuple[int, str]]:
         if isinstance(event, Marked):
             found.append((column, event.text))
         elif event.knob not in NEUTRAL_KNOBS:
-            found.append((column, f"{event.knob} {event.new}"))
+            found.append((column, f"{event.knob} {shown_value(event.knob, event.new)}"))
     return found
 
 

@@ -10,10 +10,10 @@ from textual.strip import Strip
 from tui_descent.dashboard import colours
 from tui_descent.dashboard.charts.time_axis import TimeAxis, marks
 from tui_descent.dashboard.text.line import Line, merge_segments
-from tui_descent.dashboard.text.safe_text import safe
+from tui_descent.dashboard.text.safe_text import cut, safe
 from tui_descent.dashboard.view import View
 
-TICK_DISTANCE = 3
+TICK_DISTANCE, LABEL_WIDTH = 3, 28
 
 
 def time_row(view: View, time_axis: TimeAxis, left: int, width: int) -> Strip:
@@ -32,7 +32,7 @@ def time_row(view: View, time_axis: TimeAxis, left: int, width: int) -> Strip:
 
     # The newest names are written first, because there may not be room for all.
     for column, text in reversed(marks(view, time_axis)):
-        label = "▲ " + "".join(c if cell_len(c) == 1 else "·" for c in safe(text, 28))
+        label = "▲ " + "".join(c if cell_len(c) == 1 else "·" for c in cut(safe(text), LABEL_WIDTH))
         if write(column, label, colours.MARK):
             continue
         if not (write(column - len(label) + 1, label[2:] + " ▲", colours.MARK) if column >= len(label) else False):

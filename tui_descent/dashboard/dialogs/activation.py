@@ -18,7 +18,7 @@ from tui_descent.scenario.knobs import KNOBS
 # Formula, derivative, and where it is used.
 FORMULAS: dict[str, tuple[str, str, str]] = {
     "relu": ("max(0, z)", "1 if z > 0, else 0", "hidden layers; a unit whose z stays below 0 is dead"),
-    "leaky_relu": ("max(a·z, z), a = 0.01", "1 if z > 0, else a", "like relu, but no unit dies"),
+    "leaky_relu": ("max(a·z, z), a = {slope:g}", "1 if z > 0, else a", "like relu, but no unit dies"),
     "gelu": ("z·Φ(z)", "Φ(z) + z·φ(z)", "transformers"),
     "silu": ("z·σ(z)", "σ(z)·(1 + z·(1 − σ(z)))", "convolutional nets, language models"),
     "sigmoid": ("1 / (1 + e⁻ᶻ)", "σ(z)·(1 − σ(z)) ≤ 1/4", "gates, outputs; in deep stacks the gradient vanishes"),
@@ -34,7 +34,8 @@ OTHER_ROWS = 18  # rows of the screen that the list of activations and the borde
 class ActivationDialog(Dialog[str]):
     """Answers with the chosen name.
 
-    `acts_on` are the modules of a user's net that will change, `left_alone` those that will not, with the reason.
+    `slope` is the slope of leaky_relu for z < 0 in this run. `acts_on` are the modules of a user's net that will
+    change, `left_alone` those that will not, with the reason.
     """
 
     def __init__(
@@ -42,11 +43,13 @@ class ActivationDialog(Dialog[str]):
         now: str,
         target: str,
         *,
+        slope: float = 0.01,
         acts_on: tuple[str, ...] = (),
         left_alone: tuple[tuple[str, str], ...] = (),
     ) -> None:
         super().__init__()
         self._now, self._target, self._acts_on, self._left_alone = now, target, acts_on, left_alone
+        self._slope = slope
 
     def compose(self) -> ComposeResult:
         """Build the dialog with the current activation highlighted."""
@@ -58,7 +61,7 @@ class ActivationDialog(Dialog[str]):
             box.border_title = f"Activation {where.replace('[', '(')}"
             box.border_subtitle = "enter blends over 50 steps · escape cancels"
             yield Static(Text(f"  {'':<11}{'f(z)':<27}f′(z)"), classes="dim")
-            choice_list = OptionList(*(Option(_row(name, self._now), id=name) for name in choices))
+            choice_list = OptionList(*(Option(_row(name, self._now, self._slope), id=name) for name in choices))
             yield choice_list
             yield Static("", id="use", classes="dim", markup=False)
             if self._acts_on:
@@ -101,7 +104,8 @@ def _left(name: str, reason: str) -> str:
     return f"  leaves {shorten(safe(name, 200), WIDTH - 11 - len(short))}: {short}"
 
 
-def _row(name: str, now: str) -> Text:
+def _row(name: str, now: str, slope: float) -> Text:
     formula, derivative, _ = FORMULAS.get(name, ("", "", ""))
+    formula = formula.format(slope=slope)
     mark = "●" if now.startswith(name) else " "
     return Text(f"{mark} {name:<11}{formula:<27}{derivative}", no_wrap=True, overflow="ellipsis")

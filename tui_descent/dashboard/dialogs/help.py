@@ -21,6 +21,7 @@ from tui_descent.dashboard.panels.gradients import GradientsPanel
 from tui_descent.dashboard.panels.heatmap import HeatmapPanel
 from tui_descent.dashboard.panels.look_ahead import LookAheadPanel
 from tui_descent.dashboard.panels.loss_chart import LossPanel
+from tui_descent.dashboard.panels.metrics import MetricsPanel
 from tui_descent.dashboard.panels.output import OutputPanel
 from tui_descent.dashboard.panels.range_test import RangeTestPanel
 from tui_descent.dashboard.panels.sharpness import SharpnessPanel
@@ -40,6 +41,7 @@ PANELS = {
     "Smallest curvature": SmallestCurvaturePanel,
     "Curvature": CurvaturePanel,
     "Events": EventsPanel,
+    "Metrics": MetricsPanel,
     "Output": OutputPanel,
 }
 

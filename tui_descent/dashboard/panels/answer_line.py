@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from tui_descent.dashboard import colours
-from tui_descent.dashboard.panels.events import describe_change
+from tui_descent.dashboard.panels.event_lines import describe_change
 from tui_descent.dashboard.text.layer_names import block_of, layer_labels
 from tui_descent.dashboard.text.line import Line
 from tui_descent.dashboard.text.numbers import plural, scientific, short, with_commas
@@ -114,7 +114,8 @@ def _done(line: Line, history: History, command: AnyCommand | None, reply: Comma
         return line.add(f" ({was})" if line.width + len(was) + 3 <= width else "", colours.DIM)
     if isinstance(command, TurnKnob):
         return line.add("nothing to change  ", colours.GREEN).add(safe(reply.what))
-    return line.add("done  ", colours.GREEN).add(safe(reply.what)).add(f" at step {step}", colours.DIM)
+    line.add("done ", colours.GREEN).add("at step ", colours.DIM).add(step, colours.BRIGHT)
+    return line.add(f"  {safe(reply.what)}")
 
 
 def _rewound(history: History, reply: CommandDone) -> Rewound | None:

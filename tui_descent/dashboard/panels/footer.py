@@ -26,6 +26,8 @@ ADVICE = (
 )
 # A sentence is left out if fewer than this many cells of it would be shown.
 MIN_CELLS = 12
+# A sentence is cut before a clause if this share of its room is used nevertheless, else before a word.
+CLAUSES_SHARE = 0.4
 
 
 class FooterPanel(Panel, can_focus=False):
@@ -40,7 +42,7 @@ class FooterPanel(Panel, can_focus=False):
             sentence, advice = _parts(text)
             if cell_len(text) > room and view.history.state.state == "held" and not is_answer(view):
                 second = Line().add(" ").add(advice.lstrip(" ;·."))
-                text = sentence if cell_len(sentence) <= room else f"{set_cell_size(sentence, room - 1)}…"
+                text = sentence if cell_len(sentence) <= room else f"{_whole_words(sentence, room - 1)}…"
             first.add(_keep_advice(text, room), text_style)
         return [line.to_strip(width) for line in (first, second, knob_line(view, width))]
 
@@ -59,4 +61,14 @@ def _keep_advice(text: str, width: int) -> str:
     room = width - cell_len(advice) - 1
     if room < MIN_CELLS:
         return advice.lstrip(" ;·.")
-    return f"{set_cell_size(sentence, room).rstrip(' .,:;')}…{advice}"
+    return f"{_whole_words(sentence, room)}…{advice}"
+
+
+def _whole_words(sentence: str, room: int) -> str:
+    """The clauses of the sentence that fit into `room` cells, or the words, if clauses alone would be little."""
+    part = set_cell_size(sentence, room)
+    if sentence[len(part) :][:1] not in ("", " "):
+        words, _, rest = part.rpartition(" ")
+        part = words if 2 * cell_len(rest) < room else part
+    clauses = max((part.rpartition(sign)[0] for sign in (", ", " · ")), key=len)
+    return (clauses if cell_len(clauses) > CLAUSES_SHARE * room else part).rstrip(" .,:;")

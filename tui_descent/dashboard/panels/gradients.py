@@ -19,10 +19,10 @@ class GradientsPanel(LayerBarsPanel):
     metric = "grad_norm"
     help_text = (
         "‖∂L/∂W‖, the L2 norm of each layer's weight gradient in the newest reading, on a logarithmic scale. The scale "
-        "widens as needed and shrinks only after an undo or redo. Bars of similar length: every layer learns. Bars "
-        "that shrink towards the input: the gradient vanishes. If not all layers fit, normalisation layers are hidden "
-        "first; the arrow keys reach every layer. Gradients are shown as the optimizer receives them. While clipping "
-        "is on, ‖g‖ is the gradient norm of the whole net, before → after clipping."
+        "widens as needed and shrinks only after an undo or redo. Bars of similar length are healthy. If they shrink "
+        "towards the input by several powers of ten, the gradient vanishes. If not all layers fit, normalisation "
+        "layers are hidden first; the arrow keys reach every layer. Gradients are shown as the optimizer receives "
+        "them. While clipping is on, ‖g‖ is the gradient norm of the whole net, before → after clipping."
     )
 
     def __init__(self, *, id: str | None = None) -> None:

@@ -17,6 +17,7 @@ from tui_descent.dashboard.text.line import Line
 from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.dashboard.view import View
 from tui_descent.scenario.keys import KEYS, FooterEntry
+from tui_descent.scenario.knobs import shown_value
 from tui_descent.scenario.optimizers import OWN_RATE, all_rates_text
 
 Parts = list[tuple[str, Style]]
@@ -99,6 +100,7 @@ def _parts(view: View, key: str, *, full: bool, over: bool) -> Parts:
     parts = [(key, colours.FAINT if inactive else colours.KEY), (f" {word}" if word else "", colours.DIM)]
     if knob is not None:
         value = "–" if knob in history.unavailable else history.knobs.get(knob, "…")
+        value = shown_value(knob, value)
         text = safe(value, VALUE_WIDTH) if full else safe(_shortened(value), SHORT_VALUE_WIDTH)
         if knob == "lr" and history.rates is not None and knob not in history.unavailable:
             rates = history.rates.rates

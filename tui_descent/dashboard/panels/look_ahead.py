@@ -23,10 +23,9 @@ class LookAheadPanel(RangeTestResultPanel):
 
     help_text = (
         "Loss of the next batch at θ + s·d, where θ are the current weights and d is the optimizer's next update, with "
-        "momentum, preconditioning, weight decay and clipping. The mark '▲ next' is at s = 1. If the loss still "
-        "falls beyond "
-        "s = 1, a larger learning rate is possible. If the loss at s = 1 is higher than at s = 0, a smaller learning "
-        "rate is needed."
+        "momentum, preconditioning, weight decay and clipping. The mark '▲ next' is at s = 1. If the loss still falls "
+        "beyond s = 1, a longer step would be better for this batch. If the loss at s = 1 is higher than at s = 0, the "
+        "step is too long for it."
     )
 
     def heading(self, view: View) -> tuple[str, str]:

@@ -47,7 +47,7 @@ class LossPanel(Panel):
         span = f"last {RECENT_STEPS}+ steps" if view.recent else "whole run"
         return (
             f"Loss  {scale_words(view, self._axis)}  [dim]{span}[/dim] [bold $primary]t[/]",
-            "⣿ raw  ━ smooth  ○ held-out",
+            f"⣿ raw  ━ smooth{'  ○ held-out' if view.history.evaluations else ''}",
         )
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:

@@ -13,11 +13,13 @@ from tui_descent.dashboard.panels.diagnosis_line import STARTING
 from tui_descent.dashboard.panels.panel import Panel
 from tui_descent.dashboard.text.device_info import status_texts
 from tui_descent.dashboard.text.line import Line
-from tui_descent.dashboard.text.numbers import per_second, short, with_commas
+from tui_descent.dashboard.text.numbers import byte_size, per_second, short, with_commas
 from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.dashboard.view import View
 
 Part = list[tuple[str, Style]]
+# The memory for snapshots is of interest only if it may run out: once this share of it is used.
+SHOWN_SHARE = 0.1
 
 
 class StatusPanel(Panel, can_focus=False):
@@ -68,7 +70,9 @@ def _parts(view: View) -> list[tuple[int, Part]]:
         parts.append((9, [(safe(started.about, 80), colours.DIM)]))
         parts.append((8, [(safe(started.device, 20), colours.DIM)]))
     if view.has_steps:
-        steps = f"/{with_commas(started.steps)}" if started and started.steps else ""
+        # After the planned end more steps may have been requested.
+        planned = started.steps if started is not None else None
+        steps = f"/{with_commas(planned)}" if planned and history.steps <= planned else ""
         parts.append(
             (1, [("step ", colours.DIM), (f"{with_commas(history.steps):>5}", colours.BRIGHT), (steps, colours.DIM)])
         )
@@ -88,8 +92,9 @@ def _parts(view: View) -> list[tuple[int, Part]]:
     # While a pace limits the run, readings are measured while it waits, so they cost no training time.
     if math.isfinite(cost) and history.knobs.get("pace", "max") == "max":
         parts.append((7, [(f"watch {cost:.1%}", colours.DIM)]))
-    if (taken := history.snapshot) is not None:
-        parts.append((11, [(f"undo {taken.used_bytes / 1e6:.0f}/{taken.budget_bytes / 1e6:.0f} MB", colours.DIM)]))
+    if (taken := history.snapshot) is not None and taken.used_bytes >= SHOWN_SHARE * taken.budget_bytes > 0:
+        size = f"{byte_size(taken.used_bytes)} of {byte_size(taken.budget_bytes)}"
+        parts.append((11, [(f"undo snapshots {size}", colours.DIM)]))
     return [(rank, part) for rank, part in parts if _width(part)]
 
 

@@ -20,11 +20,15 @@ FRAME = 2  # cells of the border
 class TrainerLogPanel(Panel, can_focus=False):
     """The last lines that the trainer printed, or the whole reason if there are none to show."""
 
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._shown = 0
+
     def show(self, view: View) -> bool:
         """Show the panel if there are lines to show; hide it otherwise."""
         tail = _tail(view, self.app.size.width - FRAME)
-        if bool(tail) != self.display:
-            self.display = bool(tail)
+        if bool(tail) != self.display or len(tail) != self._shown:
+            self.display, self._shown = bool(tail), len(tail)
             self.styles.height = len(tail) + 2
         return super().show(view)
 
@@ -38,10 +42,12 @@ class TrainerLogPanel(Panel, can_focus=False):
 
 
 def _tail(view: View, width: int) -> list[str]:
+    """The last lines, then the log's path, which may take several rows so that it can be copied."""
     ended = view.history.ended
     if ended is None or not (ended.status in ("lost", "failed") or script_failed_after_run(ended)):
         return []
     lines = [safe(line) for line in ended.log_tail[-MAX_LINES:]]
     if not lines and ended.log_path:
         lines = textwrap.wrap(safe(ended.reason), max(10, width))[:MAX_LINES]
-    return [*lines, f"full log: {safe(ended.log_path)}"] if ended.log_path else lines
+    path = f"full log: {safe(ended.log_path)}" if ended.log_path and lines else ""
+    return [*lines, *(path[n : n + width] for n in range(0, len(path), max(1, width)))]

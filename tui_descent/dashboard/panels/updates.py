@@ -13,8 +13,13 @@ from tui_descent.dashboard.text.line import Line
 from tui_descent.dashboard.text.numbers import power_of_ten
 from tui_descent.dashboard.view import View
 
-HEALTHY_LOW, HEALTHY_HIGH = -4, -2
-# The scale is fixed, so that the healthy range does not move. Values outside it have a full or an empty bar.
+# Relative updates of weight matrices at usual rates (Karpathy, CS231n: about 1e-3; log10 here).
+USUAL_LOW, USUAL_HIGH = -4, -2
+# Outside the usual range a net may still be healthy: Adam's first steps, fine-tuning, the end of a schedule. It is not
+# if an update is larger than the weights, or if a layer moves so much less than the layer that moves most. A layer
+# that moves more than usual does not make the others slow.
+TOO_LARGE, TOO_SLOW = 0, -4
+# The scale is fixed, so that the usual range does not move. Values outside it have a full or an empty bar.
 SCALE = LogScale(-8, 0)
 
 
@@ -23,28 +28,37 @@ class UpdatesPanel(LayerBarsPanel):
 
     metric = "update_ratio"
     help_text = (
-        "‖ΔW‖ / ‖W‖ of the update in the newest reading; dimensionless. Values between 1e-4 and 1e-2 (dotted lines) "
-        "are healthy and green. Below that range the layer hardly learns; above it, its updates are too large. Bars "
-        "outside the range are orange, with a ! at the end."
+        "‖ΔW‖ / ‖W‖ of each weight matrix in the newest reading; dimensionless. At usual learning rates it is between "
+        "1e-4 and 1e-2 (dotted lines; green bars). Grey bars are outside that range, which alone is not a fault: "
+        "small weights, Adam's first steps, fine-tuning and the end of a schedule do that. Orange bars with a ! are: "
+        "above 1 the update is larger than the weights; below a ten-thousandth of the largest update, the layer "
+        "hardly learns while others do."
     )
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._slow_below = -math.inf
 
     def heading(self, view: View) -> tuple[str, str]:
         return (
             f"Update  [dim]‖ΔW‖ / ‖W‖ {reading_time(view)}[/dim]",
-            f"{power_of_ten(SCALE.low)} … {power_of_ten(SCALE.high)}  healthy ┊1e-4 … 1e-2┊",
+            f"{power_of_ten(SCALE.low)} … {power_of_ten(SCALE.high)}  usual ┊1e-4 … 1e-2┊",
         )
+
+    def fit_scale(self, view: View, values: list[float | None]) -> None:
+        largest = max((log for v in values if math.isfinite(log := log10(v))), default=-math.inf)
+        self._slow_below = min(largest, USUAL_HIGH) + TOO_SLOW
 
     def bar(self, view: View, layer: int, value: float | None, width: int) -> Line:
         # Two cells at the end are reserved for the mark of an unhealthy value.
         room = bar_room(view, width - 2)
-        ticks = {min(room - 1, int(SCALE.position(edge) * room)): "┊" for edge in (HEALTHY_LOW, HEALTHY_HIGH)}
+        ticks = {min(room - 1, int(SCALE.position(edge) * room)): "┊" for edge in (USUAL_LOW, USUAL_HIGH)}
         log = log10(value)
-        style, mark = _style_and_mark(log)
+        style, mark = self._style_and_mark(log)
         line = bar_line(view, layer, SCALE.position(log), value, style, width=width - 2, ticks=ticks)
         return line.add(f" {mark}", colours.ORANGE)
 
-
-def _style_and_mark(log: float) -> tuple[Style, str]:
-    if math.isnan(log):
-        return colours.DIM, " "
-    return (colours.GREEN, " ") if HEALTHY_LOW <= log <= HEALTHY_HIGH else (colours.ORANGE, "!")
+    def _style_and_mark(self, log: float) -> tuple[Style, str]:
+        if USUAL_LOW <= log <= USUAL_HIGH:
+            return colours.GREEN, " "
+        return (colours.ORANGE, "!") if log > TOO_LARGE or log < self._slow_below else (colours.DIM, " ")

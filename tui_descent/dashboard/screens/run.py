@@ -157,7 +157,9 @@ class RunScreen(Screen[None]):
     def _request_curvature(self) -> None:
         """Make the trainer measure the curvature only while the curvature view is open, because it is expensive."""
         bridge, wanted = self.bridge, self.has_class("view-curvature")
-        possible = bridge.connected and bridge.history.live and bridge.history.started is not None
+        started = bridge.history.started
+        # In a user's loop the curvature cannot be measured; the view says so.
+        possible = bridge.connected and bridge.history.live and started is not None and started.scenario is not None
         if wanted != self._curvature_requested and possible:
             self._curvature_requested = wanted
             bridge.send(WatchCurvature(on=wanted))
@@ -263,6 +265,10 @@ class RunScreen(Screen[None]):
     def toggle_ghosts(self) -> None:
         """Show or hide the loss curves of undone steps."""
         self.view = replace(self.view, ghosts=not self.view.ghosts)
+
+    def toggle_events(self) -> None:
+        """Show all events, or only changes, findings and errors."""
+        self.view = replace(self.view, all_events=not self.view.all_events)
 
     def show_view(self, view: str) -> None:
         """Switch to one of `VIEWS`. If it has a panel that scrolls, that panel gets the focus."""

@@ -44,17 +44,25 @@ def detail_lines(history: History, width: int) -> list[str]:
             f"{safe(gpu.name, 40)}, {byte_size(gpu.used_bytes)} of {byte_size(gpu.total_bytes)} used by all processes"
         )
     for title, channel in (("memory", MEMORY), ("GPU", BUSY)):
-        curve = sparkline(history, channel, max(8, width - 8))
+        top = "100 %" if channel == BUSY else byte_size(round(largest(history, channel)))
+        scale = f"{title} 0 … {top} "
+        curve = sparkline(history, channel, max(8, width - len(scale)))
         if curve.strip():
-            lines.append(f"{title:<7}{curve}")
+            lines.append(f"{scale}{curve}")
     return lines
 
 
-def sparkline(history: History, channel: int, columns: int) -> str:
-    """One row of bars over the segment's steps.
+def largest(history: History, channel: int) -> float:
+    """The upper end of a sparkline's scale: the largest value of the segment, for GPU load 1; 0 without values."""
+    pyramid = history.devices.get(history.segment)
+    if not pyramid:
+        return 0.0
+    known = [v[channel] for _, v in pyramid.window(1, 0, max(0, history.steps)) if not math.isnan(v[channel])]
+    return 1.0 if channel == BUSY and known else max(known, default=0.0)
 
-    The scale goes from 0 to the largest value, for GPU load from 0 to 1.
-    """
+
+def sparkline(history: History, channel: int, columns: int) -> str:
+    """One row of bars over the segment's steps, on a scale from 0 to `largest`."""
     pyramid = history.devices.get(history.segment)
     if not pyramid:
         return ""
@@ -62,7 +70,7 @@ def sparkline(history: History, channel: int, columns: int) -> str:
     while history.steps / width > columns:
         width *= 2
     known = {n: v[channel] for n, v in pyramid.window(width, 0, max(0, history.steps)) if not math.isnan(v[channel])}
-    top = 1.0 if channel == BUSY else max(known.values(), default=0.0)
+    top = largest(history, channel)
     if not known or top <= 0:
         return ""
     drawn, last = "", " "

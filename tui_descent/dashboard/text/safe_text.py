@@ -18,6 +18,11 @@ def safe(text: str, limit: int = 400) -> str:
     return "".join(kept)[:limit].rstrip()
 
 
+def cut(text: str, width: int) -> str:
+    """The beginning of `text`, in at most `width` characters; an ellipsis shows that the rest is missing."""
+    return text if len(text) <= width else text[: max(0, width - 1)].rstrip() + "…"
+
+
 def shorten(text: str, width: int) -> str:
     """Cut `text` in the middle to at most `width` characters. The end of a module path is kept: it says most."""
     if len(text) <= width:

@@ -43,7 +43,7 @@ class RangeTestRun:
             if state_before is not None:
                 progress.set_state(*state_before)
         progress.emit(result)
-        reply = "range test: " + (result.words or f"{result.suggestion:.2g} suggested; press f to see it")
+        reply = "range test: " + (result.words or f"{result.suggestion:.3g} suggested; press f to see it")
         for request in self._waiting:
             progress.done(request, reply)
         return reply

@@ -37,6 +37,7 @@ from tui_descent.training.undo.undo_stack import UndoStack, undo_entry
 from tui_descent.training.watch.layer_list import LayerList
 
 Evaluation = Callable[[], tuple[float, float | None]]
+NO_HELD_OUT_DATA = "a test surface has no held-out data"
 NO_EVALUATION = 'in your own loop, call run.log("val_loss", loss) instead'
 
 
@@ -64,6 +65,7 @@ class CommandHandler:
         self._undo_stack, self._curvature, self._evaluation = undo_stack, curvature, evaluation
         self._is_scenario = is_scenario
         setup = steering.context.setup
+        self._is_surface = setup is not None and setup.batches is None
         test = None if setup is None else RangeTest(steering, setup)
         self._range_test = None if test is None else RangeTestRun(test, progress, queue, mode)
 
@@ -90,11 +92,16 @@ class CommandHandler:
             progress.reject(request, describe(error))
 
     def evaluate(self) -> tuple[float | None, float | None]:
-        """Evaluate before the next update and report it. Returns loss and accuracy, None without evaluation data."""
+        """Evaluate before the next update and report it. Returns loss and accuracy, None without evaluation data.
+
+        The loss of a test surface, which has no held-out data, is returned but not reported.
+        """
         if self._evaluation is None:
             return None, None
         with self._steering.muted():
             loss, accuracy = self._evaluation()
+        if self._is_surface:
+            return loss, accuracy
         self._progress.emit(Evaluated(loss=loss, accuracy=accuracy, **self._progress.place))
         return loss, accuracy
 
@@ -172,6 +179,8 @@ class CommandHandler:
             case Evaluate():
                 if self._evaluation is None:
                     raise ValueError(NO_EVALUATION)
+                if self._is_surface:
+                    raise ValueError(NO_HELD_OUT_DATA)
                 self.evaluate()
                 return "evaluated"
             case Mark():

@@ -13,6 +13,7 @@ import torch
 
 from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.events import SnapshotTaken
+from tui_descent.scenario.knobs import shown_value
 from tui_descent.training.steering.knobs.context import KnobChange, KnobContext
 from tui_descent.training.undo.memory_budget import bytes_needed, default_budget
 from tui_descent.training.undo.random_state import RandomState
@@ -165,7 +166,7 @@ class UndoStack:
         last = self._done[-1] if self._done else None
         good = self.last_good() if broken else None
         if good is not None and (last is None or (good is not last.before and good.step >= last.step)):
-            return self._rewind_to(good, "the steps since the last good snapshot", back=True)
+            return self._rewind_to(good, f"the steps since step {good.step:,}", back=True)
         if last is None:
             raise ValueError("nothing to undo: no intervention is in effect")
         if last.before is None:
@@ -264,6 +265,7 @@ def undo_entry(
         (TurnKnob(knob="lr", value=repr(rate)),) if command.knob == "optimizer" else () for rate in rates
     )
     target = "" if command.target == "all" else f" of {command.target}"
+    change = " → ".join(shown_value(command.knob, value) for value in (turned.old, turned.new))
     # One command for each of several optimizers that were changed.
     back = [TurnKnob(knob=command.knob, value=old, target=one) for one, old, _ in turned.each]
     again = [TurnKnob(knob=command.knob, value=new, target=one) for one, _, new in turned.each]
@@ -283,7 +285,7 @@ def undo_entry(
     return UndoEntry(
         id=id_,
         step=step,
-        label=f"{command.knob}{target} {turned.old} → {turned.new}",
+        label=f"{command.knob}{target} {change}",
         undo_turns=(*back, *lr_before),
         redo_turns=(*again, *lr_after),
         before=before,
