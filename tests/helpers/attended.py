@@ -175,4 +175,14 @@ class Viewer:
         self.peer.close()
 
 
+def losses(viewer: Viewer) -> dict[int, float]:
+    """The loss of each update that the viewer was sent."""
+    return {e.first + n: loss for e in viewer.events(StepsCompleted) for n, loss in enumerate(e.losses)}
+
+
+def last_told(viewer: Viewer) -> int:
+    """The last update that the viewer was sent, -1 if none."""
+    return max(losses(viewer), default=-1)
+
+
 Start = Callable[..., Attended]
