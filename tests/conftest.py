@@ -30,7 +30,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ProcessTests
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with the tests that take longest, so that both workers are busy to the end."""
-    items.sort(key=lambda item: "tests/process/" not in item.nodeid)
+    items.sort(key=lambda item: not item.nodeid.startswith(("tests/process/", "tests/whole_runs/")))
 
 
 @pytest.fixture(autouse=True)
