@@ -16,6 +16,7 @@ from runs import children
 from terminal import Terminal
 
 COMMAND = [sys.executable, "-m", "tui_descent"]
+VANISHING = ("vanishing", "--set", "run.steps=100000")  # it does not end before the last key
 WITHOUT_TORCH = ("exec", "--", sys.executable, tiny_trainer.__file__)
 
 
@@ -80,7 +81,7 @@ def restored(terminal: Terminal) -> bool:
 
 
 @pytest.mark.parametrize(
-    "terminal", [started("vanishing", heavy=True), started("vanishing", columns=80, rows=24)], indirect=True
+    "terminal", [started(*VANISHING, heavy=True), started(*VANISHING, columns=80, rows=24)], indirect=True
 )
 def test_one_key_cures_the_vanishing_gradient_and_every_main_key_has_an_effect(terminal: Terminal) -> None:
     terminal.wait("running")
