@@ -218,9 +218,8 @@ def test_memory_is_bounded_over_many_times_the_capacity() -> None:
     whole = pyramid.window(top, 0, steps - 1)
     assert [b for b, _ in whole] == list(range(steps // top + 1))
     assert all(row[0] == 0.0 and row[1] == 1.0 for _, row in whole[:-1])
-    assert [b for b, _ in pyramid.window(1, 999_900, steps - 1)] == list(range(999_900, 1_000_000)), (
-        "the end, each step"
-    )
+    last = list(range(steps - 50, steps))
+    assert [b for b, _ in pyramid.window(1, last[0], last[-1])] == last, "the end, each step"
 
 
 @pytest.mark.parametrize("seed", range(5))
