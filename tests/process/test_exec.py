@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import runpy
+import select
 import signal
 import subprocess
 import sys
@@ -301,14 +302,17 @@ def test_without_a_writable_folder_a_loop_trains_without_being_watched(
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGKILL, marks=pytest.mark.heavy), signal.SIGTERM])
 def test_a_loop_whose_keeper_is_ended_continues_training(number: signal.Signals, tmp_path: Path) -> None:
-    path = write(tmp_path, "alone", steps=4_000, then="if step in (50, 3_999): print(step, flush=True)")
+    path = write(tmp_path, "alone", steps=300, then="if step == 50: print(step, flush=True); input()")
     with subprocess.Popen(
-        [sys.executable, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as loop:
         assert loop.stdout is not None
         assert loop.stdout.readline() == "50\n"
         (keeper,) = children(loop.pid)
+        ended = os.pidfd_open(keeper)
         os.kill(keeper, number)
-        out, errors = loop.communicate(timeout=WITHIN_S)
-    assert (loop.returncode, out) == (0, "3999\nthe script goes on\n")
+        assert select.select([ended], [], [], WITHIN_S)[0]
+        os.close(ended)
+        out, errors = loop.communicate("go on\n", timeout=WITHIN_S)
+    assert (loop.returncode, out) == (0, "the script goes on\n")
     assert "Traceback" not in errors
