@@ -18,7 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "process"))
 from attended import Attended, Reply, Viewer
 
 from tui_descent.protocol.codec import frame

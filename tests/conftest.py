@@ -5,6 +5,7 @@ With `pytest -n 2` one worker runs the tests that start processes, one at a time
 
 from __future__ import annotations
 
+import gc
 import shutil
 import sys
 import tempfile
@@ -31,7 +32,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ProcessTests
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with the tests that take longest, so that both workers are busy to the end."""
-    items.sort(key=lambda item: "tests/process/" not in item.nodeid)
+    items.sort(key=lambda item: not item.nodeid.startswith(("tests/process/", "tests/whole_runs/")))
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what stays to the end, such as all of torch."""
+    gc.collect()
+    gc.freeze()
 
 
 def global_hooks() -> set[tuple[str, str, int]]:

@@ -23,7 +23,10 @@ _BEGINS, _ENDS = b"\x1b[?2026h", b"\x1b[?2026l"
 
 
 class Terminal:
-    """A command in a terminal. `wait(what)` reads until the screen satisfies `what`; it never sees a partial frame."""
+    """A command in a terminal. `wait(what)` reads until the screen satisfies `what`.
+
+    The screen never has a part of a frame: what follows the beginning of a frame is shown at its end.
+    """
 
     def __init__(
         self,
@@ -44,6 +47,7 @@ class Terminal:
             command[0], list(command[1:]), dimensions=(rows, columns), env=environment, timeout=60, cwd=cwd
         )
         self._answered = False
+        self._shown = 0  # bytes of `raw` that are on the screen
 
     def read(self, seconds: float = 0.05) -> None:
         """Read what the program writes, for about that long."""
@@ -54,13 +58,21 @@ class Terminal:
             except pexpect.TIMEOUT:
                 return
             except pexpect.EOF:
+                self._show(len(self.raw))
                 time.sleep(min(left, 0.02))
                 return
             self.raw += data
-            self._stream.feed(data)
+            # The two codes are equally long; one may have come in two pieces.
+            recent = max(0, self._shown - len(_BEGINS))
+            begun, ended = self.raw.rfind(_BEGINS, recent), self.raw.rfind(_ENDS, recent)
+            self._show(len(self.raw) if begun <= ended else max(begun, self._shown))
             if not self._answered and _ASKED in self.raw:
                 self._answered = True
                 self.child.send(_ANSWER)
+
+    def _show(self, end: int) -> None:
+        self._stream.feed(bytes(self.raw[self._shown : end]))
+        self._shown = end
 
     def press(self, *keys: str) -> None:
         """Type keys, given by name or as text."""
@@ -77,15 +89,11 @@ class Terminal:
         while time.monotonic() < end:
             self.read(0.05)
             text = self.text()
-            if self._whole() and (what in text if isinstance(what, str) else what(text)):
+            if what in text if isinstance(what, str) else what(text):
                 return text
             if not self.child.isalive() and not self.child.flag_eof:
                 self.read(0.2)
         raise AssertionError(f"not on the screen within {within} s: {what}\n{self.text()}")
-
-    def _whole(self) -> bool:
-        """Whether the last frame is complete, or the program has ended."""
-        return self.raw.rfind(_BEGINS) <= self.raw.rfind(_ENDS) or not self.child.isalive()
 
     def ended(self, *, within: float = 30.0) -> int:
         """Wait for the program to end; returns its exit code, or 128 + signal."""

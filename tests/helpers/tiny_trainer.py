@@ -1,6 +1,7 @@
-"""A trainer without torch, for tests of what is around it: `exec -- python tiny_trainer.py [STEPS] [OUTCOME]`.
+"""A trainer without torch, for tests of what is around it: `exec -- python tiny_trainer.py [STEPS] [OUTCOME] [THEN]`.
 
-Without STEPS it goes on until it is asked to stop. The names in its events have characters that ASCII lacks.
+Without STEPS it goes on until it is asked to stop. With the OUTCOME "untold" it does not report its end. THEN is Python
+code for what the script does afterwards. The names in its events have characters that ASCII lacks.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ def main() -> None:
         if steps is None:
             link.wait(0.05)
             stopped = any(isinstance(request.command, Stop) for request in link.commands()) or link.lost
+    if status == "untold":
+        return
     reason = "" if status == "finished" else "it → failed"
     link.emit(RunEnded(status="stopped" if stopped else status, step=step, loss=0.5, reason=reason))  # type: ignore[arg-type]
     link.close()
@@ -39,3 +42,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    exec("".join(sys.argv[3:]))

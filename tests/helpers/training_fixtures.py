@@ -33,6 +33,7 @@ def seeded() -> None:
 @pytest.fixture
 def keeper(home: Path) -> Iterator[FakeKeeper]:
     gc.collect()  # closes files that earlier tests have left open
+    gc.freeze()  # later calls need not look again at what is left, such as all of torch: that would take 0.3 s each
     before = set(os.listdir("/dev/fd"))
     keeper = FakeKeeper(home)
     yield keeper

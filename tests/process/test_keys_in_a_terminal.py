@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from attended import Reply, Viewer
+from runs import temporary_home
 from terminal import Terminal
 
 from tui_descent.protocol.events import CommandDone, CommandRejected, HistorySent, KnobTurned, Marked
@@ -20,9 +21,15 @@ from tui_descent.protocol.events import CommandDone, CommandRejected, HistorySen
 COMMAND = [sys.executable, "-m", "tui_descent", "run", "healthy", "--pace", "max", "--set", "run.steps=10000000"]
 
 
-@pytest.fixture
-def terminal() -> Iterator[Terminal]:
-    opened = Terminal(COMMAND, columns=120, rows=40)
+@pytest.fixture(scope="module")
+def shared_home() -> Iterator[Path]:
+    with temporary_home() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def terminal(shared_home: Path) -> Iterator[Terminal]:
+    opened = Terminal(COMMAND, columns=120, rows=40, env={"TUI_DESCENT_HOME": str(shared_home)})
     opened.wait("running")
     opened.wait(lambda text: "rate 0." in text)
     yield opened
@@ -34,9 +41,9 @@ def terminal() -> Iterator[Terminal]:
 
 
 @pytest.fixture
-def viewer(terminal: Terminal, home: Path) -> Iterator[Viewer]:
+def viewer(terminal: Terminal, shared_home: Path) -> Iterator[Viewer]:
     """A second viewer, to receive the replies to the terminal's keys."""
-    (path,) = (home / "sockets").iterdir()
+    (path,) = (shared_home / "sockets").iterdir()
     sock = socket.socket(socket.AF_UNIX)
     sock.connect(str(path))
     beside = Viewer(sock)
@@ -84,7 +91,7 @@ def test_a_key_takes_effect_and_shows_on_screen_soon(terminal: Terminal, viewer:
         terminal.press(key)
         terminal.wait(lambda text, before=before: rate(text) not in (before, -1.0), within=20)
         assert time.monotonic() - begun_s < 2.0, n
-    viewer.until(lambda m: isinstance(m, KnobTurned) and m.id == 10)
+    viewer.until(lambda _: len(viewer.events(KnobTurned)) == 10)
     turns = viewer.events(KnobTurned)
     assert len(turns) == 10
     assert all(a.step < b.step for a, b in pairwise(turns))

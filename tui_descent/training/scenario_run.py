@@ -38,7 +38,12 @@ def main() -> int:
     if link is None or link.launch.scenario is None:
         print("tui-descent: this process is started by a keeper; use `tui-descent run NAME`", file=sys.stderr)
         return 2
-    stop = StopOnSignal()
+    return train_scenario(link, StopOnSignal())
+
+
+def train_scenario(link: KeeperLink, stop: StopOnSignal | None = None) -> int:
+    """Train the scenario of `link.launch` until it ends or `stop` has caught a signal. Returns the exit code."""
+    assert link.launch.scenario is not None
     try:
         link.emit(StateChanged(state="building"))
         scenario = from_table(link.launch.scenario, source="launch", shortened=True)
@@ -56,7 +61,8 @@ def main() -> int:
         return _failed(link, describe(error))
     try:
         with run:
-            stop.watch(run)
+            if stop is not None:
+                stop.watch(run)
             train(
                 run,
                 setup,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from attended import Attended, Viewer
+from attended import Viewer
+from same_process import AttendedHere
 
 from tui_descent.protocol.commands import Pause, Redo, Resume, RunSteps, Undo
 from tui_descent.protocol.events import (
@@ -23,8 +24,8 @@ from tui_descent.telemetry.history import History
 
 
 @pytest.fixture
-def attended() -> Iterator[Attended]:
-    run = Attended("healthy", "run.steps=60", "run.threads=1", "data.batch_size=32", undo_budget=50_000_000)
+def attended() -> Iterator[AttendedHere]:
+    run = AttendedHere("healthy", "run.steps=60", "run.threads=1", "data.batch_size=32", undo_budget=50_000_000)
     yield run
     run.close()
 
@@ -39,7 +40,7 @@ def paused_at(viewer: Viewer, steps: int) -> None:
     viewer.until_event(StateChanged, state="paused")
 
 
-def test_undo_and_redo_in_a_real_run(attended: Attended) -> None:
+def test_undo_and_redo_in_a_real_run(attended: AttendedHere) -> None:
     viewer = attended.viewer()
     viewer.ask(Pause())
     viewer.until_event(StateChanged, state="paused")
@@ -78,7 +79,7 @@ def test_undo_and_redo_in_a_real_run(attended: Attended) -> None:
     assert viewer.events(SnapshotTaken)[-1].budget_bytes == 50_000_000
 
 
-def test_undo_at_the_end_repeats_the_run_to_the_same_end(attended: Attended) -> None:
+def test_undo_at_the_end_repeats_the_run_to_the_same_end(attended: AttendedHere) -> None:
     viewer = attended.viewer()
     viewer.ask(parse("lr=*2"))
     viewer.until_event(StateChanged, state="waiting")
@@ -90,7 +91,7 @@ def test_undo_at_the_end_repeats_the_run_to_the_same_end(attended: Attended) -> 
 
 
 def test_undo_of_a_held_run_restores_the_last_good_state() -> None:
-    run = Attended("too-hot", "run.threads=1")
+    run = AttendedHere("too-hot", "run.threads=1")
     try:
         viewer = run.viewer()
         held = viewer.until_event(StateChanged, state="held")
@@ -108,7 +109,7 @@ def test_undo_of_a_held_run_restores_the_last_good_state() -> None:
 
 
 def test_a_state_over_the_budget_is_undone_by_value_and_both_answers_say_so() -> None:
-    run = Attended("healthy", "run.steps=60", "run.threads=1", undo_budget=1000)
+    run = AttendedHere("healthy", "run.steps=60", "run.threads=1", undo_budget=1000)
     try:
         viewer = run.viewer()
         paused_at(viewer, 5)

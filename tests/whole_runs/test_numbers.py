@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from runs import Outcome, run, temporary_home, together
+from runs import Outcome, temporary_home
+from same_process import run
 
 HEAVY = pytest.mark.heavy
 TURN_AT = 150
@@ -42,12 +44,10 @@ def test_the_gradient_of_first_descent_is_the_slope(descent: Outcome) -> None:
         assert math.isclose(line["global_grad_norm"], abs(4 * (2 * w - 3)), rel_tol=1e-6)
 
 
-def vanishing(seed: int, home: object) -> tuple[Outcome, Outcome]:
-    plain, turned = together(
-        ["vanishing", "--json", "--seed", str(seed), "--steps", "160", "--watch-every", "20"],
-        ["vanishing", "--json", "--seed", str(seed), "--at", f"{TURN_AT}:residual=on", "--watch-budget", "0"],
-        home=home,  # type: ignore[arg-type]
-    )
+def vanishing(seed: int, home: Path) -> tuple[Outcome, Outcome]:
+    options = ("vanishing", "--json", "--seed", str(seed))
+    plain = run(*options, "--steps", "160", "--watch-every", "20", home=home)
+    turned = run(*options, "--at", f"{TURN_AT}:residual=on", "--watch-budget", "0", home=home)
     return plain, turned
 
 
@@ -92,12 +92,10 @@ def test_losses_before_an_intervention_are_bitwise_unchanged(seeded: tuple[Outco
 def thrice() -> Iterator[list[Outcome]]:
     healthy = ["healthy", "--json", "--steps", "120"]
     with temporary_home() as home:
-        yield together(
-            [*healthy, "--watch-every", "1"],
-            [*healthy, "--watch-budget", "0"],
-            [*healthy, "--watch-every", "1"],
-            home=home,
-        )
+        yield [
+            run(*healthy, *options, home=home)
+            for options in (("--watch-every", "1"), ("--watch-budget", "0"), ("--watch-every", "1"))
+        ]
 
 
 @pytest.mark.heavy

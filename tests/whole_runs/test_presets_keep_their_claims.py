@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
-from pathlib import Path
-
 import pytest
-from runs import WITHIN_S, Outcome, run
+from runs import Outcome
+from same_process import run
 
 from tui_descent.scenario import presets
 
@@ -21,11 +19,6 @@ def check_claims(name: str, outcome: Outcome, *, seeds: int) -> None:
 
 
 @pytest.mark.parametrize("name", presets.names())
-def test_preset_keeps_its_claims(name: str, verified: dict[str, Future[Outcome]]) -> None:
-    check_claims(name, verified[name].result(20 * WITHIN_S), seeds=1)
-
-
-@pytest.mark.heavy
-@pytest.mark.parametrize("name", presets.names())
-def test_preset_keeps_its_claims_on_three_seeds(name: str, home: Path) -> None:
-    check_claims(name, run("presets", name, "--verify", "--seeds", "3", home=home, within_s=10 * WITHIN_S), seeds=3)
+@pytest.mark.parametrize("seeds", [1, pytest.param(3, marks=pytest.mark.heavy)])
+def test_preset_keeps_its_claims(name: str, seeds: int) -> None:
+    check_claims(name, run("presets", name, "--verify", "--seeds", str(seeds)), seeds=seeds)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import pytest
-from attended import Attended, Viewer
-from runs import run
+from attended import Viewer
+from same_process import AttendedHere, run
 
 from tui_descent.protocol.commands import CancelRangeTest, Pause, Resume, RunRangeTest, RunSteps, Stop
 from tui_descent.protocol.events import (
@@ -30,9 +29,9 @@ def losses(viewer: Viewer) -> dict[int, float]:
 
 
 @pytest.mark.heavy
-def test_a_range_test_does_not_change_the_run_and_every_viewer_gets_the_result(home: Path) -> None:
-    plain = run("run", "healthy", "--json", *(word for o in OPTIONS for word in ("--set", o)), home=home).losses
-    live = Attended("healthy", *OPTIONS)
+def test_a_range_test_does_not_change_the_run_and_every_viewer_gets_the_result() -> None:
+    plain = run("run", "healthy", "--json", *(word for o in OPTIONS for word in ("--set", o))).losses
+    live = AttendedHere("healthy", *OPTIONS)
     try:
         a, b = live.viewer(), live.viewer()
         a.ask(Pause())
@@ -64,12 +63,14 @@ def test_a_range_test_does_not_change_the_run_and_every_viewer_gets_the_result(h
 
 
 @pytest.fixture
-def slow() -> Attended:
+def slow() -> AttendedHere:
     """A run whose test takes seconds."""
-    return Attended("transformer", "run.threads=1", "model.depth=4", "model.width=96", "data.batch_size=32", pace=2.0)
+    return AttendedHere(
+        "transformer", "run.threads=1", "model.depth=4", "model.width=96", "data.batch_size=32", pace=2.0
+    )
 
 
-def test_stop_and_cancel_work_during_a_range_test(slow: Attended) -> None:
+def test_stop_and_cancel_work_during_a_range_test(slow: AttendedHere) -> None:
     try:
         a, b = slow.viewer(), slow.viewer()
         a.until_step(0)
@@ -101,7 +102,7 @@ def test_stop_and_cancel_work_during_a_range_test(slow: Attended) -> None:
 
 
 def test_a_range_test_of_a_held_run_is_rejected_with_what_helps() -> None:
-    live = Attended("too-hot", "run.threads=1")
+    live = AttendedHere("too-hot", "run.threads=1")
     try:
         viewer = live.viewer()
         viewer.until_event(StateChanged, state="held")
@@ -113,10 +114,10 @@ def test_a_range_test_of_a_held_run_is_rejected_with_what_helps() -> None:
         live.close()
 
 
-def test_the_range_test_flag_prints_an_event_and_changes_no_loss(home: Path) -> None:
+def test_the_range_test_flag_prints_an_event_and_changes_no_loss() -> None:
     options = ("healthy", "--json", "--steps", "30")
-    plain = run("run", *options, home=home)
-    tested = run("run", *options, "--range-test", "0", "--range-test", "20", home=home)
+    plain = run("run", *options)
+    tested = run("run", *options, "--range-test", "0", "--range-test", "20")
     assert tested.losses == plain.losses
     assert plain.events("range_test") == []
     first, second = tested.events("range_test")
@@ -125,4 +126,4 @@ def test_the_range_test_flag_prints_an_event_and_changes_no_loss(home: Path) -> 
     assert len(first["rates"]) == len(first["losses"]) == len(first["still"]) == len(first["smooth"]) > 50
     assert first["scales"] == [0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0]
     assert first["ahead"][0] == plain.losses[0]
-    assert run("run", "healthy", "--range-test", "soon", home=home).code == 2
+    assert run("run", "healthy", "--range-test", "soon").code == 2

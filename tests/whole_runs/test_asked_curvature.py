@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from attended import Attended
-from runs import run
+from same_process import AttendedHere, run
 
 from tui_descent.protocol.commands import Pause, Stop, WatchCurvature
 from tui_descent.protocol.events import CommandDone, CurvatureTaken, StateChanged
 
 
 @pytest.mark.heavy
-def test_curvature_is_measured_until_the_viewer_that_asked_disconnects(home: Path) -> None:
-    live = Attended("saddle", "run.steps=1000000", pace=100.0)
+def test_curvature_is_measured_until_the_viewer_that_asked_disconnects() -> None:
+    live = AttendedHere("saddle", "run.steps=1000000", pace=100.0)
     try:
         a, b = live.viewer(), live.viewer()
         a.until_step(5)
@@ -43,9 +40,9 @@ def test_curvature_is_measured_until_the_viewer_that_asked_disconnects(home: Pat
         live.close()
 
 
-def test_the_curvature_flag_prints_events_and_changes_no_loss(home: Path) -> None:
+def test_the_curvature_flag_prints_events_and_changes_no_loss() -> None:
     options = ("edge-of-stability", "--json", "--steps", "30")
-    plain, read = run("run", *options, home=home), run("run", *options, "--curvature", home=home)
+    plain, read = run("run", *options), run("run", *options, "--curvature")
     assert read.losses == plain.losses
     assert plain.events("curvature") == []
     taken = read.events("curvature")

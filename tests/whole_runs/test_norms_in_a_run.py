@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from attended import Attended, Viewer
-from runs import Outcome, run, temporary_home
+from attended import Viewer
+from runs import Outcome, temporary_home
+from same_process import AttendedHere, run
 
 from tui_descent.protocol.commands import Pause, Redo, RunSteps, Undo
 from tui_descent.protocol.events import HistorySent, KnobTurned, LayersChanged, ReadingsTaken, RunStarted, StateChanged
@@ -66,8 +67,8 @@ def test_a_layer_change_comes_after_its_intervention_and_before_its_step(outcome
 
 
 @pytest.fixture
-def attended(home: Path) -> Iterator[Attended]:
-    run = Attended("vanishing", "run.steps=100000", "run.threads=1", pace=200.0, watch_every=1)
+def attended(home: Path) -> Iterator[AttendedHere]:
+    run = AttendedHere("vanishing", "run.steps=100000", "run.threads=1", pace=200.0, watch_every=1)
     yield run
     run.close()
 
@@ -87,7 +88,7 @@ def rows(history: History) -> dict[str, list[int]]:
     return found
 
 
-def test_early_and_late_viewers_have_the_same_rows_through_undo_and_redo(attended: Attended) -> None:
+def test_early_and_late_viewers_have_the_same_rows_through_undo_and_redo(attended: AttendedHere) -> None:
     viewer = attended.viewer()
     here = History.receive(viewer.until_event(HistorySent))
     applied = len(viewer.heard)

@@ -44,9 +44,15 @@ class Attended:
             **orders,
         )
         self.launch.write()
+        self._viewers: list[Viewer] = []
+        self._start()
+
+    def _start(self) -> None:
         self.keeper = start_keeper(self.launch)
         self._ended = os.pidfd_open(self.keeper.pid)
-        self._viewers: list[Viewer] = []
+
+    def _ends_within(self, timeout_s: float) -> bool:
+        return bool(select.select([self._ended], [], [], timeout_s)[0])
 
     @property
     def trainer(self) -> int:
@@ -63,8 +69,7 @@ class Attended:
                 return sock
             except (FileNotFoundError, ConnectionRefusedError):
                 sock.close()
-            gone, _, _ = select.select([self._ended], [], [], 0.01)
-            assert not gone, (Path(self.launch.folder) / "run.log").read_text()
+            assert not self._ends_within(0.01), (Path(self.launch.folder) / "run.log").read_text()
         raise AssertionError("the keeper never listened")
 
     def viewer(self, *, hello: bool = True) -> Viewer:
@@ -168,6 +173,16 @@ class Viewer:
 
     def close(self) -> None:
         self.peer.close()
+
+
+def losses(viewer: Viewer) -> dict[int, float]:
+    """The loss of each update that the viewer was sent."""
+    return {e.first + n: loss for e in viewer.events(StepsCompleted) for n, loss in enumerate(e.losses)}
+
+
+def last_told(viewer: Viewer) -> int:
+    """The last update that the viewer was sent, -1 if none."""
+    return max(losses(viewer), default=-1)
 
 
 Start = Callable[..., Attended]

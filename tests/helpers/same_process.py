@@ -1,0 +1,93 @@
+"""Whole runs in the test's own process, where torch is already imported: keeper and trainer are threads.
+
+Their code is that of other runs: command line, socket, shared memory, viewers. What only a process of its own has, such
+as signals, exit codes and a log, is tested in `tests/process`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import time
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import torch
+from attended import Attended
+from runs import WITHIN_S, Outcome
+
+from tui_descent import cli
+from tui_descent.keeper.keeper import Keeper
+from tui_descent.keeper.trainer import Trainer
+from tui_descent.protocol.launch import Launch, open_connection
+from tui_descent.training.keeper_link import KeeperLink
+from tui_descent.training.scenario_run import train_scenario
+
+
+class TrainerThread(Trainer):
+    """A scenario's trainer in a thread of the keeper's process."""
+
+    thread: Thread
+    _code: int | None = None
+
+    @classmethod
+    def start(cls, launch: Launch) -> TrainerThread:
+        with open_connection(launch) as (ours, theirs, file):
+            link = KeeperLink(theirs.dup(), os.dup(file), launch)
+        trainer = cls(ours, file)
+        trainer.thread = Thread(target=trainer._train, args=(link,))
+        trainer.thread.start()
+        return trainer
+
+    def _train(self, link: KeeperLink) -> None:
+        self._code = train_scenario(link)
+
+    def exited(self) -> bool:
+        return not self.thread.is_alive()
+
+    def exit_code(self) -> int | None:
+        return self._code
+
+
+def run(*args: str, home: Path | None = None) -> Outcome:
+    """Run the command to its end, without a terminal. Scenarios are trained in threads."""
+    begun_s, out, err = time.monotonic(), io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.setattr(Trainer, "start", TrainerThread.start)
+        if home is not None:
+            patch.setenv("TUI_DESCENT_HOME", str(home))
+        code = cli.main(args)
+    torch.set_num_threads(1)
+    return Outcome(args, code, out.getvalue(), err.getvalue(), time.monotonic() - begun_s)
+
+
+class AttendedHere(Attended):
+    """A run of a preset in this process; everything else is as for `Attended`."""
+
+    def _start(self) -> None:
+        keeper = Keeper(self.launch)
+        self._thread = Thread(target=keeper.run, args=(lambda: TrainerThread.start(self.launch),))
+        self._thread.start()
+
+    def _ends_within(self, timeout_s: float) -> bool:
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def wait(self, within_s: float = WITHIN_S) -> int:
+        assert self._ends_within(within_s)
+        return 0
+
+    def close(self) -> None:
+        """Disconnect all viewers, which ends the run."""
+        for viewer in self._viewers:
+            viewer.close()
+        assert self._ends_within(WITHIN_S)
+        shutil.rmtree(self.launch.path, ignore_errors=True)
+        torch.set_num_threads(1)

@@ -1,0 +1,36 @@
+"""A run whose keeper and trainer are processes of their own, against the same one in threads of the test.
+
+Most tests of whole runs are made in threads (`tests/whole_runs`), where torch is already imported.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import runs
+import same_process
+
+OPTIONS = (
+    "vanishing", "--json", "--steps", "60", "--watch-every", "7",
+    "--at", "20:residual=on", "--at", "40:lr=*2", "--at", "50:norm=layer",
+)  # fmt: skip
+# Fields and events that depend on the clock or on the run's name.
+CLOCK = ("time_s", "watch_cost", "seconds", "run")
+TIMED = ("device", "state")
+
+
+def test_a_run_has_the_same_events_in_processes_of_its_own_and_in_threads(home: Path) -> None:
+    apart, here = runs.run(*OPTIONS), same_process.run(*OPTIONS)
+    assert (apart.code, apart.stderr) == (here.code, here.stderr) == (0, "")
+    assert len(apart.losses) == 60
+    assert events(apart) == events(here)
+    assert list((home / "runs").iterdir()) == []
+
+
+def events(outcome: runs.Outcome) -> dict[str, list[runs.Line]]:
+    """The events of each kind, in order."""
+    found: dict[str, list[runs.Line]] = {}
+    for line in outcome.lines:
+        kept = {name: value for name, value in line.items() if name not in CLOCK}
+        found.setdefault(line["event"], []).append(kept)
+    return {kind: lines for kind, lines in found.items() if kind not in TIMED}
