@@ -101,19 +101,15 @@ class Watch:
         self._order = ForwardOrder(self.failures)
         self._layers = layers = LayerList(model, self._order, progress, steering, guard, self.failures)
         self._wiring = wiring = Wiring(model, steering, layers, progress, self.failures, is_scenario=is_scenario)
-        undo_stack = None
-        if link is not None and link.launch.socket is not None:  # without a socket nobody can ask for an undo
-            undo_stack = UndoStack(steering.context, tuple(state), link.launch.undo_budget, is_scenario)
-        self._search = search = FaultSearch(
-            model, self.failures, replay=None if replay is None else replay.replay_forward, muted=steering.muted
-        )
+        replayed = None if replay is None else replay.replay_forward
+        self._search = search = FaultSearch(model, self.failures, replay=replayed, muted=steering.muted)
         self.control = Control(
             progress,
             steering,
             results,
             layers,
             plan=plan,
-            undo_stack=undo_stack,
+            undo_stack=_undo_stack(link, steering, tuple(state), is_scenario=is_scenario),
             curvature=curvature,
             evaluation=evaluate,
             on_fault=on_fault,
@@ -468,3 +464,12 @@ class Watch:
             RunEnded(status=status, step=progress.step, loss=loss, accuracy=accuracy, reason=reason, position=where)
         )
         self.control.close()
+
+
+def _undo_stack(
+    link: KeeperLink | None, steering: Steering, state: tuple[HoldsState, ...], *, is_scenario: bool
+) -> UndoStack | None:
+    """The run's undo stack; None without a socket, since nobody can then ask for an undo."""
+    if link is None or link.launch.socket is None:
+        return None
+    return UndoStack(steering.context, state, link.launch.undo_budget, is_scenario)
