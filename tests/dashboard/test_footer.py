@@ -66,17 +66,28 @@ def test_a_long_diagnosis_is_cut_but_keeps_its_advice(width: int) -> None:
 
 
 @pytest.mark.parametrize("width", [60, 72, 80, 100, 120, 160])
+@pytest.mark.parametrize("dropped", [True, False])
 @pytest.mark.parametrize("back", ["; u goes back to step 123,456", "; u goes back to step 5", ""])
-def test_a_held_run_keeps_its_advice_at_every_width(width: int, back: str) -> None:
-    reason = f"loss is nan at step 6, first in blocks.1.linear, before the update{back}"
+def test_a_held_run_keeps_its_advice_at_every_width(width: int, back: str, dropped: bool) -> None:
+    sentence = "loss is nan at step 6: matmul overflows in blocks.1.linear, before the update"
+    advice = f"; space drops this batch{back} · q: quit" if dropped else f"{back} · space: resume · q: quit"
+    reason = f"{sentence}{advice if dropped else back}"
     history = History()
     for event in (started(), steps(0, [1.0] * 6), StateChanged(state="held", reason=reason)):
         history.apply(event)
-    row = FooterPanel().draw(View(history=history, connected=True), width, 3)[0].text.rstrip()
-    assert row.endswith(f"{back.removeprefix('; ')} · space: resume · q: quit".removeprefix(" · "))
-    assert row.startswith(" held  loss is nan") or width < 80
-    assert ("before the update" in row) == (width >= len(f" held  {reason} · space: resume · q: quit"))
-    assert len(row) <= width
+    view = View(history=history, connected=True)
+    rows = [row.text.rstrip() for row in FooterPanel().draw(view, width, 3)]
+    assert all(len(row) <= width for row in rows)
+    if width >= len(f" held  {sentence}{advice}"):
+        assert rows[0] == f" held  {sentence}{advice}"
+        return
+    for row, whole in zip(rows, (f" held  {sentence}", f" {advice.lstrip(' ;·')}"), strict=False):
+        assert row == (f"{whole[: width - 1]}…" if width < len(whole) else whole)
+    asked = View(history=history, connected=True, exchange=Exchange(refusal="wait"))
+    rows = [row.text.rstrip() for row in FooterPanel().draw(asked, width, 3)]
+    first_advice = advice.lstrip(" ;·").partition(";")[0].partition(" ·")[0]
+    assert first_advice in rows[0], "an answer needs the second row"
+    assert rows[1].endswith("wait")
 
 
 def test_an_ended_run_keeps_the_quit_key() -> None:
@@ -99,3 +110,13 @@ def test_the_answer_to_run_steps_names_the_first_step() -> None:
 
 def test_plural_adds_an_s_except_for_one() -> None:
     assert [plural(n, "layer") for n in (0, 1, 2, 1200)] == ["0 layers", "1 layer", "2 layers", "1,200 layers"]
+
+
+@pytest.mark.parametrize(("scenario", "shown"), [({}, True), (None, False)], ids=["scenario", "user loop"])
+def test_the_range_test_is_not_offered_in_a_user_loop(scenario: dict[str, object] | None, shown: bool) -> None:
+    history = History()
+    for event in (started(scenario=scenario), StateChanged(state="running"), steps(0, [1.0] * 80)):
+        history.apply(event)
+    row = FooterPanel().draw(View(history=history), 250, 3)[2].text
+    assert ("f range test" in row) == shown
+    assert "s schedule" in row

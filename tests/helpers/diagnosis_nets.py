@@ -11,7 +11,6 @@ import torch
 
 from tui_descent.instruments.instrument_set import InstrumentSet
 from tui_descent.instruments.net_structure import structure
-from tui_descent.keeper.diagnosis import context_of
 from tui_descent.protocol.events import Layer, ReadingsTaken
 from tui_descent.protocol.readings import unpack
 from tui_descent.protocol.ring import ReadingRecord
@@ -19,6 +18,7 @@ from tui_descent.scenario.spec import Scenario
 from tui_descent.scenario.toml import to_table
 from tui_descent.scenario.validate import convert
 from tui_descent.telemetry.diagnosis import RunContext
+from tui_descent.telemetry.diagnosis.situation import context_of
 from tui_descent.training.setup.build import Setup, build
 from tui_descent.training.setup.nets.block import Block
 from tui_descent.training.steering import surgery

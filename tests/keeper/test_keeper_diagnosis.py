@@ -7,8 +7,9 @@ import math
 import pytest
 from factories import curved, reading_of, started, steps
 
-from tui_descent.keeper.diagnosis import LETTER_ENTROPY, DiagnosisEvents, context_of
+from tui_descent.keeper.diagnosis import DiagnosisEvents
 from tui_descent.protocol.events import (
+    AnyEvent,
     Diagnosed,
     KnobState,
     Layer,
@@ -16,6 +17,7 @@ from tui_descent.protocol.events import (
 )
 from tui_descent.scenario import presets
 from tui_descent.scenario.toml import to_table
+from tui_descent.telemetry.diagnosis.situation import LETTER_ENTROPY, context_of
 
 
 def start_of(preset: str) -> RunStarted:
@@ -27,22 +29,25 @@ def start_of(preset: str) -> RunStarted:
 
 
 def findings(diagnosis: DiagnosisEvents, loss: float, at: range) -> list[str]:
-    reading = reading_of(
-        at.start,
-        {"backprop_factor": [1.0, 1.0], "update_norm": [0.01, 0.01], "grad_norm": [0.1, 0.1]},
-        global_grad_norm=0.2,
-    )
-    published = list(diagnosis.after(reading))
-    published += diagnosis.after(steps(at.start, [loss] * len(at)))
+    published: list[AnyEvent] = []
+    for step in at:
+        if step % 5 == 0:
+            values: dict[str, list[float | None]] = {
+                "backprop_factor": [1.0, 1.0],
+                "update_norm": [0.01, 0.01],
+                "grad_norm": [0.1, 0.1],
+            }
+            published += diagnosis.after(reading_of(step, values, global_grad_norm=0.2))
+        published += diagnosis.after(steps(step, [loss]))
     return [event.finding for event in published if isinstance(event, Diagnosed)]
 
 
 def test_saddle_is_found_once_the_curvature_is_known() -> None:
     diagnosis = DiagnosisEvents()
     assert not list(diagnosis.after(start_of("plateau")))
-    assert findings(diagnosis, 2.3, range(60)) == ["plateau"]
-    assert not list(diagnosis.after(curved(50, 3.0, -0.5, 40.0)))
-    assert findings(diagnosis, 2.3, range(60, 80)) == ["saddle"]
+    assert findings(diagnosis, 2.3, range(140)) == ["plateau"]
+    assert not list(diagnosis.after(curved(140, 3.0, -0.5, 40.0)))
+    assert findings(diagnosis, 2.3, range(140, 160)) == ["saddle"]
 
 
 def test_edge_of_stability_is_found_once_the_curvature_is_known() -> None:

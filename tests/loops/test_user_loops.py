@@ -22,11 +22,24 @@ from torch.optim import optimizer as torch_optimizer
 from user_loops import LOOPS
 
 from tui_descent.protocol.commands import TurnKnob, Undo
-from tui_descent.protocol.events import CommandDone, CommandRejected, KnobTurned, LayersChanged, RunEnded, RunStarted
+from tui_descent.protocol.events import (
+    CommandDone,
+    CommandRejected,
+    KnobTurned,
+    LayersChanged,
+    RunEnded,
+    RunStarted,
+    WiringFound,
+)
 from tui_descent.training.keeper_link import KeeperLink
 from tui_descent.training.watch.user_loop import watch
 
 WITHIN = 1e-5
+# The facts about the wiring that are true of these loops.
+FACTS = {
+    "lora_adapters": [("frozen layers", "wte", True)],
+    "frozen_backbone_then_unfrozen": [("frozen layers", "stem.0", True), ("frozen layers", "stem.0", True)],
+}
 HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -246,6 +259,8 @@ def test_a_watched_loop_trains_as_an_unwatched_one_and_is_read_rightly(name: str
     assert [event.status for event in ended] == ["finished"]
     assert sum(not step.skipped for step in keeper_of_watch.steps()) == len(found.updates)
     assert ended[0].step == (len(found.losses) if name == "scaler_that_skips_updates" else len(found.updates))
+    facts = [(e.fault, e.layer, e.present) for e in events if isinstance(e, WiringFound)]
+    assert facts == FACTS.get(name, []), "the loops are healthy"
     check_readings(found, events, keeper_of_watch.readings())
 
 

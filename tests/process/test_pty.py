@@ -166,7 +166,9 @@ def test_signals_restore_the_terminal(terminal: Terminal, number: signal.Signals
 
 @pytest.mark.parametrize("terminal", [started("too-hot")], indirect=True)
 def test_a_diverging_run_is_held_before_the_update(terminal: Terminal) -> None:
-    terminal.wait(lambda text: re.search(r"loss is (nan|inf) at step \d+, first in blocks", text) is not None)
+    terminal.wait(
+        lambda text: re.search(r"loss is (nan|inf) at step \d+: matmul overflows in blocks", text) is not None
+    )
     terminal.press("q")
     terminal.wait("stay")
     terminal.press("s")

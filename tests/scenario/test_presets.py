@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from small_scenario import SMALL, make
 
 from tui_descent.scenario import presets
 from tui_descent.scenario.toml import ScenarioError, from_table, to_table
+from tui_descent.telemetry.diagnosis.situation import remedies_of
 
 
 @pytest.mark.parametrize("name", presets.names())
@@ -28,6 +30,26 @@ def test_every_preset_has_a_story_and_a_claim(name: str) -> None:
     assert len(scenario.story.strip()) > 100
     assert scenario.claim
     assert len(scenario.title) <= 78
+
+
+def test_remedies_of_presets_are_in_their_stories() -> None:
+    for name in presets.names():
+        _, scenario = presets.find(name)
+        for remedy in scenario.remedy:
+            advice = remedies_of([remedy])
+            assert advice, remedy
+            assert re.search(rf"(?<!\w){re.escape(advice[0].key)}(?!\w)", scenario.story), (name, remedy)
+
+
+def test_presets_with_something_wrong_have_a_remedy() -> None:
+    fine = {"first-descent", "healthy", "edge-of-stability"}
+    assert {name for name in presets.names() if not presets.find(name)[1].remedy} == fine
+
+
+@pytest.mark.parametrize("remedy", ["residual=maybe", "residul=on", "", "undo=1"])
+def test_remedy_that_no_knob_accepts_is_reported_with_its_place(remedy: str) -> None:
+    with pytest.raises(ScenarioError, match=r'remedy\[1\]: .*"undo" is allowed, too'):
+        make(SMALL, f'remedy=["undo", "{remedy}"]')
 
 
 def test_random_scenarios_survive_a_round_trip() -> None:

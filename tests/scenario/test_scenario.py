@@ -221,9 +221,8 @@ def test_random_values_give_a_clear_error_or_a_scenario(seed: int) -> None:
     values += ["[{}]", '{ name = "he" }', '"max"', "0.5", "{ name = [] }", "{ name = {} }", '["a", 1]']
     _, whole = presets.find("vanishing")
     places = [(t, k) for t, inner in to_table(whole).items() if isinstance(inner, dict) for k in inner]
-    places += [
-        ("", k) for k in ("title", "theme", "story", "claim", "plan", "data", "model", "loss", "run", "optimizer")
-    ]
+    tables = ("title", "theme", "story", "remedy", "claim", "plan", "data", "model", "loss", "run", "optimizer")
+    places += [("", k) for k in tables]
     for _ in range(200):
         overrides = [
             f"{table}.{key}={random_.choice(values)}".lstrip(".")

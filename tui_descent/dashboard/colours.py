@@ -54,7 +54,9 @@ def end_style(ended: RunEnded) -> Style:
 
 
 def diagnosis_style(finding: str) -> Style:
-    return {"healthy": GREEN, "diverged": RED}.get(finding, ORANGE)
+    known = {"healthy": GREEN, "converged": GREEN, "diverged": RED, "non-finite": RED}
+    known |= {"not clear": DIM, "rate at the edge": TEXT, "frozen layers": TEXT}
+    return known.get(finding, ORANGE)
 
 
 def _mixed(level: int) -> tuple[int, int, int]:

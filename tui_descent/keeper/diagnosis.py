@@ -5,9 +5,8 @@ The diagnosis needs only events, so it costs the trainer no time.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from tui_descent.protocol.events import (
@@ -16,21 +15,22 @@ from tui_descent.protocol.events import (
     Diagnosed,
     KnobTurned,
     LayersChanged,
+    LoopObserved,
     NotFinite,
     PredictionChecked,
+    RatesChanged,
     ReadingsTaken,
     Rewound,
     RunStarted,
     SnapshotTaken,
     StepsCompleted,
+    WiringFound,
 )
 from tui_descent.scenario.knobs import NEUTRAL_KNOBS
-from tui_descent.telemetry.diagnosis import Diagnosis, Finding, RunContext, sentence
+from tui_descent.telemetry.diagnosis import Diagnosis, Finding, sentence
+from tui_descent.telemetry.diagnosis.situation import after_turn, situation_of
 
-EVERY_STEPS = 10
 REPEAT_S = 2.0  # the least time before the same finding is published again with new evidence
-# The loss of a net that has learnt only letter frequencies: the entropy of single letters of the text data, in nats.
-LETTER_ENTROPY = 3.24
 
 
 class DiagnosisEvents:
@@ -40,7 +40,6 @@ class DiagnosisEvents:
         self._diagnosis: Diagnosis | None = None
         self._published: Finding | None = None
         self._published_s = 0.0
-        self._last_check = 0  # the step of the last check
         self._step = 0
         self._segment = 0
 
@@ -48,7 +47,7 @@ class DiagnosisEvents:
         """Process one event; yields the events to publish after it."""
         if isinstance(event, RunStarted):
             knobs = [k.name for k in event.knobs if k.unavailable is None]
-            self._diagnosis = Diagnosis(event.layers, knobs=knobs, context=context_of(event.scenario))
+            self._diagnosis = Diagnosis(event.layers, knobs=knobs, context=situation_of(event))
         if self._diagnosis is None:
             return
         match event:
@@ -56,12 +55,19 @@ class DiagnosisEvents:
                 self._segment, self._step = event.segment, event.first + len(event.losses)
                 for step, loss in enumerate(event.losses, event.first):
                     self._diagnosis.add_loss(step, loss)
-                yield from self._check(self._diagnosis)
+                yield from self._news(self._diagnosis)
             case NotFinite():
                 self._segment, self._step = event.segment, event.step
-                self._diagnosis.add_loss(event.step, math.nan)
-                self._last_check = event.step + 1  # so that the next line makes the check at once
-                yield from self._check(self._diagnosis)
+                self._diagnosis.add_not_finite(event)
+                yield from self._news(self._diagnosis)
+            case WiringFound():
+                self._segment, self._step = event.segment, event.step
+                self._diagnosis.add_wiring(event)
+                yield from self._news(self._diagnosis)
+            case LoopObserved():
+                self._diagnosis.context = self._diagnosis.context.with_loop(event)
+            case RatesChanged():
+                self._diagnosis.context = self._diagnosis.context.with_rates(event)
             case ReadingsTaken():
                 self._diagnosis.add_reading(event)
             case LayersChanged():
@@ -72,19 +78,18 @@ class DiagnosisEvents:
                 self._diagnosis.allow_advice("undo")
             case Rewound():
                 self._segment, self._step = event.segment, event.step
-                self._diagnosis.rewind(event.step, {k.name: k.value for k in event.knobs})
+                self._diagnosis.rewind(event.step, event.knobs)
                 self._published = None
             case KnobTurned() if event.knob not in NEUTRAL_KNOBS:
-                self._diagnosis.turn_knob(event.step, event.knob, event.new, old=event.old)
+                self._diagnosis.turn_knob(event.step, event.knob, event.value or event.new, old=event.old)
+                self._diagnosis.context = after_turn(self._diagnosis.context, event)
+                self._diagnosis.set_knobs(event.knobs)
                 self._published = None
             case _:
                 pass
 
-    def _check(self, diagnosis: Diagnosis) -> Iterator[AnyEvent]:
-        """Once in EVERY_STEPS steps, yield the outcome of the last intervention, and the finding if it is new."""
-        if self._last_check <= self._step < self._last_check + EVERY_STEPS:
-            return
-        self._last_check = self._step
+    def _news(self, diagnosis: Diagnosis) -> Iterator[AnyEvent]:
+        """The outcome of the last intervention, and the finding if it is new."""
         if (outcome := diagnosis.outcome) is not None:
             diagnosis.outcome = None
             yield PredictionChecked(
@@ -95,14 +100,15 @@ class DiagnosisEvents:
                 held=outcome.held,
             )
         found = diagnosis.finding()
-        if found is None or (
-            _essence(found) == _essence(self._published) and time.monotonic() - self._published_s < REPEAT_S
-        ):
+        if found is None or found is self._published:
+            return
+        if _essence(found) == _essence(self._published) and time.monotonic() - self._published_s < REPEAT_S:
             return
         self._published, self._published_s = found, time.monotonic()
         yield Diagnosed(
             segment=self._segment,
             step=self._step,
+            kind=found.kind,
             finding=found.finding,
             layer=found.layer,
             sure=found.sure,
@@ -115,22 +121,3 @@ class DiagnosisEvents:
 def _essence(found: Finding | None) -> tuple[Any, ...] | None:
     """The parts of a finding that identify it. Changed numbers in its evidence do not make it a new finding."""
     return None if found is None else (found.finding, found.layer, found.advice, found.evidence.get("curvature"))
-
-
-def context_of(scenario: Mapping[str, Any] | None) -> RunContext:
-    """What the diagnosis can learn from the scenario. For a user loop, which has none, this is empty."""
-    if scenario is None:
-        return RunContext()
-    model, data, optimizer = scenario["model"], scenario.get("data"), scenario["optimizer"]["name"]
-    if data is None:
-        return RunContext(optimizer=optimizer, surface=model["name"] == "surface")
-    entropy = (scenario.get("loss") or {}).get("name", "cross_entropy") == "cross_entropy"
-    text = data["name"] == "text"
-    return RunContext(
-        classes=(10 if data["name"] == "digits" else 2) if entropy and not text else None,
-        guess=LETTER_ENTROPY if entropy and text else None,
-        optimizer=optimizer,
-        activation=model["activation"]["name"],
-        residual=model["residual"]["name"] == "on",
-        norm=model["norm"]["name"] != "none",
-    )

@@ -327,9 +327,11 @@ class MetricLogged(Event, frozen=True, kw_only=True, tag="metric"):
 class NotFinite(Event, frozen=True, kw_only=True, tag="not_finite"):
     """The loss or a gradient became NaN or infinite. `layer` is the first layer affected, if known.
 
-    `cause` says where the first non-finite value came from, "" if that is not known. `operation` is the operation that
-    made it, such as `sqrt`, if it was found. `loss` is the loss of the step. `weights_finite` is whether all weights
-    are still finite, None if that was not checked.
+    `value` is "nan", "inf" or "-inf". `cause` says where the first non-finite value came from, "" if that is not known,
+    and `where` says it in words. The cause "loss function" is everything after the last layer. `operation` is the
+    operation that made it, such as `sqrt`, if it was found. `loss` is the loss of the step. `weights_finite` is whether
+    all weights and running statistics are still finite, None if that was not checked. `then` is what the run does now:
+    it holds, it ends, or it goes on as if nothing had happened. `text` says all of it.
     """
 
     segment: int
@@ -339,8 +341,11 @@ class NotFinite(Event, frozen=True, kw_only=True, tag="not_finite"):
     text: str
     cause: Literal["", "weights", "batch", "forward", "loss function", "backward"] = ""
     operation: str = ""
+    where: str = ""
+    value: str = "not finite"
     loss: float | None = None
     weights_finite: bool | None = None
+    then: Literal["hold", "end", "note"] = "note"
 
 
 class Marked(Event, frozen=True, kw_only=True, tag="mark"):
@@ -405,11 +410,19 @@ AnyEvent = (
 
 
 class Welcome(Event, frozen=True, kw_only=True, tag="welcome"):
-    """The keeper's first frame to a viewer. Replies to this viewer have its number, `client`."""
+    """The keeper's first frame to a viewer. Replies to this viewer have its number, `client`.
+
+    With `heartbeat`, a viewer hears something every second, if only a `Heartbeat`.
+    """
 
     version: int
     client: int
     run: str
+    heartbeat: bool = False
+
+
+class Heartbeat(Event, frozen=True, kw_only=True, tag="heartbeat"):
+    """Shows a viewer that the keeper responds, when there is nothing else to send."""
 
 
 class Refused(Event, frozen=True, kw_only=True, tag="refused"):
@@ -470,4 +483,4 @@ class HistorySent(Event, frozen=True, kw_only=True, tag="history"):
     rows: dict[int, tuple[str, ...]] = {}
 
 
-ToViewer = AnyEvent | Welcome | Refused | HistorySent
+ToViewer = AnyEvent | Welcome | Heartbeat | Refused | HistorySent

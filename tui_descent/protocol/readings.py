@@ -55,6 +55,15 @@ def pack_row(values: Sequence[float | None], *, status: LayerStatus = "used", ag
     return pack_rows([[value] for value in values], statuses=[status], ages=[age])[0]
 
 
+def row_value(row: Sequence[float], column: str) -> float | None:
+    """A value of one layer's row; None if its column does not apply. `age` is the layer's age in steps."""
+    mask = int(row[0])
+    if column == "age":
+        return float(mask >> _AGE_AT)
+    n = COLUMNS.index(column)
+    return row[n + 1] if mask >> n & 1 else None
+
+
 def unpack(record: ReadingRecord) -> ReadingsTaken:
     """Convert a record to an event. A column that applies to no layer is left out."""
     masks = [int(row[0]) for row in record.rows]

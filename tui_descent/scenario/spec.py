@@ -226,6 +226,9 @@ class Claim(Spec, frozen=True, kw_only=True):
     given: Annotated[tuple[str, ...], msgspec.Meta(max_length=1000)] = ()
 
 
+UNDO = "undo"  # a remedy that is no knob
+
+
 class PlannedIntervention(Spec, frozen=True, kw_only=True):
     """A scripted intervention before update `at`."""
 
@@ -235,11 +238,16 @@ class PlannedIntervention(Spec, frozen=True, kw_only=True):
 
 
 class Scenario(Spec, frozen=True, kw_only=True):
-    """Everything that defines a run, including the seed."""
+    """Everything that defines a run, including the seed.
+
+    `remedy` is what helps if something is wrong, the best first: interventions such as `residual=on`, or `undo`. The
+    diagnosis advises it until something is changed.
+    """
 
     title: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
     theme: str = ""
     story: str = ""
+    remedy: Annotated[tuple[str, ...], msgspec.Meta(max_length=100)] = ()
     claim: Annotated[tuple[Claim, ...], msgspec.Meta(max_length=1000)] = ()
     data: Data | None = None
     model: Model

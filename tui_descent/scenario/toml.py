@@ -11,7 +11,7 @@ import msgspec
 
 from tui_descent.scenario import knobs, schedules
 from tui_descent.scenario.claims import METRICS
-from tui_descent.scenario.spec import ConvModel, DigitsData, Scenario, SurfaceModel, TextData, TransformerModel
+from tui_descent.scenario.spec import UNDO, ConvModel, DigitsData, Scenario, SurfaceModel, TextData, TransformerModel
 from tui_descent.scenario.toml_limits import excess
 from tui_descent.scenario.validate import MAX_SHOWN, Problem, convert, escape_controls, nearest, shorten
 
@@ -157,12 +157,26 @@ def _combinations(s: Scenario, *, whole: bool) -> list[Problem]:
             found.append(
                 Problem(f"plan[{n}].turn", f"{command.knob} needs a network with blocks; a test surface has no blocks")
             )
+    for n, remedy in enumerate(s.remedy):
+        found += _remedy_problems(s, n, remedy)
     for n, claim in enumerate(s.claim):
         found += _claim_problems(s, n, whole=whole)
         if claim.metric not in METRICS:
             text = f'found "{shorten(claim.metric, 60)}"; allowed: {", ".join(METRICS)}{nearest(claim.metric, METRICS)}'
             found.append(Problem(f"claim[{n}].metric", text))
     return found
+
+
+def _remedy_problems(s: Scenario, n: int, text: str) -> list[Problem]:
+    if text == UNDO:
+        return []
+    try:
+        command = knobs.parse(text)
+    except ValueError as error:
+        return [Problem(f"remedy[{n}]", f'{error}; "{UNDO}" is allowed, too')]
+    if knobs.KNOBS[command.knob].needs == "blocks" and isinstance(s.model, SurfaceModel):
+        return [Problem(f"remedy[{n}]", f"{command.knob} needs a network with blocks; a test surface has no blocks")]
+    return []
 
 
 def _family_problems(s: Scenario) -> list[Problem]:

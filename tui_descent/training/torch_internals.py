@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -66,6 +66,11 @@ def not_compiled(function: Function) -> Function:
         return function
     marked: Function = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
     return marked
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """A context in which compiled modules run their ordinary code. Without the compiler there is nothing to do."""
+    return torch.compiler.set_stance("force_eager") if compiler_loaded() else nullcontext()
 
 
 class ScalerListener:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 
@@ -11,10 +12,11 @@ from diagnosis_nets import Observed
 from diagnosis_score import diagnosis_of, feed, finding_of, preset
 
 from tui_descent.instruments.curvature import Curvature, stability_limit
-from tui_descent.keeper.diagnosis import LETTER_ENTROPY
 from tui_descent.scenario import knobs, presets
 from tui_descent.scenario.keys import KEYS
 from tui_descent.telemetry.diagnosis import Diagnosis, sentence
+from tui_descent.telemetry.diagnosis.diagnosis import CHECK_EVERY, FIRM, FIRM_STEPS
+from tui_descent.telemetry.diagnosis.situation import LETTER_ENTROPY
 from tui_descent.training.setup.data import text
 
 AVAILABLE = frozenset(knobs.KNOBS)
@@ -37,6 +39,8 @@ HELPS = {
     "transformer": "residual",
 }
 WITHIN = 60
+FIRMLY = FIRM_STEPS + FIRM * CHECK_EVERY  # steps after which a judgement that is not certain is said
+SCHEDULE = (1, 2, 5, 10, 20, 35, 50, 75, 113)  # steps with a reading at the usual budget
 SEEDS = [0, *(pytest.param(n, marks=pytest.mark.heavy) for n in (1, 2))]
 
 
@@ -44,9 +48,12 @@ SEEDS = [0, *(pytest.param(n, marks=pytest.mark.heavy) for n in (1, 2))]
 @pytest.mark.parametrize("name", sorted(NAMED))
 def test_problem_of_a_preset_is_found_within_sixty_steps(name: str, seed: int) -> None:
     scenario = preset(name, seed=seed)
-    seen = Observed(scenario).run(WITHIN, every=1)
-    for every in (1, 7, 50):
-        finding = finding_of(scenario, seen, knobs=AVAILABLE | {"undo"}, every=every)
+    seen = Observed(scenario).run(FIRMLY if name == "plateau" else WITHIN, every=1)
+    scheduled = dataclasses.replace(
+        seen, readings={step: seen.readings[step] for step in SCHEDULE if step in seen.readings}
+    )
+    for every, data in ((1, seen), (7, seen), (1, scheduled)):
+        finding = finding_of(scenario, data, knobs=AVAILABLE | {"undo"}, every=every)
         assert finding is not None
         assert finding.finding in NAMED[name], every
         assert finding.sure >= 0.6
@@ -73,7 +80,7 @@ def test_exploding_net_is_still_exploding_after_a_larger_rate() -> None:
     curvature = Curvature(observed.setup.probe, observed.parameters)
     diagnosis = diagnosis_of(scenario, observed.seen)
     said = Counter[str]()
-    for step in range(260):
+    for step in range(300):
         if step == 100:
             for group in observed.setup.optimizer.param_groups:
                 group["lr"] *= 10
@@ -105,7 +112,7 @@ def test_every_preset_is_tested_here() -> None:
 def test_advice_can_be_sent_as_a_command() -> None:
     for name in NAMED:
         scenario = preset(name)
-        finding = finding_of(scenario, Observed(scenario).run(WITHIN, every=10), knobs=AVAILABLE)
+        finding = finding_of(scenario, Observed(scenario).run(FIRMLY, every=10), knobs=AVAILABLE)
         assert finding is not None
         for advice in finding.advice:
             knobs.parse(f"{advice.knob}={advice.value}")

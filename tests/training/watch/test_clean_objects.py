@@ -130,7 +130,7 @@ def test_nothing_is_left_when_the_start_of_a_watch_raises(monkeypatch: pytest.Mo
     def fail() -> None:
         raise RuntimeError("no shared memory")
 
-    monkeypatch.setattr(run._misuse, "listen", fail)
+    monkeypatch.setattr(run._wiring, "start", fail)
     with pytest.raises(RuntimeError, match="no shared memory"):
         run.__enter__()
     assert nothing_left(net)

@@ -347,7 +347,8 @@ def test_fault_names_an_added_norm(play: Callable[..., Run]) -> None:
     with torch.no_grad():
         run.made.model.get_parameter("blocks.1.norm.weight").fill_(math.inf)
     run.go(1)
-    assert run.events_of(NotFinite)[0].layer == "the weights of blocks.1.norm"
+    found = run.events_of(NotFinite)[0]
+    assert (found.layer, found.cause, found.where) == ("blocks.1.norm", "weights", "the weight of blocks.1.norm is inf")
 
 
 def test_dead_units_of_a_conv_net_are_channels_also_with_a_norm_before_the_activation() -> None:

@@ -1,4 +1,4 @@
-"""Slips in how a loop uses `watch()` are said once, and correct loops get no such note."""
+"""Slips in how a loop uses `watch()` are said once, as a note or a fact; correct loops get neither."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 from fake_keeper import FakeKeeper
 from torch import Tensor, nn
 
-from tui_descent.protocol.events import Noted, RunStarted, StateChanged
-from tui_descent.training.watch.misuse import MANY_LOSSES
+from tui_descent.protocol.events import Noted, RunStarted, StateChanged, WiringFound
+from tui_descent.training.watch.optimizer_facts import UNCHANGED
 from tui_descent.training.watch.watch import Watch
+from tui_descent.training.watch.wiring import MANY_LOSSES, MANY_SKIPPED
 
 BEFORE = "run.step() comes before optimizer.step(): each update is shown with the next one's loss"
 
@@ -27,8 +28,24 @@ def loss_of(net: nn.Module) -> Tensor:
 
 
 def notes(keeper: FakeKeeper) -> list[str]:
-    """The notes about the loop, without those about instruments that cannot measure it."""
-    return [text for event in keeper.events(Noted) if not (text := event.text).startswith("not measured: ")]
+    """The notes about the loop; there must be no facts about the wiring."""
+    events = keeper.events()
+    assert not [event for event in events if isinstance(event, WiringFound)]
+    return about_the_loop(events)
+
+
+def about_the_loop(events: list[Any]) -> list[str]:
+    """The notes, without those about instruments that cannot measure the loop."""
+    return [e.text for e in events if isinstance(e, Noted) and not e.text.startswith("not measured: ")]
+
+
+def facts(keeper: FakeKeeper) -> list[tuple[str, str | None, dict[str, float | str]]]:
+    """The facts about the wiring, none of which has ended; there must be no notes."""
+    events = keeper.events()
+    assert not about_the_loop(events)
+    found = [event for event in events if isinstance(event, WiringFound)]
+    assert all(event.present for event in found)
+    return [(event.fault, event.layer, event.evidence) for event in found]
 
 
 def run_loop(
@@ -64,27 +81,26 @@ def run_loop(
 
 
 @pytest.mark.parametrize(
-    ("stepped", "why"),
+    ("stepped", "other"),
     [
-        (lambda net, optimizer: None, ""),
-        (
-            lambda net, optimizer: torch.optim.SGD(net.parameters(), lr=0.1),
-            "; the loop steps another SGD, which has its weights: watch that one",
-        ),
+        (lambda net, optimizer: None, {}),
+        (lambda net, optimizer: torch.optim.SGD(net.parameters(), lr=0.1), {"other": "SGD", "shares": 1.0}),
         (
             lambda net, optimizer: torch.optim.RMSprop(make_net().parameters()),
-            "; the loop steps another RMSprop: watch that one",
+            {"other": "RMSprop", "shares": 0.0},
         ),
     ],
 )
 def test_losses_without_an_update_are_said(
-    stepped: Callable[[nn.Module, torch.optim.Optimizer], Any], why: str, keeper: FakeKeeper
+    stepped: Callable[[nn.Module, torch.optim.Optimizer], Any], other: dict[str, float | str], keeper: FakeKeeper
 ) -> None:
     run = run_loop(keeper, stepped=stepped)
     assert run.next_step == 0
     events = keeper.events()
-    said = [event.text for event in events if isinstance(event, Noted)]
-    assert said == [f"{MANY_LOSSES} losses reported, no step() seen on the watched Adam{why}"]
+    assert not [event for event in events if isinstance(event, Noted)]
+    (fact,) = (event for event in events if isinstance(event, WiringFound))
+    assert fact.fault == "no optimizer step"
+    assert fact.evidence == {"losses": MANY_LOSSES, "optimizer": "Adam", **other}
     assert any(isinstance(event, RunStarted) for event in events)
     assert any(isinstance(event, StateChanged) and event.state == "running" for event in events)
 
@@ -111,22 +127,22 @@ def test_losses_are_bounded_without_an_update(keeper: FakeKeeper, monkeypatch: p
             assert len(run._results._losses.rows) <= 30
 
 
-OTHER_NETS: dict[str, tuple[Callable[[nn.Module], torch.optim.Optimizer], str | None]] = {
+OTHER_NETS: dict[str, tuple[Callable[[nn.Module], torch.optim.Optimizer], tuple[str, str, int, int] | None]] = {
     "another net": (
         lambda net: torch.optim.SGD(make_net().parameters(), lr=0.1),
-        "the optimizer has none of the model's parameters: it was made for another net, or a copy",
+        ("foreign parameters", "0", 2, 4),
     ),
     "a copy": (
         lambda net: torch.optim.SGD(copy.deepcopy(net).parameters(), lr=0.1),
-        "the optimizer has none of the model's parameters: it was made for another net, or a copy",
+        ("foreign parameters", "0", 2, 4),
     ),
     "a new head": (
         lambda net: torch.optim.SGD([*net[0].parameters(), *nn.Linear(6, 1).parameters()], lr=0.1),
-        "2 is not in the optimizer, which holds 2 tensors that are not this net's",
+        ("foreign parameters", "2", 1, 2),
     ),
     "the head only": (
         lambda net: torch.optim.SGD(net[2].parameters(), lr=0.1),
-        "0 is not in the optimizer and will not be trained",
+        ("untrained parameters", "0", 1, 0),
     ),
     "more than the net": (
         lambda net: torch.optim.SGD([*net.parameters(), nn.Parameter(torch.zeros(()))], lr=0.1),
@@ -138,16 +154,21 @@ OTHER_NETS: dict[str, tuple[Callable[[nn.Module], torch.optim.Optimizer], str | 
 
 @pytest.mark.parametrize("name", OTHER_NETS)
 def test_optimizer_of_another_net_is_said(name: str, keeper: FakeKeeper) -> None:
-    make, text = OTHER_NETS[name]
+    make, fact = OTHER_NETS[name]
     net = make_net()
     optimizer = make(net)
     with Watch(net, optimizer, link=keeper.link) as run:
-        for _ in range(3):
+        for _ in range(UNCHANGED + 2):
             loss = loss_of(net)
+            optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             run.step(loss)
-    assert notes(keeper) == ([] if text is None else [text])
+    if fact is None:
+        assert facts(keeper) == []
+        return
+    fault, layer, absent, foreign = fact
+    assert facts(keeper) == [(fault, layer, {"absent": absent, "layers": 2, "foreign": foreign})]
 
 
 def test_frozen_layers_are_not_missing(keeper: FakeKeeper) -> None:
@@ -155,10 +176,12 @@ def test_frozen_layers_are_not_missing(keeper: FakeKeeper) -> None:
     net[0].requires_grad_(False)
     optimizer = torch.optim.SGD(net[2].parameters(), lr=0.1)
     with Watch(net, optimizer, link=keeper.link) as run:
-        loss_of(net).backward()
-        optimizer.step()
-        run.step(1.0)
-    assert notes(keeper) == []
+        for _ in range(UNCHANGED + 2):
+            optimizer.zero_grad()
+            loss_of(net).backward()
+            optimizer.step()
+            run.step(1.0)
+    assert facts(keeper) == [("frozen layers", "0", {"frozen": 1, "layers": 2, "in_optimizer": 0})]
 
 
 @pytest.mark.parametrize("shown", [lambda loss: loss, lambda loss: loss.item()])
@@ -216,10 +239,9 @@ class TestScaler:
         assert notes(keeper) == []
 
     @pytest.mark.parametrize("factor", [0.999, 0.9999, 0.99999])
-    def test_scaler_that_skips_everything_is_warned_of(self, factor: float, keeper: FakeKeeper) -> None:
+    def test_scaler_that_skips_everything_is_said(self, factor: float, keeper: FakeKeeper) -> None:
         assert self.train(keeper, scale=2.0**127, steps=25, backoff_factor=factor) == list(range(25))
-        (text,) = notes(keeper)
-        assert text == "no update was made in the last 20 steps: each time a gradient was not finite"
+        assert facts(keeper) == [("every update skipped", None, {"steps": MANY_SKIPPED})]
 
     @pytest.mark.parametrize("accumulate", [2, 3, 4])
     def test_skips_while_accumulating(self, accumulate: int, keeper: FakeKeeper) -> None:

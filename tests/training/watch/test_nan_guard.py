@@ -3,39 +3,35 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from fake_keeper import FakeKeeper
 from nets import OPTIMIZERS, copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
-from torch import Tensor, nn
+from torch import nn
 from unusual_nets import UNUSUAL
 
+from tui_descent.instruments.failures import Failures
 from tui_descent.instruments.net_structure import structure
 from tui_descent.protocol.commands import Resume
 from tui_descent.protocol.events import CommandDone, NotFinite, RunEnded
 from tui_descent.training.steering.control import OnFault
+from tui_descent.training.watch.fault_search import FaultSearch
 from tui_descent.training.watch.nan_guard import NanGuard
 from tui_descent.training.watch.watch import Watch
 
 BAD_AT = 3
 BAD = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+FIRST_LAYER = r"gradient is nan at step 3, loss 2\.\d+: it arises between blocks\.0\.linear and stem"
 Spoil = Any  # a function that makes gradients non-finite
 
 
-class BatchReplay:
-    """Replays a batch; the guard needs only the forward pass."""
-
-    def __init__(self, replay_forward: Callable[[], Tensor]) -> None:
-        self.replay_forward = replay_forward
-
-    def part(self, where: slice) -> Tensor | None:
-        return None
-
-    def size(self) -> int:
-        return 0
+def search_in(net: nn.Module, replay: Callable[[], object] | None = None) -> FaultSearch:
+    return FaultSearch(net, Failures(), replay=replay, muted=nullcontext)
 
 
 def spoil_input_most(net: Any) -> None:
@@ -104,7 +100,7 @@ def test_unattended_run_ends_diverged_with_finite_weights(name: str, keeper: Fak
     assert run.outcome[0] == "diverged"
     (ended,) = keeper.events(RunEnded)
     assert (ended.status, ended.step) == ("diverged", BAD_AT)
-    assert ended.reason.startswith("gradient of stem is not finite at step 3, before the update")
+    assert re.fullmatch(rf"{FIRST_LAYER}, before the update", ended.reason)
     assert all(p.isfinite().all() for p in net.parameters())
 
 
@@ -114,7 +110,8 @@ def test_user_loop_is_notified_and_not_stopped(keeper: FakeKeeper) -> None:
     noted = keeper.events(NotFinite)
     assert noted[0].step == BAD_AT
     assert noted[0].what == "gradient"
-    assert "gradient of stem is not finite at step 3" in noted[0].text
+    assert re.fullmatch(rf"{FIRST_LAYER}; now the weight of stem is nan", noted[0].text)
+    assert (noted[0].cause, noted[0].layer, noted[0].weights_finite) == ("backward", "stem", False)
     assert net.stem.weight.isnan().any(), "the loop's own update was made"
 
 
@@ -210,19 +207,23 @@ def test_non_finite_loss_ends_an_unattended_run_before_the_update(value: float, 
 def test_fault_names_the_first_non_finite_layer() -> None:
     net = mlp(depth=5, activation="identity")
     batch = digit_batches(1)[0]
-    guard = NanGuard(net, lambda: loss_of(net, batch))
     with torch.no_grad():
         net.blocks[2].linear.weight.fill_(3e38)
-    fault = guard.loss_fault(7, math.inf)
+    found = NanGuard(net).loss_fault(7, math.inf)
+    assert found is not None
+    fault = search_in(net, lambda: loss_of(net, batch)).explain(found)
     assert fault.step == 7
-    assert fault.text == "loss is inf at step 7, first in blocks.2.linear, before the update"
+    assert (fault.layer, fault.cause, fault.operation) == ("blocks.2.linear", "forward", "matmul")
+    assert fault.text == "loss is inf at step 7: matmul overflows in blocks.2.linear, before the update"
 
 
 def test_searching_for_the_layer_leaves_random_state_and_hooks_unchanged() -> None:
     net = nn.Sequential(mlp(), nn.Dropout(0.5))
     batch = digit_batches(1)[0]
     numbers = torch.get_rng_state()
-    NanGuard(net, lambda: net(batch[0])).loss_fault(0, math.nan)
+    found = NanGuard(net).loss_fault(0, math.nan)
+    assert found is not None
+    search_in(net, lambda: net(batch[0])).explain(found)
     assert torch.equal(torch.get_rng_state(), numbers)
     assert not any(module._forward_hooks for module in net.modules())
 
@@ -303,14 +304,14 @@ def test_gradients_of_every_kind_are_checked(build: Callable[[], nn.Module], bad
 @pytest.mark.parametrize("name", ["complex64", "quantized", "sparse weight", "meta", "lazy", "empty", "int8"])
 def test_place_of_a_non_finite_loss_is_searched_among_weights_of_every_kind(name: str) -> None:
     net = UNUSUAL[name]()
-    guard = NanGuard(net)
+    guard, search = NanGuard(net), search_in(net)
     guard.layers = structure(net).layers
-    fault = guard.loss_fault(3, math.nan)
-    assert fault is not None
-    assert fault.layer is None
+    found = guard.loss_fault(3, math.nan)
+    assert found is not None
+    assert search.explain(found).layer is None
     with torch.no_grad():
         weight = guard.layers[-1].weight if guard.layers[-1].layer.not_measured is None else guard.layers[0].weight
         weight.view(-1)[0] = math.nan
-    fault = guard.loss_fault(3, math.nan)
-    assert fault is not None
+    fault = search.explain(found)
     assert fault.layer is not None
+    assert fault.cause == "weights"

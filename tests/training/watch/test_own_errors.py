@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tui_descent.instruments.instrument_set import InstrumentSet
 from tui_descent.instruments.instrument_sets import InstrumentSets
+from tui_descent.instruments.net_ends import NetEnds
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.commands import Stop, TurnKnob
 from tui_descent.protocol.events import CommandRejected, KnobTurned, Noted, RunEnded
@@ -22,17 +23,22 @@ from tui_descent.training.progress import Progress
 from tui_descent.training.steering.control import Control
 from tui_descent.training.steering.knobs.learning_rate import RateMultiplier
 from tui_descent.training.steering.steering import Steering
+from tui_descent.training.watch import loss_facts
 from tui_descent.training.watch.layer_list import LayerList
 from tui_descent.training.watch.misuse import Misuse
 from tui_descent.training.watch.nan_guard import NanGuard
+from tui_descent.training.watch.optimizer_facts import OptimizerFacts
 from tui_descent.training.watch.optimizer_hooks import OptimizerHooks
+from tui_descent.training.watch.reading_facts import ReadingFacts
 from tui_descent.training.watch.results import Results
 from tui_descent.training.watch.step_timer import StepTimer
+from tui_descent.training.watch.uncleared_gradients import UnclearedGradients
 from tui_descent.training.watch.watch import Watch
+from tui_descent.training.watch.wiring import Wiring
 
-STEPS = 16
+STEPS = 28
 # What fails, and the message about it; None if more than one part is switched off.
-INJECTIONS: dict[str, tuple[type, str, str | None]] = {
+INJECTIONS: dict[str, tuple[Any, str, str | None]] = {
     "gradient check": (NanGuard, "gradient_is_finite", "the gradient check"),
     "input-most layer": (NanGuard, "find_input_most", "the gradient check"),
     "plan": (Sampler, "due", "the readings"),
@@ -65,7 +71,12 @@ INJECTIONS: dict[str, tuple[type, str, str | None]] = {
     "timer of a step": (StepTimer, "count_step", "watching this loop"),
     "memory": (Progress, "report_memory", "watching this loop"),
     "slips": (Misuse, "step", "watching this loop"),
-    "parameters": (Misuse, "begin", "the check of the optimizer's parameters"),
+    "wiring": (Wiring, "_step", "the checks of the wiring"),
+    "wiring before an update": (OptimizerFacts, "before_update", "the checks of the wiring"),
+    "wiring at a reading": (ReadingFacts, "check_ends", "the checks of the wiring"),
+    "inputs and outputs": (NetEnds, "attach", None),
+    "loss graph": (loss_facts, "read_loss_graph", "the checks of the wiring"),
+    "gradients that stay": (UnclearedGradients, "before_update", "the checks of the wiring"),
 }
 
 
@@ -132,8 +143,8 @@ def test_training_goes_on_and_one_note_says_what_failed(
     said = [event.text for event in events if isinstance(event, Noted)]
     assert isinstance(events[-1], RunEnded)
     assert events[-1].status == "finished"
-    if (name, when) == ("parameters", "later"):
-        return  # they are compared only at the start
+    if (name, when) == ("loss graph", "later"):
+        return  # it is read only at the start
     if part is not None and (name, when) != ("instruments", "from the start"):
         assert said == [f"switched off: {part} (Boom: on purpose); training goes on"]
     assert said

@@ -40,7 +40,7 @@ class SimulatedLoop:
         self._steering = types.SimpleNamespace(pace=None, listen_to_inputs=lambda: None)
         self._progress = Progress(None)
         mode = types.SimpleNamespace(pauses_after=lambda step, ahead: False)
-        others: dict[str, Any] = dict.fromkeys(("guard", "results", "replay"))
+        others: dict[str, Any] = dict.fromkeys(("guard", "results", "search", "replay"))
         self._hooks = OptimizerHooks(
             progress=self._progress,
             steering=self._steering,  # type: ignore[arg-type]

@@ -27,6 +27,7 @@ from tui_descent.protocol.events import (
 from tui_descent.training.probes.evaluation import evaluate
 from tui_descent.training.watch.user_loop import watch
 from tui_descent.training.watch.watch import Watch
+from tui_descent.training.watch.wiring import LOOKS
 
 
 def train(
@@ -82,17 +83,23 @@ def test_no_hook_remains_after_the_run() -> None:
         assert not module._backward_hooks
 
 
-def test_forward_hooks_are_removed_after_the_first_step() -> None:
+@pytest.mark.parametrize("clears", [True, False])
+def test_forward_hooks_are_removed_after_the_first_steps(clears: bool) -> None:
     net = mlp()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
     with Watch(net, optimizer, link=None, sampler=Sampler(budget=0.0)) as run:
         assert torch.nn.modules.module._global_forward_pre_hooks
-        loss = loss_of(net, digit_batches(1)[0])
-        loss.backward()
-        optimizer.step()
-        run.step(loss)
+        for batch in digit_batches(LOOKS):
+            if clears:
+                optimizer.zero_grad()
+            loss = loss_of(net, batch)
+            loss.backward()
+            optimizer.step()
+            assert not torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+            run.step(loss)
+            assert not any(module._forward_pre_hooks or module._forward_hooks for module in net.modules())
+            assert not any(p._backward_hooks or p._post_accumulate_grad_hooks for p in net.parameters())
         assert not torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
-        assert not any(module._forward_pre_hooks for module in net.modules())
 
 
 def test_every_step_is_recorded_with_its_own_loss_and_rate(keeper: FakeKeeper) -> None:

@@ -61,6 +61,12 @@ def answer_line(view: View, width: int) -> Line:
     return line.add("".join(tail), colours.DIM)
 
 
+def is_answer(view: View) -> bool:
+    """Whether the line answers the last key, so that nothing else should replace it."""
+    exchange = view.exchange
+    return bool(exchange.refusal) or exchange.command is not None or exchange.reply is not None
+
+
 def describe(command: AnyCommand) -> str:
     """A request in words."""
     match command:

@@ -12,10 +12,8 @@ from tui_descent.dashboard.view import View
 from tui_descent.protocol.events import Diagnosed, RunEnded
 from tui_descent.scenario.claims import first_to_last_grad
 from tui_descent.scenario.knobs import NEUTRAL_KNOBS
+from tui_descent.telemetry.diagnosis import MIN_STEPS, NEUTRAL
 
-# The gradient of the first block divided by that of the last block. The gradient is said to vanish below the first
-# limit and to explode above the second.
-VANISHES_BELOW, EXPLODES_ABOVE = 1e-3, 1e3
 # Diagnoses that are less certain get a question mark. About one in six of these is wrong, and hardly any of the others.
 CERTAIN = 0.8
 QUIT = " · q: quit"
@@ -36,15 +34,15 @@ def diagnosis_line(view: View) -> Words:
         if not view.trouble:
             return "connecting", colours.DIM, "to the run's keeper", colours.DIM
         return "disconnected", colours.RED, f"{safe(view.trouble)} · display frozen{QUIT}", colours.TEXT
+    if view.keeper_silent_s:
+        text = f"the run's keeper does not respond (suspended?){QUIT}"
+        return f"no word for {view.silent_s} s", colours.ORANGE, text, colours.TEXT
     state, reason = history.state.state, safe(history.state.reason)
     if view.stopping and state != "stopping":
         text = f"waiting for the script's next step{KILL}"
         return "stopping…", colours.state_style("stopping"), text, colours.TEXT
     style, silent_s = colours.state_style(state), view.silent_s
     if silent_s and state not in STARTING:
-        if view.keeper_silent_s:
-            text = f"the run's keeper is suspended{QUIT}"
-            return f"no word for {silent_s} s", colours.ORANGE, text, colours.TEXT
         ours = history.started is None or history.started.scenario is not None
         text = "the trainer is suspended or in a long step" if ours else "your loop has not called run.step since"
         return f"no word for {silent_s} s", colours.ORANGE, f"{text}{QUIT}", colours.TEXT
@@ -73,10 +71,12 @@ def diagnosis_line(view: View) -> Words:
         return "not shown", colours.ORANGE, reason, colours.TEXT
     found = history.diagnosis
     if found is None:
-        return _gradient_flow(view)
+        measured = _measured(view) if history.steps else ""
+        return "still measuring" if measured else "", colours.DIM, measured, colours.DIM
     if outdated := _outdated_by(view, found):
         return "re-evaluating", colours.DIM, outdated, colours.DIM
-    word = f"{safe(found.finding, 40)}{'' if found.sure >= CERTAIN else '?'}"
+    asked = "?" if found.sure < CERTAIN and found.finding not in NEUTRAL else ""
+    word = f"{safe(found.finding, 40)}{asked}"
     return word, colours.diagnosis_style(found.finding), safe(found.sentence), colours.TEXT
 
 
@@ -92,19 +92,21 @@ def _outdated_by(view: View, found: Diagnosed) -> str:
     return f"since {safe(last.knob)} changed at step {with_commas(last.step)}"
 
 
-def _gradient_flow(view: View) -> Words:
+def _measured(view: View) -> str:
+    """How far the first diagnosis is, and what the newest reading shows."""
+    steps, flow = view.history.steps, _gradient_flow(view)
+    far = f"step {steps} of the first {MIN_STEPS}" if steps < MIN_STEPS else "not clear yet"
+    return f"{far} · {flow}" if flow else far
+
+
+def _gradient_flow(view: View) -> str:
     readings = view.history.readings
     ratio = first_to_last_grad(view.layers, readings) if readings else None
     if ratio is None:
-        return "", colours.DIM, "", colours.DIM
+        return ""
     blocks = [layer for layer in view.layers if layer.block is not None]
     first, last = (safe(block_of(layer) or layer.name, 40) for layer in (blocks[0], blocks[-1]))
-    text = f"{first} gets {ratio:.2g}× that of {last}"
-    if ratio < VANISHES_BELOW:
-        return "gradient vanishes", colours.ORANGE, text, colours.TEXT
-    if ratio > EXPLODES_ABOVE:
-        return "gradient explodes", colours.ORANGE, text, colours.TEXT
-    return "gradient flows", colours.GREEN, text, colours.TEXT
+    return f"{first} gets {ratio:.2g}× of {last}'s gradient"
 
 
 def _ended(ended: RunEnded) -> Words:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.cells import cell_len, set_cell_size
 from textual.strip import Strip
 
-from tui_descent.dashboard.panels.answer_line import answer_line
+from tui_descent.dashboard.panels.answer_line import answer_line, is_answer
 from tui_descent.dashboard.panels.diagnosis_line import diagnosis_line
 from tui_descent.dashboard.panels.knob_line import knob_line
 from tui_descent.dashboard.panels.panel import Panel
@@ -13,7 +13,17 @@ from tui_descent.dashboard.text.line import Line
 from tui_descent.dashboard.view import View
 
 # Advice on what to do begins with one of these. It is kept when a sentence has to be cut.
-ADVICE = (" Try ", " Press ", "; u goes back ", " · u: ", " · space: ", "; space goes on", ". space tries", " · q: ")
+ADVICE = (
+    "; space drops ",
+    " Try ",
+    " Press ",
+    "; u goes back ",
+    " · u: ",
+    " · space: ",
+    "; space goes on",
+    ". space tries",
+    " · q: ",
+)
 # A sentence is left out if fewer than this many cells of it would be shown.
 MIN_CELLS = 12
 
@@ -23,17 +33,27 @@ class FooterPanel(Panel, can_focus=False):
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
         word, style, text, text_style = diagnosis_line(view)
-        first = Line().add(" ").add(word, style)
+        first, second = Line().add(" ").add(word, style), answer_line(view, width)
         if text:
             first.add("  " if word else "")
-            first.add(_keep_advice(text, width - first.width), text_style)
-        return [line.to_strip(width) for line in (first, answer_line(view, width), knob_line(view, width))]
+            room = width - first.width
+            sentence, advice = _parts(text)
+            if cell_len(text) > room and view.history.state.state == "held" and not is_answer(view):
+                second = Line().add(" ").add(advice.lstrip(" ;·."))
+                text = sentence if cell_len(sentence) <= room else f"{set_cell_size(sentence, room - 1)}…"
+            first.add(_keep_advice(text, room), text_style)
+        return [line.to_strip(width) for line in (first, second, knob_line(view, width))]
+
+
+def _parts(text: str) -> tuple[str, str]:
+    """A sentence, and the advice at its end."""
+    start = next((text.rindex(sign) for sign in ADVICE if sign in text), len(text))
+    return text[:start], text[start:]
 
 
 def _keep_advice(text: str, width: int) -> str:
     """Shorten a sentence to `width` cells but keep its advice; if nothing else fits, return only the advice."""
-    start = next((text.rindex(sign) for sign in ADVICE if sign in text), len(text))
-    sentence, advice = text[:start], text[start:]
+    sentence, advice = _parts(text)
     if cell_len(text) <= width or not advice:
         return text
     room = width - cell_len(advice) - 1

@@ -1,8 +1,13 @@
-"""What is wrong with a run, where, how sure that is, and which knob helps. Needs only losses and readings, no torch."""
+"""What is wrong with a run, where, how sure that is, and which knob helps. Needs only events, no torch."""
 
 from tui_descent.protocol.events import Advice
 from tui_descent.telemetry.diagnosis.advice import is_advised
-from tui_descent.telemetry.diagnosis.diagnosis import MIN_STEPS, Diagnosis
-from tui_descent.telemetry.diagnosis.findings import Finding, Name, Outcome, RunContext, sentence
+from tui_descent.telemetry.diagnosis.diagnosis import MIN_READINGS, MIN_STEPS, Diagnosis
+from tui_descent.telemetry.diagnosis.findings import NEUTRAL, Finding, Name, Outcome
+from tui_descent.telemetry.diagnosis.situation import RunContext
+from tui_descent.telemetry.diagnosis.table import ALL_RULES, sentence
 
-__all__ = ["MIN_STEPS", "Advice", "Diagnosis", "Finding", "Name", "Outcome", "RunContext", "is_advised", "sentence"]
+__all__ = [
+    "ALL_RULES", "MIN_READINGS", "MIN_STEPS", "NEUTRAL", "Advice", "Diagnosis", "Finding", "Name", "Outcome",
+    "RunContext", "is_advised", "sentence",
+]  # fmt: skip

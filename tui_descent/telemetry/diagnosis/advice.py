@@ -1,16 +1,18 @@
 """Which knobs help against a finding, the best first, and whether an intervention follows the advice.
 
-The order comes from trying the knobs on randomly drawn nets (`tests/helpers/diagnosis_oracle.py`).
+The order comes from trying the knobs on randomly drawn nets (`tests/helpers/diagnosis_oracle.py`). Advice is only what
+the run would accept and what is not so already.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 from tui_descent.protocol.events import Advice
 from tui_descent.telemetry.diagnosis.features import Features
-from tui_descent.telemetry.diagnosis.findings import Name, RunContext
-from tui_descent.telemetry.diagnosis.rules import ADAPTIVE, SMALL_WEIGHTS
+from tui_descent.telemetry.diagnosis.rules import SMALL_WEIGHTS
+from tui_descent.telemetry.diagnosis.situation import RunContext
 
 # What the step size should be: ‖Δ‖ over the norm of weights as large as Xavier's, and ‖Δ‖/‖g‖.
 GOOD_UPDATE_RATIO, GOOD_STEP_PER_GRAD = 3e-3, 0.3
@@ -19,14 +21,16 @@ DEEP_BLOCKS = 6  # from this depth on, residual connections help more than anoth
 BYPASS_BLOCKS = 3  # from this depth on, residual connections bypass dead and saturated layers
 GREW = 3.0  # a product at the start above this is a sign of weights that are too large
 
-SLOWER = (Advice("undo", "1", "u"), Advice("lr", "/10", "["))
+UNDO = Advice("undo", "1", "u")
+SLOWER = (UNDO, Advice("lr", "/10", "["))
 ADAM = Advice("optimizer", "adam", "o")
 RESIDUAL = Advice("residual", "on", "r")
+NO_DECAY = Advice("weight_decay", "0", "w")
 
 
-def advice_for(name: Name, f: Features, context: RunContext) -> list[Advice]:
+def advice_for(name: str, f: Features, context: RunContext) -> list[Advice]:
     """What helps in this case, the best first. The knobs may be unavailable in this run."""
-    adaptive = context.optimizer in ADAPTIVE
+    adaptive = bool(context.adaptive)
     init = _init(context)
     # A sigmoid's derivative is at most ¼ whatever the weights, so re-initialising does not help it.
     redraw = [init] if f.weight_scale < SMALL_WEIGHTS and context.activation != "sigmoid" else []
@@ -36,7 +40,7 @@ def advice_for(name: Name, f: Features, context: RunContext) -> list[Advice]:
     faster = Advice("lr", f"*{10 ** _decades(name, f, adaptive)}", "]")
     bypass = residual if f.blocks >= BYPASS_BLOCKS else []
     deep = f.blocks >= DEEP_BLOCKS
-    cures: dict[Name, list[Advice]] = {
+    cures: dict[str, list[Advice]] = {
         "vanishing": [*(redraw + residual if f.weight_scale < TINY_WEIGHTS else residual + redraw), *norm],
         "exploding": exploding_advice(context),
         "diverging": [*SLOWER],
@@ -46,6 +50,7 @@ def advice_for(name: Name, f: Features, context: RunContext) -> list[Advice]:
             Advice("activation", "relu", "a"),
             *norm,
         ],
+        "weights decaying": [NO_DECAY],
         "plateau": [*redraw, *(residual if deep else []), *adam, faster, *([] if deep else residual)],
         "saddle": [faster, *adam],
         # No other optimizer here: the learning rate is converted for it, so it would stay too small.
@@ -60,6 +65,30 @@ def exploding_advice(context: RunContext) -> list[Advice]:
     return [*_norm(context, where="mid"), _init(context)]
 
 
+def usable(
+    advice: list[Advice], context: RunContext, available: Collection[str], *, first: tuple[Advice, ...] = ()
+) -> tuple[Advice, ...]:
+    """The advice that the run would accept and that is not so already; the remedies `first` come before it.
+
+    In a user loop, a redraw of the weights throws away what they have learnt, perhaps elsewhere: it never comes first.
+    """
+    both = [*first, *(a for a in advice if a.knob not in {one.knob for one in first})]
+    found = [a for a in both if a.knob in available and not _is_so(a, context)]
+    if context.user_loop:
+        found.sort(key=lambda a: a.knob == "init")
+        if found and found[0].knob == "init":
+            return ()
+    return tuple(found)
+
+
+def _is_so(advice: Advice, context: RunContext) -> bool:
+    value, now = advice.value.partition(",")[0], context.values.get(advice.knob)
+    if advice.knob == "init":
+        return False  # drawn once does not mean that they still are so
+    known = {"optimizer": context.optimizer, "activation": context.activation}
+    return value in (now, known.get(advice.knob))
+
+
 def _norm(context: RunContext, *, where: str = "") -> list[Advice]:
     # `way=instant`, since a calibrated norm would keep the function as it is, and its problem with it.
     place = where and f",where={where}"
@@ -71,7 +100,7 @@ def _init(context: RunContext) -> Advice:
     return Advice("init", "xavier" if context.activation in ("tanh", "sigmoid") else "he", "i")
 
 
-def _decades(name: Name, f: Features, adaptive: bool) -> int:
+def _decades(name: str, f: Features, adaptive: bool) -> int:
     """By how many powers of ten the learning rate should grow."""
     if name != "rate too small":
         return 1

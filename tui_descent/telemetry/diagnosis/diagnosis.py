@@ -5,30 +5,52 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
-from tui_descent.protocol.events import Advice, Layer, ReadingsTaken
-from tui_descent.telemetry.diagnosis.advice import SLOWER, advice_for, exploding_advice, is_advised
+from tui_descent.protocol.events import KnobState, Layer, NotFinite, ReadingsTaken, WiringFound
+from tui_descent.telemetry.diagnosis import wiring
+from tui_descent.telemetry.diagnosis.advice import advice_for, exploding_advice, is_advised, usable
+from tui_descent.telemetry.diagnosis.dynamics import UNKNOWN
 from tui_descent.telemetry.diagnosis.features import (
     LONG_WINDOW,
+    TAIL,
     WINDOW,
     Curvature,
     FeatureExtractor,
     Features,
     newest_of,
+    values_of,
 )
-from tui_descent.telemetry.diagnosis.findings import UNKNOWN, Finding, Name, Outcome, RunContext
-from tui_descent.telemetry.diagnosis.rules import apply_rules, exploded, flat_surface
+from tui_descent.telemetry.diagnosis.findings import FINE, NEUTRAL, Finding, Outcome
+from tui_descent.telemetry.diagnosis.numerics import numerics_finding
+from tui_descent.telemetry.diagnosis.rules import (
+    CLEAR,
+    ENOUGH_READINGS,
+    VANISHED,
+    apply_rules,
+    exploded,
+    flat_surface,
+)
+from tui_descent.telemetry.diagnosis.situation import RunContext
 
-MIN_STEPS = 50  # since the start or the last intervention, before anything but "diverged" is said
+# A window begins with the run and with each intervention. Before it has so many steps and readings, it is not judged.
+MIN_STEPS, MIN_READINGS = 50, 5
+# It is judged after every CHECK_EVERY steps, after RARELY_FROM steps every CHECK_RARELY.
+CHECK_EVERY, RARELY_FROM, CHECK_RARELY = 10, 300, 50
+# Another judgement counts once it has been the same for HOLD steps, and only CHANGE_EVERY steps after the last change.
+HOLD, CHANGE_EVERY = 30, 100
+# One that is less sure than CERTAIN needs FIRM_STEPS steps, and has to be the same FIRM times in a row.
+CERTAIN, FIRM_STEPS, FIRM = 0.8, 100, 3
 FIRST_STEPS = 3  # their mean is a run's first loss
+FINITE_AGAIN = 20  # finite losses after which a NaN is over
 MAX_LOSS = 1e100  # larger losses count as this one, whose square does not overflow
+KEPT_READINGS = 40
 
 
 class Diagnosis:
-    """Takes in a run's losses and readings; ask for its `finding` at any time. Advises no knob but those of `knobs`."""
+    """Takes in a run's losses, readings and facts; ask for its `finding` at any time. Advises no knob but `knobs`."""
 
     def __init__(self, layers: Sequence[Layer], *, knobs: Collection[str], context: RunContext | None = None) -> None:
         self.context = context or RunContext()
@@ -36,9 +58,12 @@ class Diagnosis:
         self._knobs = frozenset(knobs)
         # Measured on a transformer: re-initialising by He or Xavier, embedding included, makes it worse.
         self._harmful = frozenset({"init"} if any(layer.kind == "Embedding" for layer in layers) else ())
+        self._wiring: dict[str, Finding] = {}
         self._run_first_loss: float | None = None
+        self._run_reading: ReadingsTaken | None = None
+        self._best = math.inf
         self._curvature_requested = False
-        self._predicted: Name | None = None
+        self._predicted: str | None = None
         self._new_window(0)
         self.change_layers(layers, 0)
 
@@ -46,103 +71,223 @@ class Diagnosis:
         """The net has these layers from now on. Readings of another `structure` are ignored."""
         self._layers, self._structure = tuple(layers), structure
         self._extractor = FeatureExtractor(self._layers)
-        self._rows = self._extractor.rows
         self._forget_readings()
 
     def _new_window(self, step: int) -> None:
         self._window_start, self._step_count = step, 0
         self._first_losses: list[float] = []
         self._losses: deque[float] = deque(maxlen=LONG_WINDOW)
-        self._diverged_at: int | None = None
+        self._numerics: Finding | None = None
+        self._finite = 0  # losses since the last one that was not finite
         self._curvature: Curvature | None = None
+        self._said: Finding | None = None  # the judgement of the loss and the gradients
+        self._said_at = 0  # the step count of the last change
+        self._others: deque[str | None] = deque(
+            maxlen=CHANGE_EVERY
+        )  # the newest judgements, as long as they differ from what was said
         self._forget_readings()
 
     def _forget_readings(self) -> None:
         self._first_reading: ReadingsTaken | None = None
-        self._readings: deque[ReadingsTaken] = deque(maxlen=WINDOW)
+        self._readings: deque[ReadingsTaken] = deque(maxlen=KEPT_READINGS)
+        self._taken = 0
+
+    # --- what happens in the run
 
     def add_loss(self, step: int, loss: float) -> None:
         """The loss from which update `step` was computed; it may be NaN or infinite."""
-        if self._diverged_at is not None or not math.isfinite(loss):
-            self._diverged_at = step if self._diverged_at is None else self._diverged_at
-        else:
-            loss = max(-MAX_LOSS, min(loss, MAX_LOSS))
-            self._run_first_loss = loss if self._run_first_loss is None else self._run_first_loss
-            self._first_losses += [loss] if len(self._first_losses) < FIRST_STEPS else []
-            self._losses.append(loss)
-            self._step_count += 1
-        complete = self._step_count >= WINDOW or self._diverged_at is not None
-        if self._predicted is not None and complete and (found := self.finding()) is not None:
-            held = (found.finding == "healthy") == (self._predicted == "healthy")
-            self.outcome = Outcome(predicted=self._predicted, happened=found.finding, held=held)
-            self._predicted = None
+        if not math.isfinite(loss):
+            if self._numerics is None:
+                self.add_not_finite(NotFinite(segment=0, step=step, what="loss", layer=None, text="", loss=loss))
+            self._finite = 0
+            return
+        if self._numerics is not None:
+            self._finite += 1
+            if self._finite < FINITE_AGAIN:
+                return
+            self._new_window(step)
+        loss = max(-MAX_LOSS, min(loss, MAX_LOSS))
+        self._run_first_loss = loss if self._run_first_loss is None else self._run_first_loss
+        self._first_losses += [loss] if len(self._first_losses) < FIRST_STEPS else []
+        self._losses.append(loss)
+        self._step_count += 1
+        if self._step_count % (CHECK_EVERY if self._step_count <= RARELY_FROM else CHECK_RARELY) == 0:
+            self._judge()
+
+    def add_not_finite(self, event: NotFinite) -> None:
+        """The loss or a gradient became NaN or infinite."""
+        self._finite = 0
+        found = numerics_finding(
+            event, available=self._available, user_loop=self.context.user_loop, rising=self._has_risen()
+        )
+        self._numerics = self._with_cure_of_large_weights(found)
+        self._check_prediction()
+
+    def add_wiring(self, event: WiringFound) -> None:
+        """A fact about how loop, net and optimizer are connected, or its end."""
+        self._wiring.pop(event.fault, None)
+        if event.present:
+            self._wiring[event.fault] = wiring.wiring_finding(event, self._available, self.context.user_loop)
 
     def add_reading(self, reading: ReadingsTaken) -> None:
         """One step's readings. There need not be one at every step. Those from before an intervention are ignored."""
-        if reading.step >= self._window_start and reading.structure == self._structure:
-            self._first_reading = self._first_reading or reading
-            self._readings.append(reading)
-            while self._readings[0].step <= reading.step - WINDOW:
-                self._readings.popleft()
+        if reading.step < self._window_start or reading.structure != self._structure:
+            return
+        self._run_reading = self._run_reading or reading
+        self._first_reading = self._first_reading or reading
+        self._taken += 1
+        self._readings.append(reading)
+        while len(self._readings) > MIN_READINGS and self._readings[0].step <= reading.step - WINDOW:
+            self._readings.popleft()
 
     def add_curvature(self, lambda_max: float, lambda_min: float, *, edge: float | None = None) -> None:
         """The Hessian's extreme eigenvalues. `edge`: λmax over the stability limit, so λmax·η/2 for plain SGD."""
+        first = self._curvature is None
         self._curvature, self._curvature_requested = Curvature(lambda_max, lambda_min, edge), True
+        if first:  # somebody has asked for it, and it can show what the readings cannot
+            self._judge(at_once=True)
 
     def turn_knob(self, step: int, knob: str | None = None, value: str = "", *, old: str = "") -> None:
-        """An intervention before update `step`: a new window starts. With a `knob`, an `outcome` follows at its end."""
+        """An intervention before update `step`: a new window starts. With a `knob`, an `outcome` follows."""
         before = self.finding()
         self._predicted, self.outcome = None, None
         if before is not None and knob is not None:
-            helps = before.finding == "healthy" or any(is_advised(a, knob, value, old) for a in before.advice)
+            helps = before.finding in FINE or any(is_advised(a, knob, value, old) for a in before.advice)
             self._predicted = "healthy" if helps else before.finding
-        known = {"residual": value != "off", "norm": value != "none", "activation": value, "optimizer": value}
-        if knob in known:
-            self.context = msgspec.structs.replace(self.context, **{knob: known[knob]})
+        self.context = msgspec.structs.replace(self.context, remedies=())
+        if knob is not None:
+            self.set_knobs([KnobState(name=knob, value=value)] if value[:1] not in ("*", "/") else ())
         self._new_window(step)
 
-    def rewind(self, step: int, knobs: Mapping[str, str]) -> None:
-        """The run is back before update `step`, with these knob values: a new window starts."""
+    def rewind(self, step: int, knobs: Iterable[KnobState] | Mapping[str, str]) -> None:
+        """The run is back before update `step`, with these knobs: a new window starts."""
         self._predicted, self.outcome = None, None
-        known = {name: value for name, value in knobs.items() if value not in ("", "mixed")}
-        names = {name: known[name] for name in ("activation", "optimizer") if name in known}
-        flags = {name: known[name] not in ("off", "none") for name in ("residual", "norm") if name in known}
-        self.context = msgspec.structs.replace(self.context, **names, **flags)
+        if isinstance(knobs, Mapping):
+            knobs = [KnobState(name=name, value=value) for name, value in knobs.items()]
+        self.set_knobs(knobs)
         self._new_window(step)
+
+    def set_knobs(self, states: Iterable[KnobState]) -> None:
+        """These knobs have these values now, or are not available any more."""
+        states = list(states)
+        self.context = self.context.with_knobs(states)
+        self._knobs -= {s.name for s in states if s.unavailable is not None}
+        self._knobs |= {s.name for s in states if s.unavailable is None}
 
     def allow_advice(self, knob: str) -> None:
         """From now on this knob may be advised, too."""
         self._knobs |= {knob}
 
+    # --- what follows from it
+
     def finding(self) -> Finding | None:
-        """What is wrong now, or "healthy"; None in the first steps of a window."""
-        if self._diverged_at is not None:
-            return Finding(
-                finding="diverged",
-                sure=1.0,
-                evidence={"step": float(self._diverged_at)},
-                advice=self._advice_after_divergence(),
-            )
+        """What is wrong now, or "healthy"; None in the first steps of a window.
+
+        NaN comes first, then facts about the wiring, then the judgement of loss and gradients. A neutral fact such as
+        frozen layers gives way to a run that trains.
+        """
+        if self._numerics is not None:
+            return self._numerics
+        facts = sorted(self._wiring.values(), key=lambda fact: fact.finding in NEUTRAL)
+        said = self._said
+        if facts and not (facts[0].finding in NEUTRAL and said is not None and said.finding in FINE):
+            return facts[0]
+        return said
+
+    def _judge(self, *, at_once: bool = False) -> None:
+        """Judge the window. What was said stays until another judgement has been the same for a while."""
         features = self.features()
-        judged = apply_rules(features, self.context) if features is not None else None
-        if features is None or judged is None:
-            return None
+        if features is None or self._numerics is not None:
+            return
+        name, sure = self._judgement(features)
+        said, count = self._said, self._step_count
+        if said is not None and name == said.finding:
+            self._others.clear()
+        elif not at_once:
+            self._others.append(name)
+            if said is None:
+                if name is None or (sure < CERTAIN and (count < FIRM_STEPS or not self._is_firm(name))):
+                    return
+            else:
+                # What is wrong does not end because it is less sure now.
+                unclear = name in (None, "not clear") and said.finding not in FINE
+                if len(self._others) * CHECK_EVERY <= (CHANGE_EVERY if unclear else HOLD):
+                    return
+                if count - self._said_at < CHANGE_EVERY:
+                    return
+                if not self._is_firm(name):
+                    name, sure = "not clear", 0.5
+        if name is None:
+            self._said = None
+            return
+        if said is None or name != said.finding:
+            self._said_at = count
+            self._others.clear()
+        self._said = self._made(name, sure, features)
+        self._check_prediction()
+
+    def _is_firm(self, name: str | None) -> bool:
+        """Whether the newest judgements are the same."""
+        return len(self._others) >= FIRM and all(other == name for other in list(self._others)[-FIRM:])
+
+    def _judgement(self, f: Features) -> tuple[str | None, float]:
+        judged = apply_rules(f, self.context)
+        if judged is None:
+            return None, 0.0
         name, sure = judged
-        layer, evidence = self._evidence(name, features)
-        if name == "healthy" and not self._curvature_requested and flat_surface(features, self.context):
+        sure = 0.5 + (sure - 0.5) * min(1.0, (f.readings + 3) / (ENOUGH_READINGS + 3))
+        if name != "not clear" and sure >= CLEAR:
+            return name, sure
+        if self._step_count < LONG_WINDOW and self._said is None and not flat_surface(f, self.context):
+            return None, 0.0  # it may become clear
+        return "not clear", 0.5
+
+    def _made(self, name: str, sure: float, f: Features) -> Finding:
+        layer, evidence = self._evidence(name, f)
+        if name == "not clear" and not self._curvature_requested and flat_surface(f, self.context):
             evidence["curvature"] = UNKNOWN
-        advice = advice_for(name, features, self.context)
-        available = tuple(a for a in advice if a.knob in self._knobs - self._harmful)
+        advice = advice_for(name, f, self.context)
+        if name == "rate at the edge" and f.fall > 0:
+            advice = []
+        if evidence.get("all_zero") and layer == self._layers[-1].name and self.context.user_loop:
+            advice = []  # the activation of the net's output cannot be changed
+        remedies = () if name in NEUTRAL else self.context.remedies
+        available = usable(advice, self.context, self._available, first=remedies)
         return Finding(finding=name, layer=layer, sure=round(sure, 2), evidence=evidence, advice=available)
 
-    def _advice_after_divergence(self) -> tuple[Advice, ...]:
+    @property
+    def _available(self) -> frozenset[str]:
+        return self._knobs - self._harmful
+
+    def _check_prediction(self) -> None:
+        """The outcome of an intervention, once it is clear. What was not predicted needs more evidence."""
+        found = self._numerics or self._said
+        if self._predicted is None or found is None or found.finding == "not clear":
+            return
+        held = (found.finding in FINE) == (self._predicted in FINE)
+        if held or found.kind == "numerics" or self._step_count >= LONG_WINDOW:
+            self.outcome = Outcome(predicted=self._predicted, happened=found.finding, held=held)
+            self._predicted = None
+
+    def _has_risen(self) -> bool:
+        """Whether the loss had risen before it became NaN or infinite."""
+        losses = list(self._losses)[-TAIL:]
+        first = statistics.fmean(self._first_losses) if self._first_losses else math.inf
+        early = self._step_count < TAIL
+        return early or max(losses, default=math.inf) > 1.5 * max(first, self._best)
+
+    def _with_cure_of_large_weights(self, found: Finding) -> Finding:
         """No knob helps weights that are NaN. The run must go back first; then comes what helps from there."""
-        first_loss = statistics.fmean(self._first_losses) if self._first_losses else math.inf
-        reading = self._first_reading
-        large_weights = reading is not None and exploded(first_loss, self._guess, self._extractor.product(reading))
-        advice = exploding_advice(self.context) if large_weights else SLOWER[1:]
-        available = self._knobs - self._harmful
-        return tuple(a for a in (SLOWER[0], *advice) if "undo" in available and a.knob in available)
+        advice = list(found.advice)
+        if self.context.remedies:
+            advice = [*self.context.remedies, *(a for a in advice if a not in self.context.remedies)]
+        elif found.finding == "diverged" and advice:
+            first_loss = statistics.fmean(self._first_losses) if self._first_losses else math.inf
+            reading = self._first_reading
+            large = reading is not None and exploded(first_loss, self._guess, self._extractor.product(reading))
+            if large:
+                advice = [*(a for a in advice if a.knob != "lr"), *exploding_advice(self.context)]
+        return msgspec.structs.replace(found, advice=usable(advice, self.context, self._available | {"resume"}))
 
     @property
     def _guess(self) -> float:
@@ -152,28 +297,76 @@ class Diagnosis:
     def features(self) -> Features | None:
         """The window in numbers; None in its first steps."""
         first_reading = self._first_reading
-        if first_reading is None or self._step_count < MIN_STEPS:
+        if first_reading is None or self._step_count < MIN_STEPS or self._taken < MIN_READINGS:
             return None
+        losses = list(self._losses)
+        self._best = min(self._best, statistics.fmean(losses[-TAIL:]))
         return self._extractor.features(
-            list(self._losses),
+            losses,
             list(self._readings),
             first_reading=first_reading,
+            run_reading=self._run_reading,
             first_loss=statistics.fmean(self._first_losses),
+            run_first_loss=self._run_first_loss,
+            best=self._best,
             guess=self._guess,
+            steps=self._step_count,
+            taken=self._taken,
             curvature=self._curvature,
         )
 
-    def _evidence(self, name: Name, f: Features) -> tuple[str | None, dict[str, float | str]]:
+    def _evidence(self, name: str, f: Features) -> tuple[str | None, dict[str, float | str]]:
         """The layer that the finding is about, if any, and the numbers it is based on."""
-        numbers = {"loss": f.now, "product": f.product, "update": f.update_ratio, "cosine": f.cosine}
+        numbers = {
+            "loss": f.now,
+            "first": f.first,
+            "run_first": f.run_first,
+            "product": f.product,
+            "update": max(values_of(self._readings[-1], "update_ratio"), default=None),
+            "cosine": f.cosine,
+            "kept": f.kept if name == "weights decaying" else None,
+            "edge": None if f.curvature is None else f.curvature.edge,
+        }
         shown: dict[str, float | str] = {key: value for key, value in numbers.items() if value is not None}
-        row = self._rows[0] if self._rows and name in ("vanishing", "exploding") else None
+        rows = self._extractor.rows or self._extractor.alike
+        row = rows[0] if rows and name in ("vanishing", "exploding") else None
         if name in ("dead units", "saturated"):
             shares = newest_of(self._readings, "dead_fraction" if name == "dead units" else "saturated_fraction")
             row = max(shares, key=shares.__getitem__, default=None)
-            shown["share"] = max(shares.values(), default=1.0)
+            if shares:
+                shown["share"] = max(shares.values())
+            if name == "dead units" and f.no_gradient:
+                shown["all_zero"] = 1.0
+                row = self._silent_row()
+        if name == "diverging":
+            shown["risen"] = float(f.now > 1.2 * max(f.first, f.guess))
+        if f.product is not None and f.product > VANISHED:
+            shown["arrives"] = 1.0
         rms = self._readings[-1].values.get("grad_rms", [])
-        ends = [rms[n] for n in self._rows[:: max(1, len(self._rows) - 1)] if n < len(rms)]
+        ends = [rms[n] for n in rows[:: max(1, len(rows) - 1)] if n < len(rms)]
         if len(ends) == 2 and ends[0] is not None and ends[1]:
-            shown |= {"first_to_last_grad": ends[0] / ends[1], "last": self._layers[self._rows[-1]].name}
+            shown |= {"first_to_last_grad": ends[0] / ends[1], "last": self._layers[rows[-1]].name}
+        if name == "not clear":
+            shown |= {"trend": _trend(f), "gradients": _gradients(f)}
         return None if row is None else self._layers[row].name, shown
+
+    def _silent_row(self) -> int | None:
+        """The last layer whose outputs are all 0."""
+        means, spreads = (newest_of(self._readings, f"activation_{kind}") for kind in ("mean", "std"))
+        silent = [n for n, mean in means.items() if mean == 0 and spreads.get(n) == 0]
+        return max(silent, default=None)
+
+
+def _trend(f: Features) -> str:
+    """How the loss has moved over the newest steps."""
+    steps = min(f.steps, LONG_WINDOW)
+    if abs(f.long_slope if f.long_slope is not None else f.slope) < 2.5:
+        return f"level at {f.now:.3g}"
+    change = (f.now - f.first) / abs(f.first) if f.first else math.inf
+    return f"{'up' if change > 0 else 'down'} {abs(change):.0%} in {f.steps:,} steps, now {f.now:.3g}" if steps else ""
+
+
+def _gradients(f: Features) -> str:
+    if f.product is None:
+        return "no finding in the gradients"
+    return "gradients arrive" if f.product > VANISHED else f"backprop ×{f.product:.1e}"

@@ -1,4 +1,4 @@
-"""The newest window of a run in numbers, from which the rules judge it.
+"""The newest steps of a run in numbers, from which the rules judge it.
 
 g is the loss of a guess that ignores the input, ln C for C classes. P is the product of the blocks' backprop factors,
 ‖dL/dh_0‖/‖dL/dh_D‖: by how much backpropagation multiplies the gradient.
@@ -6,9 +6,10 @@ g is the loss of a guess that ignores the input, ln C for C classes. P is the pr
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -21,6 +22,9 @@ HALF, THIRD, TAIL = 30, 20, 10  # parts of a window, in steps
 # scaled twice by the ratio of the last two falls, within MIN_RATIO…MAX_RATIO. At least LEAST of the loss stays.
 CERTAIN, AHEAD, MIN_RATIO, MAX_RATIO, LEAST = 2.0, 4.0, 0.5, 1.3, 0.5
 SIGNIFICANT = 4.5  # standard errors by which a line through the long window must fall
+LIKE_LAYERS = 4  # layers of one shape in a net without blocks, so that their gradients can be compared
+NOT_COMPARED = ("Embedding", "Norm", "LSTM", "GRU", "RNN")  # kinds of layers whose gradients have another scale
+GROWS_SHARE = 0.75  # of these layers have a larger gradient than the one before: then it is a trend
 
 
 class Curvature(msgspec.Struct, frozen=True):
@@ -35,7 +39,9 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     """A window in numbers; None where nothing was measured or the run is too young."""
 
     guess: float  # g
-    first: float  # the loss at the start
+    first: float  # the loss at the window's start
+    run_first: float  # the loss at the run's start
+    best: float  # the lowest mean of ten losses of the run
     now: float  # the loss at the end of the window
     fell: float  # fall of the loss over the last third of the window
     fall: float  # the same as a share of the loss
@@ -43,10 +49,13 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     noise: float  # standard deviation of the losses about their line
     expected: float | None  # the loss to come, extrapolated from the long window
     long_fall: float | None  # over the long window; 0 if that could be noise
+    long_fell: float | None  # over the long window, by the line through it
+    long_slope: float | None  # of the line through the long window, in standard errors
+    steps: int  # since the window's start
+    readings: int  # since the window's start
     blocks: int
     product: float | None  # P
     first_product: float | None  # P at the first reading
-    growth: float | None  # of the blocks' gradients over the second half of the window, as a factor
     update_ratio: float | None  # ‖Δ‖/‖w‖ of the layer that moves most, w as large as Xavier's
     first_update_ratio: float | None  # the same of the median layer at the first reading
     step_per_grad: float | None  # ‖Δ‖/‖g‖, g the gradient, of layers whose update is not rounded to 0
@@ -54,17 +63,25 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     first_dead: float | None
     saturated: float
     weight_scale: float  # √width · rms of the blocks' square matrices, at most 1: Xavier's is 1
+    no_gradient: bool  # every gradient is exactly 0
+    kept: float | None  # the median layer's weight norm over that of the run's first reading
+    kept_recently: float | None  # the same over the window's first reading
     cosine: float | None  # of each gradient with the next
     curvature: Curvature | None
 
 
 class FeatureExtractor:
-    """Computes the features of a net with these layers. `rows` has the row of each block's largest layer, in order."""
+    """Computes the features of a net with these layers.
+
+    `rows` has the row of each block's largest layer, in order. In a net without blocks, such as one that calls its
+    layers by name, `alike` are the rows of layers of one shape: their gradients can be compared.
+    """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         by_size = sorted(range(len(layers)), key=lambda n: layers[n].params)
         largest = {block: n for n in by_size if (block := layers[n].block) is not None}
         self.rows = [largest[block] for block in sorted(largest)]
+        self.alike = _alike(layers) if len(self.rows) < LIKE_LAYERS else []
         self._layers = layers
 
     def features(
@@ -73,8 +90,13 @@ class FeatureExtractor:
         readings: Sequence[ReadingsTaken],
         *,
         first_reading: ReadingsTaken,
+        run_reading: ReadingsTaken | None = None,
         first_loss: float,
+        run_first_loss: float | None = None,
+        best: float | None = None,
         guess: float,
+        steps: int,
+        taken: int,
         curvature: Curvature | None,
     ) -> Features:
         """`losses` has up to LONG_WINDOW of the newest losses, `readings` those of the newest window."""
@@ -83,48 +105,86 @@ class FeatureExtractor:
         earlier = statistics.fmean(window[-2 * THIRD : -THIRD])
         fell = earlier - statistics.fmean(window[-THIRD:])
         slope, error, noise = fit_line(window[-2 * THIRD :])
-        # Before clipping: clipped gradients cannot grow.
-        gradients = [median([clip_factor(r) * v for v in values_of(r, "grad_norm")]) for r in (newest[0], last)]
-        products = {r.step: p for r in (first_reading, *newest) if (p := self.product(r)) is not None}
+        now = statistics.fmean(window[-TAIL:])
+        products = [p for r in newest if (p := self.product(r)) is not None]
+        if not products:  # the newest readings have only norms
+            products = [p for r in reversed(readings) if (p := self.product(r)) is not None][:1]
         ratios = [self._weight_scale(r) * v for r in newest for v in values_of(r, "update_ratio")]
-        steps = zip(last.values.get("update_norm", ()), last.values.get("grad_norm", ()), strict=False)
+        steps_taken = zip(last.values.get("update_norm", ()), last.values.get("grad_norm", ()), strict=False)
         cosines = [r.global_cosine for r in readings if r.global_cosine is not None]
+        long = len(losses) >= LONG_WINDOW
+        long_slope, long_error, _ = fit_line(losses[-LONG_WINDOW:]) if long else (0.0, 1.0, 0.0)
         return Features(
             guess=guess,
             first=first_loss,
-            now=statistics.fmean(window[-TAIL:]),
+            run_first=first_loss if run_first_loss is None else run_first_loss,
+            best=now if best is None else min(best, now),
+            now=now,
             fell=fell,
             fall=fell / max(abs(earlier), 1e-300),
             slope=slope / max(error, 1e-300),
             noise=noise,
-            expected=expected_loss(losses, guess) if len(losses) >= LONG_WINDOW else None,
-            long_fall=long_fall(losses, guess) if len(losses) >= LONG_WINDOW else None,
-            blocks=len(self.rows),
-            product=median([products[r.step] for r in newest if r.step in products]),
-            first_product=products.get(first_reading.step),
-            growth=gradients[1] / gradients[0] if gradients[0] and gradients[1] is not None else None,
+            expected=expected_loss(losses, guess) if long else None,
+            long_fall=long_fall(losses, guess) if long else None,
+            long_fell=-long_slope * LONG_WINDOW if long else None,
+            long_slope=long_slope / max(long_error, 1e-300) if long else None,
+            steps=steps,
+            readings=taken,
+            blocks=len(self.rows) or len(self.alike),
+            product=median(products),
+            first_product=self.product(first_reading),
             update_ratio=max(ratios, default=None),
             first_update_ratio=median(
                 [self._weight_scale(first_reading) * v for v in values_of(first_reading, "update_ratio")]
             ),
-            step_per_grad=median([u / g for u, g in steps if u and g]),
+            step_per_grad=median([u / g for u, g in steps_taken if u and g]),
             dead=max(newest_of(readings, "dead_fraction").values(), default=0.0),
             first_dead=max(values_of(first_reading, "dead_fraction"), default=None),
             saturated=max(newest_of(readings, "saturated_fraction").values(), default=0.0),
             weight_scale=self._weight_scale(last),
+            no_gradient=len(readings) > 1 and all(r.global_grad_norm == 0 for r in readings[-2:]),
+            kept=_kept(run_reading, last),
+            kept_recently=_kept(first_reading, last),
             cosine=statistics.fmean(cosines) if cosines else None,
             curvature=curvature,
         )
 
     def product(self, reading: ReadingsTaken) -> float | None:
-        """P, or None if no factor was measured."""
+        """P. Without blocks, the first gradient over the last of layers of one shape; None if neither was measured."""
         factors = values_of(reading, "backprop_factor")
-        return product_of(factors) if factors else None
+        if factors:
+            return product_of(factors)
+        rms = reading.values.get("grad_rms", [])
+        sizes = [value for n in self.alike if n < len(rms) and (value := rms[n]) is not None]
+        if len(sizes) < LIKE_LAYERS or len(sizes) < len(self.alike) or not sizes[-1]:
+            return None
+        ratio = sizes[0] / sizes[-1]
+        steps = list(itertools.pairwise(sizes))
+        with_trend = sum((later > earlier) == (ratio < 1) for earlier, later in steps)
+        return ratio if with_trend >= GROWS_SHARE * len(steps) else 1.0
 
     def _weight_scale(self, reading: ReadingsTaken) -> float:
         norms = reading.values.get("weight_norm", [])
         sizes = [v / self._layers[n].params ** 0.25 for n in self.rows if n < len(norms) and (v := norms[n])]
         return min(1.0, median(sizes) or 1.0)
+
+
+def _alike(layers: Sequence[Layer]) -> list[int]:
+    """The rows of the largest group of layers with the same kind and size, in forward order."""
+    groups: dict[tuple[str, int], list[int]] = {}
+    for n, layer in enumerate(layers):
+        if not any(kind in layer.kind for kind in NOT_COMPARED) and layer.not_measured is None:
+            groups.setdefault((layer.kind, layer.params), []).append(n)
+    largest = max(groups.values(), key=len, default=[])
+    return largest if len(largest) >= LIKE_LAYERS else []
+
+
+def _kept(before: ReadingsTaken | None, now: ReadingsTaken) -> float | None:
+    """The median layer's weight norm now over the one before; layers that grew from 0, such as norms, do not count."""
+    if before is None or before.structure != now.structure:
+        return None
+    pairs = zip(before.values.get("weight_norm", ()), now.values.get("weight_norm", ()), strict=False)
+    return median([new / old for old, new in pairs if old and new is not None])
 
 
 def expected_loss(losses: Sequence[float], guess: float) -> float:
@@ -154,7 +214,7 @@ def product_of(factors: Sequence[float]) -> float:
     return max(math.prod(factors), 5e-324 * all(factors))
 
 
-def newest_of(readings: Sequence[ReadingsTaken], metric: str) -> Mapping[int, float]:
+def newest_of(readings: Iterable[ReadingsTaken], metric: str) -> Mapping[int, float]:
     """For each row the newest value of a metric that not every reading has."""
     return {n: v for r in readings for n, v in enumerate(r.values.get(metric, ())) if v is not None}
 
@@ -164,18 +224,14 @@ def values_of(reading: ReadingsTaken, metric: str) -> list[float]:
     return [v for v in reading.values.get(metric, ()) if v is not None]
 
 
-def clip_factor(reading: ReadingsTaken) -> float:
-    """By how much our clipping divided the gradients."""
-    before, now = reading.grad_norm_preclip, reading.global_grad_norm
-    return 1.0 if before is None or not 0 < now < math.inf else before / now
-
-
 def fit_line(losses: Sequence[float]) -> tuple[float, float, float]:
     """The slope of the least-squares line, its standard error, and the standard deviation of the losses about it."""
-    n, times = len(losses), range(len(losses))
-    slope, start = statistics.linear_regression(times, losses)
-    rest = math.fsum((y - start - slope * t) ** 2 for t, y in zip(times, losses, strict=True)) / (n - 2)
-    return slope, math.sqrt(rest / (n * (n * n - 1) / 12)), math.sqrt(rest)
+    n = len(losses)
+    middle, mean = (n - 1) / 2, math.fsum(losses) / n
+    spread = n * (n * n - 1) / 12
+    slope = math.fsum((t - middle) * (y - mean) for t, y in enumerate(losses)) / spread
+    rest = math.fsum((y - mean - slope * (t - middle)) ** 2 for t, y in enumerate(losses)) / (n - 2)
+    return slope, math.sqrt(rest / spread), math.sqrt(rest)
 
 
 def median(values: Sequence[float]) -> float | None:

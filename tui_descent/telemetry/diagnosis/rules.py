@@ -1,7 +1,7 @@
-"""From features to a finding: a list of thresholds, tried in order.
+"""From features to a finding: thresholds, tried in order, and the table of findings that they lead to.
 
 The thresholds were set on randomly drawn nets, labelled by trying out which changes help: the tuning pool of
-`tests/diagnosis_nets.py`. Below, g is the loss of a guess and P the product of the blocks' backprop factors.
+`tests/helpers/diagnosis_nets.py`. Below, g is the loss of a guess and P the product of the blocks' backprop factors.
 """
 
 from __future__ import annotations
@@ -9,7 +9,12 @@ from __future__ import annotations
 import math
 
 from tui_descent.telemetry.diagnosis.features import Features
-from tui_descent.telemetry.diagnosis.findings import Name, RunContext
+from tui_descent.telemetry.diagnosis.findings import Name
+from tui_descent.telemetry.diagnosis.situation import RunContext
+
+CLEAR = 0.6  # a judgement that is less sure is not said: "not clear"
+FAIR = 0.7  # how sure a judgement is that rests on one condition without a scale
+ENOUGH_READINGS = 7  # with fewer, a judgement is less sure
 
 # The loss, in units of g.
 HUGE = 5.0  # at the start: the outputs were far too large
@@ -19,21 +24,29 @@ EXPECTED_GOOD_FLAT = 0.55  # the same for a loss that does not fall any more
 STUCK = 0.81  # above it: almost nothing was learnt
 STUCK_TEXT = 0.95  # the same for text, whose loss cannot come close to 0
 STEADY_FALL = 0.07  # over three windows: the loss is still improving
+SLOW_FALL = 0.05  # over three windows: small steps bring the loss down
+CLEAR_FALL = 0.2  # over three windows: the loss clearly falls
+NOT_FALLEN = 0.9  # of the run's first loss: it has not fallen
 ABOVE, FALLING = 1.1, 0.07  # a loss above 1.1 that falls by 7 % in a third of a window is still improving
+TINY = 0.02  # below it nothing is left to learn
+FALLEN = 0.15  # of the run's first loss, or of g if that is lower: it has fallen far
+LEVEL_SLOPE = -2.5  # of the line through three windows, in standard errors: the loss is level
 
 FLAT = 0.02  # where g is not known: a loss that falls by less in a third of a window is stuck
 VANISHED_LOSS = 1e-3  # of a surface's first loss
 FALLING_SLOPE = -2.5  # the loss's slope in standard errors, where g is known but there are no classes
-ESCAPING_SLOPE = -4.5  # the loss escapes by itself, if the gradient does not shrink meanwhile
+ESCAPING_SLOPE = -4.5  # the loss escapes by itself
 VANISHED, GROWN, EXPLODED = 3e-3, 10.0, 100.0  # P
+NOTHING_ARRIVES = 1e-6  # P: no gradient arrives, whatever the loss does
 SIGMOID_FACTOR = 0.3  # a sigmoid block multiplies the gradient by about ¼ at most, whatever its weights
 ALL_DEAD, MANY_DEAD, SATURATED = 0.95, 0.9, 0.5  # shares of a layer's units
 SMALL_UPDATE, LARGE_UPDATE = 6e-4, 0.05  # ‖Δ‖ over the norm of weights as large as Xavier's
 SMALL_STEP = 0.009  # ‖Δ‖/‖g‖ of SGD: η, or η/(1 − β) with momentum
+NO_RATE_HELPS = 3.0  # decades by which the gradient has vanished
 PASSED, FAR_TOO_SMALL = 0.1, 0.5  # P of a gradient that arrives; decades by which steps are far too small
-BOUNCING, EDGE = -0.8, 0.95  # cosine of one gradient with the next; sharpness over the stability limit
-ADAPTIVE = ("adam", "adamw", "rmsprop")
+EDGE, BOUNCING = 0.95, -0.8  # sharpness over the stability limit; cosine of one gradient with the next
 SMALL_WEIGHTS = 0.6  # √width · rms of a square weight: Xavier's is 1, He's 1.4
+DECAYED, DECAYING = 0.5, 0.97  # weight norm over that at the run's start, and at the window's start
 
 
 def apply_rules(f: Features, context: RunContext) -> tuple[Name, float] | None:
@@ -41,6 +54,21 @@ def apply_rules(f: Features, context: RunContext) -> tuple[Name, float] | None:
 
     None while a loss above that of a guess comes down: that is not healthy yet, but nothing is wrong any more.
     """
+    if not context.loss_means_fit or (f.now < -1e-6 * abs(f.guess) and not context.surface):
+        return _by_gradients(f)
+    return _by_loss(f, context)
+
+
+def _by_gradients(f: Features) -> tuple[Name, float]:
+    """What the gradients alone prove."""
+    if f.no_gradient:
+        return "dead units", 0.95
+    if f.product is not None and 0 < f.product < NOTHING_ARRIVES and f.first_product is not None:
+        return "vanishing", _sure(NOTHING_ARRIVES / f.product)
+    return "not clear", 0.5
+
+
+def _by_loss(f: Features, context: RunContext) -> tuple[Name, float] | None:
     classes, size = context.classes is not None, abs(f.guess)
     # If the first updates were too large, a product that has grown since is their doing.
     grown = max(f.first_product or 1.0, 1.0 if _started_too_fast(f) else f.product or 1.0)
@@ -51,18 +79,24 @@ def apply_rules(f: Features, context: RunContext) -> tuple[Name, float] | None:
     risen = max(f.first + (RISEN - 1) * abs(f.first), f.guess + (ABOVE_GUESS - 1) * size)
     if f.now > risen:
         return "diverging", _sure(f.now / risen if risen > 0 else math.inf, decades=0.3)
+    if f.no_gradient and not context.surface and f.now > TINY * size:
+        return _no_gradient(f)
     # Without any gradient the loss stays where it is, whatever it did before.
     if classes and f.product == 0 and f.now > EXPECTED_GOOD * f.guess:
         return _no_gradient(f)
     if expected is not None:
         # With saturated units, or with steps far too small, one fall does not promise another.
-        halting = f.saturated > SATURATED or _too_small(f, context.optimizer) > FAR_TOO_SMALL
+        halting = f.saturated > SATURATED or _too_small(f, context) > FAR_TOO_SMALL
         good = EXPECTED_GOOD if f.long_fall else EXPECTED_GOOD_FLAT
         if expected > good or (f.now > EXPECTED_GOOD * f.guess and halting):
             name, sure = _stuck(f, context)
             return name, min(sure, _sure(expected / EXPECTED_GOOD, decades=0.1))
         level = max(f.expected or 0.0, f.now + 2 * f.noise, 1e-300)
-        return _training(f, _sure(EXPECTED_GOOD * f.guess / level, decades=0.1))
+        sure = _sure(EXPECTED_GOOD * f.guess / level, decades=0.1)
+        if f.now > EXPECTED_GOOD * f.guess and f.fall < FLAT and f.slope > FALLING_SLOPE:
+            return "not clear", 0.5  # it fell a while ago, and has been level since
+        clearly = (f.long_fall or 0.0) > CLEAR_FALL * f.guess
+        return _training(f, context, max(sure, FAIR) if clearly else sure)
     share = STUCK
     if classes:
         falls = f.fall > FALLING and f.now > ABOVE * f.guess
@@ -78,8 +112,16 @@ def apply_rules(f: Features, context: RunContext) -> tuple[Name, float] | None:
     if context.surface and f.fell < FLAT * size and _on_a_saddle(f):
         return "saddle", 0.8
     if flat_surface(f, context):
-        return "healthy", 0.5
-    return _training(f, _sure(share * f.guess / f.now, decades=0.3) if f.now > 0 else 1.0)
+        return "not clear", 0.5
+    if (
+        not falls
+        and f.slope > ESCAPING_SLOPE
+        and f.now > NOT_FALLEN * f.run_first
+        and f.now > TINY * size
+        and not context.surface
+    ):
+        return "not clear", 0.5  # it began low, and has not fallen since
+    return _training(f, context, _sure(share * f.guess / f.now, decades=0.3) if f.now > 0 else 1.0)
 
 
 def exploded(first_loss: float, guess: float, product: float | None) -> bool:
@@ -98,11 +140,18 @@ def flat_surface(f: Features, context: RunContext) -> bool:
     return f.fell < FLAT * abs(f.guess) and level
 
 
-def _training(f: Features, sure: float) -> tuple[Name, float]:
+def _training(f: Features, context: RunContext, sure: float) -> tuple[Name, float]:
     edge = None if f.curvature is None else f.curvature.edge
-    if (f.cosine is not None and f.cosine < BOUNCING) or (edge is not None and edge >= EDGE):
+    if edge is not None and edge >= EDGE:
         return "rate at the edge", 0.8
-    return "healthy", sure
+    level = f.slope > FALLING_SLOPE and f.fall < FLAT if f.long_slope is None else f.long_slope > LEVEL_SLOPE
+    if context.surface or not level:
+        return "healthy", sure
+    # The loss is level. It is at its floor if that is low; otherwise nothing shows whether it could fall further.
+    known = context.classes is not None
+    if f.now < max(TINY * f.guess if known else 0.0, FALLEN * min(f.run_first, f.guess)):
+        return "converged", max(sure, FAIR)
+    return "not clear", 0.5
 
 
 def _on_a_saddle(f: Features) -> bool:
@@ -111,41 +160,51 @@ def _on_a_saddle(f: Features) -> bool:
 
 def _stuck(f: Features, context: RunContext) -> tuple[Name, float]:
     """Why a loss does not fall."""
-    adaptive, sigmoid = context.optimizer in ADAPTIVE, context.activation == "sigmoid" and f.blocks > 2
+    adaptive, sigmoid = context.adaptive, context.activation == "sigmoid" and f.blocks > 2
     vanished = max(VANISHED, SIGMOID_FACTOR**f.blocks if sigmoid else 0.0)
+    decays = context.weight_decay is not None and context.weight_decay > 0
+    if decays and (f.kept or 1.0) < DECAYED and (f.kept_recently or 1.0) < DECAYING:
+        return "weights decaying", 0.8
     if f.product == 0 or f.dead > ALL_DEAD:
         return _no_gradient(f)
     lost = _decades(vanished / f.product) if f.product else 0.0
-    too_small = _too_small(f, context.optimizer)
+    too_small = _too_small(f, context)
     # If both: the one further beyond its threshold. P has many factors, so a quarter of its decades counts.
-    if too_small > max(0.0, lost / 4) and (adaptive or lost > 0):
-        return "rate too small", _sure(10**too_small)
+    if too_small > max(0.0, lost / 4) and lost < NO_RATE_HELPS and (adaptive or lost > 0):
+        return _slow(f, too_small)
     if lost > 0 and f.saturated > SATURATED and PASSED < (f.first_product or 0.0) < GROWN:
-        return "diverging", 0.6  # the gradient arrived at first; then the updates saturated the units
+        return "diverging", FAIR  # the gradient arrived at first; then the updates saturated the units
     if lost > 0:
         return "vanishing", _sure(10**lost)
     if f.saturated > SATURATED and (f.first_product or 0.0) > EXPLODED:
-        return "exploding", 0.6
+        return "exploding", FAIR
     if _on_a_saddle(f):
         # A gradient that grows on its way back gives large curvatures of both signs.
-        return ("exploding", 0.6) if (f.product or 0.0) > EXPLODED else ("saddle", 0.8)
+        return ("exploding", FAIR) if (f.product or 0.0) > EXPLODED else ("saddle", 0.8)
     if too_small > 0:
-        return "rate too small", _sure(10**too_small)
-    if _started_too_fast(f):
-        return "diverging", 0.6
-    escaping = f.slope < ESCAPING_SLOPE and f.growth is not None and f.growth > 0.9
+        return _slow(f, too_small)
+    if _started_too_fast(f) and f.now > NOT_FALLEN * min(f.guess, f.run_first):
+        return "diverging", FAIR
+    escaping = f.slope < ESCAPING_SLOPE
     steady = context.classes is not None and (f.long_fall or 0.0) > STEADY_FALL * f.guess
     if f.saturated <= SATURATED and (escaping or steady):
-        return "healthy", 0.6
+        return "healthy", FAIR
     if f.dead > MANY_DEAD:
-        return "dead units", 0.6
-    return ("saturated" if f.saturated > SATURATED else "plateau"), 0.6
+        return "dead units", FAIR
+    return ("saturated" if f.saturated > SATURATED else "plateau"), FAIR
 
 
-def _too_small(f: Features, optimizer: str | None) -> float:
+def _slow(f: Features, too_small: float) -> tuple[Name, float]:
+    """Steps that are too small, unless the loss comes down with them."""
+    if f.long_fell is not None and f.long_fell > SLOW_FALL * abs(f.guess):
+        return "not clear", 0.5
+    return "rate too small", _sure(10**too_small)
+
+
+def _too_small(f: Features, context: RunContext) -> float:
     """By how many decades the steps are too small; 0 if they are not, or if that is not known."""
-    measures = [(f.update_ratio, SMALL_UPDATE)] if optimizer is None or optimizer in ADAPTIVE else []
-    if optimizer not in ADAPTIVE:  # of an unknown optimizer, as in a user's loop, both have to be too small
+    measures = [(f.update_ratio, SMALL_UPDATE)] if context.adaptive is not False else []
+    if not context.adaptive:  # of an unknown optimizer, as in a user's loop, both have to be too small
         measures.append((f.step_per_grad, SMALL_STEP))
     if _started_too_fast(f) or any(size is None for size, _ in measures):
         return 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal, NoReturn
 
 from tui_descent.protocol.commands import AnyCommand, ClientRequest, RunRangeTest, TurnKnob
@@ -19,19 +19,20 @@ from tui_descent.training.steering.steered_optimizer import SteeredOptimizer
 from tui_descent.training.steering.steering import Steering
 from tui_descent.training.stop_run import StopRun
 from tui_descent.training.undo.undo_stack import UndoStack
+from tui_descent.training.watch.fault import Fault
 from tui_descent.training.watch.layer_list import LayerList
-from tui_descent.training.watch.nan_guard import Fault
 from tui_descent.training.watch.results import Results
 
 # What to do at a non-finite loss or gradient: hold the run, end it, or only report it.
 OnFault = Literal["hold", "end", "note"]
 REPORT_FAULT_EVERY = 1000  # steps
+FAULT_ENDS_AFTER = 50  # finite steps, after which another fault is a new one
 
 
 class Control:
     """Controls one run between its updates. Everything is done in a fixed order, so that a run can be repeated exactly.
 
-    `plan` are knobs to turn, each with the step before which it is turned.
+    `plan` are knobs to turn, each with the step before which it is turned. `explain` finds the cause of a fault.
     """
 
     def __init__(
@@ -46,8 +47,10 @@ class Control:
         curvature: CurvatureProbe | None = None,
         evaluation: Evaluation | None = None,
         on_fault: OnFault = "note",
+        explain: Callable[[Fault], Fault] = lambda fault: fault,
         is_scenario: bool = False,
     ) -> None:
+        self._explain = explain
         self.mode = RunMode()
         self.undo_stack, self.on_fault = undo_stack, on_fault
         self._progress, self._steering, self._results = progress, steering, results
@@ -69,7 +72,8 @@ class Control:
             commands += [(at, RunRangeTest()) for at in progress.link.launch.range_test_at]
         self._plan = sorted(commands, key=lambda entry: entry[0])
         self._pace = PaceTimer()
-        self._reported_at: int | None = None
+        self._reported_at: int | None = None  # the step of the last fault that was reported
+        self._faulty_at: int | None = None  # the step of the last fault
         self._handling_fault = False
         self.stopped_by: StopRun | None = None  # the `StopRun` that was raised last
 
@@ -107,34 +111,65 @@ class Control:
         while (fault := self._results.report(wait=wait)) is not None:
             self._handling_fault = True
             try:
-                self.handle_fault(fault)
+                if self.reports(fault.step):
+                    self.handle_fault(fault)
             finally:
                 self._handling_fault = False
                 self._results.resume()
+
+    @property
+    def drops_updates(self) -> bool:
+        """Whether an update with a non-finite gradient is dropped."""
+        return self.on_fault != "note"
+
+    def reports(self, step: int) -> bool:
+        """Whether a fault at this step is reported. In a loop that goes on anyway, only the first one of a row is.
+
+        NaN weights stay NaN, so this is reported again only every `REPORT_FAULT_EVERY` steps.
+        """
+        last, reported, self._faulty_at = self._faulty_at, self._reported_at, step
+        if self.on_fault != "note" or last is None or reported is None:
+            return True
+        goes_on = last <= step <= last + FAULT_ENDS_AFTER and step < reported + REPORT_FAULT_EVERY
+        return not goes_on
 
     def handle_fault(self, fault: Fault) -> bool:
         """Report the fault, then hold the run, end it, or continue. Returns whether to drop the update.
 
         Raises `StopRun` if the run has to end.
         """
-        self.report_all()
-        progress = self._progress
-        if (
-            self.on_fault == "note"
-            and self._reported_at is not None
-            and fault.step < self._reported_at + REPORT_FAULT_EVERY
-        ):
-            return False  # NaN weights stay NaN, so this is reported only every `REPORT_FAULT_EVERY` steps
-        self._reported_at = fault.step
-        progress.emit(
-            NotFinite(segment=progress.segment, step=fault.step, what=fault.what, layer=fault.layer, text=fault.text)
-        )
+        fault = self._report_fault(fault)
         if self.on_fault == "note":
+            self._progress.broken = self._progress.broken or fault.weights_finite is False
             return False
         if self.on_fault == "end":
             self._stop("diverged", fault.text)
-        self.hold(fault.text, broken=True)
+        self.hold(fault.text, broken=True, dropped=fault.batch_can_be_dropped)
         return True
+
+    def _report_fault(self, fault: Fault) -> Fault:
+        """Report the fault with its cause, after all steps before it. Returns it with the cause."""
+        self.report_all()
+        progress = self._progress
+        self._reported_at = fault.step
+        fault = self._explain(fault)
+        progress.emit(
+            NotFinite(
+                segment=progress.segment,
+                step=fault.step,
+                what=fault.what,
+                layer=fault.layer,
+                text=fault.text,
+                cause=fault.cause,
+                operation=fault.operation,
+                where=fault.where,
+                value=fault.value,
+                loss=fault.loss,
+                weights_finite=fault.weights_finite,
+                then=self.on_fault,
+            )
+        )
+        return fault
 
     def count_update(self) -> None:
         """Count an update that was made."""
@@ -203,17 +238,20 @@ class Control:
         self._steering.advance()
         self._read_curvature()
 
-    def hold(self, reason: str, *, broken: bool = False) -> None:
+    def hold(self, reason: str, *, broken: bool = False, dropped: bool = False) -> None:
         """Hold the run until a command continues or ends it. With `broken`, an undo returns to the last good snapshot.
 
-        Raises `StopRun` if the run has to end.
+        `dropped`: the update of a bad batch was not made, so that the run can go on without it. Raises `StopRun` if the
+        run has to end.
         """
         self.mode.pause()
+        reason += "; space drops this batch" if dropped else ""
         if broken and self.undo_stack is not None:
             self.undo_stack.state_changed()
             self._progress.broken = True
             if (good := self.undo_stack.last_good()) is not None:
-                reason = f"{reason}; u goes back to step {good.step}"
+                reason += f"; u goes back to step {good.step}"
+        reason += " · q: quit" if dropped else ""
         self._process_commands(paused_as=("held", reason))
         self._progress.broken = False
 
@@ -229,16 +267,21 @@ class Control:
         self.mode.continue_past_goal = False
         return self.mode.steps_left or steps
 
-    def finish(self, error: BaseException | None) -> BaseException | None:
+    def finish(self, error: BaseException | None, fault: Fault | None = None) -> BaseException | None:
         """Report the remaining results. Returns the exception that ended the run, or None.
 
-        `error` is the exception raised by the loop. Without one, a fault that is found only now may end the run.
+        `error` is the exception raised by the loop. Without one, a fault that is found only now may end the run, or the
+        `fault` of a gradient for whose step `Watch.step` was not called.
         """
         if error is not None:
+            if fault is not None:
+                self._report_fault(fault)
             self._results.report_after_error()
             self._name_likely_cause(error)
             return error
         try:
+            if fault is not None:
+                self.handle_fault(fault)
             self.report_all()
         except (StopRun, RuntimeError) as late_error:
             return late_error

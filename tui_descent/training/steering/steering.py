@@ -342,7 +342,9 @@ class Steering:
     def _state(self, name: str) -> KnobState:
         knob = self._knobs[name]
         if (reason := knob.unavailable()) is not None:
-            return KnobState(name=name, unavailable=reason)
+            # The class of a loop's own optimizer cannot be changed, but the diagnosis has to know it.
+            value = knob.value() if name == "optimizer" and self.context.setup is None else ""
+            return KnobState(name=name, value=value, unavailable=reason)
         return KnobState(
             name=name,
             value=knob.value(),

@@ -44,7 +44,7 @@ class LayerList:
         self.structure = 0
         self.layers: tuple[Layer, ...] = ()
         self.max_rows = 0
-        self._model, self._order, self._guard = model, order, guard
+        self._model, self.order, self._guard = model, order, guard
         self._progress, self._steering, self._failures = progress, steering, failures
         self._version = -1
         self._reported: NetStructure | None = None
@@ -56,7 +56,7 @@ class LayerList:
 
     def begin(self) -> None:
         """Create the first list, in the order of the recorded forward pass, or in registration order without one."""
-        net = structure(self._model, order=self._order.of(self._model))
+        net = structure(self._model, order=self.order.of(self._model))
         self._not_measured = {row: why for row, w in enumerate(net.layers) if (why := w.layer.not_measured) is not None}
         self._set_net(net)
         self.max_rows = len(net.layers) + self._steering.max_new_layers + SPARE_ROWS
@@ -67,7 +67,7 @@ class LayerList:
         changed = compare and self._changed_by_loop()
         if self._instruments is None or changed or self._version != self._steering.version:
             self._version = self._steering.version
-            order = self._order.of(self._model)
+            order = self.order.of(self._model)
             self.net = structure(self._model, order=order)
             if len(self.net.layers) > self.max_rows:
                 self.net = structure(self._model, order=order, only={layer.name for layer in self.layers})

@@ -1,35 +1,26 @@
-"""Finds NaN and infinite values before they reach the weights, and reports the step and the first layer affected.
+"""Finds NaN and infinite values before they reach the weights, and reports the step and the layers affected.
 
 `Results` calls the check of the losses, `OptimizerHooks` that of the gradients. `Control.handle_fault` then holds the
-run, ends it, or only reports the fault. On CUDA the checks run on the device, in `loss_readback.py`.
+run, ends it, or only reports the fault; `fault_search.py` finds the cause. On CUDA the checks run on the device, in
+`loss_readback.py`.
 """
 
 from __future__ import annotations
 
 import cmath
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from tui_descent.instruments.net_structure import WatchedLayer
 from tui_descent.instruments.not_measured import all_finite
+from tui_descent.training.probes.nonfinite_search import Kind, Origin, kind_of, weight_origin
+from tui_descent.training.watch.fault import Fault, LayerGradients
 
 # If a weight has more elements than this, summing its gradient takes a noticeable share of a step.
 LARGE = 1 << 16
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """What went wrong at a step; `text` is shown to the user."""
-
-    step: int
-    text: str
-    what: Literal["loss", "gradient"]
-    layer: str | None = None
 
 
 class NanGuard:
@@ -39,13 +30,12 @@ class NanGuard:
     non-finite gradient of a later layer makes this gradient non-finite too.
     """
 
-    def __init__(self, model: nn.Module, replay_forward: Callable[[], object] | None = None) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self._layers: Sequence[WatchedLayer] = ()
         # The parameter to check, remembered while all layers before it are frozen, and the last of the frozen weights.
         self._input_most: nn.Parameter | None = None
         self._frozen: nn.Parameter | None = None
         self._model = model
-        self._replay_forward = replay_forward
 
     @property
     def layers(self) -> Sequence[WatchedLayer]:
@@ -58,15 +48,11 @@ class NanGuard:
         readable = (watched for watched in layers if watched.layer.not_measured is None)
         self._input_most, self._frozen = next(map(_to_check, readable), None), None
 
-    def loss_fault(self, step: int, value: float, *, after: bool = False) -> Fault | None:
-        """The fault if the loss `value` is not finite; None if it is finite. `after`: the update was already made."""
+    def loss_fault(self, step: int, value: float, *, updated: bool = False) -> Fault | None:
+        """The fault if the loss `value` is not finite; None if it is finite. `updated`: the update was already made."""
         if math.isfinite(value):
             return None
-        when = "found just after the update" if after else "before the update"
-        where = self._first_non_finite()
-        return Fault(
-            step, f"loss is {value} at step {step}{f', first in {where}' if where else ''}, {when}", "loss", where
-        )
+        return Fault(step=step, what="loss", loss=value, updated=updated)
 
     def gradient_is_finite(self) -> bool:
         """Whether the input-most layer has a gradient and it is finite. In a large layer only the bias is checked."""
@@ -100,10 +86,28 @@ class NanGuard:
             return None
         if all_finite(first):
             return None  # the sum overflowed, the elements are finite
-        bad = [w.layer.name for w in self.layers if w.weight.grad is not None and not all_finite(w.weight.grad)]
+        gradients = self._layer_gradients()
+        return Fault(
+            step=step,
+            what="gradient",
+            gradients=gradients,
+            layer=gradients.bad[-1],
+            weights=non_finite_weights(self._model),
+        )
+
+    def _layer_gradients(self) -> LayerGradients:
+        layers = [watched for watched in self.layers if watched.weight.grad is not None]
+        kinds: list[tuple[str, Kind]] = [(w.layer.name, kind_of(w.weight.grad)) for w in layers]  # type: ignore[arg-type]
+        bad = [n for n, (_, kind) in enumerate(kinds) if kind]
+        worst: Kind = "nan" if any(kind == "nan" for _, kind in kinds) else "inf"
         # Backpropagation starts at the output: the last layer in forward order became non-finite first.
-        text = f"gradient of {bad[-1]} is not finite at step {step}, before the update"
-        return Fault(step, text, "gradient", bad[-1])
+        return LayerGradients(
+            bad=tuple(kinds[n][0] for n in bad),
+            finite=tuple(name for name, _ in kinds[bad[-1] + 1 :]),
+            before=tuple(name for name, kind in kinds[: bad[-1]] if not kind),
+            kind=worst,
+            from_input=_input_is_bad(layers[bad[-1]]),
+        )
 
     def input_most_gradient(self) -> Tensor | None:
         """The weight gradient of the input-most layer; None if no layer has a gradient."""
@@ -116,45 +120,38 @@ class NanGuard:
         """
         what = "the gradient that reaches the input is not finite" if loss is None else f"loss is {loss}"
         when = f"found {since} update{'s' * (since != 1)} later" if since else "found just after the update"
-        where = None
+        weights = None if stopped else non_finite_weights(self._model)
         if stopped:
             outcome = "this update and all later ones were skipped: the weights are unchanged"
-        elif (where := self._non_finite_weights()) is not None:
-            outcome = f"the update was made and the weights of {where} are now non-finite"
+        elif weights is not None:
+            outcome = f"the update was made and the weights of {weights.layer} are now non-finite"
         else:
             outcome = "the update was made; all weights are still finite"
         kind: Literal["loss", "gradient"] = "gradient" if loss is None else "loss"
-        return Fault(step, f"{what} at step {step}, {when}; {outcome}", kind, where)
+        return Fault(
+            step=step,
+            what=kind,
+            text=f"{what} at step {step}, {when}; {outcome}",
+            loss=loss,
+            layer=None if weights is None else weights.layer,
+            weights_finite=weights is None,
+            updated=not stopped,
+            deferred=True,
+        )
 
-    def _non_finite_weights(self) -> str | None:
-        return next((w.layer.name for w in self.layers if not all_finite(w.weight)), None)
 
-    def _first_non_finite(self) -> str | None:
-        if (name := self._non_finite_weights()) is not None:
-            return f"the weights of {name}"
-        return self._first_non_finite_output() if self._replay_forward is not None else None
+def non_finite_weights(model: nn.Module) -> Origin | None:
+    """The first parameter that is not finite: its module, and what is wrong with it; None if all are finite."""
+    for name, parameter in model.named_parameters():
+        if kind := kind_of(parameter):
+            return weight_origin(name, kind)
+    return None
 
-    def _first_non_finite_output(self) -> str | None:
-        """Repeat the forward pass. Returns the name of the first module with a non-finite output."""
-        found: list[str] = []
 
-        def check(name: str) -> Callable[..., None]:
-            def hook(module: nn.Module, inputs: object, output: object) -> None:
-                if not found and isinstance(output, Tensor) and not all_finite(output):
-                    found.append(name)
-
-            return hook
-
-        modules = ((n, m) for n, m in self._model.named_modules() if n and not isinstance(m, torch.jit.ScriptModule))
-        handles = [m.register_forward_hook(check(n)) for n, m in modules]
-        try:
-            assert self._replay_forward is not None
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                self._replay_forward()
-        finally:
-            for handle in handles:
-                handle.remove()
-        return found[0] if found else None
+def nan_buffer(model: nn.Module) -> Origin | None:
+    """The first buffer with NaN, such as the running mean of a batch norm. Infinities may be a mask."""
+    named = ((name, kind_of(buffer)) for name, buffer in model.named_buffers())
+    return next((weight_origin(name, "nan") for name, kind in named if kind == "nan"), None)
 
 
 def _to_check(watched: WatchedLayer) -> nn.Parameter:
@@ -163,6 +160,19 @@ def _to_check(watched: WatchedLayer) -> nn.Parameter:
     # Weight and bias gradients share δ, so a non-finite value shows in both; the bias is cheaper to check.
     use_bias = isinstance(bias, nn.Parameter) and bias.requires_grad and weight.numel() > LARGE
     return bias if use_bias else weight  # type: ignore[return-value]
+
+
+def _input_is_bad(watched: WatchedLayer) -> bool:
+    """Whether the gradients of a layer y = W·x + b show that x is not finite.
+
+    They are δ for the bias and δ·x for the weight. So δ is finite if the bias's gradient is, and an element of x that
+    is not finite makes the weight's gradient non-finite for all outputs.
+    """
+    bias, grad = getattr(watched.module, "bias", None), watched.weight.grad
+    multiplies = isinstance(watched.module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    if not multiplies or not isinstance(bias, nn.Parameter) or grad is None or bias.grad is None:
+        return False
+    return len(grad) > 1 and all_finite(bias.grad) and bool((~grad.isfinite()).all(0).any())
 
 
 def _has_gradient(weight: nn.Parameter) -> bool:

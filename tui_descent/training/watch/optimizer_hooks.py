@@ -6,11 +6,12 @@ part that failed is switched off, and training goes on. Only `StopRun` leaves it
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -33,11 +34,14 @@ from tui_descent.training.steering.steered_optimizer import SteeredOptimizer
 from tui_descent.training.steering.steering import Steering
 from tui_descent.training.stop_run import StopRun
 from tui_descent.training.torch_internals import ScalerListener, compiler_loaded, not_compiled, step_depth
+from tui_descent.training.watch.fault import Fault
+from tui_descent.training.watch.fault_search import FaultSearch
 from tui_descent.training.watch.layer_list import LayerList
 from tui_descent.training.watch.loss_readback import found_inf
 from tui_descent.training.watch.nan_guard import NanGuard
 from tui_descent.training.watch.reading_writer import ReadingPlace
 from tui_descent.training.watch.results import Results
+from tui_descent.training.watch.wiring import Wiring
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
@@ -80,16 +84,20 @@ class OptimizerHooks(ScalerListener):
         layers: LayerList,
         guard: NanGuard,
         sampler: Sampler,
+        search: FaultSearch,
         replay: SameBatch | None,
         begin: Callable[[], None],
         failures: Failures | None = None,
         wrapped: tuple[object, ...] = (),
         is_scenario: bool = False,
+        wiring: Wiring | None = None,
     ) -> None:
         self._progress, self._steering, self._control = progress, steering, control
         self._results, self._layers, self._guard, self._sampler = results, layers, guard, sampler
+        self._search = search
+        self._fault: Fault | None = None  # the first fault of a gradient since the last `take_fault`
         self._replay, self._begin, self._failures = replay, begin, failures or Failures()
-        self._wrapped, self._is_scenario = wrapped, is_scenario
+        self._wrapped, self._is_scenario, self._wiring = wrapped, is_scenario, wiring
         self.per_step = 1  # the number of updates in a fast step: one by each optimizer
         self.updates = 0  # the number of updates since the last `take_updates`
         self.rate = math.nan  # the learning rate of the last update
@@ -114,6 +122,7 @@ class OptimizerHooks(ScalerListener):
         self._muted = False  # whether the instruments are detached until the end of a `muted` context
         self._cost_s = 0.0  # the time that the current reading took so far
         self._last_reading = -1  # the last step whose reading was reported
+        self._has_closure = False  # whether the last update had one
         self._in_scaler: tuple[int, bool] | None = None  # updates and drops before the scaler's step
 
     def attach(self) -> None:
@@ -213,11 +222,18 @@ class OptimizerHooks(ScalerListener):
             self._instruments.attach(signals=self._tiers.signals, slow=self._tiers.slow)
             if self._tiers.signals or self._tiers.slow:
                 self._steering.listen_to_inputs()
+            if self._tiers.slow and self._wiring is not None:
+                self._wiring.attach()
             self._cost_s += time.thread_time() - start_s
 
     @contextmanager
     def muted(self) -> Iterator[None]:
         """A context with the instruments detached, for forward and backward passes that do not belong to the step."""
+        with self._wiring.muted() if self._wiring is not None else nullcontext(), self._without_instruments():
+            yield
+
+    @contextmanager
+    def _without_instruments(self) -> Iterator[None]:
         tiers = self._tiers if self._attached and self._planned == self._progress.step else None
         if tiers is None or self._instruments is None or self._muted:
             yield
@@ -362,6 +378,7 @@ class OptimizerHooks(ScalerListener):
             self._begin()
             self.plan()
         self._update_guards()
+        self._has_closure = callable(closure)
         if not callable(closure):
             self._before_update(hooked)
             return None
@@ -441,9 +458,9 @@ class OptimizerHooks(ScalerListener):
         self._failures.add(GRADIENT_CHECK, error)
 
     def _gradient_fault(self, hooked: _Hooked) -> bool:
-        """Check the gradient. If it is not finite, the run is held, ended, or the fault is only reported.
+        """Check the gradient. A fault is handled at the next `run.step`, when the loss is known: see `take_fault`.
 
-        Returns whether the update has to be dropped. Raises `StopRun` if the run has to end.
+        Returns whether the update has to be dropped.
         """
         if not self._checks_gradients:
             return False
@@ -454,11 +471,24 @@ class OptimizerHooks(ScalerListener):
             if (overflow := found_inf(hooked.optimizer)) is not None and bool(overflow):
                 self._dropped = hooked.dropped = True  # the GradScaler makes the fused optimizer skip this update
                 return False
-            fault = hooked.guard.gradient_fault(self._progress.step)
+            drops = self._control.drops_updates
+            if self._fault is None and self._control.reports(self._progress.step):
+                self._fault = hooked.guard.gradient_fault(self._progress.step)
+                if self._fault is None:
+                    return False
+                if not drops:
+                    self._fault = dataclasses.replace(self._fault, updated=True)
+                    self._search.keep_weights()
+                return drops
+            return drops and hooked.guard.gradient_fault(self._progress.step) is not None
         except Exception as error:  # noqa: BLE001 - see the module's docstring
             self._stop_checking(error)
             return False
-        return fault is not None and self._control.handle_fault(fault)
+
+    def take_fault(self) -> Fault | None:
+        """The fault of a gradient since the last call, if there was one that is to be reported."""
+        fault, self._fault = self._fault, None
+        return fault
 
     def _before_update(self, hooked: _Hooked, *, copy_weights: bool = True) -> None:
         """Check the gradient. If it is not finite, drop the update; otherwise clip, measure and apply the rate."""
@@ -477,6 +507,8 @@ class OptimizerHooks(ScalerListener):
             self._measure(
                 functools.partial(self._measure_gradient, hooked, preclip, remember=remember, copy_weights=copy_weights)
             )
+        if self._wiring is not None and (self._tiers is not None or self._wiring.looks):
+            self._wiring.before_update(hooked.n, closure=self._has_closure)
         rate = hooked.rate.apply()
         if not hooked.n:
             self.rate = rate
@@ -561,6 +593,9 @@ class OptimizerHooks(ScalerListener):
         progress, sampler = self._progress, self._sampler
         place = ReadingPlace(progress.segment, progress.step, self._layers.structure)
         sample: Deferred[Any] = self._instruments.after_update(measured)
+        if tiers.slow and self._wiring is not None:
+            wiring, pair = self._wiring, combine((sample, self._wiring.read()))
+            sample = Deferred(pair.columns, lambda numbers: wiring.report(place.step, *pair.read(numbers)))
 
         def report(values: Sample | None, rare: dict[str, float]) -> None:
             if values is None:
@@ -569,7 +604,7 @@ class OptimizerHooks(ScalerListener):
             place.write(progress.link, values, rare, cost=sampler.cost)
 
         if tiers.rare and self._replay is not None:
-            both: Deferred[Any] = combine((sample, self._replay.after_update()))
+            both = combine((sample, self._replay.after_update()))
             self._results.add_reading(both, lambda values: report(*values))
         else:
             self._results.add_reading(sample, lambda values: report(values, {}))

@@ -19,6 +19,7 @@ from torch import Tensor
 from tui_descent.instruments.deferred import Deferred, HostCopy
 from tui_descent.training.progress import Progress
 from tui_descent.training.steering.steering import Steering
+from tui_descent.training.watch.fault import Fault
 from tui_descent.training.watch.loss_readback import (
     DeviceLosses,
     HostLosses,
@@ -29,15 +30,12 @@ from tui_descent.training.watch.loss_readback import (
     stoppable,
 )
 from tui_descent.training.watch.metric_log import MetricLog
-from tui_descent.training.watch.nan_guard import Fault, NanGuard
+from tui_descent.training.watch.nan_guard import NanGuard
 
 # At most this many steps and readings wait to be reported. If there are more, `report` waits for the oldest one.
 MOST_WAITING = 1000
 # At most this many losses are kept for the next update.
 MOST_LOSSES = 10_000
-# After this many steps in a row without an update a warning is given.
-MANY_SKIPPED = 20
-WHY_SKIPPED = "each time a gradient was not finite"
 
 
 class _Step(NamedTuple):
@@ -112,6 +110,11 @@ class Results:
     def has_reading(self) -> bool:
         """Whether a reading of the current update was added."""
         return self._reading is not None
+
+    @property
+    def skipped_in_a_row(self) -> int:
+        """How many of the newest reported steps in a row had their update skipped."""
+        return self._skipped_in_a_row if self._skipped and not self._stopping else 0
 
     def check_loss(self, loss: Tensor | float) -> Fault | None:
         """Check the loss of the current step before its update. On CUDA a non-finite loss is found later."""
@@ -283,8 +286,6 @@ class Results:
             return
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if step.step == self._last_skipped + 1 else 1
         self._last_skipped = step.step
-        if self._skipped_in_a_row == MANY_SKIPPED and not self._stopping:
-            self._progress.note(f"no update was made in the last {MANY_SKIPPED} steps: {WHY_SKIPPED}")
 
     def _fault(self) -> Fault:
         found, self._non_finite = self._non_finite, None
@@ -294,7 +295,7 @@ class Results:
         if self._losses.deferred:
             return self._guard.deferred_fault(found.step, found.loss, since=since, stopped=found.stopped)
         assert found.loss is not None
-        fault = self._guard.loss_fault(found.step, found.loss, after=True)
+        fault = self._guard.loss_fault(found.step, found.loss, updated=True)
         assert fault is not None
         return fault
 

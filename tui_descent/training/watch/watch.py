@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import os
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -40,14 +42,17 @@ from tui_descent.training.stop_run import StopRun, outcome
 from tui_descent.training.undo.snapshot import HoldsState
 from tui_descent.training.undo.undo_stack import UndoStack
 from tui_descent.training.watch.arguments import listed, steered_optimizers
+from tui_descent.training.watch.fault import Fault
+from tui_descent.training.watch.fault_search import FaultSearch
 from tui_descent.training.watch.layer_list import LayerList
-from tui_descent.training.watch.loss_readback import losses_of
+from tui_descent.training.watch.loss_readback import losses_of, number
 from tui_descent.training.watch.misuse import Misuse
 from tui_descent.training.watch.nan_guard import NanGuard
 from tui_descent.training.watch.optimizer_hooks import OptimizerHooks
 from tui_descent.training.watch.rate_report import RateReport
 from tui_descent.training.watch.results import Results
 from tui_descent.training.watch.step_timer import StepTimer
+from tui_descent.training.watch.wiring import Wiring
 
 # A series of fast steps takes at most about this long, even if they are slower than expected.
 MAX_FAST_S = 0.4
@@ -90,14 +95,18 @@ class Watch:
         self.steering = steering = steering or Steering(model, steered_optimizers(optimizer))
         self.progress = progress = Progress(link)
         self.failures = Failures(self._report_failure)
-        self._guard = guard = NanGuard(model, replay.replay_forward if replay is not None else None)
+        self._guard = guard = NanGuard(model)
         losses, stops = losses_of(model), on_fault != "note"
         self._results = results = Results(progress, steering, guard, losses, stops=stops, is_scenario=is_scenario)
         self._order = ForwardOrder(self.failures)
         self._layers = layers = LayerList(model, self._order, progress, steering, guard, self.failures)
+        self._wiring = wiring = Wiring(model, steering, layers, progress, self.failures, is_scenario=is_scenario)
         undo_stack = None
         if link is not None and link.launch.socket is not None:  # without a socket nobody can ask for an undo
             undo_stack = UndoStack(steering.context, tuple(state), link.launch.undo_budget, is_scenario)
+        self._search = search = FaultSearch(
+            model, self.failures, replay=None if replay is None else replay.replay_forward, muted=steering.muted
+        )
         self.control = Control(
             progress,
             steering,
@@ -108,18 +117,18 @@ class Watch:
             curvature=curvature,
             evaluation=evaluate,
             on_fault=on_fault,
+            explain=search.explain,
             is_scenario=is_scenario,
         )
         same_batch = None if replay is None else SameBatch(model, replay)
         control, failures = self.control, self.failures
-        parts = progress, steering, control, results, layers, guard, sampler, same_batch, self._begin, failures
-        self._hooks = OptimizerHooks(*parts, tuple(listed(optimizer).values()), is_scenario)
-        self._misuse = Misuse(model, steering.optimizers, progress)
-        self._gave_up = False
+        parts = progress, steering, control, results, layers, guard, sampler, search, same_batch, self._begin, failures
+        self._hooks = OptimizerHooks(*parts, tuple(listed(optimizer).values()), is_scenario, wiring)
+        self._misuse = Misuse(model, progress)
+        self._gave_up = self._entered = False
         self._rates = RateReport(steering, progress)
         self._timer = StepTimer(sampler, progress, steering)
         self._start_s = self._fast_until_s = time.perf_counter()
-        self._entered = False
         self._first_loss: Tensor | float | None = None  # of a first step that nothing has watched: see `_enter_late`
         steering.attach(self._hooks.follow, self._hooks.muted)
         if curvature is not None:
@@ -151,7 +160,7 @@ class Watch:
             else:
                 # A framework may never leave the run, and a script without `with` cannot.
                 atexit.register(self._end_at_exit, os.getpid())
-                self._misuse.listen()
+                self._wiring.start()
                 with self.failures.guard("the optimizer hooks"):
                     self._hooks.attach()
                 # The order of a user's layers is known only after the first forward pass.
@@ -177,7 +186,8 @@ class Watch:
         try:
             if self._first_loss is not None:
                 self._begin()
-            ended_by = self.control.finish(error)
+            fault = self._hooks.take_fault()  # of an update that no `step` followed
+            ended_by = self.control.finish(error, self._with_loss(fault, None) if fault is not None else None)
         except Exception as own_error:
             if self._is_scenario:
                 raise
@@ -192,36 +202,52 @@ class Watch:
     def _detach(self) -> None:
         """Remove everything of ours from the user's objects and from torch."""
         self._hooks.detach()
+        self._wiring.stop()
         self._order.stop()
         self.steering.close()
 
-    def loss(self, loss: Tensor | float) -> bool:
+    def loss(self, loss: Tensor | float, *, batch: object = None) -> bool:
         """Check the loss before `backward()`, so that a non-finite loss never reaches the weights.
 
-        Returns False if the batch has to be dropped. Raises `StopRun` if the run has to end.
+        Returns False if the batch has to be dropped. `batch` is as in `step`. Raises `StopRun` if the run has to end.
         """
         if self._gave_up:
             return True
         try:
             fault = self._results.check_loss(loss)
-            return fault is None or not self.control.handle_fault(fault)
+            if fault is None or not self.control.reports(fault.step):
+                return True
+            with self._search.offered(loss, batch):
+                return not self.control.handle_fault(fault)
         except StopRun:
             raise
         except Exception as error:  # noqa: BLE001 - nothing of ours may end the user's training
             self._give_up(error)
             return True
 
-    def step(self, loss: Tensor | float) -> bool:
+    def step(self, loss: Tensor | float, *, batch: object = None) -> bool:
         """Record a step, carry out commands and keep the pace. To be called after `optimizer.step()`.
 
         Returns False if no update was made since the last call. The loss then becomes part of the mean loss of the next
         step (gradient accumulation). Raises `StopRun` if the run has to end.
+
+        `batch` is used only if the loss or a gradient is not finite: the batch is run again to name the operation and
+        the layer where the first NaN or infinity arose. It can be
+
+        - the net's input, or a tuple or list that begins with it, as in `(x, y)`: the net is called with `x`;
+        - a dict of keyword arguments of the net;
+        - a function that computes the loss again, as in `lambda: loss_fn(model(x), y)`. Only then can an operation in
+          the loss function be named for certain.
+
+        Random numbers, buffers, gradients and weights are afterwards as they were. With several nets or on a GPU, only
+        a function is run again. The batch is not kept.
         """
         start_s = time.perf_counter()
         progress, hooks = self.progress, self._hooks
         try:
             if progress.fast_steps == 0 or hooks.updates != hooks.per_step:
-                return self._full_step(loss, start_s)
+                with self._search.offered(loss, batch):
+                    return self._full_step(loss, start_s)
             # A fast step is only recorded. A fault that is found here ends the series of fast steps.
             hooks.updates = 0
             progress.fast_steps -= 1
@@ -232,7 +258,8 @@ class Watch:
             self.steering.after_update()
             progress.step += 1
             if not reported:
-                self.control.report_ready()
+                with self._search.offered(loss, batch):
+                    self.control.report_ready()
             ring = progress.ring
             assert ring is not None
             self._timer.add_fast_step(start_s, hooks.fast_s)
@@ -267,6 +294,10 @@ class Watch:
                 return True
             self._begin()
             self._misuse.step(loss, updates, skipped=dropped)
+        in_a_row = 0 if made and not results.deferred else results.skipped_in_a_row + (dropped and not made)
+        self._wiring.step(loss, updates, skipped=dropped, skipped_in_a_row=in_a_row)
+        if (fault := self._hooks.take_fault()) is not None:
+            control.handle_fault(self._with_loss(fault, loss))
         if not made and not dropped:
             results.accumulate(loss, now_s)
             control.obey()
@@ -288,6 +319,15 @@ class Watch:
         if not has_reading and not self._hooks.measures:
             self._timer.add_step(busy_s)
         return made
+
+    @staticmethod
+    def _with_loss(fault: Fault, loss: Tensor | float | None) -> Fault:
+        """The fault of a gradient, now that the loss of its step is known. If that is not finite, it came first."""
+        try:
+            value = None if loss is None else number(loss)
+        except Exception:  # noqa: BLE001 - what a user passes must not end their training
+            value = None
+        return replace(fault, loss=value, what="gradient" if value is None or math.isfinite(value) else "loss")
 
     def _enter_late(self, loss: Tensor | float) -> None:
         """Begin at the first step, if the run was not entered by `with`. It then ends with the process.
@@ -322,7 +362,7 @@ class Watch:
         ready = self._layers.net is not None and hooks.planned and control.idle
         if not ready or hooks.failed or hooks.measures or results.accumulating or steering.clips_gradients:
             return 0
-        if results.deferred and steering.needs_loss:
+        if self._wiring.looks or (results.deferred and steering.needs_loss):
             return 0
         planned = min(control.steps_to_plan, self._sampler.steps_to_reading(self.next_step) - 1)
         return int(max(1, min(self._sampler.next_look, planned))) if planned >= 1 else 0
@@ -351,7 +391,7 @@ class Watch:
         if not self._gave_up:
             self._gave_up = True
             self.failures.add("watching this loop", error)
-            for stop in (self._hooks.detach, self._order.stop, self._misuse.ignore):
+            for stop in (self._hooks.detach, self._order.stop, self._wiring.stop):
                 with contextlib.suppress(Exception):
                     stop()
 
@@ -393,8 +433,6 @@ class Watch:
         with self.failures.guard("the search for blocks and hidden activations"):
             self.steering.finish_observing()
         layers.begin()
-        with self.failures.guard("the check of the optimizer's parameters"):
-            self._misuse.begin(self._guard.layers)
         if link is not None:
             try:
                 progress.create_ring(self.model, layers=layers.max_rows)

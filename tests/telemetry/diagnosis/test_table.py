@@ -1,0 +1,69 @@
+"""The table of findings, the page made from it, and the sentences on one line of the screen."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from tui_descent.telemetry.diagnosis import ALL_RULES, Advice, Finding, sentence
+from tui_descent.telemetry.diagnosis.dynamics import RULES
+from tui_descent.telemetry.diagnosis.findings import Name
+
+DOCS = Path(__file__).parents[3] / "docs"
+
+
+def test_page_is_what_its_script_prints() -> None:
+    """`python docs/diagnosis.py > docs/diagnosis.md` makes it anew."""
+    assert (DOCS / "diagnosis.md").read_text() == runpy.run_path(str(DOCS / "diagnosis.py"))["page"]()
+
+
+def test_every_finding_has_one_row() -> None:
+    assert [rule.finding for rule in RULES] == list(get_args(Name)) or {r.finding for r in RULES} == {*get_args(Name)}
+    assert len({rule.finding for rule in ALL_RULES}) == len(ALL_RULES)
+    for rule in ALL_RULES:
+        assert all((rule.condition, rule.threshold, rule.sentence, rule.check, rule.helps)), rule.finding
+
+
+NUMBERS: dict[str, float | str] = {
+    "loss": 1234.5678,
+    "run_first": 2.302585,
+    "first": 2.302585,
+    "product": 1.23e-12,
+    "first_to_last_grad": 1.23e-12,
+    "last": "blocks.19.linear",
+    "share": 1.0,
+    "kept": 0.123,
+    "edge": 1.0,
+    "update": 1.23e-7,
+    "arrives": 1.0,
+    "risen": 1.0,
+    "trend": "down 12% in 1,234 steps, now 1.23e+03",
+    "gradients": "backprop ×1.2e-02",
+}
+LONGEST = {
+    "vanishing": Advice("residual", "on", "r"),
+    "exploding": Advice("norm", "layer,where=mid,way=instant", "n"),
+    "dead units": Advice("activation", "leaky_relu", "a"),
+    "saturated": Advice("init", "xavier", "i"),
+    "weights decaying": Advice("weight_decay", "0", "w"),
+    "plateau": Advice("optimizer", "adam", "o"),
+    "saddle": Advice("lr", "*10", "]"),
+    "diverging": Advice("undo", "1", "u"),
+    "rate too small": Advice("lr", "*1000", "]"),
+}
+
+
+@pytest.mark.parametrize("name", get_args(Name))
+def test_sentence_has_its_numbers_and_fits_in_eighty_columns(name: str) -> None:
+    advice = (LONGEST[name],) if name in LONGEST else ()
+    for layer in ("blocks.7.linear", None):
+        for left_out in ((), ("first_to_last_grad",), ("risen",), ("arrives",)):
+            evidence = {key: value for key, value in NUMBERS.items() if key not in left_out}
+            text = sentence(Finding(finding=name, sure=0.5, layer=layer, evidence=evidence, advice=advice))
+            assert "nan" not in text
+            assert "{" not in text
+            assert text.endswith(".")
+            assert len(f" {name}{'' if name == 'not clear' else '?'}  {text}") <= 80, text

@@ -1,0 +1,140 @@
+"""Each fact about the wiring has a sentence that is true, complete and short, and advice that a run would accept."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tui_descent.protocol.events import Advice, WiringFound
+from tui_descent.scenario.knob_table import KNOBS
+from tui_descent.telemetry.diagnosis.wiring import QUESTION_SURE, RULES, wiring_finding, words
+
+ALL_KNOBS = frozenset(KNOBS)
+LONG = "model.encoder.layers.11.self_attention.out_proj"
+
+CASES: list[tuple[WiringFound, str]] = []
+
+
+def case(text: str, fault: str, layer: str | None = None, **evidence: float | str) -> None:
+    CASES.append((WiringFound(segment=0, step=3, fault=fault, layer=layer, evidence=evidence), text))
+
+
+case("20 losses, but no step() of the watched Adam.", "no optimizer step", losses=20.0, optimizer="Adam")
+case(
+    "40 losses, but no step() of the watched SGD; another Adam is stepped.",
+    "no optimizer step", losses=40.0, optimizer="SGD", other="Adam", shares=1.0,
+)  # fmt: skip
+case("No update in the last 20 steps: each time a gradient was not finite.", "every update skipped", steps=20.0)
+case(
+    "3 layers are not in the optimizer, which holds 6 tensors not in this net.",
+    "foreign parameters", "0", absent=3.0, layers=3.0, foreign=6.0,
+)  # fmt: skip
+case(
+    "head is not in the optimizer, which holds 1 tensor not in this net.",
+    "foreign parameters", "head", absent=1.0, layers=3.0, foreign=1.0,
+)  # fmt: skip
+case(
+    "4 is in no watched optimizer: no update reaches it.",
+    "untrained parameters", "4", absent=1.0, layers=3.0, foreign=0.0,
+)  # fmt: skip
+case(
+    "2 layers are in no watched optimizer: no update reaches them.",
+    "untrained parameters", "4", absent=2.0, layers=3.0, foreign=0.0,
+)  # fmt: skip
+case("No parameter has a gradient when the optimizer makes its step.", "no gradient", updates=3.0)
+case("No gradient in a; b gets one.", "gradient cut", "a", after="b", without=1.0)
+case("No gradient in 2 layers up to b; c gets one.", "gradient cut", "b", after="c", without=2.0)
+case(
+    "No gradient in 10 layers up to …ention.out_proj; …ention.out_proj gets one.",
+    "gradient cut", LONG, after=LONG, without=10.0,
+)  # fmt: skip
+case("The learning rate has been 0 for 10 updates.", "rate zero", updates=10.0, layers=3.0, of=3.0)
+case(
+    "The learning rate of 1 of 3 layers has been 0 for 10 updates.", "rate zero", "0", updates=10.0, layers=1.0, of=3.0
+)
+case(
+    "Gradients arrive, but no update changes a weight: lr 1e-12 in bfloat16.",
+    "no update", rate=1e-12, dtype="bfloat16", gradient=0.3,
+)  # fmt: skip
+case("Each update of 0 is taken back before the next one.", "no update", "0", left=0.001)
+case("The gradient of 4 is not cleared: each step adds to it.", "gradients not cleared", "4", updates=3.0)
+case(
+    "cross_entropy gets softmax outputs; it applies softmax itself.",
+    "softmax twice", takes="cross_entropy", gets="softmax",
+)  # fmt: skip
+case("cross_entropy gets sigmoid outputs; it takes logits.", "softmax twice", takes="cross_entropy", gets="sigmoid")
+case(
+    "bce_with_logits gets sigmoid outputs; it applies sigmoid itself.",
+    "softmax twice", takes="bce_with_logits", gets="sigmoid",
+)  # fmt: skip
+case("bce_with_logits gets softmax outputs; it takes logits.", "softmax twice", takes="bce_with_logits", gets="softmax")
+case("nll_loss gets softmax outputs; it takes log-probabilities.", "softmax twice", takes="nll_loss", gets="softmax")
+case(
+    "The net ends in a softmax. Does your loss apply softmax itself?",
+    "softmax twice", gets="softmax", loss=2.3, lowest=1.46, question=1.0,
+)  # fmt: skip
+case("Batch norm 1 gets a batch of one sample.", "batch norm of one sample", "1", norms=1.0)
+case("The inputs of conv1 have an rms of 147: normalise them.", "input scale", "conv1", rms=146.66)
+case("The net's output is the same for all 16 samples.", "constant output", std=0.0, rms=0.1, samples=16.0)
+case("1 of 3 layers is frozen.", "frozen layers", "0", frozen=1.0, layers=3.0, in_optimizer=0.0)
+case("2 of 3 layers are frozen.", "frozen layers", "0", frozen=2.0, layers=3.0, in_optimizer=2.0)
+
+
+@pytest.mark.parametrize(("event", "text"), CASES, ids=[text[:30] for _, text in CASES])
+def test_sentence_of_a_fact(event: WiringFound, text: str) -> None:
+    finding = wiring_finding(event, ALL_KNOBS, True)
+    assert words(finding) == text
+    assert len(words(finding)) <= 76
+    assert (finding.finding, finding.kind, finding.layer) == (event.fault, "wiring", event.layer)
+    assert finding.evidence == event.evidence
+    assert finding.sure == (QUESTION_SURE if text.endswith("?") else 1.0)
+
+
+def test_every_row_has_a_case_and_all_its_texts() -> None:
+    assert {event.fault for event, _ in CASES} == {rule.finding for rule in RULES}
+    for rule in RULES:
+        assert rule.kind == "wiring"
+        texts = (rule.condition, rule.threshold, rule.sentence, rule.check, rule.helps)
+        assert all(texts), rule.finding
+        assert re.search(r"[.:?]", rule.sentence), rule.finding
+
+
+ADVICE: dict[str, tuple[bool, WiringFound, tuple[Advice, ...]]] = {
+    "frozen layers that are in the optimizer": (True, CASES[-1][0], (Advice("freeze", "off", "x"),)),
+    "frozen layers that are not": (
+        True,
+        WiringFound(
+            segment=0, step=0, fault="frozen layers", evidence={"frozen": 1.0, "layers": 2.0, "in_optimizer": 0.0}
+        ),
+        (),
+    ),
+    "a rate of 0 in a user's loop": (True, next(e for e, _ in CASES if e.fault == "rate zero"), ()),
+    "a rate of 0 in a scenario run": (
+        False,
+        next(e for e, _ in CASES if e.fault == "rate zero"),
+        (Advice("schedule", "constant", "s"),),
+    ),
+    "a rate of 0 in one group": (False, next(e for e, _ in CASES if e.fault == "rate zero" and e.layer), ()),
+    "updates rounded away": (
+        True,
+        next(e for e, _ in CASES if "rate" in e.evidence),
+        (Advice("lr", "*1000", "]"),),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ADVICE)
+def test_advice_is_what_the_run_would_accept(name: str) -> None:
+    user_loop, event, advice = ADVICE[name]
+    assert wiring_finding(event, ALL_KNOBS, user_loop).advice == advice
+    assert wiring_finding(event, frozenset(), user_loop).advice == ()
+
+
+@pytest.mark.parametrize(("event", "text"), CASES, ids=[text[:30] for _, text in CASES])
+def test_no_advice_where_only_the_script_can_help(event: WiringFound, text: str) -> None:
+    advised = {a.knob for a in wiring_finding(event, ALL_KNOBS, True).advice}
+    if event.evidence.get("in_optimizer"):
+        assert advised == {"freeze"}
+    else:
+        assert advised == ({"lr"} if "rate" in event.evidence else set())

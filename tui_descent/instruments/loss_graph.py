@@ -1,0 +1,143 @@
+"""Reads from the autograd graph of a loss which loss function it is, and whether probabilities go into it as logits.
+
+Only names, shapes and settings of the graph's nodes are read. They are still there after the backward pass, which frees
+only the tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+# At most this many nodes of a graph are looked at.
+MOST_NODES = 100
+# Operations that only give the same numbers another shape or type.
+_SAME_NUMBERS = frozenset(
+    f"{name}Backward{n}"
+    for name in (
+        "View", "UnsafeView", "ReshapeAlias", "Transpose", "Permute", "T", "ToCopy", "Squeeze", "Unsqueeze", "Clone",
+        "Alias", "Slice", "Select", "Index", "Movedim", "Mt", "Contiguous", "Stack", "MaskedSelect",
+    )
+    for n in range(4)
+)  # fmt: skip
+_CROSS_ENTROPY = ("NllLossBackward0", "NllLoss2DBackward0")
+_LOSSES = {
+    "MseLossBackward0": "mse",
+    "L1LossBackward0": "l1",
+    "SmoothL1LossBackward0": "smooth_l1",
+    "HuberLossBackward0": "huber",
+    "BinaryCrossEntropyBackward0": "bce",
+    "BinaryCrossEntropyWithLogitsBackward0": "bce_with_logits",
+    "MultiMarginLossBackward0": "multi_margin",
+    "MultilabelMarginLossBackward0": "multilabel_margin",
+    "SoftMarginLossBackward0": "soft_margin",
+    "CtcLossBackward0": "ctc",
+}
+# What makes a loss of its argument: the operation, and the operations that must not come directly before it.
+_TAKES_LOGITS = {
+    "LogSoftmaxBackward0": ("cross_entropy", ("softmax", "sigmoid")),
+    "BinaryCrossEntropyWithLogitsBackward0": ("bce_with_logits", ("sigmoid", "softmax")),
+    "NllLossBackward0": ("nll_loss", ("softmax", "sigmoid")),
+    "NllLoss2DBackward0": ("nll_loss", ("softmax", "sigmoid")),
+}
+_SQUASHING = {"SoftmaxBackward0": "softmax", "SigmoidBackward0": "sigmoid"}
+_MEANS = ("MeanBackward0", "MeanBackward1")
+_SUM = 2  # torch's number of `reduction="sum"`
+
+
+@dataclass(frozen=True, slots=True)
+class LossGraph:
+    """What the graph of a loss shows.
+
+    `loss_function` is a name as in `torch.nn.functional`, without `_loss`; None for a sum of several losses and for an
+    expression of the user's own. `classes` is the number of classes of a cross-entropy that is a mean over the targets
+    and not scaled, so that ln(classes) is the loss of a guess. `takes` is an operation that takes logits and `gets`
+    what has squashed them before ("softmax" or "sigmoid"); both are None if there is no such pair.
+    """
+
+    loss_function: str | None = None
+    classes: int | None = None
+    takes: str | None = None
+    gets: str | None = None
+
+
+def read_loss_graph(loss: Tensor) -> LossGraph:
+    """Read the graph of a loss, a scalar. The result holds no reference to the graph."""
+    root = loss.grad_fn
+    if root is None:
+        return LossGraph()
+    takes, gets = _squashed_twice(root)
+    return LossGraph(*_loss_function(root), takes, gets)
+
+
+def last_operation(output: Tensor) -> tuple[str, int] | None:
+    """Which of "softmax" and "sigmoid" an output comes from, and its size along the dimension of the softmax.
+
+    None if it comes from another operation, or has no graph. The size is 1 for a sigmoid of a single number.
+    """
+    node = _origin(output.grad_fn)
+    name = None if node is None else _SQUASHING.get(node.name())
+    if node is None or name is None:
+        return None
+    return name, _size(node)
+
+
+def _loss_function(root: Any) -> tuple[str | None, int | None]:
+    """The name of the loss function, and the number of classes of a cross-entropy."""
+    node, scaled = root, False
+    for _ in range(MOST_NODES):
+        name = node.name()
+        before = [n for n, _ in node.next_functions if n is not None]
+        if name in _CROSS_ENTROPY:
+            origin = _origin(before[0]) if before else None
+            if origin is None or origin.name() != "LogSoftmaxBackward0":
+                return "nll", None
+            scaled = scaled or getattr(node, "_saved_reduction", None) == _SUM
+            return "cross_entropy", None if scaled else _size(origin)
+        if name in _LOSSES:
+            return _LOSSES[name], None
+        if name == "PowBackward0" and getattr(node, "_saved_exponent", None) == 2:
+            return "mse", None
+        if name == "AbsBackward0":
+            return "l1", None
+        if len(before) != 1 or not (
+            name in _SAME_NUMBERS or name in _MEANS or name[:3] in ("Mul", "Div", "Sum", "Neg")
+        ):
+            return None, None
+        scaled = scaled or name[:3] in ("Mul", "Div", "Sum", "Neg")
+        node = before[0]
+    return None, None
+
+
+def _squashed_twice(root: Any) -> tuple[str | None, str | None]:
+    nodes, seen = [root], {root}
+    for node in nodes:
+        if (takes := _TAKES_LOGITS.get(node.name())) is not None:
+            origin = _origin(next((n for n, _ in node.next_functions if n is not None), None))
+            gets = None if origin is None else _SQUASHING.get(origin.name())
+            if gets in takes[1]:
+                return takes[0], gets
+        for before, _ in node.next_functions:
+            if before is not None and before not in seen and len(nodes) < MOST_NODES:
+                seen.add(before)
+                nodes.append(before)
+    return None, None
+
+
+def _origin(node: Any) -> Any:
+    """The first node, going back from `node`, that computes new numbers."""
+    for _ in range(MOST_NODES):
+        if node is None or node.name() not in _SAME_NUMBERS:
+            return node
+        node = next((before for before, _ in node.next_functions if before is not None), None)
+    return None
+
+
+def _size(node: Any) -> int:
+    """The size of a node's output along the dimension that the node works on; along the last one without such."""
+    shape = tuple(node._input_metadata[0].shape)
+    dim = getattr(node, "_saved_dim", -1)
+    dim = dim - 2**64 if isinstance(dim, int) and dim >= 2**63 else dim  # torch shows a negative one as unsigned
+    return int(shape[dim]) if shape and isinstance(dim, int) else 1

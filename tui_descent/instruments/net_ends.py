@@ -1,0 +1,191 @@
+"""Measures what goes into a net and what comes out of it: whether the output depends on the sample, how large the
+inputs are, and whether a batch norm gets a single sample.
+
+The numbers are computed in the forward pass itself, since a later operation may change a tensor in place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+from tui_descent.instruments.deferred import Deferred
+from tui_descent.instruments.failures import Failures
+from tui_descent.instruments.loss_graph import last_operation
+from tui_descent.instruments.module_hooks import Args, Kwargs, ModuleHooks, plain
+from tui_descent.instruments.net_structure import WatchedLayer
+
+PART = "the inputs and outputs of the net"
+# At most this many numbers of a tensor are measured: all samples, and an even choice of each one's numbers.
+MOST_NUMBERS = 1 << 16
+# Layers for which the scale of their input does not matter.
+_ANY_SCALE = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.Embedding, nn.EmbeddingBag)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """The output of a net: the rms of its numbers, and of their standard deviations over the samples.
+
+    `inputs_vary` is whether the samples of the batch differ. `last` is the operation that it comes from, if this is a
+    softmax or sigmoid, with the number of classes.
+    """
+
+    rms: float
+    std: float
+    samples: int
+    inputs_vary: bool
+    last: tuple[str, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """What was measured in one pass.
+
+    `outputs` are by the name of the net. `input_rms` is the rms of the non-zero inputs of each net's first layer, by
+    its name. `lone_norms` are the batch norms in training mode that got one sample, None if no batch norm was called.
+    """
+
+    outputs: dict[str, Output] = field(default_factory=dict)
+    input_rms: dict[str, float] = field(default_factory=dict)
+    lone_norms: tuple[str, ...] | None = None
+
+
+@dataclass(slots=True)
+class _Call:
+    samples: int
+    numbers: Tensor  # (3,): mean square, mean variance over the samples, how much the inputs vary
+    last: tuple[str, int] | None
+
+
+class NetEnds:
+    """Measures one training pass of the `nets` after each `attach`: the first call of each module.
+
+    `layers` are the watched layers in forward order, each named by its module path.
+    """
+
+    def __init__(
+        self, nets: Mapping[str, nn.Module], layers: Sequence[WatchedLayer], failures: Failures | None = None
+    ) -> None:
+        self._hooks = ModuleHooks(failures)
+        self._calls: dict[str, _Call] = {}
+        self._inputs: dict[str, Tensor] = {}  # (2,): sum of squares, number of non-zero inputs
+        self._norms: dict[str, bool] = {}  # by name: whether it got one sample
+        # Of the last measured pass of a net: the number of samples, and the softmax or sigmoid that it ends with.
+        self.batch: int | None = None
+        self.last: tuple[str, int] | None = None
+        for name, net in nets.items():
+            self._hooks.on_output(net, partial(self._after_net, name), PART)
+            own = {id(module) for module in net.modules()}
+            first = next((watched for watched in layers if id(watched.module) in own), None)
+            if first is not None and not isinstance(first.module, _ANY_SCALE):
+                self._hooks.on_input(first.module, partial(self._before_first, first.layer.name), PART)
+            for path, module in net.named_modules(prefix=name):
+                if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
+                    self._hooks.on_input(module, partial(self._before_norm, path, module), PART)
+
+    def attach(self) -> None:
+        """Measure the next forward pass."""
+        self._clear()
+        self._hooks.attach()
+
+    def detach(self) -> None:
+        """Remove the hooks. What they have measured is kept for `read`."""
+        self._hooks.detach()
+
+    def read(self) -> Deferred[Ends]:
+        """What was measured since `attach`."""
+        calls, inputs, norms = dict(self._calls), dict(self._inputs), dict(self._norms)
+        self._clear()
+        lone = None if not norms else tuple(name for name, one in norms.items() if one)
+
+        def read(values: Sequence[float]) -> Ends:
+            numbers = iter(values)
+            outputs = {}
+            for name, call in calls.items():
+                square, variance, vary = (next(numbers) for _ in range(3))
+                outputs[name] = Output(_root(square), _root(variance), call.samples, vary > 0, call.last)
+            rms = {}
+            for name in inputs:
+                total, count = next(numbers), next(numbers)
+                if count:
+                    rms[name] = _root(total / count)
+            return Ends(outputs, rms, lone)
+
+        return Deferred([*(call.numbers for call in calls.values()), *inputs.values()], read)
+
+    def _clear(self) -> None:
+        self._calls.clear()
+        self._inputs.clear()
+        self._norms.clear()
+
+    @torch.no_grad()
+    def _after_net(self, name: str, args: Args, kwargs: Kwargs, output: Any) -> None:
+        if name in self._calls:
+            return
+        given, made = _batch((*args, kwargs)), _batch(output, floating=True)
+        if given is None or made is None or len(given) != len(made) or not made.numel():
+            return
+        ordinary = plain(made)
+        if ordinary is None or ordinary.is_complex():
+            return
+        self.batch, self.last = len(made), last_operation(made)
+        rows = _rows(ordinary)
+        inputs = _some(given.detach()) if given.layout is torch.strided and not given.is_nested else None
+        numbers = torch.stack(
+            [
+                (rows * rows).mean(),
+                (rows - rows.mean(dim=0)).square().mean(),
+                rows.new_ones(()) if inputs is None else (inputs != inputs[:1]).any().to(rows.dtype),
+            ]
+        )
+        # One output number for each sample, as of a regression, may well be constant for a while.
+        samples = len(rows) if rows.shape[1] > 1 else 1
+        self._calls[name] = _Call(samples, numbers, self.last)
+
+    @torch.no_grad()
+    def _before_first(self, name: str, args: Args) -> None:
+        if name in self._inputs or not args or not isinstance(args[0], Tensor):
+            return
+        ordinary = plain(args[0])
+        if ordinary is None or ordinary.is_complex() or not ordinary.numel():
+            return
+        numbers = _rows(ordinary)
+        self._inputs[name] = torch.stack([(numbers * numbers).sum(), (numbers != 0).sum().to(numbers.dtype)])
+
+    def _before_norm(self, path: str, module: _BatchNorm, args: Args) -> None:
+        if module.training and args and isinstance(args[0], Tensor) and args[0].dim() > 1:
+            self._norms.setdefault(path, args[0].shape[0] == 1)
+
+
+def _batch(value: object, *, floating: bool = False) -> Tensor | None:
+    """The first tensor with several dimensions, or for inputs with one, in a tensor, tuple, list or dict."""
+    if isinstance(value, Tensor):
+        fits = value.dim() > 1 and (value.is_floating_point() or value.is_complex()) if floating else value.dim() > 0
+        return value if fits else None
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
+    for part in parts:
+        if (tensor := _batch(part, floating=floating)) is not None:
+            return tensor
+    return None
+
+
+def _some(tensor: Tensor) -> Tensor:
+    """The samples as rows (N, numbers)."""
+    rows = tensor.reshape(len(tensor), -1) if tensor.dim() else tensor.reshape(1, 1)
+    return rows[:, :: max(1, tensor.numel() // MOST_NUMBERS)]
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """The samples as rows in float64, or float32 on MPS, which has no float64."""
+    return _some(tensor).to(torch.float32 if tensor.device.type == "mps" else torch.float64)
+
+
+def _root(value: float) -> float:
+    return math.sqrt(value) if value >= 0 else math.nan

@@ -1,0 +1,184 @@
+"""The table of findings about how the loss and the gradients develop, and their sentences for the screen."""
+
+from __future__ import annotations
+
+from tui_descent.telemetry.diagnosis import rules as r
+from tui_descent.telemetry.diagnosis.features import LONG_WINDOW, WINDOW
+from tui_descent.telemetry.diagnosis.findings import Finding, filled
+from tui_descent.telemetry.diagnosis.rule import Rule
+
+TUNED = "set on the tuning pool of random nets"
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        finding="vanishing",
+        kind="dynamics",
+        condition="The loss is stuck, and the product of the backprop factors is small. Where no factors are measured: "
+        "the first gradient over the last, of layers of one shape.",
+        threshold=f"product below {r.VANISHED:g} ({TUNED}); for sigmoid blocks below {r.SIGMOID_FACTOR}^blocks, since "
+        "the slope of a sigmoid is at most 1/4",
+        sentence="{layer} gets {first_to_last_grad:.0e} of {last}'s gradient.",
+        check="The heat map is dark at the first layers; press 2 for the factors of the chain rule.",
+        helps="residual connections, a norm; weights of the right size if they were drawn too small",
+        useless="a larger learning rate: many times almost nothing is still almost nothing",
+    ),
+    Rule(
+        finding="exploding",
+        kind="dynamics",
+        condition="The loss started far above that of a guess, is still high, and the gradient grows on its way back.",
+        threshold=f"first loss above {r.HUGE:g} times that of a guess, product above {r.GROWN:g} ({TUNED})",
+        sentence="Gradient grows ×{product:.1e}.",
+        check="The heat map is brightest at the first layers; the loss starts far above ln(classes).",
+        helps="a norm between each layer and its activation; weights drawn with a smaller scale",
+        useless="a smaller learning rate, and residual connections, which add a path and leave the first one as it is",
+    ),
+    Rule(
+        finding="dead units",
+        kind="dynamics",
+        condition="The loss is stuck, and no unit of a layer passes a gradient, or every gradient is exactly 0.",
+        threshold=f"more than {r.ALL_DEAD:.0%} of a layer's units have slope 0 on every sample (Lu 2019, 1903.06733)",
+        sentence="{share:.0%} of {layer}'s units are dead.",
+        check="Open the layer (enter): its dead fraction and the histogram of its inputs, left of 0.",
+        helps="an activation with a slope below 0, such as leaky_relu; residual connections around deep dead layers; "
+        "undo, if updates killed the units",
+        useless="waiting: without a gradient nothing changes",
+    ),
+    Rule(
+        finding="saturated",
+        kind="dynamics",
+        condition="The loss is stuck, the gradient arrives, and most outputs of a layer are in the flat part of its "
+        "activation.",
+        threshold=f"more than {r.SATURATED:.0%} of a layer's outputs have less than a tenth of the largest slope "
+        "(Glorot & Bengio 2010)",
+        sentence="{share:.0%} of {layer}'s outputs are saturated.",
+        check="Open the layer (enter): its saturated fraction; outputs near the activation's limits.",
+        helps="smaller weights, an activation without limits, residual connections, a norm",
+        useless="a larger learning rate, which saturates more units",
+    ),
+    Rule(
+        finding="weights decaying",
+        kind="dynamics",
+        condition="The loss is stuck, weight decay is on, and the weights have shrunk since the start and still do.",
+        threshold=f"the median layer's weight norm is below {r.DECAYED:.0%} of the run's first one",
+        sentence="Weights shrank to {kept:.0%}; loss {loss:.3g}.",
+        check="Open a layer (enter): its weight norm falls while the loss does not.",
+        helps="less weight decay",
+        useless="another optimizer, which decays the weights in the same way",
+    ),
+    Rule(
+        finding="plateau",
+        kind="dynamics",
+        condition="The loss does not fall, and nothing else that was measured explains it.",
+        threshold=f"loss above {r.STUCK:.0%} of a guess, and a fall of less than {r.FALLING:.0%} in a third of "
+        f"{WINDOW} steps; after {LONG_WINDOW} steps: the extrapolated loss is above {r.EXPECTED_GOOD:.0%} ({TUNED})",
+        sentence="Loss stuck at {loss:.3g}; gradients arrive.",
+        check="The smooth loss line is level, and the gradients of all layers are of similar size.",
+        helps="a larger learning rate, Adam; in deep nets residual connections; larger weights if they are tiny",
+        useless="a smaller learning rate. If the labels are random there is nothing to learn.",
+    ),
+    Rule(
+        finding="saddle",
+        kind="dynamics",
+        condition="The loss does not fall, and the curvature is negative in one direction.",
+        threshold="smallest Hessian eigenvalue below −1 % of the largest",
+        sentence="Loss stuck at {loss:.3g} on a saddle.",
+        check="Press 5: λmin is below 0.",
+        helps="a larger learning rate, momentum or Adam; a small push along the negative curvature (k)",
+        useless="a smaller learning rate",
+    ),
+    Rule(
+        finding="diverging",
+        kind="dynamics",
+        condition="The loss has risen far above its first value, or the first updates were so large that the gradient "
+        "no longer arrives.",
+        threshold=f"loss above {r.RISEN:g} times the first one and {r.ABOVE_GUESS:g} times that of a guess, or first "
+        f"updates above {r.LARGE_UPDATE:.0%} of the weights ({TUNED})",
+        sentence="Loss rose from {first:.3g} to {loss:.3g}.",
+        check="The loss rises; the update bars are far right of their band.",
+        helps="going back, then a smaller learning rate; clipping",
+        useless="a smaller learning rate alone, once the updates have spoilt the weights",
+    ),
+    Rule(
+        finding="rate too small",
+        kind="dynamics",
+        condition="The loss is stuck or falls very slowly, and the updates are small compared to the weights.",
+        threshold=f"update below {r.SMALL_UPDATE:g} of the weights (about 1e-3 is usual: Karpathy, CS231n); for plain "
+        f"SGD a step below {r.SMALL_STEP:g} times the gradient ({TUNED})",
+        sentence="Updates are {update:.1e} of the weights.",
+        check="The update bars are far left of their band.",
+        helps="a larger learning rate",
+        useless="another optimizer: its rate is converted, so it stays too small",
+    ),
+    Rule(
+        finding="rate at the edge",
+        kind="dynamics",
+        condition="The curvature was measured and is at the limit above which steps grow. Normal for full batches.",
+        threshold=f"λmax at least {r.EDGE:.0%} of the limit, 2/η for plain gradient descent (Cohen 2021, 2103.00065)",
+        sentence="λmax is {edge:.0%} of the stability limit; loss {loss:.3g}.",
+        check="Press 5: the curvature is at its limit.",
+        helps="nothing is wrong while the loss falls; a smaller learning rate moves the limit up",
+    ),
+    Rule(
+        finding="healthy",
+        kind="dynamics",
+        condition="The loss is below that of a guess and falls, or is expected to.",
+        threshold=f"loss below {r.STUCK:.0%} of a guess, or falling by {r.FALLING:.0%} in a third of {WINDOW} steps; "
+        f"after {LONG_WINDOW} steps: the extrapolated loss is below {r.EXPECTED_GOOD:.0%} of it ({TUNED})",
+        sentence="Training well: loss {loss:.3g}, from {run_first:.3g}.",
+        check="The loss falls; the gradients of all layers are of similar size.",
+        helps="nothing has to be done",
+    ),
+    Rule(
+        finding="converged",
+        kind="dynamics",
+        condition="The loss is level, and it is tiny or has fallen far.",
+        threshold=f"no significant fall over {LONG_WINDOW} steps (slope above {r.LEVEL_SLOPE:g} standard errors); loss "
+        f"below {r.TINY:.0%} of a guess, or below {r.FALLEN:.0%} of the first one",
+        sentence="Loss level at {loss:.3g}, from {run_first:.3g}.",
+        check="The loss is small and its line is level.",
+        helps="nothing has to be done; a smaller learning rate lowers the noise",
+    ),
+    Rule(
+        finding="not clear",
+        kind="dynamics",
+        condition="The numbers do not prove any of the others.",
+        threshold=f"the best judgement is less than {r.CLEAR:.0%} sure; or a smaller loss need not mean a better fit, "
+        "as in GANs, with negative losses, or with a loss function that is not known",
+        sentence="Loss {trend}; {gradients}.",
+        check="Look at the loss over the whole run (t) and at the heat map.",
+        helps="more steps; the learning-rate range test (f)",
+    ),
+)
+
+BY_PRODUCT = "Backprop scales the gradient by {product:.1e}."
+ALL_ZERO = "Every gradient is exactly 0; the loss stays at {loss:.3g}."
+ALL_ZERO_IN = "Every gradient is exactly 0: all outputs of {layer} are 0."
+NOT_RISEN = "First updates too large: loss {loss:.3g}."
+STUCK_AT = "Loss stuck at {loss:.3g}."
+FLAT = "Flat at {loss:.3g}: a minimum or a saddle? Press 5 for the curvature."
+UNKNOWN = "unknown"  # as evidence: nobody has asked for it
+# With a larger ratio than this of first to last gradient, the product says more: a layer with large inputs has a large
+# weight gradient, however little was propagated back to it.
+SMALL_RATIO = 1e-2
+
+
+def words(finding: Finding) -> str:
+    """The finding as one sentence."""
+    name, evidence = finding.finding, finding.evidence
+    template = next((rule.sentence for rule in RULES if rule.finding == name), "")
+    ratio, product = evidence.get("first_to_last_grad"), evidence.get("product")
+    if evidence.get("curvature") == UNKNOWN:
+        template = FLAT
+    elif name == "vanishing" and not (isinstance(ratio, float) and ratio < SMALL_RATIO):
+        template = BY_PRODUCT
+    elif name == "exploding" and not isinstance(product, float):
+        template = STUCK_AT
+    elif name == "dead units" and evidence.get("all_zero"):
+        template = ALL_ZERO if finding.layer is None else ALL_ZERO_IN
+    elif name == "dead units" and "share" not in evidence:
+        template = STUCK_AT
+    elif name == "diverging" and not evidence.get("risen"):
+        template = NOT_RISEN
+    elif name == "plateau" and not evidence.get("arrives"):
+        template = STUCK_AT
+    return filled(template, finding)

@@ -1,0 +1,243 @@
+"""Facts about how loop, net and optimizer are connected: what each means, and its sentence.
+
+`training/watch/wiring.py` establishes them. A fact is not a guess: it needs no threshold in losses or readings, except
+where its row says so.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from tui_descent.protocol.events import Advice, WiringFound
+from tui_descent.telemetry.diagnosis.findings import Finding, Name
+from tui_descent.telemetry.diagnosis.rule import Rule
+
+NAME_WIDTH = 16  # longer names of layers are shortened at the front
+SMALL_RATE = 1e-5  # below it, a larger rate is advised where updates are rounded away
+QUESTION = "The net ends in a {gets}. Does your loss apply {gets} itself?"
+QUESTION_SURE = 0.6
+TAKEN_BACK = "Each update of {layer} is taken back before the next one."
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        finding="no optimizer step",
+        kind="wiring",
+        condition="run.step() got 20 losses and no watched optimizer made a step",
+        threshold="20 losses; 10 times the most losses between two updates so far, if the loop accumulates gradients",
+        sentence="{losses:.0f} losses, but no step() of the watched {optimizer}{other}.",
+        check="Is optimizer.step() called, and on the object that was passed to watch()?",
+        helps="pass the optimizer to watch() that the loop steps",
+        useless="any knob",
+    ),
+    Rule(
+        finding="every update skipped",
+        kind="wiring",
+        condition="the GradScaler, or the check for NaN, has dropped the last 20 updates",
+        threshold="20 steps in a row; a scaler that starts too high finds its scale within about 15",
+        sentence="No update in the last {steps:.0f} steps: each time a gradient was not finite.",
+        check="Print scaler.get_scale(): it halves at each skipped update.",
+        helps="find the operation that overflows; keep the loss in float32 or bfloat16",
+        useless="waiting",
+    ),
+    Rule(
+        finding="foreign parameters",
+        kind="wiring",
+        condition="the optimizers hold tensors that are not the net's, and weights that get a gradient are in none; "
+        "nothing else changes these weights in 3 updates",
+        threshold="none: parameters are compared as objects",
+        sentence="{absent} not in the optimizer, which holds {foreign} not in this net.",
+        check="The update of these layers is empty. Was the net copied, wrapped or given a new head after the "
+        "optimizer was made?",
+        helps="make the optimizer after the last change of the net, from its parameters()",
+        useless="any knob: these weights never change",
+    ),
+    Rule(
+        finding="untrained parameters",
+        kind="wiring",
+        condition="weights with requires_grad=True get a gradient and are in no watched optimizer; nothing else "
+        "changes them in 3 updates",
+        threshold="none: parameters are compared as objects",
+        sentence="{absent} in no watched optimizer: no update reaches {them}.",
+        check="The update of these layers is empty. Compare len(list(model.parameters())) with the optimizer's groups.",
+        helps="optimizer.add_param_group, or requires_grad_(False) if they shall not train",
+        useless="any knob: these weights never change",
+    ),
+    Rule(
+        finding="no gradient",
+        kind="wiring",
+        condition="no parameter of the net has a gradient at the first 3 updates",
+        threshold="3 updates",
+        sentence="No parameter has a gradient when the optimizer makes its step.",
+        check="Is backward() called on the loss of this net? Is zero_grad() called between backward() and step()? Was "
+        "the loss made anew from a number, as by torch.tensor(loss.item())?",
+        helps="call loss.backward() on the loss that the net's output went into",
+        useless="any knob",
+    ),
+    Rule(
+        finding="gradient cut",
+        kind="wiring",
+        condition="the first layers of one optimizer, in forward order, get no gradient at the first 5 updates, while "
+        "all later ones do; only layers that were called",
+        threshold="5 updates",
+        sentence="No gradient in {layers}{layer}; {after} gets one.",
+        check="Look between the two layers for detach(), .data, torch.no_grad(), .item(), argmax or numpy.",
+        helps="remove what cuts the graph; freeze the layers if it is meant",
+        useless="residual connections, another activation or rate",
+    ),
+    Rule(
+        finding="rate zero",
+        kind="wiring",
+        condition="the learning rate of a group of parameters was exactly 0 in 10 updates in a row",
+        threshold="10 updates: a warm-up starts with one at 0",
+        sentence="The learning rate {of}has been 0 for {updates:.0f} updates.",
+        check="The top line shows lr 0. Is scheduler.step() called at each update, and does its schedule end at 0?",
+        helps="the schedule; in a scenario run key s",
+        useless="keys + and ]: a multiple of 0 is 0",
+    ),
+    Rule(
+        finding="no update",
+        kind="wiring",
+        condition="every update so far was exactly 0, in 3 readings, although the gradients and the rate are not 0; or "
+        "each update is taken back before the next one",
+        threshold="3 readings with gradients above 1e-6 (below, a run is so close to a minimum that this is normal); "
+        "less than 5 % of 3 measured updates in a row is left at the next one",
+        sentence="Gradients arrive, but no update changes a weight: lr {rate:.2g} in {dtype}.",
+        check="The update column shows 0 in every layer.",
+        helps="a larger rate; float32 weights, whose steps are 65,536 times as fine as those of bfloat16; not loading "
+        "averaged or older weights into the net that is trained",
+        useless="another initialisation",
+    ),
+    Rule(
+        finding="gradients not cleared",
+        kind="wiring",
+        condition="the gradient of an update is still in .grad, unchanged, when the next backward pass adds to it, "
+        "3 updates in a row, and run.step() is called at each update",
+        threshold="3 updates in a row",
+        sentence="The gradient of {layer} is not cleared: each step adds to it.",
+        check="The gradient norm grows from step to step, and the cosine of successive gradients is close to 1.",
+        helps="optimizer.zero_grad() before backward(); run.step(loss) at each batch, if accumulation is meant",
+        useless="a smaller rate",
+    ),
+    Rule(
+        finding="softmax twice",
+        kind="wiring",
+        condition="the graph of the loss shows a softmax or sigmoid directly before an operation that takes logits; if "
+        "the loss is passed as a number, the net ends in one and the first loss is that of a guess (a question)",
+        threshold="none; for the question a first loss within 10 % of ln(classes), or of 0.70 to 0.98 for a sigmoid",
+        sentence="{takes} gets {gets} outputs; it {wants}.",
+        check="Each row of the output adds up to 1. With C classes such a loss cannot fall below ln(1 + (C − 1)/e).",
+        helps="pass the logits to the loss; apply softmax or sigmoid only to read probabilities",
+        useless="another optimizer or rate",
+    ),
+    Rule(
+        finding="batch norm of one sample",
+        kind="wiring",
+        condition="a batch norm in training mode gets a batch of one sample, in 2 measured steps in a row",
+        threshold="N = 1",
+        sentence="Batch norm {layer} gets a batch of one sample.",
+        check="The held-out loss is far from the training loss: the running statistics are those of single samples.",
+        helps="a larger batch; group or layer norm; eval() for pretrained batch norms",
+        useless="a smaller rate",
+    ),
+    Rule(
+        finding="input scale",
+        kind="wiring",
+        condition="the rms of the non-zero inputs of the first layer is below 1e-2 or above 1e2, in 2 measured steps "
+        "in a row; not if this layer is an embedding or a norm",
+        threshold="1e-2 and 1e2; weights are initialised for an rms of 1 (Glorot & Bengio 2010, He et al. 2015)",
+        sentence="The inputs of {layer} have an rms of {rms:.3g}: normalise them.",
+        check="Print x.square().mean().sqrt() of a batch; images in 0…255 have about 100.",
+        helps="(x − mean) / std, with the mean and std of the training data",
+        useless="another activation",
+    ),
+    Rule(
+        finding="constant output",
+        kind="wiring",
+        condition="the output is the same for all samples of a batch whose samples differ, in 3 measured steps after "
+        "at least 10 updates; with at least 2 samples and 2 output numbers; gives way to vanishing and dead units",
+        threshold="standard deviation over the samples at most 1e-6 of the rms",
+        sentence="The net's output is the same for all {samples:.0f} samples.",
+        check="Print the output of a batch: all rows are equal. Look for dead units in the layers before.",
+        helps="what the layers before need: see dead units and vanishing",
+        useless="a larger rate",
+    ),
+    Rule(
+        finding="frozen layers",
+        kind="wiring",
+        condition="weights have requires_grad=False; whole numbers, as of quantised layers, do not count",
+        threshold="none",
+        sentence="{frozen:.0f} of {layers:.0f} layers {are} frozen.",
+        check="Their rows in the layer list are marked as frozen.",
+        helps="key x, if they are in the optimizer; nothing, if this is meant, as when only a new head is trained",
+    ),
+)
+# Facts that a judgement of the gradients may explain, such as vanishing or dead units. They give way to it.
+SYMPTOMS = frozenset({"constant output"})
+_SENTENCES = {rule.finding: rule.sentence for rule in RULES}
+
+
+def wiring_finding(event: WiringFound, available: frozenset[str], user_loop: bool) -> Finding:
+    """The finding of a fact that is present. `available` are the knobs that can act in this run."""
+    evidence = dict(event.evidence)
+    return Finding(
+        finding=cast(Name, event.fault),
+        kind="wiring",
+        layer=event.layer,
+        sure=QUESTION_SURE if evidence.get("question") else 1.0,
+        evidence=evidence,
+        advice=tuple(a for a in _advice(event, user_loop=user_loop) if a.knob in available),
+    )
+
+
+def words(finding: Finding) -> str:
+    """One line for the screen, without advice."""
+    evidence, layer = finding.evidence, shortened(finding.layer or "the net")
+    parts: dict[str, str] = {"layer": layer}
+    match str(finding.finding):
+        case "foreign parameters" | "untrained parameters":
+            one = evidence["absent"] == 1
+            parts["absent"] = f"{layer} is" if one else f"{evidence['absent']:.0f} layers are"
+            parts["them"] = "it" if one else "them"
+            parts["foreign"] = f"{evidence['foreign']:.0f} tensor{'s' * (evidence['foreign'] != 1)}"
+        case "no optimizer step":
+            parts["other"] = f"; another {evidence['other']} is stepped" if "other" in evidence else ""
+        case "gradient cut":
+            parts["layers"] = "" if evidence["without"] == 1 else f"{evidence['without']:.0f} layers up to "
+            parts["after"] = shortened(str(evidence["after"]))
+        case "rate zero":
+            all_layers = evidence["layers"] == evidence["of"]
+            parts["of"] = "" if all_layers else f"of {evidence['layers']:.0f} of {evidence['of']:.0f} layers "
+        case "no update" if "left" in evidence:
+            return TAKEN_BACK.format_map(parts)
+        case "frozen layers":
+            parts["are"] = "is" if evidence["frozen"] == 1 else "are"
+        case "softmax twice" if evidence.get("question"):
+            return QUESTION.format_map(evidence)
+        case "softmax twice":
+            own = {"cross_entropy": "softmax", "bce_with_logits": "sigmoid"}.get(str(evidence["takes"]))
+            itself = f"applies {own} itself" if own == evidence["gets"] else "takes logits"
+            parts["wants"] = "takes log-probabilities" if own is None else itself
+        case _:
+            pass
+    return _SENTENCES[finding.finding].format_map({**evidence, **parts})
+
+
+def shortened(name: str) -> str:
+    """The end of a long module path, which names the layer itself."""
+    return name if len(name) <= NAME_WIDTH else f"…{name[1 - NAME_WIDTH :]}"
+
+
+def _advice(event: WiringFound, *, user_loop: bool) -> list[Advice]:
+    """What a knob can do about a fact. Most need a change of the script."""
+    evidence = event.evidence
+    match event.fault:
+        case "frozen layers" if evidence["in_optimizer"]:
+            return [Advice("freeze", "off", "x")]
+        case "rate zero" if not user_loop and event.layer is None:
+            return [Advice("schedule", "constant", "s")]
+        case "no update" if float(evidence.get("rate", SMALL_RATE)) < SMALL_RATE:
+            return [Advice("lr", "*1000", "]")]
+        case "batch norm of one sample" if not user_loop:
+            return [Advice("batch_size", "32", "b")]
+        case _:
+            return []

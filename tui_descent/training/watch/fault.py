@@ -1,0 +1,97 @@
+"""A non-finite loss or gradient: what is known of it, and the sentence that says so."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from tui_descent.training.probes.nonfinite_search import Cause, Kind, Origin
+
+
+@dataclass(frozen=True, slots=True)
+class LayerGradients:
+    """Which layers of an optimizer had a non-finite weight gradient and which a finite one, in forward order.
+
+    `kind` is the worst value among them. `from_input`: the last bad layer's bias has a finite gradient, so that NaN in
+    its weight's gradient δ·x comes from the layer's input x.
+    """
+
+    bad: tuple[str, ...]
+    finite: tuple[str, ...]  # those after the last bad layer
+    before: tuple[str, ...]  # those before it
+    kind: Kind
+    from_input: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """A loss or a gradient that is not finite.
+
+    `loss` is the loss of the step, None if it is not known. `weights` says which weight or buffer was not finite when
+    the fault was found, None if all were finite. `updated`: the update was made before the fault was handled. `text` is
+    shown to the user.
+    """
+
+    step: int
+    what: Literal["loss", "gradient"]
+    text: str = ""
+    loss: float | None = None
+    gradients: LayerGradients | None = None
+    weights: Origin | None = None
+    weights_finite: bool | None = None
+    updated: bool = False
+    deferred: bool = False  # found some updates later, when the batch was gone
+    layer: str | None = None
+    cause: Cause = ""
+    operation: str = ""
+
+    where: str = ""
+
+    @property
+    def batch_can_be_dropped(self) -> bool:
+        """Whether the run can go on without this batch: no damage is done, and the next one can be better.
+
+        Weights that let a full-range number overflow do so with the next batch too.
+        """
+        too_large = "overflows" in self.where and "float16" not in self.where
+        return bool(self.weights_finite) and not self.updated and not too_large
+
+    @property
+    def value(self) -> str:
+        """The non-finite value: "nan", "inf" or "-inf"; "not finite" if it is not known which."""
+        if self.what == "loss":
+            return str(self.loss)
+        return (self.gradients.kind if self.gradients is not None else "") or "not finite"
+
+
+def lead(fault: Fault) -> str:
+    """The first part of the sentence: what is not finite, since which step."""
+    if fault.what == "loss":
+        return f"loss is {fault.value} at step {fault.step}"
+    known = fault.loss is not None and math.isfinite(fault.loss)
+    return f"gradient is {fault.value} at step {fault.step}{f', loss {fault.loss:.3g}' if known else ''}"
+
+
+def where(fault: Fault, origin: Origin | None) -> str:
+    """The second part: where that comes from; empty if nothing is known of it."""
+    gradients = fault.gradients
+    if origin is None or not origin.cause:
+        return _which_layers(gradients) if fault.what == "gradient" and gradients is not None else ""
+    layer = origin.layer or "the net"
+    match origin.cause:
+        case "loss function" if origin.words.endswith("?"):
+            return f"from the loss function ({origin.words})"
+        case "loss function":
+            return f"{origin.words} in the loss function" if origin.words else "from the loss function"
+        case _ if origin.operation:
+            known = gradients if origin.layer is None else None
+            between = f", between {known.finite[0]} and {known.bad[-1]}" if known is not None and known.finite else ""
+            return f"{origin.words} in {layer}{between}"
+    return origin.words
+
+
+def _which_layers(gradients: LayerGradients) -> str:
+    if gradients.finite or gradients.before:
+        return f"only in {', '.join(gradients.bad[:2])}{', …' if len(gradients.bad) > 2 else ''}"
+    return "in every layer" if len(gradients.bad) > 1 else ""

@@ -1,0 +1,83 @@
+"""Notices that the gradient of the last update is still there when the next backward pass adds to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from tui_descent.instruments.failures import Failures
+from tui_descent.instruments.module_hooks import Args, ModuleHooks, plain
+from tui_descent.instruments.net_structure import WatchedLayer
+
+PART = "the check whether gradients are cleared"
+
+
+class UnclearedGradients:
+    """Follows the gradient of one weight from update to update.
+
+    Call `attach` before the forward pass. When the weight's module is called, a hook is put on the weight, which
+    `before_update` removes, so that nothing hangs on the weight between two steps. The hook is called each time that
+    autograd has added to `.grad`. It sees whether `.grad` is still the tensor of the last update, and whether nothing
+    but these additions has written to it. `in_a_row` is for how many updates in a row that was so.
+    """
+
+    def __init__(self, watched: WatchedLayer, failures: Failures) -> None:
+        self.name = watched.layer.name
+        self.in_a_row = 0
+        self._weight, self._failures = watched.weight, failures
+        self._hooks = ModuleHooks(failures)
+        self._hooks.on_input(watched.module, self._called, PART)
+        self._handle: RemovableHandle | None = None
+        self._kept: tuple[int, int] | None = None  # address and version of the gradient that was used last
+        self._fired, self._cleared = 0, False
+
+    def attach(self) -> None:
+        """Listen to the coming step."""
+        self.detach()  # the last update may have been skipped
+        self._fired, self._cleared = 0, False
+        self._hooks.attach()
+
+    def detach(self) -> None:
+        """Remove the hooks."""
+        self._hooks.detach()
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+            if not self._weight._post_accumulate_grad_hooks:  # torch leaves an empty dict
+                self._weight._post_accumulate_grad_hooks = None  # type: ignore[assignment]
+
+    def before_update(self) -> None:
+        """The optimizer is about to use the gradient."""
+        self.detach()
+        if self._kept is not None:
+            self.in_a_row = self.in_a_row + 1 if self._fired and not self._cleared else 0
+        self._kept = _identity(self._weight)
+
+    def _called(self, args: Args) -> None:
+        if self._handle is None:
+            self._handle = self._weight.register_post_accumulate_grad_hook(self._added)  # type: ignore[no-untyped-call]
+
+    def _added(self, weight: Tensor) -> None:
+        """Autograd has added a gradient to `.grad`."""
+        try:
+            self._fired += 1
+            now, before = _identity(self._weight), self._kept
+            if now is None or before is None or now != (before[0], before[1] + 1):
+                self._cleared = True
+            self._kept = now
+        except Exception as error:  # noqa: BLE001 - it must not end the user's training
+            self._cleared = True
+            self._failures.add(PART, error)
+
+
+def can_be_followed(weight: nn.Parameter) -> bool:
+    """Whether the gradient of a weight is an ordinary tensor."""
+    grad: Any = weight.grad
+    return grad is not None and plain(grad) is not None
+
+
+def _identity(weight: nn.Parameter) -> tuple[int, int] | None:
+    grad = weight.grad
+    return None if grad is None or plain(grad) is None else (grad.data_ptr(), grad._version)
