@@ -286,10 +286,11 @@ class Diagnosis:
 
     def _has_risen(self) -> bool:
         """Whether the loss had risen before it became NaN or infinite."""
-        losses = list(self._losses)[-TAIL:]
-        if not losses:
+        losses = [loss for loss in list(self._losses)[-TAIL:] if abs(loss) < MAX_LOSS]
+        if not losses or self._run_first_loss is None:
             return False
-        start = max([self._first_losses[0], *([self._best] if math.isfinite(self._best) else [])])
+        # A window begins again after a fault, perhaps at a low loss: noise above that is no rise.
+        start = max(self._first_losses[0], self._run_first_loss)
         return max(losses) > start + 0.5 * abs(start)
 
     def _with_cure_of_large_weights(self, found: Finding) -> Finding:
