@@ -109,13 +109,13 @@ def run_preset(name: str, seed: int, *options: str, steps: int, home: Path) -> P
 def run_cure(sick: PresetRun, *, home: Path) -> tuple[str, float, float] | None:
     """Apply the first advice when it is given: what was done, and the losses at the end without and with it.
 
-    Going back is going back to the start; the advice that follows it is then applied there.
+    A run that has diverged can only be started again: what helps besides going back is applied at the start.
     """
     if sick.first is None:
         return None
     at, advised = sick.first["step"], [f"{a['knob']}={a['value']}" for a in sick.first.get("try", ())]
-    if advised and advised[0].startswith("undo"):
-        at, advised = 0, advised[1:]
+    if sick.wanted == "diverged":
+        at, advised = 0, [one for one in advised if not one.startswith("undo")]
     if not advised:
         return None
     steps = at + CURE_STEPS

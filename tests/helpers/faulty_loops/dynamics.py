@@ -249,7 +249,7 @@ def sgd_with_a_decay_of_three(watch: Watching, steps: int) -> None:
 # Plateau
 
 
-@loop_with("dynamics", "plateau", harmful="init")
+@loop_with("dynamics", "plateau")
 def labels_that_are_random(watch: Watching, steps: int) -> None:
     model = mlp(64, 48, 48, 48, 10)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
@@ -263,7 +263,7 @@ def labels_that_are_random(watch: Watching, steps: int) -> None:
             run.step(loss)
 
 
-@loop_with("dynamics", "plateau", harmful="init")
+@loop_with("dynamics", "plateau")
 def coin_flips(watch: Watching, steps: int) -> None:
     model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1), nn.Flatten(0))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -276,7 +276,7 @@ def coin_flips(watch: Watching, steps: int) -> None:
             run.step(loss)
 
 
-@loop_with("dynamics", "plateau", harmful="init")
+@loop_with("dynamics", "plateau")
 def gpt_on_random_tokens(watch: Watching, steps: int) -> None:
     model = Gpt()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

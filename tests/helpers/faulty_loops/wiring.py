@@ -358,7 +358,7 @@ def zero_grad_once_an_epoch(watch: Watching, steps: int) -> None:
 # Outputs and inputs
 
 
-@loop_with("wiring", "constant output", also="dead units, plateau", since=20, harmful="residual, lr")
+@loop_with("dynamics", "constant output", "dead units", harmful="residual, lr")
 def last_relu_is_closed(watch: Watching, steps: int) -> None:
     x, _ = blobs(d=8)
     t = -1 - x[:, :4].abs()
@@ -381,12 +381,29 @@ def mask_that_hides_the_whole_input(watch: Watching, steps: int) -> None:
     supervised(watch, steps, model, torch.optim.Adam(model.parameters(), lr=3e-3), blobs())
 
 
-@loop_with("wiring", "constant output", also="plateau, dead units, vanishing", since=20, harmful="lr")
+@loop_with("dynamics", "constant output", "dead units", also="vanishing", harmful="lr")
 def all_weights_start_at_zero(watch: Watching, steps: int) -> None:
     model, (x, y) = mlp(64, 32, 32, 10), digits()
     for p in model.parameters():
         nn.init.zeros_(p)
     supervised(watch, steps, model, torch.optim.SGD(model.parameters(), lr=0.1), (x.flatten(1), y))
+
+
+@loop_with("wiring", "constant output", also="plateau", since=20)
+def every_token_is_unknown(watch: Watching, steps: int) -> None:
+    """The vocabulary of another tokenizer: each token is mapped to the same number."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.out = nn.EmbeddingBag(16, 12), nn.Linear(12, 4)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.out(self.words(ids.clamp(max=0)))
+
+    ids = tokens()
+    model = Net()
+    supervised(watch, steps, model, torch.optim.Adam(model.parameters(), lr=1e-2), (ids, ids[:, 0] % 4))
 
 
 @loop_with("wiring", "softmax twice", also="plateau, healthy", layers="4, 3", harmful="optimizer=adam")

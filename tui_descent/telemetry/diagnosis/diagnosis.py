@@ -28,6 +28,7 @@ from tui_descent.telemetry.diagnosis.numerics import numerics_finding
 from tui_descent.telemetry.diagnosis.rules import (
     CLEAR,
     ENOUGH_READINGS,
+    MANY_DEAD,
     VANISHED,
     apply_rules,
     exploded,
@@ -47,6 +48,8 @@ FIRST_STEPS = 3  # their mean is a run's first loss
 FINITE_AGAIN = 20  # finite losses after which a NaN is over
 MAX_LOSS = 1e100  # larger losses count as this one, whose square does not overflow
 KEPT_READINGS = 40
+
+CAUSES_OF_CONSTANT_OUTPUT = {"vanishing", "dead units", "saturated", "weights decaying", "diverging"}
 
 
 class Diagnosis:
@@ -190,9 +193,21 @@ class Diagnosis:
             return self._numerics
         facts = sorted(self._wiring.values(), key=lambda fact: fact.finding in NEUTRAL)
         said = self._said
+        if facts and facts[0].finding == "constant output":
+            # Equal outputs have a cause, which the judgement may name. It is worth waiting for.
+            if said is None and self._step_count < MIN_STEPS + CHECK_EVERY and self._units_are_closed():
+                return None
+            if said is not None and said.finding in CAUSES_OF_CONSTANT_OUTPUT:
+                return said
         if facts and not (facts[0].finding in NEUTRAL and said is not None and said.finding in FINE):
             return facts[0]
         return said
+
+    def _units_are_closed(self) -> bool:
+        """Whether the newest readings show dead or saturated units, or a gradient that does not pass them."""
+        shares = [s for m in ("dead_fraction", "saturated_fraction") for s in newest_of(self._readings, m).values()]
+        products = [p for r in self._readings if (p := self._extractor.product(r)) is not None]
+        return max(shares, default=0.0) > MANY_DEAD or bool(products and products[-1] < VANISHED)
 
     def _judge(self, *, at_once: bool = False) -> None:
         """Judge the window. What was said stays until another judgement has been the same for a while."""
@@ -271,10 +286,12 @@ class Diagnosis:
 
     def _has_risen(self) -> bool:
         """Whether the loss had risen before it became NaN or infinite."""
-        losses = list(self._losses)[-TAIL:]
-        first = statistics.fmean(self._first_losses) if self._first_losses else math.inf
-        early = self._step_count < TAIL
-        return early or max(losses, default=math.inf) > 1.5 * max(first, self._best)
+        losses = [loss for loss in list(self._losses)[-TAIL:] if abs(loss) < MAX_LOSS]
+        if not losses or self._run_first_loss is None:
+            return False
+        # A window begins again after a fault, perhaps at a low loss: noise above that is no rise.
+        start = max(self._first_losses[0], self._run_first_loss)
+        return max(losses) > start + 0.5 * abs(start)
 
     def _with_cure_of_large_weights(self, found: Finding) -> Finding:
         """No knob helps weights that are NaN. The run must go back first; then comes what helps from there."""
