@@ -20,7 +20,7 @@ from tui_descent.training.setup.build import build
 from tui_descent.training.steering.steering import Steering
 from tui_descent.training.watch.watch import Watch
 
-SEEDS = [0, 1, *(pytest.param(n, marks=pytest.mark.heavy) for n in (2, 3, 4))]
+SEEDS = [0, *(pytest.param(n, marks=pytest.mark.heavy) for n in (1, 2, 3, 4))]
 TURN_AT = {"plateau": 300}  # the others at 150
 EXPLODING: dict[str, Any] = {
     "title": "exploding",
