@@ -28,6 +28,7 @@ from tui_descent.telemetry.diagnosis.numerics import numerics_finding
 from tui_descent.telemetry.diagnosis.rules import (
     CLEAR,
     ENOUGH_READINGS,
+    RISEN,
     VANISHED,
     apply_rules,
     exploded,
@@ -38,9 +39,9 @@ from tui_descent.telemetry.diagnosis.situation import RunContext
 # A window begins with the run and with each intervention. Before it has so many steps and readings, it is not judged.
 MIN_STEPS, MIN_READINGS = 50, 5
 # It is judged after every CHECK_EVERY steps, after RARELY_FROM steps every CHECK_RARELY.
-CHECK_EVERY, RARELY_FROM, CHECK_RARELY = 10, 300, 50
+CHECK_EVERY, RARELY_FROM, CHECK_RARELY = 10, 300, 25
 # Another judgement counts once it has been the same for HOLD steps, and only CHANGE_EVERY steps after the last change.
-HOLD, CHANGE_EVERY = 30, 100
+HOLD, HOLD_UNCLEAR, CHANGE_EVERY = 30, 50, 100
 # One that is less sure than CERTAIN needs FIRM_STEPS steps, and has to be the same FIRM times in a row.
 CERTAIN, FIRM_STEPS, FIRM = 0.8, 100, 3
 FIRST_STEPS = 3  # their mean is a run's first loss
@@ -82,9 +83,7 @@ class Diagnosis:
         self._curvature: Curvature | None = None
         self._said: Finding | None = None  # the judgement of the loss and the gradients
         self._said_at = 0  # the step count of the last change
-        self._others: deque[str | None] = deque(
-            maxlen=CHANGE_EVERY
-        )  # the newest judgements, as long as they differ from what was said
+        self._others: deque[str | None] = deque(maxlen=CHANGE_EVERY)  # judgements and step counts since what was said
         self._forget_readings()
 
     def _forget_readings(self) -> None:
@@ -203,15 +202,17 @@ class Diagnosis:
         said, count = self._said, self._step_count
         if said is not None and name == said.finding:
             self._others.clear()
-        elif not at_once:
-            self._others.append(name)
+        elif not at_once and not self.context.surface:  # the loss of a test surface has no noise
+            self._others.append((name, count))
             if said is None:
-                if name is None or (sure < CERTAIN and (count < FIRM_STEPS or not self._is_firm(name))):
+                # After what should help, a loss that is still stuck gets more time.
+                waits = LONG_WINDOW if self._predicted in FINE and name not in FINE else FIRM_STEPS
+                if name is None or (sure < CERTAIN and (count < waits or not self._is_firm(name))):
                     return
             else:
                 # What is wrong does not end because it is less sure now.
                 unclear = name in (None, "not clear") and said.finding not in FINE
-                if len(self._others) * CHECK_EVERY <= (CHANGE_EVERY if unclear else HOLD):
+                if count - self._others[0][1] < (HOLD_UNCLEAR if unclear else HOLD):
                     return
                 if count - self._said_at < CHANGE_EVERY:
                     return
@@ -228,7 +229,7 @@ class Diagnosis:
 
     def _is_firm(self, name: str | None) -> bool:
         """Whether the newest judgements are the same."""
-        return len(self._others) >= FIRM and all(other == name for other in list(self._others)[-FIRM:])
+        return len(self._others) >= FIRM and all(other == name for other, _ in list(self._others)[-FIRM:])
 
     def _judgement(self, f: Features) -> tuple[str | None, float]:
         judged = apply_rules(f, self.context)
@@ -271,10 +272,9 @@ class Diagnosis:
 
     def _has_risen(self) -> bool:
         """Whether the loss had risen before it became NaN or infinite."""
-        losses = list(self._losses)[-TAIL:]
-        first = statistics.fmean(self._first_losses) if self._first_losses else math.inf
-        early = self._step_count < TAIL
-        return early or max(losses, default=math.inf) > 1.5 * max(first, self._best)
+        first = statistics.fmean(self._first_losses) if self._first_losses else self._guess
+        highest = max(list(self._losses)[-TAIL:], default=math.inf)
+        return self._step_count < TAIL or highest > RISEN * max(first, self._guess)
 
     def _with_cure_of_large_weights(self, found: Finding) -> Finding:
         """No knob helps weights that are NaN. The run must go back first; then comes what helps from there."""
