@@ -6,6 +6,7 @@ With `pytest -n 2` one worker runs the tests that start processes, one at a time
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,8 +34,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "tests/process/" not in item.nodeid)
 
 
+def global_hooks() -> set[tuple[str, str, int]]:
+    """All hooks that torch calls for every module or optimizer, as module, table and number."""
+    names = [name for name in ("torch.nn.modules.module", "torch.optim.optimizer") if name in sys.modules]
+    tables = [
+        (name, table, hooks)
+        for name in names
+        for table, hooks in vars(sys.modules[name]).items()
+        if table.startswith("_global_") and isinstance(hooks, dict)
+    ]
+    return {(name, table, number) for name, table, hooks in tables for number in hooks}
+
+
 @pytest.fixture(autouse=True)
-def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def no_hooks_left() -> Iterator[None]:
+    before = global_hooks()
+    yield
+    assert global_hooks() <= before, "global torch hooks are left behind"
+
+
+@pytest.fixture(autouse=True)
+def home(no_hooks_left: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="td"))
     monkeypatch.setenv("TUI_DESCENT_HOME", str(folder))
     for name in (ENV_FOLDER, ENV_LINK, ENV_RING, "TUI_DESCENT_RUNS_DIR"):

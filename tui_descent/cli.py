@@ -5,11 +5,19 @@ from __future__ import annotations
 import tui_descent.import_path  # noqa: F401 - before all other imports
 
 # isort: split
+import sys
+
+from tui_descent import interrupts
+
+if sys.argv[0].endswith("tui-descent"):  # and not a test
+    interrupts.end_at_once()
+
+# isort: split
 import argparse
 import os
 import re
 import shutil
-import sys
+import signal
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -18,12 +26,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from tui_descent import __version__, output
 
 if TYPE_CHECKING:
+    import subprocess
+
     from _typeshed import SupportsWrite
 
     from tui_descent.protocol.launch import Launch
     from tui_descent.scenario.spec import Scenario
 
-USAGE = 2
+USAGE, LOST = 2, 4
+# How long to wait for a keeper to end its run, and the same if it did not respond before.
+WITHIN_S, SILENT_WITHIN_S = 20.0, 4.0
 COMMANDS = ("run", "exec", "presets", "check")
 DESCRIPTION = """See and steer gradient descent from a terminal.
 
@@ -336,6 +348,8 @@ def _launch(
     from tui_descent.protocol.launch import Launch, undo_budget
     from tui_descent.scenario.toml import to_table
 
+    if headless:
+        from tui_descent import headless as runner
     name = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # of a file whose name is not UTF-8
     folder = None
     try:
@@ -361,8 +375,6 @@ def _launch(
             return _usage(f"cannot write {error.filename}: {error.strerror}")
         return _usage(str(error))
     if headless:
-        from tui_descent import headless as runner
-
         return runner.run(launch, json=args.json)
     return _dashboard(launch)
 
@@ -377,39 +389,61 @@ def _dashboard(launch: Launch) -> int:
     assert launch.socket is not None
     output.draw_on_stdout()
     socket = Path(launch.socket)
+    keeper = None
     try:
-        # Opened here, so that a refused folder is found now. The keeper inherits it.
-        with listen(socket) as listener:
-            keeper = start_keeper(launch, listener=listener)  # it starts while the dashboard is imported
+        with interrupts.deferred():
+            # Opened here, so that a refused folder is found now. The keeper inherits it.
+            with listen(socket) as listener:
+                keeper = start_keeper(launch, listener=listener)  # it starts while the dashboard is imported
+            from tui_descent.dashboard.app import run_dashboard
     except (ChannelError, OSError) as error:
         return _not_started(launch, str(error))
-    from tui_descent.dashboard.app import run_dashboard
-
+    except SystemExit:  # a signal
+        if keeper is not None:
+            keeper.terminate()
+            _end_keeper(launch, keeper)
+        raise
     if keeper.poll() is not None:
         why = last_lines(launch.path / KEEPER_LOG_FILE, 1) or (describe_exit(keeper.returncode),)
         socket.unlink(missing_ok=True)
         return _not_started(launch, f"the run's keeper ended while it was starting: {why[0]}")
+    code = None
     try:
-        return run_dashboard(
+        code = run_dashboard(
             socket,
             name=launch.name,
             log_path=launch.path / LOG_FILE,
             script=launch.command is not None,
             keeper_gone=lambda: keeper.poll() is not None,
         )
+        return code
     finally:
-        # The keeper ends the run when the last viewer disconnects. Wait for it, so that no process is left.
-        import subprocess
+        _end_keeper(launch, keeper, was_silent=code == LOST and keeper.poll() is None)
 
-        try:
-            keeper.wait(20)
-        except subprocess.TimeoutExpired:
-            keeper.terminate()
-            try:
-                keeper.wait(2)
-            except subprocess.TimeoutExpired:  # it is suspended
-                keeper.kill()
-                output.say("tui-descent: the run's keeper did not respond; it was killed")
+
+def _end_keeper(launch: Launch, keeper: subprocess.Popen[bytes], *, was_silent: bool = False) -> None:
+    """Wait for the keeper, which ends the run when its last viewer has left, so that no process is left behind."""
+    from subprocess import TimeoutExpired
+
+    from tui_descent.protocol.launch import LOG_FILE
+
+    if keeper.poll() is None:
+        keeper.send_signal(signal.SIGCONT)  # it may have been suspended
+    try:
+        keeper.wait(SILENT_WITHIN_S if was_silent else WITHIN_S)
+        if was_silent:
+            output.say("tui-descent: the keeper responds again; it has ended the run")
+        return
+    except TimeoutExpired:
+        keeper.terminate()
+    try:
+        keeper.wait(2)
+    except TimeoutExpired:
+        keeper.kill()
+        then = "the script goes on unwatched" if launch.command is not None else "its trainer ends by itself"
+        output.say(f"tui-descent: the run's keeper did not respond; it was killed; {then}")
+        if launch.command is not None:
+            output.say(f"tui-descent: the script's output is in {launch.path / LOG_FILE}")
 
 
 def _not_started(launch: Launch, why: str) -> int:

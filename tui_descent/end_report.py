@@ -24,7 +24,7 @@ def print_end(ended: RunEnded, script_log: Path | None = None, *, with_log: bool
         output.say(*(f"  | {line[:500]}" for line in lines))
     if ended.reason:
         output.say(f"tui-descent: {ended.reason}")
-    if path and lines:
+    if path and (lines or script_log is None):
         output.say(f"tui-descent: the trainer's output is in {path}")
 
 

@@ -88,6 +88,7 @@ async def open_dashboard(
     before: Iterable[AnyEvent] = (),
     *,
     replies: bool = True,
+    heartbeat: bool = False,
     min_interval_s: float = 0.0,
     **options: Any,
 ) -> AsyncIterator[Dashboard]:
@@ -98,7 +99,7 @@ async def open_dashboard(
     # A socket's path may have no more than about a hundred characters.
     with tempfile.TemporaryDirectory(prefix="d") as folder:
         socket = Path(folder) / "s"
-        async with FakeKeeper(socket, before=before, replies=replies) as keeper:
+        async with FakeKeeper(socket, before=before, replies=replies, heartbeat=heartbeat) as keeper:
             app = DescentApp(socket, name="vanishing", fps=50, **options)
             async with app.run_test(size=size) as pilot:
                 dashboard = Dashboard(app, pilot, keeper)

@@ -29,6 +29,7 @@ from tui_descent.protocol.events import (
     CommandDone,
     CommandRejected,
     Evaluated,
+    Heartbeat,
     Marked,
     Noted,
     RunEnded,
@@ -42,12 +43,17 @@ CLIENT = 7
 
 
 class FakeKeeper:
-    """`publish` sends events, `received` holds the commands. With `replies` it answers as a trainer would."""
+    """`publish` sends events, `received` holds the commands. With `replies` it answers as a trainer would.
 
-    def __init__(self, socket: Path, *, before: Iterable[AnyEvent] = (), replies: bool = True) -> None:
+    With `heartbeat` it says that it sends something every second, so that it can be silent.
+    """
+
+    def __init__(
+        self, socket: Path, *, before: Iterable[AnyEvent] = (), replies: bool = True, heartbeat: bool = False
+    ) -> None:
         self.socket = socket
         self.history = History()
-        self.replies = replies
+        self.replies, self.heartbeat = replies, heartbeat
         self.reject: str | None = None
         self.received: list[AnyCommand] = []
         self._writers: list[asyncio.StreamWriter] = []
@@ -78,6 +84,11 @@ class FakeKeeper:
             for writer in self._writers:
                 writer.write(codec.frame(event))
 
+    def beat(self) -> None:
+        """Send a heartbeat."""
+        for writer in self._writers:
+            writer.write(codec.frame(Heartbeat()))
+
     @property
     def has_viewer(self) -> bool:
         """Whether a viewer has connected."""
@@ -99,7 +110,8 @@ class FakeKeeper:
             writer.close()
 
     def _greet(self, writer: asyncio.StreamWriter) -> None:
-        greeting: list[ToViewer] = [Welcome(version=codec.VERSION, client=CLIENT, run="r1"), self.history.send()]
+        welcome = Welcome(version=codec.VERSION, client=CLIENT, run="r1", heartbeat=self.heartbeat)
+        greeting: list[ToViewer] = [welcome, self.history.send()]
         for message in greeting:
             writer.write(codec.frame(message))
         self._writers.append(writer)

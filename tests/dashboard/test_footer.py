@@ -110,3 +110,13 @@ def test_the_answer_to_run_steps_names_the_first_step() -> None:
 
 def test_plural_adds_an_s_except_for_one() -> None:
     assert [plural(n, "layer") for n in (0, 1, 2, 1200)] == ["0 layers", "1 layer", "2 layers", "1,200 layers"]
+
+
+@pytest.mark.parametrize(("scenario", "shown"), [({}, True), (None, False)], ids=["scenario", "user loop"])
+def test_the_range_test_is_not_offered_in_a_user_loop(scenario: dict[str, object] | None, shown: bool) -> None:
+    history = History()
+    for event in (started(scenario=scenario), StateChanged(state="running"), steps(0, [1.0] * 80)):
+        history.apply(event)
+    row = FooterPanel().draw(View(history=history), 250, 3)[2].text
+    assert ("f range test" in row) == shown
+    assert "s schedule" in row

@@ -65,6 +65,11 @@ import sys
 from tui_descent.dashboard.gallery import pick
 sys.exit(pick())
 """
+THE_COMMAND = """
+import sys
+from tui_descent.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
 # The sequences that switch off what Textual switches on; the last one that it sends comes last.
 MODES = [
     b"\x1b[?1049l",
@@ -80,6 +85,7 @@ STALLED = [
     pytest.param(ALONE, signal.SIGTERM, id="run-SIGTERM"),
     pytest.param(GALLERY, signal.SIGHUP, id="gallery-SIGHUP"),
     pytest.param(ALONE, signal.SIGINT, id="run-SIGINT", marks=pytest.mark.heavy),
+    pytest.param(THE_COMMAND, signal.SIGTERM, id="command-SIGTERM"),
 ]
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from driver import open_dashboard, wait_until
+from driver import open_dashboard, text_of, wait_until
 from factories import reading, started, steps, vanishing
 from fake_run import FakeKeeper
 
 from tui_descent.dashboard import bridge
 from tui_descent.dashboard.app import DescentApp
+from tui_descent.protocol import channel
 from tui_descent.protocol.commands import Stop
 from tui_descent.protocol.events import (
     Evaluated,
@@ -192,24 +193,73 @@ async def test_a_silent_trainer_is_shown_in_every_state_and_keys_answer(state: S
         assert "no word" not in dashboard.text()
 
 
-async def test_a_silent_keeper_is_shown_until_it_sends_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with open_dashboard((80, 24), EARLIER) as dashboard:
-        await dashboard.shows("● running")
-        assert dashboard.app.bridge.history.steps_per_s >= bridge.STEPS_PER_S
+@pytest.mark.parametrize(
+    "state", ["running", "paused", "held", "waiting", "testing", "stopping", "importing torch", "building"]
+)
+async def test_a_silent_keeper_is_shown_until_it_sends_again(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = [] if state in ("importing torch", "building") else EARLIER
+    async with open_dashboard((80, 24), [*before, StateChanged(state=state)], heartbeat=True) as dashboard:
+        await dashboard.shows(f"● {state}")
+        await dashboard.wait_until(lambda: dashboard.app.bridge.client is not None)
         late_s = time.monotonic() + 9
         monkeypatch.setattr(bridge, "time", SimpleNamespace(monotonic=lambda: late_s))
-        await dashboard.shows("● no word for 9 s", "the run's keeper is suspended")
-        dashboard.keeper.publish(steps(60, [2.3]))
-        await dashboard.shows("● running")
+        await dashboard.shows("● no word for 9 s", "the run's keeper does not respond (suspended?) · q: quit")
+        dashboard.keeper.beat()
+        await dashboard.shows(f"● {state}")
         assert "no word" not in dashboard.text()
+
+
+async def test_a_keeper_that_is_silent_from_the_start_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(prefix="d") as folder:
+        socket = Path(folder) / "s"
+        with channel.listen(socket):  # it has no more than a socket, which nobody reads
+            app = DescentApp(socket, name="vanishing", fps=50)
+            async with app.run_test(size=(80, 24)) as pilot:
+                await wait_until(pilot, lambda: app.bridge.connected, lambda: text_of(app))
+                late_s = time.monotonic() + 5
+                monkeypatch.setattr(bridge, "time", SimpleNamespace(monotonic=lambda: late_s))
+                await wait_until(pilot, lambda: "no word for 5 s" in text_of(app), lambda: text_of(app))
+                await pilot.press("q")
+    assert app.return_value == 4
+
+
+@pytest.mark.parametrize("state", ["running", "paused", "held", "waiting"])
+@pytest.mark.parametrize("script", [False, pytest.param(True, marks=pytest.mark.heavy)])
+async def test_a_silent_keeper_is_left_at_once(state: State, script: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    events = [*EARLIER, StateChanged(state=state)]
+    async with open_dashboard((80, 24), events, heartbeat=True, replies=False, script=script) as dashboard:
+        await dashboard.shows(f"● {state}")
+        late_s = time.monotonic() + 9
+        monkeypatch.setattr(bridge, "time", SimpleNamespace(monotonic=lambda: late_s))
+        await dashboard.shows("no word for 9 s")
+        await dashboard.press("q")
+        await dashboard.wait_until(lambda: dashboard.app.return_value is not None)
+        assert dashboard.app.bridge.trouble == "the run's keeper has not responded for 9 s"
+        assert Stop() not in dashboard.keeper.received
+    assert dashboard.app.return_value == 4
+
+
+async def test_a_keeper_that_falls_silent_while_the_run_stops_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_dashboard((80, 24), EARLIER, heartbeat=True, replies=False, script=True) as dashboard:
+        await dashboard.shows("● running")
+        await dashboard.press("q", "s")
+        await dashboard.wait_until(lambda: Stop() in dashboard.keeper.received)
+        assert dashboard.app.return_value is None
+        late_s = time.monotonic() + 9
+        monkeypatch.setattr(bridge, "time", SimpleNamespace(monotonic=lambda: late_s))
+        await dashboard.wait_until(lambda: dashboard.app.return_value is not None)
+    assert dashboard.app.return_value == 4
 
 
 @pytest.mark.parametrize("state", ["paused", "held", "waiting"])
 async def test_a_keeper_with_nothing_to_send_is_not_silent(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with open_dashboard((80, 24), [*EARLIER, StateChanged(state=state, reason="loss is nan")]) as dashboard:
+    before = [*EARLIER, StateChanged(state=state, reason="loss is nan")]
+    async with open_dashboard((80, 24), before, heartbeat=True) as dashboard:
         await dashboard.shows(f"● {state}")
         late_s = time.monotonic() + 900
         monkeypatch.setattr(bridge, "time", SimpleNamespace(monotonic=lambda: late_s))
+        dashboard.keeper.beat()
+        await dashboard.shows(f"● {state}")
         await dashboard.press("y")
         await dashboard.drawn()
         assert "no word" not in dashboard.text()

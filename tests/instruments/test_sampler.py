@@ -239,3 +239,44 @@ def test_curvature_in_waits_takes_at_most_a_tenth_of_the_time() -> None:
     sampler.curvature.took(2.0, 100.0, paid=False)
     assert not sampler.curvature.due(119.0, paced=True)
     assert sampler.curvature.due(120.0, paced=True)
+
+
+def test_complete_readings_follow_the_start_and_every_change_and_grow_rarer() -> None:
+    sampler = Sampler(budget=1e-6)  # it allows no other readings, except for the first one
+    sampler.restart(0)
+    taken = simulate(sampler, 400, step_s=1e-3, cost_s=1e-4)
+    assert taken == [0, 1, 2, 5, 10, 20, 35, 50, 75, 113, 170, 255, 383]
+    assert sampler.cost == pytest.approx(len(taken) * 1e-4 / (0.4 + len(taken) * 1e-4), rel=0.05), "they are declared"
+    sampler.restart(400)
+    tiers = {step: sampler.due(step, period_s=None) for step in range(400, 460)}
+    read = {step: tier for step, tier in tiers.items() if tier is not None}
+    assert [step - 400 for step in read] == [1, 2, 5, 10, 20, 35, 50]
+    assert all(tier.complete and tier.signals and tier.slow for tier in read.values())
+
+
+def test_fast_steps_end_before_a_reading_after_a_change() -> None:
+    sampler = Sampler(budget=1e-6)
+    sampler.restart(7)
+    sampler.due(8, period_s=None)
+    assert [sampler.steps_to_reading(step) for step in (8, 9, 10, 13, 60)] == [0, 0, 2, 4, 22]
+
+
+def test_key_held_down_does_not_slow_the_run() -> None:
+    sampler = Sampler(budget=0.01)
+    read = 0
+    for step in range(10_000):
+        if step % 5 == 0:
+            sampler.restart(step)
+        taken = sampler.due(step, period_s=None) is not None
+        if taken:
+            sampler.spent(1e-3)
+        read += taken
+        sampler.stepped(1e-3 * (1 + taken))
+    assert read < 0.04 * 10_000
+
+
+@pytest.mark.parametrize("sampler", [Sampler(budget=0.0), Sampler(every=3)], ids=["no budget", "fixed steps"])
+def test_no_readings_after_a_change_without_a_budget_or_at_fixed_steps(sampler: Sampler) -> None:
+    sampler.restart(0)
+    assert {step % 3 for step in simulate(sampler, 60, step_s=1e-3, cost_s=1e-4)} <= {0}
+    assert sampler.steps_to_reading(61) in (2, float("inf"))

@@ -289,6 +289,26 @@ def test_a_scenario_ended_by_a_signal_before_it_could_handle_it_is_stopped(
     assert (ended.status, ended.reason) == ("stopped", number.name)
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_scenario_that_has_not_begun_is_ended_at_once(
+    begun: bool, signals: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "exit_code", lambda _: -signal.SIGTERM)
+    trainer = ScriptedTrainer()
+
+    def play() -> None:
+        if begun:
+            trainer.start()
+            trainer.steps(3)
+        trainer.keeper.stop("SIGINT")
+        asked_to_stop(trainer)
+        ticks(trainer)
+
+    ended = trainer.run_while(play)
+    assert signals == ([] if begun else [signal.SIGTERM])
+    assert (ended.status, ended.reason) == ("stopped", "SIGINT")
+
+
 @pytest.mark.parametrize("ends", [True, False], ids=["dies at once", "goes on"])
 def test_a_script_that_closes_its_connection_and_goes_on_is_reported(
     ends: bool, monkeypatch: pytest.MonkeyPatch, connect: Connect

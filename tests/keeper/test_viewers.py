@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from tui_descent.keeper import viewers as module
-from tui_descent.keeper.viewers import MAX_VIEWERS, MAX_WAITING, MAX_WITHOUT_HELLO, Viewers
+from tui_descent.keeper.viewers import HEARTBEAT_S, MAX_VIEWERS, MAX_WAITING, MAX_WITHOUT_HELLO, Viewers
 from tui_descent.protocol.channel import Peer, listen
 from tui_descent.protocol.codec import HEADER, MAX_TO_VIEWER, VERSION, decode, frame, to_viewer
 from tui_descent.protocol.commands import ClientRequest, Hello, Mark, Pause, Request, TurnKnob
-from tui_descent.protocol.events import HistorySent, Marked, Noted, Refused, Welcome
+from tui_descent.protocol.events import Heartbeat, HistorySent, Marked, Noted, Refused, Welcome
 from tui_descent.telemetry.history import History
 
 HELLO = Hello(version=VERSION)
@@ -97,7 +97,7 @@ def test_viewer_is_sent_its_number_and_the_history(harness: Harness) -> None:
     first, second = harness.connect(HELLO), harness.connect(HELLO)
     for number, client in ((1, first), (2, second)):
         welcome, history = harness.received(client)
-        assert welcome == Welcome(version=VERSION, client=number, run="r1")
+        assert welcome == Welcome(version=VERSION, client=number, run="r1", heartbeat=True)
         assert isinstance(history, HistorySent)
         assert Noted(step=0, text="before") in history.facts
     assert harness.viewers.attached == 2
@@ -111,6 +111,20 @@ def test_event_reaches_every_viewer_once_and_no_client_before_hello(harness: Har
     assert harness.received(a) == harness.received(b) == [Noted(step=0, text="x")]
     assert harness.received(silent) == []
     assert harness.viewers.attached == 2
+
+
+def test_a_heartbeat_is_sent_every_second_to_viewers_that_are_up_to_date(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = time.monotonic()
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now_s))
+    viewer, silent = harness.connect(HELLO), harness.connect()
+    harness.received(viewer)
+    for _ in range(3):
+        now_s += HEARTBEAT_S + 0.1
+        assert harness.received(viewer) == [Heartbeat()]
+        assert harness.received(viewer) == []
+    assert harness.received(silent) == []
 
 
 def test_request_is_passed_on_with_the_number_of_its_client(harness: Harness) -> None:

@@ -20,6 +20,17 @@ from pathlib import Path
 from typing import Any
 
 TUI = (sys.executable, "-m", "tui_descent")
+ENTRY_POINT = Path(sys.executable).with_name("tui-descent")
+_SIGNALLED = """
+import os, runpy, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {where!r}:
+            os.kill(os.getpid(), {number})
+sys.meta_path.insert(0, Finder())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 # Generous enough for a loaded two-core machine that imports torch in three processes at once.
 WITHIN_S = 120.0
 Line = dict[str, Any]
@@ -65,6 +76,11 @@ def temporary_home() -> Iterator[Path]:
         assert left_behind(folder) == []
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def signalled(number: signal.Signals, where: str) -> list[str]:
+    """The command, which sends itself a signal when it imports the module `where`."""
+    return [sys.executable, "-c", _SIGNALLED.format(where=where, number=int(number)), str(ENTRY_POINT)]
 
 
 def environment(home: Path | None = None) -> dict[str, str]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from runs import TUI, run
+from runs import ENTRY_POINT, TUI, run, signalled
 
 from tui_descent import __version__
 from tui_descent.cli import on_a_terminal
@@ -50,8 +51,7 @@ def test_informational_commands_are_quick_and_import_nothing_heavy(args: list[st
 
 
 def test_the_entry_point_is_the_same_command() -> None:
-    script = Path(sys.executable).with_name("tui-descent")
-    by_name, by_module = run("--version", command=[str(script)]), run("--version")
+    by_name, by_module = run("--version", command=[str(ENTRY_POINT)]), run("--version")
     assert by_name.stdout == by_module.stdout
     versions = dict(line.rsplit(" ", 1) for line in by_name.stdout.splitlines())
     assert set(versions) == {"tui-descent", "torch", "textual", "plotext", "Python"}
@@ -189,3 +189,16 @@ def test_dashboard_needs_a_terminal_as_stdin_and_stdout(piped: int, monkeypatch:
         assert not on_a_terminal()
         monkeypatch.setattr(sys, ("stdin", "stdout")[piped], None)
         assert not on_a_terminal(), "closed"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("where", ["tui_descent.output", "msgspec", "tui_descent.scenario.presets"])
+def test_a_signal_during_an_import_ends_it_quietly(number: signal.Signals, where: str) -> None:
+    done = run("presets", command=signalled(number, where))
+    assert (done.code, done.stdout, done.stderr) == (128 + number, "", "")
+
+
+def test_under_nohup_a_hangup_does_not_end_the_command() -> None:
+    done = run("presets", command=("nohup", *signalled(signal.SIGHUP, "msgspec")))
+    assert done.code == 0
+    assert done.stdout

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import TUI, WITHIN_S, Live, children, environment, run
+from runs import TUI, WITHIN_S, Live, children, environment, left_behind, run, signalled
 from terminal import Terminal
 
 from tui_descent import cli, output
@@ -24,11 +24,22 @@ from tui_descent.paths import new_run, socket_path
 from tui_descent.protocol import launch as launches
 from tui_descent.protocol.launch import Launch
 
+BROKEN = {
+    "OSError: libtorch_cpu.so: no such file": "raise OSError('libtorch_cpu.so: no such file')",
+    "cannot import name 'nn' from 'torch'": "",
+    "RuntimeError: two": "raise RuntimeError('two\\nlines')",
+}
 
-@pytest.fixture
-def broken_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so: cannot open shared object file')\n")
+
+_FIRST, *_OTHERS = BROKEN
+
+
+@pytest.fixture(params=[_FIRST, *(pytest.param(why, marks=pytest.mark.heavy) for why in _OTHERS)])
+def broken_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """A torch that cannot be imported; returns the reason."""
+    (tmp_path / "torch.py").write_text(f"{BROKEN[request.param]}\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return str(request.param)
 
 
 @pytest.fixture
@@ -49,16 +60,31 @@ def shell(terminal: Terminal) -> str:
     return bytes(terminal.raw).rpartition(b"\x1b[?1049l")[2].decode(errors="replace").replace("\r\n", "\n")
 
 
-def test_a_trainer_that_dies_before_the_dashboard_has_connected(broken_torch: None, opened: list[Terminal]) -> None:
+def test_a_torch_that_cannot_be_imported_is_one_line(broken_torch: str, opened: list[Terminal]) -> None:
     terminal = start(opened, "first-descent")
-    terminal.wait("trainer lost (exit code 1) at step 0")
-    text = terminal.wait("ImportError: libcudart.so: cannot open shared object file")
-    assert "disconnected" not in text
+    terminal.wait("failed  at step 0: torch could not be")
+    text = terminal.wait("Why the run failed")
+    assert "Try python -c 'import torch' · q: quit" in text
+    assert broken_torch in " ".join(text.replace("│", " ").split())
+    assert "Traceback" not in text
     terminal.press("q")
-    assert terminal.ended() == 4
-    assert "  | ImportError: libcudart.so: cannot open" in shell(terminal)
-    assert "tui-descent: trainer lost (exit code 1) at step 0\n" in shell(terminal)
-    assert "tui-descent: the trainer's output is in " in shell(terminal)
+    assert terminal.ended() == 1
+    reason, path = shell(terminal).splitlines()[-2:]
+    assert "tui-descent: torch could not be imported: " in reason
+    assert broken_torch in reason
+    assert reason.endswith(". Try python -c 'import torch'")
+    assert path.startswith("tui-descent: the trainer's output is in ")
+    assert "Traceback" in Path(path.partition(" is in ")[2]).read_text()
+    assert "Traceback" not in shell(terminal)
+
+
+def test_headless_a_torch_that_cannot_be_imported_is_one_line(broken_torch: str) -> None:
+    done = run("first-descent", "--headless")
+    assert done.code == 1
+    assert broken_torch in done.stderr
+    assert "Try python -c 'import torch'" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "the trainer's output is in " in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -111,6 +137,18 @@ def test_a_refused_socket_folder_is_an_error_of_one_line(kind: str, home: Path, 
     assert list((home / "runs").iterdir()) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.heavy)])
+def test_a_signal_while_the_dashboard_is_imported_ends_the_run(
+    number: signal.Signals, home: Path, opened: list[Terminal]
+) -> None:
+    command = signalled(number, "tui_descent.dashboard.app")
+    opened.append(Terminal([*command, "vanishing"], columns=80, rows=24))
+    assert opened[0].ended() == 128 + number
+    assert opened[0].text().strip() == ""
+    assert left_behind(home) == []
+    assert list((home / "runs").iterdir()) == []
+
+
 @pytest.mark.parametrize("how", ["exit 3", "kill -9 $$", "echo no memory >&2; exit 1"])
 def test_a_keeper_that_ends_while_it_starts_is_an_error_of_one_line(
     how: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -153,6 +191,20 @@ def test_a_killed_keeper_is_shown_and_the_script_goes_on(home: Path, opened: lis
     os.close(ended)
 
 
+def test_a_suspended_keeper_is_shown_and_leaving_it_ends_the_run(home: Path, opened: list[Terminal]) -> None:
+    terminal = start(opened, "exec", "--", "sh", "-c", f"while ! test -e {home}/go; do sleep 0.05; done")
+    terminal.wait("importing torch")
+    (keeper,) = children(terminal.child.pid)
+    os.kill(keeper, signal.SIGSTOP)
+    terminal.wait("the run's keeper does not respond (suspended?) · q: quit")
+    (home / "go").touch()
+    terminal.press("q")
+    assert terminal.ended() == 4
+    assert "tui-descent: the run's keeper has not responded for " in shell(terminal)
+    assert "tui-descent: the keeper responds again; it has ended the run\n" in shell(terminal)
+    assert left_behind(home) == []
+
+
 @pytest.mark.parametrize("signals", [1, 2])
 def test_a_second_signal_ends_a_script_that_does_not_stop(signals: int, home: Path) -> None:
     ends = f'trap "touch {home}/told" TERM; ' if signals == 1 else ""
@@ -179,7 +231,7 @@ def test_signals_that_the_parent_ignores_do_not_change_the_exit_code(
 ) -> None:
     text = f"import os, signal, sys; signal.signal({int(ignored)}, signal.SIG_IGN); os.execv(sys.executable, {TUI!r} + "
     for args, code, own in (
-        (("first-descent", "--json"), 4, 1),
+        (("first-descent", "--json"), 1, 1),
         (("exec", "--json", "--", "sh", "-c", "exit 7"), 7, 7),
     ):
         outcome = run(command=[sys.executable, "-c", f"{text}{args!r})"])

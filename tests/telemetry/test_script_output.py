@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tui_descent.telemetry.script_output import (
+    LEFT_OUT,
     MAX_COLUMNS,
     TAIL_BYTES,
     ScriptOutput,
@@ -94,6 +95,35 @@ def test_the_last_lines_of_a_long_file_are_whole_lines(tmp_path: Path) -> None:
     assert last_lines(path, 3) == ("x" * MAX_COLUMNS,)
     path.write_bytes(b"caf\xe9 \xff\n")
     assert last_lines(path, 3) == ("caf\ufffd \ufffd",)
+
+
+BARS = {
+    "tqdm": "\repoch 1: {n}%",
+    "tqdm, two bars": "\router {n}%\n\rinner {n}%\x1b[A",
+    "rich": "\r\x1b[2Kepoch 1: {n}%",
+    "keras": "\b" * 40 + "epoch 1: {n}%",
+}
+
+
+@pytest.mark.parametrize("bar", BARS)
+def test_a_progress_bar_does_not_push_the_first_lines_out(bar: str, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    states = "".join(BARS[bar].format(n=n) for n in range(20_000))
+    path.write_text(f"reading data\n\n50,000 images\n{states}", encoding="utf-8")
+    assert path.stat().st_size > 2 * TAIL_BYTES
+    lines = ScriptOutput(path).lines()
+    assert lines[:3] == ("reading data", "", "50,000 images")
+    assert LEFT_OUT in lines
+    assert any(line.endswith(" 19999%") for line in lines[-2:])
+    assert len(lines) < 10
+    path.write_text(f"reading data\n{states}\n" + "".join(f"line {n}\n" for n in range(20_000)), encoding="utf-8")
+    assert ScriptOutput(path).lines()[0].startswith("line 1"), "there are lines enough"
+
+
+def test_a_progress_bar_from_the_beginning_on_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("".join(BARS["tqdm"].format(n=n) for n in range(20_000)))
+    assert ScriptOutput(path).lines() == ("epoch 1: 19999%",)
 
 
 def test_a_file_is_read_again_only_after_it_has_changed(tmp_path: Path) -> None:

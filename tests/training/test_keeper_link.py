@@ -26,6 +26,7 @@ from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.codec import decode, from_ring
 from tui_descent.protocol.commands import Mark
 from tui_descent.protocol.events import AnyEvent, CommandDone, MetricLogged, Noted, RunEnded, RunStarted
+from tui_descent.protocol.launch import CLOSED_FILE
 from tui_descent.training import keeper_link
 from tui_descent.training.watch import metric_log
 from tui_descent.training.watch.watch import Watch
@@ -359,6 +360,7 @@ def test_loop_whose_script_closes_our_descriptors_goes_on(
             os.close(number)
             if end >= 0:
                 os.close(end)
+    assert (keeper.link.launch.path / CLOSED_FILE).exists(), "the keeper learns of it"
     if closed_at:
         assert left_in_the_ring(keeper)[-1] == RunEnded(status="finished", step=40)
         assert len(keeper.steps()) == 40, "the losses are still shown"

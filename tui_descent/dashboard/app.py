@@ -88,7 +88,10 @@ class DescentApp(App[int]):
         """Redraw if anything changed: at most `fps` times a second, however fast the run is."""
         self.run_screen.draw()
         if self._stop_deadline_s is not None and (
-            not self.bridge.history.live or not self.bridge.connected or self._loop_time() > self._stop_deadline_s
+            self.bridge.give_up()
+            or not self.bridge.history.live
+            or not self.bridge.connected
+            or self._loop_time() > self._stop_deadline_s
         ):
             self.exit(self.exit_code())
 
@@ -113,8 +116,8 @@ class DescentApp(App[int]):
             self.run_screen.leave()
 
     def on_run_screen_leave_requested(self) -> None:
-        """Quit when the run is over; otherwise ask."""
-        if not self.bridge.history.live or not self.bridge.connected:
+        """Quit when the run is over, or when its keeper does not respond; otherwise ask."""
+        if self.bridge.give_up() or not self.bridge.history.live or not self.bridge.connected:
             self.exit(self.exit_code())
         elif self._is_script and self._stop_deadline_s is not None:  # it still runs, and the user does not want to wait
             self.bridge.send(Stop(kill=True))
@@ -157,5 +160,5 @@ def run_dashboard(
     if ended is not None and (ended.log_path is not None or ended.status == "failed" or script):
         print_end(ended, log_path if script else None)
     elif ended is None and code == EXIT_CODES["lost"] and trouble:
-        print_trouble(trouble, log_path if script else None)
+        print_trouble(trouble, log_path if script and keeper_gone() else None)
     return code if code is not None else app.return_code or 0

@@ -24,6 +24,7 @@ from tui_descent.protocol.commands import (
 from tui_descent.protocol.events import (
     CommandDone,
     CommandRejected,
+    Heartbeat,
     HistorySent,
     KnobTurned,
     Noted,
@@ -43,8 +44,7 @@ STOPPED_STATES = frozenset({"paused", "held", "waiting"})
 NOT_CONNECTED = "not connected to the run"
 CONNECT_TIMEOUT_S = 10.0
 RETRY_S = 0.05
-# A run that makes at least STEPS_PER_S reports something in this time: its steps, or that the trainer is silent.
-KEEPER_SILENT_AFTER_S, STEPS_PER_S = 6.0, 1.0
+KEEPER_SILENT_AFTER_S = 4.0  # it sends something every second
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +75,7 @@ class Bridge:
         self.exchange = Exchange()
         self.client: int | None = None
         self._heard_s = 0.0  # when the keeper sent something last
+        self._has_heartbeat = True  # until its first frame says otherwise
         self._changes = 0
         self._requests = 0
         self._unanswered: dict[int, AnyCommand] = {}
@@ -114,7 +115,7 @@ class Bridge:
 
     async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(codec.frame(Hello(version=codec.VERSION, name=self.name)))
-        self.connected = True
+        self.connected, self._heard_s = True, time.monotonic()
         frames = codec.FrameReader(codec.MAX_TO_VIEWER)
         while data := await reader.read(256 * 1024):
             self._heard_s = time.monotonic()
@@ -123,8 +124,10 @@ class Bridge:
 
     def _take(self, message: ToViewer) -> None:
         match message:
+            case Heartbeat():
+                return
             case Welcome():
-                self.client = message.client
+                self.client, self._has_heartbeat = message.client, message.heartbeat
             case Refused():
                 self.trouble = message.reason
             case HistorySent():
@@ -147,10 +150,16 @@ class Bridge:
 
     @property
     def keeper_silent_s(self) -> int:
-        """For how many seconds nothing has come from the keeper although the run makes steps; 0 if that is normal."""
-        history, silent_s = self.history, time.monotonic() - self._heard_s
-        expected = self.connected and history.state.state == "running" and history.steps_per_s >= STEPS_PER_S
-        return int(silent_s) if expected and silent_s >= KEEPER_SILENT_AFTER_S else 0
+        """For how many seconds nothing has come from the keeper; 0 as long as it responds."""
+        silent_s = time.monotonic() - self._heard_s
+        is_silent = self._has_heartbeat and self.connected and self.history.live and silent_s >= KEEPER_SILENT_AFTER_S
+        return int(silent_s) if is_silent else 0
+
+    def give_up(self) -> bool:
+        """Disconnect from a keeper that does not respond; returns whether that is so."""
+        if silent_s := self.keeper_silent_s:
+            self._disconnect(f"the run's keeper has not responded for {silent_s} s")
+        return silent_s > 0
 
     @property
     def unavailable(self) -> str:

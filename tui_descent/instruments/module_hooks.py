@@ -85,7 +85,9 @@ class ModuleHooks:
             return None
         if self.reason is None and _has_compiled():
             return f"{whose} run inside a part compiled by torch.compile"
-        return f"{whose} run {self.reason}" if self.reason else f"{whose} are not called in a training step"
+        return (
+            f"{whose} run {self.reason}" if self.reason else f"{whose} are not called between run.step() and the update"
+        )
 
     def attach(self) -> None:
         """Start to listen."""

@@ -1,11 +1,14 @@
-"""Decides when a reading is taken: exactly at the requested steps, or as often as a given share of the time allows."""
+"""Decides when a reading is taken: exactly at the requested steps, or as often as a given share of the time allows.
+
+Within a budget there are also a few readings at fixed steps after the start and after each intervention.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 
-from tui_descent.instruments.tiers import READINGS_IN_MEAN, CurvatureSchedule, Interval, Tiers
+from tui_descent.instruments.tiers import READINGS_IN_MEAN, CurvatureSchedule, Interval, ReadingsAfterChange, Tiers
 
 # With the default budget, readings are at least APART_S apart: the screen shows no more. With a larger budget they may
 # be closer, in proportion.
@@ -40,6 +43,7 @@ class Sampler:
         self._norms = Interval(APART_S * min(1.0, DEFAULT_BUDGET / budget) if budget > 0 else math.inf, budget)
         self._slower = [Interval(every_s, share * budget) for every_s, share in SLOWER_TIERS]
         self.curvature = CurvatureSchedule(budget)
+        self._after_change = ReadingsAfterChange()
         self._period_s = 0.0  # the period of the steps in a paced run, otherwise 0
         self._now_s = 0.0
         # A plain step is one without a reading. The running mean of its time, and the number of plain steps so far.
@@ -58,6 +62,11 @@ class Sampler:
         """Whether readings are taken at fixed steps."""
         return self._every is not None or bool(self._at)
 
+    def restart(self, step: int) -> None:
+        """The run begins with update `step`, or it was changed before it: complete readings follow soon."""
+        if self._every is None and self._budget > 0:
+            self._after_change.restart(step)
+
     def due(self, step: int, *, period_s: float | None, pauses: bool = False) -> Tiers | None:
         """Plan update `step`: the tiers to measure, or None for no reading.
 
@@ -73,14 +82,17 @@ class Sampler:
         elif self._budget <= 0:
             tiers = Tiers() if step in self._at else None
         else:
-            tiers = self._within_budget(requested=step in self._at, pauses=pauses)
+            tiers = self._within_budget(step, pauses=pauses)
         if tiers is not None:
             self._planned = True
             for interval in self._intervals(tiers):
                 interval.begin(self._now_s)
         return tiers
 
-    def _within_budget(self, *, requested: bool, pauses: bool) -> Tiers | None:
+    def _within_budget(self, step: int, *, pauses: bool) -> Tiers | None:
+        self._after_change.plan(step, self._now_s, self._norms.cost_s + sum(tier.cost_s for tier in self._slower[:2]))
+        complete = self._after_change.next(step) == step
+        requested = complete or step in self._at
         # Norms get the part of the budget that the other readings do not use.
         self._norms.share = self._budget - sum(tier.used_share for tier in (*self._slower, self.curvature))
         wait_s = max(self._period_s - self._step_s, 0.0) if self._period_s else 0.0
@@ -95,11 +107,13 @@ class Sampler:
         signals, slow, rare = (
             self._now_s >= (tier.last_s + tier.every_s if free else tier.next_s) for tier in self._slower
         )
-        return Tiers(signals or free, slow or pauses, rare, in_wait=pauses or (ready and wait_s > 0))
+        in_wait = pauses or (ready and wait_s > 0)
+        return Tiers(signals or free or complete, slow or pauses or complete, rare, in_wait=in_wait, complete=complete)
 
     def steps_to_reading(self, step: int) -> float:
         """Number of updates from `step` to the next one with a fixed reading; infinite if there is none."""
         first = min((at for at in self._at if at >= step), default=math.inf)
+        first = min(first, self._after_change.next(step))
         if self._every is not None and self._every > 0:
             first = min(first, -(-step // self._every) * self._every)
         return first - step

@@ -8,6 +8,10 @@ from typing import NamedTuple
 # Costs are averaged over about this many readings. The second cost replaces the first one, which is too high since the
 # caches were cold.
 READINGS_IN_MEAN = 8
+# The steps of the readings after the start and each intervention. How many interventions in a row may have them, and
+# the share of the time that they may take if there are more.
+AFTER_CHANGE = (1, 2, 5, 10, 20, 35, 50)
+MOST_CHANGES, CHANGES_SHARE = 3, 0.02
 # The least time between two curvature readings, and their largest share of the budget. In a paced or paused run, the
 # least time between two of them, and their largest share of that time.
 CURVATURE_EVERY_S, CURVATURE_SHARE = 10.0, 0.2
@@ -26,6 +30,46 @@ class Tiers(NamedTuple):
     slow: bool = False
     rare: bool = False
     in_wait: bool = False
+    complete: bool = False
+
+
+class ReadingsAfterChange:
+    """The steps of the complete readings that follow the start of the run and each intervention.
+
+    They come 1, 2, 5, 10, 20, 35 and 50 steps after it, then at half as many steps again each time. A diagnosis needs
+    them, and their number grows only with the logarithm of the run's length. `MOST_CHANGES` interventions in a row are
+    each followed by these readings. After that, one more as often as their readings take the share `CHANGES_SHARE` of
+    the time: a key held down must not slow the run.
+    """
+
+    def __init__(self) -> None:
+        self._start: int | None = None  # the step of the start or of the last intervention
+        self._pending: int | None = None  # the step of an intervention whose readings are not planned yet
+        self._changes, self._counted_s = float(MOST_CHANGES), 0.0  # how many may still come, and when that was counted
+
+    def restart(self, step: int) -> None:
+        """Begin again: the run was changed before update `step`."""
+        self._pending = step
+
+    def plan(self, step: int, now_s: float, cost_s: float) -> None:
+        """Called before update `step`, at the time `now_s`. `cost_s` is the cost of one complete reading."""
+        if self._pending is None:
+            return
+        elapsed_s, self._counted_s = now_s - self._counted_s, now_s
+        all_s = cost_s * len(AFTER_CHANGE)
+        self._changes = min(self._changes + CHANGES_SHARE * elapsed_s / max(all_s, 1e-9), MOST_CHANGES)
+        if self._changes >= 1 or self._start is None or step < self._start:
+            self._changes -= 1
+            self._start, self._pending = self._pending if step <= self._pending + 1 else step, None
+
+    def next(self, step: int) -> float:
+        """The first of these steps that is not before `step`; infinite if there is none."""
+        if self._start is None:
+            return math.inf
+        after, since = step - self._start, AFTER_CHANGE[-1]
+        while since < after:
+            since = math.ceil(since * 1.5)
+        return self._start + next((offset for offset in AFTER_CHANGE if offset >= after), since)
 
 
 class Interval:

@@ -13,14 +13,14 @@ import msgspec
 from tui_descent.keeper.trainer import Trainer, log_tail
 from tui_descent.protocol.events import RunEnded
 from tui_descent.protocol.exit_status import describe_exit, describe_script_failure
-from tui_descent.protocol.launch import CONNECTED_FILE, LAUNCHED, LAUNCHED_FILE, LOG_FILE, Launch
+from tui_descent.protocol.launch import CONNECTED_FILE, LOG_FILE, Launch, unreachable
 
 TERMINATE_AFTER_S = 10.0  # from a stop request to SIGTERM
 KILL_AFTER_S = 3.0  # from SIGTERM to SIGKILL
 # A trainer that one of these ends before it can handle them has been stopped, not lost.
 STOP_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 NEVER_CALLED = "this script never called watch(): see the README"
-NO_STEPS = "watch() was called, but the script never called run.step()"
+NO_STEPS = "watch() was called, but no run.step() followed in the same process"
 
 
 class Ending:
@@ -33,6 +33,7 @@ class Ending:
         self._stop_requested_s: float | None = None
         self._kill_requested_s: float | None = None
         self._signalled = False
+        self._ended_early = False
         # Whether the trainer has reported that it is stopping. A script may then save for as long as it needs.
         self.obeyed = False
         # The trainer's own `RunEnded`. It is published only when the process has exited and all its steps are
@@ -64,13 +65,17 @@ class Ending:
         self.request_stop(reason)
         self._kill_requested_s = self._kill_requested_s or time.monotonic()
 
-    def enforce_stop(self, trainer: Trainer, *, attached: int) -> None:
-        """Signal a trainer that does not obey the stop request.
+    def enforce_stop(self, trainer: Trainer, *, attached: int, started: bool = True) -> None:
+        """Signal a trainer that does not obey the stop request, or that has not `started` the run yet.
 
         A script that still runs after its loop is not signalled, unless this was requested. As long as viewers are
         attached, a person decides whether to wait for a script.
         """
         assert self._stop_requested_s is not None
+        if not started and not self._is_script and not self._ended_early:
+            # It would obey only after it has imported torch and built the network. It has nothing to save yet.
+            self._ended_early = True
+            trainer.signal(signal.SIGTERM)
         overdue_s = time.monotonic() - self._stop_requested_s - TERMINATE_AFTER_S
         if self._kill_requested_s is not None:
             overdue_s = time.monotonic() - self._kill_requested_s
@@ -110,24 +115,26 @@ class Ending:
     def _script_end(self, code: int, step: int, *, started: bool) -> RunEnded | None:
         """The end of a script whose run has not reported its end; None if it was lost during its run."""
         folder = self._launch.path
-        if (folder / CONNECTED_FILE).exists():
+        why = "" if started else unreachable(folder)
+        if not why and (folder / CONNECTED_FILE).exists():
             if code == 0 and not started:
                 return RunEnded(status="finished", step=0, reason=NO_STEPS, exit_code=0)
             if code <= 0:
                 return None
             reason = f"the script ended with exit code {code}"
             return RunEnded(status="failed", step=step, reason=reason, exit_code=code)
-        launched = (folder / LAUNCHED_FILE).exists()
-        reason = LAUNCHED if launched else NEVER_CALLED
+        reason = why or NEVER_CALLED
         if code:
             ended = f"the script {'was ended by' if code < 0 else 'failed with'} {describe_exit(code)}"
-            reason = f"{LAUNCHED}; {describe_script_failure(code)}" if launched else f"{ended} before it called watch()"
+            reason = f"{why}; {describe_script_failure(code)}" if why else f"{ended} before it called watch()"
         return RunEnded(status="failed" if code else "finished", step=step, reason=reason, exit_code=code)
 
     def _reported_end(self, ended: RunEnded, code: int | None) -> RunEnded:
         ended = msgspec.structs.replace(ended, exit_code=code)
         if ended.status == "failed":
-            return self._with_log(ended)
+            ended = self._with_log(ended)
+            # The log of a scenario's trainer has our own traceback; the reason is known without it.
+            return ended if self._is_script else msgspec.structs.replace(ended, log_tail=())
         if code and self._is_script and not self._forced:  # the script failed after its run
             reasons = filter(None, [ended.reason, describe_script_failure(code)])
             return self._with_log(msgspec.structs.replace(ended, reason="; ".join(reasons)))

@@ -26,7 +26,7 @@ from tui_descent.keeper.viewers import Viewers
 from tui_descent.protocol.channel import ChannelError, listen
 from tui_descent.protocol.commands import ClientRequest, ResizeTerminal, Stop
 from tui_descent.protocol.events import AnyEvent, DeviceTaken, Noted, RunEnded, StateChanged, StepsCompleted
-from tui_descent.protocol.launch import CONNECTED_FILE, LAUNCHED, LAUNCHED_FILE, Launch
+from tui_descent.protocol.launch import Launch, unreachable
 from tui_descent.telemetry.history import History
 
 TICK_S = 1 / 30
@@ -35,7 +35,7 @@ STARTS_WITHIN_S = 4.5  # the same before the first step, while torch is imported
 SILENT_AFTER_STEPS = 3.0  # a run of slow steps is silent only after the time of this many steps
 FIRST_VIEWER_WITHIN_S = 30.0
 CLOSED_AFTER_S = 1.0  # how long a script may run without its connection before this is reported
-LOOK_EVERY_S = 0.5  # how often to look for a `watch()` in a process that a launcher started
+LOOK_EVERY_S = 0.5  # how often to look for a `watch()` in a process that cannot be reached
 STOPPED_BY_VIEWER = "stopped by a viewer"
 GOES_ON = "the loop has ended; its script is still running"
 LAST_EVENT_WITHIN_S = 2.0  # how long the keeper waits for viewers to read the last event
@@ -69,9 +69,9 @@ class Keeper:
         self._trainer: Trainer | None = None
         # Set by signal handlers: why the run must stop or be killed, or why the keeper must leave it.
         self._stop_reason = self._kill_reason = self._leave_reason = ""
-        self._launched_looked_s = 0.0
+        self._looked_s = 0.0
         self._closed_s: float | None = None  # when the trainer's connection was closed
-        self._is_launched = False  # `watch()` was called in a process that cannot be reached
+        self._is_unreachable = False  # `watch()` was called in a process that cannot be reached
         self._step_times_s: deque[float] = deque(maxlen=4)
         self._before_silence: StateChanged | None = None  # the state from before, while the trainer is silent
         self._started_s = self._heard_s = time.monotonic()
@@ -179,7 +179,7 @@ class Keeper:
                 self._stream.ring.raise_flag()
         self._publish_new_events(trainer)
         self._report_silence(trainer)
-        self._report_launched()
+        self._report_unreachable()
         if not exited:
             self._report_closed()
         if exited:
@@ -189,7 +189,8 @@ class Keeper:
             self._reject_unanswered()
             self._publish(RunEnded(status="lost", step=self.history.steps, reason=text))
         elif self._ending.stop_requested:
-            self._ending.enforce_stop(trainer, attached=0 if self._viewers is None else self._viewers.attached)
+            attached = 0 if self._viewers is None else self._viewers.attached
+            self._ending.enforce_stop(trainer, attached=attached, started=self.history.started is not None)
         elif self.launch.attended:
             self._stop_without_viewers()
         if self._viewers is not None:
@@ -229,16 +230,21 @@ class Keeper:
         if self.history.state.reason != GOES_ON:
             self._publish(StateChanged(state="stopping", reason=GOES_ON))
 
-    def _report_launched(self) -> None:
-        """Say it when `watch()` was called in a process that has not inherited the connection to this keeper."""
+    def _report_unreachable(self) -> None:
+        """Say it when `watch()` was called in a process that has no connection to this keeper, or has closed it."""
         now_s = time.monotonic()
-        if self.launch.command is None or self._is_launched or now_s < self._launched_looked_s + LOOK_EVERY_S:
+        if (
+            self.launch.command is None
+            or self._is_unreachable
+            or self._stream.ring is not None
+            or now_s < self._looked_s + LOOK_EVERY_S
+        ):
             return
-        self._launched_looked_s, folder = now_s, self.launch.path
-        if (folder / LAUNCHED_FILE).exists() and not (folder / CONNECTED_FILE).exists():
-            self._is_launched = True
-            self._publish(Noted(step=0, text=LAUNCHED, level="warning"))
-            self._publish(StateChanged(state="running", reason=LAUNCHED))
+        self._looked_s = now_s
+        if why := unreachable(self.launch.path):
+            self._is_unreachable = True
+            self._publish(Noted(step=0, text=why, level="warning"))
+            self._publish(StateChanged(state="running", reason=why))
 
     def _report_silence(self, trainer: Trainer) -> None:
         """Report when nothing more comes from the trainer, neither events nor its heartbeat, and when it returns."""

@@ -13,12 +13,13 @@ from collections.abc import Callable
 from tui_descent.protocol.channel import Peer
 from tui_descent.protocol.codec import MAX_FROM_VIEWER, VERSION, FrameError, decode, from_viewer
 from tui_descent.protocol.commands import ClientRequest, Hello, Request
-from tui_descent.protocol.events import AnyEvent, HistorySent, Refused, Welcome
+from tui_descent.protocol.events import AnyEvent, Heartbeat, HistorySent, Refused, Welcome
 
 MAX_WAITING = 4 * 1024 * 1024
 HELLO_WITHIN_S = 5.0
 MAX_VIEWERS = 64
 MAX_WITHOUT_HELLO = 64  # connections that have not said what they are; they are closed after HELLO_WITHIN_S
+HEARTBEAT_S = 1.0
 ACCEPT_AGAIN_S = 1.0  # how long no connection is accepted if the process has no descriptor left for one
 
 
@@ -60,6 +61,7 @@ class Viewers:
         self._on_leave = on_leave
         self._all: dict[int, Viewer] = {}
         self._accept_again_s: float | None = None
+        self._heartbeat_s = time.monotonic()
         selector.register(listener, selectors.EVENT_READ, self.accept)
 
     @property
@@ -102,8 +104,13 @@ class Viewers:
                 viewer.overflowed = True
 
     def maintain(self) -> None:
-        """Flush the queues, send a new history after an overflow, drop clients that are gone or have not sent Hello."""
+        """Flush the queues, send a new history after an overflow, drop clients that are gone or have not sent Hello.
+
+        Send a heartbeat when one is due.
+        """
         now_s = time.monotonic()
+        if heartbeat := now_s - self._heartbeat_s >= HEARTBEAT_S:
+            self._heartbeat_s = now_s
         if self._accept_again_s is not None and now_s >= self._accept_again_s:
             self._accept_again_s = None
             self._selector.register(self._listener, selectors.EVENT_READ, self.accept)
@@ -112,6 +119,8 @@ class Viewers:
             if viewer.overflowed and not viewer.peer.waiting:
                 viewer.overflowed = False
                 viewer.peer.send(self._history())
+            if heartbeat and viewer.welcomed and not viewer.peer.waiting:
+                viewer.peer.send(Heartbeat())
             if viewer.peer.closed or (not viewer.welcomed and now_s - viewer.since_s > HELLO_WITHIN_S):
                 self._drop(viewer)
 
@@ -133,7 +142,7 @@ class Viewers:
             if not viewer.welcomed:
                 viewer.welcomed = True
                 self.seen += 1
-                viewer.peer.send(Welcome(version=VERSION, client=viewer.number, run=self._run))
+                viewer.peer.send(Welcome(version=VERSION, client=viewer.number, run=self._run, heartbeat=True))
                 viewer.peer.send(self._history())
         elif not viewer.welcomed:
             raise FrameError("a request was sent before Hello")

@@ -410,11 +410,19 @@ AnyEvent = (
 
 
 class Welcome(Event, frozen=True, kw_only=True, tag="welcome"):
-    """The keeper's first frame to a viewer. Replies to this viewer have its number, `client`."""
+    """The keeper's first frame to a viewer. Replies to this viewer have its number, `client`.
+
+    With `heartbeat`, a viewer hears something every second, if only a `Heartbeat`.
+    """
 
     version: int
     client: int
     run: str
+    heartbeat: bool = False
+
+
+class Heartbeat(Event, frozen=True, kw_only=True, tag="heartbeat"):
+    """Shows a viewer that the keeper responds, when there is nothing else to send."""
 
 
 class Refused(Event, frozen=True, kw_only=True, tag="refused"):
@@ -475,4 +483,4 @@ class HistorySent(Event, frozen=True, kw_only=True, tag="history"):
     rows: dict[int, tuple[str, ...]] = {}
 
 
-ToViewer = AnyEvent | Welcome | Refused | HistorySent
+ToViewer = AnyEvent | Welcome | Heartbeat | Refused | HistorySent

@@ -13,7 +13,8 @@ class FooterEntry(msgspec.Struct, frozen=True, kw_only=True):
     """The footer's entry for a binding: a word, and a shorter one for narrow screens.
 
     Where there is little room, the entry with the highest `rank` is left out first. `keys` is shown instead of the
-    binding's own key if one entry stands for two keys. A `live_only` entry is shown only while the run is live.
+    binding's own key if one entry stands for two keys. A `live_only` entry is shown only while the run is live, a
+    `scenario_only` entry not in a user loop.
     """
 
     word: str
@@ -21,6 +22,7 @@ class FooterEntry(msgspec.Struct, frozen=True, kw_only=True):
     rank: int
     keys: str = ""
     live_only: bool = False
+    scenario_only: bool = False
 
 
 class KeyBinding(msgspec.Struct, frozen=True):
@@ -209,7 +211,7 @@ KEYS: tuple[KeyBinding, ...] = (
         "try a hundred learning rates, show the loss along the next update, restore the run",
         "range_test",
         command=RunRangeTest(),
-        footer=FooterEntry(word="range test", short="range", rank=12, live_only=True),
+        footer=FooterEntry(word="range test", short="range", rank=12, live_only=True, scenario_only=True),
     ),
     KeyBinding("m", ("m",), "mark", "mark the current step on the time axis", "send", command=Mark()),
     KeyBinding("e", ("e",), "evaluate", "evaluate on the held-out data now", "send", command=Evaluate()),

@@ -6,8 +6,11 @@ import os
 import re
 from pathlib import Path
 
-# How much of the end of a file is shown. It is about a thousand lines.
+# How much of the end of a file is shown. It is about a thousand lines. If it has fewer than FEW_LINES, because it is
+# full of states of progress bars, the beginning of the file is shown too.
 TAIL_BYTES = 1 << 16
+FEW_LINES, HEAD_BYTES = 200, 1 << 14
+LEFT_OUT = "[…]"
 MAX_COLUMNS = 2000
 TAB = 8
 
@@ -93,7 +96,10 @@ def last_lines(path: Path, count: int) -> tuple[str, ...]:
 
 
 class ScriptOutput:
-    """The end of a file to which a script prints, read again only after it has changed."""
+    """What of a script's output is shown: the end of the file, after its beginning if a progress bar fills that end.
+
+    The file is read again only after it has changed.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -108,7 +114,10 @@ class ScriptOutput:
             return self._lines
         seen = (found.st_ino, found.st_size, found.st_mtime_ns)
         if seen != self._seen:
-            self._seen, self._lines = seen, tuple(_shown_end(_read_end(self.path)))
+            lines = _shown_end(_read_end(self.path))
+            if found.st_size > TAIL_BYTES and len(lines) < FEW_LINES and (head := _shown_head(self.path)):
+                lines = [*head, LEFT_OUT, *lines]
+            self._seen, self._lines = seen, tuple(lines)
         return self._lines
 
 
@@ -125,6 +134,16 @@ def _read_end(path: Path) -> bytes:
     # It begins inside a line. A line longer than the tail is shown from where it begins here.
     _, *rest = re.split(rb"[\r\n]", data, maxsplit=1)  # a bar that \n follows only at its end is a line of states
     return rest[0] if rest and rest[0] else data
+
+
+def _shown_head(path: Path) -> list[str]:
+    """The complete lines at the beginning of a file."""
+    try:
+        with path.open("rb") as file:
+            complete, _, _ = file.read(HEAD_BYTES).rpartition(b"\n")
+    except OSError:
+        return []
+    return _shown_end(complete)
 
 
 def _shown_end(data: bytes) -> list[str]:

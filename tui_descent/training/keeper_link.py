@@ -40,6 +40,8 @@ from tui_descent.protocol.events import (
 )
 from tui_descent.protocol.inherited_fds import close_fd, describe_fd, find_fd
 from tui_descent.protocol.launch import (
+    CLOSED,
+    CLOSED_FILE,
     CONNECTED_FILE,
     ENV_FOLDER,
     ENV_LINK,
@@ -137,6 +139,8 @@ class KeeperLink:
         """Whether the socket can be used. If its number refers to another file now, it is not touched again."""
         if not self.lost and find_fd(self._socket) is None:
             self._peer.abandon("the script has closed the connection")
+            with contextlib.suppress(OSError):  # the keeper cannot tell this from the end of the process
+                (self.launch.path / CLOSED_FILE).touch()
         return not self.lost
 
     def make_ring(self, layers: int) -> Ring:
@@ -340,14 +344,18 @@ os.register_at_fork(after_in_child=_detach_all)
 
 
 def is_launched_under_exec() -> bool:
-    """Whether `exec` has started a launcher that started this process, without passing on the connection.
+    """Whether `exec` has started this process or its launcher, but the connection to the keeper is not there.
 
     A file in the run's folder tells the run's keeper, and a message tells the user. The loop trains unwatched.
     """
     folder = os.environ.get(ENV_FOLDER)
     if not folder or not Path(folder).is_dir() or find_fd(os.environ.get(ENV_LINK, "")) is not None:
         return False
+    # The parent of the script itself, which has inherited the connection, is the leader of its session. A script that
+    # has become a daemon has lost its parent.
+    is_closed = os.getppid() in (os.getsid(0), 1)
+    file, why = (CLOSED_FILE, CLOSED) if is_closed else (LAUNCHED_FILE, LAUNCHED)
     with contextlib.suppress(OSError):  # only the first of several processes says it
-        os.close(os.open(Path(folder) / LAUNCHED_FILE, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        print(f"tui-descent: training continues unwatched: {LAUNCHED}", file=sys.stderr)
+        os.close(os.open(Path(folder) / file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        print(f"tui-descent: training continues unwatched: {why}", file=sys.stderr)
     return True

@@ -23,11 +23,13 @@ from tui_descent.training.progress import Progress
 from tui_descent.training.steering.control import Control
 from tui_descent.training.steering.knobs.learning_rate import RateMultiplier
 from tui_descent.training.steering.steering import Steering
-from tui_descent.training.watch import wiring
+from tui_descent.training.watch import loss_facts
 from tui_descent.training.watch.layer_list import LayerList
 from tui_descent.training.watch.misuse import Misuse
 from tui_descent.training.watch.nan_guard import NanGuard
+from tui_descent.training.watch.optimizer_facts import OptimizerFacts
 from tui_descent.training.watch.optimizer_hooks import OptimizerHooks
+from tui_descent.training.watch.reading_facts import ReadingFacts
 from tui_descent.training.watch.results import Results
 from tui_descent.training.watch.step_timer import StepTimer
 from tui_descent.training.watch.uncleared_gradients import UnclearedGradients
@@ -70,10 +72,10 @@ INJECTIONS: dict[str, tuple[Any, str, str | None]] = {
     "memory": (Progress, "report_memory", "watching this loop"),
     "slips": (Misuse, "step", "watching this loop"),
     "wiring": (Wiring, "_step", "the checks of the wiring"),
-    "wiring before an update": (Wiring, "_look_at_gradients", "the checks of the wiring"),
-    "wiring at a reading": (Wiring, "_check_ends", "the checks of the wiring"),
+    "wiring before an update": (OptimizerFacts, "before_update", "the checks of the wiring"),
+    "wiring at a reading": (ReadingFacts, "check_ends", "the checks of the wiring"),
     "inputs and outputs": (NetEnds, "attach", None),
-    "loss graph": (wiring, "read_loss_graph", "the checks of the wiring"),
+    "loss graph": (loss_facts, "read_loss_graph", "the checks of the wiring"),
     "gradients that stay": (UnclearedGradients, "before_update", "the checks of the wiring"),
 }
 

@@ -116,3 +116,14 @@ def test_reading_costs_learned_while_paced_hold_at_full_speed(monkeypatch: pytes
     assert len(taken) == pytest.approx(len(others), rel=0.1)
     assert sum(t.tiers.slow for t in taken) == pytest.approx(sum(t.tiers.slow for t in others), rel=0.3)
     assert loop.sampler.cost == pytest.approx(free.sampler.cost, rel=0.3)
+
+
+def test_interventions_are_followed_by_complete_readings(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = SimulatedLoop(monkeypatch, budget=1e-6)
+    assert [t.step for t in loop.go(200, 1e-3)] == [0, 1, 2, 5, 10, 20, 35, 50, 75, 113, 170]
+    loop._progress.interventions += 1
+    taken = loop.go(60, 1e-3)
+    assert [t.step - 200 for t in taken] == [1, 2, 5, 10, 20, 35, 50]
+    assert all(t.tiers.complete for t in taken)
+    loop._progress.rewind(100)
+    assert [t.step - 100 for t in loop.go(60, 1e-3)] == [1, 2, 5, 10, 20, 35, 50]

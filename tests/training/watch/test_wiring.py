@@ -239,6 +239,11 @@ def resets(net: Any, optimizer: Any) -> tuple[Any, Any]:
     return net, optimizer
 
 
+def cleared_after_each_step(net: Any, optimizer: Any) -> tuple[Any, Any]:
+    optimizer.register_step_post_hook(lambda *_: net.zero_grad())
+    return net, optimizer
+
+
 # The loop, the fault, and its layer.
 FAULTS: dict[str, tuple[Loop, str, str | None]] = {
     "copy": (Loop(mlp, prepared=lambda net, o: (copy.deepcopy(net), o)), "foreign parameters", "0"),
@@ -256,6 +261,11 @@ FAULTS: dict[str, tuple[Loop, str, str | None]] = {
     "head only": (Loop(mlp, optimizer=head_only("4")), "untrained parameters", "0"),
     "head of a conv net only": (
         Loop(conv, optimizer=head_only("6"), batch=images, shown=Tensor.item),
+        "untrained parameters",
+        "0",
+    ),
+    "head only, cleared after the step": (
+        Loop(mlp, optimizer=head_only("4"), clear=nothing, prepared=cleared_after_each_step),
         "untrained parameters",
         "0",
     ),
@@ -570,6 +580,7 @@ def clamp(step: int, net: nn.Module, optimizer: Any) -> None:
 one_hot = F.one_hot(torch.arange(8), 2000).float()
 HEALTHY: dict[str, Loop] = {
     "plain": Loop(mlp),
+    "all cleared before run.step": Loop(mlp, clear=nothing, after=lambda step, net, o: o.zero_grad()),
     "cleared to zero": Loop(mlp, clear=lambda o: o.zero_grad(set_to_none=False)),
     "loss as a number": Loop(conv, batch=images, shown=Tensor.item),
     "master copies": Loop(mlp, prepared=master_copies),

@@ -34,15 +34,15 @@ def diagnosis_line(view: View) -> Words:
         if not view.trouble:
             return "connecting", colours.DIM, "to the run's keeper", colours.DIM
         return "disconnected", colours.RED, f"{safe(view.trouble)} · display frozen{QUIT}", colours.TEXT
+    if view.keeper_silent_s:
+        text = f"the run's keeper does not respond (suspended?){QUIT}"
+        return f"no word for {view.silent_s} s", colours.ORANGE, text, colours.TEXT
     state, reason = history.state.state, safe(history.state.reason)
     if view.stopping and state != "stopping":
         text = f"waiting for the script's next step{KILL}"
         return "stopping…", colours.state_style("stopping"), text, colours.TEXT
     style, silent_s = colours.state_style(state), view.silent_s
     if silent_s and state not in STARTING:
-        if view.keeper_silent_s:
-            text = f"the run's keeper is suspended{QUIT}"
-            return f"no word for {silent_s} s", colours.ORANGE, text, colours.TEXT
         ours = history.started is None or history.started.scenario is not None
         text = "the trainer is suspended or in a long step" if ours else "your loop has not called run.step since"
         return f"no word for {silent_s} s", colours.ORANGE, f"{text}{QUIT}", colours.TEXT

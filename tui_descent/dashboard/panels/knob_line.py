@@ -31,8 +31,13 @@ ENTRIES: dict[str, tuple[FooterEntry, str | None]] = {
 
 def knob_line(view: View, width: int) -> Line:
     """Add entries with short words, by rank, until the line is full; then use long words where there is room."""
-    over = not (view.history.live and view.connected)
-    keys = [key for key, (entry, _) in ENTRIES.items() if not (over and entry.live_only)]
+    over, started = not (view.history.live and view.connected), view.history.started
+    is_user_loop = started is not None and started.scenario is None
+    keys = [
+        key
+        for key, (entry, _) in ENTRIES.items()
+        if not (over and entry.live_only) and not (is_user_loop and entry.scenario_only)
+    ]
     stopped = view.history.state.state in STOPPED_STATES
 
     def rank(key: str) -> float:

@@ -54,7 +54,7 @@ def state_of(view: View) -> tuple[str, Style]:
         if history.started is None and not view.trouble:
             return "connecting", colours.DIM
         return "disconnected", colours.state_style("lost")
-    if view.silent_s and history.state.state not in STARTING:
+    if view.keeper_silent_s or (view.silent_s and history.state.state not in STARTING):
         return f"no word for {view.silent_s} s", colours.ORANGE
     return history.state.state, colours.state_style(history.state.state)
 

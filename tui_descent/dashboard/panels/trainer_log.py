@@ -1,6 +1,8 @@
-"""The trainer-log panel: the last lines of the log after a failure, above the footer; otherwise hidden."""
+"""The trainer-log panel, above the footer: after a failure the last lines of the log, or the reason; else hidden."""
 
 from __future__ import annotations
+
+import textwrap
 
 from textual.strip import Strip
 
@@ -12,14 +14,15 @@ from tui_descent.dashboard.view import View
 from tui_descent.protocol.exit_status import script_failed_after_run
 
 MAX_LINES = 8
+FRAME = 2  # cells of the border
 
 
 class TrainerLogPanel(Panel, can_focus=False):
-    """The last lines that the trainer printed."""
+    """The last lines that the trainer printed, or the whole reason if there are none to show."""
 
     def show(self, view: View) -> bool:
         """Show the panel if there are lines to show; hide it otherwise."""
-        tail = _tail(view)
+        tail = _tail(view, self.app.size.width - FRAME)
         if bool(tail) != self.display:
             self.display = bool(tail)
             self.styles.height = len(tail) + 2
@@ -27,15 +30,18 @@ class TrainerLogPanel(Panel, can_focus=False):
 
     def heading(self, view: View) -> tuple[str, str]:
         """The log's path is a row, because borders must not contain text from outside the program."""
-        return "Last lines of the trainer's log", ""
+        ended = view.history.ended
+        return ("Last lines of the trainer's log" if ended is not None and ended.log_tail else "Why the run failed"), ""
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
-        return [Line().add(text, colours.TEXT).to_strip(width) for text in _tail(view)[-height:]]
+        return [Line().add(text, colours.TEXT).to_strip(width) for text in _tail(view, width)[-height:]]
 
 
-def _tail(view: View) -> list[str]:
+def _tail(view: View, width: int) -> list[str]:
     ended = view.history.ended
     if ended is None or not (ended.status in ("lost", "failed") or script_failed_after_run(ended)):
         return []
     lines = [safe(line) for line in ended.log_tail[-MAX_LINES:]]
+    if not lines and ended.log_path:
+        lines = textwrap.wrap(safe(ended.reason), max(10, width))[:MAX_LINES]
     return [*lines, f"full log: {safe(ended.log_path)}"] if ended.log_path else lines

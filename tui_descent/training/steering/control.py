@@ -262,7 +262,8 @@ class Control:
         """
         if not self.mode.steps_left and not self.mode.continue_past_goal:  # otherwise they were requested before
             self.mode.pause()
-            self._process_commands(paused_as=("waiting", f"all steps done; space: {steps} more steps, q: quit"))
+            with self._steering.muted():  # the next step may be planned as a measured one already
+                self._process_commands(paused_as=("waiting", f"all steps done; space: {steps} more steps, q: quit"))
         self.mode.continue_past_goal = False
         return self.mode.steps_left or steps
 

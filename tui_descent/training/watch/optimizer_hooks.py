@@ -116,8 +116,10 @@ class OptimizerHooks(ScalerListener):
         self._tables: dict[int, torch.optim.Optimizer] = {}
         self._planned: int | None = None  # the step that `_tiers` belongs to
         self._rewinds = 0
+        self._interventions = -1  # how many there were when the sampler was last told of a change
         self._tiers: Tiers | None = None  # what to measure at the planned step
         self._next_tiers: Tiers | None = None  # what to measure at the step after it
+        self._muted = False  # whether the instruments are detached until the end of a `muted` context
         self._cost_s = 0.0  # the time that the current reading took so far
         self._last_reading = -1  # the last step whose reading was reported
         self._has_closure = False  # whether the last update had one
@@ -202,6 +204,10 @@ class OptimizerHooks(ScalerListener):
         if self._rewinds != self._progress.rewinds:
             self._rewinds = self._progress.rewinds
             self._discard_plan()
+            self._interventions = -1
+        if self._interventions != self._progress.interventions:
+            self._interventions = self._progress.interventions
+            self._sampler.restart(step)
         if self._planned != step:  # otherwise the step was dropped, and its plan still holds
             if self._tiers is not None and self._instruments is not None:
                 self._instruments.detach()  # still attached, since their step was dropped
@@ -223,19 +229,21 @@ class OptimizerHooks(ScalerListener):
     @contextmanager
     def muted(self) -> Iterator[None]:
         """A context with the instruments detached, for forward and backward passes that do not belong to the step."""
-        with self._wiring.muted() if self._wiring is not None else nullcontext(), self._muted():
+        with self._wiring.muted() if self._wiring is not None else nullcontext(), self._without_instruments():
             yield
 
     @contextmanager
-    def _muted(self) -> Iterator[None]:
+    def _without_instruments(self) -> Iterator[None]:
         tiers = self._tiers if self._attached and self._planned == self._progress.step else None
-        if tiers is None or self._instruments is None:
+        if tiers is None or self._instruments is None or self._muted:
             yield
             return
         self._detach_instruments()
+        self._muted = True
         try:
             yield
         finally:
+            self._muted = False
             try:
                 self._instruments = self._current_instruments()  # surgery may have replaced them
                 self._instruments.attach(signals=tiers.signals, slow=tiers.slow)
@@ -548,9 +556,11 @@ class OptimizerHooks(ScalerListener):
     def _partial(self) -> bool:
         """Whether a third of the weights is enough.
 
-        All weights are measured if readings are at fixed steps, if the run is paced or pauses, and after an
-        intervention.
+        All weights are measured if readings are at fixed steps, if the run is paced or pauses, and soon after the start
+        and each intervention.
         """
+        if self._tiers is not None and self._tiers.complete:
+            return False
         all_weights = self._sampler.fixed or self._steering.pace is not None or self._pauses()
         return not all_weights and self._steering.last_change_step <= self._last_reading
 

@@ -35,6 +35,7 @@ class UnclearedGradients:
 
     def attach(self) -> None:
         """Listen to the coming step."""
+        self.detach()  # the last update may have been skipped
         self._fired, self._cleared = 0, False
         self._hooks.attach()
 

@@ -1,0 +1,49 @@
+"""How SIGINT, SIGTERM and SIGHUP end the command while neither the dashboard nor a headless run handles them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def end_at_once() -> None:
+    """From now on, a signal ends the process at once and without a word, with exit code 128 + its number.
+
+    An exception in the middle of an import would be printed, and extension modules may even crash on one.
+    """
+    _handle(_end)
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Inside the `with`, signals wait; a signal that came raises `SystemExit` at its end.
+
+    Without `end_at_once` before, nothing changes.
+    """
+    if signal.getsignal(signal.SIGTERM) is not _end:
+        yield
+        return
+    caught: list[int] = []
+    _handle(lambda number, _: caught.append(number))
+    try:
+        yield
+    finally:
+        _handle(_end)
+    if caught:
+        raise SystemExit(128 + caught[0])
+
+
+def _handle(handler: Any) -> None:
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # SIGHUP is ignored under nohup
+            signal.signal(number, handler)
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    os._exit(128 + number)

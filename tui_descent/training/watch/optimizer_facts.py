@@ -1,0 +1,170 @@
+"""Facts about the optimizers: which weights they hold, which of these get a gradient or are frozen, and rates of 0."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from tui_descent.instruments.forward_order import ForwardOrder
+from tui_descent.instruments.net_structure import WatchedLayer
+from tui_descent.training.steering.steered_optimizer import SteeredOptimizer
+from tui_descent.training.steering.steering import Steering
+from tui_descent.training.watch.facts import Evidence, Facts
+from tui_descent.training.watch.other_optimizers import OtherOptimizers
+from tui_descent.training.watch.unheld_weights import UnheldWeights
+
+# A layer that has no gradient after so many updates gets none. A net without any is noticed earlier.
+CUT_AFTER, NONE_AFTER = 5, 3
+ZERO_RATES = 10  # updates with a rate of 0: a warm-up starts with one
+UNCHANGED = 3  # looks in a row at a weight that no optimizer holds
+
+
+class OptimizerFacts:
+    """What was seen at the updates of a run. `order` has the modules that were called, in forward order."""
+
+    def __init__(self, facts: Facts, model: nn.Module, steering: Steering, order: ForwardOrder) -> None:
+        self._facts, self._model, self._steering, self._order = facts, model, steering, order
+        self.others = OtherOptimizers(steering)
+        # Parameters that have had no gradient so far, by id.
+        self._without_gradient = {id(p): p for p in model.parameters() if p.requires_grad}
+        self._any_gradient = False
+        self._updates: list[int] = []  # seen so far, of each optimizer
+        self._zero_rates: dict[tuple[int, int], int] = {}  # updates in a row with rate 0, by optimizer and group
+        self._unheld = UnheldWeights()
+
+    def add(self, layers: Sequence[WatchedLayer], *, known: Sequence[WatchedLayer]) -> None:
+        """The net has other layers now than those that were known."""
+        before = {id(w.weight) for w in known}
+        for w in layers:
+            if id(w.weight) not in before and w.weight.requires_grad:
+                self._without_gradient[id(w.weight)] = w.weight
+
+    def forget(self) -> None:
+        """Begin to count anew, after an undo or redo."""
+        self._zero_rates.clear()
+
+    def before_update(self, n: int) -> bool:
+        """Optimizer `n` is about to make an update. Returns whether a rate of its has just become 0."""
+        optimizers = self._steering.optimizers
+        self._updates += [0] * (len(optimizers) - len(self._updates))
+        self._updates[n] += 1
+        found = [key for key, p in self._without_gradient.items() if p.grad is not None]
+        for key in found:
+            del self._without_gradient[key]
+        self._any_gradient = self._any_gradient or bool(found)
+        return self._count_zero_rates(n, optimizers[n])
+
+    def check(self, layers: Sequence[WatchedLayer]) -> None:
+        """Establish the facts, after an update."""
+        layers = [w for w in layers if w.weight.is_floating_point() or w.weight.is_complex()]
+        optimizers = self._steering.optimizers
+        held = [{id(p) for p in one.parameters()} for one in optimizers]
+        self._check_frozen(layers, held)
+        foreign = self._check_held(layers, held)
+        self._check_gradients(layers, held, foreign=foreign)
+        self._check_rates(layers, optimizers)
+
+    def without_step(self, losses: int) -> Evidence:
+        """The evidence that so many losses came without a step of the watched optimizers."""
+        names = ", ".join(type(one.optimizer).__name__ for one in self._steering.optimizers)
+        evidence: Evidence = {"losses": float(losses), "optimizer": names}
+        if (other := self.others.stepped) is not None:
+            held = {id(p) for one in self._steering.optimizers for p in one.parameters()}
+            shares = any(id(p) in held for group in other.param_groups for p in group["params"])
+            evidence |= {"other": type(other).__name__, "shares": float(shares)}
+        return evidence
+
+    def _count_zero_rates(self, n: int, one: SteeredOptimizer) -> bool:
+        rates = one.rate.rates
+        if len(rates) != len(one.optimizer.param_groups):
+            return False  # the optimizer sets its own rate
+        for group, rate in enumerate(rates):
+            self._zero_rates[n, group] = self._zero_rates.get((n, group), 0) + 1 if rate == 0 else 0
+        return any(self._zero_rates[n, group] == 1 for group in range(len(rates)))
+
+    def _check_frozen(self, layers: Sequence[WatchedLayer], held: Sequence[set[int]]) -> None:
+        frozen = [w for w in layers if not any(p.requires_grad for p in w.module.parameters(recurse=False))]
+        if not frozen:
+            self._facts.ended("frozen layers")
+            return
+        in_optimizer = sum(any(id(w.weight) in those for those in held) for w in frozen)
+        counts: Evidence = {"frozen": float(len(frozen)), "layers": float(len(layers))}
+        self._facts.found("frozen layers", frozen[0].layer.name, counts | {"in_optimizer": float(in_optimizer)})
+
+    def _check_held(self, layers: Sequence[WatchedLayer], held: Sequence[set[int]]) -> bool:
+        """Check that the optimizers hold the net's weights. Returns whether they hold none of them."""
+        all_held = set[int]().union(*held)
+        own = {id(p) for p in self._model.parameters()}
+        trainable = [w for w in layers if w.weight.requires_grad]
+        none_held = bool(all_held) and not all_held & own
+        absent = [
+            w
+            for w in trainable
+            if id(w.weight) not in all_held
+            and (none_held or id(w.weight) not in self._without_gradient)
+            and not self.others.holds(w.weight)
+        ]
+        # Something else may train them, such as an optimizer of copies of the weights in another precision.
+        absent = [w for w in absent if self._unheld.is_constant(w.weight)]
+        self._unheld.keep_only(absent)
+        lasting = [w for w in absent if self._unheld.looks(w.weight) >= UNCHANGED]
+        foreign = len(all_held - own)
+        if not lasting:
+            self._facts.ended("foreign parameters")
+            self._facts.ended("untrained parameters")
+            return none_held
+        evidence: Evidence = {"absent": float(len(lasting)), "layers": float(len(layers)), "foreign": float(foreign)}
+        fault, other = "untrained parameters", "foreign parameters"
+        if foreign:
+            fault, other = other, fault
+        self._facts.ended(other)
+        self._facts.found(fault, lasting[0].layer.name, evidence)
+        return none_held
+
+    def _check_gradients(self, layers: Sequence[WatchedLayer], held: Sequence[set[int]], *, foreign: bool) -> None:
+        if not self._any_gradient:
+            seen = min(self._updates, default=0)
+            if seen >= NONE_AFTER and self._without_gradient and not foreign:
+                self._facts.found("no gradient", None, {"updates": float(seen)}, keep=True)
+            return
+        self._facts.ended("no gradient")
+        cut = self._cut(layers, held) if self._order.names and self._without_gradient else None
+        if cut is None:
+            self._facts.ended("gradient cut")
+        else:
+            without, after, count = cut
+            self._facts.found("gradient cut", without, {"after": after, "without": float(count)})
+
+    def _cut(self, layers: Sequence[WatchedLayer], held: Sequence[set[int]]) -> tuple[str, str, int] | None:
+        """The last layer without a gradient, the first one with it, and the number of layers without.
+
+        All layers before the one have none, and all layers after it have one, in the forward order of those that one
+        optimizer trains and that were called.
+        """
+        modules = dict(self._model.named_modules())
+        called = {id(modules[name]) for name in self._order.names if name in modules}
+        for n, those in enumerate(held):
+            if n >= len(self._updates) or self._updates[n] < CUT_AFTER:
+                continue
+            ran = [w for w in layers if w.weight.requires_grad and id(w.weight) in those and id(w.module) in called]
+            without = [id(w.weight) in self._without_gradient for w in ran]
+            count = sum(without)
+            if 0 < count < len(ran) and all(without[:count]):
+                return ran[count - 1].layer.name, ran[count].layer.name, count
+        return None
+
+    def _check_rates(self, layers: Sequence[WatchedLayer], optimizers: Sequence[SteeredOptimizer]) -> None:
+        weights = {id(w.weight): w for w in layers if w.weight.requires_grad}
+        zero: list[WatchedLayer] = []
+        for (n, group), count in self._zero_rates.items():
+            groups = optimizers[n].optimizer.param_groups if n < len(optimizers) else []
+            if count >= ZERO_RATES and group < len(groups):
+                zero += [weights[id(p)] for p in groups[group]["params"] if id(p) in weights]
+        if not zero:
+            self._facts.ended("rate zero")
+            return
+        of = sum(id(p) in weights for one in optimizers for p in one.parameters())
+        first = zero[0].layer.name if len(zero) < of else None
+        evidence: Evidence = {"updates": float(ZERO_RATES), "layers": float(len(zero)), "of": float(of)}
+        self._facts.found("rate zero", first, evidence)

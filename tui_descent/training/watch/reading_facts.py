@@ -1,0 +1,94 @@
+"""Facts that need numbers: updates that are exactly 0, a constant output, the scale of the inputs, lone batch norms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from tui_descent.instruments.instrument_set import Sample
+from tui_descent.instruments.net_ends import Ends
+from tui_descent.instruments.net_structure import WatchedLayer
+from tui_descent.protocol.readings import row_value
+from tui_descent.training.steering.steered_optimizer import SteeredOptimizer
+from tui_descent.training.watch.facts import Evidence, Facts
+
+READINGS = 3  # in a row, for updates of 0 and a constant output
+PASSES = 2  # in a row, for inputs and batch norms
+SETTLED = 10  # updates after which an output may no longer be constant: a head may start at zero
+CONSTANT = 1e-6  # standard deviation over the samples, relative to the rms
+LEAST_GRADIENT = 1e-6  # below it a run is so close to a minimum that its updates may well be rounded away
+INPUT_RMS = 1e-2, 1e2
+
+
+class ReadingFacts:
+    """Counts in how many measured steps in a row each fact has held."""
+
+    def __init__(self, facts: Facts) -> None:
+        self._facts = facts
+        self._unmoved: int | None = 0  # readings without any update; None once there was one
+        self._constant: dict[str, int] = {}  # by net
+        self._scaled: dict[str, int] = {}  # with inputs that are too large or too small, by layer
+        self._lone_norms = 0
+
+    def forget(self) -> None:
+        """Begin to count anew, after an undo or redo."""
+        self._constant.clear()
+        self._scaled.clear()
+        self._lone_norms, self._unmoved = 0, None if self._unmoved is None else 0
+
+    def check_updates(
+        self, sample: Sample, layers: Sequence[WatchedLayer], optimizers: Sequence[SteeredOptimizer]
+    ) -> None:
+        """Check whether any weight has moved so far in this run. Row n of the `sample` belongs to layer n."""
+        if self._unmoved is None:
+            return
+        held = {id(p) for one in optimizers for p in one.parameters()}
+        updates = [
+            update
+            for w, row in zip(layers, sample.rows, strict=False)
+            if row_value(row, "age") == 0 and (update := row_value(row, "update_norm")) is not None
+            if (row_value(row, "grad_norm") or 0.0) > LEAST_GRADIENT and id(w.weight) in held
+        ]
+        rates = [rate for one in optimizers for rate in one.rate.rates]
+        if any(update != 0 for update in updates):  # NaN counts as an update
+            self._unmoved = None
+            self._facts.ended("no update")
+        elif updates and any(rates) and sample.global_grad_norm < math.inf:
+            self._unmoved += 1
+            if self._unmoved >= READINGS:
+                evidence: Evidence = {
+                    "gradient": sample.global_grad_norm,
+                    "rate": max(rates),
+                    "dtype": str(layers[0].weight.dtype).removeprefix("torch."),
+                }
+                self._facts.found("no update", None, evidence, keep=True)
+
+    def check_ends(self, step: int, ends: Ends) -> None:
+        """Check what went into the net and what came out before update `step`."""
+        self._check_outputs(step, ends)
+        for layer, rms in ends.input_rms.items():
+            outside = math.isfinite(rms) and not INPUT_RMS[0] <= rms <= INPUT_RMS[1]
+            self._scaled[layer] = self._scaled.get(layer, 0) + 1 if outside else 0
+        first = next((layer for layer, count in self._scaled.items() if count >= PASSES), None)
+        if first is None:
+            self._facts.ended("input scale")
+        elif first in ends.input_rms:
+            self._facts.found("input scale", first, {"rms": ends.input_rms[first]}, keep=True)
+        if ends.lone_norms is not None:
+            self._lone_norms = self._lone_norms + 1 if ends.lone_norms else 0
+            if not self._lone_norms:
+                self._facts.ended("batch norm of one sample")
+            elif self._lone_norms >= PASSES:
+                norms = float(len(ends.lone_norms))
+                self._facts.found("batch norm of one sample", ends.lone_norms[0], {"norms": norms})
+
+    def _check_outputs(self, step: int, ends: Ends) -> None:
+        for name, output in ends.outputs.items():
+            constant = output.samples > 1 and output.inputs_vary and output.std <= CONSTANT * output.rms
+            self._constant[name] = self._constant.get(name, 0) + 1 if constant and step >= SETTLED else 0
+        lasting = next((name for name, count in self._constant.items() if count >= READINGS), None)
+        if lasting is None:
+            self._facts.ended("constant output")
+        elif (found := ends.outputs.get(lasting)) is not None:
+            evidence: Evidence = {"std": found.std, "rms": found.rms, "samples": float(found.samples)}
+            self._facts.found("constant output", lasting or None, evidence, keep=True)
