@@ -13,7 +13,7 @@ from diagnosis_nets import Observed
 from diagnosis_score import ALL, diagnosis_of, feed, finding_of, preset
 from factories import reading_of
 
-from tui_descent.protocol.events import Layer, NotFinite, ReadingsTaken
+from tui_descent.protocol.events import Layer, NotFinite, ReadingsTaken, WiringFound
 from tui_descent.scenario import knobs
 from tui_descent.telemetry.diagnosis import MIN_STEPS, Advice, Diagnosis, Outcome, RunContext, is_advised, sentence
 from tui_descent.telemetry.diagnosis.advice import advice_for
@@ -111,6 +111,30 @@ def test_non_finite_numbers_are_over_after_some_finite_losses() -> None:
         assert diagnosis.finding() is not None
     diagnosis.add_loss(FINITE_AGAIN, 2.3)
     assert diagnosis.finding() is None
+
+
+def test_constant_output_is_not_said_where_the_gradient_explains_it() -> None:
+    fact = WiringFound(segment=0, step=16, fault="constant output", evidence={"samples": 64.0})
+    weights: dict[str, list[float | None]] = {"weight_norm": [0.0, 0.0], "backprop_factor": [0.0, 0.0]}
+    vanished: dict[str, list[float | None]] = {"backprop_factor": [1e-2, 1e-2]}
+    dead: dict[str, list[float | None]] = {"dead_fraction": [1.0, 0.1]}
+    for values, said in ((vanished, None), (dead, None), (weights, "constant output"), ({}, "constant output")):
+        diagnosis = Diagnosis(LAYERS, knobs=ALL, context=RunContext(classes=10, optimizer="sgd"))
+        run_at(diagnosis, range(17), loss=2.3, **values)
+        diagnosis.add_wiring(fact)
+        assert name_of(diagnosis) == said, values
+
+
+def test_undo_is_advised_only_while_an_intervention_is_in_effect() -> None:
+    for turned, advised in ((False, ["lr"]), (True, ["undo", "lr"])):
+        diagnosis = Diagnosis(LAYERS, knobs=ALL, context=RunContext(classes=10, optimizer="sgd"))
+        diagnosis.undoable = turned
+        run_at(diagnosis, range(3), loss=2.3)
+        run_at(diagnosis, range(3, FIRMLY), loss=40.0)
+        finding = diagnosis.finding()
+        assert finding is not None
+        assert finding.finding == "diverging"
+        assert [a.knob for a in finding.advice] == advised
 
 
 def not_finite(step: int, **values: Any) -> NotFinite:

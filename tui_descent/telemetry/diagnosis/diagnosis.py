@@ -28,7 +28,9 @@ from tui_descent.telemetry.diagnosis.numerics import numerics_finding
 from tui_descent.telemetry.diagnosis.rules import (
     CLEAR,
     ENOUGH_READINGS,
+    MANY_DEAD,
     RISEN,
+    SATURATED,
     VANISHED,
     apply_rules,
     exploded,
@@ -48,6 +50,7 @@ FIRST_STEPS = 3  # their mean is a run's first loss
 FINITE_AGAIN = 20  # finite losses after which a NaN is over
 MAX_LOSS = 1e100  # larger losses count as this one, whose square does not overflow
 KEPT_READINGS = 40
+CONSTANT = "constant output"
 
 
 class Diagnosis:
@@ -65,6 +68,7 @@ class Diagnosis:
         self._best = math.inf
         self._curvature_requested = False
         self._predicted: str | None = None
+        self.undoable = False  # whether an intervention is in effect, so that undo has something to undo
         self._new_window(0)
         self.change_layers(layers, 0)
 
@@ -83,7 +87,7 @@ class Diagnosis:
         self._curvature: Curvature | None = None
         self._said: Finding | None = None  # the judgement of the loss and the gradients
         self._said_at = 0  # the step count of the last change
-        self._others: deque[str | None] = deque(maxlen=CHANGE_EVERY)  # judgements and step counts since what was said
+        self._others: deque[tuple[str | None, int]] = deque(maxlen=CHANGE_EVERY)  # judgements unlike the last said
         self._forget_readings()
 
     def _forget_readings(self) -> None:
@@ -154,6 +158,7 @@ class Diagnosis:
             helps = before.finding in FINE or any(is_advised(a, knob, value, old) for a in before.advice)
             self._predicted = "healthy" if helps else before.finding
         self.context = msgspec.structs.replace(self.context, remedies=())
+        self.undoable = True
         if knob is not None:
             self.set_knobs([KnobState(name=knob, value=value)] if value[:1] not in ("*", "/") else ())
         self._new_window(step)
@@ -187,11 +192,25 @@ class Diagnosis:
         """
         if self._numerics is not None:
             return self._numerics
-        facts = sorted(self._wiring.values(), key=lambda fact: fact.finding in NEUTRAL)
+        facts = [x for x in self._wiring.values() if x.finding != CONSTANT or not self._gradient_explains()]
+        facts.sort(key=lambda fact: fact.finding in NEUTRAL)
         said = self._said
         if facts and not (facts[0].finding in NEUTRAL and said is not None and said.finding in FINE):
             return facts[0]
         return said
+
+    def _gradient_explains(self) -> bool:
+        """Whether an output that is the same for all samples follows from dead units or a vanishing gradient."""
+        if self._said is not None and self._said.finding not in NEUTRAL | {"plateau"}:
+            return True
+        weights = newest_of(self._readings, "weight_norm")
+        if any(weights.get(row) == 0 for row in self._extractor.rows):
+            return False  # nothing arrives through weights that are all 0
+        products = [p for r in self._readings if (p := self._extractor.product(r)) is not None]
+        dead = newest_of(self._readings, "dead_fraction").values()
+        saturated = newest_of(self._readings, "saturated_fraction").values()
+        vanished = bool(products) and products[-1] < VANISHED
+        return vanished or max(dead, default=0.0) > MANY_DEAD or max(saturated, default=0.0) > SATURATED
 
     def _judge(self, *, at_once: bool = False) -> None:
         """Judge the window. What was said stays until another judgement has been the same for a while."""
@@ -253,7 +272,8 @@ class Diagnosis:
         if evidence.get("all_zero") and layer == self._layers[-1].name and self.context.user_loop:
             advice = []  # the activation of the net's output cannot be changed
         remedies = () if name in NEUTRAL else self.context.remedies
-        available = usable(advice, self.context, self._available, first=remedies)
+        knobs = self._available if self.undoable else self._available - {"undo"}
+        available = usable(advice, self.context, knobs, first=remedies)
         return Finding(finding=name, layer=layer, sure=round(sure, 2), evidence=evidence, advice=available)
 
     @property
@@ -279,7 +299,7 @@ class Diagnosis:
     def _with_cure_of_large_weights(self, found: Finding) -> Finding:
         """No knob helps weights that are NaN. The run must go back first; then comes what helps from there."""
         advice = list(found.advice)
-        if self.context.remedies:
+        if self.context.remedies and advice:
             advice = [*self.context.remedies, *(a for a in advice if a not in self.context.remedies)]
         elif found.finding == "diverged" and advice:
             first_loss = statistics.fmean(self._first_losses) if self._first_losses else math.inf
@@ -338,6 +358,8 @@ class Diagnosis:
             if name == "dead units" and f.no_gradient:
                 shown["all_zero"] = 1.0
                 row = self._silent_row()
+            elif name == "dead units" and not shares and f.silent_row is not None:
+                row, shown["no_gradient"] = f.silent_row, 1.0
         if name == "diverging":
             shown["risen"] = float(f.now > 1.2 * max(f.first, f.guess))
         if f.product is not None and f.product > VANISHED:

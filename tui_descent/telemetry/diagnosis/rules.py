@@ -170,6 +170,8 @@ def _stuck(f: Features, context: RunContext) -> tuple[Name, float]:
         return "weights decaying", 0.8
     if f.product == 0 or f.dead > ALL_DEAD:
         return _no_gradient(f)
+    if f.product is None and f.silent_row is not None:
+        return "dead units", 0.9
     lost = _decades(vanished / f.product) if f.product else 0.0
     too_small = _too_small(f, context)
     # If both: the one further beyond its threshold. P has many factors, so a quarter of its decades counts.
