@@ -26,7 +26,7 @@ of how loss and gradients develop.
 - **When it changes.** A judgement stays until another one has held for {HOLD} steps, and for at least
   {CHANGE_EVERY} steps, except after an intervention.
 - **What it advises.** Only what the run would accept and what is not so already. A scenario can name its own `remedy`.
-  In your own loop it never advises first to draw the weights again.
+  In your own loop it never advises to draw the weights again.
 - **After an intervention** it says what was predicted and, once there is evidence, what happened.
 """
 PARTS = (

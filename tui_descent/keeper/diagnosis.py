@@ -79,6 +79,7 @@ class DiagnosisEvents:
             case Rewound():
                 self._segment, self._step = event.segment, event.step
                 self._diagnosis.rewind(event.step, event.knobs)
+                self._diagnosis.undoable = bool(event.in_force)
                 self._published = None
             case KnobTurned() if event.knob not in NEUTRAL_KNOBS:
                 self._diagnosis.turn_knob(event.step, event.knob, event.value or event.new, old=event.old)

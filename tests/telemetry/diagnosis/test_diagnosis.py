@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -13,11 +13,11 @@ from diagnosis_nets import Observed
 from diagnosis_score import ALL, diagnosis_of, feed, finding_of, preset
 from factories import reading_of
 
-from tui_descent.protocol.events import Layer, ReadingsTaken
+from tui_descent.protocol.events import Layer, NotFinite, ReadingsTaken, WiringFound
 from tui_descent.scenario import knobs
 from tui_descent.telemetry.diagnosis import MIN_STEPS, Advice, Diagnosis, Outcome, RunContext, is_advised, sentence
 from tui_descent.telemetry.diagnosis.advice import advice_for
-from tui_descent.telemetry.diagnosis.diagnosis import CHANGE_EVERY, CHECK_EVERY, FIRM, FIRM_STEPS, HOLD
+from tui_descent.telemetry.diagnosis.diagnosis import CHANGE_EVERY, CHECK_EVERY, FINITE_AGAIN, FIRM, FIRM_STEPS, HOLD
 from tui_descent.telemetry.diagnosis.features import LONG_WINDOW, WINDOW, expected_loss
 from tui_descent.telemetry.diagnosis.findings import Name
 
@@ -88,14 +88,58 @@ def test_non_finite_loss_is_found_at_once(bad: float) -> None:
     diagnosis.add_loss(2, 1.0)
     finding = diagnosis.finding()
     assert finding is not None
-    assert finding.finding == "diverged"
+    assert finding.kind == "numerics"
     assert finding.evidence["step"] == 1.0
-    assert finding.advice[0].knob == "undo"
-    without = Diagnosis(LAYERS, knobs=AVAILABLE)
-    without.add_loss(0, bad)
-    finding = without.finding()
-    assert finding is not None
-    assert finding.advice == (), "no knob helps weights that are NaN"
+
+
+def test_held_run_is_advised_to_go_back_only_if_something_can_be_undone() -> None:
+    for knobs_of_run, advised in ((ALL, ["undo", "lr"]), (AVAILABLE, [])):
+        diagnosis = Diagnosis(LAYERS, knobs=knobs_of_run)
+        diagnosis.add_loss(0, 2.3)
+        diagnosis.add_not_finite(not_finite(1, weights_finite=False))
+        finding = diagnosis.finding()
+        assert finding is not None
+        assert finding.finding == "diverged"
+        assert [a.knob for a in finding.advice] == advised, "no knob helps weights that are NaN"
+
+
+def test_non_finite_numbers_are_over_after_some_finite_losses() -> None:
+    diagnosis = Diagnosis(LAYERS, knobs=ALL, context=RunContext(classes=10, optimizer="sgd"))
+    diagnosis.add_loss(0, math.nan)
+    for step in range(1, FINITE_AGAIN):
+        diagnosis.add_loss(step, 2.3)
+        assert diagnosis.finding() is not None
+    diagnosis.add_loss(FINITE_AGAIN, 2.3)
+    assert diagnosis.finding() is None
+
+
+def test_constant_output_is_not_said_where_the_gradient_explains_it() -> None:
+    fact = WiringFound(segment=0, step=16, fault="constant output", evidence={"samples": 64.0})
+    weights: dict[str, list[float | None]] = {"weight_norm": [0.0, 0.0], "backprop_factor": [0.0, 0.0]}
+    vanished: dict[str, list[float | None]] = {"backprop_factor": [1e-2, 1e-2]}
+    dead: dict[str, list[float | None]] = {"dead_fraction": [1.0, 0.1]}
+    for values, said in ((vanished, None), (dead, None), (weights, "constant output"), ({}, "constant output")):
+        diagnosis = Diagnosis(LAYERS, knobs=ALL, context=RunContext(classes=10, optimizer="sgd"))
+        run_at(diagnosis, range(17), loss=2.3, **values)
+        diagnosis.add_wiring(fact)
+        assert name_of(diagnosis) == said, values
+
+
+def test_undo_is_advised_only_while_an_intervention_is_in_effect() -> None:
+    for turned, advised in ((False, ["lr"]), (True, ["undo", "lr"])):
+        diagnosis = Diagnosis(LAYERS, knobs=ALL, context=RunContext(classes=10, optimizer="sgd"))
+        diagnosis.undoable = turned
+        run_at(diagnosis, range(3), loss=2.3)
+        run_at(diagnosis, range(3, FIRMLY), loss=40.0)
+        finding = diagnosis.finding()
+        assert finding is not None
+        assert finding.finding == "diverging"
+        assert [a.knob for a in finding.advice] == advised
+
+
+def not_finite(step: int, **values: Any) -> NotFinite:
+    known = {"segment": 0, "what": "loss", "layer": None, "text": "", "value": "nan", "then": "hold"}
+    return NotFinite(step=step, **(known | values))
 
 
 def test_outcome_of_an_intervention_that_helps_is_healthy() -> None:
@@ -226,7 +270,7 @@ def test_after_divergence_by_large_weights_a_norm_is_advised_not_another_rate(
     diagnosis = Diagnosis(LAYERS, knobs=ALL, context=RunContext(classes=10, optimizer="sgd", norm=False))
     diagnosis.add_reading(reading(0, backprop_factor=factors))
     diagnosis.add_loss(0, loss)
-    diagnosis.add_loss(1, math.nan)
+    diagnosis.add_not_finite(not_finite(1))
     finding = diagnosis.finding()
     assert finding is not None
     assert [a.knob for a in finding.advice][:2] == ["undo", knob]

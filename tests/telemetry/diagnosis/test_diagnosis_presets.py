@@ -15,7 +15,7 @@ from tui_descent.instruments.curvature import Curvature, stability_limit
 from tui_descent.scenario import knobs, presets
 from tui_descent.scenario.keys import KEYS
 from tui_descent.telemetry.diagnosis import Diagnosis, sentence
-from tui_descent.telemetry.diagnosis.diagnosis import CHECK_EVERY, FIRM, FIRM_STEPS
+from tui_descent.telemetry.diagnosis.diagnosis import CHANGE_EVERY, CHECK_EVERY, FIRM, FIRM_STEPS
 from tui_descent.telemetry.diagnosis.situation import LETTER_ENTROPY
 from tui_descent.training.setup.data import text
 
@@ -128,7 +128,7 @@ def test_healthy_run_stays_healthy(seed: int) -> None:
     names = Counter[str]()
     for step in range(600):
         feed(diagnosis, seen, [step])
-        feed(sparse, seen, [step], every=50)
+        feed(sparse, seen, [step], every=20)
         names.update((_said(diagnosis), _said(sparse)))
     assert set(names) == {"healthy", "nothing"}
     assert names["healthy"] > 1000
@@ -163,8 +163,8 @@ def test_transformer_with_residual_connections_is_healthy() -> None:
     assert _said(diagnosis) == "vanishing"
     observed.turn_residual_on()
     diagnosis.turn_knob(100, "residual", "on")
-    observed.run(160, every=10)
-    for step in range(100, 260):
+    observed.run(240, every=10)
+    for step in range(100, 340):
         feed(diagnosis, observed.seen, [step])
         if (finding := diagnosis.finding()) is not None and finding.finding != "healthy":
             assert finding.sure < 0.8, step
@@ -177,7 +177,8 @@ def test_descent_of_a_parabola_has_no_problem() -> None:
     diagnosis = diagnosis_of(scenario, seen)
     for step in range(200):
         feed(diagnosis, seen, [step])
-        assert _said(diagnosis) in ("healthy", "nothing"), step
+        # Near the minimum the loss is flat, and only the curvature can tell a minimum from a saddle.
+        assert _said(diagnosis) in ("healthy", "nothing", "not clear"), step
 
 
 def test_saddle_is_found_from_where_the_loss_is_flat_until_it_falls() -> None:
@@ -195,7 +196,7 @@ def test_saddle_is_found_from_where_the_loss_is_flat_until_it_falls() -> None:
         feed(diagnosis, observed.seen, [step])
         feed(blind, observed.seen, [step])
         said.append(_said(diagnosis))
-        assert _said(blind) in ("healthy", "nothing"), "without the curvature a saddle cannot be found"
+        assert _said(blind) in ("healthy", "nothing", "not clear"), "without the curvature a saddle cannot be found"
         asks.append((found := blind.finding()) is not None and sentence(found).endswith("Press 5 for the curvature."))
     losses = observed.seen.losses
     fallen = [losses[n - 20] - losses[n] for n in range(20, 800)]
@@ -246,7 +247,7 @@ def test_edge_of_stability_is_found_once_the_curvature_reaches_it() -> None:
         said.append(_said(diagnosis))
     assert arrived > 100
     assert set(said[:arrived]) == {"healthy", "nothing"}
-    assert "rate at the edge" in said[arrived : arrived + WITHIN]
+    assert "rate at the edge" in said[arrived : arrived + WITHIN + CHANGE_EVERY]
     assert set(said[arrived:]) <= {"rate at the edge", "healthy"}
 
 

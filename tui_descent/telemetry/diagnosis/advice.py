@@ -70,14 +70,12 @@ def usable(
 ) -> tuple[Advice, ...]:
     """The advice that the run would accept and that is not so already; the remedies `first` come before it.
 
-    In a user loop, a redraw of the weights throws away what they have learnt, perhaps elsewhere: it never comes first.
+    In a user loop, a redraw of the weights throws away what they have learnt, perhaps elsewhere: it is not advised.
     """
     both = [*first, *(a for a in advice if a.knob not in {one.knob for one in first})]
     found = [a for a in both if a.knob in available and not _is_so(a, context)]
     if context.user_loop:
-        found.sort(key=lambda a: a.knob == "init")
-        if found and found[0].knob == "init":
-            return ()
+        found = [a for a in found if a.knob != "init"]
     return tuple(found)
 
 

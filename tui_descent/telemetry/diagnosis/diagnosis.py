@@ -29,6 +29,7 @@ from tui_descent.telemetry.diagnosis.rules import (
     CLEAR,
     ENOUGH_READINGS,
     MANY_DEAD,
+    SATURATED,
     VANISHED,
     apply_rules,
     exploded,
@@ -39,17 +40,16 @@ from tui_descent.telemetry.diagnosis.situation import RunContext
 # A window begins with the run and with each intervention. Before it has so many steps and readings, it is not judged.
 MIN_STEPS, MIN_READINGS = 50, 5
 # It is judged after every CHECK_EVERY steps, after RARELY_FROM steps every CHECK_RARELY.
-CHECK_EVERY, RARELY_FROM, CHECK_RARELY = 10, 300, 50
+CHECK_EVERY, RARELY_FROM, CHECK_RARELY = 10, 300, 25
 # Another judgement counts once it has been the same for HOLD steps, and only CHANGE_EVERY steps after the last change.
-HOLD, CHANGE_EVERY = 30, 100
+HOLD, HOLD_UNCLEAR, CHANGE_EVERY = 30, 50, 100
 # One that is less sure than CERTAIN needs FIRM_STEPS steps, and has to be the same FIRM times in a row.
 CERTAIN, FIRM_STEPS, FIRM = 0.8, 100, 3
 FIRST_STEPS = 3  # their mean is a run's first loss
 FINITE_AGAIN = 20  # finite losses after which a NaN is over
 MAX_LOSS = 1e100  # larger losses count as this one, whose square does not overflow
 KEPT_READINGS = 40
-
-CAUSES_OF_CONSTANT_OUTPUT = {"vanishing", "dead units", "saturated", "weights decaying", "diverging"}
+CONSTANT = "constant output"
 
 
 class Diagnosis:
@@ -67,6 +67,7 @@ class Diagnosis:
         self._best = math.inf
         self._curvature_requested = False
         self._predicted: str | None = None
+        self.undoable = False  # whether an intervention is in effect, so that undo has something to undo
         self._new_window(0)
         self.change_layers(layers, 0)
 
@@ -85,9 +86,7 @@ class Diagnosis:
         self._curvature: Curvature | None = None
         self._said: Finding | None = None  # the judgement of the loss and the gradients
         self._said_at = 0  # the step count of the last change
-        self._others: deque[str | None] = deque(
-            maxlen=CHANGE_EVERY
-        )  # the newest judgements, as long as they differ from what was said
+        self._others: deque[tuple[str | None, int]] = deque(maxlen=CHANGE_EVERY)  # judgements unlike the last said
         self._forget_readings()
 
     def _forget_readings(self) -> None:
@@ -158,6 +157,7 @@ class Diagnosis:
             helps = before.finding in FINE or any(is_advised(a, knob, value, old) for a in before.advice)
             self._predicted = "healthy" if helps else before.finding
         self.context = msgspec.structs.replace(self.context, remedies=())
+        self.undoable = True
         if knob is not None:
             self.set_knobs([KnobState(name=knob, value=value)] if value[:1] not in ("*", "/") else ())
         self._new_window(step)
@@ -191,23 +191,25 @@ class Diagnosis:
         """
         if self._numerics is not None:
             return self._numerics
-        facts = sorted(self._wiring.values(), key=lambda fact: fact.finding in NEUTRAL)
+        facts = [x for x in self._wiring.values() if x.finding != CONSTANT or not self._gradient_explains()]
+        facts.sort(key=lambda fact: fact.finding in NEUTRAL)
         said = self._said
-        if facts and facts[0].finding == "constant output":
-            # Equal outputs have a cause, which the judgement may name. It is worth waiting for.
-            if said is None and self._step_count < MIN_STEPS + CHECK_EVERY and self._units_are_closed():
-                return None
-            if said is not None and said.finding in CAUSES_OF_CONSTANT_OUTPUT:
-                return said
         if facts and not (facts[0].finding in NEUTRAL and said is not None and said.finding in FINE):
             return facts[0]
         return said
 
-    def _units_are_closed(self) -> bool:
-        """Whether the newest readings show dead or saturated units, or a gradient that does not pass them."""
-        shares = [s for m in ("dead_fraction", "saturated_fraction") for s in newest_of(self._readings, m).values()]
+    def _gradient_explains(self) -> bool:
+        """Whether an output that is the same for all samples follows from dead units or a vanishing gradient."""
+        if self._said is not None and self._said.finding not in NEUTRAL | {"plateau"}:
+            return True
+        weights = newest_of(self._readings, "weight_norm")
+        if any(weights.get(row) == 0 for row in self._extractor.rows):
+            return False  # nothing arrives through weights that are all 0
         products = [p for r in self._readings if (p := self._extractor.product(r)) is not None]
-        return max(shares, default=0.0) > MANY_DEAD or bool(products and products[-1] < VANISHED)
+        dead = newest_of(self._readings, "dead_fraction").values()
+        saturated = newest_of(self._readings, "saturated_fraction").values()
+        vanished = bool(products) and products[-1] < VANISHED
+        return vanished or max(dead, default=0.0) > MANY_DEAD or max(saturated, default=0.0) > SATURATED
 
     def _judge(self, *, at_once: bool = False) -> None:
         """Judge the window. What was said stays until another judgement has been the same for a while."""
@@ -218,15 +220,17 @@ class Diagnosis:
         said, count = self._said, self._step_count
         if said is not None and name == said.finding:
             self._others.clear()
-        elif not at_once:
-            self._others.append(name)
+        elif not at_once and not self.context.surface:  # the loss of a test surface has no noise
+            self._others.append((name, count))
             if said is None:
-                if name is None or (sure < CERTAIN and (count < FIRM_STEPS or not self._is_firm(name))):
+                # After what should help, a loss that is still stuck gets more time.
+                waits = LONG_WINDOW if self._predicted in FINE and name not in FINE else FIRM_STEPS
+                if name is None or (sure < CERTAIN and (count < waits or not self._is_firm(name))):
                     return
             else:
                 # What is wrong does not end because it is less sure now.
                 unclear = name in (None, "not clear") and said.finding not in FINE
-                if len(self._others) * CHECK_EVERY <= (CHANGE_EVERY if unclear else HOLD):
+                if count - self._others[0][1] < (HOLD_UNCLEAR if unclear else HOLD):
                     return
                 if count - self._said_at < CHANGE_EVERY:
                     return
@@ -243,7 +247,7 @@ class Diagnosis:
 
     def _is_firm(self, name: str | None) -> bool:
         """Whether the newest judgements are the same."""
-        return len(self._others) >= FIRM and all(other == name for other in list(self._others)[-FIRM:])
+        return len(self._others) >= FIRM and all(other == name for other, _ in list(self._others)[-FIRM:])
 
     def _judgement(self, f: Features) -> tuple[str | None, float]:
         judged = apply_rules(f, self.context)
@@ -267,7 +271,8 @@ class Diagnosis:
         if evidence.get("all_zero") and layer == self._layers[-1].name and self.context.user_loop:
             advice = []  # the activation of the net's output cannot be changed
         remedies = () if name in NEUTRAL else self.context.remedies
-        available = usable(advice, self.context, self._available, first=remedies)
+        knobs = self._available if self.undoable else self._available - {"undo"}
+        available = usable(advice, self.context, knobs, first=remedies)
         return Finding(finding=name, layer=layer, sure=round(sure, 2), evidence=evidence, advice=available)
 
     @property
@@ -296,7 +301,7 @@ class Diagnosis:
     def _with_cure_of_large_weights(self, found: Finding) -> Finding:
         """No knob helps weights that are NaN. The run must go back first; then comes what helps from there."""
         advice = list(found.advice)
-        if self.context.remedies:
+        if self.context.remedies and advice:
             advice = [*self.context.remedies, *(a for a in advice if a not in self.context.remedies)]
         elif found.finding == "diverged" and advice:
             first_loss = statistics.fmean(self._first_losses) if self._first_losses else math.inf
@@ -355,6 +360,8 @@ class Diagnosis:
             if name == "dead units" and f.no_gradient:
                 shown["all_zero"] = 1.0
                 row = self._silent_row()
+            elif name == "dead units" and not shares and f.silent_row is not None:
+                row, shown["no_gradient"] = f.silent_row, 1.0
         if name == "diverging":
             shown["risen"] = float(f.now > 1.2 * max(f.first, f.guess))
         if f.product is not None and f.product > VANISHED:

@@ -153,6 +153,7 @@ RULES: tuple[Rule, ...] = (
 BY_PRODUCT = "Backprop scales the gradient by {product:.1e}."
 ALL_ZERO = "Every gradient is exactly 0; the loss stays at {loss:.3g}."
 ALL_ZERO_IN = "Every gradient is exactly 0: all outputs of {layer} are 0."
+SILENT = "{layer}'s gradient is exactly 0: no unit after it is alive."
 NOT_RISEN = "First updates too large: loss {loss:.3g}."
 STUCK_AT = "Loss stuck at {loss:.3g}."
 FLAT = "Flat at {loss:.3g}: a minimum or a saddle? Press 5 for the curvature."
@@ -175,6 +176,8 @@ def words(finding: Finding) -> str:
         template = STUCK_AT
     elif name == "dead units" and evidence.get("all_zero"):
         template = ALL_ZERO if finding.layer is None else ALL_ZERO_IN
+    elif name == "dead units" and evidence.get("no_gradient"):
+        template = SILENT
     elif name == "dead units" and "share" not in evidence:
         template = STUCK_AT
     elif name == "diverging" and not evidence.get("risen"):

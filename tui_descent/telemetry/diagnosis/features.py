@@ -63,6 +63,7 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     first_dead: float | None
     saturated: float
     weight_scale: float  # √width · rms of the blocks' square matrices, at most 1: Xavier's is 1
+    silent_row: int | None  # the last of the first layers whose gradient is exactly 0 while later ones have one
     no_gradient: bool  # every gradient is exactly 0
     kept: float | None  # the median layer's weight norm over that of the run's first reading
     kept_recently: float | None  # the same over the window's first reading
@@ -142,6 +143,7 @@ class FeatureExtractor:
             first_dead=max(values_of(first_reading, "dead_fraction"), default=None),
             saturated=max(newest_of(readings, "saturated_fraction").values(), default=0.0),
             weight_scale=self._weight_scale(last),
+            silent_row=_silent_row(readings),
             no_gradient=len(readings) > 1 and all(r.global_grad_norm == 0 for r in readings[-2:]),
             kept=_kept(run_reading, last),
             kept_recently=_kept(first_reading, last),
@@ -177,6 +179,16 @@ def _alike(layers: Sequence[Layer]) -> list[int]:
             groups.setdefault((layer.kind, layer.params), []).append(n)
     largest = max(groups.values(), key=len, default=[])
     return largest if len(largest) >= LIKE_LAYERS else []
+
+
+def _silent_row(readings: Sequence[ReadingsTaken]) -> int | None:
+    """The last of the first layers with a gradient of exactly 0, in two readings, if later layers have one."""
+    rows = []
+    for reading in readings[-2:]:
+        norms = [(n, v) for n, v in enumerate(reading.values.get("grad_norm", ())) if v is not None]
+        zero = next((k for k, (_, v) in enumerate(norms) if v != 0), 0)
+        rows.append(norms[zero - 1][0] if zero else None)
+    return rows[-1] if len(rows) == 2 and rows[0] == rows[1] else None
 
 
 def _kept(before: ReadingsTaken | None, now: ReadingsTaken) -> float | None:

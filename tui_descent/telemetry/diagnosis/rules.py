@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from tui_descent.telemetry.diagnosis.features import Features
+from tui_descent.telemetry.diagnosis.features import SIGNIFICANT, Features
 from tui_descent.telemetry.diagnosis.findings import Name
 from tui_descent.telemetry.diagnosis.situation import RunContext
 
@@ -145,6 +145,9 @@ def _training(f: Features, context: RunContext, sure: float) -> tuple[Name, floa
     if edge is not None and edge >= EDGE:
         return "rate at the edge", 0.8
     level = f.slope > FALLING_SLOPE and f.fall < FLAT if f.long_slope is None else f.long_slope > LEVEL_SLOPE
+    fell = f.long_fell or 0.0
+    if f.long_slope is not None and f.long_slope < -2 * SIGNIFICANT and fell > SLOW_FALL * abs(f.guess):
+        sure = max(sure, FAIR)  # whatever its value, it clearly comes down
     if context.surface or not level:
         return "healthy", sure
     # The loss is level. It is at its floor if that is low; otherwise nothing shows whether it could fall further.
@@ -167,6 +170,8 @@ def _stuck(f: Features, context: RunContext) -> tuple[Name, float]:
         return "weights decaying", 0.8
     if f.product == 0 or f.dead > ALL_DEAD:
         return _no_gradient(f)
+    if f.product is None and f.silent_row is not None:
+        return "dead units", 0.9
     lost = _decades(vanished / f.product) if f.product else 0.0
     too_small = _too_small(f, context)
     # If both: the one further beyond its threshold. P has many factors, so a quarter of its decades counts.

@@ -76,6 +76,8 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
         for name, without in (("residual", "off"), ("norm", "none")):
             if name in known:
                 changed[name] = known[name] != without
+        if any("adds its input" in reason for s in states if s.name == "residual" for _, reason in s.left_alone):
+            changed["residual"] = True  # in the net's own code
         adaptive = [s.name for s in states if s.name in ("momentum", "betas") and s.unavailable is None and s.value]
         if "optimizer" not in known and self.optimizer is None and adaptive:
             # A user loop's own optimizer: two betas mean that it is adaptive.
