@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import threading
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from tui_descent.dashboard.terminal_size import forget_exported_size
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # If the terminal takes no more output, Textual's shutdown blocks, because its queue of output is full.
 EXIT_TIMEOUT_S = 3.0
+# How often to check that the terminal still exists.
+TERMINAL_EVERY_S = 1.0
 
 Result = TypeVar("Result")
 
@@ -64,6 +67,19 @@ class Signals:
         self._leave = lambda: loop.call_soon_threadsafe(lambda: leave(128 + (self.caught or 0)))
         if self.caught is not None:
             self._leave()
+        self._watch_terminal(loop)
+
+    def _watch_terminal(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Act as at a SIGHUP once the terminal is gone: that signal comes only to the terminal's own session.
+
+        Textual would try to read from the terminal without a pause.
+        """
+        if self.caught is not None or self._leave is None:
+            return
+        if _is_gone(0):
+            os.kill(os.getpid(), signal.SIGHUP)
+            return
+        loop.call_later(TERMINAL_EVERY_S, self._watch_terminal, loop)
 
     def __exit__(self, *_: object) -> None:
         for number, before in self._before.items():
@@ -72,6 +88,13 @@ class Signals:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline.join()  # if it is ending the process already, let it: the terminal is not restored before
+
+
+def _is_gone(descriptor: int) -> bool:
+    """Whether the terminal at this descriptor has been closed at its other end."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & select.POLLHUP for _, event in poll.poll(0))
 
 
 def run_app(app: App[Result], signals: Signals) -> Result | None:
