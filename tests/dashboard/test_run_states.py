@@ -352,7 +352,7 @@ async def test_panels_with_a_redraw_interval_catch_up() -> None:
         for step in range(60, 64):
             dashboard.keeper.publish(reading(step, 0.9), steps(step, [2.0]))
             await dashboard.pilot.pause(0.03)
-        await dashboard.shows("gradient flows", "blocks.0 gets 0.14×")
+        await dashboard.shows("still measuring", "blocks.0 gets 0.14×")
         await dashboard.shows(f"inlet     {2e-2 * 0.9**21:11.1e}"[-7:])
         await dashboard.drawn()
 
