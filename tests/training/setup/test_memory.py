@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tui_descent.scenario.memory import memory_needed, parameter_count, refusal
 from tui_descent.scenario.spec import Scenario
-from tui_descent.training import process
+from tui_descent.training import scenario_run
 from tui_descent.training.setup.build import Setup, build
 from tui_descent.training.undo import memory_budget
 
@@ -121,11 +121,11 @@ def test_trainer_refuses_what_does_not_fit_on_its_device(device: str, monkeypatc
     found = scenario(NETS[0], "digits")
     free: dict[str, Any] = {"bytes": 1000}
     monkeypatch.setattr(memory_budget, "free_bytes", lambda _: free["bytes"])
-    monkeypatch.setattr(process.free_memory, "free_bytes", lambda: free["bytes"])
+    monkeypatch.setattr(scenario_run.free_memory, "free_bytes", lambda: free["bytes"])
     with pytest.raises(ValueError, match=r"the run needs at least 0 MB of .*memory .*; 0 MB is free; .* --force"):
-        process._check_memory(found, torch.device(device), undo=True, undo_budget=None)
+        scenario_run._check_memory(found, torch.device(device), undo=True, undo_budget=None)
     free["bytes"] = 10**6
-    process._check_memory(found, torch.device(device), undo=True, undo_budget=None)
+    scenario_run._check_memory(found, torch.device(device), undo=True, undo_budget=None)
 
 
 def test_nothing_is_built_for_the_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
