@@ -125,7 +125,6 @@ class NetEnds:
         self._inputs.clear()
         self._norms.clear()
 
-    @torch.no_grad()
     def _after_net(self, name: str, args: Args, kwargs: Kwargs, output: Any) -> None:
         if name in self._calls:
             return
@@ -136,28 +135,29 @@ class NetEnds:
         if ordinary is None or ordinary.is_complex():
             return
         self.batch, self.last = len(made), last_operation(made)
-        rows = _rows(ordinary)
-        inputs = _some(given.detach()) if given.layout is torch.strided and not given.is_nested else None
-        numbers = torch.stack(
-            [
-                (rows * rows).mean(),
-                (rows - rows.mean(dim=0)).square().mean(),
-                rows.new_ones(()) if inputs is None else (inputs != inputs[:1]).any().to(rows.dtype),
-            ]
-        )
+        with torch.no_grad():  # not earlier: an export would record it
+            rows = _rows(ordinary)
+            inputs = _some(given.detach()) if given.layout is torch.strided and not given.is_nested else None
+            numbers = torch.stack(
+                [
+                    (rows * rows).mean(),
+                    (rows - rows.mean(dim=0)).square().mean(),
+                    rows.new_ones(()) if inputs is None else (inputs != inputs[:1]).any().to(rows.dtype),
+                ]
+            )
         # One output number for each sample, as of a regression, may well be constant for a while.
         samples = len(rows) if rows.shape[1] > 1 else 1
         self._calls[name] = _Call(samples, numbers, self.last)
 
-    @torch.no_grad()
     def _before_first(self, name: str, args: Args) -> None:
         if name in self._inputs or not args or not isinstance(args[0], Tensor):
             return
         ordinary = plain(args[0])
         if ordinary is None or ordinary.is_complex() or not ordinary.numel():
             return
-        numbers = _rows(ordinary)
-        self._inputs[name] = torch.stack([(numbers * numbers).sum(), (numbers != 0).sum().to(numbers.dtype)])
+        with torch.no_grad():  # not earlier: an export would record it
+            numbers = _rows(ordinary)
+            self._inputs[name] = torch.stack([(numbers * numbers).sum(), (numbers != 0).sum().to(numbers.dtype)])
 
     def _before_norm(self, path: str, module: _BatchNorm, args: Args) -> None:
         if module.training and args and isinstance(args[0], Tensor) and args[0].dim() > 1:
