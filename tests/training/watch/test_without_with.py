@@ -158,6 +158,7 @@ def test_a_loop_that_swallows_the_stop_is_told_again(keeper: FakeKeeper, at_exit
             if told == 3:
                 break
     assert told == 3
+    at_exit()
 
 
 def test_a_forked_child_does_not_end_the_run_of_its_parent(
