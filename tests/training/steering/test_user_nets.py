@@ -111,7 +111,7 @@ class Then(nn.Module):
 
 
 def checked(h: Tensor) -> Tensor:
-    torch.distributions.Normal(0.0, h)  # raises unless all are positive
+    torch.distributions.Normal(0.0, h, validate_args=True)  # raises unless all are positive
     return h
 
 
