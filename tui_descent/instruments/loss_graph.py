@@ -73,15 +73,16 @@ def read_loss_graph(loss: Tensor) -> LossGraph:
 
 
 def last_operation(output: Tensor) -> tuple[str, int] | None:
-    """Which of "softmax" and "sigmoid" an output comes from, and its size along the dimension of the softmax.
+    """Which of "softmax" and "sigmoid" an output (N, …) comes from, and the number of classes.
 
-    None if it comes from another operation, or has no graph. The size is 1 for a sigmoid of a single number.
+    That is the size along the dimension of the softmax, or the number of sigmoids for each sample. None if the output
+    comes from another operation, or has no graph.
     """
     node = _origin(output.grad_fn)
     name = None if node is None else _SQUASHING.get(node.name())
     if node is None or name is None:
         return None
-    return name, _size(node)
+    return name, _size(node) if name == "softmax" else output.numel() // max(1, len(output))
 
 
 def _loss_function(root: Any) -> tuple[str | None, int | None]:

@@ -131,19 +131,15 @@ class NetEnds:
         given, made = _batch((*args, kwargs)), _batch(output, floating=True)
         if given is None or made is None or len(given) != len(made) or not made.numel():
             return
+        # While a net is exported, nothing of ours may be recorded: not even that gradients are off.
         ordinary = plain(made)
         if ordinary is None or ordinary.is_complex():
             return
         self.batch, self.last = len(made), last_operation(made)
-        with torch.no_grad():  # not earlier: an export would record it
+        with torch.no_grad():
             rows = _rows(ordinary)
-            inputs = _some(given.detach()) if given.layout is torch.strided and not given.is_nested else None
             numbers = torch.stack(
-                [
-                    (rows * rows).mean(),
-                    (rows - rows.mean(dim=0)).square().mean(),
-                    rows.new_ones(()) if inputs is None else (inputs != inputs[:1]).any().to(rows.dtype),
-                ]
+                [(rows * rows).mean(), (rows - rows.mean(dim=0)).square().mean(), _vary(given).to(rows)]
             )
         # One output number for each sample, as of a regression, may well be constant for a while.
         samples = len(rows) if rows.shape[1] > 1 else 1
@@ -155,9 +151,9 @@ class NetEnds:
         ordinary = plain(args[0])
         if ordinary is None or ordinary.is_complex() or not ordinary.numel():
             return
-        with torch.no_grad():  # not earlier: an export would record it
+        with torch.no_grad():
             numbers = _rows(ordinary)
-            self._inputs[name] = torch.stack([(numbers * numbers).sum(), (numbers != 0).sum().to(numbers.dtype)])
+            self._inputs[name] = torch.stack([(numbers * numbers).sum(), (numbers != 0).sum().to(numbers)])
 
     def _before_norm(self, path: str, module: _BatchNorm, args: Args) -> None:
         if module.training and args and isinstance(args[0], Tensor) and args[0].dim() > 1:
@@ -174,6 +170,14 @@ def _batch(value: object, *, floating: bool = False) -> Tensor | None:
         if (tensor := _batch(part, floating=floating)) is not None:
             return tensor
     return None
+
+
+def _vary(inputs: Tensor) -> Tensor:
+    """Whether the samples differ, a scalar; true if that cannot be seen."""
+    if inputs.layout is not torch.strided or inputs.is_nested:
+        return torch.ones((), dtype=torch.bool)
+    rows = _some(inputs.detach())
+    return (rows != rows[:1]).any()
 
 
 def _some(tensor: Tensor) -> Tensor:

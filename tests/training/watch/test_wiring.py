@@ -338,6 +338,15 @@ FAULTS: dict[str, tuple[Loop, str, str | None]] = {
         None,
     ),
     "softmax, loss as a number": (Loop(lambda: mlp(nn.Softmax(dim=1)), shown=Tensor.item), "softmax twice", None),
+    "sigmoid, loss as a number": (
+        Loop(
+            lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1), nn.Sigmoid()),
+            loss=lambda net, x, y: F.binary_cross_entropy_with_logits(net(x)[:, 0], 0.0 * y),
+            shown=Tensor.item,
+        ),
+        "softmax twice",
+        None,
+    ),
     "softmax in forward, loss detached": (
         Loop(
             lambda: Cut(lambda h: h, at=1), shown=lambda loss: loss.detach(),
@@ -591,6 +600,10 @@ HEALTHY: dict[str, Loop] = {
     "gradients copied": Loop(mlp, clear=nothing, backward=copied_by_autograd),
     "gradients combined": Loop(mlp, clear=nothing, backward=surgery),
     "log_softmax and nll_loss": Loop(lambda: mlp(nn.LogSoftmax(1)), loss=lambda net, x, y: F.nll_loss(net(x), y)),
+    "autoencoder with a sigmoid": Loop(
+        lambda: nn.Sequential(nn.Linear(6, 3), nn.ReLU(), nn.Linear(3, 6), nn.Sigmoid()),
+        loss=lambda net, x, y: F.binary_cross_entropy(net(x), x.sigmoid()), shown=Tensor.item,
+    ),
     "log_softmax twice": Loop(lambda: mlp(nn.LogSoftmax(1)), shown=Tensor.item),
     "softmax and its logarithm": Loop(
         lambda: mlp(nn.Softmax(1)), loss=lambda net, x, y: F.nll_loss(torch.log(net(x)), y)

@@ -123,7 +123,7 @@ RULES: tuple[Rule, ...] = (
         kind="wiring",
         condition="the graph of the loss shows a softmax or sigmoid directly before an operation that takes logits; if "
         "the loss is passed as a number, the net ends in one and the first loss is that of a guess (a question)",
-        threshold="none; for the question a first loss within 10 % of ln(classes), or of 0.70 to 0.98 for a sigmoid",
+        threshold="none; for the question a first loss within 10 % of ln(classes), or 0.70 to 0.98 for one sigmoid",
         sentence="{takes} gets {gets} outputs; it {wants}.",
         check="Each row of the output adds up to 1. With C classes such a loss cannot fall below ln(1 + (C − 1)/e).",
         helps="pass the logits to the loss; apply softmax or sigmoid only to read probabilities",

@@ -57,7 +57,8 @@ class LossFacts:
             asks = abs(value - guess) < NEAR * guess
         else:
             lowest = LOWEST_SIGMOID_LOSS
-            asks = gets == "sigmoid" and SIGMOID_LOSSES[0] < value < SIGMOID_LOSSES[1]
+            # Of several sigmoids, as of an autoencoder, the loss may well be the cross-entropy of probabilities.
+            asks = gets == "sigmoid" and classes == 1 and SIGMOID_LOSSES[0] < value < SIGMOID_LOSSES[1]
         if asks:
             evidence: Evidence = {"gets": gets, "loss": value, "lowest": lowest, "question": 1.0}
             self._facts.found("softmax twice", None, evidence)

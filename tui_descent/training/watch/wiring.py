@@ -180,6 +180,7 @@ class Wiring:
         if self._rewinds != self._progress.rewinds:
             self._rewinds = self._progress.rewinds
             self._forget()
+        self._detach_ends()  # still attached if the update was dropped
         self._follow_net()
         if self._by_loss is not None:
             self._by_loss.observe(loss, self._ends)
