@@ -251,7 +251,7 @@ def test_text_never_blames_the_loss_if_it_is_finite(keeper: FakeKeeper) -> None:
     assert ended is None or ended.reason == fault.text
 
 
-@pytest.mark.parametrize("give", ["", "x", "xy", "loss"])
+@pytest.mark.parametrize("give", [pytest.param("", marks=pytest.mark.heavy), "xy", "loss"])
 @pytest.mark.parametrize("early", [False, True], ids=["step", "loss and step"])
 @pytest.mark.parametrize(
     ("build", "loss_of", "spoil"),

@@ -235,8 +235,8 @@ class Watch:
         - a function that computes the loss again, as in `lambda: loss_fn(model(x), y)`. Only then can an operation in
           the loss function be named for certain.
 
-        Random numbers, buffers, gradients and weights are afterwards as they were. With several nets or on a GPU, only
-        a function is run again. The batch is not kept.
+        Random numbers, buffers, gradients and weights are afterwards as they were. The batch is not kept. With several
+        nets only a function is run again. On a GPU nothing is: the fault is found some updates later.
         """
         start_s = time.perf_counter()
         progress, hooks = self.progress, self._hooks
