@@ -190,8 +190,6 @@ class Wiring:
             if self._losses == max(MANY_LOSSES, MANY_ACCUMULATIONS * self._most_losses):
                 self._facts.found("no optimizer step", None, self._by_optimizer.without_step(self._losses))
             return
-        if not updates:
-            self._detach_ends()  # the update was dropped before its ends were read
         self._most_losses, self._losses = max(self._most_losses, self._losses), 0
         self._facts.ended("no optimizer step")
         if skipped_in_a_row >= MANY_SKIPPED:
