@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import statistics
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -11,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from diagnosis_nets import RunData, context_of_scenario
 from diagnosis_oracle import Verdict, settled
 
-from tui_descent.protocol.events import Advice
+from tui_descent.protocol.events import Advice, NotFinite
 from tui_descent.scenario import presets
 from tui_descent.scenario.spec import Scenario
 from tui_descent.telemetry.diagnosis import Diagnosis, Finding
@@ -26,7 +27,12 @@ def diagnosis_of(scenario: Scenario, seen: RunData, *, knobs: Collection[str] = 
 
 def feed(diagnosis: Diagnosis, seen: RunData, steps: Iterable[int], *, every: int = 1) -> None:
     for step in steps:
-        diagnosis.add_loss(step, seen.losses[step])
+        if math.isfinite(loss := seen.losses[step]):
+            diagnosis.add_loss(step, loss)
+        else:  # as in a run that is held there
+            diagnosis.add_not_finite(
+                NotFinite(segment=0, step=step, what="loss", layer=None, text="", value="nan", then="hold")
+            )
         if step % every == 0 and step in seen.readings:
             diagnosis.add_reading(seen.readings[step])
 
@@ -65,6 +71,7 @@ class Score:
     table: Counter[tuple[str, str]] = dataclasses.field(default_factory=Counter)
     wrong: list[str] = dataclasses.field(default_factory=list)
     judged: int = 0
+    spoke: int = 0  # on how many of these the diagnosis says something
     unknown: int = 0
     undecided: int = 0
     retests: list[float] = dataclasses.field(default_factory=list)
@@ -86,6 +93,8 @@ class Score:
             self.undecided += 2 * len(established) > len(verdicts)
             return
         name = finding.finding if finding else "nothing"
+        self.spoke += name not in ("nothing", "not clear")
+        name = "healthy" if name == "converged" else name
         first = next((a for a in finding.advice if a.knob != "undo"), None) if finding else None
         named = name in verdict.findings
         cures = first is not None and bool(changes_of(first) & verdict.cures)
@@ -114,7 +123,7 @@ class Score:
 
     @property
     def share(self) -> float:
-        return self.right / self.judged
+        return self.right / max(1, self.spoke)
 
     @property
     def sure(self) -> int:
