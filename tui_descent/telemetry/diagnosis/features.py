@@ -65,6 +65,7 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     weight_scale: float  # √width · rms of the blocks' square matrices, at most 1: Xavier's is 1
     silent_row: int | None  # the last of the first layers whose gradient is exactly 0 while later ones have one
     no_gradient: bool  # every gradient is exactly 0
+    no_weight_gradient: bool  # the same of weights that are not all 0 themselves; biases may have a gradient
     kept: float | None  # the median layer's weight norm over that of the run's first reading
     kept_recently: float | None  # the same over the window's first reading
     cosine: float | None  # of each gradient with the next
@@ -140,6 +141,7 @@ class FeatureExtractor:
             weight_scale=self._weight_scale(last),
             silent_row=_silent_row(readings),
             no_gradient=len(readings) > 1 and all(r.global_grad_norm == 0 for r in readings[-2:]),
+            no_weight_gradient=len(readings) > 1 and all(_only_biases_learn(r) for r in readings[-2:]),
             kept=_kept(run_reading, last),
             kept_recently=_kept(first_reading, last),
             cosine=_mean_cosine(readings),
@@ -201,6 +203,12 @@ def _step_per_grad(reading: ReadingsTaken) -> float | None:
 def _mean_cosine(readings: Sequence[ReadingsTaken]) -> float | None:
     cosines = [r.global_cosine for r in readings if r.global_cosine is not None]
     return statistics.fmean(cosines) if cosines else None
+
+
+def _only_biases_learn(reading: ReadingsTaken) -> bool:
+    """Whether each layer's weight has a gradient of exactly 0, although no weight is 0 and gives a reason for that."""
+    norms = values_of(reading, "grad_norm")
+    return bool(norms) and not any(norms) and all(values_of(reading, "weight_norm"))
 
 
 def _kept(before: ReadingsTaken | None, now: ReadingsTaken) -> float | None:

@@ -61,7 +61,7 @@ def apply_rules(f: Features, context: RunContext) -> tuple[Name, float] | None:
 
 def _by_gradients(f: Features) -> tuple[Name, float]:
     """What the gradients alone prove."""
-    if f.no_gradient:
+    if f.no_gradient or f.no_weight_gradient:
         return "dead units", 0.95
     if f.product is not None and 0 < f.product < NOTHING_ARRIVES and f.first_product is not None:
         return "vanishing", _sure(NOTHING_ARRIVES / f.product)
@@ -79,8 +79,13 @@ def _by_loss(f: Features, context: RunContext) -> tuple[Name, float] | None:
     risen = max(f.first + (RISEN - 1) * abs(f.first), f.guess + (ABOVE_GUESS - 1) * size)
     if f.now > risen:
         return "diverging", _sure(f.now / risen if risen > 0 else math.inf, decades=0.3)
-    if f.no_gradient and not context.surface and f.now > TINY * size:
+    if (f.no_gradient or f.no_weight_gradient) and not context.surface and f.now > TINY * size:
         return _no_gradient(f)
+    known = classes or context.guess is not None or context.surface
+    if not known and grown > EXPLODED and f.now > FALLEN * f.run_first:
+        return "exploding", _sure(grown / EXPLODED)
+    if f.saturated > SATURATED and _started_too_fast(f) and expected is None:
+        return "not clear", 0.5  # a low loss may be luck
     # Without any gradient the loss stays where it is, whatever it did before.
     if classes and f.product == 0 and f.now > EXPECTED_GOOD * f.guess:
         return _no_gradient(f)

@@ -13,7 +13,8 @@ from tui_descent.telemetry.diagnosis.findings import Finding, Name
 from tui_descent.telemetry.diagnosis.rule import Rule
 
 NAME_WIDTH = 16  # longer names of layers are shortened at the front
-SMALL_RATE = 1e-5  # below it, a larger rate is advised where updates are rounded away
+# Between them, a rate 1,000 times as large is advised where updates are rounded away. A schedule made smaller ones.
+SMALLEST_RATE, SMALL_RATE = 1e-9, 1e-5
 QUESTION = "The net ends in a {gets}. Does your loss apply {gets} itself?"
 QUESTION_SURE = 0.6
 TAKEN_BACK = "Each update of {layer} is taken back before the next one."
@@ -97,8 +98,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         finding="no update",
         kind="wiring",
-        condition="every update so far was exactly 0, in 3 readings, although the gradients and the rate are not 0; or "
-        "each update is taken back before the next one",
+        condition="every update so far, or since the rate fell to a thousandth of its largest, was exactly 0, in 3 "
+        "readings, although the gradients and the rate are not 0; or each update is taken back before the next one",
         threshold="3 readings with gradients above 1e-6 (below, a run is so close to a minimum that this is normal); "
         "less than 5 % of 3 measured updates in a row is left at the next one",
         sentence="Gradients arrive, but no update changes a weight: lr {rate:.2g} in {dtype}.",
@@ -173,6 +174,7 @@ RULES: tuple[Rule, ...] = (
 )
 # Facts that a judgement of the gradients may explain, such as vanishing or dead units. They give way to it.
 SYMPTOMS = frozenset({"constant output"})
+ORDER = [rule.finding for rule in RULES]  # the first fact that holds is said
 _SENTENCES = {rule.finding: rule.sentence for rule in RULES}
 
 
@@ -235,7 +237,7 @@ def _advice(event: WiringFound, *, user_loop: bool) -> list[Advice]:
             return [Advice("freeze", "off", "x")]
         case "rate zero" if not user_loop and event.layer is None:
             return [Advice("schedule", "constant", "s")]
-        case "no update" if float(evidence.get("rate", SMALL_RATE)) < SMALL_RATE:
+        case "no update" if SMALLEST_RATE < float(evidence.get("rate", SMALL_RATE)) < SMALL_RATE:
             return [Advice("lr", "*1000", "]")]
         case "batch norm of one sample" if not user_loop:
             return [Advice("batch_size", "32", "b")]
