@@ -196,7 +196,7 @@ def _stuck(f: Features, context: RunContext) -> tuple[Name, float]:
     if _started_too_fast(f) and f.now > NOT_FALLEN * min(f.guess, f.run_first):
         return "diverging", FAIR
     escaping = f.slope < ESCAPING_SLOPE
-    steady = context.classes is not None and (f.long_fall or 0.0) > STEADY_FALL * f.guess
+    steady = context.classes is not None and f.fall > 0 and (f.long_fall or 0.0) > STEADY_FALL * f.guess
     if f.saturated <= SATURATED and (escaping or steady):
         return "healthy", FAIR
     if f.dead > MANY_DEAD:

@@ -14,7 +14,7 @@ from tui_descent.telemetry.diagnosis.rule import Rule
 
 NAME_WIDTH = 16  # longer names of layers are shortened at the front
 # Between them, a rate 1,000 times as large is advised where updates are rounded away. A schedule made smaller ones.
-SMALLEST_RATE, SMALL_RATE = 1e-9, 1e-5
+SMALLEST_RATE, SMALL_RATE = 1e-15, 1e-5
 QUESTION = "The net ends in a {gets}. Does your loss apply {gets} itself?"
 QUESTION_SURE = 0.6
 TAKEN_BACK = "Each update of {layer} is taken back before the next one."
