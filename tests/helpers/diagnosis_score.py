@@ -61,8 +61,8 @@ def changes_of(advice: Advice) -> set[str]:
 class Score:
     """`right` counts nets whose finding is right or whose first advice is a cure, `named` those whose finding is right.
 
-    "not clear" and no finding are no answer: such a net counts in `judged` and not in `spoke`. "converged" is right where
-    the oracle finds nothing wrong. `false_alarms` are problems named on nets that the oracle finds healthy and no more.
+    "not clear" and no finding are no answer: such a net counts in `judged` and not in `spoke`. "converged" is right
+    where the oracle finds nothing wrong. `false_alarms` are problems named on nets that are only healthy.
     Nets that no change makes train (`unknown`), and those on which the oracle's repetitions agree on nothing
     (`undecided`), are left out.
     """

@@ -104,6 +104,14 @@ def test_held_run_is_advised_to_go_back_only_if_something_can_be_undone() -> Non
         assert [a.knob for a in finding.advice] == advised, "no knob helps weights that are NaN"
 
 
+def test_nan_after_an_update_larger_than_the_weights_is_divergence() -> None:
+    for ratio, step, said in ((2.0, 1, "diverged"), (0.5, 1, "non-finite"), (2.0, 3, "non-finite")):
+        diagnosis = Diagnosis(LAYERS, knobs=ALL)
+        run_at(diagnosis, range(step), loss=2.3, update_ratio=[ratio, ratio])
+        diagnosis.add_not_finite(not_finite(step))
+        assert name_of(diagnosis) == said, (ratio, step)
+
+
 def test_non_finite_numbers_are_over_after_some_finite_losses() -> None:
     diagnosis = Diagnosis(LAYERS, knobs=ALL, context=RunContext(classes=10, optimizer="sgd"))
     diagnosis.add_loss(0, math.nan)

@@ -45,6 +45,12 @@ def test_only_numbers_that_grew_too_large_have_diverged(changed: Any, can_diverg
     assert (found.kind, found.sure) == ("numerics", 1.0)
 
 
+def test_an_update_larger_than_the_weights_has_diverged_too() -> None:
+    found = numerics_finding(event(), available=ALL, large_updates=True)
+    assert found.finding == "diverged"
+    assert "after too large an update" in sentence(found)
+
+
 def test_first_advice_loses_least() -> None:
     assert numerics_finding(event(**SQRT), available=ALL).advice == (DROP, UNDO)
     assert numerics_finding(event(**BATCH), available=frozenset()).advice == (DROP,)

@@ -119,7 +119,11 @@ class Diagnosis:
         """The loss or a gradient became NaN or infinite."""
         self._finite = 0
         found = numerics_finding(
-            event, available=self._available, user_loop=self.context.user_loop, rising=self._has_risen()
+            event,
+            available=self._available,
+            user_loop=self.context.user_loop,
+            rising=self._has_risen(),
+            large_updates=self._updates_were_too_large(event.step),
         )
         self._numerics = self._with_cure_of_large_weights(found)
         self._check_prediction()
@@ -301,6 +305,12 @@ class Diagnosis:
         # A window begins again after a fault, perhaps at a low loss: noise above that is no rise.
         start = max(self._first_losses[0], self._run_first_loss)
         return max(losses) > start + 0.5 * abs(start)
+
+    def _updates_were_too_large(self, step: int) -> bool:
+        """Whether the last update before this step was larger than the weights."""
+        last = next((r for r in self._readings if r.step == step - 1), None)
+        ratio = None if last is None else self._extractor.update_ratio(last)
+        return ratio is not None and ratio > 1
 
     def _with_cure_of_large_weights(self, found: Finding) -> Finding:
         """No knob helps weights that are NaN. The run must go back first; then comes what helps from there."""

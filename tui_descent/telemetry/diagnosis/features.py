@@ -131,9 +131,7 @@ class FeatureExtractor:
             product=self._newest_product(readings),
             first_product=self.product(first_reading),
             update_ratio=max(ratios, default=None),
-            first_update_ratio=median(
-                [self._weight_scale(first_reading) * v for v in values_of(first_reading, "update_ratio")]
-            ),
+            first_update_ratio=self.update_ratio(first_reading),
             step_per_grad=_step_per_grad(last),
             dead=max(newest_of(readings, "dead_fraction").values(), default=0.0),
             first_dead=max(values_of(first_reading, "dead_fraction"), default=None),
@@ -167,6 +165,10 @@ class FeatureExtractor:
         steps = list(itertools.pairwise(sizes))
         with_trend = sum((later > earlier) == (ratio < 1) for earlier, later in steps)
         return ratio if with_trend >= GROWS_SHARE * len(steps) else 1.0
+
+    def update_ratio(self, reading: ReadingsTaken) -> float | None:
+        """‖Δ‖/‖w‖ of the median layer, w as large as Xavier's."""
+        return median([self._weight_scale(reading) * v for v in values_of(reading, "update_ratio")])
 
     def _weight_scale(self, reading: ReadingsTaken) -> float:
         norms = reading.values.get("weight_norm", [])
