@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tui_descent.protocol.events import NotFinite
+from tui_descent.telemetry.diagnosis import sentence
 from tui_descent.telemetry.diagnosis.numerics import DROP, RULES, SLOWER, UNDO, numerics_finding
 
 ALL = frozenset({"undo", "lr"})
