@@ -172,7 +172,7 @@ def test_weights_whose_gradient_is_exactly_0_are_named_where_nothing_else_was_me
         finding = diagnosis.finding()
         assert finding is not None
         assert finding.finding == "dead units"
-        assert sentence(finding).startswith("Every weight's gradient is exactly 0; only biases learn.")
+        assert sentence(finding).startswith("No weight gets a gradient, only biases do.")
     at_zero = Diagnosis(plain, knobs=ALL, context=RunContext(user_loop=True))
     run_at(at_zero, range(MIN_STEPS), loss=0.9, **(zeros | {"weight_norm": [0.0, 1.0]}))
     assert name_of(at_zero) is None, "a weight that is 0 passes nothing on"

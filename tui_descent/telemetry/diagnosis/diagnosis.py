@@ -374,7 +374,7 @@ class Diagnosis:
             if name == "dead units" and f.no_gradient:
                 shown["all_zero"] = 1.0
                 row = self._silent_row()
-            elif name == "dead units" and f.no_weight_gradient:
+            elif name == "dead units" and f.no_weight_gradient and not shares:
                 shown["only_biases"] = 1.0
             elif name == "dead units" and not shares and f.silent_row is not None:
                 row, shown["no_gradient"] = f.silent_row, 1.0
