@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import statistics
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -12,13 +11,16 @@ from collections.abc import Collection, Iterable, Sequence
 from diagnosis_nets import RunData, context_of_scenario
 from diagnosis_oracle import Verdict, settled
 
-from tui_descent.protocol.events import Advice, NotFinite
+from tui_descent.protocol.events import Advice
 from tui_descent.scenario import presets
 from tui_descent.scenario.spec import Scenario
 from tui_descent.telemetry.diagnosis import Diagnosis, Finding
+from tui_descent.telemetry.diagnosis.findings import FINE
 
 ALL = frozenset({"lr", "activation", "residual", "pace", "norm", "optimizer", "init", "undo"})
 SURE = 0.8
+SILENT = frozenset({"nothing", "not clear"})  # no answer
+HARMLESS = FINE | SILENT | {"rate at the edge"}
 
 
 def diagnosis_of(scenario: Scenario, seen: RunData, *, knobs: Collection[str] = ALL) -> Diagnosis:
@@ -27,12 +29,7 @@ def diagnosis_of(scenario: Scenario, seen: RunData, *, knobs: Collection[str] = 
 
 def feed(diagnosis: Diagnosis, seen: RunData, steps: Iterable[int], *, every: int = 1) -> None:
     for step in steps:
-        if math.isfinite(loss := seen.losses[step]):
-            diagnosis.add_loss(step, loss)
-        else:  # as in a run that is held there
-            diagnosis.add_not_finite(
-                NotFinite(segment=0, step=step, what="loss", layer=None, text="", value="nan", then="hold")
-            )
+        diagnosis.add_loss(step, seen.losses[step])
         if step % every == 0 and step in seen.readings:
             diagnosis.add_reading(seen.readings[step])
 
@@ -64,6 +61,8 @@ def changes_of(advice: Advice) -> set[str]:
 class Score:
     """`right` counts nets whose finding is right or whose first advice is a cure, `named` those whose finding is right.
 
+    "not clear" and no finding are no answer: such a net counts in `judged` and not in `spoke`. "converged" is right
+    where the oracle finds nothing wrong. `false_alarms` are problems named on nets that are only healthy.
     Nets that no change makes train (`unknown`), and those on which the oracle's repetitions agree on nothing
     (`undecided`), are left out.
     """
@@ -71,12 +70,14 @@ class Score:
     table: Counter[tuple[str, str]] = dataclasses.field(default_factory=Counter)
     wrong: list[str] = dataclasses.field(default_factory=list)
     judged: int = 0
-    spoke: int = 0  # on how many of these the diagnosis says something
     unknown: int = 0
     undecided: int = 0
     retests: list[float] = dataclasses.field(default_factory=list)
+    spoke: int = 0
     right: int = 0
     named: int = 0
+    healthy: int = 0
+    false_alarms: int = 0
     ill: int = 0
     ill_right: int = 0
     ill_named: int = 0
@@ -93,16 +94,19 @@ class Score:
             self.undecided += 2 * len(established) > len(verdicts)
             return
         name = finding.finding if finding else "nothing"
-        self.spoke += name not in ("nothing", "not clear")
-        name = "healthy" if name == "converged" else name
         first = next((a for a in finding.advice if a.knob != "undo"), None) if finding else None
-        named = name in verdict.findings
+        fine = "healthy" in verdict.findings and name in FINE
+        named = name in verdict.findings or fine
         cures = first is not None and bool(changes_of(first) & verdict.cures)
         self.judged += 1
+        if verdict.findings == {"healthy"}:
+            self.healthy += 1
+            self.false_alarms += name not in HARMLESS
+        self.spoke += name not in SILENT
         self.named += named
         self.right += named or cures
         self.broad += len(verdict.findings)
-        if finding is not None:
+        if finding is not None and name not in SILENT:
             band = self.bands[max(b for b in self.bands if b <= max(0.5, finding.sure))]
             band[0] += named or cures
             band[1] += 1
@@ -113,7 +117,7 @@ class Score:
             self.ill_right += named or cures
             self.advised += first is not None
             self.cured += cures
-        if not (named or cures):
+        if not (named or cures or name in SILENT):
             self.wrong.append(f"{seed}: {name}, oracle {sorted(verdict.findings)} {sorted(verdict.cures)}")
 
     @property
@@ -123,7 +127,12 @@ class Score:
 
     @property
     def share(self) -> float:
-        return self.right / max(1, self.spoke)
+        """The share of right answers, where there is one."""
+        return self.right / self.spoke
+
+    @property
+    def spoken(self) -> float:
+        return self.spoke / self.judged
 
     @property
     def sure(self) -> int:
@@ -140,7 +149,9 @@ class Score:
         return "\n".join(
             [
                 *rows,
-                f"{self.right}/{self.judged} = {self.share:.1%} right, {self.named / self.judged:.1%} by name alone; "
+                f"{self.right}/{self.spoke} = {self.share:.1%} right, {self.named / self.spoke:.1%} by name alone; "
+                f"an answer on {self.spoke}/{self.judged} = {self.spoken:.1%}; "
+                f"{self.false_alarms} of {self.healthy} healthy nets called ill; "
                 f"left out: {self.unknown} that nothing makes train, {self.undecided} with an undecided oracle",
                 f"the oracle against itself: {self.retest:.1%} of the findings are confirmed by another repetition",
                 *(f"sure from {b}: {right}/{of} right" for b, (right, of) in self.bands.items()),

@@ -96,11 +96,20 @@ def test_held_run_is_advised_to_go_back_only_if_something_can_be_undone() -> Non
     for knobs_of_run, advised in ((ALL, ["undo", "lr"]), (AVAILABLE, [])):
         diagnosis = Diagnosis(LAYERS, knobs=knobs_of_run)
         diagnosis.add_loss(0, 2.3)
-        diagnosis.add_not_finite(not_finite(1, weights_finite=False))
+        diagnosis.add_loss(1, 40.0)
+        diagnosis.add_not_finite(not_finite(2, weights_finite=False))
         finding = diagnosis.finding()
         assert finding is not None
         assert finding.finding == "diverged"
         assert [a.knob for a in finding.advice] == advised, "no knob helps weights that are NaN"
+
+
+def test_nan_after_an_update_larger_than_the_weights_is_divergence() -> None:
+    for ratio, step, said in ((2.0, 1, "diverged"), (0.5, 1, "non-finite"), (2.0, 3, "non-finite")):
+        diagnosis = Diagnosis(LAYERS, knobs=ALL)
+        run_at(diagnosis, range(step), loss=2.3, update_ratio=[ratio, ratio])
+        diagnosis.add_not_finite(not_finite(step))
+        assert name_of(diagnosis) == said, (ratio, step)
 
 
 def test_non_finite_numbers_are_over_after_some_finite_losses() -> None:
@@ -119,10 +128,71 @@ def test_constant_output_is_not_said_where_the_gradient_explains_it() -> None:
     vanished: dict[str, list[float | None]] = {"backprop_factor": [1e-2, 1e-2]}
     dead: dict[str, list[float | None]] = {"dead_fraction": [1.0, 0.1]}
     for values, said in ((vanished, None), (dead, None), (weights, "constant output"), ({}, "constant output")):
-        diagnosis = Diagnosis(LAYERS, knobs=ALL, context=RunContext(classes=10, optimizer="sgd"))
+        diagnosis = Diagnosis(LAYERS, knobs=ALL, context=RunContext(classes=10, optimizer="sgd", user_loop=True))
         run_at(diagnosis, range(17), loss=2.3, **values)
         diagnosis.add_wiring(fact)
         assert name_of(diagnosis) == said, values
+
+
+def test_constant_output_of_a_scenario_waits_until_the_gradients_can_be_judged() -> None:
+    diagnosis = Diagnosis(LAYERS, knobs=ALL, context=RunContext(classes=10, optimizer="sgd"))
+    run_at(diagnosis, range(17), loss=2.3)
+    diagnosis.add_wiring(WiringFound(segment=0, step=16, fault="constant output", evidence={"samples": 64.0}))
+    assert name_of(diagnosis) is None
+    run_at(diagnosis, range(17, MIN_STEPS), loss=2.3)
+    assert name_of(diagnosis) == "constant output"
+
+
+def test_the_fact_that_explains_more_is_said_first() -> None:
+    diagnosis = Diagnosis(LAYERS, knobs=ALL, context=RunContext(user_loop=True))
+    evidence: dict[str, float | str] = {"rms": 300.0, "updates": 10.0, "layers": 2.0, "of": 2.0}
+    for fault in ("input scale", "rate zero"):
+        diagnosis.add_wiring(WiringFound(segment=0, step=3, fault=fault, evidence=evidence))
+    assert name_of(diagnosis) == "rate zero"
+
+
+def test_a_question_gives_way_to_a_run_that_trains_and_a_proof_does_not() -> None:
+    for question, said in ((1.0, "healthy"), (0.0, "softmax twice")):
+        diagnosis = Diagnosis(LAYERS, knobs=ALL, context=RunContext(classes=10, user_loop=True))
+        evidence: dict[str, float | str] = {"gets": "softmax", "takes": "cross_entropy", "question": question}
+        diagnosis.add_wiring(WiringFound(segment=0, step=0, fault="softmax twice", evidence=evidence))
+        assert name_of(diagnosis) == "softmax twice"
+        for step in range(MIN_STEPS):
+            run_at(diagnosis, range(step, step + 1), loss=2.3 * 0.97**step)
+        assert name_of(diagnosis) == said
+
+
+def test_weights_whose_gradient_is_exactly_0_are_named_where_nothing_else_was_measured() -> None:
+    """A net that calls its activations as functions: behind a dead layer only the biases get a gradient."""
+    zeros: dict[str, list[float | None]] = {"grad_norm": [0.0, 0.0], "backprop_factor": [None, None]}
+    plain = tuple(Layer(name=f"fc{n}", kind="Linear", params=272) for n in range(2))
+    for context in (RunContext(user_loop=True), RunContext(user_loop=True, loss_means_fit=False)):
+        diagnosis = Diagnosis(plain, knobs=ALL, context=context)
+        run_at(diagnosis, range(MIN_STEPS), loss=0.9, **zeros)
+        finding = diagnosis.finding()
+        assert finding is not None
+        assert finding.finding == "dead units"
+        assert sentence(finding).startswith("No weight gets a gradient, only biases do.")
+    at_zero = Diagnosis(plain, knobs=ALL, context=RunContext(user_loop=True))
+    run_at(at_zero, range(MIN_STEPS), loss=0.9, **(zeros | {"weight_norm": [0.0, 1.0]}))
+    assert name_of(at_zero) is None, "a weight that is 0 passes nothing on"
+
+
+def test_loss_of_unknown_scale_is_not_healthy_while_the_gradient_grows() -> None:
+    for product, said in ((100.0, "exploding"), (1.0, "healthy")):
+        diagnosis = Diagnosis(LAYERS, knobs=ALL, context=RunContext(user_loop=True))
+        for step in range(FIRMLY):
+            run_at(diagnosis, range(step, step + 1), loss=1e8 * 0.99**step, backprop_factor=[product, product])
+        assert name_of(diagnosis) == said, product
+
+
+def test_loss_that_changes_its_sign_is_given_without_a_percentage() -> None:
+    diagnosis = Diagnosis(LAYERS, knobs=ALL, context=RunContext(user_loop=True, loss_means_fit=False))
+    for step in range(LONG_WINDOW + FIRMLY):
+        run_at(diagnosis, range(step, step + 1), loss=0.5 - 0.01 * step)
+    finding = diagnosis.finding()
+    assert finding is not None
+    assert sentence(finding).startswith("Loss from 0.49 to -")
 
 
 def test_undo_is_advised_only_while_an_intervention_is_in_effect() -> None:
@@ -270,7 +340,8 @@ def test_after_divergence_by_large_weights_a_norm_is_advised_not_another_rate(
     diagnosis = Diagnosis(LAYERS, knobs=ALL, context=RunContext(classes=10, optimizer="sgd", norm=False))
     diagnosis.add_reading(reading(0, backprop_factor=factors))
     diagnosis.add_loss(0, loss)
-    diagnosis.add_not_finite(not_finite(1))
+    diagnosis.add_loss(1, 3 * loss)
+    diagnosis.add_not_finite(not_finite(2))
     finding = diagnosis.finding()
     assert finding is not None
     assert [a.knob for a in finding.advice][:2] == ["undo", knob]

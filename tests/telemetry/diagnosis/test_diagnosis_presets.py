@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,6 +13,7 @@ from diagnosis_nets import Observed
 from diagnosis_score import diagnosis_of, feed, finding_of, preset
 
 from tui_descent.instruments.curvature import Curvature, stability_limit
+from tui_descent.protocol.events import NotFinite
 from tui_descent.scenario import knobs, presets
 from tui_descent.scenario.keys import KEYS
 from tui_descent.telemetry.diagnosis import Diagnosis, sentence
@@ -53,7 +55,13 @@ def test_problem_of_a_preset_is_found_within_sixty_steps(name: str, seed: int) -
         seen, readings={step: seen.readings[step] for step in SCHEDULE if step in seen.readings}
     )
     for every, data in ((1, seen), (7, seen), (1, scheduled)):
-        finding = finding_of(scenario, data, knobs=AVAILABLE | {"undo"}, every=every)
+        diagnosis = diagnosis_of(scenario, data, knobs=AVAILABLE | {"undo"})
+        feed(diagnosis, data, range(len(data.losses)), every=every)
+        if name == "too-hot":
+            assert math.isnan(data.losses[-1])
+            fault: dict[str, Any] = {"what": "loss", "layer": None, "text": "", "loss": math.nan, "then": "hold"}
+            diagnosis.add_not_finite(NotFinite(segment=0, step=len(data.losses) - 1, **fault))
+        finding = diagnosis.finding()
         assert finding is not None
         assert finding.finding in NAMED[name], every
         assert finding.sure >= 0.6

@@ -54,10 +54,12 @@ def test_findings_on_thirty_nets_agree_with_the_oracle() -> None:
     print(made)
     assert made.judged >= 25
     assert made.ill >= 8
-    assert made.share >= 0.85
-    assert made.spoke >= 0.8 * made.judged
+    assert made.share >= 0.92  # measured: 24 of 26
+    assert made.spoken == 1.0
+    assert made.false_alarms <= 1  # of 14: a net that is on a plateau for 240 steps and leaves it later
     assert made.sure >= 15
-    assert made.sure_share >= 0.95
+    assert made.sure_share >= 0.95  # measured: 19 of 19
+    assert made.cured >= 6  # measured: 6 of 10
 
 
 def test_stored_verdicts_are_those_of_the_oracle() -> None:

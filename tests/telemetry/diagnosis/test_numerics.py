@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tui_descent.protocol.events import NotFinite
+from tui_descent.telemetry.diagnosis import sentence
 from tui_descent.telemetry.diagnosis.numerics import DROP, RULES, SLOWER, UNDO, numerics_finding
 
 ALL = frozenset({"undo", "lr"})
@@ -43,6 +44,12 @@ def test_only_numbers_that_grew_too_large_have_diverged(changed: Any, can_diverg
     found = numerics_finding(event(**changed), available=ALL, user_loop=True, rising=rising)
     assert found.finding == ("diverged" if rising and can_diverge else "non-finite")
     assert (found.kind, found.sure) == ("numerics", 1.0)
+
+
+def test_an_update_larger_than_the_weights_has_diverged_too() -> None:
+    found = numerics_finding(event(), available=ALL, large_updates=True)
+    assert found.finding == "diverged"
+    assert "after too large an update" in sentence(found)
 
 
 def test_first_advice_loses_least() -> None:

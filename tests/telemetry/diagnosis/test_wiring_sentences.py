@@ -20,33 +20,33 @@ def case(text: str, fault: str, layer: str | None = None, **evidence: float | st
     CASES.append((WiringFound(segment=0, step=3, fault=fault, layer=layer, evidence=evidence), text))
 
 
-case("20 losses, but no step() of the watched Adam.", "no optimizer step", losses=20.0, optimizer="Adam")
+case("20 losses; the watched Adam made no step.", "no optimizer step", losses=20.0, optimizer="Adam")
 case(
-    "40 losses, but no step() of the watched SGD; another Adam is stepped.",
+    "40 losses; the watched SGD made no step, another Adam did.",
     "no optimizer step", losses=40.0, optimizer="SGD", other="Adam", shares=1.0,
 )  # fmt: skip
-case("No update in the last 20 steps: each time a gradient was not finite.", "every update skipped", steps=20.0)
+case("The gradients of the last 20 steps were not finite.", "every update skipped", steps=20.0)
 case(
-    "3 layers are not in the optimizer, which holds 6 tensors not in this net.",
+    "The optimizer has 6 other tensors, not these 3 layers.",
     "foreign parameters", "0", absent=3.0, layers=3.0, foreign=6.0,
 )  # fmt: skip
 case(
-    "head is not in the optimizer, which holds 1 tensor not in this net.",
+    "The optimizer has 1 other tensor, not head.",
     "foreign parameters", "head", absent=1.0, layers=3.0, foreign=1.0,
 )  # fmt: skip
 case(
-    "4 is in no watched optimizer: no update reaches it.",
+    "No watched optimizer holds 4: no updates.",
     "untrained parameters", "4", absent=1.0, layers=3.0, foreign=0.0,
 )  # fmt: skip
 case(
-    "2 layers are in no watched optimizer: no update reaches them.",
+    "No watched optimizer holds these 2 layers: no updates.",
     "untrained parameters", "4", absent=2.0, layers=3.0, foreign=0.0,
 )  # fmt: skip
 case("No parameter has a gradient when the optimizer makes its step.", "no gradient", updates=3.0)
 case("No gradient in a; b gets one.", "gradient cut", "a", after="b", without=1.0)
-case("No gradient in 2 layers up to b; c gets one.", "gradient cut", "b", after="c", without=2.0)
+case("No gradient up to b; c gets one.", "gradient cut", "b", after="c", without=2.0)
 case(
-    "No gradient in 10 layers up to …ention.out_proj; …ention.out_proj gets one.",
+    "No gradient up to …ention.out_proj; …ention.out_proj gets one.",
     "gradient cut", LONG, after=LONG, without=10.0,
 )  # fmt: skip
 case("The learning rate has been 0 for 10 updates.", "rate zero", updates=10.0, layers=3.0, of=3.0)
@@ -54,7 +54,7 @@ case(
     "The learning rate of 1 of 3 layers has been 0 for 10 updates.", "rate zero", "0", updates=10.0, layers=1.0, of=3.0
 )
 case(
-    "Gradients arrive, but no update changes a weight: lr 1e-12 in bfloat16.",
+    "Gradients arrive, but updates change nothing: lr 1e-12 in bfloat16.",
     "no update", rate=1e-12, dtype="bfloat16", gradient=0.3,
 )  # fmt: skip
 case("Each update of 0 is taken back before the next one.", "no update", "0", left=0.001)
@@ -85,7 +85,7 @@ case("2 of 3 layers are frozen.", "frozen layers", "0", frozen=2.0, layers=3.0, 
 def test_sentence_of_a_fact(event: WiringFound, text: str) -> None:
     finding = wiring_finding(event, ALL_KNOBS, True)
     assert words(finding) == text
-    assert len(words(finding)) <= 76
+    assert len(f" {finding.finding}  {words(finding)}") <= 80
     assert (finding.finding, finding.kind, finding.layer) == (event.fault, "wiring", event.layer)
     assert finding.evidence == event.evidence
     assert finding.sure == (QUESTION_SURE if text.endswith("?") else 1.0)

@@ -224,6 +224,23 @@ def copied_back(share: float) -> Callable[[int, nn.Module, Any], None]:
     return after
 
 
+def falls_to(rate: float) -> Callable[[int, nn.Module, Any], None]:
+    """A schedule that ends after four steps."""
+
+    def after(step: int, net: nn.Module, optimizer: Any) -> None:
+        if step == 3:
+            optimizer.param_groups[0]["lr"] = rate
+
+    return after
+
+
+def large_weights() -> nn.Module:
+    """Small updates of weights of 10,000 are rounded away."""
+    net = nn.Sequential(nn.Linear(6, 3))
+    nn.init.constant_(net[0].weight, 1e4)
+    return net
+
+
 def resets(net: Any, optimizer: Any) -> tuple[Any, Any]:
     """An optimizer whose step ends by loading the first weights; the hook is called after ours."""
     first = [p.detach().clone() for p in net.parameters()]
@@ -297,6 +314,7 @@ FAULTS: dict[str, tuple[Loop, str, str | None]] = {
     "rounded away": (Loop(lambda: mlp().bfloat16(), optimizer=sgd(1e-12), loss=half), "no update", None),
     "rounded away in float32": (Loop(mlp, optimizer=sgd(1e-30)), "no update", None),
     "rounded away in a conv net": (Loop(conv, optimizer=sgd(1e-25), batch=images), "no update", None),
+    "rate that becomes too small": (Loop(mlp, optimizer=sgd(0.1), after=falls_to(1e-30)), "no update", None),
     "average copied back": (Loop(mlp, after=copied_back(0.001)), "no update", "0"),
     "first weights loaded again": (Loop(conv, batch=images, after=copied_back(0.0)), "no update", "0"),
     "weights set back before run.step": (
@@ -433,6 +451,12 @@ def test_most_faults_are_found_without_readings(name: str, keeper: FakeKeeper) -
     loop, fault, layer = FAULTS[name]
     loop.train(watched(keeper, every=None, budget=0.0))
     assert [(f.fault, f.layer) for f in facts(keeper)] == [(fault, layer)]
+
+
+def test_weights_that_rest_at_a_minimum_are_no_fault(keeper: FakeKeeper) -> None:
+    """With its usual rate, a run whose updates are rounded away may be as good as it can be."""
+    Loop(large_weights, optimizer=sgd(0.1), after=falls_to(2e-4)).train(watched(keeper))
+    assert facts(keeper) == []
 
 
 def test_evidence_of_a_cut(keeper: FakeKeeper) -> None:

@@ -95,7 +95,7 @@ def _outdated_by(view: View, found: Diagnosed) -> str:
 def _measured(view: View) -> str:
     """How far the first diagnosis is, and what the newest reading shows."""
     steps, flow = view.history.steps, _gradient_flow(view)
-    far = f"step {steps} of the first {MIN_STEPS}" if steps < MIN_STEPS else "not clear yet"
+    far = f"step {steps} of {MIN_STEPS}" if steps < MIN_STEPS else "not clear yet"
     return f"{far} · {flow}" if flow else far
 
 

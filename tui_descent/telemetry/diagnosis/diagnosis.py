@@ -49,7 +49,6 @@ FIRST_STEPS = 3  # their mean is a run's first loss
 FINITE_AGAIN = 20  # finite losses after which a NaN is over
 MAX_LOSS = 1e100  # larger losses count as this one, whose square does not overflow
 KEPT_READINGS = 40
-CONSTANT = "constant output"
 
 
 class Diagnosis:
@@ -120,7 +119,11 @@ class Diagnosis:
         """The loss or a gradient became NaN or infinite."""
         self._finite = 0
         found = numerics_finding(
-            event, available=self._available, user_loop=self.context.user_loop, rising=self._has_risen()
+            event,
+            available=self._available,
+            user_loop=self.context.user_loop,
+            rising=self._has_risen(),
+            large_updates=self._updates_were_too_large(event.step),
         )
         self._numerics = self._with_cure_of_large_weights(found)
         self._check_prediction()
@@ -187,19 +190,24 @@ class Diagnosis:
         """What is wrong now, or "healthy"; None in the first steps of a window.
 
         NaN comes first, then facts about the wiring, then the judgement of loss and gradients. A neutral fact such as
-        frozen layers gives way to a run that trains.
+        frozen layers, and a question, give way to a run that trains.
         """
         if self._numerics is not None:
             return self._numerics
-        facts = [x for x in self._wiring.values() if x.finding != CONSTANT or not self._gradient_explains()]
-        facts.sort(key=lambda fact: fact.finding in NEUTRAL)
+        facts = [x for x in self._wiring.values() if x.finding not in wiring.SYMPTOMS or not self._is_explained()]
+        facts.sort(key=lambda fact: (_is_neutral(fact), wiring.ORDER.index(fact.finding)))
         said = self._said
-        if facts and not (facts[0].finding in NEUTRAL and said is not None and said.finding in FINE):
+        if facts and not (_is_neutral(facts[0]) and said is not None and said.finding in FINE):
             return facts[0]
         return said
 
-    def _gradient_explains(self) -> bool:
-        """Whether an output that is the same for all samples follows from dead units or a vanishing gradient."""
+    def _is_explained(self) -> bool:
+        """Whether an output that is the same for all samples follows from dead units or a vanishing gradient.
+
+        The net of a scenario is wired as it should be: there it may follow until the gradients are judged.
+        """
+        if not self.context.user_loop and (self._step_count < MIN_STEPS or self._taken < MIN_READINGS):
+            return True
         if self._said is not None and self._said.finding not in NEUTRAL | {"plateau"}:
             return True
         weights = newest_of(self._readings, "weight_norm")
@@ -298,6 +306,12 @@ class Diagnosis:
         start = max(self._first_losses[0], self._run_first_loss)
         return max(losses) > start + 0.5 * abs(start)
 
+    def _updates_were_too_large(self, step: int) -> bool:
+        """Whether the last update before this step was larger than the weights."""
+        last = next((r for r in self._readings if r.step == step - 1), None)
+        ratio = None if last is None else self._extractor.update_ratio(last)
+        return ratio is not None and ratio > 1
+
     def _with_cure_of_large_weights(self, found: Finding) -> Finding:
         """No knob helps weights that are NaN. The run must go back first; then comes what helps from there."""
         advice = list(found.advice)
@@ -360,6 +374,8 @@ class Diagnosis:
             if name == "dead units" and f.no_gradient:
                 shown["all_zero"] = 1.0
                 row = self._silent_row()
+            elif name == "dead units" and f.no_weight_gradient and not shares:
+                shown["only_biases"] = 1.0
             elif name == "dead units" and not shares and f.silent_row is not None:
                 row, shown["no_gradient"] = f.silent_row, 1.0
         if name == "diverging":
@@ -381,13 +397,18 @@ class Diagnosis:
         return max(silent, default=None)
 
 
+def _is_neutral(fact: Finding) -> bool:
+    return fact.finding in NEUTRAL or bool(fact.evidence.get("question"))
+
+
 def _trend(f: Features) -> str:
     """How the loss has moved over the newest steps."""
-    steps = min(f.steps, LONG_WINDOW)
     if abs(f.long_slope if f.long_slope is not None else f.slope) < 2.5:
         return f"level at {f.now:.3g}"
-    change = (f.now - f.first) / abs(f.first) if f.first else math.inf
-    return f"{'up' if change > 0 else 'down'} {abs(change):.0%} in {f.steps:,} steps, now {f.now:.3g}" if steps else ""
+    if f.first <= 0 or f.now <= 0 or f.now > 2 * f.first:  # a percentage would mean little
+        return f"from {f.first:.3g} to {f.now:.3g} in {f.steps:,} steps"
+    change = f.now / f.first - 1
+    return f"{'up' if change > 0 else 'down'} {abs(change):.0%} in {f.steps:,} steps, now {f.now:.3g}"
 
 
 def _gradients(f: Features) -> str:

@@ -26,7 +26,8 @@ RULES: tuple[Rule, ...] = (
         finding="exploding",
         kind="dynamics",
         condition="The loss started far above that of a guess, is still high, and the gradient grows on its way back.",
-        threshold=f"first loss above {r.HUGE:g} times that of a guess, product above {r.GROWN:g} ({TUNED})",
+        threshold=f"first loss above {r.HUGE:g} times that of a guess, product above {r.GROWN:g} ({TUNED}); if the "
+        f"loss of a guess is not known: loss above {r.FALLEN:.0%} of the first one, product above {r.EXPLODED:g}",
         sentence="Gradient grows ×{product:.1e}.",
         check="The heat map is brightest at the first layers; the loss starts far above ln(classes).",
         helps="a norm between each layer and its activation; weights drawn with a smaller scale",
@@ -35,7 +36,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         finding="dead units",
         kind="dynamics",
-        condition="The loss is stuck, and no unit of a layer passes a gradient, or every gradient is exactly 0.",
+        condition="The loss is stuck, and no unit of a layer passes a gradient, or the gradient of every weight is "
+        "exactly 0.",
         threshold=f"more than {r.ALL_DEAD:.0%} of a layer's units have slope 0 on every sample (Lu 2019, 1903.06733)",
         sentence="{share:.0%} of {layer}'s units are dead.",
         check="Open the layer (enter): its dead fraction and the histogram of its inputs, left of 0.",
@@ -153,6 +155,7 @@ RULES: tuple[Rule, ...] = (
 BY_PRODUCT = "Backprop scales the gradient by {product:.1e}."
 ALL_ZERO = "Every gradient is exactly 0; the loss stays at {loss:.3g}."
 ALL_ZERO_IN = "Every gradient is exactly 0: all outputs of {layer} are 0."
+ONLY_BIASES = "No weight gets a gradient, only biases do."
 SILENT = "{layer}'s gradient is exactly 0: no unit after it is alive."
 NOT_RISEN = "First updates too large: loss {loss:.3g}."
 STUCK_AT = "Loss stuck at {loss:.3g}."
@@ -176,6 +179,8 @@ def words(finding: Finding) -> str:
         template = STUCK_AT
     elif name == "dead units" and evidence.get("all_zero"):
         template = ALL_ZERO if finding.layer is None else ALL_ZERO_IN
+    elif name == "dead units" and evidence.get("only_biases"):
+        template = ONLY_BIASES
     elif name == "dead units" and evidence.get("no_gradient"):
         template = SILENT
     elif name == "dead units" and "share" not in evidence:

@@ -65,6 +65,7 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     weight_scale: float  # √width · rms of the blocks' square matrices, at most 1: Xavier's is 1
     silent_row: int | None  # the last of the first layers whose gradient is exactly 0 while later ones have one
     no_gradient: bool  # every gradient is exactly 0
+    no_weight_gradient: bool  # the same of weights that are not all 0 themselves; biases may have a gradient
     kept: float | None  # the median layer's weight norm over that of the run's first reading
     kept_recently: float | None  # the same over the window's first reading
     cosine: float | None  # of each gradient with the next
@@ -107,12 +108,7 @@ class FeatureExtractor:
         fell = earlier - statistics.fmean(window[-THIRD:])
         slope, error, noise = fit_line(window[-2 * THIRD :])
         now = statistics.fmean(window[-TAIL:])
-        products = [p for r in newest if (p := self.product(r)) is not None]
-        if not products:  # the newest readings have only norms
-            products = [p for r in reversed(readings) if (p := self.product(r)) is not None][:1]
         ratios = [self._weight_scale(r) * v for r in newest for v in values_of(r, "update_ratio")]
-        steps_taken = zip(last.values.get("update_norm", ()), last.values.get("grad_norm", ()), strict=False)
-        cosines = [r.global_cosine for r in readings if r.global_cosine is not None]
         long = len(losses) >= LONG_WINDOW
         long_slope, long_error, _ = fit_line(losses[-LONG_WINDOW:]) if long else (0.0, 1.0, 0.0)
         return Features(
@@ -132,24 +128,29 @@ class FeatureExtractor:
             steps=steps,
             readings=taken,
             blocks=len(self.rows) or len(self.alike),
-            product=median(products),
+            product=self._newest_product(readings),
             first_product=self.product(first_reading),
             update_ratio=max(ratios, default=None),
-            first_update_ratio=median(
-                [self._weight_scale(first_reading) * v for v in values_of(first_reading, "update_ratio")]
-            ),
-            step_per_grad=median([u / g for u, g in steps_taken if u and g]),
+            first_update_ratio=self.update_ratio(first_reading),
+            step_per_grad=_step_per_grad(last),
             dead=max(newest_of(readings, "dead_fraction").values(), default=0.0),
             first_dead=max(values_of(first_reading, "dead_fraction"), default=None),
             saturated=max(newest_of(readings, "saturated_fraction").values(), default=0.0),
             weight_scale=self._weight_scale(last),
             silent_row=_silent_row(readings),
             no_gradient=len(readings) > 1 and all(r.global_grad_norm == 0 for r in readings[-2:]),
+            no_weight_gradient=len(readings) > 1 and all(_only_biases_learn(r) for r in readings[-2:]),
             kept=_kept(run_reading, last),
             kept_recently=_kept(first_reading, last),
-            cosine=statistics.fmean(cosines) if cosines else None,
+            cosine=_mean_cosine(readings),
             curvature=curvature,
         )
+
+    def _newest_product(self, readings: Sequence[ReadingsTaken]) -> float | None:
+        """The median P of the newest readings; the last P there is if these have only norms."""
+        known = [(r.step, p) for r in readings if (p := self.product(r)) is not None]
+        newest = [p for step, p in known if step > readings[-1].step - HALF]
+        return median(newest or [p for _, p in known[-1:]])
 
     def product(self, reading: ReadingsTaken) -> float | None:
         """P. Without blocks, the first gradient over the last of layers of one shape; None if neither was measured."""
@@ -164,6 +165,10 @@ class FeatureExtractor:
         steps = list(itertools.pairwise(sizes))
         with_trend = sum((later > earlier) == (ratio < 1) for earlier, later in steps)
         return ratio if with_trend >= GROWS_SHARE * len(steps) else 1.0
+
+    def update_ratio(self, reading: ReadingsTaken) -> float | None:
+        """‖Δ‖/‖w‖ of the median layer, w as large as Xavier's."""
+        return median([self._weight_scale(reading) * v for v in values_of(reading, "update_ratio")])
 
     def _weight_scale(self, reading: ReadingsTaken) -> float:
         norms = reading.values.get("weight_norm", [])
@@ -189,6 +194,23 @@ def _silent_row(readings: Sequence[ReadingsTaken]) -> int | None:
         zero = next((k for k, (_, v) in enumerate(norms) if v != 0), 0)
         rows.append(norms[zero - 1][0] if zero else None)
     return rows[-1] if len(rows) == 2 and rows[0] == rows[1] else None
+
+
+def _step_per_grad(reading: ReadingsTaken) -> float | None:
+    """The median layer's ‖Δ‖/‖g‖, of layers that have both."""
+    norms = zip(reading.values.get("update_norm", ()), reading.values.get("grad_norm", ()), strict=False)
+    return median([update / grad for update, grad in norms if update and grad])
+
+
+def _mean_cosine(readings: Sequence[ReadingsTaken]) -> float | None:
+    cosines = [r.global_cosine for r in readings if r.global_cosine is not None]
+    return statistics.fmean(cosines) if cosines else None
+
+
+def _only_biases_learn(reading: ReadingsTaken) -> bool:
+    """Whether each layer's weight has a gradient of exactly 0, although no weight is 0 and gives a reason for that."""
+    norms = values_of(reading, "grad_norm")
+    return bool(norms) and not any(norms) and all(values_of(reading, "weight_norm"))
 
 
 def _kept(before: ReadingsTaken | None, now: ReadingsTaken) -> float | None:

@@ -29,9 +29,10 @@ RULES = (
     Rule(
         finding="diverged",
         kind="numerics",
-        condition="the same, but the loss had clearly risen before, or the updates were far too large",
-        threshold="as for a loss that rises: see diverging",
-        sentence="The {what} is {value} at step {step:.0f}, after the loss had risen{where}.",
+        condition="the same, but the loss had clearly risen before, or the last update was larger than the weights",
+        threshold="loss above 1.5 times the first one; update above 100 % of the weights, or of weights as large as "
+        "Xavier's where they are smaller",
+        sentence="The {what} is {value} at step {step:.0f}, after {after}{where}.",
         check="loss chart: the curve climbs before it ends",
         helps="u goes back to weights that were still good; then [ for a smaller rate",
         useless="space: the next batch meets the same large weights",
@@ -40,14 +41,20 @@ RULES = (
 
 
 def numerics_finding(
-    event: NotFinite, *, available: Collection[str], user_loop: bool = False, rising: bool = False
+    event: NotFinite,
+    *,
+    available: Collection[str],
+    user_loop: bool = False,
+    rising: bool = False,
+    large_updates: bool = False,
 ) -> Finding:
     """The finding for a non-finite loss or gradient, with advice that the run would accept now.
 
     `available` are the knobs that can act, "undo" among them if there is a snapshot. `rising`: the loss had clearly
-    risen before, or the updates were far too large. Advice for a run that has ended is empty: no key acts any more.
+    risen before; `large_updates`: the last update was larger than the weights. Advice for a run that has ended is
+    empty: no key acts any more.
     """
-    diverged = rising and _can_be_overflow(event)
+    diverged = (rising or large_updates) and _can_be_overflow(event)
     advice: list[Advice] = []
     broken = event.weights_finite is False
     if event.then == "hold" and not broken and not diverged and not _grew_too_large(event.where):
@@ -62,6 +69,8 @@ def numerics_finding(
         "value": event.value,
         "where": f": {event.where}" if event.where else "",
     }
+    if diverged:
+        evidence["after"] = "the loss had risen" if rising else "too large an update"
     if event.loss is not None:
         evidence["loss"] = event.loss
     if event.cause:

@@ -61,7 +61,7 @@ def apply_rules(f: Features, context: RunContext) -> tuple[Name, float] | None:
 
 def _by_gradients(f: Features) -> tuple[Name, float]:
     """What the gradients alone prove."""
-    if f.no_gradient:
+    if _no_weight_learns(f):
         return "dead units", 0.95
     if f.product is not None and 0 < f.product < NOTHING_ARRIVES and f.first_product is not None:
         return "vanishing", _sure(NOTHING_ARRIVES / f.product)
@@ -79,8 +79,13 @@ def _by_loss(f: Features, context: RunContext) -> tuple[Name, float] | None:
     risen = max(f.first + (RISEN - 1) * abs(f.first), f.guess + (ABOVE_GUESS - 1) * size)
     if f.now > risen:
         return "diverging", _sure(f.now / risen if risen > 0 else math.inf, decades=0.3)
-    if f.no_gradient and not context.surface and f.now > TINY * size:
+    if _no_weight_learns(f) and not context.surface and f.now > TINY * size:
         return _no_gradient(f)
+    known = classes or context.guess is not None or context.surface
+    if not known and grown > EXPLODED and f.now > FALLEN * f.run_first:
+        return "exploding", _sure(grown / EXPLODED)
+    if f.saturated > SATURATED and _started_too_fast(f) and expected is None:
+        return "not clear", 0.5  # a low loss may be luck
     # Without any gradient the loss stays where it is, whatever it did before.
     if classes and f.product == 0 and f.now > EXPECTED_GOOD * f.guess:
         return _no_gradient(f)
@@ -191,7 +196,7 @@ def _stuck(f: Features, context: RunContext) -> tuple[Name, float]:
     if _started_too_fast(f) and f.now > NOT_FALLEN * min(f.guess, f.run_first):
         return "diverging", FAIR
     escaping = f.slope < ESCAPING_SLOPE
-    steady = context.classes is not None and (f.long_fall or 0.0) > STEADY_FALL * f.guess
+    steady = context.classes is not None and f.fall > 0 and (f.long_fall or 0.0) > STEADY_FALL * f.guess
     if f.saturated <= SATURATED and (escaping or steady):
         return "healthy", FAIR
     if f.dead > MANY_DEAD:
@@ -219,6 +224,11 @@ def _too_small(f: Features, context: RunContext) -> float:
 def _started_too_fast(f: Features) -> bool:
     """Whether the first updates changed the weights by far too much."""
     return f.first_update_ratio is not None and f.first_update_ratio > LARGE_UPDATE
+
+
+def _no_weight_learns(f: Features) -> bool:
+    """Whether the gradient of every weight is exactly 0, and not because decay has shrunk the weights to nothing."""
+    return f.no_gradient or (f.no_weight_gradient and (f.kept or 1.0) > DECAYED)
 
 
 def _no_gradient(f: Features) -> tuple[Name, float]:

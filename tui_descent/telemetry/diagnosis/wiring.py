@@ -13,7 +13,8 @@ from tui_descent.telemetry.diagnosis.findings import Finding, Name
 from tui_descent.telemetry.diagnosis.rule import Rule
 
 NAME_WIDTH = 16  # longer names of layers are shortened at the front
-SMALL_RATE = 1e-5  # below it, a larger rate is advised where updates are rounded away
+# Between them, a rate 1,000 times as large is advised where updates are rounded away. A schedule made smaller ones.
+SMALLEST_RATE, SMALL_RATE = 1e-15, 1e-5
 QUESTION = "The net ends in a {gets}. Does your loss apply {gets} itself?"
 QUESTION_SURE = 0.6
 TAKEN_BACK = "Each update of {layer} is taken back before the next one."
@@ -24,7 +25,7 @@ RULES: tuple[Rule, ...] = (
         kind="wiring",
         condition="run.step() got 20 losses and no watched optimizer made a step",
         threshold="20 losses; 10 times the most losses between two updates so far, if the loop accumulates gradients",
-        sentence="{losses:.0f} losses, but no step() of the watched {optimizer}{other}.",
+        sentence="{losses:.0f} losses; the watched {optimizer} made no step{other}.",
         check="Is optimizer.step() called, and on the object that was passed to watch()?",
         helps="pass the optimizer to watch() that the loop steps",
         useless="any knob",
@@ -34,7 +35,7 @@ RULES: tuple[Rule, ...] = (
         kind="wiring",
         condition="the GradScaler, or the check for NaN, has dropped the last 20 updates",
         threshold="20 steps in a row; a scaler that starts too high finds its scale within about 15",
-        sentence="No update in the last {steps:.0f} steps: each time a gradient was not finite.",
+        sentence="The gradients of the last {steps:.0f} steps were not finite.",
         check="Print scaler.get_scale(): it halves at each skipped update.",
         helps="find the operation that overflows; keep the loss in float32 or bfloat16",
         useless="waiting",
@@ -45,7 +46,7 @@ RULES: tuple[Rule, ...] = (
         condition="the optimizers hold tensors that are not the net's, and weights that get a gradient are in none; "
         "nothing else changes these weights in 3 updates",
         threshold="none: parameters are compared as objects",
-        sentence="{absent} not in the optimizer, which holds {foreign} not in this net.",
+        sentence="The optimizer has {foreign}, not {absent}.",
         check="The update of these layers is empty. Was the net copied, wrapped or given a new head after the "
         "optimizer was made?",
         helps="make the optimizer after the last change of the net, from its parameters()",
@@ -57,7 +58,7 @@ RULES: tuple[Rule, ...] = (
         condition="weights with requires_grad=True get a gradient and are in no watched optimizer; nothing else "
         "changes them in 3 updates",
         threshold="none: parameters are compared as objects",
-        sentence="{absent} in no watched optimizer: no update reaches {them}.",
+        sentence="No watched optimizer holds {absent}: no updates.",
         check="The update of these layers is empty. Compare len(list(model.parameters())) with the optimizer's groups.",
         helps="optimizer.add_param_group, or requires_grad_(False) if they shall not train",
         useless="any knob: these weights never change",
@@ -79,7 +80,7 @@ RULES: tuple[Rule, ...] = (
         condition="the first layers of one optimizer, in forward order, get no gradient at the first 5 updates, while "
         "all later ones do; only layers that were called",
         threshold="5 updates",
-        sentence="No gradient in {layers}{layer}; {after} gets one.",
+        sentence="No gradient {place} {layer}; {after} gets one.",
         check="Look between the two layers for detach(), .data, torch.no_grad(), .item(), argmax or numpy.",
         helps="remove what cuts the graph; freeze the layers if it is meant",
         useless="residual connections, another activation or rate",
@@ -97,11 +98,11 @@ RULES: tuple[Rule, ...] = (
     Rule(
         finding="no update",
         kind="wiring",
-        condition="every update so far was exactly 0, in 3 readings, although the gradients and the rate are not 0; or "
-        "each update is taken back before the next one",
+        condition="every update so far, or since the rate fell to a thousandth of its largest, was exactly 0, in 3 "
+        "readings, although the gradients and the rate are not 0; or each update is taken back before the next one",
         threshold="3 readings with gradients above 1e-6 (below, a run is so close to a minimum that this is normal); "
         "less than 5 % of 3 measured updates in a row is left at the next one",
-        sentence="Gradients arrive, but no update changes a weight: lr {rate:.2g} in {dtype}.",
+        sentence="Gradients arrive, but updates change nothing: lr {rate:.2g} in {dtype}.",
         check="The update column shows 0 in every layer.",
         helps="a larger rate; float32 weights, whose steps are 65,536 times as fine as those of bfloat16; not loading "
         "averaged or older weights into the net that is trained",
@@ -173,6 +174,7 @@ RULES: tuple[Rule, ...] = (
 )
 # Facts that a judgement of the gradients may explain, such as vanishing or dead units. They give way to it.
 SYMPTOMS = frozenset({"constant output"})
+ORDER = [rule.finding for rule in RULES]  # the first fact that holds is said
 _SENTENCES = {rule.finding: rule.sentence for rule in RULES}
 
 
@@ -195,14 +197,12 @@ def words(finding: Finding) -> str:
     parts: dict[str, str] = {"layer": layer}
     match str(finding.finding):
         case "foreign parameters" | "untrained parameters":
-            one = evidence["absent"] == 1
-            parts["absent"] = f"{layer} is" if one else f"{evidence['absent']:.0f} layers are"
-            parts["them"] = "it" if one else "them"
-            parts["foreign"] = f"{evidence['foreign']:.0f} tensor{'s' * (evidence['foreign'] != 1)}"
+            parts["absent"] = layer if evidence["absent"] == 1 else f"these {evidence['absent']:.0f} layers"
+            parts["foreign"] = f"{evidence['foreign']:.0f} other tensor{'s' * (evidence['foreign'] != 1)}"
         case "no optimizer step":
-            parts["other"] = f"; another {evidence['other']} is stepped" if "other" in evidence else ""
+            parts["other"] = f", another {evidence['other']} did" if "other" in evidence else ""
         case "gradient cut":
-            parts["layers"] = "" if evidence["without"] == 1 else f"{evidence['without']:.0f} layers up to "
+            parts["place"] = "in" if evidence["without"] == 1 else "up to"
             parts["after"] = shortened(str(evidence["after"]))
         case "rate zero":
             all_layers = evidence["layers"] == evidence["of"]
@@ -235,7 +235,7 @@ def _advice(event: WiringFound, *, user_loop: bool) -> list[Advice]:
             return [Advice("freeze", "off", "x")]
         case "rate zero" if not user_loop and event.layer is None:
             return [Advice("schedule", "constant", "s")]
-        case "no update" if float(evidence.get("rate", SMALL_RATE)) < SMALL_RATE:
+        case "no update" if SMALLEST_RATE < float(evidence.get("rate", SMALL_RATE)) < SMALL_RATE:
             return [Advice("lr", "*1000", "]")]
         case "batch norm of one sample" if not user_loop:
             return [Advice("batch_size", "32", "b")]

@@ -16,6 +16,7 @@ READINGS = 3  # in a row, for updates of 0 and a constant output
 PASSES = 2  # in a row, for inputs and batch norms
 SETTLED = 10  # updates after which an output may no longer be constant: a head may start at zero
 CONSTANT = 1e-6  # standard deviation over the samples, relative to the rms
+SLOWED = 1e-3  # of the largest rate with which weights moved: below it, the rate and not a minimum stops them
 LEAST_GRADIENT = 1e-6  # below it a run is so close to a minimum that its updates may well be rounded away
 INPUT_RMS = 1e-2, 1e2
 
@@ -25,7 +26,8 @@ class ReadingFacts:
 
     def __init__(self, facts: Facts) -> None:
         self._facts = facts
-        self._unmoved: int | None = 0  # readings without any update; None once there was one
+        self._unmoved = 0  # readings without any update
+        self._moved_at: float | None = None  # the largest rate with which weights moved
         self._constant: dict[str, int] = {}  # by net
         self._scaled: dict[str, int] = {}  # with inputs that are too large or too small, by layer
         self._lone_norms = 0
@@ -34,14 +36,15 @@ class ReadingFacts:
         """Begin to count anew, after an undo or redo."""
         self._constant.clear()
         self._scaled.clear()
-        self._lone_norms, self._unmoved = 0, None if self._unmoved is None else 0
+        self._lone_norms = self._unmoved = 0
 
     def check_updates(
         self, sample: Sample, layers: Sequence[WatchedLayer], optimizers: Sequence[SteeredOptimizer]
     ) -> None:
-        """Check whether any weight has moved so far in this run. Row n of the `sample` belongs to layer n."""
-        if self._unmoved is None:
-            return
+        """Check whether any weight moves. Row n of the `sample` belongs to layer n.
+
+        Weights that have moved may stand still at a minimum, unless the rate has fallen far since.
+        """
         held = {id(p) for one in optimizers for p in one.parameters()}
         updates = [
             update
@@ -49,16 +52,18 @@ class ReadingFacts:
             if row_value(row, "age") == 0 and (update := row_value(row, "update_norm")) is not None
             if (row_value(row, "grad_norm") or 0.0) > LEAST_GRADIENT and id(w.weight) in held
         ]
-        rates = [rate for one in optimizers for rate in one.rate.rates]
+        rate = max((rate for one in optimizers for rate in one.rate.rates), default=0.0)
         if any(update != 0 for update in updates):  # NaN counts as an update
-            self._unmoved = None
+            self._unmoved, self._moved_at = 0, max(rate, self._moved_at or 0.0)
             self._facts.ended("no update")
-        elif updates and any(rates) and sample.global_grad_norm < math.inf:
+            return
+        slow = self._moved_at is None or rate < SLOWED * self._moved_at
+        if updates and rate and slow and sample.global_grad_norm < math.inf:
             self._unmoved += 1
             if self._unmoved >= READINGS:
                 evidence: Evidence = {
                     "gradient": sample.global_grad_norm,
-                    "rate": max(rates),
+                    "rate": rate,
                     "dtype": str(layers[0].weight.dtype).removeprefix("torch."),
                 }
                 self._facts.found("no update", None, evidence, keep=True)
