@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tui_descent.scenario import presets
+
 TESTS = Path(__file__).parent.parent
 Line = dict[str, Any]
 # By preset: the finding to be said, and others that are true at some time of the run. Without the curvature, which
@@ -109,13 +111,14 @@ def run_preset(name: str, seed: int, *options: str, steps: int, home: Path) -> P
 def run_cure(sick: PresetRun, *, home: Path) -> tuple[str, float, float] | None:
     """Apply the first advice when it is given: what was done, and the losses at the end without and with it.
 
-    A run that has diverged can only be started again: what helps besides going back is applied at the start.
+    A headless run that has diverged has ended, so nothing is advised. It can only be started again: what its preset
+    names as a remedy besides going back is applied at the start.
     """
     if sick.first is None:
         return None
     at, advised = sick.first["step"], [f"{a['knob']}={a['value']}" for a in sick.first.get("try", ())]
     if sick.wanted == "diverged":
-        at, advised = 0, [one for one in advised if not one.startswith("undo")]
+        at, advised = 0, [one for one in presets.find(sick.name)[1].remedy if one != "undo"]
     if not advised:
         return None
     steps = at + CURE_STEPS
@@ -142,8 +145,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run_anyway(name: str, seed: int, *, paced: bool, home: Path) -> PresetRun:
     """The whole preset at full speed, or its first steps at its own pace."""
-    from tui_descent.scenario import presets
-
     _, scenario = presets.find(name)
     if paced:
         return run_preset(name, seed, "--pace", str(scenario.run.pace or 30), steps=PACED_STEPS, home=home)

@@ -46,7 +46,8 @@ def test_faults_are_named_in_time_and_verdicts_are_steady() -> None:
 
 def test_problems_of_the_dynamics_are_found() -> None:
     sick = [one for name in JUDGED if (one := outcome(name)).loop.kind == "dynamics"]
-    assert sum(one.named for one in sick) >= 0.9 * len(sick), [str(one) for one in sick if not one.named]
+    # Measured: all but two. One has vanishing gradients too, of the other only the too large updates are named.
+    assert sum(one.named for one in sick) >= 0.93 * len(sick), [str(one) for one in sick if not one.named]
 
 
 @pytest.mark.parametrize("name", NUMERICS)

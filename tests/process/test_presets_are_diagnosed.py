@@ -24,7 +24,9 @@ def test_only_its_own_problem_is_named_and_its_remedy_first(name: str, seed: int
     done = run_anyway(name, seed, paced=paced, home=home)
     assert done.false == []
     assert done.named
-    if name in SICK:
+    if done.wanted == "diverged":
+        assert done.first_advice is None, "the run has ended, and no key acts any more"
+    elif name in SICK:
         assert done.first_advice is not None
         wanted = presets.find(name)[1].remedy[0]
         assert done.first_advice.partition(",")[0].partition("=")[0] == wanted.partition("=")[0]
