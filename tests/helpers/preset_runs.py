@@ -33,6 +33,7 @@ TRUE: dict[str, tuple[str, set[str]]] = {
 SICK = ("vanishing", "exploding", "plateau", "too-hot", "dead-relu", "transformer")
 PACED_STEPS = 200
 CURE_STEPS = 250  # how long the advice may take
+SLOWER = {"transformer": 500}  # longer for these presets
 FASTEST = {"edge-of-stability": 1200}  # steps at full speed, where the preset's own number takes too long
 CURED = 0.8  # of the loss without the advice
 
@@ -121,7 +122,7 @@ def run_cure(sick: PresetRun, *, home: Path) -> tuple[str, float, float] | None:
         at, advised = 0, [one for one in presets.find(sick.name)[1].remedy if one != "undo"]
     if not advised:
         return None
-    steps = at + CURE_STEPS
+    steps = at + SLOWER.get(sick.name, CURE_STEPS)
     plain = run_preset(sick.name, sick.seed, steps=steps, home=home)
     cured = run_preset(sick.name, sick.seed, "--at", f"{at}:{advised[0]}", steps=steps, home=home)
     return f"{at}:{advised[0]}", plain.last_loss, cured.last_loss
