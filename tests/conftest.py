@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,10 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from tui_descent.protocol.launch import ENV_FOLDER, ENV_LINK, ENV_RING
+
+# The processes that tests start inherit an ignored signal, as from `nohup pytest`.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class ProcessTestsOnOneWorker(LoadScopeScheduling):
