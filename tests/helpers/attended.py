@@ -180,7 +180,7 @@ def losses(viewer: Viewer) -> dict[int, float]:
     return {e.first + n: loss for e in viewer.events(StepsCompleted) for n, loss in enumerate(e.losses)}
 
 
-def last_told(viewer: Viewer) -> int:
+def last_reported(viewer: Viewer) -> int:
     """The last update that the viewer was sent, -1 if none."""
     return max(losses(viewer), default=-1)
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from attended import Start, last_told, losses
+from attended import Start, last_reported, losses
 from runs import left_behind
 
 from tui_descent.protocol.commands import (
@@ -32,7 +32,7 @@ def test_the_run_ends_when_the_last_viewer_leaves_and_nothing_is_left(start: Sta
         assert "libtorch" in Path(f"/proc/{trainer}/maps").read_text()
         assert "libtorch" not in Path(f"/proc/{run.keeper.pid}/maps").read_text(), "the keeper must not load torch"
     a.close()
-    b.until_step(last_told(b) + 10)
+    b.until_step(last_reported(b) + 10)
     b.close()
     assert run.wait(20) == 0
     with pytest.raises(ProcessLookupError):
@@ -82,8 +82,8 @@ def test_a_suspended_trainer_is_reported_as_silent_and_loses_nothing(start: Star
         os.kill(trainer, signal.SIGCONT)
     viewer.until(lambda m: isinstance(m, Noted) and m.text == "the trainer responds again", 20)
     viewer.until(lambda m: bool(viewer.replies(marked)), 20)
-    viewer.until_step(last_told(viewer) + 50)
-    assert sorted(losses(viewer)) == list(range(last_told(viewer) + 1))
+    viewer.until_step(last_reported(viewer) + 50)
+    assert sorted(losses(viewer)) == list(range(last_reported(viewer) + 1))
     assert viewer.events(StateChanged)[-1].reason == ""
 
 

@@ -141,7 +141,7 @@ def test_a_script_that_dies_is_lost_and_not_finished(name: str, why: str, execut
     assert outcome.code == 4
     assert outcome.ended["status"] == "lost"
     assert outcome.ended["reason"] == f"trainer lost ({why}) at step 8"
-    assert len(outcome.losses) == 8, "every completed step is told"
+    assert len(outcome.losses) == 8, "every completed step is reported"
 
 
 @pytest.mark.parametrize("name", ["closing files", "forking and logging too much"])

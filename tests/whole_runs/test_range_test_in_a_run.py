@@ -42,8 +42,8 @@ def test_a_range_test_does_not_change_the_run_and_every_viewer_gets_the_result()
         assert found == same
         assert (found.step, done.step) == (at, at), "it works while paused"
         assert a.events(StateChanged)[-1].state == "paused"
-        told = [e.reason for e in a.events(StateChanged) if e.state == "testing"]
-        assert told[0] == "batches 0/100"
+        reasons = [e.reason for e in a.events(StateChanged) if e.state == "testing"]
+        assert reasons[0] == "batches 0/100"
         assert found.suggestion is not None
         assert done.what == f"range test: {found.suggestion:.3g} suggested; press f to see it"
         late = History.receive(live.viewer().until_event(HistorySent))

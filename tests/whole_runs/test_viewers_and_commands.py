@@ -10,7 +10,7 @@ import time
 from itertools import pairwise
 
 import pytest
-from attended import Reply, Start, Viewer, last_told, losses
+from attended import Reply, Start, Viewer, last_reported, losses
 
 from tui_descent.protocol.codec import frame
 from tui_descent.protocol.commands import (
@@ -49,8 +49,14 @@ def test_two_viewers_steer_one_run(start: Start) -> None:
     assert (a.client, b.client) == (1, 2)
     assert isinstance(a.until_event(HistorySent), HistorySent)
     started = a.until_event(RunStarted)
-    told = {knob.name: knob.value for knob in started.knobs}
-    assert told == told | {"lr": "0.1", "activation": "sigmoid", "residual": "off", "pace": "200", "optimizer": "sgd"}
+    reported = {knob.name: knob.value for knob in started.knobs}
+    assert reported == reported | {
+        "lr": "0.1",
+        "activation": "sigmoid",
+        "residual": "off",
+        "pace": "200",
+        "optimizer": "sgd",
+    }
     a.until_step(20)
 
     turned = a.do(TurnKnob(knob="lr", value="*1.25"))
@@ -90,13 +96,13 @@ def test_two_viewers_steer_one_run(start: Start) -> None:
     b.until_event(StateChanged, state="paused")
     at = a.do(Mark(text="here")).step
     assert a.events(Marked)[-1] == Marked(segment=0, step=at, text="here")
-    assert last_told(a) == at - 1, "every update before the pause was reported"
+    assert last_reported(a) == at - 1, "every update before the pause was reported"
     stepped = a.do(RunSteps(steps=3))
     assert isinstance(stepped, CommandDone)
     a.until_step(at + 2)
     a.until_event(StateChanged, state="paused")
     assert a.do(Mark()).step == at + 3
-    assert last_told(a) == at + 2, "three updates and no more"
+    assert last_reported(a) == at + 2, "three updates and no more"
 
     assert isinstance(a.do(Evaluate()), CommandDone)
     assert a.events(Evaluated)[-1].step == at + 3
@@ -117,9 +123,9 @@ def test_two_viewers_steer_one_run(start: Start) -> None:
     until = a.do(Stop()).step
     a.until_event(RunEnded, status="stopped")
     b.until_event(RunEnded, status="stopped")
-    told = [[m for m in v.heard if isinstance(m, AnyEvent) and not isinstance(m, Welcome)] for v in (a, b)]
-    shorter = min(len(events) for events in told) - 5
-    assert told[0][-shorter:] == told[1][-shorter:], "both got the same events in the same order"
+    received = [[m for m in v.heard if isinstance(m, AnyEvent) and not isinstance(m, Welcome)] for v in (a, b)]
+    shorter = min(len(events) for events in received) - 5
+    assert received[0][-shorter:] == received[1][-shorter:], "both got the same events in the same order"
     assert sorted(losses(a)) == list(range(min(losses(a)), until))
     assert run.wait() == 0
 
@@ -136,8 +142,8 @@ def test_a_late_viewer_gets_the_whole_run_without_gap_or_overlap(start: Start) -
     assert history.started is not None
     assert history.knobs["lr"] == "0.002"
     late.until_step(history.steps + 200)
-    assert sorted(losses(late)) == list(range(history.steps, last_told(late) + 1))
-    first.until_step(last_told(late))
+    assert sorted(losses(late)) == list(range(history.steps, last_reported(late) + 1))
+    first.until_step(last_reported(late))
     for event in late.events(StepsCompleted):
         history.apply(event)
     shown = dict(history.losses[0].window(1, 0, history.steps))
@@ -167,8 +173,8 @@ def test_invalid_bytes_are_refused_and_affect_nobody_else(start: Start) -> None:
     wrong.peer.send({"say": "hello", "version": 99})
     wrong.until_closed()
     assert wrong.heard == [Refused(reason="this run uses protocol 2, the viewer uses protocol 99")]
-    good.until_step(last_told(good) + 100)
-    assert sorted(losses(good)) == list(range(last_told(good) + 1)), "no update was missed"
+    good.until_step(last_reported(good) + 100)
+    assert sorted(losses(good)) == list(range(last_reported(good) + 1)), "no update was missed"
     assert isinstance(good.do(Mark()), CommandDone)
 
 
@@ -178,12 +184,12 @@ def test_a_viewer_that_never_reads_blocks_nobody(start: Start) -> None:
     good.until_step(50)
     unread = -1
     while unread < (unread := unread_bytes(stuck)):  # until the system's buffer is full
-        good.until_step(last_told(good) + 1000)
-    good.until_step(last_told(good) + 3000)
+        good.until_step(last_reported(good) + 1000)
+    good.until_step(last_reported(good) + 3000)
     assert unread_bytes(stuck) == unread > 10_000
     assert isinstance(good.do(Mark()), CommandDone)
     assert stuck.peer.closed is None
-    stuck.until_step(last_told(good))
+    stuck.until_step(last_reported(good))
 
 
 def unread_bytes(viewer: Viewer) -> int:
@@ -195,14 +201,14 @@ def test_a_finished_run_waits_and_can_be_continued(start: Start) -> None:
     viewer = run.viewer()
     waiting = viewer.until_event(StateChanged, state="waiting")
     assert "10" in waiting.reason
-    assert last_told(viewer) == 9
+    assert last_reported(viewer) == 9
     assert isinstance(viewer.do(Resume()), CommandDone)
     viewer.until_event(StateChanged, state="waiting")
-    assert last_told(viewer) == 19, "as many again"
+    assert last_reported(viewer) == 19, "as many again"
     assert isinstance(viewer.do(RunSteps(steps=2)), CommandDone)
     viewer.until_step(21)
     viewer.until(lambda m: isinstance(m, StateChanged) and m.state in ("waiting", "paused"))
-    assert last_told(viewer) == 21
+    assert last_reported(viewer) == 21
     assert viewer.do(TurnKnob(knob="lr", value="0.2")).step == 22
     assert isinstance(viewer.do(Stop()), CommandDone)
     ended = viewer.until_event(RunEnded)

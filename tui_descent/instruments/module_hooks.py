@@ -211,9 +211,8 @@ class _GlobalHooks:
         self.by_input: dict[int, list[ModuleHooks]] = {}
         self.by_output: dict[int, list[ModuleHooks]] = {}
         self._handles: list[RemovableHandle] = []
-        self.compiler: Any = (
-            None  # torch's `callback_handler` while we listen to the start and the end of a compilation
-        )
+        # torch's `callback_handler`, while we listen to the start and the end of a compilation.
+        self.compiler: Any = None
 
     def update(self) -> None:
         """Register or remove the hooks."""

@@ -14,7 +14,7 @@ class FooterEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     Where there is little room, the entry with the highest `rank` is left out first. `keys` is shown instead of the
     binding's own key if one entry stands for two keys. A `live_only` entry is shown only while the run is live, a
-    `scenario_only` entry not in a user loop.
+    `scenario_only` entry only in scenario runs.
     """
 
     word: str

@@ -16,7 +16,7 @@ DOCS = Path(__file__).parents[3] / "docs"
 
 
 def test_page_is_what_its_script_prints() -> None:
-    """`python docs/diagnosis.py > docs/diagnosis.md` makes it anew."""
+    """`python docs/diagnosis.py > docs/diagnosis.md` regenerates it."""
     assert (DOCS / "diagnosis.md").read_text() == runpy.run_path(str(DOCS / "diagnosis.py"))["page"]()
 
 

@@ -149,15 +149,15 @@ def test_a_loop_that_swallows_the_stop_is_told_again(keeper: FakeKeeper, at_exit
     net, run = new(keeper)
     train(net, run, 3)
     keeper.send(Stop())
-    told = 0
+    stops = 0
     for _ in range(1000):
         try:
             train(net, run, 1)
         except StopRun:
-            told += 1
-            if told == 3:
+            stops += 1
+            if stops == 3:
                 break
-    assert told == 3
+    assert stops == 3
     at_exit()
 
 

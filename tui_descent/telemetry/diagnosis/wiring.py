@@ -70,7 +70,7 @@ RULES: tuple[Rule, ...] = (
         threshold="3 updates",
         sentence="No parameter has a gradient when the optimizer makes its step.",
         check="Is backward() called on the loss of this net? Is zero_grad() called between backward() and step()? Was "
-        "the loss made anew from a number, as by torch.tensor(loss.item())?",
+        "the loss rebuilt from a number, as by torch.tensor(loss.item())?",
         helps="call loss.backward() on the loss that the net's output went into",
         useless="any knob",
     ),

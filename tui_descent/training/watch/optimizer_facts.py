@@ -41,7 +41,7 @@ class OptimizerFacts:
                 self._without_gradient[id(w.weight)] = w.weight
 
     def forget(self) -> None:
-        """Begin to count anew, after an undo or redo."""
+        """Reset the counts, after an undo or redo."""
         self._zero_rates.clear()
 
     def before_update(self, n: int) -> bool:

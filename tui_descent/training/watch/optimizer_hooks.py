@@ -110,13 +110,13 @@ class OptimizerHooks(ScalerListener):
         self._instruments: InstrumentSets | None = None
         self._attached = False
         self._checks_gradients = True
-        self._uncompiled = False  # whether torch is told not to compile the hooks
+        self._uncompiled = False  # whether the hooks are excluded from compilation
         self._handles: list[RemovableHandle] = []
         # Optimizers with hooks, by the id of their table of hooks: a wrapper may share the table of the inner one.
         self._tables: dict[int, torch.optim.Optimizer] = {}
         self._planned: int | None = None  # the step that `_tiers` belongs to
         self._rewinds = 0
-        self._interventions = -1  # how many there were when the sampler was last told of a change
+        self._interventions = -1  # how many there were when the sampler last restarted
         self._tiers: Tiers | None = None  # what to measure at the planned step
         self._next_tiers: Tiers | None = None  # what to measure at the step after it
         self._muted = False  # whether the instruments are detached until the end of a `muted` context

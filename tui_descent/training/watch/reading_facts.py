@@ -33,7 +33,7 @@ class ReadingFacts:
         self._lone_norms = 0
 
     def forget(self) -> None:
-        """Begin to count anew, after an undo or redo."""
+        """Reset the counts, after an undo or redo."""
         self._constant.clear()
         self._scaled.clear()
         self._lone_norms = self._unmoved = 0

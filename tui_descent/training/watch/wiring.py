@@ -215,7 +215,7 @@ class Wiring:
                 self._follow_weight()
 
     def _forget(self) -> None:
-        """Begin all series anew, after an undo or redo."""
+        """Reset all counts, after an undo or redo."""
         self._by_optimizer.forget()
         self._by_reading.forget()
 
