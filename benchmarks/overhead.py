@@ -167,7 +167,6 @@ def measure(
         # Warm up: the first readings exceed the budget.
         on()
         run_slice(watched, 20, max(20, int(3 / step_s)), device)
-        before = run.cost, run._sampler.time_s
         order, rounds = list(variants), max(PARTS, int(seconds / (count * step_s)))
         for n in range(rounds):
             first = n % len(order)
@@ -178,10 +177,11 @@ def measure(
                 timed.seconds.append(run_slice(timed.step, 100_000 + n * count + SETTLING, count, device))
                 timed.pause()
         on()
-        time_s = run._sampler.time_s
-        readings.declared = (run.cost * time_s - before[0] * before[1]) / (time_s - before[1])
         run_slice(watched, 200_000, count, device)
+        # In a continuous loop: each pause between two slices discards the time of its last steps.
+        cost, time_s = run.cost, run._sampler.time_s
         readings.per_second = reading_rate(run, watched, max(20, int(COUNTED_S / step_s)))
+        readings.declared = (run.cost * run._sampler.time_s - cost * time_s) / (run._sampler.time_s - time_s)
     return variants, readings
 
 
