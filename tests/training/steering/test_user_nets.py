@@ -442,3 +442,29 @@ def test_a_refusal_names_the_true_reason(text: str, keeper_with_undo: FakeKeeper
     (started,) = [event for event in events if isinstance(event, RunStarted)]
     states = {state.name: state for state in started.knobs}
     assert (states["residual"].value, states["norm"].unavailable is None) == ("own", False)
+
+
+@pytest.mark.parametrize("frozen", [[0], [0, 2], [0, 2, 4]])
+@pytest.mark.parametrize("held", [True, False])
+def test_frozen_layers_are_unfrozen_only_if_an_optimizer_would_train_them(
+    frozen: list[int], held: bool, keeper_with_undo: FakeKeeper
+) -> None:
+    keeper = keeper_with_undo
+    net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Linear(8, 1))
+    for n in frozen:
+        net[n].requires_grad_(False)
+    optimizer = torch.optim.SGD([p for p in net.parameters() if held or p.requires_grad], lr=0.01)
+    with Watch(net, optimizer, link=keeper.link) as run:
+        for n in range(4):
+            loss = net(torch.randn(8, 6)).square().mean()
+            loss.backward()
+            optimizer.step()
+            if n == 1:
+                keeper.send(parse("freeze=off"))
+            run.step(loss)
+    assert all(p.requires_grad for p in net.parameters()) == held
+    events = keeper.events()
+    assert not [event for event in events if isinstance(event, CommandDone)], "it does not claim that nothing is frozen"
+    assert len([event for event in events if isinstance(event, KnobTurned)]) == held
+    reasons = [event.reason for event in events if isinstance(event, CommandRejected)]
+    assert reasons == ([] if held else ["the frozen weights are in no watched optimizer: add them in your script"])

@@ -69,18 +69,23 @@ class FreezeKnob(Knob):
         return _NO_LAYERS if isinstance(self._context.model, Surface) else None
 
     def is_set(self, turn: TurnKnob) -> bool:
-        """Whether the layer, or every parameter that the optimizer holds, is frozen or trained already."""
+        """Whether the layer or the whole net is frozen or trained already."""
         if turn.target != "all":
             return self._of(surgery.parameters_of(self._context.model, turn.target).values()) == turn.value
-        return all(p.requires_grad for p in _optimized_parameters(self._context).values())
+        return self.value() == turn.value
 
     def turn(self, turn: TurnKnob) -> KnobChange:
-        """Freeze or unfreeze one layer. `off` without a target unfreezes all parameters that the optimizer holds."""
+        """Freeze or unfreeze one layer. `off` without a target unfreezes all parameters that the optimizer holds.
+
+        Raises `ValueError` if it holds none of the frozen ones.
+        """
         context = self._context
         model = context.model
         if turn.target == "all":
-            old = self.value()
-            for parameter in _optimized_parameters(context).values():
+            old, held = self.value(), _optimized_parameters(context).values()
+            if all(parameter.requires_grad for parameter in held):
+                raise ValueError("the frozen weights are in no watched optimizer: add them in your script")
+            for parameter in held:
                 parameter.requires_grad_(True)
             context.version += 1
             return KnobChange(old=old, new=self.value())
