@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from factories import started, steps, turned
+from factories import reading, started, steps, turned
 
 from tui_descent.dashboard import colours
 from tui_descent.dashboard.bridge import Exchange
@@ -13,7 +13,7 @@ from tui_descent.dashboard.panels.footer import FooterPanel
 from tui_descent.dashboard.text.numbers import plural
 from tui_descent.dashboard.view import View
 from tui_descent.protocol.commands import RunSteps
-from tui_descent.protocol.events import AnyEvent, CommandDone, Diagnosed, RunEnded, StateChanged
+from tui_descent.protocol.events import AnyEvent, CommandDone, Diagnosed, Layer, RunEnded, StateChanged
 from tui_descent.telemetry.history import History
 
 FOUND = Diagnosed(segment=0, step=60, finding="healthy", sure=0.9, evidence={}, sentence="It trains.")
@@ -33,6 +33,15 @@ def test_a_diagnosis_is_shown_until_a_knob_is_changed() -> None:
     assert line_of(FOUND, turned(80, "off", "on")) == ("re-evaluating", "since residual changed at step 80")
     again = msgspec.structs.replace(FOUND, step=140)
     assert line_of(FOUND, turned(80, "off", "on"), steps(80, [1.0] * 60), again) == ("healthy", "It trains.")
+
+
+def test_first_and_last_block_of_one_list_have_different_names() -> None:
+    names = ["embed", "enc.layers.0.linear", "enc.layers.1.linear", "enc.layers.2.linear", "head"]
+    layers = tuple(
+        Layer(name=name, kind="Linear", params=9, block=n - 1 if 0 < n < 4 else None) for n, name in enumerate(names)
+    )
+    _, text = line_of(started(3, layers=layers), reading(79, 0.5, depth=3))
+    assert text.endswith("enc.layers.0.linear gets 0.25× of enc.layers.2.linear's gradient")
 
 
 def test_a_diagnosis_of_another_segment_is_not_shown() -> None:

@@ -105,7 +105,11 @@ def _gradient_flow(view: View) -> str:
     if ratio is None:
         return ""
     blocks = [layer for layer in view.layers if layer.block is not None]
-    first, last = (safe(block_of(layer) or layer.name, 40) for layer in (blocks[0], blocks[-1]))
+    ends = blocks[0], blocks[-1]
+    labels = [block_of(layer) or layer.name for layer in ends]
+    if labels[0] == labels[1]:  # both belong to one module, such as the list of all blocks
+        labels = [layer.name for layer in ends]
+    first, last = (safe(label, 40) for label in labels)
     return f"{first} gets {ratio:.2g}× of {last}'s gradient"
 
 
