@@ -77,13 +77,13 @@ class FreezeKnob(Knob):
     def turn(self, turn: TurnKnob) -> KnobChange:
         """Freeze or unfreeze one layer. `off` without a target unfreezes all parameters that the optimizer holds.
 
-        Raises `ValueError` if it holds none of the frozen ones.
+        Raises `ValueError` if some are frozen but it holds none of these.
         """
         context = self._context
         model = context.model
         if turn.target == "all":
             old, held = self.value(), _optimized_parameters(context).values()
-            if all(parameter.requires_grad for parameter in held):
+            if old != "off" and all(parameter.requires_grad for parameter in held):
                 raise ValueError("the frozen weights are in no watched optimizer: add them in your script")
             for parameter in held:
                 parameter.requires_grad_(True)
