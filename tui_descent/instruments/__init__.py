@@ -1,1 +1,1 @@
-"""Instruments: one file for each measured quantity, and `sampler.py` for when to measure."""
+"""Instruments: one file for each measured quantity. `sampler.py` decides when to measure."""

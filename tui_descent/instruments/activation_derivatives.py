@@ -1,4 +1,6 @@
-"""The derivative φ′ of every activation, by its formula. The chain-rule ledger compares it with autograd."""
+"""The derivative φ′ of every activation, by its formula. The chain-rule ledger compares the results with those of
+autograd.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 
 def derivative(module: nn.Module, z: Tensor) -> Tensor | None:
-    """φ′(z), elementwise, in the shape of z; None if no formula for the module is known here."""
+    """φ′(z), elementwise, in the shape of z; None if this file has no formula for the module."""
     old, new, t = (getattr(module, name, None) for name in ("old", "new", "t"))
     if isinstance(t, float) and isinstance(old, nn.Module) and isinstance(new, nn.Module):  # a `Blend`
         before, after = derivative(old, z), derivative(new, z)

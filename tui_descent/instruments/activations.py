@@ -1,7 +1,7 @@
 """Measures activations: their mean and standard deviation, the dead units, and the share of saturated outputs.
 
-The hooks only keep references to the tensors. After the forward pass, all activations of one kind and shape are
-measured together. The derivative φ′ comes from a formula, or from autograd for a module without a formula.
+During the forward pass the hooks only keep references to the tensors. After it, all activations of the same kind and
+shape are measured together. The derivative φ′ comes from a formula, or from autograd for a module without a formula.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DEAD_SAMPLES = 256
 # Saturated: φ′ is below this fraction of its maximum (Glorot & Bengio 2010). Only for bounded activations.
 SATURATED = 0.1
 MAX_DERIVATIVE: dict[type[nn.Module], float] = {nn.Sigmoid: 0.25, nn.Tanh: 1.0}
-# At most this many numbers are measured in one operation: more do not fit into the cache, and would need new memory.
+# At most this many numbers are measured in one operation. More would not fit into the cache and would need new memory.
 CHUNK = 1 << 15
 
 
@@ -57,7 +57,7 @@ class ActivationReading:
 
 @dataclass(slots=True)
 class _Seen:
-    """One call of an activation. The versions tell whether a tensor was changed in place afterwards."""
+    """One call of an activation. The versions show whether a tensor was changed in place afterwards."""
 
     z: Tensor  # input
     z_version: int
@@ -72,8 +72,8 @@ class _Seen:
 class Activations:
     """Measures the activations of a training forward pass. The pass itself is not changed.
 
-    If a module runs several times, the first time is measured: its place in the forward order decides which layer it
-    follows.
+    If a module runs several times, its first call is measured, because its place in the forward order decides which
+    layer it follows.
     """
 
     def __init__(
@@ -87,7 +87,8 @@ class Activations:
         self._alive = [_Alive() for _ in self._watched]
         self._seen: dict[int, _Seen] = {}  # by activation
         self._complete: set[int] = set()  # the activations whose first call has returned
-        # Activations whose tensors are changed in place, by themselves or by a later operation: they have to be copied.
+        # Activations whose tensors are changed in place, by the module itself or by a later operation: these tensors
+        # are copied.
         self._changing: set[int] = set()
         self._reasons: set[str] = set()  # reported reasons why activations cannot be measured
         self._hooks = ModuleHooks(failures)
@@ -104,15 +105,15 @@ class Activations:
         self._hooks.attach()
 
     def detach(self) -> None:
-        """Remove the hooks. What they have kept stays for `read`."""
+        """Remove the hooks. The tensors that they have kept stay available for `read`."""
         self._hooks.detach()
 
     @torch.no_grad()
     def read(self) -> Deferred[dict[int, ActivationReading]]:
         """The readings of the pass. The keys are the layers' row numbers.
 
-        An activation is left out if it was not called or has no ordinary numbers, or if its input or output was changed
-        in place before this call; then both are copied from the next pass on.
+        An activation is left out if it was not called or if its numbers cannot be read. It is also left out if its
+        input or output was changed in place before this call; from the next pass on, both are then copied.
         """
         self._report_gaps()
         groups: dict[object, list[int]] = {}
@@ -140,7 +141,7 @@ class Activations:
         return Deferred(groups_read.columns, read)
 
     def _take_unchanged(self) -> list[int]:
-        """The activations whose tensors still have the numbers of the forward pass."""
+        """The activations whose tensors were not changed since the forward pass."""
         unchanged = [n for n, seen in self._seen.items() if seen.unchanged]
         changed = {n for n, seen in self._seen.items() if seen.a is not None and not seen.unchanged}
         self._listen_to_inputs(changed - self._changing)
@@ -152,14 +153,14 @@ class Activations:
             self._hooks.on_input(self._watched[n].module, partial(self._keep_input, n), self._parts[n])
 
     def _report_gaps(self) -> None:
-        """Say why activations were not heard, if there is a reason other than that the net did not use them."""
+        """Report why the hooks did not see activations, unless the net simply did not use them."""
         if self._watched and (reason := self._hooks.silence("their modules")) is not None:
             self._failures.leave_out(PART, reason)
         elif self._hooks.reason is not None and not all(self._hooks.was_called(w.module) for w in self._watched):
             self._failures.leave_out(PART, f"some of their modules run {self._hooks.reason}")
 
     def _read_members(self, members: list[int]) -> list[Deferred[dict[int, ActivationReading]]]:
-        """The readings of a group. If that raises, each is read alone, to find those that are to be switched off."""
+        """The readings of a group. If that raises, each is read alone, to find the ones that must be switched off."""
         try:
             return [self._read_group(members)]
         except Exception as error:  # noqa: BLE001 - it must not end the user's training
@@ -232,7 +233,8 @@ class Activations:
             z = self._ordinary(n, args[0] if args else next(iter(kwargs.values()), None))
             if z is None:
                 return
-            # If the module changed its input in place, the version before that is not known; −1 differs from any.
+            # If the module changed its input in place, the version before that is not known. −1 differs from every
+            # version.
             same = bool(z.numel()) and z.data_ptr() == a.data_ptr()
             in_place = same and not isinstance(self._watched[n].module, nn.Identity)
             self._seen[n] = _Seen(z, -1 if in_place else version(z))
@@ -262,9 +264,9 @@ def _mean_and_std(a: Tensor) -> list[Tensor]:
 
 
 def _slopes(module: nn.Module, z: Tensor) -> Tensor | None:
-    """φ′(z) of k inputs z (k, …), in float32 or float64; None if it is not known.
+    """φ′(z) of k inputs z (k, …), in float32 or float64; None if the derivative is not known.
 
-    A module of the user's own is not asked for it: each call might count, or draw random numbers.
+    A user's own module is never called for this, because a call might draw random numbers or change a counter.
     """
     if "forward" in vars(module):
         return None  # set by the user on this object
@@ -286,6 +288,6 @@ def _sum_dtype(tensor: Tensor) -> torch.dtype:
 def _derivative_by_autograd(module: nn.Module, z: Tensor) -> Tensor:
     with torch.enable_grad():
         z = z.clone().requires_grad_()
-        # `forward` does not call the module's hooks; it gets a copy, since it may work in place.
+        # `forward` does not run the module's hooks. It gets a copy of z, because it may work in place.
         (slopes,) = torch.autograd.grad(module.forward(z.clone()).sum(), z)
     return slopes

@@ -1,7 +1,7 @@
 """The factors of the chain rule: the norm of dL/dh at every boundary between units, measured in one backward pass.
 
-The gradients are read by hooks on tensors. A module's full backward hook would slow down every step, even when it does
-nothing.
+The gradients are read by hooks on tensors. Full backward hooks of modules are not used, because they would slow down
+every step, even when they do nothing.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class BlockBoundaries:
 
         def read(values: Sequence[float]) -> list[float | None]:
             known = on_host | dict(zip(on_device, values, strict=True))
-            # A boundary counts if the units on both of its sides ran once.
+            # A boundary counts only if the units on both sides of it ran exactly once.
             signals = [known.get(n) if all(once[max(0, n - 1) : n + 1]) else None for n in range(len(once) + 1)]
             return [None if below is None or not above else below / above for below, above in pairwise(signals)]
 
@@ -96,8 +96,8 @@ class BlockBoundaries:
         self._norms.listen(n, signal, self._parts[n])
 
     def _after_unit(self, n: int, args: Args, kwargs: Kwargs, output: Any) -> None:
-        # Only now the keyword arguments are known. One that was changed in place may have been changed by the unit, and
-        # would then not be the unit's input any more.
+        # The keyword arguments are known only now. One that was changed in place may have been changed by the unit
+        # itself, and is then no longer the unit's input.
         if n in self._no_input and (signal := first_tensor(kwargs)) is not None and not version(signal):
             self._norms.listen(n, signal, self._parts[n])
         if n == len(self.units) - 1:

@@ -1,7 +1,7 @@
 """The chain-rule ledger: dL/dx of each block, computed from dL/dy by formulas instead of autograd.
 
-The formulas are Wᵀ(φ′ ⊙ δ) for the Linear and the activation, plus those of the skip and of the norm layer. The ledger
-compares the results with autograd's at the same boundaries.
+The formula is Wᵀ(φ′ ⊙ δ) for the Linear and the activation. The skip connection and the norm layer have formulas of
+their own. The ledger compares the results with autograd's at the same boundaries.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Block(Protocol):
 
 
 class _Kept(NamedTuple):
-    """A tensor of the forward pass. Its numbers are lost if it was changed in place since then."""
+    """A tensor of the forward pass. If it was changed in place since then, its original numbers are lost."""
 
     tensor: Tensor
     version: int
@@ -91,7 +91,7 @@ class ChainRuleLedger:
         self._hooks.attach()
 
     def detach(self) -> None:
-        """Remove the hooks. What they have kept stays for `entries`."""
+        """Remove the hooks. The tensors that they have kept stay available for `entries`."""
         self._hooks.detach()
         self._gradients.detach()
 
@@ -113,7 +113,7 @@ class ChainRuleLedger:
         blocks: list[tuple[str, list[int | None]]] = []
         for n in reversed(range(len(passes))):
             (name, block), (dy, autograd), dx = self._blocks[n], gradients[n], None
-            if passes[n].calls > 1:  # the tensors kept are of one call, and the gradients perhaps of another
+            if passes[n].calls > 1:  # the kept tensors belong to one call, and the gradients perhaps to another
                 self._failures.leave_out(PART, f"{name} ran {passes[n].calls} times in one step")
                 dy = autograd = None
             elif dy is not None and self._parts[n] not in self._failures:
@@ -188,7 +188,9 @@ class ChainRuleLedger:
 
 
 def is_block(module: nn.Module) -> bool:
-    """Whether the ledger's formulas hold for a module: whether it is one of our `Block`s around a Linear."""
+    """Whether the ledger's formulas hold for a module, that is, whether the module is one of our `Block`s around a
+    Linear.
+    """
     names = ("linear", "activation", "norm", "where", "skip", "dropout")
     known = all(hasattr(module, name) for name in names)
     return known and isinstance(module.linear, nn.Linear) and isinstance(module.activation, nn.Module)

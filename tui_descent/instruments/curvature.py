@@ -30,7 +30,8 @@ FULL_UP_TO, COLUMNS_AT_ONCE = 1500, 32
 # that, and 30 Lanczos steps cannot determine their sign.
 NEGATIVE: dict[How, float] = {"full Hessian": 1e-6, "Lanczos": 1e-2}
 QUADRATURES, QUADRATURE_PRODUCTS = 2, 30
-# The random part of a warm start: large enough to find a new eigenvector, too small to delay the known ones.
+# The share of random noise in a warm start: large enough to find a new eigenvector, too small to delay convergence to
+# the known ones.
 NOISE = 0.1
 ADAPTIVE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop)
 
@@ -38,7 +39,7 @@ ADAPTIVE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop)
 class Curvature:
     """Measures the curvature at the current parameters, starting from the eigenvectors of the last measurement.
 
-    `loss` computes the loss of the probe batch, with the modules in eval mode: in training mode dropout would add noise
+    `loss` computes the loss of the probe batch with the modules in eval mode. In training mode dropout would add noise
     to H, and batch norm would update its buffers. The methods raise RuntimeError if the loss has no second derivative,
     as in a compiled net or a cuDNN RNN. They need memory for n numbers per Lanczos step.
     """
@@ -133,9 +134,9 @@ class Curvature:
         """The share of negative eigenvalues by stochastic Lanczos quadrature (Ubaru et al. 2017).
 
         From a random start, the squared first entry of an eigenvector of the tridiagonal matrix estimates the share of
-        eigenvalues near its Ritz value θ. The estimate is averaged over the last third of the steps: this needs no
-        additional products, and depends less on where the Ritz values happen to lie. None if a product is not finite.
-        `scale` is max|θ|.
+        eigenvalues near its Ritz value θ. The estimate is averaged over the last third of the steps. This needs no
+        additional products, and the result depends less on where the Ritz values happen to lie. None if a product is
+        not finite. `scale` is max|θ|.
         """
         shares: list[Tensor] = []
         for _ in range(QUADRATURES):
@@ -162,8 +163,8 @@ class Lowest(NamedTuple):
     """The lowest eigenvalue λ (`value`), its relative residual, and its unit eigenvector v.
 
     `slope` is the slope of the loss along v. `direction` is v split into one tensor per parameter, with None for a
-    parameter that the loss does not depend on. `negative` means that vᵀHv is below 0 by more than rounding errors, so
-    the loss curves downwards along v, whether λ has converged or not.
+    parameter that the loss does not depend on. `negative` means that vᵀHv is below 0 by more than rounding errors. Then
+    the loss curves downwards along v, even if λ has not converged.
     """
 
     value: float
@@ -202,7 +203,7 @@ class _Hessian:
         rows = v.shape[:-1]
         self.products += rows.numel()
         parts = (v if self.scale is None else v * self.scale).split_with_sizes(self._sizes, dim=-1)
-        # A gradient without a graph is constant: the loss is linear there.
+        # A gradient without a graph is constant, because the loss is linear there.
         pairs = zip(self._grads, parts, strict=True)
         curved = [(g, u.reshape(rows + g.shape).to(g)) for g, u in pairs if g.requires_grad]
         if not curved:
@@ -250,7 +251,8 @@ def lanczos(
     """Lanczos steps from `start` (n,) until both residuals are within `tolerance`, or `max_products` are made.
 
     Every vector is orthogonalised twice against the whole basis. If a step finds no new direction, the subspace is
-    invariant: with a random part in `start`, both extreme eigenvalues are then exact. None if a product is not finite.
+    invariant. Both extreme eigenvalues are then exact, provided that `start` has a random part. None if a product is
+    not finite.
     """
     assert max_products >= 1
     sum_dtype = start.dtype if start.device.type == "mps" else torch.float64
@@ -306,7 +308,7 @@ def preconditioner(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Par
     """P^-½ of the last step, one tensor per parameter in its shape. P is defined by the update −ηP⁻¹m.
 
     For Adam P = (1−β₁ᵗ)(√v̂ + ε) (Cohen et al. 2022, arXiv 2207.14484). P^-½ is set to 0 for a parameter without
-    optimizer state, and where P = 0. None before the first step, and for an optimizer with an unknown P.
+    optimizer state, and where P = 0. Returns None before the first step, and for an optimizer whose P is not known.
     """
     if type(optimizer) not in ADAPTIVE:
         return None

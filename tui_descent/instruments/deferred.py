@@ -19,10 +19,8 @@ ASYNCHRONOUS = {"cuda"}
 
 
 def is_asynchronous(device: torch.device) -> bool:
-    """Whether reading a number from the device waits for it.
-
-    On such a device results are read later. Sums are computed in float64 there, since checking a float32 sum and
-    repeating it would mean waiting.
+    """Whether reading a number from the device means waiting for the device. If so, results are read later, and sums
+    are computed in float64: to check a float32 sum and repeat it would mean waiting.
     """
     return device.type in ASYNCHRONOUS
 
@@ -31,7 +29,7 @@ def is_asynchronous(device: torch.device) -> bool:
 class Deferred(Generic[T]):
     """A result that `read` computes on the host from the numbers in `columns`, tensors (k,) on the device.
 
-    `read` takes the numbers of all columns in one sequence, one column after the other. If there are no columns, the
+    `read` gets the numbers of all columns in one sequence, one column after the other. If there are no columns, the
     result needs no numbers from the device.
     """
 
@@ -40,7 +38,7 @@ class Deferred(Generic[T]):
 
     @property
     def count(self) -> int:
-        """How many numbers have to be passed to `read`."""
+        """How many numbers `read` gets."""
         return sum(len(column) for column in self.columns)
 
     def result(self) -> T:

@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 class Failures:
     """The parts that were switched off because they raised an exception.
 
-    A part is an instrument or a hook, named as the user sees it. When it fails for the first time, `report` gets one
-    sentence for the event log. Training goes on without this part.
+    A part is an instrument or a hook; its name is the one that the user sees. When it fails for the first time,
+    `report` gets one sentence for the event log. Training goes on without this part.
     """
 
     def __init__(self, report: Callable[[str], None] = lambda text: None) -> None:
@@ -28,11 +28,13 @@ class Failures:
             return
         self._off.add(part)
         line = next(iter(str(error).splitlines()), "")[:200]
-        with suppress(Exception):  # the report must not raise into the loop either
+        with suppress(Exception):  # an error in the report must not reach the loop either
             self._report(f"switched off: {part} ({type(error).__name__}{': ' if line else ''}{line}); training goes on")
 
     def leave_out(self, part: str, reason: str) -> None:
-        """Report the first time that a part, which works, cannot measure something in this run."""
+        """Report that a part cannot measure something in this run, although the part itself works. Each part reports
+        this only once.
+        """
         if part in self._left_out:
             return
         self._left_out.add(part)

@@ -1,4 +1,4 @@
-"""Finds L2 norms whose squares are out of range for the sum that gave them, and computes them again in float64."""
+"""Finds L2 norms for which the sum of squares over- or underflowed, and computes these norms again in float64."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ PIECE = 1 << 18
 def sum_dtype(tensor: Tensor) -> torch.dtype:
     """The dtype of sums over a tensor's numbers.
 
-    float64 for float64 tensors, and on devices where checking a result would mean waiting for it. Otherwise float32,
-    which is faster; `correct_norms` then checks the results.
+    It is float64 for float64 tensors, and on devices where checking a result would mean waiting for it. Otherwise
+    float32, which is faster; `correct_norms` then checks the results.
     """
     return torch.float64 if tensor.dtype == torch.float64 or is_asynchronous(tensor.device) else torch.float32
 
@@ -26,8 +26,9 @@ def sum_dtype(tensor: Tensor) -> torch.dtype:
 def limits(count: int, dtype: torch.dtype = torch.float32) -> tuple[float, float]:
     """The lowest and the highest norm for which a sum of `count` squares is as exact as `dtype`.
 
-    Squares below the smallest normal number of float32, 1.2e-38, may be lost. If the norm is above 2e-16·√count, the
-    lost squares are less than 1e-6 of the squared norm. In float64 these numbers are 2.2e-308, 1e-146 and 1e-16.
+    In float32, squares below the smallest normal number, 1.2e-38, may be lost. If the norm is above 2e-16·√count, the
+    lost squares are less than 1e-6 of the squared norm. In float64 these three numbers are 2.2e-308, 1e-146·√count and
+    1e-16.
     """
     if dtype == torch.float64:
         return 1e-146 * math.sqrt(count), 1e150
@@ -35,10 +36,10 @@ def limits(count: int, dtype: torch.dtype = torch.float32) -> tuple[float, float
 
 
 def in_range(norms: Sequence[float], count: int, dtype: torch.dtype = torch.float32) -> bool:
-    """Whether no norm over- or underflowed when each was the sum of `count` squares. NaN counts as correct."""
+    """Whether none of the norms over- or underflowed; each is from a sum of `count` squares. NaN counts as correct."""
     low, high = limits(count, dtype)
     if not norms or (low < min(norms) and max(norms) < high):
-        return True  # with a NaN, min and max may or may not return it, so the slower check below decides
+        return True  # if there is a NaN, min and max may or may not return it, so the slower check below decides
     return all(low < norm < high or norm != norm for norm in norms)
 
 

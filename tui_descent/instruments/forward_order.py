@@ -28,7 +28,7 @@ class ForwardOrder:
         self._hooks.attach()
 
     def stop(self) -> None:
-        """Stop to record."""
+        """Stop recording."""
         self._hooks.detach()
 
     def of(self, model: nn.Module) -> list[str] | None:

@@ -1,7 +1,7 @@
 """cos(g_t, g_{t−1}): the cosine between the gradients of two successive steps, for each parameter and for all together.
 
-A cosine near 0 means noisy gradients, near +1 small steps; towards −1 the parameters oscillate between two sides of a
-valley.
+A cosine near 0 means that the gradients are noisy; near +1, that the steps are small. Towards −1, the parameters
+oscillate between two sides of a valley.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class GradientPair:
     def _out_of_range(self, new_norms: Sequence[float], old_norms: Sequence[float]) -> dict[int, float]:
         """The cosines of the parameters whose dot products may be inexact, computed again in float64, by index.
 
-        On a device that is not waited for, products are summed in float64 at once, and none is computed again.
+        On an asynchronous device the products were already summed in float64, so none is computed again.
         """
         longest = max(matrix.shape[1] for matrix in self._new)
         if in_range(new_norms, longest) and in_range(old_norms, longest):

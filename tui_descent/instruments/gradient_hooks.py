@@ -18,10 +18,9 @@ V = TypeVar("V")
 
 
 class GradientHooks(Generic[K, V]):
-    """`measure` of the gradient of each tensor, by a key of the caller's.
-
-    A gradient that is itself part of a graph (`create_graph=True`) belongs to a derivative inside the loss, as that of
-    a gradient penalty; it counts only where no other gradient has reached the tensor.
+    """Calls `measure` with the gradient of each tensor, and keeps the result under a key that the caller chooses. A
+    gradient that is itself part of a graph (`create_graph=True`) belongs to a derivative inside the loss, such as a
+    gradient penalty. Such a gradient counts only if no other gradient has reached the tensor.
     """
 
     def __init__(self, measure: Callable[[Tensor], V], failures: Failures) -> None:
@@ -29,10 +28,10 @@ class GradientHooks(Generic[K, V]):
         self._handles: list[RemovableHandle] = []
         # By key: what was measured, once per gradient. None means that a gradient cannot be measured.
         self._values: dict[K, list[V | None]] = {}
-        self._inner_values: dict[K, list[V | None]] = {}  # of gradients that are part of a graph
+        self._inner_values: dict[K, list[V | None]] = {}  # the same for gradients that are part of a graph
 
     def listen(self, key: K, tensor: Tensor | None, part: str) -> None:
-        """Measure the gradient of `tensor`, if it gets one. `part` is the name for the message if that fails."""
+        """Measure the gradient of `tensor`, if it gets one. `part` names the measurement in the message if it fails."""
         if tensor is not None and tensor.requires_grad and part not in self._failures:
             self._handles.append(tensor.register_hook(partial(self._on_gradient, key, part)))  # type: ignore[no-untyped-call]
 
@@ -49,7 +48,9 @@ class GradientHooks(Generic[K, V]):
         self._inner_values.clear()
 
     def get(self, key: K) -> V | None:
-        """What was measured; None if no gradient came, or several, which would have to be added up."""
+        """What was measured. None if no gradient came, or if several came, because only their sum would be the
+        gradient.
+        """
         values = self._values.get(key) or self._inner_values.get(key, [])
         return values[0] if len(values) == 1 else None
 
@@ -63,7 +64,7 @@ class GradientHooks(Generic[K, V]):
                 return  # `is_grads_batched=True`: rows of a Jacobian
             if (
                 torch.is_grad_enabled()
-            ):  # `create_graph=True`: operations on gradients are recorded, and so would ours be
+            ):  # `create_graph=True`: autograd records operations on gradients and would record ours
                 with torch.no_grad():
                     self._add(self._inner_values, key, grad)
             else:

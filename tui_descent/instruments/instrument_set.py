@@ -25,7 +25,7 @@ from tui_descent.protocol.events import LayerStatus, LedgerEntry
 from tui_descent.protocol.readings import pack_rows
 
 T = TypeVar("T")
-# The names of the instruments for the message that one has been switched off.
+# The names of the instruments, used in the message that an instrument has been switched off.
 NORMS, FACTORS, ACTIVATIONS, LEDGER = "the norms", block_boundaries.PART, activations.PART, chain_rule_ledger.PART
 
 
@@ -60,7 +60,7 @@ class InstrumentSet:
         self._ledger, self._has_blocks = ChainRuleLedger(blocks, self._failures), bool(blocks)
         self._entries: Deferred[list[LedgerEntry]] = NOTHING
         self._entries_due = False  # whether the ledger has to be computed before the next update
-        self._signals = self._slow = False  # whether these tiers are measured, in addition to norms
+        self._signals = self._slow = False  # whether this tier is measured, in addition to norms
         self._preclip: Tensor | None = None
 
     @property
@@ -96,7 +96,7 @@ class InstrumentSet:
         self._norms.forget()
 
     def copy_weights(self, *, partial: bool = False) -> None:
-        """Copy the weights now. `before_update` is then called with `copy_weights=False`."""
+        """Copy the weights now. Afterwards call `before_update` with `copy_weights=False`."""
         self._run(NORMS, lambda: self._norms.copy_weights(partial=partial))
 
     def before_update(
@@ -109,7 +109,8 @@ class InstrumentSet:
         copy_weights: bool = True,
     ) -> None:
         """Measure the gradients of update `step`, after clipping. If it is called again before `after_update`, the new
-        gradients replace the old ones; with `copy_weights=False`, the weights stay those before the first update.
+        gradients replace the old ones. With `copy_weights=False`, the copy of the weights from before the first update
+        is kept.
 
         `preclip` is their global norm before clipping, and `grad_scale` the factor by which a GradScaler has multiplied
         them; both are scalar tensors. With `partial`, only a third of the weights is measured if there are many layers.
@@ -146,14 +147,14 @@ class InstrumentSet:
         return self._guarded(parts.columns, lambda values: self._sample(tiers, *parts.read(values)))
 
     def _run(self, part: str, call: Callable[[], T]) -> T | None:
-        """The result of `call`; None if the part is switched off, or is now, because it raises."""
+        """The result of `call`; None if the part is switched off. If the call raises, the part is switched off now."""
         if part not in self._failures:
             with self._failures.guard(part):
                 return call()
         return None
 
     def _deferred(self, part: str, measure: Callable[[], Deferred[T]], otherwise: Deferred[T]) -> Deferred[T]:
-        """What `measure` returns, or `otherwise` if it raises, now or when the numbers are read."""
+        """What `measure` returns; `otherwise` if it raises, now or later when the numbers are read."""
         measured = self._run(part, measure)
         if measured is None:
             return otherwise

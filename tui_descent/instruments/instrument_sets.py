@@ -98,7 +98,8 @@ class InstrumentSets:
     def after_update(self, measured: Collection[int] = (0,)) -> Deferred[Sample | None]:
         """Measure the updates of the optimizers `measured`, and return all readings of the step.
 
-        The layers of the others have made no update. Their rows have no values. None if the norms are switched off.
+        The other optimizers have made no update, so the rows of their layers have no values. None if the norms are
+        switched off.
         """
         if len(self._sets) == 1:
             return self._sets[0].after_update()
@@ -131,10 +132,9 @@ class InstrumentSets:
 
 
 def _part(net: NetStructure, rows: Sequence[int]) -> NetStructure:
-    """The layers in these rows as a net of their own, with the units and activations that belong to them.
-
-    The factor of a unit needs the gradient at the input of the next one. If units of other optimizers lie between,
-    there are therefore no units.
+    """The layers in these rows as a net of their own, with the units and activations that belong to them. The factor of
+    a unit needs the gradient at the input of the next unit, so there are no units if units of other optimizers lie
+    between.
     """
     index = {row: n for n, row in enumerate(rows)}
     places = [place for place, unit in enumerate(net.units) if unit.row in index]

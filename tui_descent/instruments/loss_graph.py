@@ -1,7 +1,6 @@
-"""Reads from the autograd graph of a loss which loss function it is, and whether probabilities go into it as logits.
-
-Only names, shapes and settings of the graph's nodes are read. They are still there after the backward pass, which frees
-only the tensors.
+"""Finds out from the autograd graph of a loss which loss function it is, and whether it gets probabilities where it
+expects logits. Only names, shapes and settings of the graph's nodes are read. The backward pass frees only the tensors,
+so these still exist after it.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-# At most this many nodes of a graph are looked at.
+# At most this many nodes of a graph are examined.
 MOST_NODES = 100
 # Operations that only give the same numbers another shape or type.
 _SAME_NUMBERS = frozenset(
@@ -35,7 +34,8 @@ _LOSSES = {
     "SoftMarginLossBackward0": "soft_margin",
     "CtcLossBackward0": "ctc",
 }
-# What makes a loss of its argument: the operation, and the operations that must not come directly before it.
+# The operations that turn logits or log-probabilities into a loss, each with the operations that must not come directly
+# before it.
 _TAKES_LOGITS = {
     "LogSoftmaxBackward0": ("cross_entropy", ("softmax", "sigmoid")),
     "BinaryCrossEntropyWithLogitsBackward0": ("bce_with_logits", ("sigmoid", "softmax")),
@@ -53,8 +53,8 @@ class LossGraph:
 
     `loss_function` is a name as in `torch.nn.functional`, without `_loss`; None for a sum of several losses and for an
     expression of the user's own. `classes` is the number of classes of a cross-entropy that is a mean over the targets
-    and not scaled, so that ln(classes) is the loss of a guess. `takes` is an operation that takes logits and `gets`
-    what has squashed them before ("softmax" or "sigmoid"); both are None if there is no such pair.
+    and not scaled, so that ln(classes) is the loss of a guess. `takes` is an operation that expects logits, and `gets`
+    is the operation directly before it, "softmax" or "sigmoid". Both are None if there is no such pair.
     """
 
     loss_function: str | None = None
@@ -73,10 +73,9 @@ def read_loss_graph(loss: Tensor) -> LossGraph:
 
 
 def last_operation(output: Tensor) -> tuple[str, int] | None:
-    """Which of "softmax" and "sigmoid" an output (N, …) comes from, and the number of classes.
-
-    That is the size along the dimension of the softmax, or the number of sigmoids for each sample. None if the output
-    comes from another operation, or has no graph.
+    """The operation that an output (N, …) comes from, "softmax" or "sigmoid", and the number of classes. That number is
+    the size along the dimension of the softmax, or the number of sigmoids for each sample. None if the output comes
+    from another operation, or has no graph.
     """
     node = _origin(output.grad_fn)
     name = None if node is None else _SQUASHING.get(node.name())
@@ -137,8 +136,12 @@ def _origin(node: Any) -> Any:
 
 
 def _size(node: Any) -> int:
-    """The size of a node's output along the dimension that the node works on; along the last one without such."""
+    """The size of a node's output along the dimension that the node works on; along the last dimension if there is no
+    such dimension.
+    """
     shape = tuple(node._input_metadata[0].shape)
     dim = getattr(node, "_saved_dim", -1)
-    dim = dim - 2**64 if isinstance(dim, int) and dim >= 2**63 else dim  # torch shows a negative one as unsigned
+    dim = (
+        dim - 2**64 if isinstance(dim, int) and dim >= 2**63 else dim
+    )  # torch shows a negative dimension as an unsigned number
     return int(shape[dim]) if shape and isinstance(dim, int) else 1

@@ -30,7 +30,7 @@ _IGNORED_WARNING = "Using `torch.compile(module)` when there are global hooks"
 
 class _Listener(NamedTuple):
     call: Callable[..., None]
-    part: str  # its name in a message, should it fail
+    part: str  # names what is measured, in the message if the listener fails
 
 
 class ModuleHooks:
@@ -38,11 +38,11 @@ class ModuleHooks:
 
     Passes that do not train are left out: those without gradients, those inside a transform of `torch.func` or a trace
     of `torch.jit`, and the repetition of a pass that activation checkpointing makes. With `every_pass` none is left
-    out. `reason` says why calls could not be seen, if there is a reason besides that the modules were not called.
+    out. `reason` says why calls could not be seen; None if the modules were simply not called.
 
     A listener that raises is switched off and added to `failures`. While torch.compile compiles a part of the net, the
-    hooks are removed, so that they neither become part of its graph nor break it. What runs inside a compiled graph
-    calls no hooks.
+    hooks are removed, because they must not become part of its graph or break it. Modules that run inside a compiled
+    graph call no hooks.
     """
 
     def __init__(self, failures: Failures | None = None, *, every_pass: bool = False) -> None:
@@ -50,11 +50,12 @@ class ModuleHooks:
         self._silent = 0
         self._failures = Failures() if failures is None else failures
         self._every_pass = every_pass
-        # By the id of the module. A listener's instrument holds its module, so an id cannot be used again.
+        # Keys are ids of modules. A listener's instrument holds a reference to its module, so no other module can get
+        # the same id.
         self.inputs: dict[int, list[_Listener]] = {}
         self.outputs: dict[int, list[_Listener]] = {}
-        # For each module called since `attach`, the backward pass in which its first call took place: -1 if it was not
-        # called in a backward pass, as the repetitions of activation checkpointing are.
+        # For each module called since `attach`, the backward pass in which its first call took place; -1 if that call
+        # was not in a backward pass. Activation checkpointing repeats calls in a backward pass.
         self._first_calls: dict[int, int] = {}
 
     def on_input(self, module: nn.Module, listener: OnInput, part: str) -> None:
@@ -71,14 +72,13 @@ class ModuleHooks:
             self.outputs.setdefault(id(module), []).append(_Listener(listener, part))
 
     def was_called(self, module: nn.Module) -> bool:
-        """Whether a call of this module has been heard since `attach`."""
+        """Whether a call of this module has been seen since `attach`."""
         return id(module) in self._first_calls
 
     def silence(self, whose: str) -> str | None:
-        """Why none of the modules was called in this measured step; None if one was. To be asked once per step.
-
-        `whose` names the modules in the plural, for the answer. The first silent step has no reason: in a user loop,
-        the instruments are attached after its forward pass.
+        """Why none of the modules was called in this measured step; None if one was. Call this once per step. `whose`
+        names the modules in the plural and begins the returned text. The result is None for the first step without a
+        call: in a user loop, the instruments are attached after the forward pass of that step.
         """
         self._silent = 0 if self._first_calls else self._silent + 1
         if self._silent < 2:
@@ -90,7 +90,7 @@ class ModuleHooks:
         )
 
     def attach(self) -> None:
-        """Start to listen."""
+        """Start listening."""
         self._first_calls.clear()
         self.reason = None
         if (self.inputs or self.outputs) and self not in _GLOBAL.listening:
@@ -98,13 +98,13 @@ class ModuleHooks:
             _GLOBAL.update()
 
     def detach(self) -> None:
-        """Stop to listen."""
+        """Stop listening."""
         if self in _GLOBAL.listening:
             _GLOBAL.listening.remove(self)
             _GLOBAL.update()
 
     def call(self, table: dict[int, list[_Listener]], module: int, *values: Any) -> None:
-        """Call the listeners of one call of a module, which `table` holds."""
+        """Call the listeners that `table` has for this module, with the values of one call of the module."""
         if not self._is_first_pass(module):
             return
         listeners = table[module]
@@ -134,18 +134,17 @@ class ModuleHooks:
             return False
         if torch._C._get_tracing_state() is not None:
             return False
-        # Checkpointing repeats calls in the backward pass. With `use_reentrant=True` they are the first ones with
-        # gradients; otherwise there has been one in the forward pass.
+        # Checkpointing repeats calls in the backward pass. With `use_reentrant=True`, the repeated calls are the first
+        # ones with gradients. Otherwise there was one in the forward pass.
         backward_pass: int = torch._C._current_graph_task_id()
         return self._first_calls.setdefault(module, backward_pass) == backward_pass
 
 
 def plain(tensor: Tensor) -> Tensor | None:
-    """The tensor, detached, as an ordinary one whose numbers can be measured; None if it is not one.
-
-    A subclass that only adds methods, as fastai's `TensorImage`, is converted. One that replaces the operations, as
-    `DTensor`, is not an ordinary tensor, and neither is a sparse, nested, quantised, `meta` or transformed one. None
-    also under a `TorchDispatchMode`, which would see our operations.
+    """The tensor, detached, as an ordinary tensor whose numbers can be measured; None if that is not possible. A
+    subclass that only adds methods, such as fastai's `TensorImage`, is converted. The result is None for a subclass
+    that replaces the operations, such as `DTensor`, and for a sparse, nested, quantised, `meta` or transformed tensor.
+    It is also None under a `TorchDispatchMode`, which would see our operations.
     """
     kind = type(tensor)
     if kind is not Tensor and kind is not nn.Parameter:
@@ -167,7 +166,7 @@ def plain(tensor: Tensor) -> Tensor | None:
 
 
 def why_not_plain(value: object) -> str:
-    """Why a value, for which `plain` returns None or which is no tensor, cannot be measured."""
+    """Why a value cannot be measured: it is not a tensor, or `plain` returns None for it."""
     if not isinstance(value, Tensor):
         return f"its input or output is a {type(value).__name__}, not a tensor"
     if torch._C._len_torch_dispatch_stack():
@@ -178,9 +177,8 @@ def why_not_plain(value: object) -> str:
 
 
 def first_tensor(value: object) -> Tensor | None:
-    """The first floating-point or complex tensor in a tensor, tuple, list or dict, at any depth; None if none is there.
-
-    It is taken as the signal: token numbers, masks and the like are integers or come later.
+    """The first floating-point or complex tensor in a tensor, tuple, list or dict, at any depth; None if there is none.
+    This tensor is taken as the signal, because token numbers, masks and the like are integers or come later.
     """
     if isinstance(value, Tensor):
         return value if value.is_floating_point() or value.is_complex() else None
@@ -192,7 +190,9 @@ def first_tensor(value: object) -> Tensor | None:
 
 
 def version(tensor: Tensor) -> int:
-    """How often the tensor has been changed in place; 0 for a tensor of `torch.inference_mode`, which cannot be."""
+    """How often the tensor has been changed in place; 0 for a tensor of `torch.inference_mode`, which does not count
+    this.
+    """
     return 0 if tensor.is_inference() else tensor._version
 
 
@@ -207,7 +207,7 @@ class _GlobalHooks:
 
     def __init__(self) -> None:
         self.listening: list[ModuleHooks] = []
-        # By the id of a module, who listens to it. For most modules nobody does: then a call costs one look-up.
+        # The listeners of each module, by the module's id. Most modules have none; a call of these costs one look-up.
         self.by_input: dict[int, list[ModuleHooks]] = {}
         self.by_output: dict[int, list[ModuleHooks]] = {}
         self._handles: list[RemovableHandle] = []
@@ -252,7 +252,7 @@ class _GlobalHooks:
     def _unregister(self) -> None:
         for handle in self._handles:
             handle.remove()
-            torch_module._global_forward_hooks_with_kwargs.pop(handle.id, None)  # torch forgets to
+            torch_module._global_forward_hooks_with_kwargs.pop(handle.id, None)  # torch does not do this
         self._handles = []
 
     def _before_compiling(self, _: object) -> None:
@@ -285,7 +285,8 @@ def _after_forward(module: nn.Module, args: Args, kwargs: Kwargs, output: Any) -
 
 @cache
 def _keep_out_of_graphs() -> None:
-    """Tell torch.compile to leave our functions alone. It meets hooks between compiled parts, and would compile them.
+    """Tell torch.compile to leave our functions alone. Otherwise it would compile the hooks that run between compiled
+    parts.
 
     `torch.compiler.disable` does the same for a single function, but then each call takes ten times as long.
     """
@@ -299,6 +300,6 @@ def _warning_filter() -> tuple[Any, ...]:
         return made
 
 
-# Put into the list of filters, and taken out, without `warnings.filterwarnings`, which would make Python forget which
-# of the loop's own warnings it has shown already.
+# This filter is put into `warnings.filters` and taken out directly. `warnings.filterwarnings` would make Python forget
+# which of the loop's own warnings it has already shown.
 _WARNING_FILTER = _warning_filter()

@@ -23,7 +23,7 @@ from tui_descent.instruments.module_hooks import Args, Kwargs, ModuleHooks, plai
 from tui_descent.instruments.net_structure import WatchedLayer
 
 PART = "the inputs and outputs of the net"
-# At most this many numbers of a tensor are measured: all samples, and an even choice of each one's numbers.
+# At most this many numbers of a tensor are measured: some numbers of every sample, evenly spaced.
 MOST_NUMBERS = 1 << 16
 # Layers for which the scale of their input does not matter.
 _ANY_SCALE = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.Embedding, nn.EmbeddingBag)
@@ -31,10 +31,9 @@ _ANY_SCALE = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.Embedding, n
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """The output of a net: the rms of its numbers, and of their standard deviations over the samples.
-
-    `inputs_vary` is whether the samples of the batch differ. `last` is the operation that it comes from, if this is a
-    softmax or sigmoid, with the number of classes.
+    """The output of a net: the rms of its numbers, and the rms of their standard deviations over the samples.
+    `inputs_vary` says whether the samples of the batch differ. `last` is the operation that the output comes from, with
+    the number of classes, if it is a softmax or sigmoid.
     """
 
     rms: float
@@ -49,7 +48,8 @@ class Ends:
     """What was measured in one pass.
 
     `outputs` are by the name of the net. `input_rms` is the rms of the non-zero inputs of each net's first layer, by
-    its name. `lone_norms` are the batch norms in training mode that got one sample, None if no batch norm was called.
+    its name. `lone_norms` are the batch norms in training mode that got a batch of one sample; None if no batch norm
+    was called.
     """
 
     outputs: dict[str, Output] = field(default_factory=dict)
@@ -131,7 +131,7 @@ class NetEnds:
         given, made = _batch((*args, kwargs)), _batch(output, floating=True)
         if given is None or made is None or len(given) != len(made) or not made.numel():
             return
-        # While a net is exported, nothing of ours may be recorded: not even that gradients are off.
+        # While a net is exported, none of our operations may be recorded, not even switching gradients off.
         ordinary = plain(made)
         if ordinary is None or ordinary.is_complex():
             return
@@ -141,7 +141,7 @@ class NetEnds:
             numbers = torch.stack(
                 [(rows * rows).mean(), (rows - rows.mean(dim=0)).square().mean(), _vary(given).to(rows)]
             )
-        # One output number for each sample, as of a regression, may well be constant for a while.
+        # A single output number for each sample, as in a regression, may well be constant for a while.
         samples = len(rows) if rows.shape[1] > 1 else 1
         self._calls[name] = _Call(samples, numbers, self.last)
 
@@ -173,7 +173,7 @@ def _batch(value: object, *, floating: bool = False) -> Tensor | None:
 
 
 def _vary(inputs: Tensor) -> Tensor:
-    """Whether the samples differ, a scalar; true if that cannot be seen."""
+    """Whether the samples differ, as a scalar tensor; true if this cannot be determined."""
     if inputs.layout is not torch.strided or inputs.is_nested:
         return torch.ones((), dtype=torch.bool)
     rows = _some(inputs.detach())

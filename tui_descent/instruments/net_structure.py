@@ -1,5 +1,5 @@
-"""What can be measured in a net: its layers, its units (the parts that the signal passes one after another), and its
-activations.
+"""What can be measured in a net: its layers, its units (the parts that the signal passes through one after another),
+and its activations.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class WatchedLayer:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A part of the net that the signal passes. `row` is the row number of its first layer with a matrix, or of its
-    first layer if none has a matrix.
+    """A part of the net that the signal passes through. `row` is the row number of its first layer with a matrix, or of
+    its first layer if none has a matrix.
     """
 
     name: str
@@ -80,7 +80,7 @@ def structure(
     units = sorted(_units(model), key=lambda unit: position(unit[0]))
     block = {id(m): n for n, (_, module) in enumerate(units) for m in module.modules()} if len(units) > 1 else {}
     layers: list[WatchedLayer] = []
-    # The net itself has no path. Its name is that of its class, in capitals if a child has the other name.
+    # The net itself has no path, so its name is that of its class, in capitals if a child already has that name.
     root = type(model).__name__
     root = root if dict(model.named_modules()).get(root.lower()) else root.lower()
     seen: set[int] = set()
@@ -112,9 +112,8 @@ def structure(
 
 
 def _weights(own: Sequence[tuple[str, nn.Parameter]]) -> Sequence[tuple[str, nn.Parameter]]:
-    """Those of a module's own parameters that are shown: its matrices, or if it has none, its vectors, but no biases.
-
-    If it has nothing else, its largest bias is shown.
+    """The module's own parameters that are shown: its matrices. If it has none: its vectors without the biases. If it
+    has only biases: the largest one.
     """
     weights = [(name, p) for name, p in own if "bias" not in name]
     matrices = [(name, p) for name, p in weights if _is_matrix(p)]
@@ -122,7 +121,9 @@ def _weights(own: Sequence[tuple[str, nn.Parameter]]) -> Sequence[tuple[str, nn.
 
 
 def _is_matrix(parameter: nn.Parameter) -> bool:
-    """Whether it has at least two dimensions. The shape of a lazy one is not known; it will most often be a matrix."""
+    """Whether the parameter has at least two dimensions. A lazy parameter has no shape yet, but most often becomes a
+    matrix.
+    """
     return is_lazy(parameter) or parameter.dim() >= 2
 
 

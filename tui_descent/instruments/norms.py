@@ -70,8 +70,8 @@ class NormsReading(NamedTuple):
 class _Part(NamedTuple):
     """Some of the layers, by row number, and their weights.
 
-    `any_complex`: some weights are complex. `summed`: no weight has to be converted to float32. `kinds`: their dtypes
-    and shapes.
+    `any_complex` says whether some weights are complex, `summed` whether no weight has to be converted to float32.
+    `kinds` are the types, dtypes, shapes and device of the weights.
     """
 
     rows: Sequence[int]
@@ -150,11 +150,11 @@ class Norms:
     ) -> None:
         """Measure the gradients of update `step` and copy the weights.
 
-        `copy_weights` is False if they were copied already: before an earlier update of the same step, whose gradients
-        these ones replace, or before a closure was run.
+        `copy_weights` is False if the weights were copied already: before a closure was run, or before an earlier
+        update of the same step. In the second case, the new gradients replace the earlier ones.
 
         `grad_scale`, a scalar tensor, is the factor by which a GradScaler has multiplied the gradients. With `cosines`,
-        they are compared with the gradients of the previous step, if these were kept. With `partial`, only a third of
+        the gradients are compared with those of the previous step, if these were kept. With `partial`, only a third of
         the weights is measured if there are many layers.
         """
         self._scale, self._step = grad_scale, step
@@ -163,7 +163,7 @@ class Norms:
         )
 
     def copy_weights(self, *, partial: bool = False) -> None:
-        """Copy the weights before the update. With `partial`, only a third of them if there are many layers."""
+        """Copy the weights before the update. With `partial`, copy only a third of them if there are many layers."""
 
         def copy() -> None:
             self._choose_part(partial=partial)
@@ -202,7 +202,7 @@ class Norms:
     def _repeat_without_failing(self, measure: Callable[[], T]) -> T:
         """Call `measure`. If it raises, leave out the parameters that cannot be measured, and call it again.
 
-        A tensor subclass of the user's and a mode such as `FlopCounterMode` see none of these operations.
+        The operations are hidden from the user's tensor subclasses and from modes such as `FlopCounterMode`.
         """
         modes = _disable_current_modes() if torch._C._len_torch_dispatch_stack() else nullcontext()
         with torch.no_grad(), torch._C.DisableTorchFunction(), modes:
@@ -229,7 +229,7 @@ class Norms:
         return True
 
     def _leave_out(self, n: int, error: Exception) -> str:
-        """Measure parameter `n` no longer. Returns the reason that its layer gets."""
+        """Stop measuring parameter `n`. Returns the reason, which is shown for its layer."""
         rows = (w.layer.name for index, w in zip(self._weight_indices, self._watched, strict=True) if index == n)
         name = next(rows, None)
         self._failures.add("the norms of a parameter" if name is None else f"the norms of layer {name}", error)
@@ -248,7 +248,9 @@ class Norms:
         return reason
 
     def _examine(self) -> None:
-        """Find out what can be measured. Called again when a parameter has changed; then older readings are dropped."""
+        """Find out what can be measured. This is called again when a parameter has changed; older readings are then
+        dropped.
+        """
         reasons = {n: self._why_not_measured(n, p) for n, p in enumerate(self._parameters)}
         self._reasons = {n: reason for n, reason in reasons.items() if reason is not None}
         self.not_measured = {row: self._reasons[n] for row, n in enumerate(self._weight_indices) if n in self._reasons}
@@ -270,13 +272,15 @@ class Norms:
         self._taken_at = [0] * len(self._watched)
         self._any_read = False
         self.forget()
-        # What the gradients of the last reading were: parameters, dtypes and layouts.
+        # The parameters, dtypes and layouts of the gradients of the last reading.
         self._gradient_kinds: tuple[object, ...] = ()
         self._groups = TensorGroups([])
         self._all_real = self._on_host = True
 
     def _changed(self, part: _Part) -> bool:
-        """Whether the loop has changed the weights of a part, or a lazy parameter has got its shape."""
+        """Whether the loop has changed the dtype, shape or device of a part's weights, or a lazy parameter now has a
+        shape.
+        """
         return part.changed or (bool(self._lazy) and not all(is_lazy(p) for p in self._lazy))
 
     def _before_update(self, *, cosines: bool, partial: bool, copy_weights: bool) -> None:
@@ -398,7 +402,7 @@ def _difference_norms(x: Tensor, y: Tensor) -> Tensor | list[float]:
 
 
 def _deferred(groups: TensorGroups, by_group: Sequence[Tensor | list[float]]) -> Deferred[list[float]]:
-    """The values of all rows in the order of the tensors. Each group's values are on the device or on the host."""
+    """The values of all rows in the order of the tensors. Each group's values may be on the device or on the host."""
     columns = [values for values in by_group if isinstance(values, Tensor)]
 
     def read(numbers: Sequence[float]) -> list[float]:
@@ -421,6 +425,6 @@ def _part(rows: Sequence[int], weights: Sequence[nn.Parameter]) -> _Part:
 
 
 def _kinds(weights: Sequence[Tensor]) -> tuple[object, ...]:
-    # Called at every reading. When a net is moved to another device, all of its weights are.
+    # Called at every reading, so it checks the device of one weight only: a net is moved to another device as a whole.
     device = weights[0].device if weights else None
     return [type(p) for p in weights], [p.dtype for p in weights], [p.shape for p in weights], device

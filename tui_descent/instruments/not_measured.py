@@ -1,4 +1,4 @@
-"""Says which parameters cannot be measured, and why; what can be said about a tensor of any kind."""
+"""Finds out which parameters cannot be measured, and why. Its functions accept tensors of any kind."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def size_in_bytes(tensor: Tensor) -> int:
 
 
 def identity(parameter: Tensor) -> object:
-    """A value that changes when the parameter becomes another object, or is measured in another way."""
+    """A value that changes when the parameter is replaced by another object or has to be measured in another way."""
     sized = not is_lazy(parameter) and not parameter.is_nested
     return id(parameter), type(parameter), parameter.dtype.is_floating_point, parameter.shape if sized else None
 
 
 def count_numbers(parameters: Iterable[Tensor]) -> int:
-    """How many numbers the parameters have in total; those without a shape yet count as none."""
+    """How many numbers the parameters have in total. Parameters without a shape yet count as 0."""
     return sum(0 if is_lazy(p) else p.numel() for p in parameters)

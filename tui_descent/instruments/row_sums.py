@@ -32,14 +32,14 @@ SUMMED = (torch.float32, torch.float64)
 
 
 def real_view(tensor: Tensor) -> Tensor:
-    """The tensor as real numbers, not sparse: (…, 2) for complex numbers of shape (…). Norms stay the same."""
+    """The tensor as real, dense numbers: complex numbers of shape (…) become (…, 2). Norms stay the same."""
     if tensor.layout is not torch.strided:
         tensor = tensor.to_dense()
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def one_row(tensor: Tensor) -> Tensor:
-    """The tensor's numbers as a (1, n) matrix, in their order in memory, so that a transposed one is not copied."""
+    """The tensor's numbers as a (1, n) matrix, in their order in memory. Thus a transposed tensor is not copied."""
     if tensor.dim() > 1 and not tensor.is_contiguous():
         tensor = tensor.permute(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
     return tensor.reshape(1, -1)
@@ -74,7 +74,7 @@ def difference_norms(x: Tensor, y: Tensor) -> list[float]:
 
 
 def device_difference_norms(x: Tensor, y: Tensor) -> Tensor:
-    """The same on a device that is not waited for, (k,) in float64."""
+    """The same for an asynchronous device, (k,) in float64. Does not wait."""
     parts = zip(*(torch.split(m, FLOAT64_AT_A_TIME, dim=1) for m in (x, y)), strict=True)
     return torch.stack([(a.double() - b.double()).square().sum(dim=1) for a, b in parts]).sum(dim=0).sqrt()
 
@@ -92,7 +92,7 @@ def row_products(x: Tensor, y: Tensor, memory: Tensor | None = None) -> Tensor:
     if memory is None:
         memory = x.new_empty(products_shape(x), dtype=dtype)
     if dtype == x.dtype and memory.shape == x.shape:
-        # torch adds in pairs: over this many products the error is below 1e-6 of Σ|x·y|.
+        # torch adds pairwise. Over this many products the error is below 1e-6 of Σ|x·y|.
         return torch.mul(x, y, out=memory).sum(dim=1)
     sums = x.new_zeros(len(x), dtype=wide)
     for rows, columns in pieces_of_rows(range(len(x)), x.shape[1], PRODUCTS):
@@ -102,7 +102,7 @@ def row_products(x: Tensor, y: Tensor, memory: Tensor | None = None) -> Tensor:
 
 
 def products_shape(x: Tensor) -> tuple[int, int]:
-    """The shape of the memory that `row_products` needs: that of x (k, n) itself if its rows are short."""
+    """The shape of the memory that `row_products` needs for x (k, n): the shape of x itself if its rows are short."""
     rows, length = x.shape
     short = length <= PRODUCTS and x.dtype in SUMMED
     return (rows, length) if short else (1, PRODUCTS)

@@ -20,7 +20,9 @@ NOISE_DECAY = 0.9
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Restores the random number generators and the buffers on exit. Do not change `.grad` inside."""
+    """Restores the random number generators and the buffers on exit. It does not restore `.grad`, so do not change
+    `.grad` inside.
+    """
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     buffers = [(b, b.clone()) for b in model.buffers()]
     with torch.random.fork_rng(devices=devices):
@@ -89,7 +91,7 @@ class ReplayableBatch(Protocol):
         """The loss of the batch with the current weights."""
 
     def loss_of_part(self, where: slice) -> Tensor | None:
-        """The mean loss of the samples `where`; None for a loss without data."""
+        """The mean loss of the samples with the indices `where`; None for a loss without data."""
 
     def size(self) -> int:
         """The number of samples in the batch."""
@@ -105,7 +107,7 @@ class SameBatch:
         self._noise = NoiseScale()
         self._grads: list[Tensor | None] = []
         self._weights: list[Tensor] = []
-        # Not returned yet: the squared gradient norms of a batch and of its two halves, and the batch size.
+        # Results not returned yet: the squared gradient norms of a batch and of its two halves, and the batch size.
         self._squares: list[tuple[tuple[Tensor, Tensor, Tensor], int]] = []
 
     @torch.no_grad()
@@ -126,9 +128,8 @@ class SameBatch:
         self._squares.append(((dot(whole, whole), dot(first, first), dot(second, second)), 2 * half))
 
     def after_update(self) -> Deferred[dict[str, float]]:
-        """`local_step` and `noise_scale`; one that is not known is left out.
-
-        The results of several steps have to be read in the order of the steps.
+        """`local_step` and `noise_scale`, without those that are not known. The results of several steps must be read
+        in the order of the steps.
         """
         moves = [p.detach() - w for p, w in zip(self._parameters, self._weights, strict=True)]
         with undisturbed(self._model), torch.enable_grad():

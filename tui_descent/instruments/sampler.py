@@ -10,8 +10,8 @@ from collections.abc import Iterable
 
 from tui_descent.instruments.tiers import READINGS_IN_MEAN, CurvatureSchedule, Interval, ReadingsAfterChange, Tiers
 
-# With the default budget, readings are at least APART_S apart: the screen shows no more. With a larger budget they may
-# be closer, in proportion.
+# With the default budget, readings are at least APART_S apart, because the screen cannot show more. With a larger
+# budget they may be closer together, in proportion.
 DEFAULT_BUDGET, APART_S = 0.01, 0.095
 # For the tiers signals, slow and rare: the least time between two readings (s), and the largest share of the budget.
 SLOWER_TIERS = ((0.1, 0.06), (1.0, 0.06), (10.0, 0.03))
@@ -23,10 +23,11 @@ LOOK_EVERY_S, LOOK_EVERY_STEPS = 0.2, 150
 # The mean time of a step without a reading is a running mean over about STEPS_IN_MEAN steps. It is used once it covers
 # TRUSTED_AFTER steps.
 STEPS_IN_MEAN, TRUSTED_AFTER = 64, 8
-# A time is limited to this many times the mean, so that an evaluation between two steps hardly changes the mean.
+# A measured time counts as at most this many times the mean, so an evaluation between two steps hardly changes the
+# mean.
 OUTLIER = 4.0
-# Steps shorter than SHORT_STEP_S are slower for about SLOWER_AFTER steps after a reading, since the reading has evicted
-# the training's data from the cache.
+# After a reading, steps shorter than SHORT_STEP_S are slower for about SLOWER_AFTER steps, because the reading has
+# evicted the training's data from the cache.
 SHORT_STEP_S, SLOWER_AFTER = 5e-3, 3
 
 
@@ -34,8 +35,8 @@ class Sampler:
     """Plans readings: one at every `every`-th step, or as many as take the share `budget` of the time.
 
     `at` are the numbers of additional steps to read. Time is measured in CPU seconds of the training thread; in a paced
-    run, a step takes at least its period. `due` is called once for each step that is not a fast step. It is called one
-    step ahead, since a cosine needs the gradient of the previous step.
+    run, a step takes at least its period. Call `due` once for each step that is not a fast step, one step ahead: a
+    cosine needs the gradient of the previous step.
     """
 
     def __init__(self, *, every: int | None = None, budget: float = DEFAULT_BUDGET, at: Iterable[int] = ()) -> None:
@@ -63,7 +64,7 @@ class Sampler:
         return self._every is not None or bool(self._at)
 
     def restart(self, step: int) -> None:
-        """The run begins with update `step`, or it was changed before it: complete readings follow soon."""
+        """Plan complete readings for the steps after update `step`: the run begins there, or was changed there."""
         if self._every is None and self._budget > 0:
             self._after_change.restart(step)
 
@@ -177,10 +178,8 @@ class Sampler:
         self._read.clear()
 
     def _charge(self, cost_s: float, tiers: Tiers) -> None:
-        """Divide a reading's cost among its tiers.
-
-        Tiers with a known mean cost are charged this cost. The rest is charged to the tiers of unknown cost, or to the
-        slowest tier if all costs are known.
+        """Divide a reading's cost among its tiers. Each tier with a known mean cost is charged that cost. The rest is
+        charged to the tiers of unknown cost, or to the slowest tier if all costs are known.
         """
         if self._period_s or not tiers.in_wait:  # otherwise the run pauses after the reading, so no time was lost
             self._readings_s += cost_s

@@ -2,7 +2,7 @@
 
 A net of 200 equal layers is then measured with as many operations as a single layer. A large tensor forms a group of
 its own, so that it does not have to be copied. On a CPU the memory of the matrices is reused at every call: freed
-memory would go back to the system, and to allocate it again would take longer than the copy.
+memory would go back to the system, and allocating it again would take longer than the copy.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class TensorGroups:
         for group in self._groups:
             size = max(1, CHUNK_BYTES // max(1, like[group[0]].nbytes))
             self._chunks += [group[start : start + size] for start in range(0, len(group), size)]
-        # The row of each tensor if the matrices of all groups are concatenated vertically.
+        # The row of each tensor in all groups' matrices, stacked on top of each other.
         self._rows = [0] * len(like)
         for row, n in enumerate(n for group in self._groups for n in group):
             self._rows[n] = row

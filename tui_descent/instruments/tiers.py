@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-# Costs are averaged over about this many readings. The second cost replaces the first one, which is too high since the
-# caches were cold.
+# Costs are averaged over about this many readings. The second cost replaces the first one, which is too high because
+# the caches were cold.
 READINGS_IN_MEAN = 8
-# The steps of the readings after the start and each intervention. How many interventions in a row may have them, and
-# the share of the time that they may take if there are more.
+# When the complete readings come: this many steps after the start and after each intervention. Then: how many
+# interventions in a row are followed by such readings, and the share of the time that they may take if there are more.
 AFTER_CHANGE = (1, 2, 5, 10, 20, 35, 50)
 MOST_CHANGES, CHANGES_SHARE = 3, 0.02
 # The least time between two curvature readings, and their largest share of the budget. In a paced or paused run, the
@@ -38,17 +38,20 @@ class ReadingsAfterChange:
 
     They come 1, 2, 5, 10, 20, 35 and 50 steps after it, then at half as many steps again each time. A diagnosis needs
     them, and their number grows only with the logarithm of the run's length. `MOST_CHANGES` interventions in a row are
-    each followed by these readings. After that, one more as often as their readings take the share `CHANGES_SHARE` of
-    the time: a key held down must not slow the run.
+    each followed by these readings. Further interventions are followed by such readings only as far as these take at
+    most the share `CHANGES_SHARE` of the time. Otherwise a key that is held down would slow the run.
     """
 
     def __init__(self) -> None:
         self._start: int | None = None  # the step of the start or of the last intervention
         self._pending: int | None = None  # the step of an intervention whose readings are not planned yet
-        self._changes, self._counted_s = float(MOST_CHANGES), 0.0  # how many may still come, and when that was counted
+        self._changes, self._counted_s = (
+            float(MOST_CHANGES),
+            0.0,
+        )  # how many interventions may still have readings, and when that was counted
 
     def restart(self, step: int) -> None:
-        """Begin again: the run was changed before update `step`."""
+        """Start again from update `step`, before which the run was changed."""
         self._pending = step
 
     def plan(self, step: int, now_s: float, cost_s: float) -> None:
@@ -73,7 +76,8 @@ class ReadingsAfterChange:
 
 
 class Interval:
-    """The time between readings of one tier: at least `every_s`, and so long that they take at most `share` of it.
+    """The time between readings of one tier: at least `every_s`, and long enough that readings take at most `share` of
+    the time.
 
     The next reading is due when `share` times the time since the last reading has reached the cost of the last one.
     """
@@ -97,7 +101,7 @@ class Interval:
         return min(self.cost_s / self.every_s, self.share)
 
     def begin(self, now_s: float) -> None:
-        """Record that a reading is taken at `now_s`. One that is a little late does not delay the following ones."""
+        """Record a reading that is taken at `now_s`. One that is a little late does not delay the following ones."""
         late_s = now_s - self.next_s
         self.last_s = self.next_s if 0 <= late_s < self.every_s else now_s
         self._unpaid_s = self.cost_s  # an estimate, until `charge` gives the cost

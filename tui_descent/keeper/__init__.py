@@ -1,4 +1,3 @@
-"""The keeper: one small process per run, without torch.
-
-It owns the socket and the history, starts the trainer and outlives it.
+"""The keeper: one small process per run, without torch. It owns the socket for viewers and the run's history. It starts
+the trainer and outlives it.
 """

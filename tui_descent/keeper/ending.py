@@ -1,6 +1,5 @@
-"""Builds the `RunEnded` event: the run ended by itself, at a stop request, or because the trainer died.
-
-`trainer.py` checks whether the trainer's process is alive.
+"""Builds the `RunEnded` event. A run ends by itself, at a stop request, or because the trainer dies. `trainer.py`
+checks whether the trainer's process is alive.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ class Ending:
 
     @property
     def _forced(self) -> bool:
-        """Whether the trainer was signalled because it did not obey in time, and not because a person wanted it."""
+        """Whether the trainer was killed because it did not stop in time, and not because a person asked for that."""
         return self._signalled and self._kill_requested_s is None
 
     def request_stop(self, reason: str) -> None:
@@ -61,7 +60,7 @@ class Ending:
             self._stop_requested_s, self._stop_reason = time.monotonic(), reason
 
     def request_kill(self, reason: str) -> None:
-        """Record that the trainer shall be ended by signals, whatever it is doing."""
+        """Record that the trainer must be ended by signals, whatever it is doing."""
         self.request_stop(reason)
         self._kill_requested_s = self._kill_requested_s or time.monotonic()
 
@@ -113,7 +112,7 @@ class Ending:
         )
 
     def _script_end(self, code: int, step: int, *, started: bool) -> RunEnded | None:
-        """The end of a script whose run has not reported its end; None if it was lost during its run."""
+        """The end of a script whose run has not reported an end; None if the script was lost during its run."""
         folder = self._launch.path
         why = "" if started else unreachable(folder)
         if not why and (folder / CONNECTED_FILE).exists():
@@ -133,7 +132,7 @@ class Ending:
         ended = msgspec.structs.replace(ended, exit_code=code)
         if ended.status == "failed":
             ended = self._with_log(ended)
-            # The log of a scenario's trainer has our own traceback; the reason is known without it.
+            # The log of a scenario's trainer has only our own traceback, which adds nothing to the reason.
             return ended if self._is_script else msgspec.structs.replace(ended, log_tail=())
         if code and self._is_script and not self._forced:  # the script failed after its run
             reasons = filter(None, [ended.reason, describe_script_failure(code)])

@@ -37,13 +37,14 @@ class EventStream:
     def new_events(self, trainer: Trainer) -> Iterator[AnyEvent]:
         """Yield all new events. Raises `ChannelError` if the ring cannot be opened.
 
-        The ring is read before the socket. An event that was sent before an update in the ring has then arrived.
+        The ring is read before the socket. Events that were sent before an update in the ring have then already
+        arrived.
         """
         yield from self._read_ring()
         steps_read = self._steps_read
         events = _receive(trainer)
         yield from self._read_ring()
-        known: object = None  # the place of the event before
+        known: object = None  # the place of the previous event
         for event, placed in zip(events, _places(events), strict=True):
             if placed is None:
                 yield from self._publish_steps(steps_read)
@@ -56,7 +57,7 @@ class EventStream:
                     yield from self._publish_steps(self._steps_read - later)
             if isinstance(event, RunStarted):
                 self.ring = trainer.ring()
-                self.ring.raise_flag()  # requests may have been sent before there was a flag to raise
+                self.ring.raise_flag()  # requests may have been sent before there was a ring with a flag to raise
                 yield from self._read_ring()
                 known = None
             yield event
@@ -115,7 +116,9 @@ def _receive(trainer: Trainer) -> list[AnyEvent]:
 
 
 def _places(events: list[AnyEvent]) -> list[Any]:
-    """For each event the one that says where it is placed: itself, or the next one that has a step; None if none."""
+    """For each event, the event whose step gives its place: itself, or the next one that has a step. None if there is
+    none.
+    """
     places: list[Any] = []
     placed: AnyEvent | None = None
     for event in reversed(events):

@@ -1,4 +1,4 @@
-"""Readings of the GPU from NVIDIA's driver: utilisation, memory, power, temperature. A run works without them, too.
+"""Readings of the GPU from NVIDIA's driver: utilisation, memory, power, temperature. A run works without them.
 
 `pynvml` (extra `gpu`) is imported at the first event about a GPU, so it is never imported on a machine without one.
 """
@@ -44,7 +44,7 @@ class Gpus:
     def complete(self, event: DeviceTaken) -> Iterator[AnyEvent]:
         """Yield the event with the driver's readings added.
 
-        If there are none, first yield a note that says why, but once.
+        If there are no readings, yield a note first that says why, but only once.
         """
         if not event.device.startswith("cuda"):
             yield event

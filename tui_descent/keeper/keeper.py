@@ -31,8 +31,8 @@ from tui_descent.telemetry.history import History
 
 TICK_S = 1 / 30
 SILENT_AFTER_S = 3.5
-STARTS_WITHIN_S = 4.5  # the same before the first step, while torch is imported and the network is built
-SILENT_AFTER_STEPS = 3.0  # a run of slow steps is silent only after the time of this many steps
+STARTS_WITHIN_S = 4.5  # the same limit before the first step, while torch is imported and the network is built
+SILENT_AFTER_STEPS = 3.0  # a run with slow steps counts as silent only after the time of this many steps
 FIRST_VIEWER_WITHIN_S = 30.0
 CLOSED_AFTER_S = 1.0  # how long a script may run without its connection before this is reported
 LOOK_EVERY_S = 0.5  # how often to look for a `watch()` in a process that cannot be reached
@@ -105,7 +105,7 @@ class Keeper:
             self._close()
 
     def _serve(self, trainer: Trainer) -> RunEnded:
-        """Publish and pass on until the trainer has exited."""
+        """Publish events and pass requests on until the trainer has exited."""
         self._selector.register(trainer.link.socket, selectors.EVENT_READ, lambda: None)
         if trainer.exit_fd is not None:
             self._selector.register(trainer.exit_fd, selectors.EVENT_READ, lambda: None)
@@ -231,7 +231,7 @@ class Keeper:
             self._publish(StateChanged(state="stopping", reason=GOES_ON))
 
     def _report_unreachable(self) -> None:
-        """Say it when `watch()` was called in a process that has no connection to this keeper, or has closed it."""
+        """Report a `watch()` in a process that has no connection to this keeper, or that has closed it."""
         now_s = time.monotonic()
         if (
             self.launch.command is None
@@ -247,7 +247,7 @@ class Keeper:
             self._publish(StateChanged(state="running", reason=why))
 
     def _report_silence(self, trainer: Trainer) -> None:
-        """Report when nothing more comes from the trainer, neither events nor its heartbeat, and when it returns."""
+        """Report when the trainer sends neither events nor heartbeats any more, and when it responds again."""
         if self._ending.reported is not None or trainer.link.closed:
             return
         ring, state, now_s, silent_after_s = self._stream.ring, self.history.state, time.monotonic(), STARTS_WITHIN_S
@@ -264,13 +264,16 @@ class Keeper:
                 self._publish(StateChanged(state=state.state, reason=reason, silent_s=int(silent_s)))
         elif self._before_silence is not None:
             before, self._before_silence = self._before_silence, None
-            if state.silent_s:  # it has not reported a new state since
+            if state.silent_s:  # the trainer has not reported a new state since
                 self._publish(before if before.state == state.state else StateChanged(state=state.state))
-            if before.state not in ("importing torch", "building"):  # these take seconds without a word
+            if before.state not in (
+                "importing torch",
+                "building",
+            ):  # these take seconds and send nothing
                 self._publish(Noted(step=self.history.steps, text="the trainer responds again"))
 
     def _step_s(self) -> float:
-        """How long a step takes at present: the median of the last three, 0 before that."""
+        """The current duration of a step: the median of the last three steps; 0 while there are fewer."""
         times = [b - a for a, b in pairwise(self._step_times_s)]
         return sorted(times)[1] if len(times) == 3 else 0.0
 
@@ -316,7 +319,7 @@ class Keeper:
     def _flush_viewers(self) -> None:
         """Wait until every viewer has received the last event, for at most LAST_EVENT_WITHIN_S.
 
-        An attended run that has ended before its first viewer has connected waits for that one first.
+        If an attended run has ended before its first viewer has connected, it waits for that viewer first.
         """
         viewers = self._viewers
         if viewers is None:

@@ -28,7 +28,7 @@ class OutputLog:
         self._size = 0
 
     def write(self, data: bytes) -> None:
-        """Append. What cannot be written, because the disk is full, is lost."""
+        """Append to the log. If the disk is full, what does not fit is lost."""
         for start in range(0, len(data), self._tail):
             with contextlib.suppress(OSError):
                 self._size += os.pwrite(self._file, data[start : start + self._tail], self._size)

@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
         keeper = Keeper(launch, listener=None if is_child or not shared else socket.socket(fileno=shared[0]))
 
         def stop(number: int, _: FrameType | None) -> None:
-            # A user's loop that has started this keeper must not end with it, as at a logout.
+            # A user's loop that has started this keeper must not end together with it, for example at a logout.
             (keeper.leave if is_child else keeper.stop)(signal.Signals(number).name)
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

@@ -58,7 +58,9 @@ class Requests:
             self._unanswered.pop((event.client, event.request), None)
 
     def cleanup_after(self, client: int) -> ClientRequest | None:
-        """The request to send to the trainer when this viewer has left: to stop measuring the curvature for it."""
+        """The request to send to the trainer when this viewer has left: it stops the curvature measurements for this
+        viewer.
+        """
         if client not in self._curvature_viewers:
             return None
         return ClientRequest(client=client, request=0, source="send", command=WatchCurvature(on=False))

@@ -32,9 +32,9 @@ CHUNK = 1 << 16
 NOT_RUN = 127  # the exit code of a shell for a command that it cannot run
 # How long to wait for the last output after the script has exited, if children of the script keep its terminal open.
 LAST_OUTPUT_WITHIN_S = 0.5
-# How often to look whether a script that has closed its terminal has opened it again.
+# How often to check whether a script that has closed its terminal has opened it again.
 REOPENED_S = 0.5
-# Nobody can type, so reading from the terminal gives the end of the input. Each read takes one of these.
+# Nobody can type, so a read from the terminal must return the end of the input. Each read uses up one of these bytes.
 END_OF_INPUT = b"\x04" * 8
 
 
@@ -140,9 +140,8 @@ class ScriptTerminal:
                 os.killpg(self._script.pid, number)
 
     def _leave_terminal(self) -> None:
-        """Take the foreground back, since the kernel sends SIGHUP to the foreground group when this process exits.
-
-        The script may have left children running that are not meant to end with it.
+        """Make this process's own group the terminal's foreground group again. When this process exits, the kernel
+        sends SIGHUP to the foreground group, which must not reach children that the script has left running.
         """
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         with contextlib.suppress(OSError):
@@ -150,7 +149,7 @@ class ScriptTerminal:
 
 
 def _to_foreground() -> None:
-    """In the script's process before it begins: make it the terminal's foreground process group."""
+    """Called in the script's process before the script begins: make it the terminal's foreground process group."""
     os.setpgid(0, 0)
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     os.tcsetpgrp(0, os.getpgrp())
@@ -161,8 +160,8 @@ def main(argv: list[str]) -> int:
     """Run one script. Returns 0 when it has ended, whatever its exit code."""
     folder, (control, link, ring, columns, rows), command = Path(argv[0]), map(int, argv[1:6]), argv[6:]
     hold_lock(folder)  # the folder is in use as long as the script runs, also without a keeper
-    # The end of this process would end the script, so at a logout the script decides. Handlers, unlike SIG_IGN, are not
-    # inherited by the script.
+    # If this process ended at a logout, the script would end too. So it ignores these signals, and the script decides
+    # for itself. It uses handlers, because the script would inherit SIG_IGN but not handlers.
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda *_: None)

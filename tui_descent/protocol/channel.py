@@ -111,7 +111,9 @@ class Peer:
         self.socket.close()
 
     def abandon(self, reason: str) -> None:
-        """Use the socket no more, without closing its descriptor: the number may refer to another file by now."""
+        """Stop using the socket, but leave its descriptor open: the descriptor's number may refer to another file by
+        now.
+        """
         self.closed = self.closed or reason
         self.socket.detach()
 
@@ -143,7 +145,7 @@ def check_path(path: Path) -> None:
 
 
 def remove_dead_socket(path: Path) -> None:
-    """Remove the socket file of a process that has exited. Raises `OSError` if there is none."""
+    """Remove the socket file of a process that has exited. Raises `OSError` if there is no such file."""
     if stat.S_ISSOCK(path.lstat().st_mode) and not _alive(path):
         path.unlink()
 

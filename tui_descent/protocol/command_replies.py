@@ -11,11 +11,11 @@ from tui_descent.protocol.undo_events import KnobState
 class KnobTurned(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="intervention"):
     """An intervention that takes effect at update `step`.
 
-    `old` and `new` are read back from the run and may be rounded; `value` is the exact value that was requested.
-    `way`, `scale` and `where` are resolved, never `auto`. `parameters` are further settings of the value, such
-    as the slope of a leaky ReLU. `turns` is the number of requests that were combined into this intervention. `note`
-    describes side effects. `knobs` are all knobs whose value has changed, with the values for the
-    whole net, even if only one layer was changed.
+    `old` and `new` are read back from the run and may be rounded; `value` is the exact value that was requested. `way`,
+    `scale` and `where` are resolved, never `auto`. `parameters` are further settings of the value, such as the slope of
+    a leaky ReLU. `turns` is the number of requests that were combined into this intervention. `note` describes side
+    effects. `knobs` has every knob whose value changed. Its values are those of the whole net, even if only one layer
+    was changed.
 
     `function_change` is the largest absolute change of the net's outputs on a fixed batch of training samples, before
     the next update. `loss_before` and `loss_after` are the loss on that batch. For a gradual change, these three show

@@ -63,16 +63,15 @@ class Redo(Command, frozen=True, kw_only=True, tag="redo"):
 class WatchCurvature(Command, frozen=True, kw_only=True, tag="curvature"):
     """Measure the curvature from now on, every 10 to 60 s, depending on the budget.
 
-    The same command with `on = False` ends this, and so does the end of the client's connection.
+    The measurements stop after the same command with `on = False`, or when the client disconnects.
     """
 
     on: bool
 
 
 class RunRangeTest(Command, frozen=True, kw_only=True, tag="run_range_test"):
-    """Run a learning-rate range test from the current state, then restore that state.
-
-    The reply comes when the test is done. If one is already running, the reply comes when that one is done.
+    """Run a learning-rate range test from the current state, then restore that state. The reply comes when the test is
+    done. If a test is already running, no second test starts, and the reply comes when the running test is done.
     """
 
 
@@ -81,13 +80,15 @@ class CancelRangeTest(Command, frozen=True, kw_only=True, tag="cancel_range_test
 
 
 class Stop(Command, frozen=True, kw_only=True, tag="stop"):
-    """End the run after the step in progress; a script goes on after its loop. `kill`: end the process at once."""
+    """End the run after the step in progress; a script then runs the code after its loop. With `kill`, end the process
+    at once.
+    """
 
     kill: bool = False
 
 
 class ResizeTerminal(Command, frozen=True, kw_only=True, tag="resize"):
-    """Give the terminal of a user's script another size. Other runs have no terminal, and nothing changes."""
+    """Change the size of the terminal of a user's script. This has no effect on other runs, which have no terminal."""
 
     columns: int
     rows: int

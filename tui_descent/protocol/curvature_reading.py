@@ -11,8 +11,8 @@ from typing import Literal
 import msgspec
 
 How = Literal["full Hessian", "Lanczos"]
-# Residuals are relative to |θ|, or to this fraction of max|θ| if that is larger. With a fraction of 1e-2, an estimate
-# near the many eigenvalues around 0 would count as converged before it has reached the negative eigenvalue.
+# Residuals are relative to |θ|, or to this fraction of max|θ| if that is larger. Most eigenvalues are close to 0. With
+# a fraction of 1e-2, an estimate near them would count as converged before it has reached the negative eigenvalue.
 RESIDUAL_FLOOR = 1e-4
 
 

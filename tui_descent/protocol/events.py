@@ -32,8 +32,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
 class Layer(msgspec.Struct, frozen=True, kw_only=True):
     """A module with its own weights, named by its module path. `block` is the number of the block it belongs to.
 
-    A module with several weights, such as an LSTM, has one layer for each, named `module.weight`. `not_measured` says
-    why the weight's numbers are not measured, None if they are.
+    A module with several weights, such as an LSTM, has one layer for each, named `module.weight`. `not_measured` is the
+    reason why the weight is not measured; None if it is measured.
     """
 
     name: str
@@ -253,7 +253,8 @@ class LoopObserved(Event, frozen=True, kw_only=True, tag="loop"):
     """What the graph of a user loop's loss shows about the loop; sent once, after the first updates.
 
     `loss_function` is the last operation with a meaning of its own, such as "cross_entropy" or "mse". `classes` is the
-    number of classes of a cross-entropy. `batch` is the number of samples that the net got. None where it is unknown.
+    number of classes of a cross-entropy. `batch` is the number of samples that the net got. A field is None if its
+    value is unknown.
     """
 
     segment: int
@@ -267,7 +268,7 @@ class WiringFound(Event, frozen=True, kw_only=True, tag="wiring"):
     """A fact about how loop, net and optimizer are connected, such as weights that no optimizer holds.
 
     `fault` is one of the findings in `telemetry/diagnosis/wiring.py`. `present` is False once it no longer holds.
-    `evidence` has the numbers and names of its sentence.
+    `evidence` has the numbers and names that the message shows.
     """
 
     segment: int
@@ -281,8 +282,8 @@ class WiringFound(Event, frozen=True, kw_only=True, tag="wiring"):
 class Diagnosed(Event, frozen=True, kw_only=True, tag="diagnosis"):
     """A finding about the run: what is wrong, in which layer, how sure (0…1), the evidence, and advice, best first.
 
-    `kind`: whether it is a fact about the wiring, about NaN and infinity, or a judgement of how the loss and the
-    gradients develop.
+    `kind` says what the finding is: a fact about the wiring, a fact about NaN and infinity, or a judgement of how the
+    loss and the gradients develop.
     """
 
     segment: int
@@ -297,7 +298,7 @@ class Diagnosed(Event, frozen=True, kw_only=True, tag="diagnosis"):
 
 
 class PredictionChecked(Event, frozen=True, kw_only=True, tag="outcome"):
-    """The predicted and the actual result of an intervention. `held`: whether the prediction was right."""
+    """The predicted and the actual result of an intervention. `held` says whether the prediction was right."""
 
     segment: int
     step: int
@@ -328,7 +329,7 @@ class NotFinite(Event, frozen=True, kw_only=True, tag="not_finite"):
     """The loss or a gradient became NaN or infinite. `layer` is the first layer affected, if known.
 
     `value` is "nan", "inf" or "-inf". `cause` says where the first non-finite value came from, "" if that is not known,
-    and `where` says it in words. The cause "loss function" is everything after the last layer. `operation` is the
+    and `where` is a phrase for it. The cause "loss function" means everything after the last layer. `operation` is the
     operation that made it, such as `sqrt`, if it was found. `loss` is the loss of the step. `weights_finite` is whether
     all weights and running statistics are still finite, None if that was not checked. `then` is what the run does now:
     it holds, it ends, or it goes on as if nothing had happened. `text` says all of it.
@@ -412,7 +413,7 @@ AnyEvent = (
 class Welcome(Event, frozen=True, kw_only=True, tag="welcome"):
     """The keeper's first frame to a viewer. Replies to this viewer have its number, `client`.
 
-    With `heartbeat`, a viewer hears something every second, if only a `Heartbeat`.
+    With `heartbeat`, the keeper sends the viewer a `Heartbeat` every second while there is nothing else to send.
     """
 
     version: int

@@ -15,7 +15,7 @@ def describe_exit(code: int | None) -> str:
 
 
 def describe_script_failure(code: int) -> str:
-    """Say how a script failed after its run had ended."""
+    """Describe how a script failed after its run had ended."""
     return f"the script {'was then ended by' if code < 0 else 'then failed with'} {describe_exit(code)}"
 
 
@@ -27,8 +27,8 @@ def script_failed_after_run(ended: RunEnded) -> bool:
 def exit_code(ended: RunEnded, usual: Mapping[Status, int]) -> int:
     """The exit code for a run's end: the code in `usual` for its status.
 
-    If a script failed, its own code replaces it (128 + N for signal N, as in a shell). `lost` keeps its code, since
-    that trainer has not ended by itself.
+    If a script failed, its own code replaces it (128 + N for signal N, as in a shell). The status `lost` always has the
+    code in `usual`, because a lost trainer has not ended by itself.
     """
     code, script_code = usual[ended.status], ended.exit_code
     if not script_code or ended.log_path is None or ended.status == "lost":

@@ -1,7 +1,7 @@
-"""Open file descriptors, as the keeper and the trainer share them.
+"""Open file descriptors that the keeper and the trainer share.
 
-They are passed to a child process by number. A user's script may close descriptors that it does not know, and use their
-numbers again. A number is therefore used or closed only while it still refers to our file.
+They are passed to a child process by number. A user's script may close descriptors that it does not know, and their
+numbers may then be reused for other files. So we use or close a number only while it still refers to our file.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def close_fd(text: str) -> None:
 
 
 def map_file(file: int, size: int) -> tuple[mmap.mmap, str | None]:
-    """Map the file, and describe the descriptor that the mapping keeps for itself, for `close_mapping`."""
+    """Map the file. Also returns a description of the mapping's own descriptor, which `close_mapping` needs."""
     # Python duplicates the descriptor for the mapping, to the lowest free number.
     lowest = os.dup(file)
     os.close(lowest)

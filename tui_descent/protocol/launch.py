@@ -23,8 +23,8 @@ ENV_FOLDER = "TUI_DESCENT_RUN"
 ENV_LINK = "TUI_DESCENT_LINK"
 ENV_RING = "TUI_DESCENT_RING"
 # Files in the run's folder. `run.log` has what the trainer or the script prints. `claimed` exists after `watch()` has
-# connected, `launched` after it was called in a process that has not inherited the connection, `closed` after the
-# script has closed the connection.
+# connected. `launched` exists after `watch()` was called in a process that has not inherited the connection. `closed`
+# exists after the script has closed the connection.
 LAUNCH_FILE, LOG_FILE, KEEPER_LOG_FILE = "launch.json", "run.log", "keeper.log"
 CONNECTED_FILE, LAUNCHED_FILE, CLOSED_FILE = "claimed", "launched", "closed"
 LAUNCHED = "watch() was called in a process that a launcher started; exec cannot reach it"
@@ -41,8 +41,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     With `curvature`, the curvature is measured from the start on; `curvature_at` are steps at which it is always
     measured. `range_test_at` are the steps before which a range test runs. `undo_budget` is the memory for all
     snapshots together, in bytes; with 0 there are no snapshots, with None it depends on the device's free memory. With
-    `force`, the run starts even if it does not seem to fit into memory.
-    `terminal_size` are the columns and rows of the terminal on which the `command` runs.
+    `force`, the run starts even if it does not seem to fit into memory. `terminal_size` is the number of columns and
+    rows of the terminal on which the `command` runs.
     """
 
     run: str
@@ -83,7 +83,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     def read(cls, folder: Path) -> Launch:
         """Read the settings from the run's folder. Raises `OSError` or `msgspec.DecodeError`.
 
-        They contain a command to run, so those that another user can have written are refused.
+        The settings contain a command to run, so a file that another user may have written is refused.
         """
         path = folder / LAUNCH_FILE
         with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
@@ -145,7 +145,7 @@ PARENT_OPTION, LISTENER_OPTION = "--parent", "--listener"
 
 @contextlib.contextmanager
 def open_connection(launch: Launch) -> Iterator[tuple[socket.socket, socket.socket, int]]:
-    """Our socket, the other process's socket and the ring's file descriptor. Start that process inside the `with`.
+    """Our socket, the other process's socket and the ring's file descriptor. Start the other process inside the `with`.
 
     On leaving, the other process's socket is closed here. Our socket and the ring's descriptor are closed only on an
     exception. Raises `OSError`.

@@ -1,4 +1,4 @@
-"""Folders that other users cannot change. Who can rename a run's folder could make us run what he likes."""
+"""Folders that other users cannot change. Someone who can rename a run's folder could make us run any command."""
 
 from __future__ import annotations
 
@@ -86,7 +86,9 @@ def _components(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
 
 
 def _trusted_owners() -> set[int]:
-    """The user and root. In a container, root outside it may be an unknown user, who has a number of its own."""
+    """The users who may own a folder: this user and root. Inside a container, the root user outside may appear as an
+    unknown user with a number of its own.
+    """
     trusted = {0, os.getuid()}
     with contextlib.suppress(OSError, ValueError):
         if int(Path("/proc/self/uid_map").read_text().split()[2]) < 2**32 - 1:

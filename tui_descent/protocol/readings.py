@@ -51,7 +51,7 @@ def pack_rows(
 
 
 def pack_row(values: Sequence[float | None], *, status: LayerStatus = "used", age: int = 0) -> tuple[float, ...]:
-    """One layer's row. A value that is None, or left out at the end, means that its column does not apply."""
+    """One layer's row. A column does not apply if its value is None or is left out at the end."""
     return pack_rows([[value] for value in values], statuses=[status], ages=[age])[0]
 
 

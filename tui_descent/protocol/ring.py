@@ -1,9 +1,9 @@
 """Shared memory between the trainer (writer) and the keeper (reader): two ring buffers and the command flag.
 
-Both processes map one unnamed file, which exists until both have ended. On Linux it is in memory. In a file on disk, a
-write to a page that the kernel has just written back takes 35 µs, and much longer on a network file system. The trainer
-reserves the whole size at the start, because a missing page would raise SIGBUS at a later step. There is one writer and
-one reader. A record is valid once its number has been written.
+Both processes map one unnamed file, which exists until both have ended. On Linux it is in memory, because writes to a
+file on disk can be slow: a write to a page that the kernel has just written back takes 35 µs, and much longer on a
+network file system. The trainer reserves the whole size at the start, because a missing page would raise SIGBUS at a
+later step. There is one writer and one reader. A record is valid once its number has been written.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from tui_descent.protocol.inherited_fds import close_mapping, map_file, move_to_
 MAGIC = 0x7D1E5CE7
 LAYOUT = 5
 HEADER_BYTES = 4096
-# Offsets in the header. The trainer writes all of them; the keeper only sets FLAG. LAST_EVENTS is a length and as many
-# bytes: the events that must reach the keeper even if the socket is full or closed.
+# Offsets in the header. The trainer writes all of them; the keeper only sets FLAG. LAST_EVENTS is a length, then that
+# many bytes: the events that must reach the keeper even if the socket is full or closed.
 HEARTBEAT, FLAG, LAST_EVENTS = 256, 512, 1024
 
 # The fields of a step: number + 1, step, loss, lr, time_s, segment, skipped, number + 1. They are written in this
@@ -103,7 +103,7 @@ class Ring:
         if magic != MAGIC or layout != LAYOUT:
             raise ValueError(f"the shared memory is not a ring of layout {LAYOUT}")
         self._row = struct.Struct(f"<{1 + self.columns}d")
-        self._rows = struct.Struct("<")  # packs all rows of a reading with as many rows as the last one
+        self._rows = struct.Struct("<")  # packs all rows of a reading; made again when the number of rows changes
         self._slot_bytes = READING_HEAD.size + self.layers * self._row.size
         self._readings_at = HEADER_BYTES + self._steps * STEP.size
         self._written = 0
@@ -184,7 +184,7 @@ class Ring:
         self._memory[FLAG] = 0
 
     def write_last_events(self, body: bytes) -> None:
-        """Leave the encoded last events, at most `MOST_LAST_BYTES`. A second call replaces the first one's."""
+        """Write the encoded last events, at most `MOST_LAST_BYTES`. A second call replaces those of the first."""
         assert len(body) <= MOST_LAST_BYTES
         _word.pack_into(self._memory, LAST_EVENTS, 0)
         at = LAST_EVENTS + _word.size
@@ -200,7 +200,7 @@ class Ring:
     # The keeper's side.
 
     def last_events(self) -> bytes:
-        """What the trainer left with `write_last_events`; empty if nothing."""
+        """What the trainer has written with `write_last_events`; empty if nothing."""
         size = min(_word.unpack_from(self._memory, LAST_EVENTS)[0], MOST_LAST_BYTES)
         at = LAST_EVENTS + _word.size
         return self._memory[at : at + size]

@@ -35,7 +35,9 @@ def hold_lock(folder: Path) -> None:
 
 
 def lock_fds(folder: Path) -> list[int]:
-    """The descriptor of the lock if this process holds it, for a child process that shall hold it too."""
+    """The descriptor of the lock, if this process holds it. A child process that inherits the descriptor holds the lock
+    too.
+    """
     file = find_fd(_held.get(folder, ""))
     return [] if file is None else [file]
 
@@ -55,7 +57,7 @@ def keep_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def left_behind(folder: Path) -> Iterator[bool]:
-    """Whether the folder is ours and nobody holds its lock. Inside the `with`, nobody else gets the lock."""
+    """Whether the folder is ours and nobody holds its lock. If so, nobody else can take the lock inside the `with`."""
     try:
         file = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:

@@ -1,1 +1,1 @@
-"""What is trained, and which knobs there are. Imports the standard library, msgspec and `protocol` only."""
+"""Scenarios (what is trained) and the table of knobs. Imports the standard library, msgspec and `protocol` only."""

@@ -20,13 +20,14 @@ PACES = ("1", "2", "5", "10", "30", "60", "120", "300", "1000", "max")
 class KnobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One knob.
 
-    `values` and `acts` are help texts: the allowed values, and when and how a change takes effect.
-    A number lies between `low` and `high`; `includes_low` and `includes_high` say whether the bounds are allowed.
-    `choices` are the allowed words; a number knob may have some too. `ways` and `places` are the allowed values of the
-    options `way` and `where`; the first way is the default. `one_layer_values` are the values that require a target
-    layer. `needs` names what a run must have for this knob. `touches` names what a change may affect; for "run" the
-    effect on the net need not be measured. If `combinable`, consecutive commands may be combined into one with the
-    same result. `parameters` lists the parameters of each choice; a `spec` has them and the choice's name as fields.
+    `values` and `acts` are help texts: the allowed values, and when and how a change takes effect. A number lies
+    between `low` and `high`; `includes_low` and `includes_high` say whether the bounds are allowed. `choices` are the
+    allowed words; a number knob may have some too. `ways` and `places` are the allowed values of the options `way` and
+    `where`; the first way is the default. `one_layer_values` are the values that require a target layer. `needs` names
+    what a run must have for this knob. `touches` names what a change may affect. For "run", it does not affect the net,
+    so its effect on the outputs is not measured. If `combinable`, consecutive commands may be combined into one with
+    the same result. `parameters` lists the parameters of each choice; a `spec` has them and the choice's name as
+    fields.
     """
 
     name: str
@@ -248,5 +249,5 @@ _ROWS = (
     ),
 )
 KNOBS: dict[str, KnobSpec] = {row.name: row for row in _ROWS}
-# Knobs that do not change what is learnt: a change needs no mark in the charts, and there is nothing to undo.
+# Knobs that do not change what is learnt. A change of them needs no mark in the charts and leaves nothing to undo.
 NEUTRAL_KNOBS = frozenset({"pace"})

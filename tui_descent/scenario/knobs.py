@@ -1,7 +1,6 @@
-"""Knob commands as text: parse, check and write them. The table of knobs is in `knob_table.py`.
-
-The same text form is used everywhere: `knob[@target]=value[,way=…][,scale=…][,where=…]`. Parameters follow the value
-they belong to: `schedule=warmup_cosine,warmup=100,floor=0.1`. A comma ends a value, so betas are written `0.9/0.95`.
+"""Parse, check and write knob commands in text form. The table of knobs is in `knob_table.py`. The same text form is
+used everywhere: `knob[@target]=value[,way=…][,scale=…][,where=…]`. Parameters follow the value they belong to:
+`schedule=warmup_cosine,warmup=100,floor=0.1`. A comma ends a value, so betas are written `0.9/0.95`.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ STATE_PER_PARAMETER = {"sgd": 0, "momentum": 1, "nesterov": 1, "rmsprop": 1, "ad
 
 
 class MemoryNeed(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes that a run needs at least."""
+    """A lower bound of the bytes that a run needs, by purpose."""
 
     weights: int
     gradients: int
@@ -33,11 +33,11 @@ class MemoryNeed(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def total(self) -> int:
-        """All of them together."""
+        """The sum of all purposes."""
         return self.weights + self.gradients + self.optimizer + self.snapshots + self.activations
 
     def of_weights(self) -> MemoryNeed:
-        """What the weights alone need."""
+        """The bytes of the weights alone."""
         return MemoryNeed(weights=self.weights, gradients=0, optimizer=0, snapshots=0, activations=0)
 
 
@@ -95,7 +95,7 @@ def _ends(scenario: Scenario) -> tuple[int, int]:
 
 
 def _activation_count(scenario: Scenario) -> int:
-    """How many numbers autograd keeps at least of one forward pass: the input of each layer."""
+    """A lower bound of how many numbers autograd keeps of one forward pass: the inputs of all layers."""
     model, data = scenario.model, scenario.data
     if isinstance(model, SurfaceModel) or data is None:
         return 0

@@ -10,7 +10,7 @@ from tui_descent.scenario.toml import ScenarioError, read
 from tui_descent.scenario.validate import Problem, nearest
 
 PACKAGE = Path(__file__).resolve().parent.parent
-# The order is for teaching: what a gradient step is, a run that works, then what can go wrong.
+# A teaching order: first what a gradient step is, then a run that works, then what can go wrong.
 ORDER = (
     "first-descent", "healthy", "vanishing", "exploding", "dead-relu", "plateau", "saddle", "too-hot",
     "edge-of-stability", "transformer",

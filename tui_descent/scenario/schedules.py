@@ -1,4 +1,4 @@
-"""Closed forms of the learning-rate schedules: the factor on the base rate at every update, in plain Python.
+"""Learning-rate schedules as formulas, in plain Python: each gives the factor on the base rate at every update.
 
 Update k of n (k starts at 0) uses factor(k) × the base rate. Where `torch.optim.lr_scheduler` has the same schedule,
 the numbers are equal. From update n on the factor stays at its last value; torch's schedulers would continue or raise.

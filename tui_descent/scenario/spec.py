@@ -226,7 +226,7 @@ class Claim(Spec, frozen=True, kw_only=True):
     given: Annotated[tuple[str, ...], msgspec.Meta(max_length=1000)] = ()
 
 
-UNDO = "undo"  # a remedy that is no knob
+UNDO = "undo"  # a remedy that is not a knob
 
 
 class PlannedIntervention(Spec, frozen=True, kw_only=True):
@@ -240,8 +240,8 @@ class PlannedIntervention(Spec, frozen=True, kw_only=True):
 class Scenario(Spec, frozen=True, kw_only=True):
     """Everything that defines a run, including the seed.
 
-    `remedy` is what helps if something is wrong, the best first: interventions such as `residual=on`, or `undo`. The
-    diagnosis advises it until something is changed.
+    `remedy` lists what helps if something is wrong, the best first: interventions such as `residual=on`, or `undo`. The
+    diagnosis advises these remedies until something is changed.
     """
 
     title: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]

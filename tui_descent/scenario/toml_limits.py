@@ -1,4 +1,6 @@
-"""Limits on TOML text, checked before it is parsed: Python's parser is quadratic or recursive beyond them."""
+"""Limits on TOML text, checked before it is parsed. Beyond them, Python's parser takes quadratic time or recurses too
+deeply.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ _TOKEN = re.compile(
 
 
 def excess(text: str) -> str | None:
-    """What exceeds a limit first, and in which line; None if nothing does."""
+    """The first thing that exceeds a limit, with its line; None if there is none."""
     parts = depth = 0
     after_dot = False
     for token in _TOKEN.finditer(text):

@@ -9,13 +9,14 @@ from tui_descent.protocol.events import Layer, LevelSent
 from tui_descent.telemetry.pyramid import Merge, Pyramid
 
 MAX_BINS = 512  # the number of bins of each level, for up to MAX_LAYERS layers
-MAX_LAYERS = 250  # more layers than this have fewer bins, so that the memory is bounded
-# Smaller gradients are drawn like this one: norms in float64 may be as small as 1e-300, too small for a colour scale.
+MAX_LAYERS = 250  # with more layers there are fewer bins for each, so the memory is bounded
+# Smaller gradients are drawn as if they had this norm. Norms in float64 may be as small as 1e-300, too small for a
+# colour scale.
 LOG_FLOOR = -40.0
 
 
 class GradientHistory:
-    """log10 of `grad_rms` for each layer, as a pyramid with one channel a layer.
+    """log10 of `grad_rms` for each layer, as a pyramid with one channel for each layer.
 
     The first `shown` of the `names` are the current layers in forward order. The others are layers that were removed;
     their values are kept in case these layers are added again.
@@ -32,12 +33,12 @@ class GradientHistory:
         self.pyramid.add(step, [*map(log_magnitude, rms), *removed])
 
     def with_layers(self, layers: Sequence[Layer]) -> GradientHistory:
-        """The same history for other current layers. A layer that is new has no values."""
+        """The same history for another list of current layers. A new layer has no values."""
         names = tuple(layer.name for layer in layers)
         if names == self.names[: self.shown]:
             return self
         current, channel = set(names), {name: n for n, name in enumerate(self.names)}
-        # At most as many removed layers are kept as there are current ones, so that the memory is bounded.
+        # To bound the memory, at most as many removed layers are kept as there are current ones.
         channels = (*names, *[name for name in self.names if name not in current][: len(names)])
         sources = [channel.get(name) for name in channels]
         pyramid = self.pyramid.remapped(sources, _merges(channels), capacity=_capacity(channels))

@@ -1,6 +1,5 @@
-"""Everything that is known about a run so far, built from its events alone. Its size is bounded.
-
-The keeper and every viewer have one each.
+"""Everything that is known about a run so far, built from its events alone. Its size is bounded. The keeper and every
+viewer have a history each.
 """
 
 from __future__ import annotations
@@ -54,10 +53,10 @@ from tui_descent.telemetry.newest_readings import NewestReadings, move_rows
 from tui_descent.telemetry.pyramid import Pyramid, device_pyramid, loss_pyramid
 from tui_descent.telemetry.smoothing import WINDOW, SmoothedLoss
 
-# Entries of the log; the same limit holds for evaluations, for interventions and for marks. Of too many evaluations
-# every second one is dropped, so that the rest still spans the run.
+# How many entries the log may have. The same limit holds for evaluations, for interventions and for marks. If there are
+# too many evaluations, every second one is dropped, so the rest still spans the run.
 MAX_ENTRIES = 500
-# If there are more, the reading that is closest to its neighbours is dropped, so that the rest still spans the run.
+# If there are more, the reading that is closest to its neighbours is dropped, so the rest still spans the run.
 MAX_CURVATURES = 512
 # How many ghosts (undone steps) are still shown, and for how many of these the gradients are kept for redo.
 MAX_GHOSTS = 8
@@ -192,7 +191,7 @@ class History:
         before, self.state, self._speed_since = self.state, event, None
         if event.silent_s or event.state in ("paused", "held", "waiting", "ended"):
             self.steps_per_s = 0.0
-        # A range test, and the trainer's silence, are followed by the state from before.
+        # After a range test or a silence of the trainer, the previous state comes back.
         returned = before.state == "testing" or event.silent_s or before.silent_s
         changed = (event.state, event.reason) != (before.state, before.reason)
         if changed and not returned and event.state in ("held", "waiting"):
@@ -220,9 +219,8 @@ class History:
             away.pop(state.name, None)
 
     def _rewind(self, event: Rewound) -> None:
-        """Start a new segment at an earlier step (undo) or at a later one of a ghost (redo).
-
-        The new segment begins with a copy of the history up to that step. The steps that are abandoned become a ghost.
+        """Start a new segment, at an earlier step (undo) or at a later step of a ghost (redo). It begins with a copy of
+        the history up to that step. The abandoned steps become a ghost.
         """
         before = {e.id for e in self.interventions if e.segment == self.segment and e.knob not in NEUTRAL_KNOBS}
         in_force = set(event.in_force)
@@ -237,12 +235,14 @@ class History:
         live += [(g.segment, event.step) for g in self.ghosts if g not in ghosts]
 
         def still_valid(fact: Placed | None) -> Placed | None:
-            """The event, moved to the new segment; None if it is not part of what the new segment begins with."""
+            """The event, moved to the new segment; None if its step is not in the history that the new segment begins
+            with.
+            """
             if fact is None or not any(fact.segment == segment and fact.step < end for segment, end in live):
                 return None
             return msgspec.structs.replace(fact, segment=event.segment)
 
-        # Only current values from steps that the new segment begins with are kept.
+        # A current value is kept only if its step is in the history that the new segment begins with.
         self.readings, self.ledger = self.newest_readings.rewind(still_valid), still_valid(self.ledger)
         self.measured = {
             name: fact for name, known in self.measured.items() if (fact := still_valid(known)) is not None
@@ -300,7 +300,7 @@ class History:
     def _add_evaluation(self, event: Evaluated) -> None:
         known = self.evaluations
         if known and (known[-1].segment, known[-1].step) == (event.segment, event.step):
-            known.pop()  # logged again in the same step: the newest counts
+            known.pop()  # logged again in the same step: the newest value counts
         known.append(event)
         self.evaluations = thinned(known, MAX_ENTRIES)
 
@@ -354,7 +354,7 @@ class History:
     def _readings(self, event: ReadingsTaken) -> None:
         rms, layers = event.values.get("grad_rms", []), self.layers
         if event.structure != self.structure or len(rms) not in (0, len(layers)):
-            return  # the rows belong to a list of layers that is not known here
+            return  # the rows belong to another list of layers than the current one
         self.readings = event
         self.newest_readings.add(event)
         if rms:

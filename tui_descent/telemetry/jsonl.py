@@ -30,7 +30,7 @@ VERSION = 1
 class JsonLines:
     """Turns a run's events into lines. It remembers the net's layers, because readings are written by layer name.
 
-    Control characters are written by number, with `only_ascii` every character that is not ASCII.
+    Control characters are written by number. With `only_ascii`, so is every character that is not ASCII.
     """
 
     def __init__(self, *, only_ascii: bool = False) -> None:

@@ -16,7 +16,7 @@ HELD_OUT = {"val_loss", "valid_loss", "validation_loss", "eval_loss", "test_loss
 
 
 def held_out_loss(metric: MetricLogged) -> Evaluated | None:
-    """The metric as a held-out loss, if its name says so and it is finite."""
+    """The metric as an evaluation, if its name is that of a held-out loss and its value is finite; otherwise None."""
     name = metric.name.strip().lower().translate(str.maketrans("/- .", "____"))
     if name not in HELD_OUT or not math.isfinite(metric.value):
         return None
@@ -31,7 +31,7 @@ class Metric:
         self.curve = Pyramid(("mean",), capacity=METRIC_BINS)
 
     def add(self, step: int, value: float) -> None:
-        """Add a value. A step before the newest one, as another thread may send it, counts as the newest."""
+        """Add a value. Another thread may send a value for an earlier step; it is then counted at the newest step."""
         self.step, self.value = max(self.step, step), value
         if math.isfinite(value):
             self.curve.add(self.step, (value,))
@@ -46,7 +46,7 @@ class MetricHistory:
 
     def __init__(self) -> None:
         self.metrics: dict[str, Metric] = {}
-        self.left_out: set[str] = set()  # further names, at most MAX_COUNTED
+        self.left_out: set[str] = set()  # names without a curve, at most MAX_COUNTED
         self.count = 0  # how many values have been added
 
     def add(self, event: MetricLogged) -> None:
@@ -102,7 +102,7 @@ class MetricHistory:
 
 
 def thinned(evaluations: list[Evaluated], most: int) -> list[Evaluated]:
-    """The evaluations, or about half of them if there are more than `most`: evenly spaced, and the newest."""
+    """The evaluations. If there are more than `most`, about half of them, evenly spaced, with the newest."""
     if len(evaluations) <= most:
         return evaluations
     first, half = evaluations[0].step, most // 2

@@ -13,7 +13,9 @@ T = TypeVar("T")
 
 
 class NewestReadings:
-    """For each metric, the newest reading that has it. All are from one segment; their rows are for the same layers."""
+    """For each metric, the newest reading that has it. All readings are from one segment, and their rows are for the
+    same layers.
+    """
 
     def __init__(self) -> None:
         self._newest: dict[str, ReadingsTaken] = {}
@@ -46,9 +48,8 @@ class NewestReadings:
         return kept[-1] if kept else None
 
     def older(self, newest: ReadingsTaken | None) -> list[ReadingsTaken]:
-        """Readings with the metrics that the newest reading lacks, oldest first.
-
-        To add these and then the newest reading to an empty object gives the same state.
+        """Readings with the metrics that the newest reading lacks, oldest first. Adding these and then the newest
+        reading to an empty object gives the same state.
         """
         newest_step = newest.step if newest is not None else None
         kept = {r.step: r for r in self._newest.values() if r.step != newest_step}

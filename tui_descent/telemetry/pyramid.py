@@ -18,7 +18,7 @@ DEVICE_BINS = 256
 
 
 def _mean(a: float, b: float, wa: float, wb: float) -> float:
-    # In this form two infinities or an overflowing product do not give NaN.
+    # In this form neither two infinities nor an overflowing product gives NaN.
     return a if a == b else a + (b - a) * (wb / (wa + wb))
 
 
@@ -86,7 +86,7 @@ class Pyramid:
     def _trim(self, k: int) -> None:
         """Drop old bins that the level above covers."""
         level = self.levels[k]
-        # Bins are dropped only when a quarter too many are held. That bounds both the copying and the extra memory.
+        # Bins are dropped only when there are a quarter too many. That bounds both the copying and the extra memory.
         if len(level.bins) >= self.capacity + max(1, self.capacity // 4) and k + 1 < len(self.levels):
             cut = len(level.bins) - self.capacity
             del level.bins[:cut], level.counts[:cut], level.values[: cut * self.channels]

@@ -1,4 +1,6 @@
-"""What a script has printed, as the lines that a terminal would show: progress bars in their last state, no codes."""
+"""What a script has printed, as the lines that a terminal would show: progress bars in their last state, without
+control codes.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-# How much of the end of a file is shown. It is about a thousand lines. If it has fewer than FEW_LINES, because it is
+# How much of the end of a file is shown, about a thousand lines. If there are fewer than FEW_LINES, because the end is
 # full of states of progress bars, the beginning of the file is shown too.
 TAIL_BYTES = 1 << 16
 FEW_LINES, HEAD_BYTES = 200, 1 << 14
@@ -54,7 +56,7 @@ def shown_lines(text: str) -> list[str]:
 
 
 def _control_sequence(lines: list[str], row: int, column: int, sequence: str, parameters: str) -> tuple[int, int]:
-    """Carry out one control sequence; returns the cursor's new place."""
+    """Apply one control sequence. Returns the cursor's new position."""
     first = parameters.split(";")[0]
     count = int(first) if first.isascii() and first.isdecimal() and len(first) < 5 else 0
     step = max(1, count)
@@ -96,7 +98,8 @@ def last_lines(path: Path, count: int) -> tuple[str, ...]:
 
 
 class ScriptOutput:
-    """What of a script's output is shown: the end of the file, after its beginning if a progress bar fills that end.
+    """The part of a script's output that is shown: the end of the file. If a progress bar fills the end, its beginning
+    is shown too.
 
     The file is read again only after it has changed.
     """
@@ -131,8 +134,10 @@ def _read_end(path: Path) -> bytes:
         return b""
     if size <= TAIL_BYTES:
         return data
-    # It begins inside a line. A line longer than the tail is shown from where it begins here.
-    _, *rest = re.split(rb"[\r\n]", data, maxsplit=1)  # a bar that \n follows only at its end is a line of states
+    # The tail begins inside a line, which is left out. A line that fills the whole tail is shown without its beginning.
+    _, *rest = re.split(
+        rb"[\r\n]", data, maxsplit=1
+    )  # a progress bar that prints \n only at its end is one line with many states
     return rest[0] if rest and rest[0] else data
 
 

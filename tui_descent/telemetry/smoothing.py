@@ -3,9 +3,9 @@
 m ← m + (loss − m)/n with n = 1 + step/10, at most 20.
 
 A jump is five losses in a row that are all far above, or all far below, the value of m before them. Then m restarts as
-the mean of the five with n = 5, and n grows from there as at the start of a run. "Far" means that the ratio is more
-than two, and more than e^(2½ d), where d is the running mean of |ln(loss / previous loss)|. So noise between batches is
-not taken for a jump.
+the mean of these five losses with n = 5, and n grows from there as at the start of a run. "Far" means that the ratio is
+more than two, and more than e^(2½ d), where d is the running mean of |ln(loss / previous loss)|. This way, noise
+between batches does not count as a jump.
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ class SmoothedLoss:
         return len(self.jump) > JUMP_STEPS
 
     def _side(self, loss: float, level: float) -> int:
-        """1 if the loss is far above the level, -1 if far below, otherwise 0; also 0 if their ratio has no meaning."""
+        """1 if the loss is far above the level, -1 if far below, otherwise 0. Also 0 if the ratio of the two has no
+        meaning.
+        """
         far, ratio = max(FAR, DEVIATIONS * self.deviation), _log_ratio(loss, level)
         return (ratio > far) - (ratio < -far)
 

@@ -49,7 +49,7 @@ class DeviceMemory:
 
 
 def resident_bytes() -> tuple[int | None, int | None]:
-    """Resident memory of this process in bytes, now and at its peak. Without Linux' /proc only the peak is known."""
+    """Resident memory of this process in bytes, now and at its peak. Without Linux's /proc only the peak is known."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if sys.platform != "darwin":  # bytes on macOS, kibibytes elsewhere
         peak *= 1024

@@ -1,7 +1,7 @@
 """The trainer's connection to its keeper: events and commands over a socket, steps and readings in shared memory.
 
 Sending never blocks the training loop: what the socket does not accept waits in a bounded queue. The end of the run is
-also left in the shared memory, so that it arrives in any case.
+also written into the shared memory, so it arrives even if the socket does not work.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ CLOSE_WITHIN_S = 2.0  # how long the end waits for a slow keeper
 class KeeperLink:
     """The connection of one run. `ring_fd` is the descriptor of the shared memory.
 
-    Events are sent by whichever thread holds `_sending`. A thread that finds it held leaves its event in a queue, which
-    the holder empties before it returns. So no thread waits for another, and a signal handler may log, too.
+    Events are sent by whichever thread holds `_sending`. A thread that finds the lock held puts its event into a queue,
+    which the holder empties before it returns. So no thread waits for another, and even a signal handler may log.
 
     The user's script may close our descriptors. The link is then lost, and training goes on. A forked process has no
     link: it belongs to its parent.
@@ -88,7 +88,7 @@ class KeeperLink:
         self._socket, self._ring_fd = describe_fd(sock.fileno()), describe_fd(ring_fd)
         self._keeper, self._forked, self._closed = keeper, False, False
         self._sending = threading.Lock()
-        self._events: deque[AnyEvent] = deque()  # not encoded yet
+        self._events: deque[AnyEvent] = deque()  # events that are not encoded yet
         self._metrics: deque[MetricLogged] = deque()
         self._metrics_sent_s = -math.inf
         self._started = False  # metrics are sent after `RunStarted`
@@ -136,7 +136,9 @@ class KeeperLink:
 
     @property
     def connected(self) -> bool:
-        """Whether the socket can be used. If its number refers to another file now, it is not touched again."""
+        """Whether the socket can be used. If the descriptor's number refers to another file now, it is never used
+        again.
+        """
         if not self.lost and find_fd(self._socket) is None:
             self._peer.abandon("the script has closed the connection")
             with contextlib.suppress(OSError):  # the keeper cannot tell this from the end of the process
@@ -169,9 +171,8 @@ class KeeperLink:
                 self.send()
 
     def log(self, metric: MetricLogged) -> None:
-        """Queue a metric, and send the queue if that was not done in the last `METRICS_EVERY_S`. For any thread.
-
-        If too many wait, the oldest one is dropped.
+        """Queue a metric, and send the queue if that was not done in the last `METRICS_EVERY_S`. May be called from any
+        thread. If too many metrics wait, the oldest one is dropped.
         """
         if self.lost:
             return
@@ -195,7 +196,7 @@ class KeeperLink:
         return waiting and time.monotonic() - self._metrics_sent_s >= METRICS_EVERY_S
 
     def send(self) -> None:
-        """Send what is queued, as far as the socket accepts it. Never waits. For any thread."""
+        """Send what is queued, as far as the socket accepts it. Never waits. May be called from any thread."""
         again = True
         while again and self._sending.acquire(blocking=False):
             try:
@@ -239,7 +240,9 @@ class KeeperLink:
                 break
 
     def _report_dropped(self, *, at_end: bool = False) -> None:
-        """Report how many metrics were dropped so far: at first, when there are ten times as many, and at the end."""
+        """Report how many metrics were dropped so far: at the first one, whenever their number has grown tenfold, and
+        at the end.
+        """
         if self._dropped > self._dropped_reported and (at_end or self._dropped >= 10 * self._dropped_reported):
             self._dropped_reported = self._dropped
             self._peer.queue(self._dropped_note())
@@ -251,7 +254,7 @@ class KeeperLink:
         return Noted(step=step, text=text, level="warning")
 
     def _leave_last_events(self, events: list[AnyEvent]) -> None:
-        """Leave events in the shared memory, for a keeper that the socket does not reach."""
+        """Write events into the shared memory, for a keeper that the socket does not reach."""
         if self.ring is None:
             return
         body = encode(events)
@@ -291,7 +294,7 @@ class KeeperLink:
         while (self._peer.waiting or self._metrics) and not self.lost and time.monotonic() < end_s:
             self._poll(select.POLLOUT, 0.1)
             self.send()
-        if self._sending.acquire(timeout=1.0):  # and not released: nothing is sent from here on
+        if self._sending.acquire(timeout=1.0):  # and never released, so nothing is sent from here on
             self._report_unsent()
         if self.connected:
             self._peer.close()
@@ -304,7 +307,7 @@ class KeeperLink:
         release_lock(self.launch.path)
 
     def _report_unsent(self) -> None:
-        """Leave in the shared memory how many metrics the keeper did not receive."""
+        """Write into the shared memory how many metrics the keeper did not receive."""
         unsent = [decode(from_trainer, body) for body in self._peer.waiting_bodies()]
         self._dropped += len(self._metrics) + sum(isinstance(event, MetricLogged) for event in unsent)
         if self._dropped > self._dropped_reported and self._ended is not None:
@@ -319,7 +322,7 @@ class KeeperLink:
         waiting.poll(timeout_s * 1000)
 
     def detach(self) -> None:
-        """Leave the connection to the parent process, in a forked child."""
+        """In a forked child: stop using the connection, which belongs to the parent process."""
         self._forked, self._sending = True, threading.Lock()
         self._events.clear()
         self._metrics.clear()
@@ -344,9 +347,8 @@ os.register_at_fork(after_in_child=_detach_all)
 
 
 def is_launched_under_exec() -> bool:
-    """Whether `exec` has started this process or its launcher, but the connection to the keeper is not there.
-
-    A file in the run's folder tells the run's keeper, and a message tells the user. The loop trains unwatched.
+    """Whether `exec` has started this process or its launcher, but the process has no connection to the keeper. If so,
+    the loop trains unwatched. The keeper is told by a file in the run's folder, the user by a message.
     """
     folder = os.environ.get(ENV_FOLDER)
     if not folder or not Path(folder).is_dir() or find_fd(os.environ.get(ENV_LINK, "")) is not None:
@@ -355,7 +357,7 @@ def is_launched_under_exec() -> bool:
     # has become a daemon has lost its parent.
     is_closed = os.getppid() in (os.getsid(0), 1)
     file, why = (CLOSED_FILE, CLOSED) if is_closed else (LAUNCHED_FILE, LAUNCHED)
-    with contextlib.suppress(OSError):  # only the first of several processes says it
+    with contextlib.suppress(OSError):  # only the first of several processes prints it
         os.close(os.open(Path(folder) / file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         print(f"tui-descent: training continues unwatched: {why}", file=sys.stderr)
     return True

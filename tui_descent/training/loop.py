@@ -17,7 +17,7 @@ def train(run: Watch, setup: Setup, *, steps: int, evaluate_every: int, attended
     mode = run.control.mode
     mode.goal = steps
     run.begin_step()
-    replan = False  # whether the coming step was planned before, since its last attempt was dropped
+    replan = False  # whether the coming step is already planned: its last attempt was dropped
     while True:
         while run.next_step < mode.goal:
             if run.progress.rewound:

@@ -1,6 +1,6 @@
 """The trainer process of a scenario: `python -m tui_descent.training.process FOLDER`.
 
-It reports a torch that cannot be imported; `scenario_run.py` does the rest.
+It imports torch and reports an error if that fails; `scenario_run.py` does the rest.
 """
 
 from __future__ import annotations

@@ -37,9 +37,11 @@ class Progress:
         self.rewinds = 0  # how often `step` has jumped: at an undo or redo, or when the device skipped updates
         self.interventions = 0
         self.fast_steps = 0  # how many of the next steps only need recording
-        self.interrupted = False  # something other than pacing took time between the last two updates
-        self.rewound = False  # an undo or redo has happened since the last update
-        self.broken = False  # held at a non-finite number: undo goes back to the last good snapshot
+        self.interrupted = False  # whether something other than pacing took time between the last two updates
+        self.rewound = False  # whether an undo or redo has happened since the last update
+        self.broken = (
+            False  # whether the run is held at a non-finite number: undo then goes back to the last good snapshot
+        )
         self.state: tuple[State, str] | None = None
         self._noted: set[str] = set()
         self._memory: DeviceMemory | None = None
@@ -48,7 +50,7 @@ class Progress:
         """Create the shared memory, with room for readings of `layers` layers.
 
         If that fails, reports the run as failed, closes the connection and raises `ChannelError`. If the script has
-        closed the connection already, there is none, and training goes on unwatched.
+        already closed the connection, no shared memory is created, and training goes on unwatched.
         """
         if self.link is None or not self.link.connected:
             return
@@ -84,12 +86,12 @@ class Progress:
         self.rewound, self.broken = True, False
 
     def uncount(self, updates: int) -> None:
-        """Subtract `updates` from the step count: the device turned out to have skipped them."""
+        """Subtract `updates` from the step count. Needed when it turns out that the device has skipped them."""
         self.step -= updates
         self.rewinds += 1
 
     def emit(self, event: AnyEvent, *, more: bool = False) -> None:
-        """Send an event to the keeper, if there is one; with `more`, together with the next event."""
+        """Send an event to the keeper, if there is one. With `more`, it is sent together with the next event."""
         if self.link is not None:
             self.link.emit(event, more=more)
 

@@ -12,7 +12,7 @@ from tui_descent.instruments.not_measured import count_numbers, why_not_measured
 from tui_descent.protocol.events import KnobState, Layer, RunStarted
 from tui_descent.training.several_nets import describe_net
 
-OUR_NOTE = "tui-descent: "  # how the notes begin that this package adds to a user's exception
+OUR_NOTE = "tui-descent: "  # the beginning of the notes that this package adds to a user's exception
 
 
 def describe(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from torch import nn
 
 
 class SeveralNets(nn.Module):
-    """Holds the nets under their names, so that the names of their modules begin with the net's name."""
+    """Holds the nets under their names. The name of each module thus begins with the name of its net."""
 
     def __init__(self, nets: Mapping[str, nn.Module]) -> None:
         super().__init__()
@@ -20,9 +20,8 @@ class SeveralNets(nn.Module):
 
 
 def as_one_net(model: object) -> nn.Module:
-    """The net that `watch()` was given, or several nets as one: a dict names them, in a list they are `0`, `1`, ….
-
-    Raises `ValueError` for anything else.
+    """The net that was passed to `watch()`, or several nets combined into one. A dict gives their names; in a list the
+    names are `0`, `1`, …. Raises `ValueError` for anything else.
     """
     if isinstance(model, nn.Module):
         return model

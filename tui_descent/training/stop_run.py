@@ -1,4 +1,4 @@
-"""How a run ends: normally, by the exception `StopRun` raised inside a step, or by any other exception of the loop."""
+"""How a run ends: normally, by the exception `StopRun` raised inside a step, or by another exception of the loop."""
 
 from __future__ import annotations
 

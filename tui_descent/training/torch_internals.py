@@ -18,12 +18,10 @@ _HOOKED_STEP = torch.optim.Optimizer.profile_hook_step(lambda: None).__code__
 
 
 def step_depth(*optimizers: object) -> int:
-    """How many hooked `step` calls of these optimizers are on the stack.
-
-    There are two where a subclass calls `super().step()`, or where an optimizer calls the one that it wraps.
-
-    Step hooks run once per hooked call. If a step raises, its post-hooks do not run, so a counter kept by the hooks
-    alone would then be wrong. Only the call stack distinguishes a nested call from a new step after one that raised.
+    """How many hooked `step` calls of these optimizers are on the stack. There are two if a subclass calls
+    `super().step()`, or if an optimizer calls the one that it wraps. Step hooks run once per hooked call. If a step
+    raises, its post-hooks do not run, so a counter in the hooks would then be wrong. Only the call stack distinguishes
+    a nested call from a new step after one that raised.
     """
     count = 0
     frame: FrameType | None = sys._getframe(1)
@@ -53,14 +51,13 @@ def without_step_hooks(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 
 
 def compiler_loaded() -> bool:
-    """Whether torch's compiler is loaded, which `torch.compile` does and which takes seconds."""
+    """Whether torch's compiler is loaded. `torch.compile` loads it, which takes seconds."""
     return "torch._dynamo" in sys.modules
 
 
 def not_compiled(function: Function) -> Function:
-    """The function, marked so that torch does not compile it as a part of a compiled optimizer step.
-
-    Without the compiler nothing is done, since marking a function would load it.
+    """The function, marked to be left out when torch compiles an optimizer step. If the compiler is not loaded, nothing
+    is done, because marking a function would load it.
     """
     if not compiler_loaded():
         return function
@@ -69,25 +66,26 @@ def not_compiled(function: Function) -> Function:
 
 
 def uncompiled() -> AbstractContextManager[Any]:
-    """A context in which compiled modules run their ordinary code. Without the compiler there is nothing to do."""
+    """A context in which compiled modules run their ordinary code. If the compiler is not loaded, there is nothing to
+    do.
+    """
     return torch.compiler.set_stance("force_eager") if compiler_loaded() else nullcontext()
 
 
 class ScalerListener:
-    """Learns of each `GradScaler.step`. The scaler does not step the optimizer if a gradient has overflowed, so that no
-    hook of the optimizer runs, and torch reports it nowhere else.
-
-    While there are listeners, the class has a `step` that calls its own one in between.
+    """Is called before and after each `GradScaler.step`. If a gradient has overflowed, the scaler does not step the
+    optimizer. Then no hook of the optimizer runs, and torch reports the skipped update nowhere else. While there are
+    listeners, the class has a replacement for `step` that calls the listeners and the original.
     """
 
     def before_scaler_step(self, optimizer: object) -> None:
         """Called before a scaler steps `optimizer`, or skips its update."""
 
     def after_scaler_step(self) -> None:
-        """Called after it, unless an exception was raised."""
+        """Called after the scaler's `step`, unless it raised an exception."""
 
     def listen_to_scalers(self) -> None:
-        """Call the two methods above from now on."""
+        """Call the methods of `listener` from now on."""
         if self not in _listeners:
             _listeners.append(self)
         scaler: Any = torch.amp.GradScaler
@@ -96,11 +94,11 @@ class ScalerListener:
             scaler.step = functools.update_wrapper(_heard_step, scaler.step)
 
     def ignore_scalers(self) -> None:
-        """Do not call them any more."""
+        """Stop calling the methods of `listener`."""
         if self in _listeners:
             _listeners.remove(self)
         scaler: Any = torch.amp.GradScaler
-        # If somebody else has replaced the method meanwhile, ours stays inside and does nothing.
+        # If other code has replaced the method meanwhile, it may still call ours, which then does nothing.
         if not _listeners and scaler.step is _heard_step:
             scaler.step = _own_step.pop()
 

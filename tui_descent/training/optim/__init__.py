@@ -1,1 +1,1 @@
-"""Optimizers, schedules, clipping, and what happens to optimizer state when the optimizer or the model changes."""
+"""Optimizers, schedules and clipping, and the transfer of optimizer state when the optimizer or the model changes."""

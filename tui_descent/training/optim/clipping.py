@@ -20,7 +20,7 @@ def clip(parameters: Iterable[nn.Parameter], limit: float, *, grad_scale: Tensor
     """Scale all gradients in place by min(1, limit/‖g‖₂). Returns the global norm before clipping, a scalar tensor.
 
     Returns None if no parameter has a gradient. Gradients are unchanged bit for bit if the norm is at most `limit`.
-    They are also unchanged if the norm is not finite; the NaN guard handles this. Does not synchronise on CUDA.
+    They are also unchanged if the norm is not finite; the NaN guard handles that case. Does not synchronise on CUDA.
     `grad_scale` is the factor by which a GradScaler has multiplied the gradients. Source: Pascanu et al. 2013, arXiv
     1211.5063.
     """
@@ -34,7 +34,7 @@ def clip(parameters: Iterable[nn.Parameter], limit: float, *, grad_scale: Tensor
     grouped: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for grad in grads:
         numbers = grad._values() if grad.is_sparse else grad
-        # The factor is real, so a lazily conjugated gradient is scaled through its conjugate.
+        # Scaling the conjugate instead has the same effect, because the factor is real.
         grouped.setdefault((grad.device, grad.dtype), []).append(numbers.conj() if numbers.is_conj() else numbers)
     for (device, dtype), members in grouped.items():
         torch._foreach_mul_(members, factor.to(device, dtype))
@@ -42,7 +42,9 @@ def clip(parameters: Iterable[nn.Parameter], limit: float, *, grad_scale: Tensor
 
 
 def grad_scale(optimizer: torch.optim.Optimizer) -> Tensor | None:
-    """The factor by which a GradScaler has multiplied the gradients, if it left the division to a fused optimizer."""
+    """The factor by which a GradScaler has multiplied the gradients. None unless it leaves the division to a fused
+    optimizer.
+    """
     scale = getattr(optimizer, "grad_scale", None)
     return scale if isinstance(scale, Tensor) else None
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tui_descent.scenario.optimizers import MUON_ADAMW_RATIO
 
-# Scales Muon's update by 0.2·√max(rows, columns), so that its RMS is the usual one of AdamW, and one learning rate
+# Scales Muon's update by 0.2·√max(rows, columns). Its RMS is then about that of an AdamW update, so one learning rate
 # suits both (Liu et al. 2025, arXiv 2502.16982).
 UPDATE_SCALING = "match_rms_adamw"
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
@@ -21,7 +21,7 @@ class Muon(torch.optim.Optimizer):
     """Applies `torch.optim.Muon` to the parameters in `hidden`, and `torch.optim.AdamW` to all others.
 
     A parameter group may contain both kinds of parameters. Its `lr` is Muon's rate; AdamW's rate is `adamw_lr_ratio`
-    times `lr`. The state of a hidden parameter is `momentum_buffer`, that of the others is `step`, `exp_avg` and
+    times `lr`. The state of a hidden parameter is `momentum_buffer`. The state of the others is `step`, `exp_avg` and
     `exp_avg_sq`. Parameters added later use AdamW. Raises `ValueError` if a hidden parameter is not a matrix.
     """
 
@@ -89,9 +89,9 @@ class Muon(torch.optim.Optimizer):
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     """The weights that Muon updates: matrices, except those of embeddings and of the first and the last layer.
 
-    The first and the last layer are those in the order of the model's parameters. Convolutions count as layers but use
-    AdamW, since `torch.optim.Muon` takes matrices only. Weights of norm layers, and parameters without "weight" in
-    their name, such as learnt positions, use AdamW too. Raises `ValueError` if no matrix is left.
+    "First" and "last" refer to the order of the model's parameters. Convolutions count as layers but use AdamW, since
+    `torch.optim.Muon` takes matrices only. Weights of norm layers, and parameters without "weight" in their name, such
+    as learnt positions, use AdamW too. Raises `ValueError` if no matrix is left.
     """
     layers: list[tuple[str, nn.Parameter]] = []
     excluded: set[int] = set()

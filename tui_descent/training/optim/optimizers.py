@@ -1,4 +1,4 @@
-"""Optimizers by name: create them from a spec, name them, read and set their options, replace them during a run."""
+"""Optimizers: create them from a spec, find their names, read and set their options, replace them during a run."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def set_betas(optimizer: torch.optim.Optimizer, values: tuple[float, float]) -> 
     first, second = values
     for group in optimizer.param_groups:
         old = float(group["betas"][0]), float(group["betas"][1])
-        # Others may use their averages without bias correction, so that nothing has to be rescaled.
+        # Other optimizers may use their averages without bias correction; then nothing has to be rescaled.
         for parameter in group["params"] if name_of(optimizer) in _ADAMS else ():
             if "exp_avg" in (state := optimizer.state.get(parameter, {})):
                 state_transfer.rescale_for_betas(state, old, (first, second))
@@ -126,7 +126,7 @@ def set_betas(optimizer: torch.optim.Optimizer, values: tuple[float, float]) -> 
 
 
 def weight_decay_of(optimizer: torch.optim.Optimizer) -> float:
-    """The first weight decay of a group that is not 0; 0 if all are 0.
+    """The weight decay of the first group in which it is not 0; 0 if all are 0.
 
     Raises `ValueError` if the optimizer has no such option.
     """
@@ -137,8 +137,8 @@ def weight_decay_of(optimizer: torch.optim.Optimizer) -> float:
 def set_weight_decay(optimizer: torch.optim.Optimizer, value: float) -> float:
     """Set weight decay in the groups that have it, or in all groups if none has, and return it.
 
-    Groups without weight decay, such as the one of the biases, therefore stay without it. Raises `ValueError`, with
-    nothing changed, for a number outside [0, 10].
+    Groups without weight decay, such as a group of biases, therefore stay without it. Raises `ValueError`, with nothing
+    changed, for a number outside [0, 10].
     """
     _require_weight_decay(optimizer)
     if not (math.isfinite(value) and 0 <= value <= 10):
@@ -162,7 +162,7 @@ def swap(
     r"""Create another optimizer for the same parameters, in the same groups and order. `old` is not changed.
 
     `lr` is the new base rate of the first group; by default `map_rate` converts the old one. Other groups keep their
-    ratio to it, and a schedule's present factor is kept. Betas, momentum and weight decay keep their values if both
+    ratio to it, and the schedule's current factor is kept. Betas, momentum and weight decay keep their values if both
     optimizers have them. Their meaning may change: SGD, RMSprop and Adam add weight decay to the gradient, AdamW and
     Muon apply it to the weights. Flags such as `foreach` are kept if the new optimizer has them; without any flag it is
     fused on a GPU. Muon needs `model` to know which matrices are hidden.
@@ -177,8 +177,8 @@ def swap(
     | RMSprop | empty | v, t; ḡ = 0 | v, t | empty |
     | Muon's matrices | ḡ | ḡ, v = ḡ², t = 1/(1−μ) | v = ḡ² + its mean | ḡ |
 
-    v = ḡ² is the result of t equal gradients; with v = 0 Adam's first steps would be ten times too long. RMSprop has no
-    bias correction, so its v is not rescaled. "Its mean" is the mean of ḡ² over the tensor. Parameters that Muon
+    v = ḡ² is what t equal gradients would give. With v = 0, Adam's first steps would be ten times too long. RMSprop has
+    no bias correction, so its v is not rescaled. "Its mean" is the mean of ḡ² over the tensor. Parameters that Muon
     updates by AdamW count as AdamW's. No state is transferred from or to an optimizer that is not in the table.
 
     Raises `ValueError` for an unknown `name`, for values out of range, and if no rate is known or all rates are 0.
@@ -211,7 +211,7 @@ def swap(
 
 
 def _new_rate(old_name: str, name: str, bases: list[float], lr: float | None) -> tuple[float, RateMapping]:
-    """The first base rate that is not 0, and the new rate for it. The new rate is `lr` if given, else converted."""
+    """The first base rate that is not 0, and its new rate: `lr` if given, otherwise the converted rate."""
     old_rate = next((base for base in bases if base), None)
     if old_rate is None:
         raise ValueError("the learning rate is 0 in every group, so there is no rate to convert")
@@ -259,7 +259,7 @@ def _create(
 
 def _can_be_fused(groups: list[dict[str, Any]], options: dict[str, Any]) -> bool:
     if options.get("foreach") or options.get("differentiable"):
-        return False  # torch does not combine them with `fused`
+        return False  # torch does not allow them together with `fused`
     parameters = [p for group in groups for p in group["params"]]
     return all(p.device.type in FUSED_ON and p.is_floating_point() for p in parameters)
 
@@ -309,7 +309,7 @@ def _kind(optimizer: torch.optim.Optimizer, parameter: Tensor) -> state_transfer
 
 
 def _require_option(optimizer: torch.optim.Optimizer, option: str) -> None:
-    """Raises `ValueError` unless every parameter group has the option; an optimizer not in the table may have any."""
+    """Raises `ValueError` unless every parameter group has the option. The optimizer need not be in the table."""
     name = name_of(optimizer)
     if name in OPTIMIZERS and (reason := refusal(name, option)):
         raise ValueError(reason)

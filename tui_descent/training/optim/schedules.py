@@ -36,11 +36,11 @@ class Schedule(ABC):
 
     @abstractmethod
     def step(self, loss: float | torch.Tensor) -> None:
-        """Set the rates of the next update; to be called after every update. Only plateau uses the loss."""
+        """Set the rates of the next update. Call this after every update. Only plateau uses the loss."""
 
     @abstractmethod
     def step_back(self, updates: int) -> None:
-        """Undo the last `updates` calls of `step`, because the device turned out to have skipped these updates."""
+        """Undo the last `updates` calls of `step`. Needed when the device turns out to have skipped these updates."""
 
     @property
     @abstractmethod
@@ -199,8 +199,9 @@ def make_schedule(
 ) -> Schedule:
     """Create the schedule for the updates from `from_step` to `total_steps`, starting from the groups' base rates.
 
-    The base rate is the optimizer's original rate, whatever rate an earlier schedule has set: `constant` after a
-    finished cosine returns to the base rate. Must not be used with an optimizer that has a user's own scheduler.
+    The base rate is the optimizer's original rate, not the rate that an earlier schedule has set. For example,
+    `constant` after a finished cosine returns to the base rate. Must not be used with an optimizer that has a user's
+    own scheduler.
     """
     for group, base in zip(optimizer.param_groups, base_rates(optimizer), strict=True):
         _write(group, "lr", base)

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-# Which averages of a parameter's gradients an optimizer keeps. `velocity` is SGD's momentum buffer, ḡ/(1−μ); `average`
-# is Muon's momentum buffer, ḡ; `adam` keeps ḡ and v; `rmsprop` keeps v.
+# The averages of a parameter's gradients that an optimizer keeps. `velocity` is SGD's momentum buffer, ḡ/(1−μ);
+# `average` is Muon's momentum buffer, ḡ; `adam` keeps ḡ and v; `rmsprop` keeps v.
 StateKind = Literal["velocity", "average", "adam", "rmsprop", "none"]
 
 
@@ -72,8 +72,8 @@ def initial_state(
             square = _scaled(averages.square, 1 / averages.square_weight)
         elif averages.mean is not None:
             square = _scaled(averages.mean, 1 / averages.mean_weight).square_()
-            # Where ḡ is near 0, ḡ² underestimates v, and RMSprop would make too large steps. Adding the mean of ḡ²
-            # prevents this.
+            # Where ḡ is near 0, ḡ² underestimates v, and RMSprop would make steps that are too large. Adding the mean
+            # of ḡ² prevents this.
             square.add_(square.mean())
         else:
             return {}

@@ -1,4 +1,4 @@
-"""Finds the optimizer inside of a wrapper, such as those of Accelerate and Fabric, SAM or Lookahead."""
+"""Finds the optimizer inside a wrapper, such as the wrappers of Accelerate and Fabric, SAM or Lookahead."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def unwrap(wrapper: object) -> torch.optim.Optimizer:
     while True:
         inside = [one for one in _inside(found) if id(one) not in seen]
         if has_hooks(found):
-            # An optimizer that uses another one for some of its parameters, as Muon does, is no wrapper of it.
+            # An optimizer that uses another one for some of its parameters, as Muon does, is not a wrapper.
             inside = [one for one in inside if _parameters(one) >= _parameters(found)]
             if len(inside) != 1:
                 break
@@ -39,7 +39,9 @@ def unwrap(wrapper: object) -> torch.optim.Optimizer:
 
 
 def with_wrappers(optimizer: torch.optim.Optimizer, wrapper: object = None) -> tuple[Any, ...]:
-    """The optimizer and the objects around it. `wrapper` is the outermost one; it is left out if it holds another."""
+    """The optimizer and the wrappers around it. `wrapper` is the outermost object; it is left out if it holds another
+    optimizer.
+    """
     around: list[object] = []
     while wrapper is not None and wrapper is not optimizer and not any(wrapper is one for one in around):
         around.append(wrapper)
@@ -73,7 +75,7 @@ def _inside(wrapper: object) -> list[object]:
 def _is_optimizer(obj: object) -> bool:
     if isinstance(obj, torch.optim.Optimizer):
         return True
-    # A wrapper inside of another one, of a class of its own.
+    # Another wrapper, whose class does not inherit from `Optimizer`.
     return isinstance(_attribute(obj, "optimizer"), torch.optim.Optimizer) and callable(_attribute(obj, "zero_grad"))
 
 

@@ -13,7 +13,7 @@ from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.curvature_reading import CurvatureReading
 from tui_descent.protocol.events import AnyEvent, CurvatureTaken, Measured, Noted
 
-# To measure the share of negative eigenvalues takes many more Hessian-vector products, so only every fourth reading
+# Measuring the share of negative eigenvalues takes many more Hessian-vector products, so only every fourth reading
 # includes it. For a net with at most 100 parameters every reading includes it.
 COUNT_EVERY, COUNT_ALWAYS_UP_TO = 4, 100
 
@@ -63,7 +63,7 @@ class CurvatureProbe:
         self._optimizer = optimizer
 
     def due(self, step: int, *, paced: bool, paused: bool = False) -> bool:
-        """Whether to measure before update `step`. At one step the same rate is not measured twice."""
+        """Whether to measure before update `step`. Nothing is measured twice at the same step with the same rate."""
         if step in self._at_steps and (self._last is None or self._last[0] != step):
             return True
         if not self._watching or (self._last is not None and self._last == (step, self._rate())):

@@ -9,7 +9,9 @@ from tui_descent.training.setup.build import Setup
 
 @torch.no_grad()
 def evaluate(setup: Setup) -> tuple[float, float | None]:
-    """Mean loss and accuracy (0 to 1) on the held-out data. A surface has no data: the loss at its point, and None."""
+    """Mean loss and accuracy (0 to 1) on the held-out data. For a surface, which has no data, the loss at its current
+    point, and None.
+    """
     was_training = setup.model.training
     setup.model.eval()
     try:

@@ -10,7 +10,7 @@ from tui_descent.instruments.same_batch import undisturbed
 from tui_descent.training.setup.build import Setup
 from tui_descent.training.steering.steering import Steering
 
-# Multiples s of the update: 0 is the present point, 1 the next update.
+# Multiples s of the update: 0 is the current point, 1 the point after the next update.
 SCALES = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 
 
@@ -18,11 +18,9 @@ def look_ahead(steering: Steering, setup: Setup) -> list[float]:
     """The next batch's loss at θ + s·d for each s of `SCALES`; empty if d is 0.
 
     d = θ′ − θ is the change by one real update, so it includes momentum, preconditioning, weight decay, clipping and
-    the multiplier of the learning-rate knob. Every forward pass draws the same random numbers, so that dropout drops
-    the same units.
-
-    The caller has to remove hooks from the optimizer before, and to restore weights, optimizer and batches afterwards.
-    Raises `ValueError` if the loss or d is not finite.
+    the multiplier of the learning-rate knob. Every forward pass draws the same random numbers, so dropout drops the
+    same units. The caller must remove hooks from the optimizer before, and restore weights, optimizer and batches
+    afterwards. Raises `ValueError` if the loss or d is not finite.
     """
     model, optimizer = setup.model, setup.optimizer
     with undisturbed(model):

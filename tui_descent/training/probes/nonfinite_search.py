@@ -36,7 +36,7 @@ Kind = Literal["", "nan", "inf", "-inf"]  # the worst value of a tensor; "" if a
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where the first non-finite value came from. `layer` is None outside of the net's modules.
+    """Where the first non-finite value came from. `layer` is None outside the net's modules.
 
     `words` describes what happened, such as "log of 0".
     """
@@ -49,7 +49,9 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """`origin` is None if the pass met nothing non-finite. `exact`: the pass drew no random numbers, so it repeats."""
+    """`origin` is None if every value in the pass was finite. `exact` means that the pass drew no random numbers, so it
+    was an exact repetition.
+    """
 
     origin: Origin | None
     exact: bool
@@ -57,7 +59,7 @@ class SearchResult:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """A non-finite input of an operation, and the operation that made it; None if it came from outside of the pass."""
+    """A non-finite input of an operation, and the operation that made it; None if it was not made in the pass."""
 
     kind: Kind
     tensor: Tensor
@@ -81,8 +83,8 @@ def search(
 ) -> SearchResult:
     """Run the forward pass again, and with `backward` the backward pass too.
 
-    `run` returns the loss if `gives_loss`, else the net's outputs. `batch` are the tensors that count as the batch.
-    Without a loss, the backward pass starts from ones at the outputs. Raises what the net raises.
+    `run` returns the loss if `gives_loss`, else the net's outputs. `batch` has the tensors that count as the batch.
+    Without a loss, the backward pass starts from gradients of 1 at the outputs. Raises what the net raises.
     """
     trace = _ForwardTrace(model)
     state = RandomState()
@@ -143,7 +145,7 @@ class _ForwardTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        # Whose result a storage holds, if that is not finite. Views share the storage, so they need no entry.
+        # By storage: the operation whose non-finite result it holds. Views share the storage, so they need no entry.
         self._made: dict[int, _Made] = {}
         self._stack: list[tuple[str, int]] = []
         # The spans of autograd's sequence numbers in which the calls of modules created their nodes.
@@ -155,7 +157,7 @@ class _ForwardTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """A context in which the modules' calls are heard."""
+        """A context in which the calls of modules are recorded."""
         self._hooks.attach()
         try:
             yield
@@ -203,7 +205,7 @@ class _ForwardTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return
 
     def module_of(self, node: Any) -> str | None:
-        """The innermost module whose call created a node of the graph; None for one created outside of the net."""
+        """The innermost module whose call created a node of the graph; None for a node created outside the net."""
         number = node._sequence_nr()
         inside = [(start, name) for start, end, name in self._spans if start < number < end]
         return max(inside)[1] if inside else None
@@ -225,15 +227,17 @@ class _ForwardTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _first(source: _Source) -> _Source:
-    """Follow a non-finite value back to the operation that made it from finite ones, or to what came from outside."""
+    """Follow a non-finite value back to the operation that made it from finite values, or to a value from outside the
+    pass.
+    """
     while source.made is not None:
         made = source.made
         bad = [s for s in made.sources if s.kind == "nan"]
         if not bad:
             infinite = made.sources
             if made.operation in SOFTMAX and infinite and all(s.kind == "-inf" for s in infinite):
-                return source  # a mask is usual, a row that is masked completely is the fault
-            # An infinity that somebody has put there, as a mask, is no fault by itself.
+                return source  # -inf in a mask is normal, but a row that is masked completely gives NaN
+            # An infinity that was set on purpose, as in a mask, is not a fault by itself.
             bad = [s for s in infinite if not _is_on_purpose(s)]
         if not bad:
             return source
@@ -284,7 +288,8 @@ def _search_backward(
     if not found:
         return None
     (node, kind), operation = found[0], node_operation(found[0][0])
-    # A value that was not finite in the forward pass, but did not reach the loss, as 0 · inf or in `torch.where`.
+    # In the forward pass a value was not finite but did not reach the loss, for example because `torch.where` discarded
+    # it.
     if (origin := trace.origin(_saved_tensors(node), model, batch)) is not None:
         return origin
     module = trace.module_of(node)
@@ -293,9 +298,8 @@ def _search_backward(
 
 
 def nodes_of(starts: Iterable[Any], until: Callable[[Any], bool] = lambda node: False) -> list[Any]:
-    """The nodes of an autograd graph that are reachable from `starts`, without those that accumulate gradients.
-
-    What is reachable only through a node for which `until` is true is left out.
+    """The nodes of an autograd graph that are reachable from `starts`, without those that accumulate gradients. The
+    search does not go beyond nodes for which `until` is true.
     """
     waiting, seen, nodes = list(starts), set(), []
     while waiting:
@@ -310,7 +314,7 @@ def nodes_of(starts: Iterable[Any], until: Callable[[Any], bool] = lambda node: 
 
 
 def _saved_tensors(node: Any) -> list[Tensor]:
-    """What an operation has kept for its backward pass."""
+    """The tensors that an operation has kept for its backward pass."""
     saved = (getattr(node, name, None) for name in dir(node) if name.startswith("_saved_"))
     return [tensor for tensor in saved if isinstance(tensor, Tensor)]
 

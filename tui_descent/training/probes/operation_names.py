@@ -1,4 +1,4 @@
-"""Names of torch's operations in plain words, and at which inputs they or their derivatives are not finite."""
+"""Plain names of torch's operations, and the inputs at which the operations or their derivatives are not finite."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _PLAIN = {
     "linalg_vector_norm": "norm",
     "cdist": "distance",
 }
-# Operations that divide by a sum over a row, so that a row of only -inf gives 0/0.
+# Operations that divide by a sum over a row: a row of only -inf gives 0/0.
 SOFTMAX = frozenset({"softmax", "log_softmax", "attention", "logsumexp"})
-# What makes a result NaN or infinite though all inputs are finite.
+# For operations whose result can be NaN or infinite although all inputs are finite: when this happens.
 _FORWARD = {
     ("sqrt", "nan"): "sqrt of a negative number",
     ("rsqrt", "nan"): "rsqrt of a negative number",
@@ -48,8 +48,8 @@ _FORWARD = {
     ("var_mean", "nan"): "variance of a single number",
     ("std_mean", "nan"): "std of a single number",
 }
-# Where the derivative of an operation is infinite or 0/0, while its value is finite. Tried on torch 2.13: norms, `std`,
-# `atan2`, distances and `prod` have finite derivatives everywhere.
+# Inputs at which the value of an operation is finite, but its derivative is infinite or 0/0. Tried on torch 2.13:
+# norms, `std`, `atan2`, distances and `prod` have finite derivatives everywhere.
 _SINGULAR = {
     "sqrt": "sqrt at 0",
     "pow": "a power at 0",
@@ -64,7 +64,7 @@ _SINGULAR = {
     "linalg_eig": "equal eigenvalues",
     "linalg_svd": "equal singular values",
 }
-# Operations whose value is infinite or NaN where their derivative is. The loss stays finite only if the value is
+# Operations whose value and derivative are non-finite at the same inputs. The loss stays finite only if the value is
 # discarded, as in `torch.where(x > 0, x.log(), 0)`.
 _INFINITE = {
     "log": "log at 0",
@@ -111,7 +111,9 @@ def _plain(name: str) -> str:
 
 
 def forward_words(operation: str, kind: str, args: tuple[Any, ...], result: Tensor) -> str:
-    """What happened in an operation on finite inputs whose result is not finite; `kind` is its worst value."""
+    """What happened in an operation that made a non-finite result from finite inputs; `kind` is the result's worst
+    value.
+    """
     first = args[0] if args else None
     if isinstance(first, Tensor) and not first.numel():
         return f"{operation} of an empty tensor"
@@ -140,10 +142,9 @@ def backward_words(operation: str, kind: str) -> str:
 
 
 def possible_causes(nodes: Iterable[Any], *, loss_is_finite: bool) -> dict[str, str]:
-    """The operations of a graph that can have made a non-finite value, with where they do: `{"sqrt": "sqrt at 0"}`.
-
-    With a finite loss, these are the operations with a finite value whose derivative is not finite. If an operation
-    such as `where` can have discarded a value, they include those whose value is not finite either.
+    """The operations of a graph that can have made a non-finite value, with the inputs at which they do so: `{"sqrt":
+    "sqrt at 0"}`. If the loss is finite, these are the operations whose value is finite while their derivative is not.
+    If an operation such as `where` can have discarded a value, operations whose value is not finite are included too.
     """
     nodes = [node for node in nodes if not _is_harmless_power(node)]
     names = {node_operation(node) for node in nodes}

@@ -27,10 +27,11 @@ from tui_descent.training.undo.random_state import RandomState
 from tui_descent.training.undo.snapshot import Snapshot
 
 STEPS = 100
-# The range of rates for Adam, which changes a weight by about the rate: 1e-7 does not change a float32 weight of size
-# 1, and changes of 1 destroy any net. For other optimizers both limits are multiplied by their `rate` in `OPTIMIZERS`.
+# The range of rates for Adam, which changes a weight by about the rate: a change of 1e-7 has no effect on a float32
+# weight of size 1, and changes of 1 destroy any net. For other optimizers both limits are multiplied by their `rate` in
+# `OPTIMIZERS`.
 LOW, HIGH = 1e-7, 1.0
-# The range is extended to contain the present rate, with at least this factor on both sides.
+# The range is extended to reach from the current rate at least this factor down and up.
 MARGIN = 10.0
 SMOOTHING = 0.9  # the decay of the exponential moving average
 STOP_FACTOR = 4.0  # the test ends when the smoothed loss exceeds this multiple of the smallest
@@ -49,9 +50,10 @@ class Curve:
     """The losses so far, one per tested rate.
 
     `losses[i]` and `smooth[i]` are measured after the update at `rates[i]`. `still` are the losses of the same batches
-    with the weights from before the test: first that of the first batch, then one per update. The differences
-    `losses − still` are smoothed, so that hard and easy batches have no effect; `smooth` is `level` plus the smoothed
-    differences. As in fastai, the bias of the moving average is corrected. `smoothing` is 0 if every batch is the same.
+    with the weights from before the test: first that of the first batch, then one per update. The differences `losses −
+    still` are smoothed, so it makes no difference whether a batch is hard or easy. `smooth` is `level` plus the
+    smoothed differences. As in fastai, the bias of the moving average is corrected. `smoothing` is 0 if every batch is
+    the same.
     """
 
     still: list[float]
@@ -74,7 +76,7 @@ class Curve:
         return [loss - still for loss, still in zip(self.losses, self.still[1:], strict=False)]
 
     def add(self, rate: float, loss: float) -> bool:
-        """Add a point. Returns False if the test has to end: the loss is not finite, or has become too large.
+        """Add a point. Returns False if the test must end because the loss is not finite or too large.
 
         A loss is too large if it is above `STOP_FACTOR` times the smallest smoothed loss and also above `level`. (Four
         times a loss near 0 is still a small loss.) A non-finite loss is not added.
@@ -121,7 +123,7 @@ def suggest_rate(curve: Curve) -> tuple[float | None, float | None, str]:
 
 
 def rate_range(optimizer: torch.optim.Optimizer, rate: float) -> tuple[float, float]:
-    """The lowest and the highest rate to test with this kind of optimizer at the present `rate`."""
+    """The lowest and the highest rate to test with this kind of optimizer at the current `rate`."""
     row = OPTIMIZERS.get(name_of(optimizer))
     size = 1.0 if row is None else row.rate
     low, high = LOW * size, HIGH * size
@@ -129,7 +131,9 @@ def rate_range(optimizer: torch.optim.Optimizer, rate: float) -> tuple[float, fl
 
 
 class RangeTest:
-    """Runs range tests in a scenario run. A test uses coming batches, which have to be replayed afterwards."""
+    """Runs range tests in a scenario run. A test uses the coming batches. It sets the batches back afterwards, so the
+    run gets the same ones.
+    """
 
     def __init__(self, steering: Steering, setup: Setup) -> None:
         self._steering, self._setup = steering, setup
@@ -218,7 +222,9 @@ class RangeTest:
 
 
 def _group_ratios(optimizer: torch.optim.Optimizer) -> list[float]:
-    """Each group's rate divided by the first group's. If the schedule has set the latter to 0, base rates are used."""
+    """Each group's rate divided by the first group's. If the schedule has set the first group's rate to 0, base rates
+    are used.
+    """
     rates = [float(group["lr"]) for group in optimizer.param_groups]
     rates = rates if rates[0] else base_rates(optimizer)
     return [rate / rates[0] if rates[0] else 1.0 for rate in rates]

@@ -61,7 +61,7 @@ class Setup:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Return to `state`. The contents of the optimizer have to be restored separately, and before this."""
+        """Return to `state`. Restore the contents of the optimizer separately, and before this call."""
         self.optimizer, self.schedule = state["optimizer"], state["schedule"]
         if self.schedule is not None:
             self.schedule.restore(state["schedule_state"])
@@ -91,7 +91,8 @@ class Setup:
     def probe(self) -> Tensor:
         """The loss of the probe batch in eval mode.
 
-        The probe batch are always the first training samples: as many as a batch has, but at least `PROBE_SAMPLES`.
+        The probe batch always consists of the first training samples: as many as a batch has, but at least
+        `PROBE_SAMPLES`.
         """
         return self.probe_outputs_and_loss()[1]
 

@@ -106,7 +106,7 @@ class CommandHandler:
         return loss, accuracy
 
     def report_snapshot(self, reason: str, *, at: Snapshot | None = None) -> None:
-        """Report a snapshot: `at`, or one that was just taken. `reason` is the occasion for it."""
+        """Report a snapshot: the one in `at`, or one that was just taken. `reason` says why it was taken."""
         assert self._undo_stack is not None
         taken = self._progress if at is None else at
         self._progress.emit(self._undo_stack.event(reason, taken.segment, taken.step))
@@ -114,7 +114,7 @@ class CommandHandler:
     def _turn(self, queued: QueuedCommand, turn: TurnKnob) -> None:
         progress, request = self._progress, queued.request
         self._steering.check(turn)
-        if self._steering.is_set(turn):  # no intervention, so nothing to undo
+        if self._steering.is_set(turn):  # this is not an intervention, so there is nothing to undo
             where = "" if turn.target == "all" else f" of {turn.target}"
             relative = turn.value[0] in "*/"
             value = next(s.value for s in self._steering.states() if s.name == turn.knob) if relative else turn.value

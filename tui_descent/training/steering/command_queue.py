@@ -12,8 +12,8 @@ from tui_descent.protocol.commands import ClientRequest, TurnKnob
 from tui_descent.scenario import knobs
 from tui_descent.training.keeper_link import KeeperLink
 
-# The first FREE_COUNT changes of one knob in quick succession are made at once. Further changes may take the share
-# TIME_SHARE of the time. Those that arrive faster wait, for at most MAX_WAIT_S, and are merged.
+# The first FREE_COUNT changes of one knob in quick succession are made at once. Further changes may take at most the
+# share TIME_SHARE of the time. Changes that arrive faster wait for at most MAX_WAIT_S and are merged.
 TIME_SHARE = 1 / 128
 FREE_COUNT = 8
 MAX_WAIT_S = 0.25
@@ -81,7 +81,8 @@ class CommandQueue:
     def take(self, *, at_once: bool) -> QueuedCommand | None:
         """Remove and return the next command to carry out; None if there is none.
 
-        If the only waiting command changes the same knob as the last change, it may have to wait, unless `at_once`.
+        If the only waiting command changes the same knob as the last change, the rate limit may delay it, unless
+        `at_once`.
         """
         if not self._commands:
             return None

@@ -23,16 +23,16 @@ from tui_descent.training.watch.fault import Fault
 from tui_descent.training.watch.layer_list import LayerList
 from tui_descent.training.watch.results import Results
 
-# What to do at a non-finite loss or gradient: hold the run, end it, or only report it.
+# At a non-finite loss or gradient: hold the run, end it, or only report it.
 OnFault = Literal["hold", "end", "note"]
 REPORT_FAULT_EVERY = 1000  # steps
-FAULT_ENDS_AFTER = 50  # finite steps, after which another fault is a new one
+FAULT_ENDS_AFTER = 50  # after this many finite steps, the next fault counts as a new one
 
 
 class Control:
     """Controls one run between its updates. Everything is done in a fixed order, so that a run can be repeated exactly.
 
-    `plan` are knobs to turn, each with the step before which it is turned. `explain` finds the cause of a fault.
+    `plan` lists knobs to turn, each with the step before which to turn it. `explain` finds the cause of a fault.
     """
 
     def __init__(
@@ -123,9 +123,9 @@ class Control:
         return self.on_fault != "note"
 
     def reports(self, step: int) -> bool:
-        """Whether a fault at this step is reported. In a loop that goes on anyway, only the first one of a row is.
-
-        NaN weights stay NaN, so this is reported again only every `REPORT_FAULT_EVERY` steps.
+        """Whether a fault at this step is reported. In a loop that goes on after faults, only the first of several in a
+        row is reported: NaN weights stay NaN. While they last, the fault is reported again every `REPORT_FAULT_EVERY`
+        steps.
         """
         last, reported, self._faulty_at = self._faulty_at, self._reported_at, step
         if self.on_fault != "note" or last is None or reported is None:
@@ -182,7 +182,7 @@ class Control:
         return self._handler.evaluate()
 
     def take_back_clip(self, one: SteeredOptimizer, error: Exception) -> None:
-        """Switch clipping off again, since it has raised `error` inside of the optimizer's step."""
+        """Switch clipping off again, because it has raised `error` inside the optimizer's step."""
         old, one.clip = f"{one.clip:.6g}", None
         self._progress.interventions += 1
         self._progress.emit(
@@ -241,8 +241,8 @@ class Control:
     def hold(self, reason: str, *, broken: bool = False, dropped: bool = False) -> None:
         """Hold the run until a command continues or ends it. With `broken`, an undo returns to the last good snapshot.
 
-        `dropped`: the update of a bad batch was not made, so that the run can go on without it. Raises `StopRun` if the
-        run has to end.
+        `dropped` says that the update of a bad batch was not made, so the run can go on without this batch. Raises
+        `StopRun` if the run has to end.
         """
         self.mode.pause()
         reason += "; space drops this batch" if dropped else ""
@@ -260,9 +260,9 @@ class Control:
 
         Raises `StopRun` if the run has to end.
         """
-        if not self.mode.steps_left and not self.mode.continue_past_goal:  # otherwise they were requested before
+        if not self.mode.steps_left and not self.mode.continue_past_goal:  # otherwise the steps were requested before
             self.mode.pause()
-            with self._steering.muted():  # the next step may be planned as a measured one already
+            with self._steering.muted():  # the next step may already be planned with a reading
                 self._process_commands(paused_as=("waiting", f"all steps done; space: {steps} more steps, q: quit"))
         self.mode.continue_past_goal = False
         return self.mode.steps_left or steps
@@ -270,8 +270,8 @@ class Control:
     def finish(self, error: BaseException | None, fault: Fault | None = None) -> BaseException | None:
         """Report the remaining results. Returns the exception that ended the run, or None.
 
-        `error` is the exception raised by the loop. Without one, a fault that is found only now may end the run, or the
-        `fault` of a gradient for whose step `Watch.step` was not called.
+        `error` is the exception raised by the loop. If the loop has raised nothing, a fault may still end the run: one
+        that is found only now, or `fault`, a gradient fault at a step for which `Watch.step` was not called.
         """
         if error is not None:
             if fault is not None:
@@ -288,7 +288,7 @@ class Control:
         return None
 
     def _name_likely_cause(self, error: BaseException) -> None:
-        """If the loop raised just after a change of its net, say so in the error and in the event log."""
+        """If the loop raised just after a change of its net, mention the change in the error and in the event log."""
         progress = self._progress
         cause = self._steering.likely_cause(progress.step)
         if cause is None or isinstance(error, StopRun) or not isinstance(error, Exception):
@@ -303,9 +303,8 @@ class Control:
         self._progress.close()
 
     def _stop(self, status: Status, reason: str) -> NoReturn:
-        """Raise `StopRun`, after telling the keeper that a user's loop has obeyed.
-
-        A framework may catch it and save, which takes as long as it takes.
+        """Raise `StopRun`. Before that, tell the keeper that the user's loop is stopping, because a framework may catch
+        `StopRun` and save for a long time.
         """
         self.stopped_by = StopRun(status, reason)
         if not self._is_scenario:

@@ -9,7 +9,7 @@ MAX_STEPS_AT_ONCE = 10_000_000
 
 
 class PaceTimer:
-    """Spaces updates evenly at a given number of steps per second."""
+    """Spaces updates evenly, at a given number of steps per second."""
 
     def __init__(self) -> None:
         self._due_s = 0.0
@@ -40,7 +40,7 @@ class RunMode:
         self.paused = False
         self.steps_left: int | None = None  # the steps until the run pauses; None if it runs without limit
         self.goal = math.inf  # number of updates
-        self.continue_past_goal = False  # whether `resume` was called when the goal was reached
+        self.continue_past_goal = False  # whether `resume` was called after the goal was reached
         self.stop_reason: str | None = None  # why the run has to end; None if it continues
 
     def pause(self) -> None:

@@ -1,4 +1,4 @@
-"""One of the optimizers of a run, with what the knobs have set for it."""
+"""One of the optimizers of a run, with the settings that knobs have made for it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SteeredOptimizer:
 
     @property
     def target(self) -> str:
-        """How a command names this optimizer, as in `lr@optimizer.g=*0.5`; `all` if it has no name."""
+        """The target by which a command names this optimizer, as in `lr@optimizer.g=*0.5`; `all` if it has no name."""
         return f"optimizer.{self.name}" if self.name else "all"
 
     def parameters(self) -> Iterator[nn.Parameter]:

@@ -70,7 +70,7 @@ class Steering:
         )
         self._knobs = knobs_of(self.context)
         self._trial = Trial(model)
-        self._last_change: tuple[int, str] | None = None  # the last change of the net: its step, and what it was
+        self._last_change: tuple[int, str] | None = None  # the last change of the net: its step and its description
         self._observer: surgery.ForwardObserver | None = None
         # Returns a context in which the instruments do not measure, for passes that are not part of a step.
         self._muted: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -121,9 +121,8 @@ class Steering:
         on_optimizer: Callable[[torch.optim.Optimizer], None],
         muted: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        """Call `on_optimizer` with the optimizer now, and again whenever the optimizer is replaced.
-
-        `muted` returns a context in which the instruments do not measure.
+        """Call `on_optimizer` with the optimizer now, and again whenever the optimizer is replaced. `muted` has to
+        return a context in which the instruments do not measure.
         """
         self.context.optimizer_listeners.append(on_optimizer)
         on_optimizer(self.context.optimizer)
@@ -143,7 +142,9 @@ class Steering:
             raise ValueError(reason)
 
     def is_set(self, turn: TurnKnob) -> bool:
-        """Whether a checked command asks for the present value. Raises `ValueError` if it cannot be carried out."""
+        """Whether a checked command asks for the current value. Raises `ValueError` if the command cannot be carried
+        out.
+        """
         return self._knobs[turn.knob].is_set(turn)
 
     def turn(self, turn: TurnKnob, *, step: int = 0, before: Snapshot | None = None) -> KnobChange:
@@ -197,7 +198,7 @@ class Steering:
             raise ValueError(f"nothing was changed: the net raised {type(error).__name__}: {line}") from error
 
     def _try(self, turn: TurnKnob) -> list[Tensor] | None:
-        """The outputs of a user's net on the last inputs; None if that is not possible, or of no use for this knob."""
+        """The outputs of a user's net on the last inputs; None if there are none, or if this knob needs no trial."""
         if self.context.setup is not None or knobs.KNOBS[turn.knob].touches != "net" or turn.knob == "freeze":
             return None
         try:
@@ -234,7 +235,9 @@ class Steering:
         return copy
 
     def likely_cause(self, step: int) -> str | None:
-        """What may have made the user's step raise: a change of the net just before it, or one in transition."""
+        """What may have made the user's step raise: a change of the net that was made just before or is still in
+        transition.
+        """
         if self.context.setup is not None or self._last_change is None:
             return None
         at, what = self._last_change
@@ -250,13 +253,13 @@ class Steering:
         return self.context.holders()
 
     def after_restore(self) -> None:
-        """To be called after a snapshot was restored, which changes the net and perhaps the optimizer object."""
+        """Call this after a snapshot was restored: the net, and perhaps the optimizer object, has then changed."""
         self._last_change = None
         self.context.version += 1
         self.context.change_optimizer(self.context.optimizer)
 
     def advance(self) -> None:
-        """Advance every transition by one update. To be called before each forward pass."""
+        """Advance every transition by one update. Call this before each forward pass."""
         self._trial.stop_listening()
         self.context.advance()
 
@@ -267,13 +270,13 @@ class Steering:
         return setup is not None and setup.schedule is not None and setup.schedule.needs_loss
 
     def after_update(self) -> None:
-        """To be called after each update: steps the schedule, unless the schedule needs the loss."""
+        """Step the schedule, unless it needs the loss. Call this after each update."""
         setup = self.context.setup
         if setup is not None and setup.schedule is not None and not setup.schedule.needs_loss:
             setup.schedule.step(math.nan)
 
     def add_loss(self, loss: float) -> None:
-        """Record the loss of an update. To be called in order, and before any later knob is turned."""
+        """Record the loss of an update. Call this in the order of the updates, and before any later knob is turned."""
         context = self.context
         if self.needs_loss:
             assert context.setup is not None
@@ -284,11 +287,13 @@ class Steering:
         context.losses.append(loss)
 
     def drop_updates(self, updates: int) -> None:
-        """To be called when a GPU reports later that it skipped the last `updates` updates: steps the schedule back."""
+        """Step the schedule back. Call this when a GPU reports, some time later, that it skipped the last `updates`
+        updates.
+        """
         setup = self.context.setup
         if setup is not None and setup.schedule is not None and not self.needs_loss:
             setup.schedule.step_back(updates)
-        self.context.version += 1  # so that the instruments forget the gradient of a skipped update
+        self.context.version += 1  # this makes the instruments forget the gradient of a skipped update
 
     @staticmethod
     def clip(one: SteeredOptimizer) -> Tensor | None:
@@ -298,7 +303,9 @@ class Steering:
         return clipping.clip(one.parameters(), one.clip, grad_scale=clipping.grad_scale(one.optimizer))
 
     def remove_rate_multiplier(self) -> None:
-        """Remove the multipliers if a step has raised, since its post-hook, which removes them, was not called."""
+        """Remove the rate multipliers after a step that raised: its post-hook, which normally removes them, was not
+        called.
+        """
         for one in self.context.optimizers:
             one.rate.remove()
 
@@ -314,9 +321,8 @@ class Steering:
             self._trial.listen()
 
     def finish_observing(self) -> None:
-        """To be called after the first forward pass. Keeps what was observed, or the reason why there are no blocks.
-
-        Raises what was raised while observing, after the hooks have been removed.
+        """Keep what was observed, or the reason why there are no blocks. Call this after the first forward pass. If
+        observing the net raised an exception, it is raised again here, after the hooks have been removed.
         """
         observer, self._observer = self._observer, None
         self._trial.stop_listening()
@@ -342,7 +348,7 @@ class Steering:
     def _state(self, name: str) -> KnobState:
         knob = self._knobs[name]
         if (reason := knob.unavailable()) is not None:
-            # The class of a loop's own optimizer cannot be changed, but the diagnosis has to know it.
+            # In a user loop the class of the optimizer cannot be changed, but the diagnosis has to know it.
             value = knob.value() if name == "optimizer" and self.context.setup is None else ""
             return KnobState(name=name, value=value, unavailable=reason)
         return KnobState(
@@ -355,7 +361,7 @@ class Steering:
     def _probe(self, *, backward: bool) -> tuple[Tensor, float] | None:
         """Outputs and loss on the probe batch, which is always the same. With `backward`, run a backward pass too.
 
-        None if there is no probe batch. If the net raises an exception, it is passed on with `backward`; otherwise the
+        None if there is no probe batch. If the net raises an exception: with `backward` it is passed on, otherwise the
         result is None.
         """
         setup, model = self.context.setup, self.context.model

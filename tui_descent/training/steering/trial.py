@@ -1,4 +1,4 @@
-"""Tries a changed net of a user on the inputs of one of its last steps, before the change is acknowledged."""
+"""Tries a user's net after a change, on the inputs of one of its last steps, before the change is acknowledged."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class _Pass:
 class Trial:
     """Runs a net on inputs that it has seen. The run leaves no trace: buffers, attributes, random numbers are restored.
 
-    `listen` keeps the inputs of the next forward pass of the whole net with gradients; with a dict or list of nets, of
-    each of them.
+    `listen` keeps the inputs of the next forward pass of the whole net with gradients; with a dict or list of nets, it
+    keeps those of each net.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -65,12 +65,13 @@ class Trial:
         self._passes.clear()
 
     def run(self, model: nn.Module | None = None) -> list[Tensor] | None:
-        """The outputs of the net on the kept inputs, those that are floating point; None if there are no inputs.
-
-        `model` is a copy to run in place of the net. Raises what the net raises.
+        """The floating-point outputs of the net on the kept inputs; None if there are no inputs. `model` is a copy to
+        run in place of the net. Raises what the net raises.
         """
         model = self._model if model is None else model
-        if not self._passes or _is_distributed():  # the other processes would have to run the net too
+        if (
+            not self._passes or _is_distributed()
+        ):  # in distributed training the other processes would have to run the net too
             return None
         outputs: list[Tensor] = []
         random_state = RandomState().state()
@@ -107,7 +108,7 @@ class Trial:
 
 
 def problem(before: list[Tensor], after: list[Tensor]) -> str | None:
-    """Why a change has to be taken back, given the outputs before and after it; None if it can stay."""
+    """Why a change must be undone, given the outputs before and after it; None if it can stay."""
     if all(bool(t.isfinite().all()) for t in before) and not all(bool(t.isfinite().all()) for t in after):
         return "the outputs would be non-finite"
     return None
@@ -118,7 +119,7 @@ def _tensors(output: Any) -> list[Tensor]:
 
 
 def _detached(x: Tensor) -> Tensor:
-    """The same numbers without the graph; a copy only where the input itself would be kept from being freed."""
+    """The same numbers without the graph. Copied only if the result would otherwise keep the input in memory."""
     return x.detach().requires_grad_(x.requires_grad) if x.requires_grad else x
 
 

@@ -1,7 +1,7 @@
 """A snapshot: the exact state of a training loop before one update, as a list of objects and their states.
 
-Model and optimizer, with state such as Adam's averages, are saved and restored by `torch_state.py`. Which objects a
-snapshot covers is said in `KnobContext.holders` (`steering/knobs/context.py`).
+Model and optimizer, with state such as Adam's averages, are saved and restored by `torch_state.py`.
+`KnobContext.holders` (`steering/knobs/context.py`) lists the objects that a snapshot covers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class HoldsState(Protocol):
     """An object whose state belongs to a snapshot."""
 
     def state(self) -> Any:
-        """A copy of the present state, for `restore`. It does not change when the object changes."""
+        """A copy of the current state, for `restore`. The copy does not change when the object changes."""
 
     def restore(self, state: Any, /) -> None:
         """Return to `state`. May be called more than once with the same state."""

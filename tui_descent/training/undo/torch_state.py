@@ -29,8 +29,8 @@ class TorchState:
 
     Restoring keeps the objects themselves, so that references to them stay valid: the values of tensors are restored by
     `copy_`, modules and optimizers by setting their attributes. Hooks, and a `forward` or `step` set on an instance,
-    are neither saved nor changed. The gradients of restored tensors are set to None. Objects of other kinds are not
-    saved; they need a `state()` and a `restore()` of their own.
+    are neither saved nor changed. The gradients of restored tensors are set to None. Other objects are not saved; they
+    need a `state()` and a `restore()` of their own.
     """
 
     def __init__(self, *roots: object) -> None:
@@ -114,7 +114,7 @@ def contents_of(obj: object) -> Any:
 
 
 def _copy(tensor: Tensor) -> Tensor | None:
-    """A copy of a tensor's values; None if it has none yet."""
+    """A copy of a tensor's values; None if it has no values yet."""
     return None if is_lazy(tensor) else tensor.detach().clone()
 
 

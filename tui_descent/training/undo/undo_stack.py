@@ -27,8 +27,8 @@ PERIODIC_SHARE = 0.01  # the largest share of the time that periodic snapshots m
 class UndoEntry:
     """One intervention that can be undone and redone.
 
-    `before` is the snapshot taken before it. `after` is the one taken when it was undone, for a redo. If there is no
-    snapshot, only the knob's value is restored, by the commands `undo_turns` or `redo_turns`; `reason` says why.
+    `before` is the snapshot taken before it. `after` is the snapshot taken when it was undone, for a redo. If there is
+    no snapshot, only the knob's value is restored, by the commands `undo_turns` or `redo_turns`; `reason` says why.
     """
 
     id: int
@@ -71,7 +71,7 @@ class UndoStack:
     _done: list[UndoEntry] = field(default_factory=list)  # in effect, oldest first
     _undone: list[UndoEntry] = field(default_factory=list)  # can be redone, the last one first
     _periodic: list[Snapshot] = field(default_factory=list)
-    # The snapshot that was restored last, until the next update or intervention. It equals the present state.
+    # The snapshot that was restored last, which equals the current state. None after the next update or intervention.
     _current: Snapshot | None = None
     _next_periodic_s: float = 0.0
     _refusal: str = ""  # why the last `take` returned None
@@ -105,7 +105,7 @@ class UndoStack:
         return [*self.context.holders(), *self.user_state, *((RandomState(),) if self.with_random_state else ())]
 
     def take(self, segment: int, step: int) -> Snapshot | None:
-        """A snapshot of the present state; None if it does not fit into the budget or the memory."""
+        """A snapshot of the current state; None if it does not fit into the budget or the memory."""
         if self._current is not None:
             return self._current
         needed = bytes_needed(self.context.model, *(one.optimizer for one in self.context.optimizers))
@@ -134,7 +134,7 @@ class UndoStack:
         return snapshot if snapshot in self._periodic else None
 
     def event(self, reason: str, segment: int, step: int) -> SnapshotTaken:
-        """The event for a snapshot that was taken before update `step`. `reason` is the occasion for it."""
+        """The event for a snapshot that was taken before update `step`. `reason` says why it was taken."""
         return SnapshotTaken(
             segment=segment, step=step, reason=reason, used_bytes=self.nbytes, budget_bytes=self.budget
         )
@@ -154,14 +154,14 @@ class UndoStack:
         return None
 
     def state_changed(self) -> None:
-        """To be called after a change: the state no longer equals the snapshot that was restored last."""
+        """Call this after a change: the state no longer equals the snapshot that was restored last."""
         self._current = None
 
     def undo(self, segment: int, step: int, *, broken: bool) -> Rewind:
         """Plan the undo of the last intervention in effect. The caller carries it out.
 
-        `broken` means that the loss or a gradient is not finite. If it is set, and the last good snapshot is newer than
-        the intervention, the undo goes back to that snapshot instead. Raises `ValueError` if there is nothing to undo.
+        `broken` means that the loss or a gradient is not finite. If so, and if the last good snapshot is newer than the
+        intervention, the undo goes back to that snapshot instead. Raises `ValueError` if there is nothing to undo.
         """
         last = self._done[-1] if self._done else None
         good = self.last_good() if broken else None
@@ -221,7 +221,7 @@ class UndoStack:
         return Rewind(what=what, back=back, entry=entry, snapshot=snapshot)
 
     def _all(self) -> list[Snapshot]:
-        """All snapshots. One that several entries share is listed once."""
+        """All snapshots. A snapshot that several entries share is listed once."""
         snapshots: list[Snapshot | None] = [*self._periodic, self._current]
         for entry in (*self._done, *self._undone):
             snapshots += [entry.before, entry.after]

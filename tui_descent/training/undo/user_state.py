@@ -1,4 +1,4 @@
-"""The objects that a user loop passes as `state=`, so that an undo restores them in addition to model and optimizer.
+"""The objects that a user loop passes as `state=`. An undo restores them in addition to model and optimizer.
 
 Examples are schedulers, GradScalers, averaged models and counters.
 """

@@ -39,7 +39,8 @@ class DataSet:
 
 
 class Batches:
-    """Endless batches. Every epoch is shuffled, with a generator of its own. An incomplete last batch is dropped.
+    """Endless batches. Every epoch is shuffled by a random number generator that only these batches use. An incomplete
+    last batch is dropped.
 
     With `full`, every batch contains all samples in their original order.
     """
@@ -78,6 +79,6 @@ class Batches:
         return self._generator.get_state(), self._order, self._cursor, self.size
 
     def restore(self, state: tuple[Tensor, Tensor, int, int]) -> None:
-        """Continue with the same batches as those that followed the call of `state`."""
+        """Continue with the batches that followed the call of `state`."""
         generator, self._order, self._cursor, self.size = state  # not copied: an order is never changed in place
         self._generator.set_state(generator)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tui_descent.training.setup.data.batches import DataSet
 
-# Fixed, so that a net's shape does not depend on the Python version.
+# Fixed, because a net's shape must not depend on the Python version.
 SYMBOLS = "\n" + "".join(sorted(set(string.printable) - set(string.whitespace) | {" "}))
 HELD_OUT = 0.1  # fraction of the text, at its end
 HELD_OUT_WINDOWS = 128
@@ -52,7 +52,9 @@ def windows(codes: Tensor, starts: Tensor, context: int) -> tuple[Tensor, Tensor
 
 
 class Windows:
-    """Endless batches of windows at random positions, drawn from a generator of its own."""
+    """Endless batches of windows at random positions. The positions come from a random number generator that only these
+    batches use.
+    """
 
     def __init__(self, data: DataSet, *, batch_size: int, context: int, seed: int) -> None:
         self.data = data
@@ -83,7 +85,7 @@ class Windows:
         return self._generator.get_state(), self.size
 
     def restore(self, state: tuple[Tensor, int]) -> None:
-        """Continue with the same batches as those that followed the call of `state`."""
+        """Continue with the batches that followed the call of `state`."""
         generator, self.size = state
         self._generator.set_state(generator)
 

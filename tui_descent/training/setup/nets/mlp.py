@@ -39,5 +39,7 @@ class Mlp(nn.Module):
 
 
 def default_scale(depth: int) -> float:
-    """1/√D. With this factor the sum of D branches has about the magnitude of a single branch."""
+    """1/√D, where D is the number of blocks. With this factor the sum of D branches has about the magnitude of a single
+    branch.
+    """
     return float(depth**-0.5)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from tui_descent.scenario.spec import ActivationSpec, InitSpec, NormSpec
 
-# How the names of attention weights end that contain the three matrices for queries, keys and values.
+# The end of the names of attention weights that contain the three matrices for queries, keys and values.
 QKV_WEIGHT_NAMES = ("qkv.weight", "in_proj_weight")
 
 

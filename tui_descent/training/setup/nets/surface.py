@@ -1,4 +1,4 @@
-"""Surfaces: losses that are functions of one or two parameters, so that every step can be checked by hand."""
+"""Surfaces: losses that are functions of one or two parameters. Every step on them can be checked by hand."""
 
 from __future__ import annotations
 

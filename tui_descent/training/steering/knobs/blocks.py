@@ -29,8 +29,8 @@ _NAMES: dict[type[nn.Module], str] = {
 class ActivationKnob(Knob):
     """The activations of a built-in net's blocks, or the hidden activation modules of a user's net.
 
-    A path is the name of a block in a built-in net, or of an activation module in a user's net. In a user's net an
-    activation that is a gate or the net's output is left alone: what follows needs its range.
+    A path is the name of a block in a built-in net, or of an activation module in a user's net. In a user's net, an
+    activation that is a gate or the net's output is left alone, because the code after it relies on its range.
     """
 
     def value(self) -> str:
@@ -81,7 +81,9 @@ class ActivationKnob(Knob):
         return KnobChange(old=old, new=self._value_of(paths), way=way, note=note)
 
     def _note(self, paths: list[str], steps: int) -> str:
-        """Which modules of a user's net were changed, and from when on the net consists of plain modules again."""
+        """A note that says which modules of a user's net were changed, and from which step on the net consists of plain
+        modules again.
+        """
         left = len(self.leaves_alone())
         note = f"{_listed(paths)}; {left} left alone" if left else _listed(paths)
         if steps == 1:
@@ -164,7 +166,9 @@ class ResidualKnob(Knob):
         return dict.fromkeys(sorted(self._own()), OWN_SKIP)
 
     def is_set(self, turn: TurnKnob) -> bool:
-        """Whether all targets have, or are changing to, this value. A scale or a way asks for more than the value."""
+        """Whether all targets have, or are changing to, this value. False if the command also gives a scale or a way,
+        which may differ from the current one.
+        """
         plain = turn.value == "off" or (turn.scale is None and turn.way in (None, "auto"))
         return plain and self._value_of(self._targets(turn.target)) == turn.value
 
@@ -189,7 +193,7 @@ class ResidualKnob(Knob):
         return KnobChange(old=old, new=self._value_of(targets), way=way, scale=scale_used, note=note)
 
     def _note(self, targets: list[str], value: str) -> str:
-        """Which blocks of a user's net were changed, and what that means for files with the net."""
+        """A note that says which blocks of a user's net were changed, and what that means for files with the net."""
         note = f"{_listed(targets)}; {len(self._own())} left alone" if self._own() else _listed(targets)
         return f"{note}; saved models need tui_descent, run.plain(model) does not" if value == "on" else note
 
@@ -212,7 +216,7 @@ class ResidualKnob(Knob):
         way = turn.way or "auto"
         if way != "auto":
             return cast("Way", way)
-        if turn.value == "off":  # a skip is closed in the way in which it was opened
+        if turn.value == "off":  # a skip is closed in the same way in which it was opened
             rotated = all(block.skip is not None and block.skip.gate == _ROTATED_GATE for block in blocks)
             return "rotation" if rotated else "ramp"
         context = self._context
@@ -248,13 +252,15 @@ class NormKnob(Knob):
         return self._value_of(self._context.blocks.values())
 
     def unavailable(self) -> str | None:
-        """Available only for built-in nets, since only their blocks have a place for a norm layer."""
+        """Not available for a user's net, because only the blocks of built-in nets have a place for a norm layer."""
         if self._context.blocks:
             return None
         return "only built-in nets have a place for new norm layers"
 
     def is_set(self, turn: TurnKnob) -> bool:
-        """Whether all targets have this norm layer, in this place. A way asks for new ones."""
+        """Whether all targets have this norm layer in this place. False if the command also gives a way, which asks for
+        new norm layers.
+        """
         blocks = self._context.blocks
         names = list(blocks) if turn.target == "all" else _single_target(turn.target, blocks, "block")
         chosen = [blocks[name] for name in names]
@@ -312,7 +318,7 @@ def _norm_name(norm: nn.Module | None) -> str:
 
 
 def _listed(names: list[str]) -> str:
-    """`2 modules: act.0, act.1`, or the first and the last of many."""
+    """The names as text: `2 modules: act.0, act.1`. If there are many, only the first and the last one."""
     count = f"{len(names)} module{'s' * (len(names) > 1)}: "
     return count + (", ".join(names) if len(names) < 3 else f"{names[0]} … {names[-1]}")
 

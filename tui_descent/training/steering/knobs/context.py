@@ -25,8 +25,9 @@ from tui_descent.training.undo.snapshot import HoldsState
 from tui_descent.training.undo.torch_state import TorchState
 
 RECENT_LOSSES = 10  # their mean is the current loss
-# Fields that an undo restores by assignment. The pace is not one of them, since it does not affect training. Neither is
-# the version: it is only ever increased, so that objects built for an earlier version notice that the net has changed.
+# Fields that an undo restores by assignment. The pace is not one of them, because it does not affect training. The
+# version is not either, because it must only ever increase: this is how objects built for an earlier version notice
+# that the net has changed.
 _RESTORED_FIELDS = ("init", "step", "last_kick", "first_loss")
 
 
@@ -78,7 +79,7 @@ class Knob(ABC):
         return None
 
     def acts_on(self) -> tuple[str, ...]:
-        """The parts of a user's net that a change of the whole net changes; empty if that is plain."""
+        """The parts of a user's net that the knob changes when it acts on the whole net; empty if this is obvious."""
         return ()
 
     def leaves_alone(self) -> dict[str, str]:
@@ -86,17 +87,15 @@ class Knob(ABC):
         return {}
 
     def is_set(self, turn: TurnKnob) -> bool:
-        """Whether the command asks for the present value, so that there is nothing to do.
-
-        False if this is not known before the command is carried out. Raises `ValueError` as `turn` does.
+        """Whether the command asks for the current value, so there is nothing to do. False if this is not known before
+        the command is carried out. Raises `ValueError` in the same cases as `turn`.
         """
         return False
 
     @abstractmethod
     def turn(self, turn: TurnKnob) -> KnobChange:
-        """Carry out a command that has been checked against the knobs table.
-
-        Raises `ValueError` with the reason if that fails; the caller then rolls back.
+        """Carry out a command that was checked against the knobs table. Raises `ValueError` with the reason if the
+        command fails; the caller then rolls back.
         """
 
 
@@ -108,9 +107,9 @@ class KnobContext:
     train the net, usually one. `step` is the number of the update before which a knob was last turned. `version` is
     increased by each change of the net's structure. `blocks` are the blocks of a built-in net by name, `user_blocks`
     those found in a user's net; `no_blocks_reason` says why there are none. `observation` is what the first forward
-    pass of a user's net has shown. `transitions` are the transitions (changes spread over several updates) in progress
-    by (knob, target), and `pending_values` the values they end at.
-    `optimizer_listeners` are called with the new optimizer when it is replaced. `losses` are the most recent losses.
+    pass of a user's net has shown. `transitions` has the changes spread over several updates that are in progress, by
+    (knob, target). `pending_values` has the values at which they end. `optimizer_listeners` are called with the new
+    optimizer when it is replaced. `losses` are the most recent losses.
     """
 
     model: nn.Module
@@ -172,7 +171,7 @@ class KnobContext:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Restore what `state` returned. `Steering.after_restore` has to be called next; it notifies the listeners."""
+        """Restore what `state` returned. Call `Steering.after_restore` next; it notifies the listeners."""
         for name, value in state["fields"].items():
             setattr(self, name, value)
         for one, saved in zip(self.optimizers, state["optimizers"], strict=True):

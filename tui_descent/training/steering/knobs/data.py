@@ -18,7 +18,7 @@ class BatchSizeKnob(Knob):
         return "" if batches is None else str(batches.size)
 
     def unavailable(self) -> str | None:
-        """Not available in a user loop, on a surface, or in full-batch training: there is no batch size to set."""
+        """Not available in a user loop, on a surface or in full-batch training: there is no batch size to set."""
         if self._context.setup is None:
             return unavailable_in_user_loop("it draws its own batches")
         batches = self._batches()
@@ -32,7 +32,7 @@ class BatchSizeKnob(Knob):
         return batches is not None and new_value(turn.value, batches.size, knob="batch_size") == batches.size
 
     def turn(self, turn: TurnKnob) -> KnobChange:
-        """Set the batch size. Raises `ValueError` if it is above the largest one possible."""
+        """Set the batch size. Raises `ValueError` if it is larger than the largest possible batch."""
         batches, old = self._batches(), self.value()
         assert batches is not None
         size = int(new_value(turn.value, batches.size, knob="batch_size"))
@@ -53,7 +53,7 @@ class PaceKnob(Knob):
         return "max" if self._context.pace is None else f"{self._context.pace:g}"
 
     def is_set(self, turn: TurnKnob) -> bool:
-        """Whether this is the present pace."""
+        """Whether this is the current pace."""
         return self._context.pace == (None if turn.value == "max" else float(turn.value))
 
     def turn(self, turn: TurnKnob) -> KnobChange:

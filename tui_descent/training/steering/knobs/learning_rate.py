@@ -1,4 +1,4 @@
-"""The multiplier by which a person changes the learning rate that a scheduler sets.
+"""A multiplier on the learning rate that a scheduler sets. It is how a person changes the rate.
 
 `RateKnob` in `optimizer.py` sets the multiplier. `watch/optimizer_hooks.py` applies it before each update and removes
 it after the update.
@@ -17,31 +17,33 @@ from tui_descent.instruments.deferred import is_asynchronous
 from tui_descent.scenario import knobs
 from tui_descent.scenario.optimizers import OWN_RATE
 
-# A rate that is a tensor on a GPU is read at most this often, since reading it waits for the device.
+# A rate that is a tensor on a GPU is read at most this often, because reading it waits for the device.
 READ_AGAIN_S = 1.0
 
 
 class _Applied(NamedTuple):
-    """One group's own rate, and the rate that the multiplier made of it."""
+    """One group's own rate, and that rate times the multiplier."""
 
     group: dict[str, Any]
     own: Any
     multiplied: Any
-    version: int  # how often a tensor had been written when it was multiplied
+    version: int  # the version of a rate tensor just after it was multiplied
 
 
 class RateMultiplier:
     """A multiplier on every group's learning rate, applied before the optimizer's step and removed after it.
 
-    Between two steps the groups contain the rates that the script or its scheduler has set. Therefore any scheduler
-    keeps working, and the multiplier stays in effect when the scheduler makes its next step. An optimizer without
-    rates in its groups (`lr=None`, or no `lr`) sets its own rate; the multiplier does nothing there.
+    Between two steps the groups contain the rates that the script or its scheduler has set. Therefore every scheduler
+    keeps working, and the multiplier stays in effect when the scheduler makes its next step. An optimizer without rates
+    in its groups (`lr=None`, or no `lr`) sets its own rate; the multiplier does nothing there.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
         self._applied: list[_Applied] = []  # while the multiplier is applied
-        self._device_rates: dict[int, tuple[float, float]] = {}  # by id: a rate on a GPU, and when it was read
+        self._device_rates: dict[
+            int, tuple[float, float]
+        ] = {}  # by the id of a rate tensor on a GPU: its value, and when it was read
         self.multiplier = 1.0
 
     @property
@@ -150,7 +152,7 @@ class RateMultiplier:
 
 @torch.no_grad()
 def _multiply(group: dict[str, Any], rate: Tensor, multiplier: float) -> _Applied:
-    """Multiply a rate in place: compiled and captured optimizers go on reading the same tensor."""
+    """Multiply a rate in place, because compiled and captured optimizers keep reading the same tensor."""
     own = rate.detach().clone()
     rate.mul_(multiplier)
     return _Applied(group, own, rate, rate._version)

@@ -26,7 +26,7 @@ LOOP_OWNS_SCHEDULE = "not available for your own loop: it sets its own rate and 
 
 
 class _PerOptimizer(Knob):
-    """A setting that each optimizer of a run has for itself. Without a target, a command changes it in all of them."""
+    """A setting that each optimizer of a run has separately. Without a target, a command changes it in all."""
 
     @abstractmethod
     def _refusal(self, one: SteeredOptimizer) -> str | None:
@@ -34,11 +34,11 @@ class _PerOptimizer(Knob):
 
     @abstractmethod
     def _value(self, one: SteeredOptimizer) -> str:
-        """An optimizer's present setting."""
+        """An optimizer's current setting."""
 
     @abstractmethod
     def _set(self, one: SteeredOptimizer, text: str) -> None:
-        """Change it. Raises `ValueError` with the reason."""
+        """Change the setting of one optimizer. Raises `ValueError` with the reason if this fails."""
 
     def unavailable(self) -> str | None:
         """The reason, if no optimizer of the run has the setting."""
@@ -46,7 +46,7 @@ class _PerOptimizer(Knob):
         if None in reasons:
             return None
         reason = reasons[0] or ""
-        # A loop owns its optimizer's class, so advice to change it would be wrong.
+        # In a user loop the class of the optimizer cannot be changed, so advice to change it would be wrong.
         return reason if self._context.setup is not None else reason.partition("; try optimizer=")[0]
 
     def value(self) -> str:
@@ -97,8 +97,8 @@ class _PerOptimizer(Knob):
 class RateKnob(_PerOptimizer):
     """The learning rate. The knob multiplies the rates that the schedule or the script has set; both stay in effect.
 
-    All parameter groups of an optimizer are multiplied by the same factor. Without a target, so are all optimizers: an
-    exact rate is the one that the first optimizer gets.
+    All parameter groups of an optimizer are multiplied by the same factor. Without a target, all optimizers are
+    multiplied by the same factor; an exact rate is then the rate of the first optimizer.
     """
 
     def value(self) -> str:
@@ -149,7 +149,7 @@ class OptimizerKnob(Knob):
         return None if self._context.setup is not None else LOOP_OWNS_OPTIMIZER
 
     def is_set(self, turn: TurnKnob) -> bool:
-        """Whether this is the present optimizer."""
+        """Whether this is the current optimizer."""
         return turn.value == self.value()
 
     def turn(self, turn: TurnKnob) -> KnobChange:
@@ -184,7 +184,9 @@ class ScheduleKnob(Knob):
         return None if self._context.setup is not None else LOOP_OWNS_SCHEDULE
 
     def is_set(self, turn: TurnKnob) -> bool:
-        """Whether the rate is constant already. Any other schedule starts again from its first step."""
+        """Whether the rate is already constant. For any other schedule False, because it would start again from its
+        first step.
+        """
         return turn.value == self.value() == "constant"
 
     def turn(self, turn: TurnKnob) -> KnobChange:
@@ -204,7 +206,7 @@ class ScheduleKnob(Knob):
 
 
 class MomentumKnob(_PerOptimizer):
-    """The momentum μ of SGD, Nesterov and Muon, and of others that have one."""
+    """The momentum μ of SGD, Nesterov and Muon, and of other optimizers that have one."""
 
     def _refusal(self, one: SteeredOptimizer) -> str | None:
         return _reason(optimizers.momentum_of, one)
@@ -225,7 +227,7 @@ class MomentumKnob(_PerOptimizer):
 
 
 class BetasKnob(_PerOptimizer):
-    """β₁ and β₂ of Adam, AdamW and Muon, and of others that have two betas."""
+    """β₁ and β₂ of Adam, AdamW and Muon, and of other optimizers that have two betas."""
 
     def _refusal(self, one: SteeredOptimizer) -> str | None:
         return _reason(optimizers.betas_of, one)
@@ -260,7 +262,9 @@ class WeightDecayKnob(_PerOptimizer):
 
 
 class ClipKnob(_PerOptimizer):
-    """The limit of the gradient norm of one optimizer. If the norm is above it, its gradients are scaled down."""
+    """The limit for the gradient norm of one optimizer. If the norm is larger, the optimizer's gradients are scaled
+    down.
+    """
 
     def _refusal(self, one: SteeredOptimizer) -> str | None:
         return None
@@ -283,7 +287,7 @@ class ClipKnob(_PerOptimizer):
 
 
 def _reason(read: Callable[[torch.optim.Optimizer], object], one: SteeredOptimizer) -> str | None:
-    """The reason if an option cannot be read, since the optimizer does not have it."""
+    """Why the optimizer does not have an option: the error that reading it raises. None if it has the option."""
     try:
         read(one.optimizer)
     except ValueError as error:

@@ -69,7 +69,7 @@ class FreezeKnob(Knob):
         return _NO_LAYERS if isinstance(self._context.model, Surface) else None
 
     def is_set(self, turn: TurnKnob) -> bool:
-        """Whether the layer or the whole net is frozen or trained already."""
+        """Whether the layer or the whole net is already frozen, or already trained."""
         if turn.target != "all":
             return self._of(surgery.parameters_of(self._context.model, turn.target).values()) == turn.value
         return self.value() == turn.value
@@ -77,7 +77,7 @@ class FreezeKnob(Knob):
     def turn(self, turn: TurnKnob) -> KnobChange:
         """Freeze or unfreeze one layer. `off` without a target unfreezes all parameters that the optimizer holds.
 
-        Raises `ValueError` if some are frozen but it holds none of these.
+        Raises `ValueError` if some parameters are frozen but the optimizer holds none of these.
         """
         context = self._context
         model = context.model
@@ -126,7 +126,7 @@ class KickKnob(Knob):
     def _kick_along_curvature(self, size: float) -> str:
         """Move all weights along the eigenvector of λmin on the probe batch, by `size` times their L2 norm.
 
-        On a surface the distance is `size` itself, since the norm of the point has no meaning there. Returns the note
+        On a surface the distance is `size` itself, because the norm of a point has no meaning there. Returns the note
         for the user.
         """
         context = self._context

@@ -26,7 +26,7 @@ class Blend(nn.Module):
         if self.t == 1.0:
             new: Tensor = self.new(z)
             return new
-        # An in-place module must not overwrite the input of the other one.
+        # An in-place module must not overwrite the input of the other module.
         blended: Tensor = (1 - self.t) * self.old(_input_for(self.old, z)) + self.t * self.new(_input_for(self.new, z))
         return blended
 
@@ -53,7 +53,7 @@ def swap_activation(block: Block, new: nn.Module, *, steps: int) -> Transition:
 
 
 def swap_module(model: nn.Module, path: str, new: nn.Module, *, steps: int) -> Transition:
-    """Do the same as `swap_activation` for the activation at `path` in a user's net.
+    """The same as `swap_activation`, for the activation at `path` in a user's net.
 
     Raises `ValueError` in the same cases as `replace_module`.
     """

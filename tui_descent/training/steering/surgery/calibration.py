@@ -45,7 +45,7 @@ class Calibration:
         """Set γ and β of the norm layers that the blocks have now: one block after another, then all together.
 
         First, in one forward pass, each norm layer is fitted by least squares to the recorded activation at its place,
-        so it also corrects errors that earlier norm layers have left. A norm layer removes the scale of each sample,
+        so it also corrects what the norm layers before it could not fit. A norm layer removes the scale of each sample,
         which γ and β cannot restore, since they are the same for all samples. If the loss is still too high because of
         this, L-BFGS then minimises the squared difference of the net's outputs over γ and β of all norm layers.
         """
@@ -93,7 +93,7 @@ class Calibration:
             return self._probe()[1].detach()
 
     def _run(self) -> tuple[Tensor, Tensor]:
-        """Outputs and loss of one forward pass, without a change of random number generators and buffers."""
+        """Outputs and loss of one forward pass. Random number generators and buffers are left unchanged."""
         with undisturbed(self._model):
             outputs, loss = self._probe()
         return outputs.clone(), loss

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator
 from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 
-# Operations that only move numbers, or scale and shift them by constants or parameters.
+# Operations that only move numbers, or that scale and shift them by constants or parameters.
 _MOVES = frozenset(
     "View UnsafeView ReshapeAlias Unsqueeze Squeeze Expand Permute Transpose T Slice Select Split SplitWithSizes "  # noqa: SIM905
     "Unbind Clone ToCopy Alias AsStrided Cat Stack Repeat Index IndexSelect Gather ConstantPadNd Roll Flip CopySlices "
@@ -22,9 +22,9 @@ _MOVES = frozenset(
 _SCALES = frozenset(("Mul", "Div", "Add", "Sub"))
 _SUMS = frozenset(("Add", "Sub"))
 _PRODUCTS = frozenset(("Mul", "Div", "Bmm", "Mm", "Mv", "Dot", "Baddbmm", "Addcmul", "Addcdiv", "Lerp"))
-# Operations that may have a parameter as operand without being a layer of their own.
+# Operations that may have a parameter as operand but do not count as a layer.
 _ELEMENTWISE = _MOVES | _SCALES | {"Lerp", "Addcmul", "Addcdiv", "PreluKernel", "Where", "Pow", "Maximum", "Minimum"}
-# Layers, even where their weights are frozen and so do not appear in the graph.
+# Operations that always count as layers: if their weights are frozen, these do not appear in the graph.
 _LAYERS = re.compile(r"Addmm|Addbmm|Addmv|Linear|Convolution|SlowConv|Embedding|Rnn")
 _NORMS = re.compile(r"LayerNorm|BatchNorm|GroupNorm|RmsNorm")
 
@@ -64,11 +64,11 @@ class ForwardGraph:
                     waiting.append(operand)
         # An operation was recorded after the operations that computed its operands.
         order = sorted(self._operands, key=_time)
-        self._data: set[Node] = set()  # what depends on the data, not on parameters alone
+        self._data: set[Node] = set()  # nodes that depend on the data, not only on parameters
         for node in order:
             if node in computed or self._reads_data(node, parameters):
                 self._data.add(node)
-        self._before_layer: set[Node] = set()  # what a layer of the net uses later
+        self._before_layer: set[Node] = set()  # nodes that a layer of the net uses later
         for node in reversed(order):
             if any(user in self._before_layer or self._is_layer(user) for user in self._users.get(node, ())):
                 self._before_layer.add(node)
@@ -85,11 +85,10 @@ class ForwardGraph:
         return any(moved in outputs for moved in self._moved(node))
 
     def is_gate(self, node: Node, *, bounded: bool) -> bool:
-        """Whether this tensor multiplies another one that depends on the data.
-
-        It is no gate if the other tensor is computed from it, as in squeeze-and-excitation: there the other one is the
-        gate. The data themselves count only as a factor of an activation that is `bounded`, like a sigmoid; for others
-        they may be a mask.
+        """Whether this tensor multiplies another tensor that depends on the data. If the other tensor is computed from
+        this one, as in squeeze-and-excitation, the other one is the gate, and this one is not. A product with the data
+        themselves counts only for an activation that is `bounded`, like a sigmoid; for other activations the data may
+        be a mask.
         """
         moved = self._moved(node)
         for one in moved:
@@ -105,9 +104,8 @@ class ForwardGraph:
         return False
 
     def adds_input(self, x: Node, output: Node, other_outputs: Collection[Node]) -> bool:
-        """Whether a sum of the block's input `x` and something computed from it is part of the block, or follows it.
-
-        The search behind the block ends at `other_outputs`, the outputs of the other blocks.
+        """Whether the block's input `x` is added to something computed from it, inside the block or after it. The
+        search after the block ends at `other_outputs`, the outputs of the other blocks.
         """
         if output not in self._operands or x not in self._operands:
             return False
@@ -132,9 +130,9 @@ class ForwardGraph:
         return False
 
     def adds_from_outside(self, output: Node, shape: tuple[int, ...]) -> bool:
-        """Whether a block whose input is outside the graph, as the data are, adds something of this shape from there.
-
-        Autograd keeps no operands of a sum, so a constant of the same shape looks the same.
+        """Whether a block adds something of this shape from outside the graph. This is for a block whose input is
+        outside the graph, for example the data. Autograd does not keep the operands of a sum, so a constant of the same
+        shape looks the same.
         """
         waiting, seen = [output], {output}
         while waiting:
@@ -155,7 +153,7 @@ class ForwardGraph:
         operands = self._operands[node]
         if any(operand in self._data for operand in operands):
             return True
-        # The data themselves need no gradient, so they are no operand in the graph.
+        # The data themselves need no gradient, so they do not appear as an operand in the graph.
         return None in operands and (_LAYERS.search(_name(node)) is not None or _name(node) in ("Mm", "Bmm"))
 
     def _is_layer(self, node: Node) -> bool:
@@ -169,7 +167,9 @@ class ForwardGraph:
         return any(operand is not None and operand not in self._data for operand in operands)
 
     def _has_data_factor(self, product: Node) -> bool:
-        """Whether a factor outside the graph is part of the data. Not known after the backward pass, which frees it."""
+        """Whether a factor outside the graph is part of the data. This cannot be known after the backward pass, which
+        frees the factor.
+        """
         for name in ("_saved_other", "_saved_self"):
             try:
                 saved = getattr(product, name, None)
@@ -182,9 +182,8 @@ class ForwardGraph:
         return False
 
     def _moved(self, node: Node, *, scaled: bool = False) -> set[Node]:
-        """The node and everything that is the same tensor, up to its shape and constant factors and terms.
-
-        With `scaled`, the factors may also depend on the data.
+        """The node and all nodes that are the same tensor except for shape, constant factors and constant terms. With
+        `scaled`, the factors may also depend on the data.
         """
         found, waiting = {node}, deque([node])
         while waiting:
@@ -205,7 +204,7 @@ class ForwardGraph:
         return all(o is None or o in moved or o not in self._data for o in self._operands[user])
 
     def _depends(self, node: Node, on: Node) -> bool:
-        """Whether `node` was computed from `on`. Nothing older than `on` needs to be searched."""
+        """Whether `node` was computed from `on`. Nodes older than `on` are not searched."""
         oldest, waiting, seen = _time(on), [node], {node}
         while waiting:
             node = waiting.pop()
@@ -218,7 +217,9 @@ class ForwardGraph:
         return False
 
     def _normed(self, node: Node) -> Node | None:
-        """The input of a norm layer with the output `node`; None for another operation, or outside the graph."""
+        """The input of the norm layer whose output is `node`. None if `node` is another operation, or if the input is
+        outside the graph.
+        """
         operands = self._operands.get(node, [])
         if _NORMS.search(_name(node)):
             return operands[0]

@@ -1,4 +1,4 @@
-"""Recognises an activation module of a user's own by what it computes."""
+"""Recognises a user's own activation module by what it computes."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ _FUNCTIONS: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = (
 def recognise(z: Tensor, y: Tensor) -> str | None:
     """The name of the elementwise function with y = f(z), for tensors of the same shape.
 
-    If several fit, it is the more common one: ReLU for numbers below 6, where it equals ReLU6. None if no function is
-    known that fits, or if several fit only because all numbers have the same sign.
+    If several functions fit, it is the more common one: ReLU rather than ReLU6 if all numbers are below 6. None if no
+    known function fits, or if several fit only because all numbers have the same sign.
     """
     if z.numel() < MIN_SAMPLE or not z.is_floating_point() or z.dtype != y.dtype:
         return None

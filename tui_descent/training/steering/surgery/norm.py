@@ -17,10 +17,9 @@ LEARNED = 0.9  # a net has learned something if its loss is below this fraction 
 
 
 def norm_way(loss: float, loss_of_zeros: float) -> Literal["calibrated", "instant"]:
-    """How a norm layer is added by default, given the net's loss and the loss of all-zero outputs.
-
-    If the net has learned something, its outputs should be kept, so the norm layer is calibrated. Otherwise there is
-    nothing to keep.
+    """How a norm layer is added by default, given the net's loss and the loss of all-zero outputs. If the net has
+    learned something, its outputs should be kept, so the norm layer is calibrated. Otherwise it is added without
+    calibration.
     """
     return "calibrated" if loss < LEARNED * loss_of_zeros else "instant"
 

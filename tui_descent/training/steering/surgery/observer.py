@@ -32,17 +32,18 @@ UNSEEN = "perhaps a gate (no gradient passes through it)"
 _BOUNDED = (nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.Hardtanh, nn.Softsign, nn.ReLU6)
 # Elementwise modules of torch that `is_activation` does not list.
 _MORE_ACTIVATIONS = (nn.Hardtanh, nn.Hardshrink, nn.Softshrink, nn.Tanhshrink, nn.Threshold)
-MAX_CALLS = 4  # a module that runs more often in one pass is judged by its first and its last calls
-MIN_LAYERS = 3  # a part that is called from outside the net is a net of its own if it has this many layers
+MAX_CALLS = 4  # of a module that runs more often than this in one pass, only the first and the last calls are judged
+MIN_LAYERS = 3  # a part of the net that is called from outside counts as a net of its own if it has this many layers
 
 
 @dataclass(slots=True)
 class Observation:
     """What the first forward pass has shown.
 
-    `blocks` are in the order of registration; `reasons` say why other modules are no blocks. `own_skips` are the blocks
-    that add their input to their output already. `left` are the activations that must not be replaced, with the reason.
-    `custom` are modules of the user's own that were recognised as activations, with the name of what they compute.
+    `blocks` are in the order of registration; `reasons` says why other modules are not blocks. `own_skips` are the
+    blocks that add their input to their output already. `left` has the activations that must not be replaced, with the
+    reason. `custom` has the user's own modules that were recognised as activations, with the name of the function they
+    compute.
     """
 
     blocks: dict[str, nn.Module] = field(default_factory=dict)
@@ -55,8 +56,8 @@ class Observation:
 @dataclass(slots=True)
 class _Call:
     """A call of a module. `x` is the node of its first input, None outside the graph; `outputs` are nodes too.
-
-    `version` counts the in-place changes of the input, `sample` are some of its numbers before the call.
+    `version` counts the in-place changes of the input, and `sample` has some of the input's numbers from before the
+    call.
     """
 
     name: str
@@ -77,7 +78,9 @@ class ForwardObserver:
 
     def __init__(self, model: nn.Module) -> None:
         refuse_compiled(model)
-        self.error: Exception | None = None  # what was raised while observing; nothing is observed after it
+        self.error: Exception | None = (
+            None  # the exception that was raised while observing; nothing is observed after it
+        )
         self._modules = dict(model.named_modules())
         self._parameters = {id(p) for p in model.parameters()}
         self._nets = whole_nets(model).keys()
@@ -97,18 +100,20 @@ class ForwardObserver:
         self._passes: dict[str, int] = {}  # the calls of each module from outside the net
         self._top_of: dict[str, str] = {}  # the module whose call from outside the net led to this module
         self._data: list[Tensor] = []  # inputs and outputs of modules outside the graph, until the pass is judged
-        self._adds_input: dict[str, bool] = {}  # of each block whose input is in the graph
-        self._adds_from_outside: dict[str, bool] = {}  # of the others, whether they add something of the same shape
+        self._adds_input: dict[str, bool] = {}  # for each block whose input is in the graph
+        self._adds_from_outside: dict[
+            str, bool
+        ] = {}  # for the other blocks: whether they add something of the same shape
         self._same_shape: set[str] = set()
         self._judged: set[str] = set()
         self._judged_nets: set[str] = set()
 
     def attach(self) -> None:
-        """Start to listen."""
+        """Start listening."""
         self._hooks.attach()
 
     def finish(self) -> Observation:
-        """Stop to listen. Returns what was seen."""
+        """Stop listening. Returns what was observed."""
         self._hooks.detach()
         try:
             self._judge(self._calls)
@@ -122,7 +127,7 @@ class ForwardObserver:
             found.reasons = dict.fromkeys(self._candidates, "the first forward pass could not be observed")
         for name, module in self._candidates.items():
             try:
-                refuse_compiled(module)  # the loop may have compiled it meanwhile
+                refuse_compiled(module)  # the loop may have compiled the net meanwhile
             except ValueError as error:
                 found.reasons[name] = str(error)
         if list(self._counts) != [name for name in self._candidates if name in self._counts]:
@@ -247,7 +252,9 @@ class ForwardObserver:
         return None
 
     def _judge_rest(self) -> None:
-        """Judge the activations outside the graph, as in a frozen part: one that cannot be a gate counts as hidden."""
+        """Judge the activations outside the graph, for example in a frozen part. An activation that cannot be a gate
+        counts as hidden.
+        """
         for name in self._activations.keys() - self._judged:
             self._leave(name, UNSEEN if self._is_bounded(name) else None)
         self._found.left = {name: self._found.left[name] for name in self._modules if name in self._found.left}
@@ -256,7 +263,7 @@ class ForwardObserver:
                 del self._found.left[inner]
 
     def _leave(self, name: str, reason: str | None) -> None:
-        """Record why an activation is left alone, unless it is hidden, or no activation at all."""
+        """Record why an activation is left alone, unless it is hidden or is not an activation at all."""
         module = self._activations[name]
         if not _is_known(module) and name not in self._found.custom:
             reason = UNKNOWN if name in self._same_shape else None
@@ -276,7 +283,7 @@ class ForwardObserver:
                 self._adds_input.setdefault(name, graph.adds_input(call.x, output, ends - {output}))
 
     def _has_own_skip(self, name: str) -> bool:
-        """Whether a block adds its input. If the input is outside the graph, other blocks of its class say it."""
+        """Whether a block adds its input. If the input is outside the graph, the other blocks of its class decide."""
         if name in self._adds_input:
             return self._adds_input[name]
         kind = type(self._modules[name])
@@ -313,7 +320,7 @@ def _is_known(module: nn.Module) -> bool:
 
 
 def _may_be_activation(module: nn.Module) -> bool:
-    """Whether a module is an activation of torch, or may be one of the user's own: without weights and buffers."""
+    """Whether a module is an activation of torch, or may be a user's own: one without weights and buffers."""
     if isinstance(module, nn.Identity):
         return False
     if _is_known(module):
@@ -332,7 +339,7 @@ def _children(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modu
 
 
 def _in_transform() -> bool:
-    """Whether a transform of `torch.func` or a trace of `torch.jit` is running, whose tensors are not the real ones."""
+    """Whether a transform of `torch.func` or a trace of `torch.jit` is running. Its tensors are not the real ones."""
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return True
     return bool(torch._C._get_tracing_state())

@@ -1,4 +1,6 @@
-"""Copies a net without anything of this package, so that a file with it can be loaded elsewhere."""
+"""Copies a net without anything of this package. A file with the copy can be loaded where this package is not
+installed.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,10 @@ _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """A deep copy of `model` from modules of torch and of the user alone, with bitwise the same outputs.
-
-    A block with a skip becomes an `fx.GraphModule` that calls the block, under the name `block`, and adds its input;
-    the names of its weights get that prefix. Raises `ValueError` that says what cannot be expressed in this way: a
-    blend of two activations that has not ended, and a skip around a module whose `forward` takes `*args`.
+    """A deep copy of `model` that consists of torch's and the user's modules only, with bitwise the same outputs. A
+    block with a skip becomes an `fx.GraphModule` that calls the block, under the name `block`, and adds its input; the
+    names of its weights get that prefix. Raises `ValueError` for what cannot be expressed in this way: a blend of two
+    activations that has not ended, and a skip around a module whose `forward` takes `*args`.
     """
     result = copy.deepcopy(model)
     for module in list(result.modules()):

@@ -1,7 +1,7 @@
 """Opens and closes skip connections around the blocks of a built-in net or of a user's net.
 
 A skip is y = gate·x + branch·f(x). It is closed at (gate, branch) = (0, 1). The ways "ramp" and "gentle" change both
-numbers linearly to (1, scale), "instant" at once. A "rotation" moves (gate, branch) along the unit circle to
+numbers linearly to (1, scale); "instant" sets them at once. A "rotation" moves (gate, branch) along the unit circle to
 (sin π/4, cos π/4), so that gate² + branch² stays 1; it ends at y = (x + f(x))/√2.
 """
 

@@ -10,7 +10,9 @@ from torch import nn
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParameterChanges:
-    """The parameters, by name, that a change of the net has added and removed. The optimizer has to follow."""
+    """The parameters, by name, that a change of the net has added and removed. The optimizer has to be updated
+    accordingly.
+    """
 
     added: dict[str, nn.Parameter] = field(default_factory=dict)
     removed: dict[str, nn.Parameter] = field(default_factory=dict)
@@ -20,8 +22,8 @@ class Transition:
     """A change spread over `steps` updates.
 
     `advance` is called before each forward pass. It calls `set_(t)`, with t from 1/steps to 1, and finally `done()`.
-    Both functions change attributes of modules and skips, which are saved elsewhere. The only state of the transition
-    itself is `steps_done`.
+    Both functions change only attributes of modules and skips, which a snapshot saves with the model. So the only state
+    of the transition itself is `steps_done`.
     """
 
     def __init__(self, steps: int, set_: Callable[[float], None], done: Callable[[], None]) -> None:

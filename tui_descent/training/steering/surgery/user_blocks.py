@@ -54,7 +54,8 @@ class UserBlock:
         if self._user_forward is not None:
             output = self._user_forward(*args, **kwargs)
         else:
-            # Looked up at each call: in a copy of the net, a bound method stored here would be the original module's.
+            # Looked up at each call: a stored bound method would still belong to the original module in a copy of the
+            # net.
             output = type(module).forward(module, *args, **kwargs)
         x = args[0] if args else None
         if not isinstance(x, Tensor) or not isinstance(output, Tensor) or x.shape != output.shape:

@@ -21,12 +21,12 @@ NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _NormBase)
 
 @torch.no_grad()
 def reinitialize(model: nn.Module, spec: InitSpec, generator: Generator, *, layer: str | None = None) -> list[str]:
-    """Draw new weights for the net, or for `layer`, a module with its children or one weight; returns the parameters'
-    names.
+    """Draw new weights for the whole net or for `layer`, which is a module with its children or a single weight.
+    Returns the names of the parameters.
 
     Linear, convolution and embedding weights are drawn; attention's joint weight is drawn separately for queries, keys
     and values. Weights of norm layers are set to 1. Biases are set to 0; the bias of a block's core is set to
-    `spec.bias` if the block has an activation. Numbers are drawn on the CPU, so that they do not depend on the device.
+    `spec.bias` if the block has an activation. Numbers are drawn on the CPU, so they do not depend on the device.
     Raises `ValueError` for a layer without such weights.
     """
     one = None if layer is None else dict(model.named_parameters()).get(layer)
@@ -73,8 +73,8 @@ def _fill(
 def freeze(model: nn.Module, layer: str) -> list[str]:
     """Stop training the layer's weights; returns the names of the parameters that this changed.
 
-    Their gradients are set to None, so that the optimizer skips them and applies neither weight decay nor momentum.
-    Raises `ValueError` if nothing would be left to train.
+    Their gradients are set to None: the optimizer then skips them and applies neither weight decay nor momentum. Raises
+    `ValueError` if nothing would be left to train.
     """
     parameters = parameters_of(model, layer)
     ids = {id(p) for p in parameters.values()}
@@ -141,7 +141,7 @@ def kick(
 
 
 def _normal(p: Tensor, generator: Generator) -> Tensor:
-    # Drawn on the CPU, so that the numbers do not depend on the device.
+    # Drawn on the CPU, so the numbers do not depend on the device.
     return torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device)
 
 
