@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _cannot_print(error: OSError) -> int:
     if error.filename is not None:
         output.say(f"tui-descent: {error}")
-    elif not isinstance(error, BrokenPipeError):  # the reader of a pipe that has gone, as `head` does, needs no message
+    elif not isinstance(error, BrokenPipeError):  # no message if the reader of our pipe has exited, as `head` does
         output.say(f"tui-descent: cannot write to stdout: {error.strerror or error}")
     return 1
 
@@ -289,7 +289,8 @@ def _run(args: argparse.Namespace) -> int:
 def _memory_refusal(scenario: Scenario) -> str | None:
     """Why the run does not fit into memory.
 
-    This process has no torch, so the trainer checks what has to fit on a GPU. The weights are made on the host.
+    The weights are made on the host, so they must fit there. What must fit on a GPU is checked by the trainer, because
+    this process has no torch.
     """
     from tui_descent.free_memory import free_bytes
     from tui_descent.scenario.memory import memory_needed, refusal
@@ -332,7 +333,9 @@ def _exec(args: argparse.Namespace) -> int:
 
 
 def _script_terminal_size(*, headless: bool) -> tuple[int, int]:
-    """Columns and rows for the script's own terminal: those of the output panel, or headless those of the terminal."""
+    """Columns and rows for the script's own terminal: those of the output panel. In a headless run, those of this
+    terminal.
+    """
     from tui_descent.dashboard.terminal_size import script_size
 
     for stream in (sys.__stdout__, sys.__stderr__):
@@ -386,7 +389,7 @@ def _launch(
 
 
 def _dashboard(launch: Launch) -> int:
-    """Start a keeper and open the dashboard. What can go wrong before that is an error of one line."""
+    """Start a keeper and open the dashboard. An error before that is reported in one line."""
     from tui_descent.protocol.channel import ChannelError, listen
     from tui_descent.protocol.exit_status import describe_exit
     from tui_descent.protocol.launch import KEEPER_LOG_FILE, LOG_FILE, start_keeper
@@ -400,7 +403,7 @@ def _dashboard(launch: Launch) -> int:
         with interrupts.deferred():
             # Opened here, so that a refused folder is found now. The keeper inherits it.
             with listen(socket) as listener:
-                keeper = start_keeper(launch, listener=listener)  # it starts while the dashboard is imported
+                keeper = start_keeper(launch, listener=listener)  # the keeper starts while the dashboard is imported
             from tui_descent.dashboard.app import run_dashboard
     except (ChannelError, OSError) as error:
         return _not_started(launch, str(error))
@@ -428,7 +431,7 @@ def _dashboard(launch: Launch) -> int:
 
 
 def _end_keeper(launch: Launch, keeper: subprocess.Popen[bytes], *, was_silent: bool = False) -> None:
-    """Wait for the keeper, which ends the run when its last viewer has left, so that no process is left behind."""
+    """Wait for the keeper, which ends the run when its last viewer has left. After this no process is left behind."""
     from subprocess import TimeoutExpired
 
     from tui_descent.protocol.launch import LOG_FILE

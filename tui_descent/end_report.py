@@ -14,8 +14,8 @@ LINES = 12
 def print_end(ended: RunEnded, script_log: Path | None = None, *, with_log: bool = True) -> None:
     """Print the last lines and the reason on stderr, with the file that has the whole output.
 
-    `script_log` is the file to which a user's script printed; its last lines are shown also after a success. Without
-    `with_log` no lines are printed: the log of a scenario's trainer has our own traceback.
+    `script_log` is the file to which a user's script printed; its last lines are shown even after a success. Without
+    `with_log` no lines are printed, because the log of a scenario's trainer has only our own traceback.
     """
     lines, path = ended.log_tail, ended.log_path
     if not lines and script_log is not None:
@@ -29,7 +29,7 @@ def print_end(ended: RunEnded, script_log: Path | None = None, *, with_log: bool
 
 
 def print_trouble(trouble: str, log_path: Path | None) -> None:
-    """Print why the connection to a run was lost, and where the output of a script is that may still be running."""
+    """Print why the connection to a run was lost, and which file has the output of a script that may still run."""
     output.say(f"tui-descent: {trouble}")
     if log_path is not None and log_path.exists():
         output.say(f"tui-descent: the script may still be running; its output is in {log_path}")

@@ -1,4 +1,6 @@
-"""How much memory this process can still get: what the system has, and what its cgroup and `ulimit -v` leave of it."""
+"""How much memory this process can still get: what the system has left, limited by the process's cgroup and by `ulimit
+-v`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ CGROUPS, CGROUP_ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def free_bytes() -> int | None:
-    """Bytes that can still be allocated without swapping; None if the system does not say."""
+    """Bytes that can still be allocated without swapping; None if the system does not report this."""
     return min((size for size in (_available(), _address_space(), *_cgroup_rooms()) if size is not None), default=None)
 
 
@@ -28,7 +30,7 @@ def _available() -> int | None:
 
 
 def _address_space() -> int | None:
-    """What `ulimit -v` leaves."""
+    """Bytes that `ulimit -v` still allows."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY:
         return None
@@ -39,7 +41,7 @@ def _address_space() -> int | None:
 
 
 def _cgroup_rooms() -> Iterator[int]:
-    """What the limits of this process's cgroup and of its parents leave. File caches count as free."""
+    """Bytes that the limits of this process's cgroup and its parents still allow. File caches count as free."""
     for folder, limit, used, cache in _cgroup_folders():
         try:
             most, now = int((folder / limit).read_text()), int((folder / used).read_text())
@@ -50,7 +52,9 @@ def _cgroup_rooms() -> Iterator[int]:
 
 
 def _cgroup_folders() -> Iterator[tuple[Path, str, str, tuple[str, str]]]:
-    """Folders with the names of their files for limit and use, and of the caches in `memory.stat`: versions 2 and 1."""
+    """Folders of cgroups of version 2 and 1, each with the names of its files for limit and use, and with the names of
+    the caches in `memory.stat`.
+    """
     second = "memory.max", "memory.current", ("inactive_file", "active_file")
     first = "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")
     try:

@@ -48,7 +48,7 @@ SECOND_SIGNAL_AFTER_S = 0.5
 def run(launch: Launch, *, json: bool = False, listen: Callable[[AnyEvent], None] | None = None) -> int:
     """Run to the end; returns the exit code.
 
-    If `listen` is given, it is called with the events, and none is printed.
+    If `listen` is given, it is called with the events instead of printing them.
     """
     printer = listen or (JsonPrinter() if json else Progress())
     code, caught, caught_s = 1, 0, 0.0
@@ -87,7 +87,7 @@ def run(launch: Launch, *, json: bool = False, listen: Callable[[AnyEvent], None
             output.say(f"tui-descent: {_lost_output(unprinted)}; the run {ended.status} at step {ended.step:,}")
             code = code or (0 if isinstance(unprinted, BrokenPipeError) else 1)
         if (ended.log_path is not None or launch.command is not None) and not listen:
-            # The log of a scenario's trainer has our own traceback: of use only if the reason is not known.
+            # The log of a scenario's trainer has our own traceback, which helps only if the reason is not known.
             script_log = launch.path / LOG_FILE if launch.command is not None else None
             print_end(ended, script_log, with_log=launch.scenario is None or ended.status == "lost")
         if not listen and keeps_log(launch, ended):
@@ -104,7 +104,7 @@ def run(launch: Launch, *, json: bool = False, listen: Callable[[AnyEvent], None
 
 
 def _lost_output(error: OSError) -> str:
-    if isinstance(error, BrokenPipeError):  # the process that read our output has gone
+    if isinstance(error, BrokenPipeError):  # the process that read our output has exited
         return "the output pipe was closed"
     return f"cannot write to stdout: {error.strerror or error}"
 

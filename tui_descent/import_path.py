@@ -1,6 +1,6 @@
-"""Importing this removes the current folder from the import path where an empty entry of PYTHONPATH has put it.
-
-Such an entry is usually an accident, as in `PYTHONPATH=$PYTHONPATH:/my/code`. It would run a file `random.py` there.
+"""Importing this module removes the current folder from the import path if an empty entry of PYTHONPATH has put it
+there. Such an entry is usually an accident, as in `PYTHONPATH=$PYTHONPATH:/my/code`. With it, an import could run a
+file such as `random.py` of the current folder.
 """
 
 from __future__ import annotations

@@ -13,18 +13,16 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def end_at_once() -> None:
-    """From now on, a signal ends the process at once and without a word, with exit code 128 + its number.
-
-    An exception in the middle of an import would be printed, and extension modules may even crash on one.
+    """From now on, a signal ends the process at once, without a message, with exit code 128 + its number. If the signal
+    raised an exception in the middle of an import, that would be printed, and extension modules might even crash.
     """
     _handle(_end)
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Inside the `with`, signals wait; a signal that came raises `SystemExit` at its end.
-
-    Without `end_at_once` before, nothing changes.
+    """Delay signals until the end of the `with`; a signal that came then raises `SystemExit`. Has no effect unless
+    `end_at_once` was called before.
     """
     if signal.getsignal(signal.SIGTERM) is not _end:
         yield

@@ -1,7 +1,7 @@
 """The standard streams, which may be closed, full, or unable to show every character.
 
 A character that the stream's encoding lacks is replaced by ASCII: `→` by `->` in messages, and by one character of the
-same width on the dashboard, so that nothing moves.
+same width on the dashboard, where columns must stay aligned.
 """
 
 from __future__ import annotations

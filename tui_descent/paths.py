@@ -19,13 +19,13 @@ from tui_descent.protocol.private_folder import ADVICE, private_folder
 from tui_descent.protocol.run_lock import create_lock, keep_folder, left_behind
 
 APP = "tui-descent"
-SHORT = "/tmp"  # where the socket is if its path would be too long
+SHORT = "/tmp"  # the socket's folder if its path would be too long otherwise
 
 
 def runs_folder(chosen: str | None = None) -> Path:
     """The folder for runs: `chosen`, or else one from the environment, or else one in the user's data folder.
 
-    Raises `ChannelError` if that is not a path that can be used.
+    Raises `ChannelError` if this path cannot be used.
     """
     if chosen:
         return _absolute("--runs-dir", chosen)
@@ -49,7 +49,7 @@ def socket_path(run: str) -> Path:
         from platformdirs import user_runtime_path
 
         try:
-            with warnings.catch_warnings(action="ignore"):  # that XDG_RUNTIME_DIR is not set
+            with warnings.catch_warnings(action="ignore"):  # XDG_RUNTIME_DIR is not set there
                 folder = _absolute("runtime folder", str(user_runtime_path(APP)))
         except OSError as error:
             raise ChannelError(f"no folder for the socket: {error}; {ADVICE}") from None
@@ -76,7 +76,7 @@ def new_run(name: str, chosen: str | None = None) -> tuple[str, Path]:
 
 
 def remove_left_behind(runs: Path) -> None:
-    """Remove what killed runs have left in the folder of runs, and their sockets. What a script has printed is kept."""
+    """Remove the folders and sockets that killed runs have left behind. What a script has printed is kept."""
     with contextlib.suppress(OSError):
         for folder in [Path(entry.path) for entry in os.scandir(runs) if entry.is_dir(follow_symlinks=False)]:
             with left_behind(folder) as abandoned, contextlib.suppress(OSError, msgspec.DecodeError):

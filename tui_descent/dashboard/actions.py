@@ -1,4 +1,4 @@
-"""What each key does: one handler for every action in the table of key bindings. The command palette runs them too."""
+"""The handlers of the keys: one for every action in the table of key bindings. The command palette runs them too."""
 
 from __future__ import annotations
 

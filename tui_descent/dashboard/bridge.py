@@ -1,4 +1,5 @@
-"""The dashboard's connection to the keeper: received events update a `History`, requests are matched with replies.
+"""The dashboard's connection to the keeper. Received events update a `History`, and requests are matched with their
+replies.
 
 If the connection is lost, the screen shows that; no exception is raised.
 """
@@ -44,7 +45,7 @@ STOPPED_STATES = frozenset({"paused", "held", "waiting"})
 NOT_CONNECTED = "not connected to the run"
 CONNECT_TIMEOUT_S = 10.0
 RETRY_S = 0.05
-KEEPER_SILENT_AFTER_S = 4.0  # it sends something every second
+KEEPER_SILENT_AFTER_S = 4.0  # the keeper sends something every second
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +76,7 @@ class Bridge:
         self.exchange = Exchange()
         self.client: int | None = None
         self._heard_s = 0.0  # when the keeper sent something last
-        self._has_heartbeat = True  # until its first frame says otherwise
+        self._has_heartbeat = True  # until the keeper's first frame says otherwise
         self._changes = 0
         self._requests = 0
         self._unanswered: dict[int, AnyCommand] = {}
@@ -135,7 +136,7 @@ class Bridge:
             case _:
                 self.history.apply(message)
                 if isinstance(message, RunStarted) and self.exchange.refusal:
-                    self.exchange = Exchange()  # "not built yet" no longer holds
+                    self.exchange = Exchange()  # "not built yet" is no longer true
                 if isinstance(message, Reply):
                     self._take_reply(message)
         self._changes += 1
@@ -156,7 +157,7 @@ class Bridge:
         return int(silent_s) if is_silent else 0
 
     def give_up(self) -> bool:
-        """Disconnect from a keeper that does not respond; returns whether that is so."""
+        """Disconnect if the keeper does not respond. Returns whether this was the case."""
         if silent_s := self.keeper_silent_s:
             self._disconnect(f"the run's keeper has not responded for {silent_s} s")
         return silent_s > 0

@@ -68,8 +68,8 @@ def _mixed(level: int) -> tuple[int, int, int]:
     return r, g, b_
 
 
-# A ramp among the 256 colours of a terminal without true colour, from dark to bright. The colours that are nearest to
-# cividis would be teal, olive and pink there, and not in the order of their lightness.
+# A ramp among the 256 colours of a terminal without true colour, from dark to bright. Among these, the colours nearest
+# to cividis would be teal, olive and pink, and not ordered by lightness.
 _RAMP_256 = (233, 235, 236, 238, 239, 241, 242, 244, 246, 144, 185, 227)
 
 
@@ -81,7 +81,7 @@ class Palette(NamedTuple):
 
 
 TRUE_COLOUR = Palette(tuple(Color.from_rgb(*_mixed(level)) for level in range(LEVELS)), darkest_text=4)
-# In true colour each of them is exactly the colour with its number, so it is not replaced by another one.
+# Each true colour is exactly the palette colour with its number, so the terminal does not replace it by another one.
 COLOURS_256 = Palette(
     tuple(
         Color.from_triplet(Color.from_ansi(_RAMP_256[level * len(_RAMP_256) // LEVELS]).get_truecolor())

@@ -99,7 +99,7 @@ class GalleryApp(App[str | None]):
         self.query_one(OptionList).action_cursor_up()
 
     def action_scroll(self, pages: int) -> None:
-        """Scroll the preset's text; the list is short enough without."""
+        """Scroll the preset's text. The list of presets is short and needs no scrolling."""
         box = self.query_one("#preset", VerticalScroll)
         (box.scroll_page_down if pages > 0 else box.scroll_page_up)(animate=False)
 

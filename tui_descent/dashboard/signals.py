@@ -62,7 +62,7 @@ class Signals:
         return self
 
     def attach(self, leave: Callable[[int], None]) -> None:
-        """Call `leave(128 + n)` in the running event loop at a signal, also at one that has come already."""
+        """At a signal n, call `leave(128 + n)` in the running event loop; also for a signal that has already come."""
         loop = asyncio.get_running_loop()
         self._leave = lambda: loop.call_soon_threadsafe(lambda: leave(128 + (self.caught or 0)))
         if self.caught is not None:
@@ -70,9 +70,8 @@ class Signals:
         self._watch_terminal(loop)
 
     def _watch_terminal(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Act as at a SIGHUP once the terminal is gone: that signal comes only to the terminal's own session.
-
-        Textual would try to read from the terminal without a pause.
+        """Once the terminal is gone, act as at a SIGHUP, because that signal comes only to the terminal's own session.
+        Otherwise Textual would try to read from the terminal in an endless loop.
         """
         if self.caught is not None or self._leave is None:
             return
@@ -87,7 +86,7 @@ class Signals:
         self._leave = None
         if self._deadline is not None:
             self._deadline.cancel()
-            self._deadline.join()  # if it is ending the process already, let it: the terminal is not restored before
+            self._deadline.join()  # the other thread is ending the process: let it restore the terminal
 
 
 def _is_gone(descriptor: int) -> bool:

@@ -11,7 +11,8 @@ import threading
 import time
 from typing import Any
 
-# Ends a sequence that was sent in part. Then the modes that Textual sets, and the mouse's pixel mode, are switched off.
+# Ends a control sequence that was sent in part, then switches off the modes that Textual sets and the mouse's pixel
+# mode.
 RESET = (
     b"\x1b\\\x1b[?2026l\x1b[0m\x1b[?2004l\x1b[?7h\x1b[?2048l"
     b"\x1b[?1000l\x1b[?1003l\x1b[?1015l\x1b[?1006l\x1b[?1016l\x1b[<u\x1b[?1049l\x1b[?25h\x1b[?1004l"
@@ -41,7 +42,7 @@ class TerminalReset:
         # A process in the background would be stopped by this signal when it changes the settings.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
         with contextlib.suppress(OSError, termios.error):
-            # A descriptor of our own: not blocking, without an effect on those of other processes.
+            # A separate descriptor that does not block; other processes' descriptors are not affected.
             terminal = os.open(name, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._output)
             termios.tcsetattr(terminal, termios.TCSANOW, attributes)

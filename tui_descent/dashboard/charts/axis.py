@@ -16,12 +16,12 @@ from tui_descent.dashboard.text.numbers import axis_number
 # Larger values are drawn at the end of the axis, because their differences could overflow.
 HUGE = 1e300
 NICE = (1.0, 2.0, 5.0)
-# An axis on which fewer than FEW multiples of NICE lie has multiples of FINER instead.
+# If fewer than FEW multiples of NICE lie on an axis, multiples of FINER are used instead.
 FEW, FINER = 4, (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
 MOST_DIGITS = 7
 # From this many decades on, only powers of ten are written.
 MANY_DECADES = 3
-# The ends of an axis are rounded to multiples of these, so that few rows stay empty.
+# The ends of an axis are rounded to multiples of these numbers, so few rows stay empty.
 LIMITS = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
 
 
@@ -35,7 +35,7 @@ class Axis:
 
     @classmethod
     def linear(cls, low: float, high: float) -> Axis:
-        """A linear axis. Its limits are rounded outward, so that they rarely change."""
+        """A linear axis. Its limits are rounded outward, so they rarely change."""
         low, high = (min(max(v, -HUGE), HUGE) for v in (low, high))
         if not high - low > 1e-9 * max(abs(low), abs(high)):
             pad = abs(high) * 0.1 or 1.0
@@ -108,7 +108,7 @@ class Axis:
         if not self.log:
             unit = nice_below((self.high - self.low) * 2 / max(2, rows / 2))
             first, last = math.ceil(self.low / unit - 1e-9), math.floor(self.high / unit + 1e-9)
-            if first == last:  # one number alone shows no scale
+            if first == last:  # a single number does not show the scale
                 unit = nice_below(unit * 0.9)
                 first, last = math.ceil(self.low / unit - 1e-9), math.floor(self.high / unit + 1e-9)
             return [n * unit for n in range(first, last + 1)]

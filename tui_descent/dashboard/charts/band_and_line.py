@@ -65,7 +65,7 @@ def _dot_curves(bins: Bins, time_axis: TimeAxis, axis: Axis, rows: int, left: in
                 usual_distance = x - before
         before = x
         low, high = axis.position(values[MIN]) * top, axis.position(values[MAX]) * top
-        # The line goes up in one bin and down in the next, so that neighbouring bins are joined at their near ends.
+        # The line goes up in one bin and down in the next, so neighbouring bins are joined at their near ends.
         band += [(x, low), (x, high)] if bin_ % 2 else [(x, high), (x, low)]
         smooth.append((x, axis.position(values[SMOOTH]) * top))
     return [braille.Curve(band, colours.BAND), braille.Curve(smooth, colours.CURVE)]

@@ -54,7 +54,7 @@ def ascii_chart(
     low, high = min(y for _, y in finite), max(y for _, y in finite)
     axis = axis_over([low, high], log=True)
     first, last = min(x for x, _ in finite), max(x for x, _ in finite)
-    # Also for plain ASCII, where a character is a single dot, x and y are in units of 2 × 4 dots per cell.
+    # x and y are in units of 2 × 4 dots per cell, even in plain ASCII, where a character is a single dot.
     across = (2 * columns - 1) / ((last - first) or 1.0)
     dots = [((x - first) * across, axis.position(y) * (4 * rows - 1)) for x, y in finite]
     lines = _draw_rows([Curve(reduced(dots), (255, 255, 255))], columns, rows, "*" if ascii_only else "braille")

@@ -1,4 +1,4 @@
-"""A scale of whole decades that only widens, so that a colour or a bar length keeps its meaning."""
+"""A scale of whole decades that only widens, so a colour or a bar length keeps its meaning."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""The time axis of loss chart and heat-map. A column covers a block of 2^k steps.
-
-New steps change only the newest column, until k grows.
+"""The time axis of loss chart and heat-map. A column covers a block of 2^k steps, so new steps change only the newest
+column until k grows.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class TimeAxis:
     def of(cls, history: History, columns: int, *, recent: bool) -> TimeAxis:
         """An axis over the whole run, or over at least its last `RECENT_STEPS` steps."""
         columns, last = max(1, columns), max(0, (history.steps if recent else history.span) - 1)
-        # The axis scrolls by an eighth of its width at a time. To scroll by single columns would repaint everything
+        # The axis scrolls by an eighth of its width at a time. Scrolling by single columns would repaint everything
         # each time.
         page = max(1, columns // 8)
         wanted = min(last + 1, RECENT_STEPS) if recent else last + 1

@@ -21,10 +21,7 @@ Points = Sequence[tuple[int, float]]
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Values by step, joined by lines.
-
-    While there are few readings, each has a dot in the style `style`.
-    """
+    """Values by step, joined by lines. While there are few readings, each is also a dot in the style `style`."""
 
     points: Points
     colour: braille.Rgb
@@ -71,7 +68,7 @@ def time_plot(
 
 def _dots(points: Points, time_axis: TimeAxis, axis: Axis, rows: int) -> list[braille.Point]:
     right, top = 2 * time_axis.columns - 1, 4 * rows - 1
-    # The step number of a reading before the next update is one more than that of the last completed step.
+    # A reading that was taken before the next update has a step number one higher than the last completed step.
     return braille.reduced(
         [
             (float(min((step - time_axis.first_step) * 2 // time_axis.bin_width, right)), axis.position(value) * top)

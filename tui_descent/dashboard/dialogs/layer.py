@@ -88,11 +88,11 @@ class LayerDialog(Dialog[None]):
             self._layer, self._layers = index, history.layers
         layer, readings = self._layers[self._layer], history.readings
         if readings is not None and readings.segment != history.segment:
-            readings = None  # they are from before an undo or redo
+            readings = None  # the readings are from before an undo or redo
         box = self.query_one(VerticalScroll)
         box.border_title = safe(layer.name, 60).replace("[", "(")
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style=colours.DIM, expand=True)
-        # On low screens each reading gets one row, and its definition is cut.
+        # On low screens each reading has one row, and its definition is cut.
         low, narrow = self.size.height < LOW_SCREEN, self.size.width < NARROW_SCREEN
         widths = {"reading": 16, "value": 8} | ({} if narrow else {"unit": 11})
         for title, wide in widths.items():

@@ -19,7 +19,7 @@ STAY = "keep the run and this screen open"
 
 
 class LeaveDialog(Dialog[bool]):
-    """Answers with True if the run shall stop. `script`: the run is a user's script."""
+    """Answers with True if the run should stop. `script` says that the run is a user's script."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("s", "stop", show=False), Binding("c,q", "cancel", show=False)]
 

@@ -75,7 +75,9 @@ def knob_dialog(knob: str, now: str, rates: Mapping[str, Sequence[float]] | None
 
 
 def _scaled_rates(rates: Mapping[str, Sequence[float]], text: str) -> str:
-    """What a new learning rate makes of all rates. An exact rate is the first group's that is not 0."""
+    """All rates after a change of the learning rate. An exact rate becomes the rate of the first group whose rate is
+    not 0.
+    """
     first = next((rate for groups in rates.values() for rate in groups if rate), 0.0)
     factor = new_value(text, first) / first if first else 1.0
     return f"sets {all_rates_text({name: [rate * factor for rate in groups] for name, groups in rates.items()})}"

@@ -107,9 +107,8 @@ class RangeTestDialog(Dialog[str]):
         self.query_one("#result-text", Static).update(text)
 
     def _take_reply(self, request: int, history: History) -> None:
-        """Once the request has its reply, store the result or the reason for the rejection.
-
-        The result arrives just before the reply.
+        """When the reply has arrived, store the result or the reason for the rejection. The result arrives just before
+        the reply.
         """
         if not (history.live and self._bridge.connected):
             self._rejection, self._request = self._bridge.unavailable, None
@@ -126,7 +125,9 @@ class RangeTestDialog(Dialog[str]):
 
 
 def _identity(swept: RangeTestCompleted | None) -> object:
-    """The key of a result. The objects cannot be compared by identity, because a history can be received again."""
+    """A key that identifies a result. The objects cannot be compared by identity, because the whole history can be
+    received again.
+    """
     return None if swept is None else (swept.segment, swept.step, swept.seconds)
 
 

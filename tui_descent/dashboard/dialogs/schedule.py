@@ -68,7 +68,7 @@ class ScheduleDialog(Dialog[TurnKnob]):
             names.highlighted = choices.index(self._now) if self._now in choices else 0
 
     def on_mount(self) -> None:
-        """Start to follow the run's current step."""
+        """Start following the run's current step."""
         self._follow_run()
         self.set_interval(REFRESH_S, self._follow_run)
 

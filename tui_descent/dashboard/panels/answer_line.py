@@ -53,7 +53,7 @@ def answer_line(view: View, width: int) -> Line:
         return line.add(_selection(view), colours.DIM)
     line.add("applied ", colours.GREEN).add("at step ", colours.DIM).add(with_commas(newest.step), colours.BRIGHT)
     line.add("  ").add(describe_change(newest))
-    # The least important part comes first, because it is dropped first when there is no room.
+    # The least important part comes first: it is the first to be dropped when there is no room.
     tail = [_output_change(newest), _loss_change(view.history, newest), safe(newest.note or "", 120)]
     tail = [f" · {text}" for text in tail if text]
     while tail and line.width + sum(map(len, tail)) > width:
@@ -62,7 +62,7 @@ def answer_line(view: View, width: int) -> Line:
 
 
 def is_answer(view: View) -> bool:
-    """Whether the line answers the last key, so that nothing else should replace it."""
+    """Whether the line answers the last key. If so, nothing else should replace it."""
     exchange = view.exchange
     return bool(exchange.refusal) or exchange.command is not None or exchange.reply is not None
 

@@ -81,9 +81,7 @@ def _limit(taken: CurvatureTaken, width: int) -> Line:
     which = "precond. λmax" if taken.limit.preconditioned else "λmax"
     line.add(f"{which} is " if words else "precond. λmax is known after the first step", colours.DIM)
     line.add(words, colours.GREEN if stable else colours.ORANGE)
-    formula = (
-        f"  = {safe(taken.limit.formula, 40)}"  # left out if there is no room; the sharpness panel's border has it too
-    )
+    formula = f"  = {safe(taken.limit.formula, 40)}"  # left out first: the sharpness panel's border has it too
     return line.add(formula if line.width + len(formula) <= width else "", colours.DIM)
 
 

@@ -14,10 +14,11 @@ from tui_descent.scenario.claims import first_to_last_grad
 from tui_descent.scenario.knobs import NEUTRAL_KNOBS
 from tui_descent.telemetry.diagnosis import MIN_STEPS, NEUTRAL
 
-# Diagnoses that are less certain get a question mark. About one in six of these is wrong, and hardly any of the others.
+# A diagnosis that is less certain than this gets a question mark. About one in six of these is wrong, of the others
+# hardly any.
 CERTAIN = 0.8
 QUIT = " · q: quit"
-# The states before the first step. They take seconds, in which the trainer has no reason to report anything.
+# The states before the first step. They take seconds in which the trainer has nothing to report.
 STARTING = frozenset({"importing torch", "building"})
 KILL = " · q: kill it"
 
@@ -81,7 +82,7 @@ def diagnosis_line(view: View) -> Words:
 
 
 def _outdated_by(view: View, found: Diagnosed) -> str:
-    """Why the diagnosis is outdated: what has changed since; empty if it still holds."""
+    """What has changed since the diagnosis and makes it outdated; empty if it still holds."""
     history = view.history
     if found.segment != history.segment:
         return "after an undo or redo"
@@ -93,7 +94,7 @@ def _outdated_by(view: View, found: Diagnosed) -> str:
 
 
 def _measured(view: View) -> str:
-    """How far the first diagnosis is, and what the newest reading shows."""
+    """The progress towards the first diagnosis, and what the newest reading shows."""
     steps, flow = view.history.steps, _gradient_flow(view)
     far = f"step {steps} of {MIN_STEPS}" if steps < MIN_STEPS else "not clear yet"
     return f"{far} · {flow}" if flow else far

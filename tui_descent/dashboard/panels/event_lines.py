@@ -27,13 +27,13 @@ from tui_descent.protocol.events import (
 from tui_descent.scenario.knobs import shown_value
 from tui_descent.telemetry.log import LogEntry
 
-# A message is counted instead of repeated if it is among so many last lines, with no intervention since.
+# A message that is among this many last lines, with no intervention since, is counted instead of repeated.
 REPEATED_AMONG = 4
 
 
 @dataclass(frozen=True, slots=True)
 class EventLine:
-    """One line: its step as text, the sentence, and the sentence's colour. `times`: how often it was reported."""
+    """One line: its step as text, the sentence, and the sentence's colour. `times` is how often it was reported."""
 
     step: str
     text: str
@@ -50,8 +50,8 @@ def event_lines(log: list[LogEntry], *, with_segment: bool, all_events: bool = T
     """The log's lines, oldest first. Without `all_events`, evaluations, metrics and plain notes are left out."""
     lines: list[EventLine] = []
     evaluated: list[Evaluated] = []  # those of the last line
-    may_repeat = 0  # so many of the last lines may be repeated
-    cause = ""  # the newest message about a number that is not finite
+    may_repeat = 0  # the number of last lines that may be repeated
+    cause = ""  # the newest message about a non-finite number
     for label, fact in zip(_step_labels(log, with_segment=with_segment), log, strict=True):
         if not (all_events or is_important(fact)):
             continue
@@ -88,7 +88,7 @@ def is_important(fact: LogEntry) -> bool:
 
 
 def describe_evaluations(evaluated: list[Evaluated]) -> str:
-    """The first and the last loss of evaluations without another event between them, and the last accuracy."""
+    """A series of evaluations in one sentence: the first and the last loss, and the last accuracy."""
     first, last = evaluated[0], evaluated[-1]
     before = f"{first.loss:.3g} → " if len(evaluated) > 1 else ""
     accuracy = f", accuracy {last.accuracy:.1%}" if last.accuracy is not None else ""
@@ -131,7 +131,9 @@ def describe(fact: LogEntry) -> tuple[str, Style]:
 
 
 def describe_change(event: KnobTurned) -> str:
-    """`residual off → on, ramp`. The target is added unless it is the whole net, the source unless it is a key."""
+    """`residual off → on, ramp`. The target is added unless it is the whole net. The source is added unless it is a
+    key.
+    """
     target = "" if event.target == "all" else f" of {safe(event.target, 40)}"
     way = f", {safe(event.way, 30)}" if event.way else ""
     source = {"plan": " (plan)", "send": " (sent)"}.get(event.source, "")

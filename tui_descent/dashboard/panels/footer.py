@@ -26,7 +26,7 @@ ADVICE = (
 )
 # A sentence is left out if fewer than this many cells of it would be shown.
 MIN_CELLS = 12
-# A sentence is cut before a clause if this share of its room is used nevertheless, else before a word.
+# A sentence is cut before a clause if the rest still uses this share of its room, else before a word.
 CLAUSES_SHARE = 0.4
 
 
@@ -65,7 +65,9 @@ def _keep_advice(text: str, width: int) -> str:
 
 
 def _whole_words(sentence: str, room: int) -> str:
-    """The clauses of the sentence that fit into `room` cells, or the words, if clauses alone would be little."""
+    """The clauses of the sentence that fit into `room` cells. If whole clauses would fill too little, the words that
+    fit.
+    """
     part = set_cell_size(sentence, room)
     if sentence[len(part) :][:1] not in ("", " "):
         words, _, rest = part.rpartition(" ")

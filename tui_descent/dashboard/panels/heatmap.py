@@ -131,7 +131,7 @@ def layers_of_row(y: int, height: int, count: int) -> range:
 
 
 def row_names(view: View, height: int, width: int) -> list[tuple[str, bool]]:
-    """For each text row the layer name beside it, if there is room, and whether it shows the selected layer."""
+    """For each text row: the layer name beside it, if there is room, and whether the row shows the selected layer."""
     names = layer_labels(view.layers, width)
     count = len(names)
     rows = [("", view.selected in layers_of_row(y, height, count)) for y in range(height)]

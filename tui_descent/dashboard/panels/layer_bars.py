@@ -18,7 +18,7 @@ from tui_descent.dashboard.view import View
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 NUMBER = 8
-# A reading that is older than both limits is shown with its step.
+# The step of a reading is shown if the reading is older than both limits.
 STALE_STEPS, STALE_S = 10, 2.0
 
 

@@ -37,7 +37,7 @@ class MetricsPanel(Panel):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._top = 0  # the first row of charts that is shown
-        self._hidden = ""  # which metrics are shown, if not all
+        self._hidden = ""  # text for the border: which metrics are shown, if not all
 
     def scroll_by(self, rows: int) -> None:
         """Scroll towards the first metrics (positive) or the last ones."""
@@ -100,7 +100,7 @@ def _join(parts: tuple[Strip, ...], wide: int, width: int) -> Strip:
 
 
 def _hidden(history: MetricHistory, first: int, end: int) -> str:
-    """Which metrics are shown, if not all, for the border."""
+    """Text for the border: which metrics are shown, if not all."""
     count, more = len(history.metrics), len(history.left_out)
     texts = [f"{first + 1}-{end} of {count} ↑ ↓"] if end - first < count else []
     if more:

@@ -35,7 +35,7 @@ class OutputPanel(Panel):
         self.invalidate()
 
     def depends_on(self, view: View) -> object:
-        """New steps do not change what was printed."""
+        """The printed lines; new steps do not change them."""
         return view.output, view.history.ended, view.history.started is None
 
     def heading(self, view: View) -> tuple[str, str]:

@@ -49,7 +49,7 @@ class Panel(Widget, can_focus=True):
         return "", ""
 
     def depends_on(self, view: View) -> object:
-        """A value on which the drawing depends. While it and the size stay the same, the panel is not redrawn."""
+        """A value on which the drawing depends. The panel is redrawn only when this value or the size changes."""
         return view, view.history.revision
 
     def show(self, view: View) -> bool:
@@ -127,7 +127,7 @@ def waiting_notice(view: View, width: int, height: int, what: str, *, state: boo
         return notice([(safe(view.trouble) or "connecting to the run…", colours.DIM)] if state else [], width, height)
     history = view.history
     reason = history.ended.reason if history.ended is not None else history.state.reason
-    if state and history.started is None and reason:  # the whole reason: the footer may have no room for it
+    if state and history.started is None and reason:  # the whole reason, because the footer may have no room for it
         return notice([(line, colours.TEXT) for line in textwrap.wrap(safe(reason), max(10, width))], width, height)
     starting = {"importing torch": "importing torch…", "building": "building the network…"}
     first = "next" if view.history.segment else "first"

@@ -21,7 +21,7 @@ class RangeTestResultPanel(Panel, can_focus=False):
         self.result, self.message = result, message
 
     def depends_on(self, view: View) -> object:
-        """The result or message; not the run."""
+        """The result or message, but not the run."""
         return self.result, self.message
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:

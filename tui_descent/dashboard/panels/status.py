@@ -18,7 +18,7 @@ from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.dashboard.view import View
 
 Part = list[tuple[str, Style]]
-# The memory for snapshots is of interest only if it may run out: once this share of it is used.
+# The memory of snapshots is shown once this share of its limit is used, because it may then run out.
 SHOWN_SHARE = 0.1
 
 
@@ -32,7 +32,7 @@ class StatusPanel(Panel, can_focus=False):
         """
         word, style = state_of(view)
         end = Line().add("● ", style).add(word, style).add(" ")
-        room = width - end.width  # each part takes two more cells: the blanks between parts and at both ends
+        room = width - end.width  # each part takes two more cells, for the blanks between parts and at both ends
         parts = _parts(view)
         kept: list[int] = []
         for n in sorted(range(len(parts)), key=lambda n: parts[n][0]):

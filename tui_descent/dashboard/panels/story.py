@@ -39,7 +39,7 @@ class StoryPanel(Panel):
         return "Scenario", ""
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
-        """The story comes last, so that it is what is cut if there is too little room."""
+        """The story comes last, so it is the part that is cut if there is too little room."""
         started = view.history.started
         if started is None:
             return waiting_notice(view, width, height, "message from the trainer")

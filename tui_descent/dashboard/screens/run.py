@@ -219,7 +219,7 @@ class RunScreen(Screen[None]):
     def knob_value(self, knob: str, target: str = "all") -> str:
         """A knob's value for the whole net or one block.
 
-        A requested value counts before its reply has come, so that a key pressed twice makes two changes.
+        A requested value counts even before its reply, so a key pressed twice makes two changes.
         """
         if requested := self.bridge.requested_value(knob, target):
             return requested
@@ -320,7 +320,7 @@ class RunScreen(Screen[None]):
             self.view = replace(self.view, selected=selected)
 
     def clear_selection(self) -> None:
-        """Clear the selection, so that knobs act on the whole net."""
+        """Clear the selection. Knobs then act on the whole net."""
         if self.has_class("zoomed"):
             self._unzoom()
         self.view = replace(self.view, selected=None)

@@ -40,7 +40,7 @@ def _renamed(names: list[str], shorter: dict[int, str]) -> list[str]:
 
 
 def is_norm(layer: Layer) -> bool:
-    """Whether it is a normalisation layer, such as LayerNorm or BatchNorm2d."""
+    """Whether the layer is a normalisation layer, such as LayerNorm or BatchNorm2d."""
     return "Norm" in layer.kind
 
 

@@ -24,7 +24,9 @@ def cut(text: str, width: int) -> str:
 
 
 def shorten(text: str, width: int) -> str:
-    """Cut `text` in the middle to at most `width` characters. The end of a module path is kept: it says most."""
+    """Cut `text` in the middle to at most `width` characters. This keeps the end of a module path, which is the most
+    specific part.
+    """
     if len(text) <= width:
         return text
     if width <= 1:

@@ -1,1 +1,1 @@
-"""Watching a training loop: `watch()`, `Watch`, and the hooks around each optimizer step."""
+"""Watches a training loop: `watch()`, `Watch`, and the hooks around each optimizer step."""

@@ -1,4 +1,4 @@
-"""Checks the optimizers that `watch()` was given, and names them."""
+"""Checks the optimizers that were passed to `watch()`, and gives them names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ NAME = re.compile(r"[\w.-]+")
 
 
 def listed(optimizer: object) -> dict[str, object]:
-    """What was passed as the optimizer, by name: a dict names them, in a list they are `0`, `1`, …; one has no name."""
+    """The optimizers that were passed, by name. A dict gives their names, in a list they are `0`, `1`, …, and a single
+    one has no name.
+    """
     if isinstance(optimizer, Mapping):
         return {str(name): one for name, one in optimizer.items()}
     if isinstance(optimizer, list | tuple):

@@ -1,4 +1,4 @@
-"""The facts about a run's wiring that hold now. Each is reported when it is found, and when it has ended."""
+"""The facts about a run's wiring that hold now. Each fact is reported when it is found and when it no longer holds."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ class Facts:
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._present: dict[str, tuple[str | None, Evidence]] = {}  # layer and evidence of each
+        self._present: dict[str, tuple[str | None, Evidence]] = {}  # the layer and evidence of each fact
 
     def __contains__(self, fault: object) -> bool:
-        """Whether a fact was found and has not ended."""
+        """Whether a fact holds now."""
         return fault in self._present
 
     def evidence(self, fault: str) -> Evidence:
-        """What a fact was reported with; empty if it is not present."""
+        """The evidence with which a fact was reported; empty if the fact does not hold."""
         return self._present.get(fault, (None, {}))[1]
 
     def found(self, fault: str, layer: str | None, evidence: Evidence, *, keep: bool = False) -> None:
         """Report a fact if it is new, or if its layer or its evidence has changed.
 
-        With `keep`, evidence that has changed is not reported again: its numbers differ from step to step.
+        With `keep`, changed evidence alone is not reported. This is for evidence with numbers that differ from step to
+        step.
         """
         known = self._present.get(fault)
         if known is None or (known != (layer, evidence) and not (keep and known[0] == layer)):
@@ -34,7 +35,7 @@ class Facts:
             self._emit(fault, layer, evidence, present=True)
 
     def ended(self, fault: str) -> None:
-        """Report that a fact has ended, if it was present."""
+        """Report that a fact no longer holds, if it did."""
         if fault in self._present:
             self._emit(fault, self._present.pop(fault)[0], {}, present=False)
 

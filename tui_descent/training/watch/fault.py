@@ -1,4 +1,4 @@
-"""A non-finite loss or gradient: what is known of it, and the sentence that says so."""
+"""A non-finite loss or gradient: what is known about it, and the sentence for the user."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tui_descent.training.probes.nonfinite_search import Cause, Kind, Origin
 class LayerGradients:
     """Which layers of an optimizer had a non-finite weight gradient and which a finite one, in forward order.
 
-    `kind` is the worst value among them. `from_input`: the last bad layer's bias has a finite gradient, so that NaN in
-    its weight's gradient δ·x comes from the layer's input x.
+    `kind` is the worst value among them. `from_input` means that the bias of the last bad layer has a finite gradient.
+    Then the NaN in the gradient δ·x of its weight comes from the layer's input x.
     """
 
     bad: tuple[str, ...]
@@ -29,8 +29,8 @@ class Fault:
     """A loss or a gradient that is not finite.
 
     `loss` is the loss of the step, None if it is not known. `weights` says which weight or buffer was not finite when
-    the fault was found, None if all were finite. `updated`: the update was made before the fault was handled. `text` is
-    shown to the user.
+    the fault was found, None if all were finite. `updated` says that the update was made before the fault was handled.
+    `text` is shown to the user.
     """
 
     step: int
@@ -41,7 +41,7 @@ class Fault:
     weights: Origin | None = None
     weights_finite: bool | None = None
     updated: bool = False
-    deferred: bool = False  # found some updates later, when the batch was gone
+    deferred: bool = False  # whether the fault was found some updates later, when the batch was gone
     layer: str | None = None
     cause: Cause = ""
     operation: str = ""
@@ -50,9 +50,8 @@ class Fault:
 
     @property
     def batch_can_be_dropped(self) -> bool:
-        """Whether the run can go on without this batch: no damage is done, and the next one can be better.
-
-        Weights that let a full-range number overflow do so with the next batch too.
+        """Whether the run can go on without this batch: the weights are undamaged, and the next batch may be fine. If
+        the weights make a number of the full range overflow, they do so with the next batch too.
         """
         too_large = "overflows" in self.where and "float16" not in self.where
         return bool(self.weights_finite) and not self.updated and not too_large
@@ -66,7 +65,7 @@ class Fault:
 
 
 def lead(fault: Fault) -> str:
-    """The first part of the sentence: what is not finite, since which step."""
+    """The first part of the sentence: what is not finite, and since which step."""
     if fault.what == "loss":
         return f"loss is {fault.value} at step {fault.step}"
     known = fault.loss is not None and math.isfinite(fault.loss)
@@ -74,7 +73,7 @@ def lead(fault: Fault) -> str:
 
 
 def where(fault: Fault, origin: Origin | None) -> str:
-    """The second part: where that comes from; empty if nothing is known of it."""
+    """The second part: where the non-finite value comes from; empty if that is not known."""
     gradients = fault.gradients
     if origin is None or not origin.cause:
         return _which_layers(gradients) if fault.what == "gradient" and gradients is not None else ""

@@ -1,6 +1,5 @@
-"""Finds where a non-finite loss or gradient came from, as far as that can be known.
-
-In this order: the weights; the batch run again, if it is at hand; the gradients of the layers and the loss's graph.
+"""Finds where a non-finite loss or gradient came from, if possible. It first checks the weights. Then it runs the batch
+again, if the batch is available. Last, it examines the gradients of the layers and the graph of the loss.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ _REARRANGE = frozenset(
 class FaultSearch:
     """Explains the faults of one run.
 
-    `replay` computes the loss of the current batch again, if the run can do that; the batch of a user loop is passed to
-    `offered`. `muted` is a context in which the instruments do not measure.
+    `replay` computes the loss of the current batch again; None if the run cannot do that. The batch of a user loop is
+    passed to `offered`. `muted` is a context in which the instruments do not measure.
     """
 
     def __init__(
@@ -48,11 +47,11 @@ class FaultSearch:
         self._loss: object = None
         self._batch: object = None
         self._passes_batch = False  # whether the loop has ever passed a batch
-        self._weights: list[tuple[nn.Parameter, Tensor]] | None = None  # those before a bad update
+        self._weights: list[tuple[nn.Parameter, Tensor]] | None = None  # the weights before a bad update
 
     @contextmanager
     def offered(self, loss: object, batch: object) -> Iterator[None]:
-        """A context with the loss of the current call of the loop, and its batch: see `Watch.step`."""
+        """A context in which the loss and the batch of the loop's current call are available. See `Watch.step`."""
         self._loss, self._batch = loss, batch
         self._passes_batch = self._passes_batch or batch is not None
         try:
@@ -61,12 +60,12 @@ class FaultSearch:
             self._loss = self._batch = self._weights = None
 
     def keep_weights(self) -> None:
-        """Keep a copy of the weights before an update with a bad gradient, if the batch can be run again after it."""
+        """Copy the weights before an update with a bad gradient, if the batch can be run again after the update."""
         if (self._replay is not None or self._passes_batch) and PART not in self._failures:
             self._weights = [(p, p.detach().clone()) for p in self._model.parameters()]
 
     def explain(self, fault: Fault) -> Fault:
-        """The fault with its cause, the operation, the layer and its sentence, as far as they can be found."""
+        """The fault with its cause, operation, layer and sentence, as far as these can be found."""
         if fault.deferred:
             return fault
         try:
@@ -109,7 +108,7 @@ class FaultSearch:
         )
 
     def _replay_of(self) -> tuple[Callable[[], object], bool] | None:
-        """What runs the batch again, and whether that gives the loss; None if there is no batch."""
+        """A function that runs the batch again, and whether it returns the loss; None if there is no batch."""
         if self._replay is not None:
             return self._replay, True
         batch, nets = self._batch, list(whole_nets(self._model).values())
@@ -117,16 +116,15 @@ class FaultSearch:
             return None
         if callable(batch) and not isinstance(batch, nn.Module | Tensor):
             return batch, True
-        if len(nets) != 1:  # it is not known which of them gets the batch
+        if len(nets) != 1:  # with several nets, it is not known which one gets the batch
             return None
         if isinstance(batch, Mapping):
             return partial(nets[0], **batch), False
         return partial(nets[0], batch[0] if isinstance(batch, list | tuple) else batch), False
 
     def _run_again(self, fault: Fault) -> Origin | None:
-        """What a second run of the batch shows; None if it cannot be run, or shows nothing.
-
-        An origin without a cause: nothing in the passes can have made the fault.
+        """What a second run of the batch shows; None if the batch cannot be run again or shows nothing. An origin
+        without a cause means that nothing in the passes can have made the fault.
         """
         if (found := self._replay_of()) is None:
             return None
@@ -142,7 +140,8 @@ class FaultSearch:
             return Origin("")
         if (words := non_finite_in(self._batch)) is not None:
             return Origin("batch", words=words)
-        # The net is fine, so what follows it is not; unless the loop ran it in another precision than we did.
+        # The net's outputs are finite, so the fault is in what follows it, unless the loop ran the net in another
+        # precision.
         nodes = self._nodes()
         if any(node_operation(node) == "to_copy" for node in nodes):
             return None
@@ -151,7 +150,9 @@ class FaultSearch:
 
     @contextmanager
     def _weights_before(self) -> Iterator[None]:
-        """The weights before the bad update, if they were kept. Tensors and their versions stay what they are."""
+        """A context with the weights from before the bad update, if they were kept. The parameters remain the same
+        objects with the same versions.
+        """
         now = [(parameter, parameter.data) for parameter, _ in self._weights or ()]
         for parameter, before in self._weights or ():
             parameter.data = before
@@ -176,12 +177,14 @@ class FaultSearch:
         return None if gradients.before else self._suspect(fault, self._nodes())
 
     def _suspect(self, fault: Fault, nodes: list[Any]) -> Origin:
-        """What comes after the last layer, as far as the loss's graph does not exclude it."""
-        if not nodes:  # the loop has passed a number
+        """The part after the last layer as the suspect, unless the graph of the loss rules it out."""
+        if not nodes:  # the loop has passed the loss as a number
             return Origin("loss function", words="or clipping?" if fault.what == "gradient" else "")
         causes = self._causes(fault, nodes)
         if not causes and fault.what == "gradient":
-            return Origin("")  # none of these operations can have made it: the loop may have changed the gradients
+            return Origin(
+                ""
+            )  # none of these operations can have made the fault: the loop may have changed the gradients
         words = " or ".join(list(causes.values())[:2])
         operation = next(iter(causes)) if len(causes) == 1 else ""
         return Origin("loss function", operation=operation, words=f"{words}?" if words else "")
@@ -199,7 +202,9 @@ class FaultSearch:
 
 
 def _uses_weights(node: Any) -> bool:
-    """Whether an operation of a graph is that of a layer: one of its operands is a weight, perhaps transposed."""
+    """Whether an operation of a graph belongs to a layer, that is, whether one of its operands is a weight, perhaps
+    transposed.
+    """
     for before, _ in node.next_functions:
         while before is not None and node_operation(before) in _REARRANGE:
             before = before.next_functions[0][0]

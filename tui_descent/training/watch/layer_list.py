@@ -20,7 +20,7 @@ from tui_descent.training.watch.nan_guard import NanGuard
 # A user loop may change its net at any time. The net is checked for changes this often, and whenever the number of
 # parameters in the optimizer changes.
 COMPARE_EVERY_S = 1.0
-# A user loop may add this many layers to its net before the rows run out.
+# The rows are enough for this many layers that a user loop adds to its net.
 SPARE_ROWS = 16
 
 
@@ -48,9 +48,9 @@ class LayerList:
         self._progress, self._steering, self._failures = progress, steering, failures
         self._version = -1
         self._reported: NetStructure | None = None
-        self._not_measured: dict[int, str] = {}  # the reasons that were reported, by row
+        self._not_measured: dict[int, str] = {}  # by row: the reasons that were reported
         self._instruments: InstrumentSets | None = None
-        self._parameters: list[object] = []  # what identifies the parameters that the instruments hold
+        self._parameters: list[object] = []  # identifies the parameters that the instruments hold
         self._in_optimizer = 0  # the number of parameters in the optimizer
         self._compared_s = 0.0
 
@@ -100,7 +100,7 @@ class LayerList:
         if net is self._reported and not_measured == self._not_measured:
             return
         self._reported, self._not_measured = net, dict(not_measured)
-        self._compared_s = 0.0  # a lazy parameter may have got its shape: compare before the next reading
+        self._compared_s = 0.0  # a lazy parameter may have a shape by now, so compare before the next reading
         self._set_net(net)
         if self.layers != before:
             self.structure += 1

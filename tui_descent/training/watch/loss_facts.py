@@ -13,21 +13,24 @@ from tui_descent.protocol.events import LoopObserved
 from tui_descent.training.progress import Progress
 from tui_descent.training.watch.facts import Evidence, Facts
 
-# How close to ln(classes) a first loss is that starts as one of a guess.
+# A first loss counts as that of a guess if it is this close to ln(classes).
 NEAR = 0.1
-# The first losses of a binary cross-entropy of logits that are numbers between 0 and 1, and its lowest loss.
+# A binary cross-entropy that gets probabilities instead of logits: the range of its first loss, and its lowest possible
+# loss.
 SIGMOID_LOSSES, LOWEST_SIGMOID_LOSS = (0.7, 0.98), math.log1p(math.exp(-1))
 
 
 class LossFacts:
-    """Reads the graph of the first loss. If the loss is only a number, it can only ask."""
+    """Examines the graph of the first loss. If the loss is passed as a number, it has no graph, and the finding is only
+    a question.
+    """
 
     def __init__(self, facts: Facts, progress: Progress) -> None:
         self._facts, self._progress = facts, progress
         self._observed = False  # whether `LoopObserved` was sent
 
     def observe(self, loss: object, ends: NetEnds) -> None:
-        """`run.step(loss)` was called. `ends` has measured what comes out of the net."""
+        """Called at `run.step(loss)`. `ends` has measured what comes out of the net."""
         if self._observed:
             self._withdraw(loss)
             return
@@ -44,8 +47,7 @@ class LossFacts:
             self._ask(loss, ends)
 
     def _ask(self, loss: object, ends: NetEnds) -> None:
-        """Ask whether the loss squashes an output that is squashed already, if it starts as if it did.
-
+        """Ask whether a softmax or sigmoid is applied twice, if the net ends in one and the first loss looks like it.
         With C classes, the cross-entropy of numbers between 0 and 1 that add up to 1 is at least ln(1 + (C − 1)/e).
         """
         value = _number(loss)
@@ -57,21 +59,22 @@ class LossFacts:
             asks = abs(value - guess) < NEAR * guess
         else:
             lowest = LOWEST_SIGMOID_LOSS
-            # Of several sigmoids, as of an autoencoder, the loss may well be the cross-entropy of probabilities.
+            # With several sigmoids, as in an autoencoder, the loss may well be a cross-entropy that takes
+            # probabilities.
             asks = gets == "sigmoid" and classes == 1 and SIGMOID_LOSSES[0] < value < SIGMOID_LOSSES[1]
         if asks:
             evidence: Evidence = {"gets": gets, "loss": value, "lowest": lowest, "question": 1.0}
             self._facts.found("softmax twice", None, evidence)
 
     def _withdraw(self, loss: object) -> None:
-        """Withdraw the question once the loss is lower than it could be."""
+        """Withdraw the question once the loss is lower than it could be if a softmax or sigmoid were applied twice."""
         asked = self._facts.evidence("softmax twice")
         if "question" in asked and (value := _number(loss)) is not None and value < float(asked["lowest"]):
             self._facts.ended("softmax twice")
 
 
 def _number(loss: object) -> float | None:
-    """The loss as a number, if reading it does not wait for a device."""
+    """The loss as a number; None if reading it would mean waiting for a device."""
     if isinstance(loss, Tensor):
         waits = is_asynchronous(loss.device)
         return None if waits or loss.numel() != 1 or loss.is_complex() else float(loss.detach())

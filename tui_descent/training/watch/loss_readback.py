@@ -84,13 +84,15 @@ class DeviceLosses:
         self._buffer = torch.zeros(ROWS, len(Row._fields), dtype=torch.float64, device=device)
         self._row = self._buffer.unbind()
         self._cells = [row.unbind() for row in self._row]
-        self._latch = torch.zeros((), device=device)  # 1 from the first non-finite row until `allow_updates`
+        self._latch = torch.zeros((), device=device)  # the latch: 1 from the first non-finite row until `allow_updates`
         self._one = torch.ones((), device=device)
         self._at = 0  # the current row
         self._sent_s = -torch.inf
         self._loss_checked = self._gradient_checked = False  # for the current row
         self._in_flight: deque[HostCopy] = deque()  # sent and not read yet
-        self._replaced: list[tuple[torch.optim.Optimizer, Tensor | None]] = []  # optimizers and their own `found_inf`
+        self._replaced: list[
+            tuple[torch.optim.Optimizer, Tensor | None]
+        ] = []  # optimizers, each with its own `found_inf`
 
     def check_loss(self, loss: Tensor | float) -> float:
         """Write the loss before its update. Returns 0, since the value of the loss is known only later."""
@@ -100,7 +102,8 @@ class DeviceLosses:
 
     @torch.no_grad()
     def check_gradient(self, grad: Tensor | None, optimizer: torch.optim.Optimizer, *, stop: bool) -> bool:
-        """Check `grad`, the input-most gradient, before the update, and whether a GradScaler found an overflow.
+        """Before the update, check `grad`, the gradient of the input-most layer, and record whether a GradScaler found
+        an overflow.
 
         With `stop`, the device skips the coming update if this row, or an earlier row since `allow_updates`, has a
         non-finite value. Call `restore_found_inf` after the update. An overflow found by a GradScaler does not count as
@@ -137,7 +140,7 @@ class DeviceLosses:
         return torch.maximum(self._latch, scalers.to(self._latch.device))
 
     def restore_found_inf(self) -> None:
-        """Give the optimizer its own `found_inf` back, after an update or if the update raised."""
+        """Give the optimizer its own `found_inf` back. Called after an update, also if it raised."""
         while self._replaced:
             optimizer, before = self._replaced.pop()
             if before is not None:
@@ -206,9 +209,9 @@ def number(value: Tensor | float) -> float:
 
 
 def readable(loss: object) -> tuple[Tensor | float | None, str]:
-    """A number to show for a loss that is not one number, and what was found.
-
-    The mean of a tensor with several elements, the real part of a complex number; None if there is no such number.
+    """For a loss that is not a single real number: a number to show, and a description of what was passed. The number
+    is the mean of a tensor with several elements, or the real part of a complex number; None if there is no such
+    number.
     """
     if not isinstance(loss, Tensor):
         return None, type(loss).__name__
@@ -227,7 +230,7 @@ def readable(loss: object) -> tuple[Tensor | float | None, str]:
 
 
 def mean(losses: list[float]) -> float:
-    """The mean. For non-finite losses and sums that overflow, where `math.fsum` raises, it is inf or NaN."""
+    """The mean. It is inf or NaN for non-finite losses and sums that overflow; `math.fsum` would raise there."""
     try:
         return math.fsum(losses) / len(losses)
     except (OverflowError, ValueError):
@@ -253,6 +256,6 @@ def begins_momentum(optimizer: torch.optim.Optimizer) -> bool:
     if not isinstance(optimizer, torch.optim.SGD):
         return False
     groups = (group["params"] for group in optimizer.param_groups if group["momentum"])
-    # In torch's fused kernel either all buffers of a group exist or none.
+    # In torch's fused kernel, either all parameters of a group have a buffer or none has.
     firsts = (next((p for p in parameters if p.grad is not None), None) for parameters in groups)
     return any(p is not None and optimizer.state.get(p, {}).get("momentum_buffer") is None for p in firsts)

@@ -16,9 +16,9 @@ from tui_descent.training.progress import Progress
 
 MAX_NAME = 200  # characters
 MAX_NOTES = 10  # of refused metrics
-MAX_ARRIVING = 500  # more are dropped, because training would wait for them
+MAX_ARRIVING = 500  # further values are dropped, because training would have to wait for them
 
-# Takes a copy that is on its way to the host, and what to call with its numbers.
+# A function that gets a copy on its way to the host, and the function to call with its numbers.
 WaitFor = Callable[[HostCopy, Callable[[list[float]], None]], None]
 
 
@@ -43,7 +43,7 @@ class MetricLog:
             self._refuse(name, error)
 
     def send(self) -> None:
-        """Send the metrics that wait for it, if that is due."""
+        """Send the waiting metrics, if they are due."""
         link = self._progress.link
         if link is not None and link.metrics_due:
             link.send()
@@ -81,7 +81,7 @@ class MetricLog:
             return
         self._refused.add(shown)
         reason = type(error).__name__
-        with suppress(Exception):  # the text of a foreign exception may raise, too
+        with suppress(Exception):  # converting a user's exception to text may raise, too
             reason = next(iter(str(error).splitlines()), "")[:120] or reason
         text = f"metric {shown} not recorded: {reason}"
         self._progress.emit(Noted(step=self._progress.step, text=text, level="warning"))
@@ -95,7 +95,9 @@ def _text(name: object) -> str:
 
 
 def _number(value: object) -> float:
-    """The value as a float; a number beyond its range is infinite. Raises an exception if it is not one number."""
+    """The value as a float; inf for a number outside the range of floats. Raises an exception if the value is not a
+    single number.
+    """
     if isinstance(value, str | bytes | bytearray):
         raise TypeError(f"a {type(value).__name__} is not a number")
     item = getattr(value, "item", None)  # tensors, and numpy's scalars and arrays

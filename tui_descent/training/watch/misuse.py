@@ -1,4 +1,4 @@
-"""Notices slips in how a loop calls `run.step`, and says them once in the event log."""
+"""Notices mistakes in how a loop calls `run.step`, and reports each once in the event log."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from tui_descent.training.progress import Progress
 
-# At most this many parts of a loss's graph are looked at.
+# At most this many nodes of a loss's graph are examined.
 MOST_NODES = 100
 
 
 class Misuse:
-    """What one run knows about the calls of `run.step`. Nothing here changes the loop."""
+    """Counts the calls of `run.step` of one run. It never changes the loop."""
 
     def __init__(self, model: nn.Module, progress: Progress) -> None:
         self._model, self._progress = model, progress
@@ -21,7 +21,9 @@ class Misuse:
         self._may_be_early = False  # whether the first `run.step` may have come before `optimizer.step`
 
     def step(self, loss: object, updates: int, *, skipped: bool) -> None:
-        """`run.step(loss)` was called, after so many updates. `skipped`: an update was dropped or skipped."""
+        """Called at `run.step(loss)`. `updates` is the number of updates since the last call. `skipped` says that an
+        update was dropped or skipped.
+        """
         self._calls += 1
         if updates or skipped:
             if self._may_be_early and self._calls == 2 and updates:
@@ -33,14 +35,14 @@ class Misuse:
             self._may_be_early = no_gradients and not _was_differentiated(loss)
 
     def finish(self, updates: int) -> None:
-        """The loop is over, after so many updates that no `run.step` followed."""
+        """Called when the loop is over. `updates` is the number of updates after the last `run.step`."""
         if updates and not self._calls:
             plural = "s" if updates > 1 else ""
             self._progress.note(f"{updates} update{plural}, but run.step(loss) was never called: nothing was recorded")
 
 
 def _was_differentiated(loss: object) -> bool:
-    """Whether `backward()` has freed a part of the loss's graph. False if this cannot be known."""
+    """Whether `backward()` has freed a part of the loss's graph. False if that cannot be determined."""
     nodes: list[Any] = [loss.grad_fn] if isinstance(loss, Tensor) and loss.grad_fn is not None else []
     for _ in range(MOST_NODES):
         if not nodes:

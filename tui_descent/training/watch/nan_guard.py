@@ -1,4 +1,4 @@
-"""Finds NaN and infinite values before they reach the weights, and reports the step and the layers affected.
+"""Finds NaN and infinite values before they reach the weights, and reports the step and the affected layers.
 
 `Results` calls the check of the losses, `OptimizerHooks` that of the gradients. `Control.handle_fault` then holds the
 run, ends it, or only reports the fault; `fault_search.py` finds the cause. On CUDA the checks run on the device, in
@@ -32,7 +32,8 @@ class NanGuard:
 
     def __init__(self, model: nn.Module) -> None:
         self._layers: Sequence[WatchedLayer] = ()
-        # The parameter to check, remembered while all layers before it are frozen, and the last of the frozen weights.
+        # The parameter to check, and the last frozen weight before it. Both are remembered while all layers before the
+        # parameter are frozen.
         self._input_most: nn.Parameter | None = None
         self._frozen: nn.Parameter | None = None
         self._model = model
@@ -49,7 +50,9 @@ class NanGuard:
         self._input_most, self._frozen = next(map(_to_check, readable), None), None
 
     def loss_fault(self, step: int, value: float, *, updated: bool = False) -> Fault | None:
-        """The fault if the loss `value` is not finite; None if it is finite. `updated`: the update was already made."""
+        """The fault if the loss `value` is not finite; None if it is finite. `updated` says that the update was already
+        made.
+        """
         if math.isfinite(value):
             return None
         return Fault(step=step, what="loss", loss=value, updated=updated)
@@ -65,7 +68,8 @@ class NanGuard:
         return grad is not None and cmath.isfinite(grad.sum().item())  # synchronises on a GPU
 
     def find_input_most(self) -> nn.Parameter | None:
-        """Find the parameter to check again, since the loop may have frozen or unfrozen layers; None without gradients.
+        """Look for the parameter to check again, because the loop may have frozen or unfrozen layers. None if there are
+        no gradients.
 
         The parameter is remembered only if no layer before it can have a gradient at the next step.
         """
@@ -141,7 +145,7 @@ class NanGuard:
 
 
 def non_finite_weights(model: nn.Module) -> Origin | None:
-    """The first parameter that is not finite: its module, and what is wrong with it; None if all are finite."""
+    """The first parameter that is not finite: its module and its worst value; None if all are finite."""
     for name, parameter in model.named_parameters():
         if kind := kind_of(parameter):
             return weight_origin(name, kind)
@@ -165,8 +169,8 @@ def _to_check(watched: WatchedLayer) -> nn.Parameter:
 def _input_is_bad(watched: WatchedLayer) -> bool:
     """Whether the gradients of a layer y = W·x + b show that x is not finite.
 
-    They are δ for the bias and δ·x for the weight. So δ is finite if the bias's gradient is, and an element of x that
-    is not finite makes the weight's gradient non-finite for all outputs.
+    The gradients are δ for the bias and δ·x for the weight. So if the bias's gradient is finite, δ is finite. An
+    element of x that is not finite then makes the weight's gradient non-finite for all outputs.
     """
     bias, grad = getattr(watched.module, "bias", None), watched.weight.grad
     multiplies = isinstance(watched.module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
@@ -176,6 +180,6 @@ def _input_is_bad(watched: WatchedLayer) -> bool:
 
 
 def _has_gradient(weight: nn.Parameter) -> bool:
-    """Whether a weight has a gradient that can be checked: an empty one tells nothing about the other layers."""
+    """Whether a weight has a gradient that can be checked. An empty gradient says nothing about the other layers."""
     grad = weight.grad
     return grad is not None and not grad.is_meta and grad.numel() > 0

@@ -1,4 +1,6 @@
-"""Facts about the optimizers: which weights they hold, which of these get a gradient or are frozen, and rates of 0."""
+"""Facts about the optimizers: weights that none of them holds, weights without a gradient, frozen weights, and rates of
+0.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,14 @@ from tui_descent.training.watch.facts import Evidence, Facts
 from tui_descent.training.watch.other_optimizers import OtherOptimizers
 from tui_descent.training.watch.unheld_weights import UnheldWeights
 
-# A layer that has no gradient after so many updates gets none. A net without any is noticed earlier.
+# After this many updates a layer without a gradient is reported. A net without any gradient is reported earlier.
 CUT_AFTER, NONE_AFTER = 5, 3
-ZERO_RATES = 10  # updates with a rate of 0: a warm-up starts with one
-UNCHANGED = 3  # looks in a row at a weight that no optimizer holds
+ZERO_RATES = 10  # this many updates with a rate of 0 are reported: a warm-up starts with one such update
+UNCHANGED = 3  # checks in a row of a weight that no optimizer holds
 
 
 class OptimizerFacts:
-    """What was seen at the updates of a run. `order` has the modules that were called, in forward order."""
+    """What the updates of a run have shown so far. `order` has the modules that were called, in forward order."""
 
     def __init__(self, facts: Facts, model: nn.Module, steering: Steering, order: ForwardOrder) -> None:
         self._facts, self._model, self._steering, self._order = facts, model, steering, order
@@ -29,12 +31,12 @@ class OptimizerFacts:
         # Parameters that have had no gradient so far, by id.
         self._without_gradient = {id(p): p for p in model.parameters() if p.requires_grad}
         self._any_gradient = False
-        self._updates: list[int] = []  # seen so far, of each optimizer
-        self._zero_rates: dict[tuple[int, int], int] = {}  # updates in a row with rate 0, by optimizer and group
+        self._updates: list[int] = []  # for each optimizer: the number of updates seen so far
+        self._zero_rates: dict[tuple[int, int], int] = {}  # by optimizer and group: updates in a row with rate 0
         self._unheld = UnheldWeights()
 
     def add(self, layers: Sequence[WatchedLayer], *, known: Sequence[WatchedLayer]) -> None:
-        """The net has other layers now than those that were known."""
+        """Called when the layers of the net have changed."""
         before = {id(w.weight) for w in known}
         for w in layers:
             if id(w.weight) not in before and w.weight.requires_grad:
@@ -45,7 +47,7 @@ class OptimizerFacts:
         self._zero_rates.clear()
 
     def before_update(self, n: int) -> bool:
-        """Optimizer `n` is about to make an update. Returns whether a rate of its has just become 0."""
+        """Called when optimizer `n` is about to make an update. Returns whether one of its rates has just become 0."""
         optimizers = self._steering.optimizers
         self._updates += [0] * (len(optimizers) - len(self._updates))
         self._updates[n] += 1
@@ -56,7 +58,7 @@ class OptimizerFacts:
         return self._count_zero_rates(n, optimizers[n])
 
     def check(self, layers: Sequence[WatchedLayer]) -> None:
-        """Establish the facts, after an update."""
+        """Update the facts. Called after an update."""
         layers = [w for w in layers if w.weight.is_floating_point() or w.weight.is_complex()]
         optimizers = self._steering.optimizers
         held = [{id(p) for p in one.parameters()} for one in optimizers]
@@ -66,7 +68,7 @@ class OptimizerFacts:
         self._check_rates(layers, optimizers)
 
     def without_step(self, losses: int) -> Evidence:
-        """The evidence that so many losses came without a step of the watched optimizers."""
+        """The evidence for a fact: this many losses came without a step of the watched optimizers."""
         names = ", ".join(type(one.optimizer).__name__ for one in self._steering.optimizers)
         evidence: Evidence = {"losses": float(losses), "optimizer": names}
         if (other := self.others.stepped) is not None:
@@ -93,7 +95,7 @@ class OptimizerFacts:
         self._facts.found("frozen layers", frozen[0].layer.name, counts | {"in_optimizer": float(in_optimizer)})
 
     def _check_held(self, layers: Sequence[WatchedLayer], held: Sequence[set[int]]) -> bool:
-        """Check that the optimizers hold the net's weights. Returns whether they hold none of them."""
+        """Check that the optimizers hold the net's weights. Returns True if they hold none of the weights."""
         all_held = set[int]().union(*held)
         own = {id(p) for p in self._model.parameters()}
         trainable = [w for w in layers if w.weight.requires_grad]
@@ -137,10 +139,9 @@ class OptimizerFacts:
             self._facts.found("gradient cut", without, {"after": after, "without": float(count)})
 
     def _cut(self, layers: Sequence[WatchedLayer], held: Sequence[set[int]]) -> tuple[str, str, int] | None:
-        """The last layer without a gradient, the first one with it, and the number of layers without.
-
-        All layers before the one have none, and all layers after it have one, in the forward order of those that one
-        optimizer trains and that were called.
+        """The place where the gradient is cut: the last layer without a gradient, the first layer with one, and the
+        number of layers without. The layers are those that one optimizer trains and that were called, in forward order.
+        None unless all layers up to the cut have no gradient and all layers after it have one.
         """
         modules = dict(self._model.named_modules())
         called = {id(modules[name]) for name in self._order.names if name in modules}

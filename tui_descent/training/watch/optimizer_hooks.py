@@ -1,7 +1,7 @@
 """The hooks around the optimizer's step. They check the gradient, take readings, and apply the rate multiplier.
 
-The gradients exist in the pre-hook, no matter where the loop calls `zero_grad`. No exception of ours leaves a hook: the
-part that failed is switched off, and training goes on. Only `StopRun` leaves it, which ends the run.
+The gradients exist in the pre-hook, no matter where the loop calls `zero_grad`. No error of ours leaves a hook: the
+part that failed is switched off, and training goes on. Only `StopRun`, which ends the run, leaves a hook.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ from tui_descent.training.watch.wiring import Wiring
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
-# After so many updates without a `run.step`, a note says so.
+# After this many updates without a `run.step`, a note says so.
 MANY_UPDATES = 100
-# The parts that can be switched off, as the user sees them.
+# The parts that can be switched off, by the names that the user sees.
 HOOKS, READINGS, GRADIENT_CHECK = "the optimizer hooks", "the readings", "the gradient check"
 
 
 class _Hooked:
     """One optimizer with hooks, and the state of its current step.
 
-    `objects` are the optimizer and its wrappers: the calls of their `step` may be nested, and make one update.
+    `objects` are the optimizer and its wrappers. Calls of their `step` may be nested; together they make one update.
     """
 
     __slots__ = ("depth", "dropped", "guard", "measured", "n", "objects", "optimizer", "rate", "steered")
@@ -64,15 +64,14 @@ class _Hooked:
         self.optimizer, self.rate = steered.optimizer, steered.rate
         self.depth = 0  # the number of nested step calls
         self.dropped = False  # whether the update in progress is dropped
-        self.measured = False  # whether its gradients were measured since the last `take_updates`
+        self.measured = False  # whether this optimizer's gradients were measured since the last `take_updates`
 
 
 class OptimizerHooks(ScalerListener):
-    """The hooks of one run. They call `begin` before the first reading, when the order of the layers is known.
-
-    Whether a step is measured is planned one step ahead, since a cosine needs the gradient of the previous step. With
-    several optimizers, or several updates between two calls of `run.step`, the readings span all these updates.
-    `wrapped` are the objects that the loop steps; each is an optimizer of `steering` or wraps one.
+    """The hooks of one run. They call `begin` before the first reading, once the order of the layers is known. Readings
+    are planned one step ahead, because a cosine needs the gradient of the previous step. With several optimizers, or
+    several updates between two calls of `run.step`, the readings span all these updates. `wrapped` are the objects that
+    the loop steps; each is an optimizer of `steering` or wraps one.
     """
 
     def __init__(
@@ -106,24 +105,25 @@ class OptimizerHooks(ScalerListener):
         self._hooked: list[_Hooked] = []
         self._by_id: dict[int, _Hooked] = {}  # by the ids of optimizers and their wrappers
         self._spans = False  # whether a reading spans several updates, and is taken in `take_updates`
-        self._guarded: NetStructure | None = None  # the net that the guards of several optimizers know
+        self._guarded: NetStructure | None = None  # with several optimizers: the net whose layers their guards check
         self._instruments: InstrumentSets | None = None
         self._attached = False
         self._checks_gradients = True
         self._uncompiled = False  # whether the hooks are excluded from compilation
         self._handles: list[RemovableHandle] = []
-        # Optimizers with hooks, by the id of their table of hooks: a wrapper may share the table of the inner one.
+        # Optimizers with hooks, by the id of their table of hooks. A wrapper may share the table of the optimizer
+        # inside it.
         self._tables: dict[int, torch.optim.Optimizer] = {}
         self._planned: int | None = None  # the step that `_tiers` belongs to
         self._rewinds = 0
-        self._interventions = -1  # how many there were when the sampler last restarted
+        self._interventions = -1  # how many interventions there were when the sampler last restarted
         self._tiers: Tiers | None = None  # what to measure at the planned step
         self._next_tiers: Tiers | None = None  # what to measure at the step after it
         self._muted = False  # whether the instruments are detached until the end of a `muted` context
         self._cost_s = 0.0  # the time that the current reading took so far
         self._last_reading = -1  # the last step whose reading was reported
-        self._has_closure = False  # whether the last update had one
-        self._in_scaler: tuple[int, bool] | None = None  # updates and drops before the scaler's step
+        self._has_closure = False  # whether the last update had a reading
+        self._in_scaler: tuple[int, bool] | None = None  # `updates` and `dropped` from before the scaler's step
 
     def attach(self) -> None:
         """Register the hooks."""
@@ -132,7 +132,7 @@ class OptimizerHooks(ScalerListener):
         self.listen_to_scalers()
 
     def follow(self, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Use the present optimizers of the run, which may have switched to another one."""
+        """Use the current optimizers of the run, because a knob may have replaced one."""
         steered = list(self._steering.optimizers)
         self.per_step, several = len(steered), len(steered) > 1
         self._spans = self._spans or several
@@ -162,7 +162,7 @@ class OptimizerHooks(ScalerListener):
                     ]
 
     def detach(self) -> None:
-        """Remove the hooks, and leave the optimizers with the learning rates that their owner set."""
+        """Remove the hooks, and give the optimizers back the learning rates that their owner has set."""
         self._attached = False
         self.ignore_scalers()
         self._remove_hooks()
@@ -179,7 +179,7 @@ class OptimizerHooks(ScalerListener):
 
     @property
     def failed(self) -> bool:
-        """Whether the hooks only count updates, after an error in them."""
+        """Whether an error has occurred in the hooks, which since then only count updates."""
         return HOOKS in self._failures
 
     @property
@@ -189,7 +189,7 @@ class OptimizerHooks(ScalerListener):
 
     @property
     def planned(self) -> bool:
-        """Whether there is a plan, made since the last undo or redo."""
+        """Whether there is a plan that was made after the last undo or redo."""
         return self._planned is not None and self._rewinds == self._progress.rewinds
 
     def plan(self) -> None:
@@ -210,7 +210,7 @@ class OptimizerHooks(ScalerListener):
             self._sampler.restart(step)
         if self._planned != step:  # otherwise the step was dropped, and its plan still holds
             if self._tiers is not None and self._instruments is not None:
-                self._instruments.detach()  # still attached, since their step was dropped
+                self._instruments.detach()  # still attached, because their step was dropped
             self._tiers = self._due() if self._planned is None else self._next_tiers
             self._next_tiers = self._due(ahead=1)
             self._planned = step
@@ -253,7 +253,7 @@ class OptimizerHooks(ScalerListener):
     def take_updates(self) -> tuple[int, bool]:
         """The number of updates since the last call, and whether one was dropped. Resets both."""
         self._steering.remove_rate_multiplier()
-        self._results.restore_found_inf()  # if the step raised, its post-hook has not done so
+        self._results.restore_found_inf()  # if the step raised, its post-hook has not done this
         if not self._uncompiled and self._attached and compiler_loaded():  # the loop may have compiled its step
             self._remove_hooks()
             self.follow()
@@ -262,7 +262,7 @@ class OptimizerHooks(ScalerListener):
         measured = [one.n for one in self._hooked if one.measured]
         if taken[0] > self.per_step:
             if not self._spans:
-                self._results.drop_reading()  # it was taken after the first of several updates
+                self._results.drop_reading()  # the reading was taken after the first of several updates
             self._spans = True
         if self._spans and taken[0] and self._tiers is not None:
             self._detach_instruments()
@@ -276,18 +276,20 @@ class OptimizerHooks(ScalerListener):
         return taken
 
     def before_scaler_step(self, optimizer: object) -> None:
-        """A GradScaler is about to step an optimizer, or to skip its update."""
+        """Called when a GradScaler is about to step an optimizer or to skip its update."""
         self._in_scaler = (self.updates, self._dropped) if id(optimizer) in self._by_id else None
 
     def after_scaler_step(self) -> None:
-        """The scaler's step is over. If the optimizer was not stepped, its update was skipped."""
+        """Called after the scaler's step. If the optimizer was not stepped, its update was skipped."""
         if self._in_scaler == (self.updates, self._dropped):
             self._dropped = True
             self._progress.fast_steps = 0
         self._in_scaler = None
 
     def _discard_plan(self) -> None:
-        """Discard the plan and the instruments after an undo or redo: they belong to steps that were undone."""
+        """Discard the plan and detach the instruments after an undo or redo, because they belong to steps that were
+        undone.
+        """
         if self._instruments is not None:
             self._instruments.detach()
         self._instruments = self._tiers = self._next_tiers = self._planned = None
@@ -363,7 +365,7 @@ class OptimizerHooks(ScalerListener):
             return None
 
     def _before_step(self, hooked: _Hooked, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs] | None:
-        """Everything that a fast step leaves out. Returns the arguments, if the closure among them is replaced."""
+        """Everything that a fast step leaves out. Returns new arguments if the closure among them was replaced."""
         self._progress.fast_steps = 0
         hooked.dropped = False
         if HOOKS in self._failures:
@@ -371,7 +373,7 @@ class OptimizerHooks(ScalerListener):
         if self.updates == MANY_UPDATES:
             self._progress.note(f"{MANY_UPDATES} updates without a run.step(loss): together they count as one step")
         closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
-        # At the first step of a user loop its layers are known only now. With a closure they are known only after it
+        # At the first step of a user loop, the layers are known only now. With a closure they are known only after it
         # has run, which is too late for a reading of this step.
         unknown = callable(closure) and self._layers.net is None and not self.updates
         if not unknown and not self.planned and self._ready:
@@ -388,7 +390,7 @@ class OptimizerHooks(ScalerListener):
         @functools.wraps(closure)
         def watched(*args: Any, **kwargs: Any) -> Any:
             loss = closure(*args, **kwargs)
-            try:  # with a closure, the gradients exist only after it has run; an optimizer may call it several times
+            try:  # the gradients exist only after the closure has run; an optimizer may call it several times
                 if self._layers.net is None and self._ready:
                     self._begin()
                 self._before_update(hooked, copy_weights=False)
@@ -418,7 +420,7 @@ class OptimizerHooks(ScalerListener):
                 return
             self.updates += 1
             if self._tiers is not None and not self._spans:
-                if hooked.measured:  # not so if a closure was never called
+                if hooked.measured:  # false if a closure was never called
                     self._take_reading(self._tiers, (hooked.n,))
                 self._tiers = None
         except StopRun:
@@ -428,11 +430,13 @@ class OptimizerHooks(ScalerListener):
 
     @property
     def _ready(self) -> bool:
-        """Whether the order of the layers is known. With several optimizers, the first step shows only a part of it."""
+        """Whether the order of the layers is known. With several optimizers, the step of the first one shows only a
+        part of it.
+        """
         return self._layers.net is not None or self.per_step == 1
 
     def _update_guards(self) -> None:
-        """Let each of several optimizers have its own layers checked."""
+        """With several optimizers: let each guard check the layers of its own optimizer."""
         net = self._layers.net
         if self.per_step == 1 or net is self._guarded or net is None:
             return
@@ -458,9 +462,8 @@ class OptimizerHooks(ScalerListener):
         self._failures.add(GRADIENT_CHECK, error)
 
     def _gradient_fault(self, hooked: _Hooked) -> bool:
-        """Check the gradient. A fault is handled at the next `run.step`, when the loss is known: see `take_fault`.
-
-        Returns whether the update has to be dropped.
+        """Check the gradient. Returns whether the update must be dropped. A fault is handled at the next `run.step`,
+        when the loss is known; see `take_fault`.
         """
         if not self._checks_gradients:
             return False
@@ -486,7 +489,7 @@ class OptimizerHooks(ScalerListener):
             return False
 
     def take_fault(self) -> Fault | None:
-        """The fault of a gradient since the last call, if there was one that is to be reported."""
+        """The first gradient fault since the last call that has to be reported; None if there was none."""
         fault, self._fault = self._fault, None
         return fault
 
@@ -526,7 +529,7 @@ class OptimizerHooks(ScalerListener):
     def _replay_batch(self, instruments: InstrumentSets) -> None:
         assert self._replay is not None
         instruments.detach()  # the replayed passes do not belong to the step
-        self._replay.before_update()  # before clipping: the slope of the loss needs the unclipped gradient
+        self._replay.before_update()  # before clipping, because the slope of the loss needs the unclipped gradient
 
     def _measure_gradient(
         self,
@@ -550,11 +553,11 @@ class OptimizerHooks(ScalerListener):
         if remember and not again:
             instruments.remember(hooked.n, step)
         elif again:
-            instruments.forget(hooked.n)  # a cosine would compare different updates of the two steps
+            instruments.forget(hooked.n)  # no cosines: they would compare different updates of the two steps
 
     @property
     def _partial(self) -> bool:
-        """Whether a third of the weights is enough.
+        """Whether measuring a third of the weights is enough.
 
         All weights are measured if readings are at fixed steps, if the run is paced or pauses, and soon after the start
         and each intervention.

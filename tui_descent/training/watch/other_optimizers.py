@@ -1,4 +1,4 @@
-"""Notices the optimizers that a loop steps besides the watched ones."""
+"""Notices optimizers that a loop steps besides the watched ones."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class OtherOptimizers:
         self._steering = steering
         self._handle: RemovableHandle | None = None
         self._last: weakref.ref[torch.optim.Optimizer] | None = None
-        self._held: set[int] = set()  # the ids of their parameters
+        self._held: set[int] = set()  # the ids of the parameters of other optimizers
 
     def listen(self) -> None:
-        """Start to notice."""
+        """Start listening."""
         if self._handle is None:
             self._handle = register_optimizer_step_pre_hook(self._stepped)
 
     def ignore(self) -> None:
-        """Stop noticing."""
+        """Stop listening."""
         if self._handle is not None:
             self._handle.remove()
             self._handle = None

@@ -1,4 +1,4 @@
-"""Notices that a loop takes each update back before the next one, as by loading older weights."""
+"""Notices that a loop reverts each update before the next one, for example by loading older weights."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from tui_descent.instruments.deferred import is_asynchronous
 from tui_descent.instruments.module_hooks import plain
 from tui_descent.instruments.net_structure import WatchedLayer
 
-# Larger weights are not copied. With less than this share of an update left, it counts as taken back.
+# Larger weights are not copied. If less than this share of an update is left, the update counts as reverted.
 MOST_NUMBERS, LEFT = 1 << 16, 0.05
 
 
 class OverwrittenWeights:
-    """Compares how far a weight is from where it was before the last update with the size of that update.
-
-    `watched` and its `row` in a reading are a weight that the optimizer updates. `in_a_row` is for how many measured
-    updates in a row almost nothing was left, `left` the share that was left of the last one.
+    """Compares how much a weight has changed since before the last update with the size of that update. `watched` is a
+    layer whose weight the optimizer updates, and `row` is its row in a reading. `in_a_row` is the number of measured
+    updates in a row of which almost nothing was left. `left` is the share of the last update that was left.
     """
 
     def __init__(self, watched: WatchedLayer, row: int) -> None:
@@ -25,11 +24,11 @@ class OverwrittenWeights:
         self.in_a_row, self.left = 0, 1.0
         self._weight = watched.weight
         self._before: tuple[int, Tensor] | None = None  # the last update and a copy of the weight before it
-        self._update: float | None = None  # its norm, if it was measured
+        self._update: float | None = None  # the norm of the last update, if it was measured
 
     @torch.no_grad()
     def before_update(self, step: int) -> None:
-        """Update `step` is about to be made."""
+        """Called when update `step` is about to be made."""
         weight = plain(self._weight)
         if weight is None:
             return
@@ -41,11 +40,11 @@ class OverwrittenWeights:
         self._before, self._update = (step, weight.clone()), None
 
     def measured(self, step: int, update_norm: float | None) -> None:
-        """The reading of update `step`."""
+        """Called with the reading of update `step`."""
         if self._before is not None and self._before[0] == step:
             self._update = update_norm
 
 
 def can_be_compared(weight: nn.Parameter) -> bool:
-    """Whether a weight is small enough to be copied, and has ordinary numbers that can be read without waiting."""
+    """Whether a weight is small enough to be copied and can be read without waiting."""
     return not is_asynchronous(weight.device) and weight.numel() <= MOST_NUMBERS and plain(weight) is not None

@@ -19,7 +19,7 @@ class RateReport:
         self._steering, self._progress = steering, progress
         self._rates: dict[str, list[float]] = {}
         self._due_s = -math.inf
-        self._interventions = 0  # how many there were before the last report
+        self._interventions = 0  # how many interventions there were before the last report
 
     def report(self) -> None:
         """Report the rates if they have changed: after an intervention, and at most once a second otherwise."""

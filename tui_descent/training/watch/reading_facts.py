@@ -1,4 +1,6 @@
-"""Facts that need numbers: updates that are exactly 0, a constant output, the scale of the inputs, lone batch norms."""
+"""Facts that need readings: updates that are exactly 0, a constant output, inputs of a wrong scale, batch norms that
+get one sample.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,12 @@ from tui_descent.protocol.readings import row_value
 from tui_descent.training.steering.steered_optimizer import SteeredOptimizer
 from tui_descent.training.watch.facts import Evidence, Facts
 
-READINGS = 3  # in a row, for updates of 0 and a constant output
-PASSES = 2  # in a row, for inputs and batch norms
-SETTLED = 10  # updates after which an output may no longer be constant: a head may start at zero
-CONSTANT = 1e-6  # standard deviation over the samples, relative to the rms
-SLOWED = 1e-3  # of the largest rate with which weights moved: below it, the rate and not a minimum stops them
-LEAST_GRADIENT = 1e-6  # below it a run is so close to a minimum that its updates may well be rounded away
+READINGS = 3  # readings in a row, for updates of 0 and a constant output
+PASSES = 2  # readings in a row, for inputs and batch norms
+SETTLED = 10  # a constant output is a fact only after this many updates, because a head may start at zero
+CONSTANT = 1e-6  # below this an output is constant: its standard deviation over the samples, relative to its rms
+SLOWED = 1e-3  # below this fraction of the largest rate with which weights moved, the rate stops them, not a minimum
+LEAST_GRADIENT = 1e-6  # below this gradient a run is so close to a minimum that its updates may well be rounded away
 INPUT_RMS = 1e-2, 1e2
 
 
@@ -29,7 +31,7 @@ class ReadingFacts:
         self._unmoved = 0  # readings without any update
         self._moved_at: float | None = None  # the largest rate with which weights moved
         self._constant: dict[str, int] = {}  # by net
-        self._scaled: dict[str, int] = {}  # with inputs that are too large or too small, by layer
+        self._scaled: dict[str, int] = {}  # by layer: readings in a row with inputs that are too large or too small
         self._lone_norms = 0
 
     def forget(self) -> None:
@@ -41,9 +43,8 @@ class ReadingFacts:
     def check_updates(
         self, sample: Sample, layers: Sequence[WatchedLayer], optimizers: Sequence[SteeredOptimizer]
     ) -> None:
-        """Check whether any weight moves. Row n of the `sample` belongs to layer n.
-
-        Weights that have moved may stand still at a minimum, unless the rate has fallen far since.
+        """Check whether any weight moves. Row n of the `sample` belongs to layer n. Weights that have moved before may
+        stop at a minimum; they are reported only if the rate has fallen far since.
         """
         held = {id(p) for one in optimizers for p in one.parameters()}
         updates = [

@@ -18,7 +18,7 @@ class ReadingPlace:
     structure: int
 
     def write(self, link: KeeperLink | None, sample: Sample, rare: dict[str, float], *, cost: float) -> None:
-        """Write a reading. `rare` maps names to the values of the tier `rare`; `sample` holds all others.
+        """Write a reading. `rare` maps names to the values of the tier `rare`; `sample` holds all other values.
 
         `cost` is the share of the time that watching takes.
         """

@@ -43,19 +43,19 @@ class _Step(NamedTuple):
     step: int
     rate: float
     time_s: float
-    rows: int  # the number of rows; their mean loss is the loss of the step
-    made: bool  # an update was made, as far as the host knows
-    counted: bool  # the step counts as a step of the run
-    stoppable: bool  # the device skips the update if a row is not finite
-    checked: bool  # the loss was checked before the update
-    readable: bool  # `run.step` was given a number
+    rows: int  # the number of rows, whose mean loss is the loss of the step
+    made: bool  # whether an update was made, as far as the host knows
+    counted: bool  # whether the step counts as a step of the run
+    stoppable: bool  # whether the device skips the update if a row is not finite
+    checked: bool  # whether the loss was checked before the update
+    readable: bool  # whether `run.step` got the loss as a number
 
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
     arrival: HostCopy | None  # None if `report` already has the numbers
     report: Callable[[list[float]], None]
-    of_update: bool  # the reading is dropped if the update turns out to have been skipped
+    of_update: bool  # if it turns out that the update was skipped, the reading is dropped
 
     @property
     def ready(self) -> bool:
@@ -65,14 +65,14 @@ class _Reading:
 class _NonFinite(NamedTuple):
     step: int
     loss: float | None  # None if the gradient was not finite
-    stopped: bool  # the device skipped the update
+    stopped: bool  # whether the device skipped the update
 
 
 class Results:
     """The results of one run's steps.
 
-    With `stops`, a non-finite loss or gradient holds or ends the run. From that step on, a fused optimizer on a device
-    skips its updates until the fault was handled. A scenario run (`is_scenario`) neither counts nor reports skipped
+    With `stops`, a non-finite loss or gradient holds or ends the run. From that step on, a fused optimizer on a GPU
+    skips its updates until the fault is handled. A scenario run (`is_scenario`) neither counts nor reports skipped
     updates; a user loop reports them as skipped steps.
     """
 
@@ -113,7 +113,7 @@ class Results:
 
     @property
     def skipped_in_a_row(self) -> int:
-        """How many of the newest reported steps in a row had their update skipped."""
+        """The number of newest reported steps in a row whose update was skipped."""
         return self._skipped_in_a_row if self._skipped and not self._stopping else 0
 
     def check_loss(self, loss: Tensor | float) -> Fault | None:
@@ -136,7 +136,7 @@ class Results:
         return True
 
     def restore_found_inf(self) -> None:
-        """Give the optimizer its own `found_inf` back, after an update or if the update raised."""
+        """Give the optimizer its own `found_inf` back. Called after an update, also if it raised."""
         self._losses.restore_found_inf()
 
     def add_reading(self, reading: Deferred[Any], report: Callable[[Any], None]) -> None:
@@ -148,7 +148,7 @@ class Results:
             self._reading = _Reading(HostCopy(reading.columns), lambda v: report(reading.read(v)), of_update=True)
 
     def drop_reading(self) -> None:
-        """Drop the reading of the current step: it does not cover all of its updates."""
+        """Drop the reading of the current step, because it does not cover all updates of the step."""
         self._reading = None
 
     def accumulate(self, loss: Tensor | float, time_s: float) -> None:
@@ -183,9 +183,8 @@ class Results:
             self._reading = None
 
     def report_fast(self, loss: Tensor | float, time_s: float, rate: float) -> bool:
-        """Report a fast step right away: its loss is on the host, and nothing waits in the queue.
-
-        Returns False, with nothing done, if the step has to go through the queue: on CUDA, or with a non-finite loss.
+        """Report a fast step right away. This is possible if its loss is on the host and nothing waits in the queue. If
+        the step has to go through the queue, on CUDA or with a non-finite loss, does nothing and returns False.
         """
         if self.deferred:
             return False
@@ -203,7 +202,7 @@ class Results:
         self._waiting.append(_Reading(arrival, report, of_update=False))
 
     def report(self, *, wait: bool = False) -> Fault | None:
-        """Report the results that are on the host; with `wait`, wait for all others and report them too.
+        """Report the results that are on the host. With `wait`, wait for all other results and report them too.
 
         Returns the fault of the first non-finite number. The caller has to handle it before the next call. If faults
         stop the run, all results have been reported when a fault is returned.
@@ -225,7 +224,7 @@ class Results:
         return self._fault() if self._non_finite is not None else None
 
     def resume(self) -> None:
-        """Continue after a fault: the device makes updates again."""
+        """Continue after a fault: from now on the device makes updates again."""
         if self._stops:
             self._stopping = False
             self._losses.allow_updates()
@@ -254,7 +253,9 @@ class Results:
         return len(self._losses.rows) >= item.rows if isinstance(item, _Step) else item.ready
 
     def _wait_for(self, item: _Step | _Reading) -> None:
-        """Wait until a step's rows are on the host. For a reading nothing is done here: reading its values waits."""
+        """Wait until a step's rows are on the host. For a reading this does nothing, because reading its values waits
+        anyway.
+        """
         while isinstance(item, _Step) and len(self._losses.rows) < item.rows:
             self._losses.collect(wait=True)
 

@@ -39,7 +39,7 @@ class StepTimer:
         self._watching_fast_s += time.perf_counter() - start_s + hooks_s
 
     def report(self) -> None:
-        """Report to the sampler how long the steps since the last report took. To be called between two steps."""
+        """Report to the sampler how long the steps since the last report took. Call this between two steps."""
         if not self._steps:
             return
         busy_s, elapsed_s = self._elapsed()

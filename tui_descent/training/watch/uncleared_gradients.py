@@ -15,12 +15,11 @@ PART = "the check whether gradients are cleared"
 
 
 class UnclearedGradients:
-    """Follows the gradient of one weight from update to update.
-
-    Call `attach` before the forward pass. When the weight's module is called, a hook is put on the weight, which
-    `before_update` removes, so that nothing hangs on the weight between two steps. The hook is called each time that
-    autograd has added to `.grad`. It sees whether `.grad` is still the tensor of the last update, and whether nothing
-    but these additions has written to it. `in_a_row` is for how many updates in a row that was so.
+    """Follows the gradient of one weight from update to update. Call `attach` before the forward pass. When the
+    weight's module is called, a hook is put on the weight. `before_update` removes it, so nothing remains on the weight
+    between two steps. Autograd calls the hook each time it has added to `.grad`. The gradient is uncleared if `.grad`
+    is still the tensor of the last update, and only these additions have written to it. `in_a_row` is the number of
+    updates in a row for which this was true.
     """
 
     def __init__(self, watched: WatchedLayer, failures: Failures) -> None:
@@ -34,7 +33,7 @@ class UnclearedGradients:
         self._fired, self._cleared = 0, False
 
     def attach(self) -> None:
-        """Listen to the coming step."""
+        """Listen during the coming step."""
         self.detach()  # the last update may have been skipped
         self._fired, self._cleared = 0, False
         self._hooks.attach()
@@ -49,7 +48,7 @@ class UnclearedGradients:
                 self._weight._post_accumulate_grad_hooks = None  # type: ignore[assignment]
 
     def before_update(self) -> None:
-        """The optimizer is about to use the gradient."""
+        """Called when the optimizer is about to use the gradient."""
         self.detach()
         if self._kept is not None:
             self.in_a_row = self.in_a_row + 1 if self._fired and not self._cleared else 0
@@ -60,7 +59,7 @@ class UnclearedGradients:
             self._handle = self._weight.register_post_accumulate_grad_hook(self._added)  # type: ignore[no-untyped-call]
 
     def _added(self, weight: Tensor) -> None:
-        """Autograd has added a gradient to `.grad`."""
+        """Called when autograd has added a gradient to `.grad`."""
         try:
             self._fired += 1
             now, before = _identity(self._weight), self._kept

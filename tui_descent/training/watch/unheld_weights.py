@@ -1,4 +1,4 @@
-"""Follows weights that no watched optimizer holds, to see whether something else changes them."""
+"""Follows weights that no watched optimizer holds, to find out whether something else changes them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from tui_descent.instruments.module_hooks import plain
 from tui_descent.instruments.net_structure import WatchedLayer
 
-# At most so many numbers of a weight are compared: an even choice of them.
+# At most this many numbers of a weight are compared, evenly spaced.
 MOST_NUMBERS = 1 << 16
 
 
 class UnheldWeights:
-    """Copies of the weights as they were when they were first looked at, by id."""
+    """Copies of the weights from when they were first checked, by id."""
 
     def __init__(self) -> None:
         self._copies: dict[int, Tensor] = {}
@@ -23,7 +23,7 @@ class UnheldWeights:
         self._changed: set[int] = set()
 
     def is_constant(self, weight: nn.Parameter) -> bool:
-        """Whether the weight is still as it was when this was first called for it. Waits for the weight's device."""
+        """Whether the weight is unchanged since the first call for it. Waits for the weight's device."""
         key, ordinary = id(weight), plain(weight)
         if key in self._changed or ordinary is None:
             return False
@@ -39,7 +39,7 @@ class UnheldWeights:
         return True
 
     def looks(self, weight: nn.Parameter) -> int:
-        """How often the weight was found unchanged."""
+        """How many times the weight was found unchanged."""
         return self._looks.get(id(weight), 0)
 
     def keep_only(self, layers: Iterable[WatchedLayer]) -> None:

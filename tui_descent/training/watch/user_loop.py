@@ -38,11 +38,13 @@ class ShownRun:
         return self._pid == os.getpid()
 
     def set(self, run: Watch) -> None:
-        """Make `run` the one that is shown."""
+        """Make `run` the run that is shown."""
         self._pid, self._run, self._warned = os.getpid(), weakref.ref(run), False
 
     def warn_second(self) -> None:
-        """Warn once of a second `watch()`: in the script's output, and to viewers if the first run has not ended."""
+        """Warn about a second `watch()`, but only once: in the script's output, and to viewers if the first run has not
+        ended.
+        """
         if self._warned:
             return
         self._warned = True
@@ -73,15 +75,15 @@ def watch(
     of the time. If neither is given, the options of the command line apply; their default is a budget of 1 %.
 
     Several nets and optimizers are passed as a dict or list: `watch({"g": G, "d": D}, {"g": opt_g, "d": opt_d})`. A
-    command can then name an optimizer, as in `lr@optimizer.g=*0.5`; in a list they are `optimizer.0`, `optimizer.1`, ….
-    An optimizer may also be a wrapper, such as Accelerate's or Fabric's.
+    command can then name an optimizer, as in `lr@optimizer.g=*0.5`. In a list the names are `optimizer.0`,
+    `optimizer.1`, …. An optimizer may also be a wrapper, such as Accelerate's or Fabric's.
 
     `state={"scheduler": …, "scaler": …}` lists what an undo restores in addition to model and optimizer: objects with
     `state_dict` and `load_state_dict`, modules, tensors, dicts. The loop's own counter and data are not restored.
 
-    Raises `ValueError` for a `state` that cannot be restored and for an optimizer that cannot be watched. Later nothing
-    of ours raises into the loop, except to end the run: a part that fails is switched off, and a note says so. If no
-    keeper can be started, a message says so and the loop trains unwatched.
+    Raises `ValueError` for a `state` that cannot be restored and for an optimizer that cannot be watched. Later no
+    error of ours reaches the loop: a part that fails is switched off, and a note says so. Only `StopRun` does, which
+    ends the run. If no keeper can be started, a message says so and the loop trains unwatched.
     """
     as_one_net(model), steered_optimizers(optimizer)  # raise now, before a keeper is started
     restored = user_holders(state or {})

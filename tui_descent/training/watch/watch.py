@@ -61,12 +61,12 @@ MAX_FAST_S = 0.4
 class Watch:
     """One watched run.
 
-    `model` and `optimizer` are what `watch()` takes: one of each, or a dict or list of them.
-    `on_fault` says whether a non-finite loss or gradient holds the run, ends it, or is only reported. `plan` are knobs
-    to turn, with the steps before which they are turned. `replay` repeats the passes of the current batch, for the
-    instruments that need this. `about` is the `RunStarted` event of a scenario run; a user loop has none. In a scenario
-    run (`is_scenario`) a dropped update does not count as a step. An undo restores the objects in `state` in addition
-    to the model and the optimizer.
+    `model` and `optimizer` are what `watch()` takes: one of each, or a dict or list of them. `on_fault` says whether a
+    non-finite loss or gradient holds the run, ends it, or is only reported. `plan` lists knobs to turn, each with the
+    step before which to turn it. `replay` repeats the passes of the current batch, for the instruments that need this.
+    `about` is the `RunStarted` event of a scenario run; a user loop has none. In a scenario run (`is_scenario`) a
+    dropped update does not count as a step. An undo restores the objects in `state` in addition to the model and the
+    optimizer.
     """
 
     def __init__(
@@ -125,7 +125,9 @@ class Watch:
         self._rates = RateReport(steering, progress)
         self._timer = StepTimer(sampler, progress, steering)
         self._start_s = self._fast_until_s = time.perf_counter()
-        self._first_loss: Tensor | float | None = None  # of a first step that nothing has watched: see `_enter_late`
+        self._first_loss: Tensor | float | None = (
+            None  # the loss of a first step that was not watched: see `_enter_late`
+        )
         steering.attach(self._hooks.follow, self._hooks.muted)
         if curvature is not None:
             steering.attach(curvature.follow, self._hooks.muted)
@@ -154,7 +156,7 @@ class Watch:
                 self._hooks.attach()
                 self._begin()
             else:
-                # A framework may never leave the run, and a script without `with` cannot.
+                # A framework may never leave the run, and a script without `with` has no way to leave it.
                 atexit.register(self._end_at_exit, os.getpid())
                 self._wiring.start()
                 with self.failures.guard("the optimizer hooks"):
@@ -182,7 +184,7 @@ class Watch:
         try:
             if self._first_loss is not None:
                 self._begin()
-            fault = self._hooks.take_fault()  # of an update that no `step` followed
+            fault = self._hooks.take_fault()  # the fault of an update that no `step` followed
             ended_by = self.control.finish(error, self._with_loss(fault, None) if fault is not None else None)
         except Exception as own_error:
             if self._is_scenario:
@@ -196,7 +198,7 @@ class Watch:
         return isinstance(ended_by, StopRun)
 
     def _detach(self) -> None:
-        """Remove everything of ours from the user's objects and from torch."""
+        """Remove everything that we have attached to the user's objects and to torch."""
         self._hooks.detach()
         self._wiring.stop()
         self._order.stop()
@@ -222,7 +224,7 @@ class Watch:
             return True
 
     def step(self, loss: Tensor | float, *, batch: object = None) -> bool:
-        """Record a step, carry out commands and keep the pace. To be called after `optimizer.step()`.
+        """Record a step, carry out commands and keep the pace. Call this after `optimizer.step()`.
 
         Returns False if no update was made since the last call. The loss then becomes part of the mean loss of the next
         step (gradient accumulation). Raises `StopRun` if the run has to end.
@@ -235,8 +237,9 @@ class Watch:
         - a function that computes the loss again, as in `lambda: loss_fn(model(x), y)`. Only then can an operation in
           the loss function be named for certain.
 
-        Random numbers, buffers, gradients and weights are afterwards as they were. The batch is not kept. With several
-        nets only a function is run again. On a GPU nothing is: the fault is found some updates later.
+        Afterwards, random numbers, buffers, gradients and weights are the same as before. The batch is not kept. With
+        several nets only a function is run again. On a GPU nothing is run again, because the fault is found some
+        updates later.
         """
         start_s = time.perf_counter()
         progress, hooks = self.progress, self._hooks
@@ -271,7 +274,7 @@ class Watch:
         return True
 
     def _full_step(self, loss: Tensor | float, start_s: float) -> bool:
-        """Do everything that `step` does, including what it leaves out in a fast step."""
+        """Do everything that `step` has to do, including what it leaves out in a fast step."""
         if not self._entered:
             self._enter_late(loss)
             return True
@@ -285,7 +288,7 @@ class Watch:
         made, now_s = updates > 0, start_s - self._start_s
         if not self._is_scenario:
             if self._layers.net is None and not self._order.names and not updates and self._first_loss is None:
-                # Entered between an update and its `step`, as in a callback: no forward pass was seen yet.
+                # The run was entered between an update and its `step`, as in a callback. No forward pass was seen yet.
                 self._keep_first(loss)
                 return True
             self._begin()
@@ -318,7 +321,9 @@ class Watch:
 
     @staticmethod
     def _with_loss(fault: Fault, loss: Tensor | float | None) -> Fault:
-        """The fault of a gradient, now that the loss of its step is known. If that is not finite, it came first."""
+        """The fault of a gradient, with the loss of its step. If that loss is not finite either, it is the fault,
+        because it came first.
+        """
         try:
             value = None if loss is None else number(loss)
         except Exception:  # noqa: BLE001 - what a user passes must not end their training
@@ -326,9 +331,8 @@ class Watch:
         return replace(fault, loss=value, what="gradient" if value is None or math.isfinite(value) else "loss")
 
     def _enter_late(self, loss: Tensor | float) -> None:
-        """Begin at the first step, if the run was not entered by `with`. It then ends with the process.
-
-        The step is recorded before the next update, when the layers are known.
+        """Begin the run at the first step, if it was not entered by `with`. It then ends with the process. The first
+        step is recorded before the next update, when the layers are known.
         """
         self.__enter__()
         self._keep_first(loss)
@@ -380,7 +384,9 @@ class Watch:
             self._timer.restart()
 
     def _give_up(self, error: Exception) -> None:
-        """Stop watching after an error of ours. Training goes on, and only the command to stop is still obeyed."""
+        """Stop watching after an error of ours. Training goes on. Of all commands, only the one to stop is still
+        obeyed.
+        """
         if self._is_scenario:
             raise error
         self.progress.fast_steps = 0
@@ -403,17 +409,17 @@ class Watch:
         """Report a metric that the user's loop has computed. It is shown at the number of the next step.
 
         May be called from any thread, at any time; it never waits and never raises. `val_loss` is drawn as the held-out
-        loss. What is not one number is not recorded, and a note says so.
+        loss. A value that is not a single number is not recorded, and a note says so.
         """
         self._results.metrics.add(name, value)
 
     def plain(self, model: nn.Module | None = None) -> nn.Module:
         """A deep copy of `model` without anything of this package, to be saved with `torch.save`.
 
-        It has bitwise the same outputs; without a `model` it is the watched one. After a change of its structure, such
-        as a residual connection, a file with the net itself can be loaded only where this package is installed. A block
-        with a skip becomes an `fx.GraphModule`, and the names of its weights get the prefix `block.`. Raises
-        `ValueError` that says what cannot be made plain, such as a blend of activations that has not ended.
+        The copy has bitwise the same outputs. Without `model`, the watched net is copied. After a change of its
+        structure, such as a residual connection, a file with the net itself can be loaded only where this package is
+        installed. A block with a skip becomes an `fx.GraphModule`, and the names of its weights get the prefix
+        `block.`. Raises `ValueError` for what cannot be made plain, such as a blend of activations that has not ended.
         """
         return self.steering.plain(model)
 
@@ -469,7 +475,7 @@ class Watch:
 def _undo_stack(
     link: KeeperLink | None, steering: Steering, state: tuple[HoldsState, ...], *, is_scenario: bool
 ) -> UndoStack | None:
-    """The run's undo stack; None without a socket, since nobody can then ask for an undo."""
+    """The run's undo stack; None if there is no socket, because nobody can then ask for an undo."""
     if link is None or link.launch.socket is None:
         return None
     return UndoStack(steering.context, state, link.launch.undo_budget, is_scenario)

@@ -1,7 +1,6 @@
-"""Establishes facts about how a loop, its net and its optimizers are connected, and reports each with `WiringFound`.
-
-In the first updates everything that needs no reading is checked; later all is checked again at each reading. The names
-of the facts and their sentences are in `telemetry/diagnosis/wiring.py`.
+"""Finds facts about how a loop, its net and its optimizers are connected, and reports each with `WiringFound`. At each
+of the first updates, everything that needs no reading is checked. Later, everything is checked at each reading. The
+names of the facts and their sentences are in `telemetry/diagnosis/wiring.py`.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ from tui_descent.training.watch.reading_facts import ReadingFacts
 from tui_descent.training.watch.uncleared_gradients import UnclearedGradients, can_be_followed
 
 PART = "the checks of the wiring"
-# The first updates, at which nothing is left out.
+# The number of first updates, each of which is checked; none of them is a fast step.
 LOOKS = 20
-MEASURED = (1, 3, 10, 13, 16)  # inputs and outputs are measured in the update after so many looks
-UNCLEARED, TAKEN_BACK = 3, 3  # updates in a row
-# So many losses without an update are reported, unless the loop accumulates gradients over nearly as many batches.
+MEASURED = (1, 3, 10, 13, 16)  # inputs and outputs are measured at the update after this many checked updates
+UNCLEARED, TAKEN_BACK = 3, 3  # after this many updates in a row the fact is reported
+# This many losses without an update are reported, unless the loop accumulates gradients over nearly as many batches.
 MANY_LOSSES = 20
 MANY_ACCUMULATIONS = 10
 MANY_SKIPPED = 20
@@ -43,7 +42,7 @@ class Wiring:
     """The facts about one run.
 
     `before_update` is called in the optimizer's pre-hook, and `step` after it in `run.step`. Nothing is called in a
-    fast step, and there are none while `looks` is true.
+    fast step. While `looks` is true, there are no fast steps.
     """
 
     def __init__(
@@ -68,17 +67,19 @@ class Wiring:
         self._asynchronous = any(is_asynchronous(p.device) for p in model.parameters())
         self._due = False  # whether everything is checked after the current update
         self._rewinds = 0
-        self._net: NetStructure | None = None  # the net that the following belongs to
+        self._net: NetStructure | None = None  # the net to which the following fields belong
         self._ends = NetEnds(whole_nets(model), (), failures)
         self._ends_attached = False
         self._uncleared: UnclearedGradients | None = None
         self._overwritten: OverwrittenWeights | None = None
         self._follows_gradient = not is_scenario
-        self._losses = self._most_losses = 0  # losses since the last update, and the most so far
+        self._losses = self._most_losses = (
+            0  # losses since the last update, and the largest number of losses between two updates so far
+        )
 
     @property
     def looks(self) -> bool:
-        """Whether each of the next steps is looked at."""
+        """Whether every step is still checked."""
         return self._looks_left > 0
 
     def start(self) -> None:
@@ -123,9 +124,8 @@ class Wiring:
                 uncleared.attach()
 
     def before_update(self, n: int, *, closure: bool) -> None:
-        """Optimizer `n` is about to make an update: of the first ones, or of a step that is measured.
-
-        With a `closure`, it may compute several gradients for one update.
+        """Called when optimizer `n` is about to make one of the first updates, or the update of a measured step. With a
+        `closure`, it may compute several gradients for one update.
         """
         if self._stopped:
             return
@@ -137,16 +137,16 @@ class Wiring:
             elif self._uncleared is not None:
                 self._uncleared.before_update()
             if self._by_optimizer.before_update(n) and not self.looks:
-                self._looks_left = ZERO_RATES + 1  # look at each update, to see whether the rate stays at 0
+                self._looks_left = ZERO_RATES + 1  # check each update, to see whether the rate stays at 0
             if self._overwritten is not None and not n:
                 self._overwritten.before_update(self._progress.step)
 
     def read(self) -> Deferred[Ends]:
-        """What was measured in the pass of this step."""
+        """The measurements of the pass of this step."""
         return self._ends.read()
 
     def report(self, step: int, sample: Sample | None, ends: Ends) -> Sample | None:
-        """The reading of update `step` has arrived. Returns its `sample`."""
+        """Called when the reading of update `step` has arrived. Returns its `sample`."""
         if not self._stopped:
             with self._checks():
                 if sample is not None:
@@ -158,9 +158,8 @@ class Wiring:
         return sample
 
     def step(self, loss: object, updates: int, *, skipped: bool, skipped_in_a_row: int) -> None:
-        """`run.step(loss)` was called after so many updates. `skipped`: an update was dropped or skipped.
-
-        `skipped_in_a_row` is how many of the newest steps in a row were skipped.
+        """Called at `run.step(loss)`. `updates` is the number of updates since the last call. `skipped` says that an
+        update was dropped or skipped. `skipped_in_a_row` is the number of newest steps in a row that were skipped.
         """
         if not self._stopped:
             with self._checks():
