@@ -18,10 +18,10 @@ def silent(silent_s: int, state: str = "running") -> StateChanged:
 @pytest.mark.parametrize(
     ("events", "lines"),
     [
-        ([silent(4), silent(5), silent(60)], ["step 3: no word from the trainer for 4 s"]),
+        ([silent(4), silent(5), silent(60)], ["step 3: the trainer has been silent for 4 s"]),
         (
             [silent(4), silent(5), RUNNING, steps(3, [1.0]), silent(6)],
-            ["step 3: no word from the trainer for 4 s", "step 4: no word from the trainer for 6 s"],
+            ["step 3: the trainer has been silent for 4 s", "step 4: the trainer has been silent for 6 s"],
         ),
         ([RUNNING, RUNNING], []),
     ],
@@ -33,4 +33,4 @@ def test_silence_of_the_trainer_is_printed_once(
     for event in [started(), RUNNING, steps(0, [1.0] * 3), *events]:
         progress(event)
     printed = capsys.readouterr().err.splitlines()
-    assert [line for line in printed if "no word" in line] == lines
+    assert [line for line in printed if "silent for" in line] == lines

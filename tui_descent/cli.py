@@ -169,7 +169,7 @@ def _add_watch_options(parser: argparse.ArgumentParser) -> None:
         help="memory for the snapshots that the key u restores, as in 256MB (auto: a tenth of the device's free "
         "memory, at most 2GB); if one snapshot needs more, u restores only the knob's value",
     )
-    parser.add_argument("--runs-dir", metavar="DIR", help="folder in which each run gets a folder of its own")
+    parser.add_argument("--runs-dir", metavar="DIR", help="parent folder: each run creates a folder of its own in it")
 
 
 def _add_presets(commands: Any) -> None:
@@ -186,7 +186,7 @@ def _add_presets(commands: Any) -> None:
     )
     presets.add_argument("name", nargs="?", metavar="NAME")
     presets.add_argument(
-        "--toml", action="store_true", help="print only the file of this preset, to be edited into a scenario file"
+        "--toml", action="store_true", help="print only this preset's file, as a start for your own scenario file"
     )
     presets.add_argument("--verify", action="store_true", help="check the claims of this preset, or of all presets")
     presets.add_argument(

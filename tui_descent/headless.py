@@ -151,7 +151,7 @@ class Progress:
                 self._line(f"{event.state}…", always=True)
             case StateChanged() if event.silent_s and not self._silent and self._history.started is not None:
                 self._silent = True
-                self._say(f"step {self._history.steps}: no word from the trainer for {event.silent_s} s")
+                self._say(f"step {self._history.steps}: the trainer has been silent for {event.silent_s} s")
             case KnobTurned():
                 way = f", {event.way}" if event.way else ""
                 old, new = (shown_value(event.knob, value) for value in (event.old, event.new))
@@ -173,7 +173,7 @@ class Progress:
         h = self._history
         total = h.started.steps if h.started else None
         rate = f"{h.steps_per_s:,.0f} steps/s" if h.steps_per_s else ""
-        left = f"no word for {h.state.silent_s} s" if h.state.silent_s else ""
+        left = f"silent for {h.state.silent_s} s" if h.state.silent_s else ""
         loss = f"loss {h.shown_loss:.4g}" if h.steps else ""
         if total and h.steps_per_s:
             left = f"ETA {max(0, total - h.steps) / h.steps_per_s:,.0f} s"

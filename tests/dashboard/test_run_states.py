@@ -183,15 +183,15 @@ async def test_a_silent_trainer_is_shown_in_every_state_and_keys_answer(state: S
         dashboard.keeper.publish(before)
         await dashboard.shows(f"● {state}")
         dashboard.keeper.publish(StateChanged(state=state, reason="the trainer has not responded", silent_s=4))
-        await dashboard.shows("● no word for 4 s", "the trainer is suspended or in a long step · q: quit")
+        await dashboard.shows("● silent for 4 s", "the trainer is suspended or in a long step · q: quit")
         dashboard.keeper.publish(StateChanged(state=state, reason="the trainer has not responded", silent_s=12))
-        await dashboard.shows("● no word for 12 s")
+        await dashboard.shows("● silent for 12 s")
         dashboard.keeper.replies = False
         await dashboard.press("plus")
         await dashboard.shows("requested  lr=*1.25")
         dashboard.keeper.publish(before)
         await dashboard.shows(f"● {state}")
-        assert "no word" not in dashboard.text()
+        assert "silent for" not in dashboard.text()
 
 
 @pytest.mark.parametrize(
@@ -204,11 +204,11 @@ async def test_a_silent_keeper_is_shown_until_it_sends_again(state: State, monke
         await dashboard.wait_until(lambda: dashboard.app.bridge.client is not None)
         late_s = time.monotonic() + 9
         monkeypatch.setattr(bridge, "time", SimpleNamespace(monotonic=lambda: late_s))
-        await dashboard.shows("● no word for ", "the run's keeper does not respond (suspended?) · q: quit")
-        assert any(f"● no word for {n} s" in dashboard.text() for n in range(9, 20)), "more on a busy machine"
+        await dashboard.shows("● silent for ", "the run's keeper does not respond (suspended?) · q: quit")
+        assert any(f"● silent for {n} s" in dashboard.text() for n in range(9, 20)), "more on a busy machine"
         dashboard.keeper.beat()
         await dashboard.shows(f"● {state}")
-        assert "no word" not in dashboard.text()
+        assert "silent for" not in dashboard.text()
 
 
 async def test_a_keeper_that_is_silent_from_the_start_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +220,7 @@ async def test_a_keeper_that_is_silent_from_the_start_is_shown(monkeypatch: pyte
                 await wait_until(pilot, lambda: app.bridge.connected, lambda: text_of(app))
                 late_s = time.monotonic() + 5
                 monkeypatch.setattr(bridge, "time", SimpleNamespace(monotonic=lambda: late_s))
-                await wait_until(pilot, lambda: "no word for 5 s" in text_of(app), lambda: text_of(app))
+                await wait_until(pilot, lambda: "silent for 5 s" in text_of(app), lambda: text_of(app))
                 await pilot.press("q")
     assert app.return_value == 4
 
@@ -233,7 +233,7 @@ async def test_a_silent_keeper_is_left_at_once(state: State, script: bool, monke
         await dashboard.shows(f"● {state}")
         late_s = time.monotonic() + 9
         monkeypatch.setattr(bridge, "time", SimpleNamespace(monotonic=lambda: late_s))
-        await dashboard.shows("no word for 9 s")
+        await dashboard.shows("silent for 9 s")
         await dashboard.press("q")
         await dashboard.wait_until(lambda: dashboard.app.return_value is not None)
         assert dashboard.app.bridge.trouble == "the run's keeper has not responded for 9 s"
@@ -264,19 +264,19 @@ async def test_a_keeper_with_nothing_to_send_is_not_silent(state: State, monkeyp
         await dashboard.shows(f"● {state}")
         await dashboard.press("y")
         await dashboard.drawn()
-        assert "no word" not in dashboard.text()
+        assert "silent for" not in dashboard.text()
 
 
 async def test_a_user_loop_that_calls_nothing_is_not_called_a_trainer() -> None:
     silent = StateChanged(state="running", reason="the trainer has not responded for 400 s", silent_s=400)
     async with open_dashboard((80, 24), [started(scenario=None), StateChanged(state="running"), silent]) as dashboard:
-        await dashboard.shows("no word for 400 s  your loop has not called run.step since · q: quit")
+        await dashboard.shows("silent for 400 s  your loop has not called run.step since · q: quit")
 
 
 @pytest.mark.parametrize("state", ["importing torch", "building"])
 async def test_a_silent_trainer_is_shown_before_the_first_step(state: State) -> None:
     async with open_dashboard((80, 24), [StateChanged(state=state, silent_s=7)]) as dashboard:
-        await dashboard.shows(f"● {state}", "no word for 7 s")
+        await dashboard.shows(f"● {state}", "silent for 7 s")
 
 
 async def test_a_net_of_two_hundred_layers() -> None:

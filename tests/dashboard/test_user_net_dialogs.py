@@ -61,7 +61,7 @@ async def test_the_activation_dialog_of_a_block_lists_its_own_modules() -> None:
     ("key", "knob", "reason"),
     [
         ("a", "activation", "no activation modules; F.relu etc. cannot be changed"),
-        ("a", "activation", "none is hidden; …der.main.decoder.3: unknown function"),
+        ("a", "activation", "none may change; …der.main.decoder.3: unknown function"),
         ("r", "residual", "no block keeps its input's shape"),
         ("n", "norm", "only built-in nets have a place for new norm layers"),
     ],

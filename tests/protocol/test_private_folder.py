@@ -103,7 +103,7 @@ def test_links_of_our_own_are_followed(home: Path) -> None:
 @pytest.mark.parametrize("target", ["/nosuch/x", "loop"])
 def test_a_link_to_nothing_is_one_clear_error(target: str, home: Path) -> None:
     (home / "loop").symlink_to(target)
-    with pytest.raises(ChannelError, match="loop is a link to nothing; set TUI_DESCENT_HOME"):
+    with pytest.raises(ChannelError, match="loop is a broken link; set TUI_DESCENT_HOME"):
         private_folder(home / "loop" / "sockets")
 
 

@@ -141,7 +141,6 @@ def _size(node: Any) -> int:
     """
     shape = tuple(node._input_metadata[0].shape)
     dim = getattr(node, "_saved_dim", -1)
-    dim = (
-        dim - 2**64 if isinstance(dim, int) and dim >= 2**63 else dim
-    )  # torch shows a negative dimension as an unsigned number
+    # Torch shows a negative dimension as an unsigned number.
+    dim = dim - 2**64 if isinstance(dim, int) and dim >= 2**63 else dim
     return int(shape[dim]) if shape and isinstance(dim, int) else 1

@@ -45,10 +45,8 @@ class ReadingsAfterChange:
     def __init__(self) -> None:
         self._start: int | None = None  # the step of the start or of the last intervention
         self._pending: int | None = None  # the step of an intervention whose readings are not planned yet
-        self._changes, self._counted_s = (
-            float(MOST_CHANGES),
-            0.0,
-        )  # how many interventions may still have readings, and when that was counted
+        # How many interventions may still have readings, and when that was counted.
+        self._changes, self._counted_s = float(MOST_CHANGES), 0.0
 
     def restart(self, step: int) -> None:
         """Start again from update `step`, before which the run was changed."""

@@ -55,7 +55,7 @@ class Gpus:
             return
         if gpu.reason != self._reported_reason:
             self._reported_reason = gpu.reason
-            yield Noted(step=event.step, text=f"no readings of the GPU: {gpu.reason}")
+            yield Noted(step=event.step, text=f"no GPU readings: {gpu.reason}")
         yield event
 
     def read(self, taken: DeviceTaken) -> Gpu | Unreadable:

@@ -266,10 +266,8 @@ class Keeper:
             before, self._before_silence = self._before_silence, None
             if state.silent_s:  # the trainer has not reported a new state since
                 self._publish(before if before.state == state.state else StateChanged(state=state.state))
-            if before.state not in (
-                "importing torch",
-                "building",
-            ):  # these take seconds and send nothing
+            # These take seconds and send nothing.
+            if before.state not in ("importing torch", "building"):
                 self._publish(Noted(step=self.history.steps, text="the trainer responds again"))
 
     def _step_s(self) -> float:

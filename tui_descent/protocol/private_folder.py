@@ -40,7 +40,7 @@ def protected_folder(folder: Path, *, advice: str = ADVICE) -> None:
         while not os.path.lexists(missing[-1]):
             missing.append(missing[-1].parent)
         if not (found := missing.pop()).exists():
-            raise FileNotFoundError(0, f"{found} is a link to nothing")
+            raise FileNotFoundError(0, f"{found} is a broken link")
         _check(found, advice)
         for path in reversed(missing):
             with contextlib.suppress(FileExistsError):  # another run has just created it

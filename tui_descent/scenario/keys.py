@@ -271,7 +271,7 @@ KEYS: tuple[KeyBinding, ...] = (
     ),
     KeyBinding("enter", ("enter",), "one layer", "show all readings of the selected layer", "open_layer"),
     KeyBinding(
-        "escape", ("escape",), "whole net", "clear the selection, so that knobs act on the whole net", "clear_selection"
+        "escape", ("escape",), "whole net", "clear the selection; knobs then act on the whole net", "clear_selection"
     ),
     KeyBinding(
         "ctrl+z", ("ctrl+z",), "suspend", "return to the shell; the command fg brings the dashboard back", "suspend"

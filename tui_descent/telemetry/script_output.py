@@ -135,9 +135,8 @@ def _read_end(path: Path) -> bytes:
     if size <= TAIL_BYTES:
         return data
     # The tail begins inside a line, which is left out. A line that fills the whole tail is shown without its beginning.
-    _, *rest = re.split(
-        rb"[\r\n]", data, maxsplit=1
-    )  # a progress bar that prints \n only at its end is one line with many states
+    # A progress bar that prints \n only at its end is one line with many states.
+    _, *rest = re.split(rb"[\r\n]", data, maxsplit=1)
     return rest[0] if rest and rest[0] else data
 
 

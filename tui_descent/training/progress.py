@@ -39,9 +39,8 @@ class Progress:
         self.fast_steps = 0  # how many of the next steps only need recording
         self.interrupted = False  # whether something other than pacing took time between the last two updates
         self.rewound = False  # whether an undo or redo has happened since the last update
-        self.broken = (
-            False  # whether the run is held at a non-finite number: undo then goes back to the last good snapshot
-        )
+        # Whether the run is held at a non-finite number: undo then goes back to the last good snapshot.
+        self.broken = False
         self.state: tuple[State, str] | None = None
         self._noted: set[str] = set()
         self._memory: DeviceMemory | None = None

@@ -299,7 +299,7 @@ def test_the_receipt_says_which_modules_changed_and_what_saved_models_need(keepe
     notes = [event.note for event in keeper_with_undo.events(KnobTurned)]
     assert notes == [
         "2 modules: 1, 2.1; 1 left alone; models saved before step 51 need tui_descent",
-        "1 module: 2; saved models need tui_descent, run.plain(model) does not",
+        "1 module: 2; saved models need tui_descent, copies by run.plain do not",
         "2 modules: 1, 2.1; 1 left alone",
     ]
 

@@ -201,7 +201,7 @@ def test_clipping_that_raises_is_taken_back(limit: str, monkeypatch: pytest.Monk
         assert steps(watched, its_optimizer, each) == losses
     turned = keeper.events(KnobTurned)
     assert [(event.old, event.new) for event in turned] == [("off", limit), (limit, "off")]
-    assert turned[1].note == "taken back: clipping raised Boom: on purpose"
+    assert turned[1].note == "clipping was switched off again: it raised Boom: on purpose"
 
 
 @pytest.mark.parametrize("knob", ["momentum=0.5", "weight_decay=0.1", "freeze@0=on"])

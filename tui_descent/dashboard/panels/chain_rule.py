@@ -33,11 +33,11 @@ class ChainRulePanel(Panel):
     help_text = (
         "The factor by which each block changes the gradient's norm in the backward pass, ‖∂L/∂in‖ / ‖∂L/∂out‖. By "
         "parts: computed from the block's weights, activation slopes, normalisation and skip connection. Autograd: the "
-        "same factor from autograd. Error: relative difference between the two gradient vectors at the block's input. "
-        "The bar is the factor's logarithm: left of 1 the gradient shrinks. The two ┊ mark the healthy range of one "
-        "factor: if every bar ends between them, the product of all factors "
-        f"stays within {VANISHES_BELOW:g} … {EXPLODES_ABOVE:.0f}. Product: all factors from the output down to this "
-        "block, multiplied. Measured once a second."
+        "same factor, computed by autograd. Error: relative difference between the two gradient vectors at the block's "
+        "input. The bar shows the factor on a logarithmic scale; it points left if the gradient shrinks. The two ┊ "
+        "mark the healthy range of one factor. If every bar ends between them, the product of all factors stays within "
+        f"{VANISHES_BELOW:g} … {EXPLODES_ABOVE:.0f}. Product: all factors from the output down to this block, "
+        "multiplied. Measured once a second."
     )
 
     def __init__(self, *, id: str | None = None) -> None:

@@ -37,7 +37,7 @@ def diagnosis_line(view: View) -> Words:
         return "disconnected", colours.RED, f"{safe(view.trouble)} · display frozen{QUIT}", colours.TEXT
     if view.keeper_silent_s:
         text = f"the run's keeper does not respond (suspended?){QUIT}"
-        return f"no word for {view.silent_s} s", colours.ORANGE, text, colours.TEXT
+        return f"silent for {view.silent_s} s", colours.ORANGE, text, colours.TEXT
     state, reason = history.state.state, safe(history.state.reason)
     if view.stopping and state != "stopping":
         text = f"waiting for the script's next step{KILL}"
@@ -46,7 +46,7 @@ def diagnosis_line(view: View) -> Words:
     if silent_s and state not in STARTING:
         ours = history.started is None or history.started.scenario is not None
         text = "the trainer is suspended or in a long step" if ours else "your loop has not called run.step since"
-        return f"no word for {silent_s} s", colours.ORANGE, f"{text}{QUIT}", colours.TEXT
+        return f"silent for {silent_s} s", colours.ORANGE, f"{text}{QUIT}", colours.TEXT
     if state == "held":
         # The trainer's reason may name the keys already.
         keys = "" if reason.endswith((", q leaves", QUIT)) else f" · space: resume{QUIT}"
@@ -58,10 +58,15 @@ def diagnosis_line(view: View) -> Words:
     if state == "paused":
         text = f"before step {with_commas(history.steps)} · space: resume · .: one step"
         return "paused", style, text, colours.TEXT
-    so_far, so_far_style = (f"no word for {silent_s} s", colours.TEXT) if silent_s else ("", colours.DIM)
+    so_far, so_far_style = (f"silent for {silent_s} s", colours.TEXT) if silent_s else ("", colours.DIM)
     if state == "importing torch":
         usual = "takes a few seconds"
-        return "importing torch…", colours.DIM, f"{so_far}; it usually {usual}" if so_far else usual, so_far_style
+        return (
+            "importing torch…",
+            colours.DIM,
+            f"{so_far}; importing usually {usual}" if so_far else usual,
+            so_far_style,
+        )
     if state == "building":
         return "building the network…", colours.DIM, so_far, so_far_style
     if state == "testing":

@@ -23,10 +23,10 @@ class EventsPanel(Panel):
     """Everything that happened in the run apart from its steps."""
 
     help_text = (
-        "Interventions, findings, errors, held-out loss, marks and notes, each with its step; the newest is at the "
-        "bottom. Held-out losses in a row are one line: the first and the last of them, and how many there are (×). E "
-        "leaves out held-out losses and plain notes. An undo or redo starts a new segment; its number is written "
-        "before the step: 1·150."
+        "Interventions, findings, errors, held-out losses, marks and notes, each with its step; the newest is at the "
+        "bottom. Several held-out losses in a row share one line: the first, the last, and their number (×). E leaves "
+        "out held-out losses and plain notes. An undo or redo starts a new segment; its number is written before the "
+        "step: 1·150."
     )
 
     def __init__(self, *, id: str | None = None) -> None:

@@ -25,7 +25,7 @@ class LookAheadPanel(RangeTestResultPanel):
         "Loss of the next batch at θ + s·d, where θ are the current weights and d is the optimizer's next update, with "
         "momentum, preconditioning, weight decay and clipping. The mark '▲ next' is at s = 1. If the loss still falls "
         "beyond s = 1, a longer step would be better for this batch. If the loss at s = 1 is higher than at s = 0, the "
-        "step is too long for it."
+        "step is too long for this batch."
     )
 
     def heading(self, view: View) -> tuple[str, str]:

@@ -30,7 +30,7 @@ class LossPanel(Panel):
 
     help_text = (
         "Training loss of every update. Dim: range from the lowest to the highest loss of the steps in a column. "
-        "Bright: smoothed loss, a moving average over 20 steps; five losses after a jump it restarts at the new "
+        "Bright: smoothed loss, a moving average over 20 steps. Five losses after a jump, it restarts at the new "
         "level. ○ loss on held-out data. ┊ an intervention. Faint: undone steps (g hides them). Unit: nats for "
         "cross-entropy."
     )

@@ -20,8 +20,8 @@ class OutputPanel(Panel):
     """The newest lines that were printed. It scrolls."""
 
     help_text = (
-        "What the script has printed; the newest line is at the bottom. Progress bars show their last state. Nothing "
-        "can be typed here: reading from the terminal gives the end of the input."
+        "What the script has printed; the newest line is at the bottom. Progress bars show their last state. You "
+        "cannot type here: a script that reads from the terminal gets the end of the input at once."
     )
 
     def __init__(self, *, id: str | None = None) -> None:

@@ -25,10 +25,11 @@ class RangeTestPanel(RangeTestResultPanel):
     """The loss after one update at each of a hundred learning rates, on a logarithmic axis of learning rates."""
 
     help_text = (
-        "A hundred updates, each with a larger learning rate than the one before. After each: the loss of the next "
-        "batch, minus the same batch's loss at the weights before the test, so that hard and easy "
-        "batches cancel out. The run is restored afterwards. Dim: each batch. Bright: exponential moving average, "
-        "factor 0.9. ▲ lowest: the rate with the lowest loss. ▲ try: the suggested rate, a tenth of that."
+        "A hundred updates, each with a larger learning rate than the one before. Drawn after each update: the loss of "
+        "the next batch, minus the loss of the same batch at the weights before the test. The subtraction removes the "
+        "differences between hard and easy batches. The run is restored afterwards. Dim: each batch. Bright: "
+        "exponential moving average, factor 0.9. ▲ lowest: the rate with the lowest loss. ▲ try: the suggested rate, a "
+        "tenth of that."
     )
 
     def heading(self, view: View) -> tuple[str, str]:

@@ -19,9 +19,9 @@ class SmallestCurvaturePanel(Panel):
 
     min_interval_s = 0.25
     help_text = (
-        "λmin, the smallest curvature of the loss, on a linear axis with a line at zero. If it is clearly "
-        "negative while the gradient is small, the run is at a saddle. At a minimum it is not negative, "
-        "within the error."
+        "λmin, the smallest curvature of the loss, on a linear axis with a line at zero. If it is clearly negative "
+        "while the gradient is small, the run is at a saddle. At a minimum it is not negative, apart from its "
+        "measurement error."
     )
 
     def heading(self, view: View) -> tuple[str, str]:

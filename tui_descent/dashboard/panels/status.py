@@ -57,7 +57,7 @@ def state_of(view: View) -> tuple[str, Style]:
             return "connecting", colours.DIM
         return "disconnected", colours.state_style("lost")
     if view.keeper_silent_s or (view.silent_s and history.state.state not in STARTING):
-        return f"no word for {view.silent_s} s", colours.ORANGE
+        return f"silent for {view.silent_s} s", colours.ORANGE
     return history.state.state, colours.state_style(history.state.state)
 
 

@@ -29,10 +29,10 @@ class UpdatesPanel(LayerBarsPanel):
     metric = "update_ratio"
     help_text = (
         "‖ΔW‖ / ‖W‖ of each weight matrix in the newest reading; dimensionless. At usual learning rates it is between "
-        "1e-4 and 1e-2 (dotted lines; green bars). Grey bars are outside that range, which alone is not a fault: "
-        "small weights, Adam's first steps, fine-tuning and the end of a schedule do that. Orange bars with a ! are: "
-        "above 1 the update is larger than the weights; below a ten-thousandth of the largest update, the layer "
-        "hardly learns while others do."
+        "1e-4 and 1e-2 (dotted lines, green bars). Grey bars are outside that range. That alone is not a fault: it "
+        "also happens with small weights, in Adam's first steps, in fine-tuning and at the end of a schedule. An "
+        "orange bar with ! is a fault: the update is larger than the weights, or less than a ten-thousandth of the "
+        "largest update of all layers, so this layer hardly learns."
     )
 
     def __init__(self, *, id: str | None = None) -> None:

@@ -194,7 +194,7 @@ class Control:
                 old=old,
                 new="off",
                 value="off",
-                note=f"taken back: clipping raised {describe(error)}",
+                note=f"clipping was switched off again: it raised {describe(error)}",
                 client=0,
                 request=0,
                 **self._progress.place,

@@ -231,7 +231,7 @@ class Steering:
                 raise ValueError(f"the plain copy raises {describe(error)}") from error
             same = zip(outputs or (), expected or (), strict=True)
             if not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in same):
-                raise ValueError("the plain copy has other outputs")
+                raise ValueError("the plain copy has different outputs")
         return copy
 
     def likely_cause(self, step: int) -> str | None:

@@ -69,9 +69,8 @@ class Trial:
         run in place of the net. Raises what the net raises.
         """
         model = self._model if model is None else model
-        if (
-            not self._passes or _is_distributed()
-        ):  # in distributed training the other processes would have to run the net too
+        # In distributed training the other processes would have to run the net too.
+        if not self._passes or _is_distributed():
             return None
         outputs: list[Tensor] = []
         random_state = RandomState().state()

@@ -182,9 +182,8 @@ class FaultSearch:
             return Origin("loss function", words="or clipping?" if fault.what == "gradient" else "")
         causes = self._causes(fault, nodes)
         if not causes and fault.what == "gradient":
-            return Origin(
-                ""
-            )  # none of these operations can have made the fault: the loop may have changed the gradients
+            # None of these operations can have made the fault: the loop may have changed the gradients.
+            return Origin("")
         words = " or ".join(list(causes.values())[:2])
         operation = next(iter(causes)) if len(causes) == 1 else ""
         return Origin("loss function", operation=operation, words=f"{words}?" if words else "")

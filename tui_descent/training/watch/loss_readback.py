@@ -90,9 +90,8 @@ class DeviceLosses:
         self._sent_s = -torch.inf
         self._loss_checked = self._gradient_checked = False  # for the current row
         self._in_flight: deque[HostCopy] = deque()  # sent and not read yet
-        self._replaced: list[
-            tuple[torch.optim.Optimizer, Tensor | None]
-        ] = []  # optimizers, each with its own `found_inf`
+        # Optimizers, each with its own `found_inf`.
+        self._replaced: list[tuple[torch.optim.Optimizer, Tensor | None]] = []
 
     def check_loss(self, loss: Tensor | float) -> float:
         """Write the loss before its update. Returns 0, since the value of the loss is known only later."""

@@ -125,9 +125,7 @@ class Watch:
         self._rates = RateReport(steering, progress)
         self._timer = StepTimer(sampler, progress, steering)
         self._start_s = self._fast_until_s = time.perf_counter()
-        self._first_loss: Tensor | float | None = (
-            None  # the loss of a first step that was not watched: see `_enter_late`
-        )
+        self._first_loss: Tensor | float | None = None  # the loss of a step before the run: see `_enter_late`
         steering.attach(self._hooks.follow, self._hooks.muted)
         if curvature is not None:
             steering.attach(curvature.follow, self._hooks.muted)

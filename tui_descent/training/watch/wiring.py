@@ -73,9 +73,8 @@ class Wiring:
         self._uncleared: UnclearedGradients | None = None
         self._overwritten: OverwrittenWeights | None = None
         self._follows_gradient = not is_scenario
-        self._losses = self._most_losses = (
-            0  # losses since the last update, and the largest number of losses between two updates so far
-        )
+        # Losses since the last update, and the largest number of losses between two updates so far.
+        self._losses = self._most_losses = 0
 
     @property
     def looks(self) -> bool:

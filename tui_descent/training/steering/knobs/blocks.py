@@ -43,7 +43,7 @@ class ActivationKnob(Knob):
             return None
         if left := self.leaves_alone():
             name, reason = next(iter(left.items()))
-            return f"none is hidden; {name[-20:]}: {reason.partition(' (')[0]}"
+            return f"none may change; {name[-20:]}: {reason.partition(' (')[0]}"
         return "no activation modules; F.relu etc. cannot be changed"
 
     def acts_on(self) -> tuple[str, ...]:
@@ -195,7 +195,7 @@ class ResidualKnob(Knob):
     def _note(self, targets: list[str], value: str) -> str:
         """A note that says which blocks of a user's net were changed, and what that means for files with the net."""
         note = f"{_listed(targets)}; {len(self._own())} left alone" if self._own() else _listed(targets)
-        return f"{note}; saved models need tui_descent, run.plain(model) does not" if value == "on" else note
+        return f"{note}; saved models need tui_descent, copies by run.plain do not" if value == "on" else note
 
     def _targets(self, target: str) -> list[str]:
         """The blocks to change. Raises `ValueError` if there are none."""

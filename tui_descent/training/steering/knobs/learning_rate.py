@@ -41,9 +41,8 @@ class RateMultiplier:
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
         self._applied: list[_Applied] = []  # while the multiplier is applied
-        self._device_rates: dict[
-            int, tuple[float, float]
-        ] = {}  # by the id of a rate tensor on a GPU: its value, and when it was read
+        # By the id of a rate tensor on a GPU: its value, and when it was read.
+        self._device_rates: dict[int, tuple[float, float]] = {}
         self.multiplier = 1.0
 
     @property
@@ -69,7 +68,7 @@ class RateMultiplier:
         if math.isnan(base):
             raise ValueError(self.refusal())
         if base == 0:
-            raise ValueError("the schedule holds the learning rate at 0, which no multiplier can change")
+            raise ValueError("the schedule has set the learning rate to 0; multiplying 0 changes nothing")
         self.multiplier = knobs.new_value(text, base * self.multiplier) / base
 
     def refusal(self) -> str | None:

@@ -78,9 +78,8 @@ class ForwardObserver:
 
     def __init__(self, model: nn.Module) -> None:
         refuse_compiled(model)
-        self.error: Exception | None = (
-            None  # the exception that was raised while observing; nothing is observed after it
-        )
+        # The exception that was raised while observing; nothing is observed after it.
+        self.error: Exception | None = None
         self._modules = dict(model.named_modules())
         self._parameters = {id(p) for p in model.parameters()}
         self._nets = whole_nets(model).keys()
@@ -101,9 +100,8 @@ class ForwardObserver:
         self._top_of: dict[str, str] = {}  # the module whose call from outside the net led to this module
         self._data: list[Tensor] = []  # inputs and outputs of modules outside the graph, until the pass is judged
         self._adds_input: dict[str, bool] = {}  # for each block whose input is in the graph
-        self._adds_from_outside: dict[
-            str, bool
-        ] = {}  # for the other blocks: whether they add something of the same shape
+        # For the other blocks: whether they add something of the same shape.
+        self._adds_from_outside: dict[str, bool] = {}
         self._same_shape: set[str] = set()
         self._judged: set[str] = set()
         self._judged_nets: set[str] = set()
