@@ -36,10 +36,11 @@ class Tiers(NamedTuple):
 class ReadingsAfterChange:
     """The steps of the complete readings that follow the start of the run and each intervention.
 
-    They come 1, 2, 5, 10, 20, 35 and 50 steps after it, then at half as many steps again each time. A diagnosis needs
-    them, and their number grows only with the logarithm of the run's length. `MOST_CHANGES` interventions in a row are
-    each followed by these readings. Further interventions are followed by such readings only as far as these take at
-    most the share `CHANGES_SHARE` of the time. Otherwise a key that is held down would slow the run.
+    They come 1, 2, 5, 10, 20, 35 and 50 steps after it, then 75, 113, 170 and so on: each time after 1.5 times as many
+    steps. A diagnosis needs them, and their number grows only with the logarithm of the run's length. `MOST_CHANGES`
+    interventions in a row are each followed by these readings. Further interventions are followed by such readings only
+    as far as these take at most the share `CHANGES_SHARE` of the time. Otherwise a key that is held down would slow the
+    run.
     """
 
     def __init__(self) -> None:
