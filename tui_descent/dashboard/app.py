@@ -69,7 +69,7 @@ class DescentApp(App[int]):
         self._signals = signals
 
     async def on_mount(self) -> None:
-        """Show the screen before connecting, so that the first frame does not wait for the connection."""
+        """Show the screen before connecting, so the first frame does not wait for the connection."""
         self.register_theme(THEME)
         self.theme = THEME.name
         colours.choose_palette(self.console.color_system)

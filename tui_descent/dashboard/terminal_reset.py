@@ -33,8 +33,8 @@ class TerminalReset:
     def reset(self, wake: signal.Signals) -> None:
         """Restore the settings, drop the output that still waits, and switch off what Textual switched on.
 
-        Takes at most WITHIN_S. `wake` is a signal with a handler: it interrupts a thread that is blocked in a write,
-        which would keep all others from writing. Afterwards this process can draw nothing more.
+        Takes at most WITHIN_S. `wake` is a signal that has a handler. It interrupts a thread that is blocked in a
+        write, because such a thread would keep all others from writing. Afterwards this process can draw nothing more.
         """
         if self._before is None:
             return

@@ -36,7 +36,7 @@ class View:
 
     @property
     def silent_s(self) -> int:
-        """For how many seconds nothing has come from the keeper, or from the trainer; 0 as long as both respond."""
+        """For how many seconds the keeper or the trainer has been silent; 0 as long as both respond."""
         return self.keeper_silent_s or self.history.state.silent_s
 
     @property

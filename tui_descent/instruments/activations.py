@@ -87,8 +87,7 @@ class Activations:
         self._alive = [_Alive() for _ in self._watched]
         self._seen: dict[int, _Seen] = {}  # by activation
         self._complete: set[int] = set()  # the activations whose first call has returned
-        # Activations whose tensors are changed in place, by the module itself or by a later operation: these tensors
-        # are copied.
+        # Activations whose tensors are copied, because the module itself or a later operation changes them in place.
         self._changing: set[int] = set()
         self._reasons: set[str] = set()  # reported reasons why activations cannot be measured
         self._hooks = ModuleHooks(failures)

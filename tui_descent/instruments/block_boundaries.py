@@ -96,8 +96,8 @@ class BlockBoundaries:
         self._norms.listen(n, signal, self._parts[n])
 
     def _after_unit(self, n: int, args: Args, kwargs: Kwargs, output: Any) -> None:
-        # The keyword arguments are known only now. One that was changed in place may have been changed by the unit
-        # itself, and is then no longer the unit's input.
+        # The keyword arguments are known only now. An argument that was changed in place is not used: the unit itself
+        # may have changed it, so it may no longer be the unit's input.
         if n in self._no_input and (signal := first_tensor(kwargs)) is not None and not version(signal):
             self._norms.listen(n, signal, self._parts[n])
         if n == len(self.units) - 1:

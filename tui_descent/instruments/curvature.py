@@ -1,9 +1,9 @@
 """Curvature of the loss on a probe batch: the extreme eigenvalues of the Hessian, its share of negative eigenvalues,
 and the largest eigenvalue at which the optimizer's steps are stable.
 
-Symbols: H is the Hessian, n the number of its rows, P the optimizer's diagonal preconditioner, λ an eigenvalue, θ the
-Ritz value that estimates it in Lanczos iteration, η the learning rate, β momentum, τ dampening, κ weight decay.
-A product is one Hessian-vector product. Lanczos iteration is used because it finds both extreme eigenvalues; power
+Symbols: H is the Hessian, n the number of its rows, P the optimizer's diagonal preconditioner. λ is an eigenvalue, θ
+the Ritz value that estimates λ in Lanczos iteration. η is the learning rate, β momentum, τ dampening, κ weight decay. A
+product is one Hessian-vector product. Lanczos iteration is used because it finds both extreme eigenvalues; power
 iteration finds only the eigenvalue of the largest magnitude.
 """
 
@@ -48,7 +48,7 @@ class Curvature:
         self._loss = loss
         self._parameters = list(parameters)
         self._generator = torch.Generator().manual_seed(seed)
-        # The key is whether H was preconditioned. The value is the ids of the parameters of H, and the sum of its two
+        # The key says whether H was preconditioned. The value has the ids of H's parameters, and the sum of H's two
         # extreme eigenvectors, (n,).
         self._last: dict[bool, tuple[list[int], Tensor]] = {}
 
@@ -127,7 +127,7 @@ class Curvature:
         return float(krylov.theta[0]), float(krylov.theta[-1]), *krylov.residuals, fraction
 
     def _random(self, hessian: _Hessian) -> Tensor:
-        """A random direction (n,), uniformly distributed. Drawn on the CPU, so that it is the same on every device."""
+        """A random direction (n,), uniformly distributed. It is drawn on the CPU, so it is the same on every device."""
         return torch.randn(hessian.order, generator=self._generator, dtype=torch.float64).to(hessian.like)
 
     def _quadrature(self, hessian: _Hessian, scale: float) -> float | None:
@@ -332,13 +332,13 @@ def _inverse_root(state: dict[str, Any], group: dict[str, Any]) -> Tensor:
 def stability_limit(optimizer: torch.optim.Optimizer, lr: float) -> StabilityLimit | None:
     """The largest eigenvalue of H (or of P^-½HP^-½) at which steps on a quadratic loss do not diverge.
 
-    At this eigenvalue, −1 is a root of the characteristic polynomial of the update: v ← βv + (1−τ)g, w ← w − ηv, or
-    w ← w − η(g + βv) for Nesterov. For Adam τ is β₁, P is assumed to be constant, and AdamW's decay is ignored.
-    Sources: Cohen et al. 2021, arXiv 2103.00065 (heavy ball); Cohen et al. 2022, arXiv 2207.14484 (Adam).
+    At this eigenvalue, −1 is a root of the characteristic polynomial of the update: v ← βv + (1−τ)g, w ← w − ηv, or w ←
+    w − η(g + βv) for Nesterov. For Adam τ is β₁, P is assumed to be constant, and AdamW's decay is ignored. Sources:
+    Cohen et al. 2021, arXiv 2103.00065 (heavy ball); Cohen et al. 2022, arXiv 2207.14484 (Adam).
 
     The limit is None for other optimizers, for maximisation, and for τ ≥ 1. It is None if the parameter groups differ
-    in more than weight decay (if only in decay, the largest one is used). It is None if an adaptive optimizer adds
-    weight decay to the gradient, since P⁻¹κ shifts each λ differently.
+    in anything but weight decay. If they differ only in weight decay, the largest one is used. It is None if an
+    adaptive optimizer adds weight decay to the gradient, since P⁻¹κ shifts each λ differently.
     """
     groups, first, adaptive = optimizer.param_groups, optimizer.param_groups[0], type(optimizer) in ADAPTIVE
     if lr <= 0 or not (adaptive or type(optimizer) is torch.optim.SGD) or first["maximize"]:

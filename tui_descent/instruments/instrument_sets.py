@@ -1,7 +1,7 @@
 """The instruments of a net that several optimizers train, such as the generator and discriminator of a GAN.
 
-Each optimizer has an `InstrumentSet` for the layers that it updates, since each layer has to be measured when its own
-optimizer makes its update. The results are combined into one reading with a row for every layer.
+Each optimizer has an `InstrumentSet` for the layers that it updates, because a layer has to be measured when its own
+optimizer makes an update. The results are combined into one reading with a row for every layer.
 """
 
 from __future__ import annotations

@@ -52,9 +52,10 @@ class LossGraph:
     """What the graph of a loss shows.
 
     `loss_function` is a name as in `torch.nn.functional`, without `_loss`; None for a sum of several losses and for an
-    expression of the user's own. `classes` is the number of classes of a cross-entropy that is a mean over the targets
-    and not scaled, so that ln(classes) is the loss of a guess. `takes` is an operation that expects logits, and `gets`
-    is the operation directly before it, "softmax" or "sigmoid". Both are None if there is no such pair.
+    expression of the user's own. `classes` is the number of classes of a cross-entropy. It is known only if the loss is
+    an unscaled mean over the targets, so ln(classes) is the loss of a guess. `takes` is an operation that expects
+    logits, and `gets` is the operation directly before it, "softmax" or "sigmoid". Both are None if there is no such
+    pair.
     """
 
     loss_function: str | None = None

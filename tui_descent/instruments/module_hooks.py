@@ -36,9 +36,9 @@ class _Listener(NamedTuple):
 class ModuleHooks:
     """Calls listeners with the inputs and the outputs of certain modules, from `attach` until `detach`.
 
-    Passes that do not train are left out: those without gradients, those inside a transform of `torch.func` or a trace
-    of `torch.jit`, and the repetition of a pass that activation checkpointing makes. With `every_pass` none is left
-    out. `reason` says why calls could not be seen; None if the modules were simply not called.
+    Passes that do not train are left out: passes without gradients, passes inside a transform of `torch.func` or a
+    trace of `torch.jit`, and passes that activation checkpointing repeats. With `every_pass`, no pass is left out.
+    `reason` says why calls could not be seen; None if the modules were simply not called.
 
     A listener that raises is switched off and added to `failures`. While torch.compile compiles a part of the net, the
     hooks are removed, because they must not become part of its graph or break it. Modules that run inside a compiled
@@ -124,7 +124,7 @@ class ModuleHooks:
                 torch._C._dynamo.eval_frame.set_eval_frame(compiling)
 
     def _is_first_pass(self, module: int) -> bool:
-        """Whether the present call of a module counts: it trains, and it does not repeat an earlier call."""
+        """Whether the current call of a module counts: it is part of training and not a repetition."""
         if self._every_pass:
             return True
         if not torch.is_grad_enabled():

@@ -1,5 +1,5 @@
-"""Measures what goes into a net and what comes out of it: whether the output depends on the sample, how large the
-inputs are, and whether a batch norm gets a single sample.
+"""Measures the inputs and outputs of a net: whether the output depends on the sample, how large the inputs are, and
+whether a batch norm gets a single sample.
 
 The numbers are computed in the forward pass itself, since a later operation may change a tensor in place.
 """

@@ -105,7 +105,7 @@ def structure(
     inside = [(name, module, [rows[id(m)] for m in module.modules() if id(m) in rows]) for name, module in units]
     return NetStructure(
         layers=tuple(layers),
-        # A row with a matrix is preferred: it stays the first one when a norm layer is inserted.
+        # A row with a matrix is preferred, because it remains the unit's row when a norm layer is inserted.
         units=tuple(Unit(name, module, min(matrices.intersection(of) or of)) for name, module, of in inside if of),
         activations=tuple(_activations(model, rows, matrices, position)),
     )

@@ -32,7 +32,7 @@ from tui_descent.instruments.row_sums import (
 from tui_descent.instruments.tensor_groups import TensorGroups
 
 T = TypeVar("T")
-# Added to ‖W‖₂ in the update ratio, so that the ratio is defined if all weights are 0.
+# Added to ‖W‖₂ in the update ratio, which is then defined even if all weights are 0.
 RATIO_FLOOR = 1e-12
 # With more than `MANY_LAYERS` layers, a partial reading measures the weights of every third layer only.
 MANY_LAYERS, PARTS = 30, 3
@@ -108,9 +108,10 @@ class Norms:
 
     A cosine needs the gradients of the previous step: call `remember` in the pre-hook of that step.
 
-    A complex number counts as one entry with its magnitude; cosines are those of the real and imaginary parts. The loop
-    may change the dtype, device or shape of a parameter at any time. `not_measured` says, by row number, why layers are
-    not measured: their numbers cannot be read, or measuring them raised an exception, which is added to `failures`.
+    A complex number counts as one entry with its magnitude. Cosines are computed from the real and imaginary parts. The
+    loop may change the dtype, device or shape of a parameter at any time. `not_measured` says, by row number, why
+    layers are not measured: their numbers cannot be read, or measuring them raised an exception, which is added to
+    `failures`.
     """
 
     def __init__(
@@ -195,7 +196,7 @@ class Norms:
 
         try:
             return self._repeat_without_failing(measure)
-        finally:  # otherwise they would keep gradients alive that the loop has released
+        finally:  # otherwise they would keep gradients in memory that the loop has released
             self._now = self._pair = None
             self._copies = [], []
 
@@ -297,7 +298,7 @@ class Norms:
             self._copies = self._part.groups.copy(self._part.real_weights())
 
     def _choose_part(self, *, partial: bool) -> None:
-        # A partial reading repeats the last values of the other layers, so a whole reading has to come first.
+        # A partial reading repeats the last values of the other layers, so a complete reading has to come first.
         partial = partial and self._any_read
         self._part = self._parts[self._partial_readings % len(self._parts)] if partial else self._whole
         self._partial_readings += partial

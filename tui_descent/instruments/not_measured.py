@@ -30,7 +30,7 @@ def why_not_measured(parameter: Tensor) -> str | None:
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether all numbers of a tensor are finite, as far as they can be read. Waits for the device."""
+    """Whether all numbers of a tensor are finite; true if they cannot be read. Waits for the device."""
     if tensor.is_sparse:
         tensor = tensor.coalesce().values()
     return why_not_measured(tensor) is not None or bool(tensor.isfinite().all())

@@ -62,8 +62,9 @@ class NoiseScale:
     """tr Σ / ‖G‖² from the gradients of a batch and of its halves (McCandlish et al. 2018, arXiv 1812.06162, App. A).
 
     G is the true gradient, Σ the covariance of the gradients of single samples, and g_B the gradient of a batch of B
-    samples. With b = B/2: ‖G‖² ≈ (B·‖g_B‖² − b·‖g_b‖²)/(B − b), tr Σ ≈ (‖g_b‖² − ‖g_B‖²)/(1/b − 1/B). Single estimates
-    differ by a factor of two to three, so both are averaged over steps before they are divided.
+    samples. With b = B/2: ‖G‖² ≈ (B·‖g_B‖² − b·‖g_b‖²)/(B − b), tr Σ ≈ (‖g_b‖² − ‖g_B‖²)/(1/b − 1/B). Estimates from
+    single steps differ by a factor of two to three. So numerator and denominator are averaged over steps before they
+    are divided.
     """
 
     def __init__(self) -> None:

@@ -181,7 +181,7 @@ class Sampler:
         """Divide a reading's cost among its tiers. Each tier with a known mean cost is charged that cost. The rest is
         charged to the tiers of unknown cost, or to the slowest tier if all costs are known.
         """
-        if self._period_s or not tiers.in_wait:  # otherwise the run pauses after the reading, so no time was lost
+        if self._period_s or not tiers.in_wait:  # otherwise the run pauses after the reading, so training loses no time
             self._readings_s += cost_s
         intervals = self._intervals(tiers)
         others = [interval for interval in intervals if not interval.cost_s] or intervals[-1:]

@@ -1,8 +1,8 @@
 """Measures many small tensors in few operations: tensors of one shape become the rows of one matrix.
 
 A net of 200 equal layers is then measured with as many operations as a single layer. A large tensor forms a group of
-its own, so that it does not have to be copied. On a CPU the memory of the matrices is reused at every call: freed
-memory would go back to the system, and allocating it again would take longer than the copy.
+its own, so it does not have to be copied. On a CPU the memory of the matrices is reused at every call: freed memory
+would go back to the system, and allocating it again would take longer than the copy.
 """
 
 from __future__ import annotations

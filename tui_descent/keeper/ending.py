@@ -16,7 +16,7 @@ from tui_descent.protocol.launch import CONNECTED_FILE, LOG_FILE, Launch, unreac
 
 TERMINATE_AFTER_S = 10.0  # from a stop request to SIGTERM
 KILL_AFTER_S = 3.0  # from SIGTERM to SIGKILL
-# A trainer that one of these ends before it can handle them has been stopped, not lost.
+# If one of these signals ends a trainer that cannot handle signals yet, the trainer has been stopped, not lost.
 STOP_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 NEVER_CALLED = "this script never called watch(): see the README"
 NO_STEPS = "watch() was called, but no run.step() followed in the same process"

@@ -126,7 +126,8 @@ class Gpus:
         by_number = listed is None or not listed.startswith(("GPU-", "MIG-"))
         kinds = {_text(nvml.nvmlDeviceGetName(h)) for h in handles}
         if by_number and len(kinds) > 1 and self._env.get(ORDER) != "PCI_BUS_ID":
-            # CUDA numbers GPUs from the fastest, the driver in bus order. The numbers agree only if all GPUs are alike.
+            # CUDA numbers GPUs from the fastest, the driver in bus order. The two numberings agree only if all GPUs are
+            # of the same kind.
             return Unreadable(f"cannot tell which of {len(handles)} different GPUs is {device}; set {ORDER}=PCI_BUS_ID")
         return nvml.nvmlDeviceGetHandleByUUID(shown[index])
 

@@ -172,7 +172,7 @@ class Keeper:
             trainer.link.queue(ClientRequest(client=0, request=0, source="send", command=Stop()))
         if self._kill_reason:
             self._ending.request_kill(self._kill_reason)
-        exited = trainer.exited()  # checked before reading, so that what was written before the exit is read
+        exited = trainer.exited()  # checked before reading, so everything that was written before the exit is read
         if trainer.link.waiting:
             trainer.link.flush()
             if self._stream.ring is not None:
@@ -218,7 +218,9 @@ class Keeper:
                 self._publish_goes_on()
 
     def _report_closed(self) -> None:
-        """Report a script that has closed its connection and goes on. One that has died is reported as such."""
+        """Report a script that has closed its connection and goes on. A script that has died is reported as dead
+        instead.
+        """
         waited_s = 0.0 if self._closed_s is None else time.monotonic() - self._closed_s
         is_watched = self._stream.ring is not None and not self._ending.script_goes_on
         if waited_s > CLOSED_AFTER_S and self.launch.command is not None and is_watched:

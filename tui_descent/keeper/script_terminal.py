@@ -48,7 +48,7 @@ class ScriptTerminal:
         fcntl.ioctl(self._slave, termios.TIOCSCTTY, 0)  # this process is the leader of a new session
         self._set_size(*size)
         modes = termios.tcgetattr(self._slave)
-        modes[1] &= ~termios.OPOST  # so that a line in the log ends with \n, and not with \r\n
+        modes[1] &= ~termios.OPOST  # with this, a line in the log ends with \n and not with \r\n
         termios.tcsetattr(self._slave, termios.TCSANOW, modes)
         with contextlib.suppress(OSError):
             os.write(self._master, END_OF_INPUT)

@@ -1,7 +1,7 @@
 """The keeper's side of the trainer: its socket, its ring, and whether its process has died.
 
 A scenario's trainer is a child of this process. A user's script is started by a process that holds its terminal
-(`script_terminal.py`), so that it survives this one.
+(`script_terminal.py`), so the script survives this process.
 """
 
 from __future__ import annotations

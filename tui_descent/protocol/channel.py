@@ -64,7 +64,7 @@ class Peer:
             self.waiting += len(self._out[-1])
 
     def waiting_bodies(self) -> list[bytes]:
-        """The bodies of the queued frames; a frame that has been sent in part is one of them."""
+        """The bodies of the queued frames, including a frame that has been sent in part."""
         bodies: list[bytes] = []
         for number, frames in enumerate(self._out):
             at = 0

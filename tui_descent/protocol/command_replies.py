@@ -46,7 +46,7 @@ class KnobTurned(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", t
 
     @property
     def again(self) -> TurnKnob:
-        """A command that has bitwise the same effect if it is carried out before the same update."""
+        """A command that repeats this intervention. Before the same update, its effect is bitwise the same."""
         return TurnKnob(
             knob=self.knob,
             target=self.target,

@@ -139,8 +139,8 @@ class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
 class ReadingsTaken(Event, frozen=True, kw_only=True, tag="reading"):
     """The readings of all layers at one step. `values` has one list per metric; row i belongs to layer i.
 
-    The layers are those of the list with number `structure`. A value is None if the metric does not apply. Expensive
-    metrics are present only at the steps at which they were measured. Gradients are those that the optimizer received.
+    `structure` is the number of the list of layers. A value is None if the metric does not apply. Expensive metrics are
+    present only at the steps at which they were measured. Gradients are those that the optimizer received.
     `global_grad_norm` is √Σ‖g‖² over all layers. `grad_norm_preclip` is that norm before clipping, None without
     clipping. `ages` are the numbers of steps since each layer's weights were measured.
     """
@@ -252,7 +252,7 @@ class Advice(msgspec.Struct, frozen=True):
 class LoopObserved(Event, frozen=True, kw_only=True, tag="loop"):
     """What the graph of a user loop's loss shows about the loop; sent once, after the first updates.
 
-    `loss_function` is the last operation with a meaning of its own, such as "cross_entropy" or "mse". `classes` is the
+    `loss_function` is the last operation that is a known loss, such as "cross_entropy" or "mse". `classes` is the
     number of classes of a cross-entropy. `batch` is the number of samples that the net got. A field is None if its
     value is unknown.
     """
@@ -267,7 +267,7 @@ class LoopObserved(Event, frozen=True, kw_only=True, tag="loop"):
 class WiringFound(Event, frozen=True, kw_only=True, tag="wiring"):
     """A fact about how loop, net and optimizer are connected, such as weights that no optimizer holds.
 
-    `fault` is one of the findings in `telemetry/diagnosis/wiring.py`. `present` is False once it no longer holds.
+    `fault` is one of the findings in `telemetry/diagnosis/wiring.py`. `present` is False when the fact no longer holds.
     `evidence` has the numbers and names that the message shows.
     """
 
@@ -332,7 +332,7 @@ class NotFinite(Event, frozen=True, kw_only=True, tag="not_finite"):
     and `where` is a phrase for it. The cause "loss function" means everything after the last layer. `operation` is the
     operation that made it, such as `sqrt`, if it was found. `loss` is the loss of the step. `weights_finite` is whether
     all weights and running statistics are still finite, None if that was not checked. `then` is what the run does now:
-    it holds, it ends, or it goes on as if nothing had happened. `text` says all of it.
+    hold, end, or go on unchanged. `text` says all of it.
     """
 
     segment: int
@@ -423,7 +423,7 @@ class Welcome(Event, frozen=True, kw_only=True, tag="welcome"):
 
 
 class Heartbeat(Event, frozen=True, kw_only=True, tag="heartbeat"):
-    """Shows a viewer that the keeper responds, when there is nothing else to send."""
+    """Sent when there is nothing else to send. It shows a viewer that the keeper responds."""
 
 
 class Refused(Event, frozen=True, kw_only=True, tag="refused"):
@@ -435,8 +435,8 @@ class Refused(Event, frozen=True, kw_only=True, tag="refused"):
 class LevelSent(msgspec.Struct, frozen=True, kw_only=True):
     """One level of a `Pyramid`, with bins of `width` steps.
 
-    `bins` are the bytes of an `array('q')`, `counts` and `values` those of an `array('d')`. `values` has all channels
-    of the first bin, then those of the next.
+    `bins` has the bytes of an `array('q')`; `counts` and `values` have the bytes of an `array('d')`. `values` has all
+    channels of the first bin, then all channels of the next.
     """
 
     width: int

@@ -124,7 +124,9 @@ def module_command(module: str, *arguments: str, python_options: Sequence[str] =
 
 
 def module_environment() -> dict[str, str]:
-    """The environment for `module_command`. An empty entry of PYTHONPATH, the current folder to Python, is left out."""
+    """The environment for `module_command`. Empty entries of PYTHONPATH are left out, because Python takes them for the
+    current folder.
+    """
     environment = dict(os.environ)
     path = environment.get("PYTHONPATH", "")
     if path and "" in (entries := path.split(os.pathsep)):
@@ -133,7 +135,7 @@ def module_environment() -> dict[str, str]:
 
 
 def command_environment() -> dict[str, str]:
-    """The environment for the user's command: the one that we were started with."""
+    """The environment for the user's command: the environment with which we were started."""
     environment = dict(os.environ)
     if (path := environment.pop(_ENV_PATH, None)) is not None:
         environment["PYTHONPATH"] = path
@@ -147,8 +149,8 @@ PARENT_OPTION, LISTENER_OPTION = "--parent", "--listener"
 def open_connection(launch: Launch) -> Iterator[tuple[socket.socket, socket.socket, int]]:
     """Our socket, the other process's socket and the ring's file descriptor. Start the other process inside the `with`.
 
-    On leaving, the other process's socket is closed here. Our socket and the ring's descriptor are closed only on an
-    exception. Raises `OSError`.
+    When the `with` ends, the other process's socket is closed in this process. Our socket and the ring's descriptor are
+    closed only on an exception. Raises `OSError`.
     """
     with contextlib.ExitStack() as failed:
         ours, theirs = socket_pair()

@@ -31,7 +31,7 @@ def private_folder(folder: Path, *, advice: str = ADVICE) -> None:
 
 
 def protected_folder(folder: Path, *, advice: str = ADVICE) -> None:
-    """Create the folder and its missing parents with mode 0700, whatever the umask is.
+    """Create the folder and its missing parents with mode 0700, independent of the umask.
 
     Raises `ChannelError` if another user can change or replace the folder or one of its parents.
     """

@@ -12,8 +12,8 @@ class RangeTestCompleted(msgspec.Struct, frozen=True, kw_only=True, tag_field="e
     training loss of the next batch after the update at `rates[i]`. `still[i]` is that batch's loss with the weights
     from before the test, and `level` is the mean of `still`. `smooth` is `level` plus the moving average of
     `losses − still`. `rate` is the run's current rate. `ended_at` is the rate whose loss ended the test early, or None.
-    `lowest` is the rate with the smallest `smooth`, and `suggestion` is a tenth of that; both are None if the curve has
-    no clear minimum, and `words` then says why.
+    `lowest` is the rate with the smallest `smooth`, and `suggestion` is a tenth of that. If the curve has no clear
+    minimum, both are None, and `words` says why.
 
     `ahead[j]` is the loss of the next batch at θ + `scales[j]`·d, where d is the run's next update; it is empty if d is
     0. Values may be infinite or NaN.

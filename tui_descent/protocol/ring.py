@@ -48,8 +48,8 @@ _head = struct.Struct("<IIIIII")
 _word = struct.Struct("<Q")
 MOST_LAST_BYTES = HEADER_BYTES - LAST_EVENTS - _word.size
 _real = struct.Struct("<d")
-# MADV_POPULATE_WRITE, since Linux 5.14; Python has no name for it. It maps all pages at once, so that no step has to
-# wait for a page.
+# MADV_POPULATE_WRITE, since Linux 5.14; Python has no name for it. It maps all pages at once, so no step has to wait
+# for a page.
 _POPULATE_WRITE = 23
 
 
@@ -83,7 +83,7 @@ class ReadingRecord(msgspec.Struct, frozen=True):
 def ring_file(folder: Path) -> int:
     """A file descriptor for a new ring: in memory if the system supports it, otherwise an unnamed file in `folder`.
 
-    Of the two processes, the one that starts the other creates the file and passes it on. Raises `OSError`.
+    The process that starts the other one creates the file and passes it on. Raises `OSError`.
     """
     if hasattr(os, "memfd_create"):
         with contextlib.suppress(OSError):  # a sandbox may not allow it
@@ -180,7 +180,7 @@ class Ring:
         return self._memory[FLAG] != 0
 
     def lower_flag(self) -> None:
-        """Clear the command flag. Do this before reading commands, because a command sent meanwhile sets it again."""
+        """Clear the command flag. Clear it before reading commands: a command that is sent in between sets it again."""
         self._memory[FLAG] = 0
 
     def write_last_events(self, body: bytes) -> None:
@@ -232,11 +232,11 @@ class Ring:
         return found
 
     def _skip_to_oldest(self, number: int) -> None:
-        # The slot has already been overwritten, so all records up to one ring before `number` are lost. Skip half a
-        # ring more; otherwise the writer would overtake the reader again at once.
+        # The slot has already been overwritten, so all records up to one ring before `number` are lost. Half a ring
+        # more is skipped, because otherwise the writer would overtake the reader again at once.
         oldest = max(
             number - self._steps + self._steps // 2, self._read + 1
-        )  # at least one record is skipped, whatever `number` is
+        )  # at least one record is skipped for any `number`
         self.missed += oldest - self._read
         self._read = oldest
 

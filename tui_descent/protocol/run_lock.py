@@ -1,7 +1,7 @@
 """Locks on the folders of runs: a folder whose lock nobody holds was left behind by a process that was killed.
 
-Every process that works for a run holds its lock; the system releases it when the process ends, however it ends.
-A folder without a lock file is kept on purpose, such as that of a failed run, for its log.
+Every process that works for a run holds its lock; the system releases it when the process ends, however it ends. A
+folder without a lock file is kept on purpose. An example is the folder of a failed run, which is kept for its log.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pathlib import Path
 from tui_descent.protocol.inherited_fds import describe_fd, find_fd, move_to_high_fd
 
 LOCK_FILE = "lock"
-_held: dict[Path, str] = {}  # the descriptor of each lock, as `describe_fd` gives it: a script may close or reuse it
+# The descriptor of each lock, as text from `describe_fd`, because a script may close or reuse its number.
+_held: dict[Path, str] = {}
 
 
 def create_lock(folder: Path) -> None:

@@ -166,7 +166,7 @@ def first_to_last_grad(layers: Sequence[Layer], reading: ReadingsTaken) -> float
 
 
 def _weight_of(layers: Sequence[Layer], block: int) -> int:
-    """The index of the block's largest layer, which is its weight matrix and not its normalisation layer."""
+    """The index of the block's largest layer. This is its weight matrix, not its normalisation layer."""
     return max((n for n, layer in enumerate(layers) if layer.block == block), key=lambda n: layers[n].params)
 
 

@@ -10,13 +10,14 @@ import msgspec
 from tui_descent.scenario.spec import Optimizer, OptimizerSpec, RatesSpec
 from tui_descent.scenario.validate import nearest
 
-# The rates of at most this many parameter groups are all shown.
+# Up to this many parameter groups, all rates are shown.
 MOST_RATES = 3
 # The end of the reason why an optimizer's rate cannot be changed.
 OWN_RATE = "it sets its own rate"
 NAMES: tuple[str, ...] = get_args(Optimizer)
 
-# A Muon optimizer uses AdamW for some parameters. Muon's own updates are scaled so that AdamW's rate fits both parts.
+# A Muon optimizer uses AdamW for some parameters. Muon's own updates are scaled, so the same learning rate suits both
+# parts.
 MUON_ADAMW_RATIO = 1.0
 
 
@@ -120,7 +121,9 @@ def refusal(name: str, wanted: str) -> str | None:
 
 
 def rates_text(rates: Sequence[float]) -> str:
-    """The rates of an optimizer's parameter groups: one if all are equal, all if they are few, else first and range."""
+    """The rates of an optimizer's parameter groups: a single rate if all are equal, all rates if there are few groups,
+    otherwise the first rate and the range.
+    """
     if not rates:
         return "its own"
     if len(set(rates)) == 1:

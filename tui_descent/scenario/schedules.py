@@ -105,7 +105,7 @@ def about(spec: ScheduleSpec, total: int) -> str:
 
 
 def problems(spec: ScheduleSpec, total: int | None, *, whole: str = "run.steps") -> list[tuple[str, str]]:
-    """Fields that do not fit the schedule or one another, as (field, message).
+    """Fields that do not fit the schedule or that contradict each other, as (field, message).
 
     `total` is the number of updates, and `whole` is its name in messages. For a run that was shortened `total` is None:
     its lengths are cut to fit, so they are not reported.

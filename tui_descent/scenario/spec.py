@@ -76,7 +76,9 @@ class ActivationSpec(Spec, frozen=True, kw_only=True):
 
 
 class InitSpec(Spec, frozen=True, kw_only=True):
-    """Initialisation. `std` is for `normal`, `gain` scales the others, `bias` is the value of the blocks' biases."""
+    """Initialisation. `std` is for `normal`; `gain` scales all other initialisations; `bias` is the value of the
+    blocks' biases.
+    """
 
     name: Init = "he"
     std: Positive = 0.02

@@ -60,7 +60,7 @@ from tui_descent.protocol.run_lock import hold_lock, release_lock
 MAX_QUEUED_BYTES = 8 << 20
 # Events that are never dropped: the start and the end, replies to commands, and what later events refer to.
 KEPT = (RunStarted, RunEnded, CommandDone, CommandRejected, KnobTurned, LayersChanged, Rewound, StateChanged)
-# Metrics wait in a queue of their own, so that other events come first. They are sent together.
+# Metrics wait in a queue of their own, so other events are sent first. They are sent together.
 MAX_METRICS = 20_000
 MAX_METRIC_BYTES = 64 << 10
 METRICS_AT_ONCE = 5_000
@@ -76,7 +76,7 @@ class KeeperLink:
     which the holder empties before it returns. So no thread waits for another, and even a signal handler may log.
 
     The user's script may close our descriptors. The link is then lost, and training goes on. A forked process has no
-    link: it belongs to its parent.
+    link, because the link belongs to its parent.
     """
 
     def __init__(
@@ -224,7 +224,7 @@ class KeeperLink:
         peer.flush()
 
     def _queue_metrics(self) -> None:
-        """Pass metrics on to the socket while only few bytes wait there, so that other events need not wait long."""
+        """Pass metrics on to the socket, but only while few bytes wait there: other events must not wait long."""
         peer, metrics = self._peer, self._metrics
         if not self._started or not metrics:
             return
@@ -353,8 +353,7 @@ def is_launched_under_exec() -> bool:
     folder = os.environ.get(ENV_FOLDER)
     if not folder or not Path(folder).is_dir() or find_fd(os.environ.get(ENV_LINK, "")) is not None:
         return False
-    # The parent of the script itself, which has inherited the connection, is the leader of its session. A script that
-    # has become a daemon has lost its parent.
+    # The script that has inherited the connection is a child of its session's leader, unless it has become a daemon.
     is_closed = os.getppid() in (os.getsid(0), 1)
     file, why = (CLOSED_FILE, CLOSED) if is_closed else (LAUNCHED_FILE, LAUNCHED)
     with contextlib.suppress(OSError):  # only the first of several processes prints it

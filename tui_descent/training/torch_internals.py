@@ -20,8 +20,8 @@ _HOOKED_STEP = torch.optim.Optimizer.profile_hook_step(lambda: None).__code__
 def step_depth(*optimizers: object) -> int:
     """How many hooked `step` calls of these optimizers are on the stack. There are two if a subclass calls
     `super().step()`, or if an optimizer calls the one that it wraps. Step hooks run once per hooked call. If a step
-    raises, its post-hooks do not run, so a counter in the hooks would then be wrong. Only the call stack distinguishes
-    a nested call from a new step after one that raised.
+    raises, its post-hooks do not run, so a counter in the hooks would then be wrong. Only the call stack shows whether
+    a call is nested, or is a new step after one that raised.
     """
     count = 0
     frame: FrameType | None = sys._getframe(1)

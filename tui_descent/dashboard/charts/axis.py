@@ -60,7 +60,7 @@ class Axis:
         return min(max((min(max(value, -HUGE), HUGE) - self.low) / (self.high - self.low), 0.0), 1.0)
 
     def contains(self, value: float) -> bool:
-        """Whether a value lies between the limits, so that `position` does not clamp it."""
+        """Whether a value lies between the limits. If so, `position` does not clamp it."""
         if self.log:
             value = math.log10(value) if 0 < value < math.inf else math.inf
         slack = 1e-9 * (self.high - self.low)

@@ -29,7 +29,7 @@ class Ghosts:
         self._cells: braille.Cells = []
 
     def draw_behind(self, cells: braille.Cells, view: View, time_axis: TimeAxis, axis: Axis, rows: int) -> None:
-        """Draw the ghosts into those of the `cells` that are blank."""
+        """Draw the ghosts into the blank `cells`."""
         history = view.history
         if not view.ghosts or not history.ghosts:
             return
@@ -62,7 +62,7 @@ def _visible_ghosts(view: View, time_axis: TimeAxis) -> list[Bins]:
     for ghost in view.history.ghosts:
         pyramid = view.history.losses.get(ghost.segment)
         if pyramid and ghost.last >= time_axis.first_step:
-            # Begin one step earlier, so that the ghost joins the live curve.
+            # Begin one step earlier, so the ghost joins the live curve.
             first = max(ghost.first - 1, time_axis.first_step)
             found.append(pyramid.window(time_axis.steps_per_dot, first, ghost.last))
     return found

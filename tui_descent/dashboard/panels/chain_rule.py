@@ -86,13 +86,13 @@ class ChainRulePanel(Panel):
 
 
 def vanishing_at(downward: Sequence[LedgerEntry]) -> tuple[str, str] | None:
-    """The first block from the output at which the gradient has vanished, with its flag; None if there is none."""
+    """The block closest to the output at which the gradient has vanished, with its flag; None if there is none."""
     found = next((e for e in downward if e.product is not None and e.product < VANISHES_BELOW), None)
     return None if found is None else (found.block, "◀ vanishes")
 
 
 def exploding_at(downward: Sequence[LedgerEntry]) -> tuple[str, str] | None:
-    """The first block from the output at which the gradient has exploded, with its flag; None if there is none."""
+    """The block closest to the output at which the gradient has exploded, with its flag; None if there is none."""
     found = next((e for e in downward if e.product is not None and e.product > EXPLODES_ABOVE), None)
     return None if found is None else (found.block, "◀ explodes")
 
@@ -126,7 +126,7 @@ class RowLayout:
         self._names, self._decades = names, decades
         room = width - 1 - names - 3 * NUMBER_WIDTH - FLAG_WIDTH
         self._error = ERROR_WIDTH if room - ERROR_WIDTH >= 9 else 0
-        # The width is odd, so that a factor of 1 has its own column. Narrow screens have no bar.
+        # The width is odd, so a factor of 1 has its own column. Narrow screens have no bar.
         room -= self._error + 2
         self._bar = max(0, room - 1 + room % 2)
         self._band = min(math.log10(EXPLODES_ABOVE) / max(1, blocks), decades)

@@ -14,8 +14,8 @@ from tui_descent.scenario.claims import first_to_last_grad
 from tui_descent.scenario.knobs import NEUTRAL_KNOBS
 from tui_descent.telemetry.diagnosis import MIN_STEPS, NEUTRAL
 
-# A diagnosis that is less certain than this gets a question mark. About one in six of these is wrong, of the others
-# hardly any.
+# A diagnosis that is less certain than this gets a question mark. About one in six of these is wrong. Of the more
+# certain ones, hardly any is wrong.
 CERTAIN = 0.8
 QUIT = " · q: quit"
 # The states before the first step. They take seconds in which the trainer has nothing to report.

@@ -1,4 +1,6 @@
-"""The trainer-log panel, above the footer: after a failure the last lines of the log, or the reason; else hidden."""
+"""The trainer-log panel, above the footer. After a failure it shows the last lines of the log, or the reason; otherwise
+it is hidden.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ class TrainerLogPanel(Panel, can_focus=False):
 
 
 def _tail(view: View, width: int) -> list[str]:
-    """The last lines, then the log's path, which may take several rows so that it can be copied."""
+    """The last lines, then the log's path. The path is shown in full, on several rows if necessary, because people copy
+    it.
+    """
     ended = view.history.ended
     if ended is None or not (ended.status in ("lost", "failed") or script_failed_after_run(ended)):
         return []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-# Matches CSI, OSC and two-character escapes including their parameters, so that no `[31m` remains in the text.
+# Matches CSI, OSC and two-character escapes including their parameters, so no `[31m` remains in the text.
 _ESCAPES = re.compile(r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|(?:\x1b\[|\x9b)[0-9;:<=>?]*[ -/]*[@-~]?|\x1b[ -~]?")
 # Categories of invisible characters: control, format (bidi, zero width), surrogate, private use, unassigned.
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn"})

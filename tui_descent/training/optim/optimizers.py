@@ -106,8 +106,8 @@ def betas_of(optimizer: torch.optim.Optimizer) -> tuple[float, float]:
 
 
 def set_betas(optimizer: torch.optim.Optimizer, values: tuple[float, float]) -> tuple[float, float]:
-    """Set the betas in all groups and return them. Adam's averages are rescaled, so that their bias-corrected values
-    stay the same.
+    """Set the betas in all groups and return them. Adam's averages are rescaled to keep their bias-corrected values the
+    same.
 
     Raises `ValueError`, with nothing changed, for numbers outside [0, 1).
     """
@@ -164,8 +164,8 @@ def swap(
     `lr` is the new base rate of the first group; by default `map_rate` converts the old one. Other groups keep their
     ratio to it, and the schedule's current factor is kept. Betas, momentum and weight decay keep their values if both
     optimizers have them. Their meaning may change: SGD, RMSprop and Adam add weight decay to the gradient, AdamW and
-    Muon apply it to the weights. Flags such as `foreach` are kept if the new optimizer has them; without any flag it is
-    fused on a GPU. Muon needs `model` to know which matrices are hidden.
+    Muon apply it to the weights. Flags such as `foreach` are kept if the new optimizer has them. If no flag is set, the
+    new optimizer is fused on a GPU. Muon needs `model` to know which matrices are hidden.
 
     State is transferred as follows. ḡ is the mean gradient, v the mean squared gradient, t the number of updates:
 

@@ -11,7 +11,7 @@ from tui_descent.training.steering.surgery.transition import ParameterChanges
 
 
 def replace_parameters(optimizer: torch.optim.Optimizer, model: nn.Module, changed: ParameterChanges) -> None:
-    """Make the optimizer hold the model's parameters again, after those in `changed` were removed and added.
+    """Update the optimizer's groups after the parameters in `changed` were removed from and added to the model.
 
     Removed parameters lose their state. All others keep their group and state. A new vector joins the first group that
     contains only vectors, usually the group without weight decay. If there is no such group, it joins the first group

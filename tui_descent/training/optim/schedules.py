@@ -162,7 +162,9 @@ class Plateau(Schedule):
             self._reduce()
 
     def step_back(self, updates: int) -> None:
-        """Never called: plateau steps only when the loss of an update is known, so no step has to be undone."""
+        """Never called. Plateau makes a step only when the loss of the update is known, so no step ever has to be
+        undone.
+        """
         raise AssertionError("plateau does not step back")
 
     @property

@@ -84,7 +84,7 @@ def initial_state(
 
 
 def rescale_for_betas(state: dict[str, Any], old: tuple[float, float], new: tuple[float, float]) -> None:
-    """Rescale Adam's averages in place for new betas, so that the bias-corrected averages stay the same."""
+    """Rescale Adam's averages in place for new betas. The bias-corrected averages stay the same."""
     steps = float(state["step"])
     if steps == 0:
         return

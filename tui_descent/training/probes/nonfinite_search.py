@@ -211,7 +211,7 @@ class _ForwardTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return max(inside)[1] if inside else None
 
     def origin(self, ends: Iterable[Tensor], model: nn.Module, batch: object) -> Origin | None:
-        """Where the non-finite values of the pass's results come from; None if those are finite."""
+        """Where the non-finite values in the results of the pass come from; None if the results are finite."""
         finals = [_Source(kind, end, self._made.get(_storage(end))) for end in ends if (kind := kind_of(end))]
         finals.sort(key=lambda final: final.kind != "nan")
         for final in finals:
@@ -284,7 +284,7 @@ def _search_backward(
         torch.autograd.grad(ends, weights, starts, allow_unused=True, retain_graph=True)
     finally:
         for handle in handles:
-            handle.remove()  # a hook refers to its own node, which would keep the graph alive
+            handle.remove()  # a hook refers to its own node, so it would keep the graph in memory
     if not found:
         return None
     (node, kind), operation = found[0], node_operation(found[0][0])

@@ -28,7 +28,7 @@ from tui_descent.training.undo.snapshot import Snapshot
 
 STEPS = 100
 # The range of rates for Adam, which changes a weight by about the rate: a change of 1e-7 has no effect on a float32
-# weight of size 1, and changes of 1 destroy any net. For other optimizers both limits are multiplied by their `rate` in
+# weight of size 1, and changes of 1 destroy any net. For another optimizer, both limits are multiplied by its `rate` in
 # `OPTIMIZERS`.
 LOW, HIGH = 1e-7, 1.0
 # The range is extended to reach from the current rate at least this factor down and up.
@@ -38,8 +38,8 @@ STOP_FACTOR = 4.0  # the test ends when the smoothed loss exceeds this multiple 
 # The first points cover a decade and a half of rates too small to have an effect. A minimum there only shows
 # differences between batches.
 IGNORED_POINTS = 20
-# The loss has to fall by more than this fraction of itself, and by more than this multiple of the moving average's
-# standard deviation.
+# A suggestion requires that the loss falls by more than this fraction of itself, and by more than this multiple of the
+# moving average's standard deviation.
 MIN_FALL, MIN_FALL_SPREADS = 0.01, 4.0
 # Called before each pass or update with the progress, such as "rates 12/100". It raises `ValueError` to end the test.
 OnProgress = Callable[[str], None]
@@ -131,8 +131,8 @@ def rate_range(optimizer: torch.optim.Optimizer, rate: float) -> tuple[float, fl
 
 
 class RangeTest:
-    """Runs range tests in a scenario run. A test uses the coming batches. It sets the batches back afterwards, so the
-    run gets the same ones.
+    """Runs range tests in a scenario run. A test uses the coming batches. Afterwards it sets the batches back, so the
+    run gets the same batches.
     """
 
     def __init__(self, steering: Steering, setup: Setup) -> None:

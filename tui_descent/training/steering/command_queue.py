@@ -96,7 +96,8 @@ class CommandQueue:
         if isinstance(command, TurnKnob) and _mergeable(command):
             self._last = command.knob, command.target
             now_s, cost_s = time.monotonic(), min(MAX_WAIT_S, took_s / TIME_SHARE)
-            # The capacity uses the highest cost, so that there is still room for a cheap change after an expensive one.
+            # The capacity is computed from the highest cost, so there is room for a cheap change even after an
+            # expensive one.
             self._highest_cost_s = max(self._highest_cost_s, cost_s)
             capacity_s = FREE_COUNT * self._highest_cost_s
             self._empty_s = min(max(self._empty_s, now_s), now_s + capacity_s) + cost_s

@@ -30,7 +30,7 @@ FAULT_ENDS_AFTER = 50  # after this many finite steps, the next fault counts as 
 
 
 class Control:
-    """Controls one run between its updates. Everything is done in a fixed order, so that a run can be repeated exactly.
+    """Controls one run between its updates. Everything is done in a fixed order, so a run can be repeated exactly.
 
     `plan` lists knobs to turn, each with the step before which to turn it. `explain` finds the cause of a fault.
     """
@@ -79,7 +79,9 @@ class Control:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing has to be done between steps until the plan, the clock or the keeper's flag requires it."""
+        """Whether the next steps need nothing between them, until the plan, the clock or the keeper's flag requires
+        something.
+        """
         progress, mode, steering = self._progress, self.mode, self._steering
         return (
             progress.link is not None
@@ -97,7 +99,7 @@ class Control:
         return self._plan[0][0] - self._progress.step if self._plan else math.inf
 
     def report_all(self) -> None:
-        """Report all steps made so far, so that later events are sent after them. Synchronises on a GPU."""
+        """Report all steps made so far. Later events are then sent after them. Synchronises on a GPU."""
         self._progress.fast_steps = 0
         self._report(wait=True)
 

@@ -19,7 +19,7 @@ from tui_descent.training.undo.random_state import RandomState
 from tui_descent.training.undo.torch_state import unchanged
 
 MAX_BYTES = 64 * 2**20  # larger inputs are not kept
-KEEP_S = 1.0  # inputs are replaced by newer ones after this time
+KEEP_S = 1.0  # inputs that are older than this are replaced by newer ones
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,9 @@ class Snapshot:
         return all(weight is None or all_finite(weight) for weight in weights)
 
     def _load_user_state(self) -> None:
-        """Load user state before everything else, since a user's code may raise. Then undo the loads made so far."""
+        """Load user state before everything else, because a user's code may raise. If it does, undo the loads made so
+        far.
+        """
         loaded: list[tuple[UserState, Any]] = []
         try:
             for holder, state in self.parts:

@@ -1,6 +1,7 @@
 """Saves the contents of modules, optimizers, tensors and plain containers, and restores them into the same objects.
 
-The contents of a module include its weights, those of an optimizer its state (Adam's averages, momentum buffers).
+The contents of a module include its weights. The contents of an optimizer include its state, such as Adam's averages
+and momentum buffers.
 
 `state_dict()` is not enough, since it does not contain a network's structure, non-persistent buffers, train/eval modes
 and plain attributes.
@@ -27,7 +28,7 @@ State = list[tuple[Any, Any]]
 class TorchState:
     """The state of every object reachable from `roots` through attributes and containers, each object once.
 
-    Restoring keeps the objects themselves, so that references to them stay valid: the values of tensors are restored by
+    Restoring keeps the objects themselves, so references to them stay valid. The values of tensors are restored by
     `copy_`, modules and optimizers by setting their attributes. Hooks, and a `forward` or `step` set on an instance,
     are neither saved nor changed. The gradients of restored tensors are set to None. Other objects are not saved; they
     need a `state()` and a `restore()` of their own.
@@ -152,7 +153,7 @@ def _restore_contents(obj: Any, saved: Any) -> None:
             attributes = vars(obj)
             for name in [name for name in attributes if name not in saved and not _is_left_alone(obj, name)]:
                 del attributes[name]
-            # Not by nn.Module's __setattr__, which would register submodules and parameters a second time.
+            # This avoids nn.Module's `__setattr__`, which would register submodules and parameters a second time.
             attributes.update(saved)
         case tuple():
             pass

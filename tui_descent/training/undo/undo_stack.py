@@ -235,7 +235,7 @@ class UndoStack:
     def _drop_one(self, keep: Snapshot | None) -> bool:
         """Drop one snapshot other than `keep`; returns False if there is none.
 
-        Periodic snapshots are dropped first, then those for a redo, then the oldest one for an undo.
+        Periodic snapshots are dropped first, then snapshots for a redo, then the oldest snapshot for an undo.
         """
 
         def droppable(snapshot: Snapshot | None) -> bool:

@@ -45,7 +45,7 @@ def user_holders(state: Mapping[str, object]) -> list[TorchState | UserState]:
     """Create the objects that save and restore everything in `state`, which a user loop passed to `watch()`.
 
     Models, optimizers, torch's schedulers, generators, tensors and containers are saved by copying their contents, all
-    other objects by their `state_dict`. Raises `ValueError` for an object for which neither is possible.
+    other objects by their `state_dict`. Raises `ValueError` if one of these other objects has none.
     """
     torch_objects: list[object] = []
     others: list[UserState] = []

@@ -18,8 +18,8 @@ class LayerGradients:
     """
 
     bad: tuple[str, ...]
-    finite: tuple[str, ...]  # those after the last bad layer
-    before: tuple[str, ...]  # those before it
+    finite: tuple[str, ...]  # the layers after the last bad layer
+    before: tuple[str, ...]  # the layers before the last bad layer
     kind: Kind
     from_input: bool = False
 

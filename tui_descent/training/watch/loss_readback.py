@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tui_descent.instruments import deferred
 from tui_descent.instruments.deferred import HostCopy
 
-# Rows are sent to the host when there are ROWS of them, or SEND_AFTER_S after the last ones were sent.
+# Rows are sent to the host when there are ROWS of them, or when SEND_AFTER_S have passed since rows were last sent.
 ROWS = 64
 SEND_AFTER_S = 0.03
 # The fused kernels of these classes leave weights and state unchanged where `found_inf` is 1.
@@ -36,7 +36,7 @@ class Row(NamedTuple):
 
 
 class HostLosses:
-    """Losses that are read at once. `rows` holds those that have not been reported yet."""
+    """Losses that are read at once. `rows` holds the rows that have not been reported yet."""
 
     deferred = False
 

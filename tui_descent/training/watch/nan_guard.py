@@ -1,7 +1,7 @@
 """Finds NaN and infinite values before they reach the weights, and reports the step and the affected layers.
 
-`Results` calls the check of the losses, `OptimizerHooks` that of the gradients. `Control.handle_fault` then holds the
-run, ends it, or only reports the fault; `fault_search.py` finds the cause. On CUDA the checks run on the device, in
+`Results` calls the check of the losses, `OptimizerHooks` the check of the gradients. `Control.handle_fault` then holds
+the run, ends it, or only reports the fault; `fault_search.py` finds the cause. On CUDA the checks run on the device, in
 `loss_readback.py`.
 """
 
@@ -161,7 +161,7 @@ def nan_buffer(model: nn.Module) -> Origin | None:
 def _to_check(watched: WatchedLayer) -> nn.Parameter:
     """The parameter whose gradient is checked: the layer's bias if its weight is large, else the weight."""
     weight, bias = watched.weight, getattr(watched.module, "bias", None)
-    # Weight and bias gradients share δ, so a non-finite value shows in both; the bias is cheaper to check.
+    # The gradients of weight and bias share δ, so a non-finite value shows in both. The bias is cheaper to check.
     use_bias = isinstance(bias, nn.Parameter) and bias.requires_grad and weight.numel() > LARGE
     return bias if use_bias else weight  # type: ignore[return-value]
 

@@ -107,7 +107,7 @@ class OptimizerFacts:
             and (none_held or id(w.weight) not in self._without_gradient)
             and not self.others.holds(w.weight)
         ]
-        # Something else may train them, such as an optimizer of copies of the weights in another precision.
+        # Something else may train these weights, such as an optimizer that holds copies of them in another precision.
         absent = [w for w in absent if self._unheld.is_constant(w.weight)]
         self._unheld.keep_only(absent)
         lasting = [w for w in absent if self._unheld.looks(w.weight) >= UNCHANGED]

@@ -1,7 +1,7 @@
 """The hooks around the optimizer's step. They check the gradient, take readings, and apply the rate multiplier.
 
-The gradients exist in the pre-hook, no matter where the loop calls `zero_grad`. No error of ours leaves a hook: the
-part that failed is switched off, and training goes on. Only `StopRun`, which ends the run, leaves a hook.
+The gradients exist in the pre-hook, no matter where the loop calls `zero_grad`. No hook raises an error of ours: the
+part that failed is switched off, and training goes on. A hook raises only `StopRun`, which ends the run.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class OptimizerHooks(ScalerListener):
         self.fast_s = 0.0  # the time that the hooks took in the current fast step
         self._dropped = False  # whether an update was dropped since the last `take_updates`
         self._hooked: list[_Hooked] = []
-        self._by_id: dict[int, _Hooked] = {}  # by the ids of optimizers and their wrappers
+        self._by_id: dict[int, _Hooked] = {}  # by the id of an optimizer or of a wrapper
         self._spans = False  # whether a reading spans several updates, and is taken in `take_updates`
         self._guarded: NetStructure | None = None  # with several optimizers: the net whose layers their guards check
         self._instruments: InstrumentSets | None = None

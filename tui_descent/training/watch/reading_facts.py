@@ -43,8 +43,8 @@ class ReadingFacts:
     def check_updates(
         self, sample: Sample, layers: Sequence[WatchedLayer], optimizers: Sequence[SteeredOptimizer]
     ) -> None:
-        """Check whether any weight moves. Row n of the `sample` belongs to layer n. Weights that have moved before may
-        stop at a minimum; they are reported only if the rate has fallen far since.
+        """Check whether any weight moves. Row n of the `sample` belongs to layer n. Weights that moved before may stop
+        because they are at a minimum. So they are reported only if the rate has fallen far since.
         """
         held = {id(p) for one in optimizers for p in one.parameters()}
         updates = [

@@ -72,8 +72,8 @@ class Results:
     """The results of one run's steps.
 
     With `stops`, a non-finite loss or gradient holds or ends the run. From that step on, a fused optimizer on a GPU
-    skips its updates until the fault is handled. A scenario run (`is_scenario`) neither counts nor reports skipped
-    updates; a user loop reports them as skipped steps.
+    skips its updates until the fault is handled. In a scenario run (`is_scenario`), skipped updates are not counted and
+    not reported. In a user loop they are reported as skipped steps.
     """
 
     def __init__(
@@ -183,8 +183,8 @@ class Results:
             self._reading = None
 
     def report_fast(self, loss: Tensor | float, time_s: float, rate: float) -> bool:
-        """Report a fast step right away. This is possible if its loss is on the host and nothing waits in the queue. If
-        the step has to go through the queue, on CUDA or with a non-finite loss, does nothing and returns False.
+        """Report a fast step right away. This is possible if its loss is on the host and nothing waits in the queue. On
+        CUDA, or with a non-finite loss, the step has to go through the queue: nothing is done, and the result is False.
         """
         if self.deferred:
             return False

@@ -132,7 +132,9 @@ class Watch:
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer that makes the updates; the first one of several. The optimizer knob may have replaced it."""
+        """The optimizer that makes the updates; the first one if there are several. The optimizer knob may have
+        replaced it.
+        """
         return self.steering.context.optimizer
 
     @property
@@ -203,7 +205,7 @@ class Watch:
         self.steering.close()
 
     def loss(self, loss: Tensor | float, *, batch: object = None) -> bool:
-        """Check the loss before `backward()`, so that a non-finite loss never reaches the weights.
+        """Check the loss before `backward()`. A non-finite loss then never reaches the weights.
 
         Returns False if the batch has to be dropped. `batch` is as in `step`. Raises `StopRun` if the run has to end.
         """
@@ -414,7 +416,7 @@ class Watch:
     def plain(self, model: nn.Module | None = None) -> nn.Module:
         """A deep copy of `model` without anything of this package, to be saved with `torch.save`.
 
-        The copy has bitwise the same outputs. Without `model`, the watched net is copied. After a change of its
+        The copy has bitwise the same outputs. Without `model`, the watched net is copied. After a change of the net's
         structure, such as a residual connection, a file with the net itself can be loaded only where this package is
         installed. A block with a skip becomes an `fx.GraphModule`, and the names of its weights get the prefix
         `block.`. Raises `ValueError` for what cannot be made plain, such as a blend of activations that has not ended.

@@ -123,7 +123,7 @@ class Wiring:
                 uncleared.attach()
 
     def before_update(self, n: int, *, closure: bool) -> None:
-        """Called when optimizer `n` is about to make one of the first updates, or the update of a measured step. With a
+        """Called before one of the first updates of optimizer `n`, or before its update in a measured step. With a
         `closure`, it may compute several gradients for one update.
         """
         if self._stopped:

@@ -35,7 +35,7 @@ _RESTORED_FIELDS = ("init", "step", "last_kick", "first_loss")
 class KnobChange:
     """The result of turning a knob. `old` and `new` are its values, read back from the run.
 
-    `way`, `scale` and `where` are the settings used, never `auto`, so that the change can be replayed exactly.
+    `way`, `scale` and `where` are the settings used, never `auto`, so the change can be replayed exactly.
     `function_change` is the largest change of an output on the probe batch; `loss_before` and `loss_after` are the
     losses on this batch. `knobs` are other states that changed too. If only one layer was changed, they include this
     knob's value for the whole net. If several optimizers were changed, `each` has the target, the old and the new value
@@ -105,11 +105,11 @@ class KnobContext:
 
     In a user loop `setup` and `steps`, the planned number of updates, are None. `optimizers` are the optimizers that
     train the net, usually one. `step` is the number of the update before which a knob was last turned. `version` is
-    increased by each change of the net's structure. `blocks` are the blocks of a built-in net by name, `user_blocks`
-    those found in a user's net; `no_blocks_reason` says why there are none. `observation` is what the first forward
-    pass of a user's net has shown. `transitions` has the changes spread over several updates that are in progress, by
-    (knob, target). `pending_values` has the values at which they end. `optimizer_listeners` are called with the new
-    optimizer when it is replaced. `losses` are the most recent losses.
+    increased by each change of the net's structure. `blocks` has the blocks of a built-in net by name, and
+    `user_blocks` the blocks found in a user's net. If there are none, `no_blocks_reason` says why. `observation` is
+    what the first forward pass of a user's net has shown. `transitions` has the changes spread over several updates
+    that are in progress, by (knob, target). `pending_values` has the values at which they end. `optimizer_listeners`
+    are called with the new optimizer when it is replaced. `losses` are the most recent losses.
     """
 
     model: nn.Module

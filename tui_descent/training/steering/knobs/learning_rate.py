@@ -115,7 +115,7 @@ class RateMultiplier:
         return rate * multiplier
 
     def remove(self) -> None:
-        """Restore the rates, after the optimizer's step. A rate that the script has set meanwhile is kept."""
+        """Restore the rates, after the optimizer's step. A rate that the script has set in the meantime is kept."""
         if not self._applied:
             return
         applied, self._applied = self._applied, []

@@ -61,7 +61,8 @@ def _has_norm(block: Block, spec: NormSpec) -> bool:
 def _new_norm(block: Block, spec: NormSpec) -> nn.Module | None:
     weight = next(p for p in block.core.parameters() if p.dim() >= 2)
     images = weight.dim() == 4
-    # A "mid" norm layer has the width of the core's output, all others that of the block, which is the core's input.
+    # A "mid" norm layer has the width of the core's output. All others have the width of the block, which is that of
+    # the core's input.
     width = weight.shape[0] if spec.where == "mid" else weight.shape[1]
     norm = parts.norm(spec, width, images=images)
     return None if norm is None else norm.to(weight.device, weight.dtype).train(block.training)

@@ -2,7 +2,7 @@
 
 A skip is y = gate·x + branch·f(x). It is closed at (gate, branch) = (0, 1). The ways "ramp" and "gentle" change both
 numbers linearly to (1, scale); "instant" sets them at once. A "rotation" moves (gate, branch) along the unit circle to
-(sin π/4, cos π/4), so that gate² + branch² stays 1; it ends at y = (x + f(x))/√2.
+(sin π/4, cos π/4). Thus gate² + branch² stays 1, and the end is y = (x + f(x))/√2.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Re-initializes, freezes, unfreezes and kicks weights in place, so that the `Parameter` objects stay the same."""
+"""Re-initializes, freezes, unfreezes and kicks weights in place. The `Parameter` objects stay the same."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def _normal(p: Tensor, generator: Generator) -> Tensor:
 
 
 def parameters_of(model: nn.Module, layer: str) -> dict[str, nn.Parameter]:
-    """The parameters of the module `layer`, by name; or that one weight, if `layer` is the path of a weight.
+    """The parameters of the module `layer`, by name. If `layer` is the path of a weight, only this weight.
 
     Raises `ValueError` if there is no such layer, or if it has no weights.
     """
