@@ -1,4 +1,6 @@
-"""What is wrong with a run, where, how sure that is, and which knob helps. Needs only events, no torch."""
+"""The diagnosis: what is wrong with a run, where, how sure this is, and which knob helps. It needs only events, not
+torch.
+"""
 
 from tui_descent.protocol.events import Advice
 from tui_descent.telemetry.diagnosis.advice import is_advised

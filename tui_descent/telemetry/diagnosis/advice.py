@@ -1,7 +1,7 @@
 """Which knobs help against a finding, the best first, and whether an intervention follows the advice.
 
-The order comes from trying the knobs on randomly drawn nets (`tests/helpers/diagnosis_oracle.py`). Advice is only what
-the run would accept and what is not so already.
+The order comes from trying the knobs on randomly drawn nets (`tests/helpers/diagnosis_oracle.py`). A change is advised
+only if the run would accept it and it is not already in effect.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tui_descent.telemetry.diagnosis.features import Features
 from tui_descent.telemetry.diagnosis.rules import SMALL_WEIGHTS
 from tui_descent.telemetry.diagnosis.situation import RunContext
 
-# What the step size should be: ‖Δ‖ over the norm of weights as large as Xavier's, and ‖Δ‖/‖g‖.
+# Good step sizes: ‖Δ‖ divided by the norm of weights as large as Xavier's, and ‖Δ‖/‖g‖.
 GOOD_UPDATE_RATIO, GOOD_STEP_PER_GRAD = 3e-3, 0.3
 TINY_WEIGHTS = 0.3  # on the scale of SMALL_WEIGHTS: below it, re-initialising helps more than residual connections
 DEEP_BLOCKS = 6  # from this depth on, residual connections help more than another optimizer
@@ -32,7 +32,7 @@ def advice_for(name: str, f: Features, context: RunContext) -> list[Advice]:
     """What helps in this case, the best first. The knobs may be unavailable in this run."""
     adaptive = bool(context.adaptive)
     init = _init(context)
-    # A sigmoid's derivative is at most ¼ whatever the weights, so re-initialising does not help it.
+    # A sigmoid's derivative is at most ¼ for any weights, so re-initialising them does not help.
     redraw = [init] if f.weight_scale < SMALL_WEIGHTS and context.activation != "sigmoid" else []
     residual = [] if context.residual else [RESIDUAL]
     norm = _norm(context)
@@ -53,7 +53,8 @@ def advice_for(name: str, f: Features, context: RunContext) -> list[Advice]:
         "weights decaying": [NO_DECAY],
         "plateau": [*redraw, *(residual if deep else []), *adam, faster, *([] if deep else residual)],
         "saddle": [faster, *adam],
-        # No other optimizer here: the learning rate is converted for it, so it would stay too small.
+        # Another optimizer is not advised here: its learning rate is converted from the current one, so it would be too
+        # small.
         "rate too small": [faster],
         "rate at the edge": [Advice("lr", "/1.25", "-")],
     }
@@ -68,9 +69,10 @@ def exploding_advice(context: RunContext) -> list[Advice]:
 def usable(
     advice: list[Advice], context: RunContext, available: Collection[str], *, first: tuple[Advice, ...] = ()
 ) -> tuple[Advice, ...]:
-    """The advice that the run would accept and that is not so already; the remedies `first` come before it.
+    """The advice that the run would accept and that is not already in effect, after the remedies in `first`.
 
-    In a user loop, a redraw of the weights throws away what they have learnt, perhaps elsewhere: it is not advised.
+    In a user loop new weights are never advised: they would throw away what the weights have learnt, perhaps in an
+    earlier run.
     """
     both = [*first, *(a for a in advice if a.knob not in {one.knob for one in first})]
     found = [a for a in both if a.knob in available and not _is_so(a, context)]
@@ -82,13 +84,13 @@ def usable(
 def _is_so(advice: Advice, context: RunContext) -> bool:
     value, now = advice.value.partition(",")[0], context.values.get(advice.knob)
     if advice.knob == "init":
-        return False  # drawn once does not mean that they still are so
+        return False  # the weights have changed since they were drawn
     known = {"optimizer": context.optimizer, "activation": context.activation}
     return value in (now, known.get(advice.knob))
 
 
 def _norm(context: RunContext, *, where: str = "") -> list[Advice]:
-    # `way=instant`, since a calibrated norm would keep the function as it is, and its problem with it.
+    # `way=instant`, because a calibrated norm would keep the function unchanged, and with it the problem.
     place = where and f",where={where}"
     return [] if context.norm else [Advice("norm", f"layer{place},way=instant", "n")]
 
@@ -106,13 +108,13 @@ def _decades(name: str, f: Features, adaptive: bool) -> int:
         size = f.update_ratio
     else:
         size = None if f.step_per_grad is None else f.step_per_grad * GOOD_UPDATE_RATIO / GOOD_STEP_PER_GRAD
-    # A size that is NaN or was not measured sets no limit.
+    # A step size that is NaN or was not measured sets no limit.
     size = min(size, 1.0) if size is not None and size > 1e-9 else 1e-9
     return max(1, min(3, math.ceil(math.log10(GOOD_UPDATE_RATIO / size))))
 
 
 def is_advised(advice: Advice, knob: str, value: str, old: str = "") -> bool:
-    """Whether an intervention does what was advised. Of a learning rate only the direction counts."""
+    """Whether an intervention does what was advised. For a learning rate only the direction counts."""
     if advice.knob != knob or knob != "lr":
         return advice.knob == knob and advice.value.partition(",")[0] == value.partition(",")[0]
     relative, number = value[:1] in ("*", "/"), float(value.lstrip("*/"))

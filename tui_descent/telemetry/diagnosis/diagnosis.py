@@ -1,4 +1,6 @@
-"""Follows a run and says what is wrong with it now; after an intervention, what was predicted and what happened."""
+"""Follows a run and says what is wrong with it now. After an intervention it compares the prediction with what
+happened.
+"""
 
 from __future__ import annotations
 
@@ -37,22 +39,23 @@ from tui_descent.telemetry.diagnosis.rules import (
 )
 from tui_descent.telemetry.diagnosis.situation import RunContext
 
-# A window begins with the run and with each intervention. Before it has so many steps and readings, it is not judged.
+# A window begins with the run and with each intervention. It is judged once it has this many steps and readings.
 MIN_STEPS, MIN_READINGS = 50, 5
-# It is judged after every CHECK_EVERY steps, after RARELY_FROM steps every CHECK_RARELY.
+# A window is judged every CHECK_EVERY steps; once it has RARELY_FROM steps, every CHECK_RARELY steps.
 CHECK_EVERY, RARELY_FROM, CHECK_RARELY = 10, 300, 25
-# Another judgement counts once it has been the same for HOLD steps, and only CHANGE_EVERY steps after the last change.
+# A new judgement replaces the old one if it stays the same for HOLD steps, but at the earliest CHANGE_EVERY steps after
+# the last change.
 HOLD, HOLD_UNCLEAR, CHANGE_EVERY = 30, 50, 100
-# One that is less sure than CERTAIN needs FIRM_STEPS steps, and has to be the same FIRM times in a row.
+# A judgement that is less sure than CERTAIN needs FIRM_STEPS steps, and must be the same FIRM times in a row.
 CERTAIN, FIRM_STEPS, FIRM = 0.8, 100, 3
 FIRST_STEPS = 3  # their mean is a run's first loss
 FINITE_AGAIN = 20  # finite losses after which a NaN is over
-MAX_LOSS = 1e100  # larger losses count as this one, whose square does not overflow
+MAX_LOSS = 1e100  # larger losses count as this loss, whose square does not overflow
 KEPT_READINGS = 40
 
 
 class Diagnosis:
-    """Takes in a run's losses, readings and facts; ask for its `finding` at any time. Advises no knob but `knobs`."""
+    """Collects a run's losses, readings and facts. `finding` can be called at any time. Only `knobs` are advised."""
 
     def __init__(self, layers: Sequence[Layer], *, knobs: Collection[str], context: RunContext | None = None) -> None:
         self.context = context or RunContext()
@@ -85,7 +88,7 @@ class Diagnosis:
         self._curvature: Curvature | None = None
         self._said: Finding | None = None  # the judgement of the loss and the gradients
         self._said_at = 0  # the step count of the last change
-        self._others: deque[tuple[str | None, int]] = deque(maxlen=CHANGE_EVERY)  # judgements unlike the last said
+        self._others: deque[tuple[str | None, int]] = deque(maxlen=CHANGE_EVERY)  # judgements unlike the current one
         self._forget_readings()
 
     def _forget_readings(self) -> None:
@@ -149,7 +152,7 @@ class Diagnosis:
         """The Hessian's extreme eigenvalues. `edge`: λmax over the stability limit, so λmax·η/2 for plain SGD."""
         first = self._curvature is None
         self._curvature, self._curvature_requested = Curvature(lambda_max, lambda_min, edge), True
-        if first:  # somebody has asked for it, and it can show what the readings cannot
+        if first:  # a viewer has asked for the curvature, which can show what readings cannot
             self._judge(at_once=True)
 
     def turn_knob(self, step: int, knob: str | None = None, value: str = "", *, old: str = "") -> None:
@@ -212,7 +215,7 @@ class Diagnosis:
             return True
         weights = newest_of(self._readings, "weight_norm")
         if any(weights.get(row) == 0 for row in self._extractor.rows):
-            return False  # nothing arrives through weights that are all 0
+            return False  # no signal passes weights that are all 0
         products = [p for r in self._readings if (p := self._extractor.product(r)) is not None]
         dead = newest_of(self._readings, "dead_fraction").values()
         saturated = newest_of(self._readings, "saturated_fraction").values()
@@ -220,7 +223,7 @@ class Diagnosis:
         return vanished or max(dead, default=0.0) > MANY_DEAD or max(saturated, default=0.0) > SATURATED
 
     def _judge(self, *, at_once: bool = False) -> None:
-        """Judge the window. What was said stays until another judgement has been the same for a while."""
+        """Judge the window. The current judgement stays until another one has been the same for a while."""
         features = self.features()
         if features is None or self._numerics is not None:
             return
@@ -231,12 +234,12 @@ class Diagnosis:
         elif not at_once and not self.context.surface:  # the loss of a test surface has no noise
             self._others.append((name, count))
             if said is None:
-                # After what should help, a loss that is still stuck gets more time.
+                # After a change that should help, a loss that is still stuck gets more time.
                 waits = LONG_WINDOW if self._predicted in FINE and name not in FINE else FIRM_STEPS
                 if name is None or (sure < CERTAIN and (count < waits or not self._is_firm(name))):
                     return
             else:
-                # What is wrong does not end because it is less sure now.
+                # A problem does not end just because it is less certain now.
                 unclear = name in (None, "not clear") and said.finding not in FINE
                 if count - self._others[0][1] < (HOLD_UNCLEAR if unclear else HOLD):
                     return
@@ -288,7 +291,7 @@ class Diagnosis:
         return self._knobs - self._harmful
 
     def _check_prediction(self) -> None:
-        """The outcome of an intervention, once it is clear. What was not predicted needs more evidence."""
+        """Find the outcome of an intervention, once it is clear. One that was not predicted needs more evidence."""
         found = self._numerics or self._said
         if self._predicted is None or found is None or found.finding == "not clear":
             return
@@ -302,7 +305,7 @@ class Diagnosis:
         losses = [loss for loss in list(self._losses)[-TAIL:] if abs(loss) < MAX_LOSS]
         if not losses or self._run_first_loss is None:
             return False
-        # A window begins again after a fault, perhaps at a low loss: noise above that is no rise.
+        # After a fault a new window begins, perhaps at a low loss. Noise above that loss does not count as a rise.
         start = max(self._first_losses[0], self._run_first_loss)
         return max(losses) > start + 0.5 * abs(start)
 
@@ -313,7 +316,7 @@ class Diagnosis:
         return ratio is not None and ratio > 1
 
     def _with_cure_of_large_weights(self, found: Finding) -> Finding:
-        """No knob helps weights that are NaN. The run must go back first; then comes what helps from there."""
+        """No knob helps if weights are NaN. So the first advice is to go back, followed by what helps from there."""
         advice = list(found.advice)
         if self.context.remedies and advice:
             advice = [*self.context.remedies, *(a for a in advice if a not in self.context.remedies)]

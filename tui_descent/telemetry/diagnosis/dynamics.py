@@ -160,9 +160,9 @@ SILENT = "{layer}'s gradient is exactly 0: no unit after it is alive."
 NOT_RISEN = "First updates too large: loss {loss:.3g}."
 STUCK_AT = "Loss stuck at {loss:.3g}."
 FLAT = "Flat at {loss:.3g}: a minimum or a saddle? Press 5 for the curvature."
-UNKNOWN = "unknown"  # as evidence: nobody has asked for it
-# With a larger ratio than this of first to last gradient, the product says more: a layer with large inputs has a large
-# weight gradient, however little was propagated back to it.
+UNKNOWN = "unknown"  # as evidence: no viewer has asked for the curvature
+# If the ratio of first to last gradient is larger than this, the product says more: a layer with large inputs has a
+# large weight gradient even if little was propagated back to it.
 SMALL_RATIO = 1e-2
 
 

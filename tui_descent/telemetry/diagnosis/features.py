@@ -1,7 +1,7 @@
 """The newest steps of a run in numbers, from which the rules judge it.
 
 g is the loss of a guess that ignores the input, ln C for C classes. P is the product of the blocks' backprop factors,
-‖dL/dh_0‖/‖dL/dh_D‖: by how much backpropagation multiplies the gradient.
+‖dL/dh_0‖/‖dL/dh_D‖: the factor by which backpropagation multiplies the gradient.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from tui_descent.protocol.events import Layer, ReadingsTaken
 WINDOW = 60  # how many of the newest steps are judged
 LONG_WINDOW = 3 * WINDOW  # how many steps are needed to extrapolate the loss
 HALF, THIRD, TAIL = 30, 20, 10  # parts of a window, in steps
-# To extrapolate: the last fall from window to window, less CERTAIN standard errors, goes on for AHEAD windows. It is
-# scaled twice by the ratio of the last two falls, within MIN_RATIO…MAX_RATIO. At least LEAST of the loss stays.
+# The extrapolation assumes that the last fall from window to window, minus CERTAIN standard errors, continues for AHEAD
+# windows. This fall is scaled twice by the ratio of the last two falls, limited to MIN_RATIO…MAX_RATIO. At least the
+# share LEAST of the loss remains.
 CERTAIN, AHEAD, MIN_RATIO, MAX_RATIO, LEAST = 2.0, 4.0, 0.5, 1.3, 0.5
 SIGNIFICANT = 4.5  # standard errors by which a line through the long window must fall
 LIKE_LAYERS = 4  # layers of one shape in a net without blocks, so that their gradients can be compared
@@ -147,7 +148,7 @@ class FeatureExtractor:
         )
 
     def _newest_product(self, readings: Sequence[ReadingsTaken]) -> float | None:
-        """The median P of the newest readings; the last P there is if these have only norms."""
+        """The median P of the newest readings; if these have only norms, the last known P."""
         known = [(r.step, p) for r in readings if (p := self.product(r)) is not None]
         newest = [p for step, p in known if step > readings[-1].step - HALF]
         return median(newest or [p for _, p in known[-1:]])
@@ -208,13 +209,17 @@ def _mean_cosine(readings: Sequence[ReadingsTaken]) -> float | None:
 
 
 def _only_biases_learn(reading: ReadingsTaken) -> bool:
-    """Whether each layer's weight has a gradient of exactly 0, although no weight is 0 and gives a reason for that."""
+    """Whether each layer's weight has a gradient of exactly 0. False if a weight is 0, because that alone could be the
+    reason.
+    """
     norms = values_of(reading, "grad_norm")
     return bool(norms) and not any(norms) and all(values_of(reading, "weight_norm"))
 
 
 def _kept(before: ReadingsTaken | None, now: ReadingsTaken) -> float | None:
-    """The median layer's weight norm now over the one before; layers that grew from 0, such as norms, do not count."""
+    """The median layer's weight norm now divided by its norm before. Layers that grew from 0, such as norms, do not
+    count.
+    """
     if before is None or before.structure != now.structure:
         return None
     pairs = zip(before.values.get("weight_norm", ()), now.values.get("weight_norm", ()), strict=False)
@@ -224,7 +229,8 @@ def _kept(before: ReadingsTaken | None, now: ReadingsTaken) -> float | None:
 def expected_loss(losses: Sequence[float], guess: float) -> float:
     """The loss to come, extrapolated from the last three windows; `losses` has at least LONG_WINDOW.
 
-    Losses above that of a guess count as that: a fall down to it needs no look at the input and promises nothing.
+    Losses above that of a guess count as the loss of a guess: a net can fall to that loss without using its input, so
+    such a fall promises nothing.
     """
     newest = losses[-LONG_WINDOW:]
     before, between, now = (min(guess, statistics.fmean(newest[n : n + WINDOW])) for n in range(0, LONG_WINDOW, WINDOW))
@@ -238,18 +244,18 @@ def expected_loss(losses: Sequence[float], guess: float) -> float:
 
 
 def long_fall(losses: Sequence[float], guess: float) -> float:
-    """How far a line through the last three windows falls; losses above that of a guess count as that."""
+    """How far a line through the last three windows falls. Losses above that of a guess are cut to it."""
     slope, error, _ = fit_line([min(guess, loss) for loss in losses[-LONG_WINDOW:]])
     return -slope * LONG_WINDOW if -slope > SIGNIFICANT * error else 0.0
 
 
 def product_of(factors: Sequence[float]) -> float:
-    """The product, but not 0 by underflow: only if a factor is 0."""
+    """The product of the factors. It is 0 only if a factor is 0, not by underflow."""
     return max(math.prod(factors), 5e-324 * all(factors))
 
 
 def newest_of(readings: Iterable[ReadingsTaken], metric: str) -> Mapping[int, float]:
-    """For each row the newest value of a metric that not every reading has."""
+    """The newest value in each row, for a metric that not every reading has."""
     return {n: v for r in readings for n, v in enumerate(r.values.get(metric, ())) if v is not None}
 
 

@@ -1,4 +1,4 @@
-"""What a diagnosis can say, in data and in a sentence for the screen."""
+"""What a diagnosis can say: the finding as data, and as a sentence for the screen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NaN and infinity as findings: where they came from, and what loses the least."""
+"""NaN and infinity as findings: where they came from, and the advice that loses the fewest steps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tui_descent.protocol.events import Advice, NotFinite
 from tui_descent.telemetry.diagnosis.findings import Finding
 from tui_descent.telemetry.diagnosis.rule import Rule
 
-# "resume" is no knob: space lets a held run go on, and the update of the bad batch has been dropped.
+# "resume" is not a knob: space lets a held run continue without the update of the bad batch, which was dropped.
 DROP = Advice("resume", "without this batch", "space")
 UNDO = Advice("undo", "1", "u")
 SLOWER = Advice("lr", "/10", "[")
@@ -90,10 +90,12 @@ def numerics_finding(
 
 
 def _grew_too_large(where: str) -> bool:
-    """Whether numbers of the full range overflowed: then the next batch overflows too."""
+    """Whether numbers of the full range overflowed. If so, the next batch overflows too."""
     return "overflows" in where and "float16" not in where
 
 
 def _can_be_overflow(event: NotFinite) -> bool:
-    """Whether too large numbers can be the cause: not if the batch was bad, or an operation met a 0."""
+    """Whether numbers that are too large can be the cause. They are not if the batch was bad, or if an operation got a
+    0.
+    """
     return event.cause != "batch" and (not event.operation or "overflow" in event.where)

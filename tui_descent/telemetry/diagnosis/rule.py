@@ -1,4 +1,4 @@
-"""One row of the table of findings: when it is said, where its threshold comes from, and what helps."""
+"""One row of the table of findings: when the finding is shown, where its threshold comes from, and what helps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From features to a finding: thresholds, tried in order, and the table of findings that they lead to.
+"""Turns features into a finding: thresholds that are tried in order, and the findings that they lead to.
 
 The thresholds were set on randomly drawn nets, labelled by trying out which changes help: the tuning pool of
 `tests/helpers/diagnosis_nets.py`. Below, g is the loss of a guess and P the product of the blocks' backprop factors.
@@ -12,37 +12,37 @@ from tui_descent.telemetry.diagnosis.features import SIGNIFICANT, Features
 from tui_descent.telemetry.diagnosis.findings import Name
 from tui_descent.telemetry.diagnosis.situation import RunContext
 
-CLEAR = 0.6  # a judgement that is less sure is not said: "not clear"
-FAIR = 0.7  # how sure a judgement is that rests on one condition without a scale
-ENOUGH_READINGS = 7  # with fewer, a judgement is less sure
+CLEAR = 0.6  # a judgement that is less sure is shown as "not clear"
+FAIR = 0.7  # how sure a judgement is that depends on one yes-or-no condition
+ENOUGH_READINGS = 7  # with fewer readings, a judgement is less sure
 
 # The loss, in units of g.
-HUGE = 5.0  # at the start: the outputs were far too large
+HUGE = 5.0  # a first loss above this: the outputs were far too large
 RISEN, ABOVE_GUESS = 1.5, 1.3
 EXPECTED_GOOD = 0.65  # an expected loss below it: the run trains
 EXPECTED_GOOD_FLAT = 0.55  # the same for a loss that does not fall any more
-STUCK = 0.81  # above it: almost nothing was learnt
+STUCK = 0.81  # a loss above this: almost nothing was learnt
 STUCK_TEXT = 0.95  # the same for text, whose loss cannot come close to 0
-STEADY_FALL = 0.07  # over three windows: the loss is still improving
+STEADY_FALL = 0.07  # a larger fall over three windows: the loss is still improving
 SLOW_FALL = 0.05  # over three windows: small steps bring the loss down
 CLEAR_FALL = 0.2  # over three windows: the loss clearly falls
-NOT_FALLEN = 0.9  # of the run's first loss: it has not fallen
+NOT_FALLEN = 0.9  # above this share of the run's first loss, the loss has not fallen
 ABOVE, FALLING = 1.1, 0.07  # a loss above 1.1 that falls by 7 % in a third of a window is still improving
-TINY = 0.02  # below it nothing is left to learn
-FALLEN = 0.15  # of the run's first loss, or of g if that is lower: it has fallen far
-LEVEL_SLOPE = -2.5  # of the line through three windows, in standard errors: the loss is level
+TINY = 0.02  # below this loss nothing is left to learn
+FALLEN = 0.15  # below this share of the run's first loss, or of g if g is lower, the loss has fallen far
+LEVEL_SLOPE = -2.5  # the loss is level if a line through three windows has a slope above this, in standard errors
 
 FLAT = 0.02  # where g is not known: a loss that falls by less in a third of a window is stuck
 VANISHED_LOSS = 1e-3  # of a surface's first loss
 FALLING_SLOPE = -2.5  # the loss's slope in standard errors, where g is known but there are no classes
 ESCAPING_SLOPE = -4.5  # the loss escapes by itself
 VANISHED, GROWN, EXPLODED = 3e-3, 10.0, 100.0  # P
-NOTHING_ARRIVES = 1e-6  # P: no gradient arrives, whatever the loss does
-SIGMOID_FACTOR = 0.3  # a sigmoid block multiplies the gradient by about ¼ at most, whatever its weights
+NOTHING_ARRIVES = 1e-6  # with P below this, no gradient arrives, even if the loss falls
+SIGMOID_FACTOR = 0.3  # a sigmoid block multiplies the gradient by about ¼ at most, for any weights
 ALL_DEAD, MANY_DEAD, SATURATED = 0.95, 0.9, 0.5  # shares of a layer's units
 SMALL_UPDATE, LARGE_UPDATE = 6e-4, 0.05  # ‖Δ‖ over the norm of weights as large as Xavier's
 SMALL_STEP = 0.009  # ‖Δ‖/‖g‖ of SGD: η, or η/(1 − β) with momentum
-NO_RATE_HELPS = 3.0  # decades by which the gradient has vanished
+NO_RATE_HELPS = 3.0  # a larger rate does not help if the gradient has vanished by this many decades
 PASSED, FAR_TOO_SMALL = 0.1, 0.5  # P of a gradient that arrives; decades by which steps are far too small
 EDGE, BOUNCING = 0.95, -0.8  # sharpness over the stability limit; cosine of one gradient with the next
 SMALL_WEIGHTS = 0.6  # √width · rms of a square weight: Xavier's is 1, He's 1.4
@@ -52,7 +52,7 @@ DECAYED, DECAYING = 0.5, 0.97  # weight norm over that at the run's start, and a
 def apply_rules(f: Features, context: RunContext) -> tuple[Name, float] | None:
     """The most serious finding and how sure it is: ½ at the threshold of the number that decided, more beyond it.
 
-    None while a loss above that of a guess comes down: that is not healthy yet, but nothing is wrong any more.
+    None while the loss is above that of a guess but falls: this is not healthy yet, but no longer a fault.
     """
     if not context.loss_means_fit or (f.now < -1e-6 * abs(f.guess) and not context.surface):
         return _by_gradients(f)
@@ -70,7 +70,7 @@ def _by_gradients(f: Features) -> tuple[Name, float]:
 
 def _by_loss(f: Features, context: RunContext) -> tuple[Name, float] | None:
     classes, size = context.classes is not None, abs(f.guess)
-    # If the first updates were too large, a product that has grown since is their doing.
+    # If the first updates were too large, they are the reason why the product has grown since.
     grown = max(f.first_product or 1.0, 1.0 if _started_too_fast(f) else f.product or 1.0)
     expected = None if f.expected is None or not classes else f.expected / f.guess
     improving = f.fall > FALLING if expected is None else expected < EXPECTED_GOOD
@@ -86,11 +86,11 @@ def _by_loss(f: Features, context: RunContext) -> tuple[Name, float] | None:
         return "exploding", _sure(grown / EXPLODED)
     if f.saturated > SATURATED and _started_too_fast(f) and expected is None:
         return "not clear", 0.5  # a low loss may be luck
-    # Without any gradient the loss stays where it is, whatever it did before.
+    # Without any gradient the loss cannot change any more.
     if classes and f.product == 0 and f.now > EXPECTED_GOOD * f.guess:
         return _no_gradient(f)
     if expected is not None:
-        # With saturated units, or with steps far too small, one fall does not promise another.
+        # With saturated units, or with steps that are far too small, a fall does not promise further falls.
         halting = f.saturated > SATURATED or _too_small(f, context) > FAR_TOO_SMALL
         good = EXPECTED_GOOD if f.long_fall else EXPECTED_GOOD_FLAT
         if expected > good or (f.now > EXPECTED_GOOD * f.guess and halting):
@@ -99,14 +99,15 @@ def _by_loss(f: Features, context: RunContext) -> tuple[Name, float] | None:
         level = max(f.expected or 0.0, f.now + 2 * f.noise, 1e-300)
         sure = _sure(EXPECTED_GOOD * f.guess / level, decades=0.1)
         if f.now > EXPECTED_GOOD * f.guess and f.fall < FLAT and f.slope > FALLING_SLOPE:
-            return "not clear", 0.5  # it fell a while ago, and has been level since
+            return "not clear", 0.5  # the loss fell a while ago, and has been level since
         clearly = (f.long_fall or 0.0) > CLEAR_FALL * f.guess
         return _training(f, context, max(sure, FAIR) if clearly else sure)
     share = STUCK
     if classes:
         falls = f.fall > FALLING and f.now > ABOVE * f.guess
     elif context.guess is not None:
-        # A fall down to the guess needs no look at the input: it does not show that the gradient arrives.
+        # A net can fall to the loss of a guess without using its input, so such a fall does not show that the gradient
+        # arrives.
         share, falls = STUCK_TEXT, f.slope < FALLING_SLOPE and (f.product is None or f.product > VANISHED)
     else:
         falls = f.fall > FLAT or f.slope < FALLING_SLOPE  # a slow but certain fall, as during a warm-up
@@ -125,7 +126,7 @@ def _by_loss(f: Features, context: RunContext) -> tuple[Name, float] | None:
         and f.now > TINY * size
         and not context.surface
     ):
-        return "not clear", 0.5  # it began low, and has not fallen since
+        return "not clear", 0.5  # the loss began low, and has not fallen since
     return _training(f, context, _sure(share * f.guess / f.now, decades=0.3) if f.now > 0 else 1.0)
 
 
@@ -135,7 +136,8 @@ def exploded(first_loss: float, guess: float, product: float | None) -> bool:
 
 
 def flat_surface(f: Features, context: RunContext) -> bool:
-    """Whether a surface's loss is flat, at a minimum or a saddle, and the curvature that could tell is not known.
+    """Whether a surface's loss is flat, as at a minimum or a saddle, and the curvature, which could tell the two apart,
+    is not known.
 
     A loss that is a thousandth of the first one counts as flat even while it approaches 0.
     """
@@ -152,7 +154,7 @@ def _training(f: Features, context: RunContext, sure: float) -> tuple[Name, floa
     level = f.slope > FALLING_SLOPE and f.fall < FLAT if f.long_slope is None else f.long_slope > LEVEL_SLOPE
     fell = f.long_fell or 0.0
     if f.long_slope is not None and f.long_slope < -2 * SIGNIFICANT and fell > SLOW_FALL * abs(f.guess):
-        sure = max(sure, FAIR)  # whatever its value, it clearly comes down
+        sure = max(sure, FAIR)  # at any value, the loss clearly falls
     if context.surface or not level:
         return "healthy", sure
     # The loss is level. It is at its floor if that is low; otherwise nothing shows whether it could fall further.
@@ -179,7 +181,8 @@ def _stuck(f: Features, context: RunContext) -> tuple[Name, float]:
         return "dead units", 0.9
     lost = _decades(vanished / f.product) if f.product else 0.0
     too_small = _too_small(f, context)
-    # If both: the one further beyond its threshold. P has many factors, so a quarter of its decades counts.
+    # If both the gradient and the steps are too small, the finding is the one further beyond its threshold. P has many
+    # factors, so only a quarter of its decades counts.
     if too_small > max(0.0, lost / 4) and lost < NO_RATE_HELPS and (adaptive or lost > 0):
         return _slow(f, too_small)
     if lost > 0 and f.saturated > SATURATED and PASSED < (f.first_product or 0.0) < GROWN:
@@ -205,16 +208,16 @@ def _stuck(f: Features, context: RunContext) -> tuple[Name, float]:
 
 
 def _slow(f: Features, too_small: float) -> tuple[Name, float]:
-    """Steps that are too small, unless the loss comes down with them."""
+    """Report steps that are too small, unless the loss falls in spite of them."""
     if f.long_fell is not None and f.long_fell > SLOW_FALL * abs(f.guess):
         return "not clear", 0.5
     return "rate too small", _sure(10**too_small)
 
 
 def _too_small(f: Features, context: RunContext) -> float:
-    """By how many decades the steps are too small; 0 if they are not, or if that is not known."""
+    """By how many decades the steps are too small; 0 if they are large enough, or if this is not known."""
     measures = [(f.update_ratio, SMALL_UPDATE)] if context.adaptive is not False else []
-    if not context.adaptive:  # of an unknown optimizer, as in a user's loop, both have to be too small
+    if not context.adaptive:  # for an unknown optimizer, as in a user loop, both must be too small
         measures.append((f.step_per_grad, SMALL_STEP))
     if _started_too_fast(f) or any(size is None for size, _ in measures):
         return 0.0
@@ -227,7 +230,9 @@ def _started_too_fast(f: Features) -> bool:
 
 
 def _no_weight_learns(f: Features) -> bool:
-    """Whether the gradient of every weight is exactly 0, and not because decay has shrunk the weights to nothing."""
+    """Whether the gradient of every weight is exactly 0, but not because weight decay has shrunk the weights to
+    nothing.
+    """
     return f.no_gradient or (f.no_weight_gradient and (f.kept or 1.0) > DECAYED)
 
 
@@ -248,7 +253,9 @@ def _no_gradient(f: Features) -> tuple[Name, float]:
 
 
 def _sure(ratio: float, *, decades: float = 1.0) -> float:
-    """½ at a ratio of 1 to the threshold; `decades` beyond it the remaining doubt has shrunk by a factor of e."""
+    """How sure a judgement is: ½ at a ratio of 1 to the threshold. Each `decades` beyond it divide the remaining doubt
+    by e.
+    """
     return 1 - 0.5 * math.exp(-max(0.0, _decades(ratio)) / decades)
 
 

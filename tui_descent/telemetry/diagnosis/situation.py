@@ -1,4 +1,4 @@
-"""What is known of a run besides its losses and readings, read from the live run: its events, not only its scenario."""
+"""What is known about a run besides its losses and readings, from its events and its scenario."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from tui_descent.scenario.spec import UNDO
 # The loss of a net that has learnt only letter frequencies: the entropy of single letters of the text data, in nats.
 LETTER_ENTROPY = 3.24
 ADAPTIVE = frozenset({"adam", "adamw", "rmsprop"})
-# Losses that are never negative and small only if the net predicts well, so that their direction means something.
+# Losses that are never negative and are small only if the net predicts well. For these, a falling loss means a better
+# fit.
 KNOWN_LOSSES = frozenset(
     {"cross_entropy", "bce", "bce_with_logits", "mse", "l1", "smooth_l1", "huber", "ctc"}
     | {"multi_margin", "multilabel_margin", "soft_margin"}
@@ -63,7 +64,7 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
             return None
 
     def with_knobs(self, states: Iterable[KnobState]) -> RunContext:
-        """With these knobs' values, and with what follows from them."""
+        """A copy with these values of the knobs, and with what follows from them."""
         states = list(states)
         values = {s.name: s.value for s in states if s.value}
         changed: dict[str, Any] = {"values": self.values | values}
@@ -89,7 +90,7 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, **changed)
 
     def with_loop(self, seen: LoopObserved) -> RunContext:
-        """With what the graph of a user loop's loss shows."""
+        """A copy with what the graph of a user loop's loss shows."""
         if not self.user_loop:
             return self
         entropy = seen.loss_function == "cross_entropy"
@@ -98,14 +99,16 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, loss_means_fit=fit, classes=classes)
 
     def with_rates(self, event: RatesChanged) -> RunContext:
-        """With what the learning rates show: with several optimizers, several nets may play against each other."""
+        """A copy with what the learning rates show: if there are several optimizers, several nets may play against each
+        other.
+        """
         if not self.user_loop or len(event.rates) < 2:
             return self
         return msgspec.structs.replace(self, several_optimizers=True, loss_means_fit=False, classes=None)
 
 
 def context_of(scenario: Mapping[str, Any] | None) -> RunContext:
-    """What the diagnosis can learn from the scenario. A user loop has none: its context is nearly empty."""
+    """What the diagnosis can learn from the scenario. A user loop has no scenario, so its context is nearly empty."""
     if scenario is None:
         return RunContext(user_loop=True, loss_means_fit=False)
     model, data, optimizer = scenario["model"], scenario.get("data"), scenario["optimizer"]["name"]
@@ -136,7 +139,7 @@ def after_turn(context: RunContext, turn: KnobTurned) -> RunContext:
 
 
 def remedies_of(texts: Sequence[str]) -> tuple[Advice, ...]:
-    """Remedies such as `residual=on` as advice, with their keys. What no knob accepts is left out."""
+    """Remedies such as `residual=on` as advice, with their keys. A remedy that no knob accepts is left out."""
     found = []
     for text in texts:
         if text == UNDO:

@@ -1,4 +1,4 @@
-"""All findings in one table, in the order of their importance, and the sentence of any of them."""
+"""All findings in one table, in the order of their importance, and the sentence of each finding."""
 
 from __future__ import annotations
 

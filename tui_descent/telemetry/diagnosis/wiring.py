@@ -1,7 +1,7 @@
 """Facts about how loop, net and optimizer are connected: what each means, and its sentence.
 
-`training/watch/wiring.py` establishes them. A fact is not a guess: it needs no threshold in losses or readings, except
-where its row says so.
+`training/watch/wiring.py` finds them. A fact is not a guess: it does not depend on thresholds for losses or readings,
+unless its row says so.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from tui_descent.telemetry.diagnosis.findings import Finding, Name
 from tui_descent.telemetry.diagnosis.rule import Rule
 
 NAME_WIDTH = 16  # longer names of layers are shortened at the front
-# Between them, a rate 1,000 times as large is advised where updates are rounded away. A schedule made smaller ones.
+# If updates are rounded away and the rate is between these limits, a rate 1,000 times as large is advised. Only a
+# schedule makes smaller rates.
 SMALLEST_RATE, SMALL_RATE = 1e-15, 1e-5
 QUESTION = "The net ends in a {gets}. Does your loss apply {gets} itself?"
 QUESTION_SURE = 0.6
@@ -172,9 +173,10 @@ RULES: tuple[Rule, ...] = (
         helps="key x, if they are in the optimizer; nothing, if this is meant, as when only a new head is trained",
     ),
 )
-# Facts that a judgement of the gradients may explain, such as vanishing or dead units. They give way to it.
+# Facts that a judgement of the gradients, such as vanishing or dead units, may explain. The judgement then has
+# priority.
 SYMPTOMS = frozenset({"constant output"})
-ORDER = [rule.finding for rule in RULES]  # the first fact that holds is said
+ORDER = [rule.finding for rule in RULES]  # the first fact that holds is shown
 _SENTENCES = {rule.finding: rule.sentence for rule in RULES}
 
 
