@@ -36,7 +36,7 @@ async def test_the_activation_dialog_lists_what_it_changes_and_what_it_leaves(
         if many and size == (80, 24):
             await dashboard.shows("more gates and outputs")
         else:
-            await dashboard.shows("leaves head.3: the net's output")
+            await dashboard.shows("keeps head.3: the net's output")
         assert "multiplies" not in dashboard.text()
 
 

@@ -419,7 +419,7 @@ def test_what_cannot_be_made_plain_is_said(keeper_with_undo: FakeKeeper) -> None
             run.plain()
         run.steering.turn(parse("activation=gelu,way=instant"))
         run.steering.turn(parse("residual=on"))
-        with pytest.raises(ValueError, match=r"skip around Variadic stays: its forward takes \*args"):
+        with pytest.raises(ValueError, match=r"skip around Variadic cannot be made plain: its forward takes \*args"):
             run.plain()
 
 

@@ -81,7 +81,7 @@ class ActivationDialog(Dialog[str]):
             lines[-1] = f"{lines[-1].rstrip(',')} …"
         lines += [_left(name, reason) for name, reason in self._left_alone[:shown_left]]
         if shown_left < len(self._left_alone):
-            lines[-1] = f"  leaves {len(self._left_alone) - shown_left + 1} more gates and outputs"
+            lines[-1] = f"  keeps {len(self._left_alone) - shown_left + 1} more gates and outputs"
         return "\n".join(lines)
 
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
@@ -99,9 +99,9 @@ def _module(name: str) -> str:
 
 
 def _left(name: str, reason: str) -> str:
-    """`leaves main.4: the net's output`."""
+    """`keeps main.4: the net's output`."""
     short = safe(reason.partition(" (")[0], 40)
-    return f"  leaves {shorten(safe(name, 200), WIDTH - 11 - len(short))}: {short}"
+    return f"  keeps {shorten(safe(name, 200), WIDTH - 11 - len(short))}: {short}"
 
 
 def _row(name: str, now: str, slope: float) -> Text:

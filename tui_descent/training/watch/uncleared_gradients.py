@@ -11,7 +11,7 @@ from tui_descent.instruments.failures import Failures
 from tui_descent.instruments.module_hooks import Args, ModuleHooks, plain
 from tui_descent.instruments.net_structure import WatchedLayer
 
-PART = "the check whether gradients are cleared"
+PART = "the check for uncleared gradients"
 
 
 class UnclearedGradients:

@@ -45,7 +45,9 @@ def _with_skip(block: nn.Module, skip: Skip) -> nn.Module:
     """A module that computes gate·x + branch·block(x), by the same operations as `Skip.combine`."""
     signature = inspect.signature(block.forward)
     if any(parameter.kind in _VARIADIC for parameter in signature.parameters.values()):
-        raise ValueError(f"the skip around {type(block).__name__} stays: its forward takes *args or **kwargs")
+        raise ValueError(
+            f"the skip around {type(block).__name__} cannot be made plain: its forward takes *args or **kwargs"
+        )
     graph = fx.Graph()
     inputs = [
         graph.placeholder(name, default_value=parameter.default) for name, parameter in signature.parameters.items()
