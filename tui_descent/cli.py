@@ -9,7 +9,7 @@ import sys
 
 from tui_descent import interrupts
 
-if sys.argv[0].endswith("tui-descent"):  # and not a test
+if sys.argv[0].endswith("tui-descent"):  # started as a command, not by a test
     interrupts.end_at_once()
 
 # isort: split
@@ -359,7 +359,7 @@ def _launch(
 
     if headless:
         from tui_descent import headless as runner
-    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # of a file whose name is not UTF-8
+    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # the file's name may not be UTF-8
     folder = None
     try:
         budget = undo_budget(args.undo_budget)

@@ -13,6 +13,6 @@ if len(_entries) > 1 and "" in _entries:
     _wanted = {entry for entry in _entries if os.path.isabs(entry)}
     try:
         _here = os.getcwd()
-    except OSError:  # it has been removed
+    except OSError:  # the current folder has been removed
         _here = ""
     sys.path[:] = [path for path in sys.path if path in _wanted or path not in ("", _here)]

@@ -120,7 +120,7 @@ class DescentApp(App[int]):
         """Quit when the run is over, or when its keeper does not respond; otherwise ask."""
         if self.bridge.give_up() or not self.bridge.history.live or not self.bridge.connected:
             self.exit(self.exit_code())
-        elif self._is_script and self._stop_deadline_s is not None:  # it still runs, and the user does not want to wait
+        elif self._is_script and self._stop_deadline_s is not None:  # still running, but the user does not want to wait
             self.bridge.send(Stop(kill=True))
             self._stop_deadline_s = self._loop_time() + STOP_TIMEOUT_S
         else:

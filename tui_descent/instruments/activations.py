@@ -85,7 +85,7 @@ class Activations:
         weights = [layers[w.row].weight for w in self._watched]
         self._channels_first = [not is_lazy(weight) and weight.dim() > 2 for weight in weights]
         self._alive = [_Alive() for _ in self._watched]
-        self._seen: dict[int, _Seen] = {}  # by activation
+        self._seen: dict[int, _Seen] = {}  # by the activation's number
         self._complete: set[int] = set()  # the activations whose first call has returned
         # Activations whose tensors are copied, because the module itself or a later operation changes them in place.
         self._changing: set[int] = set()

@@ -76,7 +76,7 @@ class NetEnds:
         self._hooks = ModuleHooks(failures)
         self._calls: dict[str, _Call] = {}
         self._inputs: dict[str, Tensor] = {}  # (2,): sum of squares, number of non-zero inputs
-        self._norms: dict[str, bool] = {}  # by name: whether it got one sample
+        self._norms: dict[str, bool] = {}  # by the name of a batch norm: whether it got one sample
         # Of the last measured pass of a net: the number of samples, and the softmax or sigmoid that it ends with.
         self.batch: int | None = None
         self.last: tuple[str, int] | None = None

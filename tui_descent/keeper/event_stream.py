@@ -27,7 +27,7 @@ class EventStream:
     def __init__(self, history: History) -> None:
         self.ring: Ring | None = None  # opened at the `RunStarted` event
         self._history = history
-        self._steps: list[StepRecord] = []  # those read from the ring but not published yet
+        self._steps: list[StepRecord] = []  # records read from the ring but not published yet
         self._readings: list[ReadingRecord] = []
         self._steps_read = 0
         self._steps_missed = 0

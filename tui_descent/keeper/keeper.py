@@ -112,7 +112,7 @@ class Keeper:
         while self.ended is None:
             self._wait(TICK_S)
             self._tick(trainer)
-        if trainer.exit_fd is not None:  # it stays readable after the exit, so the selector would not wait
+        if trainer.exit_fd is not None:  # still readable after the exit: the selector would not wait
             self._selector.unregister(trainer.exit_fd)
         return self.ended
 

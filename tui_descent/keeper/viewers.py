@@ -20,7 +20,7 @@ HELLO_WITHIN_S = 5.0
 MAX_VIEWERS = 64
 MAX_WITHOUT_HELLO = 64  # connections that have not said what they are; they are closed after HELLO_WITHIN_S
 HEARTBEAT_S = 1.0
-ACCEPT_AGAIN_S = 1.0  # how long no connection is accepted if the process has no descriptor left for one
+ACCEPT_AGAIN_S = 1.0  # if the process has no descriptor left, it accepts no connection for this long
 
 
 class Viewer:

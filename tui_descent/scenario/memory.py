@@ -107,7 +107,7 @@ def _activation_count(scenario: Scenario) -> int:
             per_sample = model.width
         case ConvModel():
             per_sample = model.width * DIGIT_PIXELS
-        case TransformerModel():  # of the attention: input, queries, keys, values, output; of the MLP: input, 4 hidden
+        case TransformerModel():  # attention keeps input, queries, keys, values, output; the MLP input, 4 hidden
             per_sample = 10 * model.width * model.context
     return samples * per_sample * model.depth
 

@@ -52,7 +52,7 @@ def from_table(
 ) -> Scenario:
     """Read a scenario from a table of plain values. Raises `ScenarioError`.
 
-    `shortened`: an earlier override may have shortened the run, so steps beyond its end are not errors.
+    With `shortened`, an override may have made the run shorter, so steps beyond its end are not errors.
     """
     plain: dict[str, Any] = msgspec.to_builtins(table)
     overrides = tuple(overrides)

@@ -416,7 +416,7 @@ class History:
         *past, last = sent.facts
         for fact in past:
             if isinstance(fact, StateChanged | Rewound):
-                history._log(fact)  # it is in the past, so it must not be applied
+                history._log(fact)  # in the past: logged, but not applied
             else:
                 history.apply(fact)
         if isinstance(last, StateChanged):

@@ -108,7 +108,7 @@ def thinned(evaluations: list[Evaluated], most: int) -> list[Evaluated]:
     first, half = evaluations[0].step, most // 2
     width = max(1, abs(evaluations[-1].step - first) / half)
     kept: list[Evaluated] = []
-    for one in evaluations[:-1]:  # the first of each of `half` equal parts of the run
+    for one in evaluations[:-1]:  # the first evaluation in each of `half` equal parts of the run
         part = abs(one.step - first) // width
         if not kept or part != abs(kept[-1].step - first) // width or one.segment != kept[-1].segment:
             kept.append(one)

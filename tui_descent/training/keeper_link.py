@@ -66,7 +66,7 @@ MAX_METRIC_BYTES = 64 << 10
 METRICS_AT_ONCE = 5_000
 METRICS_EVERY_S = 0.03
 HEARTBEAT_S = 0.5
-CLOSE_WITHIN_S = 2.0  # how long the end waits for a slow keeper
+CLOSE_WITHIN_S = 2.0  # how long the end of a run waits for a slow keeper
 
 
 class KeeperLink:
@@ -93,7 +93,7 @@ class KeeperLink:
         self._metrics_sent_s = -math.inf
         self._started = False  # metrics are sent after `RunStarted`
         self._dropped = self._dropped_reported = 0  # metrics
-        self._step = 0  # of the newest metric
+        self._step = 0  # the step of the newest metric
         self._ended: RunEnded | None = None
         _links.add(self)
 

@@ -101,7 +101,7 @@ def _module(name: str) -> str:
 def _left(name: str, reason: str) -> str:
     """`keeps main.4: the net's output`."""
     short = safe(reason.partition(" (")[0], 40)
-    return f"  keeps {shorten(safe(name, 200), WIDTH - 11 - len(short))}: {short}"
+    return f"  keeps {shorten(safe(name, 200), WIDTH - 10 - len(short))}: {short}"
 
 
 def _row(name: str, now: str, slope: float) -> Text:

@@ -49,7 +49,7 @@ class EventLine:
 def event_lines(log: list[LogEntry], *, with_segment: bool, all_events: bool = True) -> list[EventLine]:
     """The log's lines, oldest first. Without `all_events`, evaluations, metrics and plain notes are left out."""
     lines: list[EventLine] = []
-    evaluated: list[Evaluated] = []  # those of the last line
+    evaluated: list[Evaluated] = []  # the evaluations in the last line
     may_repeat = 0  # the number of last lines that may be repeated
     cause = ""  # the newest message about a non-finite number
     for label, fact in zip(_step_labels(log, with_segment=with_segment), log, strict=True):

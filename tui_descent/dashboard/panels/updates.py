@@ -16,8 +16,8 @@ from tui_descent.dashboard.view import View
 # Relative updates of weight matrices at usual rates (Karpathy, CS231n: about 1e-3; log10 here).
 USUAL_LOW, USUAL_HIGH = -4, -2
 # Outside the usual range a net may still be healthy: Adam's first steps, fine-tuning, the end of a schedule. It is
-# unhealthy if an update is larger than the weights, or if a layer moves so much less than the layer that moves most. A
-# layer that moves more than usual does not make the others count as slow.
+# unhealthy if an update is larger than the weights, or if a layer moves less than 1e-4 times as much as the layer that
+# moves most. A layer that moves more than usual does not make the others count as slow.
 TOO_LARGE, TOO_SLOW = 0, -4
 # The scale is fixed, so the usual range does not move. Values outside the scale have a full or an empty bar.
 SCALE = LogScale(-8, 0)

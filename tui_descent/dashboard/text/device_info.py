@@ -53,7 +53,9 @@ def detail_lines(history: History, width: int) -> list[str]:
 
 
 def largest(history: History, channel: int) -> float:
-    """The upper end of a sparkline's scale: the largest value of the segment, for GPU load 1; 0 without values."""
+    """The upper end of a sparkline's scale: 1 for GPU load, otherwise the largest value of the segment. 0 if there are
+    no values.
+    """
     pyramid = history.devices.get(history.segment)
     if not pyramid:
         return 0.0

@@ -67,7 +67,7 @@ def _inside(wrapper: object) -> list[object]:
         if name in ("param_groups", "state", "defaults"):
             continue
         values += value.values() if isinstance(value, Mapping) else value if type(value) in (list, tuple) else [value]
-    values.append(_attribute(wrapper, "optimizer"))  # it may be a property
+    values.append(_attribute(wrapper, "optimizer"))  # `optimizer` may be a property
     found = {id(value): value for value in values if value is not wrapper and _is_optimizer(value)}
     return list(found.values())
 

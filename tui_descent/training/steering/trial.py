@@ -41,7 +41,7 @@ class Trial:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._nets = list(whole_nets(model).values())
-        self._passes: dict[int, _Pass] = {}  # by the index of the net
+        self._passes: dict[int, _Pass] = {}  # by the net's index
         self._missing: set[int] = set()  # the nets whose inputs are still to be kept
         self._next_s = 0.0
         self._hooks = ModuleHooks()
@@ -87,7 +87,7 @@ class Trial:
         autocast: AbstractContextManager[Any] = nullcontext()
         if seen.autocast is not None:
             autocast = torch.autocast(seen.autocast[0], dtype=seen.autocast[1])
-        with autocast, torch.enable_grad():  # a net may differentiate in its forward pass
+        with autocast, torch.enable_grad():  # a forward pass may compute gradients
             return net(*seen.args, **seen.kwargs)
 
     def _after(self, index: int, args: Args, kwargs: Kwargs, output: Any) -> None:

@@ -37,6 +37,6 @@ def _generators() -> dict[str, tuple[Getter, Setter]]:
         generators["cuda"] = (torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all)
     if torch.backends.mps.is_available():
         generators["mps"] = (torch.mps.get_rng_state, torch.mps.set_rng_state)
-    if (numpy := sys.modules.get("numpy")) is not None:  # not imported for this: a run may not use it
+    if (numpy := sys.modules.get("numpy")) is not None:  # not imported here, as a run may not use it
         generators["numpy"] = (numpy.random.get_state, numpy.random.set_state)
     return generators

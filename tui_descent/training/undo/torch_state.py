@@ -126,7 +126,7 @@ def _copy_into(tensor: Tensor, values: Tensor) -> None:
         return
     if dense:
         for dim, stride in enumerate(tensor.stride()):
-            if stride == 0 and tensor.shape[dim] > 1:  # an expanded tensor has each of these numbers once in memory
+            if stride == 0 and tensor.shape[dim] > 1:  # the entries of an expanded tensor share memory
                 tensor, values = tensor.narrow(dim, 0, 1), values.narrow(dim, 0, 1)
     tensor.copy_(values)
 

@@ -15,7 +15,7 @@ from tui_descent.protocol.events import MetricLogged, Noted
 from tui_descent.training.progress import Progress
 
 MAX_NAME = 200  # characters
-MAX_NOTES = 10  # of refused metrics
+MAX_NOTES = 10  # notes about refused metrics
 MAX_ARRIVING = 500  # further values are dropped, because training would have to wait for them
 
 # A function that gets a copy on its way to the host, and the function to call with its numbers.

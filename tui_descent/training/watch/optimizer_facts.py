@@ -19,7 +19,7 @@ from tui_descent.training.watch.unheld_weights import UnheldWeights
 # After this many updates a layer without a gradient is reported. A net without any gradient is reported earlier.
 CUT_AFTER, NONE_AFTER = 5, 3
 ZERO_RATES = 10  # this many updates with a rate of 0 are reported: a warm-up starts with one such update
-UNCHANGED = 3  # checks in a row of a weight that no optimizer holds
+UNCHANGED = 3  # how often a weight that no optimizer holds is checked before it is reported
 
 
 class OptimizerFacts:

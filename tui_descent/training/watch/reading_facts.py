@@ -30,7 +30,7 @@ class ReadingFacts:
         self._facts = facts
         self._unmoved = 0  # readings without any update
         self._moved_at: float | None = None  # the largest rate with which weights moved
-        self._constant: dict[str, int] = {}  # by net
+        self._constant: dict[str, int] = {}  # by net: readings in a row with a constant output
         self._scaled: dict[str, int] = {}  # by layer: readings in a row with inputs that are too large or too small
         self._lone_norms = 0
 

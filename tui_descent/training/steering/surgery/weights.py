@@ -54,7 +54,7 @@ def _fill(
     module: nn.Module, name: str, full_name: str, p: nn.Parameter, spec: InitSpec, generator: Generator, bias: float
 ) -> bool:
     """Draw or fill one parameter. Returns False if its kind is unknown, or if it holds no real or complex numbers."""
-    if why_not_measured(p) is not None or 0 in p.stride():  # an expanded tensor has each number once in memory
+    if why_not_measured(p) is not None or 0 in p.stride():  # the entries of an expanded tensor share memory
         return False
     if isinstance(module, NORMS):
         p.fill_(1.0 if name == "weight" else 0.0)
