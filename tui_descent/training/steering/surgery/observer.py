@@ -221,9 +221,8 @@ class ForwardObserver:
     def _judge(self, calls: list[_Call], *, only_blocks: bool = False) -> None:
         """Judge the activations and blocks among these calls, which make up one pass."""
         outputs = [node for call in calls if call.is_top for node in call.outputs]
-        outputs = outputs or [
-            node for call in calls for node in call.outputs
-        ]  # the net returned an unknown kind of object
+        # If the net returned an unknown kind of object, the outputs of all calls count.
+        outputs = outputs or [node for call in calls for node in call.outputs]
         if not outputs:
             return
         computed = {node for call in calls if ".parametrizations." not in call.name for node in call.outputs}
