@@ -18,7 +18,7 @@ SLOWER_TIERS = ((0.1, 0.06), (1.0, 0.06), (10.0, 0.03))
 # In a paced run a reading may take this fraction of the wait before the next step, or this fraction of the time since
 # the last reading.
 WAIT_USED, PACED_SHARE = 0.5, 0.1
-# Elapsed time is checked at least after this time or this many steps, even if no reading is due.
+# Elapsed time is checked after this time or this many steps at the latest, even if no reading is due.
 LOOK_EVERY_S, LOOK_EVERY_STEPS = 0.2, 150
 # The mean time of a step without a reading is a running mean over about STEPS_IN_MEAN steps. It is used once it covers
 # TRUSTED_AFTER steps.

@@ -157,7 +157,7 @@ def _cosine(t: ResolvedSchedule, k: int) -> float:
 def _warmup_cosine(t: ResolvedSchedule, k: int) -> float:
     if k < t.warmup:
         return _line(t.start, 1.0, k / t.warmup)
-    # If everything is warm-up, the floor follows the maximum directly.
+    # If the warm-up covers all updates, the floor directly follows the maximum.
     return _half_cosine(1.0, t.floor, (k - t.warmup) / (t.total - t.warmup)) if t.warmup < t.total else t.floor
 
 

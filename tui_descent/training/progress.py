@@ -24,7 +24,7 @@ from tui_descent.protocol.ring import Ring
 from tui_descent.training.device_memory import DeviceMemory
 from tui_descent.training.keeper_link import KeeperLink
 
-MOST_NOTES = 100  # different messages of one run
+MOST_NOTES = 100  # how many different notes one run may send
 
 
 class Progress:

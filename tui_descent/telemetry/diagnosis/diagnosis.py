@@ -50,7 +50,7 @@ HOLD, HOLD_UNCLEAR, CHANGE_EVERY = 30, 50, 100
 CERTAIN, FIRM_STEPS, FIRM = 0.8, 100, 3
 FIRST_STEPS = 3  # their mean is a run's first loss
 FINITE_AGAIN = 20  # finite losses after which a NaN is over
-MAX_LOSS = 1e100  # larger losses count as this loss, whose square does not overflow
+MAX_LOSS = 1e100  # larger losses count as this one, whose square does not overflow
 KEPT_READINGS = 40
 
 
@@ -84,7 +84,7 @@ class Diagnosis:
         self._first_losses: list[float] = []
         self._losses: deque[float] = deque(maxlen=LONG_WINDOW)
         self._numerics: Finding | None = None
-        self._finite = 0  # losses since the last one that was not finite
+        self._finite = 0  # losses since the last non-finite loss
         self._curvature: Curvature | None = None
         self._said: Finding | None = None  # the judgement of the loss and the gradients
         self._said_at = 0  # the step count of the last change

@@ -160,8 +160,8 @@ class UndoStack:
     def undo(self, segment: int, step: int, *, broken: bool) -> Rewind:
         """Plan the undo of the last intervention in effect. The caller carries it out.
 
-        `broken` means that the loss or a gradient is not finite. If so, and if the last good snapshot is newer than the
-        intervention, the undo goes back to that snapshot instead. Raises `ValueError` if there is nothing to undo.
+        `broken` means that the loss or a gradient is not finite. With `broken`, the undo goes back to the last good
+        snapshot if that is newer than the intervention. Raises `ValueError` if there is nothing to undo.
         """
         last = self._done[-1] if self._done else None
         good = self.last_good() if broken else None

@@ -1,4 +1,4 @@
-"""The knobs that re-initialize, freeze or kick weights, and the dropout knob."""
+"""The knobs that re-initialise, freeze or kick weights, and the dropout knob."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def _optimized_parameters(context: KnobContext) -> dict[str, nn.Parameter]:
 
 
 class InitKnob(Knob):
-    """Re-initializes the weights of the net or of one layer, in place."""
+    """Re-initialises the weights of the net or of one layer, in place."""
 
     def value(self) -> str:
-        """The initialization of the whole net: `own` for a user's net, `mixed` if layers differ."""
+        """The initialisation of the whole net: `own` for a user's net, `mixed` if layers differ."""
         return self._context.init or "own"
 
     def unavailable(self) -> str | None:
@@ -54,7 +54,7 @@ class InitKnob(Knob):
         for one in context.optimizers:
             clear_state(one.optimizer, (named[name] for name in drawn))
         context.init = turn.value if layer is None or turn.value == old else "mixed"
-        return KnobChange(old=old, new=turn.value, note=f"{len(drawn)} tensors re-initialized")
+        return KnobChange(old=old, new=turn.value, note=f"{len(drawn)} tensors re-initialised")
 
 
 class FreezeKnob(Knob):

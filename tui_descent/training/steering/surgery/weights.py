@@ -1,4 +1,4 @@
-"""Re-initializes, freezes, unfreezes and kicks weights in place. The `Parameter` objects stay the same."""
+"""Re-initialises, freezes, unfreezes and kicks weights in place. The `Parameter` objects stay the same."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def reinitialize(model: nn.Module, spec: InitSpec, generator: Generator, *, laye
                 seen.add(id(parameter))
                 drawn.append(names[id(parameter)])
     if not drawn:
-        raise ValueError(f"{layer or type(model).__name__} has no weights to initialize")
+        raise ValueError(f"{layer or type(model).__name__} has no weights to initialise")
     return drawn
 
 
