@@ -115,10 +115,8 @@ def test_a_keeper_that_gets_sigterm_ends_the_run_properly(start: Start, home: Pa
     assert list((home / "runs").iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "number",
-    [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.heavy)],  # usual: test_stop_on_signal.py
-)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.heavy  # usual: test_stop_on_signal.py
 def test_a_trainer_that_gets_a_signal_finishes_its_step(number: signal.Signals, start: Start) -> None:
     run = start("vanishing", "run.steps=1000000", pace=30.0)
     viewer = run.viewer()

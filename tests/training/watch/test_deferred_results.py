@@ -13,6 +13,7 @@ from deferred_loops import FUSED, SlowArrival, fused, recorded_run, train, train
 from fake_keeper import FakeKeeper
 from nets import OPTIMIZERS, copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
 from torch import nn
+from training_fixtures import ARRIVALS
 
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.commands import Mark, TurnKnob
@@ -24,8 +25,24 @@ from tui_descent.training.watch import loss_readback, results
 from tui_descent.training.watch.watch import Watch
 
 
-@pytest.mark.parametrize("check", [False, True], ids=["", "loss checked first"])
-@pytest.mark.parametrize("micro", [1, 3])
+def arrival_cases() -> list[Any]:
+    """Every arrival, number of micro-batches and check of the loss; usually every pair of two of them."""
+    heavy = {("at once", 1, False), ("at once", 3, True), ("soon", 1, True), ("soon", 3, False)}
+    return [
+        pytest.param(
+            ARRIVALS[arrival],
+            micro,
+            check,
+            id=f"{arrival}-{micro}-{'loss checked first' if check else ''}",
+            marks=pytest.mark.heavy if (arrival, micro, check) in heavy else (),
+        )
+        for arrival in ARRIVALS
+        for micro in (1, 3)
+        for check in (False, True)
+    ]
+
+
+@pytest.mark.parametrize(("slow_arrivals", "micro", "check"), arrival_cases(), indirect=["slow_arrivals"])
 def test_deferred_results_equal_immediate_ones_and_none_is_lost(
     micro: int,
     check: bool,
