@@ -62,8 +62,14 @@ def answer_line(view: View, width: int) -> Line:
 
 
 def is_answer(view: View) -> bool:
-    """Whether the line answers the last key, so that nothing else should replace it."""
+    """Whether the line answers the last key, so that nothing else should replace it.
+
+    A run that is held again has made steps since it was resumed: that answer is old.
+    """
     exchange = view.exchange
+    resumed = isinstance(exchange.command, Resume | RunSteps) and isinstance(exchange.reply, CommandDone)
+    if resumed and view.history.state.state == "held" and not exchange.refusal:
+        return False
     return bool(exchange.refusal) or exchange.command is not None or exchange.reply is not None
 
 

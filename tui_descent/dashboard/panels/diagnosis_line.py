@@ -9,13 +9,12 @@ from tui_descent.dashboard.text.layer_names import block_of
 from tui_descent.dashboard.text.numbers import with_commas
 from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.dashboard.view import View
-from tui_descent.protocol.events import Diagnosed, RunEnded
+from tui_descent.protocol.events import Diagnosed, NotFinite, RunEnded
 from tui_descent.scenario.claims import first_to_last_grad
 from tui_descent.scenario.knobs import NEUTRAL_KNOBS
-from tui_descent.telemetry.diagnosis import MIN_STEPS, NEUTRAL
+from tui_descent.telemetry.diagnosis import MIN_STEPS, verdict, without_advice
+from tui_descent.telemetry.history import History
 
-# Diagnoses that are less certain get a question mark. About one in six of these is wrong, and hardly any of the others.
-CERTAIN = 0.8
 QUIT = " · q: quit"
 # The states before the first step. They take seconds, in which the trainer has no reason to report anything.
 STARTING = frozenset({"importing torch", "building"})
@@ -49,7 +48,8 @@ def diagnosis_line(view: View) -> Words:
     if state == "held":
         # The trainer's reason may name the keys already.
         keys = "" if reason.endswith((", q leaves", QUIT)) else f" · space: resume{QUIT}"
-        return "held", style, f"{reason or 'at step ' + with_commas(history.steps)}{keys}", colours.TEXT
+        text = _cause_first(history, reason) or f"at step {with_commas(history.steps)}"
+        return "held", style, f"{text}{keys}", colours.TEXT
     if state == "waiting":
         more = history.started.steps if history.started is not None else None
         resume = f"{with_commas(more)} more steps" if more else "more steps"
@@ -75,9 +75,22 @@ def diagnosis_line(view: View) -> Words:
         return "still measuring" if measured else "", colours.DIM, measured, colours.DIM
     if outdated := _outdated_by(view, found):
         return "re-evaluating", colours.DIM, outdated, colours.DIM
-    asked = "?" if found.sure < CERTAIN and found.finding not in NEUTRAL else ""
-    word = f"{safe(found.finding, 40)}{asked}"
-    return word, colours.diagnosis_style(found.finding), safe(found.sentence), colours.TEXT
+    dropped = found.advice and found.advice[0].knob == "resume"  # the run goes on: its bad batch has been dropped
+    sentence = without_advice(found) if dropped else found.sentence
+    return safe(verdict(found), 40), colours.diagnosis_style(found.finding), safe(sentence), colours.TEXT
+
+
+def _cause_first(history: History, reason: str) -> str:
+    """The reason of a held run. Of a number that is not finite, what it comes from stands before all else."""
+    fault = next((fact for fact in reversed(history.log) if isinstance(fact, NotFinite)), None)
+    if fault is None or not fault.where or not reason.startswith(text := safe(fault.text)):
+        return reason
+    damage = next((text.rpartition(sign)[2] for sign in ("; now ", "? Now ") if sign in text), "")
+    if damage:
+        damage = f" Now {damage}" if fault.where.endswith("?") else f"; now {damage}"
+    loss = "" if fault.what == "loss" or fault.loss is None else f", loss {fault.loss:.3g}"
+    place = f" (step {with_commas(fault.step)}{loss})"
+    return f"{fault.what} {fault.value}: {safe(fault.where)}{damage}{place}{reason.removeprefix(text)}"
 
 
 def _outdated_by(view: View, found: Diagnosed) -> str:

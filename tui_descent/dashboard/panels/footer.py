@@ -40,9 +40,12 @@ class FooterPanel(Panel, can_focus=False):
             first.add("  " if word else "")
             room = width - first.width
             sentence, advice = _parts(text)
-            if cell_len(text) > room and view.history.state.state == "held" and not is_answer(view):
-                second = Line().add(" ").add(advice.lstrip(" ;·."))
-                text = sentence if cell_len(sentence) <= room else f"{_whole_words(sentence, room - 1)}…"
+            if cell_len(text) > room and view.history.state.state == "held":
+                if is_answer(view):  # only the first advice: the cause says more than the others
+                    text = f"{sentence}{_first(advice)}"
+                else:
+                    second = Line().add(" ").add(advice.lstrip(" ;·."))
+                    text = sentence if cell_len(sentence) <= room else f"{_whole_words(sentence, room - 1)}…"
             first.add(_keep_advice(text, room), text_style)
         return [line.to_strip(width) for line in (first, second, knob_line(view, width))]
 
@@ -51,6 +54,12 @@ def _parts(text: str) -> tuple[str, str]:
     """A sentence, and the advice at its end."""
     start = next((text.rindex(sign) for sign in ADVICE if sign in text), len(text))
     return text[:start], text[start:]
+
+
+def _first(advice: str) -> str:
+    """The first piece of advice among several."""
+    ends = [start for sign in ADVICE if (start := advice.find(sign, 1)) > 0]
+    return advice[: min(ends, default=len(advice))]
 
 
 def _keep_advice(text: str, width: int) -> str:
@@ -70,5 +79,5 @@ def _whole_words(sentence: str, room: int) -> str:
     if sentence[len(part) :][:1] not in ("", " "):
         words, _, rest = part.rpartition(" ")
         part = words if 2 * cell_len(rest) < room else part
-    clauses = max((part.rpartition(sign)[0] for sign in (", ", " · ")), key=len)
+    clauses = max((part.rpartition(sign)[0] for sign in (", ", " · ", " (")), key=len)
     return (clauses if cell_len(clauses) > CLAUSES_SHARE * room else part).rstrip(" .,:;")

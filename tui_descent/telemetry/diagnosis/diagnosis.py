@@ -45,6 +45,7 @@ CHECK_EVERY, RARELY_FROM, CHECK_RARELY = 10, 300, 25
 HOLD, HOLD_UNCLEAR, CHANGE_EVERY = 30, 50, 100
 # One that is less sure than CERTAIN needs FIRM_STEPS steps, and has to be the same FIRM times in a row.
 CERTAIN, FIRM_STEPS, FIRM = 0.8, 100, 3
+STEPS_TO_CHECK = 5  # after an intervention, until all facts about the wiring have been checked again
 FIRST_STEPS = 3  # their mean is a run's first loss
 FINITE_AGAIN = 20  # finite losses after which a NaN is over
 MAX_LOSS = 1e100  # larger losses count as this one, whose square does not overflow
@@ -197,9 +198,15 @@ class Diagnosis:
         facts = [x for x in self._wiring.values() if x.finding not in wiring.SYMPTOMS or not self._is_explained()]
         facts.sort(key=lambda fact: (_is_neutral(fact), wiring.ORDER.index(fact.finding)))
         said = self._said
-        if facts and not (_is_neutral(facts[0]) and said is not None and said.finding in FINE):
+        gives_way = (said is not None and said.finding in FINE) or self._may_have_ended
+        if facts and not (_is_neutral(facts[0]) and gives_way):
             return facts[0]
         return said
+
+    @property
+    def _may_have_ended(self) -> bool:
+        """Whether facts about the wiring have not been checked yet since the last intervention."""
+        return self._window_start > 0 and self._step_count < STEPS_TO_CHECK
 
     def _is_explained(self) -> bool:
         """Whether an output that is the same for all samples follows from dead units or a vanishing gradient.

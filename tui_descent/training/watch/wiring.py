@@ -67,7 +67,7 @@ class Wiring:
         self._measures = False  # whether inputs and outputs are measured at the current step, without a reading
         self._asynchronous = any(is_asynchronous(p.device) for p in model.parameters())
         self._due = False  # whether everything is checked after the current update
-        self._rewinds = 0
+        self._rewinds = self._interventions = 0
         self._net: NetStructure | None = None  # the net that the following belongs to
         self._ends = NetEnds(whole_nets(model), (), failures)
         self._ends_attached = False
@@ -196,7 +196,8 @@ class Wiring:
             self._facts.found("every update skipped", None, {"steps": float(skipped_in_a_row)}, keep=True)
         elif not skipped_in_a_row:
             self._facts.ended("every update skipped")
-        if self._due or self.looks:
+        turned, self._interventions = self._interventions != self._progress.interventions, self._progress.interventions
+        if self._due or self.looks or turned:
             self._due = False
             self._check()
         if self.looks:
