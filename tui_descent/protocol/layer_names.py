@@ -1,6 +1,12 @@
-"""Names of layers in sentences."""
+"""Names of layers in sentences, and which layers can be compared in one."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from tui_descent.protocol.events import Layer
 
 
 def in_words(name: str) -> str:
@@ -13,6 +19,25 @@ def pair_in_words(first: str, last: str) -> tuple[str, str]:
     short = shortened(first), shortened(last)
     one, other = short if short[0] != short[1] else (first, last)
     return in_words(one), in_words(other)
+
+
+def of_one_net(layers: Sequence[Layer], nets: Sequence[str]) -> tuple[Layer, ...]:
+    """These layers, but of several nets only those of the first net with several blocks keep their block.
+
+    Gradients of different nets come from different losses, so they are not compared.
+    """
+
+    def blocks_of(net: str) -> set[int | None]:
+        return {layer.block for layer in layers if layer.name.startswith(f"{net}.")} - {None}
+
+    if len(nets) < 2:
+        return tuple(layers)
+    chosen = next((net for net in nets if len(blocks_of(net)) > 1), "")
+    is_chosen = [layer.name.startswith(f"{chosen}.") for layer in layers]
+    return tuple(
+        layer if ours else msgspec.structs.replace(layer, block=None)
+        for layer, ours in zip(layers, is_chosen, strict=True)
+    )
 
 
 def shortened(name: str) -> str:

@@ -64,9 +64,11 @@ def answer_line(view: View, width: int) -> Line:
 def is_answer(view: View) -> bool:
     """Whether the line answers the last key, so that nothing else should replace it.
 
-    A run that is held again has made steps since it was resumed: that answer is old.
+    A run that is held again has made steps since it was resumed: that answer is old. So are those of an ended run.
     """
     exchange = view.exchange
+    if view.history.ended is not None:
+        return bool(exchange.refusal)
     resumed = isinstance(exchange.command, Resume | RunSteps) and isinstance(exchange.reply, CommandDone)
     if resumed and view.history.state.state == "held" and not exchange.refusal:
         return False
@@ -154,7 +156,9 @@ def _loss_change(history: History, turn: KnobTurned) -> str:
 
 
 def _block_keys(history: History) -> str:
-    """The keys that change blocks in this run, as in `a and r act`; empty if there are none."""
+    """The keys that change blocks in this run, as in `a and r act`; empty if there are none, or if the run is over."""
+    if history.ended is not None:
+        return ""
     knobs = {"a": "activation", "r": "residual", "n": "norm"}
     keys = [k for k, knob in knobs.items() if knob not in history.unavailable and history.knobs.get(knob) != "own"]
     if len(keys) < 2:

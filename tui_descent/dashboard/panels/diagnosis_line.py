@@ -5,15 +5,15 @@ from __future__ import annotations
 from rich.style import Style
 
 from tui_descent.dashboard import colours
-from tui_descent.dashboard.text.layer_names import block_of
 from tui_descent.dashboard.text.numbers import with_commas
 from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.dashboard.view import View
 from tui_descent.protocol.events import Diagnosed, NotFinite, RunEnded
+from tui_descent.protocol.layer_names import of_one_net, pair_in_words
 from tui_descent.scenario.claims import first_to_last_grad
-from tui_descent.scenario.knobs import NEUTRAL_KNOBS
 from tui_descent.telemetry.diagnosis import MIN_STEPS, verdict, without_advice
 from tui_descent.telemetry.history import History
+from tui_descent.telemetry.last_verdict import last_turn
 
 QUIT = " · q: quit"
 # The states before the first step. They take seconds, in which the trainer has no reason to report anything.
@@ -98,8 +98,7 @@ def _outdated_by(view: View, found: Diagnosed) -> str:
     history = view.history
     if found.segment != history.segment:
         return "after an undo or redo"
-    turns = (turn for turn in reversed(history.interventions) if turn.segment == history.segment)
-    last = next((turn for turn in turns if turn.knob not in NEUTRAL_KNOBS), None)
+    last = last_turn(history)
     if last is None or found.step >= last.step:
         return ""
     return f"since {safe(last.knob)} changed at step {with_commas(last.step)}"
@@ -107,22 +106,22 @@ def _outdated_by(view: View, found: Diagnosed) -> str:
 
 def _measured(view: View) -> str:
     """How far the first diagnosis is, and what the newest reading shows."""
-    steps, flow = view.history.steps, _gradient_flow(view)
-    far = f"step {steps} of {MIN_STEPS}" if steps < MIN_STEPS else "not clear yet"
+    last, flow = last_turn(view.history), _gradient_flow(view)
+    steps = view.history.steps - (last.step if last is not None else 0)
+    since = f" since {safe(last.knob)} changed" if last is not None else ""
+    far = f"step {steps} of {MIN_STEPS}{since}" if steps < MIN_STEPS else "not clear yet"
     return f"{far} · {flow}" if flow else far
 
 
 def _gradient_flow(view: View) -> str:
     readings = view.history.readings
-    ratio = first_to_last_grad(view.layers, readings) if readings else None
+    started = view.history.started
+    layers = of_one_net(view.layers, started.nets if started is not None else ())
+    ratio = first_to_last_grad(layers, readings) if readings else None
     if ratio is None:
         return ""
-    blocks = [layer for layer in view.layers if layer.block is not None]
-    ends = blocks[0], blocks[-1]
-    labels = [block_of(layer) or layer.name for layer in ends]
-    if labels[0] == labels[1]:  # both belong to one module, such as the list of all blocks
-        labels = [layer.name for layer in ends]
-    first, last = (safe(label, 40) for label in labels)
+    blocks = [layer.name for layer in layers if layer.block is not None]
+    first, last = (safe(name, 40) for name in pair_in_words(blocks[0], blocks[-1]))
     return f"{first} gets {ratio:.2g}× of {last}'s gradient"
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from rich.cells import cell_len, set_cell_size
 from textual.strip import Strip
 
+from tui_descent.dashboard import colours
 from tui_descent.dashboard.panels.answer_line import answer_line, is_answer
 from tui_descent.dashboard.panels.diagnosis_line import diagnosis_line
 from tui_descent.dashboard.panels.knob_line import knob_line
 from tui_descent.dashboard.panels.panel import Panel
 from tui_descent.dashboard.text.line import Line
+from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.dashboard.view import View
+from tui_descent.telemetry.last_verdict import verdict_of_ended
 
 # Advice on what to do begins with one of these. It is kept when a sentence has to be cut.
 ADVICE = (
@@ -36,6 +39,13 @@ class FooterPanel(Panel, can_focus=False):
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
         word, style, text, text_style = diagnosis_line(view)
         first, second = Line().add(" ").add(word, style), answer_line(view, width)
+        if view.history.ended is not None and not is_answer(view):
+            found, sentence = verdict_of_ended(view.history)
+            if found:
+                second = (
+                    Line().add(" ").add("diagnosis  ", colours.DIM).add(safe(found), colours.diagnosis_style(found))
+                )
+                second.add(f"  {safe(sentence)}")
         if text:
             first.add("  " if word else "")
             room = width - first.width

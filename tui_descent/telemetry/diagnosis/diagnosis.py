@@ -74,7 +74,7 @@ class Diagnosis:
     def change_layers(self, layers: Sequence[Layer], structure: int) -> None:
         """The net has these layers from now on. Readings of another `structure` are ignored."""
         self._layers, self._structure = tuple(layers), structure
-        self._extractor = FeatureExtractor(self._layers)
+        self._extractor = FeatureExtractor(self._layers, self.context.nets)
         self._forget_readings()
 
     def _new_window(self, step: int) -> None:
@@ -415,6 +415,8 @@ def _trend(f: Features) -> str:
     if f.first <= 0 or f.now <= 0 or f.now > 2 * f.first:  # a percentage would mean little
         return f"from {f.first:.3g} to {f.now:.3g} in {f.steps:,} steps"
     change = f.now / f.first - 1
+    if abs(change) < 0.005:  # less than can be shown
+        return f"level at {f.now:.3g}"
     return f"{'up' if change > 0 else 'down'} {abs(change):.0%} in {f.steps:,} steps, now {f.now:.3g}"
 
 

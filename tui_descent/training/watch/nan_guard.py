@@ -102,12 +102,13 @@ class NanGuard:
 
     def _layer_gradients(self) -> LayerGradients:
         layers = [watched for watched in self.layers if watched.weight.grad is not None]
-        if layers:
-            grads = [watched.weight.grad for watched in layers]
-        else:
+        grads = [watched.weight.grad for watched in layers]
+        if not layers:
             layers = [watched for watched in self.layers if _trained_bias(watched) is not None]
-            grads = [watched.module.bias.grad for watched in layers]  # type: ignore[union-attr]
-        kinds: list[tuple[str, Kind]] = [(w.layer.name, kind_of(g)) for w, g in zip(layers, grads, strict=True)]  # type: ignore[arg-type]
+            grads = [bias.grad for watched in layers if (bias := _trained_bias(watched)) is not None]
+        kinds: list[tuple[str, Kind]] = [
+            (w.layer.name, kind_of(grad)) for w, grad in zip(layers, grads, strict=True) if grad is not None
+        ]
         bad = [n for n, (_, kind) in enumerate(kinds) if kind]
         worst: Kind = "nan" if any(kind == "nan" for _, kind in kinds) else "inf"
         # Backpropagation starts at the output: the last layer in forward order became non-finite first.
