@@ -111,7 +111,7 @@ async def test_views_without_readings_in_a_user_loop_say_why_in_full(size: tuple
         await dashboard.shows("not available for this run", "Linear, activation, norm layer, skip")
         await dashboard.press("5")
         await dashboard.shows("not available for your own loop", "cannot be replayed")
-        assert "…" not in dashboard.text()
+        assert not any("…" in row for row in dashboard.text().splitlines()[:-3])
         await dashboard.press("4", "m")
         await dashboard.wait_until(lambda: dashboard.keeper.received == [Mark()])  # no request that would be rejected
 
