@@ -46,7 +46,8 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
 class RunStarted(Event, frozen=True, kw_only=True, tag="run_started"):
     """The network has been built. `layers` are in forward order. `steps` is None if only the loop knows its end.
 
-    `LayersChanged` reports later changes of the layers.
+    `LayersChanged` reports later changes of the layers. `nets` are the names of several nets that are watched together;
+    each is the first part of the names of that net's layers.
     """
 
     run: str
@@ -61,6 +62,7 @@ class RunStarted(Event, frozen=True, kw_only=True, tag="run_started"):
     about: str = ""
     steps: int | None = None
     versions: dict[str, str] = {}
+    nets: tuple[str, ...] = ()
 
 
 class LayersChanged(Event, frozen=True, kw_only=True, tag="layers"):

@@ -182,7 +182,10 @@ class History:
                 self.rates = event
             case MetricLogged():
                 self._add_metric(event)
-            case CommandDone() | LoopObserved() | WiringFound():
+            case WiringFound():
+                if not event.present and self.diagnosis is not None and self.diagnosis.finding == event.fault:
+                    self.diagnosis = None  # it is not true any more
+            case CommandDone() | LoopObserved():
                 pass
             case CommandRejected() | Noted() | StepsMissed():
                 self._log(event)

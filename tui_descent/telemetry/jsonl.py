@@ -22,6 +22,7 @@ from tui_descent.protocol.events import (
     SnapshotTaken,
     StepsCompleted,
 )
+from tui_descent.protocol.layer_names import of_one_net
 from tui_descent.scenario.claims import first_to_last_grad
 
 VERSION = 1
@@ -37,6 +38,7 @@ class JsonLines:
         self._only_ascii = only_ascii
         self._layers: tuple[Layer, ...] = ()
         self._structure = 0
+        self._nets: tuple[str, ...] = ()
         self._first = True
 
     def lines(self, event: AnyEvent) -> Iterator[str]:
@@ -57,7 +59,7 @@ class JsonLines:
             case ReadingsTaken():
                 yield self._reading(event)
             case RunStarted():
-                self._layers = event.layers
+                self._layers, self._nets = event.layers, event.nets
                 yield _table(event)
             case LayersChanged():
                 self._layers, self._structure = event.layers, event.structure
@@ -85,7 +87,7 @@ class JsonLines:
         table["global_grad_norm"] = event.global_grad_norm
         if event.grad_norm_preclip is not None:
             table["grad_norm_preclip"] = event.grad_norm_preclip
-        if (ratio := first_to_last_grad(layers, event)) is not None:
+        if (ratio := first_to_last_grad(of_one_net(layers, self._nets), event)) is not None:
             table["first_to_last_grad"] = ratio
         table["watch_cost"] = round(event.watch_cost, 6)
         return table

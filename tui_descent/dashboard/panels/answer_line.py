@@ -62,8 +62,16 @@ def answer_line(view: View, width: int) -> Line:
 
 
 def is_answer(view: View) -> bool:
-    """Whether the line answers the last key. If so, nothing else should replace it."""
+    """Whether the line answers the last key. If so, nothing else should replace it.
+
+    If a run is held again, it has made steps since it was resumed, so that answer is old; so are those of an ended run.
+    """
     exchange = view.exchange
+    if view.history.ended is not None:
+        return bool(exchange.refusal)
+    resumed = isinstance(exchange.command, Resume | RunSteps) and isinstance(exchange.reply, CommandDone)
+    if resumed and view.history.state.state == "held" and not exchange.refusal:
+        return False
     return bool(exchange.refusal) or exchange.command is not None or exchange.reply is not None
 
 
@@ -148,7 +156,9 @@ def _loss_change(history: History, turn: KnobTurned) -> str:
 
 
 def _block_keys(history: History) -> str:
-    """The keys that change blocks in this run, as in `a and r act`; empty if there are none."""
+    """The keys that change blocks in this run, as in `a and r act`; empty if there are none, or if the run is over."""
+    if history.ended is not None:
+        return ""
     knobs = {"a": "activation", "r": "residual", "n": "norm"}
     keys = [k for k, knob in knobs.items() if knob not in history.unavailable and history.knobs.get(knob) != "own"]
     if len(keys) < 2:

@@ -25,6 +25,7 @@ from tui_descent.protocol.events import (
     StepsMissed,
 )
 from tui_descent.scenario.knobs import shown_value
+from tui_descent.telemetry.diagnosis import verdict
 from tui_descent.telemetry.log import LogEntry
 
 # A message that is among this many last lines, with no intervention since, is counted instead of repeated.
@@ -106,7 +107,7 @@ def describe(fact: LogEntry) -> tuple[str, Style]:
         case Evaluated():
             return describe_evaluations([fact]), colours.DIM
         case Diagnosed():
-            return f"{safe(fact.finding, 40)}: {safe(fact.sentence)}", colours.diagnosis_style(fact.finding)
+            return f"{safe(verdict(fact), 40)}: {safe(fact.sentence)}", colours.diagnosis_style(fact.finding)
         case PredictionChecked():
             compared = "as predicted" if fact.held else f"predicted {safe(fact.predicted, 40)}"
             return f"result of the change: {safe(fact.happened, 40)}, {compared}", colours.DIM

@@ -48,6 +48,7 @@ CHECK_EVERY, RARELY_FROM, CHECK_RARELY = 10, 300, 25
 HOLD, HOLD_UNCLEAR, CHANGE_EVERY = 30, 50, 100
 # A judgement that is less sure than CERTAIN needs FIRM_STEPS steps, and must be the same FIRM times in a row.
 CERTAIN, FIRM_STEPS, FIRM = 0.8, 100, 3
+STEPS_TO_CHECK = 5  # after an intervention, until all facts about the wiring have been checked again
 FIRST_STEPS = 3  # their mean is a run's first loss
 FINITE_AGAIN = 20  # finite losses after which a NaN is over
 MAX_LOSS = 1e100  # larger losses count as this one, whose square does not overflow
@@ -76,7 +77,7 @@ class Diagnosis:
     def change_layers(self, layers: Sequence[Layer], structure: int) -> None:
         """The net has these layers from now on. Readings of another `structure` are ignored."""
         self._layers, self._structure = tuple(layers), structure
-        self._extractor = FeatureExtractor(self._layers)
+        self._extractor = FeatureExtractor(self._layers, self.context.nets)
         self._forget_readings()
 
     def _new_window(self, step: int) -> None:
@@ -200,9 +201,15 @@ class Diagnosis:
         facts = [x for x in self._wiring.values() if x.finding not in wiring.SYMPTOMS or not self._is_explained()]
         facts.sort(key=lambda fact: (_is_neutral(fact), wiring.ORDER.index(fact.finding)))
         said = self._said
-        if facts and not (_is_neutral(facts[0]) and said is not None and said.finding in FINE):
+        gives_way = (said is not None and said.finding in FINE) or self._may_have_ended
+        if facts and not (_is_neutral(facts[0]) and gives_way):
             return facts[0]
         return said
+
+    @property
+    def _may_have_ended(self) -> bool:
+        """Whether facts about the wiring have not been checked yet since the last intervention."""
+        return self._window_start > 0 and self._step_count < STEPS_TO_CHECK
 
     def _is_explained(self) -> bool:
         """Whether an output that is the same for all samples follows from dead units or a vanishing gradient.
@@ -411,6 +418,8 @@ def _trend(f: Features) -> str:
     if f.first <= 0 or f.now <= 0 or f.now > 2 * f.first:  # a percentage would mean little
         return f"from {f.first:.3g} to {f.now:.3g} in {f.steps:,} steps"
     change = f.now / f.first - 1
+    if abs(change) < 0.005:  # less than can be shown
+        return f"level at {f.now:.3g}"
     return f"{'up' if change > 0 else 'down'} {abs(change):.0%} in {f.steps:,} steps, now {f.now:.3g}"
 
 

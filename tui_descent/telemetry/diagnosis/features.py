@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from tui_descent.protocol.events import Layer, ReadingsTaken
+from tui_descent.protocol.layer_names import of_one_net
 
 WINDOW = 60  # how many of the newest steps are judged
 LONG_WINDOW = 3 * WINDOW  # how many steps are needed to extrapolate the loss
@@ -77,14 +78,16 @@ class FeatureExtractor:
     """Computes the features of a net with these layers.
 
     `rows` has the row of each block's largest layer, in order. In a net without blocks, such as one that calls its
-    layers by name, `alike` are the rows of layers of one shape: their gradients can be compared.
+    layers by name, `alike` are the rows of layers of one shape: their gradients can be compared. Of several `nets` only
+    one is looked at.
     """
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
+    def __init__(self, layers: Sequence[Layer], nets: Sequence[str] = ()) -> None:
+        layers = of_one_net(layers, nets)
         by_size = sorted(range(len(layers)), key=lambda n: layers[n].params)
         largest = {block: n for n in by_size if (block := layers[n].block) is not None}
         self.rows = [largest[block] for block in sorted(largest)]
-        self.alike = _alike(layers) if len(self.rows) < LIKE_LAYERS else []
+        self.alike = _alike(layers) if len(self.rows) < LIKE_LAYERS and len(nets) < 2 else []
         self._layers = layers
 
     def features(
@@ -155,7 +158,8 @@ class FeatureExtractor:
 
     def product(self, reading: ReadingsTaken) -> float | None:
         """P. Without blocks, the first gradient over the last of layers of one shape; None if neither was measured."""
-        factors = values_of(reading, "backprop_factor")
+        known = enumerate(reading.values.get("backprop_factor", ()))
+        factors = [v for n, v in known if v is not None and self._layers[n].block is not None]
         if factors:
             return product_of(factors)
         rms = reading.values.get("grad_rms", [])

@@ -252,7 +252,8 @@ class Control:
             self.undo_stack.state_changed()
             self._progress.broken = True
             if (good := self.undo_stack.last_good()) is not None:
-                reason += f"; u goes back to step {good.step}"
+                lost = self._progress.step - good.step
+                reason += f"; u goes back {lost} step{'s' * (lost != 1)}" if lost else "; u goes back"
         reason += " · q: quit" if dropped else ""
         self._process_commands(paused_as=("held", reason))
         self._progress.broken = False
