@@ -75,7 +75,7 @@ class DescentApp(App[int]):
         """Show the screen before connecting, so that the first frame does not wait for the connection."""
         self.register_theme(THEME)
         self.theme = THEME.name
-        colours.choose_palette(self.console.color_system)
+        colours.choose_palette("none" if self.no_color else self.console.color_system)
         if self._signals is not None:
             self._signals.attach(self.exit)
         await self.push_screen(self.run_screen)

@@ -12,6 +12,8 @@ from rich.style import Style
 from tui_descent.protocol.events import RunEnded
 from tui_descent.protocol.exit_status import script_failed_after_run
 
+Rgb = tuple[int, int, int]
+
 LEVELS = 24
 _CIVIDIS = ("00224e", "123570", "3b496c", "575d6d", "707173", "8a8678", "a59c74", "c3b369", "e1cc55", "fee838")
 
@@ -26,9 +28,10 @@ GREEN = Style.parse("#57ab7f")
 ORANGE = Style.parse("#e0883c")
 RED = Style.parse("bold #f0625d")
 MARK = Style.parse("#d9739a")
+PAPER = (15, 17, 21)  # the background
 CURVE = (245, 208, 82)
-BAND = (78, 100, 138)
-GHOST = (92, 84, 62)
+BAND = (78, 100, 138)  # a second curve
+CURVE_TEXT = Style.parse("bold #f5d052")
 POINT = Style.parse("bold #f0f3f7")
 
 _STATES = {
@@ -74,13 +77,30 @@ _RAMP_256 = (233, 235, 236, 238, 239, 241, 242, 244, 246, 144, 185, 227)
 
 
 class Palette(NamedTuple):
-    """The colours of the levels; `darkest_text` is the lowest level in which text can be read on near-black."""
+    """The colours of the levels; `darkest_text` is the lowest level in which text can be read on near-black.
+
+    `band` is the colour of the band from the lowest to the highest loss. With `shaded` it is drawn as `░`, because no
+    colour is dark enough for a background. `grid`: the lines at the axis numbers; None if no colour is dark enough.
+    `ghost`: the loss curves of undone steps.
+    """
 
     colours: tuple[Color, ...]
     darkest_text: int
+    band: Rgb
+    grid: Rgb | None
+    ghost: Rgb
+    shaded: bool = False
 
 
-TRUE_COLOUR = Palette(tuple(Color.from_rgb(*_mixed(level)) for level in range(LEVELS)), darkest_text=4)
+TRUE_COLOUR = Palette(
+    tuple(Color.from_rgb(*_mixed(level)) for level in range(LEVELS)),
+    darkest_text=4,
+    band=(37, 46, 66),
+    grid=(38, 44, 54),
+    ghost=(122, 110, 78),
+)
+# In 16 colours each of them becomes the nearest one; in none, Textual makes greys of them.
+FEW_COLOURS = TRUE_COLOUR._replace(band=(125, 133, 144), grid=None, shaded=True)
 # In true colour each of them is exactly the colour with its number, so it is not replaced by another one.
 COLOURS_256 = Palette(
     tuple(
@@ -88,16 +108,24 @@ COLOURS_256 = Palette(
         for level in range(LEVELS)
     ),
     darkest_text=8,
+    band=(48, 48, 48),
+    grid=(38, 38, 38),
+    ghost=(135, 135, 95),
 )
 _palette = TRUE_COLOUR
 
 
 def choose_palette(colour_system: str | None) -> None:
-    """Use the palette for a terminal's `colour_system`, as rich names it: `truecolor`, `256`, `standard`."""
+    """Use the palette for a terminal's `colour_system`, as rich names it: `truecolor`, `256`, `standard`; or `none`."""
     global _palette
-    _palette = COLOURS_256 if colour_system == "256" else TRUE_COLOUR
+    _palette = {"256": COLOURS_256, "standard": FEW_COLOURS, "none": FEW_COLOURS}.get(colour_system or "", TRUE_COLOUR)
     for cached in (heat_cell, level_style, marked_cell):
         cached.cache_clear()
+
+
+def palette() -> Palette:
+    """The palette in use."""
+    return _palette
 
 
 @cache
@@ -137,3 +165,9 @@ def legend(width: int) -> str:
     """The palette as Textual markup, for the legend in a panel's border."""
     colours = [_palette.colours[n * (LEVELS - 1) // max(1, width - 1)] for n in range(width)]
     return "".join(f"[{c.triplet.hex}]█[/]" for c in colours if c.triplet is not None)
+
+
+def band_sample() -> str:
+    """The loss chart's band as Textual markup, for its legend."""
+    r, g, b = _palette.band
+    return f"[#{r:02x}{g:02x}{b:02x}]{'░' if _palette.shaded else '█'}[/]"
