@@ -133,11 +133,11 @@ def test_a_fill_inside_one_cell_is_drawn_as_dots() -> None:
 def test_a_line_over_a_fill_keeps_its_colour_and_the_fill_its_own() -> None:
     raster = Raster(4, 2)
     for column in range(4):
-        raster.fill(column, 0, 6 if column < 2 else 5, BLUE)
+        raster.fill(column, 0, 7 if column < 2 else 6, BLUE)
     raster.line([(0, 1), (7, 1)], RED)
     raster.line([(0, 6), (7, 6)], RED)
     assert {(colour, ground) for _, colour, ground in cells(raster, 1)} == {(RED, BLUE)}
-    # The background is that of the larger part of the cell.
+    # The background is that of three quarters of the cell.
     assert [ground for _, _, ground in cells(raster, 0)] == [BLUE, BLUE, None, None]
     assert {colour for _, colour, _ in cells(raster, 0)} == {RED}
 

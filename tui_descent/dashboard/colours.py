@@ -31,6 +31,7 @@ MARK = Style.parse("#d9739a")
 PAPER = (15, 17, 21)  # the background
 CURVE = (245, 208, 82)
 BAND = (78, 100, 138)  # a second curve
+DIMMING = 0.6  # the share of the background in a dimmed colour
 CURVE_TEXT = Style.parse("bold #f5d052")
 POINT = Style.parse("bold #f0f3f7")
 
@@ -81,7 +82,7 @@ class Palette(NamedTuple):
 
     `band` is the colour of the band from the lowest to the highest loss. With `shaded` it is drawn as `░`, because no
     colour is dark enough for a background. `grid`: the lines at the axis numbers; None if no colour is dark enough.
-    `ghost`: the loss curves of undone steps.
+    `ghost`: the loss curves of undone steps. `can_dim`: there is a darker colour for each level.
     """
 
     colours: tuple[Color, ...]
@@ -90,6 +91,7 @@ class Palette(NamedTuple):
     grid: Rgb | None
     ghost: Rgb
     shaded: bool = False
+    can_dim: bool = True
 
 
 TRUE_COLOUR = Palette(
@@ -100,7 +102,7 @@ TRUE_COLOUR = Palette(
     ghost=(122, 110, 78),
 )
 # In 16 colours each of them becomes the nearest one; in none, Textual makes greys of them.
-FEW_COLOURS = TRUE_COLOUR._replace(band=(125, 133, 144), grid=None, shaded=True)
+FEW_COLOURS = TRUE_COLOUR._replace(band=(125, 133, 144), grid=None, shaded=True, can_dim=False)
 # In true colour each of them is exactly the colour with its number, so it is not replaced by another one.
 COLOURS_256 = Palette(
     tuple(
@@ -111,6 +113,7 @@ COLOURS_256 = Palette(
     band=(48, 48, 48),
     grid=(38, 38, 38),
     ghost=(135, 135, 95),
+    can_dim=False,
 )
 _palette = TRUE_COLOUR
 
@@ -119,7 +122,7 @@ def choose_palette(colour_system: str | None) -> None:
     """Use the palette for a terminal's `colour_system`, as rich names it: `truecolor`, `256`, `standard`; or `none`."""
     global _palette
     _palette = {"256": COLOURS_256, "standard": FEW_COLOURS, "none": FEW_COLOURS}.get(colour_system or "", TRUE_COLOUR)
-    for cached in (heat_cell, level_style, marked_cell):
+    for cached in (heat_cell, level_style, marked_cell, dimmed_cell, _dimmed):
         cached.cache_clear()
 
 
@@ -129,13 +132,35 @@ def palette() -> Palette:
 
 
 @cache
-def heat_cell(top: int | None, bottom: int | None) -> Style:
+def heat_cell(top: int | None, bottom: int | None, *, dim: bool = False) -> Style:
     """The style of `▀` with palette levels for its upper and lower half; None is the background colour."""
     ground = Color.parse(BACKGROUND)
+    shades = [_dimmed(level) if dim else _palette.colours[level] for level in (top, bottom) if level is not None]
     return Style(
-        color=_palette.colours[top] if top is not None else ground,
-        bgcolor=_palette.colours[bottom] if bottom is not None else ground,
+        color=shades[0] if top is not None else ground,
+        bgcolor=shades[-1] if bottom is not None else ground,
     )
+
+
+@cache
+def _dimmed(level: int) -> Color:
+    """A level's colour mixed with the background."""
+    r, g, b = (
+        round(DIMMING * dark + (1 - DIMMING) * bright)
+        for dark, bright in zip(PAPER, _palette.colours[level].get_truecolor(), strict=True)
+    )
+    return Color.from_rgb(r, g, b)
+
+
+@cache
+def dimmed_cell(top: int | None, bottom: int | None) -> tuple[str, Style]:
+    """A heat-map cell without a reading of its own: character and style.
+
+    With few colours a dimmed colour would look like another level, so the cell is stippled.
+    """
+    if _palette.can_dim or (top is None and bottom is None):
+        return "▀" if top != bottom else " ", heat_cell(top, bottom, dim=True)
+    return "░", Style(color=heat_cell(top, bottom).color if top is not None else heat_cell(bottom, None).color)
 
 
 @cache
@@ -148,9 +173,10 @@ def level_style(level: int) -> Style:
 
 
 @cache
-def marked_cell(level: int | None) -> Style:
+def marked_cell(level: int | None, *, dim: bool = False) -> Style:
     """The style for an intervention mark on a heat-map cell."""
-    return Style(color=MARK.color, bgcolor=_palette.colours[level] if level is not None else Color.parse(BACKGROUND))
+    level = None if dim and not _palette.can_dim else level
+    return Style(color=MARK.color, bgcolor=heat_cell(None, level, dim=dim).bgcolor)
 
 
 def level_of(log: float, low: int, high: int) -> int | None:

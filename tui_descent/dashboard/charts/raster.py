@@ -24,6 +24,8 @@ Point = tuple[float, float]
 _BITS = ((0x40, 0x04, 0x02, 0x01), (0x80, 0x20, 0x10, 0x08))
 _BRAILLE = [chr(0x2800 + dots) for dots in range(256)]
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
+# How many eighths of a cell must be filled so that text or dots have the fill as background, and so that it is shaded.
+TEXT_FILLED, HALF_FILLED = 6, 4
 # Coordinates are limited to this, so that nothing overflows.
 _FAR = 1e9
 
@@ -167,7 +169,7 @@ class Raster:
     def _cell(self, cell: int) -> tuple[str, Style]:
         ground, filled = self._ground[cell], self._filled[cell]
         text = self._text[cell] or (_BRAILLE[dots] if (dots := self._dots[cell]) else "")
-        if ground is not None and (self._shaded or text) and abs(filled) < 4:
+        if abs(filled) < (TEXT_FILLED if text else HALF_FILLED if self._shaded else 0):
             ground = None
         if text and text != " ":
             ink = self._ink[cell]
