@@ -10,18 +10,20 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from rich.console import RenderableType
 from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.command import Provider
-from textual.screen import ModalScreen
+from textual.screen import ModalScreen, Screen
 
 from tui_descent.dashboard import actions, colours
 from tui_descent.dashboard.bridge import Bridge
 from tui_descent.dashboard.command_palette import CommandProvider
 from tui_descent.dashboard.dialogs.dialog import Dialog
 from tui_descent.dashboard.dialogs.leave import LeaveDialog
+from tui_descent.dashboard.screen_writer import ScreenWriter
 from tui_descent.dashboard.screens.run import RunScreen
 from tui_descent.dashboard.signals import Signals, run_app
 from tui_descent.dashboard.theme import THEME
@@ -67,12 +69,13 @@ class DescentApp(App[int]):
         self._bridge_task: asyncio.Task[None] | None = None
         self._stop_deadline_s: float | None = None
         self._signals = signals
+        self._writer = ScreenWriter()
 
     async def on_mount(self) -> None:
         """Show the screen before connecting, so the first frame does not wait for the connection."""
         self.register_theme(THEME)
         self.theme = THEME.name
-        colours.choose_palette(self.console.color_system)
+        colours.choose_palette("none" if self.no_color else self.console.color_system)
         if self._signals is not None:
             self._signals.attach(self.exit)
         await self.push_screen(self.run_screen)
@@ -95,6 +98,10 @@ class DescentApp(App[int]):
             or self._loop_time() > self._stop_deadline_s
         ):
             self.exit(self.exit_code())
+
+    def _display(self, screen: Screen[Any], renderable: RenderableType | None) -> None:
+        """Textual calls this to write an update to the terminal."""
+        super()._display(screen, self._writer.shortened(renderable))
 
     def exit_code(self) -> int:
         """The exit code of the command line. It depends on how the run ended."""

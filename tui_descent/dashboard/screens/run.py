@@ -77,6 +77,8 @@ class RunScreen(Screen[None]):
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide"), (160, "-huge")]  # noqa: RUF012
     VERTICAL_BREAKPOINTS = [(0, "-low"), (30, "-tall")]  # noqa: RUF012
     AUTO_FOCUS = ""
+    # How often the screen is drawn beneath an open dialog. For that, Textual dims the whole screen anew each time.
+    beneath_dialog_s: ClassVar[float] = 1.0
 
     class LeaveRequested(Message):
         """The key for quitting was pressed."""
@@ -90,6 +92,7 @@ class RunScreen(Screen[None]):
         self._script_size: tuple[int, int] | None = None
         self._is_script = script
         self._drawn: object = None
+        self._beneath_due_s = 0.0
         self._layers = bridge.history.layers  # the list of layers that `view.selected` is an index of
         self._curvature_requested = False
         self.add_class("view-overview")
@@ -134,8 +137,9 @@ class RunScreen(Screen[None]):
             self._output_due_s = monotonic() + OUTPUT_EVERY_S
             self.view = replace(self.view, output=self._output.lines())
         key = (bridge.revision, self.view)
-        if key == self._drawn:
+        if key == self._drawn or (not self.is_current and monotonic() < self._beneath_due_s):
             return
+        self._beneath_due_s = monotonic() + self.beneath_dialog_s
         self._drawn = key
         self.view = replace(
             self.view,
