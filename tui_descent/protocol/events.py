@@ -300,13 +300,18 @@ class Diagnosed(Event, frozen=True, kw_only=True, tag="diagnosis"):
 
 
 class PredictionChecked(Event, frozen=True, kw_only=True, tag="outcome"):
-    """The predicted and the actual result of an intervention. `held` says whether the prediction was right."""
+    """The predicted and the actual result of an intervention. `held` says whether the prediction was right.
+
+    `change` is the key of the intervention, or its knob if it has none. `before` is the finding at that time.
+    """
 
     segment: int
     step: int
     predicted: str
     happened: str
     held: bool
+    change: str = ""
+    before: str = ""
 
 
 class Evaluated(Event, frozen=True, kw_only=True, tag="evaluated"):

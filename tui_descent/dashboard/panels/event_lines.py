@@ -109,8 +109,10 @@ def describe(fact: LogEntry) -> tuple[str, Style]:
         case Diagnosed():
             return f"{safe(verdict(fact), 40)}: {safe(fact.sentence)}", colours.diagnosis_style(fact.finding)
         case PredictionChecked():
-            compared = "as predicted" if fact.held else f"predicted {safe(fact.predicted, 40)}"
-            return f"result of the change: {safe(fact.happened, 40)}, {compared}", colours.DIM
+            compared = ", as predicted" if fact.held else f" (predicted: {safe(fact.predicted, 40)})"
+            still = "still " if fact.happened == fact.before else ""
+            after = safe(fact.change, 40) or "the change"
+            return f"after {after}: {still}{safe(fact.happened, 40)}{compared}", colours.DIM
         case NotFinite():
             return safe(fact.text), colours.RED
         case RangeTestCompleted():

@@ -10,6 +10,7 @@ import msgspec
 from tui_descent.protocol.events import Advice, KnobState, KnobTurned, LoopObserved, RatesChanged, RunStarted
 from tui_descent.scenario import knobs as commands
 from tui_descent.scenario.keys import KEYS
+from tui_descent.scenario.optimizers import OPTIMIZERS
 from tui_descent.scenario.spec import UNDO
 
 # The loss of a net that has learnt only letter frequencies: the entropy of single letters of the text data, in nats.
@@ -55,6 +56,11 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
         if self.optimizer is None:
             return None
         return self.optimizer in ADAPTIVE
+
+    @property
+    def decoupled(self) -> bool:
+        """Whether the weight decay acts on the weights directly, not through the gradient."""
+        return self.optimizer in OPTIMIZERS and OPTIMIZERS[self.optimizer].decoupled_decay
 
     @property
     def weight_decay(self) -> float | None:
