@@ -14,38 +14,6 @@ from tui_descent.dashboard.view import View
 from tui_descent.telemetry.history import History
 
 LABEL_WIDTH, MAX_LABELS = 36, 3
-<<<<<<< HEAD
-BLANK = (" ", "⠀")
-# Ghosts widen the loss axis by at most this factor. Otherwise a ghost that diverged would flatten the live curve.
-MAX_WIDENING = 10.0
-
-
-class Ghosts:
-    """Draws the ghosts. The result is cached, because ghosts do not change."""
-
-    def __init__(self) -> None:
-        self._key: object = None
-        self._cells: braille.Cells = []
-
-    def draw_behind(self, cells: braille.Cells, view: View, time_axis: TimeAxis, axis: Axis, rows: int) -> None:
-        """Draw the ghosts into the blank `cells`."""
-        history = view.history
-        if not view.ghosts or not history.ghosts:
-            return
-        key = (id(history), history.ghosts, time_axis.bin_width, time_axis.first, time_axis.columns, axis, rows)
-        if key != self._key:
-            self._key = key
-            curves = [
-                braille.Curve(_dots(bins, time_axis, axis, rows), colours.GHOST)
-                for bins in _visible_ghosts(view, time_axis)
-            ]
-            self._cells = braille.canvas(curves, time_axis.columns, rows)
-        for row, behind in zip(cells, self._cells, strict=True):
-            for column, cell in enumerate(behind):
-                if row[column].text in BLANK and cell.text not in BLANK:
-                    row[column] = cell
-        _label(cells, history, time_axis)
-=======
 # Ghosts widen the loss axis by at most this factor, so that a ghost that diverged does not flatten the live curve.
 MAX_WIDENING = 10.0
 
@@ -55,7 +23,6 @@ def draw_ghosts(raster: Raster, view: View, time_axis: TimeAxis, axis: Axis) -> 
     if view.ghosts:
         for bins in _visible_ghosts(view, time_axis):
             raster.line(_dots(bins, time_axis, axis, raster.rows), colours.palette().ghost)
->>>>>>> wt-s4chart
 
 
 def axis_values(view: View, time_axis: TimeAxis, low: float, high: float) -> list[float]:
@@ -78,15 +45,8 @@ def _visible_ghosts(view: View, time_axis: TimeAxis) -> list[Bins]:
     return found
 
 
-<<<<<<< HEAD
-def _dots(bins: Bins, time_axis: TimeAxis, axis: Axis, rows: int) -> list[braille.Point]:
-    """The points of a ghost. Losses outside the axis become gaps: drawn at its edge, they would look like a constant
-    loss.
-    """
-=======
 def _dots(bins: Bins, time_axis: TimeAxis, axis: Axis, rows: int) -> list[Point]:
     """The points of a ghost. Losses outside the axis become gaps; at its edge they would look like a constant loss."""
->>>>>>> wt-s4chart
     top = 4 * rows - 1
     return [
         (time_axis.dot(bin_), axis.position(v[SMOOTH]) * top if axis.contains(v[SMOOTH]) else math.nan)
