@@ -14,6 +14,7 @@ from tui_descent.protocol.command_replies import CommandRejected as CommandRejec
 from tui_descent.protocol.command_replies import KnobTurned as KnobTurned
 from tui_descent.protocol.curvature_reading import CurvatureReading, StabilityLimit
 from tui_descent.protocol.range_test import RangeTestCompleted as RangeTestCompleted
+from tui_descent.protocol.task_pictures import TaskPicture
 from tui_descent.protocol.undo_events import Ghost
 from tui_descent.protocol.undo_events import KnobState as KnobState
 from tui_descent.protocol.undo_events import Rewound as Rewound
@@ -243,6 +244,18 @@ class CurvatureTaken(Event, frozen=True, kw_only=True, tag="curvature"):
         return None if self.limit is None or self.limited is None else self.limited / self.limit.lambda_max
 
 
+class TaskTaken(Event, frozen=True, kw_only=True, tag="task"):
+    """A picture of what is being learnt, with the weights before update `step`.
+
+    It is sent only while a viewer has asked for it by `WatchTask`. `seconds` is the wall time that it took.
+    """
+
+    segment: int
+    step: int
+    picture: TaskPicture
+    seconds: float
+
+
 class Advice(msgspec.Struct, frozen=True):
     """A suggested change: a knob, its new value, and the key to press."""
 
@@ -397,6 +410,7 @@ AnyEvent = (
     | DeviceTaken
     | LedgerTaken
     | CurvatureTaken
+    | TaskTaken
     | RangeTestCompleted
     | Measured
     | LoopObserved

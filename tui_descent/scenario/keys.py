@@ -230,10 +230,10 @@ KEYS: tuple[KeyBinding, ...] = (
     KeyBinding("z", ("z",), "zoom", "show the focused panel alone, or all panels again", "zoom"),
     KeyBinding(
         *(
-            "1-7",
-            ("1", "2", "3", "4", "5", "6", "7"),
+            "1-8",
+            ("1", "2", "3", "4", "5", "6", "7", "8"),
             "views",
-            "show a view: overview, layers, events, chain rule, curvature, metrics or what a script prints",
+            "show a view: overview, layers, events, chain rule, curvature, metrics, a script's output or the task",
             "show_view",
         ),
         footer=FooterEntry(word="views", rank=7),

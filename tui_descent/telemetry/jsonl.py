@@ -21,6 +21,7 @@ from tui_descent.protocol.events import (
     RunStarted,
     SnapshotTaken,
     StepsCompleted,
+    TaskTaken,
 )
 from tui_descent.protocol.layer_names import of_one_net
 from tui_descent.scenario.claims import first_to_last_grad
@@ -42,7 +43,10 @@ class JsonLines:
         self._first = True
 
     def lines(self, event: AnyEvent) -> Iterator[str]:
-        """The lines of one event: none for a `CommandDone`, one per step for a `StepsCompleted`, one for others."""
+        """The lines of one event: one per step for a `StepsCompleted`, one for most others.
+
+        There is none for a `CommandDone`, nor for a `TaskTaken`, which is for screens only.
+        """
         for table in self._tables(event):
             if self._first:
                 table = {"v": VERSION, **table}
@@ -52,7 +56,7 @@ class JsonLines:
 
     def _tables(self, event: AnyEvent) -> Iterator[dict[str, Any]]:
         match event:
-            case CommandDone() | LedgerTaken(entries=[]):
+            case CommandDone() | TaskTaken() | LedgerTaken(entries=[]):
                 return
             case StepsCompleted():
                 yield from _steps(event)

@@ -22,6 +22,7 @@ from tui_descent.training.keeper_link import KeeperLink
 from tui_descent.training.loop import train
 from tui_descent.training.probes.curvature_probe import CurvatureProbe
 from tui_descent.training.probes.evaluation import evaluate
+from tui_descent.training.probes.task_probe import TaskProbe
 from tui_descent.training.run_description import describe
 from tui_descent.training.setup import build
 from tui_descent.training.steering.steering import Steering
@@ -143,6 +144,7 @@ def _watch(link: KeeperLink, scenario: Scenario, setup: build.Setup) -> Watch:
             at_steps=launch.curvature_at,
             watched=launch.curvature,
         ),
+        task=TaskProbe(setup, sampler),
         is_scenario=True,
     )
 

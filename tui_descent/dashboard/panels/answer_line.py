@@ -26,6 +26,7 @@ from tui_descent.protocol.commands import (
     TurnKnob,
     Undo,
     WatchCurvature,
+    WatchTask,
 )
 from tui_descent.protocol.events import CommandDone, CommandRejected, KnobTurned, Rewound
 from tui_descent.scenario.knobs import NEUTRAL_KNOBS, text_of
@@ -96,6 +97,8 @@ def describe(command: AnyCommand) -> str:
             return "redo"
         case WatchCurvature():
             return "curvature" if command.on else "no curvature"
+        case WatchTask():
+            return "pictures of the task" if command.on else "no pictures of the task"
         case RunRangeTest():
             return "range test"
         case CancelRangeTest():

@@ -1,4 +1,4 @@
-"""The screen of a run: its panels in seven views. Panels that changed are redrawn at the frame rate."""
+"""The screen of a run: its panels in eight views. Panels that changed are redrawn at the frame rate."""
 
 from __future__ import annotations
 
@@ -33,18 +33,19 @@ from tui_descent.dashboard.panels.sharpness import SharpnessPanel
 from tui_descent.dashboard.panels.smallest_curvature import SmallestCurvaturePanel
 from tui_descent.dashboard.panels.status import StatusPanel
 from tui_descent.dashboard.panels.story import StoryPanel
+from tui_descent.dashboard.panels.task import TaskPanel
 from tui_descent.dashboard.panels.trainer_log import TrainerLogPanel
 from tui_descent.dashboard.panels.updates import UpdatesPanel
 from tui_descent.dashboard.screens.too_small import MIN_HEIGHT, MIN_WIDTH, TooSmall
 from tui_descent.dashboard.terminal_size import script_size
 from tui_descent.dashboard.text.layer_names import block_of, find_again
 from tui_descent.dashboard.view import View
-from tui_descent.protocol.commands import AnyCommand, ResizeTerminal, TurnKnob, WatchCurvature
+from tui_descent.protocol.commands import AnyCommand, ResizeTerminal, TurnKnob, WatchCurvature, WatchTask
 from tui_descent.scenario.keys import KEYS
 from tui_descent.scenario.knobs import KNOBS
 from tui_descent.telemetry.script_output import ScriptOutput
 
-# The titles of the views by the names that the stylesheet uses, in the order of the keys 1-7.
+# The titles of the views by the names that the stylesheet uses, in the order of the keys 1-8.
 VIEWS = {
     "overview": "overview",
     "layers": "layers",
@@ -53,6 +54,7 @@ VIEWS = {
     "curvature": "curvature",
     "metrics": "metrics",
     "output": "output",
+    "task": "task",
 }
 
 # How often the file with the script's output is read, while it is shown.
@@ -95,6 +97,7 @@ class RunScreen(Screen[None]):
         self._beneath_due_s = 0.0
         self._layers = bridge.history.layers  # the list of layers that `view.selected` is an index of
         self._curvature_requested = False
+        self._task_requested = WatchTask(on=False)
         self.add_class("view-overview")
 
     def compose(self) -> ComposeResult:
@@ -107,6 +110,8 @@ class RunScreen(Screen[None]):
                 yield SharpnessPanel(id="sharpness")
                 yield SmallestCurvaturePanel(id="smallest-curvature")
                 yield CurvaturePanel(id="curvature")
+            with Vertical(id="task-column"):
+                yield TaskPanel(id="task")
             with Vertical(id="metrics-column"):
                 yield MetricsPanel(id="metrics")
             with Vertical(id="time-column"):
@@ -127,6 +132,7 @@ class RunScreen(Screen[None]):
     def draw(self) -> None:
         """Draw one frame if anything has changed since the last one."""
         self._request_curvature()
+        self._request_task()
         if self._is_script:
             self._resize_script_terminal()
         self.follow_layers()
@@ -167,6 +173,20 @@ class RunScreen(Screen[None]):
         if wanted != self._curvature_requested and possible:
             self._curvature_requested = wanted
             bridge.send(WatchCurvature(on=wanted))
+
+    def _request_task(self) -> None:
+        """Make the trainer picture the task only while the task view is open, and in the size of its panel."""
+        bridge, wanted = self.bridge, WatchTask(on=False)
+        for panel in self.query(TaskPanel) if self.has_class("view-task") else ():
+            columns, rows = panel.grid
+            if columns > 0 and rows > 0:  # 0 until the view's first layout
+                wanted = WatchTask(on=True, columns=columns, rows=rows)
+        started = bridge.history.started
+        # In a user's loop the task is not known; the view says so.
+        possible = bridge.connected and bridge.history.live and started is not None and started.scenario is not None
+        if wanted != self._task_requested and possible:
+            self._task_requested = wanted
+            bridge.send(wanted)
 
     def _resize_script_terminal(self) -> None:
         """Give the script's terminal the size of the output panel."""

@@ -10,6 +10,7 @@ from typing import Literal, NoReturn
 from tui_descent.protocol.commands import AnyCommand, ClientRequest, RunRangeTest, TurnKnob
 from tui_descent.protocol.events import KnobTurned, Noted, NotFinite, State, Status
 from tui_descent.training.probes.curvature_probe import CurvatureProbe
+from tui_descent.training.probes.task_probe import TaskProbe
 from tui_descent.training.progress import Progress
 from tui_descent.training.run_description import OUR_NOTE, describe
 from tui_descent.training.steering.command_handler import CommandHandler, Evaluation
@@ -45,6 +46,7 @@ class Control:
         plan: Iterable[tuple[int, TurnKnob]] = (),
         undo_stack: UndoStack | None = None,
         curvature: CurvatureProbe | None = None,
+        task: TaskProbe | None = None,
         evaluation: Evaluation | None = None,
         on_fault: OnFault = "note",
         explain: Callable[[Fault], Fault] = lambda fault: fault,
@@ -54,7 +56,7 @@ class Control:
         self.mode = RunMode()
         self.undo_stack, self.on_fault = undo_stack, on_fault
         self._progress, self._steering, self._results = progress, steering, results
-        self._curvature, self._is_scenario = curvature, is_scenario
+        self._curvature, self._task, self._is_scenario = curvature, task, is_scenario
         self._queue = CommandQueue()
         self._handler = CommandHandler(
             progress,
@@ -64,6 +66,7 @@ class Control:
             layers,
             undo_stack=undo_stack,
             curvature=curvature,
+            task=task,
             evaluation=evaluation,
             is_scenario=is_scenario,
         )
@@ -239,6 +242,7 @@ class Control:
             undo_stack.state_changed()
         self._steering.advance()
         self._read_curvature()
+        self._picture_task()
 
     def hold(self, reason: str, *, broken: bool = False, dropped: bool = False) -> None:
         """Hold the run until a command continues or ends it. With `broken`, an undo returns to the last good snapshot.
@@ -335,6 +339,7 @@ class Control:
                 progress.interrupted = True
                 progress.set_state(*(("paused", "") if progress.rewound else paused_as))
                 self._read_curvature(paused=True)
+                self._picture_task(paused=True)
                 progress.report_memory()
                 link.wait(None)
                 continue
@@ -357,4 +362,14 @@ class Control:
         with self._steering.muted():
             for event in curvature.read(progress.segment, progress.step, paid=not free):
                 progress.emit(event)
+        progress.interrupted = True
+
+    def _picture_task(self, *, paused: bool = False) -> None:
+        """Send a picture of what is being learnt, if somebody watches and one is due."""
+        task, progress = self._task, self._progress
+        if task is None or not task.due(progress, paused=paused):
+            return
+        self.report_all()
+        with self._steering.muted():
+            progress.emit(task.picture(progress, paid=not paused))
         progress.interrupted = True
