@@ -22,7 +22,7 @@ from tui_descent.dashboard import actions, colours
 from tui_descent.dashboard.bridge import Bridge
 from tui_descent.dashboard.command_palette import CommandProvider
 from tui_descent.dashboard.dialogs.dialog import Dialog
-from tui_descent.dashboard.dialogs.leave import LeaveDialog
+from tui_descent.dashboard.dialogs.leave import LeaveDialog, Then
 from tui_descent.dashboard.screen_writer import ScreenWriter
 from tui_descent.dashboard.screens.run import RunScreen
 from tui_descent.dashboard.signals import Signals, run_app
@@ -33,6 +33,8 @@ from tui_descent.protocol.events import Status
 from tui_descent.protocol.exit_status import exit_code
 
 STOP_TIMEOUT_S = 10.0
+SCRIPT_RESTARTS = "your script decides where it starts; quit with q and run it again"
+SCRIPT_HAS_NO_GALLERY = "the gallery is for presets; q quits your script"
 EXIT_CODES: dict[Status, int] = {"finished": 0, "stopped": 0, "diverged": 0, "failed": 1, "lost": 4}
 
 
@@ -68,6 +70,7 @@ class DescentApp(App[int]):
         self.run_screen = RunScreen(self.bridge, name=name, log_path=log_path, script=script)
         self._bridge_task: asyncio.Task[None] | None = None
         self._stop_deadline_s: float | None = None
+        self.then: Then = "quit"  # what follows when the dashboard is closed
         self._signals = signals
         self._writer = ScreenWriter()
 
@@ -123,18 +126,23 @@ class DescentApp(App[int]):
         else:
             self.run_screen.leave()
 
-    def on_run_screen_leave_requested(self) -> None:
+    def on_run_screen_leave_requested(self, event: RunScreen.LeaveRequested) -> None:
         """Quit when the run is over, or when its keeper does not respond; otherwise ask."""
+        if self._is_script and event.then != "quit":
+            self.bridge.refuse(SCRIPT_RESTARTS if event.then == "restart" else SCRIPT_HAS_NO_GALLERY)
+            return
+        self.then = event.then
         if self.bridge.give_up() or not self.bridge.history.live or not self.bridge.connected:
             self.exit(self.exit_code())
         elif self._is_script and self._stop_deadline_s is not None:  # still running, but the user does not want to wait
             self.bridge.send(Stop(kill=True))
             self._stop_deadline_s = self._loop_time() + STOP_TIMEOUT_S
         else:
-            self.push_screen(LeaveDialog(script=self._is_script), self._leave_answered)
+            self.push_screen(LeaveDialog(script=self._is_script, then=self.then), self._leave_answered)
 
     def _leave_answered(self, stop: bool | None) -> None:
         if not stop:
+            self.then = "quit"
             return
         if self.bridge.send(Stop()) is None:
             self.exit(self.exit_code())
@@ -155,15 +163,18 @@ def run_dashboard(
     log_path: Path | None = None,
     script: bool = False,
     keeper_gone: Callable[[], bool] = lambda: False,
-) -> int:
-    """Show a run until the user quits, then print how it ended if that matters; returns the exit code."""
+) -> tuple[int, Then]:
+    """Show a run until the user leaves it, then print how it ended if that matters.
+
+    Returns the exit code, and what the user wants next.
+    """
     signals = Signals()
     app = DescentApp(
         socket, name=name, fps=fps, log_path=log_path, script=script, keeper_gone=keeper_gone, signals=signals
     )
     code = run_app(app, signals)
     if signals.caught is not None:
-        return 128 + signals.caught
+        return 128 + signals.caught, "quit"
     ended, trouble = app.bridge.history.ended, app.bridge.trouble
     if ended is not None:
         if ended.log_path is not None or ended.status == "failed" or script:
@@ -171,4 +182,5 @@ def run_dashboard(
         print_verdict(app.bridge.history)
     elif code == EXIT_CODES["lost"] and trouble:
         print_trouble(trouble, log_path if script and keeper_gone() else None)
-    return code if code is not None else app.return_code or 0
+    code = code if code is not None else app.return_code or 0
+    return code, app.then if code == 0 else "quit"

@@ -27,6 +27,7 @@ NAME = Style.parse("bold #e1cc55")
 GREEN = Style.parse("#57ab7f")
 ORANGE = Style.parse("#e0883c")
 RED = Style.parse("bold #f0625d")
+PICTURE = Style.parse("#f5d052")
 MARK = Style.parse("#d9739a")
 PAPER = (15, 17, 21)  # the background
 CURVE = (245, 208, 82)

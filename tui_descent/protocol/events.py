@@ -378,11 +378,11 @@ class Marked(Event, frozen=True, kw_only=True, tag="mark"):
 
 
 class Noted(Event, frozen=True, kw_only=True, tag="note"):
-    """A message for the event log."""
+    """A message for the event log. A `caption` is shown on the screen until the next one: it explains what happens."""
 
     step: int
     text: str
-    level: Literal["info", "warning", "error"] = "info"
+    level: Literal["info", "warning", "error", "caption"] = "info"
 
 
 class RunEnded(Event, frozen=True, kw_only=True, tag="run_ended"):

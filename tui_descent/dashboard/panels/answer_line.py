@@ -169,12 +169,18 @@ def _block_keys(history: History) -> str:
     return f"{', '.join(keys[:-1])} and {keys[-1]} act"
 
 
+def _has_story(view: View) -> bool:
+    started = view.history.started
+    return started is not None and bool((started.scenario or {}).get("story"))
+
+
 def _selection(view: View) -> str:
     if not view.layers:
         return ""
     if view.selected is None or not view.selected < len(view.layers):
         keys = _block_keys(view.history)
-        return f"↑ ↓ select a layer · {keys} on all blocks" if keys else "↑ ↓ select a layer"
+        story = "h: story and what to press · " if _has_story(view) else ""
+        return f"{story}↑ ↓ select a layer · {keys} on all blocks" if keys else f"{story}↑ ↓ select a layer"
     name, block = layer_labels(view.layers, 40)[view.selected], block_of(view.layers[view.selected])
     if block is None:
         return f"{name} selected · it does not belong to a block"

@@ -81,6 +81,14 @@ def event_lines(log: list[LogEntry], *, with_segment: bool, all_events: bool = T
     return lines
 
 
+NOTE_STYLES = {
+    "info": colours.DIM,
+    "warning": colours.ORANGE,
+    "error": colours.RED,
+    "caption": colours.BRIGHT,
+}
+
+
 def is_important(fact: LogEntry) -> bool:
     """Whether it is more than a measurement: an intervention, a finding, an error, a mark or a state of the run."""
     if isinstance(fact, Noted):
@@ -130,7 +138,7 @@ def describe(fact: LogEntry) -> tuple[str, Style]:
         case MetricLogged():
             return f"{safe(fact.name, 40)} = {short(fact.value)}", colours.DIM
         case Noted():
-            return safe(fact.text), {"info": colours.DIM, "warning": colours.ORANGE, "error": colours.RED}[fact.level]
+            return safe(fact.text), NOTE_STYLES[fact.level]
 
 
 def describe_change(event: KnobTurned) -> str:

@@ -33,7 +33,8 @@ FAULT_ENDS_AFTER = 50  # after this many finite steps, the next fault counts as 
 class Control:
     """Controls one run between its updates. Everything is done in a fixed order, so a run can be repeated exactly.
 
-    `plan` lists knobs to turn, each with the step before which to turn it. `explain` finds the cause of a fault.
+    `plan` lists knobs to turn and captions to report, each with the step before which to do so. `explain` finds the
+    cause of a fault.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class Control:
         results: Results,
         layers: LayerList,
         *,
-        plan: Iterable[tuple[int, TurnKnob]] = (),
+        plan: Iterable[tuple[int, TurnKnob | str]] = (),
         undo_stack: UndoStack | None = None,
         curvature: CurvatureProbe | None = None,
         task: TaskProbe | None = None,
@@ -70,7 +71,7 @@ class Control:
             evaluation=evaluation,
             is_scenario=is_scenario,
         )
-        commands: list[tuple[int, AnyCommand]] = [*plan]
+        commands: list[tuple[int, AnyCommand | str]] = [*plan]
         if progress.link is not None:  # at the same step, knobs come before range tests
             commands += [(at, RunRangeTest()) for at in progress.link.launch.range_test_at]
         self._plan = sorted(commands, key=lambda entry: entry[0])
@@ -224,6 +225,9 @@ class Control:
             self.report_all()
         while self.steps_to_plan <= 0:
             _, command = self._plan.pop(0)
+            if isinstance(command, str):
+                progress.emit(Noted(step=progress.step, text=command, level="caption"))
+                continue
             self._handler.carry_out(QueuedCommand(ClientRequest(client=0, request=0, source="plan", command=command)))
         if undo_stack is not None and undo_stack.take_periodic(progress.segment, progress.step):
             self._handler.report_snapshot("periodic" if progress.step else "start of the run")

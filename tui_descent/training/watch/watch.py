@@ -63,8 +63,8 @@ class Watch:
     """One watched run.
 
     `model` and `optimizer` are what `watch()` takes: one of each, or a dict or list of them. `on_fault` says whether a
-    non-finite loss or gradient holds the run, ends it, or is only reported. `plan` lists knobs to turn, each with the
-    step before which to turn it. `replay` repeats the passes of the current batch, for the instruments that need this.
+    non-finite loss or gradient holds the run, ends it, or is only reported. `plan` lists knobs to turn and captions to
+    report, each with its step. `replay` repeats the passes of the current batch, for the instruments that need this.
     `about` is the `RunStarted` event of a scenario run; a user loop has none. In a scenario run (`is_scenario`) a
     dropped update does not count as a step. An undo restores the objects in `state` in addition to the model and the
     optimizer.
@@ -80,7 +80,7 @@ class Watch:
         sampler: Sampler | None = None,
         on_fault: OnFault = "note",
         steering: Steering | None = None,
-        plan: Iterable[tuple[int, TurnKnob]] = (),
+        plan: Iterable[tuple[int, TurnKnob | str]] = (),
         about: RunStarted | None = None,
         evaluate: Evaluation | None = None,
         replay: ReplayableBatch | None = None,
