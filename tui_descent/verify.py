@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from tui_descent import headless, output, paths
 from tui_descent.protocol.launch import Launch
 from tui_descent.scenario import knobs, presets
@@ -44,9 +46,22 @@ def verdicts(name: str, *, seed: int) -> list[Verdict]:
     return found
 
 
+def steps_needed(scenario: Scenario, given: Sequence[str], claims: Sequence[Claim]) -> int:
+    """The number of updates after which the claims can be judged.
+
+    All of them if a claim is about the end of the run, or if the learning rate depends on how many there are.
+    """
+    turns = (*given, *(planned.turn for planned in scenario.plan))
+    varying = scenario.schedule.name != "constant" or any("schedule" in turn for turn in turns)
+    last = [scenario.run.steps if varying or claim.at is None else claim.at + 1 for claim in claims]
+    return min(scenario.run.steps, max(last))
+
+
 def run(name: str, scenario: Scenario, *, given: Sequence[str], claims: Sequence[Claim]) -> Transcript:
     """Run headless with the interventions `given`, and take readings at the steps that the claims refer to."""
     transcript = Transcript()
+    steps = steps_needed(scenario, given, claims)
+    scenario = msgspec.structs.replace(scenario, run=msgspec.structs.replace(scenario.run, steps=steps))
     run_id, folder = paths.new_run(name)
     launch = Launch(
         run=run_id,

@@ -83,7 +83,7 @@ MODES = [
 ]
 STALLED = [
     pytest.param(ALONE, signal.SIGTERM, id="run-SIGTERM"),
-    pytest.param(GALLERY, signal.SIGHUP, id="gallery-SIGHUP"),
+    pytest.param(GALLERY, signal.SIGHUP, id="gallery-SIGHUP", marks=pytest.mark.heavy),
     pytest.param(ALONE, signal.SIGINT, id="run-SIGINT", marks=pytest.mark.heavy),
     pytest.param(THE_COMMAND, signal.SIGTERM, id="command-SIGTERM"),
 ]

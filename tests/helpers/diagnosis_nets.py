@@ -182,7 +182,9 @@ class Observed:
             return False
         self.setup.optimizer.zero_grad()
         loss.backward()
-        if any(p.grad is not None and not p.grad.isfinite().all() for p in self.parameters):
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        # A sum is cheaper than a look at every entry, and finite only if all of them are.
+        if not torch.stack([g.sum() for g in grads]).isfinite().all() and not all(g.isfinite().all() for g in grads):
             measuring.detach()
             seen.losses.append(math.nan)  # the guard would hold the run here
             return False

@@ -81,11 +81,16 @@ WITHOUT_TORCH = {
     "raising late": ("40", "finished", 'raise RuntimeError("no room for the plots")'),
     "exiting late": ("40", "finished", 'print("the script goes on"); sys.exit(5)'),
     "killed late": ("40", "finished", 'print("the script goes on"); import os; os.kill(os.getpid(), 9)'),
+    "failing": ("8", "failed", 'raise ValueError("boom \x1b[31m red")'),
     "interrupted late": ("8", "stopped", "import signal; signal.raise_signal(2)"),
 }
 # Each of these takes seconds to import torch. What the loop does is tested in one process: test_run_end.py,
-# test_without_with.py and test_keeper_link.py; what `exec` makes of it is tested on the scripts without torch.
-HEAVY = {"exiting with 7", "interrupted", "closing files", "forking and logging too much", "without with"}
+# test_without_with.py and test_keeper_link.py; what `exec` makes of it is tested on the scripts without torch, here and
+# in test_script_terminal.py.
+HEAVY = {
+    "raising", "exiting with 7", "interrupted", "closing files", "forking and logging too much", "without with",
+    "in a child",
+}  # fmt: skip
 
 
 def write(folder: Path, name: str, *, steps: int = 40, then: str = "pass", text: str = SCRIPT) -> Path:
@@ -129,13 +134,15 @@ def test_watching_a_script_does_not_change_its_losses(executed: dict[str, Outcom
     assert [float(line) for line in printed.getvalue().splitlines()[:-1]] == executed["good"].losses
 
 
-def test_a_script_that_raises_has_failed_and_its_error_is_shown(executed: dict[str, Outcome]) -> None:
-    outcome = executed["raising"]
+@pytest.mark.parametrize("name", ["failing", pytest.param("raising", marks=pytest.mark.heavy)])
+def test_a_script_that_raises_has_failed_and_its_error_is_shown(name: str, executed: dict[str, Outcome]) -> None:
+    outcome = executed[name]
     assert outcome.code == 1
     assert (outcome.ended["status"], outcome.ended["step"]) == ("failed", 8)
-    assert outcome.ended["reason"].startswith("ValueError: boom")
+    assert outcome.ended["reason"].startswith("ValueError: boom" if name == "raising" else "it → failed")
     assert outcome.ended["log_tail"][-1].startswith("ValueError: boom")
-    assert any("raising.py" in line for line in outcome.ended["log_tail"])
+    script = "raising.py" if name == "raising" else "tiny_trainer.py"
+    assert any(script in line for line in outcome.ended["log_tail"])
     assert "ValueError: boom" in outcome.stderr
     assert "\x1b" not in outcome.stderr, "nothing of a script's words steers the terminal"
     assert len(outcome.losses) == 8
@@ -230,6 +237,7 @@ def test_a_run_without_with_ends_with_its_script(executed: dict[str, Outcome]) -
     assert outcome.losses == executed["good"].losses[:8]
 
 
+@pytest.mark.heavy
 def test_a_watch_in_a_child_process_is_reported_plainly(executed: dict[str, Outcome]) -> None:
     outcome = executed["in a child"]
     words = "watch() was called in a process that a launcher started; exec cannot reach it"

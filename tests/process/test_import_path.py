@@ -20,21 +20,7 @@ from tui_descent.protocol.launch import (
     start_keeper,
 )
 
-SHADOWS = ("random", "torch", "socket", "json", "secrets", "shutil", "tempfile", "msgspec", "platformdirs", "numpy")
 PATHS = ("", ":", "/nosuch:", ":/nosuch", "/nosuch::/other")
-
-
-@pytest.fixture
-def hostile(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder: it has files with the names of modules, which leave a mark when they are imported."""
-    folder = home / "hostile"
-    folder.mkdir()
-    for name in SHADOWS:
-        (folder / f"{name}.py").write_text(
-            f"open({str(home / 'imported')!r}, 'a').write('{name} ')\nraise SystemExit(9)"
-        )
-    monkeypatch.chdir(folder)
-    return home / "imported"
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -52,15 +38,7 @@ def test_the_keeper_does_not_import_from_the_current_folder(
     assert not any(line.startswith(("PYTHONSAFEPATH", "TUI_DESCENT_PYTHONPATH")) for line in log)
 
 
-def test_a_scenarios_trainer_does_not_import_from_the_current_folder(
-    hostile: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", ":/nosuch")
-    script = Path(sys.executable).with_name("tui-descent")
-    outcome = run("first-descent", "--json", "--steps", "3", command=[str(script)])
-    assert outcome.code == 0
-    assert not hostile.exists()
-    monkeypatch.delenv("PYTHONPATH")
+def test_the_command_as_a_module_does_not_import_from_the_current_folder(hostile: Path) -> None:
     assert run("--version", command=TUI).code == 0
     assert not hostile.exists()
 

@@ -189,6 +189,7 @@ def test_a_preset_waits_at_its_end_and_can_be_continued(terminal: Terminal) -> N
 
 
 USER_LOOP = """
+import time
 import torch
 from torch import nn
 from tui_descent import watch
@@ -198,6 +199,7 @@ model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 2))
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 with watch(model, optimizer, name="mine") as run:
     while True:
+        time.sleep(0.01)  # as if it waited for its data: the machine has other tests to run
         x = torch.randn(512, 8)
         loss = nn.functional.cross_entropy(model(x), (x[:, 0] > 0).long())
         optimizer.zero_grad()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import runs
 import same_process
 
@@ -19,8 +20,16 @@ CLOCK = ("time_s", "watch_cost", "seconds", "run")
 TIMED = ("device", "state")
 
 
-def test_a_run_has_the_same_events_in_processes_of_its_own_and_in_threads(home: Path) -> None:
-    apart, here = runs.run(*OPTIONS), same_process.run(*OPTIONS)
+def test_a_run_has_the_same_events_in_processes_of_its_own_and_in_threads(
+    home: Path, hostile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the keeper nor a scenario's trainer imports from the current folder."""
+    monkeypatch.setenv("PYTHONPATH", ":/nosuch")
+    apart = runs.run(*OPTIONS, command=[str(runs.ENTRY_POINT)])
+    assert not hostile.exists()
+    monkeypatch.chdir(home)
+    monkeypatch.delenv("PYTHONPATH")
+    here = same_process.run(*OPTIONS)
     assert (apart.code, apart.stderr) == (here.code, here.stderr) == (0, "")
     assert len(apart.losses) == 60
     assert events(apart) == events(here)
