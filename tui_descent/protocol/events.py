@@ -197,7 +197,7 @@ class LedgerTaken(Event, frozen=True, kw_only=True, tag="ledger"):
 class Measured(Event, frozen=True, kw_only=True, tag="measured"):
     """A value for the whole net that is measured rarely: `local_step`, `noise_scale`, `sharpness`, `lambda_min`, …
 
-    `how` names the method and says whether it converged, for values for which this varies.
+    If there are several methods to measure a value, `how` names the one used and says whether it converged.
     """
 
     segment: int

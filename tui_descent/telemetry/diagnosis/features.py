@@ -1,4 +1,4 @@
-"""The newest steps of a run in numbers, from which the rules judge it.
+"""Features: the newest steps of a run in numbers. The rules judge the run by them.
 
 g is the loss of a guess that ignores the input, ln C for C classes. P is the product of the blocks' backprop factors,
 ‖dL/dh_0‖/‖dL/dh_D‖: the factor by which backpropagation multiplies the gradient.
