@@ -28,7 +28,7 @@ class Requests:
             (self._curvature_viewers.add if order.command.on else self._curvature_viewers.discard)(order.client)
         if order.request:
             self._unanswered[order.client, order.request] = order
-        link.queue(order)  # sent at the next flush, so that requests made together arrive together
+        link.queue(order)  # sent at the next flush, so requests made together arrive together
         return None
 
     def done(self, order: ClientRequest, what: str) -> CommandDone:

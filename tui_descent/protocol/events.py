@@ -80,7 +80,7 @@ class LayersChanged(Event, frozen=True, kw_only=True, tag="layers"):
 class StateChanged(Event, frozen=True, kw_only=True, tag="state"):
     """The new state of the run, with a reason if that is not obvious.
 
-    `silent_s` is for how many seconds nothing has come from the trainer; 0 as long as it responds.
+    `silent_s` is the number of seconds since the trainer last sent anything; 0 as long as it responds.
     """
 
     state: State
