@@ -21,7 +21,7 @@ of how loss and gradients develop.
 - **When it speaks.** Facts and NaN are reported at once. A judgement needs {MIN_STEPS} steps and {MIN_READINGS}
   readings since the start or the last intervention; until then the line says "still measuring". Readings come 1, 2, 5,
   10, 20, 35 and 50 steps after it and then ever more rarely, unless the budget is 0.
-- **How sure it is.** A question mark, or `sure` in JSON: ½ at a rule's threshold, more beyond it, less with few
+- **How sure it is.** A "maybe", or `sure` in JSON: ½ at a rule's threshold, more beyond it, less with few
   readings. Below a limit it says "not clear" with what is known.
 - **When it changes.** A judgement stays until another one has held for {HOLD} steps, and for at least
   {CHANGE_EVERY} steps, except after an intervention.

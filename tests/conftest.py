@@ -6,6 +6,7 @@ With `pytest -n 2` one worker runs the tests that start processes, one at a time
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 import signal
 import sys
@@ -22,6 +23,10 @@ from tui_descent.protocol.launch import ENV_FOLDER, ENV_LINK, ENV_RING
 # The processes that tests start inherit an ignored signal, as from `nohup pytest`.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The many processes that tests start would all compile this package anew if none of them wrote the compiled files.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 class ProcessTestsOnOneWorker(LoadScopeScheduling):

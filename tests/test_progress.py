@@ -9,7 +9,16 @@ import pytest
 from factories import started
 
 from tui_descent import headless
-from tui_descent.protocol.events import AnyEvent, MetricLogged, Noted, RunEnded, StateChanged, StepsCompleted
+from tui_descent.protocol.events import (
+    Advice,
+    AnyEvent,
+    Diagnosed,
+    MetricLogged,
+    Noted,
+    RunEnded,
+    StateChanged,
+    StepsCompleted,
+)
 from tui_descent.telemetry.jsonl import JsonLines
 
 
@@ -51,6 +60,17 @@ def test_the_summary_counts_from_the_first_step_to_the_last(capsys: pytest.Captu
     progress(StepsCompleted(segment=0, first=1, losses=[1.0, 0.5], lrs=[0.1] * 2, times_s=[0.5, 2.25], skipped=[]))
     progress(RunEnded(status="finished", step=3))
     assert capsys.readouterr().out.splitlines()[-1] == "vanishing: finished · 3 steps in 2.2 s"
+
+
+def test_the_summary_has_the_last_diagnosis_without_its_advice(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = headless.Progress()
+    advice = (Advice("residual", "on", "r"),)
+    sentence = "blocks.0 gets 3e-09 of blocks.19's gradient. Press r: residual on."
+    found = Diagnosed(segment=0, step=1, finding="vanishing", sure=1.0, sentence=sentence, advice=advice)
+    for event in (started(steps=1), steps(2.0), found, RunEnded(status="finished", step=1)):
+        progress(event)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "  diagnosis: vanishing. blocks.0 gets 3e-09 of blocks.19's gradient."
 
 
 def test_the_summary_of_a_run_without_steps_has_no_time(capsys: pytest.CaptureFixture[str]) -> None:

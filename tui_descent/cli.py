@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from _typeshed import SupportsWrite
 
+    from tui_descent.dashboard.dialogs.leave import Then
     from tui_descent.protocol.launch import Launch
     from tui_descent.scenario.spec import Scenario
 
@@ -105,6 +106,7 @@ def _add_run(commands: Any) -> None:
         help="start a preset or a scenario file (the word run may be omitted)",
         description="Start a run and open the dashboard on it.\n\n"
         "  tui-descent run vanishing\n"
+        "  tui-descent run vanishing --demo\n"
         "  tui-descent run vanishing --headless --steps 460 --at 150:residual=on\n"
         "  tui-descent run my-run.toml --set data.batch_size=128 --device cuda",
     )
@@ -122,6 +124,7 @@ def _add_run(commands: Any) -> None:
         "--at", metavar="STEP:KNOB=VALUE", action="append", default=[], help="change a knob before update STEP"
     )
     run.add_argument("--threads", metavar="N", help="CPU threads of the trainer; affects the last bits of results")
+    run.add_argument("--demo", action="store_true", help="let the run show itself: it presses the keys of its story")
     run.add_argument("--force", action="store_true", help="run even if there seems to be too little memory")
     run.add_argument(
         "--curvature",
@@ -230,13 +233,14 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _gallery() -> int:
+def _gallery(highlighted: str = "") -> int:
+    """Let the user choose a preset and start it. `highlighted` is the preset that the list begins with."""
     if not on_a_terminal():
         return _print_presets()
     from tui_descent.dashboard.gallery import pick
 
     output.draw_on_stdout()
-    chosen = pick()
+    chosen = pick(highlighted)
     return 0 if chosen is None else main(["run", chosen])
 
 
@@ -268,6 +272,8 @@ def _run(args: argparse.Namespace) -> int:
         output.say(f"tui-descent: {option} has no effect: the run's steps are 0 to {steps - 1:,}")
     if not args.force and (reason := _memory_refusal(scenario)) is not None:
         return _usage(f"{name} {reason}; make the net or the batches smaller, or use --force")
+    if args.demo and not scenario.plan:
+        return _usage(f"{name}: nothing to demonstrate: the scenario has no [[plan]]")
     headless = _headless(args)
     attended_pace = None if scenario.run.pace == "max" else float(scenario.run.pace)
     return _launch(
@@ -283,6 +289,7 @@ def _run(args: argparse.Namespace) -> int:
         curvature_at=(0, steps) if args.curvature else (),
         range_test_at=tuple(at for at in range_test_at if at < steps),
         force=args.force,
+        demo=args.demo,
     )
 
 
@@ -385,11 +392,17 @@ def _launch(
         return _usage(str(error))
     if headless:
         return runner.run(launch, json=args.json)
-    return _dashboard(launch)
+    code, then = _dashboard(launch)
+    if then == "restart":
+        return _launch(args, name=name, headless=headless, scenario=scenario, **settings)
+    return _gallery(name) if then == "gallery" else code
 
 
-def _dashboard(launch: Launch) -> int:
-    """Start a keeper and open the dashboard. An error before that is reported in one line."""
+def _dashboard(launch: Launch) -> tuple[int, Then]:
+    """Start a keeper and open the dashboard. An error before that is reported in one line.
+
+    Returns the exit code, and what the user wants next.
+    """
     from tui_descent.protocol.channel import ChannelError, listen
     from tui_descent.protocol.exit_status import describe_exit
     from tui_descent.protocol.launch import KEEPER_LOG_FILE, LOG_FILE, start_keeper
@@ -406,7 +419,7 @@ def _dashboard(launch: Launch) -> int:
                 keeper = start_keeper(launch, listener=listener)  # the keeper starts while the dashboard is imported
             from tui_descent.dashboard.app import run_dashboard
     except (ChannelError, OSError) as error:
-        return _not_started(launch, str(error))
+        return _not_started(launch, str(error)), "quit"
     except SystemExit:  # a signal
         if keeper is not None:
             keeper.terminate()
@@ -415,17 +428,17 @@ def _dashboard(launch: Launch) -> int:
     if keeper.poll() is not None:
         why = last_lines(launch.path / KEEPER_LOG_FILE, 1) or (describe_exit(keeper.returncode),)
         socket.unlink(missing_ok=True)
-        return _not_started(launch, f"the run's keeper ended while it was starting: {why[0]}")
+        return _not_started(launch, f"the run's keeper ended while it was starting: {why[0]}"), "quit"
     code = None
     try:
-        code = run_dashboard(
+        code, then = run_dashboard(
             socket,
             name=launch.name,
             log_path=launch.path / LOG_FILE,
             script=launch.command is not None,
             keeper_gone=lambda: keeper.poll() is not None,
         )
-        return code
+        return code, then
     finally:
         _end_keeper(launch, keeper, was_silent=code == LOST and keeper.poll() is None)
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from tui_descent import output
 from tui_descent.protocol.events import RunEnded
+from tui_descent.telemetry.history import History
+from tui_descent.telemetry.last_verdict import verdict_of_ended
 from tui_descent.telemetry.script_output import last_lines
 
 LINES = 12
@@ -26,6 +28,19 @@ def print_end(ended: RunEnded, script_log: Path | None = None, *, with_log: bool
         output.say(f"tui-descent: {ended.reason}")
     if path and (lines or script_log is None):
         output.say(f"tui-descent: the trainer's output is in {path}")
+
+
+def print_verdict(history: History) -> None:
+    """Print how a run of the dashboard ended, and the last finding of its diagnosis."""
+    ended, (found, sentence) = history.ended, verdict_of_ended(history)
+    if ended is None:
+        return
+    facts = [f"{ended.status} at step {ended.step:,}"]
+    facts += [f"loss {ended.loss:.4g}"] if ended.loss is not None else []
+    facts += [f"accuracy {ended.accuracy:.1%}"] if ended.accuracy is not None else []
+    output.say(f"tui-descent: {', '.join(facts)}")
+    if found:
+        output.say(f"tui-descent: diagnosis: {found}. {sentence}")
 
 
 def print_trouble(trouble: str, log_path: Path | None) -> None:

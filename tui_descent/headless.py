@@ -35,6 +35,7 @@ from tui_descent.scenario.knobs import shown_value
 from tui_descent.scenario.validate import escape_controls
 from tui_descent.telemetry.history import History
 from tui_descent.telemetry.jsonl import JsonLines
+from tui_descent.telemetry.last_verdict import verdict_of_ended
 
 EXIT_CODES: dict[Status, int] = {"finished": 0, "stopped": 0, "failed": 1, "diverged": 3, "lost": 4}
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -218,6 +219,9 @@ class Progress:
             plain = not output.is_utf8(sys.stdout)
             print(ascii_chart(points, width, CHART_ROWS, title="training loss", ascii_only=plain))
         print(escape_controls(" · ".join(facts)))
+        found, sentence = verdict_of_ended(h)
+        if found:
+            print(f"  diagnosis: {escape_controls(found)}. {escape_controls(sentence)}")
         if ended.reason:
             print(f"  {escape_controls(ended.reason)}")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fake_run import FakeKeeper
+from rich.color import ColorSystem
 from textual.app import App
 from textual.pilot import Pilot
 
@@ -101,10 +102,13 @@ async def open_dashboard(
         socket = Path(folder) / "s"
         async with FakeKeeper(socket, before=before, replies=replies, heartbeat=heartbeat) as keeper:
             app = DescentApp(socket, name="vanishing", fps=50, **options)
+            # The screen must not depend on the terminal in which the tests are run.
+            app.console._color_system, app.no_color = ColorSystem.TRUECOLOR, False
             async with app.run_test(size=size) as pilot:
                 dashboard = Dashboard(app, pilot, keeper)
                 for panel in app.run_screen.query(Panel):
                     panel.min_interval_s = min_interval_s  # type: ignore[misc]
+                app.run_screen.beneath_dialog_s = min_interval_s  # type: ignore[misc]
                 await dashboard.wait_until(lambda: keeper.has_viewer)
                 yield dashboard
 

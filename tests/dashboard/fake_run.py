@@ -23,6 +23,7 @@ from tui_descent.protocol.commands import (
     Stop,
     TurnKnob,
     WatchCurvature,
+    WatchTask,
 )
 from tui_descent.protocol.events import (
     AnyEvent,
@@ -145,7 +146,7 @@ class FakeKeeper:
                 self.publish(Evaluated(segment=0, step=step, loss=2.3, accuracy=0.1))
             case RunSteps():
                 self.publish(Noted(step=step, text=f"{command.steps} steps"))
-            case WatchCurvature() | ResizeTerminal():
+            case WatchCurvature() | WatchTask() | ResizeTerminal():
                 pass
             case Stop():
                 self.publish(

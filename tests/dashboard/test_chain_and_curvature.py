@@ -101,12 +101,17 @@ async def test_chain_rule_and_curvature_views_say_why_they_are_empty() -> None:
         dashboard.keeper.publish(LedgerTaken(segment=0, step=30, entries=[]))
         await dashboard.press("4")
         await dashboard.shows("not available for this run", "this net has no such blocks")
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)], ids=str)
+async def test_views_without_readings_in_a_user_loop_say_why_in_full(size: tuple[int, int]) -> None:
     user_loop = started(scenario=None, knobs=(KnobState(name="residual", unavailable="Net has none"),))
-    async with open_dashboard((120, 40), [user_loop, StateChanged(state="running")]) as dashboard:
+    async with open_dashboard(size, [user_loop, StateChanged(state="running")]) as dashboard:
         await dashboard.press("4")
         await dashboard.shows("not available for this run", "Linear, activation, norm layer, skip")
         await dashboard.press("5")
         await dashboard.shows("not available for your own loop", "cannot be replayed")
+        assert not any("…" in row for row in dashboard.text().splitlines()[:-3])
         await dashboard.press("4", "m")
         await dashboard.wait_until(lambda: dashboard.keeper.received == [Mark()])  # no request that would be rejected
 

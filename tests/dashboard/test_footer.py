@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from factories import reading, started, steps, turned
+from factories import reading, reading_of, started, steps, turned
 
 from tui_descent.dashboard import colours
 from tui_descent.dashboard.bridge import Exchange
@@ -12,9 +12,22 @@ from tui_descent.dashboard.panels.diagnosis_line import diagnosis_line
 from tui_descent.dashboard.panels.footer import FooterPanel
 from tui_descent.dashboard.text.numbers import plural
 from tui_descent.dashboard.view import View
-from tui_descent.protocol.commands import RunSteps
-from tui_descent.protocol.events import AnyEvent, CommandDone, Diagnosed, Layer, RunEnded, StateChanged
+from tui_descent.end_report import print_verdict
+from tui_descent.protocol.commands import Resume, RunSteps
+from tui_descent.protocol.events import (
+    Advice,
+    AnyEvent,
+    CommandDone,
+    Diagnosed,
+    Layer,
+    NotFinite,
+    RunEnded,
+    StateChanged,
+    Status,
+    WiringFound,
+)
 from tui_descent.telemetry.history import History
+from tui_descent.telemetry.last_verdict import verdict_of_ended
 
 FOUND = Diagnosed(segment=0, step=60, finding="healthy", sure=0.9, evidence={}, sentence="It trains.")
 
@@ -41,7 +54,39 @@ def test_first_and_last_block_of_one_list_have_different_names() -> None:
         Layer(name=name, kind="Linear", params=9, block=n - 1 if 0 < n < 4 else None) for n, name in enumerate(names)
     )
     _, text = line_of(started(3, layers=layers), reading(79, 0.5, depth=3))
-    assert text.endswith("enc.layers.0.linear gets 0.25× of enc.layers.2.linear's gradient")
+    assert text.endswith("enc.layers.0 gets 0.25× of enc.layers.2's gradient")
+
+
+@pytest.mark.parametrize(
+    ("names", "nets", "text"),
+    [
+        (["0", "2", "4", "6"], (), "layer 0 gets 0.12× of layer 6's gradient"),
+        (["blocks.0", "blocks.1", "blocks.2", "blocks.3"], (), "blocks.0 gets 0.12× of blocks.3's gradient"),
+        (["g.0", "g.2", "d.0", "d.2"], ("g", "d"), "g.0 gets 0.5× of g.2's gradient"),
+        (["g.0", "d.0", "d.2", "d.4"], ("g", "d"), "d.0 gets 0.25× of d.4's gradient"),
+        (["g.0", "d.0"], ("g", "d"), ""),
+    ],
+    ids=["numbers", "paths", "two nets", "a net of one layer", "nothing to compare"],
+)
+def test_gradients_of_one_net_are_compared(names: list[str], nets: tuple[str, ...], text: str) -> None:
+    layers = tuple(Layer(name=name, kind="Linear", params=9, block=n) for n, name in enumerate(names))
+    rms = [2.0**n for n in range(len(names))]
+    _, shown = line_of(started(layers=layers, nets=nets), reading_of(79, {"grad_rms": rms}))
+    assert shown == (f"not clear yet · {text}" if text else "not clear yet")
+
+
+def test_a_fact_that_has_ended_is_not_shown_any_more() -> None:
+    fact = WiringFound(segment=0, step=60, fault="frozen layers")
+    found = msgspec.structs.replace(FOUND, kind="wiring", finding="frozen layers", sentence="2 of 3 layers are frozen.")
+    assert line_of(fact, found) == ("frozen layers", "2 of 3 layers are frozen.")
+    assert line_of(found, msgspec.structs.replace(fact, present=False)) == ("still measuring", "not clear yet")
+    other = msgspec.structs.replace(fact, fault="rate zero", present=False)
+    assert line_of(found, other) == ("frozen layers", "2 of 3 layers are frozen.")
+
+
+def test_measuring_begins_again_after_a_change() -> None:
+    assert line_of(turned(70, "off", "on"))[1] == "step 10 of 50 since residual changed"
+    assert line_of(turned(20, "off", "on"))[1] == "not clear yet"
 
 
 def test_a_diagnosis_of_another_segment_is_not_shown() -> None:
@@ -60,7 +105,7 @@ def test_a_script_that_failed_after_its_run_is_shown_in_red() -> None:
     assert colours.end_style(msgspec.structs.replace(ended, log_path="/x/run.log")) == colours.RED
 
 
-@pytest.mark.parametrize("width", [60, 72, 78, 79, 100])
+@pytest.mark.parametrize("width", [60, 72, 83, 84, 100])
 def test_a_long_diagnosis_is_cut_but_keeps_its_advice(width: int) -> None:
     long = "The loss stands at 2.06 though the gradient arrives. Try r residual."
     found = msgspec.structs.replace(FOUND, finding="plateau", sure=0.7, sentence=long)
@@ -68,15 +113,15 @@ def test_a_long_diagnosis_is_cut_but_keeps_its_advice(width: int) -> None:
     for event in (started(), StateChanged(state="running"), steps(0, [1.0] * 80), found):
         history.apply(event)
     row = FooterPanel().draw(View(history=history), width, 3)[0].text.rstrip()
-    assert row.startswith(" plateau?  The loss stands at 2.06")
+    assert row.startswith(" maybe plateau  The loss stands at 2.06")
     assert row.endswith(" Try r residual.")
-    assert ("…" in row) == (width < 79)
+    assert ("…" in row) == (width < 84)
     assert len(row) <= width
 
 
 @pytest.mark.parametrize("width", [60, 72, 80, 100, 120, 160])
 @pytest.mark.parametrize("dropped", [True, False])
-@pytest.mark.parametrize("back", ["; u goes back to step 123,456", "; u goes back to step 5", ""])
+@pytest.mark.parametrize("back", ["; u goes back 123456 steps", "; u goes back 1 step", ""])
 def test_a_held_run_keeps_its_advice_at_every_width(width: int, back: str, dropped: bool) -> None:
     sentence = "loss is nan at step 6: matmul overflows in blocks.1.linear, before the update"
     advice = f"; space drops this batch{back} · q: quit" if dropped else f"{back} · space: resume · q: quit"
@@ -102,6 +147,40 @@ def test_a_held_run_keeps_its_advice_at_every_width(width: int, back: str, dropp
     assert rows[1].endswith("wait")
 
 
+FAULT = NotFinite(
+    segment=0, step=6, what="gradient", layer=None, loss=0.00191, value="nan", cause="loss function",
+    where="sqrt at 0 in the loss function?", weights_finite=True, then="hold",
+    text="gradient is nan at step 6, loss 0.00191: sqrt at 0 in the loss function?, before the update",
+)  # fmt: skip
+SPOILT = msgspec.structs.replace(FAULT, text=f"{FAULT.text}; now fc.weight is nan")
+CAUSE = "sqrt at 0 in the loss function?"
+
+
+@pytest.mark.parametrize(
+    ("fault", "shown"),
+    [
+        (FAULT, f" held  gradient nan: {CAUSE} (step 6, loss 0.00191)"),
+        (SPOILT, f" held  gradient nan: {CAUSE} Now fc.weight is nan"),
+    ],
+)
+def test_a_held_line_begins_with_the_cause(fault: NotFinite, shown: str) -> None:
+    advice = "; space drops this batch; u goes back 398 steps · q: quit"
+    history = History()
+    for event in (started(), steps(0, [1.0] * 6), fault, StateChanged(state="held", reason=f"{fault.text}{advice}")):
+        history.apply(event)
+    look = View(history=history, connected=True)
+    rows = [row.text.rstrip() for row in FooterPanel().draw(look, 80, 3)]
+    assert rows[0].removesuffix("…").startswith(shown)
+    assert rows[1] == " space drops this batch; u goes back 398 steps · q: quit"
+    resumed = Exchange(command=Resume(), reply=CommandDone(segment=0, step=5, client=7, request=3, what="resume"))
+    again = View(history=history, exchange=resumed)
+    assert [row.text.rstrip() for row in FooterPanel().draw(again, 80, 3)][:2] == rows[:2], "held again: an old answer"
+    asked = View(history=history, exchange=Exchange(refusal="wait"))
+    rows = [row.text.rstrip() for row in FooterPanel().draw(asked, 80, 3)]
+    assert CAUSE in rows[0]
+    assert rows[0].endswith("; space drops this batch")
+
+
 def test_an_ended_run_keeps_the_quit_key() -> None:
     history = History()
     for event in (started(), steps(0, [1.0] * 6), RunEnded(status="failed", step=6, reason="no memory for it " * 9)):
@@ -109,6 +188,51 @@ def test_an_ended_run_keeps_the_quit_key() -> None:
     row = FooterPanel().draw(View(history=history, connected=True), 80, 3)[0].text.rstrip()
     assert row.startswith(" failed  at step 6: no memory")
     assert row.endswith("… · q: quit")
+
+
+def ended_after(*events: AnyEvent, status: Status = "finished") -> History:
+    history = History()
+    for event in (started(), StateChanged(state="running"), steps(0, [1.0] * 80), *events):
+        history.apply(event)
+    history.apply(RunEnded(status=status, step=80, loss=0.5))
+    return history
+
+
+PLATEAU = msgspec.structs.replace(
+    FOUND, finding="plateau", sure=0.7, sentence="Loss stuck at 1. Press r: residual on.",
+    advice=(Advice("residual", "on", "r"),),
+)  # fmt: skip
+NAN = msgspec.structs.replace(FOUND, finding="non-finite", kind="numerics", sentence="Loss nan (step 79).")
+
+
+@pytest.mark.parametrize(
+    ("history", "said"),
+    [
+        (ended_after(FOUND), ("healthy", "It trains.")),
+        (ended_after(PLATEAU), ("maybe plateau", "Loss stuck at 1.")),
+        (ended_after(PLATEAU, status="stopped"), ("maybe plateau", "Loss stuck at 1.")),
+        (ended_after(PLATEAU, turned(70, "off", "on")), ("", "")),
+        (ended_after(msgspec.structs.replace(FOUND, segment=1)), ("", "")),
+        (ended_after(NAN, status="diverged"), ("", "")),
+        (ended_after(NAN), ("non-finite", "Loss nan (step 79).")),
+        (ended_after(), ("", "")),
+    ],
+    ids=["healthy", "maybe, with advice", "stopped", "changed since", "undone", "the reason says it", "NaN", "none"],
+)
+def test_an_ended_run_keeps_its_last_diagnosis(
+    history: History, said: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verdict_of_ended(history) == said
+    answered = Exchange(command=Resume(), reply=CommandDone(segment=0, step=5, client=7, request=3, what="resume"))
+    rows = [row.text.rstrip() for row in FooterPanel().draw(View(history=history, exchange=answered), 80, 3)]
+    assert (rows[1] == f" diagnosis  {said[0]}  {said[1]}") == bool(said[0])
+    refused = View(history=history, exchange=Exchange(refusal="the run is over"))
+    assert FooterPanel().draw(refused, 80, 3)[1].text.rstrip().endswith("the run is over")
+    print_verdict(history)
+    assert history.ended is not None
+    printed = capsys.readouterr().err.splitlines()
+    assert printed[0] == f"tui-descent: {history.ended.status} at step 80, loss 0.5"
+    assert printed[1:] == ([f"tui-descent: diagnosis: {said[0]}. {said[1]}"] if said[0] else [])
 
 
 def test_the_answer_to_run_steps_names_the_first_step() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from driver import text_of, wait_until
 from textual.widgets import OptionList
 
@@ -13,19 +14,21 @@ async def test_enter_starts_the_highlighted_preset() -> None:
     app = GalleryApp()
     async with app.run_test(size=(100, 30)) as pilot:
         await wait_until(pilot, lambda: "vanishing" in text_of(app), lambda: text_of(app))
-        for _ in range(presets.names().index("vanishing")):
+        while app.query_one(OptionList).highlighted_option.id != "exploding":  # type: ignore[union-attr]
             await pilot.press("down")
-        await wait_until(pilot, lambda: "Twenty sigmoid layers" in text_of(app), lambda: text_of(app))
+        await wait_until(pilot, lambda: "Exploding gradients: every layer" in text_of(app), lambda: text_of(app))
         assert "tui-descent FILE.toml" in text_of(app)
         await pilot.press("enter")
-    assert app.return_value == "vanishing"
+    assert app.return_value == "exploding"
 
 
 async def test_each_preset_has_one_row_at_80_columns() -> None:
     app = GalleryApp()
     async with app.run_test(size=(80, 24)) as pilot:
         await wait_until(pilot, lambda: "vanishing" in text_of(app), lambda: text_of(app))
-        assert app.query_one(OptionList).virtual_size.height == len(presets.names())
+        themes = {presets.find(name)[1].theme for name in presets.names()}
+        rows = app.query_one(OptionList).virtual_size.height
+        assert len(presets.names()) < rows <= len(presets.names()) + len(themes) + 1, "and one for each theme"
 
 
 async def test_q_quits_the_gallery_without_a_choice() -> None:
@@ -38,10 +41,73 @@ async def test_q_quits_the_gallery_without_a_choice() -> None:
 async def test_a_long_story_can_be_read_to_its_end_at_80_columns() -> None:
     app = GalleryApp()
     async with app.run_test(size=(80, 24)) as pilot:
-        await wait_until(pilot, lambda: "first-descent" in text_of(app), lambda: text_of(app))
+        await wait_until(pilot, lambda: "Twenty sigmoid layers" in text_of(app), lambda: text_of(app))
         assert "Claims, checked by a test" not in text_of(app)
-        await pilot.press("pagedown")
+        await pilot.press("pagedown", "pagedown")
         await wait_until(pilot, lambda: "Claims, checked by a test" in text_of(app), lambda: text_of(app))
-        assert app.query_one(OptionList).highlighted == 0, "the same preset"
-        await pilot.press("pageup")
-        await wait_until(pilot, lambda: "Ten steps down a parabola" in text_of(app), lambda: text_of(app))
+        assert _highlighted(app) == "vanishing", "the same preset"
+        await pilot.press("pageup", "pageup")
+        await wait_until(pilot, lambda: "Twenty sigmoid layers" in text_of(app), lambda: text_of(app))
+
+
+async def test_the_best_first_minute_is_the_first_entry() -> None:
+    app = GalleryApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until(pilot, lambda: "vanishing" in text_of(app), lambda: text_of(app))
+        assert _highlighted(app) == presets.START
+        assert "Start here" in text_of(app)
+        await pilot.press("enter")
+    assert app.return_value == presets.START
+
+
+async def test_the_gallery_returns_to_the_preset_that_was_left() -> None:
+    app = GalleryApp(highlighted="saddle")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until(pilot, lambda: "A saddle" in text_of(app), lambda: text_of(app))
+        assert _highlighted(app) == "saddle"
+
+
+@pytest.mark.parametrize(("typed", "left"), [("curv", ["saddle", "edge-of-stability"]), ("RELU", ["dead-relu"])])
+async def test_the_filter_finds_names_themes_and_titles(typed: str, left: list[str]) -> None:
+    app = GalleryApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until(pilot, lambda: "vanishing" in text_of(app), lambda: text_of(app))
+        await pilot.press("/", *typed)
+        await wait_until(pilot, lambda: _listed(app) == left, lambda: text_of(app))
+        await pilot.press("escape")
+        await wait_until(pilot, lambda: _listed(app) == presets_by_theme(app), lambda: text_of(app))
+        await pilot.press("/", *typed, "enter", "enter")
+    assert app.return_value == left[0]
+
+
+async def test_a_filter_that_matches_nothing_says_so() -> None:
+    app = GalleryApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.press("/", *"zebra")
+        await wait_until(pilot, lambda: "no preset matches" in text_of(app), lambda: text_of(app))
+        await pilot.press("enter", "enter", "escape", "q")
+    assert app.return_value is None
+
+
+def test_every_preset_has_a_picture_that_fits_beside_the_list_at_80_columns() -> None:
+    for name in presets.names():
+        rows = presets.still(name).splitlines()
+        assert 5 <= len(rows) <= 10, name
+        assert max(map(len, rows)) <= 36, name
+        plan = presets.find(name)[1].plan
+        assert ("▲" in presets.still(name)) == any(entry.turn for entry in plan), name
+
+
+def presets_by_theme(app: GalleryApp) -> list[str]:
+    found = _listed(app)
+    assert sorted(found) == sorted(presets.names())
+    return found
+
+
+def _listed(app: GalleryApp) -> list[str]:
+    return [option.id for option in app.query_one(OptionList).options if option.id is not None]
+
+
+def _highlighted(app: GalleryApp) -> str | None:
+    option = app.query_one(OptionList).highlighted_option
+    return None if option is None else option.id

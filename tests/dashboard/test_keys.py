@@ -11,6 +11,7 @@ from textual.keys import _character_to_key
 from textual.widgets import OptionList
 
 from tui_descent.dashboard import actions
+from tui_descent.dashboard.bridge import Exchange
 from tui_descent.dashboard.dialogs.layer import DEFINITIONS
 from tui_descent.dashboard.dialogs.number import NumberDialog
 from tui_descent.dashboard.dialogs.schedule import curve
@@ -43,55 +44,59 @@ def test_no_key_is_bound_twice() -> None:
     assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize(
-    ("keys", "command"),
-    [
-        (["plus"], turn("lr", "*1.25")),
-        (["equals_sign"], turn("lr", "*1.25")),
-        (["minus"], turn("lr", "/1.25")),
-        (["right_square_bracket"], turn("lr", "*10")),
-        (["left_square_bracket"], turn("lr", "/10")),
-        (["r"], turn("residual", "on")),
-        (["space"], Pause()),
-        (["full_stop"], RunSteps(steps=1)),
-        (["comma"], turn("pace", "10")),
-        (["semicolon"], turn("pace", "60")),
-        (["m"], Mark()),
-        (["e"], Evaluate()),
-        (["l", "3", "e", "minus", "4", "enter"], turn("lr", "3e-4")),
-        (["greater_than_sign", "2", "5", "enter"], RunSteps(steps=25)),
-        (["a", "down", "enter"], turn("activation", "tanh")),
-        # `inlet` is the first of the layers, `blocks.0` the next one up.
-        (["up", "up", "r"], turn("residual", "on", "blocks.0")),
-        (["up", "up", "a", "up", "enter"], turn("activation", "silu", "blocks.0")),
-        (["up", "up", "escape", "r"], turn("residual", "on")),
-        (["n", "down", "enter"], turn("norm", "layer")),
-        (["up", "up", "n", "down", "enter"], turn("norm", "layer", "blocks.0")),
-        (["o", "down", "down", "down", "down", "enter"], turn("optimizer", "adam")),
-        (
-            ["o", "end", "enter", "0", "full_stop", "9", "slash", "0", "full_stop", "8", "enter"],
-            turn("betas", "0.9/0.8"),
-        ),
-        (["s", "down", "down", "enter"], turn("schedule", "cosine")),
-        (["i", "down", "enter"], turn("init", "xavier")),
-        (["up", "i", "enter"], turn("init", "he", "inlet")),
-        (["c", "1", "enter"], turn("clip", "1")),
-        (["c", "o", "f", "f", "enter"], turn("clip", "off")),
-        (["b", "1", "2", "8", "enter"], turn("batch_size", "128")),
-        (["w", "0", "enter"], turn("weight_decay", "0")),
-        (["d", "full_stop", "1", "enter"], turn("dropout", ".1")),
-        (["up", "x"], turn("freeze", "on", "inlet")),
-        (["x"], turn("freeze", "off")),
-        (["k"], turn("kick", "0.01")),
-        (["K"], TurnKnob(knob="kick", value="0.01", way="curvature")),
-    ],
-)
-async def test_a_key_sends_its_command(keys: list[str], command: AnyCommand) -> None:
+KEYS_AND_COMMANDS: list[tuple[list[str], AnyCommand]] = [
+    (["plus"], turn("lr", "*1.25")),
+    (["equals_sign"], turn("lr", "*1.25")),
+    (["minus"], turn("lr", "/1.25")),
+    (["right_square_bracket"], turn("lr", "*10")),
+    (["left_square_bracket"], turn("lr", "/10")),
+    (["r"], turn("residual", "on")),
+    (["space"], Pause()),
+    (["full_stop"], RunSteps(steps=1)),
+    (["comma"], turn("pace", "10")),
+    (["semicolon"], turn("pace", "60")),
+    (["m"], Mark()),
+    (["e"], Evaluate()),
+    (["l", "3", "e", "minus", "4", "enter"], turn("lr", "3e-4")),
+    (["greater_than_sign", "2", "5", "enter"], RunSteps(steps=25)),
+    (["a", "down", "enter"], turn("activation", "tanh")),
+    # `inlet` is the first of the layers, `blocks.0` the next one up.
+    (["up", "up", "r"], turn("residual", "on", "blocks.0")),
+    (["up", "up", "a", "up", "enter"], turn("activation", "silu", "blocks.0")),
+    (["up", "up", "escape", "r"], turn("residual", "on")),
+    (["n", "down", "enter"], turn("norm", "layer")),
+    (["up", "up", "n", "down", "enter"], turn("norm", "layer", "blocks.0")),
+    (["o", "down", "down", "down", "down", "enter"], turn("optimizer", "adam")),
+    (
+        ["o", "end", "enter", "0", "full_stop", "9", "slash", "0", "full_stop", "8", "enter"],
+        turn("betas", "0.9/0.8"),
+    ),
+    (["s", "down", "down", "enter"], turn("schedule", "cosine")),
+    (["i", "down", "enter"], turn("init", "xavier")),
+    (["up", "i", "enter"], turn("init", "he", "inlet")),
+    (["c", "1", "enter"], turn("clip", "1")),
+    (["c", "o", "f", "f", "enter"], turn("clip", "off")),
+    (["b", "1", "2", "8", "enter"], turn("batch_size", "128")),
+    (["w", "0", "enter"], turn("weight_decay", "0")),
+    (["d", "full_stop", "1", "enter"], turn("dropout", ".1")),
+    (["up", "x"], turn("freeze", "on", "inlet")),
+    (["x"], turn("freeze", "off")),
+    (["k"], turn("kick", "0.01")),
+    (["K"], TurnKnob(knob="kick", value="0.01", way="curvature")),
+]
+
+
+async def test_a_key_sends_its_command() -> None:
     async with open_dashboard((120, 40), EARLIER) as dashboard:
+        dashboard.keeper.reject = "so every key starts from the same values"
         await dashboard.shows("residual off")
-        await dashboard.press(*keys)
-        await dashboard.wait_until(lambda: bool(dashboard.keeper.received))
-        assert dashboard.keeper.received == [command]
+        for keys, command in KEYS_AND_COMMANDS:
+            await dashboard.press(*keys)
+            await dashboard.wait_until(lambda: bool(dashboard.keeper.received))
+            await dashboard.drawn()  # the rejection, too
+            assert dashboard.keeper.received == [command], keys
+            dashboard.keeper.received.clear()
+            await dashboard.press("escape")  # now no layer is selected
 
 
 async def test_a_request_is_shown_then_its_application() -> None:
@@ -307,30 +312,34 @@ async def test_optimizer_key_says_why_if_nothing_of_it_can_be_set() -> None:
         await dashboard.shows("not now", "your loop owns its optimizer")
 
 
-@pytest.mark.parametrize("knob", ["momentum", "betas", "weight_decay"])
-async def test_palette_asks_for_the_value_of_a_number_knob(knob: str) -> None:
+async def test_palette_asks_for_the_value_of_a_number_knob() -> None:
     async with open_dashboard((100, 30), EARLIER) as dashboard:
         await dashboard.shows("● running")
-        await dashboard.press("ctrl+p", *("underscore" if c == "_" else c for c in knob), "space", "equals_sign")
-        await dashboard.shows(f"{knob} = …")
-        await dashboard.press("enter")
-        await dashboard.wait_until(lambda: isinstance(dashboard.app.screen, NumberDialog))
+        for knob in ("momentum", "betas", "weight_decay"):
+            await dashboard.press("ctrl+p", *("underscore" if c == "_" else c for c in knob), "space", "equals_sign")
+            await dashboard.shows(f"{knob} = …")
+            await dashboard.press("enter")
+            await dashboard.wait_until(lambda: isinstance(dashboard.app.screen, NumberDialog))
+            await dashboard.press("escape")
+            await dashboard.wait_until(lambda: dashboard.app.screen is dashboard.app.run_screen)
 
 
-@pytest.mark.parametrize("key", ["o", "n", "i", "a"])
 @pytest.mark.parametrize("size", [(80, 24), (120, 40)])
-async def test_no_row_of_a_choice_dialog_is_wrapped_or_cut(key: str, size: tuple[int, int]) -> None:
+async def test_no_row_of_a_choice_dialog_is_wrapped_or_cut(size: tuple[int, int]) -> None:
     knobs = (*started().knobs, KnobState(name="optimizer", value="rmsprop"), KnobState(name="norm", value="none"))
     named = [started(knobs=knobs) if isinstance(event, RunStarted) else event for event in EARLIER]
     async with open_dashboard(size, [*named, turned(12, "0.1", "0.000128205", knob="lr")]) as dashboard:
         await dashboard.shows("Gradient flow")
-        await dashboard.press(key)
-        await dashboard.shows("escape cancels")
-        choices = dashboard.app.screen.query_one(OptionList)
-        assert choices.virtual_size.height == choices.option_count, "one row per choice"
-        text = dashboard.text()
-        for n in range(choices.option_count):
-            assert str(choices.get_option_at_index(n).prompt).rstrip() in text
+        for key in ("o", "n", "i", "a"):
+            await dashboard.press(key)
+            await dashboard.shows("escape cancels")
+            choices = dashboard.app.screen.query_one(OptionList)
+            assert choices.virtual_size.height == choices.option_count, f"{key}: one row per choice"
+            text = dashboard.text()
+            for n in range(choices.option_count):
+                assert str(choices.get_option_at_index(n).prompt).rstrip() in text, key
+            await dashboard.press("escape")
+            await dashboard.wait_until(lambda: "escape cancels" not in dashboard.text())
 
 
 async def test_optimizer_dialog_shows_the_rate_of_the_scenario() -> None:
@@ -347,13 +356,15 @@ async def test_optimizer_dialog_shows_the_rate_of_the_scenario() -> None:
         )
 
 
-@pytest.mark.parametrize("key", ["o", "n", "i", "a", "s", "l", "c", ">"])
-async def test_no_dialog_opens_after_the_run_has_ended(key: str) -> None:
+async def test_no_dialog_opens_after_the_run_has_ended() -> None:
     async with open_dashboard((80, 24), [*EARLIER, RunEnded(status="finished", step=30)]) as dashboard:
         await dashboard.shows("● finished")
-        await dashboard.press(key)
-        await dashboard.shows("not now  the run has ended")
-        assert "escape cancels" not in dashboard.text()
+        for key in ("o", "n", "i", "a", "s", "l", "c", ">"):
+            dashboard.app.bridge.exchange = Exchange()
+            await dashboard.press(key)
+            await dashboard.wait_until(lambda: dashboard.app.bridge.exchange.refusal == "the run has ended")
+            await dashboard.shows("not now  the run has ended")
+            assert "escape cancels" not in dashboard.text(), key
 
 
 async def test_not_built_yet_disappears_once_the_net_is_built() -> None:

@@ -9,6 +9,7 @@ import pytest
 from driver import Dashboard, open_dashboard
 from factories import reading, steps, vanishing
 
+from tui_descent.dashboard.dialogs.layer import DEFINITIONS, NARROWEST
 from tui_descent.protocol.events import ReadingsTaken, Rewound
 
 
@@ -58,6 +59,19 @@ async def test_values_missing_from_the_newest_reading_keep_their_step() -> None:
         assert after["saturated"][0] == "2.0e-02"
         assert after["saturated"][-1].startswith("at step 39: outputs with")
         assert "at step" not in after["‖W‖"][-1]
+
+
+async def test_no_definition_is_cut_at_80_columns() -> None:
+    """A value that is older than the others has no step in its row: the last row names the oldest one."""
+    async with open_dashboard((80, 24), vanishing(40)) as dashboard:
+        await dashboard.drawn()
+        await dashboard.press("down", "down", "enter")
+        dashboard.keeper.publish(quick(40), steps(40, [1.0]))
+        await dashboard.wait_until(lambda: shown(dashboard).get("measured at", [""])[0] == "40")
+        after = shown(dashboard)
+        assert after["measured at"][-1] == "newest; other values since step 39"
+        assert not [cell for cells in after.values() for cell in cells if "…" in cell]
+    assert all(len(what) <= NARROWEST for _, _, what in DEFINITIONS.values())
 
 
 async def test_a_late_viewer_gets_older_values_and_an_undo_removes_them() -> None:

@@ -6,9 +6,15 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
+from factories import reading, started, steps
+from fake_run import view
 from rich.color import Color, ColorSystem
+from rich.style import Style
 
 from tui_descent.dashboard import colours
+from tui_descent.dashboard.charts.time_axis import gutter
+from tui_descent.dashboard.panels.heatmap import HeatmapPanel
+from tui_descent.dashboard.panels.loss_chart import LossPanel
 
 
 @pytest.fixture
@@ -57,3 +63,56 @@ def test_a_terminal_with_256_colours_gets_the_ramp_in_cells_and_legend() -> None
     assert "[#121212]█" in colours.legend(12)
     colours.choose_palette("truecolor")
     assert colours.heat_cell(23, 0) == before
+
+
+def heatmap_with_a_gap() -> tuple[str, list[list[tuple[str, Style]]], int]:
+    """Readings up to step 200 and from 1,200 on: the border, each row's cells, and the first column."""
+    events = [started(4), steps(0, [1.0] * 1600)]
+    look = view([*events, *(reading(step, 0.5, 4) for step in (*range(100, 220, 20), *range(1200, 1400, 20)))])
+    panel = HeatmapPanel()
+    rows = panel.draw(look, 80, 3)
+    cells = [[(c, s.style or Style()) for s in row for c in s.text] for row in rows]
+    return panel.heading(look)[1], cells, gutter(look, 80)
+
+
+@pytest.mark.usefixtures("palette_of")
+def test_heatmap_columns_without_a_reading_repeat_the_last_one_dimmed() -> None:
+    colours.choose_palette("truecolor")
+    border, rows, left = heatmap_with_a_gap()
+    assert "dimmed: no reading" in border
+    for row in rows:
+        bright, dim = row[left + 5][1], row[left + 20][1]
+        assert dim != bright
+        assert dim.bgcolor is not None
+        assert bright.bgcolor is not None
+        assert lightness(dim.bgcolor) < lightness(bright.bgcolor)
+        assert row[left + 48][1] == dim, "after the last reading"
+        assert row[left][1] == colours.heat_cell(None, None), "nothing is known before the first reading"
+    assert len({row[left + 20][1] for row in rows}) == len(rows), "layers still differ"
+
+
+@pytest.mark.usefixtures("palette_of")
+@pytest.mark.parametrize("system", ["256", "standard", "none"])
+def test_with_few_colours_columns_without_a_reading_are_stippled(system: str) -> None:
+    colours.choose_palette(system)
+    border, rows, left = heatmap_with_a_gap()
+    assert "░ no reading" in border
+    for row in rows:
+        assert row[left + 20][0] == row[left + 48][0] == "░"
+        assert row[left + 20][1].color in (row[left + 5][1].color, row[left + 5][1].bgcolor)
+
+
+@pytest.mark.usefixtures("palette_of")
+def test_the_loss_band_is_a_dark_background_or_shaded() -> None:
+    grounds = {}
+    for system in ("truecolor", "256", "standard"):
+        colours.choose_palette(system)
+        losses = [2.0 + (step % 7) for step in range(900)]
+        rows = LossPanel().draw(view([started(4), steps(0, losses)]), 80, 14)
+        grounds[system] = {s.style.bgcolor for row in rows for s in row if s.style is not None and s.style.bgcolor}
+        assert any("░" in row.text for row in rows) == (system == "standard")
+    assert grounds["standard"] == set()
+    assert grounds["truecolor"] == {Color.from_rgb(*colours.TRUE_COLOUR.band)}
+    (band,) = grounds["256"]
+    assert band.downgrade(ColorSystem.EIGHT_BIT).number == 236
+    assert lightness(band) < lightness(Color.parse(colours.BACKGROUND)) + 20

@@ -13,10 +13,8 @@ from factories import history_of, layers, reading, started, steps, turned, vanis
 from fake_run import view
 
 from tui_descent.dashboard.charts.axis import Axis, log_axis
-from tui_descent.dashboard.charts.band_and_line import LossCurve
-from tui_descent.dashboard.charts.braille import Cells
 from tui_descent.dashboard.charts.log_scale import LogScale
-from tui_descent.dashboard.charts.time_axis import RECENT_STEPS, BinCache, TimeAxis, gutter
+from tui_descent.dashboard.charts.time_axis import RECENT_STEPS, TimeAxis, gutter
 from tui_descent.dashboard.panels.gradients import GradientsPanel
 from tui_descent.dashboard.panels.heatmap import HeatmapPanel, layers_of_row, row_names
 from tui_descent.dashboard.panels.knob_line import ENTRIES, knob_line
@@ -27,6 +25,7 @@ from tui_descent.dashboard.text.device_info import detail_lines, sparkline, stat
 from tui_descent.dashboard.text.layer_names import block_of, layer_labels
 from tui_descent.dashboard.text.numbers import axis_number, byte_size, scientific, short
 from tui_descent.dashboard.text.safe_text import safe, shorten
+from tui_descent.dashboard.view import View
 from tui_descent.protocol.events import DeviceTaken, Gpu, KnobState, Layer, RunEnded, RunStarted, StateChanged
 from tui_descent.telemetry.history import History
 
@@ -82,28 +81,36 @@ def test_panels_fill_their_width() -> None:
             assert {row.cell_length for row in rows} == {width}
 
 
-def test_a_loss_curve_drawn_step_by_step_equals_one_drawn_at_once() -> None:
-    rng, run, grown, memo = random.Random(5), History(), LossCurve(), BinCache()
+def test_a_loss_chart_drawn_step_by_step_equals_one_drawn_at_once() -> None:
+    rng, run, panel = random.Random(5), history_of([started()]), LossPanel()
     for step in range(330):
+        run.apply(steps(step, [2.0 * math.exp(rng.uniform(-0.3, 0.3))]))
+        if step % 3 == 0 or step > 320:
+            drawn = panel.draw(View(history=run), 60, 9)
+            assert drawn == LossPanel().draw(View(history=run), 60, 9)
+
+
+def test_only_the_newest_columns_of_a_loss_chart_change() -> None:
+    rng, run, panel = random.Random(7), history_of([started()]), LossPanel()
+    run.apply(steps(0, [1.0, 3.0]))  # the limits of the axis
+    before: list[str] = []
+    width = changes = 0
+    for step in range(2, 410):
         run.apply(steps(step, [2.0 + rng.uniform(-0.5, 0.5)]))
-        line, axis = TimeAxis.of(run, 50, recent=False), Axis.linear(1.0, 3.0)
-        bins = memo.read(run.losses[0], line.steps_per_dot, line.first_step, line.last_step)
-        cells = grown.cells(bins, line, axis, 8)
-        if step % 37 == 0 or step > 320:
-            fresh = run.losses[0].window(line.steps_per_dot, line.first_step, line.last_step)
-            assert bins == fresh
-            whole = LossCurve().cells(fresh, line, axis, 8)
-            # Half way between two dots plotext's last bit decides, and it depends on the width of the canvas.
-            assert differing(cells, whole) <= 24
-            assert dots(cells) == pytest.approx(dots(whole), rel=0.03)
-
-
-def differing(a: Cells, b: Cells) -> int:
-    return sum(x.text != y.text for left, right in zip(a, b, strict=True) for x, y in zip(left, right, strict=True))
-
-
-def dots(cells: Cells) -> int:
-    return sum(bin(ord(c.text) - 0x2800).count("1") for row in cells for c in row if c.text != " ")
+        look = View(history=run, log=False)
+        left = gutter(look, 57)
+        time_axis = TimeAxis.of(run, 57 - left, recent=False)
+        rows = [strip.text for strip in panel.draw(look, 57, 9)[:-1]]
+        newest = time_axis.column(step) or 0
+        if time_axis.bin_width == width:
+            final = slice(left, left + newest - 2)
+            for old, new in zip(before, rows, strict=True):
+                # Where the newest loss is written, or was, nothing else can be seen.
+                both = [(a, b) for a, b in zip(old[final], new[final], strict=True) if not {a, b} & set("0123456789.┈")]
+                assert all(a == b for a, b in both)
+            changes += before != rows
+        before, width = rows, time_axis.bin_width
+    assert changes > 300
 
 
 def test_heatmap_brightness_follows_the_gradient() -> None:

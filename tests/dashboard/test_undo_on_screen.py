@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from driver import open_dashboard
 from factories import reading, started, turned
+from rich.color import Color
 from textual.strip import Strip
 
 from tui_descent.dashboard import colours
@@ -80,13 +81,8 @@ def view(events: list[AnyEvent], **look: object) -> View:
 
 def ghost_cells(strips: list[Strip]) -> int:
     """Cells in the ghost's colour."""
-    wanted = f"rgb({','.join(map(str, colours.GHOST))})"
-    return sum(
-        s.cell_length
-        for strip in strips
-        for s in strip
-        if s.style is not None and s.style.color is not None and s.style.color.name == wanted
-    )
+    wanted = Color.from_rgb(*colours.palette().ghost)
+    return sum(s.cell_length for strip in strips for s in strip if s.style is not None and s.style.color == wanted)
 
 
 def test_undone_steps_are_drawn_as_a_ghost_within_the_axis() -> None:

@@ -173,7 +173,7 @@ def _findings_of(cures: frozenset[str], scenario: Scenario, rose: bool) -> set[s
     built = bool(cures & {"residual", "norm pre", "norm mid"})
     findings = set[str]()
     if slower:
-        findings |= {"diverging", "rate at the edge"}
+        findings |= {"diverging", "rate too large", "rate at the edge"}
     if faster or rated:
         findings |= {"rate too small", "plateau"}
     if smaller and not larger:

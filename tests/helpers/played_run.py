@@ -22,7 +22,7 @@ from tui_descent.training.watch.watch import Watch
 ABOUT = RunStarted(
     run="", title="", name="", scenario={}, device="cpu", threads=1, parameters=0, layers=(), knobs=(), steps=500
 )
-TURNS = {100: "lr=*2", 200: "activation=gelu", 300: "residual=on"}
+TURNS = {40: "lr=*2", 80: "activation=gelu", 120: "residual=on"}  # each in another epoch
 SCENARIO = """
 title = "undo"
 [data]

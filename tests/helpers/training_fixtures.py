@@ -67,9 +67,12 @@ def deferred_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deferred, "ASYNCHRONOUS", {"cuda", "cpu"})
 
 
-@pytest.fixture(params=[(64, 0), (7, 3), (3, 9)], ids=["at once", "soon", "late"])
+# How many rows are sent together, and how often they must be asked for until they have arrived.
+ARRIVALS = {"at once": (64, 0), "soon": (7, 3), "late": (3, 9)}
+
+
+@pytest.fixture(params=ARRIVALS.values(), ids=[*ARRIVALS])
 def slow_arrivals(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[SlowArrival]:
-    """How many rows are sent together, and how often they must be asked for until they have arrived."""
     rows, asks = request.param
     monkeypatch.setattr(loss_readback, "ROWS", rows)
     monkeypatch.setattr(loss_readback, "SEND_AFTER_S", 0.0 if asks == 0 else math.inf)

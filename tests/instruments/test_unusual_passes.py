@@ -326,7 +326,7 @@ def test_an_activation_class_of_the_user_is_not_called_again(keeper: FakeKeeper)
 UNREADABLE = {
     "complex": (
         Loop(partial(Net, ComplexActivation, lambda block, h: block(h).abs())),
-        "the activations after blocks.0.0: its numbers are complex",
+        "the activations after blocks.0.0, because its numbers are complex",
     ),
     "selective checkpoints": (MEASURED["selective checkpoints"], "it runs under a TorchDispatchMode"),
     "not a tensor": (

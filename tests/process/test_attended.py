@@ -42,6 +42,7 @@ def test_the_run_ends_when_the_last_viewer_leaves_and_nothing_is_left(start: Sta
     assert list((home / "sockets").iterdir()) == []
 
 
+@pytest.mark.heavy  # usual: test_headless.py and test_pty.py, without torch
 def test_a_killed_trainer_is_reported_within_a_second_with_its_last_step(start: Start, home: Path) -> None:
     run = start("vanishing", "run.steps=1000000", pace=200.0)
     viewer = run.viewer()
@@ -114,10 +115,8 @@ def test_a_keeper_that_gets_sigterm_ends_the_run_properly(start: Start, home: Pa
     assert list((home / "runs").iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "number",
-    [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.heavy)],  # usual: test_stop_on_signal.py
-)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.heavy  # usual: test_stop_on_signal.py
 def test_a_trainer_that_gets_a_signal_finishes_its_step(number: signal.Signals, start: Start) -> None:
     run = start("vanishing", "run.steps=1000000", pace=30.0)
     viewer = run.viewer()

@@ -75,12 +75,17 @@ if len(sys.argv) == 1:
 
 # Scripts without torch: the steps they make, the end they report, and what they do then.
 WITHOUT_TORCH = {
+    "silent": ("8", "finished", ""),
     "leaving": ("8", "untold", "import os; os._exit(0)"),
     "crashing": ("8", "untold", "import os; os.kill(os.getpid(), 11)"),
     "raising late": ("40", "finished", 'raise RuntimeError("no room for the plots")'),
     "exiting late": ("40", "finished", 'print("the script goes on"); sys.exit(5)'),
     "killed late": ("40", "finished", 'print("the script goes on"); import os; os.kill(os.getpid(), 9)'),
+    "interrupted late": ("8", "stopped", "import signal; signal.raise_signal(2)"),
 }
+# Each of these takes seconds to import torch. What the loop does is tested in one process: test_run_end.py,
+# test_without_with.py and test_keeper_link.py; what `exec` makes of it is tested on the scripts without torch.
+HEAVY = {"exiting with 7", "interrupted", "closing files", "forking and logging too much", "without with"}
 
 
 def write(folder: Path, name: str, *, steps: int = 40, then: str = "pass", text: str = SCRIPT) -> Path:
@@ -90,13 +95,16 @@ def write(folder: Path, name: str, *, steps: int = 40, then: str = "pass", text:
 
 
 @pytest.fixture(scope="module")
-def executed() -> Iterator[dict[str, Outcome]]:
+def executed(request: pytest.FixtureRequest) -> Iterator[dict[str, Outcome]]:
+    """All scripts, or without the heavy ones if no heavy test of this file is run."""
+    heavy = any(item.path == request.path and item.get_closest_marker("heavy") for item in request.session.items)
     with temporary_home() as home:
         scripts: dict[str, tuple[str, ...]] = {
             name: (str(write(home, name, then=then)),) for name, then in ENDS.items()
         }
         scripts |= {name: (str(write(home, name, text=text, then=NAN)),) for name, text in OTHER.items()}
         scripts |= {name: (tiny_trainer.__file__, *words) for name, words in WITHOUT_TORCH.items()}
+        scripts = {name: words for name, words in scripts.items() if heavy or name not in HEAVY}
         options = ("exec", "--headless", "--json", "--watch-every", "10", "--", sys.executable)
         yield dict(zip(scripts, together(*((*options, *words) for words in scripts.values()), home=home), strict=True))
 
@@ -144,6 +152,7 @@ def test_a_script_that_dies_is_lost_and_not_finished(name: str, why: str, execut
     assert len(outcome.losses) == 8, "every completed step is reported"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["closing files", "forking and logging too much"])
 def test_a_script_that_makes_it_hard_to_send_is_watched_until_it_ends(name: str, executed: dict[str, Outcome]) -> None:
     outcome = executed[name]
@@ -157,17 +166,20 @@ def test_a_script_that_makes_it_hard_to_send_is_watched_until_it_ends(name: str,
         assert len(outcome.events("metric")) + dropped == 30_000
 
 
+@pytest.mark.heavy
 def test_the_exit_code_of_a_script_decides_how_its_run_ended(executed: dict[str, Outcome]) -> None:
     outcome = executed["exiting with 7"]  # other codes: test_run_end.py
     assert (outcome.code, outcome.ended["status"], outcome.ended["reason"]) == (7, "failed", "SystemExit: 7")
     assert len(outcome.losses) == 8
 
 
-def test_a_script_interrupted_by_a_signal_has_not_succeeded(executed: dict[str, Outcome]) -> None:
-    outcome = executed["interrupted"]
+@pytest.mark.parametrize("name", ["interrupted late", pytest.param("interrupted", marks=pytest.mark.heavy)])
+def test_a_script_interrupted_by_a_signal_has_not_succeeded(name: str, executed: dict[str, Outcome]) -> None:
+    outcome = executed[name]
     assert outcome.code == 130
     assert (outcome.ended["status"], outcome.ended["exit_code"]) == ("stopped", -signal.SIGINT)
-    assert outcome.ended["reason"] == "interrupted; the script was then ended by signal 2"
+    why = "interrupted" if name == "interrupted" else "it → failed"
+    assert outcome.ended["reason"] == f"{why}; the script was then ended by signal 2"
     assert outcome.ended["log_tail"][-1] == "KeyboardInterrupt"
 
 
@@ -203,12 +215,13 @@ def test_the_output_of_a_successful_script_is_shown_at_the_end_and_kept(executed
 
 
 def test_nothing_is_kept_of_a_script_that_printed_nothing(executed: dict[str, Outcome]) -> None:
-    (started,) = executed["without with"].events("run_started")
+    (started,) = executed["silent"].events("run_started")
     late = Path(executed["exiting late"].ended["log_path"])
     assert late.parent.parent.is_dir()
     assert not (late.parent.parent / started["run"]).exists()
 
 
+@pytest.mark.heavy
 def test_a_run_without_with_ends_with_its_script(executed: dict[str, Outcome]) -> None:
     outcome = executed["without with"]
     assert (outcome.code, outcome.ended["status"], outcome.ended["step"]) == (3, "diverged", 8)
@@ -230,6 +243,8 @@ def test_a_watch_in_a_child_process_is_reported_plainly(executed: dict[str, Outc
 def test_a_framework_that_catches_the_stop_has_obeyed(executed: dict[str, Outcome]) -> None:
     outcome = executed["in a framework"]
     assert (outcome.code, outcome.ended["status"], outcome.ended["step"]) == (3, "diverged", 8)
+    assert outcome.ended["reason"] == "loss is nan at step 8: the weight of 0 is nan, before the update"
+    assert outcome.losses == executed["good"].losses[:8]
     assert outcome.stderr.splitlines()[:2] == ["  | saving after StopRun", "  | the script goes on"]
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 import pytest
 from factories import curved, history_of, reading_of, received, sent, started, steps, turned
+from task_pictures import surface_picture, taken
 
-from tui_descent.protocol.codec import frame
+from tui_descent.protocol.codec import encode, frame
 from tui_descent.protocol.events import (
     AnyEvent,
     CommandDone,
@@ -330,3 +331,15 @@ def test_shown_learning_rate_follows_the_schedule_after_an_intervention() -> Non
     assert history.knobs["lr"] == "0.2"
     history.apply(steps(4, [1.0], lr=0.15))
     assert history.knobs["lr"] == "0.15"
+
+
+def test_only_the_newest_picture_of_the_task_is_kept_and_none_is_sent() -> None:
+    history = History()
+    history.apply(STARTED)
+    empty = len(encode(history.send()))
+    for step in range(5):
+        history.apply(taken(surface_picture(), step=step))
+    assert history.task is not None
+    assert history.task.step == 4
+    assert len(encode(history.send())) == empty
+    assert History.receive(history.send()).task is None

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 from factories import started
+from task_pictures import surface_picture, taken
 
 from tui_descent.protocol.events import (
     AnyEvent,
@@ -237,3 +238,7 @@ def test_layer_that_is_not_measured_says_why() -> None:
     started, reading = lines(msgspec.structs.replace(STARTED, layers=layers), READING)
     assert [layer.get("not_measured") for layer in started["layers"]] == [None, why, None]
     assert [layer.get("not_measured") for layer in reading["layers"]] == [None, why, None]
+
+
+def test_picture_of_the_task_has_no_line() -> None:
+    assert lines(taken(surface_picture())) == []

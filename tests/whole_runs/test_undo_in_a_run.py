@@ -95,7 +95,7 @@ def test_undo_of_a_held_run_restores_the_last_good_state() -> None:
     try:
         viewer = run.viewer()
         held = viewer.until_event(StateChanged, state="held")
-        assert "; u goes back to step 0" in held.reason
+        assert "; u goes back " in held.reason
         reply = viewer.do(Undo())
         assert isinstance(reply, CommandDone)
         assert (reply.segment, reply.step) == (1, 0)

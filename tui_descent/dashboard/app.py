@@ -10,27 +10,31 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from rich.console import RenderableType
 from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.command import Provider
-from textual.screen import ModalScreen
+from textual.screen import ModalScreen, Screen
 
 from tui_descent.dashboard import actions, colours
 from tui_descent.dashboard.bridge import Bridge
 from tui_descent.dashboard.command_palette import CommandProvider
 from tui_descent.dashboard.dialogs.dialog import Dialog
-from tui_descent.dashboard.dialogs.leave import LeaveDialog
+from tui_descent.dashboard.dialogs.leave import LeaveDialog, Then
+from tui_descent.dashboard.screen_writer import ScreenWriter
 from tui_descent.dashboard.screens.run import RunScreen
 from tui_descent.dashboard.signals import Signals, run_app
 from tui_descent.dashboard.theme import THEME
-from tui_descent.end_report import print_end, print_trouble
+from tui_descent.end_report import print_end, print_trouble, print_verdict
 from tui_descent.protocol.commands import Stop
 from tui_descent.protocol.events import Status
 from tui_descent.protocol.exit_status import exit_code
 
 STOP_TIMEOUT_S = 10.0
+SCRIPT_RESTARTS = "your script decides where it starts; quit with q and run it again"
+SCRIPT_HAS_NO_GALLERY = "the gallery is for presets; q quits your script"
 EXIT_CODES: dict[Status, int] = {"finished": 0, "stopped": 0, "diverged": 0, "failed": 1, "lost": 4}
 
 
@@ -66,13 +70,15 @@ class DescentApp(App[int]):
         self.run_screen = RunScreen(self.bridge, name=name, log_path=log_path, script=script)
         self._bridge_task: asyncio.Task[None] | None = None
         self._stop_deadline_s: float | None = None
+        self.then: Then = "quit"  # what follows when the dashboard is closed
         self._signals = signals
+        self._writer = ScreenWriter()
 
     async def on_mount(self) -> None:
         """Show the screen before connecting, so the first frame does not wait for the connection."""
         self.register_theme(THEME)
         self.theme = THEME.name
-        colours.choose_palette(self.console.color_system)
+        colours.choose_palette("none" if self.no_color else self.console.color_system)
         if self._signals is not None:
             self._signals.attach(self.exit)
         await self.push_screen(self.run_screen)
@@ -96,6 +102,10 @@ class DescentApp(App[int]):
         ):
             self.exit(self.exit_code())
 
+    def _display(self, screen: Screen[Any], renderable: RenderableType | None) -> None:
+        """Textual calls this to write an update to the terminal."""
+        super()._display(screen, self._writer.shortened(renderable))
+
     def exit_code(self) -> int:
         """The exit code of the command line. It depends on how the run ended."""
         ended = self.bridge.history.ended
@@ -116,18 +126,23 @@ class DescentApp(App[int]):
         else:
             self.run_screen.leave()
 
-    def on_run_screen_leave_requested(self) -> None:
+    def on_run_screen_leave_requested(self, event: RunScreen.LeaveRequested) -> None:
         """Quit when the run is over, or when its keeper does not respond; otherwise ask."""
+        if self._is_script and event.then != "quit":
+            self.bridge.refuse(SCRIPT_RESTARTS if event.then == "restart" else SCRIPT_HAS_NO_GALLERY)
+            return
+        self.then = event.then
         if self.bridge.give_up() or not self.bridge.history.live or not self.bridge.connected:
             self.exit(self.exit_code())
         elif self._is_script and self._stop_deadline_s is not None:  # still running, but the user does not want to wait
             self.bridge.send(Stop(kill=True))
             self._stop_deadline_s = self._loop_time() + STOP_TIMEOUT_S
         else:
-            self.push_screen(LeaveDialog(script=self._is_script), self._leave_answered)
+            self.push_screen(LeaveDialog(script=self._is_script, then=self.then), self._leave_answered)
 
     def _leave_answered(self, stop: bool | None) -> None:
         if not stop:
+            self.then = "quit"
             return
         if self.bridge.send(Stop()) is None:
             self.exit(self.exit_code())
@@ -148,18 +163,24 @@ def run_dashboard(
     log_path: Path | None = None,
     script: bool = False,
     keeper_gone: Callable[[], bool] = lambda: False,
-) -> int:
-    """Show a run until the user quits, then print how it ended if that matters; returns the exit code."""
+) -> tuple[int, Then]:
+    """Show a run until the user leaves it, then print how it ended if that matters.
+
+    Returns the exit code, and what the user wants next.
+    """
     signals = Signals()
     app = DescentApp(
         socket, name=name, fps=fps, log_path=log_path, script=script, keeper_gone=keeper_gone, signals=signals
     )
     code = run_app(app, signals)
     if signals.caught is not None:
-        return 128 + signals.caught
+        return 128 + signals.caught, "quit"
     ended, trouble = app.bridge.history.ended, app.bridge.trouble
-    if ended is not None and (ended.log_path is not None or ended.status == "failed" or script):
-        print_end(ended, log_path if script else None)
-    elif ended is None and code == EXIT_CODES["lost"] and trouble:
+    if ended is not None:
+        if ended.log_path is not None or ended.status == "failed" or script:
+            print_end(ended, log_path if script else None)
+        print_verdict(app.bridge.history)
+    elif code == EXIT_CODES["lost"] and trouble:
         print_trouble(trouble, log_path if script and keeper_gone() else None)
-    return code if code is not None else app.return_code or 0
+    code = code if code is not None else app.return_code or 0
+    return code, app.then if code == 0 else "quit"

@@ -12,6 +12,8 @@ from rich.style import Style
 from tui_descent.protocol.events import RunEnded
 from tui_descent.protocol.exit_status import script_failed_after_run
 
+Rgb = tuple[int, int, int]
+
 LEVELS = 24
 _CIVIDIS = ("00224e", "123570", "3b496c", "575d6d", "707173", "8a8678", "a59c74", "c3b369", "e1cc55", "fee838")
 
@@ -25,10 +27,13 @@ NAME = Style.parse("bold #e1cc55")
 GREEN = Style.parse("#57ab7f")
 ORANGE = Style.parse("#e0883c")
 RED = Style.parse("bold #f0625d")
+PICTURE = Style.parse("#f5d052")
 MARK = Style.parse("#d9739a")
+PAPER = (15, 17, 21)  # the background
 CURVE = (245, 208, 82)
-BAND = (78, 100, 138)
-GHOST = (92, 84, 62)
+BAND = (78, 100, 138)  # a second curve
+DIMMING = 0.6  # the share of the background in a dimmed colour
+CURVE_TEXT = Style.parse("bold #f5d052")
 POINT = Style.parse("bold #f0f3f7")
 
 _STATES = {
@@ -74,40 +79,89 @@ _RAMP_256 = (233, 235, 236, 238, 239, 241, 242, 244, 246, 144, 185, 227)
 
 
 class Palette(NamedTuple):
-    """The colours of the levels; `darkest_text` is the lowest level in which text can be read on near-black."""
+    """The colours of the levels; `darkest_text` is the lowest level in which text can be read on near-black.
+
+    `band` is the colour of the band from the lowest to the highest loss. With `shaded` it is drawn as `░`, because no
+    colour is dark enough for a background. `grid`: the lines at the axis numbers; None if no colour is dark enough.
+    `ghost`: the loss curves of undone steps. `can_dim`: there is a darker colour for each level.
+    """
 
     colours: tuple[Color, ...]
     darkest_text: int
+    band: Rgb
+    grid: Rgb | None
+    ghost: Rgb
+    shaded: bool = False
+    can_dim: bool = True
 
 
-TRUE_COLOUR = Palette(tuple(Color.from_rgb(*_mixed(level)) for level in range(LEVELS)), darkest_text=4)
-# Each true colour is exactly the palette colour with its number, so the terminal does not replace it by another one.
+TRUE_COLOUR = Palette(
+    tuple(Color.from_rgb(*_mixed(level)) for level in range(LEVELS)),
+    darkest_text=4,
+    band=(37, 46, 66),
+    grid=(38, 44, 54),
+    ghost=(122, 110, 78),
+)
+# In 16 colours each of them becomes the nearest one; in none, Textual makes greys of them.
+FEW_COLOURS = TRUE_COLOUR._replace(band=(125, 133, 144), grid=None, shaded=True, can_dim=False)
+# In true colour each of them is exactly the colour with its number, so it is not replaced by another one.
 COLOURS_256 = Palette(
     tuple(
         Color.from_triplet(Color.from_ansi(_RAMP_256[level * len(_RAMP_256) // LEVELS]).get_truecolor())
         for level in range(LEVELS)
     ),
     darkest_text=8,
+    band=(48, 48, 48),
+    grid=(38, 38, 38),
+    ghost=(135, 135, 95),
+    can_dim=False,
 )
 _palette = TRUE_COLOUR
 
 
 def choose_palette(colour_system: str | None) -> None:
-    """Use the palette for a terminal's `colour_system`, as rich names it: `truecolor`, `256`, `standard`."""
+    """Use the palette for a terminal's `colour_system`, as rich names it: `truecolor`, `256`, `standard`; or `none`."""
     global _palette
-    _palette = COLOURS_256 if colour_system == "256" else TRUE_COLOUR
-    for cached in (heat_cell, level_style, marked_cell):
+    _palette = {"256": COLOURS_256, "standard": FEW_COLOURS, "none": FEW_COLOURS}.get(colour_system or "", TRUE_COLOUR)
+    for cached in (heat_cell, level_style, marked_cell, dimmed_cell, _dimmed):
         cached.cache_clear()
 
 
+def palette() -> Palette:
+    """The palette in use."""
+    return _palette
+
+
 @cache
-def heat_cell(top: int | None, bottom: int | None) -> Style:
+def heat_cell(top: int | None, bottom: int | None, *, dim: bool = False) -> Style:
     """The style of `▀` with palette levels for its upper and lower half; None is the background colour."""
     ground = Color.parse(BACKGROUND)
+    shades = [_dimmed(level) if dim else _palette.colours[level] for level in (top, bottom) if level is not None]
     return Style(
-        color=_palette.colours[top] if top is not None else ground,
-        bgcolor=_palette.colours[bottom] if bottom is not None else ground,
+        color=shades[0] if top is not None else ground,
+        bgcolor=shades[-1] if bottom is not None else ground,
     )
+
+
+@cache
+def _dimmed(level: int) -> Color:
+    """A level's colour mixed with the background."""
+    r, g, b = (
+        round(DIMMING * dark + (1 - DIMMING) * bright)
+        for dark, bright in zip(PAPER, _palette.colours[level].get_truecolor(), strict=True)
+    )
+    return Color.from_rgb(r, g, b)
+
+
+@cache
+def dimmed_cell(top: int | None, bottom: int | None) -> tuple[str, Style]:
+    """A heat-map cell without a reading of its own: character and style.
+
+    With few colours a dimmed colour would look like another level, so the cell is stippled.
+    """
+    if _palette.can_dim or (top is None and bottom is None):
+        return "▀" if top != bottom else " ", heat_cell(top, bottom, dim=True)
+    return "░", Style(color=heat_cell(top, bottom).color if top is not None else heat_cell(bottom, None).color)
 
 
 @cache
@@ -120,9 +174,10 @@ def level_style(level: int) -> Style:
 
 
 @cache
-def marked_cell(level: int | None) -> Style:
+def marked_cell(level: int | None, *, dim: bool = False) -> Style:
     """The style for an intervention mark on a heat-map cell."""
-    return Style(color=MARK.color, bgcolor=_palette.colours[level] if level is not None else Color.parse(BACKGROUND))
+    level = None if dim and not _palette.can_dim else level
+    return Style(color=MARK.color, bgcolor=heat_cell(None, level, dim=dim).bgcolor)
 
 
 def level_of(log: float, low: int, high: int) -> int | None:
@@ -137,3 +192,9 @@ def legend(width: int) -> str:
     """The palette as Textual markup, for the legend in a panel's border."""
     colours = [_palette.colours[n * (LEVELS - 1) // max(1, width - 1)] for n in range(width)]
     return "".join(f"[{c.triplet.hex}]█[/]" for c in colours if c.triplet is not None)
+
+
+def band_sample() -> str:
+    """The loss chart's band as Textual markup, for its legend."""
+    r, g, b = _palette.band
+    return f"[#{r:02x}{g:02x}{b:02x}]{'░' if _palette.shaded else '█'}[/]"

@@ -1,19 +1,22 @@
 """The preset gallery.
 
-The list of presets is on the left, the highlighted preset's story and claims are on the right.
+The presets are on the left, grouped by theme; a small picture, the story and the claims of the highlighted preset are
+on the right.
 """
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
 from rich.text import Text
+from textual import events
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
-from textual.widgets import OptionList, Static
+from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from tui_descent.dashboard import colours
@@ -21,10 +24,12 @@ from tui_descent.dashboard.signals import Signals, run_app
 from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.dashboard.theme import THEME
 from tui_descent.scenario import presets
-from tui_descent.scenario.claims import claim_text
+from tui_descent.scenario.claims import claim_sentence
 from tui_descent.scenario.spec import Scenario, about
 from tui_descent.scenario.toml import ScenarioError
 
+LOW = 30  # rows
+START = "Start here"
 OWN = """\
 Run your own scenario:
   tui-descent FILE.toml
@@ -33,32 +38,35 @@ Print a preset's file:
 
 
 class GalleryApp(App[str | None]):
-    """Returns the name of the chosen preset, or None."""
+    """Returns the name of the chosen preset, or None. The list begins at the preset `highlighted`, if it is known."""
 
     CSS_PATH = Path(__file__).parent / "dashboard.tcss"
     ENABLE_COMMAND_PALETTE = False
     TITLE = "tui-descent"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,q,ctrl+c", "quit_gallery", "quit", show=False),
+        Binding("escape", "leave_filter", show=False, priority=True),
+        Binding("ctrl+c,ctrl+q", "quit_gallery", show=False, priority=True),
+        Binding("q", "quit_gallery", show=False),
+        Binding("slash", "filter", show=False),
         Binding("j", "down", show=False),
         Binding("k", "up", show=False),
         Binding("pagedown", "scroll(1)", show=False, priority=True),
         Binding("pageup", "scroll(-1)", show=False, priority=True),
     ]
 
-    def __init__(self, signals: Signals | None = None) -> None:
+    def __init__(self, signals: Signals | None = None, *, highlighted: str = "") -> None:
         super().__init__()
         self._signals = signals
         self._known = {name: _read(name) for name in presets.names()}
+        self._first = highlighted
 
     def compose(self) -> ComposeResult:
         """The list of presets, the highlighted preset's text, and the keys."""
         yield Static(Text(" tui-descent  see and steer gradient descent", style=colours.NAME), id="gallery-title")
         with Horizontal(id="gallery"):
             with Vertical(id="left"):
-                yield OptionList(
-                    *(Option(_row(name, found), id=name) for name, found in self._known.items()), id="names"
-                )
+                yield Input(id="filter", placeholder="type a part of the name", max_length=40)
+                yield OptionList(id="names")
                 yield Static(Text(OWN, style=colours.DIM), id="own")
             with VerticalScroll(id="preset") as box:
                 box.can_focus = False
@@ -71,22 +79,69 @@ class GalleryApp(App[str | None]):
             self._signals.attach(lambda code: self.exit(return_code=code))
         self.register_theme(THEME)
         self.theme = THEME.name
+        self.query_one("#filter").display = False
         names = self.query_one(OptionList)
         names.border_title = "Presets"
         self.query_one("#preset").border_title = "What it shows"
+        self._fill()
         names.focus()
         if not self._known:
             self.query_one("#story-text", Static).update(Text(f"no presets found in {presets.folder()}"))
 
+    def on_resize(self, event: events.Resize) -> None:
+        """On a low screen, leave the room to the list."""
+        self.query_one("#own").display = event.size.height >= LOW
+
+    def _fill(self, wanted: str = "") -> None:
+        """List the presets whose name, theme or title contains `wanted`."""
+        names = self.query_one(OptionList)
+        names.clear_options()
+        names.add_options(_rows({name: found for name, found in self._known.items() if _matches(wanted, name, found)}))
+        choices = [n for n in range(names.option_count) if not names.get_option_at_index(n).disabled]
+        first = [n for n in choices if names.get_option_at_index(n).id == self._first] or choices
+        names.highlighted = first[0] if first else None
+        if not choices:
+            self.query_one("#story-text", Static).update(Text("no preset matches", style=colours.DIM))
+
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
-        """Show the preset's story and claims."""
+        """Show the preset's picture, story and claims."""
         name = event.option.id or ""
-        self.query_one("#story-text", Static).update(_story(name, self._known[name]))
-        self.query_one("#preset").scroll_home(animate=False)
+        if name in self._known:
+            self.query_one("#story-text", Static).update(_story(name, self._known[name]))
+            self.query_one("#preset").scroll_home(animate=False)
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """Start the preset."""
         self.exit(event.option.id)
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """List what matches."""
+        self._fill(event.value)
+
+    def on_input_submitted(self) -> None:
+        """Go on to the list."""
+        self.query_one(OptionList).focus()
+
+    def on_key(self, event: events.Key) -> None:
+        """In the filter, the arrow keys choose from the list."""
+        if event.key in ("up", "down") and self.query_one("#filter").has_focus:
+            self.action_up() if event.key == "up" else self.action_down()
+
+    def action_filter(self) -> None:
+        """Show the filter's field."""
+        field = self.query_one("#filter", Input)
+        field.display = True
+        field.focus()
+
+    def action_leave_filter(self) -> None:
+        """Empty and close the filter; without a filter, quit."""
+        field = self.query_one("#filter", Input)
+        if not field.display:
+            self.exit(None)
+            return
+        field.value = ""
+        field.display = False
+        self.query_one(OptionList).focus()
 
     def action_quit_gallery(self) -> None:
         """Quit without a choice."""
@@ -104,10 +159,10 @@ class GalleryApp(App[str | None]):
         (box.scroll_page_down if pages > 0 else box.scroll_page_up)(animate=False)
 
 
-def pick() -> str | None:
+def pick(highlighted: str = "") -> str | None:
     """Let the user choose a preset. Returns its name, or None if they quit. A signal ends the process."""
     signals = Signals()
-    chosen = run_app(GalleryApp(signals), signals)
+    chosen = run_app(GalleryApp(signals, highlighted=highlighted), signals)
     if signals.caught is not None:
         raise SystemExit(128 + signals.caught)
     return chosen
@@ -120,12 +175,33 @@ def _read(name: str) -> Scenario | str:
         return str(error)
 
 
-def _row(name: str, found: Scenario | str) -> Text:
-    theme = "cannot be read" if isinstance(found, str) else safe(found.theme, 40)
-    row = Text(no_wrap=True, overflow="ellipsis")
-    row.append(f"{name:<17} ")
-    row.append(theme, style=colours.ORANGE if isinstance(found, str) else colours.DIM)
-    return row
+def _matches(wanted: str, name: str, found: Scenario | str) -> bool:
+    texts = [name] if isinstance(found, str) else [name, found.theme, found.title]
+    return all(any(word in text.lower() for text in texts) for word in wanted.lower().split())
+
+
+def _rows(known: dict[str, Scenario | str]) -> Iterator[Option]:
+    """The presets under a heading for each theme, with the length of each run."""
+    groups: dict[str, list[str]] = {}
+    for name, found in known.items():
+        theme = "Cannot be read" if isinstance(found, str) else safe(found.theme, 40)
+        groups.setdefault(START if name == presets.START else theme, []).append(name)
+    for theme in sorted(groups, key=lambda theme: theme != START):
+        yield Option(Text(theme, style=colours.DIM), disabled=True)
+        for name in groups[theme]:
+            found = known[name]
+            broken = isinstance(found, str)
+            row = Text(f"  {name:<19}", style=colours.ORANGE if broken else "", no_wrap=True, overflow="ellipsis")
+            row.append("" if isinstance(found, str) else length(found), style=colours.DIM)
+            yield Option(row, id=name)
+
+
+def length(scenario: Scenario) -> str:
+    """How long the run takes at its pace."""
+    if scenario.run.pace == "max":
+        return f"{scenario.run.steps:,} steps"
+    seconds = scenario.run.steps / scenario.run.pace
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _story(name: str, found: Scenario | str) -> Text:
@@ -135,20 +211,21 @@ def _story(name: str, found: Scenario | str) -> Text:
     text.append(safe(found.title), style=colours.BRIGHT)
     facts = f"{about(found)} · {found.optimizer.name}, learning rate {found.optimizer.lr:g} · {found.run.steps:,} steps"
     text.append(f"\n{facts}\n\n", style=colours.DIM)
+    if still := presets.still(name):
+        text.append(f"{still}\n", style=colours.PICTURE)
     for paragraph in textwrap.dedent(found.story).strip().split("\n\n"):
         text.append(safe(" ".join(paragraph.split()), 4000) + "\n\n", style=colours.TEXT)
     if found.claim:
         text.append("Claims, checked by a test\n", style=colours.BRIGHT)
     for claim in found.claim:
-        at = f" at step {claim.at}" if claim.at is not None else " at the end"
-        given = f", after {', '.join(claim.given)}" if claim.given else ""
-        text.append(f"  {safe(claim.metric, 40)} {claim_text(claim)}{at}{safe(given)}\n", style=colours.DIM)
+        text.append(f"  {safe(claim_sentence(claim))}\n", style=colours.DIM)
     return text
 
 
 def _foot() -> Text:
     text = Text(no_wrap=True, overflow="ellipsis")
-    for key, what in (("↑ ↓", "choose"), ("enter", "start"), ("pgup pgdn", "scroll the text"), ("q", "quit")):
+    keys = {"↑ ↓": "choose", "enter": "start", "/": "filter", "pgup pgdn": "scroll the text", "q": "quit"}
+    for key, what in keys.items():
         text.append(f" {key}", style=colours.KEY)
         text.append(f" {what} ", style=colours.DIM)
     return text

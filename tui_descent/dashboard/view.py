@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tui_descent.dashboard.bridge import Exchange
+from tui_descent.dashboard.prediction import Prediction
 from tui_descent.protocol.events import Layer
 from tui_descent.telemetry.history import History
 
@@ -18,6 +19,8 @@ class View:
     run. `ghosts`: show the loss curves of undone steps. `all_events`: the event log shows evaluations and plain notes
     too. `selected`: the index of the selected layer, in forward order. `output`: the newest lines that the script has
     printed, while they are shown. `stopping`: the user has asked to stop, and the script has not ended yet.
+    `story_open`: the story view is open. `predict`: it asks for a prediction before a change; `prediction` is the
+    newest one.
     """
 
     history: History
@@ -33,6 +36,9 @@ class View:
     selected: int | None = None
     output: tuple[str, ...] = ()
     stopping: bool = False
+    story_open: bool = False
+    predict: bool = True
+    prediction: Prediction | None = None
 
     @property
     def silent_s(self) -> int:

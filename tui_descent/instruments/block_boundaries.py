@@ -19,6 +19,7 @@ from tui_descent.instruments.gradient_hooks import GradientHooks
 from tui_descent.instruments.module_hooks import Args, Kwargs, ModuleHooks, first_tensor, version
 from tui_descent.instruments.net_structure import Unit
 from tui_descent.instruments.row_sums import l2_norm
+from tui_descent.protocol.layer_names import in_words
 
 PART = "the chain-rule factors"
 
@@ -83,7 +84,7 @@ class BlockBoundaries:
             return
         for n, unit in enumerate(self.units):
             if self._passes[n] > 1:
-                self._failures.leave_out(PART, f"{unit.name} ran {self._passes[n]} times in one step")
+                self._failures.leave_out(PART, f"{in_words(unit.name)} ran {self._passes[n]} times in one step")
             elif self._passes[n] == 0 and self._hooks.reason is not None:
                 self._failures.leave_out(PART, f"{unit.name} runs {self._hooks.reason}")
             elif self._norms.count(n) > 1:

@@ -20,6 +20,7 @@ from tui_descent.instruments.failures import Failures
 from tui_descent.instruments.gradient_hooks import GradientHooks
 from tui_descent.instruments.module_hooks import Args, Kwargs, ModuleHooks, first_tensor, plain, version
 from tui_descent.protocol.events import LedgerEntry
+from tui_descent.protocol.layer_names import in_words
 
 PART = "the chain-rule ledger"
 
@@ -114,7 +115,7 @@ class ChainRuleLedger:
         for n in reversed(range(len(passes))):
             (name, block), (dy, autograd), dx = self._blocks[n], gradients[n], None
             if passes[n].calls > 1:  # the kept tensors belong to one call, and the gradients perhaps to another
-                self._failures.leave_out(PART, f"{name} ran {passes[n].calls} times in one step")
+                self._failures.leave_out(PART, f"{in_words(name)} ran {passes[n].calls} times in one step")
                 dy = autograd = None
             elif dy is not None and self._parts[n] not in self._failures:
                 with self._failures.guard(self._parts[n]):

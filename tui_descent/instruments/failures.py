@@ -39,7 +39,7 @@ class Failures:
             return
         self._left_out.add(part)
         with suppress(Exception):
-            self._report(f"not measured: {part}: {reason}")
+            self._report(f"not measured: {part}, because {reason}")
 
     @contextmanager
     def guard(self, part: str) -> Iterator[None]:

@@ -8,7 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from tui_descent.instruments.tiers import READINGS_IN_MEAN, CurvatureSchedule, Interval, ReadingsAfterChange, Tiers
+from tui_descent.instruments.tiers import (
+    READINGS_IN_MEAN,
+    CurvatureSchedule,
+    Interval,
+    ReadingsAfterChange,
+    TaskSchedule,
+    Tiers,
+)
 
 # With the default budget, readings are at least APART_S apart, because the screen cannot show more. With a larger
 # budget they may be closer together, in proportion.
@@ -43,7 +50,7 @@ class Sampler:
         self._every, self._budget, self._at = every, budget, frozenset(at)
         self._norms = Interval(APART_S * min(1.0, DEFAULT_BUDGET / budget) if budget > 0 else math.inf, budget)
         self._slower = [Interval(every_s, share * budget) for every_s, share in SLOWER_TIERS]
-        self.curvature = CurvatureSchedule(budget)
+        self.curvature, self.task = CurvatureSchedule(budget), TaskSchedule()
         self._after_change = ReadingsAfterChange()
         self._period_s = 0.0  # the period of the steps in a paced run, otherwise 0
         self._now_s = 0.0
@@ -96,7 +103,7 @@ class Sampler:
         requested = complete or step in self._at
         # Norms get the part of the budget that the other readings do not use.
         self._norms.share = self._budget - sum(tier.used_share for tier in (*self._slower, self.curvature))
-        wait_s = max(self._period_s - self._step_s, 0.0) if self._period_s else 0.0
+        wait_s = self.wait_s
         if wait_s:
             cost_s = self._norms.cost_s + self._slower[0].cost_s
             ready = cost_s <= max(WAIT_USED * wait_s, PACED_SHARE * (self._now_s - self._norms.last_s))
@@ -118,6 +125,11 @@ class Sampler:
         if self._every is not None and self._every > 0:
             first = min(first, -(-step // self._every) * self._every)
         return first - step
+
+    @property
+    def wait_s(self) -> float:
+        """How long a paced run waits before a step; 0 without a pace."""
+        return max(self._period_s - self._step_s, 0.0) if self._period_s else 0.0
 
     @property
     def next_look(self) -> int:
@@ -203,11 +215,11 @@ class Sampler:
     @property
     def time_s(self) -> float:
         """CPU seconds of the run's steps so far, watching included."""
-        return self._steps_s + self.curvature.took_s
+        return self._steps_s + self.curvature.took_s + self.task.took_s
 
     @property
     def _watching_s(self) -> float:
-        return self._readings_s + self.curvature.took_s + self._hooks_s
+        return self._readings_s + self.curvature.took_s + self.task.took_s + self._hooks_s
 
     @property
     def cost(self) -> float:

@@ -16,6 +16,9 @@ MOST_CHANGES, CHANGES_SHARE = 3, 0.02
 # least time between two of them, and their largest share of that time.
 CURVATURE_EVERY_S, CURVATURE_SHARE = 10.0, 0.2
 CURVATURE_PACED_EVERY_S, CURVATURE_PACED_SHARE = 0.5, 0.1
+# The least time between two pictures of the task, and their largest share of the time. In a paced run a picture may
+# take this fraction of the wait before the next step.
+TASK_EVERY_S, TASK_SHARE, TASK_WAIT_USED = 0.2, 0.04, 0.5
 
 
 class Tiers(NamedTuple):
@@ -143,6 +146,28 @@ class CurvatureSchedule(Interval):
 
     def took(self, cost_s: float, now_s: float, *, paid: bool) -> None:
         """Record that the curvature was measured. `paid` is False if the time is not charged to the budget."""
+        self.begin(now_s)
+        self.charge(cost_s, paid=paid)
+        self.took_s += cost_s
+
+
+class TaskSchedule(Interval):
+    """Decides when a picture of the task is made. Its share of the time is its own, not part of the budget.
+
+    `took_s` is the total CPU time of all pictures so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(TASK_EVERY_S, TASK_SHARE)
+        self.took_s = 0.0
+
+    def due(self, now_s: float, *, wait_s: float) -> bool:
+        """Whether to make a picture now: within its share of the time, or in the `wait_s` before the next step."""
+        in_wait = self.cost_s <= TASK_WAIT_USED * wait_s and now_s - self.last_s >= self.every_s
+        return now_s >= self.next_s or in_wait
+
+    def took(self, cost_s: float, now_s: float, *, paid: bool) -> None:
+        """Record that a picture was made. `paid` is False if the run is paused, so that no time was lost."""
         self.begin(now_s)
         self.charge(cost_s, paid=paid)
         self.took_s += cost_s

@@ -53,8 +53,8 @@ class DiagnosisEvents:
         match event:
             case StepsCompleted():
                 self._segment, self._step = event.segment, event.first + len(event.losses)
-                for step, loss in enumerate(event.losses, event.first):
-                    self._diagnosis.add_loss(step, loss)
+                for step, (loss, lr) in enumerate(zip(event.losses, event.lrs, strict=True), event.first):
+                    self._diagnosis.add_loss(step, loss, rate=lr)
                 yield from self._news(self._diagnosis)
             case NotFinite():
                 self._segment, self._step = event.segment, event.step
@@ -99,6 +99,8 @@ class DiagnosisEvents:
                 predicted=outcome.predicted,
                 happened=outcome.happened,
                 held=outcome.held,
+                change=outcome.change,
+                before=outcome.before,
             )
         found = diagnosis.finding()
         if found is None or found is self._published:

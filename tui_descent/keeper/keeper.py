@@ -157,8 +157,7 @@ class Keeper:
             self._ending.request_stop(STOPPED_BY_VIEWER)
 
     def _viewer_left(self, client: int) -> None:
-        order = self._requests.cleanup_after(client)
-        if order is not None and self.ended is None:
+        for order in self._requests.cleanup_after(client) if self.ended is None else ():
             self.order(order)
 
     def _wait(self, timeout_s: float) -> None:

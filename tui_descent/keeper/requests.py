@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tui_descent.protocol.channel import Peer
-from tui_descent.protocol.commands import ClientRequest, TurnKnob, WatchCurvature
+from tui_descent.protocol.commands import AnyCommand, ClientRequest, TurnKnob, WatchCurvature, WatchTask
 from tui_descent.protocol.events import AnyEvent, CommandDone, CommandRejected, KnobTurned
 from tui_descent.telemetry.history import History
 
@@ -16,7 +16,8 @@ class Requests:
     def __init__(self, history: History) -> None:
         self._history = history
         self._unanswered: dict[tuple[int, int], ClientRequest] = {}  # by client and request
-        self._curvature_viewers: set[int] = set()  # clients whose curvature view is open
+        # The clients whose curvature or task view is open, each with the command that ends its readings.
+        self._watching: set[tuple[int, AnyCommand]] = set()
 
     def pass_on(self, order: ClientRequest, link: Peer) -> CommandRejected | None:
         """Queue a request for the trainer. Returns a rejection if the trainer cannot take it."""
@@ -24,8 +25,9 @@ class Requests:
             return self.reject(order, "the run has ended")
         if link.waiting > MAX_QUEUED_BYTES:
             return self.reject(order, "the trainer has not read the earlier requests yet")
-        if isinstance(order.command, WatchCurvature):
-            (self._curvature_viewers.add if order.command.on else self._curvature_viewers.discard)(order.client)
+        if isinstance(order.command, WatchCurvature | WatchTask):
+            end = order.client, type(order.command)(on=False)
+            (self._watching.add if order.command.on else self._watching.discard)(end)
         if order.request:
             self._unanswered[order.client, order.request] = order
         link.queue(order)  # sent at the next flush, so requests made together arrive together
@@ -57,10 +59,10 @@ class Requests:
         if isinstance(event, KnobTurned | CommandDone | CommandRejected):
             self._unanswered.pop((event.client, event.request), None)
 
-    def cleanup_after(self, client: int) -> ClientRequest | None:
-        """The request to send to the trainer when this viewer has left: it stops the curvature measurements for this
-        viewer.
-        """
-        if client not in self._curvature_viewers:
-            return None
-        return ClientRequest(client=client, request=0, source="send", command=WatchCurvature(on=False))
+    def cleanup_after(self, client: int) -> list[ClientRequest]:
+        """The requests to send to the trainer when this viewer has left: they end the readings made for it."""
+        return [
+            ClientRequest(client=client, request=0, source="send", command=end)
+            for watching, end in self._watching
+            if watching == client
+        ]

@@ -69,6 +69,17 @@ class WatchCurvature(Command, frozen=True, kw_only=True, tag="curvature"):
     on: bool
 
 
+class WatchTask(Command, frozen=True, kw_only=True, tag="task"):
+    """Send pictures of what is being learnt from now on, at most five a second, for `columns` × `rows` cells.
+
+    The same command with `on = False` ends this, and so does the end of the client's connection.
+    """
+
+    on: bool
+    columns: int = 0
+    rows: int = 0
+
+
 class RunRangeTest(Command, frozen=True, kw_only=True, tag="run_range_test"):
     """Run a learning-rate range test from the current state, then restore that state. The reply comes when the test is
     done. If a test is already running, no second test starts, and the reply comes when the running test is done.
@@ -104,6 +115,7 @@ AnyCommand = (
     | Undo
     | Redo
     | WatchCurvature
+    | WatchTask
     | RunRangeTest
     | CancelRangeTest
     | Stop

@@ -14,6 +14,7 @@ from tui_descent.protocol.command_replies import CommandRejected as CommandRejec
 from tui_descent.protocol.command_replies import KnobTurned as KnobTurned
 from tui_descent.protocol.curvature_reading import CurvatureReading, StabilityLimit
 from tui_descent.protocol.range_test import RangeTestCompleted as RangeTestCompleted
+from tui_descent.protocol.task_pictures import TaskPicture
 from tui_descent.protocol.undo_events import Ghost
 from tui_descent.protocol.undo_events import KnobState as KnobState
 from tui_descent.protocol.undo_events import Rewound as Rewound
@@ -46,7 +47,8 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
 class RunStarted(Event, frozen=True, kw_only=True, tag="run_started"):
     """The network has been built. `layers` are in forward order. `steps` is None if only the loop knows its end.
 
-    `LayersChanged` reports later changes of the layers.
+    `LayersChanged` reports later changes of the layers. `nets` are the names of several nets that are watched together;
+    each is the first part of the names of that net's layers.
     """
 
     run: str
@@ -61,6 +63,7 @@ class RunStarted(Event, frozen=True, kw_only=True, tag="run_started"):
     about: str = ""
     steps: int | None = None
     versions: dict[str, str] = {}
+    nets: tuple[str, ...] = ()
 
 
 class LayersChanged(Event, frozen=True, kw_only=True, tag="layers"):
@@ -241,6 +244,18 @@ class CurvatureTaken(Event, frozen=True, kw_only=True, tag="curvature"):
         return None if self.limit is None or self.limited is None else self.limited / self.limit.lambda_max
 
 
+class TaskTaken(Event, frozen=True, kw_only=True, tag="task"):
+    """A picture of what is being learnt, with the weights before update `step`.
+
+    It is sent only while a viewer has asked for it by `WatchTask`. `seconds` is the wall time that it took.
+    """
+
+    segment: int
+    step: int
+    picture: TaskPicture
+    seconds: float
+
+
 class Advice(msgspec.Struct, frozen=True):
     """A suggested change: a knob, its new value, and the key to press."""
 
@@ -298,13 +313,18 @@ class Diagnosed(Event, frozen=True, kw_only=True, tag="diagnosis"):
 
 
 class PredictionChecked(Event, frozen=True, kw_only=True, tag="outcome"):
-    """The predicted and the actual result of an intervention. `held` says whether the prediction was right."""
+    """The predicted and the actual result of an intervention. `held` says whether the prediction was right.
+
+    `change` is the key of the intervention, or its knob if it has none. `before` is the finding at that time.
+    """
 
     segment: int
     step: int
     predicted: str
     happened: str
     held: bool
+    change: str = ""
+    before: str = ""
 
 
 class Evaluated(Event, frozen=True, kw_only=True, tag="evaluated"):
@@ -358,11 +378,11 @@ class Marked(Event, frozen=True, kw_only=True, tag="mark"):
 
 
 class Noted(Event, frozen=True, kw_only=True, tag="note"):
-    """A message for the event log."""
+    """A message for the event log. A `caption` is shown on the screen until the next one: it explains what happens."""
 
     step: int
     text: str
-    level: Literal["info", "warning", "error"] = "info"
+    level: Literal["info", "warning", "error", "caption"] = "info"
 
 
 class RunEnded(Event, frozen=True, kw_only=True, tag="run_ended"):
@@ -390,6 +410,7 @@ AnyEvent = (
     | DeviceTaken
     | LedgerTaken
     | CurvatureTaken
+    | TaskTaken
     | RangeTestCompleted
     | Measured
     | LoopObserved

@@ -41,8 +41,9 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     With `curvature`, the curvature is measured from the start on; `curvature_at` are steps at which it is always
     measured. `range_test_at` are the steps before which a range test runs. `undo_budget` is the memory for all
     snapshots together, in bytes; with 0 there are no snapshots, with None it depends on the device's free memory. With
-    `force`, the run starts even if it does not seem to fit into memory. `terminal_size` is the number of columns and
-    rows of the terminal on which the `command` runs.
+    `force`, the run starts even if it does not seem to fit into memory. With `demo`, the entries of the scenario's plan
+    that are only for a demonstration are played too. `terminal_size` is the number of columns and rows of the terminal
+    on which the `command` runs.
     """
 
     run: str
@@ -62,6 +63,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     range_test_at: tuple[int, ...] = ()
     undo_budget: int | None = None
     force: bool = False
+    demo: bool = False
     terminal_size: tuple[int, int] = (80, 24)
 
     @property

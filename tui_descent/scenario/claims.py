@@ -38,6 +38,25 @@ METRICS = {
     "status": "how the run ended: finished, diverged, failed, stopped",
     "steps": "number of updates",
 }
+# The metrics in the words of the end card and the gallery.
+METRIC_WORDS = {
+    "loss": "loss",
+    "loss_mean": "mean loss",
+    "loss_ratio": "loss ÷ first loss",
+    "accuracy": "held-out accuracy",
+    "first_to_last_grad": "gradient of the first block ÷ last block",
+    "global_grad_norm": "norm of the gradient",
+    "grad_norm_preclip": "norm of the gradient before clipping",
+    "update_ratio": "typical ‖ΔW‖/‖W‖",
+    "sharpness": "largest curvature",
+    "lambda_min": "smallest curvature",
+    "negative_fraction": "share of directions with negative curvature",
+    "stability_limit": "limit of the curvature",
+    "edge": "largest curvature ÷ its limit",
+    "position": "w",
+    "status": "end of the run",
+    "steps": "steps",
+}
 NEEDS_READING = frozenset({"first_to_last_grad", "global_grad_norm", "grad_norm_preclip", "update_ratio"})
 NEEDS_CURVATURE = frozenset({"sharpness", "lambda_min", "negative_fraction", "stability_limit", "edge"})
 
@@ -69,6 +88,13 @@ def claim_text(claim: Claim) -> str:
         equals = claim.equals if isinstance(claim.equals, str) else f"{claim.equals:.12g}"
         parts.append(f"= {equals}" + (f" ± {claim.within:g}" if claim.within else ""))
     return " and ".join(parts)
+
+
+def claim_sentence(claim: Claim) -> str:
+    """The claim in words: `loss ÷ first loss below 0.5 at step 230, after residual=on at step 150`."""
+    at = f" at step {claim.at:,}" if claim.at is not None else " at the end"
+    given = [f"{turn} at step {step}" for step, _, turn in (text.partition(":") for text in claim.given)]
+    return f"{METRIC_WORDS[claim.metric]} {claim_text(claim)}{at}" + (f", after {', '.join(given)}" if given else "")
 
 
 class Transcript:
@@ -173,13 +199,17 @@ def _weight_of(layers: Sequence[Layer], block: int) -> int:
 def judge(claim: Claim, transcript: Transcript) -> Verdict:
     """Check a claim against a run. A missing or NaN value breaks the claim."""
     found = transcript.metric(claim.metric, claim.at)
+    return Verdict(claim=claim, found=found, holds=holds(claim, found))
+
+
+def holds(claim: Claim, found: float | str | None) -> bool:
+    """Whether the value fulfils the claim. A missing or NaN value does not."""
     if isinstance(found, str) or isinstance(claim.equals, str):
-        return Verdict(claim=claim, found=found, holds=found == claim.equals)
+        return found == claim.equals
     if found is None or math.isnan(found):
-        return Verdict(claim=claim, found=found, holds=False)
-    holds = (
+        return False
+    return (
         (claim.below is None or found < claim.below)
         and (claim.above is None or found > claim.above)
         and (claim.equals is None or abs(found - claim.equals) <= claim.within)
     )
-    return Verdict(claim=claim, found=found, holds=holds)

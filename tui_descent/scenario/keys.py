@@ -107,7 +107,7 @@ KEYS: tuple[KeyBinding, ...] = (
         "choose the normalisation of all blocks or of the selected block",
         "choose",
         knob="norm",
-        footer=FooterEntry(word="norm", short="norm", rank=9),
+        footer=FooterEntry(word="norm", short="norm", rank=10),
     ),
     KeyBinding(
         "o",
@@ -117,7 +117,7 @@ KEYS: tuple[KeyBinding, ...] = (
         "choose",
         knob="optimizer",
         more_knobs=("momentum", "betas"),
-        footer=FooterEntry(word="optimizer", rank=10),
+        footer=FooterEntry(word="optimizer", rank=11),
     ),
     KeyBinding(
         "s",
@@ -126,7 +126,7 @@ KEYS: tuple[KeyBinding, ...] = (
         "choose a learning-rate schedule for the remaining steps",
         "choose_schedule",
         knob="schedule",
-        footer=FooterEntry(word="schedule", rank=11),
+        footer=FooterEntry(word="schedule", rank=12),
     ),
     KeyBinding(
         "i",
@@ -180,7 +180,7 @@ KEYS: tuple[KeyBinding, ...] = (
         "fewer steps per second",
         "slower",
         knob="pace",
-        footer=FooterEntry(word="pace", short="pace", rank=8, keys=", ;"),
+        footer=FooterEntry(word="pace", short="pace", rank=9, keys=", ;"),
     ),
     KeyBinding(";", ("semicolon",), "faster", "more steps per second, up to max", "faster", knob="pace"),
     KeyBinding(
@@ -211,7 +211,7 @@ KEYS: tuple[KeyBinding, ...] = (
         "try a hundred learning rates, show the loss along the next update, restore the run",
         "range_test",
         command=RunRangeTest(),
-        footer=FooterEntry(word="range test", short="range", rank=12, live_only=True, scenario_only=True),
+        footer=FooterEntry(word="range test", short="range", rank=13, live_only=True, scenario_only=True),
     ),
     KeyBinding("m", ("m",), "mark", "mark the current step on the time axis", "send", command=Mark()),
     KeyBinding("e", ("e",), "evaluate", "evaluate on the held-out data now", "send", command=Evaluate()),
@@ -230,14 +230,24 @@ KEYS: tuple[KeyBinding, ...] = (
     KeyBinding("z", ("z",), "zoom", "show the focused panel alone, or all panels again", "zoom"),
     KeyBinding(
         *(
-            "1-7",
-            ("1", "2", "3", "4", "5", "6", "7"),
+            "1-8",
+            ("1", "2", "3", "4", "5", "6", "7", "8"),
             "views",
-            "show a view: overview, layers, events, chain rule, curvature, metrics or what a script prints",
+            "show a view: overview, layers, events, chain rule, curvature, metrics, a script's output or the task",
             "show_view",
         ),
         footer=FooterEntry(word="views", rank=7),
     ),
+    KeyBinding(
+        "h",
+        ("h",),
+        "story",
+        "show the preset's story; again: switch its questions for predictions on or off",
+        "show_story",
+        footer=FooterEntry(word="story", short="story", rank=8, scenario_only=True),
+    ),
+    KeyBinding("R", ("R",), "restart", "start the same run again from step 0 (asks first)", "restart"),
+    KeyBinding("p", ("p",), "gallery", "leave this run and choose another preset (asks first)", "gallery"),
     KeyBinding(
         "?",
         ("question_mark",),

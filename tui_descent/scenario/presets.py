@@ -16,6 +16,8 @@ ORDER = (
     "edge-of-stability", "transformer",
 )  # fmt: skip
 
+START = "vanishing"  # the best first minute
+
 
 def folder() -> Path:
     inside = PACKAGE / "presets"
@@ -42,3 +44,9 @@ def find(name_or_file: str, *, overrides: Iterable[str] = ()) -> tuple[str, Scen
         path = Path(name_or_file)
         return path.stem, read(path, overrides=overrides)
     return name_or_file, read(path_of(name_or_file), overrides=overrides)
+
+
+def still(name: str) -> str:
+    """A small picture of the preset's demonstration, as text; empty if there is none. `docs/stills.py` makes them."""
+    path = folder() / "stills" / f"{name}.txt"
+    return path.read_text(encoding="utf-8") if path.is_file() else ""

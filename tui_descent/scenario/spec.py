@@ -232,11 +232,15 @@ UNDO = "undo"  # a remedy that is not a knob
 
 
 class PlannedIntervention(Spec, frozen=True, kw_only=True):
-    """A scripted intervention before update `at`."""
+    """A scripted intervention before update `at`, and what the screen says about it.
+
+    Without `turn` it is only a caption. If `demo`, it is played by `--demo` alone; the story's hints follow it.
+    """
 
     at: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)]
-    turn: str
-    say: str = ""
+    turn: str = ""
+    say: Annotated[str, msgspec.Meta(max_length=300)] = ""
+    demo: bool = False
 
 
 class Scenario(Spec, frozen=True, kw_only=True):

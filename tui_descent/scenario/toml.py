@@ -145,14 +145,18 @@ def _combinations(s: Scenario, *, whole: bool) -> list[Problem]:
     schedule_problems = schedules.problems(s.schedule, s.run.steps if whole else None)
     found += [Problem(f"schedule.{field}", text) for field, text in schedule_problems]
     for n, planned in enumerate(s.plan):
+        if whole and planned.at >= s.run.steps:
+            text = f"found {planned.at}; allowed: less than run.steps = {s.run.steps}"
+            found.append(Problem(f"plan[{n}].at", text))
+        if not planned.turn:
+            if not planned.say:
+                found.append(Problem(f"plan[{n}]", 'has neither turn nor say; for example turn = "residual=on"'))
+            continue
         try:
             command = knobs.parse(planned.turn)
         except ValueError as error:
             found.append(Problem(f"plan[{n}].turn", str(error)))
             continue
-        if whole and planned.at >= s.run.steps:
-            text = f"found {planned.at}; allowed: less than run.steps = {s.run.steps}"
-            found.append(Problem(f"plan[{n}].at", text))
         if knobs.KNOBS[command.knob].needs == "blocks" and isinstance(s.model, SurfaceModel):
             found.append(
                 Problem(f"plan[{n}].turn", f"{command.knob} needs a network with blocks; a test surface has no blocks")

@@ -42,6 +42,7 @@ from tui_descent.protocol.events import (
     StateChanged,
     StepsCompleted,
     StepsMissed,
+    TaskTaken,
     WiringFound,
 )
 from tui_descent.protocol.undo_events import Ghost
@@ -102,6 +103,7 @@ class History:
         self.measured: dict[str, Measured] = {}
         self.ledger: LedgerTaken | None = None
         self.curvatures: list[CurvatureTaken] = []
+        self.task: TaskTaken | None = None  # the newest one; a new viewer asks for its own
         self.swept: RangeTestCompleted | None = None
         self.ghosts: tuple[Ghost, ...] = ()
         self.snapshot: SnapshotTaken | None = None
@@ -169,6 +171,8 @@ class History:
                 self.ledger = event
             case CurvatureTaken():
                 self._add_curvature(event)
+            case TaskTaken():
+                self.task = event
             case RangeTestCompleted():
                 self.swept = event
                 self._log(event)
@@ -182,7 +186,10 @@ class History:
                 self.rates = event
             case MetricLogged():
                 self._add_metric(event)
-            case CommandDone() | LoopObserved() | WiringFound():
+            case WiringFound():
+                if not event.present and self.diagnosis is not None and self.diagnosis.finding == event.fault:
+                    self.diagnosis = None  # it is not true any more
+            case CommandDone() | LoopObserved():
                 pass
             case CommandRejected() | Noted() | StepsMissed():
                 self._log(event)

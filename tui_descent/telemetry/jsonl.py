@@ -21,7 +21,9 @@ from tui_descent.protocol.events import (
     RunStarted,
     SnapshotTaken,
     StepsCompleted,
+    TaskTaken,
 )
+from tui_descent.protocol.layer_names import of_one_net
 from tui_descent.scenario.claims import first_to_last_grad
 
 VERSION = 1
@@ -37,10 +39,14 @@ class JsonLines:
         self._only_ascii = only_ascii
         self._layers: tuple[Layer, ...] = ()
         self._structure = 0
+        self._nets: tuple[str, ...] = ()
         self._first = True
 
     def lines(self, event: AnyEvent) -> Iterator[str]:
-        """The lines of one event: none for a `CommandDone`, one per step for a `StepsCompleted`, one for others."""
+        """The lines of one event: one per step for a `StepsCompleted`, one for most others.
+
+        There is none for a `CommandDone`, nor for a `TaskTaken`, which is for screens only.
+        """
         for table in self._tables(event):
             if self._first:
                 table = {"v": VERSION, **table}
@@ -50,14 +56,14 @@ class JsonLines:
 
     def _tables(self, event: AnyEvent) -> Iterator[dict[str, Any]]:
         match event:
-            case CommandDone() | LedgerTaken(entries=[]):
+            case CommandDone() | TaskTaken() | LedgerTaken(entries=[]):
                 return
             case StepsCompleted():
                 yield from _steps(event)
             case ReadingsTaken():
                 yield self._reading(event)
             case RunStarted():
-                self._layers = event.layers
+                self._layers, self._nets = event.layers, event.nets
                 yield _table(event)
             case LayersChanged():
                 self._layers, self._structure = event.layers, event.structure
@@ -85,7 +91,7 @@ class JsonLines:
         table["global_grad_norm"] = event.global_grad_norm
         if event.grad_norm_preclip is not None:
             table["grad_norm_preclip"] = event.grad_norm_preclip
-        if (ratio := first_to_last_grad(layers, event)) is not None:
+        if (ratio := first_to_last_grad(of_one_net(layers, self._nets), event)) is not None:
             table["first_to_last_grad"] = ratio
         table["watch_cost"] = round(event.watch_cost, 6)
         return table

@@ -29,6 +29,8 @@ def train(run: Watch, setup: Setup, *, steps: int, evaluate_every: int, attended
                 run.control.evaluate()
             failure = None
             optimizer = setup.optimizer  # the optimizer knob may have replaced it
+            if setup.path is not None:
+                setup.path.add(run.next_step)
             try:
                 loss = setup.loss()
                 if not run.loss(loss):

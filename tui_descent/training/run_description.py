@@ -10,7 +10,7 @@ from torch import nn
 
 from tui_descent.instruments.not_measured import count_numbers, why_not_measured
 from tui_descent.protocol.events import KnobState, Layer, RunStarted
-from tui_descent.training.several_nets import describe_net
+from tui_descent.training.several_nets import describe_net, whole_nets
 
 OUR_NOTE = "tui-descent: "  # the beginning of the notes that this package adds to a user's exception
 
@@ -36,6 +36,7 @@ def about_user_loop(name: str, model: nn.Module, *optimizers: torch.optim.Optimi
         layers=(),
         knobs=(),
         versions={"torch": str(torch.__version__), "python": platform.python_version()},
+        nets=tuple(filter(None, whole_nets(model))),
     )
 
 

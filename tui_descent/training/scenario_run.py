@@ -13,6 +13,7 @@ import torch
 from tui_descent import free_memory
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.channel import ChannelError
+from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.events import RunEnded, RunStarted, StateChanged
 from tui_descent.scenario import knobs
 from tui_descent.scenario.memory import memory_needed, refusal
@@ -22,6 +23,7 @@ from tui_descent.training.keeper_link import KeeperLink
 from tui_descent.training.loop import train
 from tui_descent.training.probes.curvature_probe import CurvatureProbe
 from tui_descent.training.probes.evaluation import evaluate
+from tui_descent.training.probes.task_probe import TaskProbe
 from tui_descent.training.run_description import describe
 from tui_descent.training.setup import build
 from tui_descent.training.steering.steering import Steering
@@ -107,7 +109,11 @@ def _watch(link: KeeperLink, scenario: Scenario, setup: build.Setup) -> Watch:
         clip=scenario.optimizer.clip,
         init="" if isinstance(scenario.model, SurfaceModel) else scenario.model.init.name,
     )
-    plan = [(entry.at, knobs.parse(entry.turn)) for entry in scenario.plan]
+    plan: list[tuple[int, TurnKnob | str]] = []
+    for entry in scenario.plan:
+        if launch.demo or not entry.demo:
+            plan += [(entry.at, knobs.parse(entry.turn))] if entry.turn else []
+            plan += [(entry.at, entry.say)] if entry.say else []
     plan += [(at, knobs.parse(turn)) for at, turn in launch.plan]
     return Watch(
         setup.model,
@@ -143,6 +149,7 @@ def _watch(link: KeeperLink, scenario: Scenario, setup: build.Setup) -> Watch:
             at_steps=launch.curvature_at,
             watched=launch.curvature,
         ),
+        task=TaskProbe(setup, sampler),
         is_scenario=True,
     )
 

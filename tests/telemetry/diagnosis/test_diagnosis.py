@@ -227,7 +227,9 @@ def test_outcome_of_an_intervention_that_helps_is_healthy() -> None:
     for step in range(60, 120):
         assert diagnosis.outcome is None or step >= 60 + MIN_STEPS
         feed(diagnosis, observed.seen, [step])
-    assert diagnosis.outcome == Outcome(predicted="healthy", happened="healthy", held=True)
+    assert diagnosis.outcome == Outcome(
+        predicted="healthy", happened="healthy", held=True, change="r", before="vanishing"
+    )
     finding = diagnosis.finding()
     assert finding is not None
     assert finding.finding == "healthy"
@@ -245,7 +247,9 @@ def test_outcome_of_an_intervention_that_does_not_help_was_predicted() -> None:
     diagnosis.turn_knob(60, "lr", "*10")
     observed.run(60, every=5)
     feed(diagnosis, observed.seen, range(60, 120))
-    assert diagnosis.outcome == Outcome(predicted="vanishing", happened="vanishing", held=True)
+    assert diagnosis.outcome == Outcome(
+        predicted="vanishing", happened="vanishing", held=True, change="]", before="vanishing"
+    )
 
 
 def test_prediction_can_fail() -> None:
@@ -258,7 +262,9 @@ def test_prediction_can_fail() -> None:
     run_at(diagnosis, range(FIRMLY, FIRMLY + LONG_WINDOW - 1), loss=2.3)
     assert diagnosis.outcome is None, "what was not predicted needs more evidence"
     run_at(diagnosis, range(FIRMLY + LONG_WINDOW - 1, FIRMLY + LONG_WINDOW), loss=2.3)
-    assert diagnosis.outcome == Outcome(predicted="healthy", happened="plateau", held=False)
+    assert diagnosis.outcome == Outcome(
+        predicted="healthy", happened="plateau", held=False, change="o", before="plateau"
+    )
     diagnosis.turn_knob(400)
     run_at(diagnosis, range(400, 400 + LONG_WINDOW), loss=2.3)
     assert diagnosis.outcome is None, "there is no prediction without a knob"
@@ -409,7 +415,7 @@ def test_loss_that_falls_with_far_too_small_steps_is_not_healthy_until_it_is_low
 
 
 def test_units_saturated_by_updates_are_distinguished_from_a_vanishing_gradient() -> None:
-    for first, name in ((1.0, "diverging"), (1e-4, "vanishing")):
+    for first, name in ((1.0, "rate too large"), (1e-4, "vanishing")):
         diagnosis = Diagnosis(LAYERS, knobs=ALL, context=RunContext(classes=10, optimizer="sgd", activation="tanh"))
         diagnosis.add_reading(reading(0, backprop_factor=[first, 1.0]))
         run_at(diagnosis, range(1, FIRMLY), loss=2.3, backprop_factor=[1e-4, 1.0], saturated_fraction=[0.9, 0.9])

@@ -68,6 +68,7 @@ def test_range_test_losses_equal_a_plain_loop_at_the_same_rates(name: str, clip:
     steering.rate.turn("*4")  # the tested rates are not multiplied
     net, optimizer = twin_of(made, **options)
     found = test.run(0, 5, nothing_asked)
+    assert tuple(found.scales) == SCALES
     assert found.rate == pytest.approx(4 * spec["lr"])
     # The test has restored the batches, so these are the ones it used.
     batches = [made.batches.next() for _ in range(len(found.rates) + 1)]  # type: ignore[union-attr]
@@ -98,11 +99,14 @@ def test_look_ahead_losses_lie_along_a_real_update(name: str, clip: float | None
     spec, options = OPTIMIZERS[name]
     made = setup_of(SMALL.replace("float64", dtype), name=name, **spec)
     train_setup(made, 5)
-    steering, test = new_range_test(made, clip=clip)
+    steering, _ = new_range_test(made, clip=clip)
     steering.rate.turn("*2")
     net, optimizer = twin_of(made, **options)
-    found = test.run(0, 5, nothing_asked)
-    batch = made.batches.next()  # type: ignore[union-attr]
+    assert made.batches is not None
+    position = made.batches.state()
+    found = look_ahead(steering, made)
+    made.batches.restore(position)
+    batch = made.batches.next()
     start = [p.detach().clone() for p in net.parameters()]
     loss_of(net, batch).backward()
     if clip is not None:
@@ -110,9 +114,8 @@ def test_look_ahead_losses_lie_along_a_real_update(name: str, clip: float | None
     optimizer.param_groups[0]["lr"] = 2 * spec["lr"]
     optimizer.step()
     ends = [p.detach().clone() for p in net.parameters()]
-    assert tuple(found.scales) == SCALES
     assert 1.0 in SCALES
-    for scale, loss in zip(found.scales, found.ahead, strict=True):
+    for scale, loss in zip(SCALES, found, strict=True):
         with torch.no_grad():
             for p, a, b in zip(net.parameters(), start, ends, strict=True):
                 p.copy_(a + scale * (b - a))

@@ -65,7 +65,7 @@ def jump_of(made: Any, kind: Any, where: Any, way: str) -> float:
     return float(net.probe().item()) - float(before)
 
 
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(n, marks=pytest.mark.heavy) for n in (2, 3, 4, 5))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.heavy) for n in (1, 2, 3, 4, 5))])
 def test_a_calibrated_norm_hardly_changes_the_loss_of_a_working_relu_net(seed: int) -> None:
     made = setup("mlp", seed=seed, depth=8, width=48)
     train(made, 250)

@@ -51,46 +51,46 @@ def play(keeper: FakeKeeper) -> Iterator[Callable[..., PlayedRun]]:
 
 
 def test_three_undone_interventions_leave_no_trace(play: Any, home: Path) -> None:
-    plain = losses_without_undo(home / "plain", 400)
+    plain = losses_without_undo(home / "plain", 160)
     run = play(TURNS)
-    turned = run.go(400, Undo(), Undo(), Undo())
-    assert turned[:100] == plain[:100]
-    assert turned[100:] != plain[100:]
-    assert run.watch.next_step == 100
-    assert run.go(400) == plain[100:]
+    turned = run.go(160, Undo(), Undo(), Undo())
+    assert turned[:40] == plain[:40]
+    assert turned[40:] != plain[40:]
+    assert run.watch.next_step == 40
+    assert run.go(160) == plain[40:]
     places = [(e.from_segment, e.from_step, e.to_step, e.segment) for e in run.keeper.events(Rewound)]
-    assert places == [(0, 400, 300, 1), (1, 300, 200, 2), (2, 200, 100, 3)]
+    assert places == [(0, 160, 120, 1), (1, 120, 80, 2), (2, 80, 40, 3)]
 
 
 def test_redo_of_three_interventions_equals_a_run_without_undo(play: Any, home: Path) -> None:
-    through = losses_without_undo(home / "through", 450, TURNS)
+    through = losses_without_undo(home / "through", 180, TURNS)
     run = play(TURNS)
-    run.go(400, Undo(), Undo(), Undo())
-    run.go(150, Redo(), Redo(), Redo())
-    assert run.watch.next_step == 400
-    assert run.go(450) == through[400:]
+    run.go(160, Undo(), Undo(), Undo())
+    run.go(60, Redo(), Redo(), Redo())
+    assert run.watch.next_step == 160
+    assert run.go(180) == through[160:]
 
 
 def test_undo_after_redo_is_exact(play: Any, home: Path) -> None:
-    plain, through = losses_without_undo(home / "plain", 330), losses_without_undo(home / "through", 340, TURNS)
+    plain, through = losses_without_undo(home / "plain", 150), losses_without_undo(home / "through", 160, TURNS)
     run = play(TURNS)
-    run.go(331, Undo(), Undo(), Undo())
-    run.go(110, Redo(), Redo(), Redo())
-    assert run.watch.next_step == 331
-    assert run.go(340) == through[331:]
-    run.go(341, Undo(), Undo(), Undo())
-    assert run.go(330) == plain[100:]
+    run.go(151, Undo(), Undo(), Undo())
+    run.go(50, Redo(), Redo(), Redo())
+    assert run.watch.next_step == 151
+    assert run.go(160) == through[151:]
+    run.go(161, Undo(), Undo(), Undo())
+    assert run.go(150) == plain[40:]
     events = run.keeper.events()
     assert len([e for e in events if isinstance(e, Rewound)]) == 9
     assert all("value only" not in e.what for e in events if isinstance(e, CommandDone))
 
 
 def test_one_redo_after_three_undos_is_exact(play: Any, home: Path) -> None:
-    first = losses_without_undo(home / "first", 350, {100: TURNS[100]})
+    first = losses_without_undo(home / "first", 140, {40: TURNS[40]})
     run = play(TURNS)
-    run.go(400, Undo(), Undo(), Undo(), Redo())
-    assert run.watch.next_step == 200
-    assert run.go(350) == first[200:]
+    run.go(160, Undo(), Undo(), Undo(), Redo())
+    assert run.watch.next_step == 80
+    assert run.go(140) == first[80:]
 
 
 @pytest.mark.parametrize("turn", ["activation=gelu", "residual=on"])

@@ -128,11 +128,14 @@ def test_a_watched_net_is_compiled_as_often_as_an_unwatched_one(
     assert train(form, first=first, every=1, keeper=keeper) == plain
     notes = [event.text for event in keeper.events(Noted)]
     readings = keeper.readings()
-    assert "not measured: the activations: their modules run inside a part compiled by torch.compile" in notes
+    assert "not measured: the activations, because their modules run inside a part compiled by torch.compile" in notes
     if form in (each_block, each_block_wrapped):
         assert [f for f in readings[-1].values["backprop_factor"] if f is not None], "between the compiled blocks"
     else:
-        assert "not measured: the chain-rule factors: the blocks run inside a part compiled by torch.compile" in notes
+        assert (
+            "not measured: the chain-rule factors, because the blocks run inside a part compiled by torch.compile"
+            in notes
+        )
 
 
 def test_readings_at_some_steps_do_not_compile_again(keeper: FakeKeeper) -> None:

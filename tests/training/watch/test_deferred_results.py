@@ -13,6 +13,7 @@ from deferred_loops import FUSED, SlowArrival, fused, recorded_run, train, train
 from fake_keeper import FakeKeeper
 from nets import OPTIMIZERS, copy_of, digit_batches, loss_of, mlp, same, same_state, state_of
 from torch import nn
+from training_fixtures import ARRIVALS
 
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.commands import Mark, TurnKnob
@@ -24,8 +25,24 @@ from tui_descent.training.watch import loss_readback, results
 from tui_descent.training.watch.watch import Watch
 
 
-@pytest.mark.parametrize("check", [False, True], ids=["", "loss checked first"])
-@pytest.mark.parametrize("micro", [1, 3])
+def arrival_cases() -> list[Any]:
+    """Every arrival, number of micro-batches and check of the loss; usually every pair of two of them."""
+    heavy = {("at once", 1, False), ("at once", 3, True), ("soon", 1, True), ("soon", 3, False)}
+    return [
+        pytest.param(
+            ARRIVALS[arrival],
+            micro,
+            check,
+            id=f"{arrival}-{micro}-{'loss checked first' if check else ''}",
+            marks=pytest.mark.heavy if (arrival, micro, check) in heavy else (),
+        )
+        for arrival in ARRIVALS
+        for micro in (1, 3)
+        for check in (False, True)
+    ]
+
+
+@pytest.mark.parametrize(("slow_arrivals", "micro", "check"), arrival_cases(), indirect=["slow_arrivals"])
 def test_deferred_results_equal_immediate_ones_and_none_is_lost(
     micro: int,
     check: bool,
@@ -160,37 +177,45 @@ def test_schedule_moves_the_same_with_deferred_and_immediate_losses(
     losses_at_once: Callable[[bool], None],
     tmp_path: Path,
 ) -> None:
-    rates = []
-    for direct in (True, False):
-        losses_at_once(direct)
-        folder = tmp_path / str(direct)
-        folder.mkdir()
-        keeper = FakeKeeper(folder)
-        _, scenario = presets.find("healthy", overrides=["model.depth=1", "model.width=8", "data.batch_size=8"])
-        setup = build(scenario, on=torch.device("cpu"))
-        steering = Steering(setup.model, setup.optimizer, setup=setup, steps=400)
-        turn = TurnKnob(knob="schedule", value=schedule)
-        with Watch(
-            setup.model,
-            setup.optimizer,
-            link=keeper.link,
-            steering=steering,
-            plan=[(3, turn)],
-            is_scenario=True,
-            sampler=Sampler(every=0),
-        ) as run:
-            run.begin_step()
-            for _ in range(400):
-                loss = setup.loss() * 0 + 1  # no progress at all
-                assert run.loss(loss)
-                setup.optimizer.zero_grad()
-                loss.backward()
-                setup.optimizer.step()
-                run.step(loss)
-        rates.append([r.lr for r in keeper.steps()])
-        keeper.close()
-    assert rates[0] == rates[1]
-    assert len(set(rates[1])) > 1, "the rate has moved"
+    if schedule not in RATES_AT_ONCE:  # nothing is deferred then, so these are the same in every case
+        losses_at_once(True)
+        RATES_AT_ONCE[schedule] = rates_of(schedule, tmp_path / "now")
+    losses_at_once(False)
+    rates = rates_of(schedule, tmp_path / "later")
+    assert rates == RATES_AT_ONCE[schedule]
+    assert len(rates) == 400
+    assert len(set(rates)) > 1, "the rate has moved"
+
+
+RATES_AT_ONCE: dict[str, list[float]] = {}
+
+
+def rates_of(schedule: str, folder: Path) -> list[float]:
+    """The rate of each of 400 steps, none of which makes any progress."""
+    folder.mkdir()
+    keeper = FakeKeeper(folder)
+    _, scenario = presets.find("healthy", overrides=["model.depth=1", "model.width=8", "data.batch_size=8"])
+    setup = build(scenario, on=torch.device("cpu"))
+    with Watch(
+        setup.model,
+        setup.optimizer,
+        link=keeper.link,
+        steering=Steering(setup.model, setup.optimizer, setup=setup, steps=400),
+        plan=[(3, TurnKnob(knob="schedule", value=schedule))],
+        is_scenario=True,
+        sampler=Sampler(every=0),
+    ) as run:
+        run.begin_step()
+        for _ in range(400):
+            loss = setup.loss() * 0 + 1
+            assert run.loss(loss)
+            setup.optimizer.zero_grad()
+            loss.backward()
+            setup.optimizer.step()
+            run.step(loss)
+    rates = [r.lr for r in keeper.steps()]
+    keeper.close()
+    return rates
 
 
 @pytest.mark.parametrize("send_after_s", [0.0, math.inf], ids=["each row singly", "rows together"])

@@ -264,6 +264,26 @@ def test_bias_of_a_large_first_layer_shows_every_non_finite_gradient(keeper: Fak
         assert (found.step, found.layer) == (5, "0")
 
 
+@pytest.mark.parametrize("bad", [None, *BAD], ids=str)
+def test_biases_are_checked_where_only_biases_train(bad: str | None) -> None:
+    net = nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.ReLU(), nn.Linear(5, 3))
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name.endswith("bias"))
+    guard = NanGuard(net)
+    guard.layers = structure(net).layers
+    net(torch.randn(8, 6)).square().mean().backward()
+    if bad is not None:
+        for layer in (net[0], net[1]):
+            layer.bias.grad[2] = BAD[bad]  # type: ignore[index, union-attr]
+    for _ in range(2):  # the second time the parameter to check is known
+        assert guard.gradient_is_finite() == (bad is None)
+    fault = guard.gradient_fault(7)
+    assert (None if fault is None else fault.layer) == (None if bad is None else "1")
+    net.requires_grad_(True)
+    net(torch.randn(8, 6)).square().mean().backward()
+    assert guard.find_input_most() is net[0].weight, "the weights train now"
+
+
 def spectral() -> nn.Module:
     return UNUSUAL["complex64"]()
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.events import LoopObserved, WiringFound
+from tui_descent.scenario.knobs import parse
 from tui_descent.training.watch.watch import Watch
 
 STEPS = 19
@@ -303,6 +304,11 @@ FAULTS: dict[str, tuple[Loop, str, str | None]] = {
     "loss rebuilt": (Loop(Lstm, backward=rebuilt, batch=tokens, loss=next_token), "no gradient", None),
     "frozen": (Loop(mlp, prepared=frozen("0", "2")), "frozen layers", "0"),
     "frozen conv": (Loop(conv, prepared=frozen("0", "3"), batch=images), "frozen layers", "0"),
+    "only biases train": (
+        Loop(mlp, prepared=frozen("0.weight", "2.weight", "4.weight")),
+        "frozen layers",
+        "0",
+    ),
     "frozen embedding": (
         Loop(Lstm, prepared=frozen("embedding"), batch=tokens, loss=next_token),
         "frozen layers",
@@ -516,6 +522,32 @@ def test_fact_ends_when_it_is_mended(name: str, keeper: FakeKeeper) -> None:
     assert [(f.fault, f.present) for f in facts(keeper)] == [(fault, True), (fault, False)]
 
 
+@pytest.mark.parametrize(("train_biases", "layers"), [(True, 3.0), (False, 2.0)], ids=["biases train", "two frozen"])
+def test_layers_whose_weight_is_frozen_are_counted(train_biases: bool, layers: float, keeper: FakeKeeper) -> None:
+    """As in the list of layers, where each of these rows says `frozen`."""
+
+    def prepared(net: Any, optimizer: Any) -> tuple[Any, Any]:
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_(name.endswith("bias") if train_biases else name.startswith("4"))
+        return net, optimizer
+
+    Loop(mlp, prepared=prepared).train(watched(keeper))
+    (fact,) = facts(keeper)
+    assert (fact.fault, fact.evidence["frozen"], fact.evidence["layers"]) == ("frozen layers", layers, 3.0)
+    assert ("biases" in fact.evidence) == train_biases
+    assert fact.step <= 2
+
+
+def test_fact_that_a_key_has_ended_is_ended_at_the_next_step(keeper: FakeKeeper) -> None:
+    def turn(step: int, net: nn.Module, optimizer: Any) -> None:
+        if step == 25:
+            keeper.send(parse("freeze=off"))
+
+    loop = Loop(mlp, prepared=frozen("0", "2"), after=turn)
+    loop.train(watched(keeper, every=0), steps=30)
+    assert [(f.present, f.step) for f in facts(keeper)] == [(True, 0), (False, 27)]
+
+
 def test_rate_that_becomes_0_late_is_found(keeper: FakeKeeper) -> None:
     def stop(step: int, net: nn.Module, optimizer: Any) -> None:
         if step == 27:
@@ -644,7 +676,6 @@ HEALTHY: dict[str, Loop] = {
         lambda: mlp(), loss=lambda net, x, y: F.cross_entropy(net(x / 255), y),
         batch=lambda: (255 * torch.rand(8, 6), torch.randint(0, 3, (8,))),
     ),
-    "only biases train": Loop(mlp, prepared=frozen("0.weight", "2.weight", "4.weight")),
     "weights clipped": Loop(mlp, after=clamp),
     "batch norm in evaluation mode": Loop(
         conv, batch=lambda: images(1), prepared=lambda net, o: (net.eval(), o), optimizer=sgd(0.01)

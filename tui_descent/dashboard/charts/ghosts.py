@@ -4,48 +4,25 @@ from __future__ import annotations
 
 import math
 
-from rich.segment import Segment
-
 from tui_descent.dashboard import colours
-from tui_descent.dashboard.charts import braille
 from tui_descent.dashboard.charts.axis import Axis
 from tui_descent.dashboard.charts.band_and_line import SMOOTH, Bins
+from tui_descent.dashboard.charts.raster import Point, Raster, cell_style
 from tui_descent.dashboard.charts.time_axis import TimeAxis
 from tui_descent.dashboard.text.safe_text import cut, safe
 from tui_descent.dashboard.view import View
 from tui_descent.telemetry.history import History
 
 LABEL_WIDTH, MAX_LABELS = 36, 3
-BLANK = (" ", "⠀")
-# Ghosts widen the loss axis by at most this factor. Otherwise a ghost that diverged would flatten the live curve.
+# Ghosts widen the loss axis by at most this factor, so that a ghost that diverged does not flatten the live curve.
 MAX_WIDENING = 10.0
 
 
-class Ghosts:
-    """Draws the ghosts. The result is cached, because ghosts do not change."""
-
-    def __init__(self) -> None:
-        self._key: object = None
-        self._cells: braille.Cells = []
-
-    def draw_behind(self, cells: braille.Cells, view: View, time_axis: TimeAxis, axis: Axis, rows: int) -> None:
-        """Draw the ghosts into the blank `cells`."""
-        history = view.history
-        if not view.ghosts or not history.ghosts:
-            return
-        key = (id(history), history.ghosts, time_axis.bin_width, time_axis.first, time_axis.columns, axis, rows)
-        if key != self._key:
-            self._key = key
-            curves = [
-                braille.Curve(_dots(bins, time_axis, axis, rows), colours.GHOST)
-                for bins in _visible_ghosts(view, time_axis)
-            ]
-            self._cells = braille.canvas(curves, time_axis.columns, rows)
-        for row, behind in zip(cells, self._cells, strict=True):
-            for column, cell in enumerate(behind):
-                if row[column].text in BLANK and cell.text not in BLANK:
-                    row[column] = cell
-        _label(cells, history, time_axis)
+def draw_ghosts(raster: Raster, view: View, time_axis: TimeAxis, axis: Axis) -> None:
+    """Draw the ghosts."""
+    if view.ghosts:
+        for bins in _visible_ghosts(view, time_axis):
+            raster.line(_dots(bins, time_axis, axis, raster.rows), colours.palette().ghost)
 
 
 def axis_values(view: View, time_axis: TimeAxis, low: float, high: float) -> list[float]:
@@ -68,10 +45,8 @@ def _visible_ghosts(view: View, time_axis: TimeAxis) -> list[Bins]:
     return found
 
 
-def _dots(bins: Bins, time_axis: TimeAxis, axis: Axis, rows: int) -> list[braille.Point]:
-    """The points of a ghost. Losses outside the axis become gaps: drawn at its edge, they would look like a constant
-    loss.
-    """
+def _dots(bins: Bins, time_axis: TimeAxis, axis: Axis, rows: int) -> list[Point]:
+    """The points of a ghost. Losses outside the axis become gaps; at its edge they would look like a constant loss."""
     top = 4 * rows - 1
     return [
         (time_axis.dot(bin_), axis.position(v[SMOOTH]) * top if axis.contains(v[SMOOTH]) else math.nan)
@@ -79,17 +54,18 @@ def _dots(bins: Bins, time_axis: TimeAxis, axis: Axis, rows: int) -> list[braill
     ]
 
 
-def _label(cells: braille.Cells, history: History, time_axis: TimeAxis) -> None:
+def label_ghosts(raster: Raster, history: History, time_axis: TimeAxis) -> None:
     """Write the newest ghosts' labels where they end, each in the topmost row with room for it."""
     for ghost in history.ghosts[: -1 - MAX_LABELS : -1]:
         end, text = time_axis.column(min(ghost.last, _end(time_axis))), cut(safe(ghost.label), LABEL_WIDTH)
         if end is None or ghost.last < time_axis.first_step:
             continue
         first = max(0, end - len(text))
-        room = slice(first, first + len(text))
-        row = next((row for row in cells if all(cell.text in BLANK for cell in row[room])), None)
-        if row is not None and room.stop <= time_axis.columns:
-            row[room] = [Segment(character, colours.FAINT) for character in text]
+        room = range(first, first + len(text))
+        if room.stop <= time_axis.columns:
+            rows = (row for row in range(raster.rows) if all(raster.is_empty(column, row) for column in room))
+            if (row := next(rows, None)) is not None:
+                raster.write(first, row, text, cell_style(colours.palette().ghost, None))
 
 
 def _end(time_axis: TimeAxis) -> int:

@@ -7,9 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rich.segment import Segment
-
 from tui_descent.dashboard import colours
+from tui_descent.dashboard.charts.raster import Raster
 from tui_descent.dashboard.text.layer_names import layer_labels
 from tui_descent.dashboard.text.numbers import axis_step
 from tui_descent.dashboard.view import View
@@ -98,12 +97,12 @@ def marks(view: View, time_axis: TimeAxis) -> list[tuple[int, str]]:
     return found
 
 
-def draw_marks(cells: list[list[Segment]], view: View, time_axis: TimeAxis) -> None:
-    """Draw a dashed line at each mark, over blank cells only."""
+def draw_marks(raster: Raster, view: View, time_axis: TimeAxis) -> None:
+    """Draw a dashed line at each mark. Curves and points stay in front of it."""
     for column in {column for column, _ in marks(view, time_axis)}:
-        for row in cells:
-            if row[column].text == " ":
-                row[column] = Segment("┊", colours.MARK)
+        for row in range(raster.rows):
+            if raster.is_blank(column, row):
+                raster.write(column, row, "┊", colours.MARK)
 
 
 class BinCache:

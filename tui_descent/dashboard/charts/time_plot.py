@@ -6,12 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.segment import Segment
 from rich.style import Style
 from textual.strip import Strip
 
-from tui_descent.dashboard.charts import braille
 from tui_descent.dashboard.charts.axis import Axis, numbered_rows
+from tui_descent.dashboard.charts.raster import Point, Raster, Rgb
 from tui_descent.dashboard.charts.time_axis import TimeAxis, draw_marks, gutter
 from tui_descent.dashboard.charts.time_labels import time_row
 from tui_descent.dashboard.view import View
@@ -24,7 +23,7 @@ class Series:
     """Values by step, joined by lines. While there are few readings, each is also a dot in the style `style`."""
 
     points: Points
-    colour: braille.Rgb
+    colour: Rgb
     style: Style
 
 
@@ -49,36 +48,35 @@ def time_plot(
     """`height` rows: the plot, and its time axis in the last row."""
     left, rows = gutter(view, width), height - 1
     time_axis = TimeAxis.of(view.history, width - left, recent=view.recent)
-    curves = [braille.Curve(_dots(s.points, time_axis, axis, rows), s.colour) for s in series]
-    cells = braille.canvas(curves, time_axis.columns, rows)
+    raster = Raster(time_axis.columns, rows)
+    for one in series:
+        raster.line(_dots(one.points, time_axis, axis, rows), one.colour)
     for line in step_lines:
-        _draw_step_line(cells, line, time_axis, axis, rows)
-    draw_marks(cells, view, time_axis)
+        _draw_step_line(raster, line, time_axis, axis)
+    draw_marks(raster, view, time_axis)
     for one in series:
         if len(one.points) <= time_axis.columns // 3:
             for step, value in one.points:
                 spot = time_axis.column(min(step, time_axis.last_step))
                 if spot is not None and math.isfinite(axis.position(value)):
-                    cells[axis.row(value, rows)][spot] = Segment("•", one.style)
+                    raster.write(spot, axis.row(value, rows), "•", one.style)
     return [
-        *numbered_rows(cells, axis.labels(rows, width=left - 1), left, width),
+        *numbered_rows([raster.segments(row) for row in range(rows)], axis.labels(rows, width=left - 1), left, width),
         time_row(view, time_axis, left, width),
     ]
 
 
-def _dots(points: Points, time_axis: TimeAxis, axis: Axis, rows: int) -> list[braille.Point]:
+def _dots(points: Points, time_axis: TimeAxis, axis: Axis, rows: int) -> list[Point]:
     right, top = 2 * time_axis.columns - 1, 4 * rows - 1
-    # A reading that was taken before the next update has a step number one higher than the last completed step.
-    return braille.reduced(
-        [
-            (float(min((step - time_axis.first_step) * 2 // time_axis.bin_width, right)), axis.position(value) * top)
-            for step, value in points
-            if math.isfinite(axis.position(value))
-        ]
-    )
+    # The step number of a reading before the next update is one more than that of the last completed step.
+    return [
+        (min((step - time_axis.first_step) * 2 // time_axis.bin_width, right), axis.position(value) * top)
+        for step, value in points
+        if math.isfinite(axis.position(value))
+    ]
 
 
-def _draw_step_line(cells: braille.Cells, line: StepLine, time_axis: TimeAxis, axis: Axis, rows: int) -> None:
+def _draw_step_line(raster: Raster, line: StepLine, time_axis: TimeAxis, axis: Axis) -> None:
     newest, at = time_axis.last_step // time_axis.bin_width - time_axis.first, 0
     for column in range(min(newest + 1, time_axis.columns)):
         end = (column + time_axis.first + 1) * time_axis.bin_width
@@ -90,5 +88,5 @@ def _draw_step_line(cells: braille.Cells, line: StepLine, time_axis: TimeAxis, a
         beyond = not axis.log and not axis.low <= value <= axis.high
         if math.isnan(axis.position(value)) or beyond:
             continue
-        if cells[y := axis.row(value, rows)][column].text == " ":
-            cells[y][column] = Segment("─", line.style)
+        if raster.is_blank(column, row := axis.row(value, raster.rows)):
+            raster.write(column, row, "─", line.style)

@@ -26,6 +26,8 @@ from tui_descent.dashboard.panels.output import OutputPanel
 from tui_descent.dashboard.panels.range_test import RangeTestPanel
 from tui_descent.dashboard.panels.sharpness import SharpnessPanel
 from tui_descent.dashboard.panels.smallest_curvature import SmallestCurvaturePanel
+from tui_descent.dashboard.panels.story import StoryPanel
+from tui_descent.dashboard.panels.task import TaskPanel
 from tui_descent.dashboard.panels.updates import UpdatesPanel
 from tui_descent.scenario.keys import KEYS
 
@@ -43,6 +45,8 @@ PANELS = {
     "Events": EventsPanel,
     "Metrics": MetricsPanel,
     "Output": OutputPanel,
+    "Task": TaskPanel,
+    "Story": StoryPanel,
 }
 
 

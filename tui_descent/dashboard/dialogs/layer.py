@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import ClassVar
 
 from rich.style import Style
@@ -30,16 +31,17 @@ DEFINITIONS: dict[str, tuple[str, str, str]] = {
     "update_norm": ("‖ΔW‖", "weight", "L2 norm of the step's update"),
     "update_ratio": ("‖ΔW‖/‖W‖", "none", "of a weight matrix; usual: 1e-4 to 1e-2"),
     "backprop_factor": ("‖∂L/∂h‖ in/out", "none", "chain-rule factor; healthy near 1"),
-    "grad_cosine": ("cos(g, prev g)", "none", "0: noise, +1: same direction, -1: oscillating"),
-    "dead_fraction": ("dead", "share", "units with slope 0 on every sample (of 256 or more)"),
+    "grad_cosine": ("cos(g, prev g)", "none", "1: same direction, 0: noise, -1: reversed"),
+    "dead_fraction": ("dead", "share", "units with slope 0 on all (256+) samples"),
     "saturated_fraction": ("saturated", "share", "outputs with slope < 1/10 of the largest"),
     "activation_mean": ("mean a", "activation", "mean of the activation's outputs"),
-    "activation_std": ("std a", "activation", "standard deviation of the activation's outputs"),
+    "activation_std": ("std a", "activation", "std of the activation's outputs"),
 }
 
 ORDER = {metric: n for n, metric in enumerate(DEFINITIONS)}
 
 LOW_SCREEN, NARROW_SCREEN = 30, 100
+NARROWEST = 42  # cells for a definition on a screen of 80 columns
 
 # Why a layer has no gradient.
 IDLE: dict[str, str] = {
@@ -114,10 +116,11 @@ class LayerDialog(Dialog[None]):
         idle = IDLE.get(status)
         if layer.not_measured is not None:
             status, idle = "n/a", safe(layer.not_measured, 100)
-            row("not measured", status, "", idle, colours.DIM)
+            row("not measured", status, "", "\n".join(textwrap.wrap(idle, NARROWEST)), colours.DIM)
         elif idle is not None:
             row("status", status, "", idle, colours.DIM)
         tiers = history.newest_readings.of(history.segment)
+        oldest = readings.step if readings else 0
         for metric in sorted(tiers, key=lambda metric: ORDER.get(metric, len(ORDER))):
             symbol, unit, what = DEFINITIONS.get(metric, (safe(metric, 30), "", ""))
             taken = tiers[metric]
@@ -127,14 +130,17 @@ class LayerDialog(Dialog[None]):
                 row(symbol, status, unit, what, colours.DIM)
                 continue
             if value is None:
-                what = f"not defined for this layer: {what}"
+                what = "not defined for this layer" if low else f"not defined for this layer: {what}"
             elif readings is not None and taken.step != readings.step:
-                what = f"at step {with_commas(taken.step)}: {what}"
+                oldest = min(oldest, taken.step)
+                what = what if low else f"at step {with_commas(taken.step)}: {what}"
             row(symbol, scientific(value), unit, what)
         if readings is None:
             row("measured at", "–", "step", "no reading since the undo or redo")
         else:
             age = readings.ages[self._layer] if self._layer < len(readings.ages) else 0
             note = f"‖W‖, ‖ΔW‖ and their ratio: measured {plural(age, 'step')} earlier" if age else "the newest reading"
+            if low and oldest < readings.step and not age:
+                note = f"newest; other values since step {with_commas(oldest)}"
             row("measured at", with_commas(readings.step), "step", note)
         self.query_one("#readings", Static).update(table)

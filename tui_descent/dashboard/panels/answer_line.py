@@ -26,6 +26,7 @@ from tui_descent.protocol.commands import (
     TurnKnob,
     Undo,
     WatchCurvature,
+    WatchTask,
 )
 from tui_descent.protocol.events import CommandDone, CommandRejected, KnobTurned, Rewound
 from tui_descent.scenario.knobs import NEUTRAL_KNOBS, text_of
@@ -62,8 +63,16 @@ def answer_line(view: View, width: int) -> Line:
 
 
 def is_answer(view: View) -> bool:
-    """Whether the line answers the last key. If so, nothing else should replace it."""
+    """Whether the line answers the last key. If so, nothing else should replace it.
+
+    If a run is held again, it has made steps since it was resumed, so that answer is old; so are those of an ended run.
+    """
     exchange = view.exchange
+    if view.history.ended is not None:
+        return bool(exchange.refusal)
+    resumed = isinstance(exchange.command, Resume | RunSteps) and isinstance(exchange.reply, CommandDone)
+    if resumed and view.history.state.state == "held" and not exchange.refusal:
+        return False
     return bool(exchange.refusal) or exchange.command is not None or exchange.reply is not None
 
 
@@ -88,6 +97,8 @@ def describe(command: AnyCommand) -> str:
             return "redo"
         case WatchCurvature():
             return "curvature" if command.on else "no curvature"
+        case WatchTask():
+            return "pictures of the task" if command.on else "no pictures of the task"
         case RunRangeTest():
             return "range test"
         case CancelRangeTest():
@@ -148,7 +159,9 @@ def _loss_change(history: History, turn: KnobTurned) -> str:
 
 
 def _block_keys(history: History) -> str:
-    """The keys that change blocks in this run, as in `a and r act`; empty if there are none."""
+    """The keys that change blocks in this run, as in `a and r act`; empty if there are none, or if the run is over."""
+    if history.ended is not None:
+        return ""
     knobs = {"a": "activation", "r": "residual", "n": "norm"}
     keys = [k for k, knob in knobs.items() if knob not in history.unavailable and history.knobs.get(knob) != "own"]
     if len(keys) < 2:
@@ -156,12 +169,18 @@ def _block_keys(history: History) -> str:
     return f"{', '.join(keys[:-1])} and {keys[-1]} act"
 
 
+def _has_story(view: View) -> bool:
+    started = view.history.started
+    return started is not None and bool((started.scenario or {}).get("story"))
+
+
 def _selection(view: View) -> str:
     if not view.layers:
         return ""
     if view.selected is None or not view.selected < len(view.layers):
         keys = _block_keys(view.history)
-        return f"↑ ↓ select a layer · {keys} on all blocks" if keys else "↑ ↓ select a layer"
+        story = "h: story and what to press · " if _has_story(view) else ""
+        return f"{story}↑ ↓ select a layer · {keys} on all blocks" if keys else f"{story}↑ ↓ select a layer"
     name, block = layer_labels(view.layers, 40)[view.selected], block_of(view.layers[view.selected])
     if block is None:
         return f"{name} selected · it does not belong to a block"

@@ -5,18 +5,16 @@ from __future__ import annotations
 from rich.style import Style
 
 from tui_descent.dashboard import colours
-from tui_descent.dashboard.text.layer_names import block_of
 from tui_descent.dashboard.text.numbers import with_commas
 from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.dashboard.view import View
-from tui_descent.protocol.events import Diagnosed, RunEnded
+from tui_descent.protocol.events import Diagnosed, NotFinite, RunEnded
+from tui_descent.protocol.layer_names import of_one_net, pair_in_words
 from tui_descent.scenario.claims import first_to_last_grad
-from tui_descent.scenario.knobs import NEUTRAL_KNOBS
-from tui_descent.telemetry.diagnosis import MIN_STEPS, NEUTRAL
+from tui_descent.telemetry.diagnosis import MIN_STEPS, verdict, without_advice
+from tui_descent.telemetry.history import History
+from tui_descent.telemetry.last_verdict import last_turn
 
-# A diagnosis that is less certain than this gets a question mark. About one in six of these is wrong. Of the more
-# certain ones, hardly any is wrong.
-CERTAIN = 0.8
 QUIT = " · q: quit"
 # The states before the first step. They take seconds in which the trainer has nothing to report.
 STARTING = frozenset({"importing torch", "building"})
@@ -50,7 +48,8 @@ def diagnosis_line(view: View) -> Words:
     if state == "held":
         # The trainer's reason may name the keys already.
         keys = "" if reason.endswith((", q leaves", QUIT)) else f" · space: resume{QUIT}"
-        return "held", style, f"{reason or 'at step ' + with_commas(history.steps)}{keys}", colours.TEXT
+        text = _cause_first(history, reason) or f"at step {with_commas(history.steps)}"
+        return "held", style, f"{text}{keys}", colours.TEXT
     if state == "waiting":
         more = history.started.steps if history.started is not None else None
         resume = f"{with_commas(more)} more steps" if more else "more steps"
@@ -81,9 +80,22 @@ def diagnosis_line(view: View) -> Words:
         return "still measuring" if measured else "", colours.DIM, measured, colours.DIM
     if outdated := _outdated_by(view, found):
         return "re-evaluating", colours.DIM, outdated, colours.DIM
-    asked = "?" if found.sure < CERTAIN and found.finding not in NEUTRAL else ""
-    word = f"{safe(found.finding, 40)}{asked}"
-    return word, colours.diagnosis_style(found.finding), safe(found.sentence), colours.TEXT
+    dropped = found.advice and found.advice[0].knob == "resume"  # the run goes on: its bad batch has been dropped
+    sentence = without_advice(found) if dropped else found.sentence
+    return safe(verdict(found), 40), colours.diagnosis_style(found.finding), safe(sentence), colours.TEXT
+
+
+def _cause_first(history: History, reason: str) -> str:
+    """The reason of a held run. Of a number that is not finite, what it comes from stands before all else."""
+    fault = next((fact for fact in reversed(history.log) if isinstance(fact, NotFinite)), None)
+    if fault is None or not fault.where or not reason.startswith(text := safe(fault.text)):
+        return reason
+    damage = next((text.rpartition(sign)[2] for sign in ("; now ", "? Now ") if sign in text), "")
+    if damage:
+        damage = f" Now {damage}" if fault.where.endswith("?") else f"; now {damage}"
+    loss = "" if fault.what == "loss" or fault.loss is None else f", loss {fault.loss:.3g}"
+    place = f" (step {with_commas(fault.step)}{loss})"
+    return f"{fault.what} {fault.value}: {safe(fault.where)}{damage}{place}{reason.removeprefix(text)}"
 
 
 def _outdated_by(view: View, found: Diagnosed) -> str:
@@ -91,8 +103,7 @@ def _outdated_by(view: View, found: Diagnosed) -> str:
     history = view.history
     if found.segment != history.segment:
         return "after an undo or redo"
-    turns = (turn for turn in reversed(history.interventions) if turn.segment == history.segment)
-    last = next((turn for turn in turns if turn.knob not in NEUTRAL_KNOBS), None)
+    last = last_turn(history)
     if last is None or found.step >= last.step:
         return ""
     return f"since {safe(last.knob)} changed at step {with_commas(last.step)}"
@@ -100,22 +111,22 @@ def _outdated_by(view: View, found: Diagnosed) -> str:
 
 def _measured(view: View) -> str:
     """The progress towards the first diagnosis, and what the newest reading shows."""
-    steps, flow = view.history.steps, _gradient_flow(view)
-    far = f"step {steps} of {MIN_STEPS}" if steps < MIN_STEPS else "not clear yet"
+    last, flow = last_turn(view.history), _gradient_flow(view)
+    steps = view.history.steps - (last.step if last is not None else 0)
+    since = f" since {safe(last.knob)} changed" if last is not None else ""
+    far = f"step {steps} of {MIN_STEPS}{since}" if steps < MIN_STEPS else "not clear yet"
     return f"{far} · {flow}" if flow else far
 
 
 def _gradient_flow(view: View) -> str:
     readings = view.history.readings
-    ratio = first_to_last_grad(view.layers, readings) if readings else None
+    started = view.history.started
+    layers = of_one_net(view.layers, started.nets if started is not None else ())
+    ratio = first_to_last_grad(layers, readings) if readings else None
     if ratio is None:
         return ""
-    blocks = [layer for layer in view.layers if layer.block is not None]
-    ends = blocks[0], blocks[-1]
-    labels = [block_of(layer) or layer.name for layer in ends]
-    if labels[0] == labels[1]:  # both belong to one module, such as the list of all blocks
-        labels = [layer.name for layer in ends]
-    first, last = (safe(label, 40) for label in labels)
+    blocks = [layer.name for layer in layers if layer.block is not None]
+    first, last = (safe(name, 40) for name in pair_in_words(blocks[0], blocks[-1]))
     return f"{first} gets {ratio:.2g}× of {last}'s gradient"
 
 

@@ -25,6 +25,7 @@ from tui_descent.protocol.events import (
     StepsMissed,
 )
 from tui_descent.scenario.knobs import shown_value
+from tui_descent.telemetry.diagnosis import verdict
 from tui_descent.telemetry.log import LogEntry
 
 # A message that is among this many last lines, with no intervention since, is counted instead of repeated.
@@ -80,6 +81,14 @@ def event_lines(log: list[LogEntry], *, with_segment: bool, all_events: bool = T
     return lines
 
 
+NOTE_STYLES = {
+    "info": colours.DIM,
+    "warning": colours.ORANGE,
+    "error": colours.RED,
+    "caption": colours.BRIGHT,
+}
+
+
 def is_important(fact: LogEntry) -> bool:
     """Whether it is more than a measurement: an intervention, a finding, an error, a mark or a state of the run."""
     if isinstance(fact, Noted):
@@ -106,10 +115,12 @@ def describe(fact: LogEntry) -> tuple[str, Style]:
         case Evaluated():
             return describe_evaluations([fact]), colours.DIM
         case Diagnosed():
-            return f"{safe(fact.finding, 40)}: {safe(fact.sentence)}", colours.diagnosis_style(fact.finding)
+            return f"{safe(verdict(fact), 40)}: {safe(fact.sentence)}", colours.diagnosis_style(fact.finding)
         case PredictionChecked():
-            compared = "as predicted" if fact.held else f"predicted {safe(fact.predicted, 40)}"
-            return f"result of the change: {safe(fact.happened, 40)}, {compared}", colours.DIM
+            compared = ", as predicted" if fact.held else f" (predicted: {safe(fact.predicted, 40)})"
+            still = "still " if fact.happened == fact.before else ""
+            after = safe(fact.change, 40) or "the change"
+            return f"after {after}: {still}{safe(fact.happened, 40)}{compared}", colours.DIM
         case NotFinite():
             return safe(fact.text), colours.RED
         case RangeTestCompleted():
@@ -127,7 +138,7 @@ def describe(fact: LogEntry) -> tuple[str, Style]:
         case MetricLogged():
             return f"{safe(fact.name, 40)} = {short(fact.value)}", colours.DIM
         case Noted():
-            return safe(fact.text), {"info": colours.DIM, "warning": colours.ORANGE, "error": colours.RED}[fact.level]
+            return safe(fact.text), NOTE_STYLES[fact.level]
 
 
 def describe_change(event: KnobTurned) -> str:

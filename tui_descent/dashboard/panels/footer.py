@@ -5,12 +5,15 @@ from __future__ import annotations
 from rich.cells import cell_len, set_cell_size
 from textual.strip import Strip
 
+from tui_descent.dashboard import colours
 from tui_descent.dashboard.panels.answer_line import answer_line, is_answer
 from tui_descent.dashboard.panels.diagnosis_line import diagnosis_line
 from tui_descent.dashboard.panels.knob_line import knob_line
 from tui_descent.dashboard.panels.panel import Panel
 from tui_descent.dashboard.text.line import Line
+from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.dashboard.view import View
+from tui_descent.telemetry.last_verdict import verdict_of_ended
 
 # Advice on what to do begins with one of these. It is kept when a sentence has to be cut.
 ADVICE = (
@@ -36,13 +39,23 @@ class FooterPanel(Panel, can_focus=False):
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
         word, style, text, text_style = diagnosis_line(view)
         first, second = Line().add(" ").add(word, style), answer_line(view, width)
+        if view.history.ended is not None and not is_answer(view):
+            found, sentence = verdict_of_ended(view.history)
+            if found:
+                second = (
+                    Line().add(" ").add("diagnosis  ", colours.DIM).add(safe(found), colours.diagnosis_style(found))
+                )
+                second.add(f"  {safe(sentence)}")
         if text:
             first.add("  " if word else "")
             room = width - first.width
             sentence, advice = _parts(text)
-            if cell_len(text) > room and view.history.state.state == "held" and not is_answer(view):
-                second = Line().add(" ").add(advice.lstrip(" ;·."))
-                text = sentence if cell_len(sentence) <= room else f"{_whole_words(sentence, room - 1)}…"
+            if cell_len(text) > room and view.history.state.state == "held":
+                if is_answer(view):  # only the first advice: the cause says more than the others
+                    text = f"{sentence}{_first(advice)}"
+                else:
+                    second = Line().add(" ").add(advice.lstrip(" ;·."))
+                    text = sentence if cell_len(sentence) <= room else f"{_whole_words(sentence, room - 1)}…"
             first.add(_keep_advice(text, room), text_style)
         return [line.to_strip(width) for line in (first, second, knob_line(view, width))]
 
@@ -51,6 +64,12 @@ def _parts(text: str) -> tuple[str, str]:
     """A sentence, and the advice at its end."""
     start = next((text.rindex(sign) for sign in ADVICE if sign in text), len(text))
     return text[:start], text[start:]
+
+
+def _first(advice: str) -> str:
+    """The first piece of advice among several."""
+    ends = [start for sign in ADVICE if (start := advice.find(sign, 1)) > 0]
+    return advice[: min(ends, default=len(advice))]
 
 
 def _keep_advice(text: str, width: int) -> str:
@@ -72,5 +91,5 @@ def _whole_words(sentence: str, room: int) -> str:
     if sentence[len(part) :][:1] not in ("", " "):
         words, _, rest = part.rpartition(" ")
         part = words if 2 * cell_len(rest) < room else part
-    clauses = max((part.rpartition(sign)[0] for sign in (", ", " · ")), key=len)
+    clauses = max((part.rpartition(sign)[0] for sign in (", ", " · ", " (")), key=len)
     return (clauses if cell_len(clauses) > CLAUSES_SHARE * room else part).rstrip(" .,:;")

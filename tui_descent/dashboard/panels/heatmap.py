@@ -30,7 +30,8 @@ class HeatmapPanel(Panel):
     help_text = (
         "Root-mean-square gradient of each layer's weights over time, with the output at the top and the input at the "
         "bottom. The time axis is that of the loss chart. Dark is small, bright is large; the border shows the scale. "
-        "The scale widens as needed and shrinks only after an undo or redo. Unit: loss per unit of weight."
+        "The scale widens as needed and shrinks only after an undo or redo. Dimmed columns have no reading, which "
+        "happens at full speed: they repeat the last one. Unit: loss per unit of weight."
     )
 
     def __init__(self, *, id: str | None = None) -> None:
@@ -38,6 +39,7 @@ class HeatmapPanel(Panel):
         self._columns = BinCache()
         self._scale = LogScale(-6, 0)
         self._levels: dict[tuple[object, ...], Levels] = {}
+        self._has_dimmed = False
 
     def depends_on(self, view: View) -> object:
         """The newest reading, the layers and the time axis; not every step."""
@@ -54,7 +56,8 @@ class HeatmapPanel(Panel):
 
     def heading(self, view: View) -> tuple[str, str]:
         legend = f"{power_of_ten(self._scale.low)} {colours.legend(12)} {power_of_ten(self._scale.high)}"
-        return "Gradient flow  [dim]layer × time, output at the top[/dim]", f"{legend}  ∂L/∂W rms"
+        dimmed = ("dimmed: no reading  " if colours.palette().can_dim else "░ no reading  ") * self._has_dimmed
+        return "Gradient flow  [dim]layer × time, output at the top[/dim]", f"{dimmed}{legend}  ∂L/∂W rms"
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
         self._scale.reset_for(view.history)
@@ -66,7 +69,8 @@ class HeatmapPanel(Panel):
         bins = self._columns.read(grads, time_axis.bin_width, time_axis.first_step, time_axis.last_step)
         for _, values in bins:
             self._scale.widen(values, LOG_FLOOR)
-        picture = self._picture(bins, time_axis, 2 * height)
+        picture, dimmed = self._picture(bins, time_axis, 2 * height)
+        self._has_dimmed = bool(dimmed)
         marked = {column for column, _ in marks(view, time_axis)}
         names = row_names(view, height, left - 2)
         rows = []
@@ -75,13 +79,14 @@ class HeatmapPanel(Panel):
             line = Line().add("▸" if chosen else " ", colours.NAME)
             line.fit(f"{name:>{left - 2}} ", left - 1, colours.BRIGHT if chosen else colours.DIM)
             word = _word_cells(idle_word(view, layers_of_row(y, height, len(view.layers))), picture, y)
-            rows.append(line.extend(_row(picture, y, marked, word)).to_strip(width))
+            rows.append(line.extend(_row(picture, y, marked, dimmed, word)).to_strip(width))
         return rows
 
-    def _picture(self, bins: Bins, time_axis: TimeAxis, half_rows: int) -> list[Levels]:
-        """Palette levels by column.
+    def _picture(self, bins: Bins, time_axis: TimeAxis, half_rows: int) -> tuple[list[Levels], set[int]]:
+        """Palette levels by column, and the columns to dim.
 
-        A column without a reading repeats the column before it, as long as the gap is at most twice the usual one.
+        A column without a reading repeats the column before it. It is dimmed if the gap is more than twice the usual
+        one.
         """
         shape = (half_rows, self._scale.low, self._scale.high)
         by_column = {bin_ - time_axis.first: values for bin_, values in bins}
@@ -89,12 +94,15 @@ class HeatmapPanel(Panel):
         nothing: Levels = (None,) * half_rows
         max_gap, gap = _usual_gap(bins) * 2, 0
         columns: list[Levels] = []
+        dimmed: set[int] = set()
         kept: dict[tuple[object, ...], Levels] = {}
         for column in range(time_axis.columns):
             values = by_column.get(column)
             if values is None:
                 gap += 1
-                columns.append(columns[-1] if columns and column <= newest and gap <= max_gap else nothing)
+                columns.append(columns[-1] if columns and column <= newest else nothing)
+                if gap > max_gap and columns[-1] is not nothing:
+                    dimmed.add(column)
                 continue
             gap = 0
             # The newest column's values still change, so they are part of the key.
@@ -102,7 +110,7 @@ class HeatmapPanel(Panel):
             kept[key] = self._levels.get(key) or column_levels(values, self._scale, half_rows)
             columns.append(kept[key])
         self._levels = kept
-        return columns
+        return columns, dimmed
 
 
 def _usual_gap(bins: Bins) -> int:
@@ -163,7 +171,7 @@ def _word_cells(word: str, picture: list[Levels], y: int) -> dict[int, str]:
     return dict(enumerate(word, start)) if start + len(word) <= len(picture) else {}
 
 
-def _row(picture: list[Levels], y: int, marked: set[int], word: dict[int, str]) -> list[Segment]:
+def _row(picture: list[Levels], y: int, marked: set[int], dimmed: set[int], word: dict[int, str]) -> list[Segment]:
     segments: list[Segment] = []
     text, style = "", Style()
     for column, levels in enumerate(picture):
@@ -171,7 +179,9 @@ def _row(picture: list[Levels], y: int, marked: set[int], word: dict[int, str]) 
         if column in word:
             character, wanted = word[column], colours.DIM
         elif column in marked:
-            character, wanted = "┊", colours.marked_cell(bottom)
+            character, wanted = "┊", colours.marked_cell(bottom, dim=column in dimmed)
+        elif column in dimmed:
+            character, wanted = colours.dimmed_cell(top, bottom)
         else:
             character, wanted = ("▀" if top != bottom else " "), colours.heat_cell(top, bottom)
         if wanted is style:

@@ -1,4 +1,4 @@
-"""The loss chart: raw range dim, smoothed loss bright, held-out loss as points, interventions as dashed lines.
+"""The loss chart: a band of raw losses, the smoothed loss, held-out losses as points, interventions as dashed lines.
 
 Band and smoothed line are drawn by `charts/band_and_line.py`.
 """
@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import math
 
-from rich.segment import Segment
 from textual.strip import Strip
 
 from tui_descent.dashboard import colours
 from tui_descent.dashboard.charts.axis import Axis, axis_over, numbered_rows
-from tui_descent.dashboard.charts.band_and_line import MAX, MIN, SMOOTH, LossCurve
-from tui_descent.dashboard.charts.ghosts import Ghosts, axis_values
+from tui_descent.dashboard.charts.band_and_line import MAX, MIN, SMOOTH, draw_curve
+from tui_descent.dashboard.charts.ghosts import axis_values, draw_ghosts, label_ghosts
+from tui_descent.dashboard.charts.raster import Raster, cell_style
 from tui_descent.dashboard.charts.time_axis import RECENT_STEPS, BinCache, TimeAxis, draw_marks, gutter
 from tui_descent.dashboard.charts.time_labels import time_row
 from tui_descent.dashboard.charts.time_plot import scale_words
 from tui_descent.dashboard.panels.panel import Panel, waiting_notice
+from tui_descent.dashboard.text.numbers import short
 from tui_descent.dashboard.view import View
 
 # Held-out points must not cover the curve: at most one point in POINT_EVERY columns, at least POINT_DISTANCE columns
@@ -29,25 +30,23 @@ class LossPanel(Panel):
     """The training loss of every update."""
 
     help_text = (
-        "Training loss of every update. Dim: range from the lowest to the highest loss of the steps in a column. "
-        "Bright: smoothed loss, a moving average over 20 steps. Five losses after a jump, it restarts at the new "
-        "level. ○ loss on held-out data. ┊ an intervention. Faint: undone steps (g hides them). Unit: nats for "
-        "cross-entropy."
+        "Training loss of every update. Dark band: from the lowest to the highest loss of the steps in a column. "
+        "Bright: smoothed loss, a moving average over 20 steps; five losses after a jump it restarts at the new "
+        "level. The number at its end is the smoothed loss now. ○ loss on held-out data. ┊ an intervention. Faint: "
+        "undone steps (g hides them). Unit: nats for cross-entropy."
     )
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._columns = BinCache()
-        self._curves = LossCurve()
-        self._ghosts = Ghosts()
-        self._segment_key: object = None
         self._axis: Axis | None = None
+        self._strips: dict[int, tuple[object, Strip]] = {}  # by row, with what it depends on
 
     def heading(self, view: View) -> tuple[str, str]:
         span = f"last {RECENT_STEPS}+ steps" if view.recent else "whole run"
         return (
             f"Loss  {scale_words(view, self._axis)}  [dim]{span}[/dim] [bold $primary]t[/]",
-            f"⣿ raw  ━ smooth{'  ○ held-out' if view.history.evaluations else ''}",
+            f"{colours.band_sample()} raw  [$primary]━[/] smooth{'  ○ held-out' if view.history.evaluations else ''}",
         )
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
@@ -60,16 +59,57 @@ class LossPanel(Panel):
         bins = self._columns.read(pyramid, time_axis.steps_per_dot, time_axis.first_step, time_axis.last_step)
         points = _held_out(view, time_axis)
         axis = self._axis = _axis(bins, points, view, time_axis)
-        if self._segment_key != (key := (id(view.history), view.history.segment)):
-            self._segment_key, self._curves = key, LossCurve()  # its final columns belong to another segment
-        cells = self._curves.cells(bins, time_axis, axis, rows)
-        self._ghosts.draw_behind(cells, view, time_axis, axis, rows)
-        draw_marks(cells, view, time_axis)
+        numbers = axis.labels(rows, width=left - 1)
+        raster = Raster(time_axis.columns, rows, paper=colours.PAPER, shaded=colours.palette().shaded)
+        draw_ghosts(raster, view, time_axis, axis)
+        draw_curve(raster, bins, time_axis, axis)
+        draw_marks(raster, view, time_axis)
         for column, value in points:
             if not math.isnan(axis.position(value)):
-                cells[axis.row(value, rows)][column] = Segment("○", colours.POINT)
-        chart = numbered_rows(cells, axis.labels(rows, width=left - 1), left, width)
-        return [*chart, time_row(view, time_axis, left, width)]
+                raster.write(column, axis.row(value, rows), "○", colours.POINT)
+        if view.ghosts:
+            label_ghosts(raster, view.history, time_axis)
+        _write_newest(raster, view, time_axis, axis)
+        _draw_grid(raster, numbers)
+        return [*self._rows_of(raster, numbers, left, width), time_row(view, time_axis, left, width)]
+
+    def _rows_of(self, raster: Raster, numbers: dict[int, str], left: int, width: int) -> list[Strip]:
+        """The rows with the axis numbers. Rows that look as before are the same objects."""
+        for row in range(raster.rows):
+            key = (raster.row_key(row), numbers.get(row), left, width)
+            if row not in self._strips or self._strips[row][0] != key:
+                (strip,) = numbered_rows([raster.segments(row)], {0: numbers.get(row, "")}, left, width)
+                self._strips[row] = key, strip
+        return [self._strips[row][1] for row in range(raster.rows)]
+
+
+def _write_newest(raster: Raster, view: View, time_axis: TimeAxis, axis: Axis) -> None:
+    """Write the smoothed loss at the end of its line, if there is room beside or near it."""
+    value, newest = view.history.smooth_loss, time_axis.column(time_axis.last_step)
+    if newest is None or math.isnan(axis.position(value)):
+        return
+    text, row = short(value, digits=3), axis.row(value, raster.rows)
+    beside = newest + 2
+    column = beside if beside + len(text) <= raster.columns else raster.columns - len(text)
+    # Above or below the end of the line only at a distance, where the line does not cover it soon.
+    near = [0] if column == beside else [n for distance in (2, 3, 4) for n in (-distance, distance)]
+    for place in (row + n for n in near):
+        room = range(column, column + len(text))
+        if 0 <= place < raster.rows and column >= 0 and all(raster.is_blank(n, place) for n in room):
+            raster.write(column, place, text, colours.CURVE_TEXT)
+            return
+
+
+def _draw_grid(raster: Raster, numbers: dict[int, str]) -> None:
+    """Draw faint lines at the numbers of the axis, where nothing else is; not in adjacent rows."""
+    grid, before = colours.palette().grid, -2
+    for row in sorted(numbers) if grid is not None else ():
+        if row == before + 1:
+            continue
+        before = row
+        for column in range(raster.columns):
+            if raster.is_empty(column, row):
+                raster.write(column, row, "┈", cell_style(grid, None))
 
 
 def _held_out(view: View, time_axis: TimeAxis) -> list[tuple[int, float]]:

@@ -112,7 +112,8 @@ class Panel(Widget, can_focus=True):
 
 
 def notice(lines: list[tuple[str, Style]], width: int, height: int) -> list[Strip]:
-    """A message in the middle of an empty panel."""
+    """A message in the middle of an empty panel. Lines that are too long are wrapped."""
+    lines = [(part, style) for text, style in lines for part in textwrap.wrap(text, max(10, width)) or [""]]
     top = max(0, (height - len(lines)) // 2)
     rows = [Line().to_strip(width)] * top
     rows += [

@@ -1,61 +1,137 @@
-"""The scenario panel: the run's title, size, device and story."""
+"""The story panel: what the preset shows, what to press next, and whether a prediction was right."""
 
 from __future__ import annotations
 
 import textwrap
+from functools import lru_cache
 from typing import Any
 
+import msgspec
+from rich.style import Style
 from textual.strip import Strip
 
 from tui_descent.dashboard import colours
 from tui_descent.dashboard.panels.panel import Panel, waiting_notice
+from tui_descent.dashboard.prediction import reveal
 from tui_descent.dashboard.text.device_info import detail_lines
 from tui_descent.dashboard.text.line import Line
 from tui_descent.dashboard.text.numbers import plural
 from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.dashboard.view import View
+from tui_descent.protocol.events import RunStarted
+from tui_descent.scenario.spec import Scenario
+from tui_descent.scenario.toml import ScenarioError, from_table
+from tui_descent.telemetry.story import next_hint
+
+# One row of the panel: its text and style.
+Row = tuple[str, Style]
 
 
 class StoryPanel(Panel):
-    """Shown in the events view and on wide screens."""
+    """Shown in the story view, in the events view and on wide screens."""
 
     min_interval_s = 1.0
+    help_text = (
+        "The story of the preset. 'Next' follows what you have done. In this view (h) a change asks for your "
+        "prediction first and shows after 50 steps whether it was right; h again switches that off. ↑ ↓ scroll."
+    )
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._top = 0
+        self._below = 0
+
+    def scroll_by(self, rows: int) -> None:
+        """Scroll towards the beginning (positive) or the end."""
+        self._top = max(0, self._top - rows)
+        self.invalidate()
 
     def depends_on(self, view: View) -> object:
-        """Only layers and device readings change during a run."""
-        return (
-            view.history.started,
-            view.history.structure,
-            view.history.device,
-            view.connected,
-            view.history.state.state,
-        )
+        """The text, the hint and the prediction; steps count only as far as the hint depends on them."""
+        history = view.history
+        scenario = scenario_of(history.started)
+        hint = next_hint(scenario, history) if scenario is not None else ""
+        revealed = reveal(view.prediction, history) if view.prediction is not None else None
+        device = (history.device, history.structure, view.connected, history.state.state)
+        return history.started, hint, revealed, view.predict, device, self._top
 
     def heading(self, view: View) -> tuple[str, str]:
         """The border has a fixed title.
 
         The scenario's own title is a row, because borders must not contain user text.
         """
-        return "Scenario", ""
+        started = view.history.started
+        if started is None or not (started.scenario or {}).get("story"):
+            return "Run", ""
+        return "Story [bold $primary]h[/]", f"{self._below} more rows ↓" if self._below else ""
 
     def draw(self, view: View, width: int, height: int) -> list[Strip]:
-        """The story comes last, so it is the part that is cut if there is too little room."""
+        """The title and what to do next stay in place; the rest scrolls."""
         started = view.history.started
         if started is None:
             return waiting_notice(view, width, height, "message from the trainer")
-        scenario: dict[str, Any] = started.scenario or {}
-        rows = [Line().add(safe(started.title, 200), colours.BRIGHT).to_strip(width)]
-        facts = [
-            f"{plural(view.history.parameters, 'parameter')} in {plural(len(view.layers), 'layer')}",
-            f"{safe(started.device, 20)}, {plural(started.threads, 'thread')}"
-            if started.threads > 1
-            else safe(started.device, 20),
-            " ".join(f"{safe(k, 20)} {safe(v, 20)}" for k, v in started.versions.items()),
-        ]
-        facts += detail_lines(view.history, width)
-        rows += [Line().add(fact, colours.DIM).to_strip(width) for fact in facts if fact]
-        rows.append(Line().to_strip(width))
-        for paragraph in str(scenario.get("story", "")).split("\n\n"):
-            lines = textwrap.wrap(safe(" ".join(paragraph.split()), 4000), max(10, width))
-            rows += [Line().add(line).to_strip(width) for line in lines] + [Line().to_strip(width)]
-        return rows[:height]
+        inner = width - 2  # a blank at both sides
+        fixed = _wrap(safe(started.title, 200), inner, colours.BRIGHT)
+        scenario = scenario_of(started)
+        if scenario is not None:
+            fixed += self._next(view, scenario, inner)
+        text = [*_story(started, inner), *_facts(view, inner)]
+        room = max(0, height - len(fixed))
+        self._top = min(self._top, max(0, len(text) - room))
+        self._below = max(0, len(text) - room - self._top)
+        rows = [*fixed, *text[self._top : self._top + room]]
+        return [Line().add(" ").add(row, style).to_strip(width) for row, style in rows[:height]]
+
+    def _next(self, view: View, scenario: Scenario, width: int) -> list[Row]:
+        rows: list[Row] = []
+        if hint := next_hint(scenario, view.history):
+            rows += _wrap(f"Next: {hint}.", width, colours.KEY)
+        if view.prediction is not None:
+            text, right = reveal(view.prediction, view.history)
+            style = colours.TEXT if right is None else colours.GREEN if right else colours.ORANGE
+            rows += _wrap(text, width, style)
+        elif view.story_open and scenario.story:
+            asks = "A change asks for your prediction first" if view.predict else "Predictions are off"
+            rows += _wrap(f"{asks} (h: {'off' if view.predict else 'on'}).", width, colours.DIM)
+        return [*rows, ("", colours.TEXT)]
+
+
+def scenario_of(started: RunStarted | None) -> Scenario | None:
+    """The scenario of a run; None for a user's script."""
+    if started is None or started.scenario is None:
+        return None
+    return _scenario(msgspec.json.encode(started.scenario))
+
+
+@lru_cache(maxsize=2)
+def _scenario(table: bytes) -> Scenario | None:
+    try:
+        return from_table(msgspec.json.decode(table), source="run", shortened=True)
+    except ScenarioError:  # of another version
+        return None
+
+
+def _story(started: RunStarted, width: int) -> list[Row]:
+    rows: list[Row] = []
+    table: dict[str, Any] = started.scenario or {}
+    for paragraph in str(table.get("story", "")).split("\n\n"):
+        if paragraph.strip():
+            rows += [*_wrap(safe(" ".join(paragraph.split()), 4000), width, colours.TEXT), ("", colours.TEXT)]
+    return rows
+
+
+def _facts(view: View, width: int) -> list[Row]:
+    started = view.history.started
+    assert started is not None
+    facts = [
+        f"{plural(view.history.parameters, 'parameter')} in {plural(len(view.layers), 'layer')}",
+        f"{safe(started.device, 20)}, {plural(started.threads, 'thread')}"
+        if started.threads > 1
+        else safe(started.device, 20),
+        " ".join(f"{safe(k, 20)} {safe(v, 20)}" for k, v in started.versions.items()),
+    ]
+    return [(fact, colours.DIM) for fact in [*facts, *detail_lines(view.history, width)] if fact]
+
+
+def _wrap(text: str, width: int, style: Style) -> list[Row]:
+    return [(line, style) for line in textwrap.wrap(text, max(10, width))]

@@ -1,4 +1,4 @@
-"""The screen of a run: its panels in seven views. Panels that changed are redrawn at the frame rate."""
+"""The screen of a run: its panels in eight views. Panels that changed are redrawn at the frame rate."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ from textual.screen import Screen
 from textual.widget import Widget
 
 from tui_descent.dashboard.bridge import Bridge
+from tui_descent.dashboard.dialogs.end_card import EndCardDialog
 from tui_descent.dashboard.dialogs.layer import LayerDialog
+from tui_descent.dashboard.dialogs.leave import Then
+from tui_descent.dashboard.dialogs.predict import PredictDialog
+from tui_descent.dashboard.panels.caption import CaptionPanel
 from tui_descent.dashboard.panels.chain_rule import ChainRulePanel
 from tui_descent.dashboard.panels.curvature import CurvaturePanel
 from tui_descent.dashboard.panels.events import EventsPanel
@@ -32,19 +36,22 @@ from tui_descent.dashboard.panels.panel import Panel
 from tui_descent.dashboard.panels.sharpness import SharpnessPanel
 from tui_descent.dashboard.panels.smallest_curvature import SmallestCurvaturePanel
 from tui_descent.dashboard.panels.status import StatusPanel
-from tui_descent.dashboard.panels.story import StoryPanel
+from tui_descent.dashboard.panels.story import StoryPanel, scenario_of
+from tui_descent.dashboard.panels.task import TaskPanel
 from tui_descent.dashboard.panels.trainer_log import TrainerLogPanel
 from tui_descent.dashboard.panels.updates import UpdatesPanel
+from tui_descent.dashboard.prediction import Guess, Prediction
 from tui_descent.dashboard.screens.too_small import MIN_HEIGHT, MIN_WIDTH, TooSmall
 from tui_descent.dashboard.terminal_size import script_size
 from tui_descent.dashboard.text.layer_names import block_of, find_again
 from tui_descent.dashboard.view import View
-from tui_descent.protocol.commands import AnyCommand, ResizeTerminal, TurnKnob, WatchCurvature
+from tui_descent.protocol.commands import AnyCommand, ResizeTerminal, TurnKnob, WatchCurvature, WatchTask
 from tui_descent.scenario.keys import KEYS
-from tui_descent.scenario.knobs import KNOBS
+from tui_descent.scenario.knobs import KNOBS, NEUTRAL_KNOBS, text_of
 from tui_descent.telemetry.script_output import ScriptOutput
+from tui_descent.telemetry.story import end_card
 
-# The titles of the views by the names that the stylesheet uses, in the order of the keys 1-7.
+# The titles of the views by the names that the stylesheet uses, in the order of the keys 1-8.
 VIEWS = {
     "overview": "overview",
     "layers": "layers",
@@ -53,7 +60,11 @@ VIEWS = {
     "curvature": "curvature",
     "metrics": "metrics",
     "output": "output",
+    "task": "task",
 }
+STORY = "story"  # the view of the key h
+# The panels that scroll with the arrow keys.
+SCROLLING = EventsPanel | ChainRulePanel | MetricsPanel | OutputPanel | StoryPanel
 
 # How often the file with the script's output is read, while it is shown.
 OUTPUT_EVERY_S = 0.2
@@ -77,9 +88,15 @@ class RunScreen(Screen[None]):
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide"), (160, "-huge")]  # noqa: RUF012
     VERTICAL_BREAKPOINTS = [(0, "-low"), (30, "-tall")]  # noqa: RUF012
     AUTO_FOCUS = ""
+    # How often the screen is drawn beneath an open dialog. For that, Textual dims the whole screen anew each time.
+    beneath_dialog_s: ClassVar[float] = 1.0
 
     class LeaveRequested(Message):
-        """The key for quitting was pressed."""
+        """A key for leaving the run was pressed: to quit, to restart it or to go back to the gallery."""
+
+        def __init__(self, then: Then = "quit") -> None:
+            super().__init__()
+            self.then = then
 
     def __init__(self, bridge: Bridge, *, name: str, log_path: Path | None = None, script: bool = False) -> None:
         super().__init__()
@@ -90,8 +107,11 @@ class RunScreen(Screen[None]):
         self._script_size: tuple[int, int] | None = None
         self._is_script = script
         self._drawn: object = None
+        self._beneath_due_s = 0.0
         self._layers = bridge.history.layers  # the list of layers that `view.selected` is an index of
         self._curvature_requested = False
+        self._task_requested = WatchTask(on=False)
+        self._end_shown_at: int | None = None  # the step of the end for which the card was opened
         self.add_class("view-overview")
 
     def compose(self) -> ComposeResult:
@@ -104,6 +124,8 @@ class RunScreen(Screen[None]):
                 yield SharpnessPanel(id="sharpness")
                 yield SmallestCurvaturePanel(id="smallest-curvature")
                 yield CurvaturePanel(id="curvature")
+            with Vertical(id="task-column"):
+                yield TaskPanel(id="task")
             with Vertical(id="metrics-column"):
                 yield MetricsPanel(id="metrics")
             with Vertical(id="time-column"):
@@ -117,6 +139,7 @@ class RunScreen(Screen[None]):
                 yield StoryPanel(id="story")
             with Vertical(id="output-column"):
                 yield OutputPanel(id="output")
+        yield CaptionPanel(id="caption")
         yield TrainerLogPanel(id="trainer-log")
         yield FooterPanel(id="footer")
         yield TooSmall(id="too-small")
@@ -124,9 +147,11 @@ class RunScreen(Screen[None]):
     def draw(self) -> None:
         """Draw one frame if anything has changed since the last one."""
         self._request_curvature()
+        self._request_task()
         if self._is_script:
             self._resize_script_terminal()
         self.follow_layers()
+        self._show_end()
         bridge = self.bridge
         if bridge.keeper_silent_s != self.view.keeper_silent_s:
             self.view = replace(self.view, keeper_silent_s=bridge.keeper_silent_s)
@@ -134,8 +159,9 @@ class RunScreen(Screen[None]):
             self._output_due_s = monotonic() + OUTPUT_EVERY_S
             self.view = replace(self.view, output=self._output.lines())
         key = (bridge.revision, self.view)
-        if key == self._drawn:
+        if key == self._drawn or (not self.is_current and monotonic() < self._beneath_due_s):
             return
+        self._beneath_due_s = monotonic() + self.beneath_dialog_s
         self._drawn = key
         self.view = replace(
             self.view,
@@ -154,6 +180,22 @@ class RunScreen(Screen[None]):
             selected = find_again(self.view.selected, self._layers, history.layers)
             self.view, self._layers = replace(self.view, history=history, selected=selected), history.layers
 
+    def _show_end(self) -> None:
+        """Open the end card when a preset's run has reached its end, once for each end."""
+        history = self.bridge.history
+        at_end = history.state.state == "waiting" and history.steps > 0
+        if not at_end or self._end_shown_at == history.steps or not self.is_current or is_too_small(self.size):
+            return
+        scenario = scenario_of(history.started)
+        self._end_shown_at = history.steps
+        if scenario is not None and scenario.story:
+            card = end_card(scenario, history, self.view.name)
+            self.app.push_screen(EndCardDialog(card), self._end_answered)
+
+    def _end_answered(self, key: str | None) -> None:
+        if key is not None:
+            self.app.call_later(self.app.run_action, f"app.press('{key}')")
+
     def _request_curvature(self) -> None:
         """Make the trainer measure the curvature only while the curvature view is open, because it is expensive."""
         bridge, wanted = self.bridge, self.has_class("view-curvature")
@@ -163,6 +205,20 @@ class RunScreen(Screen[None]):
         if wanted != self._curvature_requested and possible:
             self._curvature_requested = wanted
             bridge.send(WatchCurvature(on=wanted))
+
+    def _request_task(self) -> None:
+        """Make the trainer picture the task only while the task view is open, and in the size of its panel."""
+        bridge, wanted = self.bridge, WatchTask(on=False)
+        for panel in self.query(TaskPanel) if self.has_class("view-task") else ():
+            columns, rows = panel.grid
+            if columns > 0 and rows > 0:  # 0 until the view's first layout
+                wanted = WatchTask(on=True, columns=columns, rows=rows)
+        started = bridge.history.started
+        # In a user's loop the task is not known; the view says so.
+        possible = bridge.connected and bridge.history.live and started is not None and started.scenario is not None
+        if wanted != self._task_requested and possible:
+            self._task_requested = wanted
+            bridge.send(wanted)
 
     def _resize_script_terminal(self) -> None:
         """Give the script's terminal the size of the output panel."""
@@ -206,9 +262,31 @@ class RunScreen(Screen[None]):
         return True
 
     def send(self, command: AnyCommand) -> None:
-        """Send a command, unless its knob is not available in this run."""
-        if not isinstance(command, TurnKnob) or self.can_turn(command.knob):
+        """Send a command, unless its knob is not available in this run. In the story view, ask for a prediction first.
+
+        A prediction needs a run that makes steps, and a preset's story.
+        """
+        if isinstance(command, TurnKnob) and not self.can_turn(command.knob):
+            return
+        if isinstance(command, TurnKnob) and command.knob not in NEUTRAL_KNOBS and self._asks_predictions():
+            self._ask_prediction(command)
+        else:
             self.bridge.send(command)
+
+    def _asks_predictions(self) -> bool:
+        history = self.bridge.history
+        scenario = scenario_of(history.started)
+        is_open = self.view.story_open and self.view.predict
+        return is_open and history.state.state == "running" and scenario is not None and bool(scenario.story)
+
+    def _ask_prediction(self, command: TurnKnob) -> None:
+        def answered(guess: Guess | None) -> None:
+            request = self.bridge.send(command) if guess is not None else None
+            if guess is not None and request is not None and self.bridge.client is not None:
+                prediction = Prediction(client=self.bridge.client, request=request, guess=guess)
+                self.view = replace(self.view, prediction=prediction)
+
+        self.app.push_screen(PredictDialog(text_of(command)), answered)
 
     def send_to_selection(self, command: TurnKnob) -> None:
         """Send a change for the selected layer or block; for the whole net if the knob cannot act on a part."""
@@ -271,17 +349,26 @@ class RunScreen(Screen[None]):
         self.view = replace(self.view, all_events=not self.view.all_events)
 
     def show_view(self, view: str) -> None:
-        """Switch to one of `VIEWS`. If it has a panel that scrolls, that panel gets the focus."""
+        """Switch to one of `VIEWS` or to the story. If it has a panel that scrolls, that panel gets the focus."""
         self._unzoom()
-        for name in VIEWS:
+        for name in (*VIEWS, STORY):
             self.set_class(name == view, f"view-{name}")
+        self.view = replace(self.view, story_open=view == STORY)
         scrolls: dict[str, type[Panel]] = {
             "events": EventsPanel,
             "chain": ChainRulePanel,
             "metrics": MetricsPanel,
             "output": OutputPanel,
+            STORY: StoryPanel,
         }
         self.set_focus(self.query_one(scrolls[view]) if view in scrolls else None)
+
+    def show_story(self) -> None:
+        """Open the story; if it is open, switch the questions for predictions on or off."""
+        if not self.has_class(f"view-{STORY}"):
+            self.show_view(STORY)
+        else:
+            self.view = replace(self.view, predict=not self.view.predict, prediction=None)
 
     def focus_next_panel(self) -> None:
         """Focus the next visible panel."""
@@ -309,7 +396,7 @@ class RunScreen(Screen[None]):
 
         If the focused panel scrolls, scroll it instead.
         """
-        if isinstance(self.focused, EventsPanel | ChainRulePanel | MetricsPanel | OutputPanel):
+        if isinstance(self.focused, SCROLLING):
             self.focused.scroll_by(up)
             self._drawn = None
             return
@@ -334,9 +421,9 @@ class RunScreen(Screen[None]):
         self.view = replace(self.view, selected=layer)
         self.app.push_screen(LayerDialog(self.bridge, layer))
 
-    def leave(self) -> None:
-        """Request to quit; the app asks whether to stop the run."""
-        self.post_message(self.LeaveRequested())
+    def leave(self, then: Then = "quit") -> None:
+        """Request to leave; the app asks whether to stop the run."""
+        self.post_message(self.LeaveRequested(then))
 
 
 def is_too_small(size: Size) -> bool:

@@ -16,8 +16,8 @@ def scientific(value: float | None) -> str:
     return f"{value:.1e}"
 
 
-def short(value: float | None) -> str:
-    """Four significant digits, fewer for very small and large numbers: `2.319`, `0.0412`, `1.2e-07`."""
+def short(value: float | None, *, digits: int = 4) -> str:
+    """Some significant digits, fewer for very small and large numbers: `2.319`, `0.0412`, `1.2e-07`."""
     if value is None:
         return "–"
     if not math.isfinite(value):
@@ -27,7 +27,7 @@ def short(value: float | None) -> str:
     size = abs(value)
     if size < 1e-4 or size >= 1e5:
         return f"{value:.1e}"
-    decimals = max(0, 3 - math.floor(math.log10(size)))
+    decimals = max(0, digits - 1 - math.floor(math.log10(size)))
     return f"{value:.{min(decimals, 5)}f}"
 
 

@@ -11,7 +11,7 @@ from collections.abc import Collection
 
 from tui_descent.protocol.events import Advice
 from tui_descent.telemetry.diagnosis.features import Features
-from tui_descent.telemetry.diagnosis.rules import SMALL_WEIGHTS
+from tui_descent.telemetry.diagnosis.rules import LARGE_UPDATE, SMALL_WEIGHTS, rate_was_cut, spoilt
 from tui_descent.telemetry.diagnosis.situation import RunContext
 
 # Good step sizes: ‖Δ‖ divided by the norm of weights as large as Xavier's, and ‖Δ‖/‖g‖.
@@ -26,6 +26,9 @@ SLOWER = (UNDO, Advice("lr", "/10", "["))
 ADAM = Advice("optimizer", "adam", "o")
 RESIDUAL = Advice("residual", "on", "r")
 NO_DECAY = Advice("weight_decay", "0", "w")
+CONSTANT = Advice("schedule", "constant", "s")
+UNBOUNDED = Advice("activation", "relu", "a")
+BOUNDED = ("sigmoid", "tanh")
 
 
 def advice_for(name: str, f: Features, context: RunContext) -> list[Advice]:
@@ -38,20 +41,35 @@ def advice_for(name: str, f: Features, context: RunContext) -> list[Advice]:
     norm = _norm(context)
     adam = [] if adaptive else [ADAM]
     faster = Advice("lr", f"*{10 ** _decades(name, f, adaptive)}", "]")
+    if name == "rate too small" and rate_was_cut(f):
+        return [CONSTANT]
+    large = (f.largest_update or 0.0) > LARGE_UPDATE  # as with Adam in wide nets
     bypass = residual if f.blocks >= BYPASS_BLOCKS else []
     deep = f.blocks >= DEEP_BLOCKS
     cures: dict[str, list[Advice]] = {
-        "vanishing": [*(redraw + residual if f.weight_scale < TINY_WEIGHTS else residual + redraw), *norm],
+        "vanishing": [
+            *(redraw + residual if f.weight_scale < TINY_WEIGHTS else residual + redraw),
+            *norm,
+            *([UNBOUNDED] if context.activation in BOUNDED else []),
+        ],
         "exploding": exploding_advice(context),
         "diverging": [*SLOWER],
+        # A redraw, because a smaller rate alone does not repair weights that updates have spoilt.
+        "rate too large": [*SLOWER, *([init] if spoilt(f) else [])],
         "dead units": [*bypass, Advice("activation", "leaky_relu", "a"), init],
         "saturated": [
             *([init, *bypass] if (f.first_product or 0.0) > GREW else [*bypass, init]),
-            Advice("activation", "relu", "a"),
+            UNBOUNDED,
             *norm,
         ],
         "weights decaying": [NO_DECAY],
-        "plateau": [*redraw, *(residual if deep else []), *adam, faster, *([] if deep else residual)],
+        "plateau": [
+            *redraw,
+            *(residual if deep else []),
+            *adam,
+            *([] if large else [faster]),
+            *([] if deep else residual),
+        ],
         "saddle": [faster, *adam],
         # Another optimizer is not advised here: its learning rate is converted from the current one, so it would be too
         # small.
@@ -97,7 +115,7 @@ def _norm(context: RunContext, *, where: str = "") -> list[Advice]:
 
 def _init(context: RunContext) -> Advice:
     """Xavier for units that saturate, He for all others."""
-    return Advice("init", "xavier" if context.activation in ("tanh", "sigmoid") else "he", "i")
+    return Advice("init", "xavier" if context.activation in BOUNDED else "he", "i")
 
 
 def _decades(name: str, f: Features, adaptive: bool) -> int:

@@ -17,27 +17,37 @@ from tui_descent.telemetry.diagnosis.advice import advice_for, exploding_advice,
 from tui_descent.telemetry.diagnosis.dynamics import UNKNOWN
 from tui_descent.telemetry.diagnosis.features import (
     LONG_WINDOW,
+    SPOILS,
     TAIL,
     WINDOW,
     Curvature,
     FeatureExtractor,
     Features,
+    median,
     newest_of,
     values_of,
 )
 from tui_descent.telemetry.diagnosis.findings import FINE, NEUTRAL, Finding, Outcome
+from tui_descent.telemetry.diagnosis.loss_history import LossHistory
 from tui_descent.telemetry.diagnosis.numerics import numerics_finding
 from tui_descent.telemetry.diagnosis.rules import (
+    ABOVE_BEST,
     CLEAR,
     ENOUGH_READINGS,
+    FALLEN,
+    LARGE_UPDATE,
     MANY_DEAD,
+    RISEN_AGAIN,
     SATURATED,
+    SHRUNK,
     VANISHED,
     apply_rules,
     exploded,
     flat_surface,
+    rate_was_cut,
+    spoilt,
 )
-from tui_descent.telemetry.diagnosis.situation import RunContext
+from tui_descent.telemetry.diagnosis.situation import RunContext, key_of
 
 # A window begins with the run and with each intervention. It is judged once it has this many steps and readings.
 MIN_STEPS, MIN_READINGS = 50, 5
@@ -48,10 +58,14 @@ CHECK_EVERY, RARELY_FROM, CHECK_RARELY = 10, 300, 25
 HOLD, HOLD_UNCLEAR, CHANGE_EVERY = 30, 50, 100
 # A judgement that is less sure than CERTAIN needs FIRM_STEPS steps, and must be the same FIRM times in a row.
 CERTAIN, FIRM_STEPS, FIRM = 0.8, 100, 3
-FIRST_STEPS = 3  # their mean is a run's first loss
+STEPS_TO_CHECK = 5  # after an intervention, until all facts about the wiring have been checked again
+# The mean of so many losses is a run's first loss, unless it is above the very first one by the share LEAPT.
+FIRST_STEPS, LEAPT = 3, 1.0
 FINITE_AGAIN = 20  # finite losses after which a NaN is over
 MAX_LOSS = 1e100  # larger losses count as this one, whose square does not overflow
 KEPT_READINGS = 40
+RATES = ("rate too small", "rate too large", "diverging")  # a further change of the rate may help them
+EARLY = 4  # the first steps of a window, before small updates have changed much
 
 
 class Diagnosis:
@@ -69,6 +83,9 @@ class Diagnosis:
         self._best = math.inf
         self._curvature_requested = False
         self._predicted: str | None = None
+        self._turned: tuple[str, str, str | None] = "", "", None  # knob, key, and the finding before
+        self._try: tuple[str, str, str] | None = None  # what should have helped: the finding before, key, and knob
+        self._failed: set[str] = set()  # knobs that should have helped and have not
         self.undoable = False  # whether an intervention is in effect, so that undo has something to undo
         self._new_window(0)
         self.change_layers(layers, 0)
@@ -76,13 +93,16 @@ class Diagnosis:
     def change_layers(self, layers: Sequence[Layer], structure: int) -> None:
         """The net has these layers from now on. Readings of another `structure` are ignored."""
         self._layers, self._structure = tuple(layers), structure
-        self._extractor = FeatureExtractor(self._layers)
+        self._extractor = FeatureExtractor(self._layers, self.context.nets)
         self._forget_readings()
 
     def _new_window(self, step: int) -> None:
         self._window_start, self._step_count = step, 0
         self._first_losses: list[float] = []
         self._losses: deque[float] = deque(maxlen=LONG_WINDOW)
+        self._history = LossHistory()
+        self._rate: float | None = None
+        self._largest_rate = 0.0
         self._numerics: Finding | None = None
         self._finite = 0  # losses since the last non-finite loss
         self._curvature: Curvature | None = None
@@ -93,13 +113,15 @@ class Diagnosis:
 
     def _forget_readings(self) -> None:
         self._first_reading: ReadingsTaken | None = None
+        self._early: list[ReadingsTaken] = []  # of the first steps, before updates have changed much
+        self._largest_update: tuple[float, float] | None = None  # by Xavier's weights, and by these weights
         self._readings: deque[ReadingsTaken] = deque(maxlen=KEPT_READINGS)
         self._taken = 0
 
     # --- what happens in the run
 
-    def add_loss(self, step: int, loss: float) -> None:
-        """The loss from which update `step` was computed; it may be NaN or infinite."""
+    def add_loss(self, step: int, loss: float, *, rate: float | None = None) -> None:
+        """The loss from which update `step` was computed, which may be NaN or infinite, and the learning rate."""
         if not math.isfinite(loss):
             if self._numerics is None:
                 self.add_not_finite(NotFinite(segment=0, step=step, what="loss", layer=None, text="", loss=loss))
@@ -114,6 +136,9 @@ class Diagnosis:
         self._run_first_loss = loss if self._run_first_loss is None else self._run_first_loss
         self._first_losses += [loss] if len(self._first_losses) < FIRST_STEPS else []
         self._losses.append(loss)
+        self._history.add(loss)
+        if rate is not None and math.isfinite(rate):
+            self._rate, self._largest_rate = rate, max(rate, self._largest_rate)
         self._step_count += 1
         if self._step_count % (CHECK_EVERY if self._step_count <= RARELY_FROM else CHECK_RARELY) == 0:
             self._judge()
@@ -143,6 +168,10 @@ class Diagnosis:
             return
         self._run_reading = self._run_reading or reading
         self._first_reading = self._first_reading or reading
+        self._early += [reading] if reading.step < self._window_start + EARLY else []
+        size = self._extractor.update_ratio(reading)
+        if size is not None and size > (self._largest_update or (0.0,))[0]:
+            self._largest_update = size, median(values_of(reading, "update_ratio")) or size
         self._taken += 1
         self._readings.append(reading)
         while len(self._readings) > MIN_READINGS and self._readings[0].step <= reading.step - WINDOW:
@@ -158,10 +187,14 @@ class Diagnosis:
     def turn_knob(self, step: int, knob: str | None = None, value: str = "", *, old: str = "") -> None:
         """An intervention before update `step`: a new window starts. With a `knob`, an `outcome` follows."""
         before = self.finding()
-        self._predicted, self.outcome = None, None
+        self._predicted, self.outcome, self._try = None, None, None
+        self._turned = knob or "", "" if knob is None else key_of(knob, value), before and before.finding
         if before is not None and knob is not None:
             helps = before.finding in FINE or any(is_advised(a, knob, value, old) for a in before.advice)
             self._predicted = "healthy" if helps else before.finding
+            advised = next((a for a in before.advice if is_advised(a, knob, value, old)), None)
+            if advised is not None and before.finding not in FINE:
+                self._try = before.finding, advised.key, knob
         self.context = msgspec.structs.replace(self.context, remedies=())
         self.undoable = True
         if knob is not None:
@@ -170,7 +203,7 @@ class Diagnosis:
 
     def rewind(self, step: int, knobs: Iterable[KnobState] | Mapping[str, str]) -> None:
         """The run is back before update `step`, with these knobs: a new window starts."""
-        self._predicted, self.outcome = None, None
+        self._predicted, self.outcome, self._try = None, None, None
         if isinstance(knobs, Mapping):
             knobs = [KnobState(name=name, value=value) for name, value in knobs.items()]
         self.set_knobs(knobs)
@@ -200,9 +233,15 @@ class Diagnosis:
         facts = [x for x in self._wiring.values() if x.finding not in wiring.SYMPTOMS or not self._is_explained()]
         facts.sort(key=lambda fact: (_is_neutral(fact), wiring.ORDER.index(fact.finding)))
         said = self._said
-        if facts and not (_is_neutral(facts[0]) and said is not None and said.finding in FINE):
+        gives_way = (said is not None and said.finding in FINE) or self._may_have_ended
+        if facts and not (_is_neutral(facts[0]) and gives_way):
             return facts[0]
         return said
+
+    @property
+    def _may_have_ended(self) -> bool:
+        """Whether facts about the wiring have not been checked yet since the last intervention."""
+        return self._window_start > 0 and self._step_count < STEPS_TO_CHECK
 
     def _is_explained(self) -> bool:
         """Whether an output that is the same for all samples follows from dead units or a vanishing gradient.
@@ -229,8 +268,11 @@ class Diagnosis:
             return
         name, sure = self._judgement(features)
         said, count = self._said, self._step_count
+        refuted = said is not None and name not in FINE and self._is_refuted(said)
         if said is not None and name == said.finding:
             self._others.clear()
+        elif refuted:
+            name, sure = "not clear", 0.5
         elif not at_once and not self.context.surface:  # the loss of a test surface has no noise
             self._others.append((name, count))
             if said is None:
@@ -254,7 +296,18 @@ class Diagnosis:
             self._said_at = count
             self._others.clear()
         self._said = self._made(name, sure, features)
+        if refuted and said is not None:
+            now = {"before": said.evidence["loss"], "loss": statistics.median(list(self._losses)[-TAIL:])}
+            self._said = msgspec.structs.replace(self._said, evidence=self._said.evidence | now)
         self._check_prediction()
+
+    def _is_refuted(self, said: Finding) -> bool:
+        """Whether the loss has risen so far since it was called healthy or converged that this is untrue now."""
+        before = said.evidence.get("loss")
+        if said.finding not in FINE or not isinstance(before, float) or before < 0:
+            return False
+        low = FALLEN * min(abs(self._guess), abs(self._run_first_loss or 0.0))
+        return statistics.median(list(self._losses)[-TAIL:]) > max(RISEN_AGAIN * before, low)
 
     def _is_firm(self, name: str | None) -> bool:
         """Whether the newest judgements are the same."""
@@ -283,6 +336,13 @@ class Diagnosis:
             advice = []  # the activation of the net's output cannot be changed
         remedies = () if name in NEUTRAL else self.context.remedies
         knobs = self._available if self.undoable else self._available - {"undo"}
+        if name in ("diverging", "rate too large") and self.context.user_loop and "undo" not in knobs and spoilt(f):
+            # Nothing can bring the weights of a script back.
+            evidence["restart"], advice = 1.0, []
+        advice = [a for a in advice if a.knob not in self._failed or (a.knob == "lr" and name in RATES)]
+        if self._try is not None and self._try[0] == name:
+            evidence["tried"] = self._try[1]
+            self._failed |= {self._try[2]}
         available = usable(advice, self.context, knobs, first=remedies)
         return Finding(finding=name, layer=layer, sure=round(sure, 2), evidence=evidence, advice=available)
 
@@ -297,7 +357,14 @@ class Diagnosis:
             return
         held = (found.finding in FINE) == (self._predicted in FINE)
         if held or found.kind == "numerics" or self._step_count >= LONG_WINDOW:
-            self.outcome = Outcome(predicted=self._predicted, happened=found.finding, held=held)
+            knob, key, before = self._turned
+            self.outcome = Outcome(
+                predicted=self._predicted,
+                happened=found.finding,
+                held=held,
+                change=key or knob,
+                before=before or "",
+            )
             self._predicted = None
 
     def _has_risen(self) -> bool:
@@ -329,6 +396,12 @@ class Diagnosis:
         return msgspec.structs.replace(found, advice=usable(advice, self.context, self._available | {"resume"}))
 
     @property
+    def _first_loss(self) -> float:
+        """The mean of the first losses. If the first updates made them rise far, the first loss alone."""
+        first, mean = self._first_losses[0], statistics.fmean(self._first_losses)
+        return first if mean - first > LEAPT * abs(first) else mean
+
+    @property
     def _guess(self) -> float:
         classes, guess = self.context.classes, self.context.guess
         return math.log(classes) if classes else (self._run_first_loss or 0.0) if guess is None else guess
@@ -345,13 +418,22 @@ class Diagnosis:
             list(self._readings),
             first_reading=first_reading,
             run_reading=self._run_reading,
-            first_loss=statistics.fmean(self._first_losses),
+            first_loss=self._first_loss,
             run_first_loss=self._run_first_loss,
             best=self._best,
             guess=self._guess,
             steps=self._step_count,
             taken=self._taken,
             curvature=self._curvature,
+            early=self._early,
+            largest_update=None if self._largest_update is None else self._largest_update[0],
+            peak=self._history.peak,
+            rate=self._rate,
+            largest_rate=self._largest_rate,
+            weight_decay=self.context.weight_decay,
+            decoupled=self.context.decoupled,
+            lowest=self._history.lowest,
+            most_fall=self._history.most_fall(),
         )
 
     def _evidence(self, name: str, f: Features) -> tuple[str | None, dict[str, float | str]]:
@@ -364,6 +446,7 @@ class Diagnosis:
             "update": max(values_of(self._readings[-1], "update_ratio"), default=None),
             "cosine": f.cosine,
             "kept": f.kept if name == "weights decaying" else None,
+            "rate": self._rate if name == "rate too small" and rate_was_cut(f) else None,
             "edge": None if f.curvature is None else f.curvature.edge,
         }
         shown: dict[str, float | str] = {key: value for key, value in numbers.items() if value is not None}
@@ -381,14 +464,20 @@ class Diagnosis:
                 shown["only_biases"] = 1.0
             elif name == "dead units" and not shares and f.silent_row is not None:
                 row, shown["no_gradient"] = f.silent_row, 1.0
-        if name == "diverging":
-            shown["risen"] = float(f.now > 1.2 * max(f.first, f.guess))
+        if name == "weights decaying" and f.decay_share is not None and (f.kept is None or f.kept > SHRUNK):
+            shown["decay"] = f.decay_share
+        if name == "rate too large" and self._largest_update is not None and self._largest_update[0] > LARGE_UPDATE:
+            shown["largest"] = _times(self._largest_update[1])
+            if self._largest_update[0] <= SPOILS and f.now > ABOVE_BEST * f.best:
+                shown["best"] = f.best
         if f.product is not None and f.product > VANISHED:
             shown["arrives"] = 1.0
         rms = self._readings[-1].values.get("grad_rms", [])
         ends = [rms[n] for n in rows[:: max(1, len(rows) - 1)] if n < len(rms)]
         if len(ends) == 2 and ends[0] is not None and ends[1]:
             shown |= {"first_to_last_grad": ends[0] / ends[1], "last": self._layers[rows[-1]].name}
+        if name == "not clear" and f.now > RISEN_AGAIN * f.lowest > 0 and self.context.loss_means_fit:
+            shown["before"] = f.lowest
         if name == "not clear":
             shown |= {"trend": _trend(f), "gradients": _gradients(f)}
         return None if row is None else self._layers[row].name, shown
@@ -398,6 +487,11 @@ class Diagnosis:
         means, spreads = (newest_of(self._readings, f"activation_{kind}") for kind in ("mean", "std"))
         silent = [n for n, mean in means.items() if mean == 0 and spreads.get(n) == 0]
         return max(silent, default=None)
+
+
+def _times(ratio: float) -> str:
+    """A ratio as a percentage or, if it is large, as a multiple."""
+    return f"{ratio:.0%} of" if ratio < 10 else f"{ratio:.0f}×"
 
 
 def _is_neutral(fact: Finding) -> bool:
@@ -411,6 +505,8 @@ def _trend(f: Features) -> str:
     if f.first <= 0 or f.now <= 0 or f.now > 2 * f.first:  # a percentage would mean little
         return f"from {f.first:.3g} to {f.now:.3g} in {f.steps:,} steps"
     change = f.now / f.first - 1
+    if abs(change) < 0.005:  # less than can be shown
+        return f"level at {f.now:.3g}"
     return f"{'up' if change > 0 else 'down'} {abs(change):.0%} in {f.steps:,} steps, now {f.now:.3g}"
 
 

@@ -60,10 +60,14 @@ RULES: tuple[Rule, ...] = (
     Rule(
         finding="weights decaying",
         kind="dynamics",
-        condition="The loss is stuck, weight decay is on, and the weights have shrunk since the start and still do.",
-        threshold=f"the median layer's weight norm is below {r.DECAYED:.0%} of the run's first one",
+        condition="The loss is stuck or level and not low, and weight decay shrinks the weights, or outweighs the "
+        "gradient for so long that it decides how large they are.",
+        threshold=f"the median layer's weight norm is below {r.DECAYED:.0%} of the run's first one and falls; or the "
+        f"decay's part of a step is above {r.DECAY_RULES:.0%} of the gradient's, over more than 1/(rate × decay) steps "
+        f"(for Adam with a decay that is added to the gradient: weights below {r.SHRUNK:.0%})",
         sentence="Weights shrank to {kept:.0%}; loss {loss:.3g}.",
-        check="Open a layer (enter): its weight norm falls while the loss does not.",
+        check="Open a layer (enter): its weight norm falls while the loss does not. Compare decay × weight norm with "
+        "the gradient norm (AdamW: rate × decay × weight norm with the update norm).",
         helps="less weight decay",
         useless="another optimizer, which decays the weights in the same way",
     ),
@@ -91,14 +95,27 @@ RULES: tuple[Rule, ...] = (
     Rule(
         finding="diverging",
         kind="dynamics",
-        condition="The loss has risen far above its first value, or the first updates were so large that the gradient "
-        "no longer arrives.",
-        threshold=f"loss above {r.RISEN:g} times the first one and {r.ABOVE_GUESS:g} times that of a guess, or first "
-        f"updates above {r.LARGE_UPDATE:.0%} of the weights ({TUNED})",
+        condition="The loss has risen far above its first value.",
+        threshold=f"loss above {r.RISEN:g} times the first one and {r.ABOVE_GUESS:g} times that of a guess",
         sentence="Loss rose from {first:.3g} to {loss:.3g}.",
         check="The loss rises; the update bars are far right of their band.",
-        helps="going back, then a smaller learning rate; clipping",
+        helps="going back, then a smaller learning rate; clipping; in a script of your own a new start with a smaller "
+        "rate",
         useless="a smaller learning rate alone, once the updates have spoilt the weights",
+    ),
+    Rule(
+        finding="rate too large",
+        kind="dynamics",
+        condition="The loss is stuck since updates that were far too large. Dead or saturated units and a gradient "
+        "that no longer arrives follow from them.",
+        threshold=f"an update above {r.SPOILS:.0%} of the weights (1e-3 is usual); or one above {r.LARGE_UPDATE:.0%}, "
+        f"after which the loss rose to {r.RISEN:g} times the first one, or stays {r.ABOVE_BEST - 1:.0%} above its "
+        "best. The median layer counts, with weights at least as large as Xavier's",
+        sentence="Updates up to {largest} the weights; loss {loss:.3g}.",
+        check="The update bars were far right of their band; the loss jumped at the start or lies above its best.",
+        helps="a smaller learning rate; if no gradient arrives any more, first going back, or a new start of the "
+        "script",
+        useless="another activation or residual connections at the same rate",
     ),
     Rule(
         finding="rate too small",
@@ -108,7 +125,7 @@ RULES: tuple[Rule, ...] = (
         f"SGD a step below {r.SMALL_STEP:g} times the gradient ({TUNED})",
         sentence="Updates are {update:.1e} of the weights.",
         check="The update bars are far left of their band.",
-        helps="a larger learning rate",
+        helps="a larger learning rate; if a schedule has made it small, another schedule",
         useless="another optimizer: its rate is converted, so it stays too small",
     ),
     Rule(
@@ -133,9 +150,11 @@ RULES: tuple[Rule, ...] = (
     Rule(
         finding="converged",
         kind="dynamics",
-        condition="The loss is level, and it is tiny or has fallen far.",
-        threshold=f"no significant fall over {LONG_WINDOW} steps (slope above {r.LEVEL_SLOPE:g} standard errors); loss "
-        f"below {r.TINY:.0%} of a guess, or below {r.FALLEN:.0%} of the first one",
+        condition="The loss is level over the last half of the steps since the last change, and it is tiny or has "
+        "fallen far.",
+        threshold=f"no significant fall over {LONG_WINDOW} steps (slope above {r.LEVEL_SLOPE:g} standard errors), and "
+        f"certainly less than {r.LEVEL_FALL:.0%} over the last half (a line through ln loss, two standard errors); "
+        f"loss below {r.TINY:.0%} of a guess, or below {r.FALLEN:.0%} of the first one",
         sentence="Loss level at {loss:.3g}, from {run_first:.3g}.",
         check="The loss is small and its line is level.",
         helps="nothing has to be done; a smaller learning rate lowers the noise",
@@ -157,7 +176,14 @@ ALL_ZERO = "Every gradient is exactly 0; the loss stays at {loss:.3g}."
 ALL_ZERO_IN = "Every gradient is exactly 0: all outputs of {layer} are 0."
 ONLY_BIASES = "No weight gets a gradient, only biases do."
 SILENT = "{layer}'s gradient is exactly 0: no unit after it is alive."
-NOT_RISEN = "First updates too large: loss {loss:.3g}."
+SPOILT = "Updates of {largest} the weights spoilt them: restart with lr ÷10."
+CUT_OFF = "The gradient arrived at first; updates cut it off."
+LOST_AGAIN = "Loss {loss:.3g}, best {best:.3g}; updates up to {largest} the weights."
+RESTART = "Loss rose from {first:.3g} to {loss:.3g}: restart with lr ÷10."
+DECAY_RULES = "Decay is {decay:.0%} of the gradient's step; loss {loss:.3g}."
+BY_SCHEDULE = "The schedule cut the rate to {rate:.1e}: change it."
+RISEN_AGAIN = "Loss rose from {before:.3g} to {loss:.3g}."
+NOT_HELPED = "{tried} has not helped; loss {loss:.3g}."
 STUCK_AT = "Loss stuck at {loss:.3g}."
 FLAT = "Flat at {loss:.3g}: a minimum or a saddle? Press 5 for the curvature."
 UNKNOWN = "unknown"  # as evidence: no viewer has asked for the curvature
@@ -185,8 +211,20 @@ def words(finding: Finding) -> str:
         template = SILENT
     elif name == "dead units" and "share" not in evidence:
         template = STUCK_AT
-    elif name == "diverging" and not evidence.get("risen"):
-        template = NOT_RISEN
+    elif name in ("diverging", "rate too large") and evidence.get("restart"):
+        template = RESTART if name == "diverging" else SPOILT
+    elif name == "rate too large" and "best" in evidence:
+        template = LOST_AGAIN
+    elif name == "rate too large" and "largest" not in evidence:
+        template = CUT_OFF
+    elif name == "weights decaying" and "decay" in evidence:
+        template = DECAY_RULES
+    elif name == "rate too small" and "rate" in evidence:
+        template = BY_SCHEDULE
+    elif name == "not clear" and "before" in evidence:
+        template = RISEN_AGAIN
     elif name == "plateau" and not evidence.get("arrives"):
         template = STUCK_AT
+    if "tried" in evidence:
+        template = NOT_HELPED
     return filled(template, finding)

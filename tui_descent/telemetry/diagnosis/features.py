@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from tui_descent.protocol.events import Layer, ReadingsTaken
+from tui_descent.protocol.layer_names import of_one_net
 
 WINDOW = 60  # how many of the newest steps are judged
 LONG_WINDOW = 3 * WINDOW  # how many steps are needed to extrapolate the loss
@@ -25,6 +26,7 @@ CERTAIN, AHEAD, MIN_RATIO, MAX_RATIO, LEAST = 2.0, 4.0, 0.5, 1.3, 0.5
 SIGNIFICANT = 4.5  # standard errors by which a line through the long window must fall
 LIKE_LAYERS = 4  # layers of one shape in a net without blocks, so that their gradients can be compared
 NOT_COMPARED = ("Embedding", "Norm", "LSTM", "GRU", "RNN")  # kinds of layers whose gradients have another scale
+SPOILS = 0.3  # ‖Δ‖/‖w‖ of an update that changes a net beyond recognition
 GROWS_SHARE = 0.75  # of these layers have a larger gradient than the one before: then it is a trend
 
 
@@ -56,19 +58,28 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     readings: int  # since the window's start
     blocks: int
     product: float | None  # P
-    first_product: float | None  # P at the first reading
+    first_product: float | None  # P at the first reading, or at the next ones if the first update was not large
+    early_product: float | None  # P at the first reading that has it, even after large updates
     update_ratio: float | None  # ‖Δ‖/‖w‖ of the layer that moves most, w as large as Xavier's
     first_update_ratio: float | None  # the same of the median layer at the first reading
+    largest_update: float | None  # the same of the median layer, the largest since the window's start
+    peak: float  # the highest loss of two steps in a row since the window's start
     step_per_grad: float | None  # ‖Δ‖/‖g‖, g the gradient, of layers whose update is not rounded to 0
     dead: float  # share of dead units in the worst layer
     first_dead: float | None
     saturated: float
+    first_saturated: float | None
     weight_scale: float  # √width · rms of the blocks' square matrices, at most 1: Xavier's is 1
     silent_row: int | None  # the last of the first layers whose gradient is exactly 0 while later ones have one
     no_gradient: bool  # every gradient is exactly 0
     no_weight_gradient: bool  # the same of weights that are not all 0 themselves; biases may have a gradient
     kept: float | None  # the median layer's weight norm over that of the run's first reading
     kept_recently: float | None  # the same over the window's first reading
+    decay_share: float | None  # what weight decay adds to the step over what the gradient does, in the median layer
+    decayed_for: float | None  # rate × decay × steps: for how many time constants the decay has acted
+    rate_left: float | None  # the learning rate over the largest one since the window's start
+    lowest: float  # the lowest mean of ten losses since the window's start
+    most_fall: float | None  # by which share the loss may have fallen over the window's last half, at most
     cosine: float | None  # of each gradient with the next
     curvature: Curvature | None
 
@@ -77,14 +88,16 @@ class FeatureExtractor:
     """Computes the features of a net with these layers.
 
     `rows` has the row of each block's largest layer, in order. In a net without blocks, such as one that calls its
-    layers by name, `alike` are the rows of layers of one shape: their gradients can be compared.
+    layers by name, `alike` are the rows of layers of one shape: their gradients can be compared. Of several `nets` only
+    one is looked at.
     """
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
+    def __init__(self, layers: Sequence[Layer], nets: Sequence[str] = ()) -> None:
+        layers = of_one_net(layers, nets)
         by_size = sorted(range(len(layers)), key=lambda n: layers[n].params)
         largest = {block: n for n in by_size if (block := layers[n].block) is not None}
         self.rows = [largest[block] for block in sorted(largest)]
-        self.alike = _alike(layers) if len(self.rows) < LIKE_LAYERS else []
+        self.alike = _alike(layers) if len(self.rows) < LIKE_LAYERS and len(nets) < 2 else []
         self._layers = layers
 
     def features(
@@ -101,8 +114,21 @@ class FeatureExtractor:
         steps: int,
         taken: int,
         curvature: Curvature | None,
+        early: Sequence[ReadingsTaken] = (),
+        largest_update: float | None = None,
+        peak: float = -math.inf,
+        rate: float | None = None,
+        largest_rate: float | None = None,
+        weight_decay: float | None = None,
+        decoupled: bool = False,
+        lowest: float = math.inf,
+        most_fall: float | None = None,
     ) -> Features:
-        """`losses` has up to LONG_WINDOW of the newest losses, `readings` those of the newest window."""
+        """`losses` has up to LONG_WINDOW of the newest losses, `readings` those of the newest window.
+
+        `early` are the readings of the window's first steps. `decoupled`: the decay acts on the weights directly, not
+        through the gradient.
+        """
         window, last = losses[-WINDOW:], readings[-1]
         newest = [r for r in readings if r.step > last.step - HALF]
         earlier = statistics.fmean(window[-2 * THIRD : -THIRD])
@@ -112,6 +138,8 @@ class FeatureExtractor:
         ratios = [self._weight_scale(r) * v for r in newest for v in values_of(r, "update_ratio")]
         long = len(losses) >= LONG_WINDOW
         long_slope, long_error, _ = fit_line(losses[-LONG_WINDOW:]) if long else (0.0, 1.0, 0.0)
+        at_first = self.product(first_reading)
+        early_product = next((p for r in (first_reading, *early) if (p := self.product(r)) is not None), None)
         return Features(
             guess=guess,
             first=first_loss,
@@ -130,19 +158,28 @@ class FeatureExtractor:
             readings=taken,
             blocks=len(self.rows) or len(self.alike),
             product=self._newest_product(readings),
-            first_product=self.product(first_reading),
+            first_product=early_product if (self.update_ratio(first_reading) or 0.0) < SPOILS else at_first,
+            early_product=early_product,
             update_ratio=max(ratios, default=None),
             first_update_ratio=self.update_ratio(first_reading),
+            largest_update=largest_update,
+            peak=peak,
             step_per_grad=_step_per_grad(last),
             dead=max(newest_of(readings, "dead_fraction").values(), default=0.0),
-            first_dead=max(values_of(first_reading, "dead_fraction"), default=None),
+            first_dead=_first_share((first_reading, *early), "dead_fraction"),
             saturated=max(newest_of(readings, "saturated_fraction").values(), default=0.0),
+            first_saturated=_first_share((first_reading, *early), "saturated_fraction"),
             weight_scale=self._weight_scale(last),
             silent_row=_silent_row(readings),
             no_gradient=len(readings) > 1 and all(r.global_grad_norm == 0 for r in readings[-2:]),
             no_weight_gradient=len(readings) > 1 and all(_only_biases_learn(r) for r in readings[-2:]),
             kept=_kept(run_reading, last),
             kept_recently=_kept(first_reading, last),
+            decay_share=_decay_share(newest, weight_decay, rate if decoupled else None),
+            decayed_for=None if weight_decay is None or rate is None else rate * weight_decay * steps,
+            rate_left=rate / largest_rate if rate is not None and largest_rate else None,
+            lowest=min(lowest, now),
+            most_fall=most_fall,
             cosine=_mean_cosine(readings),
             curvature=curvature,
         )
@@ -155,7 +192,8 @@ class FeatureExtractor:
 
     def product(self, reading: ReadingsTaken) -> float | None:
         """P. Without blocks, the first gradient over the last of layers of one shape; None if neither was measured."""
-        factors = values_of(reading, "backprop_factor")
+        known = enumerate(reading.values.get("backprop_factor", ()))
+        factors = [v for n, v in known if v is not None and self._layers[n].block is not None]
         if factors:
             return product_of(factors)
         rms = reading.values.get("grad_rms", [])
@@ -203,6 +241,27 @@ def _step_per_grad(reading: ReadingsTaken) -> float | None:
     """The median layer's ‖Δ‖/‖g‖, of layers that have both."""
     norms = zip(reading.values.get("update_norm", ()), reading.values.get("grad_norm", ()), strict=False)
     return median([update / grad for update, grad in norms if update and grad])
+
+
+def _first_share(readings: Sequence[ReadingsTaken], metric: str) -> float | None:
+    """The largest share of a layer's units in the first reading that has any."""
+    return next((max(shares) for r in readings if (shares := values_of(r, metric))), None)
+
+
+def _decay_share(readings: Sequence[ReadingsTaken], decay: float | None, rate: float | None) -> float | None:
+    """What weight decay adds to a step over what else is in it: the median over layers, then over readings.
+
+    λ‖w‖/‖g‖ where the decay is added to the gradient. With a `rate` η, where it acts on the weights directly: ηλ‖w‖
+    over the norm of the whole update.
+    """
+    if not decay:
+        return None
+    factor, metric = (decay, "grad_norm") if rate is None else (decay * rate, "update_norm")
+    shares = []
+    for reading in readings:
+        norms = zip(reading.values.get("weight_norm", ()), reading.values.get(metric, ()), strict=False)
+        shares.append(median([factor * weight / size for weight, size in norms if weight and size]))
+    return median([share for share in shares if share is not None])
 
 
 def _mean_cosine(readings: Sequence[ReadingsTaken]) -> float | None:

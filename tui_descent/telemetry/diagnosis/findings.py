@@ -8,12 +8,14 @@ from typing import Literal
 import msgspec
 
 from tui_descent.protocol.events import Advice, FindingKind
+from tui_descent.protocol.layer_names import pair_in_words
 
 # Judgements of how the loss and the gradients develop. Those of wiring and numerics are in their tables.
 Name = Literal[
     "vanishing", "exploding", "diverging", "dead units", "saturated", "weights decaying", "plateau", "saddle",
-    "rate too small", "rate at the edge", "healthy", "converged", "not clear",
+    "rate too large", "rate too small", "rate at the edge", "healthy", "converged", "not clear",
 ]  # fmt: skip
+STARTS = ("layer ", "the net", "loss ", "gradient ")  # of sentences that begin with a word of ours, not with a name
 FINE = frozenset({"healthy", "converged"})  # nothing is wrong
 NEUTRAL = FINE | {"not clear", "rate at the edge", "frozen layers"}  # nothing has to be done
 
@@ -30,22 +32,27 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What an intervention was predicted to lead to, and what happened."""
+    """What an intervention was predicted to lead to, and what happened.
+
+    `change` is its key, or its knob if it has none; `before` is the finding at that time.
+    """
 
     predicted: str
     happened: str
     held: bool
-
-
-def short(name: object) -> str:
-    """The first two parts of a module path: of `blocks.3.linear`, `blocks.3`."""
-    return ".".join(str(name).split(".")[:2])
+    change: str = ""
+    before: str = ""
 
 
 def filled(template: str, finding: Finding) -> str:
     """A sentence with the finding's layer and evidence filled in. A number that is missing is shown as `nan`."""
-    names = {"layer": short(finding.layer or "the net"), "last": short(finding.evidence.get("last"))}
-    return template.format_map(_Missing(finding.evidence | names))
+    first, last = pair_in_words(finding.layer or "the net", str(finding.evidence.get("last")))
+    return sentence_case(template.format_map(_Missing(finding.evidence | {"layer": first, "last": last})))
+
+
+def sentence_case(text: str) -> str:
+    """With a capital at the start, unless a name of a module stands there."""
+    return text[:1].upper() + text[1:] if text.startswith(STARTS) else text
 
 
 class _Missing(dict[str, float | str]):

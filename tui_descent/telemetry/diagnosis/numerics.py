@@ -19,7 +19,7 @@ RULES = (
         kind="numerics",
         condition="a loss or a gradient is NaN or infinite, and the loss had not risen before",
         threshold="none: one number is enough. The loss of every step is checked, and the gradient of the first layer",
-        sentence="The {what} is {value} at step {step:.0f}{where}.",
+        sentence="{what} {value}{where} (step {step:.0f}).",
         check="view 3, events: which came first, loss or gradient; where it came from; whether the weights are finite",
         helps="space in a held run drops this batch: weights and optimizer are as before it. If weights are NaN "
         "already, u goes back. Then mend the cause: an epsilon inside sqrt, log or a division; a check of the data. "
@@ -32,7 +32,7 @@ RULES = (
         condition="the same, but the loss had clearly risen before, or the last update was larger than the weights",
         threshold="loss above 1.5 times the first one; update above 100 % of the weights, or of weights as large as "
         "Xavier's where they are smaller",
-        sentence="The {what} is {value} at step {step:.0f}, after {after}{where}.",
+        sentence="{what} {value} after {after}{where} (step {step:.0f}).",
         check="loss chart: the curve climbs before it ends",
         helps="u goes back to weights that were still good; then [ for a smaller rate",
         useless="space: the next batch meets the same large weights",

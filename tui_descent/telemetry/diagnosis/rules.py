@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from tui_descent.telemetry.diagnosis.features import SIGNIFICANT, Features
+from tui_descent.telemetry.diagnosis.features import SIGNIFICANT, SPOILS, Features
 from tui_descent.telemetry.diagnosis.findings import Name
 from tui_descent.telemetry.diagnosis.situation import RunContext
 
@@ -19,6 +19,8 @@ ENOUGH_READINGS = 7  # with fewer readings, a judgement is less sure
 # The loss, in units of g.
 HUGE = 5.0  # a first loss above this: the outputs were far too large
 RISEN, ABOVE_GUESS = 1.5, 1.3
+BLOWN_UP = 10.0  # of the first loss, too
+RISEN_AGAIN = 3.0  # of the lowest loss: no longer healthy, unless it is low
 EXPECTED_GOOD = 0.65  # an expected loss below it: the run trains
 EXPECTED_GOOD_FLAT = 0.55  # the same for a loss that does not fall any more
 STUCK = 0.81  # a loss above this: almost nothing was learnt
@@ -41,12 +43,18 @@ NOTHING_ARRIVES = 1e-6  # with P below this, no gradient arrives, even if the lo
 SIGMOID_FACTOR = 0.3  # a sigmoid block multiplies the gradient by about ¼ at most, for any weights
 ALL_DEAD, MANY_DEAD, SATURATED = 0.95, 0.9, 0.5  # shares of a layer's units
 SMALL_UPDATE, LARGE_UPDATE = 6e-4, 0.05  # ‖Δ‖ over the norm of weights as large as Xavier's
+ABOVE_BEST = 1.2  # of the run's best loss: what large updates have lost again
+NEVER_ARRIVED = 1e-5  # P of the first readings: too small to be the work of one update
+RATE_CUT = 1e-3  # of the largest rate: a schedule has ended the training
 SMALL_STEP = 0.009  # ‖Δ‖/‖g‖ of SGD: η, or η/(1 − β) with momentum
 NO_RATE_HELPS = 3.0  # decades by which the gradient has vanished
 PASSED, FAR_TOO_SMALL = 0.1, 0.5  # P of a gradient that arrives; decades by which steps are far too small
 EDGE, BOUNCING = 0.95, -0.8  # sharpness over the stability limit; cosine of one gradient with the next
 SMALL_WEIGHTS = 0.6  # √width · rms of a square weight: Xavier's is 1, He's 1.4
 DECAYED, DECAYING = 0.5, 0.97  # weight norm over that at the run's start, and at the window's start
+SHRUNK = 0.7  # the same, where decay outweighs the gradient
+DECAY_RULES, DECAY_TIMES = 0.5, 1.0  # the decay's part of a step over the gradient's; time constants it has acted for
+LEVEL_FALL = 0.05  # over the window's last half: a loss that falls by no more is level
 
 
 def apply_rules(f: Features, context: RunContext) -> tuple[Name, float] | None:
@@ -62,7 +70,7 @@ def apply_rules(f: Features, context: RunContext) -> tuple[Name, float] | None:
 def _by_gradients(f: Features) -> tuple[Name, float]:
     """What the gradients alone prove."""
     if _no_weight_learns(f):
-        return "dead units", 0.95
+        return ("rate too large", 0.9) if _spoilt_at_once(f) else ("dead units", 0.95)
     if f.product is not None and 0 < f.product < NOTHING_ARRIVES and f.first_product is not None:
         return "vanishing", _sure(NOTHING_ARRIVES / f.product)
     return "not clear", 0.5
@@ -74,6 +82,8 @@ def _by_loss(f: Features, context: RunContext) -> tuple[Name, float] | None:
     grown = max(f.first_product or 1.0, 1.0 if _started_too_fast(f) else f.product or 1.0)
     expected = None if f.expected is None or not classes else f.expected / f.guess
     improving = f.fall > FALLING if expected is None else expected < EXPECTED_GOOD
+    if _saturated_from_the_start(f) and f.now > NOT_FALLEN * f.guess and not improving and not context.surface:
+        return "saturated", 0.8
     if exploded(f.first, f.guess, grown) and f.now > (HUGE if improving else ABOVE_GUESS) * f.guess:
         return "exploding", _sure(grown / GROWN)
     risen = max(f.first + (RISEN - 1) * abs(f.first), f.guess + (ABOVE_GUESS - 1) * size)
@@ -85,6 +95,8 @@ def _by_loss(f: Features, context: RunContext) -> tuple[Name, float] | None:
     if not known and grown > EXPLODED and f.now > FALLEN * f.run_first:
         return "exploding", _sure(grown / EXPLODED)
     if f.saturated > SATURATED and _started_too_fast(f) and expected is None:
+        if _spoilt_at_once(f) and f.now > NOT_FALLEN * min(f.guess, f.run_first):
+            return _too_large(f)
         return "not clear", 0.5  # a low loss may be luck
     # Without any gradient the loss cannot change any more.
     if classes and f.product == 0 and f.now > EXPECTED_GOOD * f.guess:
@@ -152,16 +164,23 @@ def _training(f: Features, context: RunContext, sure: float) -> tuple[Name, floa
     if edge is not None and edge >= EDGE:
         return "rate at the edge", 0.8
     level = f.slope > FALLING_SLOPE and f.fall < FLAT if f.long_slope is None else f.long_slope > LEVEL_SLOPE
+    low = f.now < max(TINY * f.guess if context.classes is not None else 0.0, FALLEN * min(f.run_first, f.guess))
+    if not low and f.now > RISEN_AGAIN * f.lowest > 0 and not context.surface:
+        return "not clear", 0.5
+    if not low and _decay_rules(f, context) and (level or (f.kept_recently or 1.0) < DECAYING):
+        return "weights decaying", 0.8
     fell = f.long_fell or 0.0
     if f.long_slope is not None and f.long_slope < -2 * SIGNIFICANT and fell > SLOW_FALL * abs(f.guess):
         sure = max(sure, FAIR)  # at any value, the loss clearly falls
     if context.surface or not level:
         return "healthy", sure
-    # The loss is level. It is at its floor if that is low; otherwise nothing shows whether it could fall further.
-    known = context.classes is not None
-    if f.now < max(TINY * f.guess if known else 0.0, FALLEN * min(f.run_first, f.guess)):
+    # The newest losses are level. If they are low and so is the whole stretch, they are at their floor. Otherwise
+    # nothing shows whether the loss could fall further.
+    if not low:
+        return "not clear", 0.5
+    if f.most_fall is not None and f.most_fall < LEVEL_FALL:
         return "converged", max(sure, FAIR)
-    return "not clear", 0.5
+    return ("healthy", max(sure, FAIR)) if f.now < NOT_FALLEN * f.run_first else ("not clear", 0.5)
 
 
 def _on_a_saddle(f: Features) -> bool:
@@ -173,8 +192,13 @@ def _stuck(f: Features, context: RunContext) -> tuple[Name, float]:
     adaptive, sigmoid = context.adaptive, context.activation == "sigmoid" and f.blocks > 2
     vanished = max(VANISHED, SIGMOID_FACTOR**f.blocks if sigmoid else 0.0)
     decays = context.weight_decay is not None and context.weight_decay > 0
-    if decays and (f.kept or 1.0) < DECAYED and (f.kept_recently or 1.0) < DECAYING:
+    shrinks = (f.kept or 1.0) < DECAYED and (f.kept_recently or 1.0) < DECAYING
+    if (decays and shrinks) or _decay_rules(f, context):
         return "weights decaying", 0.8
+    if _saturated_from_the_start(f):
+        return "saturated", 0.8
+    if too_large(f):
+        return _too_large(f)
     if f.product == 0 or f.dead > ALL_DEAD:
         return _no_gradient(f)
     if f.product is None and f.silent_row is not None:
@@ -186,7 +210,7 @@ def _stuck(f: Features, context: RunContext) -> tuple[Name, float]:
     if too_small > max(0.0, lost / 4) and lost < NO_RATE_HELPS and (adaptive or lost > 0):
         return _slow(f, too_small)
     if lost > 0 and f.saturated > SATURATED and PASSED < (f.first_product or 0.0) < GROWN:
-        return "diverging", FAIR  # the gradient arrived at first; then the updates saturated the units
+        return "rate too large", FAIR  # the gradient arrived at first; then the updates saturated the units
     if lost > 0:
         return "vanishing", _sure(10**lost)
     if f.saturated > SATURATED and (f.first_product or 0.0) > EXPLODED:
@@ -196,8 +220,6 @@ def _stuck(f: Features, context: RunContext) -> tuple[Name, float]:
         return ("exploding", FAIR) if (f.product or 0.0) > EXPLODED else ("saddle", 0.8)
     if too_small > 0:
         return _slow(f, too_small)
-    if _started_too_fast(f) and f.now > NOT_FALLEN * min(f.guess, f.run_first):
-        return "diverging", FAIR
     escaping = f.slope < ESCAPING_SLOPE
     steady = context.classes is not None and f.fall > 0 and (f.long_fall or 0.0) > STEADY_FALL * f.guess
     if f.saturated <= SATURATED and (escaping or steady):
@@ -205,6 +227,11 @@ def _stuck(f: Features, context: RunContext) -> tuple[Name, float]:
     if f.dead > MANY_DEAD:
         return "dead units", FAIR
     return ("saturated" if f.saturated > SATURATED else "plateau"), FAIR
+
+
+def rate_was_cut(f: Features) -> bool:
+    """Whether a schedule has made the learning rate tiny."""
+    return f.rate_left is not None and f.rate_left < RATE_CUT
 
 
 def _slow(f: Features, too_small: float) -> tuple[Name, float]:
@@ -229,6 +256,54 @@ def _started_too_fast(f: Features) -> bool:
     return f.first_update_ratio is not None and f.first_update_ratio > LARGE_UPDATE
 
 
+def too_large(f: Features) -> bool:
+    """Whether updates were so large that a stuck loss is their doing: the gradient may be lost since then."""
+    if (f.first_dead or 0.0) > ALL_DEAD or (f.early_product is not None and f.early_product < NEVER_ARRIVED):
+        return False  # it was so before
+    rose = f.peak > max(f.first + (RISEN - 1) * abs(f.first), f.guess + (ABOVE_GUESS - 1) * abs(f.guess))
+    above_best = f.now - f.best > (ABOVE_BEST - 1) * abs(f.best) + 0.6 * f.noise  # of the mean of ten: two errors
+    return _spoilt_at_once(f) or ((f.largest_update or 0.0) > LARGE_UPDATE and (rose or above_best))
+
+
+def spoilt(f: Features) -> bool:
+    """Whether the weights are so far off that a smaller rate alone does not repair them."""
+    lost = f.product is not None and f.product < VANISHED
+    return lost or f.no_gradient or f.no_weight_gradient or f.dead > ALL_DEAD or f.saturated > SATURATED or blown_up(f)
+
+
+def blown_up(f: Features) -> bool:
+    """Whether the loss is many times its first value and that of a guess."""
+    return f.now > BLOWN_UP * max(abs(f.first), abs(f.guess))
+
+
+def _too_large(f: Features) -> tuple[Name, float]:
+    return "rate too large", _sure((f.largest_update or 0.0) / LARGE_UPDATE, decades=0.7)
+
+
+def _spoilt_at_once(f: Features) -> bool:
+    """Whether one update changed the weights beyond recognition."""
+    return (f.largest_update or 0.0) > SPOILS
+
+
+def _saturated_from_the_start(f: Features) -> bool:
+    """Whether units were saturated before an update could do that, and still are."""
+    first = f.first_saturated or 0.0
+    return first > SATURATED and f.saturated > SATURATED and (f.first_update_ratio or 0.0) < SPOILS
+
+
+def _decay_rules(f: Features, context: RunContext) -> bool:
+    """Whether weight decay decides where the weights go, not the gradient.
+
+    Its part of a step is large, and it has acted for long enough. Adam scales a decay that is added to the gradient
+    like the gradient, so there the weights themselves must have shrunk.
+    """
+    if (f.decay_share or 0.0) < DECAY_RULES:
+        return False
+    if context.adaptive and not context.decoupled:
+        return (f.kept or 1.0) < SHRUNK
+    return (f.decayed_for or 0.0) > DECAY_TIMES
+
+
 def _no_weight_learns(f: Features) -> bool:
     """Whether the gradient of every weight is exactly 0, but not because weight decay has shrunk the weights to
     nothing.
@@ -238,13 +313,17 @@ def _no_weight_learns(f: Features) -> bool:
 
 def _no_gradient(f: Features) -> tuple[Name, float]:
     """Why there is no gradient: units dead from the start, units killed by updates, or weights too small."""
+    if _saturated_from_the_start(f):
+        return "saturated", 0.9
+    if too_large(f):
+        return _too_large(f)
     first = f.first_product
     if f.first_dead is not None and f.first_dead > ALL_DEAD:
         return "dead units", 0.95
     if first is not None and first > EXPLODED:
         return "exploding", 0.7
-    if first is not None and first > VANISHED:
-        return "diverging", 0.7
+    if first is not None and first > VANISHED and (f.largest_update or 0.0) > LARGE_UPDATE:
+        return "rate too large", 0.7
     # Around a dead layer the gradient can still pass through a residual connection.
     arrives = f.product is not None and f.product > VANISHED
     if first is not None and first > 0 and not arrives and (_started_too_fast(f) or f.weight_scale < SMALL_WEIGHTS):

@@ -10,6 +10,7 @@ import msgspec
 from tui_descent.protocol.events import Advice, KnobState, KnobTurned, LoopObserved, RatesChanged, RunStarted
 from tui_descent.scenario import knobs as commands
 from tui_descent.scenario.keys import KEYS
+from tui_descent.scenario.optimizers import OPTIMIZERS
 from tui_descent.scenario.spec import UNDO
 
 # The loss of a net that has learnt only letter frequencies: the entropy of single letters of the text data, in nats.
@@ -31,7 +32,7 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
     of its parameters alone, without a net or data. `loss_means_fit`: whether a smaller loss means a better fit; it does
     not if several nets play against each other, and it is not known for a loss of the user's own making.
     `values` are the knobs' values now. `remedies` are what the scenario's author advises, until something is changed.
-    `left_alone` are the modules whose activation cannot be changed.
+    `left_alone` are the modules whose activation cannot be changed. `nets` are the names of several nets.
     """
 
     classes: int | None = None
@@ -47,6 +48,7 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
     values: dict[str, str] = {}
     remedies: tuple[Advice, ...] = ()
     left_alone: tuple[str, ...] = ()
+    nets: tuple[str, ...] = ()
 
     @property
     def adaptive(self) -> bool | None:
@@ -54,6 +56,11 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
         if self.optimizer is None:
             return None
         return self.optimizer in ADAPTIVE
+
+    @property
+    def decoupled(self) -> bool:
+        """Whether the weight decay acts on the weights directly, not through the gradient."""
+        return self.optimizer in OPTIMIZERS and OPTIMIZERS[self.optimizer].decoupled_decay
 
     @property
     def weight_decay(self) -> float | None:
@@ -130,7 +137,8 @@ def context_of(scenario: Mapping[str, Any] | None) -> RunContext:
 
 def situation_of(event: RunStarted) -> RunContext:
     """What is known at the start of a run."""
-    return context_of(event.scenario).with_knobs(event.knobs)
+    context = msgspec.structs.replace(context_of(event.scenario), nets=event.nets)
+    return context.with_knobs(event.knobs)
 
 
 def after_turn(context: RunContext, turn: KnobTurned) -> RunContext:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from tui_descent.protocol.events import Diagnosed
 from tui_descent.telemetry.diagnosis import dynamics, numerics, wiring
-from tui_descent.telemetry.diagnosis.findings import Finding, advice_words, filled
+from tui_descent.telemetry.diagnosis.findings import NEUTRAL, Finding, advice_words, filled
 
+# Judgements that are less sure are said with "maybe". About one in six of them is wrong, and hardly any of the others.
+CERTAIN = 0.8
 ALL_RULES = (*numerics.RULES, *wiring.RULES, *dynamics.RULES)
 _SENTENCES = {rule.finding: rule.sentence for rule in ALL_RULES}
 
@@ -18,3 +21,14 @@ def sentence(finding: Finding) -> str:
     else:
         text = filled(_SENTENCES.get(finding.finding, finding.finding), finding)
     return f"{text} {advice_words(finding.advice[0])}" if finding.advice else text
+
+
+def verdict(found: Diagnosed) -> str:
+    """A published finding in a word or two, as in `vanishing` or `maybe plateau`."""
+    unsure = found.sure < CERTAIN and found.finding not in NEUTRAL
+    return f"{'maybe ' if unsure else ''}{found.finding}"
+
+
+def without_advice(found: Diagnosed) -> str:
+    """The sentence of a published finding without its advice, which no key can follow any more."""
+    return found.sentence.removesuffix(advice_words(found.advice[0])).rstrip() if found.advice else found.sentence

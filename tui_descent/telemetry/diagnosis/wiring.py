@@ -9,15 +9,18 @@ from __future__ import annotations
 from typing import cast
 
 from tui_descent.protocol.events import Advice, WiringFound
-from tui_descent.telemetry.diagnosis.findings import Finding, Name
+from tui_descent.protocol.layer_names import in_words
+from tui_descent.telemetry.diagnosis.findings import Finding, Name, sentence_case
 from tui_descent.telemetry.diagnosis.rule import Rule
 
 NAME_WIDTH = 16  # longer names of layers are shortened at the front
 # If updates are rounded away and the rate is between these limits, a rate 1,000 times as large is advised. Only a
 # schedule makes smaller rates.
 SMALLEST_RATE, SMALL_RATE = 1e-15, 1e-5
-QUESTION = "The net ends in a {gets}. Does your loss apply {gets} itself?"
+QUESTION = "The net ends in a {gets}. Does the loss apply it too?"
 QUESTION_SURE = 0.6
+LACKS = "The optimizer lacks {absent}."  # for a name that leaves no room for more
+SHORT_NAME = 12
 TAKEN_BACK = "Each update of {layer} is taken back before the next one."
 
 RULES: tuple[Rule, ...] = (
@@ -47,7 +50,7 @@ RULES: tuple[Rule, ...] = (
         condition="the optimizers hold tensors that are not the net's, and weights that get a gradient are in none; "
         "nothing else changes these weights in 3 updates",
         threshold="none: parameters are compared as objects",
-        sentence="The optimizer has {foreign}, not {absent}.",
+        sentence="The optimizer lacks {absent} but has {foreign} not in the net.",
         check="The update of these layers is empty. Was the net copied, wrapped or given a new head after the "
         "optimizer was made?",
         helps="make the optimizer after the last change of the net, from its parameters()",
@@ -115,7 +118,7 @@ RULES: tuple[Rule, ...] = (
         condition="the gradient of an update is still in .grad, unchanged, when the next backward pass adds to it, "
         "3 updates in a row, and run.step() is called at each update",
         threshold="3 updates in a row",
-        sentence="The gradient of {layer} is not cleared: each step adds to it.",
+        sentence="{layer}'s gradients add up from step to step.",
         check="The gradient norm grows from step to step, and the cosine of successive gradients is close to 1.",
         helps="optimizer.zero_grad() before backward(); run.step(loss) at each batch, if accumulation is meant",
         useless="a smaller rate",
@@ -136,7 +139,7 @@ RULES: tuple[Rule, ...] = (
         kind="wiring",
         condition="a batch norm in training mode gets a batch of one sample, in 2 measured steps in a row",
         threshold="N = 1",
-        sentence="Batch norm {layer} gets a batch of one sample.",
+        sentence="{layer}, a batch norm, gets a batch of one sample.",
         check="The held-out loss is far from the training loss: the running statistics are those of single samples.",
         helps="a larger batch; group or layer norm; eval() for pretrained batch norms",
         useless="a smaller rate",
@@ -166,9 +169,10 @@ RULES: tuple[Rule, ...] = (
     Rule(
         finding="frozen layers",
         kind="wiring",
-        condition="weights have requires_grad=False; whole numbers, as of quantised layers, do not count",
+        condition="weights have requires_grad=False, perhaps without their biases; whole numbers, as of quantised "
+        "layers, do not count",
         threshold="none",
-        sentence="{frozen:.0f} of {layers:.0f} layers {are} frozen.",
+        sentence="{frozen:.0f} of {layers:.0f} layers {are} frozen{biases}.",
         check="Their rows in the layer list are marked as frozen.",
         helps="key x, if they are in the optimizer; nothing, if this is meant, as when only a new head is trained",
     ),
@@ -195,24 +199,27 @@ def wiring_finding(event: WiringFound, available: frozenset[str], user_loop: boo
 
 def words(finding: Finding) -> str:
     """One line for the screen, without advice."""
-    evidence, layer = finding.evidence, shortened(finding.layer or "the net")
+    evidence, layer = finding.evidence, layer_words(finding.layer or "the net")
     parts: dict[str, str] = {"layer": layer}
     match str(finding.finding):
         case "foreign parameters" | "untrained parameters":
             parts["absent"] = layer if evidence["absent"] == 1 else f"these {evidence['absent']:.0f} layers"
-            parts["foreign"] = f"{evidence['foreign']:.0f} other tensor{'s' * (evidence['foreign'] != 1)}"
+            parts["foreign"] = f"{evidence['foreign']:.0f} tensor{'s' * (evidence['foreign'] != 1)}"
+            if finding.finding == "foreign parameters" and len(parts["absent"]) > SHORT_NAME:
+                return LACKS.format_map(parts)
         case "no optimizer step":
             parts["other"] = f", another {evidence['other']} did" if "other" in evidence else ""
         case "gradient cut":
+            parts["layer"], parts["after"] = _pair_words(finding.layer or "the net", str(evidence["after"]))
             parts["place"] = "in" if evidence["without"] == 1 else "up to"
-            parts["after"] = shortened(str(evidence["after"]))
         case "rate zero":
             all_layers = evidence["layers"] == evidence["of"]
             parts["of"] = "" if all_layers else f"of {evidence['layers']:.0f} of {evidence['of']:.0f} layers "
         case "no update" if "left" in evidence:
-            return TAKEN_BACK.format_map(parts)
+            return sentence_case(TAKEN_BACK.format_map(parts))
         case "frozen layers":
             parts["are"] = "is" if evidence["frozen"] == 1 else "are"
+            parts["biases"] = ", biases train" if evidence.get("biases") else ""
         case "softmax twice" if evidence.get("question"):
             return QUESTION.format_map(evidence)
         case "softmax twice":
@@ -221,12 +228,22 @@ def words(finding: Finding) -> str:
             parts["wants"] = "takes log-probabilities" if own is None else itself
         case _:
             pass
-    return _SENTENCES[finding.finding].format_map({**evidence, **parts})
+    return sentence_case(_SENTENCES[finding.finding].format_map({**evidence, **parts}))
 
 
-def shortened(name: str) -> str:
-    """The end of a long module path, which names the layer itself."""
-    return name if len(name) <= NAME_WIDTH else f"…{name[1 - NAME_WIDTH :]}"
+def layer_words(name: str) -> str:
+    """A layer in a sentence. Of a long module path only the end is shown, which names the layer itself."""
+    return in_words(name) if len(name) <= NAME_WIDTH else f"…{name[1 - NAME_WIDTH :]}"
+
+
+def _pair_words(name: str, other: str) -> tuple[str, str]:
+    """Two layers in one sentence. Long paths that end alike are shown without their common end."""
+    pair = layer_words(name), layer_words(other)
+    first, last = name.split("."), other.split(".")
+    while pair[0] == pair[1] and first[-1] == last[-1] and len(first) > 1 and len(last) > 1:
+        first, last = first[:-1], last[:-1]
+        pair = layer_words(".".join(first)), layer_words(".".join(last))
+    return pair
 
 
 def _advice(event: WiringFound, *, user_loop: bool) -> list[Advice]:

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tui_descent.instruments.module_hooks import Args, Kwargs, ModuleHooks
 from tui_descent.instruments.not_measured import why_not_measured
+from tui_descent.protocol.layer_names import in_words
 from tui_descent.training.probes.operation_names import (
     SOFTMAX,
     backward_words,
@@ -128,9 +129,8 @@ def non_finite_in(batch: object) -> str | None:
 def weight_origin(name: str, kind: Kind) -> Origin:
     """The origin of a value that a parameter or buffer already had."""
     layer, _, short = name.rpartition(".")
-    return Origin(
-        "weights", layer or name, words=f"the {short} of {layer} is {kind}" if layer else f"{short} is {kind}"
-    )
+    words = f"the {short} of {in_words(layer)} is {kind}" if layer else f"{short} is {kind}"
+    return Origin("weights", layer or name, words=words)
 
 
 def _which_sample(tensor: Tensor) -> str:

@@ -32,6 +32,7 @@ from tui_descent.training.setup.nets.conv import ConvNet
 from tui_descent.training.setup.nets.mlp import Mlp
 from tui_descent.training.setup.nets.surface import Surface
 from tui_descent.training.setup.nets.transformer import Transformer
+from tui_descent.training.setup.path import Path
 
 # Curvature is measured on at least this many samples; with fewer, single samples would dominate it.
 PROBE_SAMPLES = 256
@@ -40,7 +41,10 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(slots=True, kw_only=True)
 class Setup:
-    """The objects of a scenario run. A surface has no batches and no loss function, since its output is the loss."""
+    """The objects of a scenario run.
+
+    A surface has no batches and no loss function, since its output is the loss. Only a surface has a `path`.
+    """
 
     scenario: Scenario
     model: nn.Module
@@ -49,15 +53,17 @@ class Setup:
     batches: Batches | Windows | None
     loss_function: LossFunction | None
     schedule: Schedule | None = None  # None for a constant learning rate
+    path: Path | None = None
     _batch: tuple[Tensor, Tensor] | None = None  # inputs and targets of the last batch
 
     def state(self) -> dict[str, Any]:
-        """The optimizer and schedule in use, the schedule's own state, and the batches' state."""
+        """The optimizer and schedule in use, the schedule's own state, and the states of the batches and the path."""
         return {
             "optimizer": self.optimizer,
             "schedule": self.schedule,
             "schedule_state": None if self.schedule is None else self.schedule.state(),
             "batches": None if self.batches is None else self.batches.state(),
+            "path": None if self.path is None else self.path.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -67,6 +73,8 @@ class Setup:
             self.schedule.restore(state["schedule_state"])
         if self.batches is not None:
             self.batches.restore(state["batches"])
+        if self.path is not None:
+            self.path.restore(state["path"])
 
     def loss(self) -> Tensor:
         """The loss of the next batch, a scalar with a graph for `backward()`."""
@@ -165,6 +173,7 @@ def build(scenario: Scenario, *, on: torch.device) -> Setup:
             batches=None,
             loss_function=None,
             schedule=_schedule(scenario, optimizer),
+            path=Path(model.w),
             scenario=scenario,
         )
     data = load(scenario).to(on, dtype)

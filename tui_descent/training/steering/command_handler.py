@@ -20,12 +20,14 @@ from tui_descent.protocol.commands import (
     TurnKnob,
     Undo,
     WatchCurvature,
+    WatchTask,
 )
 from tui_descent.protocol.events import Evaluated, KnobTurned, Marked, Rewound
 from tui_descent.scenario.knobs import NEUTRAL_KNOBS
 from tui_descent.training.probes.curvature_probe import CurvatureProbe
 from tui_descent.training.probes.range_test import RangeTest
 from tui_descent.training.probes.range_test_run import RangeTestRun
+from tui_descent.training.probes.task_probe import TaskProbe
 from tui_descent.training.progress import Progress, reply_to
 from tui_descent.training.run_description import describe
 from tui_descent.training.steering.command_queue import CommandQueue, QueuedCommand
@@ -38,14 +40,15 @@ from tui_descent.training.watch.layer_list import LayerList
 
 Evaluation = Callable[[], tuple[float, float | None]]
 NO_HELD_OUT_DATA = "a test surface has no held-out data"
+NO_TASK = "the task cannot be shown for your own loop: its data and what its outputs mean are not known"
 NO_EVALUATION = 'in your own loop, call run.log("val_loss", loss) instead'
 
 
 class CommandHandler:
     """Carries out the commands of one run.
 
-    `undo_stack` is None if no snapshots are kept. `evaluation` is None if there is no evaluation data. `curvature` is
-    None in a user loop.
+    `undo_stack` is None if no snapshots are kept. `evaluation` is None if there is no evaluation data. `curvature` and
+    `task` are None in a user loop.
     """
 
     def __init__(
@@ -58,11 +61,13 @@ class CommandHandler:
         *,
         undo_stack: UndoStack | None,
         curvature: CurvatureProbe | None,
+        task: TaskProbe | None,
         evaluation: Evaluation | None,
         is_scenario: bool,
     ) -> None:
         self._progress, self._mode, self._steering, self._layers = progress, mode, steering, layers
         self._undo_stack, self._curvature, self._evaluation = undo_stack, curvature, evaluation
+        self._task = task
         self._is_scenario = is_scenario
         setup = steering.context.setup
         self._is_surface = setup is not None and setup.batches is None
@@ -192,6 +197,10 @@ class CommandHandler:
                 if self._curvature is None:
                     raise ValueError("curvature is not available for your own loop: its batches cannot be replayed")
                 return self._curvature.set_watching(client, on=command.on)
+            case WatchTask():
+                if self._task is None:
+                    raise ValueError(NO_TASK)
+                return self._task.set_watching(client, on=command.on, columns=command.columns, rows=command.rows)
             case RunRangeTest():
                 return self._test_rates(client)
             case CancelRangeTest():

@@ -10,6 +10,7 @@ from typing import Literal, NoReturn
 from tui_descent.protocol.commands import AnyCommand, ClientRequest, RunRangeTest, TurnKnob
 from tui_descent.protocol.events import KnobTurned, Noted, NotFinite, State, Status
 from tui_descent.training.probes.curvature_probe import CurvatureProbe
+from tui_descent.training.probes.task_probe import TaskProbe
 from tui_descent.training.progress import Progress
 from tui_descent.training.run_description import OUR_NOTE, describe
 from tui_descent.training.steering.command_handler import CommandHandler, Evaluation
@@ -32,7 +33,8 @@ FAULT_ENDS_AFTER = 50  # after this many finite steps, the next fault counts as 
 class Control:
     """Controls one run between its updates. Everything is done in a fixed order, so a run can be repeated exactly.
 
-    `plan` lists knobs to turn, each with the step before which to turn it. `explain` finds the cause of a fault.
+    `plan` lists knobs to turn and captions to report, each with the step before which to do so. `explain` finds the
+    cause of a fault.
     """
 
     def __init__(
@@ -42,9 +44,10 @@ class Control:
         results: Results,
         layers: LayerList,
         *,
-        plan: Iterable[tuple[int, TurnKnob]] = (),
+        plan: Iterable[tuple[int, TurnKnob | str]] = (),
         undo_stack: UndoStack | None = None,
         curvature: CurvatureProbe | None = None,
+        task: TaskProbe | None = None,
         evaluation: Evaluation | None = None,
         on_fault: OnFault = "note",
         explain: Callable[[Fault], Fault] = lambda fault: fault,
@@ -54,7 +57,7 @@ class Control:
         self.mode = RunMode()
         self.undo_stack, self.on_fault = undo_stack, on_fault
         self._progress, self._steering, self._results = progress, steering, results
-        self._curvature, self._is_scenario = curvature, is_scenario
+        self._curvature, self._task, self._is_scenario = curvature, task, is_scenario
         self._queue = CommandQueue()
         self._handler = CommandHandler(
             progress,
@@ -64,10 +67,11 @@ class Control:
             layers,
             undo_stack=undo_stack,
             curvature=curvature,
+            task=task,
             evaluation=evaluation,
             is_scenario=is_scenario,
         )
-        commands: list[tuple[int, AnyCommand]] = [*plan]
+        commands: list[tuple[int, AnyCommand | str]] = [*plan]
         if progress.link is not None:  # at the same step, knobs come before range tests
             commands += [(at, RunRangeTest()) for at in progress.link.launch.range_test_at]
         self._plan = sorted(commands, key=lambda entry: entry[0])
@@ -221,6 +225,9 @@ class Control:
             self.report_all()
         while self.steps_to_plan <= 0:
             _, command = self._plan.pop(0)
+            if isinstance(command, str):
+                progress.emit(Noted(step=progress.step, text=command, level="caption"))
+                continue
             self._handler.carry_out(QueuedCommand(ClientRequest(client=0, request=0, source="plan", command=command)))
         if undo_stack is not None and undo_stack.take_periodic(progress.segment, progress.step):
             self._handler.report_snapshot("periodic" if progress.step else "start of the run")
@@ -239,6 +246,7 @@ class Control:
             undo_stack.state_changed()
         self._steering.advance()
         self._read_curvature()
+        self._picture_task()
 
     def hold(self, reason: str, *, broken: bool = False, dropped: bool = False) -> None:
         """Hold the run until a command continues or ends it. With `broken`, an undo returns to the last good snapshot.
@@ -252,7 +260,8 @@ class Control:
             self.undo_stack.state_changed()
             self._progress.broken = True
             if (good := self.undo_stack.last_good()) is not None:
-                reason += f"; u goes back to step {good.step}"
+                lost = self._progress.step - good.step
+                reason += f"; u goes back {lost} step{'s' * (lost != 1)}" if lost else "; u goes back"
         reason += " · q: quit" if dropped else ""
         self._process_commands(paused_as=("held", reason))
         self._progress.broken = False
@@ -334,6 +343,7 @@ class Control:
                 progress.interrupted = True
                 progress.set_state(*(("paused", "") if progress.rewound else paused_as))
                 self._read_curvature(paused=True)
+                self._picture_task(paused=True)
                 progress.report_memory()
                 link.wait(None)
                 continue
@@ -356,4 +366,14 @@ class Control:
         with self._steering.muted():
             for event in curvature.read(progress.segment, progress.step, paid=not free):
                 progress.emit(event)
+        progress.interrupted = True
+
+    def _picture_task(self, *, paused: bool = False) -> None:
+        """Send a picture of what is being learnt, if somebody watches and one is due."""
+        task, progress = self._task, self._progress
+        if task is None or not task.due(progress, paused=paused):
+            return
+        self.report_all()
+        with self._steering.muted():
+            progress.emit(task.picture(progress, paid=not paused))
         progress.interrupted = True

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from tui_descent.protocol.layer_names import in_words
 from tui_descent.training.probes.nonfinite_search import Cause, Kind, Origin
 
 
@@ -77,20 +78,23 @@ def where(fault: Fault, origin: Origin | None) -> str:
     gradients = fault.gradients
     if origin is None or not origin.cause:
         return _which_layers(gradients) if fault.what == "gradient" and gradients is not None else ""
-    layer = origin.layer or "the net"
+    layer = in_words(origin.layer or "the net")
     match origin.cause:
         case "loss function" if origin.words.endswith("?"):
-            return f"from the loss function ({origin.words})"
+            words = origin.words.removesuffix("?")
+            return f"from the loss function {words}?" if words.startswith("or ") else f"{words} in the loss function?"
         case "loss function":
             return f"{origin.words} in the loss function" if origin.words else "from the loss function"
         case _ if origin.operation:
             known = gradients if origin.layer is None else None
-            between = f", between {known.finite[0]} and {known.bad[-1]}" if known is not None and known.finite else ""
+            between = ""
+            if known is not None and known.finite:
+                between = f", between {in_words(known.finite[0])} and {in_words(known.bad[-1])}"
             return f"{origin.words} in {layer}{between}"
     return origin.words
 
 
 def _which_layers(gradients: LayerGradients) -> str:
     if gradients.finite or gradients.before:
-        return f"only in {', '.join(gradients.bad[:2])}{', …' if len(gradients.bad) > 2 else ''}"
+        return f"only in {', '.join(map(in_words, gradients.bad[:2]))}{', …' if len(gradients.bad) > 2 else ''}"
     return "in every layer" if len(gradients.bad) > 1 else ""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tui_descent.instruments.failures import Failures
+from tui_descent.protocol.layer_names import in_words
 from tui_descent.training.probes.nonfinite_search import Origin, nodes_of, non_finite_in, search
 from tui_descent.training.probes.operation_names import node_operation, possible_causes
 from tui_descent.training.several_nets import whole_nets
@@ -93,7 +94,7 @@ class FaultSearch:
         damage = weights if fault.weights is None and fault.updated else None
         damage = damage or buffer
         if damage is not None and damage != origin:
-            text += f"; now {damage.words}"
+            text += f"{' Now' if text.endswith('?') else '; now'} {damage.words}"
         cause, layer, operation = ("", None, "") if origin is None else (origin.cause, origin.layer, origin.operation)
         if fault.what == "gradient" and fault.gradients and (not cause or (cause == "backward" and layer is None)):
             layer = fault.gradients.bad[-1]
@@ -167,13 +168,13 @@ class FaultSearch:
         gradients = fault.gradients
         if fault.what == "loss" or gradients is None:
             return None
-        last = gradients.bad[-1]
+        last, name = gradients.bad[-1], in_words(gradients.bad[-1])
         if gradients.from_input and gradients.bad == (last,) and not gradients.before:
-            return Origin("batch", last, words=f"the input of {last}, the first layer, is not finite")
+            return Origin("batch", last, words=f"the input of {name}, the first layer, is not finite")
         if gradients.from_input:
-            return Origin("forward", last, words=f"the input of {last} is not finite")
+            return Origin("forward", last, words=f"the input of {name} is not finite")
         if gradients.finite:
-            return Origin("backward", last, words=f"it arises between {gradients.finite[0]} and {last}")
+            return Origin("backward", last, words=f"it arises between {in_words(gradients.finite[0])} and {name}")
         return None if gradients.before else self._suspect(fault, self._nodes())
 
     def _suspect(self, fault: Fault, nodes: list[Any]) -> Origin:

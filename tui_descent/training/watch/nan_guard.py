@@ -10,12 +10,14 @@ from __future__ import annotations
 import cmath
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import Literal
 
 from torch import Tensor, nn
 
 from tui_descent.instruments.net_structure import WatchedLayer
 from tui_descent.instruments.not_measured import all_finite
+from tui_descent.protocol.layer_names import in_words
 from tui_descent.training.probes.nonfinite_search import Kind, Origin, kind_of, weight_origin
 from tui_descent.training.watch.fault import Fault, LayerGradients
 
@@ -27,7 +29,7 @@ class NanGuard:
     """Checks the loss of every step, and the gradient of the input-most layer.
 
     The input-most layer is the first layer in forward order that has a gradient. Backpropagation ends there, so a
-    non-finite gradient of a later layer makes this gradient non-finite too.
+    non-finite gradient of a later layer makes this gradient non-finite too. Where only biases train, theirs count.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -76,7 +78,10 @@ class NanGuard:
         self._input_most = self._frozen = None
         first = next((n for n, watched in enumerate(self._layers) if _has_gradient(watched.weight)), None)
         if first is None:
-            return None
+            found = next((w for w in self._layers if _trained_bias(w) is not None), None)
+            if found is not None:
+                self._input_most, self._frozen = _trained_bias(found), found.weight
+            return self._input_most
         parameter = _to_check(self._layers[first])
         if not any(watched.weight.requires_grad for watched in self._layers[:first]):
             self._input_most = parameter
@@ -85,7 +90,7 @@ class NanGuard:
 
     def gradient_fault(self, step: int) -> Fault | None:
         """The fault if the weight gradient of the input-most layer is not finite; None if it is finite."""
-        first = next((w.weight.grad for w in self.layers if _has_gradient(w.weight)), None)
+        first = self.input_most_gradient()
         if first is None or cmath.isfinite(first.sum().item()):  # synchronises on a GPU
             return None
         if all_finite(first):
@@ -101,7 +106,13 @@ class NanGuard:
 
     def _layer_gradients(self) -> LayerGradients:
         layers = [watched for watched in self.layers if watched.weight.grad is not None]
-        kinds: list[tuple[str, Kind]] = [(w.layer.name, kind_of(w.weight.grad)) for w in layers]  # type: ignore[arg-type]
+        grads = [watched.weight.grad for watched in layers]
+        if not layers:
+            layers = [watched for watched in self.layers if _trained_bias(watched) is not None]
+            grads = [bias.grad for watched in layers if (bias := _trained_bias(watched)) is not None]
+        kinds: list[tuple[str, Kind]] = [
+            (w.layer.name, kind_of(grad)) for w, grad in zip(layers, grads, strict=True) if grad is not None
+        ]
         bad = [n for n, (_, kind) in enumerate(kinds) if kind]
         worst: Kind = "nan" if any(kind == "nan" for _, kind in kinds) else "inf"
         # Backpropagation starts at the output: the last layer in forward order became non-finite first.
@@ -114,8 +125,10 @@ class NanGuard:
         )
 
     def input_most_gradient(self) -> Tensor | None:
-        """The weight gradient of the input-most layer; None if no layer has a gradient."""
-        return next((watched.weight.grad for watched in self.layers if _has_gradient(watched.weight)), None)
+        """The weight gradient of the input-most layer, its bias's if only biases train; None without any."""
+        weights = (watched.weight for watched in self.layers if _has_gradient(watched.weight))
+        biases = (bias for watched in self.layers if (bias := _trained_bias(watched)) is not None)
+        return next((parameter.grad for parameter in chain(weights, biases)), None)
 
     def deferred_fault(self, step: int, loss: float | None, *, since: int, stopped: bool) -> Fault:
         """A fault that was found `since` updates after the step. `loss` is None if a gradient was not finite.
@@ -128,7 +141,9 @@ class NanGuard:
         if stopped:
             outcome = "this update and all later ones were skipped: the weights are unchanged"
         elif weights is not None:
-            outcome = f"the update was made and the weights of {weights.layer} are now non-finite"
+            outcome = (
+                f"the update was made and the weights of {in_words(weights.layer or 'the net')} are now non-finite"
+            )
         else:
             outcome = "the update was made; all weights are still finite"
         kind: Literal["loss", "gradient"] = "gradient" if loss is None else "loss"
@@ -164,6 +179,12 @@ def _to_check(watched: WatchedLayer) -> nn.Parameter:
     # The gradients of weight and bias share δ, so a non-finite value shows in both. The bias is cheaper to check.
     use_bias = isinstance(bias, nn.Parameter) and bias.requires_grad and weight.numel() > LARGE
     return bias if use_bias else weight  # type: ignore[return-value]
+
+
+def _trained_bias(watched: WatchedLayer) -> nn.Parameter | None:
+    """The layer's bias if it has a gradient, else None."""
+    bias = getattr(watched.module, "bias", None)
+    return bias if isinstance(bias, nn.Parameter) and _has_gradient(bias) else None
 
 
 def _input_is_bad(watched: WatchedLayer) -> bool:

@@ -86,13 +86,14 @@ class OptimizerFacts:
         return any(self._zero_rates[n, group] == 1 for group in range(len(rates)))
 
     def _check_frozen(self, layers: Sequence[WatchedLayer], held: Sequence[set[int]]) -> None:
-        frozen = [w for w in layers if not any(p.requires_grad for p in w.module.parameters(recurse=False))]
+        frozen = [w for w in layers if not w.weight.requires_grad]
         if not frozen:
             self._facts.ended("frozen layers")
             return
         in_optimizer = sum(any(id(w.weight) in those for those in held) for w in frozen)
         counts: Evidence = {"frozen": float(len(frozen)), "layers": float(len(layers))}
-        self._facts.found("frozen layers", frozen[0].layer.name, counts | {"in_optimizer": float(in_optimizer)})
+        counts |= {"in_optimizer": float(in_optimizer)} | ({"biases": 1.0} if _only_biases_train(frozen) else {})
+        self._facts.found("frozen layers", frozen[0].layer.name, counts)
 
     def _check_held(self, layers: Sequence[WatchedLayer], held: Sequence[set[int]]) -> bool:
         """Check that the optimizers hold the net's weights. Returns True if they hold none of the weights."""
@@ -169,3 +170,9 @@ class OptimizerFacts:
         first = zero[0].layer.name if len(zero) < of else None
         evidence: Evidence = {"updates": float(ZERO_RATES), "layers": float(len(zero)), "of": float(of)}
         self._facts.found("rate zero", first, evidence)
+
+
+def _only_biases_train(frozen: Sequence[WatchedLayer]) -> bool:
+    """Whether each of these layers with a frozen weight trains its bias, if it has one."""
+    biases = [[p for p in w.module.parameters(recurse=False) if p.ndim <= 1 and p is not w.weight] for w in frozen]
+    return any(biases) and all(any(p.requires_grad for p in those) for those in biases if those)

@@ -32,6 +32,7 @@ from tui_descent.protocol.commands import TurnKnob
 from tui_descent.protocol.events import Noted, RunEnded, RunStarted, Status
 from tui_descent.training.keeper_link import KeeperLink
 from tui_descent.training.probes.curvature_probe import CurvatureProbe
+from tui_descent.training.probes.task_probe import TaskProbe
 from tui_descent.training.progress import Progress
 from tui_descent.training.run_description import about_user_loop, position, started
 from tui_descent.training.several_nets import as_one_net
@@ -62,8 +63,8 @@ class Watch:
     """One watched run.
 
     `model` and `optimizer` are what `watch()` takes: one of each, or a dict or list of them. `on_fault` says whether a
-    non-finite loss or gradient holds the run, ends it, or is only reported. `plan` lists knobs to turn, each with the
-    step before which to turn it. `replay` repeats the passes of the current batch, for the instruments that need this.
+    non-finite loss or gradient holds the run, ends it, or is only reported. `plan` lists knobs to turn and captions to
+    report, each with its step. `replay` repeats the passes of the current batch, for the instruments that need this.
     `about` is the `RunStarted` event of a scenario run; a user loop has none. In a scenario run (`is_scenario`) a
     dropped update does not count as a step. An undo restores the objects in `state` in addition to the model and the
     optimizer.
@@ -79,11 +80,12 @@ class Watch:
         sampler: Sampler | None = None,
         on_fault: OnFault = "note",
         steering: Steering | None = None,
-        plan: Iterable[tuple[int, TurnKnob]] = (),
+        plan: Iterable[tuple[int, TurnKnob | str]] = (),
         about: RunStarted | None = None,
         evaluate: Evaluation | None = None,
         replay: ReplayableBatch | None = None,
         curvature: CurvatureProbe | None = None,
+        task: TaskProbe | None = None,
         is_scenario: bool = False,
         state: Iterable[HoldsState] = (),
     ) -> None:
@@ -111,6 +113,7 @@ class Watch:
             plan=plan,
             undo_stack=_undo_stack(link, steering, tuple(state), is_scenario=is_scenario),
             curvature=curvature,
+            task=task,
             evaluation=evaluate,
             on_fault=on_fault,
             explain=search.explain,
@@ -120,10 +123,8 @@ class Watch:
         control, failures = self.control, self.failures
         parts = progress, steering, control, results, layers, guard, sampler, search, same_batch, self._begin, failures
         self._hooks = OptimizerHooks(*parts, tuple(listed(optimizer).values()), is_scenario, wiring)
-        self._misuse = Misuse(model, progress)
-        self._gave_up = self._entered = False
-        self._rates = RateReport(steering, progress)
-        self._timer = StepTimer(sampler, progress, steering)
+        self._misuse, self._gave_up, self._entered = Misuse(model, progress), False, False
+        self._rates, self._timer = RateReport(steering, progress), StepTimer(sampler, progress, steering)
         self._start_s = self._fast_until_s = time.perf_counter()
         self._first_loss: Tensor | float | None = None  # the loss of a step before the run: see `_enter_late`
         steering.attach(self._hooks.follow, self._hooks.muted)

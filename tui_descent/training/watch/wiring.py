@@ -66,7 +66,7 @@ class Wiring:
         self._measures = False  # whether inputs and outputs are measured at the current step, without a reading
         self._asynchronous = any(is_asynchronous(p.device) for p in model.parameters())
         self._due = False  # whether everything is checked after the current update
-        self._rewinds = 0
+        self._rewinds = self._interventions = 0
         self._net: NetStructure | None = None  # the net to which the following fields belong
         self._ends = NetEnds(whole_nets(model), (), failures)
         self._ends_attached = False
@@ -78,8 +78,8 @@ class Wiring:
 
     @property
     def looks(self) -> bool:
-        """Whether every step is still checked."""
-        return self._looks_left > 0
+        """Whether the next step is checked: it is one of the first steps, or the first after an intervention."""
+        return self._looks_left > 0 or (self._interventions != self._progress.interventions and not self._stopped)
 
     def start(self) -> None:
         """Listen to the first forward pass and to the steps of other optimizers."""
@@ -119,7 +119,7 @@ class Wiring:
             self._muted = False
             if ends and self._ends_attached:
                 self._ends.attach()
-            if uncleared is not None and uncleared is self._uncleared and self.looks:
+            if uncleared is not None and uncleared is self._uncleared and self._looks_left > 0:
                 uncleared.attach()
 
     def before_update(self, n: int, *, closure: bool) -> None:
@@ -135,7 +135,7 @@ class Wiring:
                 self._stop_following()
             elif self._uncleared is not None:
                 self._uncleared.before_update()
-            if self._by_optimizer.before_update(n) and not self.looks:
+            if self._by_optimizer.before_update(n) and not self._looks_left:
                 self._looks_left = ZERO_RATES + 1  # check each update, to see whether the rate stays at 0
             if self._overwritten is not None and not n:
                 self._overwritten.before_update(self._progress.step)
@@ -195,9 +195,9 @@ class Wiring:
         elif not skipped_in_a_row:
             self._facts.ended("every update skipped")
         if self._due or self.looks:
-            self._due = False
+            self._due, self._interventions = False, self._progress.interventions
             self._check()
-        if self.looks:
+        if self._looks_left > 0:
             if self._measures:
                 self._by_reading.check_ends(self._progress.step, self._ends.read().result())
             self._looks_left -= 1

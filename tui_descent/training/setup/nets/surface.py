@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from tui_descent.protocol.task_pictures import CriticalPoint
 from tui_descent.scenario.spec import SurfaceModel
 
 
@@ -16,6 +18,7 @@ class Surface(nn.Module):
     def __init__(self, spec: SurfaceModel) -> None:
         super().__init__()
         self.w = nn.Parameter(torch.tensor(spec.start, dtype=torch.float64))
+        self.function = spec.function
         self._function = FUNCTIONS[spec.function]
 
     def forward(self) -> Tensor:
@@ -49,4 +52,22 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "saddle": _saddle,
     "monkey_saddle": _monkey_saddle,
     "rosenbrock": _rosenbrock,
+}
+
+# Where the gradient is 0. At a saddle the loss falls in one direction and rises in another.
+CRITICAL_POINTS: dict[str, tuple[CriticalPoint, ...]] = {
+    "fragment": (CriticalPoint("minimum", (1.5,)),),
+    "valley": (CriticalPoint("minimum", (0.0, 0.0)),),
+    "saddle": (
+        CriticalPoint("saddle", (0.0, 0.0)),
+        CriticalPoint("minimum", (0.0, math.sqrt(2))),
+        CriticalPoint("minimum", (0.0, -math.sqrt(2))),
+    ),
+    "monkey_saddle": (
+        CriticalPoint("saddle", (0.0, 0.0)),
+        CriticalPoint("minimum", (-3.0, 0.0)),
+        CriticalPoint("minimum", (1.5, 1.5 * math.sqrt(3))),
+        CriticalPoint("minimum", (1.5, -1.5 * math.sqrt(3))),
+    ),
+    "rosenbrock": (CriticalPoint("minimum", (1.0, 1.0)),),
 }

@@ -1,0 +1,156 @@
+"""The task view: what it requests, what it shows, and what it says if there is nothing to show."""
+
+from __future__ import annotations
+
+import math
+from array import array
+
+import pytest
+from driver import compare, open_dashboard
+from factories import started, vanishing
+from task_pictures import curve_picture, saddle, surface_picture, taken
+
+from tui_descent.dashboard.charts.picture import Depth
+from tui_descent.dashboard.pictures.draw import Drawings, grid, legend
+from tui_descent.dashboard.pictures.surface import LEVELS, RANK_PART, heights, level
+from tui_descent.protocol.commands import WatchTask
+from tui_descent.protocol.events import RunEnded, StateChanged
+from tui_descent.protocol.task_pictures import SurfacePicture, TaskPicture
+
+EARLIER = vanishing(30)
+DEPTHS: tuple[Depth, ...] = ("truecolor", "256", "16", "none")
+SIZES = [(80, 24), (120, 40), (200, 60)]
+
+
+def text(picture: TaskPicture, width: int, height: int, depth: Depth = "truecolor") -> str:
+    strips = Drawings().draw(taken(picture), width, height, depth)
+    assert len(strips) <= max(1, height)
+    assert {strip.cell_length for strip in strips} == {width}
+    return "\n".join(strip.text.rstrip() for strip in strips)
+
+
+async def test_pictures_are_requested_only_while_the_view_is_open_and_in_its_size() -> None:
+    async with open_dashboard((120, 40), EARLIER) as dashboard:
+        await dashboard.shows("residual off")
+        await dashboard.press("8")
+        await dashboard.shows("waiting for the first picture")
+        await dashboard.wait_until(lambda: dashboard.keeper.received == [WatchTask(on=True, columns=110, rows=32)])
+        dashboard.keeper.publish(taken(surface_picture(110, 32), step=31))
+        await dashboard.shows("step 31", "x = 0.2000", "gradient (0.4000, -0.5730)", "minimum")
+        await dashboard.pilot.resize_terminal(80, 24)
+        await dashboard.wait_until(lambda: dashboard.keeper.received[1:] == [WatchTask(on=True, columns=70, rows=16)])
+        await dashboard.press("1")
+        await dashboard.wait_until(lambda: dashboard.keeper.received[2:] == [WatchTask(on=False)])
+
+
+async def test_the_view_says_why_it_is_empty() -> None:
+    user_loop = started(scenario=None)
+    async with open_dashboard((80, 24), [user_loop, StateChanged(state="running")]) as dashboard:
+        await dashboard.press("8")
+        await dashboard.shows("not available for your own loop", "are not known here")
+        assert dashboard.keeper.received == []
+        dashboard.keeper.publish(RunEnded(status="finished", step=3, loss=0.1))
+    async with open_dashboard((80, 24), [*EARLIER, RunEnded(status="finished", step=3, loss=0.1)]) as dashboard:
+        await dashboard.press("8")
+        await dashboard.shows("this view was not open during the run")
+        assert dashboard.keeper.received == []
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_task_screens(size: tuple[int, int]) -> None:
+    async with open_dashboard(size, vanishing(40)) as dashboard:
+        await dashboard.press("8")
+        await dashboard.wait_until(lambda: dashboard.keeper.received != [])
+        request = dashboard.keeper.received[0]
+        assert isinstance(request, WatchTask)
+        for name, picture in pictures(request.columns, request.rows).items():
+            dashboard.keeper.publish(taken(picture))
+            history = dashboard.app.bridge.history
+            await dashboard.wait_until(
+                lambda history=history, it=picture: history.task is not None and history.task.picture == it
+            )  # type: ignore[misc]
+            await dashboard.drawn()
+            compare(f"task-{name}-{size[0]}x{size[1]}", dashboard.text())
+
+
+def pictures(columns: int, rows: int) -> dict[str, TaskPicture]:
+    return {"surface": surface_picture(columns, rows), "curve": curve_picture(columns)}
+
+
+def test_the_map_agrees_with_the_surface_in_every_cell() -> None:
+    columns, rows = 60, 24
+    picture = surface_picture(columns, rows)
+    found = heights(picture, columns, rows)
+    losses = [
+        [saddle(-1.25 + (x + 0.5) * 2.5 / columns, 1.8 - (y + 0.5) * 3.6 / rows) for x in range(columns)]
+        for y in range(rows)
+    ]
+    ordered = sorted(loss for row in losses for loss in row)
+    low, extent = ordered[0], ordered[-1] - ordered[0]
+    least = (ordered[len(ordered) // 2] - low) * 1e-3
+    wrong = 0
+    for y in range(rows):
+        for x in range(columns):
+            rank = sum(loss < losses[y][x] - 1e-7 for loss in ordered) / (len(ordered) - 1)
+            log = math.log((losses[y][x] - low) / least + 1) / math.log(extent / least + 1)
+            wrong += level(found[y][x]) != min(LEVELS - 1, int(LEVELS * (RANK_PART * rank + (1 - RANK_PART) * log)))
+    assert wrong <= 0.01 * columns * rows
+
+
+def test_a_map_of_another_size_is_interpolated() -> None:
+    # Another viewer has a larger screen: the picture has its size.
+    fine = heights(surface_picture(120, 48), 60, 24)
+    exact = heights(surface_picture(60, 24), 60, 24)
+    same = sum(level(a) == level(b) for f, e in zip(fine, exact, strict=True) for a, b in zip(f, e, strict=True))
+    assert same >= 0.97 * 60 * 24
+
+
+def test_the_point_lies_where_the_numbers_say() -> None:
+    rows = text(surface_picture(70, 20, point=(0.98, 0.95), path=b""), 78, 22).splitlines()
+    (row,) = [n for n, line in enumerate(rows) if "●" in line]
+    assert row == 1 + int((1.8 - 0.95) / 3.6 * 20)
+    assert rows[row].index("●") == 8 + int((0.98 + 1.25) / 2.5 * 70)
+
+
+def test_the_arrow_points_down() -> None:
+    for gradient, arrow in (((1, 0), "←"), ((-1, 0), "→"), ((0, 1), "↓"), ((0, -1), "↑")):
+        picture = surface_picture(70, 20, gradient=tuple(map(float, gradient)), path=b"")
+        assert [c for c in text(picture, 78, 22) if c in "←↖↑↗→↘↓↙"] == [arrow]
+    none = surface_picture(70, 20, gradient=(0.0, 0.0))
+    assert not set(text(none, 78, 22)) & set("←↖↑↗→↘↓↙")
+    assert "gradient (0, 0)" in text(none, 78, 22)
+
+
+def test_a_point_that_has_left_the_picture_is_reported() -> None:
+    assert "outside of the picture" in text(surface_picture(70, 20, point=(1e9, 0.0)), 78, 22)
+    assert "outside of the picture" in text(curve_picture(70, point=(math.nan,), loss=math.nan), 78, 22)
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_any_surface_is_drawn_in_any_size(depth: Depth) -> None:
+    odd = [math.nan, math.inf, -math.inf, 1e308, 0.0, 1.0]
+    losses = array("f", [(odd + [n / 7 for n in range(20)])[n % 26] if n % 26 != 3 else 3e38 for n in range(600)])
+    path = array("d", [x for a in odd for b in odd for x in (a, b)]).tobytes()
+    for width, height in ((1, 1), (8, 4), (10, 3), (12, 5), (78, 17), (198, 54)):
+        for x in odd:
+            strange = surface_picture(
+                30, 20, losses=losses.tobytes(), path=path, point=(x, 0.5), loss=x, gradient=(x, -x)
+            )
+            text(strange, width, height, depth)
+            text(
+                curve_picture(600, losses=losses.tobytes(), path=path, point=(x,), loss=x, gradient=(x,)), width, height
+            )
+    flat = surface_picture(30, 20, losses=array("f", [2.0] * 600).tobytes())
+    text(flat, 78, 17, depth)
+    assert legend(flat)
+
+
+def test_a_terminal_without_colours_shows_the_path_by_bullets() -> None:
+    path = array("d", [1.0, 0.0, 0.5, 0.0]).tobytes()
+    assert "•" in text(surface_picture(70, 20, path=path), 78, 22, "none")
+    assert "•" not in text(surface_picture(70, 20, path=path), 78, 22, "truecolor")
+
+
+def test_the_size_asked_for_is_that_of_the_picture() -> None:
+    assert grid(78, 18) == (70, 16)
+    assert isinstance(pictures(70, 16)["surface"], SurfacePicture)

@@ -1,0 +1,60 @@
+"""Pictures of tasks, computed without torch."""
+
+from __future__ import annotations
+
+from array import array
+from itertools import chain
+
+from tui_descent.protocol.events import TaskTaken
+from tui_descent.protocol.task_pictures import CriticalPoint, SurfacePicture, TaskPicture
+
+
+def taken(picture: TaskPicture, step: int = 40) -> TaskTaken:
+    return TaskTaken(segment=0, step=step, picture=picture, seconds=0.001)
+
+
+def saddle(x: float, y: float) -> float:
+    return x * x - y * y + y**4 / 4
+
+
+def surface_picture(columns: int = 70, rows: int = 20, **changed: object) -> SurfacePicture:
+    """The saddle with a path that has reached (0.2, 0.3); `changed` replaces fields."""
+    low, high = (-1.25, -1.8), (1.25, 1.8)
+    xs = [low[0] + (n + 0.5) * 2.5 / columns for n in range(columns)]
+    ys = [high[1] - (n + 0.5) * 3.6 / rows for n in range(rows)]
+    path = [(1.0, 0.01), (0.6, 0.05), (0.4, 0.12)]
+    fields: dict[str, object] = {
+        "low": low,
+        "high": high,
+        "columns": columns,
+        "rows": rows,
+        "losses": array("f", [saddle(x, y) for y in ys for x in xs]).tobytes(),
+        "critical": (
+            CriticalPoint("saddle", (0.0, 0.0)),
+            CriticalPoint("minimum", (0.0, 2**0.5)),
+            CriticalPoint("minimum", (0.0, -(2**0.5))),
+        ),
+        "path": array("d", chain.from_iterable(path)).tobytes(),
+        "point": (0.2, 0.3),
+        "loss": saddle(0.2, 0.3),
+        "gradient": (0.4, -0.573),
+    }
+    return SurfacePicture(**{**fields, **changed})  # type: ignore[arg-type]
+
+
+def curve_picture(columns: int = 70, **changed: object) -> SurfacePicture:
+    """The parabola (2w - 3)² with the point at 1.1; `changed` replaces fields."""
+    ws = [0.88 + (n + 0.5) * 1.24 / columns for n in range(columns)]
+    fields: dict[str, object] = {
+        "low": (0.88,),
+        "high": (2.12,),
+        "columns": columns,
+        "rows": 1,
+        "losses": array("f", [(2 * w - 3) ** 2 for w in ws]).tobytes(),
+        "critical": (CriticalPoint("minimum", (1.5,)),),
+        "path": array("d", [1.0, 1.9]).tobytes(),
+        "point": (1.1,),
+        "loss": 0.64,
+        "gradient": (-3.2,),
+    }
+    return SurfacePicture(**{**fields, **changed})  # type: ignore[arg-type]

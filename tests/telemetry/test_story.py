@@ -1,0 +1,118 @@
+"""Hints of a story, and the claims as one run shows them, against the claims as they are verified."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from factories import history_of, turned, vanishing
+
+from tui_descent.dashboard.prediction import Prediction, reveal, what_happened
+from tui_descent.protocol.events import AnyEvent, RunEnded, StateChanged
+from tui_descent.scenario import presets
+from tui_descent.scenario.claims import Transcript, judge
+from tui_descent.scenario.key_words import how_to_press
+from tui_descent.telemetry.history import History
+from tui_descent.telemetry.story import end_card, loss_change, next_hint
+
+SCENARIO = presets.find("vanishing")[1]
+
+
+@pytest.mark.parametrize(
+    ("turn", "words"),
+    [
+        ("residual=on", "press r"),
+        ("residual@blocks.3=on", "select blocks.3, then press r"),
+        ("lr=*10", "press ]"),
+        ("lr=/10", "press ["),
+        ("lr=0.3", "press l and type 0.3"),
+        ("activation=leaky_relu", "press a and choose leaky_relu"),
+        ("norm=layer,where=mid,way=instant", "press n and choose layer, with where=mid way=instant"),
+        ("optimizer=adam", "press o and choose adam"),
+        ("kick=0.01", "press k"),
+        ("undo", "press u"),
+    ],
+)
+def test_an_intervention_as_keys(turn: str, words: str) -> None:
+    assert how_to_press(turn) == words
+
+
+def test_every_preset_has_a_hint_from_its_start_to_its_end() -> None:
+    for name in presets.names():
+        scenario = presets.find(name)[1]
+        history = history_of(vanishing(30))
+        assert next_hint(scenario, history), name
+        history.apply(StateChanged(state="held"))
+        assert "press" in next_hint(scenario, history), name
+
+
+def test_the_claims_that_a_run_shows_are_judged_as_by_verify() -> None:
+    for given, cure in (((), 10_000), (("150:residual=on",), 150)):
+        events: list[AnyEvent] = [
+            *vanishing(600, cure),
+            RunEnded(status="finished", step=600, loss=0.06, accuracy=0.95),
+        ]
+        transcript, card = Transcript(events), end_card(SCENARIO, history_of(events), "vanishing")
+        judged = [claim for claim in SCENARIO.claim if claim.given == given]
+        shown = [r for claim, r in zip(SCENARIO.claim, card.claims, strict=True) if claim.given == given]
+        assert len(judged) == len(shown) == 2
+        for claim, result in zip(judged, shown, strict=True):
+            verdict = judge(claim, transcript)
+            assert result.outcome == ("held" if verdict.holds else "not held")
+            assert isinstance(verdict.found, float)
+            assert float(result.found.split()[0]) == pytest.approx(verdict.found, rel=1e-3)
+
+
+def test_a_key_pressed_later_moves_the_claim_to_the_same_distance() -> None:
+    card = end_card(SCENARIO, history_of(vanishing(600, 170)), "vanishing")
+    ratio = next(r for claim, r in zip(SCENARIO.claim, card.claims, strict=True) if claim.metric == "loss_ratio")
+    assert ratio.outcome == "held"
+    assert ratio.found.endswith("at step 250")
+
+
+def test_claims_about_other_changes_are_not_judged() -> None:
+    history = history_of(vanishing(200, 10_000))
+    history.apply(turned(100, "sigmoid", "relu", knob="activation"))
+    card = end_card(SCENARIO, history, "vanishing")
+    assert {r.outcome for r in card.claims} == {"not tested"}
+    assert any("Restart (R), then press r" in text for text in card.next)
+
+
+def test_a_claim_that_does_not_hold_is_said() -> None:
+    claim = msgspec.structs.replace(SCENARIO.claim[1], above=9.0)
+    scenario = msgspec.structs.replace(SCENARIO, claim=(claim,))
+    (result,) = end_card(scenario, history_of(vanishing(600, 10_000)), "vanishing").claims
+    assert result.outcome == "not held"
+
+
+def test_an_empty_run_has_a_card() -> None:
+    card = end_card(SCENARIO, History(), "vanishing")
+    assert card.happened == ("Nothing was changed.",)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "found"),
+    [
+        (2.3, 0.5, "falls"),
+        (0.5, 2.3, "rises"),
+        (2.3, 2.25, "stays about the same"),
+        (0.0, 0.0, "stays about the same"),
+        (-0.1, -1.0, "falls"),
+        (-1.0, -0.5, "rises"),
+    ],
+)
+def test_what_the_loss_did(before: float, after: float, found: str) -> None:
+    assert what_happened(before, after) == found
+
+
+def test_a_prediction_is_revealed_after_fifty_steps() -> None:
+    prediction = Prediction(client=1, request=5, guess="falls")
+    events = vanishing(250, 10_000)
+    history = history_of([event for event in events if getattr(event, "first", 0) < 199])
+    assert reveal(prediction, history) == ("You predicted: the loss falls.", None)
+    history = history_of(vanishing(201, 150))
+    history.interventions[0] = msgspec.structs.replace(history.interventions[0], client=1, request=5)
+    text, right = reveal(prediction, history)
+    change = loss_change(history, 150, 50)
+    assert change is not None
+    assert right is True
+    assert f"from {change[0]:.3g} to {change[1]:.3g}" in text

@@ -1,0 +1,68 @@
+"""The card at the end of a preset's run: what happened, which claims have held, what to try next."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rich.table import Table
+from rich.text import Text
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.widgets import Static
+
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.dialogs.dialog import Dialog
+from tui_descent.dashboard.text.safe_text import safe
+from tui_descent.scenario.keys import BINDING_OF
+from tui_descent.telemetry.story import EndCard
+
+MARKS = {"held": ("✓", colours.GREEN), "not held": ("✗", colours.ORANGE), "not tested": ("·", colours.DIM)}
+STAY = frozenset({"up", "down", "pageup", "pagedown", "home", "end"})
+
+
+class EndCardDialog(Dialog[str]):
+    """Answers with the key that was pressed, if it is a key of the run screen: the card closes and the key acts."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "cancel", show=False)]
+
+    def __init__(self, card: EndCard) -> None:
+        super().__init__()
+        self._card = card
+
+    def compose(self) -> ComposeResult:
+        """The three sections."""
+        with VerticalScroll(classes="dialog wide") as box:
+            box.border_title = "The end of this run"
+            box.border_subtitle = "R restart · p gallery · space more steps · q quit · escape closes"
+            yield Static(_section("What happened", self._card.happened))
+            if self._card.claims:
+                yield Static(Text("What this preset claims", style=colours.BRIGHT))
+                yield Static(_claims(self._card))
+            yield Static(_section("What to try next", self._card.next))
+
+    def on_key(self, event: events.Key) -> None:
+        """Let any other key of the run screen close the card and act."""
+        if event.key in BINDING_OF and event.key not in STAY and event.key not in ("escape", "enter"):
+            event.stop()
+            self.dismiss(event.key)
+
+
+def _section(title: str, sentences: tuple[str, ...]) -> Text:
+    text = Text(f"{title}\n", style=colours.BRIGHT)
+    for sentence in sentences:
+        text.append(f"  {safe(sentence)}\n", style=colours.TEXT)
+    return text
+
+
+def _claims(card: EndCard) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 1, 0, 0), expand=True)
+    table.add_column(width=4, justify="right")
+    table.add_column(ratio=3, style=colours.TEXT)
+    table.add_column(ratio=2)
+    for result in card.claims:
+        sign, style = MARKS[result.outcome]
+        table.add_row(Text(sign, style=style), safe(result.claim), Text(safe(result.found), style=style))
+    table.add_row("", "", "")
+    return table

@@ -1,0 +1,1 @@
+"""What the task view draws, one file for each kind of data."""

@@ -1,0 +1,35 @@
+"""Draws a picture of the task, whatever kind it is."""
+
+from __future__ import annotations
+
+from textual.strip import Strip
+
+from tui_descent.dashboard.charts.picture import Depth
+from tui_descent.dashboard.charts.plane import plane_size
+from tui_descent.dashboard.pictures import surface
+from tui_descent.protocol.events import TaskTaken
+from tui_descent.protocol.task_pictures import TaskPicture
+
+INFO_ROWS = 1  # above each picture: the numbers that belong to it
+
+
+def grid(width: int, height: int) -> tuple[int, int]:
+    """The columns and rows of the picture to ask for, for a panel of `width` × `height` cells."""
+    return plane_size(width, height - INFO_ROWS)
+
+
+class Drawings:
+    """Draws the pictures of one panel. It keeps the parts that stay the same from one picture to the next."""
+
+    def __init__(self) -> None:
+        self._maps = surface.ContourMaps()
+
+    def draw(self, taken: TaskTaken, width: int, height: int, depth: Depth) -> list[Strip]:
+        """At most `height` rows of `width` cells: a row of numbers, and below it the picture."""
+        numbers = surface.numbers(taken, width)
+        return [numbers, *surface.draw(taken.picture, width, height - INFO_ROWS, depth, self._maps)]
+
+
+def legend(picture: TaskPicture) -> str:
+    """What the glyphs mean, for the panel's border, as Textual markup."""
+    return surface.legend(picture)

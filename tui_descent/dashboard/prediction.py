@@ -1,0 +1,58 @@
+"""Predict, then reveal: the learner says what a key will do to the loss; later the answer is compared with the run."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from tui_descent.protocol.command_replies import KnobTurned
+from tui_descent.telemetry.history import History
+from tui_descent.telemetry.story import EFFECT_STEPS, loss_change
+
+Guess = Literal["falls", "stays about the same", "rises"]
+GUESSES: tuple[Guess, ...] = ("falls", "stays about the same", "rises")
+# A smaller relative change of the smoothed loss counts as none.
+SAME = 0.05
+
+
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
+    """What was guessed about the change that the viewer `client` asked for with this request."""
+
+    client: int
+    request: int
+    guess: Guess
+
+
+def reveal(prediction: Prediction, history: History) -> tuple[str, bool | None]:
+    """The prediction and what happened, in words, and whether it was right; None as long as that is open."""
+    guessed = f"You predicted: the loss {prediction.guess}."
+    turned = _change(prediction, history)
+    if turned is None:
+        return guessed, None
+    made = history.steps - turned.step
+    if made < EFFECT_STEPS:
+        return f"{guessed} {max(0, made)} of {EFFECT_STEPS} steps so far.", None
+    change = loss_change(history, turned.step, EFFECT_STEPS)
+    if change is None:
+        return guessed, None
+    before, after = change
+    happened = what_happened(before, after)
+    right = happened == prediction.guess
+    found = f"It went from {before:.3g} to {after:.3g} in {EFFECT_STEPS} steps"
+    return f"{guessed} {found}: {'right' if right else f'it {happened}'}.", right
+
+
+def what_happened(before: float, after: float) -> Guess:
+    """Which of the guesses was right."""
+    scale = max(abs(before), abs(after))
+    if scale == 0 or abs(after - before) <= SAME * scale:
+        return "stays about the same"
+    return "falls" if after < before else "rises"
+
+
+def _change(prediction: Prediction, history: History) -> KnobTurned | None:
+    """The change, unless it was rejected or undone."""
+    wanted = (prediction.client, prediction.request, history.segment)
+    found = (turned for turned in history.interventions if (turned.client, turned.request, turned.segment) == wanted)
+    return next(found, None)

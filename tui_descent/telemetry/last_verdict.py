@@ -1,0 +1,33 @@
+"""What the diagnosis says of a run now or said last, and whether that still holds."""
+
+from __future__ import annotations
+
+from tui_descent.protocol.events import Diagnosed, KnobTurned
+from tui_descent.scenario.knobs import NEUTRAL_KNOBS
+from tui_descent.telemetry.diagnosis import verdict, without_advice
+from tui_descent.telemetry.history import History
+
+
+def last_turn(history: History) -> KnobTurned | None:
+    """The last intervention of the segment that can change the diagnosis."""
+    turns = (turn for turn in reversed(history.interventions) if turn.segment == history.segment)
+    return next((turn for turn in turns if turn.knob not in NEUTRAL_KNOBS), None)
+
+
+def last_verdict(history: History) -> Diagnosed | None:
+    """The newest finding; None if an intervention, an undo or a redo came after it."""
+    found, turn = history.diagnosis, last_turn(history)
+    if found is None or found.segment != history.segment or (turn is not None and found.step < turn.step):
+        return None
+    return found
+
+
+def verdict_of_ended(history: History) -> tuple[str, str]:
+    """Of a run that is over the last finding in a word and as a sentence, without advice; ("", "") if there is none.
+
+    The reason of a run that ended at a NaN says the same as its finding.
+    """
+    found, ended = last_verdict(history), history.ended
+    if found is None or (found.kind == "numerics" and ended is not None and ended.status == "diverged"):
+        return "", ""
+    return verdict(found), without_advice(found)

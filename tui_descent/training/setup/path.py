@@ -1,0 +1,41 @@
+"""The positions of a run on a test surface, thinned so that their number is bounded."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from tui_descent.protocol.task_pictures import MAX_PATH
+
+NEWEST = MAX_PATH // 3  # of these all are kept
+# Of the older ones every third is kept, not every second one: of a point that jumps from side to side, both sides are.
+KEEP_EVERY = 3
+
+
+class Path:
+    """The position before each update. `weights` is the parameter, of shape (1,) or (2,)."""
+
+    def __init__(self, weights: Tensor) -> None:
+        self._weights = weights
+        self.start: tuple[float, ...] = tuple(weights.tolist())
+        self._points: list[tuple[int, tuple[float, ...]]] = []  # step and position, in the order of steps
+
+    def add(self, step: int) -> None:
+        """Add the present position, which is the one before update `step`."""
+        points = self._points
+        while points and points[-1][0] >= step:  # that update was dropped
+            points.pop()
+        points.append((step, tuple(self._weights.tolist())))
+        if len(points) > MAX_PATH:
+            self._points = points[:-NEWEST:KEEP_EVERY] + points[-NEWEST:]
+
+    def positions(self) -> list[tuple[float, ...]]:
+        """All positions, the oldest first."""
+        return [position for _, position in self._points]
+
+    def state(self) -> list[tuple[int, tuple[float, ...]]]:
+        """A copy of the path, for an undo."""
+        return list(self._points)
+
+    def restore(self, state: list[tuple[int, tuple[float, ...]]]) -> None:
+        """Return to the path at the call of `state`."""
+        self._points = list(state)
