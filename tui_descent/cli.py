@@ -124,7 +124,9 @@ def _add_run(commands: Any) -> None:
         "--at", metavar="STEP:KNOB=VALUE", action="append", default=[], help="change a knob before update STEP"
     )
     run.add_argument("--threads", metavar="N", help="CPU threads of the trainer; affects the last bits of results")
-    run.add_argument("--demo", action="store_true", help="let the run show itself: it presses the keys of its story")
+    run.add_argument(
+        "--demo", action="store_true", help="play the preset's demonstration: it presses keys and shows captions"
+    )
     run.add_argument("--force", action="store_true", help="run even if there seems to be too little memory")
     run.add_argument(
         "--curvature",
@@ -234,7 +236,7 @@ class _Version(argparse.Action):
 
 
 def _gallery(highlighted: str = "") -> int:
-    """Let the user choose a preset and start it. `highlighted` is the preset that the list begins with."""
+    """Let the user choose a preset and start it. `highlighted` is the preset that is selected at first."""
     if not on_a_terminal():
         return _print_presets()
     from tui_descent.dashboard.gallery import pick

@@ -37,7 +37,7 @@ async def test_the_hint_follows_what_was_done() -> None:
         await dashboard.press("h")
         await dashboard.shows("Next: watch until about step 150, then press r.")
         dashboard.keeper.publish(turned(100, "off", "on"))
-        await dashboard.shows("u takes the last change back")
+        await dashboard.shows("u undoes the last change")
 
 
 async def test_a_change_in_the_story_asks_first_and_reveals_the_answer() -> None:

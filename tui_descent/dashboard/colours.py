@@ -102,9 +102,9 @@ TRUE_COLOUR = Palette(
     grid=(38, 44, 54),
     ghost=(122, 110, 78),
 )
-# In 16 colours each of them becomes the nearest one; in none, Textual makes greys of them.
+# With 16 colours each of them is replaced by the nearest one; without colours, Textual turns them into greys.
 FEW_COLOURS = TRUE_COLOUR._replace(band=(125, 133, 144), grid=None, shaded=True, can_dim=False)
-# In true colour each of them is exactly the colour with its number, so it is not replaced by another one.
+# Each true colour is exactly the palette colour with its number, so the terminal does not replace it by another one.
 COLOURS_256 = Palette(
     tuple(
         Color.from_triplet(Color.from_ansi(_RAMP_256[level * len(_RAMP_256) // LEVELS]).get_truecolor())

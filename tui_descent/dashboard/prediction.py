@@ -1,4 +1,6 @@
-"""Predict, then reveal: the learner says what a key will do to the loss; later the answer is compared with the run."""
+"""Predict, then reveal: the learner predicts what a key will do to the loss. Later the prediction is compared with the
+run.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def reveal(prediction: Prediction, history: History) -> tuple[str, bool | None]:
-    """The prediction and what happened, in words, and whether it was right; None as long as that is open."""
+    """The prediction and what happened, in words, and whether it was right; None while that is not known."""
     guessed = f"You predicted: the loss {prediction.guess}."
     turned = _change(prediction, history)
     if turned is None:

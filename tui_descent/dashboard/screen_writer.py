@@ -1,8 +1,8 @@
 """Turns Textual's screen updates into few bytes: only cells that look different from what the terminal shows are sent.
 
 Textual sends each changed row of a widget whole, and all codes of a style at each change of style. Here an update is
-compared with the cells that were sent last; a colour or attribute is sent only where it differs from the cell before,
-and a blank needs no text colour. With a version of Textual whose updates are other classes, Textual draws by itself.
+compared with the cells that were sent last. A colour or attribute is sent only if it differs from that of the previous
+cell, and a blank needs no text colour. If a version of Textual has other classes of updates, Textual draws by itself.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ else:
     except ImportError:
         CompositorUpdate, ChopsUpdate, LayoutUpdate = object, (), ()
 
-# Characters that surely take one cell: not wide, not combining. A piece of a row with others is always sent whole.
+# Characters that certainly take one cell: not wide, not combining. A piece of a row with other characters is always
+# sent whole.
 _ONE_CELL_EACH = re.compile(
     "[ -~\u00a0-\u00ac\u00ae-\u02ff\u0370-\u0482\u048a-\u04ff\u1d00-\u1dbf\u2010-\u2027\u2030-\u205e\u2070-\u209c"
     "\u2100-\u2319\u2400-\u25fc\u2713-\u2718\u2800-\u28ff]*"
 )
-# Up to this many unchanged cells between two changed ones are sent again: to skip them takes about as many bytes.
+# Up to this many unchanged cells between two changed ones are sent again, because skipping them takes about as many
+# bytes.
 MAX_RESENT = 4
 # SGR codes by rich's attribute bit: bold, dim, italic, underline, blink, blink2, reverse, conceal, strike, underline2,
 # frame, encircle, overline; and those that can be seen on a blank.
@@ -42,7 +44,8 @@ RESET = "\x1b[0m"
 class Look(NamedTuple):
     """How a cell looks: SGR codes of its colours, and bits of its attributes.
 
-    A blank's text colour is empty: any will do. The same holds for the attributes that cannot be seen on it.
+    A blank's text colour is empty, because it cannot be seen. The same holds for attributes that cannot be seen on a
+    blank.
     """
 
     colour: str
@@ -69,7 +72,7 @@ _PLAIN = Look("39", "49", 0)
 
 
 class ScreenWriter:
-    """Knows what the terminal shows, as far as it was drawn with updates from `shortened`."""
+    """Remembers what the terminal shows, as far as it was drawn with updates from `shortened`."""
 
     def __init__(self) -> None:
         self._rows: list[Cells] = []  # None: unknown

@@ -51,9 +51,9 @@ def dot(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> Tensor:
 def local_step(slope_before: float, slope_after: float) -> float | None:
     """α = −f′(1)/f′(0), where f(s) is the loss of one batch at the fraction s of the step Δ.
 
-    The slopes are f′(0) = g_t·Δ before the step and f′(1) = g_{t+1}·Δ after it. α = −1 means that the slope is the same
-    after the step, 0 that the step ends at the minimum along Δ, and +1 that it ends equally high on the other side of
-    the valley. None if f′(0) is 0. Source: Schneider et al. 2021 (Cockpit), arXiv 2102.06604.
+    The slopes are f′(0) = g_t·Δ before the step and f′(1) = g_{t+1}·Δ after it. α = −1: the slope is the same after the
+    step. α = 0: the step ends at the minimum along Δ. α = +1: it ends equally high on the other side of the valley.
+    None if f′(0) is 0. Source: Schneider et al. 2021 (Cockpit), arXiv 2102.06604.
     """
     return -slope_after / slope_before if slope_before else None
 

@@ -152,7 +152,7 @@ class CurvatureSchedule(Interval):
 
 
 class TaskSchedule(Interval):
-    """Decides when a picture of the task is made. Its share of the time is its own, not part of the budget.
+    """Decides when a picture of the task is made. Pictures have their own share of the time, outside the budget.
 
     `took_s` is the total CPU time of all pictures so far.
     """
@@ -167,7 +167,7 @@ class TaskSchedule(Interval):
         return now_s >= self.next_s or in_wait
 
     def took(self, cost_s: float, now_s: float, *, paid: bool) -> None:
-        """Record that a picture was made. `paid` is False if the run is paused, so that no time was lost."""
+        """Record that a picture was made. `paid` is False if the run is paused, because training then lost no time."""
         self.begin(now_s)
         self.charge(cost_s, paid=paid)
         self.took_s += cost_s

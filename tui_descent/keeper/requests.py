@@ -30,7 +30,7 @@ class Requests:
             (self._watching.add if order.command.on else self._watching.discard)(end)
         if order.request:
             self._unanswered[order.client, order.request] = order
-        link.queue(order)  # sent at the next flush, so that requests made together arrive together
+        link.queue(order)  # sent at the next flush, so requests made together arrive together
         return None
 
     def done(self, order: ClientRequest, what: str) -> CommandDone:

@@ -70,9 +70,8 @@ class WatchCurvature(Command, frozen=True, kw_only=True, tag="curvature"):
 
 
 class WatchTask(Command, frozen=True, kw_only=True, tag="task"):
-    """Send pictures of what is being learnt from now on, at most five a second, for `columns` × `rows` cells.
-
-    The same command with `on = False` ends this, and so does the end of the client's connection.
+    """Send pictures of what is being learnt from now on, at most five a second, for `columns` × `rows` cells. The
+    pictures stop after the same command with `on = False`, or when the client disconnects.
     """
 
     on: bool

@@ -83,7 +83,7 @@ class LayersChanged(Event, frozen=True, kw_only=True, tag="layers"):
 class StateChanged(Event, frozen=True, kw_only=True, tag="state"):
     """The new state of the run, with a reason if that is not obvious.
 
-    `silent_s` is for how many seconds nothing has come from the trainer; 0 as long as it responds.
+    `silent_s` is the number of seconds since the trainer last sent anything; 0 as long as it responds.
     """
 
     state: State
@@ -200,7 +200,7 @@ class LedgerTaken(Event, frozen=True, kw_only=True, tag="ledger"):
 class Measured(Event, frozen=True, kw_only=True, tag="measured"):
     """A value for the whole net that is measured rarely: `local_step`, `noise_scale`, `sharpness`, `lambda_min`, …
 
-    `how` names the method and says whether it converged, for values for which this varies.
+    If there are several methods to measure a value, `how` names the one used and says whether it converged.
     """
 
     segment: int

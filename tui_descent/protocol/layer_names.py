@@ -10,19 +10,22 @@ from tui_descent.protocol.events import Layer
 
 
 def in_words(name: str) -> str:
-    """The name of a layer in a sentence: `fc1`, but `layer 4`, since a number alone would look like a quantity."""
+    """The name of a layer in a sentence. `fc1` stays the same, but `4` becomes `layer 4`, because a number alone would
+    look like a quantity.
+    """
     return f"layer {name}" if name.replace(".", "").isdigit() else name
 
 
 def pair_in_words(first: str, last: str) -> tuple[str, str]:
-    """Two layers in one sentence, as short as they can be: `blocks.0` and `blocks.9`, but not one name for both."""
+    """Two layers in one sentence, as short as possible without becoming equal: `blocks.0` and `blocks.9`."""
     short = shortened(first), shortened(last)
     one, other = short if short[0] != short[1] else (first, last)
     return in_words(one), in_words(other)
 
 
 def of_one_net(layers: Sequence[Layer], nets: Sequence[str]) -> tuple[Layer, ...]:
-    """These layers, but of several nets only those of the first net with several blocks keep their block.
+    """The layers for a comparison of blocks. If there are several nets, only layers of the first net with several
+    blocks keep their block.
 
     Gradients of different nets come from different losses, so they are not compared.
     """
@@ -41,7 +44,7 @@ def of_one_net(layers: Sequence[Layer], nets: Sequence[str]) -> tuple[Layer, ...
 
 
 def shortened(name: str) -> str:
-    """A module path up to the first number that follows a word, which is that of a block.
+    """A module path up to the first number that follows a word, which is usually the number of a block.
 
     `enc.layers.3.linear1` becomes `enc.layers.3`. Without such a number the whole path is kept.
     """

@@ -1,7 +1,7 @@
 """Shared memory between the trainer (writer) and the keeper (reader): two ring buffers and the command flag.
 
 Both processes map one unnamed file, which exists until both have ended. On Linux it is in memory, because writes to a
-file on disk can be slow: a write to a page that the kernel has just written back takes 35 µs, and much longer on a
+file on disk can be slow. A write to a page that the kernel has just written back takes 35 µs, and much longer on a
 network file system. The trainer reserves the whole size at the start, because a missing page would raise SIGBUS at a
 later step. There is one writer and one reader. A record is valid once its number has been written.
 """

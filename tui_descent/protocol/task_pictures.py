@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-# The most cells of a grid. A net is evaluated at every cell, a test surface costs almost nothing.
+# The largest number of cells of a grid. A net has to be evaluated at every cell; a test surface costs almost nothing.
 MAX_NET_CELLS = 4096
 MAX_SURFACE_CELLS = 12_288
 MAX_PATH = 768  # positions of the path on a surface
@@ -29,8 +29,8 @@ class SurfacePicture(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"
     `losses` are the bytes of an `array('f')`, at the centres of `rows` × `columns` equal cells between the corners
     `low` and `high`. The row with the largest second coordinate comes first. A loss of one parameter has one row.
 
-    `path` are the bytes of an `array('d')`: the positions from the start on, without the present one, `point`. Of a
-    long path only some are kept. `loss` and `gradient` are those at `point`.
+    `path` has the bytes of an `array('d')`: the positions from the start on, without the current position, `point`. Of
+    a long path only some positions are kept. `loss` and `gradient` are measured at `point`.
     """
 
     low: tuple[float, ...]

@@ -1,4 +1,4 @@
-"""How to make an intervention with keys, in words: `residual=on` is "press r"."""
+"""Describes how to make an intervention with keys: `residual=on` is "press r"."""
 
 from __future__ import annotations
 

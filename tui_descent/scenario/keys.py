@@ -242,7 +242,7 @@ KEYS: tuple[KeyBinding, ...] = (
         "h",
         ("h",),
         "story",
-        "show the preset's story; again: switch its questions for predictions on or off",
+        "show the preset's story; pressed again, switch its prediction questions on or off",
         "show_story",
         footer=FooterEntry(word="story", short="story", rank=8, scenario_only=True),
     ),

@@ -38,8 +38,8 @@ class OptimizerTraits(msgspec.Struct, frozen=True, kw_only=True):
 
 # Measured on the digits: the ratio of good rates, SGD : momentum : Adam, lies between 15 : 4 : 1 and 100 : 25 : 1. The
 # constants below are the geometric means, √(15·100) and √(4·25). Muon, scaled to AdamW's update, reached its lowest
-# loss at AdamW's best rate on four of four MLPs (depth × width 4×32, 4×64, 8×32, 2×128; four rates per decade; median
-# of three seeds).
+# loss at AdamW's best rate on four of four MLPs. Their depth × width was 4×32, 4×64, 8×32 and 2×128, with four rates
+# per decade and the median of three seeds.
 _SGD, _MOMENTUM = 1500**0.5, 10.0
 OPTIMIZERS: dict[str, OptimizerTraits] = {
     "sgd": OptimizerTraits(title="SGD", rate=_SGD, momentum=0.0),

@@ -16,8 +16,8 @@ import msgspec
 # A name alone may replace a table: `activation = "gelu"` means `activation = { name = "gelu" }`.
 SHORTHAND = "name"
 MAX_SHOWN = 20  # problems of one scenario
-# An allowed word is suggested for a wrong one if it begins with the wrong one, or if the two are similar enough: "sgdd"
-# and "sgd" are, "mnist" and "moons" are not.
+# An allowed word is suggested for a wrong one if it begins with the wrong one, or if the two are similar enough. For
+# example, "sgdd" and "sgd" are similar enough, "mnist" and "moons" are not.
 MIN_PREFIX, MIN_SIMILARITY = 3, 0.7
 
 

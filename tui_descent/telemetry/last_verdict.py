@@ -1,4 +1,4 @@
-"""What the diagnosis says of a run now or said last, and whether that still holds."""
+"""The newest statement of the diagnosis about a run, and whether it still holds."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ def last_verdict(history: History) -> Diagnosed | None:
 
 
 def verdict_of_ended(history: History) -> tuple[str, str]:
-    """Of a run that is over the last finding in a word and as a sentence, without advice; ("", "") if there is none.
-
-    The reason of a run that ended at a NaN says the same as its finding.
+    """The last finding of a run that is over, as a word and as a sentence without advice; ("", "") if there is none.
+    There is none for a run that ended at a NaN, because the reason of its end says the same.
     """
     found, ended = last_verdict(history), history.ended
     if found is None or (found.kind == "numerics" and ended is not None and ended.status == "diverged"):

@@ -1,6 +1,5 @@
-"""A preset's story while its run goes on: what to press next, and at the end which claims have held.
-
-It reads the run's history only, so it is the same for a live run and for one that a viewer has joined late.
+"""A preset's story while its run goes on: what to press next, and at the end, which claims have held. It depends only
+on the run's history, so every viewer sees the same, even one that has joined late.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from tui_descent.telemetry.history import History
 
 # The loss after an intervention is compared with the loss before it this many steps later.
 EFFECT_STEPS = 50
-# A claim about the end of the run does not apply if the keys were pressed later than it says by this share of the run.
+# A claim about the end of the run is not tested if its keys were pressed late, by more than this share of the run.
 LATE_SHARE = 0.1
 
 Outcome = Literal["held", "not held", "not tested"]
@@ -59,7 +58,7 @@ def next_hint(scenario: Scenario, history: History) -> str:
         return keys if history.steps >= at else f"watch until about step {at:,}, then {keys}"
     if not any(turn.knob not in NEUTRAL_KNOBS for turn in _in_force(history)):
         return "watch"
-    return "watch what the loss does; u takes the last change back"
+    return "watch what the loss does; u undoes the last change"
 
 
 def end_card(scenario: Scenario, history: History, name: str) -> EndCard:
@@ -100,7 +99,7 @@ def _is_done(text: str, history: History) -> bool:
 
 
 def _same_value(wanted: str, turned: KnobTurned) -> bool:
-    if wanted[:1] in "*/":  # a factor: in the same direction, whatever the size
+    if wanted[:1] in "*/":  # a factor: only its direction counts
         try:
             return (float(turned.new) > float(turned.old)) == (wanted[0] == "*")
         except ValueError:
@@ -232,7 +231,7 @@ def _curvature(metric: str, step: int | None, history: History) -> tuple[float |
 
 
 def _reading(metric: str, step: int | None, history: History) -> tuple[float | None, int | None]:
-    """Of the readings only the gradients of the layers are kept over the whole run."""
+    """A value from a reading. Over the whole run, only the gradients of the layers are kept."""
     grads = history.grads.get(history.segment)
     if metric != "first_to_last_grad" or grads is None:
         return None, None

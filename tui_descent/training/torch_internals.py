@@ -35,7 +35,7 @@ def step_depth(*optimizers: object) -> int:
 
 @contextmanager
 def without_step_hooks(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Suspend all step hooks of the optimizer, whoever registered them, and restore them in the same order.
+    """Suspend all step hooks of the optimizer, including those of other code, and restore them in the same order.
 
     torch's public API can add and remove a hook, but not suspend one.
     """

@@ -14,7 +14,7 @@ from tui_descent.dashboard.view import View
 from tui_descent.telemetry.history import History
 
 LABEL_WIDTH, MAX_LABELS = 36, 3
-# Ghosts widen the loss axis by at most this factor, so that a ghost that diverged does not flatten the live curve.
+# Ghosts widen the loss axis by at most this factor. Otherwise a ghost that diverged would flatten the live curve.
 MAX_WIDENING = 10.0
 
 
@@ -46,7 +46,9 @@ def _visible_ghosts(view: View, time_axis: TimeAxis) -> list[Bins]:
 
 
 def _dots(bins: Bins, time_axis: TimeAxis, axis: Axis, rows: int) -> list[Point]:
-    """The points of a ghost. Losses outside the axis become gaps; at its edge they would look like a constant loss."""
+    """The points of a ghost. Losses outside the axis become gaps: drawn at its edge, they would look like a constant
+    loss.
+    """
     top = 4 * rows - 1
     return [
         (time_axis.dot(bin_), axis.position(v[SMOOTH]) * top if axis.contains(v[SMOOTH]) else math.nan)

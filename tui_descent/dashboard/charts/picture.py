@@ -1,7 +1,7 @@
 """A picture made of cells: coloured halves, braille dots and glyphs, for terminals with many, few or no colours.
 
-It knows nothing of what it shows. Colours are `#rrggbb`. Coordinates count from the upper left corner; what lies
-outside of the picture is not drawn, and no coordinate is too large.
+It does not depend on what it shows. Colours are `#rrggbb`. Coordinates count from the upper left corner and may have
+any size; what lies outside the picture is not drawn.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PLAIN: Look = (None, None, False)
 
 
 def depth_of(colour_system: str | None, *, no_colour: bool) -> Depth:
-    """The depth of a terminal's `colour_system`, as rich names it. `no_colour`: NO_COLOR is set."""
+    """The depth of a terminal's `colour_system`, as rich names it. `no_colour` says that NO_COLOR is set."""
     if no_colour or colour_system is None:
         return "none"
     return "truecolor" if colour_system == "truecolor" else "256" if colour_system == "256" else "16"
@@ -33,8 +33,8 @@ def depth_of(colour_system: str | None, *, no_colour: bool) -> Depth:
 class Picture:
     """`columns` × `rows` cells; each has two halves, one above the other, and 2 × 4 braille dots.
 
-    A glyph covers dots, and dots cover the halves, of which the upper one is then the background. All dots of a cell
-    have one colour: a dot in another colour removes those that were there.
+    A glyph covers dots, and dots cover the halves; the upper half then gives the background. All dots of a cell have
+    one colour: setting a dot in another colour removes the dots that were there.
     """
 
     def __init__(self, columns: int, rows: int) -> None:
@@ -127,7 +127,7 @@ def _clip(
     if not all(map(math.isfinite, (*start, *end))) or right < 0 or bottom < 0:
         return None
     first, last = 0.0, 1.0
-    # Halved before they are subtracted: a difference of huge numbers would be infinite.
+    # The numbers are halved before they are subtracted, because a difference of huge numbers would be infinite.
     for a, b, most in ((x0 / 2, x1 / 2, right / 2), (y0 / 2, y1 / 2, bottom / 2)):
         along = b - a
         if along == 0:
@@ -147,7 +147,7 @@ def _clip(
 
 
 def resampled(values: list[float], columns: int, rows: int, to_columns: int, to_rows: int) -> list[list[float]]:
-    """Rows of values at the centres of `to_columns` × `to_rows` cells, interpolated between those of a grid.
+    """Rows of values at the centres of `to_columns` × `to_rows` cells, interpolated between the values of a grid.
 
     `values` are at the centres of `columns` × `rows` cells that cover the same area, row by row.
     """

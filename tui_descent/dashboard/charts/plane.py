@@ -23,7 +23,9 @@ def plane_size(width: int, height: int) -> tuple[int, int]:
 
 
 def with_axes(picture: Picture, across: Axis, up: Axis, width: int) -> list[Strip]:
-    """The picture's rows with the numbers of the axis `up` beside them, and a row with those of `across` below."""
+    """The picture's rows with the numbers of the axis `up` beside them, and below them a row with the numbers of the
+    axis `across`.
+    """
     numbers = up.labels(picture.rows, width=GUTTER - 1) if picture.rows and _has_numbers(up) else {}
     rows = numbered_rows(picture.segments(), numbers, GUTTER, width)
     return [*rows, _numbers(across, picture.columns).to_strip(width)]
@@ -43,6 +45,8 @@ def _numbers(across: Axis, columns: int) -> Line:
 
 
 def _has_numbers(axis: Axis) -> bool:
-    """Whether numbers can be written: not for limits that are huge, or too close to differ in a few digits."""
+    """Whether numbers can be written at the axis. They cannot if its limits are huge, or too close to differ in a few
+    digits.
+    """
     extent = axis.high - axis.low
     return 1e-12 * max(abs(axis.low), abs(axis.high)) < extent < HUGE

@@ -1,10 +1,10 @@
 """A picture of terminal cells: braille lines, fills with edges in eighths of a cell, half-block pixels and text.
 
-A cell of 2 × 4 dots has one text colour and one background. What is drawn later covers what is there, but keeps its
-background, so a line over a fill keeps its own colour.
+A cell of 2 × 4 dots has one text colour and one background. What is drawn later covers the text or dots in a cell but
+keeps the cell's background, so a line over a fill has its own colour.
 
 Dots are counted from the bottom left, so y points up: columns × 2 dots wide, rows × 4 dots high. Columns and rows are
-counted from the top left. What lies outside is cut off, NaN makes a gap, and infinities are far outside.
+counted from the top left. What lies outside is cut off. A NaN makes a gap. An infinity counts as a point far outside.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _BRAILLE = [chr(0x2800 + dots) for dots in range(256)]
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
 # How many eighths of a cell must be filled so that text or dots have the fill as background, and so that it is shaded.
 TEXT_FILLED, HALF_FILLED = 6, 4
-# Coordinates are limited to this, so that nothing overflows.
+# Coordinates are limited to this size, so nothing overflows.
 _FAR = 1e9
 
 
@@ -49,7 +49,7 @@ class Raster:
     # Drawing.
 
     def dot(self, x: int, y: int, ink: Rgb) -> None:
-        """Set one dot. Dots and text in another colour in its cell disappear."""
+        """Set one dot. Dots and text of another colour disappear from its cell."""
         if 0 <= x < 2 * self.columns and 0 <= y < 4 * self.rows:
             cell = (self.rows - 1 - (y >> 2)) * self.columns + (x >> 1)
             if self._ink[cell] != ink or self._text[cell]:

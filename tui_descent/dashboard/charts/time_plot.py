@@ -68,7 +68,7 @@ def time_plot(
 
 def _dots(points: Points, time_axis: TimeAxis, axis: Axis, rows: int) -> list[Point]:
     right, top = 2 * time_axis.columns - 1, 4 * rows - 1
-    # The step number of a reading before the next update is one more than that of the last completed step.
+    # A reading that was taken before the next update has a step number one higher than the last completed step.
     return [
         (min((step - time_axis.first_step) * 2 // time_axis.bin_width, right), axis.position(value) * top)
         for step, value in points

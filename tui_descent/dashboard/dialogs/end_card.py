@@ -43,7 +43,7 @@ class EndCardDialog(Dialog[str]):
             yield Static(_section("What to try next", self._card.next))
 
     def on_key(self, event: events.Key) -> None:
-        """Let any other key of the run screen close the card and act."""
+        """If another key of the run screen is pressed, close the card and let the key act."""
         if event.key in BINDING_OF and event.key not in STAY and event.key not in ("escape", "enter"):
             event.stop()
             self.dismiss(event.key)

@@ -65,7 +65,7 @@ def answer_line(view: View, width: int) -> Line:
 def is_answer(view: View) -> bool:
     """Whether the line answers the last key. If so, nothing else should replace it.
 
-    If a run is held again, it has made steps since it was resumed, so that answer is old; so are those of an ended run.
+    An answer is old if the run has ended, or if it was resumed and is held again.
     """
     exchange = view.exchange
     if view.history.ended is not None:

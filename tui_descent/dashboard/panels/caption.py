@@ -1,4 +1,6 @@
-"""The caption panel, above the footer: what a demonstration is showing now; hidden if there is no caption."""
+"""The caption panel, above the footer. It says what a demonstration is showing now, and is hidden if there is no
+caption.
+"""
 
 from __future__ import annotations
 

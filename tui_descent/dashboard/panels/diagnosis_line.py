@@ -86,7 +86,7 @@ def diagnosis_line(view: View) -> Words:
 
 
 def _cause_first(history: History, reason: str) -> str:
-    """The reason of a held run. Of a number that is not finite, what it comes from stands before all else."""
+    """The reason why a run is held. For a non-finite number, it begins with what the number comes from."""
     fault = next((fact for fact in reversed(history.log) if isinstance(fact, NotFinite)), None)
     if fault is None or not fault.where or not reason.startswith(text := safe(fault.text)):
         return reason

@@ -74,7 +74,7 @@ class LossPanel(Panel):
         return [*self._rows_of(raster, numbers, left, width), time_row(view, time_axis, left, width)]
 
     def _rows_of(self, raster: Raster, numbers: dict[int, str], left: int, width: int) -> list[Strip]:
-        """The rows with the axis numbers. Rows that look as before are the same objects."""
+        """The rows with the axis numbers. Rows that look the same as before are the same objects."""
         for row in range(raster.rows):
             key = (raster.row_key(row), numbers.get(row), left, width)
             if row not in self._strips or self._strips[row][0] != key:
@@ -91,7 +91,7 @@ def _write_newest(raster: Raster, view: View, time_axis: TimeAxis, axis: Axis) -
     text, row = short(value, digits=3), axis.row(value, raster.rows)
     beside = newest + 2
     column = beside if beside + len(text) <= raster.columns else raster.columns - len(text)
-    # Above or below the end of the line only at a distance, where the line does not cover it soon.
+    # Above or below the end of the line it needs a distance; otherwise the line would soon cover it.
     near = [0] if column == beside else [n for distance in (2, 3, 4) for n in (-distance, distance)]
     for place in (row + n for n in near):
         room = range(column, column + len(text))

@@ -47,7 +47,7 @@ class StoryPanel(Panel):
         self.invalidate()
 
     def depends_on(self, view: View) -> object:
-        """The text, the hint and the prediction; steps count only as far as the hint depends on them."""
+        """The text, the hint and the prediction. Steps matter only if the hint depends on them."""
         history = view.history
         scenario = scenario_of(history.started)
         hint = next_hint(scenario, history) if scenario is not None else ""

@@ -1,4 +1,4 @@
-"""Draws a picture of the task, whatever kind it is."""
+"""Draws a picture of the task, of any kind."""
 
 from __future__ import annotations
 

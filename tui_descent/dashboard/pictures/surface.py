@@ -21,9 +21,10 @@ from tui_descent.protocol.events import TaskTaken
 from tui_descent.protocol.task_pictures import SurfacePicture
 
 LEVELS = 14
-# A level is this part rank among all cells, the rest logarithm of the loss: ranks alone would hide a valley's depth.
+# The share of the rank among all cells in a level; the rest is the logarithm of the loss. Ranks alone would hide how
+# deep a valley is.
 RANK_PART = 0.6
-MOST_CONTOUR_DOTS = 4  # where contour lines are denser, the background shows the slope by itself
+MOST_CONTOUR_DOTS = 4  # a cell with more contour dots has none: its background already shows the slope
 
 PATH, GRADIENT, CURVE, NOW = "#ffffff", "#ff7fae", "#8a97a8", "#ffffff"
 MINIMUM, SADDLE = "#57ab7f", "#e0883c"
@@ -37,7 +38,7 @@ _CONTOURS = (
     "#1f3d66", "#254470", "#2c4b7b", "#355182", "#405882", "#4b5e81", "#556580",
     "#5d6b80", "#667281", "#6e7882", "#777d84", "#808486", "#8a8b86", "#949388",
 )  # fmt: skip
-# Greys of the 256 colours: other colours of the palette would not be in the order of their lightness.
+# Greys of the 256 colours, because the nearest other colours would not be ordered by lightness.
 _GROUNDS_256 = tuple(f"#{8 + 10 * n:02x}{8 + 10 * n:02x}{8 + 10 * n:02x}" for n in range(1, 1 + LEVELS))
 _CONTOURS_256 = tuple(f"#{8 + 10 * n:02x}{8 + 10 * n:02x}{8 + 10 * n:02x}" for n in range(4, 4 + LEVELS))
 _ARROWS = "→↘↓↙←↖↑↗"  # clockwise from the right
@@ -96,7 +97,7 @@ class Plane:
 
 
 class ContourMaps:
-    """Draws the part of a contour map that stays the same during a run, and keeps the newest one."""
+    """Draws the part of a contour map that stays the same during a run, and keeps the newest such map."""
 
     def __init__(self) -> None:
         self._key: object = None
@@ -183,7 +184,7 @@ def _draw_path(drawn: Picture, plane: Plane, picture: SurfacePicture, depth: Dep
         angle = math.atan2(arrow[1] - now[1], (arrow[0] - now[0]) * 2)  # a dot is half as wide as it is high
         tip = round(arrow[0]) // 2, round(arrow[1]) // 4
         drawn.glyph(*tip, _ARROWS[round(angle / (math.pi / 4)) % 8], GRADIENT)
-    if depth == "none":  # a white line is not told from white contours
+    if depth == "none":  # a white line looks the same as white contours
         for position in positions:
             if (cell := plane.cell(*position)) is not None:
                 drawn.glyph(*cell, "•", PATH)
@@ -200,8 +201,8 @@ def _draw_path(drawn: Picture, plane: Plane, picture: SurfacePicture, depth: Dep
 def _arrow(picture: SurfacePicture, plane: Plane, now: tuple[float, float]) -> tuple[float, float] | None:
     """The dot at the tip of the arrow along the negative gradient; None if the gradient is 0 or not finite.
 
-    It has the direction in which a small step of gradient descent moves the point on this picture. Its length says
-    nothing.
+    It has the direction in which a small step of gradient descent moves the point on this picture. Its length has no
+    meaning.
     """
     shares = [
         -g * size / (high - low)
@@ -209,7 +210,7 @@ def _arrow(picture: SurfacePicture, plane: Plane, now: tuple[float, float]) -> t
             picture.gradient, picture.low, picture.high, (2 * plane.columns, -4 * plane.rows), strict=True
         )
     ]
-    # Seen as lengths: a dot is half as wide as it is high.
+    # Converted to lengths on the screen: a dot is half as wide as it is high.
     largest = max(map(abs, shares))
     if plane.cell(*picture.point) is None or not 0 < largest < math.inf:
         return None
@@ -225,7 +226,9 @@ def path_of(picture: SurfacePicture) -> list[tuple[float, ...]]:
 
 
 def _curve(picture: SurfacePicture, columns: int, rows: int, width: int) -> list[Strip]:
-    """A loss of one parameter: its curve, the positions so far on it, the tangent, and the ball at the present one."""
+    """A loss of one parameter: its curve, the positions so far on it, and the tangent and a ball at the current
+    position.
+    """
     losses = list(array("f", picture.losses))
     finite = [loss for loss in losses if math.isfinite(loss)] or [0.0]
     low, high = min(finite), max(finite)
@@ -260,7 +263,7 @@ def _curve(picture: SurfacePicture, columns: int, rows: int, width: int) -> list
 
 
 def _tangent_reach(plane: Plane, slope: float) -> float:
-    """Half of the tangent's extent along the parameter, so that its length on the picture is always the same."""
+    """Half of the tangent's extent along the parameter. It is chosen to give the same length on every picture."""
     x_dots = 2 * plane.columns / (plane.high[0] - plane.low[0])
     y_dots = slope * 4 * plane.rows / (plane.high[1] - plane.low[1])
     return 0.16 * min(plane.columns, 4 * plane.rows) / math.hypot(x_dots / 2, y_dots)

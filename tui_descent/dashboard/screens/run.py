@@ -88,7 +88,7 @@ class RunScreen(Screen[None]):
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide"), (160, "-huge")]  # noqa: RUF012
     VERTICAL_BREAKPOINTS = [(0, "-low"), (30, "-tall")]  # noqa: RUF012
     AUTO_FOCUS = ""
-    # How often the screen is drawn beneath an open dialog. For that, Textual dims the whole screen anew each time.
+    # How often the screen is drawn below an open dialog. Textual then dims the whole screen again each time.
     beneath_dialog_s: ClassVar[float] = 1.0
 
     class LeaveRequested(Message):
@@ -207,7 +207,7 @@ class RunScreen(Screen[None]):
             bridge.send(WatchCurvature(on=wanted))
 
     def _request_task(self) -> None:
-        """Make the trainer picture the task only while the task view is open, and in the size of its panel."""
+        """Make the trainer send pictures of the task only while the task view is open, in the size of its panel."""
         bridge, wanted = self.bridge, WatchTask(on=False)
         for panel in self.query(TaskPanel) if self.has_class("view-task") else ():
             columns, rows = panel.grid
@@ -263,8 +263,7 @@ class RunScreen(Screen[None]):
 
     def send(self, command: AnyCommand) -> None:
         """Send a command, unless its knob is not available in this run. In the story view, ask for a prediction first.
-
-        A prediction needs a run that makes steps, and a preset's story.
+        This needs a preset's story and a run that makes steps.
         """
         if isinstance(command, TurnKnob) and not self.can_turn(command.knob):
             return

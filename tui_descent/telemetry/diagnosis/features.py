@@ -1,4 +1,4 @@
-"""The newest steps of a run in numbers, from which the rules judge it.
+"""Features: the newest steps of a run in numbers. The rules judge the run by them.
 
 g is the loss of a guess that ignores the input, ln C for C classes. P is the product of the blocks' backprop factors,
 ‖dL/dh_0‖/‖dL/dh_D‖: the factor by which backpropagation multiplies the gradient.
@@ -226,7 +226,9 @@ def _alike(layers: Sequence[Layer]) -> list[int]:
 
 
 def _silent_row(readings: Sequence[ReadingsTaken]) -> int | None:
-    """The last of the first layers with a gradient of exactly 0, in two readings, if later layers have one."""
+    """Of the first layers, whose gradient is exactly 0, the last one. Later layers must have a gradient, in two
+    readings.
+    """
     rows = []
     for reading in readings[-2:]:
         norms = [(n, v) for n, v in enumerate(reading.values.get("grad_norm", ())) if v is not None]

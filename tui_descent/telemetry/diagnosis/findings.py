@@ -51,7 +51,7 @@ def filled(template: str, finding: Finding) -> str:
 
 
 def sentence_case(text: str) -> str:
-    """With a capital at the start, unless a name of a module stands there."""
+    """The text with a capital letter at the start, unless it starts with the name of a module."""
     return text[:1].upper() + text[1:] if text.startswith(STARTS) else text
 
 

@@ -6,7 +6,8 @@ from tui_descent.protocol.events import Diagnosed
 from tui_descent.telemetry.diagnosis import dynamics, numerics, wiring
 from tui_descent.telemetry.diagnosis.findings import NEUTRAL, Finding, advice_words, filled
 
-# Judgements that are less sure are said with "maybe". About one in six of them is wrong, and hardly any of the others.
+# Judgements that are less sure than this are shown with "maybe". About one in six of them is wrong, of the others
+# hardly any.
 CERTAIN = 0.8
 ALL_RULES = (*numerics.RULES, *wiring.RULES, *dynamics.RULES)
 _SENTENCES = {rule.finding: rule.sentence for rule in ALL_RULES}
@@ -30,5 +31,5 @@ def verdict(found: Diagnosed) -> str:
 
 
 def without_advice(found: Diagnosed) -> str:
-    """The sentence of a published finding without its advice, which no key can follow any more."""
+    """The sentence of a published finding without its advice, for a run in which no key acts any more."""
     return found.sentence.removesuffix(advice_words(found.advice[0])).rstrip() if found.advice else found.sentence

@@ -232,7 +232,7 @@ def words(finding: Finding) -> str:
 
 
 def layer_words(name: str) -> str:
-    """A layer in a sentence. Of a long module path only the end is shown, which names the layer itself."""
+    """A layer in a sentence. A long module path is shortened to its end, which names the layer itself."""
     return in_words(name) if len(name) <= NAME_WIDTH else f"…{name[1 - NAME_WIDTH :]}"
 
 

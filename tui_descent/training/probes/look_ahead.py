@@ -17,7 +17,7 @@ SCALES = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 def look_ahead(steering: Steering, setup: Setup) -> list[float]:
     """The next batch's loss at θ + s·d for each s of `SCALES`; empty if d is 0.
 
-    d = θ′ − θ is the change by one real update, so it includes momentum, preconditioning, weight decay, clipping and
+    d = θ′ − θ is the change made by one real update. It includes momentum, preconditioning, weight decay, clipping and
     the multiplier of the learning-rate knob. Every forward pass draws the same random numbers, so dropout drops the
     same units. The caller must remove hooks from the optimizer before, and restore weights, optimizer and batches
     afterwards. Raises `ValueError` if the loss or d is not finite.

@@ -27,7 +27,7 @@ from tui_descent.training.undo.random_state import RandomState
 from tui_descent.training.undo.snapshot import Snapshot
 
 STEPS = 100
-# The range of rates for Adam, which changes a weight by about the rate: a change of 1e-7 has no effect on a float32
+# The range of rates for Adam, which changes a weight by about the rate. A change of 1e-7 has no effect on a float32
 # weight of size 1, and changes of 1 destroy any net. For another optimizer, both limits are multiplied by its `rate` in
 # `OPTIMIZERS`.
 LOW, HIGH = 1e-7, 1.0
@@ -100,8 +100,8 @@ def suggest_rate(curve: Curve) -> tuple[float | None, float | None, str]:
     """Returns the rate with the smallest smoothed loss, a tenth of it as the suggestion, and the reason if there is no
     suggestion.
 
-    There is no suggestion if the loss rises at once, if it falls by no more than it varies between batches, or if it
-    still falls at the largest rate.
+    There is no suggestion in three cases: the loss rises at once, it falls by no more than it varies between batches,
+    or it still falls at the largest rate.
     """
     if len(curve.rates) <= IGNORED_POINTS:
         return None, None, f"too short: the loss blew up at the rate {curve.ended_at:.2g}, normally too small to matter"

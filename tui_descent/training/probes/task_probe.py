@@ -18,7 +18,7 @@ class Painter(Protocol):
     """Makes the pictures of one kind of task."""
 
     def picture(self, columns: int, rows: int) -> TaskPicture:
-        """The picture for `columns` × `rows` cells, with the present weights. It changes nothing of the run."""
+        """The picture for `columns` × `rows` cells, with the current weights. Making it does not change the run."""
 
 
 class TaskProbe:
@@ -43,7 +43,9 @@ class TaskProbe:
         return "pictures of the task are made" if self._sizes else "pictures of the task are no longer made"
 
     def due(self, progress: Progress, *, paused: bool) -> bool:
-        """Whether to make a picture before the next update. Nothing is pictured twice, and a pause is no hurry."""
+        """Whether to make a picture before the next update. In a pause it may be made at once. The same state is never
+        pictured twice.
+        """
         if not self._sizes or self._last == self._subject(progress):
             return False
         return paused or self._schedule.due(time.monotonic(), wait_s=self._sampler.wait_s)

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from tui_descent.protocol.task_pictures import MAX_PATH
 
-NEWEST = MAX_PATH // 3  # of these all are kept
-# Of the older ones every third is kept, not every second one: of a point that jumps from side to side, both sides are.
+NEWEST = MAX_PATH // 3  # this many of the newest positions are all kept
+# Of the older positions every third is kept. With every second one, only one side would be left of a point that jumps
+# from side to side.
 KEEP_EVERY = 3
 
 
@@ -20,7 +21,7 @@ class Path:
         self._points: list[tuple[int, tuple[float, ...]]] = []  # step and position, in the order of steps
 
     def add(self, step: int) -> None:
-        """Add the present position, which is the one before update `step`."""
+        """Add the current position, which is the position before update `step`."""
         points = self._points
         while points and points[-1][0] >= step:  # that update was dropped
             points.pop()

@@ -44,8 +44,8 @@ class QueuedCommand:
 class CommandQueue:
     """Commands that wait to be carried out between two updates.
 
-    The rate limit works like a leaky bucket: each change of a knob costs its time divided by TIME_SHARE, and the bucket
-    holds FREE_COUNT changes at the highest cost seen.
+    The rate limit is a leaky bucket. Each change of a knob costs its time divided by TIME_SHARE. The bucket holds
+    FREE_COUNT changes at the highest cost seen so far.
     """
 
     def __init__(self) -> None:

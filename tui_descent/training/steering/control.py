@@ -281,8 +281,8 @@ class Control:
     def finish(self, error: BaseException | None, fault: Fault | None = None) -> BaseException | None:
         """Report the remaining results. Returns the exception that ended the run, or None.
 
-        `error` is the exception raised by the loop. If the loop has raised nothing, a fault may still end the run: one
-        that is found only now, or `fault`, a gradient fault at a step for which `Watch.step` was not called.
+        `error` is the exception raised by the loop. If the loop has raised nothing, a fault that is found only now may
+        still end the run. So may `fault`, a gradient fault at a step for which `Watch.step` was not called.
         """
         if error is not None:
             if fault is not None:

@@ -14,7 +14,7 @@ from tui_descent.training.setup.build import Setup
 from tui_descent.training.setup.nets.surface import CRITICAL_POINTS, FUNCTIONS, Surface
 
 MARGIN = 0.12  # of the extent, on each side
-# A coordinate in which start and critical points hardly differ gets this fraction of the largest extent.
+# If start and critical points hardly differ in a coordinate, its extent is this fraction of the largest extent.
 LEAST_EXTENT = 0.5
 # If the path leaves the grid, its extent is doubled, at most this often: a run that diverges leaves any grid.
 MOST_DOUBLINGS = 6
@@ -34,7 +34,7 @@ class SurfacePainter:
         self._doublings = 0
 
     def picture(self, columns: int, rows: int) -> SurfacePicture:
-        """The picture for `columns` × `rows` cells, with the present weights. A loss of one parameter gets one row."""
+        """The picture for `columns` × `rows` cells, with the current weights. A loss of one parameter gets one row."""
         point = tuple(self._surface.w.tolist())
         past = self._path.positions()
         self._widen([*past, point])
@@ -66,7 +66,7 @@ class SurfacePainter:
         return self._function(torch.stack([x.flatten(), y.flatten()])).float()
 
     def _at_point(self) -> tuple[float, tuple[float, ...]]:
-        """Loss and gradient at the present point. The parameter and its gradient stay as they are."""
+        """Loss and gradient at the current point. The parameter and its `.grad` are left unchanged."""
         w = self._surface.w.detach().clone().requires_grad_()
         with torch.enable_grad():
             loss = self._function(w)

@@ -29,7 +29,8 @@ class NanGuard:
     """Checks the loss of every step, and the gradient of the input-most layer.
 
     The input-most layer is the first layer in forward order that has a gradient. Backpropagation ends there, so a
-    non-finite gradient of a later layer makes this gradient non-finite too. Where only biases train, theirs count.
+    non-finite gradient of a later layer makes this gradient non-finite too. If only the biases of a layer train, their
+    gradients count.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -125,7 +126,7 @@ class NanGuard:
         )
 
     def input_most_gradient(self) -> Tensor | None:
-        """The weight gradient of the input-most layer, its bias's if only biases train; None without any."""
+        """The gradient of the input-most layer's weight, or of its bias if only biases train; None if there is none."""
         weights = (watched.weight for watched in self.layers if _has_gradient(watched.weight))
         biases = (bias for watched in self.layers if (bias := _trained_bias(watched)) is not None)
         return next((parameter.grad for parameter in chain(weights, biases)), None)

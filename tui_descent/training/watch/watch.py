@@ -230,8 +230,8 @@ class Watch:
         Returns False if no update was made since the last call. The loss then becomes part of the mean loss of the next
         step (gradient accumulation). Raises `StopRun` if the run has to end.
 
-        `batch` is used only if the loss or a gradient is not finite: the batch is run again to name the operation and
-        the layer where the first NaN or infinity arose. It can be
+        `batch` is used only if the loss or a gradient is not finite. The batch is then run again, to name the operation
+        and the layer where the first NaN or infinity arose. It can be
 
         - the net's input, or a tuple or list that begins with it, as in `(x, y)`: the net is called with `x`;
         - a dict of keyword arguments of the net;

@@ -47,9 +47,8 @@ class RateMultiplier:
 
     @property
     def value(self) -> float:
-        """The learning rate of the next step: the first group's rate that is not 0, times the multiplier.
-
-        0 if all rates are 0, NaN if no group has a rate.
+        """The learning rate of the next step: the first rate of a group that is not 0, times the multiplier. 0 if all
+        rates are 0; NaN if no group has a rate.
         """
         return self._first_rate(self._own_rates()) * self.multiplier
 

@@ -44,8 +44,8 @@ class Calibration:
     def fit(self) -> None:
         """Set γ and β of the norm layers that the blocks have now: one block after another, then all together.
 
-        First, in one forward pass, each norm layer is fitted by least squares to the recorded activation at its place,
-        so it also corrects what the norm layers before it could not fit. A norm layer removes the scale of each sample,
+        First, in one forward pass, each norm layer is fitted by least squares to the recorded activation at its place.
+        So it also corrects what the norm layers before it could not fit. A norm layer removes the scale of each sample,
         which γ and β cannot restore, since they are the same for all samples. If the loss is still too high because of
         this, L-BFGS then minimises the squared difference of the net's outputs over γ and β of all norm layers.
         """

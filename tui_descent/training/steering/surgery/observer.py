@@ -72,8 +72,9 @@ class _Call:
 class ForwardObserver:
     """Listens to the first forward pass: call `attach` before it and `finish` after it.
 
-    A child of an outermost `Sequential` or `ModuleList` is a block if it has weights, runs once and in the order of
-    registration, and its output has the shape of its input. Raises `ValueError` for a net that is compiled or scripted.
+    A child of an outermost `Sequential` or `ModuleList` is a block under three conditions: it has weights, it runs once
+    and in the order of registration, and its output has the shape of its input. Raises `ValueError` for a net that is
+    compiled or scripted.
     """
 
     def __init__(self, model: nn.Module) -> None:
