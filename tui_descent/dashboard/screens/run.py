@@ -137,7 +137,7 @@ class RunScreen(Screen[None]):
             self._output_due_s = monotonic() + OUTPUT_EVERY_S
             self.view = replace(self.view, output=self._output.lines())
         key = (bridge.revision, self.view)
-        if key == self._drawn or (not self.is_current and monotonic() < self._beneath_due_s):
+        if key == self._drawn or (self.app.screen is not self and monotonic() < self._beneath_due_s):
             return
         self._beneath_due_s = monotonic() + self.beneath_dialog_s
         self._drawn = key
