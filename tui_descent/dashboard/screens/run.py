@@ -93,6 +93,7 @@ class RunScreen(Screen[None]):
         self._is_script = script
         self._drawn: object = None
         self._beneath_due_s = 0.0
+        self._panels: list[Panel] = []
         self._layers = bridge.history.layers  # the list of layers that `view.selected` is an index of
         self._curvature_requested = False
         self.add_class("view-overview")
@@ -124,6 +125,10 @@ class RunScreen(Screen[None]):
         yield FooterPanel(id="footer")
         yield TooSmall(id="too-small")
 
+    def on_mount(self) -> None:
+        """Find the panels once: to query them takes long."""
+        self._panels = list(self.query(Panel))
+
     def draw(self) -> None:
         """Draw one frame if anything has changed since the last one."""
         self._request_curvature()
@@ -148,7 +153,7 @@ class RunScreen(Screen[None]):
             connected=bridge.connected,
             trouble=bridge.trouble,
         )
-        up_to_date = [panel.show(self.view) for panel in self.query(Panel)]
+        up_to_date = [panel.show(self.view) for panel in self._panels]
         self._drawn = (self.bridge.revision, self.view) if all(up_to_date) else None
 
     def follow_layers(self) -> None:
