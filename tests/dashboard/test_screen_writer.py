@@ -16,6 +16,7 @@ from rich.segment import Segment
 from rich.style import Style
 from textual._compositor import ChopsUpdate, CompositorUpdate, LayoutUpdate
 from textual.geometry import Region
+from textual.screen import ModalScreen
 from textual.strip import Strip
 
 from tui_descent.dashboard.app import DescentApp
@@ -36,8 +37,8 @@ class Pair:
         for screen in self.screens:
             screen.resize(rows, columns)
 
-    def update(self, update: CompositorUpdate) -> None:
-        shortened: Any = self.writer.shortened(update)  # type: ignore[arg-type]
+    def update(self, update: CompositorUpdate, *, repair: bool = True) -> None:
+        shortened: Any = self.writer.shortened(update, repair=repair)  # type: ignore[arg-type]
         for n, text in enumerate((update.render_segments(self.console), shortened.render_segments(self.console))):
             self._streams[n].feed(text.replace("\n", ""))
             self.sent[n] += len(text.encode())
@@ -142,6 +143,13 @@ def test_an_update_of_the_whole_screen_repairs_it() -> None:
     pair.screens[1].erase_in_display(2)  # another program has written to the terminal
     pair.update(LayoutUpdate([row], Region(0, 0, 10, 1)))
     assert pair.differences() == []
+    pair.sent = [0, 0]
+    pair.update(LayoutUpdate([row], Region(0, 0, 10, 1)), repair=False)
+    assert pair.sent[1] == 0
+    pair.screens[1].erase_in_display(2)
+    pair.writer.forget()
+    pair.update(LayoutUpdate([row], Region(0, 0, 10, 1)), repair=False)
+    assert pair.differences() == []
 
 
 @dataclass
@@ -155,7 +163,7 @@ class Watched:
     def attach(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def display(app: DescentApp, screen: object, renderable: object) -> None:
             if isinstance(renderable, CompositorUpdate):
-                self.pair.update(renderable)
+                self.pair.update(renderable, repair=not isinstance(screen, ModalScreen))
                 self.updates += 1
             original(app, screen, renderable)  # type: ignore[arg-type]
 
@@ -183,6 +191,7 @@ async def test_a_session_leaves_the_screens_that_textual_would_leave(
             watched.check()
         width, height = size
         watched.pair.resize(width + 20, height - 2)
+        watched.pair.writer.forget()
         await dashboard.pilot.resize_terminal(width + 20, height - 2)
         await dashboard.drawn()
         watched.check()
@@ -201,3 +210,30 @@ async def test_the_app_shortens_its_updates(monkeypatch: pytest.MonkeyPatch) -> 
         await dashboard.drawn()
     updates: Iterable[object] = [one for one in written if one is not None]
     assert {type(one).__name__ for one in updates} == {"_Shortened"}
+
+
+async def test_a_resize_sends_the_whole_screen_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    forgotten: list[object] = []
+    monkeypatch.setattr(ScreenWriter, "forget", lambda writer: forgotten.append(writer))
+    async with open_dashboard((80, 24), vanishing(20)) as dashboard:
+        await dashboard.drawn()
+        count = len(forgotten)
+        await dashboard.pilot.resize_terminal(90, 24)
+        await dashboard.drawn()
+        assert len(forgotten) > count
+
+
+async def test_beneath_a_dialog_the_screen_is_drawn_once_a_second() -> None:
+    async with open_dashboard((80, 24), vanishing(20)) as dashboard:
+        screen = dashboard.app.run_screen
+        screen.beneath_dialog_s = 1000.0  # type: ignore[misc]
+        await dashboard.drawn()
+        await dashboard.press("o")
+        await dashboard.shows("Optimizer")
+        dashboard.keeper.publish(steps(20, [1.0] * 30))
+        await dashboard.wait_until(lambda: dashboard.app.bridge.history.steps == 50)
+        await dashboard.pilot.pause(0.1)
+        assert not screen.up_to_date
+        await dashboard.press("escape")
+        await dashboard.drawn()
+        assert screen.up_to_date

@@ -104,7 +104,12 @@ class DescentApp(App[int]):
 
     def _display(self, screen: Screen[Any], renderable: RenderableType | None) -> None:
         """Textual calls this to write an update to the terminal."""
-        super()._display(screen, self._writer.shortened(renderable))
+        # Beneath a dialog Textual updates the whole screen again and again.
+        super()._display(screen, self._writer.shortened(renderable, repair=not isinstance(screen, ModalScreen)))
+
+    def on_resize(self) -> None:
+        """Send the whole screen again: the terminal has another size, or the program was suspended."""
+        self._writer.forget()
 
     def exit_code(self) -> int:
         """The exit code of the command line. It depends on how the run ended."""

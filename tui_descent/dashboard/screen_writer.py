@@ -77,18 +77,27 @@ class ScreenWriter:
     def __init__(self) -> None:
         self._rows: list[Cells] = []  # None: unknown
 
-    def shortened(self, update: RenderableType | None) -> RenderableType | None:
-        """An update that makes the screen look the same with fewer bytes; any other object is returned as it is."""
+    def forget(self) -> None:
+        """Forget what the terminal shows, because it may have changed by itself."""
+        self._rows = []
+
+    def shortened(self, update: RenderableType | None, *, repair: bool = True) -> RenderableType | None:
+        """An update that makes the screen look the same with fewer bytes; any other object is returned as it is.
+
+        With `repair`, an update of the whole screen is sent whole. That repairs a screen to which another program has
+        written.
+        """
         if isinstance(update, LayoutUpdate | ChopsUpdate):
-            return cast(RenderableType, _Shortened(self, update))
+            return cast(RenderableType, _Shortened(self, update, repair))
         return update
 
-    def text_of(self, update: LayoutUpdate | ChopsUpdate, console: Console) -> str:
-        """What to write to the terminal. Updates of the whole screen are written whole, which repairs the screen."""
+    def text_of(self, update: LayoutUpdate | ChopsUpdate, console: Console, *, repair: bool) -> str:
+        """What to write to the terminal."""
         pen = _Pen()
         system = console._color_system
         if isinstance(update, LayoutUpdate):
-            self._rows = []
+            if repair:
+                self.forget()
             for y, strips in enumerate(update.strips, update.region.y):
                 x = update.region.x
                 for strip in strips:
@@ -130,11 +139,11 @@ class ScreenWriter:
 class _Shortened(CompositorUpdate):
     """Textual calls `render_segments` when it writes the update. An update that it drops must not be remembered."""
 
-    def __init__(self, writer: ScreenWriter, update: LayoutUpdate | ChopsUpdate) -> None:
-        self._writer, self._update = writer, update
+    def __init__(self, writer: ScreenWriter, update: LayoutUpdate | ChopsUpdate, repair: bool) -> None:
+        self._writer, self._update, self._repair = writer, update, repair
 
     def render_segments(self, console: Console) -> str:
-        return self._writer.text_of(self._update, console)
+        return self._writer.text_of(self._update, console, repair=self._repair)
 
 
 class _Pen:

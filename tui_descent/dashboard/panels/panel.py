@@ -17,6 +17,8 @@ from tui_descent.dashboard.text.line import Line
 from tui_descent.dashboard.text.safe_text import safe
 from tui_descent.dashboard.view import View
 
+NOTHING = Strip([])
+
 
 class Panel(Widget, can_focus=True):
     """Draws a `View` as rows. Drawing happens only in `show`, which the frame timer calls."""
@@ -34,7 +36,9 @@ class Panel(Widget, can_focus=True):
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._rows: list[Strip] = []
+        self._contents: list[Strip] = []  # what was drawn last
+        self._base = Style()
+        self._rows: list[Strip] = []  # the same on the panel's background
         self._drawn: object = None
         self._settings: object = None
         self._drawn_at_s = 0.0
@@ -75,21 +79,26 @@ class Panel(Widget, can_focus=True):
 
     def _repaint(self, view: View, width: int, height: int) -> None:
         base = Style(bgcolor=self.background_colors[1].rich_color)
-        rows = [strip.apply_style(base) for strip in self.draw(view, width, height)[:height]]
-        rows += [Line().to_strip(width, base)] * (height - len(rows))
+        contents = self.draw(view, width, height)[:height]
+        contents += [Line().to_strip(width)] * (height - len(contents))
         # The heading is read after `draw`, which may widen the scale shown in it. Textual repaints the whole panel for
         # a new heading.
         heading = self.heading(view)
         if heading != self._heading:
             self._heading = heading
             self.border_title, self.border_subtitle = heading
-        before, self._rows = self._rows, rows
-        if len(before) != height:
+        if base != self._base or len(self._contents) != height:
+            self._base = base
+            self._contents, self._rows = [NOTHING] * height, [NOTHING] * height
             self.refresh()
-            return
-        changed = [Region(0, y, width, 1) for y in range(height) if before[y] != rows[y]]
+        changed = [
+            y for y in range(height) if contents[y] is not self._contents[y] and contents[y] != self._contents[y]
+        ]
+        for y in changed:
+            self._rows[y] = contents[y].apply_style(base)
+        self._contents = contents
         if changed:
-            self.refresh(*changed)
+            self.refresh(*[Region(0, y, width, 1) for y in changed])
 
     def on_resize(self) -> None:
         """Redraw in the new size."""

@@ -108,6 +108,7 @@ class RunScreen(Screen[None]):
         self._is_script = script
         self._drawn: object = None
         self._beneath_due_s = 0.0
+        self._panels: list[Panel] = []
         self._layers = bridge.history.layers  # the list of layers that `view.selected` is an index of
         self._curvature_requested = False
         self._task_requested = WatchTask(on=False)
@@ -144,6 +145,10 @@ class RunScreen(Screen[None]):
         yield FooterPanel(id="footer")
         yield TooSmall(id="too-small")
 
+    def on_mount(self) -> None:
+        """Find the panels once: to query them takes long."""
+        self._panels = list(self.query(Panel))
+
     def draw(self) -> None:
         """Draw one frame if anything has changed since the last one."""
         self._request_curvature()
@@ -159,7 +164,7 @@ class RunScreen(Screen[None]):
             self._output_due_s = monotonic() + OUTPUT_EVERY_S
             self.view = replace(self.view, output=self._output.lines())
         key = (bridge.revision, self.view)
-        if key == self._drawn or (not self.is_current and monotonic() < self._beneath_due_s):
+        if key == self._drawn or (self.app.screen is not self and monotonic() < self._beneath_due_s):
             return
         self._beneath_due_s = monotonic() + self.beneath_dialog_s
         self._drawn = key
@@ -170,7 +175,7 @@ class RunScreen(Screen[None]):
             connected=bridge.connected,
             trouble=bridge.trouble,
         )
-        up_to_date = [panel.show(self.view) for panel in self.query(Panel)]
+        up_to_date = [panel.show(self.view) for panel in self._panels]
         self._drawn = (self.bridge.revision, self.view) if all(up_to_date) else None
 
     def follow_layers(self) -> None:
