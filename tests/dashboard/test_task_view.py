@@ -8,14 +8,15 @@ from array import array
 import pytest
 from driver import compare, open_dashboard
 from factories import started, vanishing
-from task_pictures import curve_picture, saddle, surface_picture, taken
+from task_pictures import curve_picture, prediction, regions_picture, saddle, surface_picture, taken
 
 from tui_descent.dashboard.charts.picture import Depth
 from tui_descent.dashboard.pictures.draw import Drawings, grid, legend
+from tui_descent.dashboard.pictures.regions import class_one_ahead
 from tui_descent.dashboard.pictures.surface import LEVELS, RANK_PART, heights, level
 from tui_descent.protocol.commands import WatchTask
 from tui_descent.protocol.events import RunEnded, StateChanged
-from tui_descent.protocol.task_pictures import SurfacePicture, TaskPicture
+from tui_descent.protocol.task_pictures import MAX_NET_CELLS, SurfacePicture, TaskPicture, grid_size
 
 EARLIER = vanishing(30)
 DEPTHS: tuple[Depth, ...] = ("truecolor", "256", "16", "none")
@@ -26,7 +27,7 @@ def text(picture: TaskPicture, width: int, height: int, depth: Depth = "truecolo
     strips = Drawings().draw(taken(picture), width, height, depth)
     assert len(strips) <= max(1, height)
     assert {strip.cell_length for strip in strips} == {width}
-    return "\n".join(strip.text.rstrip() for strip in strips)
+    return "\n".join(strip.text for strip in strips)
 
 
 async def test_pictures_are_requested_only_while_the_view_is_open_and_in_its_size() -> None:
@@ -57,7 +58,11 @@ async def test_the_view_says_why_it_is_empty() -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-async def test_task_screens(size: tuple[int, int]) -> None:
+async def test_task_screens(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    # In 16 colours, because there everything can be told by its characters.
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("COLORTERM", raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
     async with open_dashboard(size, vanishing(40)) as dashboard:
         await dashboard.press("8")
         await dashboard.wait_until(lambda: dashboard.keeper.received != [])
@@ -74,7 +79,11 @@ async def test_task_screens(size: tuple[int, int]) -> None:
 
 
 def pictures(columns: int, rows: int) -> dict[str, TaskPicture]:
-    return {"surface": surface_picture(columns, rows), "curve": curve_picture(columns)}
+    return {
+        "surface": surface_picture(columns, rows),
+        "curve": curve_picture(columns),
+        "regions": regions_picture(*grid_size(columns, 2 * rows, MAX_NET_CELLS)),
+    }
 
 
 def test_the_map_agrees_with_the_surface_in_every_cell() -> None:
@@ -142,7 +151,7 @@ def test_any_surface_is_drawn_in_any_size(depth: Depth) -> None:
             )
     flat = surface_picture(30, 20, losses=array("f", [2.0] * 600).tobytes())
     text(flat, 78, 17, depth)
-    assert legend(flat)
+    assert legend(flat, depth)
 
 
 def test_a_terminal_without_colours_shows_the_path_by_bullets() -> None:
@@ -154,3 +163,47 @@ def test_a_terminal_without_colours_shows_the_path_by_bullets() -> None:
 def test_the_size_asked_for_is_that_of_the_picture() -> None:
     assert grid(78, 18) == (70, 16)
     assert isinstance(pictures(70, 16)["surface"], SurfacePicture)
+
+
+@pytest.mark.parametrize("size", [(70, 32), (110, 64), (190, 108)])
+def test_regions_agree_with_the_net_in_each_half_cell(size: tuple[int, int]) -> None:
+    columns, half_rows = size
+    found = class_one_ahead(regions_picture(*grid_size(*size, MAX_NET_CELLS)), columns, half_rows)
+    right = sum(
+        (found[y][x] > 0) == (prediction(-2 + (x + 0.5) * 4 / columns, 2 - (y + 0.5) * 4 / half_rows) >= 128)
+        for y in range(half_rows)
+        for x in range(columns)
+    )
+    assert right >= 0.99 * columns * half_rows
+
+
+def test_each_point_is_where_it_belongs_and_a_wrong_one_is_never_covered() -> None:
+    points = array("f", [-1.9, 1.9, 0.0, 0.0, 1.0, -1.0, 1.0, -1.0]).tobytes()
+    picture = regions_picture(70, 40, points=points, classes=bytes([0, 1, 1, 0]), right=bytes([1, 1, 0, 1]))
+    rows = text(picture, 78, 22).splitlines()
+    assert "1 of 4" in rows[0]
+    assert rows[1][8 + 1] == "●"
+    assert (rows[10][8 + 34], rows[15][8 + 52]) == ("◆", "✕")
+    assert sum(row.count("●") for row in rows) == 1
+
+
+def test_regions_without_colours_are_shaded() -> None:
+    for depth in ("16", "none"):
+        rows = text(regions_picture(), 78, 22, depth).splitlines()
+        assert rows[10][8 + 35] == "░"
+        assert rows[2][8 + 2] == " "
+        assert any("·" in row for row in rows)
+        assert legend(regions_picture(), depth).endswith("· unsure")
+    assert "░" not in text(regions_picture(), 78, 22, "truecolor")
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_any_regions_are_drawn_in_any_size(depth: Depth) -> None:
+    odd = array("f", [math.nan, math.inf, -math.inf, 3e38, 0.0, -1.0] * 2).tobytes()
+    for size in ((1, 1), (8, 4), (12, 5), (78, 17), (198, 54)):
+        unknown = regions_picture(
+            9, 7, predictions=bytes(63), points=odd, classes=bytes([0, 1] * 3), right=bytes([0, 1, 1] * 2)
+        )
+        text(unknown, *size, depth)
+        text(regions_picture(9, 7, predictions=bytes(n * 4 for n in range(63))), *size, depth)
+        text(regions_picture(2, 1, points=b"", classes=b"", right=b""), *size, depth)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from itertools import chain
 
 from tui_descent.protocol.events import TaskTaken
-from tui_descent.protocol.task_pictures import CriticalPoint, SurfacePicture, TaskPicture
+from tui_descent.protocol.task_pictures import CriticalPoint, RegionsPicture, SurfacePicture, TaskPicture
 
 
 def taken(picture: TaskPicture, step: int = 40) -> TaskTaken:
@@ -58,3 +59,26 @@ def curve_picture(columns: int = 70, **changed: object) -> SurfacePicture:
         "gradient": (-3.2,),
     }
     return SurfacePicture(**{**fields, **changed})  # type: ignore[arg-type]
+
+
+def regions_picture(columns: int = 70, rows: int = 40, **changed: object) -> RegionsPicture:
+    """Class 1 inside of a circle of radius 1; `changed` replaces fields."""
+    xs = [-2 + (n + 0.5) * 4 / columns for n in range(columns)]
+    ys = [2 - (n + 0.5) * 4 / rows for n in range(rows)]
+    points = [(r * math.cos(n), r * math.sin(n)) for n in range(40) for r in (0.6, 1.4)]
+    fields: dict[str, object] = {
+        "low": (-2.0, -2.0),
+        "high": (2.0, 2.0),
+        "columns": columns,
+        "rows": rows,
+        "predictions": bytes(prediction(x, y) for y in ys for x in xs),
+        "points": array("f", chain.from_iterable(points)).tobytes(),
+        "classes": bytes([1, 0] * 40),
+        "right": bytes([0] * 3 + [1] * 77),
+    }
+    return RegionsPicture(**{**fields, **changed})  # type: ignore[arg-type]
+
+
+def prediction(x: float, y: float) -> int:
+    p = 1 / (1 + math.exp(min(700.0, 6 * (x * x + y * y - 1))))
+    return max(128, 1 + int(254 * p)) if p >= 0.5 else min(127, 1 + int(254 * p))

@@ -11,9 +11,6 @@ MAX_NET_CELLS = 4096
 MAX_SURFACE_CELLS = 12_288
 MAX_PATH = 768  # positions of the path on a surface
 MAX_SAMPLES = 512  # points of a data set in the plane
-MAX_DIGITS = 96
-MAX_CONFUSIONS = 8
-MAX_TEXT = 2048  # characters of the held-out text; also of the generated text
 
 
 class CriticalPoint(msgspec.Struct, frozen=True):
@@ -45,7 +42,28 @@ class SurfacePicture(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"
     gradient: tuple[float, ...]
 
 
-TaskPicture = SurfacePicture
+class RegionsPicture(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="regions"):
+    """Data in the plane with two classes, and which class the net predicts where.
+
+    `predictions` has a byte for the centre of each of `rows` × `columns` equal cells between the corners `low` and
+    `high`, the upper row first: 0 where an output is not finite, 1 to 127 for class 0, 128 to 255 for class 1. The
+    probability of class 1 is (byte - 1) / 254.
+
+    `points` are the bytes of an `array('f')` with x and y of each point; `classes` and `right` have a byte for each
+    point: its true class, and 1 if the net predicts that class.
+    """
+
+    low: tuple[float, float]
+    high: tuple[float, float]
+    columns: int
+    rows: int
+    predictions: bytes
+    points: bytes
+    classes: bytes
+    right: bytes
+
+
+TaskPicture = SurfacePicture | RegionsPicture
 
 
 def grid_size(columns: int, rows: int, most: int) -> tuple[int, int]:

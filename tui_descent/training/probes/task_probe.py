@@ -11,6 +11,7 @@ from tui_descent.protocol.events import Noted, TaskTaken
 from tui_descent.protocol.task_pictures import TaskPicture
 from tui_descent.training.progress import Progress
 from tui_descent.training.setup.build import Setup
+from tui_descent.training.task_pictures.regions import RegionsPainter
 from tui_descent.training.task_pictures.surface import SurfacePainter
 
 
@@ -76,4 +77,4 @@ class TaskProbe:
 
 def painter_of(setup: Setup) -> Painter:
     """The painter for a scenario's kind of data."""
-    return SurfacePainter(setup)
+    return SurfacePainter(setup) if setup.path is not None else RegionsPainter(setup)
