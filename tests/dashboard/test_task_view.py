@@ -8,7 +8,16 @@ from array import array
 import pytest
 from driver import compare, open_dashboard
 from factories import started, vanishing
-from task_pictures import curve_picture, prediction, regions_picture, saddle, surface_picture, taken
+from task_pictures import (
+    curve_picture,
+    digits_picture,
+    prediction,
+    regions_picture,
+    saddle,
+    surface_picture,
+    taken,
+    text_picture,
+)
 
 from tui_descent.dashboard.charts.picture import Depth
 from tui_descent.dashboard.pictures.draw import Drawings, grid, legend
@@ -16,7 +25,7 @@ from tui_descent.dashboard.pictures.regions import class_one_ahead
 from tui_descent.dashboard.pictures.surface import LEVELS, RANK_PART, heights, level
 from tui_descent.protocol.commands import WatchTask
 from tui_descent.protocol.events import RunEnded, StateChanged
-from tui_descent.protocol.task_pictures import MAX_NET_CELLS, SurfacePicture, TaskPicture, grid_size
+from tui_descent.protocol.task_pictures import MAX_NET_CELLS, NO_GUESS, SurfacePicture, TaskPicture, grid_size
 
 EARLIER = vanishing(30)
 DEPTHS: tuple[Depth, ...] = ("truecolor", "256", "16", "none")
@@ -83,6 +92,8 @@ def pictures(columns: int, rows: int) -> dict[str, TaskPicture]:
         "surface": surface_picture(columns, rows),
         "curve": curve_picture(columns),
         "regions": regions_picture(*grid_size(columns, 2 * rows, MAX_NET_CELLS)),
+        "digits": digits_picture(),
+        "text": text_picture(),
     }
 
 
@@ -207,3 +218,61 @@ def test_any_regions_are_drawn_in_any_size(depth: Depth) -> None:
         text(unknown, *size, depth)
         text(regions_picture(9, 7, predictions=bytes(n * 4 for n in range(63))), *size, depth)
         text(regions_picture(2, 1, points=b"", classes=b"", right=b""), *size, depth)
+
+
+def test_digits_show_guess_truth_and_sureness() -> None:
+    rows = text(digits_picture(sureness=bytes([255, 128, 255] + [0] * 93)), 78, 17).splitlines()
+    assert "270 of 360" in rows[0]
+    assert rows[5][1:9] == "0✓ ━━━━━"
+    assert rows[5][11:19] == "1✓ ━━━──"
+    assert rows[5][21:29] == "5✗(2)━━━"
+    assert rows[1].rstrip().endswith("most often confused")
+    assert rows[2].rstrip().endswith("9 taken for 4   12×")
+    assert text(digits_picture(confusions=()), 78, 17).splitlines()[1].rstrip().endswith("no digit is confused")
+
+
+def test_images_are_whole_and_as_many_as_fit() -> None:
+    for width, height, count in ((78, 17, 15), (118, 33, 45), (10, 6, 1), (9, 6, 0), (10, 5, 0), (198, 54, 96)):
+        drawn = text(digits_picture(), width, height)
+        assert sum(drawn.count(mark) for mark in "✓✗") == count, (width, height)
+
+
+def test_images_without_colours_have_shapes() -> None:
+    assert "█" in text(digits_picture(), 78, 17, "none")
+    assert "█" not in text(digits_picture(), 78, 17, "16")
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_any_digits_are_drawn_in_any_size(depth: Depth) -> None:
+    unknown = digits_picture(guesses=bytes([NO_GUESS] * 96), sureness=bytes(96), pixels=bytes([255] * 64 * 96))
+    few = digits_picture(3)
+    none = digits_picture(0)
+    for size in ((1, 1), (8, 4), (12, 5), (42, 3), (43, 30), (78, 17), (198, 54)):
+        for picture in (unknown, few, none):
+            text(picture, *size, depth)
+    assert "not fin" in text(unknown, 78, 17, depth)
+    assert legend(few, depth)
+
+
+def test_bars_show_the_loss_of_each_character() -> None:
+    losses = array("f", [0.0, 4.564, 2.4, math.nan, 99.0, -1.0, 0.3, math.inf])
+    picture = text_picture(1, 8, losses=losses.tobytes())
+    rows = text(picture, 78, 17).splitlines()
+    (at,) = [n for n, row in enumerate(rows) if row.strip() == "def f(x)"]
+    assert rows[at + 1].strip() == "▁█▅?█▁▁?"
+    assert "2.300 nats" in rows[0]
+    assert "4.564 by guessing" in rows[0]
+
+
+def test_the_end_of_what_the_net_writes_is_shown() -> None:
+    picture = text_picture(lines=("x" * 200 + "\nend",) * 6)
+    assert sum(row.rstrip().endswith("x↵end") for row in text(picture, 78, 17).splitlines()) == 5
+
+
+def test_any_text_is_drawn_in_any_size() -> None:
+    strange = text_picture(2, 1024, losses=array("f", [math.nan, math.inf, -1.0, 1e30] * 512).tobytes(), loss=math.nan)
+    nothing = text_picture(0, lines=("",) * 6, new=0)
+    for size in ((1, 1), (8, 4), (12, 5), (42, 3), (78, 17), (198, 54)):
+        for picture in (strange, nothing, text_picture(24, 2), text_picture(4, 77)):
+            text(picture, *size)
+    assert legend(nothing, "none")

@@ -11,6 +11,10 @@ MAX_NET_CELLS = 4096
 MAX_SURFACE_CELLS = 12_288
 MAX_PATH = 768  # positions of the path on a surface
 MAX_SAMPLES = 512  # points of a data set in the plane
+MAX_DIGITS = 96  # images
+MAX_CONFUSIONS = 8
+MAX_TEXT = 2048  # characters of held-out text
+TEXT_LINES, MAX_LINE = 6, 120  # lines that the net writes, and their characters
 
 
 class CriticalPoint(msgspec.Struct, frozen=True):
@@ -63,7 +67,54 @@ class RegionsPicture(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"
     right: bytes
 
 
-TaskPicture = SurfacePicture | RegionsPicture
+class Confusion(msgspec.Struct, frozen=True):
+    """How many images of the digit `true` the net takes for a `guess`."""
+
+    true: int
+    guess: int
+    count: int
+
+
+class DigitsPicture(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="digits"):
+    """What the net takes held-out digits for.
+
+    The first images of the held-out data are always the same ones. `pixels` has 64 bytes from 0 to 16 for each, row by
+    row. The other fields have one byte for each: the digit, the net's guess (`NO_GUESS` if an output is not finite) and
+    how sure it is, from 0 to 255: its probability or, with mse, its output.
+
+    `right` of all `count` held-out images are recognised; `confusions` are their most frequent mistakes.
+    """
+
+    pixels: bytes
+    digits: bytes
+    guesses: bytes
+    sureness: bytes
+    right: int
+    count: int
+    confusions: tuple[Confusion, ...]
+
+
+NO_GUESS = 255
+
+
+class TextPicture(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="text"):
+    """What the net writes, and how well it predicts held-out text.
+
+    `lines` are written character by character, each drawn from the net's predictions for the characters before it.
+    From one picture to the next they get a few characters longer; `new` is how many.
+
+    `windows` are pieces of held-out text that the net sees one by one. `losses` are the bytes of an `array('f')`: the
+    cross-entropy of each of their characters, in nats. `loss` is their mean.
+    """
+
+    lines: tuple[str, ...]
+    new: int
+    windows: tuple[str, ...]
+    losses: bytes
+    loss: float
+
+
+TaskPicture = SurfacePicture | RegionsPicture | DigitsPicture | TextPicture
 
 
 def grid_size(columns: int, rows: int, most: int) -> tuple[int, int]:

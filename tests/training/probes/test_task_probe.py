@@ -22,6 +22,9 @@ CASES = {
     "surface": ("saddle",),
     "curve": ("first-descent",),
     "regions": ("healthy", "data.name=spirals", "model.dropout=0.3", "model.norm=layer"),
+    "digits": ("healthy", "model.dropout=0.3"),
+    "images": ("healthy", "model.name=conv", "model.depth=1", "model.width=4"),
+    "text": ("transformer", "model.depth=1", "model.context=8", "model.dropout=0.3"),
 }
 
 

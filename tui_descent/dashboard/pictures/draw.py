@@ -6,9 +6,9 @@ from textual.strip import Strip
 
 from tui_descent.dashboard.charts.picture import Depth
 from tui_descent.dashboard.charts.plane import plane_size
-from tui_descent.dashboard.pictures import regions, surface
+from tui_descent.dashboard.pictures import digits, regions, surface, text
 from tui_descent.protocol.events import TaskTaken
-from tui_descent.protocol.task_pictures import RegionsPicture, SurfacePicture, TaskPicture
+from tui_descent.protocol.task_pictures import DigitsPicture, RegionsPicture, SurfacePicture, TaskPicture, TextPicture
 
 INFO_ROWS = 1  # above each picture: the numbers that belong to it
 
@@ -32,8 +32,20 @@ class Drawings:
                 return [surface.numbers(taken, width), *surface.draw(picture, width, below, depth, self._maps)]
             case RegionsPicture() as picture:
                 return [regions.numbers(taken, width), *regions.draw(picture, width, below, depth)]
+            case DigitsPicture() as picture:
+                return [digits.numbers(taken, width), *digits.draw(picture, width, below, depth)]
+            case TextPicture() as picture:
+                return [text.numbers(taken, width), *text.draw(picture, width, below)]
 
 
 def legend(picture: TaskPicture, depth: Depth) -> str:
     """What the glyphs mean, for the panel's border, as Textual markup."""
-    return surface.legend(picture) if isinstance(picture, SurfacePicture) else regions.legend(depth)
+    match picture:
+        case SurfacePicture():
+            return surface.legend(picture)
+        case RegionsPicture():
+            return regions.legend(depth)
+        case DigitsPicture():
+            return digits.legend()
+        case TextPicture():
+            return text.legend()
