@@ -8,14 +8,24 @@ from array import array
 import pytest
 from driver import compare, open_dashboard
 from factories import started, vanishing
-from task_pictures import curve_picture, saddle, surface_picture, taken
+from task_pictures import (
+    curve_picture,
+    digits_picture,
+    prediction,
+    regions_picture,
+    saddle,
+    surface_picture,
+    taken,
+    text_picture,
+)
 
 from tui_descent.dashboard.charts.picture import Depth
 from tui_descent.dashboard.pictures.draw import Drawings, grid, legend
+from tui_descent.dashboard.pictures.regions import class_one_ahead
 from tui_descent.dashboard.pictures.surface import LEVELS, RANK_PART, heights, level
 from tui_descent.protocol.commands import WatchTask
 from tui_descent.protocol.events import RunEnded, StateChanged
-from tui_descent.protocol.task_pictures import SurfacePicture, TaskPicture
+from tui_descent.protocol.task_pictures import MAX_NET_CELLS, NO_GUESS, SurfacePicture, TaskPicture, grid_size
 
 EARLIER = vanishing(30)
 DEPTHS: tuple[Depth, ...] = ("truecolor", "256", "16", "none")
@@ -26,7 +36,7 @@ def text(picture: TaskPicture, width: int, height: int, depth: Depth = "truecolo
     strips = Drawings().draw(taken(picture), width, height, depth)
     assert len(strips) <= max(1, height)
     assert {strip.cell_length for strip in strips} == {width}
-    return "\n".join(strip.text.rstrip() for strip in strips)
+    return "\n".join(strip.text for strip in strips)
 
 
 async def test_pictures_are_requested_only_while_the_view_is_open_and_in_its_size() -> None:
@@ -57,7 +67,11 @@ async def test_the_view_says_why_it_is_empty() -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-async def test_task_screens(size: tuple[int, int]) -> None:
+async def test_task_screens(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    # In 16 colours, because there everything can be told by its characters.
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("COLORTERM", raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
     async with open_dashboard(size, vanishing(40)) as dashboard:
         await dashboard.press("8")
         await dashboard.wait_until(lambda: dashboard.keeper.received != [])
@@ -74,7 +88,13 @@ async def test_task_screens(size: tuple[int, int]) -> None:
 
 
 def pictures(columns: int, rows: int) -> dict[str, TaskPicture]:
-    return {"surface": surface_picture(columns, rows), "curve": curve_picture(columns)}
+    return {
+        "surface": surface_picture(columns, rows),
+        "curve": curve_picture(columns),
+        "regions": regions_picture(*grid_size(columns, 2 * rows, MAX_NET_CELLS)),
+        "digits": digits_picture(),
+        "text": text_picture(),
+    }
 
 
 def test_the_map_agrees_with_the_surface_in_every_cell() -> None:
@@ -142,7 +162,7 @@ def test_any_surface_is_drawn_in_any_size(depth: Depth) -> None:
             )
     flat = surface_picture(30, 20, losses=array("f", [2.0] * 600).tobytes())
     text(flat, 78, 17, depth)
-    assert legend(flat)
+    assert legend(flat, depth)
 
 
 def test_a_terminal_without_colours_shows_the_path_by_bullets() -> None:
@@ -154,3 +174,105 @@ def test_a_terminal_without_colours_shows_the_path_by_bullets() -> None:
 def test_the_size_asked_for_is_that_of_the_picture() -> None:
     assert grid(78, 18) == (70, 16)
     assert isinstance(pictures(70, 16)["surface"], SurfacePicture)
+
+
+@pytest.mark.parametrize("size", [(70, 32), (110, 64), (190, 108)])
+def test_regions_agree_with_the_net_in_each_half_cell(size: tuple[int, int]) -> None:
+    columns, half_rows = size
+    found = class_one_ahead(regions_picture(*grid_size(*size, MAX_NET_CELLS)), columns, half_rows)
+    right = sum(
+        (found[y][x] > 0) == (prediction(-2 + (x + 0.5) * 4 / columns, 2 - (y + 0.5) * 4 / half_rows) >= 128)
+        for y in range(half_rows)
+        for x in range(columns)
+    )
+    assert right >= 0.99 * columns * half_rows
+
+
+def test_each_point_is_where_it_belongs_and_a_wrong_one_is_never_covered() -> None:
+    points = array("f", [-1.9, 1.9, 0.0, 0.0, 1.0, -1.0, 1.0, -1.0]).tobytes()
+    picture = regions_picture(70, 40, points=points, classes=bytes([0, 1, 1, 0]), right=bytes([1, 1, 0, 1]))
+    rows = text(picture, 78, 22).splitlines()
+    assert "1 of 4" in rows[0]
+    assert rows[1][8 + 1] == "●"
+    assert (rows[10][8 + 34], rows[15][8 + 52]) == ("◆", "✕")
+    assert sum(row.count("●") for row in rows) == 1
+
+
+def test_regions_without_colours_are_shaded() -> None:
+    for depth in ("16", "none"):
+        rows = text(regions_picture(), 78, 22, depth).splitlines()
+        assert rows[10][8 + 35] == "░"
+        assert rows[2][8 + 2] == " "
+        assert any("·" in row for row in rows)
+        assert legend(regions_picture(), depth).endswith("· unsure")
+    assert "░" not in text(regions_picture(), 78, 22, "truecolor")
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_any_regions_are_drawn_in_any_size(depth: Depth) -> None:
+    odd = array("f", [math.nan, math.inf, -math.inf, 3e38, 0.0, -1.0] * 2).tobytes()
+    for size in ((1, 1), (8, 4), (12, 5), (78, 17), (198, 54)):
+        unknown = regions_picture(
+            9, 7, predictions=bytes(63), points=odd, classes=bytes([0, 1] * 3), right=bytes([0, 1, 1] * 2)
+        )
+        text(unknown, *size, depth)
+        text(regions_picture(9, 7, predictions=bytes(n * 4 for n in range(63))), *size, depth)
+        text(regions_picture(2, 1, points=b"", classes=b"", right=b""), *size, depth)
+
+
+def test_digits_show_guess_truth_and_sureness() -> None:
+    rows = text(digits_picture(sureness=bytes([255, 128, 255] + [0] * 93)), 78, 17).splitlines()
+    assert "270 of 360" in rows[0]
+    assert rows[5][1:9] == "0✓ ━━━━━"
+    assert rows[5][11:19] == "1✓ ━━━──"
+    assert rows[5][21:29] == "5✗(2)━━━"
+    assert rows[1].rstrip().endswith("most often confused")
+    assert rows[2].rstrip().endswith("9 taken for 4   12×")
+    assert text(digits_picture(confusions=()), 78, 17).splitlines()[1].rstrip().endswith("no digit is confused")
+
+
+def test_images_are_whole_and_as_many_as_fit() -> None:
+    for width, height, count in ((78, 17, 15), (118, 33, 45), (10, 6, 1), (9, 6, 0), (10, 5, 0), (198, 54, 96)):
+        drawn = text(digits_picture(), width, height)
+        assert sum(drawn.count(mark) for mark in "✓✗") == count, (width, height)
+
+
+def test_images_without_colours_have_shapes() -> None:
+    assert "█" in text(digits_picture(), 78, 17, "none")
+    assert "█" not in text(digits_picture(), 78, 17, "16")
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_any_digits_are_drawn_in_any_size(depth: Depth) -> None:
+    unknown = digits_picture(guesses=bytes([NO_GUESS] * 96), sureness=bytes(96), pixels=bytes([255] * 64 * 96))
+    few = digits_picture(3)
+    none = digits_picture(0)
+    for size in ((1, 1), (8, 4), (12, 5), (42, 3), (43, 30), (78, 17), (198, 54)):
+        for picture in (unknown, few, none):
+            text(picture, *size, depth)
+    assert "not fin" in text(unknown, 78, 17, depth)
+    assert legend(few, depth)
+
+
+def test_bars_show_the_loss_of_each_character() -> None:
+    losses = array("f", [0.0, 4.564, 2.4, math.nan, 99.0, -1.0, 0.3, math.inf])
+    picture = text_picture(1, 8, losses=losses.tobytes())
+    rows = text(picture, 78, 17).splitlines()
+    (at,) = [n for n, row in enumerate(rows) if row.strip() == "def f(x)"]
+    assert rows[at + 1].strip() == "▁█▅?█▁▁?"
+    assert "2.300 nats" in rows[0]
+    assert "4.564 by guessing" in rows[0]
+
+
+def test_the_end_of_what_the_net_writes_is_shown() -> None:
+    picture = text_picture(lines=("x" * 200 + "\nend",) * 6)
+    assert sum(row.rstrip().endswith("x↵end") for row in text(picture, 78, 17).splitlines()) == 5
+
+
+def test_any_text_is_drawn_in_any_size() -> None:
+    strange = text_picture(2, 1024, losses=array("f", [math.nan, math.inf, -1.0, 1e30] * 512).tobytes(), loss=math.nan)
+    nothing = text_picture(0, lines=("",) * 6, new=0)
+    for size in ((1, 1), (8, 4), (12, 5), (42, 3), (78, 17), (198, 54)):
+        for picture in (strange, nothing, text_picture(24, 2), text_picture(4, 77)):
+            text(picture, *size)
+    assert legend(nothing, "none")

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from itertools import chain
 
 from tui_descent.protocol.events import TaskTaken
-from tui_descent.protocol.task_pictures import CriticalPoint, SurfacePicture, TaskPicture
+from tui_descent.protocol.task_pictures import (
+    Confusion,
+    CriticalPoint,
+    DigitsPicture,
+    RegionsPicture,
+    SurfacePicture,
+    TaskPicture,
+    TextPicture,
+)
 
 
 def taken(picture: TaskPicture, step: int = 40) -> TaskTaken:
@@ -58,3 +67,56 @@ def curve_picture(columns: int = 70, **changed: object) -> SurfacePicture:
         "gradient": (-3.2,),
     }
     return SurfacePicture(**{**fields, **changed})  # type: ignore[arg-type]
+
+
+def regions_picture(columns: int = 70, rows: int = 40, **changed: object) -> RegionsPicture:
+    """Class 1 inside of a circle of radius 1; `changed` replaces fields."""
+    xs = [-2 + (n + 0.5) * 4 / columns for n in range(columns)]
+    ys = [2 - (n + 0.5) * 4 / rows for n in range(rows)]
+    points = [(r * math.cos(n), r * math.sin(n)) for n in range(40) for r in (0.6, 1.4)]
+    fields: dict[str, object] = {
+        "low": (-2.0, -2.0),
+        "high": (2.0, 2.0),
+        "columns": columns,
+        "rows": rows,
+        "predictions": bytes(prediction(x, y) for y in ys for x in xs),
+        "points": array("f", chain.from_iterable(points)).tobytes(),
+        "classes": bytes([1, 0] * 40),
+        "right": bytes([0] * 3 + [1] * 77),
+    }
+    return RegionsPicture(**{**fields, **changed})  # type: ignore[arg-type]
+
+
+def prediction(x: float, y: float) -> int:
+    p = 1 / (1 + math.exp(min(700.0, 6 * (x * x + y * y - 1))))
+    return max(128, 1 + int(254 * p)) if p >= 0.5 else min(127, 1 + int(254 * p))
+
+
+def digits_picture(count: int = 96, **changed: object) -> DigitsPicture:
+    """Images of diagonals; every fourth one is not recognised. `changed` replaces fields."""
+    image = bytes(16 if abs(x - y) < 2 else 5 * (x == 0) for y in range(8) for x in range(8))
+    digits = [n % 10 for n in range(count)]
+    fields: dict[str, object] = {
+        "pixels": image * count,
+        "digits": bytes(digits),
+        "guesses": bytes((d + 3) % 10 if n % 4 == 2 else d for n, d in enumerate(digits)),
+        "sureness": bytes(n * 29 % 256 for n in range(count)),
+        "right": 270,
+        "count": 360,
+        "confusions": (Confusion(9, 4, 12), Confusion(8, 1, 7), Confusion(3, 5, 1)),
+    }
+    return DigitsPicture(**{**fields, **changed})  # type: ignore[arg-type]
+
+
+def text_picture(windows: int = 24, context: int = 32, **changed: object) -> TextPicture:
+    """Text that is predicted better and better along each window; `changed` replaces fields."""
+    text = ("def f(x):\n    return x + 1  # " * 400)[: windows * context]
+    losses = [4.5 * (1 - n % context / context) for n in range(len(text))]
+    fields: dict[str, object] = {
+        "lines": tuple(f"line {n} of what the net writes\nand on" for n in range(6)),
+        "new": 3,
+        "windows": tuple(text[n * context : (n + 1) * context] for n in range(windows)),
+        "losses": array("f", losses).tobytes(),
+        "loss": 2.3,
+    }
+    return TextPicture(**{**fields, **changed})  # type: ignore[arg-type]

@@ -11,9 +11,10 @@ MAX_NET_CELLS = 4096
 MAX_SURFACE_CELLS = 12_288
 MAX_PATH = 768  # positions of the path on a surface
 MAX_SAMPLES = 512  # points of a data set in the plane
-MAX_DIGITS = 96
+MAX_DIGITS = 96  # images
 MAX_CONFUSIONS = 8
-MAX_TEXT = 2048  # characters of the held-out text; also of the generated text
+MAX_TEXT = 2048  # characters of held-out text
+TEXT_LINES, MAX_LINE = 6, 120  # lines that the net writes, and their characters
 
 
 class CriticalPoint(msgspec.Struct, frozen=True):
@@ -45,7 +46,75 @@ class SurfacePicture(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"
     gradient: tuple[float, ...]
 
 
-TaskPicture = SurfacePicture
+class RegionsPicture(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="regions"):
+    """Data in the plane with two classes, and which class the net predicts where.
+
+    `predictions` has a byte for the centre of each of `rows` × `columns` equal cells between the corners `low` and
+    `high`, the upper row first: 0 where an output is not finite, 1 to 127 for class 0, 128 to 255 for class 1. The
+    probability of class 1 is (byte - 1) / 254.
+
+    `points` are the bytes of an `array('f')` with x and y of each point; `classes` and `right` have a byte for each
+    point: its true class, and 1 if the net predicts that class.
+    """
+
+    low: tuple[float, float]
+    high: tuple[float, float]
+    columns: int
+    rows: int
+    predictions: bytes
+    points: bytes
+    classes: bytes
+    right: bytes
+
+
+class Confusion(msgspec.Struct, frozen=True):
+    """How many images of the digit `true` the net takes for a `guess`."""
+
+    true: int
+    guess: int
+    count: int
+
+
+class DigitsPicture(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="digits"):
+    """What the net takes held-out digits for.
+
+    The first images of the held-out data are always the same ones. `pixels` has 64 bytes from 0 to 16 for each, row by
+    row. The other fields have one byte for each: the digit, the net's guess (`NO_GUESS` if an output is not finite) and
+    how sure it is, from 0 to 255: its probability or, with mse, its output.
+
+    `right` of all `count` held-out images are recognised; `confusions` are their most frequent mistakes.
+    """
+
+    pixels: bytes
+    digits: bytes
+    guesses: bytes
+    sureness: bytes
+    right: int
+    count: int
+    confusions: tuple[Confusion, ...]
+
+
+NO_GUESS = 255
+
+
+class TextPicture(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="text"):
+    """What the net writes, and how well it predicts held-out text.
+
+    `lines` are written character by character, each drawn from the net's predictions for the characters before it.
+    From one picture to the next they get a few characters longer; `new` is how many.
+
+    `windows` are pieces of held-out text that the net sees one by one. `losses` are the bytes of an `array('f')`: the
+    cross-entropy of each of their characters, in nats. `loss` is their mean.
+    """
+
+    lines: tuple[str, ...]
+    new: int
+    windows: tuple[str, ...]
+    losses: bytes
+    loss: float
+
+
+TaskPicture = SurfacePicture | RegionsPicture | DigitsPicture | TextPicture
 
 
 def grid_size(columns: int, rows: int, most: int) -> tuple[int, int]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 from textual.strip import Strip
 
@@ -15,6 +17,35 @@ from tui_descent.dashboard.text.numbers import axis_number
 GUTTER = 8  # cells left of the picture, for the numbers of the vertical axis
 BELOW = 1  # rows below it, for those of the horizontal axis
 APART = 14  # the least number of columns between two numbers of the horizontal axis
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """Where points of the plane lie on a picture of `columns` × `rows` cells between the corners `low` and `high`."""
+
+    # The centres of a symmetric picture lie between two dots. This shift makes them, and what is almost there, the
+    # same dot.
+    TIE: ClassVar[float] = 0.01
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    columns: int
+    rows: int
+
+    def dot(self, x: float, y: float) -> tuple[float, float]:
+        """The braille dot at a point; also outside of the picture."""
+        across, up = self._share(x, 0), self._share(y, 1)
+        return across * 2 * self.columns - 0.5 - self.TIE, (1 - up) * 4 * self.rows - 0.5 - self.TIE
+
+    def cell(self, x: float, y: float) -> tuple[int, int] | None:
+        """The cell of a point; None if it is not on the picture."""
+        if not (0 <= self._share(x, 0) <= 1 and 0 <= self._share(y, 1) <= 1):
+            return None
+        across, down = self.dot(x, y)
+        return max(0, round(across)) // 2, max(0, round(down)) // 4
+
+    def _share(self, value: float, axis: int) -> float:
+        return (value - self.low[axis]) / (self.high[axis] - self.low[axis])
 
 
 def plane_size(width: int, height: int) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from textual.strip import Strip
 
 from tui_descent.dashboard import colours
-from tui_descent.dashboard.charts.picture import depth_of
+from tui_descent.dashboard.charts.picture import Depth, depth_of
 from tui_descent.dashboard.panels.panel import Panel, notice, waiting_notice
 from tui_descent.dashboard.pictures.draw import Drawings, grid, legend
 from tui_descent.dashboard.view import View
@@ -18,7 +18,9 @@ class TaskPanel(Panel):
     help_text = (
         "What is being learnt, made by the trainer while this view is open, at most five times a second. A test "
         "surface: its contour map (dark is low), or its curve, with the path so far, minima and saddles. The arrow "
-        "shows the direction of the negative gradient, not its length."
+        "shows the direction of the negative gradient, not its length. Data in the plane: the class that the net "
+        "predicts at each place, and the training points. Digits: what the net takes held-out images for. Text: what "
+        "the net writes, and its loss at each character of held-out text, in nats."
     )
 
     def __init__(self, *, id: str | None = None) -> None:
@@ -34,7 +36,7 @@ class TaskPanel(Panel):
         taken = view.history.task
         if taken is None:
             return "Task", ""
-        return "Task", legend(taken.picture)
+        return "Task", legend(taken.picture, self._depth)
 
     def depends_on(self, view: View) -> object:
         """The newest picture."""
@@ -45,8 +47,11 @@ class TaskPanel(Panel):
         taken = view.history.task
         if taken is None:
             return _nothing_to_show(view, width, height)
-        depth = depth_of(self.app.console.color_system, no_colour=self.app.no_color)
-        return self._drawings.draw(taken, width, height, depth)
+        return self._drawings.draw(taken, width, height, self._depth)
+
+    @property
+    def _depth(self) -> Depth:
+        return depth_of(self.app.console.color_system, no_colour=self.app.no_color)
 
 
 def _nothing_to_show(view: View, width: int, height: int) -> list[Strip]:

@@ -6,9 +6,9 @@ from textual.strip import Strip
 
 from tui_descent.dashboard.charts.picture import Depth
 from tui_descent.dashboard.charts.plane import plane_size
-from tui_descent.dashboard.pictures import surface
+from tui_descent.dashboard.pictures import digits, regions, surface, text
 from tui_descent.protocol.events import TaskTaken
-from tui_descent.protocol.task_pictures import TaskPicture
+from tui_descent.protocol.task_pictures import DigitsPicture, RegionsPicture, SurfacePicture, TaskPicture, TextPicture
 
 INFO_ROWS = 1  # above each picture: the numbers that belong to it
 
@@ -26,10 +26,26 @@ class Drawings:
 
     def draw(self, taken: TaskTaken, width: int, height: int, depth: Depth) -> list[Strip]:
         """At most `height` rows of `width` cells: a row of numbers, and below it the picture."""
-        numbers = surface.numbers(taken, width)
-        return [numbers, *surface.draw(taken.picture, width, height - INFO_ROWS, depth, self._maps)]
+        below = height - INFO_ROWS
+        match taken.picture:
+            case SurfacePicture() as picture:
+                return [surface.numbers(taken, width), *surface.draw(picture, width, below, depth, self._maps)]
+            case RegionsPicture() as picture:
+                return [regions.numbers(taken, width), *regions.draw(picture, width, below, depth)]
+            case DigitsPicture() as picture:
+                return [digits.numbers(taken, width), *digits.draw(picture, width, below, depth)]
+            case TextPicture() as picture:
+                return [text.numbers(taken, width), *text.draw(picture, width, below)]
 
 
-def legend(picture: TaskPicture) -> str:
+def legend(picture: TaskPicture, depth: Depth) -> str:
     """What the glyphs mean, for the panel's border, as Textual markup."""
-    return surface.legend(picture)
+    match picture:
+        case SurfacePicture():
+            return surface.legend(picture)
+        case RegionsPicture():
+            return regions.legend(depth)
+        case DigitsPicture():
+            return digits.legend()
+        case TextPicture():
+            return text.legend()

@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_left
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
 
 from textual.strip import Strip
 
 from tui_descent.dashboard import colours
 from tui_descent.dashboard.charts.axis import Axis
 from tui_descent.dashboard.charts.picture import Depth, Picture, resampled
-from tui_descent.dashboard.charts.plane import plane_size, with_axes
+from tui_descent.dashboard.charts.plane import Plane, plane_size, with_axes
 from tui_descent.dashboard.text.line import Line
 from tui_descent.dashboard.text.numbers import short, with_commas
 from tui_descent.protocol.events import TaskTaken
@@ -65,35 +63,6 @@ def legend(picture: SurfacePicture) -> str:
     found += [f"[{MINIMUM}]▾ minimum[/]"] if "minimum" in kinds else []
     found += [f"[{SADDLE}]× saddle[/]"] if "saddle" in kinds else []
     return "  ".join(found)
-
-
-@dataclass(frozen=True, slots=True)
-class Plane:
-    """Where points of the plane lie on a picture of `columns` × `rows` cells between the corners `low` and `high`."""
-
-    # The centres of a symmetric picture lie between two dots. This shift makes them, and what is almost there, the
-    # same dot.
-    TIE: ClassVar[float] = 0.01
-
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    columns: int
-    rows: int
-
-    def dot(self, x: float, y: float) -> tuple[float, float]:
-        """The braille dot at a point; also outside of the picture."""
-        across, up = self._share(x, 0), self._share(y, 1)
-        return across * 2 * self.columns - 0.5 - self.TIE, (1 - up) * 4 * self.rows - 0.5 - self.TIE
-
-    def cell(self, x: float, y: float) -> tuple[int, int] | None:
-        """The cell of a point; None if it is not on the picture."""
-        if not (0 <= self._share(x, 0) <= 1 and 0 <= self._share(y, 1) <= 1):
-            return None
-        across, down = self.dot(x, y)
-        return max(0, round(across)) // 2, max(0, round(down)) // 4
-
-    def _share(self, value: float, axis: int) -> float:
-        return (value - self.low[axis]) / (self.high[axis] - self.low[axis])
 
 
 class ContourMaps:
@@ -281,6 +250,7 @@ def _between(losses: list[float], across: Axis, x: float) -> float:
 def numbers(taken: TaskTaken, width: int) -> Strip:
     """The row of numbers above the picture."""
     picture = taken.picture
+    assert isinstance(picture, SurfacePicture)
     names = "w" if len(picture.point) == 1 else "xy"
     line = Line().add(" step ", colours.DIM).add(f"{with_commas(taken.step)}  ", colours.BRIGHT)
     for name, value in zip(names, picture.point, strict=False):

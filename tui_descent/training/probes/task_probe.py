@@ -9,9 +9,13 @@ from tui_descent.instruments.same_batch import undisturbed
 from tui_descent.instruments.sampler import Sampler
 from tui_descent.protocol.events import Noted, TaskTaken
 from tui_descent.protocol.task_pictures import TaskPicture
+from tui_descent.scenario.spec import DigitsData, TextData
 from tui_descent.training.progress import Progress
 from tui_descent.training.setup.build import Setup
+from tui_descent.training.task_pictures.digits import DigitsPainter
+from tui_descent.training.task_pictures.regions import RegionsPainter
 from tui_descent.training.task_pictures.surface import SurfacePainter
+from tui_descent.training.task_pictures.text import TextPainter
 
 
 class Painter(Protocol):
@@ -78,4 +82,12 @@ class TaskProbe:
 
 def painter_of(setup: Setup) -> Painter:
     """The painter for a scenario's kind of data."""
-    return SurfacePainter(setup)
+    match setup.scenario.data:
+        case None:
+            return SurfacePainter(setup)
+        case DigitsData():
+            return DigitsPainter(setup)
+        case TextData():
+            return TextPainter(setup)
+        case _:
+            return RegionsPainter(setup)

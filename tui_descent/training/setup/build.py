@@ -6,7 +6,8 @@ The seed determines all random numbers.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,14 +111,16 @@ class Setup:
             loss: Tensor = self.model()
             return loss, loss
         x, y = self._probe_batch()
-        modes = {module: module.training for module in self.model.modules()}
-        self.model.eval()
-        try:
+        with evaluating(self.model):
             outputs = self.model(x)
             return outputs, self.loss_function(outputs, y)
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+
+    @torch.no_grad()
+    def outputs(self, x: Tensor) -> Tensor:
+        """The net's outputs for any inputs, in eval mode and without a graph."""
+        with evaluating(self.model):
+            outputs: Tensor = self.model(x)
+            return outputs
 
     def _probe_batch(self) -> tuple[Tensor, Tensor]:
         assert self.batches is not None
@@ -134,6 +137,18 @@ class Setup:
     def size(self) -> int:
         """The number of samples in the last batch; 0 for a surface."""
         return 0 if self._batch is None else len(self._batch[0])
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Puts the model into eval mode, and afterwards each of its modules into the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def thread_count(requested: int) -> int:

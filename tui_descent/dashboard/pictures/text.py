@@ -1,0 +1,89 @@
+"""The text: what the net writes, and below it held-out text with the loss of each character."""
+
+from __future__ import annotations
+
+import math
+from array import array
+
+from rich.style import Style
+from textual.strip import Strip
+
+from tui_descent.dashboard import colours
+from tui_descent.dashboard.text.line import Line
+from tui_descent.dashboard.text.numbers import short, with_commas
+from tui_descent.protocol.events import TaskTaken
+from tui_descent.protocol.task_pictures import TextPicture
+from tui_descent.scenario.spec import SYMBOLS
+
+BARS = "▁▂▃▄▅▆▇█"
+# The loss of a guess among all symbols: a character with this loss or more has the highest bar.
+TOP = math.log(SYMBOLS)
+LINE_FEED = "↵"
+GAP = 2  # columns between two windows
+
+
+def draw(picture: TextPicture, width: int, height: int) -> list[Strip]:
+    """`height` rows of `width` cells. The lines of the net get at most a third of them."""
+    rows = [Line().add(" the net writes", colours.DIM)]
+    rows += [_written(line, picture.new, width) for line in picture.lines[: max(1, height // 3)]]
+    rows += [Line(), Line().add(" held-out text: the higher the bar, the worse it was predicted", colours.DIM)]
+    rows += _held_out(picture, width, height - len(rows))
+    return [line.to_strip(width) for line in rows[: max(0, height)]]
+
+
+def numbers(taken: TaskTaken, width: int) -> Strip:
+    """The row of numbers above the picture."""
+    picture = taken.picture
+    assert isinstance(picture, TextPicture)
+    line = Line().add(" step ", colours.DIM).add(f"{with_commas(taken.step)}  ", colours.BRIGHT)
+    line.add(short(picture.loss), colours.BRIGHT).add(" nats per character of the text below", colours.DIM)
+    return line.add(f", {short(TOP)} by guessing", colours.DIM).to_strip(width)
+
+
+def legend() -> str:
+    """What the glyphs mean, as Textual markup."""
+    return f"{LINE_FEED} line feed  ▁ 0 … █ {short(TOP)} nats"
+
+
+def _written(text: str, new: int, width: int) -> Line:
+    """The end of a line that the net writes, its newest characters bright."""
+    shown = text.replace("\n", LINE_FEED)[-max(1, width - 2) :]
+    old = max(0, len(shown) - new)
+    return Line().add(" ").add(shown[:old], colours.TEXT).add(shown[old:], colours.BRIGHT)
+
+
+def _held_out(picture: TextPicture, width: int, height: int) -> list[Line]:
+    """The windows side by side, each a row of text and a row of bars. Long ones continue in the rows below."""
+    losses = array("f", picture.losses)
+    room = max(1, width - 2)
+    pieces: list[tuple[str, array[float]]] = []
+    at = 0
+    for window in picture.windows:
+        for first in range(0, len(window), room):
+            text = window[first : first + room]
+            pieces.append((text, losses[at + first : at + first + len(text)]))
+        at += len(window)
+    longest = max((len(text) for text, _ in pieces), default=1)
+    across = max(1, (width - 1) // (longest + GAP))
+    rows: list[Line] = []
+    for n in range(0, len(pieces), across):
+        if len(rows) + 2 > height:
+            break
+        above, below = Line(), Line()
+        for text, piece in pieces[n : n + across]:
+            above.pad_to(max(1, above.width + GAP * bool(above.width)))
+            below.pad_to(max(1, below.width + GAP * bool(below.width)))
+            for character, loss in zip(text, piece, strict=True):
+                bar, style = _bar(loss)
+                above.add(LINE_FEED if character == "\n" else character, style)
+                below.add(bar, style)
+        rows += [above, below]
+    return rows
+
+
+def _bar(loss: float) -> tuple[str, Style]:
+    """The bar of a loss, and the style of its character; a question mark if it is not finite."""
+    if not math.isfinite(loss):
+        return "?", colours.RED
+    share = min(max(loss / TOP, 0.0), 1.0)
+    return BARS[min(int(share * len(BARS)), len(BARS) - 1)], colours.level_style(round(share * (colours.LEVELS - 1)))
