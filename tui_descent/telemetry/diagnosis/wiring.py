@@ -85,7 +85,7 @@ RULES: tuple[Rule, ...] = (
         threshold="5 updates",
         sentence="No gradient {place} {layer}; {after} gets one.{asks}",
         check="Look between the two layers for detach(), .data, torch.no_grad(), .item(), argmax or numpy.",
-        helps="remove what cuts the graph; requires_grad_(False) if it is intended, as for the target net of BYOL or DQN",
+        helps="remove what cuts the graph; requires_grad_(False) if intended, as for the target net of BYOL or DQN",
         useless="residual connections, another activation or rate",
     ),
     Rule(
