@@ -65,12 +65,13 @@ def test_first_and_last_block_of_one_list_have_different_names() -> None:
         (["g.0", "g.2", "d.0", "d.2"], ("g", "d"), "g.0 gets 0.5× of g.2's gradient"),
         (["g.0", "d.0", "d.2", "d.4"], ("g", "d"), "d.0 gets 0.25× of d.4's gradient"),
         (["g.0", "d.0"], ("g", "d"), ""),
+        (["a.0", "a.1", "a.2"], (), "a.0 gets no gradient"),
     ],
-    ids=["numbers", "paths", "two nets", "a net of one layer", "nothing to compare"],
+    ids=["numbers", "paths", "two nets", "a net of one layer", "nothing to compare", "none"],
 )
 def test_gradients_of_one_net_are_compared(names: list[str], nets: tuple[str, ...], text: str) -> None:
     layers = tuple(Layer(name=name, kind="Linear", params=9, block=n) for n, name in enumerate(names))
-    rms = [2.0**n for n in range(len(names))]
+    rms = [0.0 if "no gradient" in text and not n else 2.0**n for n in range(len(names))]
     _, shown = line_of(started(layers=layers, nets=nets), reading_of(79, {"grad_rms": rms}))
     assert shown == (f"not clear yet · {text}" if text else "not clear yet")
 

@@ -27,24 +27,29 @@ case(
 )  # fmt: skip
 case("The gradients of the last 20 steps were not finite.", "every update skipped", steps=20.0)
 case(
-    "The optimizer lacks these 3 layers.",
+    "Optimizer lacks all 3 layers but has 6 foreign tensors.",
     "foreign parameters", "0", absent=3.0, layers=3.0, foreign=6.0,
 )  # fmt: skip
 case(
-    "The optimizer lacks head but has 1 tensor not in the net.",
+    "Optimizer lacks head but has 1 foreign tensor.",
     "foreign parameters", "head", absent=1.0, layers=3.0, foreign=1.0,
 )  # fmt: skip
+case(
+    "Optimizer lacks 12 of 24 layers but has 24 foreign tensors.",
+    "foreign parameters", "0", absent=12.0, layers=24.0, foreign=24.0,
+)  # fmt: skip
+case("Optimizer lacks …ention.out_proj.", "foreign parameters", LONG, absent=1.0, layers=3.0, foreign=2.0)
 case(
     "No watched optimizer holds layer 4: no updates.",
     "untrained parameters", "4", absent=1.0, layers=3.0, foreign=0.0,
 )  # fmt: skip
 case(
-    "No watched optimizer holds these 2 layers: no updates.",
+    "No watched optimizer holds 2 of 3 layers: no updates.",
     "untrained parameters", "4", absent=2.0, layers=3.0, foreign=0.0,
 )  # fmt: skip
 case("No parameter has a gradient when the optimizer makes its step.", "no gradient", updates=3.0)
-case("No gradient in a; b gets one.", "gradient cut", "a", after="b", without=1.0)
-case("No gradient up to b; c gets one.", "gradient cut", "b", after="c", without=2.0)
+case("No gradient in a; b gets one. Intended?", "gradient cut", "a", after="b", without=1.0)
+case("No gradient up to b; c gets one. Intended?", "gradient cut", "b", after="c", without=2.0)
 case(
     "No gradient up to …coder.layers.11; …coder.layers.12 gets one.",
     "gradient cut", LONG, after=LONG.replace("11", "12"), without=10.0,
@@ -92,7 +97,7 @@ def test_sentence_of_a_fact(event: WiringFound, text: str) -> None:
     assert len(f" {finding.finding}  {words(finding)}") <= 80
     assert (finding.finding, finding.kind, finding.layer) == (event.fault, "wiring", event.layer)
     assert finding.evidence == event.evidence
-    assert finding.sure == (QUESTION_SURE if text.endswith("?") else 1.0)
+    assert finding.sure == (QUESTION_SURE if "question" in event.evidence else 1.0)
 
 
 def test_every_row_has_a_case_and_all_its_texts() -> None:

@@ -127,6 +127,8 @@ def _gradient_flow(view: View) -> str:
         return ""
     blocks = [layer.name for layer in layers if layer.block is not None]
     first, last = (safe(name, 40) for name in pair_in_words(blocks[0], blocks[-1]))
+    if ratio == 0:
+        return f"{first} gets no gradient"
     return f"{first} gets {ratio:.2g}× of {last}'s gradient"
 
 

@@ -124,7 +124,9 @@ class Diagnosis:
         """The loss from which update `step` was computed, which may be NaN or infinite, and the learning rate."""
         if not math.isfinite(loss):
             if self._numerics is None:
-                self.add_not_finite(NotFinite(segment=0, step=step, what="loss", layer=None, text="", loss=loss))
+                self.add_not_finite(
+                    NotFinite(segment=0, step=step, what="loss", layer=None, text="", loss=loss, value=str(loss))
+                )
             self._finite = 0
             return
         if self._numerics is not None:

@@ -70,7 +70,8 @@ def numerics_finding(
         "where": f": {event.where}" if event.where else "",
     }
     if diverged:
-        evidence["after"] = "the loss had risen" if rising else "too large an update"
+        risen = "it had risen" if event.what == "loss" else "the loss had risen"
+        evidence["after"] = risen if rising else "too large an update"
     if event.loss is not None:
         evidence["loss"] = event.loss
     if event.cause:

@@ -19,8 +19,8 @@ NAME_WIDTH = 16  # longer names of layers are shortened at the front
 SMALLEST_RATE, SMALL_RATE = 1e-15, 1e-5
 QUESTION = "The net ends in a {gets}. Does the loss apply it too?"
 QUESTION_SURE = 0.6
-LACKS = "The optimizer lacks {absent}."  # for a name that leaves no room for more
-SHORT_NAME = 12
+LACKS = "Optimizer lacks {absent}."  # for a name that leaves no room for more
+SHORT_NAME, SHORT_PAIR = 15, 23
 TAKEN_BACK = "Each update of {layer} is taken back before the next one."
 
 RULES: tuple[Rule, ...] = (
@@ -50,7 +50,7 @@ RULES: tuple[Rule, ...] = (
         condition="the optimizers hold tensors that are not the net's, and weights that get a gradient are in none; "
         "nothing else changes these weights in 3 updates",
         threshold="none: parameters are compared as objects",
-        sentence="The optimizer lacks {absent} but has {foreign} not in the net.",
+        sentence="Optimizer lacks {absent} but has {foreign}.",
         check="The update of these layers is empty. Was the net copied, wrapped or given a new head after the "
         "optimizer was made?",
         helps="make the optimizer after the last change of the net, from its parameters()",
@@ -84,9 +84,9 @@ RULES: tuple[Rule, ...] = (
         condition="the first layers of one optimizer, in forward order, get no gradient at the first 5 updates, while "
         "all later ones do; only layers that were called",
         threshold="5 updates",
-        sentence="No gradient {place} {layer}; {after} gets one.",
+        sentence="No gradient {place} {layer}; {after} gets one.{asks}",
         check="Look between the two layers for detach(), .data, torch.no_grad(), .item(), argmax or numpy.",
-        helps="remove what cuts the graph; freeze the layers if it is meant",
+        helps="remove what cuts the graph; requires_grad_(False) if intended, as for the target net of BYOL or DQN",
         useless="residual connections, another activation or rate",
     ),
     Rule(
@@ -203,8 +203,11 @@ def words(finding: Finding) -> str:
     parts: dict[str, str] = {"layer": layer}
     match str(finding.finding):
         case "foreign parameters" | "untrained parameters":
-            parts["absent"] = layer if evidence["absent"] == 1 else f"these {evidence['absent']:.0f} layers"
-            parts["foreign"] = f"{evidence['foreign']:.0f} tensor{'s' * (evidence['foreign'] != 1)}"
+            count, of = f"{evidence['absent']:.0f}", f"{evidence['layers']:.0f}"
+            parts["absent"] = (
+                layer if count == "1" else f"all {of} layers" if count == of else f"{count} of {of} layers"
+            )
+            parts["foreign"] = f"{evidence['foreign']:.0f} foreign tensor{'s' * (evidence['foreign'] != 1)}"
             if finding.finding == "foreign parameters" and len(parts["absent"]) > SHORT_NAME:
                 return LACKS.format_map(parts)
         case "no optimizer step":
@@ -212,6 +215,8 @@ def words(finding: Finding) -> str:
         case "gradient cut":
             parts["layer"], parts["after"] = _pair_words(finding.layer or "the net", str(evidence["after"]))
             parts["place"] = "in" if evidence["without"] == 1 else "up to"
+            short = len(parts["layer"] + parts["after"]) <= SHORT_PAIR
+            parts["asks"] = " Intended?" if short else ""
         case "rate zero":
             all_layers = evidence["layers"] == evidence["of"]
             parts["of"] = "" if all_layers else f"of {evidence['layers']:.0f} of {evidence['of']:.0f} layers "
