@@ -12,7 +12,7 @@ from faulty_loops import LOOPS
 FACTS, PROBLEMS, HEALTHY = 2, 3, 10
 SEVERAL = {
     "vanishing", "exploding", "dead units", "saturated", "weights decaying", "plateau", "diverging", "rate too small",
-    "converged",
+    "rate too large", "converged",
 }  # fmt: skip
 CHEAP = [name for n, name in enumerate(LOOPS) if n % 6 == 0]
 
