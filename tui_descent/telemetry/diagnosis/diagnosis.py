@@ -82,7 +82,7 @@ class Diagnosis:
         self._best = math.inf
         self._curvature_requested = False
         self._predicted: str | None = None
-        self._turned: tuple[str, str, str | None] = "", "", None  # knob, key, and the finding before
+        self._turned = "", "", ""  # knob, key, and the finding before
         self._try: tuple[str, str, str] | None = None  # what should have helped: the finding before, key, and knob
         self._failed: set[str] = set()  # knobs that should have helped and have not
         self.undoable = False  # whether an intervention is in effect, so that undo has something to undo
@@ -187,7 +187,8 @@ class Diagnosis:
         """An intervention before update `step`: a new window starts. With a `knob`, an `outcome` follows."""
         before = self.finding()
         self._predicted, self.outcome, self._try = None, None, None
-        self._turned = knob or "", "" if knob is None else key_of(knob, value), before and before.finding
+        key = "" if knob is None else key_of(knob, value)
+        self._turned = knob or "", key, "" if before is None else before.finding
         if before is not None and knob is not None:
             helps = before.finding in FINE or any(is_advised(a, knob, value, old) for a in before.advice)
             self._predicted = "healthy" if helps else before.finding
@@ -360,7 +361,7 @@ class Diagnosis:
                 happened=found.finding,
                 held=held,
                 change=key or knob,
-                before=before or "",
+                before=before,
             )
             self._predicted = None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tui_descent.telemetry.diagnosis import rules as r
-from tui_descent.telemetry.diagnosis.features import LONG_WINDOW, WINDOW
+from tui_descent.telemetry.diagnosis.features import LONG_WINDOW, SPOILS, WINDOW
 from tui_descent.telemetry.diagnosis.findings import Finding, filled
 from tui_descent.telemetry.diagnosis.rule import Rule
 
@@ -108,7 +108,7 @@ RULES: tuple[Rule, ...] = (
         kind="dynamics",
         condition="The loss is stuck since updates that were far too large. Dead or saturated units and a gradient "
         "that no longer arrives follow from them.",
-        threshold=f"an update above {r.SPOILS:.0%} of the weights (1e-3 is usual); or one above {r.LARGE_UPDATE:.0%}, "
+        threshold=f"an update above {SPOILS:.0%} of the weights (1e-3 is usual); or one above {r.LARGE_UPDATE:.0%}, "
         f"after which the loss rose to {r.RISEN:g} times the first one, or stays {r.ABOVE_BEST - 1:.0%} above its "
         "best. The median layer counts, with weights at least as large as Xavier's",
         sentence="Updates of {largest} of weights; loss {loss:.3g}.",
