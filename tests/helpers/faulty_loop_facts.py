@@ -190,6 +190,26 @@ class Facts:
         first, last = [sum(u.norms[n] ** 2 for n in u.matrices) for u in (self.updates[0], self.updates[-1])]
         return math.sqrt(last / first) if first else math.nan
 
+    def largest_change(self) -> float:
+        """Change over norm: the largest median over matrices, of the updates looked at."""
+        medians = [statistics.median(u.changes[n] / max(u.norms[n], 1e-12) for n in u.matrices) for u in self.updates]
+        return max(medians)
+
+    def decay_share(self) -> float:
+        """The decay's part of the last update looked at, over the gradient's or, for AdamW, over the whole change."""
+        u, group = self.updates[-1], self.optimizers[0].param_groups[0]
+        decay, shares = group["weight_decay"], []
+        for n in u.matrices:
+            gradient = (u.grads[n] or 0.0) * math.sqrt(self.parameters[n].numel())
+            whole = u.changes[n] if isinstance(self.optimizers[0], torch.optim.AdamW) else u.rate * gradient
+            shares.append(u.rate * decay * u.norms[n] / max(whole, 1e-30))
+        return statistics.median(shares)
+
+    def parallel_rows(self) -> bool:
+        """Whether all rows of a weight matrix but the last are multiples of each other."""
+        matrices = [self.parameters[n].detach().flatten(1) for n in self.updates[-1].matrices[:-1]]
+        return any(bool((torch.linalg.svdvals(m)[1:] <= 0.01 * torch.linalg.svdvals(m)[0]).all()) for m in matrices)
+
     @property
     def empty(self) -> float:
         """The largest share of units of a layer without any gradient, in the last update looked at."""
@@ -253,9 +273,11 @@ TRUTHS: dict[str, Callable[[Facts], bool]] = {
     "exploding": lambda f: f.losses[0] > 1000 and f.last_loss > 100,
     "dead units": lambda f: f.empty > 0.9,
     "saturated": lambda f: max(f.closed[-3:]) > 0.8,
-    "weights decaying": lambda f: f.shrinkage() < 0.05,
+    "weights decaying": lambda f: f.shrinkage() < 0.05 or (f.decay_share() > 0.4 and f.last_loss > 0.3),
     "plateau": lambda f: abs(f.fall) < 0.06 and f.median_ratio() > 1e-4,
     "diverging": lambda f: _rose(f, 1.5) and f.last_loss > 0.8 * f.losses[0],
+    "rate too large": lambda f: f.largest_change() > 0.1 and f.last_loss > 0.85 * f.losses[0] and _rose(f, 1.05),
+    "equal weights": lambda f: f.parallel_rows(),
     "rate too small": lambda f: abs(f.fall) < 0.05 and f.median_ratio() < 1e-5,
     "healthy": lambda f: f.fall > 0.3,
     "converged": _is_level,

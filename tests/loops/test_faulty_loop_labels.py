@@ -12,7 +12,7 @@ from faulty_loops import LOOPS
 FACTS, PROBLEMS, HEALTHY = 2, 3, 10
 SEVERAL = {
     "vanishing", "exploding", "dead units", "saturated", "weights decaying", "plateau", "diverging", "rate too small",
-    "converged",
+    "rate too large", "converged",
 }  # fmt: skip
 EXPENSIVE = {"dcgan", "conv_net_with_a_new_head_after_the_optimizer"}
 CHEAP = [name for n, name in enumerate(LOOPS) if n % 6 == 0 and name not in EXPENSIVE]

@@ -26,6 +26,8 @@ from faulty_loops.data import (
 from faulty_loops.table import Watching, loop_with
 from faulty_loops.wiring import supervised
 
+LARGE_RATE = "lr=*10, residual, activation"  # what does not help against a rate that is too large
+
 
 def flat_digits() -> tuple[Tensor, Tensor]:
     x, y = digits()
@@ -158,7 +160,7 @@ def biases_that_start_far_below_zero(watch: Watching, steps: int) -> None:
     supervised(watch, steps, model, torch.optim.Adam(model.parameters(), lr=1e-3), flat_digits())
 
 
-@loop_with("dynamics", "dead units", "diverging", also="constant output", harmful="lr=*10")
+@loop_with("dynamics", "rate too large", also="constant output", harmful="lr=*10, residual, activation")
 def first_updates_kill_the_units(watch: Watching, steps: int) -> None:
     model = mlp(64, 64, 64, 64, 64, 10)
     supervised(watch, steps, model, torch.optim.Adam(model.parameters(), lr=0.3), flat_digits())
@@ -217,13 +219,47 @@ def sigmoid_net_on_years_of_birth(watch: Watching, steps: int) -> None:
     supervised(watch, steps, model, torch.optim.SGD(model.parameters(), lr=0.01), (x, y), F.mse_loss)
 
 
-@loop_with("dynamics", "saturated", also="plateau, diverging", harmful="lr=*10")
+@loop_with("dynamics", "rate too large", also="diverging", harmful="lr=*10, residual, activation")
 def tanh_net_saturated_by_its_first_updates(watch: Watching, steps: int) -> None:
     model = mlp(32, 48, 48, 10, activation=nn.Tanh)
     supervised(watch, steps, model, torch.optim.Adam(model.parameters(), lr=1.0), blobs())
 
 
+@loop_with("dynamics", "saturated", also="constant output", harmful="lr, activation")
+def deep_tanh_net_drawn_far_too_large(watch: Watching, steps: int) -> None:
+    model = mlp(64, *[32] * 5, 10, activation=nn.Tanh)
+    draw(model, 3.0)
+    supervised(watch, steps, model, torch.optim.Adam(model.parameters(), lr=1e-3), flat_digits())
+
+
+@loop_with("dynamics", "saturated", also="constant output", harmful="lr=*10")
+def sigmoid_net_whose_biases_are_far_too_large(watch: Watching, steps: int) -> None:
+    model = mlp(32, 48, 48, 10, activation=nn.Sigmoid)
+    for n in (0, 2):
+        nn.init.constant_(model[n].bias, 8.0)
+    supervised(watch, steps, model, torch.optim.Adam(model.parameters(), lr=1e-3), blobs())
+
+
 # Weights decaying
+
+
+@loop_with("dynamics", "weights decaying", harmful="lr=*10")
+def logistic_regression_with_a_decay_of_one(watch: Watching, steps: int) -> None:
+    """Decay and gradient soon balance each other: the weights no longer shrink, and the loss stays high."""
+    model = nn.Linear(64, 10)
+    supervised(watch, steps, model, torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=1.0), flat_digits())
+
+
+@loop_with("dynamics", "weights decaying", also="healthy", harmful="lr=*10")
+def adamw_with_a_decay_of_ten(watch: Watching, steps: int) -> None:
+    model = mlp(64, 64, 64, 10)
+    supervised(watch, steps, model, torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=10.0), flat_digits())
+
+
+@loop_with("dynamics", "weights decaying", also="healthy", harmful="lr=*10")
+def adam_with_a_decay_of_a_tenth_in_its_gradient(watch: Watching, steps: int) -> None:
+    model = mlp(64, 64, 64, 10)
+    supervised(watch, steps, model, torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=0.1), flat_digits())
 
 
 @loop_with("dynamics", "weights decaying", also="constant output")
@@ -257,6 +293,20 @@ def labels_that_are_random(watch: Watching, steps: int) -> None:
         for _ in range(steps):
             x, y = torch.randn(32, 64), torch.randint(0, 10, (32,))
             loss = F.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            run.step(loss)
+
+
+@loop_with("dynamics", "plateau", harmful="lr")
+def labels_that_are_random_for_a_wide_net(watch: Watching, steps: int) -> None:
+    """Adam's first updates are large in a wide net, and harmless."""
+    model = mlp(64, 512, 512, 10)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    with watch(model, optimizer) as run:
+        for _ in range(steps):
+            loss = F.cross_entropy(model(torch.randn(32, 64)), torch.randint(0, 10, (32,)))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -305,7 +355,7 @@ def adam_with_a_rate_of_three(watch: Watching, steps: int) -> None:
     supervised(watch, steps, model, torch.optim.Adam(model.parameters(), lr=3.0), blobs(spread=4.0))
 
 
-@loop_with("dynamics", "diverging", also="saturated", harmful="lr=*10")
+@loop_with("dynamics", "rate too large", "diverging", harmful="lr=*10, residual")
 def gpt_with_a_rate_of_a_half(watch: Watching, steps: int) -> None:
     model, ids = Gpt(), tokens()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.5)
@@ -318,14 +368,72 @@ def gpt_with_a_rate_of_a_half(watch: Watching, steps: int) -> None:
             run.step(loss)
 
 
-@loop_with("dynamics", "diverging", also="exploding, dead units", harmful="lr=*10")
+@loop_with("dynamics", "diverging", "rate too large", harmful="lr=*10, residual, activation")
 def regression_with_rmsprop_at_three_tenths(watch: Watching, steps: int) -> None:
     x, y = line()
     model = mlp(8, 32, 32, 1)
     supervised(watch, steps, model, torch.optim.RMSprop(model.parameters(), lr=0.3), (x, y), F.mse_loss)
 
 
+# Rates that are too large
+
+
+@loop_with("dynamics", "rate too large", also="constant output", harmful=LARGE_RATE)
+def conv_net_with_adam_at_three_tenths(watch: Watching, steps: int) -> None:
+    model = ConvNet()
+    supervised(watch, steps, model, torch.optim.Adam(model.parameters(), lr=0.3), digits())
+
+
+@loop_with("dynamics", "rate too large", also="constant output", steps=200, harmful=LARGE_RATE)
+def conv_net_with_momentum_at_one(watch: Watching, steps: int) -> None:
+    """The updates grow over twenty steps."""
+    parts = [nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    parts += [nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    model = nn.Sequential(*parts, nn.Flatten(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
+    supervised(watch, steps, model, torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9), digits())
+
+
+@loop_with("dynamics", "rate too large", steps=150, harmful=LARGE_RATE)
+def encoder_with_adam_at_a_tenth(watch: Watching, steps: int) -> None:
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tok, self.pos = nn.Embedding(16, 32), nn.Embedding(12, 32)
+            layer = nn.TransformerEncoderLayer(32, 4, 64, 0.0, batch_first=True)
+            self.encoder = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
+            self.head = nn.Linear(32, 16)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            length = ids.shape[1]
+            mask = nn.Transformer.generate_square_subsequent_mask(length)
+            return self.head(self.encoder(self.tok(ids) + self.pos(torch.arange(length)), mask=mask))
+
+    model, ids = Encoder(), tokens()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    with watch(model, optimizer) as run:
+        for b in batches(len(ids), steps):
+            loss = next_token_loss(model, ids[b])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            run.step(loss)
+
+
+@loop_with("dynamics", "rate too large", also="constant output, diverging", harmful=LARGE_RATE)
+def regression_with_adam_at_one(watch: Watching, steps: int) -> None:
+    model = mlp(8, 32, 32, 32, 1)
+    supervised(watch, steps, model, torch.optim.Adam(model.parameters(), lr=1.0), line(), F.mse_loss)
+
+
 # Rates that are too small
+
+
+@loop_with("dynamics", "rate too small", "no update", harmful="lr, init, residual")
+def schedule_that_halves_the_rate_at_each_step(watch: Watching, steps: int) -> None:
+    model = mlp(64, 48, 48, 10)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    supervised(watch, steps, model, optimizer, flat_digits(), scheduler=scheduler)
 
 
 @loop_with("dynamics", "rate too small", harmful="lr=/10, init, residual")

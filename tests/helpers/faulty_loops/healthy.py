@@ -34,6 +34,14 @@ def mlp_on_blobs(watch: Watching, steps: int) -> None:
     supervised(watch, steps, model, torch.optim.Adam(model.parameters(), lr=1e-3), blobs())
 
 
+@loop_with("healthy", "healthy", also="converged", harmful=f"{HANDS_OFF}, weight_decay")
+def adamw_with_a_decay_of_one(watch: Watching, steps: int) -> None:
+    """A strong decay, but the gradient is stronger."""
+    model = mlp(32, 64, 64, 10)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1.0)
+    supervised(watch, steps, model, optimizer, blobs(spread=2.0))
+
+
 @loop_with("healthy", "healthy", also="converged", harmful=HANDS_OFF)
 def conv_net_on_digits(watch: Watching, steps: int) -> None:
     model = ConvNet()

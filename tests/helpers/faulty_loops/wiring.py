@@ -381,12 +381,29 @@ def mask_that_hides_the_whole_input(watch: Watching, steps: int) -> None:
     supervised(watch, steps, model, torch.optim.Adam(model.parameters(), lr=3e-3), blobs())
 
 
-@loop_with("dynamics", "constant output", "dead units", also="vanishing", harmful="lr")
+@loop_with("wiring", "equal weights", also="constant output", harmful="lr, residual, activation")
 def all_weights_start_at_zero(watch: Watching, steps: int) -> None:
     model, (x, y) = mlp(64, 32, 32, 10), digits()
     for p in model.parameters():
         nn.init.zeros_(p)
     supervised(watch, steps, model, torch.optim.SGD(model.parameters(), lr=0.1), (x.flatten(1), y))
+
+
+@loop_with("wiring", "equal weights", harmful="lr, residual, activation")
+def tanh_net_whose_weights_all_start_equal(watch: Watching, steps: int) -> None:
+    model, (x, y) = mlp(32, 32, 32, 10, activation=nn.Tanh), blobs()
+    for p in model.parameters():
+        nn.init.constant_(p, 0.05)
+    supervised(watch, steps, model, torch.optim.Adam(model.parameters(), lr=3e-3), (x, y))
+
+
+@loop_with("wiring", "equal weights", also="constant output", harmful="lr, activation")
+def conv_net_whose_weights_start_at_zero_and_its_biases_do_not(watch: Watching, steps: int) -> None:
+    model = ConvNet()
+    for p in model.parameters():
+        if p.dim() > 1:
+            nn.init.zeros_(p)
+    supervised(watch, steps, model, torch.optim.SGD(model.parameters(), lr=0.05), digits())
 
 
 @loop_with("wiring", "constant output", also="plateau", since=20)

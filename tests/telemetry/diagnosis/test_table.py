@@ -39,7 +39,7 @@ NUMBERS: dict[str, float | str] = {
     "edge": 1.0,
     "update": 1.23e-7,
     "arrives": 1.0,
-    "risen": 1.0,
+    "largest": "374%",
     "trend": "down 12% in 1,234 steps, now 1.23e+03",
     "gradients": "backprop ×1.2e-02",
 }
@@ -52,7 +52,20 @@ LONGEST = {
     "plateau": Advice("optimizer", "adam", "o"),
     "saddle": Advice("lr", "*10", "]"),
     "diverging": Advice("undo", "1", "u"),
+    "rate too large": Advice("lr", "/10", "["),
     "rate too small": Advice("lr", "*1000", "]"),
+}
+# Evidence that changes the sentence, and whether it comes with advice.
+VARIANTS: dict[str, tuple[dict[str, float | str], bool]] = {
+    "rate too large, spoilt": ({"restart": 1.0}, False),
+    "rate too large, spoilt by far": ({"restart": 1.0, "largest": "5870%"}, False),
+    "rate too large, after a better loss": ({"best": 0.123456}, True),
+    "diverging, spoilt": ({"restart": 1.0}, False),
+    "weights decaying, in balance": ({"decay": 2.26}, True),
+    "rate too small, by schedule": ({"rate": 1.8e-18}, False),
+    "saturated, by large weights": ({"why": "large inputs or biases"}, False),
+    "vanishing, tried": ({"tried": "r"}, True),
+    "not clear, risen": ({"before": 1.23e-7}, False),
 }
 
 
@@ -60,10 +73,20 @@ LONGEST = {
 def test_sentence_has_its_numbers_and_fits_in_eighty_columns(name: str) -> None:
     advice = (LONGEST[name],) if name in LONGEST else ()
     for layer in ("blocks.7.linear", None):
-        for left_out in ((), ("first_to_last_grad",), ("risen",), ("arrives",)):
+        for left_out in ((), ("first_to_last_grad",), ("largest",), ("arrives",)):
             evidence = {key: value for key, value in NUMBERS.items() if key not in left_out}
             text = sentence(Finding(finding=name, sure=0.5, layer=layer, evidence=evidence, advice=advice))
             assert "nan" not in text
             assert "{" not in text
             assert text.endswith(".")
             assert len(f" {name}{'' if name == 'not clear' else '?'}  {text}") <= 80, text
+
+
+@pytest.mark.parametrize("case", VARIANTS)
+def test_other_sentences_of_a_finding_fit_in_eighty_columns(case: str) -> None:
+    name, (evidence, with_advice) = case.partition(",")[0], VARIANTS[case]
+    advice = (LONGEST[name],) if with_advice else ()
+    text = sentence(Finding(finding=name, sure=0.5, layer="blocks.7", evidence=NUMBERS | evidence, advice=advice))
+    assert text != sentence(Finding(finding=name, sure=0.5, layer="blocks.7", evidence=NUMBERS, advice=advice))
+    assert "nan" not in text
+    assert len(f" {name}{'' if name == 'not clear' else '?'}  {text}") <= 80, text

@@ -48,13 +48,18 @@ case(
     "untrained parameters", "4", absent=2.0, layers=3.0, foreign=0.0,
 )  # fmt: skip
 case("No parameter has a gradient when the optimizer makes its step.", "no gradient", updates=3.0)
+case("Weights of fc1 start at 0: its units learn the same.", "equal weights", "fc1", start="at 0", layers=2.0)
+case("Weights of fc1 start equal: its units learn the same.", "equal weights", "fc1", start="equal", layers=1.0)
 case("No gradient in a; b gets one. Intended?", "gradient cut", "a", after="b", without=1.0)
 case("No gradient up to b; c gets one. Intended?", "gradient cut", "b", after="c", without=2.0)
 case(
     "No gradient up to …coder.layers.11; …coder.layers.12 gets one.",
     "gradient cut", LONG, after=LONG.replace("11", "12"), without=10.0,
 )  # fmt: skip
-case("The learning rate has been 0 for 10 updates.", "rate zero", updates=10.0, layers=3.0, of=3.0)
+case(
+    "The learning rate has been 0 for 10 updates: set it in the script.",
+    "rate zero", updates=10.0, layers=3.0, of=3.0,
+)  # fmt: skip
 case(
     "The learning rate of 1 of 3 layers has been 0 for 10 updates.", "rate zero", "0", updates=10.0, layers=1.0, of=3.0
 )

@@ -147,6 +147,14 @@ def frozen(*names: str) -> Callable[[Any, Any], tuple[Any, Any]]:
     return prepared
 
 
+def filled(net: nn.Module, value: float, *, only: int = 1) -> nn.Module:
+    """With one number in all parameters that have at least so many dimensions."""
+    for p in net.parameters():
+        if p.dim() >= only:
+            nn.init.constant_(p, value)
+    return net
+
+
 def sgd(rate: float, **how: Any) -> Callable[[nn.Module], torch.optim.Optimizer]:
     return lambda net: torch.optim.SGD(net.parameters(), rate, **how)
 
@@ -328,6 +336,8 @@ FAULTS: dict[str, tuple[Loop, str, str | None]] = {
         "no update",
         "embedding",
     ),
+    "equal weights": (Loop(lambda: filled(mlp(), 0.1)), "equal weights", "0"),
+    "equal weights in a conv net": (Loop(lambda: filled(conv(), 0.05), batch=images), "equal weights", "0"),
     "not cleared": (Loop(mlp, clear=nothing), "gradients not cleared", "4"),
     "not cleared in a conv net": (
         Loop(conv, clear=nothing, batch=images, optimizer=sgd(1e-3)),
@@ -457,6 +467,68 @@ def test_most_faults_are_found_without_readings(name: str, keeper: FakeKeeper) -
     loop, fault, layer = FAULTS[name]
     loop.train(watched(keeper, every=None, budget=0.0))
     assert [(f.fault, f.layer) for f in facts(keeper)] == [(fault, layer)]
+
+
+@pytest.mark.parametrize("only", [1, 2], ids=["weights and biases", "weights"])
+def test_weights_that_all_start_at_0_are_named(only: int, keeper: FakeKeeper) -> None:
+    """The output may then be constant, too."""
+    Loop(lambda: filled(mlp(), 0.0, only=only), optimizer=sgd(0.1)).train(watched(keeper))
+    found = {fact.fault: fact for fact in facts(keeper)}
+    assert set(found) <= {"equal weights", "constant output"}
+    assert found["equal weights"].layer == "0"
+    assert found["equal weights"].evidence["start"] == "at 0"
+
+
+class ZeroBranches(nn.Module):
+    """Residual branches whose last layers start at 0, and so does the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, 12), filled(nn.Linear(12, 3), 0.0)
+        self.up, self.down = nn.Linear(12, 12), filled(nn.Linear(12, 12), 0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        return self.head(h + self.down(torch.relu(self.up(h))))
+
+
+class Adapted(nn.Module):
+    """A low-rank adapter, one half of which starts at 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base, self.a = nn.Linear(6, 12).requires_grad_(False), nn.Linear(6, 4, bias=False)
+        self.b, self.head = filled(nn.Linear(4, 12, bias=False), 0.0), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.base(x) + self.b(self.a(x))))
+
+
+STARTS_THAT_LEARN: dict[str, Callable[[], nn.Module]] = {
+    "logistic regression at 0": lambda: filled(nn.Linear(6, 3), 0.0),
+    "two classes at 0": lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), filled(nn.Linear(8, 3), 0.0)),
+    "residual branches at 0": ZeroBranches,
+    "adapter at 0": Adapted,
+    "hidden layer at 0 before a random one": lambda: nn.Sequential(
+        filled(nn.Linear(6, 12), 0.0, only=2), nn.Tanh(), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 3)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STARTS_THAT_LEARN)
+def test_weights_that_start_equal_and_become_different_are_no_fault(name: str, keeper: FakeKeeper) -> None:
+    Loop(STARTS_THAT_LEARN[name]).train(watched(keeper))
+    assert "equal weights" not in {fact.fault for fact in facts(keeper)}
+
+
+def test_units_that_are_drawn_anew_are_no_longer_equal(keeper: FakeKeeper) -> None:
+    def draw(step: int, net: Any, optimizer: Any) -> None:
+        if step == 14:
+            nn.init.normal_(net[0].weight)
+            nn.init.normal_(net[2].weight)
+
+    Loop(lambda: filled(mlp(), 0.1), after=draw).train(watched(keeper))
+    assert [(f.fault, f.present) for f in facts(keeper)] == [("equal weights", True), ("equal weights", False)]
 
 
 def test_weights_that_rest_at_a_minimum_are_no_fault(keeper: FakeKeeper) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Collection
 
 from tui_descent.protocol.events import Advice
 from tui_descent.telemetry.diagnosis.features import Features
-from tui_descent.telemetry.diagnosis.rules import LARGE_UPDATE, SMALL_WEIGHTS, rate_was_cut, spoilt
+from tui_descent.telemetry.diagnosis.rules import LARGE_UPDATE, LARGE_WEIGHTS, SMALL_WEIGHTS, rate_was_cut, spoilt
 from tui_descent.telemetry.diagnosis.situation import RunContext
 
 # Good step sizes: ‖Δ‖ divided by the norm of weights as large as Xavier's, and ‖Δ‖/‖g‖.
@@ -45,6 +45,7 @@ def advice_for(name: str, f: Features, context: RunContext) -> list[Advice]:
         return [CONSTANT]
     large = (f.largest_update or 0.0) > LARGE_UPDATE  # as with Adam in wide nets
     bypass = residual if f.blocks >= BYPASS_BLOCKS else []
+    grew, large_weights = (f.first_product or 0.0) > GREW, (f.weight_size or 0.0) > LARGE_WEIGHTS
     deep = f.blocks >= DEEP_BLOCKS
     cures: dict[str, list[Advice]] = {
         "vanishing": [
@@ -58,9 +59,9 @@ def advice_for(name: str, f: Features, context: RunContext) -> list[Advice]:
         "rate too large": [*SLOWER, *([init] if spoilt(f) else [])],
         "dead units": [*bypass, Advice("activation", "leaky_relu", "a"), init],
         "saturated": [
-            *([init, *bypass] if (f.first_product or 0.0) > GREW else [*bypass, init]),
-            UNBOUNDED,
-            *norm,
+            *([init] if grew or large_weights else [*bypass, init]),
+            # Without limits, outputs of large weights explode.
+            *(norm if large_weights else [*(bypass if grew else []), UNBOUNDED, *norm]),
         ],
         "weights decaying": [NO_DECAY],
         "plateau": [

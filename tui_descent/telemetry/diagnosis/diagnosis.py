@@ -36,10 +36,12 @@ from tui_descent.telemetry.diagnosis.rules import (
     ENOUGH_READINGS,
     FALLEN,
     LARGE_UPDATE,
+    LARGE_WEIGHTS,
     MANY_DEAD,
     RISEN_AGAIN,
     SATURATED,
     SHRUNK,
+    STILL_FALLS,
     VANISHED,
     apply_rules,
     exploded,
@@ -65,6 +67,7 @@ FINITE_AGAIN = 20  # finite losses after which a NaN is over
 MAX_LOSS = 1e100  # larger losses count as this one, whose square does not overflow
 KEPT_READINGS = 40
 RATES = ("rate too small", "rate too large", "diverging")  # a further change of the rate may help them
+FALLEN_AGAIN = 0.7  # of the loss at which a run was called converged
 EARLY = 4  # the first steps of a window, before small updates have changed much
 
 
@@ -83,7 +86,7 @@ class Diagnosis:
         self._best = math.inf
         self._curvature_requested = False
         self._predicted: str | None = None
-        self._turned: tuple[str, str, str | None] = "", "", None  # knob, key, and the finding before
+        self._turned = "", "", ""  # knob, key, and the finding before
         self._try: tuple[str, str, str] | None = None  # what should have helped: the finding before, key, and knob
         self._failed: set[str] = set()  # knobs that should have helped and have not
         self.undoable = False  # whether an intervention is in effect, so that undo has something to undo
@@ -190,7 +193,8 @@ class Diagnosis:
         """An intervention before update `step`: a new window starts. With a `knob`, an `outcome` follows."""
         before = self.finding()
         self._predicted, self.outcome, self._try = None, None, None
-        self._turned = knob or "", "" if knob is None else key_of(knob, value), before and before.finding
+        key = "" if knob is None else key_of(knob, value)
+        self._turned = knob or "", key, "" if before is None else before.finding
         if before is not None and knob is not None:
             helps = before.finding in FINE or any(is_advised(a, knob, value, old) for a in before.advice)
             self._predicted = "healthy" if helps else before.finding
@@ -248,9 +252,11 @@ class Diagnosis:
     def _is_explained(self) -> bool:
         """Whether an output that is the same for all samples follows from dead units or a vanishing gradient.
 
-        The net of a scenario is wired as it should be: there it may follow until the gradients are judged.
+        The net of a scenario is wired as it should be: there it may follow until the gradients are judged. After an
+        intervention it may be over.
         """
-        if not self.context.user_loop and (self._step_count < MIN_STEPS or self._taken < MIN_READINGS):
+        wired = self.context.user_loop and self._window_start == 0
+        if not wired and (self._step_count < MIN_STEPS or self._taken < MIN_READINGS):
             return True
         if self._said is not None and self._said.finding not in NEUTRAL | {"plateau"}:
             return True
@@ -270,6 +276,8 @@ class Diagnosis:
             return
         name, sure = self._judgement(features)
         said, count = self._said, self._step_count
+        if said is not None and said.finding == "converged" and name == "healthy" and not _falls_again(features, said):
+            name = "converged"  # noise makes it less sure, not untrue
         refuted = said is not None and name not in FINE and self._is_refuted(said)
         if said is not None and name == said.finding:
             self._others.clear()
@@ -365,7 +373,7 @@ class Diagnosis:
                 happened=found.finding,
                 held=held,
                 change=key or knob,
-                before=before or "",
+                before=before,
             )
             self._predicted = None
 
@@ -435,7 +443,7 @@ class Diagnosis:
             weight_decay=self.context.weight_decay,
             decoupled=self.context.decoupled,
             lowest=self._history.lowest,
-            most_fall=self._history.most_fall(),
+            last_half=self._history.fall(),
         )
 
     def _evidence(self, name: str, f: Features) -> tuple[str | None, dict[str, float | str]]:
@@ -459,6 +467,8 @@ class Diagnosis:
             row = max(shares, key=shares.__getitem__, default=None)
             if shares:
                 shown["share"] = max(shares.values())
+            if name == "saturated":
+                shown["why"] = "large weights" if (f.weight_size or 0.0) > LARGE_WEIGHTS else "large inputs or biases"
             if name == "dead units" and f.no_gradient:
                 shown["all_zero"] = 1.0
                 row = self._silent_row()
@@ -469,7 +479,7 @@ class Diagnosis:
         if name == "weights decaying" and f.decay_share is not None and (f.kept is None or f.kept > SHRUNK):
             shown["decay"] = f.decay_share
         if name == "rate too large" and self._largest_update is not None and self._largest_update[0] > LARGE_UPDATE:
-            shown["largest"] = _times(self._largest_update[1])
+            shown["largest"] = f"{self._largest_update[1]:.0%}"
             if self._largest_update[0] <= SPOILS and f.now > ABOVE_BEST * f.best:
                 shown["best"] = f.best
         if f.product is not None and f.product > VANISHED:
@@ -491,9 +501,11 @@ class Diagnosis:
         return max(silent, default=None)
 
 
-def _times(ratio: float) -> str:
-    """A ratio as a percentage or, if it is large, as a multiple."""
-    return f"{ratio:.0%} of" if ratio < 10 else f"{ratio:.0f}×"
+def _falls_again(f: Features, said: Finding) -> bool:
+    """Whether a loss that was called level has fallen since."""
+    before = said.evidence.get("loss")
+    surely = f.last_half is not None and f.last_half[0] > STILL_FALLS
+    return surely or (isinstance(before, float) and f.now < FALLEN_AGAIN * before)
 
 
 def _is_neutral(fact: Finding) -> bool:

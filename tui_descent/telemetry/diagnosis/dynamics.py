@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tui_descent.telemetry.diagnosis import rules as r
-from tui_descent.telemetry.diagnosis.features import LONG_WINDOW, WINDOW
+from tui_descent.telemetry.diagnosis.features import LONG_WINDOW, SPOILS, WINDOW
 from tui_descent.telemetry.diagnosis.findings import Finding, filled
 from tui_descent.telemetry.diagnosis.rule import Rule
 
@@ -108,10 +108,10 @@ RULES: tuple[Rule, ...] = (
         kind="dynamics",
         condition="The loss is stuck since updates that were far too large. Dead or saturated units and a gradient "
         "that no longer arrives follow from them.",
-        threshold=f"an update above {r.SPOILS:.0%} of the weights (1e-3 is usual); or one above {r.LARGE_UPDATE:.0%}, "
+        threshold=f"an update above {SPOILS:.0%} of the weights (1e-3 is usual); or one above {r.LARGE_UPDATE:.0%}, "
         f"after which the loss rose to {r.RISEN:g} times the first one, or stays {r.ABOVE_BEST - 1:.0%} above its "
         "best. The median layer counts, with weights at least as large as Xavier's",
-        sentence="Updates up to {largest} the weights; loss {loss:.3g}.",
+        sentence="Updates of {largest} of weights; loss {loss:.3g}.",
         check="The update bars were far right of their band; the loss jumped at the start or lies above its best.",
         helps="a smaller learning rate; if no gradient arrives any more, first going back, or a new start of the "
         "script",
@@ -140,7 +140,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         finding="healthy",
         kind="dynamics",
-        condition="The loss is below that of a guess and falls, or is expected to.",
+        condition="The loss is below that of a guess and falls, or is expected to; or it is low.",
         threshold=f"loss below {r.STUCK:.0%} of a guess, or falling by {r.FALLING:.0%} in a third of {WINDOW} steps; "
         f"after {LONG_WINDOW} steps: the extrapolated loss is below {r.EXPECTED_GOOD:.0%} of it ({TUNED})",
         sentence="Training well: loss {loss:.3g}, from {run_first:.3g}.",
@@ -176,11 +176,12 @@ ALL_ZERO = "Every gradient is exactly 0; the loss stays at {loss:.3g}."
 ALL_ZERO_IN = "Every gradient is exactly 0: all outputs of {layer} are 0."
 ONLY_BIASES = "No weight gets a gradient, only biases do."
 SILENT = "{layer}'s gradient is exactly 0: no unit after it is alive."
-SPOILT = "Updates of {largest} the weights spoilt them: restart with lr ÷10."
-CUT_OFF = "The gradient arrived at first; updates cut it off."
-LOST_AGAIN = "Loss {loss:.3g}, best {best:.3g}; updates up to {largest} the weights."
+SPOILT = "Updates of {largest} of weights spoilt them: restart with lr ÷10."
+CUT_OFF = "Updates have cut off the gradient."
+LOST_AGAIN = "Loss {loss:.3g}, best {best:.3g}; updates of {largest}."
 RESTART = "Loss rose from {first:.3g} to {loss:.3g}: restart with lr ÷10."
-DECAY_RULES = "Decay is {decay:.0%} of the gradient's step; loss {loss:.3g}."
+DECAY_RULES = "Decay is {decay:.0%} of gradient; loss {loss:.3g}."
+SATURATED_BY = "{share:.0%} of {layer}'s outputs are saturated by {why}."
 BY_SCHEDULE = "The schedule cut the rate to {rate:.1e}: change it."
 RISEN_AGAIN = "Loss rose from {before:.3g} to {loss:.3g}."
 NOT_HELPED = "{tried} has not helped; loss {loss:.3g}."
@@ -219,6 +220,8 @@ def words(finding: Finding) -> str:
         template = CUT_OFF
     elif name == "weights decaying" and "decay" in evidence:
         template = DECAY_RULES
+    elif name == "saturated" and not finding.advice and "why" in evidence:
+        template = SATURATED_BY
     elif name == "rate too small" and "rate" in evidence:
         template = BY_SCHEDULE
     elif name == "not clear" and "before" in evidence:

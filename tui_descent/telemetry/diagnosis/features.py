@@ -69,7 +69,8 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     first_dead: float | None
     saturated: float
     first_saturated: float | None
-    weight_scale: float  # √width · rms of the blocks' square matrices, at most 1: Xavier's is 1
+    weight_size: float | None  # √width · rms of the blocks' square matrices: Xavier's is 1
+    weight_scale: float  # the same, at most 1; 1 if it is not known
     silent_row: int | None  # the last of the first layers whose gradient is exactly 0 while later ones have one
     no_gradient: bool  # every gradient is exactly 0
     no_weight_gradient: bool  # the same of weights that are not all 0 themselves; biases may have a gradient
@@ -79,7 +80,7 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
     decayed_for: float | None  # rate × decay × steps: for how many time constants the decay has acted
     rate_left: float | None  # the learning rate over the largest one since the window's start
     lowest: float  # the lowest mean of ten losses since the window's start
-    most_fall: float | None  # by which share the loss may have fallen over the window's last half, at most
+    last_half: tuple[float, float] | None  # by which share the loss has fallen over it, at least and at most
     cosine: float | None  # of each gradient with the next
     curvature: Curvature | None
 
@@ -122,7 +123,7 @@ class FeatureExtractor:
         weight_decay: float | None = None,
         decoupled: bool = False,
         lowest: float = math.inf,
-        most_fall: float | None = None,
+        last_half: tuple[float, float] | None = None,
     ) -> Features:
         """`losses` has up to LONG_WINDOW of the newest losses, `readings` those of the newest window.
 
@@ -169,6 +170,7 @@ class FeatureExtractor:
             first_dead=_first_share((first_reading, *early), "dead_fraction"),
             saturated=max(newest_of(readings, "saturated_fraction").values(), default=0.0),
             first_saturated=_first_share((first_reading, *early), "saturated_fraction"),
+            weight_size=self._weight_size(last),
             weight_scale=self._weight_scale(last),
             silent_row=_silent_row(readings),
             no_gradient=len(readings) > 1 and all(r.global_grad_norm == 0 for r in readings[-2:]),
@@ -179,7 +181,7 @@ class FeatureExtractor:
             decayed_for=None if weight_decay is None or rate is None else rate * weight_decay * steps,
             rate_left=rate / largest_rate if rate is not None and largest_rate else None,
             lowest=min(lowest, now),
-            most_fall=most_fall,
+            last_half=last_half,
             cosine=_mean_cosine(readings),
             curvature=curvature,
         )
@@ -209,10 +211,12 @@ class FeatureExtractor:
         """‖Δ‖/‖w‖ of the median layer, w as large as Xavier's."""
         return median([self._weight_scale(reading) * v for v in values_of(reading, "update_ratio")])
 
-    def _weight_scale(self, reading: ReadingsTaken) -> float:
+    def _weight_size(self, reading: ReadingsTaken) -> float | None:
         norms = reading.values.get("weight_norm", [])
-        sizes = [v / self._layers[n].params ** 0.25 for n in self.rows if n < len(norms) and (v := norms[n])]
-        return min(1.0, median(sizes) or 1.0)
+        return median([v / self._layers[n].params ** 0.25 for n in self.rows if n < len(norms) and (v := norms[n])])
+
+    def _weight_scale(self, reading: ReadingsTaken) -> float:
+        return min(1.0, self._weight_size(reading) or 1.0)
 
 
 def _alike(layers: Sequence[Layer]) -> list[int]:

@@ -51,10 +51,14 @@ NO_RATE_HELPS = 3.0  # decades by which the gradient has vanished
 PASSED, FAR_TOO_SMALL = 0.1, 0.5  # P of a gradient that arrives; decades by which steps are far too small
 EDGE, BOUNCING = 0.95, -0.8  # sharpness over the stability limit; cosine of one gradient with the next
 SMALL_WEIGHTS = 0.6  # √width · rms of a square weight: Xavier's is 1, He's 1.4
+LARGE_WEIGHTS = 2.0  # the same: they saturate units, and without limits the outputs would explode
 DECAYED, DECAYING = 0.5, 0.97  # weight norm over that at the run's start, and at the window's start
 SHRUNK = 0.7  # the same, where decay outweighs the gradient
 DECAY_RULES, DECAY_TIMES = 0.5, 1.0  # the decay's part of a step over the gradient's; time constants it has acted for
-LEVEL_FALL = 0.05  # over the window's last half: a loss that falls by no more is level
+LEVEL_FALL, STILL_FALLS = (
+    0.05,
+    0.02,
+)  # over the window's last half: a loss that surely falls by less is level, by more is not
 
 
 def apply_rules(f: Features, context: RunContext) -> tuple[Name, float] | None:
@@ -82,9 +86,13 @@ def _by_loss(f: Features, context: RunContext) -> tuple[Name, float] | None:
     grown = max(f.first_product or 1.0, 1.0 if _started_too_fast(f) else f.product or 1.0)
     expected = None if f.expected is None or not classes else f.expected / f.guess
     improving = f.fall > FALLING if expected is None else expected < EXPECTED_GOOD
-    if _saturated_from_the_start(f) and f.now > NOT_FALLEN * f.guess and not improving and not context.surface:
+    if _saturated_from_the_start(f) and f.now > NOT_FALLEN * f.guess and not improving:
         return "saturated", 0.8
-    if exploded(f.first, f.guess, grown) and f.now > (HUGE if improving else ABOVE_GUESS) * f.guess:
+    if (
+        not _saturated_from_the_start(f)
+        and exploded(f.first, f.guess, grown)
+        and f.now > (HUGE if improving else ABOVE_GUESS) * f.guess
+    ):
         return "exploding", _sure(grown / GROWN)
     risen = max(f.first + (RISEN - 1) * abs(f.first), f.guess + (ABOVE_GUESS - 1) * size)
     if f.now > risen:
@@ -107,6 +115,8 @@ def _by_loss(f: Features, context: RunContext) -> tuple[Name, float] | None:
         good = EXPECTED_GOOD if f.long_fall else EXPECTED_GOOD_FLAT
         if expected > good or (f.now > EXPECTED_GOOD * f.guess and halting):
             name, sure = _stuck(f, context)
+            if name == "weights decaying":
+                return name, sure  # the decay shows that the loss will not fall
             return name, min(sure, _sure(expected / EXPECTED_GOOD, decades=0.1))
         level = max(f.expected or 0.0, f.now + 2 * f.noise, 1e-300)
         sure = _sure(EXPECTED_GOOD * f.guess / level, decades=0.1)
@@ -164,6 +174,7 @@ def _training(f: Features, context: RunContext, sure: float) -> tuple[Name, floa
     if edge is not None and edge >= EDGE:
         return "rate at the edge", 0.8
     level = f.slope > FALLING_SLOPE and f.fall < FLAT if f.long_slope is None else f.long_slope > LEVEL_SLOPE
+    level = level and (f.last_half is None or f.last_half[0] < STILL_FALLS)
     low = f.now < max(TINY * f.guess if context.classes is not None else 0.0, FALLEN * min(f.run_first, f.guess))
     if not low and f.now > RISEN_AGAIN * f.lowest > 0 and not context.surface:
         return "not clear", 0.5
@@ -178,7 +189,7 @@ def _training(f: Features, context: RunContext, sure: float) -> tuple[Name, floa
     # nothing shows whether the loss could fall further.
     if not low:
         return "not clear", 0.5
-    if f.most_fall is not None and f.most_fall < LEVEL_FALL:
+    if f.last_half is not None and f.last_half[1] < LEVEL_FALL:
         return "converged", max(sure, FAIR)
     return ("healthy", max(sure, FAIR)) if f.now < NOT_FALLEN * f.run_first else ("not clear", 0.5)
 
@@ -193,7 +204,8 @@ def _stuck(f: Features, context: RunContext) -> tuple[Name, float]:
     vanished = max(VANISHED, SIGMOID_FACTOR**f.blocks if sigmoid else 0.0)
     decays = context.weight_decay is not None and context.weight_decay > 0
     shrinks = (f.kept or 1.0) < DECAYED and (f.kept_recently or 1.0) < DECAYING
-    if (decays and shrinks) or _decay_rules(f, context):
+    # A far too large rate makes a usual decay of AdamW large, too.
+    if (decays and shrinks) or (_decay_rules(f, context) and not (adaptive and too_large(f))):
         return "weights decaying", 0.8
     if _saturated_from_the_start(f):
         return "saturated", 0.8
@@ -322,11 +334,10 @@ def _no_gradient(f: Features) -> tuple[Name, float]:
         return "dead units", 0.95
     if first is not None and first > EXPLODED:
         return "exploding", 0.7
-    if first is not None and first > VANISHED and (f.largest_update or 0.0) > LARGE_UPDATE:
-        return "rate too large", 0.7
     # Around a dead layer the gradient can still pass through a residual connection.
     arrives = f.product is not None and f.product > VANISHED
-    if first is not None and first > 0 and not arrives and (_started_too_fast(f) or f.weight_scale < SMALL_WEIGHTS):
+    weak = f.product is not None and (_started_too_fast(f) or f.weight_scale < SMALL_WEIGHTS)
+    if first is not None and first > 0 and not arrives and weak:
         return "vanishing", 0.7 if _started_too_fast(f) else 0.9
     return "dead units", 0.95
 

@@ -21,6 +21,7 @@ QUESTION = "The net ends in a {gets}. Does the loss apply it too?"
 QUESTION_SURE = 0.6
 LACKS = "Optimizer lacks {absent}."  # for a name that leaves no room for more
 SHORT_NAME, SHORT_PAIR = 15, 23
+RATE_ZERO = "The learning rate has been 0 for {updates:.0f} updates: set it in the script."
 TAKEN_BACK = "Each update of {layer} is taken back before the next one."
 
 RULES: tuple[Rule, ...] = (
@@ -111,6 +112,18 @@ RULES: tuple[Rule, ...] = (
         helps="a larger rate; float32 weights, whose steps are 65,536 times as fine as those of bfloat16; not loading "
         "averaged or older weights into the net that is trained",
         useless="another initialisation",
+    ),
+    Rule(
+        finding="equal weights",
+        kind="wiring",
+        condition="all weights of a hidden layer start at the same value, such as 0, and its units are still equal "
+        "after 10 updates (multiples of each other, if all layers start at 0). Not checked on a GPU",
+        threshold="a difference of 1e-4 of the largest weight (1e-2, if all layers start at 0)",
+        sentence="Weights of {layer} start {start}: its units learn the same.",
+        check="Print layer.weight: all rows are equal. Equal units get the same gradient, so they learn the same.",
+        helps="weights drawn at random, as torch.nn does by default; only the last layer, and the last one of a "
+        "residual branch, may start at 0. In a scenario run key i",
+        useless="residual connections, another activation or rate",
     ),
     Rule(
         finding="gradients not cleared",
@@ -220,6 +233,8 @@ def words(finding: Finding) -> str:
         case "rate zero":
             all_layers = evidence["layers"] == evidence["of"]
             parts["of"] = "" if all_layers else f"of {evidence['layers']:.0f} of {evidence['of']:.0f} layers "
+            if all_layers and not finding.advice:
+                return RATE_ZERO.format_map({**evidence, **parts})
         case "no update" if "left" in evidence:
             return sentence_case(TAKEN_BACK.format_map(parts))
         case "frozen layers":
@@ -261,6 +276,8 @@ def _advice(event: WiringFound, *, user_loop: bool) -> list[Advice]:
             return [Advice("schedule", "constant", "s")]
         case "no update" if SMALLEST_RATE < float(evidence.get("rate", SMALL_RATE)) < SMALL_RATE:
             return [Advice("lr", "*1000", "]")]
+        case "equal weights" if not user_loop:
+            return [Advice("init", "he", "i")]
         case "batch norm of one sample" if not user_loop:
             return [Advice("batch_size", "32", "b")]
         case _:

@@ -19,6 +19,7 @@ from tui_descent.protocol.readings import row_value
 from tui_descent.training.progress import Progress
 from tui_descent.training.several_nets import whole_nets
 from tui_descent.training.steering.steering import Steering
+from tui_descent.training.watch.equal_units import EqualUnits
 from tui_descent.training.watch.facts import Evidence, Facts
 from tui_descent.training.watch.layer_list import LayerList
 from tui_descent.training.watch.loss_facts import LossFacts
@@ -32,6 +33,7 @@ PART = "the checks of the wiring"
 LOOKS = 20
 MEASURED = (1, 3, 10, 13, 16)  # inputs and outputs are measured at the update after this many checked updates
 UNCLEARED, TAKEN_BACK = 3, 3  # after this many updates in a row the fact is reported
+STAYED_EQUAL = 10  # after this many updates, units that started equal would differ
 # This many losses without an update are reported, unless the loop accumulates gradients over nearly as many batches.
 MANY_LOSSES = 20
 MANY_ACCUMULATIONS = 10
@@ -72,6 +74,7 @@ class Wiring:
         self._ends_attached = False
         self._uncleared: UnclearedGradients | None = None
         self._overwritten: OverwrittenWeights | None = None
+        self._equal: EqualUnits | None = None
         self._follows_gradient = not is_scenario
         # Losses since the last update, and the largest number of losses between two updates so far.
         self._losses = self._most_losses = 0
@@ -131,6 +134,8 @@ class Wiring:
         with self._checks():
             self._due = True
             self._detach_ends()
+            if self._looks_left == LOOKS and self._equal is None and not self._asynchronous:
+                self._equal = EqualUnits(() if self._layers.net is None else self._layers.net.layers)
             if closure:
                 self._stop_following()
             elif self._uncleared is not None:
@@ -253,8 +258,19 @@ class Wiring:
             self._facts.found("gradients not cleared", self._uncleared.name, evidence, keep=True)
         elif self._uncleared is not None and not self._uncleared.in_a_row:
             self._facts.ended("gradients not cleared")
+        if self._equal and LOOKS - self._looks_left >= STAYED_EQUAL:
+            self._check_units(self._equal)
         if (one := self._overwritten) is not None and one.in_a_row >= TAKEN_BACK:
             self._facts.found("no update", one.name, {"left": one.left}, keep=True)
+
+    def _check_units(self, units: EqualUnits) -> None:
+        equal = units.still_equal()
+        if not equal:
+            self._equal = None
+            self._facts.ended("equal weights")
+            return
+        evidence: Evidence = {"start": "at 0" if units.at_zero else "equal", "layers": float(len(equal))}
+        self._facts.found("equal weights", equal[0], evidence, keep=True)
 
     def _follow_gradient(self) -> None:
         """Choose the weight whose gradient is followed, and listen to the next step."""
