@@ -218,7 +218,7 @@ async def test_schedule_dialog_draws_the_curve_and_takes_parameters() -> None:
 @pytest.mark.parametrize("size", [(60, 20), (80, 24), (120, 40)])
 async def test_schedule_dialog_shows_the_axis_of_every_schedule(size: tuple[int, int]) -> None:
     async with open_dashboard(size, EARLIER) as dashboard:
-        await dashboard.shows("residual off" if size[0] > 60 else "Loss")
+        await dashboard.shows("step    30")
         await dashboard.press("s")
         for schedule in KNOBS["schedule"].choices[:-1]:  # the curve of the last one depends on the loss
             about = schedules.about(ScheduleSpec(name=schedule), 1970)[:20]  # type: ignore[arg-type]

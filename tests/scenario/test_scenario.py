@@ -83,7 +83,12 @@ CASES: list[tuple[str, str, str, str]] = [
         "plan[0].at",
         "found 1000; allowed: less than run.steps = 1000",
     ),
-    ("plan without turn", "[[plan]]\nat = 3", "plan[0].turn", "missing; allowed: text"),
+    (
+        "plan without turn and caption",
+        "[[plan]]\nat = 3",
+        "plan[0]",
+        'has neither turn nor say; for example turn = "residual=on"',
+    ),
     (
         "claim without a condition",
         '[[claim]]\nmetric = "loss"',

@@ -107,7 +107,7 @@ KEYS: tuple[KeyBinding, ...] = (
         "choose the normalisation of all blocks or of the selected block",
         "choose",
         knob="norm",
-        footer=FooterEntry(word="norm", short="norm", rank=10),
+        footer=FooterEntry(word="norm", short="norm", rank=9),
     ),
     KeyBinding(
         "o",
@@ -180,7 +180,7 @@ KEYS: tuple[KeyBinding, ...] = (
         "fewer steps per second",
         "slower",
         knob="pace",
-        footer=FooterEntry(word="pace", short="pace", rank=9, keys=", ;"),
+        footer=FooterEntry(word="pace", short="pace", rank=10, keys=", ;"),
     ),
     KeyBinding(";", ("semicolon",), "faster", "more steps per second, up to max", "faster", knob="pace"),
     KeyBinding(

@@ -176,8 +176,6 @@ class History:
             case RangeTestCompleted():
                 self.swept = event
                 self._log(event)
-            case PredictionChecked() | NotFinite():
-                self._log(event)
             case Rewound():
                 self._rewind(event)
             case SnapshotTaken():
@@ -187,12 +185,15 @@ class History:
             case MetricLogged():
                 self._add_metric(event)
             case WiringFound():
-                if not event.present and self.diagnosis is not None and self.diagnosis.finding == event.fault:
-                    self.diagnosis = None  # it is not true any more
+                self._wiring(event)
             case CommandDone() | LoopObserved():
                 pass
-            case CommandRejected() | Noted() | StepsMissed():
+            case CommandRejected() | Noted() | StepsMissed() | PredictionChecked() | NotFinite():
                 self._log(event)
+
+    def _wiring(self, event: WiringFound) -> None:
+        if not event.present and self.diagnosis is not None and self.diagnosis.finding == event.fault:
+            self.diagnosis = None  # it is not true any more
 
     def _change_state(self, event: StateChanged) -> None:
         before, self.state, self._speed_since = self.state, event, None

@@ -135,12 +135,17 @@ class LayerDialog(Dialog[None]):
                 oldest = min(oldest, taken.step)
                 what = what if low else f"at step {with_commas(taken.step)}: {what}"
             row(symbol, scientific(value), unit, what)
-        if readings is None:
-            row("measured at", "–", "step", "no reading since the undo or redo")
-        else:
-            age = readings.ages[self._layer] if self._layer < len(readings.ages) else 0
-            note = f"‖W‖, ‖ΔW‖ and their ratio: measured {plural(age, 'step')} earlier" if age else "the newest reading"
-            if low and oldest < readings.step and not age:
-                note = f"newest; other values since step {with_commas(oldest)}"
-            row("measured at", with_commas(readings.step), "step", note)
+        step = "–" if readings is None else with_commas(readings.step)
+        row("measured at", step, "step", self._when(readings, oldest if low else None))
         self.query_one("#readings", Static).update(table)
+
+    def _when(self, readings: ReadingsTaken | None, oldest: int | None) -> str:
+        """Which values are older than the newest reading. `oldest` is their step, if the rows do not show it."""
+        if readings is None:
+            return "no reading since the undo or redo"
+        age = readings.ages[self._layer] if self._layer < len(readings.ages) else 0
+        if age:
+            return f"‖W‖, ‖ΔW‖ and their ratio: measured {plural(age, 'step')} earlier"
+        if oldest is not None and oldest < readings.step:
+            return f"newest; other values since step {with_commas(oldest)}"
+        return "the newest reading"
