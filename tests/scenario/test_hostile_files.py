@@ -58,11 +58,11 @@ HOSTILE = {
 
 @pytest.mark.parametrize(("text", "said"), HOSTILE.values(), ids=HOSTILE.keys())
 def test_a_hostile_file_is_one_short_error_with_its_place(text: str, said: str) -> None:
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(ScenarioError) as caught:
         from_text(text, source="f.toml")
     message = str(caught.value)
-    assert time.monotonic() - begun < QUICK_S
+    assert time.process_time() - begun < QUICK_S
     assert message.startswith(f"f.toml: {said}")
     assert message.isprintable() or message.replace("\n", "").isprintable()
     assert len(message) < MAX_CHARACTERS
