@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tui_descent import output
 from tui_descent.protocol.events import RunEnded
+from tui_descent.scenario.validate import escape_controls
 from tui_descent.telemetry.history import History
 from tui_descent.telemetry.last_verdict import verdict_of_ended
 from tui_descent.telemetry.script_output import last_lines
@@ -30,17 +31,22 @@ def print_end(ended: RunEnded, script_log: Path | None = None, *, with_log: bool
         output.say(f"tui-descent: the trainer's output is in {path}")
 
 
-def print_verdict(history: History) -> None:
-    """Print how a run of the dashboard ended, and the last finding of its diagnosis."""
+def print_summary(history: History, *, seconds: str = "") -> None:
+    """Print on stdout how a run has ended, after so many `seconds`, and the last finding of its diagnosis."""
     ended, (found, sentence) = history.ended, verdict_of_ended(history)
     if ended is None:
         return
-    facts = [f"{ended.status} at step {ended.step:,}"]
-    facts += [f"loss {ended.loss:.4g}"] if ended.loss is not None else []
-    facts += [f"accuracy {ended.accuracy:.1%}"] if ended.accuracy is not None else []
-    output.say(f"tui-descent: {', '.join(facts)}")
+    name = history.started.name if history.started else "run"
+    facts = [f"{name}: {ended.status}", f"{ended.step:,} step{'s' * (ended.step != 1)}{seconds}"]
+    if ended.loss is not None:
+        facts.append(f"loss {ended.loss:.6g}")
+    if ended.accuracy is not None:
+        facts.append(f"accuracy {ended.accuracy:.4f}")
+    if ended.position is not None:
+        facts.append("w = " + ", ".join(f"{v:.12g}" for v in ended.position))
+    print(escape_controls(" · ".join(facts)))
     if found:
-        output.say(f"tui-descent: diagnosis: {found}. {sentence}")
+        print(f"  diagnosis: {escape_controls(found)}. {escape_controls(sentence)}")
 
 
 def print_trouble(trouble: str, log_path: Path | None) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from tui_descent import output
-from tui_descent.end_report import print_end
+from tui_descent.end_report import print_end, print_summary
 from tui_descent.keeper.keeper import Keeper
 from tui_descent.keeper.process import clear, keeps_log
 from tui_descent.keeper.trainer import Trainer
@@ -35,7 +35,6 @@ from tui_descent.scenario.knobs import shown_value
 from tui_descent.scenario.validate import escape_controls
 from tui_descent.telemetry.history import History
 from tui_descent.telemetry.jsonl import JsonLines
-from tui_descent.telemetry.last_verdict import verdict_of_ended
 
 EXIT_CODES: dict[Status, int] = {"finished": 0, "stopped": 0, "failed": 1, "diverged": 3, "lost": 4}
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -204,24 +203,13 @@ class Progress:
 
     def _summary(self, ended: RunEnded) -> None:
         h = self._history
-        name = h.started.name if h.started else "run"
         width = _width()
-        facts = [f"{name}: {ended.status}", f"{ended.step:,} step{'s' * (ended.step != 1)}{self._seconds()}"]
-        if ended.loss is not None:
-            facts.append(f"loss {ended.loss:.6g}")
-        if ended.accuracy is not None:
-            facts.append(f"accuracy {ended.accuracy:.4f}")
-        if ended.position is not None:
-            facts.append("w = " + ", ".join(f"{v:.12g}" for v in ended.position))
         if points := _curve(h, columns=width):
             from tui_descent.dashboard.charts.braille import ascii_chart
 
             plain = not output.is_utf8(sys.stdout)
             print(ascii_chart(points, width, CHART_ROWS, title="training loss", ascii_only=plain))
-        print(escape_controls(" · ".join(facts)))
-        found, sentence = verdict_of_ended(h)
-        if found:
-            print(f"  diagnosis: {escape_controls(found)}. {escape_controls(sentence)}")
+        print_summary(h, seconds=self._seconds())
         if ended.reason:
             print(f"  {escape_controls(ended.reason)}")
 

@@ -12,7 +12,7 @@ from tui_descent.dashboard.panels.diagnosis_line import diagnosis_line
 from tui_descent.dashboard.panels.footer import FooterPanel
 from tui_descent.dashboard.text.numbers import plural
 from tui_descent.dashboard.view import View
-from tui_descent.end_report import print_verdict
+from tui_descent.end_report import print_summary
 from tui_descent.protocol.commands import Resume, RunSteps
 from tui_descent.protocol.events import (
     Advice,
@@ -229,11 +229,11 @@ def test_an_ended_run_keeps_its_last_diagnosis(
     assert (rows[1] == f" diagnosis  {said[0]}  {said[1]}") == bool(said[0])
     refused = View(history=history, exchange=Exchange(refusal="the run is over"))
     assert FooterPanel().draw(refused, 80, 3)[1].text.rstrip().endswith("the run is over")
-    print_verdict(history)
+    print_summary(history)
     assert history.ended is not None
-    printed = capsys.readouterr().err.splitlines()
-    assert printed[0] == f"tui-descent: {history.ended.status} at step 80, loss 0.5"
-    assert printed[1:] == ([f"tui-descent: diagnosis: {said[0]}. {said[1]}"] if said[0] else [])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == f"vanishing: {history.ended.status} · 80 steps · loss 0.5"
+    assert printed[1:] == ([f"  diagnosis: {said[0]}. {said[1]}"] if said[0] else [])
 
 
 def test_the_answer_to_run_steps_names_the_first_step() -> None:

@@ -27,7 +27,7 @@ from tui_descent.dashboard.screen_writer import ScreenWriter
 from tui_descent.dashboard.screens.run import RunScreen
 from tui_descent.dashboard.signals import Signals, run_app
 from tui_descent.dashboard.theme import THEME
-from tui_descent.end_report import print_end, print_trouble, print_verdict
+from tui_descent.end_report import print_end, print_summary, print_trouble
 from tui_descent.protocol.commands import Stop
 from tui_descent.protocol.events import Status
 from tui_descent.protocol.exit_status import exit_code
@@ -184,7 +184,7 @@ def run_dashboard(
     if ended is not None:
         if ended.log_path is not None or ended.status == "failed" or script:
             print_end(ended, log_path if script else None)
-        print_verdict(app.bridge.history)
+        print_summary(app.bridge.history)
     elif code == EXIT_CODES["lost"] and trouble:
         print_trouble(trouble, log_path if script and keeper_gone() else None)
     code = code if code is not None else app.return_code or 0
