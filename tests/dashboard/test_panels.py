@@ -248,7 +248,10 @@ def test_an_old_reading_is_shown_with_its_step() -> None:
     assert "at step 0" in UpdatesPanel().heading(old)[0]
     row = HeatmapPanel().draw(old, 80, 4)[1]
     painted = [s for s in row if s.style and s.style.bgcolor and s.style.bgcolor.name != "#0f1115"]
-    assert sum(len(s.text) for s in painted) <= 3
+    assert len(painted) == 2
+    bright, dim = (s.style.bgcolor.get_truecolor() for s in painted if s.style and s.style.bgcolor)
+    assert sum(dim) < sum(bright) * 0.6
+    assert len(painted[0].text) <= 3
 
 
 @pytest.mark.parametrize("now", [1.0, math.inf, math.nan])

@@ -111,14 +111,14 @@ def bar_line(
         layer_labels(view.layers, max(4, width // 4))[layer], names, colours.BRIGHT if chosen else colours.DIM
     ).add(" ")
     room = bar_room(view, width)
-    drawn = _bar(share, room)
-    for column in range(room):
-        # A tick shows through a full block.
-        if column in ticks and (column >= len(drawn) or drawn[column] == "█"):
-            covered = column < len(drawn)
+    drawn, at = _bar(share, room).ljust(room), 0
+    for column in sorted(ticks):
+        if column < room and drawn[column] in "█ ":  # a tick shows through a full block
+            covered = drawn[column] == "█"
+            line.add(drawn[at:column], style)
             line.add(ticks[column], Style(color=colours.BACKGROUND, bgcolor=style.color) if covered else colours.FAINT)
-        else:
-            line.add(drawn[column] if column < len(drawn) else " ", style)
+            at = column + 1
+    line.add(drawn[at:], style)
     idle = view.idle(layer) if value is None else ""
     return line.add(
         f"{idle or scientific(value):>{NUMBER}}", colours.DIM if idle else colours.BRIGHT if chosen else colours.TEXT

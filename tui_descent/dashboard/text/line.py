@@ -50,6 +50,8 @@ class Line:
 
     def to_strip(self, width: int, style: Style | None = None) -> Strip:
         """The finished row of exactly `width` cells; an ellipsis marks text that was cut."""
+        if self.width < width:
+            return Strip([*self.segments, Segment(" " * (width - self.width), style)], width)
         strip = Strip(self.segments, self.width)
         if self.width > width > 0:
             strip = Strip([*strip.crop(0, width - 1), Segment("…", colours.DIM)], width)
