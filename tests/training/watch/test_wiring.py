@@ -461,8 +461,10 @@ def test_fault_is_found_alone_and_the_loop_is_unchanged(name: str, keeper: FakeK
 
 
 @pytest.mark.parametrize(
-    "name", ["copy", "detach", "no backward", "frozen", "rate 0", "not cleared", "softmax", "bytes"]
-)
+    "name",
+    ["copy", "detach", "no backward", "frozen", "rate 0", "not cleared", "softmax", "bytes", "rounded away",
+     "rounded away in float32"],
+)  # fmt: skip
 def test_most_faults_are_found_without_readings(name: str, keeper: FakeKeeper) -> None:
     loop, fault, layer = FAULTS[name]
     loop.train(watched(keeper, every=None, budget=0.0))

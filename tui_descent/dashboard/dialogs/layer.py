@@ -18,6 +18,7 @@ from tui_descent.dashboard.dialogs.dialog import Dialog
 from tui_descent.dashboard.text.layer_names import block_of, find_again
 from tui_descent.dashboard.text.numbers import plural, scientific, with_commas
 from tui_descent.dashboard.text.safe_text import safe
+from tui_descent.protocol.events import ReadingsTaken
 
 # By metric: symbol, unit, definition. Unknown metrics are shown by their name.
 DEFINITIONS: dict[str, tuple[str, str, str]] = {

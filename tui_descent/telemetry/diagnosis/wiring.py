@@ -104,7 +104,8 @@ RULES: tuple[Rule, ...] = (
         finding="no update",
         kind="wiring",
         condition="every update so far, or since the rate fell to a thousandth of its largest, was exactly 0, in 3 "
-        "readings, although the gradients and the rate are not 0; or each update is taken back before the next one",
+        "readings or 4 of the first updates, although the gradients and the rate are not 0; or each update is taken "
+        "back before the next one",
         threshold="3 readings with gradients above 1e-6 (below, a run is so close to a minimum that this is normal); "
         "less than 5 % of 3 measured updates in a row is left at the next one",
         sentence="Gradients arrive, but updates change nothing: lr {rate:.2g} in {dtype}.",

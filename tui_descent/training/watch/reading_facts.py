@@ -34,6 +34,11 @@ class ReadingFacts:
         self._scaled: dict[str, int] = {}  # by layer: readings in a row with inputs that are too large or too small
         self._lone_norms = 0
 
+    @property
+    def moved(self) -> bool:
+        """Whether a reading has seen an update that was not 0."""
+        return self._moved_at is not None
+
     def forget(self) -> None:
         """Reset the counts, after an undo or redo."""
         self._constant.clear()

@@ -25,14 +25,16 @@ from tui_descent.training.watch.layer_list import LayerList
 from tui_descent.training.watch.loss_facts import LossFacts
 from tui_descent.training.watch.optimizer_facts import ZERO_RATES, OptimizerFacts
 from tui_descent.training.watch.overwritten_weights import OverwrittenWeights, can_be_compared
-from tui_descent.training.watch.reading_facts import ReadingFacts
+from tui_descent.training.watch.reading_facts import LEAST_GRADIENT, ReadingFacts
 from tui_descent.training.watch.uncleared_gradients import UnclearedGradients, can_be_followed
+from tui_descent.training.watch.unheld_weights import UnheldWeights
 
 PART = "the checks of the wiring"
 # The number of first updates, each of which is checked; none of them is a fast step.
 LOOKS = 20
 MEASURED = (1, 3, 10, 13, 16)  # inputs and outputs are measured at the update after this many checked updates
 UNCLEARED, TAKEN_BACK = 3, 3  # after this many updates in a row the fact is reported
+UNMOVED = 4  # if all weights are still the same after this many updates in a row, that is reported
 STAYED_EQUAL = 10  # after this many updates, units that started equal would differ
 # This many losses without an update are reported, unless the loop accumulates gradients over nearly as many batches.
 MANY_LOSSES = 20
@@ -75,6 +77,7 @@ class Wiring:
         self._uncleared: UnclearedGradients | None = None
         self._overwritten: OverwrittenWeights | None = None
         self._equal: EqualUnits | None = None
+        self._unmoved: UnheldWeights | None = UnheldWeights()  # in the first updates, until a weight moves
         self._follows_gradient = not is_scenario
         # Losses since the last update, and the largest number of losses between two updates so far.
         self._losses = self._most_losses = 0
@@ -258,10 +261,35 @@ class Wiring:
             self._facts.found("gradients not cleared", self._uncleared.name, evidence, keep=True)
         elif self._uncleared is not None and not self._uncleared.in_a_row:
             self._facts.ended("gradients not cleared")
+        if self.looks and self._unmoved is not None and not self._asynchronous:
+            self._check_movement(self._net.layers, self._unmoved)
         if self._equal and LOOKS - self._looks_left >= STAYED_EQUAL:
             self._check_units(self._equal)
         if (one := self._overwritten) is not None and one.in_a_row >= TAKEN_BACK:
             self._facts.found("no update", one.name, {"left": one.left}, keep=True)
+
+    def _check_movement(self, layers: Sequence[WatchedLayer], known: UnheldWeights) -> None:
+        """Whether no weight has moved so far. The first that moves usually ends this after two updates."""
+        optimizers = self._steering.optimizers
+        held = {id(p) for one in optimizers for p in one.parameters()}
+        weights = [w.weight for w in layers if id(w.weight) in held and w.weight.requires_grad]
+        rate = max((rate for one in optimizers for rate in one.rate.rates), default=0.0)
+        # Weights that have moved in an update, and have not now, were set back by something else.
+        if (
+            self._by_reading.moved
+            or not weights
+            or not rate
+            or not all(known.is_constant(weight) for weight in weights)
+        ):
+            self._unmoved = None
+            return
+        if min(known.looks(weight) for weight in weights) < UNMOVED:
+            return
+        self._unmoved = None
+        gradient = max((float(p.grad.detach().abs().max()) for p in weights if p.grad is not None), default=0.0)
+        if gradient > LEAST_GRADIENT:
+            evidence: Evidence = {"rate": rate, "dtype": str(weights[0].dtype).removeprefix("torch.")}
+            self._facts.found("no update", None, evidence, keep=True)
 
     def _check_units(self, units: EqualUnits) -> None:
         equal = units.still_equal()
