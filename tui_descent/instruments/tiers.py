@@ -151,6 +151,7 @@ class CurvatureSchedule(Interval):
 class TaskSchedule(Interval):
     """Decides when a picture of the task is made. Its share of the time is its own, not part of the budget.
 
+    The time is that of `Sampler.now_s`: on a busy machine the share of the training's own time stays the same.
     `took_s` is the total CPU time of all pictures so far.
     """
 
