@@ -127,6 +127,11 @@ class Sampler:
         return first - step
 
     @property
+    def now_s(self) -> float:
+        """CPU seconds of the steps so far; each step of a paced run counts at least its period."""
+        return self._now_s
+
+    @property
     def wait_s(self) -> float:
         """How long a paced run waits before a step; 0 without a pace."""
         return max(self._period_s - self._step_s, 0.0) if self._period_s else 0.0

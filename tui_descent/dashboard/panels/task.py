@@ -7,14 +7,14 @@ from textual.strip import Strip
 from tui_descent.dashboard import colours
 from tui_descent.dashboard.charts.picture import Depth, depth_of
 from tui_descent.dashboard.panels.panel import Panel, notice, waiting_notice
-from tui_descent.dashboard.pictures.draw import Drawings, grid, legend
+from tui_descent.dashboard.pictures.draw import Drawings, grid, legend, title
 from tui_descent.dashboard.view import View
 
 
 class TaskPanel(Panel):
     """The surface, the decision regions, the digits or the text that the run learns."""
 
-    min_interval_s = 0.2
+    min_interval_s = 0.1
     help_text = (
         "What is being learnt, made by the trainer while this view is open, at most five times a second. A test "
         "surface: its contour map (dark is low), or its curve, with the path so far, minima and saddles. The arrow "
@@ -36,7 +36,7 @@ class TaskPanel(Panel):
         taken = view.history.task
         if taken is None:
             return "Task", ""
-        return "Task", legend(taken.picture, self._depth)
+        return f"Task  [dim]{title(taken.picture)}[/dim]", legend(taken.picture, self._depth)
 
     def depends_on(self, view: View) -> object:
         """The newest picture."""

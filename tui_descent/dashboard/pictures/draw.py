@@ -38,6 +38,19 @@ class Drawings:
                 return [text.numbers(taken, width), *text.draw(picture, width, below)]
 
 
+def title(picture: TaskPicture) -> str:
+    """What kind of picture it is, in a few words."""
+    match picture:
+        case SurfacePicture():
+            return "contour map of the loss" if len(picture.point) == 2 else "the loss as a function of w"
+        case RegionsPicture():
+            return "the class that the net predicts"
+        case DigitsPicture():
+            return "held-out digits and what the net takes them for"
+        case TextPicture():
+            return "what the net writes, and what surprises it"
+
+
 def legend(picture: TaskPicture, depth: Depth) -> str:
     """What the glyphs mean, for the panel's border, as Textual markup."""
     match picture:

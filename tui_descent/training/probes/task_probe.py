@@ -52,7 +52,7 @@ class TaskProbe:
         """
         if not self._sizes or self._last == self._subject(progress):
             return False
-        return paused or self._schedule.due(time.monotonic(), wait_s=self._sampler.wait_s)
+        return paused or self._schedule.due(self._sampler.now_s, wait_s=self._sampler.wait_s)
 
     def picture(self, progress: Progress, *, paid: bool) -> TaskTaken | Noted:
         """Make a picture now, and return the event to send. With `paid`, its time counts for its share.
@@ -73,7 +73,7 @@ class TaskProbe:
             reason = next(iter(str(error).splitlines()), "")[:200]
             return Noted(step=progress.step, text=f"the task could not be pictured: {reason}", level="warning")
         finally:
-            self._schedule.took(time.thread_time() - start_cpu_s, time.monotonic(), paid=paid)
+            self._schedule.took(time.thread_time() - start_cpu_s, self._sampler.now_s, paid=paid)
         return TaskTaken(picture=picture, seconds=time.perf_counter() - start_s, **progress.place)
 
     def _subject(self, progress: Progress) -> tuple[int, ...]:

@@ -21,7 +21,12 @@ class Path:
         self._points: list[tuple[int, tuple[float, ...]]] = []  # step and position, in the order of steps
 
     def add(self, step: int) -> None:
-        """Add the current position, which is the position before update `step`."""
+        """Add the current position, which is the position before update `step`.
+
+        Nothing is added if the parameter is on a GPU: reading it there would wait for the GPU in each step.
+        """
+        if self._weights.device.type != "cpu":
+            return
         points = self._points
         while points and points[-1][0] >= step:  # that update was dropped
             points.pop()
